@@ -1,0 +1,122 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *		Every difference between the versions of PostgreSQL (15 and later)
+ *		and of libcurl (7.88 and later) that we meet, and nothing else.
+ *
+ * No other file names PG_VERSION_NUM or LIBCURL_VERSION_NUM.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef HRFLOW_COMPAT_H
+#define HRFLOW_COMPAT_H
+
+#include "postgres.h"
+
+#include "fmgr.h"
+#if PG_VERSION_NUM >= 160000
+#include "nodes/miscnodes.h"
+#endif
+#include "storage/latch.h"
+#if PG_VERSION_NUM >= 180000
+#include "storage/waiteventset.h"
+#endif
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/wait_event.h"
+
+#if PG_VERSION_NUM < 150000
+#error "hrflow_embed needs PostgreSQL 15 or later"
+#endif
+
+/*
+ * PostgreSQL 18 lets a module tell its name and version.
+ */
+#if PG_VERSION_NUM >= 180000
+#define HRFLOW_MODULE_MAGIC \
+	PG_MODULE_MAGIC_EXT(.name = "hrflow_embed", .version = HRFLOW_EMBED_VERSION)
+#else
+#define HRFLOW_MODULE_MAGIC PG_MODULE_MAGIC
+#endif
+
+/*
+ * From 17 on a WaitEventSet belongs to a resource owner (NULL: to nobody,
+ * which is what a set that lives as long as the backend wants) and not to a
+ * memory context.
+ */
+static inline WaitEventSet *
+hrflow_compat_wait_set(int nevents)
+{
+#if PG_VERSION_NUM >= 170000
+	return CreateWaitEventSet(NULL, nevents);
+#else
+	return CreateWaitEventSet(TopMemoryContext, nevents);
+#endif
+}
+
+/*
+ * From 17 on an extension's wait events have names.  Earlier they are all
+ * "Extension".
+ */
+static inline uint32
+hrflow_compat_wait_event(const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	return WaitEventExtensionNew(name);
+#else
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+/*
+ * Text to jsonb, or NULL where jsonb_in refuses it.  From 16 on it can say so
+ * without an error; on 15 its errors are caught.  That needs no
+ * subtransaction: jsonb_in takes no lock and opens nothing, and every other
+ * error (out of memory, cancel) goes its way.
+ */
+static inline Jsonb *
+hrflow_compat_parse_jsonb(const char *text)
+{
+#if PG_VERSION_NUM >= 160000
+	ErrorSaveContext escontext = {T_ErrorSaveContext};
+	Datum		result;
+
+	if (!DirectInputFunctionCallSafe(jsonb_in, unconstify(char *, text),
+									 InvalidOid, -1, (Node *) &escontext,
+									 &result))
+		return NULL;
+	return DatumGetJsonbP(result);
+#else
+	MemoryContext context = CurrentMemoryContext;
+	Jsonb	   *volatile result = NULL;
+
+	PG_TRY();
+	{
+		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+													CStringGetDatum(text)));
+	}
+	PG_CATCH();
+	{
+		switch (geterrcode())
+		{
+			case ERRCODE_INVALID_TEXT_REPRESENTATION:
+			case ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE:
+			case ERRCODE_UNTRANSLATABLE_CHARACTER:
+			case ERRCODE_CHARACTER_NOT_IN_REPERTOIRE:
+			case ERRCODE_FEATURE_NOT_SUPPORTED:
+			case ERRCODE_PROGRAM_LIMIT_EXCEEDED:
+				MemoryContextSwitchTo(context);
+				FlushErrorState();
+				break;
+			default:
+				PG_RE_THROW();
+		}
+	}
+	PG_END_TRY();
+
+	return result;
+#endif
+}
+
+#endif							/* HRFLOW_COMPAT_H */

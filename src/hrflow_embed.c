@@ -1,0 +1,243 @@
+/*-------------------------------------------------------------------------
+ *
+ * hrflow_embed.c
+ *		The module, and the SQL functions that ask for one profile.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "funcapi.h"
+#include "hrflow_embed.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/tuplestore.h"
+
+HRFLOW_MODULE_MAGIC;
+
+PG_FUNCTION_INFO_V1(hrflow_profile_embedding);
+PG_FUNCTION_INFO_V1(hrflow_profile_embedding_links);
+
+/* The arguments of the functions above, in their order. */
+enum
+{
+	ARG_SOURCE_ID,
+	ARG_PROFILE_ID,
+	ARG_FIELDS,
+	ARG_PROFILE_REFERENCE,
+	ARG_PROFILE_EMAIL
+};
+
+void		_PG_init(void);
+
+void
+_PG_init(void)
+{
+	hrflow_settings_define();
+}
+
+/*
+ * CONTEXT of whatever goes wrong.  An id is an id; a reference or an e-mail
+ * address is personal data and stays out of the log.
+ */
+static void
+add_context(void *arg)
+{
+	FunctionCallInfo fcinfo = arg;
+
+	if (!PG_ARGISNULL(ARG_PROFILE_ID))
+	{
+		char	   *id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_PROFILE_ID));
+
+		errcontext("HrFlow profile \"%.*s\"",
+				   pg_mbcliplen(id, strlen(id), 64), id);
+	}
+	else if (!PG_ARGISNULL(ARG_PROFILE_REFERENCE))
+		errcontext("HrFlow profile, by its reference");
+	else
+		errcontext("HrFlow profile, by its e-mail");
+}
+
+/*
+ * An argument in UTF-8, or NULL.  An empty one is an error.
+ */
+static const char *
+get_argument(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	const char *value;
+
+	if (PG_ARGISNULL(argno))
+		return NULL;
+	value = text_to_cstring(PG_GETARG_TEXT_PP(argno));
+	if (*value == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be empty", name),
+				 errhint("Pass NULL for an identifier that is not to be sent.")));
+	value = hrflow_text_to_utf8(value);
+	if (value == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s cannot be converted to UTF-8", name)));
+	return value;
+}
+
+/*
+ * The argument "fields" as it is sent, or NULL when it is to be left out.
+ */
+static Jsonb *
+get_fields(FunctionCallInfo fcinfo)
+{
+	Jsonb	   *fields;
+
+	if (PG_ARGISNULL(ARG_FIELDS))
+		return NULL;
+	fields = PG_GETARG_JSONB_P(ARG_FIELDS);
+	if (!JB_ROOT_IS_OBJECT(fields))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("fields must be a JSON object"),
+				 errhint("For example: {\"profile\": 1, \"experiences\": [0, 2]}.")));
+	return JB_ROOT_COUNT(fields) == 0 ? NULL : fields;
+}
+
+/*
+ * "fields" as the JSON text that is sent, or NULL.
+ */
+static const char *
+fields_text(Jsonb *fields)
+{
+	const char *text;
+
+	if (fields == NULL)
+		return NULL;
+	text = hrflow_text_to_utf8(JsonbToCString(NULL, &fields->root,
+											  VARSIZE(fields)));
+	if (text == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s cannot be converted to UTF-8", "fields")));
+	return text;
+}
+
+/*
+ * Ask for one profile.  Raises what goes wrong.
+ */
+static Jsonb *
+ask(const HrflowSettings *settings, const HrflowQuery *query)
+{
+	char	   *url = hrflow_request_profile(settings->base_url,
+											 settings->dialect, query);
+	HrflowTransport *transport;
+	HrflowReply *reply;
+	HrflowResult result;
+
+	if (url == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("request to the HrFlow API would be too long"),
+				 errdetail("Its URL would exceed %d bytes.", HRFLOW_MAX_URL)));
+
+	transport = hrflow_transport_begin(settings);
+	hrflow_transport_submit(transport, url, NULL);
+	do
+	{
+		reply = hrflow_transport_next(transport);
+		hrflow_response_parse(reply, settings->api_key, &result);
+	} while (hrflow_transport_retry(transport, reply, &result));
+	hrflow_transport_end(transport);
+
+	if (result.status != HRFLOW_OK)
+		hrflow_status_raise(&result);
+	return result.data;
+}
+
+/*
+ * Read the arguments and ask for the profile.  Returns NULL when there is
+ * nothing to ask for.  Where "links" is not NULL, it receives the links of the
+ * answer.
+ */
+static Jsonb *
+fetch_profile(FunctionCallInfo fcinfo, List **links)
+{
+	ErrorContextCallback context;
+	HrflowQuery query;
+	HrflowResult result = {HRFLOW_INVALID_REPLY};
+	Jsonb	   *fields;
+	Jsonb	   *data;
+
+	query.source_id = get_argument(fcinfo, ARG_SOURCE_ID, "source_id");
+	query.profile_id = get_argument(fcinfo, ARG_PROFILE_ID, "profile_id");
+	query.profile_reference = get_argument(fcinfo, ARG_PROFILE_REFERENCE,
+										   "profile_reference");
+	query.profile_email = get_argument(fcinfo, ARG_PROFILE_EMAIL,
+									   "profile_email");
+	fields = get_fields(fcinfo);
+	query.fields = fields_text(fields);
+
+	if (query.source_id == NULL ||
+		(query.profile_id == NULL && query.profile_reference == NULL &&
+		 query.profile_email == NULL))
+		return NULL;
+
+	context.callback = add_context;
+	context.arg = fcinfo;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+
+	data = ask(hrflow_settings_get(), &query);
+	if (links != NULL &&
+		!hrflow_response_links(data, fields, links, &result.detail))
+		hrflow_status_raise(&result);
+
+	error_context_stack = context.previous;
+	return data;
+}
+
+/*
+ * hrflow_profile_embedding(source_id text, profile_id text, fields jsonb,
+ *							profile_reference text, profile_email text)
+ *		RETURNS jsonb
+ *
+ * The "data" of the API's answer.
+ */
+Datum
+hrflow_profile_embedding(PG_FUNCTION_ARGS)
+{
+	Jsonb	   *data = fetch_profile(fcinfo, NULL);
+
+	if (data == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_JSONB_P(data);
+}
+
+/*
+ * hrflow_profile_embedding_links(…the same…)
+ *		RETURNS TABLE (section text, item int, link text)
+ */
+Datum
+hrflow_profile_embedding_links(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	List	   *links;
+	ListCell   *cell;
+
+	InitMaterializedSRF(fcinfo, 0);
+
+	if (fetch_profile(fcinfo, &links) == NULL)
+		return (Datum) 0;
+
+	foreach(cell, links)
+	{
+		HrflowLink *link = lfirst(cell);
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+
+		values[0] = CStringGetTextDatum(link->section);
+		values[1] = Int32GetDatum(link->item);
+		values[2] = CStringGetTextDatum(link->url);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}

@@ -1,0 +1,230 @@
+/*-------------------------------------------------------------------------
+ *
+ * hrflow_embed.h
+ *		The map: types, limits and prototypes, grouped by file.
+ *
+ * Data flows one way:
+ *
+ *	SQL function -> request -> transport -> response -> rows
+ *
+ * request.c and response.c are pure: what they make depends on their
+ * arguments alone.  Only transport.c knows libcurl.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef HRFLOW_EMBED_H
+#define HRFLOW_EMBED_H
+
+#include "postgres.h"
+
+#include "nodes/pg_list.h"
+#include "utils/jsonb.h"
+
+/*
+ * The longest URL we send, in bytes.  Servers and load balancers stop at 8 to
+ * 64 kB; beyond that nothing useful can happen, and libcurl's own limit
+ * (8 MB) is far away.
+ */
+#define HRFLOW_MAX_URL			(64 * 1024)
+
+/*
+ * The longest API key and account e-mail, in bytes.  Keys of today have 37
+ * characters and an e-mail address has at most 254.
+ */
+#define HRFLOW_MAX_KEY			512
+
+/*
+ * How deep a reply may nest.  An answer of the API is 3 deep; jsonb_in would
+ * recurse, so the depth is bounded before it is called.
+ */
+#define HRFLOW_MAX_JSON_DEPTH	64
+
+/*
+ * All the headers of one reply together, in bytes.  Servers send 1 to 2 kB.
+ */
+#define HRFLOW_MAX_HEADERS		(64 * 1024)
+
+/*
+ * Bodies held in memory by a backend at any time, in bytes: 64 MB.  It is
+ * also the upper end of hrflow_embed.max_response_size, so that one reply
+ * always fits.
+ */
+#define HRFLOW_MAX_BUFFERED		(64 * 1024 * 1024)
+
+/*
+ * How much of a server's message is passed on, in bytes.
+ */
+#define HRFLOW_MAX_MESSAGE		500
+
+/*
+ * What became of a request.  The order is that of the table in status.c.
+ */
+typedef enum HrflowStatus
+{
+	HRFLOW_OK,
+	HRFLOW_INVALID_REQUEST,
+	HRFLOW_INVALID_SOURCE,
+	HRFLOW_NOT_FOUND,
+	HRFLOW_NO_VECTOR,
+	HRFLOW_UNAUTHORIZED,
+	HRFLOW_FORBIDDEN,
+	HRFLOW_OVER_QUOTA,
+	HRFLOW_RATE_LIMITED,
+	HRFLOW_CONNECT_FAILED,
+	HRFLOW_CONNECTION_LOST,
+	HRFLOW_TIMEOUT,
+	HRFLOW_INVALID_REPLY,
+	HRFLOW_HTTP_ERROR,
+	HRFLOW_TOO_LARGE
+} HrflowStatus;
+
+typedef enum HrflowDialect
+{
+	HRFLOW_DIALECT_ID,			/* source_id, profile_id, ... */
+	HRFLOW_DIALECT_KEY			/* source_key, key, ... */
+} HrflowDialect;
+
+/*
+ * The settings as one statement sees them.  Strings are never NULL unless
+ * said so; they live until the next hrflow_settings_get().
+ */
+typedef struct HrflowSettings
+{
+	uint64		serial;			/* differs when any other field does */
+	const char *api_key;		/* not empty, safe in a header */
+	const char *api_user;		/* empty: not sent */
+	const char *base_url;		/* no slash at its end */
+	HrflowDialect dialect;
+	const char *ca_file;		/* empty: the system's certificates */
+	const char *proxy;			/* empty: none */
+	int			connect_timeout;	/* milliseconds, one try */
+	int			request_timeout;	/* milliseconds, one try, all of it */
+	int			max_attempts;	/* tries of one request, the first included */
+	size_t		max_response_size;	/* bytes, after decompression */
+} HrflowSettings;
+
+/*
+ * What to ask for.  UTF-8, NUL-terminated; NULL is left out of the request.
+ */
+typedef struct HrflowQuery
+{
+	const char *source_id;
+	const char *profile_id;
+	const char *profile_reference;
+	const char *profile_email;
+	const char *fields;			/* JSON text */
+} HrflowQuery;
+
+/*
+ * The parts of a URL that decide where a request goes.  The strings point
+ * into the URL and are not NUL-terminated.
+ */
+typedef struct HrflowUrl
+{
+	bool		https;			/* else http */
+	const char *host;			/* without the brackets of an IPv6 address */
+	int			host_length;
+	bool		loopback;		/* localhost, 127.0.0.0/8 or ::1 */
+	int			port;			/* as written, or the scheme's own */
+	const char *path;			/* from its first slash to the URL's end; may
+								 * be empty */
+} HrflowUrl;
+
+/*
+ * One try's outcome, as the transport hands it out.
+ */
+typedef struct HrflowReply
+{
+	HrflowStatus status;		/* HRFLOW_OK: a whole reply came, of whatever
+								 * kind; else what went wrong on the way */
+	bool		transient;		/* another try may do better */
+	const char *detail;			/* what went wrong, in a few words; or NULL */
+	int			http_status;	/* 0 when none came */
+	const char *content_type;	/* NULL when none came */
+	const char *body;			/* a NUL follows its last byte */
+	size_t		length;			/* bytes of body */
+	int			retry_after;	/* seconds the server asked for; 0 when none */
+	int			attempts;		/* tries so far, this one included */
+	void	   *tag;			/* the submitter's */
+} HrflowReply;
+
+/*
+ * A reply understood.
+ */
+typedef struct HrflowResult
+{
+	HrflowStatus status;
+	bool		transient;		/* another try may do better */
+	int			http_status;	/* 0 when none came */
+	Jsonb	   *data;			/* the answer's data when status is HRFLOW_OK */
+	char	   *detail;			/* one line for a person; NULL when HRFLOW_OK */
+} HrflowResult;
+
+/*
+ * One element of an answer's data.
+ */
+typedef struct HrflowLink
+{
+	char	   *section;		/* server encoding */
+	int			item;			/* 0-based within the section */
+	char	   *url;
+} HrflowLink;
+
+typedef struct HrflowTransport HrflowTransport;
+
+/*
+ * One descriptor that can be read or written.
+ */
+typedef struct HrflowPollerEvent
+{
+	int			fd;
+	bool		readable;
+	bool		writable;
+	bool		failed;			/* error or hangup: the next read tells */
+} HrflowPollerEvent;
+
+/* in status.c */
+extern const char *hrflow_status_name(HrflowStatus status);
+extern const char *hrflow_status_message(HrflowStatus status);
+extern void hrflow_status_raise(const HrflowResult *result) pg_attribute_noreturn();
+
+/* in settings.c */
+extern void hrflow_settings_define(void);
+extern const HrflowSettings *hrflow_settings_get(void);
+
+/* in text.c */
+extern const char *hrflow_text_to_utf8(const char *text);
+extern const char *hrflow_text_from_utf8(const char *text, size_t length);
+
+/* in request.c */
+extern char *hrflow_request_profile(const char *base_url,
+									HrflowDialect dialect,
+									const HrflowQuery *query);
+extern const char *hrflow_request_parse_url(const char *url,
+											HrflowUrl *parsed);
+
+/* in transport.c */
+extern HrflowTransport *hrflow_transport_begin(const HrflowSettings *settings);
+extern void hrflow_transport_submit(HrflowTransport *transport,
+									const char *url, void *tag);
+extern HrflowReply *hrflow_transport_next(HrflowTransport *transport);
+extern bool hrflow_transport_retry(HrflowTransport *transport,
+								   HrflowReply *reply,
+								   const HrflowResult *result);
+extern void hrflow_transport_release(HrflowTransport *transport,
+									 HrflowReply *reply);
+extern void hrflow_transport_end(HrflowTransport *transport);
+
+/* in poller.c */
+extern int	hrflow_poller_open(void);
+extern bool hrflow_poller_watch(int poller, int fd, bool readable,
+								bool writable);
+extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
+
+/* in response.c */
+extern void hrflow_response_parse(const HrflowReply *reply,
+								  const char *secret, HrflowResult *result);
+extern bool hrflow_response_links(Jsonb *data, Jsonb *fields, List **links,
+								  char **detail);
+
+#endif							/* HRFLOW_EMBED_H */

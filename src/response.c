@@ -1,0 +1,621 @@
+/*-------------------------------------------------------------------------
+ *
+ * response.c
+ *		What a reply of the API means, and the links in it.
+ *
+ * No reply is trusted.  In this order: status, content type, size (the
+ * transport has seen to that), NUL, UTF-8, JSON depth, JSON, envelope, data.
+ *
+ * Pure: what is made depends on the arguments alone.  Nothing here raises an
+ * error for what a reply holds.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "hrflow_embed.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/numeric.h"
+
+/*
+ * Shorter runs of the key's characters than this are no secret, and occur in
+ * ordinary words.
+ */
+#define SCRUB_MIN 8
+
+/* The envelope of every answer: {"code": …, "message": …, "data": …}. */
+typedef struct Envelope
+{
+	int			code;			/* 0 when there is none */
+	char	   *message;		/* NULL when there is none */
+	Jsonb	   *data;			/* NULL when there is none */
+} Envelope;
+
+/*
+ * ------------------------------------------------------------------------
+ * Text for a person
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * How many characters at "text" are also a run of the secret's?
+ */
+static int
+matching_run(const char *text, const char *secret)
+{
+	int			longest = 0;
+
+	for (; *secret; secret++)
+	{
+		int			n = 0;
+
+		while (secret[n] && text[n] &&
+			   pg_tolower((unsigned char) secret[n]) ==
+			   pg_tolower((unsigned char) text[n]))
+			n++;
+		longest = Max(longest, n);
+	}
+	return longest;
+}
+
+/*
+ * Does an HrFlow key begin here, ours or another?  Returns its length or 0.
+ */
+static int
+foreign_key_length(const char *text)
+{
+	int			prefix;
+	int			digits;
+
+	if (strncmp(text, "ask", 3) != 0)
+		return 0;
+	prefix = 3 + (text[3] == 'r' || text[3] == 'w');
+	if (text[prefix] != '_')
+		return 0;
+	digits = strspn(text + prefix + 1, "0123456789abcdefABCDEF");
+	return digits >= SCRUB_MIN ? prefix + 1 + digits : 0;
+}
+
+/*
+ * Make a server's message fit to be shown: keys masked, whole or in part;
+ * control characters made spaces, so that no log line can be forged; clipped.
+ * "message" is in the server encoding and valid.
+ */
+static char *
+scrub_message(const char *message, const char *secret)
+{
+	StringInfoData out;
+	const char *p = message;
+
+	initStringInfo(&out);
+	while (*p)
+	{
+		int			run = Max(matching_run(p, secret), foreign_key_length(p));
+		int			n = pg_mblen(p);
+
+		if (run >= SCRUB_MIN)
+		{
+			appendStringInfoString(&out, "********");
+			p += run;
+			continue;
+		}
+		if (out.len + n > HRFLOW_MAX_MESSAGE)
+		{
+			appendStringInfoString(&out, "...");
+			break;
+		}
+		if (n == 1 && ((unsigned char) *p < ' ' || *p == 0x7f))
+			appendStringInfoChar(&out, ' ');
+		else
+			appendBinaryStringInfo(&out, p, n);
+		p += n;
+	}
+	while (out.len > 0 && out.data[out.len - 1] == ' ')
+		out.data[--out.len] = '\0';
+	return out.data;
+}
+
+/*
+ * "The HrFlow API answered HTTP 400, code 400: Invalid profile array", after
+ * so many tries when there were several.
+ */
+static char *
+describe_answer(const HrflowReply *reply, const Envelope *envelope,
+				const char *problem, const char *secret)
+{
+	StringInfoData out;
+
+	initStringInfo(&out);
+	appendStringInfo(&out, "The HrFlow API answered HTTP %d",
+					 reply->http_status);
+	if (envelope->code != 0)
+		appendStringInfo(&out, ", code %d", envelope->code);
+	if (reply->attempts > 1)
+		appendStringInfo(&out, ", after %d tries", reply->attempts);
+	if (problem != NULL)
+		appendStringInfo(&out, ": %s", problem);
+	if (envelope->message != NULL)
+		appendStringInfo(&out, ": %s",
+						 scrub_message(envelope->message, secret));
+	return out.data;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Bytes to envelope
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Is the content type application/json, with or without parameters?
+ */
+static bool
+is_json_type(const char *type)
+{
+	static const char json[] = "application/json";
+	int			n = sizeof(json) - 1;
+
+	if (type == NULL || pg_strncasecmp(type, json, n) != 0)
+		return false;
+	while (type[n] == ' ' || type[n] == '\t')
+		n++;
+	return type[n] == '\0' || type[n] == ';';
+}
+
+/*
+ * Does this text nest deeper than HRFLOW_MAX_JSON_DEPTH?  It need not be
+ * valid JSON: whatever is, is measured right.
+ */
+static bool
+is_too_deep(const char *text)
+{
+	int			depth = 0;
+
+	for (const char *p = text; *p; p++)
+	{
+		switch (*p)
+		{
+			case '"':
+				for (p++; *p && *p != '"'; p++)
+				{
+					if (*p == '\\' && p[1])
+						p++;
+				}
+				if (*p == '\0')
+					return false;
+				break;
+			case '[':
+			case '{':
+				if (++depth > HRFLOW_MAX_JSON_DEPTH)
+					return true;
+				break;
+			case ']':
+			case '}':
+				depth--;
+				break;
+		}
+	}
+	return false;
+}
+
+/*
+ * The value of a key of an object, or NULL.
+ */
+static JsonbValue *
+get_member(Jsonb *object, const char *key, JsonbValue *value)
+{
+	return getKeyJsonValueFromContainer(&object->root, key, strlen(key),
+										value);
+}
+
+/*
+ * A three-digit status code, or -1 when the number is something else.
+ */
+static int
+numeric_code(Numeric number)
+{
+	char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out,
+														   NumericGetDatum(number)));
+
+	if (strlen(text) != 3 || strspn(text, "0123456789") != 3)
+		return -1;
+	return atoi(text);
+}
+
+/*
+ * Read the envelope.  Returns NULL, or why there is none to be had, as a
+ * phrase that follows a colon.
+ */
+static const char *
+parse_envelope(const HrflowReply *reply, Envelope *envelope)
+{
+	const char *text;
+	Jsonb	   *object;
+	JsonbValue	value;
+
+	memset(envelope, 0, sizeof(*envelope));
+
+	if (reply->length == 0)
+		return "the body is empty";
+	if (!is_json_type(reply->content_type))
+		return "the content type is not application/json";
+	if (memchr(reply->body, '\0', reply->length) != NULL)
+		return "the body has a NUL in it";
+	if (pg_encoding_verifymbstr(PG_UTF8, reply->body,
+								reply->length) != reply->length)
+		return "the body is not valid UTF-8";
+	if (is_too_deep(reply->body))
+		return "the JSON nests too deeply";
+
+	text = hrflow_text_from_utf8(reply->body, reply->length);
+	if (text == NULL)
+		return "the body cannot be converted to the database's encoding";
+	object = hrflow_compat_parse_jsonb(text);
+	if (object == NULL)
+		return "the body is not JSON that jsonb can hold";
+	if (!JB_ROOT_IS_OBJECT(object))
+		return "the JSON is not an object";
+
+	if (get_member(object, "code", &value))
+	{
+		envelope->code = value.type == jbvNumeric ?
+			numeric_code(value.val.numeric) : -1;
+		if (envelope->code < 0)
+		{
+			envelope->code = 0;
+			return "the \"code\" in the JSON is not a status code";
+		}
+	}
+	if (get_member(object, "message", &value) && value.type == jbvString)
+		envelope->message = pnstrdup(value.val.string.val,
+									 value.val.string.len);
+	if (get_member(object, "data", &value))
+		envelope->data = JsonbValueToJsonb(&value);
+	return NULL;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Envelope to status
+ * ------------------------------------------------------------------------
+ */
+
+static bool
+begins_with(const char *text, const char *prefix)
+{
+	return text != NULL && strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+/*
+ * The API says 400 for many things; its message tells them apart.
+ */
+static HrflowStatus
+classify_400(const char *message)
+{
+	if (begins_with(message, "Invalid source"))
+		return HRFLOW_INVALID_SOURCE;
+	if (begins_with(message, "Invalid profile"))
+		return HRFLOW_NOT_FOUND;
+	if (begins_with(message, "Invalid key. File doesn't exist"))
+		return HRFLOW_NO_VECTOR;
+	return HRFLOW_INVALID_REQUEST;
+}
+
+/*
+ * What an error code means.
+ */
+static HrflowStatus
+classify_error(int code, bool has_envelope, const char *message)
+{
+	switch (code)
+	{
+		case 400:
+			return classify_400(message);
+		case 401:
+			return HRFLOW_UNAUTHORIZED;
+		case 402:
+			return HRFLOW_OVER_QUOTA;
+		case 403:
+			return HRFLOW_FORBIDDEN;
+		case 404:
+			return has_envelope ? HRFLOW_NOT_FOUND : HRFLOW_HTTP_ERROR;
+		case 408:
+			return HRFLOW_TIMEOUT;
+		case 422:
+			return HRFLOW_INVALID_REQUEST;
+		case 429:
+			return HRFLOW_RATE_LIMITED;
+	}
+	return code >= 300 && code < 400 ? HRFLOW_INVALID_REPLY :
+		HRFLOW_HTTP_ERROR;
+}
+
+static inline bool
+is_success(int code)
+{
+	return code >= 200 && code < 300;
+}
+
+/*
+ * Understand a reply.  "secret" is the key that was sent.  What the result
+ * points to is palloc'd in the current context and does not point into the
+ * reply.
+ *
+ * The HTTP status and the body's code can disagree: an error in either is an
+ * error, and the body's code names it when it is one.
+ */
+void
+hrflow_response_parse(const HrflowReply *reply, const char *secret,
+					  HrflowResult *result)
+{
+	Envelope	envelope;
+	const char *problem;
+	int			code;
+
+	memset(result, 0, sizeof(*result));
+	result->http_status = reply->http_status;
+
+	if (reply->status != HRFLOW_OK)
+	{
+		result->status = reply->status;
+		result->transient = reply->transient;
+		if (reply->detail != NULL)
+			result->detail = reply->attempts > 1 ?
+				psprintf("%s (%d tries)", reply->detail, reply->attempts) :
+				pstrdup(reply->detail);
+		return;
+	}
+
+	problem = parse_envelope(reply, &envelope);
+
+	code = reply->http_status;
+	if (envelope.code != 0 && !is_success(envelope.code))
+		code = envelope.code;
+
+	if (!is_success(code))
+	{
+		/* An error page that is not JSON is an error page all the same. */
+		result->status = classify_error(code, problem == NULL &&
+										envelope.code != 0,
+										envelope.message);
+		result->transient = code == 408 || code == 429 || code >= 500;
+		result->detail = describe_answer(reply, &envelope,
+										 result->status == HRFLOW_INVALID_REPLY ?
+										 "redirects are not followed" : NULL,
+										 secret);
+		return;
+	}
+
+	if (problem == NULL && envelope.data == NULL)
+		problem = "the JSON has no \"data\"";
+	else if (problem == NULL && !JB_ROOT_IS_OBJECT(envelope.data))
+		problem = "the \"data\" in the JSON is not an object";
+	if (problem != NULL)
+	{
+		result->status = HRFLOW_INVALID_REPLY;
+		envelope.message = NULL;
+		result->detail = describe_answer(reply, &envelope, problem, secret);
+		return;
+	}
+
+	result->status = HRFLOW_OK;
+	result->data = envelope.data;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Data to links
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Read a JSON value that is an index: a whole number, not negative, that an
+ * int can hold.
+ */
+static bool
+read_index(const JsonbValue *value, int *index)
+{
+	char	   *text;
+
+	if (value->type != jbvNumeric)
+		return false;
+	text = DatumGetCString(DirectFunctionCall1(numeric_out,
+											   NumericGetDatum(value->val.numeric)));
+	if (strlen(text) > 9 || strspn(text, "0123456789") != strlen(text))
+		return false;
+	*index = atoi(text);
+	return true;
+}
+
+/*
+ * The index that the path of a link tells, …/SECTION/INDEX.hflw, or -1.
+ */
+static int
+index_in_path(const char *url, const char *section)
+{
+	size_t		path_length = strcspn(url, "?#");
+	size_t		section_length = strlen(section);
+	const char *end = url + path_length;
+	const char *p;
+	int			index = 0;
+	int			digits = 0;
+
+	if (path_length < section_length + 8 || memcmp(end - 5, ".hflw", 5) != 0)
+		return -1;
+	p = end - 5;
+	while (p > url && p[-1] >= '0' && p[-1] <= '9')
+		p--;
+	for (const char *q = p; q < end - 5; q++)
+	{
+		if (++digits > 9)
+			return -1;
+		index = index * 10 + (*q - '0');
+	}
+	if (digits == 0 || p - url < section_length + 2 ||
+		p[-1] != '/' || p[-2 - (ssize_t) section_length] != '/' ||
+		memcmp(p - 1 - section_length, section, section_length) != 0)
+		return -1;
+	return index;
+}
+
+/*
+ * How the items of a section were asked for.
+ */
+typedef struct SectionAsked
+{
+	char	   *name;
+	bool		as_list;		/* by a list, of whatever */
+	int		   *indexes;		/* the list's, palloc'd; NULL unless all of its
+								 * elements are indexes */
+	int			nindexes;
+} SectionAsked;
+
+/*
+ * Look up in "fields" (or NULL) how a section was asked for.
+ */
+static void
+find_asked(Jsonb *fields, const JsonbValue *key, SectionAsked *asked)
+{
+	JsonbValue	value;
+	JsonbValue	element;
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	int			n = 0;
+
+	memset(asked, 0, sizeof(*asked));
+	asked->name = pnstrdup(key->val.string.val, key->val.string.len);
+
+	if (fields == NULL ||
+		getKeyJsonValueFromContainer(&fields->root, key->val.string.val,
+									 key->val.string.len, &value) == NULL ||
+		value.type != jbvBinary ||
+		!JsonContainerIsArray(value.val.binary.data))
+		return;
+
+	asked->as_list = true;
+	asked->indexes = palloc(sizeof(int) *
+							(JsonContainerSize(value.val.binary.data) + 1));
+	it = JsonbIteratorInit(value.val.binary.data);
+	while ((token = JsonbIteratorNext(&it, &element, true)) != WJB_DONE)
+	{
+		if (token != WJB_ELEM)
+			continue;
+		if (!read_index(&element, &asked->indexes[n++]))
+		{
+			asked->indexes = NULL;
+			return;
+		}
+	}
+	asked->nindexes = n;
+}
+
+/*
+ * Add the link at "position" of the "count" that a section has; "in_array"
+ * tells a list of one from a section with one vector.  Returns false when its
+ * item cannot be told: a mislabelled vector is worse than none.
+ */
+static bool
+add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
+		 int position, int count, bool in_array)
+{
+	HrflowLink *link = palloc(sizeof(HrflowLink));
+
+	link->section = asked->name;
+	link->url = pnstrdup(value->val.string.val, value->val.string.len);
+	if (asked->indexes != NULL && asked->nindexes == count)
+		link->item = asked->indexes[position];
+	else
+	{
+		link->item = index_in_path(link->url, asked->name);
+		if (link->item < 0 && !asked->as_list)
+			link->item = in_array ? position : 0;
+	}
+	*links = lappend(*links, link);
+	return link->item >= 0;
+}
+
+/*
+ * Add the links of one section, whose value is a link, a list of links, or
+ * null (no vector); null elements of a list keep their place.  Returns NULL,
+ * or what is wrong with it.
+ */
+static const char *
+add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
+{
+	static const char unknown_item[] = "its items cannot be told apart";
+	static const char not_links[] = "it is neither a link nor a list of links";
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	element;
+	int			position = 0;
+	int			count;
+
+	if (value->type == jbvNull)
+		return NULL;
+	if (value->type == jbvString)
+		return add_link(links, asked, value, 0, 1, false) ? NULL :
+			unknown_item;
+	if (value->type != jbvBinary ||
+		!JsonContainerIsArray(value->val.binary.data))
+		return not_links;
+
+	count = JsonContainerSize(value->val.binary.data);
+	it = JsonbIteratorInit(value->val.binary.data);
+	while ((token = JsonbIteratorNext(&it, &element, true)) != WJB_DONE)
+	{
+		if (token != WJB_ELEM)
+			continue;
+		if (element.type == jbvString)
+		{
+			if (!add_link(links, asked, &element, position, count, true))
+				return unknown_item;
+		}
+		else if (element.type != jbvNull)
+			return not_links;
+		position++;
+	}
+	return NULL;
+}
+
+/*
+ * The links in an answer's data, as a list of HrflowLink.  "fields" is what
+ * was asked for, or NULL.
+ *
+ * Where "fields" lists indexes and the answer has as many elements, an item
+ * is the index asked for; where the lengths differ it is read from the link's
+ * path.  A section asked for as a whole counts from 0, or as the paths say
+ * (they know of gaps).
+ *
+ * Returns false and sets *detail when the data is not that.
+ */
+bool
+hrflow_response_links(Jsonb *data, Jsonb *fields, List **links, char **detail)
+{
+	JsonbIterator *it = JsonbIteratorInit(&data->root);
+	JsonbIteratorToken token;
+	JsonbValue	key;
+	JsonbValue	value;
+
+	*links = NIL;
+	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
+	{
+		SectionAsked asked;
+		const char *problem;
+
+		if (token != WJB_KEY)
+			continue;
+		find_asked(fields, &key, &asked);
+		(void) JsonbIteratorNext(&it, &value, true);
+		problem = add_section(links, &asked, &value);
+		if (problem != NULL)
+		{
+			*detail = psprintf("In the section \"%s\" of the answer: %s.",
+							   scrub_message(asked.name, ""), problem);
+			return false;
+		}
+	}
+	return true;
+}

@@ -1,0 +1,532 @@
+/*-------------------------------------------------------------------------
+ *
+ * settings.c
+ *		The settings hrflow_embed.*, their checks, and the copy of them that
+ *		a statement works with.
+ *
+ * The API key is a secret that PostgreSQL's settings were not made for.  What
+ * is done here so that it does not leak: no check lets PostgreSQL print a
+ * refused value, SHOW prints asterisks, pg_settings leaves it out, and it
+ * cannot be stored in a catalog that everyone can read.  What cannot be done
+ * here is written in the README, which recommends api_key_file.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/parallel.h"
+#include "hrflow_embed.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/varlena.h"
+
+/* What SHOW prints for a secret that is set. */
+#define MASK "********"
+
+static const struct config_enum_entry dialect_options[] = {
+	{"id", HRFLOW_DIALECT_ID, false},
+	{"key", HRFLOW_DIALECT_KEY, false},
+	{NULL, 0, false}
+};
+
+/* The values, as PostgreSQL keeps them. */
+static char *api_key = NULL;
+static char *api_key_file = NULL;
+static char *api_user = NULL;
+static char *base_url = NULL;
+static int	api_dialect = HRFLOW_DIALECT_ID;
+static char *ca_file = NULL;
+static char *proxy = NULL;
+static int	connect_timeout = 5000;
+static int	request_timeout = 30000;
+static int	max_attempts = 4;
+static int	max_response_size = 4096;
+
+/* Differs after any assignment: the copy below is then out of date. */
+static uint64 assignments = 1;
+
+/* The settings of the statement, and the assignments it was made after. */
+static HrflowSettings current;
+static uint64 current_assignments = 0;
+static MemoryContext current_context = NULL;
+
+/* True while PostgreSQL takes over values that were set before we came. */
+static bool defining = false;
+static bool key_was_in_file = false;
+
+/*
+ * ------------------------------------------------------------------------
+ * Checks.  Each sets its own message, since PostgreSQL's prints the value.
+ * ------------------------------------------------------------------------
+ */
+
+static bool
+refuse(const char *name, const char *why)
+{
+	GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
+	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
+	GUC_check_errdetail("The value %s.", why);
+	return false;
+}
+
+/*
+ * Why a string cannot be the value of an HTTP header, or NULL.
+ */
+static const char *
+bad_header_value(const char *value)
+{
+	if (strlen(value) > HRFLOW_MAX_KEY)
+		return "is too long";
+	for (const char *p = value; *p; p++)
+	{
+		if (*p <= ' ' || *p > '~')
+			return "has a space, a control character or one that is not ASCII";
+	}
+	return NULL;
+}
+
+/*
+ * Will this value be kept in pg_db_role_setting or pg_proc, which everyone
+ * can read, or does it come from there?
+ */
+static bool
+in_catalog(GucSource source)
+{
+	return source == PGC_S_TEST || source == PGC_S_GLOBAL ||
+		source == PGC_S_DATABASE || source == PGC_S_USER ||
+		source == PGC_S_DATABASE_USER;
+}
+
+static bool
+check_api_key(char **newval, void **extra, GucSource source)
+{
+	const char *why = bad_header_value(*newval);
+
+	if (**newval == '\0')
+		return true;
+
+	if (in_catalog(source))
+	{
+		GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
+		GUC_check_errmsg("parameter \"%s\" cannot be set for a role, a database or a function",
+						 "hrflow_embed.api_key");
+		GUC_check_errdetail("Every role could read it in the catalogs.");
+		GUC_check_errhint("Set hrflow_embed.api_key_file instead.");
+		return false;
+	}
+	if (strcmp(*newval, MASK) == 0)
+		return refuse("hrflow_embed.api_key",
+					  "is what SHOW prints in place of a key");
+	if (why != NULL)
+		return refuse("hrflow_embed.api_key", why);
+
+	if (defining && source == PGC_S_FILE)
+		key_was_in_file = true;
+	return true;
+}
+
+static bool
+check_api_user(char **newval, void **extra, GucSource source)
+{
+	const char *why = bad_header_value(*newval);
+
+	return why == NULL || refuse("hrflow_embed.api_user", why);
+}
+
+static bool
+check_file(const char *name, const char *value)
+{
+	return *value == '\0' || is_absolute_path(value) ||
+		refuse(name, "is not an absolute path");
+}
+
+static bool
+check_api_key_file(char **newval, void **extra, GucSource source)
+{
+	return check_file("hrflow_embed.api_key_file", *newval);
+}
+
+static bool
+check_ca_file(char **newval, void **extra, GucSource source)
+{
+	return check_file("hrflow_embed.ca_file", *newval);
+}
+
+/*
+ * Why a string cannot be the base URL, or NULL.
+ */
+static const char *
+bad_base_url(const char *value)
+{
+	HrflowUrl	url;
+	const char *why = hrflow_request_parse_url(value, &url);
+
+	if (why != NULL)
+		return why;
+	if (!url.https && !url.loopback)
+		return "does not begin with \"https://\" (\"http://\" is for loopback addresses only)";
+	if (strpbrk(url.path, "?#") != NULL)
+		return "has a query or a fragment";
+	if (strlen(value) > 1024)
+		return "is too long";
+	return NULL;
+}
+
+static bool
+check_base_url(char **newval, void **extra, GucSource source)
+{
+	const char *why = bad_base_url(*newval);
+
+	return why == NULL || refuse("hrflow_embed.base_url", why);
+}
+
+static bool
+check_proxy(char **newval, void **extra, GucSource source)
+{
+	if (**newval == '\0')
+		return true;
+	if (pg_strncasecmp(*newval, "http://", 7) != 0 &&
+		pg_strncasecmp(*newval, "https://", 8) != 0 &&
+		pg_strncasecmp(*newval, "socks5h://", 10) != 0)
+		return refuse("hrflow_embed.proxy",
+					  "does not begin with \"http://\", \"https://\" or \"socks5h://\"");
+	for (const char *p = *newval; *p; p++)
+	{
+		if (*p <= ' ' || *p > '~')
+			return refuse("hrflow_embed.proxy",
+						  "has a character that must be percent-encoded");
+	}
+	return true;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Definitions
+ * ------------------------------------------------------------------------
+ */
+
+static void
+assign_string(const char *newval, void *extra)
+{
+	assignments++;
+}
+
+static void
+assign_int(int newval, void *extra)
+{
+	assignments++;
+}
+
+static const char *
+show_api_key(void)
+{
+	return api_key != NULL && *api_key != '\0' ? MASK : "";
+}
+
+/*
+ * Is this library in a list such as session_preload_libraries?
+ */
+static bool
+is_listed(const char *libraries)
+{
+	char	   *copy = pstrdup(libraries ? libraries : "");
+	List	   *names = NIL;
+	ListCell   *cell;
+	bool		found = false;
+
+	if (SplitDirectoriesString(copy, ',', &names))
+	{
+		foreach(cell, names)
+		{
+			const char *name = last_dir_separator(lfirst(cell));
+
+			name = name ? name + 1 : lfirst(cell);
+			if (strcmp(name, "hrflow_embed") == 0 ||
+				strcmp(name, "hrflow_embed" DLSUFFIX) == 0)
+				found = true;
+		}
+	}
+	list_free_deep(names);
+	pfree(copy);
+	return found;
+}
+
+/*
+ * Until this library is loaded, a key in the configuration is a placeholder
+ * that every role can SHOW.  Say so when it has been one.
+ */
+static void
+warn_if_key_was_readable(void)
+{
+	if (!key_was_in_file || process_shared_preload_libraries_in_progress ||
+		IsParallelWorker() ||
+		is_listed(shared_preload_libraries_string) ||
+		is_listed(session_preload_libraries_string))
+		return;
+
+	ereport(WARNING,
+			(errmsg("every role could read \"%s\" until hrflow_embed was loaded",
+					"hrflow_embed.api_key"),
+			 errhint("Set hrflow_embed.api_key_file instead, or add hrflow_embed to shared_preload_libraries.")));
+}
+
+/*
+ * Define all settings.  Called once, when the library is loaded: in the
+ * postmaster when it is preloaded, so nothing here may start libcurl.
+ */
+void
+hrflow_settings_define(void)
+{
+	defining = true;
+
+	DefineCustomStringVariable("hrflow_embed.api_key",
+							   "Key of the HrFlow API; api_key_file is the safer place for it.",
+							   NULL,
+							   &api_key, "",
+							   PGC_SUSET,
+							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE,
+							   check_api_key, assign_string, show_api_key);
+	DefineCustomStringVariable("hrflow_embed.api_key_file",
+							   "File that holds the key of the HrFlow API.",
+							   "It is read when a statement starts, by the operating system user of the database server.",
+							   &api_key_file, "",
+							   PGC_SUSET, 0,
+							   check_api_key_file, assign_string, NULL);
+	DefineCustomStringVariable("hrflow_embed.api_user",
+							   "E-mail address of the HrFlow account, sent as X-USER-EMAIL when set.",
+							   NULL,
+							   &api_user, "",
+							   PGC_SUSET, 0,
+							   check_api_user, assign_string, NULL);
+	DefineCustomStringVariable("hrflow_embed.base_url",
+							   "URL of the HrFlow API.",
+							   "The key is sent to this origin and to no other.",
+							   &base_url, "https://api.hrflow.ai/v1",
+							   PGC_SUSET, 0,
+							   check_base_url, assign_string, NULL);
+	DefineCustomEnumVariable("hrflow_embed.api_dialect",
+							 "Names of the parameters the HrFlow API expects.",
+							 "\"id\": source_id, profile_id; \"key\": source_key, key.",
+							 &api_dialect, HRFLOW_DIALECT_ID, dialect_options,
+							 PGC_SUSET, 0,
+							 NULL, assign_int, NULL);
+	DefineCustomStringVariable("hrflow_embed.ca_file",
+							   "File of PEM certificates to trust in place of the system's.",
+							   NULL,
+							   &ca_file, "",
+							   PGC_SUSET, 0,
+							   check_ca_file, assign_string, NULL);
+	DefineCustomStringVariable("hrflow_embed.proxy",
+							   "URL of a proxy; the environment's *_proxy variables are ignored.",
+							   NULL,
+							   &proxy, "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY,
+							   check_proxy, assign_string, NULL);
+	DefineCustomIntVariable("hrflow_embed.connect_timeout",
+							"Time one try may take to connect.",
+							NULL,
+							&connect_timeout, 5000, 1, INT_MAX / 1000,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.request_timeout",
+							"Time one try may take, connecting and reading included.",
+							NULL,
+							&request_timeout, 30000, 1, INT_MAX / 1000,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.max_attempts",
+							"Tries of one request, the first included.",
+							NULL,
+							&max_attempts, 4, 1, 20,
+							PGC_USERSET, 0,
+							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.max_response_size",
+							"Largest reply that is read, after decompression.",
+							NULL,
+							&max_response_size, 4096, 1,
+							HRFLOW_MAX_BUFFERED / 1024,
+							PGC_SUSET, GUC_UNIT_KB,
+							NULL, assign_int, NULL);
+
+	MarkGUCPrefixReserved("hrflow_embed");
+
+	defining = false;
+	warn_if_key_was_readable();
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The statement's copy
+ * ------------------------------------------------------------------------
+ */
+
+static void
+raise_no_key(const char *setting, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("no HrFlow API key in \"%s\"", setting),
+			 errdetail("%s", detail)));
+}
+
+/*
+ * Read the key's file into "key", which holds HRFLOW_MAX_KEY + 3 bytes: room
+ * for a line's end and for one byte more, that tells a file too long.
+ *
+ * It is read anew by every statement, so that a rotated key is taken at once;
+ * that costs about 3 µs.  The file is opened without blocking: a FIFO would
+ * hold the backend up where it cannot be cancelled.
+ */
+static void
+read_key_file(const char *path, char *key)
+{
+	struct stat st;
+	int			length;
+	int			fd;
+
+	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	if (fd < 0 || fstat(fd, &st) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not read the file that \"%s\" names: %m",
+						"hrflow_embed.api_key_file"),
+				 errhint("The operating system user of the database server must be able to read it.")));
+	if (!S_ISREG(st.st_mode))
+		raise_no_key("hrflow_embed.api_key_file",
+					 "What it names is not a regular file.");
+
+	length = read(fd, key, HRFLOW_MAX_KEY + 3);
+	if (length < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not read the file that \"%s\" names: %m",
+						"hrflow_embed.api_key_file")));
+	CloseTransientFile(fd);
+
+	if (length > HRFLOW_MAX_KEY + 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid HrFlow API key in \"%s\"",
+						"hrflow_embed.api_key_file"),
+				 errdetail("The file is longer than %d bytes.",
+						   HRFLOW_MAX_KEY)));
+
+	if (length > 0 && key[length - 1] == '\n')
+		length--;
+	if (length > 0 && key[length - 1] == '\r')
+		length--;
+	key[length] = '\0';
+
+	if (length == 0)
+		raise_no_key("hrflow_embed.api_key_file", "The file is empty.");
+	if (strlen(key) != length)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid HrFlow API key in \"%s\"",
+						"hrflow_embed.api_key_file"),
+				 errdetail("The key has a NUL in it.")));
+}
+
+/*
+ * The key to send, in "buffer" or where the setting keeps it.
+ */
+static const char *
+find_key(char *buffer)
+{
+	const char *setting = "hrflow_embed.api_key";
+	const char *key = api_key;
+	const char *why;
+
+	if (api_key == NULL || *api_key == '\0')
+	{
+		if (api_key_file == NULL || *api_key_file == '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("no HrFlow API key is configured"),
+					 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
+		setting = "hrflow_embed.api_key_file";
+		read_key_file(api_key_file, buffer);
+		key = buffer;
+	}
+
+	why = bad_header_value(key);
+	if (why != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid HrFlow API key in \"%s\"", setting),
+				 errdetail("The key %s.", why)));
+	return key;
+}
+
+/*
+ * A setting whose check did not run (there was none when it was set) is
+ * checked when it is used.
+ */
+static void
+check_at_use(const char *setting, const char *why)
+{
+	if (why != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for parameter \"%s\"", setting),
+				 errdetail("The value %s.", why)));
+}
+
+static const char *
+copy_string(const char *value)
+{
+	return MemoryContextStrdup(current_context, value ? value : "");
+}
+
+/*
+ * The settings for a statement that starts now.  Raises 55000 when there is
+ * no key and 22023 when a setting cannot be used.
+ *
+ * The copy is made anew only when a setting or the key has changed; its
+ * serial tells the transport whether what it has prepared still holds.
+ */
+const HrflowSettings *
+hrflow_settings_get(void)
+{
+	char		buffer[HRFLOW_MAX_KEY + 4];
+	const char *key = find_key(buffer);
+	char	   *url;
+
+	if (current_assignments == assignments &&
+		strcmp(current.api_key, key) == 0)
+		return &current;
+
+	check_at_use("hrflow_embed.base_url", bad_base_url(base_url));
+	check_at_use("hrflow_embed.api_user", bad_header_value(api_user));
+
+	if (current_context == NULL)
+		current_context = AllocSetContextCreate(TopMemoryContext,
+												"hrflow_embed settings",
+												ALLOCSET_SMALL_SIZES);
+	current_assignments = 0;	/* should we run out of memory below */
+	MemoryContextReset(current_context);
+
+	current.serial++;
+	current.api_key = copy_string(key);
+	current.api_user = copy_string(api_user);
+	current.base_url = url = unconstify(char *, copy_string(base_url));
+	for (size_t n = strlen(url); n > 0 && url[n - 1] == '/'; n--)
+		url[n - 1] = '\0';
+	current.dialect = api_dialect;
+	current.ca_file = copy_string(ca_file);
+	current.proxy = copy_string(proxy);
+	current.connect_timeout = connect_timeout;
+	current.request_timeout = request_timeout;
+	current.max_attempts = max_attempts;
+	current.max_response_size = (size_t) max_response_size * 1024;
+	current_assignments = assignments;
+
+	return &current;
+}

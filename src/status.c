@@ -1,0 +1,131 @@
+/*-------------------------------------------------------------------------
+ *
+ * status.c
+ *		What became of a request: names for rows, errors for callers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "hrflow_embed.h"
+
+typedef struct StatusInfo
+{
+	const char *name;			/* in a column "status" */
+	int			sqlerrcode;
+	const char *message;		/* of the error; lower case, one line */
+	const char *hint;			/* what the caller can do; or NULL */
+} StatusInfo;
+
+/* In the order of HrflowStatus. */
+static const StatusInfo status_info[] = {
+	[HRFLOW_OK] = {
+		"ok", ERRCODE_SUCCESSFUL_COMPLETION,
+		"success", NULL
+	},
+	[HRFLOW_INVALID_REQUEST] = {
+		"invalid_request", ERRCODE_INVALID_PARAMETER_VALUE,
+		"invalid request to the HrFlow API",
+		"Check the identifiers and \"fields\"."
+	},
+	[HRFLOW_INVALID_SOURCE] = {
+		"invalid_request", ERRCODE_INVALID_PARAMETER_VALUE,
+		"HrFlow source not found",
+		"Check the source id, and that the API key belongs to the source's workspace."
+	},
+	[HRFLOW_NOT_FOUND] = {
+		"not_found", ERRCODE_NO_DATA_FOUND,
+		"HrFlow profile not found",
+		"Check the profile's identifier and that the profile is in this source."
+	},
+	[HRFLOW_NO_VECTOR] = {
+		"no_vector", ERRCODE_NO_DATA_FOUND,
+		"HrFlow profile has no vector for a section asked for",
+		"Ask for fewer sections in \"fields\", or for one at a time."
+	},
+	[HRFLOW_UNAUTHORIZED] = {
+		"unauthorized", ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		"HrFlow API refused the API key",
+		"Check hrflow_embed.api_key_file (or api_key), hrflow_embed.api_user and hrflow_embed.base_url. A key that may only write cannot read embeddings."
+	},
+	[HRFLOW_FORBIDDEN] = {
+		"unauthorized", ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		"HrFlow API refused access",
+		"Check that the API key may read this source."
+	},
+	[HRFLOW_OVER_QUOTA] = {
+		"over_quota", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		"HrFlow account is over its quota",
+		"Ask again when the quota is renewed, or raise it with HrFlow."
+	},
+	[HRFLOW_RATE_LIMITED] = {
+		"rate_limited", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		"HrFlow API limited the rate of requests",
+		"Ask again later, or send fewer requests a minute."
+	},
+	[HRFLOW_CONNECT_FAILED] = {
+		"connection_failed", ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
+		"could not connect to the HrFlow API",
+		"Check hrflow_embed.base_url, proxy and ca_file, and that the database server may reach the network."
+	},
+	[HRFLOW_CONNECTION_LOST] = {
+		"connection_failed", ERRCODE_CONNECTION_FAILURE,
+		"lost the connection to the HrFlow API",
+		"Ask again."
+	},
+	[HRFLOW_TIMEOUT] = {
+		"timeout", ERRCODE_CONNECTION_FAILURE,
+		"HrFlow API did not answer in time",
+		"Ask again, or raise hrflow_embed.request_timeout."
+	},
+	[HRFLOW_INVALID_REPLY] = {
+		"invalid_reply", ERRCODE_PROTOCOL_VIOLATION,
+		"invalid reply from the HrFlow API",
+		"Check hrflow_embed.base_url: what answers there may not be the HrFlow API."
+	},
+	[HRFLOW_HTTP_ERROR] = {
+		"http_error", ERRCODE_SYSTEM_ERROR,
+		"HrFlow API answered with an error",
+		"Ask again later. If it lasts, check hrflow_embed.base_url."
+	},
+	[HRFLOW_TOO_LARGE] = {
+		"too_large", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+		"reply from the HrFlow API is too large",
+		"Ask for fewer sections in \"fields\", or raise hrflow_embed.max_response_size."
+	}
+};
+
+/*
+ * The word that stands for "status" in a row.
+ */
+const char *
+hrflow_status_name(HrflowStatus status)
+{
+	return status_info[status].name;
+}
+
+/*
+ * The primary message of the error that "status" is when raised.
+ */
+const char *
+hrflow_status_message(HrflowStatus status)
+{
+	return status_info[status].message;
+}
+
+/*
+ * Raise what went wrong.
+ */
+void
+hrflow_status_raise(const HrflowResult *result)
+{
+	const StatusInfo *info = &status_info[result->status];
+
+	Assert(result->status != HRFLOW_OK);
+
+	ereport(ERROR,
+			(errcode(info->sqlerrcode),
+			 errmsg_internal("%s", info->message),
+			 result->detail ? errdetail_internal("%s", result->detail) : 0,
+			 info->hint ? errhint("%s", info->hint) : 0));
+}

@@ -1,0 +1,72 @@
+/*-------------------------------------------------------------------------
+ *
+ * text.c
+ *		Between the server encoding and UTF-8, without errors.
+ *
+ * pg_server_to_any() and pg_any_to_server() raise one for a character that
+ * the other side does not have; in a batch that is one row's trouble.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "hrflow_embed.h"
+#include "mb/pg_wchar.h"
+
+/*
+ * Convert "length" bytes of text, which are followed by a NUL.  Returns the
+ * text itself where nothing is to be done, a palloc'd copy, or NULL where it
+ * cannot be converted.
+ */
+static const char *
+convert(const char *text, size_t length, int from, int to)
+{
+	Oid			proc;
+	size_t		size;
+	char	   *converted;
+
+	if (from == to)
+		return text;
+	proc = FindDefaultConversionProc(from, to);
+	if (!OidIsValid(proc))
+		return NULL;
+
+	size = length * MAX_CONVERSION_GROWTH + 1;
+	converted = palloc_extended(size, MCXT_ALLOC_HUGE);
+	if (pg_do_encoding_conversion_buf(proc, from, to,
+									  (unsigned char *) unconstify(char *, text),
+									  length, (unsigned char *) converted,
+									  size, true) != length)
+	{
+		pfree(converted);
+		return NULL;
+	}
+	return converted;
+}
+
+/*
+ * Server encoding to UTF-8, or NULL.  A database in SQL_ASCII holds bytes of
+ * an unknown encoding: they pass if they are UTF-8.
+ */
+const char *
+hrflow_text_to_utf8(const char *text)
+{
+	size_t		length = strlen(text);
+
+	if (GetDatabaseEncoding() == PG_SQL_ASCII)
+		return pg_encoding_verifymbstr(PG_UTF8, text, length) == length ?
+			text : NULL;
+	return convert(text, length, GetDatabaseEncoding(), PG_UTF8);
+}
+
+/*
+ * Valid UTF-8 to the server encoding, or NULL.
+ */
+const char *
+hrflow_text_from_utf8(const char *text, size_t length)
+{
+	if (GetDatabaseEncoding() == PG_SQL_ASCII)
+		return text;
+	return convert(text, length, PG_UTF8, GetDatabaseEncoding());
+}
