@@ -67,3 +67,112 @@ COMMENT ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text
 'links to a profile''s embeddings, a row each; one request';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) FROM PUBLIC;
+
+--
+-- Many profiles at once
+--
+
+-- Asks for many profiles, hrflow_embed.max_concurrency at a time, and returns
+-- a row for every element of the arrays.
+--
+--   source_id            the source all of them are in
+--   profile_ids          \
+--   profile_references    > which profiles: arrays of one length; the
+--   profile_emails       /  identifiers at one position are sent together, and
+--                           a NULL beside a value is left out
+--   fields               as above
+--
+--   ordinality           position in the arrays, from 1
+--   profile_id …         the element's identifiers, as they were given
+--   status               'ok', 'invalid_request', 'not_found', 'no_vector',
+--                        'unauthorized', 'over_quota', 'rate_limited',
+--                        'connection_failed', 'timeout', 'invalid_reply',
+--                        'http_error' or 'too_large'
+--   http_status          of the last try; NULL when there was no answer
+--   data                 when 'ok', as hrflow_profile_embedding() returns it
+--   error                when not, what went wrong
+--
+-- Rows come in the order of completion.  Equal elements are asked once.  A
+-- function in FROM runs to its end: LIMIT saves no requests, slice the array.
+-- When a refusal concerns all (key, quota, source, rate) nothing more is
+-- asked: it is raised when no element has succeeded, else the rows not asked
+-- carry it, with a WARNING.
+--
+-- Cost: one request for each distinct element, and one for each further try.
+-- Errors: 22023 arrays that do not fit, an invalid setting or source; 55000
+-- no API key; 28000, 53400 refused as above.
+-- Source: https://developers.hrflow.ai, "Get Profile Embedding".
+CREATE FUNCTION hrflow_profile_embeddings(
+	source_id text,
+	profile_ids text[] DEFAULT NULL,
+	fields jsonb DEFAULT NULL,
+	profile_references text[] DEFAULT NULL,
+	profile_emails text[] DEFAULT NULL)
+RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
+	profile_email text, status text, http_status int, data jsonb, error text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 1000000 ROWS 1000;
+
+COMMENT ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) IS
+'links to the embeddings of many profiles at once; one request for each';
+
+REVOKE ALL ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) FROM PUBLIC;
+
+--
+-- Statistics
+--
+
+-- What has been done since reset_at; see the view.
+CREATE FUNCTION hrflow_embed_stats(
+	OUT scope text,
+	OUT calls bigint,
+	OUT requests bigint,
+	OUT retries bigint,
+	OUT rate_limits bigint,
+	OUT bytes_received bigint,
+	OUT wait_seconds double precision,
+	OUT connections_opened bigint,
+	OUT connections_reused bigint,
+	OUT rows_by_status jsonb,
+	OUT reset_at timestamptz)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION hrflow_embed_stats() IS
+'what hrflow_embed has done; the view of the same name shows it';
+
+-- Counts every statement when it ends.
+--
+--   scope               'server': all backends, on PostgreSQL 17 and later or
+--                       with hrflow_embed in shared_preload_libraries; else
+--                       'session'
+--   calls               of functions that reach the network
+--   requests            sent, further tries included
+--   retries             of these, further tries
+--   rate_limits         answers that were 429
+--   bytes_received      of bodies, decompressed
+--   wait_seconds        backends slept for the network, for a turn within
+--                       max_requests_per_minute or before another try
+--   connections_opened
+--   connections_reused  requests that went over an open one
+--   rows_by_status      of the functions for many profiles, such as
+--                       {"ok": 990, "not_found": 10}
+CREATE VIEW hrflow_embed_stats AS
+	SELECT * FROM @extschema@.hrflow_embed_stats();
+
+COMMENT ON VIEW hrflow_embed_stats IS
+'what hrflow_embed has done since reset_at';
+
+GRANT SELECT ON hrflow_embed_stats TO PUBLIC;
+
+-- Sets all of it to zero.
+CREATE FUNCTION hrflow_embed_stats_reset()
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION hrflow_embed_stats_reset() IS
+'sets the counters of hrflow_embed_stats to zero';
+
+REVOKE ALL ON FUNCTION hrflow_embed_stats_reset() FROM PUBLIC;

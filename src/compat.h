@@ -17,6 +17,9 @@
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
 #endif
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
+#endif
 #include "storage/latch.h"
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"
@@ -68,6 +71,26 @@ hrflow_compat_wait_event(const char *name)
 	return PG_WAIT_EXTENSION;
 #endif
 }
+
+/*
+ * From 17 on shared memory can be had by name, without preloading.
+ */
+#if PG_VERSION_NUM >= 170000
+#define HRFLOW_HAVE_DSM_REGISTRY 1
+#if PG_VERSION_NUM >= 190000
+#error "look at the signature of GetNamedDSMSegment"
+#endif
+static inline void *
+hrflow_compat_named_segment(const char *name, size_t size,
+							void (*initialize) (void *pointer))
+{
+	bool		found;
+
+	return GetNamedDSMSegment(name, size, initialize, &found);
+}
+#else
+#define HRFLOW_HAVE_DSM_REGISTRY 0
+#endif
 
 /*
  * Text to jsonb, or NULL where jsonb_in refuses it.  From 16 on it can say so

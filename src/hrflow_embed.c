@@ -35,6 +35,7 @@ void
 _PG_init(void)
 {
 	hrflow_settings_define();
+	hrflow_shared_define();
 }
 
 /*
@@ -84,16 +85,14 @@ get_argument(FunctionCallInfo fcinfo, int argno, const char *name)
 }
 
 /*
- * The argument "fields" as it is sent, or NULL when it is to be left out.
+ * The argument "fields" of any of our functions, or NULL when it is to be left
+ * out.
  */
-static Jsonb *
-get_fields(FunctionCallInfo fcinfo)
+Jsonb *
+hrflow_check_fields(Jsonb *fields)
 {
-	Jsonb	   *fields;
-
-	if (PG_ARGISNULL(ARG_FIELDS))
+	if (fields == NULL)
 		return NULL;
-	fields = PG_GETARG_JSONB_P(ARG_FIELDS);
 	if (!JB_ROOT_IS_OBJECT(fields))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -105,8 +104,8 @@ get_fields(FunctionCallInfo fcinfo)
 /*
  * "fields" as the JSON text that is sent, or NULL.
  */
-static const char *
-fields_text(Jsonb *fields)
+const char *
+hrflow_fields_text(Jsonb *fields)
 {
 	const char *text;
 
@@ -139,7 +138,7 @@ ask(const HrflowSettings *settings, const HrflowQuery *query)
 				 errmsg("request to the HrFlow API would be too long"),
 				 errdetail("Its URL would exceed %d bytes.", HRFLOW_MAX_URL)));
 
-	transport = hrflow_transport_begin(settings);
+	transport = hrflow_transport_begin(settings, 0);
 	hrflow_transport_submit(transport, url, NULL);
 	do
 	{
@@ -173,8 +172,9 @@ fetch_profile(FunctionCallInfo fcinfo, List **links)
 										   "profile_reference");
 	query.profile_email = get_argument(fcinfo, ARG_PROFILE_EMAIL,
 									   "profile_email");
-	fields = get_fields(fcinfo);
-	query.fields = fields_text(fields);
+	fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
+								 PG_GETARG_JSONB_P(ARG_FIELDS));
+	query.fields = hrflow_fields_text(fields);
 
 	if (query.source_id == NULL ||
 		(query.profile_id == NULL && query.profile_reference == NULL &&

@@ -78,6 +78,8 @@ typedef enum HrflowStatus
 	HRFLOW_TOO_LARGE
 } HrflowStatus;
 
+#define HRFLOW_LAST_STATUS HRFLOW_TOO_LARGE
+
 typedef enum HrflowDialect
 {
 	HRFLOW_DIALECT_ID,			/* source_id, profile_id, ... */
@@ -99,7 +101,10 @@ typedef struct HrflowSettings
 	const char *proxy;			/* empty: none */
 	int			connect_timeout;	/* milliseconds, one try */
 	int			request_timeout;	/* milliseconds, one try, all of it */
+	int			batch_timeout;	/* milliseconds, a whole statement; 0: none */
 	int			max_attempts;	/* tries of one request, the first included */
+	int			max_concurrency;	/* requests in flight */
+	int			max_requests_per_minute;	/* of the API; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
 } HrflowSettings;
 
@@ -145,6 +150,8 @@ typedef struct HrflowReply
 	size_t		length;			/* bytes of body */
 	int			retry_after;	/* seconds the server asked for; 0 when none */
 	int			attempts;		/* tries so far, this one included */
+	bool		stopped;		/* no try came to its end: the transport was
+								 * stopped, or the batch's time is up */
 	void	   *tag;			/* the submitter's */
 } HrflowReply;
 
@@ -173,6 +180,34 @@ typedef struct HrflowLink
 typedef struct HrflowTransport HrflowTransport;
 
 /*
+ * What is counted, in the order of the columns of hrflow_embed_stats.
+ */
+typedef enum HrflowCounter
+{
+	HRFLOW_CALLS,				/* calls of our functions that reach the
+								 * network */
+	HRFLOW_REQUESTS,			/* tries, the first ones included */
+	HRFLOW_RETRIES,				/* tries that were not the first */
+	HRFLOW_RATE_LIMITS,			/* replies that were 429 */
+	HRFLOW_BYTES_RECEIVED,		/* of bodies, as decompressed */
+	HRFLOW_WAITED_USEC,			/* microseconds asleep */
+	HRFLOW_CONNECTIONS_OPENED,
+	HRFLOW_CONNECTIONS_REUSED	/* requests that found one open */
+} HrflowCounter;
+
+#define HRFLOW_NCOUNTERS (HRFLOW_CONNECTIONS_REUSED + 1)
+
+/*
+ * May a request go out?
+ */
+typedef enum HrflowAdmission
+{
+	HRFLOW_ADMIT,
+	HRFLOW_ADMIT_PROBE,			/* yes, as the first after a pause: alone */
+	HRFLOW_WAIT					/* not yet */
+} HrflowAdmission;
+
+/*
  * One descriptor that can be read or written.
  */
 typedef struct HrflowPollerEvent
@@ -185,8 +220,13 @@ typedef struct HrflowPollerEvent
 
 /* in status.c */
 extern const char *hrflow_status_name(HrflowStatus status);
-extern const char *hrflow_status_message(HrflowStatus status);
 extern void hrflow_status_raise(const HrflowResult *result) pg_attribute_noreturn();
+
+extern char *hrflow_status_describe(const HrflowResult *result);
+
+/* in hrflow_embed.c */
+extern Jsonb *hrflow_check_fields(Jsonb *fields);
+extern const char *hrflow_fields_text(Jsonb *fields);
 
 /* in settings.c */
 extern void hrflow_settings_define(void);
@@ -204,9 +244,13 @@ extern const char *hrflow_request_parse_url(const char *url,
 											HrflowUrl *parsed);
 
 /* in transport.c */
-extern HrflowTransport *hrflow_transport_begin(const HrflowSettings *settings);
+extern HrflowTransport *hrflow_transport_begin(const HrflowSettings *settings,
+											   int time_limit);
 extern void hrflow_transport_submit(HrflowTransport *transport,
 									const char *url, void *tag);
+extern int	hrflow_transport_room(HrflowTransport *transport);
+extern void hrflow_transport_stop(HrflowTransport *transport);
+extern bool hrflow_transport_expired(HrflowTransport *transport);
 extern HrflowReply *hrflow_transport_next(HrflowTransport *transport);
 extern bool hrflow_transport_retry(HrflowTransport *transport,
 								   HrflowReply *reply,
@@ -214,6 +258,22 @@ extern bool hrflow_transport_retry(HrflowTransport *transport,
 extern void hrflow_transport_release(HrflowTransport *transport,
 									 HrflowReply *reply);
 extern void hrflow_transport_end(HrflowTransport *transport);
+
+/* in shared.c */
+extern void hrflow_shared_define(void);
+
+/* in rate.c */
+extern int64 hrflow_rate_now(void);
+extern uint64 hrflow_rate_account(const HrflowSettings *settings);
+extern HrflowAdmission hrflow_rate_admit(uint64 account, int limit,
+										 int64 probe_time, int64 *again);
+extern bool hrflow_rate_pause(uint64 account, int64 delay, bool was_probe);
+extern void hrflow_rate_end_probe(uint64 account, bool passed);
+
+/* in stats.c */
+extern void hrflow_stats_count(HrflowCounter counter, uint64 n);
+extern void hrflow_stats_count_row(HrflowStatus status);
+extern void hrflow_stats_flush(void);
 
 /* in poller.c */
 extern int	hrflow_poller_open(void);

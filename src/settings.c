@@ -46,7 +46,10 @@ static char *ca_file = NULL;
 static char *proxy = NULL;
 static int	connect_timeout = 5000;
 static int	request_timeout = 30000;
+static int	batch_timeout = 0;
 static int	max_attempts = 4;
+static int	max_concurrency = 32;
+static int	max_requests_per_minute = 0;
 static int	max_response_size = 4096;
 
 /* Differs after any assignment: the copy below is then out of date. */
@@ -341,6 +344,24 @@ hrflow_settings_define(void)
 							&request_timeout, 30000, 1, INT_MAX / 1000,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.batch_timeout",
+							"Time a batch may take; 0 for no limit.",
+							"What is not done by then gets the status \"timeout\"; what was had is kept.",
+							&batch_timeout, 0, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.max_concurrency",
+							"Requests of a batch that are in flight at a time.",
+							NULL,
+							&max_concurrency, 32, 1, 256,
+							PGC_USERSET, 0,
+							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.max_requests_per_minute",
+							"Requests a minute that one key may send to the HrFlow API; 0 for no limit.",
+							"Shared by all backends on PostgreSQL 17 and later, and earlier if hrflow_embed is in shared_preload_libraries; else for each backend.",
+							&max_requests_per_minute, 0, 0, 1000000,
+							PGC_SUSET, 0,
+							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_attempts",
 							"Tries of one request, the first included.",
 							NULL,
@@ -524,7 +545,10 @@ hrflow_settings_get(void)
 	current.proxy = copy_string(proxy);
 	current.connect_timeout = connect_timeout;
 	current.request_timeout = request_timeout;
+	current.batch_timeout = batch_timeout;
 	current.max_attempts = max_attempts;
+	current.max_concurrency = max_concurrency;
+	current.max_requests_per_minute = max_requests_per_minute;
 	current.max_response_size = (size_t) max_response_size * 1024;
 	current_assignments = assignments;
 

@@ -105,12 +105,15 @@ hrflow_status_name(HrflowStatus status)
 }
 
 /*
- * The primary message of the error that "status" is when raised.
+ * What went wrong in one line, for a column "error".
  */
-const char *
-hrflow_status_message(HrflowStatus status)
+char *
+hrflow_status_describe(const HrflowResult *result)
 {
-	return status_info[status].message;
+	const char *message = status_info[result->status].message;
+
+	return result->detail ? psprintf("%s: %s", message, result->detail) :
+		pstrdup(message);
 }
 
 /*

@@ -26,7 +26,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
-#include <time.h>
 
 #include "common/pg_prng.h"
 #include "compat.h"
@@ -68,8 +67,14 @@
 /* As many idle easy handles are kept (about 10 kB each) ... */
 #define KEEP_HANDLES 32
 
-/* ... and as many idle connections. */
+/* ... and as many idle connections, or two for each request in flight. */
 #define KEEP_CONNECTIONS 64
+
+/*
+ * As many requests may wait for another try.  More are not begun before some
+ * of these are done, so that a server in trouble does not fill our memory.
+ */
+#define MAX_DELAYED 1024
 
 /*
  * One request: in a list of its transport's, or idle in the pool's.
@@ -78,7 +83,7 @@ typedef struct Transfer
 {
 	HrflowReply reply;			/* first, so that one is the other */
 	dlist_node	node;
-	pairingheap_node delayed;	/* in delayed, by due */
+	pairingheap_node delayed;	/* in the transport's delayed, by due */
 	CURL	   *easy;
 	uint64		configured;		/* serial of the settings that "easy" has */
 	const char *url;			/* the submitter's */
@@ -87,6 +92,7 @@ typedef struct Transfer
 	char	   *body;			/* malloc'd; kept from request to request */
 	size_t		capacity;		/* bytes allocated */
 	size_t		header_bytes;	/* received in this try */
+	bool		is_probe;		/* the first one after a pause */
 	bool		too_large;		/* the callbacks met a limit, */
 	bool		over_budget;	/* or the backend's, */
 	bool		out_of_memory;	/* or no memory */
@@ -102,11 +108,16 @@ struct HrflowTransport
 	dlist_head	running;		/* in libcurl */
 	dlist_head	finished;		/* to be handed out */
 	dlist_head	handed_out;
+	int			nready;
+	int			ndelayed;
 	int			nrunning;
 	int			limit;			/* of nrunning */
-	int64		paused_until;	/* nothing starts before; 0 when not paused */
-	Transfer   *probe;			/* after a pause: runs alone */
-	bool		paused;			/* since a 429, until a probe gets through */
+	uint64		account;		/* whose rate is limited */
+	int64		admitted_at;	/* no request may start before */
+	int64		deadline;		/* all must be done by then; or NEVER */
+	bool		has_probe;		/* one of running is a probe */
+	bool		stopped;		/* nothing more is sent */
+	bool		expired;		/* because the deadline is over */
 };
 
 /* The backend's; what is zero is not made yet. */
@@ -161,18 +172,6 @@ check_multi(CURLMcode code, const char *what)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	if (code != CURLM_OK)
 		elog(ERROR, "%s failed in libcurl: %s", what, curl_multi_strerror(code));
-}
-
-/*
- * Microseconds of a clock that is never set.
- */
-static int64
-now_usec(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * SEC + ts.tv_nsec / 1000;
 }
 
 /*
@@ -260,7 +259,7 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 static int
 on_timer(CURLM *multi, long timeout, void *arg)
 {
-	pool.timer = timeout < 0 ? NEVER : now_usec() + timeout * MSEC;
+	pool.timer = timeout < 0 ? NEVER : hrflow_rate_now() + timeout * MSEC;
 	return 0;
 }
 
@@ -337,7 +336,7 @@ make_wait_set(void)
  * the network, never in the postmaster.
  */
 static void
-prepare_pool(void)
+prepare_pool(const HrflowSettings *settings)
 {
 	static bool initialized = false;
 
@@ -355,7 +354,8 @@ prepare_pool(void)
 
 	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);
 	MULTI_SETOPT(CURLMOPT_TIMERFUNCTION, on_timer);
-	MULTI_SETOPT(CURLMOPT_MAXCONNECTS, (long) KEEP_CONNECTIONS);
+	MULTI_SETOPT(CURLMOPT_MAXCONNECTS,
+				 (long) Max(KEEP_CONNECTIONS, 2 * settings->max_concurrency));
 
 	if (pool.wait_set == NULL)
 		make_wait_set();
@@ -653,13 +653,18 @@ start(HrflowTransport *transport, Transfer *transfer)
 	transfer->over_budget = false;
 	transfer->out_of_memory = false;
 	transfer->error[0] = '\0';
-	transfer->started = now_usec();
+	transfer->started = hrflow_rate_now();
 
 	check_multi(curl_multi_add_handle(pool.multi, transfer->easy),
 				"curl_multi_add_handle");
 	dlist_delete(&transfer->node);
+	transport->nready--;
 	dlist_push_tail(&transport->running, &transfer->node);
 	transport->nrunning++;
+
+	hrflow_stats_count(HRFLOW_REQUESTS, 1);
+	if (reply->attempts > 1)
+		hrflow_stats_count(HRFLOW_RETRIES, 1);
 }
 
 /*
@@ -698,7 +703,7 @@ classify_failure(const HrflowTransport *transport, Transfer *transfer,
 			 * libcurl does not tell its two time limits apart.  When it is
 			 * not the whole try's that is up, it is the connection's.
 			 */
-			if (connected || now_usec() - transfer->started >=
+			if (connected || hrflow_rate_now() - transfer->started >=
 				transport->settings->request_timeout * MSEC)
 				return HRFLOW_TIMEOUT;
 			reply->transient = true;
@@ -736,10 +741,18 @@ fill_reply(HrflowTransport *transport, Transfer *transfer, CURLcode code)
 	long		http_status = 0;
 	char	   *content_type = NULL;
 	curl_off_t	retry_after = 0;
+	long		connects = 0;
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &http_status);
 	curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_TYPE, &content_type);
 	curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
+	hrflow_stats_count(HRFLOW_CONNECTIONS_OPENED, connects);
+	hrflow_stats_count(HRFLOW_CONNECTIONS_REUSED,
+					   connects == 0 && http_status != 0);
+	hrflow_stats_count(HRFLOW_RATE_LIMITS, http_status == 429);
+	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, reply->length);
 
 	reply->http_status = http_status;
 	reply->content_type = content_type;
@@ -761,6 +774,34 @@ fill_reply(HrflowTransport *transport, Transfer *transfer, CURLcode code)
 }
 
 /*
+ * Hand a request out as one that will not be made.
+ */
+static void
+give_up(HrflowTransport *transport, Transfer *transfer)
+{
+	transfer->reply.stopped = true;
+	dlist_push_tail(&transport->finished, &transfer->node);
+}
+
+/*
+ * Have a request, which is in no list, made as soon as may be.
+ */
+static void
+make_ready(HrflowTransport *transport, Transfer *transfer, bool first)
+{
+	if (transport->stopped)
+	{
+		give_up(transport, transfer);
+		return;
+	}
+	if (first)
+		dlist_push_head(&transport->ready, &transfer->node);
+	else
+		dlist_push_tail(&transport->ready, &transfer->node);
+	transport->nready++;
+}
+
+/*
  * Move a transfer that libcurl is done with to where it belongs.
  */
 static void
@@ -779,7 +820,7 @@ finish(HrflowTransport *transport, Transfer *transfer, CURLcode code)
 		 */
 		transport->limit = Max(1, transport->limit / 2);
 		transfer->reply.attempts--;
-		dlist_push_tail(&transport->ready, &transfer->node);
+		make_ready(transport, transfer, false);
 		return;
 	}
 	if (transfer->over_budget)
@@ -862,40 +903,47 @@ first_delayed(const HrflowTransport *transport)
 								 pairingheap_first(transport->delayed));
 }
 
-/*
- * May another request start?  After a pause one probe goes first, alone.
- */
-static bool
-may_start(HrflowTransport *transport, int64 now)
+static Transfer *
+pop_delayed(HrflowTransport *transport)
 {
-	if (dlist_is_empty(&transport->ready) ||
-		transport->nrunning >= transport->limit)
-		return false;
-	if (!transport->paused)
-		return true;
-	return transport->probe == NULL && now >= transport->paused_until;
+	transport->ndelayed--;
+	return pairingheap_container(Transfer, delayed,
+								 pairingheap_remove_first(transport->delayed));
 }
 
+/*
+ * Start what has its turn: below the limit in flight, with a descriptor, and
+ * as the account's rate admits.
+ */
 static void
 start_what_may(HrflowTransport *transport)
 {
-	int64		now = now_usec();
+	const HrflowSettings *settings = transport->settings;
+	int64		now = hrflow_rate_now();
 	Transfer   *transfer;
 
 	while ((transfer = first_delayed(transport)) != NULL &&
 		   transfer->due <= now)
-	{
-		pairingheap_remove_first(transport->delayed);
-		dlist_push_tail(&transport->ready, &transfer->node);
-	}
+		make_ready(transport, pop_delayed(transport), false);
 
-	while (may_start(transport, now) &&
+	while (transport->nready > 0 &&
+		   transport->nrunning < transport->limit &&
+		   transport->admitted_at <= now &&
 		   reserve_descriptor(transport->nrunning))
 	{
+		HrflowAdmission admission;
+
+		admission = hrflow_rate_admit(transport->account,
+									  settings->max_requests_per_minute,
+									  settings->request_timeout * MSEC + SEC,
+									  &transport->admitted_at);
+		if (admission == HRFLOW_WAIT)
+			break;
+
 		transfer = dlist_head_element(Transfer, node, &transport->ready);
+		transfer->is_probe = admission == HRFLOW_ADMIT_PROBE;
+		transport->has_probe |= transfer->is_probe;
 		start(transport, transfer);
-		if (transport->paused)
-			transport->probe = transfer;
 	}
 	balance_descriptors(transport->nrunning);
 }
@@ -907,18 +955,17 @@ static long
 sleep_time(HrflowTransport *transport)
 {
 	int64		now;
-	int64		next = pool.timer;
+	int64		next = Min(pool.timer, transport->deadline);
 	Transfer   *transfer = first_delayed(transport);
 
 	if (transfer != NULL)
 		next = Min(next, transfer->due);
-	if (transport->paused && transport->probe == NULL &&
-		!dlist_is_empty(&transport->ready))
-		next = Min(next, transport->paused_until);
+	if (transport->nready > 0 && transport->nrunning < transport->limit)
+		next = Min(next, transport->admitted_at);
 	if (next == NEVER)
 		return -1;
 
-	now = now_usec();
+	now = hrflow_rate_now();
 	if (next <= now)
 		return 0;
 	return Min((next - now + MSEC - 1) / MSEC, INT_MAX);
@@ -928,10 +975,12 @@ static void
 wait_for_events(HrflowTransport *transport)
 {
 	WaitEvent	events[3];
+	int64		began = hrflow_rate_now();
 	int			n;
 
 	n = WaitEventSetWait(pool.wait_set, sleep_time(transport), events,
 						 lengthof(events), pool.wait_event);
+	hrflow_stats_count(HRFLOW_WAITED_USEC, hrflow_rate_now() - began);
 	for (int i = 0; i < n; i++)
 	{
 		if (events[i].events & WL_LATCH_SET)
@@ -984,10 +1033,11 @@ dismantle(HrflowTransport *transport)
 	put_all_idle(&transport->finished);
 	put_all_idle(&transport->handed_out);
 	while (!pairingheap_is_empty(transport->delayed))
-		put_idle(pairingheap_container(Transfer, delayed,
-									   pairingheap_remove_first(transport->delayed)));
-	transport->nrunning = 0;
+		put_idle(pop_delayed(transport));
+	if (transport->has_probe)
+		hrflow_rate_end_probe(transport->account, false);
 	balance_descriptors(0);
+	hrflow_stats_flush();
 	pool.owner = NULL;
 }
 
@@ -1003,23 +1053,29 @@ on_context_reset(void *arg)
 }
 
 /*
- * Begin a statement's requests.  "settings" must outlive them.  The transport
- * lives in the current memory context and ends with it.
+ * Begin a statement's requests.  "settings" must outlive them.  "time_limit"
+ * is for all of them, in milliseconds; 0 for none.  The transport lives in the
+ * current memory context and ends with it.
  */
 HrflowTransport *
-hrflow_transport_begin(const HrflowSettings *settings)
+hrflow_transport_begin(const HrflowSettings *settings, int time_limit)
 {
 	HrflowTransport *transport;
 
 	if (pool.owner != NULL)
 		dismantle(pool.owner);
 
-	prepare_pool();
+	/* Attach to what is shared while an error may still be raised. */
+	hrflow_stats_flush();
+	prepare_pool(settings);
 	make_headers(settings);
 
 	transport = palloc0(sizeof(HrflowTransport));
 	transport->settings = settings;
-	transport->limit = 1;
+	transport->limit = settings->max_concurrency;
+	transport->account = hrflow_rate_account(settings);
+	transport->deadline = time_limit > 0 ?
+		hrflow_rate_now() + time_limit * MSEC : NEVER;
 	dlist_init(&transport->ready);
 	dlist_init(&transport->running);
 	dlist_init(&transport->finished);
@@ -1031,6 +1087,7 @@ hrflow_transport_begin(const HrflowSettings *settings)
 	MemoryContextRegisterResetCallback(CurrentMemoryContext,
 									   &transport->on_reset);
 	pool.owner = transport;
+	hrflow_stats_count(HRFLOW_CALLS, 1);
 	return transport;
 }
 
@@ -1046,7 +1103,63 @@ hrflow_transport_submit(HrflowTransport *transport, const char *url, void *tag)
 	memset(&transfer->reply, 0, sizeof(transfer->reply));
 	transfer->reply.tag = tag;
 	transfer->url = url;
-	dlist_push_tail(&transport->ready, &transfer->node);
+	make_ready(transport, transfer, false);
+}
+
+/*
+ * How many requests more are of use now?  Those beyond would only wait here,
+ * and take memory.
+ */
+int
+hrflow_transport_room(HrflowTransport *transport)
+{
+	if (transport->stopped || transport->ndelayed >= MAX_DELAYED)
+		return 0;
+	return Max(0, transport->limit - transport->nrunning - transport->nready);
+}
+
+/*
+ * Send nothing more.  What is in flight comes home; the rest comes as replies
+ * that say "stopped".
+ */
+void
+hrflow_transport_stop(HrflowTransport *transport)
+{
+	transport->stopped = true;
+	while (!dlist_is_empty(&transport->ready))
+		give_up(transport, dlist_container(Transfer, node,
+										   dlist_pop_head_node(&transport->ready)));
+	transport->nready = 0;
+	while (!pairingheap_is_empty(transport->delayed))
+		give_up(transport, pop_delayed(transport));
+}
+
+/*
+ * The time limit is over: what is in flight is given up too.
+ */
+static void
+expire(HrflowTransport *transport)
+{
+	transport->expired = true;
+	hrflow_transport_stop(transport);
+	while (!dlist_is_empty(&transport->running))
+	{
+		Transfer   *transfer = dlist_container(Transfer, node,
+											   dlist_pop_head_node(&transport->running));
+
+		curl_multi_remove_handle(pool.multi, transfer->easy);
+		transport->nrunning--;
+		give_up(transport, transfer);
+	}
+}
+
+/*
+ * Is the time limit over?
+ */
+bool
+hrflow_transport_expired(HrflowTransport *transport)
+{
+	return transport->expired;
 }
 
 /*
@@ -1065,11 +1178,14 @@ hrflow_transport_next(HrflowTransport *transport)
 	for (;;)
 	{
 		Transfer   *transfer;
+		int64		now = hrflow_rate_now();
 
 		CHECK_FOR_INTERRUPTS();
 
+		if (now >= transport->deadline && !transport->expired)
+			expire(transport);
 		start_what_may(transport);
-		if (pool.timer <= now_usec())
+		if (pool.timer <= now)
 		{
 			pool.timer = NEVER;
 			drive(CURL_SOCKET_TIMEOUT, 0);
@@ -1087,8 +1203,8 @@ hrflow_transport_next(HrflowTransport *transport)
 						 errmsg("out of memory")));
 			return &transfer->reply;
 		}
-		if (transport->nrunning == 0 && dlist_is_empty(&transport->ready) &&
-			pairingheap_is_empty(transport->delayed))
+		if (transport->nrunning == 0 && transport->nready == 0 &&
+			transport->ndelayed == 0)
 			return NULL;
 
 		wait_for_events(transport);
@@ -1107,26 +1223,65 @@ backoff(int attempt)
 }
 
 /*
- * A 429 pauses the transport.  Replies that were under way when the pause
- * began are not held against their requests: they are asked again without
- * counting the try.
+ * How long to wait before another try.
+ */
+static int64
+delay_of(const HrflowReply *reply, bool limited)
+{
+	int64		asked = reply->retry_after * SEC;
+
+	if (limited && asked > 0)
+		return asked;
+	return Max(asked, backoff(Max(reply->attempts, 1)));
+}
+
+/*
+ * A probe has come back, and did not meet a 429.  It has got through when
+ * there was an answer.
  */
 static void
-pause_for(HrflowTransport *transport, Transfer *transfer, int64 delay)
+end_probe(HrflowTransport *transport, Transfer *transfer)
 {
-	if (transport->paused && transport->probe != transfer)
+	transfer->is_probe = false;
+	transport->has_probe = false;
+	transport->admitted_at = 0;
+	hrflow_rate_end_probe(transport->account,
+						  transfer->reply.http_status != 0);
+}
+
+/*
+ * A request met a 429: pause the account.  Those that were under way when the
+ * pause began are not held against their requests, which are asked again
+ * without counting the try; the one that is counted goes first.
+ */
+static bool
+retry_limited(HrflowTransport *transport, Transfer *transfer, int64 delay)
+{
+	bool		was_probe = transfer->is_probe;
+	bool		counts;
+
+	if (was_probe)
+	{
+		transfer->is_probe = false;
+		transport->has_probe = false;
+	}
+	counts = !hrflow_rate_pause(transport->account, delay, was_probe) ||
+		was_probe;
+	if (counts &&
+		transfer->reply.attempts >= transport->settings->max_attempts)
+		return false;
+	if (!counts)
 		transfer->reply.attempts--;
-	transport->probe = NULL;
-	transport->paused = true;
-	transport->paused_until = Max(transport->paused_until,
-								  now_usec() + delay);
-	dlist_push_head(&transport->ready, &transfer->node);
+
+	dlist_delete(&transfer->node);
+	make_ready(transport, transfer, counts);
+	return true;
 }
 
 /*
  * Tell the transport what a reply turned out to be, and be told whether it
  * will be asked again: then the reply is the transport's once more.  It must
- * be called for every reply.
+ * be called for every reply that does not say "stopped".
  *
  * All our requests are GET, and so may be repeated.
  */
@@ -1136,36 +1291,31 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 {
 	Transfer   *transfer = (Transfer *) reply;
 	bool		limited = result->status == HRFLOW_RATE_LIMITED;
-	bool		counts = !limited || !transport->paused ||
-		transport->probe == transfer;
 	int64		delay;
 
-	if (transport->probe == transfer && !limited)
-	{
-		transport->probe = NULL;
-		transport->paused = false;
-		transport->paused_until = 0;
-	}
-
+	if (transfer->is_probe && !limited)
+		end_probe(transport, transfer);
 	if (!result->transient)
 		return false;
-	if (counts && reply->attempts >= transport->settings->max_attempts)
-		return false;
 
-	delay = reply->retry_after * SEC;
-	if (delay > RETRY_AFTER_LIMIT)
+	delay = delay_of(reply, limited);
+	if (delay > RETRY_AFTER_LIMIT || transport->stopped ||
+		hrflow_rate_now() + delay >= transport->deadline)
+	{
+		/* Others may still have the time. */
+		if (transfer->is_probe)
+			end_probe(transport, transfer);
 		return false;
-	if (delay == 0 || !limited)
-		delay = Max(delay, backoff(reply->attempts));
+	}
+	if (limited)
+		return retry_limited(transport, transfer, delay);
+	if (reply->attempts >= transport->settings->max_attempts)
+		return false;
 
 	dlist_delete(&transfer->node);
-	if (limited)
-		pause_for(transport, transfer, delay);
-	else
-	{
-		transfer->due = now_usec() + delay;
-		pairingheap_add(transport->delayed, &transfer->delayed);
-	}
+	transfer->due = hrflow_rate_now() + delay;
+	pairingheap_add(transport->delayed, &transfer->delayed);
+	transport->ndelayed++;
 	return true;
 }
 

@@ -1,0 +1,57 @@
+/*-------------------------------------------------------------------------
+ *
+ * shared.h
+ *		The layout of what the backends of a server share; for shared.c,
+ *		rate.c and stats.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef HRFLOW_SHARED_H
+#define HRFLOW_SHARED_H
+
+#include "postgres.h"
+
+#include "hrflow_embed.h"
+#include "port/atomics.h"
+#include "storage/spin.h"
+
+/*
+ * As many accounts (a key at an origin) have limits of their own; the one
+ * used longest ago gives way to another.  Servers have one or a few.
+ */
+#define HRFLOW_NBUCKETS 64
+
+#define HRFLOW_NSTATUSES (HRFLOW_LAST_STATUS + 1)
+
+/*
+ * The limit of one account.  Times are those of hrflow_rate_now().
+ */
+typedef struct HrflowBucket
+{
+	uint64		account;		/* hash of key and origin; 0: free */
+	int64		used_at;
+	int			limit;			/* requests a minute; 0: none */
+	int64		limit_used_at;	/* when somebody with this limit last asked */
+	int64		next_at;		/* when the next request is due, were there no
+								 * burst allowed */
+	bool		paused;			/* since a 429, until a probe gets through */
+	int64		paused_until;
+	int64		probe_until;	/* a probe is out; taken for lost after this; 0
+								 * for none */
+} HrflowBucket;
+
+typedef struct HrflowShared
+{
+	slock_t		mutex;			/* for the buckets */
+	HrflowBucket buckets[HRFLOW_NBUCKETS];
+
+	pg_atomic_uint64 counters[HRFLOW_NCOUNTERS];
+	pg_atomic_uint64 rows[HRFLOW_NSTATUSES];
+	pg_atomic_uint64 reset_at;	/* TimestampTz */
+} HrflowShared;
+
+/* in shared.c */
+extern HrflowShared *hrflow_shared_get(void);
+extern bool hrflow_shared_is_shared(void);
+
+#endif							/* HRFLOW_SHARED_H */

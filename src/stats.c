@@ -1,0 +1,148 @@
+/*-------------------------------------------------------------------------
+ *
+ * stats.c
+ *		What has been done: counters, and the function behind the view
+ *		hrflow_embed_stats.
+ *
+ * A statement counts for itself and adds to the shared counters at its end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "funcapi.h"
+#include "hrflow_embed.h"
+#include "lib/stringinfo.h"
+#include "shared.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(hrflow_embed_stats);
+PG_FUNCTION_INFO_V1(hrflow_embed_stats_reset);
+
+/* Not yet added to the shared ones. */
+static uint64 pending[HRFLOW_NCOUNTERS];
+static uint64 pending_rows[HRFLOW_NSTATUSES];
+
+/*
+ * Count.  Does not throw.
+ */
+void
+hrflow_stats_count(HrflowCounter counter, uint64 n)
+{
+	pending[counter] += n;
+}
+
+/*
+ * Count a row of this status.  Does not throw.
+ */
+void
+hrflow_stats_count_row(HrflowStatus status)
+{
+	pending_rows[status]++;
+}
+
+/*
+ * Add what was counted to what is shared.  Does not throw once
+ * hrflow_shared_get() has been called in this backend.
+ */
+void
+hrflow_stats_flush(void)
+{
+	HrflowShared *shared = hrflow_shared_get();
+
+	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)
+	{
+		if (pending[i] != 0)
+			pg_atomic_fetch_add_u64(&shared->counters[i], pending[i]);
+		pending[i] = 0;
+	}
+	for (int i = 0; i < HRFLOW_NSTATUSES; i++)
+	{
+		if (pending_rows[i] != 0)
+			pg_atomic_fetch_add_u64(&shared->rows[i], pending_rows[i]);
+		pending_rows[i] = 0;
+	}
+}
+
+/*
+ * The rows by the name of their status, as jsonb.  Several statuses can share
+ * a name.
+ */
+static Datum
+rows_by_status(HrflowShared *shared)
+{
+	StringInfoData json;
+
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	for (int i = 0; i < HRFLOW_NSTATUSES; i++)
+	{
+		const char *name = hrflow_status_name(i);
+		uint64		n = 0;
+		bool		seen = false;
+
+		for (int j = 0; j < HRFLOW_NSTATUSES; j++)
+		{
+			if (strcmp(hrflow_status_name(j), name) != 0)
+				continue;
+			seen |= j < i;
+			n += pg_atomic_read_u64(&shared->rows[j]);
+		}
+		if (n > 0 && !seen)
+			appendStringInfo(&json, "%s\"%s\": " UINT64_FORMAT,
+							 json.len > 1 ? ", " : "", name, n);
+	}
+	appendStringInfoChar(&json, '}');
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(json.data));
+}
+
+/*
+ * hrflow_embed_stats() RETURNS a row: see the view of that name.
+ */
+Datum
+hrflow_embed_stats(PG_FUNCTION_ARGS)
+{
+	HrflowShared *shared = hrflow_shared_get();
+	TupleDesc	desc;
+	Datum		values[HRFLOW_NCOUNTERS + 3];
+	bool		nulls[HRFLOW_NCOUNTERS + 3] = {false};
+	int			n = 0;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+
+	values[n++] = CStringGetTextDatum(hrflow_shared_is_shared() ?
+									  "server" : "session");
+	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)
+	{
+		uint64		count = pg_atomic_read_u64(&shared->counters[i]);
+
+		values[n++] = i == HRFLOW_WAITED_USEC ?
+			Float8GetDatum(count / 1000000.0) : Int64GetDatum(count);
+	}
+	values[n++] = rows_by_status(shared);
+	values[n++] = TimestampTzGetDatum(pg_atomic_read_u64(&shared->reset_at));
+	Assert(n == lengthof(values));
+
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
+}
+
+/*
+ * hrflow_embed_stats_reset() RETURNS void
+ */
+Datum
+hrflow_embed_stats_reset(PG_FUNCTION_ARGS)
+{
+	HrflowShared *shared = hrflow_shared_get();
+
+	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)
+		pg_atomic_write_u64(&shared->counters[i], 0);
+	for (int i = 0; i < HRFLOW_NSTATUSES; i++)
+		pg_atomic_write_u64(&shared->rows[i], 0);
+	pg_atomic_write_u64(&shared->reset_at, GetCurrentTimestamp());
+	PG_RETURN_VOID();
+}
