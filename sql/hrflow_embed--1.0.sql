@@ -119,6 +119,76 @@ COMMENT ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[
 
 REVOKE ALL ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
+-- The same, and the vectors themselves: each profile's links are fetched as
+-- they arrive.  A row for every vector, or one where there is none.
+--
+--   section, item        as hrflow_profile_embedding_links() returns them;
+--                        NULL where the row is about the profile as a whole,
+--                        or where it has no vectors ('ok', and vector NULL)
+--   vector               when 'ok'
+--   status               as above, and 'link_refused', 'link_expired' or
+--                        'invalid_vector'
+--
+-- Cost: one request of the API for each distinct element, as above; fetching
+-- links is free.
+-- Errors: as above.
+CREATE FUNCTION hrflow_profile_vectors(
+	source_id text,
+	profile_ids text[] DEFAULT NULL,
+	fields jsonb DEFAULT NULL,
+	profile_references text[] DEFAULT NULL,
+	profile_emails text[] DEFAULT NULL)
+RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
+	profile_email text, section text, item int, vector real[], status text,
+	http_status int, error text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 1000000 ROWS 1000;
+
+COMMENT ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) IS
+'embeddings of many profiles at once, a row for each vector; one request for each profile';
+
+REVOKE ALL ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) FROM PUBLIC;
+
+--
+-- Links to vectors
+--
+
+-- Fetches one link and decodes what it holds; see hrflow_decode_vector().
+-- NULL for NULL.
+--
+-- Only https links to a host in hrflow_embed.link_hosts are fetched, and none
+-- to a private address unless that setting names the very host.  No HrFlow
+-- key is sent, and none is needed.
+--
+-- Cost: no request of the API.
+-- Errors: 42501 link not allowed; 58000 link expired, or error of its host;
+-- 22P03 not a vector; 08001, 08006 network; 08P01 redirect; 54000 too large;
+-- 53400 the host limits the rate.
+CREATE FUNCTION hrflow_fetch_vector(link text)
+RETURNS real[]
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+COST 100000;
+
+COMMENT ON FUNCTION hrflow_fetch_vector(text) IS
+'vector that a link of the HrFlow API leads to';
+
+REVOKE ALL ON FUNCTION hrflow_fetch_vector(text) FROM PUBLIC;
+
+-- The same for many links at once, a row for every element.
+CREATE FUNCTION hrflow_fetch_vectors(links text[])
+RETURNS TABLE (ordinality bigint, link text, vector real[], status text,
+	http_status int, error text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 1000000 ROWS 1000;
+
+COMMENT ON FUNCTION hrflow_fetch_vectors(text[]) IS
+'vectors that many links of the HrFlow API lead to';
+
+REVOKE ALL ON FUNCTION hrflow_fetch_vectors(text[]) FROM PUBLIC;
+
 --
 -- Statistics
 --

@@ -1,10 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * batch.c
- *		The SQL functions that ask for many profiles at once.
+ *		The SQL functions that ask for many profiles, or fetch many links, at
+ *		once.
  *
  * Elements are asked in their order, max_concurrency at a time; rows come in
  * the order of completion.  Equal elements are asked once and answered each.
+ * Where vectors are wanted, a profile's links are fetched as soon as they
+ * arrive, among the requests for further profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,8 +25,10 @@
 #include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(hrflow_profile_embeddings);
+PG_FUNCTION_INFO_V1(hrflow_profile_vectors);
+PG_FUNCTION_INFO_V1(hrflow_fetch_vectors);
 
-/* The arguments of the function above, in their order. */
+/* The arguments of the first two, in their order. */
 enum
 {
 	ARG_SOURCE_ID,
@@ -33,17 +38,16 @@ enum
 	ARG_PROFILE_EMAILS
 };
 
-/* Its columns. */
-enum
+/* What a batch is to return. */
+typedef enum BatchKind
 {
-	COLUMN_ORDINALITY,
-	COLUMN_IDENTIFIERS,			/* three of them */
-	COLUMN_STATUS = COLUMN_IDENTIFIERS + 3,
-	COLUMN_HTTP_STATUS,
-	COLUMN_DATA,
-	COLUMN_ERROR,
-	NCOLUMNS
-};
+	BATCH_OF_EMBEDDINGS,		/* of profiles: the API's data */
+	BATCH_OF_VECTORS,			/* of profiles: their vectors */
+	BATCH_OF_LINKS				/* of links: their vectors */
+} BatchKind;
+
+/* As many columns as the widest of these has. */
+#define MAX_COLUMNS 10
 
 /* Identifiers of one kind, an array's elements. */
 typedef struct Identifiers
@@ -55,27 +59,30 @@ typedef struct Identifiers
 
 typedef struct Batch
 {
+	BatchKind	kind;
 	const HrflowSettings *settings;
 	HrflowTransport *transport;
 	ReturnSetInfo *rsinfo;
 	MemoryContext reply_context;	/* reset after each element */
-	MemoryContext url_context;	/* URLs of what is asked for */
+	MemoryContext asked_context;	/* of what is asked for */
 
 	const char *source_id;		/* UTF-8; NULL: every element is invalid */
-	const char *fields;			/* UTF-8; NULL: left out */
-	Identifiers ids[3];			/* profile_id, reference, e-mail */
+	Jsonb	   *fields;			/* NULL: left out */
+	const char *fields_text;	/* the same in UTF-8 */
+	Identifiers ids[3];			/* profile_id, reference, e-mail; or link */
+	int			nids;
 	int			nelements;
 
 	/*
 	 * The next element equal to this one, or -1; and whether an earlier one
-	 * is.  NULL when there is one element.
+	 * is.
 	 */
 	int		   *next_equal;
 	bool	   *is_repeated;
 
 	int			next;			/* the first element not looked at */
-	int			nanswered;		/* rows so far */
-	int			nasked;			/* elements with a reply */
+	int64		nrows;			/* so far */
+	int			nasked;			/* elements with a reply of the API */
 	bool		any_ok;
 	bool		any_forbidden;
 
@@ -84,10 +91,12 @@ typedef struct Batch
 	HrflowResult refusal;
 } Batch;
 
-/* An element that is asked for; the tag of its request. */
+/* What a request is for; its tag. */
 typedef struct Asked
 {
 	int			element;
+	char	   *section;		/* of a profile's link; else NULL */
+	int			item;
 	char		url[FLEXIBLE_ARRAY_MEMBER];
 } Asked;
 
@@ -126,7 +135,7 @@ hash_element(const Batch *batch, int element)
 {
 	uint32		hash = 0;
 
-	for (int i = 0; i < lengthof(batch->ids); i++)
+	for (int i = 0; i < batch->nids; i++)
 	{
 		const Identifiers *ids = &batch->ids[i];
 		text	   *value;
@@ -143,7 +152,7 @@ hash_element(const Batch *batch, int element)
 static bool
 elements_equal(const Batch *batch, int a, int b)
 {
-	for (int i = 0; i < lengthof(batch->ids); i++)
+	for (int i = 0; i < batch->nids; i++)
 	{
 		const Identifiers *ids = &batch->ids[i];
 		text	   *value_a;
@@ -203,55 +212,75 @@ find_equal(Batch *batch)
  */
 
 /*
- * Store the row of one element.
+ * Store one row of one element.
  */
 static void
-put_row(Batch *batch, int element, const HrflowResult *result)
+put_row(Batch *batch, int element, const char *section, int item,
+		const HrflowResult *result)
 {
-	Datum		values[NCOLUMNS] = {0};
-	bool		nulls[NCOLUMNS] = {false};
+	Datum		values[MAX_COLUMNS] = {0};
+	bool		nulls[MAX_COLUMNS] = {false};
+	int			n = 0;
 
-	values[COLUMN_ORDINALITY] = Int64GetDatum((int64) element + 1);
-	for (int i = 0; i < lengthof(batch->ids); i++)
+	values[n++] = Int64GetDatum((int64) element + 1);
+	for (int i = 0; i < batch->nids; i++, n++)
 	{
 		const Identifiers *ids = &batch->ids[i];
 
-		nulls[COLUMN_IDENTIFIERS + i] = ids->values == NULL ||
-			ids->nulls[element];
-		if (!nulls[COLUMN_IDENTIFIERS + i])
-			values[COLUMN_IDENTIFIERS + i] = ids->values[element];
+		nulls[n] = ids->values == NULL || ids->nulls[element];
+		if (!nulls[n])
+			values[n] = ids->values[element];
 	}
-	values[COLUMN_STATUS] = CStringGetTextDatum(hrflow_status_name(result->status));
-	values[COLUMN_HTTP_STATUS] = Int32GetDatum(result->http_status);
-	nulls[COLUMN_HTTP_STATUS] = result->http_status == 0;
-	nulls[COLUMN_DATA] = result->data == NULL;
-	if (result->data != NULL)
-		values[COLUMN_DATA] = JsonbPGetDatum(result->data);
-	nulls[COLUMN_ERROR] = result->status == HRFLOW_OK;
+	if (batch->kind == BATCH_OF_VECTORS)
+	{
+		nulls[n] = section == NULL;
+		if (section != NULL)
+			values[n] = CStringGetTextDatum(section);
+		n++;
+		nulls[n] = section == NULL;
+		values[n++] = Int32GetDatum(item);
+	}
+	if (batch->kind != BATCH_OF_EMBEDDINGS)
+	{
+		nulls[n] = result->vector == NULL;
+		values[n++] = PointerGetDatum(result->vector);
+	}
+	values[n++] = CStringGetTextDatum(hrflow_status_name(result->status));
+	nulls[n] = result->http_status == 0;
+	values[n++] = Int32GetDatum(result->http_status);
+	if (batch->kind == BATCH_OF_EMBEDDINGS)
+	{
+		nulls[n] = result->data == NULL;
+		values[n++] = PointerGetDatum(result->data);
+	}
+	nulls[n] = result->status == HRFLOW_OK;
 	if (result->status != HRFLOW_OK)
-		values[COLUMN_ERROR] = CStringGetTextDatum(hrflow_status_describe(result));
+		values[n] = CStringGetTextDatum(hrflow_status_describe(result));
+	n++;
 
+	Assert(n == batch->rsinfo->setDesc->natts);
 	tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
 						 values, nulls);
-	batch->nanswered++;
+	batch->nrows++;
 	hrflow_stats_count_row(result->status);
 }
 
 /*
- * Store the rows of an element and of those equal to it.
+ * Store a row of an element, and of those equal to it.  "section" is NULL
+ * where the row is not about one.
  */
 static void
-put_rows(Batch *batch, int element, const HrflowResult *result)
+put_rows(Batch *batch, int element, const char *section, int item,
+		 const HrflowResult *result)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 
 	for (; element >= 0; element = batch->next_equal[element])
 	{
 		CHECK_FOR_INTERRUPTS();
-		put_row(batch, element, result);
+		put_row(batch, element, section, item, result);
 	}
 	MemoryContextSwitchTo(old);
-	MemoryContextReset(batch->reply_context);
 }
 
 /*
@@ -272,7 +301,7 @@ make_query(const Batch *batch, int element, HrflowQuery *query)
 	if (batch->source_id == NULL)
 		return "The source_id is null or empty.";
 
-	for (int i = 0; i < lengthof(batch->ids); i++)
+	for (int i = 0; i < batch->nids; i++)
 	{
 		const Identifiers *ids = &batch->ids[i];
 		const char *value;
@@ -293,18 +322,59 @@ make_query(const Batch *batch, int element, HrflowQuery *query)
 	query->profile_id = values[0];
 	query->profile_reference = values[1];
 	query->profile_email = values[2];
-	query->fields = batch->fields;
+	query->fields = batch->fields_text;
 	return NULL;
 }
 
 /*
- * Ask for one element, or answer it at once when it cannot be asked for.
+ * Send a request.  What it is for is freed with its reply.
  */
 static void
-ask_element(Batch *batch, int element)
+submit(Batch *batch, HrflowTarget target, const char *url, int element,
+	   const char *section, int item)
+{
+	size_t		size = strlen(url) + 1;
+	Asked	   *asked = MemoryContextAlloc(batch->asked_context,
+										   offsetof(Asked, url) + size);
+
+	asked->element = element;
+	asked->section = section == NULL ? NULL :
+		MemoryContextStrdup(batch->asked_context, section);
+	asked->item = item;
+	memcpy(asked->url, url, size);
+	hrflow_transport_submit(batch->transport, target, asked->url, asked);
+}
+
+/*
+ * Fetch a link, or answer at once when it may not be fetched.
+ */
+static void
+fetch_link(Batch *batch, const char *link, int element, const char *section,
+		   int item)
+{
+	HrflowResult refused = {HRFLOW_LINK_REFUSED, .is_link = true};
+	bool		by_name;
+	const char *refusal;
+
+	refusal = hrflow_link_refusal(link, batch->settings->link_hosts, &by_name);
+	if (refusal == NULL)
+		submit(batch, by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK, link,
+			   element, section, item);
+	else
+	{
+		refused.detail = psprintf("%s Link: %s", refusal,
+								  hrflow_link_describe(link));
+		put_rows(batch, element, section, item, &refused);
+	}
+}
+
+/*
+ * Ask for a profile, or answer at once when it cannot be asked for.
+ */
+static void
+ask_profile(Batch *batch, int element)
 {
 	HrflowResult invalid = {HRFLOW_INVALID_REQUEST};
-	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	HrflowQuery query;
 	const char *problem = make_query(batch, element, &query);
 	char	   *url = NULL;
@@ -316,24 +386,35 @@ ask_element(Batch *batch, int element)
 		if (url == NULL)
 			problem = "The URL would be too long.";
 	}
-	MemoryContextSwitchTo(old);
-
-	if (problem != NULL)
-	{
-		invalid.detail = unconstify(char *, problem);
-		put_rows(batch, element, &invalid);
-	}
+	if (problem == NULL)
+		submit(batch, HRFLOW_TO_API, url, element, NULL, 0);
 	else
 	{
-		size_t		size = strlen(url) + 1;
-		Asked	   *asked = MemoryContextAlloc(batch->url_context,
-											   offsetof(Asked, url) + size);
-
-		asked->element = element;
-		memcpy(asked->url, url, size);
-		hrflow_transport_submit(batch->transport, asked->url, asked);
-		MemoryContextReset(batch->reply_context);
+		invalid.detail = unconstify(char *, problem);
+		put_rows(batch, element, NULL, 0, &invalid);
 	}
+}
+
+/*
+ * Ask for one element.
+ */
+static void
+ask_element(Batch *batch, int element)
+{
+	HrflowResult invalid = {HRFLOW_INVALID_REQUEST, .is_link = true,
+	.detail = "The link is null."};
+	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
+
+	if (batch->kind != BATCH_OF_LINKS)
+		ask_profile(batch, element);
+	else if (batch->ids[0].nulls[element])
+		put_rows(batch, element, NULL, 0, &invalid);
+	else
+		fetch_link(batch, TextDatumGetCString(batch->ids[0].values[element]),
+				   element, NULL, 0);
+
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(batch->reply_context);
 }
 
 /*
@@ -380,45 +461,103 @@ is_refusal(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Take one reply: another try, or the element's rows.
+ * Nothing more is to be asked.
  */
 static void
+refuse_all(Batch *batch, const HrflowResult *result)
+{
+	batch->refused = true;
+	batch->refusal = *result;
+	if (result->detail != NULL)
+		batch->refusal.detail = MemoryContextStrdup(batch->asked_context,
+													result->detail);
+	hrflow_transport_stop(batch->transport);
+}
+
+/*
+ * Fetch the links in a profile's data.
+ */
+static void
+fetch_links(Batch *batch, int element, HrflowResult *result)
+{
+	List	   *links;
+	ListCell   *cell;
+
+	if (!hrflow_response_links(result->data, batch->fields, &links,
+							   &result->detail))
+		result->status = HRFLOW_INVALID_REPLY;
+	if (result->status != HRFLOW_OK || links == NIL)
+		put_rows(batch, element, NULL, 0, result);
+	else
+	{
+		foreach(cell, links)
+		{
+			HrflowLink *link = lfirst(cell);
+
+			fetch_link(batch, link->url, element, link->section, link->item);
+		}
+	}
+}
+
+/*
+ * Take one try's reply.  Returns whether there will be another.
+ */
+static bool
 take_reply(Batch *batch, HrflowReply *reply)
 {
-	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	Asked	   *asked = reply->tag;
+	bool		is_link = HRFLOW_IS_LINK(reply->target);
 	HrflowResult result;
 
 	if (reply->stopped)
 	{
 		result = batch->refusal;
+		result.is_link = is_link;
 		result.http_status = 0;
+		put_rows(batch, asked->element, asked->section, asked->item, &result);
+		return false;
 	}
+
+	if (is_link)
+		hrflow_response_parse_vector(reply, &result);
 	else
-	{
 		hrflow_response_parse(reply, batch->settings->api_key, &result);
-		if (hrflow_transport_retry(batch->transport, reply, &result))
-		{
-			MemoryContextSwitchTo(old);
-			MemoryContextReset(batch->reply_context);
-			return;
-		}
+	if (hrflow_transport_retry(batch->transport, reply, &result))
+		return true;
+
+	if (!is_link)
+	{
 		batch->nasked++;
-		if (!batch->refused && is_refusal(batch, &result))
-		{
-			batch->refused = true;
-			batch->refusal = result;
-			batch->refusal.detail = result.detail ?
-				MemoryContextStrdup(old, result.detail) : NULL;
-			hrflow_transport_stop(batch->transport);
-		}
 		batch->any_ok |= result.status == HRFLOW_OK;
+		if (!batch->refused && is_refusal(batch, &result))
+			refuse_all(batch, &result);
+	}
+	if (!is_link && result.status == HRFLOW_OK &&
+		batch->kind == BATCH_OF_VECTORS)
+		fetch_links(batch, asked->element, &result);
+	else
+		put_rows(batch, asked->element, asked->section, asked->item, &result);
+	return false;
+}
+
+/*
+ * Take one reply, and give it back unless there will be another.
+ */
+static void
+process_reply(Batch *batch, HrflowReply *reply)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
+	Asked	   *asked = reply->tag;
+
+	if (!take_reply(batch, reply))
+	{
+		hrflow_transport_release(batch->transport, reply);
+		if (asked->section != NULL)
+			pfree(asked->section);
+		pfree(asked);
 	}
 	MemoryContextSwitchTo(old);
-
-	put_rows(batch, asked->element, &result);
-	hrflow_transport_release(batch->transport, reply);
-	pfree(asked);
+	MemoryContextReset(batch->reply_context);
 }
 
 /*
@@ -432,8 +571,10 @@ put_rest(Batch *batch)
 	rest.http_status = 0;
 	for (; batch->next < batch->nelements; batch->next++)
 	{
-		if (!batch->is_repeated[batch->next])
-			put_rows(batch, batch->next, &rest);
+		if (batch->is_repeated[batch->next])
+			continue;
+		put_rows(batch, batch->next, NULL, 0, &rest);
+		MemoryContextReset(batch->reply_context);
 	}
 }
 
@@ -478,7 +619,7 @@ run(Batch *batch)
 			batch->refusal.detail = "hrflow_embed.batch_timeout is over.";
 		}
 		if (reply != NULL)
-			take_reply(batch, reply);
+			process_reply(batch, reply);
 	}
 	hrflow_transport_end(batch->transport);
 
@@ -495,8 +636,8 @@ add_context(void *arg)
 {
 	Batch	   *batch = arg;
 
-	errcontext("HrFlow batch, %d of %d elements answered",
-			   batch->nanswered, batch->nelements);
+	errcontext("HrFlow batch of %d elements, " INT64_FORMAT " rows so far",
+			   batch->nelements, batch->nrows);
 }
 
 /*
@@ -538,6 +679,74 @@ get_identifiers(FunctionCallInfo fcinfo, int argno, const char *name,
 }
 
 /*
+ * Run a batch whose elements are known.
+ */
+static void
+run_batch(FunctionCallInfo fcinfo, Batch *batch)
+{
+	ErrorContextCallback context;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (batch->nelements == 0)
+		return;
+
+	batch->rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	batch->reply_context = AllocSetContextCreate(CurrentMemoryContext,
+												 "hrflow_embed reply",
+												 ALLOCSET_DEFAULT_SIZES);
+	batch->asked_context = AllocSetContextCreate(CurrentMemoryContext,
+												 "hrflow_embed requests",
+												 ALLOCSET_DEFAULT_SIZES);
+
+	context.callback = add_context;
+	context.arg = batch;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+
+	find_equal(batch);
+	batch->settings = hrflow_settings_get(batch->kind != BATCH_OF_LINKS);
+	run(batch);
+
+	error_context_stack = context.previous;
+}
+
+/*
+ * Run a batch of profiles: the arguments are those of both functions below.
+ */
+static void
+run_profiles(FunctionCallInfo fcinfo, BatchKind kind)
+{
+	Batch		batch = {kind};
+	const char *source_id;
+
+	batch.nelements = -1;
+	batch.nids = 3;
+	get_identifiers(fcinfo, ARG_PROFILE_IDS, "profile_id", "profile_ids",
+					&batch.ids[0], &batch.nelements);
+	get_identifiers(fcinfo, ARG_PROFILE_REFERENCES, "profile_reference",
+					"profile_references", &batch.ids[1], &batch.nelements);
+	get_identifiers(fcinfo, ARG_PROFILE_EMAILS, "profile_email",
+					"profile_emails", &batch.ids[2], &batch.nelements);
+	if (batch.nelements < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("no identifiers were given"),
+				 errhint("Pass profile_ids, profile_references or profile_emails.")));
+
+	batch.fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
+									   PG_GETARG_JSONB_P(ARG_FIELDS));
+	batch.fields_text = hrflow_fields_text(batch.fields);
+	if (!PG_ARGISNULL(ARG_SOURCE_ID))
+	{
+		source_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SOURCE_ID));
+		if (*source_id != '\0')
+			batch.source_id = hrflow_text_to_utf8(source_id);
+	}
+
+	run_batch(fcinfo, &batch);
+}
+
+/*
  * hrflow_profile_embeddings(source_id text, profile_ids text[], fields jsonb,
  *							 profile_references text[], profile_emails text[])
  *		RETURNS TABLE (ordinality bigint, profile_id text,
@@ -547,50 +756,43 @@ get_identifiers(FunctionCallInfo fcinfo, int argno, const char *name,
 Datum
 hrflow_profile_embeddings(PG_FUNCTION_ARGS)
 {
-	ErrorContextCallback context;
-	Batch		batch = {0};
-	int			nelements = -1;
+	run_profiles(fcinfo, BATCH_OF_EMBEDDINGS);
+	return (Datum) 0;
+}
 
-	get_identifiers(fcinfo, ARG_PROFILE_IDS, "profile_id", "profile_ids",
-					&batch.ids[0], &nelements);
-	get_identifiers(fcinfo, ARG_PROFILE_REFERENCES, "profile_reference",
-					"profile_references", &batch.ids[1], &nelements);
-	get_identifiers(fcinfo, ARG_PROFILE_EMAILS, "profile_email",
-					"profile_emails", &batch.ids[2], &nelements);
-	if (nelements < 0)
+/*
+ * hrflow_profile_vectors(…the same…)
+ *		RETURNS TABLE (ordinality bigint, profile_id text,
+ *					   profile_reference text, profile_email text,
+ *					   section text, item int, vector real[], status text,
+ *					   http_status int, error text)
+ */
+Datum
+hrflow_profile_vectors(PG_FUNCTION_ARGS)
+{
+	run_profiles(fcinfo, BATCH_OF_VECTORS);
+	return (Datum) 0;
+}
+
+/*
+ * hrflow_fetch_vectors(links text[])
+ *		RETURNS TABLE (ordinality bigint, link text, vector real[],
+ *					   status text, http_status int, error text)
+ */
+Datum
+hrflow_fetch_vectors(PG_FUNCTION_ARGS)
+{
+	Batch		batch = {BATCH_OF_LINKS};
+
+	batch.nelements = -1;
+	batch.nids = 1;
+	get_identifiers(fcinfo, 0, "link", "links", &batch.ids[0],
+					&batch.nelements);
+	if (batch.nelements < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("no identifiers were given"),
-				 errhint("Pass profile_ids, profile_references or profile_emails.")));
-	batch.nelements = nelements;
-	batch.fields = hrflow_fields_text(hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
-														  PG_GETARG_JSONB_P(ARG_FIELDS)));
-	if (!PG_ARGISNULL(ARG_SOURCE_ID))
-		batch.source_id = hrflow_text_to_utf8(text_to_cstring(PG_GETARG_TEXT_PP(ARG_SOURCE_ID)));
-	if (batch.source_id != NULL && *batch.source_id == '\0')
-		batch.source_id = NULL;
+				 errmsg("%s must not be null", "links")));
 
-	InitMaterializedSRF(fcinfo, 0);
-	if (nelements == 0)
-		return (Datum) 0;
-
-	batch.rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	batch.reply_context = AllocSetContextCreate(CurrentMemoryContext,
-												"hrflow_embed reply",
-												ALLOCSET_DEFAULT_SIZES);
-	batch.url_context = AllocSetContextCreate(CurrentMemoryContext,
-											  "hrflow_embed requests",
-											  ALLOCSET_DEFAULT_SIZES);
-
-	context.callback = add_context;
-	context.arg = &batch;
-	context.previous = error_context_stack;
-	error_context_stack = &context;
-
-	find_equal(&batch);
-	batch.settings = hrflow_settings_get();
-	run(&batch);
-
-	error_context_stack = context.previous;
+	run_batch(fcinfo, &batch);
 	return (Datum) 0;
 }

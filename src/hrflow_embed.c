@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * hrflow_embed.c
- *		The module, and the SQL functions that ask for one profile.
+ *		The module, and the SQL functions that ask for one profile or fetch one
+ *		link.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,6 +19,7 @@ HRFLOW_MODULE_MAGIC;
 
 PG_FUNCTION_INFO_V1(hrflow_profile_embedding);
 PG_FUNCTION_INFO_V1(hrflow_profile_embedding_links);
+PG_FUNCTION_INFO_V1(hrflow_fetch_vector);
 
 /* The arguments of the functions above, in their order. */
 enum
@@ -139,7 +141,7 @@ ask(const HrflowSettings *settings, const HrflowQuery *query)
 				 errdetail("Its URL would exceed %d bytes.", HRFLOW_MAX_URL)));
 
 	transport = hrflow_transport_begin(settings, 0);
-	hrflow_transport_submit(transport, url, NULL);
+	hrflow_transport_submit(transport, HRFLOW_TO_API, url, NULL);
 	do
 	{
 		reply = hrflow_transport_next(transport);
@@ -186,7 +188,7 @@ fetch_profile(FunctionCallInfo fcinfo, List **links)
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 
-	data = ask(hrflow_settings_get(), &query);
+	data = ask(hrflow_settings_get(true), &query);
 	if (links != NULL &&
 		!hrflow_response_links(data, fields, links, &result.detail))
 		hrflow_status_raise(&result);
@@ -240,4 +242,54 @@ hrflow_profile_embedding_links(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/*
+ * CONTEXT of whatever goes wrong with a link.
+ */
+static void
+add_link_context(void *arg)
+{
+	errcontext("HrFlow link %s", hrflow_link_describe(arg));
+}
+
+/*
+ * hrflow_fetch_vector(link text) RETURNS real[]
+ */
+Datum
+hrflow_fetch_vector(PG_FUNCTION_ARGS)
+{
+	char	   *link = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	const HrflowSettings *settings = hrflow_settings_get(false);
+	ErrorContextCallback context;
+	HrflowTransport *transport;
+	HrflowReply *reply;
+	HrflowResult result = {HRFLOW_LINK_REFUSED, .is_link = true};
+	bool		by_name;
+
+	context.callback = add_link_context;
+	context.arg = link;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+
+	result.detail = unconstify(char *,
+							   hrflow_link_refusal(link, settings->link_hosts,
+												   &by_name));
+	if (result.detail == NULL)
+	{
+		transport = hrflow_transport_begin(settings, 0);
+		hrflow_transport_submit(transport, by_name ? HRFLOW_TO_LINK :
+								HRFLOW_TO_GUARDED_LINK, link, NULL);
+		do
+		{
+			reply = hrflow_transport_next(transport);
+			hrflow_response_parse_vector(reply, &result);
+		} while (hrflow_transport_retry(transport, reply, &result));
+		hrflow_transport_end(transport);
+	}
+	if (result.status != HRFLOW_OK)
+		hrflow_status_raise(&result);
+
+	error_context_stack = context.previous;
+	PG_RETURN_ARRAYTYPE_P(result.vector);
 }

@@ -17,7 +17,10 @@
 
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "nodes/pg_list.h"
+#include "utils/array.h"
 #include "utils/jsonb.h"
 
 /*
@@ -75,10 +78,13 @@ typedef enum HrflowStatus
 	HRFLOW_TIMEOUT,
 	HRFLOW_INVALID_REPLY,
 	HRFLOW_HTTP_ERROR,
-	HRFLOW_TOO_LARGE
+	HRFLOW_TOO_LARGE,
+	HRFLOW_LINK_REFUSED,
+	HRFLOW_LINK_EXPIRED,
+	HRFLOW_INVALID_VECTOR
 } HrflowStatus;
 
-#define HRFLOW_LAST_STATUS HRFLOW_TOO_LARGE
+#define HRFLOW_LAST_STATUS HRFLOW_INVALID_VECTOR
 
 typedef enum HrflowDialect
 {
@@ -93,12 +99,14 @@ typedef enum HrflowDialect
 typedef struct HrflowSettings
 {
 	uint64		serial;			/* differs when any other field does */
-	const char *api_key;		/* not empty, safe in a header */
+	const char *api_key;		/* safe in a header; empty only where none is
+								 * needed */
 	const char *api_user;		/* empty: not sent */
 	const char *base_url;		/* no slash at its end */
 	HrflowDialect dialect;
 	const char *ca_file;		/* empty: the system's certificates */
 	const char *proxy;			/* empty: none */
+	const char *link_hosts;		/* hosts and patterns, with commas */
 	int			connect_timeout;	/* milliseconds, one try */
 	int			request_timeout;	/* milliseconds, one try, all of it */
 	int			batch_timeout;	/* milliseconds, a whole statement; 0: none */
@@ -136,6 +144,19 @@ typedef struct HrflowUrl
 } HrflowUrl;
 
 /*
+ * Where a request goes: what it carries, and what limits it.
+ */
+typedef enum HrflowTarget
+{
+	HRFLOW_TO_API,				/* with the key, at the account's rate */
+	HRFLOW_TO_LINK,				/* to a host that link_hosts names */
+	HRFLOW_TO_GUARDED_LINK		/* to one that a pattern lets through: not to a
+								 * private address */
+} HrflowTarget;
+
+#define HRFLOW_IS_LINK(target) ((target) != HRFLOW_TO_API)
+
+/*
  * One try's outcome, as the transport hands it out.
  */
 typedef struct HrflowReply
@@ -152,6 +173,7 @@ typedef struct HrflowReply
 	int			attempts;		/* tries so far, this one included */
 	bool		stopped;		/* no try came to its end: the transport was
 								 * stopped, or the batch's time is up */
+	HrflowTarget target;
 	void	   *tag;			/* the submitter's */
 } HrflowReply;
 
@@ -161,9 +183,11 @@ typedef struct HrflowReply
 typedef struct HrflowResult
 {
 	HrflowStatus status;
+	bool		is_link;		/* a link was fetched, else the API asked */
 	bool		transient;		/* another try may do better */
 	int			http_status;	/* 0 when none came */
-	Jsonb	   *data;			/* the answer's data when status is HRFLOW_OK */
+	Jsonb	   *data;			/* the API's data when status is HRFLOW_OK */
+	ArrayType  *vector;			/* the link's vector when status is HRFLOW_OK */
 	char	   *detail;			/* one line for a person; NULL when HRFLOW_OK */
 } HrflowResult;
 
@@ -230,7 +254,7 @@ extern const char *hrflow_fields_text(Jsonb *fields);
 
 /* in settings.c */
 extern void hrflow_settings_define(void);
-extern const HrflowSettings *hrflow_settings_get(void);
+extern const HrflowSettings *hrflow_settings_get(bool need_key);
 
 /* in text.c */
 extern const char *hrflow_text_to_utf8(const char *text);
@@ -243,11 +267,19 @@ extern char *hrflow_request_profile(const char *base_url,
 extern const char *hrflow_request_parse_url(const char *url,
 											HrflowUrl *parsed);
 
+/* in link.c */
+extern const char *hrflow_link_bad_hosts(const char *hosts);
+extern const char *hrflow_link_refusal(const char *link, const char *hosts,
+									   bool *by_name);
+extern char *hrflow_link_describe(const char *link);
+extern bool hrflow_link_is_private(const struct sockaddr *address);
+
 /* in transport.c */
 extern HrflowTransport *hrflow_transport_begin(const HrflowSettings *settings,
 											   int time_limit);
 extern void hrflow_transport_submit(HrflowTransport *transport,
-									const char *url, void *tag);
+									HrflowTarget target, const char *url,
+									void *tag);
 extern int	hrflow_transport_room(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern bool hrflow_transport_expired(HrflowTransport *transport);
@@ -281,9 +313,15 @@ extern bool hrflow_poller_watch(int poller, int fd, bool readable,
 								bool writable);
 extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 
+/* in vector.c */
+extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
+									   char **problem);
+
 /* in response.c */
 extern void hrflow_response_parse(const HrflowReply *reply,
 								  const char *secret, HrflowResult *result);
+extern void hrflow_response_parse_vector(const HrflowReply *reply,
+										 HrflowResult *result);
 extern bool hrflow_response_links(Jsonb *data, Jsonb *fields, List **links,
 								  char **detail);
 

@@ -135,9 +135,11 @@ describe_answer(const HrflowReply *reply, const Envelope *envelope,
 		appendStringInfo(&out, ", code %d", envelope->code);
 	if (reply->attempts > 1)
 		appendStringInfo(&out, ", after %d tries", reply->attempts);
+	if (reply->retry_after > 0)
+		appendStringInfo(&out, ", Retry-After %d s", reply->retry_after);
 	if (problem != NULL)
 		appendStringInfo(&out, ": %s", problem);
-	if (envelope->message != NULL)
+	if (envelope->message != NULL && *envelope->message != '\0')
 		appendStringInfo(&out, ": %s",
 						 scrub_message(envelope->message, secret));
 	return out.data;
@@ -340,6 +342,20 @@ is_success(int code)
 }
 
 /*
+ * The result of a try that had no reply.
+ */
+static void
+copy_failure(const HrflowReply *reply, HrflowResult *result)
+{
+	result->status = reply->status;
+	result->transient = reply->transient;
+	if (reply->detail != NULL)
+		result->detail = reply->attempts > 1 ?
+			psprintf("%s (%d tries)", reply->detail, reply->attempts) :
+			pstrdup(reply->detail);
+}
+
+/*
  * Understand a reply.  "secret" is the key that was sent.  What the result
  * points to is palloc'd in the current context and does not point into the
  * reply.
@@ -360,12 +376,7 @@ hrflow_response_parse(const HrflowReply *reply, const char *secret,
 
 	if (reply->status != HRFLOW_OK)
 	{
-		result->status = reply->status;
-		result->transient = reply->transient;
-		if (reply->detail != NULL)
-			result->detail = reply->attempts > 1 ?
-				psprintf("%s (%d tries)", reply->detail, reply->attempts) :
-				pstrdup(reply->detail);
+		copy_failure(reply, result);
 		return;
 	}
 
@@ -403,6 +414,54 @@ hrflow_response_parse(const HrflowReply *reply, const char *secret,
 
 	result->status = HRFLOW_OK;
 	result->data = envelope.data;
+}
+
+/*
+ * Understand the reply of a link's host.  Errors of the host say what HTTP
+ * status it answered and no more: its XML repeats the link's secrets.
+ */
+void
+hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
+{
+	int			status = reply->http_status;
+
+	memset(result, 0, sizeof(*result));
+	result->is_link = true;
+	result->http_status = status;
+
+	if (reply->status != HRFLOW_OK)
+	{
+		copy_failure(reply, result);
+		return;
+	}
+	if (is_success(status))
+	{
+		char	   *problem;
+
+		result->vector = hrflow_vector_decode(reply->body, reply->length,
+											  &problem);
+		if (result->vector == NULL)
+		{
+			result->status = HRFLOW_INVALID_VECTOR;
+			result->detail = problem;
+		}
+		return;
+	}
+
+	if (status == 403)
+		result->status = HRFLOW_LINK_EXPIRED;
+	else if (status == 429)
+		result->status = HRFLOW_RATE_LIMITED;
+	else if (status == 408)
+		result->status = HRFLOW_TIMEOUT;
+	else if (status >= 300 && status < 400)
+		result->status = HRFLOW_INVALID_REPLY;
+	else
+		result->status = HRFLOW_HTTP_ERROR;
+	result->transient = status == 408 || status == 429 || status >= 500;
+	result->detail = psprintf("The link's host answered HTTP %d%s.", status,
+							  result->status == HRFLOW_INVALID_REPLY ?
+							  "; redirects are not followed" : "");
 }
 
 /*

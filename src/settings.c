@@ -44,6 +44,7 @@ static char *base_url = NULL;
 static int	api_dialect = HRFLOW_DIALECT_ID;
 static char *ca_file = NULL;
 static char *proxy = NULL;
+static char *link_hosts = NULL;
 static int	connect_timeout = 5000;
 static int	request_timeout = 30000;
 static int	batch_timeout = 0;
@@ -209,6 +210,14 @@ check_proxy(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+static bool
+check_link_hosts(char **newval, void **extra, GucSource source)
+{
+	const char *why = hrflow_link_bad_hosts(*newval);
+
+	return why == NULL || refuse("hrflow_embed.link_hosts", why);
+}
+
 /*
  * ------------------------------------------------------------------------
  * Definitions
@@ -332,6 +341,13 @@ hrflow_settings_define(void)
 							   &proxy, "",
 							   PGC_SUSET, GUC_SUPERUSER_ONLY,
 							   check_proxy, assign_string, NULL);
+	DefineCustomStringVariable("hrflow_embed.link_hosts",
+							   "Hosts whose links may be fetched.",
+							   "A list with commas; \"*\" stands for any characters but a dot. A host that is named without \"*\" may have a private address.",
+							   &link_hosts,
+							   "*.s3.amazonaws.com, *.s3.*.amazonaws.com",
+							   PGC_SUSET, 0,
+							   check_link_hosts, assign_string, NULL);
 	DefineCustomIntVariable("hrflow_embed.connect_timeout",
 							"Time one try may take to connect.",
 							NULL,
@@ -508,24 +524,25 @@ copy_string(const char *value)
 
 /*
  * The settings for a statement that starts now.  Raises 55000 when there is
- * no key and 22023 when a setting cannot be used.
+ * no key although one is needed, and 22023 when a setting cannot be used.
  *
  * The copy is made anew only when a setting or the key has changed; its
  * serial tells the transport whether what it has prepared still holds.
  */
 const HrflowSettings *
-hrflow_settings_get(void)
+hrflow_settings_get(bool need_key)
 {
 	char		buffer[HRFLOW_MAX_KEY + 4];
-	const char *key = find_key(buffer);
+	const char *key = need_key ? find_key(buffer) : "";
 	char	   *url;
 
 	if (current_assignments == assignments &&
-		strcmp(current.api_key, key) == 0)
+		(!need_key || strcmp(current.api_key, key) == 0))
 		return &current;
 
 	check_at_use("hrflow_embed.base_url", bad_base_url(base_url));
 	check_at_use("hrflow_embed.api_user", bad_header_value(api_user));
+	check_at_use("hrflow_embed.link_hosts", hrflow_link_bad_hosts(link_hosts));
 
 	if (current_context == NULL)
 		current_context = AllocSetContextCreate(TopMemoryContext,
@@ -543,6 +560,7 @@ hrflow_settings_get(void)
 	current.dialect = api_dialect;
 	current.ca_file = copy_string(ca_file);
 	current.proxy = copy_string(proxy);
+	current.link_hosts = copy_string(link_hosts);
 	current.connect_timeout = connect_timeout;
 	current.request_timeout = request_timeout;
 	current.batch_timeout = batch_timeout;

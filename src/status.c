@@ -13,8 +13,10 @@ typedef struct StatusInfo
 {
 	const char *name;			/* in a column "status" */
 	int			sqlerrcode;
-	const char *message;		/* of the error; lower case, one line */
+	const char *message;		/* of the error; lower case, one line; %s is
+								 * who was asked */
 	const char *hint;			/* what the caller can do; or NULL */
+	const char *link_hint;		/* the same where a link was fetched */
 } StatusInfo;
 
 /* In the order of HrflowStatus. */
@@ -65,33 +67,53 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_CONNECT_FAILED] = {
 		"connection_failed", ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
-		"could not connect to the HrFlow API",
-		"Check hrflow_embed.base_url, proxy and ca_file, and that the database server may reach the network."
+		"could not connect to %s",
+		"Check hrflow_embed.base_url, proxy and ca_file, and that the database server may reach the network.",
+		"Check hrflow_embed.proxy and ca_file, and that the database server may reach the link's host."
 	},
 	[HRFLOW_CONNECTION_LOST] = {
 		"connection_failed", ERRCODE_CONNECTION_FAILURE,
-		"lost the connection to the HrFlow API",
-		"Ask again."
+		"lost the connection to %s",
+		"Ask again.", "Fetch the link again."
 	},
 	[HRFLOW_TIMEOUT] = {
 		"timeout", ERRCODE_CONNECTION_FAILURE,
-		"HrFlow API did not answer in time",
-		"Ask again, or raise hrflow_embed.request_timeout."
+		"%s did not answer in time",
+		"Ask again, or raise hrflow_embed.request_timeout.",
+		"Fetch the link again, or raise hrflow_embed.request_timeout."
 	},
 	[HRFLOW_INVALID_REPLY] = {
 		"invalid_reply", ERRCODE_PROTOCOL_VIOLATION,
-		"invalid reply from the HrFlow API",
+		"invalid reply from %s",
 		"Check hrflow_embed.base_url: what answers there may not be the HrFlow API."
 	},
 	[HRFLOW_HTTP_ERROR] = {
 		"http_error", ERRCODE_SYSTEM_ERROR,
-		"HrFlow API answered with an error",
+		"%s answered with an error",
 		"Ask again later. If it lasts, check hrflow_embed.base_url."
 	},
 	[HRFLOW_TOO_LARGE] = {
 		"too_large", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-		"reply from the HrFlow API is too large",
-		"Ask for fewer sections in \"fields\", or raise hrflow_embed.max_response_size."
+		"reply from %s is too large",
+		"Ask for fewer sections in \"fields\", or raise hrflow_embed.max_response_size.",
+		"Raise hrflow_embed.max_response_size."
+	},
+	[HRFLOW_LINK_REFUSED] = {
+		"link_refused", ERRCODE_INSUFFICIENT_PRIVILEGE,
+		"link to a vector is not allowed",
+		NULL,
+		"Only https links to a host in hrflow_embed.link_hosts are fetched; a superuser can add one."
+	},
+	[HRFLOW_LINK_EXPIRED] = {
+		"link_expired", ERRCODE_SYSTEM_ERROR,
+		"link to a vector has expired or is not valid",
+		NULL,
+		"A link is valid for 20 minutes: ask for the profile again."
+	},
+	[HRFLOW_INVALID_VECTOR] = {
+		"invalid_vector", ERRCODE_INVALID_BINARY_REPRESENTATION,
+		"invalid vector",
+		NULL, NULL
 	}
 };
 
@@ -105,15 +127,25 @@ hrflow_status_name(HrflowStatus status)
 }
 
 /*
- * What went wrong in one line, for a column "error".
+ * The primary message of a result that went wrong, palloc'd.
+ */
+static char *
+make_message(const HrflowResult *result)
+{
+	return psprintf(status_info[result->status].message,
+					result->is_link ? "the link's host" : "the HrFlow API");
+}
+
+/*
+ * What went wrong in one line, for a column "error"; palloc'd.
  */
 char *
 hrflow_status_describe(const HrflowResult *result)
 {
-	const char *message = status_info[result->status].message;
+	char	   *message = make_message(result);
 
 	return result->detail ? psprintf("%s: %s", message, result->detail) :
-		pstrdup(message);
+		message;
 }
 
 /*
@@ -123,12 +155,13 @@ void
 hrflow_status_raise(const HrflowResult *result)
 {
 	const StatusInfo *info = &status_info[result->status];
+	const char *hint = result->is_link ? info->link_hint : info->hint;
 
 	Assert(result->status != HRFLOW_OK);
 
 	ereport(ERROR,
 			(errcode(info->sqlerrcode),
-			 errmsg_internal("%s", info->message),
+			 errmsg_internal("%s", make_message(result)),
 			 result->detail ? errdetail_internal("%s", result->detail) : 0,
-			 info->hint ? errhint("%s", info->hint) : 0));
+			 hint ? errhint("%s", hint) : 0));
 }

@@ -1,0 +1,229 @@
+/*-------------------------------------------------------------------------
+ *
+ * link.c
+ *		Which links may be fetched.
+ *
+ * A link is a URL that somebody gave us: the API, or the caller of
+ * hrflow_fetch_vector().  The database server often stands where its callers
+ * do not, so a link must not make it a door to the network behind it.
+ *
+ * Pure: what is said depends on the arguments alone.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include "hrflow_embed.h"
+
+/*
+ * Does a host match a pattern, in which "*" stands for any characters but a
+ * dot?  Without regard to case.
+ */
+static bool
+matches(const char *host, int host_length, const char *pattern,
+		int pattern_length)
+{
+	if (pattern_length == 0)
+		return host_length == 0;
+	if (*pattern == '*')
+	{
+		for (int n = 0; n <= host_length; n++)
+		{
+			if (matches(host + n, host_length - n, pattern + 1,
+						pattern_length - 1))
+				return true;
+			if (n < host_length && host[n] == '.')
+				return false;
+		}
+		return false;
+	}
+	return host_length > 0 &&
+		pg_tolower((unsigned char) *host) ==
+		pg_tolower((unsigned char) *pattern) &&
+		matches(host + 1, host_length - 1, pattern + 1, pattern_length - 1);
+}
+
+/*
+ * Step through a list of hosts.  Returns the next one, not NUL-terminated, and
+ * moves *list behind it; NULL at the end.
+ */
+static const char *
+next_host(const char **list, int *length)
+{
+	const char *host;
+
+	*list += strspn(*list, ", \t");
+	if (**list == '\0')
+		return NULL;
+	host = *list;
+	*length = strcspn(host, ", \t");
+	*list += *length;
+	return host;
+}
+
+/*
+ * Why a string cannot be the setting link_hosts, or NULL.
+ */
+const char *
+hrflow_link_bad_hosts(const char *hosts)
+{
+	const char *host;
+	int			length;
+
+	while ((host = next_host(&hosts, &length)) != NULL)
+	{
+		int			stars = 0;
+
+		if (length > 253)
+			return "has a host that is too long";
+		for (int i = 0; i < length; i++)
+		{
+			bool		good = (host[i] >= 'a' && host[i] <= 'z') ||
+				(host[i] >= 'A' && host[i] <= 'Z') ||
+				(host[i] >= '0' && host[i] <= '9') ||
+				strchr("-._:*", host[i]) != NULL;
+
+			if (!good)
+				return "is not a list of host names";
+			stars += host[i] == '*';
+		}
+
+		/* Each star may be tried at every character. */
+		if (stars > 4)
+			return "has a host with more than four asterisks";
+	}
+	return NULL;
+}
+
+/*
+ * May this link be fetched?  Returns NULL, or why not, as a sentence.
+ *
+ * *by_name tells whether link_hosts has the very host: then whoever set it
+ * wants it, whatever its address.
+ */
+const char *
+hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
+{
+	HrflowUrl	url;
+	bool		by_pattern = false;
+	const char *host;
+	int			length;
+
+	*by_name = false;
+	if (strlen(link) > HRFLOW_MAX_URL ||
+		hrflow_request_parse_url(link, &url) != NULL)
+		return "It is not a URL that can be fetched.";
+
+	while ((host = next_host(&hosts, &length)) != NULL)
+	{
+		if (!matches(url.host, url.host_length, host, length))
+			continue;
+		if (memchr(host, '*', length) != NULL)
+			by_pattern = true;
+		else
+			*by_name = true;
+	}
+
+	if (!by_pattern && !*by_name)
+		return "Its host is not in hrflow_embed.link_hosts.";
+	if (!url.https && !url.loopback)
+		return "It does not begin with \"https://\".";
+	if (!url.loopback && url.port != 443)
+		return "It names a port.";
+	return NULL;
+}
+
+/*
+ * A link as it may be shown: without the query, which is what makes it a
+ * secret.  palloc'd.
+ */
+char *
+hrflow_link_describe(const char *link)
+{
+	int			length = strcspn(link, "?#");
+	char	   *shown = pnstrdup(link, Min(length, 300));
+
+	for (char *p = shown; *p; p++)
+	{
+		if (*p < ' ' || *p > '~')
+			*p = '?';
+	}
+	return shown;
+}
+
+static bool
+is_private_v4(uint32 a)
+{
+	static const struct
+	{
+		uint32		network;
+		int			bits;
+	}			private[] = {
+		{0x00000000, 8},		/* this network */
+		{0x0A000000, 8},		/* private */
+		{0x64400000, 10},		/* carriers' */
+		{0x7F000000, 8},		/* loopback */
+		{0xA9FE0000, 16},		/* link-local; metadata of clouds */
+		{0xAC100000, 12},		/* private */
+		{0xC0000000, 24},		/* protocol assignments */
+		{0xC0A80000, 16},		/* private */
+		{0xC6120000, 15},		/* benchmarks */
+		{0xE0000000, 3}			/* multicast, reserved, broadcast */
+	};
+
+	for (int i = 0; i < lengthof(private); i++)
+	{
+		if ((a ^ private[i].network) >> (32 - private[i].bits) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is this an address that a public name should not resolve to: loopback,
+ * link-local, private, multicast or reserved?  One of IPv6 that stands for
+ * one of IPv4 is judged as that.
+ */
+static bool
+is_private_v6(const unsigned char *a)
+{
+	static const unsigned char mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+	static const unsigned char nat64[12] = {0, 0x64, 0xff, 0x9b};
+	static const unsigned char zeros[12] = {0};
+	const unsigned char *v4 = NULL;
+
+	if (memcmp(a, mapped, 12) == 0 || memcmp(a, nat64, 12) == 0 ||
+		memcmp(a, zeros, 12) == 0)
+		v4 = a + 12;
+	else if (a[0] == 0x20 && a[1] == 0x02)
+		v4 = a + 2;				/* 6to4 */
+	if (v4 != NULL)
+		return is_private_v4((uint32) v4[0] << 24 | v4[1] << 16 |
+							 v4[2] << 8 | v4[3]);
+
+	/* Of the rest only 2000::/3 is public, and of that not 2001::/23. */
+	return (a[0] & 0xe0) != 0x20 ||
+		(a[0] == 0x20 && a[1] == 0x01 && (a[2] & 0xfe) == 0);
+}
+
+/*
+ * May a host that a pattern let through have this address?  Called from
+ * callbacks of libcurl: does not throw.
+ */
+bool
+hrflow_link_is_private(const struct sockaddr *address)
+{
+	switch (address->sa_family)
+	{
+		case AF_INET:
+			return is_private_v4(ntohl(((const struct sockaddr_in *) address)->sin_addr.s_addr));
+		case AF_INET6:
+			return is_private_v6(((const struct sockaddr_in6 *) address)->sin6_addr.s6_addr);
+		default:
+			return true;
+	}
+}

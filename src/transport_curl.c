@@ -1,0 +1,899 @@
+/*-------------------------------------------------------------------------
+ *
+ * transport_curl.c
+ *		libcurl: a backend's connections, one request, and the wait for them.
+ *
+ * The only file that knows libcurl.  A backend has one pool: a curl_multi
+ * handle whose connections outlive the statement, the easy handles it uses
+ * again, and one WaitEventSet.
+ *
+ * No callback of libcurl may throw: a longjmp through libcurl leaves its
+ * handles unusable.  The callbacks count, set a flag and return; what they saw
+ * is acted upon when libcurl has returned.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <curl/curl.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <signal.h>
+
+#include "compat.h"
+#include "hrflow_embed.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "transport.h"
+
+/*
+ * A body's buffer larger than this is not kept for the next reply.  Answers
+ * have 2 to 20 kB.
+ */
+#define KEEP_BUFFER (64 * 1024)
+
+/* As many idle easy handles are kept (about 10 kB each) ... */
+#define KEEP_HANDLES 32
+
+/* ... and as many idle connections, or two for each request in flight. */
+#define KEEP_CONNECTIONS 64
+
+/* The backend's; what is zero is not made yet. */
+static struct
+{
+	CURLM	   *multi;
+	int			poller;			/* valid if multi is */
+	WaitEventSet *wait_set;
+	uint32		wait_event;
+	const HrflowSettings *settings; /* of the statement */
+	struct curl_slist *headers; /* of the settings whose serial is ... */
+	uint64		headers_serial;
+	dlist_head	idle;			/* transfers that wait for work */
+	int			nidle;
+
+	/* Kept by the callbacks. */
+	int64		timer;			/* when libcurl wants to be called; or NEVER */
+	int			sockets;		/* open */
+	size_t		buffered;		/* bytes of all transfers' bodies */
+	bool		poller_failed;
+
+	int			reserved;		/* descriptors reserved with fd.c */
+
+	/* Which certificates to trust; made out once. */
+	bool		trust_known;
+	char	   *trust_path;		/* hashed folder; malloc'd; NULL for none */
+	bool		trust_default;	/* leave it to libcurl */
+} pool;
+
+StaticAssertDecl(sizeof(((HrflowTransfer *) NULL)->error) >= CURL_ERROR_SIZE,
+				 "libcurl's messages must fit");
+
+/*
+ * Every option is checked: one that libcurl does not know or cannot store
+ * must not pass in silence, least of all those that protect.
+ */
+#define SETOPT(easy, option, value) \
+	check_option(curl_easy_setopt(easy, option, value), #option)
+#define MULTI_SETOPT(option, value) \
+	check_multi(curl_multi_setopt(pool.multi, option, value), #option)
+
+static void
+check_option(CURLcode code, const char *what)
+{
+	if (code == CURLE_OUT_OF_MEMORY)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	if (code != CURLE_OK)
+		elog(ERROR, "%s failed in libcurl: %s", what, curl_easy_strerror(code));
+}
+
+static void
+check_multi(CURLMcode code, const char *what)
+{
+	if (code == CURLM_OUT_OF_MEMORY)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	if (code != CURLM_OK)
+		elog(ERROR, "%s failed in libcurl: %s", what, curl_multi_strerror(code));
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Callbacks of libcurl.  None may throw.
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Make room for "size" bytes in a body.
+ */
+static bool
+enlarge_body(HrflowTransfer *transfer, size_t size)
+{
+	size_t		capacity = Max(transfer->capacity, 4096);
+	char	   *body;
+
+	if (size <= transfer->capacity)
+		return true;
+	while (capacity < size)
+		capacity *= 2;
+	capacity = Min(capacity, pool.settings->max_response_size + 1);
+
+	if (pool.buffered - transfer->capacity + capacity >
+		HRFLOW_MAX_BUFFERED + KEEP_HANDLES * KEEP_BUFFER)
+	{
+		/* What others hold may be released before the next try. */
+		transfer->over_budget = true;
+		return false;
+	}
+	body = realloc(transfer->body, capacity);
+	if (body == NULL)
+	{
+		transfer->out_of_memory = true;
+		return false;
+	}
+	pool.buffered += capacity - transfer->capacity;
+	transfer->body = body;
+	transfer->capacity = capacity;
+	return true;
+}
+
+static size_t
+on_body(char *data, size_t one, size_t length, void *arg)
+{
+	HrflowTransfer *transfer = arg;
+	size_t		total = transfer->reply.length + length;
+
+	if (total > pool.settings->max_response_size)
+	{
+		transfer->too_large = true;
+		return 0;
+	}
+	if (!enlarge_body(transfer, total + 1))
+		return 0;
+	memcpy(transfer->body + transfer->reply.length, data, length);
+	transfer->reply.length = total;
+	return length;
+}
+
+static size_t
+on_header(char *data, size_t one, size_t length, void *arg)
+{
+	HrflowTransfer *transfer = arg;
+
+	transfer->header_bytes += length;
+	if (transfer->header_bytes > HRFLOW_MAX_HEADERS)
+	{
+		transfer->too_large = true;
+		return 0;
+	}
+	return length;
+}
+
+static int
+on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
+{
+	if (!hrflow_poller_watch(pool.poller, fd,
+							 what == CURL_POLL_IN || what == CURL_POLL_INOUT,
+							 what == CURL_POLL_OUT || what == CURL_POLL_INOUT))
+		pool.poller_failed = true;
+	return 0;
+}
+
+static int
+on_timer(CURLM *multi, long timeout, void *arg)
+{
+	pool.timer = timeout < 0 ? NEVER : hrflow_rate_now() + timeout * MSEC;
+	return 0;
+}
+
+/*
+ * Must the address of this request's host be a public one?  Behind a proxy we
+ * do not see it.
+ */
+static bool
+is_guarded(const HrflowTransfer *transfer)
+{
+	return transfer->reply.target == HRFLOW_TO_GUARDED_LINK &&
+		*pool.settings->proxy == '\0';
+}
+
+/*
+ * A connection is to be made.  Where a pattern let a link's host through, its
+ * address must be a public one; a proxy's need not be.
+ */
+static curl_socket_t
+on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
+{
+	HrflowTransfer *transfer = arg;
+	curl_socket_t fd;
+
+	if (is_guarded(transfer) && hrflow_link_is_private(&address->addr))
+	{
+		transfer->address_refused = true;
+		return CURL_SOCKET_BAD;
+	}
+
+	fd = socket(address->family, address->socktype, address->protocol);
+	if (fd == -1)
+		return CURL_SOCKET_BAD;
+	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
+	pool.sockets++;
+	return fd;
+}
+
+static int
+on_close(void *arg, curl_socket_t fd)
+{
+	pool.sockets--;
+	return close(fd);
+}
+
+/*
+ * A request is about to be sent, perhaps over a connection that was made for
+ * another that was not guarded.
+ */
+static int
+on_request(void *arg, char *remote, char *local, int remote_port,
+		   int local_port)
+{
+	HrflowTransfer *transfer = arg;
+	struct sockaddr_in v4 = {.sin_family = AF_INET};
+	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+
+	if (!is_guarded(transfer))
+		return CURL_PREREQFUNC_OK;
+	if (inet_pton(AF_INET, remote, &v4.sin_addr) == 1 &&
+		!hrflow_link_is_private((struct sockaddr *) &v4))
+		return CURL_PREREQFUNC_OK;
+	if (inet_pton(AF_INET6, remote, &v6.sin6_addr) == 1 &&
+		!hrflow_link_is_private((struct sockaddr *) &v6))
+		return CURL_PREREQFUNC_OK;
+	transfer->address_refused = true;
+	return CURL_PREREQFUNC_ABORT;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The pool
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * ------------------------------------------------------------------------
+ * The pool
+ * ------------------------------------------------------------------------
+ */
+
+static void
+make_multi(void)
+{
+	pool.poller = hrflow_poller_open();
+	if (pool.poller < 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not watch network connections: %m")));
+	ReserveExternalFD();
+
+	pool.multi = curl_multi_init();
+	if (pool.multi == NULL)
+	{
+		close(pool.poller);
+		ReleaseExternalFD();
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
+}
+
+/*
+ * The set to wait with.  It is kept, since the poller behind it never changes.
+ */
+static void
+make_wait_set(void)
+{
+	static WaitEventSet *half_made = NULL;
+
+	/* Before 17 nobody frees a set when an error ends its making. */
+	if (half_made != NULL)
+		FreeWaitEventSet(half_made);
+
+	half_made = hrflow_compat_wait_set(3);
+	AddWaitEventToSet(half_made, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch,
+					  NULL);
+	AddWaitEventToSet(half_made, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL,
+					  NULL);
+	AddWaitEventToSet(half_made, WL_SOCKET_READABLE, pool.poller, NULL, NULL);
+	pool.wait_event = hrflow_compat_wait_event("HrflowApi");
+	pool.wait_set = half_made;
+	half_made = NULL;
+}
+
+/*
+ * The headers of a request to the API.  No request is in flight that uses the
+ * old ones.
+ */
+static void
+make_headers(const HrflowSettings *settings)
+{
+	char		line[HRFLOW_MAX_KEY + 32];
+	struct curl_slist *list;
+
+	if (pool.headers != NULL && pool.headers_serial == settings->serial)
+		return;
+
+	curl_slist_free_all(pool.headers);
+	pool.headers = NULL;
+
+	snprintf(line, sizeof(line), "X-API-KEY: %s", settings->api_key);
+	list = curl_slist_append(NULL, line);
+	if (list != NULL)
+		pool.headers = list;
+	if (list != NULL && *settings->api_user != '\0')
+	{
+		snprintf(line, sizeof(line), "X-USER-EMAIL: %s", settings->api_user);
+		list = curl_slist_append(pool.headers, line);
+	}
+	if (list != NULL)
+		list = curl_slist_append(pool.headers, "Accept: application/json");
+	if (list == NULL)
+	{
+		curl_slist_free_all(pool.headers);
+		pool.headers = NULL;
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
+	pool.headers_serial = settings->serial;
+}
+
+/*
+ * Make ready for a statement with these settings, which must outlive it.  What
+ * a backend needs once is made by its first statement, never in the
+ * postmaster.
+ */
+void
+hrflow_curl_prepare(const HrflowSettings *settings)
+{
+	static bool initialized = false;
+
+	if (!initialized)
+	{
+		CURLcode	code = curl_global_init(CURL_GLOBAL_DEFAULT);
+
+		check_option(code, "curl_global_init");
+		dlist_init(&pool.idle);
+		pool.timer = NEVER;
+		initialized = true;
+	}
+	if (pool.multi == NULL)
+		make_multi();
+
+	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);
+	MULTI_SETOPT(CURLMOPT_TIMERFUNCTION, on_timer);
+	MULTI_SETOPT(CURLMOPT_MAX_CONCURRENT_STREAMS,
+				 (long) settings->max_concurrency);
+	MULTI_SETOPT(CURLMOPT_MAXCONNECTS,
+				 (long) Max(KEEP_CONNECTIONS, 2 * settings->max_concurrency));
+
+	if (pool.wait_set == NULL)
+		make_wait_set();
+	make_headers(settings);
+	pool.settings = settings;
+}
+
+static void
+free_transfer(HrflowTransfer *transfer)
+{
+	curl_easy_cleanup(transfer->easy);
+	pool.buffered -= transfer->capacity;
+	free(transfer->body);
+	free(transfer);
+}
+
+/*
+ * Give a transfer, which is in no list, back to the pool.  Does not throw.
+ */
+void
+hrflow_curl_put_idle(HrflowTransfer *transfer)
+{
+	if (pool.nidle >= KEEP_HANDLES)
+	{
+		free_transfer(transfer);
+		return;
+	}
+	if (transfer->capacity > KEEP_BUFFER)
+	{
+		pool.buffered -= transfer->capacity;
+		free(transfer->body);
+		transfer->body = NULL;
+		transfer->capacity = 0;
+	}
+	dlist_push_head(&pool.idle, &transfer->node);
+	pool.nidle++;
+}
+
+/*
+ * A transfer to be filled in and started.
+ */
+HrflowTransfer *
+hrflow_curl_get_idle(void)
+{
+	HrflowTransfer *transfer;
+
+	if (!dlist_is_empty(&pool.idle))
+	{
+		pool.nidle--;
+		return dlist_container(HrflowTransfer, node,
+							   dlist_pop_head_node(&pool.idle));
+	}
+	transfer = calloc(1, sizeof(HrflowTransfer));
+	if (transfer != NULL)
+		transfer->easy = curl_easy_init();
+	if (transfer == NULL || transfer->easy == NULL)
+	{
+		free(transfer);
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
+	return transfer;
+}
+
+/*
+ * Have as many descriptors reserved with fd.c as are in use: one for every
+ * open connection and every request that runs.  Does not throw.
+ */
+void
+hrflow_curl_balance_descriptors(int nrunning)
+{
+	int			needed = Max(nrunning, pool.sockets);
+
+	while (pool.reserved < needed && AcquireExternalFD())
+		pool.reserved++;
+	while (pool.reserved > needed)
+	{
+		ReleaseExternalFD();
+		pool.reserved--;
+	}
+}
+
+/*
+ * Reserve a descriptor for one more request.  Where they are short, one
+ * request at a time goes out all the same.
+ */
+bool
+hrflow_curl_reserve_descriptor(int nrunning)
+{
+	if (pool.reserved > nrunning)
+		return true;
+	if (!AcquireExternalFD())
+	{
+		if (nrunning > 0)
+			return false;
+		ReserveExternalFD();
+	}
+	pool.reserved++;
+	return true;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * One request
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Is there a file here that OpenSSL would find by a certificate's hash, such
+ * as "4042bcee.0"?
+ */
+static bool
+is_hashed_folder(const char *path)
+{
+	DIR		   *dir = opendir(path);
+	struct dirent *entry;
+	bool		found = false;
+
+	if (dir == NULL)
+		return false;
+	while (!found && (entry = readdir(dir)) != NULL)
+		found = strspn(entry->d_name, "0123456789abcdef") == 8 &&
+			entry->d_name[8] == '.' && entry->d_name[9] == '0' &&
+			entry->d_name[10] == '\0';
+	closedir(dir);
+	return found;
+}
+
+/*
+ * Make out where certificates come from.
+ *
+ * OpenSSL 3 takes 21 ms to parse Debian's bundle of certificates, and libcurl
+ * has it do so for every connection where it is given a folder too, as it is
+ * by default.  A hashed folder alone is read file by file, as needed; a bundle
+ * alone is cached by libcurl.  Other TLS libraries keep libcurl's defaults.
+ */
+static void
+find_trust(CURL *easy)
+{
+	const char *tls = curl_version_info(CURLVERSION_NOW)->ssl_version;
+	char	   *path = NULL;
+
+	if (pool.trust_known)
+		return;
+
+	pool.trust_default = tls == NULL || strstr(tls, "OpenSSL") == NULL;
+	if (!pool.trust_default &&
+		curl_easy_getinfo(easy, CURLINFO_CAPATH, &path) == CURLE_OK &&
+		path != NULL && is_hashed_folder(path))
+		pool.trust_path = strdup(path);
+	pool.trust_known = true;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * One easy handle
+ * ------------------------------------------------------------------------
+ */
+
+static void
+configure_trust(CURL *easy, const HrflowSettings *settings)
+{
+	SETOPT(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+	SETOPT(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	SETOPT(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+
+	if (*settings->ca_file != '\0')
+	{
+		SETOPT(easy, CURLOPT_CAINFO, settings->ca_file);
+		SETOPT(easy, CURLOPT_CAPATH, NULL);
+	}
+	else if (pool.trust_path != NULL)
+	{
+		SETOPT(easy, CURLOPT_CAINFO, NULL);
+		SETOPT(easy, CURLOPT_CAPATH, pool.trust_path);
+	}
+	else if (!pool.trust_default)
+		SETOPT(easy, CURLOPT_CAPATH, NULL);
+}
+
+/*
+ * Set all options that depend on the settings alone.
+ */
+static void
+configure(HrflowTransfer *transfer, const HrflowSettings *settings)
+{
+	CURL	   *easy = transfer->easy;
+
+	if (transfer->configured == settings->serial)
+		return;
+
+	transfer->configured = 0;
+	curl_easy_reset(easy);
+	find_trust(easy);
+
+	SETOPT(easy, CURLOPT_PRIVATE, transfer);
+	SETOPT(easy, CURLOPT_ERRORBUFFER, transfer->error);
+	SETOPT(easy, CURLOPT_WRITEFUNCTION, on_body);
+	SETOPT(easy, CURLOPT_WRITEDATA, transfer);
+	SETOPT(easy, CURLOPT_HEADERFUNCTION, on_header);
+	SETOPT(easy, CURLOPT_HEADERDATA, transfer);
+	SETOPT(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
+	SETOPT(easy, CURLOPT_OPENSOCKETDATA, transfer);
+	SETOPT(easy, CURLOPT_PREREQFUNCTION, on_request);
+	SETOPT(easy, CURLOPT_PREREQDATA, transfer);
+	SETOPT(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);
+
+	/* A signal handler of libcurl's would take PostgreSQL's place. */
+	SETOPT(easy, CURLOPT_NOSIGNAL, 1L);
+
+	/* A name server that does not answer must not hold up a cancel. */
+	SETOPT(easy, CURLOPT_QUICK_EXIT, 1L);
+
+	/*
+	 * The key goes to the origin of base_url and nowhere else: see start().
+	 * base_url was checked to be https, or http to a loopback address.
+	 */
+	SETOPT(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+	SETOPT(easy, CURLOPT_FOLLOWLOCATION, 0L);
+	SETOPT(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
+	SETOPT(easy, CURLOPT_USERAGENT,
+		   "hrflow_embed/" HRFLOW_EMBED_VERSION " libcurl/" LIBCURL_VERSION);
+	SETOPT(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
+	SETOPT(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
+	SETOPT(easy, CURLOPT_PATH_AS_IS, 1L);
+
+	/* An empty string, unlike NULL, makes libcurl ignore the environment. */
+	SETOPT(easy, CURLOPT_PROXY, settings->proxy);
+	SETOPT(easy, CURLOPT_NOPROXY, "localhost,127.0.0.0/8,::1");
+	SETOPT(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	configure_trust(easy, settings);
+
+	/* HTTP/2 where TLS offers it, and then on one connection. */
+	SETOPT(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	SETOPT(easy, CURLOPT_HTTP09_ALLOWED, 0L);
+	SETOPT(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
+	SETOPT(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+	SETOPT(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) settings->connect_timeout);
+
+	transfer->configured = settings->serial;
+}
+
+/*
+ * Begin a try.
+ */
+void
+hrflow_curl_start(HrflowTransfer *transfer)
+{
+	const HrflowSettings *settings = pool.settings;
+	HrflowReply *reply = &transfer->reply;
+
+	configure(transfer, settings);
+	SETOPT(transfer->easy, CURLOPT_URL, transfer->url);
+	SETOPT(transfer->easy, CURLOPT_HTTPHEADER,
+		   HRFLOW_IS_LINK(reply->target) ? NULL : pool.headers);
+	SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
+
+	/*
+	 * Over TLS wait for a connection being made, which may turn out to be
+	 * HTTP/2 and carry this request too.  In clear there is nothing to wait
+	 * for, and libcurl would learn so from the first reply only.
+	 */
+	SETOPT(transfer->easy, CURLOPT_PIPEWAIT,
+		   (long) (pg_strncasecmp(transfer->url, "https", 5) == 0));
+
+	reply->status = HRFLOW_OK;
+	reply->transient = false;
+	reply->detail = NULL;
+	reply->http_status = 0;
+	reply->content_type = NULL;
+	reply->length = 0;
+	reply->retry_after = 0;
+	reply->attempts++;
+	transfer->header_bytes = 0;
+	transfer->too_large = false;
+	transfer->over_budget = false;
+	transfer->out_of_memory = false;
+	transfer->address_refused = false;
+	transfer->error[0] = '\0';
+	transfer->started = hrflow_rate_now();
+
+	check_multi(curl_multi_add_handle(pool.multi, transfer->easy),
+				"curl_multi_add_handle");
+	hrflow_stats_count(HRFLOW_REQUESTS, 1);
+	if (reply->attempts > 1)
+		hrflow_stats_count(HRFLOW_RETRIES, 1);
+}
+
+/*
+ * Was the connection made, TLS included?
+ */
+static bool
+was_connected(CURL *easy)
+{
+	curl_off_t	made = 0;
+
+	return curl_easy_getinfo(easy, CURLINFO_PRETRANSFER_TIME_T,
+							 &made) == CURLE_OK && made > 0;
+}
+
+/*
+ * The status of a try that libcurl says has failed.
+ */
+static HrflowStatus
+classify_failure(HrflowTransfer *transfer, CURLcode code)
+{
+	HrflowReply *reply = &transfer->reply;
+	bool		connected = was_connected(transfer->easy);
+
+	if (transfer->too_large || transfer->over_budget)
+	{
+		reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers a limit of their own.";
+		return HRFLOW_TOO_LARGE;
+	}
+
+	if (transfer->address_refused)
+	{
+		reply->detail = "Its host has a private address, and is not in hrflow_embed.link_hosts by its own name.";
+		return HRFLOW_LINK_REFUSED;
+	}
+
+	switch (code)
+	{
+		case CURLE_OPERATION_TIMEDOUT:
+
+			/*
+			 * libcurl does not tell its two time limits apart.  When it is
+			 * not the whole try's that is up, it is the connection's.
+			 */
+			if (connected || hrflow_rate_now() - transfer->started >=
+				pool.settings->request_timeout * MSEC)
+				return HRFLOW_TIMEOUT;
+			reply->transient = true;
+			return HRFLOW_CONNECT_FAILED;
+
+		case CURLE_SSL_CACERT_BADFILE:
+			reply->detail = "The file that hrflow_embed.ca_file names cannot be read as certificates.";
+			return HRFLOW_INVALID_REQUEST;
+
+		case CURLE_PEER_FAILED_VERIFICATION:
+		case CURLE_SSL_ISSUER_ERROR:
+		case CURLE_SSL_CERTPROBLEM:
+		case CURLE_SSL_CIPHER:
+			return HRFLOW_CONNECT_FAILED;
+
+		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9 among others */
+		case CURLE_WEIRD_SERVER_REPLY:
+		case CURLE_BAD_CONTENT_ENCODING:
+		case CURLE_URL_MALFORMAT:
+			return HRFLOW_INVALID_REPLY;
+
+		default:
+			reply->transient = true;
+			return connected ? HRFLOW_CONNECTION_LOST : HRFLOW_CONNECT_FAILED;
+	}
+}
+
+/*
+ * Fill in the reply of a transfer that libcurl is done with.
+ */
+static void
+fill_reply(HrflowTransfer *transfer, CURLcode code)
+{
+	HrflowReply *reply = &transfer->reply;
+	long		http_status = 0;
+	char	   *content_type = NULL;
+	curl_off_t	retry_after = 0;
+	long		connects = 0;
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &http_status);
+	curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_TYPE, &content_type);
+	curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
+	hrflow_stats_count(HRFLOW_CONNECTIONS_OPENED, connects);
+	hrflow_stats_count(HRFLOW_CONNECTIONS_REUSED,
+					   connects == 0 && http_status != 0);
+	hrflow_stats_count(HRFLOW_RATE_LIMITS, http_status == 429);
+	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, reply->length);
+
+	reply->http_status = http_status;
+	reply->content_type = content_type;
+	reply->retry_after = Min(retry_after, INT_MAX);
+	reply->body = "";
+	if (reply->length > 0)
+	{
+		transfer->body[reply->length] = '\0';
+		reply->body = transfer->body;
+	}
+
+	if (code != CURLE_OK)
+	{
+		reply->status = classify_failure(transfer, code);
+		if (reply->detail == NULL)
+			reply->detail = transfer->error[0] != '\0' ? transfer->error :
+				curl_easy_strerror(code);
+	}
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Progress
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Let libcurl work on one socket, or on its timers.
+ *
+ * It may start a thread here, to resolve a name.  A thread inherits the
+ * signal mask, and must never run a signal handler of PostgreSQL's.
+ */
+static void
+drive(curl_socket_t fd, int events)
+{
+	sigset_t	all;
+	sigset_t	old;
+	int			running;
+	CURLMcode	code;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	code = curl_multi_socket_action(pool.multi, fd, events, &running);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+
+	check_multi(code, "curl_multi_socket_action");
+	if (pool.poller_failed)
+	{
+		pool.poller_failed = false;
+		elog(ERROR, "could not watch a network connection");
+	}
+}
+
+static void
+drive_ready_sockets(void)
+{
+	HrflowPollerEvent events[64];
+	int			n = hrflow_poller_wait(pool.poller, events, lengthof(events));
+
+	for (int i = 0; i < n; i++)
+		drive(events[i].fd,
+			  (events[i].readable ? CURL_CSELECT_IN : 0) |
+			  (events[i].writable ? CURL_CSELECT_OUT : 0) |
+			  (events[i].failed ? CURL_CSELECT_ERR : 0));
+}
+
+/*
+ * Take a transfer out of libcurl, done or not.  Does not throw.
+ */
+void
+hrflow_curl_remove(HrflowTransfer *transfer)
+{
+	curl_multi_remove_handle(pool.multi, transfer->easy);
+}
+
+/*
+ * The next transfer that libcurl is done with, its reply filled in; or NULL.
+ */
+HrflowTransfer *
+hrflow_curl_next_done(void)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(pool.multi, &left)) != NULL)
+	{
+		HrflowTransfer *transfer;
+		CURLcode	code = message->data.result;
+
+		if (message->msg != CURLMSG_DONE)
+			continue;
+		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+		hrflow_curl_remove(transfer);
+		fill_reply(transfer, code);
+		return transfer;
+	}
+	return NULL;
+}
+
+/*
+ * Let libcurl do what it wanted to do by now.
+ */
+void
+hrflow_curl_run_timer(void)
+{
+	if (pool.timer > hrflow_rate_now())
+		return;
+	pool.timer = NEVER;
+	drive(CURL_SOCKET_TIMEOUT, 0);
+}
+
+/*
+ * How long until then, in milliseconds, rounded up?  -1 for ever.
+ */
+static long
+milliseconds_until(int64 when, int64 now)
+{
+	if (when == NEVER)
+		return -1;
+	if (when <= now)
+		return 0;
+	return Min((when - now + MSEC - 1) / MSEC, INT_MAX);
+}
+
+/*
+ * Sleep until a socket is ready, libcurl's timer runs off, the latch is set,
+ * or it is "until".
+ */
+void
+hrflow_curl_wait(int64 until)
+{
+	WaitEvent	events[3];
+	int64		began = hrflow_rate_now();
+	int			n;
+
+	n = WaitEventSetWait(pool.wait_set,
+						 milliseconds_until(Min(until, pool.timer), began),
+						 events, lengthof(events), pool.wait_event);
+	hrflow_stats_count(HRFLOW_WAITED_USEC, hrflow_rate_now() - began);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (events[i].events & WL_LATCH_SET)
+			ResetLatch(MyLatch);
+		if (events[i].events & WL_SOCKET_READABLE)
+			drive_ready_sockets();
+	}
+}
