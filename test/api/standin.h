@@ -1,0 +1,176 @@
+/*
+ * standin.h
+ *		A stand-in for the HrFlow API and its object store, for tests.
+ *
+ * It follows what is known of the API; where that is silent, README.md says
+ * what was chosen.
+ */
+#ifndef STANDIN_H
+#define STANDIN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <microhttpd.h>
+
+/* What the command line says. */
+typedef struct Options
+{
+	const char *keys[16];
+	int			nkeys;
+	const char *dir;
+	const char *link_base;		/* NULL: as the request came */
+	int			http_port;
+	int			https_port;
+	int			dim;
+	int			link_ttl;		/* seconds */
+	int			latency;		/* milliseconds */
+	long		quota;			/* requests; -1: none */
+	long		rate;			/* requests a minute; 0: none */
+	long		log;			/* entries kept */
+} Options;
+
+extern Options options;
+
+/* One parameter of a query, decoded. */
+typedef struct Parameter
+{
+	char	   *name;
+	char	   *value;
+} Parameter;
+
+#define MAX_PARAMETERS 32
+
+/* The faults an identifier asks for. */
+typedef struct Fault
+{
+	bool		any;
+	bool		bad;			/* a name is unknown */
+	long		first;			/* 0: always */
+	long		latency;		/* milliseconds */
+	bool		silent;
+	long		status;			/* 0: none */
+	long		code;			/* 0: as the status */
+	char	   *message;
+	bool		html;
+	bool		empty;
+	char	   *type;
+	bool		notype;
+	bool		charset;
+	bool		truncated;
+	long		deep;
+	bool		badutf8;
+	bool		nul;
+	char	   *body;
+	size_t		body_length;
+	char	   *data;
+	size_t		data_length;
+	long		big;
+	bool		gzip;
+	long		bomb;
+	char	   *redirect;
+	bool		redirected;
+	long		retry_after;	/* -1: none */
+	long		retry_after_date;	/* -1: none */
+	long		break_at;		/* -1: none */
+	bool		reset;
+	long		stall;			/* -1: none */
+	long		slow;			/* milliseconds; 0: none */
+	bool		drop;
+	bool		opaque;
+	bool		echo;
+	long		headers;
+	long		header_size;
+
+	/* of the store */
+	char	   *dtype;
+	bool		fortran;
+	char	   *shape;
+	int			version;
+	char	   *encoding;
+	bool		nan;
+	bool		cut;
+	bool		trailing;
+} Fault;
+
+/* One HTTP request, from its URI to its completion. */
+typedef struct Request
+{
+	struct MHD_Connection *connection;
+	bool		https;
+	bool		control;
+	bool		begun;			/* counted as in flight */
+	bool		delayed;		/* has had its latency */
+	bool		is_text;		/* POST with a body to collect */
+	char	   *uri;
+	char	   *path;			/* raw */
+	const char *query;			/* raw, within uri */
+	const char *method;
+	unsigned long connection_number;
+	Parameter	parameters[MAX_PARAMETERS];
+	int			nparameters;
+	Fault		fault;
+	char	   *body_in;
+	size_t		body_in_length;
+} Request;
+
+/* A growing string. */
+typedef struct Buffer
+{
+	char	   *data;
+	size_t		length;
+	size_t		size;
+} Buffer;
+
+extern void buffer_add(Buffer *buffer, const void *data, size_t length);
+extern void buffer_printf(Buffer *buffer, const char *format,...)
+			__attribute__((format(printf, 2, 3)));
+
+/* in fault.c */
+extern void fault_parse(const char *identifier, bool store, Fault *fault);
+extern void fault_free(Fault *fault);
+extern bool fault_applies(const char *identifier, bool store, long first);
+extern void fault_reset(void);
+extern size_t base64url_decode(const char *text, char *out);
+
+/* in serve.c */
+extern bool serve_start(const char *certificate, const char *key);
+extern void serve_stop(void);
+extern int	serve_http_port(void);
+extern int	serve_https_port(void);
+extern void serve_after(Request *request, long milliseconds);
+extern enum MHD_Result answer(Request *request, int status, const char *type,
+							  const void *body, size_t length);
+
+/* in api.c */
+extern enum MHD_Result api_handle(Request *request);
+extern enum MHD_Result store_handle(Request *request);
+extern enum MHD_Result vector_handle(Request *request);
+extern const char *request_parameter(const Request *request, const char *name);
+extern const char *identifier_of(const Request *request);
+
+/* in vector.c */
+extern void vector_make(const char *profile, const char *section, int item,
+						float *vector);
+extern void vector_encode(const float *vector, const Fault *fault,
+						  Buffer *out);
+extern uint64_t hash_text(const char *text, uint64_t seed);
+extern const char *occupation_of(const char *identifier);
+
+/* in log.c */
+extern void log_start(void);
+extern double log_now(void);
+extern void log_request(Request *request, int status);
+extern void log_begin(Request *request);
+extern void log_end(Request *request);
+extern void log_bytes(size_t n);
+extern void log_connection_closed(void);
+extern unsigned long log_connection_opened(void);
+extern void log_reset(void);
+extern void log_stats(Buffer *out);
+extern void log_entries(Buffer *out, unsigned long since);
+extern long log_api_requests(void);
+extern bool log_over_rate(long rate, int *retry_after);
+
+#endif							/* STANDIN_H */
