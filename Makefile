@@ -10,6 +10,26 @@
 #   make bench            the benchmarks
 #   make indent           format the C sources
 
+GATES = check check-versions check-long demo bench indent
+
+ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
+
+# The gates bring their own copy, PostgreSQL and server: on a machine that has
+# none of it yet, there is nothing to include. Other goals beside them are for
+# a make of their own.
+.PHONY: $(MAKECMDGOALS)
+
+check check-long demo bench:
+	@test/run $@
+
+check-versions indent:
+	@test/$@
+
+$(filter-out $(GATES),$(MAKECMDGOALS)):
+	@$(MAKE) $@
+
+else
+
 EXTENSION = hrflow_embed
 MODULE_big = hrflow_embed
 PGFILEDESC = "hrflow_embed - HrFlow.ai embeddings from SQL"
@@ -26,11 +46,12 @@ PG_CPPFLAGS = -DHRFLOW_EMBED_VERSION='"$(EXTVERSION)"' \
 SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 
 # Inputs are in test/sql; --expecteddir is this folder, that is expected/.
-REGRESS = $(sort $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql)))
+# Expanded at once, for PGXS asks whether they are empty: a suite without tests
+# is not run.
+REGRESS := $(sort $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test
-TAP_TESTS = 1
-PROVE_TESTS = $(sort $(wildcard test/t/*.pl))
-PROVE_FLAGS = -I $(CURDIR)/test/perl
+PROVE_TESTS := $(sort $(wildcard test/t/*.pl))
+TAP_TESTS := $(if $(PROVE_TESTS),1)
 
 PG_CONFIG = pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
@@ -39,3 +60,16 @@ include $(PGXS)
 # Every object is built anew when a header changes, however PostgreSQL itself
 # was configured.
 $(OBJS): $(wildcard src/*.h) Makefile hrflow_embed.control
+
+# Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
+# expanded when their recipe runs, and run a program each: it is put behind
+# with-api. TAP tests configure servers of their own, so the settings for the
+# running one are kept from them.
+TEST_DIR := $(abspath $(srcdir)/test)
+pg_regress_installcheck = $(TEST_DIR)/with-api \
+	$(top_builddir)/src/test/regress/pg_regress --bindir='$(bindir)' \
+	$(pg_regress_locale_flags) $(EXTRA_REGRESS_OPTS)
+PROVE := $(TEST_DIR)/with-api env -u PGOPTIONS $(TEST_DIR)/prove-counted
+override PROVE_FLAGS += -I $(TEST_DIR)/perl
+
+endif
