@@ -1,0 +1,126 @@
+--
+-- Many profiles at once: hrflow_profile_embeddings()
+--
+CREATE EXTENSION hrflow_embed;
+SET hrflow_embed.max_attempts = 1;
+
+-- A row for every element: duplicates, NULLs and what cannot be asked too
+SELECT ordinality, profile_id, status, http_status, data ? 'profile' AS has_profile, error
+FROM hrflow_profile_embeddings('acme',
+	'{nurse-1,missing-1,nurse-1,NULL,"",novector-1,fault:status=500,fault:truncated,fault:status=403}',
+	'{"profile": 1, "skills": 1}')
+ORDER BY ordinality;
+
+-- By reference and by e-mail; together they go in one request
+SELECT ordinality, profile_id, profile_reference, profile_email, status
+FROM hrflow_profile_embeddings('acme', '{nurse-1,NULL,NULL,NULL}', '{"profile": 1}',
+	'{ref-1,ref-2,NULL,NULL}', '{NULL,NULL,a@example.com,NULL}')
+ORDER BY ordinality;
+SELECT ordinality, profile_reference, status
+FROM hrflow_profile_embeddings('acme', profile_references => '{a,b,missing}')
+ORDER BY ordinality;
+SELECT ordinality, profile_email, status
+FROM hrflow_profile_embeddings('acme', profile_emails => '{a@x,b@x,missing@x}')
+ORDER BY ordinality;
+
+-- Equal elements are asked once; elements that differ in one identifier do not
+-- count as equal
+SELECT hrflow_embed_stats_reset();
+SELECT count(*), count(DISTINCT ordinality)
+FROM hrflow_profile_embeddings('acme', array_fill('nurse-1'::text, ARRAY[1000]));
+SELECT count(*), count(DISTINCT ordinality)
+FROM hrflow_profile_embeddings('acme', '{a,a,NULL,a}', NULL, '{b,NULL,b,b}');
+SELECT calls, requests, retries, rate_limits, rows_by_status FROM hrflow_embed_stats;
+
+-- It joins with what the rows came from
+CREATE TEMP TABLE candidate (name text, hrflow_id text);
+INSERT INTO candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-2'), ('Cleo', NULL), ('Dan', 'missing-4');
+SELECT c.name, e.status
+FROM candidate c
+LEFT JOIN hrflow_profile_embeddings('acme', (SELECT array_agg(hrflow_id) FROM candidate), '{"profile": 1}') e
+ON e.profile_id = c.hrflow_id
+ORDER BY c.name;
+
+-- No elements, no rows; no source, no request
+SELECT count(*) FROM hrflow_profile_embeddings('acme', '{}');
+SELECT ordinality, status, error FROM hrflow_profile_embeddings(NULL, '{a,b}') ORDER BY 1;
+SELECT ordinality, status, error FROM hrflow_profile_embeddings('', '{a}') ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', ARRAY[repeat('x', 1000000), NULL]) GROUP BY 1;
+
+-- Arguments that fit nothing
+SELECT * FROM hrflow_profile_embeddings('acme'); -- error
+\echo :SQLSTATE
+SELECT * FROM hrflow_profile_embeddings('acme', '{a,b}', NULL, '{a}'); -- error
+\echo :SQLSTATE
+SELECT * FROM hrflow_profile_embeddings('acme', '{{a,b},{c,d}}'); -- error
+\echo :SQLSTATE
+SELECT * FROM hrflow_profile_embeddings('acme', '{a}', '[1]'); -- error
+\echo :SQLSTATE
+
+--
+-- Refusals that concern all
+--
+SELECT * FROM hrflow_profile_embeddings('unknown-source', '{a,b,c}'); -- error
+SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=401,a,b,c}') WHERE ordinality = 0;
+SET hrflow_embed.max_concurrency = 1;
+SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=401,a,b,c}'); -- error
+\echo :SQLSTATE
+SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=402,a,b,c}'); -- error
+\echo :SQLSTATE
+SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=429,a,b,c}'); -- error
+\echo :SQLSTATE
+-- what was had before is kept
+SELECT ordinality, status, http_status
+FROM hrflow_profile_embeddings('acme', '{a,missing,fault:status=402,b,a,c}');
+-- one 403 is its row's, the second concerns all
+SELECT ordinality, status, http_status
+FROM hrflow_profile_embeddings('acme', '{a,fault:status=403,b,"fault:status=403,id=2",c}');
+SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=403,"fault:status=403,id=2",c}'); -- error
+\echo :SQLSTATE
+RESET hrflow_embed.max_concurrency;
+
+-- Time is up for the whole batch: what was had is kept
+SET hrflow_embed.batch_timeout = '300ms';
+SELECT ordinality, status, http_status, error
+FROM hrflow_profile_embeddings('acme', '{a,fault:silent,b}')
+ORDER BY ordinality;
+SET hrflow_embed.max_concurrency = 1;
+SELECT ordinality, status, error
+FROM hrflow_profile_embeddings('acme', '{a,fault:silent,b,missing}')
+ORDER BY ordinality;
+RESET hrflow_embed.max_concurrency;
+RESET hrflow_embed.batch_timeout;
+
+-- Further tries go on beside the others
+SET hrflow_embed.max_attempts = 3;
+SELECT status, count(*)
+FROM hrflow_profile_embeddings('acme',
+	(SELECT array_agg('fault:first=2,status=' || (ARRAY[500, 502, 503])[i % 3 + 1] || ',id=' || i || gen_random_uuid())
+	 FROM generate_series(1, 100) i))
+GROUP BY status;
+SELECT status, count(*)
+FROM hrflow_profile_embeddings('acme',
+	(SELECT array_agg(CASE i % 5 WHEN 0 THEN 'fault:first=1,status=429,retry_after=0,id=' || gen_random_uuid() ELSE 'p' || i END)
+	 FROM generate_series(1, 100) i))
+GROUP BY status;
+
+-- In the select list, in a cursor closed early, in a savepoint that goes
+SELECT (hrflow_profile_embeddings('acme', '{a}')).status;
+BEGIN;
+DECLARE c CURSOR FOR SELECT status FROM hrflow_profile_embeddings('acme', '{a,b,c}');
+FETCH 1 FROM c;
+CLOSE c;
+SAVEPOINT s;
+SELECT * FROM hrflow_profile_embeddings('unknown', '{a}'); -- error
+ROLLBACK TO s;
+SELECT count(*) FROM hrflow_profile_embeddings('acme', '{a,b}');
+COMMIT;
+
+-- EXPLAIN asks for nothing
+SELECT hrflow_embed_stats_reset();
+EXPLAIN (COSTS OFF) SELECT hrflow_profile_embedding('acme', 'a');
+EXPLAIN (COSTS OFF) SELECT * FROM hrflow_profile_embeddings('acme', '{a}') WHERE status = 'ok' ORDER BY ordinality LIMIT 1;
+EXPLAIN (COSTS OFF) SELECT c.name, l.link FROM candidate c, hrflow_profile_embedding_links('acme', c.hrflow_id) l;
+SELECT requests FROM hrflow_embed_stats;
+
+DROP EXTENSION hrflow_embed;

@@ -1,0 +1,119 @@
+--
+-- One profile: hrflow_profile_embedding() and its links
+--
+CREATE EXTENSION hrflow_embed;
+
+-- A link is secret and differs from run to run: show what of it does not.
+CREATE FUNCTION shorten(link text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN regexp_replace(link, '^https?://[^/]+(/[^?]*)\?X-Amz-.*$', '\1');
+CREATE FUNCTION shorten(data jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+RETURN regexp_replace(data::text, '"https?://[^/"]+(/[^?"]*)\?X-Amz-[^"]*"', '"\1"', 'g')::jsonb;
+CREATE FUNCTION base64url(value text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN translate(encode(convert_to(value, 'UTF8'), 'base64'), E'+/=\n', '-_');
+
+-- The answer's data, and the same as rows
+SELECT jsonb_pretty(shorten(hrflow_profile_embedding('acme', 'nurse-1', '{"profile": 1, "skills": 1, "experiences": [0]}')));
+SELECT section, item, shorten(link)
+FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1, "skills": 1, "experiences": [0]}');
+
+-- By reference, by e-mail, and by several at once
+SELECT section, item, link LIKE 'http%/profile.hflw?%' AS is_link
+FROM hrflow_profile_embedding_links('acme', fields => '{"profile": 1}', profile_reference => 'ATS 4711/b');
+SELECT section, item, link LIKE 'http%/profile.hflw?%' AS is_link
+FROM hrflow_profile_embedding_links('acme', fields => '{"profile": 1}', profile_email => 'ada+cv@example.com');
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}', 'ATS 4711/b', 'ada+cv@example.com');
+
+-- Without fields the API decides; {} is the same
+SELECT count(*) > 2 AS several,
+       count(*) = (SELECT count(*) FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{}')) AS same
+FROM hrflow_profile_embedding_links('acme', 'nurse-1');
+
+-- It joins, and a LATERAL call asks once a row
+SELECT c.name, l.section
+FROM (VALUES (1, 'Ada', 'nurse-1'), (2, 'Bob', 'welder-2'), (3, 'Cleo', NULL)) AS c (n, name, hrflow_id)
+LEFT JOIN LATERAL hrflow_profile_embedding_links('acme', c.hrflow_id, '{"profile": 1}') l ON true
+ORDER BY c.n;
+
+-- The other dialect of the API
+SET hrflow_embed.api_dialect = 'key';
+SET hrflow_embed.api_user = 'founder@example.com';
+SELECT section, item FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}');
+SELECT section, item FROM hrflow_profile_embedding_links('acme', NULL, '{"profile": 1}', 'ATS 4711/b');
+SELECT section, item FROM hrflow_profile_embedding_links('acme', NULL, '{"profile": 1}', NULL, 'ada+cv@example.com');
+RESET hrflow_embed.api_dialect;
+RESET hrflow_embed.api_user;
+
+-- Nothing to ask for: no request, so that a wrong URL does not matter
+SET hrflow_embed.base_url = 'http://127.0.0.1:1';
+SELECT hrflow_profile_embedding(NULL, 'nurse-1') IS NULL AS is_null;
+SELECT hrflow_profile_embedding('acme') IS NULL AS is_null;
+SELECT hrflow_profile_embedding('acme', NULL, '{"profile": 1}', NULL, NULL) IS NULL AS is_null;
+SELECT * FROM hrflow_profile_embedding_links(NULL, 'nurse-1');
+SELECT * FROM hrflow_profile_embedding_links('acme');
+
+-- Refused without a request
+SELECT hrflow_profile_embedding('', 'nurse-1'); -- error
+SELECT hrflow_profile_embedding('acme', ''); -- error
+SELECT hrflow_profile_embedding('acme', NULL, NULL, ''); -- error
+SELECT hrflow_profile_embedding('acme', 'nurse-1', NULL, NULL, ''); -- error
+SELECT hrflow_profile_embedding('acme', 'nurse-1', '[]'); -- error
+SELECT hrflow_profile_embedding('acme', 'nurse-1', '"profile"'); -- error
+SELECT hrflow_profile_embedding('acme', 'nurse-1', 'null'); -- error
+SELECT * FROM hrflow_profile_embedding_links('acme', 'nurse-1', '1'); -- error
+SELECT hrflow_profile_embedding('acme', repeat('x', 100000)) \g (format=unaligned) /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+SELECT hrflow_profile_embedding('acme', 'nurse-1', jsonb_build_object('profile', repeat('é', 1000000))) \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+RESET hrflow_embed.base_url;
+
+--
+-- Which item is it?
+--
+
+-- as asked for, in the order asked
+SELECT section, item, shorten(link)
+FROM hrflow_profile_embedding_links('acme', 'fault:id=items', '{"experiences": [0]}');
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/a", "https://h/b"]}'), '{"experiences": [4, 2]}');
+-- fewer than asked for: the paths tell
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/v/experiences/2.hflw?x=/experiences/9.hflw"]}'), '{"experiences": [4, 2]}');
+-- the paths tell nothing: better no vector than one with the wrong name
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/opaque"]}'), '{"experiences": [4, 2]}') \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/v/myexperiences/2.hflw"]}'), '{"experiences": [4, 2]}') \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+-- the whole section: by position, or by path where that knows of a gap
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/a", "https://h/b"], "profile": "https://h/c"}'));
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/experiences/3.hflw"]}'), '{"experiences": 1}');
+-- null has no link, and keeps its place
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"skills": null, "experiences": [null, "https://h/b"]}'), '{"experiences": [7, 8], "skills": 1}');
+-- no vectors at all
+SELECT * FROM hrflow_profile_embedding_links('acme', 'fault:data=' || base64url('{}'));
+SELECT hrflow_profile_embedding('acme', 'fault:data=' || base64url('{}'));
+-- neither a link nor a list of links
+SELECT *
+FROM hrflow_profile_embedding_links('acme', 'fault:data=' || base64url('{"profile": {"a": 1}}')) \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+SELECT *
+FROM hrflow_profile_embedding_links('acme', 'fault:data=' || base64url('{"experiences": [1]}')) \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+
+DROP EXTENSION hrflow_embed;
+DROP FUNCTION shorten(text), shorten(jsonb), base64url(text);

@@ -1,0 +1,89 @@
+--
+-- Settings: who may set them, what they refuse, and what they never show
+--
+CREATE EXTENSION hrflow_embed;
+LOAD 'hrflow_embed';
+
+SELECT name, setting, unit, context, vartype, min_val, max_val, enumvals
+FROM pg_settings
+WHERE name LIKE 'hrflow\_embed.%' AND name <> 'hrflow_embed.base_url'
+ORDER BY name;
+
+-- The key: neither SHOW nor a view tells it
+SET hrflow_embed.api_key = 'askr_ffffffffffffffffffffffffffffffff';
+SHOW hrflow_embed.api_key;
+SELECT current_setting('hrflow_embed.api_key');
+SELECT count(*) FROM pg_settings WHERE name = 'hrflow_embed.api_key';
+SET hrflow_embed.api_key = '';
+SHOW hrflow_embed.api_key;
+RESET hrflow_embed.api_key;
+
+-- No refused value is repeated in the message
+SET hrflow_embed.api_key = '********'; -- error
+SET hrflow_embed.api_key = E'secret\r\nX-Injected: 1'; -- error
+SET hrflow_embed.api_key = 'secret with spaces'; -- error
+SET hrflow_embed.api_key = 'sécret'; -- error
+\set long_key `printf 'secret%.0s' $(seq 100)`
+SET hrflow_embed.api_key = :'long_key'; -- error
+SET hrflow_embed.api_user = E'secret\nX: 1'; -- error
+SET hrflow_embed.base_url = 'https://user:secret@api.example.com/v1'; -- error
+SET hrflow_embed.base_url = 'http://api.example.com/v1'; -- error
+SET hrflow_embed.base_url = 'ftp://api.example.com/v1'; -- error
+SET hrflow_embed.base_url = 'api.example.com/v1'; -- error
+SET hrflow_embed.base_url = 'https://api.example.com/v1?secret=1'; -- error
+SET hrflow_embed.base_url = 'https://api.example.com/v1#secret'; -- error
+SET hrflow_embed.base_url = 'https://api.example.com\@secret/v1'; -- error
+SET hrflow_embed.base_url = 'https://api.example.com:99999/v1'; -- error
+SET hrflow_embed.base_url = 'https:///v1'; -- error
+SET hrflow_embed.base_url = ''; -- error
+SET hrflow_embed.base_url = 'http://127.0.0.1.example.com/v1'; -- error
+SET hrflow_embed.base_url = 'http://localhost:secret/v1'; -- error
+SET hrflow_embed.base_url = 'http://127.1/v1'; -- error
+SET hrflow_embed.base_url = 'http://[::2]/v1'; -- error
+SET hrflow_embed.proxy = 'user:secret@proxy:3128'; -- error
+SET hrflow_embed.proxy = 'file:///secret'; -- error
+SET hrflow_embed.api_key_file = 'secret.txt'; -- error
+SET hrflow_embed.ca_file = '../secret.pem'; -- error
+SET hrflow_embed.api_dialect = 'secret'; -- error
+SET hrflow_embed.max_attempts = 0; -- error
+SET hrflow_embed.max_response_size = '1GB'; -- error
+SET hrflow_embed.max_concurrency = 257; -- error
+SET hrflow_embed.no_such_setting = 1; -- error
+
+-- What is accepted
+SET hrflow_embed.base_url = 'http://127.0.0.2:8080/v1/';
+SET hrflow_embed.base_url = 'http://[::1]:8080/v1';
+SET hrflow_embed.base_url = 'http://localhost/v1';
+SET hrflow_embed.base_url = 'https://api.example.com:8443';
+SET hrflow_embed.request_timeout = '1min';
+SHOW hrflow_embed.request_timeout;
+SET hrflow_embed.max_response_size = '1MB';
+SHOW hrflow_embed.max_response_size;
+RESET hrflow_embed.base_url;
+RESET hrflow_embed.request_timeout;
+RESET hrflow_embed.max_response_size;
+
+-- The key is not to be kept where every role can read it
+ALTER ROLE CURRENT_USER SET hrflow_embed.api_key = 'secret'; -- error
+ALTER DATABASE contrib_regression SET hrflow_embed.api_key = 'secret'; -- error
+CREATE FUNCTION f() RETURNS int LANGUAGE sql SET hrflow_embed.api_key = 'secret' RETURN 1; -- error
+
+-- No key at all
+SET hrflow_embed.api_key = '';
+SET hrflow_embed.api_key_file = '';
+SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
+SELECT * FROM hrflow_profile_embeddings('acme', '{nurse-1}'); -- error
+\echo :SQLSTATE
+
+-- A file that cannot be used: the message names the setting
+SET hrflow_embed.api_key_file = '/no/such/file';
+SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
+\echo :SQLSTATE
+SET hrflow_embed.api_key_file = '/dev/null';
+SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
+\echo :SQLSTATE
+SET hrflow_embed.api_key_file = '/';
+SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
+\echo :SQLSTATE
+
+DROP EXTENSION hrflow_embed;

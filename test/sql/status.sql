@@ -1,0 +1,161 @@
+--
+-- What can go wrong with one call: SQLSTATE, message, and what the user sees
+--
+CREATE EXTENSION hrflow_embed;
+
+CREATE FUNCTION base64url(value text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN translate(encode(convert_to(value, 'UTF8'), 'base64'), E'+/=\n', '-_');
+CREATE FUNCTION base64url(value bytea) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN translate(encode(value, 'base64'), E'+/=\n', '-_');
+
+-- What one call comes to.
+CREATE FUNCTION outcome(id text, OUT state text, OUT message text, OUT detail text)
+LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM hrflow_profile_embedding('acme', id);
+	state := '00000';
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE,
+		message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+END
+$$;
+
+-- As a user sees it
+SELECT hrflow_profile_embedding('acme', 'missing-1'); -- error
+SELECT hrflow_profile_embedding('unknown-source', 'nurse-1'); -- error
+SELECT hrflow_profile_embedding('acme', NULL, NULL, 'missing-reference'); -- error
+SELECT hrflow_profile_embedding('acme', NULL, NULL, NULL, 'missing@example.com'); -- error
+SELECT hrflow_profile_embedding('acme', 'novector-1', '{"skills": 1}'); -- error
+SELECT hrflow_profile_embedding('acme', repeat('missing', 30)); -- error
+
+-- One try each, so that nothing waits
+SET hrflow_embed.max_attempts = 1;
+
+-- Statuses, by HTTP status and by the body's code
+SELECT fault, o.*
+FROM (VALUES
+	(1, 'status=400'),
+	(2, 'status=401'),
+	(3, 'status=402'),
+	(4, 'status=403'),
+	(5, 'status=404'),
+	(6, 'status=404,html'),
+	(7, 'status=408'),
+	(8, 'status=410'),
+	(9, 'status=418'),
+	(10, 'status=422'),
+	(11, 'status=500'),
+	(12, 'status=502,html'),
+	(13, 'status=503'),
+	(14, 'status=504,empty'),
+	(15, 'status=200,code=400'),
+	(16, 'status=200,code=401'),
+	(17, 'status=200,code=500'),
+	(18, 'status=200,code=404'),
+	(19, 'status=404,code=400,message=Invalid profile array'),
+	(20, 'status=404,code=400,message=Invalid source fields'),
+	(21, 'status=200,code=400,message=Invalid key. File doesn''t exist'),
+	(22, 'status=500,code=200'),
+	(23, 'status=200,code=201'),
+	(24, 'status=201'),
+	(25, 'status=401,html'),
+	(26, 'redirect')
+) AS f (n, fault), outcome('fault:' || fault) AS o
+ORDER BY n;
+
+-- 429, in a statement of its own for the pause that it begins
+SELECT * FROM outcome('fault:status=429');
+
+-- Replies that are none
+SELECT fault, o.*
+FROM (VALUES
+	(1, 'status=200,html'),
+	(2, 'empty'),
+	(3, 'notype'),
+	(4, 'type=text/json'),
+	(5, 'type=application/jsonp'),
+	(6, 'charset'),
+	(7, 'truncated'),
+	(8, 'deep=60'),
+	(9, 'deep=1000000'),
+	(10, 'badutf8'),
+	(11, 'nul'),
+	(12, 'gzip')
+) AS f (n, fault), outcome('fault:' || fault) AS o
+ORDER BY n;
+
+-- Bodies of any kind
+SELECT body, o.state, o.detail
+FROM (VALUES
+	(1, 'null'), (2, '[]'), (3, '"x"'), (4, '42'), (5, '{}'), (6, '{"code": 200}'),
+	(7, '{"code": 200, "data": null}'), (8, '{"code": 200, "data": []}'), (9, '{"code": 200, "data": "link"}'),
+	(10, '{"data": {}}'), (11, '{"code": "200", "data": {}}'), (12, '{"code": 200.5, "data": {}}'),
+	(13, '{"code": 1e9, "data": {}}'), (14, '{"code": -200, "data": {}}'), (15, '{"code": 0, "data": {}}'),
+	(16, '{"code": 302, "data": {}}'), (17, '{"code": 200, "data": {"n": 1e999999999}}'),
+	(18, '{"code": 200, "data": {"s": "\u0000"}}'), (19, '{"code": 200, "data": {"s": "\ud800"}}'),
+	(20, '{"code": 200, "data": {}} {}'), (21, '{"code": 200, "data": {},}'), (22, '{"code": 400, "message": 7}'),
+	(23, '{"code": 400, "message": "line' || E'\\n' || 'LOG:  forged"}'), (24, '{"code": 400, "message": ""}')
+) AS f (n, body), outcome('fault:body=' || base64url(body)) AS o
+ORDER BY n;
+
+-- The key is masked wherever the server repeats it, whole or in part
+SELECT detail FROM outcome('fault:echo,status=401');
+SELECT detail FROM outcome('fault:status=400,message=key ASKR_0123456789ABCDEF is bad');
+SELECT detail FROM outcome('fault:status=400,message=key 89abcdef0123 is bad');
+SELECT detail FROM outcome('fault:status=400,message=another askw_deadbeefdeadbeef00000000 is bad');
+SELECT length(detail) < 600 AS is_clipped FROM outcome('fault:status=400,message=' || repeat('long ', 400));
+
+-- Too large: as it comes, as it unfolds, its headers
+SET hrflow_embed.max_response_size = '64kB';
+SELECT fault, o.*
+FROM (VALUES
+	(1, 'big=65537'),
+	(2, 'big=1000000000'),
+	(3, 'bomb=10000000'),
+	(4, 'header_size=70000'),
+	(5, 'headers=20')
+) AS f (n, fault), outcome('fault:' || fault) AS o
+ORDER BY n;
+RESET hrflow_embed.max_response_size;
+
+-- The network.  What libcurl says is not ours to test.
+SET hrflow_embed.request_timeout = '300ms';
+SELECT fault, o.state, o.message
+FROM (VALUES
+	(1, 'silent'),
+	(2, 'stall=20'),
+	(3, 'slow=200'),
+	(4, 'reset'),
+	(5, 'break=0'),
+	(6, 'break=20'),
+	(7, 'latency=20')
+) AS f (n, fault), outcome('fault:' || fault) AS o
+ORDER BY n;
+RESET hrflow_embed.request_timeout;
+SET hrflow_embed.base_url = 'http://127.0.0.1:1/v1';
+SELECT state, message FROM outcome('nurse-1');
+SET hrflow_embed.base_url = 'https://host.invalid/v1';
+SELECT state, message FROM outcome('nurse-1');
+RESET hrflow_embed.base_url;
+
+-- Tries: the first ones fail, the last one is had
+SET hrflow_embed.max_attempts = 3;
+SELECT fault, o.state, o.detail
+FROM (VALUES
+	(1, 'status=500,first=2,id='),
+	(2, 'status=503,first=2,retry_after=0,id='),
+	(3, 'status=408,first=1,id='),
+	(4, 'status=429,first=2,retry_after=1,id='),
+	(5, 'break=20,first=2,id='),
+	(6, 'reset,first=2,id='),
+	(7, 'status=500,first=3,id='),
+	(8, 'status=400,first=1,id='),
+	(9, 'truncated,first=1,id='),
+	(10, 'status=503,retry_after=100000,id=')
+) AS f (n, fault), outcome('fault:' || fault || gen_random_uuid()) AS o
+ORDER BY n;
+
+DROP EXTENSION hrflow_embed;
+DROP FUNCTION outcome(text), base64url(text), base64url(bytea);
