@@ -46,9 +46,11 @@ SET hrflow_embed.api_key_file = 'secret.txt'; -- error
 SET hrflow_embed.ca_file = '../secret.pem'; -- error
 SET hrflow_embed.api_dialect = 'secret'; -- error
 SET hrflow_embed.max_attempts = 0; -- error
-SET hrflow_embed.max_response_size = '1GB'; -- error
 SET hrflow_embed.max_concurrency = 257; -- error
 SET hrflow_embed.no_such_setting = 1; -- error
+\set VERBOSITY sqlstate
+SET hrflow_embed.max_response_size = '1GB'; -- error
+\set VERBOSITY default
 
 -- What is accepted
 SET hrflow_embed.base_url = 'http://127.0.0.2:8080/v1/';

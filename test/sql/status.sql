@@ -153,7 +153,7 @@ FROM (VALUES
 	(7, 'status=500,first=3,id='),
 	(8, 'status=400,first=1,id='),
 	(9, 'truncated,first=1,id='),
-	(10, 'status=503,retry_after=100000,id=')
+	(10, 'status=503,retry_after=3600,id=')
 ) AS f (n, fault), outcome('fault:' || fault || gen_random_uuid()) AS o
 ORDER BY n;
 

@@ -1,0 +1,55 @@
+\echo
+\echo == Candidates in PostgreSQL, profiles at HrFlow
+\echo
+CREATE EXTENSION hrflow_embed;
+CREATE TABLE candidate (name text, hrflow_id text);
+INSERT INTO candidate VALUES
+	('Ada Nurse', 'ada-nurse'), ('Bob Welder', 'bob-welder'), ('Cleo Nurse', 'cleo-nurse'),
+	('Dan Cook', 'dan-cook'), ('Eve, not parsed yet', NULL);
+SELECT * FROM candidate;
+
+\echo == One profile, as the API answers (links shortened here)
+\echo
+\set short 'regexp_replace(link, ''^(https://[^/]+)/.*/embedding/(.*)\\?.*$'', ''\\1/…/\\2?…'')'
+SELECT jsonb_pretty(regexp_replace(
+	hrflow_profile_embedding('source-1', 'ada-nurse', '{"profile": 1, "experiences": [0]}')::text,
+	'/teams/[^"]*/embedding/([^"?]*)\?[^"]*"', '/…/\1?…"', 'g')::jsonb) AS hrflow_profile_embedding;
+
+\echo == The same as rows: by its reference in your own system, and by e-mail
+\echo
+SELECT section, item, :short AS link
+FROM hrflow_profile_embedding_links('source-1', profile_reference => 'ATS 4711/b', fields => '{"profile": 1, "skills": 1}');
+SELECT section, item, :short AS link
+FROM hrflow_profile_embedding_links('source-1', profile_email => 'bob+cv@example.com', fields => '{"profile": 1}');
+
+\echo == Links beside the candidates
+\echo
+SELECT c.name, l.section, :short AS link
+FROM candidate c
+LEFT JOIN LATERAL hrflow_profile_embedding_links('source-1', c.hrflow_id, '{"profile": 1}') l ON true;
+
+\echo == All candidates at once: a row for each, whatever becomes of it
+\echo
+SELECT ordinality, profile_id, status, left(data::text, 40) || '…' AS data, error
+FROM hrflow_profile_embeddings('source-1', (SELECT array_agg(hrflow_id) FROM candidate) || '{missing-1}', '{"profile": 1}')
+ORDER BY ordinality;
+
+\echo == 2,000 profiles, 32 requests in flight
+\echo
+\timing on
+SELECT status, count(*)
+FROM hrflow_profile_embeddings('source-1', (SELECT array_agg('profile-' || i) FROM generate_series(1, 2000) i), '{"profile": 1}')
+GROUP BY status;
+\timing off
+SELECT calls, requests, connections_opened, connections_reused, rows_by_status FROM hrflow_embed_stats;
+
+\echo == A profile that is not there
+\echo
+SELECT hrflow_profile_embedding('source-1', 'missing-1');
+
+\echo
+\echo == A key that is refused, and not told
+\echo
+SET hrflow_embed.api_key_file = :'old_key';
+SELECT hrflow_profile_embedding('source-1', 'ada-nurse');
+SHOW hrflow_embed.api_key;
