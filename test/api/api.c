@@ -256,7 +256,7 @@ parse_items(const char *p, Asked *asked, bool *unknown)
 			*unknown = true;
 			if (!quoted)
 				return NULL;
-			end = strchr(p, '"');
+			end = (char *) (uintptr_t) strchr(p, '"');
 		}
 		else if (asked->nitems < 64)
 			asked->items[asked->nitems++] = (int) strtol(p, &end, 10);
