@@ -44,6 +44,15 @@
 #endif
 
 /*
+ * Stands before a declaration.
+ */
+#if PG_VERSION_NUM >= 180000
+#define HRFLOW_NORETURN pg_noreturn
+#else
+#define HRFLOW_NORETURN pg_attribute_noreturn()
+#endif
+
+/*
  * From 17 on a WaitEventSet belongs to a resource owner (NULL: to nobody,
  * which is what a set that lives as long as the backend wants) and not to a
  * memory context.

@@ -19,6 +19,7 @@
 
 #include <sys/socket.h>
 
+#include "compat.h"
 #include "nodes/pg_list.h"
 #include "utils/array.h"
 #include "utils/jsonb.h"
@@ -244,7 +245,7 @@ typedef struct HrflowPollerEvent
 
 /* in status.c */
 extern const char *hrflow_status_name(HrflowStatus status);
-extern void hrflow_status_raise(const HrflowResult *result) pg_attribute_noreturn();
+HRFLOW_NORETURN extern void hrflow_status_raise(const HrflowResult *result);
 
 extern char *hrflow_status_describe(const HrflowResult *result);
 
@@ -311,6 +312,8 @@ extern void hrflow_stats_flush(void);
 extern int	hrflow_poller_open(void);
 extern bool hrflow_poller_watch(int poller, int fd, bool readable,
 								bool writable);
+extern void hrflow_poller_opened(int fd);
+extern void hrflow_poller_closed(int fd);
 extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 
 /* in vector.c */
