@@ -24,6 +24,28 @@
 
 #define MAX_EVENTS 64
 
+#define READABLE 1
+#define WRITABLE 2
+
+/*
+ * What each descriptor is watched for, and what it should be.
+ *
+ * libcurl loses its interest in a connection at the end of each request, and
+ * finds it again with the next.  So a connection is watched until it turns out
+ * to be ready although nobody wants it: that spares three system calls a
+ * request.  It must be told of with hrflow_poller_opened() and closed(), since
+ * the kernel forgets a closed descriptor and gives its number to another.
+ */
+typedef struct Watched
+{
+	unsigned char is;
+	unsigned char wanted;
+	bool		is_connection;
+} Watched;
+
+static Watched *watched = NULL;	/* by descriptor; malloc'd */
+static int	nwatched = 0;
+
 /*
  * A new poller's descriptor, or -1 with errno set.
  */
@@ -38,37 +60,113 @@ hrflow_poller_open(void)
 }
 
 /*
- * Watch a descriptor for what is asked; for nothing: forget it.  A closed
- * descriptor has been forgotten already, which is no failure.
+ * Make the kernel watch a descriptor as is wanted.
+ */
+static bool
+update(int poller, int fd)
+{
+	Watched    *w = &watched[fd];
+	bool		good = true;
+
+	if (w->is == w->wanted)
+		return true;
+
+#ifdef __linux__
+	{
+		struct epoll_event event = {0};
+
+		event.data.fd = fd;
+		event.events = (w->wanted & READABLE ? EPOLLIN : 0) |
+			(w->wanted & WRITABLE ? EPOLLOUT : 0);
+		good = epoll_ctl(poller, w->wanted == 0 ? EPOLL_CTL_DEL :
+						 w->is == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD,
+						 fd, &event) == 0 || w->wanted == 0;
+	}
+#else
+	{
+		struct kevent changes[2];
+		int			n = 0;
+
+		if ((w->is ^ w->wanted) & READABLE)
+			EV_SET(&changes[n++], fd, EVFILT_READ,
+				   w->wanted & READABLE ? EV_ADD : EV_DELETE, 0, 0, 0);
+		if ((w->is ^ w->wanted) & WRITABLE)
+			EV_SET(&changes[n++], fd, EVFILT_WRITE,
+				   w->wanted & WRITABLE ? EV_ADD : EV_DELETE, 0, 0, 0);
+		good = kevent(poller, changes, n, NULL, 0, NULL) >= 0 ||
+			w->wanted == 0;
+	}
+#endif
+	w->is = good ? w->wanted : 0;
+	return good;
+}
+
+/*
+ * Make room for a descriptor.
+ */
+static bool
+enlarge(int fd)
+{
+	int			n = Max(fd + 1, 2 * nwatched);
+	Watched    *larger;
+
+	if (fd < nwatched)
+		return true;
+	larger = realloc(watched, n * sizeof(Watched));
+	if (larger == NULL)
+		return false;
+	memset(larger + nwatched, 0, (n - nwatched) * sizeof(Watched));
+	watched = larger;
+	nwatched = n;
+	return true;
+}
+
+/*
+ * Watch a descriptor for what is asked.  Returns false when the kernel or our
+ * memory is at its limit.
  */
 bool
 hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
 {
-#ifdef __linux__
-	struct epoll_event event = {0};
-
-	event.data.fd = fd;
-	event.events = (readable ? EPOLLIN : 0) | (writable ? EPOLLOUT : 0);
-
-	if (event.events == 0)
-	{
-		(void) epoll_ctl(poller, EPOLL_CTL_DEL, fd, &event);
+	if (!enlarge(fd))
+		return false;
+	watched[fd].wanted = (readable ? READABLE : 0) | (writable ? WRITABLE : 0);
+	if (watched[fd].wanted == 0 && watched[fd].is_connection)
 		return true;
-	}
-	return epoll_ctl(poller, EPOLL_CTL_MOD, fd, &event) == 0 ||
-		(errno == ENOENT && epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event) == 0);
-#else
-	struct kevent change;
-	bool		good = true;
+	return update(poller, fd);
+}
 
-	EV_SET(&change, fd, EVFILT_READ, readable ? EV_ADD : EV_DELETE, 0, 0, 0);
-	if (kevent(poller, &change, 1, NULL, 0, NULL) < 0 && readable)
-		good = false;
-	EV_SET(&change, fd, EVFILT_WRITE, writable ? EV_ADD : EV_DELETE, 0, 0, 0);
-	if (kevent(poller, &change, 1, NULL, 0, NULL) < 0 && writable)
-		good = false;
-	return good;
-#endif
+/*
+ * A connection has this descriptor from now on.
+ */
+void
+hrflow_poller_opened(int fd)
+{
+	if (enlarge(fd))
+		watched[fd] = (Watched) {.is_connection = true};
+}
+
+/*
+ * It is about to be closed.
+ */
+void
+hrflow_poller_closed(int fd)
+{
+	if (fd < nwatched)
+		watched[fd] = (Watched) {0};
+}
+
+/*
+ * Is this descriptor, which is ready, wanted?  If not, watch it no longer.
+ */
+static bool
+is_wanted(int poller, int fd)
+{
+	if (fd < nwatched && watched[fd].wanted != 0)
+		return true;
+	if (fd < nwatched)
+		(void) update(poller, fd);
+	return false;
 }
 
 /*
@@ -79,16 +177,20 @@ int
 hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 {
 	int			n;
+	int			nwanted = 0;
 #ifdef __linux__
 	struct epoll_event ready[MAX_EVENTS];
 
 	n = epoll_wait(poller, ready, Min(max, MAX_EVENTS), 0);
 	for (int i = 0; i < n; i++)
 	{
-		events[i].fd = ready[i].data.fd;
-		events[i].readable = (ready[i].events & EPOLLIN) != 0;
-		events[i].writable = (ready[i].events & EPOLLOUT) != 0;
-		events[i].failed = (ready[i].events & (EPOLLERR | EPOLLHUP)) != 0;
+		HrflowPollerEvent *event = &events[nwanted];
+
+		event->fd = ready[i].data.fd;
+		event->readable = (ready[i].events & EPOLLIN) != 0;
+		event->writable = (ready[i].events & EPOLLOUT) != 0;
+		event->failed = (ready[i].events & (EPOLLERR | EPOLLHUP)) != 0;
+		nwanted += is_wanted(poller, event->fd);
 	}
 #else
 	struct kevent ready[MAX_EVENTS];
@@ -97,11 +199,14 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 	n = kevent(poller, NULL, 0, ready, Min(max, MAX_EVENTS), &now);
 	for (int i = 0; i < n; i++)
 	{
-		events[i].fd = ready[i].ident;
-		events[i].readable = ready[i].filter == EVFILT_READ;
-		events[i].writable = ready[i].filter == EVFILT_WRITE;
-		events[i].failed = (ready[i].flags & EV_ERROR) != 0;
+		HrflowPollerEvent *event = &events[nwanted];
+
+		event->fd = ready[i].ident;
+		event->readable = ready[i].filter == EVFILT_READ;
+		event->writable = ready[i].filter == EVFILT_WRITE;
+		event->failed = (ready[i].flags & EV_ERROR) != 0;
+		nwanted += is_wanted(poller, event->fd);
 	}
 #endif
-	return Max(n, 0);
+	return nwanted;
 }

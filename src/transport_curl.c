@@ -218,6 +218,7 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 	if (fd == -1)
 		return CURL_SOCKET_BAD;
 	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
+	hrflow_poller_opened(fd);
 	pool.sockets++;
 	return fd;
 }
@@ -226,6 +227,7 @@ static int
 on_close(void *arg, curl_socket_t fd)
 {
 	pool.sockets--;
+	hrflow_poller_closed(fd);
 	return close(fd);
 }
 
@@ -241,6 +243,7 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 	struct sockaddr_in v4 = {.sin_family = AF_INET};
 	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
 
+	transfer->connected = true;
 	if (!is_guarded(transfer))
 		return CURL_PREREQFUNC_OK;
 	if (inet_pton(AF_INET, remote, &v4.sin_addr) == 1 &&
@@ -648,6 +651,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	transfer->over_budget = false;
 	transfer->out_of_memory = false;
 	transfer->address_refused = false;
+	transfer->connected = false;
 	transfer->error[0] = '\0';
 	transfer->started = hrflow_rate_now();
 
@@ -659,25 +663,12 @@ hrflow_curl_start(HrflowTransfer *transfer)
 }
 
 /*
- * Was the connection made, TLS included?
- */
-static bool
-was_connected(CURL *easy)
-{
-	curl_off_t	made = 0;
-
-	return curl_easy_getinfo(easy, CURLINFO_PRETRANSFER_TIME_T,
-							 &made) == CURLE_OK && made > 0;
-}
-
-/*
  * The status of a try that libcurl says has failed.
  */
 static HrflowStatus
 classify_failure(HrflowTransfer *transfer, CURLcode code)
 {
 	HrflowReply *reply = &transfer->reply;
-	bool		connected = was_connected(transfer->easy);
 
 	if (transfer->too_large || transfer->over_budget)
 	{
@@ -699,7 +690,7 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 			 * libcurl does not tell its two time limits apart.  When it is
 			 * not the whole try's that is up, it is the connection's.
 			 */
-			if (connected || hrflow_rate_now() - transfer->started >=
+			if (transfer->connected || hrflow_rate_now() - transfer->started >=
 				pool.settings->request_timeout * MSEC)
 				return HRFLOW_TIMEOUT;
 			reply->transient = true;
@@ -723,7 +714,8 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 
 		default:
 			reply->transient = true;
-			return connected ? HRFLOW_CONNECTION_LOST : HRFLOW_CONNECT_FAILED;
+			return transfer->connected ? HRFLOW_CONNECTION_LOST :
+				HRFLOW_CONNECT_FAILED;
 	}
 }
 
