@@ -37,7 +37,7 @@ CREATE FUNCTION hrflow_profile_embedding(
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 100000;
+COST 1000;
 
 COMMENT ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) IS
 'links to a profile''s embeddings, as the HrFlow API answers; one request';
@@ -61,7 +61,7 @@ CREATE FUNCTION hrflow_profile_embedding_links(
 RETURNS TABLE (section text, item int, link text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 100000 ROWS 5;
+COST 1000 ROWS 5;
 
 COMMENT ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) IS
 'links to a profile''s embeddings, a row each; one request';
@@ -112,7 +112,7 @@ RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
 	profile_email text, status text, http_status int, data jsonb, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 1000000 ROWS 1000;
+COST 10000 ROWS 1000;
 
 COMMENT ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) IS
 'links to the embeddings of many profiles at once; one request for each';
@@ -143,7 +143,7 @@ RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
 	http_status int, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 1000000 ROWS 1000;
+COST 10000 ROWS 1000;
 
 COMMENT ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) IS
 'embeddings of many profiles at once, a row for each vector; one request for each profile';
@@ -169,7 +169,7 @@ CREATE FUNCTION hrflow_fetch_vector(link text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
-COST 100000;
+COST 1000;
 
 COMMENT ON FUNCTION hrflow_fetch_vector(text) IS
 'vector that a link of the HrFlow API leads to';
@@ -182,7 +182,7 @@ RETURNS TABLE (ordinality bigint, link text, vector real[], status text,
 	http_status int, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 1000000 ROWS 1000;
+COST 10000 ROWS 1000;
 
 COMMENT ON FUNCTION hrflow_fetch_vectors(text[]) IS
 'vectors that many links of the HrFlow API lead to';
