@@ -61,6 +61,9 @@ include $(PGXS)
 # was configured.
 $(OBJS): $(wildcard src/*.h) Makefile hrflow_embed.control
 
+# Loops over the elements of vectors.
+src/vector.o: CFLAGS += $(CFLAGS_VECTORIZE)
+
 # Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
 # expanded when their recipe runs, and run a program each: it is put behind
 # with-api. TAP tests configure servers of their own, so the settings for the

@@ -190,6 +190,45 @@ COMMENT ON FUNCTION hrflow_fetch_vectors(text[]) IS
 REVOKE ALL ON FUNCTION hrflow_fetch_vectors(text[]) FROM PUBLIC;
 
 --
+-- Vectors
+--
+
+-- Decodes a vector: a NumPy file (.npy 1.0 to 3.0; real or integer elements of
+-- any size and byte order; what links lead to), a JSON array of numbers or of
+-- such arrays, or base64 of big-endian floats of 4 bytes.  They are told apart
+-- by how they begin.
+--
+-- Returns one dimension for one vector, of shape (d) or (1, d), and two for
+-- shape (n, d).  Base64 has no shape: n vectors come as one of n * d elements.
+-- Elements are rounded to the nearest real; one too large for it, infinity and
+-- NaN are refused, one too small becomes zero.
+--
+-- Cost: none, no network.
+-- Errors: 22P03 not that, or not all of it.
+CREATE FUNCTION hrflow_decode_vector(payload bytea)
+RETURNS real[]
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_decode_vector(bytea) IS
+'vector in a NumPy file, a JSON array, or base64 of big-endian floats';
+
+-- Cosine of the angle between two vectors of one dimension: 1 for the same
+-- direction, 0 for a right angle, -1 for opposite ones.
+--
+-- Cost: none, no network.
+-- Errors: 22023 different dimensions, more than one, nulls, infinity or NaN,
+-- or a vector of zeros, which has no direction.
+CREATE FUNCTION hrflow_cosine_similarity(a real[], b real[])
+RETURNS double precision
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+COST 10;
+
+COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
+'cosine similarity of two vectors';
+
+--
 -- Statistics
 --
 

@@ -212,25 +212,19 @@ find_equal(Batch *batch)
  */
 
 /*
- * Store one row of one element.
+ * Store a row of an element, and of those equal to it.  "section" is NULL
+ * where the row is not about one.
  */
 static void
-put_row(Batch *batch, int element, const char *section, int item,
-		const HrflowResult *result)
+put_rows(Batch *batch, int element, const char *section, int item,
+		 const HrflowResult *result)
 {
+	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	Datum		values[MAX_COLUMNS] = {0};
 	bool		nulls[MAX_COLUMNS] = {false};
-	int			n = 0;
+	int			n = 1 + batch->nids;
 
-	values[n++] = Int64GetDatum((int64) element + 1);
-	for (int i = 0; i < batch->nids; i++, n++)
-	{
-		const Identifiers *ids = &batch->ids[i];
-
-		nulls[n] = ids->values == NULL || ids->nulls[element];
-		if (!nulls[n])
-			values[n] = ids->values[element];
-	}
+	/* What is behind the ordinality and the identifiers is the same in all. */
 	if (batch->kind == BATCH_OF_VECTORS)
 	{
 		nulls[n] = section == NULL;
@@ -257,28 +251,23 @@ put_row(Batch *batch, int element, const char *section, int item,
 	if (result->status != HRFLOW_OK)
 		values[n] = CStringGetTextDatum(hrflow_status_describe(result));
 	n++;
-
 	Assert(n == batch->rsinfo->setDesc->natts);
-	tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
-						 values, nulls);
-	batch->nrows++;
-	hrflow_stats_count_row(result->status);
-}
-
-/*
- * Store a row of an element, and of those equal to it.  "section" is NULL
- * where the row is not about one.
- */
-static void
-put_rows(Batch *batch, int element, const char *section, int item,
-		 const HrflowResult *result)
-{
-	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 
 	for (; element >= 0; element = batch->next_equal[element])
 	{
 		CHECK_FOR_INTERRUPTS();
-		put_row(batch, element, section, item, result);
+		values[0] = Int64GetDatum((int64) element + 1);
+		for (int i = 0; i < batch->nids; i++)
+		{
+			const Identifiers *ids = &batch->ids[i];
+
+			nulls[1 + i] = ids->values == NULL || ids->nulls[element];
+			values[1 + i] = nulls[1 + i] ? (Datum) 0 : ids->values[element];
+		}
+		tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
+							 values, nulls);
+		batch->nrows++;
+		hrflow_stats_count_row(result->status);
 	}
 	MemoryContextSwitchTo(old);
 }

@@ -138,14 +138,23 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 }
 
 /*
- * A link as it may be shown: without the query, which is what makes it a
- * secret.  palloc'd.
+ * A link as it may be shown: scheme, host and path, without the query, which
+ * is what makes it a secret, or a user.  palloc'd.
  */
 char *
 hrflow_link_describe(const char *link)
 {
-	int			length = strcspn(link, "?#");
-	char	   *shown = pnstrdup(link, Min(length, 300));
+	int			length = Min(strcspn(link, "?#"), 300);
+	char	   *shown = pnstrdup(link, length);
+	char	   *host = strstr(shown, "://");
+	char	   *at = strrchr(shown, '@');
+
+	/* An "@" in a path goes too: nobody misses it, and no trick gets by. */
+	if (at != NULL)
+	{
+		host = host != NULL && host < at ? host + 3 : shown;
+		memmove(host, at + 1, strlen(at));
+	}
 
 	for (char *p = shown; *p; p++)
 	{

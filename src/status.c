@@ -27,7 +27,7 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_INVALID_REQUEST] = {
 		"invalid_request", ERRCODE_INVALID_PARAMETER_VALUE,
-		"invalid request to the HrFlow API",
+		"invalid request to %s",
 		"Check the identifiers and \"fields\"."
 	},
 	[HRFLOW_INVALID_SOURCE] = {
@@ -62,7 +62,7 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_RATE_LIMITED] = {
 		"rate_limited", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		"HrFlow API limited the rate of requests",
+		"%s limited the rate of requests",
 		"Ask again later, or send fewer requests a minute."
 	},
 	[HRFLOW_CONNECT_FAILED] = {

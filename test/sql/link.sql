@@ -1,0 +1,90 @@
+--
+-- Links and what they lead to: hrflow_profile_vectors(), hrflow_fetch_vector(),
+-- hrflow_fetch_vectors()
+--
+CREATE EXTENSION hrflow_embed;
+SET hrflow_embed.max_attempts = 1;
+
+-- Loopback addresses are for tests; they must be named like any other host
+SELECT status, count(*) FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1, "skills": 1}') GROUP BY 1;
+SET hrflow_embed.link_hosts = '127.0.0.1';
+
+-- A row for every vector; the vectors have length 1
+SELECT ordinality, profile_id, section, item, array_length(vector, 1) AS dimension,
+	round(hrflow_cosine_similarity(vector, vector)::numeric, 6) AS self, status, http_status, error
+FROM hrflow_profile_vectors('acme', '{nurse-2,missing-1,NULL,welder-2,nurse-2}',
+	'{"profile": 1, "experiences": [0, 2]}')
+ORDER BY ordinality, section, item;
+
+-- Those of one occupation are similar
+WITH v AS (
+	SELECT profile_id, vector
+	FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2,welder-1}', '{"profile": 1}'))
+SELECT a.profile_id, b.profile_id, hrflow_cosine_similarity(a.vector, b.vector) > 0.5 AS similar
+FROM v a JOIN v b ON a.profile_id < b.profile_id
+ORDER BY 1, 2;
+
+-- Nothing to ask for, no vectors
+SELECT count(*) FROM hrflow_profile_vectors('acme', '{}');
+SELECT section, item, vector, status FROM hrflow_profile_vectors('acme', '{"fault:data=e30"}');
+
+-- Every encoding a link may lead to gives the same vector
+SELECT fault, bool_and(v.vector = plain.vector) AS same, min(v.status) AS status
+FROM (VALUES ('<f4'), ('>f4'), ('<f8'), ('>f8')) f(fault),
+	LATERAL hrflow_profile_vectors('acme', ARRAY['fault:v.dtype=' || fault || ',id=1'], '{"profile": 1}') v,
+	LATERAL hrflow_profile_vectors('acme', ARRAY['fault:v.dtype=' || fault || ',id=1'], '{"profile": 1}') plain
+GROUP BY 1 ORDER BY 1;
+
+-- Statuses of links
+CREATE FUNCTION outcome(fault text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	link text;
+	raised text := 'nothing';
+	message text;
+	detail text;
+	status text;
+BEGIN
+	SELECT l.link INTO STRICT link
+	FROM hrflow_profile_embedding_links('acme', 'fault:v.' || fault, '{"profile": 1}') l;
+	BEGIN
+		PERFORM hrflow_fetch_vector(link);
+	EXCEPTION WHEN OTHERS THEN
+		GET STACKED DIAGNOSTICS raised = RETURNED_SQLSTATE, message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
+	END;
+	SELECT v.status INTO STRICT status FROM hrflow_fetch_vectors(ARRAY[link]) v;
+	IF raised = '08006' THEN
+		detail := NULL;	-- libcurl's own words
+	END IF;
+	RETURN format('%s, raises %s: %s%s', status, raised, message, ' | ' || nullif(detail, ''));
+END
+$$;
+SET hrflow_embed.max_response_size = '100kB';
+SELECT fault, outcome(fault)
+FROM (VALUES ('status=403'), ('status=404'), ('status=500'), ('status=429'), ('status=408'), ('redirect'),
+	('empty'), ('dtype=|O'), ('nan'), ('short'), ('trailing'), ('shape=2xd'), ('dtype=<f2'), ('dtype=<i4'),
+	('version=3'), ('encoding=base64'), ('big=1000000'), ('bomb=1000000'), ('reset'), ('break=100')) f(fault);
+RESET hrflow_embed.max_response_size;
+
+-- What the caller may name
+\set VERBOSITY terse
+SELECT link, status, error
+FROM hrflow_fetch_vectors(ARRAY[NULL, '', 'x', 'file:///etc/passwd', 'ftp://127.0.0.1/x', 'http://example.com/x',
+	'https://example.com/secret?X-Amz-Signature=abc', 'https://s3.amazonaws.com.example.com/x',
+	'https://user:secret@127.0.0.1/x', 'https://127.0.0.1.example.com/', 'http://localhost/x', 'https://169.254.169.254/latest',
+	E'https://127.0.0.1/a b', E'https://127.0.0.1/\x01', 'https://[::1]/x', 'https://2130706433/', 'https://0x7f.1/'])
+ORDER BY ordinality;
+SELECT hrflow_fetch_vector(NULL) IS NULL AS null_for_null;
+SELECT count(*) FROM hrflow_fetch_vectors('{}');
+SELECT hrflow_fetch_vectors(NULL); -- error
+SELECT hrflow_fetch_vectors('{{a,b},{c,d}}'); -- error
+SELECT hrflow_fetch_vector('https://example.com/x?X-Amz-Signature=abc'); -- error
+\echo :LAST_ERROR_SQLSTATE
+
+-- A host that only a pattern names may not have a private address
+SET hrflow_embed.link_hosts = 'local*, 127.0.0.*, *.1';
+SELECT status, error FROM hrflow_fetch_vectors('{https://127.0.0.1/x}');
+SELECT status FROM hrflow_fetch_vectors('{https://localhost:1/x}');
+
+DROP FUNCTION outcome;
+DROP EXTENSION hrflow_embed;
