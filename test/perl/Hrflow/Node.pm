@@ -1,0 +1,66 @@
+# A private server with the extension in its database "postgres", set up for a
+# stand-in API as the README says: the key in a file.
+#
+#   my $node = Hrflow::Node->new('main', $api, setting => 'value', ...);
+#
+# Settings without a dot are hrflow_embed's.  It is a PostgreSQL::Test::Cluster
+# with these methods more:
+#   error_of($sql)            SQLSTATE and message of the statement that fails
+#   key_file                  path of the key's file
+package Hrflow::Node;
+
+use strict;
+use warnings;
+use Hrflow::StandIn;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils ();
+
+use parent -norequire, 'PostgreSQL::Test::Cluster';
+
+sub new
+{
+	my ($class, $name, $api, %settings) = @_;
+	my $self = bless PostgreSQL::Test::Cluster->new($name), $class;
+
+	$self->init;
+	$self->write_key($Hrflow::StandIn::KEY);
+	$self->append_conf('postgresql.conf',
+		"fsync = off\nhrflow_embed.api_key_file = '" . $self->key_file . "'\n");
+	$self->append_conf('postgresql.conf',
+		"hrflow_embed.base_url = '" . $api->base_url . "'\n")
+	  if $api;
+	foreach my $setting (sort keys %settings)
+	{
+		my $full = $setting =~ /\.|^(log|session_preload|shared_preload|wal|max_wal)_/
+		  ? $setting : "hrflow_embed.$setting";
+		$self->append_conf('postgresql.conf',
+			"$full = '$settings{$setting}'\n");
+	}
+	$self->start;
+	$self->safe_psql('postgres', 'CREATE EXTENSION hrflow_embed');
+	return $self;
+}
+
+sub key_file { return $_[0]->basedir . '/hrflow.key'; }
+
+sub write_key
+{
+	my ($self, $content) = @_;
+
+	open(my $file, '>', $self->key_file) or die $!;
+	binmode $file;
+	print $file $content;
+	close $file or die $!;
+	return;
+}
+
+sub error_of
+{
+	my ($self, $sql) = @_;
+	my ($status, $out, $err) =
+	  $self->psql('postgres', "\\set VERBOSITY verbose\n$sql");
+
+	return $err =~ /ERROR:\s+(.*)/ ? $1 : '';
+}
+
+1;

@@ -1,0 +1,123 @@
+# A peer that plays what an HTTP library cannot: a process that listens on a
+# port of 127.0.0.1 and hands each connection to a function.
+#
+#   my $peer = Hrflow::RawPeer->new(sub {
+#       my ($socket, $n) = @_;      # $n: 0 for the first connection
+#       Hrflow::RawPeer::read_request($socket);
+#       print $socket "HTTP/1.1 200 OK\r\n...";
+#   });
+#   $peer->port
+#
+# Connections are served side by side, a process each, and end when the
+# function returns.  A peer without a function never accepts.
+package Hrflow::RawPeer;
+
+use strict;
+use warnings;
+use IO::Socket::INET;
+use Socket qw(IPPROTO_TCP TCP_NODELAY);
+
+sub new
+{
+	my ($class, $serve, %options) = @_;
+	my $listener = IO::Socket::INET->new(
+		LocalAddr => '127.0.0.1',
+		LocalPort => $options{port} // 0,
+		Listen => $options{backlog} // 512,
+		ReuseAddr => 1) or die "could not listen: $!";
+	my $self = bless { port => $listener->sockport, owner => $$ }, $class;
+
+	if (!$serve)
+	{
+		$self->{listener} = $listener;
+		return $self;
+	}
+	pipe(my $ours, my $theirs) or die $!;
+	$self->{pid} = fork() // die "could not fork: $!";
+	if ($self->{pid} == 0)
+	{
+		close $theirs;
+		_serve($listener, $ours, $serve);
+	}
+	close $ours;
+	$self->{alive} = $theirs;	# ends the peer when we do
+	return $self;
+}
+
+# In the child: until our parent closes the pipe.
+sub _serve
+{
+	my ($listener, $alive, $serve) = @_;
+	my $n = 0;
+	my @children;
+
+	$SIG{TERM} = sub { kill 'KILL', @children; POSIX::_exit(0) };
+	$SIG{CHLD} = 'IGNORE';
+	$SIG{PIPE} = 'IGNORE';
+	require POSIX;
+	for (;;)
+	{
+		my $ready = '';
+		vec($ready, fileno($listener), 1) = 1;
+		vec($ready, fileno($alive), 1) = 1;
+		next if select($ready, undef, undef, undef) < 0;
+		last if vec($ready, fileno($alive), 1);
+		my $socket = $listener->accept or next;
+		my $pid = fork() // last;
+		if ($pid == 0)
+		{
+			$SIG{TERM} = 'DEFAULT';
+			$listener->close;
+			$socket->autoflush(1);
+			setsockopt($socket, IPPROTO_TCP, TCP_NODELAY, 1);
+			eval { $serve->($socket, $n) };
+			POSIX::_exit(0);
+		}
+		push @children, $pid;
+		$socket->close;
+		$n++;
+	}
+	kill 'KILL', @children;
+	POSIX::_exit(0);
+}
+
+sub port { return $_[0]{port}; }
+
+# Read one request's head; returns it, or nothing at the connection's end.
+sub read_request
+{
+	my ($socket) = @_;
+	my $head = '';
+
+	while ($head !~ /\r\n\r\n$/)
+	{
+		sysread($socket, my $byte, 1) or return;
+		$head .= $byte;
+	}
+	return $head;
+}
+
+sub stop
+{
+	my ($self) = @_;
+
+	return if $$ != $self->{owner};
+	delete $self->{alive};
+	delete $self->{listener};
+	if (my $pid = delete $self->{pid})
+	{
+		kill 'TERM', $pid;
+		waitpid($pid, 0);
+	}
+	return;
+}
+
+sub DESTROY
+{
+	my ($self) = @_;
+	local ($?, $!, $@);
+	$self->stop;
+	return;
+}
+
+1;

@@ -1,0 +1,40 @@
+# A name server for servers started while it is in scope; see resolver.c.
+#
+#   my $resolver = Hrflow::Resolver->new('a.example' => '10.0.0.1',
+#       'b.example' => 'silent');
+package Hrflow::Resolver;
+
+use strict;
+use warnings;
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils ();
+
+sub new
+{
+	my ($class, %names) = @_;
+	my $self = bless {}, $class;
+	my $library = PostgreSQL::Test::Utils::tempdir_short() . '/resolver.so';
+
+	system('gcc', '-shared', '-fPIC', '-O1', '-o', $library,
+		dirname(__FILE__) . '/resolver.c', '-ldl') == 0
+	  or die "could not compile the resolver";
+	$self->{before} = { map { $_ => $ENV{$_} } qw(LD_PRELOAD HRFLOW_RESOLVE) };
+	$ENV{LD_PRELOAD} = $library;
+	$ENV{HRFLOW_RESOLVE} = join(' ', map { "$_=$names{$_}" } sort keys %names);
+	return $self;
+}
+
+sub DESTROY
+{
+	my ($self) = @_;
+
+	foreach my $name (keys %{ $self->{before} })
+	{
+		my $value = $self->{before}{$name};
+		if (defined $value) { $ENV{$name} = $value; }
+		else { delete $ENV{$name}; }
+	}
+	return;
+}
+
+1;

@@ -1,0 +1,154 @@
+# A stand-in API of a test's own: started, asked what it received, stopped.
+#
+#   my $api = Hrflow::StandIn->new('--latency' => 20);
+#   $api->base_url             http://127.0.0.1:PORT/v1
+#   $api->base_url('https')    https://localhost:PORT/v1, to be trusted by ca
+#   $api->log                  what was received since the last reset, a hash
+#                              a request
+#   $api->stats                counts of it
+#
+# It ends with the object, or with this process however that ends.
+package Hrflow::StandIn;
+
+use strict;
+use warnings;
+use Carp;
+use HTTP::Tiny;
+use IPC::Run ();
+use JSON::PP;
+use PostgreSQL::Test::Utils ();
+
+our $KEY = 'askr_0123456789abcdef0123456789abcdef';
+
+sub new
+{
+	my ($class, @options) = @_;
+	my $self = bless {}, $class;
+
+	croak "HRFLOW_API does not name the stand-in's program"
+	  unless $ENV{HRFLOW_API};
+	$self->{dir} = PostgreSQL::Test::Utils::tempdir_short();
+	$self->_start(@options);
+	return $self;
+}
+
+sub _start
+{
+	my ($self, @options) = @_;
+	my ($out, $err) = ('', '');
+
+	$self->{in} = '';
+	$self->{process} = IPC::Run::start(
+		[ $ENV{HRFLOW_API}, '--dir', $self->{dir}, '--stdin', @options ],
+		'<', \$self->{in}, '>', \$out, '2>', \$err,
+		IPC::Run::timer(60));
+	while ($out !~ /^ready$/m)
+	{
+		croak "the stand-in API did not start: $err"
+		  unless $self->{process}->pumpable;
+		$self->{process}->pump;
+	}
+	($self->{http}) = $out =~ /^http (\d+)$/m;
+	($self->{https}) = $out =~ /^https (\d+)$/m;
+	($self->{ca}) = $out =~ /^ca (.+)$/m;
+	return;
+}
+
+sub http { return $_[0]{http}; }
+sub https { return $_[0]{https}; }
+sub ca { return $_[0]{ca}; }
+sub dir { return $_[0]{dir}; }
+
+sub base_url
+{
+	my ($self, $scheme) = @_;
+
+	return "https://localhost:$self->{https}/v1"
+	  if ($scheme // 'http') eq 'https';
+	return "http://127.0.0.1:$self->{http}/v1";
+}
+
+# A page of its own, as text.
+sub get
+{
+	my ($self, $path) = @_;
+	my $reply =
+	  HTTP::Tiny->new(timeout => 20)->get("http://127.0.0.1:$self->{http}$path");
+
+	croak "the stand-in API answered $path with $reply->{status}"
+	  unless $reply->{success};
+	return $reply->{content};
+}
+
+sub stats
+{
+	my ($self) = @_;
+	return decode_json($self->get('/stats'));
+}
+
+sub log
+{
+	my ($self) = @_;
+	my @lines = grep { /\S/ } split /\n/, $self->get('/log');
+	return map { decode_json($_) } @lines;
+}
+
+sub reset
+{
+	my ($self) = @_;
+	$self->get('/reset');
+	return;
+}
+
+# Wait until something holds of the stand-in's stats.
+sub wait_until
+{
+	my ($self, $holds) = @_;
+
+	for (my $try = 0; $try < 2000; $try++)
+	{
+		return 1 if $holds->($self->stats);
+		select(undef, undef, undef, 0.005);
+	}
+	return 0;
+}
+
+# The bytes of the section's vector, little-endian floats.
+sub vector
+{
+	my ($self, $profile, $section, $item) = @_;
+
+	return $self->get("/vector?profile=$profile&section=$section&item=$item");
+}
+
+sub stop
+{
+	my ($self) = @_;
+	my $process = delete $self->{process} or return;
+
+	$process->signal('TERM');
+	$process->finish;
+	return;
+}
+
+# Stopped, and started again on the same ports.
+sub restart
+{
+	my ($self, @options) = @_;
+
+	$self->stop;
+	$self->_start('--http', $self->{http}, '--https', $self->{https},
+		@options);
+	return;
+}
+
+sub DESTROY
+{
+	my ($self) = @_;
+	local $@;
+	local $?;
+	eval { $self->stop };
+	return;
+}
+
+1;
