@@ -262,12 +262,6 @@ on_request(void *arg, char *remote, char *local, int remote_port,
  * ------------------------------------------------------------------------
  */
 
-/*
- * ------------------------------------------------------------------------
- * The pool
- * ------------------------------------------------------------------------
- */
-
 static void
 make_multi(void)
 {
@@ -476,7 +470,7 @@ hrflow_curl_reserve_descriptor(int nrunning)
 
 /*
  * ------------------------------------------------------------------------
- * One request
+ * Certificates
  * ------------------------------------------------------------------------
  */
 
@@ -526,12 +520,6 @@ find_trust(CURL *easy)
 	pool.trust_known = true;
 }
 
-/*
- * ------------------------------------------------------------------------
- * One easy handle
- * ------------------------------------------------------------------------
- */
-
 static void
 configure_trust(CURL *easy, const HrflowSettings *settings)
 {
@@ -552,6 +540,12 @@ configure_trust(CURL *easy, const HrflowSettings *settings)
 	else if (!pool.trust_default)
 		SETOPT(easy, CURLOPT_CAPATH, NULL);
 }
+
+/*
+ * ------------------------------------------------------------------------
+ * One request
+ * ------------------------------------------------------------------------
+ */
 
 /*
  * Set all options that depend on the settings alone.

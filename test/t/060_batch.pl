@@ -1,0 +1,223 @@
+# Batches as the API sees them: how many requests are in flight, over how many
+# connections, at what rate; that no answer is lost when many fail; and that
+# refusals stop a batch.  SQL does not see what is sent, nor other backends.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::StandIn;
+use IPC::Run ();
+use PostgreSQL::Test::Utils ();
+use Test::More;
+use Time::HiRes qw(time);
+
+my $api = Hrflow::StandIn->new('--latency' => 5);
+my $node = Hrflow::Node->new('batch', $api,
+	shared_preload_libraries => 'hrflow_embed');
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+# So many distinct identifiers.
+sub ids
+{
+	my ($n, $prefix) = (@_, 'p');
+	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
+}
+
+sub batch
+{
+	my ($ids) = @_;
+	return "SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme', $ids, '{\"profile\": 1}') GROUP BY status ORDER BY 1;\n";
+}
+
+#
+# In flight, connections
+#
+foreach my $limit (1, 7, 64)
+{
+	$api->reset;
+	is(sql("SET hrflow_embed.max_concurrency = $limit;" . batch(ids(300))),
+		'ok 300', "a batch with $limit in flight");
+	my $stats = $api->stats;
+	cmp_ok($stats->{max_in_flight}, '<=', $limit, "has no more than $limit");
+	cmp_ok($stats->{max_in_flight}, '>=', $limit * 0.8, 'nor much less');
+	cmp_ok($stats->{connections_opened}, '<=', $limit + 1,    # one is ours
+		"over $limit connections");
+}
+
+$api->reset;
+sql(batch(ids(200)) . batch(ids(200, 'q')) . batch(ids(200, 'r')));
+my %connections = map { $_->{connection} => 1 } $api->log;
+cmp_ok(scalar(keys %connections), '<=', 32,
+	'three statements in a row use the same 32 connections');
+
+# Requests go out in the order of the input
+$api->reset;
+sql('SET hrflow_embed.max_concurrency = 1;' . batch(ids(50)));
+is(join(' ', map { $_->{query} =~ /profile_id=(\w+)/ } $api->log),
+	join(' ', map { "p$_" } 1 .. 50), 'requests go out in the order of the elements');
+
+#
+# HTTP/2
+#
+SKIP:
+{
+	my $nghttpx = '/usr/sbin/nghttpx';
+	skip 'nghttp2-proxy is not to be had', 3 unless -x $nghttpx;
+
+	my $port = PostgreSQL::Test::Cluster::get_free_port();
+	my $dir = $api->dir;
+	my $proxy = IPC::Run::start(
+		[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http,
+			'--workers=1', '--errorlog-file=/dev/null', '--accesslog-file=/dev/null',
+			'--backend-connections-per-host=64', "$dir/server.key", "$dir/server.pem" ],
+		'<', \'', '>', \my $out, '2>', \my $err);
+	my $until = time + 20;
+	until (IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) || time > $until)
+	{
+		select(undef, undef, undef, 0.02);
+	}
+	my $settings = "SET hrflow_embed.base_url = 'https://localhost:$port/v1'; SET hrflow_embed.ca_file = '" . $api->ca . "';";
+
+	$api->reset;
+	is(sql("$settings SELECT hrflow_embed_stats_reset();" . batch(ids(500)) . batch(ids(500, 'q'))
+			. 'SELECT connections_opened FROM hrflow_embed_stats'),
+		"\nok 500\nok 500\n1", 'HTTP/2 carries two batches over one connection');
+	cmp_ok($api->stats->{max_in_flight}, '>=', 25, 'with as many requests in flight');
+	is(sql($settings . batch(q{'{a,fault:reset,b,fault:status=500,fault:silent}'})
+			=~ s/^/SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '500ms';/r),
+		"connection_failed 1\nhttp_error 1\nok 2\ntimeout 1"
+		  =~ s/connection_failed 1\nhttp_error 1/http_error 2/r,
+		'one stream that fails leaves the others alone');    # nghttpx makes a 502 of a reset
+	$proxy->signal('TERM');
+	$proxy->finish;
+}
+
+#
+# Five in a hundred fail
+#
+my %kinds = (
+	'fault:reset' => 'connection_failed',
+	'fault:status=500' => 'http_error',
+	'fault:silent' => 'timeout',
+	'fault:break=100' => 'connection_failed',
+	'fault:truncated' => 'invalid_reply',
+	'fault:first=1,reset' => 'ok',
+	'fault:first=1,status=503' => 'ok',
+	'fault:first=1,break=50' => 'ok',
+	'fault:first=2,status=502,html' => 'ok',
+	'fault:first=1,status=429,retry_after=0' => 'ok');
+my @kinds = sort keys %kinds;
+my $values = join(', ', map { "('$kinds[$_]', '$kinds{$kinds[$_]}', $_)" } 0 .. $#kinds);
+
+is(sql(qq{
+	SET hrflow_embed.request_timeout = '1s';
+	SET hrflow_embed.max_attempts = 3;
+	CREATE TABLE asked AS
+		SELECT i, coalesce(fault || ',id=' || i, 'p' || i) AS id, coalesce(expected, 'ok') AS expected
+		FROM generate_series(1, 2000) i
+		LEFT JOIN (VALUES $values) f(fault, expected, n) ON i % 20 = 0 AND i / 20 % 10 = n;
+	SELECT count(*) || ' rows, ' || count(DISTINCT ordinality) || ' elements, '
+		|| count(*) FILTER (WHERE e.status <> a.expected) || ' wrong, '
+		|| count(*) FILTER (WHERE e.status <> 'ok') || ' failed, '
+		|| count(*) FILTER (WHERE e.status = 'ok' AND e.data->>'profile' NOT LIKE '%profile.hflw%') || ' without data'
+	FROM hrflow_profile_embeddings('acme', (SELECT array_agg(id ORDER BY i) FROM asked), '{"profile": 1}') e
+	JOIN asked a ON a.i = e.ordinality}),
+	'2000 rows, 2000 elements, 0 wrong, 50 failed, 0 without data',
+	'when five in a hundred fail, each element has its row and its right status');
+
+#
+# Refusals
+#
+sub refusal
+{
+	my ($ids, $settings) = (@_, '');
+	$api->reset;
+	my $error = $node->error_of($settings . batch($ids));
+	$error =~ s/:.*//;
+	return ($error, scalar($api->log));
+}
+
+my ($error, $sent) = refusal(ids(1000),
+	"SET hrflow_embed.api_key = 'askr_ffffffffffffffffffffffffffffffff';");
+is($error, '28000', 'a refused key is raised');
+cmp_ok($sent, '<=', 32, 'after no more requests than may be in flight');
+
+($error, $sent) = refusal(q{array_cat('{fault:silent}'::text[], } . ids(1000) . ')',
+	q{SET hrflow_embed.request_timeout = '300ms'; SET hrflow_embed.max_attempts = 1; SET hrflow_embed.api_key = 'x';});
+is($error, '28000', 'a refusal is raised when what is in flight has come home');
+
+$api->reset;
+is($node->error_of(batch(ids(1000)) =~ s/'acme'/'unknown'/r) =~ s/:.*//r, '22023',
+	'a mistyped source is raised');
+cmp_ok(scalar($api->log), '<=', 32, 'at once');
+
+my ($out, $err);
+{
+	my $quota = Hrflow::StandIn->new('--quota' => 1000);
+	my $base_url = $quota->base_url;
+
+	$node->psql('postgres', "SET hrflow_embed.base_url = '$base_url';" . batch(ids(3000)),
+		stdout => \$out, stderr => \$err);
+	is($out, "ok 1000\nover_quota 2000", 'a quota that ends at the thousandth keeps the thousand');
+	like($err, qr/WARNING:  batch was not finished: HrFlow account is over its quota/,
+		'and warns');
+	cmp_ok(scalar($quota->log), '<=', 1064, 'hardly more are sent than were in flight');
+}
+
+is(sql('SET hrflow_embed.max_concurrency = 4;' . batch(q{array_cat('{fault:status=403}'::text[], } . ids(100) . ')')),
+	"ok 100\nunauthorized 1", 'a single 403 stops nothing');
+
+my $began = time;
+is(sql(q{SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 8;}
+	  . batch(q{array_cat(} . ids(100) . q{, '{fault:silent,"fault:silent,id=2"}')})),
+	"ok 100\ntimeout 2", 'batch_timeout keeps what is had');
+cmp_ok(time - $began, '<', 2, 'and is kept');
+
+#
+# 429 pauses all who use the key
+#
+$api->reset;
+my $other;
+{
+	my @psql = ('psql', '-XAtq', '-d', $node->connstr('postgres'), '-c');
+	my $first = IPC::Run::start(
+		[ @psql, batch(q{'{"fault:first=1,status=429,retry_after=2,id=pause"}'}) ],
+		'>', \my $first_out);
+	$api->wait_until(sub { ($_[0]{by_status}{429} // 0) > 0 });
+	$began = time;
+	$other = sql(batch(ids(20)));
+	is($other, 'ok 20', 'another backend waits for the pause to end');
+	cmp_ok(time - $began, '>', 1, 'as long as Retry-After says');
+	$first->finish;
+	is($first_out, "ok 1\n", 'as does the one that met it');
+}
+my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
+cmp_ok(scalar(grep { $_->{ms} > $log[0]{ms} + 5 && $_->{ms} < $log[0]{ms} + 1900 } @log),
+	'==', 0, 'nothing is sent in the pause');
+
+#
+# The rate, among four backends
+#
+$api->reset;
+$node->append_conf('postgresql.conf', 'hrflow_embed.max_requests_per_minute = 1200');
+$node->reload;
+$began = time;
+my @running = map {
+	IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', batch(ids(20, "rate$_")) ],
+		'>', \my $ignored)
+} 1 .. 4;
+$_->finish foreach @running;
+my $took = time - $began;
+cmp_ok($took, '>', 2.5, '80 requests at 20 a second take 3 s beyond the first second\'s');
+cmp_ok($took, '<', 4.5, 'and not much more');
+my @ms = sort { $a <=> $b } map { $_->{ms} } $api->log;
+my $most = 0;
+foreach my $i (0 .. $#ms)
+{
+	my $n = grep { $_ >= $ms[$i] && $_ < $ms[$i] + 1000 } @ms;
+	$most = $n if $n > $most;
+}
+cmp_ok($most, '<=', 42, 'no second has more than its own and one that was saved');
+
+done_testing();
