@@ -86,16 +86,29 @@ hrflow_compat_wait_event(const char *name)
  */
 #if PG_VERSION_NUM >= 170000
 #define HRFLOW_HAVE_DSM_REGISTRY 1
+
+typedef void (*HrflowInitialize) (void *pointer);
+
 #if PG_VERSION_NUM >= 190000
-#error "look at the signature of GetNamedDSMSegment"
+static inline void
+hrflow_compat_initialize(void *pointer, void *arg)
+{
+	(*(HrflowInitialize *) arg) (pointer);
+}
 #endif
+
 static inline void *
 hrflow_compat_named_segment(const char *name, size_t size,
-							void (*initialize) (void *pointer))
+							HrflowInitialize initialize)
 {
 	bool		found;
 
+#if PG_VERSION_NUM >= 190000
+	return GetNamedDSMSegment(name, size, hrflow_compat_initialize, &found,
+							  &initialize);
+#else
 	return GetNamedDSMSegment(name, size, initialize, &found);
+#endif
 }
 #else
 #define HRFLOW_HAVE_DSM_REGISTRY 0

@@ -146,14 +146,14 @@ hrflow_link_describe(const char *link)
 {
 	int			length = Min(strcspn(link, "?#"), 300);
 	char	   *shown = pnstrdup(link, length);
-	char	   *host = strstr(shown, "://");
 	char	   *at = strrchr(shown, '@');
 
 	/* An "@" in a path goes too: nobody misses it, and no trick gets by. */
 	if (at != NULL)
 	{
-		host = host != NULL && host < at ? host + 3 : shown;
-		memmove(host, at + 1, strlen(at));
+		int			scheme = pg_strncasecmp(shown, "https://", 8) == 0 ? 8 : 0;
+
+		memmove(shown + scheme, at + 1, strlen(at));
 	}
 
 	for (char *p = shown; *p; p++)

@@ -1,0 +1,296 @@
+/*
+ * fuzz_backend.c
+ *		The fuzzers of what needs a backend around it, such as jsonb: a
+ *		library with a function that runs libFuzzer in the backend that calls
+ *		it, which is to be a single-user one.
+ *
+ * None of the functions fuzzed here may raise an error for what it is given.
+ * Inputs end where a page ends that cannot be read.
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <curl/curl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "hrflow_embed.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+
+PG_MODULE_MAGIC;
+PG_FUNCTION_INFO_V1(hrflow_fuzz);
+
+typedef void (*FuzzTarget) (const char *data, size_t size);
+
+extern int	LLVMFuzzerRunDriver(int *argc, char ***argv,
+								int (*one) (const uint8_t *, size_t));
+
+static FuzzTarget target;
+static MemoryContext context;
+
+#define KEY "askr_0123456789abcdef0123456789abcdef"
+
+/*
+ * A reply: two bytes of status and content type, and the body.
+ */
+static void
+fuzz_reply(const char *data, size_t size)
+{
+	static const int statuses[] = {200, 200, 200, 201, 400, 401, 403, 404, 429, 500};
+	static const char *const types[] = {
+		"application/json", "application/json; charset=utf-8", "text/html", NULL
+	};
+	static const char *const asked[] = {
+		"{\"profile\": 1}", "{\"experiences\": [0, 2]}",
+		"{\"experiences\": [\"a\"], \"educations\": []}"
+	};
+	HrflowReply reply = {0};
+	HrflowResult result;
+	List	   *links;
+	char	   *detail;
+
+	if (size < 2)
+		return;
+	reply.http_status = statuses[(unsigned char) data[0] % lengthof(statuses)];
+	reply.content_type = types[(unsigned char) data[1] % lengthof(types)];
+	reply.attempts = 1;
+	reply.body = data + 2;		/* a NUL follows it */
+	reply.length = size - 2;
+
+	hrflow_response_parse(&reply, KEY, &result);
+	if ((result.status == HRFLOW_OK) != (result.data != NULL) ||
+		(result.status == HRFLOW_OK) != (result.detail == NULL))
+		abort();
+	if (result.detail != NULL &&
+		(strstr(result.detail, KEY) != NULL ||
+		 strpbrk(result.detail, "\n\r\t\x01") != NULL ||
+		 strlen(result.detail) > HRFLOW_MAX_MESSAGE + 200))
+		abort();
+	for (int i = 0; result.data != NULL && i < lengthof(asked); i++)
+	{
+		Jsonb	   *fields = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+																CStringGetDatum(asked[i])));
+		ListCell   *cell;
+
+		if (!hrflow_response_links(result.data, fields, &links, &detail))
+			continue;
+		foreach(cell, links)
+		{
+			HrflowLink *link = lfirst(cell);
+
+			if (link->item < 0 || link->url == NULL || link->section == NULL)
+				abort();
+		}
+	}
+
+	hrflow_response_parse_vector(&reply, &result);
+	if ((result.status == HRFLOW_OK) != (result.vector != NULL))
+		abort();
+}
+
+/*
+ * Hosts and a link, a line each.  Where we let a link through, libcurl must
+ * read the same host, port and scheme in it.
+ */
+static void
+fuzz_link(const char *data, size_t size)
+{
+	char	   *hosts = pnstrdup(data, size);
+	char	   *link = strchr(hosts, '\n');
+	char	   *described;
+	bool		by_name;
+	CURLU	   *url;
+	char	   *host;
+	HrflowUrl	parsed;
+
+	if (link == NULL)
+		return;
+	*link++ = '\0';
+	if (hrflow_link_bad_hosts(hosts) != NULL)
+		return;
+	described = hrflow_link_describe(link);
+	if (strpbrk(described, "#@") != NULL ||
+		strlen(described) > strcspn(link, "?#"))
+		abort();
+	if (hrflow_link_refusal(link, hosts, &by_name) != NULL)
+		return;
+	if (hrflow_request_parse_url(link, &parsed) != NULL)
+		abort();
+	if (!parsed.https && !parsed.loopback)
+		abort();
+
+	url = curl_url();
+	if (curl_url_set(url, CURLUPART_URL, link, CURLU_PATH_AS_IS | CURLU_DISALLOW_USER) == CURLUE_OK &&
+		curl_url_get(url, CURLUPART_HOST, &host, 0) == CURLUE_OK)
+	{
+		char	   *bare = host[0] == '[' ? host + 1 : host;
+		struct in_addr unused;
+
+		/* libcurl writes numbers such as 0x7f.1 anew; then they are addresses. */
+		if (pg_strncasecmp(bare, parsed.host, parsed.host_length) != 0 &&
+			inet_aton(bare, &unused) == 0 && strchr(bare, ':') == NULL)
+			abort();
+		curl_free(host);
+	}
+	curl_url_cleanup(url);
+}
+
+static int
+hex_value(char c)
+{
+	return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/*
+ * The next value of a query, decoded; NULL at the end.  Nothing may stand in
+ * it that is neither unreserved nor percent-encoded.
+ */
+static char *
+next_value(const char **p, const char *name)
+{
+	char	   *value = palloc(strlen(*p) + 1);
+	char	   *to = value;
+
+	if (strncmp(*p, name, strlen(name)) != 0)
+		abort();
+	*p += strlen(name);
+	for (; **p != '&' && **p != '\0'; (*p)++)
+	{
+		if (**p == '%')
+		{
+			if (hex_value((*p)[1]) < 0 || hex_value((*p)[2]) < 0)
+				abort();
+			*to++ = hex_value((*p)[1]) << 4 | hex_value((*p)[2]);
+			*p += 2;
+		}
+		else if (strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~", **p))
+			*to++ = **p;
+		else
+			abort();
+	}
+	*to = '\0';
+	return value;
+}
+
+/*
+ * A query, whose parts are a line each; what is sent must say the same.
+ */
+static void
+fuzz_request(const char *data, size_t size)
+{
+	static const char *const names[2][5] = {
+		{"source_id=", "&profile_id=", "&profile_reference=", "&profile_email=", "&fields="},
+		{"source_key=", "&key=", "&reference=", "&profile_email=", "&fields="}
+	};
+	HrflowQuery query = {0};
+	const char **parts[] = {&query.source_id, &query.profile_id,
+	&query.profile_reference, &query.profile_email, &query.fields};
+	HrflowDialect dialect = size > 0 && data[0] & 1;
+	char	   *rest = pnstrdup(data, size);
+	char	   *line;
+	char	   *url;
+	const char *p;
+	HrflowUrl	parsed;
+
+	for (int i = 0; i < lengthof(parts) && (line = strsep(&rest, "\n")) != NULL; i++)
+		*parts[i] = *line != '\0' || i == 0 ? line : NULL;
+	if (query.source_id == NULL)
+		return;
+	url = hrflow_request_profile("https://api.hrflow.ai/v1", dialect, &query);
+	if (url == NULL)
+		return;
+	if (hrflow_request_parse_url(url, &parsed) != NULL ||
+		strncmp(url, "https://api.hrflow.ai/v1/profile/embedding?", 43) != 0)
+		abort();
+	p = url + 43;
+	for (int i = 0; i < lengthof(parts); i++)
+	{
+		if (*parts[i] != NULL &&
+			strcmp(next_value(&p, names[dialect][i]), *parts[i]) != 0)
+			abort();
+	}
+	if (*p != '\0')
+		abort();
+}
+
+/*
+ * Run a target on a copy that ends, with a NUL behind it, where a page ends.
+ */
+static int
+run_one(const uint8_t *data, size_t size)
+{
+	static char *end = NULL;
+	static size_t room = 1024 * 1024;
+
+	if (end == NULL)
+	{
+		size_t		page = sysconf(_SC_PAGESIZE);
+		char	   *map = mmap(NULL, room + page, PROT_READ | PROT_WRITE,
+							   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (map == MAP_FAILED || mprotect(map + room, page, PROT_NONE) != 0)
+			abort();
+		end = map + room;
+	}
+	if (size >= room)
+		return 0;
+	end[-1] = '\0';
+	memcpy(end - 1 - size, data, size);
+
+	PG_TRY();
+	{
+		target(end - 1 - size, size);
+	}
+	PG_CATCH();
+	{
+		EmitErrorReport();
+		abort();
+	}
+	PG_END_TRY();
+	MemoryContextReset(context);
+	return 0;
+}
+
+/*
+ * hrflow_fuzz(target text, VARIADIC arguments text[]): does not return.
+ */
+Datum
+hrflow_fuzz(PG_FUNCTION_ARGS)
+{
+	static const struct
+	{
+		const char *name;
+		FuzzTarget	run;
+	}			targets[] = {
+		{"reply", fuzz_reply}, {"link", fuzz_link}, {"request", fuzz_request}
+	};
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Datum	   *values;
+	int			n;
+	char	  **argv;
+
+	for (int i = 0; i < lengthof(targets); i++)
+	{
+		if (strcmp(targets[i].name, name) == 0)
+			target = targets[i].run;
+	}
+	if (target == NULL)
+		elog(ERROR, "no such target: %s", name);
+
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false,
+					  TYPALIGN_INT, &values, NULL, &n);
+	argv = palloc0(sizeof(char *) * (n + 2));
+	argv[0] = name;
+	for (int i = 0; i < n; i++)
+		argv[i + 1] = TextDatumGetCString(values[i]);
+	n++;
+	context = AllocSetContextCreate(TopMemoryContext, "fuzz",
+									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	LLVMFuzzerRunDriver(&n, &argv, run_one);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,70 @@
+/*
+ * fuzz_vector.c
+ *		Any bytes, decoded: no crash, nothing allocated that the payload does
+ *		not pay for, and numbers of JSON equal to strtof()'s.
+ */
+#include "postgres.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "backend.h"
+#include "hrflow_embed.h"
+
+int			LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/*
+ * A JSON array of numbers again, by strtof() alone.
+ */
+static void
+check_json(const char *text, size_t size, ArrayType *array)
+{
+	const float4 *element = (const float4 *) ARR_DATA_PTR(array);
+	char	   *copy = pnstrdup(text, size);
+	char	   *p = copy;
+
+	for (;;)
+	{
+		float4		value;
+
+		p += strspn(p, "[], \n\t\r");
+		if (*p == '\0')
+			break;
+		value = strtof(p, &p);
+		if (memcmp(&value, element++, sizeof(value)) != 0)
+			abort();
+	}
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	char	   *problem;
+	ArrayType  *array;
+
+	array = hrflow_vector_decode((const char *) data, size, &problem);
+
+	/* At most a real for a byte, and twice that while an array grows. */
+	if (backend_largest > 8 * size + 4096)
+		abort();
+	if ((array == NULL) != (problem != NULL))
+		abort();
+	if (array != NULL)
+	{
+		int			n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+
+		if (n < 1 || VARSIZE(array) != ARR_OVERHEAD_NONULLS(ARR_NDIM(array)) +
+			n * sizeof(float4))
+			abort();
+		for (int i = 0; i < n; i++)
+		{
+			if (!isfinite(((float4 *) ARR_DATA_PTR(array))[i]))
+				abort();
+		}
+		if (data[strspn((const char *) pnstrdup((const char *) data, size),
+						" \n\t\r")] == '[')
+			check_json((const char *) data, size, array);
+	}
+	backend_reset();
+	return 0;
+}
