@@ -351,13 +351,13 @@ hrflow_settings_define(void)
 	DefineCustomIntVariable("hrflow_embed.connect_timeout",
 							"Time one try may take to connect.",
 							NULL,
-							&connect_timeout, 5000, 1, INT_MAX / 1000,
+							&connect_timeout, 5000, 10, INT_MAX / 1000,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.request_timeout",
 							"Time one try may take, connecting and reading included.",
 							NULL,
-							&request_timeout, 30000, 1, INT_MAX / 1000,
+							&request_timeout, 30000, 10, INT_MAX / 1000,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.batch_timeout",

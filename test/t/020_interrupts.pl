@@ -6,9 +6,9 @@ use warnings;
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Resolver;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use IO::Socket::INET;
-use IPC::Run ();
 use List::Util qw(min);
 use Socket qw(SOCK_STREAM);
 use Test::More;
@@ -34,60 +34,7 @@ my $node;
 		link_hosts => '127.0.0.1');
 }
 
-# A session whose statements can be interrupted: psql, its process id.
-package Session
-{
-	sub new
-	{
-		my ($class, $node) = @_;
-		my $self = bless { in => '', out => '', err => '' }, $class;
-
-		$self->{psql} = IPC::Run::start(
-			[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') ],
-			'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
-			IPC::Run::timeout(20));
-		($self->{pid}) = $self->ask('SELECT pg_backend_pid();') =~ /(\d+)/;
-		return $self;
-	}
-
-	sub send
-	{
-		my ($self, $sql) = @_;
-		$self->{out} = $self->{err} = '';
-		$self->{in} .= "$sql\n";
-		$self->{psql}->pump_nb;
-		return;
-	}
-
-	# Wait until it has printed this; returns the output.
-	sub wait_for
-	{
-		my ($self, $pattern) = @_;
-		while ("$self->{out}$self->{err}" !~ $pattern)
-		{
-			last unless eval { $self->{psql}->pump; 1 };
-		}
-		return "$self->{out}$self->{err}";
-	}
-
-	sub ask
-	{
-		my ($self, $sql) = @_;
-		$self->send("$sql\n\\echo -- done");
-		return $self->wait_for(qr/-- done/);
-	}
-
-	# Sockets that the backend has open.
-	sub descriptors
-	{
-		my ($self) = @_;
-		return scalar grep { (readlink($_) // '') =~ /socket/ } glob("/proc/$self->{pid}/fd/*");
-	}
-
-	sub finish { my ($self) = @_; eval { $self->{in} .= "\\q\n"; $self->{psql}->finish }; return; }
-}
-
-my $control = Session->new($node);
+my $control = Hrflow::Session->new($node);
 
 sub wait_until_it_waits
 {
@@ -138,7 +85,7 @@ my @cases = (
 foreach my $case (@cases)
 {
 	my ($name, $settings, $sql) = @$case;
-	my $session = Session->new($node);
+	my $session = Hrflow::Session->new($node);
 	my (@ms, @descriptors, $printed);
 
 	$session->ask($one->('warm'));
@@ -149,7 +96,7 @@ foreach my $case (@cases)
 		push @ms, $ms;
 		$printed = $out;
 		$session->wait_for(qr/-- done/);
-		push @descriptors, $session->descriptors;
+		push @descriptors, $session->sockets;
 	}
 	like($printed, qr/ERROR:  57014: canceling statement due to user request/,
 		"waiting $name: a cancel is one");
@@ -180,7 +127,7 @@ foreach my $case (@cases)
 #
 # What others do meanwhile
 #
-my $session = Session->new($node);
+my $session = Hrflow::Session->new($node);
 $control->ask('CREATE DATABASE other;');
 $session->send($one->('fault:silent'));
 wait_until_it_waits($session);
@@ -191,7 +138,7 @@ cmp_ok(time - $began, '<', 2, 'without delay');
 #
 # Errors that are caught
 #
-my $caught = Session->new($node);
+my $caught = Hrflow::Session->new($node);
 like($caught->ask(q{
 	SET statement_timeout = '200ms';
 	DO $$
@@ -203,7 +150,7 @@ like($caught->ask(q{
 	RESET statement_timeout;
 	SELECT current_setting('test.caught') || count(*) FROM hrflow_profile_embeddings('acme', '{a,b,c,d}');}),
 	qr/caught4/, 'after a cancel that PL/pgSQL caught, the next batch works');
-my $before = $caught->descriptors;
+my $before = $caught->sockets;
 like($caught->ask(q{
 	BEGIN;
 	SAVEPOINT s;
@@ -223,7 +170,7 @@ like($caught->ask(q{
 	COMMIT;
 	SELECT 'limit' FROM hrflow_profile_embeddings('acme', '{a,b,c,d}') LIMIT 1;}),
 	qr/row .*limit/s, 'and with a cursor closed early, or LIMIT');
-cmp_ok($caught->descriptors, '<=', $before, 'nothing is left open');
+cmp_ok($caught->sockets, '<=', $before, 'nothing is left open');
 $caught->finish;
 
 #

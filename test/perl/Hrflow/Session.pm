@@ -1,0 +1,71 @@
+# A session of psql that lasts, to be watched while its statements run.
+#
+#   my $session = Hrflow::Session->new($node);
+#   $session->ask($sql)        what it prints, errors included
+#   $session->send($sql)       does not wait
+#   $session->wait_for(qr//)   waits until it has printed this
+#   $session->pid              of the backend
+#   $session->sockets          how many the backend has open
+package Hrflow::Session;
+
+use strict;
+use warnings;
+use IPC::Run ();
+
+sub new
+{
+	my ($class, $node) = @_;
+	my $self = bless { in => '', out => '', err => '' }, $class;
+
+	$self->{psql} = IPC::Run::start(
+		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') ],
+		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
+		IPC::Run::timeout(20));
+	($self->{pid}) = $self->ask('SELECT pg_backend_pid();') =~ /(\d+)/;
+	return $self;
+}
+
+sub send
+{
+	my ($self, $sql) = @_;
+	$self->{out} = $self->{err} = '';
+	$self->{in} .= "$sql\n";
+	$self->{psql}->pump_nb;
+	return;
+}
+
+# Wait until it has printed this; returns the output.
+sub wait_for
+{
+	my ($self, $pattern) = @_;
+	while ("$self->{out}$self->{err}" !~ $pattern)
+	{
+		last unless eval { $self->{psql}->pump; 1 };
+	}
+	return "$self->{out}$self->{err}";
+}
+
+sub ask
+{
+	my ($self, $sql) = @_;
+	$self->send("$sql\n\\echo -- done");
+	return $self->wait_for(qr/-- done/);
+}
+
+sub sockets
+{
+	my ($self) = @_;
+	return scalar grep { (readlink($_) // '') =~ /socket/ } glob("/proc/$self->{pid}/fd/*");
+}
+
+sub pid { return $_[0]{pid}; }
+
+sub finish
+{
+	my ($self) = @_;
+
+	eval { $self->{in} .= "\\q\n"; $self->{psql}->finish };
+	return;
+}
+
+1;
