@@ -34,6 +34,19 @@ SELECT ordinality, profile_id, status, left(data::text, 40) || '…' AS data, er
 FROM hrflow_profile_embeddings('source-1', (SELECT array_agg(hrflow_id) FROM candidate) || '{missing-1}', '{"profile": 1}')
 ORDER BY ordinality;
 
+\echo == The vectors themselves, and who is like Ada
+\echo
+ALTER TABLE candidate ADD embedding real[];
+UPDATE candidate c SET embedding = v.vector
+FROM hrflow_profile_vectors('source-1', (SELECT array_agg(hrflow_id) FROM candidate), '{"profile": 1}') v
+WHERE v.profile_id = c.hrflow_id AND v.status = 'ok';
+SELECT name, cardinality(embedding) AS dimension, embedding[1:3] AS begins
+FROM candidate WHERE embedding IS NOT NULL;
+SELECT c.name, round(hrflow_cosine_similarity(c.embedding, ada.embedding)::numeric, 3) AS similarity
+FROM candidate c, candidate ada
+WHERE ada.name = 'Ada Nurse' AND c.embedding IS NOT NULL
+ORDER BY 2 DESC;
+
 \echo == 2,000 profiles, 32 requests in flight
 \echo
 \timing on

@@ -1,0 +1,51 @@
+# The README's SQL runs as it stands there, against a stand-in, as a superuser
+# would run it from its first block to its last.
+use strict;
+use warnings;
+use File::Basename qw(dirname);
+use Hrflow::Node;
+use Hrflow::StandIn;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+my $readme = PostgreSQL::Test::Utils::slurp_file(dirname(__FILE__) . '/../../README.md');
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new('readme', $api, link_hosts => '127.0.0.1');
+
+# What the README takes for granted: candidates, a role, the key's file.
+$node->safe_psql('postgres', q{
+	DROP EXTENSION hrflow_embed;
+	CREATE TABLE candidate (name text, hrflow_id text);
+	INSERT INTO candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-1'), ('Cleo', 'nurse-2'), ('Dan', NULL);
+	CREATE ROLE recruiter});
+my $has_pgvector = $node->safe_psql('postgres',
+	q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
+$node->safe_psql('postgres', 'CREATE EXTENSION vector') if $has_pgvector;
+
+my @blocks = $readme =~ /^```sql\n(.*?)^```/msg;
+cmp_ok(scalar(@blocks), '>=', 5, 'the README has SQL');
+
+# Its first query comes before its setup.
+push @blocks, shift @blocks;
+foreach my $block (@blocks)
+{
+	my ($title) = $block =~ /^(\S.*)$/m;
+	my $key_file = $node->key_file;
+	my ($out, $err);
+
+  SKIP:
+	{
+		skip 'pgvector is not to be had', 1
+		  if !$has_pgvector && $block =~ /\bvector\(/;
+		$block =~ s{/etc/postgresql/hrflow_api_key}{$key_file};
+		$block =~ s/SOURCE_ID/acme/g;
+		$block =~ s/PROFILE_ID/nurse-9/g;
+		my $status = $node->psql('postgres', $block, stdout => \$out, stderr => \$err);
+		is("$status $err", '0 ', $title);
+		note($out);
+	}
+}
+is($node->safe_psql('postgres', 'SELECT count(*) FROM candidate WHERE cardinality(embedding) = 1024'),
+	'3', 'and does what it says');
+
+done_testing();
