@@ -14,7 +14,9 @@ use Socket qw(SOCK_STREAM);
 use Test::More;
 use Time::HiRes qw(time);
 
-my $api = Hrflow::StandIn->new;
+# A pause, and a turn, are of a key: they have keys of their own.
+my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 2);
+my $api = Hrflow::StandIn->new(map { ('--key' => $_) } @keys);
 my $silent_tls = Hrflow::RawPeer->new(sub { sleep 600 });
 
 # Nobody accepts: when its queue is full, a connection is never made.
@@ -76,8 +78,8 @@ my @cases = (
 	[ 'in the body', '', $one->('fault:stall=20') ],
 	[ 'in a body that dribbles', '', $one->('fault:slow=5000') ],
 	[ 'until another try', '', $one->('fault:status=503,retry_after=60') ],
-	[ 'until a pause of the rate ends', '', $one->('fault:status=429,retry_after=60') ],
-	[ 'for its turn within the rate', 'SET hrflow_embed.max_requests_per_minute = 1;', q{SELECT hrflow_profile_embedding('acme', 'turn' || i) FROM generate_series(1, 2) i;} ],
+	[ 'until a pause of the rate ends', "SET hrflow_embed.api_key = '$keys[1]';", $one->('fault:status=429,retry_after=60') ],
+	[ 'for its turn within the rate', "SET hrflow_embed.api_key = '$keys[2]'; SET hrflow_embed.max_requests_per_minute = 1;", q{SELECT hrflow_profile_embedding('acme', 'turn' || i) FROM generate_series(1, 2) i;} ],
 	[ 'in a batch', '', q{SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 10000) i));} ],
 	[ 'for a vector', '', q{SELECT hrflow_fetch_vector(link) FROM hrflow_profile_embedding_links('acme', 'fault:v.silent', '{"profile": 1}');} ],
 	[ 'for vectors', '', q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{a,b,fault:v.stall=100,c}');} ]);
