@@ -691,6 +691,11 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 			return HRFLOW_CONNECT_FAILED;
 
 		case CURLE_SSL_CACERT_BADFILE:
+			if (*pool.settings->ca_file == '\0')
+			{
+				reply->detail = "The system has no certificates to trust; install them, or set hrflow_embed.ca_file.";
+				return HRFLOW_CONNECT_FAILED;
+			}
 			reply->detail = "The file that hrflow_embed.ca_file names cannot be read as certificates.";
 			return HRFLOW_INVALID_REQUEST;
 

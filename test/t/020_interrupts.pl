@@ -73,7 +73,7 @@ my $one = sub { "SELECT hrflow_profile_embedding('acme', '$_[0]', '{\"profile\":
 my @cases = (
 	[ 'resolving', "${url}'https://silent.example/v1';", $one->('a') ],
 	[ 'connecting', "${url}'http://127.0.0.1:" . $deaf->port . "/v1';", $one->('a') ],
-	[ 'in TLS', "${url}'https://localhost:" . $silent_tls->port . "/v1';", $one->('a') ],
+	[ 'in TLS', "${url}'https://localhost:" . $silent_tls->port . "/v1'; SET hrflow_embed.ca_file = '" . $api->ca . "';", $one->('a') ],
 	[ 'in the headers', '', $one->('fault:silent') ],
 	[ 'in the body', '', $one->('fault:stall=20') ],
 	[ 'in a body that dribbles', '', $one->('fault:slow=5000') ],
