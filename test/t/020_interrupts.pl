@@ -104,9 +104,10 @@ foreach my $case (@cases)
 		"waiting $name: a cancel is one");
 	cmp_ok(min(@ms), '<=', 100, sprintf "and comes back at once (%s ms)", join(', ', map { int } @ms));
 
-	# A thread of the C library's that still resolves a name holds one.
-	cmp_ok($descriptors[2], '<=', $descriptors[0] + ($name eq 'resolving' ? 2 : 0),
-		'leaving nothing open');
+	# A thread of the C library's that still resolves a name holds one; of a
+	# batch's connections those stay that were between two requests.
+	my $kept = $name eq 'resolving' ? 2 : $name =~ /batch|vectors/ ? 32 : 0;
+	cmp_ok($descriptors[2], '<=', $descriptors[0] + $kept, 'leaving nothing open');
 
 	$printed = $session->ask("SET statement_timeout = '250ms';\n\\timing on\n$sql\n\\timing off\nRESET statement_timeout;");
 	like($printed, qr/ERROR:  57014: canceling statement due to statement timeout/,
