@@ -168,6 +168,22 @@ is_json_type(const char *type)
 }
 
 /*
+ * The quote that ends a JSON string, whose characters begin here, or the
+ * text's end.
+ */
+static const char *
+end_of_string(const char *p)
+{
+	for (;;)
+	{
+		p += strcspn(p, "\"\\");
+		if (*p != '\\')
+			return p;
+		p += p[1] != '\0' ? 2 : 1;
+	}
+}
+
+/*
  * Does this text nest deeper than HRFLOW_MAX_JSON_DEPTH?  It need not be
  * valid JSON: whatever is, is measured right.
  */
@@ -181,11 +197,7 @@ is_too_deep(const char *text)
 		switch (*p)
 		{
 			case '"':
-				for (p++; *p && *p != '"'; p++)
-				{
-					if (*p == '\\' && p[1])
-						p++;
-				}
+				p = end_of_string(p + 1);
 				if (*p == '\0')
 					return false;
 				break;

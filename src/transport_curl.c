@@ -767,22 +767,33 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
  */
 
 /*
- * Let libcurl work on one socket, or on its timers.
+ * Let libcurl work on its timers, or else on the sockets that are ready.
  *
  * It may start a thread here, to resolve a name.  A thread inherits the
  * signal mask, and must never run a signal handler of PostgreSQL's.
  */
 static void
-drive(curl_socket_t fd, int events)
+drive(bool timers)
 {
+	HrflowPollerEvent events[64];
+	int			n = timers ? 0 : hrflow_poller_wait(pool.poller, events,
+													lengthof(events));
+	CURLMcode	code = CURLM_OK;
 	sigset_t	all;
 	sigset_t	old;
 	int			running;
-	CURLMcode	code;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	code = curl_multi_socket_action(pool.multi, fd, events, &running);
+	if (timers)
+		code = curl_multi_socket_action(pool.multi, CURL_SOCKET_TIMEOUT, 0,
+										&running);
+	for (int i = 0; i < n && code == CURLM_OK; i++)
+		code = curl_multi_socket_action(pool.multi, events[i].fd,
+										(events[i].readable ? CURL_CSELECT_IN : 0) |
+										(events[i].writable ? CURL_CSELECT_OUT : 0) |
+										(events[i].failed ? CURL_CSELECT_ERR : 0),
+										&running);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 
 	check_multi(code, "curl_multi_socket_action");
@@ -791,19 +802,6 @@ drive(curl_socket_t fd, int events)
 		pool.poller_failed = false;
 		elog(ERROR, "could not watch a network connection");
 	}
-}
-
-static void
-drive_ready_sockets(void)
-{
-	HrflowPollerEvent events[64];
-	int			n = hrflow_poller_wait(pool.poller, events, lengthof(events));
-
-	for (int i = 0; i < n; i++)
-		drive(events[i].fd,
-			  (events[i].readable ? CURL_CSELECT_IN : 0) |
-			  (events[i].writable ? CURL_CSELECT_OUT : 0) |
-			  (events[i].failed ? CURL_CSELECT_ERR : 0));
 }
 
 /*
@@ -848,7 +846,7 @@ hrflow_curl_run_timer(void)
 	if (pool.timer > hrflow_rate_now())
 		return;
 	pool.timer = NEVER;
-	drive(CURL_SOCKET_TIMEOUT, 0);
+	drive(true);
 }
 
 /*
@@ -885,6 +883,6 @@ hrflow_curl_wait(int64 until)
 		if (events[i].events & WL_LATCH_SET)
 			ResetLatch(MyLatch);
 		if (events[i].events & WL_SOCKET_READABLE)
-			drive_ready_sockets();
+			drive(false);
 	}
 }
