@@ -296,8 +296,9 @@ make_wait_set(void)
 	half_made = hrflow_compat_wait_set(3);
 	AddWaitEventToSet(half_made, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch,
 					  NULL);
-	AddWaitEventToSet(half_made, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL,
-					  NULL);
+	if (IsUnderPostmaster)
+		AddWaitEventToSet(half_made, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET,
+						  NULL, NULL);
 	AddWaitEventToSet(half_made, WL_SOCKET_READABLE, pool.poller, NULL, NULL);
 	pool.wait_event = hrflow_compat_wait_event("HrflowApi");
 	pool.wait_set = half_made;
