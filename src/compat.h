@@ -115,52 +115,26 @@ hrflow_compat_named_segment(const char *name, size_t size,
 #endif
 
 /*
- * Text to jsonb, or NULL where jsonb_in refuses it.  From 16 on it can say so
- * without an error; on 15 its errors are caught.  That needs no
- * subtransaction: jsonb_in takes no lock and opens nothing, and every other
- * error (out of memory, cancel) goes its way.
+ * A jsonb under construction, and what is pushed to it.
  */
-static inline Jsonb *
-hrflow_compat_parse_jsonb(const char *text)
-{
-#if PG_VERSION_NUM >= 160000
-	ErrorSaveContext escontext = {T_ErrorSaveContext};
-	Datum		result;
-
-	if (!DirectInputFunctionCallSafe(jsonb_in, unconstify(char *, text),
-									 InvalidOid, -1, (Node *) &escontext,
-									 &result))
-		return NULL;
-	return DatumGetJsonbP(result);
+#if PG_VERSION_NUM >= 190000
+typedef JsonbInState HrflowJsonbState;
 #else
-	MemoryContext context = CurrentMemoryContext;
-	Jsonb	   *volatile result = NULL;
+typedef struct HrflowJsonbState
+{
+	JsonbParseState *parse;
+	JsonbValue *result;			/* once its end was pushed */
+} HrflowJsonbState;
+#endif
 
-	PG_TRY();
-	{
-		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-													CStringGetDatum(text)));
-	}
-	PG_CATCH();
-	{
-		switch (geterrcode())
-		{
-			case ERRCODE_INVALID_TEXT_REPRESENTATION:
-			case ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE:
-			case ERRCODE_UNTRANSLATABLE_CHARACTER:
-			case ERRCODE_CHARACTER_NOT_IN_REPERTOIRE:
-			case ERRCODE_FEATURE_NOT_SUPPORTED:
-			case ERRCODE_PROGRAM_LIMIT_EXCEEDED:
-				MemoryContextSwitchTo(context);
-				FlushErrorState();
-				break;
-			default:
-				PG_RE_THROW();
-		}
-	}
-	PG_END_TRY();
-
-	return result;
+static inline void
+hrflow_compat_push_jsonb(HrflowJsonbState *state, JsonbIteratorToken token,
+						 JsonbValue *value)
+{
+#if PG_VERSION_NUM >= 190000
+	pushJsonbValue(state, token, value);
+#else
+	state->result = pushJsonbValue(&state->parse, token, value);
 #endif
 }
 

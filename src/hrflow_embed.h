@@ -320,6 +320,9 @@ extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 									   char **problem);
 
+/* in json.c */
+extern Jsonb *hrflow_json_parse(const char *text, bool *too_deep);
+
 /* in response.c */
 extern void hrflow_response_parse(const HrflowReply *reply,
 								  const char *secret, HrflowResult *result);

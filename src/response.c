@@ -168,54 +168,6 @@ is_json_type(const char *type)
 }
 
 /*
- * The quote that ends a JSON string, whose characters begin here, or the
- * text's end.
- */
-static const char *
-end_of_string(const char *p)
-{
-	for (;;)
-	{
-		p += strcspn(p, "\"\\");
-		if (*p != '\\')
-			return p;
-		p += p[1] != '\0' ? 2 : 1;
-	}
-}
-
-/*
- * Does this text nest deeper than HRFLOW_MAX_JSON_DEPTH?  It need not be
- * valid JSON: whatever is, is measured right.
- */
-static bool
-is_too_deep(const char *text)
-{
-	int			depth = 0;
-
-	for (const char *p = text; *p; p++)
-	{
-		switch (*p)
-		{
-			case '"':
-				p = end_of_string(p + 1);
-				if (*p == '\0')
-					return false;
-				break;
-			case '[':
-			case '{':
-				if (++depth > HRFLOW_MAX_JSON_DEPTH)
-					return true;
-				break;
-			case ']':
-			case '}':
-				depth--;
-				break;
-		}
-	}
-	return false;
-}
-
-/*
  * The value of a key of an object, or NULL.
  */
 static JsonbValue *
@@ -246,9 +198,9 @@ numeric_code(Numeric number)
 static const char *
 parse_envelope(const HrflowReply *reply, Envelope *envelope)
 {
-	const char *text;
 	Jsonb	   *object;
 	JsonbValue	value;
+	bool		too_deep;
 
 	memset(envelope, 0, sizeof(*envelope));
 
@@ -261,17 +213,11 @@ parse_envelope(const HrflowReply *reply, Envelope *envelope)
 	if (pg_encoding_verifymbstr(PG_UTF8, reply->body,
 								reply->length) != reply->length)
 		return "the body is not valid UTF-8";
-	if (is_too_deep(reply->body))
+	object = hrflow_json_parse(reply->body, &too_deep);
+	if (too_deep)
 		return "the JSON nests too deeply";
-
-	text = hrflow_text_from_utf8(reply->body, reply->length);
-	if (text == NULL)
-		return "the body cannot be converted to the database's encoding";
-	object = hrflow_compat_parse_jsonb(text);
-	if (object == NULL)
-		return "the body is not JSON that jsonb can hold";
-	if (!JB_ROOT_IS_OBJECT(object))
-		return "the JSON is not an object";
+	if (object == NULL || !JB_ROOT_IS_OBJECT(object))
+		return "the body is not a JSON object that jsonb can hold";
 
 	if (get_member(object, "code", &value))
 	{

@@ -17,6 +17,7 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "hrflow_embed.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
@@ -90,6 +91,69 @@ fuzz_reply(const char *data, size_t size)
 	hrflow_response_parse_vector(&reply, &result);
 	if ((result.status == HRFLOW_OK) != (result.vector != NULL))
 		abort();
+}
+
+/*
+ * What jsonb_in makes of a text, or NULL.
+ */
+static Jsonb *
+parse_by_jsonb_in(const char *text)
+{
+	MemoryContext here = CurrentMemoryContext;
+	Jsonb	   *volatile result = NULL;
+
+	PG_TRY();
+	{
+		result = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+													CStringGetDatum(text)));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(here);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return result;
+}
+
+/*
+ * JSON, which must become what jsonb_in makes of it.  We refuse scalars, what
+ * is too deep, and long numbers.
+ */
+static void
+fuzz_json(const char *data, size_t size)
+{
+	bool		too_deep;
+	Jsonb	   *ours;
+	Jsonb	   *theirs;
+	const char *begin = data + strspn(data, " \t\n\r");
+
+	if (strlen(data) != size ||
+		pg_encoding_verifymbstr(PG_UTF8, data, size) != size)
+		return;
+	ours = hrflow_json_parse(data, &too_deep);
+	if (too_deep && ours != NULL)
+		abort();
+	theirs = parse_by_jsonb_in(data);
+	if (ours != NULL && (theirs == NULL || VARSIZE(ours) != VARSIZE(theirs) ||
+						 memcmp(ours, theirs, VARSIZE(ours)) != 0))
+		abort();
+	if (ours == NULL && theirs != NULL && !too_deep &&
+		(*begin == '{' || *begin == '['))
+	{
+		/* There must be a number of many characters or a large exponent. */
+		bool		found = false;
+
+		for (const char *p = data; *p; p++)
+		{
+			size_t		length = strspn(p, "0123456789.eE+-");
+
+			found |= length > 100 ||
+				((*p == 'e' || *p == 'E') && strspn(p + 1 + strspn(p + 1, "+-"), "0123456789") > 3);
+		}
+		if (!found)
+			abort();
+	}
 }
 
 /*
@@ -266,7 +330,7 @@ hrflow_fuzz(PG_FUNCTION_ARGS)
 		const char *name;
 		FuzzTarget	run;
 	}			targets[] = {
-		{"reply", fuzz_reply}, {"link", fuzz_link}, {"request", fuzz_request}
+		{"reply", fuzz_reply}, {"json", fuzz_json}, {"link", fuzz_link}, {"request", fuzz_request}
 	};
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Datum	   *values;

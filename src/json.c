@@ -1,0 +1,363 @@
+/*-------------------------------------------------------------------------
+ *
+ * json.c
+ *		JSON text of a reply to jsonb, without errors.
+ *
+ * jsonb_in would do, were it not that it raises errors for much that a reply
+ * may hold (before 16 for all of it), recurses as deep as the text nests, and
+ * before 16 looks at every character of a string three times: links of 1,700
+ * characters made it two fifths of what a call cost.  What is accepted here is
+ * what jsonb_in accepts, within the limits below, and becomes the same; a
+ * fuzzer compares the two.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "hrflow_embed.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/numeric.h"
+
+/*
+ * A number is no longer than this, and its exponent has no more digits, so
+ * that numeric can hold it: numbers are status codes here.
+ */
+#define MAX_NUMBER 100
+#define MAX_EXPONENT_DIGITS 3
+
+typedef struct Reader
+{
+	const char *p;				/* the next byte; a NUL is at the end */
+	int			depth;			/* of arrays and objects around it */
+	bool		too_deep;
+	HrflowJsonbState state;
+} Reader;
+
+static bool read_value(Reader *r, JsonbIteratorToken token);
+
+static void
+skip_space(Reader *r)
+{
+	r->p += strspn(r->p, " \t\n\r");
+}
+
+static bool
+take(Reader *r, char c)
+{
+	skip_space(r);
+	if (*r->p != c)
+		return false;
+	r->p++;
+	return true;
+}
+
+/*
+ * Read four hexadecimal digits.
+ */
+static bool
+read_hex(Reader *r, pg_wchar *unit)
+{
+	*unit = 0;
+	for (int i = 0; i < 4; i++, r->p++)
+	{
+		char		c = *r->p;
+
+		if (c >= '0' && c <= '9')
+			*unit = *unit * 16 + (c - '0');
+		else if (c >= 'a' && c <= 'f')
+			*unit = *unit * 16 + (c - 'a' + 10);
+		else if (c >= 'A' && c <= 'F')
+			*unit = *unit * 16 + (c - 'A' + 10);
+		else
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Read what follows "\u", the other half of a surrogate pair included, as
+ * UTF-8.  jsonb has no NUL.
+ */
+static bool
+read_unicode(Reader *r, char **to)
+{
+	pg_wchar	c;
+	pg_wchar	low;
+
+	if (!read_hex(r, &c) || c == 0 || is_utf16_surrogate_second(c))
+		return false;
+	if (is_utf16_surrogate_first(c))
+	{
+		if (r->p[0] != '\\' || r->p[1] != 'u')
+			return false;
+		r->p += 2;
+		if (!read_hex(r, &low) || !is_utf16_surrogate_second(low))
+			return false;
+		c = surrogate_pair_to_codepoint(c, low);
+	}
+	unicode_to_utf8(c, (unsigned char *) *to);
+	*to += pg_utf_mblen((unsigned char *) *to);
+	return true;
+}
+
+/*
+ * Read the rest of a string that has escapes, of which "length" bytes before
+ * the first one are at "start".  Nothing becomes longer than it is written.
+ */
+static bool
+read_escapes(Reader *r, const char *start, size_t length, JsonbValue *value)
+{
+	static const char codes[] = "\"\\/bfnrt";
+	static const char meant[] = "\"\\/\b\f\n\r\t";
+	char	   *string = palloc(length + strlen(r->p) + 1);
+	char	   *to = string + length;
+
+	memcpy(string, start, length);
+	while (*r->p != '"')
+	{
+		if ((unsigned char) *r->p < ' ')
+			return false;
+		if (*r->p != '\\')
+			*to++ = *r->p++;
+		else if (*++r->p == 'u')
+		{
+			r->p++;
+			if (!read_unicode(r, &to))
+				return false;
+		}
+		else
+		{
+			const char *code = *r->p ? strchr(codes, *r->p) : NULL;
+
+			if (code == NULL)
+				return false;
+			*to++ = meant[code - codes];
+			r->p++;
+		}
+	}
+	*to = '\0';
+	value->val.string.val = string;
+	value->val.string.len = to - string;
+	return true;
+}
+
+/*
+ * Read a string behind its first quote.  It is left where it is if it can be.
+ */
+static bool
+read_string(Reader *r, JsonbValue *value)
+{
+	static const char special[] =
+		"\"\\\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"
+		"\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f";
+	const char *start = r->p;
+	const char *converted;
+
+	value->type = jbvString;
+	r->p += strcspn(r->p, special);
+	if (*r->p == '\\')
+	{
+		if (!read_escapes(r, start, r->p - start, value))
+			return false;
+	}
+	else
+	{
+		value->val.string.val = unconstify(char *, start);
+		value->val.string.len = r->p - start;
+	}
+	if (*r->p != '"')
+		return false;
+	r->p++;
+
+	if (GetDatabaseEncoding() == PG_UTF8 ||
+		GetDatabaseEncoding() == PG_SQL_ASCII)
+		return true;
+	converted = hrflow_text_from_utf8(pnstrdup(value->val.string.val,
+											   value->val.string.len),
+									  value->val.string.len);
+	if (converted == NULL)
+		return false;
+	value->val.string.val = unconstify(char *, converted);
+	value->val.string.len = strlen(converted);
+	return true;
+}
+
+static size_t
+count_digits(const char *p)
+{
+	return strspn(p, "0123456789");
+}
+
+static bool
+read_number(Reader *r, JsonbValue *value)
+{
+	const char *start = r->p;
+	size_t		digits;
+	char		number[MAX_NUMBER + 1];
+
+	r->p += *r->p == '-';
+	digits = count_digits(r->p);
+	if (digits == 0 || (*r->p == '0' && digits > 1))
+		return false;
+	r->p += digits;
+	if (*r->p == '.')
+	{
+		digits = count_digits(++r->p);
+		if (digits == 0)
+			return false;
+		r->p += digits;
+	}
+	if (*r->p == 'e' || *r->p == 'E')
+	{
+		r->p++;
+		r->p += *r->p == '+' || *r->p == '-';
+		digits = count_digits(r->p);
+		if (digits == 0 || digits > MAX_EXPONENT_DIGITS)
+			return false;
+		r->p += digits;
+	}
+	if (r->p - start > MAX_NUMBER)
+		return false;
+
+	memcpy(number, start, r->p - start);
+	number[r->p - start] = '\0';
+	value->type = jbvNumeric;
+	value->val.numeric =
+		DatumGetNumeric(DirectFunctionCall3(numeric_in,
+											CStringGetDatum(number),
+											ObjectIdGetDatum(InvalidOid),
+											Int32GetDatum(-1)));
+	return true;
+}
+
+static bool
+read_word(Reader *r, JsonbValue *value)
+{
+	static const struct
+	{
+		const char *word;
+		enum jbvType type;
+		bool		boolean;
+	}			words[] = {
+		{"null", jbvNull}, {"true", jbvBool, true}, {"false", jbvBool, false}
+	};
+
+	for (int i = 0; i < lengthof(words); i++)
+	{
+		size_t		length = strlen(words[i].word);
+
+		if (strncmp(r->p, words[i].word, length) != 0)
+			continue;
+		r->p += length;
+		value->type = words[i].type;
+		if (words[i].type == jbvBool)
+			value->val.boolean = words[i].boolean;
+		return true;
+	}
+	return false;
+}
+
+/*
+ * Read an array or an object behind its bracket.
+ */
+static bool
+read_container(Reader *r, bool is_object)
+{
+	char		end = is_object ? '}' : ']';
+
+	if (++r->depth > HRFLOW_MAX_JSON_DEPTH)
+	{
+		r->too_deep = true;
+		return false;
+	}
+	hrflow_compat_push_jsonb(&r->state, is_object ? WJB_BEGIN_OBJECT :
+							 WJB_BEGIN_ARRAY, NULL);
+	if (!take(r, end))
+	{
+		do
+		{
+			JsonbValue	key;
+
+			if (is_object)
+			{
+				if (!take(r, '"') || !read_string(r, &key) || !take(r, ':'))
+					return false;
+				hrflow_compat_push_jsonb(&r->state, WJB_KEY, &key);
+			}
+			if (!read_value(r, is_object ? WJB_VALUE : WJB_ELEM))
+				return false;
+		} while (take(r, ','));
+		if (!take(r, end))
+			return false;
+	}
+	hrflow_compat_push_jsonb(&r->state, is_object ? WJB_END_OBJECT :
+							 WJB_END_ARRAY, NULL);
+	r->depth--;
+	return true;
+}
+
+/*
+ * Read a value that is an element or belongs to a key.
+ */
+static bool
+read_value(Reader *r, JsonbIteratorToken token)
+{
+	JsonbValue	value;
+	bool		good;
+
+	skip_space(r);
+	switch (*r->p)
+	{
+		case '{':
+		case '[':
+			return read_container(r, *r->p++ == '{');
+		case '"':
+			r->p++;
+			good = read_string(r, &value);
+			break;
+		case '-':
+		case '0':
+		case '1':
+		case '2':
+		case '3':
+		case '4':
+		case '5':
+		case '6':
+		case '7':
+		case '8':
+		case '9':
+			good = read_number(r, &value);
+			break;
+		default:
+			good = read_word(r, &value);
+			break;
+	}
+	if (good)
+		hrflow_compat_push_jsonb(&r->state, token, &value);
+	return good;
+}
+
+/*
+ * Read an object or an array.  "text" is valid UTF-8, ended by its only NUL.
+ * Returns NULL where it is not that, or jsonb cannot hold it; *too_deep tells
+ * whether that is because it nests deeper than HRFLOW_MAX_JSON_DEPTH.
+ * palloc'd.
+ */
+Jsonb *
+hrflow_json_parse(const char *text, bool *too_deep)
+{
+	Reader		r = {text};
+	bool		good;
+
+	skip_space(&r);
+	good = (*r.p == '{' || *r.p == '[') && read_container(&r, *r.p++ == '{');
+	*too_deep = r.too_deep;
+	if (!good)
+		return NULL;
+	skip_space(&r);
+	if (*r.p != '\0')
+		return NULL;
+	return JsonbValueToJsonb(r.state.result);
+}
