@@ -341,7 +341,7 @@ static void
 fetch_link(Batch *batch, const char *link, int element, const char *section,
 		   int item)
 {
-	HrflowResult refused = {HRFLOW_LINK_REFUSED, .is_link = true};
+	HrflowResult refused = {.status = HRFLOW_LINK_REFUSED, .is_link = true};
 	bool		by_name;
 	const char *refusal;
 
@@ -390,7 +390,7 @@ ask_profile(Batch *batch, int element)
 static void
 ask_element(Batch *batch, int element)
 {
-	HrflowResult invalid = {HRFLOW_INVALID_REQUEST, .is_link = true,
+	HrflowResult invalid = {.status = HRFLOW_INVALID_REQUEST, .is_link = true,
 	.detail = "The link is null."};
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 

@@ -115,6 +115,7 @@ hrflow_fields_text(Jsonb *fields)
 		return NULL;
 	text = hrflow_text_to_utf8(JsonbToCString(NULL, &fields->root,
 											  VARSIZE(fields)));
+
 	if (text == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -264,7 +265,7 @@ hrflow_fetch_vector(PG_FUNCTION_ARGS)
 	ErrorContextCallback context;
 	HrflowTransport *transport;
 	HrflowReply *reply;
-	HrflowResult result = {HRFLOW_LINK_REFUSED, .is_link = true};
+	HrflowResult result = {.status = HRFLOW_LINK_REFUSED, .is_link = true};
 	bool		by_name;
 
 	context.callback = add_link_context;

@@ -151,8 +151,8 @@ typedef enum HrflowTarget
 {
 	HRFLOW_TO_API,				/* with the key, at the account's rate */
 	HRFLOW_TO_LINK,				/* to a host that link_hosts names */
-	HRFLOW_TO_GUARDED_LINK		/* to one that a pattern lets through: not to a
-								 * private address */
+	HRFLOW_TO_GUARDED_LINK		/* to one that a pattern lets through: not to
+								 * a private address */
 } HrflowTarget;
 
 #define HRFLOW_IS_LINK(target) ((target) != HRFLOW_TO_API)

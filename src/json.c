@@ -150,8 +150,8 @@ static bool
 read_string(Reader *r, JsonbValue *value)
 {
 	static const char special[] =
-		"\"\\\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"
-		"\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f";
+	"\"\\\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"
+	"\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f";
 	const char *start = r->p;
 	const char *converted;
 
@@ -266,6 +266,7 @@ static bool
 read_container(Reader *r, bool is_object)
 {
 	char		end = is_object ? '}' : ']';
+	bool		ended;
 
 	if (++r->depth > HRFLOW_MAX_JSON_DEPTH)
 	{
@@ -274,23 +275,25 @@ read_container(Reader *r, bool is_object)
 	}
 	hrflow_compat_push_jsonb(&r->state, is_object ? WJB_BEGIN_OBJECT :
 							 WJB_BEGIN_ARRAY, NULL);
-	if (!take(r, end))
+	ended = take(r, end);
+	while (!ended)
 	{
-		do
-		{
-			JsonbValue	key;
+		JsonbValue	key;
 
-			if (is_object)
-			{
-				if (!take(r, '"') || !read_string(r, &key) || !take(r, ':'))
-					return false;
-				hrflow_compat_push_jsonb(&r->state, WJB_KEY, &key);
-			}
-			if (!read_value(r, is_object ? WJB_VALUE : WJB_ELEM))
+		if (is_object)
+		{
+			if (!take(r, '"') || !read_string(r, &key) || !take(r, ':'))
 				return false;
-		} while (take(r, ','));
-		if (!take(r, end))
+			hrflow_compat_push_jsonb(&r->state, WJB_KEY, &key);
+		}
+		if (!read_value(r, is_object ? WJB_VALUE : WJB_ELEM))
 			return false;
+		if (!take(r, ','))
+		{
+			if (!take(r, end))
+				return false;
+			ended = true;
+		}
 	}
 	hrflow_compat_push_jsonb(&r->state, is_object ? WJB_END_OBJECT :
 							 WJB_END_ARRAY, NULL);

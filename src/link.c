@@ -83,9 +83,9 @@ hrflow_link_bad_hosts(const char *hosts)
 		for (int i = 0; i < length; i++)
 		{
 			bool		good = (host[i] >= 'a' && host[i] <= 'z') ||
-				(host[i] >= 'A' && host[i] <= 'Z') ||
-				(host[i] >= '0' && host[i] <= '9') ||
-				strchr("-._:*", host[i]) != NULL;
+			(host[i] >= 'A' && host[i] <= 'Z') ||
+			(host[i] >= '0' && host[i] <= '9') ||
+			strchr("-._:*", host[i]) != NULL;
 
 			if (!good)
 				return "is not a list of host names";

@@ -43,7 +43,7 @@ typedef struct Watched
 	bool		is_connection;
 } Watched;
 
-static Watched *watched = NULL;	/* by descriptor; malloc'd */
+static Watched *watched = NULL; /* by descriptor; malloc'd */
 static int	nwatched = 0;
 
 /*
@@ -142,8 +142,10 @@ hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
 void
 hrflow_poller_opened(int fd)
 {
-	if (enlarge(fd))
-		watched[fd] = (Watched) {.is_connection = true};
+	if (!enlarge(fd))
+		return;
+	memset(&watched[fd], 0, sizeof(Watched));
+	watched[fd].is_connection = true;
 }
 
 /*
@@ -153,7 +155,7 @@ void
 hrflow_poller_closed(int fd)
 {
 	if (fd < nwatched)
-		watched[fd] = (Watched) {0};
+		memset(&watched[fd], 0, sizeof(Watched));
 }
 
 /*

@@ -485,8 +485,8 @@ typedef struct SectionAsked
 {
 	char	   *name;
 	bool		as_list;		/* by a list, of whatever */
-	int		   *indexes;		/* the list's, palloc'd; NULL unless all of its
-								 * elements are indexes */
+	int		   *indexes;		/* the list's, palloc'd; NULL unless all of
+								 * its elements are indexes */
 	int			nindexes;
 } SectionAsked;
 

@@ -36,8 +36,8 @@ typedef struct HrflowBucket
 								 * burst allowed */
 	bool		paused;			/* since a 429, until a probe gets through */
 	int64		paused_until;
-	int64		probe_until;	/* a probe is out; taken for lost after this; 0
-								 * for none */
+	int64		probe_until;	/* a probe is out; taken for lost after this;
+								 * 0 for none */
 } HrflowBucket;
 
 typedef struct HrflowShared

@@ -575,7 +575,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 {
 	HrflowTransfer *transfer = (HrflowTransfer *) reply;
 	bool		limited = result->status == HRFLOW_RATE_LIMITED &&
-		!HRFLOW_IS_LINK(reply->target);
+	!HRFLOW_IS_LINK(reply->target);
 	int64		pause;
 
 	if (transfer->is_probe && !limited)

@@ -66,7 +66,7 @@ static struct
 	bool		trust_known;
 	char	   *trust_path;		/* hashed folder; malloc'd; NULL for none */
 	bool		trust_default;	/* leave it to libcurl */
-} pool;
+}			pool;
 
 StaticAssertDecl(sizeof(((HrflowTransfer *) NULL)->error) >= CURL_ERROR_SIZE,
 				 "libcurl's messages must fit");
