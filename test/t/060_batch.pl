@@ -64,17 +64,28 @@ SKIP:
 	my $nghttpx = '/usr/sbin/nghttpx';
 	skip 'nghttp2-proxy is not to be had', 3 unless -x $nghttpx;
 
-	my $port = PostgreSQL::Test::Cluster::get_free_port();
+	# It cannot take any free port and tell which: another is tried if need be.
+	my ($port, $proxy);
+	my ($proxy_out, $proxy_err) = ('', '');
 	my $dir = $api->dir;
-	my $proxy = IPC::Run::start(
-		[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http,
-			'--workers=1', '--errorlog-file=/dev/null', '--accesslog-file=/dev/null',
-			'--backend-connections-per-host=64', "$dir/server.key", "$dir/server.pem" ],
-		'<', \'', '>', \my $out, '2>', \my $err);
-	my $until = time + 20;
-	until (IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) || time > $until)
+	for my $try (1 .. 5)
 	{
-		select(undef, undef, undef, 0.02);
+		$port = PostgreSQL::Test::Cluster::get_free_port();
+		$proxy = IPC::Run::start(
+			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http, '--conf=/dev/null',
+				'--workers=1', '--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64', "$dir/server.key", "$dir/server.pem" ],
+			'<', \'', '>', \$proxy_out, '2>', \$proxy_err);
+		my $until = time + 10;
+		my $listens;
+		until ($listens || time > $until)
+		{
+			$listens = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+			select(undef, undef, undef, 0.02) unless $listens;
+		}
+		last if $listens;
+		$proxy->kill_kill;
+		diag("nghttpx does not listen on $port: $proxy_err");
 	}
 	my $settings = "SET hrflow_embed.base_url = 'https://localhost:$port/v1'; SET hrflow_embed.ca_file = '" . $api->ca . "';";
 
