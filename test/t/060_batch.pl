@@ -73,7 +73,7 @@ SKIP:
 		$port = PostgreSQL::Test::Cluster::get_free_port();
 		$proxy = IPC::Run::start(
 			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http, '--conf=/dev/null',
-				'--workers=1', '--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
+				'--workers=1', '--no-ocsp', '--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
 				'--backend-connections-per-host=64', "$dir/server.key", "$dir/server.pem" ],
 			'<', \'', '>', \$proxy_out, '2>', \$proxy_err);
 		my $until = time + 10;
