@@ -61,8 +61,8 @@ include $(PGXS)
 # was configured.
 $(OBJS): $(wildcard src/*.h) Makefile hrflow_embed.control
 
-# Loops over the elements of vectors.
-src/vector.o: CFLAGS += $(CFLAGS_VECTORIZE)
+# Loops over the elements of vectors, and the characters of links.
+src/vector.o src/json.o: CFLAGS += $(CFLAGS_VECTORIZE)
 
 # Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
 # expanded when their recipe runs, and run a program each: it is put behind

@@ -144,19 +144,32 @@ read_escapes(Reader *r, const char *start, size_t length, JsonbValue *value)
 }
 
 /*
+ * Is there a control character, which must be escaped?  A loop that can be
+ * vectorised: links are long.
+ */
+static bool
+has_control(const char *text, size_t length)
+{
+	unsigned char found = 0;
+
+	for (size_t i = 0; i < length; i++)
+		found |= (unsigned char) text[i] < ' ';
+	return found;
+}
+
+/*
  * Read a string behind its first quote.  It is left where it is if it can be.
  */
 static bool
 read_string(Reader *r, JsonbValue *value)
 {
-	static const char special[] =
-	"\"\\\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"
-	"\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f";
 	const char *start = r->p;
 	const char *converted;
 
 	value->type = jbvString;
-	r->p += strcspn(r->p, special);
+	r->p += strcspn(r->p, "\"\\");
+	if (has_control(start, r->p - start))
+		return false;
 	if (*r->p == '\\')
 	{
 		if (!read_escapes(r, start, r->p - start, value))
