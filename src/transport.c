@@ -470,10 +470,13 @@ hrflow_transport_next(HrflowTransport *transport)
 
 		if (now >= transport->deadline && !transport->expired)
 			expire(transport);
-		start_what_may(transport);
-		hrflow_curl_run_timer();
-		while ((transfer = hrflow_curl_next_done()) != NULL)
-			finish(transport, transfer);
+		if (dlist_is_empty(&transport->finished))
+		{
+			start_what_may(transport);
+			hrflow_curl_run_timer();
+			while ((transfer = hrflow_curl_next_done()) != NULL)
+				finish(transport, transfer);
+		}
 
 		if (!dlist_is_empty(&transport->finished))
 		{
