@@ -66,7 +66,8 @@ typedef struct Batch
 	MemoryContext reply_context;	/* reset after each element */
 	MemoryContext asked_context;	/* of what is asked for */
 
-	const char *source_id;		/* UTF-8; NULL: every element is invalid */
+	const char *source_id;		/* UTF-8; NULL: every element is invalid, */
+	const char *bad_source;		/* for this reason */
 	Jsonb	   *fields;			/* NULL: left out */
 	const char *fields_text;	/* the same in UTF-8 */
 	Identifiers ids[3];			/* profile_id, reference, e-mail; or link */
@@ -288,7 +289,7 @@ make_query(const Batch *batch, int element, HrflowQuery *query)
 	const char *values[3] = {NULL, NULL, NULL};
 
 	if (batch->source_id == NULL)
-		return "The source_id is null or empty.";
+		return batch->bad_source;
 
 	for (int i = 0; i < batch->nids; i++)
 	{
@@ -558,6 +559,7 @@ put_rest(Batch *batch)
 	HrflowResult rest = batch->refusal;
 
 	rest.http_status = 0;
+	rest.is_link = batch->kind == BATCH_OF_LINKS;
 	for (; batch->next < batch->nelements; batch->next++)
 	{
 		if (batch->is_repeated[batch->next])
@@ -725,11 +727,15 @@ run_profiles(FunctionCallInfo fcinfo, BatchKind kind)
 	batch.fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
 									   PG_GETARG_JSONB_P(ARG_FIELDS));
 	batch.fields_text = hrflow_fields_text(batch.fields);
+	batch.bad_source = "The source_id is null or empty.";
 	if (!PG_ARGISNULL(ARG_SOURCE_ID))
 	{
 		source_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SOURCE_ID));
 		if (*source_id != '\0')
+		{
 			batch.source_id = hrflow_text_to_utf8(source_id);
+			batch.bad_source = "The source_id cannot be converted to UTF-8.";
+		}
 	}
 
 	run_batch(fcinfo, &batch);

@@ -56,6 +56,12 @@
 #define HRFLOW_MAX_BUFFERED		(64 * 1024 * 1024)
 
 /*
+ * The most links in one answer.  A profile has a few dozen experiences and
+ * educations; each link takes a request and some kB while it is fetched.
+ */
+#define HRFLOW_MAX_LINKS		1000
+
+/*
  * How much of a server's message is passed on, in bytes.
  */
 #define HRFLOW_MAX_MESSAGE		500

@@ -17,6 +17,7 @@
 #include "compat.h"
 #include "hrflow_embed.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/numeric.h"
 
@@ -27,11 +28,18 @@
 #define MAX_NUMBER 100
 #define MAX_EXPONENT_DIGITS 3
 
+/*
+ * Values of a reply, each of which takes some 40 bytes while it is read: an
+ * answer has dozens.
+ */
+#define MAX_VALUES 1000000
+
 typedef struct Reader
 {
 	const char *p;				/* the next byte; a NUL is at the end */
 	int			depth;			/* of arrays and objects around it */
 	bool		too_deep;
+	int			nvalues;		/* read so far, keys included */
 	HrflowJsonbState state;
 } Reader;
 
@@ -103,6 +111,22 @@ read_unicode(Reader *r, char **to)
 }
 
 /*
+ * The quote that ends a string whose next characters are these, or the end of
+ * the text.
+ */
+static const char *
+end_of_string(const char *p)
+{
+	for (;;)
+	{
+		p += strcspn(p, "\"\\");
+		if (*p != '\\')
+			return p;
+		p += p[1] != '\0' ? 2 : 1;
+	}
+}
+
+/*
  * Read the rest of a string that has escapes, of which "length" bytes before
  * the first one are at "start".  Nothing becomes longer than it is written.
  */
@@ -111,7 +135,7 @@ read_escapes(Reader *r, const char *start, size_t length, JsonbValue *value)
 {
 	static const char codes[] = "\"\\/bfnrt";
 	static const char meant[] = "\"\\/\b\f\n\r\t";
-	char	   *string = palloc(length + strlen(r->p) + 1);
+	char	   *string = palloc(end_of_string(r->p) - start + 1);
 	char	   *to = string + length;
 
 	memcpy(string, start, length);
@@ -323,6 +347,9 @@ read_value(Reader *r, JsonbIteratorToken token)
 	JsonbValue	value;
 	bool		good;
 
+	CHECK_FOR_INTERRUPTS();
+	if (++r->nvalues > MAX_VALUES)
+		return false;
 	skip_space(r);
 	switch (*r->p)
 	{

@@ -130,6 +130,8 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 
 	if (!by_pattern && !*by_name)
 		return "Its host is not in hrflow_embed.link_hosts.";
+	if (url.loopback && !*by_name)
+		return "Its host has a private address, and is not in hrflow_embed.link_hosts by its own name.";
 	if (!url.https && !url.loopback)
 		return "It does not begin with \"https://\".";
 	if (!url.loopback && url.port != 443)

@@ -71,17 +71,18 @@ append_parameter(StringInfo url, char *separator, const char *name,
 	if (value == NULL)
 		return;
 
-	/*
-	 * What is far over the limit is not even encoded: the caller looks at the
-	 * length only, and 1 MB would become 3.
-	 */
 	if (url->len > HRFLOW_MAX_URL)
 		return;
 
+	/*
+	 * What is over the limit is not encoded whole, since it may be three
+	 * times as long then: the caller looks at the length only.
+	 */
 	appendStringInfoCharMacro(url, *separator);
 	appendStringInfoString(url, name);
 	appendStringInfoCharMacro(url, '=');
-	append_encoded(url, value);
+	append_encoded(url, strnlen(value, HRFLOW_MAX_URL + 1) > HRFLOW_MAX_URL ?
+				   pnstrdup(value, HRFLOW_MAX_URL + 1) : value);
 	*separator = '&';
 }
 

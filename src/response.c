@@ -96,16 +96,16 @@ scrub_message(const char *message, const char *secret)
 		int			run = Max(matching_run(p, secret), foreign_key_length(p));
 		int			n = pg_mblen(p);
 
+		if (out.len + Max(n, SCRUB_MIN) > HRFLOW_MAX_MESSAGE)
+		{
+			appendStringInfoString(&out, "...");
+			break;
+		}
 		if (run >= SCRUB_MIN)
 		{
 			appendStringInfoString(&out, "********");
 			p += run;
 			continue;
-		}
-		if (out.len + n > HRFLOW_MAX_MESSAGE)
-		{
-			appendStringInfoString(&out, "...");
-			break;
 		}
 		if (n == 1 && ((unsigned char) *p < ' ' || *p == 0x7f))
 			appendStringInfoChar(&out, ' ');
@@ -530,28 +530,88 @@ find_asked(Jsonb *fields, const JsonbValue *key, SectionAsked *asked)
 }
 
 /*
- * Add the link at "position" of the "count" that a section has; "in_array"
- * tells a list of one from a section with one vector.  Returns false when its
- * item cannot be told: a mislabelled vector is worse than none.
+ * How the items of a section are told apart.
+ */
+typedef enum ItemRule
+{
+	ITEM_AS_ASKED,				/* the index at this place of the list */
+	ITEM_OF_PATH,				/* the index in the link's path */
+	ITEM_BY_PLACE				/* the place in the answer */
+} ItemRule;
+
+/*
+ * Choose the rule for a list of "count" elements.  Paths tell where all of
+ * them do, and places where none does and none were asked for by a list.
+ */
+static bool
+choose_rule(const SectionAsked *asked, JsonbContainer *list, int count,
+			ItemRule *rule)
+{
+	int			nlinks = 0;
+	int			npaths = 0;
+
+	*rule = ITEM_AS_ASKED;
+	if (asked->indexes != NULL && asked->nindexes == count)
+		return true;
+
+	for (int i = 0; i < count; i++)
+	{
+		JsonbValue *value = getIthJsonbValueFromContainer(list, i);
+
+		if (value->type != jbvString)
+			continue;
+		nlinks++;
+		npaths += index_in_path(pnstrdup(value->val.string.val,
+										 value->val.string.len),
+								asked->name) >= 0;
+	}
+	*rule = npaths > 0 ? ITEM_OF_PATH : ITEM_BY_PLACE;
+	return npaths == nlinks || (npaths == 0 && !asked->as_list);
+}
+
+/*
+ * Add a link, of the item that it is by this rule.  Returns false when an
+ * earlier one of the section is of the same item: a mislabelled vector is
+ * worse than none.
  */
 static bool
 add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
-		 int position, int count, bool in_array)
+		 ItemRule rule, int place)
 {
 	HrflowLink *link = palloc(sizeof(HrflowLink));
+	ListCell   *cell;
 
 	link->section = asked->name;
 	link->url = pnstrdup(value->val.string.val, value->val.string.len);
-	if (asked->indexes != NULL && asked->nindexes == count)
-		link->item = asked->indexes[position];
-	else
+	link->item = rule == ITEM_AS_ASKED ? asked->indexes[place] :
+		rule == ITEM_OF_PATH ? index_in_path(link->url, asked->name) : place;
+	foreach(cell, *links)
 	{
-		link->item = index_in_path(link->url, asked->name);
-		if (link->item < 0 && !asked->as_list)
-			link->item = in_array ? position : 0;
+		HrflowLink *other = lfirst(cell);
+
+		if (rule == ITEM_OF_PATH && other->section == link->section &&
+			other->item == link->item)
+			return false;
 	}
 	*links = lappend(*links, link);
-	return link->item >= 0;
+	return true;
+}
+
+/*
+ * The item of a section that has one link and no list: the index of a list
+ * of one that asked for it, or that of its path, or 0.
+ */
+static bool
+add_single_link(List **links, const SectionAsked *asked,
+				const JsonbValue *value)
+{
+	char	   *url = pnstrdup(value->val.string.val, value->val.string.len);
+
+	if (asked->indexes != NULL && asked->nindexes == 1)
+		return add_link(links, asked, value, ITEM_AS_ASKED, 0);
+	if (index_in_path(url, asked->name) >= 0)
+		return add_link(links, asked, value, ITEM_OF_PATH, 0);
+	return !asked->as_list && add_link(links, asked, value, ITEM_BY_PLACE, 0);
 }
 
 /*
@@ -564,35 +624,37 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 {
 	static const char unknown_item[] = "its items cannot be told apart";
 	static const char not_links[] = "it is neither a link nor a list of links";
-	JsonbIterator *it;
-	JsonbIteratorToken token;
-	JsonbValue	element;
-	int			position = 0;
+	static const char too_many[] = "there are too many links";
+	JsonbContainer *list;
+	ItemRule	rule;
 	int			count;
 
 	if (value->type == jbvNull)
 		return NULL;
+	if (list_length(*links) >= HRFLOW_MAX_LINKS)
+		return too_many;
 	if (value->type == jbvString)
-		return add_link(links, asked, value, 0, 1, false) ? NULL :
-			unknown_item;
+		return add_single_link(links, asked, value) ? NULL : unknown_item;
 	if (value->type != jbvBinary ||
 		!JsonContainerIsArray(value->val.binary.data))
 		return not_links;
 
-	count = JsonContainerSize(value->val.binary.data);
-	it = JsonbIteratorInit(value->val.binary.data);
-	while ((token = JsonbIteratorNext(&it, &element, true)) != WJB_DONE)
+	list = value->val.binary.data;
+	count = JsonContainerSize(list);
+	if (count + list_length(*links) > HRFLOW_MAX_LINKS)
+		return too_many;
+	if (!choose_rule(asked, list, count, &rule))
+		return unknown_item;
+	for (int place = 0; place < count; place++)
 	{
-		if (token != WJB_ELEM)
+		JsonbValue *element = getIthJsonbValueFromContainer(list, place);
+
+		if (element->type == jbvNull)
 			continue;
-		if (element.type == jbvString)
-		{
-			if (!add_link(links, asked, &element, position, count, true))
-				return unknown_item;
-		}
-		else if (element.type != jbvNull)
+		if (element->type != jbvString)
 			return not_links;
-		position++;
+		if (!add_link(links, asked, element, rule, place))
+			return unknown_item;
 	}
 	return NULL;
 }

@@ -191,23 +191,55 @@ check_base_url(char **newval, void **extra, GucSource source)
 	return why == NULL || refuse("hrflow_embed.base_url", why);
 }
 
+/*
+ * Why a string cannot be the proxy's URL, or NULL.  Behind a user and a
+ * password it is as strict as for any URL of ours: what libcurl could not
+ * parse it would quote.
+ */
+static const char *
+bad_proxy(const char *value)
+{
+	static const char *const schemes[] = {"http://", "https://", "socks5h://"};
+	HrflowUrl	url;
+
+	if (*value == '\0')
+		return NULL;
+	for (int i = 0; i < lengthof(schemes); i++)
+	{
+		int			length = strlen(schemes[i]);
+		const char *host = value + length;
+		const char *why;
+		char	   *copy;
+
+		if (pg_strncasecmp(value, schemes[i], length) != 0)
+			continue;
+		if (strlen(value) > 1024)
+			return "is too long";
+		if (host[strcspn(host, "@/?#")] == '@')
+			host += strcspn(host, "@") + 1;
+		copy = psprintf("http://%s", host);
+		why = hrflow_request_parse_url(copy, &url);
+		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
+			why = "has more than a scheme, a host and a port";
+		for (const char *p = value; *p && why == NULL; p++)
+		{
+			if (*p <= ' ' || *p > '~')
+				why = "has a character that must be percent-encoded";
+		}
+		pfree(copy);
+		return why;
+	}
+	return "does not begin with \"http://\", \"https://\" or \"socks5h://\"";
+}
+
 static bool
 check_proxy(char **newval, void **extra, GucSource source)
 {
-	if (**newval == '\0')
-		return true;
-	if (pg_strncasecmp(*newval, "http://", 7) != 0 &&
-		pg_strncasecmp(*newval, "https://", 8) != 0 &&
-		pg_strncasecmp(*newval, "socks5h://", 10) != 0)
-		return refuse("hrflow_embed.proxy",
-					  "does not begin with \"http://\", \"https://\" or \"socks5h://\"");
-	for (const char *p = *newval; *p; p++)
-	{
-		if (*p <= ' ' || *p > '~')
-			return refuse("hrflow_embed.proxy",
-						  "has a character that must be percent-encoded");
-	}
-	return true;
+	const char *why = bad_proxy(*newval);
+
+	if (why == NULL && in_catalog(source) && strchr(*newval, '@') != NULL)
+		why = "has a password, which every role could read in the catalogs";
+	return why == NULL || refuse("hrflow_embed.proxy", why);
 }
 
 static bool
@@ -542,6 +574,7 @@ hrflow_settings_get(bool need_key)
 
 	check_at_use("hrflow_embed.base_url", bad_base_url(base_url));
 	check_at_use("hrflow_embed.api_user", bad_header_value(api_user));
+	check_at_use("hrflow_embed.proxy", bad_proxy(proxy));
 	check_at_use("hrflow_embed.link_hosts", hrflow_link_bad_hosts(link_hosts));
 
 	if (current_context == NULL)

@@ -691,6 +691,13 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 			reply->transient = true;
 			return HRFLOW_CONNECT_FAILED;
 
+		case CURLE_COULDNT_RESOLVE_PROXY:
+
+			/* libcurl's message may quote the setting, password and all. */
+			reply->transient = true;
+			reply->detail = "The host that hrflow_embed.proxy names cannot be resolved.";
+			return HRFLOW_CONNECT_FAILED;
+
 		case CURLE_SSL_CACERT_BADFILE:
 			if (*pool.settings->ca_file == '\0')
 			{

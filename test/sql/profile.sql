@@ -115,5 +115,26 @@ SELECT *
 FROM hrflow_profile_embedding_links('acme', 'fault:data=' || base64url('{"experiences": [1]}')) \g /dev/null
 \echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
 
+-- paths that tell of some items only, or of one twice; too many links
+SELECT *
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/v/experiences/1.hflw", "https://h/x"]}')) \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+SELECT *
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/v/experiences/1.hflw", "https://h/w/experiences/1.hflw"]}')) \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+SELECT count(*)
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"a": [' || repeat('"h",', 999) || '"h"]}'));
+SELECT count(*)
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"a": [' || repeat('"h",', 999) || '"h"], "b": ["h"]}')) \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+
+-- many strings with escapes are read in no time
+SELECT jsonb_array_length(hrflow_profile_embedding('acme',
+	'fault:data=' || base64url('{"e": [' || repeat('"\u0026\n",', 3000) || '""]}')) -> 'e');
+
 DROP EXTENSION hrflow_embed;
 DROP FUNCTION shorten(text), shorten(jsonb), base64url(text);

@@ -88,4 +88,14 @@ SET hrflow_embed.api_key_file = '/';
 SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 \echo :SQLSTATE
 
+-- A proxy's URL is read as strictly as ours, for what libcurl cannot parse it
+-- quotes; its password does not go where all can read it
+SET hrflow_embed.proxy = 'http://user:s3cret/pw@proxy.example.com:3128'; -- error
+SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:99999'; -- error
+SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:3128/path'; -- error
+SET hrflow_embed.proxy = 'ftp://proxy.example.com'; -- error
+SET hrflow_embed.proxy = 'socks5h://user:s3cret@proxy.example.com:1080';
+RESET hrflow_embed.proxy;
+ALTER ROLE CURRENT_USER SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:3128'; -- error
+
 DROP EXTENSION hrflow_embed;
