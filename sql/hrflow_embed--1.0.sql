@@ -229,6 +229,293 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 'cosine similarity of two vectors';
 
 --
+-- Stores: vectors kept, and kept fresh
+--
+
+-- Makes a store: two ordinary tables of the caller's, which are not members of
+-- the extension.
+--
+--   name          of the table of vectors, qualified or not; that of the state
+--                 of the profiles is name || '_profile'
+--   vector_type   'real[]', or pgvector's 'vector', 'vector(n)', 'halfvec',
+--                 'halfvec(n)'; 'auto' is 'vector' where pgvector is
+--                 installed, else 'real[]'
+--   identifier    'id', 'reference' or 'email': what profiles are known by,
+--                 and so the column profile_id, profile_reference or
+--                 profile_email
+--
+-- Returns the table of vectors, by which all functions below know the store:
+-- (source_id, profile_id, section, item, vector, fetched_at).
+--
+-- Cost: none, no network.
+-- Errors: 22023 invalid argument; 42P07 there is such a table; 42704 no such
+-- type; 42501 no right to create in the schema.
+CREATE FUNCTION hrflow_create_store(
+	name text,
+	vector_type text DEFAULT 'auto',
+	identifier text DEFAULT 'id')
+RETURNS regclass
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_create_store(text, text, text) IS
+'makes the two tables of a store of vectors';
+
+REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text) FROM PUBLIC;
+
+-- Drops both tables of a store, and the triggers that feed it.
+--
+-- Errors: 42501 the caller is not the owner; 42809 not a store.
+CREATE FUNCTION hrflow_drop_store(store regclass)
+RETURNS void
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_drop_store(regclass) IS
+'drops a store of vectors and the triggers that feed it';
+
+REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
+
+-- Tracks profiles: they are due at once.  One tracked so stays until
+-- hrflow_untrack(), whatever the tables say that feed the store.
+--
+--   profile_ids   identifiers of the store's kind; repeated ones count once
+--
+-- Returns the number of profiles that were not tracked before.
+--
+-- Cost: none now; a request each at the next refresh.
+-- Errors: 22023 nulls or empty strings; 42501 the caller may not INSERT,
+-- UPDATE and DELETE in both tables; 42809 not a store.
+CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_track(regclass, text, text[]) IS
+'tracks profiles in a store';
+
+REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
+
+-- Says that profiles have changed: they are due now, and what is being fetched
+-- of them is not kept.
+--
+-- Returns the number of profiles, of those given, that are tracked.
+-- Errors: as above.
+CREATE FUNCTION hrflow_mark_due(store regclass, source_id text, profile_ids text[])
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_mark_due(regclass, text, text[]) IS
+'says that profiles of a store have changed';
+
+REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
+
+-- Erases profiles: their vectors and that they were tracked.
+--
+-- Returns the number of profiles that were tracked.  One that a table still
+-- has comes back when hrflow_track_table() is called again for it.
+-- Errors: as above.
+CREATE FUNCTION hrflow_untrack(store regclass, source_id text, profile_ids text[])
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_untrack(regclass, text, text[]) IS
+'erases profiles and their vectors from a store';
+
+REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
+
+-- Lets a table feed a store: from now on its rows decide, through triggers,
+-- what is tracked.  INSERT tracks; a change of the identifier or the source
+-- tracks anew; a change of a refresh column marks due; DELETE and TRUNCATE
+-- erase, unless another row or hrflow_track() wants the profile.  Nulls and
+-- empty strings name no profile.
+--
+--   source_table      of the store's owner
+--   profile_column    text, varchar, uuid or integer: the identifier.  Index
+--                     it: a DELETE looks whether another row has it
+--   source_id         \  one of them: the source of all rows, or the column
+--   source_column     /  with each row's
+--   refresh_columns   when one of them changes, so has the profile
+--
+-- Returns the number of rows newly tracked.  Called again it reconciles: what
+-- triggers have missed (logical replication, rows written to a partition,
+-- session_replication_role) is tracked or erased.
+--
+-- Cost: none now, no network, in the triggers neither.
+-- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
+-- column; 42501 the caller is not the owner of both; 42809 not a store.
+CREATE FUNCTION hrflow_track_table(
+	store regclass,
+	source_table regclass,
+	profile_column name,
+	source_id text DEFAULT NULL,
+	source_column name DEFAULT NULL,
+	refresh_columns name[] DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) IS
+'lets a table''s rows decide which profiles a store tracks';
+
+REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) FROM PUBLIC;
+
+-- Ends that, and erases the profiles that nothing else wants.
+--
+-- Returns their number.
+-- Errors: 42501 the caller is not the owner; 42809 not a store.
+CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
+'ends that a table feeds a store';
+
+REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
+
+-- The triggers' function: works as the table's owner, who must be the
+-- store's.  Whoever may write to the table needs no right on the store.
+CREATE FUNCTION hrflow_track_trigger()
+RETURNS trigger
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+
+COMMENT ON FUNCTION hrflow_track_trigger() IS
+'keeps a store in step with a table; made a trigger by hrflow_track_table()';
+
+-- Fetches what is due, until nothing is, or time or number are up.  Each batch
+-- is claimed and committed, fetched with no transaction open, written and
+-- committed.  Several may run at once: they share the work.
+--
+--   fields         as above; the sections asked for are replaced, others stay
+--   max_age        when a profile that was fetched is due again, at the latest
+--   time_budget    how long to run; NULL: until nothing is due
+--   max_profiles   how many to fetch; NULL: all that are due
+--   batch_size     profiles fetched between two commits, 1 to 10000
+--   max_attempts   tries, runs apart, before a profile is 'failed'
+--   profiles       the table of state, where its name is not the store's with
+--                  "_profile": such as a shard's
+--
+-- Must be called alone, outside a transaction block, by the store's owner.
+--
+-- Cost: one request of the API for each profile due, and one for each section
+-- when one of a profile's sections has no vector.
+-- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
+-- superusers included; 25006 on a standby; 22023 invalid argument; 42809 not
+-- a store; 55000 no API key.  A refusal that concerns all, and a network that
+-- fails, end it with a WARNING.
+CREATE PROCEDURE hrflow_refresh(
+	store regclass,
+	fields jsonb DEFAULT '{"profile": 1}',
+	max_age interval DEFAULT '30 days',
+	time_budget interval DEFAULT NULL,
+	max_profiles bigint DEFAULT NULL,
+	batch_size int DEFAULT 256,
+	max_attempts int DEFAULT 5,
+	profiles regclass DEFAULT NULL)
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+
+COMMENT ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) IS
+'fetches the vectors that are due in a store';
+
+REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) FROM PUBLIC;
+
+-- Has pg_cron refresh a store; called again, it changes that.
+--
+--   schedule   as pg_cron takes it; a run ends a little before the next one
+--   fields     \
+--   max_age    /  as above
+--
+-- Returns the job's id.
+--
+-- Errors: 55000 pg_cron is not in this database: the hint is what to run in
+-- the one that has it; 42501 the caller is not the owner; what pg_cron raises.
+CREATE FUNCTION hrflow_schedule(
+	store regclass,
+	schedule text DEFAULT '* * * * *',
+	fields jsonb DEFAULT '{"profile": 1}',
+	max_age interval DEFAULT '30 days')
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) IS
+'has pg_cron refresh a store';
+
+REVOKE ALL ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) FROM PUBLIC;
+
+-- Ends that.  Returns whether there was such a job.
+CREATE FUNCTION hrflow_unschedule(store regclass)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_unschedule(regclass) IS
+'has pg_cron refresh a store no more';
+
+REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
+
+-- How a store is.
+--
+--   tracked                profiles, all of them
+--   due                    to be claimed now
+--   leased                 being fetched, or lost with their session
+--   ok, failed, missing, gone   by state: fetched; given up after
+--                          max_attempts; unknown to the API once; twice
+--   oldest_due             since when the first of the due ones waits
+--   refreshed_last_minute, refreshed_last_hour
+--   requests_due           what the due ones will cost, at least
+--   time_due               how long they will take at last minute's rate
+--   last_error             of the profile that failed last
+--   last_run, last_run_status   of the job of hrflow_schedule(), where the
+--                          owner may read pg_cron's tables
+--
+-- Errors: 42501 the caller may not SELECT from both tables; 42809 not a store.
+CREATE FUNCTION hrflow_store_status(store regclass)
+RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
+	failed bigint, missing bigint, gone bigint, oldest_due timestamptz,
+	refreshed_last_minute bigint, refreshed_last_hour bigint,
+	requests_due bigint, time_due interval, last_error text,
+	last_run timestamptz, last_run_status text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+ROWS 1;
+
+COMMENT ON FUNCTION hrflow_store_status(regclass) IS
+'how many profiles of a store are due, fresh, failed or gone';
+
+REVOKE ALL ON FUNCTION hrflow_store_status(regclass) FROM PUBLIC;
+
+-- The profiles that failed after max_attempts, and those that the API did not
+-- know when it was asked last.
+CREATE FUNCTION hrflow_store_failures(store regclass)
+RETURNS TABLE (source_id text, profile_id text, state text, attempts int,
+	http_status int, last_error text, refreshed_at timestamptz)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+ROWS 100;
+
+COMMENT ON FUNCTION hrflow_store_failures(regclass) IS
+'profiles of a store that failed or are missing';
+
+REVOKE ALL ON FUNCTION hrflow_store_failures(regclass) FROM PUBLIC;
+
+-- Makes those that failed due again.  Returns their number.
+CREATE FUNCTION hrflow_retry(store regclass)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_retry(regclass) IS
+'makes the profiles of a store that failed due again';
+
+REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
+
+--
 -- Statistics
 --
 

@@ -74,6 +74,11 @@ typedef struct Batch
 	int			nids;
 	int			nelements;
 
+	/* What has these instead of the above, and the result at once. */
+	HrflowWanted *wanted;
+	HrflowSink	sink;
+	List	   *bad_sources;	/* sources that the API does not know */
+
 	/*
 	 * The next element equal to this one, or -1; and whether an earlier one
 	 * is.
@@ -186,6 +191,8 @@ find_equal(Batch *batch)
 	batch->next_equal = MemoryContextAllocHuge(CurrentMemoryContext,
 											   sizeof(int) * batch->nelements);
 	batch->is_repeated = palloc0(sizeof(bool) * batch->nelements);
+	if (batch->wanted != NULL)
+		return;
 	table = distinct_create(CurrentMemoryContext, 1024, batch);
 
 	for (int i = 0; i < batch->nelements; i++)
@@ -214,16 +221,25 @@ find_equal(Batch *batch)
 
 /*
  * Store a row of an element, and of those equal to it.  "section" is NULL
- * where the row is not about one.
+ * where the row is not about one; "unasked" where the element was not asked
+ * for to the end.
  */
 static void
 put_rows(Batch *batch, int element, const char *section, int item,
-		 const HrflowResult *result)
+		 const HrflowResult *result, bool unasked)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	Datum		values[MAX_COLUMNS] = {0};
 	bool		nulls[MAX_COLUMNS] = {false};
 	int			n = 1 + batch->nids;
+
+	if (batch->sink != NULL)
+	{
+		batch->sink(&batch->wanted[element], section, item, result, unasked);
+		hrflow_stats_count_row(result->status);
+		MemoryContextSwitchTo(old);
+		return;
+	}
 
 	/* What is behind the ordinality and the identifiers is the same in all. */
 	if (batch->kind == BATCH_OF_VECTORS)
@@ -280,6 +296,47 @@ put_rows(Batch *batch, int element, const char *section, int item,
  */
 
 /*
+ * Make a query of what is wanted.  Returns NULL, or why it cannot be asked.
+ */
+static const char *
+make_wanted_query(const HrflowWanted *wanted, HrflowQuery *query)
+{
+	const char *values[4];
+
+	for (int i = 0; i < lengthof(values); i++)
+	{
+		const char *value = i == 0 ? wanted->source_id :
+			wanted->identifiers[i - 1];
+
+		values[i] = value == NULL ? NULL : hrflow_text_to_utf8(value);
+		if (value != NULL && values[i] == NULL)
+			return "A text cannot be converted to UTF-8.";
+	}
+	query->source_id = values[0];
+	query->profile_id = values[1];
+	query->profile_reference = values[2];
+	query->profile_email = values[3];
+	query->fields = wanted->fields_text;
+	return NULL;
+}
+
+/*
+ * Is an element in a source that the API does not know?
+ */
+static bool
+is_in_bad_source(const Batch *batch, int element)
+{
+	ListCell   *cell;
+
+	foreach(cell, batch->bad_sources)
+	{
+		if (strcmp(lfirst(cell), batch->wanted[element].source_id) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
  * Read an element's identifiers into a query.  Returns NULL, or why there is
  * nothing to be asked.
  */
@@ -288,6 +345,8 @@ make_query(const Batch *batch, int element, HrflowQuery *query)
 {
 	const char *values[3] = {NULL, NULL, NULL};
 
+	if (batch->wanted != NULL)
+		return make_wanted_query(&batch->wanted[element], query);
 	if (batch->source_id == NULL)
 		return batch->bad_source;
 
@@ -354,7 +413,7 @@ fetch_link(Batch *batch, const char *link, int element, const char *section,
 	{
 		refused.detail = psprintf("%s Link: %s", refusal,
 								  hrflow_link_describe(link));
-		put_rows(batch, element, section, item, &refused);
+		put_rows(batch, element, section, item, &refused, false);
 	}
 }
 
@@ -366,9 +425,17 @@ ask_profile(Batch *batch, int element)
 {
 	HrflowResult invalid = {HRFLOW_INVALID_REQUEST};
 	HrflowQuery query;
-	const char *problem = make_query(batch, element, &query);
+	const char *problem;
 	char	   *url = NULL;
 
+	if (is_in_bad_source(batch, element))
+	{
+		invalid.status = HRFLOW_INVALID_SOURCE;
+		invalid.detail = "The API does not know the source.";
+		put_rows(batch, element, NULL, 0, &invalid, true);
+		return;
+	}
+	problem = make_query(batch, element, &query);
 	if (problem == NULL)
 	{
 		url = hrflow_request_profile(batch->settings->base_url,
@@ -381,7 +448,7 @@ ask_profile(Batch *batch, int element)
 	else
 	{
 		invalid.detail = unconstify(char *, problem);
-		put_rows(batch, element, NULL, 0, &invalid);
+		put_rows(batch, element, NULL, 0, &invalid, false);
 	}
 }
 
@@ -398,7 +465,7 @@ ask_element(Batch *batch, int element)
 	if (batch->kind != BATCH_OF_LINKS)
 		ask_profile(batch, element);
 	else if (batch->ids[0].nulls[element])
-		put_rows(batch, element, NULL, 0, &invalid);
+		put_rows(batch, element, NULL, 0, &invalid, false);
 	else
 		fetch_link(batch, TextDatumGetCString(batch->ids[0].values[element]),
 				   element, NULL, 0);
@@ -437,9 +504,10 @@ is_refusal(Batch *batch, const HrflowResult *result)
 	{
 		case HRFLOW_UNAUTHORIZED:
 		case HRFLOW_OVER_QUOTA:
-		case HRFLOW_INVALID_SOURCE:
 		case HRFLOW_RATE_LIMITED:
 			return true;
+		case HRFLOW_INVALID_SOURCE:
+			return batch->wanted == NULL;
 		case HRFLOW_FORBIDDEN:
 			if (batch->any_forbidden)
 				return true;
@@ -473,11 +541,12 @@ fetch_links(Batch *batch, int element, HrflowResult *result)
 	List	   *links;
 	ListCell   *cell;
 
-	if (!hrflow_response_links(result->data, batch->fields, &links,
-							   &result->detail))
+	if (!hrflow_response_links(result->data, batch->wanted != NULL ?
+							   batch->wanted[element].fields : batch->fields,
+							   &links, &result->detail))
 		result->status = HRFLOW_INVALID_REPLY;
 	if (result->status != HRFLOW_OK || links == NIL)
-		put_rows(batch, element, NULL, 0, result);
+		put_rows(batch, element, NULL, 0, result, false);
 	else
 	{
 		foreach(cell, links)
@@ -487,6 +556,20 @@ fetch_links(Batch *batch, int element, HrflowResult *result)
 			fetch_link(batch, link->url, element, link->section, link->item);
 		}
 	}
+}
+
+/*
+ * The API does not know an element's source: ask no more of it.
+ */
+static void
+avoid_source(Batch *batch, int element)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->asked_context);
+
+	if (!is_in_bad_source(batch, element))
+		batch->bad_sources = lappend(batch->bad_sources,
+									 pstrdup(batch->wanted[element].source_id));
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -504,7 +587,8 @@ take_reply(Batch *batch, HrflowReply *reply)
 		result = batch->refusal;
 		result.is_link = is_link;
 		result.http_status = 0;
-		put_rows(batch, asked->element, asked->section, asked->item, &result);
+		put_rows(batch, asked->element, asked->section, asked->item, &result,
+				 true);
 		return false;
 	}
 
@@ -521,12 +605,15 @@ take_reply(Batch *batch, HrflowReply *reply)
 		batch->any_ok |= result.status == HRFLOW_OK;
 		if (!batch->refused && is_refusal(batch, &result))
 			refuse_all(batch, &result);
+		if (batch->wanted != NULL && result.status == HRFLOW_INVALID_SOURCE)
+			avoid_source(batch, asked->element);
 	}
 	if (!is_link && result.status == HRFLOW_OK &&
 		batch->kind == BATCH_OF_VECTORS)
 		fetch_links(batch, asked->element, &result);
 	else
-		put_rows(batch, asked->element, asked->section, asked->item, &result);
+		put_rows(batch, asked->element, asked->section, asked->item, &result,
+				 false);
 	return false;
 }
 
@@ -564,7 +651,7 @@ put_rest(Batch *batch)
 	{
 		if (batch->is_repeated[batch->next])
 			continue;
-		put_rows(batch, batch->next, NULL, 0, &rest);
+		put_rows(batch, batch->next, NULL, 0, &rest, true);
 		MemoryContextReset(batch->reply_context);
 	}
 }
@@ -590,12 +677,11 @@ report_refusal(Batch *batch)
  * Ask for all elements.
  */
 static void
-run(Batch *batch)
+run(Batch *batch, int time_limit)
 {
 	HrflowReply *reply;
 
-	batch->transport = hrflow_transport_begin(batch->settings,
-											  batch->settings->batch_timeout);
+	batch->transport = hrflow_transport_begin(batch->settings, time_limit);
 	for (;;)
 	{
 		refill(batch);
@@ -614,7 +700,7 @@ run(Batch *batch)
 	}
 	hrflow_transport_end(batch->transport);
 
-	if (batch->refused)
+	if (batch->refused && batch->sink == NULL)
 		report_refusal(batch);
 	put_rest(batch);
 }
@@ -673,15 +759,10 @@ get_identifiers(FunctionCallInfo fcinfo, int argno, const char *name,
  * Run a batch whose elements are known.
  */
 static void
-run_batch(FunctionCallInfo fcinfo, Batch *batch)
+run_batch(Batch *batch, int time_limit)
 {
 	ErrorContextCallback context;
 
-	InitMaterializedSRF(fcinfo, 0);
-	if (batch->nelements == 0)
-		return;
-
-	batch->rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	batch->reply_context = AllocSetContextCreate(CurrentMemoryContext,
 												 "hrflow_embed reply",
 												 ALLOCSET_DEFAULT_SIZES);
@@ -695,10 +776,45 @@ run_batch(FunctionCallInfo fcinfo, Batch *batch)
 	error_context_stack = &context;
 
 	find_equal(batch);
-	batch->settings = hrflow_settings_get(batch->kind != BATCH_OF_LINKS);
-	run(batch);
+	run(batch, time_limit);
 
 	error_context_stack = context.previous;
+}
+
+/*
+ * The same for one of the functions below.
+ */
+static void
+return_batch(FunctionCallInfo fcinfo, Batch *batch)
+{
+	InitMaterializedSRF(fcinfo, 0);
+	if (batch->nelements == 0)
+		return;
+
+	batch->rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	batch->settings = hrflow_settings_get(batch->kind != BATCH_OF_LINKS);
+	run_batch(batch, batch->settings->batch_timeout);
+}
+
+/*
+ * Fetch the vectors of profiles, in at most "time_limit" milliseconds.  They
+ * are handed to "sink" as they come.  Returns false, and why, when the API
+ * refused to go on.
+ */
+bool
+hrflow_batch_fetch(HrflowWanted *wanted, int nwanted, int time_limit,
+				   HrflowSink sink, HrflowResult *refusal)
+{
+	Batch		batch = {BATCH_OF_VECTORS};
+
+	batch.settings = hrflow_settings_get(true);
+	batch.wanted = wanted;
+	batch.sink = sink;
+	batch.nelements = nwanted;
+	if (nwanted > 0)
+		run_batch(&batch, time_limit);
+	*refusal = batch.refusal;
+	return !batch.refused;
 }
 
 /*
@@ -738,7 +854,7 @@ run_profiles(FunctionCallInfo fcinfo, BatchKind kind)
 		}
 	}
 
-	run_batch(fcinfo, &batch);
+	return_batch(fcinfo, &batch);
 }
 
 /*
@@ -788,6 +904,6 @@ hrflow_fetch_vectors(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be null", "links")));
 
-	run_batch(fcinfo, &batch);
+	return_batch(fcinfo, &batch);
 	return (Datum) 0;
 }

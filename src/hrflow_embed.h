@@ -208,6 +208,28 @@ typedef struct HrflowLink
 	char	   *url;
 } HrflowLink;
 
+/*
+ * A profile whose vectors hrflow_batch_fetch() is to fetch.  Server encoding.
+ */
+typedef struct HrflowWanted
+{
+	const char *source_id;
+	const char *identifiers[3]; /* id, reference, e-mail; at least one */
+	Jsonb	   *fields;			/* NULL: left out */
+	const char *fields_text;	/* the same in UTF-8 */
+	void	   *tag;			/* the caller's */
+} HrflowWanted;
+
+/*
+ * Takes one vector of a profile, or what became of the profile as a whole:
+ * then "section" is NULL.  "unasked" says that it was not asked for to the
+ * end, for a reason that is not the profile's.  The result lives until this
+ * returns.
+ */
+typedef void (*HrflowSink) (HrflowWanted *wanted, const char *section,
+							int item, const HrflowResult *result,
+							bool unasked);
+
 typedef struct HrflowTransport HrflowTransport;
 
 /*
@@ -258,6 +280,11 @@ extern char *hrflow_status_describe(const HrflowResult *result);
 /* in hrflow_embed.c */
 extern Jsonb *hrflow_check_fields(Jsonb *fields);
 extern const char *hrflow_fields_text(Jsonb *fields);
+
+/* in batch.c */
+extern bool hrflow_batch_fetch(HrflowWanted *wanted, int nwanted,
+							   int time_limit, HrflowSink sink,
+							   HrflowResult *refusal);
 
 /* in settings.c */
 extern void hrflow_settings_define(void);

@@ -1,0 +1,245 @@
+/*-------------------------------------------------------------------------
+ *
+ * schedule.c
+ *		Refreshing by pg_cron.
+ *
+ * What is done here is done as the caller, who must be the store's owner: the
+ * job that pg_cron makes is his.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "hrflow_embed.h"
+#include "miscadmin.h"
+#include "store.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+
+PG_FUNCTION_INFO_V1(hrflow_schedule);
+PG_FUNCTION_INFO_V1(hrflow_unschedule);
+
+/* The arguments of hrflow_schedule, in their order. */
+enum
+{
+	ARG_STORE,
+	ARG_SCHEDULE,
+	ARG_FIELDS,
+	ARG_MAX_AGE
+};
+
+/* A schedule that is not understood here is taken for an hourly one. */
+#define UNKNOWN_INTERVAL (60 * 60)
+
+/*
+ * The name of a store's job.
+ */
+char *
+hrflow_schedule_job(const HrflowStore *store)
+{
+	return psprintf("hrflow_refresh %s", store->vectors_name);
+}
+
+/*
+ * Read one field of a cron schedule, of values below "max", into "set".
+ * Returns what is behind it, or NULL.
+ */
+static const char *
+read_field(const char *p, int max, bool *set)
+{
+	while (*p == ' ' || *p == '\t')
+		p++;
+	for (;;)
+	{
+		long		first = 0;
+		long		last = max - 1;
+		long		step = 1;
+		char	   *end;
+
+		if (*p == '*')
+			p++;
+		else
+		{
+			first = last = strtol(p, &end, 10);
+			if (end == p)
+				return NULL;
+			p = end;
+			if (*p == '-')
+			{
+				last = strtol(p + 1, &end, 10);
+				p = end;
+			}
+		}
+		if (*p == '/')
+		{
+			step = strtol(p + 1, &end, 10);
+			p = end;
+		}
+		if (first < 0 || last >= max || step < 1)
+			return NULL;
+		for (long i = first; i <= last; i += step)
+			set[i] = true;
+		if (*p != ',')
+			break;
+		p++;
+	}
+	return *p == ' ' || *p == '\t' ? p : NULL;
+}
+
+/*
+ * The shortest time between two runs of a schedule, in seconds: "n seconds",
+ * or the minutes and hours of a cron schedule.
+ */
+static int
+schedule_interval(const char *schedule)
+{
+	bool		minutes[60] = {false};
+	bool		hours[24] = {false};
+	int			first = -1;
+	int			last = -1;
+	int			interval = 24 * 60;
+	char	   *end;
+	long		seconds = strtol(schedule, &end, 10);
+	const char *p;
+
+	if (end != schedule && strncmp(end, " second", strlen(" second")) == 0)
+		return seconds;
+
+	p = read_field(schedule, lengthof(minutes), minutes);
+	if (p == NULL || read_field(p, lengthof(hours), hours) == NULL)
+		return UNKNOWN_INTERVAL;
+	for (int i = 0; i < lengthof(hours) * lengthof(minutes); i++)
+	{
+		if (!hours[i / 60] || !minutes[i % 60])
+			continue;
+		if (last >= 0)
+			interval = Min(interval, i - last);
+		else
+			first = i;
+		last = i;
+	}
+	return 60 * Min(interval, 24 * 60 - last + first);
+}
+
+/*
+ * The statement that a job executes.  It ends a little before the next run,
+ * that the two do not overlap: they might, but to no use.
+ */
+static char *
+make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
+			 const char *schedule)
+{
+	Oid			caller = fcinfo->flinfo->fn_oid;
+	int			interval = schedule_interval(schedule);
+	Jsonb	   *fields = PG_ARGISNULL(ARG_FIELDS) ? NULL :
+		hrflow_check_fields(PG_GETARG_JSONB_P(ARG_FIELDS));
+	char	   *max_age =
+		DatumGetCString(DirectFunctionCall1(interval_out,
+											PG_GETARG_DATUM(ARG_MAX_AGE)));
+
+	return psprintf("CALL %s(%s, %s, max_age => %s, time_budget => '%d seconds')",
+					quote_qualified_identifier(get_namespace_name(get_func_namespace(caller)),
+											   "hrflow_refresh"),
+					quote_literal_cstr(store->vectors_name),
+					fields == NULL ? "NULL" :
+					quote_literal_cstr(JsonbToCString(NULL, &fields->root,
+													  VARSIZE(fields))),
+					quote_literal_cstr(max_age),
+					Max(interval - Max(interval / 12, 1), 1));
+}
+
+/*
+ * pg_cron is not here: say what to do where it is.
+ */
+HRFLOW_NORETURN static void
+refuse_schedule(const char *statement)
+{
+	const char *database = GetConfigOption("cron.database_name", true, false);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("pg_cron is not in this database"),
+			 errhint("In the database that has it%s%s, run: %s",
+					 database ? ", " : "", database ? database : "",
+					 statement)));
+}
+
+/*
+ * hrflow_schedule(store regclass, schedule text, fields jsonb,
+ *				   max_age interval) RETURNS bigint
+ */
+Datum
+hrflow_schedule(PG_FUNCTION_ARGS)
+{
+	HrflowParameters parameters = {0};
+	HrflowStore store;
+	char	   *schedule;
+	char	   *job;
+	char	   *command;
+	char	   *id;
+
+	for (int i = 0; i <= ARG_MAX_AGE; i++)
+	{
+		if (i != ARG_FIELDS && PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must not be null",
+							i == ARG_STORE ? "store" :
+							i == ARG_SCHEDULE ? "schedule" : "max_age")));
+	}
+	schedule = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SCHEDULE));
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_OWN);
+	job = hrflow_schedule_job(&store);
+	command = make_command(fcinfo, &store, schedule);
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		refuse_schedule(psprintf("SELECT cron.schedule_in_database(%s, %s, %s, %s, %s);",
+								 quote_literal_cstr(job),
+								 quote_literal_cstr(schedule),
+								 quote_literal_cstr(command),
+								 quote_literal_cstr(get_database_name(MyDatabaseId)),
+								 quote_literal_cstr(GetUserNameFromId(GetUserId(), false))));
+
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(schedule));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(command));
+	hrflow_store_execute("SELECT cron.schedule($1, $2, $3)", &parameters);
+	id = hrflow_store_value(0, 1);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(strtoi64(id, NULL, 10));
+}
+
+/*
+ * hrflow_unschedule(store regclass) RETURNS boolean
+ */
+Datum
+hrflow_unschedule(PG_FUNCTION_ARGS)
+{
+	HrflowParameters parameters = {0};
+	HrflowStore store;
+	bool		found;
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_OWN);
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(hrflow_schedule_job(&store)));
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		refuse_schedule(psprintf("SELECT cron.unschedule(%s);",
+								 quote_literal_cstr(hrflow_schedule_job(&store))));
+	found = hrflow_store_execute("SELECT cron.unschedule(jobid) FROM cron.job"
+								 " WHERE jobname = $1"
+								 " AND username = CURRENT_USER",
+								 &parameters) > 0;
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_BOOL(found);
+}

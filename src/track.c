@@ -1,0 +1,804 @@
+/*-------------------------------------------------------------------------
+ *
+ * track.c
+ *		Triggers that keep a store in step with the tables that feed it.
+ *
+ * Every feeding table has four: INSERT, DELETE and TRUNCATE by statement, and
+ * UPDATE by row, with a WHEN that lets through only what matters here, so that
+ * an UPDATE of other columns costs nothing.  (PostgreSQL allows neither a WHEN
+ * on rows nor a list of columns together with transition tables.)
+ *
+ * Rows of the state table are locked in the order of their keys, and before it
+ * is asked whether anybody else wants a profile: that is asked with a snapshot
+ * taken after the lock, so that of a deletion here and an insertion there, at
+ * the same time, the second one sees the first.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/transam.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_trigger.h"
+#include "catalog/pg_type.h"
+#include "commands/defrem.h"
+#include "commands/trigger.h"
+#include "compat.h"
+#include "hrflow_embed.h"
+#include "miscadmin.h"
+#include "parser/parse_func.h"
+#include "store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/typcache.h"
+#include "utils/varlena.h"
+
+PG_FUNCTION_INFO_V1(hrflow_track_table);
+PG_FUNCTION_INFO_V1(hrflow_untrack_table);
+PG_FUNCTION_INFO_V1(hrflow_track_trigger);
+
+/* The arguments of hrflow_track_table, in their order. */
+enum
+{
+	ARG_STORE,
+	ARG_TABLE,
+	ARG_PROFILE_COLUMN,
+	ARG_SOURCE_ID,
+	ARG_SOURCE_COLUMN,
+	ARG_REFRESH_COLUMNS
+};
+
+/* The arguments of the trigger, in their order. */
+enum
+{
+	TRIGGER_STORE,				/* quoted and qualified */
+	TRIGGER_PROFILE_COLUMN,
+	TRIGGER_SOURCE_ID,			/* one of these two is empty */
+	TRIGGER_SOURCE_COLUMN,
+	TRIGGER_NARGS
+};
+
+/*
+ * A table that feeds a store, as its triggers' arguments tell.
+ */
+typedef struct Feeder
+{
+	Oid			trigger;
+	Oid			table;
+	char	   *trigger_name;
+	bool		is_insert;		/* this trigger is the one on INSERT */
+	char	   *args[TRIGGER_NARGS];
+} Feeder;
+
+/*
+ * ------------------------------------------------------------------------
+ * Feeders
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The trigger function, in the schema of the function that calls.
+ */
+static Oid
+find_trigger_function(Oid caller)
+{
+	char	   *schema = get_namespace_name(get_func_namespace(caller));
+
+	return LookupFuncName(list_make2(makeString(schema),
+									 makeString("hrflow_track_trigger")),
+						  0, NULL, false);
+}
+
+/*
+ * Read a trigger, unless it is another's or a partition's copy.
+ */
+static Feeder *
+read_trigger(HeapTuple tuple, TupleDesc desc, const char *store)
+{
+	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
+	Feeder	   *feeder;
+	bool		is_null;
+	Datum		args = heap_getattr(tuple, Anum_pg_trigger_tgargs, desc,
+									&is_null);
+	char	   *p;
+
+	if (is_null || form->tgnargs != TRIGGER_NARGS ||
+		OidIsValid(form->tgparentid))
+		return NULL;
+
+	feeder = palloc(sizeof(Feeder));
+	p = VARDATA_ANY(DatumGetByteaPCopy(args));
+	for (int i = 0; i < TRIGGER_NARGS; i++)
+	{
+		feeder->args[i] = p;
+		p += strlen(p) + 1;
+	}
+	if (strcmp(feeder->args[TRIGGER_STORE], store) != 0)
+		return NULL;
+	feeder->trigger = form->oid;
+	feeder->table = form->tgrelid;
+	feeder->trigger_name = pstrdup(NameStr(form->tgname));
+	feeder->is_insert = TRIGGER_FOR_INSERT(form->tgtype);
+	return feeder;
+}
+
+/*
+ * The triggers that feed a store: those that depend on our function and name
+ * the store.
+ */
+static List *
+find_triggers(const char *store, Oid function)
+{
+	Relation	depend = table_open(DependRelationId, AccessShareLock);
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *feeders = NIL;
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(ProcedureRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(function));
+	scan = systable_beginscan(depend, DependReferenceIndexId, true, NULL, 2,
+							  keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+		ScanKeyData key;
+		SysScanDesc inner;
+		HeapTuple	trigger;
+		Feeder	   *feeder;
+
+		if (form->classid != TriggerRelationId)
+			continue;
+		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(form->objid));
+		inner = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
+								   &key);
+		trigger = systable_getnext(inner);
+		feeder = HeapTupleIsValid(trigger) ?
+			read_trigger(trigger, RelationGetDescr(triggers), store) : NULL;
+		if (feeder != NULL)
+			feeders = lappend(feeders, feeder);
+		systable_endscan(inner);
+	}
+	systable_endscan(scan);
+	table_close(triggers, AccessShareLock);
+	table_close(depend, AccessShareLock);
+	return feeders;
+}
+
+/*
+ * Drop the triggers on a table that feed a store; on any where the table is
+ * InvalidOid.
+ */
+void
+hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
+{
+	ListCell   *cell;
+
+	foreach(cell, find_triggers(store->vectors_name,
+								find_trigger_function(caller)))
+	{
+		Feeder	   *feeder = lfirst(cell);
+
+		if (OidIsValid(table) && feeder->table != table)
+			continue;
+		hrflow_store_execute(psprintf("DROP TRIGGER %s ON %s",
+									  quote_identifier(feeder->trigger_name),
+									  quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
+																 get_rel_name(feeder->table))),
+							 NULL);
+	}
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Statements
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * SQL for the source and the identifier of a row of a feeding table, "alias".
+ */
+static char *
+source_of(char *const *args, const char *alias)
+{
+	if (args[TRIGGER_SOURCE_COLUMN][0] == '\0')
+		return psprintf("%s::text",
+						quote_literal_cstr(args[TRIGGER_SOURCE_ID]));
+	return psprintf("%s.%s::text", alias,
+					quote_identifier(args[TRIGGER_SOURCE_COLUMN]));
+}
+
+static char *
+identifier_of(char *const *args, const char *alias)
+{
+	return psprintf("%s.%s::text", alias,
+					quote_identifier(args[TRIGGER_PROFILE_COLUMN]));
+}
+
+/*
+ * The distinct profiles that a table's rows name, as (s, i).
+ */
+static char *
+profiles_in(char *const *args, const char *table)
+{
+	return psprintf("(SELECT DISTINCT %s AS s, %s AS i FROM %s AS f"
+					" WHERE %s <> '' AND %s <> '')",
+					source_of(args, "f"), identifier_of(args, "f"), table,
+					source_of(args, "f"), identifier_of(args, "f"));
+}
+
+/*
+ * SQL for: nobody wants the profile of the state table's row "p".
+ */
+static char *
+unwanted(const HrflowStore *store, Oid function)
+{
+	StringInfoData sql;
+	ListCell   *cell;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "NOT p.manual");
+	foreach(cell, find_triggers(store->vectors_name, function))
+	{
+		Feeder	   *feeder = lfirst(cell);
+
+		if (!feeder->is_insert)
+			continue;
+		appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s AS f WHERE %s = p.%s AND %s = p.source_id)",
+						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
+													get_rel_name(feeder->table)),
+						 identifier_of(feeder->args, "f"),
+						 store->identifier_name,
+						 source_of(feeder->args, "f"));
+	}
+	return sql.data;
+}
+
+/*
+ * Execute a statement that sees all that is committed by now, whatever the
+ * isolation level, as the checks of foreign keys do.
+ */
+static uint64
+execute_latest(const char *sql, const HrflowParameters *parameters)
+{
+	HrflowParameters none = {0};
+	HrflowParameters *p = unconstify(HrflowParameters *,
+									 parameters ? parameters : &none);
+	SPIPlanPtr	plan = SPI_prepare(sql, p->n, p->types);
+	int			code;
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	code = SPI_execute_snapshot(plan, p->values, p->nulls, GetActiveSnapshot(),
+								InvalidSnapshot, false, true, 0);
+	PopActiveSnapshot();
+	if (code < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s",
+			 SPI_result_code_string(code));
+	SPI_freeplan(plan);
+	return SPI_processed;
+}
+
+/*
+ * Erase those of some profiles that nobody wants.  "profiles" is SQL for
+ * their keys, as (s, i), or NULL for all.
+ */
+static uint64
+erase(const HrflowStore *store, Oid function, const char *profiles,
+	  const HrflowParameters *parameters)
+{
+	char	   *where = unwanted(store, function);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT FROM %s AS p WHERE ", store->profiles_name);
+	if (profiles != NULL)
+		appendStringInfo(&sql, "(p.source_id, p.%s) IN %s",
+						 store->identifier_name, profiles);
+	else
+		appendStringInfoString(&sql, where);
+	appendStringInfo(&sql, " ORDER BY p.source_id, p.%s FOR UPDATE OF p",
+					 store->identifier_name);
+	execute_latest(sql.data, parameters);
+
+	resetStringInfo(&sql);
+	appendStringInfo(&sql, "WITH erased AS (DELETE FROM %s AS p WHERE %s",
+					 store->profiles_name, where);
+	if (profiles != NULL)
+		appendStringInfo(&sql, " AND (p.source_id, p.%s) IN %s",
+						 store->identifier_name, profiles);
+	appendStringInfoString(&sql,
+						   hrflow_store_sql(store,
+											" RETURNING p.source_id, p.%I),"
+											" vectors AS (DELETE FROM %V AS v USING erased AS e"
+											" WHERE v.source_id = e.source_id AND v.%I = e.%I)"
+											" SELECT count(*) FROM erased"));
+	execute_latest(sql.data, parameters);
+	return strtou64(hrflow_store_value(0, 1), NULL, 10);
+}
+
+/*
+ * Track some profiles.  "profiles" is SQL for their keys, as (s, i).  A row
+ * that is there is locked, lest it is erased meanwhile; one that was gone is
+ * wanted again.
+ */
+static uint64
+track(const HrflowStore *store, const char *profiles,
+	  const HrflowParameters *parameters)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql,
+						   hrflow_store_sql(store,
+											"INSERT INTO %P AS p (source_id, %I, state, due_at,"
+											" attempts, generation, manual)"
+											" SELECT k.s, k.i, 'due', clock_timestamp(), 0, 0, false FROM "));
+	appendStringInfoString(&sql, profiles);
+	appendStringInfoString(&sql,
+						   hrflow_store_sql(store,
+											" AS k ORDER BY k.s, k.i"
+											" ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
+											" due_at = clock_timestamp(), attempts = 0,"
+											" generation = p.generation + 1"
+											" WHERE p.state = 'gone'"));
+	return hrflow_store_execute(sql.data, parameters);
+}
+
+/*
+ * One profile has changed.
+ */
+static void
+mark_due(const HrflowStore *store, const HrflowParameters *key)
+{
+	hrflow_store_execute(hrflow_store_sql(store,
+										  "UPDATE %P AS p SET due_at = clock_timestamp(),"
+										  " attempts = 0, generation = p.generation + 1,"
+										  " state = CASE p.state WHEN 'missing' THEN 'missing'"
+										  " ELSE 'due' END"
+										  " WHERE p.source_id = $1 AND p.%I = $2"),
+						 key);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The trigger
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * A column of a row as text, or NULL.
+ */
+static char *
+get_column(TriggerData *trigdata, HeapTuple tuple, const char *name)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	int			number = SPI_fnumber(desc, name);
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("table \"%s\" has no column \"%s\"",
+						RelationGetRelationName(trigdata->tg_relation), name),
+				 errhint("If it was renamed, call hrflow_track_table() again.")));
+	return SPI_getvalue(tuple, desc, number);
+}
+
+/*
+ * A row's key as parameters.  False where it names no profile.
+ */
+static bool
+get_key(TriggerData *trigdata, HeapTuple tuple, HrflowParameters *key)
+{
+	char	  **args = trigdata->tg_trigger->tgargs;
+	char	   *source = args[TRIGGER_SOURCE_ID];
+	char	   *identifier = get_column(trigdata, tuple,
+										args[TRIGGER_PROFILE_COLUMN]);
+
+	if (args[TRIGGER_SOURCE_COLUMN][0] != '\0')
+		source = get_column(trigdata, tuple, args[TRIGGER_SOURCE_COLUMN]);
+	if (source == NULL || *source == '\0' ||
+		identifier == NULL || *identifier == '\0')
+		return false;
+	key->n = 0;
+	hrflow_store_add(key, TEXTOID, CStringGetTextDatum(source));
+	hrflow_store_add(key, TEXTOID, CStringGetTextDatum(identifier));
+	return true;
+}
+
+static bool
+keys_equal(const HrflowParameters *a, const HrflowParameters *b)
+{
+	for (int i = 0; i < a->n; i++)
+	{
+		if (strcmp(TextDatumGetCString(a->values[i]),
+				   TextDatumGetCString(b->values[i])) != 0)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * A row was updated, and in what matters here.
+ */
+static void
+row_updated(const HrflowStore *store, TriggerData *trigdata)
+{
+	static const char one[] = "(SELECT $1 AS s, $2 AS i)";
+	HrflowParameters old;
+	HrflowParameters new;
+	bool		has_old = get_key(trigdata, trigdata->tg_trigtuple, &old);
+	bool		has_new = get_key(trigdata, trigdata->tg_newtuple, &new);
+
+	if (has_old && has_new && keys_equal(&old, &new))
+	{
+		mark_due(store, &new);
+		return;
+	}
+	if (has_new)
+		track(store, one, &new);
+	if (has_old)
+		erase(store, trigdata->tg_trigger->tgfoid, one, &old);
+}
+
+/*
+ * Open the store that a trigger feeds.  Who acts is the owner of the table,
+ * who must be the store's.
+ */
+static void
+open_store(HrflowStore *store, TriggerData *trigdata)
+{
+	Trigger    *trigger = trigdata->tg_trigger;
+	List	   *name;
+	Oid			vectors;
+
+	if (trigger->tgnargs != TRIGGER_NARGS)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
+						trigger->tgname)));
+	name = textToQualifiedNameList(cstring_to_text(trigger->tgargs[TRIGGER_STORE]));
+	vectors = RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
+	if (!OidIsValid(vectors))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("store %s of trigger \"%s\" does not exist",
+						trigger->tgargs[TRIGGER_STORE], trigger->tgname),
+				 errhint("If it was renamed, drop the table's triggers whose names begin with \"hrflow_\" and call hrflow_track_table() again.")));
+	hrflow_store_open(store, vectors, InvalidOid, HRFLOW_STORE_FEED);
+	if (store->owner != trigdata->tg_relation->rd_rel->relowner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("table \"%s\" and store %s do not have the same owner",
+						RelationGetRelationName(trigdata->tg_relation),
+						trigger->tgargs[TRIGGER_STORE])));
+	hrflow_store_check_manual(store);
+}
+
+/*
+ * hrflow_track_trigger() RETURNS trigger
+ */
+Datum
+hrflow_track_trigger(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	HrflowStore store;
+	TriggerEvent event;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("hrflow_track_trigger() can only be called as a trigger")));
+
+	event = trigdata->tg_event;
+	SPI_connect();
+	SPI_register_trigger_data(trigdata);
+	open_store(&store, trigdata);
+	if (TRIGGER_FIRED_BY_TRUNCATE(event))
+		erase(&store, trigdata->tg_trigger->tgfoid, NULL, NULL);
+	else if (TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event))
+		row_updated(&store, trigdata);
+	else if (TRIGGER_FIRED_BY_INSERT(event) && trigdata->tg_newtable != NULL)
+		track(&store, profiles_in(trigdata->tg_trigger->tgargs,
+								  quote_identifier(trigdata->tg_trigger->tgnewtable)),
+			  NULL);
+	else if (TRIGGER_FIRED_BY_DELETE(event) && trigdata->tg_oldtable != NULL)
+		erase(&store, trigdata->tg_trigger->tgfoid,
+			  profiles_in(trigdata->tg_trigger->tgargs,
+						  quote_identifier(trigdata->tg_trigger->tgoldtable)),
+			  NULL);
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
+						trigdata->tg_trigger->tgname)));
+	hrflow_store_close(&store);
+	SPI_finish();
+	return PointerGetDatum(NULL);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Tracking a table
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Open a table of the store's owner.
+ */
+static Relation
+open_source(Oid relid, const HrflowStore *store)
+{
+	Relation	table = relation_open(relid, AccessShareLock);
+	char		kind = table->rd_rel->relkind;
+
+	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a table",
+						RelationGetRelationName(table))));
+	if (table->rd_rel->relowner != store->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("table \"%s\" and store %s do not have the same owner",
+						RelationGetRelationName(table), store->vectors_name)));
+	return table;
+}
+
+/*
+ * Check that a column is there; and, where it is to hold keys, that its type
+ * has one text only for each value.
+ */
+static void
+check_source_column(Relation table, const char *name, bool is_key)
+{
+	int			number = SPI_fnumber(RelationGetDescr(table), name);
+	Oid			type;
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("table \"%s\" has no column \"%s\"",
+						RelationGetRelationName(table), name)));
+	if (!is_key)
+		return;
+	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
+	if (type != TEXTOID && type != VARCHAROID && type != UUIDOID &&
+		type != INT8OID && type != INT4OID && type != INT2OID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" has the type %s", name,
+						format_type_be(type)),
+				 errhint("Identifiers are text, varchar, uuid or integers; a generated column can convert others.")));
+}
+
+/*
+ * The condition under which an UPDATE of a row matters.  A type whose equality
+ * is not PostgreSQL's own, or that has none, such as json, is compared as
+ * text: it would not be found by every search_path.
+ */
+static char *
+update_condition(Relation table, char *const *columns, int ncolumns)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	for (int i = 0; i < ncolumns; i++)
+	{
+		Oid			type = SPI_gettypeid(desc, SPI_fnumber(desc, columns[i]));
+		Oid			equality = lookup_type_cache(getBaseType(type),
+												 TYPECACHE_EQ_OPR)->eq_opr;
+		const char *cast = OidIsValid(equality) &&
+			equality < FirstNormalObjectId ? "" : "::text";
+		const char *column = quote_identifier(columns[i]);
+
+		appendStringInfo(&sql, "%sOLD.%s%s IS DISTINCT FROM NEW.%s%s",
+						 i == 0 ? "" : " OR ", column, cast, column, cast);
+	}
+	return sql.data;
+}
+
+/*
+ * Make one of the triggers, or make it anew.  It goes when the store goes.
+ */
+static void
+create_trigger(const HrflowStore *store, Relation table, Oid function,
+			   char *const *args, const char *event, const char *clauses)
+{
+	char	   *schema = get_namespace_name(RelationGetNamespace(table));
+	char	   *name;
+	StringInfoData sql;
+	ObjectAddress trigger;
+	ObjectAddress vectors;
+
+	name = makeObjectName(psprintf("hrflow_%s",
+								   get_namespace_name(RelationGetNamespace(store->vectors))),
+						  RelationGetRelationName(store->vectors), event);
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "CREATE OR REPLACE TRIGGER %s AFTER %s ON %s %s EXECUTE FUNCTION %s(",
+					 quote_identifier(name), event,
+					 quote_qualified_identifier(schema, RelationGetRelationName(table)),
+					 clauses,
+					 quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
+												get_func_name(function)));
+	for (int i = 0; i < TRIGGER_NARGS; i++)
+		appendStringInfo(&sql, "%s%s", i == 0 ? "" : ", ",
+						 quote_literal_cstr(args[i]));
+	appendStringInfoChar(&sql, ')');
+	hrflow_store_execute(sql.data, NULL);
+
+	ObjectAddressSet(trigger, TriggerRelationId,
+					 get_trigger_oid(RelationGetRelid(table), name, false));
+	ObjectAddressSet(vectors, RelationRelationId,
+					 RelationGetRelid(store->vectors));
+	recordDependencyOn(&trigger, &vectors, DEPENDENCY_AUTO);
+}
+
+/*
+ * Read the names of columns in an array.
+ */
+static int
+get_columns(ArrayType *array, char **columns)
+{
+	Datum	   *values;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(array, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR,
+					  &values, &nulls, &n);
+	if (ARR_NDIM(array) > 1 || array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a one-dimensional array without nulls",
+						"refresh_columns")));
+	if (n > MaxTupleAttributeNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_TOO_MANY_COLUMNS),
+				 errmsg("%s has more elements than a table has columns",
+						"refresh_columns")));
+	for (int i = 0; columns != NULL && i < n; i++)
+		columns[i] = NameStr(*DatumGetName(values[i]));
+	return n;
+}
+
+/*
+ * Check the arguments of hrflow_track_table(), and read them.
+ */
+static void
+get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
+			  char **condition)
+{
+	char	  **columns;
+	int			ncolumns = 0;
+	ArrayType  *refresh = PG_ARGISNULL(ARG_REFRESH_COLUMNS) ? NULL :
+		PG_GETARG_ARRAYTYPE_P(ARG_REFRESH_COLUMNS);
+
+	args[TRIGGER_PROFILE_COLUMN] =
+		NameStr(*PG_GETARG_NAME(ARG_PROFILE_COLUMN));
+	args[TRIGGER_SOURCE_ID] = PG_ARGISNULL(ARG_SOURCE_ID) ? pstrdup("") :
+		text_to_cstring(PG_GETARG_TEXT_PP(ARG_SOURCE_ID));
+	args[TRIGGER_SOURCE_COLUMN] = PG_ARGISNULL(ARG_SOURCE_COLUMN) ?
+		pstrdup("") : NameStr(*PG_GETARG_NAME(ARG_SOURCE_COLUMN));
+	if ((*args[TRIGGER_SOURCE_ID] == '\0') ==
+		(*args[TRIGGER_SOURCE_COLUMN] == '\0'))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("either source_id or source_column must be given"),
+				 errhint("source_id is for a table whose profiles are all in one source, source_column for one that says for each row which.")));
+
+	columns = palloc(sizeof(char *) *
+					 (2 + (refresh == NULL ? 0 : get_columns(refresh, NULL))));
+	columns[ncolumns++] = args[TRIGGER_PROFILE_COLUMN];
+	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
+		columns[ncolumns++] = args[TRIGGER_SOURCE_COLUMN];
+	for (int i = 0; i < ncolumns; i++)
+		check_source_column(table, columns[i], true);
+	if (refresh != NULL)
+	{
+		int			n = get_columns(refresh, columns + ncolumns);
+
+		for (int i = 0; i < n; i++)
+			check_source_column(table, columns[ncolumns++], false);
+	}
+	*condition = update_condition(table, columns, ncolumns);
+}
+
+/*
+ * hrflow_track_table(store regclass, source_table regclass,
+ *					  profile_column name, source_id text, source_column name,
+ *					  refresh_columns name[]) RETURNS bigint
+ */
+Datum
+hrflow_track_table(PG_FUNCTION_ARGS)
+{
+	Oid			function = find_trigger_function(fcinfo->flinfo->fn_oid);
+	char	   *args[TRIGGER_NARGS];
+	char	   *condition;
+	HrflowStore store;
+	Relation	table;
+	uint64		n;
+
+	if (PG_ARGISNULL(ARG_STORE) || PG_ARGISNULL(ARG_TABLE) ||
+		PG_ARGISNULL(ARG_PROFILE_COLUMN))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be null",
+						PG_ARGISNULL(ARG_STORE) ? "store" :
+						PG_ARGISNULL(ARG_TABLE) ? "source_table" :
+						"profile_column")));
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_OWN);
+	hrflow_store_check_manual(&store);
+	table = open_source(PG_GETARG_OID(ARG_TABLE), &store);
+	args[TRIGGER_STORE] = store.vectors_name;
+	get_arguments(fcinfo, table, args, &condition);
+
+	/* From the first one on nobody else writes to the table. */
+	create_trigger(&store, table, function, args, "insert",
+				   "REFERENCING NEW TABLE AS hrflow_new FOR EACH STATEMENT");
+	create_trigger(&store, table, function, args, "delete",
+				   "REFERENCING OLD TABLE AS hrflow_old FOR EACH STATEMENT");
+	create_trigger(&store, table, function, args, "update",
+				   psprintf("FOR EACH ROW WHEN (%s)", condition));
+	create_trigger(&store, table, function, args, "truncate",
+				   "FOR EACH STATEMENT");
+
+	CommandCounterIncrement();
+	erase(&store, function, NULL, NULL);
+	n = track(&store,
+			  profiles_in(args,
+						  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(table)),
+													 RelationGetRelationName(table))),
+			  NULL);
+
+	relation_close(table, NoLock);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
+
+/*
+ * hrflow_untrack_table(store regclass, source_table regclass) RETURNS bigint
+ */
+Datum
+hrflow_untrack_table(PG_FUNCTION_ARGS)
+{
+	Oid			function = find_trigger_function(fcinfo->flinfo->fn_oid);
+	HrflowStore store;
+	uint64		n;
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_OWN);
+	hrflow_store_check_manual(&store);
+	hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
+							   PG_GETARG_OID(ARG_TABLE));
+	CommandCounterIncrement();
+	n = erase(&store, function, NULL, NULL);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
