@@ -22,6 +22,7 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/transam.h"
+#include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
@@ -40,9 +41,12 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/guc.h"
+#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/tuplestore.h"
 #include "utils/typcache.h"
 #include "utils/varlena.h"
 
@@ -70,6 +74,9 @@ enum
 	TRIGGER_SOURCE_COLUMN,
 	TRIGGER_NARGS
 };
+
+/* From so many rows on, INSERT is expected to bring new profiles only. */
+#define MANY_ROWS 1000
 
 /*
  * A table that feeds a store, as its triggers' arguments tell.
@@ -338,13 +345,13 @@ erase(const HrflowStore *store, Oid function, const char *profiles,
 }
 
 /*
- * Track some profiles.  "profiles" is SQL for their keys, as (s, i).  A row
- * that is there is locked, lest it is erased meanwhile; one that was gone is
- * wanted again.
+ * Track some profiles.  "profiles" is SQL for their keys, as (s, i);
+ * "on_conflict" says what to do with a row that is there.  Returns the number
+ * of rows written.
  */
 static uint64
-track(const HrflowStore *store, const char *profiles,
-	  const HrflowParameters *parameters)
+insert_profiles(const HrflowStore *store, const char *profiles,
+				const HrflowParameters *parameters, const char *on_conflict)
 {
 	StringInfoData sql;
 
@@ -353,31 +360,136 @@ track(const HrflowStore *store, const char *profiles,
 						   hrflow_store_sql(store,
 											"INSERT INTO %P AS p (source_id, %I, state, due_at,"
 											" attempts, generation, manual)"
-											" SELECT k.s, k.i, 'due', clock_timestamp(), 0, 0, false FROM "));
-	appendStringInfoString(&sql, profiles);
-	appendStringInfoString(&sql,
-						   hrflow_store_sql(store,
-											" AS k ORDER BY k.s, k.i"
-											" ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
-											" due_at = clock_timestamp(), attempts = 0,"
-											" generation = p.generation + 1"
-											" WHERE p.state = 'gone'"));
+											" SELECT k.s, k.i, 'due', statement_timestamp(), 0, 0, false FROM "));
+	appendStringInfo(&sql, "%s AS k ORDER BY k.s, k.i", profiles);
+	appendStringInfoString(&sql, hrflow_store_sql(store, on_conflict));
 	return hrflow_store_execute(sql.data, parameters);
+}
+
+/*
+ * Track some profiles.  A row that is there is locked, lest it is erased
+ * meanwhile; one that was gone is wanted again.
+ */
+static uint64
+track(const HrflowStore *store, const char *profiles,
+	  const HrflowParameters *parameters)
+{
+	return insert_profiles(store, profiles, parameters,
+						   " ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
+						   " due_at = clock_timestamp(), attempts = 0,"
+						   " generation = p.generation + 1"
+						   " WHERE p.state = 'gone'");
+}
+
+/*
+ * The same for many, of which none is likely to be there: without looking for
+ * it first, which costs half as much again.  Returns false, having done
+ * nothing, when one is.
+ */
+static bool
+track_new(const HrflowStore *store, const char *profiles)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		insert_profiles(store, profiles, NULL, "");
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)
+			PG_RE_THROW();
+		FlushErrorState();
+		FreeErrorData(error);
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+/*
+ * A statement that was planned for a store's table of profiles, kept for the
+ * next rows of an UPDATE of many.
+ */
+typedef struct MarkPlan
+{
+	Oid			profiles;		/* the key */
+	char	   *sql;			/* what it was made of */
+	SPIPlanPtr	plan;
+} MarkPlan;
+
+/*
+ * The statement that marks a profile of a store due, planned.
+ */
+static SPIPlanPtr
+get_mark_plan(const HrflowStore *store)
+{
+	static HTAB *plans = NULL;
+	static Oid	types[] = {TEXTOID, TEXTOID};
+	Oid			profiles = RelationGetRelid(store->profiles);
+	char	   *sql = hrflow_store_sql(store,
+									   "UPDATE %P AS p SET due_at = clock_timestamp(),"
+									   " attempts = 0, generation = p.generation + 1,"
+									   " state = CASE p.state WHEN 'missing' THEN 'missing'"
+									   " ELSE 'due' END"
+									   " WHERE p.source_id = $1 AND p.%I = $2");
+	MarkPlan   *entry;
+	SPIPlanPtr	plan;
+	bool		found;
+
+	if (plans == NULL)
+	{
+		HASHCTL		control = {.keysize = sizeof(Oid),
+		.entrysize = sizeof(MarkPlan)};
+
+		plans = hash_create("hrflow_embed plans", 8, &control,
+							HASH_ELEM | HASH_BLOBS);
+	}
+	entry = hash_search(plans, &profiles, HASH_FIND, NULL);
+	if (entry != NULL && strcmp(entry->sql, sql) == 0)
+		return entry->plan;
+
+	plan = SPI_prepare(sql, lengthof(types), types);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	sql = MemoryContextStrdup(TopMemoryContext, sql);
+	SPI_keepplan(plan);
+	entry = hash_search(plans, &profiles, HASH_ENTER, &found);
+	if (found)
+	{
+		SPI_freeplan(entry->plan);
+		pfree(entry->sql);
+	}
+	entry->sql = sql;
+	entry->plan = plan;
+	return plan;
 }
 
 /*
  * One profile has changed.
  */
 static void
-mark_due(const HrflowStore *store, const HrflowParameters *key)
+mark_due(const HrflowStore *store, HrflowParameters *key)
 {
-	hrflow_store_execute(hrflow_store_sql(store,
-										  "UPDATE %P AS p SET due_at = clock_timestamp(),"
-										  " attempts = 0, generation = p.generation + 1,"
-										  " state = CASE p.state WHEN 'missing' THEN 'missing'"
-										  " ELSE 'due' END"
-										  " WHERE p.source_id = $1 AND p.%I = $2"),
-						 key);
+	int			code = SPI_execute_plan(get_mark_plan(store), key->values,
+										key->nulls, false, 0);
+
+	if (code < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s",
+			 SPI_result_code_string(code));
 }
 
 /*
@@ -462,6 +574,21 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
+ * Rows were inserted.
+ */
+static void
+rows_inserted(const HrflowStore *store, TriggerData *trigdata)
+{
+	Trigger    *trigger = trigdata->tg_trigger;
+	char	   *profiles = profiles_in(trigger->tgargs,
+									   quote_identifier(trigger->tgnewtable));
+
+	if (tuplestore_tuple_count(trigdata->tg_newtable) < MANY_ROWS ||
+		!track_new(store, profiles))
+		track(store, profiles, NULL);
+}
+
+/*
  * Open the store that a trigger feeds.  Who acts is the owner of the table,
  * who must be the store's.
  */
@@ -519,9 +646,7 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	else if (TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event))
 		row_updated(&store, trigdata);
 	else if (TRIGGER_FIRED_BY_INSERT(event) && trigdata->tg_newtable != NULL)
-		track(&store, profiles_in(trigdata->tg_trigger->tgargs,
-								  quote_identifier(trigdata->tg_trigger->tgnewtable)),
-			  NULL);
+		rows_inserted(&store, trigdata);
 	else if (TRIGGER_FIRED_BY_DELETE(event) && trigdata->tg_oldtable != NULL)
 		erase(&store, trigdata->tg_trigger->tgfoid,
 			  profiles_in(trigdata->tg_trigger->tgargs,
