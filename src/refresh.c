@@ -162,6 +162,11 @@ typedef struct Run
  * ------------------------------------------------------------------------
  */
 
+static const char *const planner_settings[] = {
+	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin",
+	"enable_mergejoin"
+};
+
 /*
  * Begin with a store: a snapshot is there until end_work().
  */
@@ -172,6 +177,15 @@ begin_work(Run *run, HrflowStore *store)
 	XactIsoLevel = XACT_READ_COMMITTED;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	hrflow_store_open(store, run->vectors, run->profiles, HRFLOW_STORE_OWN);
+
+	/*
+	 * Every statement is about a batch's rows, and finds them by their keys,
+	 * however small the tables were when they were last analyzed.
+	 */
+	for (int i = 0; i < lengthof(planner_settings); i++)
+		(void) set_config_option(planner_settings[i], "off", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
 }
 
 static void
@@ -506,12 +520,92 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 }
 
 /*
- * Write the vectors of some profiles that differ from what is there.
+ * Statements executed for each vector, and each profile, of a batch.
+ */
+typedef struct Plans
+{
+	SPIPlanPtr	insert;
+	SPIPlanPtr	delete;
+} Plans;
+
+static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
+FLOAT4ARRAYOID, TIMESTAMPTZOID};
+static Oid	delete_types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
+INT4ARRAYOID};
+
+static SPIPlanPtr
+prepare(const HrflowStore *store, int nargs, const char *template, Oid *types)
+{
+	SPIPlanPtr	plan = SPI_prepare(hrflow_store_sql(store, template), nargs,
+								   types);
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	return plan;
+}
+
+static void
+execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
+{
+	int			code = SPI_execute_plan(plan, values, nulls, false, 0);
+
+	if (code < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s",
+			 SPI_result_code_string(code));
+}
+
+/*
+ * Was all of a profile answered?
+ */
+static bool
+is_complete(const Profile *profile)
+{
+	return profile->is_ours && profile->is_current && !profile->unasked &&
+		profile->status == HRFLOW_OK;
+}
+
+/*
+ * Delete a profile's vectors, of the sections asked for, that its answer no
+ * longer has.
  */
 static void
-write_vectors(const HrflowStore *store, SPIPlanPtr plan, List *profiles)
+delete_old_vectors(Run *run, const Plans *plans, Profile *profile)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int			n = list_length(profile->vectors);
+	Datum	   *sections = palloc(sizeof(Datum) * Max(n, 1));
+	Datum	   *items = palloc(sizeof(Datum) * Max(n, 1));
+	Datum		values[5];
+	char		nulls[5] = "     ";
+	ListCell   *cell;
+
+	foreach(cell, profile->vectors)
+	{
+		Vector	   *vector = lfirst(cell);
+		int			i = foreach_current_index(cell);
+
+		sections[i] = CStringGetTextDatum(vector->section);
+		items[i] = Int32GetDatum(vector->item);
+	}
+	values[0] = CStringGetTextDatum(profile->source_id);
+	values[1] = CStringGetTextDatum(profile->identifier);
+	values[2] = PointerGetDatum(run->sections);
+	nulls[2] = run->sections == NULL ? 'n' : ' ';
+	values[3] = PointerGetDatum(construct_array(sections, n, TEXTOID, -1,
+												false, TYPALIGN_INT));
+	values[4] = PointerGetDatum(construct_array(items, n, INT4OID,
+												sizeof(int32), true,
+												TYPALIGN_INT));
+	execute_plan(plans->delete, values, nulls);
+}
+
+/*
+ * Write the vectors of some profiles, where they differ from what is there.
+ */
+static void
+write_vectors(Run *run, const Plans *plans, List *profiles)
+{
+	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
 	ListCell   *cell;
 	ListCell   *inner;
 
@@ -525,19 +619,17 @@ write_vectors(const HrflowStore *store, SPIPlanPtr plan, List *profiles)
 		{
 			Vector	   *vector = lfirst(inner);
 			Datum		values[6];
-			int			code;
 
 			values[0] = CStringGetTextDatum(profile->source_id);
 			values[1] = CStringGetTextDatum(profile->identifier);
 			values[2] = CStringGetTextDatum(vector->section);
 			values[3] = Int32GetDatum(vector->item);
 			values[4] = PointerGetDatum(vector->value);
-			values[5] = TimestampTzGetDatum(now);
-			code = SPI_execute_plan(plan, values, NULL, false, 0);
-			if (code < 0)
-				elog(ERROR, "SPI_execute_plan failed: %s",
-					 SPI_result_code_string(code));
+			values[5] = now;
+			execute_plan(plans->insert, values, NULL);
 		}
+		if (is_complete(profile))
+			delete_old_vectors(run, plans, profile);
 	}
 }
 
@@ -547,7 +639,7 @@ write_vectors(const HrflowStore *store, SPIPlanPtr plan, List *profiles)
  * user's.
  */
 static char *
-try_write_vectors(const HrflowStore *store, SPIPlanPtr plan, List *profiles)
+try_write_vectors(Run *run, const Plans *plans, List *profiles)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -557,7 +649,7 @@ try_write_vectors(const HrflowStore *store, SPIPlanPtr plan, List *profiles)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		write_vectors(store, plan, profiles);
+		write_vectors(run, plans, profiles);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -583,34 +675,36 @@ try_write_vectors(const HrflowStore *store, SPIPlanPtr plan, List *profiles)
  * none.
  */
 static void
-write_batch_vectors(const HrflowStore *store, List *profiles)
+write_batch_vectors(Run *run, const HrflowStore *store, List *profiles)
 {
-	static Oid	types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID, FLOAT4ARRAYOID,
-	TIMESTAMPTZOID};
-	SPIPlanPtr	plan;
+	Plans		plans;
 	ListCell   *cell;
 
-	plan = SPI_prepare(hrflow_store_sql(store,
-										"INSERT INTO %V AS v"
-										" (source_id, %I, section, item, vector, fetched_at)"
-										" SELECT $1, $2, $3, $4, $5::%T, $6"
-										" WHERE NOT EXISTS (SELECT FROM %V AS o"
-										" WHERE o.source_id = $1 AND o.%I = $2"
-										" AND o.section = $3 AND o.item = $4"
-										" AND o.vector::real[] = $5::%T::real[])"
-										" ON CONFLICT (source_id, %I, section, item)"
-										" DO UPDATE SET vector = excluded.vector,"
-										" fetched_at = excluded.fetched_at"),
-					   lengthof(types), types);
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s",
-			 SPI_result_code_string(SPI_result));
-	if (try_write_vectors(store, plan, profiles) != NULL)
+	plans.insert = prepare(store, 6,
+						   "INSERT INTO %V AS v"
+						   " (source_id, %I, section, item, vector, fetched_at)"
+						   " SELECT $1, $2, $3, $4, $5::%T, $6"
+						   " WHERE NOT EXISTS (SELECT FROM %V AS o"
+						   " WHERE o.source_id = $1 AND o.%I = $2"
+						   " AND o.section = $3 AND o.item = $4"
+						   " AND o.vector::real[] = $5::%T::real[])"
+						   " ON CONFLICT (source_id, %I, section, item)"
+						   " DO UPDATE SET vector = excluded.vector,"
+						   " fetched_at = excluded.fetched_at",
+						   insert_types);
+	plans.delete = prepare(store, 5,
+						   "DELETE FROM %V AS v"
+						   " WHERE v.source_id = $1 AND v.%I = $2"
+						   " AND ($3 IS NULL OR v.section = ANY ($3))"
+						   " AND (v.section, v.item)"
+						   " NOT IN (SELECT * FROM unnest($4, $5))",
+						   delete_types);
+	if (try_write_vectors(run, &plans, profiles) != NULL)
 	{
 		foreach(cell, profiles)
 		{
 			Profile    *profile = lfirst(cell);
-			char	   *message = try_write_vectors(store, plan,
+			char	   *message = try_write_vectors(run, &plans,
 													list_make1(profile));
 
 			if (message == NULL)
@@ -619,82 +713,8 @@ write_batch_vectors(const HrflowStore *store, List *profiles)
 			profile->error = psprintf("Could not be stored: %s", message);
 		}
 	}
-	SPI_freeplan(plan);
-}
-
-/*
- * Was all of a profile answered, and written?
- */
-static bool
-is_complete(const Profile *profile)
-{
-	return profile->is_ours && profile->is_current && !profile->unasked &&
-		profile->status == HRFLOW_OK;
-}
-
-/*
- * Delete the vectors of the sections asked for that the answers no longer
- * have.
- */
-static void
-delete_old_vectors(Run *run, const HrflowStore *store, List *profiles)
-{
-	HrflowParameters parameters = {0};
-	List	   *complete = NIL;
-	List	   *owners = NIL;	/* of each vector */
-	char	  **sections;
-	Datum	   *items;
-	bool	   *nulls;
-	int			n = 0;
-	ListCell   *cell;
-	ListCell   *inner;
-
-	foreach(cell, profiles)
-	{
-		Profile    *profile = lfirst(cell);
-
-		if (!is_complete(profile))
-			continue;
-		complete = lappend(complete, profile);
-		foreach(inner, profile->vectors)
-			owners = lappend(owners, profile);
-	}
-	if (complete == NIL)
-		return;
-
-	sections = palloc(sizeof(char *) * Max(list_length(owners), 1));
-	items = palloc(sizeof(Datum) * Max(list_length(owners), 1));
-	nulls = palloc0(sizeof(bool) * Max(list_length(owners), 1));
-	foreach(cell, complete)
-	{
-		foreach(inner, ((Profile *) lfirst(cell))->vectors)
-		{
-			Vector	   *vector = lfirst(inner);
-
-			sections[n] = vector->section;
-			items[n++] = Int32GetDatum(vector->item);
-		}
-	}
-
-	add_keys(&parameters, complete);
-	if (run->sections == NULL)
-		hrflow_store_add_null(&parameters, TEXTARRAYOID);
-	else
-		hrflow_store_add(&parameters, TEXTARRAYOID,
-						 PointerGetDatum(run->sections));
-	add_keys(&parameters, owners);
-	add_texts(&parameters, sections, n);
-	add_values(&parameters, INT4ARRAYOID, INT4OID, sizeof(int32), items, nulls,
-			   n);
-	hrflow_store_execute(hrflow_store_sql(store,
-										  "DELETE FROM %V AS v USING unnest($1, $2) AS k(s, i)"
-										  " WHERE v.source_id = k.s AND v.%I = k.i"
-										  " AND ($3 IS NULL OR v.section = ANY ($3))"
-										  " AND NOT EXISTS (SELECT FROM unnest($4, $5, $6, $7)"
-										  " AS f(s, i, section, item)"
-										  " WHERE f.s = v.source_id AND f.i = v.%I"
-										  " AND f.section = v.section AND f.item = v.item)"),
-						 &parameters);
+	SPI_freeplan(plans.insert);
+	SPI_freeplan(plans.delete);
 }
 
 /*
@@ -1005,8 +1025,7 @@ write_batch(Run *run, List *profiles, bool refused)
 
 	begin_work(run, &store);
 	lock_profiles(run, &store, profiles);
-	write_batch_vectors(&store, profiles);
-	delete_old_vectors(run, &store, profiles);
+	write_batch_vectors(run, &store, profiles);
 	write_states(run, &store, profiles, refused);
 	end_work(&store);
 }
