@@ -287,6 +287,8 @@ extern HrflowTransport *hrflow_transport_begin(const HrflowSettings *settings,
 extern void hrflow_transport_submit(HrflowTransport *transport,
 									HrflowTarget target, const char *url,
 									void *tag);
+extern void hrflow_transport_post(HrflowTransport *transport, const char *url,
+								  const char *body, void *tag);
 extern int	hrflow_transport_room(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern bool hrflow_transport_expired(HrflowTransport *transport);
