@@ -190,6 +190,137 @@ COMMENT ON FUNCTION hrflow_fetch_vectors(text[]) IS
 REVOKE ALL ON FUNCTION hrflow_fetch_vectors(text[]) FROM PUBLIC;
 
 --
+-- Jobs
+--
+
+-- The "data" of GET /job/embedding: a JSON string, the link to the job's
+-- vector.
+--
+--   job_id           \  which job: at least one; those given are sent together
+--   job_reference    /
+--   board_id         the board the job is in; NULL is left out
+--
+-- Returns NULL, without a request, when both identifiers are NULL.  A link is
+-- valid for 20 minutes.
+--
+-- Cost: one request, and one more for every further try.
+-- Errors: 22023 invalid argument, setting, board or request; P0002 no such
+-- job; the others as hrflow_profile_embedding().
+-- Source: https://developers.hrflow.ai, "Get Job Embedding".
+CREATE FUNCTION hrflow_job_embedding(
+	job_id text DEFAULT NULL,
+	job_reference text DEFAULT NULL,
+	board_id text DEFAULT NULL)
+RETURNS jsonb
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 1000;
+
+COMMENT ON FUNCTION hrflow_job_embedding(text, text, text) IS
+'link to a job''s embedding, as the HrFlow API answers; one request';
+
+REVOKE ALL ON FUNCTION hrflow_job_embedding(text, text, text) FROM PUBLIC;
+
+-- The same, and the vector itself: the link is fetched as
+-- hrflow_fetch_vector() does.
+--
+-- Cost: one request of the API, as above; fetching the link is free.
+-- Errors: as above, and those of hrflow_fetch_vector().
+CREATE FUNCTION hrflow_job_vector(
+	job_id text DEFAULT NULL,
+	job_reference text DEFAULT NULL,
+	board_id text DEFAULT NULL)
+RETURNS real[]
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 1000;
+
+COMMENT ON FUNCTION hrflow_job_vector(text, text, text) IS
+'a job''s embedding; one request';
+
+REVOKE ALL ON FUNCTION hrflow_job_vector(text, text, text) FROM PUBLIC;
+
+--
+-- Texts
+--
+
+-- The vector of a text, of POST /text/embedding.  NULL for NULL.
+--
+--   input            any text that is not empty, of 1 MB at most (1,048,576
+--                    bytes, in the database's encoding and in UTF-8); how much
+--                    of it counts is the API's matter
+--
+-- A POST is tried again only where it cannot have been processed: after a
+-- connection that could not be made, 429, and 503 with Retry-After.
+--
+-- Cost: one request, and one more for every further try.
+-- Errors: 22023 empty or too long, or an invalid setting or request; 22P03
+-- not a vector; the others as hrflow_profile_embedding(), but P0002.
+-- Source: https://developers.hrflow.ai, "Embed a Text".
+CREATE FUNCTION hrflow_text_embedding(input text)
+RETURNS real[]
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+COST 1000;
+
+COMMENT ON FUNCTION hrflow_text_embedding(text) IS
+'a text''s embedding; one request';
+
+REVOKE ALL ON FUNCTION hrflow_text_embedding(text) FROM PUBLIC;
+
+-- The same for many texts, hrflow_embed.max_concurrency at a time, with a row
+-- for every element.
+--
+--   ordinality       position in the array, from 1
+--   vector           when 'ok'
+--   status           'ok', 'invalid_request', 'unauthorized', 'over_quota',
+--                    'rate_limited', 'connection_failed', 'timeout',
+--                    'invalid_reply', 'http_error', 'too_large' or
+--                    'invalid_vector'
+--   http_status      of the last try; NULL when there was no answer
+--   error            when not 'ok', what went wrong
+--
+-- Order, equal elements and refusals that concern all are as with
+-- hrflow_profile_embeddings().
+--
+-- Cost: one request for each distinct element, and one for each further try.
+-- Errors: 22023 not an array of one dimension, or an invalid setting; 55000 no
+-- API key; 28000, 53400 refused as above.
+CREATE FUNCTION hrflow_text_embeddings(inputs text[])
+RETURNS TABLE (ordinality bigint, vector real[], status text, http_status int,
+	error text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 10000 ROWS 1000;
+
+COMMENT ON FUNCTION hrflow_text_embeddings(text[]) IS
+'embeddings of many texts at once; one request for each';
+
+REVOKE ALL ON FUNCTION hrflow_text_embeddings(text[]) FROM PUBLIC;
+
+--
+-- The account
+--
+
+-- The "data" object of GET /auth: whose the API key is, and what it may do.
+-- The first thing to run when a key has been set.
+--
+-- Cost: one request, and one more for every further try.
+-- Errors: 28000 API key refused; 55000 none set; the others as
+-- hrflow_profile_embedding(), but P0002.
+-- Source: https://developers.hrflow.ai, "Authentication".
+CREATE FUNCTION hrflow_auth()
+RETURNS jsonb
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 1000;
+
+COMMENT ON FUNCTION hrflow_auth() IS
+'whose the API key is and what it may do, as the HrFlow API answers; one request';
+
+REVOKE ALL ON FUNCTION hrflow_auth() FROM PUBLIC;
+
+--
 -- Vectors
 --
 

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * batch.c
- *		The SQL functions that ask for many profiles, or fetch many links, at
- *		once.
+ *		The SQL functions that ask for many profiles or texts, or fetch many
+ *		links, at once.
  *
  * Elements are asked in their order, max_concurrency at a time; rows come in
  * the order of completion.  Equal elements are asked once and answered each.
@@ -27,6 +27,7 @@
 PG_FUNCTION_INFO_V1(hrflow_profile_embeddings);
 PG_FUNCTION_INFO_V1(hrflow_profile_vectors);
 PG_FUNCTION_INFO_V1(hrflow_fetch_vectors);
+PG_FUNCTION_INFO_V1(hrflow_text_embeddings);
 
 /* The arguments of the first two, in their order. */
 enum
@@ -43,7 +44,8 @@ typedef enum BatchKind
 {
 	BATCH_OF_EMBEDDINGS,		/* of profiles: the API's data */
 	BATCH_OF_VECTORS,			/* of profiles: their vectors */
-	BATCH_OF_LINKS				/* of links: their vectors */
+	BATCH_OF_LINKS,				/* of links: their vectors */
+	BATCH_OF_TEXTS				/* of texts: their vectors */
 } BatchKind;
 
 /* As many columns as the widest of these has. */
@@ -70,8 +72,11 @@ typedef struct Batch
 	const char *bad_source;		/* for this reason */
 	Jsonb	   *fields;			/* NULL: left out */
 	const char *fields_text;	/* the same in UTF-8 */
-	Identifiers ids[3];			/* profile_id, reference, e-mail; or link */
+	const char *text_url;		/* where texts are sent */
+	Identifiers ids[3];			/* profile_id, reference, e-mail; or link; or
+								 * text */
 	int			nids;
+	int			nshown;			/* as many of them are columns */
 	int			nelements;
 
 	/* What has these instead of the above, and the result at once. */
@@ -87,6 +92,7 @@ typedef struct Batch
 	bool	   *is_repeated;
 
 	int			next;			/* the first element not looked at */
+	size_t		pending;		/* bytes of bodies asked with, no reply yet */
 	int64		nrows;			/* so far */
 	int			nasked;			/* elements with a reply of the API */
 	bool		any_ok;
@@ -103,7 +109,8 @@ typedef struct Asked
 	int			element;
 	char	   *section;		/* of a profile's link; else NULL */
 	int			item;
-	char		url[FLEXIBLE_ARRAY_MEMBER];
+	size_t		size;			/* of what follows */
+	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* URL, or a text's body */
 } Asked;
 
 /*
@@ -231,7 +238,7 @@ put_rows(Batch *batch, int element, const char *section, int item,
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	Datum		values[MAX_COLUMNS] = {0};
 	bool		nulls[MAX_COLUMNS] = {false};
-	int			n = 1 + batch->nids;
+	int			n = 1 + batch->nshown;
 
 	if (batch->sink != NULL)
 	{
@@ -274,7 +281,7 @@ put_rows(Batch *batch, int element, const char *section, int item,
 	{
 		CHECK_FOR_INTERRUPTS();
 		values[0] = Int64GetDatum((int64) element + 1);
-		for (int i = 0; i < batch->nids; i++)
+		for (int i = 0; i < batch->nshown; i++)
 		{
 			const Identifiers *ids = &batch->ids[i];
 
@@ -376,22 +383,38 @@ make_query(const Batch *batch, int element, HrflowQuery *query)
 }
 
 /*
- * Send a request.  What it is for is freed with its reply.
+ * Which endpoint of the API is asked?
+ */
+static HrflowEndpoint
+endpoint_of(const Batch *batch)
+{
+	return batch->kind == BATCH_OF_TEXTS ? HRFLOW_TEXT : HRFLOW_PROFILE;
+}
+
+/*
+ * Send a request: for a URL, or with a text's body.  What it is for is freed
+ * with its reply.
  */
 static void
-submit(Batch *batch, HrflowTarget target, const char *url, int element,
+submit(Batch *batch, HrflowTarget target, const char *sent, int element,
 	   const char *section, int item)
 {
-	size_t		size = strlen(url) + 1;
+	size_t		size = strlen(sent) + 1;
 	Asked	   *asked = MemoryContextAlloc(batch->asked_context,
-										   offsetof(Asked, url) + size);
+										   offsetof(Asked, sent) + size);
 
+	asked->size = size;
 	asked->element = element;
 	asked->section = section == NULL ? NULL :
 		MemoryContextStrdup(batch->asked_context, section);
 	asked->item = item;
-	memcpy(asked->url, url, size);
-	hrflow_transport_submit(batch->transport, target, asked->url, asked);
+	memcpy(asked->sent, sent, size);
+	batch->pending += size;
+	if (batch->kind == BATCH_OF_TEXTS)
+		hrflow_transport_post(batch->transport, batch->text_url, asked->sent,
+							  asked);
+	else
+		hrflow_transport_submit(batch->transport, target, asked->sent, asked);
 }
 
 /*
@@ -453,6 +476,27 @@ ask_profile(Batch *batch, int element)
 }
 
 /*
+ * Ask for a text's vector, or answer at once when it cannot be asked for.
+ */
+static void
+ask_text(Batch *batch, int element)
+{
+	HrflowResult invalid = {.status = HRFLOW_INVALID_REQUEST,
+	.endpoint = HRFLOW_TEXT};
+	const Identifiers *texts = &batch->ids[0];
+	const char *body = NULL;
+
+	if (texts->nulls[element])
+		invalid.detail = "The text is null.";
+	else
+		body = hrflow_make_text_body(texts->values[element], &invalid.detail);
+	if (body != NULL)
+		submit(batch, HRFLOW_TO_API, body, element, NULL, 0);
+	else
+		put_rows(batch, element, NULL, 0, &invalid, false);
+}
+
+/*
  * Ask for one element.
  */
 static void
@@ -462,7 +506,9 @@ ask_element(Batch *batch, int element)
 	.detail = "The link is null."};
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 
-	if (batch->kind != BATCH_OF_LINKS)
+	if (batch->kind == BATCH_OF_TEXTS)
+		ask_text(batch, element);
+	else if (batch->kind != BATCH_OF_LINKS)
 		ask_profile(batch, element);
 	else if (batch->ids[0].nulls[element])
 		put_rows(batch, element, NULL, 0, &invalid, false);
@@ -475,14 +521,16 @@ ask_element(Batch *batch, int element)
 }
 
 /*
- * Keep the transport busy.
+ * Keep the transport busy.  Texts can be long: as many are asked for as we
+ * hold bodies of replies, or one.
  */
 static void
 refill(Batch *batch)
 {
 	int			room = hrflow_transport_room(batch->transport);
 
-	while (room > 0 && batch->next < batch->nelements)
+	while (room > 0 && batch->next < batch->nelements &&
+		   batch->pending < HRFLOW_MAX_BUFFERED)
 	{
 		int			element = batch->next++;
 
@@ -595,7 +643,8 @@ take_reply(Batch *batch, HrflowReply *reply)
 	if (is_link)
 		hrflow_response_parse_vector(reply, &result);
 	else
-		hrflow_response_parse(reply, batch->settings->api_key, &result);
+		hrflow_response_parse(reply, endpoint_of(batch),
+							  batch->settings->api_key, &result);
 	if (hrflow_transport_retry(batch->transport, reply, &result))
 		return true;
 
@@ -631,6 +680,7 @@ process_reply(Batch *batch, HrflowReply *reply)
 		hrflow_transport_release(batch->transport, reply);
 		if (asked->section != NULL)
 			pfree(asked->section);
+		batch->pending -= asked->size;
 		pfree(asked);
 	}
 	MemoryContextSwitchTo(old);
@@ -770,6 +820,8 @@ run_batch(Batch *batch, int time_limit)
 												 "hrflow_embed requests",
 												 ALLOCSET_DEFAULT_SIZES);
 
+	batch->refusal.endpoint = endpoint_of(batch);
+
 	context.callback = add_context;
 	context.arg = batch;
 	context.previous = error_context_stack;
@@ -793,6 +845,7 @@ return_batch(FunctionCallInfo fcinfo, Batch *batch)
 
 	batch->rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	batch->settings = hrflow_settings_get(batch->kind != BATCH_OF_LINKS);
+	batch->text_url = hrflow_request_url(batch->settings->base_url, HRFLOW_TEXT);
 	run_batch(batch, batch->settings->batch_timeout);
 }
 
@@ -827,7 +880,7 @@ run_profiles(FunctionCallInfo fcinfo, BatchKind kind)
 	const char *source_id;
 
 	batch.nelements = -1;
-	batch.nids = 3;
+	batch.nids = batch.nshown = 3;
 	get_identifiers(fcinfo, ARG_PROFILE_IDS, "profile_id", "profile_ids",
 					&batch.ids[0], &batch.nelements);
 	get_identifiers(fcinfo, ARG_PROFILE_REFERENCES, "profile_reference",
@@ -896,13 +949,36 @@ hrflow_fetch_vectors(PG_FUNCTION_ARGS)
 	Batch		batch = {BATCH_OF_LINKS};
 
 	batch.nelements = -1;
-	batch.nids = 1;
+	batch.nids = batch.nshown = 1;
 	get_identifiers(fcinfo, 0, "link", "links", &batch.ids[0],
 					&batch.nelements);
 	if (batch.nelements < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be null", "links")));
+
+	return_batch(fcinfo, &batch);
+	return (Datum) 0;
+}
+
+/*
+ * hrflow_text_embeddings(inputs text[])
+ *		RETURNS TABLE (ordinality bigint, vector real[], status text,
+ *					   http_status int, error text)
+ */
+Datum
+hrflow_text_embeddings(PG_FUNCTION_ARGS)
+{
+	Batch		batch = {BATCH_OF_TEXTS};
+
+	batch.nelements = -1;
+	batch.nids = 1;
+	get_identifiers(fcinfo, 0, "input", "inputs", &batch.ids[0],
+					&batch.nelements);
+	if (batch.nelements < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be null", "inputs")));
 
 	return_batch(fcinfo, &batch);
 	return (Datum) 0;

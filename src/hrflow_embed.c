@@ -63,10 +63,11 @@ add_context(void *arg)
 }
 
 /*
- * An argument in UTF-8, or NULL.  An empty one is an error.
+ * An identifier that is an argument of any of our functions, in UTF-8, or
+ * NULL.  An empty one is an error.
  */
-static const char *
-get_argument(FunctionCallInfo fcinfo, int argno, const char *name)
+const char *
+hrflow_get_identifier(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	const char *value;
 
@@ -124,34 +125,62 @@ hrflow_fields_text(Jsonb *fields)
 }
 
 /*
- * Ask for one profile.  Raises what goes wrong.
+ * A URL that was made, or NULL, which is raised: it would be too long.
  */
-static Jsonb *
-ask(const HrflowSettings *settings, const HrflowQuery *query)
+const char *
+hrflow_check_url(const char *url)
 {
-	char	   *url = hrflow_request_profile(settings->base_url,
-											 settings->dialect, query);
-	HrflowTransport *transport;
-	HrflowReply *reply;
-	HrflowResult result;
-
 	if (url == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("request to the HrFlow API would be too long"),
 				 errdetail("Its URL would exceed %d bytes.", HRFLOW_MAX_URL)));
+	return url;
+}
 
-	transport = hrflow_transport_begin(settings, 0);
-	hrflow_transport_submit(transport, HRFLOW_TO_API, url, NULL);
+/*
+ * Ask the API: with GET, or with POST where there is a body.  Raises what goes
+ * wrong; then the transport has ended.
+ */
+void
+hrflow_ask(HrflowTransport *transport, const HrflowSettings *settings,
+		   HrflowEndpoint endpoint, const char *url, const char *body,
+		   HrflowResult *result)
+{
+	HrflowReply *reply;
+
+	if (body != NULL)
+		hrflow_transport_post(transport, url, body, NULL);
+	else
+		hrflow_transport_submit(transport, HRFLOW_TO_API, url, NULL);
 	do
 	{
 		reply = hrflow_transport_next(transport);
-		hrflow_response_parse(reply, settings->api_key, &result);
-	} while (hrflow_transport_retry(transport, reply, &result));
-	hrflow_transport_end(transport);
+		hrflow_response_parse(reply, endpoint, settings->api_key, result);
+	} while (hrflow_transport_retry(transport, reply, result));
 
-	if (result.status != HRFLOW_OK)
-		hrflow_status_raise(&result);
+	if (result->status != HRFLOW_OK)
+	{
+		hrflow_transport_end(transport);
+		hrflow_status_raise(result);
+	}
+	hrflow_transport_release(transport, reply);
+}
+
+/*
+ * Ask for one profile.  Raises what goes wrong.
+ */
+static Jsonb *
+ask(const HrflowSettings *settings, const HrflowQuery *query)
+{
+	const char *url = hrflow_check_url(hrflow_request_profile(settings->base_url,
+															  settings->dialect,
+															  query));
+	HrflowTransport *transport = hrflow_transport_begin(settings, 0);
+	HrflowResult result;
+
+	hrflow_ask(transport, settings, HRFLOW_PROFILE, url, NULL, &result);
+	hrflow_transport_end(transport);
 	return result.data;
 }
 
@@ -169,12 +198,15 @@ fetch_profile(FunctionCallInfo fcinfo, List **links)
 	Jsonb	   *fields;
 	Jsonb	   *data;
 
-	query.source_id = get_argument(fcinfo, ARG_SOURCE_ID, "source_id");
-	query.profile_id = get_argument(fcinfo, ARG_PROFILE_ID, "profile_id");
-	query.profile_reference = get_argument(fcinfo, ARG_PROFILE_REFERENCE,
-										   "profile_reference");
-	query.profile_email = get_argument(fcinfo, ARG_PROFILE_EMAIL,
-									   "profile_email");
+	query.source_id = hrflow_get_identifier(fcinfo, ARG_SOURCE_ID,
+											"source_id");
+	query.profile_id = hrflow_get_identifier(fcinfo, ARG_PROFILE_ID,
+											 "profile_id");
+	query.profile_reference = hrflow_get_identifier(fcinfo,
+													ARG_PROFILE_REFERENCE,
+													"profile_reference");
+	query.profile_email = hrflow_get_identifier(fcinfo, ARG_PROFILE_EMAIL,
+												"profile_email");
 	fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
 								 PG_GETARG_JSONB_P(ARG_FIELDS));
 	query.fields = hrflow_fields_text(fields);
@@ -255,15 +287,14 @@ add_link_context(void *arg)
 }
 
 /*
- * hrflow_fetch_vector(link text) RETURNS real[]
+ * Fetch a link's vector.  It is the last that the transport does, which may
+ * be NULL: then one is begun, if need be.  Raises what goes wrong.
  */
-Datum
-hrflow_fetch_vector(PG_FUNCTION_ARGS)
+ArrayType *
+hrflow_fetch_link(HrflowTransport *transport, const HrflowSettings *settings,
+				  char *link)
 {
-	char	   *link = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	const HrflowSettings *settings = hrflow_settings_get(false);
 	ErrorContextCallback context;
-	HrflowTransport *transport;
 	HrflowReply *reply;
 	HrflowResult result = {.status = HRFLOW_LINK_REFUSED, .is_link = true};
 	bool		by_name;
@@ -278,7 +309,8 @@ hrflow_fetch_vector(PG_FUNCTION_ARGS)
 												   &by_name));
 	if (result.detail == NULL)
 	{
-		transport = hrflow_transport_begin(settings, 0);
+		if (transport == NULL)
+			transport = hrflow_transport_begin(settings, 0);
 		hrflow_transport_submit(transport, by_name ? HRFLOW_TO_LINK :
 								HRFLOW_TO_GUARDED_LINK, link, NULL);
 		do
@@ -286,11 +318,24 @@ hrflow_fetch_vector(PG_FUNCTION_ARGS)
 			reply = hrflow_transport_next(transport);
 			hrflow_response_parse_vector(reply, &result);
 		} while (hrflow_transport_retry(transport, reply, &result));
-		hrflow_transport_end(transport);
 	}
+	if (transport != NULL)
+		hrflow_transport_end(transport);
 	if (result.status != HRFLOW_OK)
 		hrflow_status_raise(&result);
 
 	error_context_stack = context.previous;
-	PG_RETURN_ARRAYTYPE_P(result.vector);
+	return result.vector;
+}
+
+/*
+ * hrflow_fetch_vector(link text) RETURNS real[]
+ */
+Datum
+hrflow_fetch_vector(PG_FUNCTION_ARGS)
+{
+	char	   *link = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	PG_RETURN_ARRAYTYPE_P(hrflow_fetch_link(NULL, hrflow_settings_get(false),
+											link));
 }

@@ -62,6 +62,12 @@
 #define HRFLOW_MAX_LINKS		1000
 
 /*
+ * The longest text to be embedded, in bytes: 1 MB, a thick book.  Models look
+ * at a small part of that, and servers commonly take no larger bodies.
+ */
+#define HRFLOW_MAX_TEXT			(1024 * 1024)
+
+/*
  * How much of a server's message is passed on, in bytes.
  */
 #define HRFLOW_MAX_MESSAGE		500
@@ -100,6 +106,17 @@ typedef enum HrflowDialect
 } HrflowDialect;
 
 /*
+ * What the API is asked for, and so what a reply's data must be.
+ */
+typedef enum HrflowEndpoint
+{
+	HRFLOW_PROFILE,				/* an object: links by section */
+	HRFLOW_JOB,					/* a string: the link */
+	HRFLOW_TEXT,				/* a list of one object, which has the vector */
+	HRFLOW_AUTH					/* an object */
+} HrflowEndpoint;
+
+/*
  * The settings as one statement sees them.  Strings are never NULL unless
  * said so; they live until the next hrflow_settings_get().
  */
@@ -134,6 +151,16 @@ typedef struct HrflowQuery
 	const char *profile_email;
 	const char *fields;			/* JSON text */
 } HrflowQuery;
+
+/*
+ * Which job to ask for, likewise.
+ */
+typedef struct HrflowJobQuery
+{
+	const char *board_id;
+	const char *job_id;
+	const char *job_reference;
+} HrflowJobQuery;
 
 /*
  * The parts of a URL that decide where a request goes.  The strings point
@@ -191,10 +218,12 @@ typedef struct HrflowResult
 {
 	HrflowStatus status;
 	bool		is_link;		/* a link was fetched, else the API asked */
+	HrflowEndpoint endpoint;	/* of the API */
 	bool		transient;		/* another try may do better */
 	int			http_status;	/* 0 when none came */
 	Jsonb	   *data;			/* the API's data when status is HRFLOW_OK */
-	ArrayType  *vector;			/* the link's vector when status is HRFLOW_OK */
+	ArrayType  *vector;			/* the link's or the text's vector when status
+								 * is HRFLOW_OK */
 	char	   *detail;			/* one line for a person; NULL when HRFLOW_OK */
 } HrflowResult;
 
@@ -229,6 +258,16 @@ typedef struct HrflowWanted
 typedef void (*HrflowSink) (HrflowWanted *wanted, const char *section,
 							int item, const HrflowResult *result,
 							bool unasked);
+
+/*
+ * Arrays of JSON that were left where they are.
+ */
+typedef struct HrflowSpan
+{
+	int			n;				/* how many there were */
+	const char *start;			/* of the last one: its first bracket */
+	size_t		length;			/* bytes, both brackets included */
+} HrflowSpan;
 
 typedef struct HrflowTransport HrflowTransport;
 
@@ -280,6 +319,19 @@ extern char *hrflow_status_describe(const HrflowResult *result);
 /* in hrflow_embed.c */
 extern Jsonb *hrflow_check_fields(Jsonb *fields);
 extern const char *hrflow_fields_text(Jsonb *fields);
+extern const char *hrflow_get_identifier(FunctionCallInfo fcinfo, int argno,
+										 const char *name);
+extern const char *hrflow_check_url(const char *url);
+extern void hrflow_ask(HrflowTransport *transport,
+					   const HrflowSettings *settings, HrflowEndpoint endpoint,
+					   const char *url, const char *body,
+					   HrflowResult *result);
+extern ArrayType *hrflow_fetch_link(HrflowTransport *transport,
+									const HrflowSettings *settings,
+									char *link);
+
+/* in neighbours.c */
+extern char *hrflow_make_text_body(Datum input, char **problem);
 
 /* in batch.c */
 extern bool hrflow_batch_fetch(HrflowWanted *wanted, int nwanted,
@@ -298,6 +350,11 @@ extern const char *hrflow_text_from_utf8(const char *text, size_t length);
 extern char *hrflow_request_profile(const char *base_url,
 									HrflowDialect dialect,
 									const HrflowQuery *query);
+extern char *hrflow_request_job(const char *base_url, HrflowDialect dialect,
+								const HrflowJobQuery *query);
+extern char *hrflow_request_text_body(const char *text);
+extern char *hrflow_request_url(const char *base_url,
+								HrflowEndpoint endpoint);
 extern const char *hrflow_request_parse_url(const char *url,
 											HrflowUrl *parsed);
 
@@ -314,6 +371,8 @@ extern HrflowTransport *hrflow_transport_begin(const HrflowSettings *settings,
 extern void hrflow_transport_submit(HrflowTransport *transport,
 									HrflowTarget target, const char *url,
 									void *tag);
+extern void hrflow_transport_post(HrflowTransport *transport, const char *url,
+								  const char *body, void *tag);
 extern int	hrflow_transport_room(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern bool hrflow_transport_expired(HrflowTransport *transport);
@@ -355,10 +414,13 @@ extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 
 /* in json.c */
 extern Jsonb *hrflow_json_parse(const char *text, bool *too_deep);
+extern Jsonb *hrflow_json_parse_without(const char *text, const char *name,
+										HrflowSpan *left_out, bool *too_deep);
 
 /* in response.c */
 extern void hrflow_response_parse(const HrflowReply *reply,
-								  const char *secret, HrflowResult *result);
+								  HrflowEndpoint endpoint, const char *secret,
+								  HrflowResult *result);
 extern void hrflow_response_parse_vector(const HrflowReply *reply,
 										 HrflowResult *result);
 extern bool hrflow_response_links(Jsonb *data, Jsonb *fields, List **links,

@@ -40,6 +40,8 @@ typedef struct Reader
 	int			depth;			/* of arrays and objects around it */
 	bool		too_deep;
 	int			nvalues;		/* read so far, keys included */
+	const char *name;			/* of members to leave out; or NULL */
+	HrflowSpan *left_out;
 	HrflowJsonbState state;
 } Reader;
 
@@ -297,6 +299,38 @@ read_word(Reader *r, JsonbValue *value)
 }
 
 /*
+ * Leave out the value of a member, if that is what is wanted of it and it is
+ * an array that can hold numbers alone: it becomes null.  Such an array ends
+ * with the first bracket that closes, so what is in it needs no look.
+ */
+static bool
+leave_out(Reader *r, const JsonbValue *key)
+{
+	JsonbValue	null = {.type = jbvNull};
+	const char *start;
+	const char *end;
+
+	if (r->name == NULL || key->val.string.len != strlen(r->name) ||
+		memcmp(key->val.string.val, r->name, key->val.string.len) != 0)
+		return false;
+	skip_space(r);
+	start = r->p;
+	if (*start != '[' ||
+		strchr("-0123456789]", start[1 + strspn(start + 1, " \t\n\r")]) == NULL)
+		return false;
+	end = strchr(start, ']');
+	if (end == NULL)
+		return false;
+
+	r->left_out->n++;
+	r->left_out->start = start;
+	r->left_out->length = end + 1 - start;
+	r->p = end + 1;
+	hrflow_compat_push_jsonb(&r->state, WJB_VALUE, &null);
+	return true;
+}
+
+/*
  * Read an array or an object behind its bracket.
  */
 static bool
@@ -316,14 +350,16 @@ read_container(Reader *r, bool is_object)
 	while (!ended)
 	{
 		JsonbValue	key;
+		bool		is_done = false;
 
 		if (is_object)
 		{
 			if (!take(r, '"') || !read_string(r, &key) || !take(r, ':'))
 				return false;
 			hrflow_compat_push_jsonb(&r->state, WJB_KEY, &key);
+			is_done = leave_out(r, &key);
 		}
-		if (!read_value(r, is_object ? WJB_VALUE : WJB_ELEM))
+		if (!is_done && !read_value(r, is_object ? WJB_VALUE : WJB_ELEM))
 			return false;
 		if (!take(r, ','))
 		{
@@ -382,6 +418,23 @@ read_value(Reader *r, JsonbIteratorToken token)
 	return good;
 }
 
+static Jsonb *
+parse(Reader *r, bool *too_deep)
+{
+	bool		good;
+
+	skip_space(r);
+	good = (*r->p == '{' || *r->p == '[') &&
+		read_container(r, *r->p++ == '{');
+	*too_deep = r->too_deep;
+	if (!good)
+		return NULL;
+	skip_space(r);
+	if (*r->p != '\0')
+		return NULL;
+	return JsonbValueToJsonb(r->state.result);
+}
+
 /*
  * Read an object or an array.  "text" is valid UTF-8, ended by its only NUL.
  * Returns NULL where it is not that, or jsonb cannot hold it; *too_deep tells
@@ -392,15 +445,21 @@ Jsonb *
 hrflow_json_parse(const char *text, bool *too_deep)
 {
 	Reader		r = {text};
-	bool		good;
 
-	skip_space(&r);
-	good = (*r.p == '{' || *r.p == '[') && read_container(&r, *r.p++ == '{');
-	*too_deep = r.too_deep;
-	if (!good)
-		return NULL;
-	skip_space(&r);
-	if (*r.p != '\0')
-		return NULL;
-	return JsonbValueToJsonb(r.state.result);
+	return parse(&r, too_deep);
+}
+
+/*
+ * The same, but members of that name, an ASCII one, whose values are arrays of
+ * numbers become null: "left_out" is where they are in the text.  Whether they
+ * are JSON is for who reads them there to find out.
+ */
+Jsonb *
+hrflow_json_parse_without(const char *text, const char *name,
+						  HrflowSpan *left_out, bool *too_deep)
+{
+	Reader		r = {.p = text, .name = name, .left_out = left_out};
+
+	left_out->n = 0;
+	return parse(&r, too_deep);
 }

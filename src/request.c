@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * request.c
- *		Arguments to URL, and the parts of a URL.
+ *		Arguments to URL and body, and the parts of a URL.
  *
  * Pure: nothing here reads a setting or reaches the network.
  *
@@ -13,6 +13,15 @@
 
 #include "hrflow_embed.h"
 #include "lib/stringinfo.h"
+#include "utils/json.h"
+
+/* The paths of the endpoints, below base_url. */
+static const char *const paths[] = {
+	[HRFLOW_PROFILE] = "/profile/embedding",
+	[HRFLOW_JOB] = "/job/embedding",
+	[HRFLOW_TEXT] = "/text/embedding",
+	[HRFLOW_AUTH] = "/auth"
+};
 
 /*
  * The names of the parameters in either dialect of the API.  In the key
@@ -34,6 +43,18 @@ static const ParameterNames parameter_names[] = {
 	[HRFLOW_DIALECT_KEY] = {
 		"source_key", "key", "reference", "profile_email"
 	}
+};
+
+typedef struct JobParameterNames
+{
+	const char *board;
+	const char *job;
+	const char *reference;
+} JobParameterNames;
+
+static const JobParameterNames job_parameter_names[] = {
+	[HRFLOW_DIALECT_ID] = {"board_id", "job_id", "job_reference"},
+	[HRFLOW_DIALECT_KEY] = {"board_key", "key", "reference"}
 };
 
 /*
@@ -87,6 +108,18 @@ append_parameter(StringInfo url, char *separator, const char *name,
 }
 
 /*
+ * A URL that is done, or NULL when it is longer than HRFLOW_MAX_URL.
+ */
+static char *
+finish_url(StringInfo url)
+{
+	if (url->len <= HRFLOW_MAX_URL)
+		return url->data;
+	pfree(url->data);
+	return NULL;
+}
+
+/*
  * The URL that asks for a profile's embedding, palloc'd; or NULL when it
  * would be longer than HRFLOW_MAX_URL.
  */
@@ -100,7 +133,7 @@ hrflow_request_profile(const char *base_url, HrflowDialect dialect,
 
 	initStringInfo(&url);
 	appendStringInfoString(&url, base_url);
-	appendStringInfoString(&url, "/profile/embedding");
+	appendStringInfoString(&url, paths[HRFLOW_PROFILE]);
 
 	append_parameter(&url, &separator, names->source, query->source_id);
 	append_parameter(&url, &separator, names->profile, query->profile_id);
@@ -108,13 +141,54 @@ hrflow_request_profile(const char *base_url, HrflowDialect dialect,
 					 query->profile_reference);
 	append_parameter(&url, &separator, names->email, query->profile_email);
 	append_parameter(&url, &separator, "fields", query->fields);
+	return finish_url(&url);
+}
 
-	if (url.len > HRFLOW_MAX_URL)
-	{
-		pfree(url.data);
-		return NULL;
-	}
-	return url.data;
+/*
+ * The same for a job's.
+ */
+char *
+hrflow_request_job(const char *base_url, HrflowDialect dialect,
+				   const HrflowJobQuery *query)
+{
+	const JobParameterNames *names = &job_parameter_names[dialect];
+	StringInfoData url;
+	char		separator = '?';
+
+	initStringInfo(&url);
+	appendStringInfoString(&url, base_url);
+	appendStringInfoString(&url, paths[HRFLOW_JOB]);
+
+	append_parameter(&url, &separator, names->board, query->board_id);
+	append_parameter(&url, &separator, names->job, query->job_id);
+	append_parameter(&url, &separator, names->reference,
+					 query->job_reference);
+	return finish_url(&url);
+}
+
+/*
+ * The URL of an endpoint that takes no parameters, palloc'd.
+ */
+char *
+hrflow_request_url(const char *base_url, HrflowEndpoint endpoint)
+{
+	return psprintf("%s%s", base_url, paths[endpoint]);
+}
+
+/*
+ * The JSON that asks for a text's embedding, palloc'd.  "text" is UTF-8, and
+ * no longer than HRFLOW_MAX_TEXT; escapes make it six times as long at most.
+ */
+char *
+hrflow_request_text_body(const char *text)
+{
+	StringInfoData body;
+
+	initStringInfo(&body);
+	appendStringInfoString(&body, "{\"text\": ");
+	escape_json(&body, text);
+	appendStringInfoChar(&body, '}');
+	return body.data;
 }
 
 /*

@@ -32,6 +32,7 @@ typedef struct Envelope
 	int			code;			/* 0 when there is none */
 	char	   *message;		/* NULL when there is none */
 	Jsonb	   *data;			/* NULL when there is none */
+	HrflowSpan	embedding;		/* of a text: within the reply */
 } Envelope;
 
 /*
@@ -196,7 +197,8 @@ numeric_code(Numeric number)
  * phrase that follows a colon.
  */
 static const char *
-parse_envelope(const HrflowReply *reply, Envelope *envelope)
+parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
+			   Envelope *envelope)
 {
 	Jsonb	   *object;
 	JsonbValue	value;
@@ -213,7 +215,11 @@ parse_envelope(const HrflowReply *reply, Envelope *envelope)
 	if (pg_encoding_verifymbstr(PG_UTF8, reply->body,
 								reply->length) != reply->length)
 		return "the body is not valid UTF-8";
-	object = hrflow_json_parse(reply->body, &too_deep);
+	if (endpoint == HRFLOW_TEXT)
+		object = hrflow_json_parse_without(reply->body, "embedding",
+										   &envelope->embedding, &too_deep);
+	else
+		object = hrflow_json_parse(reply->body, &too_deep);
 	if (too_deep)
 		return "the JSON nests too deeply";
 	if (object == NULL || !JB_ROOT_IS_OBJECT(object))
@@ -250,14 +256,27 @@ begins_with(const char *text, const char *prefix)
 }
 
 /*
+ * Does the endpoint have something that can be there or not?
+ */
+static bool
+has_objects(HrflowEndpoint endpoint)
+{
+	return endpoint == HRFLOW_PROFILE || endpoint == HRFLOW_JOB;
+}
+
+/*
  * The API says 400 for many things; its message tells them apart.
  */
 static HrflowStatus
-classify_400(const char *message)
+classify_400(HrflowEndpoint endpoint, const char *message)
 {
-	if (begins_with(message, "Invalid source"))
+	if (!has_objects(endpoint))
+		return HRFLOW_INVALID_REQUEST;
+	if (begins_with(message, endpoint == HRFLOW_JOB ? "Invalid board" :
+					"Invalid source"))
 		return HRFLOW_INVALID_SOURCE;
-	if (begins_with(message, "Invalid profile"))
+	if (begins_with(message, endpoint == HRFLOW_JOB ? "Invalid job" :
+					"Invalid profile"))
 		return HRFLOW_NOT_FOUND;
 	if (begins_with(message, "Invalid key. File doesn't exist"))
 		return HRFLOW_NO_VECTOR;
@@ -268,12 +287,13 @@ classify_400(const char *message)
  * What an error code means.
  */
 static HrflowStatus
-classify_error(int code, bool has_envelope, const char *message)
+classify_error(HrflowEndpoint endpoint, int code, bool has_envelope,
+			   const char *message)
 {
 	switch (code)
 	{
 		case 400:
-			return classify_400(message);
+			return classify_400(endpoint, message);
 		case 401:
 			return HRFLOW_UNAUTHORIZED;
 		case 402:
@@ -281,7 +301,8 @@ classify_error(int code, bool has_envelope, const char *message)
 		case 403:
 			return HRFLOW_FORBIDDEN;
 		case 404:
-			return has_envelope ? HRFLOW_NOT_FOUND : HRFLOW_HTTP_ERROR;
+			return has_envelope && has_objects(endpoint) ? HRFLOW_NOT_FOUND :
+				HRFLOW_HTTP_ERROR;
 		case 408:
 			return HRFLOW_TIMEOUT;
 		case 422:
@@ -314,7 +335,74 @@ copy_failure(const HrflowReply *reply, HrflowResult *result)
 }
 
 /*
- * Understand a reply.  "secret" is the key that was sent.  What the result
+ * The result of a try whose reply holds a vector, here.
+ */
+static void
+take_vector(const char *payload, size_t length, HrflowResult *result)
+{
+	char	   *problem;
+
+	result->vector = hrflow_vector_decode(payload, length, &problem);
+	if (result->vector == NULL)
+	{
+		result->status = HRFLOW_INVALID_VECTOR;
+		result->detail = problem;
+	}
+}
+
+/*
+ * Is this a list of one object whose embedding was left out?
+ */
+static bool
+is_one_embedding(const Envelope *envelope)
+{
+	JsonbContainer *list = &envelope->data->root;
+	JsonbValue *element;
+	JsonbValue	embedding;
+
+	if (envelope->embedding.n != 1 || !JsonContainerIsArray(list) ||
+		JsonContainerIsScalar(list) || JsonContainerSize(list) != 1)
+		return false;
+	element = getIthJsonbValueFromContainer(list, 0);
+	return element->type == jbvBinary &&
+		JsonContainerIsObject(element->val.binary.data) &&
+		getKeyJsonValueFromContainer(element->val.binary.data, "embedding",
+									 strlen("embedding"), &embedding) != NULL &&
+		embedding.type == jbvNull;
+}
+
+/*
+ * What is wrong with an answer's data; or NULL.
+ */
+static const char *
+check_data(HrflowEndpoint endpoint, const Envelope *envelope)
+{
+	Jsonb	   *data = envelope->data;
+
+	if (data == NULL)
+		return "the JSON has no \"data\"";
+	switch (endpoint)
+	{
+		case HRFLOW_PROFILE:
+		case HRFLOW_AUTH:
+			if (!JB_ROOT_IS_OBJECT(data))
+				return "the \"data\" in the JSON is not an object";
+			break;
+		case HRFLOW_JOB:
+			if (!JB_ROOT_IS_SCALAR(data) ||
+				getIthJsonbValueFromContainer(&data->root, 0)->type != jbvString)
+				return "the \"data\" in the JSON is not a string";
+			break;
+		case HRFLOW_TEXT:
+			if (!is_one_embedding(envelope))
+				return "the \"data\" in the JSON is not a list of one embedding";
+			break;
+	}
+	return NULL;
+}
+
+/*
+ * Understand a reply of an endpoint.  "secret" is the key that was sent.  What the result
  * points to is palloc'd in the current context and does not point into the
  * reply.
  *
@@ -322,14 +410,15 @@ copy_failure(const HrflowReply *reply, HrflowResult *result)
  * error, and the body's code names it when it is one.
  */
 void
-hrflow_response_parse(const HrflowReply *reply, const char *secret,
-					  HrflowResult *result)
+hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
+					  const char *secret, HrflowResult *result)
 {
 	Envelope	envelope;
 	const char *problem;
 	int			code;
 
 	memset(result, 0, sizeof(*result));
+	result->endpoint = endpoint;
 	result->http_status = reply->http_status;
 
 	if (reply->status != HRFLOW_OK)
@@ -338,7 +427,7 @@ hrflow_response_parse(const HrflowReply *reply, const char *secret,
 		return;
 	}
 
-	problem = parse_envelope(reply, &envelope);
+	problem = parse_envelope(reply, endpoint, &envelope);
 
 	code = reply->http_status;
 	if (envelope.code != 0 && !is_success(envelope.code))
@@ -347,7 +436,7 @@ hrflow_response_parse(const HrflowReply *reply, const char *secret,
 	if (!is_success(code))
 	{
 		/* An error page that is not JSON is an error page all the same. */
-		result->status = classify_error(code, problem == NULL &&
+		result->status = classify_error(endpoint, code, problem == NULL &&
 										envelope.code != 0,
 										envelope.message);
 		result->transient = code == 408 || code == 429 || code >= 500;
@@ -358,10 +447,8 @@ hrflow_response_parse(const HrflowReply *reply, const char *secret,
 		return;
 	}
 
-	if (problem == NULL && envelope.data == NULL)
-		problem = "the JSON has no \"data\"";
-	else if (problem == NULL && !JB_ROOT_IS_OBJECT(envelope.data))
-		problem = "the \"data\" in the JSON is not an object";
+	if (problem == NULL)
+		problem = check_data(endpoint, &envelope);
 	if (problem != NULL)
 	{
 		result->status = HRFLOW_INVALID_REPLY;
@@ -370,8 +457,11 @@ hrflow_response_parse(const HrflowReply *reply, const char *secret,
 		return;
 	}
 
-	result->status = HRFLOW_OK;
-	result->data = envelope.data;
+	if (endpoint == HRFLOW_TEXT)
+		take_vector(envelope.embedding.start, envelope.embedding.length,
+					result);
+	else
+		result->data = envelope.data;
 }
 
 /*
@@ -394,15 +484,7 @@ hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 	}
 	if (is_success(status))
 	{
-		char	   *problem;
-
-		result->vector = hrflow_vector_decode(reply->body, reply->length,
-											  &problem);
-		if (result->vector == NULL)
-		{
-			result->status = HRFLOW_INVALID_VECTOR;
-			result->detail = problem;
-		}
+		take_vector(reply->body, reply->length, result);
 		return;
 	}
 

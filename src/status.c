@@ -118,6 +118,61 @@ static const StatusInfo status_info[] = {
 };
 
 /*
+ * What is said where the API was asked for something else than a profile.
+ */
+static const struct
+{
+	HrflowEndpoint endpoint;
+	HrflowStatus status;
+	const char *message;		/* NULL: as for a profile */
+	const char *hint;
+}			other_words[] = {
+	{HRFLOW_JOB, HRFLOW_INVALID_REQUEST, NULL, "Check the identifiers."},
+	{HRFLOW_JOB, HRFLOW_INVALID_SOURCE, "HrFlow board not found",
+	"Check the board id, and that the API key belongs to the board's workspace."},
+	{HRFLOW_JOB, HRFLOW_NOT_FOUND, "HrFlow job not found",
+	"Check the job's identifier and that the job is in this board."},
+	{HRFLOW_JOB, HRFLOW_NO_VECTOR, "HrFlow job has no vector", NULL},
+	{HRFLOW_JOB, HRFLOW_FORBIDDEN, NULL,
+	"Check that the API key may read this board."},
+	{HRFLOW_JOB, HRFLOW_TOO_LARGE, NULL,
+	"Raise hrflow_embed.max_response_size."},
+	{HRFLOW_TEXT, HRFLOW_INVALID_REQUEST, NULL, "Check the text."},
+	{HRFLOW_TEXT, HRFLOW_FORBIDDEN, NULL,
+	"Check that the API key may embed texts."},
+	{HRFLOW_TEXT, HRFLOW_TOO_LARGE, NULL,
+	"Raise hrflow_embed.max_response_size."},
+	{HRFLOW_AUTH, HRFLOW_INVALID_REQUEST, NULL,
+	"Check hrflow_embed.base_url."},
+	{HRFLOW_AUTH, HRFLOW_FORBIDDEN, NULL, "Check the API key."},
+	{HRFLOW_AUTH, HRFLOW_TOO_LARGE, NULL,
+	"Raise hrflow_embed.max_response_size."}
+};
+
+/*
+ * The message and the hint (or NULL) of a result that went wrong.
+ */
+static void
+find_words(const HrflowResult *result, const char **message, const char **hint)
+{
+	const StatusInfo *info = &status_info[result->status];
+
+	*message = info->message;
+	*hint = result->is_link ? info->link_hint : info->hint;
+	if (result->is_link)
+		return;
+	for (int i = 0; i < lengthof(other_words); i++)
+	{
+		if (other_words[i].endpoint != result->endpoint ||
+			other_words[i].status != result->status)
+			continue;
+		if (other_words[i].message != NULL)
+			*message = other_words[i].message;
+		*hint = other_words[i].hint;
+	}
+}
+
+/*
  * The word that stands for "status" in a row.
  */
 const char *
@@ -132,7 +187,11 @@ hrflow_status_name(HrflowStatus status)
 static char *
 make_message(const HrflowResult *result)
 {
-	return psprintf(status_info[result->status].message,
+	const char *message;
+	const char *hint;
+
+	find_words(result, &message, &hint);
+	return psprintf(message,
 					result->is_link ? "the link's host" : "the HrFlow API");
 }
 
@@ -154,13 +213,14 @@ hrflow_status_describe(const HrflowResult *result)
 void
 hrflow_status_raise(const HrflowResult *result)
 {
-	const StatusInfo *info = &status_info[result->status];
-	const char *hint = result->is_link ? info->link_hint : info->hint;
+	const char *message;
+	const char *hint;
 
 	Assert(result->status != HRFLOW_OK);
 
+	find_words(result, &message, &hint);
 	ereport(ERROR,
-			(errcode(info->sqlerrcode),
+			(errcode(status_info[result->status].sqlerrcode),
 			 errmsg_internal("%s", make_message(result)),
 			 result->detail ? errdetail_internal("%s", result->detail) : 0,
 			 hint ? errhint("%s", hint) : 0));

@@ -128,14 +128,17 @@ finish(HrflowTransport *transport, HrflowTransfer *transfer)
 	if (transfer->over_budget && transport->nrunning > 0)
 	{
 		/*
-		 * The backend's budget is spent, not this reply's.  Ask again when
-		 * others have given theirs back, and keep fewer in flight from now
-		 * on.
+		 * The backend's budget is spent, not this reply's.  Keep fewer in
+		 * flight from now on, and ask again when others have given theirs
+		 * back; but not with a POST, which was processed.
 		 */
 		transport->limit = Max(1, transport->limit / 2);
-		transfer->reply.attempts--;
-		make_ready(transport, transfer, false);
-		return;
+		if (transfer->post == NULL)
+		{
+			transfer->reply.attempts--;
+			make_ready(transport, transfer, false);
+			return;
+		}
 	}
 	dlist_push_tail(&transport->finished, &transfer->node);
 }
@@ -342,13 +345,9 @@ hrflow_transport_begin(const HrflowSettings *settings, int time_limit)
 	return transport;
 }
 
-/*
- * Ask for a URL, which must stay where it is until its reply is released.
- * Nothing is sent yet.  "tag" comes back in the reply.
- */
-void
-hrflow_transport_submit(HrflowTransport *transport, HrflowTarget target,
-						const char *url, void *tag)
+static void
+submit(HrflowTransport *transport, HrflowTarget target, const char *url,
+	   const char *post, void *tag)
 {
 	HrflowTransfer *transfer = hrflow_curl_get_idle();
 
@@ -357,7 +356,30 @@ hrflow_transport_submit(HrflowTransport *transport, HrflowTarget target,
 	transfer->reply.tag = tag;
 	transfer->is_probe = false;
 	transfer->url = url;
+	transfer->post = post;
 	make_ready(transport, transfer, false);
+}
+
+/*
+ * Ask for a URL, which must stay where it is until its reply is released.
+ * Nothing is sent yet.  "tag" comes back in the reply.
+ */
+void
+hrflow_transport_submit(HrflowTransport *transport, HrflowTarget target,
+						const char *url, void *tag)
+{
+	submit(transport, target, url, NULL, tag);
+}
+
+/*
+ * The same with a body of JSON, which must stay where it is too: POST it to
+ * the API.
+ */
+void
+hrflow_transport_post(HrflowTransport *transport, const char *url,
+					  const char *body, void *tag)
+{
+	submit(transport, HRFLOW_TO_API, url, body, tag);
 }
 
 /*
@@ -566,11 +588,25 @@ retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
 }
 
 /*
+ * May this request be sent again, after what became of it?  A GET always.  A
+ * POST only where that proves that it was not processed: no connection was
+ * made, or the server tells to come again (429, or 503 with Retry-After).
+ */
+static bool
+may_repeat(const HrflowTransfer *transfer, const HrflowResult *result)
+{
+	const HrflowReply *reply = &transfer->reply;
+
+	return transfer->post == NULL ||
+		reply->status == HRFLOW_CONNECT_FAILED ||
+		result->status == HRFLOW_RATE_LIMITED ||
+		(reply->http_status == 503 && reply->retry_after > 0);
+}
+
+/*
  * Tell the transport what a reply turned out to be, and be told whether it
  * will be asked again: then the reply is the transport's once more.  It must
  * be called for every reply that does not say "stopped".
- *
- * All our requests are GET, and so may be repeated.
  */
 bool
 hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
@@ -583,7 +619,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 
 	if (transfer->is_probe && !limited)
 		end_probe(transport, transfer);
-	if (!result->transient)
+	if (!result->transient || !may_repeat(transfer, result))
 		return false;
 
 	pause = pause_after(reply, limited);

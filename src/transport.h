@@ -29,6 +29,7 @@ typedef struct HrflowTransfer
 {
 	HrflowReply reply;			/* first, so that one is the other */
 	const char *url;			/* the submitter's */
+	const char *post;			/* the submitter's JSON; NULL: it is a GET */
 
 	/* For transport.c. */
 	dlist_node	node;
@@ -48,6 +49,7 @@ typedef struct HrflowTransfer
 	bool		out_of_memory;	/* or no memory, */
 	bool		address_refused;	/* or an address that a link may not have */
 	bool		connected;		/* the request was about to be sent */
+	bool		sent_twice;		/* libcurl was about to send a POST again */
 	char		error[256];		/* in libcurl's words */
 } HrflowTransfer;
 

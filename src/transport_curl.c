@@ -49,7 +49,9 @@ static struct
 	WaitEventSet *wait_set;
 	uint32		wait_event;
 	const HrflowSettings *settings; /* of the statement */
-	struct curl_slist *headers; /* of the settings whose serial is ... */
+	struct curl_slist *headers; /* of a GET, */
+	struct curl_slist *post_headers;	/* and of a POST, for the settings
+										 * whose serial is ... */
 	uint64		headers_serial;
 	dlist_head	idle;			/* transfers that wait for work */
 	int			nidle;
@@ -234,6 +236,10 @@ on_close(void *arg, curl_socket_t fd)
 /*
  * A request is about to be sent, perhaps over a connection that was made for
  * another that was not guarded.
+ *
+ * Where a connection that was kept turns out to be dead, libcurl sends the
+ * request again over a new one, of whatever kind it is.  A POST may have been
+ * processed by then: it is not sent twice.
  */
 static int
 on_request(void *arg, char *remote, char *local, int remote_port,
@@ -243,6 +249,9 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 	struct sockaddr_in v4 = {.sin_family = AF_INET};
 	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
 
+	transfer->sent_twice = transfer->connected && transfer->post != NULL;
+	if (transfer->sent_twice)
+		return CURL_PREREQFUNC_ABORT;
 	transfer->connected = true;
 	if (!is_guarded(transfer))
 		return CURL_PREREQFUNC_OK;
@@ -306,36 +315,61 @@ make_wait_set(void)
 }
 
 /*
- * The headers of a request to the API.  No request is in flight that uses the
+ * Add a header; libcurl leaves out its own of that name where the value is
+ * empty.
+ */
+static bool
+add_header(struct curl_slist **headers, const char *name, const char *value)
+{
+	char		line[HRFLOW_MAX_KEY + 32];
+	struct curl_slist *list;
+
+	snprintf(line, sizeof(line), "%s: %s", name, value);
+	list = curl_slist_append(*headers, line);
+	if (list != NULL)
+		*headers = list;
+	return list != NULL;
+}
+
+/*
+ * Add those that every request to the API has.
+ */
+static bool
+add_common_headers(struct curl_slist **headers, const HrflowSettings *settings)
+{
+	return add_header(headers, "X-API-KEY", settings->api_key) &&
+		(*settings->api_user == '\0' ||
+		 add_header(headers, "X-USER-EMAIL", settings->api_user)) &&
+		add_header(headers, "Accept", "application/json");
+}
+
+static void
+free_headers(void)
+{
+	curl_slist_free_all(pool.headers);
+	curl_slist_free_all(pool.post_headers);
+	pool.headers = NULL;
+	pool.post_headers = NULL;
+}
+
+/*
+ * The headers of requests to the API.  No request is in flight that uses the
  * old ones.
  */
 static void
 make_headers(const HrflowSettings *settings)
 {
-	char		line[HRFLOW_MAX_KEY + 32];
-	struct curl_slist *list;
-
 	if (pool.headers != NULL && pool.headers_serial == settings->serial)
 		return;
+	free_headers();
 
-	curl_slist_free_all(pool.headers);
-	pool.headers = NULL;
-
-	snprintf(line, sizeof(line), "X-API-KEY: %s", settings->api_key);
-	list = curl_slist_append(NULL, line);
-	if (list != NULL)
-		pool.headers = list;
-	if (list != NULL && *settings->api_user != '\0')
+	/* Who waits for "100 Continue" from a server that says none loses 1 s. */
+	if (!add_common_headers(&pool.headers, settings) ||
+		!add_common_headers(&pool.post_headers, settings) ||
+		!add_header(&pool.post_headers, "Content-Type", "application/json") ||
+		!add_header(&pool.post_headers, "Expect", ""))
 	{
-		snprintf(line, sizeof(line), "X-USER-EMAIL: %s", settings->api_user);
-		list = curl_slist_append(pool.headers, line);
-	}
-	if (list != NULL)
-		list = curl_slist_append(pool.headers, "Accept: application/json");
-	if (list == NULL)
-	{
-		curl_slist_free_all(pool.headers);
-		pool.headers = NULL;
+		free_headers();
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	}
 	pool.headers_serial = settings->serial;
@@ -622,7 +656,14 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	configure(transfer, settings);
 	SETOPT(transfer->easy, CURLOPT_URL, transfer->url);
 	SETOPT(transfer->easy, CURLOPT_HTTPHEADER,
-		   HRFLOW_IS_LINK(reply->target) ? NULL : pool.headers);
+		   HRFLOW_IS_LINK(reply->target) ? NULL :
+		   transfer->post != NULL ? pool.post_headers : pool.headers);
+
+	/* libcurl does not copy the body.  Setting it makes the request a POST. */
+	SETOPT(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) -1);
+	SETOPT(transfer->easy, CURLOPT_POSTFIELDS, transfer->post);
+	if (transfer->post == NULL)
+		SETOPT(transfer->easy, CURLOPT_HTTPGET, 1L);
 	SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
 
 	/*
@@ -647,6 +688,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	transfer->out_of_memory = false;
 	transfer->address_refused = false;
 	transfer->connected = false;
+	transfer->sent_twice = false;
 	transfer->error[0] = '\0';
 	transfer->started = hrflow_rate_now();
 
@@ -675,6 +717,13 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 	{
 		reply->detail = "Its host has a private address, and is not in hrflow_embed.link_hosts by its own name.";
 		return HRFLOW_LINK_REFUSED;
+	}
+
+	if (transfer->sent_twice)
+	{
+		reply->transient = true;
+		reply->detail = "The connection broke after the request had been sent.";
+		return HRFLOW_CONNECTION_LOST;
 	}
 
 	switch (code)

@@ -69,7 +69,7 @@ profile_in_path(const char *path)
 }
 
 /*
- * What chooses the fault: the first identifier there is.
+ * What chooses the fault: the first identifier there is, or the text.
  */
 const char *
 identifier_of(const Request *request)
@@ -81,6 +81,8 @@ identifier_of(const Request *request)
 
 	if (strncmp(request->path, "/v1/", 4) != 0)
 		return profile_in_path(request->path);
+	if (request->text)
+		return request->text;
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 	{
 		const char *value = request_parameter(request, names[i]);
@@ -89,6 +91,127 @@ identifier_of(const Request *request)
 			return value;
 	}
 	return NULL;
+}
+
+static void
+add_utf8(Buffer *out, unsigned c)
+{
+	char		bytes[4];
+	size_t		n = 0;
+
+	if (c < 0x80)
+		bytes[n++] = (char) c;
+	else if (c < 0x800)
+		bytes[n++] = (char) (0xc0 | c >> 6);
+	else if (c < 0x10000)
+	{
+		bytes[n++] = (char) (0xe0 | c >> 12);
+		bytes[n++] = (char) (0x80 | (c >> 6 & 0x3f));
+	}
+	else
+	{
+		bytes[n++] = (char) (0xf0 | c >> 18);
+		bytes[n++] = (char) (0x80 | (c >> 12 & 0x3f));
+		bytes[n++] = (char) (0x80 | (c >> 6 & 0x3f));
+	}
+	if (c >= 0x80)
+		bytes[n++] = (char) (0x80 | (c & 0x3f));
+	buffer_add(out, bytes, n);
+}
+
+/* Four hexadecimal digits; sscanf would look for the end of the text. */
+static bool
+parse_hex(const char *p, unsigned *value)
+{
+	*value = 0;
+	for (int i = 0; i < 4; i++)
+	{
+		if (!isxdigit((unsigned char) p[i]))
+			return false;
+		*value = *value * 16 +
+			(isdigit((unsigned char) p[i]) ? p[i] - '0' : (p[i] | 32) - 'a' + 10);
+	}
+	return true;
+}
+
+/* Read what follows a backslash.  NULL: it is no escape. */
+static const char *
+parse_escape(const char *p, Buffer *out)
+{
+	static const char codes[] = "\"\\/bfnrt";
+	static const char meant[] = "\"\\/\b\f\n\r\t";
+	const char *code = *p ? strchr(codes, *p) : NULL;
+	unsigned	high;
+	unsigned	low;
+
+	if (code)
+	{
+		buffer_add(out, &meant[code - codes], 1);
+		return p + 1;
+	}
+	if (*p != 'u' || !parse_hex(p + 1, &high) || high == 0)
+		return NULL;
+	p += 5;
+	if (high >= 0xd800 && high < 0xdc00)
+	{
+		if (p[0] != '\\' || p[1] != 'u' || !parse_hex(p + 2, &low))
+			return NULL;
+		high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+		p += 6;
+	}
+	add_utf8(out, high);
+	return p;
+}
+
+/*
+ * The text in a body that is {"text": "…"} and nothing else, to be freed; or
+ * NULL.
+ */
+char *
+text_in_body(const Request *request)
+{
+	static const char key[] = "\"text\"";
+	const char *p = request->body_in;
+	Buffer		out = {0};
+
+	if (p == NULL || strlen(p) != request->body_in_length)
+		return NULL;
+	p += strspn(p, " \t\n\r");
+	if (*p != '{')
+		return NULL;
+	p += 1 + strspn(p + 1, " \t\n\r");
+	if (strncmp(p, key, sizeof(key) - 1) != 0)
+		return NULL;
+	p += sizeof(key) - 1;
+	p += strspn(p, " \t\n\r");
+	if (*p != ':')
+		return NULL;
+	p += 1 + strspn(p + 1, " \t\n\r");
+	if (*p++ != '"')
+		return NULL;
+
+	buffer_add(&out, "", 0);
+	while (p && *p != '"')
+	{
+		if ((unsigned char) *p < ' ')
+			p = NULL;
+		else if (*p == '\\')
+			p = parse_escape(p + 1, &out);
+		else
+			buffer_add(&out, p++, 1);
+	}
+	if (p)
+	{
+		p += 1 + strspn(p + 1, " \t\n\r");
+		if (*p != '}' || p[1 + strspn(p + 1, " \t\n\r")] != '\0')
+			p = NULL;
+	}
+	if (p == NULL)
+	{
+		free(out.data);
+		return NULL;
+	}
+	return out.data;
 }
 
 static void
@@ -620,8 +743,20 @@ profile_embedding(Request *request, const char *key)
 static enum MHD_Result
 job_embedding(Request *request, const char *key)
 {
-	bool		key_dialect = request_parameter(request, "board_key") != NULL;
+	static const char *const id_names[] = {
+		"job_id", "job_reference", "board_id", NULL
+	};
+	static const char *const key_names[] = {
+		"board_key", "key", "reference", NULL
+	};
+	bool		key_dialect = request_parameter(request, "board_key") != NULL ||
+		request_parameter(request, "key") != NULL ||
+		request_parameter(request, "reference") != NULL;
+	const char *board = request_parameter(request,
+										  key_dialect ? "board_key" : "board_id");
 	const char *job = identifier_of(request);
+	const char *problem;
+	char		message[256];
 	enum MHD_Result result;
 	Buffer		link = {0};
 	Buffer		path = {0};
@@ -629,6 +764,12 @@ job_embedding(Request *request, const char *key)
 
 	if (!authorize(request, key, key_dialect, &result))
 		return result;
+	problem = check_parameters(request, key_dialect ? key_names : id_names,
+							   message, sizeof(message));
+	if (problem)
+		return refuse(request, 400, problem);
+	if (board && (*board == '\0' || strncmp(board, "unknown", 7) == 0))
+		return refuse(request, 400, "Invalid board array");
 	if (job == NULL || *job == '\0' || strncmp(job, "missing", 7) == 0)
 		return refuse(request, 400, "Invalid job array");
 	result = answer_fault(request, key, &done);
@@ -650,18 +791,29 @@ static enum MHD_Result
 text_embedding(Request *request, const char *key)
 {
 	enum MHD_Result result;
+	const char *type;
+	bool		done;
 	float		vector[2048];
 	Buffer		data = {0};
 	Fault		json = {.encoding = (char *) "json"};
 
 	if (!authorize(request, key, false, &result))
 		return result;
-	if (request->body_in == NULL || strstr(request->body_in, "\"text\"") == NULL)
+	type = MHD_lookup_connection_value(request->connection, MHD_HEADER_KIND,
+									   "Content-Type");
+	if (strcmp(request->method, "POST") != 0 || type == NULL ||
+		strcmp(type, "application/json") != 0 || request->text == NULL ||
+		*request->text == '\0')
 		return refuse(request, 422, "Invalid text");
-	vector_make(request->body_in, "text", 0, vector);
+	result = answer_fault(request, key, &done);
+	if (done)
+		return result;
+	vector_make(request->text, "text", 0, vector);
 	buffer_printf(&data, "[{\"embedding\": ");
 	vector_encode(vector, &json, &data);
 	buffer_printf(&data, "}]");
+	if (request->fault.truncated)
+		data.data[data.length / 2] = '\0';
 	result = answer_envelope(request, 200, 200, "Text embedding", data.data);
 	free(data.data);
 	return result;

@@ -92,10 +92,12 @@ log_start(void)
 
 /* Bytes as a JSON string: those that are not ASCII as \u00xx. */
 static void
-add_string(Buffer *out, const char *text)
+add_bytes(Buffer *out, const char *text, size_t length)
 {
+	const unsigned char *end = (const unsigned char *) text + length;
+
 	buffer_add(out, "\"", 1);
-	for (const unsigned char *p = (const unsigned char *) text; *p; p++)
+	for (const unsigned char *p = (const unsigned char *) text; p < end; p++)
 	{
 		if (*p < ' ' || *p > '~' || *p == '"' || *p == '\\')
 			buffer_printf(out, "\\u%04x", *p);
@@ -103,6 +105,12 @@ add_string(Buffer *out, const char *text)
 			buffer_add(out, p, 1);
 	}
 	buffer_add(out, "\"", 1);
+}
+
+static void
+add_string(Buffer *out, const char *text)
+{
+	add_bytes(out, text, strlen(text));
 }
 
 static enum MHD_Result
@@ -248,7 +256,14 @@ log_request(Request *request, int status)
 	buffer_printf(&line, ",\"headers\":{");
 	MHD_get_connection_values(request->connection, MHD_HEADER_KIND, add_header,
 							  &line);
-	buffer_printf(&line, "},\"status\":%d}", status);
+	buffer_printf(&line, "},");
+	if (request->body_in)
+	{
+		buffer_printf(&line, "\"body\":");
+		add_bytes(&line, request->body_in, request->body_in_length);
+		buffer_printf(&line, ",");
+	}
+	buffer_printf(&line, "\"status\":%d}", status);
 
 	pthread_mutex_lock(&mutex);
 	free(entries[nentries % options.log]);

@@ -488,6 +488,7 @@ on_completed(void *arg, struct MHD_Connection *connection, void **state,
 	free(request->uri);
 	free(request->path);
 	free(request->body_in);
+	free(request->text);
 	free(request);
 	*state = NULL;
 }
@@ -529,10 +530,12 @@ on_connection(void *arg, struct MHD_Connection *connection, void **state,
 static bool
 prepare(Request *request, bool *reset)
 {
-	const char *identifier = identifier_of(request);
+	const char *identifier;
 	bool		store = strncmp(request->path, "/v1/", 4) != 0;
 	long		wait = options.latency;
 
+	request->text = text_in_body(request);
+	identifier = identifier_of(request);
 	fault_parse(identifier, store, &request->fault);
 	if (request->fault.any && request->fault.first > 0 &&
 		!fault_applies(identifier, store, request->fault.first))

@@ -102,7 +102,6 @@ typedef struct Request
 	bool		control;
 	bool		begun;			/* counted as in flight */
 	bool		delayed;		/* has had its latency */
-	bool		is_text;		/* POST with a body to collect */
 	char	   *uri;
 	char	   *path;			/* raw */
 	const char *query;			/* raw, within uri */
@@ -113,6 +112,7 @@ typedef struct Request
 	Fault		fault;
 	char	   *body_in;
 	size_t		body_in_length;
+	char	   *text;			/* in the body, decoded; NULL: none */
 } Request;
 
 /* A growing string. */
@@ -149,6 +149,7 @@ extern enum MHD_Result store_handle(Request *request);
 extern enum MHD_Result vector_handle(Request *request);
 extern const char *request_parameter(const Request *request, const char *name);
 extern const char *identifier_of(const Request *request);
+extern char *text_in_body(const Request *request);
 
 /* in vector.c */
 extern void vector_make(const char *profile, const char *section, int item,

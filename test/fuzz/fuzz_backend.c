@@ -62,15 +62,21 @@ fuzz_reply(const char *data, size_t size)
 	reply.body = data + 2;		/* a NUL follows it */
 	reply.length = size - 2;
 
-	hrflow_response_parse(&reply, KEY, &result);
-	if ((result.status == HRFLOW_OK) != (result.data != NULL) ||
-		(result.status == HRFLOW_OK) != (result.detail == NULL))
-		abort();
-	if (result.detail != NULL &&
-		(strstr(result.detail, KEY) != NULL ||
-		 strpbrk(result.detail, "\n\r\t\x01") != NULL ||
-		 strlen(result.detail) > HRFLOW_MAX_MESSAGE + 200))
-		abort();
+	for (HrflowEndpoint endpoint = HRFLOW_AUTH;; endpoint--)
+	{
+		hrflow_response_parse(&reply, endpoint, KEY, &result);
+		if ((result.status == HRFLOW_OK) !=
+			(endpoint == HRFLOW_TEXT ? result.vector != NULL : result.data != NULL) ||
+			(result.status == HRFLOW_OK) != (result.detail == NULL))
+			abort();
+		if (result.detail != NULL &&
+			(strstr(result.detail, KEY) != NULL ||
+			 strpbrk(result.detail, "\n\r\t\x01") != NULL ||
+			 strlen(result.detail) > HRFLOW_MAX_MESSAGE + 200))
+			abort();
+		if (endpoint == HRFLOW_PROFILE)
+			break;
+	}
 	for (int i = 0; result.data != NULL && i < lengthof(asked); i++)
 	{
 		Jsonb	   *fields = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
@@ -241,7 +247,28 @@ next_value(const char **p, const char *name)
 }
 
 /*
- * A query, whose parts are a line each; what is sent must say the same.
+ * A text, whose JSON must be read as that text.
+ */
+static void
+fuzz_text(const char *text)
+{
+	bool		too_deep;
+	Jsonb	   *body;
+	JsonbValue	value;
+
+	if (pg_encoding_verifymbstr(PG_UTF8, text, strlen(text)) != strlen(text))
+		return;
+	body = hrflow_json_parse(hrflow_request_text_body(text), &too_deep);
+	if (body == NULL || JB_ROOT_COUNT(body) != 1 ||
+		getKeyJsonValueFromContainer(&body->root, "text", 4, &value) == NULL ||
+		value.type != jbvString || value.val.string.len != strlen(text) ||
+		memcmp(value.val.string.val, text, strlen(text)) != 0)
+		abort();
+}
+
+/*
+ * A query, whose parts are a line each; what is sent must say the same, of a
+ * profile and of a job.
  */
 static void
 fuzz_request(const char *data, size_t size)
@@ -250,7 +277,12 @@ fuzz_request(const char *data, size_t size)
 		{"source_id=", "&profile_id=", "&profile_reference=", "&profile_email=", "&fields="},
 		{"source_key=", "&key=", "&reference=", "&profile_email=", "&fields="}
 	};
+	static const char *const job_names[2][3] = {
+		{"board_id=", "&job_id=", "&job_reference="},
+		{"board_key=", "&key=", "&reference="}
+	};
 	HrflowQuery query = {0};
+	HrflowJobQuery job;
 	const char **parts[] = {&query.source_id, &query.profile_id,
 	&query.profile_reference, &query.profile_email, &query.fields};
 	HrflowDialect dialect = size > 0 && data[0] & 1;
@@ -260,6 +292,7 @@ fuzz_request(const char *data, size_t size)
 	const char *p;
 	HrflowUrl	parsed;
 
+	fuzz_text(rest);
 	for (int i = 0; i < lengthof(parts) && (line = strsep(&rest, "\n")) != NULL; i++)
 		*parts[i] = *line != '\0' || i == 0 ? line : NULL;
 	if (query.source_id == NULL)
@@ -275,6 +308,22 @@ fuzz_request(const char *data, size_t size)
 	{
 		if (*parts[i] != NULL &&
 			strcmp(next_value(&p, names[dialect][i]), *parts[i]) != 0)
+			abort();
+	}
+	if (*p != '\0')
+		abort();
+
+	job.board_id = query.source_id;
+	job.job_id = query.profile_id;
+	job.job_reference = query.profile_reference;
+	url = hrflow_request_job("https://api.hrflow.ai/v1", dialect, &job);
+	if (strncmp(url, "https://api.hrflow.ai/v1/job/embedding?", 39) != 0)
+		abort();
+	p = url + 39;
+	for (int i = 0; i < 3; i++)
+	{
+		if (*parts[i] != NULL &&
+			strcmp(next_value(&p, job_names[dialect][i]), *parts[i]) != 0)
 			abort();
 	}
 	if (*p != '\0')

@@ -34,6 +34,11 @@ SET ROLE regress_hrflow_plain;
 SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 SELECT hrflow_profile_embedding_links('acme', 'nurse-1'); -- error
 SELECT hrflow_profile_embeddings('acme', '{nurse-1}'); -- error
+SELECT hrflow_job_embedding('nurse-job'); -- error
+SELECT hrflow_job_vector('nurse-job'); -- error
+SELECT hrflow_text_embedding('a nurse'); -- error
+SELECT hrflow_text_embeddings('{a nurse}'); -- error
+SELECT hrflow_auth(); -- error
 SELECT hrflow_embed_stats_reset(); -- error
 SELECT count(*) FROM hrflow_embed_stats;
 
