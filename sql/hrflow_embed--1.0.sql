@@ -647,6 +647,86 @@ COMMENT ON FUNCTION hrflow_retry(regclass) IS
 REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 
 --
+-- Ranking
+--
+
+-- The profiles of a store that are nearest to a vector, by cosine similarity,
+-- best first.
+--
+--   query     such as hrflow_job_vector(…) or hrflow_text_embedding(…)
+--   k         rows, 1 to 10000: one a profile, its best item of the section
+--   section   of the profiles
+--
+-- Where the store has an index of pgvector's for the section, as
+-- hrflow_index_statement() makes it, it is used, and the result is as
+-- approximate as the index; else every vector of the section is compared.
+-- Vectors of another dimension than query's are left out.
+--
+-- Cost: none, no network.
+-- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
+-- tables; 42809 not a store.
+CREATE FUNCTION hrflow_match(
+	store regclass,
+	query real[],
+	k int DEFAULT 10,
+	section text DEFAULT 'profile')
+RETURNS TABLE (source_id text, profile_id text, section text, item int,
+	similarity double precision)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+COST 1000 ROWS 10;
+
+COMMENT ON FUNCTION hrflow_match(regclass, real[], int, text) IS
+'profiles of a store that are nearest to a vector';
+
+REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text) FROM PUBLIC;
+
+-- The same by several sections: the similarity is the sum of each section's
+-- best item's, times the section's weight; a section that a profile lacks adds
+-- nothing.
+--
+--   weights    such as {"profile": 0.6, "skills": 0.3, "experiences": 0.1}
+--
+--   section, item   of the vector that adds most: the reason
+--
+-- Where every section has an index, candidates are the 10 * k best of each.
+--
+-- Cost, errors: as above.
+CREATE FUNCTION hrflow_match_weighted(
+	store regclass,
+	query real[],
+	weights jsonb,
+	k int DEFAULT 10)
+RETURNS TABLE (source_id text, profile_id text, section text, item int,
+	similarity double precision)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+COST 1000 ROWS 10;
+
+COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) IS
+'profiles of a store that are nearest to a vector, by several sections';
+
+REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) FROM PUBLIC;
+
+-- The statement that makes pgvector's HNSW index for a section, to be run
+-- alone: in psql, with \gexec.  The dimension is that of a vector found;
+-- beyond 2000 halfvec is indexed, up to 4000.
+--
+-- Errors: 55000 no pgvector, or no vector yet; 54000 too many dimensions;
+-- 42501, 42809 as above.
+CREATE FUNCTION hrflow_index_statement(
+	store regclass,
+	section text DEFAULT 'profile')
+RETURNS text
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_index_statement(regclass, text) IS
+'statement that creates the index of a store''s section';
+
+REVOKE ALL ON FUNCTION hrflow_index_statement(regclass, text) FROM PUBLIC;
+
+--
 -- Statistics
 --
 

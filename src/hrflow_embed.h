@@ -411,6 +411,8 @@ extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 /* in vector.c */
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 									   char **problem);
+extern bool hrflow_vector_compare(const float4 *a, const float4 *b, int n,
+								  double *similarity, double *norms);
 
 /* in json.c */
 extern Jsonb *hrflow_json_parse(const char *text, bool *too_deep);

@@ -1061,30 +1061,17 @@ sum_lanes(const double *lanes)
 }
 
 /*
- * hrflow_cosine_similarity(a real[], b real[]) RETURNS double precision
- *
- * Computed in double precision, in which no product or sum of reals can
- * overflow.
+ * Cosine similarity of two vectors of n elements.  Returns false, and *norms,
+ * when there is none: the product of their lengths is 0, infinite or NaN.
  */
-Datum
-hrflow_cosine_similarity(PG_FUNCTION_ARGS)
+bool
+hrflow_vector_compare(const float4 *a, const float4 *b, int n,
+					  double *similarity, double *norms)
 {
-	int			n;
-	int			n_of_b;
-	const float4 *a = get_vector(fcinfo, 0, &n);
-	const float4 *b = get_vector(fcinfo, 1, &n_of_b);
 	double		ab[LANES] = {0};
 	double		aa[LANES] = {0};
 	double		bb[LANES] = {0};
-	double		norms;
-	double		similarity;
 	int			i = 0;
-
-	if (n != n_of_b)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("vectors must have the same dimension"),
-				 errdetail("One has %d elements, the other %d.", n, n_of_b)));
 
 	for (; i + LANES <= n; i += LANES)
 	{
@@ -1105,20 +1092,45 @@ hrflow_cosine_similarity(PG_FUNCTION_ARGS)
 		bb[0] += (double) b[i] * b[i];
 	}
 
-	if (sum_lanes(aa) == 0 || sum_lanes(bb) == 0)
+	*norms = sqrt(sum_lanes(aa)) * sqrt(sum_lanes(bb));
+	if (*norms == 0 || !isfinite(*norms))
+		return false;
+
+	/* Rounding may have gone beyond. */
+	*similarity = Max(-1.0, Min(1.0, sum_lanes(ab) / *norms));
+	return true;
+}
+
+/*
+ * hrflow_cosine_similarity(a real[], b real[]) RETURNS double precision
+ *
+ * Computed in double precision, in which no product or sum of reals can
+ * overflow.
+ */
+Datum
+hrflow_cosine_similarity(PG_FUNCTION_ARGS)
+{
+	int			n;
+	int			n_of_b;
+	const float4 *a = get_vector(fcinfo, 0, &n);
+	const float4 *b = get_vector(fcinfo, 1, &n_of_b);
+	double		similarity;
+	double		norms;
+
+	if (n != n_of_b)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a zero vector has no cosine similarity"),
-				 errdetail("The %s vector has no element but zeros.",
-						   sum_lanes(aa) == 0 ? "first" : "second")));
-
-	norms = sqrt(sum_lanes(aa)) * sqrt(sum_lanes(bb));
-	similarity = sum_lanes(ab) / norms;
-	if (!isfinite(norms))
+				 errmsg("vectors must have the same dimension"),
+				 errdetail("One has %d elements, the other %d.", n, n_of_b)));
+	if (!hrflow_vector_compare(a, b, n, &similarity, &norms))
+	{
+		if (norms == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a zero vector has no cosine similarity")));
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("vector must not contain infinity or NaN")));
-
-	/* Rounding may have gone beyond. */
-	PG_RETURN_FLOAT8(Max(-1.0, Min(1.0, similarity)));
+	}
+	PG_RETURN_FLOAT8(similarity);
 }

@@ -1,0 +1,783 @@
+/*-------------------------------------------------------------------------
+ *
+ * match.c
+ *		The profiles of a store that are nearest to a vector.
+ *
+ * Where the table of vectors has an index of pgvector's for the section, the
+ * query is written as the index is, so that it is used; else every vector of
+ * the section is compared.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "funcapi.h"
+#include "hrflow_embed.h"
+#include "miscadmin.h"
+#include "store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/float.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/tuplestore.h"
+
+PG_FUNCTION_INFO_V1(hrflow_match);
+PG_FUNCTION_INFO_V1(hrflow_match_weighted);
+PG_FUNCTION_INFO_V1(hrflow_index_statement);
+
+/* The arguments of the first two, in their order. */
+enum
+{
+	ARG_STORE,
+	ARG_QUERY,
+	ARG_K,						/* the second has ARG_WEIGHTS here */
+	ARG_SECTION					/* and ARG_WEIGHTED_K here */
+};
+
+#define ARG_WEIGHTS ARG_K
+#define ARG_WEIGHTED_K ARG_SECTION
+
+/* The most rows one call returns. */
+#define MAX_K 10000
+
+/* Rows read at a time where every vector is compared. */
+#define FETCH_SIZE 1000
+
+/*
+ * Of each section, so many times k profiles are candidates where they come
+ * from an index.
+ */
+#define CANDIDATES 10
+
+/*
+ * An index of pgvector's that serves a section.
+ */
+typedef struct VectorIndex
+{
+	char	   *expression;		/* what is indexed, as SQL */
+	char	   *type;			/* its type */
+	char	   *schema;			/* pgvector's, quoted */
+	bool		is_hnsw;
+	int			dimension;		/* -1: any */
+} VectorIndex;
+
+/*
+ * A vector that was found, and how near it is.
+ */
+typedef struct Match
+{
+	char	   *source_id;
+	char	   *identifier;
+	char	   *section;
+	int			item;
+	double		similarity;
+} Match;
+
+/*
+ * The k best matches so far, of as many profiles; the last is the worst.
+ */
+typedef struct Matches
+{
+	MemoryContext context;
+	int			k;
+	int			n;
+	Match	   *matches;
+} Matches;
+
+/* What a section weighs. */
+typedef struct Weight
+{
+	char	   *section;
+	double		weight;
+} Weight;
+
+/*
+ * ------------------------------------------------------------------------
+ * The best
+ * ------------------------------------------------------------------------
+ */
+
+static Matches *
+make_matches(int k)
+{
+	Matches    *best = palloc0(sizeof(Matches));
+
+	best->context = CurrentMemoryContext;
+	best->k = k;
+	best->matches = palloc(sizeof(Match) * (k + 1));
+	return best;
+}
+
+/*
+ * Is this one of the best so far?
+ */
+static inline bool
+is_better(const Matches *best, double similarity)
+{
+	return best->n < best->k ||
+		similarity > best->matches[best->n - 1].similarity;
+}
+
+/*
+ * Keep a match, if it is; of each profile the best one.
+ */
+static void
+keep_match(Matches *best, const Match *match)
+{
+	Match	   *matches = best->matches;
+	int			i;
+
+	if (!is_better(best, match->similarity))
+		return;
+	for (i = 0; i < best->n; i++)
+	{
+		if (strcmp(matches[i].identifier, match->identifier) == 0 &&
+			strcmp(matches[i].source_id, match->source_id) == 0)
+			break;
+	}
+	if (i < best->n && matches[i].similarity >= match->similarity)
+		return;
+	if (i == best->n)
+	{
+		MemoryContext old = MemoryContextSwitchTo(best->context);
+
+		if (best->n < best->k)
+			best->n++;
+		else
+			i--;				/* instead of the worst */
+		matches[i] = *match;
+		matches[i].source_id = pstrdup(match->source_id);
+		matches[i].identifier = pstrdup(match->identifier);
+		MemoryContextSwitchTo(old);
+	}
+	matches[i].section = MemoryContextStrdup(best->context, match->section);
+	matches[i].item = match->item;
+	matches[i].similarity = match->similarity;
+
+	/* To its place. */
+	for (; i > 0 && matches[i - 1].similarity < matches[i].similarity; i--)
+	{
+		Match		swap = matches[i];
+
+		matches[i] = matches[i - 1];
+		matches[i - 1] = swap;
+	}
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Through an index
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Find an index for the cosine distance of a section's vectors, or NULL.
+ */
+static VectorIndex *
+find_index(const HrflowStore *store, const char *section, int dimension)
+{
+	HrflowParameters parameters = {0};
+	VectorIndex *index;
+
+	if (!OidIsValid(get_extension_oid("vector", true)))
+		return NULL;
+	hrflow_store_add(&parameters, OIDOID,
+					 ObjectIdGetDatum(RelationGetRelid(store->vectors)));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(dimension));
+	if (hrflow_store_execute("SELECT pg_get_indexdef(i.indexrelid, 1, false),"
+							 " format_type(t.atttypid, t.atttypmod),"
+							 " quote_ident(n.nspname), a.amname = 'hnsw', t.atttypmod"
+							 " FROM pg_index AS i"
+							 " JOIN pg_class AS c ON c.oid = i.indexrelid"
+							 " JOIN pg_am AS a ON a.oid = c.relam"
+							 " JOIN pg_attribute AS t ON t.attrelid = c.oid AND t.attnum = 1"
+							 " JOIN pg_opclass AS o ON o.oid = i.indclass[0]"
+							 " JOIN pg_namespace AS n ON n.oid = o.opcnamespace"
+							 " WHERE i.indrelid = $1 AND i.indisvalid AND i.indnatts = 1"
+							 " AND a.amname IN ('hnsw', 'ivfflat')"
+							 " AND o.opcname IN ('vector_cosine_ops', 'halfvec_cosine_ops')"
+							 " AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid)"
+							 " = format('(section = %L::text)', $2))"
+							 " AND (t.atttypmod = $3 OR t.atttypmod = -1)"
+							 " ORDER BY i.indpred IS NULL, a.amname LIMIT 1",
+							 &parameters) == 0)
+		return NULL;
+
+	index = palloc(sizeof(VectorIndex));
+	index->expression = hrflow_store_value(0, 1);
+	index->type = hrflow_store_value(0, 2);
+	index->schema = hrflow_store_value(0, 3);
+	index->is_hnsw = strcmp(hrflow_store_value(0, 4), "t") == 0;
+	index->dimension = atoi(hrflow_store_value(0, 5));
+	return index;
+}
+
+/*
+ * Have the index searched well enough for k rows, and go on where a filter
+ * leaves too few (pgvector 0.8 and later).  Until the store is closed.
+ */
+static void
+tune_index(const VectorIndex *index, int k)
+{
+	const char *ef_search = GetConfigOption("hnsw.ef_search", true, false);
+	int			wanted = Min(1000, Max(100, 4 * k));
+
+	if (!index->is_hnsw)
+		return;
+	if (ef_search == NULL || atoi(ef_search) < wanted)
+		(void) set_config_option("hnsw.ef_search", psprintf("%d", wanted),
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+	if (GetConfigOption("hnsw.iterative_scan", true, false) != NULL)
+		(void) set_config_option("hnsw.iterative_scan", "strict_order",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+}
+
+/*
+ * Find the k best through an index.  A section with several items gives a
+ * profile several times: then more are asked for.
+ */
+static void
+search_index(const HrflowStore *store, const VectorIndex *index,
+			 ArrayType *query, const char *section, Matches *best)
+{
+	HrflowParameters parameters = {0};
+	int64		limit = best->k;
+	uint64		n;
+	StringInfoData sql;
+
+	hrflow_store_add(&parameters, FLOAT4ARRAYOID, PointerGetDatum(query));
+	tune_index(index, best->k);
+	for (;;)
+	{
+		initStringInfo(&sql);
+		appendStringInfo(&sql, "SELECT v.source_id, v.%s, v.section, v.item,"
+						 " 1 - (%s OPERATOR(%s.<=>) $1::%s) FROM %s AS v"
+						 " WHERE section = %s ORDER BY %s OPERATOR(%s.<=>) $1::%s"
+						 " LIMIT " INT64_FORMAT,
+						 store->identifier_name, index->expression,
+						 index->schema, index->type, store->vectors_name,
+						 quote_literal_cstr(section), index->expression,
+						 index->schema, index->type, limit);
+		n = hrflow_store_execute(sql.data, &parameters);
+		best->n = 0;
+		for (uint64 i = 0; i < n; i++)
+		{
+			Match		match;
+
+			match.source_id = hrflow_store_value(i, 1);
+			match.identifier = hrflow_store_value(i, 2);
+			match.section = hrflow_store_value(i, 3);
+			match.item = atoi(hrflow_store_value(i, 4));
+			match.similarity = strtod(hrflow_store_value(i, 5), NULL);
+			if (!isnan(match.similarity))
+				keep_match(best, &match);
+		}
+		if (best->n == best->k || n < limit)
+			break;
+		limit *= 4;
+	}
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * By comparing
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * What comparing gives a profile's vector to.
+ */
+typedef void (*Visitor) (void *arg, const Match *match);
+
+/*
+ * Compare all vectors that a query returns: (source_id, identifier, section,
+ * item, real[]).  Those of another dimension, and of no length, are left out.
+ */
+static void
+compare_all(const char *sql, const HrflowParameters *parameters,
+			ArrayType *query, Visitor visitor, void *arg)
+{
+	HrflowParameters *p = unconstify(HrflowParameters *, parameters);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed match",
+												  ALLOCSET_DEFAULT_SIZES);
+	int			dimension = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
+	Portal		portal = SPI_cursor_open_with_args(NULL, sql, p->n, p->types,
+												   p->values, p->nulls, true,
+												   CURSOR_OPT_NO_SCROLL);
+
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, FETCH_SIZE);
+		if (SPI_processed == 0)
+			break;
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			MemoryContext old = MemoryContextSwitchTo(context);
+			HeapTuple	tuple = SPI_tuptable->vals[i];
+			bool		is_null;
+			Datum		value = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 5,
+											  &is_null);
+			ArrayType  *vector = is_null ? NULL : DatumGetArrayTypeP(value);
+			double		norms;
+			Match		match;
+
+			if (vector != NULL && !ARR_HASNULL(vector) &&
+				ArrayGetNItems(ARR_NDIM(vector), ARR_DIMS(vector)) == dimension &&
+				hrflow_vector_compare((float4 *) ARR_DATA_PTR(vector),
+									  (float4 *) ARR_DATA_PTR(query),
+									  dimension, &match.similarity, &norms))
+			{
+				match.source_id = hrflow_store_value(i, 1);
+				match.identifier = hrflow_store_value(i, 2);
+				match.section = hrflow_store_value(i, 3);
+				match.item =
+					DatumGetInt32(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
+												4, &is_null));
+				visitor(arg, &match);
+			}
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(context);
+		}
+		SPI_freetuptable(SPI_tuptable);
+		CHECK_FOR_INTERRUPTS();
+	}
+	SPI_cursor_close(portal);
+	MemoryContextDelete(context);
+}
+
+static void
+visit_match(void *arg, const Match *match)
+{
+	keep_match(arg, match);
+}
+
+/*
+ * Find the k best of a section.
+ */
+static Matches *
+search_section(const HrflowStore *store, ArrayType *query,
+			   const char *section, int k)
+{
+	int			dimension = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
+	VectorIndex *index = find_index(store, section, dimension);
+	Matches    *best = make_matches(k);
+	HrflowParameters parameters = {0};
+
+	if (index != NULL)
+	{
+		search_index(store, index, query, section, best);
+		return best;
+	}
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	compare_all(hrflow_store_sql(store,
+								 "SELECT v.source_id, v.%I, v.section, v.item,"
+								 " v.vector::real[] FROM %V AS v"
+								 " WHERE v.section = $1"),
+				&parameters, query, visit_match, best);
+	return best;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Several sections
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The sum of a profile's sections, while its vectors go by.
+ */
+typedef struct Weighing
+{
+	const Weight *weights;
+	int			nweights;
+	double	   *nearest;		/* similarity of each section's best item, or
+								 * NaN */
+	int		   *items;
+	char	   *source_id;		/* of the present profile; NULL: none yet */
+	char	   *identifier;
+	Matches    *best;
+} Weighing;
+
+/*
+ * A profile has gone by.
+ */
+static void
+finish_profile(Weighing *weighing)
+{
+	Match		match = {weighing->source_id, weighing->identifier};
+	double		contribution = 0;
+
+	for (int i = 0; i < weighing->nweights; i++)
+	{
+		double		part = weighing->weights[i].weight * weighing->nearest[i];
+
+		if (isnan(part))
+			continue;
+		match.similarity += part;
+		if (match.section == NULL || part > contribution)
+		{
+			contribution = part;
+			match.section = weighing->weights[i].section;
+			match.item = weighing->items[i];
+		}
+	}
+	if (match.section != NULL)
+		keep_match(weighing->best, &match);
+	for (int i = 0; i < weighing->nweights; i++)
+		weighing->nearest[i] = get_float8_nan();
+}
+
+static void
+visit_profile(void *arg, const Match *match)
+{
+	Weighing   *weighing = arg;
+
+	if (weighing->source_id == NULL ||
+		strcmp(weighing->source_id, match->source_id) != 0 ||
+		strcmp(weighing->identifier, match->identifier) != 0)
+	{
+		if (weighing->source_id != NULL)
+		{
+			finish_profile(weighing);
+			pfree(weighing->source_id);
+			pfree(weighing->identifier);
+		}
+		weighing->source_id = MemoryContextStrdup(weighing->best->context,
+												  match->source_id);
+		weighing->identifier = MemoryContextStrdup(weighing->best->context,
+												   match->identifier);
+	}
+	for (int i = 0; i < weighing->nweights; i++)
+	{
+		if (strcmp(weighing->weights[i].section, match->section) != 0 ||
+			match->similarity <= weighing->nearest[i])
+			continue;
+		weighing->nearest[i] = match->similarity;
+		weighing->items[i] = match->item;
+	}
+}
+
+/*
+ * The keys of the profiles that the indexes of all sections find, as
+ * parameters; false where a section has no index.
+ */
+static bool
+find_candidates(const HrflowStore *store, ArrayType *query,
+				const Weight *weights, int nweights, int k,
+				HrflowParameters *parameters)
+{
+	int			dimension = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
+	ArrayBuildState *sources = initArrayResult(TEXTOID, CurrentMemoryContext,
+											   false);
+	ArrayBuildState *identifiers = initArrayResult(TEXTOID,
+												   CurrentMemoryContext,
+												   false);
+
+	for (int i = 0; i < nweights; i++)
+	{
+		VectorIndex *index = find_index(store, weights[i].section, dimension);
+		Matches    *found = make_matches(Min(MAX_K, k * CANDIDATES));
+
+		if (index == NULL)
+			return false;
+		search_index(store, index, query, weights[i].section, found);
+		for (int j = 0; j < found->n; j++)
+		{
+			accumArrayResult(sources,
+							 CStringGetTextDatum(found->matches[j].source_id),
+							 false, TEXTOID, CurrentMemoryContext);
+			accumArrayResult(identifiers,
+							 CStringGetTextDatum(found->matches[j].identifier),
+							 false, TEXTOID, CurrentMemoryContext);
+		}
+	}
+	hrflow_store_add(parameters, TEXTARRAYOID,
+					 makeArrayResult(sources, CurrentMemoryContext));
+	hrflow_store_add(parameters, TEXTARRAYOID,
+					 makeArrayResult(identifiers, CurrentMemoryContext));
+	return true;
+}
+
+/*
+ * Find the k best by the weighted sum of several sections.
+ */
+static Matches *
+search_weighted(const HrflowStore *store, ArrayType *query,
+				const Weight *weights, int nweights, int k)
+{
+	HrflowParameters parameters = {0};
+	Weighing	weighing = {weights, nweights};
+	Datum	   *sections = palloc(sizeof(Datum) * nweights);
+	const char *candidates = "";
+
+	weighing.nearest = palloc(sizeof(double) * nweights);
+	weighing.items = palloc0(sizeof(int) * nweights);
+	weighing.best = make_matches(k);
+	for (int i = 0; i < nweights; i++)
+	{
+		weighing.nearest[i] = get_float8_nan();
+		sections[i] = CStringGetTextDatum(weights[i].section);
+	}
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(construct_array(sections, nweights,
+													 TEXTOID, -1, false,
+													 TYPALIGN_INT)));
+	if (find_candidates(store, query, weights, nweights, k, &parameters))
+		candidates = " AND (v.source_id, v.%I) IN"
+			" (SELECT * FROM unnest($2, $3))";
+
+	/* A profile's vectors together; the cast above the sort, not below. */
+	compare_all(hrflow_store_sql(store,
+								 psprintf("SELECT v.source_id, v.%%I, v.section, v.item,"
+										  " v.vector::real[] FROM (SELECT v.* FROM %%V AS v"
+										  " WHERE v.section = ANY ($1)%s"
+										  " ORDER BY v.source_id, v.%%I OFFSET 0) AS v",
+										  candidates)),
+				&parameters, query, visit_profile, &weighing);
+	if (weighing.source_id != NULL)
+		finish_profile(&weighing);
+	return weighing.best;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The SQL functions
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The query vector, in one piece.
+ */
+static ArrayType *
+get_query(FunctionCallInfo fcinfo)
+{
+	ArrayType  *query = PG_GETARG_ARRAYTYPE_P(ARG_QUERY);
+	int			n = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
+	float4	   *elements = (float4 *) ARR_DATA_PTR(query);
+	bool		is_zero = true;
+
+	if (ARR_NDIM(query) != 1 || array_contains_nulls(query))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a one-dimensional array without nulls",
+						"query")));
+	for (int i = 0; i < n; i++)
+	{
+		if (!isfinite(elements[i]))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("vector must not contain infinity or NaN")));
+		is_zero = is_zero && elements[i] == 0;
+	}
+	if (is_zero)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a zero vector has no cosine similarity")));
+	return query;
+}
+
+static int
+get_k(FunctionCallInfo fcinfo, int argno)
+{
+	int			k = PG_GETARG_INT32(argno);
+
+	if (k < 1 || k > MAX_K)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be between 1 and %d", "k", MAX_K)));
+	return k;
+}
+
+/*
+ * Return the matches.
+ */
+static void
+put_matches(FunctionCallInfo fcinfo, const Matches *best)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	for (int i = 0; i < best->n; i++)
+	{
+		const Match *match = &best->matches[i];
+		Datum		values[5];
+		bool		nulls[5] = {false};
+
+		values[0] = CStringGetTextDatum(match->source_id);
+		values[1] = CStringGetTextDatum(match->identifier);
+		values[2] = CStringGetTextDatum(match->section);
+		values[3] = Int32GetDatum(match->item);
+		values[4] = Float8GetDatum(match->similarity);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+}
+
+/*
+ * hrflow_match(store regclass, query real[], k int, section text)
+ *		RETURNS TABLE (source_id text, profile_id text, section text, item int,
+ *					   similarity double precision)
+ */
+Datum
+hrflow_match(PG_FUNCTION_ARGS)
+{
+	ArrayType  *query = get_query(fcinfo);
+	int			k = get_k(fcinfo, ARG_K);
+	char	   *section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SECTION));
+	HrflowStore store;
+
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_READ);
+	put_matches(fcinfo, search_section(&store, query, section, k));
+	hrflow_store_close(&store);
+	SPI_finish();
+	return (Datum) 0;
+}
+
+/*
+ * Read the weights: an object with a number for each section.
+ */
+static Weight *
+get_weights(FunctionCallInfo fcinfo, int *nweights)
+{
+	Jsonb	   *jsonb = PG_GETARG_JSONB_P(ARG_WEIGHTS);
+	Weight	   *weights;
+	JsonbIterator *iterator;
+	JsonbValue	value;
+	JsonbIteratorToken token;
+	char	   *section = NULL;
+	int			n = 0;
+
+	if (!JB_ROOT_IS_OBJECT(jsonb) || JB_ROOT_COUNT(jsonb) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("weights must be a JSON object with a number for each section"),
+				 errhint("For example: {\"profile\": 0.6, \"skills\": 0.4}.")));
+	weights = palloc(sizeof(Weight) * JB_ROOT_COUNT(jsonb));
+	iterator = JsonbIteratorInit(&jsonb->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			section = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE)
+		{
+			double		weight = -1;
+
+			if (value.type == jbvNumeric)
+				weight = DatumGetFloat8(DirectFunctionCall1(numeric_float8,
+															NumericGetDatum(value.val.numeric)));
+			if (!(weight > 0) || !isfinite(weight))
+				ereport(ERROR,
+						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						 errmsg("weight of section \"%s\" must be a number greater than zero",
+								section)));
+			weights[n].section = section;
+			weights[n++].weight = weight;
+		}
+	}
+	*nweights = n;
+	return weights;
+}
+
+/*
+ * hrflow_match_weighted(store regclass, query real[], weights jsonb, k int)
+ *		RETURNS TABLE (source_id text, profile_id text, section text, item int,
+ *					   similarity double precision)
+ */
+Datum
+hrflow_match_weighted(PG_FUNCTION_ARGS)
+{
+	ArrayType  *query = get_query(fcinfo);
+	int			k = get_k(fcinfo, ARG_WEIGHTED_K);
+	int			nweights;
+	Weight	   *weights = get_weights(fcinfo, &nweights);
+	HrflowStore store;
+
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_READ);
+	put_matches(fcinfo, search_weighted(&store, query, weights, nweights, k));
+	hrflow_store_close(&store);
+	SPI_finish();
+	return (Datum) 0;
+}
+
+/*
+ * hrflow_index_statement(store regclass, section text) RETURNS text
+ */
+Datum
+hrflow_index_statement(PG_FUNCTION_ARGS)
+{
+	char	   *section = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	HrflowParameters parameters = {0};
+	HrflowStore store;
+	char	   *schema;
+	char	   *type;
+	char	   *expression;
+	char	   *statement;
+	MemoryContext context = CurrentMemoryContext;
+	int			dimension;
+	bool		is_half;
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_READ);
+	if (hrflow_store_execute("SELECT quote_ident(n.nspname) FROM pg_extension AS e"
+							 " JOIN pg_namespace AS n ON n.oid = e.extnamespace"
+							 " WHERE e.extname = 'vector'", NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("an index of vectors needs pgvector"),
+				 errhint("CREATE EXTENSION vector.")));
+	schema = hrflow_store_value(0, 1);
+
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	if (hrflow_store_execute(hrflow_store_sql(&store,
+											  "SELECT cardinality(v.vector::real[]) FROM %V AS v"
+											  " WHERE v.section = $1 LIMIT 1"),
+							 &parameters) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("store %s has no vector of section \"%s\"",
+						store.vectors_name, section),
+				 errdetail("An index is made for a dimension, which a vector tells."),
+				 errhint("CALL hrflow_refresh() first.")));
+	dimension = atoi(hrflow_store_value(0, 1));
+	is_half = dimension > 2000 ||
+		strstr(store.vector_type, ".halfvec") != NULL;
+	if (dimension > 4000)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("vectors of %d dimensions cannot be indexed", dimension),
+				 errdetail("pgvector's HNSW indexes halfvec up to 4000.")));
+
+	/* A column of that very type is indexed as it is. */
+	type = psprintf("%s.%s(%d)", schema, is_half ? "halfvec" : "vector",
+					dimension);
+	expression = strcmp(store.vector_type, type) == 0 ? pstrdup("vector") :
+		psprintf("(vector::%s)", type);
+	statement = psprintf("CREATE INDEX%s ON %s USING hnsw (%s %s.%s_cosine_ops) WHERE section = %s",
+						 store.vectors->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
+						 "" : " CONCURRENTLY",
+						 store.vectors_name, expression, schema,
+						 is_half ? "halfvec" : "vector",
+						 quote_literal_cstr(section));
+	statement = MemoryContextStrdup(context, statement);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_TEXT_P(cstring_to_text(statement));
+}
