@@ -71,11 +71,16 @@ void
 vector_make(const char *profile, const char *section, int item, float *vector)
 {
 	int			n = options.dim;
+	const char *occupation_section = section;
 	double		common[2048];
 	double		own[2048];
 	double		sum = 0;
 
-	direction(hash_text(occupation_of(profile), hash_text(section, 1)), common, n);
+	/* Jobs and texts are compared with profiles as a whole. */
+	if (strcmp(section, "job") == 0 || strcmp(section, "text") == 0)
+		occupation_section = "profile";
+	direction(hash_text(occupation_of(profile), hash_text(occupation_section, 1)),
+			  common, n);
 	direction(hash_text(profile, hash_text(section, 2) + item), own, n);
 	for (int i = 0; i < n; i++)
 	{

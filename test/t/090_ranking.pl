@@ -1,0 +1,149 @@
+# Candidates are ranked for a job: rightly, one row each, through pgvector's
+# index where there is one, and without a request where nothing is executed.
+# Needs a store that was filled over the network, and the stand-in's log.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 64);
+my $node = Hrflow::Node->new('ranking', $api, link_hosts => '127.0.0.1');
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+my @occupations = ('nurse', 'welder', 'cook', 'teacher');
+my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
+
+# A store of 400 profiles of four occupations, with three sections.
+sub make_store
+{
+	my ($name, $type) = @_;
+
+	sql(qq{
+		SELECT hrflow_create_store('$name', '$type');
+		SELECT hrflow_track('$name', 'acme', array_agg((ARRAY['nurse', 'welder', 'cook', 'teacher'])[i % 4 + 1] || '-' || i))
+			FROM generate_series(1, 400) i});
+	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
+	is(sql("SELECT ok FROM hrflow_store_status('$name')"), '400', "$name is filled");
+	return;
+}
+
+# What every kind of store must answer.
+sub check_ranking
+{
+	my ($name) = @_;
+
+	foreach my $occupation (@occupations)
+	{
+		my @best = split /\n/, sql(
+			"SELECT profile_id FROM hrflow_match('$name', hrflow_job_vector('$occupation-job'))");
+		is(scalar(grep { /^$occupation-/ } @best), 10, "$name: the ten best for a $occupation are that");
+	}
+	my $one = sql("SELECT min(profile_id) FROM $name WHERE section = 'experiences' AND item = 1");
+	is(sql("SELECT count(*), count(DISTINCT profile_id), bool_and(section = 'experiences') FROM hrflow_match(
+				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one' AND section = 'experiences' AND item = 1), 50, 'experiences')"),
+		'50|50|t', "$name: a profile with several items of a section comes once");
+	is(sql("SELECT profile_id, item, round(similarity::numeric, 3) FROM hrflow_match(
+				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one' AND section = 'experiences' AND item = 1), 1, 'experiences')"),
+		"$one|1|1.000", "$name: and with the item that is nearest");
+
+	# By its definition, in SQL.
+	my $query = "(SELECT vector::real[] FROM $name WHERE profile_id = 'welder-1' AND section = 'profile')";
+	is(sql(qq{SELECT profile_id, section, item, round(similarity::numeric, 4) FROM hrflow_match_weighted(
+				'$name', $query, '{"profile": 0.6, "skills": 0.3, "experiences": 0.1}', 5)}),
+		sql(qq{
+			WITH near AS (
+				SELECT DISTINCT ON (profile_id, section) profile_id, section, item,
+					   hrflow_cosine_similarity(vector::real[], $query) *
+					   CASE section WHEN 'profile' THEN 0.6 WHEN 'skills' THEN 0.3 ELSE 0.1 END AS part
+				  FROM $name ORDER BY profile_id, section, part DESC)
+			SELECT profile_id, (array_agg(section ORDER BY part DESC))[1],
+				   (array_agg(item ORDER BY part DESC))[1], round(sum(part)::numeric, 4)
+			  FROM near GROUP BY profile_id ORDER BY sum(part) DESC LIMIT 5}),
+		"$name: weights do what they say");
+	return;
+}
+
+make_store('plain', 'real[]');
+check_ranking('plain');
+
+# Planning asks for nothing
+$api->reset;
+sql("EXPLAIN $_") foreach (
+	"SELECT * FROM hrflow_match('plain', hrflow_job_vector('nurse-job'))",
+	"SELECT m.* FROM hrflow_match('plain', (SELECT hrflow_text_embedding('a nurse'))) m",
+	"SELECT * FROM hrflow_match_weighted('plain', hrflow_job_vector('nurse-job'), '{\"profile\": 1}')",
+	"SELECT profile_id FROM plain ORDER BY hrflow_cosine_similarity(vector, (SELECT hrflow_job_vector('nurse-job'))) DESC LIMIT 10");
+is(scalar($api->log), 0, 'EXPLAIN of the documented queries sends no request');
+
+SKIP:
+{
+	skip 'pgvector is not to be had', 1 unless $has_pgvector;
+
+	sql('CREATE SCHEMA "odd schema"; CREATE EXTENSION vector SCHEMA "odd schema"');
+	foreach my $case (
+		[ 'untyped', 'auto', 'odd schema' ],
+		[ 'typed', 'vector(64)', 'odd schema' ],
+		[ 'halves', 'halfvec(64)', 'odd schema' ],
+		[ 'reals', 'real[]', 'odd schema' ])
+	{
+		my ($name, $type) = @$case;
+
+		make_store($name, $type);
+		foreach my $section ('profile', 'skills', 'experiences')
+		{
+			sql(sql("SELECT hrflow_index_statement('$name', '$section')"));
+		}
+		is(sql("SELECT count(*) FROM pg_indexes WHERE tablename = '$name' AND indexdef ~ 'hnsw'"), '3',
+			"$name: the statements of hrflow_index_statement() make indexes");
+		sql("ANALYZE $name");
+		check_ranking($name);
+
+		my $plan = '';
+		$node->psql('postgres', qq{
+			LOAD 'auto_explain';
+			SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+			SET auto_explain.log_level = notice; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
+			SELECT count(*) FROM hrflow_match('$name', hrflow_job_vector('cook-job'))}, stderr => \$plan);
+		like($plan, qr/Index Scan using ${name}_vector\w*_idx/, "$name: hrflow_match() uses the index");
+	}
+
+	# The same as plain SQL
+	my $query = q{
+		SELECT e.profile_id FROM untyped e WHERE e.section = 'profile'
+		ORDER BY e.vector::"odd schema".vector(64) OPERATOR("odd schema".<=>)
+			(SELECT hrflow_job_vector('cook-job')::"odd schema".vector(64)) LIMIT 10};
+	$api->reset;
+	like(sql("SET enable_seqscan = off; SET enable_bitmapscan = off; EXPLAIN $query"), qr/Index Scan using untyped_vector/, 'so does plain SQL');
+	is(scalar($api->log), 0, 'and its EXPLAIN sends no request');
+	is(scalar(grep { /^cook-/ } split /\n/, sql($query)), 10, 'with the same answer');
+}
+
+# What cannot be ranked
+foreach my $case (
+	[ "hrflow_match('plain', NULL)", '' ],
+	[ "hrflow_match('plain', '{}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
+	[ "hrflow_match('plain', '{0,0}')", 'ERROR:  a zero vector has no cosine similarity' ],
+	[ "hrflow_match('plain', '{1,NaN}')", 'ERROR:  vector must not contain infinity or NaN' ],
+	[ "hrflow_match('plain', '{{1,2}}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
+	[ "hrflow_match('plain', '{1,NULL}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
+	[ "hrflow_match('plain', '{1}', 0)", 'ERROR:  k must be between 1 and 10000' ],
+	[ "hrflow_match('plain', '{1}')", '' ],
+	[ "hrflow_match('plain', array_fill(1::real, ARRAY[64]), 10, 'no such section')", '' ],
+	[ "hrflow_match('pg_class', '{1}')", 'ERROR:  "pg_class" is not a store of vectors' ],
+	[ "hrflow_match_weighted('plain', '{1}', '{}')", 'ERROR:  weights must be a JSON object with a number for each section' ],
+	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": 0}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
+	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": \"1\"}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
+	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": 1e400}')", 'ERROR:  ' ])
+{
+	my ($call, $wanted) = @$case;
+	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");
+
+	$wanted eq ''
+	  ? is("$out$err", '', "$call gives no row")
+	  : like($err, qr/\Q$wanted\E/, "$call is refused");
+}
+
+$node->stop('fast');
+done_testing();
