@@ -411,8 +411,10 @@ extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 /* in vector.c */
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 									   char **problem);
+extern double hrflow_vector_norm(const float4 *a, int n);
 extern bool hrflow_vector_compare(const float4 *a, const float4 *b, int n,
-								  double *similarity, double *norms);
+								  double norm, double *similarity,
+								  double *norms);
 
 /* in json.c */
 extern Jsonb *hrflow_json_parse(const char *text, bool *too_deep);

@@ -303,17 +303,20 @@ typedef void (*Visitor) (void *arg, const Match *match);
 
 /*
  * Compare all vectors that a query returns: (source_id, identifier, section,
- * item, real[]).  Those of another dimension, and of no length, are left out.
+ * item, real[]).  Those of another dimension, and of no length, are left out;
+ * and those that are not among the best so far, where "best" is not NULL.
  */
 static void
 compare_all(const char *sql, const HrflowParameters *parameters,
-			ArrayType *query, Visitor visitor, void *arg)
+			ArrayType *query, const Matches *best, Visitor visitor, void *arg)
 {
 	HrflowParameters *p = unconstify(HrflowParameters *, parameters);
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
 												  "hrflow_embed match",
 												  ALLOCSET_DEFAULT_SIZES);
 	int			dimension = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
+	double		norm = hrflow_vector_norm((float4 *) ARR_DATA_PTR(query),
+										  dimension);
 	Portal		portal = SPI_cursor_open_with_args(NULL, sql, p->n, p->types,
 												   p->values, p->nulls, true,
 												   CURSOR_OPT_NO_SCROLL);
@@ -338,7 +341,9 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 				ArrayGetNItems(ARR_NDIM(vector), ARR_DIMS(vector)) == dimension &&
 				hrflow_vector_compare((float4 *) ARR_DATA_PTR(vector),
 									  (float4 *) ARR_DATA_PTR(query),
-									  dimension, &match.similarity, &norms))
+									  dimension, norm, &match.similarity,
+									  &norms) &&
+				(best == NULL || is_better(best, match.similarity)))
 			{
 				match.source_id = hrflow_store_value(i, 1);
 				match.identifier = hrflow_store_value(i, 2);
@@ -386,7 +391,7 @@ search_section(const HrflowStore *store, ArrayType *query,
 								 "SELECT v.source_id, v.%I, v.section, v.item,"
 								 " v.vector::real[] FROM %V AS v"
 								 " WHERE v.section = $1"),
-				&parameters, query, visit_match, best);
+				&parameters, query, best, visit_match, best);
 	return best;
 }
 
@@ -546,7 +551,7 @@ search_weighted(const HrflowStore *store, ArrayType *query,
 										  " WHERE v.section = ANY ($1)%s"
 										  " ORDER BY v.source_id, v.%%I OFFSET 0) AS v",
 										  candidates)),
-				&parameters, query, visit_profile, &weighing);
+				&parameters, query, NULL, visit_profile, &weighing);
 	if (weighing.source_id != NULL)
 		finish_profile(&weighing);
 	return weighing.best;

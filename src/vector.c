@@ -1061,16 +1061,35 @@ sum_lanes(const double *lanes)
 }
 
 /*
- * Cosine similarity of two vectors of n elements.  Returns false, and *norms,
- * when there is none: the product of their lengths is 0, infinite or NaN.
+ * The length of a vector of n elements.
+ */
+double
+hrflow_vector_norm(const float4 *a, int n)
+{
+	double		aa[LANES] = {0};
+	int			i = 0;
+
+	for (; i + LANES <= n; i += LANES)
+	{
+		for (int lane = 0; lane < LANES; lane++)
+			aa[lane] += (double) a[i + lane] * a[i + lane];
+	}
+	for (; i < n; i++)
+		aa[0] += (double) a[i] * a[i];
+	return sqrt(sum_lanes(aa));
+}
+
+/*
+ * Cosine similarity of two vectors of n elements, of which the second has the
+ * length "norm".  Returns false, and the product of their lengths in *norms,
+ * when there is none: it is 0, infinite or NaN.
  */
 bool
-hrflow_vector_compare(const float4 *a, const float4 *b, int n,
+hrflow_vector_compare(const float4 *a, const float4 *b, int n, double norm,
 					  double *similarity, double *norms)
 {
 	double		ab[LANES] = {0};
 	double		aa[LANES] = {0};
-	double		bb[LANES] = {0};
 	int			i = 0;
 
 	for (; i + LANES <= n; i += LANES)
@@ -1078,21 +1097,18 @@ hrflow_vector_compare(const float4 *a, const float4 *b, int n,
 		for (int lane = 0; lane < LANES; lane++)
 		{
 			double		x = a[i + lane];
-			double		y = b[i + lane];
 
-			ab[lane] += x * y;
+			ab[lane] += x * b[i + lane];
 			aa[lane] += x * x;
-			bb[lane] += y * y;
 		}
 	}
 	for (; i < n; i++)
 	{
 		ab[0] += (double) a[i] * b[i];
 		aa[0] += (double) a[i] * a[i];
-		bb[0] += (double) b[i] * b[i];
 	}
 
-	*norms = sqrt(sum_lanes(aa)) * sqrt(sum_lanes(bb));
+	*norms = sqrt(sum_lanes(aa)) * norm;
 	if (*norms == 0 || !isfinite(*norms))
 		return false;
 
@@ -1122,7 +1138,8 @@ hrflow_cosine_similarity(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("vectors must have the same dimension"),
 				 errdetail("One has %d elements, the other %d.", n, n_of_b)));
-	if (!hrflow_vector_compare(a, b, n, &similarity, &norms))
+	if (!hrflow_vector_compare(a, b, n, hrflow_vector_norm(b, n), &similarity,
+							   &norms))
 	{
 		if (norms == 0)
 			ereport(ERROR,

@@ -1,0 +1,83 @@
+# Ranking at the size of a company's candidates: 20,000 profiles of 1,024
+# dimensions.  What pgvector's index finds is compared with an exact search,
+# and the exact search without pgvector with the same in plain SQL.  Takes
+# minutes, most of them for filling the store and building the index.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Test::More;
+use Time::HiRes 'time';
+
+my $nprofiles = 20_000;
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new('ranking', $api, link_hosts => '127.0.0.1');
+
+$node->append_conf('postgresql.conf', 'shared_buffers = 512MB');
+$node->restart;
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+# The statement's time in milliseconds, the best of three.
+sub best_time
+{
+	my ($statement) = @_;
+	my $best;
+
+	foreach (1 .. 3)
+	{
+		my $out = sql("SELECT clock_timestamp() AS t \\gset\n$statement;\nSELECT extract(epoch FROM clock_timestamp() - :'t') * 1000;");
+		my ($time) = $out =~ /([\d.]+)\s*\z/;
+
+		$best = $time if !defined $best || $time < $best;
+	}
+	return $best;
+}
+
+sub fill
+{
+	my ($store, $type) = @_;
+
+	sql("SELECT hrflow_create_store('$store', '$type');
+		 SELECT hrflow_track('$store', 'acme', array_agg('p' || i)) FROM generate_series(1, $nprofiles) i");
+	sql("CALL hrflow_refresh('$store')");
+	is(sql("SELECT count(*) FROM $store"), $nprofiles, "$store has its vectors");
+	return;
+}
+
+fill('plain', 'real[]');
+
+my $ours = best_time("SELECT count(*) FROM hrflow_match('plain', (SELECT vector FROM plain WHERE profile_id = 'p1'))");
+my $theirs = best_time(q{
+	SELECT count(*) FROM (
+		SELECT profile_id FROM plain, (SELECT vector AS q FROM plain WHERE profile_id = 'p1') q
+		 WHERE section = 'profile'
+		 ORDER BY (SELECT sum(a * b) FROM unnest(vector, q) AS x(a, b)) DESC LIMIT 10) x});
+note(sprintf('exact search of %d: %.0f ms; with unnest and sum: %.0f ms; ratio %.0f',
+		$nprofiles, $ours, $theirs, $theirs / $ours));
+cmp_ok($theirs / $ours, '>=', 20, 'an exact search is 20 times as fast as with unnest and sum');
+
+SKIP:
+{
+	skip 'pgvector is not to be had', 1
+	  unless sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
+
+	sql("CREATE EXTENSION vector");
+	fill('indexed', 'auto');
+	sql("SET maintenance_work_mem = '512MB'; " . sql("SELECT hrflow_index_statement('indexed')"));
+
+	my ($found, $all) = (0, 0);
+	foreach my $i (1 .. 50)
+	{
+		my $query = "(SELECT vector FROM plain WHERE profile_id = 'p" . $i * 397 . "' AND section = 'profile')";
+		my %exact = map { $_ => 1 } split /\n/, sql("SELECT profile_id FROM hrflow_match('plain', $query)");
+
+		$found += grep { $exact{$_} } split /\n/, sql("SELECT profile_id FROM hrflow_match('indexed', $query)");
+		$all += keys %exact;
+	}
+	note(sprintf('recall at 10: %.3f', $found / $all));
+	cmp_ok($found / $all, '>=', 0.95, 'the index finds 95 % of the ten best');
+}
+
+$node->stop('fast');
+done_testing();
