@@ -230,7 +230,7 @@ static void
 tune_index(const VectorIndex *index, int k)
 {
 	const char *ef_search = GetConfigOption("hnsw.ef_search", true, false);
-	int			wanted = Min(1000, Max(100, 4 * k));
+	int			wanted = Min(1000, Max(200, 8 * k));
 
 	if (!index->is_hnsw)
 		return;

@@ -47,6 +47,31 @@ FROM candidate c, candidate ada
 WHERE ada.name = 'Ada Nurse' AND c.embedding IS NOT NULL
 ORDER BY 2 DESC;
 
+\echo == A store: kept beside the candidates, and kept fresh
+\echo
+SELECT hrflow_create_store('embedding');
+SELECT hrflow_track_table('embedding', 'candidate', 'hrflow_id', source_id => 'source-1');
+INSERT INTO candidate (name, hrflow_id)
+SELECT initcap(occupation) || ' ' || i, occupation || '-' || i
+FROM unnest('{nurse,welder,cook,teacher}'::text[]) occupation, generate_series(1, 50) i;
+CALL hrflow_refresh('embedding', '{"profile": 1, "skills": 1}');
+SELECT tracked, due, ok, failed, missing, gone FROM hrflow_store_status('embedding');
+
+\echo == The ten best for a job, and why
+\echo
+SELECT c.name, round(m.similarity::numeric, 3) AS similarity, m.section AS because_of
+FROM hrflow_match_weighted('embedding', (SELECT hrflow_job_vector('nurse-job')), '{"profile": 0.7, "skills": 0.3}') m
+JOIN candidate c ON c.hrflow_id = m.profile_id
+ORDER BY similarity DESC;
+
+\echo == The same in plain SQL
+\echo
+SELECT c.name, round(hrflow_cosine_similarity(e.vector::real[], job.vector)::numeric, 3) AS similarity
+FROM embedding e JOIN candidate c ON c.hrflow_id = e.profile_id,
+	(SELECT hrflow_job_vector('nurse-job') AS vector OFFSET 0) job
+WHERE e.section = 'profile'
+ORDER BY 2 DESC LIMIT 3;
+
 \echo == 2,000 profiles, 32 requests in flight
 \echo
 \timing on

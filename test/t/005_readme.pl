@@ -1,5 +1,5 @@
-# The README's SQL runs as it stands there, against a stand-in, as a superuser
-# would run it from its first block to its last.
+# The SQL of the README and of docs runs as it stands there, against a stand-in,
+# as a superuser would run it from its first block to its last.
 use strict;
 use warnings;
 use File::Basename qw(dirname);
@@ -8,7 +8,7 @@ use Hrflow::StandIn;
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
-my $readme = PostgreSQL::Test::Utils::slurp_file(dirname(__FILE__) . '/../../README.md');
+my $root = dirname(__FILE__) . '/../..';
 my $api = Hrflow::StandIn->new;
 my $node = Hrflow::Node->new('readme', $api, link_hosts => '127.0.0.1');
 
@@ -22,30 +22,58 @@ my $has_pgvector = $node->safe_psql('postgres',
 	q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
 $node->safe_psql('postgres', 'CREATE EXTENSION vector') if $has_pgvector;
 
-my @blocks = $readme =~ /^```sql\n(.*?)^```/msg;
+my $has_pg_cron = 0;
+
+sub run_blocks
+{
+	my ($name, @blocks) = @_;
+
+	foreach my $block (@blocks)
+	{
+		my ($title) = $block =~ /^(\S.*)$/m;
+		my $key_file = $node->key_file;
+		my ($out, $err);
+
+	  SKIP:
+		{
+			skip 'pgvector is not to be had', 1
+			  if !$has_pgvector && $block =~ /\bvector\(/;
+			skip 'pg_cron is not in this database', 1
+			  if !$has_pg_cron && $block =~ /hrflow_schedule/;
+			$block =~ s{/etc/postgresql/hrflow_api_key}{$key_file};
+			$block =~ s/SOURCE_ID/acme/g;
+			$block =~ s/PROFILE_ID/nurse-9/g;
+			my $status = $node->psql('postgres', $block, stdout => \$out, stderr => \$err);
+			$err =~ s/^.*INFO:.*\n?//mg;
+			is("$status $err", '0 ', "$name: $title");
+			note($out);
+		}
+	}
+	return;
+}
+
+sub blocks_of
+{
+	my ($file) = @_;
+
+	return PostgreSQL::Test::Utils::slurp_file("$root/$file") =~ /^```sql\n(.*?)^```/msg;
+}
+
+my @blocks = blocks_of('README.md');
 cmp_ok(scalar(@blocks), '>=', 5, 'the README has SQL');
 
 # Its first query comes before its setup.
 push @blocks, shift @blocks;
-foreach my $block (@blocks)
-{
-	my ($title) = $block =~ /^(\S.*)$/m;
-	my $key_file = $node->key_file;
-	my ($out, $err);
-
-  SKIP:
-	{
-		skip 'pgvector is not to be had', 1
-		  if !$has_pgvector && $block =~ /\bvector\(/;
-		$block =~ s{/etc/postgresql/hrflow_api_key}{$key_file};
-		$block =~ s/SOURCE_ID/acme/g;
-		$block =~ s/PROFILE_ID/nurse-9/g;
-		my $status = $node->psql('postgres', $block, stdout => \$out, stderr => \$err);
-		is("$status $err", '0 ', $title);
-		note($out);
-	}
-}
+run_blocks('README', @blocks);
 is($node->safe_psql('postgres', 'SELECT count(*) FROM candidate WHERE cardinality(embedding) = 1024'),
 	'3', 'and does what it says');
+
+
+foreach my $file ('docs/refresh.md', 'docs/ranking.md')
+{
+	@blocks = blocks_of($file);
+	cmp_ok(scalar(@blocks), '>=', 3, "$file has SQL");
+	run_blocks($file, @blocks);
+}
 
 done_testing();
