@@ -240,13 +240,14 @@ identifier_of(char *const *args, const char *alias)
 }
 
 /*
- * The distinct profiles that a table's rows name, as (s, i).
+ * The profiles that a table's rows name, as (s, i).
  */
 static char *
-profiles_in(char *const *args, const char *table)
+profiles_in(char *const *args, const char *table, bool distinct)
 {
-	return psprintf("(SELECT DISTINCT %s AS s, %s AS i FROM %s AS f"
+	return psprintf("(SELECT %s %s AS s, %s AS i FROM %s AS f"
 					" WHERE %s <> '' AND %s <> '')",
+					distinct ? "DISTINCT" : "",
 					source_of(args, "f"), identifier_of(args, "f"), table,
 					source_of(args, "f"), identifier_of(args, "f"));
 }
@@ -382,9 +383,9 @@ track(const HrflowStore *store, const char *profiles,
 }
 
 /*
- * The same for many, of which none is likely to be there: without looking for
- * it first, which costs half as much again.  Returns false, having done
- * nothing, when one is.
+ * The same for many, of which none is likely to be there, nor twice: without
+ * looking for that first, which costs as much again.  Returns false, having
+ * done nothing, when one is.
  */
 static bool
 track_new(const HrflowStore *store, const char *profiles)
@@ -579,13 +580,12 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 static void
 rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 {
-	Trigger    *trigger = trigdata->tg_trigger;
-	char	   *profiles = profiles_in(trigger->tgargs,
-									   quote_identifier(trigger->tgnewtable));
+	char	  **args = trigdata->tg_trigger->tgargs;
+	const char *table = quote_identifier(trigdata->tg_trigger->tgnewtable);
 
 	if (tuplestore_tuple_count(trigdata->tg_newtable) < MANY_ROWS ||
-		!track_new(store, profiles))
-		track(store, profiles, NULL);
+		!track_new(store, profiles_in(args, table, false)))
+		track(store, profiles_in(args, table, true), NULL);
 }
 
 /*
@@ -650,7 +650,8 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	else if (TRIGGER_FIRED_BY_DELETE(event) && trigdata->tg_oldtable != NULL)
 		erase(&store, trigdata->tg_trigger->tgfoid,
 			  profiles_in(trigdata->tg_trigger->tgargs,
-						  quote_identifier(trigdata->tg_trigger->tgoldtable)),
+						  quote_identifier(trigdata->tg_trigger->tgoldtable),
+						  true),
 			  NULL);
 	else
 		ereport(ERROR,
@@ -896,7 +897,8 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	n = track(&store,
 			  profiles_in(args,
 						  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(table)),
-													 RelationGetRelationName(table))),
+													 RelationGetRelationName(table)),
+						  true),
 			  NULL);
 
 	relation_close(table, NoLock);
