@@ -56,6 +56,7 @@ struct HrflowTransport
 	int			ndelayed;
 	int			nrunning;
 	int			limit;			/* of nrunning */
+	int			nfitting;		/* replies in a row within the budget */
 	uint64		account;		/* whose rate is limited */
 	bool		awaits_rate;	/* the first of ready may not start before ... */
 	int64		admitted_at;
@@ -117,6 +118,23 @@ make_ready(HrflowTransport *transport, HrflowTransfer *transfer, bool first)
 }
 
 /*
+ * A reply was within the backend's budget: after as many as may be in flight,
+ * allow twice as many when these would have been too.
+ */
+static void
+raise_limit(HrflowTransport *transport)
+{
+	int			most = transport->settings->max_concurrency;
+
+	if (transport->limit >= most ||
+		++transport->nfitting < transport->limit)
+		return;
+	transport->nfitting = 0;
+	if (hrflow_curl_most_buffered() <= HRFLOW_MAX_BUFFERED / 2)
+		transport->limit = Min(2 * transport->limit, most);
+}
+
+/*
  * Move a transfer that libcurl is done with to where it belongs.
  */
 static void
@@ -125,18 +143,20 @@ finish(HrflowTransport *transport, HrflowTransfer *transfer)
 	dlist_delete(&transfer->node);
 	transport->nrunning--;
 
-	if (transfer->over_budget && transport->nrunning > 0)
+	if (transfer->over_budget && !transfer->is_alone)
 	{
 		/*
 		 * The backend's budget is spent, not this reply's.  Ask again when
-		 * others have given theirs back, and keep fewer in flight from now
-		 * on.
+		 * others have given theirs back, and keep as many in flight as have
+		 * found room.
 		 */
-		transport->limit = Max(1, transport->limit / 2);
+		transport->limit = Max(1, Min(transport->limit, transport->nrunning));
+		transport->nfitting = 0;
 		transfer->reply.attempts--;
 		make_ready(transport, transfer, false);
 		return;
 	}
+	raise_limit(transport);
 	dlist_push_tail(&transport->finished, &transfer->node);
 }
 
@@ -215,6 +235,7 @@ start_what_may(HrflowTransport *transport)
 			if (!admit(transport, transfer, now))
 				break;
 		}
+		transfer->is_alone = transport->limit == 1;
 		hrflow_curl_start(transfer);
 		dlist_delete(&transfer->node);
 		transport->nready--;
@@ -561,6 +582,7 @@ retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
 		transfer->reply.attempts--;
 
 	dlist_delete(&transfer->node);
+	hrflow_curl_drop_body(transfer);
 	make_ready(transport, transfer, counts);
 	return true;
 }
@@ -602,6 +624,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 		return false;
 
 	dlist_delete(&transfer->node);
+	hrflow_curl_drop_body(transfer);
 	transfer->due = hrflow_rate_now() + pause;
 	delay(transport, transfer);
 	return true;

@@ -35,6 +35,7 @@ typedef struct HrflowTransfer
 	pairingheap_node delayed;	/* in the transport's delayed, by due */
 	int64		due;			/* when the next try may begin */
 	bool		is_probe;		/* the first one after a pause */
+	bool		is_alone;		/* this try is the only one in flight */
 
 	/* For transport_curl.c. */
 	void	   *easy;			/* CURL */
@@ -54,6 +55,8 @@ typedef struct HrflowTransfer
 /* in transport_curl.c */
 extern void hrflow_curl_prepare(const HrflowSettings *settings);
 extern HrflowTransfer *hrflow_curl_get_idle(void);
+extern void hrflow_curl_drop_body(HrflowTransfer *transfer);
+extern size_t hrflow_curl_most_buffered(void);
 extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
 extern bool hrflow_curl_reserve_descriptor(int nrunning);
 extern void hrflow_curl_balance_descriptors(int nrunning);

@@ -57,7 +57,8 @@ static struct
 	/* Kept by the callbacks. */
 	int64		timer;			/* when libcurl wants to be called; or NEVER */
 	int			sockets;		/* open */
-	size_t		buffered;		/* bytes of all transfers' bodies */
+	size_t		buffered;		/* bytes of all transfers' bodies, */
+	size_t		most_buffered;	/* and the most since it was asked for */
 	bool		poller_failed;
 
 	int			reserved;		/* descriptors reserved with fd.c */
@@ -122,8 +123,12 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 	if (pool.buffered - transfer->capacity + capacity >
 		HRFLOW_MAX_BUFFERED + KEEP_HANDLES * KEEP_BUFFER)
 	{
-		/* What others hold may be released before the next try. */
+		/*
+		 * What others hold may be released before the next try.  They have
+		 * this one's room at once.
+		 */
 		transfer->over_budget = true;
+		hrflow_curl_drop_body(transfer);
 		return false;
 	}
 	body = realloc(transfer->body, capacity);
@@ -133,6 +138,7 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 		return false;
 	}
 	pool.buffered += capacity - transfer->capacity;
+	pool.most_buffered = Max(pool.most_buffered, pool.buffered);
 	transfer->body = body;
 	transfer->capacity = capacity;
 	return true;
@@ -386,6 +392,33 @@ free_transfer(HrflowTransfer *transfer)
 }
 
 /*
+ * Give the memory of a transfer's body back: it will be asked for again, and
+ * may have to wait long.  Does not throw.
+ */
+void
+hrflow_curl_drop_body(HrflowTransfer *transfer)
+{
+	pool.buffered -= transfer->capacity;
+	free(transfer->body);
+	transfer->body = NULL;
+	transfer->capacity = 0;
+	transfer->reply.body = "";
+	transfer->reply.length = 0;
+}
+
+/*
+ * The most bytes that bodies had at one time since this was called last.
+ */
+size_t
+hrflow_curl_most_buffered(void)
+{
+	size_t		most = pool.most_buffered;
+
+	pool.most_buffered = pool.buffered;
+	return most;
+}
+
+/*
  * Give a transfer, which is in no list, back to the pool.  Does not throw.
  */
 void
@@ -397,12 +430,7 @@ hrflow_curl_put_idle(HrflowTransfer *transfer)
 		return;
 	}
 	if (transfer->capacity > KEEP_BUFFER)
-	{
-		pool.buffered -= transfer->capacity;
-		free(transfer->body);
-		transfer->body = NULL;
-		transfer->capacity = 0;
-	}
+		hrflow_curl_drop_body(transfer);
 	dlist_push_head(&pool.idle, &transfer->node);
 	pool.nidle++;
 }
