@@ -48,7 +48,8 @@ typedef struct HrflowTransfer
 	bool		over_budget;	/* or the backend's, */
 	bool		out_of_memory;	/* or no memory, */
 	bool		address_refused;	/* or an address that a link may not have */
-	bool		connected;		/* the request was about to be sent */
+	bool		connected;		/* the request was about to be sent ... */
+	int			local_port;		/* over the connection with this port */
 	char		error[256];		/* in libcurl's words */
 } HrflowTransfer;
 

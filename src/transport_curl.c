@@ -22,6 +22,7 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include "compat.h"
 #include "hrflow_embed.h"
@@ -250,6 +251,7 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
 
 	transfer->connected = true;
+	transfer->local_port = local_port;
 	if (!is_guarded(transfer))
 		return CURL_PREREQFUNC_OK;
 	if (inet_pton(AF_INET, remote, &v4.sin_addr) == 1 &&
@@ -850,6 +852,25 @@ hrflow_curl_remove(HrflowTransfer *transfer)
 }
 
 /*
+ * A try's time is up.  If nothing came over its connection in all that time,
+ * shut it down: it may be dead without a word, as where a NAT has forgotten
+ * it, and HTTP/2's would be used for ever.  If it is the server that is slow,
+ * other requests on it begin anew elsewhere.
+ *
+ * libcurl would tell the descriptor only to the last request on a connection.
+ */
+static void
+shut_if_silent(const HrflowTransfer *transfer)
+{
+	int			fd = -1;
+
+	if (transfer->connected)
+		fd = hrflow_poller_find_silent(transfer->local_port, transfer->started);
+	if (fd >= 0)
+		(void) shutdown(fd, SHUT_RDWR);
+}
+
+/*
  * The next transfer that libcurl is done with, its reply filled in; or NULL.
  */
 HrflowTransfer *
@@ -866,6 +887,8 @@ hrflow_curl_next_done(void)
 		if (message->msg != CURLMSG_DONE)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+		if (code == CURLE_OPERATION_TIMEDOUT)
+			shut_if_silent(transfer);
 		hrflow_curl_remove(transfer);
 		fill_reply(transfer, code);
 		return transfer;

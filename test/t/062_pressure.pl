@@ -40,6 +40,64 @@ sub answered
 	return map { $_->{ms} } grep { $_->{query} =~ $pattern } $api->log;
 }
 
+# Carry bytes between two sockets until one ends, or this returns true.
+sub relay
+{
+	my ($one, $other, $is_over) = @_;
+	my %to = (fileno($one) => $other, fileno($other) => $one);
+	my @both = ($one, $other);
+
+	for (;;)
+	{
+		my $ready = '';
+		vec($ready, fileno($_), 1) = 1 foreach @both;
+		select($ready, undef, undef, undef);
+		return if $is_over && $is_over->();
+		foreach my $from (grep { vec($ready, fileno($_), 1) } @both)
+		{
+			sysread($from, my $bytes, 65536) or return;
+			syswrite($to{ fileno($from) }, $bytes);
+		}
+	}
+}
+
+# nghttpx before the stand-in, for HTTP/2 and for names that its certificate
+# does not have; undef when there is none.
+sub start_nghttpx
+{
+	my $nghttpx = '/usr/sbin/nghttpx';
+	my $dir = $api->dir;
+	my ($out, $err) = ('', '');
+
+	return unless -x $nghttpx;
+	PostgreSQL::Test::Utils::system_or_bail('sh', '-c', qq{cd '$dir' &&
+		openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\
+			-subj '/CN=front' -keyout front.key -out front.csr 2>front.log &&
+		printf 'subjectAltName=DNS:localhost,DNS:api.example\\n' >front.ext &&
+		openssl x509 -req -in front.csr -CA ca.pem -CAkey ca.key -set_serial 2 \\
+			-days 30 -extfile front.ext -out front.pem 2>>front.log});
+
+	# It cannot take any free port and tell which: another is tried if need be.
+	for my $try (1 .. 5)
+	{
+		my $port = PostgreSQL::Test::Cluster::get_free_port();
+		my $process = IPC::Run::start(
+			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http, '--conf=/dev/null',
+				'--workers=1', '--no-ocsp', '--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64', "$dir/front.key", "$dir/front.pem" ],
+			'<', \'', '>', \$out, '2>', \$err);
+		for my $attempt (1 .. 500)
+		{
+			return ($process, $port)
+			  if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+			select(undef, undef, undef, 0.02);
+		}
+		$process->kill_kill;
+		diag("nghttpx does not listen on $port: $err");
+	}
+	return;
+}
+
 #
 # The 64 MB that there are for the bodies of all replies
 #
@@ -61,5 +119,40 @@ is($session->wait_for(qr/-- done/), "invalid_reply 100\nnot_found 400\nok 100\n-
 	'100 replies of 1.1 MB at once are too much, but none of them is');
 cmp_ok(scalar(answered(qr/big/)), '<', 200, 'and hardly any is asked for a third time');
 $session->finish;
+
+#
+# A connection that is dead
+#
+my ($nghttpx, $nghttpx_port) = start_nghttpx();
+
+SKIP:
+{
+	skip 'nghttp2-proxy is not to be had', 2 unless $nghttpx;
+
+	# The first connection is dropped as a NAT does it: nobody is told.
+	my $dropped = PostgreSQL::Test::Utils::tempdir() . '/dropped';
+	my $nat = Hrflow::RawPeer->new(sub {
+		my ($socket, $n) = @_;
+		relay($socket, IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $nghttpx_port),
+			sub { return $n == 0 && -e $dropped });
+		sleep 60;
+	});
+	my $session = Hrflow::Session->new($node);
+	$session->ask("SET hrflow_embed.base_url = 'https://localhost:" . $nat->port . "/v1';"
+		. "SET hrflow_embed.ca_file = '" . $api->ca . "'; SET hrflow_embed.max_concurrency = 8;"
+		. "SET hrflow_embed.request_timeout = '500ms'; ");
+	is($session->ask(batch(ids(20))), "ok 20\n-- done\n", 'HTTP/2 is spoken through a NAT');
+	PostgreSQL::Test::Utils::append_to_file($dropped, '');
+	like($session->ask(batch(ids(40, 'q'))), qr/^ok 3\d\ntimeout [1-8]\n/,
+		'a connection over which nothing comes any more is not used again');
+	is($session->ask(batch(ids(20, 'r'))), "ok 20\n-- done\n", 'nor by the next statement');
+	$session->finish;
+}
+
+if ($nghttpx)
+{
+	$nghttpx->signal('TERM');
+	$nghttpx->finish;
+}
 
 done_testing();
