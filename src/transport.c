@@ -36,6 +36,12 @@
 #define RETRY_AFTER_LIMIT (300 * SEC)
 
 /*
+ * A probe that has not come back after this is taken for lost, and another
+ * may go: nobody would tell of the end of a backend that was killed.
+ */
+#define PROBE_LIMIT (30 * SEC)
+
+/*
  * As many requests may wait for another try.  More are not begun before some
  * of these are done, so that a server in trouble does not fill our memory.
  */
@@ -197,7 +203,7 @@ admit(HrflowTransport *transport, HrflowTransfer *transfer, int64 now)
 		return false;
 	admission = hrflow_rate_admit(transport->account,
 								  settings->max_requests_per_minute,
-								  settings->request_timeout * MSEC + SEC,
+								  Min(settings->request_timeout * MSEC, PROBE_LIMIT) + SEC,
 								  &transport->admitted_at);
 	transport->awaits_rate = admission == HRFLOW_WAIT;
 	if (transport->awaits_rate)
@@ -285,6 +291,18 @@ put_all_idle(dlist_head *list)
 }
 
 /*
+ * Tell the other backends that a transport is at its end.  Does not throw.
+ */
+static void
+leave_shared(HrflowTransport *transport)
+{
+	if (transport->has_probe)
+		hrflow_rate_end_probe(transport->account, false);
+	hrflow_stats_flush();
+	current = NULL;
+}
+
+/*
  * Take everything back that a transport has from the pool.  Connections with
  * a request in flight are closed, the others stay.  Does not throw.
  */
@@ -306,21 +324,23 @@ dismantle(HrflowTransport *transport)
 	put_all_idle(&transport->handed_out);
 	while (!pairingheap_is_empty(transport->delayed))
 		hrflow_curl_put_idle(pop_delayed(transport));
-	if (transport->has_probe)
-		hrflow_rate_end_probe(transport->account, false);
 	hrflow_curl_balance_descriptors(0);
-	hrflow_stats_flush();
-	current = NULL;
+	leave_shared(transport);
 }
 
 /*
  * The memory context of a transport goes: at the statement's end when there
- * was an error.  A backend that exits leaves its sockets to the kernel.
+ * was an error.  A backend that exits leaves its sockets to the kernel, but
+ * not the others to wait for its probe.
  */
 static void
 on_context_reset(void *arg)
 {
-	if (current == arg && !proc_exit_inprogress)
+	if (current != arg)
+		return;
+	if (proc_exit_inprogress)
+		leave_shared(arg);
+	else
 		dismantle(arg);
 }
 

@@ -149,6 +149,20 @@ SKIP:
 	$session->finish;
 }
 
+#
+# A backend that is ended with the probe of a pause under way
+#
+sql('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{p1,"fault:status=429,retry_after=1"}'}));
+$api->reset;
+my $victim = Hrflow::Session->new($node);
+$victim->send(batch(q{'{fault:silent}'}));
+ok($api->wait_until(sub { $_[0]{in_flight} > 0 }), 'a probe goes out');
+sql('SELECT pg_terminate_backend(' . $victim->pid . ')');
+my $began = time;
+is(sql(batch(ids(3))), 'ok 3', 'when its backend is ended, others go on');
+cmp_ok(time - $began, '<', 5, 'without delay');
+$victim->finish;
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');
