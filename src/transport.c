@@ -578,23 +578,32 @@ end_probe(HrflowTransport *transport, HrflowTransfer *transfer)
 }
 
 /*
- * A request met a 429: pause the account.  Those that were under way when the
- * pause began are not held against their requests, which are asked again
- * without counting the try; the one that is counted goes first.
+ * A request met a 429: pause the account.  Returns whether the try counts.
  */
 static bool
-retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
+pause_account(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
 {
 	bool		was_probe = transfer->is_probe;
-	bool		counts;
 
 	if (was_probe)
 	{
 		transfer->is_probe = false;
 		transport->has_probe = false;
 	}
-	counts = !hrflow_rate_pause(transport->account, pause, was_probe) ||
+	return !hrflow_rate_pause(transport->account, pause, was_probe) ||
 		was_probe;
+}
+
+/*
+ * Ask again what met a 429.  Those that were under way when the pause began
+ * are not held against their requests, which are asked again without counting
+ * the try; the one that is counted goes first.
+ */
+static bool
+retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
+{
+	bool		counts = pause_account(transport, transfer, pause);
+
 	if (counts &&
 		transfer->reply.attempts >= transport->settings->max_attempts)
 		return false;
@@ -634,8 +643,9 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 		hrflow_rate_now() + pause >= transport->deadline)
 	{
 		/* Others may still have the time. */
-		if (transfer->is_probe)
-			end_probe(transport, transfer);
+		if (limited)
+			(void) pause_account(transport, transfer,
+								 Min(pause, RETRY_AFTER_LIMIT));
 		return false;
 	}
 	if (limited)

@@ -163,6 +163,18 @@ is(sql(batch(ids(3))), 'ok 3', 'when its backend is ended, others go on');
 cmp_ok(time - $began, '<', 5, 'without delay');
 $victim->finish;
 
+#
+# A 429 that is final
+#
+$api->reset;
+$began = time;
+like($node->error_of("SET hrflow_embed.batch_timeout = '500ms'; "
+		. batch(q{'{"fault:status=429,retry_after=1"}'})), qr/^53400/,
+	'a 429 whose pause is longer than the batch has time is final');
+is(sql(batch(ids(3))), 'ok 3', 'others');
+my ($first, $second) = sort { $a <=> $b } answered(qr/profile_id/);
+cmp_ok($second - $first, '>', 900, 'pause all the same');
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');
