@@ -46,6 +46,11 @@ typedef enum BatchKind
 	BATCH_OF_LINKS				/* of links: their vectors */
 } BatchKind;
 
+/*
+ * As many rows are stored without a look at the network: about 2 ms.
+ */
+#define ROWS_OF_WORK 1024
+
 /* As many columns as the widest of these has. */
 #define MAX_COLUMNS 10
 
@@ -267,7 +272,8 @@ put_rows(Batch *batch, int element, const char *section, int item,
 		}
 		tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
 							 values, nulls);
-		batch->nrows++;
+		if (++batch->nrows % ROWS_OF_WORK == 0)
+			hrflow_transport_work(batch->transport);
 		hrflow_stats_count_row(result->status);
 	}
 	MemoryContextSwitchTo(old);

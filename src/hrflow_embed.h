@@ -290,6 +290,7 @@ extern void hrflow_transport_submit(HrflowTransport *transport,
 extern int	hrflow_transport_room(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern bool hrflow_transport_expired(HrflowTransport *transport);
+extern void hrflow_transport_work(HrflowTransport *transport);
 extern HrflowReply *hrflow_transport_next(HrflowTransport *transport);
 extern bool hrflow_transport_retry(HrflowTransport *transport,
 								   HrflowReply *reply,

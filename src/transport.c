@@ -490,6 +490,18 @@ hrflow_transport_expired(HrflowTransport *transport)
 }
 
 /*
+ * Receive what has come, without waiting and without handing it out.  To be
+ * called now and then by who has other work for long: a reply that is not
+ * read in time has timed out.
+ */
+void
+hrflow_transport_work(HrflowTransport *transport)
+{
+	if (current == transport && transport->nrunning > 0)
+		hrflow_curl_work();
+}
+
+/*
  * Wait for the next reply to come; NULL when nothing is asked for any more.
  *
  * Each is one try's: the caller makes out what it means and must then ask

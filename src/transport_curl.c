@@ -909,6 +909,16 @@ hrflow_curl_run_timer(void)
 }
 
 /*
+ * Let libcurl do what there is to do, without waiting.
+ */
+void
+hrflow_curl_work(void)
+{
+	drive(false);
+	hrflow_curl_run_timer();
+}
+
+/*
  * How long until then, in milliseconds, rounded up?  -1 for ever.
  */
 static long

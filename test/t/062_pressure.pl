@@ -175,6 +175,13 @@ is(sql(batch(ids(3))), 'ok 3', 'others');
 my ($first, $second) = sort { $a <=> $b } answered(qr/profile_id/);
 cmp_ok($second - $first, '>', 900, 'pause all the same');
 
+#
+# Other work in between
+#
+my $stalled = 'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[400000]))";
+is(sql("SET hrflow_embed.request_timeout = '400ms'; " . batch($stalled)),
+	'ok 400020', 'what is answered while a million rows are stored has not timed out');
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');
