@@ -167,6 +167,18 @@ finish(HrflowTransport *transport, HrflowTransfer *transfer)
 }
 
 /*
+ * Move all that libcurl is done with.
+ */
+static void
+collect(HrflowTransport *transport)
+{
+	HrflowTransfer *transfer;
+
+	while ((transfer = hrflow_curl_next_done()) != NULL)
+		finish(transport, transfer);
+}
+
+/*
  * ------------------------------------------------------------------------
  * The loop
  * ------------------------------------------------------------------------
@@ -522,13 +534,16 @@ hrflow_transport_next(HrflowTransport *transport)
 		CHECK_FOR_INTERRUPTS();
 
 		if (now >= transport->deadline && !transport->expired)
+		{
+			hrflow_transport_work(transport);
+			collect(transport);
 			expire(transport);
+		}
 		if (dlist_is_empty(&transport->finished))
 		{
 			start_what_may(transport);
 			hrflow_curl_run_timer();
-			while ((transfer = hrflow_curl_next_done()) != NULL)
-				finish(transport, transfer);
+			collect(transport);
 		}
 
 		if (!dlist_is_empty(&transport->finished))

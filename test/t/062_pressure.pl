@@ -182,6 +182,9 @@ my $stalled = 'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'
 is(sql("SET hrflow_embed.request_timeout = '400ms'; " . batch($stalled)),
 	'ok 400020', 'what is answered while a million rows are stored has not timed out');
 
+is(sql("SET hrflow_embed.batch_timeout = '400ms'; " . batch($stalled)),
+	'ok 400020', 'nor is it too late for the batch');
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');
