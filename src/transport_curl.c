@@ -781,7 +781,7 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 
 	reply->http_status = http_status;
 	reply->content_type = content_type;
-	reply->retry_after = Min(retry_after, INT_MAX);
+	reply->retry_after = Max(0, Min(retry_after, INT_MAX));
 	reply->body = "";
 	if (reply->length > 0)
 	{

@@ -185,6 +185,9 @@ is(sql("SET hrflow_embed.request_timeout = '400ms'; " . batch($stalled)),
 is(sql("SET hrflow_embed.batch_timeout = '400ms'; " . batch($stalled)),
 	'ok 400020', 'nor is it too late for the batch');
 
+is(sql("SET hrflow_embed.max_attempts = 2; " . batch(q{'{"fault:first=1,status=503,retry_after_date=-2200000000"}'})),
+	'ok 1', 'a Retry-After long ago is no pause');
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');
