@@ -124,6 +124,21 @@ make_ready(HrflowTransport *transport, HrflowTransfer *transfer, bool first)
 }
 
 /*
+ * A probe has come back.  It has got through when there was an answer, and
+ * that was not 429.
+ */
+static void
+end_probe(HrflowTransport *transport, HrflowTransfer *transfer)
+{
+	transfer->is_probe = false;
+	transport->has_probe = false;
+	transport->admitted_at = 0;
+	hrflow_rate_end_probe(transport->account,
+						  transfer->reply.http_status != 0 &&
+						  transfer->reply.http_status != 429);
+}
+
+/*
  * A reply was within the backend's budget: after as many as may be in flight,
  * allow twice as many when these would have been too.
  */
@@ -158,6 +173,8 @@ finish(HrflowTransport *transport, HrflowTransfer *transfer)
 		 */
 		transport->limit = Max(1, Min(transport->limit, transport->nrunning));
 		transport->nfitting = 0;
+		if (transfer->is_probe)
+			end_probe(transport, transfer);
 		transfer->reply.attempts--;
 		make_ready(transport, transfer, false);
 		return;
@@ -587,21 +604,6 @@ pause_after(const HrflowReply *reply, bool limited)
 	if (limited && asked > 0)
 		return asked;
 	return Max(asked, backoff(Max(reply->attempts, 1)));
-}
-
-/*
- * A probe has come back.  It has got through when there was an answer, and
- * that was not 429.
- */
-static void
-end_probe(HrflowTransport *transport, HrflowTransfer *transfer)
-{
-	transfer->is_probe = false;
-	transport->has_probe = false;
-	transport->admitted_at = 0;
-	hrflow_rate_end_probe(transport->account,
-						  transfer->reply.http_status != 0 &&
-						  transfer->reply.http_status != 429);
 }
 
 /*

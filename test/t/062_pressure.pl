@@ -17,6 +17,8 @@ use Time::HiRes qw(time);
 my $api = Hrflow::StandIn->new;
 my $node = Hrflow::Node->new('pressure', $api, shared_preload_libraries => 'hrflow_embed');
 
+my $began;
+
 sub sql { return $node->safe_psql('postgres', @_); }
 
 # So many distinct identifiers.
@@ -156,9 +158,9 @@ sql('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{p1,"fault:status=429,retry
 $api->reset;
 my $victim = Hrflow::Session->new($node);
 $victim->send(batch(q{'{fault:silent}'}));
-ok($api->wait_until(sub { $_[0]{in_flight} > 0 }), 'a probe goes out');
+ok($api->wait_until(sub { $_[0]{requests} > 0 }), 'a probe goes out');
 sql('SELECT pg_terminate_backend(' . $victim->pid . ')');
-my $began = time;
+$began = time;
 is(sql(batch(ids(3))), 'ok 3', 'when its backend is ended, others go on');
 cmp_ok(time - $began, '<', 5, 'without delay');
 $victim->finish;
@@ -187,6 +189,22 @@ is(sql("SET hrflow_embed.batch_timeout = '400ms'; " . batch($stalled)),
 
 is(sql("SET hrflow_embed.max_attempts = 2; " . batch(q{'{"fault:first=1,status=503,retry_after_date=-2200000000"}'})),
 	'ok 1', 'a Retry-After long ago is no pause');
+
+#
+# A probe without room for its reply. A body of 34 MB has 64 MB reserved
+#
+$api->reset;
+my $hoarder = Hrflow::Session->new($node);
+$hoarder->ask("SET hrflow_embed.max_response_size = '64MB'; SET hrflow_embed.max_concurrency = 2;");
+$hoarder->send(batch(q{'{"fault:big=40000000,stall=34000000","fault:latency=500","fault:big=3000000"}'}));
+$api->wait_until(sub { $_[0]{requests} == 2 });
+$node->error_of('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{"fault:status=429,retry_after=1"}'}));
+ok($api->wait_until(sub { ($_[0]{by_status}{200} // 0) == 3 }), 'a probe goes out, and finds no room for its reply');
+$began = time;
+is(sql(batch(ids(3))), 'ok 3', 'others go on');
+cmp_ok(time - $began, '<', 5, 'without delay');
+sql('SELECT pg_terminate_backend(' . $hoarder->pid . ')');
+$hoarder->finish;
 
 if ($nghttpx)
 {
