@@ -97,6 +97,12 @@ typedef struct Batch
 	HrflowResult refusal;
 } Batch;
 
+/* What becomes of what is not done by then. */
+static const HrflowResult time_over = {
+	.status = HRFLOW_TIMEOUT,
+	.detail = "hrflow_embed.batch_timeout is over."
+};
+
 /* What a request is for; its tag. */
 typedef struct Asked
 {
@@ -507,7 +513,10 @@ take_reply(Batch *batch, HrflowReply *reply)
 
 	if (reply->stopped)
 	{
-		result = batch->refusal;
+		if (reply->expired)
+			result = time_over;
+		else
+			result = batch->refusal;
 		result.is_link = is_link;
 		result.http_status = 0;
 		put_rows(batch, asked->element, asked->section, asked->item, &result);
@@ -611,10 +620,7 @@ run(Batch *batch)
 			 hrflow_transport_expired(batch->transport)))
 			break;
 		if (hrflow_transport_expired(batch->transport) && !batch->refused)
-		{
-			batch->refusal.status = HRFLOW_TIMEOUT;
-			batch->refusal.detail = "hrflow_embed.batch_timeout is over.";
-		}
+			batch->refusal = time_over;
 		if (reply != NULL)
 			process_reply(batch, reply);
 	}

@@ -180,6 +180,7 @@ typedef struct HrflowReply
 	int			attempts;		/* tries so far, this one included */
 	bool		stopped;		/* no try came to its end: the transport was
 								 * stopped, or the batch's time is up */
+	bool		expired;		/* it is the latter */
 	HrflowTarget target;
 	void	   *tag;			/* the submitter's */
 } HrflowReply;

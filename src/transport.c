@@ -88,6 +88,7 @@ static void
 give_up(HrflowTransport *transport, HrflowTransfer *transfer)
 {
 	transfer->reply.stopped = true;
+	transfer->reply.expired = transport->expired;
 	dlist_push_tail(&transport->finished, &transfer->node);
 }
 

@@ -206,6 +206,13 @@ cmp_ok(time - $began, '<', 5, 'without delay');
 sql('SELECT pg_terminate_backend(' . $hoarder->pid . ')');
 $hoarder->finish;
 
+#
+# The end of a batch that was refused
+#
+is(sql("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 2; SET hrflow_embed.link_hosts = '127.0.0.1';"
+	. batch(q{'{fault:v.silent,fault:status=402,p}'}, 'hrflow_profile_vectors')),
+	"over_quota 2\ntimeout 1", 'a link that is not fetched in time is not over quota');
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');
