@@ -695,6 +695,11 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 {
 	HrflowReply *reply = &transfer->reply;
 
+	/* Once headers come, it is not memory that lacks. */
+	if (code == HRFLOW_CURLE_TOO_LARGE && transfer->header_bytes > 0 &&
+		!transfer->out_of_memory)
+		transfer->too_large = true;
+
 	if (transfer->too_large || transfer->over_budget)
 	{
 		reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers a limit of their own.";

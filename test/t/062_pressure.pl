@@ -213,6 +213,13 @@ is(sql("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurren
 	. batch(q{'{fault:v.silent,fault:status=402,p}'}, 'hrflow_profile_vectors')),
 	"over_quota 2\ntimeout 1", 'a link that is not fetched in time is not over quota');
 
+#
+# Too large a header
+#
+$api->reset;
+is(sql(batch(q{'{fault:header_size=150000}'})), 'too_large 1', 'a header of 150 kB is too large');
+is(scalar(answered(qr/header_size/)), 1, 'and is not asked for again');
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');
