@@ -48,6 +48,11 @@ typedef enum BatchKind
 	BATCH_OF_TEXTS				/* of texts: their vectors */
 } BatchKind;
 
+/*
+ * As many rows are stored without a look at the network: about 2 ms.
+ */
+#define ROWS_OF_WORK 1024
+
 /* As many columns as the widest of these has. */
 #define MAX_COLUMNS 10
 
@@ -102,6 +107,12 @@ typedef struct Batch
 	bool		refused;
 	HrflowResult refusal;
 } Batch;
+
+/* What becomes of what is not done by then. */
+static const HrflowResult time_over = {
+	.status = HRFLOW_TIMEOUT,
+	.detail = "hrflow_embed.batch_timeout is over."
+};
 
 /* What a request is for; its tag. */
 typedef struct Asked
@@ -290,7 +301,8 @@ put_rows(Batch *batch, int element, const char *section, int item,
 		}
 		tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
 							 values, nulls);
-		batch->nrows++;
+		if (++batch->nrows % ROWS_OF_WORK == 0)
+			hrflow_transport_work(batch->transport);
 		hrflow_stats_count_row(result->status);
 	}
 	MemoryContextSwitchTo(old);
@@ -632,7 +644,10 @@ take_reply(Batch *batch, HrflowReply *reply)
 
 	if (reply->stopped)
 	{
-		result = batch->refusal;
+		if (reply->expired)
+			result = time_over;
+		else
+			result = batch->refusal;
 		result.is_link = is_link;
 		result.http_status = 0;
 		put_rows(batch, asked->element, asked->section, asked->item, &result,
@@ -741,10 +756,7 @@ run(Batch *batch, int time_limit)
 			 hrflow_transport_expired(batch->transport)))
 			break;
 		if (hrflow_transport_expired(batch->transport) && !batch->refused)
-		{
-			batch->refusal.status = HRFLOW_TIMEOUT;
-			batch->refusal.detail = "hrflow_embed.batch_timeout is over.";
-		}
+			batch->refusal = time_over;
 		if (reply != NULL)
 			process_reply(batch, reply);
 	}

@@ -13,6 +13,8 @@
 
 #include "postgres.h"
 
+#include <curl/curlver.h>
+
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
@@ -112,6 +114,16 @@ hrflow_compat_named_segment(const char *name, size_t size,
 }
 #else
 #define HRFLOW_HAVE_DSM_REGISTRY 0
+#endif
+
+/*
+ * What libcurl says to a header line over its limit of 100 kB.  Before 8.6 it
+ * does not tell that from a lack of memory.
+ */
+#if LIBCURL_VERSION_NUM >= 0x080600
+#define HRFLOW_CURLE_TOO_LARGE CURLE_TOO_LARGE
+#else
+#define HRFLOW_CURLE_TOO_LARGE CURLE_OUT_OF_MEMORY
 #endif
 
 /*

@@ -207,6 +207,7 @@ typedef struct HrflowReply
 	int			attempts;		/* tries so far, this one included */
 	bool		stopped;		/* no try came to its end: the transport was
 								 * stopped, or the batch's time is up */
+	bool		expired;		/* it is the latter */
 	HrflowTarget target;
 	void	   *tag;			/* the submitter's */
 } HrflowReply;
@@ -376,6 +377,7 @@ extern void hrflow_transport_post(HrflowTransport *transport, const char *url,
 extern int	hrflow_transport_room(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern bool hrflow_transport_expired(HrflowTransport *transport);
+extern void hrflow_transport_work(HrflowTransport *transport);
 extern HrflowReply *hrflow_transport_next(HrflowTransport *transport);
 extern bool hrflow_transport_retry(HrflowTransport *transport,
 								   HrflowReply *reply,
@@ -406,6 +408,7 @@ extern bool hrflow_poller_watch(int poller, int fd, bool readable,
 								bool writable);
 extern void hrflow_poller_opened(int fd);
 extern void hrflow_poller_closed(int fd);
+extern int	hrflow_poller_find_silent(int local_port, int64 since);
 extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 
 /* in vector.c */

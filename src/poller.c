@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/epoll.h>
@@ -41,6 +43,7 @@ typedef struct Watched
 	unsigned char is;
 	unsigned char wanted;
 	bool		is_connection;
+	int64		heard_at;		/* when it could be read last */
 } Watched;
 
 static Watched *watched = NULL; /* by descriptor; malloc'd */
@@ -159,11 +162,54 @@ hrflow_poller_closed(int fd)
 }
 
 /*
+ * A connection's port at our end; -1 for none.
+ */
+static int
+get_local_port(int fd)
+{
+	union
+	{
+		struct sockaddr any;
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+	}			address;
+	socklen_t	length = sizeof(address);
+
+	if (getsockname(fd, &address.any, &length) != 0)
+		return -1;
+	return ntohs(address.any.sa_family == AF_INET6 ?
+				 address.v6.sin6_port : address.v4.sin_port);
+}
+
+/*
+ * The connection with this port at our end, if nothing has come over it since
+ * this time of hrflow_rate_now(), or is there to be read; else -1.
+ */
+int
+hrflow_poller_find_silent(int local_port, int64 since)
+{
+	for (int fd = 0; fd < nwatched; fd++)
+	{
+		char		byte;
+
+		if (watched[fd].is_connection && watched[fd].heard_at < since &&
+			get_local_port(fd) == local_port &&
+			recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0)
+			return fd;
+	}
+	return -1;
+}
+
+/*
  * Is this descriptor, which is ready, wanted?  If not, watch it no longer.
  */
 static bool
-is_wanted(int poller, int fd)
+is_wanted(int poller, const HrflowPollerEvent *event, int64 now)
 {
+	int			fd = event->fd;
+
+	if (fd < nwatched && event->readable)
+		watched[fd].heard_at = now;
 	if (fd < nwatched && watched[fd].wanted != 0)
 		return true;
 	if (fd < nwatched)
@@ -180,6 +226,7 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 {
 	int			n;
 	int			nwanted = 0;
+	int64		now = hrflow_rate_now();
 #ifdef __linux__
 	struct epoll_event ready[MAX_EVENTS];
 
@@ -192,13 +239,13 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 		event->readable = (ready[i].events & EPOLLIN) != 0;
 		event->writable = (ready[i].events & EPOLLOUT) != 0;
 		event->failed = (ready[i].events & (EPOLLERR | EPOLLHUP)) != 0;
-		nwanted += is_wanted(poller, event->fd);
+		nwanted += is_wanted(poller, event, now);
 	}
 #else
 	struct kevent ready[MAX_EVENTS];
-	struct timespec now = {0, 0};
+	struct timespec at_once = {0, 0};
 
-	n = kevent(poller, NULL, 0, ready, Min(max, MAX_EVENTS), &now);
+	n = kevent(poller, NULL, 0, ready, Min(max, MAX_EVENTS), &at_once);
 	for (int i = 0; i < n; i++)
 	{
 		HrflowPollerEvent *event = &events[nwanted];
@@ -207,7 +254,7 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 		event->readable = ready[i].filter == EVFILT_READ;
 		event->writable = ready[i].filter == EVFILT_WRITE;
 		event->failed = (ready[i].flags & EV_ERROR) != 0;
-		nwanted += is_wanted(poller, event->fd);
+		nwanted += is_wanted(poller, event, now);
 	}
 #endif
 	return nwanted;

@@ -36,6 +36,12 @@
 #define RETRY_AFTER_LIMIT (300 * SEC)
 
 /*
+ * A probe that has not come back after this is taken for lost, and another
+ * may go: nobody would tell of the end of a backend that was killed.
+ */
+#define PROBE_LIMIT (30 * SEC)
+
+/*
  * As many requests may wait for another try.  More are not begun before some
  * of these are done, so that a server in trouble does not fill our memory.
  */
@@ -56,6 +62,7 @@ struct HrflowTransport
 	int			ndelayed;
 	int			nrunning;
 	int			limit;			/* of nrunning */
+	int			nfitting;		/* replies in a row within the budget */
 	uint64		account;		/* whose rate is limited */
 	bool		awaits_rate;	/* the first of ready may not start before ... */
 	int64		admitted_at;
@@ -81,6 +88,7 @@ static void
 give_up(HrflowTransport *transport, HrflowTransfer *transfer)
 {
 	transfer->reply.stopped = true;
+	transfer->reply.expired = transport->expired;
 	dlist_push_tail(&transport->finished, &transfer->node);
 }
 
@@ -117,6 +125,38 @@ make_ready(HrflowTransport *transport, HrflowTransfer *transfer, bool first)
 }
 
 /*
+ * A probe has come back.  It has got through when there was an answer, and
+ * that was not 429.
+ */
+static void
+end_probe(HrflowTransport *transport, HrflowTransfer *transfer)
+{
+	transfer->is_probe = false;
+	transport->has_probe = false;
+	transport->admitted_at = 0;
+	hrflow_rate_end_probe(transport->account,
+						  transfer->reply.http_status != 0 &&
+						  transfer->reply.http_status != 429);
+}
+
+/*
+ * A reply was within the backend's budget: after as many as may be in flight,
+ * allow twice as many when these would have been too.
+ */
+static void
+raise_limit(HrflowTransport *transport)
+{
+	int			most = transport->settings->max_concurrency;
+
+	if (transport->limit >= most ||
+		++transport->nfitting < transport->limit)
+		return;
+	transport->nfitting = 0;
+	if (hrflow_curl_most_buffered() <= HRFLOW_MAX_BUFFERED / 2)
+		transport->limit = Min(2 * transport->limit, most);
+}
+
+/*
  * Move a transfer that libcurl is done with to where it belongs.
  */
 static void
@@ -125,22 +165,38 @@ finish(HrflowTransport *transport, HrflowTransfer *transfer)
 	dlist_delete(&transfer->node);
 	transport->nrunning--;
 
-	if (transfer->over_budget && transport->nrunning > 0)
+	if (transfer->over_budget && !transfer->is_alone)
 	{
 		/*
-		 * The backend's budget is spent, not this reply's.  Keep fewer in
-		 * flight from now on, and ask again when others have given theirs
-		 * back; but not with a POST, which was processed.
+		 * The backend's budget is spent, not this reply's.  Ask again when
+		 * others have given theirs back, and keep as many in flight as have
+		 * found room; but not with a POST, which was processed.
 		 */
-		transport->limit = Max(1, transport->limit / 2);
+		transport->limit = Max(1, Min(transport->limit, transport->nrunning));
+		transport->nfitting = 0;
 		if (transfer->post == NULL)
 		{
+			if (transfer->is_probe)
+				end_probe(transport, transfer);
 			transfer->reply.attempts--;
 			make_ready(transport, transfer, false);
 			return;
 		}
 	}
+	raise_limit(transport);
 	dlist_push_tail(&transport->finished, &transfer->node);
+}
+
+/*
+ * Move all that libcurl is done with.
+ */
+static void
+collect(HrflowTransport *transport)
+{
+	HrflowTransfer *transfer;
+
+	while ((transfer = hrflow_curl_next_done()) != NULL)
+		finish(transport, transfer);
 }
 
 /*
@@ -180,7 +236,7 @@ admit(HrflowTransport *transport, HrflowTransfer *transfer, int64 now)
 		return false;
 	admission = hrflow_rate_admit(transport->account,
 								  settings->max_requests_per_minute,
-								  settings->request_timeout * MSEC + SEC,
+								  Min(settings->request_timeout * MSEC, PROBE_LIMIT) + SEC,
 								  &transport->admitted_at);
 	transport->awaits_rate = admission == HRFLOW_WAIT;
 	if (transport->awaits_rate)
@@ -218,6 +274,7 @@ start_what_may(HrflowTransport *transport)
 			if (!admit(transport, transfer, now))
 				break;
 		}
+		transfer->is_alone = transport->limit == 1;
 		hrflow_curl_start(transfer);
 		dlist_delete(&transfer->node);
 		transport->nready--;
@@ -267,6 +324,18 @@ put_all_idle(dlist_head *list)
 }
 
 /*
+ * Tell the other backends that a transport is at its end.  Does not throw.
+ */
+static void
+leave_shared(HrflowTransport *transport)
+{
+	if (transport->has_probe)
+		hrflow_rate_end_probe(transport->account, false);
+	hrflow_stats_flush();
+	current = NULL;
+}
+
+/*
  * Take everything back that a transport has from the pool.  Connections with
  * a request in flight are closed, the others stay.  Does not throw.
  */
@@ -288,21 +357,23 @@ dismantle(HrflowTransport *transport)
 	put_all_idle(&transport->handed_out);
 	while (!pairingheap_is_empty(transport->delayed))
 		hrflow_curl_put_idle(pop_delayed(transport));
-	if (transport->has_probe)
-		hrflow_rate_end_probe(transport->account, false);
 	hrflow_curl_balance_descriptors(0);
-	hrflow_stats_flush();
-	current = NULL;
+	leave_shared(transport);
 }
 
 /*
  * The memory context of a transport goes: at the statement's end when there
- * was an error.  A backend that exits leaves its sockets to the kernel.
+ * was an error.  A backend that exits leaves its sockets to the kernel, but
+ * not the others to wait for its probe.
  */
 static void
 on_context_reset(void *arg)
 {
-	if (current == arg && !proc_exit_inprogress)
+	if (current != arg)
+		return;
+	if (proc_exit_inprogress)
+		leave_shared(arg);
+	else
 		dismantle(arg);
 }
 
@@ -471,6 +542,18 @@ hrflow_transport_expired(HrflowTransport *transport)
 }
 
 /*
+ * Receive what has come, without waiting and without handing it out.  To be
+ * called now and then by who has other work for long: a reply that is not
+ * read in time has timed out.
+ */
+void
+hrflow_transport_work(HrflowTransport *transport)
+{
+	if (current == transport && transport->nrunning > 0)
+		hrflow_curl_work();
+}
+
+/*
  * Wait for the next reply to come; NULL when nothing is asked for any more.
  *
  * Each is one try's: the caller makes out what it means and must then ask
@@ -491,13 +574,16 @@ hrflow_transport_next(HrflowTransport *transport)
 		CHECK_FOR_INTERRUPTS();
 
 		if (now >= transport->deadline && !transport->expired)
+		{
+			hrflow_transport_work(transport);
+			collect(transport);
 			expire(transport);
+		}
 		if (dlist_is_empty(&transport->finished))
 		{
 			start_what_may(transport);
 			hrflow_curl_run_timer();
-			while ((transfer = hrflow_curl_next_done()) != NULL)
-				finish(transport, transfer);
+			collect(transport);
 		}
 
 		if (!dlist_is_empty(&transport->finished))
@@ -544,38 +630,32 @@ pause_after(const HrflowReply *reply, bool limited)
 }
 
 /*
- * A probe has come back.  It has got through when there was an answer, and
- * that was not 429.
- */
-static void
-end_probe(HrflowTransport *transport, HrflowTransfer *transfer)
-{
-	transfer->is_probe = false;
-	transport->has_probe = false;
-	transport->admitted_at = 0;
-	hrflow_rate_end_probe(transport->account,
-						  transfer->reply.http_status != 0 &&
-						  transfer->reply.http_status != 429);
-}
-
-/*
- * A request met a 429: pause the account.  Those that were under way when the
- * pause began are not held against their requests, which are asked again
- * without counting the try; the one that is counted goes first.
+ * A request met a 429: pause the account.  Returns whether the try counts.
  */
 static bool
-retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
+pause_account(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
 {
 	bool		was_probe = transfer->is_probe;
-	bool		counts;
 
 	if (was_probe)
 	{
 		transfer->is_probe = false;
 		transport->has_probe = false;
 	}
-	counts = !hrflow_rate_pause(transport->account, pause, was_probe) ||
+	return !hrflow_rate_pause(transport->account, pause, was_probe) ||
 		was_probe;
+}
+
+/*
+ * Ask again what met a 429.  Those that were under way when the pause began
+ * are not held against their requests, which are asked again without counting
+ * the try; the one that is counted goes first.
+ */
+static bool
+retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
+{
+	bool		counts = pause_account(transport, transfer, pause);
+
 	if (counts &&
 		transfer->reply.attempts >= transport->settings->max_attempts)
 		return false;
@@ -583,6 +663,7 @@ retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
 		transfer->reply.attempts--;
 
 	dlist_delete(&transfer->node);
+	hrflow_curl_drop_body(transfer);
 	make_ready(transport, transfer, counts);
 	return true;
 }
@@ -628,8 +709,9 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 		hrflow_rate_now() + pause >= transport->deadline)
 	{
 		/* Others may still have the time. */
-		if (transfer->is_probe)
-			end_probe(transport, transfer);
+		if (limited)
+			(void) pause_account(transport, transfer,
+								 Min(pause, RETRY_AFTER_LIMIT));
 		return false;
 	}
 	if (limited)
@@ -638,6 +720,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 		return false;
 
 	dlist_delete(&transfer->node);
+	hrflow_curl_drop_body(transfer);
 	transfer->due = hrflow_rate_now() + pause;
 	delay(transport, transfer);
 	return true;

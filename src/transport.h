@@ -36,6 +36,7 @@ typedef struct HrflowTransfer
 	pairingheap_node delayed;	/* in the transport's delayed, by due */
 	int64		due;			/* when the next try may begin */
 	bool		is_probe;		/* the first one after a pause */
+	bool		is_alone;		/* this try is the only one in flight */
 
 	/* For transport_curl.c. */
 	void	   *easy;			/* CURL */
@@ -48,7 +49,8 @@ typedef struct HrflowTransfer
 	bool		over_budget;	/* or the backend's, */
 	bool		out_of_memory;	/* or no memory, */
 	bool		address_refused;	/* or an address that a link may not have */
-	bool		connected;		/* the request was about to be sent */
+	bool		connected;		/* the request was about to be sent ... */
+	int			local_port;		/* over the connection with this port */
 	bool		sent_twice;		/* libcurl was about to send a POST again */
 	char		error[256];		/* in libcurl's words */
 } HrflowTransfer;
@@ -56,6 +58,8 @@ typedef struct HrflowTransfer
 /* in transport_curl.c */
 extern void hrflow_curl_prepare(const HrflowSettings *settings);
 extern HrflowTransfer *hrflow_curl_get_idle(void);
+extern void hrflow_curl_drop_body(HrflowTransfer *transfer);
+extern size_t hrflow_curl_most_buffered(void);
 extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
 extern bool hrflow_curl_reserve_descriptor(int nrunning);
 extern void hrflow_curl_balance_descriptors(int nrunning);
@@ -64,5 +68,6 @@ extern void hrflow_curl_remove(HrflowTransfer *transfer);
 extern HrflowTransfer *hrflow_curl_next_done(void);
 extern void hrflow_curl_run_timer(void);
 extern void hrflow_curl_wait(int64 until);
+extern void hrflow_curl_work(void);
 
 #endif							/* HRFLOW_TRANSPORT_H */

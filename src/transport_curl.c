@@ -22,6 +22,7 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include "compat.h"
 #include "hrflow_embed.h"
@@ -59,7 +60,8 @@ static struct
 	/* Kept by the callbacks. */
 	int64		timer;			/* when libcurl wants to be called; or NEVER */
 	int			sockets;		/* open */
-	size_t		buffered;		/* bytes of all transfers' bodies */
+	size_t		buffered;		/* bytes of all transfers' bodies, */
+	size_t		most_buffered;	/* and the most since it was asked for */
 	bool		poller_failed;
 
 	int			reserved;		/* descriptors reserved with fd.c */
@@ -124,8 +126,12 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 	if (pool.buffered - transfer->capacity + capacity >
 		HRFLOW_MAX_BUFFERED + KEEP_HANDLES * KEEP_BUFFER)
 	{
-		/* What others hold may be released before the next try. */
+		/*
+		 * What others hold may be released before the next try.  They have
+		 * this one's room at once.
+		 */
 		transfer->over_budget = true;
+		hrflow_curl_drop_body(transfer);
 		return false;
 	}
 	body = realloc(transfer->body, capacity);
@@ -135,6 +141,7 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 		return false;
 	}
 	pool.buffered += capacity - transfer->capacity;
+	pool.most_buffered = Max(pool.most_buffered, pool.buffered);
 	transfer->body = body;
 	transfer->capacity = capacity;
 	return true;
@@ -253,6 +260,7 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 	if (transfer->sent_twice)
 		return CURL_PREREQFUNC_ABORT;
 	transfer->connected = true;
+	transfer->local_port = local_port;
 	if (!is_guarded(transfer))
 		return CURL_PREREQFUNC_OK;
 	if (inet_pton(AF_INET, remote, &v4.sin_addr) == 1 &&
@@ -420,6 +428,33 @@ free_transfer(HrflowTransfer *transfer)
 }
 
 /*
+ * Give the memory of a transfer's body back: it will be asked for again, and
+ * may have to wait long.  Does not throw.
+ */
+void
+hrflow_curl_drop_body(HrflowTransfer *transfer)
+{
+	pool.buffered -= transfer->capacity;
+	free(transfer->body);
+	transfer->body = NULL;
+	transfer->capacity = 0;
+	transfer->reply.body = "";
+	transfer->reply.length = 0;
+}
+
+/*
+ * The most bytes that bodies had at one time since this was called last.
+ */
+size_t
+hrflow_curl_most_buffered(void)
+{
+	size_t		most = pool.most_buffered;
+
+	pool.most_buffered = pool.buffered;
+	return most;
+}
+
+/*
  * Give a transfer, which is in no list, back to the pool.  Does not throw.
  */
 void
@@ -431,12 +466,7 @@ hrflow_curl_put_idle(HrflowTransfer *transfer)
 		return;
 	}
 	if (transfer->capacity > KEEP_BUFFER)
-	{
-		pool.buffered -= transfer->capacity;
-		free(transfer->body);
-		transfer->body = NULL;
-		transfer->capacity = 0;
-	}
+		hrflow_curl_drop_body(transfer);
 	dlist_push_head(&pool.idle, &transfer->node);
 	pool.nidle++;
 }
@@ -707,6 +737,11 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 {
 	HrflowReply *reply = &transfer->reply;
 
+	/* Once headers come, it is not memory that lacks. */
+	if (code == HRFLOW_CURLE_TOO_LARGE && transfer->header_bytes > 0 &&
+		!transfer->out_of_memory)
+		transfer->too_large = true;
+
 	if (transfer->too_large || transfer->over_budget)
 	{
 		reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers a limit of their own.";
@@ -800,7 +835,7 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 
 	reply->http_status = http_status;
 	reply->content_type = content_type;
-	reply->retry_after = Min(retry_after, INT_MAX);
+	reply->retry_after = Max(0, Min(retry_after, INT_MAX));
 	reply->body = "";
 	if (reply->length > 0)
 	{
@@ -871,6 +906,25 @@ hrflow_curl_remove(HrflowTransfer *transfer)
 }
 
 /*
+ * A try's time is up.  If nothing came over its connection in all that time,
+ * shut it down: it may be dead without a word, as where a NAT has forgotten
+ * it, and HTTP/2's would be used for ever.  If it is the server that is slow,
+ * other requests on it begin anew elsewhere.
+ *
+ * libcurl would tell the descriptor only to the last request on a connection.
+ */
+static void
+shut_if_silent(const HrflowTransfer *transfer)
+{
+	int			fd = -1;
+
+	if (transfer->connected)
+		fd = hrflow_poller_find_silent(transfer->local_port, transfer->started);
+	if (fd >= 0)
+		(void) shutdown(fd, SHUT_RDWR);
+}
+
+/*
  * The next transfer that libcurl is done with, its reply filled in; or NULL.
  */
 HrflowTransfer *
@@ -887,6 +941,8 @@ hrflow_curl_next_done(void)
 		if (message->msg != CURLMSG_DONE)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+		if (code == CURLE_OPERATION_TIMEDOUT)
+			shut_if_silent(transfer);
 		hrflow_curl_remove(transfer);
 		fill_reply(transfer, code);
 		return transfer;
@@ -904,6 +960,16 @@ hrflow_curl_run_timer(void)
 		return;
 	pool.timer = NEVER;
 	drive(true);
+}
+
+/*
+ * Let libcurl do what there is to do, without waiting.
+ */
+void
+hrflow_curl_work(void)
+{
+	drive(false);
+	hrflow_curl_run_timer();
 }
 
 /*

@@ -4,6 +4,7 @@
  *
  * Names that begin with "v." are the store's; the API leaves them to it.
  */
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -167,7 +168,7 @@ fault_parse(const char *identifier, bool store, Fault *fault)
 	char	   *save = NULL;
 
 	memset(fault, 0, sizeof(*fault));
-	fault->retry_after = fault->retry_after_date = -1;
+	fault->retry_after = fault->retry_after_date = LONG_MIN;
 	fault->break_at = fault->stall = -1;
 	fault->version = 1;
 	if (identifier == NULL || strncmp(identifier, "fault:", 6) != 0)

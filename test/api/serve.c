@@ -3,6 +3,7 @@
  *		HTTP: two listeners, the queue of what is delayed, and the sending of
  *		answers with the faults that concern bytes.
  */
+#include <limits.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -242,12 +243,12 @@ add_headers(struct MHD_Response *response, const Request *request,
 
 	if (type)
 		MHD_add_response_header(response, "Content-Type", type);
-	if (fault->retry_after >= 0)
+	if (fault->retry_after != LONG_MIN)
 	{
 		snprintf(text, sizeof(text), "%ld", fault->retry_after);
 		MHD_add_response_header(response, "Retry-After", text);
 	}
-	if (fault->retry_after_date >= 0)
+	if (fault->retry_after_date != LONG_MIN)
 	{
 		time_t		at = time(NULL) + fault->retry_after_date;
 		struct tm	tm;

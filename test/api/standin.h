@@ -71,8 +71,8 @@ typedef struct Fault
 	long		bomb;
 	char	   *redirect;
 	bool		redirected;
-	long		retry_after;	/* -1: none */
-	long		retry_after_date;	/* -1: none */
+	long		retry_after;	/* LONG_MIN: none */
+	long		retry_after_date;	/* LONG_MIN: none */
 	long		break_at;		/* -1: none */
 	bool		reset;
 	long		stall;			/* -1: none */

@@ -1,0 +1,229 @@
+# Batches under pressure: replies that fill the memory there is for them, a
+# connection that is dead without a word, a backend that is ended or has other
+# work to do, and a server that asks for patience.  SQL sees neither what is in
+# flight nor other backends.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::RawPeer;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use IO::Socket::INET;
+use IPC::Run ();
+use PostgreSQL::Test::Utils ();
+use Test::More;
+use Time::HiRes qw(time);
+
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new('pressure', $api, shared_preload_libraries => 'hrflow_embed');
+
+my $began;
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+# So many distinct identifiers.
+sub ids
+{
+	my ($n, $prefix) = (@_, 'p');
+	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
+}
+
+# The rows by status.
+sub batch
+{
+	my ($ids, $function) = (@_, 'hrflow_profile_embeddings');
+	return "SELECT status || ' ' || count(*) FROM $function('acme', $ids, '{\"profile\": 1}') GROUP BY status ORDER BY 1;\n";
+}
+
+# The milliseconds at which the requests were answered that match.
+sub answered
+{
+	my ($pattern) = @_;
+	return map { $_->{ms} } grep { $_->{query} =~ $pattern } $api->log;
+}
+
+# Carry bytes between two sockets until one ends, or this returns true.
+sub relay
+{
+	my ($one, $other, $is_over) = @_;
+	my %to = (fileno($one) => $other, fileno($other) => $one);
+	my @both = ($one, $other);
+
+	for (;;)
+	{
+		my $ready = '';
+		vec($ready, fileno($_), 1) = 1 foreach @both;
+		select($ready, undef, undef, undef);
+		return if $is_over && $is_over->();
+		foreach my $from (grep { vec($ready, fileno($_), 1) } @both)
+		{
+			sysread($from, my $bytes, 65536) or return;
+			syswrite($to{ fileno($from) }, $bytes);
+		}
+	}
+}
+
+# nghttpx before the stand-in, for HTTP/2 and for names that its certificate
+# does not have; undef when there is none.
+sub start_nghttpx
+{
+	my $nghttpx = '/usr/sbin/nghttpx';
+	my $dir = $api->dir;
+	my ($out, $err) = ('', '');
+
+	return unless -x $nghttpx;
+	PostgreSQL::Test::Utils::system_or_bail('sh', '-c', qq{cd '$dir' &&
+		openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\
+			-subj '/CN=front' -keyout front.key -out front.csr 2>front.log &&
+		printf 'subjectAltName=DNS:localhost,DNS:api.example\\n' >front.ext &&
+		openssl x509 -req -in front.csr -CA ca.pem -CAkey ca.key -set_serial 2 \\
+			-days 30 -extfile front.ext -out front.pem 2>>front.log});
+
+	# It cannot take any free port and tell which: another is tried if need be.
+	for my $try (1 .. 5)
+	{
+		my $port = PostgreSQL::Test::Cluster::get_free_port();
+		my $process = IPC::Run::start(
+			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http, '--conf=/dev/null',
+				'--workers=1', '--no-ocsp', '--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64', "$dir/front.key", "$dir/front.pem" ],
+			'<', \'', '>', \$out, '2>', \$err);
+		for my $attempt (1 .. 500)
+		{
+			return ($process, $port)
+			  if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+			select(undef, undef, undef, 0.02);
+		}
+		$process->kill_kill;
+		diag("nghttpx does not listen on $port: $err");
+	}
+	return;
+}
+
+#
+# The 64 MB that there are for the bodies of all replies
+#
+is(sql(batch(ids(250, 'fault:first=1,status=503,retry_after=1,big=300000,id='))),
+	'ok 250', 'a reply that will be asked for again is not kept meanwhile');
+
+$api->reset;
+my $session = Hrflow::Session->new($node);
+$session->send('SET hrflow_embed.max_concurrency = 100;'
+	. batch('(SELECT array_agg(id ORDER BY i) FROM ('
+		. q{SELECT i, 'fault:big=1100000,id=' || i FROM generate_series(1, 100) i UNION ALL }
+		. q{SELECT i, 'fault:status=404,id=' || i FROM generate_series(101, 500) i UNION ALL }
+		. q{SELECT i, 'fault:latency=500,id=' || i FROM generate_series(501, 600) i) a(i, id))})
+	. '\echo -- done');
+$api->wait_until(sub { ($_[0]{by_status}{404} // 0) == 400 });
+ok($api->wait_until(sub { $_[0]{in_flight} > 64 }),
+	'there are as many in flight as before when replies have become small again');
+is($session->wait_for(qr/-- done/), "invalid_reply 100\nnot_found 400\nok 100\n-- done\n",
+	'100 replies of 1.1 MB at once are too much, but none of them is');
+cmp_ok(scalar(answered(qr/big/)), '<', 200, 'and hardly any is asked for a third time');
+$session->finish;
+
+#
+# A connection that is dead
+#
+my ($nghttpx, $nghttpx_port) = start_nghttpx();
+
+SKIP:
+{
+	skip 'nghttp2-proxy is not to be had', 2 unless $nghttpx;
+
+	# The first connection is dropped as a NAT does it: nobody is told.
+	my $dropped = PostgreSQL::Test::Utils::tempdir() . '/dropped';
+	my $nat = Hrflow::RawPeer->new(sub {
+		my ($socket, $n) = @_;
+		relay($socket, IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $nghttpx_port),
+			sub { return $n == 0 && -e $dropped });
+		sleep 60;
+	});
+	my $session = Hrflow::Session->new($node);
+	$session->ask("SET hrflow_embed.base_url = 'https://localhost:" . $nat->port . "/v1';"
+		. "SET hrflow_embed.ca_file = '" . $api->ca . "'; SET hrflow_embed.max_concurrency = 8;"
+		. "SET hrflow_embed.request_timeout = '500ms'; ");
+	is($session->ask(batch(ids(20))), "ok 20\n-- done\n", 'HTTP/2 is spoken through a NAT');
+	PostgreSQL::Test::Utils::append_to_file($dropped, '');
+	like($session->ask(batch(ids(40, 'q'))), qr/^ok 3\d\ntimeout [1-8]\n/,
+		'a connection over which nothing comes any more is not used again');
+	is($session->ask(batch(ids(20, 'r'))), "ok 20\n-- done\n", 'nor by the next statement');
+	$session->finish;
+}
+
+#
+# A backend that is ended with the probe of a pause under way
+#
+sql('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{p1,"fault:status=429,retry_after=1"}'}));
+$api->reset;
+my $victim = Hrflow::Session->new($node);
+$victim->send(batch(q{'{fault:silent}'}));
+ok($api->wait_until(sub { $_[0]{requests} > 0 }), 'a probe goes out');
+sql('SELECT pg_terminate_backend(' . $victim->pid . ')');
+$began = time;
+is(sql(batch(ids(3))), 'ok 3', 'when its backend is ended, others go on');
+cmp_ok(time - $began, '<', 5, 'without delay');
+$victim->finish;
+
+#
+# A 429 that is final
+#
+$api->reset;
+$began = time;
+like($node->error_of("SET hrflow_embed.batch_timeout = '500ms'; "
+		. batch(q{'{"fault:status=429,retry_after=1"}'})), qr/^53400/,
+	'a 429 whose pause is longer than the batch has time is final');
+is(sql(batch(ids(3))), 'ok 3', 'others');
+my ($first, $second) = sort { $a <=> $b } answered(qr/profile_id/);
+cmp_ok($second - $first, '>', 900, 'pause all the same');
+
+#
+# Other work in between
+#
+my $stalled = 'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[400000]))";
+is(sql("SET hrflow_embed.request_timeout = '400ms'; " . batch($stalled)),
+	'ok 400020', 'what is answered while a million rows are stored has not timed out');
+
+is(sql("SET hrflow_embed.batch_timeout = '400ms'; " . batch($stalled)),
+	'ok 400020', 'nor is it too late for the batch');
+
+is(sql("SET hrflow_embed.max_attempts = 2; " . batch(q{'{"fault:first=1,status=503,retry_after_date=-2200000000"}'})),
+	'ok 1', 'a Retry-After long ago is no pause');
+
+#
+# A probe without room for its reply. A body of 34 MB has 64 MB reserved
+#
+$api->reset;
+my $hoarder = Hrflow::Session->new($node);
+$hoarder->ask("SET hrflow_embed.max_response_size = '64MB'; SET hrflow_embed.max_concurrency = 2;");
+$hoarder->send(batch(q{'{"fault:big=40000000,stall=34000000","fault:latency=500","fault:big=3000000"}'}));
+$api->wait_until(sub { $_[0]{requests} == 2 });
+$node->error_of('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{"fault:status=429,retry_after=1"}'}));
+ok($api->wait_until(sub { ($_[0]{by_status}{200} // 0) == 3 }), 'a probe goes out, and finds no room for its reply');
+$began = time;
+is(sql(batch(ids(3))), 'ok 3', 'others go on');
+cmp_ok(time - $began, '<', 5, 'without delay');
+sql('SELECT pg_terminate_backend(' . $hoarder->pid . ')');
+$hoarder->finish;
+
+#
+# The end of a batch that was refused
+#
+is(sql("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 2; SET hrflow_embed.link_hosts = '127.0.0.1';"
+	. batch(q{'{fault:v.silent,fault:status=402,p}'}, 'hrflow_profile_vectors')),
+	"over_quota 2\ntimeout 1", 'a link that is not fetched in time is not over quota');
+
+#
+# Too large a header
+#
+$api->reset;
+is(sql(batch(q{'{fault:header_size=150000}'})), 'too_large 1', 'a header of 150 kB is too large');
+is(scalar(answered(qr/header_size/)), 1, 'and is not asked for again');
+
+if ($nghttpx)
+{
+	$nghttpx->signal('TERM');
+	$nghttpx->finish;
+}
+
+done_testing();
