@@ -117,14 +117,9 @@ hrflow_compat_named_segment(const char *name, size_t size,
 #endif
 
 /*
- * What libcurl says to a header line over its limit of 100 kB.  Before 8.6 it
- * does not tell that from a lack of memory.
+ * libcurl's CURLE_TOO_LARGE, since 8.6: earlier no error has this number.
  */
-#if LIBCURL_VERSION_NUM >= 0x080600
-#define HRFLOW_CURLE_TOO_LARGE CURLE_TOO_LARGE
-#else
-#define HRFLOW_CURLE_TOO_LARGE CURLE_OUT_OF_MEMORY
-#endif
+#define HRFLOW_CURLE_TOO_LARGE 100
 
 /*
  * A jsonb under construction, and what is pushed to it.

@@ -406,8 +406,8 @@ extern void hrflow_stats_flush(void);
 extern int	hrflow_poller_open(void);
 extern bool hrflow_poller_watch(int poller, int fd, bool readable,
 								bool writable);
-extern void hrflow_poller_opened(int fd);
-extern void hrflow_poller_closed(int fd);
+extern bool hrflow_poller_opened(int fd);
+extern bool hrflow_poller_closed(int fd);
 extern int	hrflow_poller_find_silent(int local_port, int64 since);
 extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 

@@ -64,6 +64,9 @@ hrflow_poller_open(void)
 
 /*
  * Make the kernel watch a descriptor as is wanted.
+ *
+ * One that was closed behind our back is no longer watched, whatever we took
+ * down of it.
  */
 static bool
 update(int poller, int fd)
@@ -83,7 +86,9 @@ update(int poller, int fd)
 			(w->wanted & WRITABLE ? EPOLLOUT : 0);
 		good = epoll_ctl(poller, w->wanted == 0 ? EPOLL_CTL_DEL :
 						 w->is == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD,
-						 fd, &event) == 0 || w->wanted == 0;
+						 fd, &event) == 0 || w->wanted == 0 ||
+			(errno == ENOENT &&
+			 epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event) == 0);
 	}
 #else
 	{
@@ -140,25 +145,35 @@ hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
 }
 
 /*
- * A connection has this descriptor from now on.
+ * A connection has this descriptor from now on.  Returns whether it is one
+ * more: not where another's that had it was closed unnoticed.
  */
-void
+bool
 hrflow_poller_opened(int fd)
 {
+	bool		was_connection;
+
 	if (!enlarge(fd))
-		return;
+		return false;
+	was_connection = watched[fd].is_connection;
 	memset(&watched[fd], 0, sizeof(Watched));
 	watched[fd].is_connection = true;
+	return !was_connection;
 }
 
 /*
- * It is about to be closed.
+ * It is about to be closed, or is.  Returns whether it was a connection's.
  */
-void
+bool
 hrflow_poller_closed(int fd)
 {
-	if (fd < nwatched)
-		memset(&watched[fd], 0, sizeof(Watched));
+	bool		was_connection;
+
+	if (fd >= nwatched)
+		return false;
+	was_connection = watched[fd].is_connection;
+	memset(&watched[fd], 0, sizeof(Watched));
+	return was_connection;
 }
 
 /*

@@ -45,6 +45,7 @@ typedef struct HrflowTransfer
 	char	   *body;			/* malloc'd; kept from request to request */
 	size_t		capacity;		/* bytes allocated */
 	size_t		header_bytes;	/* received in this try */
+	bool		headers_ended;	/* the empty line behind them was received */
 	bool		too_large;		/* the callbacks met a limit, */
 	bool		over_budget;	/* or the backend's, */
 	bool		out_of_memory;	/* or no memory, */

@@ -170,6 +170,12 @@ on_header(char *data, size_t one, size_t length, void *arg)
 {
 	HrflowTransfer *transfer = arg;
 
+	/* An empty line ends them, unless it ends those of an HTTP 100. */
+	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+		transfer->headers_ended = false;
+	else if (length > 0 && (*data == '\r' || *data == '\n'))
+		transfer->headers_ended = true;
+
 	transfer->header_bytes += length;
 	if (transfer->header_bytes > HRFLOW_MAX_HEADERS)
 	{
@@ -179,9 +185,22 @@ on_header(char *data, size_t one, size_t length, void *arg)
 	return length;
 }
 
+/*
+ * libcurl 7.88 closes a socket that was not connected in time by itself, and
+ * tells us afterwards.
+ */
+static void
+notice_closed(int fd)
+{
+	if (fcntl(fd, F_GETFD) == -1 && hrflow_poller_closed(fd))
+		pool.sockets--;
+}
+
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 {
+	if (what == CURL_POLL_REMOVE)
+		notice_closed(fd);
 	if (!hrflow_poller_watch(pool.poller, fd,
 							 what == CURL_POLL_IN || what == CURL_POLL_INOUT,
 							 what == CURL_POLL_OUT || what == CURL_POLL_INOUT))
@@ -227,16 +246,16 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 	if (fd == -1)
 		return CURL_SOCKET_BAD;
 	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
-	hrflow_poller_opened(fd);
-	pool.sockets++;
+	if (hrflow_poller_opened(fd))
+		pool.sockets++;
 	return fd;
 }
 
 static int
 on_close(void *arg, curl_socket_t fd)
 {
-	pool.sockets--;
-	hrflow_poller_closed(fd);
+	if (hrflow_poller_closed(fd))
+		pool.sockets--;
 	return close(fd);
 }
 
@@ -713,6 +732,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	reply->retry_after = 0;
 	reply->attempts++;
 	transfer->header_bytes = 0;
+	transfer->headers_ended = false;
 	transfer->too_large = false;
 	transfer->over_budget = false;
 	transfer->out_of_memory = false;
@@ -730,6 +750,19 @@ hrflow_curl_start(HrflowTransfer *transfer)
 }
 
 /*
+ * Did libcurl meet a limit of its own: a line of the headers that is longer
+ * than it can hold, 100 kB, or more headers than it takes?  Before 8.6 it says
+ * of the former that it is out of memory.
+ */
+static bool
+has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
+{
+	return code == HRFLOW_CURLE_TOO_LARGE ||
+		(code == CURLE_OUT_OF_MEMORY && transfer->connected &&
+		 !transfer->headers_ended);
+}
+
+/*
  * The status of a try that libcurl says has failed.
  */
 static HrflowStatus
@@ -737,12 +770,8 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 {
 	HrflowReply *reply = &transfer->reply;
 
-	/* Once headers come, it is not memory that lacks. */
-	if (code == HRFLOW_CURLE_TOO_LARGE && transfer->header_bytes > 0 &&
-		!transfer->out_of_memory)
-		transfer->too_large = true;
-
-	if (transfer->too_large || transfer->over_budget)
+	if (transfer->too_large || transfer->over_budget ||
+		has_too_large_headers(transfer, code))
 	{
 		reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers a limit of their own.";
 		return HRFLOW_TOO_LARGE;
@@ -843,6 +872,9 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 		reply->body = transfer->body;
 	}
 
+	/* libcurl is content when a connection ends among the headers. */
+	if (code == CURLE_OK && !transfer->headers_ended)
+		code = CURLE_PARTIAL_FILE;
 	if (code != CURLE_OK)
 	{
 		reply->status = classify_failure(transfer, code);

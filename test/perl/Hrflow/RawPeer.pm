@@ -27,6 +27,9 @@ sub new
 		ReuseAddr => 1) or die "could not listen: $!";
 	my $self = bless { port => $listener->sockport, owner => $$ }, $class;
 
+	# IO::Socket makes 5 of a backlog of 0.
+	listen($listener, $options{backlog}) if defined $options{backlog};
+
 	if (!$serve)
 	{
 		$self->{listener} = $listener;

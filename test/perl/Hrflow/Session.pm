@@ -17,10 +17,11 @@ sub new
 	my ($class, $node) = @_;
 	my $self = bless { in => '', out => '', err => '' }, $class;
 
+	$self->{timeout} = IPC::Run::timeout(20);
 	$self->{psql} = IPC::Run::start(
 		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') ],
 		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
-		IPC::Run::timeout(20));
+		$self->{timeout});
 	($self->{pid}) = $self->ask('SELECT pg_backend_pid();') =~ /(\d+)/;
 	return $self;
 }
@@ -29,6 +30,7 @@ sub send
 {
 	my ($self, $sql) = @_;
 	$self->{out} = $self->{err} = '';
+	$self->{timeout}->start;
 	$self->{in} .= "$sql\n";
 	$self->{psql}->pump_nb;
 	return;

@@ -1,0 +1,808 @@
+# Whatever goes wrong on the way, a statement comes back in time with the status
+# and SQLSTATE that the README promises, what was asked beside it is had, nothing
+# is left open, and the backend's next call works.  SQL sees neither time nor
+# descriptors, and nothing that regress could start breaks HTTP, TLS or DNS.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::RawPeer;
+use Hrflow::Resolver;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use IO::Socket::INET;
+use IPC::Run ();
+use List::Util qw(max sum);
+use MIME::Base64 qw(encode_base64url);
+use PostgreSQL::Test::Utils ();
+use Socket qw(SO_LINGER SOL_SOCKET);
+use Test::More;
+use Time::HiRes qw(sleep);
+
+# No fault may take a statement longer than this, in milliseconds: generous
+# beside the time limits of those that are about time, and far below those of
+# the others.
+my $most_time = 5000;
+my $short = "'400ms'";
+my $long = '20s';
+
+#
+# The paths a fault takes, from the API's reply or from that of a link's host.
+# Each has a backend of its own, and a key of its own, since a 429 pauses all
+# that use the key.  What is asked gets identifiers, as literals; it returns one
+# row with its status, or one for all of them in their order, and maybe errors.
+#
+my $statuses = 'string_agg(status, \' \' ORDER BY ordinality), string_agg(DISTINCT error, \'; \')';
+my $links = sub { "hrflow_profile_embedding_links('acme', $_[0], $_[1])" };
+my $array = sub { 'ARRAY[' . join(', ', @_) . ']' };
+my @paths = (
+	{ name => 'hrflow_profile_embedding', of => 'api', single => 1,
+		sql => sub { my ($fields, $id) = @_;
+			"SELECT CASE WHEN hrflow_profile_embedding('acme', $id, $fields) IS NOT NULL THEN 'ok' END" } },
+	{ name => 'hrflow_profile_embeddings', of => 'api',
+		sql => sub { my ($fields, @ids) = @_;
+			"SELECT $statuses FROM hrflow_profile_embeddings('acme', " . $array->(@ids) . ", $fields)" } },
+	{ name => 'hrflow_profile_vectors', of => 'api store',
+		sql => sub { my ($fields, @ids) = @_;
+			"SELECT $statuses FROM hrflow_profile_vectors('acme', " . $array->(@ids) . ", $fields)" } },
+	{ name => 'hrflow_fetch_vector', of => 'store', single => 1,
+		sql => sub { my ($fields, $id) = @_;
+			"SELECT CASE WHEN hrflow_fetch_vector(link) IS NOT NULL THEN 'ok' END FROM " . $links->($id, $fields) } },
+	{ name => 'hrflow_fetch_vectors', of => 'store',
+		sql => sub { my ($fields, @ids) = @_;
+			"SELECT $statuses FROM hrflow_fetch_vectors((SELECT array_agg(link ORDER BY n)
+				FROM unnest(" . $array->(@ids) . ') WITH ORDINALITY AS u(id, n), ' . $links->('id', $fields) . '))' } });
+
+my $n = 0;
+$_->{key} = 'askr_' . sprintf('%032x', ++$n) foreach @paths;
+my @keys = map { ('--key' => $_) } $Hrflow::StandIn::KEY, map { $_->{key} } @paths;
+my $api = Hrflow::StandIn->new(@keys);
+my $node;
+{
+	my $resolver = Hrflow::Resolver->new(
+		'silent.example' => 'silent',
+		'nobody.example' => 'a..b',
+		'a.private.example' => '127.0.0.1');
+	$node = Hrflow::Node->new('faults', $api,
+		link_hosts => '127.0.0.1, localhost, silent.example, nobody.example, *.private.example',
+		max_response_size => '64kB');
+}
+my $descriptors_are_seen = -e '/proc/self/fd';
+
+sub literal { return "'" . ($_[0] =~ s/'/''/gr) . "'"; }
+
+# What a path asks, of one identifier or of that between two good ones.
+sub question
+{
+	my ($path, $id, $fields, $beside) = @_;
+	my @good = $beside ? map { "$beside,id=" . ++$n } 1 .. 2 : ('nurse-1', 'cook-1');
+	my @ids = map { literal($_) } $path->{single} ? $id : ($good[0], $id, $good[1]);
+	return $path->{sql}->(literal($fields // '{"profile": 1}'), @ids);
+}
+
+# Files of tables are PostgreSQL's to open and close.
+sub descriptors
+{
+	my ($path) = @_;
+	return scalar grep { (readlink($_) // '') !~ m{/(?:base|global|pg_wal)/} }
+	  glob("/proc/$path->{session}{pid}/fd/*");
+}
+
+# New backends, which have as many connections open as a question takes.
+sub warm_up
+{
+	foreach my $path (@paths)
+	{
+		$path->{session}->finish if $path->{session};
+		my $session = $path->{session} = Hrflow::Session->new($node);
+		$session->ask("SET hrflow_embed.api_key = '$path->{key}';
+			SET hrflow_embed.max_attempts = 1;
+			SET hrflow_embed.connect_timeout = '$long';
+			SET hrflow_embed.request_timeout = '$long';");
+		$session->ask("SELECT count(*) FROM hrflow_profile_embeddings('acme', '{fault:latency=100,fault:latency=101,fault:latency=102}');");
+		$session->ask(question($path, 'nurse-2') . ';');
+		$path->{descriptors} = descriptors($path);
+	}
+	return;
+}
+
+# How many more descriptors has a backend open than it had?  What another has
+# closed is closed when it is next looked at.
+sub descriptors_left
+{
+	my ($path, $may_stay) = @_;
+	my $left;
+
+	for (1 .. 30)
+	{
+		$left = descriptors($path) - $path->{descriptors};
+		last if $left <= $may_stay;
+		sleep 0.1;
+		$path->{session}->ask(question($path, 'nurse-3') . ';');
+	}
+	return max($left - $may_stay, 0);
+}
+
+#
+# Play one fault, to every path it can take.
+#
+# A case is a name, the stand-in's faults (or a function that makes an identifier
+# of a word), what comes of it ("STATUS SQLSTATE") and perhaps
+#   settings => {...}     for the statement that meets it
+#   vectors => '...'      what hrflow_profile_vectors makes of it
+#   whole => 1            all elements meet it
+#   fields => '...'
+#   says => qr/.../       found in the errors of the rows
+#   kept => N             descriptors that may stay
+#   first => 1            the same is asked with another identifier before
+#   beside => '...'       asked for beside it, instead of what is good
+#   meanwhile => sub {}   called while the statement runs; gets the number of
+#                         elements asked for
+#
+sub play
+{
+	my ($of, $name, $fault, $outcome, %more) = @_;
+	my @takers = grep { $_->{of} =~ /$of/ } @paths;
+	my %settings = %{ $more{settings} // {} };
+	my $identifier = sub { ref $fault ? $fault->($_[0]) : "fault:$fault,id=$_[0]" };
+
+	foreach my $path (@takers)
+	{
+		$path->{session}->send(join "\n",
+			(map { "SET hrflow_embed.$_ = $settings{$_};" } sort keys %settings),
+			$more{first} ? question($path, $identifier->('first'), $more{fields}) . ';' : (),
+			'\echo fault',
+			'\timing on',
+			question($path, $identifier->(++$n), $more{fields}, $more{beside}) . ';',
+			'\echo state :SQLSTATE',
+			'\timing off',
+			(map { $_ eq 'max_attempts' ? 'SET hrflow_embed.max_attempts = 1;' : /timeout/ ?
+				"SET hrflow_embed.$_ = '$long';" : "RESET hrflow_embed.$_;" } sort keys %settings),
+			'\echo next',
+			question($path, 'nurse-3') . ';',
+			'\echo -- done');
+	}
+	$more{meanwhile}->(sum(map { $_->{single} ? 1 : 3 } @takers)) if $more{meanwhile};
+	foreach my $path (@takers)
+	{
+		my $printed = $path->{session}->wait_for(qr/-- done/);
+		my ($row, $ms, $state, $next) =
+		  $printed =~ /^fault\n(.*\n)?Time: ([\d.]+) ms.*\nstate (\w+)\nnext\n(.*)\n?-- done/m;
+		my ($statuses, $errors) = split /\|/, ($row // '') =~ s/\n//r, 2;
+		my ($status, $sqlstate) = split / /,
+		  $path->{name} =~ /profile_vectors/ && $more{vectors} ? $more{vectors} : $outcome;
+		my $expected = $path->{single} ? ($sqlstate eq '00000' ? 'ok' : $sqlstate)
+		  : $more{whole} ? "$status $status $status" : "ok $status ok";
+		my $got = !defined $state ? "no answer: $printed" : $state eq '00000' ? $statuses : $state;
+
+		is($got, $expected, "$name: $path->{name}() gives $expected");
+		diag($errors) if $got ne $expected && $errors;
+		like($errors, $more{says}, 'and says so') if $more{says} && !$path->{single};
+		cmp_ok($ms // 1e9, '<=', $most_time, sprintf 'in time (%d ms)', $ms // -1);
+		like($next // '', $path->{single} ? qr/^ok/ : qr/^ok ok ok\|/, 'and the next call works');
+	}
+	SKIP:
+	{
+		skip '/proc is not to be had', 1 unless $descriptors_are_seen;
+		is(join(' ', grep { $_ } map { descriptors_left($_, $more{kept} // 0) } @takers), '',
+			"$name: nothing is left open");
+	}
+	return;
+}
+
+sub base64_of { return encode_base64url($_[0]); }
+
+#
+# What the stand-in can play
+#
+my %late = (settings => { request_timeout => $short });
+my %twice = (settings => { max_attempts => 2 });
+my $lost = 'connection_failed 08006';
+my $unreachable = 'connection_failed 08001';
+my $invalid = 'invalid_reply 08P01';
+
+warm_up();
+play('api', @$_) foreach (
+	[ 'no fault', 'id=a', 'ok 00000' ],
+
+	[ 'HTTP 400', 'status=400', 'invalid_request 22023' ],
+	[ 'HTTP 400 for a profile', 'status=400,message=Invalid profile array', 'not_found P0002' ],
+	[ 'HTTP 400 for the source', 'status=400,message=Invalid source array', 'invalid_request 22023' ],
+	[ 'HTTP 400 for a section', q{status=400,message=Invalid key. File doesn't exist}, 'no_vector P0002' ],
+	[ 'HTTP 401', 'status=401', 'unauthorized 28000' ],
+	[ 'HTTP 401 that repeats the key', 'status=401,echo', 'unauthorized 28000' ],
+	[ 'HTTP 402', 'status=402', 'over_quota 53400' ],
+	[ 'HTTP 403', 'status=403', 'unauthorized 28000' ],
+	[ 'HTTP 404', 'status=404', 'not_found P0002' ],
+	[ 'HTTP 404 of somebody else', 'status=404,html', 'http_error 58000' ],
+	[ 'HTTP 408', 'status=408', 'timeout 08006' ],
+	[ 'HTTP 418', 'status=418', 'http_error 58000' ],
+	[ 'HTTP 422', 'status=422', 'invalid_request 22023' ],
+	[ 'HTTP 429', 'status=429', 'rate_limited 53400' ],
+	[ 'HTTP 429 for a long time', 'status=429,retry_after=1000', 'rate_limited 53400', %twice ],
+	[ 'HTTP 500', 'status=500', 'http_error 58000' ],
+	[ 'HTTP 500 twice', 'status=500', 'http_error 58000', %twice ],
+	[ 'HTTP 502 with a page', 'html', 'http_error 58000' ],
+	[ 'HTTP 503 for a long time', 'status=503,retry_after=1000', 'http_error 58000', %twice ],
+	[ 'HTTP 503 until a day', 'status=503,retry_after_date=1000', 'http_error 58000', %twice ],
+	[ 'HTTP 200 whose body says 401', 'code=401', 'unauthorized 28000' ],
+	[ 'HTTP 200 whose body says 500', 'code=500', 'http_error 58000' ],
+	[ 'HTTP 500 whose body says 200', 'status=500,code=200', 'http_error 58000' ],
+	[ 'a redirect', 'redirect', $invalid ],
+	[ 'a redirect for good', 'redirect,status=308', $invalid ],
+
+	[ 'a reset once', 'first=1,reset', 'ok 00000', %twice ],
+	[ 'a broken body once', 'first=1,break=20', 'ok 00000', %twice ],
+	[ 'HTTP 408 once', 'first=1,status=408', 'ok 00000', %twice ],
+	[ 'HTTP 429 once', 'first=1,status=429', 'ok 00000', %twice ],
+	[ 'HTTP 503 once', 'first=1,status=503', 'ok 00000', %twice ],
+
+	[ 'a page', 'html,status=200', $invalid ],
+	[ 'no body', 'empty', $invalid ],
+	[ 'another content type', 'type=text/plain', $invalid ],
+	[ 'no content type', 'notype', $invalid ],
+	[ 'a charset', 'charset', 'ok 00000' ],
+	[ 'half of the JSON', 'truncated', $invalid ],
+	[ 'JSON that nests deeply', 'deep=1000', $invalid ],
+	[ 'bytes that are not UTF-8', 'badutf8', $invalid ],
+	[ 'a NUL', 'nul', $invalid ],
+	[ 'a number that jsonb refuses', 'body=' . base64_of('{"code": 200, "data": {"x": 1e999999}}'), $invalid ],
+	[ 'a list instead of an envelope', 'body=' . base64_of('[1]'), $invalid ],
+	[ 'no data', 'body=' . base64_of('{"code": 200, "message": "OK"}'), $invalid ],
+	[ 'a code that is none', 'body=' . base64_of('{"code": "200", "data": {}}'), $invalid ],
+	[ 'data that is text', 'data=' . base64_of('"x"'), $invalid ],
+	[ 'data without a section', 'data=' . base64_of('{}'), 'ok 00000' ],
+	[ 'a section that is a number', 'data=' . base64_of('{"profile": 1}'), 'ok 00000', vectors => $invalid ],
+	[ 'a list without its first link', 'drop', 'ok 00000', fields => '{"experiences": [0]}' ],
+	[ 'links that tell nothing', 'opaque', 'ok 00000' ],
+
+	[ 'a compressed reply', 'gzip', 'ok 00000' ],
+	[ 'a large reply', 'big=1000000', 'too_large 54000' ],
+	[ 'a reply of spaces', 'big=1000', $invalid ],
+	[ 'a bomb', 'bomb=10000000', 'too_large 54000' ],
+	[ 'ten more headers', 'headers=10', 'ok 00000' ],
+	[ '5,000 more headers', 'headers=5000', 'too_large 54000' ],
+	[ 'a header of 50 kB', 'header_size=50000', 'ok 00000' ],
+	[ 'a header of 200 kB', 'header_size=200000', 'too_large 54000' ],
+	[ 'a header of 80 kB', 'header_size=80000', 'too_large 54000' ],
+
+	[ 'a reset', 'reset', $lost ],
+	[ 'a body that breaks at once', 'break=0', $lost ],
+	[ 'a body that breaks', 'break=20', $lost ],
+	[ 'a late reply', 'latency=60000', 'timeout 08006', %late ],
+	[ 'a reply that comes in the end', 'latency=100', 'ok 00000' ],
+	[ 'silence', 'silent', 'timeout 08006', %late ],
+	[ 'a body that stalls', 'stall=20', 'timeout 08006', %late ],
+	[ 'a body that dribbles too slowly', 'slow=5000', 'timeout 08006', %late ],
+	[ 'a body that dribbles', 'slow=5', 'ok 00000' ]);
+
+play('store', @$_) foreach (
+	[ "no fault of a link's host", 'id=a', 'ok 00000' ],
+	[ 'a link to another host', 'data=' . base64_of('{"profile": "https://other.example/x.hflw"}'), 'link_refused 42501' ],
+	[ 'a link in clear', 'data=' . base64_of('{"profile": "http://other.example/x.hflw"}'), 'link_refused 42501' ],
+	[ 'a link that is none', 'data=' . base64_of('{"profile": "file:///etc/passwd"}'), 'link_refused 42501' ],
+
+	[ 'a link that has expired', 'v.status=403', 'link_expired 58000' ],
+	[ 'HTTP 404 of a link', 'v.status=404', 'http_error 58000' ],
+	[ 'HTTP 408 of a link', 'v.status=408', 'timeout 08006' ],
+	[ 'HTTP 429 of a link', 'v.status=429', 'rate_limited 53400' ],
+	[ 'HTTP 500 of a link', 'v.status=500', 'http_error 58000' ],
+	[ 'HTTP 503 of a link for a long time', 'v.status=503,v.retry_after=1000', 'http_error 58000', %twice ],
+	[ 'a link that is redirected', 'v.redirect', $invalid ],
+	[ 'a reset of a link once', 'v.first=1,v.reset', 'ok 00000', %twice ],
+	[ 'HTTP 503 of a link once', 'v.first=1,v.status=503', 'ok 00000', %twice ],
+
+	[ 'a vector without bytes', 'v.empty', 'invalid_vector 22P03' ],
+	[ 'a vector that is text', 'v.body=' . base64_of('<?xml version="1.0"?>'), 'invalid_vector 22P03' ],
+	[ 'a vector of objects', 'v.dtype=|O', 'invalid_vector 22P03' ],
+	[ 'a vector with NaN', 'v.nan', 'invalid_vector 22P03' ],
+	[ 'a vector cut short', 'v.short', 'invalid_vector 22P03' ],
+	[ 'a vector with more behind it', 'v.trailing', 'invalid_vector 22P03' ],
+	[ 'two rows in one vector', 'v.shape=2xd', 'ok 00000' ],
+	[ 'a vector of doubles, big-endian', 'v.dtype=>f8', 'ok 00000' ],
+	[ "a vector in Fortran's order", 'v.order=F', 'ok 00000' ],
+	[ 'a vector in a newer file', 'v.version=2', 'ok 00000' ],
+	[ 'a vector in base64', 'v.encoding=base64', 'ok 00000' ],
+	[ 'a vector of another type', 'v.type=text/html', 'ok 00000' ],
+
+	[ 'a compressed vector', 'v.gzip', 'ok 00000' ],
+	[ 'a large vector', 'v.big=1000000', 'too_large 54000' ],
+	[ 'a vector of spaces', 'v.big=1000', 'invalid_vector 22P03' ],
+	[ 'a bomb for a vector', 'v.bomb=10000000', 'too_large 54000' ],
+	[ 'a vector with a header of 200 kB', 'v.header_size=200000', 'too_large 54000' ],
+	[ 'a vector with 5,000 headers', 'v.headers=5000', 'too_large 54000' ],
+
+	[ 'a reset of a link', 'v.reset', $lost ],
+	[ 'a vector that breaks at once', 'v.break=0', $lost ],
+	[ 'a vector that breaks', 'v.break=100', $lost ],
+	[ 'a late vector', 'v.latency=60000', 'timeout 08006', %late ],
+	[ 'silence for a link', 'v.silent', 'timeout 08006', %late ],
+	[ 'a vector that stalls', 'v.stall=100', 'timeout 08006', %late ],
+	[ 'a vector that dribbles', 'v.slow=5000', 'timeout 08006', %late ]);
+
+#
+# What only a socket can
+#
+# A peer has an answer of the API and one of a link's host, and spoils them for
+# raw-FAULT-N by these.  They are given the socket, the head of the answer and its
+# body.
+#
+sub without_length { return $_[0] =~ s/^Content-Length:.*\r\n//mir; }
+sub with_length { return without_length($_[0]) . "Content-Length: $_[1]\r\n"; }
+sub with_status { return $_[0] =~ s/^HTTP.*?\r\n/$_[1]\r\n/r; }
+sub chunked { return without_length($_[0]) . "Transfer-Encoding: chunked\r\n\r\n"; }
+sub chunk { return sprintf "%x\r\n%s\r\n", length $_[0], $_[0]; }
+
+# A chunk whose size is a lie.
+sub bad_chunk { return "$_[0]\r\n$_[1]\r\n0\r\n\r\n"; }
+
+sub reset_connection
+{
+	my ($socket) = @_;
+	setsockopt($socket, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0));
+	return;
+}
+
+my $last_chunk = "0\r\n\r\n";
+my %raw = (
+	garbage => sub { my ($s, $head, $body) = @_; print $s "\0\xff what is this\r\n$head\r\n$body" },
+	http09 => sub { my ($s, $head, $body) = @_; print $s $body },
+	http2 => sub { my ($s) = @_; print $s "\0\0\0\x04\0\0\0\0\0" x 3 },
+	no_status => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/1.1 OK'), "\r\n$body" },
+	version => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/9.9 200 OK'), "\r\n$body" },
+	switching => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/1.1 101 Switching Protocols'), "\r\n$body" },
+	no_content => sub { my ($s) = @_; print $s "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n" },
+	continue => sub { my ($s, $head, $body) = @_; print $s "HTTP/1.1 100 Continue\r\n\r\n", "$head\r\n$body" },
+	continues => sub { my ($s, $head, $body) = @_; print $s "HTTP/1.1 100 Continue\r\n\r\n" x 10000, "$head\r\n$body" },
+	headers => sub { my ($s, $head, $body) = @_; print $s $head, (map { "X-$_: x\r\n" } 1 .. 10000), "\r\n$body" },
+	header => sub { my ($s, $head, $body) = @_; print $s $head, 'X: ', 'x' x 1000000, "\r\n\r\n$body" },
+	header_name => sub { my ($s, $head, $body) = @_; print $s $head, 'X' x 1000000, ": x\r\n\r\n$body" },
+	status_line => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/1.1 200 ' . 'x' x 1000000), "\r\n$body" },
+	no_colon => sub { my ($s, $head, $body) = @_; print $s $head, "X\r\n\r\n$body" },
+	nul => sub { my ($s, $head, $body) = @_; print $s $head, "X: a\0b\r\n\r\n$body" },
+	line_feeds => sub { my ($s, $head, $body) = @_; print $s "$head\r\n" =~ s/\r//gr, $body },
+	more => sub { my ($s, $head, $body) = @_; print $s "$head\r\n$body", "$head\r\n$body" },
+	slow_headers => sub { my ($s, $head) = @_; print $s $head; for (1 .. 1000) { sleep 0.05; print $s "X-$_: x\r\n" or last } },
+	retry_after => sub { my ($s, $head) = @_; print $s "HTTP/1.1 503 x\r\nRetry-After: soon\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" },
+	retry_never => sub { my ($s, $head) = @_; print $s "HTTP/1.1 503 x\r\nRetry-After: 99999999999999999999\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" },
+
+	length_none => sub { my ($s, $head, $body) = @_; print $s without_length($head), "\r\n$body" },
+	length_long => sub { my ($s, $head, $body) = @_; print $s with_length($head, 10 + length $body), "\r\n$body" },
+	length_open => sub { my ($s, $head, $body) = @_; print $s with_length($head, 10 + length $body), "\r\n$body"; sleep 600 },
+	length_short => sub { my ($s, $head, $body) = @_; print $s with_length($head, -10 + length $body), "\r\n$body" },
+	length_huge => sub { my ($s, $head, $body) = @_; print $s with_length($head, '5000000000'), "\r\n$body" },
+	length_negative => sub { my ($s, $head, $body) = @_; print $s with_length($head, -5), "\r\n$body" },
+	length_text => sub { my ($s, $head, $body) = @_; print $s with_length($head, 'ten'), "\r\n$body" },
+	length_overflow => sub { my ($s, $head, $body) = @_; print $s with_length($head, '9' x 30), "\r\n$body" },
+	length_twice => sub { my ($s, $head, $body) = @_; print $s $head, "Content-Length: 5\r\n\r\n$body" },
+
+	chunks => sub { my ($s, $head, $body) = @_; print $s chunked($head), (map { chunk($_) } $body =~ /.{1,7}/gs), $last_chunk },
+	chunks_and_length => sub { my ($s, $head, $body) = @_; print $s with_length(chunked($head) =~ s/\r\n$//r, 7), "\r\n", chunk($body), $last_chunk },
+	chunk_long => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk(sprintf('%x', 100 + length $body), $body) },
+	chunk_short => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk(sprintf('%x', -10 + length $body), $body) },
+	chunk_text => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('ten', $body) },
+	chunk_huge => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('f' x 30, $body) },
+	chunk_negative => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('-1', $body) },
+	chunk_extension => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk(sprintf('%x;', length $body) . 'x' x 1000000, $body) },
+	no_end => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body) },
+	no_end_open => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body); sleep 600 },
+	trailer => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body), "0\r\nX: x\r\n\r\n" },
+	trailers => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body), "0\r\n", "X: x\r\n" x 100000, "\r\n" },
+	transfer => sub { my ($s, $head, $body) = @_; print $s without_length($head), "Transfer-Encoding: nonsense\r\n\r\n$body" },
+
+	encoding => sub { my ($s, $head, $body) = @_; print $s $head, "Content-Encoding: nonsense\r\n\r\n$body" },
+	encoding_lie => sub { my ($s, $head, $body) = @_; print $s $head, "Content-Encoding: gzip\r\n\r\n$body" },
+	encoding_cut => sub { my ($s, $head, $body) = @_; print $s with_length($head, 10), "Content-Encoding: gzip\r\n\r\n\x1f\x8b\x08\0\0\0\0\0\0\x03" },
+	encodings => sub { my ($s, $head, $body) = @_; print $s $head, 'Content-Encoding: ', join(', ', ('gzip') x 100), "\r\n\r\n$body" },
+
+	close => sub { },
+	close_in_status => sub { my ($s) = @_; print $s 'HTTP/1.' },
+	close_in_headers => sub { my ($s, $head) = @_; print $s $head },
+	close_in_header => sub { my ($s, $head) = @_; print $s "${head}X-Half" },
+	close_early => sub { my ($s) = @_; print $s "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" },
+	reset => sub { my ($s, $head, $body) = @_; print $s "$head\r\n", substr($body, 0, 50); reset_connection($s) },
+
+	# Of a connection that has served before
+	then_close => sub { },
+	then_reset => sub { my ($s) = @_; reset_connection($s) },
+	then_silent => sub { sleep 600 },
+	then_half => sub { my ($s, $head) = @_; print $s substr($head, 0, 50) });
+
+# The stand-in's answer to a GET, head and body.
+sub answer_of_api
+{
+	my ($path) = @_;
+	my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $api->http) or die $@;
+	my $answer = '';
+
+	print $socket "GET $path HTTP/1.1\r\nHost: 127.0.0.1:", $api->http, "\r\n",
+	  $path =~ m{^/v1/} ? "X-API-KEY: $Hrflow::StandIn::KEY\r\n" : '', "Connection: close\r\n\r\n";
+	1 while sysread($socket, $answer, 65536, length $answer);
+	return split /(?<=\r\n)\r\n/, $answer =~ s/^Connection:.*\r\n//mr, 2;
+}
+
+my @api_answer = answer_of_api('/v1/profile/embedding?source_id=acme&profile_id=nurse-1&fields=%7B%22profile%22:1%7D');
+my ($link_path) = $api_answer[1] =~ m{"http://[^/]+(/[^"]+)"};
+my @link_answer = answer_of_api($link_path);
+
+# It closes after an answer, unless it keeps connections: then faults wait for
+# one that has served.
+sub serve_raw
+{
+	my ($socket, $keeps) = @_;
+
+	for (my $served = 0; defined(my $request = Hrflow::RawPeer::read_request($socket)); $served++)
+	{
+		my ($head, $body) = $request =~ m{^GET /v1/} ? @api_answer : @link_answer;
+
+		$head .= "Connection: close\r\n" unless $keeps;
+		if ($request =~ /raw-(\w+)-(\w+)/ && $2 ne 'first' && ($served || !$keeps))
+		{
+			$raw{$1}->($socket, $head, $body);
+			return;
+		}
+		print $socket "$head\r\n$body";
+		return unless $keeps;
+	}
+	return;
+}
+
+my $raw = Hrflow::RawPeer->new(sub { serve_raw($_[0], 0) });
+my $keeping = Hrflow::RawPeer->new(sub { serve_raw($_[0], 1) });
+
+# Play a fault to the API's answer, and to that of a link's host, which comes to
+# the same or to "link" (undef where that is libcurl's version's to say).
+sub play_raw
+{
+	my ($name, $fault, $outcome, %more) = @_;
+	my $peer = 'http://127.0.0.1:' . ($more{first} ? $keeping : $raw)->port;
+
+	play('api', $name, sub { "raw-$fault-$_[0]" }, $outcome, %more,
+		settings => { %{ $more{settings} // {} }, base_url => "'$peer/v1'" });
+	play('store', "$name, of a link",
+		sub { 'fault:data=' . base64_of(qq({"profile": "$peer/raw-$fault-$_[0].hflw"})) },
+		$more{link} // $outcome, %more)
+	  unless exists $more{link} && !$more{link};
+	return;
+}
+
+my %cut = (link => 'invalid_vector 22P03');
+
+play_raw(@$_) foreach (
+	[ 'garbage before the status line', 'garbage', $invalid ],
+	[ 'HTTP/0.9', 'http09', $invalid ],
+	[ 'HTTP/2 that nobody asked for', 'http2', $invalid ],
+	[ 'a status line without status', 'no_status', $invalid ],
+	[ 'HTTP/9.9', 'version', $invalid ],
+	[ 'HTTP 101', 'switching', 'http_error 58000' ],
+	[ 'HTTP 204', 'no_content', $invalid, %cut ],
+	[ 'HTTP 100 before the reply', 'continue', 'ok 00000' ],
+	[ 'HTTP 100 for ever', 'continues', 'too_large 54000' ],
+	[ '10,000 headers', 'headers', 'too_large 54000' ],
+	[ 'a header of 1 MB', 'header', 'too_large 54000' ],
+	[ 'the name of a header of 1 MB', 'header_name', 'too_large 54000' ],
+	[ 'a status line of 1 MB', 'status_line', 'too_large 54000' ],
+	[ 'a header without a colon', 'no_colon', $invalid ],
+	[ 'a header with a NUL', 'nul', $invalid ],
+	[ 'lines that end in LF', 'line_feeds', 'ok 00000' ],
+	[ 'two replies', 'more', 'ok 00000' ],
+	[ 'headers that dribble', 'slow_headers', 'timeout 08006', %late ],
+	[ 'a Retry-After that is no time', 'retry_after', 'http_error 58000', %twice ],
+	[ 'a Retry-After of an age', 'retry_never', 'http_error 58000', %twice ],
+
+	[ 'a body without length', 'length_none', 'ok 00000' ],
+	[ 'a body that is too short', 'length_long', $lost ],
+	[ 'a body that is too short, and open', 'length_open', 'timeout 08006', %late ],
+	[ 'a body that is too long', 'length_short', $invalid, %cut ],
+	[ 'a length of 5 GB', 'length_huge', $lost ],
+	[ 'a negative length', 'length_negative', $invalid ],
+	[ 'a length that is none', 'length_text', $invalid ],
+	[ 'a length that nothing can hold', 'length_overflow', 'ok 00000' ],
+	[ 'two lengths', 'length_twice', $invalid, link => undef ],
+
+	[ 'small chunks', 'chunks', 'ok 00000' ],
+	[ 'chunks, and a length', 'chunks_and_length', 'ok 00000' ],
+	[ 'a chunk that is too short', 'chunk_long', $lost ],
+	[ 'a chunk that is too long', 'chunk_short', $lost ],
+	[ 'a chunk whose size is no number', 'chunk_text', $lost ],
+	[ 'a chunk that is too large', 'chunk_huge', $lost ],
+	[ 'a chunk of negative size', 'chunk_negative', $lost ],
+	[ 'a chunk with an extension of 1 MB', 'chunk_extension', 'ok 00000' ],
+	[ 'chunks without end', 'no_end', $lost ],
+	[ 'chunks without end, and open', 'no_end_open', 'timeout 08006', %late ],
+	[ 'a trailer', 'trailer', 'ok 00000' ],
+	[ '100,000 trailers', 'trailers', 'too_large 54000' ],
+	[ 'a transfer encoding that is none', 'transfer', $invalid ],
+
+	[ 'a content encoding that is none', 'encoding', $invalid ],
+	[ 'a body that is not compressed', 'encoding_lie', $invalid ],
+	[ 'a compressed body that is cut', 'encoding_cut', $invalid, %cut ],
+	[ 'a body compressed 100 times', 'encodings', $invalid ],
+
+	[ 'an end before the reply', 'close', $lost ],
+	[ 'an end in the status line', 'close_in_status', $lost ],
+	[ 'an end between headers', 'close_in_headers', $lost ],
+	[ 'an end in a header', 'close_in_header', $lost ],
+	[ 'an end before the length', 'close_early', $lost ],
+	[ 'a reset in the body', 'reset', $lost ],
+
+	[ 'a kept connection that is closed', 'then_close', 'ok 00000', first => 1, kept => 3 ],
+	[ 'a kept connection that is reset', 'then_reset', 'ok 00000', first => 1, kept => 3 ],
+	[ 'a kept connection that ends in the headers', 'then_half', $lost, first => 1, kept => 3 ],
+	[ 'a kept connection that is silent', 'then_silent', 'timeout 08006', first => 1, kept => 3, %late ]);
+
+undef $raw;
+undef $keeping;
+warm_up();
+
+#
+# Hosts that cannot be reached, or not be trusted
+#
+# A fault of a whole host: the API's, which all elements meet, or a link's.
+sub play_host
+{
+	my ($name, $origin, $outcome, %more) = @_;
+	my %settings = %{ $more{settings} // {} };
+
+	play('api', $name, 'id=a', $outcome, %more, whole => 1,
+		settings => { %settings, base_url => "'$origin/v1'" });
+	play('store', "$name, for a link", 'data=' . base64_of(qq({"profile": "$origin/x.hflw"})),
+		$more{link} // $outcome, %more);
+	return;
+}
+
+my %no_connection = (settings => { connect_timeout => $short });
+my $closed = do { my $peer = Hrflow::RawPeer->new(undef); $peer->port };
+
+# Nobody accepts: when its queue is full, a connection is never made.
+my $deaf = Hrflow::RawPeer->new(undef, backlog => 0);
+my @queue = map {
+	IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port, Blocking => 0)
+} 1 .. 4;
+
+play_host('a port that is closed', "http://127.0.0.1:$closed", $unreachable);
+play_host('a host that does not accept', 'http://127.0.0.1:' . $deaf->port, $unreachable, %no_connection);
+play_host('a name that nobody has', 'https://nobody.example', $unreachable);
+play('store', 'a public name of a private address',
+	'data=' . base64_of('{"profile": "https://a.private.example/x.hflw"}'), 'link_refused 42501');
+
+# Of connections that were not made in time, no descriptor stays reserved: with
+# some hundred of them nobody else in the backend could have one.
+SKIP:
+{
+	my $session = Hrflow::Session->new($node);
+
+	skip 'dblink is not to be had', 1 if $session->ask('CREATE EXTENSION dblink;') =~ /ERROR/;
+	$session->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $deaf->port . "/v1';
+		SET hrflow_embed.connect_timeout = '200ms';
+		SET hrflow_embed.max_attempts = 1;
+		SET hrflow_embed.max_concurrency = 200;
+		SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 400) i));
+		RESET hrflow_embed.base_url;");
+	like($session->ask('SELECT dblink_connect(' . literal($node->connstr('postgres')) . '), dblink_disconnect();'),
+		qr/OK\|OK/, 'after 400 connections that were not made, others can be');
+	$session->finish;
+}
+
+my %hello = (
+	'closes' => sub { sysread($_[0], my $hello, 16384) },
+	'resets' => sub { sysread($_[0], my $hello, 16384); reset_connection($_[0]) },
+	'speaks HTTP' => sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" },
+	'sends an alert' => sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "\x15\x03\x03\x00\x02\x02\x28" },
+	'sends half a record' => sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "\x16\x03\x03\x10\x00\x02" },
+	'is silent' => sub { sleep 600 });
+foreach my $what (sort keys %hello)
+{
+	my $peer = Hrflow::RawPeer->new($hello{$what});
+	play_host("a host that $what when TLS begins", 'https://localhost:' . $peer->port, $unreachable,
+		%no_connection);
+}
+
+#
+# Certificates
+#
+my $certificates = PostgreSQL::Test::Utils::tempdir();
+my @servers;
+
+sub openssl
+{
+	my @arguments = @_;
+	my $no_input = '';
+	my $err;
+	IPC::Run::run([ 'openssl', @arguments ], '<', \$no_input, '>', \my $out, '2>', \$err,
+		init => sub { chdir $certificates })
+	  or die "openssl @arguments: $err";
+	return;
+}
+
+# A server with one of them.  Whoever trusts it gets a page.
+sub tls_server
+{
+	my ($certificate, @options) = @_;
+	my $log = "$certificates/" . @servers . '.log';
+
+	push @servers, IPC::Run::start(
+		[ 'openssl', 's_server', '-accept', '127.0.0.1:0', '-www', '-cert', "$certificates/$certificate.pem",
+			'-key', "$certificates/server.key", @options ],
+		'<', '/dev/null', '>', $log, '2>', "$log.err");
+	for (1 .. 500)
+	{
+		return $1 if PostgreSQL::Test::Utils::slurp_file($log) =~ /^ACCEPT .*:(\d+)\n/m;
+		sleep 0.02;
+	}
+	die 'openssl s_server does not listen: ' . PostgreSQL::Test::Utils::slurp_file("$log.err");
+}
+
+PostgreSQL::Test::Utils::append_to_file("$certificates/ca.cnf", <<'END');
+[ca]
+default_ca = this
+[this]
+database = issued
+new_certs_dir = .
+rand_serial = yes
+default_md = sha256
+policy = any
+unique_subject = no
+copy_extensions = copy
+[any]
+commonName = supplied
+[req]
+distinguished_name = any_name
+[any_name]
+END
+PostgreSQL::Test::Utils::append_to_file("$certificates/issued", '');
+my @new_key = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes');
+openssl('req', '-x509', '-config', 'ca.cnf', @new_key, '-days', '30', '-subj', "/CN=$_", '-keyout', "$_.key",
+	'-out', "$_.pem", '-addext', 'basicConstraints=critical,CA:TRUE')
+  foreach qw(ca other_ca);
+openssl('req', '-new', '-config', 'ca.cnf', @new_key, '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost',
+	'-keyout', 'server.key', '-out', 'server.csr');
+openssl('req', '-new', '-config', 'ca.cnf', '-key', 'server.key', '-subj', '/CN=other.example',
+	'-addext', 'subjectAltName=DNS:other.example', '-out', 'other.csr');
+openssl('req', '-x509', '-config', 'ca.cnf', '-key', 'server.key', '-days', '30', '-subj', '/CN=localhost',
+	'-addext', 'subjectAltName=DNS:localhost', '-out', 'self.pem');
+foreach my $issue (
+	[ 'good', 'ca', 'server.csr', '20200101000000Z', '20990101000000Z' ],
+	[ 'expired', 'ca', 'server.csr', '20200101000000Z', '20200201000000Z' ],
+	[ 'future', 'ca', 'server.csr', '20980101000000Z', '20990101000000Z' ],
+	[ 'name', 'ca', 'other.csr', '20200101000000Z', '20990101000000Z' ],
+	[ 'stranger', 'other_ca', 'server.csr', '20200101000000Z', '20990101000000Z' ])
+{
+	my ($name, $ca, $request, $start, $end) = @$issue;
+	openssl('ca', '-batch', '-notext', '-config', 'ca.cnf', '-cert', "$ca.pem", '-keyfile', "$ca.key",
+		'-startdate', $start, '-enddate', $end, '-in', $request, '-out', "$name.pem");
+}
+
+foreach my $case (
+	[ 'a good certificate', 'good', $invalid, link => 'invalid_vector 22P03', says => qr/content type|NumPy/ ],
+	[ 'an expired certificate', 'expired', $unreachable, says => qr/expired/ ],
+	[ 'a certificate of the future', 'future', $unreachable, says => qr/not yet valid/ ],
+	[ "another host's certificate", 'name', $unreachable, says => qr/subject name/ ],
+	[ 'a self-signed certificate', 'self', $unreachable, says => qr/self.signed/ ],
+	[ "a stranger's certificate", 'stranger', $unreachable, says => qr/issuer/ ],
+	[ 'TLS 1.1', 'good', $unreachable, options => [ '-tls1_1', '-cipher', 'DEFAULT@SECLEVEL=0' ], says => qr/protocol|version/ ])
+{
+	my ($name, $certificate, $outcome, %more) = @$case;
+	my $port = tls_server($certificate, @{ delete $more{options} // [] });
+	play_host($name, "https://localhost:$port", $outcome, %more,
+		settings => { ca_file => literal("$certificates/ca.pem") });
+}
+foreach my $server (@servers)
+{
+	$server->signal('TERM');
+	$server->finish;
+}
+
+#
+# A name server that never answers: threads that wait for it stay, and each holds
+# a descriptor
+#
+play_host('a name server that is silent', 'https://silent.example', $unreachable, %no_connection, kept => 6);
+warm_up();
+
+#
+# HTTP/2
+#
+# nghttpx speaks it to us, and HTTP/1.1 to a stand-in that can end.  It cannot
+# take any free port and tell which: another is tried if need be.
+#
+my $nghttpx = '/usr/sbin/nghttpx';
+my $proxy_log = PostgreSQL::Test::Utils::tempdir() . '/nghttpx.log';
+
+sub start_proxy
+{
+	my ($backend, $wanted) = @_;
+
+	for (1 .. 5)
+	{
+		my $port = $wanted // PostgreSQL::Test::Cluster::get_free_port();
+		my $proxy = IPC::Run::start(
+			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $backend->http, '--conf=/dev/null',
+				'--workers=1', '--no-ocsp', "--errorlog-file=$proxy_log", '--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64', $api->dir . '/server.key', $api->dir . '/server.pem' ],
+			'<', '/dev/null', '>', '/dev/null', '2>', '/dev/null');
+
+		for (1 .. 500)
+		{
+			return ($port, $proxy) if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+			last unless $proxy->pumpable;
+			sleep 0.02;
+		}
+		$proxy->kill_kill;
+	}
+	die 'nghttpx does not listen: ' . PostgreSQL::Test::Utils::slurp_file($proxy_log);
+}
+
+SKIP:
+{
+	skip "$nghttpx is not to be had", 1 unless -x $nghttpx;
+
+	my $backend = Hrflow::StandIn->new(@keys);
+	my ($port, $proxy) = start_proxy($backend);
+
+	# A backend keeps one connection, or two when one of them has just ended.
+	my $play = sub {
+		my ($of, $name, $fault, $outcome, %more) = @_;
+		play($of, "HTTP/2: $name", $fault, $outcome, %more, kept => 2,
+			settings => { %{ $more{settings} // {} }, ca_file => literal($api->ca),
+				base_url => "'https://localhost:$port/v1'" });
+	};
+
+	$play->('api', @$_) foreach (
+		[ 'no fault', 'id=a', 'ok 00000' ],
+		[ 'a server behind it that resets', 'reset', 'http_error 58000' ],
+		[ 'a stream that is reset', 'break=20', $lost ],
+		[ 'a stream that is reset once', 'first=1,break=20', 'ok 00000', %twice ],
+		[ 'a stream that is silent', 'silent', 'timeout 08006', %late ],
+		[ 'a stream that stalls', 'stall=20', 'timeout 08006', %late ],
+		[ 'a large reply', 'big=1000000', 'too_large 54000' ],
+		[ 'a header of 80 kB', 'header_size=80000', 'http_error 58000' ],    # nghttpx makes it a 502
+		[ 'a redirect', 'redirect', $invalid ]);
+	$play->('store', @$_) foreach (
+		[ 'a link without fault', 'id=a', 'ok 00000' ],
+		[ "a link's stream that is reset", 'v.break=100', $lost ],
+		[ "a link's stream that is silent", 'v.silent', 'timeout 08006', %late ],
+		[ 'a large vector', 'v.big=1000000', 'too_large 54000' ]);
+
+	# All that is asked is in flight when something happens.
+	my $happens = sub {
+		my ($name, $fault, $outcome, $what, %more) = @_;
+		my $before = $backend->stats->{in_flight};    # silent ones are, still
+		$play->('api', $name, $fault, $outcome, %more, beside => "fault:$fault", meanwhile => sub {
+			my ($count) = @_;
+			$backend->wait_until(sub { $_[0]{in_flight} >= $before + $count })
+			  or die "there were never $count requests in flight";
+			$what->();
+		});
+	};
+
+	# What is in flight is finished, and nothing new is begun.
+	$happens->('it ends with GOAWAY', 'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },
+		whole => 1, vectors => $unreachable);
+	$proxy->finish;
+	$play->('api', 'it is gone', 'id=a', $unreachable, whole => 1);
+	($port, $proxy) = start_proxy($backend, $port);
+	$play->('api', 'it is back', 'id=a', 'ok 00000');
+	$happens->('it is killed', 'silent', $lost, sub { $proxy->signal('KILL') }, whole => 1);
+	$proxy->finish;
+	($port, $proxy) = start_proxy($backend, $port);
+	$play->('api', 'it is back again', 'id=a', 'ok 00000');
+	$happens->('the server behind it ends', 'silent', 'http_error 58000', sub { $backend->{process}->signal('KILL') },
+		whole => 1);
+
+	$proxy->signal('TERM');
+	$proxy->finish;
+}
+
+#
+# The API's server ends, and begins anew
+#
+warm_up();
+$api->restart(@keys);
+play($_, "a restart before $_", 'id=a', 'ok 00000') foreach qw(api store);
+
+unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/PANIC|terminated by signal|XX000/,
+	'no backend has met what cannot happen');
+
+$_->{session}->finish foreach @paths;
+
+done_testing();
