@@ -53,8 +53,11 @@ my @paths = (
 				FROM unnest(" . $array->(@ids) . ') WITH ORDINALITY AS u(id, n), ' . $links->('id', $fields) . '))' } });
 
 my $n = 0;
-$_->{key} = 'askr_' . sprintf('%032x', ++$n) foreach @paths;
-my @keys = map { ('--key' => $_) } $Hrflow::StandIn::KEY, map { $_->{key} } @paths;
+foreach my $path (@paths)
+{
+	$path->{$_} = 'askr_' . sprintf('%032x', ++$n) foreach qw(key spare_key);
+}
+my @keys = map { ('--key' => $_) } $Hrflow::StandIn::KEY, map { @$_{qw(key spare_key)} } @paths;
 my $api = Hrflow::StandIn->new(@keys);
 my $node;
 {
@@ -133,6 +136,7 @@ sub descriptors_left
 #   fields => '...'
 #   says => qr/.../       found in the errors of the rows
 #   kept => N             descriptors that may stay
+#   spare_key => 1        met with a key that is not used again
 #   first => 1            the same is asked with another identifier before
 #   beside => '...'       asked for beside it, instead of what is good
 #   meanwhile => sub {}   called while the statement runs; gets the number of
@@ -148,6 +152,7 @@ sub play
 	foreach my $path (@takers)
 	{
 		$path->{session}->send(join "\n",
+			$more{spare_key} ? "SET hrflow_embed.api_key = '$path->{spare_key}';" : (),
 			(map { "SET hrflow_embed.$_ = $settings{$_};" } sort keys %settings),
 			$more{first} ? question($path, $identifier->('first'), $more{fields}) . ';' : (),
 			'\echo fault',
@@ -155,6 +160,7 @@ sub play
 			question($path, $identifier->(++$n), $more{fields}, $more{beside}) . ';',
 			'\echo state :SQLSTATE',
 			'\timing off',
+			"SET hrflow_embed.api_key = '$path->{key}';",
 			(map { $_ eq 'max_attempts' ? 'SET hrflow_embed.max_attempts = 1;' : /timeout/ ?
 				"SET hrflow_embed.$_ = '$long';" : "RESET hrflow_embed.$_;" } sort keys %settings),
 			'\echo next',
@@ -218,7 +224,8 @@ play('api', @$_) foreach (
 	[ 'HTTP 418', 'status=418', 'http_error 58000' ],
 	[ 'HTTP 422', 'status=422', 'invalid_request 22023' ],
 	[ 'HTTP 429', 'status=429', 'rate_limited 53400' ],
-	[ 'HTTP 429 for a long time', 'status=429,retry_after=1000', 'rate_limited 53400', %twice ],
+	[ 'HTTP 429 for a long time', 'status=429,retry_after=1000', 'rate_limited 53400', %twice,
+		spare_key => 1 ],
 	[ 'HTTP 500', 'status=500', 'http_error 58000' ],
 	[ 'HTTP 500 twice', 'status=500', 'http_error 58000', %twice ],
 	[ 'HTTP 502 with a page', 'html', 'http_error 58000' ],
