@@ -1403,7 +1403,8 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	run.max_attempts = get_positive(fcinfo, ARG_MAX_ATTEMPTS, "max_attempts",
 									1000);
 	(void) jitter(run.max_age); /* in range? */
-	run.is_silent = whereToSendOutput != DestRemote ||
+	run.is_silent = MyBackendType != B_BACKEND ||
+		whereToSendOutput != DestRemote ||
 		strncmp(application_name, "pg_cron", strlen("pg_cron")) == 0;
 
 	/* Whatever snapshot the CALL itself has taken goes with this. */

@@ -1,0 +1,161 @@
+# A store that a table of candidates feeds, to be refreshed, disturbed and
+# looked at.
+#
+#   my $store = Hrflow::Store->new($node, $api, 'shop', owner => 'ROLE');
+#   $store->fill(1000)         candidates of occupations, by turns
+#   $store->call('fields => ...')       CALL hrflow_refresh: what psql prints
+#   $store->start_call(...)    does not wait: a handle for $store->finish_call
+#   $store->states             'ok 990, due 10'
+#   $store->wrong_vectors      how many are not what the API gives, or missing
+#   $store->asked              how often each profile was asked for, as a hash
+#
+# It is schema SHOP with the tables candidate (id, hrflow_id, cv, note),
+# embedding and embedding_profile, and claim, with a row for every lease that
+# was taken.
+package Hrflow::Store;
+
+use strict;
+use warnings;
+use IPC::Run ();
+
+our $FIELDS = '{"profile": 1, "skills": 1}';
+
+sub new
+{
+	my ($class, $node, $api, $name, %options) = @_;
+	my $self = bless { node => $node, api => $api, name => $name,
+		owner => $options{owner} // 'keeper' }, $class;
+	my $owner = $self->{owner};
+
+	$node->safe_psql('postgres', <<"END");
+DO \$\$ BEGIN
+	IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '$owner') THEN
+		CREATE ROLE $owner LOGIN;
+	END IF;
+END \$\$;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO $owner;
+GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO $owner;
+CREATE SCHEMA $name AUTHORIZATION $owner;
+END
+	$self->sql(<<"END");
+CREATE TABLE $name.candidate (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	hrflow_id text UNIQUE, cv text, note text);
+SELECT hrflow_create_store('$name.embedding', 'real[]');
+SELECT hrflow_track_table('$name.embedding', '$name.candidate', 'hrflow_id',
+	source_id => 'acme', refresh_columns => '{cv}');
+CREATE TABLE $name.claim (profile_id text, state text);
+CREATE FUNCTION $name.note_claim() RETURNS trigger LANGUAGE plpgsql AS \$\$
+BEGIN
+	INSERT INTO $name.claim VALUES (OLD.profile_id, OLD.state);
+	RETURN NULL;
+END \$\$;
+CREATE TRIGGER note_claim AFTER UPDATE ON $name.embedding_profile FOR EACH ROW
+	WHEN (NEW.lease_until > OLD.lease_until OR (OLD.lease_until IS NULL AND NEW.lease_until IS NOT NULL))
+	EXECUTE FUNCTION $name.note_claim();
+END
+	return $self;
+}
+
+# As the store's owner.
+sub sql
+{
+	my ($self, $sql) = @_;
+	return $self->{node}->safe_psql('postgres', "SET ROLE $self->{owner};\n$sql");
+}
+
+sub fill
+{
+	my ($self, $n) = @_;
+
+	$self->sql("INSERT INTO $self->{name}.candidate (hrflow_id)
+		SELECT (ARRAY['nurse', 'welder', 'cook', 'driver'])[1 + i % 4] || '-' || i FROM generate_series(1, $n) i");
+	return;
+}
+
+sub _statement
+{
+	my ($self, $arguments) = @_;
+	return "CALL hrflow_refresh('$self->{name}.embedding', "
+	  . join(', ', $arguments // (), $arguments && $arguments =~ /fields/ ? () : "fields => '$FIELDS'") . ')';
+}
+
+sub start_call
+{
+	my ($self, $arguments, %options) = @_;
+	my %call = (out => '', err => '');
+
+	local $ENV{PGOPTIONS} = $options{settings}
+	  ? join(' ', map { "-c $_=$options{settings}{$_}" } sort keys %{ $options{settings} }) : '';
+	local $ENV{PGAPPNAME} = $options{application} // 'refresh';
+	$call{process} = IPC::Run::start(
+		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $self->{node}->connstr('postgres'),
+			'-c', 'SET ROLE ' . ($options{role} // $self->{owner}), '-c', $self->_statement($arguments) ],
+		'<', \'', '>', \$call{out}, '2>', \$call{err}, IPC::Run::timeout(300));
+	return \%call;
+}
+
+sub finish_call
+{
+	my ($self, $call) = @_;
+
+	$call->{process}->finish;
+	return $call->{out} . $call->{err};
+}
+
+sub call
+{
+	my ($self, @arguments) = @_;
+	return $self->finish_call($self->start_call(@arguments));
+}
+
+sub states
+{
+	my ($self) = @_;
+	return $self->sql("SELECT string_agg(state || ' ' || n, ', ' ORDER BY state COLLATE \"C\")
+		FROM (SELECT state, count(*) AS n FROM $self->{name}.embedding_profile GROUP BY 1) s");
+}
+
+# What is not due by itself yet, or leased by who is no more.
+sub hasten
+{
+	my ($self, $where) = @_;
+
+	$self->sql("UPDATE $self->{name}.embedding_profile SET lease_until = NULL, due_at = LEAST(due_at, now()) WHERE "
+		. ($where // "state = 'due'"));
+	return;
+}
+
+sub wrong_vectors
+{
+	my ($self, $where) = @_;
+	$where //= 'true';
+	return $self->sql(<<"END");
+SELECT count(*) FROM (SELECT profile_id, section, item, vector FROM $self->{name}.embedding WHERE $where) e
+FULL JOIN (SELECT profile_id, section, item, vector FROM hrflow_profile_vectors('acme',
+	(SELECT array_agg(profile_id) FROM $self->{name}.embedding_profile WHERE $where), '$FIELDS')) v
+USING (profile_id, section, item) WHERE e.vector IS DISTINCT FROM v.vector
+END
+}
+
+# Profiles as the API was asked for them.
+sub asked
+{
+	my ($self) = @_;
+	my %asked;
+
+	foreach my $request ($self->{api}->log)
+	{
+		$asked{$1}++ if ($request->{query} // '') =~ /profile_id=([^&]+)/;
+	}
+	return \%asked;
+}
+
+# The backends that refresh.
+sub backends
+{
+	my ($self) = @_;
+	return split /\n/, $self->{node}->safe_psql('postgres',
+		"SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active'");
+}
+
+1;

@@ -1,0 +1,411 @@
+# A store's refresh as others see it: several at once, by pg_cron, killed,
+# cancelled, with the network or the server gone; what it locks, what it writes
+# and what it leaves; and who may make whom do what.  SQL sees neither what is
+# asked nor other sessions.
+use strict;
+use warnings;
+use Hrflow::Disturb;
+use Hrflow::Node;
+use Hrflow::RawPeer;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use IPC::Run ();
+use List::Util qw(max sum);
+use PostgreSQL::Test::Utils ();
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+my $api = Hrflow::StandIn->new('--latency' => 20, '--dim' => 64);
+my %settings = (link_hosts => '127.0.0.1', max_attempts => 1);
+my $node = Hrflow::Node->new('refresh', $api, %settings);
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+#
+# pg_cron begins a job with the minute: meanwhile all else is tested.
+#
+my ($cron, $cron_api, $cron_store);
+if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
+{
+	$cron_api = Hrflow::StandIn->new('--latency' => 20, '--dim' => 64);
+	$cron = Hrflow::Node->new('cron', $cron_api, %settings,
+		shared_preload_libraries => 'pg_cron',
+		'cron.database_name' => 'postgres',
+		'cron.use_background_workers' => 'on');
+	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
+	$cron_store = Hrflow::Store->new($cron, $cron_api, 'shop');
+	$cron->safe_psql('postgres', 'GRANT USAGE ON SCHEMA cron TO keeper');
+	$cron_store->fill(2000);
+	my $again = $cron_store->sql("SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');
+		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');");
+	my ($first, $second) = split /\n/, $again;
+	is($first, $second, 'scheduled twice, a store has one job');
+
+	# One that overlaps with it
+	$cron_store->sql("SELECT cron.schedule('overlap', '* * * * *', (SELECT command FROM cron.job))");
+}
+
+#
+# Four at once
+#
+my $store = Hrflow::Store->new($node, $api, 'shop');
+$store->fill(5000);
+$api->reset;
+my @calls = map { $store->start_call } 1 .. 4;
+my @printed = map { $store->finish_call($_) } @calls;
+like($_, qr/^INFO:.* shop\.embedding: \d+ refreshed, 0 to be tried again, 0 failed, 0 not found, 0 gone/m,
+	'one of four that run at once') foreach @printed;
+is(sum(map { /: (\d+) refreshed/ } @printed), 5000, 'together they refresh all profiles');
+my $asked = $store->asked;
+is(scalar(keys %$asked), 5000, 'and ask for all');
+is(max(values %$asked), 1, 'for each once');
+is($store->states, 'ok 5000', 'all are ok');
+is($store->wrong_vectors("profile_id LIKE '%5'"), 0, 'with their vectors');
+
+#
+# Nothing has changed
+#
+sub written
+{
+	return $store->sql("SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables
+		WHERE relid = 'shop.embedding'::regclass");
+}
+my $written = written();
+like($written, qr/^10000\|0\|0$/, 'every vector was written once');
+$store->hasten("substr(profile_id, 1, 1) = 'n'");
+$api->reset;
+like($store->call, qr/ 1250 refreshed/, 'what is due again is asked for again');
+is(scalar(keys %{ $store->asked }), 1250, 'indeed');
+is(written(), $written, 'and where nothing has changed no vector is written');
+
+#
+# Whoever uses the candidates meanwhile does not wait
+#
+$store->hasten("substr(profile_id, 1, 1) = 'w'");
+my $watcher = Hrflow::Session->new($node);
+$watcher->ask("SET lock_timeout = '100ms';");
+my $call = $store->start_call('batch_size => 50');
+my ($locks, $waits) = (0, 0);
+until ($call->{err} =~ /refreshed, /)
+{
+	$waits++ if $watcher->ask('BEGIN; LOCK TABLE shop.candidate IN ACCESS EXCLUSIVE MODE; COMMIT;') =~ /ERROR/;
+	$locks++;
+	last unless $call->{process}->pumpable;
+	$call->{process}->pump_nb;
+}
+like($store->finish_call($call), qr/ 1250 refreshed/, 'watched, it refreshes');
+is($waits, 0, "and the table of candidates could be locked at any time ($locks times)");
+
+#
+# What changes while it is fetched
+#
+$store->sql(q{DELETE FROM shop.candidate;
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:latency=1500,id=nurse'), ('fault:latency=1500,id=cook'), ('fault:latency=1500,id=driver')});
+$api->reset;
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 3 });
+my %seen;
+$seen{ $watcher->ask("SELECT wait_event_type, backend_xid, backend_xmin,
+	(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid')
+	FROM pg_stat_activity a WHERE application_name = 'refresh' AND state = 'active';") =~ s/\n.*//sr }++ for 1 .. 50;
+is_deeply([ keys %seen ], ['Extension|||0'],
+	'while the network is awaited there is neither a transaction, a snapshot nor a lock');
+$store->sql(q{UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id LIKE '%nurse';
+	DELETE FROM shop.candidate WHERE hrflow_id LIKE '%cook'});
+like($store->finish_call($call), qr/: 2 refreshed/, 'of three profiles two change while they are fetched');
+is($store->sql("SELECT profile_id, state, generation, attempts, lease_until FROM shop.embedding_profile ORDER BY 1"),
+	"fault:latency=1500,id=driver|ok|0|0|\nfault:latency=1500,id=nurse|ok|1|0|",
+	'the one that was deleted is not written');
+is_deeply($store->asked, { map { ("fault:latency=1500,id=$_->[0]" =~ s/([:=,])/sprintf('%%%02X', ord $1)/ger => $_->[1]) }
+	[ nurse => 2 ], [ cook => 1 ], [ driver => 1 ] },
+	'the one that was marked is fetched once more');
+is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
+	"fault:latency=1500,id=driver\nfault:latency=1500,id=nurse", 'and has vectors');
+
+#
+# Gone
+#
+sub gone_run
+{
+	my ($missing, $good) = @_;
+
+	$store->sql("DELETE FROM shop.candidate;
+		DELETE FROM shop.embedding_profile;
+		DELETE FROM shop.embedding;
+		INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, $good) i;
+		INSERT INTO shop.candidate (hrflow_id) SELECT 'nurse-' || i FROM generate_series(1, $missing) i;");
+	$store->call;
+
+	# They are deleted from the account: the API would not know them
+	$store->sql("UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id WHERE profile_id LIKE 'nurse%';
+		UPDATE shop.embedding SET profile_id = 'missing-' || profile_id WHERE profile_id LIKE 'nurse%';");
+	$store->hasten('true');
+	my $first = $store->call;
+	$store->hasten('true');
+	return ($first, $store->call);
+}
+my ($first, $second) = gone_run(19, 2);
+like($first, qr/: 2 refreshed, .* 19 not found, 0 gone/, 'at first what the API does not know is missing');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"), 0,
+	'the next time its vectors are erased');
+like($second, qr/: 2 refreshed, .* 0 not found, 19 gone/, 'and it is gone');
+($first, $second) = gone_run(21, 390);
+like($second, qr/WARNING:  .*refresh of shop\.embedding was stopped: too many profiles are gone/,
+	'more than 20, and more than a twentieth, stop the run');
+is($store->states, 'missing 21, ok 390', 'and none is gone');
+is($store->wrong_vectors("profile_id LIKE 'cook-1%'"), 0, 'others are kept');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"), 42,
+	'and they keep their vectors');
+($first, $second) = gone_run(21, 420);
+like($second, qr/ 21 gone/, 'less than a twentieth may go');
+
+#
+# Where everything is wrong nothing is erased
+#
+$store->sql("DELETE FROM shop.candidate; DELETE FROM shop.embedding_profile; DELETE FROM shop.embedding;");
+$store->fill(40);
+$store->call;
+my $peer = Hrflow::RawPeer->new(sub {
+	my ($socket) = @_;
+	while (Hrflow::RawPeer::read_request($socket))
+	{
+		print $socket "HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 9\r\n\r\nNot Found";
+	}
+});
+my %nowhere = ('hrflow_embed.base_url' => 'http://127.0.0.1:' . $peer->port . '/v1');
+for my $run (1 .. 2)
+{
+	$store->hasten('true');
+	like($store->call(undef, role => 'keeper', settings => \%nowhere),
+		qr/WARNING:  .*refresh of shop\.embedding was stopped: nothing was answered/,
+		"an address that answers 404 to everything stops run $run");
+}
+$peer->stop;
+is($store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$) FROM shop.embedding_profile'), 'ok0',
+	'no state changes');
+is($store->sql('SELECT count(*) FROM shop.embedding'), 80, 'no vector goes');
+
+$store->hasten('true');
+like($store->call(undef, settings => { 'hrflow_embed.api_key' => 'askr_' . 'f' x 32 }),
+	qr/WARNING:  .*was stopped: HrFlow API refused the API key/, 'a wrong key stops the run');
+is($store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$), count(lease_until) FROM shop.embedding_profile'), 'ok0|0',
+	'and no state changes, and no lease is left');
+$store->sql("INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('unknown-1', 'a'), ('unknown-1', 'b')");
+for my $run (1 .. 2)
+{
+	$store->hasten('true');
+	my $out = $store->call;
+	like($out, qr/WARNING:  .*leaves a source out: the API does not know it\nDETAIL:  Source "unknown-1"/,
+		'a source of another account is left out');
+	like($out, qr/: 40 refreshed/, 'the others are refreshed');
+}
+is($store->sql("SELECT state, attempts FROM shop.embedding_profile WHERE source_id = 'unknown-1'"), "due|0\ndue|0",
+	'and its profiles stay due');
+$store->sql("SELECT hrflow_untrack('shop.embedding', 'unknown-1', '{a,b}')");
+
+# A refusal in the middle keeps what was fetched
+$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=402,id=nurse')");
+$store->hasten('true');
+like($store->call('batch_size => 10'), qr/WARNING:  .*was stopped: HrFlow account is over its quota/, 'so does a quota');
+is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
+	'no attempt is counted');
+$store->sql("DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault%'");
+
+#
+# A section without a vector, and what needs another try
+#
+$store->call;
+$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('novector-nurse'), ('fault:first=1,status=500,id=cook')");
+$api->reset;
+like($store->call, qr/: 1 refreshed, 1 to be tried again/, 'one without skills, one that fails');
+is($store->asked->{'novector-nurse'}, 3, 'the first is asked for again section by section');
+is($store->sql("SELECT profile_id, section FROM shop.embedding WHERE profile_id ~ 'novec|fault'"), 'novector-nurse|profile',
+	'and what it has is there');
+$store->hasten;
+like($store->call, qr/: 1 refreshed/, 'the second is fetched at the second attempt');
+is($store->sql("SELECT state, attempts, last_error FROM shop.embedding_profile WHERE profile_id ~ 'fault'"), 'ok|0|',
+	'and all is forgotten');
+
+#
+# Cancelled
+#
+$store->sql("INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:silent,id=' || i FROM generate_series(1, 100) i");
+$api->reset;
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 32 });
+my $began = time;
+sql("SELECT pg_cancel_backend($_)") foreach $store->backends;
+like($store->finish_call($call), qr/57014: canceling statement/, 'it can be cancelled');
+cmp_ok(time - $began, '<', 1, 'at once');
+is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
+	'and gives its leases back');
+
+# Its time may be bounded
+$began = time;
+like($store->call("time_budget => '500ms'"), qr/: 0 refreshed/, 'its time is bounded');
+cmp_ok(time - $began, '<', 3, 'truly');
+is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
+	'what it had no time for is as before');
+like($store->call('max_profiles => 0'), qr/: 0 refreshed/, 'and so is the number');
+$store->sql("DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault:silent%'");
+
+#
+# Killed, crashed, without network, at random points
+#
+Hrflow::Disturb::run($node, $api, 2000, qw(kill crash network));
+
+#
+# Who may do what
+#
+$node->safe_psql('postgres', 'CREATE ROLE application LOGIN;
+	GRANT USAGE ON SCHEMA shop TO application;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON shop.candidate TO application');
+is(sql("SET ROLE application;
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-1'), ('teacher-2');
+	UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id = 'teacher-1';
+	DELETE FROM shop.candidate WHERE hrflow_id = 'teacher-2';
+	RESET ROLE;
+	SELECT profile_id, generation FROM shop.embedding_profile WHERE profile_id LIKE 'teacher%'"), 'teacher-1|1',
+	'who writes candidates needs no right on the store');
+like($node->error_of("SET ROLE application; SELECT * FROM shop.embedding"), qr/^42501/, 'and has none');
+like($store->call(undef, role => 'postgres'),
+	qr/ERROR:  42501: .*\nHINT:.*SET ROLE/s, 'a superuser does not refresh the store of another role');
+like($store->call(undef, role => 'application'), qr/ERROR:  42501/, 'nor does anybody else');
+
+# An owner plants code wherever it could run
+sql(q{CREATE ROLE mallory LOGIN;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory;
+	CREATE SCHEMA trap AUTHORIZATION mallory;
+	CREATE TABLE trap_log (who name, how text);
+	GRANT INSERT, SELECT ON trap_log TO PUBLIC;
+	SET ROLE mallory;
+	SELECT hrflow_create_store('trap.embedding', 'real[]');
+	CREATE FUNCTION trap.spring() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.trap_log VALUES (current_user, TG_OP);
+		BEGIN
+			SET ROLE postgres;
+			INSERT INTO public.trap_log VALUES (current_user, 'set role');
+		EXCEPTION WHEN OTHERS THEN
+			INSERT INTO public.trap_log VALUES (current_user, SQLSTATE);
+		END;
+		RETURN NEW;
+	END $$;
+	CREATE FUNCTION trap.check_it(text) RETURNS bool LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.trap_log VALUES (current_user, 'check');
+		RETURN true;
+	END $$;
+	CREATE TRIGGER spring BEFORE INSERT OR UPDATE OR DELETE ON trap.embedding_profile FOR EACH ROW EXECUTE FUNCTION trap.spring();
+	ALTER TABLE trap.embedding_profile ADD CHECK (trap.check_it(profile_id)), ALTER due_at SET DEFAULT CASE WHEN trap.check_it('') THEN now() END;
+	CREATE POLICY look ON trap.embedding_profile USING (trap.check_it(profile_id));
+	ALTER TABLE trap.embedding_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+	CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE sql AS $$ INSERT INTO public.trap_log VALUES (current_user, 'now'); SELECT pg_catalog.now() $$;
+	ALTER ROLE mallory SET search_path = trap, pg_catalog;
+	RESET ROLE;
+	TRUNCATE trap_log;});
+$node->psql('postgres', "SET search_path = trap, public;
+	SELECT public.hrflow_track('trap.embedding', 'acme', '{a,b}');
+	SELECT public.hrflow_mark_due('trap.embedding', 'acme', '{a}');
+	SELECT * FROM public.hrflow_store_status('trap.embedding');
+	SELECT * FROM public.hrflow_store_failures('trap.embedding');
+	SELECT public.hrflow_retry('trap.embedding');
+	SELECT public.hrflow_untrack('trap.embedding', 'acme', '{b}');
+	SELECT * FROM public.hrflow_match('trap.embedding', '{1,2}');
+	SELECT public.hrflow_track_table('trap.embedding', 'shop.candidate', 'hrflow_id', 'acme');
+	SELECT public.hrflow_drop_store('trap.embedding');");
+is(sql('SELECT string_agg(DISTINCT who, $$ $$) FROM trap_log'), 'mallory',
+	'what the owner of a store has planted there runs as the owner');
+like(sql('SELECT string_agg(DISTINCT how, $$ $$) FROM trap_log'), qr/42501/, 'who cannot become another role');
+unlike(sql('SELECT string_agg(DISTINCT how, $$ $$) FROM trap_log'), qr/set role|now/, 'indeed');
+
+#
+# Partitions
+#
+$store->sql(q{
+	CREATE TABLE shop.part (id int, hrflow_id text) PARTITION BY RANGE (id);
+	CREATE TABLE shop.part_1 PARTITION OF shop.part FOR VALUES FROM (0) TO (10);
+	CREATE TABLE shop.part_2 PARTITION OF shop.part FOR VALUES FROM (10) TO (20);
+	SELECT hrflow_create_store('shop.parts', 'real[]');
+	SELECT hrflow_track_table('shop.parts', 'shop.part', 'hrflow_id', 'acme');
+	INSERT INTO shop.part VALUES (1, 'nurse-1'), (11, 'nurse-11');
+	INSERT INTO shop.part_2 VALUES (12, 'nurse-12');});
+is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'), "nurse-1\nnurse-11",
+	'rows written to a partitioned table are tracked, those written to a partition are not');
+is($store->sql("SELECT hrflow_track_table('shop.parts', 'shop.part', 'hrflow_id', 'acme')"), 1, 'until it is reconciled');
+$store->sql('DELETE FROM shop.part WHERE id < 10');
+is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'), "nurse-11\nnurse-12", 'a DELETE erases');
+
+# The store in partitions: a shard is any pair of tables of that shape
+$store->sql(q{
+	CREATE TABLE shop.shard (LIKE shop.parts INCLUDING ALL) PARTITION BY HASH (profile_id);
+	CREATE TABLE shop.shard_profile (LIKE shop.parts_profile INCLUDING ALL) PARTITION BY HASH (profile_id);
+	CREATE TABLE shop.shard_0 PARTITION OF shop.shard FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+	CREATE TABLE shop.shard_1 PARTITION OF shop.shard FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+	CREATE TABLE shop.shard_profile_0 PARTITION OF shop.shard_profile FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+	CREATE TABLE shop.shard_profile_1 PARTITION OF shop.shard_profile FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+	SELECT hrflow_track('shop.shard', 'acme', '{nurse-1,nurse-2,nurse-3,nurse-4,nurse-5,nurse-6,nurse-7,nurse-8}');});
+my ($n) = $store->sql('SELECT count(*) FROM shop.shard_profile_1');
+cmp_ok($n, '>', 0, 'a store in partitions');
+$node->safe_psql('postgres', "SET ROLE keeper; SET application_name = pg_cron; CALL hrflow_refresh('shop.shard_1', profiles => 'shop.shard_profile_1')"
+	=~ s/SET ROLE keeper; /SET ROLE keeper;\n/r =~ s/; CALL/;\nCALL/r);
+is($store->sql("SELECT state, count(*) FROM shop.shard_profile GROUP BY 1 ORDER BY 1"),
+	join("\n", 'due|' . (8 - $n), "ok|$n"), 'is refreshed partition by partition');
+
+#
+# Dumped, restored, and refreshed
+#
+$store->sql("DELETE FROM shop.candidate; DROP TABLE shop.shard, shop.shard_profile, shop.part, shop.parts, shop.parts_profile;");
+$store->fill(20);
+$store->call('max_profiles => 10');
+my $dump = $node->basedir . '/shop.sql';
+IPC::Run::run([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'shop', '-f', $dump ]) or die;
+my $other_api = Hrflow::StandIn->new('--dim' => 64);
+my $other = Hrflow::Node->new('restored', $other_api, %settings);
+$other->safe_psql('postgres', 'CREATE ROLE keeper; CREATE ROLE application;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;
+	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper');
+ok(IPC::Run::run([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $other->connstr('postgres'), '-f', $dump ],
+	'>', \my $restored), 'the dump of the schema alone is restored');
+my $there = bless { %$store, node => $other, api => $other_api }, 'Hrflow::Store';
+is($there->states, 'due 10, ok 10', 'states are those of the dump');
+$there->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-1')");
+like($there->call, qr/: 11 refreshed/, 'and the refresh goes on');
+is($there->wrong_vectors, 0, 'to the right vectors');
+is(max(values %{ $there->asked }), 2, 'asked for once more by this test alone');
+
+like($other->error_of('DROP EXTENSION hrflow_embed'), qr/^2BP01/, 'tables are fed by the extension');
+$other->safe_psql('postgres', 'SET client_min_messages = error; DROP EXTENSION hrflow_embed CASCADE');
+is($there->sql('SELECT count(*) FROM shop.embedding'), 42, 'when it is dropped the tables stay');
+$there->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-2')");
+$other->safe_psql('postgres', 'CREATE EXTENSION hrflow_embed;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;
+	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper');
+is($there->sql("SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme')"), 1,
+	'and once it is back they are fed again');
+
+#
+# pg_cron, meanwhile
+#
+SKIP:
+{
+	skip 'pg_cron is not to be had', 6 unless $cron;
+	ok($cron->poll_query_until('postgres',
+		"SELECT count(*) >= 2 AND bool_and(status = 'succeeded') FROM (SELECT status FROM cron.job_run_details ORDER BY runid LIMIT 2) d"),
+		'pg_cron runs two jobs at once');
+	diag($cron->safe_psql('postgres', 'SELECT status, return_message FROM cron.job_run_details'))
+	  if $cron_store->states ne 'ok 2000';
+	is($cron_store->states, 'ok 2000', 'they refresh the store');
+	my $by_cron = $cron_store->asked;
+	is(max(values %$by_cron), 1, 'and ask for each profile once');
+	is($cron_store->wrong_vectors("profile_id LIKE '%5'"), 0, 'for its right vectors');
+	like($cron_store->sql("SELECT last_run FROM hrflow_store_status('shop.embedding')"), qr/^20\d\d-/,
+		'the last run is in the status');
+	unlike(PostgreSQL::Test::Utils::slurp_file($cron->logfile), qr/refreshed, /, 'under pg_cron it is silent');
+	is($cron_store->sql("SELECT hrflow_unschedule('shop.embedding'); SELECT jobname FROM cron.job"), "t\noverlap",
+		'and it can be unscheduled');
+}
+
+$_->finish foreach $watcher;
+done_testing();
