@@ -634,6 +634,21 @@ write_vectors(Run *run, const Plans *plans, List *profiles)
 }
 
 /*
+ * Is this an error of the server's or for a person's sake, rather than of
+ * what was written?
+ */
+static bool
+is_of_server(int sqlerrcode)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
+
+	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_INTERNAL_ERROR);
+}
+
+/*
  * The same in a subtransaction.  Returns NULL, or the error's message: that
  * of a vector the column does not take, or of a trigger or constraint of the
  * user's.
@@ -643,7 +658,7 @@ try_write_vectors(Run *run, const Plans *plans, List *profiles)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	char	   *volatile message = NULL;
+	ErrorData  *volatile error = NULL;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -654,20 +669,20 @@ try_write_vectors(Run *run, const Plans *plans, List *profiles)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
-		message = error->message ? error->message : pstrdup("unknown error");
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	return message;
+
+	if (error == NULL)
+		return NULL;
+	if (is_of_server(error->sqlerrcode))
+		ReThrowError(error);
+	return error->message ? error->message : pstrdup("unknown error");
 }
 
 /*
@@ -1179,6 +1194,8 @@ try_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 		MemoryContextSwitchTo(run->context);
 		error = CopyErrorData();
 		FlushErrorState();
+		while (ActiveSnapshotSet())
+			PopActiveSnapshot();
 		SPI_rollback();
 		MemoryContextSwitchTo(context);
 		release_batch(run, profiles,

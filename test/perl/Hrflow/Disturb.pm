@@ -16,17 +16,17 @@ my %disturb = (
 	kill => sub
 	{
 		my ($node, undef, @backends) = @_;
-		kill 'KILL', @backends[0 .. 0] if @backends;
+		kill 'KILL', $backends[0] if @backends;		# all others end too
 	},
 	terminate => sub
 	{
 		my ($node, undef, @backends) = @_;
-		$node->safe_psql('postgres', "SELECT pg_terminate_backend($backends[0])") if @backends;
+		$node->safe_psql('postgres', "SELECT pg_terminate_backend($_)") foreach @backends;
 	},
 	cancel => sub
 	{
 		my ($node, undef, @backends) = @_;
-		$node->safe_psql('postgres', "SELECT pg_cancel_backend($backends[0])") if @backends;
+		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach @backends;
 	},
 	crash => sub
 	{
@@ -66,7 +66,7 @@ sub run
 	foreach my $disturbance (@disturbances)
 	{
 		# What it has to do, when it is disturbed, however far it came
-		my @calls = map { $store->start_call('batch_size => ' . (16 + int rand 100)) } 1 .. 2;
+		my @calls = map { $store->start_call("time_budget => '2s', batch_size => " . (16 + int rand 100)) } 1 .. 2;
 		sleep 0.1 + rand 0.5;
 
 		# Its log goes with the stand-in
