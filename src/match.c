@@ -775,7 +775,7 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 					dimension);
 	expression = strcmp(store.vector_type, type) == 0 ? pstrdup("vector") :
 		psprintf("(vector::%s)", type);
-	statement = psprintf("CREATE INDEX%s ON %s USING hnsw (%s %s.%s_cosine_ops) WHERE section = %s",
+	statement = psprintf("CREATE INDEX%s ON %s USING hnsw (%s %s.%s_cosine_ops) WHERE section OPERATOR(pg_catalog.=) %s",
 						 store.vectors->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
 						 "" : " CONCURRENTLY",
 						 store.vectors_name, expression, schema,
