@@ -17,6 +17,9 @@ use HTTP::Tiny;
 use IPC::Run ();
 use JSON::PP;
 use PostgreSQL::Test::Utils ();
+use Scalar::Util qw(weaken);
+
+my @started;
 
 our $KEY = 'askr_0123456789abcdef0123456789abcdef';
 
@@ -29,7 +32,16 @@ sub new
 	  unless $ENV{HRFLOW_API};
 	$self->{dir} = PostgreSQL::Test::Utils::tempdir_short();
 	$self->_start(@options);
+	weaken($started[@started] = $self);
 	return $self;
+}
+
+# What is still there when perl takes everything down cannot be stopped in an
+# orderly way: IPC::Run may have lost what it needs.
+END
+{
+	local $?;
+	eval { $_->stop } foreach grep { defined } @started;
 }
 
 sub _start
