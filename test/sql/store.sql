@@ -104,6 +104,26 @@ CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, attempts, last_error FROM talent.state;
 SELECT DISTINCT profile_id FROM talent.embedding ORDER BY 1;
 
+-- Many at once that are refused: the error can be caught
+ALTER TABLE talent.embedding_profile ADD CONSTRAINT no_bakers CHECK (profile_id NOT LIKE 'baker%');
+CREATE TABLE talent.many (id text);
+SELECT hrflow_track_table('talent.embedding', 'talent.many', 'id', source_id => 'acme');
+DO $$
+BEGIN
+	INSERT INTO talent.many VALUES ('driver-1');
+	BEGIN
+		INSERT INTO talent.many SELECT 'baker-' || i FROM generate_series(1, 2000) i;
+	EXCEPTION WHEN check_violation THEN
+		RAISE WARNING '%', SQLERRM;
+	END;
+	INSERT INTO talent.many VALUES ('driver-2');
+END $$;
+SELECT * FROM talent.many;
+SELECT profile_id, state FROM talent.state WHERE profile_id ~ 'baker|driver';
+DROP TABLE talent.many;
+SELECT hrflow_untrack('talent.embedding', 'acme', '{driver-1,driver-2}');
+ALTER TABLE talent.embedding_profile DROP CONSTRAINT no_bakers;
+
 -- By reference, by e-mail
 SELECT hrflow_create_store('talent.by_reference', 'real[]', 'reference');
 SELECT hrflow_create_store('talent.by_email', 'real[]', 'email');
