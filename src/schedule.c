@@ -181,7 +181,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	char	   *schedule;
 	char	   *job;
 	char	   *command;
-	char	   *id;
+	int64		id;
 
 	for (int i = 0; i <= ARG_MAX_AGE; i++)
 	{
@@ -211,10 +211,10 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(schedule));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(command));
 	hrflow_store_execute("SELECT cron.schedule($1, $2, $3)", &parameters);
-	id = hrflow_store_value(0, 1);
+	id = strtoi64(hrflow_store_value(0, 1), NULL, 10);
 	hrflow_store_close(&store);
 	SPI_finish();
-	PG_RETURN_INT64(strtoi64(id, NULL, 10));
+	PG_RETURN_INT64(id);
 }
 
 /*

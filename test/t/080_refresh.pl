@@ -41,6 +41,7 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');");
 	my ($first, $second) = split /\n/, $again;
 	is($first, $second, 'scheduled twice, a store has one job');
+	is($first, $cron_store->sql('SELECT jobid FROM cron.job'), 'whose id is returned');
 
 	# One that overlaps with it
 	$cron_store->sql("SELECT cron.schedule('overlap', '* * * * *', (SELECT command FROM cron.job))");
