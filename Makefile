@@ -7,10 +7,15 @@
 #   make demo             the main job, shown
 #   make check-versions   make check on PostgreSQL 17 and 18
 #   make check-long       what takes long
+#   make check-asan       make check under address and undefined sanitizers
+#   make check-valgrind   the regress suites under Valgrind
+#   make coverage         which lines of src the suites reach
+#   make analyze          what compilers and checkers say of src
 #   make bench            the benchmarks
 #   make indent           format the C sources
 
-GATES = check check-versions check-long demo bench indent
+GATES = check check-versions check-long check-asan check-valgrind coverage \
+	analyze demo bench indent
 
 ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
 
@@ -19,7 +24,7 @@ ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
 # a make of their own.
 .PHONY: $(MAKECMDGOALS)
 
-check check-long demo bench:
+check check-long check-asan check-valgrind coverage analyze demo bench:
 	@test/run $@
 
 check-versions indent:
