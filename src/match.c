@@ -681,6 +681,7 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 		{
 			double		weight = -1;
 
+			Assert(section != NULL);
 			if (value.type == jbvNumeric)
 				weight = DatumGetFloat8(DirectFunctionCall1(numeric_float8,
 															NumericGetDatum(value.val.numeric)));

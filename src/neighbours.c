@@ -179,7 +179,7 @@ hrflow_text_embedding(PG_FUNCTION_ARGS)
 	const HrflowSettings *settings;
 	HrflowTransport *transport;
 	HrflowResult result;
-	char	   *problem;
+	char	   *problem = NULL;
 	char	   *body = hrflow_make_text_body(PointerGetDatum(input), &problem);
 
 	if (body == NULL)

@@ -1310,6 +1310,7 @@ read_fields(Run *run, Jsonb *fields)
 		if (token != WJB_VALUE && token != WJB_ELEM)
 			continue;
 
+		Assert(key != NULL);	/* for they are an object */
 		text = jsonb_text(&value);
 		if (strcmp(text, "0") == 0 && token == WJB_VALUE)
 			continue;			/* not asked for */

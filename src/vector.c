@@ -493,6 +493,7 @@ decode_npy(const char *payload, size_t length, char **problem)
 		return NULL;
 
 	/* Bytes first, so that no array is made for a shape that lies. */
+	Assert(header.width > 0);
 	columns = header.shape.columns;
 	length -= data - payload;
 	n = length / header.width;
