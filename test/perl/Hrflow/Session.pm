@@ -1,6 +1,6 @@
 # A session of psql that lasts, to be watched while its statements run.
 #
-#   my $session = Hrflow::Session->new($node);
+#   my $session = Hrflow::Session->new($node);      timeout => 20, in seconds
 #   $session->ask($sql)        what it prints, errors included
 #   $session->send($sql)       does not wait
 #   $session->wait_for(qr//)   waits until it has printed this
@@ -14,10 +14,10 @@ use IPC::Run ();
 
 sub new
 {
-	my ($class, $node) = @_;
+	my ($class, $node, %options) = @_;
 	my $self = bless { in => '', out => '', err => '' }, $class;
 
-	$self->{timeout} = IPC::Run::timeout(20);
+	$self->{timeout} = IPC::Run::timeout($options{timeout} // 20);
 	$self->{psql} = IPC::Run::start(
 		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') ],
 		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
