@@ -15,6 +15,7 @@ package Hrflow::RawPeer;
 use strict;
 use warnings;
 use IO::Socket::INET;
+use POSIX qw(WNOHANG);
 use Socket qw(IPPROTO_TCP TCP_NODELAY);
 
 sub new
@@ -57,7 +58,6 @@ sub _serve
 	$SIG{TERM} = sub { kill 'KILL', @children; POSIX::_exit(0) };
 	$SIG{CHLD} = 'IGNORE';
 	$SIG{PIPE} = 'IGNORE';
-	require POSIX;
 	for (;;)
 	{
 		my $ready = '';
@@ -110,6 +110,12 @@ sub stop
 	if (my $pid = delete $self->{pid})
 	{
 		kill 'TERM', $pid;
+		for (1 .. 500)
+		{
+			return if waitpid($pid, WNOHANG) != 0;
+			select(undef, undef, undef, 0.01);
+		}
+		kill 'KILL', $pid;
 		waitpid($pid, 0);
 	}
 	return;

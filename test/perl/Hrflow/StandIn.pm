@@ -138,8 +138,7 @@ sub stop
 	my ($self) = @_;
 	my $process = delete $self->{process} or return;
 
-	$process->signal('TERM');
-	$process->finish;
+	$process->kill_kill(grace => 10);
 	return;
 }
 
