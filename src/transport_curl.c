@@ -36,6 +36,9 @@
  */
 #define KEEP_BUFFER (64 * 1024)
 
+/* What servers may compress with, and libcurl is to decompress. */
+#define ACCEPTED_ENCODING "gzip"
+
 /* As many idle easy handles are kept (about 10 kB each) ... */
 #define KEEP_HANDLES 32
 
@@ -50,8 +53,9 @@ static struct
 	WaitEventSet *wait_set;
 	uint32		wait_event;
 	const HrflowSettings *settings; /* of the statement */
-	struct curl_slist *headers; /* of a GET, */
-	struct curl_slist *post_headers;	/* and of a POST, for the settings
+	struct curl_slist *headers; /* of a GET of the API, */
+	struct curl_slist *post_headers;	/* of a POST, */
+	struct curl_slist *link_headers;	/* and of a link, for the settings
 										 * whose serial is ... */
 	uint64		headers_serial;
 	dlist_head	idle;			/* transfers that wait for work */
@@ -359,12 +363,28 @@ add_header(struct curl_slist **headers, const char *name, const char *value)
 }
 
 /*
+ * Add those that every request has.
+ *
+ * libcurl has options for both, but puts what it makes of an option together
+ * character by character, twice for each request: a tenth of its work.  It
+ * leaves its own header out where there is one of that name.
+ */
+static bool
+add_client_headers(struct curl_slist **headers)
+{
+	return add_header(headers, "User-Agent",
+					  "hrflow_embed/" HRFLOW_EMBED_VERSION) &&
+		add_header(headers, "Accept-Encoding", ACCEPTED_ENCODING);
+}
+
+/*
  * Add those that every request to the API has.
  */
 static bool
-add_common_headers(struct curl_slist **headers, const HrflowSettings *settings)
+add_api_headers(struct curl_slist **headers, const HrflowSettings *settings)
 {
-	return add_header(headers, "X-API-KEY", settings->api_key) &&
+	return add_client_headers(headers) &&
+		add_header(headers, "X-API-KEY", settings->api_key) &&
 		(*settings->api_user == '\0' ||
 		 add_header(headers, "X-USER-EMAIL", settings->api_user)) &&
 		add_header(headers, "Accept", "application/json");
@@ -375,8 +395,10 @@ free_headers(void)
 {
 	curl_slist_free_all(pool.headers);
 	curl_slist_free_all(pool.post_headers);
+	curl_slist_free_all(pool.link_headers);
 	pool.headers = NULL;
 	pool.post_headers = NULL;
+	pool.link_headers = NULL;
 }
 
 /*
@@ -391,8 +413,9 @@ make_headers(const HrflowSettings *settings)
 	free_headers();
 
 	/* Who waits for "100 Continue" from a server that says none loses 1 s. */
-	if (!add_common_headers(&pool.headers, settings) ||
-		!add_common_headers(&pool.post_headers, settings) ||
+	if (!add_client_headers(&pool.link_headers) ||
+		!add_api_headers(&pool.headers, settings) ||
+		!add_api_headers(&pool.post_headers, settings) ||
 		!add_header(&pool.post_headers, "Content-Type", "application/json") ||
 		!add_header(&pool.post_headers, "Expect", ""))
 	{
@@ -671,22 +694,21 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	SETOPT(easy, CURLOPT_PROTOCOLS_STR, "http,https");
 	SETOPT(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	SETOPT(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
-	SETOPT(easy, CURLOPT_USERAGENT,
-		   "hrflow_embed/" HRFLOW_EMBED_VERSION " libcurl/" LIBCURL_VERSION);
 	SETOPT(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
 	SETOPT(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
 	SETOPT(easy, CURLOPT_PATH_AS_IS, 1L);
 
 	/* An empty string, unlike NULL, makes libcurl ignore the environment. */
 	SETOPT(easy, CURLOPT_PROXY, settings->proxy);
-	SETOPT(easy, CURLOPT_NOPROXY, "localhost,127.0.0.0/8,::1");
+	SETOPT(easy, CURLOPT_NOPROXY,
+		   *settings->proxy != '\0' ? "localhost,127.0.0.0/8,::1" : "");
 	SETOPT(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	configure_trust(easy, settings);
 
 	/* HTTP/2 where TLS offers it, and then on one connection. */
 	SETOPT(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	SETOPT(easy, CURLOPT_HTTP09_ALLOWED, 0L);
-	SETOPT(easy, CURLOPT_ACCEPT_ENCODING, "gzip");
+	SETOPT(easy, CURLOPT_ACCEPT_ENCODING, ACCEPTED_ENCODING);
 	SETOPT(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	SETOPT(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) settings->connect_timeout);
 
@@ -705,7 +727,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	configure(transfer, settings);
 	SETOPT(transfer->easy, CURLOPT_URL, transfer->url);
 	SETOPT(transfer->easy, CURLOPT_HTTPHEADER,
-		   HRFLOW_IS_LINK(reply->target) ? NULL :
+		   HRFLOW_IS_LINK(reply->target) ? pool.link_headers :
 		   transfer->post != NULL ? pool.post_headers : pool.headers);
 
 	/* libcurl does not copy the body.  Setting it makes the request a POST. */
