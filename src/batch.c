@@ -325,7 +325,7 @@ make_wanted_query(const HrflowWanted *wanted, HrflowQuery *query)
 	for (int i = 0; i < lengthof(values); i++)
 	{
 		const char *value = i == 0 ? wanted->source_id :
-			wanted->identifiers[i - 1];
+		wanted->identifiers[i - 1];
 
 		values[i] = value == NULL ? NULL : hrflow_text_to_utf8(value);
 		if (value != NULL && values[i] == NULL)

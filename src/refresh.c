@@ -276,13 +276,13 @@ batch_time(Run *run)
 {
 	int			timeout = hrflow_settings_get(true)->batch_timeout;
 	int			limit = timeout > 0 ? Min(timeout, MAX_BATCH_TIME) :
-		MAX_BATCH_TIME;
+	MAX_BATCH_TIME;
 
 	if (run->deadline != DT_NOEND)
 	{
 		long		rest =
-			TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-											run->deadline);
+		TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										run->deadline);
 
 		limit = Min(limit, rest);
 	}
@@ -1342,7 +1342,7 @@ get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	Interval	zero = {0};
 	Interval   *value = PG_ARGISNULL(argno) ? NULL :
-		PG_GETARG_INTERVAL_P(argno);
+	PG_GETARG_INTERVAL_P(argno);
 
 	if (value == NULL ||
 		DatumGetBool(DirectFunctionCall2(interval_lt, IntervalPGetDatum(value),

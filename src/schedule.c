@@ -137,10 +137,10 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 	Oid			caller = fcinfo->flinfo->fn_oid;
 	int			interval = schedule_interval(schedule);
 	Jsonb	   *fields = PG_ARGISNULL(ARG_FIELDS) ? NULL :
-		hrflow_check_fields(PG_GETARG_JSONB_P(ARG_FIELDS));
+	hrflow_check_fields(PG_GETARG_JSONB_P(ARG_FIELDS));
 	char	   *max_age =
-		DatumGetCString(DirectFunctionCall1(interval_out,
-											PG_GETARG_DATUM(ARG_MAX_AGE)));
+	DatumGetCString(DirectFunctionCall1(interval_out,
+										PG_GETARG_DATUM(ARG_MAX_AGE)));
 
 	return psprintf("CALL %s(%s, %s, max_age => %s, time_budget => '%d seconds')",
 					quote_qualified_identifier(get_namespace_name(get_func_namespace(caller)),

@@ -337,7 +337,7 @@ check_access(Relation relation, HrflowStoreAccess access)
 {
 	Oid			relid = RelationGetRelid(relation);
 	AclMode		mode = access == HRFLOW_STORE_READ ? ACL_SELECT :
-		ACL_SELECT | ACL_INSERT | ACL_UPDATE | ACL_DELETE;
+	ACL_SELECT | ACL_INSERT | ACL_UPDATE | ACL_DELETE;
 
 	if (access == HRFLOW_STORE_FEED)
 		return;					/* the trigger has checked */
@@ -953,9 +953,9 @@ static char *
 get_last_error(const HrflowStore *store)
 {
 	const char *template = store->has_failed_at ?
-		"SELECT last_error FROM %P WHERE last_error IS NOT NULL"
-		" ORDER BY failed_at DESC NULLS LAST LIMIT 1" :
-		"SELECT max(last_error) FROM %P";
+	"SELECT last_error FROM %P WHERE last_error IS NOT NULL"
+	" ORDER BY failed_at DESC NULLS LAST LIMIT 1" :
+	"SELECT max(last_error) FROM %P";
 
 	if (hrflow_store_execute(hrflow_store_sql(store, template), NULL) == 0)
 		return NULL;

@@ -734,7 +734,7 @@ update_condition(Relation table, char *const *columns, int ncolumns)
 		Oid			equality = lookup_type_cache(getBaseType(type),
 												 TYPECACHE_EQ_OPR)->eq_opr;
 		const char *cast = OidIsValid(equality) &&
-			equality < FirstNormalObjectId ? "" : "::text";
+		equality < FirstNormalObjectId ? "" : "::text";
 		const char *column = quote_identifier(columns[i]);
 
 		appendStringInfo(&sql, "%sOLD.%s%s IS DISTINCT FROM NEW.%s%s",
@@ -816,7 +816,7 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 	char	  **columns;
 	int			ncolumns = 0;
 	ArrayType  *refresh = PG_ARGISNULL(ARG_REFRESH_COLUMNS) ? NULL :
-		PG_GETARG_ARRAYTYPE_P(ARG_REFRESH_COLUMNS);
+	PG_GETARG_ARRAYTYPE_P(ARG_REFRESH_COLUMNS);
 
 	args[TRIGGER_PROFILE_COLUMN] =
 		NameStr(*PG_GETARG_NAME(ARG_PROFILE_COLUMN));
