@@ -420,9 +420,11 @@ extern bool hrflow_vector_compare(const float4 *a, const float4 *b, int n,
 								  double *norms);
 
 /* in json.c */
-extern Jsonb *hrflow_json_parse(const char *text, bool *too_deep);
-extern Jsonb *hrflow_json_parse_without(const char *text, const char *name,
-										HrflowSpan *left_out, bool *too_deep);
+extern JsonbValue *hrflow_json_parse(const char *text, bool *too_deep);
+extern JsonbValue *hrflow_json_parse_without(const char *text,
+											 const char *name,
+											 HrflowSpan *left_out,
+											 bool *too_deep);
 
 /* in response.c */
 extern void hrflow_response_parse(const HrflowReply *reply,

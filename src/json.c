@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * json.c
- *		JSON text of a reply to jsonb, without errors.
+ *		JSON text of a reply to what jsonb is made of, without errors.
  *
  * jsonb_in would do, were it not that it raises errors for much that a reply
  * may hold (before 16 for all of it), recurses as deep as the text nests, and
@@ -27,6 +27,9 @@
  */
 #define MAX_NUMBER 100
 #define MAX_EXPONENT_DIGITS 3
+
+/* An int64 holds any number of fewer digits. */
+#define INT64_DIGITS 19
 
 /*
  * Values of a reply, each of which takes some 40 bytes while it is read: an
@@ -236,11 +239,17 @@ read_number(Reader *r, JsonbValue *value)
 	size_t		digits;
 	char		number[MAX_NUMBER + 1];
 
+	value->type = jbvNumeric;
 	r->p += *r->p == '-';
 	digits = count_digits(r->p);
 	if (digits == 0 || (*r->p == '0' && digits > 1))
 		return false;
 	r->p += digits;
+	if (digits < INT64_DIGITS && strchr(".eE", *r->p) == NULL)
+	{
+		value->val.numeric = int64_to_numeric(strtoll(start, NULL, 10));
+		return true;
+	}
 	if (*r->p == '.')
 	{
 		digits = count_digits(++r->p);
@@ -262,7 +271,6 @@ read_number(Reader *r, JsonbValue *value)
 
 	memcpy(number, start, r->p - start);
 	number[r->p - start] = '\0';
-	value->type = jbvNumeric;
 	value->val.numeric =
 		DatumGetNumeric(DirectFunctionCall3(numeric_in,
 											CStringGetDatum(number),
@@ -418,7 +426,7 @@ read_value(Reader *r, JsonbIteratorToken token)
 	return good;
 }
 
-static Jsonb *
+static JsonbValue *
 parse(Reader *r, bool *too_deep)
 {
 	bool		good;
@@ -432,16 +440,16 @@ parse(Reader *r, bool *too_deep)
 	skip_space(r);
 	if (*r->p != '\0')
 		return NULL;
-	return JsonbValueToJsonb(r->state.result);
+	return r->state.result;
 }
 
 /*
  * Read an object or an array.  "text" is valid UTF-8, ended by its only NUL.
  * Returns NULL where it is not that, or jsonb cannot hold it; *too_deep tells
  * whether that is because it nests deeper than HRFLOW_MAX_JSON_DEPTH.
- * palloc'd.
+ * palloc'd, with strings that may still be in "text".
  */
-Jsonb *
+JsonbValue *
 hrflow_json_parse(const char *text, bool *too_deep)
 {
 	Reader		r = {text};
@@ -454,7 +462,7 @@ hrflow_json_parse(const char *text, bool *too_deep)
  * numbers become null: "left_out" is where they are in the text.  Whether they
  * are JSON is for who reads them there to find out.
  */
-Jsonb *
+JsonbValue *
 hrflow_json_parse_without(const char *text, const char *name,
 						  HrflowSpan *left_out, bool *too_deep)
 {

@@ -172,10 +172,17 @@ is_json_type(const char *type)
  * The value of a key of an object, or NULL.
  */
 static JsonbValue *
-get_member(Jsonb *object, const char *key, JsonbValue *value)
+get_member(const JsonbValue *object, const char *key)
 {
-	return getKeyJsonValueFromContainer(&object->root, key, strlen(key),
-										value);
+	for (int i = 0; i < object->val.object.nPairs; i++)
+	{
+		JsonbPair  *pair = &object->val.object.pairs[i];
+
+		if (pair->key.val.string.len == strlen(key) &&
+			memcmp(pair->key.val.string.val, key, strlen(key)) == 0)
+			return &pair->value;
+	}
+	return NULL;
 }
 
 /*
@@ -200,8 +207,8 @@ static const char *
 parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
 			   Envelope *envelope)
 {
-	Jsonb	   *object;
-	JsonbValue	value;
+	JsonbValue *object;
+	JsonbValue *value;
 	bool		too_deep;
 
 	memset(envelope, 0, sizeof(*envelope));
@@ -222,24 +229,27 @@ parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
 		object = hrflow_json_parse(reply->body, &too_deep);
 	if (too_deep)
 		return "the JSON nests too deeply";
-	if (object == NULL || !JB_ROOT_IS_OBJECT(object))
+	if (object == NULL || object->type != jbvObject)
 		return "the body is not a JSON object that jsonb can hold";
 
-	if (get_member(object, "code", &value))
+	value = get_member(object, "code");
+	if (value != NULL)
 	{
-		envelope->code = value.type == jbvNumeric ?
-			numeric_code(value.val.numeric) : -1;
+		envelope->code = value->type == jbvNumeric ?
+			numeric_code(value->val.numeric) : -1;
 		if (envelope->code < 0)
 		{
 			envelope->code = 0;
 			return "the \"code\" in the JSON is not a status code";
 		}
 	}
-	if (get_member(object, "message", &value) && value.type == jbvString)
-		envelope->message = pnstrdup(value.val.string.val,
-									 value.val.string.len);
-	if (get_member(object, "data", &value))
-		envelope->data = JsonbValueToJsonb(&value);
+	value = get_member(object, "message");
+	if (value != NULL && value->type == jbvString)
+		envelope->message = pnstrdup(value->val.string.val,
+									 value->val.string.len);
+	value = get_member(object, "data");
+	if (value != NULL)
+		envelope->data = JsonbValueToJsonb(value);
 	return NULL;
 }
 
