@@ -83,7 +83,7 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, t
 --   fields               as above
 --
 --   ordinality           position in the arrays, from 1
---   profile_id …         the element's identifiers, as they were given
+--   profile_id, ...      the element's identifiers, as they were given
 --   status               'ok', 'invalid_request', 'not_found', 'no_vector',
 --                        'unauthorized', 'over_quota', 'rate_limited',
 --                        'connection_failed', 'timeout', 'invalid_reply',
@@ -653,7 +653,7 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- The profiles of a store that are nearest to a vector, by cosine similarity,
 -- best first.
 --
---   query     such as hrflow_job_vector(…) or hrflow_text_embedding(…)
+--   query     such as hrflow_job_vector() or hrflow_text_embedding()
 --   k         rows, 1 to 10000: one a profile, its best item of the section
 --   section   of the profiles
 --

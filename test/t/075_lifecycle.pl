@@ -396,6 +396,18 @@ is($standby->safe_psql('postgres', q{SELECT ok FROM hrflow_store_status('kept')}
 $standby->stop;
 
 #
+# Databases of other encodings
+#
+foreach my $encoding (qw(LATIN1 EUC_JP SQL_ASCII))
+{
+	my $database = 'in_' . lc $encoding;
+
+	sql("CREATE DATABASE $database ENCODING '$encoding' LOCALE 'C' TEMPLATE template0");
+	is(said($database, q{CREATE EXTENSION hrflow_embed; SELECT hrflow_profile_embedding('acme', 'nurse-1', '{"skills": 1}') ? 'skills'}),
+		't', "the extension works in a database in $encoding");
+}
+
+#
 # Several databases, and the library preloaded or not
 #
 my $second = Hrflow::StandIn->new;
