@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "access/parallel.h"
+#include "access/xact.h"
 #include "hrflow_embed.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -63,6 +64,9 @@ static MemoryContext current_context = NULL;
 
 /* True while PostgreSQL takes over values that were set before we came. */
 static bool defining = false;
+
+/* Whether they are defined. */
+static bool defined = false;
 static bool key_was_in_file = false;
 
 /*
@@ -322,12 +326,19 @@ warn_if_key_was_readable(void)
 }
 
 /*
- * Define all settings.  Called once, when the library is loaded: in the
- * postmaster when it is preloaded, so nothing here may start libcurl.
+ * Define all settings.  Called when the library is loaded: in the postmaster
+ * when it is preloaded, so nothing here may start libcurl.
+ *
+ * Not in parallel mode: there PostgreSQL refuses, with a mere warning, what
+ * was set before a setting is defined, and the defaults would stay.  Then they
+ * are defined by the first statement that needs them outside of it.
  */
 void
 hrflow_settings_define(void)
 {
+	if (defined || IsInParallelMode())
+		return;
+	defined = true;
 	defining = true;
 
 	DefineCustomStringVariable("hrflow_embed.api_key",
@@ -556,7 +567,8 @@ copy_string(const char *value)
 
 /*
  * The settings for a statement that starts now.  Raises 55000 when there is
- * no key although one is needed, and 22023 when a setting cannot be used.
+ * no key although one is needed, or the settings are not defined, and 22023
+ * when one cannot be used.
  *
  * The copy is made anew only when a setting or the key has changed; its
  * serial tells the transport whether what it has prepared still holds.
@@ -565,9 +577,16 @@ const HrflowSettings *
 hrflow_settings_get(bool need_key)
 {
 	char		buffer[HRFLOW_MAX_KEY + 4];
-	const char *key = need_key ? find_key(buffer) : "";
+	const char *key;
 	char	   *url;
 
+	hrflow_settings_define();
+	if (!defined)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("hrflow_embed cannot read its settings during a parallel operation"),
+				 errhint("Add hrflow_embed to session_preload_libraries, or call one of its functions before.")));
+	key = need_key ? find_key(buffer) : "";
 	if (current_assignments == assignments &&
 		(!need_key || strcmp(current.api_key, key) == 0))
 		return &current;

@@ -334,6 +334,27 @@ is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }), 1, 'one proces
 unlike(said('postgres', "$parallel EXPLAIN (COSTS OFF) SELECT * FROM v WHERE hrflow_index_statement('v') IS NULL;"),
 	qr/Gather/, 'and where there is a function of stores, nothing is');
 
+# The library is loaded when its first function is looked up, and that may be
+# in the middle of a parallel operation, where PostgreSQL gives settings their
+# defaults whatever the configuration says.
+sql(q{
+	CREATE FUNCTION fetch_other(int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS $$
+	BEGIN RETURN (SELECT error FROM hrflow_fetch_vectors('{https://other.s3.amazonaws.com/y}')); END $$;
+	CREATE FUNCTION fetch_here(i int) RETURNS text LANGUAGE plpgsql PARALLEL RESTRICTED AS 'BEGIN RETURN fetch_other(i); END';
+	CREATE FUNCTION alike(a real[]) RETURNS float LANGUAGE plpgsql PARALLEL SAFE AS 'BEGIN RETURN hrflow_cosine_similarity(a, a); END';
+	GRANT EXECUTE ON FUNCTION hrflow_fetch_vectors(text[]) TO plain});
+my $no_settings = qr/ERROR:  55000: hrflow_embed cannot read its settings/;
+my $allowed = (sql(q{LOAD 'hrflow_embed'; SHOW hrflow_embed.link_hosts}));
+sql(q{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = 'only.example'; SELECT pg_reload_conf()});
+$node->poll_query_until('postgres', q{SELECT current_setting('hrflow_embed.link_hosts', true) = 'only.example'});
+like(said('postgres', 'SELECT fetch_other(1);', role => 'plain'), qr/not in hrflow_embed.link_hosts/, 'outside of one, what is configured holds');
+like(said('postgres', "SET $force = on; SELECT fetch_other(1);", role => 'plain'), $no_settings, 'loaded in a worker, it does not go on without its settings');
+like(said('postgres', ($parallel =~ s/SET $force = on;//r) . " SELECT fetch_here(i) FROM v WHERE i = 5; SELECT fetch_other(1); SHOW hrflow_embed.link_hosts;", role => 'plain'),
+	qr/$no_settings.*not in hrflow_embed.link_hosts.*\nonly\.example\z/s, 'nor in the leader, who has them afterwards');
+is(said('postgres', "$parallel SELECT sum(alike(vector)) FROM v;", role => 'plain'), 3000, 'what only computes needs none');
+sql(qq{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = '$allowed'; SELECT pg_reload_conf()});
+$node->poll_query_until('postgres', qq{SELECT current_setting('hrflow_embed.link_hosts', true) = '$allowed'});
+
 #
 # Roles that may not load a library
 #
