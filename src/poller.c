@@ -177,6 +177,15 @@ hrflow_poller_closed(int fd)
 }
 
 /*
+ * Is this descriptor a connection's?
+ */
+bool
+hrflow_poller_is_connection(int fd)
+{
+	return fd < nwatched && watched[fd].is_connection;
+}
+
+/*
  * A connection's port at our end; -1 for none.
  */
 static int

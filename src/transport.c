@@ -187,6 +187,51 @@ finish(HrflowTransport *transport, HrflowTransfer *transfer)
 	dlist_push_tail(&transport->finished, &transfer->node);
 }
 
+static bool
+same_origin(const char *a, const char *b)
+{
+	size_t		length = strcspn(a + strlen("https://"), "/?#") +
+	strlen("https://");
+
+	return strncmp(a, b, length) == 0 && strchr("/?#", b[length]) != NULL;
+}
+
+/*
+ * A connection that others wait for, to share it, could not be made.  libcurl
+ * would have one after the other try, each for as long as this one has, until
+ * the time of most is up.  Unless there is a connection after all, what became
+ * of this one becomes of them: as if each had tried, as in clear each does.
+ */
+static void
+fail_waiting(HrflowTransport *transport, const HrflowTransfer *failed)
+{
+	dlist_iter	each;
+	dlist_mutable_iter iter;
+
+	dlist_foreach(each, &transport->running)
+	{
+		HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, each.cur);
+
+		if (transfer->connected && same_origin(failed->url, transfer->url))
+			return;
+	}
+	dlist_foreach_modify(iter, &transport->running)
+	{
+		HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, iter.cur);
+
+		if (transfer == failed || !transfer->may_share ||
+			!same_origin(failed->url, transfer->url))
+			continue;
+		hrflow_curl_remove(transfer);
+		transfer->reply.status = failed->reply.status;
+		transfer->reply.transient = failed->reply.transient;
+		strlcpy(transfer->error, failed->reply.detail,
+				sizeof(transfer->error));
+		transfer->reply.detail = transfer->error;
+		finish(transport, transfer);
+	}
+}
+
 /*
  * Move all that libcurl is done with.
  */
@@ -196,7 +241,12 @@ collect(HrflowTransport *transport)
 	HrflowTransfer *transfer;
 
 	while ((transfer = hrflow_curl_next_done()) != NULL)
+	{
+		if (transfer->reply.status == HRFLOW_CONNECT_FAILED &&
+			transfer->may_share)
+			fail_waiting(transport, transfer);
 		finish(transport, transfer);
+	}
 }
 
 /*
@@ -255,6 +305,7 @@ start_what_may(HrflowTransport *transport)
 {
 	int64		now = hrflow_rate_now();
 	HrflowTransfer *transfer;
+	bool		started;
 
 	while ((transfer = first_delayed(transport)) != NULL &&
 		   transfer->due <= now)
@@ -275,11 +326,12 @@ start_what_may(HrflowTransport *transport)
 				break;
 		}
 		transfer->is_alone = transport->limit == 1;
-		hrflow_curl_start(transfer);
+		started = hrflow_curl_start(transfer);
 		dlist_delete(&transfer->node);
 		transport->nready--;
-		dlist_push_tail(&transport->running, &transfer->node);
-		transport->nrunning++;
+		dlist_push_tail(started ? &transport->running : &transport->finished,
+						&transfer->node);
+		transport->nrunning += started;
 	}
 	hrflow_curl_balance_descriptors(transport->nrunning);
 }

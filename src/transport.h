@@ -50,6 +50,8 @@ typedef struct HrflowTransfer
 	bool		over_budget;	/* or the backend's, */
 	bool		out_of_memory;	/* or no memory, */
 	bool		address_refused;	/* or an address that a link may not have */
+	bool		looks_up;		/* libcurl looks the host's name up, or has */
+	bool		may_share;		/* waits for a connection it could share */
 	bool		connected;		/* the request was about to be sent ... */
 	int			local_port;		/* over the connection with this port */
 	bool		sent_twice;		/* libcurl was about to send a POST again */
@@ -64,7 +66,7 @@ extern size_t hrflow_curl_most_buffered(void);
 extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
 extern bool hrflow_curl_reserve_descriptor(int nrunning);
 extern void hrflow_curl_balance_descriptors(int nrunning);
-extern void hrflow_curl_start(HrflowTransfer *transfer);
+extern bool hrflow_curl_start(HrflowTransfer *transfer);
 extern void hrflow_curl_remove(HrflowTransfer *transfer);
 extern HrflowTransfer *hrflow_curl_next_done(void);
 extern void hrflow_curl_run_timer(void);

@@ -45,6 +45,15 @@
 /* ... and as many idle connections, or two for each request in flight. */
 #define KEEP_CONNECTIONS 64
 
+/*
+ * A name is looked up by a thread of libcurl's, which nothing can stop: if its
+ * request is given up, it and a descriptor stay until the system's resolver
+ * gives up too, by default after 30 s (3 name servers, 5 s each, twice).  Of
+ * these there are not more than that, for the API and for links.
+ */
+#define MAX_ABANDONED 64
+#define LOOKUP_LIFE (30 * SEC)
+
 /* The backend's; what is zero is not made yet. */
 static struct
 {
@@ -67,6 +76,13 @@ static struct
 	size_t		buffered;		/* bytes of all transfers' bodies, */
 	size_t		most_buffered;	/* and the most since it was asked for */
 	bool		poller_failed;
+
+	/* When lookups were given up, the last ones in a ring: API, links. */
+	struct
+	{
+		int64		at[MAX_ABANDONED];
+		int			next;
+	}			abandoned[2];
 
 	int			reserved;		/* descriptors reserved with fd.c */
 
@@ -200,11 +216,21 @@ notice_closed(int fd)
 		pool.sockets--;
 }
 
+/*
+ * A socket that is no connection is for the thread that looks a name up.
+ */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 {
 	if (what == CURL_POLL_REMOVE)
 		notice_closed(fd);
+	else if (!hrflow_poller_is_connection(fd))
+	{
+		HrflowTransfer *transfer;
+
+		curl_easy_getinfo(easy, CURLINFO_PRIVATE, &transfer);
+		transfer->looks_up = true;
+	}
 	if (!hrflow_poller_watch(pool.poller, fd,
 							 what == CURL_POLL_IN || what == CURL_POLL_INOUT,
 							 what == CURL_POLL_OUT || what == CURL_POLL_INOUT))
@@ -705,8 +731,6 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	SETOPT(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	configure_trust(easy, settings);
 
-	/* HTTP/2 where TLS offers it, and then on one connection. */
-	SETOPT(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	SETOPT(easy, CURLOPT_HTTP09_ALLOWED, 0L);
 	SETOPT(easy, CURLOPT_ACCEPT_ENCODING, ACCEPTED_ENCODING);
 	SETOPT(easy, CURLOPT_TCP_KEEPALIVE, 1L);
@@ -715,15 +739,37 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	transfer->configured = settings->serial;
 }
 
+static void
+note_abandoned(bool is_link)
+{
+	int		   *next = &pool.abandoned[is_link].next;
+
+	pool.abandoned[is_link].at[*next] = hrflow_rate_now();
+	*next = (*next + 1) % MAX_ABANDONED;
+}
+
 /*
- * Begin a try.
+ * Are there too many lookups that were given up and may still be there?
  */
-void
+static bool
+too_many_abandoned(bool is_link, int64 now)
+{
+	int64		oldest = pool.abandoned[is_link].at[pool.abandoned[is_link].next];
+
+	return oldest != 0 && now - oldest < LOOKUP_LIFE;
+}
+
+/*
+ * Begin a try.  Returns false where it came to its end at once.
+ */
+bool
 hrflow_curl_start(HrflowTransfer *transfer)
 {
 	const HrflowSettings *settings = pool.settings;
 	HrflowReply *reply = &transfer->reply;
 
+	transfer->may_share = transfer->post == NULL &&
+		pg_strncasecmp(transfer->url, "https:", 6) == 0;
 	configure(transfer, settings);
 	SETOPT(transfer->easy, CURLOPT_URL, transfer->url);
 	SETOPT(transfer->easy, CURLOPT_HTTPHEADER,
@@ -738,12 +784,20 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
 
 	/*
-	 * Over TLS wait for a connection being made, which may turn out to be
-	 * HTTP/2 and carry this request too.  In clear there is nothing to wait
-	 * for, and libcurl would learn so from the first reply only.
+	 * HTTP/2 where TLS offers it, and then on one connection: wait for one
+	 * being made, which may turn out to carry this request too.  In clear
+	 * there is nothing to wait for, and libcurl would learn so from the first
+	 * reply only.
+	 *
+	 * A POST has a connection of its own.  HTTP/2's servers end one after
+	 * some requests, and refuse those that they have not looked at; libcurl
+	 * would send them again, but as it would those that may have been
+	 * processed: see on_request().
 	 */
-	SETOPT(transfer->easy, CURLOPT_PIPEWAIT,
-		   (long) (pg_strncasecmp(transfer->url, "https", 5) == 0));
+	SETOPT(transfer->easy, CURLOPT_HTTP_VERSION,
+		   (long) (transfer->may_share ? CURL_HTTP_VERSION_2TLS :
+				   CURL_HTTP_VERSION_1_1));
+	SETOPT(transfer->easy, CURLOPT_PIPEWAIT, (long) transfer->may_share);
 
 	reply->status = HRFLOW_OK;
 	reply->transient = false;
@@ -759,16 +813,26 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	transfer->over_budget = false;
 	transfer->out_of_memory = false;
 	transfer->address_refused = false;
+	transfer->looks_up = false;
 	transfer->connected = false;
 	transfer->sent_twice = false;
 	transfer->error[0] = '\0';
 	transfer->started = hrflow_rate_now();
+
+	if (too_many_abandoned(HRFLOW_IS_LINK(reply->target), transfer->started))
+	{
+		reply->status = HRFLOW_CONNECT_FAILED;
+		reply->transient = true;
+		reply->detail = "Too many name lookups have not been answered.";
+		return false;
+	}
 
 	check_multi(curl_multi_add_handle(pool.multi, transfer->easy),
 				"curl_multi_add_handle");
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
 	if (reply->attempts > 1)
 		hrflow_stats_count(HRFLOW_RETRIES, 1);
+	return true;
 }
 
 /*
@@ -956,6 +1020,13 @@ drive(bool timers)
 void
 hrflow_curl_remove(HrflowTransfer *transfer)
 {
+	curl_off_t	found_after = 0;
+
+	if (transfer->looks_up)
+		curl_easy_getinfo(transfer->easy, CURLINFO_NAMELOOKUP_TIME_T,
+						  &found_after);
+	if (transfer->looks_up && found_after == 0)
+		note_abandoned(HRFLOW_IS_LINK(transfer->reply.target));
 	curl_multi_remove_handle(pool.multi, transfer->easy);
 }
 
@@ -997,6 +1068,8 @@ hrflow_curl_next_done(void)
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
 		if (code == CURLE_OPERATION_TIMEDOUT)
 			shut_if_silent(transfer);
+		else
+			transfer->looks_up = false; /* it has an answer */
 		hrflow_curl_remove(transfer);
 		fill_reply(transfer, code);
 		return transfer;

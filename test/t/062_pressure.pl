@@ -151,6 +151,23 @@ SKIP:
 	$session->finish;
 }
 
+# A POST that a server of HTTP/2 refuses with the end of its connection cannot be
+# told from one that it may have processed.
+SKIP:
+{
+	skip 'nghttp2-proxy is not to be had', 2 unless $nghttpx;
+
+	my $session = Hrflow::Session->new($node);
+	my $opened = 'SELECT max(connections_opened) FROM hrflow_embed_stats;';
+	my $texts = q{SELECT status || ' ' || count(*) FROM hrflow_text_embeddings((SELECT array_agg('nurse ' || i) FROM generate_series(1, 16) i)) GROUP BY status;};
+
+	$session->ask("SET hrflow_embed.base_url = 'https://localhost:$nghttpx_port/v1'; SET hrflow_embed.ca_file = '"
+		. $api->ca . "'; SET hrflow_embed.max_concurrency = 4; SELECT hrflow_embed_stats_reset();");
+	is($session->ask(batch(ids(16, 's')) . $opened), "ok 16\n1\n-- done\n", 'profiles share a connection over HTTP/2');
+	is($session->ask("$texts $texts $opened"), "ok 16\nok 16\n5\n-- done\n", 'texts have connections of their own, which are kept');
+	$session->finish;
+}
+
 #
 # A backend that is ended with the probe of a pause under way
 #
