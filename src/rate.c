@@ -10,7 +10,8 @@
  *
  * A 429 pauses the account.  When the pause is over one request goes out as a
  * probe; when it gets through the account goes on, when it does not the pause
- * begins anew.
+ * begins anew.  A pause that was asked for while the probe was out is not the
+ * probe's to end: another goes out when that is over.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,6 +33,12 @@
 
 /* How often to look whether another backend's probe has come back. */
 #define PROBE_POLL (20 * MSEC)
+
+/*
+ * How often to look whether a pause is over before its time: nobody wakes who
+ * waits.
+ */
+#define PAUSE_POLL SEC
 
 /*
  * Microseconds of a clock that is never set, the same in every process.
@@ -121,7 +128,7 @@ hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
 	{
 		if (now < bucket->paused_until)
 		{
-			*again = bucket->paused_until;
+			*again = Min(bucket->paused_until, now + PAUSE_POLL);
 			admission = HRFLOW_WAIT;
 		}
 		else if (now < bucket->probe_until)
@@ -149,7 +156,10 @@ hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
 	}
 
 	if (admission == HRFLOW_ADMIT_PROBE)
+	{
+		bucket->probe_sent_at = now;
 		bucket->probe_until = now + probe_time;
+	}
 	SpinLockRelease(&shared->mutex);
 
 	return admission;
@@ -172,6 +182,7 @@ hrflow_rate_pause(uint64 account, int64 delay, bool was_probe)
 	was_paused = bucket->paused;
 	bucket->paused = true;
 	bucket->paused_until = Max(bucket->paused_until, now + delay);
+	bucket->pause_asked_at = now;
 	if (was_probe)
 		bucket->probe_until = 0;
 	SpinLockRelease(&shared->mutex);
@@ -181,6 +192,7 @@ hrflow_rate_pause(uint64 account, int64 delay, bool was_probe)
 
 /*
  * The probe got through, or ("passed" is false) was given up: another may go.
+ * What was asked for since it was sent it knows nothing of.
  */
 void
 hrflow_rate_end_probe(uint64 account, bool passed)
@@ -191,7 +203,7 @@ hrflow_rate_end_probe(uint64 account, bool passed)
 	SpinLockAcquire(&shared->mutex);
 	bucket = find_bucket(shared, account, hrflow_rate_now());
 	bucket->probe_until = 0;
-	if (passed)
+	if (passed && bucket->pause_asked_at <= bucket->probe_sent_at)
 	{
 		bucket->paused = false;
 		bucket->paused_until = 0;

@@ -36,6 +36,8 @@ typedef struct HrflowBucket
 								 * burst allowed */
 	bool		paused;			/* since a 429, until a probe gets through */
 	int64		paused_until;
+	int64		pause_asked_at; /* when a 429 asked for a pause last */
+	int64		probe_sent_at;	/* the last one */
 	int64		probe_until;	/* a probe is out; taken for lost after this;
 								 * 0 for none */
 } HrflowBucket;

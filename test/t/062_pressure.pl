@@ -195,6 +195,48 @@ my ($first, $second) = sort { $a <=> $b } answered(qr/profile_id/);
 cmp_ok($second - $first, '>', 900, 'pause all the same');
 
 #
+# A 429 that was asked for after the probe of an earlier pause had been sent
+#
+{
+	my $met = PostgreSQL::Test::Utils::tempdir();
+	my $first = sub {
+		my ($what) = @_;
+		my $is_first = !-e "$met/$what";
+		PostgreSQL::Test::Utils::append_to_file("$met/$what", '');
+		return $is_first;
+	};
+	my $limited = Hrflow::RawPeer->new(sub {
+		my ($socket) = @_;
+		my ($id) = Hrflow::RawPeer::read_request($socket) =~ /profile_id=(\w+)/;
+		my $body = '{"code": 200, "message": "ok", "data": {}}';
+		my $pause = $id eq 'short' ? 1 : 4;
+
+		if ($id ne 'other' && $first->($id))
+		{
+			select(undef, undef, undef, 2) if $id eq 'long';
+			print $socket "HTTP/1.1 429 Too Many Requests\r\nRetry-After: $pause\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+			return;
+		}
+		select(undef, undef, undef, 2) if $id eq 'short';		# the probe
+		print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ",
+		  length($body), "\r\n\r\n$body";
+	});
+	my @sessions = map { Hrflow::Session->new($node) } 1 .. 3;
+	$_->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $limited->port . "/v1';") foreach @sessions;
+	$began = time;
+	$sessions[0]->send(batch(q{'{short,long}'}) . '\echo -- done');
+	select(undef, undef, undef, 2.5);
+	$sessions[1]->send(batch(q{'{other}'}) . '\echo -- done');
+	select(undef, undef, undef, 1);
+	is($sessions[2]->ask(batch(q{'{other}'})), "ok 1\n-- done\n", 'when a probe gets through');
+	cmp_ok(time - $began, '>', 5.9, 'a pause that was asked for while it was out goes on');
+	is($sessions[0]->wait_for(qr/-- done/), "ok 2\n-- done\n", 'and ends for who met it');
+	is($sessions[1]->wait_for(qr/-- done/), "ok 1\n-- done\n", 'and for who waits');
+	cmp_ok(time - $began, '<', 8.5, 'at the time that was asked for');
+	$_->finish foreach @sessions;
+}
+
+#
 # Other work in between
 #
 my $stalled = 'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[400000]))";
