@@ -346,6 +346,7 @@ extern const HrflowSettings *hrflow_settings_get(bool need_key);
 /* in text.c */
 extern const char *hrflow_text_to_utf8(const char *text);
 extern const char *hrflow_text_from_utf8(const char *text, size_t length);
+extern char *hrflow_text_show_utf8(const char *text, size_t length);
 
 /* in request.c */
 extern char *hrflow_request_profile(const char *base_url,

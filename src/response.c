@@ -26,6 +26,12 @@
  */
 #define SCRUB_MIN 8
 
+/*
+ * As much of a text from elsewhere is looked at, in bytes.  Keys that are
+ * masked make it shorter, so it is more than is shown.
+ */
+#define MAX_LOOKED_AT (16 * HRFLOW_MAX_MESSAGE)
+
 /* The envelope of every answer: {"code": …, "message": …, "data": …}. */
 typedef struct Envelope
 {
@@ -117,6 +123,20 @@ scrub_message(const char *message, const char *secret)
 	while (out.len > 0 && out.data[out.len - 1] == ' ')
 		out.data[--out.len] = '\0';
 	return out.data;
+}
+
+/*
+ * The same of a text in UTF-8, valid or not.
+ */
+static char *
+show_text(const char *text, const char *secret)
+{
+	size_t		length = strlen(text);
+
+	/* What is cut short by others may end within a character. */
+	length = Min(length, pg_encoding_mbcliplen(PG_UTF8, text, length,
+											   MAX_LOOKED_AT));
+	return scrub_message(hrflow_text_show_utf8(text, length), secret);
 }
 
 /*
@@ -331,17 +351,21 @@ is_success(int code)
 }
 
 /*
- * The result of a try that had no reply.
+ * The result of a try that had no reply.  libcurl's words may quote what the
+ * peer says of itself, such as a certificate's name.
  */
 static void
-copy_failure(const HrflowReply *reply, HrflowResult *result)
+copy_failure(const HrflowReply *reply, const char *secret,
+			 HrflowResult *result)
 {
 	result->status = reply->status;
 	result->transient = reply->transient;
-	if (reply->detail != NULL)
-		result->detail = reply->attempts > 1 ?
-			psprintf("%s (%d tries)", reply->detail, reply->attempts) :
-			pstrdup(reply->detail);
+	if (reply->detail == NULL)
+		return;
+	result->detail = show_text(reply->detail, secret);
+	if (reply->attempts > 1)
+		result->detail = psprintf("%s (%d tries)", result->detail,
+								  reply->attempts);
 }
 
 /*
@@ -433,7 +457,7 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 
 	if (reply->status != HRFLOW_OK)
 	{
-		copy_failure(reply, result);
+		copy_failure(reply, secret, result);
 		return;
 	}
 
@@ -489,7 +513,7 @@ hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 
 	if (reply->status != HRFLOW_OK)
 	{
-		copy_failure(reply, result);
+		copy_failure(reply, "", result);
 		return;
 	}
 	if (is_success(status))

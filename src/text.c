@@ -70,3 +70,55 @@ hrflow_text_from_utf8(const char *text, size_t length)
 		return text;
 	return convert(text, length, PG_UTF8, GetDatabaseEncoding());
 }
+
+/*
+ * UTF-8, or what should be, to the server encoding, for a person to read: a
+ * character that the server encoding lacks becomes a question mark, and so
+ * does every byte that is not ASCII where the text is not valid.  palloc'd.
+ */
+char *
+hrflow_text_show_utf8(const char *text, size_t length)
+{
+	int			encoding = GetDatabaseEncoding();
+	bool		valid = pg_encoding_verifymbstr(PG_UTF8, text, length) == length;
+	Oid			proc = InvalidOid;
+	size_t		size = length * MAX_CONVERSION_GROWTH + 1;
+	char	   *shown;
+	char	   *to;
+
+	if (valid && (encoding == PG_UTF8 || encoding == PG_SQL_ASCII))
+		return pnstrdup(text, length);
+	if (valid)
+		proc = FindDefaultConversionProc(PG_UTF8, encoding);
+	if (!OidIsValid(proc))
+	{
+		shown = pnstrdup(text, length);
+		for (char *p = shown; *p; p++)
+		{
+			if (IS_HIGHBIT_SET(*p))
+				*p = '?';
+		}
+		return shown;
+	}
+
+	shown = to = palloc(size);
+	*to = '\0';
+	while (length > 0)
+	{
+		int			n = pg_do_encoding_conversion_buf(proc, PG_UTF8, encoding,
+													  (unsigned char *) unconstify(char *, text),
+													  length, (unsigned char *) to,
+													  size - (to - shown), true);
+
+		to += strlen(to);
+		if (n < length)
+		{
+			*to++ = '?';
+			*to = '\0';
+			n += pg_encoding_mblen(PG_UTF8, text + n);
+		}
+		text += n;
+		length -= n;
+	}
+	return shown;
+}
