@@ -422,8 +422,10 @@ extern bool hrflow_vector_compare(const float4 *a, const float4 *b, int n,
 								  double *norms);
 
 /* in json.c */
-extern JsonbValue *hrflow_json_parse(const char *text, bool *too_deep);
+extern JsonbValue *hrflow_json_parse(const char *text, const char *converted,
+									 bool *too_deep);
 extern JsonbValue *hrflow_json_parse_without(const char *text,
+											 const char *converted,
 											 const char *name,
 											 HrflowSpan *left_out,
 											 bool *too_deep);

@@ -10,6 +10,9 @@
  * what jsonb_in accepts, within the limits below, and becomes the same; a
  * fuzzer compares the two.
  *
+ * Strings stay in UTF-8 but where they are to become jsonb: what is not needed
+ * may have characters that the server encoding lacks.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -43,6 +46,9 @@ typedef struct Reader
 	int			depth;			/* of arrays and objects around it */
 	bool		too_deep;
 	int			nvalues;		/* read so far, keys included */
+	const char *converted;		/* member of the outermost object whose
+								 * strings are converted; or NULL */
+	bool		converts;		/* in it now */
 	const char *name;			/* of members to leave out; or NULL */
 	HrflowSpan *left_out;
 	HrflowJsonbState state;
@@ -213,7 +219,7 @@ read_string(Reader *r, JsonbValue *value)
 		return false;
 	r->p++;
 
-	if (GetDatabaseEncoding() == PG_UTF8 ||
+	if (!r->converts || GetDatabaseEncoding() == PG_UTF8 ||
 		GetDatabaseEncoding() == PG_SQL_ASCII)
 		return true;
 	converted = hrflow_text_from_utf8(pnstrdup(value->val.string.val,
@@ -307,6 +313,16 @@ read_word(Reader *r, JsonbValue *value)
 }
 
 /*
+ * Is this the key of members of that name, which may be NULL?
+ */
+static bool
+is_named(const JsonbValue *key, const char *name)
+{
+	return name != NULL && key->val.string.len == strlen(name) &&
+		memcmp(key->val.string.val, name, key->val.string.len) == 0;
+}
+
+/*
  * Leave out the value of a member, if that is what is wanted of it and it is
  * an array that can hold numbers alone: it becomes null.  Such an array ends
  * with the first bracket that closes, so what is in it needs no look.
@@ -318,8 +334,7 @@ leave_out(Reader *r, const JsonbValue *key)
 	const char *start;
 	const char *end;
 
-	if (r->name == NULL || key->val.string.len != strlen(r->name) ||
-		memcmp(key->val.string.val, r->name, key->val.string.len) != 0)
+	if (!is_named(key, r->name))
 		return false;
 	skip_space(r);
 	start = r->p;
@@ -362,8 +377,12 @@ read_container(Reader *r, bool is_object)
 
 		if (is_object)
 		{
+			if (r->depth == 1)
+				r->converts = false;
 			if (!take(r, '"') || !read_string(r, &key) || !take(r, ':'))
 				return false;
+			if (r->depth == 1)
+				r->converts = is_named(&key, r->converted);
 			hrflow_compat_push_jsonb(&r->state, WJB_KEY, &key);
 			is_done = leave_out(r, &key);
 		}
@@ -447,12 +466,14 @@ parse(Reader *r, bool *too_deep)
  * Read an object or an array.  "text" is valid UTF-8, ended by its only NUL.
  * Returns NULL where it is not that, or jsonb cannot hold it; *too_deep tells
  * whether that is because it nests deeper than HRFLOW_MAX_JSON_DEPTH.
- * palloc'd, with strings that may still be in "text".
+ * palloc'd, with strings that may still be in "text": those of the outermost
+ * object's member "converted" are in the server encoding, and NULL is returned
+ * where that lacks a character of theirs; the others are in UTF-8.
  */
 JsonbValue *
-hrflow_json_parse(const char *text, bool *too_deep)
+hrflow_json_parse(const char *text, const char *converted, bool *too_deep)
 {
-	Reader		r = {text};
+	Reader		r = {.p = text, .converted = converted};
 
 	return parse(&r, too_deep);
 }
@@ -463,10 +484,12 @@ hrflow_json_parse(const char *text, bool *too_deep)
  * are JSON is for who reads them there to find out.
  */
 JsonbValue *
-hrflow_json_parse_without(const char *text, const char *name,
-						  HrflowSpan *left_out, bool *too_deep)
+hrflow_json_parse_without(const char *text, const char *converted,
+						  const char *name, HrflowSpan *left_out,
+						  bool *too_deep)
 {
-	Reader		r = {.p = text, .name = name, .left_out = left_out};
+	Reader		r = {.p = text, .converted = converted, .name = name,
+	.left_out = left_out};
 
 	left_out->n = 0;
 	return parse(&r, too_deep);

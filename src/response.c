@@ -36,7 +36,7 @@
 typedef struct Envelope
 {
 	int			code;			/* 0 when there is none */
-	char	   *message;		/* NULL when there is none */
+	char	   *message;		/* UTF-8; NULL when there is none */
 	Jsonb	   *data;			/* NULL when there is none */
 	HrflowSpan	embedding;		/* of a text: within the reply */
 } Envelope;
@@ -162,7 +162,7 @@ describe_answer(const HrflowReply *reply, const Envelope *envelope,
 		appendStringInfo(&out, ": %s", problem);
 	if (envelope->message != NULL && *envelope->message != '\0')
 		appendStringInfo(&out, ": %s",
-						 scrub_message(envelope->message, secret));
+						 show_text(envelope->message, secret));
 	return out.data;
 }
 
@@ -243,10 +243,10 @@ parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
 								reply->length) != reply->length)
 		return "the body is not valid UTF-8";
 	if (endpoint == HRFLOW_TEXT)
-		object = hrflow_json_parse_without(reply->body, "embedding",
+		object = hrflow_json_parse_without(reply->body, "data", "embedding",
 										   &envelope->embedding, &too_deep);
 	else
-		object = hrflow_json_parse(reply->body, &too_deep);
+		object = hrflow_json_parse(reply->body, "data", &too_deep);
 	if (too_deep)
 		return "the JSON nests too deeply";
 	if (object == NULL || object->type != jbvObject)

@@ -138,7 +138,7 @@ fuzz_json(const char *data, size_t size)
 	if (strlen(data) != size ||
 		pg_encoding_verifymbstr(PG_UTF8, data, size) != size)
 		return;
-	value = hrflow_json_parse(data, &too_deep);
+	value = hrflow_json_parse(data, NULL, &too_deep);
 	ours = value == NULL ? NULL : JsonbValueToJsonb(value);
 	if (too_deep && ours != NULL)
 		abort();
@@ -260,7 +260,8 @@ fuzz_text(const char *text)
 
 	if (pg_encoding_verifymbstr(PG_UTF8, text, strlen(text)) != strlen(text))
 		return;
-	body = hrflow_json_parse(hrflow_request_text_body(text), &too_deep);
+	body = hrflow_json_parse(hrflow_request_text_body(text), NULL,
+							 &too_deep);
 	if (body == NULL || body->type != jbvObject ||
 		body->val.object.nPairs != 1)
 		abort();

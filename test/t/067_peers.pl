@@ -78,4 +78,28 @@ foreach my $case ([ 'postgres', 'öß ł' ], [ 'ascii', 'öß ł' ], [ 'latin1',
 $tls->signal('TERM');
 $tls->finish;
 
+#
+# Answers in characters that the database lacks
+#
+my $said = 'The HrFlow API answered HTTP 200';
+my $unfit = "invalid_reply|invalid reply from the HrFlow API: $said: the body is not a JSON object that jsonb can hold";
+foreach my $case (
+	[ 'a message', '{"code": 200, "message": "Profile embedding ✓", "data": {"profile": null, "ë": null}}', ('ok|') x 3 ],
+	[ 'other members', '{"code": 200, "message": "\u2713", "✓": {"✓": "\u2713"}, "data": {"\u00eb": null}}', ('ok|') x 3 ],
+	[ 'the message of an error', '{"code": 400, "message": "Invalid profile “ë” ✓"}',
+		map { "not_found|HrFlow profile not found: $said, code 400: Invalid profile $_" } '“ë” ✓', '?ë? ?', '“ë” ?' ],
+	[ 'data', '{"code": 200, "message": "ok", "data": {"✓": null}}', 'ok|', $unfit, $unfit ],
+	[ 'data that is escaped', '{"data": {"a": ["\u2713"]}}', 'ok|', $unfit, $unfit ],
+	[ 'data further on', '{"message": "✓", "other": {"data": "✓"}, "data": {"a": "✓"}}', 'ok|', $unfit, $unfit ])
+{
+	my ($name, $answer, @rows) = @$case;
+	my $call = profile('fault:body=' . encode_base64url($answer));
+	is(rows((qw(postgres latin1 euc_jp))[$_], '', $call), $rows[$_],
+		(qw(UTF-8 LATIN1 EUC_JP))[$_] . ": characters that an encoding may lack, in $name") foreach 0 .. 2;
+}
+is($node->safe_psql('latin1', q{SELECT encode(convert_to((hrflow_profile_embedding('s', 'fault:body=}
+	  . encode_base64url('{"\u00eb✓": 1, "message": "✓", "data": {"zz": 2, "ë": 1, "\u00eb\u00ebx": 3, "aa": [{"ëë": "ë"}]}}')
+	  . q{'))::text, 'UTF8'), 'hex')}), unpack('H*', '{"ë": 1, "aa": [{"ëë": "ë"}], "zz": 2, "ëëx": 3}'),
+	'data in other characters has its keys in order');
+
 done_testing();
