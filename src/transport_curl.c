@@ -653,6 +653,31 @@ find_trust(CURL *easy)
 	pool.trust_known = true;
 }
 
+/*
+ * The same for a proxy that is spoken to in TLS: libcurl keeps options for it
+ * apart.
+ */
+static void
+configure_proxy_trust(CURL *easy, const HrflowSettings *settings)
+{
+	SETOPT(easy, CURLOPT_PROXY_SSL_VERIFYPEER, 1L);
+	SETOPT(easy, CURLOPT_PROXY_SSL_VERIFYHOST, 2L);
+	SETOPT(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+
+	if (*settings->ca_file != '\0')
+	{
+		SETOPT(easy, CURLOPT_PROXY_CAINFO, settings->ca_file);
+		SETOPT(easy, CURLOPT_PROXY_CAPATH, NULL);
+	}
+	else if (pool.trust_path != NULL)
+	{
+		SETOPT(easy, CURLOPT_PROXY_CAINFO, NULL);
+		SETOPT(easy, CURLOPT_PROXY_CAPATH, pool.trust_path);
+	}
+	else if (!pool.trust_default)
+		SETOPT(easy, CURLOPT_PROXY_CAPATH, NULL);
+}
+
 static void
 configure_trust(CURL *easy, const HrflowSettings *settings)
 {
@@ -730,6 +755,8 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 		   *settings->proxy != '\0' ? "localhost,127.0.0.0/8,::1" : "");
 	SETOPT(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	configure_trust(easy, settings);
+	if (*settings->proxy != '\0')
+		configure_proxy_trust(easy, settings);
 
 	SETOPT(easy, CURLOPT_HTTP09_ALLOWED, 0L);
 	SETOPT(easy, CURLOPT_ACCEPT_ENCODING, ACCEPTED_ENCODING);

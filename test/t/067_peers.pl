@@ -102,4 +102,20 @@ is($node->safe_psql('latin1', q{SELECT encode(convert_to((hrflow_profile_embeddi
 	  . q{'))::text, 'UTF8'), 'hex')}), unpack('H*', '{"ë": 1, "aa": [{"ëë": "ë"}], "zz": 2, "ëëx": 3}'),
 	'data in other characters has its keys in order');
 
+#
+# Proxies
+#
+my $https = $api->https;
+foreach my $case (
+	[ 'that ca_file trusts is spoken to', $api->ca, 'localhost', qr/CONNECT/ ],
+	[ 'that ca_file does not trust is not', $other_ca->ca, 'localhost', qr/certificate problem/ ],
+	[ "with another's certificate is not", $api->ca, 'wrong.example', qr/subject name/ ])
+{
+	my ($name, $ca, $host, $says) = @$case;
+	like(rows('postgres', "SET hrflow_embed.ca_file = '$ca'; SET hrflow_embed.proxy = 'https://$host:$https';
+			SET hrflow_embed.base_url = 'https://api.example.invalid/v1';", profile('p')),
+		qr/^connection_failed\|.*$says/, "a proxy in TLS $name");
+}
+
+
 done_testing();
