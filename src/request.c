@@ -217,6 +217,43 @@ is_loopback(const char *host, int length)
 }
 
 /*
+ * Would resolvers take this host for an IPv4 address though it is not written
+ * as a dotted quad: "2130706433", "127.1", "0x7f.1", "0177.0.0.1"?  libcurl
+ * writes them anew, after we have looked.  No name ends with a number, so the
+ * last label tells.
+ */
+static bool
+is_odd_address(const char *host, int length)
+{
+	char		name[INET_ADDRSTRLEN];
+	const char *end = host + length;
+	const char *label;
+	const char *digits = "0123456789";
+	struct in_addr v4;
+
+	if (length > 0 && end[-1] == '.')
+		end--;
+	for (label = end; label > host && label[-1] != '.'; label--)
+		;
+	if (label == end)
+		return false;
+	if (end - label >= 2 && label[0] == '0' &&
+		(label[1] == 'x' || label[1] == 'X'))
+	{
+		label += 2;
+		digits = "0123456789abcdefABCDEF";
+	}
+	if (strspn(label, digits) < end - label)
+		return false;
+
+	if (length >= sizeof(name))
+		return true;
+	memcpy(name, host, length);
+	name[length] = '\0';
+	return inet_pton(AF_INET, name, &v4) != 1;
+}
+
+/*
  * Read the port at "p", if there is one, and leave *p behind it.
  */
 static bool
@@ -246,8 +283,8 @@ parse_port(const char **p, int *port)
  * This is stricter than RFC 3986, so that what libcurl makes of an accepted
  * URL cannot differ from what we make of it: the scheme is http or https,
  * there is no userinfo, a host is letters, digits, dots, hyphens and
- * underscores or an IPv6 address in brackets, and all of it is printable
- * ASCII without spaces or backslashes.
+ * underscores or an IPv6 address in brackets, an IPv4 address is a dotted
+ * quad, and all of it is printable ASCII without spaces or backslashes.
  */
 const char *
 hrflow_request_parse_url(const char *url, HrflowUrl *parsed)
@@ -294,6 +331,8 @@ hrflow_request_parse_url(const char *url, HrflowUrl *parsed)
 			   *p == '.' || *p == '-' || *p == '_')
 			p++;
 		parsed->host_length = p - parsed->host;
+		if (is_odd_address(parsed->host, parsed->host_length))
+			return "has a number for a host";
 	}
 	if (parsed->host_length == 0 || parsed->host_length > 253)
 		return "has an invalid host";

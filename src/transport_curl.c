@@ -751,8 +751,7 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 
 	/* An empty string, unlike NULL, makes libcurl ignore the environment. */
 	SETOPT(easy, CURLOPT_PROXY, settings->proxy);
-	SETOPT(easy, CURLOPT_NOPROXY,
-		   *settings->proxy != '\0' ? "localhost,127.0.0.0/8,::1" : "");
+	SETOPT(easy, CURLOPT_NOPROXY, "");
 	SETOPT(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	configure_trust(easy, settings);
 	if (*settings->proxy != '\0')
@@ -802,6 +801,15 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	SETOPT(transfer->easy, CURLOPT_HTTPHEADER,
 		   HRFLOW_IS_LINK(reply->target) ? pool.link_headers :
 		   transfer->post != NULL ? pool.post_headers : pool.headers);
+
+	/*
+	 * What goes past a proxy is the server's own.  No link that a pattern let
+	 * through does, whatever else libcurl takes for that ("x.localhost").
+	 */
+	if (*settings->proxy != '\0')
+		SETOPT(transfer->easy, CURLOPT_NOPROXY,
+			   reply->target == HRFLOW_TO_GUARDED_LINK ? "" :
+			   "localhost,127.0.0.0/8,::1");
 
 	/* libcurl does not copy the body.  Setting it makes the request a POST. */
 	SETOPT(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) -1);

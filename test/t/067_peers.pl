@@ -105,6 +105,12 @@ is($node->safe_psql('latin1', q{SELECT encode(convert_to((hrflow_profile_embeddi
 #
 # Proxies
 #
+my $seen = "$dir/seen";
+my $proxy = Hrflow::RawPeer->new(sub {
+	my ($socket) = @_;
+	PostgreSQL::Test::Utils::append_to_file($seen, Hrflow::RawPeer::read_request($socket) // '');
+	print $socket "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+});
 my $https = $api->https;
 foreach my $case (
 	[ 'that ca_file trusts is spoken to', $api->ca, 'localhost', qr/CONNECT/ ],
@@ -117,5 +123,22 @@ foreach my $case (
 		qr/^connection_failed\|.*$says/, "a proxy in TLS $name");
 }
 
+my @numbers = qw(2130706433 127.1 0177.1 0x7f.1 127.0.0.01 0x7F000001 127.0.0.0x1 10.1 127.1. 127.0.0.1. 0x);
+sub links
+{
+	my ($hosts, @links) = @_;
+	return rows('postgres', "SET hrflow_embed.link_hosts = '$hosts'; SET hrflow_embed.proxy = 'http://127.0.0.1:" . $proxy->port . "';",
+		'hrflow_fetch_vectors(ARRAY[' . join(', ', map { "'https://$_/x'" } @links) . ']) ORDER BY ordinality');
+}
+is(links('*, *.*, *.*.*, *.*.*.*', @numbers),
+	join("\n", map { "link_refused|link to a vector is not allowed: It is not a URL that can be fetched. Link: https://$_/x" } @numbers),
+	'a link to a number is refused, which a resolver would take for an address');
+ok(!-e $seen, 'and does not go to the proxy either');
+is(links('*.*', qw(x.localhost localhost. b.example)),
+	join("\n", ("connection_failed|could not connect to the link's host: CONNECT tunnel failed, response 403") x 3),
+	'a link that a pattern lets through goes to the proxy');
+is(join(' ', sort(PostgreSQL::Test::Utils::slurp_file($seen) =~ /^CONNECT (\S+)/mg)), 'b.example:443 localhost.:443 x.localhost:443',
+	'whatever its name');
+like(links('localhost', 'localhost'), qr/^connection_failed\|.*port 443/, 'one to the server itself that is named does not');
 
 done_testing();
