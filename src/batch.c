@@ -18,6 +18,7 @@
 #include "compat.h"
 #include "funcapi.h"
 #include "hrflow_embed.h"
+#include "lib/ilist.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -97,6 +98,7 @@ typedef struct Batch
 	bool	   *is_repeated;
 
 	int			next;			/* the first element not looked at */
+	dlist_head	links;			/* to be fetched, in this order: Asked */
 	size_t		pending;		/* bytes of bodies asked with, no reply yet */
 	int64		nrows;			/* so far */
 	int			nasked;			/* elements with a reply of the API */
@@ -117,6 +119,8 @@ static const HrflowResult time_over = {
 /* What a request is for; its tag. */
 typedef struct Asked
 {
+	dlist_node	node;			/* in the batch's links, until it is sent */
+	HrflowTarget target;
 	int			element;
 	char	   *section;		/* of a profile's link; else NULL */
 	int			item;
@@ -404,17 +408,17 @@ endpoint_of(const Batch *batch)
 }
 
 /*
- * Send a request: for a URL, or with a text's body.  What it is for is freed
- * with its reply.
+ * A request to be sent: for a URL, or with a text's body.
  */
-static void
-submit(Batch *batch, HrflowTarget target, const char *sent, int element,
-	   const char *section, int item)
+static Asked *
+make_asked(Batch *batch, HrflowTarget target, const char *sent, int element,
+		   const char *section, int item)
 {
 	size_t		size = strlen(sent) + 1;
 	Asked	   *asked = MemoryContextAlloc(batch->asked_context,
 										   offsetof(Asked, sent) + size);
 
+	asked->target = target;
 	asked->size = size;
 	asked->element = element;
 	asked->section = section == NULL ? NULL :
@@ -422,28 +426,70 @@ submit(Batch *batch, HrflowTarget target, const char *sent, int element,
 	asked->item = item;
 	memcpy(asked->sent, sent, size);
 	batch->pending += size;
+	return asked;
+}
+
+static void
+free_asked(Batch *batch, Asked *asked)
+{
+	batch->pending -= asked->size;
+	if (asked->section != NULL)
+		pfree(asked->section);
+	pfree(asked);
+}
+
+/*
+ * Send a request.  What it is for is freed with its reply.
+ */
+static void
+submit(Batch *batch, Asked *asked)
+{
 	if (batch->kind == BATCH_OF_TEXTS)
 		hrflow_transport_post(batch->transport, batch->text_url, asked->sent,
 							  asked);
 	else
-		hrflow_transport_submit(batch->transport, target, asked->sent, asked);
+		hrflow_transport_submit(batch->transport, asked->target, asked->sent,
+								asked);
 }
 
 /*
- * Fetch a link, or answer at once when it may not be fetched.
+ * Send those for links that have their turn.  An answer may have a thousand,
+ * and there may be as many answers as requests in flight: in the transport
+ * each would take 6 kB.
+ */
+static void
+submit_links(Batch *batch)
+{
+	int			room;
+
+	if (dlist_is_empty(&batch->links))
+		return;
+	room = hrflow_transport_room_for_links(batch->transport);
+	for (; room > 0 && !dlist_is_empty(&batch->links); room--)
+		submit(batch, dlist_container(Asked, node,
+									  dlist_pop_head_node(&batch->links)));
+}
+
+/*
+ * Have a link fetched, or answer at once when it may not be.
  */
 static void
 fetch_link(Batch *batch, const char *link, int element, const char *section,
 		   int item)
 {
 	HrflowResult refused = {.status = HRFLOW_LINK_REFUSED, .is_link = true};
+	HrflowTarget target;
 	bool		by_name;
 	const char *refusal;
+	Asked	   *asked;
 
 	refusal = hrflow_link_refusal(link, batch->settings->link_hosts, &by_name);
 	if (refusal == NULL)
-		submit(batch, by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK, link,
-			   element, section, item);
+	{
+		target = by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK;
+		asked = make_asked(batch, target, link, element, section, item);
+		dlist_push_tail(&batch->links, &asked->node);
+	}
 	else
 	{
 		refused.detail = psprintf("%s Link: %s", refusal,
@@ -479,7 +525,7 @@ ask_profile(Batch *batch, int element)
 			problem = "The URL would be too long.";
 	}
 	if (problem == NULL)
-		submit(batch, HRFLOW_TO_API, url, element, NULL, 0);
+		submit(batch, make_asked(batch, HRFLOW_TO_API, url, element, NULL, 0));
 	else
 	{
 		invalid.detail = unconstify(char *, problem);
@@ -503,7 +549,7 @@ ask_text(Batch *batch, int element)
 	else
 		body = hrflow_make_text_body(texts->values[element], &invalid.detail);
 	if (body != NULL)
-		submit(batch, HRFLOW_TO_API, body, element, NULL, 0);
+		submit(batch, make_asked(batch, HRFLOW_TO_API, body, element, NULL, 0));
 	else
 		put_rows(batch, element, NULL, 0, &invalid, false);
 }
@@ -539,8 +585,10 @@ ask_element(Batch *batch, int element)
 static void
 refill(Batch *batch)
 {
-	int			room = hrflow_transport_room(batch->transport);
+	int			room;
 
+	submit_links(batch);
+	room = hrflow_transport_room(batch->transport);
 	while (room > 0 && batch->next < batch->nelements &&
 		   batch->pending < HRFLOW_MAX_BUFFERED)
 	{
@@ -549,6 +597,7 @@ refill(Batch *batch)
 		if (batch->is_repeated[element])
 			continue;
 		ask_element(batch, element);
+		submit_links(batch);
 		room = hrflow_transport_room(batch->transport);
 	}
 }
@@ -693,13 +742,31 @@ process_reply(Batch *batch, HrflowReply *reply)
 	if (!take_reply(batch, reply))
 	{
 		hrflow_transport_release(batch->transport, reply);
-		if (asked->section != NULL)
-			pfree(asked->section);
-		batch->pending -= asked->size;
-		pfree(asked);
+		free_asked(batch, asked);
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->reply_context);
+}
+
+/*
+ * Give the links their rows that waited when the time was over.
+ */
+static void
+put_rest_of_links(Batch *batch)
+{
+	HrflowResult late = time_over;
+
+	late.is_link = true;
+	while (!dlist_is_empty(&batch->links))
+	{
+		Asked	   *asked = dlist_container(Asked, node,
+											dlist_pop_head_node(&batch->links));
+
+		put_rows(batch, asked->element, asked->section, asked->item, &late,
+				 true);
+		MemoryContextReset(batch->reply_context);
+		free_asked(batch, asked);
+	}
 }
 
 /*
@@ -746,6 +813,7 @@ run(Batch *batch, int time_limit)
 {
 	HrflowReply *reply;
 
+	dlist_init(&batch->links);
 	batch->transport = hrflow_transport_begin(batch->settings, time_limit);
 	for (;;)
 	{
@@ -764,6 +832,7 @@ run(Batch *batch, int time_limit)
 
 	if (batch->refused && batch->sink == NULL)
 		report_refusal(batch);
+	put_rest_of_links(batch);
 	put_rest(batch);
 }
 

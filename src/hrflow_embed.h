@@ -376,6 +376,7 @@ extern void hrflow_transport_submit(HrflowTransport *transport,
 extern void hrflow_transport_post(HrflowTransport *transport, const char *url,
 								  const char *body, void *tag);
 extern int	hrflow_transport_room(HrflowTransport *transport);
+extern int	hrflow_transport_room_for_links(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern bool hrflow_transport_expired(HrflowTransport *transport);
 extern void hrflow_transport_work(HrflowTransport *transport);

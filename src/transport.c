@@ -517,6 +517,23 @@ hrflow_transport_room(HrflowTransport *transport)
 	return Max(0, transport->limit - transport->nrunning - transport->nready);
 }
 
+/*
+ * How many links more?  They do not wait for the account's rate, and are
+ * fetched though the transport was stopped.
+ */
+int
+hrflow_transport_room_for_links(HrflowTransport *transport)
+{
+	int			room = transport->limit - transport->nrunning;
+	dlist_iter	iter;
+
+	if (transport->expired || transport->ndelayed >= MAX_DELAYED)
+		return 0;
+	dlist_foreach(iter, &transport->ready_links)
+		room--;
+	return Max(0, room);
+}
+
 static void
 give_up_all(HrflowTransport *transport, dlist_head *list, int *count)
 {

@@ -10,6 +10,7 @@ use Hrflow::Session;
 use Hrflow::StandIn;
 use IO::Socket::INET;
 use IPC::Run ();
+use MIME::Base64 qw(encode_base64url);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
@@ -121,6 +122,39 @@ is($session->wait_for(qr/-- done/), "invalid_reply 100\nnot_found 400\nok 100\n-
 	'100 replies of 1.1 MB at once are too much, but none of them is');
 cmp_ok(scalar(answered(qr/big/)), '<', 200, 'and hardly any is asked for a third time');
 $session->finish;
+
+#
+# Links that wait for their turn
+#
+{
+	my $links = sub {
+		my ($port) = @_;
+		my $list = join ',', map { qq("http://127.0.0.1:$port/x?$_") } 1 .. 990;
+		return 'fault:data=' . encode_base64url(qq({"experiences": [$list]})) . ',id=';
+	};
+	my $silent = Hrflow::RawPeer->new(undef);
+	my $fetcher = Hrflow::Session->new($node, timeout => 60);
+	my $peak = sub {
+		my $status = PostgreSQL::Test::Utils::slurp_file('/proc/' . $fetcher->pid . '/status');
+		return $status =~ /^VmHWM:\s+(\d+)/m ? $1 : die;
+	};
+
+	$fetcher->ask("SET hrflow_embed.link_hosts = '127.0.0.1';" . batch(ids(64), 'hrflow_profile_vectors'));
+	my $before = $peak->();
+	is($fetcher->ask(batch(ids(32, $links->($api->http)), 'hrflow_profile_vectors')),
+		"http_error 31680\n-- done\n", '32 profiles with 990 links each have all of them asked for');
+	my $more = $peak->() - $before;
+	cmp_ok($more, '<', 40_000, "in $more kB more");
+
+	is($fetcher->ask("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 4;"
+			. batch(ids(5, $links->($silent->port)), 'hrflow_profile_vectors')),
+		"timeout 3961\n-- done\n", 'each has its row when the time is over, and so has a profile that was not asked');
+	is($fetcher->ask("SET hrflow_embed.batch_timeout = 0; SET hrflow_embed.max_concurrency = 2;"
+			. batch("ARRAY['" . $links->($api->http) . "', 'fault:status=402,latency=20', 'p']", 'hrflow_profile_vectors')
+			=~ s/SELECT/SET client_min_messages = error; SELECT/r),
+		"http_error 990\nover_quota 2\n-- done\n", 'and is asked for though another profile is refused meanwhile');
+	$fetcher->finish;
+}
 
 #
 # A connection that is dead
