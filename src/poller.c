@@ -62,6 +62,22 @@ hrflow_poller_open(void)
 #endif
 }
 
+#ifndef __linux__
+/*
+ * Watch a descriptor for one thing, or no longer.  One change at a time: of
+ * several, those behind one that fails are not made.
+ */
+static bool
+change_filter(int poller, int fd, int filter, bool wanted)
+{
+	struct kevent change;
+
+	EV_SET(&change, fd, filter, wanted ? EV_ADD : EV_DELETE, 0, 0, 0);
+	return kevent(poller, &change, 1, NULL, 0, NULL) >= 0 ||
+		(!wanted && errno == ENOENT);
+}
+#endif
+
 /*
  * Make the kernel watch a descriptor as is wanted.
  *
@@ -91,19 +107,12 @@ update(int poller, int fd)
 			 epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event) == 0);
 	}
 #else
-	{
-		struct kevent changes[2];
-		int			n = 0;
-
-		if ((w->is ^ w->wanted) & READABLE)
-			EV_SET(&changes[n++], fd, EVFILT_READ,
-				   w->wanted & READABLE ? EV_ADD : EV_DELETE, 0, 0, 0);
-		if ((w->is ^ w->wanted) & WRITABLE)
-			EV_SET(&changes[n++], fd, EVFILT_WRITE,
-				   w->wanted & WRITABLE ? EV_ADD : EV_DELETE, 0, 0, 0);
-		good = kevent(poller, changes, n, NULL, 0, NULL) >= 0 ||
-			w->wanted == 0;
-	}
+	if ((w->is ^ w->wanted) & READABLE)
+		good = change_filter(poller, fd, EVFILT_READ, w->wanted & READABLE);
+	if ((w->is ^ w->wanted) & WRITABLE)
+		good = change_filter(poller, fd, EVFILT_WRITE, w->wanted & WRITABLE) &&
+			good;
+	good = good || w->wanted == 0;
 #endif
 	w->is = good ? w->wanted : 0;
 	return good;
