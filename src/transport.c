@@ -8,7 +8,9 @@
  * whichever comes first.  A backend runs one statement of ours at a time, so
  * a transport that is still there when the next begins was left by an error.
  *
- * Interrupts are taken in hrflow_transport_next() and nowhere else.
+ * Here interrupts are taken in hrflow_transport_next() alone.  Who takes them
+ * elsewhere while there is a transport, as json.c and batch.c do in long
+ * loops, leaves it to its memory context to end it.
  *
  *-------------------------------------------------------------------------
  */
