@@ -14,6 +14,7 @@
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
 #include "compat.h"
+#include "datatype/timestamp.h"
 #include "hrflow_embed.h"
 #include "miscadmin.h"
 #include "store.h"
@@ -82,6 +83,7 @@ read_field(const char *p, int max, bool *set)
 		}
 		if (first < 0 || last >= max || step < 1)
 			return NULL;
+		step = Min(step, max);	/* or the sum below might overflow */
 		for (long i = first; i <= last; i += step)
 			set[i] = true;
 		if (*p != ',')
@@ -108,7 +110,7 @@ schedule_interval(const char *schedule)
 	const char *p;
 
 	if (end != schedule && strncmp(end, " second", strlen(" second")) == 0)
-		return seconds;
+		return Max(1, Min(seconds, SECS_PER_DAY));
 
 	p = read_field(schedule, lengthof(minutes), minutes);
 	if (p == NULL || read_field(p, lengthof(hours), hours) == NULL)

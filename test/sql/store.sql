@@ -182,6 +182,25 @@ DO $$ BEGIN CALL hrflow_refresh('talent.embedding', max_profiles => 0); END $$;
 CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CALL hrflow_refresh('talent.embedding'); END $$;
 SELECT pg_temp.f(); -- error
 SELECT hrflow_schedule('talent.embedding'); -- error
+SELECT hrflow_schedule('talent.embedding', NULL); -- error
+SELECT hrflow_schedule('talent.embedding', max_age => NULL); -- error
+SELECT hrflow_unschedule('talent.embedding'); -- error
+
+-- A scheduled run has a little less time than there is to the next
+CREATE FUNCTION pg_temp.time_budget(schedule text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	hint text;
+BEGIN
+	PERFORM hrflow_schedule('talent.embedding', schedule);
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+	RETURN substring(hint FROM 'time_budget => ''''(.*?)''''');
+END $$;
+SELECT schedule, pg_temp.time_budget(schedule)
+FROM (VALUES ('* * * * *'), ('30 seconds'), ('1 second'), ('9223372036854775807 seconds'), ('-9223372036854775807 seconds'),
+	('*/5 * * * *'), (' 0,30	* * * *'), ('10-20/5 1,2 * * *'),
+	('0 3 * * *'), ('59 23 * * *'), ('55 * * * *'), ('0,59 0,23 * * *'), ('5/9223372036854775807 * * * *'), ('5-0 * * * *'),
+	('@daily'), ('x * * * *'), ('60 * * * *'), ('-1 * * * *'), ('*/0 * * * *'), ('1-x * * * *'), ('5'), ('* 24 * * *'), ('')) v(schedule);
 
 -- Not a store any more
 \set VERBOSITY default
