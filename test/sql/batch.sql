@@ -30,6 +30,8 @@ SELECT count(*), count(DISTINCT ordinality)
 FROM hrflow_profile_embeddings('acme', array_fill('nurse-1'::text, ARRAY[1000]));
 SELECT count(*), count(DISTINCT ordinality)
 FROM hrflow_profile_embeddings('acme', '{a,a,NULL,a}', NULL, '{b,NULL,b,b}');
+SELECT count(*), count(DISTINCT ordinality)
+FROM hrflow_profile_embeddings('acme', '{NULL,NULL,NULL}', NULL, '{c,c,d}');
 SELECT calls, requests, retries, rate_limits, rows_by_status FROM hrflow_embed_stats;
 
 -- It joins with what the rows came from

@@ -81,6 +81,10 @@ SELECT hrflow_fetch_vectors('{{a,b},{c,d}}'); -- error
 SELECT hrflow_fetch_vector('https://example.com/x?X-Amz-Signature=abc'); -- error
 \echo :LAST_ERROR_SQLSTATE
 
+-- A host that is named is still asked in its usual way only
+SET hrflow_embed.link_hosts = 'example.com';
+SELECT status, error FROM hrflow_fetch_vectors('{http://example.com/x,https://example.com:8443/x}') ORDER BY ordinality;
+
 -- A host that only a pattern names may not have a private address
 SET hrflow_embed.link_hosts = 'local*, 127.0.0.*, *.1';
 SELECT status, error FROM hrflow_fetch_vectors('{https://127.0.0.1/x}');

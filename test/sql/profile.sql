@@ -47,6 +47,10 @@ SELECT section, item FROM hrflow_profile_embedding_links('acme', NULL, '{"profil
 RESET hrflow_embed.api_dialect;
 RESET hrflow_embed.api_user;
 
+-- A slash at the end of the URL is none
+SELECT set_config('hrflow_embed.base_url', current_setting('hrflow_embed.base_url') || '//', false) LIKE '%//' AS set;
+SELECT section, item FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}');
+
 -- Nothing to ask for: no request, so that a wrong URL does not matter
 SET hrflow_embed.base_url = 'http://127.0.0.1:1';
 SELECT hrflow_profile_embedding(NULL, 'nurse-1') IS NULL AS is_null;

@@ -40,6 +40,20 @@ SET hrflow_embed.base_url = 'http://127.0.0.1.example.com/v1'; -- error
 SET hrflow_embed.base_url = 'http://localhost:secret/v1'; -- error
 SET hrflow_embed.base_url = 'http://127.1/v1'; -- error
 SET hrflow_embed.base_url = 'http://[::2]/v1'; -- error
+SET hrflow_embed.base_url = 'http://[::1/v1'; -- error
+SET hrflow_embed.base_url = 'http://localhost!/v1'; -- error
+SET hrflow_embed.base_url = 'http://localhost:123456/v1'; -- error
+\set long_path `printf 'secret%.0s' $(seq 200)`
+\set long_url 'https://api.example.com/' :long_path
+SET hrflow_embed.base_url = :'long_url'; -- error
+\set long_url 'http://' :long_path '.example.com/v1'
+SET hrflow_embed.base_url = :'long_url'; -- error
+SET hrflow_embed.base_url = 'http://a-name-that-is-longer-than-any-address-of-ipv6.example.com/v1'; -- error
+\set long_url 'http://user:' :long_path '@proxy.example.com'
+SET hrflow_embed.proxy = :'long_url'; -- error
+SET hrflow_embed.link_hosts = 'https://secret.example.com'; -- error
+SET hrflow_embed.link_hosts = 'a.example.com, *.*.*.*.*.example.com'; -- error
+SET hrflow_embed.link_hosts = :'long_path'; -- error
 SET hrflow_embed.proxy = 'user:secret@proxy:3128'; -- error
 SET hrflow_embed.proxy = 'file:///secret'; -- error
 SET hrflow_embed.api_key_file = 'secret.txt'; -- error
@@ -92,6 +106,7 @@ SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 -- quotes; its password does not go where all can read it
 SET hrflow_embed.proxy = 'http://user:s3cret/pw@proxy.example.com:3128'; -- error
 SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:99999'; -- error
+SET hrflow_embed.proxy = 'http://user:s3 cret@proxy.example.com:3128'; -- error
 SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:3128/path'; -- error
 SET hrflow_embed.proxy = 'ftp://proxy.example.com'; -- error
 SET hrflow_embed.proxy = 'socks5h://user:s3cret@proxy.example.com:1080';

@@ -2,6 +2,7 @@
 -- What can go wrong with one call: SQLSTATE, message, and what the user sees
 --
 CREATE EXTENSION hrflow_embed;
+\getenv https HRFLOW_API_HTTPS
 
 CREATE FUNCTION base64url(value text) RETURNS text
 LANGUAGE sql IMMUTABLE
@@ -138,6 +139,18 @@ SET hrflow_embed.base_url = 'http://127.0.0.1:1/v1';
 SELECT state, message FROM outcome('nurse-1');
 SET hrflow_embed.base_url = 'https://host.invalid/v1';
 SELECT state, message FROM outcome('nurse-1');
+
+-- A proxy that is nowhere, whose password is not told
+SET hrflow_embed.proxy = 'http://user:s3cret@proxy.invalid:3128';
+SELECT * FROM outcome('nurse-1');
+RESET hrflow_embed.proxy;
+
+-- Certificates that are not there
+SELECT 'https://localhost:' || :'https' || '/v1' AS url \gset
+SET hrflow_embed.base_url = :'url';
+SET hrflow_embed.ca_file = '/no/such/file.pem';
+SELECT * FROM outcome('nurse-1');
+RESET hrflow_embed.ca_file;
 RESET hrflow_embed.base_url;
 
 -- Tries: the first ones fail, the last one is had

@@ -88,9 +88,14 @@ FROM (VALUES
 	('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (2,), ''more'': 1}'),
 	('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (2,)} {}'),
 	('{''descr'': ''<f4'' ''fortran_order'': False, ''shape'': (2,)}'),
+	('{''descr'': 4, ''fortran_order'': False, ''shape'': (2,)}'),
+	('{''descr'': ''<f4, '), ('{''descr'': ''<\x66'', '),
+	('{''descr'': ''<é'', ''fortran_order'': False, ''shape'': (2,)}'),
+	('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': 2}'),
+	('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (1234567890123456789,)}'),
 	('__import__("os")'), ('')) v(header);
 SELECT problem(npy('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (0,)}', ''));
-SELECT problem(npy('{}', '', 4)), problem('\x934e554d5059'), problem('\x934e554d50590100ffff7b');
+SELECT problem(npy('{}', '', 4)), problem('\x934e554d5059'), problem('\x934e554d50590100ffff7b'), problem('\x934e554d505902001000');
 
 -- Elements that a real cannot hold
 SELECT problem(npy('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (2,)}', '\x0000803f0000c07f')) AS nan,
@@ -105,6 +110,10 @@ FROM (VALUES ('[1]'), (' [ 1 , -2.5e-1,3E+2, 0, -0, 0.1 ] '), ('[[1,2],[3,4]]'),
 	('[]'), ('[[]]'), ('[1,]'), ('[1'), ('[1,2'), ('[[1,2]'), ('[[1,2],[3]]'), ('[[1],2]'), ('[1,[2]]'),
 	('[[[1]]]'), ('[1] 2'), ('["1"]'), ('[null]'), ('[NaN]'), ('[Infinity]'), ('[1e39]'), ('[-1e400]'),
 	('[01]'), ('[.5]'), ('[5.]'), ('[+1]'), ('[1e]'), ('[0x1]'), ('[1 2]'), ('{"embedding": [1]}')) v(payload);
+
+-- More numbers than the payload's length made room for
+SELECT hrflow_decode_vector(convert_to('[' || repeat('1,', 9999) || '2]', 'UTF8'))
+	= array_append(array_fill(1::real, ARRAY[9999]), 2::real) AS all_of_them;
 
 -- As PostgreSQL itself reads them
 SELECT count(*) AS numbers,
