@@ -96,6 +96,30 @@ SELECT profile_id, state, due, attempts, http_status FROM talent.state;
 SELECT hrflow_retry('talent.embedding');
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
 
+-- One whose session ends each time while it is fetched is given up unasked
+UPDATE talent.embedding_profile SET attempts = 2, state = 'due', due_at = now() - interval '1 hour' WHERE profile_id LIKE 'fault:%';
+CALL hrflow_refresh('talent.embedding', max_attempts => 2);
+SELECT state, attempts, last_error FROM talent.state WHERE profile_id LIKE 'fault:%';
+
+-- What the API does not know the source of is not asked for one by one
+SELECT hrflow_track('talent.embedding', 'unknown-source', (SELECT array_agg('p' || i) FROM generate_series(1, 9) i));
+SELECT hrflow_embed_stats_reset();
+SET hrflow_embed.max_concurrency = 1;
+CALL hrflow_refresh('talent.embedding');
+RESET hrflow_embed.max_concurrency;
+SELECT state, attempts, count(*), last_error FROM talent.state WHERE profile_id LIKE 'p_' GROUP BY 1, 2, 4;
+SELECT requests FROM hrflow_embed_stats;
+SELECT hrflow_untrack('talent.embedding', 'unknown-source', (SELECT array_agg('p' || i) FROM generate_series(1, 9) i));
+
+-- Fields: none, those that are not asked for
+SELECT hrflow_track('talent.embedding', 'acme', '{baker-1}');
+CALL hrflow_refresh('talent.embedding', '{}');
+SELECT count(DISTINCT section) > 2 AS several FROM talent.embedding WHERE profile_id = 'baker-1';
+SELECT hrflow_untrack('talent.embedding', 'acme', '{baker-1}'), hrflow_track('talent.embedding', 'acme', '{baker-1}');
+CALL hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 0}');
+SELECT section FROM talent.embedding WHERE profile_id = 'baker-1';
+SELECT hrflow_untrack('talent.embedding', 'acme', '{baker-1}');
+
 -- A vector that the column does not take fails its profile only
 ALTER TABLE talent.embedding ADD CHECK (profile_id <> 'cook-1');
 SELECT hrflow_track('talent.embedding', 'acme', '{cook-1,cook-2}');
@@ -145,6 +169,8 @@ SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 SELECT hrflow_create_store('talent.embedding', 'real[]'); -- error
 SELECT hrflow_create_store('talent.x', 'text'); -- error
 SELECT hrflow_create_store('talent.x', 'vector(0)'); -- error
+SELECT hrflow_create_store('talent.x', 'vector(3)'); -- error
+SELECT hrflow_create_store('talent.x', 'halfvec'); -- error
 SELECT hrflow_create_store('talent.x', 'vector(3); DROP TABLE x'); -- error
 SELECT hrflow_create_store('talent.x', 'real[]', 'key'); -- error
 SELECT hrflow_create_store(repeat('x', 60), 'real[]'); -- error
@@ -166,7 +192,11 @@ SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'no', 'a'); --
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'cv', 'a'); -- error
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'name', 'a', refresh_columns => '{no}'); -- error
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'name', 'a', refresh_columns => '{NULL}'); -- error
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'name', 'a', refresh_columns => (SELECT array_agg('name'::name) FROM generate_series(1, 2000))); -- error
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', NULL, 'a'); -- error
+SELECT hrflow_track_table('talent.embedding', NULL, 'name', 'a'); -- error
 SELECT hrflow_track_table('talent.embedding', 'talent.state', 'profile_id', 'a'); -- error
+SELECT hrflow_track_trigger(); -- error
 CALL hrflow_refresh('talent.candidate'); -- error
 CALL hrflow_refresh(NULL); -- error
 CALL hrflow_refresh('talent.embedding', '[]'); -- error
@@ -202,11 +232,91 @@ FROM (VALUES ('* * * * *'), ('30 seconds'), ('1 second'), ('9223372036854775807 
 	('0 3 * * *'), ('59 23 * * *'), ('55 * * * *'), ('0,59 0,23 * * *'), ('5/9223372036854775807 * * * *'), ('5-0 * * * *'),
 	('@daily'), ('x * * * *'), ('60 * * * *'), ('-1 * * * *'), ('*/0 * * * *'), ('1-x * * * *'), ('5'), ('* 24 * * *'), ('')) v(schedule);
 
--- Not a store any more
+-- What was renamed is found when the table is tracked again
 \set VERBOSITY default
+CREATE TABLE talent.fed (id text, source text, cv text);
+SELECT hrflow_track_table('talent.embedding', 'talent.fed', 'id', source_column => 'source', refresh_columns => '{cv}');
+INSERT INTO talent.fed VALUES ('teacher-1', 'acme', 'a');
+UPDATE talent.fed SET cv = 'b';
+ALTER TABLE talent.fed RENAME COLUMN id TO identifier;
+UPDATE talent.fed SET cv = 'c'; -- error
+SELECT hrflow_track_table('talent.embedding', 'talent.fed', 'identifier', source_column => 'source', refresh_columns => '{cv}');
+UPDATE talent.fed SET cv = 'd';
+ALTER TABLE talent.embedding RENAME TO renamed;
+ALTER TABLE talent.embedding_profile RENAME TO renamed_profile;
+UPDATE talent.fed SET cv = 'e'; -- error
+SELECT format('DROP TRIGGER %I ON talent.fed', tgname) FROM pg_trigger
+WHERE tgrelid = 'talent.fed'::regclass ORDER BY 1 \gexec
+SELECT hrflow_track_table('talent.renamed', 'talent.fed', 'identifier', source_column => 'source', refresh_columns => '{cv}');
+UPDATE talent.fed SET cv = 'f';
+SELECT profile_id, generation FROM talent.renamed_profile WHERE profile_id = 'teacher-1';
+
+-- Triggers that hrflow_track_table() did not make
+CREATE TRIGGER of_ours BEFORE UPDATE ON talent.fed FOR EACH ROW EXECUTE FUNCTION hrflow_track_trigger('talent.renamed');
+UPDATE talent.fed SET cv = 'g'; -- error
+DROP TRIGGER of_ours ON talent.fed;
+CREATE TRIGGER of_ours AFTER UPDATE ON talent.fed FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('talent.renamed', '', '', '', '');
+UPDATE talent.fed SET cv = 'h'; -- error
+DROP TRIGGER of_ours ON talent.fed;
+
+-- Owners that differ
+CREATE ROLE regress_hrflow_other;
+GRANT ALL ON SCHEMA talent TO regress_hrflow_other;
+ALTER TABLE talent.fed OWNER TO regress_hrflow_other;
+UPDATE talent.fed SET cv = 'i'; -- error
+SELECT hrflow_track_table('talent.renamed', 'talent.fed', 'identifier', source_column => 'source'); -- error
+ALTER TABLE talent.renamed_profile OWNER TO regress_hrflow_other;
+SELECT hrflow_store_status('talent.renamed'); -- error
+ALTER TABLE talent.renamed_profile OWNER TO CURRENT_USER;
+DROP TABLE talent.fed;
+
+-- Who may read a store, and write to it
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO regress_hrflow_other;
+SET ROLE regress_hrflow_other;
+SELECT hrflow_store_status('talent.renamed'); -- error
+SELECT hrflow_mark_due('talent.renamed', 'acme', '{a}'); -- error
+RESET ROLE;
+GRANT SELECT ON talent.renamed, talent.renamed_profile TO regress_hrflow_other;
+SET ROLE regress_hrflow_other;
+SELECT tracked > 0 AS reads FROM hrflow_store_status('talent.renamed');
+SELECT hrflow_mark_due('talent.renamed', 'acme', '{a}'); -- error
+RESET ROLE;
+ALTER TABLE talent.renamed_profile ENABLE ROW LEVEL SECURITY;
+SET ROLE regress_hrflow_other;
+SELECT tracked FROM hrflow_store_status('talent.renamed'); -- error
+RESET ROLE;
+ALTER TABLE talent.renamed_profile DISABLE ROW LEVEL SECURITY;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM regress_hrflow_other;
+DROP OWNED BY regress_hrflow_other;
+DROP ROLE regress_hrflow_other;
+
+-- A state that somebody made NULL is not counted
 DROP VIEW talent.state;
-ALTER TABLE talent.embedding_profile DROP COLUMN attempts;
-SELECT hrflow_mark_due('talent.embedding', 'acme', '{a}'); -- error
+BEGIN;
+ALTER TABLE talent.renamed_profile ALTER COLUMN state DROP NOT NULL;
+UPDATE talent.renamed_profile SET state = NULL;
+SELECT tracked, due, ok FROM hrflow_store_status('talent.renamed');
+ROLLBACK;
+
+-- Not a store any more
+CREATE VIEW talent.view AS SELECT * FROM talent.renamed;
+CREATE VIEW talent.view_profile AS SELECT * FROM talent.renamed_profile;
+SELECT hrflow_store_status('talent.view'); -- error
+DROP VIEW talent.view, talent.view_profile;
+BEGIN;
+ALTER TABLE talent.renamed_profile DROP COLUMN manual;
+SELECT hrflow_track('talent.renamed', 'acme', '{a}'); -- error
+ROLLBACK;
+BEGIN;
+ALTER TABLE talent.renamed ALTER COLUMN section TYPE varchar;
+SELECT hrflow_store_status('talent.renamed'); -- error
+ROLLBACK;
+BEGIN;
+ALTER TABLE talent.renamed ALTER COLUMN vector TYPE double precision[];
+SELECT hrflow_store_status('talent.renamed'); -- error
+ROLLBACK;
+ALTER TABLE talent.renamed_profile DROP COLUMN attempts;
+SELECT hrflow_mark_due('talent.renamed', 'acme', '{a}'); -- error
 
 DROP SCHEMA talent CASCADE;
 DROP EXTENSION hrflow_embed;
