@@ -138,13 +138,6 @@ hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
 	parameters->nulls[n] = ' ';
 }
 
-void
-hrflow_store_add_null(HrflowParameters *parameters, Oid type)
-{
-	hrflow_store_add(parameters, type, (Datum) 0);
-	parameters->nulls[parameters->n - 1] = 'n';
-}
-
 /*
  * Execute a statement.  Returns the number of rows, which are in
  * SPI_tuptable when it returns rows.

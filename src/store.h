@@ -86,7 +86,6 @@ extern void hrflow_store_check_manual(const HrflowStore *store);
 extern char *hrflow_store_sql(const HrflowStore *store, const char *template);
 extern void hrflow_store_add(HrflowParameters *parameters, Oid type,
 							 Datum value);
-extern void hrflow_store_add_null(HrflowParameters *parameters, Oid type);
 extern uint64 hrflow_store_execute(const char *sql,
 								   const HrflowParameters *parameters);
 extern char *hrflow_store_value(uint64 row, int column);
