@@ -49,7 +49,7 @@ make_certificate(void)
 			 " -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign && "
 			 "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
 			 " -subj '/CN=localhost' -keyout server.key -out server.csr && "
-			 "printf 'subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1\\n' >server.ext && "
+			 "printf 'subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1,DNS:*.store.example\\n' >server.ext && "
 			 "openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial 1"
 			 " -days 30 -extfile server.ext -out server.pem; } >openssl.log 2>&1",
 			 options.dir);

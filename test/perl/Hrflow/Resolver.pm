@@ -2,6 +2,9 @@
 #
 #   my $resolver = Hrflow::Resolver->new('a.example' => '10.0.0.1',
 #       'b.example' => 'silent');
+#
+# With 443 => PORT, connections to port 443, of whatever address, are to PORT of
+# 127.0.0.1, and nobody sees the difference.
 package Hrflow::Resolver;
 
 use strict;
@@ -18,8 +21,9 @@ sub new
 	system('gcc', '-shared', '-fPIC', '-O1', '-o', $library,
 		dirname(__FILE__) . '/resolver.c', '-ldl') == 0
 	  or die "could not compile the resolver";
-	$self->{before} = { map { $_ => $ENV{$_} } qw(LD_PRELOAD HRFLOW_RESOLVE) };
+	$self->{before} = { map { $_ => $ENV{$_} } qw(LD_PRELOAD HRFLOW_RESOLVE HRFLOW_PUBLIC) };
 	$ENV{LD_PRELOAD} = $library;
+	$ENV{HRFLOW_PUBLIC} = delete $names{443} if $names{443};
 	$ENV{HRFLOW_RESOLVE} = join(' ', map { "$_=$names{$_}" } sort keys %names);
 	return $self;
 }

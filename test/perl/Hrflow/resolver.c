@@ -3,13 +3,63 @@
  *		A name server for one process tree: put in LD_PRELOAD, it answers the
  *		names that HRFLOW_RESOLVE lists, as "NAME=ADDRESS NAME=ADDRESS ...".
  *		The address "silent" stands for a server that never answers.
+ *
+ *		With HRFLOW_PUBLIC=PORT, a connection to port 443 of whatever address
+ *		is one to PORT of 127.0.0.1, and says that it is to that address.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
+
+/* Whom a descriptor was to be connected to, where that was not done. */
+static struct sockaddr_in6 wanted[1024];
+
+/*
+ * Both families have the port at the same place.
+ */
+int
+connect(int fd, const struct sockaddr *address, socklen_t length)
+{
+	int			(*real) (int, const struct sockaddr *, socklen_t) =
+		dlsym(RTLD_NEXT, "connect");
+	const char *port = getenv("HRFLOW_PUBLIC");
+	struct sockaddr_in6 other = {0};
+
+	if (fd < 0 || fd >= 1024)
+		return real(fd, address, length);
+	wanted[fd].sin6_family = AF_UNSPEC;
+	if (port == NULL || length > sizeof(other) ||
+		(address->sa_family != AF_INET && address->sa_family != AF_INET6))
+		return real(fd, address, length);
+
+	memcpy(&other, address, length);
+	if (ntohs(other.sin6_port) != 443)
+		return real(fd, address, length);
+	wanted[fd] = other;
+	other.sin6_port = htons(atoi(port));
+	if (address->sa_family == AF_INET)
+		((struct sockaddr_in *) &other)->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	else
+		memcpy(&other.sin6_addr, "\0\0\0\0\0\0\0\0\0\0\xff\xff\x7f\0\0\1", 16);
+	return real(fd, (struct sockaddr *) &other, length);
+}
+
+int
+getpeername(int fd, struct sockaddr *address, socklen_t *length)
+{
+	int			(*real) (int, struct sockaddr *, socklen_t *) =
+		dlsym(RTLD_NEXT, "getpeername");
+	int			result = real(fd, address, length);
+
+	if (result == 0 && fd < 1024 && wanted[fd].sin6_family != AF_UNSPEC)
+		memcpy(address, &wanted[fd], *length < sizeof(wanted[fd]) ? *length : sizeof(wanted[fd]));
+	return result;
+}
 
 int
 getaddrinfo(const char *node, const char *service,

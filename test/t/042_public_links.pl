@@ -1,0 +1,94 @@
+# Links as the API gives them in production: https, port 443, a host that a
+# pattern of link_hosts lets through, at a public address.  They are fetched, and
+# no other address is, by whatever name or connection it may be reached.  No test
+# may go out to the Internet: the resolver's library plays public addresses.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::Resolver;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Socket qw(AF_INET6 SOCK_STREAM);
+use Test::More;
+
+# 203.0.113.0/24 and 2001:db8::/32 are for documentation: nobody has them.
+my %public = (
+	'four' => '203.0.113.7',
+	'six' => '2001:db8::7',
+	'six-to-four' => '2002:cb00:7107::1',
+	'translated' => '64:ff9b::cb00:7107');
+my %private = (
+	'ten' => '10.0.0.1',
+	'metadata' => '169.254.169.254',
+	'benchmark' => '198.18.0.1',
+	'multicast' => '224.0.0.1',
+	'nobody' => '255.255.255.255',
+	'six-to-four-ten' => '2002:a00:1::1',
+	'translated-ten' => '64:ff9b::a00:1',
+	'compatible-ten' => '::10.0.0.1',
+	'mapped-ten' => '::ffff:10.0.0.1',
+	'teredo' => '2001::1',
+	'unique' => 'fd00::1',
+	'link-local' => 'fe80::1',
+	'multicast-six' => 'ff02::1');
+my $inside = 'inside';
+my $api = Hrflow::StandIn->new('--link-base' => 'https://four.store.example');
+my $node;
+{
+	my %names = (%public, %private, $inside => '127.0.0.1');
+	my $resolver = Hrflow::Resolver->new((map { ("$_.store.example" => $names{$_}) } keys %names),
+		443 => $api->https);
+	$node = Hrflow::Node->new('public', $api,
+		max_attempts => 1, link_hosts => '*.store.example', ca_file => $api->ca);
+}
+my $has_ipv6 = socket(my $socket, AF_INET6, SOCK_STREAM, 0);
+my $session = Hrflow::Session->new($node);
+sub ask { return $session->ask("$_[0];") =~ s/\n?-- done\n.*//sr; }
+
+# The requests for vectors.
+sub fetched { return grep { $_->{path} =~ /hflw/ } $api->log; }
+
+is(ask(q{SELECT section || ' ' || item || ' ' || status || ' ' || cardinality(vector)
+	FROM hrflow_profile_vectors('acme', '{nurse-1,missing-1,cook-1}', '{"profile": 1, "skills": 1}') ORDER BY ordinality, section}),
+	"profile 0 ok 1024\nskills 0 ok 1024\n\nprofile 0 ok 1024\nskills 0 ok 1024",
+	'the vectors behind links to a public address are fetched');
+my @fetched = fetched();
+is(join(' ', map { $_->{listener} } @fetched), 'https https https https', 'over https');
+is(scalar(grep { exists $_->{headers}{'X-API-KEY'} } @fetched), 0, 'without the key');
+
+my $link = ask(q{SELECT link FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}')});
+like($link, qr{^https://four\.store\.example/}, 'a link of such a host');
+$api->reset;
+ask("SELECT hrflow_fetch_vector('$link') FROM generate_series(1, 10)");
+my %connections = map { $_->{connection} => 1 } fetched();
+is(scalar(keys %connections), 1, 'is fetched ten times over one connection');
+
+foreach my $name (sort keys %public)
+{
+	SKIP:
+	{
+		skip 'IPv6 is not to be had', 1 if $public{$name} =~ /:/ && !$has_ipv6;
+		is(ask("SELECT cardinality(hrflow_fetch_vector('" . ($link =~ s/four/$name/r) . "'))"),
+			'1024', "a host at $public{$name} is asked");
+	}
+}
+$api->reset;
+foreach my $name (sort keys %private)
+{
+	is(ask("SELECT status FROM hrflow_fetch_vectors('{" . ($link =~ s/four/$name/r) . "}')"),
+		'link_refused', "a host at $private{$name} is not");
+}
+is(scalar(fetched()), 0, 'and nothing is sent to any');
+
+# A connection to a private address, made for who named the very host
+my $inner = $link =~ s/four/$inside/r;
+my $named = "SET hrflow_embed.link_hosts = '$inside.store.example'";
+is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"), '1024', 'a host that is named may be anywhere');
+$api->reset;
+like($session->ask("SET hrflow_embed.link_hosts = '*.store.example'; SELECT hrflow_fetch_vector('$inner');"),
+	qr/42501.*DETAIL:.*private address/s, 'its connection is not used for who did not name it');
+is(scalar(fetched()), 0, 'and nothing is sent over it');
+is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"), '1024', 'who names it still can');
+
+$session->finish;
+done_testing();
