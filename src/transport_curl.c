@@ -359,6 +359,14 @@ make_wait_set(void)
 	if (half_made != NULL)
 		FreeWaitEventSet(half_made);
 
+	/* PostgreSQL would raise an internal error. */
+	if (!AcquireExternalFD())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not wait for the network: too many open files"),
+				 errhint("Raise max_files_per_process, or close other connections of this session.")));
+	ReleaseExternalFD();
+
 	half_made = hrflow_compat_wait_set(3);
 	AddWaitEventToSet(half_made, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch,
 					  NULL);

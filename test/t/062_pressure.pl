@@ -313,6 +313,36 @@ $api->reset;
 is(sql(batch(q{'{fault:header_size=150000}'})), 'too_large 1', 'a header of 150 kB is too large');
 is(scalar(answered(qr/header_size/)), 1, 'and is not asked for again');
 
+#
+# Descriptors are short.  A third of those that a backend may have are for what
+# is not PostgreSQL's own
+#
+my $few = Hrflow::Node->new('few', $api, max_attempts => 1, max_files_per_process => 100);
+my $few_batch = 'SET hrflow_embed.max_concurrency = 200; ' . batch(ids(300, 'fault:latency=20,id='));
+$api->reset;
+is($few->safe_psql('postgres', $few_batch), 'ok 300', 'with few descriptors a batch is answered all the same');
+cmp_ok($api->stats->{max_in_flight}, '<', 32, 'with fewer requests in flight');
+SKIP:
+{
+	skip 'dblink is not to be had', 3 unless $few->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extensions WHERE name = 'dblink'});
+	my $self = $few->connstr('postgres');
+	my $take_all = qq{DO \$\$ BEGIN
+			FOR i IN 1 .. 100 LOOP
+				PERFORM dblink_connect('c' || i, \$c\$$self\$c\$);
+			END LOOP;
+		EXCEPTION WHEN OTHERS THEN
+			NULL;
+		END \$\$;};
+	$few->safe_psql('postgres', 'CREATE EXTENSION dblink');
+	like($few->error_of("$take_all\n$few_batch"), qr/^53000: could not wait for the network: too many open files/,
+		'who comes when there is none left is told so');
+	$api->reset;
+	my $silent = $api->stats->{in_flight};	# since before
+	is($few->safe_psql('postgres', batch(ids(1)) . "$take_all\n$few_batch"), "ok 1\nok 300",
+		'who had one before is answered');
+	is($api->stats->{max_in_flight} - $silent, 1, 'one after the other');
+}
+
 if ($nghttpx)
 {
 	$nghttpx->signal('TERM');

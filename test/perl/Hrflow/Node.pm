@@ -31,7 +31,7 @@ sub new
 	  if $api;
 	foreach my $setting (sort keys %settings)
 	{
-		my $full = $setting =~ /\.|^(log|session_preload|shared_preload|wal|max_wal)_/
+		my $full = $setting =~ /\.|^(log|session_preload|shared_preload|wal|max_wal|max_files)_/
 		  ? $setting : "hrflow_embed.$setting";
 		$self->append_conf('postgresql.conf',
 			"$full = '$settings{$setting}'\n");
