@@ -238,5 +238,10 @@ $late->reload;
 $late->poll_query_until('postgres', q{SELECT current_setting('session_preload_libraries') = 'hrflow_embed'});
 $late->psql('postgres', q{SELECT 1}, stderr => \$err);
 is($err, '', 'with session_preload_libraries there is no warning');
+$late->append_conf('postgresql.conf', "session_preload_libraries = '\$libdir/hrflow_embed.so'");
+$late->reload;
+$late->poll_query_until('postgres', q{SELECT current_setting('session_preload_libraries') LIKE '%.so'});
+$late->psql('postgres', q{SELECT 1}, stderr => \$err);
+is($err, '', 'however the library is named there');
 
 done_testing();

@@ -35,7 +35,10 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 		'cron.use_background_workers' => 'on');
 	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
 	$cron_store = Hrflow::Store->new($cron, $cron_api, 'shop');
+	my $last_run = "SELECT last_run, last_run_status FROM hrflow_store_status('shop.embedding')";
+	is($cron_store->sql($last_run), '|', 'who may not look at pg_cron is not told of its runs');
 	$cron->safe_psql('postgres', 'GRANT USAGE ON SCHEMA cron TO keeper');
+	is($cron_store->sql($last_run), '|', 'and there is none yet');
 	$cron_store->fill(2000);
 	my $again = $cron_store->sql("SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');
 		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');");
@@ -63,6 +66,15 @@ is(scalar(keys %$asked), 5000, 'and ask for all');
 is(max(values %$asked), 1, 'for each once');
 is($store->states, 'ok 5000', 'all are ok');
 is($store->wrong_vectors("profile_id LIKE '%5'"), 0, 'with their vectors');
+
+#
+# One that takes its time, meanwhile
+#
+my $slow_api = Hrflow::StandIn->new('--latency' => 50, '--dim' => 64);
+my $slow = Hrflow::Store->new($node, $slow_api, 'slow');
+$slow->fill(100);
+my $slow_call = $slow->start_call(q{fields => '{"profile": 1}', batch_size => 10},
+	settings => { 'hrflow_embed.base_url' => $slow_api->base_url, 'hrflow_embed.max_concurrency' => 1 });
 
 #
 # Nothing has changed
@@ -227,6 +239,9 @@ $store->hasten;
 like($store->call, qr/: 1 refreshed/, 'the second is fetched at the second attempt');
 is($store->sql("SELECT state, attempts, last_error FROM shop.embedding_profile WHERE profile_id ~ 'fault'"), 'ok|0|',
 	'and all is forgotten');
+
+like($slow->finish_call($slow_call), qr/INFO: .* slow\.embedding: \d+ done, 0 of them not well, \d+ remaining, \d+ a second, about \d+ s to go.*slow\.embedding: 100 refreshed/s,
+	'a run that takes longer tells how far it has come');
 
 #
 # Cancelled
