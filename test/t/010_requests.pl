@@ -234,6 +234,37 @@ my (undef, undef, $err) = $node->psql('ascii', q{\set VERBOSITY sqlstate
 like($err, qr/22\w{3}/, 'and refuses what is none');
 is(scalar($api->log), 1, 'without a request');
 
+# What one side has no character for
+$node->safe_psql('postgres', "CREATE DATABASE $_ ENCODING '$_' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'") foreach qw(win1252 mule_internal);
+$node->safe_psql($_, 'CREATE EXTENSION hrflow_embed') foreach qw(win1252 mule_internal);
+my %unknown = (ascii => q{convert_from('\x5a6feb', 'SQL_ASCII')}, win1252 => q{convert_from('\x5a6f81', 'WIN1252')},
+	mule_internal => q{'Zo'});	# nor any conversion
+foreach my $database (sort keys %unknown)
+{
+	my $text = $unknown{$database};
+	my $first = $database eq 'mule_internal' ? 'source_id' : 'profile_id';
+	my $said = sub { my (undef, $out, $err) = $node->psql($database, "\\set VERBOSITY verbose\n$_[0]"); return "$out$err" };
+
+	$api->reset;
+	like($said->("SELECT hrflow_profile_embedding('s', $text)"), qr/22023: $first cannot be converted/,
+		"$database: an identifier that cannot be converted is refused");
+	like($said->("SELECT hrflow_profile_embedding('s', 'p', jsonb_build_object('a', $text))"),
+		qr/22023: (fields|source_id) cannot be converted/, 'in fields too');
+	is($said->("SELECT status, error FROM hrflow_profile_embeddings('s', ARRAY[$text])") =~ s/.*request to the HrFlow API: //r,
+		"The $first cannot be converted to UTF-8.",
+		'and in a batch fails its row');
+	$said->("SELECT hrflow_create_store('store', 'real[]'); SELECT hrflow_track('store', 's', ARRAY[$text])");
+	like($said->("CALL hrflow_refresh('store', max_attempts => 1)") . $said->('SELECT state, last_error FROM store_profile'),
+		qr/1 failed.*failed\|.*A text cannot be converted to UTF-8|22023: fields cannot be converted/s,
+		'or its profile in a store');
+	is(scalar($api->log), 0, 'without a request');
+}
+my $euro = encode_base64url(qq({"\xe2\x82\xac": "\\u20ac"}));
+(undef, undef, $err) = $node->psql('latin1', "\\set VERBOSITY verbose\nSELECT hrflow_profile_embedding('s', 'fault:data=$euro')");
+like($err, qr/08P01: .*DETAIL:.*jsonb can hold/s, 'a reply with a character that the database does not have is refused');
+is($node->safe_psql('win1252', "SELECT encode(convert_to(hrflow_profile_embedding('s', 'fault:data=$euro')::text, 'UTF8'), 'hex')"),
+	unpack('H*', qq({"\xe2\x82\xac": "\xe2\x82\xac"})), 'and read where it has it, escaped or not');
+
 #
 # Size
 #

@@ -439,7 +439,10 @@ foreach my $database (sort keys %base_url)
 	$node->safe_psql($database, "CREATE EXTENSION hrflow_embed; LOAD 'hrflow_embed'; ALTER DATABASE $database SET hrflow_embed.base_url = '$base_url{$database}'");
 }
 $session->finish;
-foreach my $preload ('', 'hrflow_embed')
+
+# Behind a library that wants shared memory as well
+my $before = -e $node->config_data('--pkglibdir') . '/pg_stat_statements.so' ? 'pg_stat_statements, ' : '';
+foreach my $preload ('', "${before}hrflow_embed")
 {
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = '$preload'");
 	$node->restart;
