@@ -61,13 +61,11 @@ hrflow_text_to_utf8(const char *text)
 }
 
 /*
- * Valid UTF-8 to the server encoding, or NULL.
+ * Valid UTF-8 to the server encoding, which is not SQL_ASCII, or NULL.
  */
 const char *
 hrflow_text_from_utf8(const char *text, size_t length)
 {
-	if (GetDatabaseEncoding() == PG_SQL_ASCII)
-		return text;
 	return convert(text, length, PG_UTF8, GetDatabaseEncoding());
 }
 

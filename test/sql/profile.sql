@@ -60,6 +60,7 @@ SELECT * FROM hrflow_profile_embedding_links(NULL, 'nurse-1');
 SELECT * FROM hrflow_profile_embedding_links('acme');
 
 -- Refused without a request
+SELECT hrflow_profile_embedding('acme', repeat('x', 100000), NULL, 'ref-1'); -- error
 SELECT hrflow_profile_embedding('', 'nurse-1'); -- error
 SELECT hrflow_profile_embedding('acme', ''); -- error
 SELECT hrflow_profile_embedding('acme', NULL, NULL, ''); -- error

@@ -157,6 +157,18 @@ CALL hrflow_refresh('talent.by_email');
 SELECT profile_reference, section FROM talent.by_reference UNION ALL SELECT profile_email, section FROM talent.by_email;
 SELECT hrflow_drop_store('talent.by_reference'), hrflow_drop_store('talent.by_email');
 
+-- Ranked: by the nearest vector of a profile; a section that it does not have,
+-- or whose vector is zero, adds nothing
+SELECT hrflow_create_store('talent.ranked', 'real[]');
+INSERT INTO talent.ranked (source_id, profile_id, section, item, vector)
+VALUES ('acme', 'both', 'profile', 0, '{3,4}'), ('acme', 'both', 'skills', 0, '{0,1}'), ('acme', 'both', 'skills', 1, '{1,0}'),
+	('acme', 'profile', 'profile', 0, '{1,0}'), ('acme', 'zero', 'profile', 0, '{0,1}'), ('acme', 'zero', 'skills', 0, '{0,0}'),
+	('acme', 'other', 'other', 0, '{1,0}');
+SELECT profile_id, section, item, round(similarity::numeric, 6) AS similarity FROM hrflow_match('talent.ranked', '{1,0}', 5);
+SELECT profile_id, section, item, round(similarity::numeric, 6) AS similarity FROM hrflow_match('talent.ranked', '{1,0}', 5, 'skills');
+SELECT profile_id, section, item, round(similarity::numeric, 6) AS similarity FROM hrflow_match_weighted('talent.ranked', '{1,0}', '{"profile": 0.5, "skills": 0.5}', 5);
+SELECT hrflow_drop_store('talent.ranked');
+
 -- Names are whatever names are
 SELECT hrflow_create_store('talent."Odd %I ''name"', 'real[]');
 SELECT hrflow_track_table('talent."Odd %I ''name"', 'talent.candidate', 'Hrflow id', source_id => 'it''s %V');
@@ -255,7 +267,7 @@ SELECT profile_id, generation FROM talent.renamed_profile WHERE profile_id = 'te
 CREATE TRIGGER of_ours BEFORE UPDATE ON talent.fed FOR EACH ROW EXECUTE FUNCTION hrflow_track_trigger('talent.renamed');
 UPDATE talent.fed SET cv = 'g'; -- error
 DROP TRIGGER of_ours ON talent.fed;
-CREATE TRIGGER of_ours AFTER UPDATE ON talent.fed FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('talent.renamed', '', '', '', '');
+CREATE TRIGGER of_ours AFTER UPDATE ON talent.fed FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('talent.renamed', 'identifier', 'acme', '');
 UPDATE talent.fed SET cv = 'h'; -- error
 DROP TRIGGER of_ours ON talent.fed;
 

@@ -165,6 +165,12 @@ cmp_ok(time - $began, '<', 2, 'at once');
 unlink $path;
 SKIP:
 {
+	skip '/proc is not to be had', 1 unless -e '/proc/self/mem';
+	like($session->ask("SET hrflow_embed.api_key_file = '/proc/self/mem'; $call RESET hrflow_embed.api_key_file;"),
+		qr/ERROR:  55000: could not read.*Input/, 'a file whose reading fails is');
+}
+SKIP:
+{
 	skip 'root may read all', 1 if $> == 0;
 	$node->write_key($key);
 	chmod 0, $path;
