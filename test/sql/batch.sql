@@ -34,6 +34,18 @@ SELECT count(*), count(DISTINCT ordinality)
 FROM hrflow_profile_embeddings('acme', '{NULL,NULL,NULL}', NULL, '{c,c,d}');
 SELECT calls, requests, retries, rate_limits, rows_by_status FROM hrflow_embed_stats;
 
+-- Elements that differ are, though their hashes are equal; that of a reference is
+-- counted on by one
+CREATE TEMP TABLE hashed AS SELECT 'p' || i AS id, hashtext('p' || i) AS hash FROM generate_series(1, 200000) i;
+SELECT min(id) AS a, max(id) AS b FROM hashed GROUP BY hash HAVING count(*) > 1 LIMIT 1 \gset
+SELECT count(DISTINCT data ->> 'profile')
+FROM hrflow_profile_embeddings('acme', ARRAY[:'a', :'b'], '{"profile": 1}');
+SELECT min(a) AS a, min(b) AS b
+FROM (SELECT id AS a, NULL AS b, hash::bigint FROM hashed UNION ALL SELECT NULL, id, hash::bigint + 1 FROM hashed) h
+GROUP BY hash HAVING count(a) > 0 AND count(b) > 0 LIMIT 1 \gset
+SELECT count(DISTINCT data ->> 'profile')
+FROM hrflow_profile_embeddings('acme', ARRAY[:'a', NULL], '{"profile": 1}', ARRAY[NULL, :'b']);
+
 -- It joins with what the rows came from
 CREATE TEMP TABLE candidate (name text, hrflow_id text);
 INSERT INTO candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-2'), ('Cleo', NULL), ('Dan', 'missing-4');
