@@ -345,8 +345,8 @@ claim(Run *run, int limit)
 		profile->context = run->batch_context;
 		profile->source_id = hrflow_store_value(i, 1);
 		profile->identifier = hrflow_store_value(i, 2);
-		profile->generation = strtoi64(hrflow_store_value(i, 3), NULL, 10);
-		profile->attempts = atoi(hrflow_store_value(i, 4));
+		profile->generation = DatumGetInt64(hrflow_store_datum(i, 3));
+		profile->attempts = DatumGetInt32(hrflow_store_datum(i, 4));
 		profile->was_missing = strcmp(hrflow_store_value(i, 5), "missing") == 0;
 		profiles = lappend(profiles, profile);
 	}
@@ -495,13 +495,13 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 							 &parameters);
 	for (uint64 i = 0; i < n; i++)
 	{
-		Profile    *profile = list_nth(profiles,
-									   atoi(hrflow_store_value(i, 1)) - 1);
+		int			which = DatumGetInt32(hrflow_store_datum(i, 1));
+		Profile    *profile = list_nth(profiles, which - 1);
 		bool		is_null;
 
 		profile->is_ours = true;
 		profile->is_current = profile->generation ==
-			strtoi64(hrflow_store_value(i, 2), NULL, 10);
+			DatumGetInt64(hrflow_store_datum(i, 2));
 		profile->state = hrflow_store_value(i, 3);
 		profile->due_at = SPI_getbinval(SPI_tuptable->vals[i],
 										SPI_tuptable->tupdesc, 4, &is_null);
@@ -509,10 +509,10 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 		profile->old_http_status =
 			DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
 										SPI_tuptable->tupdesc, 6, &is_null));
-		profile->old_error = hrflow_store_value(i, 7);
+		profile->old_error = hrflow_store_value_or_null(i, 7);
 		if (!profile->is_current)
 		{
-			profile->attempts = atoi(hrflow_store_value(i, 5));
+			profile->attempts = DatumGetInt32(hrflow_store_datum(i, 5));
 			profile->http_status = profile->old_http_status;
 			profile->error = profile->old_error;
 		}
@@ -1026,7 +1026,7 @@ erase_gone(Run *run)
 										  " WHERE v.source_id = k.s AND v.%I = k.i)"
 										  " SELECT count(*) FROM gone"),
 						 &parameters);
-	run->ngone = strtoi64(hrflow_store_value(0, 1), NULL, 10);
+	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1));
 	end_work(&store);
 }
 
@@ -1222,7 +1222,7 @@ refresh(Run *run)
 		hrflow_store_execute(hrflow_store_sql(&store,
 											  "SELECT count(*) FROM %P WHERE due_at <= clock_timestamp()"),
 							 NULL);
-		run->ndue = strtoi64(hrflow_store_value(0, 1), NULL, 10);
+		run->ndue = DatumGetInt64(hrflow_store_datum(0, 1));
 	}
 	end_work(&store);
 

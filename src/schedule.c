@@ -211,7 +211,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(schedule));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(command));
 	hrflow_store_execute("SELECT cron.schedule($1, $2, $3)", &parameters);
-	id = strtoi64(hrflow_store_value(0, 1), NULL, 10);
+	id = DatumGetInt64(hrflow_store_datum(0, 1));
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(id);

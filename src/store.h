@@ -89,7 +89,9 @@ extern void hrflow_store_add(HrflowParameters *parameters, Oid type,
 extern void hrflow_store_add_null(HrflowParameters *parameters, Oid type);
 extern uint64 hrflow_store_execute(const char *sql,
 								   const HrflowParameters *parameters);
+extern char *hrflow_store_value_or_null(uint64 row, int column);
 extern char *hrflow_store_value(uint64 row, int column);
+extern Datum hrflow_store_datum(uint64 row, int column);
 extern ArrayType *hrflow_store_identifiers(FunctionCallInfo fcinfo, int argno);
 
 /* in track.c */

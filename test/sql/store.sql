@@ -124,6 +124,24 @@ DROP TABLE talent.many;
 SELECT hrflow_untrack('talent.embedding', 'acme', '{driver-1,driver-2}');
 ALTER TABLE talent.embedding_profile DROP CONSTRAINT no_bakers;
 
+-- Tables of that shape that a person made may hold nulls
+CREATE TABLE talent.loose AS TABLE talent.embedding WITH NO DATA;
+CREATE TABLE talent.loose_profile AS TABLE talent.embedding_profile WITH NO DATA;
+INSERT INTO talent.loose VALUES ('acme', 'cook-1', 'profile', 0, NULL, now()), ('acme', 'cook-2', 'profile', 0, '{1,0}', now());
+SELECT profile_id FROM hrflow_match('talent.loose', '{1,0}');
+INSERT INTO talent.loose VALUES (NULL, NULL, 'profile', 0, '{1,0}', now());
+SELECT * FROM hrflow_match('talent.loose', '{1,0}'); -- error
+SELECT * FROM hrflow_match_weighted('talent.loose', '{1,0}', '{"profile": 1}'); -- error
+UPDATE talent.loose SET source_id = 'acme', profile_id = 'cook-3', item = NULL WHERE source_id IS NULL;
+SELECT * FROM hrflow_match('talent.loose', '{1,0}'); -- error
+INSERT INTO talent.loose_profile (source_id, profile_id, state, due_at, generation) VALUES ('acme', 'cook-1', 'due', now(), 0);
+CALL hrflow_refresh('talent.loose'); -- error
+UPDATE talent.loose_profile SET attempts = 0, generation = NULL;
+CALL hrflow_refresh('talent.loose'); -- error
+UPDATE talent.loose_profile SET generation = 0, state = NULL;
+CALL hrflow_refresh('talent.loose'); -- error
+DROP TABLE talent.loose, talent.loose_profile;
+
 -- By reference, by e-mail
 SELECT hrflow_create_store('talent.by_reference', 'real[]', 'reference');
 SELECT hrflow_create_store('talent.by_email', 'real[]', 'email');
