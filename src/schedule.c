@@ -80,7 +80,7 @@ read_field(const char *p, int max, bool *set)
 			step = strtol(p + 1, &end, 10);
 			p = end;
 		}
-		if (first < 0 || last >= max || step < 1)
+		if (first < 0 || last >= max || step < 1 || step > max)
 			return NULL;
 		for (long i = first; i <= last; i += step)
 			set[i] = true;
@@ -108,7 +108,7 @@ schedule_interval(const char *schedule)
 	const char *p;
 
 	if (end != schedule && strncmp(end, " second", strlen(" second")) == 0)
-		return seconds;
+		return Min(seconds, UNKNOWN_INTERVAL);
 
 	p = read_field(schedule, lengthof(minutes), minutes);
 	if (p == NULL || read_field(p, lengthof(hours), hours) == NULL)

@@ -200,6 +200,9 @@ DO $$ BEGIN CALL hrflow_refresh('talent.embedding', max_profiles => 0); END $$;
 CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CALL hrflow_refresh('talent.embedding'); END $$;
 SELECT pg_temp.f(); -- error
 SELECT hrflow_schedule('talent.embedding'); -- error
+SELECT hrflow_schedule('talent.embedding', '5/9223372036854775807 * * * *'); -- error
+SELECT hrflow_schedule('talent.embedding', '9223372036854775807 * * * *'); -- error
+SELECT hrflow_schedule('talent.embedding', '99999999999999999999 seconds'); -- error
 
 -- Not a store any more
 \set VERBOSITY default
