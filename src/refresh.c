@@ -350,6 +350,7 @@ claim(Run *run, int limit)
 		profile->was_missing = strcmp(hrflow_store_value(i, 5), "missing") == 0;
 		profiles = lappend(profiles, profile);
 	}
+	SPI_freetuptable(SPI_tuptable);
 	end_work(&store);
 	run->nclaimed += n;
 	return profiles;
@@ -517,6 +518,7 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 			profile->error = profile->old_error;
 		}
 	}
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /*
@@ -536,9 +538,11 @@ INT4ARRAYOID};
 static SPIPlanPtr
 prepare(const HrflowStore *store, int nargs, const char *template, Oid *types)
 {
+	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = SPI_prepare(hrflow_store_sql(store, template), nargs,
 								   types);
 
+	MemoryContextSwitchTo(context);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s",
 			 SPI_result_code_string(SPI_result));
@@ -548,8 +552,10 @@ prepare(const HrflowStore *store, int nargs, const char *template, Oid *types)
 static void
 execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 {
+	MemoryContext context = CurrentMemoryContext;
 	int			code = SPI_execute_plan(plan, values, nulls, false, 0);
 
+	MemoryContextSwitchTo(context);
 	if (code < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(code));

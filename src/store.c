@@ -147,7 +147,9 @@ hrflow_store_add_null(HrflowParameters *parameters, Oid type)
 
 /*
  * Execute a statement.  Returns the number of rows, which are in
- * SPI_tuptable when it returns rows.
+ * SPI_tuptable when it returns rows: until SPI_finish(), unless they are
+ * freed.  The memory context stays the caller's; SPI would leave its own,
+ * which a procedure keeps for as long as it runs.
  */
 uint64
 hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
@@ -155,9 +157,11 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 	HrflowParameters none = {0};
 	HrflowParameters *p = unconstify(HrflowParameters *,
 									 parameters ? parameters : &none);
+	MemoryContext context = CurrentMemoryContext;
 	int			code = SPI_execute_with_args(sql, p->n, p->types, p->values,
 											 p->nulls, false, 0);
 
+	MemoryContextSwitchTo(context);
 	if (code < 0)
 		elog(ERROR, "SPI_execute_with_args failed: %s",
 			 SPI_result_code_string(code));
