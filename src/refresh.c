@@ -68,6 +68,9 @@ enum
 #define MAX_GONE_PART 0.05
 #define MAX_GONE_FREE 20
 
+/* The longest time after which a missing one is asked for again. */
+#define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
+
 /* As many failures for the network's sake, and nothing else, end a run. */
 #define MIN_OUTAGE 8
 
@@ -109,6 +112,8 @@ typedef struct Profile
 	bool		has_due_at;
 	int			old_http_status;
 	char	   *old_error;
+	TimestampTz failed_at;		/* see set_failed_at() */
+	bool		has_failed_at;
 	bool		is_refreshed;
 } Profile;
 
@@ -487,12 +492,14 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->lease));
 	n = hrflow_store_execute(hrflow_store_sql(store,
-											  "SELECT k.n::integer, p.generation, p.state, p.due_at,"
-											  " p.attempts, p.http_status, p.last_error"
-											  " FROM unnest($1, $2) WITH ORDINALITY AS k(s, i, n)"
-											  " JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i"
-											  " WHERE p.lease_until = $3"
-											  " ORDER BY p.source_id, p.%I FOR UPDATE OF p"),
+											  psprintf("SELECT k.n::integer, p.generation, p.state, p.due_at,"
+													   " p.attempts, p.http_status, p.last_error, %s"
+													   " FROM unnest($1, $2) WITH ORDINALITY AS k(s, i, n)"
+													   " JOIN %%P AS p ON p.source_id = k.s AND p.%%I = k.i"
+													   " WHERE p.lease_until = $3"
+													   " ORDER BY p.source_id, p.%%I FOR UPDATE OF p",
+													   store->has_failed_at ? "p.failed_at" :
+													   "NULL::timestamptz")),
 							 &parameters);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -511,6 +518,11 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 			DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
 										SPI_tuptable->tupdesc, 6, &is_null));
 		profile->old_error = hrflow_store_value_or_null(i, 7);
+		profile->failed_at =
+			DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[i],
+											  SPI_tuptable->tupdesc, 8,
+											  &is_null));
+		profile->has_failed_at = !is_null;
 		if (!profile->is_current)
 		{
 			profile->attempts = DatumGetInt32(hrflow_store_datum(i, 5));
@@ -787,13 +799,33 @@ backoff(int attempts)
 }
 
 /*
+ * When to ask again for a profile that the API does not know: after max_age,
+ * or a day if that is sooner.  One that was missing before, and is kept for
+ * want of proof, waits as long as it has been missing, up to a month.
+ */
+static TimestampTz
+missing_until(Run *run, const Profile *profile)
+{
+	Interval	day = {.day = 1};
+	TimestampTz due = Min(jitter(run->max_age), jitter(&day));
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (strcmp(profile->state, "missing") == 0 && profile->has_failed_at)
+	{
+		int64		wait = Min(now - profile->failed_at, MAX_MISSING_WAIT);
+
+		wait *= 1 - 0.1 * pg_prng_double(&pg_global_prng_state);
+		due = Max(due, now + wait);
+	}
+	return due;
+}
+
+/*
  * The new state of a profile that is ours and current.
  */
 static void
 set_state(Run *run, Profile *profile, bool refused)
 {
-	Interval	day = {.day = 1};
-
 	if (profile->unasked || profile->status == HRFLOW_INVALID_SOURCE ||
 		(refused && is_our_fault(profile->status)))
 	{
@@ -816,10 +848,8 @@ set_state(Run *run, Profile *profile, bool refused)
 	}
 	else if (profile->status == HRFLOW_NOT_FOUND)
 	{
-		TimestampTz due = jitter(run->max_age);
-
+		profile->due_at = TimestampTzGetDatum(missing_until(run, profile));
 		profile->state = "missing";
-		profile->due_at = TimestampTzGetDatum(Min(due, jitter(&day)));
 		profile->has_due_at = true;
 		profile->attempts = 0;
 		run->nmissing++;
@@ -837,6 +867,26 @@ set_state(Run *run, Profile *profile, bool refused)
 		profile->has_due_at = true;
 		run->nretry++;
 	}
+}
+
+/*
+ * When it failed: the last time.  Of a missing one that is when it was first
+ * not found, which erase_gone() must know.
+ */
+static void
+set_failed_at(Profile *profile, const char *old_state)
+{
+	bool		is_missing = strcmp(profile->state, "missing") == 0;
+	bool		was_missing = strcmp(old_state, "missing") == 0;
+	bool		is_new = profile->error != NULL &&
+		(profile->old_error == NULL ||
+		 strcmp(profile->error, profile->old_error) != 0);
+
+	if (is_missing && was_missing ? profile->has_failed_at :
+		!is_missing && !is_new && (profile->attempts == 0 || profile->unasked))
+		return;
+	profile->failed_at = GetCurrentTimestamp();
+	profile->has_failed_at = true;
 }
 
 /*
@@ -858,6 +908,8 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 	bool	   *never = palloc0(sizeof(bool) * max);
 	Datum	   *refreshed = palloc(sizeof(Datum) * max);
 	bool	   *not_refreshed = palloc(sizeof(bool) * max);
+	Datum	   *failed = palloc(sizeof(Datum) * max);
+	bool	   *not_failed = palloc(sizeof(bool) * max);
 	ListCell   *cell;
 	int			n = 0;
 
@@ -868,7 +920,12 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 		if (!profile->is_ours)
 			continue;
 		if (profile->is_current)
+		{
+			char	   *old_state = profile->state;
+
 			set_state(run, profile, refused);
+			set_failed_at(profile, old_state);
+		}
 		ours = lappend(ours, profile);
 		states[n] = profile->state;
 		errors[n] = profile->error;
@@ -879,6 +936,8 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 		no_status[n] = profile->http_status == 0;
 		refreshed[n] = TimestampTzGetDatum(GetCurrentTimestamp());
 		not_refreshed[n] = !profile->is_refreshed;
+		failed[n] = TimestampTzGetDatum(profile->failed_at);
+		not_failed[n] = !profile->has_failed_at;
 		n++;
 	}
 	if (n == 0)
@@ -895,22 +954,19 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
 			   sizeof(TimestampTz), refreshed, not_refreshed, n);
 	add_texts(&parameters, errors, n);
-	if (store->has_failed_at)
-		hrflow_store_add(&parameters, TIMESTAMPTZOID,
-						 TimestampTzGetDatum(GetCurrentTimestamp()));
+	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
+			   sizeof(TimestampTz), failed, not_failed, n);
 	hrflow_store_execute(hrflow_store_sql(store,
 										  psprintf("UPDATE %%P AS p SET state = k.state, due_at = k.due_at,"
 												   " lease_until = NULL, attempts = k.attempts,"
 												   " refreshed_at = COALESCE(k.refreshed_at, p.refreshed_at),"
 												   " %s http_status = k.http_status, last_error = k.error"
-												   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
+												   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 												   " AS k(s, i, state, due_at, attempts, http_status,"
-												   " refreshed_at, error)"
+												   " refreshed_at, error, failed_at)"
 												   " WHERE p.source_id = k.s AND p.%%I = k.i",
 												   store->has_failed_at ?
-												   "failed_at = CASE WHEN k.error"
-												   " IS DISTINCT FROM p.last_error OR k.attempts > 0"
-												   " THEN $9 ELSE p.failed_at END," : "")),
+												   "failed_at = k.failed_at," : "")),
 						 &parameters);
 }
 
@@ -988,7 +1044,13 @@ note_gone(Run *run, List *profiles)
 }
 
 /*
- * Erase those that are gone.
+ * Erase those that are gone: where the API is known to know others.  Another
+ * one of the source must have been refreshed since the one was first not
+ * found; else, a wrong address or key would erase a store little by little,
+ * however few a run asks for.  Without that, those stay missing.
+ *
+ * A table of a person's that has no failed_at does not tell since when they
+ * are missing: it was before the run, so what the run has refreshed counts.
  */
 static void
 erase_gone(Run *run)
@@ -1000,6 +1062,7 @@ erase_gone(Run *run)
 	char	  **identifiers = palloc(sizeof(char *) * n);
 	Datum	   *generations = palloc(sizeof(Datum) * n);
 	bool	   *nulls = palloc0(sizeof(bool) * n);
+	int64		nkept;
 	ListCell   *cell;
 
 	foreach(cell, run->gone)
@@ -1017,23 +1080,40 @@ erase_gone(Run *run)
 	add_texts(&parameters, identifiers, n);
 	add_values(&parameters, INT8ARRAYOID, INT8OID, sizeof(int64), generations,
 			   nulls, n);
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(run->started));
 	hrflow_store_execute(hrflow_store_sql(&store,
-										  "WITH locked AS MATERIALIZED"
-										  " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-										  " JOIN unnest($1, $2, $3) AS k(s, i, generation)"
-										  " ON p.source_id = k.s AND p.%I = k.i"
-										  " WHERE p.state = 'missing' AND p.generation = k.generation"
-										  " ORDER BY p.source_id, p.%I FOR UPDATE OF p),"
-										  " gone AS (UPDATE %P AS p SET state = 'gone', due_at = NULL,"
-										  " lease_until = NULL FROM locked AS k"
-										  " WHERE p.source_id = k.s AND p.%I = k.i"
-										  " RETURNING k.s, k.i),"
-										  " vectors AS (DELETE FROM %V AS v USING gone AS k"
-										  " WHERE v.source_id = k.s AND v.%I = k.i)"
-										  " SELECT count(*) FROM gone"),
+										  psprintf("WITH known AS MATERIALIZED"
+												   " (SELECT p.source_id AS s, max(p.refreshed_at) AS at"
+												   " FROM %%P AS p WHERE p.source_id = ANY ($1) GROUP BY 1),"
+												   " locked AS MATERIALIZED"
+												   " (SELECT p.source_id AS s, p.%%I AS i,"
+												   " COALESCE(known.at > COALESCE(%s, $4), false) AS proven"
+												   " FROM %%P AS p JOIN unnest($1, $2, $3) AS k(s, i, generation)"
+												   " ON p.source_id = k.s AND p.%%I = k.i"
+												   " JOIN known ON p.source_id = known.s"
+												   " WHERE p.state = 'missing' AND p.generation = k.generation"
+												   " ORDER BY p.source_id, p.%%I FOR UPDATE OF p),"
+												   " gone AS (UPDATE %%P AS p SET state = 'gone', due_at = NULL,"
+												   " lease_until = NULL FROM locked AS k"
+												   " WHERE p.source_id = k.s AND p.%%I = k.i AND k.proven"
+												   " RETURNING k.s, k.i),"
+												   " vectors AS (DELETE FROM %%V AS v USING gone AS k"
+												   " WHERE v.source_id = k.s AND v.%%I = k.i)"
+												   " SELECT count(*), count(*) FILTER (WHERE NOT proven) FROM locked",
+												   store.has_failed_at ? "p.failed_at" : "NULL")),
 						 &parameters);
-	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1));
+	nkept = DatumGetInt64(hrflow_store_datum(0, 2));
+	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1)) - nkept;
 	end_work(&store);
+
+	if (nkept > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
+							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
+							   nkept, run->name, nkept),
+				 errdetail("Since it was first not found, no other profile of its source was refreshed."),
+				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 
 /*

@@ -73,12 +73,12 @@ SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
 SELECT count(*) FROM talent.embedding_profile;
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 
--- Not found, twice, is gone; without a vector for a section the others are had
+-- Not found, twice, is gone, where another is found; without a vector for a section the others are had
 SELECT hrflow_track('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due, last_error FROM talent.state;
 SELECT profile_id, state, attempts, http_status, refreshed_at FROM hrflow_store_failures('talent.embedding');
-SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1}');
+SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due FROM talent.state;
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1}');

@@ -71,4 +71,99 @@ SKIP:
 	note("$growth kB more in the last two thirds: @early / @late");
 }
 
+#
+# An answer that is wrong for all erases nothing, however small the runs
+#
+my $nowhere = Hrflow::RawPeer->new(sub {
+	my ($socket) = @_;
+	while (Hrflow::RawPeer::read_request($socket))
+	{
+		my $body = '{"code": 404, "message": "Profile not found"}';
+		print $socket "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: "
+		  . length($body) . "\r\n\r\n$body";
+	}
+});
+my %nowhere = (role => 'keeper',
+	settings => { 'hrflow_embed.base_url' => 'http://127.0.0.1:' . $nowhere->port . '/v1' });
+
+track("SELECT 'cook-' || i FROM generate_series(1, 30) i");
+$store->call;
+for my $round (1, 2)
+{
+	$store->hasten('true');
+	my @printed = map { $store->call('max_profiles => 3', %nowhere) } 1 .. 10;
+	is(scalar(grep { / 3 not found, 0 gone/ } @printed), 10,
+		"runs of three profiles find none, and none is gone, in round $round");
+	is(scalar(grep { /WARNING/ } @printed), $round == 1 ? 0 : 10, 'who is not found again is warned of')
+	  or diag(@printed);
+	like($printed[0], qr/WARNING:  .*shop\.embedding keeps 3 profiles that the API does not know\nDETAIL:  .*no other/,
+		'with the reason') if $round == 2;
+}
+is($store->states, 'missing 30', 'they are missing');
+is($store->wrong_vectors, 0, 'and keep their vectors');
+
+# Nor a small store as a whole
+track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
+$store->call;
+for (1 .. 3)
+{
+	$store->hasten('true');
+	$store->call(undef, %nowhere);
+}
+is($store->states, 'missing 5', 'a small store is not erased either');
+is($store->sql('SELECT count(*) FROM shop.embedding'), 10, 'its vectors neither');
+
+# They cost less and less
+like(profiles("due_at BETWEEN now() + interval '20 hours' AND now() + interval '25 hours'"), qr/^t$/,
+	'they are asked for the next day');
+$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '8 days', refreshed_at = now() - interval '9 days'");
+$store->hasten('true');
+$store->call(undef, %nowhere);
+is(profiles("due_at BETWEEN now() + interval '7 days' AND now() + interval '9 days'"), 't',
+	'then after as long as they are missing');
+$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '800 days', refreshed_at = now() - interval '900 days'");
+$store->hasten('true');
+$store->call(undef, %nowhere);
+is(profiles("due_at BETWEEN now() + interval '26 days' AND now() + interval '31 days'"), 't', 'but every month');
+$store->hasten('true');
+like($store->call, qr/: 5 refreshed/, 'and are back with the API');
+is(profiles('state, attempts, last_error'), 'ok|0|', 'as if nothing had been');
+
+# Where the source lives, who was deleted is erased: with others in one run, ...
+sub delete_from_account
+{
+	$store->sql("UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id WHERE $_[0];
+		UPDATE shop.embedding SET profile_id = 'missing-' || profile_id WHERE $_[0]");
+	return;
+}
+delete_from_account("profile_id = 'cook-1'");
+$store->hasten('true');
+$store->call;
+$store->hasten('true');
+like($store->call, qr/: 4 refreshed, .* 1 gone/, 'who is deleted from the account is gone');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"), 0, 'with its vectors');
+
+# ... or alone, where another was refreshed since
+delete_from_account("profile_id = 'cook-2'");
+$store->hasten("profile_id ~ 'cook-2'");
+$store->call;
+$store->hasten("profile_id ~ 'cook-2'");
+my $printed = $store->call;
+like($printed, qr/ 1 not found, 0 gone/, 'alone, it is kept');
+like($printed, qr/keeps 1 profile that the API/, 'and that is said');
+$store->sql("INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('another', 'driver-1')");
+$store->call;
+$store->hasten("profile_id ~ 'cook-2'");
+like($store->call, qr/ 1 not found, 0 gone/, 'of another source is nothing known');
+$store->hasten("profile_id = 'cook-3'");
+$store->call;
+$store->hasten("profile_id ~ 'cook-2'");
+like($store->call, qr/ 0 not found, 1 gone/, 'once another of its source was refreshed since, it is gone');
+
+# That is of this life only
+$store->sql("SELECT hrflow_mark_due('shop.embedding', 'acme', '{missing-cook-2}')");
+like($store->call, qr/ 1 not found, 0 gone/, 'asked for again, it is missing');
+$store->hasten("profile_id ~ 'cook-2'");
+like($store->call, qr/ 1 not found, 0 gone/, 'since then only');
+
 done_testing();
