@@ -99,6 +99,7 @@ typedef struct Profile
 	/* What the fetch gave. */
 	HrflowStatus status;		/* the first that is neither of the following */
 	bool		unasked;		/* it was not asked for to the end */
+	bool		is_exhausted;	/* nor at all: its attempts are used up */
 	bool		no_vector;		/* some section has none */
 	int			http_status;
 	char	   *error;
@@ -444,6 +445,7 @@ fetch(Run *run, HrflowIdentifier kind, List *profiles, int limit,
 			want(run, kind, &wanted[n++], profile, run->fields);
 		else
 		{
+			profile->is_exhausted = true;
 			profile->status = HRFLOW_CONNECTION_LOST;
 			profile->error = psprintf("The session ended while it was fetched, %d times.",
 									  profile->attempts - 1);
@@ -826,7 +828,14 @@ missing_until(Run *run, const Profile *profile)
 static void
 set_state(Run *run, Profile *profile, bool refused)
 {
-	if (profile->unasked || profile->status == HRFLOW_INVALID_SOURCE ||
+	if (profile->is_exhausted)
+	{
+		profile->attempts--;
+		profile->state = "failed";
+		profile->has_due_at = false;
+		run->nfailed++;
+	}
+	else if (profile->unasked || profile->status == HRFLOW_INVALID_SOURCE ||
 		(refused && is_our_fault(profile->status)))
 	{
 		/* As if it had not been claimed. */
@@ -975,15 +984,19 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
  * blame, and the next run begins where this one did.
  */
 static bool
-is_outage(List *profiles)
+is_outage(List *profiles, char **error)
 {
 	int			nfailed = 0;
 	ListCell   *cell;
+
+	*error = NULL;
 
 	foreach(cell, profiles)
 	{
 		Profile    *profile = lfirst(cell);
 
+		if (profile->is_exhausted)
+			continue;
 		switch (profile->status)
 		{
 			case HRFLOW_CONNECT_FAILED:
@@ -991,7 +1004,10 @@ is_outage(List *profiles)
 			case HRFLOW_TIMEOUT:
 			case HRFLOW_INVALID_REPLY:
 			case HRFLOW_HTTP_ERROR:
-				nfailed += !profile->unasked;
+				if (profile->unasked)
+					break;
+				nfailed++;
+				*error = profile->error;
 				break;
 			default:
 				if (!profile->unasked)
@@ -1132,10 +1148,11 @@ write_batch(Run *run, List *profiles, bool refused)
 }
 
 /*
- * Give a batch's leases back, after an error.
+ * Give a batch's leases back, and the attempts: what threw was not a profile's
+ * fault.
  */
 static void
-release_batch(Run *run, List *profiles, bool is_cancel)
+release_batch(Run *run, List *profiles)
 {
 	HrflowParameters parameters = {0};
 	HrflowStore store;
@@ -1144,10 +1161,9 @@ release_batch(Run *run, List *profiles, bool is_cancel)
 	add_keys(&parameters, profiles);
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->lease));
-	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(is_cancel ? 1 : 0));
 	hrflow_store_execute(hrflow_store_sql(&store,
 										  "UPDATE %P AS p SET lease_until = NULL,"
-										  " attempts = p.attempts - $4"
+										  " attempts = GREATEST(p.attempts - 1, 0)"
 										  " FROM unnest($1, $2) AS k(s, i)"
 										  " WHERE p.source_id = k.s AND p.%I = k.i"
 										  " AND p.lease_until = $3"),
@@ -1241,16 +1257,15 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 {
 	HrflowResult refusal;
 	bool		ok = fetch(run, kind, profiles, limit, &refusal);
-	bool		outage = ok && is_outage(profiles);
+	char	   *error;
 	char	   *reason = NULL;
 	ListCell   *cell;
 
 	if (!ok)
 		reason = hrflow_status_describe(&refusal);
-	else if (outage)
+	else if (is_outage(profiles, &error))
 	{
-		reason = psprintf("nothing was answered; %s",
-						  ((Profile *) linitial(profiles))->error);
+		reason = psprintf("nothing was answered; %s", error);
 		foreach(cell, profiles)
 			((Profile *) lfirst(cell))->unasked = true;
 	}
@@ -1284,8 +1299,7 @@ try_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 			PopActiveSnapshot();
 		SPI_rollback();
 		MemoryContextSwitchTo(context);
-		release_batch(run, profiles,
-					  error->sqlerrcode == ERRCODE_QUERY_CANCELED);
+		release_batch(run, profiles);
 		ReThrowError(error);
 	}
 	PG_END_TRY();

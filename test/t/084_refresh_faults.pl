@@ -166,4 +166,29 @@ like($store->call, qr/ 1 not found, 0 gone/, 'asked for again, it is missing');
 $store->hasten("profile_id ~ 'cook-2'");
 like($store->call, qr/ 1 not found, 0 gone/, 'since then only');
 
+#
+# Errors that are not the profiles' fault
+#
+track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok')");
+my @errors = map { $store->call } 1 .. 6;
+is(scalar(grep { /ERROR:  23514/ } @errors), 6, 'a constraint of the owner\'s fails a run, however often');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'no attempts are counted');
+$store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
+like($store->call, qr/: 10 refreshed/, 'without it they are refreshed');
+
+# Sessions that ended while they fetched
+$store->sql("UPDATE shop.embedding_profile SET attempts = CASE WHEN profile_id = 'cook-10' THEN 4 ELSE 5 END,
+	state = 'due', due_at = now()");
+$api->reset;
+$printed = $store->call;
+like($printed, qr/: 1 refreshed, 0 to be tried again, 9 failed/, 'who has used its attempts up fails');
+unlike($printed, qr/WARNING/, 'which is no outage');
+is($api->stats->{requests}, 3, 'and is not asked for');
+$store->sql("UPDATE shop.embedding_profile SET attempts = 5, state = 'due', due_at = now()");
+like($store->call, qr/: 0 refreshed, 0 to be tried again, 10 failed/, 'nor where all are such');
+is(profiles('state, attempts, due_at, last_error'), 'failed|5||The session ended while it was fetched, 5 times.', 'and says so');
+$store->sql("SELECT hrflow_retry('shop.embedding')");
+like($store->call, qr/: 10 refreshed/, 'hrflow_retry() helps');
+
 done_testing();
