@@ -74,6 +74,10 @@ enum
 /* As many failures for the network's sake, and nothing else, end a run. */
 #define MIN_OUTAGE 8
 
+/* How long those of a batch of which nothing was answered have to wait. */
+#define MIN_POSTPONEMENT USECS_PER_MINUTE
+#define MAX_POSTPONEMENT USECS_PER_HOUR
+
 /* Seconds between two lines of progress. */
 #define PROGRESS_INTERVAL 5
 
@@ -100,6 +104,7 @@ typedef struct Profile
 	HrflowStatus status;		/* the first that is neither of the following */
 	bool		unasked;		/* it was not asked for to the end */
 	bool		is_exhausted;	/* nor at all: its attempts are used up */
+	bool		is_postponed;	/* nothing of its batch was answered */
 	bool		no_vector;		/* some section has none */
 	int			http_status;
 	char	   *error;
@@ -823,6 +828,24 @@ missing_until(Run *run, const Profile *profile)
 }
 
 /*
+ * When to ask again for a profile of a batch of which nothing was answered:
+ * after a minute, and while its error stays the same as long as it has had it,
+ * up to an hour.  So the next run begins with others.
+ */
+static TimestampTz
+postponed_until(const Profile *profile)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		wait = MIN_POSTPONEMENT;
+
+	if (profile->has_failed_at && profile->error != NULL &&
+		profile->old_error != NULL &&
+		strcmp(profile->error, profile->old_error) == 0)
+		wait = Min(Max(now - profile->failed_at, wait), MAX_POSTPONEMENT);
+	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
+}
+
+/*
  * The new state of a profile that is ours and current.
  */
 static void
@@ -835,16 +858,19 @@ set_state(Run *run, Profile *profile, bool refused)
 		profile->has_due_at = false;
 		run->nfailed++;
 	}
-	else if (profile->unasked || profile->status == HRFLOW_INVALID_SOURCE ||
-		(refused && is_our_fault(profile->status)))
+	else if (profile->unasked || profile->is_postponed ||
+			 profile->status == HRFLOW_INVALID_SOURCE ||
+			 (refused && is_our_fault(profile->status)))
 	{
 		/* As if it had not been claimed. */
 		profile->attempts--;
-		if (profile->status == HRFLOW_TIMEOUT)
+		if (profile->unasked && profile->status == HRFLOW_TIMEOUT)
 		{
 			profile->http_status = profile->old_http_status;
 			profile->error = profile->old_error;
 		}
+		if (profile->is_postponed && profile->has_due_at)
+			profile->due_at = TimestampTzGetDatum(postponed_until(profile));
 	}
 	else if (profile->status == HRFLOW_OK)
 	{
@@ -892,7 +918,8 @@ set_failed_at(Profile *profile, const char *old_state)
 		 strcmp(profile->error, profile->old_error) != 0);
 
 	if (is_missing && was_missing ? profile->has_failed_at :
-		!is_missing && !is_new && (profile->attempts == 0 || profile->unasked))
+		!is_missing && !is_new &&
+		(profile->attempts == 0 || profile->unasked || profile->is_postponed))
 		return;
 	profile->failed_at = GetCurrentTimestamp();
 	profile->has_failed_at = true;
@@ -980,23 +1007,31 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 }
 
 /*
- * Did the network fail, and nothing else?  Then the profiles are not to
- * blame, and the next run begins where this one did.
+ * Was nothing of a batch answered, for the network's sake or because its time
+ * was over?  Then the profiles are not to blame.  A few failures of the
+ * network are, so that those who are alone come to an end.
+ *
+ * "error" is one of the network's, or NULL when all were out of time.
  */
 static bool
-is_outage(List *profiles, char **error)
+is_unanswered(List *profiles, char **error)
 {
 	int			nfailed = 0;
+	int			nunasked = 0;
 	ListCell   *cell;
 
 	*error = NULL;
-
 	foreach(cell, profiles)
 	{
 		Profile    *profile = lfirst(cell);
 
 		if (profile->is_exhausted)
 			continue;
+		if (profile->unasked)
+		{
+			nunasked++;
+			continue;
+		}
 		switch (profile->status)
 		{
 			case HRFLOW_CONNECT_FAILED:
@@ -1004,17 +1039,14 @@ is_outage(List *profiles, char **error)
 			case HRFLOW_TIMEOUT:
 			case HRFLOW_INVALID_REPLY:
 			case HRFLOW_HTTP_ERROR:
-				if (profile->unasked)
-					break;
 				nfailed++;
 				*error = profile->error;
 				break;
 			default:
-				if (!profile->unasked)
-					return false;
+				return false;
 		}
 	}
-	return nfailed >= MIN_OUTAGE;
+	return nfailed >= MIN_OUTAGE || (nfailed == 0 && nunasked > 0);
 }
 
 /*
@@ -1263,11 +1295,16 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 
 	if (!ok)
 		reason = hrflow_status_describe(&refusal);
-	else if (is_outage(profiles, &error))
+	else if (is_unanswered(profiles, &error))
 	{
-		reason = psprintf("nothing was answered; %s", error);
+		/* The end of the time budget is the run's, which needs no reason. */
+		if (error != NULL)
+			reason = psprintf("nothing was answered; %s", error);
+		else if (TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10) <
+				 run->deadline)
+			reason = psprintf("nothing was answered within %d ms", limit);
 		foreach(cell, profiles)
-			((Profile *) lfirst(cell))->unasked = true;
+			((Profile *) lfirst(cell))->is_postponed = true;
 	}
 	write_batch(run, profiles, !ok);
 	if (reason != NULL)

@@ -191,4 +191,43 @@ is(profiles('state, attempts, due_at, last_error'), 'failed|5||The session ended
 $store->sql("SELECT hrflow_retry('shop.embedding')");
 like($store->call, qr/: 10 refreshed/, 'hrflow_retry() helps');
 
+#
+# Many that are never answered do not keep the others waiting
+#
+track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 300) i");
+$store->sql("INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 100) i");
+like($store->call, qr/WARNING:  .*was stopped: nothing was answered/, 'a batch that is not answered stops the run');
+is($api->stats->{requests}, 256, 'then and there');
+is(profiles("state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'", 'http_status = 500'),
+	'due|0||t', 'its profiles have to wait a little');
+like($store->call, qr/: 100 refreshed, 44 to be tried again/, 'so that the next run has others');
+
+# Longer and longer
+track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
+foreach my $age ([ '0', '50 seconds', '65 seconds' ], [ '8 minutes', '7 minutes', '9 minutes' ], [ '2 days', '50 minutes', '61 minutes' ])
+{
+	$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '$age->[0]'");
+	$store->hasten('true');
+	$store->call;
+	is(profiles("state, attempts, due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'"),
+		'due|0|t', "they wait between $age->[1] and $age->[2]");
+}
+
+#
+# A limit that is too low for anything ends a run
+#
+track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
+my $call = $store->start_call(undef, role => 'keeper',
+	settings => { 'hrflow_embed.batch_timeout' => '200ms', statement_timeout => '10s' });
+like($store->finish_call($call), qr/WARNING:  .*was stopped: nothing was answered within 200 ms/,
+	'a batch_timeout that is too low ends a run');
+is($api->stats->{requests}, 5, 'which has asked for each profile once');
+is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
+
+# Where its time is the run's, that is no reason to warn
+$store->hasten('true');
+$printed = $store->call("time_budget => '300ms'");
+unlike($printed, qr/WARNING/, 'the end of its time is nothing to warn of');
+is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'who was not answered has to wait');
+
 done_testing();
