@@ -199,6 +199,38 @@ begin_work(Run *run, HrflowStore *store)
 								 false);
 }
 
+/*
+ * Do some of the work in a subtransaction.  Returns NULL, or the error, when
+ * nothing of it is left: not even the levels of SPI that a trigger of the
+ * owner's was at, which would keep us from ending the transaction.
+ */
+static ErrorData *
+try_work(void (*work) (void *arg), void *arg)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		work(arg);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return error;
+}
+
 static void
 end_work(HrflowStore *store)
 {
@@ -624,17 +656,26 @@ delete_old_vectors(Run *run, const Plans *plans, Profile *profile)
 	execute_plan(plans->delete, values, nulls);
 }
 
+/* What write_vectors() is to do. */
+typedef struct Writing
+{
+	Run		   *run;
+	const Plans *plans;
+	List	   *profiles;
+} Writing;
+
 /*
  * Write the vectors of some profiles, where they differ from what is there.
  */
 static void
-write_vectors(Run *run, const Plans *plans, List *profiles)
+write_vectors(void *arg)
 {
+	Writing    *writing = arg;
 	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
 	ListCell   *cell;
 	ListCell   *inner;
 
-	foreach(cell, profiles)
+	foreach(cell, writing->profiles)
 	{
 		Profile    *profile = lfirst(cell);
 
@@ -651,10 +692,10 @@ write_vectors(Run *run, const Plans *plans, List *profiles)
 			values[3] = Int32GetDatum(vector->item);
 			values[4] = PointerGetDatum(vector->value);
 			values[5] = now;
-			execute_plan(plans->insert, values, NULL);
+			execute_plan(writing->plans->insert, values, NULL);
 		}
 		if (is_complete(profile))
-			delete_old_vectors(run, plans, profile);
+			delete_old_vectors(writing->run, writing->plans, profile);
 	}
 }
 
@@ -681,27 +722,8 @@ is_of_server(int sqlerrcode)
 static char *
 try_write_vectors(Run *run, const Plans *plans, List *profiles)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		write_vectors(run, plans, profiles);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	Writing		writing = {run, plans, profiles};
+	ErrorData  *error = try_work(write_vectors, &writing);
 
 	if (error == NULL)
 		return NULL;
@@ -1164,6 +1186,25 @@ erase_gone(Run *run)
 				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 
+/* What write_profiles() is to do. */
+typedef struct Batch
+{
+	Run		   *run;
+	const HrflowStore *store;
+	List	   *profiles;
+	bool		refused;		/* the API refused to go on */
+} Batch;
+
+static void
+write_profiles(void *arg)
+{
+	Batch	   *batch = arg;
+
+	lock_profiles(batch->run, batch->store, batch->profiles);
+	write_batch_vectors(batch->run, batch->store, batch->profiles);
+	write_states(batch->run, batch->store, batch->profiles, batch->refused);
+}
+
 /*
  * Write a batch.
  */
@@ -1171,11 +1212,13 @@ static void
 write_batch(Run *run, List *profiles, bool refused)
 {
 	HrflowStore store;
+	Batch		batch = {run, &store, profiles, refused};
+	ErrorData  *error;
 
 	begin_work(run, &store);
-	lock_profiles(run, &store, profiles);
-	write_batch_vectors(run, &store, profiles);
-	write_states(run, &store, profiles, refused);
+	error = try_work(write_profiles, &batch);
+	if (error != NULL)
+		ReThrowError(error);
 	end_work(&store);
 }
 
@@ -1314,7 +1357,37 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 }
 
 /*
- * The same; when it fails the leases are given back.
+ * Give the leases back after an error.  Where that fails too they stay until
+ * their end, with a warning: the caller is to see what was thrown first, and
+ * that ends the transaction, whatever state it is in.
+ */
+static void
+try_release(Run *run, List *profiles)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		release_batch(run, profiles);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("leases could not be given back: %s",
+						error->message ? error->message : "unknown error"),
+				 errdetail("They end by themselves.")));
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Process a batch; when that fails the leases are given back.
  */
 static void
 try_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
@@ -1336,7 +1409,7 @@ try_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 			PopActiveSnapshot();
 		SPI_rollback();
 		MemoryContextSwitchTo(context);
-		release_batch(run, profiles);
+		try_release(run, profiles);
 		ReThrowError(error);
 	}
 	PG_END_TRY();

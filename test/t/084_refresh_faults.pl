@@ -230,4 +230,48 @@ $printed = $store->call("time_budget => '300ms'");
 unlike($printed, qr/WARNING/, 'the end of its time is nothing to warn of');
 is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'who was not answered has to wait');
 
+#
+# What the owner's triggers throw comes as it is
+#
+$store->sql(q{
+	CREATE FUNCTION shop.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		RAISE EXCEPTION 'the owner says no' USING ERRCODE = 'XX123';
+	END $$;
+	CREATE FUNCTION shop.sleep() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_sleep(60);
+		RETURN NEW;
+	END $$;});
+track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+my $trigger = "CREATE TRIGGER planted BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW WHEN (%s) EXECUTE FUNCTION shop.%s()";
+$store->sql(sprintf $trigger, "NEW.state = 'ok'", 'fail');
+$printed = $store->call;
+like($printed, qr/ERROR:  XX123: the owner says no/, 'an error of a trigger\'s is what the caller sees');
+unlike($printed, qr/WARNING/, 'alone');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile');
+$store->sql(sprintf $trigger, "NEW.state = 'ok'", 'sleep');
+like($store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' }),
+	qr/ERROR:  57014: canceling statement due to statement timeout/, 'a time-out in a trigger too');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile;
+	CREATE CONSTRAINT TRIGGER planted AFTER UPDATE ON shop.embedding_profile DEFERRABLE INITIALLY DEFERRED
+	FOR EACH ROW WHEN (NEW.state = $$ok$$) EXECUTE FUNCTION shop.fail()');
+like($store->call, qr/ERROR:  XX123: the owner says no/, 'as does an error at the commit');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+
+# Even where they cannot be given back
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile');
+$store->sql(sprintf $trigger, "OLD.lease_until IS NOT NULL", 'fail');
+$printed = $store->call;
+like($printed, qr/ERROR:  XX123: the owner says no/, 'where leases cannot be given back the error is the first one');
+like($printed, qr/WARNING:  .*leases could not be given back: the owner says no/, 'after a warning');
+is(profiles('state, lease_until > now()'), 'due|t', 'and they stay');
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile');
+$store->hasten('true');
+like($store->call, qr/: 10 refreshed/, 'until their end');
+
 done_testing();
