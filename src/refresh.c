@@ -520,6 +520,8 @@ fetch(Run *run, HrflowIdentifier kind, List *profiles, int limit,
 
 /*
  * Lock the batch's rows of the state table, and see what they are by now.
+ * What another session has locked is left out: an application that writes
+ * several rows locks them in its own order, and would deadlock with us.
  */
 static void
 lock_profiles(Run *run, const HrflowStore *store, List *profiles)
@@ -536,7 +538,8 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 													   " FROM unnest($1, $2) WITH ORDINALITY AS k(s, i, n)"
 													   " JOIN %%P AS p ON p.source_id = k.s AND p.%%I = k.i"
 													   " WHERE p.lease_until = $3"
-													   " ORDER BY p.source_id, p.%%I FOR UPDATE OF p",
+													   " ORDER BY p.source_id, p.%%I"
+													   " FOR UPDATE OF p SKIP LOCKED",
 													   store->has_failed_at ? "p.failed_at" :
 													   "NULL::timestamptz")),
 							 &parameters);
@@ -1163,7 +1166,8 @@ erase_gone(Run *run)
 												   " ON p.source_id = k.s AND p.%%I = k.i"
 												   " JOIN known ON p.source_id = known.s"
 												   " WHERE p.state = 'missing' AND p.generation = k.generation"
-												   " ORDER BY p.source_id, p.%%I FOR UPDATE OF p),"
+												   " ORDER BY p.source_id, p.%%I"
+												   " FOR UPDATE OF p SKIP LOCKED),"
 												   " gone AS (UPDATE %%P AS p SET state = 'gone', due_at = NULL,"
 												   " lease_until = NULL FROM locked AS k"
 												   " WHERE p.source_id = k.s AND p.%%I = k.i AND k.proven"
@@ -1223,6 +1227,27 @@ write_batch(Run *run, List *profiles, bool refused)
 }
 
 /*
+ * Try again to write what was locked by others, or is no longer ours.  What
+ * still is keeps its lease, and is asked for again when that ends.
+ */
+static void
+write_rest(Run *run, List *profiles, bool refused)
+{
+	List	   *rest = NIL;
+	ListCell   *cell;
+
+	foreach(cell, profiles)
+	{
+		Profile    *profile = lfirst(cell);
+
+		if (!profile->is_ours)
+			rest = lappend(rest, profile);
+	}
+	if (rest != NIL)
+		write_batch(run, rest, refused);
+}
+
+/*
  * Give a batch's leases back, and the attempts: what threw was not a profile's
  * fault.
  */
@@ -1237,11 +1262,17 @@ release_batch(Run *run, List *profiles)
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->lease));
 	hrflow_store_execute(hrflow_store_sql(&store,
-										  "UPDATE %P AS p SET lease_until = NULL,"
+										  "WITH locked AS MATERIALIZED"
+										  " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
+										  " JOIN unnest($1, $2) AS k(s, i)"
+										  " ON p.source_id = k.s AND p.%I = k.i"
+										  " WHERE p.lease_until = $3"
+										  " ORDER BY p.source_id, p.%I"
+										  " FOR UPDATE OF p SKIP LOCKED)"
+										  " UPDATE %P AS p SET lease_until = NULL,"
 										  " attempts = GREATEST(p.attempts - 1, 0)"
-										  " FROM unnest($1, $2) AS k(s, i)"
-										  " WHERE p.source_id = k.s AND p.%I = k.i"
-										  " AND p.lease_until = $3"),
+										  " FROM locked AS k"
+										  " WHERE p.source_id = k.s AND p.%I = k.i"),
 						 &parameters);
 	end_work(&store);
 }
@@ -1350,6 +1381,7 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 			((Profile *) lfirst(cell))->is_postponed = true;
 	}
 	write_batch(run, profiles, !ok);
+	write_rest(run, profiles, !ok);
 	if (reason != NULL)
 		stop(run, reason);
 	note_bad_sources(run, profiles);

@@ -274,4 +274,36 @@ $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->hasten('true');
 like($store->call, qr/: 10 refreshed/, 'until their end');
 
+#
+# Locks of the application's
+#
+track("SELECT 'fault:latency=1500,id=' || o FROM unnest('{cook,driver,nurse}'::text[]) o");
+my $application = Hrflow::Session->new($node);
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 3 });
+$application->ask("SET ROLE keeper; SET deadlock_timeout = '10ms'; BEGIN;
+	UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'nurse';");
+like($store->finish_call($call), qr/: 2 refreshed/, 'what is locked by others does not hold a run up');
+is(profiles('profile_id, lease_until > now()'),
+	"fault:latency=1500,id=cook|\nfault:latency=1500,id=driver|\nfault:latency=1500,id=nurse|t", 'and is left to its lease');
+unlike($application->ask("UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
+	'nor do they deadlock');
+$store->hasten('true');
+like($store->call, qr/: 3 refreshed/, 'it is asked for again');
+
+# Nor while leases are given back
+$store->hasten('true');
+$store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok' OR attempts > 0) NOT VALID");
+$api->reset;
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 3 });
+$application->ask("BEGIN; UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'nurse';");
+my $began = time;
+like($store->finish_call($call), qr/ERROR:  23514/, 'an error comes at once');
+cmp_ok(time - $began, '<', 10, 'indeed');
+unlike($application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
+	'nobody waits for its leases');
+$store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
+$application->finish;
+
 done_testing();
