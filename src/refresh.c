@@ -28,6 +28,7 @@
 #include "hrflow_embed.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/lmgr.h"
 #include "store.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
@@ -334,12 +335,12 @@ batch_time(Run *run)
 
 /*
  * Claim a batch.  Returns the profiles, which are to be fetched in at most
- * "limit" milliseconds.
+ * "limit" milliseconds; none when the time is up.
  */
 static List *
-claim(Run *run, int limit)
+claim(Run *run, int *limit)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now;
 	int64		size = Min(run->batch_size, run->max_profiles - run->nclaimed);
 	HrflowParameters parameters = {0};
 	HrflowStore store;
@@ -349,8 +350,14 @@ claim(Run *run, int limit)
 	ListCell   *cell;
 	uint64		n;
 
-	run->lease = TimestampTzPlusMilliseconds(now, limit + LEASE_MARGIN);
+	/* A lease begins when it is given, however long the table was locked. */
 	begin_work(run, &store);
+	LockRelationOid(RelationGetRelid(store.profiles), RowExclusiveLock);
+	*limit = batch_time(run);
+	now = GetCurrentTimestamp();
+	run->lease = TimestampTzPlusMilliseconds(now, *limit + LEASE_MARGIN);
+	if (*limit <= 0)
+		size = 0;
 	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(now));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
@@ -1475,10 +1482,7 @@ refresh(Run *run)
 
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(run->batch_context);
-		limit = batch_time(run);
-		if (limit <= 0)
-			break;
-		profiles = claim(run, limit);
+		profiles = claim(run, &limit);
 		if (profiles == NIL)
 			break;
 		try_batch(run, kind, profiles, limit);

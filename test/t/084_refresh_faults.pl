@@ -306,4 +306,18 @@ unlike($application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
 $application->finish;
 
+#
+# A lease begins when it is taken
+#
+track("SELECT 'fault:latency=3000,id=cook'");
+my $locker = Hrflow::Session->new($node);
+$locker->ask('SET ROLE keeper; BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
+$call = $store->start_call(undef, role => 'keeper', settings => { 'hrflow_embed.batch_timeout' => '5s' });
+$node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
+sleep 3;
+$locker->ask('COMMIT;');
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+cmp_ok(profiles('extract(epoch FROM lease_until - now())'), '>', 33, 'it does not end earlier for a lock that was waited for');
+$store->finish_call($call);
+
 done_testing();
