@@ -711,14 +711,18 @@ write_vectors(void *arg)
 
 /*
  * Is this an error of the server's or for a person's sake, rather than of
- * what was written?
+ * what was written?  Of class 55 only what is about locks: the rest of it a
+ * trigger may well throw for one profile.
  */
 static bool
 is_of_server(int sqlerrcode)
 {
 	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
 
-	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
+	return sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+		sqlerrcode == ERRCODE_OBJECT_IN_USE ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_TRANSACTION_ROLLBACK) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_INTERNAL_ERROR);

@@ -320,4 +320,19 @@ $api->wait_until(sub { $_[0]{requests} >= 1 });
 cmp_ok(profiles('extract(epoch FROM lease_until - now())'), '>', 33, 'it does not end earlier for a lock that was waited for');
 $store->finish_call($call);
 
+#
+# A lock on a vector is not the profile's fault
+#
+track("SELECT 'cook-' || i FROM generate_series(1, 2) i");
+$store->call;
+$store->sql("UPDATE shop.embedding SET vector = '{1}' WHERE profile_id = 'cook-1'");
+$store->hasten('true');
+$locker->ask("BEGIN; SELECT FROM shop.embedding WHERE profile_id = 'cook-1' FOR UPDATE;");
+like($store->call(undef, role => 'keeper', settings => { lock_timeout => '100ms' }),
+	qr/ERROR:  55P03: canceling statement due to lock timeout/, 'a lock timeout fails a run');
+is(profiles('state, attempts, last_error, lease_until'), 'ok|0||', 'not the profile');
+$locker->ask('COMMIT;');
+like($store->call, qr/: 2 refreshed/, 'which is asked for again');
+$locker->finish;
+
 done_testing();
