@@ -37,12 +37,23 @@ enum
 #define UNKNOWN_INTERVAL (60 * 60)
 
 /*
+ * What the names of this database's jobs begin with: pg_cron has those of all
+ * databases in one table.
+ */
+static char *
+job_prefix(void)
+{
+	return psprintf("hrflow_refresh %s.",
+					quote_identifier(get_database_name(MyDatabaseId)));
+}
+
+/*
  * The name of a store's job.
  */
 char *
 hrflow_schedule_job(const HrflowStore *store)
 {
-	return psprintf("hrflow_refresh %s", store->vectors_name);
+	return psprintf("%s%s", job_prefix(), store->vectors_name);
 }
 
 /*

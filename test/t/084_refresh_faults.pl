@@ -335,4 +335,27 @@ $locker->ask('COMMIT;');
 like($store->call, qr/: 2 refreshed/, 'which is asked for again');
 $locker->finish;
 
+#
+# Jobs of pg_cron
+#
+SKIP:
+{
+	skip 'pg_cron is not to be had', 1 unless -e $node->config_data('--sharedir') . '/extension/pg_cron.control';
+	my $cron = Hrflow::Node->new('jobs', $api, shared_preload_libraries => 'pg_cron', 'cron.database_name' => 'postgres');
+	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron; CREATE DATABASE "other db"; GRANT USAGE ON SCHEMA cron TO PUBLIC;');
+	$cron->safe_psql('other db', 'CREATE EXTENSION hrflow_embed');
+	my %statement;
+	foreach my $database ('postgres', 'other db')
+	{
+		$cron->safe_psql($database, "SELECT hrflow_create_store('embedding', 'real[]')");
+	}
+	my $jobs = sub { $cron->safe_psql('postgres', 'SELECT jobname, database FROM cron.job ORDER BY 1') };
+	$cron->safe_psql('postgres', "SELECT hrflow_schedule('embedding')");
+	my (undef, undef, $error) = $cron->psql('other db', "SELECT hrflow_schedule('embedding')");
+	my ($statement) = $error =~ /HINT:  .*, run: (.*;)/;
+	$cron->safe_psql('postgres', $statement);
+	is($jobs->(), qq{hrflow_refresh "other db".public.embedding|other db\nhrflow_refresh postgres.public.embedding|postgres},
+		'stores of one name in two databases have a job each');
+}
+
 done_testing();
