@@ -1587,8 +1587,11 @@ get_positive(FunctionCallInfo fcinfo, int argno, const char *name, int max)
 	return value;
 }
 
-static Interval *
-get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
+/*
+ * An argument that is an interval, neither null nor negative.
+ */
+Interval *
+hrflow_refresh_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	Interval	zero = {0};
 	Interval   *value = PG_ARGISNULL(argno) ? NULL :
@@ -1655,7 +1658,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :
 				(Jsonb *) PG_DETOAST_DATUM_COPY(PG_GETARG_DATUM(ARG_FIELDS)));
 	run.max_age = palloc(sizeof(Interval));
-	*run.max_age = *get_interval(fcinfo, ARG_MAX_AGE, "max_age");
+	*run.max_age = *hrflow_refresh_interval(fcinfo, ARG_MAX_AGE, "max_age");
 	run.started = GetCurrentTimestamp();
 	run.reported = run.started;
 	run.deadline = DT_NOEND;
@@ -1663,7 +1666,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 		run.deadline =
 			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													TimestampTzGetDatum(run.started),
-													IntervalPGetDatum(get_interval(fcinfo, ARG_TIME_BUDGET,
+													IntervalPGetDatum(hrflow_refresh_interval(fcinfo, ARG_TIME_BUDGET,
 																				   "time_budget"))));
 	run.max_profiles = PG_ARGISNULL(ARG_MAX_PROFILES) ? PG_INT64_MAX :
 		PG_GETARG_INT64(ARG_MAX_PROFILES);

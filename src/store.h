@@ -100,5 +100,10 @@ extern void hrflow_track_drop_triggers(const HrflowStore *store,
 
 /* in schedule.c */
 extern char *hrflow_schedule_job(const HrflowStore *store);
+extern void hrflow_schedule_forget(const HrflowStore *store, Oid caller);
+
+/* in refresh.c */
+extern Interval *hrflow_refresh_interval(FunctionCallInfo fcinfo, int argno,
+										 const char *name);
 
 #endif							/* HRFLOW_STORE_H */

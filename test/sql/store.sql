@@ -203,6 +203,7 @@ SELECT hrflow_schedule('talent.embedding'); -- error
 SELECT hrflow_schedule('talent.embedding', '5/9223372036854775807 * * * *'); -- error
 SELECT hrflow_schedule('talent.embedding', '9223372036854775807 * * * *'); -- error
 SELECT hrflow_schedule('talent.embedding', '99999999999999999999 seconds'); -- error
+SELECT hrflow_schedule('talent.embedding', max_age => '-1 day'); -- error
 
 -- Not a store any more
 \set VERBOSITY default
