@@ -950,8 +950,8 @@ set_failed_at(Profile *profile, const char *old_state)
 	bool		is_missing = strcmp(profile->state, "missing") == 0;
 	bool		was_missing = strcmp(old_state, "missing") == 0;
 	bool		is_new = profile->error != NULL &&
-		(profile->old_error == NULL ||
-		 strcmp(profile->error, profile->old_error) != 0);
+	(profile->old_error == NULL ||
+	 strcmp(profile->error, profile->old_error) != 0);
 
 	if (is_missing && was_missing ? profile->has_failed_at :
 		!is_missing && !is_new &&
@@ -1667,7 +1667,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													TimestampTzGetDatum(run.started),
 													IntervalPGetDatum(hrflow_refresh_interval(fcinfo, ARG_TIME_BUDGET,
-																				   "time_budget"))));
+																							  "time_budget"))));
 	run.max_profiles = PG_ARGISNULL(ARG_MAX_PROFILES) ? PG_INT64_MAX :
 		PG_GETARG_INT64(ARG_MAX_PROFILES);
 	run.batch_size = get_positive(fcinfo, ARG_BATCH_SIZE, "batch_size", 10000);
