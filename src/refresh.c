@@ -864,6 +864,16 @@ missing_until(Run *run, const Profile *profile)
 }
 
 /*
+ * Is a profile's error the one it had before?
+ */
+static bool
+has_old_error(const Profile *profile)
+{
+	return profile->error != NULL && profile->old_error != NULL &&
+		strcmp(profile->error, profile->old_error) == 0;
+}
+
+/*
  * When to ask again for a profile of a batch of which nothing was answered:
  * after a minute, and while its error stays the same as long as it has had it,
  * up to an hour.  So the next run begins with others.
@@ -874,9 +884,7 @@ postponed_until(const Profile *profile)
 	TimestampTz now = GetCurrentTimestamp();
 	int64		wait = MIN_POSTPONEMENT;
 
-	if (profile->has_failed_at && profile->error != NULL &&
-		profile->old_error != NULL &&
-		strcmp(profile->error, profile->old_error) == 0)
+	if (profile->has_failed_at && has_old_error(profile))
 		wait = Min(Max(now - profile->failed_at, wait), MAX_POSTPONEMENT);
 	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
 }
@@ -942,23 +950,28 @@ set_state(Run *run, Profile *profile, bool refused)
 
 /*
  * When it failed: the last time.  Of a missing one that is when it was first
- * not found, which erase_gone() must know.
+ * not found, which erase_gone() must know; and of one that was not answered,
+ * when that error came first.
  */
 static void
 set_failed_at(Profile *profile, const char *old_state)
 {
-	bool		is_missing = strcmp(profile->state, "missing") == 0;
-	bool		was_missing = strcmp(old_state, "missing") == 0;
-	bool		is_new = profile->error != NULL &&
-	(profile->old_error == NULL ||
-	 strcmp(profile->error, profile->old_error) != 0);
+	bool		failed_now;
 
-	if (is_missing && was_missing ? profile->has_failed_at :
-		!is_missing && !is_new &&
-		(profile->attempts == 0 || profile->unasked || profile->is_postponed))
-		return;
-	profile->failed_at = GetCurrentTimestamp();
-	profile->has_failed_at = true;
+	if (strcmp(profile->state, "missing") == 0)
+		failed_now = strcmp(old_state, "missing") != 0 ||
+			!profile->has_failed_at;
+	else if (profile->attempts > 0 && !profile->unasked &&
+			 !profile->is_postponed)
+		failed_now = true;
+	else
+		failed_now = profile->error != NULL && !has_old_error(profile);
+
+	if (failed_now)
+	{
+		profile->failed_at = GetCurrentTimestamp();
+		profile->has_failed_at = true;
+	}
 }
 
 /*
@@ -1197,7 +1210,7 @@ erase_gone(Run *run)
 				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
 							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
 							   nkept, run->name, nkept),
-				 errdetail("Since it was first not found, no other profile of its source was refreshed."),
+				 errdetail("Since each was first not found, no other profile of its source was refreshed."),
 				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 
@@ -1663,11 +1676,15 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	run.reported = run.started;
 	run.deadline = DT_NOEND;
 	if (!PG_ARGISNULL(ARG_TIME_BUDGET))
+	{
+		Interval   *budget = hrflow_refresh_interval(fcinfo, ARG_TIME_BUDGET,
+													 "time_budget");
+
 		run.deadline =
 			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													TimestampTzGetDatum(run.started),
-													IntervalPGetDatum(hrflow_refresh_interval(fcinfo, ARG_TIME_BUDGET,
-																							  "time_budget"))));
+													IntervalPGetDatum(budget)));
+	}
 	run.max_profiles = PG_ARGISNULL(ARG_MAX_PROFILES) ? PG_INT64_MAX :
 		PG_GETARG_INT64(ARG_MAX_PROFILES);
 	run.batch_size = get_positive(fcinfo, ARG_BATCH_SIZE, "batch_size", 10000);
