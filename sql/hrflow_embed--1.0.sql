@@ -394,7 +394,7 @@ COMMENT ON FUNCTION hrflow_create_store(text, text, text) IS
 
 REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text) FROM PUBLIC;
 
--- Drops both tables of a store, and the triggers that feed it.
+-- Drops both tables of a store, the triggers that feed it, and its job.
 --
 -- Errors: 42501 the caller is not the owner; 42809 not a store.
 CREATE FUNCTION hrflow_drop_store(store regclass)
@@ -555,7 +555,8 @@ COMMENT ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint,
 
 REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) FROM PUBLIC;
 
--- Has pg_cron refresh a store; called again, it changes that.
+-- Has pg_cron refresh a store; called again, it changes that.  The caller's jobs
+-- for stores of this database that are no more, renamed ones too, are dropped.
 --
 --   schedule   as pg_cron takes it; a run ends a little before the next one
 --   fields     \
@@ -564,7 +565,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 -- Returns the job's id.
 --
 -- Errors: 55000 pg_cron is not in this database: the hint is what to run in
--- the one that has it; 42501 the caller is not the owner; what pg_cron raises.
+-- the one that has it; 22023 invalid argument; 42501 the caller is not the
+-- owner; what pg_cron raises.
 CREATE FUNCTION hrflow_schedule(
 	store regclass,
 	schedule text DEFAULT '* * * * *',
@@ -579,7 +581,7 @@ COMMENT ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) IS
 
 REVOKE ALL ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) FROM PUBLIC;
 
--- Ends that.  Returns whether there was such a job.
+-- Ends that, and drops those jobs.  Returns whether there was any.
 CREATE FUNCTION hrflow_unschedule(store regclass)
 RETURNS boolean
 AS 'MODULE_PATHNAME'

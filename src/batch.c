@@ -887,7 +887,8 @@ get_identifiers(FunctionCallInfo fcinfo, int argno, const char *name,
 }
 
 /*
- * Run a batch whose elements are known.
+ * Run a batch whose elements are known.  What it has asked with is freed; of
+ * the refusal the detail is the caller's.
  */
 static void
 run_batch(Batch *batch, int time_limit)
@@ -912,6 +913,10 @@ run_batch(Batch *batch, int time_limit)
 	run(batch, time_limit);
 
 	error_context_stack = context.previous;
+	if (batch->refusal.detail != NULL)
+		batch->refusal.detail = pstrdup(batch->refusal.detail);
+	MemoryContextDelete(batch->reply_context);
+	MemoryContextDelete(batch->asked_context);
 }
 
 /*

@@ -274,13 +274,16 @@ search_index(const HrflowStore *store, const VectorIndex *index,
 		best->n = 0;
 		for (uint64 i = 0; i < n; i++)
 		{
+			char	   *similarity = hrflow_store_value_or_null(i, 5);
 			Match		match;
 
+			if (similarity == NULL)
+				continue;		/* of no vector */
 			match.source_id = hrflow_store_value(i, 1);
 			match.identifier = hrflow_store_value(i, 2);
 			match.section = hrflow_store_value(i, 3);
-			match.item = atoi(hrflow_store_value(i, 4));
-			match.similarity = strtod(hrflow_store_value(i, 5), NULL);
+			match.item = DatumGetInt32(hrflow_store_datum(i, 4));
+			match.similarity = strtod(similarity, NULL);
 			if (!isnan(match.similarity))
 				keep_match(best, &match);
 		}
@@ -329,9 +332,9 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
 			MemoryContext old = MemoryContextSwitchTo(context);
-			HeapTuple	tuple = SPI_tuptable->vals[i];
 			bool		is_null;
-			Datum		value = SPI_getbinval(tuple, SPI_tuptable->tupdesc, 5,
+			Datum		value = SPI_getbinval(SPI_tuptable->vals[i],
+											  SPI_tuptable->tupdesc, 5,
 											  &is_null);
 			ArrayType  *vector = is_null ? NULL : DatumGetArrayTypeP(value);
 			double		norms;
@@ -348,9 +351,7 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 				match.source_id = hrflow_store_value(i, 1);
 				match.identifier = hrflow_store_value(i, 2);
 				match.section = hrflow_store_value(i, 3);
-				match.item =
-					DatumGetInt32(SPI_getbinval(tuple, SPI_tuptable->tupdesc,
-												4, &is_null));
+				match.item = DatumGetInt32(hrflow_store_datum(i, 4));
 				visitor(arg, &match);
 			}
 			MemoryContextSwitchTo(old);
@@ -754,7 +755,8 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
 	if (hrflow_store_execute(hrflow_store_sql(&store,
 											  "SELECT cardinality(v.vector::real[]) FROM %V AS v"
-											  " WHERE v.section = $1 LIMIT 1"),
+											  " WHERE v.section = $1 AND v.vector IS NOT NULL"
+											  " LIMIT 1"),
 							 &parameters) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -762,7 +764,7 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 						store.vectors_name, section),
 				 errdetail("An index is made for a dimension, which a vector tells."),
 				 errhint("CALL hrflow_refresh() first.")));
-	dimension = atoi(hrflow_store_value(0, 1));
+	dimension = DatumGetInt32(hrflow_store_datum(0, 1));
 	is_half = dimension > 2000 ||
 		strstr(store.vector_type, ".halfvec") != NULL;
 	if (dimension > 4000)

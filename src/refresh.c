@@ -28,6 +28,7 @@
 #include "hrflow_embed.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/lmgr.h"
 #include "store.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
@@ -68,8 +69,15 @@ enum
 #define MAX_GONE_PART 0.05
 #define MAX_GONE_FREE 20
 
+/* The longest time after which a missing one is asked for again. */
+#define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
+
 /* As many failures for the network's sake, and nothing else, end a run. */
 #define MIN_OUTAGE 8
+
+/* How long those of a batch of which nothing was answered have to wait. */
+#define MIN_POSTPONEMENT USECS_PER_MINUTE
+#define MAX_POSTPONEMENT USECS_PER_HOUR
 
 /* Seconds between two lines of progress. */
 #define PROGRESS_INTERVAL 5
@@ -96,6 +104,8 @@ typedef struct Profile
 	/* What the fetch gave. */
 	HrflowStatus status;		/* the first that is neither of the following */
 	bool		unasked;		/* it was not asked for to the end */
+	bool		is_exhausted;	/* nor at all: its attempts are used up */
+	bool		is_postponed;	/* nothing of its batch was answered */
 	bool		no_vector;		/* some section has none */
 	int			http_status;
 	char	   *error;
@@ -109,6 +119,8 @@ typedef struct Profile
 	bool		has_due_at;
 	int			old_http_status;
 	char	   *old_error;
+	TimestampTz failed_at;		/* see set_failed_at() */
+	bool		has_failed_at;
 	bool		is_refreshed;
 } Profile;
 
@@ -186,6 +198,38 @@ begin_work(Run *run, HrflowStore *store)
 		(void) set_config_option(planner_settings[i], "off", PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
 								 false);
+}
+
+/*
+ * Do some of the work in a subtransaction.  Returns NULL, or the error, when
+ * nothing of it is left: not even the levels of SPI that a trigger of the
+ * owner's was at, which would keep us from ending the transaction.
+ */
+static ErrorData *
+try_work(void (*work) (void *arg), void *arg)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		work(arg);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return error;
 }
 
 static void
@@ -291,12 +335,12 @@ batch_time(Run *run)
 
 /*
  * Claim a batch.  Returns the profiles, which are to be fetched in at most
- * "limit" milliseconds.
+ * "limit" milliseconds; none when the time is up.
  */
 static List *
-claim(Run *run, int limit)
+claim(Run *run, int *limit)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now;
 	int64		size = Min(run->batch_size, run->max_profiles - run->nclaimed);
 	HrflowParameters parameters = {0};
 	HrflowStore store;
@@ -306,8 +350,14 @@ claim(Run *run, int limit)
 	ListCell   *cell;
 	uint64		n;
 
-	run->lease = TimestampTzPlusMilliseconds(now, limit + LEASE_MARGIN);
+	/* A lease begins when it is given, however long the table was locked. */
 	begin_work(run, &store);
+	LockRelationOid(RelationGetRelid(store.profiles), RowExclusiveLock);
+	*limit = batch_time(run);
+	now = GetCurrentTimestamp();
+	run->lease = TimestampTzPlusMilliseconds(now, *limit + LEASE_MARGIN);
+	if (*limit <= 0)
+		size = 0;
 	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(now));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
@@ -345,11 +395,12 @@ claim(Run *run, int limit)
 		profile->context = run->batch_context;
 		profile->source_id = hrflow_store_value(i, 1);
 		profile->identifier = hrflow_store_value(i, 2);
-		profile->generation = strtoi64(hrflow_store_value(i, 3), NULL, 10);
-		profile->attempts = atoi(hrflow_store_value(i, 4));
+		profile->generation = DatumGetInt64(hrflow_store_datum(i, 3));
+		profile->attempts = DatumGetInt32(hrflow_store_datum(i, 4));
 		profile->was_missing = strcmp(hrflow_store_value(i, 5), "missing") == 0;
 		profiles = lappend(profiles, profile);
 	}
+	SPI_freetuptable(SPI_tuptable);
 	end_work(&store);
 	run->nclaimed += n;
 	return profiles;
@@ -438,6 +489,7 @@ fetch(Run *run, HrflowIdentifier kind, List *profiles, int limit,
 			want(run, kind, &wanted[n++], profile, run->fields);
 		else
 		{
+			profile->is_exhausted = true;
 			profile->status = HRFLOW_CONNECTION_LOST;
 			profile->error = psprintf("The session ended while it was fetched, %d times.",
 									  profile->attempts - 1);
@@ -475,6 +527,8 @@ fetch(Run *run, HrflowIdentifier kind, List *profiles, int limit,
 
 /*
  * Lock the batch's rows of the state table, and see what they are by now.
+ * What another session has locked is left out: an application that writes
+ * several rows locks them in its own order, and would deadlock with us.
  */
 static void
 lock_profiles(Run *run, const HrflowStore *store, List *profiles)
@@ -486,22 +540,25 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->lease));
 	n = hrflow_store_execute(hrflow_store_sql(store,
-											  "SELECT k.n::integer, p.generation, p.state, p.due_at,"
-											  " p.attempts, p.http_status, p.last_error"
-											  " FROM unnest($1, $2) WITH ORDINALITY AS k(s, i, n)"
-											  " JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i"
-											  " WHERE p.lease_until = $3"
-											  " ORDER BY p.source_id, p.%I FOR UPDATE OF p"),
+											  psprintf("SELECT k.n::integer, p.generation, p.state, p.due_at,"
+													   " p.attempts, p.http_status, p.last_error, %s"
+													   " FROM unnest($1, $2) WITH ORDINALITY AS k(s, i, n)"
+													   " JOIN %%P AS p ON p.source_id = k.s AND p.%%I = k.i"
+													   " WHERE p.lease_until = $3"
+													   " ORDER BY p.source_id, p.%%I"
+													   " FOR UPDATE OF p SKIP LOCKED",
+													   store->has_failed_at ? "p.failed_at" :
+													   "NULL::timestamptz")),
 							 &parameters);
 	for (uint64 i = 0; i < n; i++)
 	{
-		Profile    *profile = list_nth(profiles,
-									   atoi(hrflow_store_value(i, 1)) - 1);
+		int			which = DatumGetInt32(hrflow_store_datum(i, 1));
+		Profile    *profile = list_nth(profiles, which - 1);
 		bool		is_null;
 
 		profile->is_ours = true;
 		profile->is_current = profile->generation ==
-			strtoi64(hrflow_store_value(i, 2), NULL, 10);
+			DatumGetInt64(hrflow_store_datum(i, 2));
 		profile->state = hrflow_store_value(i, 3);
 		profile->due_at = SPI_getbinval(SPI_tuptable->vals[i],
 										SPI_tuptable->tupdesc, 4, &is_null);
@@ -509,14 +566,20 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 		profile->old_http_status =
 			DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
 										SPI_tuptable->tupdesc, 6, &is_null));
-		profile->old_error = hrflow_store_value(i, 7);
+		profile->old_error = hrflow_store_value_or_null(i, 7);
+		profile->failed_at =
+			DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[i],
+											  SPI_tuptable->tupdesc, 8,
+											  &is_null));
+		profile->has_failed_at = !is_null;
 		if (!profile->is_current)
 		{
-			profile->attempts = atoi(hrflow_store_value(i, 5));
+			profile->attempts = DatumGetInt32(hrflow_store_datum(i, 5));
 			profile->http_status = profile->old_http_status;
 			profile->error = profile->old_error;
 		}
 	}
+	SPI_freetuptable(SPI_tuptable);
 }
 
 /*
@@ -536,9 +599,11 @@ INT4ARRAYOID};
 static SPIPlanPtr
 prepare(const HrflowStore *store, int nargs, const char *template, Oid *types)
 {
+	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = SPI_prepare(hrflow_store_sql(store, template), nargs,
 								   types);
 
+	MemoryContextSwitchTo(context);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s",
 			 SPI_result_code_string(SPI_result));
@@ -548,8 +613,10 @@ prepare(const HrflowStore *store, int nargs, const char *template, Oid *types)
 static void
 execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 {
+	MemoryContext context = CurrentMemoryContext;
 	int			code = SPI_execute_plan(plan, values, nulls, false, 0);
 
+	MemoryContextSwitchTo(context);
 	if (code < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(code));
@@ -599,17 +666,26 @@ delete_old_vectors(Run *run, const Plans *plans, Profile *profile)
 	execute_plan(plans->delete, values, nulls);
 }
 
+/* What write_vectors() is to do. */
+typedef struct Writing
+{
+	Run		   *run;
+	const Plans *plans;
+	List	   *profiles;
+} Writing;
+
 /*
  * Write the vectors of some profiles, where they differ from what is there.
  */
 static void
-write_vectors(Run *run, const Plans *plans, List *profiles)
+write_vectors(void *arg)
 {
+	Writing    *writing = arg;
 	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
 	ListCell   *cell;
 	ListCell   *inner;
 
-	foreach(cell, profiles)
+	foreach(cell, writing->profiles)
 	{
 		Profile    *profile = lfirst(cell);
 
@@ -626,23 +702,27 @@ write_vectors(Run *run, const Plans *plans, List *profiles)
 			values[3] = Int32GetDatum(vector->item);
 			values[4] = PointerGetDatum(vector->value);
 			values[5] = now;
-			execute_plan(plans->insert, values, NULL);
+			execute_plan(writing->plans->insert, values, NULL);
 		}
 		if (is_complete(profile))
-			delete_old_vectors(run, plans, profile);
+			delete_old_vectors(writing->run, writing->plans, profile);
 	}
 }
 
 /*
  * Is this an error of the server's or for a person's sake, rather than of
- * what was written?
+ * what was written?  Of class 55 only what is about locks: the rest of it a
+ * trigger may well throw for one profile.
  */
 static bool
 is_of_server(int sqlerrcode)
 {
 	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
 
-	return category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
+	return sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+		sqlerrcode == ERRCODE_OBJECT_IN_USE ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_TRANSACTION_ROLLBACK) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_INTERNAL_ERROR);
@@ -656,27 +736,8 @@ is_of_server(int sqlerrcode)
 static char *
 try_write_vectors(Run *run, const Plans *plans, List *profiles)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		write_vectors(run, plans, profiles);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	Writing		writing = {run, plans, profiles};
+	ErrorData  *error = try_work(write_vectors, &writing);
 
 	if (error == NULL)
 		return NULL;
@@ -781,23 +842,79 @@ backoff(int attempts)
 }
 
 /*
+ * When to ask again for a profile that the API does not know: after max_age,
+ * or a day if that is sooner.  One that was missing before, and is kept for
+ * want of proof, waits as long as it has been missing, up to a month.
+ */
+static TimestampTz
+missing_until(Run *run, const Profile *profile)
+{
+	Interval	day = {.day = 1};
+	TimestampTz due = Min(jitter(run->max_age), jitter(&day));
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (strcmp(profile->state, "missing") == 0 && profile->has_failed_at)
+	{
+		int64		wait = Min(now - profile->failed_at, MAX_MISSING_WAIT);
+
+		wait *= 1 - 0.1 * pg_prng_double(&pg_global_prng_state);
+		due = Max(due, now + wait);
+	}
+	return due;
+}
+
+/*
+ * Is a profile's error the one it had before?
+ */
+static bool
+has_old_error(const Profile *profile)
+{
+	return profile->error != NULL && profile->old_error != NULL &&
+		strcmp(profile->error, profile->old_error) == 0;
+}
+
+/*
+ * When to ask again for a profile of a batch of which nothing was answered:
+ * after a minute, and while its error stays the same as long as it has had it,
+ * up to an hour.  So the next run begins with others.
+ */
+static TimestampTz
+postponed_until(const Profile *profile)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		wait = MIN_POSTPONEMENT;
+
+	if (profile->has_failed_at && has_old_error(profile))
+		wait = Min(Max(now - profile->failed_at, wait), MAX_POSTPONEMENT);
+	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
+}
+
+/*
  * The new state of a profile that is ours and current.
  */
 static void
 set_state(Run *run, Profile *profile, bool refused)
 {
-	Interval	day = {.day = 1};
-
-	if (profile->unasked || profile->status == HRFLOW_INVALID_SOURCE ||
-		(refused && is_our_fault(profile->status)))
+	if (profile->is_exhausted)
+	{
+		profile->attempts--;
+		profile->state = "failed";
+		profile->has_due_at = false;
+		run->nfailed++;
+	}
+	else if (profile->unasked || profile->is_postponed ||
+			 profile->status == HRFLOW_INVALID_SOURCE ||
+			 (refused && is_our_fault(profile->status)))
 	{
 		/* As if it had not been claimed. */
 		profile->attempts--;
-		if (profile->status == HRFLOW_TIMEOUT)
+		if (profile->unasked && profile->status == HRFLOW_TIMEOUT)
 		{
 			profile->http_status = profile->old_http_status;
 			profile->error = profile->old_error;
 		}
+		if (profile->is_postponed && profile->has_due_at)
+			profile->due_at = TimestampTzGetDatum(postponed_until(profile));
 	}
 	else if (profile->status == HRFLOW_OK)
 	{
@@ -810,10 +927,8 @@ set_state(Run *run, Profile *profile, bool refused)
 	}
 	else if (profile->status == HRFLOW_NOT_FOUND)
 	{
-		TimestampTz due = jitter(run->max_age);
-
+		profile->due_at = TimestampTzGetDatum(missing_until(run, profile));
 		profile->state = "missing";
-		profile->due_at = TimestampTzGetDatum(Min(due, jitter(&day)));
 		profile->has_due_at = true;
 		profile->attempts = 0;
 		run->nmissing++;
@@ -830,6 +945,32 @@ set_state(Run *run, Profile *profile, bool refused)
 		profile->due_at = TimestampTzGetDatum(backoff(profile->attempts));
 		profile->has_due_at = true;
 		run->nretry++;
+	}
+}
+
+/*
+ * When it failed: the last time.  Of a missing one that is when it was first
+ * not found, which erase_gone() must know; and of one that was not answered,
+ * when that error came first.
+ */
+static void
+set_failed_at(Profile *profile, const char *old_state)
+{
+	bool		failed_now;
+
+	if (strcmp(profile->state, "missing") == 0)
+		failed_now = strcmp(old_state, "missing") != 0 ||
+			!profile->has_failed_at;
+	else if (profile->attempts > 0 && !profile->unasked &&
+			 !profile->is_postponed)
+		failed_now = true;
+	else
+		failed_now = profile->error != NULL && !has_old_error(profile);
+
+	if (failed_now)
+	{
+		profile->failed_at = GetCurrentTimestamp();
+		profile->has_failed_at = true;
 	}
 }
 
@@ -852,6 +993,8 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 	bool	   *never = palloc0(sizeof(bool) * max);
 	Datum	   *refreshed = palloc(sizeof(Datum) * max);
 	bool	   *not_refreshed = palloc(sizeof(bool) * max);
+	Datum	   *failed = palloc(sizeof(Datum) * max);
+	bool	   *not_failed = palloc(sizeof(bool) * max);
 	ListCell   *cell;
 	int			n = 0;
 
@@ -862,7 +1005,12 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 		if (!profile->is_ours)
 			continue;
 		if (profile->is_current)
+		{
+			char	   *old_state = profile->state;
+
 			set_state(run, profile, refused);
+			set_failed_at(profile, old_state);
+		}
 		ours = lappend(ours, profile);
 		states[n] = profile->state;
 		errors[n] = profile->error;
@@ -873,6 +1021,8 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 		no_status[n] = profile->http_status == 0;
 		refreshed[n] = TimestampTzGetDatum(GetCurrentTimestamp());
 		not_refreshed[n] = !profile->is_refreshed;
+		failed[n] = TimestampTzGetDatum(profile->failed_at);
+		not_failed[n] = !profile->has_failed_at;
 		n++;
 	}
 	if (n == 0)
@@ -889,39 +1039,48 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
 			   sizeof(TimestampTz), refreshed, not_refreshed, n);
 	add_texts(&parameters, errors, n);
-	if (store->has_failed_at)
-		hrflow_store_add(&parameters, TIMESTAMPTZOID,
-						 TimestampTzGetDatum(GetCurrentTimestamp()));
+	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
+			   sizeof(TimestampTz), failed, not_failed, n);
 	hrflow_store_execute(hrflow_store_sql(store,
 										  psprintf("UPDATE %%P AS p SET state = k.state, due_at = k.due_at,"
 												   " lease_until = NULL, attempts = k.attempts,"
 												   " refreshed_at = COALESCE(k.refreshed_at, p.refreshed_at),"
 												   " %s http_status = k.http_status, last_error = k.error"
-												   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)"
+												   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 												   " AS k(s, i, state, due_at, attempts, http_status,"
-												   " refreshed_at, error)"
+												   " refreshed_at, error, failed_at)"
 												   " WHERE p.source_id = k.s AND p.%%I = k.i",
 												   store->has_failed_at ?
-												   "failed_at = CASE WHEN k.error"
-												   " IS DISTINCT FROM p.last_error OR k.attempts > 0"
-												   " THEN $9 ELSE p.failed_at END," : "")),
+												   "failed_at = k.failed_at," : "")),
 						 &parameters);
 }
 
 /*
- * Did the network fail, and nothing else?  Then the profiles are not to
- * blame, and the next run begins where this one did.
+ * Was nothing of a batch answered, for the network's sake or because its time
+ * was over?  Then the profiles are not to blame.  A few failures of the
+ * network are, so that those who are alone come to an end.
+ *
+ * "error" is one of the network's, or NULL when all were out of time.
  */
 static bool
-is_outage(List *profiles)
+is_unanswered(List *profiles, char **error)
 {
 	int			nfailed = 0;
+	int			nunasked = 0;
 	ListCell   *cell;
 
+	*error = NULL;
 	foreach(cell, profiles)
 	{
 		Profile    *profile = lfirst(cell);
 
+		if (profile->is_exhausted)
+			continue;
+		if (profile->unasked)
+		{
+			nunasked++;
+			continue;
+		}
 		switch (profile->status)
 		{
 			case HRFLOW_CONNECT_FAILED:
@@ -929,14 +1088,14 @@ is_outage(List *profiles)
 			case HRFLOW_TIMEOUT:
 			case HRFLOW_INVALID_REPLY:
 			case HRFLOW_HTTP_ERROR:
-				nfailed += !profile->unasked;
+				nfailed++;
+				*error = profile->error;
 				break;
 			default:
-				if (!profile->unasked)
-					return false;
+				return false;
 		}
 	}
-	return nfailed >= MIN_OUTAGE;
+	return nfailed >= MIN_OUTAGE || (nfailed == 0 && nunasked > 0);
 }
 
 /*
@@ -982,7 +1141,13 @@ note_gone(Run *run, List *profiles)
 }
 
 /*
- * Erase those that are gone.
+ * Erase those that are gone: where the API is known to know others.  Another
+ * one of the source must have been refreshed since the one was first not
+ * found; else, a wrong address or key would erase a store little by little,
+ * however few a run asks for.  Without that, those stay missing.
+ *
+ * A table of a person's that has no failed_at does not tell since when they
+ * are missing: it was before the run, so what the run has refreshed counts.
  */
 static void
 erase_gone(Run *run)
@@ -994,6 +1159,7 @@ erase_gone(Run *run)
 	char	  **identifiers = palloc(sizeof(char *) * n);
 	Datum	   *generations = palloc(sizeof(Datum) * n);
 	bool	   *nulls = palloc0(sizeof(bool) * n);
+	int64		nkept;
 	ListCell   *cell;
 
 	foreach(cell, run->gone)
@@ -1011,23 +1177,60 @@ erase_gone(Run *run)
 	add_texts(&parameters, identifiers, n);
 	add_values(&parameters, INT8ARRAYOID, INT8OID, sizeof(int64), generations,
 			   nulls, n);
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(run->started));
 	hrflow_store_execute(hrflow_store_sql(&store,
-										  "WITH locked AS MATERIALIZED"
-										  " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-										  " JOIN unnest($1, $2, $3) AS k(s, i, generation)"
-										  " ON p.source_id = k.s AND p.%I = k.i"
-										  " WHERE p.state = 'missing' AND p.generation = k.generation"
-										  " ORDER BY p.source_id, p.%I FOR UPDATE OF p),"
-										  " gone AS (UPDATE %P AS p SET state = 'gone', due_at = NULL,"
-										  " lease_until = NULL FROM locked AS k"
-										  " WHERE p.source_id = k.s AND p.%I = k.i"
-										  " RETURNING k.s, k.i),"
-										  " vectors AS (DELETE FROM %V AS v USING gone AS k"
-										  " WHERE v.source_id = k.s AND v.%I = k.i)"
-										  " SELECT count(*) FROM gone"),
+										  psprintf("WITH known AS MATERIALIZED"
+												   " (SELECT p.source_id AS s, max(p.refreshed_at) AS at"
+												   " FROM %%P AS p WHERE p.source_id = ANY ($1) GROUP BY 1),"
+												   " locked AS MATERIALIZED"
+												   " (SELECT p.source_id AS s, p.%%I AS i,"
+												   " COALESCE(known.at > COALESCE(%s, $4), false) AS proven"
+												   " FROM %%P AS p JOIN unnest($1, $2, $3) AS k(s, i, generation)"
+												   " ON p.source_id = k.s AND p.%%I = k.i"
+												   " JOIN known ON p.source_id = known.s"
+												   " WHERE p.state = 'missing' AND p.generation = k.generation"
+												   " ORDER BY p.source_id, p.%%I"
+												   " FOR UPDATE OF p SKIP LOCKED),"
+												   " gone AS (UPDATE %%P AS p SET state = 'gone', due_at = NULL,"
+												   " lease_until = NULL FROM locked AS k"
+												   " WHERE p.source_id = k.s AND p.%%I = k.i AND k.proven"
+												   " RETURNING k.s, k.i),"
+												   " vectors AS (DELETE FROM %%V AS v USING gone AS k"
+												   " WHERE v.source_id = k.s AND v.%%I = k.i)"
+												   " SELECT count(*), count(*) FILTER (WHERE NOT proven) FROM locked",
+												   store.has_failed_at ? "p.failed_at" : "NULL")),
 						 &parameters);
-	run->ngone = strtoi64(hrflow_store_value(0, 1), NULL, 10);
+	nkept = DatumGetInt64(hrflow_store_datum(0, 2));
+	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1)) - nkept;
 	end_work(&store);
+
+	if (nkept > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
+							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
+							   nkept, run->name, nkept),
+				 errdetail("Since each was first not found, no other profile of its source was refreshed."),
+				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
+}
+
+/* What write_profiles() is to do. */
+typedef struct Batch
+{
+	Run		   *run;
+	const HrflowStore *store;
+	List	   *profiles;
+	bool		refused;		/* the API refused to go on */
+} Batch;
+
+static void
+write_profiles(void *arg)
+{
+	Batch	   *batch = arg;
+
+	lock_profiles(batch->run, batch->store, batch->profiles);
+	write_batch_vectors(batch->run, batch->store, batch->profiles);
+	write_states(batch->run, batch->store, batch->profiles, batch->refused);
 }
 
 /*
@@ -1037,19 +1240,43 @@ static void
 write_batch(Run *run, List *profiles, bool refused)
 {
 	HrflowStore store;
+	Batch		batch = {run, &store, profiles, refused};
+	ErrorData  *error;
 
 	begin_work(run, &store);
-	lock_profiles(run, &store, profiles);
-	write_batch_vectors(run, &store, profiles);
-	write_states(run, &store, profiles, refused);
+	error = try_work(write_profiles, &batch);
+	if (error != NULL)
+		ReThrowError(error);
 	end_work(&store);
 }
 
 /*
- * Give a batch's leases back, after an error.
+ * Try again to write what was locked by others, or is no longer ours.  What
+ * still is keeps its lease, and is asked for again when that ends.
  */
 static void
-release_batch(Run *run, List *profiles, bool is_cancel)
+write_rest(Run *run, List *profiles, bool refused)
+{
+	List	   *rest = NIL;
+	ListCell   *cell;
+
+	foreach(cell, profiles)
+	{
+		Profile    *profile = lfirst(cell);
+
+		if (!profile->is_ours)
+			rest = lappend(rest, profile);
+	}
+	if (rest != NIL)
+		write_batch(run, rest, refused);
+}
+
+/*
+ * Give a batch's leases back, and the attempts: what threw was not a profile's
+ * fault.
+ */
+static void
+release_batch(Run *run, List *profiles)
 {
 	HrflowParameters parameters = {0};
 	HrflowStore store;
@@ -1058,13 +1285,18 @@ release_batch(Run *run, List *profiles, bool is_cancel)
 	add_keys(&parameters, profiles);
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->lease));
-	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(is_cancel ? 1 : 0));
 	hrflow_store_execute(hrflow_store_sql(&store,
-										  "UPDATE %P AS p SET lease_until = NULL,"
-										  " attempts = p.attempts - $4"
-										  " FROM unnest($1, $2) AS k(s, i)"
-										  " WHERE p.source_id = k.s AND p.%I = k.i"
-										  " AND p.lease_until = $3"),
+										  "WITH locked AS MATERIALIZED"
+										  " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
+										  " JOIN unnest($1, $2) AS k(s, i)"
+										  " ON p.source_id = k.s AND p.%I = k.i"
+										  " WHERE p.lease_until = $3"
+										  " ORDER BY p.source_id, p.%I"
+										  " FOR UPDATE OF p SKIP LOCKED)"
+										  " UPDATE %P AS p SET lease_until = NULL,"
+										  " attempts = GREATEST(p.attempts - 1, 0)"
+										  " FROM locked AS k"
+										  " WHERE p.source_id = k.s AND p.%I = k.i"),
 						 &parameters);
 	end_work(&store);
 }
@@ -1155,20 +1387,25 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 {
 	HrflowResult refusal;
 	bool		ok = fetch(run, kind, profiles, limit, &refusal);
-	bool		outage = ok && is_outage(profiles);
+	char	   *error;
 	char	   *reason = NULL;
 	ListCell   *cell;
 
 	if (!ok)
 		reason = hrflow_status_describe(&refusal);
-	else if (outage)
+	else if (is_unanswered(profiles, &error))
 	{
-		reason = psprintf("nothing was answered; %s",
-						  ((Profile *) linitial(profiles))->error);
+		/* The end of the time budget is the run's, which needs no reason. */
+		if (error != NULL)
+			reason = psprintf("nothing was answered; %s", error);
+		else if (TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10) <
+				 run->deadline)
+			reason = psprintf("nothing was answered within %d ms", limit);
 		foreach(cell, profiles)
-			((Profile *) lfirst(cell))->unasked = true;
+			((Profile *) lfirst(cell))->is_postponed = true;
 	}
 	write_batch(run, profiles, !ok);
+	write_rest(run, profiles, !ok);
 	if (reason != NULL)
 		stop(run, reason);
 	note_bad_sources(run, profiles);
@@ -1176,7 +1413,37 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 }
 
 /*
- * The same; when it fails the leases are given back.
+ * Give the leases back after an error.  Where that fails too they stay until
+ * their end, with a warning: the caller is to see what was thrown first, and
+ * that ends the transaction, whatever state it is in.
+ */
+static void
+try_release(Run *run, List *profiles)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		release_batch(run, profiles);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("leases could not be given back: %s",
+						error->message ? error->message : "unknown error"),
+				 errdetail("They end by themselves.")));
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Process a batch; when that fails the leases are given back.
  */
 static void
 try_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
@@ -1198,8 +1465,7 @@ try_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 			PopActiveSnapshot();
 		SPI_rollback();
 		MemoryContextSwitchTo(context);
-		release_batch(run, profiles,
-					  error->sqlerrcode == ERRCODE_QUERY_CANCELED);
+		try_release(run, profiles);
 		ReThrowError(error);
 	}
 	PG_END_TRY();
@@ -1222,7 +1488,7 @@ refresh(Run *run)
 		hrflow_store_execute(hrflow_store_sql(&store,
 											  "SELECT count(*) FROM %P WHERE due_at <= clock_timestamp()"),
 							 NULL);
-		run->ndue = strtoi64(hrflow_store_value(0, 1), NULL, 10);
+		run->ndue = DatumGetInt64(hrflow_store_datum(0, 1));
 	}
 	end_work(&store);
 
@@ -1233,10 +1499,7 @@ refresh(Run *run)
 
 		CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(run->batch_context);
-		limit = batch_time(run);
-		if (limit <= 0)
-			break;
-		profiles = claim(run, limit);
+		profiles = claim(run, &limit);
 		if (profiles == NIL)
 			break;
 		try_batch(run, kind, profiles, limit);
@@ -1337,8 +1600,11 @@ get_positive(FunctionCallInfo fcinfo, int argno, const char *name, int max)
 	return value;
 }
 
-static Interval *
-get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
+/*
+ * An argument that is an interval, neither null nor negative.
+ */
+Interval *
+hrflow_refresh_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	Interval	zero = {0};
 	Interval   *value = PG_ARGISNULL(argno) ? NULL :
@@ -1405,16 +1671,20 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :
 				(Jsonb *) PG_DETOAST_DATUM_COPY(PG_GETARG_DATUM(ARG_FIELDS)));
 	run.max_age = palloc(sizeof(Interval));
-	*run.max_age = *get_interval(fcinfo, ARG_MAX_AGE, "max_age");
+	*run.max_age = *hrflow_refresh_interval(fcinfo, ARG_MAX_AGE, "max_age");
 	run.started = GetCurrentTimestamp();
 	run.reported = run.started;
 	run.deadline = DT_NOEND;
 	if (!PG_ARGISNULL(ARG_TIME_BUDGET))
+	{
+		Interval   *budget = hrflow_refresh_interval(fcinfo, ARG_TIME_BUDGET,
+													 "time_budget");
+
 		run.deadline =
 			DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
 													TimestampTzGetDatum(run.started),
-													IntervalPGetDatum(get_interval(fcinfo, ARG_TIME_BUDGET,
-																				   "time_budget"))));
+													IntervalPGetDatum(budget)));
+	}
 	run.max_profiles = PG_ARGISNULL(ARG_MAX_PROFILES) ? PG_INT64_MAX :
 		PG_GETARG_INT64(ARG_MAX_PROFILES);
 	run.batch_size = get_positive(fcinfo, ARG_BATCH_SIZE, "batch_size", 10000);

@@ -38,12 +38,23 @@ enum
 #define UNKNOWN_INTERVAL (60 * 60)
 
 /*
+ * What the names of this database's jobs begin with: pg_cron has those of all
+ * databases in one table.
+ */
+static char *
+job_prefix(void)
+{
+	return psprintf("hrflow_refresh %s.",
+					quote_identifier(get_database_name(MyDatabaseId)));
+}
+
+/*
  * The name of a store's job.
  */
 char *
 hrflow_schedule_job(const HrflowStore *store)
 {
-	return psprintf("hrflow_refresh %s", store->vectors_name);
+	return psprintf("%s%s", job_prefix(), store->vectors_name);
 }
 
 /*
@@ -81,9 +92,8 @@ read_field(const char *p, int max, bool *set)
 			step = strtol(p + 1, &end, 10);
 			p = end;
 		}
-		if (first < 0 || last >= max || step < 1)
+		if (first < 0 || last >= max || step < 1 || step > max)
 			return NULL;
-		step = Min(step, max);	/* or the sum below might overflow */
 		for (long i = first; i <= last; i += step)
 			set[i] = true;
 		if (*p != ',')
@@ -110,7 +120,7 @@ schedule_interval(const char *schedule)
 	const char *p;
 
 	if (end != schedule && strncmp(end, " second", strlen(" second")) == 0)
-		return Max(1, Min(seconds, SECS_PER_DAY));
+		return Max(1, Min(seconds, UNKNOWN_INTERVAL));
 
 	p = read_field(schedule, lengthof(minutes), minutes);
 	if (p == NULL || read_field(p, lengthof(hours), hours) == NULL)
@@ -129,6 +139,18 @@ schedule_interval(const char *schedule)
 }
 
 /*
+ * What that statement begins with; the name of the store follows, as a literal.
+ * "caller" is one of our functions.
+ */
+static char *
+command_prefix(Oid caller)
+{
+	return psprintf("CALL %s(",
+					quote_qualified_identifier(get_namespace_name(get_func_namespace(caller)),
+											   "hrflow_refresh"));
+}
+
+/*
  * The statement that a job executes.  It ends a little before the next run,
  * that the two do not overlap: they might, but to no use.
  */
@@ -136,7 +158,6 @@ static char *
 make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 			 const char *schedule)
 {
-	Oid			caller = fcinfo->flinfo->fn_oid;
 	int			interval = schedule_interval(schedule);
 	Jsonb	   *fields = PG_ARGISNULL(ARG_FIELDS) ? NULL :
 	hrflow_check_fields(PG_GETARG_JSONB_P(ARG_FIELDS));
@@ -144,15 +165,65 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 	DatumGetCString(DirectFunctionCall1(interval_out,
 										PG_GETARG_DATUM(ARG_MAX_AGE)));
 
-	return psprintf("CALL %s(%s, %s, max_age => %s, time_budget => '%d seconds')",
-					quote_qualified_identifier(get_namespace_name(get_func_namespace(caller)),
-											   "hrflow_refresh"),
+	return psprintf("%s%s, %s, max_age => %s, time_budget => '%d seconds')",
+					command_prefix(fcinfo->flinfo->fn_oid),
 					quote_literal_cstr(store->vectors_name),
 					fields == NULL ? "NULL" :
 					quote_literal_cstr(JsonbToCString(NULL, &fields->root,
 													  VARSIZE(fields))),
 					quote_literal_cstr(max_age),
 					Max(interval - Max(interval / 12, 1), 1));
+}
+
+/*
+ * Drop the caller's jobs that refresh stores that are no more, for that they
+ * were dropped as tables, or renamed; and that of a store, if it is given.
+ * Returns whether there was any.
+ *
+ * A job is of a store that is no more where it is called as one of this
+ * database's, does what we had it do for that name, and no table is called so.
+ */
+static bool
+drop_jobs(const HrflowStore *store, Oid caller)
+{
+	HrflowParameters parameters = {0};
+
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job_prefix()));
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(command_prefix(caller)));
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(store == NULL ? "" :
+										 hrflow_schedule_job(store)));
+	hrflow_store_execute("SELECT count(cron.unschedule(j.jobid))"
+						 " FROM (SELECT j.*, substr(j.jobname, length($1) + 1) AS store"
+						 " FROM cron.job AS j WHERE j.username = CURRENT_USER"
+						 " AND starts_with(j.jobname, $1) OFFSET 0) AS j"
+						 " WHERE j.jobname = $3"
+						 " OR CASE WHEN j.database = current_database()"
+						 " AND starts_with(j.command, $2 || quote_literal(j.store) || ',')"
+						 " THEN NOT EXISTS (SELECT FROM pg_class AS c"
+						 " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+						 " WHERE ARRAY[n.nspname::text, c.relname::text]"
+						 " = parse_ident(j.store)) END",
+						 &parameters);
+	return DatumGetInt64(hrflow_store_datum(0, 1)) > 0;
+}
+
+/*
+ * A store is about to be dropped: drop its job, where pg_cron is in this
+ * database and the caller may.  SPI is connected.
+ */
+void
+hrflow_schedule_forget(const HrflowStore *store, Oid caller)
+{
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		return;
+	hrflow_store_execute("SELECT CASE WHEN has_schema_privilege('cron', 'USAGE')"
+						 " THEN has_table_privilege('cron.job', 'SELECT')"
+						 " AND has_function_privilege('cron.unschedule(bigint)', 'EXECUTE')"
+						 " ELSE false END", NULL);
+	if (DatumGetBool(hrflow_store_datum(0, 1)))
+		drop_jobs(store, caller);
 }
 
 /*
@@ -174,6 +245,8 @@ refuse_schedule(const char *statement)
 /*
  * hrflow_schedule(store regclass, schedule text, fields jsonb,
  *				   max_age interval) RETURNS bigint
+ *
+ * The job of the name that a store had before goes.
  */
 Datum
 hrflow_schedule(PG_FUNCTION_ARGS)
@@ -194,6 +267,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 							i == ARG_STORE ? "store" :
 							i == ARG_SCHEDULE ? "schedule" : "max_age")));
 	}
+	(void) hrflow_refresh_interval(fcinfo, ARG_MAX_AGE, "max_age");
 	schedule = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SCHEDULE));
 
 	SPI_connect();
@@ -209,11 +283,12 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 								 quote_literal_cstr(get_database_name(MyDatabaseId)),
 								 quote_literal_cstr(GetUserNameFromId(GetUserId(), false))));
 
+	drop_jobs(NULL, fcinfo->flinfo->fn_oid);
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(schedule));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(command));
 	hrflow_store_execute("SELECT cron.schedule($1, $2, $3)", &parameters);
-	id = strtoi64(hrflow_store_value(0, 1), NULL, 10);
+	id = DatumGetInt64(hrflow_store_datum(0, 1));
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(id);
@@ -225,22 +300,16 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 Datum
 hrflow_unschedule(PG_FUNCTION_ARGS)
 {
-	HrflowParameters parameters = {0};
 	HrflowStore store;
 	bool		found;
 
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
-	hrflow_store_add(&parameters, TEXTOID,
-					 CStringGetTextDatum(hrflow_schedule_job(&store)));
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		refuse_schedule(psprintf("SELECT cron.unschedule(%s);",
 								 quote_literal_cstr(hrflow_schedule_job(&store))));
-	found = hrflow_store_execute("SELECT cron.unschedule(jobid) FROM cron.job"
-								 " WHERE jobname = $1"
-								 " AND username = CURRENT_USER",
-								 &parameters) > 0;
+	found = drop_jobs(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_BOOL(found);

@@ -140,7 +140,9 @@ hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
 
 /*
  * Execute a statement.  Returns the number of rows, which are in
- * SPI_tuptable when it returns rows.
+ * SPI_tuptable when it returns rows: until SPI_finish(), unless they are
+ * freed.  The memory context stays the caller's; SPI would leave its own,
+ * which a procedure keeps for as long as it runs.
  */
 uint64
 hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
@@ -148,23 +150,64 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 	HrflowParameters none = {0};
 	HrflowParameters *p = unconstify(HrflowParameters *,
 									 parameters ? parameters : &none);
+	MemoryContext context = CurrentMemoryContext;
 	int			code = SPI_execute_with_args(sql, p->n, p->types, p->values,
 											 p->nulls, false, 0);
 
+	MemoryContextSwitchTo(context);
 	if (code < 0)
 		elog(ERROR, "SPI_execute_with_args failed: %s",
 			 SPI_result_code_string(code));
 	return SPI_processed;
 }
 
+HRFLOW_NORETURN static void
+refuse_null(int column)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+			 errmsg("column \"%s\" of a store must not be null",
+					SPI_fname(SPI_tuptable->tupdesc, column)),
+			 errhint("Set the column NOT NULL, as hrflow_create_store() does.")));
+}
+
 /*
  * A value of the last statement's result as text, or NULL.
  */
 char *
-hrflow_store_value(uint64 row, int column)
+hrflow_store_value_or_null(uint64 row, int column)
 {
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
 						column);
+}
+
+/*
+ * The same of what is never null in a store that we made.  A person may have
+ * made the tables without NOT NULL: then it throws 22004.
+ */
+char *
+hrflow_store_value(uint64 row, int column)
+{
+	char	   *value = hrflow_store_value_or_null(row, column);
+
+	if (value == NULL)
+		refuse_null(column);
+	return value;
+}
+
+/*
+ * The same as it is, in the result's memory where it is not passed by value.
+ */
+Datum
+hrflow_store_datum(uint64 row, int column)
+{
+	bool		is_null;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc, column, &is_null);
+
+	if (is_null)
+		refuse_null(column);
+	return value;
 }
 
 /*
@@ -578,6 +621,7 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
 	hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid, InvalidOid);
 	sql = hrflow_store_sql(&store, "DROP TABLE %V, %P");
+	hrflow_schedule_forget(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	hrflow_store_execute(sql, NULL);
 	SPI_finish();
@@ -813,6 +857,7 @@ get_last_run(HrflowStore *store, Datum *values, bool *nulls)
 {
 	HrflowParameters parameters = {0};
 	bool		is_null;
+	char	   *status;
 
 	nulls[0] = nulls[1] = true;
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
@@ -836,8 +881,10 @@ get_last_run(HrflowStore *store, Datum *values, bool *nulls)
 	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 							  &is_null);
 	nulls[0] = is_null;
-	values[1] = CStringGetTextDatum(hrflow_store_value(0, 2));
-	nulls[1] = false;
+	status = hrflow_store_value_or_null(0, 2);
+	nulls[1] = status == NULL;
+	if (status != NULL)
+		values[1] = CStringGetTextDatum(status);
 }
 
 /*
@@ -952,7 +999,7 @@ get_last_error(const HrflowStore *store)
 
 	if (hrflow_store_execute(hrflow_store_sql(store, template), NULL) == 0)
 		return NULL;
-	return hrflow_store_value(0, 1);
+	return hrflow_store_value_or_null(0, 1);
 }
 
 /*

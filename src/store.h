@@ -88,7 +88,9 @@ extern void hrflow_store_add(HrflowParameters *parameters, Oid type,
 							 Datum value);
 extern uint64 hrflow_store_execute(const char *sql,
 								   const HrflowParameters *parameters);
+extern char *hrflow_store_value_or_null(uint64 row, int column);
 extern char *hrflow_store_value(uint64 row, int column);
+extern Datum hrflow_store_datum(uint64 row, int column);
 extern ArrayType *hrflow_store_identifiers(FunctionCallInfo fcinfo, int argno);
 
 /* in track.c */
@@ -97,5 +99,10 @@ extern void hrflow_track_drop_triggers(const HrflowStore *store,
 
 /* in schedule.c */
 extern char *hrflow_schedule_job(const HrflowStore *store);
+extern void hrflow_schedule_forget(const HrflowStore *store, Oid caller);
+
+/* in refresh.c */
+extern Interval *hrflow_refresh_interval(FunctionCallInfo fcinfo, int argno,
+										 const char *name);
 
 #endif							/* HRFLOW_STORE_H */

@@ -73,12 +73,12 @@ SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
 SELECT count(*) FROM talent.embedding_profile;
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 
--- Not found, twice, is gone; without a vector for a section the others are had
+-- Not found, twice, is gone, where another is found; without a vector for a section the others are had
 SELECT hrflow_track('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due, last_error FROM talent.state;
 SELECT profile_id, state, attempts, http_status, refreshed_at FROM hrflow_store_failures('talent.embedding');
-SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1}');
+SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due FROM talent.state;
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1}');
@@ -147,6 +147,24 @@ SELECT profile_id, state FROM talent.state WHERE profile_id ~ 'baker|driver';
 DROP TABLE talent.many;
 SELECT hrflow_untrack('talent.embedding', 'acme', '{driver-1,driver-2}');
 ALTER TABLE talent.embedding_profile DROP CONSTRAINT no_bakers;
+
+-- Tables of that shape that a person made may hold nulls
+CREATE TABLE talent.loose AS TABLE talent.embedding WITH NO DATA;
+CREATE TABLE talent.loose_profile AS TABLE talent.embedding_profile WITH NO DATA;
+INSERT INTO talent.loose VALUES ('acme', 'cook-1', 'profile', 0, NULL, now()), ('acme', 'cook-2', 'profile', 0, '{1,0}', now());
+SELECT profile_id FROM hrflow_match('talent.loose', '{1,0}');
+INSERT INTO talent.loose VALUES (NULL, NULL, 'profile', 0, '{1,0}', now());
+SELECT * FROM hrflow_match('talent.loose', '{1,0}'); -- error
+SELECT * FROM hrflow_match_weighted('talent.loose', '{1,0}', '{"profile": 1}'); -- error
+UPDATE talent.loose SET source_id = 'acme', profile_id = 'cook-3', item = NULL WHERE source_id IS NULL;
+SELECT * FROM hrflow_match('talent.loose', '{1,0}'); -- error
+INSERT INTO talent.loose_profile (source_id, profile_id, state, due_at, generation) VALUES ('acme', 'cook-1', 'due', now(), 0);
+CALL hrflow_refresh('talent.loose'); -- error
+UPDATE talent.loose_profile SET attempts = 0, generation = NULL;
+CALL hrflow_refresh('talent.loose'); -- error
+UPDATE talent.loose_profile SET generation = 0, state = NULL;
+CALL hrflow_refresh('talent.loose'); -- error
+DROP TABLE talent.loose, talent.loose_profile;
 
 -- By reference, by e-mail
 SELECT hrflow_create_store('talent.by_reference', 'real[]', 'reference');
@@ -226,6 +244,7 @@ SELECT pg_temp.f(); -- error
 SELECT hrflow_schedule('talent.embedding'); -- error
 SELECT hrflow_schedule('talent.embedding', NULL); -- error
 SELECT hrflow_schedule('talent.embedding', max_age => NULL); -- error
+SELECT hrflow_schedule('talent.embedding', max_age => '-1 day'); -- error
 SELECT hrflow_unschedule('talent.embedding'); -- error
 
 -- A scheduled run has a little less time than there is to the next

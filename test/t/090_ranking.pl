@@ -118,6 +118,17 @@ SKIP:
 	like(sql("SET enable_seqscan = off; SET enable_bitmapscan = off; EXPLAIN $query"), qr/Index Scan using untyped_vector/, 'so does plain SQL');
 	is(scalar($api->log), 0, 'and its EXPLAIN sends no request');
 	is(scalar(grep { /^cook-/ } split /\n/, sql($query)), 10, 'with the same answer');
+
+	# A table that a person made may hold nulls
+	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA; CREATE TABLE loose_profile AS TABLE typed_profile WITH NO DATA;
+		INSERT INTO loose VALUES ('acme', 'nurse-1', 'profile', 0, NULL, now())");
+	like($node->error_of("SELECT hrflow_index_statement('loose', 'profile')"), qr/^55000: store public.loose has no vector/,
+		'an index is made for a vector');
+	sql("CREATE INDEX ON loose USING hnsw (vector \"odd schema\".vector_cosine_ops) WHERE section = 'profile'");
+	is(sql("SELECT count(*) FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"), 0, 'and no vector is not near');
+	sql("INSERT INTO loose VALUES (NULL, NULL, 'profile', 0, array_fill(1::real, ARRAY[64]), now())");
+	like($node->error_of("SELECT * FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"), qr/^22004: column "source_id"/,
+		'nor is a vector of nobody');
 }
 
 # What cannot be ranked

@@ -1,0 +1,384 @@
+# What a store's refresh does where something beside it is wrong: an answer that
+# is wrong for all, an error or a lock of the owner's own, a limit set too low.
+# And that its memory stays what it is.  SQL sees neither what is asked nor
+# other sessions.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::RawPeer;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use List::Util qw(max);
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+my $api = Hrflow::StandIn->new('--dim' => 64);
+my $node = Hrflow::Node->new('faults', $api, link_hosts => '127.0.0.1', max_attempts => 1);
+my $store = Hrflow::Store->new($node, $api, 'shop');
+
+# Nothing but these profiles, due.
+sub track
+{
+	my ($select) = @_;
+
+	$store->sql("DELETE FROM shop.candidate;
+		DELETE FROM shop.embedding_profile;
+		DELETE FROM shop.embedding;
+		INSERT INTO shop.candidate (hrflow_id) $select");
+	$api->reset;
+	return;
+}
+
+# What the state table says.
+sub profiles
+{
+	my ($columns, $where) = @_;
+	$where //= 'true';
+	return $store->sql("SELECT DISTINCT $columns FROM shop.embedding_profile WHERE $where ORDER BY 1");
+}
+
+#
+# Memory
+#
+sub anonymous_memory
+{
+	my ($pid) = @_;
+	open(my $status, '<', "/proc/$pid/status") or return 0;
+	return (map { /^RssAnon:\s*(\d+)/ } <$status>)[0] // 0;
+}
+
+SKIP:
+{
+	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
+	skip 'Linux tells what is a process\'s own', 1 unless -e "/proc/$$/status";
+
+	track("SELECT 'nurse-' || i FROM generate_series(1, 6000) i");
+	my $call = $store->start_call;
+	my ($pid, @early, @late);
+	for (;;)
+	{
+		$call->{process}->pump_nb;
+		last if $call->{err} =~ /refreshed, / || !$call->{process}->pumpable;
+		($pid) = $store->backends unless $pid;
+		my $requests = $api->stats->{requests};
+		push @{ $requests < 6000 ? \@early : \@late }, anonymous_memory($pid) if $pid && $requests > 3000;
+		sleep 0.02;
+	}
+	like($store->finish_call($call), qr/: 6000 refreshed/, 'many batches are refreshed');
+	my $growth = max(@late, 0) - max(@early, 0);
+	ok(@early && @late && $growth < 500, "in the memory of the first ones");
+	note("$growth kB more in the last two thirds: @early / @late");
+}
+
+#
+# An answer that is wrong for all erases nothing, however small the runs
+#
+my $nowhere = Hrflow::RawPeer->new(sub {
+	my ($socket) = @_;
+	while (Hrflow::RawPeer::read_request($socket))
+	{
+		my $body = '{"code": 404, "message": "Profile not found"}';
+		print $socket "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: "
+		  . length($body) . "\r\n\r\n$body";
+	}
+});
+my %nowhere = (role => 'keeper',
+	settings => { 'hrflow_embed.base_url' => 'http://127.0.0.1:' . $nowhere->port . '/v1' });
+
+track("SELECT 'cook-' || i FROM generate_series(1, 30) i");
+$store->call;
+for my $round (1, 2)
+{
+	$store->hasten('true');
+	my @printed = map { $store->call('max_profiles => 3', %nowhere) } 1 .. 10;
+	is(scalar(grep { / 3 not found, 0 gone/ } @printed), 10,
+		"runs of three profiles find none, and none is gone, in round $round");
+	is(scalar(grep { /WARNING/ } @printed), $round == 1 ? 0 : 10, 'who is not found again is warned of')
+	  or diag(@printed);
+	like($printed[0], qr/WARNING:  .*shop\.embedding keeps 3 profiles that the API does not know\nDETAIL:  .*no other/,
+		'with the reason') if $round == 2;
+}
+is($store->states, 'missing 30', 'they are missing');
+is($store->wrong_vectors, 0, 'and keep their vectors');
+
+# Nor a small store as a whole
+track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
+$store->call;
+for (1 .. 3)
+{
+	$store->hasten('true');
+	$store->call(undef, %nowhere);
+}
+is($store->states, 'missing 5', 'a small store is not erased either');
+is($store->sql('SELECT count(*) FROM shop.embedding'), 10, 'its vectors neither');
+
+# They cost less and less
+like(profiles("due_at BETWEEN now() + interval '20 hours' AND now() + interval '25 hours'"), qr/^t$/,
+	'they are asked for the next day');
+$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '8 days', refreshed_at = now() - interval '9 days'");
+$store->hasten('true');
+$store->call(undef, %nowhere);
+is(profiles("due_at BETWEEN now() + interval '7 days' AND now() + interval '9 days'"), 't',
+	'then after as long as they are missing');
+$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '800 days', refreshed_at = now() - interval '900 days'");
+$store->hasten('true');
+$store->call(undef, %nowhere);
+is(profiles("due_at BETWEEN now() + interval '26 days' AND now() + interval '31 days'"), 't', 'but every month');
+$store->hasten('true');
+like($store->call, qr/: 5 refreshed/, 'and are back with the API');
+is(profiles('state, attempts, last_error'), 'ok|0|', 'as if nothing had been');
+
+# Where the source lives, who was deleted is erased: with others in one run, ...
+sub delete_from_account
+{
+	$store->sql("UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id WHERE $_[0];
+		UPDATE shop.embedding SET profile_id = 'missing-' || profile_id WHERE $_[0]");
+	return;
+}
+delete_from_account("profile_id = 'cook-1'");
+$store->hasten('true');
+$store->call;
+$store->hasten('true');
+like($store->call, qr/: 4 refreshed, .* 1 gone/, 'who is deleted from the account is gone');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"), 0, 'with its vectors');
+
+# ... or alone, where another was refreshed since
+delete_from_account("profile_id = 'cook-2'");
+$store->hasten("profile_id ~ 'cook-2'");
+$store->call;
+$store->hasten("profile_id ~ 'cook-2'");
+my $printed = $store->call;
+like($printed, qr/ 1 not found, 0 gone/, 'alone, it is kept');
+like($printed, qr/keeps 1 profile that the API/, 'and that is said');
+$store->sql("INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('another', 'driver-1')");
+$store->call;
+$store->hasten("profile_id ~ 'cook-2'");
+like($store->call, qr/ 1 not found, 0 gone/, 'of another source is nothing known');
+$store->hasten("profile_id = 'cook-3'");
+$store->call;
+$store->hasten("profile_id ~ 'cook-2'");
+like($store->call, qr/ 0 not found, 1 gone/, 'once another of its source was refreshed since, it is gone');
+
+# That is of this life only
+$store->sql("SELECT hrflow_mark_due('shop.embedding', 'acme', '{missing-cook-2}')");
+like($store->call, qr/ 1 not found, 0 gone/, 'asked for again, it is missing');
+$store->hasten("profile_id ~ 'cook-2'");
+like($store->call, qr/ 1 not found, 0 gone/, 'since then only');
+
+#
+# Errors that are not the profiles' fault
+#
+track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok')");
+my @errors = map { $store->call } 1 .. 6;
+is(scalar(grep { /ERROR:  23514/ } @errors), 6, 'a constraint of the owner\'s fails a run, however often');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'no attempts are counted');
+$store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
+like($store->call, qr/: 10 refreshed/, 'without it they are refreshed');
+
+# Sessions that ended while they fetched
+$store->sql("UPDATE shop.embedding_profile SET attempts = CASE WHEN profile_id = 'cook-10' THEN 4 ELSE 5 END,
+	state = 'due', due_at = now()");
+$api->reset;
+$printed = $store->call;
+like($printed, qr/: 1 refreshed, 0 to be tried again, 9 failed/, 'who has used its attempts up fails');
+unlike($printed, qr/WARNING/, 'which is no outage');
+is($api->stats->{requests}, 3, 'and is not asked for');
+$store->sql("UPDATE shop.embedding_profile SET attempts = 5, state = 'due', due_at = now()");
+like($store->call, qr/: 0 refreshed, 0 to be tried again, 10 failed/, 'nor where all are such');
+is(profiles('state, attempts, due_at, last_error'), 'failed|5||The session ended while it was fetched, 5 times.', 'and says so');
+$store->sql("SELECT hrflow_retry('shop.embedding')");
+like($store->call, qr/: 10 refreshed/, 'hrflow_retry() helps');
+
+#
+# Many that are never answered do not keep the others waiting
+#
+track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 300) i");
+$store->sql("INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 100) i");
+like($store->call, qr/WARNING:  .*was stopped: nothing was answered/, 'a batch that is not answered stops the run');
+is($api->stats->{requests}, 256, 'then and there');
+is(profiles("state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'", 'http_status = 500'),
+	'due|0||t', 'its profiles have to wait a little');
+like($store->call, qr/: 100 refreshed, 44 to be tried again/, 'so that the next run has others');
+
+# Longer and longer
+track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
+foreach my $age ([ '0', '50 seconds', '65 seconds' ], [ '8 minutes', '7 minutes', '9 minutes' ], [ '2 days', '50 minutes', '61 minutes' ])
+{
+	$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '$age->[0]'");
+	$store->hasten('true');
+	$store->call;
+	is(profiles("state, attempts, due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'"),
+		'due|0|t', "they wait between $age->[1] and $age->[2]");
+}
+
+#
+# A limit that is too low for anything ends a run
+#
+track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
+my $call = $store->start_call(undef, role => 'keeper',
+	settings => { 'hrflow_embed.batch_timeout' => '200ms', statement_timeout => '10s' });
+like($store->finish_call($call), qr/WARNING:  .*was stopped: nothing was answered within 200 ms/,
+	'a batch_timeout that is too low ends a run');
+is($api->stats->{requests}, 5, 'which has asked for each profile once');
+is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
+
+# Where its time is the run's, that is no reason to warn
+$store->hasten('true');
+$printed = $store->call("time_budget => '300ms'");
+unlike($printed, qr/WARNING/, 'the end of its time is nothing to warn of');
+is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'who was not answered has to wait');
+
+#
+# What the owner's triggers throw comes as it is
+#
+$store->sql(q{
+	CREATE FUNCTION shop.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		RAISE EXCEPTION 'the owner says no' USING ERRCODE = 'XX123';
+	END $$;
+	CREATE FUNCTION shop.sleep() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_sleep(60);
+		RETURN NEW;
+	END $$;});
+track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+my $trigger = "CREATE TRIGGER planted BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW WHEN (%s) EXECUTE FUNCTION shop.%s()";
+$store->sql(sprintf $trigger, "NEW.state = 'ok'", 'fail');
+$printed = $store->call;
+like($printed, qr/ERROR:  XX123: the owner says no/, 'an error of a trigger\'s is what the caller sees');
+unlike($printed, qr/WARNING/, 'alone');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile');
+$store->sql(sprintf $trigger, "NEW.state = 'ok'", 'sleep');
+like($store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' }),
+	qr/ERROR:  57014: canceling statement due to statement timeout/, 'a time-out in a trigger too');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile;
+	CREATE CONSTRAINT TRIGGER planted AFTER UPDATE ON shop.embedding_profile DEFERRABLE INITIALLY DEFERRED
+	FOR EACH ROW WHEN (NEW.state = $$ok$$) EXECUTE FUNCTION shop.fail()');
+like($store->call, qr/ERROR:  (XX123: the owner says no|42501: cannot fire deferred trigger)/,
+	'as does an error at the commit, if deferred triggers are allowed at all');
+is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+
+# Even where they cannot be given back
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile');
+$store->sql(sprintf $trigger, "OLD.lease_until IS NOT NULL", 'fail');
+$printed = $store->call;
+like($printed, qr/ERROR:  XX123: the owner says no/, 'where leases cannot be given back the error is the first one');
+like($printed, qr/WARNING:  .*leases could not be given back: the owner says no/, 'after a warning');
+is(profiles('state, lease_until > now()'), 'due|t', 'and they stay');
+$store->sql('DROP TRIGGER planted ON shop.embedding_profile');
+$store->hasten('true');
+like($store->call, qr/: 10 refreshed/, 'until their end');
+
+#
+# Locks of the application's
+#
+track("SELECT 'fault:latency=1500,id=' || o FROM unnest('{cook,driver,nurse}'::text[]) o");
+my $application = Hrflow::Session->new($node);
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 3 });
+$application->ask("SET ROLE keeper; SET deadlock_timeout = '10ms'; BEGIN;
+	UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'nurse';");
+like($store->finish_call($call), qr/: 2 refreshed/, 'what is locked by others does not hold a run up');
+is(profiles('profile_id, lease_until > now()'),
+	"fault:latency=1500,id=cook|\nfault:latency=1500,id=driver|\nfault:latency=1500,id=nurse|t", 'and is left to its lease');
+unlike($application->ask("UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
+	'nor do they deadlock');
+$store->hasten('true');
+like($store->call, qr/: 3 refreshed/, 'it is asked for again');
+
+# Nor while leases are given back
+$store->hasten('true');
+$store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok' OR attempts > 0) NOT VALID");
+$api->reset;
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 3 });
+$application->ask("BEGIN; UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'nurse';");
+my $began = time;
+like($store->finish_call($call), qr/ERROR:  23514/, 'an error comes at once');
+cmp_ok(time - $began, '<', 10, 'indeed');
+unlike($application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
+	'nobody waits for its leases');
+$store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
+$application->finish;
+
+#
+# A lease begins when it is taken
+#
+track("SELECT 'fault:latency=3000,id=cook'");
+my $locker = Hrflow::Session->new($node);
+$locker->ask('SET ROLE keeper; BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
+$call = $store->start_call(undef, role => 'keeper', settings => { 'hrflow_embed.batch_timeout' => '5s' });
+$node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
+sleep 3;
+$locker->ask('COMMIT;');
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+cmp_ok(profiles('extract(epoch FROM lease_until - now())'), '>', 33, 'it does not end earlier for a lock that was waited for');
+$store->finish_call($call);
+
+#
+# A lock on a vector is not the profile's fault
+#
+track("SELECT 'cook-' || i FROM generate_series(1, 2) i");
+$store->call;
+$store->sql("UPDATE shop.embedding SET vector = '{1}' WHERE profile_id = 'cook-1'");
+$store->hasten('true');
+$locker->ask("BEGIN; SELECT FROM shop.embedding WHERE profile_id = 'cook-1' FOR UPDATE;");
+like($store->call(undef, role => 'keeper', settings => { lock_timeout => '100ms' }),
+	qr/ERROR:  55P03: canceling statement due to lock timeout/, 'a lock timeout fails a run');
+is(profiles('state, attempts, last_error, lease_until'), 'ok|0||', 'not the profile');
+$locker->ask('COMMIT;');
+like($store->call, qr/: 2 refreshed/, 'which is asked for again');
+$locker->finish;
+
+#
+# Jobs of pg_cron
+#
+SKIP:
+{
+	skip 'pg_cron is not to be had', 8 unless -e $node->config_data('--sharedir') . '/extension/pg_cron.control';
+	my $cron = Hrflow::Node->new('jobs', $api, shared_preload_libraries => 'pg_cron', 'cron.database_name' => 'postgres');
+	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron; CREATE DATABASE "other db"; GRANT USAGE ON SCHEMA cron TO PUBLIC;');
+	$cron->safe_psql('other db', 'CREATE EXTENSION hrflow_embed');
+	my %statement;
+	foreach my $database ('postgres', 'other db')
+	{
+		$cron->safe_psql($database, "SELECT hrflow_create_store('embedding', 'real[]')");
+	}
+	my $jobs = sub { $cron->safe_psql('postgres', 'SELECT jobname, database FROM cron.job ORDER BY 1') };
+	$cron->safe_psql('postgres', "SELECT hrflow_schedule('embedding')");
+	my (undef, undef, $error) = $cron->psql('other db', "SELECT hrflow_schedule('embedding')");
+	my ($statement) = $error =~ /HINT:  .*, run: (.*;)/;
+	$cron->safe_psql('postgres', $statement);
+	is($jobs->(), qq{hrflow_refresh "other db".public.embedding|other db\nhrflow_refresh postgres.public.embedding|postgres},
+		'stores of one name in two databases have a job each');
+
+	# Of a store that is renamed, or dropped
+	$cron->safe_psql('postgres', "ALTER TABLE embedding RENAME TO vectors; ALTER TABLE embedding_profile RENAME TO vectors_profile;
+		SELECT hrflow_schedule('vectors')");
+	is($jobs->(), qq{hrflow_refresh "other db".public.embedding|other db\nhrflow_refresh postgres.public.vectors|postgres},
+		'that of the old name of a store goes when it is scheduled by the new one');
+	$cron->safe_psql('postgres', "SELECT hrflow_create_store('second', 'real[]');
+		SELECT hrflow_schedule('second'), hrflow_schedule('vectors')");
+	like($jobs->(), qr/public\.second/, 'that of another store stays');
+	$cron->safe_psql('postgres', "SELECT hrflow_drop_store('vectors')");
+	unlike($jobs->(), qr/vectors/, 'when a store is dropped its job goes');
+	$cron->safe_psql('postgres', "ALTER TABLE second RENAME TO third; ALTER TABLE second_profile RENAME TO third_profile;");
+	is($cron->safe_psql('postgres', "SELECT hrflow_unschedule('third'), hrflow_unschedule('third')"), 't|f',
+		'that of the old name goes with hrflow_unschedule() too');
+	is($jobs->(), qq{hrflow_refresh "other db".public.embedding|other db}, 'and that of the other database stays');
+
+	# A role that has no right on pg_cron drops its store all the same
+	$cron->safe_psql('postgres', 'REVOKE USAGE ON SCHEMA cron FROM PUBLIC; CREATE ROLE keeper; CREATE SCHEMA shop AUTHORIZATION keeper;
+		GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
+	$cron->safe_psql('postgres', "SET ROLE keeper; SELECT hrflow_create_store('shop.e', 'real[]'); SELECT hrflow_drop_store('shop.e')");
+	is($cron->safe_psql('postgres', "SELECT to_regclass('shop.e')"), '', 'who has no right on pg_cron can drop a store');
+	like($cron->error_of("SELECT hrflow_schedule('third', max_age => '-1 day')"), qr/^22023/, 'max_age is not negative');
+}
+
+done_testing();
