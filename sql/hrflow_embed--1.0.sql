@@ -508,7 +508,9 @@ COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
 REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
 
 -- The triggers' function: works as the table's owner, who must be the
--- store's.  Whoever may write to the table needs no right on the store.
+-- store's.  Whoever may write to the table needs no right on the store, nor on
+-- the function; the owner gets the right to execute it by
+-- hrflow_track_table().
 CREATE FUNCTION hrflow_track_trigger()
 RETURNS trigger
 AS 'MODULE_PATHNAME'
@@ -516,6 +518,8 @@ LANGUAGE C;
 
 COMMENT ON FUNCTION hrflow_track_trigger() IS
 'keeps a store in step with a table; made a trigger by hrflow_track_table()';
+
+REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 
 -- Fetches what is due, until nothing is, or time or number are up.  Each batch
 -- is claimed and committed, fetched with no transaction open, written and

@@ -27,6 +27,7 @@
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
@@ -37,6 +38,7 @@
 #include "hrflow_embed.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
+#include "storage/lmgr.h"
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -46,6 +48,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
 #include "utils/varlena.h"
@@ -110,10 +113,35 @@ find_trigger_function(Oid caller)
 }
 
 /*
- * Read a trigger, unless it is another's or a partition's copy.
+ * Is this a table that may feed a store: one of its owner's?  Who reads it on
+ * the owner's behalf runs what its owner has put there: policies, types, their
+ * casts.
+ */
+static bool
+may_feed(const HrflowStore *store, Oid table)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	bool		result = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
+
+		result = form->relowner == store->owner &&
+			(form->relkind == RELKIND_RELATION ||
+			 form->relkind == RELKIND_PARTITIONED_TABLE);
+		ReleaseSysCache(tuple);
+	}
+	return result;
+}
+
+/*
+ * Read a trigger, unless it is another's or a partition's copy.  Anybody may
+ * have made it, and named any store.
  */
 static Feeder *
-read_trigger(HeapTuple tuple, TupleDesc desc, const char *store)
+read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
+			 Oid function)
 {
 	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
 	Feeder	   *feeder;
@@ -123,7 +151,7 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const char *store)
 	char	   *p;
 
 	if (is_null || form->tgnargs != TRIGGER_NARGS ||
-		OidIsValid(form->tgparentid))
+		form->tgfoid != function || OidIsValid(form->tgparentid))
 		return NULL;
 
 	feeder = palloc(sizeof(Feeder));
@@ -133,21 +161,25 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const char *store)
 		feeder->args[i] = p;
 		p += strlen(p) + 1;
 	}
-	if (strcmp(feeder->args[TRIGGER_STORE], store) != 0)
+	if (strcmp(feeder->args[TRIGGER_STORE], store->vectors_name) != 0 ||
+		!may_feed(store, form->tgrelid))
 		return NULL;
 	feeder->trigger = form->oid;
 	feeder->table = form->tgrelid;
 	feeder->trigger_name = pstrdup(NameStr(form->tgname));
-	feeder->is_insert = TRIGGER_FOR_INSERT(form->tgtype);
+	feeder->is_insert = TRIGGER_TYPE_MATCHES(form->tgtype,
+											 TRIGGER_TYPE_STATEMENT,
+											 TRIGGER_TYPE_AFTER,
+											 TRIGGER_TYPE_INSERT);
 	return feeder;
 }
 
 /*
- * The triggers that feed a store: those that depend on our function and name
- * the store.
+ * The triggers that feed a store: those of its owner's tables that depend on
+ * our function and name the store.
  */
 static List *
-find_triggers(const char *store, Oid function)
+find_triggers(const HrflowStore *store, Oid function)
 {
 	Relation	depend = table_open(DependRelationId, AccessShareLock);
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
@@ -178,7 +210,8 @@ find_triggers(const char *store, Oid function)
 								   &key);
 		trigger = systable_getnext(inner);
 		feeder = HeapTupleIsValid(trigger) ?
-			read_trigger(trigger, RelationGetDescr(triggers), store) : NULL;
+			read_trigger(trigger, RelationGetDescr(triggers), store,
+						 function) : NULL;
 		if (feeder != NULL)
 			feeders = lappend(feeders, feeder);
 		systable_endscan(inner);
@@ -198,8 +231,7 @@ hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
 {
 	ListCell   *cell;
 
-	foreach(cell, find_triggers(store->vectors_name,
-								find_trigger_function(caller)))
+	foreach(cell, find_triggers(store, find_trigger_function(caller)))
 	{
 		Feeder	   *feeder = lfirst(cell);
 
@@ -211,6 +243,44 @@ hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
 																 get_rel_name(feeder->table))),
 							 NULL);
 	}
+}
+
+/*
+ * Check that a column is there; and, where it is to hold keys, that its type
+ * has one text only for each value.
+ */
+static void
+check_source_column(Relation table, const char *name, bool is_key)
+{
+	int			number = SPI_fnumber(RelationGetDescr(table), name);
+	Oid			type;
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("table \"%s\" has no column \"%s\"",
+						RelationGetRelationName(table), name)));
+	if (!is_key)
+		return;
+	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
+	if (type != TEXTOID && type != VARCHAROID && type != UUIDOID &&
+		type != INT8OID && type != INT4OID && type != INT2OID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" has the type %s", name,
+						format_type_be(type)),
+				 errhint("Identifiers are text, varchar, uuid or integers; a generated column can convert others.")));
+}
+
+/*
+ * Check the columns that hold a table's keys.
+ */
+static void
+check_key_columns(Relation table, char *const *args)
+{
+	check_source_column(table, args[TRIGGER_PROFILE_COLUMN], true);
+	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
+		check_source_column(table, args[TRIGGER_SOURCE_COLUMN], true);
 }
 
 /*
@@ -263,12 +333,16 @@ unwanted(const HrflowStore *store, Oid function)
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "NOT p.manual");
-	foreach(cell, find_triggers(store->vectors_name, function))
+	foreach(cell, find_triggers(store, function))
 	{
 		Feeder	   *feeder = lfirst(cell);
+		Relation	table;
 
 		if (!feeder->is_insert)
 			continue;
+		table = relation_open(feeder->table, AccessShareLock);
+		check_key_columns(table, feeder->args);
+		relation_close(table, NoLock);
 		appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s AS f WHERE %s = p.%s AND %s = p.source_id)",
 						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
 													get_rel_name(feeder->table)),
@@ -618,6 +692,7 @@ open_store(HrflowStore *store, TriggerData *trigdata)
 						RelationGetRelationName(trigdata->tg_relation),
 						trigger->tgargs[TRIGGER_STORE])));
 	hrflow_store_check_manual(store);
+	check_key_columns(trigdata->tg_relation, trigger->tgargs);
 }
 
 /*
@@ -636,6 +711,11 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 				 errmsg("hrflow_track_trigger() can only be called as a trigger")));
 
 	event = trigdata->tg_event;
+	if (!TRIGGER_FIRED_AFTER(event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
+						trigdata->tg_trigger->tgname)));
 	SPI_connect();
 	SPI_register_trigger_data(trigdata);
 	open_store(&store, trigdata);
@@ -690,33 +770,6 @@ open_source(Oid relid, const HrflowStore *store)
 }
 
 /*
- * Check that a column is there; and, where it is to hold keys, that its type
- * has one text only for each value.
- */
-static void
-check_source_column(Relation table, const char *name, bool is_key)
-{
-	int			number = SPI_fnumber(RelationGetDescr(table), name);
-	Oid			type;
-
-	if (number <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("table \"%s\" has no column \"%s\"",
-						RelationGetRelationName(table), name)));
-	if (!is_key)
-		return;
-	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
-	if (type != TEXTOID && type != VARCHAROID && type != UUIDOID &&
-		type != INT8OID && type != INT4OID && type != INT2OID)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("column \"%s\" has the type %s", name,
-						format_type_be(type)),
-				 errhint("Identifiers are text, varchar, uuid or integers; a generated column can convert others.")));
-}
-
-/*
  * The condition under which an UPDATE of a row matters.  A type whose equality
  * is not PostgreSQL's own, or that has none, such as json, is compared as
  * text: it would not be found by every search_path.
@@ -741,6 +794,48 @@ update_condition(Relation table, char *const *columns, int ncolumns)
 						 i == 0 ? "" : " OR ", column, cast, column, cast);
 	}
 	return sql.data;
+}
+
+/*
+ * Let the store's owner execute the triggers' function, as the function's
+ * owner.  It is not PUBLIC's: whoever makes a trigger with it makes a table a
+ * candidate for feeding any store.  But who may call hrflow_track_table() may
+ * have triggers made; PostgreSQL asks for the right again whenever a partition
+ * is made, so that it is not enough to have it here and now.
+ */
+static void
+grant_function(const HrflowStore *store, Oid function)
+{
+	Datum		execute = CStringGetTextDatum("EXECUTE");
+	HeapTuple	tuple;
+	Oid			grantor;
+	Oid			user;
+	int			context;
+
+	if (DatumGetBool(DirectFunctionCall3(has_function_privilege_id_id,
+										 ObjectIdGetDatum(store->owner),
+										 ObjectIdGetDatum(function),
+										 execute)))
+		return;
+
+	/* Of two that do this at the same time one would fail. */
+	LockDatabaseObject(ProcedureRelationId, function, 0,
+					   ShareUpdateExclusiveLock);
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	grantor = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(grantor, context | SECURITY_LOCAL_USERID_CHANGE);
+	hrflow_store_execute(psprintf("GRANT EXECUTE ON FUNCTION %s() TO %s",
+								  quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
+															 get_func_name(function)),
+								  quote_identifier(GetUserNameFromId(store->owner,
+																	 false))),
+						 NULL);
+	SetUserIdAndSecContext(user, context);
 }
 
 /*
@@ -833,11 +928,10 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 
 	columns = palloc(sizeof(char *) *
 					 (2 + (refresh == NULL ? 0 : get_columns(refresh, NULL))));
+	check_key_columns(table, args);
 	columns[ncolumns++] = args[TRIGGER_PROFILE_COLUMN];
 	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
 		columns[ncolumns++] = args[TRIGGER_SOURCE_COLUMN];
-	for (int i = 0; i < ncolumns; i++)
-		check_source_column(table, columns[i], true);
 	if (refresh != NULL)
 	{
 		int			n = get_columns(refresh, columns + ncolumns);
@@ -879,6 +973,8 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	table = open_source(PG_GETARG_OID(ARG_TABLE), &store);
 	args[TRIGGER_STORE] = store.vectors_name;
 	get_arguments(fcinfo, table, args, &condition);
+
+	grant_function(&store, function);
 
 	/* From the first one on nobody else writes to the table. */
 	create_trigger(&store, table, function, args, "insert",

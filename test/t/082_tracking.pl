@@ -1,0 +1,114 @@
+# Tracking as other roles and other sessions meet it: whose code runs when
+# somebody writes to a table of candidates, and what is tracked and erased when
+# tables, stores, policies, indexes and the extension itself come and go.  SQL
+# of one session and one role shows neither.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 16);
+my $node = Hrflow::Node->new('tracking', $api, link_hosts => '127.0.0.1');
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+sub is_superuser
+{
+	my ($role) = @_;
+	return sql("SELECT rolsuper FROM pg_roles WHERE rolname = '$role'");
+}
+
+#
+# A table that is not the store's owner's does not feed the store, whatever its
+# triggers say
+#
+sql(q{
+	CREATE ROLE mallory LOGIN;
+	CREATE ROLE application LOGIN;
+	CREATE SCHEMA mallory AUTHORIZATION mallory;
+	CREATE SCHEMA hr;
+	CREATE TABLE hr.candidate (id text PRIMARY KEY);
+	GRANT USAGE ON SCHEMA hr TO application;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON hr.candidate TO application;
+	SELECT hrflow_create_store('hr.embedding', 'real[]');
+	SELECT hrflow_track_table('hr.embedding', 'hr.candidate', 'id', 'acme');
+	INSERT INTO hr.candidate SELECT i FROM generate_series(1, 9) i;});
+
+my $planted = q{CREATE TRIGGER t AFTER INSERT ON mallory.trap REFERENCING NEW TABLE AS n
+	FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('hr.embedding', 'c', 'acme', '')};
+my $trap = q{SET ROLE mallory;
+	CREATE TYPE mallory.t AS (x text);
+	CREATE FUNCTION mallory.cast(mallory.t) RETURNS text LANGUAGE plpgsql AS $$
+	BEGIN
+		IF (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+			ALTER ROLE mallory SUPERUSER;
+		END IF;
+		RETURN $1.x;
+	END $$;
+	CREATE CAST (mallory.t AS text) WITH FUNCTION mallory.cast(mallory.t);
+	CREATE TABLE mallory.trap (c mallory.t);
+	INSERT INTO mallory.trap VALUES (ROW('1'));};
+sql($trap);
+like($node->error_of("SET ROLE mallory; BEGIN; $planted; ROLLBACK"), qr/^42501/,
+	'a trigger that feeds a store is not made by everybody');
+
+# One from before that was so
+sql("GRANT EXECUTE ON FUNCTION hrflow_track_trigger() TO mallory; SET ROLE mallory; $planted");
+sql(q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '1'});
+is(is_superuser('mallory'), 'f', 'one on the table of another role runs nothing of his');
+is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = '1'}), 0, 'nor does it keep a profile');
+like($node->error_of(q{SET ROLE mallory; INSERT INTO mallory.trap VALUES (ROW('x'))}), qr/^42501/,
+	'nor can he track one with it');
+is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = 'x'}), 0, 'indeed');
+
+sql(q{SET ROLE mallory;
+	DROP TABLE mallory.trap;
+	CREATE TABLE mallory.trap (c text, other text);});
+sql("SET ROLE mallory; $planted");
+my $session = Hrflow::Session->new($node);
+$session->ask('SET ROLE mallory; BEGIN; LOCK TABLE mallory.trap IN ACCESS EXCLUSIVE MODE;');
+is($node->error_of(q{SET lock_timeout = '2s'; SET ROLE application; DELETE FROM hr.candidate WHERE id = '2'}), '',
+	'a lock on it holds up nobody');
+is($node->error_of(q{SET lock_timeout = '2s'; SELECT hrflow_track_table('hr.embedding', 'hr.candidate', 'id', 'acme')}), '',
+	'nor does it when the tables are reconciled');
+is($node->error_of(q{SET lock_timeout = '2s'; BEGIN; SELECT hrflow_drop_store('hr.embedding'); ROLLBACK}), '',
+	'nor when the store is dropped');
+$session->ask('ROLLBACK;');
+
+# On the owner's own table, by who may make triggers there: keys are of types
+# whose text is PostgreSQL's own
+sql(q{GRANT USAGE ON SCHEMA hr TO mallory;
+	ALTER TABLE hr.candidate ADD c mallory.t;
+	UPDATE hr.candidate SET c = ROW('3') WHERE id = '3';
+	GRANT TRIGGER ON hr.candidate TO mallory;
+	SET ROLE mallory;
+	CREATE TRIGGER t AFTER INSERT ON hr.candidate REFERENCING NEW TABLE AS n FOR EACH STATEMENT
+		EXECUTE FUNCTION hrflow_track_trigger('hr.embedding', 'c', 'acme', '')});
+$node->psql('postgres', q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '3'});
+$node->psql('postgres', q{SET ROLE application; INSERT INTO hr.candidate VALUES ('10')});
+is(is_superuser('mallory'), 'f', 'a trigger made by who may make triggers on a table runs nothing of his');
+sql('DROP TRIGGER t ON hr.candidate; ALTER TABLE hr.candidate DROP c');
+
+# Who may call hrflow_track_table() needs nothing else
+sql(q{CREATE ROLE keeper LOGIN;
+	GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text) TO keeper;
+	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) TO keeper;
+	CREATE SCHEMA kept AUTHORIZATION keeper;
+	SET ROLE keeper;
+	CREATE TABLE kept.candidate (id text, day date) PARTITION BY RANGE (day);
+	CREATE TABLE kept.part_1 PARTITION OF kept.candidate FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+	SELECT hrflow_create_store('kept.embedding', 'real[]');
+	SELECT hrflow_track_table('kept.embedding', 'kept.candidate', 'id', 'acme');
+	SELECT hrflow_track_table('kept.embedding', 'kept.candidate', 'id', 'acme');
+	CREATE TABLE kept.part_2 PARTITION OF kept.candidate FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+	INSERT INTO kept.candidate VALUES ('1', '2026-01-03'), ('2', '2026-02-03');
+	UPDATE kept.candidate SET id = '3' WHERE id = '2'});
+is(sql('SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM kept.embedding_profile'), '1 3',
+	'who may call hrflow_track_table() may have the triggers, on later partitions too');
+
+$session->finish;
+done_testing();
