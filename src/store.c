@@ -371,6 +371,16 @@ check_access(Relation relation, HrflowStoreAccess access)
  * (sub)transaction, the current user is the store's owner and search_path is
  * PostgreSQL's own catalog.
  *
+ * The operation is restricted for the owner as well: who has become him by SET
+ * ROLE could be made somebody else again by RESET ROLE in a trigger.  That also
+ * refuses deferred triggers, which would fire when this is over.  Of what is
+ * done to a store, restriction hinders nothing: triggers may be made and
+ * dropped under it.  hrflow_create_store() and the DROP TABLE of
+ * hrflow_drop_store() are outside, for a temporary table may not be made under
+ * it, nor one dropped that is open; neither runs anything of the owner's.
+ *
+ * Whoever commits must close first, for a transaction begins unrestricted.
+ *
  * Throws 42P01, 42809 and 42501.
  */
 void
@@ -395,9 +405,8 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 								   RelationGetRelationName(store->profiles));
 
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
-	if (access != HRFLOW_STORE_OWN)
-		SetUserIdAndSecContext(store->owner, store->saved_context |
-							   SECURITY_RESTRICTED_OPERATION);
+	SetUserIdAndSecContext(store->owner, store->saved_context |
+						   SECURITY_RESTRICTED_OPERATION);
 	store->saved_nestlevel = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,

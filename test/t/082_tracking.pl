@@ -110,5 +110,65 @@ sql(q{CREATE ROLE keeper LOGIN;
 is(sql('SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM kept.embedding_profile'), '1 3',
 	'who may call hrflow_track_table() may have the triggers, on later partitions too');
 
+#
+# Who becomes the owner first does not hand over what he was before
+#
+sql(q{GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory;
+	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO mallory;
+	SET ROLE mallory;
+	CREATE TABLE mallory.candidate (id text);
+	SELECT hrflow_create_store('mallory.e', 'real[]');
+	SELECT hrflow_track_table('mallory.e', 'mallory.candidate', 'id', 'acme');
+	INSERT INTO mallory.candidate VALUES ('nurse-1');
+	CREATE FUNCTION mallory.spring() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		RESET ROLE;
+		ALTER ROLE mallory SUPERUSER;
+		RETURN NULL;
+	EXCEPTION WHEN OTHERS THEN
+		RETURN NULL;
+	END $$;
+	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e_profile FOR EACH ROW EXECUTE FUNCTION mallory.spring();
+	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e FOR EACH ROW EXECUTE FUNCTION mallory.spring();});
+foreach my $statement (
+	"CALL hrflow_refresh('mallory.e')",
+	"INSERT INTO mallory.candidate VALUES ('nurse-2')",
+	"SELECT hrflow_track('mallory.e', 'acme', '{nurse-3}')",
+	"SELECT hrflow_track_table('mallory.e', 'mallory.candidate', 'id', 'beta')",
+	"SELECT hrflow_untrack_table('mallory.e', 'mallory.candidate')")
+{
+	is($node->error_of("SET ROLE mallory;\n$statement"), '', "as the owner: $statement");
+	is(is_superuser('mallory'), 'f', 'does nothing as who became the owner');
+	sql('ALTER ROLE mallory NOSUPERUSER');
+}
+is(sql('SELECT count(*) FROM mallory.e_profile'), 1, 'but what it says');
+
+# Nor when the transaction ends
+sql(q{SET ROLE mallory;
+	DROP TRIGGER spring ON mallory.e_profile;
+	CREATE CONSTRAINT TRIGGER spring AFTER INSERT OR UPDATE ON mallory.e_profile
+		DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION mallory.spring();});
+foreach my $statement ("SELECT hrflow_track('mallory.e', 'acme', '{nurse-4}')", "CALL hrflow_refresh('mallory.e')")
+{
+	like($node->error_of("SET ROLE mallory;\n$statement"), qr/^42501: cannot fire deferred trigger/,
+		"a trigger that waits for the end of the transaction is refused: $statement");
+	is(is_superuser('mallory'), 'f', 'and does nothing');
+	sql('ALTER ROLE mallory NOSUPERUSER');
+}
+sql('DROP TRIGGER spring ON mallory.e_profile');
+
+# What is temporary may be a store as well
+is(sql(q{SET ROLE mallory;
+	SET client_min_messages = warning;
+	SELECT hrflow_create_store('pg_temp.e', 'real[]') IS NULL;
+	CREATE TEMP TABLE candidate (id text);
+	SELECT hrflow_track_table('pg_temp.e', 'candidate', 'id', 'acme');
+	INSERT INTO candidate VALUES ('nurse-1'), ('nurse-2');
+	DELETE FROM candidate WHERE id = 'nurse-2';
+	SET application_name = 'pg_cron';
+	CALL hrflow_refresh('pg_temp.e');
+	SELECT profile_id, state FROM e_profile;
+	SELECT hrflow_drop_store('pg_temp.e');}), "f\n0\nnurse-1|ok\n", 'a store may be temporary');
+
 $session->finish;
 done_testing();
