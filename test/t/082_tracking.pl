@@ -157,6 +157,39 @@ foreach my $statement ("SELECT hrflow_track('mallory.e', 'acme', '{nurse-4}')", 
 }
 sql('DROP TRIGGER spring ON mallory.e_profile');
 
+#
+# Policies are for who reads and writes, not for what is kept in step
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.row (id text, tenant text);
+	SELECT hrflow_create_store('kept.rows', 'real[]');
+	SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme');
+	INSERT INTO kept.row VALUES ('1', 'x'), ('2', 'x'), ('1', 'y');
+	CREATE POLICY own ON kept.row USING (tenant = current_setting('app.tenant'));
+	ALTER TABLE kept.row ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+	GRANT USAGE ON SCHEMA kept TO application;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON kept.row TO application;});
+sub tracked
+{
+	my ($store) = @_;
+	return sql("SELECT string_agg(profile_id, ' ' ORDER BY profile_id COLLATE \"C\") FROM ${store}_profile");
+}
+foreach my $role (qw(application keeper))
+{
+	sql("SET app.tenant = 'x'; SET ROLE $role;
+		INSERT INTO kept.row VALUES ('3', 'x');
+		DELETE FROM kept.row WHERE id IN ('1', '3');");
+	is(tracked('kept.rows'), '1 2', "what another tenant wants is not erased when $role deletes his");
+	sql("INSERT INTO kept.row VALUES ('1', 'x')");
+}
+sql("SET app.tenant = 'nobody'; SET ROLE keeper; SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme')");
+is(tracked('kept.rows'), '1 2', 'nor when the tables are reconciled by the owner, who sees none');
+sql(q{SET ROLE keeper; CREATE POLICY none ON kept.rows_profile USING (false);
+	ALTER TABLE kept.rows_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY});
+sql(q{SET app.tenant = 'x'; SET ROLE application; DELETE FROM kept.row WHERE id = '2'});
+is(tracked('kept.rows'), '1', 'nor does a policy on the store keep what nobody wants');
+sql('DROP TABLE kept.row');
+
 # What is temporary may be a store as well
 is(sql(q{SET ROLE mallory;
 	SET client_min_messages = warning;
