@@ -596,6 +596,7 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 	HrflowStore store;
 	char	   *sql;
 
+	PreventCommandDuringRecovery("hrflow_drop_store()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
 	hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid, InvalidOid);

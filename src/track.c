@@ -175,18 +175,56 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
 }
 
 /*
+ * Read a trigger by its OID.  NULL also where there is none any more.
+ */
+static Feeder *
+get_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
+			Oid function)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Feeder	   *feeder = NULL;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		feeder = read_trigger(tuple, RelationGetDescr(triggers), store,
+							  function);
+	systable_endscan(scan);
+	return feeder;
+}
+
+static int
+compare_tables(const ListCell *a, const ListCell *b)
+{
+	Oid			left = ((Feeder *) lfirst(a))->table;
+	Oid			right = ((Feeder *) lfirst(b))->table;
+
+	return left < right ? -1 : left > right;
+}
+
+/*
  * The triggers that feed a store: those of its owner's tables that depend on
- * our function and name the store.
+ * our function and name the store; on one table only unless that is
+ * InvalidOid.  The tables are locked, in the order of their OIDs; what had gone
+ * when its lock was had is left out.  Tables of others are not waited for.
  */
 static List *
-find_triggers(const HrflowStore *store, Oid function)
+find_triggers(const HrflowStore *store, Oid function, Oid table,
+			  LOCKMODE lockmode)
 {
 	Relation	depend = table_open(DependRelationId, AccessShareLock);
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *found = NIL;
 	List	   *feeders = NIL;
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
+	ListCell   *cell;
 
 	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
 				F_OIDEQ, ObjectIdGetDatum(ProcedureRelationId));
@@ -197,26 +235,24 @@ find_triggers(const HrflowStore *store, Oid function)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
-		ScanKeyData key;
-		SysScanDesc inner;
-		HeapTuple	trigger;
-		Feeder	   *feeder;
+		Feeder	   *feeder = form->classid == TriggerRelationId ?
+		get_trigger(triggers, form->objid, store, function) : NULL;
 
-		if (form->classid != TriggerRelationId)
-			continue;
-		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
-					ObjectIdGetDatum(form->objid));
-		inner = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
-								   &key);
-		trigger = systable_getnext(inner);
-		feeder = HeapTupleIsValid(trigger) ?
-			read_trigger(trigger, RelationGetDescr(triggers), store,
-						 function) : NULL;
-		if (feeder != NULL)
-			feeders = lappend(feeders, feeder);
-		systable_endscan(inner);
+		if (feeder != NULL && (!OidIsValid(table) || feeder->table == table))
+			found = lappend(found, feeder);
 	}
 	systable_endscan(scan);
+
+	list_sort(found, compare_tables);
+	foreach(cell, found)
+	{
+		Feeder	   *feeder = lfirst(cell);
+
+		LockRelationOid(feeder->table, lockmode);
+		feeder = get_trigger(triggers, feeder->trigger, store, function);
+		if (feeder != NULL)
+			feeders = lappend(feeders, feeder);
+	}
 	table_close(triggers, AccessShareLock);
 	table_close(depend, AccessShareLock);
 	return feeders;
@@ -231,12 +267,11 @@ hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
 {
 	ListCell   *cell;
 
-	foreach(cell, find_triggers(store, find_trigger_function(caller)))
+	foreach(cell, find_triggers(store, find_trigger_function(caller), table,
+								AccessExclusiveLock))
 	{
 		Feeder	   *feeder = lfirst(cell);
 
-		if (OidIsValid(table) && feeder->table != table)
-			continue;
 		hrflow_store_execute(psprintf("DROP TRIGGER %s ON %s",
 									  quote_identifier(feeder->trigger_name),
 									  quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
@@ -333,7 +368,7 @@ unwanted(const HrflowStore *store, Oid function)
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "NOT p.manual");
-	foreach(cell, find_triggers(store, function))
+	foreach(cell, find_triggers(store, function, InvalidOid, AccessShareLock))
 	{
 		Feeder	   *feeder = lfirst(cell);
 		Relation	table;
@@ -965,6 +1000,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 						PG_ARGISNULL(ARG_STORE) ? "store" :
 						PG_ARGISNULL(ARG_TABLE) ? "source_table" :
 						"profile_column")));
+	PreventCommandDuringRecovery("hrflow_track_table()");
 
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
@@ -1011,6 +1047,7 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 	HrflowStore store;
 	uint64		n;
 
+	PreventCommandDuringRecovery("hrflow_untrack_table()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);

@@ -190,6 +190,52 @@ sql(q{SET app.tenant = 'x'; SET ROLE application; DELETE FROM kept.row WHERE id 
 is(tracked('kept.rows'), '1', 'nor does a policy on the store keep what nobody wants');
 sql('DROP TABLE kept.row');
 
+sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
+
+#
+# Tables that feed a store go while others look for them
+#
+sub feed_two
+{
+	sql(q{SET ROLE keeper;
+		DROP TABLE IF EXISTS kept.one, kept.two;
+		CREATE TABLE kept.one (id text);
+		CREATE TABLE kept.two (id text);
+		SELECT hrflow_create_store('kept.both', 'real[]');
+		SELECT hrflow_track_table('kept.both', 'kept.one', 'id', 'acme');
+		SELECT hrflow_track_table('kept.both', 'kept.two', 'id', 'acme');});
+	return;
+}
+sub waits
+{
+	my ($waiting) = @_;
+	return $node->poll_query_until('postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})");
+}
+my $other = Hrflow::Session->new($node);
+$_->ask('SET ROLE keeper;') foreach $session, $other;
+foreach my $case (
+	[ "SELECT hrflow_drop_store('kept.both');", 'LOCK TABLE kept.one;', 'the store is dropped' ],
+	[ "SELECT hrflow_untrack_table('kept.both', 'kept.one');", 'LOCK TABLE kept.one;', 'a table is untracked' ],
+	[ 'DELETE FROM kept.one;', 'DROP TABLE kept.two;', 'a row is deleted' ])
+{
+	my ($statement, $held, $name) = @$case;
+
+	feed_two();
+	sql("INSERT INTO kept.one VALUES ('1')");
+	$session->ask("BEGIN; $held");
+	$other->send("$statement SELECT 'done';");
+	waits($other);
+	sql('DROP TABLE kept.two') if $held =~ /LOCK/;
+	$session->ask('COMMIT;');
+	like($other->wait_for(qr/^done|ERROR|server closed/m), qr/^done/m,
+		"$name while another table that feeds the store is dropped");
+	unlike($other->wait_for(qr/./), qr/ERROR|server closed/, 'without an error');
+	sql("SET ROLE keeper; SELECT hrflow_drop_store('kept.both')") unless $statement =~ /drop_store/;
+}
+$other->finish;
+$session->ask('RESET ROLE;');
+
 # What is temporary may be a store as well
 is(sql(q{SET ROLE mallory;
 	SET client_min_messages = warning;
