@@ -38,6 +38,7 @@
 #include "hrflow_embed.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
+#include "port/pg_crc32c.h"
 #include "storage/lmgr.h"
 #include "store.h"
 #include "utils/array.h"
@@ -258,6 +259,16 @@ find_triggers(const HrflowStore *store, Oid function, Oid table,
 	return feeders;
 }
 
+static void
+drop_trigger(const Feeder *feeder)
+{
+	hrflow_store_execute(psprintf("DROP TRIGGER %s ON %s",
+								  quote_identifier(feeder->trigger_name),
+								  quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
+															 get_rel_name(feeder->table))),
+						 NULL);
+}
+
 /*
  * Drop the triggers on a table that feed a store; on any where the table is
  * InvalidOid.
@@ -269,15 +280,7 @@ hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
 
 	foreach(cell, find_triggers(store, find_trigger_function(caller), table,
 								AccessExclusiveLock))
-	{
-		Feeder	   *feeder = lfirst(cell);
-
-		hrflow_store_execute(psprintf("DROP TRIGGER %s ON %s",
-									  quote_identifier(feeder->trigger_name),
-									  quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
-																 get_rel_name(feeder->table))),
-							 NULL);
-	}
+		drop_trigger(lfirst(cell));
 }
 
 /*
@@ -783,7 +786,7 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
  */
 
 /*
- * Open a table of the store's owner.
+ * Open a table of the store's owner, to make triggers on it.
  */
 static Relation
 open_source(Oid relid, const HrflowStore *store)
@@ -801,6 +804,9 @@ open_source(Oid relid, const HrflowStore *store)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("table \"%s\" and store %s do not have the same owner",
 						RelationGetRelationName(table), store->vectors_name)));
+
+	/* Only what is the owner's is locked against others. */
+	LockRelationOid(relid, ShareRowExclusiveLock);
 	return table;
 }
 
@@ -874,21 +880,60 @@ grant_function(const HrflowStore *store, Oid function)
 }
 
 /*
- * Make one of the triggers, or make it anew.  It goes when the store goes.
+ * The name of a trigger.  Names of a schema and a table can be put together to
+ * the same in two ways, or be cut to it, so there is a checksum of both in it,
+ * which is the same wherever a dump is restored.
+ */
+static char *
+trigger_name(const HrflowStore *store, const char *event)
+{
+	pg_crc32c	crc;
+
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, store->vectors_name, strlen(store->vectors_name));
+	FIN_CRC32C(crc);
+	return makeObjectName(psprintf("hrflow_%s",
+								   get_namespace_name(RelationGetNamespace(store->vectors))),
+						  RelationGetRelationName(store->vectors),
+						  psprintf("%08x_%s", crc, event));
+}
+
+/*
+ * A trigger of that name is replaced if it feeds the store.
  */
 static void
+check_trigger_name(const HrflowStore *store, Relation table, Oid function,
+				   const char *name)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			trigger = get_trigger_oid(RelationGetRelid(table), name, true);
+
+	if (OidIsValid(trigger) &&
+		get_trigger(triggers, trigger, store, function) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("trigger \"%s\" of table \"%s\" does not feed store %s",
+						name, RelationGetRelationName(table),
+						store->vectors_name),
+				 errhint("Rename it: hrflow_track_table() needs the name.")));
+	table_close(triggers, AccessShareLock);
+}
+
+/*
+ * Make one of the triggers, or make it anew.  It goes when the store goes.
+ * Returns its name.
+ */
+static char *
 create_trigger(const HrflowStore *store, Relation table, Oid function,
 			   char *const *args, const char *event, const char *clauses)
 {
 	char	   *schema = get_namespace_name(RelationGetNamespace(table));
-	char	   *name;
+	char	   *name = trigger_name(store, event);
 	StringInfoData sql;
 	ObjectAddress trigger;
 	ObjectAddress vectors;
 
-	name = makeObjectName(psprintf("hrflow_%s",
-								   get_namespace_name(RelationGetNamespace(store->vectors))),
-						  RelationGetRelationName(store->vectors), event);
+	check_trigger_name(store, table, function, name);
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "CREATE OR REPLACE TRIGGER %s AFTER %s ON %s %s EXECUTE FUNCTION %s(",
 					 quote_identifier(name), event,
@@ -907,6 +952,48 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 	ObjectAddressSet(vectors, RelationRelationId,
 					 RelationGetRelid(store->vectors));
 	recordDependencyOn(&trigger, &vectors, DEPENDENCY_AUTO);
+	return name;
+}
+
+/*
+ * Make the triggers of a table, or make them anew.  "condition" is that on
+ * which an UPDATE matters.
+ */
+static void
+create_triggers(const HrflowStore *store, Relation table, Oid function,
+				char *const *args, const char *condition)
+{
+	List	   *old = find_triggers(store, function, RelationGetRelid(table),
+									ShareRowExclusiveLock);
+	char	   *names[4];
+	int			n = 0;
+	ListCell   *cell;
+
+	grant_function(store, function);
+	names[n++] =
+		create_trigger(store, table, function, args, "insert",
+					   "REFERENCING NEW TABLE AS hrflow_new FOR EACH STATEMENT");
+	names[n++] =
+		create_trigger(store, table, function, args, "delete",
+					   "REFERENCING OLD TABLE AS hrflow_old FOR EACH STATEMENT");
+	names[n++] =
+		create_trigger(store, table, function, args, "update",
+					   psprintf("FOR EACH ROW WHEN (%s)", condition));
+	names[n++] =
+		create_trigger(store, table, function, args, "truncate",
+					   "FOR EACH STATEMENT");
+
+	/* Any others would do all that once more. */
+	foreach(cell, old)
+	{
+		Feeder	   *feeder = lfirst(cell);
+		int			i = 0;
+
+		while (i < n && strcmp(names[i], feeder->trigger_name) != 0)
+			i++;
+		if (i == n)
+			drop_trigger(feeder);
+	}
 }
 
 /*
@@ -1010,18 +1097,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	args[TRIGGER_STORE] = store.vectors_name;
 	get_arguments(fcinfo, table, args, &condition);
 
-	grant_function(&store, function);
-
-	/* From the first one on nobody else writes to the table. */
-	create_trigger(&store, table, function, args, "insert",
-				   "REFERENCING NEW TABLE AS hrflow_new FOR EACH STATEMENT");
-	create_trigger(&store, table, function, args, "delete",
-				   "REFERENCING OLD TABLE AS hrflow_old FOR EACH STATEMENT");
-	create_trigger(&store, table, function, args, "update",
-				   psprintf("FOR EACH ROW WHEN (%s)", condition));
-	create_trigger(&store, table, function, args, "truncate",
-				   "FOR EACH STATEMENT");
-
+	create_triggers(&store, table, function, args, condition);
 	CommandCounterIncrement();
 	erase(&store, function, NULL, NULL);
 	n = track(&store,
