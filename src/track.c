@@ -699,6 +699,23 @@ rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
+ * The table of vectors that a trigger names, or InvalidOid.  Whoever writes to
+ * the trigger's table needs no right on the store's schema.
+ */
+static Oid
+find_store(const char *name)
+{
+	List	   *names = textToQualifiedNameList(cstring_to_text(name));
+	Oid			schema;
+
+	if (list_length(names) != 2)
+		return InvalidOid;
+	schema = get_namespace_oid(strVal(linitial(names)), true);
+	return OidIsValid(schema) ?
+		get_relname_relid(strVal(lsecond(names)), schema) : InvalidOid;
+}
+
+/*
  * Open the store that a trigger feeds.  Who acts is the owner of the table,
  * who must be the store's.
  */
@@ -706,7 +723,6 @@ static void
 open_store(HrflowStore *store, TriggerData *trigdata)
 {
 	Trigger    *trigger = trigdata->tg_trigger;
-	List	   *name;
 	Oid			vectors;
 
 	if (trigger->tgnargs != TRIGGER_NARGS)
@@ -714,8 +730,7 @@ open_store(HrflowStore *store, TriggerData *trigdata)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
 						trigger->tgname)));
-	name = textToQualifiedNameList(cstring_to_text(trigger->tgargs[TRIGGER_STORE]));
-	vectors = RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
+	vectors = find_store(trigger->tgargs[TRIGGER_STORE]);
 	if (!OidIsValid(vectors))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),

@@ -193,6 +193,26 @@ sql('DROP TABLE kept.row');
 sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
 
 #
+# Who writes candidates needs no right on the store, nor on its schema
+#
+sql(q{CREATE SCHEMA vault AUTHORIZATION keeper;
+	SET ROLE keeper;
+	SELECT hrflow_create_store('vault.embedding', 'real[]');
+	CREATE TABLE kept.open (id text, cv text);
+	SELECT hrflow_track_table('vault.embedding', 'kept.open', 'id', 'acme', refresh_columns => '{cv}');
+	GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON kept.open TO application;});
+foreach my $case (
+	[ "INSERT INTO kept.open VALUES ('1'), ('2'), ('3')", '1 2 3' ],
+	[ "UPDATE kept.open SET id = '4' WHERE id = '3'", '1 2 4' ],
+	[ "UPDATE kept.open SET cv = 'new' WHERE id = '2'", '1 2 4' ],
+	[ "DELETE FROM kept.open WHERE id = '4'", '1 2' ],
+	[ 'TRUNCATE kept.open', '' ])
+{
+	is($node->error_of("SET ROLE application; $case->[0]"), '', "without any right on the store: $case->[0]");
+	is(tracked('vault.embedding'), $case->[1], 'tracks and erases');
+}
+
+#
 # Tables that feed a store go while others look for them
 #
 sub feed_two
