@@ -696,11 +696,16 @@ Datum
 hrflow_track(PG_FUNCTION_ARGS)
 {
 	static const char *const templates[] = {
-		"INSERT INTO %P (source_id, %I, state, due_at, attempts, generation,"
-		" manual)"
+
+		/*
+		 * Rows that are there are not changed, nor counted, but locked: else
+		 * a DELETE could erase them before the next statement.
+		 */
+		"INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
+		" generation, manual)"
 		" SELECT DISTINCT $1, i, 'due', clock_timestamp(), 0, 0, true"
 		" FROM unnest($2) AS i ORDER BY i"
-		" ON CONFLICT (source_id, %I) DO NOTHING",
+		" ON CONFLICT (source_id, %I) DO UPDATE SET manual = true WHERE false",
 
 		"UPDATE %P AS p SET manual = true"
 		" WHERE p.source_id = $1 AND p.%I = ANY ($2) AND NOT p.manual",

@@ -16,6 +16,13 @@ my $node = Hrflow::Node->new('tracking', $api, link_hosts => '127.0.0.1');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
+sub waits
+{
+	my ($waiting) = @_;
+	return $node->poll_query_until('postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})");
+}
+
 sub is_superuser
 {
 	my ($role) = @_;
@@ -70,6 +77,7 @@ sql(q{SET ROLE mallory;
 	CREATE TABLE mallory.trap (c text, other text);});
 sql("SET ROLE mallory; $planted");
 my $session = Hrflow::Session->new($node);
+my $other = Hrflow::Session->new($node);
 $session->ask('SET ROLE mallory; BEGIN; LOCK TABLE mallory.trap IN ACCESS EXCLUSIVE MODE;');
 is($node->error_of(q{SET lock_timeout = '2s'; SET ROLE application; DELETE FROM hr.candidate WHERE id = '2'}), '',
 	'a lock on it holds up nobody');
@@ -192,6 +200,8 @@ sql('DROP TABLE kept.row');
 
 sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
 
+sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
+
 #
 # Who writes candidates needs no right on the store, nor on its schema
 #
@@ -213,6 +223,32 @@ foreach my $case (
 }
 
 #
+# What is tracked by hand is not lost to a row that is deleted meanwhile
+#
+sql(q{SET ROLE keeper;
+	INSERT INTO kept.open VALUES ('1'), ('2');
+	UPDATE vault.embedding_profile SET state = 'gone' WHERE profile_id = '2';});
+$_->ask('SET ROLE keeper;') foreach $session, $other;
+my $third = Hrflow::Session->new($node);
+$session->ask("BEGIN; DELETE FROM kept.open WHERE id = '2';");
+$other->send("SELECT 'new ' || hrflow_track('vault.embedding', 'acme', '{1,2,3,3}');");
+waits($other);
+$third->send("SET ROLE keeper; SET lock_timeout = '5s'; DELETE FROM kept.open WHERE id = '1'; SELECT 'deleted';");
+$node->poll_query_until('postgres', "SELECT state = 'idle' OR EXISTS (SELECT FROM pg_locks l WHERE NOT granted AND l.pid = a.pid)
+	FROM pg_stat_activity a WHERE pid = $third->{pid}");
+$session->ask('COMMIT;');
+like($other->wait_for(qr/^new|ERROR/m), qr/^new 2$/m, 'one of three that are tracked by hand is there');
+like($third->wait_for(qr/^deleted|ERROR/m), qr/^deleted$/m, 'its row is deleted meanwhile');
+is(sql('SELECT string_agg(profile_id || state || manual, $$ $$ ORDER BY profile_id) FROM vault.embedding_profile'),
+	'1duetrue 2duetrue 3duetrue', 'and it stays');
+sql(q{UPDATE vault.embedding_profile SET state = 'gone', generation = 7, manual = false WHERE profile_id = '2';
+	UPDATE vault.embedding_profile SET state = 'ok', manual = false WHERE profile_id = '3'});
+is(sql("SELECT hrflow_track('vault.embedding', 'acme', '{1,2,3,4}')"), 1, 'what was there does not count');
+is(sql('SELECT string_agg(profile_id || state || manual || generation, $$ $$ ORDER BY profile_id) FROM vault.embedding_profile'),
+	'1duetrue0 2duetrue8 3oktrue0 4duetrue0', 'what was gone is due again, and what was fetched is not');
+$third->finish;
+
+#
 # Tables that feed a store go while others look for them
 #
 sub feed_two
@@ -226,14 +262,6 @@ sub feed_two
 		SELECT hrflow_track_table('kept.both', 'kept.two', 'id', 'acme');});
 	return;
 }
-sub waits
-{
-	my ($waiting) = @_;
-	return $node->poll_query_until('postgres',
-		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})");
-}
-my $other = Hrflow::Session->new($node);
-$_->ask('SET ROLE keeper;') foreach $session, $other;
 foreach my $case (
 	[ "SELECT hrflow_drop_store('kept.both');", 'LOCK TABLE kept.one;', 'the store is dropped' ],
 	[ "SELECT hrflow_untrack_table('kept.both', 'kept.one');", 'LOCK TABLE kept.one;', 'a table is untracked' ],
