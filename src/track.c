@@ -716,10 +716,112 @@ find_store(const char *name)
 }
 
 /*
- * Open the store that a trigger feeds.  Who acts is the owner of the table,
- * who must be the store's.
+ * What a trigger on a partition is a copy of, or the trigger itself; its table
+ * too.
+ */
+static Oid
+find_original(Oid trigger, Oid *table)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			parent = trigger;
+
+	while (OidIsValid(parent))
+	{
+		ScanKeyData key;
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		trigger = parent;
+		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(parent));
+		scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
+								  &key);
+		tuple = systable_getnext(scan);
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "could not find tuple for trigger %u", parent);
+		parent = ((Form_pg_trigger) GETSTRUCT(tuple))->tgparentid;
+		*table = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+		systable_endscan(scan);
+	}
+	table_close(triggers, AccessShareLock);
+	return trigger;
+}
+
+/*
+ * Does a trigger on a table depend on another table?  That is the store it was
+ * made for.
+ */
+static bool
+has_store(Oid trigger, Oid table)
+{
+	Relation	depend = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		result = false;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_classid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(TriggerRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_objid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(depend, DependDependerIndexId, true, NULL, 2,
+							  keys);
+	while (!result && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+
+		result = form->refclassid == RelationRelationId &&
+			form->refobjid != table;
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+	return result;
+}
+
+/*
+ * The store that a trigger names is not there.  Where it was renamed that is
+ * an error, for its profiles are still to be kept in step.  Where it was
+ * dropped the trigger went with it, but a dump does not tell that it would:
+ * then there is nothing to do, and nobody's writing is to fail for that.
  */
 static void
+report_missing_store(TriggerData *trigdata)
+{
+	static Oid	warned = InvalidOid;
+	static TimestampTz warned_at = 0;
+	Trigger    *trigger = trigdata->tg_trigger;
+	const char *store = trigger->tgargs[TRIGGER_STORE];
+	Oid			table = RelationGetRelid(trigdata->tg_relation);
+	Oid			original = find_original(trigger->tgoid, &table);
+
+	if (has_store(original, table))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("store %s of trigger \"%s\" does not exist", store,
+						trigger->tgname),
+				 errhint("If it was renamed, drop the table's triggers whose names begin with \"hrflow_\" and call hrflow_track_table() again.")));
+
+	/* Once a statement, of however many rows. */
+	if (warned == trigger->tgoid &&
+		warned_at == GetCurrentStatementStartTimestamp())
+		return;
+	warned = trigger->tgoid;
+	warned_at = GetCurrentStatementStartTimestamp();
+	ereport(WARNING,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("store %s of trigger \"%s\" does not exist", store,
+					trigger->tgname),
+			 errhint("DROP TRIGGER %s ON %s. If the store was renamed, call hrflow_track_table() for it as well.",
+					 quote_identifier(trigger->tgname),
+					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
+												get_rel_name(table)))));
+}
+
+/*
+ * Open the store that a trigger feeds.  Who acts is the owner of the table,
+ * who must be the store's.  False where there is no store any more.
+ */
+static bool
 open_store(HrflowStore *store, TriggerData *trigdata)
 {
 	Trigger    *trigger = trigdata->tg_trigger;
@@ -732,11 +834,10 @@ open_store(HrflowStore *store, TriggerData *trigdata)
 						trigger->tgname)));
 	vectors = find_store(trigger->tgargs[TRIGGER_STORE]);
 	if (!OidIsValid(vectors))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("store %s of trigger \"%s\" does not exist",
-						trigger->tgargs[TRIGGER_STORE], trigger->tgname),
-				 errhint("If it was renamed, drop the table's triggers whose names begin with \"hrflow_\" and call hrflow_track_table() again.")));
+	{
+		report_missing_store(trigdata);
+		return false;
+	}
 	hrflow_store_open(store, vectors, InvalidOid, HRFLOW_STORE_FEED);
 	if (store->owner != trigdata->tg_relation->rd_rel->relowner)
 		ereport(ERROR,
@@ -746,6 +847,7 @@ open_store(HrflowStore *store, TriggerData *trigdata)
 						trigger->tgargs[TRIGGER_STORE])));
 	hrflow_store_check_manual(store);
 	check_key_columns(trigdata->tg_relation, trigger->tgargs);
+	return true;
 }
 
 /*
@@ -771,7 +873,11 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 						trigdata->tg_trigger->tgname)));
 	SPI_connect();
 	SPI_register_trigger_data(trigdata);
-	open_store(&store, trigdata);
+	if (!open_store(&store, trigdata))
+	{
+		SPI_finish();
+		return PointerGetDatum(NULL);
+	}
 	if (TRIGGER_FIRED_BY_TRUNCATE(event))
 		erase(&store, trigdata->tg_trigger->tgfoid, NULL, NULL);
 	else if (TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event))

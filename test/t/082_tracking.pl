@@ -281,7 +281,6 @@ foreach my $case (
 	unlike($other->wait_for(qr/./), qr/ERROR|server closed/, 'without an error');
 	sql("SET ROLE keeper; SELECT hrflow_drop_store('kept.both')") unless $statement =~ /drop_store/;
 }
-$other->finish;
 $session->ask('RESET ROLE;');
 
 # What is temporary may be a store as well
@@ -297,5 +296,43 @@ is(sql(q{SET ROLE mallory;
 	SELECT profile_id, state FROM e_profile;
 	SELECT hrflow_drop_store('pg_temp.e');}), "f\n0\nnurse-1|ok\n", 'a store may be temporary');
 
-$session->finish;
+#
+# A store that is dropped where a dump was restored, which does not know that
+# triggers depend on it
+#
+sql(q{CREATE SCHEMA moved AUTHORIZATION keeper;
+	SET ROLE keeper;
+	CREATE TABLE moved.candidate (id text PRIMARY KEY, cv text);
+	CREATE TABLE moved.part (id text, day int) PARTITION BY LIST (day);
+	CREATE TABLE moved.part_1 PARTITION OF moved.part DEFAULT;
+	SELECT hrflow_create_store('moved.embedding', 'real[]');
+	SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme', refresh_columns => '{cv}');
+	SELECT hrflow_track_table('moved.embedding', 'moved.part', 'id', 'acme');
+	INSERT INTO moved.candidate SELECT i FROM generate_series(1, 3) i;
+	INSERT INTO moved.part VALUES ('4', 1)});
+my $dump = $node->basedir . '/moved.sql';
+sub restore
+{
+	my ($database) = @_;
+	sql("CREATE DATABASE $database");
+	$node->safe_psql($database, 'CREATE EXTENSION hrflow_embed');
+	$node->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($database), '-f', $dump ],
+		"restored into $database");
+	return;
+}
+$node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ], 'dumped');
+restore('dropped');
+$node->safe_psql('dropped', 'DROP TABLE moved.embedding, moved.embedding_profile');
+foreach my $statement ("INSERT INTO moved.candidate VALUES ('5')", "UPDATE moved.candidate SET cv = 'new'",
+	"UPDATE moved.candidate SET id = id || 'x'", "UPDATE moved.part SET id = '6'", 'DELETE FROM moved.candidate',
+	'TRUNCATE moved.candidate, moved.part')
+{
+	my ($status, $out, $err) = $node->psql('dropped', "SET ROLE keeper; $statement");
+	is($status, 0, "without the store: $statement");
+	my @warnings = $err =~ /WARNING:  store moved.embedding of trigger "\w+" does not exist/g;
+	is(scalar(@warnings), $statement =~ /TRUNCATE/ ? 2 : 1, 'says so, once');
+	like($err, qr/HINT:  DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/, 'and what to do');
+}
+
+$_->finish foreach $session, $other;
 done_testing();
