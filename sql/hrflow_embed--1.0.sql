@@ -472,7 +472,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Returns the number of rows newly tracked.  Called again it reconciles: what
 -- triggers have missed (logical replication, rows written to a partition,
--- session_replication_role) is tracked or erased.
+-- session_replication_role) is tracked or erased.  The first call, as after
+-- DROP EXTENSION, erases nothing: another table may still have to be tracked.
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
@@ -495,8 +496,8 @@ REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, 
 
 -- Ends that, and erases the profiles that nothing else wants.
 --
--- Returns their number.
--- Errors: 42501 the caller is not the owner; 42809 not a store.
+-- Returns their number; 0 where the table did not feed the store.
+-- Errors: 42501 the caller is not the owner of both; 42809 not a store.
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'

@@ -599,7 +599,8 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 	PreventCommandDuringRecovery("hrflow_drop_store()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
-	hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid, InvalidOid);
+	(void) hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
+									  InvalidOid);
 	sql = hrflow_store_sql(&store, "DROP TABLE %V, %P");
 	hrflow_store_close(&store);
 	hrflow_store_execute(sql, NULL);

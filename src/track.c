@@ -114,6 +114,23 @@ find_trigger_function(Oid caller)
 }
 
 /*
+ * The owner of a table, or InvalidOid where it has gone.
+ */
+static Oid
+get_owner(Oid table)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Oid			owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/*
  * Is this a table that may feed a store: one of its owner's?  Who reads it on
  * the owner's behalf runs what its owner has put there: policies, types, their
  * casts.
@@ -121,19 +138,10 @@ find_trigger_function(Oid caller)
 static bool
 may_feed(const HrflowStore *store, Oid table)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	bool		result = false;
+	char		kind = get_rel_relkind(table);
 
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
-
-		result = form->relowner == store->owner &&
-			(form->relkind == RELKIND_RELATION ||
-			 form->relkind == RELKIND_PARTITIONED_TABLE);
-		ReleaseSysCache(tuple);
-	}
-	return result;
+	return (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE) &&
+		get_owner(table) == store->owner;
 }
 
 /*
@@ -271,16 +279,18 @@ drop_trigger(const Feeder *feeder)
 
 /*
  * Drop the triggers on a table that feed a store; on any where the table is
- * InvalidOid.
+ * InvalidOid.  Returns whether there was one.
  */
-void
+bool
 hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
 {
+	List	   *feeders = find_triggers(store, find_trigger_function(caller),
+										table, AccessExclusiveLock);
 	ListCell   *cell;
 
-	foreach(cell, find_triggers(store, find_trigger_function(caller), table,
-								AccessExclusiveLock))
+	foreach(cell, feeders)
 		drop_trigger(lfirst(cell));
+	return feeders != NIL;
 }
 
 /*
@@ -907,6 +917,21 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
  */
 
 /*
+ * Check that a table, if there is one, is the store's owner's.
+ */
+static void
+check_owner(const HrflowStore *store, Oid table)
+{
+	Oid			owner = get_owner(table);
+
+	if (OidIsValid(owner) && owner != store->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("table \"%s\" and store %s do not have the same owner",
+						get_rel_name(table), store->vectors_name)));
+}
+
+/*
  * Open a table of the store's owner, to make triggers on it.
  */
 static Relation
@@ -920,11 +945,7 @@ open_source(Oid relid, const HrflowStore *store)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a table",
 						RelationGetRelationName(table))));
-	if (table->rd_rel->relowner != store->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("table \"%s\" and store %s do not have the same owner",
-						RelationGetRelationName(table), store->vectors_name)));
+	check_owner(store, relid);
 
 	/* Only what is the owner's is locked against others. */
 	LockRelationOid(relid, ShareRowExclusiveLock);
@@ -1078,9 +1099,9 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 
 /*
  * Make the triggers of a table, or make them anew.  "condition" is that on
- * which an UPDATE matters.
+ * which an UPDATE matters.  Returns whether the table has fed the store before.
  */
-static void
+static bool
 create_triggers(const HrflowStore *store, Relation table, Oid function,
 				char *const *args, const char *condition)
 {
@@ -1115,6 +1136,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 		if (i == n)
 			drop_trigger(feeder);
 	}
+	return old != NIL;
 }
 
 /*
@@ -1198,6 +1220,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	char	   *condition;
 	HrflowStore store;
 	Relation	table;
+	bool		had_triggers;
 	uint64		n;
 
 	if (PG_ARGISNULL(ARG_STORE) || PG_ARGISNULL(ARG_TABLE) ||
@@ -1218,9 +1241,16 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	args[TRIGGER_STORE] = store.vectors_name;
 	get_arguments(fcinfo, table, args, &condition);
 
-	create_triggers(&store, table, function, args, condition);
+	had_triggers = create_triggers(&store, table, function, args, condition);
 	CommandCounterIncrement();
-	erase(&store, function, NULL, NULL);
+
+	/*
+	 * A table that feeds the store from now on makes nothing unwanted.  What
+	 * it does not want may be another's, whose triggers are still to be made
+	 * anew, as after DROP EXTENSION.
+	 */
+	if (had_triggers)
+		erase(&store, function, NULL, NULL);
 	n = track(&store,
 			  profiles_in(args,
 						  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(table)),
@@ -1242,17 +1272,20 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 {
 	Oid			function = find_trigger_function(fcinfo->flinfo->fn_oid);
 	HrflowStore store;
-	uint64		n;
+	uint64		n = 0;
 
 	PreventCommandDuringRecovery("hrflow_untrack_table()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
 	hrflow_store_check_manual(&store);
-	hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
-							   PG_GETARG_OID(ARG_TABLE));
-	CommandCounterIncrement();
-	n = erase(&store, function, NULL, NULL);
+	check_owner(&store, PG_GETARG_OID(ARG_TABLE));
+	if (hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
+								   PG_GETARG_OID(ARG_TABLE)))
+	{
+		CommandCounterIncrement();
+		n = erase(&store, function, NULL, NULL);
+	}
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

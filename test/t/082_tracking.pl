@@ -334,5 +334,31 @@ foreach my $statement ("INSERT INTO moved.candidate VALUES ('5')", "UPDATE moved
 	like($err, qr/HINT:  DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/, 'and what to do');
 }
 
+#
+# Made anew one after the other, tables do not erase what the others want
+#
+restore('anew');
+sub anew
+{
+	my ($sql) = @_;
+	return $node->safe_psql('anew', "SET client_min_messages = error; SET ROLE keeper; $sql");
+}
+sub tracked_anew
+{
+	return anew(q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM moved.embedding_profile});
+}
+my $track_candidate = q{SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme', refresh_columns => '{cv}');};
+my $track_part = q{SELECT hrflow_track_table('moved.embedding', 'moved.part', 'id', 'acme');};
+$node->safe_psql('anew', 'SET client_min_messages = error; DROP EXTENSION hrflow_embed CASCADE; CREATE EXTENSION hrflow_embed;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
+anew(q{DELETE FROM moved.candidate WHERE id = '3'});
+is(anew($track_candidate), 0, 'after DROP EXTENSION a table is tracked again');
+is(tracked_anew(), '1 2 3 4', 'and another that is not yet keeps its profiles');
+is(anew(q{SELECT hrflow_untrack_table('moved.embedding', 'moved.part')}), 0, 'which is not untracked before it is tracked');
+is(tracked_anew(), '1 2 3 4', 'indeed');
+anew($track_part);
+is(anew("$track_part SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme')"), "0\n0", 'once all are back');
+is(tracked_anew(), '1 2 4', 'what nothing wants is erased');
+
 $_->finish foreach $session, $other;
 done_testing();
