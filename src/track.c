@@ -146,11 +146,12 @@ may_feed(const HrflowStore *store, Oid table)
 
 /*
  * Read a trigger, unless it is another's or a partition's copy.  Anybody may
- * have made it, and named any store.
+ * have made it, and named any store.  One that names another is the store's if
+ * it is among those that were made for it: then it has been renamed since.
  */
 static Feeder *
 read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
-			 Oid function)
+			 Oid function, List *made_for_it)
 {
 	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
 	Feeder	   *feeder;
@@ -170,8 +171,10 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
 		feeder->args[i] = p;
 		p += strlen(p) + 1;
 	}
-	if (strcmp(feeder->args[TRIGGER_STORE], store->vectors_name) != 0 ||
-		!may_feed(store, form->tgrelid))
+	if (strcmp(feeder->args[TRIGGER_STORE], store->vectors_name) != 0 &&
+		!list_member_oid(made_for_it, form->oid))
+		return NULL;
+	if (!may_feed(store, form->tgrelid))
 		return NULL;
 	feeder->trigger = form->oid;
 	feeder->table = form->tgrelid;
@@ -188,7 +191,7 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
  */
 static Feeder *
 get_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
-			Oid function)
+			Oid function, List *made_for_it)
 {
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -202,7 +205,7 @@ get_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 		feeder = read_trigger(tuple, RelationGetDescr(triggers), store,
-							  function);
+							  function, made_for_it);
 	systable_endscan(scan);
 	return feeder;
 }
@@ -217,40 +220,61 @@ compare_tables(const ListCell *a, const ListCell *b)
 }
 
 /*
- * The triggers that feed a store: those of its owner's tables that depend on
- * our function and name the store; on one table only unless that is
- * InvalidOid.  The tables are locked, in the order of their OIDs; what had gone
- * when its lock was had is left out.  Tables of others are not waited for.
+ * The triggers that depend on something.
  */
 static List *
-find_triggers(const HrflowStore *store, Oid function, Oid table,
-			  LOCKMODE lockmode)
+find_dependents(Oid class, Oid object)
 {
 	Relation	depend = table_open(DependRelationId, AccessShareLock);
-	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
 	List	   *found = NIL;
-	List	   *feeders = NIL;
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	ListCell   *cell;
 
 	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(ProcedureRelationId));
+				F_OIDEQ, ObjectIdGetDatum(class));
 	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(function));
+				F_OIDEQ, ObjectIdGetDatum(object));
 	scan = systable_beginscan(depend, DependReferenceIndexId, true, NULL, 2,
 							  keys);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
-		Feeder	   *feeder = form->classid == TriggerRelationId ?
-		get_trigger(triggers, form->objid, store, function) : NULL;
+
+		if (form->classid == TriggerRelationId)
+			found = lappend_oid(found, form->objid);
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+	return found;
+}
+
+/*
+ * The triggers that feed a store: those of its owner's tables that call our
+ * function and name the store, or were made for it; on one table only unless
+ * that is InvalidOid.  The tables are locked, in the order of their OIDs; what
+ * had gone when its lock was had is left out.  Tables of others are not waited
+ * for.
+ */
+static List *
+find_triggers(const HrflowStore *store, Oid function, Oid table,
+			  LOCKMODE lockmode)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *made_for_it = find_dependents(RelationRelationId,
+											  RelationGetRelid(store->vectors));
+	List	   *found = NIL;
+	List	   *feeders = NIL;
+	ListCell   *cell;
+
+	foreach(cell, find_dependents(ProcedureRelationId, function))
+	{
+		Feeder	   *feeder = get_trigger(triggers, lfirst_oid(cell), store,
+										 function, made_for_it);
 
 		if (feeder != NULL && (!OidIsValid(table) || feeder->table == table))
 			found = lappend(found, feeder);
 	}
-	systable_endscan(scan);
 
 	list_sort(found, compare_tables);
 	foreach(cell, found)
@@ -258,12 +282,12 @@ find_triggers(const HrflowStore *store, Oid function, Oid table,
 		Feeder	   *feeder = lfirst(cell);
 
 		LockRelationOid(feeder->table, lockmode);
-		feeder = get_trigger(triggers, feeder->trigger, store, function);
+		feeder = get_trigger(triggers, feeder->trigger, store, function,
+							 made_for_it);
 		if (feeder != NULL)
 			feeders = lappend(feeders, feeder);
 	}
 	table_close(triggers, AccessShareLock);
-	table_close(depend, AccessShareLock);
 	return feeders;
 }
 
@@ -295,10 +319,12 @@ hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
 
 /*
  * Check that a column is there; and, where it is to hold keys, that its type
- * has one text only for each value.
+ * has one text only for each value.  "tracked": it was there when the table was
+ * tracked.
  */
 static void
-check_source_column(Relation table, const char *name, bool is_key)
+check_source_column(Relation table, const char *name, bool is_key,
+					bool tracked)
 {
 	int			number = SPI_fnumber(RelationGetDescr(table), name);
 	Oid			type;
@@ -307,7 +333,8 @@ check_source_column(Relation table, const char *name, bool is_key)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("table \"%s\" has no column \"%s\"",
-						RelationGetRelationName(table), name)));
+						RelationGetRelationName(table), name),
+				 tracked ? errhint("If it was renamed, call hrflow_track_table() again.") : 0));
 	if (!is_key)
 		return;
 	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
@@ -324,11 +351,11 @@ check_source_column(Relation table, const char *name, bool is_key)
  * Check the columns that hold a table's keys.
  */
 static void
-check_key_columns(Relation table, char *const *args)
+check_key_columns(Relation table, char *const *args, bool tracked)
 {
-	check_source_column(table, args[TRIGGER_PROFILE_COLUMN], true);
+	check_source_column(table, args[TRIGGER_PROFILE_COLUMN], true, tracked);
 	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
-		check_source_column(table, args[TRIGGER_SOURCE_COLUMN], true);
+		check_source_column(table, args[TRIGGER_SOURCE_COLUMN], true, tracked);
 }
 
 /*
@@ -389,7 +416,7 @@ unwanted(const HrflowStore *store, Oid function)
 		if (!feeder->is_insert)
 			continue;
 		table = relation_open(feeder->table, AccessShareLock);
-		check_key_columns(table, feeder->args);
+		check_key_columns(table, feeder->args, true);
 		relation_close(table, NoLock);
 		appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s AS f WHERE %s = p.%s AND %s = p.source_id)",
 						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
@@ -620,21 +647,14 @@ mark_due(const HrflowStore *store, HrflowParameters *key)
  */
 
 /*
- * A column of a row as text, or NULL.
+ * A column of a row as text, or NULL.  It is known to be there.
  */
 static char *
 get_column(TriggerData *trigdata, HeapTuple tuple, const char *name)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	int			number = SPI_fnumber(desc, name);
 
-	if (number <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("table \"%s\" has no column \"%s\"",
-						RelationGetRelationName(trigdata->tg_relation), name),
-				 errhint("If it was renamed, call hrflow_track_table() again.")));
-	return SPI_getvalue(tuple, desc, number);
+	return SPI_getvalue(tuple, desc, SPI_fnumber(desc, name));
 }
 
 /*
@@ -809,7 +829,7 @@ report_missing_store(TriggerData *trigdata)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("store %s of trigger \"%s\" does not exist", store,
 						trigger->tgname),
-				 errhint("If it was renamed, drop the table's triggers whose names begin with \"hrflow_\" and call hrflow_track_table() again.")));
+				 errhint("If it was renamed, call hrflow_track_table() again.")));
 
 	/* Once a statement, of however many rows. */
 	if (warned == trigger->tgoid &&
@@ -856,7 +876,7 @@ open_store(HrflowStore *store, TriggerData *trigdata)
 						RelationGetRelationName(trigdata->tg_relation),
 						trigger->tgargs[TRIGGER_STORE])));
 	hrflow_store_check_manual(store);
-	check_key_columns(trigdata->tg_relation, trigger->tgargs);
+	check_key_columns(trigdata->tg_relation, trigger->tgargs, true);
 	return true;
 }
 
@@ -1051,7 +1071,7 @@ check_trigger_name(const HrflowStore *store, Relation table, Oid function,
 	Oid			trigger = get_trigger_oid(RelationGetRelid(table), name, true);
 
 	if (OidIsValid(trigger) &&
-		get_trigger(triggers, trigger, store, function) == NULL)
+		get_trigger(triggers, trigger, store, function, NIL) == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("trigger \"%s\" of table \"%s\" does not feed store %s",
@@ -1193,7 +1213,7 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 
 	columns = palloc(sizeof(char *) *
 					 (2 + (refresh == NULL ? 0 : get_columns(refresh, NULL))));
-	check_key_columns(table, args);
+	check_key_columns(table, args, false);
 	columns[ncolumns++] = args[TRIGGER_PROFILE_COLUMN];
 	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
 		columns[ncolumns++] = args[TRIGGER_SOURCE_COLUMN];
@@ -1202,7 +1222,7 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 		int			n = get_columns(refresh, columns + ncolumns);
 
 		for (int i = 0; i < n; i++)
-			check_source_column(table, columns[ncolumns++], false);
+			check_source_column(table, columns[ncolumns++], false, false);
 	}
 	*condition = update_condition(table, columns, ncolumns);
 }

@@ -360,5 +360,45 @@ anew($track_part);
 is(anew("$track_part SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme')"), "0\n0", 'once all are back');
 is(tracked_anew(), '1 2 4', 'what nothing wants is erased');
 
+#
+# What is renamed
+#
+sub fails_with
+{
+	my ($sql) = @_;
+	my ($status, $out, $err) = $node->psql('postgres', "SET client_min_messages = error; SET ROLE keeper; $sql");
+	return $err;
+}
+sql(q{SET ROLE keeper; ALTER TABLE moved.candidate RENAME TO people;
+	INSERT INTO moved.people VALUES ('5'); DELETE FROM moved.people WHERE id = '3'});
+is(tracked('moved.embedding'), '1 2 4 5', 'a table that is renamed feeds the store on');
+
+sql(q{ALTER TABLE moved.people RENAME id TO key});
+foreach my $statement ("INSERT INTO moved.people VALUES ('6')", "UPDATE moved.people SET cv = 'newer'",
+	'DELETE FROM moved.people', 'DELETE FROM moved.part', 'TRUNCATE moved.part')
+{
+	like(fails_with($statement), qr/ERROR:  table "people" has no column "id"\nHINT:  If it was renamed, call hrflow_track_table\(\) again/,
+		"after its column was renamed: $statement");
+}
+is(fails_with(q{SELECT hrflow_track_table('moved.embedding', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
+	INSERT INTO moved.people VALUES ('6'); DELETE FROM moved.people WHERE key = '2'}), '', 'that is enough');
+is(tracked('moved.embedding'), '1 4 5 6', 'and what was tracked stays so');
+
+sql(q{ALTER TABLE moved.embedding RENAME TO renamed; ALTER TABLE moved.embedding_profile RENAME TO renamed_profile});
+foreach my $statement ("INSERT INTO moved.people VALUES ('7')", "UPDATE moved.people SET cv = 'newest'",
+	'DELETE FROM moved.people', "UPDATE moved.part SET id = '8'")
+{
+	like(fails_with($statement), qr/ERROR:  store moved.embedding of trigger "\w+" does not exist\nHINT:  If it was renamed, call hrflow_track_table\(\) again/,
+		"after the store was renamed: $statement");
+}
+is(fails_with(q{SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
+	SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
+	INSERT INTO moved.people VALUES ('7'); DELETE FROM moved.people WHERE key = '5'}), '', 'that is enough for a table');
+is(tracked('moved.renamed'), '1 4 6 7', 'and what other tables want is kept meanwhile');
+is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'moved.people'::regclass}), 4, 'old triggers are gone');
+sql(q{SET ROLE keeper; SELECT hrflow_drop_store('moved.renamed')});
+is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}), '',
+	'a store that was renamed is dropped with all triggers that feed it');
+
 $_->finish foreach $session, $other;
 done_testing();
