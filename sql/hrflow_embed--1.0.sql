@@ -466,6 +466,7 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --   source_table      of the store's owner
 --   profile_column    text, varchar, uuid or integer: the identifier.  Index
 --                     it: a DELETE looks whether another row has it
+--                     A table feeds a store by one column, the one given last
 --   source_id         \  one of them: the source of all rows, or the column
 --   source_column     /  with each row's
 --   refresh_columns   when one of them changes, so has the profile

@@ -1118,6 +1118,35 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
+ * Say so where a table has fed the store by other keys: its profiles are
+ * erased, which had better not be found out later.  A column that is no more
+ * was renamed.
+ */
+static void
+warn_of_other_keys(const HrflowStore *store, Relation table,
+				   const Feeder *feeder, char *const *args)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	bool		same = true;
+
+	for (int i = TRIGGER_PROFILE_COLUMN; i < TRIGGER_NARGS; i++)
+	{
+		const char *old = feeder->args[i];
+
+		if (i != TRIGGER_SOURCE_ID && *old != '\0' &&
+			SPI_fnumber(desc, old) == SPI_ERROR_NOATTRIBUTE)
+			return;
+		same = same && strcmp(old, args[i]) == 0;
+	}
+	if (!same)
+		ereport(WARNING,
+				(errmsg("table \"%s\" feeds store %s by column \"%s\" no more",
+						RelationGetRelationName(table), store->vectors_name,
+						feeder->args[TRIGGER_PROFILE_COLUMN]),
+				 errdetail("A table feeds a store by one column, and from one source or column of sources. Profiles that nothing else wants are erased.")));
+}
+
+/*
  * Make the triggers of a table, or make them anew.  "condition" is that on
  * which an UPDATE matters.  Returns whether the table has fed the store before.
  */
@@ -1151,6 +1180,8 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 		Feeder	   *feeder = lfirst(cell);
 		int			i = 0;
 
+		if (feeder->is_insert)
+			warn_of_other_keys(store, table, feeder, args);
 		while (i < n && strcmp(names[i], feeder->trigger_name) != 0)
 			i++;
 		if (i == n)

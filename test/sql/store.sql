@@ -166,6 +166,21 @@ SET client_min_messages = error;
 DROP SCHEMA talent_a, talent_embedding_of_the_department_of_human_resources CASCADE;
 SET client_min_messages = warning;
 
+-- By one column at a time: the other's profiles go, which it says
+CREATE TABLE talent.two_columns (id text, old_id text, source text);
+INSERT INTO talent.two_columns VALUES ('cook-1', 'cook-1', 'acme'), ('cook-2', 'cook-9', 'acme');
+SELECT hrflow_create_store('talent.columns', 'real[]');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'id', 'acme');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'id', 'acme', refresh_columns => '{old_id}');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'old_id', 'acme');
+SELECT profile_id FROM talent.columns_profile ORDER BY 1;
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'old_id', source_column => 'source');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'old_id', 'beta');
+ALTER TABLE talent.two_columns RENAME old_id TO new_id;
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'new_id', 'beta');
+SELECT hrflow_drop_store('talent.columns');
+DROP TABLE talent.two_columns;
+
 -- What is refused
 \set VERBOSITY sqlstate
 SELECT hrflow_create_store('talent.embedding', 'real[]'); -- error
