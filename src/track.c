@@ -365,6 +365,12 @@ check_key_columns(Relation table, char *const *args, bool tracked)
  */
 
 /*
+ * Keys are compared byte by byte, as the store's are, whatever the collation of
+ * a column that feeds it; and then an index of the store's can be used.
+ */
+#define PLAIN_COLLATION " COLLATE pg_catalog.\"default\""
+
+/*
  * SQL for the source and the identifier of a row of a feeding table, "alias".
  */
 static char *
@@ -373,15 +379,72 @@ source_of(char *const *args, const char *alias)
 	if (args[TRIGGER_SOURCE_COLUMN][0] == '\0')
 		return psprintf("%s::text",
 						quote_literal_cstr(args[TRIGGER_SOURCE_ID]));
-	return psprintf("%s.%s::text", alias,
+	return psprintf("%s.%s::text" PLAIN_COLLATION, alias,
 					quote_identifier(args[TRIGGER_SOURCE_COLUMN]));
 }
 
 static char *
 identifier_of(char *const *args, const char *alias)
 {
-	return psprintf("%s.%s::text", alias,
+	return psprintf("%s.%s::text" PLAIN_COLLATION, alias,
 					quote_identifier(args[TRIGGER_PROFILE_COLUMN]));
+}
+
+/*
+ * SQL for: column "name" of a row "f" of a feeding table is, as text, the value
+ * of the SQL "text".  It is the text that is converted, if it is one that the
+ * type writes, for the column's index is of the column's own type and
+ * collation.
+ */
+static char *
+column_is(Relation table, const char *name, const char *text)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	Form_pg_attribute attribute =
+	TupleDescAttr(desc, SPI_fnumber(desc, name) - 1);
+	const char *column = quote_identifier(name);
+
+	switch (getBaseType(attribute->atttypid))
+	{
+		case INT8OID:
+		case INT4OID:
+		case INT2OID:
+			return psprintf("f.%s = CASE WHEN %s COLLATE \"C\" ~ '^(0|-?[1-9][0-9]{0,18})$' THEN"
+							" CASE WHEN %s::numeric BETWEEN -9223372036854775808 AND 9223372036854775807"
+							" THEN %s::bigint END END",
+							column, text, text, text);
+		case UUIDOID:
+			return psprintf("f.%s = CASE WHEN %s COLLATE \"C\" ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
+							" THEN %s::uuid END",
+							column, text, text);
+		default:
+
+			/* All that tell texts apart tell the same ones apart. */
+			if (get_collation_isdeterministic(attribute->attcollation))
+				return psprintf("f.%s::text = %s COLLATE %s", column, text,
+								DatumGetCString(DirectFunctionCall1(regcollationout,
+																	ObjectIdGetDatum(attribute->attcollation))));
+			return psprintf("f.%s::text" PLAIN_COLLATION " = %s", column, text);
+	}
+}
+
+/*
+ * SQL for: a row "f" of a feeding table wants the profile of the state table's
+ * row "p".
+ */
+static char *
+row_wants(const HrflowStore *store, Relation table, char *const *args)
+{
+	char	   *identifier = column_is(table, args[TRIGGER_PROFILE_COLUMN],
+									   psprintf("p.%s",
+												store->identifier_name));
+
+	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
+		return psprintf("%s AND %s", identifier,
+						column_is(table, args[TRIGGER_SOURCE_COLUMN],
+								  "p.source_id"));
+	return psprintf("%s AND p.source_id = %s", identifier,
+					quote_literal_cstr(args[TRIGGER_SOURCE_ID]));
 }
 
 /*
@@ -415,15 +478,13 @@ unwanted(const HrflowStore *store, Oid function)
 
 		if (!feeder->is_insert)
 			continue;
-		table = relation_open(feeder->table, AccessShareLock);
+		table = relation_open(feeder->table, NoLock);
 		check_key_columns(table, feeder->args, true);
+		appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s AS f WHERE %s)",
+						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(table)),
+													RelationGetRelationName(table)),
+						 row_wants(store, table, feeder->args));
 		relation_close(table, NoLock);
-		appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s AS f WHERE %s = p.%s AND %s = p.source_id)",
-						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
-													get_rel_name(feeder->table)),
-						 identifier_of(feeder->args, "f"),
-						 store->identifier_name,
-						 source_of(feeder->args, "f"));
 	}
 	return sql.data;
 }
@@ -975,7 +1036,8 @@ open_source(Oid relid, const HrflowStore *store)
 /*
  * The condition under which an UPDATE of a row matters.  A type whose equality
  * is not PostgreSQL's own, or that has none, such as json, is compared as
- * text: it would not be found by every search_path.
+ * text: it would not be found by every search_path.  Texts that a collation
+ * takes for the same are not.
  */
 static char *
 update_condition(Relation table, char *const *columns, int ncolumns)
@@ -986,15 +1048,21 @@ update_condition(Relation table, char *const *columns, int ncolumns)
 	initStringInfo(&sql);
 	for (int i = 0; i < ncolumns; i++)
 	{
-		Oid			type = SPI_gettypeid(desc, SPI_fnumber(desc, columns[i]));
+		int			number = SPI_fnumber(desc, columns[i]);
+		Oid			type = SPI_gettypeid(desc, number);
+		Oid			collation = TupleDescAttr(desc, number - 1)->attcollation;
 		Oid			equality = lookup_type_cache(getBaseType(type),
 												 TYPECACHE_EQ_OPR)->eq_opr;
 		const char *cast = OidIsValid(equality) &&
 		equality < FirstNormalObjectId ? "" : "::text";
-		const char *column = quote_identifier(columns[i]);
+		const char *column =
+		psprintf("%s%s%s", quote_identifier(columns[i]), cast,
+				 !OidIsValid(collation) ||
+				 get_collation_isdeterministic(collation) ? "" :
+				 PLAIN_COLLATION);
 
-		appendStringInfo(&sql, "%sOLD.%s%s IS DISTINCT FROM NEW.%s%s",
-						 i == 0 ? "" : " OR ", column, cast, column, cast);
+		appendStringInfo(&sql, "%sOLD.%s IS DISTINCT FROM NEW.%s",
+						 i == 0 ? "" : " OR ", column, column);
 	}
 	return sql.data;
 }

@@ -297,6 +297,50 @@ is(sql(q{SET ROLE mallory;
 	SELECT hrflow_drop_store('pg_temp.e');}), "f\n0\nnurse-1|ok\n", 'a store may be temporary');
 
 #
+# Indexes are used, whatever type and collation keys have
+#
+sql(q{SET ROLE keeper;
+	CREATE DOMAIN kept.number AS bigint CHECK (VALUE <> 0);
+	CREATE TABLE kept.key (t text PRIMARY KEY, c text COLLATE "C" UNIQUE, v varchar(40) UNIQUE, b bigint UNIQUE,
+		i integer UNIQUE, s smallint UNIQUE, u uuid UNIQUE, d kept.number UNIQUE);
+	INSERT INTO kept.key SELECT 'x' || n, 'x' || n, 'x' || n, 9223372036854775807 - n, n - 10000, n - 10000,
+		md5(n::text)::uuid, -n FROM generate_series(1, 20000) n;
+	ANALYZE kept.key;});
+foreach my $column (qw(t c v b i s u d))
+{
+	sql(qq{SET ROLE keeper; SELECT hrflow_create_store('kept.by_$column', 'real[]');
+		SELECT hrflow_track_table('kept.by_$column', 'kept.key', '$column', 'acme');
+		ANALYZE kept.by_${column}_profile, kept.by_$column;});
+}
+is(sql(q{SET ROLE keeper; BEGIN;
+	DELETE FROM kept.key WHERE t IN ('x1', 'x2', 'x20000');
+	SELECT count(*), sum(seq_scan) FROM pg_stat_xact_user_tables WHERE schemaname = 'kept' AND relname ~ '^by_._profile$|^key$'}),
+	'9|0', 'a DELETE reads neither candidates nor profiles from end to end');
+sql('SET ROLE keeper; DELETE FROM kept.key WHERE i % 4 = 0');
+foreach my $column (qw(t c v b i s u d))
+{
+	is(sql(qq{SELECT count(*), count(k.$column) FROM kept.by_${column}_profile p LEFT JOIN kept.key k ON k.$column\::text = p.profile_id}),
+		'15000|15000', "erases what it should by the key $column");
+}
+sql(q{SET ROLE keeper; DROP TABLE kept.key});
+
+# Keys that a collation takes for the same are not
+SKIP:
+{
+	skip 'ICU is not to be had', 3
+	  unless $node->psql('postgres', q{CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)}) == 0;
+	sql(q{SET ROLE keeper; CREATE TABLE kept.letter (id text COLLATE public.anycase);
+		SELECT hrflow_create_store('kept.letters', 'real[]');
+		SELECT hrflow_track_table('kept.letters', 'kept.letter', 'id', 'acme');
+		INSERT INTO kept.letter VALUES ('abc'), ('Abc'), ('DEF');});
+	is(tracked('kept.letters'), 'Abc DEF abc', 'case tells keys apart where a collation does not');
+	sql(q{SET ROLE keeper; UPDATE kept.letter SET id = 'def' WHERE id = 'DEF'});
+	is(tracked('kept.letters'), 'Abc abc def', 'another case is another key');
+	sql(q{SET ROLE keeper; DELETE FROM kept.letter WHERE id COLLATE "C" = 'abc'});
+	is(tracked('kept.letters'), 'Abc def', 'and nobody wants it then');
+}
+
+#
 # A store that is dropped where a dump was restored, which does not know that
 # triggers depend on it
 #
