@@ -8,7 +8,8 @@
  * an UPDATE of other columns costs nothing.  (PostgreSQL allows neither a WHEN
  * on rows nor a list of columns together with transition tables.)
  *
- * Rows of the state table are locked in the order of their keys, and before it
+ * Rows of the state table are locked in the order of their keys (by an UPDATE
+ * row by row, for it does not know the next one), and before it
  * is asked whether anybody else wants a profile: that is asked with a snapshot
  * taken after the lock, so that of a deletion here and an insertion there, at
  * the same time, the second one sees the first.
@@ -28,6 +29,7 @@
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
@@ -740,16 +742,32 @@ get_key(TriggerData *trigdata, HeapTuple tuple, HrflowParameters *key)
 	return true;
 }
 
-static bool
-keys_equal(const HrflowParameters *a, const HrflowParameters *b)
+/*
+ * Compare keys in the order in which their rows are locked.
+ */
+static int
+compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 {
-	for (int i = 0; i < a->n; i++)
-	{
-		if (strcmp(TextDatumGetCString(a->values[i]),
-				   TextDatumGetCString(b->values[i])) != 0)
-			return false;
-	}
-	return true;
+	int			result = 0;
+
+	for (int i = 0; i < a->n && result == 0; i++)
+		result = DatumGetInt32(DirectFunctionCall2Coll(bttextcmp,
+													   DEFAULT_COLLATION_OID,
+													   a->values[i],
+													   b->values[i]));
+	return result;
+}
+
+/*
+ * Lock a profile's row, if there is one.
+ */
+static void
+lock_profile(const HrflowStore *store, const HrflowParameters *key)
+{
+	hrflow_store_execute(hrflow_store_sql(store,
+										  "SELECT FROM %P AS p"
+										  " WHERE p.source_id = $1 AND p.%I = $2 FOR UPDATE"),
+						 key);
 }
 
 /*
@@ -763,12 +781,15 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 	HrflowParameters new;
 	bool		has_old = get_key(trigdata, trigdata->tg_trigtuple, &old);
 	bool		has_new = get_key(trigdata, trigdata->tg_newtuple, &new);
+	int			order = has_old && has_new ? compare_keys(&old, &new) : 1;
 
-	if (has_old && has_new && keys_equal(&old, &new))
+	if (order == 0)
 	{
 		mark_due(store, &new);
 		return;
 	}
+	if (order < 0)
+		lock_profile(store, &old);
 	if (has_new)
 		track(store, one, &new);
 	if (has_old)

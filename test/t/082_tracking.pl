@@ -249,6 +249,33 @@ is(sql('SELECT string_agg(profile_id || state || manual || generation, $$ $$ ORD
 $third->finish;
 
 #
+# Two rows that exchange their identifiers at the same time
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.swap (n int, id text);
+	SELECT hrflow_create_store('kept.swapped', 'real[]');
+	SELECT hrflow_track_table('kept.swapped', 'kept.swap', 'id', 'acme');
+	INSERT INTO kept.swap VALUES (1, 'a'), (2, 'b'), (3, 'a'), (4, 'b')});
+$third = Hrflow::Session->new($node);
+$third->ask('SET ROLE keeper;');
+foreach my $held (qw(a b))
+{
+	$session->ask("SET ROLE keeper; BEGIN; SELECT FROM kept.swapped_profile WHERE profile_id = '$held' FOR UPDATE;");
+	$other->send(q{UPDATE kept.swap SET id = 'b' WHERE n = 1; SELECT 'first';});
+	waits($other);
+	$third->send(q{UPDATE kept.swap SET id = 'a' WHERE n = 2; SELECT 'second';});
+	waits($third);
+	$session->ask('ROLLBACK;');
+	is($other->wait_for(qr/^first|ERROR/m), "first\n", "one that becomes b while $held is locked");
+	is($third->wait_for(qr/^second|ERROR/m), "second\n", 'and one that becomes a');
+	sql(q{UPDATE kept.swap SET id = 'a' WHERE n = 1; UPDATE kept.swap SET id = 'b' WHERE n = 2});
+}
+is(tracked('kept.swapped'), 'a b', 'do not deadlock');
+sql(q{UPDATE kept.swap SET id = 'a' WHERE n IN (2, 4)});
+is(tracked('kept.swapped'), 'a', 'and what is wanted no more is erased');
+$third->finish;
+
+#
 # Tables that feed a store go while others look for them
 #
 sub feed_two
