@@ -9,10 +9,10 @@
  * on rows nor a list of columns together with transition tables.)
  *
  * Rows of the state table are locked in the order of their keys (by an UPDATE
- * row by row, for it does not know the next one), and before it
- * is asked whether anybody else wants a profile: that is asked with a snapshot
- * taken after the lock, so that of a deletion here and an insertion there, at
- * the same time, the second one sees the first.
+ * row by row, for it does not know the next one), and before it is asked
+ * whether anybody else wants a profile: that is asked with a snapshot taken
+ * after the lock, so that of a deletion here and an insertion there, at the
+ * same time, the second one sees the first.
  *
  *-------------------------------------------------------------------------
  */

@@ -324,6 +324,30 @@ is(sql(q{SET ROLE mallory;
 	SELECT hrflow_drop_store('pg_temp.e');}), "f\n0\nnurse-1|ok\n", 'a store may be temporary');
 
 #
+# A table or a partition that goes fires no trigger
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.day (id text, day int) PARTITION BY LIST (day);
+	CREATE TABLE kept.day_1 PARTITION OF kept.day FOR VALUES IN (1);
+	CREATE TABLE kept.day_2 PARTITION OF kept.day FOR VALUES IN (2);
+	CREATE TABLE kept.day_3 PARTITION OF kept.day FOR VALUES IN (3);
+	CREATE TABLE kept.extra (id text);
+	SELECT hrflow_create_store('kept.days', 'real[]');
+	SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme'), hrflow_track_table('kept.days', 'kept.extra', 'id', 'acme');
+	INSERT INTO kept.day VALUES ('1', 1), ('2', 2), ('3', 3), ('4', 1), ('4', 2);
+	INSERT INTO kept.extra VALUES ('5');
+	SELECT hrflow_track('kept.days', 'acme', '{6}');
+	DROP TABLE kept.day_1;
+	ALTER TABLE kept.day DETACH PARTITION kept.day_3;
+	DROP TABLE kept.extra;});
+is(tracked('kept.days'), '1 2 3 4 5 6', 'what a table or a partition had that is dropped or detached stays');
+sql(q{SET ROLE keeper; SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme')});
+is(tracked('kept.days'), '2 4 6', 'until the tables are reconciled');
+sql(q{SET ROLE keeper; DROP TABLE kept.day;
+	SELECT hrflow_untrack('kept.days', source_id, array_agg(profile_id)) FROM kept.days_profile WHERE NOT manual GROUP BY source_id});
+is(tracked('kept.days'), '6', 'or, where none is left, untracked by hand');
+
+#
 # Indexes are used, whatever type and collation keys have
 #
 sql(q{SET ROLE keeper;
