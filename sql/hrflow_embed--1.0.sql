@@ -466,13 +466,15 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --   source_table      of the store's owner
 --   profile_column    text, varchar, uuid or integer: the identifier.  Index
 --                     it: a DELETE looks whether another row has it
+--                     A table feeds a store by one column, the one given last
 --   source_id         \  one of them: the source of all rows, or the column
 --   source_column     /  with each row's
 --   refresh_columns   when one of them changes, so has the profile
 --
 -- Returns the number of rows newly tracked.  Called again it reconciles: what
 -- triggers have missed (logical replication, rows written to a partition,
--- session_replication_role) is tracked or erased.
+-- session_replication_role) is tracked or erased.  The first call, as after
+-- DROP EXTENSION, erases nothing: another table may still have to be tracked.
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
@@ -495,8 +497,8 @@ REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, 
 
 -- Ends that, and erases the profiles that nothing else wants.
 --
--- Returns their number.
--- Errors: 42501 the caller is not the owner; 42809 not a store.
+-- Returns their number; 0 where the table did not feed the store.
+-- Errors: 42501 the caller is not the owner of both; 42809 not a store.
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -508,7 +510,9 @@ COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
 REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
 
 -- The triggers' function: works as the table's owner, who must be the
--- store's.  Whoever may write to the table needs no right on the store.
+-- store's.  Whoever may write to the table needs no right on the store, nor on
+-- the function; the owner gets the right to execute it by
+-- hrflow_track_table().
 CREATE FUNCTION hrflow_track_trigger()
 RETURNS trigger
 AS 'MODULE_PATHNAME'
@@ -516,6 +520,8 @@ LANGUAGE C;
 
 COMMENT ON FUNCTION hrflow_track_trigger() IS
 'keeps a store in step with a table; made a trigger by hrflow_track_table()';
+
+REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 
 -- Fetches what is due, until nothing is, or time or number are up.  Each batch
 -- is claimed and committed, fetched with no transaction open, written and

@@ -407,6 +407,16 @@ check_access(Relation relation, HrflowStoreAccess access)
  * (sub)transaction, the current user is the store's owner and search_path is
  * PostgreSQL's own catalog.
  *
+ * The operation is restricted for the owner as well: who has become him by SET
+ * ROLE could be made somebody else again by RESET ROLE in a trigger.  That also
+ * refuses deferred triggers, which would fire when this is over.  Of what is
+ * done to a store, restriction hinders nothing: triggers may be made and
+ * dropped under it.  hrflow_create_store() and the DROP TABLE of
+ * hrflow_drop_store() are outside, for a temporary table may not be made under
+ * it, nor one dropped that is open; neither runs anything of the owner's.
+ *
+ * Whoever commits must close first, for a transaction begins unrestricted.
+ *
  * Throws 42P01, 42809 and 42501.
  */
 void
@@ -430,10 +440,15 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->profiles)),
 								   RelationGetRelationName(store->profiles));
 
+	/*
+	 * Policies that are forced on the owner are not asked, as foreign keys do
+	 * not: who keeps a store in step must see all that is wanted.  Whether
+	 * one applies to the caller was asked above.
+	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
-	if (access != HRFLOW_STORE_OWN)
-		SetUserIdAndSecContext(store->owner, store->saved_context |
-							   SECURITY_RESTRICTED_OPERATION);
+	SetUserIdAndSecContext(store->owner, store->saved_context |
+						   SECURITY_RESTRICTED_OPERATION |
+						   SECURITY_NOFORCE_RLS);
 	store->saved_nestlevel = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
@@ -617,9 +632,11 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 	HrflowStore store;
 	char	   *sql;
 
+	PreventCommandDuringRecovery("hrflow_drop_store()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
-	hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid, InvalidOid);
+	(void) hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
+									  InvalidOid);
 	sql = hrflow_store_sql(&store, "DROP TABLE %V, %P");
 	hrflow_schedule_forget(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
@@ -717,11 +734,16 @@ Datum
 hrflow_track(PG_FUNCTION_ARGS)
 {
 	static const char *const templates[] = {
-		"INSERT INTO %P (source_id, %I, state, due_at, attempts, generation,"
-		" manual)"
+
+		/*
+		 * Rows that are there are not changed, nor counted, but locked: else
+		 * a DELETE could erase them before the next statement.
+		 */
+		"INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
+		" generation, manual)"
 		" SELECT DISTINCT $1, i, 'due', clock_timestamp(), 0, 0, true"
 		" FROM unnest($2) AS i ORDER BY i"
-		" ON CONFLICT (source_id, %I) DO NOTHING",
+		" ON CONFLICT (source_id, %I) DO UPDATE SET manual = true WHERE false",
 
 		"UPDATE %P AS p SET manual = true"
 		" WHERE p.source_id = $1 AND p.%I = ANY ($2) AND NOT p.manual",

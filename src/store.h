@@ -94,7 +94,7 @@ extern Datum hrflow_store_datum(uint64 row, int column);
 extern ArrayType *hrflow_store_identifiers(FunctionCallInfo fcinfo, int argno);
 
 /* in track.c */
-extern void hrflow_track_drop_triggers(const HrflowStore *store,
+extern bool hrflow_track_drop_triggers(const HrflowStore *store,
 									   Oid caller, Oid table);
 
 /* in schedule.c */

@@ -8,10 +8,11 @@
  * an UPDATE of other columns costs nothing.  (PostgreSQL allows neither a WHEN
  * on rows nor a list of columns together with transition tables.)
  *
- * Rows of the state table are locked in the order of their keys, and before it
- * is asked whether anybody else wants a profile: that is asked with a snapshot
- * taken after the lock, so that of a deletion here and an insertion there, at
- * the same time, the second one sees the first.
+ * Rows of the state table are locked in the order of their keys (by an UPDATE
+ * row by row, for it does not know the next one), and before it is asked
+ * whether anybody else wants a profile: that is asked with a snapshot taken
+ * after the lock, so that of a deletion here and an insertion there, at the
+ * same time, the second one sees the first.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,6 +28,8 @@
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaddress.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
@@ -37,6 +40,8 @@
 #include "hrflow_embed.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
+#include "port/pg_crc32c.h"
+#include "storage/lmgr.h"
 #include "store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -46,6 +51,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
 #include "utils/varlena.h"
@@ -110,10 +116,44 @@ find_trigger_function(Oid caller)
 }
 
 /*
- * Read a trigger, unless it is another's or a partition's copy.
+ * The owner of a table, or InvalidOid where it has gone.
+ */
+static Oid
+get_owner(Oid table)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Oid			owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/*
+ * Is this a table that may feed a store: one of its owner's?  Who reads it on
+ * the owner's behalf runs what its owner has put there: policies, types, their
+ * casts.
+ */
+static bool
+may_feed(const HrflowStore *store, Oid table)
+{
+	char		kind = get_rel_relkind(table);
+
+	return (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE) &&
+		get_owner(table) == store->owner;
+}
+
+/*
+ * Read a trigger, unless it is another's or a partition's copy.  Anybody may
+ * have made it, and named any store.  One that names another is the store's if
+ * it is among those that were made for it: then it has been renamed since.
  */
 static Feeder *
-read_trigger(HeapTuple tuple, TupleDesc desc, const char *store)
+read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
+			 Oid function, List *made_for_it)
 {
 	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
 	Feeder	   *feeder;
@@ -123,7 +163,7 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const char *store)
 	char	   *p;
 
 	if (is_null || form->tgnargs != TRIGGER_NARGS ||
-		OidIsValid(form->tgparentid))
+		form->tgfoid != function || OidIsValid(form->tgparentid))
 		return NULL;
 
 	feeder = palloc(sizeof(Feeder));
@@ -133,84 +173,191 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const char *store)
 		feeder->args[i] = p;
 		p += strlen(p) + 1;
 	}
-	if (strcmp(feeder->args[TRIGGER_STORE], store) != 0)
+	if (strcmp(feeder->args[TRIGGER_STORE], store->vectors_name) != 0 &&
+		!list_member_oid(made_for_it, form->oid))
+		return NULL;
+	if (!may_feed(store, form->tgrelid))
 		return NULL;
 	feeder->trigger = form->oid;
 	feeder->table = form->tgrelid;
 	feeder->trigger_name = pstrdup(NameStr(form->tgname));
-	feeder->is_insert = TRIGGER_FOR_INSERT(form->tgtype);
+	feeder->is_insert = TRIGGER_TYPE_MATCHES(form->tgtype,
+											 TRIGGER_TYPE_STATEMENT,
+											 TRIGGER_TYPE_AFTER,
+											 TRIGGER_TYPE_INSERT);
 	return feeder;
 }
 
 /*
- * The triggers that feed a store: those that depend on our function and name
- * the store.
+ * Read a trigger by its OID.  NULL also where there is none any more.
+ */
+static Feeder *
+get_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
+			Oid function, List *made_for_it)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Feeder	   *feeder = NULL;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		feeder = read_trigger(tuple, RelationGetDescr(triggers), store,
+							  function, made_for_it);
+	systable_endscan(scan);
+	return feeder;
+}
+
+static int
+compare_tables(const ListCell *a, const ListCell *b)
+{
+	Oid			left = ((Feeder *) lfirst(a))->table;
+	Oid			right = ((Feeder *) lfirst(b))->table;
+
+	return left < right ? -1 : left > right;
+}
+
+/*
+ * The triggers that depend on something.
  */
 static List *
-find_triggers(const char *store, Oid function)
+find_dependents(Oid class, Oid object)
 {
 	Relation	depend = table_open(DependRelationId, AccessShareLock);
-	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	List	   *feeders = NIL;
+	List	   *found = NIL;
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(ProcedureRelationId));
+				F_OIDEQ, ObjectIdGetDatum(class));
 	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(function));
+				F_OIDEQ, ObjectIdGetDatum(object));
 	scan = systable_beginscan(depend, DependReferenceIndexId, true, NULL, 2,
 							  keys);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
-		ScanKeyData key;
-		SysScanDesc inner;
-		HeapTuple	trigger;
-		Feeder	   *feeder;
 
-		if (form->classid != TriggerRelationId)
-			continue;
-		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
-					ObjectIdGetDatum(form->objid));
-		inner = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
-								   &key);
-		trigger = systable_getnext(inner);
-		feeder = HeapTupleIsValid(trigger) ?
-			read_trigger(trigger, RelationGetDescr(triggers), store) : NULL;
-		if (feeder != NULL)
-			feeders = lappend(feeders, feeder);
-		systable_endscan(inner);
+		if (form->classid == TriggerRelationId)
+			found = lappend_oid(found, form->objid);
 	}
 	systable_endscan(scan);
-	table_close(triggers, AccessShareLock);
 	table_close(depend, AccessShareLock);
+	return found;
+}
+
+/*
+ * The triggers that feed a store: those of its owner's tables that call our
+ * function and name the store, or were made for it; on one table only unless
+ * that is InvalidOid.  The tables are locked, in the order of their OIDs; what
+ * had gone when its lock was had is left out.  Tables of others are not waited
+ * for.
+ */
+static List *
+find_triggers(const HrflowStore *store, Oid function, Oid table,
+			  LOCKMODE lockmode)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *made_for_it = find_dependents(RelationRelationId,
+											  RelationGetRelid(store->vectors));
+	List	   *found = NIL;
+	List	   *feeders = NIL;
+	ListCell   *cell;
+
+	foreach(cell, find_dependents(ProcedureRelationId, function))
+	{
+		Feeder	   *feeder = get_trigger(triggers, lfirst_oid(cell), store,
+										 function, made_for_it);
+
+		if (feeder != NULL && (!OidIsValid(table) || feeder->table == table))
+			found = lappend(found, feeder);
+	}
+
+	list_sort(found, compare_tables);
+	foreach(cell, found)
+	{
+		Feeder	   *feeder = lfirst(cell);
+
+		LockRelationOid(feeder->table, lockmode);
+		feeder = get_trigger(triggers, feeder->trigger, store, function,
+							 made_for_it);
+		if (feeder != NULL)
+			feeders = lappend(feeders, feeder);
+	}
+	table_close(triggers, AccessShareLock);
 	return feeders;
+}
+
+static void
+drop_trigger(const Feeder *feeder)
+{
+	hrflow_store_execute(psprintf("DROP TRIGGER %s ON %s",
+								  quote_identifier(feeder->trigger_name),
+								  quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
+															 get_rel_name(feeder->table))),
+						 NULL);
 }
 
 /*
  * Drop the triggers on a table that feed a store; on any where the table is
- * InvalidOid.
+ * InvalidOid.  Returns whether there was one.
  */
-void
+bool
 hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
 {
+	List	   *feeders = find_triggers(store, find_trigger_function(caller),
+										table, AccessExclusiveLock);
 	ListCell   *cell;
 
-	foreach(cell, find_triggers(store->vectors_name,
-								find_trigger_function(caller)))
-	{
-		Feeder	   *feeder = lfirst(cell);
+	foreach(cell, feeders)
+		drop_trigger(lfirst(cell));
+	return feeders != NIL;
+}
 
-		if (OidIsValid(table) && feeder->table != table)
-			continue;
-		hrflow_store_execute(psprintf("DROP TRIGGER %s ON %s",
-									  quote_identifier(feeder->trigger_name),
-									  quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
-																 get_rel_name(feeder->table))),
-							 NULL);
-	}
+/*
+ * Check that a column is there; and, where it is to hold keys, that its type
+ * has one text only for each value.  "tracked": it was there when the table was
+ * tracked.
+ */
+static void
+check_source_column(Relation table, const char *name, bool is_key,
+					bool tracked)
+{
+	int			number = SPI_fnumber(RelationGetDescr(table), name);
+	Oid			type;
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("table \"%s\" has no column \"%s\"",
+						RelationGetRelationName(table), name),
+				 tracked ? errhint("If it was renamed, call hrflow_track_table() again.") : 0));
+	if (!is_key)
+		return;
+	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
+	if (type != TEXTOID && type != VARCHAROID && type != UUIDOID &&
+		type != INT8OID && type != INT4OID && type != INT2OID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" has the type %s", name,
+						format_type_be(type)),
+				 errhint("Identifiers are text, varchar, uuid or integers; a generated column can convert others.")));
+}
+
+/*
+ * Check the columns that hold a table's keys.
+ */
+static void
+check_key_columns(Relation table, char *const *args, bool tracked)
+{
+	check_source_column(table, args[TRIGGER_PROFILE_COLUMN], true, tracked);
+	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
+		check_source_column(table, args[TRIGGER_SOURCE_COLUMN], true, tracked);
 }
 
 /*
@@ -218,6 +365,12 @@ hrflow_track_drop_triggers(const HrflowStore *store, Oid caller, Oid table)
  * Statements
  * ------------------------------------------------------------------------
  */
+
+/*
+ * Keys are compared byte by byte, as the store's are, whatever the collation of
+ * a column that feeds it; and then an index of the store's can be used.
+ */
+#define PLAIN_COLLATION " COLLATE pg_catalog.\"default\""
 
 /*
  * SQL for the source and the identifier of a row of a feeding table, "alias".
@@ -228,15 +381,72 @@ source_of(char *const *args, const char *alias)
 	if (args[TRIGGER_SOURCE_COLUMN][0] == '\0')
 		return psprintf("%s::text",
 						quote_literal_cstr(args[TRIGGER_SOURCE_ID]));
-	return psprintf("%s.%s::text", alias,
+	return psprintf("%s.%s::text" PLAIN_COLLATION, alias,
 					quote_identifier(args[TRIGGER_SOURCE_COLUMN]));
 }
 
 static char *
 identifier_of(char *const *args, const char *alias)
 {
-	return psprintf("%s.%s::text", alias,
+	return psprintf("%s.%s::text" PLAIN_COLLATION, alias,
 					quote_identifier(args[TRIGGER_PROFILE_COLUMN]));
+}
+
+/*
+ * SQL for: column "name" of a row "f" of a feeding table is, as text, the value
+ * of the SQL "text".  It is the text that is converted, if it is one that the
+ * type writes, for the column's index is of the column's own type and
+ * collation.
+ */
+static char *
+column_is(Relation table, const char *name, const char *text)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	Form_pg_attribute attribute =
+	TupleDescAttr(desc, SPI_fnumber(desc, name) - 1);
+	const char *column = quote_identifier(name);
+
+	switch (getBaseType(attribute->atttypid))
+	{
+		case INT8OID:
+		case INT4OID:
+		case INT2OID:
+			return psprintf("f.%s = CASE WHEN %s COLLATE \"C\" ~ '^(0|-?[1-9][0-9]{0,18})$' THEN"
+							" CASE WHEN %s::numeric BETWEEN -9223372036854775808 AND 9223372036854775807"
+							" THEN %s::bigint END END",
+							column, text, text, text);
+		case UUIDOID:
+			return psprintf("f.%s = CASE WHEN %s COLLATE \"C\" ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
+							" THEN %s::uuid END",
+							column, text, text);
+		default:
+
+			/* All that tell texts apart tell the same ones apart. */
+			if (get_collation_isdeterministic(attribute->attcollation))
+				return psprintf("f.%s::text = %s COLLATE %s", column, text,
+								DatumGetCString(DirectFunctionCall1(regcollationout,
+																	ObjectIdGetDatum(attribute->attcollation))));
+			return psprintf("f.%s::text" PLAIN_COLLATION " = %s", column, text);
+	}
+}
+
+/*
+ * SQL for: a row "f" of a feeding table wants the profile of the state table's
+ * row "p".
+ */
+static char *
+row_wants(const HrflowStore *store, Relation table, char *const *args)
+{
+	char	   *identifier = column_is(table, args[TRIGGER_PROFILE_COLUMN],
+									   psprintf("p.%s",
+												store->identifier_name));
+
+	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
+		return psprintf("%s AND %s", identifier,
+						column_is(table, args[TRIGGER_SOURCE_COLUMN],
+								  "p.source_id"));
+	return psprintf("%s AND p.source_id = %s", identifier,
+					quote_literal_cstr(args[TRIGGER_SOURCE_ID]));
 }
 
 /*
@@ -263,18 +473,20 @@ unwanted(const HrflowStore *store, Oid function)
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "NOT p.manual");
-	foreach(cell, find_triggers(store->vectors_name, function))
+	foreach(cell, find_triggers(store, function, InvalidOid, AccessShareLock))
 	{
 		Feeder	   *feeder = lfirst(cell);
+		Relation	table;
 
 		if (!feeder->is_insert)
 			continue;
-		appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s AS f WHERE %s = p.%s AND %s = p.source_id)",
-						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(feeder->table)),
-													get_rel_name(feeder->table)),
-						 identifier_of(feeder->args, "f"),
-						 store->identifier_name,
-						 source_of(feeder->args, "f"));
+		table = relation_open(feeder->table, NoLock);
+		check_key_columns(table, feeder->args, true);
+		appendStringInfo(&sql, " AND NOT EXISTS (SELECT FROM %s AS f WHERE %s)",
+						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(table)),
+													RelationGetRelationName(table)),
+						 row_wants(store, table, feeder->args));
+		relation_close(table, NoLock);
 	}
 	return sql.data;
 }
@@ -498,21 +710,14 @@ mark_due(const HrflowStore *store, HrflowParameters *key)
  */
 
 /*
- * A column of a row as text, or NULL.
+ * A column of a row as text, or NULL.  It is known to be there.
  */
 static char *
 get_column(TriggerData *trigdata, HeapTuple tuple, const char *name)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
-	int			number = SPI_fnumber(desc, name);
 
-	if (number <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("table \"%s\" has no column \"%s\"",
-						RelationGetRelationName(trigdata->tg_relation), name),
-				 errhint("If it was renamed, call hrflow_track_table() again.")));
-	return SPI_getvalue(tuple, desc, number);
+	return SPI_getvalue(tuple, desc, SPI_fnumber(desc, name));
 }
 
 /*
@@ -537,16 +742,32 @@ get_key(TriggerData *trigdata, HeapTuple tuple, HrflowParameters *key)
 	return true;
 }
 
-static bool
-keys_equal(const HrflowParameters *a, const HrflowParameters *b)
+/*
+ * Compare keys in the order in which their rows are locked.
+ */
+static int
+compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 {
-	for (int i = 0; i < a->n; i++)
-	{
-		if (strcmp(TextDatumGetCString(a->values[i]),
-				   TextDatumGetCString(b->values[i])) != 0)
-			return false;
-	}
-	return true;
+	int			result = 0;
+
+	for (int i = 0; i < a->n && result == 0; i++)
+		result = DatumGetInt32(DirectFunctionCall2Coll(bttextcmp,
+													   DEFAULT_COLLATION_OID,
+													   a->values[i],
+													   b->values[i]));
+	return result;
+}
+
+/*
+ * Lock a profile's row, if there is one.
+ */
+static void
+lock_profile(const HrflowStore *store, const HrflowParameters *key)
+{
+	hrflow_store_execute(hrflow_store_sql(store,
+										  "SELECT FROM %P AS p"
+										  " WHERE p.source_id = $1 AND p.%I = $2 FOR UPDATE"),
+						 key);
 }
 
 /*
@@ -560,12 +781,15 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 	HrflowParameters new;
 	bool		has_old = get_key(trigdata, trigdata->tg_trigtuple, &old);
 	bool		has_new = get_key(trigdata, trigdata->tg_newtuple, &new);
+	int			order = has_old && has_new ? compare_keys(&old, &new) : 1;
 
-	if (has_old && has_new && keys_equal(&old, &new))
+	if (order == 0)
 	{
 		mark_due(store, &new);
 		return;
 	}
+	if (order < 0)
+		lock_profile(store, &old);
 	if (has_new)
 		track(store, one, &new);
 	if (has_old)
@@ -587,14 +811,132 @@ rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
- * Open the store that a trigger feeds.  Who acts is the owner of the table,
- * who must be the store's.
+ * The table of vectors that a trigger names, or InvalidOid.  Whoever writes to
+ * the trigger's table needs no right on the store's schema.
+ */
+static Oid
+find_store(const char *name)
+{
+	List	   *names = textToQualifiedNameList(cstring_to_text(name));
+	Oid			schema;
+
+	if (list_length(names) != 2)
+		return InvalidOid;
+	schema = get_namespace_oid(strVal(linitial(names)), true);
+	return OidIsValid(schema) ?
+		get_relname_relid(strVal(lsecond(names)), schema) : InvalidOid;
+}
+
+/*
+ * What a trigger on a partition is a copy of, or the trigger itself; its table
+ * too.
+ */
+static Oid
+find_original(Oid trigger, Oid *table)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			parent = trigger;
+
+	while (OidIsValid(parent))
+	{
+		ScanKeyData key;
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		trigger = parent;
+		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+					ObjectIdGetDatum(parent));
+		scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
+								  &key);
+		tuple = systable_getnext(scan);
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "could not find tuple for trigger %u", parent);
+		parent = ((Form_pg_trigger) GETSTRUCT(tuple))->tgparentid;
+		*table = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+		systable_endscan(scan);
+	}
+	table_close(triggers, AccessShareLock);
+	return trigger;
+}
+
+/*
+ * Does a trigger on a table depend on another table?  That is the store it was
+ * made for.
+ */
+static bool
+has_store(Oid trigger, Oid table)
+{
+	Relation	depend = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		result = false;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_classid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(TriggerRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_objid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(depend, DependDependerIndexId, true, NULL, 2,
+							  keys);
+	while (!result && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+
+		result = form->refclassid == RelationRelationId &&
+			form->refobjid != table;
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+	return result;
+}
+
+/*
+ * The store that a trigger names is not there.  Where it was renamed that is
+ * an error, for its profiles are still to be kept in step.  Where it was
+ * dropped the trigger went with it, but a dump does not tell that it would:
+ * then there is nothing to do, and nobody's writing is to fail for that.
  */
 static void
+report_missing_store(TriggerData *trigdata)
+{
+	static Oid	warned = InvalidOid;
+	static TimestampTz warned_at = 0;
+	Trigger    *trigger = trigdata->tg_trigger;
+	const char *store = trigger->tgargs[TRIGGER_STORE];
+	Oid			table = RelationGetRelid(trigdata->tg_relation);
+	Oid			original = find_original(trigger->tgoid, &table);
+
+	if (has_store(original, table))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("store %s of trigger \"%s\" does not exist", store,
+						trigger->tgname),
+				 errhint("If it was renamed, call hrflow_track_table() again.")));
+
+	/* Once a statement, of however many rows. */
+	if (warned == trigger->tgoid &&
+		warned_at == GetCurrentStatementStartTimestamp())
+		return;
+	warned = trigger->tgoid;
+	warned_at = GetCurrentStatementStartTimestamp();
+	ereport(WARNING,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("store %s of trigger \"%s\" does not exist", store,
+					trigger->tgname),
+			 errhint("DROP TRIGGER %s ON %s. If the store was renamed, call hrflow_track_table() for it as well.",
+					 quote_identifier(trigger->tgname),
+					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
+												get_rel_name(table)))));
+}
+
+/*
+ * Open the store that a trigger feeds.  Who acts is the owner of the table,
+ * who must be the store's.  False where there is no store any more.
+ */
+static bool
 open_store(HrflowStore *store, TriggerData *trigdata)
 {
 	Trigger    *trigger = trigdata->tg_trigger;
-	List	   *name;
 	Oid			vectors;
 
 	if (trigger->tgnargs != TRIGGER_NARGS)
@@ -602,14 +944,12 @@ open_store(HrflowStore *store, TriggerData *trigdata)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
 						trigger->tgname)));
-	name = textToQualifiedNameList(cstring_to_text(trigger->tgargs[TRIGGER_STORE]));
-	vectors = RangeVarGetRelid(makeRangeVarFromNameList(name), NoLock, true);
+	vectors = find_store(trigger->tgargs[TRIGGER_STORE]);
 	if (!OidIsValid(vectors))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("store %s of trigger \"%s\" does not exist",
-						trigger->tgargs[TRIGGER_STORE], trigger->tgname),
-				 errhint("If it was renamed, drop the table's triggers whose names begin with \"hrflow_\" and call hrflow_track_table() again.")));
+	{
+		report_missing_store(trigdata);
+		return false;
+	}
 	hrflow_store_open(store, vectors, InvalidOid, HRFLOW_STORE_FEED);
 	if (store->owner != trigdata->tg_relation->rd_rel->relowner)
 		ereport(ERROR,
@@ -618,6 +958,8 @@ open_store(HrflowStore *store, TriggerData *trigdata)
 						RelationGetRelationName(trigdata->tg_relation),
 						trigger->tgargs[TRIGGER_STORE])));
 	hrflow_store_check_manual(store);
+	check_key_columns(trigdata->tg_relation, trigger->tgargs, true);
+	return true;
 }
 
 /*
@@ -636,9 +978,18 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 				 errmsg("hrflow_track_trigger() can only be called as a trigger")));
 
 	event = trigdata->tg_event;
+	if (!TRIGGER_FIRED_AFTER(event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
+						trigdata->tg_trigger->tgname)));
 	SPI_connect();
 	SPI_register_trigger_data(trigdata);
-	open_store(&store, trigdata);
+	if (!open_store(&store, trigdata))
+	{
+		SPI_finish();
+		return PointerGetDatum(NULL);
+	}
 	if (TRIGGER_FIRED_BY_TRUNCATE(event))
 		erase(&store, trigdata->tg_trigger->tgfoid, NULL, NULL);
 	else if (TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event))
@@ -668,7 +1019,22 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
  */
 
 /*
- * Open a table of the store's owner.
+ * Check that a table, if there is one, is the store's owner's.
+ */
+static void
+check_owner(const HrflowStore *store, Oid table)
+{
+	Oid			owner = get_owner(table);
+
+	if (OidIsValid(owner) && owner != store->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("table \"%s\" and store %s do not have the same owner",
+						get_rel_name(table), store->vectors_name)));
+}
+
+/*
+ * Open a table of the store's owner, to make triggers on it.
  */
 static Relation
 open_source(Oid relid, const HrflowStore *store)
@@ -681,45 +1047,18 @@ open_source(Oid relid, const HrflowStore *store)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a table",
 						RelationGetRelationName(table))));
-	if (table->rd_rel->relowner != store->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("table \"%s\" and store %s do not have the same owner",
-						RelationGetRelationName(table), store->vectors_name)));
+	check_owner(store, relid);
+
+	/* Only what is the owner's is locked against others. */
+	LockRelationOid(relid, ShareRowExclusiveLock);
 	return table;
-}
-
-/*
- * Check that a column is there; and, where it is to hold keys, that its type
- * has one text only for each value.
- */
-static void
-check_source_column(Relation table, const char *name, bool is_key)
-{
-	int			number = SPI_fnumber(RelationGetDescr(table), name);
-	Oid			type;
-
-	if (number <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("table \"%s\" has no column \"%s\"",
-						RelationGetRelationName(table), name)));
-	if (!is_key)
-		return;
-	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
-	if (type != TEXTOID && type != VARCHAROID && type != UUIDOID &&
-		type != INT8OID && type != INT4OID && type != INT2OID)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("column \"%s\" has the type %s", name,
-						format_type_be(type)),
-				 errhint("Identifiers are text, varchar, uuid or integers; a generated column can convert others.")));
 }
 
 /*
  * The condition under which an UPDATE of a row matters.  A type whose equality
  * is not PostgreSQL's own, or that has none, such as json, is compared as
- * text: it would not be found by every search_path.
+ * text: it would not be found by every search_path.  Texts that a collation
+ * takes for the same are not.
  */
 static char *
 update_condition(Relation table, char *const *columns, int ncolumns)
@@ -730,35 +1069,122 @@ update_condition(Relation table, char *const *columns, int ncolumns)
 	initStringInfo(&sql);
 	for (int i = 0; i < ncolumns; i++)
 	{
-		Oid			type = SPI_gettypeid(desc, SPI_fnumber(desc, columns[i]));
+		int			number = SPI_fnumber(desc, columns[i]);
+		Oid			type = SPI_gettypeid(desc, number);
+		Oid			collation = TupleDescAttr(desc, number - 1)->attcollation;
 		Oid			equality = lookup_type_cache(getBaseType(type),
 												 TYPECACHE_EQ_OPR)->eq_opr;
 		const char *cast = OidIsValid(equality) &&
 		equality < FirstNormalObjectId ? "" : "::text";
-		const char *column = quote_identifier(columns[i]);
+		const char *column =
+		psprintf("%s%s%s", quote_identifier(columns[i]), cast,
+				 !OidIsValid(collation) ||
+				 get_collation_isdeterministic(collation) ? "" :
+				 PLAIN_COLLATION);
 
-		appendStringInfo(&sql, "%sOLD.%s%s IS DISTINCT FROM NEW.%s%s",
-						 i == 0 ? "" : " OR ", column, cast, column, cast);
+		appendStringInfo(&sql, "%sOLD.%s IS DISTINCT FROM NEW.%s",
+						 i == 0 ? "" : " OR ", column, column);
 	}
 	return sql.data;
 }
 
 /*
- * Make one of the triggers, or make it anew.  It goes when the store goes.
+ * Let the store's owner execute the triggers' function, as the function's
+ * owner.  It is not PUBLIC's: whoever makes a trigger with it makes a table a
+ * candidate for feeding any store.  But who may call hrflow_track_table() may
+ * have triggers made; PostgreSQL asks for the right again whenever a partition
+ * is made, so that it is not enough to have it here and now.
  */
 static void
+grant_function(const HrflowStore *store, Oid function)
+{
+	Datum		execute = CStringGetTextDatum("EXECUTE");
+	HeapTuple	tuple;
+	Oid			grantor;
+	Oid			user;
+	int			context;
+
+	if (DatumGetBool(DirectFunctionCall3(has_function_privilege_id_id,
+										 ObjectIdGetDatum(store->owner),
+										 ObjectIdGetDatum(function),
+										 execute)))
+		return;
+
+	/* Of two that do this at the same time one would fail. */
+	LockDatabaseObject(ProcedureRelationId, function, 0,
+					   ShareUpdateExclusiveLock);
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	grantor = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+
+	GetUserIdAndSecContext(&user, &context);
+	SetUserIdAndSecContext(grantor, context | SECURITY_LOCAL_USERID_CHANGE);
+	hrflow_store_execute(psprintf("GRANT EXECUTE ON FUNCTION %s() TO %s",
+								  quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
+															 get_func_name(function)),
+								  quote_identifier(GetUserNameFromId(store->owner,
+																	 false))),
+						 NULL);
+	SetUserIdAndSecContext(user, context);
+}
+
+/*
+ * The name of a trigger.  Names of a schema and a table can be put together to
+ * the same in two ways, or be cut to it, so there is a checksum of both in it,
+ * which is the same wherever a dump is restored.
+ */
+static char *
+trigger_name(const HrflowStore *store, const char *event)
+{
+	pg_crc32c	crc;
+
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, store->vectors_name, strlen(store->vectors_name));
+	FIN_CRC32C(crc);
+	return makeObjectName(psprintf("hrflow_%s",
+								   get_namespace_name(RelationGetNamespace(store->vectors))),
+						  RelationGetRelationName(store->vectors),
+						  psprintf("%08x_%s", crc, event));
+}
+
+/*
+ * A trigger of that name is replaced if it feeds the store.
+ */
+static void
+check_trigger_name(const HrflowStore *store, Relation table, Oid function,
+				   const char *name)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			trigger = get_trigger_oid(RelationGetRelid(table), name, true);
+
+	if (OidIsValid(trigger) &&
+		get_trigger(triggers, trigger, store, function, NIL) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("trigger \"%s\" of table \"%s\" does not feed store %s",
+						name, RelationGetRelationName(table),
+						store->vectors_name),
+				 errhint("Rename it: hrflow_track_table() needs the name.")));
+	table_close(triggers, AccessShareLock);
+}
+
+/*
+ * Make one of the triggers, or make it anew.  It goes when the store goes.
+ * Returns its name.
+ */
+static char *
 create_trigger(const HrflowStore *store, Relation table, Oid function,
 			   char *const *args, const char *event, const char *clauses)
 {
 	char	   *schema = get_namespace_name(RelationGetNamespace(table));
-	char	   *name;
+	char	   *name = trigger_name(store, event);
 	StringInfoData sql;
 	ObjectAddress trigger;
 	ObjectAddress vectors;
 
-	name = makeObjectName(psprintf("hrflow_%s",
-								   get_namespace_name(RelationGetNamespace(store->vectors))),
-						  RelationGetRelationName(store->vectors), event);
+	check_trigger_name(store, table, function, name);
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "CREATE OR REPLACE TRIGGER %s AFTER %s ON %s %s EXECUTE FUNCTION %s(",
 					 quote_identifier(name), event,
@@ -777,6 +1203,80 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 	ObjectAddressSet(vectors, RelationRelationId,
 					 RelationGetRelid(store->vectors));
 	recordDependencyOn(&trigger, &vectors, DEPENDENCY_AUTO);
+	return name;
+}
+
+/*
+ * Say so where a table has fed the store by other keys: its profiles are
+ * erased, which had better not be found out later.  A column that is no more
+ * was renamed.
+ */
+static void
+warn_of_other_keys(const HrflowStore *store, Relation table,
+				   const Feeder *feeder, char *const *args)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	bool		same = true;
+
+	for (int i = TRIGGER_PROFILE_COLUMN; i < TRIGGER_NARGS; i++)
+	{
+		const char *old = feeder->args[i];
+
+		if (i != TRIGGER_SOURCE_ID && *old != '\0' &&
+			SPI_fnumber(desc, old) == SPI_ERROR_NOATTRIBUTE)
+			return;
+		same = same && strcmp(old, args[i]) == 0;
+	}
+	if (!same)
+		ereport(WARNING,
+				(errmsg("table \"%s\" feeds store %s by column \"%s\" no more",
+						RelationGetRelationName(table), store->vectors_name,
+						feeder->args[TRIGGER_PROFILE_COLUMN]),
+				 errdetail("A table feeds a store by one column, and from one source or column of sources. Profiles that nothing else wants are erased.")));
+}
+
+/*
+ * Make the triggers of a table, or make them anew.  "condition" is that on
+ * which an UPDATE matters.  Returns whether the table has fed the store before.
+ */
+static bool
+create_triggers(const HrflowStore *store, Relation table, Oid function,
+				char *const *args, const char *condition)
+{
+	List	   *old = find_triggers(store, function, RelationGetRelid(table),
+									ShareRowExclusiveLock);
+	char	   *names[4];
+	int			n = 0;
+	ListCell   *cell;
+
+	grant_function(store, function);
+	names[n++] =
+		create_trigger(store, table, function, args, "insert",
+					   "REFERENCING NEW TABLE AS hrflow_new FOR EACH STATEMENT");
+	names[n++] =
+		create_trigger(store, table, function, args, "delete",
+					   "REFERENCING OLD TABLE AS hrflow_old FOR EACH STATEMENT");
+	names[n++] =
+		create_trigger(store, table, function, args, "update",
+					   psprintf("FOR EACH ROW WHEN (%s)", condition));
+	names[n++] =
+		create_trigger(store, table, function, args, "truncate",
+					   "FOR EACH STATEMENT");
+
+	/* Any others would do all that once more. */
+	foreach(cell, old)
+	{
+		Feeder	   *feeder = lfirst(cell);
+		int			i = 0;
+
+		if (feeder->is_insert)
+			warn_of_other_keys(store, table, feeder, args);
+		while (i < n && strcmp(names[i], feeder->trigger_name) != 0)
+			i++;
+		if (i == n)
+			drop_trigger(feeder);
+	}
+	return old != NIL;
 }
 
 /*
@@ -833,17 +1333,16 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 
 	columns = palloc(sizeof(char *) *
 					 (2 + (refresh == NULL ? 0 : get_columns(refresh, NULL))));
+	check_key_columns(table, args, false);
 	columns[ncolumns++] = args[TRIGGER_PROFILE_COLUMN];
 	if (*args[TRIGGER_SOURCE_COLUMN] != '\0')
 		columns[ncolumns++] = args[TRIGGER_SOURCE_COLUMN];
-	for (int i = 0; i < ncolumns; i++)
-		check_source_column(table, columns[i], true);
 	if (refresh != NULL)
 	{
 		int			n = get_columns(refresh, columns + ncolumns);
 
 		for (int i = 0; i < n; i++)
-			check_source_column(table, columns[ncolumns++], false);
+			check_source_column(table, columns[ncolumns++], false, false);
 	}
 	*condition = update_condition(table, columns, ncolumns);
 }
@@ -861,6 +1360,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	char	   *condition;
 	HrflowStore store;
 	Relation	table;
+	bool		had_triggers;
 	uint64		n;
 
 	if (PG_ARGISNULL(ARG_STORE) || PG_ARGISNULL(ARG_TABLE) ||
@@ -871,6 +1371,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 						PG_ARGISNULL(ARG_STORE) ? "store" :
 						PG_ARGISNULL(ARG_TABLE) ? "source_table" :
 						"profile_column")));
+	PreventCommandDuringRecovery("hrflow_track_table()");
 
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
@@ -880,18 +1381,16 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	args[TRIGGER_STORE] = store.vectors_name;
 	get_arguments(fcinfo, table, args, &condition);
 
-	/* From the first one on nobody else writes to the table. */
-	create_trigger(&store, table, function, args, "insert",
-				   "REFERENCING NEW TABLE AS hrflow_new FOR EACH STATEMENT");
-	create_trigger(&store, table, function, args, "delete",
-				   "REFERENCING OLD TABLE AS hrflow_old FOR EACH STATEMENT");
-	create_trigger(&store, table, function, args, "update",
-				   psprintf("FOR EACH ROW WHEN (%s)", condition));
-	create_trigger(&store, table, function, args, "truncate",
-				   "FOR EACH STATEMENT");
-
+	had_triggers = create_triggers(&store, table, function, args, condition);
 	CommandCounterIncrement();
-	erase(&store, function, NULL, NULL);
+
+	/*
+	 * A table that feeds the store from now on makes nothing unwanted.  What
+	 * it does not want may be another's, whose triggers are still to be made
+	 * anew, as after DROP EXTENSION.
+	 */
+	if (had_triggers)
+		erase(&store, function, NULL, NULL);
 	n = track(&store,
 			  profiles_in(args,
 						  quote_qualified_identifier(get_namespace_name(RelationGetNamespace(table)),
@@ -913,16 +1412,20 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 {
 	Oid			function = find_trigger_function(fcinfo->flinfo->fn_oid);
 	HrflowStore store;
-	uint64		n;
+	uint64		n = 0;
 
+	PreventCommandDuringRecovery("hrflow_untrack_table()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
 	hrflow_store_check_manual(&store);
-	hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
-							   PG_GETARG_OID(ARG_TABLE));
-	CommandCounterIncrement();
-	n = erase(&store, function, NULL, NULL);
+	check_owner(&store, PG_GETARG_OID(ARG_TABLE));
+	if (hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
+								   PG_GETARG_OID(ARG_TABLE)))
+	{
+		CommandCounterIncrement();
+		n = erase(&store, function, NULL, NULL);
+	}
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

@@ -194,6 +194,47 @@ SELECT source_id FROM talent."Odd %I 'name_profile";
 DROP TABLE talent."Odd %I 'name", talent."Odd %I 'name_profile";
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 
+-- Two stores are fed by one table, whatever they are called
+CREATE SCHEMA talent_a;
+CREATE SCHEMA talent_embedding_of_the_department_of_human_resources;
+CREATE TABLE talent.shared (id text);
+SELECT hrflow_create_store('talent_a.b', 'real[]'), hrflow_create_store('talent.a_b', 'real[]');
+SELECT hrflow_create_store('talent_embedding_of_the_department_of_human_resources.candidates_in_the_north_' || i, 'real[]') FROM generate_series(1, 2) i;
+SELECT store, hrflow_track_table(store, 'talent.shared', 'id', 'acme') FROM unnest('{talent_a.b,talent.a_b,
+	talent_embedding_of_the_department_of_human_resources.candidates_in_the_north_1,
+	talent_embedding_of_the_department_of_human_resources.candidates_in_the_north_2}'::regclass[]) store;
+INSERT INTO talent.shared VALUES ('nurse-1');
+SELECT (SELECT count(*) FROM talent_a.b_profile), (SELECT count(*) FROM talent.a_b_profile),
+	(SELECT count(*) FROM talent_embedding_of_the_department_of_human_resources.candidates_in_the_north_1_profile),
+	(SELECT count(*) FROM talent_embedding_of_the_department_of_human_resources.candidates_in_the_north_2_profile);
+SELECT tgname FROM pg_trigger WHERE tgrelid = 'talent.shared'::regclass AND tgname LIKE '%insert' ORDER BY tgname COLLATE "C";
+
+-- A trigger of that name, but another's, is not replaced
+SELECT tgname AS taken FROM pg_trigger WHERE tgrelid = 'talent.shared'::regclass AND tgname LIKE '%insert' AND encode(tgargs, 'escape') ~ 'a_b' \gset
+SELECT hrflow_untrack_table('talent.a_b', 'talent.shared');
+CREATE FUNCTION talent.nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER :"taken" AFTER INSERT ON talent.shared FOR EACH STATEMENT EXECUTE FUNCTION talent.nothing();
+SELECT hrflow_track_table('talent.a_b', 'talent.shared', 'id', 'acme'); -- error
+DROP TABLE talent.shared;
+SET client_min_messages = error;
+DROP SCHEMA talent_a, talent_embedding_of_the_department_of_human_resources CASCADE;
+SET client_min_messages = warning;
+
+-- By one column at a time: the other's profiles go, which it says
+CREATE TABLE talent.two_columns (id text, old_id text, source text);
+INSERT INTO talent.two_columns VALUES ('cook-1', 'cook-1', 'acme'), ('cook-2', 'cook-9', 'acme');
+SELECT hrflow_create_store('talent.columns', 'real[]');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'id', 'acme');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'id', 'acme', refresh_columns => '{old_id}');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'old_id', 'acme');
+SELECT profile_id FROM talent.columns_profile ORDER BY 1;
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'old_id', source_column => 'source');
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'old_id', 'beta');
+ALTER TABLE talent.two_columns RENAME old_id TO new_id;
+SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'new_id', 'beta');
+SELECT hrflow_drop_store('talent.columns');
+DROP TABLE talent.two_columns;
+
 -- What is refused
 \set VERBOSITY sqlstate
 SELECT hrflow_create_store('talent.embedding', 'real[]'); -- error

@@ -1,0 +1,499 @@
+# Tracking as other roles and other sessions meet it: whose code runs when
+# somebody writes to a table of candidates, and what is tracked and erased when
+# tables, stores, policies, indexes and the extension itself come and go.  SQL
+# of one session and one role shows neither.
+use strict;
+use warnings;
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 16);
+my $node = Hrflow::Node->new('tracking', $api, link_hosts => '127.0.0.1');
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+sub waits
+{
+	my ($waiting) = @_;
+	return $node->poll_query_until('postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})");
+}
+
+sub is_superuser
+{
+	my ($role) = @_;
+	return sql("SELECT rolsuper FROM pg_roles WHERE rolname = '$role'");
+}
+
+#
+# A table that is not the store's owner's does not feed the store, whatever its
+# triggers say
+#
+sql(q{
+	CREATE ROLE mallory LOGIN;
+	CREATE ROLE application LOGIN;
+	CREATE SCHEMA mallory AUTHORIZATION mallory;
+	CREATE SCHEMA hr;
+	CREATE TABLE hr.candidate (id text PRIMARY KEY);
+	GRANT USAGE ON SCHEMA hr TO application;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON hr.candidate TO application;
+	SELECT hrflow_create_store('hr.embedding', 'real[]');
+	SELECT hrflow_track_table('hr.embedding', 'hr.candidate', 'id', 'acme');
+	INSERT INTO hr.candidate SELECT i FROM generate_series(1, 9) i;});
+
+my $planted = q{CREATE TRIGGER t AFTER INSERT ON mallory.trap REFERENCING NEW TABLE AS n
+	FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('hr.embedding', 'c', 'acme', '')};
+my $trap = q{SET ROLE mallory;
+	CREATE TYPE mallory.t AS (x text);
+	CREATE FUNCTION mallory.cast(mallory.t) RETURNS text LANGUAGE plpgsql AS $$
+	BEGIN
+		IF (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+			ALTER ROLE mallory SUPERUSER;
+		END IF;
+		RETURN $1.x;
+	END $$;
+	CREATE CAST (mallory.t AS text) WITH FUNCTION mallory.cast(mallory.t);
+	CREATE TABLE mallory.trap (c mallory.t);
+	INSERT INTO mallory.trap VALUES (ROW('1'));};
+sql($trap);
+like($node->error_of("SET ROLE mallory; BEGIN; $planted; ROLLBACK"), qr/^42501/,
+	'a trigger that feeds a store is not made by everybody');
+
+# One from before that was so
+sql("GRANT EXECUTE ON FUNCTION hrflow_track_trigger() TO mallory; SET ROLE mallory; $planted");
+sql(q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '1'});
+is(is_superuser('mallory'), 'f', 'one on the table of another role runs nothing of his');
+is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = '1'}), 0, 'nor does it keep a profile');
+like($node->error_of(q{SET ROLE mallory; INSERT INTO mallory.trap VALUES (ROW('x'))}), qr/^42501/,
+	'nor can he track one with it');
+is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = 'x'}), 0, 'indeed');
+
+sql(q{SET ROLE mallory;
+	DROP TABLE mallory.trap;
+	CREATE TABLE mallory.trap (c text, other text);});
+sql("SET ROLE mallory; $planted");
+my $session = Hrflow::Session->new($node);
+my $other = Hrflow::Session->new($node);
+$session->ask('SET ROLE mallory; BEGIN; LOCK TABLE mallory.trap IN ACCESS EXCLUSIVE MODE;');
+is($node->error_of(q{SET lock_timeout = '2s'; SET ROLE application; DELETE FROM hr.candidate WHERE id = '2'}), '',
+	'a lock on it holds up nobody');
+is($node->error_of(q{SET lock_timeout = '2s'; SELECT hrflow_track_table('hr.embedding', 'hr.candidate', 'id', 'acme')}), '',
+	'nor does it when the tables are reconciled');
+is($node->error_of(q{SET lock_timeout = '2s'; BEGIN; SELECT hrflow_drop_store('hr.embedding'); ROLLBACK}), '',
+	'nor when the store is dropped');
+$session->ask('ROLLBACK;');
+
+# On the owner's own table, by who may make triggers there: keys are of types
+# whose text is PostgreSQL's own
+sql(q{GRANT USAGE ON SCHEMA hr TO mallory;
+	ALTER TABLE hr.candidate ADD c mallory.t;
+	UPDATE hr.candidate SET c = ROW('3') WHERE id = '3';
+	GRANT TRIGGER ON hr.candidate TO mallory;
+	SET ROLE mallory;
+	CREATE TRIGGER t AFTER INSERT ON hr.candidate REFERENCING NEW TABLE AS n FOR EACH STATEMENT
+		EXECUTE FUNCTION hrflow_track_trigger('hr.embedding', 'c', 'acme', '')});
+$node->psql('postgres', q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '3'});
+$node->psql('postgres', q{SET ROLE application; INSERT INTO hr.candidate VALUES ('10')});
+is(is_superuser('mallory'), 'f', 'a trigger made by who may make triggers on a table runs nothing of his');
+sql('DROP TRIGGER t ON hr.candidate; ALTER TABLE hr.candidate DROP c');
+
+# Who may call hrflow_track_table() needs nothing else
+sql(q{CREATE ROLE keeper LOGIN;
+	GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text) TO keeper;
+	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) TO keeper;
+	CREATE SCHEMA kept AUTHORIZATION keeper;
+	SET ROLE keeper;
+	CREATE TABLE kept.candidate (id text, day date) PARTITION BY RANGE (day);
+	CREATE TABLE kept.part_1 PARTITION OF kept.candidate FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+	SELECT hrflow_create_store('kept.embedding', 'real[]');
+	SELECT hrflow_track_table('kept.embedding', 'kept.candidate', 'id', 'acme');
+	SELECT hrflow_track_table('kept.embedding', 'kept.candidate', 'id', 'acme');
+	CREATE TABLE kept.part_2 PARTITION OF kept.candidate FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+	INSERT INTO kept.candidate VALUES ('1', '2026-01-03'), ('2', '2026-02-03');
+	UPDATE kept.candidate SET id = '3' WHERE id = '2'});
+is(sql('SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM kept.embedding_profile'), '1 3',
+	'who may call hrflow_track_table() may have the triggers, on later partitions too');
+
+#
+# Who becomes the owner first does not hand over what he was before
+#
+sql(q{GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory;
+	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO mallory;
+	SET ROLE mallory;
+	CREATE TABLE mallory.candidate (id text);
+	SELECT hrflow_create_store('mallory.e', 'real[]');
+	SELECT hrflow_track_table('mallory.e', 'mallory.candidate', 'id', 'acme');
+	INSERT INTO mallory.candidate VALUES ('nurse-1');
+	CREATE FUNCTION mallory.spring() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		RESET ROLE;
+		ALTER ROLE mallory SUPERUSER;
+		RETURN NULL;
+	EXCEPTION WHEN OTHERS THEN
+		RETURN NULL;
+	END $$;
+	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e_profile FOR EACH ROW EXECUTE FUNCTION mallory.spring();
+	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e FOR EACH ROW EXECUTE FUNCTION mallory.spring();});
+foreach my $statement (
+	"CALL hrflow_refresh('mallory.e')",
+	"INSERT INTO mallory.candidate VALUES ('nurse-2')",
+	"SELECT hrflow_track('mallory.e', 'acme', '{nurse-3}')",
+	"SELECT hrflow_track_table('mallory.e', 'mallory.candidate', 'id', 'beta')",
+	"SELECT hrflow_untrack_table('mallory.e', 'mallory.candidate')")
+{
+	is($node->error_of("SET ROLE mallory;\n$statement"), '', "as the owner: $statement");
+	is(is_superuser('mallory'), 'f', 'does nothing as who became the owner');
+	sql('ALTER ROLE mallory NOSUPERUSER');
+}
+is(sql('SELECT count(*) FROM mallory.e_profile'), 1, 'but what it says');
+
+# Nor when the transaction ends
+sql(q{SET ROLE mallory;
+	DROP TRIGGER spring ON mallory.e_profile;
+	CREATE CONSTRAINT TRIGGER spring AFTER INSERT OR UPDATE ON mallory.e_profile
+		DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION mallory.spring();});
+foreach my $statement ("SELECT hrflow_track('mallory.e', 'acme', '{nurse-4}')", "CALL hrflow_refresh('mallory.e')")
+{
+	like($node->error_of("SET ROLE mallory;\n$statement"), qr/^42501: cannot fire deferred trigger/,
+		"a trigger that waits for the end of the transaction is refused: $statement");
+	is(is_superuser('mallory'), 'f', 'and does nothing');
+	sql('ALTER ROLE mallory NOSUPERUSER');
+}
+sql('DROP TRIGGER spring ON mallory.e_profile');
+
+#
+# Policies are for who reads and writes, not for what is kept in step
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.row (id text, tenant text);
+	SELECT hrflow_create_store('kept.rows', 'real[]');
+	SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme');
+	INSERT INTO kept.row VALUES ('1', 'x'), ('2', 'x'), ('1', 'y');
+	CREATE POLICY own ON kept.row USING (tenant = current_setting('app.tenant'));
+	ALTER TABLE kept.row ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+	GRANT USAGE ON SCHEMA kept TO application;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON kept.row TO application;});
+sub tracked
+{
+	my ($store) = @_;
+	return sql("SELECT string_agg(profile_id, ' ' ORDER BY profile_id COLLATE \"C\") FROM ${store}_profile");
+}
+foreach my $role (qw(application keeper))
+{
+	sql("SET app.tenant = 'x'; SET ROLE $role;
+		INSERT INTO kept.row VALUES ('3', 'x');
+		DELETE FROM kept.row WHERE id IN ('1', '3');");
+	is(tracked('kept.rows'), '1 2', "what another tenant wants is not erased when $role deletes his");
+	sql("INSERT INTO kept.row VALUES ('1', 'x')");
+}
+sql("SET app.tenant = 'nobody'; SET ROLE keeper; SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme')");
+is(tracked('kept.rows'), '1 2', 'nor when the tables are reconciled by the owner, who sees none');
+sql(q{SET ROLE keeper; CREATE POLICY none ON kept.rows_profile USING (false);
+	ALTER TABLE kept.rows_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY});
+sql(q{SET app.tenant = 'x'; SET ROLE application; DELETE FROM kept.row WHERE id = '2'});
+is(tracked('kept.rows'), '1', 'nor does a policy on the store keep what nobody wants');
+sql('DROP TABLE kept.row');
+
+sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
+
+sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
+
+#
+# Who writes candidates needs no right on the store, nor on its schema
+#
+sql(q{CREATE SCHEMA vault AUTHORIZATION keeper;
+	SET ROLE keeper;
+	SELECT hrflow_create_store('vault.embedding', 'real[]');
+	CREATE TABLE kept.open (id text, cv text);
+	SELECT hrflow_track_table('vault.embedding', 'kept.open', 'id', 'acme', refresh_columns => '{cv}');
+	GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON kept.open TO application;});
+foreach my $case (
+	[ "INSERT INTO kept.open VALUES ('1'), ('2'), ('3')", '1 2 3' ],
+	[ "UPDATE kept.open SET id = '4' WHERE id = '3'", '1 2 4' ],
+	[ "UPDATE kept.open SET cv = 'new' WHERE id = '2'", '1 2 4' ],
+	[ "DELETE FROM kept.open WHERE id = '4'", '1 2' ],
+	[ 'TRUNCATE kept.open', '' ])
+{
+	is($node->error_of("SET ROLE application; $case->[0]"), '', "without any right on the store: $case->[0]");
+	is(tracked('vault.embedding'), $case->[1], 'tracks and erases');
+}
+
+#
+# What is tracked by hand is not lost to a row that is deleted meanwhile
+#
+sql(q{SET ROLE keeper;
+	INSERT INTO kept.open VALUES ('1'), ('2');
+	UPDATE vault.embedding_profile SET state = 'gone' WHERE profile_id = '2';});
+$_->ask('SET ROLE keeper;') foreach $session, $other;
+my $third = Hrflow::Session->new($node);
+$session->ask("BEGIN; DELETE FROM kept.open WHERE id = '2';");
+$other->send("SELECT 'new ' || hrflow_track('vault.embedding', 'acme', '{1,2,3,3}');");
+waits($other);
+$third->send("SET ROLE keeper; SET lock_timeout = '5s'; DELETE FROM kept.open WHERE id = '1'; SELECT 'deleted';");
+$node->poll_query_until('postgres', "SELECT state = 'idle' OR EXISTS (SELECT FROM pg_locks l WHERE NOT granted AND l.pid = a.pid)
+	FROM pg_stat_activity a WHERE pid = $third->{pid}");
+$session->ask('COMMIT;');
+like($other->wait_for(qr/^new|ERROR/m), qr/^new 2$/m, 'one of three that are tracked by hand is there');
+like($third->wait_for(qr/^deleted|ERROR/m), qr/^deleted$/m, 'its row is deleted meanwhile');
+is(sql('SELECT string_agg(profile_id || state || manual, $$ $$ ORDER BY profile_id) FROM vault.embedding_profile'),
+	'1duetrue 2duetrue 3duetrue', 'and it stays');
+sql(q{UPDATE vault.embedding_profile SET state = 'gone', generation = 7, manual = false WHERE profile_id = '2';
+	UPDATE vault.embedding_profile SET state = 'ok', manual = false WHERE profile_id = '3'});
+is(sql("SELECT hrflow_track('vault.embedding', 'acme', '{1,2,3,4}')"), 1, 'what was there does not count');
+is(sql('SELECT string_agg(profile_id || state || manual || generation, $$ $$ ORDER BY profile_id) FROM vault.embedding_profile'),
+	'1duetrue0 2duetrue8 3oktrue0 4duetrue0', 'what was gone is due again, and what was fetched is not');
+$third->finish;
+
+#
+# Two rows that exchange their identifiers at the same time
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.swap (n int, id text);
+	SELECT hrflow_create_store('kept.swapped', 'real[]');
+	SELECT hrflow_track_table('kept.swapped', 'kept.swap', 'id', 'acme');
+	INSERT INTO kept.swap VALUES (1, 'a'), (2, 'b'), (3, 'a'), (4, 'b')});
+$third = Hrflow::Session->new($node);
+$third->ask('SET ROLE keeper;');
+foreach my $held (qw(a b))
+{
+	$session->ask("SET ROLE keeper; BEGIN; SELECT FROM kept.swapped_profile WHERE profile_id = '$held' FOR UPDATE;");
+	$other->send(q{UPDATE kept.swap SET id = 'b' WHERE n = 1; SELECT 'first';});
+	waits($other);
+	$third->send(q{UPDATE kept.swap SET id = 'a' WHERE n = 2; SELECT 'second';});
+	waits($third);
+	$session->ask('ROLLBACK;');
+	is($other->wait_for(qr/^first|ERROR/m), "first\n", "one that becomes b while $held is locked");
+	is($third->wait_for(qr/^second|ERROR/m), "second\n", 'and one that becomes a');
+	sql(q{UPDATE kept.swap SET id = 'a' WHERE n = 1; UPDATE kept.swap SET id = 'b' WHERE n = 2});
+}
+is(tracked('kept.swapped'), 'a b', 'do not deadlock');
+sql(q{UPDATE kept.swap SET id = 'a' WHERE n IN (2, 4)});
+is(tracked('kept.swapped'), 'a', 'and what is wanted no more is erased');
+$third->finish;
+
+#
+# Tables that feed a store go while others look for them
+#
+sub feed_two
+{
+	sql(q{SET ROLE keeper;
+		DROP TABLE IF EXISTS kept.one, kept.two;
+		CREATE TABLE kept.one (id text);
+		CREATE TABLE kept.two (id text);
+		SELECT hrflow_create_store('kept.both', 'real[]');
+		SELECT hrflow_track_table('kept.both', 'kept.one', 'id', 'acme');
+		SELECT hrflow_track_table('kept.both', 'kept.two', 'id', 'acme');});
+	return;
+}
+foreach my $case (
+	[ "SELECT hrflow_drop_store('kept.both');", 'LOCK TABLE kept.one;', 'the store is dropped' ],
+	[ "SELECT hrflow_untrack_table('kept.both', 'kept.one');", 'LOCK TABLE kept.one;', 'a table is untracked' ],
+	[ 'DELETE FROM kept.one;', 'DROP TABLE kept.two;', 'a row is deleted' ])
+{
+	my ($statement, $held, $name) = @$case;
+
+	feed_two();
+	sql("INSERT INTO kept.one VALUES ('1')");
+	$session->ask("BEGIN; $held");
+	$other->send("$statement SELECT 'done';");
+	waits($other);
+	sql('DROP TABLE kept.two') if $held =~ /LOCK/;
+	$session->ask('COMMIT;');
+	like($other->wait_for(qr/^done|ERROR|server closed/m), qr/^done/m,
+		"$name while another table that feeds the store is dropped");
+	unlike($other->wait_for(qr/./), qr/ERROR|server closed/, 'without an error');
+	sql("SET ROLE keeper; SELECT hrflow_drop_store('kept.both')") unless $statement =~ /drop_store/;
+}
+$session->ask('RESET ROLE;');
+
+# What is temporary may be a store as well
+is(sql(q{SET ROLE mallory;
+	SET client_min_messages = warning;
+	SELECT hrflow_create_store('pg_temp.e', 'real[]') IS NULL;
+	CREATE TEMP TABLE candidate (id text);
+	SELECT hrflow_track_table('pg_temp.e', 'candidate', 'id', 'acme');
+	INSERT INTO candidate VALUES ('nurse-1'), ('nurse-2');
+	DELETE FROM candidate WHERE id = 'nurse-2';
+	SET application_name = 'pg_cron';
+	CALL hrflow_refresh('pg_temp.e');
+	SELECT profile_id, state FROM e_profile;
+	SELECT hrflow_drop_store('pg_temp.e');}), "f\n0\nnurse-1|ok\n", 'a store may be temporary');
+
+#
+# A table or a partition that goes fires no trigger
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.day (id text, day int) PARTITION BY LIST (day);
+	CREATE TABLE kept.day_1 PARTITION OF kept.day FOR VALUES IN (1);
+	CREATE TABLE kept.day_2 PARTITION OF kept.day FOR VALUES IN (2);
+	CREATE TABLE kept.day_3 PARTITION OF kept.day FOR VALUES IN (3);
+	CREATE TABLE kept.extra (id text);
+	SELECT hrflow_create_store('kept.days', 'real[]');
+	SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme'), hrflow_track_table('kept.days', 'kept.extra', 'id', 'acme');
+	INSERT INTO kept.day VALUES ('1', 1), ('2', 2), ('3', 3), ('4', 1), ('4', 2);
+	INSERT INTO kept.extra VALUES ('5');
+	SELECT hrflow_track('kept.days', 'acme', '{6}');
+	DROP TABLE kept.day_1;
+	ALTER TABLE kept.day DETACH PARTITION kept.day_3;
+	DROP TABLE kept.extra;});
+is(tracked('kept.days'), '1 2 3 4 5 6', 'what a table or a partition had that is dropped or detached stays');
+sql(q{SET ROLE keeper; SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme')});
+is(tracked('kept.days'), '2 4 6', 'until the tables are reconciled');
+sql(q{SET ROLE keeper; DROP TABLE kept.day;
+	SELECT hrflow_untrack('kept.days', source_id, array_agg(profile_id)) FROM kept.days_profile WHERE NOT manual GROUP BY source_id});
+is(tracked('kept.days'), '6', 'or, where none is left, untracked by hand');
+
+#
+# Indexes are used, whatever type and collation keys have
+#
+sql(q{SET ROLE keeper;
+	CREATE DOMAIN kept.number AS bigint CHECK (VALUE <> 0);
+	CREATE TABLE kept.key (t text PRIMARY KEY, c text COLLATE "C" UNIQUE, v varchar(40) UNIQUE, b bigint UNIQUE,
+		i integer UNIQUE, s smallint UNIQUE, u uuid UNIQUE, d kept.number UNIQUE);
+	INSERT INTO kept.key SELECT 'x' || n, 'x' || n, 'x' || n, 9223372036854775807 - n, n - 10000, n - 10000,
+		md5(n::text)::uuid, -n FROM generate_series(1, 20000) n;
+	ANALYZE kept.key;});
+foreach my $column (qw(t c v b i s u d))
+{
+	sql(qq{SET ROLE keeper; SELECT hrflow_create_store('kept.by_$column', 'real[]');
+		SELECT hrflow_track_table('kept.by_$column', 'kept.key', '$column', 'acme');
+		ANALYZE kept.by_${column}_profile, kept.by_$column;});
+}
+is(sql(q{SET ROLE keeper; BEGIN;
+	DELETE FROM kept.key WHERE t IN ('x1', 'x2', 'x20000');
+	SELECT count(*), sum(seq_scan) FROM pg_stat_xact_user_tables WHERE schemaname = 'kept' AND relname ~ '^by_._profile$|^key$'}),
+	'9|0', 'a DELETE reads neither candidates nor profiles from end to end');
+sql('SET ROLE keeper; DELETE FROM kept.key WHERE i % 4 = 0');
+foreach my $column (qw(t c v b i s u d))
+{
+	is(sql(qq{SELECT count(*), count(k.$column) FROM kept.by_${column}_profile p LEFT JOIN kept.key k ON k.$column\::text = p.profile_id}),
+		'15000|15000', "erases what it should by the key $column");
+}
+sql(q{SET ROLE keeper; DROP TABLE kept.key});
+
+# Keys that a collation takes for the same are not
+SKIP:
+{
+	skip 'ICU is not to be had', 3
+	  unless $node->psql('postgres', q{CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)}) == 0;
+	sql(q{SET ROLE keeper; CREATE TABLE kept.letter (id text COLLATE public.anycase);
+		SELECT hrflow_create_store('kept.letters', 'real[]');
+		SELECT hrflow_track_table('kept.letters', 'kept.letter', 'id', 'acme');
+		INSERT INTO kept.letter VALUES ('abc'), ('Abc'), ('DEF');});
+	is(tracked('kept.letters'), 'Abc DEF abc', 'case tells keys apart where a collation does not');
+	sql(q{SET ROLE keeper; UPDATE kept.letter SET id = 'def' WHERE id = 'DEF'});
+	is(tracked('kept.letters'), 'Abc abc def', 'another case is another key');
+	sql(q{SET ROLE keeper; DELETE FROM kept.letter WHERE id COLLATE "C" = 'abc'});
+	is(tracked('kept.letters'), 'Abc def', 'and nobody wants it then');
+}
+
+#
+# A store that is dropped where a dump was restored, which does not know that
+# triggers depend on it
+#
+sql(q{CREATE SCHEMA moved AUTHORIZATION keeper;
+	SET ROLE keeper;
+	CREATE TABLE moved.candidate (id text PRIMARY KEY, cv text);
+	CREATE TABLE moved.part (id text, day int) PARTITION BY LIST (day);
+	CREATE TABLE moved.part_1 PARTITION OF moved.part DEFAULT;
+	SELECT hrflow_create_store('moved.embedding', 'real[]');
+	SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme', refresh_columns => '{cv}');
+	SELECT hrflow_track_table('moved.embedding', 'moved.part', 'id', 'acme');
+	INSERT INTO moved.candidate SELECT i FROM generate_series(1, 3) i;
+	INSERT INTO moved.part VALUES ('4', 1)});
+my $dump = $node->basedir . '/moved.sql';
+sub restore
+{
+	my ($database) = @_;
+	sql("CREATE DATABASE $database");
+	$node->safe_psql($database, 'CREATE EXTENSION hrflow_embed');
+	$node->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($database), '-f', $dump ],
+		"restored into $database");
+	return;
+}
+$node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ], 'dumped');
+restore('dropped');
+$node->safe_psql('dropped', 'DROP TABLE moved.embedding, moved.embedding_profile');
+foreach my $statement ("INSERT INTO moved.candidate VALUES ('5')", "UPDATE moved.candidate SET cv = 'new'",
+	"UPDATE moved.candidate SET id = id || 'x'", "UPDATE moved.part SET id = '6'", 'DELETE FROM moved.candidate',
+	'TRUNCATE moved.candidate, moved.part')
+{
+	my ($status, $out, $err) = $node->psql('dropped', "SET ROLE keeper; $statement");
+	is($status, 0, "without the store: $statement");
+	my @warnings = $err =~ /WARNING:  store moved.embedding of trigger "\w+" does not exist/g;
+	is(scalar(@warnings), $statement =~ /TRUNCATE/ ? 2 : 1, 'says so, once');
+	like($err, qr/HINT:  DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/, 'and what to do');
+}
+
+#
+# Made anew one after the other, tables do not erase what the others want
+#
+restore('anew');
+sub anew
+{
+	my ($sql) = @_;
+	return $node->safe_psql('anew', "SET client_min_messages = error; SET ROLE keeper; $sql");
+}
+sub tracked_anew
+{
+	return anew(q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM moved.embedding_profile});
+}
+my $track_candidate = q{SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme', refresh_columns => '{cv}');};
+my $track_part = q{SELECT hrflow_track_table('moved.embedding', 'moved.part', 'id', 'acme');};
+$node->safe_psql('anew', 'SET client_min_messages = error; DROP EXTENSION hrflow_embed CASCADE; CREATE EXTENSION hrflow_embed;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
+anew(q{DELETE FROM moved.candidate WHERE id = '3'});
+is(anew($track_candidate), 0, 'after DROP EXTENSION a table is tracked again');
+is(tracked_anew(), '1 2 3 4', 'and another that is not yet keeps its profiles');
+is(anew(q{SELECT hrflow_untrack_table('moved.embedding', 'moved.part')}), 0, 'which is not untracked before it is tracked');
+is(tracked_anew(), '1 2 3 4', 'indeed');
+anew($track_part);
+is(anew("$track_part SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme')"), "0\n0", 'once all are back');
+is(tracked_anew(), '1 2 4', 'what nothing wants is erased');
+
+#
+# What is renamed
+#
+sub fails_with
+{
+	my ($sql) = @_;
+	my ($status, $out, $err) = $node->psql('postgres', "SET client_min_messages = error; SET ROLE keeper; $sql");
+	return $err;
+}
+sql(q{SET ROLE keeper; ALTER TABLE moved.candidate RENAME TO people;
+	INSERT INTO moved.people VALUES ('5'); DELETE FROM moved.people WHERE id = '3'});
+is(tracked('moved.embedding'), '1 2 4 5', 'a table that is renamed feeds the store on');
+
+sql(q{ALTER TABLE moved.people RENAME id TO key});
+foreach my $statement ("INSERT INTO moved.people VALUES ('6')", "UPDATE moved.people SET cv = 'newer'",
+	'DELETE FROM moved.people', 'DELETE FROM moved.part', 'TRUNCATE moved.part')
+{
+	like(fails_with($statement), qr/ERROR:  table "people" has no column "id"\nHINT:  If it was renamed, call hrflow_track_table\(\) again/,
+		"after its column was renamed: $statement");
+}
+is(fails_with(q{SELECT hrflow_track_table('moved.embedding', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
+	INSERT INTO moved.people VALUES ('6'); DELETE FROM moved.people WHERE key = '2'}), '', 'that is enough');
+is(tracked('moved.embedding'), '1 4 5 6', 'and what was tracked stays so');
+
+sql(q{ALTER TABLE moved.embedding RENAME TO renamed; ALTER TABLE moved.embedding_profile RENAME TO renamed_profile});
+foreach my $statement ("INSERT INTO moved.people VALUES ('7')", "UPDATE moved.people SET cv = 'newest'",
+	'DELETE FROM moved.people', "UPDATE moved.part SET id = '8'")
+{
+	like(fails_with($statement), qr/ERROR:  store moved.embedding of trigger "\w+" does not exist\nHINT:  If it was renamed, call hrflow_track_table\(\) again/,
+		"after the store was renamed: $statement");
+}
+is(fails_with(q{SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
+	SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
+	INSERT INTO moved.people VALUES ('7'); DELETE FROM moved.people WHERE key = '5'}), '', 'that is enough for a table');
+is(tracked('moved.renamed'), '1 4 6 7', 'and what other tables want is kept meanwhile');
+is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'moved.people'::regclass}), 4, 'old triggers are gone');
+sql(q{SET ROLE keeper; SELECT hrflow_drop_store('moved.renamed')});
+is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}), '',
+	'a store that was renamed is dropped with all triggers that feed it');
+
+$_->finish foreach $session, $other;
+done_testing();
