@@ -96,6 +96,7 @@ typedef struct Profile
 	/* What the fetch gave. */
 	HrflowStatus status;		/* the first that is neither of the following */
 	bool		unasked;		/* it was not asked for to the end */
+	bool		excused;		/* nothing was answered: not its fault */
 	bool		no_vector;		/* some section has none */
 	int			http_status;
 	char	   *error;
@@ -788,12 +789,13 @@ set_state(Run *run, Profile *profile, bool refused)
 {
 	Interval	day = {.day = 1};
 
-	if (profile->unasked || profile->status == HRFLOW_INVALID_SOURCE ||
+	if (profile->unasked || profile->excused ||
+		profile->status == HRFLOW_INVALID_SOURCE ||
 		(refused && is_our_fault(profile->status)))
 	{
-		/* As if it had not been claimed. */
+		/* As if it had not been claimed; no error if there was no time. */
 		profile->attempts--;
-		if (profile->status == HRFLOW_TIMEOUT)
+		if (profile->unasked && profile->status == HRFLOW_TIMEOUT)
 		{
 			profile->http_status = profile->old_http_status;
 			profile->error = profile->old_error;
@@ -1166,7 +1168,7 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 		reason = psprintf("nothing was answered; %s",
 						  ((Profile *) linitial(profiles))->error);
 		foreach(cell, profiles)
-			((Profile *) lfirst(cell))->unasked = true;
+			((Profile *) lfirst(cell))->excused = true;
 	}
 	write_batch(run, profiles, !ok);
 	if (reason != NULL)

@@ -363,6 +363,7 @@ play('api', @$_) foreach (
 	[ 'a late reply', 'latency=60000', 'timeout 08006', %late ],
 	[ 'a reply that comes in the end', 'latency=100', 'ok 00000' ],
 	[ 'silence', 'silent', 'timeout 08006', %late ],
+	[ 'silence for all', 'silent', 'timeout 08006', %late, whole => 1, beside => 'fault:silent' ],
 	[ 'a body that stalls', 'stall=20', 'timeout 08006', %late ],
 	[ 'a body that dribbles too slowly', 'slow=5000', 'timeout 08006', %late ],
 	[ 'a body that dribbles', 'slow=5', 'ok 00000' ]);
