@@ -62,7 +62,7 @@ static struct
 	int			sockets;		/* open */
 	size_t		buffered;		/* bytes of all transfers' bodies, */
 	size_t		most_buffered;	/* and the most since it was asked for */
-	bool		poller_failed;
+	int			poller_errno;	/* why a socket is not watched; 0: none */
 
 	int			reserved;		/* descriptors reserved with fd.c */
 
@@ -204,7 +204,7 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 	if (!hrflow_poller_watch(pool.poller, fd,
 							 what == CURL_POLL_IN || what == CURL_POLL_INOUT,
 							 what == CURL_POLL_OUT || what == CURL_POLL_INOUT))
-		pool.poller_failed = true;
+		pool.poller_errno = errno;
 	return 0;
 }
 
@@ -600,7 +600,11 @@ find_trust(CURL *easy)
 	if (!pool.trust_default &&
 		curl_easy_getinfo(easy, CURLINFO_CAPATH, &path) == CURLE_OK &&
 		path != NULL && is_hashed_folder(path))
+	{
 		pool.trust_path = strdup(path);
+		if (pool.trust_path == NULL)
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
 	pool.trust_known = true;
 }
 
@@ -750,6 +754,18 @@ hrflow_curl_start(HrflowTransfer *transfer)
 }
 
 /*
+ * Has a byte of the reply come?
+ */
+static bool
+has_begun_to_answer(const HrflowTransfer *transfer)
+{
+	curl_off_t	first_byte = 0;
+
+	return curl_easy_getinfo(transfer->easy, CURLINFO_STARTTRANSFER_TIME_T,
+							 &first_byte) == CURLE_OK && first_byte > 0;
+}
+
+/*
  * Did libcurl meet a limit of its own: a line of the headers that is longer
  * than it can hold, 100 kB, or more headers than it takes?  Before 8.6 it says
  * of the former that it is out of memory.
@@ -758,8 +774,8 @@ static bool
 has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
 {
 	return code == HRFLOW_CURLE_TOO_LARGE ||
-		(code == CURLE_OUT_OF_MEMORY && transfer->connected &&
-		 !transfer->headers_ended);
+		(code == CURLE_OUT_OF_MEMORY && HRFLOW_CURL_TOO_LARGE_IS_MEMORY() &&
+		 has_begun_to_answer(transfer) && !transfer->headers_ended);
 }
 
 /*
@@ -792,6 +808,10 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 
 	switch (code)
 	{
+		case CURLE_OUT_OF_MEMORY:
+			transfer->out_of_memory = true;
+			return HRFLOW_CONNECTION_LOST;
+
 		case CURLE_OPERATION_TIMEDOUT:
 
 			/*
@@ -921,10 +941,16 @@ drive(bool timers)
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 
 	check_multi(code, "curl_multi_socket_action");
-	if (pool.poller_failed)
+	if (pool.poller_errno != 0)
 	{
-		pool.poller_failed = false;
-		elog(ERROR, "could not watch a network connection");
+		bool		no_memory = pool.poller_errno == ENOMEM;
+
+		errno = pool.poller_errno;
+		pool.poller_errno = 0;
+		ereport(ERROR,
+				(errcode(no_memory ? ERRCODE_OUT_OF_MEMORY :
+						 ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not watch a network connection: %m")));
 	}
 }
 
