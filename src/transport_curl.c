@@ -46,7 +46,9 @@
 static struct
 {
 	CURLM	   *multi;
-	int			poller;			/* valid if multi is */
+	bool		multi_failed;	/* it is not to be used for another statement */
+	bool		has_poller;
+	int			poller;			/* valid if so */
 	WaitEventSet *wait_set;
 	uint32		wait_event;
 	const HrflowSettings *settings; /* of the statement */
@@ -93,9 +95,14 @@ check_option(CURLcode code, const char *what)
 		elog(ERROR, "%s failed in libcurl: %s", what, curl_easy_strerror(code));
 }
 
+/*
+ * What a multi handle is like after an error of its own is not told: libcurl
+ * 7.88 divides by zero in one that had no memory for a socket.
+ */
 static void
 check_multi(CURLMcode code, const char *what)
 {
+	pool.multi_failed |= code != CURLM_OK;
 	if (code == CURLM_OUT_OF_MEMORY)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	if (code != CURLM_OK)
@@ -299,22 +306,35 @@ on_request(void *arg, char *remote, char *local, int remote_port,
  */
 
 static void
-make_multi(void)
+make_poller(void)
 {
-	pool.poller = hrflow_poller_open();
-	if (pool.poller < 0)
+	int			poller = hrflow_poller_open();
+
+	if (poller < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not watch network connections: %m")));
 	ReserveExternalFD();
+	pool.poller = poller;
+	pool.has_poller = true;
+}
 
-	pool.multi = curl_multi_init();
-	if (pool.multi == NULL)
+/*
+ * The handle that requests are added to; no request is in one that failed.
+ */
+static void
+make_multi(void)
+{
+	if (pool.multi_failed)
 	{
-		close(pool.poller);
-		ReleaseExternalFD();
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		curl_multi_cleanup(pool.multi);
+		pool.multi = NULL;
+		pool.multi_failed = false;
 	}
+	if (pool.multi == NULL)
+		pool.multi = curl_multi_init();
+	if (pool.multi == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 }
 
 /*
@@ -421,8 +441,9 @@ hrflow_curl_prepare(const HrflowSettings *settings)
 		pool.timer = NEVER;
 		initialized = true;
 	}
-	if (pool.multi == NULL)
-		make_multi();
+	if (!pool.has_poller)
+		make_poller();
+	make_multi();
 
 	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);
 	MULTI_SETOPT(CURLMOPT_TIMERFUNCTION, on_timer);
