@@ -526,13 +526,8 @@ hrflow_curl_get_idle(void)
 							   dlist_pop_head_node(&pool.idle));
 	}
 	transfer = calloc(1, sizeof(HrflowTransfer));
-	if (transfer != NULL)
-		transfer->easy = curl_easy_init();
-	if (transfer == NULL || transfer->easy == NULL)
-	{
-		free(transfer);
+	if (transfer == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	}
 	return transfer;
 }
 
@@ -657,18 +652,35 @@ configure_trust(CURL *easy, const HrflowSettings *settings)
  */
 
 /*
+ * Give a transfer a new easy handle.  curl_easy_reset() of the old one would
+ * not tell where it has no memory for libcurl's defaults, and the handle would
+ * be without some of them.
+ */
+static void
+renew_easy(HrflowTransfer *transfer)
+{
+	CURL	   *easy = curl_easy_init();
+
+	if (easy == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	curl_easy_cleanup(transfer->easy);
+	transfer->easy = easy;
+	transfer->configured = 0;
+}
+
+/*
  * Set all options that depend on the settings alone.
  */
 static void
 configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy;
 
 	if (transfer->configured == settings->serial)
 		return;
 
-	transfer->configured = 0;
-	curl_easy_reset(easy);
+	renew_easy(transfer);
+	easy = transfer->easy;
 	find_trust(easy);
 
 	SETOPT(easy, CURLOPT_PRIVATE, transfer);
