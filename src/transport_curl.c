@@ -842,6 +842,12 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 	switch (code)
 	{
 		case CURLE_OUT_OF_MEMORY:
+
+			/*
+			 * libcurl 8.14 may then keep the connection open, and not use it
+			 * any more.
+			 */
+			pool.multi_failed = true;
 			transfer->out_of_memory = true;
 			return HRFLOW_CONNECTION_LOST;
 
