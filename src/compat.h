@@ -122,6 +122,12 @@ hrflow_compat_named_segment(const char *name, size_t size,
 #define HRFLOW_CURLE_TOO_LARGE 100
 
 /*
+ * Does libcurl say CURLE_OUT_OF_MEMORY of it instead?
+ */
+#define HRFLOW_CURL_TOO_LARGE_IS_MEMORY() \
+	(curl_version_info(CURLVERSION_NOW)->version_num < 0x080600)
+
+/*
  * A jsonb under construction, and what is pushed to it.
  */
 #if PG_VERSION_NUM >= 190000

@@ -906,7 +906,7 @@ set_state(Run *run, Profile *profile, bool refused)
 			 profile->status == HRFLOW_INVALID_SOURCE ||
 			 (refused && is_our_fault(profile->status)))
 	{
-		/* As if it had not been claimed. */
+		/* As if it had not been claimed; no error if there was no time. */
 		profile->attempts--;
 		if (profile->unasked && profile->status == HRFLOW_TIMEOUT)
 		{

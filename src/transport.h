@@ -39,7 +39,7 @@ typedef struct HrflowTransfer
 	bool		is_alone;		/* this try is the only one in flight */
 
 	/* For transport_curl.c. */
-	void	   *easy;			/* CURL */
+	void	   *easy;			/* CURL; NULL before the first try */
 	uint64		configured;		/* serial of the settings that "easy" has */
 	int64		started;		/* when this try began */
 	char	   *body;			/* malloc'd; kept from request to request */

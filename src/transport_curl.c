@@ -58,7 +58,9 @@
 static struct
 {
 	CURLM	   *multi;
-	int			poller;			/* valid if multi is */
+	bool		multi_failed;	/* it is not to be used for another statement */
+	bool		has_poller;
+	int			poller;			/* valid if so */
 	WaitEventSet *wait_set;
 	uint32		wait_event;
 	const HrflowSettings *settings; /* of the statement */
@@ -75,7 +77,7 @@ static struct
 	int			sockets;		/* open */
 	size_t		buffered;		/* bytes of all transfers' bodies, */
 	size_t		most_buffered;	/* and the most since it was asked for */
-	bool		poller_failed;
+	int			poller_errno;	/* why a socket is not watched; 0: none */
 
 	/* When lookups were given up, the last ones in a ring: API, links. */
 	struct
@@ -113,9 +115,14 @@ check_option(CURLcode code, const char *what)
 		elog(ERROR, "%s failed in libcurl: %s", what, curl_easy_strerror(code));
 }
 
+/*
+ * What a multi handle is like after an error of its own is not told: libcurl
+ * 7.88 divides by zero in one that had no memory for a socket.
+ */
 static void
 check_multi(CURLMcode code, const char *what)
 {
+	pool.multi_failed |= code != CURLM_OK;
 	if (code == CURLM_OUT_OF_MEMORY)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	if (code != CURLM_OK)
@@ -234,7 +241,7 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 	if (!hrflow_poller_watch(pool.poller, fd,
 							 what == CURL_POLL_IN || what == CURL_POLL_INOUT,
 							 what == CURL_POLL_OUT || what == CURL_POLL_INOUT))
-		pool.poller_failed = true;
+		pool.poller_errno = errno;
 	return 0;
 }
 
@@ -329,22 +336,35 @@ on_request(void *arg, char *remote, char *local, int remote_port,
  */
 
 static void
-make_multi(void)
+make_poller(void)
 {
-	pool.poller = hrflow_poller_open();
-	if (pool.poller < 0)
+	int			poller = hrflow_poller_open();
+
+	if (poller < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not watch network connections: %m")));
 	ReserveExternalFD();
+	pool.poller = poller;
+	pool.has_poller = true;
+}
 
-	pool.multi = curl_multi_init();
-	if (pool.multi == NULL)
+/*
+ * The handle that requests are added to; no request is in one that failed.
+ */
+static void
+make_multi(void)
+{
+	if (pool.multi_failed)
 	{
-		close(pool.poller);
-		ReleaseExternalFD();
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		curl_multi_cleanup(pool.multi);
+		pool.multi = NULL;
+		pool.multi_failed = false;
 	}
+	if (pool.multi == NULL)
+		pool.multi = curl_multi_init();
+	if (pool.multi == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 }
 
 /*
@@ -478,8 +498,9 @@ hrflow_curl_prepare(const HrflowSettings *settings)
 		pool.timer = NEVER;
 		initialized = true;
 	}
-	if (pool.multi == NULL)
-		make_multi();
+	if (!pool.has_poller)
+		make_poller();
+	make_multi();
 
 	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);
 	MULTI_SETOPT(CURLMOPT_TIMERFUNCTION, on_timer);
@@ -562,13 +583,8 @@ hrflow_curl_get_idle(void)
 							   dlist_pop_head_node(&pool.idle));
 	}
 	transfer = calloc(1, sizeof(HrflowTransfer));
-	if (transfer != NULL)
-		transfer->easy = curl_easy_init();
-	if (transfer == NULL || transfer->easy == NULL)
-	{
-		free(transfer);
+	if (transfer == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	}
 	return transfer;
 }
 
@@ -657,7 +673,11 @@ find_trust(CURL *easy)
 	if (!pool.trust_default &&
 		curl_easy_getinfo(easy, CURLINFO_CAPATH, &path) == CURLE_OK &&
 		path != NULL && is_hashed_folder(path))
+	{
 		pool.trust_path = strdup(path);
+		if (pool.trust_path == NULL)
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
 	pool.trust_known = true;
 }
 
@@ -714,18 +734,35 @@ configure_trust(CURL *easy, const HrflowSettings *settings)
  */
 
 /*
+ * Give a transfer a new easy handle.  curl_easy_reset() of the old one would
+ * not tell where it has no memory for libcurl's defaults, and the handle would
+ * be without some of them.
+ */
+static void
+renew_easy(HrflowTransfer *transfer)
+{
+	CURL	   *easy = curl_easy_init();
+
+	if (easy == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	curl_easy_cleanup(transfer->easy);
+	transfer->easy = easy;
+	transfer->configured = 0;
+}
+
+/*
  * Set all options that depend on the settings alone.
  */
 static void
 configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy;
 
 	if (transfer->configured == settings->serial)
 		return;
 
-	transfer->configured = 0;
-	curl_easy_reset(easy);
+	renew_easy(transfer);
+	easy = transfer->easy;
 	find_trust(easy);
 
 	SETOPT(easy, CURLOPT_PRIVATE, transfer);
@@ -879,6 +916,18 @@ hrflow_curl_start(HrflowTransfer *transfer)
 }
 
 /*
+ * Has a byte of the reply come?
+ */
+static bool
+has_begun_to_answer(const HrflowTransfer *transfer)
+{
+	curl_off_t	first_byte = 0;
+
+	return curl_easy_getinfo(transfer->easy, CURLINFO_STARTTRANSFER_TIME_T,
+							 &first_byte) == CURLE_OK && first_byte > 0;
+}
+
+/*
  * Did libcurl meet a limit of its own: a line of the headers that is longer
  * than it can hold, 100 kB, or more headers than it takes?  Before 8.6 it says
  * of the former that it is out of memory.
@@ -887,8 +936,8 @@ static bool
 has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
 {
 	return code == HRFLOW_CURLE_TOO_LARGE ||
-		(code == CURLE_OUT_OF_MEMORY && transfer->connected &&
-		 !transfer->headers_ended);
+		(code == CURLE_OUT_OF_MEMORY && HRFLOW_CURL_TOO_LARGE_IS_MEMORY() &&
+		 has_begun_to_answer(transfer) && !transfer->headers_ended);
 }
 
 /*
@@ -921,6 +970,16 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 
 	switch (code)
 	{
+		case CURLE_OUT_OF_MEMORY:
+
+			/*
+			 * libcurl 8.14 may then keep the connection open, and not use it
+			 * any more.
+			 */
+			pool.multi_failed = true;
+			transfer->out_of_memory = true;
+			return HRFLOW_CONNECTION_LOST;
+
 		case CURLE_OPERATION_TIMEDOUT:
 
 			/*
@@ -1050,10 +1109,16 @@ drive(bool timers)
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 
 	check_multi(code, "curl_multi_socket_action");
-	if (pool.poller_failed)
+	if (pool.poller_errno != 0)
 	{
-		pool.poller_failed = false;
-		elog(ERROR, "could not watch a network connection");
+		bool		no_memory = pool.poller_errno == ENOMEM;
+
+		errno = pool.poller_errno;
+		pool.poller_errno = 0;
+		ereport(ERROR,
+				(errcode(no_memory ? ERRCODE_OUT_OF_MEMORY :
+						 ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not watch a network connection: %m")));
 	}
 }
 

@@ -1,7 +1,8 @@
 # Whatever goes wrong on the way, a statement comes back in time with the status
-# and SQLSTATE that the README promises, what was asked beside it is had, nothing
-# is left open, and the backend's next call works.  SQL sees neither time nor
-# descriptors, and nothing that regress could start breaks HTTP, TLS or DNS.
+# and SQLSTATE that the README promises, or the states that docs/refresh.md does,
+# what was asked beside it is had, nothing is left open, and the backend's next
+# call works.  SQL sees neither time nor descriptors, and nothing that regress
+# could start breaks HTTP, TLS or DNS.
 use strict;
 use warnings;
 use Hrflow::Node;
@@ -11,7 +12,7 @@ use Hrflow::Session;
 use Hrflow::StandIn;
 use IO::Socket::INET;
 use IPC::Run ();
-use List::Util qw(max sum);
+use List::Util qw(max sum uniq);
 use MIME::Base64 qw(encode_base64url);
 use PostgreSQL::Test::Utils ();
 use Socket qw(SO_LINGER SOL_SOCKET);
@@ -29,28 +30,72 @@ my $long = '20s';
 # The paths a fault takes, from the API's reply or from that of a link's host.
 # Each has a backend of its own, and a key of its own, since a 429 pauses all
 # that use the key.  What is asked gets identifiers, as literals; it returns one
-# row with its status, or one for all of them in their order, and maybe errors.
+# row with its status, or one for all of them in their order, and maybe errors
+# and their HTTP statuses.  "before" and "after" are sent around it; then the row
+# is that of "after".
 #
-my $statuses = 'string_agg(status, \' \' ORDER BY ordinality), string_agg(DISTINCT error, \'; \')';
+my $statuses = 'string_agg(status, \' \' ORDER BY ordinality), string_agg(DISTINCT error, \'; \'), string_agg(DISTINCT http_status::text, \' \')';
 my $links = sub { "hrflow_profile_embedding_links('acme', $_[0], $_[1])" };
 my $array = sub { 'ARRAY[' . join(', ', @_) . ']' };
+
+# A store has an old vector of everything that is to be refreshed in it, in the
+# section that is asked for.
+my $track = sub {
+	my ($fields, @ids) = @_;
+	return "SELECT hrflow_track('faulty', 'acme', " . $array->(@ids) . ") \\gset ignored_
+		INSERT INTO faulty SELECT 'acme', id, (SELECT jsonb_object_keys($fields)), 0, '{1,2}' FROM unnest(" . $array->(@ids) . ') id;';
+};
+my $outcome_of = sub {
+	my ($fields, @ids) = @_;
+	return "SELECT string_agg(concat_ws(' ', state, attempts, CASE WHEN lease_until IS NOT NULL THEN 'leased' WHEN due_at IS NULL THEN 'never'
+			WHEN due_at <= now() THEN 'now' WHEN due_at <= now() + interval '1 minute' THEN 'soon' ELSE 'later' END,
+			COALESCE((SELECT CASE WHEN vector = '{1,2}' THEN 'old' ELSE 'new' END FROM faulty v WHERE v.profile_id = p.profile_id), 'none')),
+			', ' ORDER BY n), string_agg(DISTINCT last_error, '; '), string_agg(DISTINCT http_status::text, ' ')
+		FROM faulty_profile p JOIN unnest(" . $array->(@ids) . ") WITH ORDINALITY AS u(id, n) ON profile_id = id;
+		SELECT hrflow_untrack('faulty', 'acme', " . $array->(@ids) . ') \gset ignored_';
+};
 my @paths = (
 	{ name => 'hrflow_profile_embedding', of => 'api', single => 1,
 		sql => sub { my ($fields, $id) = @_;
-			"SELECT CASE WHEN hrflow_profile_embedding('acme', $id, $fields) IS NOT NULL THEN 'ok' END" } },
+			"SELECT CASE WHEN hrflow_profile_embedding('acme', $id, $fields) IS NOT NULL THEN 'ok' END;" } },
 	{ name => 'hrflow_profile_embeddings', of => 'api',
 		sql => sub { my ($fields, @ids) = @_;
-			"SELECT $statuses FROM hrflow_profile_embeddings('acme', " . $array->(@ids) . ", $fields)" } },
+			"SELECT $statuses FROM hrflow_profile_embeddings('acme', " . $array->(@ids) . ", $fields);" } },
 	{ name => 'hrflow_profile_vectors', of => 'api store',
 		sql => sub { my ($fields, @ids) = @_;
-			"SELECT $statuses FROM hrflow_profile_vectors('acme', " . $array->(@ids) . ", $fields)" } },
+			"SELECT $statuses FROM hrflow_profile_vectors('acme', " . $array->(@ids) . ", $fields);" } },
+	{ name => 'hrflow_refresh', of => 'api store', before => $track, after => $outcome_of,
+		sql => sub { my ($fields) = @_; "CALL hrflow_refresh('faulty', $fields);" } },
 	{ name => 'hrflow_fetch_vector', of => 'store', single => 1,
 		sql => sub { my ($fields, $id) = @_;
-			"SELECT CASE WHEN hrflow_fetch_vector(link) IS NOT NULL THEN 'ok' END FROM " . $links->($id, $fields) } },
+			"SELECT CASE WHEN hrflow_fetch_vector(link) IS NOT NULL THEN 'ok' END FROM " . $links->($id, $fields) . ';' } },
 	{ name => 'hrflow_fetch_vectors', of => 'store',
 		sql => sub { my ($fields, @ids) = @_;
 			"SELECT $statuses FROM hrflow_fetch_vectors((SELECT array_agg(link ORDER BY n)
-				FROM unnest(" . $array->(@ids) . ') WITH ORDINALITY AS u(id, n), ' . $links->('id', $fields) . '))' } });
+				FROM unnest(" . $array->(@ids) . ') WITH ORDINALITY AS u(id, n), ' . $links->('id', $fields) . '));' } });
+
+# What docs/refresh.md says becomes of a profile, when a batch gives it this
+# status: its state, attempts, when it is due, and its vector.  Where the run
+# says why it was ended, or what it left out, there is a WARNING.
+my %states = (
+	fetched => [ 'ok 0 later new' ],
+	without => [ 'ok 0 later none' ],
+	missing => [ 'missing 0 later old' ],
+	failed => [ 'due 1 soon old' ],
+	refused => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty was stopped: (?!nothing was answered)/ ],
+	outage => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty was stopped: nothing was answered; / ],
+	left_out => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty leaves a source out: / ]);
+my %refreshed = (
+	ok => 'fetched',
+	no_vector => 'without',
+	not_found => 'missing',
+	map({ $_ => 'refused' } qw(unauthorized over_quota rate_limited)),
+	map({ $_ => 'failed' } qw(invalid_request connection_failed timeout invalid_reply http_error
+		too_large link_refused link_expired invalid_vector)));
+
+# So many failures of the network, and nothing else, are an outage.
+my $outage = 8;
+my %of_network = map { $_ => 1 } qw(connection_failed timeout invalid_reply http_error);
 
 my $n = 0;
 foreach my $path (@paths)
@@ -69,17 +114,29 @@ my $node;
 		link_hosts => '127.0.0.1, localhost, silent.example, nobody.example, *.private.example',
 		max_response_size => '64kB');
 }
+$node->safe_psql('postgres', "SELECT hrflow_create_store('faulty')");
 my $descriptors_are_seen = -e '/proc/self/fd';
 
 sub literal { return "'" . ($_[0] =~ s/'/''/gr) . "'"; }
 
-# What a path asks, of one identifier or of that between two good ones.
+# Of how many elements.
+sub elements
+{
+	my ($path, $whole) = @_;
+	return $path->{single} ? 1 : $path->{after} && $whole ? $outage : 3;
+}
+
+# What a path asks, of one identifier or of that between two good ones; a refresh
+# of so many that it may be an outage, if all meet the fault.  The statement is the
+# second of three.
 sub question
 {
-	my ($path, $id, $fields, $beside) = @_;
-	my @good = $beside ? map { "$beside,id=" . ++$n } 1 .. 2 : ('nurse-1', 'cook-1');
-	my @ids = map { literal($_) } $path->{single} ? $id : ($good[0], $id, $good[1]);
-	return $path->{sql}->(literal($fields // '{"profile": 1}'), @ids);
+	my ($path, $id, $fields, $beside, $whole) = @_;
+	my @good = $beside ? map { "$beside,id=" . ++$n } 1 .. $outage - 1 : ('nurse-1', 'cook-1', map { "nurse-1$_" } 1 .. $outage - 3);
+	my @ids = map { literal($_) } (shift @good, $id, @good)[$path->{single} ? 1 : 0 .. elements($path, $whole) - 1];
+
+	$fields = literal($fields // '{"profile": 1}');
+	return map { $path->{$_} ? $path->{$_}->($fields, @ids) : '' } qw(before sql after);
 }
 
 # Files of tables are PostgreSQL's to open and close.
@@ -101,8 +158,9 @@ sub warm_up
 			SET hrflow_embed.max_attempts = 1;
 			SET hrflow_embed.connect_timeout = '$long';
 			SET hrflow_embed.request_timeout = '$long';");
-		$session->ask("SELECT count(*) FROM hrflow_profile_embeddings('acme', '{fault:latency=100,fault:latency=101,fault:latency=102}');");
-		$session->ask(question($path, 'nurse-2') . ';');
+		$session->ask("SELECT count(*) FROM hrflow_profile_embeddings('acme',
+			(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, " . ($path->{after} ? $outage : 3) . ') i));');
+		$session->ask(join "\n", question($path, 'nurse-2'));
 		$path->{descriptors} = descriptors($path);
 	}
 	return;
@@ -120,7 +178,7 @@ sub descriptors_left
 		$left = descriptors($path) - $path->{descriptors};
 		last if $left <= $may_stay;
 		sleep 0.1;
-		$path->{session}->ask(question($path, 'nurse-3') . ';');
+		$path->{session}->ask(join "\n", question($path, 'nurse-3'));
 	}
 	return max($left - $may_stay, 0);
 }
@@ -132,10 +190,12 @@ sub descriptors_left
 # of a word), what comes of it ("STATUS SQLSTATE") and perhaps
 #   settings => {...}     for the statement that meets it
 #   vectors => '...'      what hrflow_profile_vectors makes of it
+#   refreshed => '...'    what hrflow_refresh makes of it, when not what the status
+#                         tells: a word of %states
 #   whole => 1            all elements meet it
 #   fields => '...'
 #   says => qr/.../       found in the errors of the rows
-#   kept => N             descriptors that may stay
+#   kept => N             descriptors that may stay; or a function of the path
 #   spare_key => 1        met with a key that is not used again
 #   first => 1            the same is asked with another identifier before
 #   beside => '...'       asked for beside it, instead of what is good
@@ -151,45 +211,70 @@ sub play
 
 	foreach my $path (@takers)
 	{
+		my ($before, $statement, $after) =
+		  question($path, $identifier->(++$n), $more{fields}, $more{beside}, $more{whole});
+
 		$path->{session}->send(join "\n",
 			$more{spare_key} ? "SET hrflow_embed.api_key = '$path->{spare_key}';" : (),
 			(map { "SET hrflow_embed.$_ = $settings{$_};" } sort keys %settings),
-			$more{first} ? question($path, $identifier->('first'), $more{fields}) . ';' : (),
+			$more{first} ? (question($path, $identifier->('first'), $more{fields}), '') : (),
+			$before,
 			'\echo fault',
 			'\timing on',
-			question($path, $identifier->(++$n), $more{fields}, $more{beside}) . ';',
-			'\echo state :SQLSTATE',
+			$statement,
 			'\timing off',
+			'\echo state :SQLSTATE',
+			$after,
 			"SET hrflow_embed.api_key = '$path->{key}';",
 			(map { $_ eq 'max_attempts' ? 'SET hrflow_embed.max_attempts = 1;' : /timeout/ ?
 				"SET hrflow_embed.$_ = '$long';" : "RESET hrflow_embed.$_;" } sort keys %settings),
 			'\echo next',
-			question($path, 'nurse-3') . ';',
+			question($path, 'nurse-3'),
 			'\echo -- done');
 	}
-	$more{meanwhile}->(sum(map { $_->{single} ? 1 : 3 } @takers)) if $more{meanwhile};
+	$more{meanwhile}->(sum(map { elements($_, $more{whole}) } @takers)) if $more{meanwhile};
+	my @said_in_rows;
 	foreach my $path (@takers)
 	{
 		my $printed = $path->{session}->wait_for(qr/-- done/);
-		my ($row, $ms, $state, $next) =
-		  $printed =~ /^fault\n(.*\n)?Time: ([\d.]+) ms.*\nstate (\w+)\nnext\n(.*)\n?-- done/m;
-		my ($statuses, $errors) = split /\|/, ($row // '') =~ s/\n//r, 2;
+		my ($row, $ms, $state, $after, $next) =
+		  $printed =~ /^fault\n(.*\n)?Time: ([\d.]+) ms.*\nstate (\w+)\n(.*\n)?next\n(.*)\n?-- done/m;
+		my ($statuses, $errors, $http) = split /\|/, ($after // $row // '') =~ s/\n//r, 3;
 		my ($status, $sqlstate) = split / /,
-		  $path->{name} =~ /profile_vectors/ && $more{vectors} ? $more{vectors} : $outcome;
+		  $path->{of} =~ /api store/ && $more{vectors} ? $more{vectors} : $outcome;
 		my $expected = $path->{single} ? ($sqlstate eq '00000' ? 'ok' : $sqlstate)
 		  : $more{whole} ? "$status $status $status" : "ok $status ok";
+		my $warning;
+
+		if ($path->{after})
+		{
+			my $state = $more{refreshed} // ($more{whole} && $of_network{$status} ? 'outage' : $refreshed{$status});
+			my $good = $states{fetched}[0];
+
+			($expected, $warning) = @{ $states{$state} };
+			$expected = join ', ', $more{whole} ? ($expected) x $outage : ($good, $expected, $good);
+		}
 		my $got = !defined $state ? "no answer: $printed" : $state eq '00000' ? $statuses : $state;
 
 		is($got, $expected, "$name: $path->{name}() gives $expected");
 		diag($errors) if $got ne $expected && $errors;
 		like($errors, $more{says}, 'and says so') if $more{says} && !$path->{single};
 		cmp_ok($ms // 1e9, '<=', $most_time, sprintf 'in time (%d ms)', $ms // -1);
-		like($next // '', $path->{single} ? qr/^ok/ : qr/^ok ok ok\|/, 'and the next call works');
+		like($next // '', $path->{single} ? qr/^ok/ : $path->{after} ? qr/^(?:ok 0 later new(?:, |\|)){3}/ : qr/^ok ok ok\|/,
+			'and the next call works');
+
+		# The store has what the rows have, but no error of those that are well.
+		my @said = ($http // '', uniq(sort split /; /, ($errors // '') =~ s/\d+/N/gr));
+		@said_in_rows = @said if $path->{name} =~ /profile_vectors/;
+		next if !$path->{after};
+		$#said_in_rows = 0 if $expected !~ /missing|due/;
+		is(join('|', @said), join('|', @said_in_rows), 'the store has what the rows have');
+		like(join('', $printed =~ /WARNING:  .*/g), $warning // qr/^$/, $warning ? 'and warns' : 'and does not warn');
 	}
 	SKIP:
 	{
 		skip '/proc is not to be had', 1 unless $descriptors_are_seen;
-		is(join(' ', grep { $_ } map { descriptors_left($_, $more{kept} // 0) } @takers), '',
+		is(join(' ', grep { $_ } map { descriptors_left($_, ref $more{kept} ? $more{kept}->($_) : $more{kept} // 0) } @takers), '',
 			"$name: nothing is left open");
 	}
 	return;
@@ -212,12 +297,12 @@ play('api', @$_) foreach (
 
 	[ 'HTTP 400', 'status=400', 'invalid_request 22023' ],
 	[ 'HTTP 400 for a profile', 'status=400,message=Invalid profile array', 'not_found P0002' ],
-	[ 'HTTP 400 for the source', 'status=400,message=Invalid source array', 'invalid_request 22023' ],
+	[ 'HTTP 400 for the source', 'status=400,message=Invalid source array', 'invalid_request 22023', refreshed => 'left_out' ],
 	[ 'HTTP 400 for a section', q{status=400,message=Invalid key. File doesn't exist}, 'no_vector P0002' ],
 	[ 'HTTP 401', 'status=401', 'unauthorized 28000' ],
 	[ 'HTTP 401 that repeats the key', 'status=401,echo', 'unauthorized 28000' ],
 	[ 'HTTP 402', 'status=402', 'over_quota 53400' ],
-	[ 'HTTP 403', 'status=403', 'unauthorized 28000' ],
+	[ 'HTTP 403', 'status=403', 'unauthorized 28000', refreshed => 'failed' ],
 	[ 'HTTP 404', 'status=404', 'not_found P0002' ],
 	[ 'HTTP 404 of somebody else', 'status=404,html', 'http_error 58000' ],
 	[ 'HTTP 408', 'status=408', 'timeout 08006' ],
@@ -257,9 +342,9 @@ play('api', @$_) foreach (
 	[ 'no data', 'body=' . base64_of('{"code": 200, "message": "OK"}'), $invalid ],
 	[ 'a code that is none', 'body=' . base64_of('{"code": "200", "data": {}}'), $invalid ],
 	[ 'data that is text', 'data=' . base64_of('"x"'), $invalid ],
-	[ 'data without a section', 'data=' . base64_of('{}'), 'ok 00000' ],
+	[ 'data without a section', 'data=' . base64_of('{}'), 'ok 00000', refreshed => 'without' ],
 	[ 'a section that is a number', 'data=' . base64_of('{"profile": 1}'), 'ok 00000', vectors => $invalid ],
-	[ 'a list without its first link', 'drop', 'ok 00000', fields => '{"experiences": [0]}' ],
+	[ 'a list without its first link', 'drop', 'ok 00000', fields => '{"experiences": [0]}', refreshed => 'without' ],
 	[ 'links that tell nothing', 'opaque', 'ok 00000' ],
 
 	[ 'a compressed reply', 'gzip', 'ok 00000' ],
@@ -278,6 +363,7 @@ play('api', @$_) foreach (
 	[ 'a late reply', 'latency=60000', 'timeout 08006', %late ],
 	[ 'a reply that comes in the end', 'latency=100', 'ok 00000' ],
 	[ 'silence', 'silent', 'timeout 08006', %late ],
+	[ 'silence for all', 'silent', 'timeout 08006', %late, whole => 1, beside => 'fault:silent' ],
 	[ 'a body that stalls', 'stall=20', 'timeout 08006', %late ],
 	[ 'a body that dribbles too slowly', 'slow=5000', 'timeout 08006', %late ],
 	[ 'a body that dribbles', 'slow=5', 'ok 00000' ]);
@@ -291,7 +377,7 @@ play('store', @$_) foreach (
 	[ 'a link that has expired', 'v.status=403', 'link_expired 58000' ],
 	[ 'HTTP 404 of a link', 'v.status=404', 'http_error 58000' ],
 	[ 'HTTP 408 of a link', 'v.status=408', 'timeout 08006' ],
-	[ 'HTTP 429 of a link', 'v.status=429', 'rate_limited 53400' ],
+	[ 'HTTP 429 of a link', 'v.status=429', 'rate_limited 53400', refreshed => 'failed' ],
 	[ 'HTTP 500 of a link', 'v.status=500', 'http_error 58000' ],
 	[ 'HTTP 503 of a link for a long time', 'v.status=503,v.retry_after=1000', 'http_error 58000', %twice ],
 	[ 'a link that is redirected', 'v.redirect', $invalid ],
@@ -700,10 +786,11 @@ foreach my $server (@servers)
 }
 
 #
-# A name server that never answers: threads that wait for it stay, and each holds
-# a descriptor
+# A name server that never answers: threads that wait for it stay, those of both
+# questions, and each holds a descriptor
 #
-play_host('a name server that is silent', 'https://silent.example', $unreachable, %no_connection, kept => 6);
+play_host('a name server that is silent', 'https://silent.example', $unreachable, %no_connection,
+	kept => sub { elements($_[0], 1) + elements($_[0]) });
 warm_up();
 
 #

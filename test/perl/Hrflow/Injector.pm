@@ -1,0 +1,87 @@
+# Failures at the N-th occasion, for a backend of servers started while it is in
+# scope; see injector.c.
+#
+#   my $injector = Hrflow::Injector->new;
+#   $injector->arm($pid, 'memory', 3)   the third allocation fails; or 'wakeups':
+#                                       the third ends with a cancel; 0 for none
+#   my $seen = $injector->disarm        a hash: how many were seen, how many
+#                                       injected, and what libcurl has more:
+#                                       handles, and added ones
+package Hrflow::Injector;
+
+use strict;
+use warnings;
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Utils ();
+
+my $layout = 'l l q q q q q';
+my %whats = (memory => 1, wakeups => 2);
+
+sub new
+{
+	my ($class) = @_;
+	my $dir = PostgreSQL::Test::Utils::tempdir_short();
+	my $self = bless { path => "$dir/order" }, $class;
+
+	system('gcc', '-shared', '-fPIC', '-O1', '-fno-optimize-sibling-calls', '-o', "$dir/injector.so",
+		dirname(__FILE__) . '/injector.c', '-ldl') == 0
+	  or die "could not compile the injector";
+	PostgreSQL::Test::Utils::append_to_file($self->{path}, pack($layout, (0) x 7));
+	open($self->{file}, '+<', $self->{path}) or die $!;
+	$self->{before} = { map { $_ => $ENV{$_} } qw(LD_PRELOAD HRFLOW_INJECT) };
+	$ENV{LD_PRELOAD} = "$dir/injector.so";
+	$ENV{HRFLOW_INJECT} = $self->{path};
+	return $self;
+}
+
+# Servers started from now on are as before.
+sub leave
+{
+	my ($self) = @_;
+	my $before = delete $self->{before} or return;
+
+	foreach my $name (keys %$before)
+	{
+		if (defined $before->{$name}) { $ENV{$name} = $before->{$name}; }
+		else { delete $ENV{$name}; }
+	}
+	return;
+}
+
+sub _write
+{
+	my ($self, @fields) = @_;
+
+	sysseek($self->{file}, 0, 0);
+	syswrite($self->{file}, pack($layout, @fields)) == length pack($layout, (0) x 7) or die $!;
+	return;
+}
+
+sub arm
+{
+	my ($self, $pid, $what, $nth) = @_;
+
+	$self->_write($pid, $whats{$what}, $nth, (0) x 4);
+	return;
+}
+
+sub disarm
+{
+	my ($self) = @_;
+	my %seen;
+
+	sysseek($self->{file}, 0, 0);
+	sysread($self->{file}, my $content, length pack($layout, (0) x 7));
+	(undef, undef, undef, @seen{qw(seen injected handles added)}) = unpack($layout, $content);
+	$self->_write((0) x 7);
+	return \%seen;
+}
+
+sub DESTROY
+{
+	my ($self) = @_;
+	$self->leave;
+	return;
+}
+
+1;

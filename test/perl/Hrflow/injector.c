@@ -1,0 +1,265 @@
+/*
+ * injector.c
+ *		Failures at the N-th occasion, for one process of a tree: put in
+ *		LD_PRELOAD, it does to the process that the file HRFLOW_INJECT names what
+ *		is asked for there.  Hrflow::Injector writes that file.
+ *
+ * Memory: the N-th allocation of libcurl's, or of the extension's with malloc()
+ * and its like, gives NULL.  libcurl is given allocators of ours to start with.
+ * The extension's are told by the address they are called from, for everybody
+ * calls malloc(); not under AddressSanitizer, which has one of its own.
+ *
+ * Wakeups: the N-th epoll_wait(), PostgreSQL's or the extension's, begins with a
+ * SIGINT, which cancels the statement.
+ *
+ * It also counts the easy handles that are made, and those that are in a multi
+ * handle.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <link.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+enum
+{
+	MEMORY = 1,
+	WAKEUPS
+};
+
+/* The file's content. */
+static volatile struct
+{
+	int32_t		process;		/* 0 for none */
+	int32_t		what;
+	int64_t		nth;			/* the one that fails; 0 for none, but all are
+								 * counted */
+	int64_t		seen;
+	int64_t		injected;
+	int64_t		handles;		/* made, less those cleaned up */
+	int64_t		added;			/* to a multi handle, less those removed */
+}		   *order;
+
+extern void *__libc_malloc(size_t size);
+extern void *__libc_calloc(size_t n, size_t size);
+extern void *__libc_realloc(void *old, size_t size);
+
+__attribute__((constructor))
+static void
+begin(void)
+{
+	const char *path = getenv("HRFLOW_INJECT");
+	int			fd = path != NULL ? open(path, O_RDWR | O_CLOEXEC) : -1;
+	void	   *mapped;
+
+	if (fd == -1)
+		return;
+	mapped = mmap(NULL, sizeof(*order), PROT_READ | PROT_WRITE, MAP_SHARED,
+				  fd, 0);
+	close(fd);
+	if (mapped != MAP_FAILED)
+		order = mapped;
+}
+
+static int
+is_ordered(void)
+{
+	return order != NULL && order->process != 0 &&
+		order->process == getpid();
+}
+
+/*
+ * Something happens that may be made to fail.
+ */
+static int
+is_to_fail(int what)
+{
+	if (!is_ordered() || order->what != what)
+		return 0;
+	if (__atomic_add_fetch(&order->seen, 1, __ATOMIC_SEQ_CST) != order->nth)
+		return 0;
+	order->injected++;
+	errno = ENOMEM;
+	return 1;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Memory
+ * ------------------------------------------------------------------------
+ */
+
+static uintptr_t extension_start;
+static uintptr_t extension_end;
+
+static int
+find_extension(struct dl_phdr_info *info, size_t size, void *arg)
+{
+	if (info->dlpi_name == NULL || strstr(info->dlpi_name, "/hrflow_embed.so") == NULL)
+		return 0;
+	extension_start = info->dlpi_addr;
+	for (int i = 0; i < info->dlpi_phnum; i++)
+	{
+		const		ElfW(Phdr) *part = &info->dlpi_phdr[i];
+		uintptr_t	end = info->dlpi_addr + part->p_vaddr + part->p_memsz;
+
+		if (part->p_type == PT_LOAD && end > extension_end)
+			extension_end = end;
+	}
+	return 1;
+}
+
+/*
+ * Does the extension call from there, in the process that is watched?
+ */
+static int
+is_extension(void *caller)
+{
+	uintptr_t	address = (uintptr_t) caller;
+
+	if (!is_ordered())
+		return 0;
+	if (extension_end == 0)
+		dl_iterate_phdr(find_extension, NULL);
+	return address >= extension_start && address < extension_end;
+}
+
+/*
+ * ... and is that to fail?
+ */
+static int
+fails_for(void *caller)
+{
+	return is_extension(caller) && is_to_fail(MEMORY);
+}
+
+void *
+malloc(size_t size)
+{
+	return fails_for(__builtin_return_address(0)) ? NULL : __libc_malloc(size);
+}
+
+void *
+calloc(size_t n, size_t size)
+{
+	return fails_for(__builtin_return_address(0)) ? NULL : __libc_calloc(n, size);
+}
+
+void *
+realloc(void *old, size_t size)
+{
+	return fails_for(__builtin_return_address(0)) ? NULL : __libc_realloc(old, size);
+}
+
+static void *
+curl_malloc(size_t size)
+{
+	return is_to_fail(MEMORY) ? NULL : malloc(size);
+}
+
+static void *
+curl_calloc(size_t n, size_t size)
+{
+	return is_to_fail(MEMORY) ? NULL : calloc(n, size);
+}
+
+static void *
+curl_realloc(void *old, size_t size)
+{
+	return is_to_fail(MEMORY) ? NULL : realloc(old, size);
+}
+
+static char *
+curl_strdup(const char *text)
+{
+	return is_to_fail(MEMORY) ? NULL : strdup(text);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * libcurl's functions that the extension calls; some libcurl calls itself
+ * ------------------------------------------------------------------------
+ */
+
+static void *
+of_libcurl(const char *name)
+{
+	void	   *libcurl = dlopen("libcurl.so.4", RTLD_LAZY | RTLD_NOLOAD);
+
+	return libcurl != NULL ? dlsym(libcurl, name) : NULL;
+}
+
+int
+curl_global_init(long flags)
+{
+	int			(*real) (long, void *(*) (size_t), void (*) (void *),
+						 void *(*) (void *, size_t), char *(*) (const char *),
+						 void *(*) (size_t, size_t)) = of_libcurl("curl_global_init_mem");
+
+	return real(flags, curl_malloc, free, curl_realloc, curl_strdup, curl_calloc);
+}
+
+void *
+curl_easy_init(void)
+{
+	void	   *(*real) (void) = of_libcurl("curl_easy_init");
+	void	   *easy = real();
+
+	if (easy != NULL && is_extension(__builtin_return_address(0)))
+		order->handles++;
+	return easy;
+}
+
+void
+curl_easy_cleanup(void *easy)
+{
+	void		(*real) (void *) = of_libcurl("curl_easy_cleanup");
+
+	if (easy != NULL && is_extension(__builtin_return_address(0)))
+		order->handles--;
+	real(easy);
+}
+
+int
+curl_multi_add_handle(void *multi, void *easy)
+{
+	int			(*real) (void *, void *) = of_libcurl("curl_multi_add_handle");
+	int			code = real(multi, easy);
+
+	if (code == 0 && is_ordered())
+		order->added++;
+	return code;
+}
+
+int
+curl_multi_remove_handle(void *multi, void *easy)
+{
+	int			(*real) (void *, void *) = of_libcurl("curl_multi_remove_handle");
+	int			code = real(multi, easy);
+
+	if (code == 0 && is_ordered())
+		order->added--;
+	return code;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Wakeups
+ * ------------------------------------------------------------------------
+ */
+
+int
+epoll_wait(int epoll, struct epoll_event *events, int max, int timeout)
+{
+	if (is_to_fail(WAKEUPS))
+		kill(getpid(), SIGINT);
+	return epoll_pwait(epoll, events, max, timeout, NULL);
+}
