@@ -233,10 +233,12 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 		notice_closed(fd);
 	else if (!hrflow_poller_is_connection(fd))
 	{
-		HrflowTransfer *transfer;
+		HrflowTransfer *transfer = NULL;
 
+		/* It may be a handle of libcurl's own, as in 8.22. */
 		curl_easy_getinfo(easy, CURLINFO_PRIVATE, &transfer);
-		transfer->looks_up = true;
+		if (transfer != NULL)
+			transfer->looks_up = true;
 	}
 	if (!hrflow_poller_watch(pool.poller, fd,
 							 what == CURL_POLL_IN || what == CURL_POLL_INOUT,
