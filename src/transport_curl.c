@@ -49,7 +49,8 @@
  * A name is looked up by a thread of libcurl's, which nothing can stop: if its
  * request is given up, it and a descriptor stay until the system's resolver
  * gives up too, by default after 30 s (3 name servers, 5 s each, twice).  Of
- * these there are not more than that, for the API and for links.
+ * these there are not more than that, for the API and for links.  (libcurl 8.22
+ * has a pool of threads, which it bounds itself; its requests do not tell us.)
  */
 #define MAX_ABANDONED 64
 #define LOOKUP_LIFE (30 * SEC)
