@@ -741,8 +741,8 @@ hrflow_track(PG_FUNCTION_ARGS)
 		 */
 		"INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
 		" generation, manual)"
-		" SELECT DISTINCT $1, i, 'due', clock_timestamp(), 0, 0, true"
-		" FROM unnest($2) AS i ORDER BY i"
+		" SELECT $1, k.i, 'due', clock_timestamp(), 0, 0, true"
+		" FROM (SELECT DISTINCT i FROM unnest($2) AS i) AS k ORDER BY k.i"
 		" ON CONFLICT (source_id, %I) DO UPDATE SET manual = true WHERE false",
 
 		"UPDATE %P AS p SET manual = true"
