@@ -44,6 +44,12 @@
 #define PROBE_LIMIT (30 * SEC)
 
 /*
+ * libcurl ends a try when its time is up.  When it has not done so after this,
+ * it has lost sight of it, as libcurl 8.22 may where its memory failed.
+ */
+#define OVERDUE_MARGIN SEC
+
+/*
  * As many requests may wait for another try.  More are not begun before some
  * of these are done, so that a server in trouble does not fill our memory.
  */
@@ -57,7 +63,7 @@ struct HrflowTransport
 	dlist_head	ready;			/* to be started, in this order: those to the
 								 * API */
 	pairingheap *delayed;		/* to be started when due */
-	dlist_head	running;		/* in libcurl */
+	dlist_head	running;		/* in libcurl, in the order they began */
 	dlist_head	finished;		/* to be handed out */
 	dlist_head	handed_out;
 	int			nready;			/* of both kinds */
@@ -339,12 +345,46 @@ start_what_may(HrflowTransport *transport)
 }
 
 /*
+ * When should libcurl have ended the first of those that run, at the latest?
+ */
+static int64
+overdue_at(const HrflowTransport *transport)
+{
+	const HrflowTransfer *transfer;
+
+	if (transport->nrunning == 0)
+		return NEVER;
+	transfer = dlist_container(HrflowTransfer, node,
+							   transport->running.head.next);
+	return transfer->started +
+		transport->settings->request_timeout * MSEC + OVERDUE_MARGIN;
+}
+
+/*
+ * End what is overdue, although libcurl has just been given the time to.
+ */
+static void
+end_overdue(HrflowTransport *transport)
+{
+	hrflow_curl_work();
+	collect(transport);
+	while (overdue_at(transport) <= hrflow_rate_now())
+	{
+		HrflowTransfer *transfer =
+			dlist_head_element(HrflowTransfer, node, &transport->running);
+
+		hrflow_curl_abandon(transfer);
+		finish(transport, transfer);
+	}
+}
+
+/*
  * When is there something to do, though nothing happens?
  */
 static int64
 next_time(const HrflowTransport *transport)
 {
-	int64		next = transport->deadline;
+	int64		next = Min(transport->deadline, overdue_at(transport));
 	HrflowTransfer *transfer = first_delayed(transport);
 
 	if (transfer != NULL)
@@ -650,6 +690,8 @@ hrflow_transport_next(HrflowTransport *transport)
 			collect(transport);
 			expire(transport);
 		}
+		if (overdue_at(transport) <= now)
+			end_overdue(transport);
 		if (dlist_is_empty(&transport->finished))
 		{
 			start_what_may(transport);

@@ -68,6 +68,7 @@ extern bool hrflow_curl_reserve_descriptor(int nrunning);
 extern void hrflow_curl_balance_descriptors(int nrunning);
 extern bool hrflow_curl_start(HrflowTransfer *transfer);
 extern void hrflow_curl_remove(HrflowTransfer *transfer);
+extern void hrflow_curl_abandon(HrflowTransfer *transfer);
 extern HrflowTransfer *hrflow_curl_next_done(void);
 extern void hrflow_curl_run_timer(void);
 extern void hrflow_curl_wait(int64 until);

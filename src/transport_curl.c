@@ -1189,6 +1189,17 @@ hrflow_curl_next_done(void)
 }
 
 /*
+ * Take out of libcurl what it has lost sight of; its time is up.
+ */
+void
+hrflow_curl_abandon(HrflowTransfer *transfer)
+{
+	pool.multi_failed = true;
+	hrflow_curl_remove(transfer);
+	fill_reply(transfer, CURLE_OPERATION_TIMEDOUT);
+}
+
+/*
  * Let libcurl do what it wanted to do by now.
  */
 void

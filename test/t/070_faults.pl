@@ -197,7 +197,7 @@ sub descriptors_left
 #   says => qr/.../       found in the errors of the rows
 #   kept => N             descriptors that may stay; or a function of the path
 #   spare_key => 1        met with a key that is not used again
-#   first => 1            the same is asked with another identifier before
+#   first => 1            the same is asked with other identifiers before
 #   beside => '...'       asked for beside it, instead of what is good
 #   meanwhile => sub {}   called while the statement runs; gets the number of
 #                         elements asked for
@@ -217,7 +217,7 @@ sub play
 		$path->{session}->send(join "\n",
 			$more{spare_key} ? "SET hrflow_embed.api_key = '$path->{spare_key}';" : (),
 			(map { "SET hrflow_embed.$_ = $settings{$_};" } sort keys %settings),
-			$more{first} ? (question($path, $identifier->('first'), $more{fields}), '') : (),
+			$more{first} ? (question($path, $identifier->('first'), $more{fields}, $of eq 'api' && $identifier->('first')), '') : (),
 			$before,
 			'\echo fault',
 			'\timing on',
@@ -264,7 +264,9 @@ sub play
 			'and the next call works');
 
 		# The store has what the rows have, but no error of those that are well.
-		my @said = ($http // '', uniq(sort split /; /, ($errors // '') =~ s/\d+/N/gr));
+		# Of broken connections libcurl's words vary.
+		my @said = ($http // '', uniq(sort map { s/(lost the connection to the [^:]*|could not connect to the [^:]*): .*/$1/r }
+			split /; /, ($errors // '') =~ s/\d+/N/gr));
 		@said_in_rows = @said if $path->{name} =~ /profile_vectors/;
 		next if !$path->{after};
 		$#said_in_rows = 0 if $expected !~ /missing|due/;
@@ -533,6 +535,8 @@ sub serve_raw
 			$raw{$1}->($socket, $head, $body);
 			return;
 		}
+		# All of a question's elements get connections of their own.
+		sleep 0.05 if $request =~ /raw-\w+-first/;
 		print $socket "$head\r\n$body";
 		return unless $keeps;
 	}
