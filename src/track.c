@@ -150,6 +150,7 @@ may_feed(const HrflowStore *store, Oid table)
  * Read a trigger, unless it is another's or a partition's copy.  Anybody may
  * have made it, and named any store.  One that names another is the store's if
  * it is among those that were made for it: then it has been renamed since.
+ * (Those on the store's own table depend on it as well, whatever they feed.)
  */
 static Feeder *
 read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
@@ -174,7 +175,8 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
 		p += strlen(p) + 1;
 	}
 	if (strcmp(feeder->args[TRIGGER_STORE], store->vectors_name) != 0 &&
-		!list_member_oid(made_for_it, form->oid))
+		(form->tgrelid == RelationGetRelid(store->vectors) ||
+		 !list_member_oid(made_for_it, form->oid)))
 		return NULL;
 	if (!may_feed(store, form->tgrelid))
 		return NULL;

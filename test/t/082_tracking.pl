@@ -495,5 +495,23 @@ sql(q{SET ROLE keeper; SELECT hrflow_drop_store('moved.renamed')});
 is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}), '',
 	'a store that was renamed is dropped with all triggers that feed it');
 
+#
+# A store's vectors may feed another store, and keep nothing in their own
+#
+sql(q{GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;
+	SET ROLE keeper;
+	CREATE TABLE kept.first_row (id text);
+	SELECT hrflow_create_store('kept.first', 'real[]');
+	SELECT hrflow_create_store('kept.second', 'real[]');
+	SELECT hrflow_track_table('kept.first', 'kept.first_row', 'id', 'acme'),
+		hrflow_track_table('kept.second', 'kept.first', 'profile_id', source_column => 'source_id');
+	INSERT INTO kept.first_row VALUES ('nurse-1'), ('nurse-2');
+	SET application_name = 'pg_cron';
+	CALL hrflow_refresh('kept.first', '{"profile": 1}');
+	DELETE FROM kept.first_row WHERE id = 'nurse-1'});
+is(tracked('kept.first'), 'nurse-2', 'what is deleted is erased where the vectors feed another store');
+is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'), 'nurse-2', 'and its vectors too');
+is(tracked('kept.second'), 'nurse-2', 'and in that one');
+
 $_->finish foreach $session, $other;
 done_testing();
