@@ -761,15 +761,16 @@ compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 }
 
 /*
- * Lock a profile's row, if there is one.
+ * Lock a profile's row, if there is one, whatever has become of it since the
+ * transaction's snapshot.
  */
 static void
 lock_profile(const HrflowStore *store, const HrflowParameters *key)
 {
-	hrflow_store_execute(hrflow_store_sql(store,
-										  "SELECT FROM %P AS p"
-										  " WHERE p.source_id = $1 AND p.%I = $2 FOR UPDATE"),
-						 key);
+	execute_latest(hrflow_store_sql(store,
+									"SELECT FROM %P AS p"
+									" WHERE p.source_id = $1 AND p.%I = $2 FOR UPDATE"),
+				   key);
 }
 
 /*

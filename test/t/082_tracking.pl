@@ -513,5 +513,21 @@ is(tracked('kept.first'), 'nurse-2', 'what is deleted is erased where the vector
 is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'), 'nurse-2', 'and its vectors too');
 is(tracked('kept.second'), 'nurse-2', 'and in that one');
 
+#
+# A refresh meanwhile does not end an UPDATE at a higher level of isolation
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.level (id text);
+	SELECT hrflow_create_store('kept.levels', 'real[]');
+	SELECT hrflow_track_table('kept.levels', 'kept.level', 'id', 'acme');
+	INSERT INTO kept.level VALUES ('m')});
+foreach my $new (qw(a z))
+{
+	$session->ask('SET ROLE keeper; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM kept.level;');
+	sql(q{UPDATE kept.levels_profile SET lease_until = now()});
+	is($session->ask("UPDATE kept.level SET id = '$new';"), "-- done\n", "m becomes $new though it was leased meanwhile");
+	$session->ask('ROLLBACK; RESET ROLE;');
+}
+
 $_->finish foreach $session, $other;
 done_testing();
