@@ -416,6 +416,11 @@ sub restore
 	return;
 }
 $node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ], 'dumped');
+restore('quoted');
+$node->safe_psql('quoted', q{INSERT INTO moved.candidate VALUES ('4');
+	SET quote_all_identifiers = on; DELETE FROM moved.candidate WHERE id IN ('3', '4')});
+is($node->safe_psql('quoted', 'SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM moved.embedding_profile'), '1 2 4',
+	'who has all identifiers quoted erases nothing that another table wants');
 restore('dropped');
 $node->safe_psql('dropped', 'DROP TABLE moved.embedding, moved.embedding_profile');
 foreach my $statement ("INSERT INTO moved.candidate VALUES ('5')", "UPDATE moved.candidate SET cv = 'new'",
