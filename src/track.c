@@ -494,6 +494,35 @@ unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
+ * Can all tables that feed a store be asked what they want?  Where a column was
+ * renamed, not before its table is tracked again.
+ */
+static bool
+can_ask_all(const HrflowStore *store, Oid function)
+{
+	bool		result = true;
+	ListCell   *cell;
+
+	foreach(cell, find_triggers(store, function, InvalidOid, AccessShareLock))
+	{
+		Feeder	   *feeder = lfirst(cell);
+		const char *source_column = feeder->args[TRIGGER_SOURCE_COLUMN];
+		Relation	table;
+		TupleDesc	desc;
+
+		if (!feeder->is_insert)
+			continue;
+		table = relation_open(feeder->table, NoLock);
+		desc = RelationGetDescr(table);
+		if (SPI_fnumber(desc, feeder->args[TRIGGER_PROFILE_COLUMN]) <= 0 ||
+			(*source_column != '\0' && SPI_fnumber(desc, source_column) <= 0))
+			result = false;
+		relation_close(table, NoLock);
+	}
+	return result;
+}
+
+/*
  * Execute a statement that sees all that is committed by now, whatever the
  * isolation level, as the checks of foreign keys do.
  */
@@ -1390,9 +1419,10 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	/*
 	 * A table that feeds the store from now on makes nothing unwanted.  What
 	 * it does not want may be another's, whose triggers are still to be made
-	 * anew, as after DROP EXTENSION.
+	 * anew, as after DROP EXTENSION; or who cannot be asked until then, as
+	 * where columns of several tables were renamed.
 	 */
-	if (had_triggers)
+	if (had_triggers && can_ask_all(&store, function))
 		erase(&store, function, NULL, NULL);
 	n = track(&store,
 			  profiles_in(args,

@@ -534,5 +534,24 @@ foreach my $new (qw(a z))
 	$session->ask('ROLLBACK; RESET ROLE;');
 }
 
+# Columns of two tables are renamed: one must be the first to be tracked again
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.left (id text);
+	CREATE TABLE kept.right (id text, source text);
+	SELECT hrflow_create_store('kept.sides', 'real[]');
+	SELECT hrflow_track_table('kept.sides', 'kept.left', 'id', 'acme'),
+		hrflow_track_table('kept.sides', 'kept.right', 'id', source_column => 'source');
+	INSERT INTO kept.left VALUES ('1'), ('2');
+	INSERT INTO kept.right VALUES ('3', 'acme'), ('4', 'acme');
+	ALTER TABLE kept.left RENAME id TO key;
+	ALTER TABLE kept.right RENAME source TO origin;});
+sql(q{SET session_replication_role = replica; DELETE FROM kept.left WHERE key = '2'});
+is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.left', 'key', 'acme')}), '', 'the first of two');
+is(tracked('kept.sides'), '1 2 3 4', 'erases nothing');
+is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.right', 'id', source_column => 'origin')}), '', 'the second');
+is(tracked('kept.sides'), '1 3 4', 'erases what nothing wants');
+is(fails_with(q{DELETE FROM kept.left; DELETE FROM kept.right WHERE id = '3'}), '', 'that is enough for both');
+is(tracked('kept.sides'), '4', 'indeed');
+
 $_->finish foreach $session, $other;
 done_testing();
