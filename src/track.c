@@ -135,15 +135,25 @@ get_owner(Oid table)
 /*
  * Is this a table that may feed a store: one of its owner's?  Who reads it on
  * the owner's behalf runs what its owner has put there: policies, types, their
- * casts.
+ * casts.  A temporary one cannot be read by other sessions.
  */
 static bool
 may_feed(const HrflowStore *store, Oid table)
 {
-	char		kind = get_rel_relkind(table);
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Form_pg_class form;
+	bool		result;
 
-	return (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE) &&
-		get_owner(table) == store->owner;
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	result = (form->relkind == RELKIND_RELATION ||
+			  form->relkind == RELKIND_PARTITIONED_TABLE) &&
+		form->relowner == store->owner &&
+		(form->relpersistence != RELPERSISTENCE_TEMP ||
+		 RelationUsesLocalBuffers(store->vectors));
+	ReleaseSysCache(tuple);
+	return result;
 }
 
 /*
@@ -1080,6 +1090,13 @@ open_source(Oid relid, const HrflowStore *store)
 				 errmsg("\"%s\" is not a table",
 						RelationGetRelationName(table))));
 	check_owner(store, relid);
+	if (RelationUsesLocalBuffers(table) &&
+		!RelationUsesLocalBuffers(store->vectors))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("table \"%s\" is temporary, and store %s is not",
+						RelationGetRelationName(table), store->vectors_name),
+				 errdetail("Other sessions could not read what it wants.")));
 
 	/* Only what is the owner's is locked against others. */
 	LockRelationOid(relid, ShareRowExclusiveLock);

@@ -553,5 +553,11 @@ is(tracked('kept.sides'), '1 3 4', 'erases what nothing wants');
 is(fails_with(q{DELETE FROM kept.left; DELETE FROM kept.right WHERE id = '3'}), '', 'that is enough for both');
 is(tracked('kept.sides'), '4', 'indeed');
 
+# A temporary table would be asked by other sessions, which cannot read it
+like($session->ask(q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
+	SELECT hrflow_track_table('kept.sides', 'passing', 'id', 'acme');}),
+	qr/ERROR:  42809: table "passing" is temporary, and store kept.sides is not/, 'a temporary table does not feed a store that stays');
+is(fails_with('DELETE FROM kept.right'), '', 'and keeps nobody from writing');
+
 $_->finish foreach $session, $other;
 done_testing();
