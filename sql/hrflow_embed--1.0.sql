@@ -465,7 +465,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 --   source_table      of the store's owner; not temporary unless the store is
 --   profile_column    text, varchar, uuid or integer: the identifier.  Index
---                     it: a DELETE looks whether another row has it
+--                     it: a DELETE looks whether another row has it.  If it is
+--                     generated it must be stored
 --                     A table feeds a store by one column, the one given last
 --   source_id         \  one of them: the source of all rows, or the column
 --   source_column     /  with each row's
@@ -478,8 +479,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
--- column; 42501 the caller is not the owner of both; 42809 not a store, or not
--- a table for it.
+-- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both;
+-- 42809 not a store, or not a table for it.
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
 	source_table regclass,

@@ -358,7 +358,14 @@ check_source_column(Relation table, const char *name, bool is_key,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" has the type %s", name,
 						format_type_be(type)),
-				 errhint("Identifiers are text, varchar, uuid or integers; a generated column can convert others.")));
+				 errhint("Identifiers are text, varchar, uuid or integers; a stored generated column can convert others.")));
+	if (TupleDescAttr(RelationGetDescr(table), number - 1)->attgenerated ==
+		ATTRIBUTE_GENERATED_VIRTUAL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" is generated when it is read", name),
+				 errdetail("Triggers do not see what it holds."),
+				 errhint("Make it STORED.")));
 }
 
 /*

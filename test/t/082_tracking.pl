@@ -559,5 +559,19 @@ like($session->ask(q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
 	qr/ERROR:  42809: table "passing" is temporary, and store kept.sides is not/, 'a temporary table does not feed a store that stays');
 is(fails_with('DELETE FROM kept.right'), '', 'and keeps nobody from writing');
 
+# Keys may be generated, if they are there when a trigger looks
+foreach my $case ([ 'STORED', '', '3' ], $node->pg_version < 18 ? () : [ 'VIRTUAL', 'is generated when it is read', '' ])
+{
+	my ($kind, $error, $tracked) = @$case;
+
+	sql("SET ROLE keeper; CREATE TABLE kept.number_$kind (n numeric, id text GENERATED ALWAYS AS (n::text) $kind, day int);
+		SELECT hrflow_create_store('kept.numbers_$kind', 'real[]')");
+	like(fails_with("SELECT hrflow_track_table('kept.numbers_$kind', 'kept.number_$kind', 'id', 'acme')"), qr/\Q$error\E/,
+		"a key that is generated and $kind" . ($error ? ' is refused' : ''));
+	is(fails_with("INSERT INTO kept.number_$kind VALUES (1), (2);
+		UPDATE kept.number_$kind SET n = 3 WHERE n = 2; DELETE FROM kept.number_$kind WHERE n = 1"), '', 'and is written');
+	is(tracked("kept.numbers_$kind"), $tracked, 'and tracked, or not');
+}
+
 $_->finish foreach $session, $other;
 done_testing();
