@@ -1058,7 +1058,7 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 /*
  * Was nothing of a batch answered, for the network's sake or because its time
  * was over?  Then the profiles are not to blame.  A few failures of the
- * network are, so that those who are alone come to an end.
+ * network are, where that is all, so that those who are alone come to an end.
  *
  * "error" is one of the network's, or NULL when all were out of time.
  */
@@ -1095,7 +1095,7 @@ is_unanswered(List *profiles, char **error)
 				return false;
 		}
 	}
-	return nfailed >= MIN_OUTAGE || (nfailed == 0 && nunasked > 0);
+	return nfailed >= MIN_OUTAGE || nunasked > 0;
 }
 
 /*

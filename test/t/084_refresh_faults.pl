@@ -224,6 +224,15 @@ like($store->finish_call($call), qr/WARNING:  .*was stopped: nothing was answere
 is($api->stats->{requests}, 5, 'which has asked for each profile once');
 is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
 
+# However few have failed by then
+track("SELECT 'fault:status=500,latency=200,id=' || i FROM generate_series(1, 30) i");
+like($store->call(undef, role => 'keeper', settings => { 'hrflow_embed.batch_timeout' => '1s',
+			'hrflow_embed.max_concurrency' => 1, 'hrflow_embed.max_attempts' => 1 }),
+	qr/WARNING:  .*was stopped: nothing was answered; .*HTTP 500/, 'a slow outage ends a run');
+cmp_ok($api->stats->{requests}, '<', 8, 'though few were asked for');
+is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
+track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
+
 # Where its time is the run's, that is no reason to warn
 $store->hasten('true');
 $printed = $store->call("time_budget => '300ms'");
