@@ -876,7 +876,8 @@ has_old_error(const Profile *profile)
 /*
  * When to ask again for a profile of a batch of which nothing was answered:
  * after a minute, and while its error stays the same as long as it has had it,
- * up to an hour.  So the next run begins with others.
+ * up to an hour.  So the next run begins with others.  One that was out of time
+ * has met no error now.
  */
 static TimestampTz
 postponed_until(const Profile *profile)
@@ -884,7 +885,7 @@ postponed_until(const Profile *profile)
 	TimestampTz now = GetCurrentTimestamp();
 	int64		wait = MIN_POSTPONEMENT;
 
-	if (profile->has_failed_at && has_old_error(profile))
+	if (!profile->unasked && profile->has_failed_at && has_old_error(profile))
 		wait = Min(Max(now - profile->failed_at, wait), MAX_POSTPONEMENT);
 	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
 }

@@ -239,6 +239,13 @@ $printed = $store->call("time_budget => '300ms'");
 unlike($printed, qr/WARNING/, 'the end of its time is nothing to warn of');
 is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'who was not answered has to wait');
 
+# No longer for an error of long ago
+$store->sql("UPDATE shop.embedding_profile SET last_error = 'old', failed_at = now() - interval '2 days'");
+$store->hasten('true');
+$store->call("time_budget => '300ms'");
+is(profiles("state, due_at BETWEEN now() AND now() + interval '70 seconds', last_error"), 'due|t|old',
+	'a little, whatever it had before');
+
 #
 # What the owner's triggers throw comes as it is
 #
