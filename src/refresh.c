@@ -29,6 +29,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "store.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
@@ -78,6 +79,9 @@ enum
 /* How long those of a batch of which nothing was answered have to wait. */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 #define MAX_POSTPONEMENT USECS_PER_HOUR
+
+/* How long a lock is waited for to give leases back, in milliseconds. */
+#define RELEASE_LOCK_TIMEOUT 1000
 
 /* Seconds between two lines of progress. */
 #define PROGRESS_INTERVAL 5
@@ -1274,7 +1278,8 @@ write_rest(Run *run, List *profiles, bool refused)
 
 /*
  * Give a batch's leases back, and the attempts: what threw was not a profile's
- * fault.
+ * fault.  Who has cancelled the run, or a time-out that has, does not do so
+ * again: so it does not wait for long, until the transaction ends.
  */
 static void
 release_batch(Run *run, List *profiles)
@@ -1282,6 +1287,11 @@ release_batch(Run *run, List *profiles)
 	HrflowParameters parameters = {0};
 	HrflowStore store;
 
+	if (LockTimeout == 0 || LockTimeout > RELEASE_LOCK_TIMEOUT)
+		(void) set_config_option("lock_timeout",
+								 psprintf("%d", RELEASE_LOCK_TIMEOUT),
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
 	begin_work(run, &store);
 	add_keys(&parameters, profiles);
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,

@@ -321,6 +321,20 @@ cmp_ok(time - $began, '<', 10, 'indeed');
 unlike($application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
 	'nobody waits for its leases');
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
+
+# Nor where they cannot be given back for a lock on the table
+track("SELECT 'fault:silent,id=cook'");
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$application->ask('BEGIN; LOCK TABLE shop.embedding_profile IN ACCESS EXCLUSIVE MODE;');
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
+ok($node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+	WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active')"), 'one cancel ends a run whose table is locked');
+$application->ask('COMMIT;');
+$printed = $store->finish_call($call);
+like($printed, qr/ERROR:  57014: canceling statement/, 'with what was thrown');
+like($printed, qr/WARNING:  55P03: leases could not be given back/, 'after a warning');
+is(profiles('state, lease_until > now()'), 'due|t', 'and the leases stay');
 $application->finish;
 
 #
