@@ -463,9 +463,10 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 -- erase, unless another row or hrflow_track() wants the profile.  Nulls and
 -- empty strings name no profile.
 --
---   source_table      of the store's owner
+--   source_table      of the store's owner; not temporary unless the store is
 --   profile_column    text, varchar, uuid or integer: the identifier.  Index
---                     it: a DELETE looks whether another row has it
+--                     it: a DELETE looks whether another row has it.  If it is
+--                     generated it must be stored
 --                     A table feeds a store by one column, the one given last
 --   source_id         \  one of them: the source of all rows, or the column
 --   source_column     /  with each row's
@@ -478,7 +479,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
--- column; 42501 the caller is not the owner of both; 42809 not a store.
+-- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both;
+-- 42809 not a store, or not a table for it.
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
 	source_table regclass,

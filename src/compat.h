@@ -15,6 +15,7 @@
 
 #include <curl/curlver.h>
 
+#include "catalog/pg_attribute.h"
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
@@ -150,5 +151,12 @@ hrflow_compat_push_jsonb(HrflowJsonbState *state, JsonbIteratorToken token,
 	state->result = pushJsonbValue(&state->parse, token, value);
 #endif
 }
+
+/*
+ * A column that is generated when it is read; before 18 there are none.
+ */
+#ifndef ATTRIBUTE_GENERATED_VIRTUAL
+#define ATTRIBUTE_GENERATED_VIRTUAL 'v'
+#endif
 
 #endif							/* HRFLOW_COMPAT_H */

@@ -29,6 +29,7 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "store.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
@@ -78,6 +79,9 @@ enum
 /* How long those of a batch of which nothing was answered have to wait. */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 #define MAX_POSTPONEMENT USECS_PER_HOUR
+
+/* How long a lock is waited for to give leases back, in milliseconds. */
+#define RELEASE_LOCK_TIMEOUT 1000
 
 /* Seconds between two lines of progress. */
 #define PROGRESS_INTERVAL 5
@@ -876,7 +880,8 @@ has_old_error(const Profile *profile)
 /*
  * When to ask again for a profile of a batch of which nothing was answered:
  * after a minute, and while its error stays the same as long as it has had it,
- * up to an hour.  So the next run begins with others.
+ * up to an hour.  So the next run begins with others.  One that was out of time
+ * has met no error now.
  */
 static TimestampTz
 postponed_until(const Profile *profile)
@@ -884,7 +889,7 @@ postponed_until(const Profile *profile)
 	TimestampTz now = GetCurrentTimestamp();
 	int64		wait = MIN_POSTPONEMENT;
 
-	if (profile->has_failed_at && has_old_error(profile))
+	if (!profile->unasked && profile->has_failed_at && has_old_error(profile))
 		wait = Min(Max(now - profile->failed_at, wait), MAX_POSTPONEMENT);
 	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
 }
@@ -1058,7 +1063,7 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 /*
  * Was nothing of a batch answered, for the network's sake or because its time
  * was over?  Then the profiles are not to blame.  A few failures of the
- * network are, so that those who are alone come to an end.
+ * network are, where that is all, so that those who are alone come to an end.
  *
  * "error" is one of the network's, or NULL when all were out of time.
  */
@@ -1095,7 +1100,7 @@ is_unanswered(List *profiles, char **error)
 				return false;
 		}
 	}
-	return nfailed >= MIN_OUTAGE || (nfailed == 0 && nunasked > 0);
+	return nfailed >= MIN_OUTAGE || nunasked > 0;
 }
 
 /*
@@ -1273,7 +1278,8 @@ write_rest(Run *run, List *profiles, bool refused)
 
 /*
  * Give a batch's leases back, and the attempts: what threw was not a profile's
- * fault.
+ * fault.  Who has cancelled the run, or a time-out that has, does not do so
+ * again: so it does not wait for long, until the transaction ends.
  */
 static void
 release_batch(Run *run, List *profiles)
@@ -1281,6 +1287,11 @@ release_batch(Run *run, List *profiles)
 	HrflowParameters parameters = {0};
 	HrflowStore store;
 
+	if (LockTimeout == 0 || LockTimeout > RELEASE_LOCK_TIMEOUT)
+		(void) set_config_option("lock_timeout",
+								 psprintf("%d", RELEASE_LOCK_TIMEOUT),
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
 	begin_work(run, &store);
 	add_keys(&parameters, profiles);
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,

@@ -431,6 +431,19 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 
 	check_access(store->vectors, access);
 	check_access(store->profiles, access);
+
+	/*
+	 * Names are compared with those in triggers, so they must be quoted in
+	 * one way.
+	 */
+	store->saved_nestlevel = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	if (quote_all_identifiers)
+		(void) set_config_option("quote_all_identifiers", "off",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
 	check_shape(store);
 
 	store->vectors_name =
@@ -449,10 +462,6 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	SetUserIdAndSecContext(store->owner, store->saved_context |
 						   SECURITY_RESTRICTED_OPERATION |
 						   SECURITY_NOFORCE_RLS);
-	store->saved_nestlevel = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp",
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-							 true, 0, false);
 }
 
 /*

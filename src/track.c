@@ -135,21 +135,32 @@ get_owner(Oid table)
 /*
  * Is this a table that may feed a store: one of its owner's?  Who reads it on
  * the owner's behalf runs what its owner has put there: policies, types, their
- * casts.
+ * casts.  A temporary one cannot be read by other sessions.
  */
 static bool
 may_feed(const HrflowStore *store, Oid table)
 {
-	char		kind = get_rel_relkind(table);
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Form_pg_class form;
+	bool		result;
 
-	return (kind == RELKIND_RELATION || kind == RELKIND_PARTITIONED_TABLE) &&
-		get_owner(table) == store->owner;
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	result = (form->relkind == RELKIND_RELATION ||
+			  form->relkind == RELKIND_PARTITIONED_TABLE) &&
+		form->relowner == store->owner &&
+		(form->relpersistence != RELPERSISTENCE_TEMP ||
+		 RelationUsesLocalBuffers(store->vectors));
+	ReleaseSysCache(tuple);
+	return result;
 }
 
 /*
  * Read a trigger, unless it is another's or a partition's copy.  Anybody may
  * have made it, and named any store.  One that names another is the store's if
  * it is among those that were made for it: then it has been renamed since.
+ * (Those on the store's own table depend on it as well, whatever they feed.)
  */
 static Feeder *
 read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
@@ -174,7 +185,8 @@ read_trigger(HeapTuple tuple, TupleDesc desc, const HrflowStore *store,
 		p += strlen(p) + 1;
 	}
 	if (strcmp(feeder->args[TRIGGER_STORE], store->vectors_name) != 0 &&
-		!list_member_oid(made_for_it, form->oid))
+		(form->tgrelid == RelationGetRelid(store->vectors) ||
+		 !list_member_oid(made_for_it, form->oid)))
 		return NULL;
 	if (!may_feed(store, form->tgrelid))
 		return NULL;
@@ -346,7 +358,14 @@ check_source_column(Relation table, const char *name, bool is_key,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" has the type %s", name,
 						format_type_be(type)),
-				 errhint("Identifiers are text, varchar, uuid or integers; a generated column can convert others.")));
+				 errhint("Identifiers are text, varchar, uuid or integers; a stored generated column can convert others.")));
+	if (TupleDescAttr(RelationGetDescr(table), number - 1)->attgenerated ==
+		ATTRIBUTE_GENERATED_VIRTUAL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" is generated when it is read", name),
+				 errdetail("Triggers do not see what it holds."),
+				 errhint("Make it STORED.")));
 }
 
 /*
@@ -489,6 +508,35 @@ unwanted(const HrflowStore *store, Oid function)
 		relation_close(table, NoLock);
 	}
 	return sql.data;
+}
+
+/*
+ * Can all tables that feed a store be asked what they want?  Where a column was
+ * renamed, not before its table is tracked again.
+ */
+static bool
+can_ask_all(const HrflowStore *store, Oid function)
+{
+	bool		result = true;
+	ListCell   *cell;
+
+	foreach(cell, find_triggers(store, function, InvalidOid, AccessShareLock))
+	{
+		Feeder	   *feeder = lfirst(cell);
+		const char *source_column = feeder->args[TRIGGER_SOURCE_COLUMN];
+		Relation	table;
+		TupleDesc	desc;
+
+		if (!feeder->is_insert)
+			continue;
+		table = relation_open(feeder->table, NoLock);
+		desc = RelationGetDescr(table);
+		if (SPI_fnumber(desc, feeder->args[TRIGGER_PROFILE_COLUMN]) <= 0 ||
+			(*source_column != '\0' && SPI_fnumber(desc, source_column) <= 0))
+			result = false;
+		relation_close(table, NoLock);
+	}
+	return result;
 }
 
 /*
@@ -759,15 +807,16 @@ compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 }
 
 /*
- * Lock a profile's row, if there is one.
+ * Lock a profile's row, if there is one, whatever has become of it since the
+ * transaction's snapshot.
  */
 static void
 lock_profile(const HrflowStore *store, const HrflowParameters *key)
 {
-	hrflow_store_execute(hrflow_store_sql(store,
-										  "SELECT FROM %P AS p"
-										  " WHERE p.source_id = $1 AND p.%I = $2 FOR UPDATE"),
-						 key);
+	execute_latest(hrflow_store_sql(store,
+									"SELECT FROM %P AS p"
+									" WHERE p.source_id = $1 AND p.%I = $2 FOR UPDATE"),
+				   key);
 }
 
 /*
@@ -1048,6 +1097,13 @@ open_source(Oid relid, const HrflowStore *store)
 				 errmsg("\"%s\" is not a table",
 						RelationGetRelationName(table))));
 	check_owner(store, relid);
+	if (RelationUsesLocalBuffers(table) &&
+		!RelationUsesLocalBuffers(store->vectors))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("table \"%s\" is temporary, and store %s is not",
+						RelationGetRelationName(table), store->vectors_name),
+				 errdetail("Other sessions could not read what it wants.")));
 
 	/* Only what is the owner's is locked against others. */
 	LockRelationOid(relid, ShareRowExclusiveLock);
@@ -1387,9 +1443,10 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	/*
 	 * A table that feeds the store from now on makes nothing unwanted.  What
 	 * it does not want may be another's, whose triggers are still to be made
-	 * anew, as after DROP EXTENSION.
+	 * anew, as after DROP EXTENSION; or who cannot be asked until then, as
+	 * where columns of several tables were renamed.
 	 */
-	if (had_triggers)
+	if (had_triggers && can_ask_all(&store, function))
 		erase(&store, function, NULL, NULL);
 	n = track(&store,
 			  profiles_in(args,

@@ -416,6 +416,11 @@ sub restore
 	return;
 }
 $node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ], 'dumped');
+restore('quoted');
+$node->safe_psql('quoted', q{INSERT INTO moved.candidate VALUES ('4');
+	SET quote_all_identifiers = on; DELETE FROM moved.candidate WHERE id IN ('3', '4')});
+is($node->safe_psql('quoted', 'SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM moved.embedding_profile'), '1 2 4',
+	'who has all identifiers quoted erases nothing that another table wants');
 restore('dropped');
 $node->safe_psql('dropped', 'DROP TABLE moved.embedding, moved.embedding_profile');
 foreach my $statement ("INSERT INTO moved.candidate VALUES ('5')", "UPDATE moved.candidate SET cv = 'new'",
@@ -494,6 +499,79 @@ is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'moved.people'::regclas
 sql(q{SET ROLE keeper; SELECT hrflow_drop_store('moved.renamed')});
 is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}), '',
 	'a store that was renamed is dropped with all triggers that feed it');
+
+#
+# A store's vectors may feed another store, and keep nothing in their own
+#
+sql(q{GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;
+	SET ROLE keeper;
+	CREATE TABLE kept.first_row (id text);
+	SELECT hrflow_create_store('kept.first', 'real[]');
+	SELECT hrflow_create_store('kept.second', 'real[]');
+	SELECT hrflow_track_table('kept.first', 'kept.first_row', 'id', 'acme'),
+		hrflow_track_table('kept.second', 'kept.first', 'profile_id', source_column => 'source_id');
+	INSERT INTO kept.first_row VALUES ('nurse-1'), ('nurse-2');
+	SET application_name = 'pg_cron';
+	CALL hrflow_refresh('kept.first', '{"profile": 1}');
+	DELETE FROM kept.first_row WHERE id = 'nurse-1'});
+is(tracked('kept.first'), 'nurse-2', 'what is deleted is erased where the vectors feed another store');
+is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'), 'nurse-2', 'and its vectors too');
+is(tracked('kept.second'), 'nurse-2', 'and in that one');
+
+#
+# A refresh meanwhile does not end an UPDATE at a higher level of isolation
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.level (id text);
+	SELECT hrflow_create_store('kept.levels', 'real[]');
+	SELECT hrflow_track_table('kept.levels', 'kept.level', 'id', 'acme');
+	INSERT INTO kept.level VALUES ('m')});
+foreach my $new (qw(a z))
+{
+	$session->ask('SET ROLE keeper; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM kept.level;');
+	sql(q{UPDATE kept.levels_profile SET lease_until = now()});
+	is($session->ask("UPDATE kept.level SET id = '$new';"), "-- done\n", "m becomes $new though it was leased meanwhile");
+	$session->ask('ROLLBACK; RESET ROLE;');
+}
+
+# Columns of two tables are renamed: one must be the first to be tracked again
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.left (id text);
+	CREATE TABLE kept.right (id text, source text);
+	SELECT hrflow_create_store('kept.sides', 'real[]');
+	SELECT hrflow_track_table('kept.sides', 'kept.left', 'id', 'acme'),
+		hrflow_track_table('kept.sides', 'kept.right', 'id', source_column => 'source');
+	INSERT INTO kept.left VALUES ('1'), ('2');
+	INSERT INTO kept.right VALUES ('3', 'acme'), ('4', 'acme');
+	ALTER TABLE kept.left RENAME id TO key;
+	ALTER TABLE kept.right RENAME source TO origin;});
+sql(q{SET session_replication_role = replica; DELETE FROM kept.left WHERE key = '2'});
+is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.left', 'key', 'acme')}), '', 'the first of two');
+is(tracked('kept.sides'), '1 2 3 4', 'erases nothing');
+is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.right', 'id', source_column => 'origin')}), '', 'the second');
+is(tracked('kept.sides'), '1 3 4', 'erases what nothing wants');
+is(fails_with(q{DELETE FROM kept.left; DELETE FROM kept.right WHERE id = '3'}), '', 'that is enough for both');
+is(tracked('kept.sides'), '4', 'indeed');
+
+# A temporary table would be asked by other sessions, which cannot read it
+like($session->ask(q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
+	SELECT hrflow_track_table('kept.sides', 'passing', 'id', 'acme');}),
+	qr/ERROR:  42809: table "passing" is temporary, and store kept.sides is not/, 'a temporary table does not feed a store that stays');
+is(fails_with('DELETE FROM kept.right'), '', 'and keeps nobody from writing');
+
+# Keys may be generated, if they are there when a trigger looks
+foreach my $case ([ 'STORED', '', '3' ], $node->pg_version < 18 ? () : [ 'VIRTUAL', 'is generated when it is read', '' ])
+{
+	my ($kind, $error, $tracked) = @$case;
+
+	sql("SET ROLE keeper; CREATE TABLE kept.number_$kind (n numeric, id text GENERATED ALWAYS AS (n::text) $kind, day int);
+		SELECT hrflow_create_store('kept.numbers_$kind', 'real[]')");
+	like(fails_with("SELECT hrflow_track_table('kept.numbers_$kind', 'kept.number_$kind', 'id', 'acme')"), qr/\Q$error\E/,
+		"a key that is generated and $kind" . ($error ? ' is refused' : ''));
+	is(fails_with("INSERT INTO kept.number_$kind VALUES (1), (2);
+		UPDATE kept.number_$kind SET n = 3 WHERE n = 2; DELETE FROM kept.number_$kind WHERE n = 1"), '', 'and is written');
+	is(tracked("kept.numbers_$kind"), $tracked, 'and tracked, or not');
+}
 
 $_->finish foreach $session, $other;
 done_testing();

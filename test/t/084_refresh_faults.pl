@@ -224,11 +224,27 @@ like($store->finish_call($call), qr/WARNING:  .*was stopped: nothing was answere
 is($api->stats->{requests}, 5, 'which has asked for each profile once');
 is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
 
+# However few have failed by then
+track("SELECT 'fault:status=500,latency=200,id=' || i FROM generate_series(1, 30) i");
+like($store->call(undef, role => 'keeper', settings => { 'hrflow_embed.batch_timeout' => '1s',
+			'hrflow_embed.max_concurrency' => 1, 'hrflow_embed.max_attempts' => 1 }),
+	qr/WARNING:  .*was stopped: nothing was answered; .*HTTP 500/, 'a slow outage ends a run');
+cmp_ok($api->stats->{requests}, '<', 8, 'though few were asked for');
+is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
+track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
+
 # Where its time is the run's, that is no reason to warn
 $store->hasten('true');
 $printed = $store->call("time_budget => '300ms'");
 unlike($printed, qr/WARNING/, 'the end of its time is nothing to warn of');
 is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'who was not answered has to wait');
+
+# No longer for an error of long ago
+$store->sql("UPDATE shop.embedding_profile SET last_error = 'old', failed_at = now() - interval '2 days'");
+$store->hasten('true');
+$store->call("time_budget => '300ms'");
+is(profiles("state, due_at BETWEEN now() AND now() + interval '70 seconds', last_error"), 'due|t|old',
+	'a little, whatever it had before');
 
 #
 # What the owner's triggers throw comes as it is
@@ -305,6 +321,20 @@ cmp_ok(time - $began, '<', 10, 'indeed');
 unlike($application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
 	'nobody waits for its leases');
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
+
+# Nor where they cannot be given back for a lock on the table
+track("SELECT 'fault:silent,id=cook'");
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$application->ask('BEGIN; LOCK TABLE shop.embedding_profile IN ACCESS EXCLUSIVE MODE;');
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
+ok($node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+	WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active')"), 'one cancel ends a run whose table is locked');
+$application->ask('COMMIT;');
+$printed = $store->finish_call($call);
+like($printed, qr/ERROR:  57014: canceling statement/, 'with what was thrown');
+like($printed, qr/WARNING:  55P03: leases could not be given back/, 'after a warning');
+is(profiles('state, lease_until > now()'), 'due|t', 'and the leases stay');
 $application->finish;
 
 #
