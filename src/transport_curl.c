@@ -1098,6 +1098,7 @@ drive(bool timers)
 	sigset_t	old;
 	int			running;
 
+	pool.poller_errno = 0;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	if (timers)
@@ -1117,7 +1118,6 @@ drive(bool timers)
 		bool		no_memory = pool.poller_errno == ENOMEM;
 
 		errno = pool.poller_errno;
-		pool.poller_errno = 0;
 		ereport(ERROR,
 				(errcode(no_memory ? ERRCODE_OUT_OF_MEMORY :
 						 ERRCODE_INSUFFICIENT_RESOURCES),
