@@ -1,0 +1,95 @@
+--
+-- The roles of docs/refresh.md: what they can do, and what not
+--
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+CREATE EXTENSION hrflow_embed;
+SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET hrflow_embed.link_hosts = '127.0.0.1';
+CREATE SCHEMA talent;
+
+-- An owner makes stores beside tables of his own, and refreshes them
+CREATE ROLE regress_hrflow_owner;
+GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
+GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text), hrflow_drop_store(regclass),
+	hrflow_track_table(regclass, regclass, name, text, name, name[]),
+	hrflow_untrack_table(regclass, regclass), hrflow_index_statement(regclass, text),
+	hrflow_schedule(regclass, text, jsonb, interval), hrflow_unschedule(regclass),
+	hrflow_store_status(regclass), hrflow_store_failures(regclass), hrflow_retry(regclass) TO regress_hrflow_owner;
+GRANT EXECUTE ON PROCEDURE
+	hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) TO regress_hrflow_owner;
+
+-- He makes a store beside his table, and fills it
+SET ROLE regress_hrflow_owner;
+CREATE TABLE talent.candidate (name text, hrflow_id text UNIQUE);
+SELECT hrflow_create_store('talent.embedding', 'real[]');
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', source_id => 'acme');
+INSERT INTO talent.candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-1'), ('Mo', 'missing-1');
+CALL hrflow_refresh('talent.embedding');
+SELECT tracked, ok, missing FROM hrflow_store_status('talent.embedding');
+\set VERBOSITY sqlstate
+SELECT hrflow_job_vector('nurse-job'); -- error
+SELECT * FROM hrflow_match('talent.embedding', '{1}'); -- error
+RESET ROLE;
+
+-- A reader ranks candidates and looks at the store: no requests
+CREATE ROLE regress_hrflow_reader;
+GRANT USAGE ON SCHEMA talent TO regress_hrflow_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA talent TO regress_hrflow_reader;
+GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text),
+	hrflow_match_weighted(regclass, real[], jsonb, int),
+	hrflow_store_status(regclass), hrflow_store_failures(regclass) TO regress_hrflow_reader;
+
+-- He ranks, looks, and does no more
+CREATE FUNCTION talent.best(query real[]) RETURNS SETOF text LANGUAGE sql AS $$
+	SELECT c.name FROM hrflow_match('talent.embedding', query) m JOIN talent.candidate c ON c.hrflow_id = m.profile_id ORDER BY m.similarity DESC $$;
+SET ROLE regress_hrflow_reader;
+SELECT talent.best((SELECT vector FROM talent.embedding WHERE profile_id = 'welder-1'));
+SELECT tracked, ok, missing FROM hrflow_store_status('talent.embedding');
+SELECT profile_id, state FROM hrflow_store_failures('talent.embedding');
+SELECT hrflow_text_embedding('a nurse'); -- error
+SELECT hrflow_fetch_vector('https://127.0.0.1/x'); -- error
+SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
+SELECT hrflow_mark_due('talent.embedding', 'acme', '{nurse-1}'); -- error
+SELECT hrflow_untrack('talent.embedding', 'acme', '{nurse-1}'); -- error
+CALL hrflow_refresh('talent.embedding'); -- error
+DELETE FROM talent.embedding; -- error
+RESET ROLE;
+
+-- An operator asks the API as well, and says what is fetched anew or erased
+CREATE ROLE regress_hrflow_operator;
+GRANT regress_hrflow_reader TO regress_hrflow_operator;
+GRANT INSERT, UPDATE, DELETE ON talent.embedding, talent.embedding_profile TO regress_hrflow_operator;
+GRANT EXECUTE ON FUNCTION hrflow_auth(), hrflow_job_vector(text, text, text),
+	hrflow_text_embedding(text), hrflow_text_embeddings(text[]),
+	hrflow_profile_vectors(text, text[], jsonb, text[], text[]),
+	hrflow_track(regclass, text, text[]), hrflow_mark_due(regclass, text, text[]),
+	hrflow_untrack(regclass, text, text[]), hrflow_retry(regclass) TO regress_hrflow_operator;
+
+-- He asks, and has what is to be fetched anew or erased
+SET ROLE regress_hrflow_operator;
+SELECT hrflow_auth() ->> 'api_key_permission' AS permission;
+SELECT talent.best(hrflow_job_vector('nurse-job'));
+SELECT cardinality(hrflow_text_embedding('a nurse')) > 0 AS embedded;
+SELECT profile_id, status FROM hrflow_profile_vectors('acme', '{cook-1}', '{"profile": 1}');
+SELECT hrflow_mark_due('talent.embedding', 'acme', '{nurse-1}'), hrflow_track('talent.embedding', 'acme', '{cook-1}');
+SELECT hrflow_untrack('talent.embedding', 'acme', '{welder-1}'), hrflow_retry('talent.embedding');
+SELECT profile_id, state FROM talent.embedding_profile ORDER BY profile_id;
+CALL hrflow_refresh('talent.embedding'); -- error
+SELECT hrflow_drop_store('talent.embedding'); -- error
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', source_id => 'acme'); -- error
+SELECT hrflow_create_store('talent.other'); -- error
+TRUNCATE talent.embedding; -- error
+-- The key is nobody's to see or to send elsewhere
+SHOW hrflow_embed.api_key;
+SET hrflow_embed.base_url = 'https://attacker.example.com'; -- error
+SET hrflow_embed.link_hosts = '*.example.com'; -- error
+RESET ROLE;
+
+SET ROLE regress_hrflow_owner;
+SELECT hrflow_drop_store('talent.embedding');
+RESET ROLE;
+DROP SCHEMA talent CASCADE;
+DROP OWNED BY regress_hrflow_reader, regress_hrflow_operator, regress_hrflow_owner;
+DROP ROLE regress_hrflow_reader, regress_hrflow_operator, regress_hrflow_owner;
+DROP EXTENSION hrflow_embed;
