@@ -62,13 +62,15 @@ SKIP:
 		last if $call->{err} =~ /refreshed, / || !$call->{process}->pumpable;
 		($pid) = $store->backends unless $pid;
 		my $requests = $api->stats->{requests};
-		push @{ $requests < 6000 ? \@early : \@late }, anonymous_memory($pid) if $pid && $requests > 3000;
+		push @{ $requests < 6000 ? \@early : \@late }, anonymous_memory($pid) if $pid && $requests > 1500;
 		sleep 0.02;
 	}
 	like($store->finish_call($call), qr/: 6000 refreshed/, 'many batches are refreshed');
+
+	# Where each batch stays, it is 11 MB; the allocator's is some hundred kB.
 	my $growth = max(@late, 0) - max(@early, 0);
-	ok(@early && @late && $growth < 500, "in the memory of the first ones");
-	note("$growth kB more in the last two thirds: @early / @late");
+	ok(@early && @late && $growth < 2000, "in the memory of the first ones ($growth kB more)");
+	note("@early / @late");
 }
 
 #
