@@ -49,6 +49,7 @@ static const char *base;
 static const char *fields = "%7B%22profile%22%3A1%7D";
 static const char *ca_file;
 static struct curl_slist *headers;
+static struct curl_slist *link_headers;
 
 static CURLM *multi;
 static int	epoll;
@@ -184,7 +185,7 @@ static void
 aim_at_link(Transfer *transfer, char *link)
 {
 	if (!transfer->is_link)
-		curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, NULL);
+		curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, link_headers);
 	curl_easy_setopt(transfer->easy, CURLOPT_URL, link);
 	free(link);
 	transfer->is_link = true;
@@ -437,6 +438,8 @@ main(int argc, char **argv)
 	base = argv[2];
 	headers = curl_slist_append(NULL, "X-API-KEY: askr_0123456789abcdef0123456789abcdef");
 	headers = curl_slist_append(headers, "Accept: application/json");
+	headers = curl_slist_append(headers, "User-Agent: hrflow_embed/1.0");
+	link_headers = curl_slist_append(NULL, "User-Agent: hrflow_embed/1.0");
 	if (vectors)
 	{
 		fields = "%7B%22profile%22%3A1%2C%22skills%22%3A1%2C%22interests%22%3A1%7D";
