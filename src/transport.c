@@ -371,7 +371,7 @@ end_overdue(HrflowTransport *transport)
 	while (overdue_at(transport) <= hrflow_rate_now())
 	{
 		HrflowTransfer *transfer =
-			dlist_head_element(HrflowTransfer, node, &transport->running);
+		dlist_head_element(HrflowTransfer, node, &transport->running);
 
 		hrflow_curl_abandon(transfer);
 		finish(transport, transfer);
