@@ -6,6 +6,7 @@ use warnings;
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
+use List::Util qw(max);
 use Test::More;
 
 my $api = Hrflow::StandIn->new;
@@ -86,7 +87,9 @@ SKIP:
 	sql('CALL call_mixed(50)');
 	my $after = state();
 
-	cmp_ok($after->{sockets}, '<=', $before->{sockets} + 5,
+	# A batch of ten profiles keeps at most some three dozen connections, sooner
+	# or later.
+	cmp_ok($after->{sockets}, '<=', max($before->{sockets} + 5, 40),
 		'as many sockets are open as before, but for the few that a batch keeps');
 	cmp_ok($after->{contexts}, '<=', $before->{contexts} + 65536,
 		"PostgreSQL's memory has not grown");

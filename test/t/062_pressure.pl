@@ -144,7 +144,11 @@ $session->finish;
 	is($fetcher->ask(batch(ids(32, $links->($api->http)), 'hrflow_profile_vectors')),
 		"http_error 31680\n-- done\n", '32 profiles with 990 links each have all of them asked for');
 	my $more = $peak->() - $before;
-	cmp_ok($more, '<', 40_000, "in $more kB more");
+  SKIP:
+	{
+		skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
+		cmp_ok($more, '<', 40_000, "in $more kB more");
+	}
 
 	is($fetcher->ask("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 4;"
 			. batch(ids(5, $links->($silent->port)), 'hrflow_profile_vectors')),
