@@ -38,7 +38,6 @@
 #include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -206,38 +205,6 @@ begin_work(Run *run, HrflowStore *store)
 		(void) set_config_option(planner_settings[i], "off", PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
 								 false);
-}
-
-/*
- * Do some of the work in a subtransaction.  Returns NULL, or the error, when
- * nothing of it is left: not even the levels of SPI that a trigger of the
- * owner's was at, which would keep us from ending the transaction.
- */
-static ErrorData *
-try_work(void (*work) (void *arg), void *arg)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		work(arg);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return error;
 }
 
 static void
@@ -745,7 +712,7 @@ static char *
 try_write_vectors(Run *run, const Plans *plans, List *profiles)
 {
 	Writing		writing = {run, plans, profiles};
-	ErrorData  *error = try_work(write_vectors, &writing);
+	ErrorData  *error = hrflow_store_try(write_vectors, &writing);
 
 	if (error == NULL)
 		return NULL;
@@ -1253,7 +1220,7 @@ write_batch(Run *run, List *profiles, bool refused)
 	ErrorData  *error;
 
 	begin_work(run, &store);
-	error = try_work(write_profiles, &batch);
+	error = hrflow_store_try(write_profiles, &batch);
 	if (error != NULL)
 		ReThrowError(error);
 	end_work(&store);

@@ -86,6 +86,7 @@ extern void hrflow_store_check_manual(const HrflowStore *store);
 extern char *hrflow_store_sql(const HrflowStore *store, const char *template);
 extern void hrflow_store_add(HrflowParameters *parameters, Oid type,
 							 Datum value);
+extern ErrorData *hrflow_store_try(void (*work) (void *arg), void *arg);
 extern uint64 hrflow_store_execute(const char *sql,
 								   const HrflowParameters *parameters);
 extern char *hrflow_store_value_or_null(uint64 row, int column);

@@ -49,7 +49,6 @@
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
@@ -643,6 +642,23 @@ track(const HrflowStore *store, const char *profiles,
 }
 
 /*
+ * Profiles to be tracked; see insert_profiles().
+ */
+typedef struct NewProfiles
+{
+	const HrflowStore *store;
+	const char *keys;
+} NewProfiles;
+
+static void
+insert_new(void *arg)
+{
+	const NewProfiles *profiles = arg;
+
+	insert_profiles(profiles->store, profiles->keys, NULL, "");
+}
+
+/*
  * The same for many, of which none is likely to be there, nor twice: without
  * looking for that first, which costs as much again.  Returns false, having
  * done nothing, when one is.
@@ -650,27 +666,8 @@ track(const HrflowStore *store, const char *profiles,
 static bool
 track_new(const HrflowStore *store, const char *profiles)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		insert_profiles(store, profiles, NULL, "");
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
+	NewProfiles arg = {.store = store, .keys = profiles};
+	ErrorData  *error = hrflow_store_try(insert_new, &arg);
 
 	/* Whoever catches this has a subtransaction of his own to roll back. */
 	if (error != NULL && error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION)

@@ -685,49 +685,48 @@ find_trust(CURL *easy)
 }
 
 /*
- * The same for a proxy that is spoken to in TLS: libcurl keeps options for it
- * apart.
+ * Have servers checked, or a proxy that is spoken to in TLS: libcurl keeps
+ * options for it apart.
  */
-static void
-configure_proxy_trust(CURL *easy, const HrflowSettings *settings)
+typedef struct TrustOptions
 {
-	SETOPT(easy, CURLOPT_PROXY_SSL_VERIFYPEER, 1L);
-	SETOPT(easy, CURLOPT_PROXY_SSL_VERIFYHOST, 2L);
-	SETOPT(easy, CURLOPT_PROXY_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	CURLoption	verify_peer;
+	CURLoption	verify_host;
+	CURLoption	version;
+	CURLoption	file;
+	CURLoption	folder;
+} TrustOptions;
+
+static const TrustOptions server_trust = {
+	CURLOPT_SSL_VERIFYPEER, CURLOPT_SSL_VERIFYHOST, CURLOPT_SSLVERSION,
+	CURLOPT_CAINFO, CURLOPT_CAPATH
+};
+
+static const TrustOptions proxy_trust = {
+	CURLOPT_PROXY_SSL_VERIFYPEER, CURLOPT_PROXY_SSL_VERIFYHOST,
+	CURLOPT_PROXY_SSLVERSION, CURLOPT_PROXY_CAINFO, CURLOPT_PROXY_CAPATH
+};
+
+static void
+configure_trust(CURL *easy, const HrflowSettings *settings,
+				const TrustOptions *options)
+{
+	SETOPT(easy, options->verify_peer, 1L);
+	SETOPT(easy, options->verify_host, 2L);
+	SETOPT(easy, options->version, (long) CURL_SSLVERSION_TLSv1_2);
 
 	if (*settings->ca_file != '\0')
 	{
-		SETOPT(easy, CURLOPT_PROXY_CAINFO, settings->ca_file);
-		SETOPT(easy, CURLOPT_PROXY_CAPATH, NULL);
+		SETOPT(easy, options->file, settings->ca_file);
+		SETOPT(easy, options->folder, NULL);
 	}
 	else if (pool.trust_path != NULL)
 	{
-		SETOPT(easy, CURLOPT_PROXY_CAINFO, NULL);
-		SETOPT(easy, CURLOPT_PROXY_CAPATH, pool.trust_path);
+		SETOPT(easy, options->file, NULL);
+		SETOPT(easy, options->folder, pool.trust_path);
 	}
 	else if (!pool.trust_default)
-		SETOPT(easy, CURLOPT_PROXY_CAPATH, NULL);
-}
-
-static void
-configure_trust(CURL *easy, const HrflowSettings *settings)
-{
-	SETOPT(easy, CURLOPT_SSL_VERIFYPEER, 1L);
-	SETOPT(easy, CURLOPT_SSL_VERIFYHOST, 2L);
-	SETOPT(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-
-	if (*settings->ca_file != '\0')
-	{
-		SETOPT(easy, CURLOPT_CAINFO, settings->ca_file);
-		SETOPT(easy, CURLOPT_CAPATH, NULL);
-	}
-	else if (pool.trust_path != NULL)
-	{
-		SETOPT(easy, CURLOPT_CAINFO, NULL);
-		SETOPT(easy, CURLOPT_CAPATH, pool.trust_path);
-	}
-	else if (!pool.trust_default)
-		SETOPT(easy, CURLOPT_CAPATH, NULL);
+		SETOPT(easy, options->folder, NULL);
 }
 
 /*
@@ -801,9 +800,9 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	SETOPT(easy, CURLOPT_PROXY, settings->proxy);
 	SETOPT(easy, CURLOPT_NOPROXY, "");
 	SETOPT(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-	configure_trust(easy, settings);
+	configure_trust(easy, settings, &server_trust);
 	if (*settings->proxy != '\0')
-		configure_proxy_trust(easy, settings);
+		configure_trust(easy, settings, &proxy_trust);
 
 	SETOPT(easy, CURLOPT_HTTP09_ALLOWED, 0L);
 	SETOPT(easy, CURLOPT_ACCEPT_ENCODING, ACCEPTED_ENCODING);
