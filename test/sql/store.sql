@@ -330,6 +330,12 @@ DROP TRIGGER of_ours ON talent.fed;
 CREATE TRIGGER of_ours AFTER UPDATE ON talent.fed FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('talent.renamed', 'identifier', 'acme', '');
 UPDATE talent.fed SET cv = 'h'; -- error
 DROP TRIGGER of_ours ON talent.fed;
+CREATE TRIGGER of_ours AFTER INSERT ON talent.fed REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('talent.renamed');
+INSERT INTO talent.fed SELECT * FROM talent.fed LIMIT 0; -- error
+DROP TRIGGER of_ours ON talent.fed;
+CREATE TRIGGER of_ours AFTER INSERT ON talent.fed REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('renamed', 'identifier', 'acme', '');
+INSERT INTO talent.fed SELECT * FROM talent.fed LIMIT 0; -- no store: it is named with its schema
+DROP TRIGGER of_ours ON talent.fed;
 
 -- Owners that differ
 CREATE ROLE regress_hrflow_other;

@@ -123,7 +123,7 @@ foreach my $case (
 		qr/^connection_failed\|.*$says/, "a proxy in TLS $name");
 }
 
-my @numbers = qw(2130706433 127.1 0177.1 0x7f.1 127.0.0.01 0x7F000001 127.0.0.0x1 10.1 127.1. 127.0.0.1. 0x);
+my @numbers = qw(2130706433 127.1 0177.1 0x7f.1 127.0.0.01 0x7F000001 127.0.0.0x1 10.1 127.1. 127.0.0.1. 0x 00000000127.0.0.1);
 sub links
 {
 	my ($hosts, @links) = @_;
