@@ -23,6 +23,7 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "compat.h"
 #include "hrflow_embed.h"
@@ -59,7 +60,7 @@
 static struct
 {
 	CURLM	   *multi;
-	bool		multi_failed;	/* it is not to be used for another statement */
+	bool		discard_multi;	/* it is not to be used for another statement */
 	bool		has_poller;
 	int			poller;			/* valid if so */
 	WaitEventSet *wait_set;
@@ -89,7 +90,9 @@ static struct
 
 	int			reserved;		/* descriptors reserved with fd.c */
 
-	/* Which certificates to trust; made out once. */
+	struct stat ca_file;		/* as it was for the last statement */
+
+	/* Which certificates to trust without; made out once. */
 	bool		trust_known;
 	char	   *trust_path;		/* hashed folder; malloc'd; NULL for none */
 	bool		trust_default;	/* leave it to libcurl */
@@ -123,7 +126,7 @@ check_option(CURLcode code, const char *what)
 static void
 check_multi(CURLMcode code, const char *what)
 {
-	pool.multi_failed |= code != CURLM_OK;
+	pool.discard_multi |= code != CURLM_OK;
 	if (code == CURLM_OUT_OF_MEMORY)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	if (code != CURLM_OK)
@@ -352,18 +355,61 @@ make_poller(void)
 	pool.has_poller = true;
 }
 
+static void
+free_transfer(HrflowTransfer *transfer)
+{
+	curl_easy_cleanup(transfer->easy);
+	pool.buffered -= transfer->capacity;
+	free(transfer->body);
+	free(transfer);
+}
+
 /*
- * The handle that requests are added to; no request is in one that failed.
+ * Is the file of certificates another than for the last statement, or changed?
+ */
+static bool
+ca_file_changed(const HrflowSettings *settings)
+{
+	struct stat before = pool.ca_file;
+
+	if (*settings->ca_file == '\0' ||
+		stat(settings->ca_file, &pool.ca_file) != 0)
+		memset(&pool.ca_file, 0, sizeof(pool.ca_file));
+	return before.st_dev != pool.ca_file.st_dev ||
+		before.st_ino != pool.ca_file.st_ino ||
+		before.st_size != pool.ca_file.st_size ||
+		before.st_mtime != pool.ca_file.st_mtime ||
+		before.st_ctime != pool.ca_file.st_ctime;
+}
+
+/*
+ * Close all connections, and forget what libcurl has read of certificates and
+ * remembers of TLS sessions: it keeps the former with the multi handle, for a
+ * day, and the latter with easy handles, or since 8.12 with the former.
  */
 static void
-make_multi(void)
+discard_multi(void)
 {
-	if (pool.multi_failed)
-	{
-		curl_multi_cleanup(pool.multi);
-		pool.multi = NULL;
-		pool.multi_failed = false;
-	}
+	while (!dlist_is_empty(&pool.idle))
+		free_transfer(dlist_container(HrflowTransfer, node,
+									  dlist_pop_head_node(&pool.idle)));
+	pool.nidle = 0;
+	curl_multi_cleanup(pool.multi);
+	pool.multi = NULL;
+	pool.discard_multi = false;
+}
+
+/*
+ * The handle that requests are added to; no request is in one that is
+ * discarded.
+ */
+static void
+make_multi(const HrflowSettings *settings)
+{
+	if (ca_file_changed(settings))
+		pool.discard_multi = true;
+	if (pool.discard_multi)
+		discard_multi();
 	if (pool.multi == NULL)
 		pool.multi = curl_multi_init();
 	if (pool.multi == NULL)
@@ -503,7 +549,7 @@ hrflow_curl_prepare(const HrflowSettings *settings)
 	}
 	if (!pool.has_poller)
 		make_poller();
-	make_multi();
+	make_multi(settings);
 
 	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);
 	MULTI_SETOPT(CURLMOPT_TIMERFUNCTION, on_timer);
@@ -516,15 +562,6 @@ hrflow_curl_prepare(const HrflowSettings *settings)
 		make_wait_set();
 	make_headers(settings);
 	pool.settings = settings;
-}
-
-static void
-free_transfer(HrflowTransfer *transfer)
-{
-	curl_easy_cleanup(transfer->easy);
-	pool.buffered -= transfer->capacity;
-	free(transfer->body);
-	free(transfer);
 }
 
 /*
@@ -978,7 +1015,7 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 			 * libcurl 8.14 may then keep the connection open, and not use it
 			 * any more.
 			 */
-			pool.multi_failed = true;
+			pool.discard_multi = true;
 			transfer->out_of_memory = true;
 			return HRFLOW_CONNECTION_LOST;
 
@@ -1002,13 +1039,10 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 			return HRFLOW_CONNECT_FAILED;
 
 		case CURLE_SSL_CACERT_BADFILE:
-			if (*pool.settings->ca_file == '\0')
-			{
-				reply->detail = "The system has no certificates to trust; install them, or set hrflow_embed.ca_file.";
-				return HRFLOW_CONNECT_FAILED;
-			}
-			reply->detail = "The file that hrflow_embed.ca_file names cannot be read as certificates.";
-			return HRFLOW_INVALID_REQUEST;
+			reply->detail = *pool.settings->ca_file == '\0' ?
+				"The system has no certificates to trust; install them, or set hrflow_embed.ca_file." :
+				"The file that hrflow_embed.ca_file names cannot be read as certificates.";
+			return HRFLOW_CONNECT_FAILED;
 
 		case CURLE_PEER_FAILED_VERIFICATION:
 		case CURLE_SSL_ISSUER_ERROR:
@@ -1193,7 +1227,7 @@ hrflow_curl_next_done(void)
 void
 hrflow_curl_abandon(HrflowTransfer *transfer)
 {
-	pool.multi_failed = true;
+	pool.discard_multi = true;
 	hrflow_curl_remove(transfer);
 	fill_reply(transfer, CURLE_OPERATION_TIMEDOUT);
 }

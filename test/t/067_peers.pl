@@ -7,6 +7,7 @@ use warnings;
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Resolver;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use IPC::Run ();
 use MIME::Base64 qw(encode_base64url);
@@ -77,6 +78,36 @@ foreach my $case ([ 'postgres', 'öß ł' ], [ 'ascii', 'öß ł' ], [ 'latin1',
 }
 $tls->signal('TERM');
 $tls->finish;
+
+#
+# A ca_file that changes
+#
+{
+	my $trusted = "$dir/trusted.pem";
+	my $trust = sub {
+		my ($ca) = @_;
+		PostgreSQL::Test::Utils::append_to_file("$trusted.new", PostgreSQL::Test::Utils::slurp_file($ca));
+		rename("$trusted.new", $trusted) or die $!;
+	};
+	my $port = $api->https;
+	my $session = Hrflow::Session->new($node);
+	my $call = 'SELECT status, error FROM ' . profile('p') . ';';
+	my $ok = "ok|\n-- done\n";
+
+	$trust->($api->ca);
+	$session->ask("SET hrflow_embed.base_url = 'https://localhost:$port/v1'; SET hrflow_embed.ca_file = '$trusted'; $call");
+	my $before = $api->stats->{connections_opened};
+	is($session->ask($call), $ok, 'the file as it was: the server is trusted');
+	is($api->stats->{connections_opened}, $before, 'and its connection used again');
+	$trust->($other_ca->ca);
+	like($session->ask($call), qr/^connection_failed\|.*issuer certificate/,
+		'an authority that is taken out of ca_file is trusted no more: no connection is used that it vouched for');
+	$trust->($api->ca);
+	is($session->ask($call), $ok, 'and again when it is back');
+	unlink $trusted;
+	like($session->ask($call), qr/^connection_failed\|.*ca_file names cannot be read/, 'without the file, no server is');
+	$session->finish;
+}
 
 #
 # Answers in characters that the database lacks

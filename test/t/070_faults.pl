@@ -783,6 +783,22 @@ foreach my $case (
 	play_host($name, "https://localhost:$port", $outcome, %more,
 		settings => { ca_file => literal("$certificates/ca.pem") });
 }
+
+# A CA that is revoked: who trusted it takes it out of the file.  Nobody asks
+# for lists of what others have revoked.
+{
+	my $port = tls_server('good');
+	foreach my $case ([ 'ca', $invalid, link => 'invalid_vector 22P03', says => qr/content type|NumPy/ ],
+		[ 'other_ca', $unreachable, says => qr/issuer/ ])
+	{
+		my ($ca, $outcome, %more) = @$case;
+		unlink "$certificates/trusted.pem";
+		PostgreSQL::Test::Utils::append_to_file("$certificates/trusted.pem",
+			PostgreSQL::Test::Utils::slurp_file("$certificates/$ca.pem"));
+		play_host(($ca eq 'ca' ? 'before' : 'after') . ' its CA is revoked, a certificate', "https://localhost:$port", $outcome, %more,
+			settings => { ca_file => literal("$certificates/trusted.pem") });
+	}
+}
 foreach my $server (@servers)
 {
 	$server->signal('TERM');
