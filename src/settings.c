@@ -75,9 +75,15 @@ static bool key_was_in_file = false;
  * ------------------------------------------------------------------------
  */
 
+/*
+ * A worker takes what its leader has, checked or not: PostgreSQL would show
+ * the value in its CONTEXT of an error.  Nothing in a worker uses it.
+ */
 static bool
 refuse(const char *name, const char *why)
 {
+	if (InitializingParallelWorker)
+		return true;
 	GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
 	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
 	GUC_check_errdetail("The value %s.", why);
@@ -120,7 +126,7 @@ check_api_key(char **newval, void **extra, GucSource source)
 	if (**newval == '\0')
 		return true;
 
-	if (in_catalog(source))
+	if (in_catalog(source) && !InitializingParallelWorker)
 	{
 		GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
 		GUC_check_errmsg("parameter \"%s\" cannot be set for a role, a database or a function",
@@ -325,19 +331,37 @@ warn_if_key_was_readable(void)
 			 errhint("Set hrflow_embed.api_key_file instead, or add hrflow_embed to shared_preload_libraries.")));
 }
 
+static void
+define_deferred(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_PRE_COMMIT)
+		hrflow_settings_define();
+}
+
 /*
  * Define all settings.  Called when the library is loaded: in the postmaster
  * when it is preloaded, so nothing here may start libcurl.
  *
  * Not in parallel mode: there PostgreSQL refuses, with a mere warning, what
  * was set before a setting is defined, and the defaults would stay.  Then they
- * are defined by the first statement that needs them outside of it.
+ * are defined by the first statement that needs them outside of it, or at the
+ * transaction's end: while they are not, workers, which define them, may refuse
+ * what the session has set.
  */
 void
 hrflow_settings_define(void)
 {
-	if (defined || IsInParallelMode())
+	static bool is_deferred = false;
+
+	if (defined)
 		return;
+	if (IsInParallelMode())
+	{
+		if (!is_deferred)
+			RegisterXactCallback(define_deferred, NULL);
+		is_deferred = true;
+		return;
+	}
 	defined = true;
 	defining = true;
 

@@ -352,6 +352,20 @@ like(said('postgres', "SET $force = on; SELECT fetch_other(1);", role => 'plain'
 like(said('postgres', ($parallel =~ s/SET $force = on;//r) . " SELECT fetch_here(i) FROM v WHERE i = 5; SELECT fetch_other(1); SHOW hrflow_embed.link_hosts;", role => 'plain'),
 	qr/$no_settings.*not in hrflow_embed.link_hosts.*\nonly\.example\z/s, 'nor in the leader, who has them afterwards');
 is(said('postgres', "$parallel SELECT sum(alike(vector)) FROM v;", role => 'plain'), 3000, 'what only computes needs none');
+# The leader that has none yet would hand workers what it has not checked.
+sql(qq{CREATE ROLE keyed LOGIN IN ROLE plain; ALTER ROLE keyed SET hrflow_embed.api_key = '$own_key'; ALTER ROLE keyed SET hrflow_embed.proxy = 'no://proxy';
+	GRANT SELECT ON v TO keyed});
+my $computed = "SELECT sum(alike(vector)) FROM v;";
+my $unforced = $parallel =~ s/SET $force = on;//r;
+sql(q{CREATE FUNCTION alike_here(a real[]) RETURNS float LANGUAGE plpgsql PARALLEL RESTRICTED AS 'BEGIN RETURN hrflow_cosine_similarity(a, a); END'});
+my $load = 'SELECT alike_here(vector) FROM v WHERE i = 5;';
+my $again = said('postgres', "$unforced SET hrflow_embed.max_attempts = 300; $load $computed SHOW hrflow_embed.api_key;", role => 'keyed');
+like($again, qr/\n1\n3000\n\z/, 'workers compute after the library was loaded among them');
+like($again, qr/WARNING:  22023: parameter "hrflow_embed.api_key" cannot be set for a role/, 'what is not allowed is told');
+$again .= said('postgres', "$unforced BEGIN; $load $computed COMMIT;", role => 'keyed');
+like($again, qr/\n1\n3000\z/, 'and in the same transaction');
+unlike($again . PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/to "(?:\Q$own_key\E|no:)/, 'without showing it');
+sql('DROP OWNED BY keyed; DROP ROLE keyed');
 sql(qq{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = '$allowed'; SELECT pg_reload_conf()});
 $node->poll_query_until('postgres', qq{SELECT current_setting('hrflow_embed.link_hosts', true) = '$allowed'});
 
