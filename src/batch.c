@@ -493,7 +493,8 @@ fetch_link(Batch *batch, const char *link, int element, const char *section,
 	else
 	{
 		refused.detail = psprintf("%s Link: %s", refusal,
-								  hrflow_link_describe(link));
+								  hrflow_response_scrub(hrflow_link_describe(link),
+														batch->settings->api_key));
 		put_rows(batch, element, section, item, &refused, false);
 	}
 }
@@ -652,7 +653,7 @@ fetch_links(Batch *batch, int element, HrflowResult *result)
 
 	if (!hrflow_response_links(result->data, batch->wanted != NULL ?
 							   batch->wanted[element].fields : batch->fields,
-							   &links, &result->detail))
+							   batch->settings->api_key, &links, &result->detail))
 		result->status = HRFLOW_INVALID_REPLY;
 	if (result->status != HRFLOW_OK || links == NIL)
 		put_rows(batch, element, NULL, 0, result, false);

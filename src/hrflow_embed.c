@@ -193,6 +193,7 @@ static Jsonb *
 fetch_profile(FunctionCallInfo fcinfo, List **links)
 {
 	ErrorContextCallback context;
+	const HrflowSettings *settings;
 	HrflowQuery query;
 	HrflowResult result = {HRFLOW_INVALID_REPLY};
 	Jsonb	   *fields;
@@ -221,9 +222,11 @@ fetch_profile(FunctionCallInfo fcinfo, List **links)
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 
-	data = ask(hrflow_settings_get(true), &query);
+	settings = hrflow_settings_get(true);
+	data = ask(settings, &query);
 	if (links != NULL &&
-		!hrflow_response_links(data, fields, links, &result.detail))
+		!hrflow_response_links(data, fields, settings->api_key, links,
+							   &result.detail))
 		hrflow_status_raise(&result);
 
 	error_context_stack = context.previous;
@@ -278,12 +281,25 @@ hrflow_profile_embedding_links(PG_FUNCTION_ARGS)
 }
 
 /*
+ * A link, and the settings whose key the API might have put into it.
+ */
+typedef struct LinkToFetch
+{
+	const char *link;
+	const HrflowSettings *settings;
+} LinkToFetch;
+
+/*
  * CONTEXT of whatever goes wrong with a link.
  */
 static void
 add_link_context(void *arg)
 {
-	errcontext("HrFlow link %s", hrflow_link_describe(arg));
+	const LinkToFetch *fetched = arg;
+
+	errcontext("HrFlow link %s",
+			   hrflow_response_scrub(hrflow_link_describe(fetched->link),
+									 fetched->settings->api_key));
 }
 
 /*
@@ -294,13 +310,14 @@ ArrayType *
 hrflow_fetch_link(HrflowTransport *transport, const HrflowSettings *settings,
 				  char *link)
 {
+	LinkToFetch fetched = {link, settings};
 	ErrorContextCallback context;
 	HrflowReply *reply;
 	HrflowResult result = {.status = HRFLOW_LINK_REFUSED, .is_link = true};
 	bool		by_name;
 
 	context.callback = add_link_context;
-	context.arg = link;
+	context.arg = &fetched;
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 

@@ -87,12 +87,12 @@ foreign_key_length(const char *text)
 }
 
 /*
- * Make a server's message fit to be shown: keys masked, whole or in part;
+ * Make what a server has sent fit to be shown: keys masked, whole or in part;
  * control characters made spaces, so that no log line can be forged; clipped.
  * "message" is in the server encoding and valid.
  */
-static char *
-scrub_message(const char *message, const char *secret)
+char *
+hrflow_response_scrub(const char *message, const char *secret)
 {
 	StringInfoData out;
 	const char *p = message;
@@ -136,7 +136,7 @@ show_text(const char *text, const char *secret)
 	/* What is cut short by others may end within a character. */
 	length = Min(length, pg_encoding_mbcliplen(PG_UTF8, text, length,
 											   MAX_LOOKED_AT));
-	return scrub_message(hrflow_text_show_utf8(text, length), secret);
+	return hrflow_response_scrub(hrflow_text_show_utf8(text, length), secret);
 }
 
 /*
@@ -372,7 +372,8 @@ copy_failure(const HrflowReply *reply, const char *secret,
  * The result of a try whose reply holds a vector, here.
  */
 static void
-take_vector(const char *payload, size_t length, HrflowResult *result)
+take_vector(const char *payload, size_t length, const char *secret,
+			HrflowResult *result)
 {
 	char	   *problem;
 
@@ -380,7 +381,7 @@ take_vector(const char *payload, size_t length, HrflowResult *result)
 	if (result->vector == NULL)
 	{
 		result->status = HRFLOW_INVALID_VECTOR;
-		result->detail = problem;
+		result->detail = hrflow_response_scrub(problem, secret);
 	}
 }
 
@@ -493,7 +494,7 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 
 	if (endpoint == HRFLOW_TEXT)
 		take_vector(envelope.embedding.start, envelope.embedding.length,
-					result);
+					secret, result);
 	else
 		result->data = envelope.data;
 }
@@ -518,7 +519,7 @@ hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 	}
 	if (is_success(status))
 	{
-		take_vector(reply->body, reply->length, result);
+		take_vector(reply->body, reply->length, "", result);
 		return;
 	}
 
@@ -777,7 +778,7 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 
 /*
  * The links in an answer's data, as a list of HrflowLink.  "fields" is what
- * was asked for, or NULL.
+ * was asked for, or NULL; "secret" the key that was sent.
  *
  * Where "fields" lists indexes and the answer has as many elements, an item
  * is the index asked for; where the lengths differ it is read from the link's
@@ -787,7 +788,8 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
  * Returns false and sets *detail when the data is not that.
  */
 bool
-hrflow_response_links(Jsonb *data, Jsonb *fields, List **links, char **detail)
+hrflow_response_links(Jsonb *data, Jsonb *fields, const char *secret,
+					  List **links, char **detail)
 {
 	JsonbIterator *it = JsonbIteratorInit(&data->root);
 	JsonbIteratorToken token;
@@ -808,7 +810,7 @@ hrflow_response_links(Jsonb *data, Jsonb *fields, List **links, char **detail)
 		if (problem != NULL)
 		{
 			*detail = psprintf("In the section \"%s\" of the answer: %s.",
-							   scrub_message(asked.name, ""), problem);
+							   hrflow_response_scrub(asked.name, secret), problem);
 			return false;
 		}
 	}

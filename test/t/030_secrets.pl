@@ -120,6 +120,39 @@ is($grep, '', 'no file below the data directory has it');
 $node->start;
 
 #
+# An API that puts the key into what it answers: a section, a link, a number
+#
+my $echo = Hrflow::RawPeer->new(sub {
+	my ($socket) = @_;
+	while (my $head = Hrflow::RawPeer::read_request($socket))
+	{
+		my ($path, $sent, $length) =
+		  ($head =~ m{^\S+ (\S+)}, $head =~ /^X-API-KEY: (\S+)/mi, $head =~ /^Content-Length: (\d+)/mi);
+		read($socket, my $body, $length) if $length;
+		my $data =
+			$path =~ m{/text/} ? qq([{"embedding": [1, $sent]}])
+		  : $path =~ m{/job/} ? qq("https://other.example/$sent/v.hflw?s")
+		  : $path =~ /=section/ ? qq({"$sent": 5})
+		  : qq({"profile": "https://other.example/$sent/v.hflw"});
+		$body = qq({"code": 200, "data": $data});
+		print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
+	}
+});
+foreach my $sent ($key, 'Zx9-old_style.key_of_another_form')
+{
+	$node->write_key($sent);
+	foreach my $call ('hrflow_text_embedding(\'x\')', 'hrflow_text_embeddings(\'{x}\')', 'hrflow_job_vector(\'x\')',
+		'hrflow_profile_embedding_links(\'s\', \'section\')', 'hrflow_profile_vectors(\'s\', \'{section,link}\')')
+	{
+		my (undef, $out, $err) = $node->psql('postgres',
+			"\\set VERBOSITY verbose\nSET hrflow_embed.base_url = 'http://127.0.0.1:" . $echo->port . "/v1'; SELECT * FROM $call;");
+		like("$out$err", qr/\*{8}/, "$call shows what is wrong");
+		unlike("$out$err", qr/$secret|_style\.key/, 'without the key that is in it');
+	}
+}
+$node->write_key($key);
+
+#
 # The key's file
 #
 my $session = Hrflow::Session->new($node);
