@@ -530,7 +530,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- committed.  Several may run at once: they share the work.
 --
 --   fields         as above; the sections asked for are replaced, others stay
---   max_age        when a profile that was fetched is due again, at the latest
+--   max_age        when a profile that is fetched now is due again, at the
+--                  latest; those fetched before are due as it was said then
 --   time_budget    how long to run; NULL: until nothing is due
 --   max_profiles   how many to fetch; NULL: all that are due
 --   batch_size     profiles fetched between two commits, 1 to 10000

@@ -72,10 +72,10 @@ enum
 /* The longest time after which a missing one is asked for again. */
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
-/* As many failures for the network's sake, and nothing else, end a run. */
+/* As many failures that are not the profiles', and nothing else, end a run. */
 #define MIN_OUTAGE 8
 
-/* How long those of a batch of which nothing was answered have to wait. */
+/* How long those of such a batch have to wait. */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
@@ -108,7 +108,7 @@ typedef struct Profile
 	HrflowStatus status;		/* the first that is neither of the following */
 	bool		unasked;		/* it was not asked for to the end */
 	bool		is_exhausted;	/* nor at all: its attempts are used up */
-	bool		is_postponed;	/* nothing of its batch was answered */
+	bool		is_postponed;	/* its batch says nothing of it */
 	bool		no_vector;		/* some section has none */
 	int			http_status;
 	char	   *error;
@@ -849,7 +849,7 @@ has_old_error(const Profile *profile)
 }
 
 /*
- * When to ask again for a profile of a batch of which nothing was answered:
+ * When to ask again for a profile of a batch that says nothing of it:
  * after a minute, and while its error stays the same as long as it has had it,
  * up to an hour.  So the next run begins with others.  One that was out of time
  * has met no error now.
@@ -1032,20 +1032,24 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 }
 
 /*
- * Was nothing of a batch answered, for the network's sake or because its time
- * was over?  Then the profiles are not to blame.  A few failures of the
- * network are, where that is all, so that those who are alone come to an end.
+ * Why a batch says nothing of its profiles, or NULL: that nothing was
+ * answered, for the network's sake or because its time was over; or that all
+ * met the same, which a setting or "fields" makes of them: no host of links is
+ * allowed, or what was asked is not.  A few such failures are the profiles',
+ * where that is all, so that those who are alone come to an end.
  *
- * "error" is one of the network's, or NULL when all were out of time.
+ * An empty reason: the time was the run's, which needs none.
  */
-static bool
-is_unanswered(List *profiles, char **error)
+static char *
+why_not_counted(Run *run, List *profiles, int limit)
 {
-	int			nfailed = 0;
+	int			nnetwork = 0;
+	int			nalike = 0;
 	int			nunasked = 0;
+	char	   *error = NULL;
+	HrflowStatus status = HRFLOW_OK;
 	ListCell   *cell;
 
-	*error = NULL;
 	foreach(cell, profiles)
 	{
 		Profile    *profile = lfirst(cell);
@@ -1064,14 +1068,36 @@ is_unanswered(List *profiles, char **error)
 			case HRFLOW_TIMEOUT:
 			case HRFLOW_INVALID_REPLY:
 			case HRFLOW_HTTP_ERROR:
-				nfailed++;
-				*error = profile->error;
+				nnetwork++;
+				break;
+			case HRFLOW_LINK_REFUSED:
+			case HRFLOW_LINK_EXPIRED:
+				if (nalike++ > 0 && profile->status != status)
+					return NULL;
+				break;
+			case HRFLOW_INVALID_REQUEST:
+				if (nalike++ > 0 && (profile->status != status ||
+									 strcmp(profile->error, error) != 0))
+					return NULL;
 				break;
 			default:
-				return false;
+				return NULL;
 		}
+		status = profile->status;
+		error = profile->error;
 	}
-	return nfailed >= MIN_OUTAGE || nunasked > 0;
+
+	if (nnetwork > 0 && nalike > 0)
+		return NULL;
+	if (nalike >= MIN_OUTAGE)
+		return psprintf("all profiles met the same; %s", error);
+	if (nalike > 0 || (nnetwork < MIN_OUTAGE && nunasked == 0))
+		return NULL;
+	if (error != NULL)
+		return psprintf("nothing was answered; %s", error);
+	if (TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10) < run->deadline)
+		return psprintf("nothing was answered within %d ms", limit);
+	return pstrdup("");
 }
 
 /*
@@ -1369,26 +1395,20 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 {
 	HrflowResult refusal;
 	bool		ok = fetch(run, kind, profiles, limit, &refusal);
-	char	   *error;
-	char	   *reason = NULL;
+	char	   *reason;
 	ListCell   *cell;
 
 	if (!ok)
 		reason = hrflow_status_describe(&refusal);
-	else if (is_unanswered(profiles, &error))
+	else
 	{
-		/* The end of the time budget is the run's, which needs no reason. */
-		if (error != NULL)
-			reason = psprintf("nothing was answered; %s", error);
-		else if (TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10) <
-				 run->deadline)
-			reason = psprintf("nothing was answered within %d ms", limit);
+		reason = why_not_counted(run, profiles, limit);
 		foreach(cell, profiles)
-			((Profile *) lfirst(cell))->is_postponed = true;
+			((Profile *) lfirst(cell))->is_postponed = reason != NULL;
 	}
 	write_batch(run, profiles, !ok);
 	write_rest(run, profiles, !ok);
-	if (reason != NULL)
+	if (reason != NULL && *reason != '\0')
 		stop(run, reason);
 	note_bad_sources(run, profiles);
 	note_gone(run, profiles);

@@ -84,6 +84,7 @@ my %states = (
 	failed => [ 'due 1 soon old' ],
 	refused => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty was stopped: (?!nothing was answered)/ ],
 	outage => [ 'due 0 soon old', qr/WARNING:  .*refresh of public\.faulty was stopped: nothing was answered; / ],
+	alike => [ 'due 0 soon old', qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles met the same; / ],
 	left_out => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty leaves a source out: / ]);
 my %refreshed = (
 	ok => 'fetched',
@@ -95,7 +96,8 @@ my %refreshed = (
 
 # So many failures of the network, and nothing else, are an outage.
 my $outage = 8;
-my %of_network = map { $_ => 1 } qw(connection_failed timeout invalid_reply http_error);
+my %whole = (map({ $_ => 'outage' } qw(connection_failed timeout invalid_reply http_error)),
+	map({ $_ => 'alike' } qw(link_refused link_expired invalid_request)));
 
 my $n = 0;
 foreach my $path (@paths)
@@ -248,7 +250,7 @@ sub play
 
 		if ($path->{after})
 		{
-			my $state = $more{refreshed} // ($more{whole} && $of_network{$status} ? 'outage' : $refreshed{$status});
+			my $state = $more{refreshed} // ($more{whole} && $whole{$status} || $refreshed{$status});
 			my $good = $states{fetched}[0];
 
 			($expected, $warning) = @{ $states{$state} };

@@ -216,6 +216,31 @@ foreach my $age ([ '0', '50 seconds', '65 seconds' ], [ '8 minutes', '7 minutes'
 }
 
 #
+# What a setting or an argument makes of all is no profile's fault
+#
+foreach my $case (
+	[ 'hosts of links that are not those', undef, 'none.example', qr/not in hrflow_embed\.link_hosts/ ],
+	[ 'fields that there are not', qq(fields => '{"profiles": 1}'), '127.0.0.1', qr/HTTP 400/ ])
+{
+	my ($name, $arguments, $hosts, $says) = @$case;
+	foreach my $n (8, 7)
+	{
+		track("SELECT 'nurse-' || i FROM generate_series(1, $n) i");
+		my $call = $store->start_call($arguments, role => 'keeper', settings => { 'hrflow_embed.link_hosts' => $hosts });
+		$printed = $store->finish_call($call);
+		if ($n == 8)
+		{
+			like($printed, qr/WARNING:  .*was stopped: all profiles met the same; .*$says/s, "$name end a run");
+			is(profiles("state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'"), 'due|0||t', 'no attempt is counted');
+		}
+		else
+		{
+			like($printed, qr/: 0 refreshed, 7 to be tried again/, 'a few of those alone are tried again');
+		}
+	}
+}
+
+#
 # A limit that is too low for anything ends a run
 #
 track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
