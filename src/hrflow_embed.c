@@ -41,22 +41,27 @@ _PG_init(void)
 }
 
 /*
+ * How a profile was asked for.
+ */
+typedef struct AskedProfile
+{
+	const char *id;				/* or NULL */
+	bool		has_reference;
+} AskedProfile;
+
+/*
  * CONTEXT of whatever goes wrong.  An id is an id; a reference or an e-mail
  * address is personal data and stays out of the log.
  */
 static void
 add_context(void *arg)
 {
-	FunctionCallInfo fcinfo = arg;
+	const AskedProfile *asked = arg;
 
-	if (!PG_ARGISNULL(ARG_PROFILE_ID))
-	{
-		char	   *id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_PROFILE_ID));
-
+	if (asked->id != NULL)
 		errcontext("HrFlow profile \"%.*s\"",
-				   pg_mbcliplen(id, strlen(id), 64), id);
-	}
-	else if (!PG_ARGISNULL(ARG_PROFILE_REFERENCE))
+				   pg_mbcliplen(asked->id, strlen(asked->id), 64), asked->id);
+	else if (asked->has_reference)
 		errcontext("HrFlow profile, by its reference");
 	else
 		errcontext("HrFlow profile, by its e-mail");
@@ -193,6 +198,7 @@ static Jsonb *
 fetch_profile(FunctionCallInfo fcinfo, List **links)
 {
 	ErrorContextCallback context;
+	AskedProfile asked;
 	const HrflowSettings *settings;
 	HrflowQuery query;
 	HrflowResult result = {HRFLOW_INVALID_REPLY};
@@ -217,8 +223,11 @@ fetch_profile(FunctionCallInfo fcinfo, List **links)
 		 query.profile_email == NULL))
 		return NULL;
 
+	asked.id = PG_ARGISNULL(ARG_PROFILE_ID) ? NULL :
+		text_to_cstring(PG_GETARG_TEXT_PP(ARG_PROFILE_ID));
+	asked.has_reference = query.profile_reference != NULL;
 	context.callback = add_context;
-	context.arg = fcinfo;
+	context.arg = &asked;
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 

@@ -49,7 +49,10 @@ static HrflowShared *
 attach(void)
 {
 	is_shared = true;
-	return hrflow_compat_named_segment("hrflow_embed", sizeof(HrflowShared),
+
+	/* A version's own: after an upgrade, sessions of the old one go on. */
+	return hrflow_compat_named_segment("hrflow_embed " HRFLOW_EMBED_VERSION,
+									   sizeof(HrflowShared),
 									   initialize);
 }
 
