@@ -362,7 +362,6 @@ hrflow_settings_define(void)
 		is_deferred = true;
 		return;
 	}
-	defined = true;
 	defining = true;
 
 	DefineCustomStringVariable("hrflow_embed.api_key",
@@ -462,6 +461,7 @@ hrflow_settings_define(void)
 	MarkGUCPrefixReserved("hrflow_embed");
 
 	defining = false;
+	defined = true;				/* all of them, else the next try is an error */
 	warn_if_key_was_readable();
 }
 
