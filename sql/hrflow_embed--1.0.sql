@@ -470,7 +470,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --                     A table feeds a store by one column, the one given last
 --   source_id         \  one of them: the source of all rows, or the column
 --   source_column     /  with each row's
---   refresh_columns   when one of them changes, so has the profile
+--   refresh_columns   when one of them changes, so has the profile.  Called
+--                     again without them they are forgotten, with a WARNING
 --
 -- Returns the number of rows newly tracked.  Called again it reconciles: what
 -- triggers have missed (logical replication, rows written to a partition,

@@ -235,6 +235,23 @@ SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'new_id', 'bet
 SELECT hrflow_drop_store('talent.columns');
 DROP TABLE talent.two_columns;
 
+-- Columns that mark due are forgotten when they are not given again, which it says
+CREATE TABLE talent.watched (id text, source text, cv text, "Note" text);
+SELECT hrflow_create_store('talent.watching', 'real[]');
+SELECT hrflow_track_table('talent.watching', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{cv,Note,id}');
+SELECT hrflow_track_table('talent.watching', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note,cv}');
+ALTER TABLE talent.watched RENAME cv TO resume;
+ALTER TABLE talent.watching RENAME TO watcher;
+ALTER TABLE talent.watching_profile RENAME TO watcher_profile;
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note}');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note,resume}');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme', refresh_columns => '{id,Note}');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');
+SELECT hrflow_drop_store('talent.watcher');
+DROP TABLE talent.watched;
+
 -- What is refused
 \set VERBOSITY sqlstate
 SELECT hrflow_create_store('talent.embedding', 'real[]'); -- error
