@@ -604,8 +604,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 -- How a store is.
 --
 --   tracked                profiles, all of them
---   due                    to be claimed now
---   leased                 being fetched, or lost with their session
+--   due                    to be claimed now, in any state
+--   leased                 being fetched, or lost with their session; likewise
 --   ok, failed, missing, gone   by state: fetched; given up after
 --                          max_attempts; unknown to the API once; twice
 --   oldest_due             since when the first of the due ones waits
@@ -615,6 +615,10 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   last_error             of the profile that failed last
 --   last_run, last_run_status   of the job of hrflow_schedule(), where the
 --                          owner may read pg_cron's tables
+--
+-- Those that wait for another try are tracked, and in none of the other
+-- columns: in NAME_profile their state is 'due', their due_at is still to come
+-- and no lease is running.
 --
 -- Errors: 42501 the caller may not SELECT from both tables; 42809 not a store.
 CREATE FUNCTION hrflow_store_status(store regclass)

@@ -90,6 +90,9 @@ SELECT hrflow_track('talent.embedding', 'acme', '{"fault:status=403,id=x"}');
 SET hrflow_embed.max_attempts = 1;
 CALL hrflow_refresh('talent.embedding', max_attempts => 2);
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
+-- meanwhile it is tracked, and counted nowhere else
+SELECT tracked, due, leased, ok, failed, missing, gone FROM hrflow_store_status('talent.embedding');
+SELECT profile_id, attempts FROM talent.embedding_profile WHERE state = 'due' AND due_at > now() AND (lease_until <= now()) IS NOT FALSE;
 UPDATE talent.embedding_profile SET due_at = now() WHERE state = 'due';
 CALL hrflow_refresh('talent.embedding', max_attempts => 2);
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
