@@ -575,7 +575,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --
 -- Errors: 55000 pg_cron is not in this database: the hint is what to run in
 -- the one that has it; 22023 invalid argument; 42501 the caller is not the
--- owner; what pg_cron raises.
+-- owner; what pg_cron raises.  A WARNING where the owner may not log in:
+-- the job would fail.
 CREATE FUNCTION hrflow_schedule(
 	store regclass,
 	schedule text DEFAULT '* * * * *',

@@ -9,7 +9,7 @@ SET hrflow_embed.link_hosts = '127.0.0.1';
 CREATE SCHEMA talent;
 
 -- An owner makes stores beside tables of his own, and refreshes them
-CREATE ROLE regress_hrflow_owner;
+CREATE ROLE regress_hrflow_owner LOGIN;
 GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
 GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text), hrflow_drop_store(regclass),
 	hrflow_track_table(regclass, regclass, name, text, name, name[]),
@@ -31,6 +31,18 @@ SELECT tracked, ok, missing FROM hrflow_store_status('talent.embedding');
 SELECT hrflow_job_vector('nurse-job'); -- error
 SELECT * FROM hrflow_match('talent.embedding', '{1}'); -- error
 RESET ROLE;
+
+-- Who does not log in has no jobs that run
+SET ROLE regress_hrflow_owner;
+\set VERBOSITY terse
+SELECT hrflow_schedule('talent.embedding'); -- error
+RESET ROLE;
+ALTER ROLE regress_hrflow_owner NOLOGIN;
+SET ROLE regress_hrflow_owner;
+SELECT hrflow_schedule('talent.embedding'); -- error
+RESET ROLE;
+ALTER ROLE regress_hrflow_owner LOGIN;
+\set VERBOSITY sqlstate
 
 -- A reader ranks candidates and looks at the store: no requests
 CREATE ROLE regress_hrflow_reader;

@@ -40,6 +40,11 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 	$cron->safe_psql('postgres', 'GRANT USAGE ON SCHEMA cron TO keeper');
 	is($cron_store->sql($last_run), '|', 'and there is none yet');
 	$cron_store->fill(2000);
+	$cron->safe_psql('postgres', 'ALTER ROLE keeper NOLOGIN');
+	(undef, undef, my $warning) = $cron->psql('postgres', "SET ROLE keeper; SELECT hrflow_schedule('shop.embedding', '0 0 1 1 *')");
+	like($warning, qr/WARNING:  role "keeper" is not permitted to log in\nDETAIL: .* store shop\.embedding .*\nHINT:  ALTER ROLE keeper LOGIN/,
+		'who may not log in is told that the job will fail');
+	$cron->safe_psql('postgres', 'ALTER ROLE keeper LOGIN');
 	my $again = $cron_store->sql("SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');
 		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');");
 	my ($first, $second) = split /\n/, $again;
