@@ -396,7 +396,8 @@ REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text) FROM PUBLIC;
 
 -- Drops both tables of a store, the triggers that feed it, and its job.
 --
--- Errors: 42501 the caller is not the owner; 42809 not a store.
+-- Errors: 42501 the caller is not the owner; 42P01 not a store: there is no
+-- NAME_profile; 42809 there is, but the tables have another shape.
 CREATE FUNCTION hrflow_drop_store(store regclass)
 RETURNS void
 AS 'MODULE_PATHNAME'
@@ -416,7 +417,7 @@ REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 --
 -- Cost: none now; a request each at the next refresh.
 -- Errors: 22023 nulls or empty strings; 42501 the caller may not INSERT,
--- UPDATE and DELETE in both tables; 42809 not a store.
+-- UPDATE and DELETE in both tables; 42P01, 42809 not a store, as above.
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -481,7 +482,7 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
 -- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both;
--- 42809 not a store, or not a table for it.
+-- 42P01, 42809 not a store; 42809 not a table for it either.
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
 	source_table regclass,
@@ -501,7 +502,7 @@ REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, 
 -- Ends that, and erases the profiles that nothing else wants.
 --
 -- Returns their number; 0 where the table did not feed the store.
--- Errors: 42501 the caller is not the owner of both; 42809 not a store.
+-- Errors: 42501 the caller is not the owner of both; 42P01, 42809 not a store.
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -544,9 +545,9 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- Cost: one request of the API for each profile due, and one for each section
 -- when one of a profile's sections has no vector.
 -- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
--- superusers included; 25006 on a standby; 22023 invalid argument; 42809 not
--- a store; 55000 no API key.  A refusal that concerns all, and a network that
--- fails, end it with a WARNING.
+-- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
+-- 42809 not a store; 55000 no API key.  A refusal that concerns all, and a
+-- network that fails, end it with a WARNING.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -575,8 +576,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --
 -- Errors: 55000 pg_cron is not in this database: the hint is what to run in
 -- the one that has it; 22023 invalid argument; 42501 the caller is not the
--- owner; what pg_cron raises.  A WARNING where the owner may not log in:
--- the job would fail.
+-- owner; 42P01, 42809 not a store; what pg_cron raises.  A WARNING where the
+-- owner may not log in: the job would fail.
 CREATE FUNCTION hrflow_schedule(
 	store regclass,
 	schedule text DEFAULT '* * * * *',
@@ -621,7 +622,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 -- columns: in NAME_profile their state is 'due', their due_at is still to come
 -- and no lease is running.
 --
--- Errors: 42501 the caller may not SELECT from both tables; 42809 not a store.
+-- Errors: 42501 the caller may not SELECT from both tables; 42P01, 42809 not a
+-- store.
 CREATE FUNCTION hrflow_store_status(store regclass)
 RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
 	failed bigint, missing bigint, gone bigint, oldest_due timestamptz,
@@ -680,7 +682,7 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 --
 -- Cost: none, no network.
 -- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
--- tables; 42809 not a store.
+-- tables; 42P01, 42809 not a store.
 CREATE FUNCTION hrflow_match(
 	store regclass,
 	query real[],
@@ -729,7 +731,7 @@ REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) FROM 
 -- beyond 2000 halfvec is indexed, up to 4000.
 --
 -- Errors: 55000 no pgvector, or no vector yet; 54000 too many dimensions;
--- 42501, 42809 as above.
+-- 42501, 42P01, 42809 as above.
 CREATE FUNCTION hrflow_index_statement(
 	store regclass,
 	section text DEFAULT 'profile')
