@@ -534,9 +534,9 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 --   fields         as above; the sections asked for are replaced, others stay
 --   max_age        when a profile that was fetched is due again, at the latest
 --   time_budget    how long to run; NULL: until nothing is due
---   max_profiles   how many to fetch; NULL: all that are due
+--   max_profiles   how many to fetch, from 1; NULL: all that are due
 --   batch_size     profiles fetched between two commits, 1 to 10000
---   max_attempts   tries, runs apart, before a profile is 'failed'
+--   max_attempts   tries, runs apart, before a profile is 'failed', 1 to 1000
 --   profiles       the table of state, where its name is not the store's with
 --                  "_profile": such as a shard's
 --

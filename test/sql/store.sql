@@ -295,11 +295,14 @@ CALL hrflow_refresh('talent.embedding', max_age => '-1 day'); -- error
 CALL hrflow_refresh('talent.embedding', max_age => NULL); -- error
 CALL hrflow_refresh('talent.embedding', batch_size => 0); -- error
 CALL hrflow_refresh('talent.embedding', max_attempts => 0); -- error
+CALL hrflow_refresh('talent.embedding', max_attempts => 1001); -- error
+CALL hrflow_refresh('talent.embedding', max_profiles => 0); -- error
+CALL hrflow_refresh('talent.embedding', max_profiles => -5); -- error
 CALL hrflow_refresh('talent.embedding', time_budget => '-1 s'); -- error
 BEGIN;
 CALL hrflow_refresh('talent.embedding'); -- error
 ROLLBACK;
-DO $$ BEGIN CALL hrflow_refresh('talent.embedding', max_profiles => 0); END $$;
+DO $$ BEGIN CALL hrflow_refresh('talent.embedding', time_budget => '0 s'); END $$;
 CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CALL hrflow_refresh('talent.embedding'); END $$;
 SELECT pg_temp.f(); -- error
 SELECT hrflow_schedule('talent.embedding'); -- error

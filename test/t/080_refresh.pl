@@ -295,8 +295,11 @@ like($store->call("time_budget => '500ms'"), qr/: [01] refreshed/, 'its time is 
 cmp_ok(time - $began, '<', 3, 'truly');
 is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
 	'what it had no time for is as before');
-like($store->call('max_profiles => 0'), qr/: 0 refreshed/, 'and so is the number');
-$store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher'");
+$store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher';
+	SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(profile_id))
+	FROM (SELECT profile_id FROM shop.embedding_profile WHERE state = 'ok' LIMIT 3) p");
+like($store->call('max_profiles => 2'), qr/: 2 refreshed/, 'and so is the number');
+like($store->call, qr/: 1 refreshed/, 'whose rest is the next run\'s');
 
 #
 # Killed, crashed, without network, at random points
