@@ -396,8 +396,9 @@ REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text) FROM PUBLIC;
 
 -- Drops both tables of a store, the triggers that feed it, and its job.
 --
--- Errors: 42501 the caller is not the owner; 42P01 not a store: there is no
--- NAME_profile; 42809 there is, but the tables have another shape.
+-- Errors: 42501 the caller is not the owner, superusers included: SET ROLE
+-- first; 42P01 not a store: there is no NAME_profile; 42809 there is, but the
+-- tables have another shape.
 CREATE FUNCTION hrflow_drop_store(store regclass)
 RETURNS void
 AS 'MODULE_PATHNAME'
@@ -481,8 +482,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
--- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both;
--- 42P01, 42809 not a store; 42809 not a table for it either.
+-- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both,
+-- superusers included; 42P01, 42809 not a store; 42809 not a table for it either.
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
 	source_table regclass,
@@ -502,7 +503,8 @@ REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, 
 -- Ends that, and erases the profiles that nothing else wants.
 --
 -- Returns their number; 0 where the table did not feed the store.
--- Errors: 42501 the caller is not the owner of both; 42P01, 42809 not a store.
+-- Errors: 42501 the caller is not the owner of both, superusers included;
+-- 42P01, 42809 not a store.
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -576,8 +578,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --
 -- Errors: 55000 pg_cron is not in this database: the hint is what to run in
 -- the one that has it; 22023 invalid argument; 42501 the caller is not the
--- owner; 42P01, 42809 not a store; what pg_cron raises.  A WARNING where the
--- owner may not log in: the job would fail.
+-- owner, superusers included; 42P01, 42809 not a store; what pg_cron raises.  A
+-- WARNING where the owner may not log in: the job would fail.
 CREATE FUNCTION hrflow_schedule(
 	store regclass,
 	schedule text DEFAULT '* * * * *',
@@ -593,6 +595,8 @@ COMMENT ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) IS
 REVOKE ALL ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) FROM PUBLIC;
 
 -- Ends that, and drops those jobs.  Returns whether there was any.
+--
+-- Errors: 55000, 42501, 42P01, 42809 and pg_cron's, as above.
 CREATE FUNCTION hrflow_unschedule(store regclass)
 RETURNS boolean
 AS 'MODULE_PATHNAME'

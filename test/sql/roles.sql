@@ -92,6 +92,25 @@ SELECT hrflow_drop_store('talent.embedding'); -- error
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', source_id => 'acme'); -- error
 SELECT hrflow_create_store('talent.other'); -- error
 TRUNCATE talent.embedding; -- error
+\set VERBOSITY default
+RESET ROLE;
+-- Who may become the owner is told to; superusers are no exception
+GRANT EXECUTE ON FUNCTION hrflow_drop_store(regclass) TO regress_hrflow_operator;
+SELECT hrflow_drop_store('talent.embedding'); -- error
+SELECT hrflow_schedule('talent.embedding'); -- error
+SELECT hrflow_unschedule('talent.embedding'); -- error
+SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate'); -- error
+SET SESSION AUTHORIZATION regress_hrflow_operator;
+SELECT hrflow_drop_store('talent.embedding'); -- error
+RESET SESSION AUTHORIZATION;
+GRANT regress_hrflow_owner TO regress_hrflow_operator;
+SET SESSION AUTHORIZATION regress_hrflow_operator;
+SELECT hrflow_drop_store('talent.embedding'); -- error
+RESET SESSION AUTHORIZATION;
+REVOKE regress_hrflow_owner FROM regress_hrflow_operator;
+REVOKE EXECUTE ON FUNCTION hrflow_drop_store(regclass) FROM regress_hrflow_operator;
+SET ROLE regress_hrflow_operator;
+\set VERBOSITY sqlstate
 -- The key is nobody's to see or to send elsewhere
 SHOW hrflow_embed.api_key;
 SET hrflow_embed.base_url = 'https://attacker.example.com'; -- error
