@@ -379,7 +379,8 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 -- (source_id, profile_id, section, item, vector, fetched_at).
 --
 -- Cost: none, no network.
--- Errors: 22023 invalid argument; 42P07 there is such a table; 42704 no such
+-- Errors: 22023 invalid argument; 42602 not a name; 42622 it is too long with
+-- '_profile'; 3F000 no such schema; 42P07 there is such a table; 42704 no such
 -- type; 42501 no right to create in the schema.
 CREATE FUNCTION hrflow_create_store(
 	name text,
@@ -644,7 +645,8 @@ COMMENT ON FUNCTION hrflow_store_status(regclass) IS
 REVOKE ALL ON FUNCTION hrflow_store_status(regclass) FROM PUBLIC;
 
 -- The profiles that failed after max_attempts, and those that the API did not
--- know when it was asked last.
+-- know when it was asked last.  profile_id is the store's identifier: the
+-- reference or the e-mail where it was made so.
 CREATE FUNCTION hrflow_store_failures(store regclass)
 RETURNS TABLE (source_id text, profile_id text, state text, attempts int,
 	http_status int, last_error text, refreshed_at timestamptz)
@@ -682,7 +684,8 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- Where the store has an index of pgvector's for the section, as
 -- hrflow_index_statement() makes it, it is used, and the result is as
 -- approximate as the index; else every vector of the section is compared.
--- Vectors of another dimension than query's are left out.
+-- Vectors of another dimension than query's are left out.  profile_id is the
+-- store's identifier: the reference or the e-mail where it was made so.
 --
 -- Cost: none, no network.
 -- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both

@@ -176,6 +176,7 @@ SELECT hrflow_track('talent.by_reference', 'acme', '{ATS 1}'), hrflow_track('tal
 CALL hrflow_refresh('talent.by_reference');
 CALL hrflow_refresh('talent.by_email');
 SELECT profile_reference, section FROM talent.by_reference UNION ALL SELECT profile_email, section FROM talent.by_email;
+SELECT m.profile_id FROM talent.by_email e, hrflow_match('talent.by_email', e.vector) m;
 SELECT hrflow_drop_store('talent.by_reference'), hrflow_drop_store('talent.by_email');
 
 -- Ranked: by the nearest vector of a profile; a section that it does not have,
@@ -266,6 +267,7 @@ SELECT hrflow_create_store('talent.x', 'vector(3); DROP TABLE x'); -- error
 SELECT hrflow_create_store('talent.x', 'real[]', 'key'); -- error
 SELECT hrflow_create_store(repeat('x', 60), 'real[]'); -- error
 SELECT hrflow_create_store(''); -- error
+SELECT hrflow_create_store('nowhere.x', 'real[]'); -- error
 SELECT hrflow_create_store(NULL);
 SELECT hrflow_track('talent.embedding', NULL, '{a}'); -- error
 SELECT hrflow_track('talent.embedding', '', '{a}'); -- error
