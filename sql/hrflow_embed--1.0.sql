@@ -379,7 +379,8 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 -- (source_id, profile_id, section, item, vector, fetched_at).
 --
 -- Cost: none, no network.
--- Errors: 22023 invalid argument; 42P07 there is such a table; 42704 no such
+-- Errors: 22023 invalid argument; 42602 not a name; 42622 it is too long with
+-- '_profile'; 3F000 no such schema; 42P07 there is such a table; 42704 no such
 -- type; 42501 no right to create in the schema.
 CREATE FUNCTION hrflow_create_store(
 	name text,
@@ -396,7 +397,9 @@ REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text) FROM PUBLIC;
 
 -- Drops both tables of a store, the triggers that feed it, and its job.
 --
--- Errors: 42501 the caller is not the owner; 42809 not a store.
+-- Errors: 42501 the caller is not the owner, superusers included: SET ROLE
+-- first; 42P01 not a store: there is no NAME_profile; 42809 there is, but the
+-- tables have another shape.
 CREATE FUNCTION hrflow_drop_store(store regclass)
 RETURNS void
 AS 'MODULE_PATHNAME'
@@ -416,7 +419,7 @@ REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 --
 -- Cost: none now; a request each at the next refresh.
 -- Errors: 22023 nulls or empty strings; 42501 the caller may not INSERT,
--- UPDATE and DELETE in both tables; 42809 not a store.
+-- UPDATE and DELETE in both tables; 42P01, 42809 not a store, as above.
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -470,7 +473,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --                     A table feeds a store by one column, the one given last
 --   source_id         \  one of them: the source of all rows, or the column
 --   source_column     /  with each row's
---   refresh_columns   when one of them changes, so has the profile
+--   refresh_columns   when one of them changes, so has the profile.  Called
+--                     again without them they are forgotten, with a WARNING
 --
 -- Returns the number of rows newly tracked.  Called again it reconciles: what
 -- triggers have missed (logical replication, rows written to a partition,
@@ -479,8 +483,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
--- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both;
--- 42809 not a store, or not a table for it.
+-- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both,
+-- superusers included; 42P01, 42809 not a store; 42809 not a table for it either.
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
 	source_table regclass,
@@ -500,7 +504,8 @@ REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, 
 -- Ends that, and erases the profiles that nothing else wants.
 --
 -- Returns their number; 0 where the table did not feed the store.
--- Errors: 42501 the caller is not the owner of both; 42809 not a store.
+-- Errors: 42501 the caller is not the owner of both, superusers included;
+-- 42P01, 42809 not a store.
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -533,9 +538,9 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 --   max_age        when a profile that is fetched now is due again, at the
 --                  latest; those fetched before are due as it was said then
 --   time_budget    how long to run; NULL: until nothing is due
---   max_profiles   how many to fetch; NULL: all that are due
+--   max_profiles   how many to fetch, from 1; NULL: all that are due
 --   batch_size     profiles fetched between two commits, 1 to 10000
---   max_attempts   tries, runs apart, before a profile is 'failed'
+--   max_attempts   tries, runs apart, before a profile is 'failed', 1 to 1000
 --   profiles       the table of state, where its name is not the store's with
 --                  "_profile": such as a shard's
 --
@@ -544,9 +549,9 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- Cost: one request of the API for each profile due, and one for each section
 -- when one of a profile's sections has no vector.
 -- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
--- superusers included; 25006 on a standby; 22023 invalid argument; 42809 not
--- a store; 55000 no API key.  A refusal that concerns all, and a network that
--- fails, end it with a WARNING.
+-- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
+-- 42809 not a store; 55000 no API key.  A refusal that concerns all, and a
+-- network that fails, end it with a WARNING.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -575,7 +580,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --
 -- Errors: 55000 pg_cron is not in this database: the hint is what to run in
 -- the one that has it; 22023 invalid argument; 42501 the caller is not the
--- owner; what pg_cron raises.
+-- owner, superusers included; 42P01, 42809 not a store; what pg_cron raises.  A
+-- WARNING where the owner may not log in: the job would fail.
 CREATE FUNCTION hrflow_schedule(
 	store regclass,
 	schedule text DEFAULT '* * * * *',
@@ -591,6 +597,8 @@ COMMENT ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) IS
 REVOKE ALL ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) FROM PUBLIC;
 
 -- Ends that, and drops those jobs.  Returns whether there was any.
+--
+-- Errors: 55000, 42501, 42P01, 42809 and pg_cron's, as above.
 CREATE FUNCTION hrflow_unschedule(store regclass)
 RETURNS boolean
 AS 'MODULE_PATHNAME'
@@ -604,8 +612,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 -- How a store is.
 --
 --   tracked                profiles, all of them
---   due                    to be claimed now
---   leased                 being fetched, or lost with their session
+--   due                    to be claimed now, in any state
+--   leased                 being fetched, or lost with their session; likewise
 --   ok, failed, missing, gone   by state: fetched; given up after
 --                          max_attempts; unknown to the API once; twice
 --   oldest_due             since when the first of the due ones waits
@@ -616,7 +624,12 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   last_run, last_run_status   of the job of hrflow_schedule(), where the
 --                          owner may read pg_cron's tables
 --
--- Errors: 42501 the caller may not SELECT from both tables; 42809 not a store.
+-- Those that wait for another try are tracked, and in none of the other
+-- columns: in NAME_profile their state is 'due', their due_at is still to come
+-- and no lease is running.
+--
+-- Errors: 42501 the caller may not SELECT from both tables; 42P01, 42809 not a
+-- store.
 CREATE FUNCTION hrflow_store_status(store regclass)
 RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
 	failed bigint, missing bigint, gone bigint, oldest_due timestamptz,
@@ -633,7 +646,8 @@ COMMENT ON FUNCTION hrflow_store_status(regclass) IS
 REVOKE ALL ON FUNCTION hrflow_store_status(regclass) FROM PUBLIC;
 
 -- The profiles that failed after max_attempts, and those that the API did not
--- know when it was asked last.
+-- know when it was asked last.  profile_id is the store's identifier: the
+-- reference or the e-mail where it was made so.
 CREATE FUNCTION hrflow_store_failures(store regclass)
 RETURNS TABLE (source_id text, profile_id text, state text, attempts int,
 	http_status int, last_error text, refreshed_at timestamptz)
@@ -671,11 +685,12 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- Where the store has an index of pgvector's for the section, as
 -- hrflow_index_statement() makes it, it is used, and the result is as
 -- approximate as the index; else every vector of the section is compared.
--- Vectors of another dimension than query's are left out.
+-- Vectors of another dimension than query's are left out.  profile_id is the
+-- store's identifier: the reference or the e-mail where it was made so.
 --
 -- Cost: none, no network.
 -- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
--- tables; 42809 not a store.
+-- tables; 42P01, 42809 not a store.
 CREATE FUNCTION hrflow_match(
 	store regclass,
 	query real[],
@@ -724,7 +739,7 @@ REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) FROM 
 -- beyond 2000 halfvec is indexed, up to 4000.
 --
 -- Errors: 55000 no pgvector, or no vector yet; 54000 too many dimensions;
--- 42501, 42809 as above.
+-- 42501, 42P01, 42809 as above.
 CREATE FUNCTION hrflow_index_statement(
 	store regclass,
 	section text DEFAULT 'profile')

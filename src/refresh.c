@@ -1603,6 +1603,23 @@ get_positive(FunctionCallInfo fcinfo, int argno, const char *name, int max)
 }
 
 /*
+ * The most profiles that a run is to fetch.
+ */
+static int64
+get_max_profiles(FunctionCallInfo fcinfo)
+{
+	int64		value = PG_ARGISNULL(ARG_MAX_PROFILES) ? PG_INT64_MAX :
+	PG_GETARG_INT64(ARG_MAX_PROFILES);
+
+	if (value < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be between 1 and " INT64_FORMAT,
+						"max_profiles", PG_INT64_MAX)));
+	return value;
+}
+
+/*
  * An argument that is an interval, neither null nor negative.
  */
 Interval *
@@ -1687,8 +1704,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 													TimestampTzGetDatum(run.started),
 													IntervalPGetDatum(budget)));
 	}
-	run.max_profiles = PG_ARGISNULL(ARG_MAX_PROFILES) ? PG_INT64_MAX :
-		PG_GETARG_INT64(ARG_MAX_PROFILES);
+	run.max_profiles = get_max_profiles(fcinfo);
 	run.batch_size = get_positive(fcinfo, ARG_BATCH_SIZE, "batch_size", 10000);
 	run.max_attempts = get_positive(fcinfo, ARG_MAX_ATTEMPTS, "max_attempts",
 									1000);

@@ -10,6 +10,8 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -21,6 +23,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(hrflow_schedule);
 PG_FUNCTION_INFO_V1(hrflow_unschedule);
@@ -243,6 +246,31 @@ refuse_schedule(const char *statement)
 }
 
 /*
+ * A job runs in a session of the store's owner, who may be a role that nobody
+ * logs in as: pg_cron takes the job, and it fails whenever it is due.
+ */
+static void
+warn_of_login(const HrflowStore *store)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID,
+										ObjectIdGetDatum(store->owner));
+	Form_pg_authid role;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for role %u", store->owner);
+	role = (Form_pg_authid) GETSTRUCT(tuple);
+	if (!role->rolcanlogin)
+		ereport(WARNING,
+				(errmsg("role \"%s\" is not permitted to log in",
+						NameStr(role->rolname)),
+				 errdetail("pg_cron runs jobs in sessions of their owner: those of store %s will fail.",
+						   store->vectors_name),
+				 errhint("ALTER ROLE %s LOGIN.",
+						 quote_identifier(NameStr(role->rolname)))));
+	ReleaseSysCache(tuple);
+}
+
+/*
  * hrflow_schedule(store regclass, schedule text, fields jsonb,
  *				   max_age interval) RETURNS bigint
  *
@@ -275,6 +303,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 					  HRFLOW_STORE_OWN);
 	job = hrflow_schedule_job(&store);
 	command = make_command(fcinfo, &store, schedule);
+	warn_of_login(&store);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		refuse_schedule(psprintf("SELECT cron.schedule_in_database(%s, %s, %s, %s, %s);",
 								 quote_literal_cstr(job),

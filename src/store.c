@@ -400,6 +400,26 @@ hrflow_store_check_manual(const HrflowStore *store)
 }
 
 /*
+ * The caller is not the owner of a table of a store.
+ */
+HRFLOW_NORETURN static void
+refuse_caller(Relation relation)
+{
+	Oid			owner = relation->rd_rel->relowner;
+	char	   *name = GetUserNameFromId(owner, false);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("must be owner of store %s",
+					quote_qualified_identifier(get_namespace_name(RelationGetNamespace(relation)),
+											   RelationGetRelationName(relation))),
+			 errdetail("Its owner's triggers would run as the caller."),
+			 hrflow_compat_can_set_role(GetSessionUserId(), owner) ?
+			 errhint("SET ROLE %s first.", quote_identifier(name)) :
+			 errhint("Have its owner, %s, do it.", quote_identifier(name))));
+}
+
+/*
  * May the caller do this with a table?
  */
 static void
@@ -414,14 +434,7 @@ check_access(Relation relation, HrflowStoreAccess access)
 	if (access == HRFLOW_STORE_OWN)
 	{
 		if (GetUserId() != relation->rd_rel->relowner)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-					 errmsg("must be owner of store %s",
-							RelationGetRelationName(relation)),
-					 errdetail("Its owner's triggers would run as the caller."),
-					 errhint("SET ROLE %s first.",
-							 quote_identifier(GetUserNameFromId(relation->rd_rel->relowner,
-																false)))));
+			refuse_caller(relation);
 		return;
 	}
 	if (pg_class_aclmask(relid, GetUserId(), mode, ACLMASK_ALL) != mode)

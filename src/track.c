@@ -39,6 +39,7 @@
 #include "compat.h"
 #include "hrflow_embed.h"
 #include "miscadmin.h"
+#include "nodes/bitmapset.h"
 #include "parser/parse_func.h"
 #include "port/pg_crc32c.h"
 #include "storage/lmgr.h"
@@ -1289,15 +1290,98 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 }
 
 /*
+ * The columns, by their numbers, whose change marks profiles due: those that
+ * the triggers of a table depend on for their WHEN, but for its keys.  They are
+ * in no argument of a trigger; and a number outlasts that the column is renamed.
+ */
+static Bitmapset *
+find_refresh_columns(Relation table, List *feeders)
+{
+	Relation	depend = table_open(DependRelationId, AccessShareLock);
+	Bitmapset  *columns = NULL;
+	ListCell   *cell;
+
+	foreach(cell, feeders)
+	{
+		Feeder	   *feeder = lfirst(cell);
+		ScanKeyData keys[2];
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		ScanKeyInit(&keys[0], Anum_pg_depend_classid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(TriggerRelationId));
+		ScanKeyInit(&keys[1], Anum_pg_depend_objid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(feeder->trigger));
+		scan = systable_beginscan(depend, DependDependerIndexId, true, NULL, 2,
+								  keys);
+		while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		{
+			Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+
+			if (form->refclassid == RelationRelationId &&
+				form->refobjid == feeder->table && form->refobjsubid > 0)
+				columns = bms_add_member(columns, form->refobjsubid);
+		}
+		systable_endscan(scan);
+	}
+	table_close(depend, AccessShareLock);
+
+	foreach(cell, feeders)
+	{
+		Feeder	   *feeder = lfirst(cell);
+
+		for (int i = TRIGGER_PROFILE_COLUMN; i < TRIGGER_NARGS; i++)
+		{
+			int			number = i == TRIGGER_SOURCE_ID ? 0 :
+			SPI_fnumber(RelationGetDescr(table), feeder->args[i]);
+
+			if (number > 0)
+				columns = bms_del_member(columns, number);
+		}
+	}
+	return columns;
+}
+
+/*
+ * Say so where columns have marked profiles due and do so no more: whoever
+ * calls again, only to reconcile, may not have meant it.
+ */
+static void
+warn_of_columns(const HrflowStore *store, Relation table,
+				const Bitmapset *columns)
+{
+	StringInfoData names;
+	int			number = -1;
+
+	if (bms_is_empty(columns))
+		return;
+	initStringInfo(&names);
+	while ((number = bms_next_member(columns, number)) >= 0)
+		appendStringInfo(&names, "%s\"%s\"", names.len == 0 ? "" : ", ",
+						 NameStr(TupleDescAttr(RelationGetDescr(table),
+											   number - 1)->attname));
+	ereport(WARNING,
+			(errmsg_plural("table \"%s\" marks profiles of store %s due by column %s no more",
+						   "table \"%s\" marks profiles of store %s due by columns %s no more",
+						   bms_num_members(columns),
+						   RelationGetRelationName(table), store->vectors_name,
+						   names.data),
+			 errhint("Pass all columns that are to do so in refresh_columns, each time.")));
+}
+
+/*
  * Make the triggers of a table, or make them anew.  "condition" is that on
- * which an UPDATE matters.  Returns whether the table has fed the store before.
+ * which an UPDATE matters, and "columns" are what it compares.  Returns whether
+ * the table has fed the store before.
  */
 static bool
 create_triggers(const HrflowStore *store, Relation table, Oid function,
-				char *const *args, const char *condition)
+				char *const *args, const char *condition,
+				const Bitmapset *columns)
 {
 	List	   *old = find_triggers(store, function, RelationGetRelid(table),
 									ShareRowExclusiveLock);
+	Bitmapset  *old_columns = find_refresh_columns(table, old);
 	char	   *names[4];
 	int			n = 0;
 	ListCell   *cell;
@@ -1329,6 +1413,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 		if (i == n)
 			drop_trigger(feeder);
 	}
+	warn_of_columns(store, table, bms_difference(old_columns, columns));
 	return old != NIL;
 }
 
@@ -1360,11 +1445,12 @@ get_columns(ArrayType *array, char **columns)
 }
 
 /*
- * Check the arguments of hrflow_track_table(), and read them.
+ * Check the arguments of hrflow_track_table(), and read them: into "args" for
+ * the triggers, "condition" and "numbers" as create_triggers() takes them.
  */
 static void
 get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
-			  char **condition)
+			  char **condition, Bitmapset **numbers)
 {
 	char	  **columns;
 	int			ncolumns = 0;
@@ -1398,6 +1484,11 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 			check_source_column(table, columns[ncolumns++], false, false);
 	}
 	*condition = update_condition(table, columns, ncolumns);
+	*numbers = NULL;
+	for (int i = 0; i < ncolumns; i++)
+		*numbers = bms_add_member(*numbers,
+								  SPI_fnumber(RelationGetDescr(table),
+											  columns[i]));
 }
 
 /*
@@ -1411,6 +1502,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	Oid			function = find_trigger_function(fcinfo->flinfo->fn_oid);
 	char	   *args[TRIGGER_NARGS];
 	char	   *condition;
+	Bitmapset  *columns;
 	HrflowStore store;
 	Relation	table;
 	bool		had_triggers;
@@ -1432,9 +1524,10 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	hrflow_store_check_manual(&store);
 	table = open_source(PG_GETARG_OID(ARG_TABLE), &store);
 	args[TRIGGER_STORE] = store.vectors_name;
-	get_arguments(fcinfo, table, args, &condition);
+	get_arguments(fcinfo, table, args, &condition, &columns);
 
-	had_triggers = create_triggers(&store, table, function, args, condition);
+	had_triggers = create_triggers(&store, table, function, args, condition,
+								   columns);
 	CommandCounterIncrement();
 
 	/*

@@ -90,4 +90,7 @@ SELECT hrflow_profile_embedding('source-1', 'missing-1');
 \echo
 SET hrflow_embed.api_key_file = :'old_key';
 SELECT hrflow_profile_embedding('source-1', 'ada-nurse');
+-- In a setting it is not told either: SHOW has stars, pg_settings does not list it
+SET hrflow_embed.api_key = 'askr_this_key_was_revoked_last_week';
 SHOW hrflow_embed.api_key;
+SELECT count(*) AS in_pg_settings FROM pg_settings WHERE name = 'hrflow_embed.api_key';

@@ -9,7 +9,7 @@ SET hrflow_embed.link_hosts = '127.0.0.1';
 CREATE SCHEMA talent;
 
 -- An owner makes stores beside tables of his own, and refreshes them
-CREATE ROLE regress_hrflow_owner;
+CREATE ROLE regress_hrflow_owner LOGIN;
 GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
 GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text), hrflow_drop_store(regclass),
 	hrflow_track_table(regclass, regclass, name, text, name, name[]),
@@ -31,6 +31,18 @@ SELECT tracked, ok, missing FROM hrflow_store_status('talent.embedding');
 SELECT hrflow_job_vector('nurse-job'); -- error
 SELECT * FROM hrflow_match('talent.embedding', '{1}'); -- error
 RESET ROLE;
+
+-- Who does not log in has no jobs that run
+SET ROLE regress_hrflow_owner;
+\set VERBOSITY terse
+SELECT hrflow_schedule('talent.embedding'); -- error
+RESET ROLE;
+ALTER ROLE regress_hrflow_owner NOLOGIN;
+SET ROLE regress_hrflow_owner;
+SELECT hrflow_schedule('talent.embedding'); -- error
+RESET ROLE;
+ALTER ROLE regress_hrflow_owner LOGIN;
+\set VERBOSITY sqlstate
 
 -- A reader ranks candidates and looks at the store: no requests
 CREATE ROLE regress_hrflow_reader;
@@ -80,6 +92,25 @@ SELECT hrflow_drop_store('talent.embedding'); -- error
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', source_id => 'acme'); -- error
 SELECT hrflow_create_store('talent.other'); -- error
 TRUNCATE talent.embedding; -- error
+\set VERBOSITY default
+RESET ROLE;
+-- Who may become the owner is told to; superusers are no exception
+GRANT EXECUTE ON FUNCTION hrflow_drop_store(regclass) TO regress_hrflow_operator;
+SELECT hrflow_drop_store('talent.embedding'); -- error
+SELECT hrflow_schedule('talent.embedding'); -- error
+SELECT hrflow_unschedule('talent.embedding'); -- error
+SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate'); -- error
+SET SESSION AUTHORIZATION regress_hrflow_operator;
+SELECT hrflow_drop_store('talent.embedding'); -- error
+RESET SESSION AUTHORIZATION;
+GRANT regress_hrflow_owner TO regress_hrflow_operator;
+SET SESSION AUTHORIZATION regress_hrflow_operator;
+SELECT hrflow_drop_store('talent.embedding'); -- error
+RESET SESSION AUTHORIZATION;
+REVOKE regress_hrflow_owner FROM regress_hrflow_operator;
+REVOKE EXECUTE ON FUNCTION hrflow_drop_store(regclass) FROM regress_hrflow_operator;
+SET ROLE regress_hrflow_operator;
+\set VERBOSITY sqlstate
 -- The key is nobody's to see or to send elsewhere
 SHOW hrflow_embed.api_key;
 SET hrflow_embed.base_url = 'https://attacker.example.com'; -- error

@@ -90,6 +90,9 @@ SELECT hrflow_track('talent.embedding', 'acme', '{"fault:status=403,id=x"}');
 SET hrflow_embed.max_attempts = 1;
 CALL hrflow_refresh('talent.embedding', max_attempts => 2);
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
+-- meanwhile it is tracked, and counted nowhere else
+SELECT tracked, due, leased, ok, failed, missing, gone FROM hrflow_store_status('talent.embedding');
+SELECT profile_id, attempts FROM talent.embedding_profile WHERE state = 'due' AND due_at > now() AND (lease_until <= now()) IS NOT FALSE;
 UPDATE talent.embedding_profile SET due_at = now() WHERE state = 'due';
 CALL hrflow_refresh('talent.embedding', max_attempts => 2);
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
@@ -173,6 +176,7 @@ SELECT hrflow_track('talent.by_reference', 'acme', '{ATS 1}'), hrflow_track('tal
 CALL hrflow_refresh('talent.by_reference');
 CALL hrflow_refresh('talent.by_email');
 SELECT profile_reference, section FROM talent.by_reference UNION ALL SELECT profile_email, section FROM talent.by_email;
+SELECT m.profile_id FROM talent.by_email e, hrflow_match('talent.by_email', e.vector) m;
 SELECT hrflow_drop_store('talent.by_reference'), hrflow_drop_store('talent.by_email');
 
 -- Ranked: by the nearest vector of a profile; a section that it does not have,
@@ -235,6 +239,23 @@ SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'new_id', 'bet
 SELECT hrflow_drop_store('talent.columns');
 DROP TABLE talent.two_columns;
 
+-- Columns that mark due are forgotten when they are not given again, which it says
+CREATE TABLE talent.watched (id text, source text, cv text, "Note" text);
+SELECT hrflow_create_store('talent.watching', 'real[]');
+SELECT hrflow_track_table('talent.watching', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{cv,Note,id}');
+SELECT hrflow_track_table('talent.watching', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note,cv}');
+ALTER TABLE talent.watched RENAME cv TO resume;
+ALTER TABLE talent.watching RENAME TO watcher;
+ALTER TABLE talent.watching_profile RENAME TO watcher_profile;
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note}');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note,resume}');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme', refresh_columns => '{id,Note}');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');
+SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');
+SELECT hrflow_drop_store('talent.watcher');
+DROP TABLE talent.watched;
+
 -- What is refused
 \set VERBOSITY sqlstate
 SELECT hrflow_create_store('talent.embedding', 'real[]'); -- error
@@ -246,6 +267,7 @@ SELECT hrflow_create_store('talent.x', 'vector(3); DROP TABLE x'); -- error
 SELECT hrflow_create_store('talent.x', 'real[]', 'key'); -- error
 SELECT hrflow_create_store(repeat('x', 60), 'real[]'); -- error
 SELECT hrflow_create_store(''); -- error
+SELECT hrflow_create_store('nowhere.x', 'real[]'); -- error
 SELECT hrflow_create_store(NULL);
 SELECT hrflow_track('talent.embedding', NULL, '{a}'); -- error
 SELECT hrflow_track('talent.embedding', '', '{a}'); -- error
@@ -275,11 +297,14 @@ CALL hrflow_refresh('talent.embedding', max_age => '-1 day'); -- error
 CALL hrflow_refresh('talent.embedding', max_age => NULL); -- error
 CALL hrflow_refresh('talent.embedding', batch_size => 0); -- error
 CALL hrflow_refresh('talent.embedding', max_attempts => 0); -- error
+CALL hrflow_refresh('talent.embedding', max_attempts => 1001); -- error
+CALL hrflow_refresh('talent.embedding', max_profiles => 0); -- error
+CALL hrflow_refresh('talent.embedding', max_profiles => -5); -- error
 CALL hrflow_refresh('talent.embedding', time_budget => '-1 s'); -- error
 BEGIN;
 CALL hrflow_refresh('talent.embedding'); -- error
 ROLLBACK;
-DO $$ BEGIN CALL hrflow_refresh('talent.embedding', max_profiles => 0); END $$;
+DO $$ BEGIN CALL hrflow_refresh('talent.embedding', time_budget => '0 s'); END $$;
 CREATE FUNCTION pg_temp.f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CALL hrflow_refresh('talent.embedding'); END $$;
 SELECT pg_temp.f(); -- error
 SELECT hrflow_schedule('talent.embedding'); -- error

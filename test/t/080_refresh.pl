@@ -40,6 +40,11 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 	$cron->safe_psql('postgres', 'GRANT USAGE ON SCHEMA cron TO keeper');
 	is($cron_store->sql($last_run), '|', 'and there is none yet');
 	$cron_store->fill(2000);
+	$cron->safe_psql('postgres', 'ALTER ROLE keeper NOLOGIN');
+	(undef, undef, my $warning) = $cron->psql('postgres', "SET ROLE keeper; SELECT hrflow_schedule('shop.embedding', '0 0 1 1 *')");
+	like($warning, qr/WARNING:  role "keeper" is not permitted to log in\nDETAIL: .* store shop\.embedding .*\nHINT:  ALTER ROLE keeper LOGIN/,
+		'who may not log in is told that the job will fail');
+	$cron->safe_psql('postgres', 'ALTER ROLE keeper LOGIN');
 	my $again = $cron_store->sql("SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');
 		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');");
 	my ($first, $second) = split /\n/, $again;
@@ -290,8 +295,11 @@ like($store->call("time_budget => '500ms'"), qr/: [01] refreshed/, 'its time is 
 cmp_ok(time - $began, '<', 3, 'truly');
 is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
 	'what it had no time for is as before');
-like($store->call('max_profiles => 0'), qr/: 0 refreshed/, 'and so is the number');
-$store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher'");
+$store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher';
+	SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(profile_id))
+	FROM (SELECT profile_id FROM shop.embedding_profile WHERE state = 'ok' LIMIT 3) p");
+like($store->call('max_profiles => 2'), qr/: 2 refreshed/, 'and so is the number');
+like($store->call, qr/: 1 refreshed/, 'whose rest is the next run\'s');
 
 #
 # Killed, crashed, without network, at random points
