@@ -180,7 +180,10 @@ keep_match(Matches *best, const Match *match)
  */
 
 /*
- * Find an index for the cosine distance of a section's vectors, or NULL.
+ * Find an index for the cosine distance of a section's vectors, or NULL.  Of
+ * the column "vector", or of the cast of it to the index's type that
+ * hrflow_index_statement() writes, and of nothing else that may be in the
+ * table or be computed from it.
  */
 static VectorIndex *
 find_index(const HrflowStore *store, const char *section, int dimension)
@@ -209,6 +212,8 @@ find_index(const HrflowStore *store, const char *section, int dimension)
 							 " AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid)"
 							 " = format('(section = %L::text)', $2))"
 							 " AND (t.atttypmod = $3 OR t.atttypmod = -1)"
+							 " AND pg_get_indexdef(i.indexrelid, 1, false) IN ('vector',"
+							 " format('((vector)::%s)', format_type(t.atttypid, t.atttypmod)))"
 							 " ORDER BY i.indpred IS NULL, a.amname LIMIT 1",
 							 &parameters) == 0)
 		return NULL;

@@ -119,6 +119,20 @@ SKIP:
 	is(scalar($api->log), 0, 'and its EXPLAIN sends no request');
 	is(scalar(grep { /^cook-/ } split /\n/, sql($query)), 10, 'with the same answer');
 
+	# Only an index of the vectors is theirs: not of another column, nor of
+	# what is computed from them
+	sql(q{
+		SELECT hrflow_create_store('several', 'real[]'), hrflow_create_store('parts', 'vector(6)');
+		INSERT INTO several VALUES ('acme', 'near', 'profile', 0, '{1,0,0}'), ('acme', 'far', 'profile', 0, '{0,1,0}');
+		INSERT INTO parts SELECT source_id, profile_id, section, item, vector || vector FROM several;
+		SET search_path = "odd schema", public;
+		ALTER TABLE several ADD COLUMN other vector(3);
+		UPDATE several SET other = CASE profile_id WHEN 'far' THEN '[1,0,0]' ELSE '[0,1,0]' END::vector;
+		CREATE INDEX ON several USING hnsw (other vector_cosine_ops);
+		CREATE INDEX ON parts USING hnsw ((subvector(vector, 1, 3)::vector(3)) vector_cosine_ops)});
+	is(sql("SELECT profile_id FROM hrflow_match('several', '{1,0,0}', 1)"), 'near', "another column's index is not used");
+	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"), '0', 'nor one of a part of the vectors');
+
 	# A table that a person made may hold nulls
 	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA; CREATE TABLE loose_profile AS TABLE typed_profile WITH NO DATA;
 		INSERT INTO loose VALUES ('acme', 'nurse-1', 'profile', 0, NULL, now())");
