@@ -279,16 +279,19 @@ search_index(const HrflowStore *store, const VectorIndex *index,
 		best->n = 0;
 		for (uint64 i = 0; i < n; i++)
 		{
-			char	   *similarity = hrflow_store_value_or_null(i, 5);
+			bool		is_null;
+			Datum		similarity = SPI_getbinval(SPI_tuptable->vals[i],
+												   SPI_tuptable->tupdesc, 5,
+												   &is_null);
 			Match		match;
 
-			if (similarity == NULL)
+			if (is_null)
 				continue;		/* of no vector */
 			match.source_id = hrflow_store_value(i, 1);
 			match.identifier = hrflow_store_value(i, 2);
 			match.section = hrflow_store_value(i, 3);
 			match.item = DatumGetInt32(hrflow_store_datum(i, 4));
-			match.similarity = strtod(similarity, NULL);
+			match.similarity = DatumGetFloat8(similarity);
 			if (!isnan(match.similarity))
 				keep_match(best, &match);
 		}

@@ -133,6 +133,15 @@ SKIP:
 	is(sql("SELECT profile_id FROM hrflow_match('several', '{1,0,0}', 1)"), 'near', "another column's index is not used");
 	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"), '0', 'nor one of a part of the vectors');
 
+	# What is shown is not what is found
+	is(sql(q{SET extra_float_digits = -13;
+			SELECT similarity BETWEEN 0.883 AND 0.885 FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}), 't',
+		'extra_float_digits does not round a similarity without an index');
+	sql(sql("SELECT hrflow_index_statement('parts')"));
+	is(sql(q{SET extra_float_digits = -13;
+			SELECT similarity BETWEEN 0.883 AND 0.885 FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}), 't',
+		'nor with one');
+
 	# A table that a person made may hold nulls
 	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA; CREATE TABLE loose_profile AS TABLE typed_profile WITH NO DATA;
 		INSERT INTO loose VALUES ('acme', 'nurse-1', 'profile', 0, NULL, now())");
