@@ -250,7 +250,28 @@ tune_index(const VectorIndex *index, int k)
 }
 
 /*
- * Find the k best through an index.  A section with several items gives a
+ * A copy of a vector that is not zero, of the length 1.
+ */
+static ArrayType *
+normalize(const ArrayType *vector)
+{
+	ArrayType  *unit = palloc(VARSIZE(vector));
+	int			n = ArrayGetNItems(ARR_NDIM(vector), ARR_DIMS(vector));
+	float4	   *elements;
+	double		norm;
+
+	memcpy(unit, vector, VARSIZE(vector));
+	elements = (float4 *) ARR_DATA_PTR(unit);
+	norm = hrflow_vector_norm(elements, n);
+	for (int i = 0; i < n; i++)
+		elements[i] = elements[i] / norm;
+	return unit;
+}
+
+/*
+ * Find the k best through an index.  The query's length is nothing to its
+ * direction, but might be too much or too little for a halfvec, or for the
+ * squares that pgvector sums up in single precision.  A section with several items gives a
  * profile several times: then more are asked for.
  */
 static void
@@ -262,7 +283,8 @@ search_index(const HrflowStore *store, const VectorIndex *index,
 	uint64		n;
 	StringInfoData sql;
 
-	hrflow_store_add(&parameters, FLOAT4ARRAYOID, PointerGetDatum(query));
+	hrflow_store_add(&parameters, FLOAT4ARRAYOID,
+					 PointerGetDatum(normalize(query)));
 	tune_index(index, best->k);
 	for (;;)
 	{

@@ -133,6 +133,21 @@ SKIP:
 	is(sql("SELECT profile_id FROM hrflow_match('several', '{1,0,0}', 1)"), 'near', "another column's index is not used");
 	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"), '0', 'nor one of a part of the vectors');
 
+	# The length of a query is nothing to its direction
+	foreach my $type ('halfvec', 'vector')
+	{
+		my $name = "of_$type";
+
+		sql("SELECT hrflow_create_store('$name', '$type(3)');
+			INSERT INTO $name SELECT source_id, profile_id, section, item, vector FROM several");
+		sql(sql("SELECT hrflow_index_statement('$name')"));
+		foreach my $length ('1e-45', '1e-30', '1e-9', '70000', '3e38')
+		{
+			is(sql("SELECT profile_id, similarity FROM hrflow_match('$name', '{$length,0,0}')"), "near|1\nfar|0",
+				"a query of the length $length finds what is indexed as $type");
+		}
+	}
+
 	# What is shown is not what is found
 	is(sql(q{SET extra_float_digits = -13;
 			SELECT similarity BETWEEN 0.883 AND 0.885 FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}), 't',
