@@ -336,8 +336,9 @@ typedef void (*Visitor) (void *arg, const Match *match);
 
 /*
  * Compare all vectors that a query returns: (source_id, identifier, section,
- * item, real[]).  Those of another dimension, and of no length, are left out;
- * and those that are not among the best so far, where "best" is not NULL.
+ * item, real[]).  Those of another dimension, of no length, with nulls or in
+ * rows are left out; and those that are not among the best so far, where
+ * "best" is not NULL.
  */
 static void
 compare_all(const char *sql, const HrflowParameters *parameters,
@@ -370,8 +371,9 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 			double		norms;
 			Match		match;
 
-			if (vector != NULL && !ARR_HASNULL(vector) &&
-				ArrayGetNItems(ARR_NDIM(vector), ARR_DIMS(vector)) == dimension &&
+			if (vector != NULL && ARR_NDIM(vector) == 1 &&
+				ARR_DIMS(vector)[0] == dimension &&
+				!array_contains_nulls(vector) &&
 				hrflow_vector_compare((float4 *) ARR_DATA_PTR(vector),
 									  (float4 *) ARR_DATA_PTR(query),
 									  dimension, norm, &match.similarity,

@@ -169,6 +169,19 @@ SKIP:
 		'nor is a vector of nobody');
 }
 
+# A vector is what hrflow_cosine_similarity() takes: one that had a null once is
+# one, a matrix is none
+sql(q{
+	SELECT hrflow_create_store('arrays', 'real[]');
+	INSERT INTO arrays VALUES ('acme', 'plain', 'profile', 0, '{1,0}'), ('acme', 'filled', 'profile', 0, '{NULL,1}'),
+		('acme', 'null', 'profile', 0, '{NULL,1}'), ('acme', 'matrix', 'profile', 0, '{{1,1}}'),
+		('acme', 'shifted', 'profile', 0, '[0:1]={-1,0}'), ('acme', 'empty', 'profile', 0, '{}');
+	UPDATE arrays SET vector[1] = 1 WHERE profile_id = 'filled'});
+foreach my $call ("hrflow_match('arrays', '{1,0}')", "hrflow_match_weighted('arrays', '{1,0}', '{\"profile\": 1}')")
+{
+	is(sql("SELECT string_agg(profile_id, ' ') FROM $call"), 'plain filled shifted', "$call ranks one-dimensional arrays without nulls");
+}
+
 # What cannot be ranked
 foreach my $case (
 	[ "hrflow_match('plain', NULL)", '' ],
