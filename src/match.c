@@ -15,6 +15,7 @@
 
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "compat.h"
 #include "funcapi.h"
 #include "hrflow_embed.h"
@@ -25,6 +26,7 @@
 #include "utils/float.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
@@ -75,7 +77,7 @@ typedef struct VectorIndex
  */
 typedef struct Match
 {
-	char	   *source_id;
+	char	   *source_id;		/* these two come first: Matches' key */
 	char	   *identifier;
 	char	   *section;
 	int			item;
@@ -90,7 +92,8 @@ typedef struct Matches
 	MemoryContext context;
 	int			k;
 	int			n;
-	Match	   *matches;
+	Match	  **matches;		/* n of them, best first */
+	HTAB	   *by_profile;		/* where they are, strings in "context" */
 } Matches;
 
 /* What a section weighs. */
@@ -106,14 +109,44 @@ typedef struct Weight
  * ------------------------------------------------------------------------
  */
 
+static uint32
+hash_profile(const void *key, Size keysize)
+{
+	const Match *match = key;
+
+	return hash_combine(hash_bytes((unsigned char *) match->source_id,
+								   strlen(match->source_id)),
+						hash_bytes((unsigned char *) match->identifier,
+								   strlen(match->identifier)));
+}
+
+static int
+compare_profiles(const void *a, const void *b, Size keysize)
+{
+	const Match *match_a = a;
+	const Match *match_b = b;
+
+	return strcmp(match_a->identifier, match_b->identifier) != 0 ||
+		strcmp(match_a->source_id, match_b->source_id) != 0;
+}
+
 static Matches *
 make_matches(int k)
 {
 	Matches    *best = palloc0(sizeof(Matches));
+	HASHCTL		control = {0};
 
 	best->context = CurrentMemoryContext;
 	best->k = k;
-	best->matches = palloc(sizeof(Match) * (k + 1));
+	best->matches = palloc(sizeof(Match *) * k);
+	control.keysize = offsetof(Match, section);
+	control.entrysize = sizeof(Match);
+	control.hash = hash_profile;
+	control.match = compare_profiles;
+	control.hcxt = CurrentMemoryContext;
+	best->by_profile = hash_create("hrflow_embed matches", k, &control,
+								   HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
+								   HASH_CONTEXT);
 	return best;
 }
 
@@ -124,7 +157,35 @@ static inline bool
 is_better(const Matches *best, double similarity)
 {
 	return best->n < best->k ||
-		similarity > best->matches[best->n - 1].similarity;
+		similarity > best->matches[best->n - 1]->similarity;
+}
+
+/*
+ * Read of a row (source_id, identifier, section, item, ...) of the last
+ * statement's what vector it is.
+ */
+static void
+read_match(uint64 row, Match *match)
+{
+	match->source_id = hrflow_store_value(row, 1);
+	match->identifier = hrflow_store_value(row, 2);
+	match->section = hrflow_store_value(row, 3);
+	match->item = DatumGetInt32(hrflow_store_datum(row, 4));
+}
+
+/*
+ * Drop the worst.
+ */
+static void
+drop_match(Matches *best)
+{
+	Match	   *worst = best->matches[--best->n];
+	Match		strings = *worst;
+
+	hash_search(best->by_profile, worst, HASH_REMOVE, NULL);
+	pfree(strings.source_id);
+	pfree(strings.identifier);
+	pfree(strings.section);
 }
 
 /*
@@ -133,44 +194,51 @@ is_better(const Matches *best, double similarity)
 static void
 keep_match(Matches *best, const Match *match)
 {
-	Match	   *matches = best->matches;
-	int			i;
+	Match	  **matches = best->matches;
+	Match	   *kept;
+	int			i;				/* where it is, or is to be without order */
+	int			low = 0;
+	int			high;
 
 	if (!is_better(best, match->similarity))
 		return;
-	for (i = 0; i < best->n; i++)
+	kept = hash_search(best->by_profile, match, HASH_FIND, NULL);
+	if (kept != NULL)
 	{
-		if (strcmp(matches[i].identifier, match->identifier) == 0 &&
-			strcmp(matches[i].source_id, match->source_id) == 0)
-			break;
+		if (kept->similarity >= match->similarity)
+			return;
+		for (i = best->n - 1; matches[i] != kept; i--)
+			;
+		pfree(kept->section);
 	}
-	if (i < best->n && matches[i].similarity >= match->similarity)
-		return;
-	if (i == best->n)
+	else
 	{
-		MemoryContext old = MemoryContextSwitchTo(best->context);
+		if (best->n == best->k)
+			drop_match(best);
+		kept = hash_search(best->by_profile, match, HASH_ENTER, NULL);
+		kept->source_id = MemoryContextStrdup(best->context,
+											  match->source_id);
+		kept->identifier = MemoryContextStrdup(best->context,
+											   match->identifier);
+		i = best->n++;
+	}
+	kept->section = MemoryContextStrdup(best->context, match->section);
+	kept->item = match->item;
+	kept->similarity = match->similarity;
+	high = i;
 
-		if (best->n < best->k)
-			best->n++;
+	/* To its place, behind its equals. */
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+
+		if (matches[middle]->similarity >= kept->similarity)
+			low = middle + 1;
 		else
-			i--;				/* instead of the worst */
-		matches[i] = *match;
-		matches[i].source_id = pstrdup(match->source_id);
-		matches[i].identifier = pstrdup(match->identifier);
-		MemoryContextSwitchTo(old);
+			high = middle;
 	}
-	matches[i].section = MemoryContextStrdup(best->context, match->section);
-	matches[i].item = match->item;
-	matches[i].similarity = match->similarity;
-
-	/* To its place. */
-	for (; i > 0 && matches[i - 1].similarity < matches[i].similarity; i--)
-	{
-		Match		swap = matches[i];
-
-		matches[i] = matches[i - 1];
-		matches[i - 1] = swap;
-	}
+	memmove(&matches[low + 1], &matches[low], sizeof(Match *) * (i - low));
+	matches[low] = kept;
 }
 
 /*
@@ -279,6 +347,9 @@ search_index(const HrflowStore *store, const VectorIndex *index,
 			 ArrayType *query, const char *section, Matches *best)
 {
 	HrflowParameters parameters = {0};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed match",
+												  ALLOCSET_DEFAULT_SIZES);
 	int64		limit = best->k;
 	uint64		n;
 	StringInfoData sql;
@@ -298,29 +369,34 @@ search_index(const HrflowStore *store, const VectorIndex *index,
 						 quote_literal_cstr(section), index->expression,
 						 index->schema, index->type, limit);
 		n = hrflow_store_execute(sql.data, &parameters);
-		best->n = 0;
+		while (best->n > 0)
+			drop_match(best);
 		for (uint64 i = 0; i < n; i++)
 		{
+			MemoryContext old = MemoryContextSwitchTo(context);
 			bool		is_null;
 			Datum		similarity = SPI_getbinval(SPI_tuptable->vals[i],
 												   SPI_tuptable->tupdesc, 5,
 												   &is_null);
 			Match		match;
 
-			if (is_null)
-				continue;		/* of no vector */
-			match.source_id = hrflow_store_value(i, 1);
-			match.identifier = hrflow_store_value(i, 2);
-			match.section = hrflow_store_value(i, 3);
-			match.item = DatumGetInt32(hrflow_store_datum(i, 4));
-			match.similarity = DatumGetFloat8(similarity);
-			if (!isnan(match.similarity))
+			CHECK_FOR_INTERRUPTS();
+			match.similarity = is_null ? get_float8_nan() :
+				DatumGetFloat8(similarity);
+			if (!isnan(match.similarity))	/* NULL: of no vector */
+			{
+				read_match(i, &match);
 				keep_match(best, &match);
+			}
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(context);
 		}
+		SPI_freetuptable(SPI_tuptable);
 		if (best->n == best->k || n < limit)
 			break;
 		limit *= 4;
 	}
+	MemoryContextDelete(context);
 }
 
 /*
@@ -380,10 +456,7 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 									  &norms) &&
 				(best == NULL || is_better(best, match.similarity)))
 			{
-				match.source_id = hrflow_store_value(i, 1);
-				match.identifier = hrflow_store_value(i, 2);
-				match.section = hrflow_store_value(i, 3);
-				match.item = DatumGetInt32(hrflow_store_datum(i, 4));
+				read_match(i, &match);
 				visitor(arg, &match);
 			}
 			MemoryContextSwitchTo(old);
@@ -535,10 +608,10 @@ find_candidates(const HrflowStore *store, ArrayType *query,
 		for (int j = 0; j < found->n; j++)
 		{
 			accumArrayResult(sources,
-							 CStringGetTextDatum(found->matches[j].source_id),
+							 CStringGetTextDatum(found->matches[j]->source_id),
 							 false, TEXTOID, CurrentMemoryContext);
 			accumArrayResult(identifiers,
-							 CStringGetTextDatum(found->matches[j].identifier),
+							 CStringGetTextDatum(found->matches[j]->identifier),
 							 false, TEXTOID, CurrentMemoryContext);
 		}
 	}
@@ -649,7 +722,7 @@ put_matches(FunctionCallInfo fcinfo, const Matches *best)
 
 	for (int i = 0; i < best->n; i++)
 	{
-		const Match *match = &best->matches[i];
+		const Match *match = best->matches[i];
 		Datum		values[5];
 		bool		nulls[5] = {false};
 

@@ -182,6 +182,69 @@ foreach my $call ("hrflow_match('arrays', '{1,0}')", "hrflow_match_weighted('arr
 	is(sql("SELECT string_agg(profile_id, ' ') FROM $call"), 'plain filled shifted', "$call ranks one-dimensional arrays without nulls");
 }
 
+# Of many items of a profile each is the best one for a while
+sql(q{
+	SELECT hrflow_create_store('many', 'real[]');
+	INSERT INTO many SELECT 'source-' || i % 3, 'profile-' || i % 4000, 'profile', i / 12000,
+			ARRAY[cos(i * 0.7), sin(i * 0.7), cos(i * 1.1)] FROM generate_series(0, 179999) i;
+	ANALYZE many});
+
+# The k best of them are those by the definition.
+sub check_many
+{
+	my ($how) = @_;
+
+	foreach my $k (1, 7, 1000, 10000)
+	{
+		is(sql(qq{
+			WITH wanted AS (
+				SELECT row_number() OVER (ORDER BY s DESC) AS n, s
+				  FROM (SELECT max(hrflow_cosine_similarity(vector::real[], '{1,0.5,0.2}')) AS s
+						  FROM many GROUP BY source_id, profile_id) best
+				 ORDER BY s DESC LIMIT $k),
+			found AS (
+				SELECT row_number() OVER () AS n, m.*
+				  FROM hrflow_match('many', '{1,0.5,0.2}', $k) m)
+			SELECT count(*), count(DISTINCT (f.source_id, f.profile_id)), bool_and(abs(f.similarity - s) < 1e-6),
+				   bool_and(abs(hrflow_cosine_similarity(v.vector::real[], '{1,0.5,0.2}') - s) < 1e-6)
+			  FROM found f JOIN wanted USING (n)
+			  JOIN many v USING (source_id, profile_id, section, item)}),
+			"$k|$k|t|t", "the $k best of many are right $how");
+	}
+	my ($code, $out, $err) = $node->psql('postgres', q{
+		SET statement_timeout = '500ms';
+		SELECT count(*) FROM hrflow_match('many', '{1,0.5,0.2}', 10000)});
+	is("$out$err", '10000', "and do not take long $how");
+	return;
+}
+
+check_many('by comparing');
+
+SKIP:
+{
+	skip 'pgvector is not to be had', 5 unless $has_pgvector;
+
+	sql(q{
+		SET search_path = public, "odd schema";
+		ALTER TABLE many ALTER vector TYPE vector(3);
+		CREATE INDEX ON many USING ivfflat (vector vector_cosine_ops) WITH (lists = 1);
+		ANALYZE many});
+	check_many('through an index');
+}
+
+# Nor do those that were better for a while stay in memory.  The first call, for
+# which the first is the best, has touched the table.
+sql(q{
+	SELECT hrflow_create_store('climb', 'real[]');
+	INSERT INTO climb SELECT repeat('s', 200), lpad(i::text, 200, '0'), 'profile', 0, ARRAY[i, 100000]
+		FROM generate_series(1, 50000) i});
+my @peaks = split /\n/, sql(q{
+	SELECT 'first' FROM hrflow_match('climb', '{-1,1}', 1);
+	SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)');
+	SELECT 'last' FROM hrflow_match('climb', '{1,0}', 1);
+	SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)')});
+cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
+
 # What cannot be ranked
 foreach my $case (
 	[ "hrflow_match('plain', NULL)", '' ],
