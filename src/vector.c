@@ -32,8 +32,8 @@
 PG_FUNCTION_INFO_V1(hrflow_decode_vector);
 PG_FUNCTION_INFO_V1(hrflow_cosine_similarity);
 
-/* As many elements as a palloc'd array can have, its header included. */
-#define MAX_ELEMENTS ((MaxAllocSize - 64) / sizeof(float4))
+/* As many elements as PostgreSQL's own functions let an array have. */
+#define MAX_ELEMENTS MaxArraySize
 
 /* What is worth quoting of a payload. */
 #define MAX_QUOTED 40
@@ -744,12 +744,12 @@ read_json_row(const char *p, const char *start, const char *end,
 		p = skip_space(p, end);
 		if (numbers->n == numbers->capacity)
 		{
-			if (numbers->capacity > MAX_ELEMENTS / 2)
+			if (numbers->capacity == MAX_ELEMENTS)
 			{
 				*problem = pstrdup("It has too many elements.");
 				return NULL;
 			}
-			numbers->capacity *= 2;
+			numbers->capacity = Min(numbers->capacity * 2, MAX_ELEMENTS);
 			numbers->elements = repalloc(numbers->elements,
 										 numbers->capacity * sizeof(float4));
 		}

@@ -163,6 +163,15 @@ foreach my $format ('%.9g', '%.17g', '%.25e', '%.40f')
 }
 
 #
+# As many elements as PostgreSQL's own functions take
+#
+my $too_many = "{'descr': '|i1', 'fortran_order': False, 'shape': (134217728,)}";
+my (undef, undef, $refusal) = $node->psql('postgres', sprintf
+	q{SELECT cardinality(hrflow_decode_vector('\x%s'::bytea || convert_to(repeat('a', 134217728), 'UTF8')))},
+	unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $too_many) . $too_many));
+like($refusal, qr/invalid vector\nDETAIL:  It has too many elements/, 'an array that PostgreSQL could not take apart is not made');
+
+#
 # What takes long can be interrupted
 #
 foreach my $case (
