@@ -788,14 +788,16 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 			double		weight = -1;
 
 			Assert(section != NULL);
+			/* What double precision lacks becomes infinite, or zero. */
 			if (value.type == jbvNumeric)
-				weight = DatumGetFloat8(DirectFunctionCall1(numeric_float8,
+				weight = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
 															NumericGetDatum(value.val.numeric)));
 			if (!(weight > 0) || !isfinite(weight))
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("weight of section \"%s\" must be a number greater than zero",
-								section)));
+								section),
+						 errdetail("Weights are double precision.")));
 			weights[n].section = section;
 			weights[n++].weight = weight;
 		}

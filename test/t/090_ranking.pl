@@ -260,7 +260,8 @@ foreach my $case (
 	[ "hrflow_match_weighted('plain', '{1}', '{}')", 'ERROR:  weights must be a JSON object with a number for each section' ],
 	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": 0}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
 	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": \"1\"}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
-	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": 1e400}')", 'ERROR:  ' ])
+	(map { [ "hrflow_match_weighted('plain', '{1}', '{\"profile\": $_}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ] }
+		'1e400', '1e-400', '-1e400'))
 {
 	my ($call, $wanted) = @$case;
 	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");
