@@ -862,7 +862,8 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
 	if (hrflow_store_execute(hrflow_store_sql(&store,
 											  "SELECT cardinality(v.vector::real[]) FROM %V AS v"
-											  " WHERE v.section = $1 AND v.vector IS NOT NULL"
+											  " WHERE v.section = $1"
+											  " AND cardinality(v.vector::real[]) > 0"
 											  " LIMIT 1"),
 							 &parameters) == 0)
 		ereport(ERROR,

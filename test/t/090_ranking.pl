@@ -162,6 +162,11 @@ SKIP:
 		INSERT INTO loose VALUES ('acme', 'nurse-1', 'profile', 0, NULL, now())");
 	like($node->error_of("SELECT hrflow_index_statement('loose', 'profile')"), qr/^55000: store public.loose has no vector/,
 		'an index is made for a vector');
+	sql("SELECT hrflow_create_store('empty', 'real[]'); INSERT INTO empty VALUES ('acme', 'a', 'profile', 0, '{}')");
+	like($node->error_of("SELECT hrflow_index_statement('empty', 'profile')"), qr/^55000: store public.empty has no vector/,
+		'and an empty one is none');
+	sql("INSERT INTO empty VALUES ('acme', 'b', 'profile', 0, '{1,0}')");
+	like(sql("SELECT hrflow_index_statement('empty', 'profile')"), qr/vector\(2\)/, 'but one beside it is');
 	sql("CREATE INDEX ON loose USING hnsw (vector \"odd schema\".vector_cosine_ops) WHERE section = 'profile'");
 	is(sql("SELECT count(*) FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"), 0, 'and no vector is not near');
 	sql("INSERT INTO loose VALUES (NULL, NULL, 'profile', 0, array_fill(1::real, ARRAY[64]), now())");
