@@ -685,8 +685,9 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- Where the store has an index of pgvector's for the section, as
 -- hrflow_index_statement() makes it, it is used, and the result is as
 -- approximate as the index; else every vector of the section is compared.
--- Vectors of another dimension than query's are left out.  profile_id is the
--- store's identifier: the reference or the e-mail where it was made so.
+-- Vectors of another dimension than query's are left out, as are arrays of two
+-- dimensions or with nulls.  profile_id is the store's identifier: the
+-- reference or the e-mail where it was made so.
 --
 -- Cost: none, no network.
 -- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
@@ -715,7 +716,8 @@ REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text) FROM PUBLIC;
 --
 --   section, item   of the vector that adds most: the reason
 --
--- Where every section has an index, candidates are the 10 * k best of each.
+-- Where every section has an index, candidates are the 10 * k best of each, or
+-- 10000 at most.
 --
 -- Cost, errors: as above.
 CREATE FUNCTION hrflow_match_weighted(
@@ -735,8 +737,8 @@ COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) IS
 REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) FROM PUBLIC;
 
 -- The statement that makes pgvector's HNSW index for a section, to be run
--- alone: in psql, with \gexec.  The dimension is that of a vector found;
--- beyond 2000 halfvec is indexed, up to 4000.
+-- alone: in psql, with \gexec.  The dimension is that of a vector found that
+-- is not empty; beyond 2000 halfvec is indexed, up to 4000.
 --
 -- Errors: 55000 no pgvector, or no vector yet; 54000 too many dimensions;
 -- 42501, 42P01, 42809 as above.

@@ -45,7 +45,8 @@ typedef struct Reader
 	const char *p;				/* the next byte; a NUL is at the end */
 	int			depth;			/* of arrays and objects around it */
 	bool		too_deep;
-	int			nvalues;		/* read so far, keys included */
+	int			nvalues;		/* elements and members begun, those that are
+								 * left out included */
 	const char *converted;		/* member of the outermost object whose
 								 * strings are converted; or NULL */
 	bool		converts;		/* in it now */
@@ -375,6 +376,9 @@ read_container(Reader *r, bool is_object)
 		JsonbValue	key;
 		bool		is_done = false;
 
+		CHECK_FOR_INTERRUPTS();
+		if (++r->nvalues > MAX_VALUES)
+			return false;
 		if (is_object)
 		{
 			if (r->depth == 1)
@@ -410,9 +414,6 @@ read_value(Reader *r, JsonbIteratorToken token)
 	JsonbValue	value;
 	bool		good;
 
-	CHECK_FOR_INTERRUPTS();
-	if (++r->nvalues > MAX_VALUES)
-		return false;
 	skip_space(r);
 	switch (*r->p)
 	{

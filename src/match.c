@@ -15,6 +15,7 @@
 
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "compat.h"
 #include "funcapi.h"
 #include "hrflow_embed.h"
@@ -25,6 +26,7 @@
 #include "utils/float.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
@@ -75,7 +77,7 @@ typedef struct VectorIndex
  */
 typedef struct Match
 {
-	char	   *source_id;
+	char	   *source_id;		/* these two come first: Matches' key */
 	char	   *identifier;
 	char	   *section;
 	int			item;
@@ -90,7 +92,8 @@ typedef struct Matches
 	MemoryContext context;
 	int			k;
 	int			n;
-	Match	   *matches;
+	Match	  **matches;		/* n of them, best first */
+	HTAB	   *by_profile;		/* where they are, strings in "context" */
 } Matches;
 
 /* What a section weighs. */
@@ -106,14 +109,44 @@ typedef struct Weight
  * ------------------------------------------------------------------------
  */
 
+static uint32
+hash_profile(const void *key, Size keysize)
+{
+	const Match *match = key;
+
+	return hash_combine(hash_bytes((unsigned char *) match->source_id,
+								   strlen(match->source_id)),
+						hash_bytes((unsigned char *) match->identifier,
+								   strlen(match->identifier)));
+}
+
+static int
+compare_profiles(const void *a, const void *b, Size keysize)
+{
+	const Match *match_a = a;
+	const Match *match_b = b;
+
+	return strcmp(match_a->identifier, match_b->identifier) != 0 ||
+		strcmp(match_a->source_id, match_b->source_id) != 0;
+}
+
 static Matches *
 make_matches(int k)
 {
 	Matches    *best = palloc0(sizeof(Matches));
+	HASHCTL		control = {0};
 
 	best->context = CurrentMemoryContext;
 	best->k = k;
-	best->matches = palloc(sizeof(Match) * (k + 1));
+	best->matches = palloc(sizeof(Match *) * k);
+	control.keysize = offsetof(Match, section);
+	control.entrysize = sizeof(Match);
+	control.hash = hash_profile;
+	control.match = compare_profiles;
+	control.hcxt = CurrentMemoryContext;
+	best->by_profile = hash_create("hrflow_embed matches", k, &control,
+								   HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
+								   HASH_CONTEXT);
 	return best;
 }
 
@@ -124,7 +157,35 @@ static inline bool
 is_better(const Matches *best, double similarity)
 {
 	return best->n < best->k ||
-		similarity > best->matches[best->n - 1].similarity;
+		similarity > best->matches[best->n - 1]->similarity;
+}
+
+/*
+ * Read of a row (source_id, identifier, section, item, ...) of the last
+ * statement's what vector it is.
+ */
+static void
+read_match(uint64 row, Match *match)
+{
+	match->source_id = hrflow_store_value(row, 1);
+	match->identifier = hrflow_store_value(row, 2);
+	match->section = hrflow_store_value(row, 3);
+	match->item = DatumGetInt32(hrflow_store_datum(row, 4));
+}
+
+/*
+ * Drop the worst.
+ */
+static void
+drop_match(Matches *best)
+{
+	Match	   *worst = best->matches[--best->n];
+	Match		strings = *worst;
+
+	hash_search(best->by_profile, worst, HASH_REMOVE, NULL);
+	pfree(strings.source_id);
+	pfree(strings.identifier);
+	pfree(strings.section);
 }
 
 /*
@@ -133,44 +194,51 @@ is_better(const Matches *best, double similarity)
 static void
 keep_match(Matches *best, const Match *match)
 {
-	Match	   *matches = best->matches;
-	int			i;
+	Match	  **matches = best->matches;
+	Match	   *kept;
+	int			i;				/* where it is, or is to be without order */
+	int			low = 0;
+	int			high;
 
 	if (!is_better(best, match->similarity))
 		return;
-	for (i = 0; i < best->n; i++)
+	kept = hash_search(best->by_profile, match, HASH_FIND, NULL);
+	if (kept != NULL)
 	{
-		if (strcmp(matches[i].identifier, match->identifier) == 0 &&
-			strcmp(matches[i].source_id, match->source_id) == 0)
-			break;
+		if (kept->similarity >= match->similarity)
+			return;
+		for (i = best->n - 1; matches[i] != kept; i--)
+			;
+		pfree(kept->section);
 	}
-	if (i < best->n && matches[i].similarity >= match->similarity)
-		return;
-	if (i == best->n)
+	else
 	{
-		MemoryContext old = MemoryContextSwitchTo(best->context);
+		if (best->n == best->k)
+			drop_match(best);
+		kept = hash_search(best->by_profile, match, HASH_ENTER, NULL);
+		kept->source_id = MemoryContextStrdup(best->context,
+											  match->source_id);
+		kept->identifier = MemoryContextStrdup(best->context,
+											   match->identifier);
+		i = best->n++;
+	}
+	kept->section = MemoryContextStrdup(best->context, match->section);
+	kept->item = match->item;
+	kept->similarity = match->similarity;
+	high = i;
 
-		if (best->n < best->k)
-			best->n++;
+	/* To its place, behind its equals. */
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+
+		if (matches[middle]->similarity >= kept->similarity)
+			low = middle + 1;
 		else
-			i--;				/* instead of the worst */
-		matches[i] = *match;
-		matches[i].source_id = pstrdup(match->source_id);
-		matches[i].identifier = pstrdup(match->identifier);
-		MemoryContextSwitchTo(old);
+			high = middle;
 	}
-	matches[i].section = MemoryContextStrdup(best->context, match->section);
-	matches[i].item = match->item;
-	matches[i].similarity = match->similarity;
-
-	/* To its place. */
-	for (; i > 0 && matches[i - 1].similarity < matches[i].similarity; i--)
-	{
-		Match		swap = matches[i];
-
-		matches[i] = matches[i - 1];
-		matches[i - 1] = swap;
-	}
+	memmove(&matches[low + 1], &matches[low], sizeof(Match *) * (i - low));
+	matches[low] = kept;
 }
 
 /*
@@ -180,7 +248,10 @@ keep_match(Matches *best, const Match *match)
  */
 
 /*
- * Find an index for the cosine distance of a section's vectors, or NULL.
+ * Find an index for the cosine distance of a section's vectors, or NULL.  Of
+ * the column "vector", or of the cast of it to the index's type that
+ * hrflow_index_statement() writes, and of nothing else that may be in the
+ * table or be computed from it.
  */
 static VectorIndex *
 find_index(const HrflowStore *store, const char *section, int dimension)
@@ -209,6 +280,8 @@ find_index(const HrflowStore *store, const char *section, int dimension)
 							 " AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid)"
 							 " = format('(section = %L::text)', $2))"
 							 " AND (t.atttypmod = $3 OR t.atttypmod = -1)"
+							 " AND pg_get_indexdef(i.indexrelid, 1, false) IN ('vector',"
+							 " format('((vector)::%s)', format_type(t.atttypid, t.atttypmod)))"
 							 " ORDER BY i.indpred IS NULL, a.amname LIMIT 1",
 							 &parameters) == 0)
 		return NULL;
@@ -245,7 +318,28 @@ tune_index(const VectorIndex *index, int k)
 }
 
 /*
- * Find the k best through an index.  A section with several items gives a
+ * A copy of a vector that is not zero, of the length 1.
+ */
+static ArrayType *
+normalize(const ArrayType *vector)
+{
+	ArrayType  *unit = palloc(VARSIZE(vector));
+	int			n = ArrayGetNItems(ARR_NDIM(vector), ARR_DIMS(vector));
+	float4	   *elements;
+	double		norm;
+
+	memcpy(unit, vector, VARSIZE(vector));
+	elements = (float4 *) ARR_DATA_PTR(unit);
+	norm = hrflow_vector_norm(elements, n);
+	for (int i = 0; i < n; i++)
+		elements[i] = elements[i] / norm;
+	return unit;
+}
+
+/*
+ * Find the k best through an index.  The query's length is nothing to its
+ * direction, but might be too much or too little for a halfvec, or for the
+ * squares that pgvector sums up in single precision.  A section with several items gives a
  * profile several times: then more are asked for.
  */
 static void
@@ -253,11 +347,15 @@ search_index(const HrflowStore *store, const VectorIndex *index,
 			 ArrayType *query, const char *section, Matches *best)
 {
 	HrflowParameters parameters = {0};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed match",
+												  ALLOCSET_DEFAULT_SIZES);
 	int64		limit = best->k;
 	uint64		n;
 	StringInfoData sql;
 
-	hrflow_store_add(&parameters, FLOAT4ARRAYOID, PointerGetDatum(query));
+	hrflow_store_add(&parameters, FLOAT4ARRAYOID,
+					 PointerGetDatum(normalize(query)));
 	tune_index(index, best->k);
 	for (;;)
 	{
@@ -271,26 +369,34 @@ search_index(const HrflowStore *store, const VectorIndex *index,
 						 quote_literal_cstr(section), index->expression,
 						 index->schema, index->type, limit);
 		n = hrflow_store_execute(sql.data, &parameters);
-		best->n = 0;
+		while (best->n > 0)
+			drop_match(best);
 		for (uint64 i = 0; i < n; i++)
 		{
-			char	   *similarity = hrflow_store_value_or_null(i, 5);
+			MemoryContext old = MemoryContextSwitchTo(context);
+			bool		is_null;
+			Datum		similarity = SPI_getbinval(SPI_tuptable->vals[i],
+												   SPI_tuptable->tupdesc, 5,
+												   &is_null);
 			Match		match;
 
-			if (similarity == NULL)
-				continue;		/* of no vector */
-			match.source_id = hrflow_store_value(i, 1);
-			match.identifier = hrflow_store_value(i, 2);
-			match.section = hrflow_store_value(i, 3);
-			match.item = DatumGetInt32(hrflow_store_datum(i, 4));
-			match.similarity = strtod(similarity, NULL);
-			if (!isnan(match.similarity))
+			CHECK_FOR_INTERRUPTS();
+			match.similarity = is_null ? get_float8_nan() :
+				DatumGetFloat8(similarity);
+			if (!isnan(match.similarity))	/* NULL: of no vector */
+			{
+				read_match(i, &match);
 				keep_match(best, &match);
+			}
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(context);
 		}
+		SPI_freetuptable(SPI_tuptable);
 		if (best->n == best->k || n < limit)
 			break;
 		limit *= 4;
 	}
+	MemoryContextDelete(context);
 }
 
 /*
@@ -306,8 +412,9 @@ typedef void (*Visitor) (void *arg, const Match *match);
 
 /*
  * Compare all vectors that a query returns: (source_id, identifier, section,
- * item, real[]).  Those of another dimension, and of no length, are left out;
- * and those that are not among the best so far, where "best" is not NULL.
+ * item, real[]).  Those of another dimension, of no length, with nulls or in
+ * rows are left out; and those that are not among the best so far, where
+ * "best" is not NULL.
  */
 static void
 compare_all(const char *sql, const HrflowParameters *parameters,
@@ -340,18 +447,16 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 			double		norms;
 			Match		match;
 
-			if (vector != NULL && !ARR_HASNULL(vector) &&
-				ArrayGetNItems(ARR_NDIM(vector), ARR_DIMS(vector)) == dimension &&
+			if (vector != NULL && ARR_NDIM(vector) == 1 &&
+				ARR_DIMS(vector)[0] == dimension &&
+				!array_contains_nulls(vector) &&
 				hrflow_vector_compare((float4 *) ARR_DATA_PTR(vector),
 									  (float4 *) ARR_DATA_PTR(query),
 									  dimension, norm, &match.similarity,
 									  &norms) &&
 				(best == NULL || is_better(best, match.similarity)))
 			{
-				match.source_id = hrflow_store_value(i, 1);
-				match.identifier = hrflow_store_value(i, 2);
-				match.section = hrflow_store_value(i, 3);
-				match.item = DatumGetInt32(hrflow_store_datum(i, 4));
+				read_match(i, &match);
 				visitor(arg, &match);
 			}
 			MemoryContextSwitchTo(old);
@@ -503,10 +608,10 @@ find_candidates(const HrflowStore *store, ArrayType *query,
 		for (int j = 0; j < found->n; j++)
 		{
 			accumArrayResult(sources,
-							 CStringGetTextDatum(found->matches[j].source_id),
+							 CStringGetTextDatum(found->matches[j]->source_id),
 							 false, TEXTOID, CurrentMemoryContext);
 			accumArrayResult(identifiers,
-							 CStringGetTextDatum(found->matches[j].identifier),
+							 CStringGetTextDatum(found->matches[j]->identifier),
 							 false, TEXTOID, CurrentMemoryContext);
 		}
 	}
@@ -617,7 +722,7 @@ put_matches(FunctionCallInfo fcinfo, const Matches *best)
 
 	for (int i = 0; i < best->n; i++)
 	{
-		const Match *match = &best->matches[i];
+		const Match *match = best->matches[i];
 		Datum		values[5];
 		bool		nulls[5] = {false};
 
@@ -683,14 +788,16 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 			double		weight = -1;
 
 			Assert(section != NULL);
+			/* What double precision lacks becomes infinite, or zero. */
 			if (value.type == jbvNumeric)
-				weight = DatumGetFloat8(DirectFunctionCall1(numeric_float8,
+				weight = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
 															NumericGetDatum(value.val.numeric)));
 			if (!(weight > 0) || !isfinite(weight))
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("weight of section \"%s\" must be a number greater than zero",
-								section)));
+								section),
+						 errdetail("Weights are double precision.")));
 			weights[n].section = section;
 			weights[n++].weight = weight;
 		}
@@ -755,7 +862,8 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
 	if (hrflow_store_execute(hrflow_store_sql(&store,
 											  "SELECT cardinality(v.vector::real[]) FROM %V AS v"
-											  " WHERE v.section = $1 AND v.vector IS NOT NULL"
+											  " WHERE v.section = $1"
+											  " AND cardinality(v.vector::real[]) > 0"
 											  " LIMIT 1"),
 							 &parameters) == 0)
 		ereport(ERROR,

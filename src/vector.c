@@ -12,7 +12,8 @@
  *
  * Pure: what is made depends on the arguments alone.  The decoders raise no
  * error for what the payload holds, and allocate no more than 4 bytes for an
- * element of which a byte is there, at least.
+ * element of which a byte is there, at least.  Where an element takes a while
+ * they can be interrupted.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,14 +25,15 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "hrflow_embed.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/memutils.h"
 
 PG_FUNCTION_INFO_V1(hrflow_decode_vector);
 PG_FUNCTION_INFO_V1(hrflow_cosine_similarity);
 
-/* As many elements as a palloc'd array can have, its header included. */
-#define MAX_ELEMENTS ((MaxAllocSize - 64) / sizeof(float4))
+/* As many elements as PostgreSQL's own functions let an array have. */
+#define MAX_ELEMENTS MaxArraySize
 
 /* What is worth quoting of a payload. */
 #define MAX_QUOTED 40
@@ -517,8 +519,11 @@ decode_npy(const char *payload, size_t length, char **problem)
 		for (uint64 row = 0; row < rows; row++)
 		{
 			for (uint64 column = 0; column < columns; column++)
+			{
+				CHECK_FOR_INTERRUPTS();
 				*elements++ = read_npy_element(data + (column * rows + row) *
 											   header.width, &header);
+			}
 		}
 		elements = array_elements(array);
 	}
@@ -528,7 +533,10 @@ decode_npy(const char *payload, size_t length, char **problem)
 	else
 	{
 		for (uint64 i = 0; i < n; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
 			elements[i] = read_npy_element(data + i * header.width, &header);
+		}
 	}
 	return check_finite(elements, n, problem) ? array : NULL;
 }
@@ -732,15 +740,16 @@ read_json_row(const char *p, const char *start, const char *end,
 
 	while (p != NULL && !ended)
 	{
+		CHECK_FOR_INTERRUPTS();
 		p = skip_space(p, end);
 		if (numbers->n == numbers->capacity)
 		{
-			if (numbers->capacity > MAX_ELEMENTS / 2)
+			if (numbers->capacity == MAX_ELEMENTS)
 			{
 				*problem = pstrdup("It has too many elements.");
 				return NULL;
 			}
-			numbers->capacity *= 2;
+			numbers->capacity = Min(numbers->capacity * 2, MAX_ELEMENTS);
 			numbers->elements = repalloc(numbers->elements,
 										 numbers->capacity * sizeof(float4));
 		}

@@ -14,6 +14,7 @@
 
 #include "backend.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/memutils.h"
 #include "utils/palloc.h"
@@ -140,6 +141,17 @@ ArrayGetNItems(int ndim, const int *dims)
 	for (int i = 0; i < ndim; i++)
 		n *= dims[i];
 	return n;
+}
+
+/*
+ * Nobody interrupts.
+ */
+volatile sig_atomic_t InterruptPending = false;
+
+void
+ProcessInterrupts(void)
+{
+	abort();
 }
 
 /*

@@ -163,6 +163,36 @@ foreach my $format ('%.9g', '%.17g', '%.25e', '%.40f')
 }
 
 #
+# As many elements as PostgreSQL's own functions take
+#
+my $too_many = "{'descr': '|i1', 'fortran_order': False, 'shape': (134217728,)}";
+my (undef, undef, $refusal) = $node->psql('postgres', sprintf
+	q{SELECT cardinality(hrflow_decode_vector('\x%s'::bytea || convert_to(repeat('a', 134217728), 'UTF8')))},
+	unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $too_many) . $too_many));
+like($refusal, qr/invalid vector\nDETAIL:  It has too many elements/, 'an array that PostgreSQL could not take apart is not made');
+
+#
+# What takes long can be interrupted
+#
+foreach my $case (
+	[ 'JSON', q{convert_to('[' || repeat('1e-46,', 5000000) || '1]', 'UTF8')} ],
+	map {
+		my $header = "{'descr': '|i1', 'fortran_order': $_, 'shape': (5000, 10000)}";
+		[ "NumPy's, fortran_order $_", sprintf(q{decode('%s', 'hex') || decode(repeat('00', 50000000), 'hex')},
+			unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $header) . $header)) ]
+	} 'True', 'False')
+{
+	my ($name, $payload) = @$case;
+	my $decode = 'SELECT cardinality(hrflow_decode_vector(payload)) > 1000000 FROM long;';
+
+	sql("DROP TABLE IF EXISTS long; CREATE TABLE long AS SELECT $payload AS payload");
+	my (undef, $out, $err) = $node->psql('postgres', "\\timing on\n$decode\nSET statement_timeout = '20ms';\n$decode");
+	my ($all, undef, $interrupted) = $out =~ /Time: ([\d.]+) ms/g;
+	like("$out$err", qr/^t\n.*canceling statement due to statement timeout/s, "$name: a timeout is obeyed");
+	cmp_ok($interrupted // $all, '<', $all / 2, sprintf 'at once (%d ms of %d)', $interrupted // $all, $all);
+}
+
+#
 # What a link's host receives
 #
 $store->reset;

@@ -144,6 +144,20 @@ is(sql(q{SELECT status || ' ' || count(*) FROM hrflow_text_embeddings((SELECT ar
 is($api->stats->{by_status}{200}, 80, 'each once');
 
 #
+# More members in a reply than any has, of the name that is left out of its JSON
+#
+my $many = Hrflow::RawPeer->new(sub {
+	my ($socket) = @_;
+	my $body = '{"code": 200, "data": [{' . '"embedding": [],' x 1_000_000 . '"x": 1}]}';
+	my ($length) = Hrflow::RawPeer::read_request($socket) =~ /Content-Length: (\d+)/i;
+	read($socket, my $text, $length);
+	print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
+});
+my (undef, undef, $refusal) = $node->psql('postgres', "SET hrflow_embed.base_url = 'http://127.0.0.1:" . $many->port
+	. "/v1'; SET hrflow_embed.max_response_size = '64MB'; SELECT hrflow_text_embedding('many');");
+like($refusal, qr/not a JSON object that jsonb can hold/, 'a million embeddings are too many to read');
+
+#
 # Other encodings
 #
 sql(q{CREATE DATABASE latin1 ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'});

@@ -119,17 +119,136 @@ SKIP:
 	is(scalar($api->log), 0, 'and its EXPLAIN sends no request');
 	is(scalar(grep { /^cook-/ } split /\n/, sql($query)), 10, 'with the same answer');
 
+	# Only an index of the vectors is theirs: not of another column, nor of
+	# what is computed from them
+	sql(q{
+		SELECT hrflow_create_store('several', 'real[]'), hrflow_create_store('parts', 'vector(6)');
+		INSERT INTO several VALUES ('acme', 'near', 'profile', 0, '{1,0,0}'), ('acme', 'far', 'profile', 0, '{0,1,0}');
+		INSERT INTO parts SELECT source_id, profile_id, section, item, vector || vector FROM several;
+		SET search_path = "odd schema", public;
+		ALTER TABLE several ADD COLUMN other vector(3);
+		UPDATE several SET other = CASE profile_id WHEN 'far' THEN '[1,0,0]' ELSE '[0,1,0]' END::vector;
+		CREATE INDEX ON several USING hnsw (other vector_cosine_ops);
+		CREATE INDEX ON parts USING hnsw ((subvector(vector, 1, 3)::vector(3)) vector_cosine_ops)});
+	is(sql("SELECT profile_id FROM hrflow_match('several', '{1,0,0}', 1)"), 'near', "another column's index is not used");
+	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"), '0', 'nor one of a part of the vectors');
+
+	# The length of a query is nothing to its direction
+	foreach my $type ('halfvec', 'vector')
+	{
+		my $name = "of_$type";
+
+		sql("SELECT hrflow_create_store('$name', '$type(3)');
+			INSERT INTO $name SELECT source_id, profile_id, section, item, vector FROM several");
+		sql(sql("SELECT hrflow_index_statement('$name')"));
+		foreach my $length ('1e-45', '1e-30', '1e-9', '70000', '3e38')
+		{
+			is(sql("SELECT profile_id, similarity FROM hrflow_match('$name', '{$length,0,0}')"), "near|1\nfar|0",
+				"a query of the length $length finds what is indexed as $type");
+		}
+	}
+
+	# What is shown is not what is found
+	is(sql(q{SET extra_float_digits = -13;
+			SELECT similarity BETWEEN 0.883 AND 0.885 FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}), 't',
+		'extra_float_digits does not round a similarity without an index');
+	sql(sql("SELECT hrflow_index_statement('parts')"));
+	is(sql(q{SET extra_float_digits = -13;
+			SELECT similarity BETWEEN 0.883 AND 0.885 FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}), 't',
+		'nor with one');
+
 	# A table that a person made may hold nulls
 	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA; CREATE TABLE loose_profile AS TABLE typed_profile WITH NO DATA;
 		INSERT INTO loose VALUES ('acme', 'nurse-1', 'profile', 0, NULL, now())");
 	like($node->error_of("SELECT hrflow_index_statement('loose', 'profile')"), qr/^55000: store public.loose has no vector/,
 		'an index is made for a vector');
+	sql("SELECT hrflow_create_store('empty', 'real[]'); INSERT INTO empty VALUES ('acme', 'a', 'profile', 0, '{}')");
+	like($node->error_of("SELECT hrflow_index_statement('empty', 'profile')"), qr/^55000: store public.empty has no vector/,
+		'and an empty one is none');
+	sql("INSERT INTO empty VALUES ('acme', 'b', 'profile', 0, '{1,0}')");
+	like(sql("SELECT hrflow_index_statement('empty', 'profile')"), qr/vector\(2\)/, 'but one beside it is');
 	sql("CREATE INDEX ON loose USING hnsw (vector \"odd schema\".vector_cosine_ops) WHERE section = 'profile'");
 	is(sql("SELECT count(*) FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"), 0, 'and no vector is not near');
 	sql("INSERT INTO loose VALUES (NULL, NULL, 'profile', 0, array_fill(1::real, ARRAY[64]), now())");
 	like($node->error_of("SELECT * FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"), qr/^22004: column "source_id"/,
 		'nor is a vector of nobody');
 }
+
+# A vector is what hrflow_cosine_similarity() takes: one that had a null once is
+# one, a matrix is none
+sql(q{
+	SELECT hrflow_create_store('arrays', 'real[]');
+	INSERT INTO arrays VALUES ('acme', 'plain', 'profile', 0, '{1,0}'), ('acme', 'filled', 'profile', 0, '{NULL,1}'),
+		('acme', 'null', 'profile', 0, '{NULL,1}'), ('acme', 'matrix', 'profile', 0, '{{1,1}}'),
+		('acme', 'shifted', 'profile', 0, '[0:1]={-1,0}'), ('acme', 'empty', 'profile', 0, '{}');
+	UPDATE arrays SET vector[1] = 1 WHERE profile_id = 'filled'});
+foreach my $call ("hrflow_match('arrays', '{1,0}')", "hrflow_match_weighted('arrays', '{1,0}', '{\"profile\": 1}')")
+{
+	is(sql("SELECT string_agg(profile_id, ' ') FROM $call"), 'plain filled shifted', "$call ranks one-dimensional arrays without nulls");
+}
+
+# Of many items of a profile each is the best one for a while
+sql(q{
+	SELECT hrflow_create_store('many', 'real[]');
+	INSERT INTO many SELECT 'source-' || i % 3, 'profile-' || i % 4000, 'profile', i / 12000,
+			ARRAY[cos(i * 0.7), sin(i * 0.7), cos(i * 1.1)] FROM generate_series(0, 179999) i;
+	ANALYZE many});
+
+# The k best of them are those by the definition.
+sub check_many
+{
+	my ($how) = @_;
+
+	foreach my $k (1, 7, 1000, 10000)
+	{
+		is(sql(qq{
+			WITH wanted AS (
+				SELECT row_number() OVER (ORDER BY s DESC) AS n, s
+				  FROM (SELECT max(hrflow_cosine_similarity(vector::real[], '{1,0.5,0.2}')) AS s
+						  FROM many GROUP BY source_id, profile_id) best
+				 ORDER BY s DESC LIMIT $k),
+			found AS (
+				SELECT row_number() OVER () AS n, m.*
+				  FROM hrflow_match('many', '{1,0.5,0.2}', $k) m)
+			SELECT count(*), count(DISTINCT (f.source_id, f.profile_id)), bool_and(abs(f.similarity - s) < 1e-6),
+				   bool_and(abs(hrflow_cosine_similarity(v.vector::real[], '{1,0.5,0.2}') - s) < 1e-6)
+			  FROM found f JOIN wanted USING (n)
+			  JOIN many v USING (source_id, profile_id, section, item)}),
+			"$k|$k|t|t", "the $k best of many are right $how");
+	}
+	my ($code, $out, $err) = $node->psql('postgres', q{
+		SET statement_timeout = '500ms';
+		SELECT count(*) FROM hrflow_match('many', '{1,0.5,0.2}', 10000)});
+	is("$out$err", '10000', "and do not take long $how");
+	return;
+}
+
+check_many('by comparing');
+
+SKIP:
+{
+	skip 'pgvector is not to be had', 5 unless $has_pgvector;
+
+	sql(q{
+		SET search_path = public, "odd schema";
+		ALTER TABLE many ALTER vector TYPE vector(3);
+		CREATE INDEX ON many USING ivfflat (vector vector_cosine_ops) WITH (lists = 1);
+		ANALYZE many});
+	check_many('through an index');
+}
+
+# Nor do those that were better for a while stay in memory.  The first call, for
+# which the first is the best, has touched the table.
+sql(q{
+	SELECT hrflow_create_store('climb', 'real[]');
+	INSERT INTO climb SELECT repeat('s', 200), lpad(i::text, 200, '0'), 'profile', 0, ARRAY[i, 100000]
+		FROM generate_series(1, 50000) i});
+my @peaks = split /\n/, sql(q{
+	SELECT 'first' FROM hrflow_match('climb', '{-1,1}', 1);
+	SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)');
+	SELECT 'last' FROM hrflow_match('climb', '{1,0}', 1);
+	SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)')});
+cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
 
 # What cannot be ranked
 foreach my $case (
@@ -146,7 +265,8 @@ foreach my $case (
 	[ "hrflow_match_weighted('plain', '{1}', '{}')", 'ERROR:  weights must be a JSON object with a number for each section' ],
 	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": 0}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
 	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": \"1\"}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
-	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": 1e400}')", 'ERROR:  ' ])
+	(map { [ "hrflow_match_weighted('plain', '{1}', '{\"profile\": $_}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ] }
+		'1e400', '1e-400', '-1e400'))
 {
 	my ($call, $wanted) = @$case;
 	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");
