@@ -339,8 +339,8 @@ normalize(const ArrayType *vector)
 /*
  * Find the k best through an index.  The query's length is nothing to its
  * direction, but might be too much or too little for a halfvec, or for the
- * squares that pgvector sums up in single precision.  A section with several items gives a
- * profile several times: then more are asked for.
+ * squares that pgvector sums up in single precision.  A section with several
+ * items gives a profile several times: then more are asked for.
  */
 static void
 search_index(const HrflowStore *store, const VectorIndex *index,

@@ -216,10 +216,14 @@ sub check_many
 			  JOIN many v USING (source_id, profile_id, section, item)}),
 			"$k|$k|t|t", "the $k best of many are right $how");
 	}
-	my ($code, $out, $err) = $node->psql('postgres', q{
-		SET statement_timeout = '500ms';
-		SELECT count(*) FROM hrflow_match('many', '{1,0.5,0.2}', 10000)});
-	is("$out$err", '10000', "and do not take long $how");
+  SKIP:
+	{
+		skip 'an instrument takes its time', 1 if $ENV{HRFLOW_INSTRUMENT};
+		my ($code, $out, $err) = $node->psql('postgres', q{
+			SET statement_timeout = '2s';
+			SELECT count(*) FROM hrflow_match('many', '{1,0.5,0.2}', 10000)});
+		is("$out$err", '10000', "and do not take long $how");
+	}
 	return;
 }
 
@@ -239,16 +243,21 @@ SKIP:
 
 # Nor do those that were better for a while stay in memory.  The first call, for
 # which the first is the best, has touched the table.
-sql(q{
-	SELECT hrflow_create_store('climb', 'real[]');
-	INSERT INTO climb SELECT repeat('s', 200), lpad(i::text, 200, '0'), 'profile', 0, ARRAY[i, 100000]
-		FROM generate_series(1, 50000) i});
-my @peaks = split /\n/, sql(q{
-	SELECT 'first' FROM hrflow_match('climb', '{-1,1}', 1);
-	SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)');
-	SELECT 'last' FROM hrflow_match('climb', '{1,0}', 1);
-	SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)')});
-cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
+SKIP:
+{
+	skip '/proc is not to be had', 1 unless -e '/proc/self/status';
+	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
+	sql(q{
+		SELECT hrflow_create_store('climb', 'real[]');
+		INSERT INTO climb SELECT repeat('s', 200), lpad(i::text, 200, '0'), 'profile', 0, ARRAY[i, 100000]
+			FROM generate_series(1, 50000) i});
+	my @peaks = split /\n/, sql(q{
+		SELECT 'first' FROM hrflow_match('climb', '{-1,1}', 1);
+		SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)');
+		SELECT 'last' FROM hrflow_match('climb', '{1,0}', 1);
+		SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)')});
+	cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
+}
 
 # What cannot be ranked
 foreach my $case (
