@@ -56,6 +56,12 @@
 #define MAX_ABANDONED 64
 #define LOOKUP_LIFE (30 * SEC)
 
+/*
+ * CURLMOPT_QUICK_EXIT, which came with 8.20, though these headers may be older:
+ * curl_multi_cleanup() does not wait for lookups that were given up.
+ */
+#define MULTI_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
+
 /* The backend's; what is zero is not made yet. */
 static struct
 {
@@ -410,10 +416,14 @@ make_multi(const HrflowSettings *settings)
 		pool.discard_multi = true;
 	if (pool.discard_multi)
 		discard_multi();
-	if (pool.multi == NULL)
-		pool.multi = curl_multi_init();
+	if (pool.multi != NULL)
+		return;
+	pool.multi = curl_multi_init();
 	if (pool.multi == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+
+	/* An older library does not know it, and waits for none. */
+	(void) curl_multi_setopt(pool.multi, MULTI_QUICK_EXIT, 1L);
 }
 
 /*
