@@ -240,6 +240,16 @@ foreach my $case (
 	}
 }
 
+# Nor what they meet for reasons of their own
+foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,message=two' ],
+	[ 'refusals and errors', 'status=422', 'status=500' ])
+{
+	my ($name, @faults) = @$case;
+
+	track("SELECT 'fault:' || f || ',id=' || i FROM generate_series(1, 8) i, unnest('{\"$faults[0]\",\"$faults[1]\"}'::text[]) f");
+	like($store->call, qr/: 0 refreshed, 16 to be tried again/, "$name are counted");
+}
+
 #
 # A limit that is too low for anything ends a run
 #
