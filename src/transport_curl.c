@@ -396,9 +396,13 @@ ca_file_changed(const HrflowSettings *settings)
 static void
 discard_multi(void)
 {
-	while (!dlist_is_empty(&pool.idle))
-		free_transfer(dlist_container(HrflowTransfer, node,
-									  dlist_pop_head_node(&pool.idle)));
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &pool.idle)
+	{
+		free_transfer(dlist_container(HrflowTransfer, node, iter.cur));
+	}
+	dlist_init(&pool.idle);
 	pool.nidle = 0;
 	curl_multi_cleanup(pool.multi);
 	pool.multi = NULL;
