@@ -331,10 +331,14 @@ warn_if_key_was_readable(void)
 			 errhint("Set hrflow_embed.api_key_file instead, or add hrflow_embed to shared_preload_libraries.")));
 }
 
+/*
+ * Parallel mode is over at the latest when a transaction ends.  What has failed
+ * before fails again, and is not to keep the session from committing.
+ */
 static void
 define_deferred(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_PRE_COMMIT)
+	if (event == XACT_EVENT_PRE_COMMIT && !defining)
 		hrflow_settings_define();
 }
 

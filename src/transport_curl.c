@@ -390,8 +390,8 @@ ca_file_changed(const HrflowSettings *settings)
 
 /*
  * Close all connections, and forget what libcurl has read of certificates and
- * remembers of TLS sessions: it keeps the former with the multi handle, for a
- * day, and the latter with easy handles, or since 8.12 with the former.
+ * remembers of TLS sessions.  The certificates are the multi handle's, for a
+ * day; the sessions are the easy handles', and since 8.12 the multi handle's.
  */
 static void
 discard_multi(void)
