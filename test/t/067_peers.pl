@@ -88,6 +88,7 @@ $tls->finish;
 		my ($ca) = @_;
 		PostgreSQL::Test::Utils::append_to_file("$trusted.new", PostgreSQL::Test::Utils::slurp_file($ca));
 		rename("$trusted.new", $trusted) or die $!;
+		sleep 1;    # it is looked at once a second
 	};
 	my $port = $api->https;
 	my $session = Hrflow::Session->new($node);
@@ -105,6 +106,7 @@ $tls->finish;
 	$trust->($api->ca);
 	is($session->ask($call), $ok, 'and again when it is back');
 	unlink $trusted;
+	sleep 1;
 	like($session->ask($call), qr/^connection_failed\|.*ca_file names cannot be read/, 'without the file, no server is');
 	$session->finish;
 }

@@ -797,6 +797,7 @@ foreach my $case (
 		unlink "$certificates/trusted.pem";
 		PostgreSQL::Test::Utils::append_to_file("$certificates/trusted.pem",
 			PostgreSQL::Test::Utils::slurp_file("$certificates/$ca.pem"));
+		sleep 1;    # it is looked at once a second
 		play_host(($ca eq 'ca' ? 'before' : 'after') . ' its CA is revoked, a certificate', "https://localhost:$port", $outcome, %more,
 			settings => { ca_file => literal("$certificates/trusted.pem") });
 	}
