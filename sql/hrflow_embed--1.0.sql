@@ -685,9 +685,9 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- Where the store has an index of pgvector's for the section, as
 -- hrflow_index_statement() makes it, it is used, and the result is as
 -- approximate as the index; else every vector of the section is compared.
--- Vectors of another dimension than query's are left out, as are arrays of two
--- dimensions or with nulls.  profile_id is the store's identifier: the
--- reference or the e-mail where it was made so.
+-- Vectors of another dimension than query's are left out (with a WARNING where
+-- all are), as are arrays of two dimensions or with nulls.  profile_id is the
+-- store's identifier: the reference or the e-mail where it was made so.
 --
 -- Cost: none, no network.
 -- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both

@@ -415,10 +415,13 @@ typedef void (*Visitor) (void *arg, const Match *match);
  * item, real[]).  Those of another dimension, of no length, with nulls or in
  * rows are left out; and those that are not among the best so far, where
  * "best" is not NULL.
+ *
+ * A query of another model's meets none of its dimension, and is told so.
  */
 static void
-compare_all(const char *sql, const HrflowParameters *parameters,
-			ArrayType *query, const Matches *best, Visitor visitor, void *arg)
+compare_all(const HrflowStore *store, const char *sql,
+			const HrflowParameters *parameters, ArrayType *query,
+			const Matches *best, Visitor visitor, void *arg)
 {
 	HrflowParameters *p = unconstify(HrflowParameters *, parameters);
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
@@ -427,7 +430,11 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 	int			dimension = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
 	double		norm = hrflow_vector_norm((float4 *) ARR_DATA_PTR(query),
 										  dimension);
-	Portal		portal = SPI_cursor_open_with_args(NULL, sql, p->n, p->types,
+	int			other_dimension = 0;
+	bool		met_dimension = false;
+	Portal		portal = SPI_cursor_open_with_args(NULL,
+												   hrflow_store_sql(store, sql),
+												   p->n, p->types,
 												   p->values, p->nulls, true,
 												   CURSOR_OPT_NO_SCROLL);
 
@@ -447,6 +454,11 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 			double		norms;
 			Match		match;
 
+			if (vector != NULL && ARR_NDIM(vector) == 1)
+			{
+				met_dimension |= ARR_DIMS(vector)[0] == dimension;
+				other_dimension = ARR_DIMS(vector)[0];
+			}
 			if (vector != NULL && ARR_NDIM(vector) == 1 &&
 				ARR_DIMS(vector)[0] == dimension &&
 				!array_contains_nulls(vector) &&
@@ -467,6 +479,14 @@ compare_all(const char *sql, const HrflowParameters *parameters,
 	}
 	SPI_cursor_close(portal);
 	MemoryContextDelete(context);
+
+	if (!met_dimension && other_dimension > 0)
+		ereport(WARNING,
+				(errmsg("no vector of store %s has the query's %d dimensions",
+						store->vectors_name, dimension),
+				 errdetail("Those of the sections asked for have others, such as %d.",
+						   other_dimension),
+				 errhint("Compare what one model made.")));
 }
 
 static void
@@ -493,10 +513,10 @@ search_section(const HrflowStore *store, ArrayType *query,
 		return best;
 	}
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
-	compare_all(hrflow_store_sql(store,
-								 "SELECT v.source_id, v.%I, v.section, v.item,"
-								 " v.vector::real[] FROM %V AS v"
-								 " WHERE v.section = $1"),
+	compare_all(store,
+				"SELECT v.source_id, v.%I, v.section, v.item,"
+				" v.vector::real[] FROM %V AS v"
+				" WHERE v.section = $1",
 				&parameters, query, best, visit_match, best);
 	return best;
 }
@@ -651,12 +671,12 @@ search_weighted(const HrflowStore *store, ArrayType *query,
 			" (SELECT * FROM unnest($2, $3))";
 
 	/* A profile's vectors together; the cast above the sort, not below. */
-	compare_all(hrflow_store_sql(store,
-								 psprintf("SELECT v.source_id, v.%%I, v.section, v.item,"
-										  " v.vector::real[] FROM (SELECT v.* FROM %%V AS v"
-										  " WHERE v.section = ANY ($1)%s"
-										  " ORDER BY v.source_id, v.%%I OFFSET 0) AS v",
-										  candidates)),
+	compare_all(store,
+				psprintf("SELECT v.source_id, v.%%I, v.section, v.item,"
+						 " v.vector::real[] FROM (SELECT v.* FROM %%V AS v"
+						 " WHERE v.section = ANY ($1)%s"
+						 " ORDER BY v.source_id, v.%%I OFFSET 0) AS v",
+						 candidates),
 				&parameters, query, NULL, visit_profile, &weighing);
 	if (weighing.source_id != NULL)
 		finish_profile(&weighing);

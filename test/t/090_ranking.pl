@@ -259,6 +259,15 @@ SKIP:
 	cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
 }
 
+# A query of another model's finds nothing, and is told why; not where there is
+# nothing to find
+foreach my $call ("hrflow_match('plain', '{1}')", "hrflow_match_weighted('plain', '{1}', '{\"profile\": 1, \"skills\": 1}')")
+{
+	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");
+	is($out, '', "$call gives no row");
+	like($err, qr/WARNING:  no vector of store public\.plain has the query's 1 dimensions\nDETAIL:  .* such as 64\./, 'and says so');
+}
+
 # What cannot be ranked
 foreach my $case (
 	[ "hrflow_match('plain', NULL)", '' ],
@@ -268,7 +277,6 @@ foreach my $case (
 	[ "hrflow_match('plain', '{{1,2}}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
 	[ "hrflow_match('plain', '{1,NULL}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
 	[ "hrflow_match('plain', '{1}', 0)", 'ERROR:  k must be between 1 and 10000' ],
-	[ "hrflow_match('plain', '{1}')", '' ],
 	[ "hrflow_match('plain', array_fill(1::real, ARRAY[64]), 10, 'no such section')", '' ],
 	[ "hrflow_match('pg_class', '{1}')", 'ERROR:  "pg_class" is not a store of vectors' ],
 	[ "hrflow_match_weighted('plain', '{1}', '{}')", 'ERROR:  weights must be a JSON object with a number for each section' ],
