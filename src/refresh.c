@@ -82,6 +82,10 @@ enum
 /* How long a lock is waited for to give leases back, in milliseconds. */
 #define RELEASE_LOCK_TIMEOUT 1000
 
+/* What the API is asked for section by section where "fields" is left out. */
+#define KNOWN_SECTIONS \
+	"{\"profile\":1,\"skills\":1,\"interests\":1,\"experiences\":1,\"educations\":1}"
+
 /* Seconds between two lines of progress. */
 #define PROGRESS_INTERVAL 5
 
@@ -144,8 +148,9 @@ typedef struct Run
 	Oid			profiles;		/* InvalidOid: by its name */
 	Jsonb	   *fields;			/* NULL: left out */
 	const char *fields_text;
-	ArrayType  *sections;		/* those of "fields", or NULL for all */
-	List	   *parts;			/* "fields" section by section: Jsonb */
+	ArrayType  *sections;		/* those of "fields"; if that is left out,
+								 * those that are known */
+	List	   *parts;			/* they one by one: Jsonb */
 	Interval   *max_age;
 	TimestampTz deadline;		/* of the time budget */
 	int64		max_profiles;
@@ -609,7 +614,8 @@ is_complete(const Profile *profile)
 
 /*
  * Delete a profile's vectors, of the sections asked for, that its answer no
- * longer has.
+ * longer has.  Where "fields" is left out those are all, unless there was no
+ * answer before the known ones were asked for one by one.
  */
 static void
 delete_old_vectors(Run *run, const Plans *plans, Profile *profile)
@@ -632,7 +638,7 @@ delete_old_vectors(Run *run, const Plans *plans, Profile *profile)
 	values[0] = CStringGetTextDatum(profile->source_id);
 	values[1] = CStringGetTextDatum(profile->identifier);
 	values[2] = PointerGetDatum(run->sections);
-	nulls[2] = run->sections == NULL ? 'n' : ' ';
+	nulls[2] = run->fields == NULL && !profile->no_vector ? 'n' : ' ';
 	values[3] = PointerGetDatum(construct_array(sections, n, TEXTOID, -1,
 												false, TYPALIGN_INT));
 	values[4] = PointerGetDatum(construct_array(items, n, INT4OID,
@@ -1544,7 +1550,7 @@ make_part(const char *key, const char *value, bool is_element)
 }
 
 /*
- * Read "fields": which sections are asked for, and the parts.
+ * Read "fields": which sections are asked for, and its parts.
  */
 static void
 read_fields(Run *run, Jsonb *fields)
@@ -1560,10 +1566,12 @@ read_fields(Run *run, Jsonb *fields)
 
 	run->fields = hrflow_check_fields(fields);
 	run->fields_text = hrflow_fields_text(run->fields);
-	if (run->fields == NULL)
-		return;
+	fields = run->fields;
+	if (fields == NULL)
+		fields = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+													CStringGetDatum(KNOWN_SECTIONS)));
 
-	iterator = JsonbIteratorInit(&run->fields->root);
+	iterator = JsonbIteratorInit(&fields->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
 	{
 		char	   *text;
@@ -1577,7 +1585,9 @@ read_fields(Run *run, Jsonb *fields)
 
 		Assert(key != NULL);	/* for they are an object */
 		text = jsonb_text(&value);
-		if (strcmp(text, "0") == 0 && token == WJB_VALUE)
+		if (token == WJB_VALUE &&
+			(strcmp(text, "0") == 0 || strcmp(text, "false") == 0 ||
+			 strcmp(text, "null") == 0))
 			continue;			/* not asked for */
 		run->parts = lappend(run->parts, make_part(key, text, token == WJB_ELEM));
 		if (sections == NIL || strcmp(llast(sections), key) != 0)

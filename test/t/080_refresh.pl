@@ -258,6 +258,31 @@ like($store->call, qr/: 1 refreshed/, 'the second is fetched at the second attem
 is($store->sql("SELECT state, attempts, last_error FROM shop.embedding_profile WHERE profile_id ~ 'fault'"), 'ok|0|',
 	'and all is forgotten');
 
+# Where all sections are asked for, the known ones are; nothing else is deleted
+my $partly = q{fault:first=1,status=400,message=Invalid key. File doesn't exist,id=cook};
+my $sections = "SELECT string_agg(DISTINCT section, ' ' ORDER BY section) FROM shop.embedding WHERE profile_id ~ 'File'";
+$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES (\$\$$partly\$\$)");
+foreach my $round ('new', 'known')
+{
+	$api->reset;
+	$store->hasten("profile_id ~ 'File'");
+	like($store->call('fields => NULL'), qr/: 1 refreshed/, "a section without a vector, the profile is $round");
+	is_deeply([ values %{ $store->asked } ], [6], 'all known sections are asked for');
+	is($store->sql($sections), 'educations experiences interests profile skills' . ($round eq 'known' ? ' summary' : ''),
+		'and what they have is there');
+	$store->sql("INSERT INTO shop.embedding (source_id, profile_id, section, item, vector) SELECT source_id, profile_id, 'summary', 0, '{1}'
+		FROM shop.embedding_profile WHERE profile_id ~ 'File' ON CONFLICT DO NOTHING");
+}
+$store->hasten("profile_id ~ 'File'");
+$store->call('fields => NULL');
+unlike($store->sql($sections), qr/summary/, 'an answer that lacks a section deletes it');
+$store->sql("INSERT INTO shop.embedding (source_id, profile_id, section, item, vector) SELECT source_id, profile_id, 'summary', 0, '{1}'
+	FROM shop.embedding_profile WHERE profile_id ~ 'File'");
+$store->hasten("profile_id ~ 'File'");
+$store->call(q(fields => '{"profile": 1, "summary": false, "skills": null}'));
+is($store->sql($sections), 'educations experiences interests profile skills summary', 'one that is not asked for stays');
+$store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'File'");
+
 like($slow->finish_call($slow_call), qr/INFO: .* slow\.embedding: \d+ done, 0 of them not well, \d+ remaining, \d+ a second, about \d+ s to go.*slow\.embedding: 100 refreshed/s,
 	'a run that takes longer tells how far it has come');
 
