@@ -53,17 +53,24 @@ hrflow_rate_now(void)
 }
 
 /*
- * The account that these settings use: never 0.  Nothing tells the key from
- * it.
+ * The account that these settings use, the key and the origin of base_url:
+ * never 0.  Nothing tells the key from it.
  */
 uint64
 hrflow_rate_account(const HrflowSettings *settings)
 {
-	uint64		key = hash_bytes_extended((const unsigned char *) settings->api_key,
-										  strlen(settings->api_key), 0);
-	uint64		hash = hash_bytes_extended((const unsigned char *) settings->base_url,
-										   strlen(settings->base_url), key);
+	uint64		hash = hash_bytes_extended((const unsigned char *) settings->api_key,
+										   strlen(settings->api_key), 0);
+	HrflowUrl	url;
+	char	   *origin;
 
+	if (hrflow_request_parse_url(settings->base_url, &url) != NULL)
+		elog(ERROR, "base_url has not been checked");
+	origin = psprintf("%d %.*s", url.port, url.host_length, url.host);
+	for (char *p = origin; *p; p++)
+		*p = pg_ascii_tolower(*p);
+	hash = hash_bytes_extended((unsigned char *) origin, strlen(origin), hash);
+	pfree(origin);
 	return hash != 0 ? hash : 1;
 }
 
