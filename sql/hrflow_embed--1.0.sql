@@ -777,7 +777,7 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION hrflow_embed_stats() IS
 'what hrflow_embed has done; the view of the same name shows it';
 
--- Counts every statement when it ends.
+-- Counts what a statement does once a second, and when it ends.
 --
 --   scope               'server': all backends, on PostgreSQL 17 and later or
 --                       with hrflow_embed in shared_preload_libraries; else

@@ -101,7 +101,7 @@ typedef struct Batch
 	dlist_head	links;			/* to be fetched, in this order: Asked */
 	size_t		pending;		/* bytes of bodies asked with, no reply yet */
 	int64		nrows;			/* so far */
-	int			nasked;			/* elements with a reply of the API */
+	int			nanswered;		/* elements with a reply of the API */
 	bool		any_ok;
 	bool		any_forbidden;
 
@@ -715,7 +715,8 @@ take_reply(Batch *batch, HrflowReply *reply)
 
 	if (!is_link)
 	{
-		batch->nasked++;
+		for (int i = asked->element; i >= 0; i = batch->next_equal[i])
+			batch->nanswered++;
 		batch->any_ok |= result.status == HRFLOW_OK;
 		if (!batch->refused && is_refusal(batch, &result))
 			refuse_all(batch, &result);
@@ -801,8 +802,8 @@ report_refusal(Batch *batch)
 	ereport(WARNING,
 			(errmsg("batch was not finished: %s",
 					hrflow_status_describe(&batch->refusal)),
-			 errdetail("%d of %d elements were asked; the others have the status \"%s\".",
-					   batch->nasked, batch->nelements,
+			 errdetail("%d of %d elements were answered; what was still to be asked has the status \"%s\".",
+					   batch->nanswered, batch->nelements,
 					   hrflow_status_name(batch->refusal.status))));
 }
 
@@ -835,6 +836,7 @@ run(Batch *batch, int time_limit)
 		report_refusal(batch);
 	put_rest_of_links(batch);
 	put_rest(batch);
+	hrflow_stats_flush();
 }
 
 /*

@@ -4,7 +4,8 @@
  *		What has been done: counters, and the function behind the view
  *		hrflow_embed_stats.
  *
- * A statement counts for itself and adds to the shared counters at its end.
+ * A statement counts for itself and adds to the shared counters once a second
+ * while it waits, and at its end.
  *
  *-------------------------------------------------------------------------
  */
@@ -114,6 +115,9 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
+	/* Of a statement that an error ended something may be left. */
+	hrflow_stats_flush();
+
 	values[n++] = CStringGetTextDatum(hrflow_shared_is_shared() ?
 									  "server" : "session");
 	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)
@@ -139,6 +143,7 @@ hrflow_embed_stats_reset(PG_FUNCTION_ARGS)
 {
 	HrflowShared *shared = hrflow_shared_get();
 
+	hrflow_stats_flush();
 	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)
 		pg_atomic_write_u64(&shared->counters[i], 0);
 	for (int i = 0; i < HRFLOW_NSTATUSES; i++)

@@ -49,6 +49,9 @@
  */
 #define OVERDUE_MARGIN SEC
 
+/* How often others are told how far a statement has come. */
+#define FLUSH_INTERVAL SEC
+
 /*
  * As many requests may wait for another try.  More are not begun before some
  * of these are done, so that a server in trouble does not fill our memory.
@@ -75,6 +78,7 @@ struct HrflowTransport
 	bool		awaits_rate;	/* the first of ready may not start before ... */
 	int64		admitted_at;
 	int64		deadline;		/* all must be done by then; or NEVER */
+	int64		flushed_at;		/* when its counts were added to the shared */
 	bool		has_probe;		/* one of running is a probe */
 	bool		stopped;		/* nothing more is sent to the API */
 	bool		expired;		/* because the deadline is over */
@@ -387,6 +391,7 @@ next_time(const HrflowTransport *transport)
 	int64		next = Min(transport->deadline, overdue_at(transport));
 	HrflowTransfer *transfer = first_delayed(transport);
 
+	next = Min(next, transport->flushed_at + FLUSH_INTERVAL);
 	if (transfer != NULL)
 		next = Min(next, transfer->due);
 	if (transport->awaits_rate)
@@ -520,6 +525,7 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->reply.target = target;
 	transfer->reply.tag = tag;
 	transfer->is_probe = false;
+	transfer->was_sent = false;
 	transfer->url = url;
 	transfer->post = post;
 	make_ready(transport, transfer, false);
@@ -714,6 +720,11 @@ hrflow_transport_next(HrflowTransport *transport)
 			transport->ndelayed == 0)
 			return NULL;
 
+		if (now - transport->flushed_at >= FLUSH_INTERVAL)
+		{
+			hrflow_stats_flush();
+			transport->flushed_at = now;
+		}
 		hrflow_curl_wait(next_time(transport));
 	}
 }

@@ -36,6 +36,7 @@ typedef struct HrflowTransfer
 	pairingheap_node delayed;	/* in the transport's delayed, by due */
 	int64		due;			/* when the next try may begin */
 	bool		is_probe;		/* the first one after a pause */
+	bool		was_sent;		/* once at least */
 	bool		is_alone;		/* this try is the only one in flight */
 
 	/* For transport_curl.c. */

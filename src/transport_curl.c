@@ -970,8 +970,8 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	check_multi(curl_multi_add_handle(pool.multi, transfer->easy),
 				"curl_multi_add_handle");
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
-	if (reply->attempts > 1)
-		hrflow_stats_count(HRFLOW_RETRIES, 1);
+	hrflow_stats_count(HRFLOW_RETRIES, transfer->was_sent);
+	transfer->was_sent = true;
 	return true;
 }
 
@@ -1096,12 +1096,11 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 	curl_off_t	retry_after = 0;
 	long		connects = 0;
 
+	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
 	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &http_status);
 	curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_TYPE, &content_type);
 	curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
 
-	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
-	hrflow_stats_count(HRFLOW_CONNECTIONS_OPENED, connects);
 	hrflow_stats_count(HRFLOW_CONNECTIONS_REUSED,
 					   connects == 0 && http_status != 0);
 	hrflow_stats_count(HRFLOW_RATE_LIMITS, http_status == 429);
@@ -1186,7 +1185,10 @@ void
 hrflow_curl_remove(HrflowTransfer *transfer)
 {
 	curl_off_t	found_after = 0;
+	long		connects = 0;
 
+	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
+	hrflow_stats_count(HRFLOW_CONNECTIONS_OPENED, connects);
 	if (transfer->looks_up)
 		curl_easy_getinfo(transfer->easy, CURLINFO_NAMELOOKUP_TIME_T,
 						  &found_after);

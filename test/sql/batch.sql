@@ -84,8 +84,10 @@ SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=402,a,b,c}'); -- 
 SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=429,a,b,c}'); -- error
 \echo :SQLSTATE
 -- what was had before is kept
+SELECT hrflow_embed_stats_reset();
 SELECT ordinality, status, http_status
 FROM hrflow_profile_embeddings('acme', '{a,missing,fault:status=402,b,a,c}');
+SELECT requests, rows_by_status FROM hrflow_embed_stats;
 -- one 403 is its row's, the second concerns all
 SELECT ordinality, status, http_status
 FROM hrflow_profile_embeddings('acme', '{a,fault:status=403,b,"fault:status=403,id=2",c}');

@@ -231,4 +231,24 @@ foreach my $i (0 .. $#ms)
 }
 cmp_ok($most, '<=', 42, 'no second has more than its own and one that was saved');
 
+# It is a key's at an origin, however that is written
+my $origin = $api->base_url =~ s{127.0.0.1}{localhost}r;
+my $spelled = $origin =~ s{http://localhost(:\d+)/v1}{HTTP://LocalHost$1/v1/}r;
+my $ask = "SELECT status FROM hrflow_profile_embeddings('acme', '{one}');";
+is(sql("SET hrflow_embed.max_requests_per_minute = 60; SET hrflow_embed.batch_timeout = '300ms';
+	SET hrflow_embed.base_url = '$origin'; $ask SET hrflow_embed.base_url = '$spelled'; $ask"),
+	"ok\ntimeout", 'a turn taken at an origin is taken however that is written');
+
+#
+# What others see of a batch while it runs
+#
+sql('SELECT hrflow_embed_stats_reset()');
+my $batch = IPC::Run::start(
+	[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', batch(ids(20) . " || 'fault:latency=3000'::text") ],
+	'>', \my $nothing);
+ok($node->poll_query_until('postgres', q{SELECT calls = 1 AND requests = 21 AND rows_by_status @> '{"ok": 20}' FROM hrflow_embed_stats
+	WHERE EXISTS (SELECT FROM pg_stat_activity WHERE query ~ 'latency' AND state = 'active' AND pid <> pg_backend_pid())}),
+	'what is had is counted before a batch is at its end');
+$batch->finish;
+
 done_testing();
