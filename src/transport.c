@@ -725,7 +725,7 @@ hrflow_transport_next(HrflowTransport *transport)
 			hrflow_stats_flush();
 			transport->flushed_at = now;
 		}
-		hrflow_curl_wait(next_time(transport));
+		hrflow_curl_wait(next_time(transport), transport->nrunning == 0);
 	}
 }
 

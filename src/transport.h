@@ -72,7 +72,7 @@ extern void hrflow_curl_remove(HrflowTransfer *transfer);
 extern void hrflow_curl_abandon(HrflowTransfer *transfer);
 extern HrflowTransfer *hrflow_curl_next_done(void);
 extern void hrflow_curl_run_timer(void);
-extern void hrflow_curl_wait(int64 until);
+extern void hrflow_curl_wait(int64 until, bool is_delay);
 extern void hrflow_curl_work(void);
 
 #endif							/* HRFLOW_TRANSPORT_H */

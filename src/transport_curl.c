@@ -70,7 +70,8 @@ static struct
 	bool		has_poller;
 	int			poller;			/* valid if so */
 	WaitEventSet *wait_set;
-	uint32		wait_event;
+	uint32		wait_event;		/* of who awaits the network, */
+	uint32		delay_event;	/* and of who has nothing under way */
 	const HrflowSettings *settings; /* of the statement */
 	struct curl_slist *headers; /* of a GET of the API, */
 	struct curl_slist *post_headers;	/* of a POST, */
@@ -465,6 +466,7 @@ make_wait_set(void)
 						  NULL, NULL);
 	AddWaitEventToSet(half_made, WL_SOCKET_READABLE, pool.poller, NULL, NULL);
 	pool.wait_event = hrflow_compat_wait_event("HrflowApi");
+	pool.delay_event = hrflow_compat_wait_event("HrflowDelay");
 	pool.wait_set = half_made;
 	half_made = NULL;
 }
@@ -1292,10 +1294,10 @@ milliseconds_until(int64 when, int64 now)
 
 /*
  * Sleep until a socket is ready, libcurl's timer runs off, the latch is set,
- * or it is "until".
+ * or it is "until".  "is_delay" where no request is under way.
  */
 void
-hrflow_curl_wait(int64 until)
+hrflow_curl_wait(int64 until, bool is_delay)
 {
 	WaitEvent	events[3];
 	int64		began = hrflow_rate_now();
@@ -1303,7 +1305,8 @@ hrflow_curl_wait(int64 until)
 
 	n = WaitEventSetWait(pool.wait_set,
 						 milliseconds_until(Min(until, pool.timer), began),
-						 events, lengthof(events), pool.wait_event);
+						 events, lengthof(events),
+						 is_delay ? pool.delay_event : pool.wait_event);
 	hrflow_stats_count(HRFLOW_WAITED_USEC, hrflow_rate_now() - began);
 
 	for (int i = 0; i < n; i++)
