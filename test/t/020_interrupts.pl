@@ -144,14 +144,14 @@ foreach my $case (@cases)
 #
 # What others see meanwhile, and do
 #
-my $awaited = $node->pg_version >= 17 ? 'Extension|HrflowApi' : 'Extension|Extension';
 foreach my $case (
-	[ 'a reply', '', $one->('fault:silent'), sub { $_[0]{requests} >= 1 } ],
-	[ 'its turn within the rate', "SET hrflow_embed.api_key = '$keys[3]'; SET hrflow_embed.max_requests_per_minute = 1;", $one->('a') . $one->('b'), sub { ($_[0]{by_status}{200} // 0) >= 1 } ],
-	[ 'another try', '', $one->('fault:status=503,retry_after=60'), sub { ($_[0]{by_status}{503} // 0) >= 1 } ])
+	[ 'a reply', 'HrflowApi', '', $one->('fault:silent'), sub { $_[0]{requests} >= 1 } ],
+	[ 'its turn within the rate', 'HrflowDelay', "SET hrflow_embed.api_key = '$keys[3]'; SET hrflow_embed.max_requests_per_minute = 1;", $one->('a') . $one->('b'), sub { ($_[0]{by_status}{200} // 0) >= 1 } ],
+	[ 'another try', 'HrflowDelay', '', $one->('fault:status=503,retry_after=60'), sub { ($_[0]{by_status}{503} // 0) >= 1 } ])
 {
-	my ($name, $settings, $sql, $comes_to) = @$case;
+	my ($name, $event, $settings, $sql, $comes_to) = @$case;
 	my $session = Hrflow::Session->new($node);
+	my $awaited = 'Extension|' . ($node->pg_version >= 17 ? $event : 'Extension');
 
 	$session->ask($settings);
 	$api->reset;
@@ -164,7 +164,7 @@ foreach my $case (
 		select(undef, undef, undef, 0.02);
 		$seen{ waits_for($session) } = 1;
 	}
-	is(join(', ', sort keys %seen), $awaited, "a backend that awaits $name is seen to await the API");
+	is(join(', ', sort keys %seen), $awaited, "a backend that awaits $name is seen to");
 	$control->ask("SELECT pg_terminate_backend($session->{pid});");
 	$session->finish;
 }
