@@ -59,7 +59,13 @@ ORDER BY c.name;
 SELECT count(*) FROM hrflow_profile_embeddings('acme', '{}');
 SELECT ordinality, status, error FROM hrflow_profile_embeddings(NULL, '{a,b}') ORDER BY 1;
 SELECT ordinality, status, error FROM hrflow_profile_embeddings('', '{a}') ORDER BY 1;
-SELECT status, count(*) FROM hrflow_profile_embeddings('acme', ARRAY[repeat('x', 1000000), NULL]) GROUP BY 1;
+
+-- What is too long is not sent; its neighbours are
+SELECT hrflow_embed_stats_reset();
+SELECT ordinality, length(profile_id), status, http_status, error
+FROM hrflow_profile_embeddings('acme', ARRAY['a', repeat('x', 1000000), 'b', NULL])
+ORDER BY 1;
+SELECT requests FROM hrflow_embed_stats;
 
 -- Arguments that fit nothing
 SELECT * FROM hrflow_profile_embeddings('acme'); -- error
