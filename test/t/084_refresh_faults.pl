@@ -404,6 +404,37 @@ like($store->call, qr/: 2 refreshed/, 'which is asked for again');
 $locker->finish;
 
 #
+# A lease ends by itself, and is one session's
+#
+track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
+$store->sql("UPDATE shop.embedding_profile SET lease_until = now() + CASE profile_id
+	WHEN 'cook-1' THEN interval '-1 second' WHEN 'cook-2' THEN interval '1 hour' END");
+like($store->call, qr/: 2 refreshed/, 'what another session has a lease of is left to it');
+is_deeply($store->asked, { 'cook-1' => 1, 'cook-3' => 1 }, 'and not asked for, unless the lease is over');
+is($store->sql("SELECT profile_id, state, attempts, lease_until > now() FROM shop.embedding_profile ORDER BY 1"),
+	"cook-1|ok|0|\ncook-2|due|0|t\ncook-3|ok|0|", 'it stays as it is');
+is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'), "cook-1\ncook-3", 'and has no vector');
+
+# Another one has it by the time the answer comes, or the run is cancelled
+foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 failed/ ], [ 'silent', qr/57014: canceling statement/ ])
+{
+	my ($fault, $end) = @$case;
+
+	track("SELECT 'fault:$fault,id=cook'");
+	my $call = $store->start_call;
+	$api->wait_until(sub { $_[0]{requests} >= 1 });
+	$store->sql("UPDATE shop.embedding_profile SET lease_until = now() + interval '1 hour'");
+	if ($fault eq 'silent')
+	{
+		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
+	}
+	like($store->finish_call($call), $end, "$fault: a run whose lease is another's by now ends");
+	is(profiles("state, attempts, refreshed_at, http_status, lease_until > now() + interval '50 minutes'"), 'due|1|||t',
+		'it leaves the profile alone');
+	is($store->sql('SELECT count(*) FROM shop.embedding'), 0, 'and writes no vector');
+}
+
+#
 # Jobs of pg_cron
 #
 SKIP:
