@@ -1,7 +1,7 @@
 # What a store's refresh does where something beside it is wrong: an answer that
 # is wrong for all, an error or a lock of the owner's own, a limit set too low.
-# And that its memory stays what it is.  SQL sees neither what is asked nor
-# other sessions.
+# And that its memory stays what it is, and when it asks again.  SQL sees neither
+# what is asked nor other sessions.
 use strict;
 use warnings;
 use Hrflow::Node;
@@ -432,6 +432,48 @@ foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 fai
 	is(profiles("state, attempts, refreshed_at, http_status, lease_until > now() + interval '50 minutes'"), 'due|1|||t',
 		'it leaves the profile alone');
 	is($store->sql('SELECT count(*) FROM shop.embedding'), 0, 'and writes no vector');
+}
+
+#
+# When a profile is due again
+#
+foreach my $case ([ undef, 27, 30 ], [ "max_age => '10 days'", 9, 10 ])
+{
+	my ($arguments, $least, $most) = @$case;
+
+	track("SELECT 'cook-' || i FROM generate_series(1, 20) i");
+	like($store->call($arguments, role => 'keeper', settings => { TimeZone => 'UTC' }), qr/: 20 refreshed/,
+		'profiles are fetched together');
+	my $days = 'extract(epoch FROM due_at - refreshed_at) / 86400';
+	is($store->sql("SELECT min($days) > $least - 0.001 AND max($days) <= $most, max($days) - min($days) > ($most - $least) / 4.0
+			FROM shop.embedding_profile"), 't|t', "and are due at different times, $least to $most days later");
+	like($store->call, qr/: 0 refreshed/, 'not before');
+}
+
+# At once, where max_age is nothing: by the next run, not the same
+track("SELECT unnest('{cook-1,cook-2,missing-1}'::text[])");
+like($store->call("max_age => '0', time_budget => '5 seconds'"), qr/: 2 refreshed, .* 1 not found, 0 gone/,
+	'a run ends though all is due again');
+is_deeply($store->asked, { 'cook-1' => 1, 'cook-2' => 1, 'missing-1' => 1 }, 'it asks once');
+is($store->states, 'missing 1, ok 2', 'of one that is not found, too');
+is(profiles('due_at <= clock_timestamp()'), 't', 'and all is due');
+like($store->call("max_age => '0', time_budget => '5 seconds'"), qr/: 2 refreshed, .* 0 not found, 1 gone/,
+	'which the next run sees');
+
+# After a failure later and later
+track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 7) i");
+my $attempt = 0;
+foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 * 60, 24 * 60 ])
+{
+	my ($least, $most) = @$minutes;
+
+	# The last time after many more, of which a day is the end
+	$attempt = $most == 24 * 60 ? 12 : $attempt + 1;
+	$store->sql("UPDATE shop.embedding_profile SET attempts = $attempt - 1");
+	$store->hasten;
+	like($store->call('max_attempts => 20'), qr/: 0 refreshed, 7 to be tried again/, "attempt $attempt fails");
+	is(profiles("attempts, due_at - failed_at BETWEEN interval '$least minutes' - interval '1 second' AND interval '$most minutes'"),
+		"$attempt|t", "and the next is $least to $most minutes later");
 }
 
 #
