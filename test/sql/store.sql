@@ -56,6 +56,18 @@ DELETE FROM talent.candidate WHERE name IN ('Ada', 'Bob', 'Cleo');
 SELECT profile_id, manual FROM talent.state;
 DELETE FROM talent.other WHERE source = 'acme';
 SELECT source_id, profile_id FROM talent.embedding_profile ORDER BY 1, 2;
+
+-- So does TRUNCATE
+INSERT INTO talent.other VALUES ('teacher-1', 'acme');
+INSERT INTO talent.embedding VALUES ('acme', 'teacher-1', 'profile', 0, '{1}');
+TRUNCATE talent.candidate;
+SELECT source_id, profile_id, manual FROM talent.embedding_profile ORDER BY 1, 2;
+SELECT DISTINCT profile_id FROM talent.embedding ORDER BY 1;
+TRUNCATE talent.other;
+SELECT profile_id, manual FROM talent.state;
+SELECT DISTINCT profile_id FROM talent.embedding ORDER BY 1;
+INSERT INTO talent.candidate VALUES ('Ada', 'cook-1');
+INSERT INTO talent.other VALUES ('cook-1', 'acme'), ('cook-2', 'acme');
 TRUNCATE talent.other, talent.candidate;
 SELECT profile_id, manual FROM talent.state;
 SELECT hrflow_untrack('talent.embedding', 'acme', '{nurse-1,nobody}');
