@@ -92,9 +92,9 @@ SELECT profile_id, state, due, last_error FROM talent.state;
 SELECT profile_id, state, attempts, http_status, refreshed_at FROM hrflow_store_failures('talent.embedding');
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
-SELECT profile_id, state, due FROM talent.state;
+SELECT profile_id, state, due, generation FROM talent.state;
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1}');
-SELECT profile_id, state, due FROM talent.state;
+SELECT profile_id, state, due, generation FROM talent.state;
 
 -- A failure is tried again later, and not for ever
 SELECT hrflow_untrack('talent.embedding', 'acme', '{missing-1}');
