@@ -111,6 +111,27 @@ SELECT profile_id, state, due, attempts, http_status FROM talent.state;
 SELECT hrflow_retry('talent.embedding');
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
 
+-- All that is counted, each a different number of times
+SELECT hrflow_create_store('talent.counted', 'real[]');
+BEGIN;
+INSERT INTO talent.counted_profile (source_id, profile_id, state, due_at, lease_until, refreshed_at, last_error, failed_at)
+SELECT 'acme', what || i, state, now() + due, now() + lease, now() - refreshed, error, now() - failed
+FROM (VALUES ('leased', 2, 'due', '-1 day'::interval, '5 minutes'::interval, NULL::interval, 'of the lease', '3 hours'::interval),
+	('lease over', 1, 'due', '-2 minutes', '-1 minute', NULL, NULL, NULL),
+	('waiting', 1, 'due', '-1 hour', NULL, NULL, NULL, NULL),
+	('old', 3, 'ok', '-1 minute', NULL, '2 hours', NULL, NULL),
+	('new', 4, 'ok', '30 days', NULL, '30 seconds', NULL, NULL),
+	('newish', 6, 'ok', '30 days', NULL, '30 minutes', NULL, NULL),
+	('failed', 7, 'failed', NULL, NULL, NULL, 'last', '1 hour'),
+	('missing', 8, 'missing', '1 day', NULL, '1 day', 'not found', '2 hours'),
+	('gone', 9, 'gone', NULL, NULL, NULL, 'not found', NULL),
+	('later', 10, 'due', '5 minutes', NULL, NULL, 'at some time', NULL)) AS v(what, n, state, due, lease, refreshed, error, failed),
+	generate_series(1, n) i;
+SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due - now() AS oldest_due, refreshed_last_minute,
+	refreshed_last_hour, requests_due, time_due, last_error, last_run, last_run_status FROM hrflow_store_status('talent.counted');
+COMMIT;
+SELECT hrflow_drop_store('talent.counted');
+
 -- One whose session ends each time while it is fetched is given up unasked
 UPDATE talent.embedding_profile SET attempts = 2, state = 'due', due_at = now() - interval '1 hour' WHERE profile_id LIKE 'fault:%';
 CALL hrflow_refresh('talent.embedding', max_attempts => 2);
