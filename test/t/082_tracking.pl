@@ -347,6 +347,25 @@ sql(q{SET ROLE keeper; DROP TABLE kept.day;
 	SELECT hrflow_untrack('kept.days', source_id, array_agg(profile_id)) FROM kept.days_profile WHERE NOT manual GROUP BY source_id});
 is(tracked('kept.days'), '6', 'or, where none is left, untracked by hand');
 
+# Nor does a row that moves to another partition, nor a TRUNCATE of one
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.month (id text, month int, cv text) PARTITION BY LIST (month);
+	CREATE TABLE kept.month_1 PARTITION OF kept.month FOR VALUES IN (1);
+	CREATE TABLE kept.month_2 PARTITION OF kept.month FOR VALUES IN (2);
+	SELECT hrflow_create_store('kept.months', 'real[]');});
+my $track_month = q{SET ROLE keeper; SELECT hrflow_track_table('kept.months', 'kept.month', 'id', 'acme', refresh_columns => '{cv}');};
+sql("$track_month INSERT INTO kept.month VALUES ('1', 1), ('2', 1), ('3', 1), ('4', 2);
+	UPDATE kept.month SET month = 2, id = '5' WHERE id = '1';
+	UPDATE kept.month SET month = 2, cv = 'new' WHERE id = '2';");
+is(tracked('kept.months'), '1 2 3 4', 'an identifier that changes while its row moves to another partition is not tracked');
+is(sql($track_month), 1, 'until the tables are reconciled');
+is(tracked('kept.months'), '2 3 4 5', 'which erases the one that it was');
+is(sql('SELECT sum(generation) FROM kept.months_profile'), 0, 'and does not see that a column has changed');
+sql('TRUNCATE kept.month_2');
+is(tracked('kept.months'), '2 3 4 5', 'what a partition had that is truncated stays');
+is(sql($track_month), 0, 'until then');
+is(tracked('kept.months'), '3', 'too');
+
 #
 # Indexes are used, whatever type and collation keys have
 #
