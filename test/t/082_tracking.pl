@@ -276,6 +276,61 @@ is(tracked('kept.swapped'), 'a', 'and what is wanted no more is erased');
 $third->finish;
 
 #
+# Statements of many profiles lock them in one order: not in the one in which
+# they are given, nor in the one in which a plan finds them
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.pair (n int, id text);
+	SELECT hrflow_create_store('kept.paired', 'real[]');
+	SELECT hrflow_track_table('kept.paired', 'kept.pair', 'id', 'acme');});
+
+# One session finds them by their keys, the other one where they lie
+$other->ask(q{SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashagg = off; SET enable_hashjoin = off;});
+$third = Hrflow::Session->new($node);
+$third->ask(q{SET ROLE keeper; SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
+	SET enable_nestloop = off; SET enable_mergejoin = off;});
+my $forth = '{a,b,c,d,e,f,g,h}';
+my $back = '{h,g,f,e,d,c,b,a}';
+my $hold = q{SELECT FROM kept.paired_profile WHERE profile_id = 'a' FOR UPDATE};
+my $many = q{INSERT INTO kept.pair SELECT 3, 'x' || i FROM generate_series(1000, 1999) i ORDER BY i};
+foreach my $case (
+	[ 'insert', $hold, "INSERT INTO kept.pair SELECT 3, unnest('$forth'::text[])", "INSERT INTO kept.pair SELECT 3, unnest('$back'::text[])" ],
+	[ 'insert many', q{SELECT hrflow_track('kept.paired', 'acme', '{x1000}')}, $many, "$many DESC" ],
+	[ 'delete', $hold, 'DELETE FROM kept.pair WHERE n = 1', 'DELETE FROM kept.pair WHERE n = 2' ],
+	[ 'delete and insert', $hold, 'DELETE FROM kept.pair WHERE n = 1', "INSERT INTO kept.pair SELECT 3, unnest('$back'::text[])" ],
+	(map { [ $_, $hold, "SELECT $_('kept.paired', 'acme', '$forth')", "SELECT $_('kept.paired', 'acme', '$back')" ] }
+		qw(hrflow_track hrflow_mark_due hrflow_untrack)),
+	[ 'hrflow_retry', $hold, (q{SELECT hrflow_retry('kept.paired')}) x 2 ])
+{
+	my ($name, $held, $first, $second) = @$case;
+
+	# The rows lie in the store in the reverse of the keys' order
+	sql(q{SET session_replication_role = replica;
+		TRUNCATE kept.pair, kept.paired_profile;
+		INSERT INTO kept.pair SELECT n, chr(i) FROM generate_series(1, 2) n, generate_series(97, 104) i;
+		INSERT INTO kept.paired_profile (source_id, profile_id, state, manual)
+		SELECT 'acme', chr(i), 'failed', false FROM generate_series(104, 97, -1) i});
+	$session->ask("SET ROLE keeper; BEGIN; $held;");
+	$other->send("$first; SELECT 'first';");
+	waits($other);
+	$third->send("$second; SELECT 'second';");
+	waits($third);
+	$session->ask('ROLLBACK;');
+	like($other->wait_for(qr/^first$/m), qr/\A(\d\n)?first\n\z/, "$name: one of two");
+	like($third->wait_for(qr/^second$/m), qr/\A(\d\n)?second\n\z/, 'and the other do not deadlock');
+}
+$other->ask('RESET ALL;');
+$third->finish;
+
+# Not so two that truncate, of which each waits to ask the other's table
+sql(q{SET ROLE keeper; CREATE TABLE kept.pair_2 (id text); SELECT hrflow_track_table('kept.paired', 'kept.pair_2', 'id', 'acme')});
+$session->ask('BEGIN; LOCK TABLE kept.pair;');
+$other->send(q{TRUNCATE kept.pair_2; SELECT 'other';});
+waits($other);
+my $answers = $session->ask('TRUNCATE kept.pair; COMMIT;') . $other->wait_for(qr/^other$/m);
+is(scalar(() = $answers =~ /ERROR:  40P01/g), 1, 'one of two that truncate at the same time is ended');
+
+#
 # Tables that feed a store go while others look for them
 #
 sub feed_two
