@@ -593,19 +593,71 @@ is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'), 'nurse-2', 'and 
 is(tracked('kept.second'), 'nurse-2', 'and in that one');
 
 #
-# A refresh meanwhile does not end an UPDATE at a higher level of isolation
+# At a higher level of isolation, what others have written since the snapshot is
+# seen by what erases, and ends what tracks
 #
 sql(q{SET ROLE keeper;
-	CREATE TABLE kept.level (id text);
+	CREATE TABLE kept.level (id text, cv text);
 	SELECT hrflow_create_store('kept.levels', 'real[]');
-	SELECT hrflow_track_table('kept.levels', 'kept.level', 'id', 'acme');
-	INSERT INTO kept.level VALUES ('m')});
-foreach my $new (qw(a z))
+	SELECT hrflow_track_table('kept.levels', 'kept.level', 'id', 'acme', refresh_columns => '{cv}');});
+my $leased = q{UPDATE kept.levels_profile SET lease_until = now()};
+my $wanted = q{INSERT INTO kept.level VALUES ('m', 'other'), ('n', 'other')};
+foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 {
-	$session->ask('SET ROLE keeper; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM kept.level;');
-	sql(q{UPDATE kept.levels_profile SET lease_until = now()});
-	is($session->ask("UPDATE kept.level SET id = '$new';"), "-- done\n", "m becomes $new though it was leased meanwhile");
-	$session->ask('ROLLBACK; RESET ROLE;');
+	foreach my $case (
+		[ $leased, "UPDATE kept.level SET id = 'a'", 'a' ],
+		[ $leased, "UPDATE kept.level SET id = 'z'", 'z' ],
+		[ $leased, 'DELETE FROM kept.level', '' ],
+		[ $leased, 'TRUNCATE kept.level', '' ],
+		[ $leased, "INSERT INTO kept.level VALUES ('n')", 'm n' ],
+		[ $leased, "INSERT INTO kept.level VALUES ('m')", undef ],
+		[ $leased, "UPDATE kept.level SET cv = 'new'", undef ],
+		(map { [ $leased, "SELECT $_('kept.levels', 'acme', '{m}')", undef ] } qw(hrflow_track hrflow_mark_due hrflow_untrack)),
+		[ $wanted, "UPDATE kept.level SET id = 'a'", 'a m n' ],
+		[ $wanted, 'DELETE FROM kept.level', 'm n' ],
+		[ $wanted, "INSERT INTO kept.level VALUES ('n')", undef ])
+	{
+		my ($meanwhile, $statement, $tracked) = @$case;
+		my $name = ($meanwhile eq $leased ? 'leased' : 'wanted') . " meanwhile, $level: $statement";
+
+		sql(q{TRUNCATE kept.level; INSERT INTO kept.level VALUES ('m')});
+		$session->ask("SET ROLE keeper; BEGIN ISOLATION LEVEL $level; SELECT FROM kept.level;");
+		sql($meanwhile);
+		my $answer = $session->ask("$statement;");
+		$session->ask('COMMIT; RESET ROLE;');
+		if (defined $tracked)
+		{
+			is($answer, "-- done\n", $name);
+			is(tracked('kept.levels'), $tracked, 'tracks and erases');
+		}
+		else
+		{
+			like($answer, qr/ERROR:  40001:/, $name);
+		}
+	}
+}
+
+# A refresh is at one level, whatever the session's is
+my $shop = Hrflow::Store->new($node, $api, 'shop');
+foreach my $level ('repeatable read', 'serializable')
+{
+	$shop->sql('DELETE FROM shop.candidate');
+	$shop->fill(40);
+	$api->reset;
+
+	# Both have their snapshots when all rows are written
+	$session->ask('BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
+	my @calls = map { $shop->start_call('max_profiles => 20, batch_size => 5',
+			settings => { default_transaction_isolation => $level =~ s/ /\\ /r }) } 1 .. 2;
+	$node->poll_query_until('postgres', q{SELECT count(*) = 2 FROM pg_locks
+		WHERE NOT granted AND relation = 'shop.embedding_profile'::regclass});
+	$session->ask('UPDATE shop.embedding_profile SET attempts = 0; COMMIT;');
+	foreach my $call (@calls)
+	{
+		like($shop->finish_call($call), qr/^INFO:  .*: 20 refreshed, 0 to be tried again/m, "$level: one of two runs does half");
+	}
+	is($shop->states, 'ok 40', 'of all');
+	is(join(' ', grep { $_ != 1 } values %{ $shop->asked }), '', 'and asks for none twice');
 }
 
 # Columns of two tables are renamed: one must be the first to be tracked again
