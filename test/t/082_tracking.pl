@@ -1,7 +1,8 @@
 # Tracking as other roles and other sessions meet it: whose code runs when
 # somebody writes to a table of candidates, and what is tracked and erased when
-# tables, stores, policies, indexes and the extension itself come and go.  SQL
-# of one session and one role shows neither.
+# tables, stores, policies, indexes and the extension itself come and go, when
+# others write at the same time, and when rows come by replication.  SQL of one
+# session and one role shows none of it.
 use strict;
 use warnings;
 use Hrflow::Node;
@@ -12,7 +13,8 @@ use PostgreSQL::Test::Utils ();
 use Test::More;
 
 my $api = Hrflow::StandIn->new('--dim' => 16);
-my $node = Hrflow::Node->new('tracking', $api, link_hosts => '127.0.0.1');
+my $node = Hrflow::Node->new('tracking', $api, link_hosts => '127.0.0.1',
+	wal_level => 'logical', max_wal_senders => 4);
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
@@ -659,6 +661,66 @@ foreach my $level ('repeatable read', 'serializable')
 	is($shop->states, 'ok 40', 'of all');
 	is(join(' ', grep { $_ != 1 } values %{ $shop->asked }), '', 'and asks for none twice');
 }
+
+#
+# Rows that logical replication brings fire no trigger
+#
+my $copied = q{CREATE TABLE kept.copied (id text PRIMARY KEY, cv text)};
+my $track_copied = q{SET ROLE keeper; SELECT hrflow_track_table('kept.copies', 'kept.copied', 'id', 'acme', refresh_columns => '{cv}')};
+sub upstream { return $node->safe_psql('upstream', @_); }
+sub copied
+{
+	my ($ids) = @_;
+	return $node->poll_query_until('postgres',
+		"SELECT coalesce(string_agg(id, ' ' ORDER BY id), '') = '$ids' FROM kept.copied");
+}
+sql('CREATE DATABASE upstream');
+upstream("CREATE SCHEMA kept; $copied;
+	INSERT INTO kept.copied VALUES ('1'), ('2'), ('3');
+	CREATE PUBLICATION candidates FOR TABLE kept.copied;
+	SELECT pg_create_logical_replication_slot('hrflow', 'pgoutput')");
+sql("SET ROLE keeper; $copied; SELECT hrflow_create_store('kept.copies', 'real[]')");
+sql($track_copied);
+
+# In one server the slot must be there first: who makes it waits for all others
+my $connection = $node->connstr('upstream') =~ s/'/''/gr;
+sql("CREATE SUBSCRIPTION candidates CONNECTION '$connection' PUBLICATION candidates
+	WITH (create_slot = false, slot_name = 'hrflow')");
+copied('1 2 3');
+is(tracked('kept.copies'), '', 'what replication copies at its beginning is not tracked');
+is(sql($track_copied), 3, 'until the tables are reconciled');
+upstream(q{INSERT INTO kept.copied VALUES ('4');
+	UPDATE kept.copied SET id = '5' WHERE id = '2';
+	UPDATE kept.copied SET cv = 'new' WHERE id = '3';
+	DELETE FROM kept.copied WHERE id = '1'});
+copied('3 4 5');
+is(tracked('kept.copies'), '1 2 3', 'what it inserts, updates and deletes then is neither tracked nor erased');
+is(sql($track_copied), 2, 'until the tables are reconciled');
+is(sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id) FROM kept.copies_profile'), '30 40 50',
+	'which does not see that a column has changed');
+upstream('TRUNCATE kept.copied');
+copied('');
+is(tracked('kept.copies'), '3 4 5', 'what it truncates is not erased');
+is(sql($track_copied), 0, 'until the tables are reconciled');
+is(tracked('kept.copies'), '', 'and then all is');
+
+# Some of the triggers can be made to
+upstream(q{INSERT INTO kept.copied VALUES ('1'), ('2'), ('3')});
+copied('1 2 3');
+sql("$track_copied;
+	SELECT format('ALTER TABLE kept.copied ENABLE ALWAYS TRIGGER %I', tgname) FROM pg_trigger
+	WHERE tgrelid = 'kept.copied'::regclass \\gexec");
+upstream(q{INSERT INTO kept.copied VALUES ('4');
+	UPDATE kept.copied SET id = '5' WHERE id = '1';
+	UPDATE kept.copied SET cv = 'new' WHERE id = '2';
+	DELETE FROM kept.copied WHERE id = '3'});
+copied('2 4 5');
+is(sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id) FROM kept.copies_profile'), '21 30 50',
+	'triggers that always fire see what replication updates, but not what it inserts or deletes');
+upstream('TRUNCATE kept.copied');
+copied('');
+is(tracked('kept.copies'), '', 'and what it truncates');
+sql('DROP SUBSCRIPTION candidates');
 
 # Columns of two tables are renamed: one must be the first to be tracked again
 sql(q{SET ROLE keeper;
