@@ -212,6 +212,8 @@ find_equal(Batch *batch)
 
 	batch->next_equal = MemoryContextAllocHuge(CurrentMemoryContext,
 											   sizeof(int) * batch->nelements);
+	for (int i = 0; i < batch->nelements; i++)
+		batch->next_equal[i] = -1;
 	batch->is_repeated = palloc0(sizeof(bool) * batch->nelements);
 	if (batch->wanted != NULL)
 		return;
@@ -224,7 +226,6 @@ find_equal(Batch *batch)
 
 		if (i % 10000 == 0)
 			CHECK_FOR_INTERRUPTS();
-		batch->next_equal[i] = -1;
 		if (found)
 		{
 			batch->next_equal[entry->last] = i;
