@@ -1,16 +1,21 @@
 # Batches as the API sees them: how many requests are in flight, over how many
-# connections, at what rate; that no answer is lost when many fail; and that
-# refusals stop a batch.  SQL does not see what is sent, nor other backends.
+# connections, at what rate; that no answer is lost when many fail; that refusals
+# stop a batch; and that what is counted is what was sent.  SQL does not see what
+# is sent, nor other backends.
 use strict;
 use warnings;
 use Hrflow::Node;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use IPC::Run ();
+use POSIX ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
 
-my $api = Hrflow::StandIn->new('--latency' => 5);
+# A limit is of a key: those that a test is about have keys of their own.
+my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 3);
+my $api = Hrflow::StandIn->new('--latency' => 5, map { ('--key' => $_) } @keys);
 my $node = Hrflow::Node->new('batch', $api,
 	shared_preload_libraries => 'hrflow_embed');
 
@@ -56,13 +61,67 @@ sql('SET hrflow_embed.max_concurrency = 1;' . batch(ids(50)));
 is(join(' ', map { $_->{query} =~ /profile_id=(\w+)/ } $api->log),
 	join(' ', map { "p$_" } 1 .. 50), 'requests go out in the order of the elements');
 
+# A function in FROM runs to its end, as the README warns
+foreach my $case (
+	[ 'LIMIT', 'SELECT profile_id FROM all_of_them LIMIT 1;' ],
+	[ 'closing a cursor', 'BEGIN; DECLARE c CURSOR FOR SELECT profile_id FROM all_of_them; FETCH 1 FROM c; CLOSE c; COMMIT;' ])
+{
+	my ($name, $sql) = @$case;
+	my $all = "hrflow_profile_embeddings('acme', " . ids(20) . q{, '{"profile": 1}')};
+	$api->reset;
+	like(sql('SET hrflow_embed.max_concurrency = 1; ' . $sql =~ s/all_of_them/$all/r), qr/^p\d+$/, "with $name there is one row");
+	is(scalar($api->log), 20, 'but all are asked for');
+}
+
+#
+# Time
+#
+my $began = time;
+is(sql("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '700ms'; SET hrflow_embed.max_concurrency = 2;"
+		. batch(ids(20, 'fault:latency=100,id='))),
+	'ok 20', 'request_timeout does not count how long a request waits until others are done');
+cmp_ok(time - $began, '>', 1, 'though that is longer');
+$began = time;
+is(sql("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '700ms'; SET hrflow_embed.api_key = '$keys[1]';"
+		. 'SET hrflow_embed.max_requests_per_minute = 600;' . batch(ids(20))),
+	'ok 20', 'nor for its turn within the rate');
+cmp_ok(time - $began, '>', 0.9, 'though that is longer');
+
+#
+# Certificates.  OpenSSL 3 takes 21 ms to parse those of Debian
+#
+SKIP:
+{
+	my $system = '/etc/ssl/certs/ca-certificates.crt';
+	skip 'there is no bundle of certificates, or no /proc', 3 unless -r $system && -r "/proc/$$/stat";
+
+	my $bundle = $api->dir . '/bundle.pem';
+	PostgreSQL::Test::Utils::append_to_file($bundle, PostgreSQL::Test::Utils::slurp_file($_)) foreach $system, $api->ca;
+	my $session = Hrflow::Session->new($node);
+	my $cpu = sub {
+		my $stat = PostgreSQL::Test::Utils::slurp_file('/proc/' . $session->pid . '/stat');
+		my ($user, $kernel) = (split / /, $stat =~ s/.*\) //r)[ 11, 12 ];
+		return ($user + $kernel) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
+	};
+
+	$session->ask("SET hrflow_embed.base_url = '" . $api->base_url('https') . "'; SET hrflow_embed.ca_file = '$bundle';");
+	$api->reset;
+	my $before = $cpu->();
+	is($session->ask(batch(ids(32, 'fault:latency=200,id='))), "ok 32\n-- done\n", 'a batch in TLS, over HTTP/1.1');
+	my $spent = $cpu->() - $before;
+	my %connections = map { $_->{connection} => 1 } $api->log;
+	is(scalar(keys %connections), 32, 'has 32 connections');
+	cmp_ok($spent, '<', 0.35, sprintf 'and reads the certificates once, not for each (%d ms)', $spent * 1000);
+	$session->finish;
+}
+
 #
 # HTTP/2
 #
 SKIP:
 {
 	my $nghttpx = '/usr/sbin/nghttpx';
-	skip 'nghttp2-proxy is not to be had', 3 unless -x $nghttpx;
+	skip 'nghttp2-proxy is not to be had', 5 unless -x $nghttpx;
 
 	# It cannot take any free port and tell which: another is tried if need be.
 	my ($port, $proxy);
@@ -87,13 +146,21 @@ SKIP:
 		$proxy->kill_kill;
 		diag("nghttpx does not listen on $port: $proxy_err");
 	}
-	my $settings = "SET hrflow_embed.base_url = 'https://localhost:$port/v1'; SET hrflow_embed.ca_file = '" . $api->ca . "';";
+	my $trust = "SET hrflow_embed.ca_file = '" . $api->ca . "';";
+	my $settings = "$trust SET hrflow_embed.base_url = 'https://localhost:$port/v1';";
 
+	# libcurl has sockets of its own, and a file that is new makes it begin anew.
+	my $session = Hrflow::Session->new($node);
+	$session->ask($trust . batch(ids(1)));
+	my $sockets = $session->sockets;
 	$api->reset;
-	is(sql("$settings SELECT hrflow_embed_stats_reset();" . batch(ids(500)) . batch(ids(500, 'q'))
-			. 'SELECT connections_opened FROM hrflow_embed_stats'),
-		"\nok 500\nok 500\n1", 'HTTP/2 carries two batches over one connection');
+	is($session->ask("$settings SELECT hrflow_embed_stats_reset();" . batch(ids(500)) . batch(ids(500, 'q'))
+			. 'SELECT connections_opened FROM hrflow_embed_stats;'),
+		"\nok 500\nok 500\n1\n-- done\n", 'HTTP/2 carries two batches over one connection');
+	is($session->sockets, $sockets + 1, 'which is one socket');
 	cmp_ok($api->stats->{max_in_flight}, '>=', 25, 'with as many requests in flight');
+	cmp_ok($api->stats->{max_in_flight}, '<=', 32, 'and no more');
+	$session->finish;
 	is(sql($settings . batch(q{'{a,fault:reset,b,fault:status=500,fault:silent}'})
 			=~ s/^/SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '500ms';/r),
 		"connection_failed 1\nhttp_error 1\nok 2\ntimeout 1"
@@ -130,11 +197,23 @@ is(sql(qq{
 	SELECT count(*) || ' rows, ' || count(DISTINCT ordinality) || ' elements, '
 		|| count(*) FILTER (WHERE e.status <> a.expected) || ' wrong, '
 		|| count(*) FILTER (WHERE e.status <> 'ok') || ' failed, '
-		|| count(*) FILTER (WHERE e.status = 'ok' AND e.data->>'profile' NOT LIKE '%profile.hflw%') || ' without data'
+		|| count(*) FILTER (WHERE e.status = 'ok' AND coalesce(strpos(e.data->>'profile', '/profiles/' || a.in_link || '/'), 0) = 0) || ' with wrong data'
 	FROM hrflow_profile_embeddings('acme', (SELECT array_agg(id ORDER BY i) FROM asked), '{"profile": 1}') e
-	JOIN asked a ON a.i = e.ordinality}),
-	'2000 rows, 2000 elements, 0 wrong, 50 failed, 0 without data',
-	'when five in a hundred fail, each element has its row and its right status');
+	JOIN (SELECT *, replace(replace(replace(id, ':', '%3A'), '=', '%3D'), ',', '%2C') AS in_link FROM asked) a ON a.i = e.ordinality}),
+	'2000 rows, 2000 elements, 0 wrong, 50 failed, 0 with wrong data',
+	'when five in a hundred fail, each element has its row, its right status and its own data');
+
+# One that waits for another try
+$api->reset;
+is(sql('SET hrflow_embed.max_attempts = 2;' . batch(q{array_cat('{"fault:status=503,retry_after=2"}'::text[], } . ids(500) . ')')),
+	"http_error 1\nok 500", 'one that fails all its tries has its row');
+{
+	my @tries = map { $_->{ms} } grep { $_->{status} == 503 } $api->log;
+	my ($last) = sort { $b <=> $a } map { $_->{ms} } grep { $_->{status} == 200 } $api->log;
+	is(scalar(@tries), 2, 'it is tried twice');
+	cmp_ok($tries[1] - $tries[0], '>=', 1900, 'after the time that the server asked for');
+	cmp_ok($last - $tries[0], '<', 1500, 'for which the others do not wait');
+}
 
 #
 # Refusals
@@ -178,7 +257,7 @@ my ($out, $err);
 is(sql('SET hrflow_embed.max_concurrency = 4;' . batch(q{array_cat('{fault:status=403}'::text[], } . ids(100) . ')')),
 	"ok 100\nunauthorized 1", 'a single 403 stops nothing');
 
-my $began = time;
+$began = time;
 is(sql(q{SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 8;}
 	  . batch(q{array_cat(} . ids(100) . q{, '{fault:silent,"fault:silent,id=2"}')})),
 	"ok 100\ntimeout 2", 'batch_timeout keeps what is had');
@@ -205,6 +284,43 @@ my $other;
 my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
 cmp_ok(scalar(grep { $_->{ms} > $log[0]{ms} + 5 && $_->{ms} < $log[0]{ms} + 1900 } @log),
 	'==', 0, 'nothing is sent in the pause');
+
+#
+# Two limits at once
+#
+$api->reset;
+my $limit = 'SET hrflow_embed.max_requests_per_minute = ';
+is(sql("SET hrflow_embed.api_key = '$keys[$_->[0]]'; $_->[1]" . batch(ids($_->[2], "limit$_->[2]-"))), "ok $_->[2]", $_->[3])
+  foreach (
+	[ 2, "${limit}60;", 1, 'one backend has a request a second' ],
+	[ 2, "${limit}6000;", 2, 'one has a hundred, with the same key' ],
+	[ 2, '', 1, 'one has no limit' ],
+	[ 3, "${limit}6000;", 20, 'one has a hundred, with another key' ]);
+my @by_key = map { my $key = $_; [ sort { $a <=> $b } map { $_->{ms} } grep { $_->{headers}{'X-API-KEY'} eq $key } $api->log ] } @keys[ 2, 3 ];
+my @held = @{ $by_key[0] };
+is(scalar(grep { $held[$_] - $held[ $_ - 1 ] > 900 } 1 .. $#held), 3, 'the lowest limit holds for all with the key');
+cmp_ok($by_key[1][-1] - $by_key[1][0], '<', 1000, 'and not for another');
+
+#
+# What is counted
+#
+{
+	my $ten = q{array_cat('{"fault:first=1,status=429,retry_after=1,id=counted"}'::text[], } . ids(9) . ')';
+	$api->reset;
+	my @lines = split /\n/, sql('SELECT hrflow_embed_stats_reset(); SELECT clock_timestamp() AS began \gset' . "\n" . batch($ten) . batch($ten)
+		. q{SELECT calls, requests, retries, rate_limits, bytes_received, connections_opened, connections_reused, rows_by_status FROM hrflow_embed_stats;
+			SELECT extract(epoch FROM clock_timestamp() - :'began');
+			SELECT wait_seconds FROM hrflow_embed_stats});
+	my ($seconds, $waited) = @lines[ -2, -1 ];
+	my $stats = $api->stats;
+	my %connections = map { $_->{connection} => 1 } $api->log;
+	my $opened = keys %connections;
+	my $reused = $stats->{requests} - $opened;
+	is($lines[-3], "2|21|1|1|$stats->{bytes_sent}|$opened|$reused|" . '{"ok": 20}', 'statistics are what the API has of it');
+	is("$stats->{requests} $stats->{by_status}{429} " . scalar($api->log), '21 1 21', 'which is two batches of ten, and another try');
+	cmp_ok($waited, '>=', 0.9, 'the pause that a 429 asked for was waited for');
+	cmp_ok($waited, '<=', $seconds, 'and no longer than all took');
+}
 
 #
 # The rate, among four backends
