@@ -25,10 +25,10 @@ sub sql { return $node->safe_psql('postgres', @_); }
 #
 # pg_cron begins a job with the minute: meanwhile all else is tested.
 #
-my ($cron, $cron_api, $cron_store);
+my ($cron, $cron_api, $cron_store, $cron_lock);
 if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 {
-	$cron_api = Hrflow::StandIn->new('--latency' => 20, '--dim' => 64);
+	$cron_api = Hrflow::StandIn->new('--latency' => 50, '--dim' => 64);
 	$cron = Hrflow::Node->new('cron', $cron_api, %settings,
 		shared_preload_libraries => 'pg_cron',
 		'cron.database_name' => 'postgres',
@@ -39,20 +39,28 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 	is($cron_store->sql($last_run), '|', 'who may not look at pg_cron is not told of its runs');
 	$cron->safe_psql('postgres', 'GRANT USAGE ON SCHEMA cron TO keeper');
 	is($cron_store->sql($last_run), '|', 'and there is none yet');
-	$cron_store->fill(2000);
+	$cron_store->fill(5000);
 	$cron->safe_psql('postgres', 'ALTER ROLE keeper NOLOGIN');
 	(undef, undef, my $warning) = $cron->psql('postgres', "SET ROLE keeper; SELECT hrflow_schedule('shop.embedding', '0 0 1 1 *')");
 	like($warning, qr/WARNING:  role "keeper" is not permitted to log in\nDETAIL: .* store shop\.embedding .*\nHINT:  ALTER ROLE keeper LOGIN/,
 		'who may not log in is told that the job will fail');
 	$cron->safe_psql('postgres', 'ALTER ROLE keeper LOGIN');
-	my $again = $cron_store->sql("SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');
-		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');");
+
+	# Once an hour, in a minute at most: such jobs have the time to wait for the
+	# rest of this test
+	my $minute = $cron->safe_psql('postgres', "SELECT extract(minute FROM (now() + interval '65 seconds') AT TIME ZONE 'GMT')");
+	my $again = $cron_store->sql("BEGIN;
+		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');
+		SELECT hrflow_schedule('shop.embedding', '$minute * * * *', fields => '$Hrflow::Store::FIELDS');
+		COMMIT;");
 	my ($first, $second) = split /\n/, $again;
 	is($first, $second, 'scheduled twice, a store has one job');
 	is($first, $cron_store->sql('SELECT jobid FROM cron.job'), 'whose id is returned');
 
-	# One that overlaps with it
-	$cron_store->sql("SELECT cron.schedule('overlap', '* * * * *', (SELECT command FROM cron.job))");
+	# One that overlaps with it; neither is to claim yet
+	$cron_store->sql("SELECT cron.schedule('overlap', '$minute * * * *', (SELECT command FROM cron.job))");
+	$cron_lock = Hrflow::Session->new($cron);
+	$cron_lock->ask('BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
 }
 
 #
@@ -466,16 +474,28 @@ is($there->sql("SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'h
 #
 SKIP:
 {
-	skip 'pg_cron is not to be had', 6 unless $cron;
+	skip 'pg_cron is not to be had', 12 unless $cron;
+
+	# Four more, and all may begin
+	my @more = map { $cron_store->start_call } 1 .. 4;
 	ok($cron->poll_query_until('postgres',
-		"SELECT count(*) >= 2 AND bool_and(status = 'succeeded') FROM (SELECT status FROM cron.job_run_details ORDER BY runid LIMIT 2) d"),
+		"SELECT count(*) = 6 FROM pg_locks WHERE relation = 'shop.embedding_profile'::regclass AND NOT granted"),
+		'two jobs and four calls are about to claim');
+	$cron_lock->ask('COMMIT;');
+	my ($by_call) = sum(map { $cron_store->finish_call($_) =~ /: (\d+) refreshed/ } @more);
+	ok($cron->poll_query_until('postgres', "SELECT count(*) = 2 FROM cron.job_run_details WHERE status = 'succeeded'"),
 		'pg_cron runs two jobs at once');
+	is($cron->safe_psql('postgres', 'SELECT count(*), max(start_time) < min(end_time) FROM cron.job_run_details'), '2|t',
+		'indeed');
 	diag($cron->safe_psql('postgres', 'SELECT status, return_message FROM cron.job_run_details'))
-	  if $cron_store->states ne 'ok 2000';
-	is($cron_store->states, 'ok 2000', 'they refresh the store');
-	my $by_cron = $cron_store->asked;
-	is(max(values %$by_cron), 1, 'and ask for each profile once');
-	is($cron_store->wrong_vectors("profile_id LIKE '%5'"), 0, 'for its right vectors');
+	  if $cron_store->states ne 'ok 5000';
+	is($cron_store->states, 'ok 5000', 'they refresh the store');
+	is($cron_store->sql('SELECT count(DISTINCT pid), count(*) FROM shop.claim'), '6|5000', 'together, and with the calls');
+	ok($by_call > 0 && $by_call < 5000, "of which $by_call are the calls'");
+	my $by_all = $cron_store->asked;
+	is(scalar(keys %$by_all), 5000, 'they ask for all profiles');
+	is(max(values %$by_all), 1, 'for each once');
+	is($cron_store->wrong_vectors("profile_id LIKE '%05'"), 0, 'for its right vectors');
 	like($cron_store->sql("SELECT last_run FROM hrflow_store_status('shop.embedding')"), qr/^20\d\d-/,
 		'the last run is in the status');
 	unlike(PostgreSQL::Test::Utils::slurp_file($cron->logfile), qr/refreshed, /, 'under pg_cron it is silent');
@@ -483,5 +503,5 @@ SKIP:
 		'and it can be unscheduled');
 }
 
-$_->finish foreach $watcher;
+$_->finish foreach grep { defined } $watcher, $cron_lock;
 done_testing();
