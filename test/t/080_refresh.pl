@@ -116,20 +116,68 @@ is(written(2 * 5000 + 1250 + 2 * 1250), '10000|0|0', 'and where nothing has chan
 #
 # Whoever uses the candidates meanwhile does not wait
 #
+$store->sql('ALTER TABLE shop.candidate SET (autovacuum_enabled = off)');	# which locks it too
 $store->hasten("substr(profile_id, 1, 1) = 'w'");
 my $watcher = Hrflow::Session->new($node);
-$watcher->ask("SET lock_timeout = '100ms';");
 my $call = $store->start_call('batch_size => 50');
 my ($locks, $waits) = (0, 0);
 until ($call->{err} =~ /refreshed, /)
 {
-	$waits++ if $watcher->ask('BEGIN; LOCK TABLE shop.candidate IN ACCESS EXCLUSIVE MODE; COMMIT;') =~ /ERROR/;
+	$waits++ if $watcher->ask('BEGIN; LOCK TABLE shop.candidate IN ACCESS EXCLUSIVE MODE NOWAIT; COMMIT;') =~ /ERROR/;
 	$locks++;
 	last unless $call->{process}->pumpable;
 	$call->{process}->pump_nb;
 }
 like($store->finish_call($call), qr/ 1250 refreshed/, 'watched, it refreshes');
-is($waits, 0, "and the table of candidates could be locked at any time ($locks times)");
+is($waits, 0, 'and the table of candidates could be locked at any time');
+cmp_ok($locks, '>', 20, 'which was tried often');
+
+#
+# What it holds while the network is awaited: in one batch after the other, and
+# in that where the sections are asked for one by one
+#
+my $far_api = Hrflow::StandIn->new('--latency' => 500, '--dim' => 64);
+$store->sql(q{DELETE FROM shop.candidate;
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('novector-cook'), ('driver-1');
+	UPDATE shop.embedding_profile SET due_at = now() - CASE profile_id
+		WHEN 'nurse-1' THEN interval '3 minutes' WHEN 'novector-cook' THEN '2 minutes' ELSE '1 minute' END;});
+$call = $store->start_call('batch_size => 1', application => 'watched',
+	settings => { 'hrflow_embed.base_url' => $far_api->base_url });
+my ($requests, $since, %holds, %phases) = (0, time);
+until ($call->{err} =~ /refreshed, /)
+{
+	my $n = $far_api->stats->{requests};
+	($requests, $since) = ($n, time) if $n != $requests;
+	my ($sample) = split /\n/, $watcher->ask("SELECT wait_event_type, backend_xid, backend_xmin,
+		(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid')
+		FROM pg_stat_activity a WHERE application_name = 'watched' AND state = 'active';");
+
+	# Not when the answer may have come
+	if ($n > 0 && time - $since < 0.4)
+	{
+		$holds{$sample}++;
+		$phases{ $n <= 4 ? 'first' : $n <= 7 ? 'section by section' : 'last' }++;
+	}
+	last unless $call->{process}->pumpable;
+	$call->{process}->pump_nb;
+}
+like($store->finish_call($call), qr/: 3 refreshed/, 'one by one, they are refreshed');
+is($far_api->stats->{requests}, 3 + 4 + 3, 'by these requests');
+my $waiting = delete $holds{'Extension|||0'};
+delete $holds{'|||0'};	# when it has just been woken
+is_deeply([ keys %holds ], [], 'while the network is awaited there is neither a transaction, a snapshot nor a lock');
+ok($waiting, 'and it is');
+is_deeply([ sort keys %phases ], [ 'first', 'last', 'section by section' ], 'all the time');
+
+#
+# The claim finds what is due by its index
+#
+$store->sql("UPDATE shop.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-1'");
+$call = $store->start_call(undef, settings => { session_preload_libraries => 'auto_explain',
+	'auto_explain.log_min_duration' => 0, 'auto_explain.log_nested_statements' => 'on', 'auto_explain.log_level' => 'notice' });
+like($store->finish_call($call),
+	qr/CTE claimed\n\s+->  Limit .*\n\s+->  LockRows .*\n\s+->  Index Scan using embedding_profile_due_at_idx .*\n\s+Index Cond: \(due_at <= /,
+	'what is due is claimed by its index');
 
 #
 # What changes while it is fetched
@@ -139,14 +187,6 @@ $store->sql(q{DELETE FROM shop.candidate;
 $api->reset;
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 3 });
-my %seen;
-$seen{ $watcher->ask("SELECT wait_event_type, backend_xid, backend_xmin,
-	(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid')
-	FROM pg_stat_activity a WHERE application_name = 'refresh' AND state = 'active';") =~ s/\n.*//sr }++ for 1 .. 50;
-my $waiting = delete $seen{'Extension|||0'};
-delete $seen{'|||0'};	# when it has just been woken
-is_deeply([ keys %seen ], [], 'while the network is awaited there is neither a transaction, a snapshot nor a lock');
-ok($waiting, 'and it is');
 $store->sql(q{UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id LIKE '%nurse';
 	DELETE FROM shop.candidate WHERE hrflow_id LIKE '%cook'});
 like($store->finish_call($call), qr/: 2 refreshed/, 'of three profiles two change while they are fetched');
