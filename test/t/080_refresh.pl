@@ -407,22 +407,26 @@ like($store->call(undef, role => 'application'), qr/ERROR:  42501/, 'nor does an
 
 # An owner plants code wherever it could run
 sql(q{CREATE ROLE mallory LOGIN;
-	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory;
+	CREATE ROLE visitor;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory, visitor;
+	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO mallory, visitor;
 	CREATE SCHEMA trap AUTHORIZATION mallory;
 	CREATE TABLE trap_log (who name, how text);
 	GRANT INSERT, SELECT ON trap_log TO PUBLIC;
 	SET ROLE mallory;
 	SELECT hrflow_create_store('trap.embedding', 'real[]');
+	CREATE TABLE trap.candidate (hrflow_id text);
+	SELECT hrflow_track_table('trap.embedding', 'trap.candidate', 'hrflow_id', 'acme');
 	CREATE FUNCTION trap.spring() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
-		INSERT INTO public.trap_log VALUES (current_user, TG_OP);
+		INSERT INTO public.trap_log VALUES (current_user, TG_TABLE_NAME || ' ' || TG_OP);
 		BEGIN
 			SET ROLE postgres;
 			INSERT INTO public.trap_log VALUES (current_user, 'set role');
 		EXCEPTION WHEN OTHERS THEN
 			INSERT INTO public.trap_log VALUES (current_user, SQLSTATE);
 		END;
-		RETURN NEW;
+		RETURN COALESCE(NEW, OLD);
 	END $$;
 	CREATE FUNCTION trap.check_it(text) RETURNS bool LANGUAGE plpgsql AS $$
 	BEGIN
@@ -430,27 +434,56 @@ sql(q{CREATE ROLE mallory LOGIN;
 		RETURN true;
 	END $$;
 	CREATE TRIGGER spring BEFORE INSERT OR UPDATE OR DELETE ON trap.embedding_profile FOR EACH ROW EXECUTE FUNCTION trap.spring();
+	CREATE TRIGGER spring BEFORE INSERT OR UPDATE OR DELETE ON trap.embedding FOR EACH ROW EXECUTE FUNCTION trap.spring();
 	ALTER TABLE trap.embedding_profile ADD CHECK (trap.check_it(profile_id)), ALTER due_at SET DEFAULT CASE WHEN trap.check_it('') THEN now() END;
+	ALTER TABLE trap.embedding ADD CHECK (trap.check_it(section)), ALTER fetched_at SET DEFAULT CASE WHEN trap.check_it('') THEN now() END;
 	CREATE POLICY look ON trap.embedding_profile USING (trap.check_it(profile_id));
+	CREATE POLICY look ON trap.embedding USING (trap.check_it(section));
 	ALTER TABLE trap.embedding_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+	ALTER TABLE trap.embedding ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+	GRANT USAGE ON SCHEMA trap TO visitor;
+	GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA trap TO visitor;
 	CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE sql AS $$ INSERT INTO public.trap_log VALUES (current_user, 'now'); SELECT pg_catalog.now() $$;
-	ALTER ROLE mallory SET search_path = trap, pg_catalog;
-	RESET ROLE;
-	TRUNCATE trap_log;});
-$node->psql('postgres', "SET search_path = trap, public;
-	SELECT public.hrflow_track('trap.embedding', 'acme', '{a,b}');
-	SELECT public.hrflow_mark_due('trap.embedding', 'acme', '{a}');
-	SELECT * FROM public.hrflow_store_status('trap.embedding');
-	SELECT * FROM public.hrflow_store_failures('trap.embedding');
-	SELECT public.hrflow_retry('trap.embedding');
-	SELECT public.hrflow_untrack('trap.embedding', 'acme', '{b}');
-	SELECT * FROM public.hrflow_match('trap.embedding', '{1,2}');
-	SELECT public.hrflow_track_table('trap.embedding', 'shop.candidate', 'hrflow_id', 'acme');
-	SELECT public.hrflow_drop_store('trap.embedding');");
-is(sql('SELECT string_agg(DISTINCT who, $$ $$) FROM trap_log'), 'mallory',
-	'what the owner of a store has planted there runs as the owner');
-like(sql('SELECT string_agg(DISTINCT how, $$ $$) FROM trap_log'), qr/42501/, 'who cannot become another role');
-unlike(sql('SELECT string_agg(DISTINCT how, $$ $$) FROM trap_log'), qr/set role|now/, 'indeed');
+	ALTER ROLE mallory SET search_path = trap, pg_catalog;});
+foreach my $case ([ 'postgres', '', 0 ], [ 'visitor', '', 9 ], [ 'visitor', 'DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY', 0 ])
+{
+	my ($who, $security, $refused) = @$case;
+
+	sql("SET ROLE mallory; "
+		. ($security && "ALTER TABLE trap.embedding_profile $security; ALTER TABLE trap.embedding $security; ")
+		. q{INSERT INTO trap.embedding VALUES ('acme', 'a', 'profile', 0, '{1,2}');
+			INSERT INTO trap.embedding_profile VALUES ('acme', 'a', 'ok', now()), ('acme', 'f', 'failed', NULL);
+			RESET ROLE;
+			TRUNCATE trap_log});
+	my (undef, undef, $errors) = $node->psql('postgres', "SET ROLE $who;" . q{SET search_path = trap, public;
+		SELECT public.hrflow_track('trap.embedding', 'acme', '{a,b}');
+		SELECT public.hrflow_mark_due('trap.embedding', 'acme', '{a}');
+		SELECT * FROM public.hrflow_store_status('trap.embedding');
+		SELECT * FROM public.hrflow_store_failures('trap.embedding');
+		SELECT public.hrflow_retry('trap.embedding');
+		SELECT * FROM public.hrflow_match('trap.embedding', '{1,2}');
+		SELECT * FROM public.hrflow_match_weighted('trap.embedding', '{1,2}', '{"profile": 1}');
+		SELECT public.hrflow_index_statement('trap.embedding', 'profile');
+		SELECT public.hrflow_untrack('trap.embedding', 'acme', '{a,b,f}');
+		INSERT INTO trap.candidate VALUES ('c');
+		DELETE FROM trap.candidate;
+		SELECT public.hrflow_track_table('trap.embedding', 'trap.candidate', 'hrflow_id', 'acme');
+		SELECT public.hrflow_untrack_table('trap.embedding', 'trap.candidate');
+		SELECT public.hrflow_schedule('trap.embedding');
+		SELECT public.hrflow_unschedule('trap.embedding');
+		CALL public.hrflow_refresh('trap.embedding');
+		SELECT public.hrflow_drop_store('trap.embedding');}, on_error_stop => 0);
+	my $name = "for $who" . ($security && ', to whom no policy applies');
+	is(scalar(() = $errors =~ /must be owner of store/g), 6, "$name: what is the owner's is refused");
+	is(scalar(() = $errors =~ /row-level security of table/g), $refused, "$name: as is what a policy keeps from him");
+	is(sql('SELECT string_agg(DISTINCT who, $$ $$) FROM trap_log'), 'mallory',
+		"$name: what the owner of a store has planted there runs as the owner");
+	is(sql('SELECT string_agg(DISTINCT how COLLATE "C", $$, $$ ORDER BY how COLLATE "C") FROM trap_log'),
+		$refused ? '42501, check, embedding_profile DELETE, embedding_profile INSERT'
+		: '42501, check, embedding DELETE, embedding_profile DELETE, embedding_profile INSERT, embedding_profile UPDATE',
+		"$name: who cannot become another role");
+	sql('SET ROLE mallory; DELETE FROM trap.embedding; DELETE FROM trap.embedding_profile');
+}
 
 #
 # Partitions
