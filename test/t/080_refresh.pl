@@ -273,11 +273,15 @@ is($store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$) FROM shop.e
 	'no state changes');
 is($store->sql('SELECT count(*) FROM shop.embedding'), 80, 'no vector goes');
 
-$store->hasten('true');
-like($store->call(undef, settings => { 'hrflow_embed.api_key' => 'askr_' . 'f' x 32 }),
-	qr/WARNING:  .*was stopped: HrFlow API refused the API key/, 'a wrong key stops the run');
-is($store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$), count(lease_until) FROM shop.embedding_profile'), 'ok0|0',
-	'and no state changes, and no lease is left');
+for my $run (1 .. 2)
+{
+	$store->hasten('true');
+	like($store->call(undef, settings => { 'hrflow_embed.api_key' => 'askr_' . 'f' x 32 }),
+		qr/WARNING:  .*was stopped: HrFlow API refused the API key/, "a wrong key stops run $run");
+	is($store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$), count(lease_until) FROM shop.embedding_profile'), 'ok0|0',
+		'and no state changes, and no lease is left');
+	is($store->sql('SELECT count(*) FROM shop.embedding'), 80, 'no vector goes');
+}
 $store->sql("INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('unknown-1', 'a'), ('unknown-1', 'b')");
 for my $run (1 .. 2)
 {
@@ -286,15 +290,21 @@ for my $run (1 .. 2)
 	like($out, qr/WARNING:  .*leaves a source out: the API does not know it\nDETAIL:  Source "unknown-1"/,
 		'a source of another account is left out');
 	like($out, qr/: 40 refreshed/, 'the others are refreshed');
+	is($store->sql('SELECT count(*) FROM shop.embedding'), 80, 'no vector goes');
 }
 is($store->sql("SELECT state, attempts FROM shop.embedding_profile WHERE source_id = 'unknown-1'"), "due|0\ndue|0",
 	'and its profiles stay due');
 $store->sql("SELECT hrflow_untrack('shop.embedding', 'unknown-1', '{a,b}')");
 
-# A refusal in the middle keeps what was fetched
-$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=402,id=nurse')");
+# A refusal in the middle keeps what was fetched: by the batch before, and by
+# that which meets it
+$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=402,latency=1000,id=nurse');
+	DELETE FROM shop.embedding;");
 $store->hasten('true');
-like($store->call('batch_size => 10'), qr/WARNING:  .*was stopped: HrFlow account is over its quota/, 'so does a quota');
+$store->sql("UPDATE shop.embedding_profile SET due_at = now() - interval '1 minute' WHERE profile_id LIKE '%5'");
+like($store->call('batch_size => 4'), qr/WARNING:  .*was stopped: HrFlow account is over its quota.* 7 refreshed/s, 'so does a quota');
+is($store->sql('SELECT count(*) FROM shop.embedding'), 2 * 7, 'but what was fetched before is kept');
+is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()'), 7, 'and not due again');
 is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
 	'no attempt is counted');
 $store->sql("DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault%'");
@@ -381,6 +391,26 @@ $store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher'
 	FROM (SELECT profile_id FROM shop.embedding_profile WHERE state = 'ok' LIMIT 3) p");
 like($store->call('max_profiles => 2'), qr/: 2 refreshed/, 'and so is the number');
 like($store->call, qr/: 1 refreshed/, 'whose rest is the next run\'s');
+
+# It commits: not for others
+my (undef, undef, $in_block) = $node->psql('postgres', "\\set VERBOSITY verbose
+	SET ROLE keeper; BEGIN; CALL hrflow_refresh('shop.embedding');");
+like($in_block, qr/ERROR:  2D000: hrflow_refresh cannot run inside a transaction block\nHINT:  CALL it alone: outside BEGIN and COMMIT/,
+	'in a transaction block it says how it can be called');
+
+#
+# Triggers never call the network
+#
+$api->reset;
+$store->sql(q{DELETE FROM shop.candidate;
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('cook-1'), ('driver-1');
+	UPDATE shop.candidate SET cv = 'new';
+	UPDATE shop.candidate SET hrflow_id = 'welder-1' WHERE hrflow_id = 'cook-1';
+	DELETE FROM shop.candidate WHERE hrflow_id = 'driver-1';});
+is($store->states, 'due 2', 'candidates that come, change and go are tracked');
+$store->sql('TRUNCATE shop.candidate');
+is($store->states, '', 'to the last');
+is($api->stats->{requests}, 0, 'without a request');
 
 #
 # Killed, crashed, without network, at random points
