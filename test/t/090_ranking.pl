@@ -29,6 +29,32 @@ sub make_store
 	return;
 }
 
+# A second refresh, of which nothing has changed, writes no vector.  A session's
+# counts come when it ends: once those of the table of profiles have, with a
+# claim and a result of each and our own, so have those of the vectors.
+sub check_unchanged
+{
+	my ($name) = @_;
+	my $counts = "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relid = '$name'::regclass";
+	my $wait = sub
+	{
+		my ($updates) = @_;
+		$node->poll_query_until('postgres',
+			"SELECT n_tup_upd >= $updates FROM pg_stat_user_tables WHERE relid = '${name}_profile'::regclass")
+		  or die "no $updates updates are counted";
+	};
+
+	$wait->(2 * 400);
+	my $written = sql($counts);
+	like($written, qr/^[1-9]\d*\|0\|0$/, "$name: every vector was written once");
+	sql("UPDATE ${name}_profile SET due_at = now()");
+	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
+	is(sql("SELECT count(*) FROM ${name}_profile WHERE due_at > now()"), '400', "$name: all are refreshed again");
+	$wait->(5 * 400);
+	is(sql($counts), $written, "$name: and no vector is written");
+	return;
+}
+
 # What every kind of store must answer.
 sub check_ranking
 {
@@ -83,14 +109,17 @@ SKIP:
 
 	sql('CREATE SCHEMA "odd schema"; CREATE EXTENSION vector SCHEMA "odd schema"');
 	foreach my $case (
-		[ 'untyped', 'auto', 'odd schema' ],
-		[ 'typed', 'vector(64)', 'odd schema' ],
-		[ 'halves', 'halfvec(64)', 'odd schema' ],
-		[ 'reals', 'real[]', 'odd schema' ])
+		[ 'untyped', 'auto', '"odd schema".vector' ],
+		[ 'typed', 'vector(64)', '"odd schema".vector(64)' ],
+		[ 'halves', 'halfvec(64)', '"odd schema".halfvec(64)' ],
+		[ 'reals', 'real[]', 'real[]' ])
 	{
-		my ($name, $type) = @$case;
+		my ($name, $type, $column) = @$case;
 
 		make_store($name, $type);
+		is(sql("SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = '$name'::regclass AND attname = 'vector'"),
+			$column, "$name: its vectors are of the type $column");
+		check_unchanged($name);
 		foreach my $section ('profile', 'skills', 'experiences')
 		{
 			sql(sql("SELECT hrflow_index_statement('$name', '$section')"));
