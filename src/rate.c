@@ -59,11 +59,15 @@ hrflow_rate_now(void)
 uint64
 hrflow_rate_account(const HrflowSettings *settings)
 {
-	uint64		hash = hash_bytes_extended((const unsigned char *) settings->api_key,
-										   strlen(settings->api_key), 0);
+	static uint64 serial = 0;	/* of the settings that had "hash" last */
+	static uint64 hash;
 	HrflowUrl	url;
 	char	   *origin;
 
+	if (serial == settings->serial)
+		return hash;
+	hash = hash_bytes_extended((const unsigned char *) settings->api_key,
+							   strlen(settings->api_key), 0);
 	if (hrflow_request_parse_url(settings->base_url, &url) != NULL)
 		elog(ERROR, "base_url has not been checked");
 	origin = psprintf("%d %.*s", url.port, url.host_length, url.host);
@@ -71,7 +75,9 @@ hrflow_rate_account(const HrflowSettings *settings)
 		*p = pg_ascii_tolower(*p);
 	hash = hash_bytes_extended((unsigned char *) origin, strlen(origin), hash);
 	pfree(origin);
-	return hash != 0 ? hash : 1;
+	hash = Max(hash, 1);
+	serial = settings->serial;
+	return hash;
 }
 
 /*

@@ -497,8 +497,9 @@ hrflow_transport_begin(const HrflowSettings *settings, int time_limit)
 	transport->settings = settings;
 	transport->limit = settings->max_concurrency;
 	transport->account = hrflow_rate_account(settings);
+	transport->flushed_at = hrflow_rate_now();
 	transport->deadline = time_limit > 0 ?
-		hrflow_rate_now() + time_limit * MSEC : NEVER;
+		transport->flushed_at + time_limit * MSEC : NEVER;
 	dlist_init(&transport->ready);
 	dlist_init(&transport->ready_links);
 	dlist_init(&transport->running);
