@@ -355,6 +355,16 @@ is(sql("SET hrflow_embed.max_requests_per_minute = 60; SET hrflow_embed.batch_ti
 	SET hrflow_embed.base_url = '$origin'; $ask SET hrflow_embed.base_url = '$spelled'; $ask"),
 	"ok\ntimeout", 'a turn taken at an origin is taken however that is written');
 
+# What is sent again is, whether or not the try was held against it; and so is the
+# connection of a request that is given up
+my $other = Hrflow::StandIn->new;
+my $settings = "SET hrflow_embed.base_url = '" . $other->base_url . "'; SET hrflow_embed.max_requests_per_minute = 0;";
+my $counts = 'SELECT requests, retries, connections_opened FROM hrflow_embed_stats';
+is(sql("$settings SELECT hrflow_embed_stats_reset(); " . batch(ids(8, 'fault:first=1,latency=100,status=429,retry_after=1,id=')) . $counts) =~ s/^\n//r,
+	"ok 8\n16|8|8", 'each of 8 that met a 429 is counted as sent again');
+is(sql("$settings SET hrflow_embed.batch_timeout = '300ms'; SELECT hrflow_embed_stats_reset(); " . batch(ids(5, 'fault:silent,id=')) . $counts) =~ s/^\n//r,
+	"timeout 5\n5|0|5", 'connections of what is given up are counted');
+
 #
 # What others see of a batch while it runs
 #
