@@ -451,17 +451,15 @@ compare_all(const HrflowStore *store, const char *sql,
 											  SPI_tuptable->tupdesc, 5,
 											  &is_null);
 			ArrayType  *vector = is_null ? NULL : DatumGetArrayTypeP(value);
+			int			n = vector != NULL && ARR_NDIM(vector) == 1 ?
+			ARR_DIMS(vector)[0] : 0;
 			double		norms;
 			Match		match;
 
-			if (vector != NULL && ARR_NDIM(vector) == 1)
-			{
-				met_dimension |= ARR_DIMS(vector)[0] == dimension;
-				other_dimension = ARR_DIMS(vector)[0];
-			}
-			if (vector != NULL && ARR_NDIM(vector) == 1 &&
-				ARR_DIMS(vector)[0] == dimension &&
-				!array_contains_nulls(vector) &&
+			met_dimension |= n == dimension;
+			if (n > 0)
+				other_dimension = n;
+			if (n == dimension && !array_contains_nulls(vector) &&
 				hrflow_vector_compare((float4 *) ARR_DATA_PTR(vector),
 									  (float4 *) ARR_DATA_PTR(query),
 									  dimension, norm, &match.similarity,
