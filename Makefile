@@ -39,23 +39,28 @@ EXTENSION = hrflow_embed
 MODULE_big = hrflow_embed
 PGFILEDESC = "hrflow_embed - HrFlow.ai embeddings from SQL"
 
-# The version has one home: the control file.
-EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" hrflow_embed.control)
+# The folder of this file: what is built may be elsewhere.
+TOP := $(dir $(firstword $(MAKEFILE_LIST)))
 
-DATA = $(wildcard sql/hrflow_embed--*.sql)
-OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+# The version has one home: the control file.
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(TOP)hrflow_embed.control)
+
+HEADERS := $(wildcard $(TOP)src/*.h $(TOP)src/*/*.h)
+
+DATA = $(patsubst $(TOP)%,%,$(wildcard $(TOP)sql/hrflow_embed--*.sql))
+OBJS := $(patsubst $(TOP)%.c,%.o,$(sort $(wildcard $(TOP)src/*.c $(TOP)src/*/*.c)))
 
 CURL_CONFIG = curl-config
-PG_CPPFLAGS = -DHRFLOW_EMBED_VERSION='"$(EXTVERSION)"' \
+PG_CPPFLAGS = -I$(TOP)src -DHRFLOW_EMBED_VERSION='"$(EXTVERSION)"' \
 	$(shell $(CURL_CONFIG) --cflags)
 SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 
 # Inputs are in test/sql; --expecteddir is this folder, that is expected/.
 # Expanded at once, for PGXS asks whether they are empty: a suite without tests
 # is not run.
-REGRESS := $(sort $(patsubst test/sql/%.sql,%,$(wildcard test/sql/*.sql)))
-REGRESS_OPTS = --inputdir=test
-PROVE_TESTS := $(sort $(wildcard test/t/*.pl))
+REGRESS := $(sort $(patsubst $(TOP)test/sql/%.sql,%,$(wildcard $(TOP)test/sql/*.sql)))
+REGRESS_OPTS = --inputdir=$(TOP)test
+PROVE_TESTS := $(patsubst $(TOP)%,%,$(sort $(wildcard $(TOP)test/t/*.pl)))
 TAP_TESTS := $(if $(PROVE_TESTS),1)
 
 PG_CONFIG = pg_config
@@ -64,10 +69,13 @@ include $(PGXS)
 
 # Every object is built anew when a header changes, however PostgreSQL itself
 # was configured.
-$(OBJS): $(wildcard src/*.h) Makefile hrflow_embed.control
+$(OBJS): $(HEADERS) $(addprefix $(TOP),Makefile hrflow_embed.control) | $(sort $(dir $(OBJS)))
+
+$(sort $(dir $(OBJS))):
+	@mkdir -p $@
 
 # Loops over the elements of vectors, and the characters of links.
-src/vector.o src/json.o: CFLAGS += $(CFLAGS_VECTORIZE)
+src/ask/vector.o src/ask/json.o: CFLAGS += $(CFLAGS_VECTORIZE)
 
 # Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
 # expanded when their recipe runs, and run a program each: it is put behind

@@ -14,7 +14,7 @@
 #include <time.h>
 
 #include "../fuzz/backend.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 
 #define ROUNDS 25
 #define MOST 2048

@@ -11,7 +11,7 @@
 #include <time.h>
 
 #include "backend.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 
 static unsigned long ndecimals = 0;
 

@@ -15,7 +15,7 @@
 
 #include "catalog/pg_type.h"
 #include "fmgr.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
@@ -189,7 +189,7 @@ fuzz_link(const char *data, size_t size)
 		abort();
 	if (hrflow_link_refusal(link, hosts, &by_name) != NULL)
 		return;
-	if (hrflow_request_parse_url(link, &parsed) != NULL)
+	if (hrflow_url_parse(link, &parsed) != NULL)
 		abort();
 	if (!parsed.https && !parsed.loopback)
 		abort();
@@ -305,7 +305,7 @@ fuzz_request(const char *data, size_t size)
 	url = hrflow_request_profile("https://api.hrflow.ai/v1", dialect, &query);
 	if (url == NULL)
 		return;
-	if (hrflow_request_parse_url(url, &parsed) != NULL ||
+	if (hrflow_url_parse(url, &parsed) != NULL ||
 		strncmp(url, "https://api.hrflow.ai/v1/profile/embedding?", 43) != 0)
 		abort();
 	p = url + 43;

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #include "backend.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 
 int			LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -11,7 +11,7 @@
 #include "postgres.h"
 
 #include "catalog/namespace.h"
-#include "hrflow_embed.h"
+#include "base/base.h"
 #include "mb/pg_wchar.h"
 
 /*

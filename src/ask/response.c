@@ -14,7 +14,7 @@
 #include "postgres.h"
 
 #include "compat.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"

@@ -11,7 +11,7 @@
 
 #include "postgres.h"
 
-#include "hrflow_embed.h"
+#include "base/base.h"
 #include "port/atomics.h"
 #include "storage/spin.h"
 
@@ -24,7 +24,7 @@
 #define HRFLOW_NSTATUSES (HRFLOW_LAST_STATUS + 1)
 
 /*
- * The limit of one account.  Times are those of hrflow_rate_now().
+ * The limit of one account.  Times are those of hrflow_clock_now().
  */
 typedef struct HrflowBucket
 {

@@ -13,9 +13,9 @@
 
 #include "compat.h"
 #include "funcapi.h"
-#include "hrflow_embed.h"
+#include "base/base.h"
 #include "lib/stringinfo.h"
-#include "shared.h"
+#include "base/shared.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"

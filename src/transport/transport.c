@@ -17,10 +17,9 @@
 #include "postgres.h"
 
 #include "common/pg_prng.h"
-#include "hrflow_embed.h"
+#include "transport/transfer.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
-#include "transport.h"
 #include "utils/memutils.h"
 
 /*
@@ -28,29 +27,29 @@
  * every further try up to the limit: "full jitter", so that clients that
  * failed together do not come back together.
  */
-#define BACKOFF_BASE (250 * MSEC)
-#define BACKOFF_LIMIT (16 * SEC)
+#define BACKOFF_BASE (250 * HRFLOW_MSEC)
+#define BACKOFF_LIMIT (16 * HRFLOW_SEC)
 
 /*
  * Retry-After is obeyed up to this.  A server that asks for more gets no
  * further try: to come back earlier would be to ignore it.
  */
-#define RETRY_AFTER_LIMIT (300 * SEC)
+#define RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
 
 /*
  * A probe that has not come back after this is taken for lost, and another
  * may go: nobody would tell of the end of a backend that was killed.
  */
-#define PROBE_LIMIT (30 * SEC)
+#define PROBE_LIMIT (30 * HRFLOW_SEC)
 
 /*
  * libcurl ends a try when its time is up.  When it has not done so after this,
  * it has lost sight of it, as libcurl 8.22 may where its memory failed.
  */
-#define OVERDUE_MARGIN SEC
+#define OVERDUE_MARGIN HRFLOW_SEC
 
 /* How often others are told how far a statement has come. */
-#define FLUSH_INTERVAL SEC
+#define FLUSH_INTERVAL HRFLOW_SEC
 
 /*
  * As many requests may wait for another try.  More are not begun before some
@@ -77,7 +76,7 @@ struct HrflowTransport
 	uint64		account;		/* whose rate is limited */
 	bool		awaits_rate;	/* the first of ready may not start before ... */
 	int64		admitted_at;
-	int64		deadline;		/* all must be done by then; or NEVER */
+	int64		deadline;		/* all must be done by then; or HRFLOW_NEVER */
 	int64		flushed_at;		/* when its counts were added to the shared */
 	bool		has_probe;		/* one of running is a probe */
 	bool		stopped;		/* nothing more is sent to the API */
@@ -298,7 +297,7 @@ admit(HrflowTransport *transport, HrflowTransfer *transfer, int64 now)
 		return false;
 	admission = hrflow_rate_admit(transport->account,
 								  settings->max_requests_per_minute,
-								  Min(settings->request_timeout * MSEC, PROBE_LIMIT) + SEC,
+								  Min(settings->request_timeout * HRFLOW_MSEC, PROBE_LIMIT) + HRFLOW_SEC,
 								  &transport->admitted_at);
 	transport->awaits_rate = admission == HRFLOW_WAIT;
 	if (transport->awaits_rate)
@@ -315,7 +314,7 @@ admit(HrflowTransport *transport, HrflowTransfer *transfer, int64 now)
 static void
 start_what_may(HrflowTransport *transport)
 {
-	int64		now = hrflow_rate_now();
+	int64		now = hrflow_clock_now();
 	HrflowTransfer *transfer;
 	bool		started;
 
@@ -357,11 +356,11 @@ overdue_at(const HrflowTransport *transport)
 	const HrflowTransfer *transfer;
 
 	if (transport->nrunning == 0)
-		return NEVER;
+		return HRFLOW_NEVER;
 	transfer = dlist_container(HrflowTransfer, node,
 							   transport->running.head.next);
 	return transfer->started +
-		transport->settings->request_timeout * MSEC + OVERDUE_MARGIN;
+		transport->settings->request_timeout * HRFLOW_MSEC + OVERDUE_MARGIN;
 }
 
 /*
@@ -372,7 +371,7 @@ end_overdue(HrflowTransport *transport)
 {
 	hrflow_curl_work();
 	collect(transport);
-	while (overdue_at(transport) <= hrflow_rate_now())
+	while (overdue_at(transport) <= hrflow_clock_now())
 	{
 		HrflowTransfer *transfer =
 		dlist_head_element(HrflowTransfer, node, &transport->running);
@@ -497,9 +496,9 @@ hrflow_transport_begin(const HrflowSettings *settings, int time_limit)
 	transport->settings = settings;
 	transport->limit = settings->max_concurrency;
 	transport->account = hrflow_rate_account(settings);
-	transport->flushed_at = hrflow_rate_now();
+	transport->flushed_at = hrflow_clock_now();
 	transport->deadline = time_limit > 0 ?
-		transport->flushed_at + time_limit * MSEC : NEVER;
+		transport->flushed_at + time_limit * HRFLOW_MSEC : HRFLOW_NEVER;
 	dlist_init(&transport->ready);
 	dlist_init(&transport->ready_links);
 	dlist_init(&transport->running);
@@ -687,7 +686,7 @@ hrflow_transport_next(HrflowTransport *transport)
 	for (;;)
 	{
 		HrflowTransfer *transfer;
-		int64		now = hrflow_rate_now();
+		int64		now = hrflow_clock_now();
 
 		CHECK_FOR_INTERRUPTS();
 
@@ -747,7 +746,7 @@ backoff(int attempt)
 static int64
 pause_after(const HrflowReply *reply, bool limited)
 {
-	int64		asked = reply->retry_after * SEC;
+	int64		asked = reply->retry_after * HRFLOW_SEC;
 
 	if (limited && asked > 0)
 		return asked;
@@ -799,39 +798,40 @@ retry_limited(HrflowTransport *transport, HrflowTransfer *transfer, int64 pause)
  * made, or the server tells to come again (429, or 503 with Retry-After).
  */
 static bool
-may_repeat(const HrflowTransfer *transfer, const HrflowResult *result)
+may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
 {
 	const HrflowReply *reply = &transfer->reply;
 
 	return transfer->post == NULL ||
 		reply->status == HRFLOW_CONNECT_FAILED ||
-		result->status == HRFLOW_RATE_LIMITED ||
+		status == HRFLOW_RATE_LIMITED ||
 		(reply->http_status == 503 && reply->retry_after > 0);
 }
 
 /*
- * Tell the transport what a reply turned out to be, and be told whether it
- * will be asked again: then the reply is the transport's once more.  It must
- * be called for every reply that does not say "stopped".
+ * Tell the transport what a reply turned out to be: its status, and whether
+ * another try may do better.  Returns whether the request is made again: then
+ * the reply is the transport's once more.  It must be called for every reply
+ * that does not say "stopped".
  */
 bool
 hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
-					   const HrflowResult *result)
+					   HrflowStatus status, bool transient)
 {
 	HrflowTransfer *transfer = (HrflowTransfer *) reply;
-	bool		limited = result->status == HRFLOW_RATE_LIMITED &&
+	bool		limited = status == HRFLOW_RATE_LIMITED &&
 	!HRFLOW_IS_LINK(reply->target);
 	int64		pause;
 
 	if (transfer->is_probe && !limited)
 		end_probe(transport, transfer);
-	if (!result->transient || !may_repeat(transfer, result))
+	if (!transient || !may_repeat(transfer, status))
 		return false;
 
 	pause = pause_after(reply, limited);
 	if (pause > RETRY_AFTER_LIMIT || transport->expired ||
 		(transport->stopped && !HRFLOW_IS_LINK(reply->target)) ||
-		hrflow_rate_now() + pause >= transport->deadline)
+		hrflow_clock_now() + pause >= transport->deadline)
 	{
 		/* Others may still have the time. */
 		if (limited)
@@ -846,7 +846,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 
 	dlist_delete(&transfer->node);
 	hrflow_curl_drop_body(transfer);
-	transfer->due = hrflow_rate_now() + pause;
+	transfer->due = hrflow_clock_now() + pause;
 	delay(transport, transfer);
 	return true;
 }

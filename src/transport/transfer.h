@@ -1,26 +1,19 @@
 /*-------------------------------------------------------------------------
  *
- * transport.h
- *		What transport.c, which decides when to ask, and transport_curl.c,
- *		which asks, share.
+ * transfer.h
+ *		What the files of the transport share among themselves.
  *
  *-------------------------------------------------------------------------
  */
-#ifndef HRFLOW_TRANSPORT_H
-#define HRFLOW_TRANSPORT_H
+#ifndef HRFLOW_TRANSFER_H
+#define HRFLOW_TRANSFER_H
 
 #include "postgres.h"
 
-#include "hrflow_embed.h"
+#include "base/shared.h"
 #include "lib/ilist.h"
 #include "lib/pairingheap.h"
-
-/* Milliseconds and seconds in the unit of our clock, the microsecond. */
-#define MSEC INT64CONST(1000)
-#define SEC INT64CONST(1000000)
-
-/* No such time. */
-#define NEVER PG_INT64_MAX
+#include "transport/transport.h"
 
 /*
  * One request: in a list of its transport's, or idle in the pool.
@@ -39,7 +32,7 @@ typedef struct HrflowTransfer
 	bool		was_sent;		/* once at least */
 	bool		is_alone;		/* this try is the only one in flight */
 
-	/* For transport_curl.c. */
+	/* For curl.c. */
 	void	   *easy;			/* CURL; NULL before the first try */
 	uint64		configured;		/* serial of the settings that "easy" has */
 	int64		started;		/* when this try began */
@@ -59,7 +52,28 @@ typedef struct HrflowTransfer
 	char		error[256];		/* in libcurl's words */
 } HrflowTransfer;
 
-/* in transport_curl.c */
+/*
+ * May a request go out?
+ */
+typedef enum HrflowAdmission
+{
+	HRFLOW_ADMIT,
+	HRFLOW_ADMIT_PROBE,			/* yes, as the first after a pause: alone */
+	HRFLOW_WAIT					/* not yet */
+} HrflowAdmission;
+
+/*
+ * One descriptor that can be read or written.
+ */
+typedef struct HrflowPollerEvent
+{
+	int			fd;
+	bool		readable;
+	bool		writable;
+	bool		failed;			/* error or hangup: the next read tells */
+} HrflowPollerEvent;
+
+/* in curl.c */
 extern void hrflow_curl_prepare(const HrflowSettings *settings);
 extern HrflowTransfer *hrflow_curl_get_idle(void);
 extern void hrflow_curl_drop_body(HrflowTransfer *transfer);
@@ -75,4 +89,21 @@ extern void hrflow_curl_run_timer(void);
 extern void hrflow_curl_wait(int64 until, bool is_delay);
 extern void hrflow_curl_work(void);
 
-#endif							/* HRFLOW_TRANSPORT_H */
+/* in rate.c */
+extern uint64 hrflow_rate_account(const HrflowSettings *settings);
+extern HrflowAdmission hrflow_rate_admit(uint64 account, int limit,
+										 int64 probe_time, int64 *again);
+extern bool hrflow_rate_pause(uint64 account, int64 delay, bool was_probe);
+extern void hrflow_rate_end_probe(uint64 account, bool passed);
+
+/* in poller.c */
+extern int	hrflow_poller_open(void);
+extern bool hrflow_poller_watch(int poller, int fd, bool readable,
+								bool writable);
+extern bool hrflow_poller_opened(int fd);
+extern bool hrflow_poller_closed(int fd);
+extern bool hrflow_poller_is_connection(int fd);
+extern int	hrflow_poller_find_silent(int local_port, int64 since);
+extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
+
+#endif							/* HRFLOW_TRANSFER_H */

@@ -1,17 +1,16 @@
 /*-------------------------------------------------------------------------
  *
- * status.c
- *		What became of a request: names for rows, errors for callers.
+ * error.c
+ *		What became of a request: text for rows, errors for callers.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 
 typedef struct StatusInfo
 {
-	const char *name;			/* in a column "status" */
 	int			sqlerrcode;
 	const char *message;		/* of the error; lower case, one line; %s is
 								 * who was asked */
@@ -22,96 +21,96 @@ typedef struct StatusInfo
 /* In the order of HrflowStatus. */
 static const StatusInfo status_info[] = {
 	[HRFLOW_OK] = {
-		"ok", ERRCODE_SUCCESSFUL_COMPLETION,
+		ERRCODE_SUCCESSFUL_COMPLETION,
 		"success", NULL
 	},
 	[HRFLOW_INVALID_REQUEST] = {
-		"invalid_request", ERRCODE_INVALID_PARAMETER_VALUE,
+		ERRCODE_INVALID_PARAMETER_VALUE,
 		"invalid request to %s",
 		"Check the identifiers and \"fields\"."
 	},
 	[HRFLOW_INVALID_SOURCE] = {
-		"invalid_request", ERRCODE_INVALID_PARAMETER_VALUE,
+		ERRCODE_INVALID_PARAMETER_VALUE,
 		"HrFlow source not found",
 		"Check the source id, and that the API key belongs to the source's workspace."
 	},
 	[HRFLOW_NOT_FOUND] = {
-		"not_found", ERRCODE_NO_DATA_FOUND,
+		ERRCODE_NO_DATA_FOUND,
 		"HrFlow profile not found",
 		"Check the profile's identifier and that the profile is in this source."
 	},
 	[HRFLOW_NO_VECTOR] = {
-		"no_vector", ERRCODE_NO_DATA_FOUND,
+		ERRCODE_NO_DATA_FOUND,
 		"HrFlow profile has no vector for a section asked for",
 		"Ask for fewer sections in \"fields\", or for one at a time."
 	},
 	[HRFLOW_UNAUTHORIZED] = {
-		"unauthorized", ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
 		"HrFlow API refused the API key",
 		"Check hrflow_embed.api_key_file (or api_key), hrflow_embed.api_user and hrflow_embed.base_url. A key that may only write cannot read embeddings."
 	},
 	[HRFLOW_FORBIDDEN] = {
-		"unauthorized", ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
 		"HrFlow API refused access",
 		"Check that the API key may read this source."
 	},
 	[HRFLOW_OVER_QUOTA] = {
-		"over_quota", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		"HrFlow account is over its quota",
 		"Ask again when the quota is renewed, or raise it with HrFlow."
 	},
 	[HRFLOW_RATE_LIMITED] = {
-		"rate_limited", ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		"%s limited the rate of requests",
 		"Ask again later, or send fewer requests a minute."
 	},
 	[HRFLOW_CONNECT_FAILED] = {
-		"connection_failed", ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
+		ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
 		"could not connect to %s",
 		"Check hrflow_embed.base_url, proxy and ca_file, and that the database server may reach the network.",
 		"Check hrflow_embed.proxy and ca_file, and that the database server may reach the link's host."
 	},
 	[HRFLOW_CONNECTION_LOST] = {
-		"connection_failed", ERRCODE_CONNECTION_FAILURE,
+		ERRCODE_CONNECTION_FAILURE,
 		"lost the connection to %s",
 		"Ask again.", "Fetch the link again."
 	},
 	[HRFLOW_TIMEOUT] = {
-		"timeout", ERRCODE_CONNECTION_FAILURE,
+		ERRCODE_CONNECTION_FAILURE,
 		"%s did not answer in time",
 		"Ask again, or raise hrflow_embed.request_timeout.",
 		"Fetch the link again, or raise hrflow_embed.request_timeout."
 	},
 	[HRFLOW_INVALID_REPLY] = {
-		"invalid_reply", ERRCODE_PROTOCOL_VIOLATION,
+		ERRCODE_PROTOCOL_VIOLATION,
 		"invalid reply from %s",
 		"Check hrflow_embed.base_url: what answers there may not be the HrFlow API."
 	},
 	[HRFLOW_HTTP_ERROR] = {
-		"http_error", ERRCODE_SYSTEM_ERROR,
+		ERRCODE_SYSTEM_ERROR,
 		"%s answered with an error",
 		"Ask again later. If it lasts, check hrflow_embed.base_url."
 	},
 	[HRFLOW_TOO_LARGE] = {
-		"too_large", ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+		ERRCODE_PROGRAM_LIMIT_EXCEEDED,
 		"reply from %s is too large",
 		"Ask for fewer sections in \"fields\", or raise hrflow_embed.max_response_size.",
 		"Raise hrflow_embed.max_response_size."
 	},
 	[HRFLOW_LINK_REFUSED] = {
-		"link_refused", ERRCODE_INSUFFICIENT_PRIVILEGE,
+		ERRCODE_INSUFFICIENT_PRIVILEGE,
 		"link to a vector is not allowed",
 		NULL,
 		"Only https links to a host in hrflow_embed.link_hosts are fetched; a superuser can add one."
 	},
 	[HRFLOW_LINK_EXPIRED] = {
-		"link_expired", ERRCODE_SYSTEM_ERROR,
+		ERRCODE_SYSTEM_ERROR,
 		"link to a vector has expired or is not valid",
 		NULL,
 		"A link is valid for 20 minutes: ask for the profile again."
 	},
 	[HRFLOW_INVALID_VECTOR] = {
-		"invalid_vector", ERRCODE_INVALID_BINARY_REPRESENTATION,
+		ERRCODE_INVALID_BINARY_REPRESENTATION,
 		"invalid vector",
 		NULL, NULL
 	}
@@ -173,15 +172,6 @@ find_words(const HrflowResult *result, const char **message, const char **hint)
 }
 
 /*
- * The word that stands for "status" in a row.
- */
-const char *
-hrflow_status_name(HrflowStatus status)
-{
-	return status_info[status].name;
-}
-
-/*
  * The primary message of a result that went wrong, palloc'd.
  */
 static char *
@@ -199,7 +189,7 @@ make_message(const HrflowResult *result)
  * What went wrong in one line, for a column "error"; palloc'd.
  */
 char *
-hrflow_status_describe(const HrflowResult *result)
+hrflow_error_describe(const HrflowResult *result)
 {
 	char	   *message = make_message(result);
 
@@ -211,7 +201,7 @@ hrflow_status_describe(const HrflowResult *result)
  * Raise what went wrong.
  */
 void
-hrflow_status_raise(const HrflowResult *result)
+hrflow_error_raise(const HrflowResult *result)
 {
 	const char *message;
 	const char *hint;

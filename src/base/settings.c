@@ -21,7 +21,7 @@
 
 #include "access/parallel.h"
 #include "access/xact.h"
-#include "hrflow_embed.h"
+#include "base/base.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
 #include "utils/guc.h"
@@ -180,7 +180,7 @@ static const char *
 bad_base_url(const char *value)
 {
 	HrflowUrl	url;
-	const char *why = hrflow_request_parse_url(value, &url);
+	const char *why = hrflow_url_parse(value, &url);
 
 	if (why != NULL)
 		return why;
@@ -228,7 +228,7 @@ bad_proxy(const char *value)
 		if (host[strcspn(host, "@/?#")] == '@')
 			host += strcspn(host, "@") + 1;
 		copy = psprintf("http://%s", host);
-		why = hrflow_request_parse_url(copy, &url);
+		why = hrflow_url_parse(copy, &url);
 		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
 			why = "has more than a scheme, a host and a port";
 		for (const char *p = value; *p && why == NULL; p++)

@@ -17,7 +17,7 @@
 #include "common/hashfn.h"
 #include "compat.h"
 #include "funcapi.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "utils/array.h"
@@ -289,7 +289,7 @@ put_rows(Batch *batch, int element, const char *section, int item,
 	}
 	nulls[n] = result->status == HRFLOW_OK;
 	if (result->status != HRFLOW_OK)
-		values[n] = CStringGetTextDatum(hrflow_status_describe(result));
+		values[n] = CStringGetTextDatum(hrflow_error_describe(result));
 	n++;
 	Assert(n == batch->rsinfo->setDesc->natts);
 
@@ -711,7 +711,8 @@ take_reply(Batch *batch, HrflowReply *reply)
 	else
 		hrflow_response_parse(reply, endpoint_of(batch),
 							  batch->settings->api_key, &result);
-	if (hrflow_transport_retry(batch->transport, reply, &result))
+	if (hrflow_transport_retry(batch->transport, reply, result.status,
+							   result.transient))
 		return true;
 
 	if (!is_link)
@@ -798,11 +799,11 @@ static void
 report_refusal(Batch *batch)
 {
 	if (!batch->any_ok)
-		hrflow_status_raise(&batch->refusal);
+		hrflow_error_raise(&batch->refusal);
 
 	ereport(WARNING,
 			(errmsg("batch was not finished: %s",
-					hrflow_status_describe(&batch->refusal)),
+					hrflow_error_describe(&batch->refusal)),
 			 errdetail("%d of %d elements were answered; what was still to be asked has the status \"%s\".",
 					   batch->nanswered, batch->nelements,
 					   hrflow_status_name(batch->refusal.status))));

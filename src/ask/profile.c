@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
- * hrflow_embed.c
- *		The module, and the SQL functions that ask for one profile or fetch one
+ * profile.c
+ *		The SQL functions that ask for one profile or fetch one
  *		link.
  *
  *-------------------------------------------------------------------------
@@ -10,12 +10,10 @@
 
 #include "compat.h"
 #include "funcapi.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/tuplestore.h"
-
-HRFLOW_MODULE_MAGIC;
 
 PG_FUNCTION_INFO_V1(hrflow_profile_embedding);
 PG_FUNCTION_INFO_V1(hrflow_profile_embedding_links);
@@ -30,15 +28,6 @@ enum
 	ARG_PROFILE_REFERENCE,
 	ARG_PROFILE_EMAIL
 };
-
-void		_PG_init(void);
-
-void
-_PG_init(void)
-{
-	hrflow_settings_define();
-	hrflow_shared_define();
-}
 
 /*
  * How a profile was asked for.
@@ -162,12 +151,13 @@ hrflow_ask(HrflowTransport *transport, const HrflowSettings *settings,
 	{
 		reply = hrflow_transport_next(transport);
 		hrflow_response_parse(reply, endpoint, settings->api_key, result);
-	} while (hrflow_transport_retry(transport, reply, result));
+	} while (hrflow_transport_retry(transport, reply, result->status,
+									result->transient));
 
 	if (result->status != HRFLOW_OK)
 	{
 		hrflow_transport_end(transport);
-		hrflow_status_raise(result);
+		hrflow_error_raise(result);
 	}
 	hrflow_transport_release(transport, reply);
 }
@@ -236,7 +226,7 @@ fetch_profile(FunctionCallInfo fcinfo, List **links)
 	if (links != NULL &&
 		!hrflow_response_links(data, fields, settings->api_key, links,
 							   &result.detail))
-		hrflow_status_raise(&result);
+		hrflow_error_raise(&result);
 
 	error_context_stack = context.previous;
 	return data;
@@ -343,12 +333,13 @@ hrflow_fetch_link(HrflowTransport *transport, const HrflowSettings *settings,
 		{
 			reply = hrflow_transport_next(transport);
 			hrflow_response_parse_vector(reply, &result);
-		} while (hrflow_transport_retry(transport, reply, &result));
+		} while (hrflow_transport_retry(transport, reply, result.status,
+										result.transient));
 	}
 	if (transport != NULL)
 		hrflow_transport_end(transport);
 	if (result.status != HRFLOW_OK)
-		hrflow_status_raise(&result);
+		hrflow_error_raise(&result);
 
 	error_context_stack = context.previous;
 	return result.vector;

@@ -22,7 +22,7 @@
 #include <sys/event.h>
 #endif
 
-#include "hrflow_embed.h"
+#include "transport/transfer.h"
 
 #define MAX_EVENTS 64
 
@@ -216,7 +216,7 @@ get_local_port(int fd)
 
 /*
  * The connection with this port at our end, if nothing has come over it since
- * this time of hrflow_rate_now(), or is there to be read; else -1.
+ * this time of hrflow_clock_now(), or is there to be read; else -1.
  */
 int
 hrflow_poller_find_silent(int local_port, int64 since)
@@ -259,7 +259,7 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 {
 	int			n;
 	int			nwanted = 0;
-	int64		now = hrflow_rate_now();
+	int64		now = hrflow_clock_now();
 #ifdef __linux__
 	struct epoll_event ready[MAX_EVENTS];
 

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * transport_curl.c
+ * curl.c
  *		libcurl: a backend's connections, one request, and the wait for them.
  *
  * The only file that knows libcurl.  A backend has one pool: a curl_multi
@@ -26,10 +26,9 @@
 #include <sys/stat.h>
 
 #include "compat.h"
-#include "hrflow_embed.h"
+#include "transport/transfer.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
-#include "transport.h"
 
 /*
  * A body's buffer larger than this is not kept for the next reply.  Answers
@@ -54,7 +53,7 @@
  * has a pool of threads, which it bounds itself; its requests do not tell us.)
  */
 #define MAX_ABANDONED 64
-#define LOOKUP_LIFE (30 * SEC)
+#define LOOKUP_LIFE (30 * HRFLOW_SEC)
 
 /*
  * CURLMOPT_QUICK_EXIT, which came with 8.20, though these headers may be older:
@@ -82,7 +81,8 @@ static struct
 	int			nidle;
 
 	/* Kept by the callbacks. */
-	int64		timer;			/* when libcurl wants to be called; or NEVER */
+	int64		timer;			/* when libcurl wants to be called; or
+								 * HRFLOW_NEVER */
 	int			sockets;		/* open */
 	size_t		buffered;		/* bytes of all transfers' bodies, */
 	size_t		most_buffered;	/* and the most since it was asked for */
@@ -262,7 +262,7 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 static int
 on_timer(CURLM *multi, long timeout, void *arg)
 {
-	pool.timer = timeout < 0 ? NEVER : hrflow_rate_now() + timeout * MSEC;
+	pool.timer = timeout < 0 ? HRFLOW_NEVER : hrflow_clock_now() + timeout * HRFLOW_MSEC;
 	return 0;
 }
 
@@ -381,9 +381,9 @@ static bool
 ca_file_changed(const HrflowSettings *settings)
 {
 	struct stat before;
-	int64		now = hrflow_rate_now();
+	int64		now = hrflow_clock_now();
 
-	if (*settings->ca_file == '\0' || now - pool.ca_file_seen < SEC)
+	if (*settings->ca_file == '\0' || now - pool.ca_file_seen < HRFLOW_SEC)
 		return false;
 	before = pool.ca_file;
 	pool.ca_file_seen = now;
@@ -567,7 +567,7 @@ hrflow_curl_prepare(const HrflowSettings *settings)
 
 		check_option(code, "curl_global_init");
 		dlist_init(&pool.idle);
-		pool.timer = NEVER;
+		pool.timer = HRFLOW_NEVER;
 		initialized = true;
 	}
 	if (!pool.has_poller)
@@ -877,7 +877,7 @@ note_abandoned(bool is_link)
 {
 	int		   *next = &pool.abandoned[is_link].next;
 
-	pool.abandoned[is_link].at[*next] = hrflow_rate_now();
+	pool.abandoned[is_link].at[*next] = hrflow_clock_now();
 	*next = (*next + 1) % MAX_ABANDONED;
 }
 
@@ -959,7 +959,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	transfer->connected = false;
 	transfer->sent_twice = false;
 	transfer->error[0] = '\0';
-	transfer->started = hrflow_rate_now();
+	transfer->started = hrflow_clock_now();
 
 	if (too_many_abandoned(HRFLOW_IS_LINK(reply->target), transfer->started))
 	{
@@ -1048,8 +1048,8 @@ classify_failure(HrflowTransfer *transfer, CURLcode code)
 			 * libcurl does not tell its two time limits apart.  When it is
 			 * not the whole try's that is up, it is the connection's.
 			 */
-			if (transfer->connected || hrflow_rate_now() - transfer->started >=
-				pool.settings->request_timeout * MSEC)
+			if (transfer->connected || hrflow_clock_now() - transfer->started >=
+				pool.settings->request_timeout * HRFLOW_MSEC)
 				return HRFLOW_TIMEOUT;
 			reply->transient = true;
 			return HRFLOW_CONNECT_FAILED;
@@ -1263,9 +1263,9 @@ hrflow_curl_abandon(HrflowTransfer *transfer)
 void
 hrflow_curl_run_timer(void)
 {
-	if (pool.timer > hrflow_rate_now())
+	if (pool.timer > hrflow_clock_now())
 		return;
-	pool.timer = NEVER;
+	pool.timer = HRFLOW_NEVER;
 	drive(true);
 }
 
@@ -1285,11 +1285,11 @@ hrflow_curl_work(void)
 static long
 milliseconds_until(int64 when, int64 now)
 {
-	if (when == NEVER)
+	if (when == HRFLOW_NEVER)
 		return -1;
 	if (when <= now)
 		return 0;
-	return Min((when - now + MSEC - 1) / MSEC, INT_MAX);
+	return Min((when - now + HRFLOW_MSEC - 1) / HRFLOW_MSEC, INT_MAX);
 }
 
 /*
@@ -1300,14 +1300,14 @@ void
 hrflow_curl_wait(int64 until, bool is_delay)
 {
 	WaitEvent	events[3];
-	int64		began = hrflow_rate_now();
+	int64		began = hrflow_clock_now();
 	int			n;
 
 	n = WaitEventSetWait(pool.wait_set,
 						 milliseconds_until(Min(until, pool.timer), began),
 						 events, lengthof(events),
 						 is_delay ? pool.delay_event : pool.wait_event);
-	hrflow_stats_count(HRFLOW_WAITED_USEC, hrflow_rate_now() - began);
+	hrflow_stats_count(HRFLOW_WAITED_USEC, hrflow_clock_now() - began);
 
 	for (int i = 0; i < n; i++)
 	{

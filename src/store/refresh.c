@@ -25,12 +25,12 @@
 #include "common/pg_prng.h"
 #include "compat.h"
 #include "funcapi.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
-#include "store.h"
+#include "store/store.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -421,7 +421,7 @@ take_result(HrflowWanted *wanted, const char *section, int item,
 	else if (result->status != HRFLOW_OK && profile->status == HRFLOW_OK)
 	{
 		profile->status = result->status;
-		profile->error = hrflow_status_describe(result);
+		profile->error = hrflow_error_describe(result);
 	}
 	MemoryContextSwitchTo(old);
 }
@@ -1405,7 +1405,7 @@ process_batch(Run *run, HrflowIdentifier kind, List *profiles, int limit)
 	ListCell   *cell;
 
 	if (!ok)
-		reason = hrflow_status_describe(&refusal);
+		reason = hrflow_error_describe(&refusal);
 	else
 	{
 		reason = why_not_counted(run, profiles, limit);

@@ -13,9 +13,9 @@
 #include "postgres.h"
 
 #include "compat.h"
-#include "hrflow_embed.h"
+#include "base/base.h"
 #include "miscadmin.h"
-#include "shared.h"
+#include "base/shared.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"

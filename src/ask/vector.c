@@ -24,7 +24,7 @@
 
 #include "catalog/pg_type.h"
 #include "fmgr.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/memutils.h"

@@ -9,7 +9,7 @@
 #include "postgres.h"
 
 #include "compat.h"
-#include "hrflow_embed.h"
+#include "ask/ask.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 

@@ -17,40 +17,23 @@
  */
 #include "postgres.h"
 
-#include <time.h>
-
 #include "common/hashfn.h"
-#include "hrflow_embed.h"
-#include "shared.h"
-
-#define MSEC INT64CONST(1000)
-#define SEC INT64CONST(1000000)
+#include "transport/transfer.h"
+#include "base/shared.h"
 
 /*
  * A limit that nobody has used for this long gives way to a higher one.
  */
-#define LIMIT_MEMORY (60 * SEC)
+#define LIMIT_MEMORY (60 * HRFLOW_SEC)
 
 /* How often to look whether another backend's probe has come back. */
-#define PROBE_POLL (20 * MSEC)
+#define PROBE_POLL (20 * HRFLOW_MSEC)
 
 /*
  * How often to look whether a pause is over before its time: nobody wakes who
  * waits.
  */
-#define PAUSE_POLL SEC
-
-/*
- * Microseconds of a clock that is never set, the same in every process.
- */
-int64
-hrflow_rate_now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * SEC + ts.tv_nsec / 1000;
-}
+#define PAUSE_POLL HRFLOW_SEC
 
 /*
  * The account that these settings use, the key and the origin of base_url:
@@ -68,7 +51,7 @@ hrflow_rate_account(const HrflowSettings *settings)
 		return hash;
 	hash = hash_bytes_extended((const unsigned char *) settings->api_key,
 							   strlen(settings->api_key), 0);
-	if (hrflow_request_parse_url(settings->base_url, &url) != NULL)
+	if (hrflow_url_parse(settings->base_url, &url) != NULL)
 		elog(ERROR, "base_url has not been checked");
 	origin = psprintf("%d %.*s", url.port, url.host_length, url.host);
 	for (char *p = origin; *p; p++)
@@ -131,7 +114,7 @@ hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowAdmission admission = HRFLOW_ADMIT;
 	HrflowBucket *bucket;
-	int64		now = hrflow_rate_now();
+	int64		now = hrflow_clock_now();
 
 	SpinLockAcquire(&shared->mutex);
 	bucket = find_bucket(shared, account, now);
@@ -155,7 +138,7 @@ hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
 
 	if (admission != HRFLOW_WAIT && bucket->limit > 0)
 	{
-		int64		interval = 60 * SEC / bucket->limit;
+		int64		interval = 60 * HRFLOW_SEC / bucket->limit;
 		int64		burst = Max(bucket->limit / 60, 1);
 		int64		due = bucket->next_at - (burst - 1) * interval;
 
@@ -187,7 +170,7 @@ hrflow_rate_pause(uint64 account, int64 delay, bool was_probe)
 {
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowBucket *bucket;
-	int64		now = hrflow_rate_now();
+	int64		now = hrflow_clock_now();
 	bool		was_paused;
 
 	SpinLockAcquire(&shared->mutex);
@@ -214,7 +197,7 @@ hrflow_rate_end_probe(uint64 account, bool passed)
 	HrflowBucket *bucket;
 
 	SpinLockAcquire(&shared->mutex);
-	bucket = find_bucket(shared, account, hrflow_rate_now());
+	bucket = find_bucket(shared, account, hrflow_clock_now());
 	bucket->probe_until = 0;
 	if (passed && bucket->pause_asked_at <= bucket->probe_sent_at)
 	{

@@ -17,7 +17,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
-#include "hrflow_embed.h"
+#include "base/base.h"
 
 /*
  * Does a host match a pattern, in which "*" stands for any characters but a
@@ -115,7 +115,7 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 
 	*by_name = false;
 	if (strlen(link) > HRFLOW_MAX_URL ||
-		hrflow_request_parse_url(link, &url) != NULL)
+		hrflow_url_parse(link, &url) != NULL)
 		return "It is not a URL that can be fetched.";
 
 	while ((host = next_host(&hosts, &length)) != NULL)

@@ -1,0 +1,41 @@
+/*-------------------------------------------------------------------------
+ *
+ * status.c
+ *		The names of statuses.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/base.h"
+
+/* In the order of HrflowStatus.  Several may share a name. */
+static const char *const status_names[] = {
+	[HRFLOW_OK] = "ok",
+	[HRFLOW_INVALID_REQUEST] = "invalid_request",
+	[HRFLOW_INVALID_SOURCE] = "invalid_request",
+	[HRFLOW_NOT_FOUND] = "not_found",
+	[HRFLOW_NO_VECTOR] = "no_vector",
+	[HRFLOW_UNAUTHORIZED] = "unauthorized",
+	[HRFLOW_FORBIDDEN] = "unauthorized",
+	[HRFLOW_OVER_QUOTA] = "over_quota",
+	[HRFLOW_RATE_LIMITED] = "rate_limited",
+	[HRFLOW_CONNECT_FAILED] = "connection_failed",
+	[HRFLOW_CONNECTION_LOST] = "connection_failed",
+	[HRFLOW_TIMEOUT] = "timeout",
+	[HRFLOW_INVALID_REPLY] = "invalid_reply",
+	[HRFLOW_HTTP_ERROR] = "http_error",
+	[HRFLOW_TOO_LARGE] = "too_large",
+	[HRFLOW_LINK_REFUSED] = "link_refused",
+	[HRFLOW_LINK_EXPIRED] = "link_expired",
+	[HRFLOW_INVALID_VECTOR] = "invalid_vector"
+};
+
+/*
+ * The word that stands for "status" in a row.
+ */
+const char *
+hrflow_status_name(HrflowStatus status)
+{
+	return status_names[status];
+}

@@ -1,0 +1,21 @@
+/*-------------------------------------------------------------------------
+ *
+ * module.c
+ *		The module: what happens when the library is loaded.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/base.h"
+
+HRFLOW_MODULE_MAGIC;
+
+void		_PG_init(void);
+
+void
+_PG_init(void)
+{
+	hrflow_settings_define();
+	hrflow_shared_define();
+}
