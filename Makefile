@@ -75,7 +75,7 @@ $(sort $(dir $(OBJS))):
 	@mkdir -p $@
 
 # Loops over the elements of vectors, and the characters of links.
-src/ask/vector.o src/ask/json.o: CFLAGS += $(CFLAGS_VECTORIZE)
+$(addprefix src/ask/,vector.o npy.o numbers.o base64.o json.o): CFLAGS += $(CFLAGS_VECTORIZE)
 
 # Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
 # expanded when their recipe runs, and run a program each: it is put behind

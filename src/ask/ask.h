@@ -177,9 +177,11 @@ extern void hrflow_response_parse(const HrflowReply *reply,
 								  HrflowResult *result);
 extern void hrflow_response_parse_vector(const HrflowReply *reply,
 										 HrflowResult *result);
-extern bool hrflow_response_links(Jsonb *data, Jsonb *fields,
-								  const char *secret, List **links,
-								  char **detail);
 extern char *hrflow_response_scrub(const char *message, const char *secret);
+
+/* in links.c */
+extern bool hrflow_links_collect(Jsonb *data, Jsonb *fields,
+								 const char *secret, List **links,
+								 char **detail);
 
 #endif							/* HRFLOW_ASK_H */

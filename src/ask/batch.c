@@ -652,9 +652,9 @@ fetch_links(Batch *batch, int element, HrflowResult *result)
 	List	   *links;
 	ListCell   *cell;
 
-	if (!hrflow_response_links(result->data, batch->wanted != NULL ?
-							   batch->wanted[element].fields : batch->fields,
-							   batch->settings->api_key, &links, &result->detail))
+	if (!hrflow_links_collect(result->data, batch->wanted != NULL ?
+							  batch->wanted[element].fields : batch->fields,
+							  batch->settings->api_key, &links, &result->detail))
 		result->status = HRFLOW_INVALID_REPLY;
 	if (result->status != HRFLOW_OK || links == NIL)
 		put_rows(batch, element, NULL, 0, result, false);

@@ -224,8 +224,8 @@ fetch_profile(FunctionCallInfo fcinfo, List **links)
 	settings = hrflow_settings_get(true);
 	data = ask(settings, &query);
 	if (links != NULL &&
-		!hrflow_response_links(data, fields, settings->api_key, links,
-							   &result.detail))
+		!hrflow_links_collect(data, fields, settings->api_key, links,
+							  &result.detail))
 		hrflow_error_raise(&result);
 
 	error_context_stack = context.previous;

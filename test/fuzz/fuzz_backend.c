@@ -82,7 +82,7 @@ fuzz_reply(const char *data, size_t size)
 																CStringGetDatum(asked[i])));
 		ListCell   *cell;
 
-		if (!hrflow_response_links(result.data, fields, KEY, &links, &detail))
+		if (!hrflow_links_collect(result.data, fields, KEY, &links, &detail))
 			continue;
 		foreach(cell, links)
 		{
