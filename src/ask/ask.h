@@ -61,6 +61,17 @@ typedef struct HrflowJobQuery
 } HrflowJobQuery;
 
 /*
+ * Why the arguments of a call cannot be sent: an error that is not yet raised.
+ */
+typedef struct HrflowProblem
+{
+	const char *message;		/* primary message; NULL when there is no
+								 * problem */
+	const char *detail;			/* or NULL */
+	const char *hint;			/* or NULL */
+} HrflowProblem;
+
+/*
  * A reply understood.
  */
 typedef struct HrflowResult
@@ -122,21 +133,16 @@ typedef struct HrflowSpan
 HRFLOW_NORETURN extern void hrflow_error_raise(const HrflowResult *result);
 extern char *hrflow_error_describe(const HrflowResult *result);
 
-/* in profile.c */
+/* in arguments.c */
+HRFLOW_NORETURN extern void hrflow_argument_raise(const HrflowProblem *problem);
+extern const char *hrflow_argument_identifier(const NullableDatum *argument,
+											  const char *name,
+											  HrflowProblem *problem);
+extern Jsonb *hrflow_argument_fields(const NullableDatum *argument,
+									 const char **text,
+									 HrflowProblem *problem);
 extern Jsonb *hrflow_check_fields(Jsonb *fields);
 extern const char *hrflow_fields_text(Jsonb *fields);
-extern const char *hrflow_get_identifier(FunctionCallInfo fcinfo, int argno,
-										 const char *name);
-extern const char *hrflow_check_url(const char *url);
-extern void hrflow_ask(HrflowTransport *transport,
-					   const HrflowSettings *settings, HrflowEndpoint endpoint,
-					   const char *url, const char *body,
-					   HrflowResult *result);
-extern ArrayType *hrflow_fetch_link(HrflowTransport *transport,
-									const HrflowSettings *settings,
-									char *link);
-
-/* in neighbours.c */
 extern char *hrflow_make_text_body(Datum input, char **problem);
 
 /* in batch.c */

@@ -18,7 +18,7 @@ use Time::HiRes qw(time);
 
 my $store = Hrflow::StandIn->new;
 my $api = Hrflow::StandIn->new('--link-base' => 'http://127.0.0.1:' . $store->http);
-my $node = Hrflow::Node->new('neighbours', $api,
+my $node = Hrflow::Node->new('jobs_texts', $api,
 	api_user => 'account@example.com',
 	link_hosts => '127.0.0.1');
 
