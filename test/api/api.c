@@ -826,17 +826,14 @@ api_handle(Request *request)
 												  MHD_HEADER_KIND, "X-API-KEY");
 	const char *path = request->path + 3;
 	enum MHD_Result result;
-	int			wait;
+	bool		done;
 
 	if (key == NULL)
 		key = "";
 	if (options.quota >= 0 && log_api_requests() > options.quota)
 		return refuse(request, 402, "Quota exceeded");
-	if (options.rate > 0 && log_over_rate(options.rate, &wait))
-	{
-		request->fault.retry_after = wait;
+	if (request->over_rate)
 		return refuse(request, 429, "Too Many Requests");
-	}
 	if (strcmp(path, "/profile/embedding") == 0)
 		return profile_embedding(request, key);
 	if (strcmp(path, "/job/embedding") == 0)
@@ -846,6 +843,9 @@ api_handle(Request *request)
 	if (strcmp(path, "/auth") == 0)
 	{
 		if (!authorize(request, key, false, &result))
+			return result;
+		result = answer_fault(request, key, &done);
+		if (done)
 			return result;
 		return answer_envelope(request, 200, 200, "Authentication succeeded",
 							   "{\"team_name\": \"Stand-in\", \"team_subdomain\": \"stand-in\", \"api_key_permission\": \"read\"}");

@@ -6,6 +6,8 @@
 #   $api->log                  what was received since the last reset, a hash
 #                              a request
 #   $api->stats                counts of it
+#   $api->script('status=503', ms => 3000)
+#                              faults for whoever asks next; count => N
 #
 # It ends with the object, or with this process however that ends.
 package Hrflow::StandIn;
@@ -109,6 +111,16 @@ sub reset
 {
 	my ($self) = @_;
 	$self->get('/reset');
+	return;
+}
+
+# Add a step to the stand-in's script; see its README.
+sub script
+{
+	my ($self, $faults, %limits) = @_;
+
+	$faults =~ s/([^\w.~-])/sprintf '%%%02X', ord $1/ge;
+	$self->get(join '&', "/script?fault=$faults", map { "$_=$limits{$_}" } sort keys %limits);
 	return;
 }
 
