@@ -98,7 +98,7 @@ typedef struct HrflowLink
 } HrflowLink;
 
 /*
- * A profile whose vectors hrflow_batch_fetch() is to fetch.  Server encoding.
+ * A profile whose vectors hrflow_wanted_fetch() is to fetch.  Server encoding.
  */
 typedef struct HrflowWanted
 {
@@ -115,9 +115,10 @@ typedef struct HrflowWanted
  * end, for a reason that is not the profile's.  The result lives until this
  * returns.
  */
-typedef void (*HrflowSink) (HrflowWanted *wanted, const char *section,
-							int item, const HrflowResult *result,
-							bool unasked);
+typedef void (*HrflowWantedCallback) (HrflowWanted *wanted,
+									  const char *section, int item,
+									  const HrflowResult *result,
+									  bool unasked);
 
 /*
  * Arrays of JSON that were left where they are.
@@ -145,10 +146,10 @@ extern Jsonb *hrflow_check_fields(Jsonb *fields);
 extern const char *hrflow_fields_text(Jsonb *fields);
 extern char *hrflow_make_text_body(Datum input, char **problem);
 
-/* in batch.c */
-extern bool hrflow_batch_fetch(HrflowWanted *wanted, int nwanted,
-							   int time_limit, HrflowSink sink,
-							   HrflowResult *refusal);
+/* in wanted.c */
+extern bool hrflow_wanted_fetch(HrflowWanted *wanted, int nwanted,
+								int time_limit, HrflowWantedCallback callback,
+								HrflowResult *refusal);
 
 /* in request.c */
 extern char *hrflow_request_profile(const char *base_url,

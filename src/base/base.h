@@ -150,6 +150,27 @@ typedef enum HrflowCounter
 
 #define HRFLOW_NCOUNTERS (HRFLOW_CONNECTIONS_REUSED + 1)
 
+/*
+ * Have errors and warnings carry the CONTEXT that a callback adds, until
+ * hrflow_context_pop().  "context" is the caller's.
+ */
+static inline void
+hrflow_context_push(ErrorContextCallback *context, void (*callback) (void *),
+					void *arg)
+{
+	context->callback = callback;
+	context->arg = arg;
+	context->previous = error_context_stack;
+	error_context_stack = context;
+}
+
+static inline void
+hrflow_context_pop(ErrorContextCallback *context)
+{
+	Assert(error_context_stack == context);
+	error_context_stack = context->previous;
+}
+
 /* in settings.c */
 extern void hrflow_settings_define(void);
 extern const HrflowSettings *hrflow_settings_get(bool need_key);

@@ -478,7 +478,7 @@ fetch(Run *run, HrflowIdentifier kind, List *profiles, int limit,
 
 	/* No snapshot is kept while the network is awaited. */
 	InvalidateCatalogSnapshot();
-	if (!hrflow_batch_fetch(wanted, n, limit, take_result, refusal))
+	if (!hrflow_wanted_fetch(wanted, n, limit, take_result, refusal))
 		return false;
 
 	wanted = palloc(sizeof(HrflowWanted) * list_length(profiles) *
@@ -495,8 +495,8 @@ fetch(Run *run, HrflowIdentifier kind, List *profiles, int limit,
 		}
 	}
 	limit = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-	return n == 0 || hrflow_batch_fetch(wanted, n, Max(limit, 1), take_result,
-										refusal);
+	return n == 0 || hrflow_wanted_fetch(wanted, n, Max(limit, 1), take_result,
+										 refusal);
 }
 
 /*
