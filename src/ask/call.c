@@ -174,10 +174,7 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 			PointerGetDatum(call->result.vector) :
 			JsonbPGetDatum(call->result.data);
 
-	context.callback = add_call_context;
-	context.arg = call;
-	context.previous = error_context_stack;
-	error_context_stack = &context;
+	hrflow_context_push(&context, add_call_context, call);
 
 	if (call->state == HRFLOW_CALL_INVALID)
 		hrflow_argument_raise(&call->problem);
@@ -243,14 +240,11 @@ hrflow_call_run(HrflowCall *call, const HrflowFunction *function,
 	hrflow_call_read(call, function, fcinfo->args);
 	if (call->state == HRFLOW_CALL_READ)
 	{
-		context.callback = add_call_context;
-		context.arg = call;
-		context.previous = error_context_stack;
-		error_context_stack = &context;
+		hrflow_context_push(&context, add_call_context, call);
 
 		ask(call);
 
-		error_context_stack = context.previous;
+		hrflow_context_pop(&context);
 	}
 	return hrflow_call_value(call, isnull);
 }
