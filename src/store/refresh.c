@@ -37,6 +37,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/json.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -122,7 +123,7 @@ typedef struct Profile
 	bool		is_ours;		/* the lease is still ours, */
 	bool		is_current;		/* and nothing has changed since */
 	char	   *state;
-	Datum		due_at;
+	TimestampTz due_at;
 	bool		has_due_at;
 	int			old_http_status;
 	char	   *old_error;
@@ -245,23 +246,26 @@ add_texts(HrflowParameters *parameters, char **texts, int n)
 }
 
 /*
- * The same of values of fixed size, NULL where "nulls" says so.
+ * Add an array of values of a type of fixed length, NULL where "nulls" is set.
+ * Whether 8 bytes are passed by value, and how they are aligned, depends on
+ * the machine.
  */
 static void
-add_values(HrflowParameters *parameters, Oid array_type, Oid type, int size,
+add_values(HrflowParameters *parameters, Oid array_type, Oid type,
 		   Datum *values, bool *nulls, int n)
 {
 	int			dims[] = {n};
 	int			lower[] = {1};
+	int16		length;
+	bool		by_value;
+	char		align;
 
+	get_typlenbyvalalign(type, &length, &by_value, &align);
 	hrflow_store_add(parameters, array_type,
 					 PointerGetDatum(n == 0 ? construct_empty_array(type) :
 									 construct_md_array(values, nulls, 1, dims,
-														lower, type, size,
-														true,
-														size == 4 ?
-														TYPALIGN_INT :
-														TYPALIGN_DOUBLE)));
+														lower, type, length,
+														by_value, align)));
 }
 
 /*
@@ -506,6 +510,22 @@ fetch(Run *run, HrflowIdentifier kind, List *profiles, int limit,
  */
 
 /*
+ * Copy a timestamp of the last statement's result to "value".  Returns false,
+ * and leaves "value" as it is, where it is NULL.
+ */
+static bool
+get_timestamp(uint64 row, int column, TimestampTz *value)
+{
+	bool		is_null;
+	Datum		datum = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc, column, &is_null);
+
+	if (!is_null)
+		*value = DatumGetTimestampTz(datum);
+	return !is_null;
+}
+
+/*
  * Lock the batch's rows of the state table, and see what they are by now.
  * What another session has locked is left out: an application that writes
  * several rows locks them in its own order, and would deadlock with us.
@@ -540,18 +560,12 @@ lock_profiles(Run *run, const HrflowStore *store, List *profiles)
 		profile->is_current = profile->generation ==
 			DatumGetInt64(hrflow_store_datum(i, 2));
 		profile->state = hrflow_store_value(i, 3);
-		profile->due_at = SPI_getbinval(SPI_tuptable->vals[i],
-										SPI_tuptable->tupdesc, 4, &is_null);
-		profile->has_due_at = !is_null;
+		profile->has_due_at = get_timestamp(i, 4, &profile->due_at);
 		profile->old_http_status =
 			DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
 										SPI_tuptable->tupdesc, 6, &is_null));
 		profile->old_error = hrflow_store_value_or_null(i, 7);
-		profile->failed_at =
-			DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[i],
-											  SPI_tuptable->tupdesc, 8,
-											  &is_null));
-		profile->has_failed_at = !is_null;
+		profile->has_failed_at = get_timestamp(i, 8, &profile->failed_at);
 		if (!profile->is_current)
 		{
 			profile->attempts = DatumGetInt32(hrflow_store_datum(i, 5));
@@ -624,7 +638,7 @@ delete_old_vectors(Run *run, const Plans *plans, Profile *profile)
 	Datum	   *sections = palloc(sizeof(Datum) * Max(n, 1));
 	Datum	   *items = palloc(sizeof(Datum) * Max(n, 1));
 	Datum		values[5];
-	char		nulls[5] = "     ";
+	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
 	ListCell   *cell;
 
 	foreach(cell, profile->vectors)
@@ -896,12 +910,12 @@ set_state(Run *run, Profile *profile, bool refused)
 			profile->error = profile->old_error;
 		}
 		if (profile->is_postponed && profile->has_due_at)
-			profile->due_at = TimestampTzGetDatum(postponed_until(profile));
+			profile->due_at = postponed_until(profile);
 	}
 	else if (profile->status == HRFLOW_OK)
 	{
 		profile->state = "ok";
-		profile->due_at = TimestampTzGetDatum(jitter(run->max_age));
+		profile->due_at = jitter(run->max_age);
 		profile->has_due_at = true;
 		profile->attempts = 0;
 		profile->is_refreshed = true;
@@ -909,7 +923,7 @@ set_state(Run *run, Profile *profile, bool refused)
 	}
 	else if (profile->status == HRFLOW_NOT_FOUND)
 	{
-		profile->due_at = TimestampTzGetDatum(missing_until(run, profile));
+		profile->due_at = missing_until(run, profile);
 		profile->state = "missing";
 		profile->has_due_at = true;
 		profile->attempts = 0;
@@ -924,7 +938,7 @@ set_state(Run *run, Profile *profile, bool refused)
 	else
 	{
 		profile->state = "due";
-		profile->due_at = TimestampTzGetDatum(backoff(profile->attempts));
+		profile->due_at = backoff(profile->attempts);
 		profile->has_due_at = true;
 		run->nretry++;
 	}
@@ -996,7 +1010,7 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 		ours = lappend(ours, profile);
 		states[n] = profile->state;
 		errors[n] = profile->error;
-		due[n] = profile->due_at;
+		due[n] = TimestampTzGetDatum(profile->due_at);
 		no_due[n] = !profile->has_due_at;
 		attempts[n] = Int32GetDatum(profile->attempts);
 		statuses[n] = Int32GetDatum(profile->http_status);
@@ -1012,17 +1026,15 @@ write_states(Run *run, const HrflowStore *store, List *profiles, bool refused)
 
 	add_keys(&parameters, ours);
 	add_texts(&parameters, states, n);
-	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
-			   sizeof(TimestampTz), due, no_due, n);
-	add_values(&parameters, INT4ARRAYOID, INT4OID, sizeof(int32), attempts,
-			   never, n);
-	add_values(&parameters, INT4ARRAYOID, INT4OID, sizeof(int32), statuses,
-			   no_status, n);
-	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
-			   sizeof(TimestampTz), refreshed, not_refreshed, n);
+	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID, due, no_due,
+			   n);
+	add_values(&parameters, INT4ARRAYOID, INT4OID, attempts, never, n);
+	add_values(&parameters, INT4ARRAYOID, INT4OID, statuses, no_status, n);
+	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID, refreshed,
+			   not_refreshed, n);
 	add_texts(&parameters, errors, n);
-	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID,
-			   sizeof(TimestampTz), failed, not_failed, n);
+	add_values(&parameters, TIMESTAMPTZARRAYOID, TIMESTAMPTZOID, failed,
+			   not_failed, n);
 	hrflow_store_execute(hrflow_store_sql(store,
 										  psprintf("UPDATE %%P AS p SET state = k.state, due_at = k.due_at,"
 												   " lease_until = NULL, attempts = k.attempts,"
@@ -1183,8 +1195,7 @@ erase_gone(Run *run)
 	begin_work(run, &store);
 	add_texts(&parameters, sources, n);
 	add_texts(&parameters, identifiers, n);
-	add_values(&parameters, INT8ARRAYOID, INT8OID, sizeof(int64), generations,
-			   nulls, n);
+	add_values(&parameters, INT8ARRAYOID, INT8OID, generations, nulls, n);
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
 	hrflow_store_execute(hrflow_store_sql(&store,

@@ -230,7 +230,8 @@ hrflow_store_value(uint64 row, int column)
 }
 
 /*
- * The same as it is, in the result's memory where it is not passed by value.
+ * The same as a Datum.  Where the type is passed by reference, as 8-byte types
+ * are on 32-bit machines, it points into the result and is valid for as long.
  */
 Datum
 hrflow_store_datum(uint64 row, int column)
@@ -988,7 +989,6 @@ count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
 {
 	char	   *text = VARDATA_ANY(DatumGetPointer(state));
 	int			length = VARSIZE_ANY_EXHDR(DatumGetPointer(state));
-	TimestampTz due = DatumGetTimestampTz(times[0]);
 	bool		leased = !nulls[1] && DatumGetTimestampTz(times[1]) > now;
 
 	counts->tracked++;
@@ -997,10 +997,15 @@ count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
 	counts->failed += length == 6 && memcmp(text, "failed", 6) == 0;
 	counts->missing += length == 7 && memcmp(text, "missing", 7) == 0;
 	counts->leased += leased;
-	if (!leased && !nulls[0] && due <= now)
+	if (!leased && !nulls[0])
 	{
-		counts->due++;
-		counts->oldest = Min(counts->oldest, due);
+		TimestampTz due = DatumGetTimestampTz(times[0]);
+
+		if (due <= now)
+		{
+			counts->due++;
+			counts->oldest = Min(counts->oldest, due);
+		}
 	}
 	if (!nulls[2])
 	{
