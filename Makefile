@@ -5,7 +5,7 @@
 #   make installcheck     run the suites against a running server
 #   make check            all of it, on a private server and a stand-in API
 #   make demo             the main job, shown
-#   make check-versions   make check on PostgreSQL 17 and 18
+#   make check-versions   make check on PostgreSQL 17, 18 and 19
 #   make check-long       what takes long
 #   make check-asan       make check under address and undefined sanitizers
 #   make check-valgrind   the regress suites under Valgrind

@@ -15,6 +15,7 @@
 
 #include <curl/curlver.h>
 
+#include "access/tableam.h"
 #include "catalog/pg_attribute.h"
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
@@ -164,6 +165,20 @@ hrflow_compat_push_jsonb(HrflowJsonbState *state, JsonbIteratorToken token,
 	pushJsonbValue(state, token, value);
 #else
 	state->result = pushJsonbValue(&state->parse, token, value);
+#endif
+}
+
+/*
+ * Begin a sequential scan of a whole table.  Since 19 the caller says what it
+ * will do beside reading: nothing.
+ */
+static inline TableScanDesc
+hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_beginscan(relation, snapshot, 0, NULL, SO_NONE);
+#else
+	return table_beginscan(relation, snapshot, 0, NULL);
 #endif
 }
 

@@ -37,6 +37,8 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 #include "utils/varlena.h"
 
 PG_FUNCTION_INFO_V1(hrflow_create_store);
@@ -1044,7 +1046,7 @@ count_profiles(Counts *counts, Oid relid)
 			last = Max(last, numbers[i]);
 		}
 		slot = table_slot_create(relation, NULL);
-		scan = table_beginscan(relation, GetActiveSnapshot(), 0, NULL);
+		scan = hrflow_compat_beginscan(relation, GetActiveSnapshot());
 		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
 		{
 			Datum		times[lengthof(time_columns)];
