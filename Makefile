@@ -12,7 +12,7 @@
 #   make coverage         which lines of src the suites reach
 #   make analyze          what compilers and checkers say of src
 #   make bench            the benchmarks
-#   make indent           format the C sources
+#   make indent           format the C and Perl sources
 
 GATES = check check-versions check-long check-asan check-valgrind coverage \
 	analyze demo bench indent

@@ -2,13 +2,13 @@
 # that relies on them could not tell: what limits a whole account, what the script
 # plays, how bodies are encoded, and what a proxy refuses.  It takes no database.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Proxy;
 use Hrflow::RawPeer;
 use Hrflow::StandIn;
 use HTTP::Tiny;
 use IO::Socket::INET;
-use IO::Uncompress::Gunzip qw(gunzip $GunzipError);
+use IO::Uncompress::Gunzip  qw(gunzip $GunzipError);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -18,8 +18,9 @@ my $query = 'profile/embedding?source_id=acme&fields=%7B%22profile%22:1%7D&profi
 sub ask
 {
 	my ($api, $id) = @_;
-	return HTTP::Tiny->new(timeout => 5, keep_alive => 0)
-	  ->get($api->base_url . "/$query" . ($id // 'nurse-1'), { headers => { 'X-API-KEY' => $Hrflow::StandIn::KEY } });
+	return HTTP::Tiny->new(timeout => 5, keep_alive => 0)->get(
+		$api->base_url . "/$query" . ($id // 'nurse-1'),
+		{ headers => { 'X-API-KEY' => $Hrflow::StandIn::KEY } });
 }
 
 sub statuses
@@ -32,10 +33,13 @@ sub statuses
 sub ask_at_once
 {
 	my ($api, $n) = @_;
-	my @sockets = map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $api->http) or die $@ } 1 .. $n;
+	my @sockets =
+	  map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $api->http) or die $@ }
+	  1 .. $n;
 
-	print $_ "GET /v1/${query}nurse-1 HTTP/1.1\r\nHost: a\r\nX-API-KEY: $Hrflow::StandIn::KEY\r\nConnection: close\r\n\r\n"
-	  foreach @sockets;
+	my $request = "GET /v1/${query}nurse-1 HTTP/1.1\r\nHost: a\r\n"
+	  . "X-API-KEY: $Hrflow::StandIn::KEY\r\nConnection: close\r\n\r\n";
+	print $_ $request foreach @sockets;
 	foreach my $socket (@sockets) { local $/; <$socket>; }
 	return map { $_->{status} } $api->log;
 }
@@ -58,13 +62,16 @@ foreach my $case (
 	my $refused = ask($api);
 	is($refused->{status}, 429, 'the next is refused');
 	like($refused->{headers}{'retry-after'} // 'none', $expected, "Retry-After says $name");
-	is(join(' ', map { $refused->{headers}{"x-ratelimit-$_"} } qw(limit remaining)), '3 0', 'and other headers the limit');
+	is(join(' ', map { $refused->{headers}{"x-ratelimit-$_"} } qw(limit remaining)),
+		'3 0', 'and other headers the limit');
 }
 {
 	my $api = Hrflow::StandIn->new('--rate' => '3/1', '--latency' => 100);
 	my @statuses = ask_at_once($api, 5);
 
-	is(join(' ', sort @statuses), '200 200 200 429 429', 'requests that come at once are refused from the fourth on');
+	is( join(' ', sort @statuses),
+		'200 200 200 429 429',
+		'requests that come at once are refused from the fourth on');
 	my ($first) = grep { $_->{status} == 429 } $api->log;
 	is($first->{in_flight}, 4, 'and the log tells how many were in flight');
 }
@@ -88,7 +95,8 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 	my $start = time;
 
 	ask_at_once($api, 10);
-	cmp_ok(time - $start, '>=', 0.5, 'ten requests of 100 ms take 500 ms where two are served at a time');
+	cmp_ok(time - $start,
+		'>=', 0.5, 'ten requests of 100 ms take 500 ms where two are served at a time');
 	$api->reset;
 	ask($api);
 	my ($entry) = $api->log;
@@ -114,18 +122,21 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 	$api->script('status=500');
 	$api->reset;
 	is(ask($api)->{status}, 200, 'a reset ends the script');
-	is(ask($api, 'fault:close')->{headers}{connection}, 'close', 'a connection may end after a reply');
+	is(ask($api, 'fault:close')->{headers}{connection},
+		'close', 'a connection may end after a reply');
 	$api->restart('--close');
 	is(ask($api)->{headers}{connection}, 'close', 'or all may');
 
-	my $peer = Hrflow::RawPeer->new(sub {
-		my ($socket, $n) = @_;
-		return Hrflow::RawPeer::forward($socket, $api->http) if $n != 1;
-		sysread($socket, my $byte, 1);
-		Hrflow::RawPeer::reset_connection($socket);
-	});
+	my $peer = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			return Hrflow::RawPeer::forward($socket, $api->http) if $n != 1;
+			sysread($socket, my $byte, 1);
+			Hrflow::RawPeer::reset_connection($socket);
+		});
 	my $url = 'http://127.0.0.1:' . $peer->port . '/stats';
-	is(join(' ', map { HTTP::Tiny->new->get($url)->{status} } 1 .. 3), '200 599 200', 'a peer passes on all connections but one');
+	is(join(' ', map { HTTP::Tiny->new->get($url)->{status} } 1 .. 3),
+		'200 599 200', 'a peer passes on all connections but one');
 }
 
 #
@@ -158,7 +169,10 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 	my $members = () = ask($api, 'fault:members=3')->{content} =~ /\x1f\x8b\x08\0\0\0\0\0\0\x03/g;
 	is($members, 3, 'a gzip file may have several members');
 	my $empty = ask($api, 'fault:empty_blocks=100000')->{content};
-	like($empty, qr/\A\x1f\x8b\x08\0{6}\x03(?:\0\0\0\xff\xff){20000}\z/, 'or blocks that hold nothing, without an end');
+	like(
+		$empty,
+		qr/\A\x1f\x8b\x08\0{6}\x03(?:\0\0\0\xff\xff){20000}\z/,
+		'or blocks that hold nothing, without an end');
 }
 
 # One frame of raw blocks, as the stand-in makes them.
@@ -195,7 +209,8 @@ sub unbrotli
 	my $proxy = Hrflow::Proxy->new(user => 'someone', password => 'secret');
 	my $connect = sub {
 		my ($credentials) = @_;
-		my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $proxy->port) or die $@;
+		my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $proxy->port)
+		  or die $@;
 
 		print $socket 'CONNECT localhost:' . $api->http . " HTTP/1.1\r\n", $credentials, "\r\n";
 		my $reply = Hrflow::RawPeer::read_request($socket);
@@ -205,10 +220,17 @@ sub unbrotli
 	};
 
 	like($connect->(''), qr/^HTTP\/1.1 407 .*Proxy-Authenticate: Basic/s, 'a proxy asks who it is');
-	like($connect->("Proxy-Authorization: Basic c29tZW9uZTp3cm9uZw==\r\n"), qr/^HTTP\/1.1 407 /, 'refuses a wrong password');
-	like($connect->("Proxy-Authorization: Basic c29tZW9uZTpzZWNyZXQ=\r\n"), qr/^HTTP\/1.1 200 .*HTTP\/1.1 200 OK/s,
+	like(
+		$connect->("Proxy-Authorization: Basic c29tZW9uZTp3cm9uZw==\r\n"),
+		qr/^HTTP\/1.1 407 /,
+		'refuses a wrong password');
+	like(
+		$connect->("Proxy-Authorization: Basic c29tZW9uZTpzZWNyZXQ=\r\n"),
+		qr/^HTTP\/1.1 200 .*HTTP\/1.1 200 OK/s,
 		'and passes on what comes with the right one');
-	is(join(', ', $proxy->connects), join(', ', map { 'localhost:' . $api->http . " $_" } 407, 407, 200), 'it knows what it was asked');
+	is( join(', ', $proxy->connects),
+		join(', ', map { 'localhost:' . $api->http . " $_" } 407, 407, 200),
+		'it knows what it was asked');
 }
 
 done_testing();

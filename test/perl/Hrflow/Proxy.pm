@@ -12,9 +12,9 @@
 package Hrflow::Proxy;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::RawPeer;
-use MIME::Base64 qw(encode_base64);
+use MIME::Base64            qw(encode_base64);
 use PostgreSQL::Test::Utils ();
 
 my $refusal = "HTTP/1.1 407 Proxy Authentication Required\r\n"
@@ -42,7 +42,10 @@ sub _serve
 	PostgreSQL::Test::Utils::append_to_file($self->{log},
 		($host ? "$host:$port" : 'no CONNECT') . " $status\n");
 	if ($status == 407) { print $socket $refusal; }
-	elsif ($status == 405) { print $socket "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"; }
+	elsif ($status == 405)
+	{
+		print $socket "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n";
+	}
 	else
 	{
 		print $socket "HTTP/1.1 200 Connection established\r\n\r\n";

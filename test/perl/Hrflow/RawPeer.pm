@@ -19,9 +19,9 @@
 package Hrflow::RawPeer;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use IO::Socket::INET;
-use POSIX qw(WNOHANG);
+use POSIX  qw(WNOHANG);
 use Socket qw(IPPROTO_TCP SO_LINGER SOL_SOCKET TCP_NODELAY);
 
 sub new
@@ -50,7 +50,7 @@ sub new
 		_serve($listener, $ours, $serve);
 	}
 	close $ours;
-	$self->{alive} = $theirs;	# ends the peer when we do
+	$self->{alive} = $theirs;    # ends the peer when we do
 	return $self;
 }
 
@@ -122,7 +122,7 @@ sub forward
 		foreach my $from ($socket, $other)
 		{
 			next unless vec($ready, fileno($from), 1);
-			sysread($from, my $bytes, 65536) or return;
+			sysread($from, my $bytes, 65536)        or return;
 			$across{ fileno($from) }->print($bytes) or return;
 		}
 	}

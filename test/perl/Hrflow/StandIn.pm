@@ -13,13 +13,13 @@
 package Hrflow::StandIn;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Carp;
 use HTTP::Tiny;
 use IPC::Run ();
 use JSON::PP;
 use PostgreSQL::Test::Utils ();
-use Scalar::Util qw(weaken);
+use Scalar::Util            qw(weaken);
 
 my @started;
 
@@ -52,10 +52,9 @@ sub _start
 	my ($out, $err) = ('', '');
 
 	$self->{in} = '';
-	$self->{process} = IPC::Run::start(
-		[ $ENV{HRFLOW_API}, '--dir', $self->{dir}, '--stdin', @options ],
-		'<', \$self->{in}, '>', \$out, '2>', \$err,
-		IPC::Run::timer(60));
+	$self->{process} =
+	  IPC::Run::start([ $ENV{HRFLOW_API}, '--dir', $self->{dir}, '--stdin', @options ],
+		'<', \$self->{in}, '>', \$out, '2>', \$err, IPC::Run::timer(60));
 	while ($out !~ /^ready$/m)
 	{
 		croak "the stand-in API did not start: $err"
@@ -68,10 +67,10 @@ sub _start
 	return;
 }
 
-sub http { return $_[0]{http}; }
+sub http  { return $_[0]{http}; }
 sub https { return $_[0]{https}; }
-sub ca { return $_[0]{ca}; }
-sub dir { return $_[0]{dir}; }
+sub ca    { return $_[0]{ca}; }
+sub dir   { return $_[0]{dir}; }
 
 sub base_url
 {
@@ -86,8 +85,7 @@ sub base_url
 sub get
 {
 	my ($self, $path) = @_;
-	my $reply =
-	  HTTP::Tiny->new(timeout => 20)->get("http://127.0.0.1:$self->{http}$path");
+	my $reply = HTTP::Tiny->new(timeout => 20)->get("http://127.0.0.1:$self->{http}$path");
 
 	croak "the stand-in API answered $path with $reply->{status}"
 	  unless $reply->{success};
@@ -160,8 +158,7 @@ sub restart
 	my ($self, @options) = @_;
 
 	$self->stop;
-	$self->_start('--http', $self->{http}, '--https', $self->{https},
-		@options);
+	$self->_start('--http', $self->{http}, '--https', $self->{https}, @options);
 	return;
 }
 
