@@ -70,7 +70,7 @@ run_blocks('README', @blocks);
 is( $node->safe_psql(
 		'postgres', 'SELECT count(*) FROM candidate WHERE cardinality(embedding) = 1024'),
 	'3',
-	'and does what it says');
+	"the README's UPDATE stores a vector of every candidate that has an identifier");
 
 
 foreach my $file ('docs/refresh.md', 'docs/ranking.md')

@@ -108,8 +108,9 @@ foreach my $names (@names)
 	my @log = $api->log;
 	my @bad = grep { $_->{query} !~ /^(?:[A-Za-z0-9._~-]|%[0-9A-F]{2}|&|=)*$/ } @log;
 
-	is(scalar(@log), scalar(@calls), "$dialect dialect: each call is one request");
-	is(scalar(@bad), 0, 'in which all that is not unreserved is percent-encoded');
+	is(scalar(@log), scalar(@calls), "in the $dialect dialect each call sends one request");
+	is(scalar(@bad), 0,
+		"in the $dialect dialect everything but unreserved characters is percent-encoded");
 	is_deeply(
 		[   map {
 				[ sort { $a->[0] cmp $b->[0] } decode_query($_->{query}) ]
@@ -117,7 +118,7 @@ foreach my $names (@names)
 		[   map {
 				[ sort { $a->[0] cmp $b->[0] } @$_ ]
 			} @wanted ],
-		'and whose decoded pairs are what was asked');
+		"in the $dialect dialect the decoded pairs are the arguments of the call");
 }
 
 #
@@ -143,12 +144,12 @@ is_deeply(
 			decode_json(encode('UTF-8', $pairs{fields}))
 		} $api->log ],
 	[ map { decode_json(encode('UTF-8', $_)) } @fields ],
-	'fields are sent as the JSON they are');
+	'fields are sent as the JSON document that was passed');
 
 $api->reset;
 sql(q{SELECT hrflow_profile_embedding('s', 'p', '{}'), hrflow_profile_embedding('s', 'p', NULL)});
 is(scalar(grep { $_->{query} eq 'source_id=s&profile_id=p' } $api->log),
-	2, 'empty or absent they are left out');
+	2, 'fields that are empty or NULL are left out of the query');
 
 #
 # Nothing is sent in vain
@@ -191,13 +192,15 @@ my @headers = map { $_->{headers} } $api->log;
 is_deeply(
 	[ sort map { lc } keys %{ $headers[0] } ],
 	[qw(accept accept-encoding host user-agent x-api-key)],
-	'the headers are these');
-is($headers[0]{'X-API-KEY'}, $Hrflow::StandIn::KEY, 'with the key');
-is($headers[0]{'Accept-Encoding'}, 'gzip', 'and compression');
-like($headers[0]{'User-Agent'}, qr{^hrflow_embed/[\d.]+$}, 'and a name');
-is($headers[1]{'X-USER-EMAIL'}, 'account@example.com', "and the account's user where it is set");
+	'a request has exactly the expected headers');
+is($headers[0]{'X-API-KEY'}, $Hrflow::StandIn::KEY, 'a request carries the API key');
+is($headers[0]{'Accept-Encoding'}, 'gzip', 'a request accepts gzip');
+like($headers[0]{'User-Agent'},
+	qr{^hrflow_embed/[\d.]+$}, 'the User-Agent names the extension and its version');
+is($headers[1]{'X-USER-EMAIL'}, 'account@example.com',
+	'X-USER-EMAIL is sent where api_user is set');
 like(sql(q{SELECT hrflow_profile_embedding('s', 'fault:gzip', '{"profile": 1}')}),
-	qr/profile.hflw/, 'a compressed answer is read');
+	qr/profile.hflw/, 'a compressed reply is decompressed');
 
 #
 # Connections
@@ -217,7 +220,7 @@ $api->reset;
 sql("$tls SELECT count(hrflow_profile_embedding('s', 'p' || i)) FROM generate_series(1, 100) i;");
 %connections = map { $_->{connection} => 1 } $api->log;
 is(join(' ', scalar(keys %connections), map { $_->{listener} } ($api->log)[0]),
-	'1 https', 'and over TLS');
+	'1 https', '100 calls over TLS share a connection');
 
 #
 # TLS
@@ -246,7 +249,7 @@ foreach my $case (
 	$api->reset;
 	like($node->error_of("$settings SELECT hrflow_profile_embedding('s', 'p');"),
 		qr/^08001/, "TLS with $name is refused");
-	is(scalar($api->log), 0, 'and nothing is sent');
+	is(scalar($api->log), 0, "TLS with $name sends no request");
 }
 
 #
@@ -257,19 +260,22 @@ my $elsewhere =
 $other_ca->reset;
 like($node->error_of("SELECT hrflow_profile_embedding('s', 'fault:redirect=$elsewhere');"),
 	qr/^08P01/, 'a redirect is an error');
-is(scalar($other_ca->log), 0, 'and is not followed');
+is(scalar($other_ca->log), 0, 'a redirect is not followed');
 
-ok(!-e $proxy_log, "the environment's proxies are ignored");
+ok(!-e $proxy_log, "the proxies named by the server's environment are ignored");
 like(
 	$node->error_of(
 		"SET hrflow_embed.base_url = 'https://api.example.invalid/v1';
 			SET hrflow_embed.proxy = '$proxy_url';
 		SELECT hrflow_profile_embedding('s', 'p');"),
 	qr/^08001/,
-	'a proxy that refuses is an error');
+	'a proxy that refuses the tunnel is an error');
 my $seen = -e $proxy_log ? PostgreSQL::Test::Utils::slurp_file($proxy_log) : '';
-like($seen, qr/^CONNECT api.example.invalid:443 /, 'a proxy that is set is asked for a tunnel');
-unlike($seen, qr/$Hrflow::StandIn::KEY|profile_id/, 'and is told neither key nor profile');
+like($seen, qr/^CONNECT api.example.invalid:443 /, 'the configured proxy is asked for a tunnel');
+unlike(
+	$seen,
+	qr/$Hrflow::StandIn::KEY|profile_id/,
+	'the proxy sees neither the key nor the profile');
 
 #
 # Other encodings
@@ -288,16 +294,18 @@ is( $node->safe_psql(
 			FROM hrflow_profile_embedding_links('s', 'Zo' || chr(235), '{"profile": 1}')}
 	),
 	'1',
-	'and reads it');
+	'a database in LATIN1 reads the reply to such a request');
 $api->reset;
 $node->safe_psql('ascii',
 	q{SELECT hrflow_profile_embedding('s', convert_from('\x5a6fc3ab', 'SQL_ASCII'))});
-is(($api->log)[0]{query}, 'source_id=s&profile_id=Zo%C3%AB', 'one in SQL_ASCII passes UTF-8 on');
+is( ($api->log)[0]{query},
+	'source_id=s&profile_id=Zo%C3%AB',
+	'a database in SQL_ASCII sends valid UTF-8 unchanged');
 my (undef, undef, $err) = $node->psql(
 	'ascii', q{\set VERBOSITY sqlstate
 	SELECT hrflow_profile_embedding('s', convert_from('\x5a6feb', 'SQL_ASCII'))});
-like($err, qr/22\w{3}/, 'and refuses what is none');
-is(scalar($api->log), 1, 'without a request');
+like($err, qr/22\w{3}/, 'a database in SQL_ASCII refuses bytes that are not UTF-8');
+is(scalar($api->log), 1, 'an identifier that is not UTF-8 sends no request');
 
 # What one side has no character for
 my %unknown = (
@@ -334,11 +342,11 @@ foreach my $database (sort keys %unknown)
 	like(
 		$said->("SELECT hrflow_profile_embedding('s', 'p', jsonb_build_object('a', $text))"),
 		qr/22023: (fields|source_id) cannot be converted/,
-		'in fields too');
+		"$database: fields that cannot be converted are refused");
 	is( $said->("SELECT status, error FROM hrflow_profile_embeddings('s', ARRAY[$text])") =~
 		  s/.*request to the HrFlow API: //r,
 		"The $first cannot be converted to UTF-8.",
-		'and in a batch fails its row');
+		"$database: an identifier that cannot be converted fails its row of a batch");
 	$said->(
 		"SELECT hrflow_create_store('store', 'real[]');
 			SELECT hrflow_track('store', 's', ARRAY[$text])"
@@ -348,8 +356,8 @@ foreach my $database (sort keys %unknown)
 		  . $said->('SELECT state, last_error FROM store_profile'),
 		qr/1\ failed.*failed\|.*A\ text\ cannot\ be\ converted\ to\ UTF-8
 			|22023:\ fields\ cannot\ be\ converted/sx,
-		'or its profile in a store');
-	is(scalar($api->log), 0, 'without a request');
+		"$database: an identifier that cannot be converted fails its profile in a store");
+	is(scalar($api->log), 0, "$database: what cannot be converted sends no request");
 }
 my $euro = encode_base64url(qq({"\xe2\x82\xac": "\\u20ac"}));
 (undef, undef, $err) = $node->psql('latin1',
@@ -357,14 +365,14 @@ my $euro = encode_base64url(qq({"\xe2\x82\xac": "\\u20ac"}));
 like(
 	$err,
 	qr/08P01: .*DETAIL:.*jsonb can hold/s,
-	'a reply with a character that the database does not have is refused');
+	'a reply with a character that the database encoding lacks is refused');
 is( $node->safe_psql(
 		'win1252',
 		"SELECT encode(convert_to(hrflow_profile_embedding('s', 'fault:data=$euro')::text,
 			'UTF8'), 'hex')"
 	),
 	unpack('H*', qq({"\xe2\x82\xac": "\xe2\x82\xac"})),
-	'and read where it has it, escaped or not');
+	'a character that the database encoding has is read, escaped or not');
 
 #
 # Size
@@ -376,7 +384,8 @@ foreach my $case (
 {
 	my ($name, $arguments) = @$case;
 	my $error = $node->error_of("SELECT hrflow_profile_embedding($arguments);");
-	ok($error eq '' || $error =~ /^(22023|P0002|58000)/, "$name: works or says why not ($error)");
+	ok( $error eq '' || $error =~ /^(22023|P0002|58000)/,
+		"$name works or is refused with a reason ($error)");
 }
 
 done_testing();

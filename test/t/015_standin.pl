@@ -58,12 +58,13 @@ foreach my $case (
 	my ($options, $expected, $name) = @$case;
 	my $api = Hrflow::StandIn->new('--rate' => '3/2', '--rate-headers' => 'X-RateLimit', @$options);
 
-	is(statuses($api, 3), '200 200 200', 'as many requests as the rate allows are answered');
+	is(statuses($api, 3),
+		'200 200 200', "requests within the rate are answered, with a Retry-After of $name");
 	my $refused = ask($api);
-	is($refused->{status}, 429, 'the next is refused');
-	like($refused->{headers}{'retry-after'} // 'none', $expected, "Retry-After says $name");
+	is($refused->{status}, 429, "a request over the rate is refused, with a Retry-After of $name");
+	like($refused->{headers}{'retry-after'} // 'none', $expected, "Retry-After gives $name");
 	is(join(' ', map { $refused->{headers}{"x-ratelimit-$_"} } qw(limit remaining)),
-		'3 0', 'and other headers the limit');
+		'3 0', "the other headers give the limit, with a Retry-After of $name");
 }
 {
 	my $api = Hrflow::StandIn->new('--rate' => '3/1', '--latency' => 100);
@@ -71,9 +72,9 @@ foreach my $case (
 
 	is( join(' ', sort @statuses),
 		'200 200 200 429 429',
-		'requests that come at once are refused from the fourth on');
+		'the fourth of five requests that come at once is refused');
 	my ($first) = grep { $_->{status} == 429 } $api->log;
-	is($first->{in_flight}, 4, 'and the log tells how many were in flight');
+	is($first->{in_flight}, 4, 'the log tells how many requests were in flight');
 }
 foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 {
@@ -82,9 +83,11 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 
 	ask($api);
 	sleep 1.2;
-	is(ask($api)->{status}, 429, 'a request within the two seconds is refused');
+	is(ask($api)->{status}, 429, 'a request within the period of the rate is refused');
 	sleep 1.2;
-	is(ask($api)->{status}, $expected, @$options ? 'which may not count' : 'and counts');
+	is(ask($api)->{status},
+		$expected,
+		'a refused request ' . (@$options ? 'does not count with --free-refusals' : 'counts'));
 }
 
 #
@@ -100,7 +103,7 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 	$api->reset;
 	ask($api);
 	my ($entry) = $api->log;
-	cmp_ok($entry->{ms} - $entry->{begun}, '<', 200, 'and one alone as long as it takes');
+	cmp_ok($entry->{ms} - $entry->{begun}, '<', 200, 'a single request is served in its own time');
 }
 
 #
@@ -111,21 +114,22 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 
 	$api->script('status=429,retry_after_text=soon', count => 2);
 	$api->script('status=503', ms => 300);
-	is(statuses($api, 2), '429 429', 'the first step is for as many requests as it says');
-	is(ask($api)->{status}, 503, 'the next is for those after them');
+	is(statuses($api, 2),
+		'429 429', 'the first step of a script applies to as many requests as it says');
+	is(ask($api)->{status}, 503, 'the second step of a script applies to the requests after these');
 	sleep 0.4;
-	is(statuses($api, 2), '200 200', 'until its time is over');
+	is(statuses($api, 2), '200 200', 'a step of a script ends when its time is over');
 	$api->script('v.status=503');
-	is(ask($api)->{status}, 200, "the store's steps are not the API's");
+	is(ask($api)->{status}, 200, "a step for the store does not apply to the API");
 	my ($link) = ask($api)->{content} =~ /"(http:[^"]*)"/;
-	is(HTTP::Tiny->new->get($link)->{status}, 503, 'but the store\'s');
+	is(HTTP::Tiny->new->get($link)->{status}, 503, 'a step for the store applies to the store');
 	$api->script('status=500');
 	$api->reset;
 	is(ask($api)->{status}, 200, 'a reset ends the script');
 	is(ask($api, 'fault:close')->{headers}{connection},
-		'close', 'a connection may end after a reply');
+		'close', 'a fault can close the connection after a reply');
 	$api->restart('--close');
-	is(ask($api)->{headers}{connection}, 'close', 'or all may');
+	is(ask($api)->{headers}{connection}, 'close', '--close closes each connection after its reply');
 
 	my $peer = Hrflow::RawPeer->new(
 		sub {
@@ -136,7 +140,7 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 		});
 	my $url = 'http://127.0.0.1:' . $peer->port . '/stats';
 	is(join(' ', map { HTTP::Tiny->new->get($url)->{status} } 1 .. 3),
-		'200 599 200', 'a peer passes on all connections but one');
+		'200 599 200', 'a peer forwards all connections but one');
 }
 
 #
@@ -163,16 +167,18 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 		my ($fault, $names, $decoder) = @$case;
 		my $reply = ask($api, "fault:$fault");
 
-		is($reply->{headers}{'content-encoding'}, $names, "a body is said to be of $names");
-		like($decoders{$decoder}->($reply->{content}), $plain, 'and is');
+		is($reply->{headers}{'content-encoding'},
+			$names, "a body with $fault is declared as $names");
+		like($decoders{$decoder}->($reply->{content}),
+			$plain, "a body with $fault is encoded as declared");
 	}
 	my $members = () = ask($api, 'fault:members=3')->{content} =~ /\x1f\x8b\x08\0\0\0\0\0\0\x03/g;
-	is($members, 3, 'a gzip file may have several members');
+	is($members, 3, 'a gzip body may have several members');
 	my $empty = ask($api, 'fault:empty_blocks=100000')->{content};
 	like(
 		$empty,
 		qr/\A\x1f\x8b\x08\0{6}\x03(?:\0\0\0\xff\xff){20000}\z/,
-		'or blocks that hold nothing, without an end');
+		'a gzip body may have empty blocks without an end');
 }
 
 # One frame of raw blocks, as the stand-in makes them.
@@ -219,18 +225,21 @@ sub unbrotli
 		return $reply . Hrflow::RawPeer::read_request($socket);
 	};
 
-	like($connect->(''), qr/^HTTP\/1.1 407 .*Proxy-Authenticate: Basic/s, 'a proxy asks who it is');
+	like(
+		$connect->(''),
+		qr/^HTTP\/1.1 407 .*Proxy-Authenticate: Basic/s,
+		'a proxy asks for credentials');
 	like(
 		$connect->("Proxy-Authorization: Basic c29tZW9uZTp3cm9uZw==\r\n"),
 		qr/^HTTP\/1.1 407 /,
-		'refuses a wrong password');
+		'a proxy refuses a wrong password');
 	like(
 		$connect->("Proxy-Authorization: Basic c29tZW9uZTpzZWNyZXQ=\r\n"),
 		qr/^HTTP\/1.1 200 .*HTTP\/1.1 200 OK/s,
-		'and passes on what comes with the right one');
+		'a proxy forwards a connection with the right password');
 	is( join(', ', $proxy->connects),
 		join(', ', map { 'localhost:' . $api->http . " $_" } 407, 407, 200),
-		'it knows what it was asked');
+		'a proxy records its CONNECT requests');
 }
 
 done_testing();

@@ -139,10 +139,10 @@ foreach my $case (@cases)
 	like(
 		$printed,
 		qr/ERROR:  57014: canceling statement due to user request/,
-		"waiting $name: a cancel is one");
+		"waiting $name: a cancel is reported as a cancel");
 	cmp_ok(
 		median(@ms), '<=', 100,
-		sprintf "and comes back at once (%s ms)",
+		sprintf "waiting $name: a cancel takes effect at once (%s ms)",
 		join(', ', map { int } @ms));
 
 	# A thread of the C library's that still resolves a name holds one; of a
@@ -150,7 +150,10 @@ foreach my $case (@cases)
 	# the one over which a vector's link came and that of a refusal.
 	my $kept =
 	  $name eq 'resolving' ? 4 : $name =~ /batch|vectors/ ? 32 : $name =~ /vector|rate/ ? 1 : 0;
-	cmp_ok($descriptors[4], '<=', $descriptors[0] + $kept, 'leaving nothing open');
+	cmp_ok(
+		$descriptors[4], '<=',
+		$descriptors[0] + $kept,
+		"waiting $name: a cancel leaves no socket open");
 
 	$printed = $session->ask("SET statement_timeout = '250ms';\n\\timing on\n$sql\n\\timing off\n"
 		  . 'RESET statement_timeout;');
@@ -159,18 +162,23 @@ foreach my $case (@cases)
 		qr/ERROR:  57014: canceling statement due to statement timeout/,
 		"waiting $name: statement_timeout is obeyed");
 	my ($time) = $printed =~ /Time: ([\d.]+) ms/;
-	cmp_ok($time - 250, '<=', 100, sprintf 'at once (%d ms)', $time - 250);
+	cmp_ok(
+		$time - 250,
+		'<=', 100,
+		sprintf "waiting $name: statement_timeout takes effect at once (%d ms)",
+		$time - 250);
 
 	# A pause, or a turn, is of a key at a host: ask another.
 	$session->ask(join ' ', map { "RESET hrflow_embed.$_;" } qw(base_url max_requests_per_minute));
 	$session->ask(
 		"SET hrflow_embed.base_url = '" . $api->base_url =~ s{127.0.0.1}{localhost}r . "';");
-	like($session->ask($one->('nurse-1')), qr/profile.hflw/, 'the next call works');
+	like($session->ask($one->('nurse-1')),
+		qr/profile.hflw/, "waiting $name: the call after a timeout works");
 
 	$session->ask("RESET hrflow_embed.base_url; $settings");
 	my ($ms, $out) = interrupt($session, $sql, 'terminated', $replies);
 	like($out, qr/57P01: terminating connection/, "waiting $name: a backend is terminated");
-	cmp_ok($ms, '<=', 200, sprintf 'at once (%d ms)', $ms);
+	cmp_ok($ms, '<=', 200, sprintf "waiting $name: a backend ends at once (%d ms)", $ms);
 	$session->finish;
 }
 
@@ -203,7 +211,7 @@ foreach my $case (
 		select(undef, undef, undef, 0.02);
 		$seen{ waits_for($session) } = 1;
 	}
-	is(join(', ', sort keys %seen), $awaited, "a backend that awaits $name is seen to");
+	is(join(', ', sort keys %seen), $awaited, "a backend that awaits $name shows its wait event");
 	$control->ask("SELECT pg_terminate_backend($session->{pid});");
 	$session->finish;
 }
@@ -213,8 +221,9 @@ $control->ask('CREATE DATABASE other;');
 $session->send($one->('fault:silent'));
 wait_until_it_waits($session);
 my $began = time;
-unlike($control->ask('DROP DATABASE other;'), qr/ERROR/, 'another database is dropped meanwhile');
-cmp_ok(time - $began, '<', 2, 'without delay');
+unlike($control->ask('DROP DATABASE other;'),
+	qr/ERROR/, 'another database can be dropped while a call waits');
+cmp_ok(time - $began, '<', 2, 'dropping another database is not delayed by a call that waits');
 
 #
 # Errors that are caught, in the middle of 10,000
@@ -243,13 +252,18 @@ foreach my $case (
 		push @late, $printed =~ /Time: ([\d.]+) ms/ ? $1 - 500 : 1e9;
 		$next{ $printed =~ /^(next .*)$/m ? $1 : $printed } = 1;
 	}
-	cmp_ok(median(@late), '>=', 0, "in the middle of a batch $name: its time was up");
+	cmp_ok(median(@late), '>=', 0,
+		"in the middle of a batch $name: statement_timeout was not early");
 	cmp_ok(
 		median(@late), '<=', 100,
-		sprintf 'and it came back at once (%s ms)',
+		sprintf "in the middle of a batch $name: statement_timeout takes effect at once (%s ms)",
 		join(', ', map { int } @late));
-	is(join(', ', keys %next), 'next ok|4', 'the next batch in the transaction works');
-	cmp_ok($caught->sockets, '<=', $before + 32, 'and nothing is left open but what it keeps');
+	is(join(', ', keys %next),
+		'next ok|4', "in the middle of a batch $name: the next batch in the transaction works");
+	cmp_ok(
+		$caught->sockets, '<=',
+		$before + 32,
+		"in the middle of a batch $name: no socket is left open beyond the batch's connections");
 }
 $before = $caught->sockets;
 like(
@@ -266,7 +280,7 @@ like(
 	SELECT 'again ' || count(*) FROM hrflow_profile_embeddings('acme', '{a,b}');
 	COMMIT;}),
 	qr/still 2.*again 2/s,
-	'the next batch works too after one that was refused, or an error outside');
+	'a batch works after one that was refused and after an error outside of one');
 like(
 	$caught->ask(
 		q{
@@ -278,8 +292,9 @@ like(
 	COMMIT;
 	SELECT 'limit' FROM hrflow_profile_embeddings('acme', '{a,b,c,d}') LIMIT 1;}),
 	qr/row .*limit/s,
-	'and with a cursor closed early, or LIMIT');
-cmp_ok($caught->sockets, '<=', $before, 'nothing is left open');
+	'a batch works with a cursor that is closed early and with LIMIT');
+cmp_ok($caught->sockets, '<=', $before,
+	'neither an error outside of a batch nor a closed cursor leaves a socket open');
 $caught->finish;
 
 #

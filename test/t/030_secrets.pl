@@ -107,11 +107,10 @@ foreach my $call (@calls)
 		on_error_stop => 0);
 	$said .= "$out\n$err\n";
 }
-like($said, qr/profile\.hflw/, 'calls succeed');
-like($said, qr/28000: HrFlow API refused the API key/, 'and fail');
-like($said, qr/Invalid secret key: \*{8}/,
-	'and an answer that repeats the key is shown without it');
-unlike($said, $secret, 'no client is told the key, at any level');
+like($said, qr/profile\.hflw/, 'some of the calls succeed');
+like($said, qr/28000: HrFlow API refused the API key/, 'some of the calls are refused');
+like($said, qr/Invalid secret key: \*{8}/, 'a reply that repeats the key is shown without it');
+unlike($said, $secret, 'no client sees the key, whatever its message level');
 
 $node->append_conf('postgresql.conf', 'hrflow_embed.max_concurrency = 8');
 $node->reload;
@@ -121,14 +120,14 @@ foreach my $role (qw(plain monitor repl), $node->safe_psql('postgres', 'SELECT c
 {
 	unlike(everything($node, $role, ''), $secret, "$role finds no key in a fresh session");
 	unlike(everything($node, $role, q{LOAD 'hrflow_embed'; SELECT hrflow_decode_vector('[1]');}),
-		$secret, 'nor when the library is loaded');
+		$secret, "$role finds no key once the library is loaded");
 }
-unlike(walsender($node, 'repl'), $secret, 'nor over a replication connection');
+unlike(walsender($node, 'repl'), $secret, 'a replication connection finds no key');
 unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile),
-	$secret, 'the log does not have it at debug5, a reload included');
+	$secret, 'the server log has no key at debug5, even after a reload');
 $node->stop;
 my $grep = `grep -rlE '0123456789abcdef0123' @{[ $node->data_dir ]}`;
-is($grep, '', 'no file below the data directory has it');
+is($grep, '', 'no file below the data directory has the key');
 $node->start;
 
 #
@@ -169,8 +168,9 @@ foreach my $sent ($key, 'Zx9-old_style.key_of_another_form')
 				"\\set VERBOSITY verbose\nSET hrflow_embed.base_url = 'http://127.0.0.1:"
 			  . $echo->port
 			  . "/v1'; SELECT * FROM $call;");
-		like("$out$err", qr/\*{8}/, "$call shows what is wrong");
-		unlike("$out$err", qr/$secret|_style\.key/, 'without the key that is in it');
+		like("$out$err", qr/\*{8}/, "$call shows what is wrong with a reply that contains the key");
+		unlike("$out$err", qr/$secret|_style\.key/,
+			"$call does not show a key contained in a reply");
 	}
 }
 $node->write_key($key);
@@ -192,8 +192,8 @@ foreach my $case (
 	my ($name, $content, $sent) = @$case;
 	$node->write_key($content);
 	$api->reset;
-	like($session->ask($call), qr/called/, "a key $name is taken by the session's next statement");
-	is(key_sent(), $sent, 'and sent');
+	like($session->ask($call), qr/called/, "a key $name is used by the session's next statement");
+	is(key_sent(), $sent, "a key $name is sent as it should be");
 }
 foreach my $case (
 	[ 'empty', '', '55000' ],
@@ -212,21 +212,21 @@ foreach my $case (
 	like(
 		$printed,
 		qr/ERROR:  $state:.*hrflow_embed\.api_key_file/,
-		"a file with $name is refused, and the setting named");
-	unlike($printed, qr/$secret|X-Evil/, 'not what is in it');
-	is(scalar($api->log), 0, 'and nothing is sent');
+		"a key file with $name is refused, and the setting is named");
+	unlike($printed, qr/$secret|X-Evil/, "the content of a key file with $name is not shown");
+	is(scalar($api->log), 0, "a key file with $name sends no request");
 }
 
 my $path = $node->key_file;
 unlink $path;
-like($session->ask($call), qr/ERROR:  55000:/, 'a file that is not there is refused');
+like($session->ask($call), qr/ERROR:  55000:/, 'a key file that does not exist is refused');
 mkdir $path;
-like($session->ask($call), qr/ERROR:  55000:/, 'a directory is');
+like($session->ask($call), qr/ERROR:  55000:/, 'a directory is refused as a key file');
 rmdir $path;
 system('mkfifo', $path) == 0 or die;
 my $began = time;
-like($session->ask($call), qr/ERROR:  55000:/, 'a FIFO is');
-cmp_ok(time - $began, '<', 2, 'at once');
+like($session->ask($call), qr/ERROR:  55000:/, 'a FIFO is refused as a key file');
+cmp_ok(time - $began, '<', 2, 'a FIFO is refused without waiting for it');
 unlink $path;
 SKIP:
 {
@@ -237,7 +237,7 @@ SKIP:
 				$call RESET hrflow_embed.api_key_file;"
 		),
 		qr/ERROR:  55000: could not read.*Input/,
-		'a file whose reading fails is');
+		'a key file whose reading fails is refused');
 }
 SKIP:
 {
@@ -247,7 +247,7 @@ SKIP:
 	like(
 		$session->ask($call),
 		qr/ERROR:  55000:.*Permission denied/,
-		'a file that cannot be read is');
+		'a key file without read permission is refused');
 	unlink $path;
 }
 $node->write_key($key);
@@ -255,14 +255,15 @@ $node->write_key($key);
 # A key of the session's own
 like($session->ask("SET hrflow_embed.api_key = '$rotated'; $call"),
 	qr/called/, 'a superuser may set a key for a session');
-is(key_sent(), $rotated, 'which wins');
-like($session->ask('SHOW hrflow_embed.api_key;'), qr/^\*{8}$/m, 'and is shown as asterisks');
+is(key_sent(), $rotated, 'a key set in the session overrides the key file');
+like($session->ask('SHOW hrflow_embed.api_key;'),
+	qr/^\*{8}$/m, 'a key set in the session is shown as asterisks');
 $session->ask("RESET hrflow_embed.api_key; $call");
 is(key_sent(), $key, 'until RESET');
-$session->ask("SET hrflow_embed.api_key = '$rotated'; DISCARD ALL; $call");
-is(key_sent(), $key, 'or DISCARD ALL');
+$session->ask('RESET ends the use of a key set in the session');
+is(key_sent(), $key, 'DISCARD ALL ends the use of a key set in the session');
 $session->ask("BEGIN; SET LOCAL hrflow_embed.api_key = '$rotated'; COMMIT; $call");
-is(key_sent(), $key, 'or the end of the transaction');
+is(key_sent(), $key, 'the end of the transaction ends the use of a key set with SET LOCAL');
 $session->finish;
 
 # What PostgreSQL keeps where all can read it
@@ -299,16 +300,17 @@ foreach my $role (qw(plain monitor repl), $preloaded->safe_psql('postgres', 'SEL
 	# pg_file_settings prints the file, to those who may read it anyway.
 	$all =~ s/^.*postgresql\.conf\|.*$//mg if $is_superuser;
 	unlike($all, $secret, "preloaded: $role finds no key");
-	like($all, qr/^\*{8}$/m, 'but asterisks');
+	like($all, qr/^\*{8}$/m, "preloaded: $role sees asterisks");
 }
 my $walsender = walsender($preloaded, 'repl');
-unlike($walsender, $secret, 'nor does a replication connection');
-unlike(PostgreSQL::Test::Utils::slurp_file($preloaded->logfile), $secret, 'nor the log');
+unlike($walsender, $secret, 'preloaded: a replication connection finds no key');
+unlike(PostgreSQL::Test::Utils::slurp_file($preloaded->logfile),
+	$secret, 'preloaded: the server log has no key');
 like(
 	$preloaded->safe_psql(
 		'postgres', q{SELECT hrflow_profile_embedding('s', 'p', '{"profile": 1}')}),
 	qr/profile.hflw/,
-	'and the key is used');
+	'preloaded: the configured key is used');
 $preloaded->stop;
 
 #
@@ -319,19 +321,19 @@ $late->psql('postgres', q{LOAD 'hrflow_embed'}, stderr => \$err);
 like(
 	$err,
 	qr/WARNING:  every role could read "hrflow_embed.api_key" until hrflow_embed was loaded/,
-	'a key that was readable until now is warned of');
-unlike($err, $secret, 'without showing it');
+	'a key that every role could read until now is warned about');
+unlike($err, $secret, 'the warning does not show the key');
 $late->append_conf('postgresql.conf', "session_preload_libraries = 'hrflow_embed'");
 $late->reload;
 $late->poll_query_until('postgres',
 	q{SELECT current_setting('session_preload_libraries') = 'hrflow_embed'});
 $late->psql('postgres', q{SELECT 1}, stderr => \$err);
-is($err, '', 'with session_preload_libraries there is no warning');
+is($err, '', 'there is no warning with session_preload_libraries');
 $late->append_conf('postgresql.conf', "session_preload_libraries = '\$libdir/hrflow_embed.so'");
 $late->reload;
 $late->poll_query_until('postgres',
 	q{SELECT current_setting('session_preload_libraries') LIKE '%.so'});
 $late->psql('postgres', q{SELECT 1}, stderr => \$err);
-is($err, '', 'however the library is named there');
+is($err, '', 'there is no warning with session_preload_libraries, however the library is named');
 
 done_testing();

@@ -88,7 +88,7 @@ SKIP:
 {
 	skip 'python3-numpy is not to be had', 2
 	  if !$numpy && $err =~ /No module named/;
-	is($err, '', 'NumPy writes files');
+	is($err, '', 'NumPy writes its files');
 
 	my @files = split /\n/, $out;
 	my @wrong;
@@ -189,7 +189,7 @@ my (undef, undef, $refusal) = $node->psql(
 like(
 	$refusal,
 	qr/invalid vector\nDETAIL:  It has too many elements/,
-	'an array that PostgreSQL could not take apart is not made');
+	'an array with more elements than PostgreSQL can handle is refused');
 
 #
 # What takes long can be interrupted
@@ -217,8 +217,10 @@ foreach my $case (
 	like(
 		"$out$err",
 		qr/^t\n.*canceling statement due to statement timeout/s,
-		"$name: a timeout is obeyed");
-	cmp_ok($interrupted, '<', $all / 2, sprintf 'at once (%d ms of %d)', $interrupted, $all);
+		"$name: decoding obeys statement_timeout");
+	cmp_ok($interrupted, '<', $all / 2,
+		sprintf "$name: statement_timeout takes effect at once (%d ms of %d)",
+		$interrupted, $all);
 }
 
 #
@@ -230,15 +232,15 @@ sql(q{SELECT hrflow_fetch_vector(link)
 	FROM hrflow_profile_embedding_links('acme', 'nurse-3', '{"profile":1}')}
 );
 my @received = $store->log;
-cmp_ok(scalar(@received), '>', 5, 'the store was asked');
+cmp_ok(scalar(@received), '>', 5, 'the links are fetched from their host');
 is_deeply(
 	[ sort keys %{ { map { lc($_) => 1 } map { keys %{ $_->{headers} } } @received } } ],
 	[qw(accept accept-encoding host user-agent)],
-	"no header of HrFlow's and no cookie goes to a link's host");
+	"a link's host receives neither headers of HrFlow's nor cookies");
 unlike(
 	encode_json(\@received),
 	qr/$Hrflow::StandIn::KEY|account\@example/,
-	'neither the key nor the account goes to it in any other way');
+	"a link's host receives neither the key nor the account");
 
 #
 # Who may be a link's host
@@ -250,7 +252,7 @@ is( sql(qq{SELECT status, http_status
 	),
 	'invalid_reply|302',
 	'a redirect of a link is an error');
-is(scalar(grep { $_->{path} =~ /auth/ } $api->log), 0, 'and is not followed');
+is(scalar(grep { $_->{path} =~ /auth/ } $api->log), 0, 'a redirect of a link is not followed');
 
 is( sql(join "\nUNION ALL\n",
 		map { "SELECT status FROM hrflow_fetch_vectors('{https://$_/x}')" } sort keys %names),
@@ -266,7 +268,7 @@ is( sql(qq{
 		SET hrflow_embed.link_hosts = 'private-3.s3.amazonaws.com';
 		SELECT status FROM hrflow_fetch_vectors('{https://private-3.s3.amazonaws.com/x}')}),
 	'connection_failed',
-	'unless link_hosts names that very host');
+	'a private address is connected to where link_hosts names that very host');
 like($node->error_of("SELECT hrflow_fetch_vector('https://example.com/a?X-Amz-Signature=secret')"),
 	qr/^42501/, 'a foreign host is refused with 42501');
 
@@ -283,7 +285,7 @@ like(
 			FROM hrflow_profile_embedding_links('acme', 'nurse-3', '{"profile":1}')}
 	),
 	qr/^58000: link to a vector has expired/,
-	'an expired link says so');
+	'an expired link is reported as expired');
 
 unlike(
 	PostgreSQL::Test::Utils::slurp_file($node->logfile),

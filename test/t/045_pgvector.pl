@@ -49,13 +49,17 @@ foreach
 		"SET hrflow_embed.base_url = '$base_url'; SET enable_seqscan = off;
 			EXPLAIN (COSTS OFF) $query"
 	);
-	like($plan, qr/Index Scan using candidate_${type}_embedding_idx/, 'the index is used');
-	is(scalar($large->log), 0, 'and EXPLAIN asks for nothing');
+	like(
+		$plan,
+		qr/Index Scan using candidate_${type}_embedding_idx/,
+		"a query by $type($dimension) uses the index");
+	is(scalar($large->log), 0, "EXPLAIN of a query by $type($dimension) sends no request");
 	note($plan);
 	my @best = split /\n/,
 	  sql("SET hrflow_embed.base_url = '$base_url'; SET enable_seqscan = off; $query");
-	is(scalar(grep { /^nurse-/ } @best), 10, 'the ten nearest to a nurse are nurses');
-	is(scalar(grep { $_->{path} =~ /embedding$/ } $large->log), 1, 'which took one request');
+	is(scalar(grep { /^nurse-/ } @best), 10, "the ten $type rows nearest to a nurse are nurses");
+	is(scalar(grep { $_->{path} =~ /embedding$/ } $large->log),
+		1, "the query vector of $type($dimension) takes one request");
 }
 
 # An index of halves over a column of reals, for more than 2,000 dimensions
@@ -71,7 +75,7 @@ like(
 			FROM generate_series(1, 2048) i) LIMIT 3}
 	),
 	qr/Index Scan using large_embedding_idx/,
-	'2,048 dimensions of a vector column are indexed as halves');
+	'a vector column of 2,048 dimensions is indexed as halfvec');
 
 # Similarities agree
 is( sql(q{

@@ -98,11 +98,11 @@ SKIP:
 	cmp_ok(
 		$after->{sockets}, '<=',
 		max($before->{sockets} + 5, 40),
-		'as many sockets are open as before, but for the few that a batch keeps');
+		'no more sockets are open than before, apart from those a batch keeps');
 	cmp_ok(
 		$after->{contexts}, '<=',
 		$before->{contexts} + 65536,
-		"PostgreSQL's memory has not grown");
+		"PostgreSQL's memory contexts have not grown");
 	SKIP:
 	{
 		# AddressSanitizer keeps what is freed, and has a shadow for it.
@@ -110,7 +110,7 @@ SKIP:
 		cmp_ok(
 			$after->{rss}, '<=',
 			$before->{rss} + 1024,
-			'nor the process (1 MB is the allocator\'s)');
+			"the process has not grown by more than the allocator's 1 MB");
 	}
 	note("$_: $before->{$_} $after->{$_}") foreach sort keys %$before;
 
@@ -122,7 +122,7 @@ SKIP:
 		FROM generate_series(1, 10) i}
 	);
 	my %connections = map { $_->{connection} => 1 } $api->log;
-	is(scalar(keys %connections), 1, '2,010 good calls share one connection');
+	is(scalar(keys %connections), 1, '2,010 successful calls share one connection');
 }
 $session->finish;
 

@@ -98,13 +98,14 @@ foreach my $names ([ 'id', 'job_id', 'job_reference', 'board_id' ],
 		map { "DO \$\$ BEGIN $_; EXCEPTION WHEN OTHERS THEN NULL; END \$\$;" } @calls);
 	my @log = $api->log;
 
-	is(scalar(@log), scalar(@calls), "jobs, $dialect dialect: each call is one request");
+	is(scalar(@log), scalar(@calls),
+		"in the $dialect dialect each call for a job sends one request");
 	is_deeply([ grep { "$_->{method} $_->{path}" ne 'GET /v1/job/embedding' } @log ],
-		[], 'a GET of the endpoint');
+		[], "in the $dialect dialect a call for a job is a GET of its endpoint");
 	is_deeply([ map { decode_query($_->{query}) } @log ],
-		\@wanted, 'whose decoded pairs are what was asked');
+		\@wanted, "in the $dialect dialect the decoded pairs are the arguments of the call");
 	is(scalar(grep { $_->{query} !~ /^(?:[A-Za-z0-9._~-]|%[0-9A-F]{2}|&|=)*$/ } @log),
-		0, 'and in which all that is not unreserved is percent-encoded');
+		0, "in the $dialect dialect everything but unreserved characters is percent-encoded");
 }
 
 # The vector is the stand-in's, bit for bit, and the key stays with the API
@@ -124,15 +125,15 @@ is( sql(q{SELECT hex(hrflow_job_vector('nurse-job'))}),
 	expected_hex('nurse-job', 'job'),
 	"a job's vector is read bit for bit");
 my @received = $store->log;
-is(scalar(@received), 1, 'its link was fetched once');
+is(scalar(@received), 1, "the link of a job's vector is fetched once");
 is_deeply(
 	[ sort map { lc } keys %{ $received[0]{headers} } ],
 	[qw(accept accept-encoding host user-agent)],
-	"no header of HrFlow's goes to the link's host");
+	"a job's link sends no header of HrFlow's to its host");
 unlike(
 	encode_json(\@received),
 	qr/$Hrflow::StandIn::KEY|account\@example/,
-	'neither the key nor the account does');
+	"a job's link sends neither the key nor the account to its host");
 
 #
 # Texts
@@ -143,30 +144,31 @@ sql('SELECT status FROM hrflow_text_embeddings(ARRAY['
 	  . join '',
 	map { 'SELECT cardinality(hrflow_text_embedding(' . literal($_) . '));' } @nasty);
 my @log = $api->log;
-is(scalar(@log), 2 * @nasty, 'each text is one request');
+is(scalar(@log), 2 * @nasty, 'each text sends one request');
 is_deeply(
 	[   grep { "$_->{method} $_->{path} $_->{query}$_->{status}" ne 'POST /v1/text/embedding 200' }
 		  @log ],
 	[],
-	'a POST of the endpoint without a query, which is understood');
+	'a text is a POST to its endpoint without a query string');
 my @texts = map { decode_json(encode('latin1', body($_)))->{text} } @log;
 is_deeply(
 	[ sort @texts[ 0 .. $#nasty ] ],
 	[ sort @nasty ],
-	"a batch's bodies are JSON of the texts");
-is_deeply([ @texts[ @nasty .. $#texts ] ], \@nasty, 'a single one is too');
-is(body($log[ scalar @nasty ]), '{"text": "old id"}', 'and nothing else');
+	'the bodies of a batch are JSON documents with the texts');
+is_deeply([ @texts[ @nasty .. $#texts ] ],
+	\@nasty, 'the body of a single call is a JSON document with the text');
+is(body($log[ scalar @nasty ]), '{"text": "old id"}', 'the body has the text as its only member');
 is_deeply([ grep { encode('latin1', body($_)) =~ /[\x00-\x1f]/ } @log ],
-	[], 'control characters are escaped');
+	[], 'control characters are escaped in the body');
 
 my $headers = $log[0]{headers};
 is_deeply(
 	[ sort map { lc } keys %$headers ],
 	[qw(accept accept-encoding content-length content-type host user-agent x-api-key x-user-email)],
-	'the headers are these');
+	'a request for a text has exactly the expected headers');
 is( "$headers->{'Content-Type'} $headers->{'X-API-KEY'}",
 	"application/json $Hrflow::StandIn::KEY",
-	'with the type, and the key');
+	'a request for a text carries its content type and the key');
 
 is( sql(q{SELECT hex(hrflow_text_embedding('a nurse & more'))}),
 	expected_hex('a nurse & more', 'text'),
@@ -175,7 +177,7 @@ is( sql(q{SELECT DISTINCT hex(vector)
 	FROM hrflow_text_embeddings('{a nurse & more,a nurse & more}')}
 	),
 	expected_hex('a nurse & more', 'text'),
-	'in a batch too');
+	'the vectors of a batch of texts are read bit for bit');
 
 # A GET after a POST, over the same connection, has no body
 $api->reset;
@@ -185,10 +187,11 @@ sql(q{SELECT cardinality(hrflow_text_embedding('a')), hrflow_auth(),
 @log = $api->log;
 is( join(' ', map { $_->{method} . (defined $_->{body} ? '+body' : '') } @log),
 	'POST+body GET POST+body GET',
-	'POST and GET alternate');
-is_deeply([ grep { exists $_->{headers}{'Content-Type'} } @log[ 1, 3 ] ], [], 'a GET has no type');
+	'POST and GET alternate over one connection');
+is_deeply([ grep { exists $_->{headers}{'Content-Type'} } @log[ 1, 3 ] ],
+	[], 'a GET after a POST has no content type');
 my %connections = map { $_->{connection} => 1 } @log;
-is(scalar(keys %connections), 1, 'over one connection');
+is(scalar(keys %connections), 1, 'POST and GET share a connection');
 
 # Large ones, of which many are pending
 $api->reset;
@@ -197,8 +200,8 @@ is( sql(q{SELECT status || ' ' || count(*)
 	FROM generate_series(1, 80) i)) GROUP BY status}
 	),
 	'ok 80',
-	'80 MB of texts are sent');
-is($api->stats->{by_status}{200}, 80, 'each once');
+	'a batch of 80 MB of texts succeeds');
+is($api->stats->{by_status}{200}, 80, 'each text of a large batch is sent once');
 
 #
 # More members in a reply than any has, of the name that is left out of its JSON
@@ -220,7 +223,7 @@ my (undef, undef, $refusal) = $node->psql('postgres',
 like(
 	$refusal,
 	qr/not a JSON object that jsonb can hold/,
-	'a million embeddings are too many to read');
+	'a reply with a million embeddings is refused');
 
 #
 # Other encodings
@@ -235,15 +238,16 @@ $node->safe_psql(
 @log = $api->log;
 is( encode('latin1', body($log[0])),
 	"{\"text\": \"Zo\xc3\xab\\n\"}",
-	'a database in LATIN1 sends UTF-8');
-is($log[1]{query}, 'job_id=Zo%C3%AB', 'of a job too');
+	'a text in a database in LATIN1 is sent as UTF-8');
+is($log[1]{query}, 'job_id=Zo%C3%AB',
+	'an identifier of a job in a database in LATIN1 is sent as UTF-8');
 $api->reset;
 my $ascii = q{convert_from('\x5a6f%s', 'SQL_ASCII')};
 $node->safe_psql('ascii',
 	'SELECT cardinality(hrflow_text_embedding(' . sprintf($ascii, 'c3ab') . '))');
 is( encode('latin1', body(($api->log)[0])),
 	"{\"text\": \"Zo\xc3\xab\"}",
-	'one in SQL_ASCII passes UTF-8 on');
+	'a text in a database in SQL_ASCII is sent unchanged if it is UTF-8');
 my (undef, $out, $err) = $node->psql(
 	'ascii',
 	'\set VERBOSITY sqlstate' . "\n"
@@ -252,9 +256,9 @@ my (undef, $out, $err) = $node->psql(
 	  . '); SELECT status FROM hrflow_text_embeddings(ARRAY['
 	  . sprintf($ascii, 'eb') . ']);',
 	on_error_stop => 0);
-like($err, qr/ERROR:  22023/, 'and refuses what is none');
-is($out, 'invalid_request', 'as a row too');
-is(scalar($api->log), 1, 'without a request');
+like($err, qr/ERROR:  22023/, 'a text in a database in SQL_ASCII is refused if it is not UTF-8');
+is($out, 'invalid_request', 'a text that is not UTF-8 fails its row of a batch');
+is(scalar($api->log), 1, 'a text that is not UTF-8 sends no request');
 
 #
 # What is sent again
@@ -301,15 +305,15 @@ foreach my $case (@cases)
 	is_deeply(
 		\%requests,
 		{ text => $of_text, texts => $of_text, job => $of_job },
-		"and is sent $of_text times, a job $of_job times");
+		"what meets $fault is requested $of_text times if a text, $of_job times if a job");
 }
 $api->reset;
 like(
 	$node->error_of(
 		q{SET hrflow_embed.max_attempts = 3; SELECT hrflow_text_embedding('fault:status=429');}),
 	qr/^53400/,
-	'a text that meets nothing but 429 is given up');
-is(scalar($api->log), 3, 'after max_attempts');
+	'a text whose attempts are all answered 429 fails');
+is(scalar($api->log), 3, 'a text that is answered 429 is sent max_attempts times');
 
 # libcurl itself sends again what a connection that it had kept did not take
 my $reply = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s";
@@ -341,8 +345,9 @@ is($out, '{1,2}', 'a text is embedded over a new connection');
 like(
 	$err,
 	qr/ERROR:  08006: lost the connection to the HrFlow API/,
-	'the next one over it, which breaks, is lost');
-is(PostgreSQL::Test::Utils::slurp_file($count), "0/0\n0/1\n", 'and is not sent again');
+	'a text whose kept connection breaks fails');
+is(PostgreSQL::Test::Utils::slurp_file($count),
+	"0/0\n0/1\n", 'a text whose kept connection breaks is not sent again');
 unlink $count;
 $node->psql(
 	'postgres',
@@ -352,7 +357,7 @@ $node->psql(
 like(
 	PostgreSQL::Test::Utils::slurp_file($count),
 	qr{^(\d+)/0\n\1/1\n(?!\1)\d+/0\n$},
-	'where a GET is');
+	'a GET whose kept connection breaks is sent again');
 
 # A connection that cannot be made has taken nothing
 my $closed = Hrflow::RawPeer->new(undef);
@@ -363,7 +368,7 @@ is( sql(qq{SET hrflow_embed.base_url = 'http://127.0.0.1:$port/v1';
 		SELECT status FROM hrflow_text_embeddings('{a}'); SELECT requests FROM hrflow_embed_stats}
 	) =~ s/^\n//r,
 	"connection_failed\n3",
-	'a connection that cannot be made is tried again');
+	'a text is retried when the connection cannot be made');
 
 #
 # Interrupts
@@ -408,13 +413,13 @@ foreach my $case (
 	like(
 		$printed,
 		qr/ERROR:  57014: canceling statement due to user request/,
-		"waiting for $name: a cancel is one");
+		"waiting for $name: a cancel is reported as a cancel");
 	cmp_ok(
 		min(@ms), '<=', 100,
-		sprintf 'and comes back at once (%s ms)',
+		sprintf "waiting for $name: a cancel takes effect at once (%s ms)",
 		join(', ', map { int } @ms));
 	like($session->ask(q{SELECT cardinality(hrflow_text_embedding('next'));}),
-		qr/^1024$/m, 'the next call works');
+		qr/^1024$/m, "waiting for $name: the next call works");
 	$session->finish;
 }
 $control->finish;
@@ -431,7 +436,7 @@ $node->psql(
   foreach q{SELECT hrflow_auth()}, q{SELECT hrflow_text_embedding('fault:status=401,echo')},
   q{SELECT hrflow_job_embedding('fault:status=500,echo')};
 my $logged = PostgreSQL::Test::Utils::slurp_file($node->logfile);
-unlike($logged, qr/0123456789abcdef0123/, 'nor does the log');
-unlike($logged, qr/X-Amz-Signature=[0-9a-f]{8}/, "nor a link's query");
+unlike($logged, qr/0123456789abcdef0123/, 'the log does not contain the key');
+unlike($logged, qr/X-Amz-Signature=[0-9a-f]{8}/, "the log does not contain a link's query");
 
 done_testing();

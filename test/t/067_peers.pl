@@ -100,10 +100,14 @@ foreach my $case ([ 'postgres', 'öß ł' ], [ 'ascii', 'öß ł' ], [ 'latin1',
 	like(
 		rows($database, $unnamed, profile('p')),
 		qr/\Aconnection_failed\|.*'$shown fgh \*{8}' does not match[^\n]*\Z/,
-		"$database: a certificate's name is shown in one line of its encoding, without the key");
+		"$database: a certificate's name is shown in one line, in its encoding and without the key"
+	);
 	my (undef, undef, $err) =
 	  $node->psql($database, "$unnamed SELECT hrflow_profile_embedding('s', 'p');");
-	like($err, qr/^DETAIL:  .* fgh \*{8}' does not match/m, 'in an error too');
+	like(
+		$err,
+		qr/^DETAIL:  .* fgh \*{8}' does not match/m,
+		"$database: an error shows a certificate's name without the key");
 }
 $tls->signal('TERM');
 $tls->finish;
@@ -131,21 +135,23 @@ $tls->finish;
 			SET hrflow_embed.ca_file = '$trusted'; $call"
 	);
 	my $before = $api->stats->{connections_opened};
-	is($session->ask($call), $ok, 'the file as it was: the server is trusted');
-	is($api->stats->{connections_opened}, $before, 'and its connection used again');
+	is($session->ask($call), $ok, 'a server whose authority is in ca_file is trusted');
+	is($api->stats->{connections_opened},
+		$before, 'the connection to a trusted server is used again');
 	$trust->($other_ca->ca);
 	like(
 		$session->ask($call),
 		qr/^connection_failed\|.*issuer certificate/,
 		'no connection is used whose authority has been taken out of ca_file');
 	$trust->($api->ca);
-	is($session->ask($call), $ok, 'and again when it is back');
+	is($session->ask($call), $ok,
+		'a server is trusted again once its authority is back in ca_file');
 	unlink $trusted;
 	sleep 1;
 	like(
 		$session->ask($call),
 		qr/^connection_failed\|.*ca_file names cannot be read/,
-		'without the file, no server is');
+		'no server is trusted while ca_file does not exist');
 	$session->finish;
 }
 
@@ -189,7 +195,7 @@ is( $node->safe_psql(
 			  . '"data": {"zz": 2, "ë": 1, "\u00eb\u00ebx": 3, "aa": [{"ëë": "ë"}]}}')
 		  . q{'))::text, 'UTF8'), 'hex')}),
 	unpack('H*', '{"ë": 1, "aa": [{"ëë": "ë"}], "zz": 2, "ëëx": 3}'),
-	'data in other characters has its keys in order');
+	'data with escaped characters has its keys in order');
 
 #
 # Proxies
@@ -215,7 +221,7 @@ foreach my $case (
 			"SET hrflow_embed.ca_file = '$ca'; SET hrflow_embed.proxy = 'https://$host:$https';
 			SET hrflow_embed.base_url = 'https://api.example.invalid/v1';", profile('p')),
 		qr/^connection_failed\|.*$says/,
-		"a proxy in TLS $name");
+		"a proxy reached over TLS $name");
 }
 
 my @numbers =
@@ -240,20 +246,20 @@ is( links('*, *.*, *.*.*, *.*.*.*', @numbers),
 				'link_refused|link to a vector is not allowed: '
 			  . "It is not a URL that can be fetched. Link: https://$_/x"
 		} @numbers),
-	'a link to a number is refused, which a resolver would take for an address');
-ok(!-e $seen, 'and does not go to the proxy either');
+	'a link whose host is a number, which a resolver would take for an address, is refused');
+ok(!-e $seen, 'a link whose host is a number does not reach the proxy');
 is( links('*.*', qw(x.localhost localhost. b.example)),
 	join(
 		"\n",
 		(       "connection_failed|could not connect to the link's host: "
 			  . 'CONNECT tunnel failed, response 403') x 3),
-	'a link that a pattern lets through goes to the proxy');
+	'a link allowed by a pattern goes to the proxy');
 is( join(' ', sort(PostgreSQL::Test::Utils::slurp_file($seen) =~ /^CONNECT (\S+)/mg)),
 	'b.example:443 localhost.:443 x.localhost:443',
-	'whatever its name');
+	'the proxy is given the host name of every link allowed by a pattern');
 like(
 	links('localhost', 'localhost'),
 	qr/^connection_failed\|.*Failed to connect/,
-	'one to the server itself that is named does not');
+	'a link to localhost, if link_hosts names it, bypasses the proxy');
 
 done_testing();

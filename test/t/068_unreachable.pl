@@ -71,23 +71,26 @@ foreach my $case (
 	$session->ask(
 		"SET hrflow_embed.base_url = 'https://$host/v1'; SELECT hrflow_embed_stats_reset();");
 	my ($printed, $seconds) = timed(batch(32));
-	is($printed, 'connection_failed 32', "over TLS, $name is that for all who ask");
-	cmp_ok($seconds, '<', 3, sprintf('all in the time of their tries (%.1f s)', $seconds));
+	is($printed, 'connection_failed 32', "over TLS, $name fails every element of the batch");
+	cmp_ok(
+		$seconds, '<', 3,
+		sprintf("over TLS, $name fails the batch within the time of its attempts (%.1f s)",
+			$seconds));
 	is((timed('SELECT requests, retries FROM hrflow_embed_stats;'))[0],
-		'64|32', 'and each has had them');
+		'64|32', "over TLS, $name uses all attempts of each element");
 }
 my ($printed) =
   timed('SELECT DISTINCT error FROM hrflow_profile_embeddings(\'acme\', ' . ids(8) . ');');
-unlike($printed, qr/\n/, 'all say the same');
+unlike($printed, qr/\n/, 'every element fails with the same message');
 
 $session->ask("SET hrflow_embed.base_url = 'https://localhost:"
 	  . $api->https
 	  . "/v1'; RESET hrflow_embed.ca_file;");
 is( (timed(batch(64)))[0],
 	'connection_failed 64',
-	'a certificate that is not trusted is that for all');
+	'a certificate that is not trusted fails every element of the batch');
 $session->ask('SET hrflow_embed.ca_file = ' . "'" . $api->ca . "';");
-is((timed(batch(64)))[0], 'ok 64', 'once it is, all is well');
+is((timed(batch(64)))[0], 'ok 64', 'the batch succeeds once the certificate is trusted');
 $session->ask('RESET hrflow_embed.base_url;');
 
 #
@@ -107,16 +110,23 @@ SKIP:
 	like(
 		(timed($links))[0],
 		qr/^connection_failed 200\|/,
-		'links to 200 hosts whose names are not resolved are not reached');
-	like((timed($links))[0], qr/^connection_failed 200\|/, 'nor when they are tried again');
+		'links to 200 hosts whose names cannot be resolved fail');
+	like(
+		(timed($links))[0],
+		qr/^connection_failed 200\|/,
+		'links to 200 hosts whose names cannot be resolved fail again in the next statement');
 	$session->ask(
 		"SET hrflow_embed.connect_timeout = '20s'; SET statement_timeout = '200ms';
 			$links RESET statement_timeout;"
 	) for 1 .. 3;
 	cmp_ok($count->('task') - $before{task},
-		'<=', 64 + 32, 'there are not more lookups than are bearable');
-	cmp_ok($count->('fd') - $before{fd}, '<=', 64 + 2 * 32 + 2, 'nor descriptors');
-	is((timed(batch(3)))[0], 'ok 3', 'and the API is asked all the same');
+		'<=', 64 + 32, 'interrupted lookups of names leave a limited number of threads');
+	cmp_ok(
+		$count->('fd') - $before{fd},
+		'<=',
+		64 + 2 * 32 + 2,
+		'interrupted lookups of names leave a limited number of file descriptors');
+	is((timed(batch(3)))[0], 'ok 3', 'the API can be reached after interrupted lookups of names');
 }
 $session->finish;
 

@@ -332,15 +332,17 @@ sub play
 		my $got = !defined $state ? "no answer: $printed" : $state eq '00000' ? $statuses : $state;
 
 		is($got, $expected, "$name: $path->{name}() gives $expected");
-		diag($errors)                             if $got ne $expected && $errors;
-		like($errors, $more{says}, 'and says so') if $more{says}       && !$path->{single};
-		cmp_ok($ms // 1e9, '<=', $most_time, sprintf 'in time (%d ms)', $ms // -1);
+		diag($errors) if $got ne $expected && $errors;
+		like($errors, $more{says}, "$name: $path->{name}() explains the failure")
+		  if $more{says} && !$path->{single};
+		cmp_ok($ms // 1e9, '<=', $most_time, sprintf "$name: $path->{name}() ends in time (%d ms)",
+			$ms // -1);
 		like(
 			$next // '',
 			$path->{single} ? qr/^ok/
 			: $path->{after} ? qr/^(?:ok 0 later new(?:, |\|)){3}/
 			: qr/^ok ok ok\|/,
-			'and the next call works');
+			"$name: the next call of $path->{name}() works");
 
 		# The store has what the rows have, but no error of those that are well.
 		# Of broken connections libcurl's words vary.
@@ -355,11 +357,13 @@ sub play
 		@said_in_rows = @said if $path->{name} =~ /profile_vectors/;
 		next                  if !$path->{after};
 		$#said_in_rows = 0    if $expected !~ /missing|due/;
-		is(join('|', @said), join('|', @said_in_rows), 'the store has what the rows have');
+		is( join('|', @said),
+			join('|', @said_in_rows),
+			"$name: the store records what the rows of a batch say");
 		like(
 			join('', $printed =~ /WARNING:  .*/g),
 			$warning // qr/^$/,
-			$warning ? 'and warns' : 'and does not warn');
+			"$name: the run " . ($warning ? 'warns' : 'does not warn'));
 	}
 	SKIP:
 	{
@@ -370,7 +374,7 @@ sub play
 					descriptors_left($_, ref $more{kept} ? $more{kept}->($_) : $more{kept} // 0)
 				} @takers),
 			'',
-			"$name: nothing is left open");
+			"$name: no descriptor is left open");
 	}
 	return;
 }
@@ -910,7 +914,7 @@ SKIP:
 			  . literal($node->connstr('postgres'))
 			  . '), dblink_disconnect();'),
 		qr/OK\|OK/,
-		'after 400 connections that were not made, others can be');
+		'after 400 failed connections others can be made');
 	$session->finish;
 }
 
@@ -1209,7 +1213,7 @@ play($_, "a restart before $_", 'id=a', 'ok 00000') foreach qw(api store);
 unlike(
 	PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/PANIC|terminated by signal|XX000/,
-	'no backend has met what cannot happen');
+	'no backend reached what cannot happen');
 
 $_->{session}->finish foreach @paths;
 

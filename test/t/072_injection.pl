@@ -273,7 +273,7 @@ foreach my $case (
 	my ($statement, %more) = @$case;
 	my $printed = walk($statement, 'memory', $of_memory, %more);
 	cmp_ok($printed->{53200} // $printed->{"caught $statement->{ok}"} // 0,
-		'>=', 10, 'mostly out of memory');
+		'>=', 10, "$statement->{name}: most failures are reported as out of memory");
 }
 
 #
@@ -291,12 +291,12 @@ foreach my $case (
 	  walk($statement, 'wakeups', qr/^(?:.*ERROR:  57014: |(?:caught )?\Q$statement->{ok}\E$)/m,
 		%more);
 	cmp_ok($printed->{57014} // $printed->{"caught $statement->{ok}"} // 0,
-		'>=', 5, 'mostly cancelled');
+		'>=', 5, "$statement->{name}: most cancels are reported as cancels");
 }
 
 unlike(
 	PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/PANIC|terminated by signal|XX000/,
-	'no backend has met what cannot happen');
+	'no backend reached what cannot happen');
 
 done_testing();

@@ -144,15 +144,20 @@ my $path = 'SET search_path = hostile, public, pg_catalog';
 my $planted = Hrflow::Session->new($node);
 $planted->ask("\\c planted\n$path;");
 like($planted->ask(q{SELECT 'a' = 'b'::pg_catalog.text;}),
-	qr/XX999/, 'a planted operator runs where it is found');
-like($planted->ask(q{SELECT * FROM now();}), qr/XX999/, 'so does a function');
-like($planted->ask(q{SELECT count(*) FROM pg_class;}), qr/XX999/, 'and an aggregate');
-like($planted->ask(q{SELECT 'a'::text;}), qr/XX999/, 'and a type');
-is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'), 4, 'and all are noticed');
+	qr/XX999/, 'a planted operator runs when it is first on the search path');
+like($planted->ask(q{SELECT * FROM now();}),
+	qr/XX999/, 'a planted function runs when it is first on the search path');
+like($planted->ask(q{SELECT count(*) FROM pg_class;}),
+	qr/XX999/, 'a planted aggregate runs when it is first on the search path');
+like($planted->ask(q{SELECT 'a'::text;}),
+	qr/XX999/, 'a planted type runs when it is first on the search path');
+is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'),
+	4, 'each run of a planted object is counted');
 
 unlike($planted->ask('CREATE EXTENSION hrflow_embed SCHEMA s;'),
-	qr/ERROR/, 'the extension can be put in a schema of its own');
-unlike($planted->ask('CREATE EXTENSION vector SCHEMA s;'), qr/ERROR/, 'so can pgvector')
+	qr/ERROR/, 'the extension can be created in a schema of its own');
+unlike($planted->ask('CREATE EXTENSION vector SCHEMA s;'),
+	qr/ERROR/, 'pgvector can be created in a schema of its own')
   if $has_pgvector;
 
 # Each function once, in the order that makes sense of them
@@ -265,9 +270,10 @@ foreach my $case (
 	my ($name, $statement, $expected) = @$case;
 	my $out = $planted->ask("$statement;") =~ s/\n?-- done\n//r;
 
-	like($out, $expected, "$name does its work behind planted objects");
+	like($out, $expected, "$name() works with planted objects first on the search path");
 }
-is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'), 4, 'and none of them ran');
+is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'),
+	4, 'no function of the extension runs a planted object');
 
 # All of ours were called: a function added later is to be added here.
 my $cases = PostgreSQL::Test::Utils::slurp_file($0);
@@ -282,7 +288,7 @@ is( join(
 			WHERE d.classid = 'pg_proc'::regclass}
 		)),
 	'',
-	'of no function of ours');
+	'every function of the extension was called with planted objects first on the search path');
 $planted->finish;
 
 #
@@ -305,12 +311,12 @@ ask(q{PREPARE p (text) AS SELECT status FROM s.hrflow_profile_embeddings('acme',
 like(
 	ask('SELECT hrflow_auth()'),
 	qr/ERROR:  42883/,
-	'a schema that is not on the path has to be named');
+	'a function in a schema that is not on the search path has to be qualified');
 like(
 	ask('ALTER EXTENSION hrflow_embed SET SCHEMA public'),
 	qr/ERROR:  0A000/,
-	'the extension does not move to another schema');
-is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'and works where it is');
+	'the extension refuses to move to another schema');
+is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'a prepared statement works after the refused move');
 ask('ALTER SCHEMA s RENAME TO "S 2"');
 like(
 	ask(q{EXECUTE p ('nurse-1')}),
@@ -319,48 +325,53 @@ like(
 ask(q{DEALLOCATE p;
 	PREPARE p (text) AS SELECT status FROM "S 2".hrflow_profile_embeddings('acme', ARRAY[$1])}
 );
-is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'and works when prepared again');
+is(ask(q{EXECUTE p ('nurse-1')}),
+	'ok', 'a statement prepared again after its schema was renamed works');
 is( ask(q{INSERT INTO candidate VALUES ('nurse-1');
 	SELECT "S 2".hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')}
 	),
 	0,
-	'and so do triggers');
+	'triggers work after the schema of the extension was renamed');
 ask(q{CALL "S 2".hrflow_refresh('store')});
-is(ask(q{SELECT ok FROM "S 2".hrflow_store_status('store')}), 1, 'and a refresh');
+is(ask(q{SELECT ok FROM "S 2".hrflow_store_status('store')}),
+	1, 'a refresh works after the schema of the extension was renamed');
 like(
 	ask(q{SELECT "S 2".hrflow_schedule('store')}),
 	qr/CALL "S 2"\.hrflow_refresh/,
-	'and what is given to pg_cron');
+	'hrflow_schedule() uses the new name of the schema');
 
 #
 # Dropped and made anew, with connections open
 #
 $api->reset;
-is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'before the extension is dropped');
+is(ask(q{EXECUTE p ('nurse-1')}),
+	'ok', 'a prepared statement works before the extension is dropped');
 ask(q{DROP EXTENSION hrflow_embed CASCADE});
 like(
 	ask(q{EXECUTE p ('nurse-1')}),
 	qr/ERROR:  (42883|3F000|XX000)/,
-	'a prepared statement says that it is gone');
+	'a prepared statement fails once the extension is dropped');
 is(ask(q{INSERT INTO candidate VALUES ('nurse-2'); SELECT count(*) FROM store_profile}),
-	1, 'a table that was tracked can be written, and its store stays');
+	1,
+	'a table that fed a store can be written once the extension is dropped, and the store stays');
 ask('CREATE EXTENSION hrflow_embed');
 is(ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}),
-	'ok', 'and when it is made anew');
-is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }), 1, 'the same connection is used');
+	'ok', 'a batch works once the extension is created again');
+is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }),
+	1, 'the re-created extension uses the same connection');
 is(ask(q{SELECT hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')}),
-	1, 'and the store goes on');
+	1, 'the store is fed again once its table is tracked again');
 
 foreach my $i (1 .. 5)
 {
 	ask('DROP EXTENSION hrflow_embed CASCADE; CREATE EXTENSION hrflow_embed');
 }
-cmp_ok($session->sockets, '<=', 3, 'dropping it leaves nothing open');
+cmp_ok($session->sockets, '<=', 3, 'dropping the extension leaves no socket open');
 is( ask(q{BEGIN; DROP EXTENSION hrflow_embed CASCADE; ROLLBACK;
 	SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}
 	),
 	'ok',
-	'a drop that is rolled back is none');
+	'a batch works after dropping the extension was rolled back');
 
 #
 # Prepared statements
@@ -380,20 +391,26 @@ foreach my $mode (qw(force_generic_plan force_custom_plan auto))
 			map { ask("EXECUTE ids ('$_')") } '{nurse-1}',
 			'{missing-1,nurse-1}', '{nurse-1,NULL,nurse-1}', '{}', '{a}', '{b}', '{c}'),
 		'ok not_found ok ok invalid_request ok  ok ok ok',
-		"$mode: an array of identifiers");
+		"$mode: a prepared batch takes any array of identifiers");
 	is( join(' ', map { ask("EXECUTE one ('nurse-$_')") } 1 .. 7),
 		join(' ', ('t') x 7),
-		"$mode: one identifier");
-	like(ask(q{EXECUTE one ('missing-1')}), qr/ERROR:  P0002/, "$mode: one that fails");
-	is(ask(q{EXECUTE one (NULL)}), '', "$mode: one that is null");
+		"$mode: a prepared call takes any identifier");
+	like(
+		ask(q{EXECUTE one ('missing-1')}),
+		qr/ERROR:  P0002/,
+		"$mode: a prepared call for an unknown profile fails");
+	is(ask(q{EXECUTE one (NULL)}), '', "$mode: a prepared call for a null returns null");
 	is(join(' ', map { ask("EXECUTE near ('{1,$_}')") } 1, 1, 1, 1, 1, -1),
 		'1 1 1 1 1 0', "$mode: vectors");
 	ask('DISCARD ALL');
-	like(ask(q{EXECUTE one ('nurse-1')}), qr/ERROR:  26000/, "$mode: gone after DISCARD ALL");
+	like(
+		ask(q{EXECUTE one ('nurse-1')}),
+		qr/ERROR:  26000/,
+		"$mode: prepared statements are gone after DISCARD ALL");
 }
 is(ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}),
-	'ok', 'functions work after DISCARD ALL');
-cmp_ok($session->sockets, '<=', 3, 'over the connection there was');
+	'ok', 'a batch works after DISCARD ALL');
+cmp_ok($session->sockets, '<=', 3, 'connections survive DISCARD ALL');
 
 #
 # PL/pgSQL that catches
@@ -429,14 +446,14 @@ foreach my $case (
 		state_of('SELECT hrflow_profile_embedding(''acme'', ''nurse-1'')'); COMMIT"
 		),
 		"$state|00000",
-		"$call is caught, and the next call works");
+		"an error of $call can be caught, and the next call works");
 }
 like(
 	ask(q{DO $$ BEGIN CALL hrflow_refresh('x');
 		EXCEPTION WHEN undefined_table THEN RAISE EXCEPTION 'no such table'; END $$}
 	),
 	qr/no such table/,
-	'so is a refresh of nothing');
+	'an error of hrflow_refresh() can be caught');
 
 #
 # What is set for a session, or a transaction, ends with it
@@ -452,22 +469,22 @@ foreach my $case (
 	[   "BEGIN; SET LOCAL hrflow_embed.api_key = '$own_key'",
 		$own_key,
 		'SET LOCAL, in its transaction' ],
-	[ 'COMMIT', $key, 'and after it' ],
+	[ 'COMMIT', $key, 'COMMIT after SET LOCAL' ],
 	[   "BEGIN; SET LOCAL hrflow_embed.api_key = '$own_key'; SELECT 1 / 0; ROLLBACK",
-		$key, 'and after one that failed' ],
+		$key, 'SET LOCAL in a transaction that failed' ],
 	[   "BEGIN; SET hrflow_embed.api_key = '$own_key'; ROLLBACK",
 		$key, 'SET in a transaction rolled back' ],
 	[   "BEGIN; SAVEPOINT a; SET LOCAL hrflow_embed.api_key = '$own_key'; $call; ROLLBACK TO a",
 		$key, 'SET LOCAL in a savepoint rolled back' ],
-	[ 'COMMIT', $key, 'and after that' ],
+	[ 'COMMIT', $key, 'COMMIT after that savepoint' ],
 	[   "BEGIN; SELECT set_config('hrflow_embed.api_key', '$own_key', true); COMMIT",
-		$key, 'set_config() of a transaction' ])
+		$key, 'set_config() local to a transaction' ])
 {
 	my ($statement, $sent, $name) = @$case;
 
 	ask($statement);
-	like(ask($call), qr/called/, $name);
-	is(key_sent(), $sent, $sent eq $key ? 'leaves the key of the configuration' : 'sends its key');
+	like(ask($call), qr/called/, "$name: a call works");
+	is(key_sent(), $sent, "$name: the key sent is " . ($sent eq $key ? 'configured' : 'set'));
 }
 
 #
@@ -488,7 +505,7 @@ is( sql(q{SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pr
 	AND proparallel = 's'}
 	),
 	'hrflow_cosine_similarity hrflow_decode_vector',
-	'what only computes is parallel safe, and nothing else');
+	'only the functions that send no requests are parallel safe');
 my $parallel = "SET $force = on; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
 	SET min_parallel_table_scan_size = 0; SET max_parallel_workers_per_gather = 2;
 	SET parallel_leader_participation = off;";
@@ -510,10 +527,10 @@ foreach my $case (
 	like(
 		said('postgres', "$parallel $first EXPLAIN (ANALYZE, COSTS OFF) $safe;", role => $role),
 		qr/Workers Launched: [12]/,
-		"workers compute $name");
+		"workers compute similarities $name");
 	is( said('postgres', "$parallel $first $safe;", role => $role),
 		'3000 3000 4501500',
-		'and rightly, without a warning');
+		"workers give correct results without a warning $name");
 }
 $api->reset;
 unlike(
@@ -521,21 +538,22 @@ unlike(
 		'postgres',
 		"$parallel EXPLAIN (COSTS OFF) SELECT hrflow_profile_embedding('acme', 'nurse-1');"),
 	qr/Gather/,
-	'what asks the API is not given to a worker');
+	'a call that sends a request is not given to a worker');
 is( said(
 		'postgres',
 		"$parallel SELECT count(hrflow_profile_embedding('acme', id)) FROM v WHERE i <= 50
 			AND hrflow_cosine_similarity(vector, '$vector') > 0.5;"
 	),
 	50,
-	'also where the scan below it is');
-is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }), 1, 'one process has asked');
+	'a call that sends a request works above a parallel scan');
+is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }),
+	1, 'all requests above a parallel scan are sent by one process');
 unlike(
 	said(
 		'postgres',
 		"$parallel EXPLAIN (COSTS OFF) SELECT * FROM v WHERE hrflow_index_statement('v') IS NULL;"),
 	qr/Gather/,
-	'and where there is a function of stores, nothing is');
+	'a function of stores is not given to a worker');
 
 # The library is loaded when its first function is looked up, and that may be
 # in the middle of a parallel operation, where PostgreSQL gives settings their
@@ -559,9 +577,9 @@ $node->poll_query_until('postgres',
 like(
 	said('postgres', 'SELECT fetch_other(1);', role => 'plain'),
 	qr/not in hrflow_embed.link_hosts/,
-	'outside of one, what is configured holds');
+	'link_hosts of the configuration applies outside of parallel operations');
 like(said('postgres', "SET $force = on; SELECT fetch_other(1);", role => 'plain'),
-	$no_settings, 'loaded in a worker, it does not go on without its settings');
+	$no_settings, 'the library refuses to work without its settings when it is loaded in a worker');
 like(
 	said(
 		'postgres',
@@ -570,9 +588,9 @@ like(
 			SHOW hrflow_embed.link_hosts;",
 		role => 'plain'),
 	qr/$no_settings.*not in hrflow_embed.link_hosts.*\nonly\.example\z/s,
-	'nor in the leader, who has them afterwards');
+	'the library refuses to work when loaded in the leader, until the parallel operation ends');
 is(said('postgres', "$parallel SELECT sum(alike(vector)) FROM v;", role => 'plain'),
-	3000, 'what only computes needs none');
+	3000, 'functions that need no settings work when the library is loaded in a worker');
 
 # The leader that has none yet would hand workers what it has not checked.
 sql(qq{CREATE ROLE keyed LOGIN IN ROLE plain;
@@ -589,17 +607,18 @@ my $again = said(
 	'postgres',
 	"$unforced SET hrflow_embed.max_attempts = 300; $load $computed SHOW hrflow_embed.api_key;",
 	role => 'keyed');
-like($again, qr/\n1\n3000\n\z/, 'workers compute after the library was loaded among them');
+like($again, qr/\n1\n3000\n\z/,
+	'workers compute after the library was loaded during a parallel operation');
 like(
 	$again,
 	qr/WARNING:  22023: parameter "hrflow_embed.api_key" cannot be set for a role/,
-	'what is not allowed is told');
+	'a setting that is not allowed is warned about when the library is loaded');
 $again .= said('postgres', "$unforced BEGIN; $load $computed COMMIT;", role => 'keyed');
-like($again, qr/\n1\n3000\z/, 'and in the same transaction');
+like($again, qr/\n1\n3000\z/, 'workers compute in the transaction that loaded the library');
 unlike(
 	$again . PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/to "(?:\Q$own_key\E|no:)/,
-	'without showing it');
+	'the warning does not show the refused value');
 sql('DROP OWNED BY keyed; DROP ROLE keyed');
 sql(qq{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = '$allowed';
 	SELECT pg_reload_conf()}
@@ -614,29 +633,29 @@ sql('GRANT EXECUTE ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text,
 like(
 	said('postgres', q{LOAD 'hrflow_embed';}, role => 'plain'),
 	qr/ERROR:  42501/,
-	'LOAD is for superusers');
+	'only superusers may LOAD the library');
 is( said(
 		'postgres',
 		q{SELECT hrflow_profile_embedding('acme', 'nurse-1') ? 'profile';},
 		role => 'plain'),
 	't',
-	'a function that was granted loads the library for its caller');
+	'a role with EXECUTE on a function has the library loaded by calling it');
 my $stolen = Hrflow::StandIn->new('--key' => $key);
 my $elsewhere = $stolen->base_url;
 $api->reset;
 like(
 	said('postgres', "SET hrflow_embed.base_url = '$elsewhere'; $call;", role => 'plain'),
 	qr/WARNING:  42501: .*hrflow_embed.base_url.*\ncalled/s,
-	'a base_url set before the library came is not taken from who may not set it');
-is(scalar($stolen->log), 0, 'and the key goes nowhere else');
+	'a base_url set before the library was loaded is discarded if the role may not set it');
+is(scalar($stolen->log), 0, 'the key is not sent to a base_url that was discarded');
 like(
 	said('postgres', "$call; SET hrflow_embed.base_url = '$elsewhere';", role => 'plain'),
 	qr/ERROR:  42501/,
-	'nor one set then');
+	'a role may not set base_url once the library is loaded');
 like(
 	said('postgres', "$call; SET hrflow_embed.nonsense = 1;", role => 'plain'),
 	qr/ERROR:  (42602|22023|42704)/,
-	'and a setting that there is not is an error');
+	'an unknown setting of the extension is an error');
 
 #
 # A standby
@@ -688,10 +707,10 @@ foreach my $case (
 }
 $standby->promote;
 is($standby->safe_psql('postgres', q{SELECT hrflow_track('kept', 'acme', '{cook-2}')}),
-	1, 'promoted, it tracks');
+	1, 'a promoted standby tracks profiles');
 $standby->safe_psql('postgres', q{CALL hrflow_refresh('kept')});
 is($standby->safe_psql('postgres', q{SELECT ok FROM hrflow_store_status('kept')}),
-	3, 'and refreshes');
+	3, 'a promoted standby refreshes its stores');
 $standby->stop;
 
 #
@@ -741,16 +760,18 @@ foreach my $preload ('', "${before}hrflow_embed")
 	$_->reset foreach $api, $second;
 	is( said('one', "SELECT status FROM hrflow_profile_embeddings('acme', '{a,b}'); $stats;"),
 		"ok\nok\n" . ($is_shared ? 'server' : 'session') . '|2',
-		"$name: a database asks");
+		"$name: a batch works in a database");
 	is( said('two', "SELECT status FROM hrflow_profile_embeddings('acme', '{a,b,c}'); $stats;"),
 		"ok\nok\nok\n" . ($is_shared ? 'server|5' : 'session|3'),
-		"$name: and another");
-	is(scalar($api->log) . ' ' . scalar($second->log), '2 3', "$name: each at its own base_url");
+		"$name: a batch works in another database");
+	is(scalar($api->log) . ' ' . scalar($second->log),
+		'2 3', "$name: each database uses its own base_url");
 	is( said('one', "SET $force = on; SHOW hrflow_embed.base_url;", role => 'plain') =~
 		  /^\Q$base_url{one}\E/ ? 1 : 0,
 		1,
-		"$name: which is shown");
-	is(said('postgres', 'SHOW shared_preload_libraries;'), $preload, "$name");
+		"$name: SHOW gives the base_url of the database");
+	is(said('postgres', 'SHOW shared_preload_libraries;'),
+		$preload, "$name: SHOW gives shared_preload_libraries");
 
 	# A turn taken in one database is taken in all, where they share.
 	$node->safe_psql(
@@ -768,11 +789,12 @@ foreach my $preload ('', "${before}hrflow_embed")
 
 	if ($is_shared)
 	{
-		cmp_ok($first + $then, '<=', 3, "$name: the rate is of the server ($first, then $then)");
+		cmp_ok($first + $then,
+			'<=', 3, "$name: the rate limit is the server's ($first, then $then)");
 	}
 	else
 	{
-		is($then, $first, "$name: the rate is of the session ($first, then $then)");
+		is($then, $first, "$name: the rate limit is the session's ($first, then $then)");
 	}
 	$node->safe_psql(
 		'postgres',

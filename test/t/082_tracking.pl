@@ -66,17 +66,18 @@ my $trap = q{SET ROLE mallory;
 	INSERT INTO mallory.trap VALUES (ROW('1'));};
 sql($trap);
 like($node->error_of("SET ROLE mallory; BEGIN; $planted; ROLLBACK"),
-	qr/^42501/, 'a trigger that feeds a store is not made by everybody');
+	qr/^42501/, 'a trigger that feeds a store cannot be created by every role');
 
 # One from before that was so
 sql("GRANT EXECUTE ON FUNCTION hrflow_track_trigger() TO mallory; SET ROLE mallory; $planted");
 sql(q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '1'});
-is(is_superuser('mallory'), 'f', 'one on the table of another role runs nothing of his');
+is(is_superuser('mallory'), 'f', 'a trigger on the table of another role runs nothing of theirs');
 is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = '1'}),
-	0, 'nor does it keep a profile');
+	0, 'a trigger on the table of another role keeps no profile');
 like($node->error_of(q{SET ROLE mallory; INSERT INTO mallory.trap VALUES (ROW('x'))}),
-	qr/^42501/, 'nor can he track one with it');
-is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = 'x'}), 0, 'indeed');
+	qr/^42501/, 'a trigger on the table of another role tracks nothing');
+is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = 'x'}),
+	0, 'no profile was tracked by the table of another role');
 
 sql(q{SET ROLE mallory;
 	DROP TABLE mallory.trap;
@@ -88,17 +89,17 @@ $session->ask('SET ROLE mallory; BEGIN; LOCK TABLE mallory.trap IN ACCESS EXCLUS
 is( $node->error_of(
 		q{SET lock_timeout = '2s'; SET ROLE application; DELETE FROM hr.candidate WHERE id = '2'}),
 	'',
-	'a lock on it holds up nobody');
+	"a lock on another role's table delays no DELETE");
 is( $node->error_of(
 		q{SET lock_timeout = '2s';
 			SELECT hrflow_track_table('hr.embedding', 'hr.candidate', 'id', 'acme')}
 	),
 	'',
-	'nor does it when the tables are reconciled');
+	"a lock on another role's table does not delay reconciling");
 is( $node->error_of(
 		q{SET lock_timeout = '2s'; BEGIN; SELECT hrflow_drop_store('hr.embedding'); ROLLBACK}),
 	'',
-	'nor when the store is dropped');
+	"a lock on another role's table does not delay dropping the store");
 $session->ask('ROLLBACK;');
 
 # On the owner's own table, by who may make triggers there: keys are of types
@@ -113,7 +114,7 @@ sql(q{GRANT USAGE ON SCHEMA hr TO mallory;
 $node->psql('postgres', q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '3'});
 $node->psql('postgres', q{SET ROLE application; INSERT INTO hr.candidate VALUES ('10')});
 is(is_superuser('mallory'), 'f',
-	'a trigger made by who may make triggers on a table runs nothing of his');
+	"a trigger created with the TRIGGER right on the owner's table runs nothing of its creator's");
 sql('DROP TRIGGER t ON hr.candidate; ALTER TABLE hr.candidate DROP c');
 
 # Who may call hrflow_track_table() needs nothing else
@@ -134,7 +135,7 @@ sql(q{CREATE ROLE keeper LOGIN;
 	INSERT INTO kept.candidate VALUES ('1', '2026-01-03'), ('2', '2026-02-03');
 	UPDATE kept.candidate SET id = '3' WHERE id = '2'});
 is(sql('SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM kept.embedding_profile'),
-	'1 3', 'who may call hrflow_track_table() may have the triggers, on later partitions too');
+	'1 3', 'EXECUTE on hrflow_track_table() is enough to track a table and its later partitions');
 
 #
 # Who becomes the owner first does not hand over what he was before
@@ -166,11 +167,12 @@ foreach my $statement (
 	"SELECT hrflow_track_table('mallory.e', 'mallory.candidate', 'id', 'beta')",
 	"SELECT hrflow_untrack_table('mallory.e', 'mallory.candidate')")
 {
-	is($node->error_of("SET ROLE mallory;\n$statement"), '', "as the owner: $statement");
-	is(is_superuser('mallory'), 'f', 'does nothing as who became the owner');
+	is($node->error_of("SET ROLE mallory;\n$statement"), '', "the owner can run: $statement");
+	is(is_superuser('mallory'), 'f',
+		"a trigger planted on the store gains no other role by: $statement");
 	sql('ALTER ROLE mallory NOSUPERUSER');
 }
-is(sql('SELECT count(*) FROM mallory.e_profile'), 1, 'but what it says');
+is(sql('SELECT count(*) FROM mallory.e_profile'), 1, 'the statements of the owner take effect');
 
 # Nor when the transaction ends
 sql(q{SET ROLE mallory;
@@ -183,8 +185,8 @@ foreach my $statement ("SELECT hrflow_track('mallory.e', 'acme', '{nurse-4}')",
 	like(
 		$node->error_of("SET ROLE mallory;\n$statement"),
 		qr/^42501: cannot fire deferred trigger/,
-		"a trigger that waits for the end of the transaction is refused: $statement");
-	is(is_superuser('mallory'), 'f', 'and does nothing');
+		"a trigger deferred to the end of the transaction is refused: $statement");
+	is(is_superuser('mallory'), 'f', "a deferred trigger gains no other role by: $statement");
 	sql('ALTER ROLE mallory NOSUPERUSER');
 }
 sql('DROP TRIGGER spring ON mallory.e_profile');
@@ -215,17 +217,18 @@ foreach my $role (qw(application keeper))
 		INSERT INTO kept.row VALUES ('3', 'x');
 		DELETE FROM kept.row WHERE id IN ('1', '3');");
 	is(tracked('kept.rows'), '1 2',
-		"what another tenant wants is not erased when $role deletes his");
+		"a profile that another tenant wants is not erased when $role deletes");
 	sql("INSERT INTO kept.row VALUES ('1', 'x')");
 }
 sql("SET app.tenant = 'nobody'; SET ROLE keeper;
 	SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme')"
 );
-is(tracked('kept.rows'), '1 2', 'nor when the tables are reconciled by the owner, who sees none');
+is(tracked('kept.rows'), '1 2',
+	'reconciling by an owner whom a policy shows no row erases nothing');
 sql(q{SET ROLE keeper; CREATE POLICY none ON kept.rows_profile USING (false);
 	ALTER TABLE kept.rows_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY});
 sql(q{SET app.tenant = 'x'; SET ROLE application; DELETE FROM kept.row WHERE id = '2'});
-is(tracked('kept.rows'), '1', 'nor does a policy on the store keep what nobody wants');
+is(tracked('kept.rows'), '1', 'a policy on the store does not keep a profile that no row wants');
 sql('DROP TABLE kept.row');
 
 sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
@@ -250,8 +253,8 @@ foreach my $case (
 	[ 'TRUNCATE kept.open', '' ])
 {
 	is($node->error_of("SET ROLE application; $case->[0]"),
-		'', "without any right on the store: $case->[0]");
-	is(tracked('vault.embedding'), $case->[1], 'tracks and erases');
+		'', "a role without rights on the store can run: $case->[0]");
+	is(tracked('vault.embedding'), $case->[1], "the store is tracked and erased by: $case->[0]");
 }
 
 #
@@ -275,23 +278,24 @@ $node->poll_query_until(
 	FROM pg_stat_activity a WHERE pid = $third->{pid}");
 $session->ask('COMMIT;');
 like($other->wait_for(qr/^new|ERROR/m),
-	qr/^new 2$/m, 'one of three that are tracked by hand is there');
-like($third->wait_for(qr/^deleted|ERROR/m), qr/^deleted$/m, 'its row is deleted meanwhile');
+	qr/^new 2$/m, 'hrflow_track() counts the profiles that were not tracked');
+like($third->wait_for(qr/^deleted|ERROR/m),
+	qr/^deleted$/m, 'a row can be deleted while its profile is tracked by hand');
 is( sql('SELECT string_agg(profile_id || state || manual, $$ $$ ORDER BY profile_id)
 	FROM vault.embedding_profile'
 	),
 	'1duetrue 2duetrue 3duetrue',
-	'and it stays');
+	'a profile tracked by hand stays when its row is deleted meanwhile');
 sql(q{UPDATE vault.embedding_profile SET state = 'gone', generation = 7, manual = false
 	WHERE profile_id = '2';
 	UPDATE vault.embedding_profile SET state = 'ok', manual = false WHERE profile_id = '3'});
 is(sql("SELECT hrflow_track('vault.embedding', 'acme', '{1,2,3,4}')"),
-	1, 'what was there does not count');
+	1, 'hrflow_track() does not count profiles that were tracked');
 is( sql('SELECT string_agg(profile_id || state || manual || generation, $$ $$ ORDER BY profile_id)
 	FROM vault.embedding_profile'
 	),
 	'1duetrue0 2duetrue8 3oktrue0 4duetrue0',
-	'what was gone is due again, and what was fetched is not');
+	'hrflow_track() makes a profile that was gone due, but not one that was fetched');
 $third->finish;
 
 #
@@ -315,13 +319,15 @@ foreach my $held (qw(a b))
 	$third->send(q{UPDATE kept.swap SET id = 'a' WHERE n = 2; SELECT 'second';});
 	waits($third);
 	$session->ask('ROLLBACK;');
-	is($other->wait_for(qr/^first|ERROR/m), "first\n", "one that becomes b while $held is locked");
-	is($third->wait_for(qr/^second|ERROR/m), "second\n", 'and one that becomes a');
+	is($other->wait_for(qr/^first|ERROR/m),
+		"first\n", "with $held locked, a row can take the identifier b");
+	is($third->wait_for(qr/^second|ERROR/m),
+		"second\n", "with $held locked, another row can take the identifier a");
 	sql(q{UPDATE kept.swap SET id = 'a' WHERE n = 1; UPDATE kept.swap SET id = 'b' WHERE n = 2});
 }
-is(tracked('kept.swapped'), 'a b', 'do not deadlock');
+is(tracked('kept.swapped'), 'a b', 'rows that exchange their identifiers leave both tracked');
 sql(q{UPDATE kept.swap SET id = 'a' WHERE n IN (2, 4)});
-is(tracked('kept.swapped'), 'a', 'and what is wanted no more is erased');
+is(tracked('kept.swapped'), 'a', 'a profile that no row wants any longer is erased');
 $third->finish;
 
 #
@@ -381,8 +387,10 @@ foreach my $case (
 	$third->send("$second; SELECT 'second';");
 	waits($third);
 	$session->ask('ROLLBACK;');
-	like($other->wait_for(qr/^first$/m), qr/\A(\d\n)?first\n\z/, "$name: one of two");
-	like($third->wait_for(qr/^second$/m), qr/\A(\d\n)?second\n\z/, 'and the other do not deadlock');
+	like($other->wait_for(qr/^first$/m),
+		qr/\A(\d\n)?first\n\z/, "$name: the first of two statements does not deadlock");
+	like($third->wait_for(qr/^second$/m),
+		qr/\A(\d\n)?second\n\z/, "$name: the second of two statements does not deadlock");
 }
 $other->ask('RESET ALL;');
 $third->finish;
@@ -396,7 +404,7 @@ $other->send(q{TRUNCATE kept.pair_2; SELECT 'other';});
 waits($other);
 my $answers = $session->ask('TRUNCATE kept.pair; COMMIT;') . $other->wait_for(qr/^other$/m);
 is(scalar(() = $answers =~ /ERROR:  40P01/g),
-	1, 'one of two that truncate at the same time is ended');
+	1, 'one of two that truncate at the same time is ended by the deadlock check');
 
 #
 # Tables that feed a store go while others look for them
@@ -430,7 +438,10 @@ foreach my $case (
 	$session->ask('COMMIT;');
 	like($other->wait_for(qr/^done|ERROR|server closed/m),
 		qr/^done/m, "$name while another table that feeds the store is dropped");
-	unlike($other->wait_for(qr/./), qr/ERROR|server closed/, 'without an error');
+	unlike(
+		$other->wait_for(qr/./),
+		qr/ERROR|server closed/,
+		"there is no error when $name while another table is dropped");
 	sql("SET ROLE keeper; SELECT hrflow_drop_store('kept.both')") unless $statement =~ /drop_store/;
 }
 $session->ask('RESET ROLE;');
@@ -469,14 +480,15 @@ sql(q{SET ROLE keeper;
 	ALTER TABLE kept.day DETACH PARTITION kept.day_3;
 	DROP TABLE kept.extra;});
 is(tracked('kept.days'), '1 2 3 4 5 6',
-	'what a table or a partition had that is dropped or detached stays');
+	'profiles of a dropped table and of a dropped or detached partition stay');
 sql(q{SET ROLE keeper; SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme')});
-is(tracked('kept.days'), '2 4 6', 'until the tables are reconciled');
+is(tracked('kept.days'), '2 4 6', 'reconciling erases the profiles of dropped and detached tables');
 sql(q{SET ROLE keeper; DROP TABLE kept.day;
 	SELECT hrflow_untrack('kept.days', source_id, array_agg(profile_id)) FROM kept.days_profile
 		WHERE NOT manual GROUP BY source_id}
 );
-is(tracked('kept.days'), '6', 'or, where none is left, untracked by hand');
+is(tracked('kept.days'), '6',
+	'where no table feeds the store, hrflow_untrack() erases such profiles');
 
 # Nor does a row that moves to another partition, nor a TRUNCATE of one
 sql(q{SET ROLE keeper;
@@ -492,14 +504,14 @@ sql("$track_month INSERT INTO kept.month VALUES ('1', 1), ('2', 1), ('3', 1), ('
 	UPDATE kept.month SET month = 2, cv = 'new' WHERE id = '2';");
 is(tracked('kept.months'), '1 2 3 4',
 	'an identifier that changes while its row moves to another partition is not tracked');
-is(sql($track_month), 1, 'until the tables are reconciled');
-is(tracked('kept.months'), '2 3 4 5', 'which erases the one that it was');
+is(sql($track_month), 1, 'reconciling tracks an identifier that changed while its row moved');
+is(tracked('kept.months'), '2 3 4 5', 'reconciling erases the identifier that a moved row had');
 is(sql('SELECT sum(generation) FROM kept.months_profile'),
-	0, 'and does not see that a column has changed');
+	0, 'reconciling does not notice that a column has changed');
 sql('TRUNCATE kept.month_2');
-is(tracked('kept.months'), '2 3 4 5', 'what a partition had that is truncated stays');
-is(sql($track_month), 0, 'until then');
-is(tracked('kept.months'), '3', 'too');
+is(tracked('kept.months'), '2 3 4 5', 'profiles of a truncated partition stay');
+is(sql($track_month), 0, 'reconciling after a partition was truncated tracks nothing new');
+is(tracked('kept.months'), '3', 'reconciling erases the profiles of a truncated partition');
 
 #
 # Indexes are used, whatever type and collation keys have
@@ -533,7 +545,7 @@ foreach my $column (qw(t c v b i s u d))
 		LEFT JOIN kept.key k ON k.$column\::text = p.profile_id}
 		),
 		'15000|15000',
-		"erases what it should by the key $column");
+		"a DELETE erases the right profiles by the key $column");
 }
 sql(q{SET ROLE keeper; DROP TABLE kept.key});
 
@@ -550,11 +562,13 @@ SKIP:
 		SELECT hrflow_create_store('kept.letters', 'real[]');
 		SELECT hrflow_track_table('kept.letters', 'kept.letter', 'id', 'acme');
 		INSERT INTO kept.letter VALUES ('abc'), ('Abc'), ('DEF');});
-	is(tracked('kept.letters'), 'Abc DEF abc', 'case tells keys apart where a collation does not');
+	is(tracked('kept.letters'), 'Abc DEF abc',
+		'identifiers that differ in case are distinct where the collation says they are equal');
 	sql(q{SET ROLE keeper; UPDATE kept.letter SET id = 'def' WHERE id = 'DEF'});
-	is(tracked('kept.letters'), 'Abc abc def', 'another case is another key');
+	is(tracked('kept.letters'), 'Abc abc def',
+		'an identifier that changes its case is another identifier');
 	sql(q{SET ROLE keeper; DELETE FROM kept.letter WHERE id COLLATE "C" = 'abc'});
-	is(tracked('kept.letters'), 'Abc def', 'and nobody wants it then');
+	is(tracked('kept.letters'), 'Abc def', 'deleting a row erases only the identifier in its case');
 }
 
 #
@@ -581,11 +595,11 @@ sub restore
 	$node->safe_psql($database, 'CREATE EXTENSION hrflow_embed');
 	$node->command_ok(
 		[ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($database), '-f', $dump ],
-		"restored into $database");
+		"the dump is restored into $database");
 	return;
 }
 $node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ],
-	'dumped');
+	'the schema is dumped');
 restore('quoted');
 $node->safe_psql(
 	'quoted', q{INSERT INTO moved.candidate VALUES ('4');
@@ -593,7 +607,7 @@ $node->safe_psql(
 is( $node->safe_psql(
 		'quoted', 'SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM moved.embedding_profile'),
 	'1 2 4',
-	'who has all identifiers quoted erases nothing that another table wants');
+	'quote_all_identifiers does not erase profiles that another table wants');
 restore('dropped');
 $node->safe_psql('dropped', 'DROP TABLE moved.embedding, moved.embedding_profile');
 foreach my $statement (
@@ -605,13 +619,15 @@ foreach my $statement (
 	'TRUNCATE moved.candidate, moved.part')
 {
 	my ($status, $out, $err) = $node->psql('dropped', "SET ROLE keeper; $statement");
-	is($status, 0, "without the store: $statement");
+	is($status, 0, "a table whose store was dropped can be written: $statement");
 	my @warnings = $err =~ /WARNING:  store moved.embedding of trigger "\w+" does not exist/g;
-	is(scalar(@warnings), $statement =~ /TRUNCATE/ ? 2 : 1, 'says so, once');
+	is( scalar(@warnings),
+		$statement =~ /TRUNCATE/ ? 2 : 1,
+		"there is one warning for each table by: $statement");
 	like(
 		$err,
 		qr/HINT:  DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/,
-		'and what to do');
+		"the warning names the trigger to drop by: $statement");
 }
 
 #
@@ -641,18 +657,19 @@ $node->safe_psql(
 		CREATE EXTENSION hrflow_embed;
 	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
 anew(q{DELETE FROM moved.candidate WHERE id = '3'});
-is(anew($track_candidate), 0, 'after DROP EXTENSION a table is tracked again');
-is(tracked_anew(), '1 2 3 4', 'and another that is not yet keeps its profiles');
+is(anew($track_candidate), 0, 'a table is tracked again after DROP EXTENSION');
+is(tracked_anew(), '1 2 3 4', 'the profiles of a table that is not tracked again yet are kept');
 is(anew(q{SELECT hrflow_untrack_table('moved.embedding', 'moved.part')}),
-	0, 'which is not untracked before it is tracked');
-is(tracked_anew(), '1 2 3 4', 'indeed');
+	0, 'a table cannot be untracked before it is tracked again');
+is(tracked_anew(), '1 2 3 4', 'untracking a table that is not tracked erases nothing');
 anew($track_part);
 is( anew(
 		"$track_part SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme')"
 	),
 	"0\n0",
-	'once all are back');
-is(tracked_anew(), '1 2 4', 'what nothing wants is erased');
+	'all tables are tracked again');
+is(tracked_anew(), '1 2 4',
+	'profiles that no table wants are erased once all tables are tracked again');
 
 #
 # What is renamed
@@ -666,7 +683,7 @@ sub fails_with
 }
 sql(q{SET ROLE keeper; ALTER TABLE moved.candidate RENAME TO people;
 	INSERT INTO moved.people VALUES ('5'); DELETE FROM moved.people WHERE id = '3'});
-is(tracked('moved.embedding'), '1 2 4 5', 'a table that is renamed feeds the store on');
+is(tracked('moved.embedding'), '1 2 4 5', 'a table that is renamed still feeds the store');
 
 sql(q{ALTER TABLE moved.people RENAME id TO key});
 foreach my $statement (
@@ -680,15 +697,15 @@ foreach my $statement (
 		fails_with($statement),
 		qr/ERROR:\ \ table\ "people"\ has\ no\ column\ "id"\n
 			HINT:\ \ If\ it\ was\ renamed,\ call\ hrflow_track_table\(\)\ again/x,
-		"after its column was renamed: $statement");
+		"after a column was renamed the error tells what to do: $statement");
 }
 is( fails_with(
 		q{SELECT hrflow_track_table('moved.embedding', 'moved.people', 'key', 'acme',
 			refresh_columns => '{cv}');
 	INSERT INTO moved.people VALUES ('6'); DELETE FROM moved.people WHERE key = '2'}),
 	'',
-	'that is enough');
-is(tracked('moved.embedding'), '1 4 5 6', 'and what was tracked stays so');
+	'tracking the table again is enough after a column was renamed');
+is(tracked('moved.embedding'), '1 4 5 6', 'profiles stay tracked after a column was renamed');
 
 sql(q{ALTER TABLE moved.embedding RENAME TO renamed;
 	ALTER TABLE moved.embedding_profile RENAME TO renamed_profile}
@@ -703,7 +720,7 @@ foreach my $statement (
 		fails_with($statement),
 		qr/ERROR:\ \ store\ moved.embedding\ of\ trigger\ "\w+"\ does\ not\ exist\n
 			HINT:\ \ If\ it\ was\ renamed,\ call\ hrflow_track_table\(\)\ again/x,
-		"after the store was renamed: $statement");
+		"after the store was renamed the error tells what to do: $statement");
 }
 is( fails_with(
 		q{SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme',
@@ -712,13 +729,14 @@ is( fails_with(
 		refresh_columns => '{cv}');
 	INSERT INTO moved.people VALUES ('7'); DELETE FROM moved.people WHERE key = '5'}),
 	'',
-	'that is enough for a table');
-is(tracked('moved.renamed'), '1 4 6 7', 'and what other tables want is kept meanwhile');
+	'tracking a table again is enough after the store was renamed');
+is(tracked('moved.renamed'),
+	'1 4 6 7', 'profiles of the other tables are kept after the store was renamed');
 is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'moved.people'::regclass}),
-	4, 'old triggers are gone');
+	4, 'tracking a table again drops the triggers of the old name');
 sql(q{SET ROLE keeper; SELECT hrflow_drop_store('moved.renamed')});
 is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}),
-	'', 'a store that was renamed is dropped with all triggers that feed it');
+	'', 'dropping a store that was renamed drops all triggers that feed it');
 
 #
 # A store's vectors may feed another store, and keep nothing in their own
@@ -734,10 +752,10 @@ sql(q{GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;
 	SET application_name = 'pg_cron';
 	CALL hrflow_refresh('kept.first', '{"profile": 1}');
 	DELETE FROM kept.first_row WHERE id = 'nurse-1'});
-is(tracked('kept.first'), 'nurse-2',
-	'what is deleted is erased where the vectors feed another store');
-is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'), 'nurse-2', 'and its vectors too');
-is(tracked('kept.second'), 'nurse-2', 'and in that one');
+is(tracked('kept.first'), 'nurse-2', 'a profile is erased although the vectors feed another store');
+is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'),
+	'nurse-2', 'the vectors of a profile are erased although they feed another store');
+is(tracked('kept.second'), 'nurse-2', 'a profile is erased from the other store as well');
 
 #
 # At a higher level of isolation, what others have written since the snapshot is
@@ -777,7 +795,7 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		if (defined $tracked)
 		{
 			is($answer, "-- done\n", $name);
-			is(tracked('kept.levels'), $tracked, 'tracks and erases');
+			is(tracked('kept.levels'), $tracked, "the store is as it should be $name");
 		}
 		else
 		{
@@ -809,10 +827,11 @@ foreach my $level ('repeatable read', 'serializable')
 		like(
 			$shop->finish_call($call),
 			qr/^INFO:  .*: 20 refreshed, 0 to be tried again/m,
-			"$level: one of two runs does half");
+			"$level: each of two runs refreshes half of the profiles");
 	}
-	is($shop->states, 'ok 40', 'of all');
-	is(join(' ', grep { $_ != 1 } values %{ $shop->asked }), '', 'and asks for none twice');
+	is($shop->states, 'ok 40', "$level: two runs refresh all profiles");
+	is(join(' ', grep { $_ != 1 } values %{ $shop->asked }),
+		'', "$level: two runs request no profile twice");
 }
 
 #
@@ -844,8 +863,8 @@ my $connection = $node->connstr('upstream') =~ s/'/''/gr;
 sql("CREATE SUBSCRIPTION candidates CONNECTION '$connection' PUBLICATION candidates
 	WITH (create_slot = false, slot_name = 'hrflow')");
 copied('1 2 3');
-is(tracked('kept.copies'), '', 'what replication copies at its beginning is not tracked');
-is(sql($track_copied), 3, 'until the tables are reconciled');
+is(tracked('kept.copies'), '', "the initial copy of logical replication is not tracked");
+is(sql($track_copied), 3, 'reconciling tracks the initial copy of logical replication');
 upstream(
 	q{INSERT INTO kept.copied VALUES ('4');
 	UPDATE kept.copied SET id = '5' WHERE id = '2';
@@ -853,18 +872,19 @@ upstream(
 	DELETE FROM kept.copied WHERE id = '1'});
 copied('3 4 5');
 is(tracked('kept.copies'), '1 2 3',
-	'what it inserts, updates and deletes then is neither tracked nor erased');
-is(sql($track_copied), 2, 'until the tables are reconciled');
+	'changes by logical replication are neither tracked nor erased');
+is(sql($track_copied), 2, 'reconciling tracks the changes by logical replication');
 is( sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id)
 	FROM kept.copies_profile'
 	),
 	'30 40 50',
-	'which does not see that a column has changed');
+	'reconciling does not notice that logical replication has changed a column');
 upstream('TRUNCATE kept.copied');
 copied('');
-is(tracked('kept.copies'), '3 4 5', 'what it truncates is not erased');
-is(sql($track_copied), 0, 'until the tables are reconciled');
-is(tracked('kept.copies'), '', 'and then all is');
+is(tracked('kept.copies'), '3 4 5', 'TRUNCATE by logical replication erases nothing');
+is(sql($track_copied), 0, 'reconciling after TRUNCATE by logical replication tracks nothing new');
+is(tracked('kept.copies'), '',
+	'reconciling after TRUNCATE by logical replication erases everything');
 
 # Some of the triggers can be made to
 upstream(q{INSERT INTO kept.copied VALUES ('1'), ('2'), ('3')});
@@ -882,10 +902,10 @@ is( sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id)
 	FROM kept.copies_profile'
 	),
 	'21 30 50',
-	'triggers that always fire see what replication updates, but not what it inserts or deletes');
+	'triggers enabled ALWAYS see UPDATE by logical replication, but not INSERT or DELETE');
 upstream('TRUNCATE kept.copied');
 copied('');
-is(tracked('kept.copies'), '', 'and what it truncates');
+is(tracked('kept.copies'), '', 'triggers enabled ALWAYS see TRUNCATE by logical replication');
 sql('DROP SUBSCRIPTION candidates');
 
 # Columns of two tables are renamed: one must be the first to be tracked again
@@ -901,16 +921,17 @@ sql(q{SET ROLE keeper;
 	ALTER TABLE kept.right RENAME source TO origin;});
 sql(q{SET session_replication_role = replica; DELETE FROM kept.left WHERE key = '2'});
 is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.left', 'key', 'acme')}),
-	'', 'the first of two');
-is(tracked('kept.sides'), '1 2 3 4', 'erases nothing');
+	'', 'the first of two tables with renamed columns can be tracked again');
+is(tracked('kept.sides'), '1 2 3 4', 'tracking the first of two tables again erases nothing');
 is( fails_with(
 		q{SELECT hrflow_track_table('kept.sides', 'kept.right', 'id', source_column => 'origin')}),
 	'',
-	'the second');
-is(tracked('kept.sides'), '1 3 4', 'erases what nothing wants');
+	'the second of two tables with renamed columns can be tracked again');
+is(tracked('kept.sides'), '1 3 4',
+	'tracking the second of two tables again erases what no table wants');
 is(fails_with(q{DELETE FROM kept.left; DELETE FROM kept.right WHERE id = '3'}),
-	'', 'that is enough for both');
-is(tracked('kept.sides'), '4', 'indeed');
+	'', 'rows of both tables can be deleted once they are tracked again');
+is(tracked('kept.sides'), '4', 'deleting rows of both tables erases their profiles');
 
 # A temporary table would be asked by other sessions, which cannot read it
 like(
@@ -918,8 +939,8 @@ like(
 		q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
 	SELECT hrflow_track_table('kept.sides', 'passing', 'id', 'acme');}),
 	qr/ERROR:  42809: table "passing" is temporary, and store kept.sides is not/,
-	'a temporary table does not feed a store that stays');
-is(fails_with('DELETE FROM kept.right'), '', 'and keeps nobody from writing');
+	'a temporary table cannot feed a permanent store');
+is(fails_with('DELETE FROM kept.right'), '', 'a refused temporary table prevents no writes');
 
 # Keys may be generated, if they are there when a trigger looks
 foreach my $case ([ 'STORED', '', '3' ],
@@ -940,8 +961,9 @@ foreach my $case ([ 'STORED', '', '3' ],
 			"INSERT INTO kept.number_$kind VALUES (1), (2);
 		UPDATE kept.number_$kind SET n = 3 WHERE n = 2; DELETE FROM kept.number_$kind WHERE n = 1"),
 		'',
-		'and is written');
-	is(tracked("kept.numbers_$kind"), $tracked, 'and tracked, or not');
+		"a table whose key is generated and $kind can be written");
+	is(tracked("kept.numbers_$kind"),
+		$tracked, "a key that is generated and $kind is tracked if it can be");
 }
 
 $_->finish foreach $session, $other;

@@ -26,7 +26,8 @@ sub make_store
 			array_agg((ARRAY['nurse', 'welder', 'cook', 'teacher'])[i % 4 + 1] || '-' || i))
 			FROM generate_series(1, 400) i});
 	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
-	is(sql("SELECT ok FROM hrflow_store_status('$name')"), '400', "$name is filled");
+	is(sql("SELECT ok FROM hrflow_store_status('$name')"),
+		'400', "$name: all profiles are refreshed");
 	return;
 }
 
@@ -53,9 +54,9 @@ sub check_unchanged
 	sql("UPDATE ${name}_profile SET due_at = now()");
 	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
 	is(sql("SELECT count(*) FROM ${name}_profile WHERE due_at > now()"),
-		'400', "$name: all are refreshed again");
+		'400', "$name: all profiles are refreshed again");
 	$wait->(5 * 400);
-	is(sql($counts), $written, "$name: and no vector is written");
+	is(sql($counts), $written, "$name: a second refresh writes no vector");
 	return;
 }
 
@@ -69,7 +70,7 @@ sub check_ranking
 		my @best = split /\n/,
 		  sql("SELECT profile_id FROM hrflow_match('$name', hrflow_job_vector('$occupation-job'))");
 		is(scalar(grep { /^$occupation-/ } @best),
-			10, "$name: the ten best for a $occupation are that");
+			10, "$name: the ten best matches for a $occupation are ${occupation}s");
 	}
 	my $one = sql("SELECT min(profile_id) FROM $name WHERE section = 'experiences' AND item = 1");
 	is( sql("SELECT count(*), count(DISTINCT profile_id), bool_and(section = 'experiences')
@@ -78,13 +79,13 @@ sub check_ranking
 					AND section = 'experiences' AND item = 1), 50, 'experiences')"
 		),
 		'50|50|t',
-		"$name: a profile with several items of a section comes once");
+		"$name: a profile with several items of a section is returned once");
 	is( sql("SELECT profile_id, item, round(similarity::numeric, 3) FROM hrflow_match(
 				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one'
 					AND section = 'experiences' AND item = 1), 1, 'experiences')"
 		),
 		"$one|1|1.000",
-		"$name: and with the item that is nearest");
+		"$name: a profile is returned with its nearest item");
 
 	# By its definition, in SQL.
 	my $query =
@@ -102,7 +103,7 @@ sub check_ranking
 			SELECT profile_id, (array_agg(section ORDER BY part DESC))[1],
 				   (array_agg(item ORDER BY part DESC))[1], round(sum(part)::numeric, 4)
 			  FROM near GROUP BY profile_id ORDER BY sum(part) DESC LIMIT 5}),
-		"$name: weights do what they say");
+		"$name: hrflow_match_weighted() agrees with its definition in SQL");
 	return;
 }
 
@@ -141,14 +142,14 @@ SKIP:
 			WHERE attrelid = '$name'::regclass AND attname = 'vector'"
 			),
 			$column,
-			"$name: its vectors are of the type $column");
+			"$name: the vectors have the type $column");
 		check_unchanged($name);
 		foreach my $section ('profile', 'skills', 'experiences')
 		{
 			sql(sql("SELECT hrflow_index_statement('$name', '$section')"));
 		}
 		is( sql("SELECT count(*) FROM pg_indexes WHERE tablename = '$name' AND indexdef ~ 'hnsw'"),
-			'3', "$name: the statements of hrflow_index_statement() make indexes");
+			'3', "$name: the statements of hrflow_index_statement() create indexes");
 		sql("ANALYZE $name");
 		check_ranking($name);
 
@@ -176,9 +177,10 @@ SKIP:
 	like(
 		sql("SET enable_seqscan = off; SET enable_bitmapscan = off; EXPLAIN $query"),
 		qr/Index Scan using untyped_vector/,
-		'so does plain SQL');
-	is(scalar($api->log), 0, 'and its EXPLAIN sends no request');
-	is(scalar(grep { /^cook-/ } split /\n/, sql($query)), 10, 'with the same answer');
+		'plain SQL uses the index');
+	is(scalar($api->log), 0, 'EXPLAIN of plain SQL sends no request');
+	is(scalar(grep { /^cook-/ } split /\n/, sql($query)),
+		10, 'plain SQL finds the ten best matches');
 
 	# Only an index of the vectors is theirs: not of another column, nor of
 	# what is computed from them
@@ -195,9 +197,9 @@ SKIP:
 		CREATE INDEX ON several USING hnsw (other vector_cosine_ops);
 		CREATE INDEX ON parts USING hnsw ((subvector(vector, 1, 3)::vector(3)) vector_cosine_ops)});
 	is(sql("SELECT profile_id FROM hrflow_match('several', '{1,0,0}', 1)"),
-		'near', "another column's index is not used");
+		'near', "an index on another column is not used");
 	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"),
-		'0', 'nor one of a part of the vectors');
+		'0', 'an index on a part of the vectors is not used');
 
 	# The length of a query is nothing to its direction
 	foreach my $type ('halfvec', 'vector')
@@ -225,7 +227,7 @@ SKIP:
 			SELECT similarity BETWEEN 0.883 AND 0.885
 				FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}),
 		't',
-		'nor with one');
+		'extra_float_digits does not round a similarity with an index');
 
 	# A table that a person made may hold nulls
 	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA;
@@ -234,28 +236,28 @@ SKIP:
 	like(
 		$node->error_of("SELECT hrflow_index_statement('loose', 'profile')"),
 		qr/^55000: store public.loose has no vector/,
-		'an index is made for a vector');
+		'hrflow_index_statement() needs a vector that is not null');
 	sql("SELECT hrflow_create_store('empty', 'real[]');
 		INSERT INTO empty VALUES ('acme', 'a', 'profile', 0, '{}')"
 	);
 	like(
 		$node->error_of("SELECT hrflow_index_statement('empty', 'profile')"),
 		qr/^55000: store public.empty has no vector/,
-		'and an empty one is none');
+		'hrflow_index_statement() needs a vector that is not empty');
 	sql("INSERT INTO empty VALUES ('acme', 'b', 'profile', 0, '{1,0}')");
 	like(sql("SELECT hrflow_index_statement('empty', 'profile')"),
-		qr/vector\(2\)/, 'but one beside it is');
+		qr/vector\(2\)/, 'hrflow_index_statement() finds a vector beside an empty one');
 	sql("CREATE INDEX ON loose USING hnsw (vector \"odd schema\".vector_cosine_ops)
 		WHERE section = 'profile'"
 	);
 	is(sql("SELECT count(*) FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"),
-		0, 'and no vector is not near');
+		0, 'a null vector is not returned');
 	sql("INSERT INTO loose VALUES (NULL, NULL, 'profile', 0, array_fill(1::real, ARRAY[64]), now())"
 	);
 	like(
 		$node->error_of("SELECT * FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"),
 		qr/^22004: column "source_id"/,
-		'nor is a vector of nobody');
+		'a vector without a source is an error');
 }
 
 # A vector is what hrflow_cosine_similarity() takes: one that had a null once is
@@ -313,7 +315,7 @@ sub check_many
 			'postgres', q{
 			SET statement_timeout = '2s';
 			SELECT count(*) FROM hrflow_match('many', '{1,0.5,0.2}', 10000)});
-		is("$out$err", '10000', "and do not take long $how");
+		is("$out$err", '10000', "the 10,000 best of many do not take long $how");
 	}
 	return;
 }
@@ -360,12 +362,12 @@ foreach my $call ("hrflow_match('plain', '{1}')",
 	"hrflow_match_weighted('plain', '{1}', '{\"profile\": 1, \"skills\": 1}')")
 {
 	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");
-	is($out, '', "$call gives no row");
+	is($out, '', "$call returns no row");
 	like(
 		$err,
 		qr/WARNING:\ \ no\ vector\ of\ store\ public\.plain\ has\ the\ query's\ 1\ dimensions\n
 			DETAIL:\ \ .*\ such\ as\ 64\./x,
-		'and says so');
+		"$call warns about the number of dimensions");
 }
 
 # What cannot be ranked

@@ -65,13 +65,13 @@ SKIP:
 	skip '/proc is not to be had', 7 unless -e '/proc/self/status';
 
 	my $base = measure(1000);
-	is($base->{counts}, '1000 1000 ' . sum_to(1000), '1,000 elements');
+	is($base->{counts}, '1000 1000 ' . sum_to(1000), 'a batch of 1,000 elements returns each once');
 	foreach my $n (100_000, 1_000_000)
 	{
 		my $m = measure($n);
 		my $allowed = $base->{peak} + 8 + 64 * $n / 1024 / 1024 + $m->{array};
 
-		is($m->{counts}, "$n $n " . sum_to($n), "$n elements");
+		is($m->{counts}, "$n $n " . sum_to($n), "a batch of $n elements returns each once");
 		cmp_ok($m->{peak}, '<=', $allowed, sprintf '%d take %.1f MB where 1,000 take %.1f MB',
 			$n, $m->{peak}, $base->{peak});
 		note(sprintf '%d: %.1f us each, %.1f MB, array %.1f MB',
@@ -116,7 +116,7 @@ my @running = map {
 } 1 .. 4;
 $_->finish foreach @running;
 my @ms = sort { $a <=> $b } map { $_->{ms} } $api->log;
-is(scalar(@ms), 1300, 'all of 1,300 requests were sent');
+is(scalar(@ms), 1300, 'all of 1,300 requests are sent');
 my ($most, $from, $fewest) = (0, 0, 1e9);
 foreach my $to (0 .. $#ms)
 {
@@ -125,7 +125,7 @@ foreach my $to (0 .. $#ms)
 	$most = $n   if $n > $most;
 	$fewest = $n if $ms[$to] > $ms[0] + 61000 && $n < $fewest;
 }
-cmp_ok($most, '<=', 610, "no window of 60 s has more than 610 (it has $most)");
-cmp_ok($fewest, '>=', 570, "and none with work has fewer than 570 (it has $fewest)");
+cmp_ok($most, '<=', 610, "no window of 60 s has more than 610 requests (it has $most)");
+cmp_ok($fewest, '>=', 570, "no window of 60 s has fewer than 570 requests (it has $fewest)");
 
 done_testing();

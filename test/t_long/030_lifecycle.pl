@@ -128,22 +128,23 @@ ok( IPC::Run::run(
 my $store = bless { node => $there, api => $api, name => 'shop', owner => 'keeper' },
   'Hrflow::Store';
 my $after = picture($store);
-ok($after->{$_} eq $before->{$_}, "$_: as in the dump") foreach sort keys %picture;
-isnt($before->{$_}, '', "$_: there were some") foreach sort keys %picture;
+ok($after->{$_} eq $before->{$_}, "$_: they are as in the dump") foreach sort keys %picture;
+isnt($before->{$_}, '', "$_: there are some") foreach sort keys %picture;
 
 # It goes on
-is($store->states, 'due 3, failed 1, missing 1, ok 200', 'the states');
+is($store->states, 'due 3, failed 1, missing 1, ok 200',
+	'the profiles have the states of the dump');
 $there->safe_psql('postgres',
 	q{SET ROLE reader; INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-9999')});
 is($store->sql(q{SELECT state FROM shop.embedding_profile WHERE profile_id = 'driver-9999'}),
-	'due', 'a row written by who may not write to the store is tracked');
+	'due', 'a row written by a role without rights on the store is tracked');
 $store->sql(q{UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id = 'welder-1'});
 $store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'cook-2'});
-is($store->states, 'due 5, failed 1, missing 1, ok 198', 'so are a change and a deletion');
+is($store->states, 'due 5, failed 1, missing 1, ok 198', 'an UPDATE and a DELETE are tracked');
 is($store->sql(q{SELECT count(*) FROM shop.embedding WHERE profile_id = 'cook-2'}),
-	0, 'which erases vectors');
+	0, 'a DELETE erases vectors');
 like($there->error_of(q{SET ROLE reader; SELECT hrflow_track('shop.embedding', 'acme', '{a}')}),
-	qr/^42501/, 'what was not granted is not');
+	qr/^42501/, 'a function that was not granted is refused');
 like(
 	$there->safe_psql(
 		'postgres',
@@ -152,31 +153,34 @@ like(
 		SET ROLE reader;
 		SELECT profile_id FROM hrflow_match('shop.embedding', :'vector', 1)}),
 	qr/^nurse-8$/m,
-	'what was granted is');
+	'a function that was granted works');
 
 my $printed = $store->call('max_attempts => 1');
 like(
 	$printed,
 	qr/: 4 refreshed, 0 to be tried again, 0 failed, 0 not found, 0 gone/,
-	'a refresh takes what is due and not leased');
+	'a refresh fetches profiles that are due and not leased');
 $store->hasten("state = 'due'");
-like($store->call, qr/: 1 refreshed/, 'and that, when its lease has ended');
-is($store->sql(q{SELECT hrflow_retry('shop.embedding')}), 1, 'what had failed is due again');
+like($store->call, qr/: 1 refreshed/,
+	'a refresh fetches a leased profile once its lease has ended');
+is($store->sql(q{SELECT hrflow_retry('shop.embedding')}),
+	1, 'hrflow_retry() makes a failed profile due');
 $store->call('max_attempts => 1');
-is($store->states, 'failed 1, missing 1, ok 203', 'and all are in their right state');
-is($store->wrong_vectors(q{profile_id !~ '^(fault|missing)'}), 0, 'with their right vectors');
+is($store->states, 'failed 1, missing 1, ok 203', 'all profiles end in the right state');
+is($store->wrong_vectors(q{profile_id !~ '^(fault|missing)'}),
+	0, 'all profiles have the right vectors');
 is( $store->sql(
 		q{SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme', NULL,
 			'{cv}')}
 	),
 	0,
-	'triggers had missed nothing');
+	'the triggers have missed no row');
 is( $store->sql(
 		q{SELECT hrflow_drop_store('shop.embedding');
 			SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal}
 	),
 	"\n0",
-	'and the store can be dropped with its triggers');
+	'the store can be dropped with its triggers');
 $there->stop;
 
 done_testing();

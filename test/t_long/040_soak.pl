@@ -304,13 +304,16 @@ note(join(', ', map { "$_ $count{$_}" } sort keys %count));
 #
 # Nothing broke
 #
-is_deeply(\@broken, [], 'no session met what it should not');
+is_deeply(\@broken, [], 'no session met an unexpected error');
 my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile);
 unlike(
 	$log,
 	qr/PANIC|terminated by signal|TRAP|server process .* was|stuck spinlock/,
-	'and the server no crash');
-unlike($log, qr/WARNING:  .*(leak|not closed)/, 'nor a leak of its own resources');
+	'the server has not crashed');
+unlike(
+	$log,
+	qr/WARNING:  .*(leak|not closed)/,
+	'the server has not warned about a leak of its resources');
 cmp_ok($count{$_}, '>', 0, "there were some $_") foreach qw(cancelled terminated restarts);
 
 #
@@ -341,7 +344,7 @@ note(
 	sql(q{SELECT kind, count(*), sum(n), sum(ok), sum(faulty), string_agg(DISTINCT state, ' ')
 		FROM tally GROUP BY 1 ORDER BY 1}
 	));
-is(sql(q{SELECT count(DISTINCT kind) FROM tally}), 10, 'all kinds of calls were made');
+is(sql(q{SELECT count(DISTINCT kind) FROM tally}), 10, 'every kind of call was made');
 is( sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'fetch') AND state IS NULL
 	AND row_count IS DISTINCT FROM n}
 	),
@@ -351,12 +354,12 @@ is( sql(q{SELECT count(*) FROM tally WHERE kind = 'vectors' AND state IS NULL
 	AND (elements <> n OR row_count < n)}
 	),
 	0,
-	'or more, of its vectors');
+	'every element of a batch of vectors has at least one row');
 is( sql(q{SELECT string_agg(wrong, E'\n')
 	FROM (SELECT wrong FROM tally WHERE wrong IS NOT NULL LIMIT 10) w}
 	),
 	'',
-	'with its right status');
+	'every row has the right status');
 is( sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'vectors')
 	AND state IS NOT NULL}
 	),
@@ -367,16 +370,16 @@ is( sql(q{SELECT string_agg(DISTINCT kind || ' ' || state, ', ') FROM tally
 			AND NOT (kind IN ('single', 'links') AND state IN ('58000', '08P01', '54000'))
 		AND NOT (kind = 'error' AND state = '22P03')}),
 	'',
-	'and no call to one that was not meant');
+	'no call met an error that was not meant for it');
 is(sql(q{SELECT count(*) FROM tally WHERE kind = 'error' AND state IS DISTINCT FROM '22P03'}),
-	0, 'what should fail did');
+	0, 'every call that should fail failed');
 cmp_ok(
 	sql(q{SELECT round(100.0 * sum(ok) / sum(n - faulty)) FROM tally
 		WHERE kind IN ('batch', 'vectors')}
 	),
 	'>=',
 	90,
-	'nine of ten sound elements were had, whatever happened to the stand-in');
+	'nine of ten sound elements succeeded, whatever happened to the stand-in');
 
 #
 # Every profile ends in its right state
@@ -399,9 +402,10 @@ is( $store->sql(
 			WHEN hrflow_id LIKE 'fault:status%' THEN 'failed' ELSE 'ok' END
 			OR p.profile_id IS NULL OR c.hrflow_id IS NULL OR p.lease_until IS NOT NULL}),
 	'',
-	'every candidate is tracked, and as it should be');
+	'every candidate is tracked and in the right state');
 note($store->states);
-is($store->wrong_vectors(q{profile_id !~ '^(missing|fault)'}), 0, 'with its right vectors');
+is($store->wrong_vectors(q{profile_id !~ '^(missing|fault)'}),
+	0, 'every candidate has the right vectors');
 $node->stop;
 
 done_testing();

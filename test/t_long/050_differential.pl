@@ -81,7 +81,7 @@ my $said = '';
 ok( IPC::Run::run(
 		[ @python, 'check', @path{qw(cases log outcome)}, $api->base_url ],
 		'>', \$said, '2>&1'),
-	'and compared');
+	'the requests are compared with the cases');
 my ($last) = $said =~ /^(\{.*\})\s*\z/m;
 my $counts = decode_json($last // '{"wrong": 1}');
 is($counts->{wrong} // 0,
@@ -89,13 +89,13 @@ is($counts->{wrong} // 0,
   or diag($said);
 cmp_ok($counts->{$_} // 0, '>', 0, "there were cases of: $_")
   foreach 'batch', 'job', 'nothing to ask', 'profile', 'refused', 'text', 'too long';
-cmp_ok($counts->{requests} // 0, '>=', $ncases / 2, 'of many requests');
+cmp_ok($counts->{requests} // 0, '>=', $ncases / 2, 'many requests are compared');
 note($last // $said);
 
 # 400 is for identifiers and sections that the stand-in does not take, which a
 # batch survives: it stops for no refusal before all is asked.
 my $by_status = $api->stats->{by_status};
-is(join(' ', sort keys %$by_status), '200 400', 'and the key and the account were taken');
+is(join(' ', sort keys %$by_status), '200 400', 'every request is answered 200 or 400');
 note(encode_json($by_status));
 $node->stop;
 

@@ -163,17 +163,18 @@ sub run
 
 	my $of = "disturbed by @disturbances";
 	my $deleted = $store->sql('SELECT count(*) FROM disturbed.picked WHERE is_deleted');
-	cmp_ok($deleted, '>', 0, 'some were deleted while they were fetched');
+	cmp_ok($deleted, '>', 0, "some profiles were deleted while they were fetched, $of");
 	is( $store->states,
 		'failed 1, missing 3, ok ' . ($n + 2 - $deleted),
 		"all $n profiles that are left are ok, $of");
-	is($store->wrong_vectors("profile_id !~ '^novector'"), 0, 'with their right vectors');
+	is($store->wrong_vectors("profile_id !~ '^novector'"),
+		0, "the profiles that are left have the right vectors, $of");
 	is( $store->sql(
 			"SELECT profile_id, section FROM disturbed.embedding WHERE profile_id ~ '^novector'
 				ORDER BY 1"
 		),
 		"novector-cook|profile\nnovector-nurse|profile",
-		'or those that there are');
+		"profiles with a section without a vector have the others, $of");
 	is( $store->sql(
 			"SELECT profile_id, state, http_status FROM disturbed.embedding_profile
 				WHERE state IN ('missing', 'failed') ORDER BY 1"
@@ -181,13 +182,13 @@ sub run
 		join("\n",
 			'fault:status=403,id=driver|failed|403', 'missing-1|missing|400',
 			'missing-2|missing|400', 'missing-3|missing|400'),
-		'the others are what the API says of them');
+		"the other profiles are missing or failed, $of");
 	$api->reset;
 	is($store->sql("SELECT count(*) FROM disturbed.claim WHERE state <> 'due'"),
-		0, 'none was claimed that was ok');
+		0, "no profile was claimed that was ok, $of");
 	my %claims = map { split /\|/ } split /\n/,
 	  $store->sql('SELECT profile_id, count(*) FROM disturbed.claim GROUP BY 1');
-	is(scalar(keys %claims), $n + @others, 'all were claimed');
+	is(scalar(keys %claims), $n + @others, "all profiles were claimed, $of");
 	is( $store->sql(
 			'SELECT count(*) FROM disturbed.picked p WHERE NOT is_deleted
 		AND (SELECT count(*) FROM disturbed.claim c WHERE c.profile_id = p.profile_id) <= claims
@@ -195,11 +196,11 @@ sub run
 			AND d.is_deleted)'
 		),
 		0,
-		'those that changed meanwhile once more');
+		"profiles that changed while they were fetched were claimed again, $of");
 
 	# A second time, section by section
 	is_deeply([ grep { $asked{$_} > $claims{$_} * (/^novector/ ? 3 : 1) } keys %asked ],
-		[], 'none was asked for more often than claimed');
+		[], "no profile was requested more often than it was claimed, $of");
 	note(scalar(grep { $_ > 1 } values %asked) . ' were asked for more than once');
 	$store->sql('DROP SCHEMA disturbed CASCADE');
 	return;
