@@ -48,7 +48,8 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) F
 --
 --   section   such as 'profile', 'skills', 'experiences'
 --   item      counts from 0 within the section, as the API does; 0 where the
---             section has one vector
+--             section has one vector.  It is the index asked for at the link's
+--             place, unless the links' paths name other items
 --   link      URL of the vector, valid for 20 minutes
 --
 -- No rows, without a request, where the above returns NULL.
@@ -162,9 +163,10 @@ REVOKE ALL ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[
 -- key is sent, and none is needed.
 --
 -- Cost: no request of the API.
--- Errors: 42501 link not allowed; 58000 link expired, or error of its host;
--- 22P03 not a vector; 08001, 08006 network; 08P01 redirect; 54000 too large;
--- 53400 the host limits the rate.
+-- Errors: 42501 link not allowed; 58000 link expired, or error of its host, with
+-- an object store's error code in the DETAIL; P0002 no vector there; 22P03 not
+-- a vector; 08001, 08006 network; 08P01 redirect; 54000 too large; 53400 the
+-- host limits the rate.
 CREATE FUNCTION hrflow_fetch_vector(link text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'

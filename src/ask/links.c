@@ -126,32 +126,37 @@ typedef enum ItemRule
 } ItemRule;
 
 /*
- * Choose the rule for a list of "count" elements.  Paths tell where all of
- * them do, and places where none does and none were asked for by a list.
+ * Choose the rule for a list of "count" elements.  The order asked for holds
+ * unless a path names another item: that the API keeps this order is not
+ * documented.  Otherwise paths decide if each of them names an item, and places
+ * if none does and none was asked for by a list.
  */
 static bool
 choose_rule(const SectionAsked *asked, JsonbContainer *list, int count,
 			ItemRule *rule)
 {
+	bool		as_asked = asked->indexes != NULL && asked->nindexes == count;
 	int			nlinks = 0;
 	int			npaths = 0;
-
-	*rule = ITEM_AS_ASKED;
-	if (asked->indexes != NULL && asked->nindexes == count)
-		return true;
 
 	for (int i = 0; i < count; i++)
 	{
 		JsonbValue *value = getIthJsonbValueFromContainer(list, i);
+		int			item;
 
 		if (value->type != jbvString)
 			continue;
+		item = index_in_path(pnstrdup(value->val.string.val,
+									  value->val.string.len), asked->name);
 		nlinks++;
-		npaths += index_in_path(pnstrdup(value->val.string.val,
-										 value->val.string.len),
-								asked->name) >= 0;
+		npaths += item >= 0;
+		if (as_asked && item >= 0 && item != asked->indexes[i])
+			as_asked = false;
 	}
-	*rule = npaths > 0 ? ITEM_OF_PATH : ITEM_BY_PLACE;
+	*rule = as_asked ? ITEM_AS_ASKED :
+		npaths > 0 ? ITEM_OF_PATH : ITEM_BY_PLACE;
+	if (as_asked)
+		return true;
 	return npaths == nlinks || (npaths == 0 && !asked->as_list);
 }
 
@@ -184,8 +189,8 @@ add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
 }
 
 /*
- * The item of a section that has one link and no list: the index of a list
- * of one that asked for it, or that of its path, or 0.
+ * The item of a section that has one link and no list: the one its path
+ * names, or the index of a list of one that asked for it, or 0.
  */
 static bool
 add_single_link(List **links, const SectionAsked *asked,
@@ -193,10 +198,10 @@ add_single_link(List **links, const SectionAsked *asked,
 {
 	char	   *url = pnstrdup(value->val.string.val, value->val.string.len);
 
-	if (asked->indexes != NULL && asked->nindexes == 1)
-		return add_link(links, asked, value, ITEM_AS_ASKED, 0);
 	if (index_in_path(url, asked->name) >= 0)
 		return add_link(links, asked, value, ITEM_OF_PATH, 0);
+	if (asked->indexes != NULL && asked->nindexes == 1)
+		return add_link(links, asked, value, ITEM_AS_ASKED, 0);
 	return !asked->as_list && add_link(links, asked, value, ITEM_BY_PLACE, 0);
 }
 
@@ -250,9 +255,9 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
  * was asked for, or NULL; "secret" the key that was sent.
  *
  * Where "fields" lists indexes and the answer has as many elements, an item
- * is the index asked for; where the lengths differ it is read from the link's
- * path.  A section asked for as a whole counts from 0, or as the paths say
- * (they know of gaps).
+ * is the index asked for, unless the links' paths name others: then, and where
+ * the lengths differ, it is read from the path.  A section asked for as a whole
+ * counts from 0, or as the paths say (they know of gaps).
  *
  * Returns false and sets *detail when the data is not that.
  */
