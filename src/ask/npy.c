@@ -147,9 +147,14 @@ read_dtype(NpyCursor *c, NpyHeader *header)
 
 /*
  * Read a "shape": (d,) or (n, d).  Returns NULL, or what is wrong with it.
+ *
+ * Python 2 wrote the suffix of a long integer where the platform's int was too
+ * narrow for a size, as on Windows: (2L,).  NumPy still reads it, in files of
+ * versions 1.0 and 2.0, which are the ones that Python 2 could write; see
+ * _filter_header in numpy/lib/format.py.
  */
 static char *
-read_shape(NpyCursor *c, HrflowShape *shape)
+read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
 {
 	uint64		numbers[2] = {1, 1};
 	int			n = 0;
@@ -166,6 +171,8 @@ read_shape(NpyCursor *c, HrflowShape *shape)
 
 		if (!comma || !take_number(c, &number))
 			return pstrdup("Its NumPy header has no shape that can be read.");
+		if (allow_long && c->p < c->end && *c->p == 'L')
+			c->p++;
 		if (n < 2)
 			numbers[n] = number;
 		n++;
@@ -184,7 +191,7 @@ read_shape(NpyCursor *c, HrflowShape *shape)
  * these three keys and no other; so do we.
  */
 static char *
-read_npy_dictionary(NpyCursor *c, NpyHeader *header)
+read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
 {
 	static const char *const names[] = {"descr", "fortran_order", "shape"};
 	bool		seen[lengthof(names)] = {false};
@@ -215,7 +222,7 @@ read_npy_dictionary(NpyCursor *c, NpyHeader *header)
 		if (key == 0)
 			problem = read_dtype(c, header);
 		else if (key == 2)
-			problem = read_shape(c, &header->shape);
+			problem = read_shape(c, allow_long, &header->shape);
 		else if (take_word(c, "True"))
 			header->fortran_order = true;
 		else if (!take_word(c, "False"))
@@ -262,7 +269,7 @@ read_npy_header(const char *payload, size_t length, NpyHeader *header,
 
 	c.p = payload + fixed;
 	c.end = *data = payload + fixed + size;
-	return read_npy_dictionary(&c, header);
+	return read_npy_dictionary(&c, bytes[6] <= 2, header);
 }
 
 /*
