@@ -186,6 +186,10 @@ extern void hrflow_response_parse_vector(const HrflowReply *reply,
 										 HrflowResult *result);
 extern char *hrflow_response_scrub(const char *message, const char *secret);
 
+/* in s3.c */
+extern char *hrflow_s3_read_error(const char *body, size_t length,
+								  HrflowStatus *status, bool *transient);
+
 /* in links.c */
 extern bool hrflow_links_collect(Jsonb *data, Jsonb *fields,
 								 const char *secret, List **links,

@@ -500,13 +500,36 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 }
 
 /*
- * Understand the reply of a link's host.  Errors of the host say what HTTP
- * status it answered and no more: its XML repeats the link's secrets.
+ * What an HTTP status of a link's host means, where no code says more.  A 403
+ * with a code is no expiry: hrflow_s3_read_error() knows those.
+ */
+static HrflowStatus
+classify_link_error(int http_status, bool has_code)
+{
+	switch (http_status)
+	{
+		case 403:
+			return has_code ? HRFLOW_HTTP_ERROR : HRFLOW_LINK_EXPIRED;
+		case 404:
+			return HRFLOW_NO_VECTOR;
+		case 408:
+			return HRFLOW_TIMEOUT;
+		case 429:
+			return HRFLOW_RATE_LIMITED;
+	}
+	return http_status >= 300 && http_status < 400 ? HRFLOW_INVALID_REPLY :
+		HRFLOW_HTTP_ERROR;
+}
+
+/*
+ * Understand the reply of a link's host.  Of its errors nothing is shown but
+ * the HTTP status and the code: its XML repeats the link's secrets.
  */
 void
 hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 {
 	int			status = reply->http_status;
+	char	   *code;
 
 	memset(result, 0, sizeof(*result));
 	result->is_link = true;
@@ -523,18 +546,14 @@ hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 		return;
 	}
 
-	if (status == 403)
-		result->status = HRFLOW_LINK_EXPIRED;
-	else if (status == 429)
-		result->status = HRFLOW_RATE_LIMITED;
-	else if (status == 408)
-		result->status = HRFLOW_TIMEOUT;
-	else if (status >= 300 && status < 400)
-		result->status = HRFLOW_INVALID_REPLY;
-	else
-		result->status = HRFLOW_HTTP_ERROR;
 	result->transient = status == 408 || status == 429 || status >= 500;
-	result->detail = psprintf("The link's host answered HTTP %d%s.", status,
+	code = hrflow_s3_read_error(reply->body, reply->length, &result->status,
+								&result->transient);
+	if (result->status == HRFLOW_OK)
+		result->status = classify_link_error(status, code != NULL);
+	result->detail = psprintf("The link's host answered HTTP %d%s%s%s.", status,
+							  code != NULL ? ", code " : "",
+							  code != NULL ? code : "",
 							  result->status == HRFLOW_INVALID_REPLY ?
 							  "; redirects are not followed" : "");
 }

@@ -111,6 +111,10 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 
 /*
  * Take a result; the transport's memory is not ours to keep.
+ *
+ * That a section has no vector is for the API to say.  Where it gives a link
+ * to one that the link's host does not have, the profile has failed: a host
+ * that has lost its objects must not erase ours.
  */
 static void
 take_result(HrflowWanted *wanted, const char *section, int item,
@@ -133,7 +137,7 @@ take_result(HrflowWanted *wanted, const char *section, int item,
 		memcpy(vector->value, result->vector, VARSIZE(result->vector));
 		profile->vectors = lappend(profile->vectors, vector);
 	}
-	else if (result->status == HRFLOW_NO_VECTOR)
+	else if (result->status == HRFLOW_NO_VECTOR && !result->is_link)
 		profile->no_vector = true;
 	else if (result->status != HRFLOW_OK && profile->status == HRFLOW_OK)
 	{

@@ -290,6 +290,7 @@ hrflow_state_outage(HrflowRun *run, List *profiles, int limit)
 			case HRFLOW_HTTP_ERROR:
 				nnetwork++;
 				break;
+			case HRFLOW_NO_VECTOR:	/* of a link's host */
 			case HRFLOW_LINK_REFUSED:
 			case HRFLOW_LINK_EXPIRED:
 				if (nalike++ > 0 && profile->status != status)

@@ -64,6 +64,7 @@ static const Name names[] = {
 	{"echo", FLAG, AT(echo), 0},
 	{"headers", NUMBER, AT(headers), 0},
 	{"header_size", NUMBER, AT(header_size), 0},
+	{"error", TEXT, AT(error), 0},
 	{"dtype", TEXT, AT(dtype), 0},
 	{"shape", TEXT, AT(shape), 0},
 	{"encoding", TEXT, AT(encoding), 0},
@@ -207,6 +208,7 @@ fault_free(Fault *fault)
 	free(fault->redirect);
 	free(fault->coding);
 	free(fault->retry_after_text);
+	free(fault->error);
 	free(fault->dtype);
 	free(fault->shape);
 	free(fault->encoding);

@@ -95,6 +95,7 @@ typedef struct Fault
 	long		header_size;
 
 	/* of the store */
+	char	   *error;			/* the code of its error */
 	char	   *dtype;
 	bool		fortran;
 	char	   *shape;

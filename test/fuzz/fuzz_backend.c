@@ -96,6 +96,10 @@ fuzz_reply(const char *data, size_t size)
 	hrflow_response_parse_vector(&reply, &result);
 	if ((result.status == HRFLOW_OK) != (result.vector != NULL))
 		abort();
+	/* Of an error's body its code may be shown and nothing else. */
+	if (reply.http_status >= 300 &&
+		(result.detail == NULL || strlen(result.detail) > 120))
+		abort();
 }
 
 /*
