@@ -145,6 +145,12 @@ hrflow_compat_named_segment(const char *name, size_t size,
 	(curl_version_info(CURLVERSION_NOW)->version_num < 0x080600)
 
 /*
+ * CURLMOPT_QUICK_EXIT, which came with 8.20, though these headers may be older:
+ * curl_multi_cleanup() does not wait for lookups that were given up.
+ */
+#define HRFLOW_CURLMOPT_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
+
+/*
  * A jsonb under construction, and what is pushed to it.
  */
 #if PG_VERSION_NUM >= 190000

@@ -94,8 +94,9 @@ typedef enum HrflowDialect
 } HrflowDialect;
 
 /*
- * The settings as one statement sees them.  Strings are never NULL unless
- * said so; they live until the next hrflow_settings_get().
+ * The settings as one statement sees them.  They never change, and live as
+ * long as the memory context that hrflow_settings_get() or
+ * hrflow_settings_pin() was called in is not reset.  No string is NULL.
  */
 typedef struct HrflowSettings
 {
@@ -174,6 +175,7 @@ hrflow_context_pop(ErrorContextCallback *context)
 /* in settings.c */
 extern void hrflow_settings_define(void);
 extern const HrflowSettings *hrflow_settings_get(bool need_key);
+extern const HrflowSettings *hrflow_settings_pin(const HrflowSettings *settings);
 
 /* in status.c */
 extern const char *hrflow_status_name(HrflowStatus status);

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * settings.c
- *		The settings hrflow_embed.*, their checks, and the copy of them that
- *		a statement works with.
+ *		The settings hrflow_embed.*, their checks, and the snapshots of them
+ *		that statements work with.
  *
  * The API key is a secret that PostgreSQL's settings were not made for.  What
  * is done here so that it does not leak: no check lets PostgreSQL print a
@@ -54,13 +54,30 @@ static int	max_concurrency = 32;
 static int	max_requests_per_minute = 0;
 static int	max_response_size = 4096;
 
-/* Differs after any assignment: the copy below is then out of date. */
+/*
+ * The settings as they were at one time.  A snapshot never changes, and lives
+ * as long as it is the current one or a memory context has it pinned.
+ */
+typedef struct SettingsCopy
+{
+	HrflowSettings settings;
+	MemoryContext context;		/* of the snapshot and its strings */
+	int			npins;			/* the current one's own included */
+} SettingsCopy;
+
+/* A memory context's pin: given back when the context is reset. */
+typedef struct Pin
+{
+	MemoryContextCallback on_reset;
+	SettingsCopy *copy;
+} Pin;
+
+/* Differs after any assignment: the current snapshot is then out of date. */
 static uint64 assignments = 1;
 
-/* The settings of the statement, and the assignments it was made after. */
-static HrflowSettings current;
+/* The snapshot taken last, and the assignments it was taken after. */
+static SettingsCopy *current = NULL;
 static uint64 current_assignments = 0;
-static MemoryContext current_context = NULL;
 
 /* True while PostgreSQL takes over values that were set before we came. */
 static bool defining = false;
@@ -471,7 +488,7 @@ hrflow_settings_define(void)
 
 /*
  * ------------------------------------------------------------------------
- * The statement's copy
+ * Snapshots
  * ------------------------------------------------------------------------
  */
 
@@ -588,17 +605,99 @@ check_at_use(const char *setting, const char *why)
 }
 
 static const char *
-copy_string(const char *value)
+copy_string(MemoryContext context, const char *value)
 {
-	return MemoryContextStrdup(current_context, value ? value : "");
+	return MemoryContextStrdup(context, value ? value : "");
 }
 
 /*
- * The settings for a statement that starts now.  Raises 55000 when there is
- * no key although one is needed, or the settings are not defined, and 22023
+ * Take a snapshot of the settings, with this key.
+ */
+static SettingsCopy *
+take_copy(const char *key)
+{
+	static uint64 serial = 0;
+	MemoryContext context;
+	SettingsCopy *copy;
+	char	   *url;
+
+	/* If memory runs out, the current context takes it along. */
+	context = AllocSetContextCreate(CurrentMemoryContext,
+									"hrflow_embed settings",
+									ALLOCSET_SMALL_SIZES);
+	url = unconstify(char *, copy_string(context, base_url));
+	for (size_t n = strlen(url); n > 0 && url[n - 1] == '/'; n--)
+		url[n - 1] = '\0';
+	copy = MemoryContextAlloc(context, sizeof(SettingsCopy));
+	*copy = (SettingsCopy)
+	{
+		.settings =
+		{
+			.serial = ++serial,
+				.api_key = copy_string(context, key),
+				.api_user = copy_string(context, api_user),
+				.base_url = url,
+				.dialect = api_dialect,
+				.ca_file = copy_string(context, ca_file),
+				.proxy = copy_string(context, proxy),
+				.link_hosts = copy_string(context, link_hosts),
+				.connect_timeout = connect_timeout,
+				.request_timeout = request_timeout,
+				.batch_timeout = batch_timeout,
+				.max_attempts = max_attempts,
+				.max_concurrency = max_concurrency,
+				.max_requests_per_minute = max_requests_per_minute,
+				.max_response_size = (size_t) max_response_size * 1024
+		},
+			.context = context,
+			.npins = 1
+	};
+	MemoryContextSetParent(context, TopMemoryContext);
+	return copy;
+}
+
+/*
+ * Does not throw.
+ */
+static void
+unpin(SettingsCopy *copy)
+{
+	if (--copy->npins == 0)
+		MemoryContextDelete(copy->context);
+}
+
+static void
+on_context_reset(void *arg)
+{
+	Pin		   *pin = arg;
+
+	unpin(pin->copy);
+}
+
+/*
+ * Keep settings for as long as the current memory context is not reset.
+ */
+const HrflowSettings *
+hrflow_settings_pin(const HrflowSettings *settings)
+{
+	Pin		   *pin = palloc(sizeof(Pin));
+
+	pin->copy = (SettingsCopy *) ((char *) unconstify(HrflowSettings *, settings) -
+								  offsetof(SettingsCopy, settings));
+	pin->copy->npins++;
+	pin->on_reset.func = on_context_reset;
+	pin->on_reset.arg = pin;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &pin->on_reset);
+	return settings;
+}
+
+/*
+ * The settings for a statement that starts now.  They do not change, and live
+ * as long as the current memory context is not reset.  Raises 55000 when there
+ * is no key although one is needed, or the settings are not defined, and 22023
  * when one cannot be used.
  *
- * The copy is made anew only when a setting or the key has changed; its
+ * A new snapshot is taken only when a setting or the key has changed; its
  * serial tells the transport whether what it has prepared still holds.
  */
 const HrflowSettings *
@@ -606,7 +705,7 @@ hrflow_settings_get(bool need_key)
 {
 	char		buffer[HRFLOW_MAX_KEY + 4];
 	const char *key;
-	char	   *url;
+	SettingsCopy *copy;
 
 	hrflow_settings_define();
 	if (!defined)
@@ -616,39 +715,18 @@ hrflow_settings_get(bool need_key)
 				 errhint("Add hrflow_embed to session_preload_libraries, or call one of its functions before.")));
 	key = need_key ? find_key(buffer) : "";
 	if (current_assignments == assignments &&
-		(!need_key || strcmp(current.api_key, key) == 0))
-		return &current;
+		(!need_key || strcmp(current->settings.api_key, key) == 0))
+		return hrflow_settings_pin(&current->settings);
 
 	check_at_use("hrflow_embed.base_url", bad_base_url(base_url));
 	check_at_use("hrflow_embed.api_user", bad_header_value(api_user));
 	check_at_use("hrflow_embed.proxy", bad_proxy(proxy));
 	check_at_use("hrflow_embed.link_hosts", hrflow_link_bad_hosts(link_hosts));
 
-	if (current_context == NULL)
-		current_context = AllocSetContextCreate(TopMemoryContext,
-												"hrflow_embed settings",
-												ALLOCSET_SMALL_SIZES);
-	current_assignments = 0;	/* should we run out of memory below */
-	MemoryContextReset(current_context);
-
-	current.serial++;
-	current.api_key = copy_string(key);
-	current.api_user = copy_string(api_user);
-	current.base_url = url = unconstify(char *, copy_string(base_url));
-	for (size_t n = strlen(url); n > 0 && url[n - 1] == '/'; n--)
-		url[n - 1] = '\0';
-	current.dialect = api_dialect;
-	current.ca_file = copy_string(ca_file);
-	current.proxy = copy_string(proxy);
-	current.link_hosts = copy_string(link_hosts);
-	current.connect_timeout = connect_timeout;
-	current.request_timeout = request_timeout;
-	current.batch_timeout = batch_timeout;
-	current.max_attempts = max_attempts;
-	current.max_concurrency = max_concurrency;
-	current.max_requests_per_minute = max_requests_per_minute;
-	current.max_response_size = (size_t) max_response_size * 1024;
+	copy = take_copy(key);
+	if (current != NULL)
+		unpin(current);
+	current = copy;
 	current_assignments = assignments;
-
-	return &current;
+	return hrflow_settings_pin(&current->settings);
 }
