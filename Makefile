@@ -39,39 +39,41 @@ EXTENSION = hrflow_embed
 MODULE_big = hrflow_embed
 PGFILEDESC = "hrflow_embed - HrFlow.ai embeddings from SQL"
 
-# The folder of this file: what is built may be elsewhere.
+# The folder of this file; "make -f" builds in another one.
 TOP := $(dir $(firstword $(MAKEFILE_LIST)))
+# The names of files in that folder, relative to it.
+files = $(sort $(patsubst $(TOP)%,%,$(wildcard $(addprefix $(TOP),$(1)))))
 
-# The version has one home: the control file.
+DATA := $(call files,sql/hrflow_embed--*.sql)
+OBJS := $(patsubst %.c,%.o,$(call files,src/*.c src/*/*.c))
+OWN_HEADERS := $(addprefix $(TOP),$(call files,src/*.h src/*/*.h))
+
+# The version is written in the control file alone.
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(TOP)hrflow_embed.control)
-
-HEADERS := $(wildcard $(TOP)src/*.h $(TOP)src/*/*.h)
-
-DATA = $(patsubst $(TOP)%,%,$(wildcard $(TOP)sql/hrflow_embed--*.sql))
-OBJS := $(patsubst $(TOP)%.c,%.o,$(sort $(wildcard $(TOP)src/*.c $(TOP)src/*/*.c)))
 
 CURL_CONFIG = curl-config
 PG_CPPFLAGS = -I$(TOP)src -DHRFLOW_EMBED_VERSION='"$(EXTVERSION)"' \
 	$(shell $(CURL_CONFIG) --cflags)
 SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 
-# Inputs are in test/sql; --expecteddir is this folder, that is expected/.
 # Expanded at once, for PGXS asks whether they are empty: a suite without tests
 # is not run.
-REGRESS := $(sort $(patsubst $(TOP)test/sql/%.sql,%,$(wildcard $(TOP)test/sql/*.sql)))
-REGRESS_OPTS = --inputdir=$(TOP)test
-PROVE_TESTS := $(patsubst $(TOP)%,%,$(sort $(wildcard $(TOP)test/t/*.pl)))
+REGRESS := $(patsubst test/sql/%.sql,%,$(call files,test/sql/*.sql))
+REGRESS_OPTS = --inputdir=$(TOP)test --expecteddir=$(TOP).
+PROVE_TESTS := $(call files,test/t/*.pl)
 TAP_TESTS := $(if $(PROVE_TESTS),1)
 
 PG_CONFIG = pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
-# Every object is built anew when a header changes, however PostgreSQL itself
-# was configured.
-$(OBJS): $(HEADERS) $(addprefix $(TOP),Makefile hrflow_embed.control) | $(sort $(dir $(OBJS)))
+# Objects depend on all headers, even if PostgreSQL was not configured to track
+# dependencies. Their folders are named in full, or make would find those of
+# the sources instead, when it builds elsewhere.
+FOLDERS := $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS))))
+$(OBJS): $(OWN_HEADERS) $(TOP)Makefile $(TOP)hrflow_embed.control | $(FOLDERS)
 
-$(sort $(dir $(OBJS))):
+$(FOLDERS):
 	@mkdir -p $@
 
 # Loops over the elements of vectors, and the characters of links.
