@@ -72,6 +72,12 @@ is( $node->safe_psql(
 	'3',
 	"the README's UPDATE stores a vector of every candidate that has an identifier");
 
+# Its drawing has every file: "store.c, store.h" and "refresh.c, .h" name two.
+my ($drawing) =
+  PostgreSQL::Test::Utils::slurp_file("$root/README.md") =~ /^## How it works$(.*?)^## /ms;
+$drawing =~ s/\b(\w+)\.c, \.h\b/$1.c, $1.h/g;
+is(join(' ', grep { $drawing !~ /\b\Q$_\E\b/ } map { s{.*/}{}r } glob("$root/src/{,*/}*.[ch]")),
+	'', 'every file of src is named in the drawing of the README');
 
 foreach my $file ('docs/refresh.md', 'docs/ranking.md')
 {
