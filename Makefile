@@ -56,10 +56,12 @@ PG_CPPFLAGS = -I$(TOP)src -DHRFLOW_EMBED_VERSION='"$(EXTVERSION)"' \
 	$(shell $(CURL_CONFIG) --cflags)
 SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 
+# Inputs are in test/sql. Expected results are looked for in expected/, below
+# the current folder: the suites run from this one only.
 # Expanded at once, for PGXS asks whether they are empty: a suite without tests
 # is not run.
 REGRESS := $(patsubst test/sql/%.sql,%,$(call files,test/sql/*.sql))
-REGRESS_OPTS = --inputdir=$(TOP)test --expecteddir=$(TOP).
+REGRESS_OPTS = --inputdir=$(TOP)test
 PROVE_TESTS := $(call files,test/t/*.pl)
 TAP_TESTS := $(if $(PROVE_TESTS),1)
 
