@@ -93,6 +93,9 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, t
 --   data                 when 'ok', as hrflow_profile_embedding() returns it
 --   error                when not, what went wrong
 --
+-- Arrays that are NULL, as array_agg() returns for no rows, have no elements:
+-- there are no rows and no requests.  A call that names no array is an error.
+--
 -- Rows come in the order of completion.  Equal elements are asked once.  A
 -- function in FROM runs to its end: LIMIT saves no requests, slice the array.
 -- When a refusal concerns all (key, quota, source, rate) nothing more is

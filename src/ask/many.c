@@ -16,6 +16,7 @@
 #include "compat.h"
 #include "funcapi.h"
 #include "ask/batch.h"
+#include "nodes/primnodes.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/tuplestore.h"
@@ -107,7 +108,8 @@ add_array(ArraySource *source, FunctionCallInfo fcinfo, int argno,
 }
 
 /*
- * Make a source of the only array that a function has.
+ * Make a source of the only array that a function has.  NULL, which array_agg
+ * returns for no rows, is an array without elements.
  */
 static void
 init_single_array_source(ArraySource *source, FunctionCallInfo fcinfo,
@@ -115,10 +117,7 @@ init_single_array_source(ArraySource *source, FunctionCallInfo fcinfo,
 {
 	source->base.nelements = -1;
 	add_array(source, fcinfo, 0, name, plural);
-	if (source->base.nelements < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null", plural)));
+	source->base.nelements = Max(source->base.nelements, 0);
 }
 
 static inline bool
@@ -179,6 +178,25 @@ texts_equal(const HrflowSource *source, int a, int b)
  */
 
 /*
+ * Was an argument written in the call, or is it the default?  Both can be a
+ * constant NULL; but a default is read from the catalog, where an expression
+ * has no location in a query's text.  A NULL that the planner computed counts
+ * as a default, too.
+ */
+static bool
+is_written(FunctionCallInfo fcinfo, int argno)
+{
+	Node	   *call = fcinfo->flinfo->fn_expr;
+	Node	   *argument;
+
+	if (call == NULL || !IsA(call, FuncExpr) ||
+		list_length(((FuncExpr *) call)->args) <= argno)
+		return false;
+	argument = list_nth(((FuncExpr *) call)->args, argno);
+	return !IsA(argument, Const) || ((Const *) argument)->location >= 0;
+}
+
+/*
  * Read the arguments of a function for profiles.
  */
 static void
@@ -191,10 +209,18 @@ init_profile_source(ArraySource *source, FunctionCallInfo fcinfo)
 	add_array(source, fcinfo, ARG_PROFILE_EMAILS, "profile_email",
 			  "profile_emails");
 	if (source->base.nelements < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("no identifiers were given"),
-				 errhint("Pass profile_ids, profile_references or profile_emails.")));
+	{
+		if (!is_written(fcinfo, ARG_PROFILE_IDS) &&
+			!is_written(fcinfo, ARG_PROFILE_REFERENCES) &&
+			!is_written(fcinfo, ARG_PROFILE_EMAILS))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("no identifiers were given"),
+					 errhint("Pass profile_ids, profile_references or profile_emails.")));
+
+		/* array_agg returns NULL for no rows. */
+		source->base.nelements = 0;
+	}
 
 	source->fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
 										 PG_GETARG_JSONB_P(ARG_FIELDS));

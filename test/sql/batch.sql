@@ -55,8 +55,26 @@ LEFT JOIN hrflow_profile_embeddings('acme', (SELECT array_agg(hrflow_id) FROM ca
 ON e.profile_id = c.hrflow_id
 ORDER BY c.name;
 
--- No elements, no rows; no source, no request
+-- No elements, no rows: nor where an array is NULL, as array_agg() is for no
+-- rows
 SELECT count(*) FROM hrflow_profile_embeddings('acme', '{}');
+SELECT hrflow_embed_stats_reset();
+SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg(hrflow_id) FROM candidate WHERE false));
+SELECT count(*) FROM hrflow_profile_vectors('acme', profile_emails => (SELECT array_agg(name) FROM candidate WHERE false));
+SELECT count(*) FROM hrflow_profile_embeddings('acme', NULL);
+SELECT count(*) FROM hrflow_profile_embeddings('acme', profile_references => NULL::text[]);
+PREPARE embeddings(text[]) AS SELECT count(*) FROM hrflow_profile_embeddings('acme', $1);
+EXECUTE embeddings(NULL);
+DEALLOCATE embeddings;
+DO $$
+DECLARE
+	ids text[];
+BEGIN
+	ASSERT NOT EXISTS (SELECT FROM hrflow_profile_embeddings('acme', ids));
+END $$;
+SELECT requests FROM hrflow_embed_stats;
+
+-- No source, no request
 SELECT ordinality, status, error FROM hrflow_profile_embeddings(NULL, '{a,b}') ORDER BY 1;
 SELECT ordinality, status, error FROM hrflow_profile_embeddings('', '{a}') ORDER BY 1;
 
