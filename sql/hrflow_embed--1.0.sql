@@ -100,11 +100,17 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, t
 -- function in FROM runs to its end: LIMIT saves no requests, slice the array.
 -- When a refusal concerns all (key, quota, source, rate) nothing more is
 -- asked: it is raised when no element has succeeded, else the rows not asked
--- carry it, with a WARNING.
+-- carry it, with a WARNING.  The same goes for a refusal that the first 32
+-- elements all meet (fields that the API does not know, links that link_hosts
+-- does not allow), and for an API that has not answered for 10 seconds; after a
+-- shorter outage the requests that failed in it are sent again.  A WARNING also
+-- ends a batch in which nothing succeeded, or in which more than half of the
+-- rows failed with one status.
 --
 -- Cost: one request for each distinct element, and one for each further try.
 -- Errors: 22023 arrays that do not fit, an invalid setting or source; 55000
--- no API key; 28000, 53400 refused as above.
+-- no API key; 28000, 53400 refused as above; 08001, 08006, 58000 the API is
+-- down; 42501 links are not allowed (of hrflow_profile_vectors).
 -- Source: https://developers.hrflow.ai, "Get Profile Embedding".
 CREATE FUNCTION hrflow_profile_embeddings(
 	source_id text,

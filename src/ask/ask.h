@@ -133,6 +133,7 @@ typedef struct HrflowSpan
 /* in error.c */
 HRFLOW_NORETURN extern void hrflow_error_raise(const HrflowResult *result);
 extern char *hrflow_error_describe(const HrflowResult *result);
+extern const char *hrflow_error_hint(const HrflowResult *result);
 
 /* in arguments.c */
 HRFLOW_NORETURN extern void hrflow_argument_raise(const HrflowProblem *problem);

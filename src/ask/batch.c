@@ -22,6 +22,12 @@
  */
 #define ROWS_OF_WORK 1024
 
+/*
+ * How long to wait in an outage before a request is sent again, beyond the
+ * pauses between its tries.
+ */
+#define PROBE_PAUSE (250 * HRFLOW_MSEC)
+
 typedef struct Batch
 {
 	HrflowSource *source;
@@ -41,9 +47,17 @@ typedef struct Batch
 
 	int			next;			/* the first element not looked at */
 	dlist_head	links;			/* BatchRequests to be sent, in this order */
+	dlist_head	parked[2];		/* BatchRequests, to the API and for links,
+								 * whose tries all failed in an outage: to be
+								 * sent again after it */
+	int			nparked[2];
 	size_t		pending;		/* bytes of requests without a reply yet */
 	int64		nrows;			/* handed out so far */
 	bool		any_forbidden;	/* an element met a 403 */
+
+	/* Where the sink reports: */
+	HrflowHealth health;
+	HrflowTally tally;
 } Batch;
 
 /* What becomes of elements that are not done when the time is over. */
@@ -57,15 +71,26 @@ static const HrflowResult time_over = {
  */
 typedef struct BatchRequest
 {
-	dlist_node	node;			/* in the batch's links, until it is sent */
+	dlist_node	node;			/* in the batch's links, until it is sent, or
+								 * in parked */
 	HrflowTarget target;
 	const char *post_url;		/* where the body goes; NULL: it is a GET */
 	int			element;
 	char	   *section;		/* of a profile's link; else NULL */
 	int			item;
+	HrflowResult *failure;		/* of all tries; NULL unless it was parked */
+	int64		resent_at;		/* when it was sent again; 0: never */
 	size_t		size;			/* of what follows */
 	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL */
 } BatchRequest;
+
+/* What becomes of a request after one try. */
+typedef enum RequestFate
+{
+	REQUEST_RETRIED,			/* the transport sends it again */
+	REQUEST_PARKED,				/* it waits for the end of an outage */
+	REQUEST_DONE				/* its result was handed out */
+} RequestFate;
 
 /*
  * ------------------------------------------------------------------------
@@ -163,7 +188,8 @@ is_repeated_element(const Batch *batch, int element)
  * Hand out what became of an element, and of those equal to it.
  */
 static void
-put_outcome(Batch *batch, int element, const HrflowOutcome *outcome)
+put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
+			bool is_empty)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	bool		repeated = false;
@@ -174,6 +200,8 @@ put_outcome(Batch *batch, int element, const HrflowOutcome *outcome)
 		batch->sink->methods->put(batch->sink, element, outcome, repeated);
 		repeated = true;
 		hrflow_stats_count_row(outcome->result->status);
+		if (batch->sink->methods->reports && !is_empty)
+			hrflow_tally_count(&batch->tally, outcome->result);
 		if (++batch->nrows % ROWS_OF_WORK == 0)
 			hrflow_transport_work(batch->transport);
 	}
@@ -189,7 +217,7 @@ put_result(Batch *batch, int element, const HrflowResult *result,
 {
 	HrflowOutcome outcome = {.result = result, .unasked = unasked};
 
-	put_outcome(batch, element, &outcome);
+	put_outcome(batch, element, &outcome, false);
 }
 
 /*
@@ -206,7 +234,7 @@ put_result_of_request(Batch *batch, const BatchRequest *request,
 		.unasked = unasked
 	};
 
-	put_outcome(batch, request->element, &outcome);
+	put_outcome(batch, request->element, &outcome, false);
 }
 
 /*
@@ -241,6 +269,12 @@ free_batch_request(Batch *batch, BatchRequest *request)
 	batch->pending -= request->size;
 	if (request->section != NULL)
 		pfree(request->section);
+	if (request->failure != NULL)
+	{
+		if (request->failure->detail != NULL)
+			pfree(request->failure->detail);
+		pfree(request->failure);
+	}
 	pfree(request);
 }
 
@@ -275,6 +309,46 @@ send_links(Batch *batch)
 		send_batch_request(batch,
 						   dlist_container(BatchRequest, node,
 										   dlist_pop_head_node(&batch->links)));
+}
+
+/*
+ * Ask for nothing more, because of this result.
+ */
+static void
+refuse_rest(Batch *batch, const HrflowResult *result)
+{
+	HrflowResult *refusal = &batch->summary->refusal;
+
+	*refusal = *result;
+	if (result->detail != NULL)
+		refusal->detail = MemoryContextStrdup(batch->request_context,
+											  result->detail);
+	batch->summary->refused = true;
+	hrflow_transport_stop(batch->transport);
+}
+
+/*
+ * Is the batch stopped, or held up, when the API does not answer or refuses
+ * everything?  Links that a user passes may lead to as many hosts.
+ */
+static bool
+watches_for_outage(const Batch *batch)
+{
+	return batch->sink->methods->reports && !batch->source->methods->is_links;
+}
+
+/*
+ * Note what became of an element, or one of its links, that the API was asked
+ * for.  When all have met the same refusal, which is not theirs, nothing more
+ * is asked for.
+ */
+static void
+note_outcome(Batch *batch, int element, const HrflowResult *result)
+{
+	if (watches_for_outage(batch) &&
+		hrflow_health_note_outcome(&batch->health, element, result) &&
+		!batch->summary->refused)
+		refuse_rest(batch, result);
 }
 
 /*
@@ -315,7 +389,8 @@ queue_link(Batch *batch, int element, const char *url, const char *section,
 			.item = item
 		};
 
-		put_outcome(batch, element, &outcome);
+		put_outcome(batch, element, &outcome, false);
+		note_outcome(batch, element, &result);
 	}
 }
 
@@ -333,11 +408,15 @@ ask_for_element(Batch *batch, int element)
 		.is_link = methods->is_links,
 		.endpoint = methods->endpoint
 	};
-	bool		unasked = false;
+	HrflowOutcome outcome = {.result = &problem};
+	HrflowElementKind kind = methods->make_request(batch->source, element,
+												   &wanted, &problem);
 
-	if (!methods->make_request(batch->source, element, &wanted, &problem,
-							   &unasked))
-		put_result(batch, element, &problem, unasked);
+	if (kind != HRFLOW_ELEMENT_ASKED)
+	{
+		outcome.unasked = kind == HRFLOW_ELEMENT_UNASKED;
+		put_outcome(batch, element, &outcome, kind == HRFLOW_ELEMENT_EMPTY);
+	}
 	else if (methods->is_links)
 		queue_link(batch, element, wanted.url, NULL, 0);
 	else
@@ -349,10 +428,27 @@ ask_for_element(Batch *batch, int element)
 
 		request->post_url = is_post ? wanted.url : NULL;
 		send_batch_request(batch, request);
+		hrflow_health_note_asked(&batch->health);
 	}
 
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->reply_context);
+}
+
+/*
+ * May another element be asked for?
+ */
+static bool
+may_ask(const Batch *batch)
+{
+	if (batch->next >= batch->source->nelements ||
+		batch->pending >= HRFLOW_MAX_BUFFERED)
+		return false;
+	if (!watches_for_outage(batch))
+		return true;
+	return !hrflow_health_in_trouble(&batch->health, false) &&
+		!hrflow_health_in_trouble(&batch->health, true) &&
+		hrflow_health_may_ask(&batch->health);
 }
 
 /*
@@ -366,8 +462,7 @@ refill_transport(Batch *batch)
 
 	send_links(batch);
 	room = hrflow_transport_room(batch->transport);
-	while (room > 0 && batch->next < batch->source->nelements &&
-		   batch->pending < HRFLOW_MAX_BUFFERED)
+	while (room > 0 && may_ask(batch))
 	{
 		int			element = batch->next++;
 
@@ -414,22 +509,6 @@ is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
 }
 
 /*
- * Ask for nothing more, because of this result.
- */
-static void
-refuse_rest(Batch *batch, const HrflowResult *result)
-{
-	HrflowResult *refusal = &batch->summary->refusal;
-
-	*refusal = *result;
-	if (result->detail != NULL)
-		refusal->detail = MemoryContextStrdup(batch->request_context,
-											  result->detail);
-	batch->summary->refused = true;
-	hrflow_transport_stop(batch->transport);
-}
-
-/*
  * Note what the API answered to an element.
  */
 static void
@@ -437,11 +516,132 @@ note_answer(Batch *batch, int element, const HrflowResult *result)
 {
 	HrflowBatchSummary *summary = batch->summary;
 
-	for (int i = element; i >= 0; i = next_equal_element(batch, i))
+	for (int i = element; i >= 0 && result->http_status != 0;
+		 i = next_equal_element(batch, i))
 		summary->nanswered++;
 	summary->any_ok |= result->status == HRFLOW_OK;
 	if (is_refusal_of_all(batch, element, result) && !summary->refused)
 		refuse_rest(batch, result);
+}
+
+/*
+ * May a request be sent again whose tries have all failed?  A text only where
+ * it was not processed.
+ */
+static bool
+may_resend(const BatchRequest *request, const HrflowResult *result)
+{
+	return request->post_url == NULL ||
+		result->status == HRFLOW_CONNECT_FAILED;
+}
+
+/*
+ * A request's tries have all failed.  Keep it when that may be an outage,
+ * unless there was an answer since it was sent again.  Returns whether it was
+ * kept.
+ */
+static bool
+park_request(Batch *batch, BatchRequest *request, const HrflowResult *result)
+{
+	HrflowHealth *health = &batch->health;
+	MemoryContext old;
+
+	if (!watches_for_outage(batch) || batch->summary->refused ||
+		hrflow_transport_expired(batch->transport) ||
+		!hrflow_health_is_outage(result) || !may_resend(request, result) ||
+		(request->resent_at != 0 &&
+		 request->resent_at < health->servers[result->is_link].answered_at))
+		return false;
+
+	old = MemoryContextSwitchTo(batch->request_context);
+	if (request->failure == NULL)
+		request->failure = palloc0(sizeof(HrflowResult));
+	else if (request->failure->detail != NULL)
+		pfree(request->failure->detail);
+	*request->failure = *result;
+	if (result->detail != NULL)
+		request->failure->detail = pstrdup(result->detail);
+	MemoryContextSwitchTo(old);
+	dlist_push_tail(&batch->parked[result->is_link], &request->node);
+	batch->nparked[result->is_link]++;
+	return true;
+}
+
+/*
+ * Take out the request that was parked first.
+ */
+static BatchRequest *
+pop_parked(Batch *batch, bool is_link)
+{
+	batch->nparked[is_link]--;
+	return dlist_container(BatchRequest, node,
+						   dlist_pop_head_node(&batch->parked[is_link]));
+}
+
+/*
+ * Send a parked request again.
+ */
+static void
+resend_parked(Batch *batch, bool is_link)
+{
+	BatchRequest *request = pop_parked(batch, is_link);
+
+	request->resent_at = hrflow_clock_now();
+	if (is_link)
+		dlist_push_tail(&batch->links, &request->node);
+	else
+		send_batch_request(batch, request);
+}
+
+/*
+ * Hand out the parked requests as those that have failed.
+ */
+static void
+fail_all_parked(Batch *batch, bool is_link)
+{
+	while (batch->nparked[is_link] > 0)
+	{
+		BatchRequest *request = pop_parked(batch, is_link);
+
+		if (!is_link)
+			note_answer(batch, request->element, request->failure);
+		put_result_of_request(batch, request, request->failure,
+							  batch->summary->refused);
+		free_batch_request(batch, request);
+	}
+}
+
+/*
+ * The API, or the links' host, has answered: what is parked is sent again
+ * after an outage; a few requests have failed for a reason of their own.
+ */
+static void
+settle_parked(Batch *batch, bool is_link)
+{
+	int			n = batch->nparked[is_link];
+
+	if (n < HRFLOW_MIN_OUTAGE)
+		fail_all_parked(batch, is_link);
+	else
+	{
+		while (n-- > 0)
+			resend_parked(batch, is_link);
+	}
+}
+
+/*
+ * Note how one try went: an outage that lasts too long ends the batch.
+ */
+static void
+note_try(Batch *batch, const HrflowResult *result)
+{
+	if (!watches_for_outage(batch))
+		return;
+	if (hrflow_health_note_try(&batch->health, result) &&
+		batch->next < batch->source->nelements && !batch->summary->refused)
+		refuse_rest(batch, result);
+	if (!hrflow_health_is_outage(result))
+		settle_parked(batch, result->is_link);
 }
 
 /*
@@ -458,7 +658,10 @@ queue_links_of_answer(Batch *batch, int element, HrflowResult *result)
 							  &links, &result->detail))
 		result->status = HRFLOW_INVALID_REPLY;
 	if (result->status != HRFLOW_OK || links == NIL)
+	{
 		put_result(batch, element, result, false);
+		note_outcome(batch, element, result);
+	}
 	else
 	{
 		foreach(cell, links)
@@ -471,9 +674,9 @@ queue_links_of_answer(Batch *batch, int element, HrflowResult *result)
 }
 
 /*
- * Take the reply to one try.  Returns whether the request will be retried.
+ * Take the reply to one try.  Returns what becomes of the request.
  */
-static bool
+static RequestFate
 take_reply(Batch *batch, HrflowReply *reply)
 {
 	BatchRequest *request = reply->tag;
@@ -486,7 +689,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 		result.is_link = is_link;
 		result.http_status = 0;
 		put_result_of_request(batch, request, &result, true);
-		return false;
+		return REQUEST_DONE;
 	}
 
 	if (is_link)
@@ -494,9 +697,12 @@ take_reply(Batch *batch, HrflowReply *reply)
 	else
 		hrflow_response_parse(reply, batch->source->methods->endpoint,
 							  batch->settings->api_key, &result);
+	note_try(batch, &result);
 	if (hrflow_transport_retry(batch->transport, reply, result.status,
 							   result.transient))
-		return true;
+		return REQUEST_RETRIED;
+	if (park_request(batch, request, &result))
+		return REQUEST_PARKED;
 
 	if (!is_link)
 		note_answer(batch, request->element, &result);
@@ -504,24 +710,27 @@ take_reply(Batch *batch, HrflowReply *reply)
 		batch->sink->methods->follows_links && result.data != NULL)
 		queue_links_of_answer(batch, request->element, &result);
 	else
+	{
 		put_result_of_request(batch, request, &result, false);
-	return false;
+		note_outcome(batch, request->element, &result);
+	}
+	return REQUEST_DONE;
 }
 
 /*
- * Take the reply to one try, and give it back unless the request is retried.
+ * Take the reply to one try, and give back what is not needed any more.
  */
 static void
 process_reply(Batch *batch, HrflowReply *reply)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	BatchRequest *request = reply->tag;
+	RequestFate fate = take_reply(batch, reply);
 
-	if (!take_reply(batch, reply))
-	{
+	if (fate != REQUEST_RETRIED)
 		hrflow_transport_release(batch->transport, reply);
+	if (fate == REQUEST_DONE)
 		free_batch_request(batch, request);
-	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->reply_context);
 }
@@ -572,6 +781,63 @@ put_unasked_elements(Batch *batch)
  */
 
 /*
+ * Ask for the next element.  Returns false when there is none.
+ */
+static bool
+ask_for_next_element(Batch *batch)
+{
+	while (batch->next < batch->source->nelements &&
+		   is_repeated_element(batch, batch->next))
+		batch->next++;
+	if (batch->next >= batch->source->nelements)
+		return false;
+	ask_for_element(batch, batch->next++);
+	return true;
+}
+
+/*
+ * Nothing is in flight: either the batch is at its end, or tries have failed.
+ * In an outage one request is sent, some time after the last try, to see
+ * whether it is over; but the last elements fail when their own tries have.
+ * Returns false at the end.
+ */
+static bool
+ask_although_failing(Batch *batch)
+{
+	int			nunasked = batch->source->nelements - batch->next;
+	int			nwaiting = batch->nparked[false] + batch->nparked[true] +
+	nunasked;
+	bool		at_end = batch->summary->refused ||
+	hrflow_transport_expired(batch->transport);
+
+	if (at_end || nunasked == 0 || nwaiting < HRFLOW_MIN_OUTAGE)
+	{
+		fail_all_parked(batch, true);
+		fail_all_parked(batch, false);
+		return !at_end && ask_for_next_element(batch);
+	}
+	hrflow_transport_pause(batch->transport, PROBE_PAUSE);
+	if (batch->nparked[true] > 0)
+		resend_parked(batch, true);
+	else if (batch->nparked[false] > 0)
+		resend_parked(batch, false);
+	else
+		return ask_for_next_element(batch);
+	return true;
+}
+
+/*
+ * Is there anything to be kept?  The API's answers are paid for; but where it
+ * is the links that cannot be fetched, they are of no use.
+ */
+static bool
+has_succeeded(const Batch *batch)
+{
+	return batch->summary->refusal.is_link ?
+		batch->tally.by_status[HRFLOW_OK] > 0 : batch->summary->any_ok;
+}
+
+/*
  * Ask for all elements.
  */
 static void
@@ -588,20 +854,25 @@ ask_for_all(Batch *batch, int time_limit)
 		refill_transport(batch);
 		reply = hrflow_transport_next(batch->transport);
 		expired = hrflow_transport_expired(batch->transport);
-		if (reply == NULL && (batch->next >= batch->source->nelements ||
-							  summary->refused || expired))
-			break;
 		if (expired && !summary->refused)
+		{
+			summary->expired = true;
 			summary->refusal = time_over;
+		}
 		if (reply != NULL)
 			process_reply(batch, reply);
+		else if (!ask_although_failing(batch))
+			break;
 	}
 	hrflow_transport_end(batch->transport);
 
-	if (summary->refused && batch->sink->methods->refused != NULL)
-		batch->sink->methods->refused(batch->sink, summary);
+	if (summary->refused && batch->sink->methods->reports &&
+		!has_succeeded(batch))
+		hrflow_error_raise(&summary->refusal);
 	put_unsent_links(batch);
 	put_unasked_elements(batch);
+	if (batch->sink->methods->reports)
+		hrflow_tally_report(&batch->tally, summary);
 	hrflow_stats_flush();
 }
 
@@ -643,12 +914,17 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 		return;
 
 	dlist_init(&batch.links);
+	dlist_init(&batch.parked[false]);
+	dlist_init(&batch.parked[true]);
 	batch.reply_context = AllocSetContextCreate(CurrentMemoryContext,
 												"hrflow_embed reply",
 												ALLOCSET_DEFAULT_SIZES);
 	batch.request_context = AllocSetContextCreate(CurrentMemoryContext,
 												  "hrflow_embed requests",
 												  ALLOCSET_DEFAULT_SIZES);
+
+	hrflow_health_init(&batch.health, batch.request_context);
+	batch.tally.context = batch.request_context;
 
 	hrflow_context_push(&context, add_batch_context, &batch);
 

@@ -39,6 +39,18 @@ typedef struct HrflowElementRequest
 								 * the batch.  NULL: GET */
 } HrflowElementRequest;
 
+/*
+ * Whether there is a request for an element.
+ */
+typedef enum HrflowElementKind
+{
+	HRFLOW_ELEMENT_ASKED,		/* there is */
+	HRFLOW_ELEMENT_EMPTY,		/* it is NULL: there is nothing to ask for */
+	HRFLOW_ELEMENT_INVALID,		/* it cannot be asked for */
+	HRFLOW_ELEMENT_UNASKED		/* it is not asked for, for a reason that is
+								 * not the element's */
+} HrflowElementKind;
+
 typedef struct HrflowSource HrflowSource;
 typedef struct HrflowSink HrflowSink;
 
@@ -53,12 +65,12 @@ typedef struct HrflowSourceMethods
 
 	/*
 	 * Make the request for an element, in the current memory context.  Where
-	 * it cannot be asked for, returns false and says why: sets the status and
-	 * the detail of *problem, and *unasked as in an outcome.
+	 * there is none, sets the detail of *problem, and its status unless that
+	 * is HRFLOW_INVALID_REQUEST.
 	 */
-	bool		(*make_request) (HrflowSource *source, int element,
-								 HrflowElementRequest *request,
-								 HrflowResult *problem, bool *unasked);
+	HrflowElementKind (*make_request) (HrflowSource *source, int element,
+									   HrflowElementRequest *request,
+									   HrflowResult *problem);
 
 	/* The "fields" that an element is asked for with; NULL: none, or links. */
 	Jsonb	   *(*fields) (const HrflowSource *source, int element);
@@ -85,6 +97,7 @@ typedef struct HrflowBatchSummary
 	int			nelements;
 	int			nanswered;		/* elements with a reply of the API */
 	bool		any_ok;			/* of these replies */
+	bool		expired;		/* its time was over before its end */
 	bool		refused;		/* nothing more was asked, because of ... */
 	HrflowResult refusal;
 } HrflowBatchSummary;
@@ -95,6 +108,13 @@ typedef struct HrflowSinkMethods
 	bool		follows_links;
 
 	/*
+	 * Is this for a user?  Then a refusal is raised when nothing succeeded,
+	 * and a WARNING says at the end why the batch failed or was not finished;
+	 * requests that all meet the same refusal, and an outage, stop it.
+	 */
+	bool		reports;
+
+	/*
 	 * Take what became of an element.  "repeated" says that this element is
 	 * equal to the one before, and the outcome the same.  The outcome lives
 	 * until this returns; the current memory context is reset some time after
@@ -102,19 +122,70 @@ typedef struct HrflowSinkMethods
 	 */
 	void		(*put) (HrflowSink *sink, int element,
 						const HrflowOutcome *outcome, bool repeated);
-
-	/*
-	 * The API refused to go on; elements not asked for are put after this.
-	 * May raise an error.  NULL: nothing is to be done.
-	 */
-	void		(*refused) (HrflowSink *sink,
-							const HrflowBatchSummary *summary);
 } HrflowSinkMethods;
 
 struct HrflowSink
 {
 	const HrflowSinkMethods *methods;
 };
+
+/*
+ * What became of the elements of a batch, by row.
+ */
+typedef struct HrflowTally
+{
+	MemoryContext context;		/* of the texts in "first" */
+	int64		nrows;			/* those of empty elements left out */
+	int64		by_status[HRFLOW_LAST_STATUS + 1];
+	HrflowResult first[HRFLOW_LAST_STATUS + 1]; /* the first one of each
+												 * status that failed */
+} HrflowTally;
+
+/*
+ * Whether the API, or the host of links, answers.
+ */
+typedef struct HrflowServerHealth
+{
+	int64		answered_at;	/* when a try was answered last, or the batch
+								 * began */
+	int			nfailures;		/* tries without an answer since */
+} HrflowServerHealth;
+
+/*
+ * Whether it is of use to go on with a batch.
+ */
+typedef struct HrflowHealth
+{
+	MemoryContext context;		/* of the text in "refusal" */
+	HrflowServerHealth servers[2];	/* the API; the host of links */
+	bool		on_trial;		/* every element so far was refused, ... */
+	int			nasked;			/* of so many that the API was asked for, */
+	int			nrefused;		/* so many, */
+	int			last_refused;	/* this one last; -1: none */
+	HrflowResult refusal;		/* for this reason */
+} HrflowHealth;
+
+/*
+ * The number of tries, and of elements, without an answer that are taken for
+ * an outage.
+ */
+#define HRFLOW_MIN_OUTAGE 8
+
+/* in health.c */
+extern void hrflow_health_init(HrflowHealth *health, MemoryContext context);
+extern bool hrflow_health_is_outage(const HrflowResult *result);
+extern bool hrflow_health_note_try(HrflowHealth *health,
+								   const HrflowResult *result);
+extern bool hrflow_health_in_trouble(const HrflowHealth *health, bool is_link);
+extern bool hrflow_health_may_ask(const HrflowHealth *health);
+extern void hrflow_health_note_asked(HrflowHealth *health);
+extern bool hrflow_health_note_outcome(HrflowHealth *health, int element,
+									   const HrflowResult *result);
+
+/* in tally.c */
+extern void hrflow_tally_count(HrflowTally *tally, const HrflowResult *result);
+extern void hrflow_tally_report(const HrflowTally *tally,
+								const HrflowBatchSummary *summary);
 
 /* in batch.c */
 extern void hrflow_batch_run(HrflowSource *source, HrflowSink *sink,

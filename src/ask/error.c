@@ -205,6 +205,19 @@ hrflow_error_describe(const HrflowResult *result)
 }
 
 /*
+ * What a person can do about what went wrong; or NULL.
+ */
+const char *
+hrflow_error_hint(const HrflowResult *result)
+{
+	const char *message;
+	const char *hint;
+
+	find_words(result, &message, &hint);
+	return hint;
+}
+
+/*
  * Raise what went wrong.
  */
 void

@@ -126,6 +126,17 @@ is_null(const TextArray *array, int element)
 	return array->values == NULL || array->nulls[element];
 }
 
+static bool
+is_empty_element(const ArraySource *source, int element)
+{
+	for (int i = 0; i < source->narrays; i++)
+	{
+		if (!is_null(&source->arrays[i], element))
+			return false;
+	}
+	return true;
+}
+
 static uint32
 hash_of_texts(const HrflowSource *source, int element)
 {
@@ -276,22 +287,25 @@ make_profile_query(const ArraySource *source, int element, HrflowQuery *query)
 	return NULL;
 }
 
-static bool
+static HrflowElementKind
 make_profile_request(HrflowSource *source, int element,
-					 HrflowElementRequest *request, HrflowResult *problem,
-					 bool *unasked)
+					 HrflowElementRequest *request, HrflowResult *problem)
 {
+	ArraySource *self = (ArraySource *) source;
 	HrflowQuery query;
 
-	problem->detail = make_profile_query((ArraySource *) source, element,
-										 &query);
+	problem->detail = make_profile_query(self, element, &query);
 	if (problem->detail != NULL)
-		return false;
+		return is_empty_element(self, element) ? HRFLOW_ELEMENT_EMPTY :
+			HRFLOW_ELEMENT_INVALID;
 	request->url = hrflow_request_profile(source->settings->base_url,
 										  source->settings->dialect, &query);
 	if (request->url == NULL)
+	{
 		problem->detail = "The URL would be too long.";
-	return request->url != NULL;
+		return HRFLOW_ELEMENT_INVALID;
+	}
+	return HRFLOW_ELEMENT_ASKED;
 }
 
 static Jsonb *
@@ -314,26 +328,24 @@ static const HrflowSourceMethods profile_source_methods = {
  * ------------------------------------------------------------------------
  */
 
-static bool
+static HrflowElementKind
 make_link_request(HrflowSource *source, int element,
-				  HrflowElementRequest *request, HrflowResult *problem,
-				  bool *unasked)
+				  HrflowElementRequest *request, HrflowResult *problem)
 {
 	const TextArray *links = &((ArraySource *) source)->arrays[0];
 
 	if (is_null(links, element))
 	{
 		problem->detail = "The link is null.";
-		return false;
+		return HRFLOW_ELEMENT_EMPTY;
 	}
 	request->url = TextDatumGetCString(links->values[element]);
-	return true;
+	return HRFLOW_ELEMENT_ASKED;
 }
 
-static bool
+static HrflowElementKind
 make_text_request(HrflowSource *source, int element,
-				  HrflowElementRequest *request, HrflowResult *problem,
-				  bool *unasked)
+				  HrflowElementRequest *request, HrflowResult *problem)
 {
 	ArraySource *self = (ArraySource *) source;
 	const TextArray *texts = &self->arrays[0];
@@ -341,12 +353,13 @@ make_text_request(HrflowSource *source, int element,
 	if (is_null(texts, element))
 	{
 		problem->detail = "The text is null.";
-		return false;
+		return HRFLOW_ELEMENT_EMPTY;
 	}
 	request->url = self->text_url;
 	request->body = hrflow_make_text_body(texts->values[element],
 										  &problem->detail);
-	return request->body != NULL;
+	return request->body != NULL ? HRFLOW_ELEMENT_ASKED :
+		HRFLOW_ELEMENT_INVALID;
 }
 
 static const HrflowSourceMethods link_source_methods = {
@@ -489,32 +502,15 @@ put_row(HrflowSink *sink, int element, const HrflowOutcome *outcome,
 	tuplestore_putvalues(self->store, self->desc, self->values, self->nulls);
 }
 
-/*
- * Raise the batch's refusal when nothing succeeded; else warn of it.
- */
-static void
-report_refusal(HrflowSink *sink, const HrflowBatchSummary *summary)
-{
-	if (!summary->any_ok)
-		hrflow_error_raise(&summary->refusal);
-
-	ereport(WARNING,
-			(errmsg("batch was not finished: %s",
-					hrflow_error_describe(&summary->refusal)),
-			 errdetail("%d of %d elements were answered; what was still to be asked has the status \"%s\".",
-					   summary->nanswered, summary->nelements,
-					   hrflow_status_name(summary->refusal.status))));
-}
-
 static const HrflowSinkMethods row_sink_methods = {
-	.put = put_row,
-	.refused = report_refusal
+	.reports = true,
+	.put = put_row
 };
 
 static const HrflowSinkMethods vector_row_sink_methods = {
 	.follows_links = true,
-	.put = put_row,
-	.refused = report_refusal
+	.reports = true,
+	.put = put_row
 };
 
 /*

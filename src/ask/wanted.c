@@ -67,10 +67,9 @@ convert_wanted_text(const char *text, const char **utf8)
 	return text == NULL || *utf8 != NULL;
 }
 
-static bool
+static HrflowElementKind
 make_wanted_request(HrflowSource *source, int element,
-					HrflowElementRequest *request, HrflowResult *problem,
-					bool *unasked)
+					HrflowElementRequest *request, HrflowResult *problem)
 {
 	WantedSource *self = (WantedSource *) source;
 	const HrflowWanted *wanted = &self->wanted[element];
@@ -80,8 +79,7 @@ make_wanted_request(HrflowSource *source, int element,
 	{
 		problem->status = HRFLOW_INVALID_SOURCE;
 		problem->detail = "The API does not know the source.";
-		*unasked = true;
-		return false;
+		return HRFLOW_ELEMENT_UNASKED;
 	}
 	if (!convert_wanted_text(wanted->source_id, &query.source_id) ||
 		!convert_wanted_text(wanted->identifiers[0], &query.profile_id) ||
@@ -90,13 +88,16 @@ make_wanted_request(HrflowSource *source, int element,
 		!convert_wanted_text(wanted->identifiers[2], &query.profile_email))
 	{
 		problem->detail = "A text cannot be converted to UTF-8.";
-		return false;
+		return HRFLOW_ELEMENT_INVALID;
 	}
 	request->url = hrflow_request_profile(source->settings->base_url,
 										  source->settings->dialect, &query);
 	if (request->url == NULL)
+	{
 		problem->detail = "The URL would be too long.";
-	return request->url != NULL;
+		return HRFLOW_ELEMENT_INVALID;
+	}
+	return HRFLOW_ELEMENT_ASKED;
 }
 
 static Jsonb *

@@ -285,6 +285,24 @@ resume(HrflowTransport *transport)
 }
 
 /*
+ * Wait for "duration" microseconds, or until the time limit is over.  Nothing
+ * of this transport may be in flight; the backend's other transports go on.
+ */
+void
+hrflow_transport_pause(HrflowTransport *transport, int64 duration)
+{
+	int64		until = Min(hrflow_clock_now() + duration, transport->deadline);
+
+	resume(transport);
+	while (hrflow_clock_now() < until)
+	{
+		CHECK_FOR_INTERRUPTS();
+		hrflow_transfer_work();
+		hrflow_transfer_wait(until);
+	}
+}
+
+/*
  * Wait for the next reply to come; NULL when nothing is asked for any more.
  * Meanwhile the requests of the backend's other transports go on.
  *

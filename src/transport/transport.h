@@ -67,6 +67,7 @@ extern int	hrflow_transport_room_for_links(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern bool hrflow_transport_expired(const HrflowTransport *transport);
 extern void hrflow_transport_work(HrflowTransport *transport);
+extern void hrflow_transport_pause(HrflowTransport *transport, int64 duration);
 extern HrflowReply *hrflow_transport_next(HrflowTransport *transport);
 extern HrflowReply *hrflow_transport_poll(HrflowTransport *transport);
 extern void hrflow_transport_suspend(HrflowTransport *transport);

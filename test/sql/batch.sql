@@ -119,6 +119,36 @@ SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=403,"fault:status
 \echo :SQLSTATE
 RESET hrflow_embed.max_concurrency;
 
+-- Where most of a batch fails, or none of it succeeds, a WARNING says so; NULLs,
+-- and a few that fail, are no reason
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,missing-1,missing-2,missing-3}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{missing-1,missing-2,missing-3}') GROUP BY status;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{missing-1,"",novector-1}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,b,missing-1,missing-2}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,NULL,NULL,NULL}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{NULL,NULL}') GROUP BY status ORDER BY 1;
+
+-- What is refused alike from the first element on is not about the profiles: no
+-- more than 32 are asked for
+SELECT hrflow_embed_stats_reset();
+SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 1000) i), '{"profil": 1}'); -- error
+\echo :SQLSTATE
+SELECT requests FROM hrflow_embed_stats;
+-- nor where no link may be followed
+SET hrflow_embed.link_hosts = 'example.com';
+SELECT hrflow_embed_stats_reset();
+\set VERBOSITY terse
+SELECT count(*) FROM hrflow_profile_vectors('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 1000) i), '{"profile": 1}'); -- error
+\set VERBOSITY default
+\echo :SQLSTATE
+SELECT requests FROM hrflow_embed_stats;
+RESET hrflow_embed.link_hosts;
+-- unknown ids are answers: all are asked for
+SELECT hrflow_embed_stats_reset();
+SELECT status, count(*)
+FROM hrflow_profile_embeddings('acme', (SELECT array_agg('missing-' || i) FROM generate_series(1, 200) i)) GROUP BY status;
+SELECT requests FROM hrflow_embed_stats;
+
 -- Time is up for the whole batch: what was had is kept
 SET hrflow_embed.batch_timeout = '300ms';
 SELECT ordinality, status, http_status, error

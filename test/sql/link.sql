@@ -6,7 +6,9 @@ CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
 
 -- Loopback addresses are for tests; they must be named like any other host
+\set VERBOSITY terse
 SELECT status, count(*) FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1, "skills": 1}') GROUP BY 1;
+\set VERBOSITY default
 SET hrflow_embed.link_hosts = '127.0.0.1';
 
 -- A row for every vector; the vectors have length 1
@@ -37,7 +39,7 @@ GROUP BY 1 ORDER BY 1;
 
 -- Statuses of links
 CREATE FUNCTION outcome(fault text)
-RETURNS text LANGUAGE plpgsql AS $$
+RETURNS text LANGUAGE plpgsql SET client_min_messages = error AS $$
 DECLARE
 	link text;
 	raised text := 'nothing';

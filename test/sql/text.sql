@@ -70,7 +70,7 @@ RESET hrflow_embed.max_concurrency;
 
 -- What is wrong with an answer, and what is right
 CREATE FUNCTION outcome(text)
-RETURNS text LANGUAGE plpgsql AS $$
+RETURNS text LANGUAGE plpgsql SET client_min_messages = error AS $$
 DECLARE
 	vector real[];
 	message text;

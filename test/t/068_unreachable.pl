@@ -58,7 +58,8 @@ my @queue =
 my $mute = Hrflow::RawPeer->new(sub { sleep 600 });
 
 $session->ask(
-	"SET hrflow_embed.connect_timeout = '500ms'; SET hrflow_embed.request_timeout = '3s';
+	"SET client_min_messages = error;
+		SET hrflow_embed.connect_timeout = '500ms'; SET hrflow_embed.request_timeout = '3s';
 		SET hrflow_embed.max_attempts = 2;
 	SET hrflow_embed.ca_file = '" . $api->ca . "';");
 foreach my $case (
@@ -86,9 +87,13 @@ unlike($printed, qr/\n/, 'every element fails with the same message');
 $session->ask("SET hrflow_embed.base_url = 'https://localhost:"
 	  . $api->https
 	  . "/v1'; RESET hrflow_embed.ca_file;");
-is( (timed(batch(64)))[0],
-	'connection_failed 64',
+is( (timed(batch(32)))[0],
+	'connection_failed 32',
 	'a certificate that is not trusted fails every element of the batch');
+like(
+	(timed(batch(5004)))[0],
+	qr/^ERROR:  08001/,
+	'a certificate that is not trusted ends a batch that has further elements');
 $session->ask('SET hrflow_embed.ca_file = ' . "'" . $api->ca . "';");
 is((timed(batch(64)))[0], 'ok 64', 'the batch succeeds once the certificate is trusted');
 $session->ask('RESET hrflow_embed.base_url;');
