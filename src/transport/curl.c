@@ -22,9 +22,6 @@
  */
 #define KEEP_BUFFER (64 * 1024)
 
-/* Content encodings we accept; libcurl decompresses them. */
-#define ACCEPTED_ENCODING "gzip"
-
 /* Number of idle easy handles to keep (about 10 kB each). */
 #define KEEP_HANDLES 32
 
@@ -257,9 +254,12 @@ add_header(struct curl_slist **headers, const char *name, const char *value)
 static bool
 add_client_headers(struct curl_slist **headers)
 {
+	const char *encodings = hrflow_features_encodings();
+
 	return add_header(headers, "User-Agent",
 					  "hrflow_embed/" HRFLOW_EMBED_VERSION) &&
-		add_header(headers, "Accept-Encoding", ACCEPTED_ENCODING);
+		(encodings == NULL ||
+		 add_header(headers, "Accept-Encoding", encodings));
 }
 
 /*
@@ -497,7 +497,8 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	hrflow_trust_configure(easy, settings);
 
 	HRFLOW_SETOPT(easy, CURLOPT_HTTP09_ALLOWED, 0L);
-	HRFLOW_SETOPT(easy, CURLOPT_ACCEPT_ENCODING, ACCEPTED_ENCODING);
+	HRFLOW_SETOPT(easy, CURLOPT_ACCEPT_ENCODING,
+				  hrflow_features_encodings());
 	HRFLOW_SETOPT(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	HRFLOW_SETOPT(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) settings->connect_timeout);
 
@@ -536,7 +537,7 @@ too_many_abandoned(bool is_link, int64 now)
 bool
 hrflow_curl_may_share(const HrflowTransfer *transfer)
 {
-	return transfer->post == NULL &&
+	return transfer->post == NULL && hrflow_features_http2() &&
 		pg_strncasecmp(transfer->url, "https:", 6) == 0;
 }
 

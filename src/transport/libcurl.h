@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * libcurl.h
- *		What the files that know libcurl share: curl.c, failure.c, pool.c and
- *		trust.c.
+ *		What the files that know libcurl share: curl.c, failure.c, features.c,
+ *		pool.c and trust.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,6 +23,11 @@ extern void hrflow_curl_free_idle(void);
 
 /* in failure.c */
 extern void hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code);
+
+/* in features.c */
+extern void hrflow_features_check(void);
+extern const char *hrflow_features_encodings(void);
+extern bool hrflow_features_http2(void);
 
 /* in pool.c */
 extern void hrflow_pool_check_option(CURLcode code, const char *what);

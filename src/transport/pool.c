@@ -254,8 +254,10 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 
 	if (!initialized)
 	{
-		CURLcode	code = curl_global_init(CURL_GLOBAL_DEFAULT);
+		CURLcode	code;
 
+		hrflow_features_check();
+		code = curl_global_init(CURL_GLOBAL_DEFAULT);
 		hrflow_pool_check_option(code, "curl_global_init");
 		initialized = true;
 	}
