@@ -1001,9 +1001,13 @@ vector_handle(Request *request)
 	const char *section = request_parameter(request, "section");
 	const char *item = request_parameter(request, "item");
 	float		vector[2048];
+	Buffer		out = {0};
+	enum MHD_Result result;
 
 	vector_make(profile ? profile : "", section ? section : "profile",
 				item ? atoi(item) : 0, vector);
-	return answer(request, 200, "binary/octet-stream", vector,
-				  options.dim * sizeof(float));
+	vector_write(vector, &out);
+	result = answer(request, 200, "binary/octet-stream", out.data, out.length);
+	free(out.data);
+	return result;
 }

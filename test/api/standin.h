@@ -184,6 +184,7 @@ extern char *text_in_body(const Request *request);
 /* in vector.c */
 extern void vector_make(const char *profile, const char *section, int item,
 						float *vector);
+extern void vector_write(const float *vector, Buffer *out);
 extern void vector_encode(const float *vector, const Fault *fault,
 						  Buffer *out);
 extern uint64_t hash_text(const char *text, uint64_t seed);
