@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "access/parallel.h"
@@ -502,21 +503,89 @@ raise_no_key(const char *setting, const char *detail)
 }
 
 /*
- * Read the key's file into "key", which holds HRFLOW_MAX_KEY + 3 bytes: room
- * for a line's end and for one byte more, that tells a file too long.
- *
- * It is read anew by every statement, so that a rotated key is taken at once;
- * that costs about 3 µs.  The file is opened without blocking: a FIFO would
- * hold the backend up where it cannot be cancelled.
+ * The key file as it was last read.
+ */
+static struct
+{
+	bool		is_known;		/* all that follows is valid */
+	uint64		assignments;	/* of settings, when it was read */
+	dev_t		device;
+	ino_t		inode;
+	off_t		size;
+	time_t		mtime;
+	time_t		ctime;
+	bool		is_settled;		/* a later change alters "ctime" */
+	char		key[HRFLOW_MAX_KEY + 4];	/* safe in a header */
+}			key_file;
+
+/*
+ * Is the file that this describes the one that was last read, unchanged?
+ */
+static bool
+is_same_key_file(const struct stat *st)
+{
+	return key_file.is_known && key_file.is_settled &&
+		key_file.assignments == assignments &&
+		key_file.device == st->st_dev && key_file.inode == st->st_ino &&
+		key_file.size == st->st_size && key_file.mtime == st->st_mtime &&
+		key_file.ctime == st->st_ctime;
+}
+
+/*
+ * Why what a file holds is not a key, although a header could have it; or NULL.
+ * These are what people write in such files.
+ */
+static const char *
+bad_key_file(const char *key)
+{
+	size_t		name = strspn(key, "abcdefghijklmnopqrstuvwxyz"
+							  "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
+
+	if (*key == '\'' || *key == '"')
+		return "is in quotes; the file must contain the key alone";
+	if (name > 0 && key[name] == '=' && key[name + 1] != '=' &&
+		key[name + 1] != '\0')
+		return "follows a name and \"=\"; the file must contain the key alone";
+	return bad_header_value(key);
+}
+
+/*
+ * Warn if every user of the machine can read the file, once for each state of
+ * it that is seen.
  */
 static void
-read_key_file(const char *path, char *key)
+warn_if_file_is_readable(const struct stat *st)
 {
+	static time_t warned_of = 0;	/* its st_ctime */
+
+	if ((st->st_mode & S_IRWXO) == 0 || st->st_ctime == warned_of)
+		return;
+	warned_of = st->st_ctime;
+	ereport(WARNING,
+			(errmsg("the file that \"%s\" names has world access",
+					"hrflow_embed.api_key_file"),
+			 errdetail("Every operating system user of the database server can use the API key."),
+			 errhint("Set its permissions to u=rw (0600).")));
+}
+
+/*
+ * Read the key file into key_file.
+ *
+ * The file is opened without blocking: a FIFO would hold the backend up where
+ * it cannot be cancelled.
+ */
+static void
+read_key_file(void)
+{
+	time_t		now = time(NULL);
+	char	   *key = key_file.key;
+	const char *why;
 	struct stat st;
 	int			length;
 	int			fd;
 
-	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	key_file.is_known = false;
+	fd = OpenTransientFile(api_key_file, O_RDONLY | O_NONBLOCK | PG_BINARY);
 	if (fd < 0 || fstat(fd, &st) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -527,6 +596,7 @@ read_key_file(const char *path, char *key)
 		raise_no_key("hrflow_embed.api_key_file",
 					 "What it names is not a regular file.");
 
+	/* Room for the end of a line, and for one byte more: then it is too long. */
 	length = read(fd, key, HRFLOW_MAX_KEY + 3);
 	if (length < 0)
 		ereport(ERROR,
@@ -551,43 +621,62 @@ read_key_file(const char *path, char *key)
 
 	if (length == 0)
 		raise_no_key("hrflow_embed.api_key_file", "The file is empty.");
-	if (strlen(key) != length)
+	why = strlen(key) != length ? "has a NUL in it" : bad_key_file(key);
+	if (why != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid HrFlow API key in \"%s\"",
 						"hrflow_embed.api_key_file"),
-				 errdetail("The key has a NUL in it.")));
+				 errdetail("The key %s.", why)));
+
+	key_file.assignments = assignments;
+	key_file.device = st.st_dev;
+	key_file.inode = st.st_ino;
+	key_file.size = st.st_size;
+	key_file.mtime = st.st_mtime;
+	key_file.ctime = st.st_ctime;
+
+	/*
+	 * A change within the second of the last one would leave the times as
+	 * they are, and file systems with times of two seconds exist.
+	 */
+	key_file.is_settled = now - st.st_ctime > 2;
+	key_file.is_known = true;
+	warn_if_file_is_readable(&st);
 }
 
 /*
- * The key to send, in "buffer" or where the setting keeps it.
+ * The key to send; valid until the next call.
+ *
+ * Every statement looks whether the key file has changed, so that a rotated key
+ * is used at once, and reads it only then.
  */
 static const char *
-find_key(char *buffer)
+find_key(void)
 {
-	const char *setting = "hrflow_embed.api_key";
-	const char *key = api_key;
+	struct stat st;
 	const char *why;
 
-	if (api_key == NULL || *api_key == '\0')
+	if (api_key != NULL && *api_key != '\0')
 	{
-		if (api_key_file == NULL || *api_key_file == '\0')
+		why = bad_header_value(api_key);
+		if (why != NULL)
 			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("no HrFlow API key is configured"),
-					 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
-		setting = "hrflow_embed.api_key_file";
-		read_key_file(api_key_file, buffer);
-		key = buffer;
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid HrFlow API key in \"%s\"",
+							"hrflow_embed.api_key"),
+					 errdetail("The key %s.", why)));
+		return api_key;
 	}
-
-	why = bad_header_value(key);
-	if (why != NULL)
+	if (api_key_file == NULL || *api_key_file == '\0')
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"", setting),
-				 errdetail("The key %s.", why)));
-	return key;
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no HrFlow API key is configured"),
+				 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
+
+	if (stat(api_key_file, &st) != 0 || !is_same_key_file(&st))
+		read_key_file();
+	return key_file.key;
 }
 
 /*
@@ -703,7 +792,6 @@ hrflow_settings_pin(const HrflowSettings *settings)
 const HrflowSettings *
 hrflow_settings_get(bool need_key)
 {
-	char		buffer[HRFLOW_MAX_KEY + 4];
 	const char *key;
 	SettingsCopy *copy;
 
@@ -713,7 +801,7 @@ hrflow_settings_get(bool need_key)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("hrflow_embed cannot read its settings during a parallel operation"),
 				 errhint("Add hrflow_embed to session_preload_libraries, or call one of its functions before.")));
-	key = need_key ? find_key(buffer) : "";
+	key = need_key ? find_key() : "";
 	if (current_assignments == assignments &&
 		(!need_key || strcmp(current->settings.api_key, key) == 0))
 		return hrflow_settings_pin(&current->settings);

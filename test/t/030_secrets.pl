@@ -203,9 +203,12 @@ foreach my $case (
 	[ 'a space', "askr 0123456789abcdef0123", '22023' ],
 	[ 'a NUL', "askr_0123456789abcdef0123\0x", '22023' ],
 	[ 'UTF-8', "askr_0123456789abcdef0123\xc3\xa9", '22023' ],
-	[ 'an injected header', "askr_0123456789abcdef0123\r\nX-Evil: 1", '22023' ])
+	[ 'an injected header', "askr_0123456789abcdef0123\r\nX-Evil: 1", '22023' ],
+	[ 'quotes', qq("$key"\n), '22023', 'is in quotes' ],
+	[ 'a name and a value', "HRFLOW_API_KEY=$key\n", '22023', 'follows a name and "="' ],
+	[ 'a name and a value in quotes', "api_key='$key'\n", '22023', 'follows a name and "="' ])
 {
-	my ($name, $content, $state) = @$case;
+	my ($name, $content, $state, $detail) = @$case;
 	$node->write_key($content);
 	$api->reset;
 	my $printed = $session->ask($call);
@@ -213,6 +216,10 @@ foreach my $case (
 		$printed,
 		qr/ERROR:  $state:.*hrflow_embed\.api_key_file/,
 		"a key file with $name is refused, and the setting is named");
+	like(
+		$printed,
+		qr/DETAIL:  The key $detail; the file must contain the key alone/,
+		"a key file with $name is refused with the reason") if $detail;
 	unlike($printed, qr/$secret|X-Evil/, "the content of a key file with $name is not shown");
 	is(scalar($api->log), 0, "a key file with $name sends no request");
 }
@@ -252,6 +259,51 @@ SKIP:
 }
 $node->write_key($key);
 
+# A file that has not changed for some seconds is not read again; one that has,
+# is, whatever was done to hide it
+SKIP:
+{
+	my $reads = sub {
+		my $io = '/proc/' . $session->pid . '/io';
+		return -r $io && PostgreSQL::Test::Utils::slurp_file($io) =~ /^syscr: (\d+)/m ? $1 : undef;
+	};
+	skip '/proc is not to be had', 5 unless defined $reads->();
+
+	my $calls =
+	  q{SELECT count(hrflow_profile_embedding('s', 'p' || i)) FROM generate_series(1, 100) i;};
+	my $changed = (stat $path)[10];
+	select(undef, undef, undef, 0.1) until time - $changed > 3.1;
+	like($session->ask($calls), qr/^100$/m, 'calls with a key file that is some seconds old work');
+	my $before = $reads->();
+	$session->ask($calls);
+	cmp_ok($reads->() - $before, '<', 50, 'a key file that has not changed is not read again');
+	$before = $reads->();
+	my @times = (stat $path)[ 8, 9 ];
+	open(my $file, '+<', $path) or die $!;
+	print $file $rotated;
+	close $file          or die $!;
+	utime(@times, $path) or die $!;
+	$session->ask($call);
+	is(key_sent(), $rotated,
+		'a key written over the old one, of the same length and time, is used at once');
+	$before = $reads->();
+	$session->ask($calls);
+	cmp_ok($reads->() - $before, '>=', 100,
+		'a key file that has just changed is read by each call');
+	$node->write_key($key);
+	$session->ask($call);
+	is(key_sent(), $key, 'a key file that changes twice within a second is read again');
+}
+
+# Others may not read the file
+my $warning = qr/WARNING: .* the file that "hrflow_embed.api_key_file" names has world access/;
+chmod 0640, $path;
+unlike($session->ask($call), qr/WARNING/, 'there is no warning where the group may read the file');
+chmod 0604, $path;
+like($session->ask($call), $warning, 'there is a warning where everybody may read the file');
+unlike($session->ask($call), qr/WARNING/, 'the warning is not repeated in a session');
+chmod 0600, $path;
+
 # A key of the session's own
 like($session->ask("SET hrflow_embed.api_key = '$rotated'; $call"),
 	qr/called/, 'a superuser may set a key for a session');
@@ -259,8 +311,8 @@ is(key_sent(), $rotated, 'a key set in the session overrides the key file');
 like($session->ask('SHOW hrflow_embed.api_key;'),
 	qr/^\*{8}$/m, 'a key set in the session is shown as asterisks');
 $session->ask("RESET hrflow_embed.api_key; $call");
-is(key_sent(), $key, 'until RESET');
-$session->ask('RESET ends the use of a key set in the session');
+is(key_sent(), $key, 'RESET ends the use of a key set in the session');
+$session->ask("SET hrflow_embed.api_key = '$rotated'; DISCARD ALL; $call");
 is(key_sent(), $key, 'DISCARD ALL ends the use of a key set in the session');
 $session->ask("BEGIN; SET LOCAL hrflow_embed.api_key = '$rotated'; COMMIT; $call");
 is(key_sent(), $key, 'the end of the transaction ends the use of a key set with SET LOCAL');

@@ -61,6 +61,7 @@ sub write_key
 
 	open(my $file, '>', $self->key_file) or die $!;
 	binmode $file;
+	chmod 0600, $self->key_file or die $!;
 	print $file $content;
 	close $file or die $!;
 	return;
