@@ -70,6 +70,33 @@ COMMENT ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text
 REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) FROM PUBLIC;
 
 --
+-- Support for the planner
+--
+
+-- Support functions of the functions for many: the number of rows they return,
+-- by the number of elements of their arrays and, where there is a row for each
+-- item, by what "fields" asks for.
+CREATE FUNCTION hrflow_elements_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_elements_support(internal) IS
+'planner support for functions with a row for each element of their arrays';
+
+REVOKE ALL ON FUNCTION hrflow_elements_support(internal) FROM PUBLIC;
+
+CREATE FUNCTION hrflow_items_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_items_support(internal) IS
+'planner support for functions with a row for each item of a profile';
+
+REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
+
+--
 -- Many profiles at once
 --
 
@@ -122,14 +149,44 @@ RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
 	profile_email text, status text, http_status int, data jsonb, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) IS
 'links to the embeddings of many profiles at once; one request for each';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
--- The same, and the vectors themselves: each profile's links are fetched as
+-- The same, with a row for each link: one where there is none.
+--
+--   section, item        as hrflow_profile_embedding_links() returns them;
+--                        NULL where the row is about the profile as a whole,
+--                        or where it has no links ('ok', and link NULL)
+--   link                 when 'ok'; it is valid for 20 minutes, and grants
+--                        whoever has it a person's data
+--
+-- Cost: one request for each distinct element, and one for each further try.
+-- Errors: as hrflow_profile_embeddings().
+CREATE FUNCTION hrflow_profile_links(
+	source_id text,
+	profile_ids text[] DEFAULT NULL,
+	fields jsonb DEFAULT NULL,
+	profile_references text[] DEFAULT NULL,
+	profile_emails text[] DEFAULT NULL)
+RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
+	profile_email text, section text, item int, link text, status text,
+	http_status int, error text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_items_support;
+
+COMMENT ON FUNCTION hrflow_profile_links(text, text[], jsonb, text[], text[]) IS
+'links to the embeddings of many profiles, a row each; one request for each profile';
+
+REVOKE ALL ON FUNCTION hrflow_profile_links(text, text[], jsonb, text[], text[]) FROM PUBLIC;
+
+-- The same again, and the vectors themselves: each profile's links are fetched as
 -- they arrive.  A row for every vector, or one where there is none.
 --
 --   section, item        as hrflow_profile_embedding_links() returns them;
@@ -153,7 +210,8 @@ RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
 	http_status int, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_items_support;
 
 COMMENT ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) IS
 'embeddings of many profiles at once, a row for each vector; one request for each profile';
@@ -193,7 +251,8 @@ RETURNS TABLE (ordinality bigint, link text, vector real[], status text,
 	http_status int, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_fetch_vectors(text[]) IS
 'vectors that many links of the HrFlow API lead to';
@@ -302,7 +361,8 @@ RETURNS TABLE (ordinality bigint, vector real[], status text, http_status int,
 	error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_text_embeddings(text[]) IS
 'embeddings of many texts at once; one request for each';

@@ -645,10 +645,28 @@ note_try(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Have the links in a profile's data fetched.
+ * Hand out a link in a profile's data.
  */
 static void
-queue_links_of_answer(Batch *batch, int element, HrflowResult *result)
+put_link(Batch *batch, int element, const HrflowResult *result,
+		 const HrflowLink *link)
+{
+	HrflowOutcome outcome = {
+		.result = result,
+		.section = link->section,
+		.item = link->item,
+		.link = link->url
+	};
+
+	put_outcome(batch, element, &outcome, false);
+	note_outcome(batch, element, result);
+}
+
+/*
+ * Have the links in a profile's data fetched, or hand them out.
+ */
+static void
+take_links_of_answer(Batch *batch, int element, HrflowResult *result)
 {
 	Jsonb	   *fields = batch->source->methods->fields(batch->source, element);
 	List	   *links;
@@ -668,7 +686,11 @@ queue_links_of_answer(Batch *batch, int element, HrflowResult *result)
 		{
 			HrflowLink *link = lfirst(cell);
 
-			queue_link(batch, element, link->url, link->section, link->item);
+			if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
+				put_link(batch, element, result, link);
+			else
+				queue_link(batch, element, link->url, link->section,
+						   link->item);
 		}
 	}
 }
@@ -707,8 +729,9 @@ take_reply(Batch *batch, HrflowReply *reply)
 	if (!is_link)
 		note_answer(batch, request->element, &result);
 	if (!is_link && result.status == HRFLOW_OK &&
-		batch->sink->methods->follows_links && result.data != NULL)
-		queue_links_of_answer(batch, request->element, &result);
+		batch->sink->methods->link_use != HRFLOW_LINKS_KEPT &&
+		result.data != NULL)
+		take_links_of_answer(batch, request->element, &result);
 	else
 	{
 		put_result_of_request(batch, request, &result, false);

@@ -25,6 +25,7 @@ typedef struct HrflowOutcome
 	const char *section;		/* of the link; NULL: this is about the
 								 * element as a whole */
 	int			item;			/* 0-based within the section */
+	const char *link;			/* where links are listed; else NULL */
 	bool		unasked;		/* it was not asked for to the end, for a
 								 * reason that is not the element's */
 } HrflowOutcome;
@@ -102,10 +103,19 @@ typedef struct HrflowBatchSummary
 	HrflowResult refusal;
 } HrflowBatchSummary;
 
+/*
+ * What is done with the links in an answer about a profile.
+ */
+typedef enum HrflowLinkUse
+{
+	HRFLOW_LINKS_KEPT,			/* nothing: they are in the answer's data */
+	HRFLOW_LINKS_LISTED,		/* each is an outcome */
+	HRFLOW_LINKS_FOLLOWED		/* the vector that each leads to is an outcome */
+} HrflowLinkUse;
+
 typedef struct HrflowSinkMethods
 {
-	/* Fetch the vectors that answers about profiles link to? */
-	bool		follows_links;
+	HrflowLinkUse link_use;
 
 	/*
 	 * Is this for a user?  Then a refusal is raised when nothing succeeded,

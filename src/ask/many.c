@@ -22,6 +22,7 @@
 #include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(hrflow_profile_embeddings);
+PG_FUNCTION_INFO_V1(hrflow_profile_links);
 PG_FUNCTION_INFO_V1(hrflow_profile_vectors);
 PG_FUNCTION_INFO_V1(hrflow_fetch_vectors);
 PG_FUNCTION_INFO_V1(hrflow_text_embeddings);
@@ -391,6 +392,7 @@ typedef enum RowColumn
 	COLUMN_END,					/* there is no further column */
 	COLUMN_SECTION,
 	COLUMN_ITEM,
+	COLUMN_LINK,
 	COLUMN_VECTOR,
 	COLUMN_STATUS,
 	COLUMN_HTTP_STATUS,
@@ -400,6 +402,11 @@ typedef enum RowColumn
 
 static const RowColumn embedding_columns[] = {
 	COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_DATA, COLUMN_ERROR, COLUMN_END
+};
+
+static const RowColumn profile_link_columns[] = {
+	COLUMN_SECTION, COLUMN_ITEM, COLUMN_LINK, COLUMN_STATUS,
+	COLUMN_HTTP_STATUS, COLUMN_ERROR, COLUMN_END
 };
 
 static const RowColumn profile_vector_columns[] = {
@@ -447,6 +454,11 @@ make_column(RowColumn column, const HrflowOutcome *outcome, Datum *value)
 		case COLUMN_ITEM:
 			*value = Int32GetDatum(outcome->item);
 			return outcome->section != NULL;
+		case COLUMN_LINK:
+			if (outcome->link == NULL)
+				return false;
+			*value = CStringGetTextDatum(outcome->link);
+			return true;
 		case COLUMN_VECTOR:
 			*value = PointerGetDatum(result->vector);
 			return result->vector != NULL;
@@ -507,8 +519,14 @@ static const HrflowSinkMethods row_sink_methods = {
 	.put = put_row
 };
 
+static const HrflowSinkMethods link_row_sink_methods = {
+	.link_use = HRFLOW_LINKS_LISTED,
+	.reports = true,
+	.put = put_row
+};
+
 static const HrflowSinkMethods vector_row_sink_methods = {
-	.follows_links = true,
+	.link_use = HRFLOW_LINKS_FOLLOWED,
 	.reports = true,
 	.put = put_row
 };
@@ -566,6 +584,24 @@ hrflow_profile_embeddings(PG_FUNCTION_ARGS)
 	init_profile_source(&source, fcinfo);
 	return return_rows(fcinfo, &source, 3, &row_sink_methods,
 					   embedding_columns);
+}
+
+/*
+ * hrflow_profile_links(source_id text, profile_ids text[], fields jsonb,
+ *						profile_references text[], profile_emails text[])
+ *		RETURNS TABLE (ordinality bigint, profile_id text,
+ *					   profile_reference text, profile_email text,
+ *					   section text, item int, link text, status text,
+ *					   http_status int, error text)
+ */
+Datum
+hrflow_profile_links(PG_FUNCTION_ARGS)
+{
+	ArraySource source = {.base.methods = &profile_source_methods};
+
+	init_profile_source(&source, fcinfo);
+	return return_rows(fcinfo, &source, 3, &link_row_sink_methods,
+					   profile_link_columns);
 }
 
 /*

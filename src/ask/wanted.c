@@ -124,7 +124,7 @@ static const HrflowSourceMethods wanted_source_methods = {
 };
 
 static const HrflowSinkMethods wanted_sink_methods = {
-	.follows_links = true,
+	.link_use = HRFLOW_LINKS_FOLLOWED,
 	.put = put_wanted
 };
 

@@ -186,6 +186,38 @@ ROLLBACK TO s;
 SELECT count(*) FROM hrflow_profile_embeddings('acme', '{a,b}');
 COMMIT;
 
+-- A row for each link: those that hrflow_profile_embedding_links() returns for
+-- each profile
+SELECT ordinality, profile_id, section, item, link IS NOT NULL AS has_link, status, http_status
+FROM hrflow_profile_links('acme', '{nurse-2,missing-1,NULL,novector-1,nurse-2}', '{"profile": 1, "experiences": [0, 2]}')
+ORDER BY ordinality, section, item;
+SELECT count(*)
+FROM hrflow_profile_links('acme', '{nurse-1,welder-2}', '{"profile": 1, "skills": 1}') many
+JOIN LATERAL hrflow_profile_embedding_links('acme', many.profile_id, '{"profile": 1, "skills": 1}') one
+USING (section, item) WHERE regexp_replace(one.link, '\?.*', '') = regexp_replace(many.link, '\?.*', '');
+
+-- The planner knows the number of rows where it knows that of elements
+CREATE FUNCTION estimated_rows(query text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+	plan jsonb;
+BEGIN
+	EXECUTE 'EXPLAIN (FORMAT json) SELECT FROM ' || query INTO plan;
+	RETURN jsonb_path_query_first(plan, 'strict $.**?(@."Node Type" == "Function Scan" && @."Function Name" like_regex "^hrflow")."Plan Rows"');
+END
+$$;
+CREATE TEMP TABLE known AS SELECT 'p' || i AS id FROM generate_series(1, 5000) i;
+ANALYZE known;
+SELECT query, estimated_rows('hrflow_' || query) FROM (VALUES
+	($$profile_embeddings('acme', '{a,b,c}')$$),
+	($$profile_embeddings('acme', NULL, NULL, ARRAY['a', current_user])$$),
+	($$profile_vectors('acme', '{a,b,c}', '{"profile": 1, "experiences": [0, 2]}')$$),
+	($$profile_links('acme', (SELECT array_agg(id) FROM known), '{"profile": 1, "skills": 1}')$$),
+	($$text_embeddings(ARRAY(SELECT id FROM known LIMIT 100))$$),
+	($$fetch_vectors(ARRAY(SELECT id FROM known))$$),
+	($$profile_embeddings('acme', string_to_array(current_user, 'x'))$$)) q(query);
+DROP FUNCTION estimated_rows;
+
 -- EXPLAIN asks for nothing
 SELECT hrflow_embed_stats_reset();
 EXPLAIN (COSTS OFF) SELECT hrflow_profile_embedding('acme', 'a');
