@@ -434,7 +434,7 @@ hrflow_settings_define(void)
 							   "A list with commas; \"*\" stands for any characters but a dot. A host that is named without \"*\" may have a private address.",
 							   &link_hosts,
 							   "*.s3.amazonaws.com, *.s3.*.amazonaws.com",
-							   PGC_SUSET, 0,
+							   PGC_SUSET, GUC_LIST_INPUT,
 							   check_link_hosts, assign_string, NULL);
 	DefineCustomIntVariable("hrflow_embed.connect_timeout",
 							"Time one try may take to connect.",
