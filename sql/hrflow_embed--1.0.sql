@@ -137,7 +137,8 @@ REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 -- Cost: one request for each distinct element, and one for each further try.
 -- Errors: 22023 arrays that do not fit, an invalid setting or source; 55000
 -- no API key; 28000, 53400 refused as above; 08001, 08006, 58000 the API is
--- down; 42501 links are not allowed (of hrflow_profile_vectors).
+-- down; 42501 links are not allowed (of hrflow_profile_vectors); 0A000 in a
+-- query that Citus runs on a shard, where every shard would ask for all.
 -- Source: https://developers.hrflow.ai, "Get Profile Embedding".
 CREATE FUNCTION hrflow_profile_embeddings(
 	source_id text,

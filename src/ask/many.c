@@ -19,6 +19,7 @@
 #include "nodes/primnodes.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(hrflow_profile_embeddings);
@@ -538,6 +539,28 @@ static const HrflowSinkMethods vector_row_sink_methods = {
  */
 
 /*
+ * Raise an error if this is a query that Citus runs on one shard of a table.
+ *
+ * Citus sends a join with a function in FROM to every shard, once the function's
+ * arguments are known, and each of them would request all elements.  It marks
+ * these connections by their application_name, and those of its functions such
+ * as run_command_on_workers() otherwise (tried with Citus 13.2.2).
+ */
+static void
+check_not_in_shard_query(const HrflowSettings *settings)
+{
+	const char *mark = "citus_internal";
+
+	if (!settings->allow_in_shard_queries && application_name != NULL &&
+		strncmp(application_name, mark, strlen(mark)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a batch cannot run in a query on a shard"),
+				 errdetail("Every shard of the table would send all requests of the batch."),
+				 errhint("Move the function call into WITH v AS MATERIALIZED (...), or set hrflow_embed.allow_in_shard_queries.")));
+}
+
+/*
  * Ask for all elements of a source, and return them as rows: the ordinality,
  * the first "nidentifiers" arrays of the source, and "columns".
  */
@@ -562,6 +585,7 @@ return_rows(FunctionCallInfo fcinfo, ArraySource *source, int nidentifiers,
 
 	source->base.settings =
 		hrflow_settings_get(!source->base.methods->is_links);
+	check_not_in_shard_query(source->base.settings);
 	source->text_url = hrflow_request_url(source->base.settings->base_url,
 										  HRFLOW_TEXT);
 	hrflow_batch_run(&source->base, &sink.base,

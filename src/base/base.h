@@ -116,6 +116,7 @@ typedef struct HrflowSettings
 	int			max_concurrency;	/* requests in flight */
 	int			max_requests_per_minute;	/* of the API; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
+	bool		allow_in_shard_queries; /* batches, where Citus runs them */
 } HrflowSettings;
 
 /*
@@ -176,6 +177,10 @@ hrflow_context_pop(ErrorContextCallback *context)
 extern void hrflow_settings_define(void);
 extern const HrflowSettings *hrflow_settings_get(bool need_key);
 extern const HrflowSettings *hrflow_settings_pin(const HrflowSettings *settings);
+
+/* in key.c */
+extern const char *hrflow_key_problem(const char *value);
+extern const char *hrflow_key_read(const char *path);
 
 /* in status.c */
 extern const char *hrflow_status_name(HrflowStatus status);

@@ -14,17 +14,12 @@
  */
 #include "postgres.h"
 
-#include <fcntl.h>
 #include <limits.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "base/base.h"
 #include "miscadmin.h"
-#include "storage/fd.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/varlena.h"
@@ -54,6 +49,7 @@ static int	max_attempts = 4;
 static int	max_concurrency = 32;
 static int	max_requests_per_minute = 0;
 static int	max_response_size = 4096;
+static bool allow_in_shard_queries = false;
 
 /*
  * The settings as they were at one time.  A snapshot never changes, and lives
@@ -109,22 +105,6 @@ refuse(const char *name, const char *why)
 }
 
 /*
- * Why a string cannot be the value of an HTTP header, or NULL.
- */
-static const char *
-bad_header_value(const char *value)
-{
-	if (strlen(value) > HRFLOW_MAX_KEY)
-		return "is too long";
-	for (const char *p = value; *p; p++)
-	{
-		if (*p <= ' ' || *p > '~')
-			return "has a space, a control character or one that is not ASCII";
-	}
-	return NULL;
-}
-
-/*
  * Will this value be kept in pg_db_role_setting or pg_proc, which everyone
  * can read, or does it come from there?
  */
@@ -139,7 +119,7 @@ in_catalog(GucSource source)
 static bool
 check_api_key(char **newval, void **extra, GucSource source)
 {
-	const char *why = bad_header_value(*newval);
+	const char *why = hrflow_key_problem(*newval);
 
 	if (**newval == '\0')
 		return true;
@@ -167,7 +147,7 @@ check_api_key(char **newval, void **extra, GucSource source)
 static bool
 check_api_user(char **newval, void **extra, GucSource source)
 {
-	const char *why = bad_header_value(*newval);
+	const char *why = hrflow_key_problem(*newval);
 
 	return why == NULL || refuse("hrflow_embed.api_user", why);
 }
@@ -292,6 +272,12 @@ assign_string(const char *newval, void *extra)
 
 static void
 assign_int(int newval, void *extra)
+{
+	assignments++;
+}
+
+static void
+assign_bool(bool newval, void *extra)
 {
 	assignments++;
 }
@@ -479,6 +465,12 @@ hrflow_settings_define(void)
 							HRFLOW_MAX_BUFFERED / 1024,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, assign_int, NULL);
+	DefineCustomBoolVariable("hrflow_embed.allow_in_shard_queries",
+							 "Allows batches in the queries that Citus runs on shards.",
+							 "Each shard would send all requests of the batch.",
+							 &allow_in_shard_queries, false,
+							 PGC_USERSET, 0,
+							 NULL, assign_bool, NULL);
 
 	MarkGUCPrefixReserved("hrflow_embed");
 
@@ -493,173 +485,17 @@ hrflow_settings_define(void)
  * ------------------------------------------------------------------------
  */
 
-static void
-raise_no_key(const char *setting, const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("no HrFlow API key in \"%s\"", setting),
-			 errdetail("%s", detail)));
-}
-
-/*
- * The key file as it was last read.
- */
-static struct
-{
-	bool		is_known;		/* all that follows is valid */
-	uint64		assignments;	/* of settings, when it was read */
-	dev_t		device;
-	ino_t		inode;
-	off_t		size;
-	time_t		mtime;
-	time_t		ctime;
-	bool		is_settled;		/* a later change alters "ctime" */
-	char		key[HRFLOW_MAX_KEY + 4];	/* safe in a header */
-}			key_file;
-
-/*
- * Is the file that this describes the one that was last read, unchanged?
- */
-static bool
-is_same_key_file(const struct stat *st)
-{
-	return key_file.is_known && key_file.is_settled &&
-		key_file.assignments == assignments &&
-		key_file.device == st->st_dev && key_file.inode == st->st_ino &&
-		key_file.size == st->st_size && key_file.mtime == st->st_mtime &&
-		key_file.ctime == st->st_ctime;
-}
-
-/*
- * Why what a file holds is not a key, although a header could have it; or NULL.
- * These are what people write in such files.
- */
-static const char *
-bad_key_file(const char *key)
-{
-	size_t		name = strspn(key, "abcdefghijklmnopqrstuvwxyz"
-							  "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
-
-	if (*key == '\'' || *key == '"')
-		return "is in quotes; the file must contain the key alone";
-	if (name > 0 && key[name] == '=' && key[name + 1] != '=' &&
-		key[name + 1] != '\0')
-		return "follows a name and \"=\"; the file must contain the key alone";
-	return bad_header_value(key);
-}
-
-/*
- * Warn if every user of the machine can read the file, once for each state of
- * it that is seen.
- */
-static void
-warn_if_file_is_readable(const struct stat *st)
-{
-	static time_t warned_of = 0;	/* its st_ctime */
-
-	if ((st->st_mode & S_IRWXO) == 0 || st->st_ctime == warned_of)
-		return;
-	warned_of = st->st_ctime;
-	ereport(WARNING,
-			(errmsg("the file that \"%s\" names has world access",
-					"hrflow_embed.api_key_file"),
-			 errdetail("Every operating system user of the database server can use the API key."),
-			 errhint("Set its permissions to u=rw (0600).")));
-}
-
-/*
- * Read the key file into key_file.
- *
- * The file is opened without blocking: a FIFO would hold the backend up where
- * it cannot be cancelled.
- */
-static void
-read_key_file(void)
-{
-	time_t		now = time(NULL);
-	char	   *key = key_file.key;
-	const char *why;
-	struct stat st;
-	int			length;
-	int			fd;
-
-	key_file.is_known = false;
-	fd = OpenTransientFile(api_key_file, O_RDONLY | O_NONBLOCK | PG_BINARY);
-	if (fd < 0 || fstat(fd, &st) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read the file that \"%s\" names: %m",
-						"hrflow_embed.api_key_file"),
-				 errhint("The operating system user of the database server must be able to read it.")));
-	if (!S_ISREG(st.st_mode))
-		raise_no_key("hrflow_embed.api_key_file",
-					 "What it names is not a regular file.");
-
-	/* Room for the end of a line, and for one byte more: then it is too long. */
-	length = read(fd, key, HRFLOW_MAX_KEY + 3);
-	if (length < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read the file that \"%s\" names: %m",
-						"hrflow_embed.api_key_file")));
-	CloseTransientFile(fd);
-
-	if (length > HRFLOW_MAX_KEY + 2)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"",
-						"hrflow_embed.api_key_file"),
-				 errdetail("The file is longer than %d bytes.",
-						   HRFLOW_MAX_KEY)));
-
-	if (length > 0 && key[length - 1] == '\n')
-		length--;
-	if (length > 0 && key[length - 1] == '\r')
-		length--;
-	key[length] = '\0';
-
-	if (length == 0)
-		raise_no_key("hrflow_embed.api_key_file", "The file is empty.");
-	why = strlen(key) != length ? "has a NUL in it" : bad_key_file(key);
-	if (why != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"",
-						"hrflow_embed.api_key_file"),
-				 errdetail("The key %s.", why)));
-
-	key_file.assignments = assignments;
-	key_file.device = st.st_dev;
-	key_file.inode = st.st_ino;
-	key_file.size = st.st_size;
-	key_file.mtime = st.st_mtime;
-	key_file.ctime = st.st_ctime;
-
-	/*
-	 * A change within the second of the last one would leave the times as
-	 * they are, and file systems with times of two seconds exist.
-	 */
-	key_file.is_settled = now - st.st_ctime > 2;
-	key_file.is_known = true;
-	warn_if_file_is_readable(&st);
-}
-
 /*
  * The key to send; valid until the next call.
- *
- * Every statement looks whether the key file has changed, so that a rotated key
- * is used at once, and reads it only then.
  */
 static const char *
 find_key(void)
 {
-	struct stat st;
 	const char *why;
 
 	if (api_key != NULL && *api_key != '\0')
 	{
-		why = bad_header_value(api_key);
+		why = hrflow_key_problem(api_key);
 		if (why != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -673,10 +509,7 @@ find_key(void)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("no HrFlow API key is configured"),
 				 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
-
-	if (stat(api_key_file, &st) != 0 || !is_same_key_file(&st))
-		read_key_file();
-	return key_file.key;
+	return hrflow_key_read(api_key_file);
 }
 
 /*
@@ -736,7 +569,8 @@ take_copy(const char *key)
 				.max_attempts = max_attempts,
 				.max_concurrency = max_concurrency,
 				.max_requests_per_minute = max_requests_per_minute,
-				.max_response_size = (size_t) max_response_size * 1024
+				.max_response_size = (size_t) max_response_size * 1024,
+				.allow_in_shard_queries = allow_in_shard_queries
 		},
 			.context = context,
 			.npins = 1
@@ -807,7 +641,7 @@ hrflow_settings_get(bool need_key)
 		return hrflow_settings_pin(&current->settings);
 
 	check_at_use("hrflow_embed.base_url", bad_base_url(base_url));
-	check_at_use("hrflow_embed.api_user", bad_header_value(api_user));
+	check_at_use("hrflow_embed.api_user", hrflow_key_problem(api_user));
 	check_at_use("hrflow_embed.proxy", bad_proxy(proxy));
 	check_at_use("hrflow_embed.link_hosts", hrflow_link_bad_hosts(link_hosts));
 

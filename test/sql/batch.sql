@@ -225,4 +225,20 @@ EXPLAIN (COSTS OFF) SELECT * FROM hrflow_profile_embeddings('acme', '{a}') WHERE
 EXPLAIN (COSTS OFF) SELECT c.name, l.link FROM candidate c, hrflow_profile_embedding_links('acme', c.hrflow_id) l;
 SELECT requests FROM hrflow_embed_stats;
 
+-- In a query that Citus runs on a shard, each shard would ask for everything
+SET application_name = 'citus_internal gpid=10000000042';
+SELECT * FROM hrflow_profile_embeddings('acme', '{a,b}'); -- error
+SELECT * FROM hrflow_profile_vectors('acme', '{a,b}'); -- error
+SELECT * FROM hrflow_text_embeddings('{a,b}'); -- error
+SELECT * FROM hrflow_fetch_vectors('{https://b.s3.amazonaws.com/x}'); -- error
+SELECT requests FROM hrflow_embed_stats;
+SELECT count(*) FROM hrflow_profile_embeddings('acme', '{}');
+SELECT hrflow_profile_embedding('acme', 'a') IS NOT NULL AS single;
+SET hrflow_embed.allow_in_shard_queries = on;
+SELECT status FROM hrflow_profile_embeddings('acme', '{a,b}');
+RESET hrflow_embed.allow_in_shard_queries;
+SET application_name = 'citus_run_command gpid=10000000042';
+SELECT status FROM hrflow_profile_embeddings('acme', '{a,b}');
+RESET application_name;
+
 DROP EXTENSION hrflow_embed;
