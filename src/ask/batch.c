@@ -15,6 +15,8 @@
 #include "ask/batch.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
 /*
@@ -27,6 +29,9 @@
  * pauses between its tries.
  */
 #define PROBE_PAUSE (250 * HRFLOW_MSEC)
+
+/* Microseconds between two lines of progress. */
+#define PROGRESS_INTERVAL (5 * HRFLOW_SEC)
 
 typedef struct Batch
 {
@@ -58,6 +63,9 @@ typedef struct Batch
 	/* Where the sink reports: */
 	HrflowHealth health;
 	HrflowTally tally;
+	bool		shows_progress; /* to a person at a terminal */
+	int64		began_at;
+	int64		shown_at;		/* when progress was shown last */
 } Batch;
 
 /* What becomes of elements that are not done when the time is over. */
@@ -861,6 +869,39 @@ has_succeeded(const Batch *batch)
 }
 
 /*
+ * Does a person wait at a terminal for the batch?  Clients other than psql may
+ * not expect an INFO.
+ */
+static bool
+is_watched(const Batch *batch)
+{
+	return batch->sink->methods->reports && MyBackendType == B_BACKEND &&
+		whereToSendOutput == DestRemote &&
+		strcmp(application_name, "psql") == 0;
+}
+
+/*
+ * Report progress to the client every few seconds.
+ */
+static void
+show_progress(Batch *batch)
+{
+	int64		now = hrflow_clock_now();
+	double		seconds = (now - batch->began_at) / (double) HRFLOW_SEC;
+	int			nelements = batch->source->nelements;
+	int64		nfailed = batch->tally.nrows -
+	batch->tally.by_status[HRFLOW_OK];
+
+	if (now - batch->shown_at < PROGRESS_INTERVAL || batch->next == 0)
+		return;
+	batch->shown_at = now;
+	ereport(INFO,
+			(errmsg("batch: %d of %d elements asked for, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s to go",
+					batch->next, nelements, batch->nrows, nfailed,
+					seconds / batch->next * (nelements - batch->next))));
+}
+
+/*
  * Ask for all elements.
  */
 static void
@@ -882,6 +923,8 @@ ask_for_all(Batch *batch, int time_limit)
 			summary->expired = true;
 			summary->refusal = time_over;
 		}
+		if (batch->shows_progress)
+			show_progress(batch);
 		if (reply != NULL)
 			process_reply(batch, reply);
 		else if (!ask_although_failing(batch))
@@ -948,6 +991,8 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 
 	hrflow_health_init(&batch.health, batch.request_context);
 	batch.tally.context = batch.request_context;
+	batch.shows_progress = is_watched(&batch);
+	batch.began_at = batch.shown_at = hrflow_clock_now();
 
 	hrflow_context_push(&context, add_batch_context, &batch);
 

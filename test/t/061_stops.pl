@@ -157,4 +157,24 @@ foreach my $fault ('reset', 'status=503')
 		0, "No answer is asked for again after \"$fault\".");
 }
 
+#
+# Progress
+#
+{
+	my @psql = ('psql', '-XAtq', '-d', $node->connstr('postgres'));
+	my $statement = 'SELECT count(*) FROM hrflow_profile_embeddings(\'acme\', '
+	  . ids(14, 'fault:latency=1000,id=') . ')';
+	local $ENV{PGAPPNAME} = 'psql';
+
+	IPC::Run::run([ @psql, '-c', 'SET hrflow_embed.max_concurrency = 2', '-c', $statement ],
+		'>', \$out, '2>', \$err);
+	is($out, "14\n", 'A batch that shows progress returns its rows.');
+	my @lines = split /\n/, $err;
+	like(
+		$lines[0] // '',
+		qr/^INFO:  batch: \d+ of 14 elements asked for, \d+ rows so far, 0 of them failed/,
+		'psql shows the progress of a batch that takes seven seconds.');
+	is(scalar(@lines), 1, 'psql shows progress every five seconds.');
+}
+
 done_testing();
