@@ -585,6 +585,19 @@ hrflow_curl_start(HrflowTransfer *transfer)
 						  CURL_HTTP_VERSION_1_1));
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_PIPEWAIT, (long) may_share);
 
+	/*
+	 * Keep texts' connections, which speak HTTP/1.1, from all others.  Once a
+	 * host has a connection of HTTP/2, libcurl 7.88 adds requests also to busy
+	 * ones of HTTP/1.1, and gives the replies to whichever request reads first:
+	 * see test/t/069_http2.pl.  A connection is only used again where the
+	 * versions of TLS that were asked for are equal.  These are equivalent, as
+	 * 1.3 is the latest, but not equal.
+	 */
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_SSLVERSION,
+				  (long) (transfer->post != NULL ?
+						  CURL_SSLVERSION_TLSv1_2 | CURL_SSLVERSION_MAX_TLSv1_3 :
+						  CURL_SSLVERSION_TLSv1_2));
+
 	transfer->error[0] = '\0';
 	*reply = (HrflowReply)
 	{
