@@ -21,6 +21,8 @@
 --
 -- Returns NULL, without a request, when source_id or all three identifiers
 -- are NULL.  A link grants whoever has it a person's data, for 20 minutes.
+-- With hrflow_embed.on_missing = null, NULL also for a profile that is not found
+-- or has no vector; a WARNING at the end of the statement counts these.
 --
 -- Cost: one request, and one more for every further try.
 -- Errors: 22023 invalid argument, setting, source or request; P0002 no such

@@ -195,4 +195,17 @@ hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
 #define ATTRIBUTE_GENERATED_VIRTUAL 'v'
 #endif
 
+/*
+ * PostgreSQL 18 dropped the parameter "execute_once" of ExecutorRun().
+ */
+#if PG_VERSION_NUM >= 180000
+#define HRFLOW_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *query, ScanDirection direction, uint64 count
+#define HRFLOW_EXECUTOR_RUN_ARGUMENTS query, direction, count
+#else
+#define HRFLOW_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *query, ScanDirection direction, uint64 count, bool once
+#define HRFLOW_EXECUTOR_RUN_ARGUMENTS query, direction, count, once
+#endif
+
 #endif							/* HRFLOW_COMPAT_H */

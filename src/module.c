@@ -7,7 +7,7 @@
  */
 #include "postgres.h"
 
-#include "base/base.h"
+#include "ask/ask.h"
 
 HRFLOW_MODULE_MAGIC;
 
@@ -18,4 +18,5 @@ _PG_init(void)
 {
 	hrflow_settings_define();
 	hrflow_shared_define();
+	hrflow_missing_define();
 }

@@ -147,6 +147,11 @@ extern Jsonb *hrflow_check_fields(Jsonb *fields);
 extern const char *hrflow_fields_text(Jsonb *fields);
 extern char *hrflow_make_text_body(Datum input, char **problem);
 
+/* in missing.c */
+extern void hrflow_missing_define(void);
+extern bool hrflow_missing_accept(const HrflowSettings *settings,
+								  const HrflowResult *result);
+
 /* in wanted.c */
 extern bool hrflow_wanted_fetch(HrflowWanted *wanted, int nwanted,
 								int time_limit, HrflowWantedCallback callback,

@@ -174,6 +174,13 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 			PointerGetDatum(call->result.vector) :
 			JsonbPGetDatum(call->result.data);
 
+	if (call->state == HRFLOW_CALL_DONE &&
+		hrflow_missing_accept(call->settings, &call->result))
+	{
+		*isnull = true;
+		return (Datum) 0;
+	}
+
 	hrflow_context_push(&context, add_call_context, call);
 
 	if (call->state == HRFLOW_CALL_INVALID)

@@ -13,6 +13,7 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(hrflow_profile_embedding);
@@ -93,8 +94,23 @@ make_profile_url(const HrflowCall *call)
 }
 
 /*
- * An id may be logged; a reference or an e-mail address is personal data and
- * stays out of the log.
+ * Report an identifier that is personal data, which stays out of the log: by
+ * the first 4 bytes of its SHA-256, so that whoever has the data can find it.
+ */
+static void
+add_fingerprint_context(const char *kind, const char *identifier)
+{
+	bytea	   *data = (bytea *) cstring_to_text(identifier);
+	bytea	   *hash = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
+														   PointerGetDatum(data)));
+	const unsigned char *bytes = (const unsigned char *) VARDATA_ANY(hash);
+
+	errcontext("HrFlow profile, by its %s, whose SHA-256 begins with %02x%02x%02x%02x",
+			   kind, bytes[0], bytes[1], bytes[2], bytes[3]);
+}
+
+/*
+ * An id may be logged; a reference or an e-mail address may not.
  */
 static void
 add_profile_context(const HrflowCall *call)
@@ -103,9 +119,10 @@ add_profile_context(const HrflowCall *call)
 		errcontext("HrFlow profile \"%.*s\"",
 				   pg_mbcliplen(call->id, strlen(call->id), 64), call->id);
 	else if (call->query.profile.profile_reference != NULL)
-		errcontext("HrFlow profile, by its reference");
+		add_fingerprint_context("reference",
+								call->query.profile.profile_reference);
 	else
-		errcontext("HrFlow profile, by its e-mail");
+		add_fingerprint_context("e-mail", call->query.profile.profile_email);
 }
 
 /*

@@ -113,6 +113,9 @@ typedef struct HrflowSettings
 	int			request_timeout;	/* milliseconds, one try, all of it */
 	int			batch_timeout;	/* milliseconds, a whole statement; 0: none */
 	int			max_attempts;	/* tries of one request, the first included */
+	bool		missing_is_null;	/* of functions that return one value: for
+									 * a profile or job that is not found or
+									 * has no vector; else it is an error */
 	int			max_concurrency;	/* requests in flight */
 	int			max_requests_per_minute;	/* of the API; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */

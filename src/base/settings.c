@@ -33,6 +33,19 @@ static const struct config_enum_entry dialect_options[] = {
 	{NULL, 0, false}
 };
 
+/* What a call returns for a profile or job that has no vector. */
+typedef enum OnMissing
+{
+	ON_MISSING_ERROR,
+	ON_MISSING_NULL
+}			OnMissing;
+
+static const struct config_enum_entry on_missing_options[] = {
+	{"error", ON_MISSING_ERROR, false},
+	{"null", ON_MISSING_NULL, false},
+	{NULL, 0, false}
+};
+
 /* The values, as PostgreSQL keeps them. */
 static char *api_key = NULL;
 static char *api_key_file = NULL;
@@ -46,6 +59,7 @@ static int	connect_timeout = 5000;
 static int	request_timeout = 30000;
 static int	batch_timeout = 0;
 static int	max_attempts = 4;
+static int	on_missing = ON_MISSING_ERROR;
 static int	max_concurrency = 32;
 static int	max_requests_per_minute = 0;
 static int	max_response_size = 4096;
@@ -458,6 +472,12 @@ hrflow_settings_define(void)
 							&max_attempts, 4, 1, 20,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
+	DefineCustomEnumVariable("hrflow_embed.on_missing",
+							 "What is done when a profile or job is not found or has no vector.",
+							 "\"null\": a function that returns one value returns NULL, and a WARNING counts them.",
+							 &on_missing, ON_MISSING_ERROR, on_missing_options,
+							 PGC_USERSET, 0,
+							 NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_response_size",
 							"Largest reply that is read, after decompression.",
 							NULL,
@@ -567,6 +587,7 @@ take_copy(const char *key)
 				.request_timeout = request_timeout,
 				.batch_timeout = batch_timeout,
 				.max_attempts = max_attempts,
+				.missing_is_null = on_missing == ON_MISSING_NULL,
 				.max_concurrency = max_concurrency,
 				.max_requests_per_minute = max_requests_per_minute,
 				.max_response_size = (size_t) max_response_size * 1024,
