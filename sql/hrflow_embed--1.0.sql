@@ -749,66 +749,128 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- Ranking
 --
 
--- The profiles of a store that are nearest to a vector, by cosine similarity,
--- best first.
---
---   query     such as hrflow_job_vector() or hrflow_text_embedding()
---   k         rows, 1 to 10000: one a profile, its best item of the section
---   section   of the profiles
---
--- Where the store has an index of pgvector's for the section, as
--- hrflow_index_statement() makes it, it is used, and the result is as
--- approximate as the index; else every vector of the section is compared.
--- Vectors of another dimension than query's are left out (with a WARNING where
--- all are), as are arrays of two dimensions or with nulls.  profile_id is the
--- store's identifier: the reference or the e-mail where it was made so.
+-- Cosine similarity of a stored vector, as real[] or as pgvector's vector or
+-- halfvec, with a query, computed in double precision.  NULL where there is
+-- none: the dimensions differ, or one of the two is zero, infinite or NaN, has
+-- nulls, or is an array of two dimensions.
 --
 -- Cost: none, no network.
--- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
--- tables; 42P01, 42809 not a store.
+-- Errors: 42804 the first argument is of another type.
+CREATE FUNCTION hrflow_vector_similarity(vector "any", query real[])
+RETURNS double precision
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+COST 20;
+
+COMMENT ON FUNCTION hrflow_vector_similarity("any", real[]) IS
+'cosine similarity of a stored vector with a query, or NULL';
+
+-- The profiles of a store that are nearest to a vector, by cosine similarity,
+-- best first: k of them, or as many as there are.
+--
+--   query       such as hrflow_job_vector() or hrflow_text_embedding()
+--   k           number of rows, 1 to 10000: one for each profile, with its best
+--               item of the section
+--   section     of the profiles
+--   profiles    identifiers of the only profiles that are ranked, such as
+--               ARRAY(SELECT hrflow_id FROM candidate WHERE city = 'Paris');
+--               NULLs among them are ignored.  NULL, which array_agg() returns
+--               for no rows, stands for all profiles
+--   source_id   the only source whose profiles are ranked.  NULL: every source
+--
+-- If the store has an index of pgvector's for the section, as
+-- hrflow_index_statement() makes it, it is searched, and the result is as
+-- approximate as the index.  Without an index, where few profiles are to be
+-- ranked, and where the index returns fewer than k rows though there are more,
+-- every vector is compared; a NOTICE says where VACUUM would help.
+--
+-- Vectors of another dimension than the query's are left out (with a WARNING
+-- where all are), as are vectors of zeros, arrays of two dimensions and arrays
+-- with nulls.  A section that no vector has gets a WARNING.  profile_id is the
+-- store's identifier: the reference or the e-mail where it was created so.
+--
+-- Only the table of vectors is read.  A caller to whom its row-level security
+-- applies gets the rows that its policies show them, which are then evaluated
+-- as in a query of their own.
+--
+-- Cost: none, no network.
+-- Errors: 22023 invalid argument; 42501 the caller may not SELECT from the
+-- table of vectors; 42P01, 42809 not a store.
 CREATE FUNCTION hrflow_match(
 	store regclass,
 	query real[],
 	k int DEFAULT 10,
-	section text DEFAULT 'profile')
+	section text DEFAULT 'profile',
+	profiles text[] DEFAULT NULL,
+	source_id text DEFAULT NULL)
 RETURNS TABLE (source_id text, profile_id text, section text, item int,
 	similarity double precision)
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000 ROWS 10;
 
-COMMENT ON FUNCTION hrflow_match(regclass, real[], int, text) IS
+COMMENT ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) IS
 'profiles of a store that are nearest to a vector';
 
-REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) FROM PUBLIC;
 
--- The same by several sections: the similarity is the sum of each section's
--- best item's, times the section's weight; a section that a profile lacks adds
--- nothing.
+-- The same by several sections: the similarity is the sum of that of each
+-- section's best item, times the section's weight; a section that a profile
+-- lacks adds nothing.
 --
 --   weights    such as {"profile": 0.6, "skills": 0.3, "experiences": 0.1}
 --
---   section, item   of the vector that adds most: the reason
+--   section, item   of the vector that adds most
+--   parts           what each section adds, such as {"profile": 0.55,
+--                   "skills": 0.21}; a section that the profile lacks is not
+--                   there
 --
--- Where every section has an index, candidates are the 10 * k best of each, or
--- 10000 at most.
+-- Where every section has an index, candidates are the 10 * k best profiles of
+-- each section, 10000 at most.
 --
--- Cost, errors: as above.
+-- Other arguments, cost and errors: as hrflow_match().
 CREATE FUNCTION hrflow_match_weighted(
 	store regclass,
 	query real[],
 	weights jsonb,
-	k int DEFAULT 10)
+	k int DEFAULT 10,
+	profiles text[] DEFAULT NULL,
+	source_id text DEFAULT NULL)
 RETURNS TABLE (source_id text, profile_id text, section text, item int,
-	similarity double precision)
+	similarity double precision, parts jsonb)
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000 ROWS 10;
 
-COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) IS
+COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) IS
 'profiles of a store that are nearest to a vector, by several sections';
 
-REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) FROM PUBLIC;
+
+-- How much of the exact answer the index of a section finds: the average part
+-- of the k nearest profiles, between 0 and 1, for a random sample of the
+-- section's vectors.  NULL where there is no vector.
+--
+--   sample   number of vectors, 1 to 10000; every vector of the section is
+--            compared with each
+--   k        number of rows, 1 to 10000
+--
+-- Cost: none, no network.
+-- Errors: 55000 no index serves the section; others as hrflow_match().
+CREATE FUNCTION hrflow_match_recall(
+	store regclass,
+	section text DEFAULT 'profile',
+	sample int DEFAULT 20,
+	k int DEFAULT 10)
+RETURNS double precision
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+COST 1000;
+
+COMMENT ON FUNCTION hrflow_match_recall(regclass, text, int, int) IS
+'part of the nearest profiles that the index of a section finds';
+
+REVOKE ALL ON FUNCTION hrflow_match_recall(regclass, text, int, int) FROM PUBLIC;
 
 -- The statement that makes pgvector's HNSW index for a section, to be run
 -- alone: in psql, with \gexec.  The dimension is that of a vector found that

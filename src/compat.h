@@ -16,6 +16,8 @@
 #include <curl/curlver.h>
 
 #include "access/tableam.h"
+#include "access/genam.h"
+#include "access/toast_internals.h"
 #include "catalog/pg_attribute.h"
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
@@ -149,6 +151,37 @@ hrflow_compat_named_segment(const char *name, size_t size,
  * curl_multi_cleanup() does not wait for lookups that were given up.
  */
 #define HRFLOW_CURLMOPT_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
+
+/*
+ * The snapshot with which chunks of out-of-line values are read.  Before 18 it
+ * is made in memory of the caller's.
+ */
+static inline Snapshot
+hrflow_compat_toast_snapshot(SnapshotData *memory)
+{
+#if PG_VERSION_NUM >= 180000
+	return get_toast_snapshot();
+#else
+	init_toast_snapshot(memory);
+	return memory;
+#endif
+}
+
+/*
+ * Begin an index scan.  From 18 on it can count what it does for EXPLAIN.
+ */
+static inline IndexScanDesc
+hrflow_compat_begin_index_scan(Relation table, Relation index,
+							   Snapshot snapshot, int nkeys)
+{
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0, 0);
+#elif PG_VERSION_NUM >= 180000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
 
 /*
  * A jsonb under construction, and what is pushed to it.

@@ -121,6 +121,15 @@ typedef void (*HrflowWantedCallback) (HrflowWanted *wanted,
 									  bool unasked);
 
 /*
+ * The type of a vector's elements.
+ */
+typedef enum HrflowElement
+{
+	HRFLOW_REAL,				/* float4 */
+	HRFLOW_HALF					/* IEEE 754 binary16, as in pgvector's halfvec */
+} HrflowElement;
+
+/*
  * Arrays of JSON that were left where they are.
  */
 typedef struct HrflowSpan
@@ -170,10 +179,13 @@ extern char *hrflow_request_url(const char *base_url,
 /* in vector.c */
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 									   char **problem);
-extern double hrflow_vector_norm(const float4 *a, int n);
-extern bool hrflow_vector_compare(const float4 *a, const float4 *b, int n,
-								  double norm, double *similarity,
-								  double *norms);
+
+/* in similarity.c */
+extern double *hrflow_similarity_prepare(const float4 *a, int n,
+										 double *norm);
+extern bool hrflow_similarity_compare(const void *a, HrflowElement element,
+									  const double *b, int n, double norm,
+									  double *similarity, double *norms);
 
 /* in json.c */
 extern JsonbValue *hrflow_json_parse(const char *text, const char *converted,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.c
- *		Bytes to an array of real, and the similarity of two such arrays.
+ *		Bytes to an array of real.
  *
  * Three encodings are read, told apart by how they begin, which is different
  * for each:
@@ -27,7 +27,6 @@
 #include "ask/vector.h"
 
 PG_FUNCTION_INFO_V1(hrflow_decode_vector);
-PG_FUNCTION_INFO_V1(hrflow_cosine_similarity);
 
 /* Maximum number of bytes of a payload that a message quotes. */
 #define MAX_QUOTED 40
@@ -168,134 +167,4 @@ hrflow_decode_vector(PG_FUNCTION_ARGS)
 				 errmsg("invalid vector"),
 				 errdetail("%s", problem)));
 	PG_RETURN_ARRAYTYPE_P(vector);
-}
-
-/*
- * ------------------------------------------------------------------------
- * Similarity
- * ------------------------------------------------------------------------
- */
-
-/*
- * The elements of an argument that must be a vector.
- */
-static const float4 *
-get_vector(FunctionCallInfo fcinfo, int argno, int *n)
-{
-	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(argno);
-
-	if (ARR_NDIM(array) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("vector must have one dimension, not %d",
-						ARR_NDIM(array))));
-	if (array_contains_nulls(array))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("vector must not contain nulls")));
-	*n = ARR_NDIM(array) == 0 ? 0 : ARR_DIMS(array)[0];
-	return (const float4 *) ARR_DATA_PTR(array);
-}
-
-/*
- * Sums in so many parts can be computed side by side.
- */
-#define LANES 4
-
-static double
-sum_lanes(const double *lanes)
-{
-	return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
-}
-
-/*
- * The length of a vector of n elements.
- */
-double
-hrflow_vector_norm(const float4 *a, int n)
-{
-	double		aa[LANES] = {0};
-	int			i = 0;
-
-	for (; i + LANES <= n; i += LANES)
-	{
-		for (int lane = 0; lane < LANES; lane++)
-			aa[lane] += (double) a[i + lane] * a[i + lane];
-	}
-	for (; i < n; i++)
-		aa[0] += (double) a[i] * a[i];
-	return sqrt(sum_lanes(aa));
-}
-
-/*
- * Cosine similarity of two vectors of n elements, of which the second has the
- * length "norm".  Returns false, and the product of their lengths in *norms,
- * when there is none: it is 0, infinite or NaN.
- */
-bool
-hrflow_vector_compare(const float4 *a, const float4 *b, int n, double norm,
-					  double *similarity, double *norms)
-{
-	double		ab[LANES] = {0};
-	double		aa[LANES] = {0};
-	int			i = 0;
-
-	for (; i + LANES <= n; i += LANES)
-	{
-		for (int lane = 0; lane < LANES; lane++)
-		{
-			double		x = a[i + lane];
-
-			ab[lane] += x * b[i + lane];
-			aa[lane] += x * x;
-		}
-	}
-	for (; i < n; i++)
-	{
-		ab[0] += (double) a[i] * b[i];
-		aa[0] += (double) a[i] * a[i];
-	}
-
-	*norms = sqrt(sum_lanes(aa)) * norm;
-	if (*norms == 0 || !isfinite(*norms))
-		return false;
-
-	/* Rounding may have gone beyond. */
-	*similarity = Max(-1.0, Min(1.0, sum_lanes(ab) / *norms));
-	return true;
-}
-
-/*
- * hrflow_cosine_similarity(a real[], b real[]) RETURNS double precision
- *
- * Computed in double precision, in which no product or sum of reals can
- * overflow.
- */
-Datum
-hrflow_cosine_similarity(PG_FUNCTION_ARGS)
-{
-	int			n;
-	int			n_of_b;
-	const float4 *a = get_vector(fcinfo, 0, &n);
-	const float4 *b = get_vector(fcinfo, 1, &n_of_b);
-	double		similarity;
-	double		norms;
-
-	if (n != n_of_b)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("vectors must have the same dimension"),
-				 errdetail("One has %d elements, the other %d.", n, n_of_b)));
-	if (!hrflow_vector_compare(a, b, n, hrflow_vector_norm(b, n), &similarity,
-							   &norms))
-	{
-		if (norms == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a zero vector has no cosine similarity")));
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("vector must not contain infinity or NaN")));
-	}
-	PG_RETURN_FLOAT8(similarity);
 }

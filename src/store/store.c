@@ -39,7 +39,7 @@
 typedef struct Column
 {
 	const char *name;
-	Oid			type;			/* InvalidOid: see is_vector_type() */
+	Oid			type;			/* InvalidOid: a type of vectors */
 } Column;
 
 static const Column vectors_columns[] = {
@@ -351,13 +351,15 @@ hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 			 SPI_result_code_string(code));
 }
 
-HRFLOW_NORETURN static void
-refuse_null(int column)
+/*
+ * Refuse a null in a column that is never null in a store that we created.
+ */
+void
+hrflow_store_refuse_null(const char *column)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-			 errmsg("column \"%s\" of a store must not be null",
-					SPI_fname(SPI_tuptable->tupdesc, column)),
+			 errmsg("column \"%s\" of a store must not be null", column),
 			 errhint("Set the column NOT NULL, as hrflow_create_store() does.")));
 }
 
@@ -381,7 +383,7 @@ hrflow_store_value(uint64 row, int column)
 	char	   *value = hrflow_store_value_or_null(row, column);
 
 	if (value == NULL)
-		refuse_null(column);
+		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
 	return value;
 }
 
@@ -397,7 +399,7 @@ hrflow_store_datum(uint64 row, int column)
 									  SPI_tuptable->tupdesc, column, &is_null);
 
 	if (is_null)
-		refuse_null(column);
+		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
 	return value;
 }
 
@@ -456,26 +458,6 @@ hrflow_store_profiles(Oid vectors)
 }
 
 /*
- * Is this a type that vectors are kept in: real[], or pgvector's vector or
- * halfvec?
- */
-static bool
-is_vector_type(Oid type)
-{
-	Oid			extension = getExtensionOfObject(TypeRelationId, type);
-	char	   *name;
-
-	if (type == FLOAT4ARRAYOID)
-		return true;
-	if (!OidIsValid(extension) ||
-		extension != get_extension_oid("vector", true))
-		return false;
-	name = format_type_extended(type, -1, FORMAT_TYPE_FORCE_QUALIFY);
-	name = strrchr(name, '.');
-	return strcmp(name, ".vector") == 0 || strcmp(name, ".halfvec") == 0;
-}
-
-/*
  * Find a column, or NULL.
  */
 static Form_pg_attribute
@@ -512,45 +494,41 @@ AttrNumber
 hrflow_store_check_column(Relation relation, const char *name, Oid type)
 {
 	Form_pg_attribute column = find_column(relation, name);
+	HrflowLayout layout;
 
 	if (column == NULL)
 		refuse_shape(relation,
 					 psprintf(_("It has no column \"%s\"."), name));
 	if (OidIsValid(type) ? column->atttypid != type :
-		!is_vector_type(column->atttypid))
+		!hrflow_exact_layout(column->atttypid, &layout))
 		refuse_shape(relation,
 					 psprintf(_("Its column \"%s\" has the type %s."), name,
 							  format_type_be(column->atttypid)));
 	return column->attnum;
 }
 
+static void
+check_kind(Relation relation)
+{
+	char		kind = relation->rd_rel->relkind;
+
+	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
+		refuse_shape(relation, _("It is not a table."));
+}
+
 /*
- * Check the shape of both tables, and learn what differs between stores.
+ * Check the shape of the table of vectors, and learn what differs between
+ * stores.
  */
 static void
-check_shape(HrflowStore *store)
+check_vectors(HrflowStore *store)
 {
-	Relation	relations[] = {store->vectors, store->profiles};
 	Form_pg_attribute vector;
 
-	for (int i = 0; i < lengthof(relations); i++)
-	{
-		char		kind = relations[i]->rd_rel->relkind;
-
-		if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
-			refuse_shape(relations[i], _("It is not a table."));
-	}
-	if (store->profiles->rd_rel->relowner != store->owner)
-		refuse_shape(store->profiles,
-					 psprintf(_("Its owner is not that of \"%s\"."),
-							  RelationGetRelationName(store->vectors)));
-
+	check_kind(store->vectors);
 	for (int i = 0; i < lengthof(vectors_columns); i++)
 		hrflow_store_check_column(store->vectors, vectors_columns[i].name,
 								  vectors_columns[i].type);
-	for (int i = 0; i < lengthof(profiles_columns); i++)
-		hrflow_store_check_column(store->profiles, profiles_columns[i].name,
-								  profiles_columns[i].type);
 
 	store->identifier = HRFLOW_BY_ID;
 	while (store->identifier < HRFLOW_BY_EMAIL &&
@@ -559,13 +537,32 @@ check_shape(HrflowStore *store)
 		store->identifier++;
 	store->identifier_name = identifier_names[store->identifier];
 	hrflow_store_check_column(store->vectors, store->identifier_name, TEXTOID);
-	hrflow_store_check_column(store->profiles, store->identifier_name, TEXTOID);
 
 	vector = find_column(store->vectors, "vector");
 	store->vector_type = format_type_extended(vector->atttypid,
 											  vector->atttypmod,
 											  FORMAT_TYPE_TYPEMOD_GIVEN |
 											  FORMAT_TYPE_FORCE_QUALIFY);
+	(void) hrflow_exact_layout(vector->atttypid, &store->layout);
+}
+
+/*
+ * Likewise that of the table of profiles, which goes with the table of
+ * vectors.
+ */
+static void
+check_profiles(HrflowStore *store)
+{
+	check_kind(store->profiles);
+	if (store->profiles->rd_rel->relowner != store->owner)
+		refuse_shape(store->profiles,
+					 psprintf(_("Its owner is not that of \"%s\"."),
+							  RelationGetRelationName(store->vectors)));
+	for (int i = 0; i < lengthof(profiles_columns); i++)
+		hrflow_store_check_column(store->profiles, profiles_columns[i].name,
+								  profiles_columns[i].type);
+	hrflow_store_check_column(store->profiles, store->identifier_name,
+							  TEXTOID);
 	store->has_manual = find_column(store->profiles, "manual") != NULL;
 	if (store->has_manual)
 		hrflow_store_check_column(store->profiles, "manual", BOOLOID);
@@ -612,8 +609,7 @@ static void
 check_access(Relation relation, HrflowStoreAccess access)
 {
 	Oid			relid = RelationGetRelid(relation);
-	AclMode		mode = access == HRFLOW_STORE_READ ? ACL_SELECT :
-	ACL_SELECT | ACL_INSERT | ACL_UPDATE | ACL_DELETE;
+	AclMode		mode = ACL_SELECT;
 
 	if (access == HRFLOW_STORE_FEED)
 		return;					/* the trigger has checked */
@@ -623,10 +619,13 @@ check_access(Relation relation, HrflowStoreAccess access)
 			refuse_caller(relation);
 		return;
 	}
+	if (access == HRFLOW_STORE_WRITE)
+		mode |= ACL_INSERT | ACL_UPDATE | ACL_DELETE;
 	if (pg_class_aclmask(relid, GetUserId(), mode, ACLMASK_ALL) != mode)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE,
 					   RelationGetRelationName(relation));
-	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
+	if (access != HRFLOW_STORE_RANK &&
+		check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("row-level security of table \"%s\" applies to you",
@@ -638,7 +637,8 @@ check_access(Relation relation, HrflowStoreAccess access)
  * Open a store whose table of vectors is given, and of profiles too where it
  * has another name than usual.  Until hrflow_store_close(), or the end of the
  * (sub)transaction, the current user is the store's owner and search_path is
- * PostgreSQL's own catalog.
+ * PostgreSQL's own catalog.  For HRFLOW_STORE_RANK the table of profiles need
+ * not exist.
  *
  * The operation is restricted for the owner as well: who has become him by SET
  * ROLE could be made somebody else again by RESET ROLE in a trigger.  That also
@@ -656,14 +656,23 @@ void
 hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 				  HrflowStoreAccess access)
 {
-	if (!OidIsValid(profiles))
-		profiles = hrflow_store_profiles(vectors);
-	store->vectors = relation_open(vectors, AccessShareLock);
-	store->profiles = relation_open(profiles, AccessShareLock);
-	store->owner = store->vectors->rd_rel->relowner;
+	bool		with_profiles = access != HRFLOW_STORE_RANK;
 
+	memset(store, 0, sizeof(HrflowStore));
+	if (with_profiles && !OidIsValid(profiles))
+		profiles = hrflow_store_profiles(vectors);
+	store->vectors = try_relation_open(vectors, AccessShareLock);
+	if (store->vectors == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", vectors)));
+	store->owner = store->vectors->rd_rel->relowner;
 	check_access(store->vectors, access);
-	check_access(store->profiles, access);
+	if (with_profiles)
+	{
+		store->profiles = relation_open(profiles, AccessShareLock);
+		check_access(store->profiles, access);
+	}
 
 	/*
 	 * Names are compared with those in triggers, so they must be quoted in
@@ -677,24 +686,35 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 		(void) set_config_option("quote_all_identifiers", "off",
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 								 true, 0, false);
-	check_shape(store);
+	check_vectors(store);
+	if (with_profiles)
+		check_profiles(store);
 
 	store->vectors_name =
 		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->vectors)),
 								   RelationGetRelationName(store->vectors));
-	store->profiles_name =
-		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->profiles)),
-								   RelationGetRelationName(store->profiles));
+	if (with_profiles)
+		store->profiles_name =
+			quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->profiles)),
+									   RelationGetRelationName(store->profiles));
 
 	/*
-	 * Policies that are forced on the owner are not asked, as foreign keys do
-	 * not: who keeps a store in step must see all that is wanted.  Whether
-	 * one applies to the caller was asked above.
+	 * A reader to whom row-level security applies ranks the rows that it lets
+	 * them see, so it is evaluated for them, as in a query of their own.
+	 *
+	 * Otherwise policies that are forced on the owner are not asked, as
+	 * foreign keys do not: who keeps a store in step must see all that is
+	 * wanted.  Whether one applies to the caller was asked above.
 	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
-	SetUserIdAndSecContext(store->owner, store->saved_context |
-						   SECURITY_RESTRICTED_OPERATION |
-						   SECURITY_NOFORCE_RLS);
+	if (access == HRFLOW_STORE_RANK &&
+		check_enable_rls(vectors, InvalidOid, true) == RLS_ENABLED)
+		SetUserIdAndSecContext(store->saved_user, store->saved_context |
+							   SECURITY_RESTRICTED_OPERATION);
+	else
+		SetUserIdAndSecContext(store->owner, store->saved_context |
+							   SECURITY_RESTRICTED_OPERATION |
+							   SECURITY_NOFORCE_RLS);
 }
 
 /*
@@ -705,7 +725,8 @@ hrflow_store_close(HrflowStore *store)
 {
 	AtEOXact_GUC(false, store->saved_nestlevel);
 	SetUserIdAndSecContext(store->saved_user, store->saved_context);
-	relation_close(store->profiles, NoLock);
+	if (store->profiles != NULL)
+		relation_close(store->profiles, NoLock);
 	relation_close(store->vectors, NoLock);
 }
 

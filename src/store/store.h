@@ -27,6 +27,8 @@
 typedef enum HrflowStoreAccess
 {
 	HRFLOW_STORE_READ,			/* by who may SELECT from both tables */
+	HRFLOW_STORE_RANK,			/* by who may SELECT from the vectors, which
+								 * alone are opened */
 	HRFLOW_STORE_WRITE,			/* by who may write to both tables */
 	HRFLOW_STORE_OWN,			/* by its owner alone, superusers included */
 	HRFLOW_STORE_FEED			/* by a trigger of a table of the owner's */
@@ -43,18 +45,29 @@ typedef enum HrflowIdentifier
 } HrflowIdentifier;
 
 /*
+ * The layout in which a column stores vectors.
+ */
+typedef enum HrflowLayout
+{
+	HRFLOW_LAYOUT_ARRAY,		/* real[] */
+	HRFLOW_LAYOUT_VECTOR,		/* pgvector's vector */
+	HRFLOW_LAYOUT_HALFVEC		/* pgvector's halfvec */
+} HrflowLayout;
+
+/*
  * An open store.  The names are quoted and qualified, for use in SQL.
  */
 typedef struct HrflowStore
 {
 	Oid			owner;			/* of both tables */
 	Relation	vectors;
-	Relation	profiles;
+	Relation	profiles;		/* NULL for HRFLOW_STORE_RANK */
 	char	   *vectors_name;
-	char	   *profiles_name;
+	char	   *profiles_name;	/* likewise */
 	HrflowIdentifier identifier;
 	const char *identifier_name;	/* of the column: "profile_id", ... */
 	char	   *vector_type;	/* of the column */
+	HrflowLayout layout;		/* likewise */
 	bool		has_manual;		/* profiles have the column "manual" */
 	bool		has_failed_at;	/* profiles have the column "failed_at" */
 
@@ -137,6 +150,7 @@ extern uint64 hrflow_store_execute_latest(const char *sql,
 extern SPIPlanPtr hrflow_store_prepare(const char *sql, int nargs, Oid *types);
 extern void hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values,
 									  const char *nulls);
+HRFLOW_NORETURN extern void hrflow_store_refuse_null(const char *column);
 extern char *hrflow_store_value_or_null(uint64 row, int column);
 extern char *hrflow_store_value(uint64 row, int column);
 extern Datum hrflow_store_datum(uint64 row, int column);
@@ -153,6 +167,9 @@ extern ArrayType *hrflow_store_get_identifiers(FunctionCallInfo fcinfo,
 											   int argno);
 extern Interval *hrflow_store_get_interval(FunctionCallInfo fcinfo, int argno,
 										   const char *name);
+
+/* in exact.c */
+extern bool hrflow_exact_layout(Oid type, HrflowLayout *layout);
 
 /* in feeder.c */
 extern Oid	hrflow_feeder_function(Oid caller);

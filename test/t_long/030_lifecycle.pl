@@ -87,7 +87,7 @@ if (!$dir)
 		GRANT USAGE ON SCHEMA shop TO reader;
 		GRANT SELECT ON shop.embedding, shop.embedding_profile TO reader;
 		GRANT INSERT ON shop.candidate TO reader;
-		GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text),
+		GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text),
 			hrflow_store_status(regclass) TO reader;
 		LOAD 'hrflow_embed';
 		ALTER DATABASE postgres SET hrflow_embed.max_concurrency = 7});
