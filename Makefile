@@ -12,10 +12,11 @@
 #   make coverage         which lines of src the suites reach
 #   make analyze          what compilers and checkers say of src
 #   make bench            the benchmarks
+#   make dist             archives of the release, from the last commit
 #   make indent           format the C and Perl sources
 
-GATES = check check-versions check-long check-asan check-valgrind coverage \
-	analyze demo bench indent
+GATES = check check-versions check-long check-asan \
+	check-valgrind coverage analyze demo bench indent
 
 ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
 
@@ -91,5 +92,14 @@ pg_regress_installcheck = $(TEST_DIR)/with-api \
 	$(pg_regress_locale_flags) $(EXTRA_REGRESS_OPTS)
 PROVE := $(TEST_DIR)/with-api env -u PGOPTIONS $(TEST_DIR)/prove-counted
 override PROVE_FLAGS += -I $(TEST_DIR)/perl
+
+# What is committed, as PGXN wants it: versions have three parts, and all files
+# are in a folder named after the release.
+RELEASE = $(EXTENSION)-$(EXTVERSION).0
+
+.PHONY: dist
+dist:
+	git archive --prefix=$(RELEASE)/ -o $(RELEASE).zip HEAD
+	git archive --prefix=$(RELEASE)/ -o $(RELEASE).tar.gz HEAD
 
 endif
