@@ -4,6 +4,22 @@
 \echo Use "CREATE EXTENSION hrflow_embed" to load this file. \quit
 
 --
+-- The planner
+--
+
+-- The support function of the functions below whose calls are read ahead: in a
+-- query that calls one for each of its rows, up to hrflow_embed.max_concurrency
+-- calls are under way at a time (see hrflow_embed.read_ahead).  It has the
+-- library loaded while the first such query is planned, and does nothing else.
+CREATE FUNCTION hrflow_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_support(internal) IS
+'planner support for functions whose calls are read ahead';
+
+--
 -- One profile
 --
 
@@ -39,10 +55,11 @@ CREATE FUNCTION hrflow_profile_embedding(
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) IS
-'links to a profile''s embeddings, as the HrFlow API answers; one request';
+'links to a profile''s embeddings, as the HrFlow API answers; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) FROM PUBLIC;
 
@@ -241,10 +258,11 @@ CREATE FUNCTION hrflow_fetch_vector(link text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_fetch_vector(text) IS
-'vector that a link of the HrFlow API leads to';
+'vector that a link of the HrFlow API leads to; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_fetch_vector(text) FROM PUBLIC;
 
@@ -287,10 +305,11 @@ CREATE FUNCTION hrflow_job_embedding(
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_job_embedding(text, text, text) IS
-'link to a job''s embedding, as the HrFlow API answers; one request';
+'link to a job''s embedding, as the HrFlow API answers; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_job_embedding(text, text, text) FROM PUBLIC;
 
@@ -306,10 +325,11 @@ CREATE FUNCTION hrflow_job_vector(
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_job_vector(text, text, text) IS
-'a job''s embedding; one request';
+'a job''s embedding; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_job_vector(text, text, text) FROM PUBLIC;
 
@@ -334,10 +354,11 @@ CREATE FUNCTION hrflow_text_embedding(input text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_text_embedding(text) IS
-'a text''s embedding; one request';
+'a text''s embedding; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_text_embedding(text) FROM PUBLIC;
 

@@ -19,6 +19,11 @@
 #include "access/genam.h"
 #include "access/toast_internals.h"
 #include "catalog/pg_attribute.h"
+#include "commands/explain.h"
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#endif
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"

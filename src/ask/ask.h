@@ -144,6 +144,9 @@ HRFLOW_NORETURN extern void hrflow_error_raise(const HrflowResult *result);
 extern char *hrflow_error_describe(const HrflowResult *result);
 extern const char *hrflow_error_hint(const HrflowResult *result);
 
+/* in ahead_plan.c */
+extern void hrflow_ahead_install(void);
+
 /* in arguments.c */
 HRFLOW_NORETURN extern void hrflow_argument_raise(const HrflowProblem *problem);
 extern const char *hrflow_argument_identifier(const NullableDatum *argument,

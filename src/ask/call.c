@@ -12,10 +12,10 @@
 
 /*
  * CONTEXT of whatever goes wrong with a call: the link that is fetched, if
- * any, and who was asked for.
+ * any, and who was asked for.  A callback of hrflow_context_push().
  */
-static void
-add_call_context(void *arg)
+void
+hrflow_call_add_context(void *arg)
 {
 	const HrflowCall *call = arg;
 
@@ -181,7 +181,7 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 		return (Datum) 0;
 	}
 
-	hrflow_context_push(&context, add_call_context, call);
+	hrflow_context_push(&context, hrflow_call_add_context, call);
 
 	if (call->state == HRFLOW_CALL_INVALID)
 		hrflow_argument_raise(&call->problem);
@@ -247,7 +247,7 @@ hrflow_call_run(HrflowCall *call, const HrflowFunction *function,
 	hrflow_call_read(call, function, fcinfo->args);
 	if (call->state == HRFLOW_CALL_READ)
 	{
-		hrflow_context_push(&context, add_call_context, call);
+		hrflow_context_push(&context, hrflow_call_add_context, call);
 
 		ask(call);
 

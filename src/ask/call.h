@@ -89,6 +89,7 @@ struct HrflowCall
 extern const HrflowFunction *hrflow_single_find(PGFunction entry);
 
 /* in call.c */
+extern void hrflow_call_add_context(void *call);
 extern void hrflow_call_read(HrflowCall *call, const HrflowFunction *function,
 							 const NullableDatum *args);
 extern void hrflow_call_prepare(HrflowCall *call,

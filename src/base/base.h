@@ -180,6 +180,7 @@ hrflow_context_pop(ErrorContextCallback *context)
 extern void hrflow_settings_define(void);
 extern const HrflowSettings *hrflow_settings_get(bool need_key);
 extern const HrflowSettings *hrflow_settings_pin(const HrflowSettings *settings);
+extern bool hrflow_settings_read_ahead(void);
 
 /* in key.c */
 extern const char *hrflow_key_problem(const char *value);

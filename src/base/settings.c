@@ -64,6 +64,7 @@ static int	max_concurrency = 32;
 static int	max_requests_per_minute = 0;
 static int	max_response_size = 4096;
 static bool allow_in_shard_queries = false;
+static bool read_ahead = true;
 
 /*
  * The settings as they were at one time.  A snapshot never changes, and lives
@@ -492,6 +493,13 @@ hrflow_settings_define(void)
 							 PGC_USERSET, 0,
 							 NULL, assign_bool, NULL);
 
+	DefineCustomBoolVariable("hrflow_embed.read_ahead",
+							 "Has the calls of a query issued ahead of their rows.",
+							 "Otherwise they are made one after another.",
+							 &read_ahead, true,
+							 PGC_USERSET, 0,
+							 NULL, NULL, NULL);
+
 	MarkGUCPrefixReserved("hrflow_embed");
 
 	defining = false;
@@ -672,4 +680,13 @@ hrflow_settings_get(bool need_key)
 	current = copy;
 	current_assignments = assignments;
 	return hrflow_settings_pin(&current->settings);
+}
+
+/*
+ * May calls be issued ahead of their rows, now?
+ */
+bool
+hrflow_settings_read_ahead(void)
+{
+	return read_ahead;
 }
