@@ -6,7 +6,7 @@
  * Where parallel workers may take part, the comparison is part of the query, as
  * hrflow_vector_similarity(), and the executor keeps the best rows.  Otherwise
  * the query returns vectors as they are stored, out of line most often, and we
- * read and compare them ourselves, which takes half the time.
+ * read and compare them ourselves, which is faster than a query that sorts.
  *
  *-------------------------------------------------------------------------
  */

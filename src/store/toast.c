@@ -4,8 +4,8 @@
  *		Vectors that are stored out of line, read one after the other.
  *
  * A vector of more than about 500 dimensions is stored out of line, in chunks
- * of about 2 kB, and nine tenths of the time of an exact search is spent
- * fetching the chunks: for each value PostgreSQL opens and locks the TOAST
+ * of about 2 kB, and most of the time of an exact search is spent fetching the
+ * chunks: for each value PostgreSQL opens and locks the TOAST
  * table and its index, and descends the index from its root.
  *
  * Rows that were written one after the other have their chunks next to each
@@ -151,7 +151,7 @@ static struct varlena *
 find_value(HrflowToast *toast, Oid value)
 {
 	struct varlena *chunk = toast->is_started ?
-		read_chunk(toast, value, 0) : NULL;
+	read_chunk(toast, value, 0) : NULL;
 	ScanKeyData key;
 
 	if (chunk != NULL)

@@ -587,11 +587,11 @@ hrflow_curl_start(HrflowTransfer *transfer)
 
 	/*
 	 * Keep texts' connections, which speak HTTP/1.1, from all others.  Once a
-	 * host has a connection of HTTP/2, libcurl 7.88 adds requests also to busy
-	 * ones of HTTP/1.1, and gives the replies to whichever request reads first:
-	 * see test/t/069_http2.pl.  A connection is only used again where the
-	 * versions of TLS that were asked for are equal.  These are equivalent, as
-	 * 1.3 is the latest, but not equal.
+	 * host has a connection of HTTP/2, libcurl 7.88 adds requests also to
+	 * busy ones of HTTP/1.1, and gives the replies to whichever request reads
+	 * first: see test/t/069_http2.pl.  A connection is only used again where
+	 * the versions of TLS that were asked for are equal.  These are
+	 * equivalent, as 1.3 is the latest, but not equal.
 	 */
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_SSLVERSION,
 				  (long) (transfer->post != NULL ?

@@ -155,8 +155,7 @@ $session->finish;
 		return $status =~ /^VmHWM:\s+(\d+)/m ? $1 : die;
 	};
 
-	$fetcher->ask(
-		"SET hrflow_embed.link_hosts = '127.0.0.1'; SET client_min_messages = error;"
+	$fetcher->ask("SET hrflow_embed.link_hosts = '127.0.0.1'; SET client_min_messages = error;"
 		  . batch(ids(64), 'hrflow_profile_vectors'));
 	my $before = $peak->();
 	is( $fetcher->ask(batch(ids(32, $links->($api->http)), 'hrflow_profile_vectors')),
@@ -177,7 +176,8 @@ $session->finish;
 	);
 	is( $fetcher->ask(
 			"SET hrflow_embed.batch_timeout = 0; SET hrflow_embed.max_concurrency = 2;"
-			  . batch("ARRAY['" . $links->($api->http) . "', 'fault:status=402,latency=20', 'p']",
+			  . batch(
+				"ARRAY['" . $links->($api->http) . "', 'fault:status=402,latency=20', 'p']",
 				'hrflow_profile_vectors')),
 		"no_vector 990\nover_quota 2\n-- done\n",
 		'links are fetched although another profile was refused meanwhile');

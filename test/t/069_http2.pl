@@ -26,12 +26,14 @@ foreach my $kept (1, 4, 16)
 			qq{SET hrflow_embed.max_concurrency = $kept;
 			SELECT status, count(*) FROM hrflow_text_embeddings($ids) GROUP BY 1;
 			RESET hrflow_embed.max_concurrency;}),
-		"ok|200\n-- done\n", "texts over $kept connections at a time");
+		"ok|200\n-- done\n",
+		"texts over $kept connections at a time");
 	$api->reset;
 	is( $session->ask(
 			qq{SELECT count(*), count(*) FILTER (WHERE data->>'profile' LIKE '%/profiles/' || profile_id || '/%')
 			FROM hrflow_profile_embeddings('acme', $ids, '{"profile": 1}');}),
-		"200|200\n-- done\n", 'each profile that is asked for after them gets its own reply');
+		"200|200\n-- done\n",
+		'each profile that is asked for after them gets its own reply');
 	is($api->stats->{api_requests}, 200, 'and is asked for once');
 }
 $session->finish;

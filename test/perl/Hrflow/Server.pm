@@ -44,8 +44,7 @@ my %servers = (
 		configure => sub {
 			my ($self, $http2) = @_;
 			my $paths = join ' ',
-			  map { "${_}_temp_path $self->{dir}/$_;" }
-			  qw(client_body proxy fastcgi uwsgi scgi);
+			  map { "${_}_temp_path $self->{dir}/$_;" } qw(client_body proxy fastcgi uwsgi scgi);
 
 			return <<"END", [ '-p', $self->{dir}, '-e', 'stderr', '-c', "$self->{dir}/conf" ];
 daemon off;
@@ -76,7 +75,8 @@ http {
 	limit_req_zone \$server_name zone=limited:1m rate=200r/s;
 }
 END
-		} },
+		}
+	},
 	haproxy => {
 		program => '/usr/sbin/haproxy',
 		version => ['-v'],
@@ -86,8 +86,8 @@ END
 			my ($self, $http2) = @_;
 			my $alpn = $http2 ? 'h2,http/1.1' : 'http/1.1';
 
-			$self->write('both.pem', map { PostgreSQL::Test::Utils::slurp_file($self->{$_}) }
-				  qw(certificate key));
+			$self->write('both.pem',
+				map { PostgreSQL::Test::Utils::slurp_file($self->{$_}) } qw(certificate key));
 			return <<"END", [ '-db', '-f', "$self->{dir}/conf" ];
 defaults
 	mode http
@@ -109,7 +109,8 @@ frontend front
 backend back
 	server api 127.0.0.1:$self->{backend}
 END
-		} },
+		}
+	},
 	apache2 => {
 		program => '/usr/sbin/apache2',
 		version => ['-v'],
@@ -119,7 +120,8 @@ END
 			my @modules = qw(mpm_event authz_core ssl socache_shmcb http2 proxy proxy_http
 			  headers filter deflate);
 
-			return join('', map { "LoadModule ${_}_module /usr/lib/apache2/modules/mod_$_.so\n" } @modules)
+			return join('',
+				map { "LoadModule ${_}_module /usr/lib/apache2/modules/mod_$_.so\n" } @modules)
 			  . <<"END", [ '-d', $self->{dir}, '-f', "$self->{dir}/conf", '-DFOREGROUND' ];
 ServerName localhost
 Listen 127.0.0.1:$self->{port}
@@ -139,7 +141,8 @@ AllowEncodedSlashes NoDecode
 ProxyPreserveHost on
 ProxyPass / http://127.0.0.1:$self->{backend}/ nocanon
 END
-		} },
+		}
+	},
 	h2o => {
 		program => '/usr/bin/h2o',
 		version => ['--version'],
@@ -168,6 +171,7 @@ hosts:
         proxy.reverse.url: http://127.0.0.1:$self->{backend}/
 END
 		},
+
 		# It always offers HTTP/2.
 		only_http2 => 1 },
 	caddy => {
@@ -203,7 +207,8 @@ https://localhost:$self->{port} {
 	reverse_proxy 127.0.0.1:$self->{backend}
 }
 END
-		} },
+		}
+	},
 	nghttpx => {
 		program => '/usr/sbin/nghttpx',
 		version => ['-v'],
@@ -213,11 +218,13 @@ END
 			my ($self) = @_;
 
 			return '',
-			  [ "-f127.0.0.1,$self->{port}", "-b127.0.0.1,$self->{backend}", '--conf=/dev/null',
-				'--workers=1', '--no-ocsp', "--errorlog-file=$self->{dir}/error.log",
+			  [ "-f127.0.0.1,$self->{port}", "-b127.0.0.1,$self->{backend}",
+				'--conf=/dev/null', '--workers=1',
+				'--no-ocsp', "--errorlog-file=$self->{dir}/error.log",
 				'--accesslog-file=/dev/null', '--backend-connections-per-host=64',
 				$self->{key}, $self->{certificate} ];
-		} },
+		}
+	},
 	varnish => {
 		program => '/usr/sbin/varnishd',
 		version => ['-V'],
@@ -226,9 +233,12 @@ END
 			my ($self) = @_;
 
 			return '',
-			  [ '-F', '-n', $self->{dir}, '-j', 'none', '-a', "127.0.0.1:$self->{port}",
-				'-b', "127.0.0.1:$self->{backend}", '-s', 'malloc,10M', '-p', 'timeout_idle=1' ];
-		} },
+			  [ '-F', '-n', $self->{dir}, '-j',
+				'none', '-a', "127.0.0.1:$self->{port}", '-b',
+				"127.0.0.1:$self->{backend}", '-s', 'malloc,10M', '-p',
+				'timeout_idle=1' ];
+		}
+	},
 	squid => {
 		program => '/usr/sbin/squid',
 		version => ['-v'],
@@ -249,7 +259,8 @@ http_access allow all
 cache deny all
 shutdown_lifetime 0 seconds
 END
-		} });
+		}
+	});
 
 sub names
 {
@@ -283,7 +294,8 @@ sub new
 	}
 	die "$name does not listen: $self->{said}"
 	  . (-e "$self->{dir}/error.log"
-		? PostgreSQL::Test::Utils::slurp_file("$self->{dir}/error.log") : '');
+		? PostgreSQL::Test::Utils::slurp_file("$self->{dir}/error.log")
+		: '');
 }
 
 sub write
@@ -348,7 +360,7 @@ sub base_url
 {
 	my ($self) = @_;
 
-	return 'https://api.store.example/v1' if $self->has('tunnel');
+	return 'https://api.store.example/v1'       if $self->has('tunnel');
 	return "https://localhost:$self->{port}/v1" if $self->has('tls');
 	return "http://127.0.0.1:$self->{port}/v1";
 }
