@@ -15,6 +15,7 @@
 
 #include <curl/curlver.h>
 
+#include "access/amapi.h"
 #include "access/tableam.h"
 #include "access/genam.h"
 #include "access/toast_internals.h"
@@ -223,6 +224,28 @@ hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
 	return table_beginscan(relation, snapshot, 0, NULL, SO_NONE);
 #else
 	return table_beginscan(relation, snapshot, 0, NULL);
+#endif
+}
+
+/*
+ * PostgreSQL 19 renamed UpperUniquePath: the path of its former name is gone.
+ */
+#if PG_VERSION_NUM >= 190000
+#define UpperUniquePath UniquePath
+#define T_UpperUniquePath T_UniquePath
+#endif
+
+/*
+ * Load the library of an index access method.  Since 19 the routine is a
+ * constant; before, it was a copy for the caller.
+ */
+static inline void
+hrflow_compat_load_index_method(Oid method)
+{
+#if PG_VERSION_NUM >= 190000
+	(void) GetIndexAmRoutineByAmId(method, false);
+#else
+	pfree(GetIndexAmRoutineByAmId(method, false));
 #endif
 }
 

@@ -327,7 +327,7 @@ tune_search(const HrflowIndex *index, int k)
 	set_option("enable_indexscan", "on");
 
 	/* The options are unknown before pgvector's library is loaded. */
-	pfree(GetIndexAmRoutineByAmId(index->method, false));
+	hrflow_compat_load_index_method(index->method);
 
 	if (index->is_hnsw)
 	{

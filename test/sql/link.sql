@@ -74,7 +74,7 @@ FROM (VALUES ('error=AccessDenied'), ('error=SignatureDoesNotMatch'), ('error=Re
 	('status=400,v.error=ExpiredToken'), ('status=404,v.error=NoSuchKey'), ('status=404,v.error=NoSuchBucket'),
 	('status=400,v.error=RequestTimeout'), ('status=503,v.error=SlowDown'), ('status=500,v.error=InternalError'),
 	('status=301,v.error=PermanentRedirect'), ('status=403,v.html')) f(fault);
-SELECT body, outcome('status=403,v.body=' || translate(encode(convert_to(body, 'UTF8'), 'base64'), E'+/=\n', '-_'))
+SELECT replace(body, U&'\FEFF', '(BOM)') AS body, outcome('status=403,v.body=' || translate(encode(convert_to(body, 'UTF8'), 'base64'), E'+/=\n', '-_'))
 FROM (VALUES (''), ('<Error><Code>InvalidAccessKeyId</Code></Error>'), (U&'\FEFF \000a<?xml version="1.0"?><?a?><Error xmlns="urn:x"> <Code>Odd1</Code>'),
 	('<Error><Message>Request has expired</Message><Code>AccessDenied</Code></Error>'), ('<Errors><Code>A</Code></Errors>'),
 	('<html><Code>A</Code></html>'), ('<Error><Code></Code></Error>'), ('<Error><Code>a b</Code></Error>'), ('<Error><Code>A'), ('<Error'), ('<?xml'),
