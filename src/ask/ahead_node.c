@@ -57,9 +57,17 @@ stop_at(HrflowAheadState *state, int64 row)
 		hrflow_transport_stop(state->transport);
 }
 
+/*
+ * Will this call raise an error?  With hrflow_embed.on_missing = null that of a
+ * missing profile does not.
+ */
 static bool
 has_failed(const HrflowCall *call)
 {
+	if (call->state == HRFLOW_CALL_DONE && call->settings->missing_is_null &&
+		(call->result.status == HRFLOW_NOT_FOUND ||
+		 call->result.status == HRFLOW_NO_VECTOR))
+		return false;
 	return call->state == HRFLOW_CALL_INVALID ||
 		(call->state == HRFLOW_CALL_DONE && call->result.status != HRFLOW_OK);
 }

@@ -330,7 +330,8 @@ foreach my $database (sort keys %unknown)
 	my $text = $unknown{$database};
 	my $first = $database eq 'mule_internal' ? 'source_id' : 'profile_id';
 	my $said = sub {
-		my (undef, $out, $err) = $node->psql($database, "\\set VERBOSITY verbose\nSET client_min_messages = error;\n$_[0]");
+		my (undef, $out, $err) = $node->psql($database,
+			"\\set VERBOSITY verbose\nSET client_min_messages = error;\n$_[0]");
 		return "$out$err";
 	};
 
