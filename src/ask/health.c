@@ -64,7 +64,8 @@ hrflow_health_is_outage(const HrflowResult *result)
 /*
  * Note the outcome of one try.  Returns whether the outage has lasted too
  * long; one that does not pass, such as a certificate that is not trusted, is
- * not waited for.
+ * not waited for.  A time-out is not tried again, but may pass: a connection
+ * can be dead although the server is not.
  */
 bool
 hrflow_health_note_try(HrflowHealth *health, const HrflowResult *result)
@@ -80,7 +81,8 @@ hrflow_health_note_try(HrflowHealth *health, const HrflowResult *result)
 	}
 	server->nfailures++;
 	return hrflow_health_in_trouble(health, result->is_link) &&
-		(!result->transient || now - server->answered_at > OUTAGE_LIMIT);
+		((!result->transient && result->status != HRFLOW_TIMEOUT) ||
+		 now - server->answered_at > OUTAGE_LIMIT);
 }
 
 /*
