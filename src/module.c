@@ -7,7 +7,6 @@
  */
 #include "postgres.h"
 
-#include "ask/ask.h"
 #include "base/base.h"
 
 HRFLOW_MODULE_MAGIC;
@@ -19,6 +18,4 @@ _PG_init(void)
 {
 	hrflow_settings_define();
 	hrflow_shared_define();
-	hrflow_missing_define();
-	hrflow_ahead_install();
 }
