@@ -45,7 +45,7 @@ TOP := $(dir $(firstword $(MAKEFILE_LIST)))
 # The version has one home: the control file.
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(TOP)hrflow_embed.control)
 
-HEADERS := $(wildcard $(TOP)src/*.h $(TOP)src/*/*.h)
+SOURCE_HEADERS := $(wildcard $(TOP)src/*.h $(TOP)src/*/*.h)
 
 DATA = $(patsubst $(TOP)%,%,$(wildcard $(TOP)sql/hrflow_embed--*.sql))
 OBJS := $(patsubst $(TOP)%.c,%.o,$(sort $(wildcard $(TOP)src/*.c $(TOP)src/*/*.c)))
@@ -69,7 +69,7 @@ include $(PGXS)
 
 # Every object is built anew when a header changes, however PostgreSQL itself
 # was configured.
-$(OBJS): $(HEADERS) $(addprefix $(TOP),Makefile hrflow_embed.control) | $(sort $(dir $(OBJS)))
+$(OBJS): $(SOURCE_HEADERS) $(addprefix $(TOP),Makefile hrflow_embed.control) | $(sort $(dir $(OBJS)))
 
 $(sort $(dir $(OBJS))):
 	@mkdir -p $@
