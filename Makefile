@@ -5,17 +5,18 @@
 #   make installcheck     run the suites against a running server
 #   make check            all of it, on a private server and a stand-in API
 #   make demo             the main job, shown
-#   make check-versions   make check on PostgreSQL 17 and 18
+#   make check-versions   make check on PostgreSQL 17, 18 and 19
 #   make check-long       what takes long
 #   make check-asan       make check under address and undefined sanitizers
 #   make check-valgrind   the regress suites under Valgrind
 #   make coverage         which lines of src the suites reach
 #   make analyze          what compilers and checkers say of src
 #   make bench            the benchmarks
-#   make indent           format the C sources
+#   make dist             archives of the release, from the last commit
+#   make indent           format the C and Perl sources
 
-GATES = check check-versions check-long check-asan check-valgrind coverage \
-	analyze demo bench indent
+GATES = check check-versions check-long check-asan \
+	check-valgrind coverage analyze demo bench indent
 
 ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
 
@@ -39,43 +40,47 @@ EXTENSION = hrflow_embed
 MODULE_big = hrflow_embed
 PGFILEDESC = "hrflow_embed - HrFlow.ai embeddings from SQL"
 
-# The folder of this file: what is built may be elsewhere.
+# The folder of this file; "make -f" builds in another one.
 TOP := $(dir $(firstword $(MAKEFILE_LIST)))
+# The names of files in that folder, relative to it.
+files = $(sort $(patsubst $(TOP)%,%,$(wildcard $(addprefix $(TOP),$(1)))))
 
-# The version has one home: the control file.
+DATA := $(call files,sql/hrflow_embed--*.sql)
+OBJS := $(patsubst %.c,%.o,$(call files,src/*.c src/*/*.c))
+OWN_HEADERS := $(addprefix $(TOP),$(call files,src/*.h src/*/*.h))
+
+# The version is written in the control file alone.
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(TOP)hrflow_embed.control)
-
-SOURCE_HEADERS := $(wildcard $(TOP)src/*.h $(TOP)src/*/*.h)
-
-DATA = $(patsubst $(TOP)%,%,$(wildcard $(TOP)sql/hrflow_embed--*.sql))
-OBJS := $(patsubst $(TOP)%.c,%.o,$(sort $(wildcard $(TOP)src/*.c $(TOP)src/*/*.c)))
 
 CURL_CONFIG = curl-config
 PG_CPPFLAGS = -I$(TOP)src -DHRFLOW_EMBED_VERSION='"$(EXTVERSION)"' \
 	$(shell $(CURL_CONFIG) --cflags)
 SHLIB_LINK = $(shell $(CURL_CONFIG) --libs)
 
-# Inputs are in test/sql; --expecteddir is this folder, that is expected/.
+# Inputs are in test/sql. Expected results are looked for in expected/, below
+# the current folder: the suites run from this one only.
 # Expanded at once, for PGXS asks whether they are empty: a suite without tests
 # is not run.
-REGRESS := $(sort $(patsubst $(TOP)test/sql/%.sql,%,$(wildcard $(TOP)test/sql/*.sql)))
+REGRESS := $(patsubst test/sql/%.sql,%,$(call files,test/sql/*.sql))
 REGRESS_OPTS = --inputdir=$(TOP)test
-PROVE_TESTS := $(patsubst $(TOP)%,%,$(sort $(wildcard $(TOP)test/t/*.pl)))
+PROVE_TESTS := $(call files,test/t/*.pl)
 TAP_TESTS := $(if $(PROVE_TESTS),1)
 
 PG_CONFIG = pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
-# Every object is built anew when a header changes, however PostgreSQL itself
-# was configured.
-$(OBJS): $(SOURCE_HEADERS) $(addprefix $(TOP),Makefile hrflow_embed.control) | $(sort $(dir $(OBJS)))
+# Objects depend on all headers, even if PostgreSQL was not configured to track
+# dependencies. Their folders are named in full, or make would find those of
+# the sources instead, when it builds elsewhere.
+FOLDERS := $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS))))
+$(OBJS): $(OWN_HEADERS) $(TOP)Makefile $(TOP)hrflow_embed.control | $(FOLDERS)
 
-$(sort $(dir $(OBJS))):
+$(FOLDERS):
 	@mkdir -p $@
 
 # Loops over the elements of vectors, and the characters of links.
-src/ask/vector.o src/ask/json.o: CFLAGS += $(CFLAGS_VECTORIZE)
+$(addprefix src/ask/,vector.o similarity.o npy.o numbers.o base64.o json.o): CFLAGS += $(CFLAGS_VECTORIZE)
 
 # Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
 # expanded when their recipe runs, and run a program each: it is put behind
@@ -87,5 +92,14 @@ pg_regress_installcheck = $(TEST_DIR)/with-api \
 	$(pg_regress_locale_flags) $(EXTRA_REGRESS_OPTS)
 PROVE := $(TEST_DIR)/with-api env -u PGOPTIONS $(TEST_DIR)/prove-counted
 override PROVE_FLAGS += -I $(TEST_DIR)/perl
+
+# What is committed, as PGXN wants it: versions have three parts, and all files
+# are in a folder named after the release.
+RELEASE = $(EXTENSION)-$(EXTVERSION).0
+
+.PHONY: dist
+dist:
+	git archive --prefix=$(RELEASE)/ -o $(RELEASE).zip HEAD
+	git archive --prefix=$(RELEASE)/ -o $(RELEASE).tar.gz HEAD
 
 endif

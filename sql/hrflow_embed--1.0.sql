@@ -4,6 +4,22 @@
 \echo Use "CREATE EXTENSION hrflow_embed" to load this file. \quit
 
 --
+-- The planner
+--
+
+-- The support function of the functions below whose calls are read ahead: in a
+-- query that calls one for each of its rows, up to hrflow_embed.max_concurrency
+-- calls are under way at a time (see hrflow_embed.read_ahead).  It has the
+-- library loaded while the first such query is planned, and does nothing else.
+CREATE FUNCTION hrflow_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_support(internal) IS
+'planner support for functions whose calls are read ahead';
+
+--
 -- One profile
 --
 
@@ -21,6 +37,8 @@
 --
 -- Returns NULL, without a request, when source_id or all three identifiers
 -- are NULL.  A link grants whoever has it a person's data, for 20 minutes.
+-- With hrflow_embed.on_missing = null, NULL also for a profile that is not found
+-- or has no vector; a WARNING at the end of the statement counts these.
 --
 -- Cost: one request, and one more for every further try.
 -- Errors: 22023 invalid argument, setting, source or request; P0002 no such
@@ -37,10 +55,11 @@ CREATE FUNCTION hrflow_profile_embedding(
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) IS
-'links to a profile''s embeddings, as the HrFlow API answers; one request';
+'links to a profile''s embeddings, as the HrFlow API answers; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) FROM PUBLIC;
 
@@ -48,7 +67,8 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) F
 --
 --   section   such as 'profile', 'skills', 'experiences'
 --   item      counts from 0 within the section, as the API does; 0 where the
---             section has one vector
+--             section has one vector.  It is the index asked for at the link's
+--             place, unless the links' paths name other items
 --   link      URL of the vector, valid for 20 minutes
 --
 -- No rows, without a request, where the above returns NULL.
@@ -67,6 +87,33 @@ COMMENT ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text
 'links to a profile''s embeddings, a row each; one request';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) FROM PUBLIC;
+
+--
+-- Support for the planner
+--
+
+-- Support functions of the functions for many: the number of rows they return,
+-- by the number of elements of their arrays and, where there is a row for each
+-- item, by what "fields" asks for.
+CREATE FUNCTION hrflow_elements_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_elements_support(internal) IS
+'planner support for functions with a row for each element of their arrays';
+
+REVOKE ALL ON FUNCTION hrflow_elements_support(internal) FROM PUBLIC;
+
+CREATE FUNCTION hrflow_items_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_items_support(internal) IS
+'planner support for functions with a row for each item of a profile';
+
+REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 
 --
 -- Many profiles at once
@@ -92,15 +139,25 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, t
 --   data                 when 'ok', as hrflow_profile_embedding() returns it
 --   error                when not, what went wrong
 --
+-- Arrays that are NULL, as array_agg() returns for no rows, have no elements:
+-- there are no rows and no requests.  A call that names no array is an error.
+--
 -- Rows come in the order of completion.  Equal elements are asked once.  A
 -- function in FROM runs to its end: LIMIT saves no requests, slice the array.
 -- When a refusal concerns all (key, quota, source, rate) nothing more is
 -- asked: it is raised when no element has succeeded, else the rows not asked
--- carry it, with a WARNING.
+-- carry it, with a WARNING.  The same goes for a refusal that the first 32
+-- elements all meet (fields that the API does not know, links that link_hosts
+-- does not allow), and for an API that has not answered for 10 seconds; after a
+-- shorter outage the requests that failed in it are sent again.  A WARNING also
+-- ends a batch in which nothing succeeded, or in which more than half of the
+-- rows failed with one status.
 --
 -- Cost: one request for each distinct element, and one for each further try.
 -- Errors: 22023 arrays that do not fit, an invalid setting or source; 55000
--- no API key; 28000, 53400 refused as above.
+-- no API key; 28000, 53400 refused as above; 08001, 08006, 58000 the API is
+-- down; 42501 links are not allowed (of hrflow_profile_vectors); 0A000 in a
+-- query that Citus runs on a shard, where every shard would ask for all.
 -- Source: https://developers.hrflow.ai, "Get Profile Embedding".
 CREATE FUNCTION hrflow_profile_embeddings(
 	source_id text,
@@ -112,14 +169,44 @@ RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
 	profile_email text, status text, http_status int, data jsonb, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) IS
 'links to the embeddings of many profiles at once; one request for each';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
--- The same, and the vectors themselves: each profile's links are fetched as
+-- The same, with a row for each link: one where there is none.
+--
+--   section, item        as hrflow_profile_embedding_links() returns them;
+--                        NULL where the row is about the profile as a whole,
+--                        or where it has no links ('ok', and link NULL)
+--   link                 when 'ok'; it is valid for 20 minutes, and grants
+--                        whoever has it a person's data
+--
+-- Cost: one request for each distinct element, and one for each further try.
+-- Errors: as hrflow_profile_embeddings().
+CREATE FUNCTION hrflow_profile_links(
+	source_id text,
+	profile_ids text[] DEFAULT NULL,
+	fields jsonb DEFAULT NULL,
+	profile_references text[] DEFAULT NULL,
+	profile_emails text[] DEFAULT NULL)
+RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
+	profile_email text, section text, item int, link text, status text,
+	http_status int, error text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_items_support;
+
+COMMENT ON FUNCTION hrflow_profile_links(text, text[], jsonb, text[], text[]) IS
+'links to the embeddings of many profiles, a row each; one request for each profile';
+
+REVOKE ALL ON FUNCTION hrflow_profile_links(text, text[], jsonb, text[], text[]) FROM PUBLIC;
+
+-- The same again, and the vectors themselves: each profile's links are fetched as
 -- they arrive.  A row for every vector, or one where there is none.
 --
 --   section, item        as hrflow_profile_embedding_links() returns them;
@@ -143,7 +230,8 @@ RETURNS TABLE (ordinality bigint, profile_id text, profile_reference text,
 	http_status int, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_items_support;
 
 COMMENT ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) IS
 'embeddings of many profiles at once, a row for each vector; one request for each profile';
@@ -162,17 +250,19 @@ REVOKE ALL ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[
 -- key is sent, and none is needed.
 --
 -- Cost: no request of the API.
--- Errors: 42501 link not allowed; 58000 link expired, or error of its host;
--- 22P03 not a vector; 08001, 08006 network; 08P01 redirect; 54000 too large;
--- 53400 the host limits the rate.
+-- Errors: 42501 link not allowed; 58000 link expired, or error of its host, with
+-- an object store's error code in the DETAIL; P0002 no vector there; 22P03 not
+-- a vector; 08001, 08006 network; 08P01 redirect; 54000 too large; 53400 the
+-- host limits the rate.
 CREATE FUNCTION hrflow_fetch_vector(link text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_fetch_vector(text) IS
-'vector that a link of the HrFlow API leads to';
+'vector that a link of the HrFlow API leads to; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_fetch_vector(text) FROM PUBLIC;
 
@@ -182,7 +272,8 @@ RETURNS TABLE (ordinality bigint, link text, vector real[], status text,
 	http_status int, error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_fetch_vectors(text[]) IS
 'vectors that many links of the HrFlow API lead to';
@@ -214,10 +305,11 @@ CREATE FUNCTION hrflow_job_embedding(
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_job_embedding(text, text, text) IS
-'link to a job''s embedding, as the HrFlow API answers; one request';
+'link to a job''s embedding, as the HrFlow API answers; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_job_embedding(text, text, text) FROM PUBLIC;
 
@@ -233,10 +325,11 @@ CREATE FUNCTION hrflow_job_vector(
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_job_vector(text, text, text) IS
-'a job''s embedding; one request';
+'a job''s embedding; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_job_vector(text, text, text) FROM PUBLIC;
 
@@ -261,10 +354,11 @@ CREATE FUNCTION hrflow_text_embedding(input text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_text_embedding(text) IS
-'a text''s embedding; one request';
+'a text''s embedding; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_text_embedding(text) FROM PUBLIC;
 
@@ -291,7 +385,8 @@ RETURNS TABLE (ordinality bigint, vector real[], status text, http_status int,
 	error text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1000;
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_text_embeddings(text[]) IS
 'embeddings of many texts at once; one request for each';
@@ -675,66 +770,128 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- Ranking
 --
 
--- The profiles of a store that are nearest to a vector, by cosine similarity,
--- best first.
---
---   query     such as hrflow_job_vector() or hrflow_text_embedding()
---   k         rows, 1 to 10000: one a profile, its best item of the section
---   section   of the profiles
---
--- Where the store has an index of pgvector's for the section, as
--- hrflow_index_statement() makes it, it is used, and the result is as
--- approximate as the index; else every vector of the section is compared.
--- Vectors of another dimension than query's are left out (with a WARNING where
--- all are), as are arrays of two dimensions or with nulls.  profile_id is the
--- store's identifier: the reference or the e-mail where it was made so.
+-- Cosine similarity of a stored vector, as real[] or as pgvector's vector or
+-- halfvec, with a query, computed in double precision.  NULL where there is
+-- none: the dimensions differ, or one of the two is zero, infinite or NaN, has
+-- nulls, or is an array of two dimensions.
 --
 -- Cost: none, no network.
--- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
--- tables; 42P01, 42809 not a store.
+-- Errors: 42804 the first argument is of another type.
+CREATE FUNCTION hrflow_vector_similarity(vector "any", query real[])
+RETURNS double precision
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+COST 20;
+
+COMMENT ON FUNCTION hrflow_vector_similarity("any", real[]) IS
+'cosine similarity of a stored vector with a query, or NULL';
+
+-- The profiles of a store that are nearest to a vector, by cosine similarity,
+-- best first: k of them, or as many as there are.
+--
+--   query       such as hrflow_job_vector() or hrflow_text_embedding()
+--   k           number of rows, 1 to 10000: one for each profile, with its best
+--               item of the section
+--   section     of the profiles
+--   profiles    identifiers of the only profiles that are ranked, such as
+--               ARRAY(SELECT hrflow_id FROM candidate WHERE city = 'Paris');
+--               NULLs among them are ignored.  NULL, which array_agg() returns
+--               for no rows, stands for all profiles
+--   source_id   the only source whose profiles are ranked.  NULL: every source
+--
+-- If the store has an index of pgvector's for the section, as
+-- hrflow_index_statement() makes it, it is searched, and the result is as
+-- approximate as the index.  Without an index, where few profiles are to be
+-- ranked, and where the index returns fewer than k rows though there are more,
+-- every vector is compared; a NOTICE says where VACUUM would help.
+--
+-- Vectors of another dimension than the query's are left out (with a WARNING
+-- where all are), as are vectors of zeros, arrays of two dimensions and arrays
+-- with nulls.  A section that no vector has gets a WARNING.  profile_id is the
+-- store's identifier: the reference or the e-mail where it was created so.
+--
+-- Only the table of vectors is read.  A caller to whom its row-level security
+-- applies gets the rows that its policies show them, which are then evaluated
+-- as in a query of their own.
+--
+-- Cost: none, no network.
+-- Errors: 22023 invalid argument; 42501 the caller may not SELECT from the
+-- table of vectors; 42P01, 42809 not a store.
 CREATE FUNCTION hrflow_match(
 	store regclass,
 	query real[],
 	k int DEFAULT 10,
-	section text DEFAULT 'profile')
+	section text DEFAULT 'profile',
+	profiles text[] DEFAULT NULL,
+	source_id text DEFAULT NULL)
 RETURNS TABLE (source_id text, profile_id text, section text, item int,
 	similarity double precision)
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000 ROWS 10;
 
-COMMENT ON FUNCTION hrflow_match(regclass, real[], int, text) IS
+COMMENT ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) IS
 'profiles of a store that are nearest to a vector';
 
-REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) FROM PUBLIC;
 
--- The same by several sections: the similarity is the sum of each section's
--- best item's, times the section's weight; a section that a profile lacks adds
--- nothing.
+-- The same by several sections: the similarity is the sum of that of each
+-- section's best item, times the section's weight; a section that a profile
+-- lacks adds nothing.
 --
 --   weights    such as {"profile": 0.6, "skills": 0.3, "experiences": 0.1}
 --
---   section, item   of the vector that adds most: the reason
+--   section, item   of the vector that adds most
+--   parts           what each section adds, such as {"profile": 0.55,
+--                   "skills": 0.21}; a section that the profile lacks is not
+--                   there
 --
--- Where every section has an index, candidates are the 10 * k best of each, or
--- 10000 at most.
+-- Where every section has an index, candidates are the 10 * k best profiles of
+-- each section, 10000 at most.
 --
--- Cost, errors: as above.
+-- Other arguments, cost and errors: as hrflow_match().
 CREATE FUNCTION hrflow_match_weighted(
 	store regclass,
 	query real[],
 	weights jsonb,
-	k int DEFAULT 10)
+	k int DEFAULT 10,
+	profiles text[] DEFAULT NULL,
+	source_id text DEFAULT NULL)
 RETURNS TABLE (source_id text, profile_id text, section text, item int,
-	similarity double precision)
+	similarity double precision, parts jsonb)
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000 ROWS 10;
 
-COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) IS
+COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) IS
 'profiles of a store that are nearest to a vector, by several sections';
 
-REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) FROM PUBLIC;
+
+-- How much of the exact answer the index of a section finds: the average part
+-- of the k nearest profiles, between 0 and 1, for a random sample of the
+-- section's vectors.  NULL where there is no vector.
+--
+--   sample   number of vectors, 1 to 10000; every vector of the section is
+--            compared with each
+--   k        number of rows, 1 to 10000
+--
+-- Cost: none, no network.
+-- Errors: 55000 no index serves the section; others as hrflow_match().
+CREATE FUNCTION hrflow_match_recall(
+	store regclass,
+	section text DEFAULT 'profile',
+	sample int DEFAULT 20,
+	k int DEFAULT 10)
+RETURNS double precision
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+COST 1000;
+
+COMMENT ON FUNCTION hrflow_match_recall(regclass, text, int, int) IS
+'part of the nearest profiles that the index of a section finds';
+
+REVOKE ALL ON FUNCTION hrflow_match_recall(regclass, text, int, int) FROM PUBLIC;
 
 -- The statement that makes pgvector's HNSW index for a section, to be run
 -- alone: in psql, with \gexec.  The dimension is that of a vector found that

@@ -15,7 +15,16 @@
 
 #include <curl/curlver.h>
 
+#include "access/amapi.h"
+#include "access/tableam.h"
+#include "access/genam.h"
+#include "access/toast_internals.h"
 #include "catalog/pg_attribute.h"
+#include "commands/explain.h"
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#endif
 #include "fmgr.h"
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
@@ -144,6 +153,43 @@ hrflow_compat_named_segment(const char *name, size_t size,
 	(curl_version_info(CURLVERSION_NOW)->version_num < 0x080600)
 
 /*
+ * CURLMOPT_QUICK_EXIT, which came with 8.20, though these headers may be older:
+ * curl_multi_cleanup() does not wait for lookups that were given up.
+ */
+#define HRFLOW_CURLMOPT_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
+
+/*
+ * The snapshot with which chunks of out-of-line values are read.  Before 18 it
+ * is made in memory of the caller's.
+ */
+static inline Snapshot
+hrflow_compat_toast_snapshot(SnapshotData *memory)
+{
+#if PG_VERSION_NUM >= 180000
+	return get_toast_snapshot();
+#else
+	init_toast_snapshot(memory);
+	return memory;
+#endif
+}
+
+/*
+ * Begin an index scan.  From 18 on it can count what it does for EXPLAIN.
+ */
+static inline IndexScanDesc
+hrflow_compat_begin_index_scan(Relation table, Relation index,
+							   Snapshot snapshot, int nkeys)
+{
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0, 0);
+#elif PG_VERSION_NUM >= 180000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
+
+/*
  * A jsonb under construction, and what is pushed to it.
  */
 #if PG_VERSION_NUM >= 190000
@@ -168,10 +214,59 @@ hrflow_compat_push_jsonb(HrflowJsonbState *state, JsonbIteratorToken token,
 }
 
 /*
+ * Begin a sequential scan of a whole table.  Since 19 the caller says what it
+ * will do beside reading: nothing.
+ */
+static inline TableScanDesc
+hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_beginscan(relation, snapshot, 0, NULL, SO_NONE);
+#else
+	return table_beginscan(relation, snapshot, 0, NULL);
+#endif
+}
+
+/*
+ * PostgreSQL 19 renamed UpperUniquePath: the path of its former name is gone.
+ */
+#if PG_VERSION_NUM >= 190000
+#define UpperUniquePath UniquePath
+#define T_UpperUniquePath T_UniquePath
+#endif
+
+/*
+ * Load the library of an index access method.  Since 19 the routine is a
+ * constant; before, it was a copy for the caller.
+ */
+static inline void
+hrflow_compat_load_index_method(Oid method)
+{
+#if PG_VERSION_NUM >= 190000
+	(void) GetIndexAmRoutineByAmId(method, false);
+#else
+	pfree(GetIndexAmRoutineByAmId(method, false));
+#endif
+}
+
+/*
  * A column that is generated when it is read; before 18 there are none.
  */
 #ifndef ATTRIBUTE_GENERATED_VIRTUAL
 #define ATTRIBUTE_GENERATED_VIRTUAL 'v'
+#endif
+
+/*
+ * PostgreSQL 18 dropped the parameter "execute_once" of ExecutorRun().
+ */
+#if PG_VERSION_NUM >= 180000
+#define HRFLOW_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *query, ScanDirection direction, uint64 count
+#define HRFLOW_EXECUTOR_RUN_ARGUMENTS query, direction, count
+#else
+#define HRFLOW_EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *query, ScanDirection direction, uint64 count, bool once
+#define HRFLOW_EXECUTOR_RUN_ARGUMENTS query, direction, count, once
 #endif
 
 #endif							/* HRFLOW_COMPAT_H */

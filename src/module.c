@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "ask/ask.h"
 #include "base/base.h"
 
 HRFLOW_MODULE_MAGIC;
@@ -18,4 +19,6 @@ _PG_init(void)
 {
 	hrflow_settings_define();
 	hrflow_shared_define();
+	hrflow_missing_define();
+	hrflow_ahead_install();
 }

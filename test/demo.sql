@@ -37,9 +37,10 @@ ORDER BY ordinality;
 \echo == The vectors themselves, and who is like Ada
 \echo
 ALTER TABLE candidate ADD embedding real[];
+WITH v AS MATERIALIZED (
+    SELECT * FROM hrflow_profile_vectors('source-1', (SELECT array_agg(hrflow_id) FROM candidate), '{"profile": 1}'))
 UPDATE candidate c SET embedding = v.vector
-FROM hrflow_profile_vectors('source-1', (SELECT array_agg(hrflow_id) FROM candidate), '{"profile": 1}') v
-WHERE v.profile_id = c.hrflow_id AND v.status = 'ok';
+FROM v WHERE v.profile_id = c.hrflow_id AND v.status = 'ok';
 SELECT name, cardinality(embedding) AS dimension, embedding[1:3] AS begins
 FROM candidate WHERE embedding IS NOT NULL;
 SELECT c.name, round(hrflow_cosine_similarity(c.embedding, ada.embedding)::numeric, 3) AS similarity

@@ -61,6 +61,17 @@ typedef struct HrflowJobQuery
 } HrflowJobQuery;
 
 /*
+ * Why the arguments of a call cannot be sent: an error that is not yet raised.
+ */
+typedef struct HrflowProblem
+{
+	const char *message;		/* primary message; NULL when there is no
+								 * problem */
+	const char *detail;			/* or NULL */
+	const char *hint;			/* or NULL */
+} HrflowProblem;
+
+/*
  * A reply understood.
  */
 typedef struct HrflowResult
@@ -87,7 +98,7 @@ typedef struct HrflowLink
 } HrflowLink;
 
 /*
- * A profile whose vectors hrflow_batch_fetch() is to fetch.  Server encoding.
+ * A profile whose vectors hrflow_wanted_fetch() is to fetch.  Server encoding.
  */
 typedef struct HrflowWanted
 {
@@ -104,9 +115,19 @@ typedef struct HrflowWanted
  * end, for a reason that is not the profile's.  The result lives until this
  * returns.
  */
-typedef void (*HrflowSink) (HrflowWanted *wanted, const char *section,
-							int item, const HrflowResult *result,
-							bool unasked);
+typedef void (*HrflowWantedCallback) (HrflowWanted *wanted,
+									  const char *section, int item,
+									  const HrflowResult *result,
+									  bool unasked);
+
+/*
+ * The type of a vector's elements.
+ */
+typedef enum HrflowElement
+{
+	HRFLOW_REAL,				/* float4 */
+	HRFLOW_HALF					/* IEEE 754 binary16, as in pgvector's halfvec */
+} HrflowElement;
 
 /*
  * Arrays of JSON that were left where they are.
@@ -121,28 +142,32 @@ typedef struct HrflowSpan
 /* in error.c */
 HRFLOW_NORETURN extern void hrflow_error_raise(const HrflowResult *result);
 extern char *hrflow_error_describe(const HrflowResult *result);
+extern const char *hrflow_error_hint(const HrflowResult *result);
 
-/* in profile.c */
+/* in ahead_plan.c */
+extern void hrflow_ahead_install(void);
+
+/* in arguments.c */
+HRFLOW_NORETURN extern void hrflow_argument_raise(const HrflowProblem *problem);
+extern const char *hrflow_argument_identifier(const NullableDatum *argument,
+											  const char *name,
+											  HrflowProblem *problem);
+extern Jsonb *hrflow_argument_fields(const NullableDatum *argument,
+									 const char **text,
+									 HrflowProblem *problem);
 extern Jsonb *hrflow_check_fields(Jsonb *fields);
 extern const char *hrflow_fields_text(Jsonb *fields);
-extern const char *hrflow_get_identifier(FunctionCallInfo fcinfo, int argno,
-										 const char *name);
-extern const char *hrflow_check_url(const char *url);
-extern void hrflow_ask(HrflowTransport *transport,
-					   const HrflowSettings *settings, HrflowEndpoint endpoint,
-					   const char *url, const char *body,
-					   HrflowResult *result);
-extern ArrayType *hrflow_fetch_link(HrflowTransport *transport,
-									const HrflowSettings *settings,
-									char *link);
-
-/* in neighbours.c */
 extern char *hrflow_make_text_body(Datum input, char **problem);
 
-/* in batch.c */
-extern bool hrflow_batch_fetch(HrflowWanted *wanted, int nwanted,
-							   int time_limit, HrflowSink sink,
-							   HrflowResult *refusal);
+/* in missing.c */
+extern void hrflow_missing_define(void);
+extern bool hrflow_missing_accept(const HrflowSettings *settings,
+								  const HrflowResult *result);
+
+/* in wanted.c */
+extern bool hrflow_wanted_fetch(HrflowWanted *wanted, int nwanted,
+								int time_limit, HrflowWantedCallback callback,
+								HrflowResult *refusal);
 
 /* in request.c */
 extern char *hrflow_request_profile(const char *base_url,
@@ -157,10 +182,13 @@ extern char *hrflow_request_url(const char *base_url,
 /* in vector.c */
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 									   char **problem);
-extern double hrflow_vector_norm(const float4 *a, int n);
-extern bool hrflow_vector_compare(const float4 *a, const float4 *b, int n,
-								  double norm, double *similarity,
-								  double *norms);
+
+/* in similarity.c */
+extern double *hrflow_similarity_prepare(const float4 *a, int n,
+										 double *norm);
+extern bool hrflow_similarity_compare(const void *a, HrflowElement element,
+									  const double *b, int n, double norm,
+									  double *similarity, double *norms);
 
 /* in json.c */
 extern JsonbValue *hrflow_json_parse(const char *text, const char *converted,
@@ -177,9 +205,15 @@ extern void hrflow_response_parse(const HrflowReply *reply,
 								  HrflowResult *result);
 extern void hrflow_response_parse_vector(const HrflowReply *reply,
 										 HrflowResult *result);
-extern bool hrflow_response_links(Jsonb *data, Jsonb *fields,
-								  const char *secret, List **links,
-								  char **detail);
 extern char *hrflow_response_scrub(const char *message, const char *secret);
+
+/* in s3.c */
+extern char *hrflow_s3_read_error(const char *body, size_t length,
+								  HrflowStatus *status, bool *transient);
+
+/* in links.c */
+extern bool hrflow_links_collect(Jsonb *data, Jsonb *fields,
+								 const char *secret, List **links,
+								 char **detail);
 
 #endif							/* HRFLOW_ASK_H */

@@ -1,132 +1,104 @@
 /*-------------------------------------------------------------------------
  *
  * batch.c
- *		The SQL functions that ask for many profiles or texts, or fetch many
- *		links, at once.
+ *		Asks for many elements at once.
  *
- * Elements are asked in their order, max_concurrency at a time; rows come in
- * the order of completion.  Equal elements are asked once and answered each.
- * Where vectors are wanted, a profile's links are fetched as soon as they
- * arrive, among the requests for further profiles.
+ * Elements are asked for in their order, max_concurrency at a time; results
+ * are handed out in the order of completion.  Equal elements are asked for
+ * once and answered each.  Where vectors are wanted, a profile's links are
+ * fetched as soon as they arrive, among the requests for further profiles.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
-#include "common/hashfn.h"
-#include "compat.h"
-#include "funcapi.h"
-#include "ask/ask.h"
+#include "ask/batch.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
-#include "utils/array.h"
-#include "utils/builtins.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/tuplestore.h"
-
-PG_FUNCTION_INFO_V1(hrflow_profile_embeddings);
-PG_FUNCTION_INFO_V1(hrflow_profile_vectors);
-PG_FUNCTION_INFO_V1(hrflow_fetch_vectors);
-PG_FUNCTION_INFO_V1(hrflow_text_embeddings);
-
-/* The arguments of the first two, in their order. */
-enum
-{
-	ARG_SOURCE_ID,
-	ARG_PROFILE_IDS,
-	ARG_FIELDS,
-	ARG_PROFILE_REFERENCES,
-	ARG_PROFILE_EMAILS
-};
-
-/* What a batch is to return. */
-typedef enum BatchKind
-{
-	BATCH_OF_EMBEDDINGS,		/* of profiles: the API's data */
-	BATCH_OF_VECTORS,			/* of profiles: their vectors */
-	BATCH_OF_LINKS,				/* of links: their vectors */
-	BATCH_OF_TEXTS				/* of texts: their vectors */
-} BatchKind;
 
 /*
- * As many rows are stored without a look at the network: about 2 ms.
+ * Number of rows stored without looking at the network: about 2 ms.
  */
 #define ROWS_OF_WORK 1024
 
-/* As many columns as the widest of these has. */
-#define MAX_COLUMNS 10
+/*
+ * How long to wait in an outage before a request is sent again, beyond the
+ * pauses between its tries.
+ */
+#define PROBE_PAUSE (250 * HRFLOW_MSEC)
 
-/* Identifiers of one kind, an array's elements. */
-typedef struct Identifiers
-{
-	const char *name;			/* of the argument's elements */
-	Datum	   *values;			/* NULL when there is no such array */
-	bool	   *nulls;
-} Identifiers;
+/* Microseconds between two lines of progress. */
+#define PROGRESS_INTERVAL (5 * HRFLOW_SEC)
 
 typedef struct Batch
 {
-	BatchKind	kind;
-	const HrflowSettings *settings;
+	HrflowSource *source;
+	HrflowSink *sink;
+	const HrflowSettings *settings; /* the source's */
 	HrflowTransport *transport;
-	ReturnSetInfo *rsinfo;
+	HrflowBatchSummary *summary;
 	MemoryContext reply_context;	/* reset after each element */
-	MemoryContext asked_context;	/* of what is asked for */
-
-	const char *source_id;		/* UTF-8; NULL: every element is invalid, */
-	const char *bad_source;		/* for this reason */
-	Jsonb	   *fields;			/* NULL: left out */
-	const char *fields_text;	/* the same in UTF-8 */
-	const char *text_url;		/* where texts are sent */
-	Identifiers ids[3];			/* profile_id, reference, e-mail; or link; or
-								 * text */
-	int			nids;
-	int			nshown;			/* as many of them are columns */
-	int			nelements;
-
-	/* What has these instead of the above, and the result at once. */
-	HrflowWanted *wanted;
-	HrflowSink	sink;
-	List	   *bad_sources;	/* sources that the API does not know */
+	MemoryContext request_context;	/* of requests without a reply yet */
 
 	/*
 	 * The next element equal to this one, or -1; and whether an earlier one
-	 * is.
+	 * is equal.  Both are NULL where no two elements are.
 	 */
 	int		   *next_equal;
 	bool	   *is_repeated;
 
 	int			next;			/* the first element not looked at */
-	dlist_head	links;			/* to be fetched, in this order: Asked */
-	size_t		pending;		/* bytes of bodies asked with, no reply yet */
-	int64		nrows;			/* so far */
-	int			nanswered;		/* elements with a reply of the API */
-	bool		any_ok;
-	bool		any_forbidden;
+	dlist_head	links;			/* BatchRequests to be sent, in this order */
+	dlist_head	parked[2];		/* BatchRequests, to the API and for links,
+								 * whose tries all failed in an outage: to be
+								 * sent again after it */
+	int			nparked[2];
+	size_t		pending;		/* bytes of requests without a reply yet */
+	int64		nrows;			/* handed out so far */
+	bool		any_forbidden;	/* an element met a 403 */
 
-	/* The reason not to ask for more, once there is one. */
-	bool		refused;
-	HrflowResult refusal;
+	/* Where the sink reports: */
+	HrflowHealth health;
+	HrflowTally tally;
+	bool		shows_progress; /* to a person at a terminal */
+	int64		began_at;
+	int64		shown_at;		/* when progress was shown last */
 } Batch;
 
-/* What becomes of what is not done by then. */
+/* What becomes of elements that are not done when the time is over. */
 static const HrflowResult time_over = {
 	.status = HRFLOW_TIMEOUT,
 	.detail = "hrflow_embed.batch_timeout is over."
 };
 
-/* What a request is for; its tag. */
-typedef struct Asked
+/*
+ * A request, and what it is for; the tag of its reply.
+ */
+typedef struct BatchRequest
 {
-	dlist_node	node;			/* in the batch's links, until it is sent */
+	dlist_node	node;			/* in the batch's links, until it is sent, or
+								 * in parked */
 	HrflowTarget target;
+	const char *post_url;		/* where the body goes; NULL: it is a GET */
 	int			element;
 	char	   *section;		/* of a profile's link; else NULL */
 	int			item;
+	HrflowResult *failure;		/* of all tries; NULL unless it was parked */
+	int64		resent_at;		/* when it was sent again; 0: never */
 	size_t		size;			/* of what follows */
-	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* URL, or a text's body */
-} Asked;
+	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL */
+} BatchRequest;
+
+/* What becomes of a request after one try. */
+typedef enum RequestFate
+{
+	REQUEST_RETRIED,			/* the transport sends it again */
+	REQUEST_PARKED,				/* it waits for the end of an outage */
+	REQUEST_DONE				/* its result was handed out */
+} RequestFate;
 
 /*
  * ------------------------------------------------------------------------
@@ -142,15 +114,24 @@ typedef struct DistinctEntry
 	char		status;
 } DistinctEntry;
 
-static uint32 hash_element(const Batch *batch, int element);
-static bool elements_equal(const Batch *batch, int a, int b);
+static uint32
+hash_element(const HrflowSource *source, int element)
+{
+	return source->methods->hash(source, element);
+}
+
+static bool
+elements_equal(const HrflowSource *source, int a, int b)
+{
+	return source->methods->equal(source, a, b);
+}
 
 #define SH_PREFIX distinct
 #define SH_ELEMENT_TYPE DistinctEntry
 #define SH_KEY_TYPE int
 #define SH_KEY first
-#define SH_HASH_KEY(table, key) hash_element((Batch *) (table)->private_data, key)
-#define SH_EQUAL(table, a, b) elements_equal((Batch *) (table)->private_data, a, b)
+#define SH_HASH_KEY(table, key) hash_element((HrflowSource *) (table)->private_data, key)
+#define SH_EQUAL(table, a, b) elements_equal((HrflowSource *) (table)->private_data, a, b)
 #define SH_STORE_HASH
 #define SH_GET_HASH(table, entry) (entry)->hash
 #define SH_SCOPE static inline
@@ -158,68 +139,25 @@ static bool elements_equal(const Batch *batch, int a, int b);
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-static uint32
-hash_element(const Batch *batch, int element)
-{
-	uint32		hash = 0;
-
-	for (int i = 0; i < batch->nids; i++)
-	{
-		const Identifiers *ids = &batch->ids[i];
-		text	   *value;
-
-		if (ids->values == NULL || ids->nulls[element])
-			continue;
-		value = DatumGetTextPP(ids->values[element]);
-		hash = hash_combine(hash, hash_bytes((unsigned char *) VARDATA_ANY(value),
-											 VARSIZE_ANY_EXHDR(value)) + i);
-	}
-	return hash;
-}
-
-static bool
-elements_equal(const Batch *batch, int a, int b)
-{
-	for (int i = 0; i < batch->nids; i++)
-	{
-		const Identifiers *ids = &batch->ids[i];
-		text	   *value_a;
-		text	   *value_b;
-
-		if (ids->values == NULL)
-			continue;
-		if (ids->nulls[a] != ids->nulls[b])
-			return false;
-		if (ids->nulls[a])
-			continue;
-		value_a = DatumGetTextPP(ids->values[a]);
-		value_b = DatumGetTextPP(ids->values[b]);
-		if (VARSIZE_ANY_EXHDR(value_a) != VARSIZE_ANY_EXHDR(value_b) ||
-			memcmp(VARDATA_ANY(value_a), VARDATA_ANY(value_b),
-				   VARSIZE_ANY_EXHDR(value_a)) != 0)
-			return false;
-	}
-	return true;
-}
-
 /*
  * Chain up the elements that are equal.  About 20 ms for 100,000.
  */
 static void
-find_equal(Batch *batch)
+chain_equal_elements(Batch *batch)
 {
+	int			nelements = batch->source->nelements;
 	distinct_hash *table;
 
-	batch->next_equal = MemoryContextAllocHuge(CurrentMemoryContext,
-											   sizeof(int) * batch->nelements);
-	for (int i = 0; i < batch->nelements; i++)
-		batch->next_equal[i] = -1;
-	batch->is_repeated = palloc0(sizeof(bool) * batch->nelements);
-	if (batch->wanted != NULL)
+	if (batch->source->methods->hash == NULL)
 		return;
-	table = distinct_create(CurrentMemoryContext, 1024, batch);
+	batch->next_equal = MemoryContextAllocHuge(CurrentMemoryContext,
+											   sizeof(int) * nelements);
+	for (int i = 0; i < nelements; i++)
+		batch->next_equal[i] = -1;
+	batch->is_repeated = palloc0(sizeof(bool) * nelements);
+	table = distinct_create(CurrentMemoryContext, 1024, batch->source);
 
-	for (int i = 0; i < batch->nelements; i++)
+	for (int i = 0; i < nelements; i++)
 	{
 		bool		found;
 		DistinctEntry *entry = distinct_insert(table, i, &found);
@@ -236,81 +174,75 @@ find_equal(Batch *batch)
 	distinct_destroy(table);
 }
 
+static inline int
+next_equal_element(const Batch *batch, int element)
+{
+	return batch->next_equal == NULL ? -1 : batch->next_equal[element];
+}
+
+static inline bool
+is_repeated_element(const Batch *batch, int element)
+{
+	return batch->is_repeated != NULL && batch->is_repeated[element];
+}
+
 /*
  * ------------------------------------------------------------------------
- * Rows
+ * Handing out
  * ------------------------------------------------------------------------
  */
 
 /*
- * Store a row of an element, and of those equal to it.  "section" is NULL
- * where the row is not about one; "unasked" where the element was not asked
- * for to the end.
+ * Hand out what became of an element, and of those equal to it.
  */
 static void
-put_rows(Batch *batch, int element, const char *section, int item,
-		 const HrflowResult *result, bool unasked)
+put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
+			bool is_empty)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
-	Datum		values[MAX_COLUMNS] = {0};
-	bool		nulls[MAX_COLUMNS] = {false};
-	int			n = 1 + batch->nshown;
+	bool		repeated = false;
 
-	if (batch->sink != NULL)
-	{
-		batch->sink(&batch->wanted[element], section, item, result, unasked);
-		hrflow_stats_count_row(result->status);
-		MemoryContextSwitchTo(old);
-		return;
-	}
-
-	/* What is behind the ordinality and the identifiers is the same in all. */
-	if (batch->kind == BATCH_OF_VECTORS)
-	{
-		nulls[n] = section == NULL;
-		if (section != NULL)
-			values[n] = CStringGetTextDatum(section);
-		n++;
-		nulls[n] = section == NULL;
-		values[n++] = Int32GetDatum(item);
-	}
-	if (batch->kind != BATCH_OF_EMBEDDINGS)
-	{
-		nulls[n] = result->vector == NULL;
-		values[n++] = PointerGetDatum(result->vector);
-	}
-	values[n++] = CStringGetTextDatum(hrflow_status_name(result->status));
-	nulls[n] = result->http_status == 0;
-	values[n++] = Int32GetDatum(result->http_status);
-	if (batch->kind == BATCH_OF_EMBEDDINGS)
-	{
-		nulls[n] = result->data == NULL;
-		values[n++] = PointerGetDatum(result->data);
-	}
-	nulls[n] = result->status == HRFLOW_OK;
-	if (result->status != HRFLOW_OK)
-		values[n] = CStringGetTextDatum(hrflow_error_describe(result));
-	n++;
-	Assert(n == batch->rsinfo->setDesc->natts);
-
-	for (; element >= 0; element = batch->next_equal[element])
+	for (; element >= 0; element = next_equal_element(batch, element))
 	{
 		CHECK_FOR_INTERRUPTS();
-		values[0] = Int64GetDatum((int64) element + 1);
-		for (int i = 0; i < batch->nshown; i++)
-		{
-			const Identifiers *ids = &batch->ids[i];
-
-			nulls[1 + i] = ids->values == NULL || ids->nulls[element];
-			values[1 + i] = nulls[1 + i] ? (Datum) 0 : ids->values[element];
-		}
-		tuplestore_putvalues(batch->rsinfo->setResult, batch->rsinfo->setDesc,
-							 values, nulls);
+		batch->sink->methods->put(batch->sink, element, outcome, repeated);
+		repeated = true;
+		hrflow_stats_count_row(outcome->result->status);
+		if (batch->sink->methods->reports && !is_empty)
+			hrflow_tally_count(&batch->tally, outcome->result);
 		if (++batch->nrows % ROWS_OF_WORK == 0)
 			hrflow_transport_work(batch->transport);
-		hrflow_stats_count_row(result->status);
 	}
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Hand out the result of an element as a whole.
+ */
+static void
+put_result(Batch *batch, int element, const HrflowResult *result,
+		   bool unasked)
+{
+	HrflowOutcome outcome = {.result = result, .unasked = unasked};
+
+	put_outcome(batch, element, &outcome, false);
+}
+
+/*
+ * Hand out the result of one request.
+ */
+static void
+put_result_of_request(Batch *batch, const BatchRequest *request,
+					  const HrflowResult *result, bool unasked)
+{
+	HrflowOutcome outcome = {
+		.result = result,
+		.section = request->section,
+		.item = request->item,
+		.unasked = unasked
+	};
+
+	put_outcome(batch, request->element, &outcome, false);
 }
 
 /*
@@ -320,146 +252,61 @@ put_rows(Batch *batch, int element, const char *section, int item,
  */
 
 /*
- * Make a query of what is wanted.  Returns NULL, or why it cannot be asked.
+ * A request for an element, to be freed with its reply.
  */
-static const char *
-make_wanted_query(const HrflowWanted *wanted, HrflowQuery *query)
-{
-	const char *values[4];
-
-	for (int i = 0; i < lengthof(values); i++)
-	{
-		const char *value = i == 0 ? wanted->source_id :
-		wanted->identifiers[i - 1];
-
-		values[i] = value == NULL ? NULL : hrflow_text_to_utf8(value);
-		if (value != NULL && values[i] == NULL)
-			return "A text cannot be converted to UTF-8.";
-	}
-	query->source_id = values[0];
-	query->profile_id = values[1];
-	query->profile_reference = values[2];
-	query->profile_email = values[3];
-	query->fields = wanted->fields_text;
-	return NULL;
-}
-
-/*
- * Is an element in a source that the API does not know?
- */
-static bool
-is_in_bad_source(const Batch *batch, int element)
-{
-	ListCell   *cell;
-
-	foreach(cell, batch->bad_sources)
-	{
-		if (strcmp(lfirst(cell), batch->wanted[element].source_id) == 0)
-			return true;
-	}
-	return false;
-}
-
-/*
- * Read an element's identifiers into a query.  Returns NULL, or why there is
- * nothing to be asked.
- */
-static const char *
-make_query(const Batch *batch, int element, HrflowQuery *query)
-{
-	const char *values[3] = {NULL, NULL, NULL};
-
-	if (batch->wanted != NULL)
-		return make_wanted_query(&batch->wanted[element], query);
-	if (batch->source_id == NULL)
-		return batch->bad_source;
-
-	for (int i = 0; i < batch->nids; i++)
-	{
-		const Identifiers *ids = &batch->ids[i];
-		const char *value;
-
-		if (ids->values == NULL || ids->nulls[element])
-			continue;
-		value = TextDatumGetCString(ids->values[element]);
-		if (*value == '\0')
-			return psprintf("The %s is empty.", ids->name);
-		values[i] = hrflow_text_to_utf8(value);
-		if (values[i] == NULL)
-			return psprintf("The %s cannot be converted to UTF-8.", ids->name);
-	}
-	if (values[0] == NULL && values[1] == NULL && values[2] == NULL)
-		return "All identifiers are null.";
-
-	query->source_id = batch->source_id;
-	query->profile_id = values[0];
-	query->profile_reference = values[1];
-	query->profile_email = values[2];
-	query->fields = batch->fields_text;
-	return NULL;
-}
-
-/*
- * Which endpoint of the API is asked?
- */
-static HrflowEndpoint
-endpoint_of(const Batch *batch)
-{
-	return batch->kind == BATCH_OF_TEXTS ? HRFLOW_TEXT : HRFLOW_PROFILE;
-}
-
-/*
- * A request to be sent: for a URL, or with a text's body.
- */
-static Asked *
-make_asked(Batch *batch, HrflowTarget target, const char *sent, int element,
-		   const char *section, int item)
+static BatchRequest *
+make_batch_request(Batch *batch, int element, const char *sent)
 {
 	size_t		size = strlen(sent) + 1;
-	Asked	   *asked = MemoryContextAlloc(batch->asked_context,
-										   offsetof(Asked, sent) + size);
+	BatchRequest *request = MemoryContextAlloc(batch->request_context,
+											   offsetof(BatchRequest, sent) +
+											   size);
 
-	asked->target = target;
-	asked->size = size;
-	asked->element = element;
-	asked->section = section == NULL ? NULL :
-		MemoryContextStrdup(batch->asked_context, section);
-	asked->item = item;
-	memcpy(asked->sent, sent, size);
+	memset(request, 0, offsetof(BatchRequest, sent));
+	request->target = HRFLOW_TO_API;
+	request->element = element;
+	request->size = size;
+	memcpy(request->sent, sent, size);
 	batch->pending += size;
-	return asked;
+	return request;
 }
 
 static void
-free_asked(Batch *batch, Asked *asked)
+free_batch_request(Batch *batch, BatchRequest *request)
 {
-	batch->pending -= asked->size;
-	if (asked->section != NULL)
-		pfree(asked->section);
-	pfree(asked);
+	batch->pending -= request->size;
+	if (request->section != NULL)
+		pfree(request->section);
+	if (request->failure != NULL)
+	{
+		if (request->failure->detail != NULL)
+			pfree(request->failure->detail);
+		pfree(request->failure);
+	}
+	pfree(request);
 }
 
 /*
- * Send a request.  What it is for is freed with its reply.
+ * Hand a request to the transport.
  */
 static void
-submit(Batch *batch, Asked *asked)
+send_batch_request(Batch *batch, BatchRequest *request)
 {
-	if (batch->kind == BATCH_OF_TEXTS)
-		hrflow_transport_post(batch->transport, batch->text_url, asked->sent,
-							  asked);
+	if (request->post_url != NULL)
+		hrflow_transport_post(batch->transport, request->post_url,
+							  request->sent, request);
 	else
-		hrflow_transport_submit(batch->transport, asked->target, asked->sent,
-								asked);
+		hrflow_transport_submit(batch->transport, request->target,
+								request->sent, request);
 }
 
 /*
- * Send those for links that have their turn.  An answer may have a thousand,
- * and there may be as many answers as requests in flight: in the transport
- * each would take 6 kB.
+ * Send the requests for links for which there is room.  An answer may have a
+ * thousand links, and there may be as many answers as requests in flight: in
+ * the transport each request would take 6 kB.
  */
 static void
-submit_links(Batch *batch)
+send_links(Batch *batch)
 {
 	int			room;
 
@@ -467,150 +314,189 @@ submit_links(Batch *batch)
 		return;
 	room = hrflow_transport_room_for_links(batch->transport);
 	for (; room > 0 && !dlist_is_empty(&batch->links); room--)
-		submit(batch, dlist_container(Asked, node,
-									  dlist_pop_head_node(&batch->links)));
+		send_batch_request(batch,
+						   dlist_container(BatchRequest, node,
+										   dlist_pop_head_node(&batch->links)));
 }
 
 /*
- * Have a link fetched, or answer at once when it may not be.
+ * Ask for nothing more, because of this result.
  */
 static void
-fetch_link(Batch *batch, const char *link, int element, const char *section,
+refuse_rest(Batch *batch, const HrflowResult *result)
+{
+	HrflowResult *refusal = &batch->summary->refusal;
+
+	*refusal = *result;
+	if (result->detail != NULL)
+		refusal->detail = MemoryContextStrdup(batch->request_context,
+											  result->detail);
+	batch->summary->refused = true;
+	hrflow_transport_stop(batch->transport);
+}
+
+/*
+ * Is the batch stopped, or held up, when the API does not answer or refuses
+ * everything?  Links that a user passes may lead to as many hosts.
+ */
+static bool
+watches_for_outage(const Batch *batch)
+{
+	return batch->sink->methods->reports && !batch->source->methods->is_links;
+}
+
+/*
+ * Note what became of an element, or one of its links, that the API was asked
+ * for.  When all have met the same refusal, which is not theirs, nothing more
+ * is asked for.
+ */
+static void
+note_outcome(Batch *batch, int element, const HrflowResult *result)
+{
+	if (watches_for_outage(batch) &&
+		hrflow_health_note_outcome(&batch->health, element, result) &&
+		!batch->summary->refused)
+		refuse_rest(batch, result);
+}
+
+/*
+ * Have a link fetched, or hand out at once why it may not be.  "section" is
+ * NULL where the link is the element.
+ */
+static void
+queue_link(Batch *batch, int element, const char *url, const char *section,
 		   int item)
 {
-	HrflowResult refused = {.status = HRFLOW_LINK_REFUSED, .is_link = true};
-	HrflowTarget target;
 	bool		by_name;
-	const char *refusal;
-	Asked	   *asked;
+	const char *refusal = hrflow_link_refusal(url, batch->settings->link_hosts,
+											  &by_name);
 
-	refusal = hrflow_link_refusal(link, batch->settings->link_hosts, &by_name);
 	if (refusal == NULL)
 	{
-		target = by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK;
-		asked = make_asked(batch, target, link, element, section, item);
-		dlist_push_tail(&batch->links, &asked->node);
+		BatchRequest *request = make_batch_request(batch, element, url);
+
+		request->target = by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK;
+		if (section != NULL)
+			request->section = MemoryContextStrdup(batch->request_context,
+												   section);
+		request->item = item;
+		dlist_push_tail(&batch->links, &request->node);
 	}
 	else
 	{
-		refused.detail = psprintf("%s Link: %s", refusal,
-								  hrflow_response_scrub(hrflow_link_describe(link),
-														batch->settings->api_key));
-		put_rows(batch, element, section, item, &refused, false);
+		const char *shown = hrflow_response_scrub(hrflow_link_describe(url),
+												  batch->settings->api_key);
+		HrflowResult result = {
+			.status = HRFLOW_LINK_REFUSED,
+			.is_link = true,
+			.detail = psprintf("%s Link: %s", refusal, shown)
+		};
+		HrflowOutcome outcome = {
+			.result = &result,
+			.section = section,
+			.item = item
+		};
+
+		put_outcome(batch, element, &outcome, false);
+		note_outcome(batch, element, &result);
 	}
 }
 
 /*
- * Ask for a profile, or answer at once when it cannot be asked for.
+ * Ask for one element, or hand out at once why it cannot be asked for.
  */
 static void
-ask_profile(Batch *batch, int element)
+ask_for_element(Batch *batch, int element)
 {
-	HrflowResult invalid = {HRFLOW_INVALID_REQUEST};
-	HrflowQuery query;
-	const char *problem;
-	char	   *url = NULL;
-
-	if (is_in_bad_source(batch, element))
-	{
-		invalid.status = HRFLOW_INVALID_SOURCE;
-		invalid.detail = "The API does not know the source.";
-		put_rows(batch, element, NULL, 0, &invalid, true);
-		return;
-	}
-	problem = make_query(batch, element, &query);
-	if (problem == NULL)
-	{
-		url = hrflow_request_profile(batch->settings->base_url,
-									 batch->settings->dialect, &query);
-		if (url == NULL)
-			problem = "The URL would be too long.";
-	}
-	if (problem == NULL)
-		submit(batch, make_asked(batch, HRFLOW_TO_API, url, element, NULL, 0));
-	else
-	{
-		invalid.detail = unconstify(char *, problem);
-		put_rows(batch, element, NULL, 0, &invalid, false);
-	}
-}
-
-/*
- * Ask for a text's vector, or answer at once when it cannot be asked for.
- */
-static void
-ask_text(Batch *batch, int element)
-{
-	HrflowResult invalid = {.status = HRFLOW_INVALID_REQUEST,
-	.endpoint = HRFLOW_TEXT};
-	const Identifiers *texts = &batch->ids[0];
-	const char *body = NULL;
-
-	if (texts->nulls[element])
-		invalid.detail = "The text is null.";
-	else
-		body = hrflow_make_text_body(texts->values[element], &invalid.detail);
-	if (body != NULL)
-		submit(batch, make_asked(batch, HRFLOW_TO_API, body, element, NULL, 0));
-	else
-		put_rows(batch, element, NULL, 0, &invalid, false);
-}
-
-/*
- * Ask for one element.
- */
-static void
-ask_element(Batch *batch, int element)
-{
-	HrflowResult invalid = {.status = HRFLOW_INVALID_REQUEST, .is_link = true,
-	.detail = "The link is null."};
+	const HrflowSourceMethods *methods = batch->source->methods;
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
+	HrflowElementRequest wanted = {0};
+	HrflowResult problem = {
+		.status = HRFLOW_INVALID_REQUEST,
+		.is_link = methods->is_links,
+		.endpoint = methods->endpoint
+	};
+	HrflowOutcome outcome = {.result = &problem};
+	HrflowElementKind kind = methods->make_request(batch->source, element,
+												   &wanted, &problem);
 
-	if (batch->kind == BATCH_OF_TEXTS)
-		ask_text(batch, element);
-	else if (batch->kind != BATCH_OF_LINKS)
-		ask_profile(batch, element);
-	else if (batch->ids[0].nulls[element])
-		put_rows(batch, element, NULL, 0, &invalid, false);
+	if (kind != HRFLOW_ELEMENT_ASKED)
+	{
+		outcome.unasked = kind == HRFLOW_ELEMENT_UNASKED;
+		put_outcome(batch, element, &outcome, kind == HRFLOW_ELEMENT_EMPTY);
+	}
+	else if (methods->is_links)
+		queue_link(batch, element, wanted.url, NULL, 0);
 	else
-		fetch_link(batch, TextDatumGetCString(batch->ids[0].values[element]),
-				   element, NULL, 0);
+	{
+		bool		is_post = wanted.body != NULL;
+		BatchRequest *request = make_batch_request(batch, element,
+												   is_post ? wanted.body :
+												   wanted.url);
+
+		request->post_url = is_post ? wanted.url : NULL;
+		send_batch_request(batch, request);
+		hrflow_health_note_asked(&batch->health);
+	}
 
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->reply_context);
 }
 
 /*
- * Keep the transport busy.  Texts can be long: as many are asked for as we
- * hold bodies of replies, or one.
+ * May another element be asked for?
+ */
+static bool
+may_ask(const Batch *batch)
+{
+	if (batch->next >= batch->source->nelements ||
+		batch->pending >= HRFLOW_MAX_BUFFERED)
+		return false;
+	if (!watches_for_outage(batch))
+		return true;
+	return !hrflow_health_in_trouble(&batch->health, false) &&
+		!hrflow_health_in_trouble(&batch->health, true) &&
+		hrflow_health_may_ask(&batch->health);
+}
+
+/*
+ * Keep the transport busy.  Texts can be long: at least one is asked for, and
+ * no more than the bodies of replies may take.
  */
 static void
-refill(Batch *batch)
+refill_transport(Batch *batch)
 {
 	int			room;
 
-	submit_links(batch);
+	send_links(batch);
 	room = hrflow_transport_room(batch->transport);
-	while (room > 0 && batch->next < batch->nelements &&
-		   batch->pending < HRFLOW_MAX_BUFFERED)
+	while (room > 0 && may_ask(batch))
 	{
 		int			element = batch->next++;
 
-		if (batch->is_repeated[element])
+		if (is_repeated_element(batch, element))
 			continue;
-		ask_element(batch, element);
-		submit_links(batch);
+		ask_for_element(batch, element);
+		send_links(batch);
 		room = hrflow_transport_room(batch->transport);
 	}
 }
+
+/*
+ * ------------------------------------------------------------------------
+ * Replies
+ * ------------------------------------------------------------------------
+ */
 
 /*
  * Does this result refuse the whole batch?  A 403 does when a second element
  * has met it.
  */
 static bool
-is_refusal(Batch *batch, const HrflowResult *result)
+is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
 {
+	const HrflowSourceMethods *methods = batch->source->methods;
+
 	switch (result->status)
 	{
 		case HRFLOW_UNAUTHORIZED:
@@ -618,7 +504,8 @@ is_refusal(Batch *batch, const HrflowResult *result)
 		case HRFLOW_RATE_LIMITED:
 			return true;
 		case HRFLOW_INVALID_SOURCE:
-			return batch->wanted == NULL;
+			return methods->reject_hrflow_source == NULL ||
+				methods->reject_hrflow_source(batch->source, element);
 		case HRFLOW_FORBIDDEN:
 			if (batch->any_forbidden)
 				return true;
@@ -630,447 +517,491 @@ is_refusal(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Nothing more is to be asked.
+ * Note what the API answered to an element.
  */
 static void
-refuse_all(Batch *batch, const HrflowResult *result)
+note_answer(Batch *batch, int element, const HrflowResult *result)
 {
-	batch->refused = true;
-	batch->refusal = *result;
-	if (result->detail != NULL)
-		batch->refusal.detail = MemoryContextStrdup(batch->asked_context,
-													result->detail);
-	hrflow_transport_stop(batch->transport);
+	HrflowBatchSummary *summary = batch->summary;
+
+	for (int i = element; i >= 0 && result->http_status != 0;
+		 i = next_equal_element(batch, i))
+		summary->nanswered++;
+	summary->any_ok |= result->status == HRFLOW_OK;
+	if (is_refusal_of_all(batch, element, result) && !summary->refused)
+		refuse_rest(batch, result);
 }
 
 /*
- * Fetch the links in a profile's data.
+ * May a request be sent again whose tries have all failed?  A text only where
+ * it was not processed.
+ */
+static bool
+may_resend(const BatchRequest *request, const HrflowResult *result)
+{
+	return request->post_url == NULL ||
+		result->status == HRFLOW_CONNECT_FAILED;
+}
+
+/*
+ * A request's tries have all failed.  Keep it when that may be an outage,
+ * unless there was an answer since it was sent again.  Returns whether it was
+ * kept.
+ */
+static bool
+park_request(Batch *batch, BatchRequest *request, const HrflowResult *result)
+{
+	HrflowHealth *health = &batch->health;
+	MemoryContext old;
+
+	if (!watches_for_outage(batch) || batch->summary->refused ||
+		hrflow_transport_expired(batch->transport) ||
+		!hrflow_health_is_outage(result) || !may_resend(request, result) ||
+		(request->resent_at != 0 &&
+		 request->resent_at < health->servers[result->is_link].answered_at))
+		return false;
+
+	old = MemoryContextSwitchTo(batch->request_context);
+	if (request->failure == NULL)
+		request->failure = palloc0(sizeof(HrflowResult));
+	else if (request->failure->detail != NULL)
+		pfree(request->failure->detail);
+	*request->failure = *result;
+	if (result->detail != NULL)
+		request->failure->detail = pstrdup(result->detail);
+	MemoryContextSwitchTo(old);
+	dlist_push_tail(&batch->parked[result->is_link], &request->node);
+	batch->nparked[result->is_link]++;
+	return true;
+}
+
+/*
+ * Take out the request that was parked first.
+ */
+static BatchRequest *
+pop_parked(Batch *batch, bool is_link)
+{
+	batch->nparked[is_link]--;
+	return dlist_container(BatchRequest, node,
+						   dlist_pop_head_node(&batch->parked[is_link]));
+}
+
+/*
+ * Send a parked request again.
  */
 static void
-fetch_links(Batch *batch, int element, HrflowResult *result)
+resend_parked(Batch *batch, bool is_link)
 {
+	BatchRequest *request = pop_parked(batch, is_link);
+
+	request->resent_at = hrflow_clock_now();
+	if (is_link)
+		dlist_push_tail(&batch->links, &request->node);
+	else
+		send_batch_request(batch, request);
+}
+
+/*
+ * Hand out the parked requests as those that have failed.
+ */
+static void
+fail_all_parked(Batch *batch, bool is_link)
+{
+	while (batch->nparked[is_link] > 0)
+	{
+		BatchRequest *request = pop_parked(batch, is_link);
+
+		if (!is_link)
+			note_answer(batch, request->element, request->failure);
+		put_result_of_request(batch, request, request->failure,
+							  batch->summary->refused);
+		free_batch_request(batch, request);
+	}
+}
+
+/*
+ * The API, or the links' host, has answered: what is parked is sent again
+ * after an outage; a few requests have failed for a reason of their own.
+ */
+static void
+settle_parked(Batch *batch, bool is_link)
+{
+	int			n = batch->nparked[is_link];
+
+	if (n < HRFLOW_MIN_OUTAGE)
+		fail_all_parked(batch, is_link);
+	else
+	{
+		while (n-- > 0)
+			resend_parked(batch, is_link);
+	}
+}
+
+/*
+ * Note how one try went: an outage that lasts too long ends the batch.
+ */
+static void
+note_try(Batch *batch, const HrflowResult *result)
+{
+	if (!watches_for_outage(batch))
+		return;
+	if (hrflow_health_note_try(&batch->health, result) &&
+		batch->next < batch->source->nelements && !batch->summary->refused)
+		refuse_rest(batch, result);
+	if (!hrflow_health_is_outage(result))
+		settle_parked(batch, result->is_link);
+}
+
+/*
+ * Hand out a link in a profile's data.
+ */
+static void
+put_link(Batch *batch, int element, const HrflowResult *result,
+		 const HrflowLink *link)
+{
+	HrflowOutcome outcome = {
+		.result = result,
+		.section = link->section,
+		.item = link->item,
+		.link = link->url
+	};
+
+	put_outcome(batch, element, &outcome, false);
+	note_outcome(batch, element, result);
+}
+
+/*
+ * Have the links in a profile's data fetched, or hand them out.
+ */
+static void
+take_links_of_answer(Batch *batch, int element, HrflowResult *result)
+{
+	Jsonb	   *fields = batch->source->methods->fields(batch->source, element);
 	List	   *links;
 	ListCell   *cell;
 
-	if (!hrflow_response_links(result->data, batch->wanted != NULL ?
-							   batch->wanted[element].fields : batch->fields,
-							   batch->settings->api_key, &links, &result->detail))
+	if (!hrflow_links_collect(result->data, fields, batch->settings->api_key,
+							  &links, &result->detail))
 		result->status = HRFLOW_INVALID_REPLY;
 	if (result->status != HRFLOW_OK || links == NIL)
-		put_rows(batch, element, NULL, 0, result, false);
+	{
+		put_result(batch, element, result, false);
+		note_outcome(batch, element, result);
+	}
 	else
 	{
 		foreach(cell, links)
 		{
 			HrflowLink *link = lfirst(cell);
 
-			fetch_link(batch, link->url, element, link->section, link->item);
+			if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
+				put_link(batch, element, result, link);
+			else
+				queue_link(batch, element, link->url, link->section,
+						   link->item);
 		}
 	}
 }
 
 /*
- * The API does not know an element's source: ask no more of it.
+ * Take the reply to one try.  Returns what becomes of the request.
  */
-static void
-avoid_source(Batch *batch, int element)
-{
-	MemoryContext old = MemoryContextSwitchTo(batch->asked_context);
-
-	if (!is_in_bad_source(batch, element))
-		batch->bad_sources = lappend(batch->bad_sources,
-									 pstrdup(batch->wanted[element].source_id));
-	MemoryContextSwitchTo(old);
-}
-
-/*
- * Take one try's reply.  Returns whether there will be another.
- */
-static bool
+static RequestFate
 take_reply(Batch *batch, HrflowReply *reply)
 {
-	Asked	   *asked = reply->tag;
+	BatchRequest *request = reply->tag;
 	bool		is_link = HRFLOW_IS_LINK(reply->target);
 	HrflowResult result;
 
 	if (reply->stopped)
 	{
-		if (reply->expired)
-			result = time_over;
-		else
-			result = batch->refusal;
+		result = reply->expired ? time_over : batch->summary->refusal;
 		result.is_link = is_link;
 		result.http_status = 0;
-		put_rows(batch, asked->element, asked->section, asked->item, &result,
-				 true);
-		return false;
+		put_result_of_request(batch, request, &result, true);
+		return REQUEST_DONE;
 	}
 
 	if (is_link)
 		hrflow_response_parse_vector(reply, &result);
 	else
-		hrflow_response_parse(reply, endpoint_of(batch),
+		hrflow_response_parse(reply, batch->source->methods->endpoint,
 							  batch->settings->api_key, &result);
+	note_try(batch, &result);
 	if (hrflow_transport_retry(batch->transport, reply, result.status,
 							   result.transient))
-		return true;
+		return REQUEST_RETRIED;
+	if (park_request(batch, request, &result))
+		return REQUEST_PARKED;
 
 	if (!is_link)
-	{
-		for (int i = asked->element; i >= 0; i = batch->next_equal[i])
-			batch->nanswered++;
-		batch->any_ok |= result.status == HRFLOW_OK;
-		if (!batch->refused && is_refusal(batch, &result))
-			refuse_all(batch, &result);
-		if (batch->wanted != NULL && result.status == HRFLOW_INVALID_SOURCE)
-			avoid_source(batch, asked->element);
-	}
+		note_answer(batch, request->element, &result);
 	if (!is_link && result.status == HRFLOW_OK &&
-		batch->kind == BATCH_OF_VECTORS)
-		fetch_links(batch, asked->element, &result);
+		batch->sink->methods->link_use != HRFLOW_LINKS_KEPT &&
+		result.data != NULL)
+		take_links_of_answer(batch, request->element, &result);
 	else
-		put_rows(batch, asked->element, asked->section, asked->item, &result,
-				 false);
-	return false;
+	{
+		put_result_of_request(batch, request, &result, false);
+		note_outcome(batch, request->element, &result);
+	}
+	return REQUEST_DONE;
 }
 
 /*
- * Take one reply, and give it back unless there will be another.
+ * Take the reply to one try, and give back what is not needed any more.
  */
 static void
 process_reply(Batch *batch, HrflowReply *reply)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
-	Asked	   *asked = reply->tag;
+	BatchRequest *request = reply->tag;
+	RequestFate fate = take_reply(batch, reply);
 
-	if (!take_reply(batch, reply))
-	{
+	if (fate != REQUEST_RETRIED)
 		hrflow_transport_release(batch->transport, reply);
-		free_asked(batch, asked);
-	}
+	if (fate == REQUEST_DONE)
+		free_batch_request(batch, request);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->reply_context);
 }
 
 /*
- * Give the links their rows that waited when the time was over.
+ * Hand out the links that were still waiting when the time was over.
  */
 static void
-put_rest_of_links(Batch *batch)
+put_unsent_links(Batch *batch)
 {
 	HrflowResult late = time_over;
 
 	late.is_link = true;
 	while (!dlist_is_empty(&batch->links))
 	{
-		Asked	   *asked = dlist_container(Asked, node,
-											dlist_pop_head_node(&batch->links));
+		dlist_node *node = dlist_pop_head_node(&batch->links);
+		BatchRequest *request = dlist_container(BatchRequest, node, node);
 
-		put_rows(batch, asked->element, asked->section, asked->item, &late,
-				 true);
+		put_result_of_request(batch, request, &late, true);
 		MemoryContextReset(batch->reply_context);
-		free_asked(batch, asked);
+		free_batch_request(batch, request);
 	}
 }
 
 /*
- * Give the elements that were not asked their rows.
+ * Hand out the elements that were not asked for.
  */
 static void
-put_rest(Batch *batch)
+put_unasked_elements(Batch *batch)
 {
-	HrflowResult rest = batch->refusal;
+	HrflowResult rest = batch->summary->refusal;
 
 	rest.http_status = 0;
-	rest.is_link = batch->kind == BATCH_OF_LINKS;
-	for (; batch->next < batch->nelements; batch->next++)
+	rest.is_link = batch->source->methods->is_links;
+	for (; batch->next < batch->source->nelements; batch->next++)
 	{
-		if (batch->is_repeated[batch->next])
+		if (is_repeated_element(batch, batch->next))
 			continue;
-		put_rows(batch, batch->next, NULL, 0, &rest, true);
+		put_result(batch, batch->next, &rest, true);
 		MemoryContextReset(batch->reply_context);
 	}
 }
 
 /*
- * Raise the batch's refusal when nothing was had; else warn of it.
+ * ------------------------------------------------------------------------
+ * The batch
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Ask for the next element.  Returns false when there is none.
+ */
+static bool
+ask_for_next_element(Batch *batch)
+{
+	while (batch->next < batch->source->nelements &&
+		   is_repeated_element(batch, batch->next))
+		batch->next++;
+	if (batch->next >= batch->source->nelements)
+		return false;
+	ask_for_element(batch, batch->next++);
+	return true;
+}
+
+/*
+ * Nothing is in flight: either the batch is at its end, or tries have failed.
+ * In an outage one request is sent, some time after the last try, to see
+ * whether it is over; but the last elements fail when their own tries have.
+ * Returns false at the end.
+ */
+static bool
+ask_although_failing(Batch *batch)
+{
+	int			nunasked = batch->source->nelements - batch->next;
+	int			nwaiting = batch->nparked[false] + batch->nparked[true] +
+	nunasked;
+	bool		at_end = batch->summary->refused ||
+	hrflow_transport_expired(batch->transport);
+
+	if (at_end || nunasked == 0 || nwaiting < HRFLOW_MIN_OUTAGE)
+	{
+		fail_all_parked(batch, true);
+		fail_all_parked(batch, false);
+		return !at_end && ask_for_next_element(batch);
+	}
+	hrflow_transport_pause(batch->transport, PROBE_PAUSE);
+	if (batch->nparked[true] > 0)
+		resend_parked(batch, true);
+	else if (batch->nparked[false] > 0)
+		resend_parked(batch, false);
+	else
+		return ask_for_next_element(batch);
+	return true;
+}
+
+/*
+ * Is there anything to be kept?  The API's answers are paid for; but where it
+ * is the links that cannot be fetched, they are of no use.
+ */
+static bool
+has_succeeded(const Batch *batch)
+{
+	return batch->summary->refusal.is_link ?
+		batch->tally.by_status[HRFLOW_OK] > 0 : batch->summary->any_ok;
+}
+
+/*
+ * Does a person wait at a terminal for the batch?  Clients other than psql may
+ * not expect an INFO.
+ */
+static bool
+is_watched(const Batch *batch)
+{
+	return batch->sink->methods->reports && MyBackendType == B_BACKEND &&
+		whereToSendOutput == DestRemote &&
+		strcmp(application_name, "psql") == 0;
+}
+
+/*
+ * Report progress to the client every few seconds.
  */
 static void
-report_refusal(Batch *batch)
+show_progress(Batch *batch)
 {
-	if (!batch->any_ok)
-		hrflow_error_raise(&batch->refusal);
+	int64		now = hrflow_clock_now();
+	double		seconds = (now - batch->began_at) / (double) HRFLOW_SEC;
+	int			nelements = batch->source->nelements;
+	int64		nfailed = batch->tally.nrows -
+	batch->tally.by_status[HRFLOW_OK];
 
-	ereport(WARNING,
-			(errmsg("batch was not finished: %s",
-					hrflow_error_describe(&batch->refusal)),
-			 errdetail("%d of %d elements were answered; what was still to be asked has the status \"%s\".",
-					   batch->nanswered, batch->nelements,
-					   hrflow_status_name(batch->refusal.status))));
+	if (now - batch->shown_at < PROGRESS_INTERVAL || batch->next == 0)
+		return;
+	batch->shown_at = now;
+	ereport(INFO,
+			(errmsg("batch: %d of %d elements asked for, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s to go",
+					batch->next, nelements, batch->nrows, nfailed,
+					seconds / batch->next * (nelements - batch->next))));
 }
 
 /*
  * Ask for all elements.
  */
 static void
-run(Batch *batch, int time_limit)
+ask_for_all(Batch *batch, int time_limit)
 {
+	HrflowBatchSummary *summary = batch->summary;
 	HrflowReply *reply;
 
-	dlist_init(&batch->links);
 	batch->transport = hrflow_transport_begin(batch->settings, time_limit);
 	for (;;)
 	{
-		refill(batch);
+		bool		expired;
+
+		refill_transport(batch);
 		reply = hrflow_transport_next(batch->transport);
-		if (reply == NULL &&
-			(batch->next >= batch->nelements || batch->refused ||
-			 hrflow_transport_expired(batch->transport)))
-			break;
-		if (hrflow_transport_expired(batch->transport) && !batch->refused)
-			batch->refusal = time_over;
+		expired = hrflow_transport_expired(batch->transport);
+		if (expired && !summary->refused)
+		{
+			summary->expired = true;
+			summary->refusal = time_over;
+		}
+		if (batch->shows_progress)
+			show_progress(batch);
 		if (reply != NULL)
 			process_reply(batch, reply);
+		else if (!ask_although_failing(batch))
+			break;
 	}
 	hrflow_transport_end(batch->transport);
 
-	if (batch->refused && batch->sink == NULL)
-		report_refusal(batch);
-	put_rest_of_links(batch);
-	put_rest(batch);
+	if (summary->refused && batch->sink->methods->reports &&
+		!has_succeeded(batch))
+		hrflow_error_raise(&summary->refusal);
+	put_unsent_links(batch);
+	put_unasked_elements(batch);
+	if (batch->sink->methods->reports)
+		hrflow_tally_report(&batch->tally, summary);
 	hrflow_stats_flush();
 }
 
 /*
- * CONTEXT of whatever goes wrong: how far it had come.
+ * CONTEXT of any error: how far the batch had come.
  */
 static void
-add_context(void *arg)
+add_batch_context(void *arg)
 {
-	Batch	   *batch = arg;
+	const Batch *batch = arg;
 
 	errcontext("HrFlow batch of %d elements, " INT64_FORMAT " rows so far",
-			   batch->nelements, batch->nrows);
+			   batch->source->nelements, batch->nrows);
 }
 
 /*
- * ------------------------------------------------------------------------
- * The SQL function
- * ------------------------------------------------------------------------
+ * Ask for all elements of a source, in at most "time_limit" milliseconds (0:
+ * without a limit), and hand out what becomes of them to a sink.  The detail
+ * of the summary's refusal is palloc'd in the current context.
+ *
+ * Raises what hrflow_transport_next() and the sink raise.
  */
-
-/*
- * Read an array of identifiers.  *nelements is -1 before the first one; all
- * must have the same length.
- */
-static void
-get_identifiers(FunctionCallInfo fcinfo, int argno, const char *name,
-				const char *plural, Identifiers *ids, int *nelements)
+void
+hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
+				 HrflowBatchSummary *summary)
 {
-	ArrayType  *array;
-	int			n;
-
-	ids->name = name;
-	ids->values = NULL;
-	if (PG_ARGISNULL(argno))
-		return;
-
-	array = PG_GETARG_ARRAYTYPE_P(argno);
-	if (ARR_NDIM(array) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a one-dimensional array", plural)));
-	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &ids->values,
-					  &ids->nulls, &n);
-	if (*nelements >= 0 && n != *nelements)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("arrays of identifiers must have the same length"),
-				 errdetail("%s has %d elements where another has %d.",
-						   plural, n, *nelements)));
-	*nelements = n;
-}
-
-/*
- * Run a batch whose elements are known.  What it has asked with is freed; of
- * the refusal the detail is the caller's.
- */
-static void
-run_batch(Batch *batch, int time_limit)
-{
+	Batch		batch = {
+		.source = source,
+		.sink = sink,
+		.settings = source->settings,
+		.summary = summary
+	};
 	ErrorContextCallback context;
 
-	batch->reply_context = AllocSetContextCreate(CurrentMemoryContext,
-												 "hrflow_embed reply",
-												 ALLOCSET_DEFAULT_SIZES);
-	batch->asked_context = AllocSetContextCreate(CurrentMemoryContext,
-												 "hrflow_embed requests",
-												 ALLOCSET_DEFAULT_SIZES);
-
-	batch->refusal.endpoint = endpoint_of(batch);
-
-	context.callback = add_context;
-	context.arg = batch;
-	context.previous = error_context_stack;
-	error_context_stack = &context;
-
-	find_equal(batch);
-	run(batch, time_limit);
-
-	error_context_stack = context.previous;
-	if (batch->refusal.detail != NULL)
-		batch->refusal.detail = pstrdup(batch->refusal.detail);
-	MemoryContextDelete(batch->reply_context);
-	MemoryContextDelete(batch->asked_context);
-}
-
-/*
- * The same for one of the functions below.
- */
-static void
-return_batch(FunctionCallInfo fcinfo, Batch *batch)
-{
-	InitMaterializedSRF(fcinfo, 0);
-	if (batch->nelements == 0)
+	memset(summary, 0, sizeof(*summary));
+	summary->nelements = source->nelements;
+	summary->refusal.endpoint = source->methods->endpoint;
+	if (source->nelements == 0)
 		return;
 
-	batch->rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	batch->settings = hrflow_settings_get(batch->kind != BATCH_OF_LINKS);
-	batch->text_url = hrflow_request_url(batch->settings->base_url, HRFLOW_TEXT);
-	run_batch(batch, batch->settings->batch_timeout);
-}
+	dlist_init(&batch.links);
+	dlist_init(&batch.parked[false]);
+	dlist_init(&batch.parked[true]);
+	batch.reply_context = AllocSetContextCreate(CurrentMemoryContext,
+												"hrflow_embed reply",
+												ALLOCSET_DEFAULT_SIZES);
+	batch.request_context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed requests",
+												  ALLOCSET_DEFAULT_SIZES);
 
-/*
- * Fetch the vectors of profiles, in at most "time_limit" milliseconds.  They
- * are handed to "sink" as they come.  Returns false, and why, when the API
- * refused to go on.
- */
-bool
-hrflow_batch_fetch(HrflowWanted *wanted, int nwanted, int time_limit,
-				   HrflowSink sink, HrflowResult *refusal)
-{
-	Batch		batch = {BATCH_OF_VECTORS};
+	hrflow_health_init(&batch.health, batch.request_context);
+	batch.tally.context = batch.request_context;
+	batch.shows_progress = is_watched(&batch);
+	batch.began_at = batch.shown_at = hrflow_clock_now();
 
-	batch.settings = hrflow_settings_get(true);
-	batch.wanted = wanted;
-	batch.sink = sink;
-	batch.nelements = nwanted;
-	if (nwanted > 0)
-		run_batch(&batch, time_limit);
-	*refusal = batch.refusal;
-	return !batch.refused;
-}
+	hrflow_context_push(&context, add_batch_context, &batch);
 
-/*
- * Run a batch of profiles: the arguments are those of both functions below.
- */
-static void
-run_profiles(FunctionCallInfo fcinfo, BatchKind kind)
-{
-	Batch		batch = {kind};
-	const char *source_id;
+	chain_equal_elements(&batch);
+	ask_for_all(&batch, time_limit);
 
-	batch.nelements = -1;
-	batch.nids = batch.nshown = 3;
-	get_identifiers(fcinfo, ARG_PROFILE_IDS, "profile_id", "profile_ids",
-					&batch.ids[0], &batch.nelements);
-	get_identifiers(fcinfo, ARG_PROFILE_REFERENCES, "profile_reference",
-					"profile_references", &batch.ids[1], &batch.nelements);
-	get_identifiers(fcinfo, ARG_PROFILE_EMAILS, "profile_email",
-					"profile_emails", &batch.ids[2], &batch.nelements);
-	if (batch.nelements < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("no identifiers were given"),
-				 errhint("Pass profile_ids, profile_references or profile_emails.")));
-
-	batch.fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
-									   PG_GETARG_JSONB_P(ARG_FIELDS));
-	batch.fields_text = hrflow_fields_text(batch.fields);
-	batch.bad_source = "The source_id is null or empty.";
-	if (!PG_ARGISNULL(ARG_SOURCE_ID))
-	{
-		source_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SOURCE_ID));
-		if (*source_id != '\0')
-		{
-			batch.source_id = hrflow_text_to_utf8(source_id);
-			batch.bad_source = "The source_id cannot be converted to UTF-8.";
-		}
-	}
-
-	return_batch(fcinfo, &batch);
-}
-
-/*
- * hrflow_profile_embeddings(source_id text, profile_ids text[], fields jsonb,
- *							 profile_references text[], profile_emails text[])
- *		RETURNS TABLE (ordinality bigint, profile_id text,
- *					   profile_reference text, profile_email text,
- *					   status text, http_status int, data jsonb, error text)
- */
-Datum
-hrflow_profile_embeddings(PG_FUNCTION_ARGS)
-{
-	run_profiles(fcinfo, BATCH_OF_EMBEDDINGS);
-	return (Datum) 0;
-}
-
-/*
- * hrflow_profile_vectors(…the same…)
- *		RETURNS TABLE (ordinality bigint, profile_id text,
- *					   profile_reference text, profile_email text,
- *					   section text, item int, vector real[], status text,
- *					   http_status int, error text)
- */
-Datum
-hrflow_profile_vectors(PG_FUNCTION_ARGS)
-{
-	run_profiles(fcinfo, BATCH_OF_VECTORS);
-	return (Datum) 0;
-}
-
-/*
- * hrflow_fetch_vectors(links text[])
- *		RETURNS TABLE (ordinality bigint, link text, vector real[],
- *					   status text, http_status int, error text)
- */
-Datum
-hrflow_fetch_vectors(PG_FUNCTION_ARGS)
-{
-	Batch		batch = {BATCH_OF_LINKS};
-
-	batch.nelements = -1;
-	batch.nids = batch.nshown = 1;
-	get_identifiers(fcinfo, 0, "link", "links", &batch.ids[0],
-					&batch.nelements);
-	if (batch.nelements < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null", "links")));
-
-	return_batch(fcinfo, &batch);
-	return (Datum) 0;
-}
-
-/*
- * hrflow_text_embeddings(inputs text[])
- *		RETURNS TABLE (ordinality bigint, vector real[], status text,
- *					   http_status int, error text)
- */
-Datum
-hrflow_text_embeddings(PG_FUNCTION_ARGS)
-{
-	Batch		batch = {BATCH_OF_TEXTS};
-
-	batch.nelements = -1;
-	batch.nids = 1;
-	get_identifiers(fcinfo, 0, "input", "inputs", &batch.ids[0],
-					&batch.nelements);
-	if (batch.nelements < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null", "inputs")));
-
-	return_batch(fcinfo, &batch);
-	return (Datum) 0;
+	hrflow_context_pop(&context);
+	if (summary->refusal.detail != NULL)
+		summary->refusal.detail = pstrdup(summary->refusal.detail);
+	MemoryContextDelete(batch.reply_context);
+	MemoryContextDelete(batch.request_context);
 }

@@ -16,6 +16,7 @@ typedef struct StatusInfo
 								 * who was asked */
 	const char *hint;			/* what the caller can do; or NULL */
 	const char *link_hint;		/* the same where a link was fetched */
+	const char *link_message;	/* likewise; NULL: as "message" */
 } StatusInfo;
 
 /* In the order of HrflowStatus. */
@@ -42,7 +43,9 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_NO_VECTOR] = {
 		ERRCODE_NO_DATA_FOUND,
 		"HrFlow profile has no vector for a section asked for",
-		"Ask for fewer sections in \"fields\", or for one at a time."
+		"Ask for fewer sections in \"fields\", or for one at a time.",
+		NULL,
+		"vector of the link does not exist"
 	},
 	[HRFLOW_UNAUTHORIZED] = {
 		ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -159,7 +162,11 @@ find_words(const HrflowResult *result, const char **message, const char **hint)
 	*message = info->message;
 	*hint = result->is_link ? info->link_hint : info->hint;
 	if (result->is_link)
+	{
+		if (info->link_message != NULL)
+			*message = info->link_message;
 		return;
+	}
 	for (int i = 0; i < lengthof(other_words); i++)
 	{
 		if (other_words[i].endpoint != result->endpoint ||
@@ -195,6 +202,19 @@ hrflow_error_describe(const HrflowResult *result)
 
 	return result->detail ? psprintf("%s: %s", message, result->detail) :
 		message;
+}
+
+/*
+ * What a person can do about what went wrong; or NULL.
+ */
+const char *
+hrflow_error_hint(const HrflowResult *result)
+{
+	const char *message;
+	const char *hint;
+
+	find_words(result, &message, &hint);
+	return hint;
 }
 
 /*

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * response.c
- *		What a reply of the API means, and the links in it.
+ *		What a reply of the API means.
  *
  * No reply is trusted.  In this order: status, content type, size (the
  * transport has seen to that), NUL, UTF-8, JSON depth, JSON, envelope, data.
@@ -500,13 +500,36 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 }
 
 /*
- * Understand the reply of a link's host.  Errors of the host say what HTTP
- * status it answered and no more: its XML repeats the link's secrets.
+ * What an HTTP status of a link's host means, where no code says more.  A 403
+ * with a code is no expiry: hrflow_s3_read_error() knows those.
+ */
+static HrflowStatus
+classify_link_error(int http_status, bool has_code)
+{
+	switch (http_status)
+	{
+		case 403:
+			return has_code ? HRFLOW_HTTP_ERROR : HRFLOW_LINK_EXPIRED;
+		case 404:
+			return HRFLOW_NO_VECTOR;
+		case 408:
+			return HRFLOW_TIMEOUT;
+		case 429:
+			return HRFLOW_RATE_LIMITED;
+	}
+	return http_status >= 300 && http_status < 400 ? HRFLOW_INVALID_REPLY :
+		HRFLOW_HTTP_ERROR;
+}
+
+/*
+ * Understand the reply of a link's host.  Of its errors nothing is shown but
+ * the HTTP status and the code: its XML repeats the link's secrets.
  */
 void
 hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 {
 	int			status = reply->http_status;
+	char	   *code;
 
 	memset(result, 0, sizeof(*result));
 	result->is_link = true;
@@ -523,296 +546,14 @@ hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 		return;
 	}
 
-	if (status == 403)
-		result->status = HRFLOW_LINK_EXPIRED;
-	else if (status == 429)
-		result->status = HRFLOW_RATE_LIMITED;
-	else if (status == 408)
-		result->status = HRFLOW_TIMEOUT;
-	else if (status >= 300 && status < 400)
-		result->status = HRFLOW_INVALID_REPLY;
-	else
-		result->status = HRFLOW_HTTP_ERROR;
 	result->transient = status == 408 || status == 429 || status >= 500;
-	result->detail = psprintf("The link's host answered HTTP %d%s.", status,
+	code = hrflow_s3_read_error(reply->body, reply->length, &result->status,
+								&result->transient);
+	if (result->status == HRFLOW_OK)
+		result->status = classify_link_error(status, code != NULL);
+	result->detail = psprintf("The link's host answered HTTP %d%s%s%s.", status,
+							  code != NULL ? ", code " : "",
+							  code != NULL ? code : "",
 							  result->status == HRFLOW_INVALID_REPLY ?
 							  "; redirects are not followed" : "");
-}
-
-/*
- * ------------------------------------------------------------------------
- * Data to links
- * ------------------------------------------------------------------------
- */
-
-/*
- * Read a JSON value that is an index: a whole number, not negative, that an
- * int can hold.
- */
-static bool
-read_index(const JsonbValue *value, int *index)
-{
-	char	   *text;
-
-	if (value->type != jbvNumeric)
-		return false;
-	text = DatumGetCString(DirectFunctionCall1(numeric_out,
-											   NumericGetDatum(value->val.numeric)));
-	if (strlen(text) > 9 || strspn(text, "0123456789") != strlen(text))
-		return false;
-	*index = atoi(text);
-	return true;
-}
-
-/*
- * The index that the path of a link tells, …/SECTION/INDEX.hflw, or -1.
- */
-static int
-index_in_path(const char *url, const char *section)
-{
-	size_t		path_length = strcspn(url, "?#");
-	size_t		section_length = strlen(section);
-	const char *end = url + path_length;
-	const char *p;
-	int			index = 0;
-	int			digits = 0;
-
-	if (path_length < section_length + 8 || memcmp(end - 5, ".hflw", 5) != 0)
-		return -1;
-	p = end - 5;
-	while (p > url && p[-1] >= '0' && p[-1] <= '9')
-		p--;
-	for (const char *q = p; q < end - 5; q++)
-	{
-		if (++digits > 9)
-			return -1;
-		index = index * 10 + (*q - '0');
-	}
-	if (digits == 0 || p - url < section_length + 2 ||
-		p[-1] != '/' || p[-2 - (ssize_t) section_length] != '/' ||
-		memcmp(p - 1 - section_length, section, section_length) != 0)
-		return -1;
-	return index;
-}
-
-/*
- * How the items of a section were asked for.
- */
-typedef struct SectionAsked
-{
-	char	   *name;
-	bool		as_list;		/* by a list, of whatever */
-	int		   *indexes;		/* the list's, palloc'd; NULL unless all of
-								 * its elements are indexes */
-	int			nindexes;
-} SectionAsked;
-
-/*
- * Look up in "fields" (or NULL) how a section was asked for.
- */
-static void
-find_asked(Jsonb *fields, const JsonbValue *key, SectionAsked *asked)
-{
-	JsonbValue	value;
-	JsonbValue	element;
-	JsonbIterator *it;
-	JsonbIteratorToken token;
-	int			n = 0;
-
-	memset(asked, 0, sizeof(*asked));
-	asked->name = pnstrdup(key->val.string.val, key->val.string.len);
-
-	if (fields == NULL ||
-		getKeyJsonValueFromContainer(&fields->root, key->val.string.val,
-									 key->val.string.len, &value) == NULL ||
-		value.type != jbvBinary ||
-		!JsonContainerIsArray(value.val.binary.data))
-		return;
-
-	asked->as_list = true;
-	asked->indexes = palloc(sizeof(int) *
-							(JsonContainerSize(value.val.binary.data) + 1));
-	it = JsonbIteratorInit(value.val.binary.data);
-	while ((token = JsonbIteratorNext(&it, &element, true)) != WJB_DONE)
-	{
-		if (token != WJB_ELEM)
-			continue;
-		if (!read_index(&element, &asked->indexes[n++]))
-		{
-			asked->indexes = NULL;
-			return;
-		}
-	}
-	asked->nindexes = n;
-}
-
-/*
- * How the items of a section are told apart.
- */
-typedef enum ItemRule
-{
-	ITEM_AS_ASKED,				/* the index at this place of the list */
-	ITEM_OF_PATH,				/* the index in the link's path */
-	ITEM_BY_PLACE				/* the place in the answer */
-} ItemRule;
-
-/*
- * Choose the rule for a list of "count" elements.  Paths tell where all of
- * them do, and places where none does and none were asked for by a list.
- */
-static bool
-choose_rule(const SectionAsked *asked, JsonbContainer *list, int count,
-			ItemRule *rule)
-{
-	int			nlinks = 0;
-	int			npaths = 0;
-
-	*rule = ITEM_AS_ASKED;
-	if (asked->indexes != NULL && asked->nindexes == count)
-		return true;
-
-	for (int i = 0; i < count; i++)
-	{
-		JsonbValue *value = getIthJsonbValueFromContainer(list, i);
-
-		if (value->type != jbvString)
-			continue;
-		nlinks++;
-		npaths += index_in_path(pnstrdup(value->val.string.val,
-										 value->val.string.len),
-								asked->name) >= 0;
-	}
-	*rule = npaths > 0 ? ITEM_OF_PATH : ITEM_BY_PLACE;
-	return npaths == nlinks || (npaths == 0 && !asked->as_list);
-}
-
-/*
- * Add a link, of the item that it is by this rule.  Returns false when an
- * earlier one of the section is of the same item: a mislabelled vector is
- * worse than none.
- */
-static bool
-add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
-		 ItemRule rule, int place)
-{
-	HrflowLink *link = palloc(sizeof(HrflowLink));
-	ListCell   *cell;
-
-	link->section = asked->name;
-	link->url = pnstrdup(value->val.string.val, value->val.string.len);
-	link->item = rule == ITEM_AS_ASKED ? asked->indexes[place] :
-		rule == ITEM_OF_PATH ? index_in_path(link->url, asked->name) : place;
-	foreach(cell, *links)
-	{
-		HrflowLink *other = lfirst(cell);
-
-		if (rule == ITEM_OF_PATH && other->section == link->section &&
-			other->item == link->item)
-			return false;
-	}
-	*links = lappend(*links, link);
-	return true;
-}
-
-/*
- * The item of a section that has one link and no list: the index of a list
- * of one that asked for it, or that of its path, or 0.
- */
-static bool
-add_single_link(List **links, const SectionAsked *asked,
-				const JsonbValue *value)
-{
-	char	   *url = pnstrdup(value->val.string.val, value->val.string.len);
-
-	if (asked->indexes != NULL && asked->nindexes == 1)
-		return add_link(links, asked, value, ITEM_AS_ASKED, 0);
-	if (index_in_path(url, asked->name) >= 0)
-		return add_link(links, asked, value, ITEM_OF_PATH, 0);
-	return !asked->as_list && add_link(links, asked, value, ITEM_BY_PLACE, 0);
-}
-
-/*
- * Add the links of one section, whose value is a link, a list of links, or
- * null (no vector); null elements of a list keep their place.  Returns NULL,
- * or what is wrong with it.
- */
-static const char *
-add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
-{
-	static const char unknown_item[] = "its items cannot be told apart";
-	static const char not_links[] = "it is neither a link nor a list of links";
-	static const char too_many[] = "there are too many links";
-	JsonbContainer *list;
-	ItemRule	rule;
-	int			count;
-
-	if (value->type == jbvNull)
-		return NULL;
-	if (list_length(*links) >= HRFLOW_MAX_LINKS)
-		return too_many;
-	if (value->type == jbvString)
-		return add_single_link(links, asked, value) ? NULL : unknown_item;
-	if (value->type != jbvBinary ||
-		!JsonContainerIsArray(value->val.binary.data))
-		return not_links;
-
-	list = value->val.binary.data;
-	count = JsonContainerSize(list);
-	if (count + list_length(*links) > HRFLOW_MAX_LINKS)
-		return too_many;
-	if (!choose_rule(asked, list, count, &rule))
-		return unknown_item;
-	for (int place = 0; place < count; place++)
-	{
-		JsonbValue *element = getIthJsonbValueFromContainer(list, place);
-
-		if (element->type == jbvNull)
-			continue;
-		if (element->type != jbvString)
-			return not_links;
-		if (!add_link(links, asked, element, rule, place))
-			return unknown_item;
-	}
-	return NULL;
-}
-
-/*
- * The links in an answer's data, as a list of HrflowLink.  "fields" is what
- * was asked for, or NULL; "secret" the key that was sent.
- *
- * Where "fields" lists indexes and the answer has as many elements, an item
- * is the index asked for; where the lengths differ it is read from the link's
- * path.  A section asked for as a whole counts from 0, or as the paths say
- * (they know of gaps).
- *
- * Returns false and sets *detail when the data is not that.
- */
-bool
-hrflow_response_links(Jsonb *data, Jsonb *fields, const char *secret,
-					  List **links, char **detail)
-{
-	JsonbIterator *it = JsonbIteratorInit(&data->root);
-	JsonbIteratorToken token;
-	JsonbValue	key;
-	JsonbValue	value;
-
-	*links = NIL;
-	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
-	{
-		SectionAsked asked;
-		const char *problem;
-
-		if (token != WJB_KEY)
-			continue;
-		find_asked(fields, &key, &asked);
-		(void) JsonbIteratorNext(&it, &value, true);
-		problem = add_section(links, &asked, &value);
-		if (problem != NULL)
-		{
-			*detail = psprintf("In the section \"%s\" of the answer: %s.",
-							   hrflow_response_scrub(asked.name, secret), problem);
-			return false;
-		}
-	}
-	return true;
 }

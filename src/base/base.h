@@ -94,8 +94,9 @@ typedef enum HrflowDialect
 } HrflowDialect;
 
 /*
- * The settings as one statement sees them.  Strings are never NULL unless
- * said so; they live until the next hrflow_settings_get().
+ * The settings as one statement sees them.  They never change, and live as
+ * long as the memory context that hrflow_settings_get() or
+ * hrflow_settings_pin() was called in is not reset.  No string is NULL.
  */
 typedef struct HrflowSettings
 {
@@ -112,9 +113,13 @@ typedef struct HrflowSettings
 	int			request_timeout;	/* milliseconds, one try, all of it */
 	int			batch_timeout;	/* milliseconds, a whole statement; 0: none */
 	int			max_attempts;	/* tries of one request, the first included */
+	bool		missing_is_null;	/* of functions that return one value: for
+									 * a profile or job that is not found or
+									 * has no vector; else it is an error */
 	int			max_concurrency;	/* requests in flight */
 	int			max_requests_per_minute;	/* of the API; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
+	bool		allow_in_shard_queries; /* batches, where Citus runs them */
 } HrflowSettings;
 
 /*
@@ -150,9 +155,36 @@ typedef enum HrflowCounter
 
 #define HRFLOW_NCOUNTERS (HRFLOW_CONNECTIONS_REUSED + 1)
 
+/*
+ * Have errors and warnings carry the CONTEXT that a callback adds, until
+ * hrflow_context_pop().  "context" is the caller's.
+ */
+static inline void
+hrflow_context_push(ErrorContextCallback *context, void (*callback) (void *),
+					void *arg)
+{
+	context->callback = callback;
+	context->arg = arg;
+	context->previous = error_context_stack;
+	error_context_stack = context;
+}
+
+static inline void
+hrflow_context_pop(ErrorContextCallback *context)
+{
+	Assert(error_context_stack == context);
+	error_context_stack = context->previous;
+}
+
 /* in settings.c */
 extern void hrflow_settings_define(void);
 extern const HrflowSettings *hrflow_settings_get(bool need_key);
+extern const HrflowSettings *hrflow_settings_pin(const HrflowSettings *settings);
+extern bool hrflow_settings_read_ahead(void);
+
+/* in key.c */
+extern const char *hrflow_key_problem(const char *value);
+extern const char *hrflow_key_read(const char *path);
 
 /* in status.c */
 extern const char *hrflow_status_name(HrflowStatus status);

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * settings.c
- *		The settings hrflow_embed.*, their checks, and the copy of them that
- *		a statement works with.
+ *		The settings hrflow_embed.*, their checks, and the snapshots of them
+ *		that statements work with.
  *
  * The API key is a secret that PostgreSQL's settings were not made for.  What
  * is done here so that it does not leak: no check lets PostgreSQL print a
@@ -14,16 +14,12 @@
  */
 #include "postgres.h"
 
-#include <fcntl.h>
 #include <limits.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "base/base.h"
 #include "miscadmin.h"
-#include "storage/fd.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/varlena.h"
@@ -34,6 +30,19 @@
 static const struct config_enum_entry dialect_options[] = {
 	{"id", HRFLOW_DIALECT_ID, false},
 	{"key", HRFLOW_DIALECT_KEY, false},
+	{NULL, 0, false}
+};
+
+/* What a call returns for a profile or job that has no vector. */
+typedef enum OnMissing
+{
+	ON_MISSING_ERROR,
+	ON_MISSING_NULL
+}			OnMissing;
+
+static const struct config_enum_entry on_missing_options[] = {
+	{"error", ON_MISSING_ERROR, false},
+	{"null", ON_MISSING_NULL, false},
 	{NULL, 0, false}
 };
 
@@ -50,17 +59,37 @@ static int	connect_timeout = 5000;
 static int	request_timeout = 30000;
 static int	batch_timeout = 0;
 static int	max_attempts = 4;
+static int	on_missing = ON_MISSING_ERROR;
 static int	max_concurrency = 32;
 static int	max_requests_per_minute = 0;
 static int	max_response_size = 4096;
+static bool allow_in_shard_queries = false;
+static bool read_ahead = true;
 
-/* Differs after any assignment: the copy below is then out of date. */
+/*
+ * The settings as they were at one time.  A snapshot never changes, and lives
+ * as long as it is the current one or a memory context has it pinned.
+ */
+typedef struct SettingsCopy
+{
+	HrflowSettings settings;
+	MemoryContext context;		/* of the snapshot and its strings */
+	int			npins;			/* the current one's own included */
+} SettingsCopy;
+
+/* A memory context's pin: given back when the context is reset. */
+typedef struct Pin
+{
+	MemoryContextCallback on_reset;
+	SettingsCopy *copy;
+} Pin;
+
+/* Differs after any assignment: the current snapshot is then out of date. */
 static uint64 assignments = 1;
 
-/* The settings of the statement, and the assignments it was made after. */
-static HrflowSettings current;
+/* The snapshot taken last, and the assignments it was taken after. */
+static SettingsCopy *current = NULL;
 static uint64 current_assignments = 0;
-static MemoryContext current_context = NULL;
 
 /* True while PostgreSQL takes over values that were set before we came. */
 static bool defining = false;
@@ -91,22 +120,6 @@ refuse(const char *name, const char *why)
 }
 
 /*
- * Why a string cannot be the value of an HTTP header, or NULL.
- */
-static const char *
-bad_header_value(const char *value)
-{
-	if (strlen(value) > HRFLOW_MAX_KEY)
-		return "is too long";
-	for (const char *p = value; *p; p++)
-	{
-		if (*p <= ' ' || *p > '~')
-			return "has a space, a control character or one that is not ASCII";
-	}
-	return NULL;
-}
-
-/*
  * Will this value be kept in pg_db_role_setting or pg_proc, which everyone
  * can read, or does it come from there?
  */
@@ -121,7 +134,7 @@ in_catalog(GucSource source)
 static bool
 check_api_key(char **newval, void **extra, GucSource source)
 {
-	const char *why = bad_header_value(*newval);
+	const char *why = hrflow_key_problem(*newval);
 
 	if (**newval == '\0')
 		return true;
@@ -149,7 +162,7 @@ check_api_key(char **newval, void **extra, GucSource source)
 static bool
 check_api_user(char **newval, void **extra, GucSource source)
 {
-	const char *why = bad_header_value(*newval);
+	const char *why = hrflow_key_problem(*newval);
 
 	return why == NULL || refuse("hrflow_embed.api_user", why);
 }
@@ -274,6 +287,12 @@ assign_string(const char *newval, void *extra)
 
 static void
 assign_int(int newval, void *extra)
+{
+	assignments++;
+}
+
+static void
+assign_bool(bool newval, void *extra)
 {
 	assignments++;
 }
@@ -416,7 +435,7 @@ hrflow_settings_define(void)
 							   "A list with commas; \"*\" stands for any characters but a dot. A host that is named without \"*\" may have a private address.",
 							   &link_hosts,
 							   "*.s3.amazonaws.com, *.s3.*.amazonaws.com",
-							   PGC_SUSET, 0,
+							   PGC_SUSET, GUC_LIST_INPUT,
 							   check_link_hosts, assign_string, NULL);
 	DefineCustomIntVariable("hrflow_embed.connect_timeout",
 							"Time one try may take to connect.",
@@ -454,6 +473,12 @@ hrflow_settings_define(void)
 							&max_attempts, 4, 1, 20,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
+	DefineCustomEnumVariable("hrflow_embed.on_missing",
+							 "What is done when a profile or job is not found or has no vector.",
+							 "\"null\": a function that returns one value returns NULL, and a WARNING counts them.",
+							 &on_missing, ON_MISSING_ERROR, on_missing_options,
+							 PGC_USERSET, 0,
+							 NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_response_size",
 							"Largest reply that is read, after decompression.",
 							NULL,
@@ -461,6 +486,19 @@ hrflow_settings_define(void)
 							HRFLOW_MAX_BUFFERED / 1024,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, assign_int, NULL);
+	DefineCustomBoolVariable("hrflow_embed.allow_in_shard_queries",
+							 "Allows batches in the queries that Citus runs on shards.",
+							 "Each shard would send all requests of the batch.",
+							 &allow_in_shard_queries, false,
+							 PGC_USERSET, 0,
+							 NULL, assign_bool, NULL);
+
+	DefineCustomBoolVariable("hrflow_embed.read_ahead",
+							 "Has the calls of a query issued ahead of their rows.",
+							 "Otherwise they are made one after another.",
+							 &read_ahead, true,
+							 PGC_USERSET, 0,
+							 NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("hrflow_embed");
 
@@ -471,106 +509,35 @@ hrflow_settings_define(void)
 
 /*
  * ------------------------------------------------------------------------
- * The statement's copy
+ * Snapshots
  * ------------------------------------------------------------------------
  */
 
-static void
-raise_no_key(const char *setting, const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("no HrFlow API key in \"%s\"", setting),
-			 errdetail("%s", detail)));
-}
-
 /*
- * Read the key's file into "key", which holds HRFLOW_MAX_KEY + 3 bytes: room
- * for a line's end and for one byte more, that tells a file too long.
- *
- * It is read anew by every statement, so that a rotated key is taken at once;
- * that costs about 3 µs.  The file is opened without blocking: a FIFO would
- * hold the backend up where it cannot be cancelled.
- */
-static void
-read_key_file(const char *path, char *key)
-{
-	struct stat st;
-	int			length;
-	int			fd;
-
-	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
-	if (fd < 0 || fstat(fd, &st) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read the file that \"%s\" names: %m",
-						"hrflow_embed.api_key_file"),
-				 errhint("The operating system user of the database server must be able to read it.")));
-	if (!S_ISREG(st.st_mode))
-		raise_no_key("hrflow_embed.api_key_file",
-					 "What it names is not a regular file.");
-
-	length = read(fd, key, HRFLOW_MAX_KEY + 3);
-	if (length < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read the file that \"%s\" names: %m",
-						"hrflow_embed.api_key_file")));
-	CloseTransientFile(fd);
-
-	if (length > HRFLOW_MAX_KEY + 2)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"",
-						"hrflow_embed.api_key_file"),
-				 errdetail("The file is longer than %d bytes.",
-						   HRFLOW_MAX_KEY)));
-
-	if (length > 0 && key[length - 1] == '\n')
-		length--;
-	if (length > 0 && key[length - 1] == '\r')
-		length--;
-	key[length] = '\0';
-
-	if (length == 0)
-		raise_no_key("hrflow_embed.api_key_file", "The file is empty.");
-	if (strlen(key) != length)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"",
-						"hrflow_embed.api_key_file"),
-				 errdetail("The key has a NUL in it.")));
-}
-
-/*
- * The key to send, in "buffer" or where the setting keeps it.
+ * The key to send; valid until the next call.
  */
 static const char *
-find_key(char *buffer)
+find_key(void)
 {
-	const char *setting = "hrflow_embed.api_key";
-	const char *key = api_key;
 	const char *why;
 
-	if (api_key == NULL || *api_key == '\0')
+	if (api_key != NULL && *api_key != '\0')
 	{
-		if (api_key_file == NULL || *api_key_file == '\0')
+		why = hrflow_key_problem(api_key);
+		if (why != NULL)
 			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("no HrFlow API key is configured"),
-					 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
-		setting = "hrflow_embed.api_key_file";
-		read_key_file(api_key_file, buffer);
-		key = buffer;
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid HrFlow API key in \"%s\"",
+							"hrflow_embed.api_key"),
+					 errdetail("The key %s.", why)));
+		return api_key;
 	}
-
-	why = bad_header_value(key);
-	if (why != NULL)
+	if (api_key_file == NULL || *api_key_file == '\0')
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"", setting),
-				 errdetail("The key %s.", why)));
-	return key;
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no HrFlow API key is configured"),
+				 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
+	return hrflow_key_read(api_key_file);
 }
 
 /*
@@ -588,25 +555,108 @@ check_at_use(const char *setting, const char *why)
 }
 
 static const char *
-copy_string(const char *value)
+copy_string(MemoryContext context, const char *value)
 {
-	return MemoryContextStrdup(current_context, value ? value : "");
+	return MemoryContextStrdup(context, value ? value : "");
 }
 
 /*
- * The settings for a statement that starts now.  Raises 55000 when there is
- * no key although one is needed, or the settings are not defined, and 22023
+ * Take a snapshot of the settings, with this key.
+ */
+static SettingsCopy *
+take_copy(const char *key)
+{
+	static uint64 serial = 0;
+	MemoryContext context;
+	SettingsCopy *copy;
+	char	   *url;
+
+	/* If memory runs out, the current context takes it along. */
+	context = AllocSetContextCreate(CurrentMemoryContext,
+									"hrflow_embed settings",
+									ALLOCSET_SMALL_SIZES);
+	url = unconstify(char *, copy_string(context, base_url));
+	for (size_t n = strlen(url); n > 0 && url[n - 1] == '/'; n--)
+		url[n - 1] = '\0';
+	copy = MemoryContextAlloc(context, sizeof(SettingsCopy));
+	*copy = (SettingsCopy)
+	{
+		.settings =
+		{
+			.serial = ++serial,
+				.api_key = copy_string(context, key),
+				.api_user = copy_string(context, api_user),
+				.base_url = url,
+				.dialect = api_dialect,
+				.ca_file = copy_string(context, ca_file),
+				.proxy = copy_string(context, proxy),
+				.link_hosts = copy_string(context, link_hosts),
+				.connect_timeout = connect_timeout,
+				.request_timeout = request_timeout,
+				.batch_timeout = batch_timeout,
+				.max_attempts = max_attempts,
+				.missing_is_null = on_missing == ON_MISSING_NULL,
+				.max_concurrency = max_concurrency,
+				.max_requests_per_minute = max_requests_per_minute,
+				.max_response_size = (size_t) max_response_size * 1024,
+				.allow_in_shard_queries = allow_in_shard_queries
+		},
+			.context = context,
+			.npins = 1
+	};
+	MemoryContextSetParent(context, TopMemoryContext);
+	return copy;
+}
+
+/*
+ * Does not throw.
+ */
+static void
+unpin(SettingsCopy *copy)
+{
+	if (--copy->npins == 0)
+		MemoryContextDelete(copy->context);
+}
+
+static void
+on_context_reset(void *arg)
+{
+	Pin		   *pin = arg;
+
+	unpin(pin->copy);
+}
+
+/*
+ * Keep settings for as long as the current memory context is not reset.
+ */
+const HrflowSettings *
+hrflow_settings_pin(const HrflowSettings *settings)
+{
+	Pin		   *pin = palloc(sizeof(Pin));
+
+	pin->copy = (SettingsCopy *) ((char *) unconstify(HrflowSettings *, settings) -
+								  offsetof(SettingsCopy, settings));
+	pin->copy->npins++;
+	pin->on_reset.func = on_context_reset;
+	pin->on_reset.arg = pin;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &pin->on_reset);
+	return settings;
+}
+
+/*
+ * The settings for a statement that starts now.  They do not change, and live
+ * as long as the current memory context is not reset.  Raises 55000 when there
+ * is no key although one is needed, or the settings are not defined, and 22023
  * when one cannot be used.
  *
- * The copy is made anew only when a setting or the key has changed; its
+ * A new snapshot is taken only when a setting or the key has changed; its
  * serial tells the transport whether what it has prepared still holds.
  */
 const HrflowSettings *
 hrflow_settings_get(bool need_key)
 {
-	char		buffer[HRFLOW_MAX_KEY + 4];
 	const char *key;
-	char	   *url;
+	SettingsCopy *copy;
 
 	hrflow_settings_define();
 	if (!defined)
@@ -614,41 +664,29 @@ hrflow_settings_get(bool need_key)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("hrflow_embed cannot read its settings during a parallel operation"),
 				 errhint("Add hrflow_embed to session_preload_libraries, or call one of its functions before.")));
-	key = need_key ? find_key(buffer) : "";
+	key = need_key ? find_key() : "";
 	if (current_assignments == assignments &&
-		(!need_key || strcmp(current.api_key, key) == 0))
-		return &current;
+		(!need_key || strcmp(current->settings.api_key, key) == 0))
+		return hrflow_settings_pin(&current->settings);
 
 	check_at_use("hrflow_embed.base_url", bad_base_url(base_url));
-	check_at_use("hrflow_embed.api_user", bad_header_value(api_user));
+	check_at_use("hrflow_embed.api_user", hrflow_key_problem(api_user));
 	check_at_use("hrflow_embed.proxy", bad_proxy(proxy));
 	check_at_use("hrflow_embed.link_hosts", hrflow_link_bad_hosts(link_hosts));
 
-	if (current_context == NULL)
-		current_context = AllocSetContextCreate(TopMemoryContext,
-												"hrflow_embed settings",
-												ALLOCSET_SMALL_SIZES);
-	current_assignments = 0;	/* should we run out of memory below */
-	MemoryContextReset(current_context);
-
-	current.serial++;
-	current.api_key = copy_string(key);
-	current.api_user = copy_string(api_user);
-	current.base_url = url = unconstify(char *, copy_string(base_url));
-	for (size_t n = strlen(url); n > 0 && url[n - 1] == '/'; n--)
-		url[n - 1] = '\0';
-	current.dialect = api_dialect;
-	current.ca_file = copy_string(ca_file);
-	current.proxy = copy_string(proxy);
-	current.link_hosts = copy_string(link_hosts);
-	current.connect_timeout = connect_timeout;
-	current.request_timeout = request_timeout;
-	current.batch_timeout = batch_timeout;
-	current.max_attempts = max_attempts;
-	current.max_concurrency = max_concurrency;
-	current.max_requests_per_minute = max_requests_per_minute;
-	current.max_response_size = (size_t) max_response_size * 1024;
+	copy = take_copy(key);
+	if (current != NULL)
+		unpin(current);
+	current = copy;
 	current_assignments = assignments;
+	return hrflow_settings_pin(&current->settings);
+}
 
-	return &current;
+/*
+ * May calls be issued ahead of their rows, now?
+ */
+bool
+hrflow_settings_read_ahead(void)
+{
+	return read_ahead;
 }

@@ -37,6 +37,42 @@ enum
 	ARG_MAX_AGE
 };
 
+/* The statement of a job begins so; the store's name follows, as a literal. */
+static const char command_prefix_sql[] = "CALL %s(";
+
+static const char command_sql[] =
+"%s%L, %s, max_age => %L, time_budget => %L)";
+
+static const char schedule_sql[] = "SELECT cron.schedule($1, $2, $3)";
+
+/*
+ * $1 is the prefix of the names of this database's jobs, $2 that of their
+ * statements, and $3 the name of a job to drop in any case.
+ */
+static const char drop_jobs_sql[] =
+"SELECT count(cron.unschedule(j.jobid))"
+" FROM (SELECT j.*, substr(j.jobname, length($1) + 1) AS store"
+" FROM cron.job AS j WHERE j.username = CURRENT_USER"
+" AND starts_with(j.jobname, $1) OFFSET 0) AS j"
+" WHERE j.jobname = $3"
+" OR CASE WHEN j.database = current_database()"
+" AND starts_with(j.command, $2 || quote_literal(j.store) || ',')"
+" THEN NOT EXISTS (SELECT FROM pg_class AS c"
+" JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+" WHERE ARRAY[n.nspname::text, c.relname::text]"
+" = parse_ident(j.store)) END";
+
+static const char may_drop_jobs_sql[] =
+"SELECT CASE WHEN has_schema_privilege('cron', 'USAGE')"
+" THEN has_table_privilege('cron.job', 'SELECT')"
+" AND has_function_privilege('cron.unschedule(bigint)', 'EXECUTE')"
+" ELSE false END";
+
+/* What to run where pg_cron is in another database. */
+static const char schedule_elsewhere_sql[] =
+"SELECT cron.schedule_in_database(%L, %L, %L, %L, %L);";
+static const char unschedule_elsewhere_sql[] = "SELECT cron.unschedule(%L);";
+
 /* A schedule that is not understood here is taken for an hourly one. */
 #define UNKNOWN_INTERVAL (60 * 60)
 
@@ -142,15 +178,14 @@ schedule_interval(const char *schedule)
 }
 
 /*
- * What that statement begins with; the name of the store follows, as a literal.
- * "caller" is one of our functions.
+ * The beginning of the statement of a job.  "caller" is one of our functions.
  */
 static char *
 command_prefix(Oid caller)
 {
-	return psprintf("CALL %s(",
-					quote_qualified_identifier(get_namespace_name(get_func_namespace(caller)),
-											   "hrflow_refresh"));
+	return hrflow_store_sql(NULL, command_prefix_sql,
+							quote_qualified_identifier(get_namespace_name(get_func_namespace(caller)),
+													   "hrflow_refresh"));
 }
 
 /*
@@ -168,14 +203,16 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 	DatumGetCString(DirectFunctionCall1(interval_out,
 										PG_GETARG_DATUM(ARG_MAX_AGE)));
 
-	return psprintf("%s%s, %s, max_age => %s, time_budget => '%d seconds')",
-					command_prefix(fcinfo->flinfo->fn_oid),
-					quote_literal_cstr(store->vectors_name),
-					fields == NULL ? "NULL" :
-					quote_literal_cstr(JsonbToCString(NULL, &fields->root,
-													  VARSIZE(fields))),
-					quote_literal_cstr(max_age),
-					Max(interval - Max(interval / 12, 1), 1));
+	return hrflow_store_sql(store, command_sql,
+							command_prefix(fcinfo->flinfo->fn_oid),
+							store->vectors_name,
+							fields == NULL ? "NULL" :
+							quote_literal_cstr(JsonbToCString(NULL,
+															  &fields->root,
+															  VARSIZE(fields))),
+							max_age,
+							psprintf("%d seconds",
+									 Max(interval - Max(interval / 12, 1), 1)));
 }
 
 /*
@@ -197,18 +234,7 @@ drop_jobs(const HrflowStore *store, Oid caller)
 	hrflow_store_add(&parameters, TEXTOID,
 					 CStringGetTextDatum(store == NULL ? "" :
 										 hrflow_schedule_job(store)));
-	hrflow_store_execute("SELECT count(cron.unschedule(j.jobid))"
-						 " FROM (SELECT j.*, substr(j.jobname, length($1) + 1) AS store"
-						 " FROM cron.job AS j WHERE j.username = CURRENT_USER"
-						 " AND starts_with(j.jobname, $1) OFFSET 0) AS j"
-						 " WHERE j.jobname = $3"
-						 " OR CASE WHEN j.database = current_database()"
-						 " AND starts_with(j.command, $2 || quote_literal(j.store) || ',')"
-						 " THEN NOT EXISTS (SELECT FROM pg_class AS c"
-						 " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-						 " WHERE ARRAY[n.nspname::text, c.relname::text]"
-						 " = parse_ident(j.store)) END",
-						 &parameters);
+	hrflow_store_execute(drop_jobs_sql, &parameters);
 	return DatumGetInt64(hrflow_store_datum(0, 1)) > 0;
 }
 
@@ -221,10 +247,7 @@ hrflow_schedule_forget(const HrflowStore *store, Oid caller)
 {
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		return;
-	hrflow_store_execute("SELECT CASE WHEN has_schema_privilege('cron', 'USAGE')"
-						 " THEN has_table_privilege('cron.job', 'SELECT')"
-						 " AND has_function_privilege('cron.unschedule(bigint)', 'EXECUTE')"
-						 " ELSE false END", NULL);
+	hrflow_store_execute(may_drop_jobs_sql, NULL);
 	if (DatumGetBool(hrflow_store_datum(0, 1)))
 		drop_jobs(store, caller);
 }
@@ -295,7 +318,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 							i == ARG_STORE ? "store" :
 							i == ARG_SCHEDULE ? "schedule" : "max_age")));
 	}
-	(void) hrflow_refresh_interval(fcinfo, ARG_MAX_AGE, "max_age");
+	(void) hrflow_store_get_interval(fcinfo, ARG_MAX_AGE, "max_age");
 	schedule = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SCHEDULE));
 
 	SPI_connect();
@@ -305,18 +328,16 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	command = make_command(fcinfo, &store, schedule);
 	warn_of_login(&store);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		refuse_schedule(psprintf("SELECT cron.schedule_in_database(%s, %s, %s, %s, %s);",
-								 quote_literal_cstr(job),
-								 quote_literal_cstr(schedule),
-								 quote_literal_cstr(command),
-								 quote_literal_cstr(get_database_name(MyDatabaseId)),
-								 quote_literal_cstr(GetUserNameFromId(GetUserId(), false))));
+		refuse_schedule(hrflow_store_sql(&store, schedule_elsewhere_sql, job,
+										 schedule, command,
+										 get_database_name(MyDatabaseId),
+										 GetUserNameFromId(GetUserId(), false)));
 
 	drop_jobs(NULL, fcinfo->flinfo->fn_oid);
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(schedule));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(command));
-	hrflow_store_execute("SELECT cron.schedule($1, $2, $3)", &parameters);
+	hrflow_store_execute(schedule_sql, &parameters);
 	id = DatumGetInt64(hrflow_store_datum(0, 1));
 	hrflow_store_close(&store);
 	SPI_finish();
@@ -336,8 +357,8 @@ hrflow_unschedule(PG_FUNCTION_ARGS)
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		refuse_schedule(psprintf("SELECT cron.unschedule(%s);",
-								 quote_literal_cstr(hrflow_schedule_job(&store))));
+		refuse_schedule(hrflow_store_sql(&store, unschedule_elsewhere_sql,
+										 hrflow_schedule_job(&store)));
 	found = drop_jobs(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	SPI_finish();

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * store.c
- *		Stores: made, opened, filled by hand, looked at.
+ *		Stores: opened, closed and reached by SQL.
  *
  * Whoever calls, a store's tables are read and written as their owner, with a
  * fixed search_path and as a security-restricted operation, as VACUUM does:
@@ -14,68 +14,52 @@
 #include "postgres.h"
 
 #include "access/relation.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
-#include "executor/tuptable.h"
 #include "compat.h"
-#include "funcapi.h"
-#include "ask/ask.h"
 #include "miscadmin.h"
 #include "store/store.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/resowner.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
-#include "utils/varlena.h"
+#include "utils/timestamp.h"
 
-PG_FUNCTION_INFO_V1(hrflow_create_store);
-PG_FUNCTION_INFO_V1(hrflow_drop_store);
-PG_FUNCTION_INFO_V1(hrflow_track);
-PG_FUNCTION_INFO_V1(hrflow_mark_due);
-PG_FUNCTION_INFO_V1(hrflow_untrack);
-PG_FUNCTION_INFO_V1(hrflow_retry);
-PG_FUNCTION_INFO_V1(hrflow_store_failures);
-PG_FUNCTION_INFO_V1(hrflow_store_status);
-
-/* What the name of the table of profiles has more. */
+/* The name of the table of profiles is that of the vectors and this. */
 #define SUFFIX "_profile"
 
 /* A column that a store must have. */
 typedef struct Column
 {
 	const char *name;
-	Oid			type;			/* InvalidOid: see is_vector_type() */
+	Oid			type;			/* InvalidOid: a type of vectors */
 } Column;
 
 static const Column vectors_columns[] = {
-	{"source_id", TEXTOID},
-	{"section", TEXTOID},
-	{"item", INT4OID},
-	{"vector", InvalidOid},
-	{"fetched_at", TIMESTAMPTZOID}
+	{.name = "source_id", .type = TEXTOID},
+	{.name = "section", .type = TEXTOID},
+	{.name = "item", .type = INT4OID},
+	{.name = "vector", .type = InvalidOid},
+	{.name = "fetched_at", .type = TIMESTAMPTZOID}
 };
 
 static const Column profiles_columns[] = {
-	{"source_id", TEXTOID},
-	{"state", TEXTOID},
-	{"due_at", TIMESTAMPTZOID},
-	{"lease_until", TIMESTAMPTZOID},
-	{"attempts", INT4OID},
-	{"generation", INT8OID},
-	{"refreshed_at", TIMESTAMPTZOID},
-	{"http_status", INT4OID},
-	{"last_error", TEXTOID}
+	{.name = "source_id", .type = TEXTOID},
+	{.name = "state", .type = TEXTOID},
+	{.name = "due_at", .type = TIMESTAMPTZOID},
+	{.name = "lease_until", .type = TIMESTAMPTZOID},
+	{.name = "attempts", .type = INT4OID},
+	{.name = "generation", .type = INT8OID},
+	{.name = "refreshed_at", .type = TIMESTAMPTZOID},
+	{.name = "http_status", .type = INT4OID},
+	{.name = "last_error", .type = TEXTOID}
 };
 
 static const char *const identifier_names[] = {
@@ -91,38 +75,88 @@ static const char *const identifier_names[] = {
  */
 
 /*
- * A statement about a store: %V is the table of vectors, %P that of profiles,
- * %I the identifier's column and %T the type of a vector.
+ * A relation's name, quoted and qualified.
+ */
+static char *
+relation_name(Oid relation)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relation)),
+									  get_rel_name(relation));
+}
+
+/*
+ * Make a statement, or a part of one, of a template.  All SQL that is executed
+ * for a store is such a template, a constant at the top of its file:
+ *
+ *		%V	the table of vectors
+ *		%P	the table of profiles
+ *		%I	the identifier's column
+ *		%T	the type of a vector
+ *		%F	when a profile failed, of a row "p"
+ *		%s	the next argument, which is SQL itself
+ *		%q	the next argument, a name, quoted
+ *		%L	the next argument, a text, as a literal
+ *		%R	the next argument, a relation's OID: its qualified name
+ *		%%	a percent sign
+ *
+ * "store" is needed for the first five alone.  The result is the caller's.
  */
 char *
-hrflow_store_sql(const HrflowStore *store, const char *template)
+hrflow_store_sql(const HrflowStore *store, const char *template,...)
 {
 	StringInfoData sql;
+	va_list		args;
 
 	initStringInfo(&sql);
+	va_start(args, template);
 	for (const char *p = template; *p != '\0'; p++)
 	{
+		const char *part;
+
 		if (*p != '%')
+		{
 			appendStringInfoCharMacro(&sql, *p);
-		else
-			switch (*++p)
-			{
-				case 'V':
-					appendStringInfoString(&sql, store->vectors_name);
-					break;
-				case 'P':
-					appendStringInfoString(&sql, store->profiles_name);
-					break;
-				case 'I':
-					appendStringInfoString(&sql, store->identifier_name);
-					break;
-				case 'T':
-					appendStringInfoString(&sql, store->vector_type);
-					break;
-				default:
-					elog(ERROR, "unknown placeholder in \"%s\"", template);
-			}
+			continue;
+		}
+		switch (*++p)
+		{
+			case 'V':
+				part = store->vectors_name;
+				break;
+			case 'P':
+				part = store->profiles_name;
+				break;
+			case 'I':
+				part = store->identifier_name;
+				break;
+			case 'T':
+				part = store->vector_type;
+				break;
+			case 'F':
+				part = store->has_failed_at ? "p.failed_at" :
+					"NULL::timestamptz";
+				break;
+			case 's':
+				part = va_arg(args, const char *);
+				break;
+			case 'q':
+				part = quote_identifier(va_arg(args, const char *));
+				break;
+			case 'L':
+				part = quote_literal_cstr(va_arg(args, const char *));
+				break;
+			case 'R':
+				part = relation_name(va_arg(args, Oid));
+				break;
+			case '%':
+				part = "%";
+				break;
+			default:
+				elog(ERROR, "unknown placeholder in \"%s\"", template);
+		}
+		appendStringInfoString(&sql, part);
 	}
+	va_end(args);
 	return sql.data;
 }
 
@@ -138,6 +172,68 @@ hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
 	parameters->types[n] = type;
 	parameters->values[n] = value;
 	parameters->nulls[n] = ' ';
+}
+
+/*
+ * Begin to collect at most "max" rows of columns of these types, which the
+ * caller keeps for as long as the rows.
+ */
+HrflowRows *
+hrflow_store_make_rows(const Oid *types, int ncolumns, int max)
+{
+	HrflowRows *rows = palloc0(sizeof(HrflowRows));
+
+	rows->types = types;
+	rows->ncolumns = ncolumns;
+	rows->max = max;
+	rows->values = palloc(sizeof(Datum *) * ncolumns);
+	rows->nulls = palloc(sizeof(bool *) * ncolumns);
+	for (int i = 0; i < ncolumns; i++)
+	{
+		rows->values[i] = palloc(sizeof(Datum) * Max(max, 1));
+		rows->nulls[i] = palloc(sizeof(bool) * Max(max, 1));
+	}
+	return rows;
+}
+
+/*
+ * Add a row.  No value of it is null where "nulls" is NULL.
+ */
+void
+hrflow_store_add_row(HrflowRows *rows, const Datum *values, const bool *nulls)
+{
+	int			n = rows->n++;
+
+	Assert(n < rows->max);
+	for (int i = 0; i < rows->ncolumns; i++)
+	{
+		rows->values[i][n] = values[i];
+		rows->nulls[i][n] = nulls != NULL && nulls[i];
+	}
+}
+
+/*
+ * Add rows to the parameters of a statement, an array for each column.
+ */
+void
+hrflow_store_add_rows(HrflowParameters *parameters, const HrflowRows *rows)
+{
+	for (int i = 0; i < rows->ncolumns; i++)
+	{
+		int			dims[] = {rows->n};
+		int			lower[] = {1};
+		int16		length;
+		bool		by_value;
+		char		alignment;
+		ArrayType  *array;
+
+		get_typlenbyvalalign(rows->types[i], &length, &by_value, &alignment);
+		array = rows->n == 0 ? construct_empty_array(rows->types[i]) :
+			construct_md_array(rows->values[i], rows->nulls[i], 1, dims, lower,
+							   rows->types[i], length, by_value, alignment);
+		hrflow_store_add(parameters, get_array_type(rows->types[i]),
+						 PointerGetDatum(array));
+	}
 }
 
 /*
@@ -195,13 +291,75 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 	return SPI_processed;
 }
 
-HRFLOW_NORETURN static void
-refuse_null(int column)
+/*
+ * Execute a statement that sees all that is committed by now, whatever the
+ * isolation level, as the checks of foreign keys do.
+ */
+uint64
+hrflow_store_execute_latest(const char *sql,
+							const HrflowParameters *parameters)
+{
+	HrflowParameters none = {0};
+	HrflowParameters *p = unconstify(HrflowParameters *,
+									 parameters ? parameters : &none);
+	MemoryContext context = CurrentMemoryContext;
+	SPIPlanPtr	plan = hrflow_store_prepare(sql, p->n, p->types);
+	int			code;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	code = SPI_execute_snapshot(plan, p->values, p->nulls, GetActiveSnapshot(),
+								InvalidSnapshot, false, true, 0);
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(context);
+	if (code < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s",
+			 SPI_result_code_string(code));
+	SPI_freeplan(plan);
+	return SPI_processed;
+}
+
+/*
+ * Prepare a statement.  The plan lives until SPI_finish(), unless it is kept
+ * or freed before.
+ */
+SPIPlanPtr
+hrflow_store_prepare(const char *sql, int nargs, Oid *types)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SPIPlanPtr	plan = SPI_prepare(sql, nargs, types);
+
+	MemoryContextSwitchTo(context);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s",
+			 SPI_result_code_string(SPI_result));
+	return plan;
+}
+
+/*
+ * Execute what was prepared.
+ */
+void
+hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			code = SPI_execute_plan(plan, values, nulls, false, 0);
+
+	MemoryContextSwitchTo(context);
+	if (code < 0)
+		elog(ERROR, "SPI_execute_plan failed: %s",
+			 SPI_result_code_string(code));
+}
+
+/*
+ * Refuse a null in a column that is never null in a store that we created.
+ */
+void
+hrflow_store_refuse_null(const char *column)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-			 errmsg("column \"%s\" of a store must not be null",
-					SPI_fname(SPI_tuptable->tupdesc, column)),
+			 errmsg("column \"%s\" of a store must not be null", column),
 			 errhint("Set the column NOT NULL, as hrflow_create_store() does.")));
 }
 
@@ -225,12 +383,13 @@ hrflow_store_value(uint64 row, int column)
 	char	   *value = hrflow_store_value_or_null(row, column);
 
 	if (value == NULL)
-		refuse_null(column);
+		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
 	return value;
 }
 
 /*
- * The same as it is, in the result's memory where it is not passed by value.
+ * The same as a Datum.  Where the type is passed by reference, as 8-byte types
+ * are on 32-bit machines, it points into the result and is valid for as long.
  */
 Datum
 hrflow_store_datum(uint64 row, int column)
@@ -240,7 +399,7 @@ hrflow_store_datum(uint64 row, int column)
 									  SPI_tuptable->tupdesc, column, &is_null);
 
 	if (is_null)
-		refuse_null(column);
+		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
 	return value;
 }
 
@@ -249,6 +408,31 @@ hrflow_store_datum(uint64 row, int column)
  * Opening
  * ------------------------------------------------------------------------
  */
+
+/*
+ * The column of a kind of identifier.
+ */
+const char *
+hrflow_store_identifier(HrflowIdentifier kind)
+{
+	return identifier_names[kind];
+}
+
+/*
+ * The name of the table of profiles that goes with a table of vectors.  Throws
+ * 42622 where it is too long.
+ */
+char *
+hrflow_store_profiles_name(const char *vectors)
+{
+	if (strlen(vectors) + strlen(SUFFIX) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_NAME_TOO_LONG),
+				 errmsg("name of the store is too long"),
+				 errdetail("With \"" SUFFIX "\" it must have less than %d bytes.",
+						   NAMEDATALEN)));
+	return psprintf("%s" SUFFIX, vectors);
+}
 
 /*
  * The table of profiles that goes with a table of vectors, by its name.
@@ -271,26 +455,6 @@ hrflow_store_profiles(Oid vectors)
 						   name ? name : psprintf("%u", vectors)),
 				 errhint("Make a store with hrflow_create_store().")));
 	return profiles;
-}
-
-/*
- * Is this a type that vectors are kept in: real[], or pgvector's vector or
- * halfvec?
- */
-static bool
-is_vector_type(Oid type)
-{
-	Oid			extension = getExtensionOfObject(TypeRelationId, type);
-	char	   *name;
-
-	if (type == FLOAT4ARRAYOID)
-		return true;
-	if (!OidIsValid(extension) ||
-		extension != get_extension_oid("vector", true))
-		return false;
-	name = format_type_extended(type, -1, FORMAT_TYPE_FORCE_QUALIFY);
-	name = strrchr(name, '.');
-	return strcmp(name, ".vector") == 0 || strcmp(name, ".halfvec") == 0;
 }
 
 /*
@@ -322,49 +486,49 @@ refuse_shape(Relation relation, const char *detail)
 			 errhint("Make a store with hrflow_create_store().")));
 }
 
-static Form_pg_attribute
-check_column(Relation relation, const char *name, Oid type)
+/*
+ * Check that a table of a store has a column, of a type unless that is
+ * InvalidOid: then it must be one of vectors.  Returns its number.
+ */
+AttrNumber
+hrflow_store_check_column(Relation relation, const char *name, Oid type)
 {
 	Form_pg_attribute column = find_column(relation, name);
+	HrflowLayout layout;
 
 	if (column == NULL)
 		refuse_shape(relation,
 					 psprintf(_("It has no column \"%s\"."), name));
 	if (OidIsValid(type) ? column->atttypid != type :
-		!is_vector_type(column->atttypid))
+		!hrflow_exact_layout(column->atttypid, &layout))
 		refuse_shape(relation,
 					 psprintf(_("Its column \"%s\" has the type %s."), name,
 							  format_type_be(column->atttypid)));
-	return column;
+	return column->attnum;
+}
+
+static void
+check_kind(Relation relation)
+{
+	char		kind = relation->rd_rel->relkind;
+
+	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
+		refuse_shape(relation, _("It is not a table."));
 }
 
 /*
- * Check the shape of both tables, and learn what differs between stores.
+ * Check the shape of the table of vectors, and learn what differs between
+ * stores.
  */
 static void
-check_shape(HrflowStore *store)
+check_vectors(HrflowStore *store)
 {
-	Relation	relations[] = {store->vectors, store->profiles};
 	Form_pg_attribute vector;
 
-	for (int i = 0; i < lengthof(relations); i++)
-	{
-		char		kind = relations[i]->rd_rel->relkind;
-
-		if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
-			refuse_shape(relations[i], _("It is not a table."));
-	}
-	if (store->profiles->rd_rel->relowner != store->owner)
-		refuse_shape(store->profiles,
-					 psprintf(_("Its owner is not that of \"%s\"."),
-							  RelationGetRelationName(store->vectors)));
-
+	check_kind(store->vectors);
 	for (int i = 0; i < lengthof(vectors_columns); i++)
-		check_column(store->vectors, vectors_columns[i].name,
-					 vectors_columns[i].type);
-	for (int i = 0; i < lengthof(profiles_columns); i++)
-		check_column(store->profiles, profiles_columns[i].name,
-					 profiles_columns[i].type);
+		hrflow_store_check_column(store->vectors, vectors_columns[i].name,
+								  vectors_columns[i].type);
 
 	store->identifier = HRFLOW_BY_ID;
 	while (store->identifier < HRFLOW_BY_EMAIL &&
@@ -372,20 +536,39 @@ check_shape(HrflowStore *store)
 					   identifier_names[store->identifier]) == NULL)
 		store->identifier++;
 	store->identifier_name = identifier_names[store->identifier];
-	check_column(store->vectors, store->identifier_name, TEXTOID);
-	check_column(store->profiles, store->identifier_name, TEXTOID);
+	hrflow_store_check_column(store->vectors, store->identifier_name, TEXTOID);
 
 	vector = find_column(store->vectors, "vector");
 	store->vector_type = format_type_extended(vector->atttypid,
 											  vector->atttypmod,
 											  FORMAT_TYPE_TYPEMOD_GIVEN |
 											  FORMAT_TYPE_FORCE_QUALIFY);
+	(void) hrflow_exact_layout(vector->atttypid, &store->layout);
+}
+
+/*
+ * Likewise that of the table of profiles, which goes with the table of
+ * vectors.
+ */
+static void
+check_profiles(HrflowStore *store)
+{
+	check_kind(store->profiles);
+	if (store->profiles->rd_rel->relowner != store->owner)
+		refuse_shape(store->profiles,
+					 psprintf(_("Its owner is not that of \"%s\"."),
+							  RelationGetRelationName(store->vectors)));
+	for (int i = 0; i < lengthof(profiles_columns); i++)
+		hrflow_store_check_column(store->profiles, profiles_columns[i].name,
+								  profiles_columns[i].type);
+	hrflow_store_check_column(store->profiles, store->identifier_name,
+							  TEXTOID);
 	store->has_manual = find_column(store->profiles, "manual") != NULL;
 	if (store->has_manual)
-		check_column(store->profiles, "manual", BOOLOID);
+		hrflow_store_check_column(store->profiles, "manual", BOOLOID);
 	store->has_failed_at = find_column(store->profiles, "failed_at") != NULL;
 	if (store->has_failed_at)
-		check_column(store->profiles, "failed_at", TIMESTAMPTZOID);
+		hrflow_store_check_column(store->profiles, "failed_at", TIMESTAMPTZOID);
 }
 
 /*
@@ -426,8 +609,7 @@ static void
 check_access(Relation relation, HrflowStoreAccess access)
 {
 	Oid			relid = RelationGetRelid(relation);
-	AclMode		mode = access == HRFLOW_STORE_READ ? ACL_SELECT :
-	ACL_SELECT | ACL_INSERT | ACL_UPDATE | ACL_DELETE;
+	AclMode		mode = ACL_SELECT;
 
 	if (access == HRFLOW_STORE_FEED)
 		return;					/* the trigger has checked */
@@ -437,10 +619,13 @@ check_access(Relation relation, HrflowStoreAccess access)
 			refuse_caller(relation);
 		return;
 	}
+	if (access == HRFLOW_STORE_WRITE)
+		mode |= ACL_INSERT | ACL_UPDATE | ACL_DELETE;
 	if (pg_class_aclmask(relid, GetUserId(), mode, ACLMASK_ALL) != mode)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE,
 					   RelationGetRelationName(relation));
-	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
+	if (access != HRFLOW_STORE_RANK &&
+		check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("row-level security of table \"%s\" applies to you",
@@ -452,7 +637,8 @@ check_access(Relation relation, HrflowStoreAccess access)
  * Open a store whose table of vectors is given, and of profiles too where it
  * has another name than usual.  Until hrflow_store_close(), or the end of the
  * (sub)transaction, the current user is the store's owner and search_path is
- * PostgreSQL's own catalog.
+ * PostgreSQL's own catalog.  For HRFLOW_STORE_RANK the table of profiles need
+ * not exist.
  *
  * The operation is restricted for the owner as well: who has become him by SET
  * ROLE could be made somebody else again by RESET ROLE in a trigger.  That also
@@ -470,14 +656,23 @@ void
 hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 				  HrflowStoreAccess access)
 {
-	if (!OidIsValid(profiles))
-		profiles = hrflow_store_profiles(vectors);
-	store->vectors = relation_open(vectors, AccessShareLock);
-	store->profiles = relation_open(profiles, AccessShareLock);
-	store->owner = store->vectors->rd_rel->relowner;
+	bool		with_profiles = access != HRFLOW_STORE_RANK;
 
+	memset(store, 0, sizeof(HrflowStore));
+	if (with_profiles && !OidIsValid(profiles))
+		profiles = hrflow_store_profiles(vectors);
+	store->vectors = try_relation_open(vectors, AccessShareLock);
+	if (store->vectors == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", vectors)));
+	store->owner = store->vectors->rd_rel->relowner;
 	check_access(store->vectors, access);
-	check_access(store->profiles, access);
+	if (with_profiles)
+	{
+		store->profiles = relation_open(profiles, AccessShareLock);
+		check_access(store->profiles, access);
+	}
 
 	/*
 	 * Names are compared with those in triggers, so they must be quoted in
@@ -491,24 +686,35 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 		(void) set_config_option("quote_all_identifiers", "off",
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 								 true, 0, false);
-	check_shape(store);
+	check_vectors(store);
+	if (with_profiles)
+		check_profiles(store);
 
 	store->vectors_name =
 		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->vectors)),
 								   RelationGetRelationName(store->vectors));
-	store->profiles_name =
-		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->profiles)),
-								   RelationGetRelationName(store->profiles));
+	if (with_profiles)
+		store->profiles_name =
+			quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->profiles)),
+									   RelationGetRelationName(store->profiles));
 
 	/*
-	 * Policies that are forced on the owner are not asked, as foreign keys do
-	 * not: who keeps a store in step must see all that is wanted.  Whether
-	 * one applies to the caller was asked above.
+	 * A reader to whom row-level security applies ranks the rows that it lets
+	 * them see, so it is evaluated for them, as in a query of their own.
+	 *
+	 * Otherwise policies that are forced on the owner are not asked, as
+	 * foreign keys do not: who keeps a store in step must see all that is
+	 * wanted.  Whether one applies to the caller was asked above.
 	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
-	SetUserIdAndSecContext(store->owner, store->saved_context |
-						   SECURITY_RESTRICTED_OPERATION |
-						   SECURITY_NOFORCE_RLS);
+	if (access == HRFLOW_STORE_RANK &&
+		check_enable_rls(vectors, InvalidOid, true) == RLS_ENABLED)
+		SetUserIdAndSecContext(store->saved_user, store->saved_context |
+							   SECURITY_RESTRICTED_OPERATION);
+	else
+		SetUserIdAndSecContext(store->owner, store->saved_context |
+							   SECURITY_RESTRICTED_OPERATION |
+							   SECURITY_NOFORCE_RLS);
 }
 
 /*
@@ -519,191 +725,14 @@ hrflow_store_close(HrflowStore *store)
 {
 	AtEOXact_GUC(false, store->saved_nestlevel);
 	SetUserIdAndSecContext(store->saved_user, store->saved_context);
-	relation_close(store->profiles, NoLock);
+	if (store->profiles != NULL)
+		relation_close(store->profiles, NoLock);
 	relation_close(store->vectors, NoLock);
 }
 
 /*
  * ------------------------------------------------------------------------
- * Making and dropping
- * ------------------------------------------------------------------------
- */
-
-/*
- * The type that is meant by the argument "vector_type".
- */
-static char *
-choose_vector_type(const char *wanted)
-{
-	bool		is_auto = strcmp(wanted, "auto") == 0;
-	char	   *end;
-	long		dimension;
-	const char *name = NULL;
-
-	if (strcmp(wanted, "real[]") == 0)
-		return pstrdup(wanted);
-	if (is_auto || strncmp(wanted, "vector", 6) == 0)
-		name = "vector";
-	else if (strncmp(wanted, "halfvec", 7) == 0)
-		name = "halfvec";
-	if (name != NULL && !is_auto && wanted[strlen(name)] != '\0')
-	{
-		dimension = wanted[strlen(name)] == '(' ?
-			strtol(wanted + strlen(name) + 1, &end, 10) : 0;
-		if (dimension < 1 || dimension > 16000 || strcmp(end, ")") != 0)
-			name = NULL;
-	}
-	if (name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid vector_type: \"%s\"", wanted),
-				 errhint("Use auto, real[], vector, vector(n), halfvec or halfvec(n).")));
-
-	if (hrflow_store_execute("SELECT pg_catalog.quote_ident(n.nspname)"
-							 " FROM pg_catalog.pg_extension e"
-							 " JOIN pg_catalog.pg_namespace n"
-							 " ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
-							 " WHERE e.extname OPERATOR(pg_catalog.=) 'vector'",
-							 NULL) > 0)
-		return psprintf("%s.%s", hrflow_store_value(0, 1),
-						is_auto ? "vector" : wanted);
-	if (is_auto)
-		return pstrdup("real[]");
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("type \"%s\" needs the extension \"vector\" in this database",
-					name),
-			 errhint("CREATE EXTENSION vector, or use real[].")));
-}
-
-static const char *const create_statements[] = {
-	"CREATE TABLE %V ("
-	" source_id text NOT NULL,"
-	" %I text NOT NULL,"
-	" section text NOT NULL,"
-	" item integer NOT NULL,"
-	" vector %T NOT NULL,"
-	" fetched_at timestamptz NOT NULL DEFAULT now(),"
-	" PRIMARY KEY (source_id, %I, section, item))",
-
-	/* Floats do not compress. */
-	"ALTER TABLE %V ALTER COLUMN vector SET STORAGE EXTERNAL",
-
-	/*
-	 * Room on each page for the version of a row that a lease makes, which no
-	 * index is told of.
-	 */
-	"CREATE TABLE %P ("
-	" source_id text NOT NULL,"
-	" %I text NOT NULL,"
-	" state text NOT NULL DEFAULT 'due'"
-	" CHECK (state IN ('due', 'ok', 'missing', 'gone', 'failed')),"
-	" due_at timestamptz DEFAULT now(),"
-	" lease_until timestamptz,"
-	" attempts integer NOT NULL DEFAULT 0,"
-	" generation bigint NOT NULL DEFAULT 0,"
-	" refreshed_at timestamptz,"
-	" http_status integer,"
-	" last_error text,"
-	" failed_at timestamptz,"
-	" manual boolean NOT NULL DEFAULT true,"
-	" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)",
-
-	/* What is to be claimed; what is not well; which error is the last. */
-	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
-	"CREATE INDEX ON %P (state, source_id, %I)"
-	" WHERE state IN ('missing', 'gone', 'failed')",
-	"CREATE INDEX ON %P (failed_at DESC NULLS LAST) WHERE last_error IS NOT NULL",
-
-	"COMMENT ON TABLE %V IS"
-	" 'vectors of HrFlow profiles, kept fresh by hrflow_refresh()'",
-	"COMMENT ON TABLE %P IS"
-	" 'state of the profiles whose vectors are kept; see hrflow_store_status()'"
-};
-
-/*
- * hrflow_create_store(name text, vector_type text, identifier text)
- *		RETURNS regclass
- *
- * As the caller, who becomes the owner.
- */
-Datum
-hrflow_create_store(PG_FUNCTION_ARGS)
-{
-	text	   *name = PG_GETARG_TEXT_PP(0);
-	char	   *wanted_type = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	char	   *wanted_identifier = text_to_cstring(PG_GETARG_TEXT_PP(2));
-	RangeVar   *table = makeRangeVarFromNameList(textToQualifiedNameList(name));
-	Oid			namespace = RangeVarGetCreationNamespace(table);
-	char	   *schema = get_namespace_name(namespace);
-	HrflowStore store;
-
-	if (strlen(table->relname) + strlen(SUFFIX) >= NAMEDATALEN)
-		ereport(ERROR,
-				(errcode(ERRCODE_NAME_TOO_LONG),
-				 errmsg("name of the store is too long"),
-				 errdetail("With \"" SUFFIX "\" it must have less than %d bytes.",
-						   NAMEDATALEN)));
-	store.identifier_name = NULL;
-	for (int i = 0; i < lengthof(identifier_names); i++)
-	{
-		if (strcmp(wanted_identifier, identifier_names[i] +
-				   strlen("profile_")) == 0)
-			store.identifier_name = identifier_names[i];
-	}
-	if (store.identifier_name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid identifier: \"%s\"", wanted_identifier),
-				 errhint("Use id, reference or email.")));
-
-	store.vectors_name = quote_qualified_identifier(schema, table->relname);
-	store.profiles_name =
-		quote_qualified_identifier(schema,
-								   psprintf("%s" SUFFIX, table->relname));
-
-	SPI_connect();
-	store.saved_nestlevel = NewGUCNestLevel();
-	(void) set_config_option("search_path", "pg_catalog, pg_temp",
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-							 true, 0, false);
-	store.vector_type = choose_vector_type(wanted_type);
-	for (int i = 0; i < lengthof(create_statements); i++)
-		hrflow_store_execute(hrflow_store_sql(&store, create_statements[i]),
-							 NULL);
-	AtEOXact_GUC(false, store.saved_nestlevel);
-	SPI_finish();
-
-	PG_RETURN_OID(get_relname_relid(table->relname, namespace));
-}
-
-/*
- * hrflow_drop_store(store regclass) RETURNS void
- *
- * As the caller, who must be the owner.
- */
-Datum
-hrflow_drop_store(PG_FUNCTION_ARGS)
-{
-	HrflowStore store;
-	char	   *sql;
-
-	PreventCommandDuringRecovery("hrflow_drop_store()");
-	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
-	(void) hrflow_track_drop_triggers(&store, fcinfo->flinfo->fn_oid,
-									  InvalidOid);
-	sql = hrflow_store_sql(&store, "DROP TABLE %V, %P");
-	hrflow_schedule_forget(&store, fcinfo->flinfo->fn_oid);
-	hrflow_store_close(&store);
-	hrflow_store_execute(sql, NULL);
-	SPI_finish();
-	PG_RETURN_VOID();
-}
-
-/*
- * ------------------------------------------------------------------------
- * Tracking by hand
+ * Arguments
  * ------------------------------------------------------------------------
  */
 
@@ -711,7 +740,7 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
  * An argument that is an array of identifiers, each of which is something.
  */
 ArrayType *
-hrflow_store_identifiers(FunctionCallInfo fcinfo, int argno)
+hrflow_store_get_identifiers(FunctionCallInfo fcinfo, int argno)
 {
 	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(argno);
 	Datum	   *values;
@@ -737,397 +766,20 @@ hrflow_store_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Execute statements about some profiles: $1 is the source, $2 the
- * identifiers.  Returns the number of rows of the first one.
+ * An argument that is an interval, neither null nor negative.
  */
-static uint64
-change_profiles(FunctionCallInfo fcinfo, const char *const *templates,
-				int ntemplates, bool needs_manual)
+Interval *
+hrflow_store_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 {
-	HrflowStore store;
-	HrflowParameters parameters = {0};
-	uint64		nrows = 0;
+	Interval	zero = {0};
+	Interval   *value = PG_ARGISNULL(argno) ? NULL :
+	PG_GETARG_INTERVAL_P(argno);
 
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
+	if (value == NULL ||
+		DatumGetBool(DirectFunctionCall2(interval_lt, IntervalPGetDatum(value),
+										 IntervalPGetDatum(&zero))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null",
-						PG_ARGISNULL(0) ? "store" :
-						PG_ARGISNULL(1) ? "source_id" : "profile_ids")));
-	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be empty", "source_id")));
-
-	hrflow_store_add(&parameters, TEXTOID, PG_GETARG_DATUM(1));
-	hrflow_store_add(&parameters, TEXTARRAYOID,
-					 PointerGetDatum(hrflow_store_identifiers(fcinfo, 2)));
-
-	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid,
-					  HRFLOW_STORE_WRITE);
-	if (needs_manual)
-		hrflow_store_check_manual(&store);
-	for (int i = 0; i < ntemplates; i++)
-	{
-		uint64		n = hrflow_store_execute(hrflow_store_sql(&store,
-															  templates[i]),
-											 &parameters);
-
-		if (i == 0)
-			nrows = n;
-	}
-	hrflow_store_close(&store);
-	SPI_finish();
-	return nrows;
-}
-
-/*
- * hrflow_track(store regclass, source_id text, profile_ids text[])
- *		RETURNS bigint
- */
-Datum
-hrflow_track(PG_FUNCTION_ARGS)
-{
-	static const char *const templates[] = {
-
-		/*
-		 * Rows that are there are not changed, nor counted, but locked: else
-		 * a DELETE could erase them before the next statement.
-		 */
-		"INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
-		" generation, manual)"
-		" SELECT $1, k.i, 'due', clock_timestamp(), 0, 0, true"
-		" FROM (SELECT DISTINCT i FROM unnest($2) AS i) AS k ORDER BY k.i"
-		" ON CONFLICT (source_id, %I) DO UPDATE SET manual = true WHERE false",
-
-		"UPDATE %P AS p SET manual = true"
-		" WHERE p.source_id = $1 AND p.%I = ANY ($2) AND NOT p.manual",
-
-		/* Wanted again. */
-		"UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(),"
-		" attempts = 0, generation = p.generation + 1"
-		" WHERE p.source_id = $1 AND p.%I = ANY ($2) AND p.state = 'gone'"
-	};
-
-	PG_RETURN_INT64(change_profiles(fcinfo, templates, lengthof(templates),
-									true));
-}
-
-/*
- * hrflow_mark_due(store regclass, source_id text, profile_ids text[])
- *		RETURNS bigint
- */
-Datum
-hrflow_mark_due(PG_FUNCTION_ARGS)
-{
-	static const char *const templates[] = {
-		"WITH locked AS MATERIALIZED"
-		" (SELECT p.%I AS i FROM %P AS p"
-		" WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
-		" UPDATE %P AS p SET due_at = clock_timestamp(), attempts = 0,"
-		" generation = p.generation + 1,"
-		" state = CASE p.state WHEN 'missing' THEN 'missing' ELSE 'due' END"
-		" FROM locked WHERE p.source_id = $1 AND p.%I = locked.i"
-	};
-
-	PG_RETURN_INT64(change_profiles(fcinfo, templates, lengthof(templates),
-									false));
-}
-
-/*
- * hrflow_untrack(store regclass, source_id text, profile_ids text[])
- *		RETURNS bigint
- */
-Datum
-hrflow_untrack(PG_FUNCTION_ARGS)
-{
-	static const char *const templates[] = {
-		"WITH locked AS MATERIALIZED"
-		" (SELECT p.%I AS i FROM %P AS p"
-		" WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
-		" DELETE FROM %P AS p USING locked"
-		" WHERE p.source_id = $1 AND p.%I = locked.i",
-
-		"DELETE FROM %V AS v WHERE v.source_id = $1 AND v.%I = ANY ($2)"
-	};
-
-	PG_RETURN_INT64(change_profiles(fcinfo, templates, lengthof(templates),
-									false));
-}
-
-/*
- * hrflow_retry(store regclass) RETURNS bigint
- */
-Datum
-hrflow_retry(PG_FUNCTION_ARGS)
-{
-	HrflowStore store;
-	uint64		n;
-
-	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid,
-					  HRFLOW_STORE_WRITE);
-	n = hrflow_store_execute(hrflow_store_sql(&store,
-											  "WITH locked AS MATERIALIZED"
-											  " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-											  " WHERE p.state = 'failed'"
-											  " ORDER BY p.source_id, p.%I FOR UPDATE)"
-											  " UPDATE %P AS p SET state = 'due',"
-											  " due_at = clock_timestamp(), attempts = 0"
-											  " FROM locked WHERE p.source_id = locked.s"
-											  " AND p.%I = locked.i AND p.state = 'failed'"),
-							 NULL);
-	hrflow_store_close(&store);
-	SPI_finish();
-	PG_RETURN_INT64(n);
-}
-
-/*
- * ------------------------------------------------------------------------
- * Looking
- * ------------------------------------------------------------------------
- */
-
-/*
- * Return the rows of a query about the store in the first argument.
- */
-static void
-return_query(FunctionCallInfo fcinfo, const char *template)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	HrflowStore store;
-	uint64		n;
-
-	InitMaterializedSRF(fcinfo, 0);
-	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
-	n = hrflow_store_execute(hrflow_store_sql(&store, template), NULL);
-	for (uint64 i = 0; i < n; i++)
-		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
-	hrflow_store_close(&store);
-	SPI_finish();
-}
-
-/*
- * hrflow_store_failures(store regclass)
- *		RETURNS TABLE (source_id text, profile_id text, state text,
- *					   attempts int, http_status int, last_error text,
- *					   refreshed_at timestamptz)
- */
-Datum
-hrflow_store_failures(PG_FUNCTION_ARGS)
-{
-	return_query(fcinfo,
-				 "SELECT source_id, %I, state, attempts, http_status,"
-				 " last_error, refreshed_at FROM %P"
-				 " WHERE state IN ('missing', 'failed')"
-				 " ORDER BY state, source_id, %I");
-	return (Datum) 0;
-}
-
-/*
- * When pg_cron last ran the store's job, and how that ended: "values" and
- * "nulls" of two columns.
- */
-static void
-get_last_run(HrflowStore *store, Datum *values, bool *nulls)
-{
-	HrflowParameters parameters = {0};
-	bool		is_null;
-	char	   *status;
-
-	nulls[0] = nulls[1] = true;
-	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		return;
-	hrflow_store_execute("SELECT has_schema_privilege('cron', 'USAGE')"
-						 " AND has_table_privilege('cron.job', 'SELECT')"
-						 " AND has_table_privilege('cron.job_run_details', 'SELECT')",
-						 NULL);
-	if (strcmp(hrflow_store_value(0, 1), "t") != 0)
-		return;
-
-	hrflow_store_add(&parameters, TEXTOID,
-					 CStringGetTextDatum(hrflow_schedule_job(store)));
-	if (hrflow_store_execute("SELECT d.start_time, d.status"
-							 " FROM cron.job_run_details AS d"
-							 " JOIN cron.job AS j ON j.jobid = d.jobid"
-							 " WHERE j.jobname = $1 AND d.start_time IS NOT NULL"
-							 " ORDER BY d.runid DESC LIMIT 1",
-							 &parameters) == 0)
-		return;
-	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-							  &is_null);
-	nulls[0] = is_null;
-	status = hrflow_store_value_or_null(0, 2);
-	nulls[1] = status == NULL;
-	if (status != NULL)
-		values[1] = CStringGetTextDatum(status);
-}
-
-/*
- * What hrflow_store_status() counts.
- */
-typedef struct Counts
-{
-	int64		tracked;
-	int64		due;
-	int64		leased;
-	int64		ok;
-	int64		failed;
-	int64		missing;
-	int64		gone;
-	int64		last_minute;
-	int64		last_hour;
-	TimestampTz oldest;			/* of the due ones; DT_NOEND: none */
-} Counts;
-
-static void
-count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
-			  TimestampTz now)
-{
-	char	   *text = VARDATA_ANY(DatumGetPointer(state));
-	int			length = VARSIZE_ANY_EXHDR(DatumGetPointer(state));
-	TimestampTz due = DatumGetTimestampTz(times[0]);
-	bool		leased = !nulls[1] && DatumGetTimestampTz(times[1]) > now;
-
-	counts->tracked++;
-	counts->ok += length == 2 && memcmp(text, "ok", 2) == 0;
-	counts->gone += length == 4 && memcmp(text, "gone", 4) == 0;
-	counts->failed += length == 6 && memcmp(text, "failed", 6) == 0;
-	counts->missing += length == 7 && memcmp(text, "missing", 7) == 0;
-	counts->leased += leased;
-	if (!leased && !nulls[0] && due <= now)
-	{
-		counts->due++;
-		counts->oldest = Min(counts->oldest, due);
-	}
-	if (!nulls[2])
-	{
-		int64		age = now - DatumGetTimestampTz(times[2]);
-
-		counts->last_minute += age < USECS_PER_MINUTE;
-		counts->last_hour += age < USECS_PER_HOUR;
-	}
-}
-
-/*
- * Count the profiles of a table, or of one partition.  A query that counts all
- * this takes four times as long; one for each count, from an index, does too
- * unless the table was vacuumed a moment ago.
- */
-static void
-count_profiles(Counts *counts, Oid relid)
-{
-	static const char *const time_columns[] = {"due_at", "lease_until",
-	"refreshed_at"};
-	Relation	relation = table_open(relid, AccessShareLock);
-	TimestampTz now = GetCurrentTimestamp();
-	AttrNumber	state_column;
-	AttrNumber	numbers[lengthof(time_columns)];
-	AttrNumber	last;
-	TableScanDesc scan;
-	TupleTableSlot *slot;
-
-	if (relation->rd_rel->relkind == RELKIND_RELATION)
-	{
-		last = state_column = check_column(relation, "state", TEXTOID)->attnum;
-		for (int i = 0; i < lengthof(time_columns); i++)
-		{
-			numbers[i] = check_column(relation, time_columns[i],
-									  TIMESTAMPTZOID)->attnum;
-			last = Max(last, numbers[i]);
-		}
-		slot = table_slot_create(relation, NULL);
-		scan = table_beginscan(relation, GetActiveSnapshot(), 0, NULL);
-		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
-		{
-			Datum		times[lengthof(time_columns)];
-			bool		nulls[lengthof(time_columns)];
-			struct varlena *state;
-
-			CHECK_FOR_INTERRUPTS();
-			slot_getsomeattrs(slot, last);
-			for (int i = 0; i < lengthof(time_columns); i++)
-			{
-				times[i] = slot->tts_values[numbers[i] - 1];
-				nulls[i] = slot->tts_isnull[numbers[i] - 1];
-			}
-			if (slot->tts_isnull[state_column - 1])
-				continue;
-			state = PG_DETOAST_DATUM_PACKED(slot->tts_values[state_column - 1]);
-			count_profile(counts, PointerGetDatum(state), times, nulls, now);
-		}
-		table_endscan(scan);
-		ExecDropSingleTupleTableSlot(slot);
-	}
-	table_close(relation, NoLock);
-}
-
-/*
- * The error of the profile that failed last, or NULL.
- */
-static char *
-get_last_error(const HrflowStore *store)
-{
-	const char *template = store->has_failed_at ?
-	"SELECT last_error FROM %P WHERE last_error IS NOT NULL"
-	" ORDER BY failed_at DESC NULLS LAST LIMIT 1" :
-	"SELECT max(last_error) FROM %P";
-
-	if (hrflow_store_execute(hrflow_store_sql(store, template), NULL) == 0)
-		return NULL;
-	return hrflow_store_value_or_null(0, 1);
-}
-
-/*
- * hrflow_store_status(store regclass), one row; see the SQL script.
- */
-Datum
-hrflow_store_status(PG_FUNCTION_ARGS)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	Counts		counts = {.oldest = DT_NOEND};
-	Interval	time_due = {0};
-	HrflowStore store;
-	char	   *error;
-	Datum		values[15];
-	bool		nulls[15] = {false};
-	int			n = 0;
-	ListCell   *cell;
-
-	InitMaterializedSRF(fcinfo, 0);
-	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
-	foreach(cell, find_all_inheritors(RelationGetRelid(store.profiles),
-									  AccessShareLock, NULL))
-		count_profiles(&counts, lfirst_oid(cell));
-	error = get_last_error(&store);
-
-	values[n++] = Int64GetDatum(counts.tracked);
-	values[n++] = Int64GetDatum(counts.due);
-	values[n++] = Int64GetDatum(counts.leased);
-	values[n++] = Int64GetDatum(counts.ok);
-	values[n++] = Int64GetDatum(counts.failed);
-	values[n++] = Int64GetDatum(counts.missing);
-	values[n++] = Int64GetDatum(counts.gone);
-	nulls[n] = counts.oldest == DT_NOEND;
-	values[n++] = TimestampTzGetDatum(counts.oldest);
-	values[n++] = Int64GetDatum(counts.last_minute);
-	values[n++] = Int64GetDatum(counts.last_hour);
-	values[n++] = Int64GetDatum(counts.due);	/* a request each */
-	nulls[n] = counts.last_minute == 0;
-	if (counts.last_minute > 0)
-		time_due.time = (double) counts.due / counts.last_minute *
-			USECS_PER_MINUTE;
-	values[n++] = IntervalPGetDatum(&time_due);
-	nulls[n] = error == NULL;
-	values[n++] = error == NULL ? (Datum) 0 : CStringGetTextDatum(error);
-	get_last_run(&store, values + n, nulls + n);
-	Assert(n + 2 == rsinfo->setDesc->natts);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-
-	hrflow_store_close(&store);
-	SPI_finish();
-	return (Datum) 0;
+				 errmsg("%s must not be negative or null", name)));
+	return value;
 }

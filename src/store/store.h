@@ -27,6 +27,8 @@
 typedef enum HrflowStoreAccess
 {
 	HRFLOW_STORE_READ,			/* by who may SELECT from both tables */
+	HRFLOW_STORE_RANK,			/* by who may SELECT from the vectors, which
+								 * alone are opened */
 	HRFLOW_STORE_WRITE,			/* by who may write to both tables */
 	HRFLOW_STORE_OWN,			/* by its owner alone, superusers included */
 	HRFLOW_STORE_FEED			/* by a trigger of a table of the owner's */
@@ -43,20 +45,31 @@ typedef enum HrflowIdentifier
 } HrflowIdentifier;
 
 /*
+ * The layout in which a column stores vectors.
+ */
+typedef enum HrflowLayout
+{
+	HRFLOW_LAYOUT_ARRAY,		/* real[] */
+	HRFLOW_LAYOUT_VECTOR,		/* pgvector's vector */
+	HRFLOW_LAYOUT_HALFVEC		/* pgvector's halfvec */
+} HrflowLayout;
+
+/*
  * An open store.  The names are quoted and qualified, for use in SQL.
  */
 typedef struct HrflowStore
 {
 	Oid			owner;			/* of both tables */
 	Relation	vectors;
-	Relation	profiles;
+	Relation	profiles;		/* NULL for HRFLOW_STORE_RANK */
 	char	   *vectors_name;
-	char	   *profiles_name;
+	char	   *profiles_name;	/* likewise */
 	HrflowIdentifier identifier;
 	const char *identifier_name;	/* of the column: "profile_id", ... */
 	char	   *vector_type;	/* of the column */
-	bool		has_manual;		/* the column of what was tracked by hand */
-	bool		has_failed_at;	/* the column of when it failed last */
+	HrflowLayout layout;		/* likewise */
+	bool		has_manual;		/* profiles have the column "manual" */
+	bool		has_failed_at;	/* profiles have the column "failed_at" */
 
 	/* What hrflow_store_close() sets back. */
 	Oid			saved_user;
@@ -77,33 +90,123 @@ typedef struct HrflowParameters
 	char		nulls[HRFLOW_MAX_PARAMETERS];
 } HrflowParameters;
 
+/*
+ * Rows that become parameters of a statement, an array for each column, for
+ * unnest() to put together again.
+ */
+typedef struct HrflowRows
+{
+	int			ncolumns;
+	const Oid  *types;			/* of the columns */
+	int			n;				/* rows so far, */
+	int			max;			/* and at most */
+	Datum	  **values;			/* by column, then by row */
+	bool	  **nulls;
+} HrflowRows;
+
+/*
+ * A table that feeds a store, as the arguments of its triggers tell.
+ */
+enum
+{
+	HRFLOW_TRIGGER_STORE,		/* quoted and qualified */
+	HRFLOW_TRIGGER_PROFILE_COLUMN,
+	HRFLOW_TRIGGER_SOURCE_ID,	/* one of these two is empty */
+	HRFLOW_TRIGGER_SOURCE_COLUMN,
+	HRFLOW_TRIGGER_NARGS
+};
+
+typedef struct HrflowFeeder
+{
+	Oid			trigger;
+	Oid			table;
+	char	   *trigger_name;
+	bool		is_insert;		/* this trigger is the one on INSERT */
+	char	   *args[HRFLOW_TRIGGER_NARGS];
+} HrflowFeeder;
+
+/*
+ * Texts are compared byte by byte, as the keys of a store are, whatever the
+ * collation of the column they come from.
+ */
+#define HRFLOW_PLAIN_COLLATION " COLLATE pg_catalog.\"default\""
+
 /* in store.c */
-extern Oid	hrflow_store_profiles(Oid vectors);
-extern void hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
-							  HrflowStoreAccess access);
-extern void hrflow_store_close(HrflowStore *store);
-extern void hrflow_store_check_manual(const HrflowStore *store);
-extern char *hrflow_store_sql(const HrflowStore *store, const char *template);
+extern char *hrflow_store_sql(const HrflowStore *store, const char *template,
+							  ...);
 extern void hrflow_store_add(HrflowParameters *parameters, Oid type,
 							 Datum value);
+extern HrflowRows *hrflow_store_make_rows(const Oid *types, int ncolumns,
+										  int max);
+extern void hrflow_store_add_row(HrflowRows *rows, const Datum *values,
+								 const bool *nulls);
+extern void hrflow_store_add_rows(HrflowParameters *parameters,
+								  const HrflowRows *rows);
 extern ErrorData *hrflow_store_try(void (*work) (void *arg), void *arg);
 extern uint64 hrflow_store_execute(const char *sql,
 								   const HrflowParameters *parameters);
+extern uint64 hrflow_store_execute_latest(const char *sql,
+										  const HrflowParameters *parameters);
+extern SPIPlanPtr hrflow_store_prepare(const char *sql, int nargs, Oid *types);
+extern void hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values,
+									  const char *nulls);
+HRFLOW_NORETURN extern void hrflow_store_refuse_null(const char *column);
 extern char *hrflow_store_value_or_null(uint64 row, int column);
 extern char *hrflow_store_value(uint64 row, int column);
 extern Datum hrflow_store_datum(uint64 row, int column);
-extern ArrayType *hrflow_store_identifiers(FunctionCallInfo fcinfo, int argno);
+extern const char *hrflow_store_identifier(HrflowIdentifier kind);
+extern char *hrflow_store_profiles_name(const char *vectors);
+extern Oid	hrflow_store_profiles(Oid vectors);
+extern AttrNumber hrflow_store_check_column(Relation relation,
+											const char *name, Oid type);
+extern void hrflow_store_check_manual(const HrflowStore *store);
+extern void hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
+							  HrflowStoreAccess access);
+extern void hrflow_store_close(HrflowStore *store);
+extern ArrayType *hrflow_store_get_identifiers(FunctionCallInfo fcinfo,
+											   int argno);
+extern Interval *hrflow_store_get_interval(FunctionCallInfo fcinfo, int argno,
+										   const char *name);
 
-/* in track.c */
-extern bool hrflow_track_drop_triggers(const HrflowStore *store,
-									   Oid caller, Oid table);
+/* in exact.c */
+extern bool hrflow_exact_layout(Oid type, HrflowLayout *layout);
+
+/* in feeder.c */
+extern Oid	hrflow_feeder_function(Oid caller);
+extern List *hrflow_feeder_find(const HrflowStore *store, Oid function,
+								Oid table, LOCKMODE lockmode);
+extern HrflowFeeder *hrflow_feeder_get(const HrflowStore *store, Oid function,
+									   Oid trigger);
+extern Oid	hrflow_feeder_original(Oid trigger, Oid *table);
+extern bool hrflow_feeder_has_store(Oid trigger, Oid table);
+extern Bitmapset *hrflow_feeder_columns(Relation table, List *feeders);
+extern void hrflow_feeder_drop(const HrflowFeeder *feeder);
+extern bool hrflow_feeder_drop_all(const HrflowStore *store, Oid function,
+								   Oid table);
+extern void hrflow_feeder_check_column(Relation table, const char *name,
+									   bool is_key, bool tracked);
+extern void hrflow_feeder_check_keys(Relation table, char *const *args,
+									 bool tracked);
+extern bool hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function);
+extern char *hrflow_feeder_profiles(char *const *args, const char *table,
+									const char *distinct);
+extern char *hrflow_feeder_unwanted(const HrflowStore *store, Oid function);
+extern void hrflow_feeder_track_new(const HrflowStore *store,
+									const char *profiles);
+extern uint64 hrflow_feeder_track(const HrflowStore *store,
+								  const char *profiles,
+								  const HrflowParameters *parameters);
+
+/* in erase.c */
+extern uint64 hrflow_erase_unwanted(const HrflowStore *store, Oid function);
+extern uint64 hrflow_erase_unwanted_of(const HrflowStore *store, Oid function,
+									   const char *profiles,
+									   const HrflowParameters *parameters);
+extern uint64 hrflow_erase_profiles(const HrflowStore *store,
+									const HrflowParameters *parameters);
 
 /* in schedule.c */
 extern char *hrflow_schedule_job(const HrflowStore *store);
 extern void hrflow_schedule_forget(const HrflowStore *store, Oid caller);
-
-/* in refresh.c */
-extern Interval *hrflow_refresh_interval(FunctionCallInfo fcinfo, int argno,
-										 const char *name);
 
 #endif							/* HRFLOW_STORE_H */

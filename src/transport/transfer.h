@@ -3,6 +3,13 @@
  * transfer.h
  *		What the files of the transport share among themselves.
  *
+ * The files, from the top down: transport.c is what others call; transfer.c
+ * has the states of a request and is the one scheduler of a backend; curl.c
+ * has a request's options and callbacks; failure.c says what an error of
+ * libcurl's means; trust.c chooses the certificates; pool.c has what a backend
+ * keeps: the multi handle, the connections, the wait; rate.c has the limits
+ * that backends share; poller.c is epoll or kqueue.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef HRFLOW_TRANSFER_H
@@ -16,41 +23,130 @@
 #include "transport/transport.h"
 
 /*
- * One request: in a list of its transport's, or idle in the pool.
+ * The state of a request.  Only hrflow_transfer_move() changes it, except
+ * that libcurl's callbacks tell, with hrflow_transfer_advance(), how far a try
+ * has come that libcurl has.
+ */
+typedef enum HrflowTransferState
+{
+	HRFLOW_IDLE,				/* in the pool: it is nobody's */
+	HRFLOW_READY,				/* to be started as soon as there is room */
+	HRFLOW_DELAYED,				/* to be started when it is due */
+
+	/* libcurl has it, from here ... */
+	HRFLOW_WAITING,				/* for a connection: none is being made for
+								 * this request alone */
+	HRFLOW_RESOLVING,			/* a thread of libcurl's looks the name up */
+	HRFLOW_CONNECTING,			/* a socket was opened for this request */
+	HRFLOW_SENT,				/* it has a connection, and is on its way */
+	HRFLOW_RECEIVING,			/* a line of the reply's headers has come */
+	/* ... to here. */
+
+	HRFLOW_DONE,				/* to be handed out */
+	HRFLOW_HANDED_OUT			/* the submitter has its reply */
+} HrflowTransferState;
+
+/*
+ * Retry-After is obeyed up to this.  A server that asks for more gets no
+ * further try: to come back earlier would be to ignore it.
+ */
+#define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
+
+#define HRFLOW_IN_FLIGHT(transfer) \
+	((transfer)->state >= HRFLOW_WAITING && (transfer)->state <= HRFLOW_RECEIVING)
+
+/*
+ * Why a callback ended a try.
+ */
+typedef enum HrflowFault
+{
+	HRFLOW_NO_FAULT,
+	HRFLOW_EXCEEDS_LIMIT,		/* the reply is too large */
+	HRFLOW_EXCEEDS_BUDGET,		/* this backend's bodies are, together */
+	HRFLOW_NO_MEMORY,
+	HRFLOW_PRIVATE_ADDRESS,		/* a link may not go there */
+	HRFLOW_SENT_TWICE			/* libcurl was about to send a POST again */
+} HrflowFault;
+
+/*
+ * One try of a request.  All of it is zero when a try begins.
+ */
+typedef struct HrflowTry
+{
+	int64		began;			/* hrflow_clock_now() */
+	int64		pause;			/* what it had the account wait for, in
+								 * microseconds; 0 when it was not limited */
+	bool		is_probe;		/* the account's first after a pause */
+	bool		is_alone;		/* nothing else may be in flight */
+	bool		counts;			/* it was limited, and counts as an attempt */
+	bool		headers_ended;	/* the empty line after them has come */
+	uint32		round;			/* of the scheduler's, when it ceased to wait
+								 * for a connection */
+	HrflowFault fault;			/* the first that a callback met */
+	int			nsent;			/* how often libcurl was about to send it */
+	int			local_port;		/* our end of the connection it was sent on */
+	size_t		header_bytes;	/* received */
+} HrflowTry;
+
+/*
+ * One request: a transport's, or idle in the pool.
  */
 typedef struct HrflowTransfer
 {
-	HrflowReply reply;			/* first, so that one is the other */
+	HrflowReply reply;
+	HrflowTransport *transport; /* whose it is; undefined while idle */
 	const char *url;			/* the submitter's */
 	const char *post;			/* the submitter's JSON; NULL: it is a GET */
+	bool		was_sent;		/* has an earlier try been made? */
 
-	/* For transport.c. */
-	dlist_node	node;
-	pairingheap_node delayed;	/* in the transport's delayed, by due */
-	int64		due;			/* when the next try may begin */
-	bool		is_probe;		/* the first one after a pause */
-	bool		was_sent;		/* once at least */
-	bool		is_alone;		/* this try is the only one in flight */
+	HrflowTransferState state;
+	dlist_node	node;			/* in the list of its state */
+	pairingheap_node delayed;	/* in its transport's "delayed", by "due" */
+	int64		due;			/* when a delayed try may begin */
 
-	/* For curl.c. */
+	HrflowTry	try;			/* the current or the last one */
+
 	void	   *easy;			/* CURL; NULL before the first try */
 	uint64		configured;		/* serial of the settings that "easy" has */
-	int64		started;		/* when this try began */
 	char	   *body;			/* malloc'd; kept from request to request */
 	size_t		capacity;		/* bytes allocated */
-	size_t		header_bytes;	/* received in this try */
-	bool		headers_ended;	/* the empty line behind them was received */
-	bool		too_large;		/* the callbacks met a limit, */
-	bool		over_budget;	/* or the backend's, */
-	bool		out_of_memory;	/* or no memory, */
-	bool		address_refused;	/* or an address that a link may not have */
-	bool		looks_up;		/* libcurl looks the host's name up, or has */
-	bool		may_share;		/* waits for a connection it could share */
-	bool		connected;		/* the request was about to be sent ... */
-	int			local_port;		/* over the connection with this port */
-	bool		sent_twice;		/* libcurl was about to send a POST again */
 	char		error[256];		/* in libcurl's words */
 } HrflowTransfer;
+
+/*
+ * The headers of requests under some settings.  libcurl does not copy them:
+ * they live as long as a transport uses them.
+ */
+typedef struct HrflowHeaders HrflowHeaders;
+
+struct HrflowTransport
+{
+	dlist_node	node;			/* among the backend's transports */
+	bool		has_ended;		/* and is in no list of the backend's */
+	const HrflowSettings *settings; /* pinned */
+	HrflowHeaders *headers;
+	uint64		account;		/* whose rate is limited */
+	MemoryContextCallback on_reset;
+
+	dlist_head	ready_links;	/* to be started first, in this order */
+	dlist_head	ready;			/* those to the API, likewise */
+	pairingheap *delayed;		/* to be started when due ... */
+	dlist_head	all_delayed;	/* the same ones, in any order */
+	dlist_head	in_flight;		/* in the order they began */
+	dlist_head	done;
+	dlist_head	handed_out;
+	int			nready;			/* of both kinds */
+	int			ndelayed;
+	int			nin_flight;
+
+	bool		awaits_rate;	/* the first of "ready" may not start before
+								 * ... */
+	int64		admitted_at;
+	int64		deadline;		/* all must be done by then; or HRFLOW_NEVER */
+	bool		suspended;		/* starts nothing until it is used again */
+	bool		stopped;		/* sends nothing more to the API */
+	bool		expired;		/* because its deadline is over */
+};
 
 /*
  * May a request go out?
@@ -73,21 +169,46 @@ typedef struct HrflowPollerEvent
 	bool		failed;			/* error or hangup: the next read tells */
 } HrflowPollerEvent;
 
+/* in transfer.c */
+extern void hrflow_transfer_prepare(const HrflowSettings *settings);
+extern void hrflow_transfer_enroll(HrflowTransport *transport);
+extern void hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit);
+extern void hrflow_transfer_move(HrflowTransfer *transfer,
+								 HrflowTransferState state);
+extern void hrflow_transfer_queue(HrflowTransfer *transfer, bool first);
+extern void hrflow_transfer_advance(HrflowTransfer *transfer,
+									HrflowTransferState state);
+extern void hrflow_transfer_give_up(HrflowTransport *transport);
+extern int64 hrflow_transfer_backoff(const HrflowReply *reply);
+extern void hrflow_transfer_pause_account(HrflowTransfer *transfer);
+extern int	hrflow_transfer_room(const HrflowTransport *transport);
+extern void hrflow_transfer_work(void);
+extern void hrflow_transfer_receive(void);
+extern void hrflow_transfer_end_overdue(int64 now);
+extern void hrflow_transfer_wait(int64 until);
+
 /* in curl.c */
-extern void hrflow_curl_prepare(const HrflowSettings *settings);
+extern HrflowHeaders *hrflow_curl_get_headers(const HrflowSettings *settings);
+extern void hrflow_curl_release_headers(HrflowHeaders *headers);
 extern HrflowTransfer *hrflow_curl_get_idle(void);
+extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
 extern void hrflow_curl_drop_body(HrflowTransfer *transfer);
 extern size_t hrflow_curl_most_buffered(void);
-extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
-extern bool hrflow_curl_reserve_descriptor(int nrunning);
-extern void hrflow_curl_balance_descriptors(int nrunning);
 extern bool hrflow_curl_start(HrflowTransfer *transfer);
 extern void hrflow_curl_remove(HrflowTransfer *transfer);
-extern void hrflow_curl_abandon(HrflowTransfer *transfer);
+extern bool hrflow_curl_may_share(const HrflowTransfer *transfer);
 extern HrflowTransfer *hrflow_curl_next_done(void);
-extern void hrflow_curl_run_timer(void);
-extern void hrflow_curl_wait(int64 until, bool is_delay);
-extern void hrflow_curl_work(void);
+extern void hrflow_curl_abandon(HrflowTransfer *transfer);
+
+/* in pool.c */
+extern void hrflow_pool_prepare(const HrflowSettings *settings,
+								bool in_flight);
+extern bool hrflow_pool_is_broken(void);
+extern bool hrflow_pool_reserve_descriptor(int nin_flight);
+extern void hrflow_pool_balance_descriptors(int nin_flight);
+extern void hrflow_pool_run_timer(void);
+extern void hrflow_pool_receive(void);
+extern void hrflow_pool_wait(int64 until, bool is_delay);
 
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);

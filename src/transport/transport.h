@@ -45,8 +45,13 @@ typedef struct HrflowReply
 	bool		expired;		/* it is the latter */
 	HrflowTarget target;
 	void	   *tag;			/* the submitter's */
+	struct HrflowTransfer *transfer;	/* the transport's own */
 } HrflowReply;
 
+/*
+ * The requests of one statement, or of one scan.  A backend may have several:
+ * a function that one of them waits for may make requests of its own.
+ */
 typedef struct HrflowTransport HrflowTransport;
 
 /* in transport.c */
@@ -57,12 +62,15 @@ extern void hrflow_transport_submit(HrflowTransport *transport,
 									void *tag);
 extern void hrflow_transport_post(HrflowTransport *transport, const char *url,
 								  const char *body, void *tag);
-extern int	hrflow_transport_room(HrflowTransport *transport);
+extern int	hrflow_transport_room(const HrflowTransport *transport);
 extern int	hrflow_transport_room_for_links(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
-extern bool hrflow_transport_expired(HrflowTransport *transport);
+extern bool hrflow_transport_expired(const HrflowTransport *transport);
 extern void hrflow_transport_work(HrflowTransport *transport);
+extern void hrflow_transport_pause(HrflowTransport *transport, int64 duration);
 extern HrflowReply *hrflow_transport_next(HrflowTransport *transport);
+extern HrflowReply *hrflow_transport_poll(HrflowTransport *transport);
+extern void hrflow_transport_suspend(HrflowTransport *transport);
 extern bool hrflow_transport_retry(HrflowTransport *transport,
 								   HrflowReply *reply, HrflowStatus status,
 								   bool transient);

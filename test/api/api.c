@@ -826,17 +826,14 @@ api_handle(Request *request)
 												  MHD_HEADER_KIND, "X-API-KEY");
 	const char *path = request->path + 3;
 	enum MHD_Result result;
-	int			wait;
+	bool		done;
 
 	if (key == NULL)
 		key = "";
 	if (options.quota >= 0 && log_api_requests() > options.quota)
 		return refuse(request, 402, "Quota exceeded");
-	if (options.rate > 0 && log_over_rate(options.rate, &wait))
-	{
-		request->fault.retry_after = wait;
+	if (request->over_rate)
 		return refuse(request, 429, "Too Many Requests");
-	}
 	if (strcmp(path, "/profile/embedding") == 0)
 		return profile_embedding(request, key);
 	if (strcmp(path, "/job/embedding") == 0)
@@ -846,6 +843,9 @@ api_handle(Request *request)
 	if (strcmp(path, "/auth") == 0)
 	{
 		if (!authorize(request, key, false, &result))
+			return result;
+		result = answer_fault(request, key, &done);
+		if (done)
 			return result;
 		return answer_envelope(request, 200, 200, "Authentication succeeded",
 							   "{\"team_name\": \"Stand-in\", \"team_subdomain\": \"stand-in\", \"api_key_permission\": \"read\"}");
@@ -859,17 +859,45 @@ api_handle(Request *request)
  * ------------------------------------------------------------------------
  */
 
+static const char expired_message[] = "Request has expired";
+
+/*
+ * Answer with an error as Amazon's S3 does.  It repeats what was asked, which
+ * must not be shown; of an expiry it tells when that was.
+ */
 static enum MHD_Result
 answer_xml(Request *request, int status, const char *code, const char *message)
 {
 	Buffer		out = {0};
 	enum MHD_Result result;
 
-	buffer_printf(&out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>%s</Message></Error>\n",
+	buffer_printf(&out, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>%s</Message>",
 				  code, message);
+	if (strcmp(message, expired_message) == 0)
+		buffer_printf(&out, "<X-Amz-Expires>%d</X-Amz-Expires><Expires>2020-04-27T10:30:10Z</Expires><ServerTime>2020-04-27T10:31:00Z</ServerTime>",
+					  options.link_ttl);
+	buffer_printf(&out, "<StringToSign>AWS4-HMAC-SHA256 GET ");
+	add_json_text(&out, request->path);
+	buffer_printf(&out, "</StringToSign><RequestId>656c76696e6727732072657175657374</RequestId></Error>");
 	result = answer(request, status, "application/xml", out.data, out.length);
 	free(out.data);
 	return result;
+}
+
+/* Answer with the status and the code that the fault names. */
+static enum MHD_Result
+answer_store_fault(Request *request)
+{
+	const Fault *fault = &request->fault;
+	int			status = fault->status ? (int) fault->status : 403;
+	const char *code = fault->error;
+
+	if (code == NULL && status == 403)
+		return answer_xml(request, 403, "AccessDenied", expired_message);
+	if (code == NULL)
+		code = status == 404 ? "NoSuchKey" :
+			status == 503 ? "ServiceUnavailable" : "InternalError";
+	return answer_xml(request, status, code, "stand-in fault");
 }
 
 /* The section and item a path tells. */
@@ -894,21 +922,27 @@ read_section(const char *path, char *section, size_t size, int *item)
 		snprintf(section, size, "%s", section_names[number]);
 }
 
-static bool
-is_signed(const Request *request)
+/* What is wrong with a link's signature, as a code; or NULL. */
+static const char *
+check_signature(const Request *request)
 {
 	const char *signature = request_parameter(request, "X-Amz-Signature");
 	const char *expires = request_parameter(request, "x-expires");
 	Buffer		expected = {0};
-	bool		good;
+	bool		matches;
 
 	if (signature == NULL || expires == NULL)
-		return false;
+		return "AccessDenied";
 	add_signature(&expected, request->path, atol(expires));
-	good = strcmp(expected.data, signature) == 0 &&
-		atol(expires) > (long) time(NULL);
+	matches = strcmp(expected.data, signature) == 0;
 	free(expected.data);
-	return good;
+	return matches ? NULL : "SignatureDoesNotMatch";
+}
+
+static bool
+has_expired(const Request *request)
+{
+	return atol(request_parameter(request, "x-expires")) <= (long) time(NULL);
 }
 
 enum MHD_Result
@@ -916,6 +950,7 @@ store_handle(Request *request)
 {
 	const Fault *fault = &request->fault;
 	const char *profile = profile_in_path(request->path);
+	const char *problem;
 	char		section[32];
 	int			item;
 	float		vector[2048];
@@ -930,16 +965,23 @@ store_handle(Request *request)
 						  "A key of another service was sent");
 	if (profile == NULL)
 		return answer_xml(request, 404, "NoSuchKey", "The specified key does not exist.");
-	if (!is_signed(request))
-		return answer_xml(request, 403, "AccessDenied", "Request has expired");
+	problem = check_signature(request);
+	if (problem)
+		return answer_xml(request, 403, problem, "The request was not signed by us.");
+	if (has_expired(request))
+		return answer_xml(request, 403, "AccessDenied", expired_message);
 	if (fault->bad)
 		return answer_xml(request, 400, "InvalidFault", "Invalid fault");
 	if (fault->redirected)
 		return answer(request, 302, "text/html", "", 0);
-	if (fault->status)
-		return answer_xml(request, (int) fault->status, "InternalError", "stand-in fault");
+	if (fault->html)
+		return answer(request, fault->status ? (int) fault->status : 502,
+					  "text/html", html, sizeof(html) - 1);
 	if (fault->body)
-		return answer(request, 200, "binary/octet-stream", fault->body, fault->body_length);
+		return answer(request, fault->status ? (int) fault->status : 200,
+					  "binary/octet-stream", fault->body, fault->body_length);
+	if (fault->status || fault->error)
+		return answer_store_fault(request);
 	if (fault->empty)
 		return answer(request, 200, "binary/octet-stream", "", 0);
 
@@ -959,9 +1001,13 @@ vector_handle(Request *request)
 	const char *section = request_parameter(request, "section");
 	const char *item = request_parameter(request, "item");
 	float		vector[2048];
+	Buffer		out = {0};
+	enum MHD_Result result;
 
 	vector_make(profile ? profile : "", section ? section : "profile",
 				item ? atoi(item) : 0, vector);
-	return answer(request, 200, "binary/octet-stream", vector,
-				  options.dim * sizeof(float));
+	vector_write(vector, &out);
+	result = answer(request, 200, "binary/octet-stream", out.data, out.length);
+	free(out.data);
+	return result;
 }

@@ -47,9 +47,14 @@ static const Name names[] = {
 	{"data", BYTES, AT(data), AT(data_length)},
 	{"big", NUMBER, AT(big), 0},
 	{"gzip", FLAG, AT(gzip), 0},
+	{"coding", TEXT, AT(coding), 0},
+	{"members", NUMBER, AT(members), 0},
 	{"bomb", NUMBER, AT(bomb), 0},
+	{"empty_blocks", NUMBER, AT(empty_blocks), 0},
 	{"retry_after", NUMBER, AT(retry_after), 0},
 	{"retry_after_date", NUMBER, AT(retry_after_date), 0},
+	{"retry_after_text", TEXT, AT(retry_after_text), 0},
+	{"close", FLAG, AT(close), 0},
 	{"break", NUMBER, AT(break_at), 0},
 	{"reset", FLAG, AT(reset), 0},
 	{"stall", NUMBER, AT(stall), 0},
@@ -59,6 +64,7 @@ static const Name names[] = {
 	{"echo", FLAG, AT(echo), 0},
 	{"headers", NUMBER, AT(headers), 0},
 	{"header_size", NUMBER, AT(header_size), 0},
+	{"error", TEXT, AT(error), 0},
 	{"dtype", TEXT, AT(dtype), 0},
 	{"shape", TEXT, AT(shape), 0},
 	{"encoding", TEXT, AT(encoding), 0},
@@ -200,6 +206,9 @@ fault_free(Fault *fault)
 	free(fault->body);
 	free(fault->data);
 	free(fault->redirect);
+	free(fault->coding);
+	free(fault->retry_after_text);
+	free(fault->error);
 	free(fault->dtype);
 	free(fault->shape);
 	free(fault->encoding);

@@ -159,26 +159,6 @@ add_to_window(double at)
 		stats.max_per_minute = window_count;
 }
 
-/* Is the rate of API requests reached?  The present one counts already. */
-bool
-log_over_rate(long rate, int *retry_after)
-{
-	bool		over;
-	double		at = now();
-
-	pthread_mutex_lock(&mutex);
-	slide_window(at);
-	over = window_count > (size_t) rate;
-	if (over)
-	{
-		double		wait = (window[window_first] + 60000 - at) / 1000;
-
-		*retry_after = wait < 1 ? 1 : (int) wait + 1;
-	}
-	pthread_mutex_unlock(&mutex);
-	return over;
-}
-
 long
 log_api_requests(void)
 {
@@ -201,8 +181,10 @@ log_begin(Request *request)
 	}
 	if (++stats.in_flight > stats.max_in_flight)
 		stats.max_in_flight = stats.in_flight;
+	request->in_flight = stats.in_flight;
 	pthread_mutex_unlock(&mutex);
 	request->begun = true;
+	request->begun_at = log_now();
 }
 
 void
@@ -247,8 +229,9 @@ log_request(Request *request, int status)
 	if (options.log <= 0)
 		return;
 
-	buffer_printf(&line, "\"ms\":%.3f,\"listener\":\"%s\",\"connection\":%lu,\"method\":\"%s\",\"path\":",
-				  log_now(), request->https ? "https" : "http",
+	buffer_printf(&line, "\"ms\":%.3f,\"begun\":%.3f,\"in_flight\":%lu,\"listener\":\"%s\",\"connection\":%lu,\"method\":\"%s\",\"path\":",
+				  log_now(), request->begun_at, request->in_flight,
+				  request->https ? "https" : "http",
 				  request->connection_number, request->method);
 	add_string(&line, request->path);
 	buffer_printf(&line, ",\"query\":");

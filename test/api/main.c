@@ -16,6 +16,7 @@ Options		options = {
 	.keys = {"askr_0123456789abcdef0123456789abcdef"},
 	.dim = 1024,
 	.link_ttl = 1200,
+	.rate_seconds = 60,
 	.quota = -1,
 	.log = 200000
 };
@@ -31,6 +32,11 @@ static const struct option long_options[] = {
 	{"link-base", required_argument, NULL, 'b'},
 	{"quota", required_argument, NULL, 'q'},
 	{"rate", required_argument, NULL, 'r'},
+	{"free-refusals", no_argument, NULL, 'f'},
+	{"retry-after", required_argument, NULL, 'a'},
+	{"rate-headers", required_argument, NULL, 'H'},
+	{"serve", required_argument, NULL, 'S'},
+	{"close", no_argument, NULL, 'c'},
 	{"log", required_argument, NULL, 'o'},
 	{"stdin", no_argument, NULL, 'i'},
 	{NULL, 0, NULL, 0}
@@ -74,6 +80,22 @@ read_file(const char *name)
 	return text;
 }
 
+/* "N" a minute, or "N/SECONDS". */
+static void
+parse_rate(const char *text)
+{
+	char	   *end;
+
+	options.rate = strtol(text, &end, 10);
+	if (*end == '/')
+		options.rate_seconds = strtod(end + 1, &end);
+	if (*end != '\0' || options.rate < 1 || options.rate_seconds <= 0)
+	{
+		fprintf(stderr, "hrflow-api: --rate is N or N/SECONDS\n");
+		exit(2);
+	}
+}
+
 static void
 parse_options(int argc, char **argv, bool *watch_stdin)
 {
@@ -112,7 +134,22 @@ parse_options(int argc, char **argv, bool *watch_stdin)
 				options.quota = atol(optarg);
 				break;
 			case 'r':
-				options.rate = atol(optarg);
+				parse_rate(optarg);
+				break;
+			case 'f':
+				options.free_refusals = true;
+				break;
+			case 'a':
+				options.retry_after = optarg;
+				break;
+			case 'H':
+				options.rate_headers = optarg;
+				break;
+			case 'S':
+				options.serve = atoi(optarg);
+				break;
+			case 'c':
+				options.close = true;
 				break;
 			case 'o':
 				options.log = atol(optarg);

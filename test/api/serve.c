@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
-#include <zlib.h>
 
 #include "standin.h"
 
@@ -138,7 +137,8 @@ typedef struct Body
 {
 	Request    *request;
 	char	   *data;			/* NULL: spaces */
-	size_t		length;
+	size_t		data_length;
+	size_t		length;			/* what is beyond data: empty gzip blocks */
 	long		break_at;
 	long		stall;
 	long		slow;
@@ -182,10 +182,20 @@ read_body(void *arg, uint64_t at, char *buffer, size_t max)
 		if (n > body->length / 20 + 1)
 			n = body->length / 20 + 1;
 	}
-	if (body->data)
-		memcpy(buffer, body->data + at, n);
-	else
+	if (body->data == NULL)
 		memset(buffer, ' ', n);
+	else if (at < body->data_length)
+	{
+		if (n > body->data_length - at)
+			n = body->data_length - at;
+		memcpy(buffer, body->data + at, n);
+	}
+	else
+	{
+		/* A stored block of no bytes, which is not the last. */
+		for (size_t i = 0; i < n; i++)
+			buffer[i] = "\0\0\0\xff\xff"[(at - body->data_length + i) % 5];
+	}
 	return n;
 }
 
@@ -196,42 +206,6 @@ free_body(void *arg)
 
 	free(body->data);
 	free(body);
-}
-
-/* gzip what is given, or that many zero bytes where it is NULL. */
-static char *
-compress_body(const void *data, size_t length, size_t *compressed)
-{
-	static char zeros[65536];
-	z_stream	z = {0};
-	size_t		size = length / 500 + 1024 + (data ? length + 1024 : 0);
-	char	   *out = malloc(size);
-	size_t		left = length;
-
-	deflateInit2(&z, 6, Z_DEFLATED, 31, 8, Z_DEFAULT_STRATEGY);
-	z.next_out = (unsigned char *) out;
-	z.avail_out = size;
-	if (data)
-	{
-		z.next_in = (unsigned char *) (uintptr_t) data;
-		z.avail_in = length;
-		deflate(&z, Z_FINISH);
-	}
-	else
-	{
-		do
-		{
-			size_t		n = left < sizeof(zeros) ? left : sizeof(zeros);
-
-			z.next_in = (unsigned char *) zeros;
-			z.avail_in = n;
-			left -= n;
-			deflate(&z, left ? Z_NO_FLUSH : Z_FINISH);
-		} while (left);
-	}
-	*compressed = z.total_out;
-	deflateEnd(&z);
-	return out;
 }
 
 static void
@@ -257,6 +231,13 @@ add_headers(struct MHD_Response *response, const Request *request,
 		strftime(text, sizeof(text), "%a, %d %b %Y %H:%M:%S GMT", &tm);
 		MHD_add_response_header(response, "Retry-After", text);
 	}
+	if (fault->retry_after_text)
+		MHD_add_response_header(response, "Retry-After",
+								fault->retry_after_text);
+	if (fault->close || options.close)
+		MHD_add_response_header(response, "Connection", "close");
+	if (strncmp(request->path, "/v1/", 4) == 0)
+		limit_add_headers(response, request);
 	if (fault->redirected)
 	{
 		snprintf(text, sizeof(text), "http://localhost:%d/elsewhere",
@@ -290,15 +271,14 @@ answer(Request *request, int status, const char *type, const void *data,
 	const Fault *fault = &request->fault;
 	struct MHD_Response *response;
 	enum MHD_Result result;
-	char	   *compressed = NULL;
+	Buffer		encoded = {0};
+	char	   *coding = coding_apply(fault, data, length, &encoded);
 	char		charset[200];
 
-	if (fault->bomb > 0 || fault->gzip)
+	if (coding)
 	{
-		compressed = fault->bomb > 0 ?
-			compress_body(NULL, fault->bomb, &length) :
-			compress_body(data, length, &length);
-		data = compressed;
+		data = encoded.data;
+		length = encoded.length;
 	}
 	if (fault->notype)
 		type = NULL;
@@ -310,19 +290,21 @@ answer(Request *request, int status, const char *type, const void *data,
 		type = charset;
 	}
 
-	if (fault->big > 0 || fault->break_at >= 0 || fault->stall >= 0 ||
-		fault->slow > 0)
+	if (fault->big > 0 || fault->empty_blocks > 0 || fault->break_at >= 0 ||
+		fault->stall >= 0 || fault->slow > 0)
 	{
 		Body	   *body = calloc(1, sizeof(Body));
 
 		body->request = request;
-		body->length = fault->big > 0 ? (size_t) fault->big : length;
+		body->length = fault->big > 0 ? (size_t) fault->big :
+			length + fault->empty_blocks;
 		body->break_at = fault->break_at;
 		body->stall = fault->stall;
 		body->slow = fault->slow;
 		if (fault->big == 0)
 		{
 			body->data = malloc(length + 1);
+			body->data_length = length;
 			memcpy(body->data, data, length);
 		}
 		response = MHD_create_response_from_callback(body->length, 32768,
@@ -332,9 +314,10 @@ answer(Request *request, int status, const char *type, const void *data,
 		response = MHD_create_response_from_buffer(length,
 												   (void *) (uintptr_t) data,
 												   MHD_RESPMEM_MUST_COPY);
-	if (compressed)
-		MHD_add_response_header(response, "Content-Encoding", "gzip");
-	free(compressed);
+	if (coding)
+		MHD_add_response_header(response, "Content-Encoding", coding);
+	free(coding);
+	free(encoded.data);
 	add_headers(response, request, type);
 	if (!request->control)
 	{
@@ -346,12 +329,29 @@ answer(Request *request, int status, const char *type, const void *data,
 	return result;
 }
 
+/* A number in the query; 0 where there is none. */
+static long
+number_of(const Request *request, const char *name)
+{
+	const char *value = request_parameter(request, name);
+
+	return value ? atol(value) : 0;
+}
+
+static void
+add_step(const Request *request)
+{
+	const char *faults = request_parameter(request, "fault");
+
+	limit_add_step(faults ? faults : "", number_of(request, "count"),
+				   number_of(request, "ms"));
+}
+
 static enum MHD_Result
 answer_control(Request *request)
 {
 	Buffer		out = {0};
 	enum MHD_Result result;
-	const char *since;
 
 	if (strcmp(request->path, "/vector") == 0)
 		return vector_handle(request);
@@ -359,14 +359,14 @@ answer_control(Request *request)
 	if (strcmp(request->path, "/stats") == 0)
 		log_stats(&out);
 	else if (strcmp(request->path, "/log") == 0)
-	{
-		since = request_parameter(request, "since");
-		log_entries(&out, since ? strtoul(since, NULL, 10) : 0);
-	}
+		log_entries(&out, number_of(request, "since"));
+	else if (strcmp(request->path, "/script") == 0)
+		add_step(request);
 	else
 	{
 		log_reset();
 		fault_reset();
+		limit_reset();
 	}
 	result = answer(request, 200, "application/json", out.data, out.length);
 	free(out.data);
@@ -466,6 +466,7 @@ on_uri(void *arg, const char *uri, struct MHD_Connection *connection)
 	request->control = strcmp(request->path, "/stats") == 0 ||
 		strcmp(request->path, "/log") == 0 ||
 		strcmp(request->path, "/reset") == 0 ||
+		strcmp(request->path, "/script") == 0 ||
 		strcmp(request->path, "/vector") == 0;
 	return request;
 }
@@ -532,22 +533,29 @@ static bool
 prepare(Request *request, bool *reset)
 {
 	const char *identifier;
+	char	   *scripted;
 	bool		store = strncmp(request->path, "/v1/", 4) != 0;
 	long		wait = options.latency;
 
 	request->text = text_in_body(request);
 	identifier = identifier_of(request);
-	fault_parse(identifier, store, &request->fault);
-	if (request->fault.any && request->fault.first > 0 &&
+	scripted = limit_next_fault(store);
+	fault_parse(scripted ? scripted : identifier, store, &request->fault);
+	if (scripted == NULL && request->fault.first > 0 &&
 		!fault_applies(identifier, store, request->fault.first))
 	{
 		fault_free(&request->fault);
 		fault_parse(NULL, store, &request->fault);
 	}
+	free(scripted);
 	if (request->fault.silent)
 		wait = FOREVER;
 	else
+	{
 		wait += request->fault.latency;
+		if (!store)
+			wait = limit_queue(wait);
+	}
 	*reset = request->fault.reset;
 	if (wait <= 0)
 		return true;
@@ -571,6 +579,8 @@ on_request(void *arg, struct MHD_Connection *connection, const char *url,
 		{
 			number_connection(request);
 			log_begin(request);
+			if (strncmp(request->path, "/v1/", 4) == 0)
+				limit_admit(request);
 		}
 		/* An answer at this point would end the connection. */
 		return MHD_YES;

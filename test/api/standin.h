@@ -27,7 +27,13 @@ typedef struct Options
 	int			link_ttl;		/* seconds */
 	int			latency;		/* milliseconds */
 	long		quota;			/* requests; -1: none */
-	long		rate;			/* requests a minute; 0: none */
+	long		rate;			/* requests in rate_seconds; 0: no limit */
+	double		rate_seconds;
+	bool		free_refusals;	/* what is refused does not count */
+	const char *retry_after;	/* of a refusal; NULL: when it is over */
+	const char *rate_headers;	/* their prefix; NULL: none */
+	int			serve;			/* requests at a time; 0: no limit */
+	bool		close;			/* each connection after its first reply */
 	long		log;			/* entries kept */
 } Options;
 
@@ -68,11 +74,16 @@ typedef struct Fault
 	size_t		data_length;
 	long		big;
 	bool		gzip;
+	char	   *coding;			/* names with '+' in between; NULL: none */
+	long		members;		/* of gzip; 0: as one */
 	long		bomb;
+	long		empty_blocks;	/* bytes of gzip blocks that hold nothing */
 	char	   *redirect;
 	bool		redirected;
 	long		retry_after;	/* LONG_MIN: none */
 	long		retry_after_date;	/* LONG_MIN: none */
+	char	   *retry_after_text;
+	bool		close;
 	long		break_at;		/* -1: none */
 	bool		reset;
 	long		stall;			/* -1: none */
@@ -84,6 +95,7 @@ typedef struct Fault
 	long		header_size;
 
 	/* of the store */
+	char	   *error;			/* the code of its error */
 	char	   *dtype;
 	bool		fortran;
 	char	   *shape;
@@ -102,6 +114,11 @@ typedef struct Request
 	bool		control;
 	bool		begun;			/* counted as in flight */
 	bool		delayed;		/* has had its latency */
+	bool		over_rate;
+	long		rate_left;		/* requests */
+	double		rate_wait;		/* milliseconds; 0: none */
+	double		begun_at;		/* milliseconds since the start */
+	unsigned long in_flight;	/* when it came, with itself */
 	char	   *uri;
 	char	   *path;			/* raw */
 	const char *query;			/* raw, within uri */
@@ -134,6 +151,19 @@ extern bool fault_applies(const char *identifier, bool store, long first);
 extern void fault_reset(void);
 extern size_t base64url_decode(const char *text, char *out);
 
+/* in coding.c */
+extern char *coding_apply(const Fault *fault, const char *data, size_t length,
+						  Buffer *out);
+
+/* in limit.c */
+extern void limit_admit(Request *request);
+extern void limit_add_headers(struct MHD_Response *response,
+							  const Request *request);
+extern long limit_queue(long milliseconds);
+extern void limit_add_step(const char *faults, long count, long milliseconds);
+extern char *limit_next_fault(bool store);
+extern void limit_reset(void);
+
 /* in serve.c */
 extern bool serve_start(const char *certificate, const char *key);
 extern void serve_stop(void);
@@ -154,6 +184,7 @@ extern char *text_in_body(const Request *request);
 /* in vector.c */
 extern void vector_make(const char *profile, const char *section, int item,
 						float *vector);
+extern void vector_write(const float *vector, Buffer *out);
 extern void vector_encode(const float *vector, const Fault *fault,
 						  Buffer *out);
 extern uint64_t hash_text(const char *text, uint64_t seed);
@@ -172,6 +203,5 @@ extern void log_reset(void);
 extern void log_stats(Buffer *out);
 extern void log_entries(Buffer *out, unsigned long since);
 extern long log_api_requests(void);
-extern bool log_over_rate(long rate, int *retry_after);
 
 #endif							/* STANDIN_H */

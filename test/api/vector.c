@@ -114,9 +114,11 @@ to_half(float value)
 	return sign | exponent << 10 | mantissa >> 13;
 }
 
+/* One element in the type and byte order of "dtype", on any machine. */
 static void
 add_element(Buffer *out, float value, const char *dtype)
 {
+	const char	machine_order = *(const char *) &(uint16_t) {1} ? '<' : '>';
 	unsigned char bytes[8];
 	int			size = dtype[2] - '0';
 	double		d = value;
@@ -131,7 +133,7 @@ add_element(Buffer *out, float value, const char *dtype)
 		memcpy(bytes, &d, 8);
 	else
 		memcpy(bytes, &integer, 8);
-	if (dtype[0] == '>')
+	if (dtype[0] != machine_order)
 	{
 		for (int i = 0; i < size / 2; i++)
 		{
@@ -142,6 +144,14 @@ add_element(Buffer *out, float value, const char *dtype)
 		}
 	}
 	buffer_add(out, bytes, size);
+}
+
+/* The floats alone, little-endian. */
+void
+vector_write(const float *vector, Buffer *out)
+{
+	for (int i = 0; i < options.dim; i++)
+		add_element(out, vector[i], "<f4");
 }
 
 static void

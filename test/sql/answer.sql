@@ -46,7 +46,8 @@ FROM (VALUES (1, '{"a": "\u00g0"}'), (2, '{"a": "\ud83d"}'), (3, '{"a": "\ud83dx
 ORDER BY n;
 SELECT answer('{"a": ' || repeat('9', 101) || '}');
 
--- The content type
+-- The content type.  Batches of one warn when it fails.
+SET client_min_messages = error;
 SELECT type, (SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['fault:type=' || type]))
 FROM (VALUES (1, 'application/json'), (2, 'Application/JSON;charset=utf-8'), (3, E'application/json \t; charset=utf-8'),
 	(4, 'application/json2'), (5, 'application/json x'), (6, 'application')) v(n, type)
@@ -54,6 +55,7 @@ ORDER BY n;
 
 -- What looks like a key is masked in a message, and nothing else is
 SELECT error FROM hrflow_profile_embeddings('acme', '{"fault:status=400,message=ask askr asking ask_me askr_ ask_0123456789abcdef0123456789abcdef"}');
+RESET client_min_messages;
 
 -- Items.  A link ends with …/SECTION/INDEX.hflw, where it tells.
 CREATE FUNCTION items(fields jsonb, data text) RETURNS text

@@ -55,8 +55,26 @@ LEFT JOIN hrflow_profile_embeddings('acme', (SELECT array_agg(hrflow_id) FROM ca
 ON e.profile_id = c.hrflow_id
 ORDER BY c.name;
 
--- No elements, no rows; no source, no request
+-- No elements, no rows: nor where an array is NULL, as array_agg() is for no
+-- rows
 SELECT count(*) FROM hrflow_profile_embeddings('acme', '{}');
+SELECT hrflow_embed_stats_reset();
+SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg(hrflow_id) FROM candidate WHERE false));
+SELECT count(*) FROM hrflow_profile_vectors('acme', profile_emails => (SELECT array_agg(name) FROM candidate WHERE false));
+SELECT count(*) FROM hrflow_profile_embeddings('acme', NULL);
+SELECT count(*) FROM hrflow_profile_embeddings('acme', profile_references => NULL::text[]);
+PREPARE embeddings(text[]) AS SELECT count(*) FROM hrflow_profile_embeddings('acme', $1);
+EXECUTE embeddings(NULL);
+DEALLOCATE embeddings;
+DO $$
+DECLARE
+	ids text[];
+BEGIN
+	ASSERT NOT EXISTS (SELECT FROM hrflow_profile_embeddings('acme', ids));
+END $$;
+SELECT requests FROM hrflow_embed_stats;
+
+-- No source, no request
 SELECT ordinality, status, error FROM hrflow_profile_embeddings(NULL, '{a,b}') ORDER BY 1;
 SELECT ordinality, status, error FROM hrflow_profile_embeddings('', '{a}') ORDER BY 1;
 
@@ -101,6 +119,36 @@ SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=403,"fault:status
 \echo :SQLSTATE
 RESET hrflow_embed.max_concurrency;
 
+-- Where most of a batch fails, or none of it succeeds, a WARNING says so; NULLs,
+-- and a few that fail, are no reason
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,missing-1,missing-2,missing-3}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{missing-1,missing-2,missing-3}') GROUP BY status;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{missing-1,"",novector-1}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,b,missing-1,missing-2}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,NULL,NULL,NULL}') GROUP BY status ORDER BY 1;
+SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{NULL,NULL}') GROUP BY status ORDER BY 1;
+
+-- What is refused alike from the first element on is not about the profiles: no
+-- more than 32 are asked for
+SELECT hrflow_embed_stats_reset();
+SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 1000) i), '{"profil": 1}'); -- error
+\echo :SQLSTATE
+SELECT requests FROM hrflow_embed_stats;
+-- nor where no link may be followed
+SET hrflow_embed.link_hosts = 'example.com';
+SELECT hrflow_embed_stats_reset();
+\set VERBOSITY terse
+SELECT count(*) FROM hrflow_profile_vectors('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 1000) i), '{"profile": 1}'); -- error
+\set VERBOSITY default
+\echo :SQLSTATE
+SELECT requests FROM hrflow_embed_stats;
+RESET hrflow_embed.link_hosts;
+-- unknown ids are answers: all are asked for
+SELECT hrflow_embed_stats_reset();
+SELECT status, count(*)
+FROM hrflow_profile_embeddings('acme', (SELECT array_agg('missing-' || i) FROM generate_series(1, 200) i)) GROUP BY status;
+SELECT requests FROM hrflow_embed_stats;
+
 -- Time is up for the whole batch: what was had is kept
 SET hrflow_embed.batch_timeout = '300ms';
 SELECT ordinality, status, http_status, error
@@ -138,11 +186,59 @@ ROLLBACK TO s;
 SELECT count(*) FROM hrflow_profile_embeddings('acme', '{a,b}');
 COMMIT;
 
+-- A row for each link: those that hrflow_profile_embedding_links() returns for
+-- each profile
+SELECT ordinality, profile_id, section, item, link IS NOT NULL AS has_link, status, http_status
+FROM hrflow_profile_links('acme', '{nurse-2,missing-1,NULL,novector-1,nurse-2}', '{"profile": 1, "experiences": [0, 2]}')
+ORDER BY ordinality, section, item;
+SELECT count(*)
+FROM hrflow_profile_links('acme', '{nurse-1,welder-2}', '{"profile": 1, "skills": 1}') many
+JOIN LATERAL hrflow_profile_embedding_links('acme', many.profile_id, '{"profile": 1, "skills": 1}') one
+USING (section, item) WHERE regexp_replace(one.link, '\?.*', '') = regexp_replace(many.link, '\?.*', '');
+
+-- The planner knows the number of rows where it knows that of elements
+CREATE FUNCTION estimated_rows(query text) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+	plan jsonb;
+BEGIN
+	EXECUTE 'EXPLAIN (FORMAT json) SELECT FROM ' || query INTO plan;
+	RETURN jsonb_path_query_first(plan, 'strict $.**?(@."Node Type" == "Function Scan" && @."Function Name" like_regex "^hrflow")."Plan Rows"');
+END
+$$;
+CREATE TEMP TABLE known AS SELECT 'p' || i AS id FROM generate_series(1, 5000) i;
+ANALYZE known;
+SELECT query, estimated_rows('hrflow_' || query) FROM (VALUES
+	($$profile_embeddings('acme', '{a,b,c}')$$),
+	($$profile_embeddings('acme', NULL, NULL, ARRAY['a', current_user])$$),
+	($$profile_vectors('acme', '{a,b,c}', '{"profile": 1, "experiences": [0, 2]}')$$),
+	($$profile_links('acme', (SELECT array_agg(id) FROM known), '{"profile": 1, "skills": 1}')$$),
+	($$text_embeddings(ARRAY(SELECT id FROM known LIMIT 100))$$),
+	($$fetch_vectors(ARRAY(SELECT id FROM known))$$),
+	($$profile_embeddings('acme', string_to_array(current_user, 'x'))$$)) q(query);
+DROP FUNCTION estimated_rows;
+
 -- EXPLAIN asks for nothing
 SELECT hrflow_embed_stats_reset();
 EXPLAIN (COSTS OFF) SELECT hrflow_profile_embedding('acme', 'a');
 EXPLAIN (COSTS OFF) SELECT * FROM hrflow_profile_embeddings('acme', '{a}') WHERE status = 'ok' ORDER BY ordinality LIMIT 1;
 EXPLAIN (COSTS OFF) SELECT c.name, l.link FROM candidate c, hrflow_profile_embedding_links('acme', c.hrflow_id) l;
 SELECT requests FROM hrflow_embed_stats;
+
+-- In a query that Citus runs on a shard, each shard would ask for everything
+SET application_name = 'citus_internal gpid=10000000042';
+SELECT * FROM hrflow_profile_embeddings('acme', '{a,b}'); -- error
+SELECT * FROM hrflow_profile_vectors('acme', '{a,b}'); -- error
+SELECT * FROM hrflow_text_embeddings('{a,b}'); -- error
+SELECT * FROM hrflow_fetch_vectors('{https://b.s3.amazonaws.com/x}'); -- error
+SELECT requests FROM hrflow_embed_stats;
+SELECT count(*) FROM hrflow_profile_embeddings('acme', '{}');
+SELECT hrflow_profile_embedding('acme', 'a') IS NOT NULL AS single;
+SET hrflow_embed.allow_in_shard_queries = on;
+SELECT status FROM hrflow_profile_embeddings('acme', '{a,b}');
+RESET hrflow_embed.allow_in_shard_queries;
+SET application_name = 'citus_run_command gpid=10000000042';
+SELECT status FROM hrflow_profile_embeddings('acme', '{a,b}');
+RESET application_name;
 
 DROP EXTENSION hrflow_embed;

@@ -6,7 +6,9 @@ CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
 
 -- Loopback addresses are for tests; they must be named like any other host
+\set VERBOSITY terse
 SELECT status, count(*) FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1, "skills": 1}') GROUP BY 1;
+\set VERBOSITY default
 SET hrflow_embed.link_hosts = '127.0.0.1';
 
 -- A row for every vector; the vectors have length 1
@@ -37,7 +39,7 @@ GROUP BY 1 ORDER BY 1;
 
 -- Statuses of links
 CREATE FUNCTION outcome(fault text)
-RETURNS text LANGUAGE plpgsql AS $$
+RETURNS text LANGUAGE plpgsql SET client_min_messages = error AS $$
 DECLARE
 	link text;
 	raised text := 'nothing';
@@ -66,6 +68,22 @@ FROM (VALUES ('status=403'), ('status=404'), ('status=500'), ('status=429'), ('s
 	('version=3'), ('encoding=base64'), ('big=1000000'), ('bomb=1000000'), ('reset'), ('break=100')) f(fault);
 RESET hrflow_embed.max_response_size;
 
+-- An object store's code decides, not its HTTP status; nothing else is shown
+SELECT fault, outcome(fault)
+FROM (VALUES ('error=AccessDenied'), ('error=SignatureDoesNotMatch'), ('error=RequestTimeTooSkewed'),
+	('status=400,v.error=ExpiredToken'), ('status=404,v.error=NoSuchKey'), ('status=404,v.error=NoSuchBucket'),
+	('status=400,v.error=RequestTimeout'), ('status=503,v.error=SlowDown'), ('status=500,v.error=InternalError'),
+	('status=301,v.error=PermanentRedirect'), ('status=403,v.html')) f(fault);
+SELECT replace(body, U&'\FEFF', '(BOM)') AS body, outcome('status=403,v.body=' || translate(encode(convert_to(body, 'UTF8'), 'base64'), E'+/=\n', '-_'))
+FROM (VALUES (''), ('<Error><Code>InvalidAccessKeyId</Code></Error>'), (U&'\FEFF \000a<?xml version="1.0"?><?a?><Error xmlns="urn:x"> <Code>Odd1</Code>'),
+	('<Error><Message>Request has expired</Message><Code>AccessDenied</Code></Error>'), ('<Errors><Code>A</Code></Errors>'),
+	('<html><Code>A</Code></html>'), ('<Error><Code></Code></Error>'), ('<Error><Code>a b</Code></Error>'), ('<Error><Code>A'), ('<Error'), ('<?xml'),
+	('<Error><Code>' || repeat('a', 48) || '</Code>'), ('<Error><Code>' || repeat('a', 49) || '</Code>')) f(body);
+SELECT status, error
+FROM hrflow_fetch_vectors(ARRAY(
+	SELECT regexp_replace(link, 'X-Amz-Signature=.', 'X-Amz-Signature=x')
+	FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}')));
+
 -- What the caller may name
 \set VERBOSITY terse
 SELECT link, status, error
@@ -76,7 +94,7 @@ FROM hrflow_fetch_vectors(ARRAY[NULL, '', 'x', 'file:///etc/passwd', 'ftp://127.
 ORDER BY ordinality;
 SELECT hrflow_fetch_vector(NULL) IS NULL AS null_for_null;
 SELECT count(*) FROM hrflow_fetch_vectors('{}');
-SELECT hrflow_fetch_vectors(NULL); -- error
+SELECT count(*) FROM hrflow_fetch_vectors(NULL);
 SELECT hrflow_fetch_vectors('{{a,b},{c,d}}'); -- error
 SELECT hrflow_fetch_vector('https://example.com/x?X-Amz-Signature=abc'); -- error
 \echo :LAST_ERROR_SQLSTATE

@@ -85,6 +85,29 @@ FROM hrflow_profile_embedding_links('acme', 'fault:id=items', '{"experiences": [
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/a", "https://h/b"]}'), '{"experiences": [4, 2]}');
+-- in another order than asked for: the paths tell
+SELECT section, item, link
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/experiences/2.hflw"]}'), '{"experiences": [2, 0]}');
+SELECT section, item, link
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": [null, "https://h/experiences/2.hflw"]}'), '{"experiences": [2, 0]}');
+SELECT section, item, link
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": "https://h/experiences/0.hflw"}'), '{"experiences": [2]}');
+-- one item asked for twice
+SELECT section, item, link
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/experiences/2.hflw", "https://h/experiences/2.hflw"]}'), '{"experiences": [2, 2]}');
+-- paths that contradict the order, and each other or not all of them
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/experiences/0.hflw"]}'), '{"experiences": [2, 0]}') \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
+SELECT section, item
+FROM hrflow_profile_embedding_links('acme',
+	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/opaque"]}'), '{"experiences": [2, 0]}') \g /dev/null
+\echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
 -- fewer than asked for: the paths tell
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',

@@ -48,8 +48,8 @@ ALTER ROLE regress_hrflow_owner LOGIN;
 CREATE ROLE regress_hrflow_reader;
 GRANT USAGE ON SCHEMA talent TO regress_hrflow_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA talent TO regress_hrflow_reader;
-GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text),
-	hrflow_match_weighted(regclass, real[], jsonb, int),
+GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text),
+	hrflow_match_weighted(regclass, real[], jsonb, int, text[], text),
 	hrflow_store_status(regclass), hrflow_store_failures(regclass) TO regress_hrflow_reader;
 
 -- He ranks, looks, and does no more

@@ -54,6 +54,10 @@ SET hrflow_embed.proxy = :'long_url'; -- error
 SET hrflow_embed.link_hosts = 'https://secret.example.com'; -- error
 SET hrflow_embed.link_hosts = 'a.example.com, *.*.*.*.*.example.com'; -- error
 SET hrflow_embed.link_hosts = :'long_path'; -- error
+SET hrflow_embed.link_hosts = 'a.example.com', 'https://secret.example.com'; -- error
+SET hrflow_embed.link_hosts = 'a.example.com', '*.example.com';
+SHOW hrflow_embed.link_hosts;
+RESET hrflow_embed.link_hosts;
 SET hrflow_embed.proxy = 'user:secret@proxy:3128'; -- error
 SET hrflow_embed.proxy = 'file:///secret'; -- error
 SET hrflow_embed.api_key_file = 'secret.txt'; -- error

@@ -26,8 +26,11 @@ $$;
 -- As a user sees it
 SELECT hrflow_profile_embedding('acme', 'missing-1'); -- error
 SELECT hrflow_profile_embedding('unknown-source', 'nurse-1'); -- error
+-- by a reference or an e-mail it is told by a fingerprint
 SELECT hrflow_profile_embedding('acme', NULL, NULL, 'missing-reference'); -- error
 SELECT hrflow_profile_embedding('acme', NULL, NULL, NULL, 'missing@example.com'); -- error
+SELECT encode(substr(sha256(convert_to(identifier, 'UTF8')), 1, 4), 'hex') AS fingerprint
+FROM unnest('{missing-reference,missing@example.com}'::text[]) identifier;
 SELECT hrflow_profile_embedding('acme', 'novector-1', '{"skills": 1}'); -- error
 SELECT hrflow_profile_embedding('acme', repeat('missing', 30)); -- error
 
@@ -169,6 +172,24 @@ FROM (VALUES
 	(10, 'status=503,retry_after=3600,id=')
 ) AS f (n, fault), outcome('fault:' || fault || gen_random_uuid()) AS o
 ORDER BY n;
+
+-- One that is missing need not destroy a query
+SET hrflow_embed.on_missing = 'null';
+SELECT id, hrflow_profile_embedding('acme', id, '{"skills": 1}') IS NULL AS is_null
+FROM unnest('{nurse-1,missing-1,novector-1,NULL,missing-2}'::text[]) WITH ORDINALITY AS u(id, n) ORDER BY n;
+SELECT hrflow_job_vector('missing-job') IS NULL AS is_null, hrflow_job_embedding('missing-job') IS NULL AS is_null;
+SELECT * FROM hrflow_profile_embedding_links('acme', 'missing-1');
+-- statements that run inside another do not warn, and calls outside of any do
+CREATE FUNCTION has_embedding(id text) RETURNS boolean
+LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT hrflow_profile_embedding('acme', id) FROM (VALUES (1)) v) IS NOT NULL; END $$;
+SELECT has_embedding('missing-' || i) FROM generate_series(1, 3) i;
+DO $$ BEGIN ASSERT hrflow_profile_embedding('acme', 'missing-1') IS NULL; END $$;
+-- what concerns all is an error still; what an error ends is not counted
+SELECT hrflow_profile_embedding('unknown-source', 'nurse-1'); -- error
+SELECT hrflow_profile_embedding('acme', id) FROM (VALUES ('missing-1'), ('fault:status=422')) v(id); -- error
+SELECT 1 AS one;
+RESET hrflow_embed.on_missing;
+DROP FUNCTION has_embedding;
 
 DROP EXTENSION hrflow_embed;
 DROP FUNCTION outcome(text), base64url(text), base64url(bytea);

@@ -62,7 +62,8 @@ SELECT version, shape, fortran, hrflow_decode_vector(npy(format(
 	'\x010203040506', version))
 FROM (VALUES (1, '(6,)', 'False'), (2, '(6,)', 'False'), (3, '(6,)', 'True'),
 	(1, '(1, 6)', 'False'), (1, '(1, 6)', 'True'), (1, '(2, 3)', 'False'),
-	(1, '(2, 3)', 'True'), (1, '(6, 1)', 'False'), (1, '(3,2,)', 'True')) v(version, shape, fortran);
+	(1, '(2, 3)', 'True'), (1, '(6, 1)', 'False'), (1, '(3,2,)', 'True'),
+	(1, '(6L,)', 'False'), (2, '(2L, 3L)', 'False')) v(version, shape, fortran);
 
 -- What is wrong with a NumPy file
 SELECT header, problem(npy(header, '\x0000803f00000040'))
@@ -94,6 +95,9 @@ FROM (VALUES
 	('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': 2}'),
 	('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (1234567890123456789,)}'),
 	('__import__("os")'), ('')) v(header);
+SELECT shape, version, problem(npy(format('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': %s}', shape),
+	'\x0000803f00000040', version))
+FROM (VALUES (3, '(2L,)'), (1, '(2LL,)'), (1, '(L,)'), (1, '(2l,)')) v(version, shape);
 SELECT problem(npy('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (0,)}', ''));
 SELECT problem(npy('{}', '', 4)), problem('\x934e554d5059'), problem('\x934e554d50590100ffff7b'), problem('\x934e554d505902001000');
 

@@ -1,7 +1,7 @@
 # The SQL of the README and of docs runs as it stands there, against a stand-in,
 # as a superuser would run it from its first block to its last.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use File::Basename qw(dirname);
 use Hrflow::Node;
 use Hrflow::StandIn;
@@ -13,10 +13,12 @@ my $api = Hrflow::StandIn->new;
 my $node = Hrflow::Node->new('readme', $api, link_hosts => '127.0.0.1');
 
 # What the README takes for granted: candidates, a role, the key's file.
-$node->safe_psql('postgres', q{
+$node->safe_psql(
+	'postgres', q{
 	DROP EXTENSION hrflow_embed;
 	CREATE TABLE candidate (name text, hrflow_id text);
-	INSERT INTO candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-1'), ('Cleo', 'nurse-2'), ('Dan', NULL);
+	INSERT INTO candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-1'), ('Cleo', 'nurse-2'),
+		('Dan', NULL);
 	CREATE ROLE recruiter});
 my $has_pgvector = $node->safe_psql('postgres',
 	q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
@@ -34,7 +36,7 @@ sub run_blocks
 		my $key_file = $node->key_file;
 		my ($out, $err);
 
-	  SKIP:
+		SKIP:
 		{
 			skip 'pgvector is not to be had', 1
 			  if !$has_pgvector && $block =~ /\bvector\(/;
@@ -62,17 +64,25 @@ sub blocks_of
 my @blocks = blocks_of('README.md');
 cmp_ok(scalar(@blocks), '>=', 5, 'the README has SQL');
 
-# Its first query comes before its setup.
-push @blocks, shift @blocks;
+# Its first queries come before its setup.
+push @blocks, splice @blocks, 0, 2;
 run_blocks('README', @blocks);
-is($node->safe_psql('postgres', 'SELECT count(*) FROM candidate WHERE cardinality(embedding) = 1024'),
-	'3', 'and does what it says');
+is( $node->safe_psql(
+		'postgres', 'SELECT count(*) FROM candidate WHERE cardinality(embedding) = 1024'),
+	'3',
+	"the README's UPDATE stores a vector of every candidate that has an identifier");
 
+# Its drawing has every file: "store.c, store.h" and "refresh.c, .h" name two.
+my ($drawing) =
+  PostgreSQL::Test::Utils::slurp_file("$root/README.md") =~ /^## How it works$(.*?)^## /ms;
+$drawing =~ s/\b(\w+)\.c, \.h\b/$1.c, $1.h/g;
+is(join(' ', grep { $drawing !~ /\b\Q$_\E\b/ } map { s{.*/}{}r } glob("$root/src/{,*/}*.[ch]")),
+	'', 'every file of src is named in the drawing of the README');
 
-foreach my $file ('docs/refresh.md', 'docs/ranking.md')
+foreach my $file ('docs/refresh.md', 'docs/ranking.md', 'docs/read_ahead.md')
 {
 	@blocks = blocks_of($file);
-	cmp_ok(scalar(@blocks), '>=', 3, "$file has SQL");
+	cmp_ok(scalar(@blocks), '>=', 2, "$file has SQL");
 	run_blocks($file, @blocks);
 }
 

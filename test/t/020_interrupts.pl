@@ -3,7 +3,7 @@
 # and the next one works.  Others see what it waits for.  SQL cannot interrupt
 # itself.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Resolver;
@@ -21,10 +21,9 @@ my $silent_tls = Hrflow::RawPeer->new(sub { sleep 600 });
 
 # Nobody accepts: when its queue is full, a connection is never made.
 my $deaf = Hrflow::RawPeer->new(undef, backlog => 0);
-my @queue = map {
-	IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port,
-		Blocking => 0)
-} 1 .. 4;
+my @queue =
+  map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port, Blocking => 0) }
+  1 .. 4;
 
 my $node;
 {
@@ -42,7 +41,10 @@ my $control = Hrflow::Session->new($node);
 sub waits_for
 {
 	my ($session) = @_;
-	my $seen = $control->ask("SELECT wait_event_type, wait_event FROM pg_stat_activity WHERE pid = $session->{pid} AND state = 'active';");
+	my $seen = $control->ask(
+		"SELECT wait_event_type, wait_event FROM pg_stat_activity WHERE pid = $session->{pid}
+			AND state = 'active';"
+	);
 	return $seen =~ s/\n?-- done\n//r;
 }
 
@@ -58,7 +60,10 @@ sub wait_until_it_waits
 	die 'it does not wait for the API, but for ' . waits_for($session);
 }
 
-sub median { return (sort { $a <=> $b } @_)[ $#_ / 2 ]; }
+sub median
+{
+	return (sort { $a <=> $b } @_)[ $#_ / 2 ];
+}
 
 # Interrupt a statement that waits, after some replies if so many are to come;
 # returns the milliseconds it took to come back, and what was printed.
@@ -72,7 +77,9 @@ sub interrupt
 
 	$api->reset if $replies;
 	$session->send("$sql\n\\echo -- done");
-	$api->wait_until(sub { ($_[0]{by_status}{200} // 0) >= $replies }) or die 'no replies' if $replies;
+	$api->wait_until(sub { ($_[0]{by_status}{200} // 0) >= $replies })
+	  or die 'no replies'
+	  if $replies;
 	wait_until_it_waits($session);
 	my ($function, $ended) = @{ $ways{$way} };
 	my $began = time;
@@ -83,20 +90,36 @@ sub interrupt
 
 my $url = 'SET hrflow_embed.base_url = ';
 my $one = sub { "SELECT hrflow_profile_embedding('acme', '$_[0]', '{\"profile\": 1}');" };
-my $many = q{SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 10000) i))};
+my $many = q{SELECT count(*)
+	FROM hrflow_profile_embeddings('acme', (SELECT array_agg('fault:latency=100,id=' || i)
+	FROM generate_series(1, 10000) i))};
 my @cases = (
 	[ 'resolving', "${url}'https://silent.example/v1';", $one->('a') ],
 	[ 'connecting', "${url}'http://127.0.0.1:" . $deaf->port . "/v1';", $one->('a') ],
-	[ 'in TLS', "${url}'https://localhost:" . $silent_tls->port . "/v1'; SET hrflow_embed.ca_file = '" . $api->ca . "';", $one->('a') ],
+	[   'in TLS',
+		"${url}'https://localhost:"
+		  . $silent_tls->port
+		  . "/v1'; SET hrflow_embed.ca_file = '"
+		  . $api->ca . "';",
+		$one->('a') ],
 	[ 'in the headers', '', $one->('fault:silent') ],
 	[ 'in the body', '', $one->('fault:stall=20') ],
 	[ 'in a body that dribbles', '', $one->('fault:slow=5000') ],
 	[ 'until another try', '', $one->('fault:status=503,retry_after=60') ],
-	[ 'until a pause of the rate ends', "SET hrflow_embed.api_key = '$keys[1]';", $one->('fault:status=429,retry_after=60') ],
-	[ 'for its turn within the rate', "SET hrflow_embed.api_key = '$keys[2]'; SET hrflow_embed.max_requests_per_minute = 1;", q{SELECT hrflow_profile_embedding('acme', 'turn' || i) FROM generate_series(1, 2) i;} ],
+	[   'until a pause of the rate ends',
+		"SET hrflow_embed.api_key = '$keys[1]';",
+		$one->('fault:status=429,retry_after=60') ],
+	[   'for its turn within the rate',
+		"SET hrflow_embed.api_key = '$keys[2]'; SET hrflow_embed.max_requests_per_minute = 1;",
+		q{SELECT hrflow_profile_embedding('acme', 'turn' || i) FROM generate_series(1, 2) i;} ],
 	[ 'in a batch', '', "$many;", 80 ],
-	[ 'for a vector', '', q{SELECT hrflow_fetch_vector(link) FROM hrflow_profile_embedding_links('acme', 'fault:v.silent', '{"profile": 1}');} ],
-	[ 'for vectors', '', q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{a,b,fault:v.stall=100,c}');} ]);
+	[   'for a vector',
+		'',
+		q{SELECT hrflow_fetch_vector(link)
+			FROM hrflow_profile_embedding_links('acme', 'fault:v.silent', '{"profile": 1}');}
+	],
+	[   'for vectors', '',
+		q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{a,b,fault:v.stall=100,c}');} ]);
 
 foreach my $case (@cases)
 {
@@ -113,31 +136,49 @@ foreach my $case (@cases)
 		$printed = $out;
 		push @descriptors, $session->sockets;
 	}
-	like($printed, qr/ERROR:  57014: canceling statement due to user request/,
-		"waiting $name: a cancel is one");
-	cmp_ok(median(@ms), '<=', 100, sprintf "and comes back at once (%s ms)", join(', ', map { int } @ms));
+	like(
+		$printed,
+		qr/ERROR:  57014: canceling statement due to user request/,
+		"waiting $name: a cancel is reported as a cancel");
+	cmp_ok(
+		median(@ms), '<=', 100,
+		sprintf "waiting $name: a cancel takes effect at once (%s ms)",
+		join(', ', map { int } @ms));
 
 	# A thread of the C library's that still resolves a name holds one; of a
 	# batch's connections those stay that were between two requests, and so do
 	# the one over which a vector's link came and that of a refusal.
-	my $kept = $name eq 'resolving' ? 4 : $name =~ /batch|vectors/ ? 32 : $name =~ /vector|rate/ ? 1 : 0;
-	cmp_ok($descriptors[4], '<=', $descriptors[0] + $kept, 'leaving nothing open');
+	my $kept =
+	  $name eq 'resolving' ? 4 : $name =~ /batch|vectors/ ? 32 : $name =~ /vector|rate/ ? 1 : 0;
+	cmp_ok(
+		$descriptors[4], '<=',
+		$descriptors[0] + $kept,
+		"waiting $name: a cancel leaves no socket open");
 
-	$printed = $session->ask("SET statement_timeout = '250ms';\n\\timing on\n$sql\n\\timing off\nRESET statement_timeout;");
-	like($printed, qr/ERROR:  57014: canceling statement due to statement timeout/,
+	$printed = $session->ask("SET statement_timeout = '250ms';\n\\timing on\n$sql\n\\timing off\n"
+		  . 'RESET statement_timeout;');
+	like(
+		$printed,
+		qr/ERROR:  57014: canceling statement due to statement timeout/,
 		"waiting $name: statement_timeout is obeyed");
 	my ($time) = $printed =~ /Time: ([\d.]+) ms/;
-	cmp_ok($time - 250, '<=', 100, sprintf 'at once (%d ms)', $time - 250);
+	cmp_ok(
+		$time - 250,
+		'<=', 100,
+		sprintf "waiting $name: statement_timeout takes effect at once (%d ms)",
+		$time - 250);
 
 	# A pause, or a turn, is of a key at a host: ask another.
 	$session->ask(join ' ', map { "RESET hrflow_embed.$_;" } qw(base_url max_requests_per_minute));
-	$session->ask("SET hrflow_embed.base_url = '" . $api->base_url =~ s{127.0.0.1}{localhost}r . "';");
-	like($session->ask($one->('nurse-1')), qr/profile.hflw/, 'the next call works');
+	$session->ask(
+		"SET hrflow_embed.base_url = '" . $api->base_url =~ s{127.0.0.1}{localhost}r . "';");
+	like($session->ask($one->('nurse-1')),
+		qr/profile.hflw/, "waiting $name: the call after a timeout works");
 
 	$session->ask("RESET hrflow_embed.base_url; $settings");
 	my ($ms, $out) = interrupt($session, $sql, 'terminated', $replies);
 	like($out, qr/57P01: terminating connection/, "waiting $name: a backend is terminated");
-	cmp_ok($ms, '<=', 200, sprintf 'at once (%d ms)', $ms);
+	cmp_ok($ms, '<=', 200, sprintf "waiting $name: a backend ends at once (%d ms)", $ms);
 	$session->finish;
 }
 
@@ -146,8 +187,14 @@ foreach my $case (@cases)
 #
 foreach my $case (
 	[ 'a reply', 'HrflowApi', '', $one->('fault:silent'), sub { $_[0]{requests} >= 1 } ],
-	[ 'its turn within the rate', 'HrflowDelay', "SET hrflow_embed.api_key = '$keys[3]'; SET hrflow_embed.max_requests_per_minute = 1;", $one->('a') . $one->('b'), sub { ($_[0]{by_status}{200} // 0) >= 1 } ],
-	[ 'another try', 'HrflowDelay', '', $one->('fault:status=503,retry_after=60'), sub { ($_[0]{by_status}{503} // 0) >= 1 } ])
+	[   'its turn within the rate',
+		'HrflowDelay',
+		"SET hrflow_embed.api_key = '$keys[3]'; SET hrflow_embed.max_requests_per_minute = 1;",
+		$one->('a') . $one->('b'),
+		sub { ($_[0]{by_status}{200} // 0) >= 1 } ],
+	[   'another try', 'HrflowDelay', '',
+		$one->('fault:status=503,retry_after=60'),
+		sub { ($_[0]{by_status}{503} // 0) >= 1 } ])
 {
 	my ($name, $event, $settings, $sql, $comes_to) = @$case;
 	my $session = Hrflow::Session->new($node);
@@ -164,7 +211,7 @@ foreach my $case (
 		select(undef, undef, undef, 0.02);
 		$seen{ waits_for($session) } = 1;
 	}
-	is(join(', ', sort keys %seen), $awaited, "a backend that awaits $name is seen to");
+	is(join(', ', sort keys %seen), $awaited, "a backend that awaits $name shows its wait event");
 	$control->ask("SELECT pg_terminate_backend($session->{pid});");
 	$session->finish;
 }
@@ -174,8 +221,9 @@ $control->ask('CREATE DATABASE other;');
 $session->send($one->('fault:silent'));
 wait_until_it_waits($session);
 my $began = time;
-unlike($control->ask('DROP DATABASE other;'), qr/ERROR/, 'another database is dropped meanwhile');
-cmp_ok(time - $began, '<', 2, 'without delay');
+unlike($control->ask('DROP DATABASE other;'),
+	qr/ERROR/, 'another database can be dropped while a call waits');
+cmp_ok(time - $began, '<', 2, 'dropping another database is not delayed by a call that waits');
 
 #
 # Errors that are caught, in the middle of 10,000
@@ -184,27 +232,43 @@ my $caught = Hrflow::Session->new($node);
 $caught->ask($one->('warm'));
 my $before = $caught->sockets;
 foreach my $case (
-	[ 'a savepoint is rolled back', "SAVEPOINT s;\n\\timing on\n$many;\n\\timing off\nROLLBACK TO s;" ],
-	[ 'PL/pgSQL catches it', "\\timing on\nDO \$\$ BEGIN PERFORM ($many); EXCEPTION WHEN query_canceled THEN NULL; END \$\$;\n\\timing off\n" ])
+	[   'a savepoint is rolled back',
+		"SAVEPOINT s;\n\\timing on\n$many;\n\\timing off\nROLLBACK TO s;" ],
+	[   'PL/pgSQL catches it',
+		"\\timing on\nDO \$\$ BEGIN PERFORM ($many);
+			EXCEPTION WHEN query_canceled THEN NULL; END \$\$;\n\\timing off\n"
+	])
 {
 	my ($name, $sql) = @$case;
 	my (@late, %next);
 
 	foreach my $round (1 .. 5)
 	{
-		my $printed = $caught->ask("BEGIN;\nSET LOCAL statement_timeout = '500ms';\n$sql
-			SELECT 'next ' || status, count(*) FROM hrflow_profile_embeddings('acme', '{a,b,c,d}') GROUP BY 1;
+		my $printed = $caught->ask(
+			"BEGIN;\nSET LOCAL statement_timeout = '500ms';\n$sql
+			SELECT 'next ' || status, count(*) FROM hrflow_profile_embeddings('acme', '{a,b,c,d}')
+				GROUP BY 1;
 			COMMIT;");
 		push @late, $printed =~ /Time: ([\d.]+) ms/ ? $1 - 500 : 1e9;
 		$next{ $printed =~ /^(next .*)$/m ? $1 : $printed } = 1;
 	}
-	cmp_ok(median(@late), '>=', 0, "in the middle of a batch $name: its time was up");
-	cmp_ok(median(@late), '<=', 100, sprintf 'and it came back at once (%s ms)', join(', ', map { int } @late));
-	is(join(', ', keys %next), 'next ok|4', 'the next batch in the transaction works');
-	cmp_ok($caught->sockets, '<=', $before + 32, 'and nothing is left open but what it keeps');
+	cmp_ok(median(@late), '>=', 0,
+		"in the middle of a batch $name: statement_timeout was not early");
+	cmp_ok(
+		median(@late), '<=', 100,
+		sprintf "in the middle of a batch $name: statement_timeout takes effect at once (%s ms)",
+		join(', ', map { int } @late));
+	is(join(', ', keys %next),
+		'next ok|4', "in the middle of a batch $name: the next batch in the transaction works");
+	cmp_ok(
+		$caught->sockets, '<=',
+		$before + 32,
+		"in the middle of a batch $name: no socket is left open beyond the batch's connections");
 }
 $before = $caught->sockets;
-like($caught->ask(q{
+like(
+	$caught->ask(
+		q{
 	BEGIN;
 	SAVEPOINT s;
 	SELECT count(*) FROM hrflow_profile_embeddings('unknown-source', '{a,b}');
@@ -214,16 +278,23 @@ like($caught->ask(q{
 	SELECT 1 / (count(*) - 2) FROM hrflow_profile_embeddings('acme', '{a,b}');
 	ROLLBACK TO s;
 	SELECT 'again ' || count(*) FROM hrflow_profile_embeddings('acme', '{a,b}');
-	COMMIT;}), qr/still 2.*again 2/s, 'the next batch works too after one that was refused, or an error outside');
-like($caught->ask(q{
+	COMMIT;}),
+	qr/still 2.*again 2/s,
+	'a batch works after one that was refused and after an error outside of one');
+like(
+	$caught->ask(
+		q{
 	BEGIN;
-	DECLARE c CURSOR FOR SELECT 'row ' || profile_id FROM hrflow_profile_embeddings('acme', '{a,b,c,d}');
+	DECLARE c CURSOR FOR SELECT 'row ' || profile_id
+		FROM hrflow_profile_embeddings('acme', '{a,b,c,d}');
 	FETCH 1 FROM c;
 	CLOSE c;
 	COMMIT;
 	SELECT 'limit' FROM hrflow_profile_embeddings('acme', '{a,b,c,d}') LIMIT 1;}),
-	qr/row .*limit/s, 'and with a cursor closed early, or LIMIT');
-cmp_ok($caught->sockets, '<=', $before, 'nothing is left open');
+	qr/row .*limit/s,
+	'a batch works with a cursor that is closed early and with LIMIT');
+cmp_ok($caught->sockets, '<=', $before,
+	'neither an error outside of a batch nor a closed cursor leaves a socket open');
 $caught->finish;
 
 #

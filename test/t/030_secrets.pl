@@ -3,7 +3,7 @@
 # read as the README says.  That takes logs, other roles, replication
 # connections and restarts.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Session;
@@ -23,7 +23,8 @@ $closed->stop;
 sub roles
 {
 	my ($node) = @_;
-	$node->safe_psql('postgres', q{
+	$node->safe_psql(
+		'postgres', q{
 		CREATE ROLE plain LOGIN;
 		CREATE ROLE repl LOGIN REPLICATION;
 		CREATE ROLE monitor LOGIN;
@@ -35,7 +36,8 @@ sub roles
 sub everything
 {
 	my ($node, $role, $first) = @_;
-	my ($status, $out, $err) = $node->psql('postgres', "$first\n" . q{
+	my ($status, $out, $err) = $node->psql(
+		'postgres', "$first\n" . q{
 		SHOW ALL;
 		SHOW hrflow_embed.api_key;
 		SELECT current_setting('hrflow_embed.api_key', true);
@@ -46,16 +48,20 @@ sub everything
 		SELECT * FROM hrflow_embed_stats;
 		SELECT * FROM pg_prepared_statements;
 		SELECT * FROM pg_proc WHERE proconfig IS NOT NULL;},
-		extra_params => [ '-U', $role ], on_error_stop => 0);
+		extra_params => [ '-U', $role ],
+		on_error_stop => 0);
 	return "$out\n$err";
 }
 
 sub walsender
 {
 	my ($node, $role) = @_;
-	my ($status, $out, $err) = $node->psql('postgres',
+	my ($status, $out, $err) = $node->psql(
+		'postgres',
 		"SHOW hrflow_embed.api_key;\nSHOW hrflow_embed.api_key_file;",
-		replication => 'true', extra_params => [ '-U', $role ], on_error_stop => 0);
+		replication => 'true',
+		extra_params => [ '-U', $role ],
+		on_error_stop => 0);
 	return "$out\n$err";
 }
 
@@ -83,71 +89,88 @@ my @calls = (
 	q{SELECT hrflow_profile_embedding('s', 'fault:truncated,echo')},
 	q{SELECT hrflow_profile_embedding('s', 'fault:reset')},
 	q{SELECT hrflow_profile_embedding('s', 'fault:redirect')},
-	q{SET hrflow_embed.request_timeout = '50ms'; SELECT hrflow_profile_embedding('s', 'fault:silent')},
+	q{SET hrflow_embed.request_timeout = '50ms';
+		SELECT hrflow_profile_embedding('s', 'fault:silent')},
 	q{SELECT status, error FROM hrflow_profile_embeddings('s', '{a,"fault:status=401,echo",b}')},
 	q{SELECT status, error FROM hrflow_profile_embeddings('s', '{a,"fault:status=500,echo",b}')},
 	q{SELECT status, error FROM hrflow_profile_vectors('s', '{a,b}')},
 	"SET hrflow_embed.base_url = '$tls'; SELECT hrflow_profile_embedding('s', 'a')",
-	"SET hrflow_embed.base_url = 'http://127.0.0.1:$closed_port/v1'; SELECT hrflow_profile_embedding('s', 'a')");
+	"SET hrflow_embed.base_url = 'http://127.0.0.1:$closed_port/v1';
+		SELECT hrflow_profile_embedding('s', 'a')"
+);
 my $said = '';
 foreach my $call (@calls)
 {
-	my ($status, $out, $err) = $node->psql('postgres',
+	my ($status, $out, $err) = $node->psql(
+		'postgres',
 		"\\set VERBOSITY verbose\nSET client_min_messages = debug5;\n$call;",
 		on_error_stop => 0);
 	$said .= "$out\n$err\n";
 }
-like($said, qr/profile\.hflw/, 'calls succeed');
-like($said, qr/28000: HrFlow API refused the API key/, 'and fail');
-like($said, qr/Invalid secret key: \*{8}/, 'and an answer that repeats the key is shown without it');
-unlike($said, $secret, 'no client is told the key, at any level');
+like($said, qr/profile\.hflw/, 'some of the calls succeed');
+like($said, qr/28000: HrFlow API refused the API key/, 'some of the calls are refused');
+like($said, qr/Invalid secret key: \*{8}/, 'a reply that repeats the key is shown without it');
+unlike($said, $secret, 'no client sees the key, whatever its message level');
 
 $node->append_conf('postgresql.conf', 'hrflow_embed.max_concurrency = 8');
 $node->reload;
-$node->poll_query_until('postgres', q{SELECT current_setting('hrflow_embed.max_concurrency') = '8'});
+$node->poll_query_until('postgres',
+	q{SELECT current_setting('hrflow_embed.max_concurrency') = '8'});
 foreach my $role (qw(plain monitor repl), $node->safe_psql('postgres', 'SELECT current_user'))
 {
 	unlike(everything($node, $role, ''), $secret, "$role finds no key in a fresh session");
 	unlike(everything($node, $role, q{LOAD 'hrflow_embed'; SELECT hrflow_decode_vector('[1]');}),
-		$secret, 'nor when the library is loaded');
+		$secret, "$role finds no key once the library is loaded");
 }
-unlike(walsender($node, 'repl'), $secret, 'nor over a replication connection');
-unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), $secret,
-	'the log does not have it at debug5, a reload included');
+unlike(walsender($node, 'repl'), $secret, 'a replication connection finds no key');
+unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile),
+	$secret, 'the server log has no key at debug5, even after a reload');
 $node->stop;
 my $grep = `grep -rlE '0123456789abcdef0123' @{[ $node->data_dir ]}`;
-is($grep, '', 'no file below the data directory has it');
+is($grep, '', 'no file below the data directory has the key');
 $node->start;
 
 #
 # An API that puts the key into what it answers: a section, a link, a number
 #
-my $echo = Hrflow::RawPeer->new(sub {
-	my ($socket) = @_;
-	while (my $head = Hrflow::RawPeer::read_request($socket))
-	{
-		my ($path, $sent, $length) =
-		  ($head =~ m{^\S+ (\S+)}, $head =~ /^X-API-KEY: (\S+)/mi, $head =~ /^Content-Length: (\d+)/mi);
-		read($socket, my $body, $length) if $length;
-		my $data =
-			$path =~ m{/text/} ? qq([{"embedding": [1, $sent]}])
-		  : $path =~ m{/job/} ? qq("https://other.example/$sent/v.hflw?s")
-		  : $path =~ /=section/ ? qq({"$sent": 5})
-		  : qq({"profile": "https://other.example/$sent/v.hflw"});
-		$body = qq({"code": 200, "data": $data});
-		print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
-	}
-});
+my $echo = Hrflow::RawPeer->new(
+	sub {
+		my ($socket) = @_;
+		while (my $head = Hrflow::RawPeer::read_request($socket))
+		{
+			my ($path, $sent, $length) = (
+				$head =~ m{^\S+ (\S+)},
+				$head =~ /^X-API-KEY: (\S+)/mi,
+				$head =~ /^Content-Length: (\d+)/mi);
+			read($socket, my $body, $length) if $length;
+			my $data =
+				$path =~ m{/text/} ? qq([{"embedding": [1, $sent]}])
+			  : $path =~ m{/job/} ? qq("https://other.example/$sent/v.hflw?s")
+			  : $path =~ /=section/ ? qq({"$sent": 5})
+			  : qq({"profile": "https://other.example/$sent/v.hflw"});
+			$body = qq({"code": 200, "data": $data});
+			print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+			  . length($body)
+			  . "\r\n\r\n$body";
+		}
+	});
 foreach my $sent ($key, 'Zx9-old_style.key_of_another_form')
 {
 	$node->write_key($sent);
-	foreach my $call ('hrflow_text_embedding(\'x\')', 'hrflow_text_embeddings(\'{x}\')', 'hrflow_job_vector(\'x\')',
-		'hrflow_profile_embedding_links(\'s\', \'section\')', 'hrflow_profile_vectors(\'s\', \'{section,link}\')')
+	foreach my $call (
+		'hrflow_text_embedding(\'x\')',
+		'hrflow_text_embeddings(\'{x}\')',
+		'hrflow_job_vector(\'x\')',
+		'hrflow_profile_embedding_links(\'s\', \'section\')',
+		'hrflow_profile_vectors(\'s\', \'{section,link}\')')
 	{
 		my (undef, $out, $err) = $node->psql('postgres',
-			"\\set VERBOSITY verbose\nSET hrflow_embed.base_url = 'http://127.0.0.1:" . $echo->port . "/v1'; SELECT * FROM $call;");
-		like("$out$err", qr/\*{8}/, "$call shows what is wrong");
-		unlike("$out$err", qr/$secret|_style\.key/, 'without the key that is in it');
+				"\\set VERBOSITY verbose\nSET hrflow_embed.base_url = 'http://127.0.0.1:"
+			  . $echo->port
+			  . "/v1'; SELECT * FROM $call;");
+		like("$out$err", qr/\*{8}/, "$call shows what is wrong with a reply that contains the key");
+		unlike("$out$err", qr/$secret|_style\.key/,
+			"$call does not show a key contained in a reply");
 	}
 }
 $node->write_key($key);
@@ -161,79 +184,153 @@ my $call = q{SELECT 'called' FROM hrflow_profile_embedding('s', 'p');};
 sub key_sent { return ($api->log)[-1]{headers}{'X-API-KEY'} // 'none'; }
 
 foreach my $case (
-	[ 'as it is', $key, $key ], [ 'with a newline', "$key\n", $key ],
-	[ "with DOS's", "$key\r\n", $key ], [ 'that was rotated', "$rotated\n", $rotated ])
+	[ 'as it is', $key, $key ],
+	[ 'with a newline', "$key\n", $key ],
+	[ "with DOS's", "$key\r\n", $key ],
+	[ 'that was rotated', "$rotated\n", $rotated ])
 {
 	my ($name, $content, $sent) = @$case;
 	$node->write_key($content);
 	$api->reset;
-	like($session->ask($call), qr/called/, "a key $name is taken by the session's next statement");
-	is(key_sent(), $sent, 'and sent');
+	like($session->ask($call), qr/called/, "a key $name is used by the session's next statement");
+	is(key_sent(), $sent, "a key $name is sent as it should be");
 }
 foreach my $case (
-	[ 'empty', '', '55000' ], [ 'a newline', "\n", '55000' ], [ 'too long', 'x' x 10000, '22023' ],
-	[ 'two lines', "$key\n$key\n", '22023' ], [ 'a space', "askr 0123456789abcdef0123", '22023' ],
-	[ 'a NUL', "askr_0123456789abcdef0123\0x", '22023' ], [ 'UTF-8', "askr_0123456789abcdef0123\xc3\xa9", '22023' ],
-	[ 'an injected header', "askr_0123456789abcdef0123\r\nX-Evil: 1", '22023' ])
+	[ 'empty', '', '55000' ],
+	[ 'a newline', "\n", '55000' ],
+	[ 'too long', 'x' x 10000, '22023' ],
+	[ 'two lines', "$key\n$key\n", '22023' ],
+	[ 'a space', "askr 0123456789abcdef0123", '22023' ],
+	[ 'a NUL', "askr_0123456789abcdef0123\0x", '22023' ],
+	[ 'UTF-8', "askr_0123456789abcdef0123\xc3\xa9", '22023' ],
+	[ 'an injected header', "askr_0123456789abcdef0123\r\nX-Evil: 1", '22023' ],
+	[ 'quotes', qq("$key"\n), '22023', 'is in quotes' ],
+	[ 'a name and a value', "HRFLOW_API_KEY=$key\n", '22023', 'follows a name and "="' ],
+	[ 'a name and a value in quotes', "api_key='$key'\n", '22023', 'follows a name and "="' ])
 {
-	my ($name, $content, $state) = @$case;
+	my ($name, $content, $state, $detail) = @$case;
 	$node->write_key($content);
 	$api->reset;
 	my $printed = $session->ask($call);
-	like($printed, qr/ERROR:  $state:.*hrflow_embed\.api_key_file/, "a file with $name is refused, and the setting named");
-	unlike($printed, qr/$secret|X-Evil/, 'not what is in it');
-	is(scalar($api->log), 0, 'and nothing is sent');
+	like(
+		$printed,
+		qr/ERROR:  $state:.*hrflow_embed\.api_key_file/,
+		"a key file with $name is refused, and the setting is named");
+	like(
+		$printed,
+		qr/DETAIL:  The key $detail; the file must contain the key alone/,
+		"a key file with $name is refused with the reason") if $detail;
+	unlike($printed, qr/$secret|X-Evil/, "the content of a key file with $name is not shown");
+	is(scalar($api->log), 0, "a key file with $name sends no request");
 }
 
 my $path = $node->key_file;
 unlink $path;
-like($session->ask($call), qr/ERROR:  55000:/, 'a file that is not there is refused');
+like($session->ask($call), qr/ERROR:  55000:/, 'a key file that does not exist is refused');
 mkdir $path;
-like($session->ask($call), qr/ERROR:  55000:/, 'a directory is');
+like($session->ask($call), qr/ERROR:  55000:/, 'a directory is refused as a key file');
 rmdir $path;
 system('mkfifo', $path) == 0 or die;
 my $began = time;
-like($session->ask($call), qr/ERROR:  55000:/, 'a FIFO is');
-cmp_ok(time - $began, '<', 2, 'at once');
+like($session->ask($call), qr/ERROR:  55000:/, 'a FIFO is refused as a key file');
+cmp_ok(time - $began, '<', 2, 'a FIFO is refused without waiting for it');
 unlink $path;
 SKIP:
 {
 	skip '/proc is not to be had', 1 unless -e '/proc/self/mem';
-	like($session->ask("SET hrflow_embed.api_key_file = '/proc/self/mem'; $call RESET hrflow_embed.api_key_file;"),
-		qr/ERROR:  55000: could not read.*Input/, 'a file whose reading fails is');
+	like(
+		$session->ask(
+			"SET hrflow_embed.api_key_file = '/proc/self/mem';
+				$call RESET hrflow_embed.api_key_file;"
+		),
+		qr/ERROR:  55000: could not read.*Input/,
+		'a key file whose reading fails is refused');
 }
 SKIP:
 {
 	skip 'root may read all', 1 if $> == 0;
 	$node->write_key($key);
 	chmod 0, $path;
-	like($session->ask($call), qr/ERROR:  55000:.*Permission denied/, 'a file that cannot be read is');
+	like(
+		$session->ask($call),
+		qr/ERROR:  55000:.*Permission denied/,
+		'a key file without read permission is refused');
 	unlink $path;
 }
 $node->write_key($key);
 
+# A file that has not changed for some seconds is not read again; one that has,
+# is, whatever was done to hide it
+SKIP:
+{
+	my $reads = sub {
+		my $io = '/proc/' . $session->pid . '/io';
+		return -r $io && PostgreSQL::Test::Utils::slurp_file($io) =~ /^syscr: (\d+)/m ? $1 : undef;
+	};
+	skip '/proc is not to be had', 5 unless defined $reads->();
+
+	my $calls =
+	  q{SELECT count(hrflow_profile_embedding('s', 'p' || i)) FROM generate_series(1, 100) i;};
+	my $changed = (stat $path)[10];
+	select(undef, undef, undef, 0.1) until time - $changed > 3.1;
+	like($session->ask($calls), qr/^100$/m, 'calls with a key file that is some seconds old work');
+	my $before = $reads->();
+	$session->ask($calls);
+	cmp_ok($reads->() - $before, '<', 50, 'a key file that has not changed is not read again');
+	$before = $reads->();
+	my @times = (stat $path)[ 8, 9 ];
+	open(my $file, '+<', $path) or die $!;
+	print $file $rotated;
+	close $file          or die $!;
+	utime(@times, $path) or die $!;
+	$session->ask($call);
+	is(key_sent(), $rotated,
+		'a key written over the old one, of the same length and time, is used at once');
+	$before = $reads->();
+	$session->ask($calls);
+	cmp_ok($reads->() - $before, '>=', 100,
+		'a key file that has just changed is read by each call');
+	$node->write_key($key);
+	$session->ask($call);
+	is(key_sent(), $key, 'a key file that changes twice within a second is read again');
+}
+
+# Others may not read the file
+my $warning = qr/WARNING: .* the file that "hrflow_embed.api_key_file" names has world access/;
+chmod 0640, $path;
+unlike($session->ask($call), qr/WARNING/, 'there is no warning where the group may read the file');
+chmod 0604, $path;
+like($session->ask($call), $warning, 'there is a warning where everybody may read the file');
+unlike($session->ask($call), qr/WARNING/, 'the warning is not repeated in a session');
+chmod 0600, $path;
+
 # A key of the session's own
-like($session->ask("SET hrflow_embed.api_key = '$rotated'; $call"), qr/called/, 'a superuser may set a key for a session');
-is(key_sent(), $rotated, 'which wins');
-like($session->ask('SHOW hrflow_embed.api_key;'), qr/^\*{8}$/m, 'and is shown as asterisks');
+like($session->ask("SET hrflow_embed.api_key = '$rotated'; $call"),
+	qr/called/, 'a superuser may set a key for a session');
+is(key_sent(), $rotated, 'a key set in the session overrides the key file');
+like($session->ask('SHOW hrflow_embed.api_key;'),
+	qr/^\*{8}$/m, 'a key set in the session is shown as asterisks');
 $session->ask("RESET hrflow_embed.api_key; $call");
-is(key_sent(), $key, 'until RESET');
+is(key_sent(), $key, 'RESET ends the use of a key set in the session');
 $session->ask("SET hrflow_embed.api_key = '$rotated'; DISCARD ALL; $call");
-is(key_sent(), $key, 'or DISCARD ALL');
+is(key_sent(), $key, 'DISCARD ALL ends the use of a key set in the session');
 $session->ask("BEGIN; SET LOCAL hrflow_embed.api_key = '$rotated'; COMMIT; $call");
-is(key_sent(), $key, 'or the end of the transaction');
+is(key_sent(), $key, 'the end of the transaction ends the use of a key set with SET LOCAL');
 $session->finish;
 
 # What PostgreSQL keeps where all can read it
-foreach my $statement ("ALTER ROLE plain SET hrflow_embed.api_key = '$rotated'",
+foreach my $statement (
+	"ALTER ROLE plain SET hrflow_embed.api_key = '$rotated'",
 	"ALTER DATABASE postgres SET hrflow_embed.api_key = '$rotated'",
-	"CREATE FUNCTION f() RETURNS int LANGUAGE sql SET hrflow_embed.api_key = '$rotated' AS 'SELECT 1'",
+	"CREATE FUNCTION f() RETURNS int LANGUAGE sql
+		SET hrflow_embed.api_key = '$rotated' AS 'SELECT 1'",
 	q{SET hrflow_embed.api_key = '********'})
 {
-	like($node->error_of("LOAD 'hrflow_embed'; $statement;"), qr/^22023/,
-		($statement =~ s/ ?(=|SET).*//r) . ' … api_key is refused');
+	like($node->error_of("LOAD 'hrflow_embed'; $statement;"),
+		qr/^22023/, ($statement =~ s/ ?(=|SET).*//r) . ' … api_key is refused');
 }
-my (undef, undef, $err) = $node->psql('postgres', "LOAD 'hrflow_embed'; SET hrflow_embed.api_key = 'with space $rotated';");
+my (undef, undef, $err) =
+  $node->psql('postgres', "LOAD 'hrflow_embed'; SET hrflow_embed.api_key = 'with space $rotated';");
 unlike($err, qr/with space askr|=/, 'a refused value is not printed');
 $node->stop;
 
@@ -255,13 +352,17 @@ foreach my $role (qw(plain monitor repl), $preloaded->safe_psql('postgres', 'SEL
 	# pg_file_settings prints the file, to those who may read it anyway.
 	$all =~ s/^.*postgresql\.conf\|.*$//mg if $is_superuser;
 	unlike($all, $secret, "preloaded: $role finds no key");
-	like($all, qr/^\*{8}$/m, 'but asterisks');
+	like($all, qr/^\*{8}$/m, "preloaded: $role sees asterisks");
 }
 my $walsender = walsender($preloaded, 'repl');
-unlike($walsender, $secret, 'nor does a replication connection');
-unlike(PostgreSQL::Test::Utils::slurp_file($preloaded->logfile), $secret, 'nor the log');
-like($preloaded->safe_psql('postgres', q{SELECT hrflow_profile_embedding('s', 'p', '{"profile": 1}')}),
-	qr/profile.hflw/, 'and the key is used');
+unlike($walsender, $secret, 'preloaded: a replication connection finds no key');
+unlike(PostgreSQL::Test::Utils::slurp_file($preloaded->logfile),
+	$secret, 'preloaded: the server log has no key');
+like(
+	$preloaded->safe_psql(
+		'postgres', q{SELECT hrflow_profile_embedding('s', 'p', '{"profile": 1}')}),
+	qr/profile.hflw/,
+	'preloaded: the configured key is used');
 $preloaded->stop;
 
 #
@@ -269,18 +370,22 @@ $preloaded->stop;
 #
 my $late = Hrflow::Node->new('late', $api, api_key => $key);
 $late->psql('postgres', q{LOAD 'hrflow_embed'}, stderr => \$err);
-like($err, qr/WARNING:  every role could read "hrflow_embed.api_key" until hrflow_embed was loaded/,
-	'a key that was readable until now is warned of');
-unlike($err, $secret, 'without showing it');
+like(
+	$err,
+	qr/WARNING:  every role could read "hrflow_embed.api_key" until hrflow_embed was loaded/,
+	'a key that every role could read until now is warned about');
+unlike($err, $secret, 'the warning does not show the key');
 $late->append_conf('postgresql.conf', "session_preload_libraries = 'hrflow_embed'");
 $late->reload;
-$late->poll_query_until('postgres', q{SELECT current_setting('session_preload_libraries') = 'hrflow_embed'});
+$late->poll_query_until('postgres',
+	q{SELECT current_setting('session_preload_libraries') = 'hrflow_embed'});
 $late->psql('postgres', q{SELECT 1}, stderr => \$err);
-is($err, '', 'with session_preload_libraries there is no warning');
+is($err, '', 'there is no warning with session_preload_libraries');
 $late->append_conf('postgresql.conf', "session_preload_libraries = '\$libdir/hrflow_embed.so'");
 $late->reload;
-$late->poll_query_until('postgres', q{SELECT current_setting('session_preload_libraries') LIKE '%.so'});
+$late->poll_query_until('postgres',
+	q{SELECT current_setting('session_preload_libraries') LIKE '%.so'});
 $late->psql('postgres', q{SELECT 1}, stderr => \$err);
-is($err, '', 'however the library is named there');
+is($err, '', 'there is no warning with session_preload_libraries, however the library is named');
 
 done_testing();

@@ -2,14 +2,14 @@
 # stand-in's vectors bit for bit through every encoding, and what a link's host
 # receives and who may be one.  SQL alone has neither NumPy nor a second host.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Digest::MD5 qw(md5_hex);
 use Hrflow::Node;
 use Hrflow::Resolver;
 use Hrflow::StandIn;
 use JSON::PP;
-use List::Util qw(min);
-use MIME::Base64 qw(encode_base64url);
+use List::Util              qw(min);
+use MIME::Base64            qw(encode_base64url);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
@@ -63,36 +63,42 @@ def emit(a, name, version=None):
             hex = ""
     print(path, dims, hex or "-", name, sep="|")
 
-for dtype in "<f2 >f2 <f4 >f4 <f8 >f8 i1 u1 <i2 >i2 <u2 >u2 <i4 >i4 <u4 >u4 <i8 >i8 <u8 >u8".split():
+for dtype in ("<f2 >f2 <f4 >f4 <f8 >f8 i1 u1 "
+              "<i2 >i2 <u2 >u2 <i4 >i4 <u4 >u4 <i8 >i8 <u8 >u8").split():
     for shape in [(1,), (7,), (1, 7), (3, 5), (5, 1), (2, 64)]:
         for order in "CF":
             if np.dtype(dtype).kind == "f":
                 a = rng.standard_normal(shape).astype(dtype)
             else:
                 i = np.iinfo(dtype)
-                a = rng.integers(i.min, i.max, shape, dtype=np.dtype(dtype).newbyteorder("="), endpoint=True).astype(dtype)
+                native = np.dtype(dtype).newbyteorder("=")
+                a = rng.integers(i.min, i.max, shape, dtype=native, endpoint=True).astype(dtype)
             emit(np.asarray(a, order=order), f"{dtype} {shape} {order}")
 for version in [(1, 0), (2, 0), (3, 0)]:
     emit(rng.standard_normal(1024).astype("<f4"), f"version {version}", version)
-emit(np.frombuffer(np.arange(65536, dtype="<u2")[np.isfinite(np.arange(65536, dtype="<u2").view("<f2"))].tobytes(), "<f2"), "every finite half")
+halves = np.arange(65536, dtype="<u2")
+finite = halves[np.isfinite(halves.view("<f2"))]
+emit(np.frombuffer(finite.tobytes(), "<f2"), "every finite half")
 emit(rng.standard_normal(2048)[::2], "strided")
 END
 my ($out, $err) = ('', '');
-my $numpy = IPC::Run::run([ '/usr/bin/python3', '-c', $python, $dir ],
-	'>', \$out, '2>', \$err);
+my $numpy = IPC::Run::run([ '/usr/bin/python3', '-c', $python, $dir ], '>', \$out, '2>', \$err);
 
 SKIP:
 {
 	skip 'python3-numpy is not to be had', 2
 	  if !$numpy && $err =~ /No module named/;
-	is($err, '', 'NumPy writes files');
+	is($err, '', 'NumPy writes its files');
 
 	my @files = split /\n/, $out;
 	my @wrong;
-	my $answers = sql(join '', map {
-		my ($path) = split /\|/;
-		"SELECT array_dims(v) || '|' || hex(v) FROM hrflow_decode_vector(pg_read_binary_file('$path')) v;\n"
-	} @files);
+	my $answers = sql(
+		join '',
+		map {
+			my ($path) = split /\|/;
+			"SELECT array_dims(v) || '|' || hex(v)
+				FROM hrflow_decode_vector(pg_read_binary_file('$path')) v;\n"
+		} @files);
 	my @answers = split /\n/, $answers;
 	for my $i (0 .. $#files)
 	{
@@ -106,7 +112,8 @@ my $refused = <<'END';
 import sys, numpy as np
 for n, a in enumerate([np.array([1, "a", None], dtype=object), np.array([1 + 2j]), np.array([True]),
         np.array(["abc"]), np.array([b"abc"]), np.array(["2020-01-01"], dtype="M8[D]"),
-        np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")]), np.zeros((2, 2, 2)), np.float32(1), np.zeros(0),
+        np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")]),
+        np.zeros((2, 2, 2)), np.float32(1), np.zeros(0),
         np.array([np.nan]), np.array([np.inf], dtype="f2"), np.array([1e39])]):
     np.save(f"{sys.argv[1]}/r{n}.npy", a, allow_pickle=True)
 END
@@ -115,12 +122,15 @@ SKIP:
 	skip 'python3-numpy is not to be had', 1 unless $numpy;
 	IPC::Run::run([ '/usr/bin/python3', '-c', $refused, $dir ]) or die;
 	my @codes = map {
-		$node->error_of(
-			"SELECT hrflow_decode_vector(pg_read_binary_file('$dir/r$_.npy'));") =~
-		  /^(\w+)/ ? $1 : 'none'
+		$node->error_of("SELECT hrflow_decode_vector(pg_read_binary_file('$dir/r$_.npy'));") =~
+		  /^(\w+)/
+		  ? $1
+		  : 'none'
 	} 0 .. 12;
-	is("@codes", join(' ', ('22P03') x 13),
-		'what is no vector is refused: objects, complex, booleans, text, dates, structures, three dimensions, none, no elements, NaN, infinity, overflow');
+	is( "@codes",
+		join(' ', ('22P03') x 13),
+		'what is no vector is refused: objects, complex, booleans, text, dates, structures, '
+		  . 'three dimensions, none, no elements, NaN, infinity, overflow');
 }
 
 #
@@ -140,16 +150,19 @@ sub escape
 	return $text;
 }
 
-foreach my $fault ('nurse-2', 'fault:v.dtype=<f4', 'fault:v.dtype=>f4',
-	'fault:v.dtype=<f8', 'fault:v.dtype=>f8', 'fault:v.order=F',
-	'fault:v.version=2', 'fault:v.version=3', 'fault:v.shape=1xd',
-	'fault:v.encoding=base64')
+foreach my $fault (
+	'nurse-2', 'fault:v.dtype=<f4',
+	'fault:v.dtype=>f4', 'fault:v.dtype=<f8',
+	'fault:v.dtype=>f8', 'fault:v.order=F',
+	'fault:v.version=2', 'fault:v.version=3',
+	'fault:v.shape=1xd', 'fault:v.encoding=base64')
 {
 	is( sql(qq{
 			SELECT section || '/' || item || ' ' || md5(hex(vector))
 			FROM hrflow_profile_vectors('acme', ARRAY['$fault'], '{"profile":1,"skills":1}')
 			ORDER BY section}),
-		join("\n", map { "$_/0 " . md5_hex(expected_hex(escape($fault), $_, 0)) } qw(profile skills)),
+		join("\n",
+			map { "$_/0 " . md5_hex(expected_hex(escape($fault), $_, 0)) } qw(profile skills)),
 		"vectors of $fault are the stand-in's, bit for bit");
 }
 
@@ -158,7 +171,7 @@ foreach my $format ('%.9g', '%.17g', '%.25e', '%.40f')
 {
 	my @floats = unpack('f<*', $api->vector('nurse-2', 'profile', 0));
 	my $json = '[' . join(', ', map { sprintf $format, $_ } @floats) . ']';
-	is(sql("SELECT md5(hex(hrflow_decode_vector('$json')))"),
+	is( sql("SELECT md5(hex(hrflow_decode_vector('$json')))"),
 		md5_hex(expected_hex('nurse-2', 'profile', 0)),
 		"JSON written with $format is read bit for bit");
 }
@@ -167,10 +180,16 @@ foreach my $format ('%.9g', '%.17g', '%.25e', '%.40f')
 # As many elements as PostgreSQL's own functions take
 #
 my $too_many = "{'descr': '|i1', 'fortran_order': False, 'shape': (134217728,)}";
-my (undef, undef, $refusal) = $node->psql('postgres', sprintf
-	q{SELECT cardinality(hrflow_decode_vector('\x%s'::bytea || convert_to(repeat('a', 134217728), 'UTF8')))},
+my (undef, undef, $refusal) = $node->psql(
+	'postgres',
+	sprintf
+	  q{SELECT cardinality(hrflow_decode_vector('\x%s'::bytea || convert_to(repeat('a', 134217728),
+		'UTF8')))},
 	unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $too_many) . $too_many));
-like($refusal, qr/invalid vector\nDETAIL:  It has too many elements/, 'an array that PostgreSQL could not take apart is not made');
+like(
+	$refusal,
+	qr/invalid vector\nDETAIL:  It has too many elements/,
+	'an array with more elements than PostgreSQL can handle is refused');
 
 #
 # What takes long can be interrupted
@@ -179,20 +198,29 @@ foreach my $case (
 	[ 'JSON', q{convert_to('[' || repeat('1e-46,', 5000000) || '1]', 'UTF8')} ],
 	map {
 		my $header = "{'descr': '|i1', 'fortran_order': $_, 'shape': (5000, 10000)}";
-		[ "NumPy's, fortran_order $_", sprintf(q{decode('%s', 'hex') || decode(repeat('00', 50000000), 'hex')},
-			unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $header) . $header)) ]
-	} 'True', 'False')
+		[   "NumPy's, fortran_order $_",
+			sprintf(q{decode('%s', 'hex') || decode(repeat('00', 50000000), 'hex')},
+				unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $header) . $header)) ]
+	} 'True',
+	'False')
 {
 	my ($name, $payload) = @$case;
 	my $decode = 'SELECT cardinality(hrflow_decode_vector(payload)) > 1000000 FROM long;';
 
 	sql("DROP TABLE IF EXISTS long; CREATE TABLE long AS SELECT $payload AS payload");
-	my (undef, $out, $err) = $node->psql('postgres', "\\timing on\n$decode\nSET statement_timeout = '20ms';\n" . "$decode\n" x 3,
+	my (undef, $out, $err) = $node->psql(
+		'postgres',
+		"\\timing on\n$decode\nSET statement_timeout = '20ms';\n" . "$decode\n" x 3,
 		on_error_stop => 0);
 	my ($all, undef, @times) = $out =~ /Time: ([\d.]+) ms/g;
 	my $interrupted = min(@times);
-	like("$out$err", qr/^t\n.*canceling statement due to statement timeout/s, "$name: a timeout is obeyed");
-	cmp_ok($interrupted, '<', $all / 2, sprintf 'at once (%d ms of %d)', $interrupted, $all);
+	like(
+		"$out$err",
+		qr/^t\n.*canceling statement due to statement timeout/s,
+		"$name: decoding obeys statement_timeout");
+	cmp_ok($interrupted, '<', $all / 2,
+		sprintf "$name: statement_timeout takes effect at once (%d ms of %d)",
+		$interrupted, $all);
 }
 
 #
@@ -200,36 +228,47 @@ foreach my $case (
 #
 $store->reset;
 sql(q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2,fault:v.status=403}')});
-sql(q{SELECT hrflow_fetch_vector(link) FROM hrflow_profile_embedding_links('acme', 'nurse-3', '{"profile":1}')});
+sql(q{SELECT hrflow_fetch_vector(link)
+	FROM hrflow_profile_embedding_links('acme', 'nurse-3', '{"profile":1}')}
+);
 my @received = $store->log;
-cmp_ok(scalar(@received), '>', 5, 'the store was asked');
-is_deeply([ sort keys %{ { map { lc($_) => 1 } map { keys %{ $_->{headers} } } @received } } ],
+cmp_ok(scalar(@received), '>', 5, 'the links are fetched from their host');
+is_deeply(
+	[ sort keys %{ { map { lc($_) => 1 } map { keys %{ $_->{headers} } } @received } } ],
 	[qw(accept accept-encoding host user-agent)],
-	"no header of HrFlow's and no cookie goes to a link's host");
-unlike(encode_json(\@received), qr/$Hrflow::StandIn::KEY|account\@example/,
-	'neither the key nor the account goes to it in any other way');
+	"a link's host receives neither headers of HrFlow's nor cookies");
+unlike(
+	encode_json(\@received),
+	qr/$Hrflow::StandIn::KEY|account\@example/,
+	"a link's host receives neither the key nor the account");
 
 #
 # Who may be a link's host
 #
 $api->reset;
 my $elsewhere = encode_base64url($api->base_url . '/auth');
-is(sql(qq{SELECT status, http_status FROM hrflow_profile_vectors('acme', '{fault:v.redirect=$elsewhere}', '{"profile":1}')}),
-	'invalid_reply|302', 'a redirect of a link is an error');
-is(scalar(grep { $_->{path} =~ /auth/ } $api->log), 0, 'and is not followed');
+is( sql(qq{SELECT status, http_status
+	FROM hrflow_profile_vectors('acme', '{fault:v.redirect=$elsewhere}', '{"profile":1}')}
+	),
+	'invalid_reply|302',
+	'a redirect of a link is an error');
+is(scalar(grep { $_->{path} =~ /auth/ } $api->log), 0, 'a redirect of a link is not followed');
 
-is( sql(join "\nUNION ALL\n", map {
-			"SELECT status FROM hrflow_fetch_vectors('{https://$_/x}')"
-		} sort keys %names),
+is( sql(join "\nUNION ALL\n",
+		map { "SELECT status FROM hrflow_fetch_vectors('{https://$_/x}')" } sort keys %names),
 	join("\n", ('link_refused') x @private),
 	'a public name that resolves to a private address is refused');
-like($node->error_of("SELECT hrflow_fetch_vector('https://private-0.s3.amazonaws.com/a?X-Amz-Signature=secret')"),
-	qr/^42501/, 'with 42501');
-is(sql(qq{
+like(
+	$node->error_of(
+		"SELECT hrflow_fetch_vector('https://private-0.s3.amazonaws.com/a?X-Amz-Signature=secret')"
+	),
+	qr/^42501/,
+	'with 42501');
+is( sql(qq{
 		SET hrflow_embed.link_hosts = 'private-3.s3.amazonaws.com';
 		SELECT status FROM hrflow_fetch_vectors('{https://private-3.s3.amazonaws.com/x}')}),
 	'connection_failed',
-	'unless link_hosts names that very host');
+	'a private address is connected to where link_hosts names that very host');
 like($node->error_of("SELECT hrflow_fetch_vector('https://example.com/a?X-Amz-Signature=secret')"),
 	qr/^42501/, 'a foreign host is refused with 42501');
 
@@ -239,11 +278,17 @@ like($node->error_of("SELECT hrflow_fetch_vector('https://example.com/a?X-Amz-Si
 $api->stop;
 $api = Hrflow::StandIn->new('--link-ttl' => 0);
 my $base_url = $api->base_url;
-like($node->error_of(qq{SET hrflow_embed.base_url = '$base_url';
-		SELECT hrflow_fetch_vector(link) FROM hrflow_profile_embedding_links('acme', 'nurse-3', '{"profile":1}')}),
-	qr/^58000: link to a vector has expired/, 'an expired link says so');
+like(
+	$node->error_of(
+		qq{SET hrflow_embed.base_url = '$base_url';
+		SELECT hrflow_fetch_vector(link)
+			FROM hrflow_profile_embedding_links('acme', 'nurse-3', '{"profile":1}')}
+	),
+	qr/^58000: link to a vector has expired/,
+	'an expired link is reported as expired');
 
-unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile),
+unlike(
+	PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/X-Amz-Signature=[0-9a-f]{8}/,
 	"no link's query is in the log");
 

@@ -3,7 +3,7 @@
 # no other address is, by whatever name or connection it may be reached.  No test
 # may go out to the Internet: the resolver's library plays public addresses.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Resolver;
 use Hrflow::Session;
@@ -38,30 +38,42 @@ my $node;
 	my %names = (%public, %private, $inside => '127.0.0.1');
 	my $resolver = Hrflow::Resolver->new((map { ("$_.store.example" => $names{$_}) } keys %names),
 		443 => $api->https);
-	$node = Hrflow::Node->new('public', $api,
-		max_attempts => 1, link_hosts => '*.store.example', ca_file => $api->ca);
+	$node = Hrflow::Node->new(
+		'public', $api,
+		max_attempts => 1,
+		link_hosts => '*.store.example',
+		ca_file => $api->ca);
 }
 my $has_ipv6 = socket(my $socket, AF_INET6, SOCK_STREAM, 0);
 my $session = Hrflow::Session->new($node);
 sub ask { return $session->ask("$_[0];") =~ s/\n?-- done\n.*//sr; }
 
 # The requests for vectors.
-sub fetched { return grep { $_->{path} =~ /hflw/ } $api->log; }
+sub fetched
+{
+	return grep { $_->{path} =~ /hflw/ } $api->log;
+}
 
-is(ask(q{SELECT section || ' ' || item || ' ' || status || ' ' || cardinality(vector)
-	FROM hrflow_profile_vectors('acme', '{nurse-1,missing-1,cook-1}', '{"profile": 1, "skills": 1}') ORDER BY ordinality, section}),
+is( ask(q{SELECT section || ' ' || item || ' ' || status || ' ' || cardinality(vector)
+	FROM hrflow_profile_vectors('acme', '{nurse-1,missing-1,cook-1}', '{"profile": 1, "skills": 1}')
+		ORDER BY ordinality, section}
+	),
 	"profile 0 ok 1024\nskills 0 ok 1024\n\nprofile 0 ok 1024\nskills 0 ok 1024",
 	'the vectors behind links to a public address are fetched');
 my @fetched = fetched();
-is(join(' ', map { $_->{listener} } @fetched), 'https https https https', 'over https');
-is(scalar(grep { exists $_->{headers}{'X-API-KEY'} } @fetched), 0, 'without the key');
+is( join(' ', map { $_->{listener} } @fetched),
+	'https https https https',
+	'the vectors are fetched over https');
+is(scalar(grep { exists $_->{headers}{'X-API-KEY'} } @fetched),
+	0, 'a request for a vector has no API key');
 
-my $link = ask(q{SELECT link FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}')});
-like($link, qr{^https://four\.store\.example/}, 'a link of such a host');
+my $link =
+  ask(q{SELECT link FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}')});
+like($link, qr{^https://four\.store\.example/}, 'a link to a public host is returned');
 $api->reset;
 ask("SELECT hrflow_fetch_vector('$link') FROM generate_series(1, 10)");
 my %connections = map { $_->{connection} => 1 } fetched();
-is(scalar(keys %connections), 1, 'is fetched ten times over one connection');
+is(scalar(keys %connections), 1, 'ten vectors of one host are fetched over one connection');
 
 foreach my $name (sort keys %public)
 {
@@ -69,26 +81,31 @@ foreach my $name (sort keys %public)
 	{
 		skip 'IPv6 is not to be had', 1 if $public{$name} =~ /:/ && !$has_ipv6;
 		is(ask("SELECT cardinality(hrflow_fetch_vector('" . ($link =~ s/four/$name/r) . "'))"),
-			'1024', "a host at $public{$name} is asked");
+			'1024', "a host at $public{$name} is connected to");
 	}
 }
 $api->reset;
 foreach my $name (sort keys %private)
 {
 	is(ask("SELECT status FROM hrflow_fetch_vectors('{" . ($link =~ s/four/$name/r) . "}')"),
-		'link_refused', "a host at $private{$name} is not");
+		'link_refused', "a host at $private{$name} is refused");
 }
-is(scalar(fetched()), 0, 'and nothing is sent to any');
+is(scalar(fetched()), 0, 'no request is sent to a private address');
 
 # A connection to a private address, made for who named the very host
 my $inner = $link =~ s/four/$inside/r;
 my $named = "SET hrflow_embed.link_hosts = '$inside.store.example'";
-is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"), '1024', 'a host that is named may be anywhere');
+is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"),
+	'1024', 'a host that link_hosts names may have a private address');
 $api->reset;
-like($session->ask("SET hrflow_embed.link_hosts = '*.store.example'; SELECT hrflow_fetch_vector('$inner');"),
-	qr/42501.*DETAIL:.*private address/s, 'its connection is not used for who did not name it');
-is(scalar(fetched()), 0, 'and nothing is sent over it');
-is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"), '1024', 'who names it still can');
+like(
+	$session->ask(
+		"SET hrflow_embed.link_hosts = '*.store.example'; SELECT hrflow_fetch_vector('$inner');"),
+	qr/42501.*DETAIL:.*private address/s,
+	'a connection to a private address is not used when a pattern allows the host');
+is(scalar(fetched()), 0, 'no request is sent over such a connection');
+is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"),
+	'1024', 'a host named by link_hosts can be used again');
 
 $session->finish;
 done_testing();

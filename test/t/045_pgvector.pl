@@ -1,7 +1,7 @@
 # Vectors go into pgvector's types as the README says, and its index answers the
 # documented query.  pgvector is packaged for PostgreSQL 17 and later only.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::StandIn;
 use PostgreSQL::Test::Utils ();
@@ -17,9 +17,8 @@ plan skip_all => 'pgvector is not to be had'
 
 sql('CREATE EXTENSION vector');
 
-foreach my $case (
-	[ 'vector', 1024, '', 'vector' ],
-	[ 'halfvec', 2048, '::halfvec(2048)', 'halfvec' ])
+foreach
+  my $case ([ 'vector', 1024, '', 'vector' ], [ 'halfvec', 2048, '::halfvec(2048)', 'halfvec' ])
 {
 	my ($type, $dimension, $cast, $ops) = @$case;
 	my $large = Hrflow::StandIn->new('--dim' => $dimension);
@@ -30,7 +29,8 @@ foreach my $case (
 		CREATE TABLE candidate_$type (profile_id text PRIMARY KEY, embedding $type($dimension));
 		INSERT INTO candidate_$type
 			SELECT profile_id, vector FROM hrflow_profile_vectors('acme',
-				(SELECT array_agg((ARRAY['nurse', 'welder', 'cook', 'teacher'])[i % 4 + 1] || '-' || i)
+				(SELECT array_agg((ARRAY['nurse', 'welder', 'cook', 'teacher'])[i % 4 + 1]
+					|| '-' || i)
 				 FROM generate_series(1, 400) i), '{"profile": 1}');
 		CREATE INDEX ON candidate_$type USING hnsw (embedding ${ops}_cosine_ops);
 		ANALYZE candidate_$type});
@@ -41,35 +41,50 @@ foreach my $case (
 	my $query = qq{
 		SELECT profile_id FROM candidate_$type
 		ORDER BY embedding <=> (
-			SELECT vector::$type($dimension) FROM hrflow_profile_vectors('acme', '{nurse-query}', '{"profile": 1}'))
+			SELECT vector::$type($dimension)
+				FROM hrflow_profile_vectors('acme', '{nurse-query}', '{"profile": 1}'))
 		LIMIT 10};
 	$large->reset;
-	my $plan = sql("SET hrflow_embed.base_url = '$base_url'; SET enable_seqscan = off; EXPLAIN (COSTS OFF) $query");
-	like($plan, qr/Index Scan using candidate_${type}_embedding_idx/, 'the index is used');
-	is(scalar($large->log), 0, 'and EXPLAIN asks for nothing');
+	my $plan = sql(
+		"SET hrflow_embed.base_url = '$base_url'; SET enable_seqscan = off;
+			EXPLAIN (COSTS OFF) $query"
+	);
+	like(
+		$plan,
+		qr/Index Scan using candidate_${type}_embedding_idx/,
+		"a query by $type($dimension) uses the index");
+	is(scalar($large->log), 0, "EXPLAIN of a query by $type($dimension) sends no request");
 	note($plan);
-	my @best = split /\n/, sql("SET hrflow_embed.base_url = '$base_url'; SET enable_seqscan = off; $query");
-	is(scalar(grep { /^nurse-/ } @best), 10, 'the ten nearest to a nurse are nurses');
-	is(scalar(grep { $_->{path} =~ /embedding$/ } $large->log), 1, 'which took one request');
+	my @best = split /\n/,
+	  sql("SET hrflow_embed.base_url = '$base_url'; SET enable_seqscan = off; $query");
+	is(scalar(grep { /^nurse-/ } @best), 10, "the ten $type rows nearest to a nurse are nurses");
+	is(scalar(grep { $_->{path} =~ /embedding$/ } $large->log),
+		1, "the query vector of $type($dimension) takes one request");
 }
 
 # An index of halves over a column of reals, for more than 2,000 dimensions
 sql(q{
 	CREATE TABLE large (embedding vector(2048));
-	INSERT INTO large SELECT array_agg(sin(i * j)::real) FROM generate_series(1, 2048) i, generate_series(1, 20) j GROUP BY j;
+	INSERT INTO large SELECT array_agg(sin(i * j)::real)
+		FROM generate_series(1, 2048) i, generate_series(1, 20) j GROUP BY j;
 	CREATE INDEX ON large USING hnsw ((embedding::halfvec(2048)) halfvec_cosine_ops);
 	ANALYZE large});
-like(sql(q{SET enable_seqscan = off; EXPLAIN (COSTS OFF) SELECT * FROM large
-		ORDER BY embedding::halfvec(2048) <=> (SELECT array_agg(cos(i))::real[]::halfvec(2048) FROM generate_series(1, 2048) i) LIMIT 3}),
-	qr/Index Scan using large_embedding_idx/, '2,048 dimensions of a vector column are indexed as halves');
+like(
+	sql(q{SET enable_seqscan = off; EXPLAIN (COSTS OFF) SELECT * FROM large
+		ORDER BY embedding::halfvec(2048) <=> (SELECT array_agg(cos(i))::real[]::halfvec(2048)
+			FROM generate_series(1, 2048) i) LIMIT 3}
+	),
+	qr/Index Scan using large_embedding_idx/,
+	'a vector column of 2,048 dimensions is indexed as halfvec');
 
 # Similarities agree
-is(sql(q{
+is( sql(q{
 	SELECT count(*) FROM (
 		SELECT 1 - (a.embedding <=> b.embedding) AS theirs,
 			hrflow_cosine_similarity(a.embedding::real[], b.embedding::real[]) AS ours
 		FROM candidate_vector a, candidate_vector b LIMIT 10000) s
 	WHERE abs(theirs - ours) > 1e-6}),
-	'0', "hrflow_cosine_similarity() agrees with pgvector's distance");
+	'0',
+	"hrflow_cosine_similarity() agrees with pgvector's distance");
 
 done_testing();

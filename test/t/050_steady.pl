@@ -2,7 +2,7 @@
 # ones, some out of time and some in savepoints rolled back, it has the same
 # sockets and the same memory, and good calls share one connection.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
@@ -10,8 +10,11 @@ use List::Util qw(max);
 use Test::More;
 
 my $api = Hrflow::StandIn->new;
-my $node = Hrflow::Node->new('steady', $api,
-	max_attempts => 1, max_response_size => '64kB', link_hosts => '127.0.0.1');
+my $node = Hrflow::Node->new(
+	'steady', $api,
+	max_attempts => 1,
+	max_response_size => '64kB',
+	link_hosts => '127.0.0.1');
 
 my $session = Hrflow::Session->new($node);
 
@@ -20,14 +23,16 @@ sub sql { return $session->ask("$_[0];") =~ s/\n?-- done\n.*//sr; }
 sql(q{
 	CREATE PROCEDURE call_mixed(calls int) LANGUAGE plpgsql AS $$
 	DECLARE
-		ids text[] := '{nurse-1,missing-1,fault:status=500,nurse-2,fault:reset,fault:truncated,nurse-3,fault:big=100000,fault:break=20,nurse-4}';
+		ids text[] := ARRAY['nurse-1', 'missing-1', 'fault:status=500', 'nurse-2', 'fault:reset',
+			'fault:truncated', 'nurse-3', 'fault:big=100000', 'fault:break=20', 'nurse-4'];
 	BEGIN
 		FOR i IN 1 .. calls LOOP
 			BEGIN	-- a savepoint
 				IF i % 50 = 0 THEN
 					PERFORM count(*) FROM hrflow_profile_vectors('acme', ids);
 				ELSIF i % 7 = 0 THEN
-					PERFORM hrflow_profile_embedding_links('acme', ids[i % 10 + 1], '{"profile": 1}');
+					PERFORM hrflow_profile_embedding_links('acme', ids[i % 10 + 1],
+						'{"profile": 1}');
 				ELSE
 					PERFORM hrflow_profile_embedding('acme', ids[i % 10 + 1], '{"profile": 1}');
 				END IF;
@@ -54,7 +59,8 @@ sql(q{
 
 sub state
 {
-	my @state = split /\|/, sql(q{
+	my @state = split /\|/, sql(
+		q{
 		SELECT (SELECT sum(total_bytes) FROM pg_backend_memory_contexts),
 			substring(pg_read_file('/proc/self/status') FROM 'RssAnon:\s+(\d+)')});
 	return { sockets => $session->sockets, contexts => $state[0], rss => $state[1] };
@@ -89,24 +95,34 @@ SKIP:
 
 	# A batch of ten profiles keeps at most some three dozen connections, sooner
 	# or later.
-	cmp_ok($after->{sockets}, '<=', max($before->{sockets} + 5, 40),
-		'as many sockets are open as before, but for the few that a batch keeps');
-	cmp_ok($after->{contexts}, '<=', $before->{contexts} + 65536,
-		"PostgreSQL's memory has not grown");
+	cmp_ok(
+		$after->{sockets}, '<=',
+		max($before->{sockets} + 5, 40),
+		'no more sockets are open than before, apart from those a batch keeps');
+	cmp_ok(
+		$after->{contexts}, '<=',
+		$before->{contexts} + 65536,
+		"PostgreSQL's memory contexts have not grown");
 	SKIP:
 	{
 		# AddressSanitizer keeps what is freed, and has a shadow for it.
 		skip 'the process is instrumented', 1 if $ENV{HRFLOW_INSTRUMENT};
-		cmp_ok($after->{rss}, '<=', $before->{rss} + 1024,
-			'nor the process (1 MB is the allocator\'s)');
+		cmp_ok(
+			$after->{rss}, '<=',
+			$before->{rss} + 1024,
+			"the process has not grown by more than the allocator's 1 MB");
 	}
 	note("$_: $before->{$_} $after->{$_}") foreach sort keys %$before;
 
 	$api->reset;
-	sql(q{SELECT count(hrflow_profile_embedding('acme', 'nurse-' || i, '{"profile": 1}')) FROM generate_series(1, 2000) i});
-	sql(q{SELECT count(hrflow_profile_embedding('acme', 'nurse-' || i, '{"profile": 1}')) FROM generate_series(1, 10) i});
+	sql(q{SELECT count(hrflow_profile_embedding('acme', 'nurse-' || i, '{"profile": 1}'))
+		FROM generate_series(1, 2000) i}
+	);
+	sql(q{SELECT count(hrflow_profile_embedding('acme', 'nurse-' || i, '{"profile": 1}'))
+		FROM generate_series(1, 10) i}
+	);
 	my %connections = map { $_->{connection} => 1 } $api->log;
-	is(scalar(keys %connections), 1, '2,010 good calls share one connection');
+	is(scalar(keys %connections), 1, '2,010 successful calls share one connection');
 }
 $session->finish;
 

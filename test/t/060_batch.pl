@@ -3,12 +3,12 @@
 # stop a batch; and that what is counted is what was sent.  SQL does not see what
 # is sent, nor other backends.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
-use IPC::Run ();
-use POSIX ();
+use IPC::Run                ();
+use POSIX                   ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
@@ -16,8 +16,7 @@ use Time::HiRes qw(time);
 # A limit is of a key: those that a test is about have keys of their own.
 my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 3);
 my $api = Hrflow::StandIn->new('--latency' => 5, map { ('--key' => $_) } @keys);
-my $node = Hrflow::Node->new('batch', $api,
-	shared_preload_libraries => 'hrflow_embed');
+my $node = Hrflow::Node->new('batch', $api, shared_preload_libraries => 'hrflow_embed');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
@@ -31,7 +30,9 @@ sub ids
 sub batch
 {
 	my ($ids) = @_;
-	return "SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme', $ids, '{\"profile\": 1}') GROUP BY status ORDER BY 1;\n";
+	return qq{SELECT status || ' ' || count(*)
+		FROM hrflow_profile_embeddings('acme', $ids, '{"profile": 1}')
+		GROUP BY status ORDER BY 1;\n};
 }
 
 #
@@ -41,12 +42,18 @@ foreach my $limit (1, 7, 64)
 {
 	$api->reset;
 	is(sql("SET hrflow_embed.max_concurrency = $limit;" . batch(ids(300))),
-		'ok 300', "a batch with $limit in flight");
+		'ok 300', "a batch with $limit requests in flight succeeds");
 	my $stats = $api->stats;
-	cmp_ok($stats->{max_in_flight}, '<=', $limit, "has no more than $limit");
-	cmp_ok($stats->{max_in_flight}, '>=', $limit * 0.8, 'nor much less');
-	cmp_ok($stats->{connections_opened}, '<=', $limit + 1,    # one is ours
-		"over $limit connections");
+	cmp_ok($stats->{max_in_flight},
+		'<=', $limit, "a batch has no more than $limit requests in flight");
+	cmp_ok(
+		$stats->{max_in_flight},
+		'>=',
+		$limit * 0.8,
+		"a batch has nearly $limit requests in flight");
+	cmp_ok(
+		$stats->{connections_opened}, '<=', $limit + 1,    # one is ours
+		"a batch with $limit requests in flight opens no more connections");
 }
 
 $api->reset;
@@ -58,34 +65,44 @@ cmp_ok(scalar(keys %connections), '<=', 32,
 # Requests go out in the order of the input
 $api->reset;
 sql('SET hrflow_embed.max_concurrency = 1;' . batch(ids(50)));
-is(join(' ', map { $_->{query} =~ /profile_id=(\w+)/ } $api->log),
-	join(' ', map { "p$_" } 1 .. 50), 'requests go out in the order of the elements');
+is( join(' ', map { $_->{query} =~ /profile_id=(\w+)/ } $api->log),
+	join(' ', map { "p$_" } 1 .. 50),
+	'requests go out in the order of the elements');
 
 # A function in FROM runs to its end, as the README warns
 foreach my $case (
 	[ 'LIMIT', 'SELECT profile_id FROM all_of_them LIMIT 1;' ],
-	[ 'closing a cursor', 'BEGIN; DECLARE c CURSOR FOR SELECT profile_id FROM all_of_them; FETCH 1 FROM c; CLOSE c; COMMIT;' ])
+	[   'closing a cursor',
+		'BEGIN; DECLARE c CURSOR FOR SELECT profile_id FROM all_of_them;
+		FETCH 1 FROM c; CLOSE c; COMMIT;'
+	])
 {
 	my ($name, $sql) = @$case;
 	my $all = "hrflow_profile_embeddings('acme', " . ids(20) . q{, '{"profile": 1}')};
 	$api->reset;
-	like(sql('SET hrflow_embed.max_concurrency = 1; ' . $sql =~ s/all_of_them/$all/r), qr/^p\d+$/, "with $name there is one row");
-	is(scalar($api->log), 20, 'but all are asked for');
+	like(sql('SET hrflow_embed.max_concurrency = 1; ' . $sql =~ s/all_of_them/$all/r),
+		qr/^p\d+$/, "with $name one row is returned");
+	is(scalar($api->log), 20, "with $name all elements are requested all the same");
 }
 
 #
 # Time
 #
 my $began = time;
-is(sql("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '700ms'; SET hrflow_embed.max_concurrency = 2;"
-		. batch(ids(20, 'fault:latency=100,id='))),
-	'ok 20', 'request_timeout does not count how long a request waits until others are done');
-cmp_ok(time - $began, '>', 1, 'though that is longer');
+is( sql("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '700ms';
+	SET hrflow_embed.max_concurrency = 2;"
+		  . batch(ids(20, 'fault:latency=100,id='))),
+	'ok 20',
+	'request_timeout does not count the time before a request is sent');
+cmp_ok(time - $began, '>', 1, 'a batch may take longer than request_timeout');
 $began = time;
-is(sql("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '700ms'; SET hrflow_embed.api_key = '$keys[1]';"
-		. 'SET hrflow_embed.max_requests_per_minute = 600;' . batch(ids(20))),
-	'ok 20', 'nor for its turn within the rate');
-cmp_ok(time - $began, '>', 0.9, 'though that is longer');
+is( sql("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '700ms';
+	SET hrflow_embed.api_key = '$keys[1]';"
+		  . 'SET hrflow_embed.max_requests_per_minute = 600;'
+		  . batch(ids(20))),
+	'ok 20',
+	'request_timeout does not count the time spent waiting for the rate limit');
+cmp_ok(time - $began, '>', 0.9, 'a batch limited by its rate may take longer than request_timeout');
 
 #
 # Certificates.  OpenSSL 3 takes 21 ms to parse those of Debian
@@ -93,10 +110,12 @@ cmp_ok(time - $began, '>', 0.9, 'though that is longer');
 SKIP:
 {
 	my $system = '/etc/ssl/certs/ca-certificates.crt';
-	skip 'there is no bundle of certificates, or no /proc', 3 unless -r $system && -r "/proc/$$/stat";
+	skip 'there is no bundle of certificates, or no /proc', 3
+	  unless -r $system && -r "/proc/$$/stat";
 
 	my $bundle = $api->dir . '/bundle.pem';
-	PostgreSQL::Test::Utils::append_to_file($bundle, PostgreSQL::Test::Utils::slurp_file($_)) foreach $system, $api->ca;
+	PostgreSQL::Test::Utils::append_to_file($bundle, PostgreSQL::Test::Utils::slurp_file($_))
+	  foreach $system, $api->ca;
 	my $session = Hrflow::Session->new($node);
 	my $cpu = sub {
 		my $stat = PostgreSQL::Test::Utils::slurp_file('/proc/' . $session->pid . '/stat');
@@ -104,14 +123,22 @@ SKIP:
 		return ($user + $kernel) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
 	};
 
-	$session->ask("SET hrflow_embed.base_url = '" . $api->base_url('https') . "'; SET hrflow_embed.ca_file = '$bundle';");
+	$session->ask("SET hrflow_embed.base_url = '"
+		  . $api->base_url('https')
+		  . "'; SET hrflow_embed.ca_file = '$bundle';");
 	$api->reset;
 	my $before = $cpu->();
-	is($session->ask(batch(ids(32, 'fault:latency=200,id='))), "ok 32\n-- done\n", 'a batch in TLS, over HTTP/1.1');
+	is( $session->ask(batch(ids(32, 'fault:latency=200,id='))),
+		"ok 32\n-- done\n",
+		'a batch over TLS with HTTP/1.1 succeeds');
 	my $spent = $cpu->() - $before;
 	my %connections = map { $_->{connection} => 1 } $api->log;
-	cmp_ok(scalar(keys %connections), '>=', 25, 'has that many connections');
-	cmp_ok($spent, '<', 0.35, sprintf 'and reads the certificates once, not for each (%d ms)', $spent * 1000);
+	cmp_ok(scalar(keys %connections),
+		'>=', 25, 'a batch over TLS with HTTP/1.1 has many connections');
+	cmp_ok(
+		$spent, '<', 0.35,
+		sprintf 'a batch over TLS reads the certificates once, not for each connection (%d ms)',
+		$spent * 1000);
 	$session->finish;
 }
 
@@ -131,10 +158,18 @@ SKIP:
 	{
 		$port = PostgreSQL::Test::Cluster::get_free_port();
 		$proxy = IPC::Run::start(
-			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http, '--conf=/dev/null',
-				'--workers=1', '--no-ocsp', '--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
-				'--backend-connections-per-host=64', "$dir/server.key", "$dir/server.pem" ],
-			'<', \'', '>', \$proxy_out, '2>', \$proxy_err);
+			[   $nghttpx, "-f127.0.0.1,$port",
+				'-b127.0.0.1,' . $api->http, '--conf=/dev/null',
+				'--workers=1', '--no-ocsp',
+				'--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64', "$dir/server.key",
+				"$dir/server.pem" ],
+			'<',
+			\'',
+			'>',
+			\$proxy_out,
+			'2>',
+			\$proxy_err);
 		my $until = time + 10;
 		my $listens;
 		until ($listens || time > $until)
@@ -154,18 +189,24 @@ SKIP:
 	$session->ask($trust . batch(ids(1)));
 	my $sockets = $session->sockets;
 	$api->reset;
-	is($session->ask("$settings SELECT hrflow_embed_stats_reset();" . batch(ids(500)) . batch(ids(500, 'q'))
-			. 'SELECT connections_opened FROM hrflow_embed_stats;'),
-		"\nok 500\nok 500\n1\n-- done\n", 'HTTP/2 carries two batches over one connection');
-	is($session->sockets, $sockets + 1, 'which is one socket');
-	cmp_ok($api->stats->{max_in_flight}, '>=', 25, 'with as many requests in flight');
-	cmp_ok($api->stats->{max_in_flight}, '<=', 32, 'and no more');
+	is( $session->ask(
+				"$settings SELECT hrflow_embed_stats_reset();"
+			  . batch(ids(500))
+			  . batch(ids(500, 'q'))
+			  . 'SELECT connections_opened FROM hrflow_embed_stats;'),
+		"\nok 500\nok 500\n1\n-- done\n",
+		'HTTP/2 carries two batches over one connection');
+	is($session->sockets, $sockets + 1, 'two batches over HTTP/2 open one socket');
+	cmp_ok($api->stats->{max_in_flight},
+		'>=', 25, 'HTTP/2 carries many requests at once over one connection');
+	cmp_ok($api->stats->{max_in_flight},
+		'<=', 32, 'HTTP/2 carries no more requests at once than max_concurrency');
 	$session->finish;
-	is(sql($settings . batch(q{'{a,fault:reset,b,fault:status=500,fault:silent}'})
-			=~ s/^/SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '500ms';/r),
-		"connection_failed 1\nhttp_error 1\nok 2\ntimeout 1"
-		  =~ s/connection_failed 1\nhttp_error 1/http_error 2/r,
-		'one stream that fails leaves the others alone');    # nghttpx makes a 502 of a reset
+	is( sql($settings . batch(q{'{a,fault:reset,b,fault:status=500,fault:silent}'}) =~
+			  s/^/SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '500ms';/r),
+		"connection_failed 1\nhttp_error 1\nok 2\ntimeout 1" =~
+		  s/connection_failed 1\nhttp_error 1/http_error 2/r,
+		'one HTTP/2 stream that fails leaves the others alone');    # nghttpx makes a 502 of a reset
 	$proxy->signal('TERM');
 	$proxy->finish;
 }
@@ -187,32 +228,42 @@ my %kinds = (
 my @kinds = sort keys %kinds;
 my $values = join(', ', map { "('$kinds[$_]', '$kinds{$kinds[$_]}', $_)" } 0 .. $#kinds);
 
-is(sql(qq{
+is( sql(qq{
 	SET hrflow_embed.request_timeout = '1s';
 	SET hrflow_embed.max_attempts = 3;
 	CREATE TABLE asked AS
-		SELECT i, coalesce(fault || ',id=' || i, 'p' || i) AS id, coalesce(expected, 'ok') AS expected
+		SELECT i, coalesce(fault || ',id=' || i, 'p' || i) AS id,
+			coalesce(expected, 'ok') AS expected
 		FROM generate_series(1, 2000) i
 		LEFT JOIN (VALUES $values) f(fault, expected, n) ON i % 20 = 0 AND i / 20 % 10 = n;
 	SELECT count(*) || ' rows, ' || count(DISTINCT ordinality) || ' elements, '
 		|| count(*) FILTER (WHERE e.status <> a.expected) || ' wrong, '
 		|| count(*) FILTER (WHERE e.status <> 'ok') || ' failed, '
-		|| count(*) FILTER (WHERE e.status = 'ok' AND coalesce(strpos(e.data->>'profile', '/profiles/' || a.in_link || '/'), 0) = 0) || ' with wrong data'
-	FROM hrflow_profile_embeddings('acme', (SELECT array_agg(id ORDER BY i) FROM asked), '{"profile": 1}') e
-	JOIN (SELECT *, replace(replace(replace(id, ':', '%3A'), '=', '%3D'), ',', '%2C') AS in_link FROM asked) a ON a.i = e.ordinality}),
+		|| count(*)
+			FILTER (WHERE e.status = 'ok'
+			AND coalesce(strpos(e.data->>'profile', '/profiles/' || a.in_link || '/'), 0) = 0)
+			|| ' with wrong data'
+	FROM hrflow_profile_embeddings('acme', (SELECT array_agg(id ORDER BY i) FROM asked),
+		'{"profile": 1}') e
+	JOIN (SELECT *, replace(replace(replace(id, ':', '%3A'), '=', '%3D'), ',', '%2C') AS in_link
+		FROM asked) a ON a.i = e.ordinality}
+	),
 	'2000 rows, 2000 elements, 0 wrong, 50 failed, 0 with wrong data',
 	'when five in a hundred fail, each element has its row, its right status and its own data');
 
 # One that waits for another try
 $api->reset;
-is(sql('SET hrflow_embed.max_attempts = 2;' . batch(q{array_cat('{"fault:status=503,retry_after=2"}'::text[], } . ids(500) . ')')),
-	"http_error 1\nok 500", 'one that fails all its tries has its row');
+is( sql('SET hrflow_embed.max_attempts = 2;'
+		  . batch(q{array_cat('{"fault:status=503,retry_after=2"}'::text[], } . ids(500) . ')')),
+	"http_error 1\nok 500",
+	'an element whose attempts all fail has its row');
 {
 	my @tries = map { $_->{ms} } grep { $_->{status} == 503 } $api->log;
 	my ($last) = sort { $b <=> $a } map { $_->{ms} } grep { $_->{status} == 200 } $api->log;
-	is(scalar(@tries), 2, 'it is tried twice');
-	cmp_ok($tries[1] - $tries[0], '>=', 1900, 'after the time that the server asked for');
-	cmp_ok($last - $tries[0], '<', 1500, 'for which the others do not wait');
+	is(scalar(@tries), 2, 'an element that fails is requested twice where max_attempts is 2');
+	cmp_ok($tries[1] - $tries[0], '>=', 1900,
+		'a retry waits for the time that Retry-After demands');
+	cmp_ok($last - $tries[0], '<', 1500, 'other elements do not wait for a retry');
 }
 
 #
@@ -227,88 +278,114 @@ sub refusal
 	return ($error, scalar($api->log));
 }
 
-my ($error, $sent) = refusal(ids(1000),
-	"SET hrflow_embed.api_key = 'askr_ffffffffffffffffffffffffffffffff';");
-is($error, '28000', 'a refused key is raised');
-cmp_ok($sent, '<=', 32, 'after no more requests than may be in flight');
+my ($error, $sent) =
+  refusal(ids(1000), "SET hrflow_embed.api_key = 'askr_ffffffffffffffffffffffffffffffff';");
+is($error, '28000', 'a refused key raises an error');
+cmp_ok($sent, '<=', 32, 'after a refused key no more requests are sent than may be in flight');
 
-($error, $sent) = refusal(q{array_cat('{fault:silent}'::text[], } . ids(1000) . ')',
-	q{SET hrflow_embed.request_timeout = '300ms'; SET hrflow_embed.max_attempts = 1; SET hrflow_embed.api_key = 'x';});
-is($error, '28000', 'a refusal is raised when what is in flight has come home');
+($error, $sent) = refusal(
+	q{array_cat('{fault:silent}'::text[], } . ids(1000) . ')',
+	q{SET hrflow_embed.request_timeout = '300ms'; SET hrflow_embed.max_attempts = 1;
+		SET hrflow_embed.api_key = 'x';}
+);
+is($error, '28000', 'a refusal is raised once the requests in flight are finished');
 
 $api->reset;
-is($node->error_of(batch(ids(1000)) =~ s/'acme'/'unknown'/r) =~ s/:.*//r, '22023',
-	'a mistyped source is raised');
-cmp_ok(scalar($api->log), '<=', 32, 'at once');
+is($node->error_of(batch(ids(1000)) =~ s/'acme'/'unknown'/r) =~ s/:.*//r,
+	'22023', 'an unknown source raises an error');
+cmp_ok(scalar($api->log), '<=', 32,
+	'an unknown source stops the batch within the requests in flight');
 
 my ($out, $err);
 {
 	my $quota = Hrflow::StandIn->new('--quota' => 1000);
 	my $base_url = $quota->base_url;
 
-	$node->psql('postgres', "SET hrflow_embed.base_url = '$base_url';" . batch(ids(3000)),
-		stdout => \$out, stderr => \$err);
-	is($out, "ok 1000\nover_quota 2000", 'a quota that ends at the thousandth keeps the thousand');
-	like($err, qr/WARNING:  batch was not finished: HrFlow account is over its quota/,
-		'and warns');
-	cmp_ok(scalar($quota->log), '<=', 1064, 'hardly more are sent than were in flight');
+	$node->psql(
+		'postgres', "SET hrflow_embed.base_url = '$base_url';" . batch(ids(3000)),
+		stdout => \$out,
+		stderr => \$err);
+	is( $out,
+		"ok 1000\nover_quota 2000",
+		'a quota that ends at the thousandth request keeps a thousand results');
+	like(
+		$err,
+		qr/WARNING:  batch was not finished: HrFlow account is over its quota/,
+		'a quota that ends within a batch gives a warning');
+	cmp_ok(scalar($quota->log), '<=', 1064,
+		'after the quota has ended hardly any more requests are sent');
 }
 
-is(sql('SET hrflow_embed.max_concurrency = 4;' . batch(q{array_cat('{fault:status=403}'::text[], } . ids(100) . ')')),
-	"ok 100\nunauthorized 1", 'a single 403 stops nothing');
+is( sql('SET hrflow_embed.max_concurrency = 4;'
+		  . batch(q{array_cat('{fault:status=403}'::text[], } . ids(100) . ')')),
+	"ok 100\nunauthorized 1",
+	'a single 403 does not stop a batch');
 
 $began = time;
-is(sql(q{SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 8;}
-	  . batch(q{array_cat(} . ids(100) . q{, '{fault:silent,"fault:silent,id=2"}')})),
-	"ok 100\ntimeout 2", 'batch_timeout keeps what is had');
-cmp_ok(time - $began, '<', 2, 'and is kept');
+is( sql(q{SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 8;}
+		  . batch(q{array_cat(} . ids(100) . q{, '{fault:silent,"fault:silent,id=2"}')})),
+	"ok 100\ntimeout 2",
+	'batch_timeout keeps the results that have arrived');
+cmp_ok(time - $began, '<', 2, 'batch_timeout is obeyed');
 
 #
 # 429 pauses all who use the key
 #
 $api->reset;
-my $other;
 {
 	my @psql = ('psql', '-XAtq', '-d', $node->connstr('postgres'), '-c');
-	my $first = IPC::Run::start(
-		[ @psql, batch(q{'{"fault:first=1,status=429,retry_after=2,id=pause"}'}) ],
+	my $first =
+	  IPC::Run::start([ @psql, batch(q{'{"fault:first=1,status=429,retry_after=2,id=pause"}'}) ],
 		'>', \my $first_out);
 	$api->wait_until(sub { ($_[0]{by_status}{429} // 0) > 0 });
 	$began = time;
-	$other = sql(batch(ids(20)));
-	is($other, 'ok 20', 'another backend waits for the pause to end');
-	cmp_ok(time - $began, '>', 1, 'as long as Retry-After says');
+	is(sql(batch(ids(20))), 'ok 20', 'another backend succeeds after the pause demanded by a 429');
+	cmp_ok(time - $began, '>', 1, 'another backend waits as long as Retry-After demands');
 	$first->finish;
-	is($first_out, "ok 1\n", 'as does the one that met it');
+	is($first_out, "ok 1\n", 'the request that was answered 429 succeeds after the pause');
 }
 my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
 cmp_ok(scalar(grep { $_->{ms} > $log[0]{ms} + 5 && $_->{ms} < $log[0]{ms} + 1900 } @log),
-	'==', 0, 'nothing is sent in the pause');
+	'==', 0, 'no request is sent during the pause');
 
 #
 # Two limits at once
 #
 $api->reset;
 my $limit = 'SET hrflow_embed.max_requests_per_minute = ';
-is(sql("SET hrflow_embed.api_key = '$keys[$_->[0]]'; $_->[1]" . batch(ids($_->[2], "limit$_->[2]-"))), "ok $_->[2]", $_->[3])
+is( sql("SET hrflow_embed.api_key = '$keys[$_->[0]]'; $_->[1]"
+		  . batch(ids($_->[2], "limit$_->[2]-"))),
+	"ok $_->[2]",
+	$_->[3])
   foreach (
-	[ 2, "${limit}60;", 1, 'one backend has a request a second' ],
-	[ 2, "${limit}6000;", 2, 'one has a hundred, with the same key' ],
-	[ 2, '', 1, 'one has no limit' ],
-	[ 3, "${limit}6000;", 20, 'one has a hundred, with another key' ]);
-my @by_key = map { my $key = $_; [ sort { $a <=> $b } map { $_->{ms} } grep { $_->{headers}{'X-API-KEY'} eq $key } $api->log ] } @keys[ 2, 3 ];
+	[ 2, "${limit}60;", 1, 'a backend with a limit of one request a second gets its row' ],
+	[   2, "${limit}6000;",
+		2, 'a backend with a limit of a hundred a second and the same key gets its rows' ],
+	[ 2, '', 1, 'a backend without a limit and the same key gets its row' ],
+	[   3, "${limit}6000;",
+		20, 'a backend with a limit of a hundred a second and another key gets its rows' ]);
+my @by_key = map {
+	my $key = $_;
+	[ sort { $a <=> $b } map { $_->{ms} } grep { $_->{headers}{'X-API-KEY'} eq $key } $api->log ]
+} @keys[ 2, 3 ];
 my @held = @{ $by_key[0] };
-is(scalar(grep { $held[$_] - $held[ $_ - 1 ] > 900 } 1 .. $#held), 3, 'the lowest limit holds for all with the key');
-cmp_ok($by_key[1][-1] - $by_key[1][0], '<', 1000, 'and not for another');
+is(scalar(grep { $held[$_] - $held[ $_ - 1 ] > 900 } 1 .. $#held),
+	3, 'the lowest rate limit applies to every backend with the key');
+cmp_ok($by_key[1][-1] - $by_key[1][0], '<', 1000, 'a rate limit does not apply to another key');
 
 #
 # What is counted
 #
 {
-	my $ten = q{array_cat('{"fault:first=1,status=429,retry_after=1,id=counted"}'::text[], } . ids(9) . ')';
+	my $ten =
+	  q{array_cat('{"fault:first=1,status=429,retry_after=1,id=counted"}'::text[], } . ids(9) . ')';
 	$api->reset;
-	my @lines = split /\n/, sql('SELECT hrflow_embed_stats_reset(); SELECT clock_timestamp() AS began \gset' . "\n" . batch($ten) . batch($ten)
-		. q{SELECT calls, requests, retries, rate_limits, bytes_received, connections_opened, connections_reused, rows_by_status FROM hrflow_embed_stats;
+	my @lines = split /\n/, sql(
+			'SELECT hrflow_embed_stats_reset(); SELECT clock_timestamp() AS began \gset' . "\n"
+		  . batch($ten)
+		  . batch($ten)
+		  . q{SELECT calls, requests, retries, rate_limits, bytes_received, connections_opened,
+			connections_reused, rows_by_status FROM hrflow_embed_stats;
 			SELECT extract(epoch FROM clock_timestamp() - :'began');
 			SELECT wait_seconds FROM hrflow_embed_stats});
 	my ($seconds, $waited) = @lines[ -2, -1 ];
@@ -316,10 +393,14 @@ cmp_ok($by_key[1][-1] - $by_key[1][0], '<', 1000, 'and not for another');
 	my %connections = map { $_->{connection} => 1 } $api->log;
 	my $opened = keys %connections;
 	my $reused = $stats->{requests} - $opened;
-	is($lines[-3], "2|21|1|1|$stats->{bytes_sent}|$opened|$reused|" . '{"ok": 20}', 'statistics are what the API has of it');
-	is("$stats->{requests} $stats->{by_status}{429} " . scalar($api->log), '21 1 21', 'which is two batches of ten, and another try');
-	cmp_ok($waited, '>=', 0.9, 'the pause that a 429 asked for was waited for');
-	cmp_ok($waited, '<=', $seconds, 'and no longer than all took');
+	is( $lines[-3],
+		"2|21|1|1|$stats->{bytes_sent}|$opened|$reused|" . '{"ok": 20}',
+		'the statistics agree with the log of the API');
+	is( "$stats->{requests} $stats->{by_status}{429} " . scalar($api->log),
+		'21 1 21',
+		'two batches of ten with one retry send 21 requests');
+	cmp_ok($waited, '>=', 0.9, 'wait_seconds counts the pause demanded by a 429');
+	cmp_ok($waited, '<=', $seconds, 'wait_seconds is no more than the statements took');
 }
 
 #
@@ -336,8 +417,8 @@ my @running = map {
 } 1 .. 4;
 $_->finish foreach @running;
 my $took = time - $began;
-cmp_ok($took, '>', 2.5, '80 requests at 20 a second take 3 s beyond the first second\'s');
-cmp_ok($took, '<', 4.5, 'and not much more');
+cmp_ok($took, '>', 2.5, 'four backends share a rate of 20 requests a second');
+cmp_ok($took, '<', 4.5, 'four backends make use of the whole rate');
 my @ms = sort { $a <=> $b } map { $_->{ms} } $api->log;
 my $most = 0;
 foreach my $i (0 .. $#ms)
@@ -345,36 +426,54 @@ foreach my $i (0 .. $#ms)
 	my $n = grep { $_ >= $ms[$i] && $_ < $ms[$i] + 1000 } @ms;
 	$most = $n if $n > $most;
 }
-cmp_ok($most, '<=', 42, 'no second has more than its own and one that was saved');
+cmp_ok($most, '<=', 42, "no second has more requests than its own and one second's savings");
 
 # It is a key's at an origin, however that is written
 my $origin = $api->base_url =~ s{127.0.0.1}{localhost}r;
 my $spelled = $origin =~ s{http://localhost(:\d+)/v1}{HTTP://LocalHost$1/v1/}r;
 my $ask = "SELECT status FROM hrflow_profile_embeddings('acme', '{one}');";
-is(sql("SET hrflow_embed.max_requests_per_minute = 60; SET hrflow_embed.batch_timeout = '300ms';
+is( sql("SET hrflow_embed.max_requests_per_minute = 60; SET hrflow_embed.batch_timeout = '300ms';
 	SET hrflow_embed.base_url = '$origin'; $ask SET hrflow_embed.base_url = '$spelled'; $ask"),
-	"ok\ntimeout", 'a turn taken at an origin is taken however that is written');
+	"ok\ntimeout",
+	'the rate limit of an origin does not depend on how base_url is written');
 
 # What is sent again is, whether or not the try was held against it; and so is the
 # connection of a request that is given up
-my $other = Hrflow::StandIn->new;
-my $settings = "SET hrflow_embed.base_url = '" . $other->base_url . "'; SET hrflow_embed.max_requests_per_minute = 0;";
+my $other_api = Hrflow::StandIn->new;
+my $settings =
+	"SET hrflow_embed.base_url = '"
+  . $other_api->base_url
+  . "'; SET hrflow_embed.max_requests_per_minute = 0;";
 my $counts = 'SELECT requests, retries, connections_opened FROM hrflow_embed_stats';
-is(sql("$settings SELECT hrflow_embed_stats_reset(); " . batch(ids(8, 'fault:first=1,latency=100,status=429,retry_after=1,id=')) . $counts) =~ s/^\n//r,
-	"ok 8\n16|8|8", 'each of 8 that met a 429 is counted as sent again');
-is(sql("$settings SET hrflow_embed.batch_timeout = '300ms'; SELECT hrflow_embed_stats_reset(); " . batch(ids(5, 'fault:silent,id=')) . $counts) =~ s/^\n//r,
-	"timeout 5\n5|0|5", 'connections of what is given up are counted');
+is( sql(    "$settings SELECT hrflow_embed_stats_reset(); "
+		  . batch(ids(8, 'fault:first=1,latency=100,status=429,retry_after=1,id='))
+		  . $counts) =~ s/^\n//r,
+	"ok 8\n16|8|8",
+	'each of 8 requests that were answered 429 is counted as a retry');
+is( sql("$settings SET hrflow_embed.batch_timeout = '300ms'; SELECT hrflow_embed_stats_reset(); "
+		  . batch(ids(5, 'fault:silent,id='))
+		  . $counts) =~ s/^\n//r,
+	"timeout 5\n5|0|5",
+	'the connections of abandoned requests are counted');
 
 #
 # What others see of a batch while it runs
 #
 sql('SELECT hrflow_embed_stats_reset()');
 my $batch = IPC::Run::start(
-	[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', batch(ids(20) . " || 'fault:latency=3000'::text") ],
-	'>', \my $nothing);
-ok($node->poll_query_until('postgres', q{SELECT calls = 1 AND requests = 21 AND rows_by_status @> '{"ok": 20}' FROM hrflow_embed_stats
-	WHERE EXISTS (SELECT FROM pg_stat_activity WHERE query ~ 'latency' AND state = 'active' AND pid <> pg_backend_pid())}),
-	'what is had is counted before a batch is at its end');
+	[   'psql', '-XAtq',
+		'-d', $node->connstr('postgres'),
+		'-c', batch(ids(20) . " || 'fault:latency=3000'::text") ],
+	'>',
+	\my $nothing);
+ok( $node->poll_query_until(
+		'postgres',
+		q{SELECT calls = 1 AND requests = 21 AND rows_by_status @> '{"ok": 20}'
+			FROM hrflow_embed_stats
+	WHERE EXISTS (SELECT FROM pg_stat_activity WHERE query ~ 'latency' AND state = 'active'
+		AND pid <> pg_backend_pid())}
+	),
+	'results are counted while their batch is still running');
 $batch->finish;
 
 done_testing();

@@ -3,14 +3,14 @@
 # work to do, and a server that asks for patience.  SQL sees neither what is in
 # flight nor other backends.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use IO::Socket::INET;
-use IPC::Run ();
-use MIME::Base64 qw(encode_base64url);
+use IPC::Run                ();
+use MIME::Base64            qw(encode_base64url);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
@@ -33,7 +33,8 @@ sub ids
 sub batch
 {
 	my ($ids, $function) = (@_, 'hrflow_profile_embeddings');
-	return "SELECT status || ' ' || count(*) FROM $function('acme', $ids, '{\"profile\": 1}') GROUP BY status ORDER BY 1;\n";
+	return qq{SELECT status || ' ' || count(*) FROM $function('acme', $ids, '{"profile": 1}')
+		GROUP BY status ORDER BY 1;\n};
 }
 
 # The milliseconds at which the requests were answered that match.
@@ -73,7 +74,8 @@ sub start_nghttpx
 	my ($out, $err) = ('', '');
 
 	return unless -x $nghttpx;
-	PostgreSQL::Test::Utils::system_or_bail('sh', '-c', qq{cd '$dir' &&
+	PostgreSQL::Test::Utils::system_or_bail(
+		'sh', '-c', qq{cd '$dir' &&
 		openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\
 			-subj '/CN=front' -keyout front.key -out front.csr 2>front.log &&
 		printf 'subjectAltName=DNS:localhost,DNS:api.example\\n' >front.ext &&
@@ -85,10 +87,18 @@ sub start_nghttpx
 	{
 		my $port = PostgreSQL::Test::Cluster::get_free_port();
 		my $process = IPC::Run::start(
-			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $api->http, '--conf=/dev/null',
-				'--workers=1', '--no-ocsp', '--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
-				'--backend-connections-per-host=64', "$dir/front.key", "$dir/front.pem" ],
-			'<', \'', '>', \$out, '2>', \$err);
+			[   $nghttpx, "-f127.0.0.1,$port",
+				'-b127.0.0.1,' . $api->http, '--conf=/dev/null',
+				'--workers=1', '--no-ocsp',
+				'--errorlog-file=/dev/stderr', '--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64', "$dir/front.key",
+				"$dir/front.pem" ],
+			'<',
+			\'',
+			'>',
+			\$out,
+			'2>',
+			\$err);
 		for my $attempt (1 .. 500)
 		{
 			return ($process, $port)
@@ -105,23 +115,28 @@ sub start_nghttpx
 # The 64 MB that there are for the bodies of all replies
 #
 is(sql(batch(ids(250, 'fault:first=1,status=503,retry_after=1,big=300000,id='))),
-	'ok 250', 'a reply that will be asked for again is not kept meanwhile');
+	'ok 250', 'a reply that will be requested again does not keep its memory');
 
 $api->reset;
 my $session = Hrflow::Session->new($node);
-$session->send('SET hrflow_embed.max_concurrency = 100;'
-	. batch('(SELECT array_agg(id ORDER BY i) FROM ('
-		. q{SELECT i, 'fault:big=1100000,id=' || i FROM generate_series(1, 100) i UNION ALL }
-		. q{SELECT i, 'fault:status=404,id=' || i FROM generate_series(101, 500) i UNION ALL }
-		. q{SELECT i, 'fault:latency=500,id=' || i FROM generate_series(501, 600) i) a(i, id))})
-	. '\echo -- done');
+$session->send(
+	'SET hrflow_embed.max_concurrency = 100; SET client_min_messages = error;'
+	  . batch(
+			'(SELECT array_agg(id ORDER BY i) FROM ('
+		  . q{SELECT i, 'fault:big=1100000,id=' || i FROM generate_series(1, 100) i UNION ALL }
+		  . q{SELECT i, 'fault:status=404,id=' || i FROM generate_series(101, 500) i UNION ALL }
+		  . q{SELECT i, 'fault:latency=500,id=' || i FROM generate_series(501, 600) i) a(i, id))})
+	  . '\echo -- done');
+
 # More than 400: those that found the memory spent are asked for again too.
 $api->wait_until(sub { ($_[0]{by_status}{404} // 0) >= 400 });
 ok($api->wait_until(sub { $_[0]{in_flight} > 64 }),
-	'there are as many in flight as before when replies have become small again');
-is($session->wait_for(qr/-- done/), "invalid_reply 100\nnot_found 400\nok 100\n-- done\n",
-	'100 replies of 1.1 MB at once are too much, but none of them is');
-cmp_ok(scalar(answered(qr/big/)), '<', 200, 'and hardly any is asked for a third time');
+	'as many requests are in flight as before when replies have become small again');
+is( $session->wait_for(qr/-- done/),
+	"invalid_reply 100\nnot_found 400\nok 100\n-- done\n",
+	'100 replies of 1.1 MB that arrive at once are refused, but each of them has its turn');
+cmp_ok(scalar(answered(qr/big/)),
+	'<', 200, 'hardly any reply is requested a third time for lack of memory');
 $session->finish;
 
 #
@@ -140,24 +155,32 @@ $session->finish;
 		return $status =~ /^VmHWM:\s+(\d+)/m ? $1 : die;
 	};
 
-	$fetcher->ask("SET hrflow_embed.link_hosts = '127.0.0.1';" . batch(ids(64), 'hrflow_profile_vectors'));
+	$fetcher->ask("SET hrflow_embed.link_hosts = '127.0.0.1'; SET client_min_messages = error;"
+		  . batch(ids(64), 'hrflow_profile_vectors'));
 	my $before = $peak->();
-	is($fetcher->ask(batch(ids(32, $links->($api->http)), 'hrflow_profile_vectors')),
-		"http_error 31680\n-- done\n", '32 profiles with 990 links each have all of them asked for');
+	is( $fetcher->ask(batch(ids(32, $links->($api->http)), 'hrflow_profile_vectors')),
+		"no_vector 31680\n-- done\n",
+		'all 990 links of each of 32 profiles are fetched');
 	my $more = $peak->() - $before;
-  SKIP:
+	SKIP:
 	{
 		skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
-		cmp_ok($more, '<', 40_000, "in $more kB more");
+		cmp_ok($more, '<', 40_000, "31,680 links take $more kB of memory");
 	}
 
-	is($fetcher->ask("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 4;"
-			. batch(ids(5, $links->($silent->port)), 'hrflow_profile_vectors')),
-		"timeout 3961\n-- done\n", 'each has its row when the time is over, and so has a profile that was not asked');
-	is($fetcher->ask("SET hrflow_embed.batch_timeout = 0; SET hrflow_embed.max_concurrency = 2;"
-			. batch("ARRAY['" . $links->($api->http) . "', 'fault:status=402,latency=20', 'p']", 'hrflow_profile_vectors')
-			=~ s/SELECT/SET client_min_messages = error; SELECT/r),
-		"http_error 990\nover_quota 2\n-- done\n", 'and is asked for though another profile is refused meanwhile');
+	is( $fetcher->ask(
+			"SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 4;"
+			  . batch(ids(5, $links->($silent->port)), 'hrflow_profile_vectors')),
+		"timeout 3961\n-- done\n",
+		'at the end of batch_timeout each link has its row, and so has a profile without a request'
+	);
+	is( $fetcher->ask(
+			"SET hrflow_embed.batch_timeout = 0; SET hrflow_embed.max_concurrency = 2;"
+			  . batch(
+				"ARRAY['" . $links->($api->http) . "', 'fault:status=402,latency=20', 'p']",
+				'hrflow_profile_vectors')),
+		"no_vector 990\nover_quota 2\n-- done\n",
+		'links are fetched although another profile was refused meanwhile');
 	$fetcher->finish;
 }
 
@@ -172,21 +195,33 @@ SKIP:
 
 	# The first connection is dropped as a NAT does it: nobody is told.
 	my $dropped = PostgreSQL::Test::Utils::tempdir() . '/dropped';
-	my $nat = Hrflow::RawPeer->new(sub {
-		my ($socket, $n) = @_;
-		relay($socket, IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $nghttpx_port),
-			sub { return $n == 0 && -e $dropped });
-		sleep 60;
-	});
+	my $nat = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			relay(
+				$socket,
+				IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $nghttpx_port),
+				sub { return $n == 0 && -e $dropped });
+			sleep 60;
+		});
 	my $session = Hrflow::Session->new($node);
-	$session->ask("SET hrflow_embed.base_url = 'https://localhost:" . $nat->port . "/v1';"
-		. "SET hrflow_embed.ca_file = '" . $api->ca . "'; SET hrflow_embed.max_concurrency = 8;"
-		. "SET hrflow_embed.request_timeout = '500ms'; ");
-	is($session->ask(batch(ids(20))), "ok 20\n-- done\n", 'HTTP/2 is spoken through a NAT');
+	$session->ask("SET hrflow_embed.base_url = 'https://localhost:"
+		  . $nat->port . "/v1';"
+		  . "SET hrflow_embed.ca_file = '"
+		  . $api->ca
+		  . "'; SET hrflow_embed.max_concurrency = 8;"
+		  . "SET hrflow_embed.request_timeout = '500ms'; ");
+	is( $session->ask(batch(ids(20))),
+		"ok 20\n-- done\n",
+		'a batch over HTTP/2 through a NAT succeeds');
 	PostgreSQL::Test::Utils::append_to_file($dropped, '');
-	like($session->ask(batch(ids(40, 'q'))), qr/^ok 3\d\ntimeout [1-8]\n/,
-		'a connection over which nothing comes any more is not used again');
-	is($session->ask(batch(ids(20, 'r'))), "ok 20\n-- done\n", 'nor by the next statement');
+	like(
+		$session->ask(batch(ids(40, 'q'))),
+		qr/^ok 3\d\ntimeout [1-8]\n/,
+		'a batch gives up a connection over which nothing comes any longer');
+	is( $session->ask(batch(ids(20, 'r'))),
+		"ok 20\n-- done\n",
+		'the next statement does not use a dead connection');
 	$session->finish;
 }
 
@@ -198,12 +233,21 @@ SKIP:
 
 	my $session = Hrflow::Session->new($node);
 	my $opened = 'SELECT max(connections_opened) FROM hrflow_embed_stats;';
-	my $texts = q{SELECT status || ' ' || count(*) FROM hrflow_text_embeddings((SELECT array_agg('nurse ' || i) FROM generate_series(1, 16) i)) GROUP BY status;};
+	my $texts = q{SELECT status || ' ' || count(*)
+		FROM hrflow_text_embeddings((SELECT array_agg('nurse ' || i) FROM generate_series(1, 16) i))
+		GROUP BY status;};
 
-	$session->ask("SET hrflow_embed.base_url = 'https://localhost:$nghttpx_port/v1'; SET hrflow_embed.ca_file = '"
-		. $api->ca . "'; SET hrflow_embed.max_concurrency = 4; SELECT hrflow_embed_stats_reset();");
-	is($session->ask(batch(ids(16, 's')) . $opened), "ok 16\n1\n-- done\n", 'profiles share a connection over HTTP/2');
-	is($session->ask("$texts $texts $opened"), "ok 16\nok 16\n5\n-- done\n", 'texts have connections of their own, which are kept');
+	$session->ask(
+		"SET hrflow_embed.base_url = 'https://localhost:$nghttpx_port/v1';
+			SET hrflow_embed.ca_file = '"
+		  . $api->ca
+		  . "'; SET hrflow_embed.max_concurrency = 4; SELECT hrflow_embed_stats_reset();");
+	is( $session->ask(batch(ids(16, 's')) . $opened),
+		"ok 16\n1\n-- done\n",
+		'profiles share a connection over HTTP/2');
+	is( $session->ask("$texts $texts $opened"),
+		"ok 16\nok 16\n5\n-- done\n",
+		'texts have connections of their own over HTTP/2, which are kept');
 	$session->finish;
 }
 
@@ -214,11 +258,13 @@ sql('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{p1,"fault:status=429,retry
 $api->reset;
 my $victim = Hrflow::Session->new($node);
 $victim->send(batch(q{'{fault:silent}'}));
-ok($api->wait_until(sub { $_[0]{requests} > 0 }), 'a probe goes out');
+ok($api->wait_until(sub { $_[0]{requests} > 0 }), 'one backend probes whether the pause is over');
 sql('SELECT pg_terminate_backend(' . $victim->pid . ')');
 $began = time;
-is(sql(batch(ids(3))), 'ok 3', 'when its backend is ended, others go on');
-cmp_ok(time - $began, '<', 5, 'without delay');
+is(sql(batch(ids(3))),
+	'ok 3', 'other backends go on when the backend with the probe has been terminated');
+cmp_ok(time - $began,
+	'<', 5, 'other backends are not delayed when the backend with the probe has been terminated');
 $victim->finish;
 
 #
@@ -226,12 +272,15 @@ $victim->finish;
 #
 $api->reset;
 $began = time;
-like($node->error_of("SET hrflow_embed.batch_timeout = '500ms'; "
-		. batch(q{'{"fault:status=429,retry_after=1"}'})), qr/^53400/,
-	'a 429 whose pause is longer than the batch has time is final');
-is(sql(batch(ids(3))), 'ok 3', 'others');
+like(
+	$node->error_of(
+		"SET hrflow_embed.batch_timeout = '500ms'; "
+		  . batch(q{'{"fault:status=429,retry_after=1"}'})),
+	qr/^53400/,
+	'a 429 whose pause is longer than the time left to the batch is final');
+is(sql(batch(ids(3))), 'ok 3', 'a batch after a final 429 succeeds');
 my ($first, $second) = sort { $a <=> $b } answered(qr/profile_id/);
-cmp_ok($second - $first, '>', 900, 'pause all the same');
+cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 
 #
 # A 429 that was asked for after the probe of an earlier pause had been sent
@@ -244,49 +293,66 @@ cmp_ok($second - $first, '>', 900, 'pause all the same');
 		PostgreSQL::Test::Utils::append_to_file("$met/$what", '');
 		return $is_first;
 	};
-	my $limited = Hrflow::RawPeer->new(sub {
-		my ($socket) = @_;
-		my ($id) = Hrflow::RawPeer::read_request($socket) =~ /profile_id=(\w+)/;
-		my $body = '{"code": 200, "message": "ok", "data": {}}';
-		my $pause = $id eq 'short' ? 1 : 4;
+	my $limited = Hrflow::RawPeer->new(
+		sub {
+			my ($socket) = @_;
+			my ($id) = Hrflow::RawPeer::read_request($socket) =~ /profile_id=(\w+)/;
+			my $body = '{"code": 200, "message": "ok", "data": {}}';
+			my $pause = $id eq 'short' ? 1 : 4;
 
-		if ($id ne 'other' && $first->($id))
-		{
-			select(undef, undef, undef, 2) if $id eq 'long';
-			print $socket "HTTP/1.1 429 Too Many Requests\r\nRetry-After: $pause\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-			return;
-		}
-		select(undef, undef, undef, 2) if $id eq 'short';		# the probe
-		print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ",
-		  length($body), "\r\n\r\n$body";
-	});
+			if ($id ne 'other' && $first->($id))
+			{
+				select(undef, undef, undef, 2) if $id eq 'long';
+				print $socket
+				  "HTTP/1.1 429 Too Many Requests\r\nRetry-After: $pause\r\n",
+				  "Content-Length: 0\r\nConnection: close\r\n\r\n";
+				return;
+			}
+			select(undef, undef, undef, 2) if $id eq 'short';    # the probe
+			print $socket
+			  "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n",
+			  'Content-Length: ',
+			  length($body), "\r\n\r\n$body";
+		});
 	my @sessions = map { Hrflow::Session->new($node) } 1 .. 3;
-	$_->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $limited->port . "/v1';") foreach @sessions;
+	$_->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $limited->port . "/v1';")
+	  foreach @sessions;
 	$began = time;
 	$sessions[0]->send(batch(q{'{short,long}'}) . '\echo -- done');
 	select(undef, undef, undef, 2.5);
 	$sessions[1]->send(batch(q{'{other}'}) . '\echo -- done');
 	select(undef, undef, undef, 1);
-	is($sessions[2]->ask(batch(q{'{other}'})), "ok 1\n-- done\n", 'when a probe gets through');
-	cmp_ok(time - $began, '>', 5.9, 'a pause that was asked for while it was out goes on');
-	is($sessions[0]->wait_for(qr/-- done/), "ok 2\n-- done\n", 'and ends for who met it');
-	is($sessions[1]->wait_for(qr/-- done/), "ok 1\n-- done\n", 'and for who waits');
-	cmp_ok(time - $began, '<', 8.5, 'at the time that was asked for');
+	is( $sessions[2]->ask(batch(q{'{other}'})),
+		"ok 1\n-- done\n",
+		'a batch succeeds after a probe that found the pause over');
+	cmp_ok(time - $began,
+		'>', 5.9, 'a pause demanded while a probe is in flight outlasts the probe');
+	is( $sessions[0]->wait_for(qr/-- done/),
+		"ok 2\n-- done\n",
+		'the batch that was told to pause succeeds after the pause');
+	is( $sessions[1]->wait_for(qr/-- done/),
+		"ok 1\n-- done\n",
+		'a batch that waits for the pause to end succeeds');
+	cmp_ok(time - $began, '<', 8.5, 'the pause ends at the time that was demanded');
 	$_->finish foreach @sessions;
 }
 
 #
 # Other work in between
 #
-my $stalled = 'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[400000]))";
+my $stalled =
+  'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[400000]))";
 is(sql("SET hrflow_embed.request_timeout = '400ms'; " . batch($stalled)),
-	'ok 400020', 'what is answered while a million rows are stored has not timed out');
+	'ok 400020', 'a reply that arrives while a million rows are stored has not timed out');
 
 is(sql("SET hrflow_embed.batch_timeout = '400ms'; " . batch($stalled)),
-	'ok 400020', 'nor is it too late for the batch');
+	'ok 400020',
+	'a reply that arrives while a million rows are stored is not too late for batch_timeout');
 
-is(sql("SET hrflow_embed.max_attempts = 2; " . batch(q{'{"fault:first=1,status=503,retry_after_date=-2200000000"}'})),
-	'ok 1', 'a Retry-After long ago is no pause');
+is( sql("SET hrflow_embed.max_attempts = 2; "
+		  . batch(q{'{"fault:first=1,status=503,retry_after_date=-2200000000"}'})),
+	'ok 1',
+	'a Retry-After in the past causes no pause');
 
 #
 # A probe without room for its reply. A body of 34 MB has 64 MB reserved
@@ -294,60 +360,84 @@ is(sql("SET hrflow_embed.max_attempts = 2; " . batch(q{'{"fault:first=1,status=5
 $api->reset;
 my $hoarder = Hrflow::Session->new($node);
 $hoarder->ask("SET hrflow_embed.max_response_size = '64MB'; SET hrflow_embed.max_concurrency = 2;");
-$hoarder->send(batch(q{'{"fault:big=40000000,stall=34000000","fault:latency=500","fault:big=3000000"}'}));
+$hoarder->send(
+	batch(q{'{"fault:big=40000000,stall=34000000","fault:latency=500","fault:big=3000000"}'}));
 $api->wait_until(sub { $_[0]{requests} == 2 });
-$node->error_of('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{"fault:status=429,retry_after=1"}'}));
-ok($api->wait_until(sub { ($_[0]{by_status}{200} // 0) == 3 }), 'a probe goes out, and finds no room for its reply');
+$node->error_of(
+	'SET hrflow_embed.max_attempts = 1; ' . batch(q{'{"fault:status=429,retry_after=1"}'}));
+ok( $api->wait_until(sub { ($_[0]{by_status}{200} // 0) == 3 }),
+	'a probe is sent although there is no room for its reply');
 $began = time;
-is(sql(batch(ids(3))), 'ok 3', 'others go on');
-cmp_ok(time - $began, '<', 5, 'without delay');
+is(sql(batch(ids(3))), 'ok 3', 'other backends go on while a probe has no room for its reply');
+cmp_ok(time - $began,
+	'<', 5, 'other backends are not delayed by a probe without room for its reply');
 sql('SELECT pg_terminate_backend(' . $hoarder->pid . ')');
 $hoarder->finish;
 
 #
 # The end of a batch that was refused
 #
-is(sql("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 2; SET hrflow_embed.link_hosts = '127.0.0.1';"
-	. batch(q{'{fault:v.silent,fault:status=402,p}'}, 'hrflow_profile_vectors')),
-	"over_quota 2\ntimeout 1", 'a link that is not fetched in time is not over quota');
+is( sql("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 2;
+	SET hrflow_embed.link_hosts = '127.0.0.1';"
+		  . batch(q{'{fault:v.silent,fault:status=402,p}'}, 'hrflow_profile_vectors')),
+	"over_quota 2\ntimeout 1",
+	'a link that was not fetched in time does not have the status over_quota');
 
 $api->reset;
-is(sql("SET hrflow_embed.link_hosts = '127.0.0.1'; SET hrflow_embed.max_concurrency = 3;"
-	. batch(q{'{"fault:v.first=1,v.status=503,v.retry_after=1","fault:status=503,retry_after=2","fault:latency=500,status=402"}'}, 'hrflow_profile_vectors')),
-	"ok 1\nover_quota 2", 'of what waits for another try, a link is still fetched, and nothing else');
-is(scalar(answered(qr/status=503,retry|status%3D503%2Cretry/)), 1, 'nor asked for again');
+is( sql("SET hrflow_embed.link_hosts = '127.0.0.1'; SET hrflow_embed.max_concurrency = 3;" . batch(
+			q{'{"fault:v.first=1,v.status=503,v.retry_after=1","fault:status=503,retry_after=2",
+			"fault:latency=500,status=402"}'},
+			'hrflow_profile_vectors')),
+	"ok 1\nover_quota 2",
+	'a refusal ends the retries of profiles, but not those of links');
+is(scalar(answered(qr/status=503,retry|status%3D503%2Cretry/)),
+	1, 'a profile that waits for its retry is not requested again after a refusal');
 
 #
 # More values in a reply than any has
 #
-my $many = Hrflow::RawPeer->new(sub {
-	my ($socket) = @_;
-	my $body = '{"code": 200, "data": {"a": [' . '0,' x 1_000_000 . '0]}}';
-	Hrflow::RawPeer::read_request($socket);
-	print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " . length($body) . "\r\n\r\n$body";
-});
-like($node->error_of("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $many->port . "/v1'; SELECT hrflow_profile_embedding('acme', 'p');"),
-	qr/^08P01/, 'a million values are too many');
+my $many = Hrflow::RawPeer->new(
+	sub {
+		my ($socket) = @_;
+		my $body = '{"code": 200, "data": {"a": [' . '0,' x 1_000_000 . '0]}}';
+		Hrflow::RawPeer::read_request($socket);
+		print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+		  . length($body)
+		  . "\r\n\r\n$body";
+	});
+like(
+	$node->error_of(
+			"SET hrflow_embed.base_url = 'http://127.0.0.1:"
+		  . $many->port
+		  . "/v1'; SELECT hrflow_profile_embedding('acme', 'p');"),
+	qr/^08P01/,
+	'a reply with a million values is refused');
 
 #
 # Too large a header
 #
 $api->reset;
-is(sql(batch(q{'{fault:header_size=150000}'})), 'too_large 1', 'a header of 150 kB is too large');
-is(scalar(answered(qr/header_size/)), 1, 'and is not asked for again');
+is(sql(batch(q{'{fault:header_size=150000}'})),
+	'too_large 1', 'a reply with a header of 150 kB is refused');
+is(scalar(answered(qr/header_size/)), 1, 'a reply with a header of 150 kB is not requested again');
 
 #
 # Descriptors are short.  A third of those that a backend may have are for what
 # is not PostgreSQL's own
 #
 my $few = Hrflow::Node->new('few', $api, max_attempts => 1, max_files_per_process => 100);
-my $few_batch = 'SET hrflow_embed.max_concurrency = 200; ' . batch(ids(300, 'fault:latency=20,id='));
+my $few_batch =
+  'SET hrflow_embed.max_concurrency = 200; ' . batch(ids(300, 'fault:latency=20,id='));
 $api->reset;
-is($few->safe_psql('postgres', $few_batch), 'ok 300', 'with few descriptors a batch is answered all the same');
-cmp_ok($api->stats->{max_in_flight}, '<', 32, 'with fewer requests in flight');
+is($few->safe_psql('postgres', $few_batch), 'ok 300', 'a batch succeeds with few file descriptors');
+cmp_ok($api->stats->{max_in_flight},
+	'<', 32, 'a batch with few file descriptors has fewer requests in flight');
 SKIP:
 {
-	skip 'dblink is not to be had', 3 unless $few->safe_psql('postgres', q{SELECT count(*) FROM pg_available_extensions WHERE name = 'dblink'});
+	skip 'dblink is not to be had',
+	  3
+	  unless $few->safe_psql('postgres',
+		q{SELECT count(*) FROM pg_available_extensions WHERE name = 'dblink'});
 	my $self = $few->connstr('postgres');
 	my $take_all = qq{DO \$\$ BEGIN
 			FOR i IN 1 .. 100 LOOP
@@ -361,13 +451,20 @@ SKIP:
 	# From 16 on dblink needs another while it connects, and leaves that.
 	my $takes_all = $few->pg_version < 16;
 	my $error = $few->error_of("$take_all\n$few_batch");
-	like($error, $takes_all ? qr/^53000: could not wait for the network: too many open files/ : qr/^$/,
-		'who comes when there is none left is told so');
+	like(
+		$error,
+		$takes_all ? qr/^53000: could not wait for the network: too many open files/ : qr/^$/,
+		'a batch that begins without any free descriptor says so, where it needs one');
 	$api->reset;
-	my $silent = $api->stats->{in_flight};	# since before
-	is($few->safe_psql('postgres', batch(q{'{fault:reset}'}) . "$take_all\n$few_batch"), "connection_failed 1\nok 300",
-		'who came before is answered');
-	cmp_ok($api->stats->{max_in_flight} - $silent, '<=', $takes_all ? 1 : 3, 'one after the other, or a few');
+	my $silent = $api->stats->{in_flight};    # since before
+	is( $few->safe_psql('postgres', batch(q{'{fault:reset}'}) . "$take_all\n$few_batch"),
+		"connection_failed 1\nok 300",
+		'a batch in a session that already has a descriptor succeeds');
+	cmp_ok(
+		$api->stats->{max_in_flight} - $silent,
+		'<=',
+		$takes_all ? 1 : 3,
+		'a batch that is left with one descriptor sends its requests one after another');
 }
 
 if ($nghttpx)

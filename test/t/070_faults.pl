@@ -4,18 +4,18 @@
 # call works.  SQL sees neither time nor descriptors, and nothing that regress
 # could start breaks HTTP, TLS or DNS.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Resolver;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use IO::Socket::INET;
-use IPC::Run ();
-use List::Util qw(max sum uniq);
-use MIME::Base64 qw(encode_base64url);
+use IPC::Run                ();
+use List::Util              qw(max sum uniq);
+use MIME::Base64            qw(encode_base64url);
 use PostgreSQL::Test::Utils ();
-use Socket qw(SO_LINGER SOL_SOCKET);
+use Socket                  qw(SO_LINGER SOL_SOCKET);
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -34,7 +34,8 @@ my $long = '20s';
 # and their HTTP statuses.  "before" and "after" are sent around it; then the row
 # is that of "after".
 #
-my $statuses = 'string_agg(status, \' \' ORDER BY ordinality), string_agg(DISTINCT error, \'; \'), string_agg(DISTINCT http_status::text, \' \')';
+my $statuses = q{string_agg(status, ' ' ORDER BY ordinality), string_agg(DISTINCT error, '; '),
+	string_agg(DISTINCT http_status::text, ' ')};
 my $links = sub { "hrflow_profile_embedding_links('acme', $_[0], $_[1])" };
 my $array = sub { 'ARRAY[' . join(', ', @_) . ']' };
 
@@ -43,60 +44,110 @@ my $array = sub { 'ARRAY[' . join(', ', @_) . ']' };
 my $track = sub {
 	my ($fields, @ids) = @_;
 	return "SELECT hrflow_track('faulty', 'acme', " . $array->(@ids) . ") \\gset ignored_
-		INSERT INTO faulty SELECT 'acme', id, (SELECT jsonb_object_keys($fields)), 0, '{1,2}' FROM unnest(" . $array->(@ids) . ') id;';
+		INSERT INTO faulty SELECT 'acme', id, (SELECT jsonb_object_keys($fields)), 0, '{1,2}'
+			FROM unnest("
+	  . $array->(@ids) . ') id;';
 };
 my $outcome_of = sub {
 	my ($fields, @ids) = @_;
-	return "SELECT string_agg(concat_ws(' ', state, attempts, CASE WHEN lease_until IS NOT NULL THEN 'leased' WHEN due_at IS NULL THEN 'never'
-			WHEN due_at <= now() THEN 'now' WHEN due_at <= now() + interval '1 minute' THEN 'soon' ELSE 'later' END,
-			COALESCE((SELECT CASE WHEN vector = '{1,2}' THEN 'old' ELSE 'new' END FROM faulty v WHERE v.profile_id = p.profile_id), 'none')),
-			', ' ORDER BY n), string_agg(DISTINCT last_error, '; '), string_agg(DISTINCT http_status::text, ' ')
-		FROM faulty_profile p JOIN unnest(" . $array->(@ids) . ") WITH ORDINALITY AS u(id, n) ON profile_id = id;
+	return "SELECT string_agg(concat_ws(' ', state, attempts,
+			CASE WHEN lease_until IS NOT NULL THEN 'leased' WHEN due_at IS NULL THEN 'never'
+				WHEN due_at <= now() THEN 'now'
+				WHEN due_at <= now() + interval '1 minute' THEN 'soon' ELSE 'later' END,
+			COALESCE((SELECT CASE WHEN vector = '{1,2}' THEN 'old' ELSE 'new' END FROM faulty v
+				WHERE v.profile_id = p.profile_id), 'none')),
+			', ' ORDER BY n), string_agg(DISTINCT last_error, '; '),
+			string_agg(DISTINCT http_status::text, ' ')
+		FROM faulty_profile p JOIN unnest("
+	  . $array->(@ids) . ") WITH ORDINALITY AS u(id, n) ON profile_id = id;
 		SELECT hrflow_untrack('faulty', 'acme', " . $array->(@ids) . ') \gset ignored_';
 };
 my @paths = (
-	{ name => 'hrflow_profile_embedding', of => 'api', single => 1,
-		sql => sub { my ($fields, $id) = @_;
-			"SELECT CASE WHEN hrflow_profile_embedding('acme', $id, $fields) IS NOT NULL THEN 'ok' END;" } },
-	{ name => 'hrflow_profile_embeddings', of => 'api',
-		sql => sub { my ($fields, @ids) = @_;
-			"SELECT $statuses FROM hrflow_profile_embeddings('acme', " . $array->(@ids) . ", $fields);" } },
-	{ name => 'hrflow_profile_vectors', of => 'api store',
-		sql => sub { my ($fields, @ids) = @_;
-			"SELECT $statuses FROM hrflow_profile_vectors('acme', " . $array->(@ids) . ", $fields);" } },
-	{ name => 'hrflow_refresh', of => 'api store', before => $track, after => $outcome_of,
+	{   name => 'hrflow_profile_embedding',
+		of => 'api',
+		single => 1,
+		sql => sub {
+			my ($fields, $id) = @_;
+			"SELECT CASE
+				WHEN hrflow_profile_embedding('acme', $id, $fields) IS NOT NULL THEN 'ok' END;";
+		}
+	},
+	{   name => 'hrflow_profile_embeddings',
+		of => 'api',
+		sql => sub {
+			my ($fields, @ids) = @_;
+			"SELECT $statuses FROM hrflow_profile_embeddings('acme', "
+			  . $array->(@ids)
+			  . ", $fields);";
+		}
+	},
+	{   name => 'hrflow_profile_vectors',
+		of => 'api store',
+		sql => sub {
+			my ($fields, @ids) = @_;
+			"SELECT $statuses FROM hrflow_profile_vectors('acme', "
+			  . $array->(@ids)
+			  . ", $fields);";
+		}
+	},
+	{   name => 'hrflow_refresh',
+		of => 'api store',
+		before => $track,
+		after => $outcome_of,
 		sql => sub { my ($fields) = @_; "CALL hrflow_refresh('faulty', $fields);" } },
-	{ name => 'hrflow_fetch_vector', of => 'store', single => 1,
-		sql => sub { my ($fields, $id) = @_;
-			"SELECT CASE WHEN hrflow_fetch_vector(link) IS NOT NULL THEN 'ok' END FROM " . $links->($id, $fields) . ';' } },
-	{ name => 'hrflow_fetch_vectors', of => 'store',
-		sql => sub { my ($fields, @ids) = @_;
+	{   name => 'hrflow_fetch_vector',
+		of => 'store',
+		single => 1,
+		sql => sub {
+			my ($fields, $id) = @_;
+			"SELECT CASE WHEN hrflow_fetch_vector(link) IS NOT NULL THEN 'ok' END FROM "
+			  . $links->($id, $fields) . ';';
+		}
+	},
+	{   name => 'hrflow_fetch_vectors',
+		of => 'store',
+		sql => sub {
+			my ($fields, @ids) = @_;
 			"SELECT $statuses FROM hrflow_fetch_vectors((SELECT array_agg(link ORDER BY n)
-				FROM unnest(" . $array->(@ids) . ') WITH ORDINALITY AS u(id, n), ' . $links->('id', $fields) . '));' } });
+				FROM unnest("
+			  . $array->(@ids)
+			  . ') WITH ORDINALITY AS u(id, n), '
+			  . $links->('id', $fields) . '));';
+		}
+	});
 
 # What docs/refresh.md says becomes of a profile, when a batch gives it this
 # status: its state, attempts, when it is due, and its vector.  Where the run
 # says why it was ended, or what it left out, there is a WARNING.
 my %states = (
-	fetched => [ 'ok 0 later new' ],
-	without => [ 'ok 0 later none' ],
-	missing => [ 'missing 0 later old' ],
-	failed => [ 'due 1 soon old' ],
-	refused => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty was stopped: (?!nothing was answered)/ ],
-	outage => [ 'due 0 soon old', qr/WARNING:  .*refresh of public\.faulty was stopped: nothing was answered; / ],
-	alike => [ 'due 0 soon old', qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles met the same; / ],
-	left_out => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty leaves a source out: / ]);
+	fetched => ['ok 0 later new'],
+	without => ['ok 0 later none'],
+	missing => ['missing 0 later old'],
+	failed => ['due 1 soon old'],
+	refused => [
+		'due 0 now old',
+		qr/WARNING:  .*refresh of public\.faulty was stopped: (?!nothing was answered)/ ],
+	outage => [
+		'due 0 soon old',
+		qr/WARNING:  .*refresh of public\.faulty was stopped: nothing was answered; / ],
+	alike => [
+		'due 0 soon old',
+		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles met the same; / ],
+	left_out => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty leaves a source out: / ]
+);
 my %refreshed = (
 	ok => 'fetched',
 	no_vector => 'without',
 	not_found => 'missing',
 	map({ $_ => 'refused' } qw(unauthorized over_quota rate_limited)),
-	map({ $_ => 'failed' } qw(invalid_request connection_failed timeout invalid_reply http_error
-		too_large link_refused link_expired invalid_vector)));
+	map({ $_ => 'failed' }
+		qw(invalid_request connection_failed timeout invalid_reply http_error
+		  too_large link_refused link_expired invalid_vector)));
 
 # So many failures of the network, and nothing else, are an outage.
 my $outage = 8;
-my %whole = (map({ $_ => 'outage' } qw(connection_failed timeout invalid_reply http_error)),
+my %whole = (
+	map({ $_ => 'outage' } qw(connection_failed timeout invalid_reply http_error)),
 	map({ $_ => 'alike' } qw(link_refused link_expired invalid_request)));
 
 my $n = 0;
@@ -112,7 +163,8 @@ my $node;
 		'silent.example' => 'silent',
 		'nobody.example' => 'a..b',
 		'a.private.example' => '127.0.0.1');
-	$node = Hrflow::Node->new('faults', $api,
+	$node = Hrflow::Node->new(
+		'faults', $api,
 		link_hosts => '127.0.0.1, localhost, silent.example, nobody.example, *.private.example',
 		max_response_size => '64kB');
 }
@@ -134,8 +186,12 @@ sub elements
 sub question
 {
 	my ($path, $id, $fields, $beside, $whole) = @_;
-	my @good = $beside ? map { "$beside,id=" . ++$n } 1 .. $outage - 1 : ('nurse-1', 'cook-1', map { "nurse-1$_" } 1 .. $outage - 3);
-	my @ids = map { literal($_) } (shift @good, $id, @good)[$path->{single} ? 1 : 0 .. elements($path, $whole) - 1];
+	my @good =
+	  $beside
+	  ? map { "$beside,id=" . ++$n } 1 .. $outage - 1
+	  : ('nurse-1', 'cook-1', map { "nurse-1$_" } 1 .. $outage - 3);
+	my @ids = map { literal($_) }
+	  (shift @good, $id, @good)[ $path->{single} ? 1 : 0 .. elements($path, $whole) - 1 ];
 
 	$fields = literal($fields // '{"profile": 1}');
 	return map { $path->{$_} ? $path->{$_}->($fields, @ids) : '' } qw(before sql after);
@@ -145,7 +201,8 @@ sub question
 sub descriptors
 {
 	my ($path) = @_;
-	return scalar grep { (readlink($_) // '') !~ m{/(?:base|global|pg_wal)/} }
+	return
+	  scalar grep { (readlink($_) // '') !~ m{/(?:base|global|pg_wal)/} }
 	  glob("/proc/$path->{session}{pid}/fd/*");
 }
 
@@ -156,12 +213,15 @@ sub warm_up
 	{
 		$path->{session}->finish if $path->{session};
 		my $session = $path->{session} = Hrflow::Session->new($node);
-		$session->ask("SET hrflow_embed.api_key = '$path->{key}';
+		$session->ask(
+			"SET hrflow_embed.api_key = '$path->{key}';
 			SET hrflow_embed.max_attempts = 1;
 			SET hrflow_embed.connect_timeout = '$long';
 			SET hrflow_embed.request_timeout = '$long';");
-		$session->ask("SELECT count(*) FROM hrflow_profile_embeddings('acme',
-			(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, " . ($path->{after} ? $outage : 3) . ') i));');
+		$session->ask(
+			"SELECT count(*) FROM hrflow_profile_embeddings('acme',
+			(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, "
+			  . ($path->{after} ? $outage : 3) . ') i));');
 		$session->ask(join "\n", question($path, 'nurse-2'));
 		$path->{descriptors} = descriptors($path);
 	}
@@ -216,10 +276,16 @@ sub play
 		my ($before, $statement, $after) =
 		  question($path, $identifier->(++$n), $more{fields}, $more{beside}, $more{whole});
 
-		$path->{session}->send(join "\n",
+		$path->{session}->send(
+			join "\n",
 			$more{spare_key} ? "SET hrflow_embed.api_key = '$path->{spare_key}';" : (),
 			(map { "SET hrflow_embed.$_ = $settings{$_};" } sort keys %settings),
-			$more{first} ? (question($path, $identifier->('first'), $more{fields}, $of eq 'api' && $identifier->('first')), '') : (),
+			$more{first}
+			? ( question(
+					$path, $identifier->('first'),
+					$more{fields}, $of eq 'api' && $identifier->('first')),
+				'')
+			: (),
 			$before,
 			'\echo fault',
 			'\timing on',
@@ -228,8 +294,11 @@ sub play
 			'\echo state :SQLSTATE',
 			$after,
 			"SET hrflow_embed.api_key = '$path->{key}';",
-			(map { $_ eq 'max_attempts' ? 'SET hrflow_embed.max_attempts = 1;' : /timeout/ ?
-				"SET hrflow_embed.$_ = '$long';" : "RESET hrflow_embed.$_;" } sort keys %settings),
+			(   map {
+						$_ eq 'max_attempts' ? 'SET hrflow_embed.max_attempts = 1;'
+					  : /timeout/ ? "SET hrflow_embed.$_ = '$long';"
+					  : "RESET hrflow_embed.$_;"
+				} sort keys %settings),
 			'\echo next',
 			question($path, 'nurse-3'),
 			'\echo -- done');
@@ -240,17 +309,21 @@ sub play
 	{
 		my $printed = $path->{session}->wait_for(qr/-- done/);
 		my ($row, $ms, $state, $after, $next) =
-		  $printed =~ /^fault\n(.*\n)?Time: ([\d.]+) ms.*\nstate (\w+)\n(.*\n)?next\n(.*)\n?-- done/m;
+		  $printed =~
+		  /^fault\n(.*\n)?Time: ([\d.]+) ms.*\nstate (\w+)\n(.*\n)?next\n(.*)\n?-- done/m;
 		my ($statuses, $errors, $http) = split /\|/, ($after // $row // '') =~ s/\n//r, 3;
 		my ($status, $sqlstate) = split / /,
 		  $path->{of} =~ /api store/ && $more{vectors} ? $more{vectors} : $outcome;
-		my $expected = $path->{single} ? ($sqlstate eq '00000' ? 'ok' : $sqlstate)
-		  : $more{whole} ? "$status $status $status" : "ok $status ok";
+		my $expected =
+			$path->{single} ? ($sqlstate eq '00000' ? 'ok' : $sqlstate)
+		  : $more{whole} ? "$status $status $status"
+		  : "ok $status ok";
 		my $warning;
 
 		if ($path->{after})
 		{
-			my $state = $more{refreshed} // ($more{whole} && $whole{$status} || $refreshed{$status});
+			my $state = $more{refreshed}
+			  // ($more{whole} && $whole{$status} || $refreshed{$status});
 			my $good = $states{fetched}[0];
 
 			($expected, $warning) = @{ $states{$state} };
@@ -260,26 +333,48 @@ sub play
 
 		is($got, $expected, "$name: $path->{name}() gives $expected");
 		diag($errors) if $got ne $expected && $errors;
-		like($errors, $more{says}, 'and says so') if $more{says} && !$path->{single};
-		cmp_ok($ms // 1e9, '<=', $most_time, sprintf 'in time (%d ms)', $ms // -1);
-		like($next // '', $path->{single} ? qr/^ok/ : $path->{after} ? qr/^(?:ok 0 later new(?:, |\|)){3}/ : qr/^ok ok ok\|/,
-			'and the next call works');
+		like($errors, $more{says}, "$name: $path->{name}() explains the failure")
+		  if $more{says} && !$path->{single};
+		cmp_ok($ms // 1e9, '<=', $most_time, sprintf "$name: $path->{name}() ends in time (%d ms)",
+			$ms // -1);
+		like(
+			$next // '',
+			$path->{single} ? qr/^ok/
+			: $path->{after} ? qr/^(?:ok 0 later new(?:, |\|)){3}/
+			: qr/^ok ok ok\|/,
+			"$name: the next call of $path->{name}() works");
 
 		# The store has what the rows have, but no error of those that are well.
 		# Of broken connections libcurl's words vary.
-		my @said = ($http // '', uniq(sort map { s/(lost the connection to the [^:]*|could not connect to the [^:]*): .*/$1/r }
-			split /; /, ($errors // '') =~ s/\d+/N/gr));
+		my @said = (
+			$http // '',
+			uniq(
+				sort map {
+					s/(lost the connection to the [^:]*|could not connect to the [^:]*): .*/$1/r
+				  }
+				  split /; /,
+				($errors // '') =~ s/\d+/N/gr));
 		@said_in_rows = @said if $path->{name} =~ /profile_vectors/;
-		next if !$path->{after};
-		$#said_in_rows = 0 if $expected !~ /missing|due/;
-		is(join('|', @said), join('|', @said_in_rows), 'the store has what the rows have');
-		like(join('', $printed =~ /WARNING:  .*/g), $warning // qr/^$/, $warning ? 'and warns' : 'and does not warn');
+		next                  if !$path->{after};
+		$#said_in_rows = 0    if $expected !~ /missing|due/;
+		is( join('|', @said),
+			join('|', @said_in_rows),
+			"$name: the store records what the rows of a batch say");
+		like(
+			join('', $printed =~ /WARNING:  .*/g),
+			$warning // qr/^$/,
+			"$name: the run " . ($warning ? 'warns' : 'does not warn'));
 	}
 	SKIP:
 	{
 		skip '/proc is not to be had', 1 unless $descriptors_are_seen;
-		is(join(' ', grep { $_ } map { descriptors_left($_, ref $more{kept} ? $more{kept}->($_) : $more{kept} // 0) } @takers), '',
-			"$name: nothing is left open");
+		is( join(
+				' ',
+				grep { $_ } map {
+					descriptors_left($_, ref $more{kept} ? $more{kept}->($_) : $more{kept} // 0)
+				} @takers),
+			'',
+			"$name: no descriptor is left open");
 	}
 	return;
 }
@@ -296,13 +391,19 @@ my $unreachable = 'connection_failed 08001';
 my $invalid = 'invalid_reply 08P01';
 
 warm_up();
-play('api', @$_) foreach (
+play('api', @$_)
+  foreach (
 	[ 'no fault', 'id=a', 'ok 00000' ],
 
 	[ 'HTTP 400', 'status=400', 'invalid_request 22023' ],
 	[ 'HTTP 400 for a profile', 'status=400,message=Invalid profile array', 'not_found P0002' ],
-	[ 'HTTP 400 for the source', 'status=400,message=Invalid source array', 'invalid_request 22023', refreshed => 'left_out' ],
-	[ 'HTTP 400 for a section', q{status=400,message=Invalid key. File doesn't exist}, 'no_vector P0002' ],
+	[   'HTTP 400 for the source',
+		'status=400,message=Invalid source array',
+		'invalid_request 22023',
+		refreshed => 'left_out' ],
+	[   'HTTP 400 for a section',
+		q{status=400,message=Invalid key. File doesn't exist},
+		'no_vector P0002' ],
 	[ 'HTTP 401', 'status=401', 'unauthorized 28000' ],
 	[ 'HTTP 401 that repeats the key', 'status=401,echo', 'unauthorized 28000' ],
 	[ 'HTTP 402', 'status=402', 'over_quota 53400' ],
@@ -313,7 +414,10 @@ play('api', @$_) foreach (
 	[ 'HTTP 418', 'status=418', 'http_error 58000' ],
 	[ 'HTTP 422', 'status=422', 'invalid_request 22023' ],
 	[ 'HTTP 429', 'status=429', 'rate_limited 53400' ],
-	[ 'HTTP 429 for a long time', 'status=429,retry_after=1000', 'rate_limited 53400', %twice,
+	[   'HTTP 429 for a long time',
+		'status=429,retry_after=1000',
+		'rate_limited 53400',
+		%twice,
 		spare_key => 1 ],
 	[ 'HTTP 500', 'status=500', 'http_error 58000' ],
 	[ 'HTTP 500 twice', 'status=500', 'http_error 58000', %twice ],
@@ -341,14 +445,20 @@ play('api', @$_) foreach (
 	[ 'JSON that nests deeply', 'deep=1000', $invalid ],
 	[ 'bytes that are not UTF-8', 'badutf8', $invalid ],
 	[ 'a NUL', 'nul', $invalid ],
-	[ 'a number that jsonb refuses', 'body=' . base64_of('{"code": 200, "data": {"x": 1e999999}}'), $invalid ],
+	[   'a number that jsonb refuses',
+		'body=' . base64_of('{"code": 200, "data": {"x": 1e999999}}'), $invalid ],
 	[ 'a list instead of an envelope', 'body=' . base64_of('[1]'), $invalid ],
 	[ 'no data', 'body=' . base64_of('{"code": 200, "message": "OK"}'), $invalid ],
 	[ 'a code that is none', 'body=' . base64_of('{"code": "200", "data": {}}'), $invalid ],
 	[ 'data that is text', 'data=' . base64_of('"x"'), $invalid ],
 	[ 'data without a section', 'data=' . base64_of('{}'), 'ok 00000', refreshed => 'without' ],
-	[ 'a section that is a number', 'data=' . base64_of('{"profile": 1}'), 'ok 00000', vectors => $invalid ],
-	[ 'a list without its first link', 'drop', 'ok 00000', fields => '{"experiences": [0]}', refreshed => 'without' ],
+	[   'a section that is a number',
+		'data=' . base64_of('{"profile": 1}'),
+		'ok 00000',
+		vectors => $invalid ],
+	[   'a list without its first link', 'drop', 'ok 00000',
+		fields => '{"experiences": [0]}',
+		refreshed => 'without' ],
 	[ 'links that tell nothing', 'opaque', 'ok 00000' ],
 
 	[ 'a compressed reply', 'gzip', 'ok 00000' ],
@@ -372,24 +482,52 @@ play('api', @$_) foreach (
 	[ 'a body that dribbles too slowly', 'slow=5000', 'timeout 08006', %late ],
 	[ 'a body that dribbles', 'slow=5', 'ok 00000' ]);
 
-play('store', @$_) foreach (
+play('store', @$_)
+  foreach (
 	[ "no fault of a link's host", 'id=a', 'ok 00000' ],
-	[ 'a link to another host', 'data=' . base64_of('{"profile": "https://other.example/x.hflw"}'), 'link_refused 42501' ],
-	[ 'a link in clear', 'data=' . base64_of('{"profile": "http://other.example/x.hflw"}'), 'link_refused 42501' ],
-	[ 'a link that is none', 'data=' . base64_of('{"profile": "file:///etc/passwd"}'), 'link_refused 42501' ],
+	[   'a link to another host',
+		'data=' . base64_of('{"profile": "https://other.example/x.hflw"}'),
+		'link_refused 42501' ],
+	[   'a link in clear',
+		'data=' . base64_of('{"profile": "http://other.example/x.hflw"}'),
+		'link_refused 42501' ],
+	[   'a link that is none',
+		'data=' . base64_of('{"profile": "file:///etc/passwd"}'),
+		'link_refused 42501' ],
 
 	[ 'a link that has expired', 'v.status=403', 'link_expired 58000' ],
-	[ 'HTTP 404 of a link', 'v.status=404', 'http_error 58000' ],
+	[ 'a link whose signature is wrong', 'v.error=SignatureDoesNotMatch', 'http_error 58000' ],
+	[   'a link whose signer has expired', 'v.status=400,v.error=ExpiredToken',
+		'link_expired 58000' ],
+	[ 'HTTP 403 of a link without a code', 'v.status=403,v.html', 'link_expired 58000' ],
+	[ 'HTTP 404 of a link', 'v.status=404', 'no_vector P0002', refreshed => 'failed' ],
+	[   'HTTP 404 of all links', 'v.status=404', 'no_vector P0002',
+		whole => 1,
+		beside => 'fault:v.status=404',
+		refreshed => 'alike' ],
+	[ 'HTTP 404 of a bucket', 'v.status=404,v.error=NoSuchBucket', 'http_error 58000' ],
+	[   'a store that is too busy',
+		'v.status=503,v.error=SlowDown',
+		'rate_limited 53400',
+		refreshed => 'failed' ],
+	[   'a store that is too busy once', 'v.first=1,v.status=503,v.error=SlowDown',
+		'ok 00000', %twice ],
+	[   'a store that has closed an idle connection',
+		'v.first=1,v.status=400,v.error=RequestTimeout',
+		'ok 00000', %twice ],
 	[ 'HTTP 408 of a link', 'v.status=408', 'timeout 08006' ],
 	[ 'HTTP 429 of a link', 'v.status=429', 'rate_limited 53400', refreshed => 'failed' ],
 	[ 'HTTP 500 of a link', 'v.status=500', 'http_error 58000' ],
-	[ 'HTTP 503 of a link for a long time', 'v.status=503,v.retry_after=1000', 'http_error 58000', %twice ],
+	[   'HTTP 503 of a link for a long time', 'v.status=503,v.retry_after=1000',
+		'http_error 58000', %twice ],
 	[ 'a link that is redirected', 'v.redirect', $invalid ],
 	[ 'a reset of a link once', 'v.first=1,v.reset', 'ok 00000', %twice ],
 	[ 'HTTP 503 of a link once', 'v.first=1,v.status=503', 'ok 00000', %twice ],
 
 	[ 'a vector without bytes', 'v.empty', 'invalid_vector 22P03' ],
-	[ 'a vector that is text', 'v.body=' . base64_of('<?xml version="1.0"?>'), 'invalid_vector 22P03' ],
+	[   'a vector that is text',
+		'v.body=' . base64_of('<?xml version="1.0"?>'),
+		'invalid_vector 22P03' ],
 	[ 'a vector of objects', 'v.dtype=|O', 'invalid_vector 22P03' ],
 	[ 'a vector with NaN', 'v.nan', 'invalid_vector 22P03' ],
 	[ 'a vector cut short', 'v.short', 'invalid_vector 22P03' ],
@@ -424,10 +562,10 @@ play('store', @$_) foreach (
 # body.
 #
 sub without_length { return $_[0] =~ s/^Content-Length:.*\r\n//mir; }
-sub with_length { return without_length($_[0]) . "Content-Length: $_[1]\r\n"; }
-sub with_status { return $_[0] =~ s/^HTTP.*?\r\n/$_[1]\r\n/r; }
-sub chunked { return without_length($_[0]) . "Transfer-Encoding: chunked\r\n\r\n"; }
-sub chunk { return sprintf "%x\r\n%s\r\n", length $_[0], $_[0]; }
+sub with_length    { return without_length($_[0]) . "Content-Length: $_[1]\r\n"; }
+sub with_status    { return $_[0] =~ s/^HTTP.*?\r\n/$_[1]\r\n/r; }
+sub chunked        { return without_length($_[0]) . "Transfer-Encoding: chunked\r\n\r\n"; }
+sub chunk          { return sprintf "%x\r\n%s\r\n", length $_[0], $_[0]; }
 
 # A chunk whose size is a lie.
 sub bad_chunk { return "$_[0]\r\n$_[1]\r\n0\r\n\r\n"; }
@@ -444,59 +582,149 @@ my %raw = (
 	garbage => sub { my ($s, $head, $body) = @_; print $s "\0\xff what is this\r\n$head\r\n$body" },
 	http09 => sub { my ($s, $head, $body) = @_; print $s $body },
 	http2 => sub { my ($s) = @_; print $s "\0\0\0\x04\0\0\0\0\0" x 3 },
-	no_status => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/1.1 OK'), "\r\n$body" },
-	version => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/9.9 200 OK'), "\r\n$body" },
-	switching => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/1.1 101 Switching Protocols'), "\r\n$body" },
-	no_content => sub { my ($s) = @_; print $s "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n" },
-	continue => sub { my ($s, $head, $body) = @_; print $s "HTTP/1.1 100 Continue\r\n\r\n", "$head\r\n$body" },
-	continues => sub { my ($s, $head, $body) = @_; print $s "HTTP/1.1 100 Continue\r\n\r\n" x 10000, "$head\r\n$body" },
-	headers => sub { my ($s, $head, $body) = @_; print $s $head, (map { "X-$_: x\r\n" } 1 .. 10000), "\r\n$body" },
-	header => sub { my ($s, $head, $body) = @_; print $s $head, 'X: ', 'x' x 1000000, "\r\n\r\n$body" },
-	header_name => sub { my ($s, $head, $body) = @_; print $s $head, 'X' x 1000000, ": x\r\n\r\n$body" },
-	status_line => sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/1.1 200 ' . 'x' x 1000000), "\r\n$body" },
+	no_status =>
+	  sub { my ($s, $head, $body) = @_; print $s with_status($head, 'HTTP/1.1 OK'), "\r\n$body" },
+	version => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_status($head, 'HTTP/9.9 200 OK'), "\r\n$body";
+	},
+	switching => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_status($head, 'HTTP/1.1 101 Switching Protocols'), "\r\n$body";
+	},
+	no_content =>
+	  sub { my ($s) = @_; print $s "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n" },
+	continue =>
+	  sub { my ($s, $head, $body) = @_; print $s "HTTP/1.1 100 Continue\r\n\r\n", "$head\r\n$body" }
+	,
+	continues => sub {
+		my ($s, $head, $body) = @_;
+		print $s "HTTP/1.1 100 Continue\r\n\r\n" x 10000, "$head\r\n$body";
+	},
+	headers => sub {
+		my ($s, $head, $body) = @_;
+		print $s $head, (map { "X-$_: x\r\n" } 1 .. 10000), "\r\n$body";
+	},
+	header =>
+	  sub { my ($s, $head, $body) = @_; print $s $head, 'X: ', 'x' x 1000000, "\r\n\r\n$body" },
+	header_name =>
+	  sub { my ($s, $head, $body) = @_; print $s $head, 'X' x 1000000, ": x\r\n\r\n$body" },
+	status_line => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_status($head, 'HTTP/1.1 200 ' . 'x' x 1000000), "\r\n$body";
+	},
 	no_colon => sub { my ($s, $head, $body) = @_; print $s $head, "X\r\n\r\n$body" },
 	nul => sub { my ($s, $head, $body) = @_; print $s $head, "X: a\0b\r\n\r\n$body" },
 	line_feeds => sub { my ($s, $head, $body) = @_; print $s "$head\r\n" =~ s/\r//gr, $body },
 	more => sub { my ($s, $head, $body) = @_; print $s "$head\r\n$body", "$head\r\n$body" },
-	slow_headers => sub { my ($s, $head) = @_; print $s $head; for (1 .. 1000) { sleep 0.05; print $s "X-$_: x\r\n" or last } },
-	retry_after => sub { my ($s, $head) = @_; print $s "HTTP/1.1 503 x\r\nRetry-After: soon\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" },
-	retry_never => sub { my ($s, $head) = @_; print $s "HTTP/1.1 503 x\r\nRetry-After: 99999999999999999999\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" },
+	slow_headers => sub {
+		my ($s, $head) = @_;
+		print $s $head;
+		for (1 .. 1000) { sleep 0.05; print $s "X-$_: x\r\n" or last }
+	},
+	retry_after => sub {
+		my ($s, $head) = @_;
+		print $s
+		  "HTTP/1.1 503 x\r\nRetry-After: soon\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+	},
+	retry_never => sub {
+		my ($s, $head) = @_;
+		print $s
+		  "HTTP/1.1 503 x\r\nRetry-After: 99999999999999999999\r\n",
+		  "Content-Length: 0\r\nConnection: close\r\n\r\n";
+	},
 
 	length_none => sub { my ($s, $head, $body) = @_; print $s without_length($head), "\r\n$body" },
-	length_long => sub { my ($s, $head, $body) = @_; print $s with_length($head, 10 + length $body), "\r\n$body" },
-	length_open => sub { my ($s, $head, $body) = @_; print $s with_length($head, 10 + length $body), "\r\n$body"; sleep 600 },
-	length_short => sub { my ($s, $head, $body) = @_; print $s with_length($head, -10 + length $body), "\r\n$body" },
-	length_huge => sub { my ($s, $head, $body) = @_; print $s with_length($head, '5000000000'), "\r\n$body" },
-	length_negative => sub { my ($s, $head, $body) = @_; print $s with_length($head, -5), "\r\n$body" },
-	length_text => sub { my ($s, $head, $body) = @_; print $s with_length($head, 'ten'), "\r\n$body" },
-	length_overflow => sub { my ($s, $head, $body) = @_; print $s with_length($head, '9' x 30), "\r\n$body" },
-	length_twice => sub { my ($s, $head, $body) = @_; print $s $head, "Content-Length: 5\r\n\r\n$body" },
+	length_long => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_length($head, 10 + length $body), "\r\n$body";
+	},
+	length_open => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_length($head, 10 + length $body), "\r\n$body";
+		sleep 600;
+	},
+	length_short => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_length($head, -10 + length $body), "\r\n$body";
+	},
+	length_huge =>
+	  sub { my ($s, $head, $body) = @_; print $s with_length($head, '5000000000'), "\r\n$body" },
+	length_negative =>
+	  sub { my ($s, $head, $body) = @_; print $s with_length($head, -5), "\r\n$body" },
+	length_text =>
+	  sub { my ($s, $head, $body) = @_; print $s with_length($head, 'ten'), "\r\n$body" },
+	length_overflow =>
+	  sub { my ($s, $head, $body) = @_; print $s with_length($head, '9' x 30), "\r\n$body" },
+	length_twice =>
+	  sub { my ($s, $head, $body) = @_; print $s $head, "Content-Length: 5\r\n\r\n$body" },
 
-	chunks => sub { my ($s, $head, $body) = @_; print $s chunked($head), (map { chunk($_) } $body =~ /.{1,7}/gs), $last_chunk },
-	chunks_and_length => sub { my ($s, $head, $body) = @_; print $s with_length(chunked($head) =~ s/\r\n$//r, 7), "\r\n", chunk($body), $last_chunk },
-	chunk_long => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk(sprintf('%x', 100 + length $body), $body) },
-	chunk_short => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk(sprintf('%x', -10 + length $body), $body) },
-	chunk_text => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('ten', $body) },
-	chunk_huge => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('f' x 30, $body) },
-	chunk_negative => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('-1', $body) },
-	chunk_extension => sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk(sprintf('%x;', length $body) . 'x' x 1000000, $body) },
+	chunks => sub {
+		my ($s, $head, $body) = @_;
+		print $s chunked($head), (map { chunk($_) } $body =~ /.{1,7}/gs), $last_chunk;
+	},
+	chunks_and_length => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_length(chunked($head) =~ s/\r\n$//r, 7), "\r\n", chunk($body), $last_chunk;
+	},
+	chunk_long => sub {
+		my ($s, $head, $body) = @_;
+		print $s chunked($head), bad_chunk(sprintf('%x', 100 + length $body), $body);
+	},
+	chunk_short => sub {
+		my ($s, $head, $body) = @_;
+		print $s chunked($head), bad_chunk(sprintf('%x', -10 + length $body), $body);
+	},
+	chunk_text =>
+	  sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('ten', $body) },
+	chunk_huge =>
+	  sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('f' x 30, $body) },
+	chunk_negative =>
+	  sub { my ($s, $head, $body) = @_; print $s chunked($head), bad_chunk('-1', $body) },
+	chunk_extension => sub {
+		my ($s, $head, $body) = @_;
+		print $s chunked($head), bad_chunk(sprintf('%x;', length $body) . 'x' x 1000000, $body);
+	},
 	no_end => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body) },
-	no_end_open => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body); sleep 600 },
-	trailer => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body), "0\r\nX: x\r\n\r\n" },
-	trailers => sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body), "0\r\n", "X: x\r\n" x 100000, "\r\n" },
-	transfer => sub { my ($s, $head, $body) = @_; print $s without_length($head), "Transfer-Encoding: nonsense\r\n\r\n$body" },
+	no_end_open =>
+	  sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body); sleep 600 },
+	trailer =>
+	  sub { my ($s, $head, $body) = @_; print $s chunked($head), chunk($body), "0\r\nX: x\r\n\r\n" }
+	,
+	trailers => sub {
+		my ($s, $head, $body) = @_;
+		print $s chunked($head), chunk($body), "0\r\n", "X: x\r\n" x 100000, "\r\n";
+	},
+	transfer => sub {
+		my ($s, $head, $body) = @_;
+		print $s without_length($head), "Transfer-Encoding: nonsense\r\n\r\n$body";
+	},
 
-	encoding => sub { my ($s, $head, $body) = @_; print $s $head, "Content-Encoding: nonsense\r\n\r\n$body" },
-	encoding_lie => sub { my ($s, $head, $body) = @_; print $s $head, "Content-Encoding: gzip\r\n\r\n$body" },
-	encoding_cut => sub { my ($s, $head, $body) = @_; print $s with_length($head, 10), "Content-Encoding: gzip\r\n\r\n\x1f\x8b\x08\0\0\0\0\0\0\x03" },
-	encodings => sub { my ($s, $head, $body) = @_; print $s $head, 'Content-Encoding: ', join(', ', ('gzip') x 100), "\r\n\r\n$body" },
+	encoding =>
+	  sub { my ($s, $head, $body) = @_; print $s $head, "Content-Encoding: nonsense\r\n\r\n$body" },
+	encoding_lie =>
+	  sub { my ($s, $head, $body) = @_; print $s $head, "Content-Encoding: gzip\r\n\r\n$body" },
+	encoding_cut => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_length($head, 10),
+		  "Content-Encoding: gzip\r\n\r\n\x1f\x8b\x08\0\0\0\0\0\0\x03";
+	},
+	encodings => sub {
+		my ($s, $head, $body) = @_;
+		print $s $head, 'Content-Encoding: ', join(', ', ('gzip') x 100), "\r\n\r\n$body";
+	},
 
 	close => sub { },
 	close_in_status => sub { my ($s) = @_; print $s 'HTTP/1.' },
 	close_in_headers => sub { my ($s, $head) = @_; print $s $head },
 	close_in_header => sub { my ($s, $head) = @_; print $s "${head}X-Half" },
-	close_early => sub { my ($s) = @_; print $s "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" },
-	reset => sub { my ($s, $head, $body) = @_; print $s "$head\r\n", substr($body, 0, 50); reset_connection($s) },
+	close_early =>
+	  sub { my ($s) = @_; print $s "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" },
+	reset => sub {
+		my ($s, $head, $body) = @_;
+		print $s "$head\r\n", substr($body, 0, 50);
+		reset_connection($s);
+	},
 
 	# Of a connection that has served before
 	then_close => sub { },
@@ -517,7 +745,8 @@ sub answer_of_api
 	return split /(?<=\r\n)\r\n/, $answer =~ s/^Connection:.*\r\n//mr, 2;
 }
 
-my @api_answer = answer_of_api('/v1/profile/embedding?source_id=acme&profile_id=nurse-1&fields=%7B%22profile%22:1%7D');
+my @api_answer = answer_of_api(
+	'/v1/profile/embedding?source_id=acme&profile_id=nurse-1&fields=%7B%22profile%22:1%7D');
 my ($link_path) = $api_answer[1] =~ m{"http://[^/]+(/[^"]+)"};
 my @link_answer = answer_of_api($link_path);
 
@@ -537,6 +766,7 @@ sub serve_raw
 			$raw{$1}->($socket, $head, $body);
 			return;
 		}
+
 		# All of a question's elements get connections of their own.
 		sleep 0.05 if $request =~ /raw-\w+-first/;
 		print $socket "$head\r\n$body";
@@ -555,18 +785,20 @@ sub play_raw
 	my ($name, $fault, $outcome, %more) = @_;
 	my $peer = 'http://127.0.0.1:' . ($more{first} ? $keeping : $raw)->port;
 
-	play('api', $name, sub { "raw-$fault-$_[0]" }, $outcome, %more,
-		settings => { %{ $more{settings} // {} }, base_url => "'$peer/v1'" });
-	play('store', "$name, of a link",
+	play('api', $name, sub { "raw-$fault-$_[0]" },
+		$outcome, %more, settings => { %{ $more{settings} // {} }, base_url => "'$peer/v1'" });
+	play(
+		'store',
+		"$name, of a link",
 		sub { 'fault:data=' . base64_of(qq({"profile": "$peer/raw-$fault-$_[0].hflw"})) },
-		$more{link} // $outcome, %more)
-	  unless exists $more{link} && !$more{link};
+		$more{link} // $outcome, %more) unless exists $more{link} && !$more{link};
 	return;
 }
 
 my %cut = (link => 'invalid_vector 22P03');
 
-play_raw(@$_) foreach (
+play_raw(@$_)
+  foreach (
 	[ 'garbage before the status line', 'garbage', $invalid ],
 	[ 'HTTP/0.9', 'http09', $invalid ],
 	[ 'HTTP/2 that nobody asked for', 'http2', $invalid ],
@@ -627,7 +859,10 @@ play_raw(@$_) foreach (
 	[ 'a kept connection that is closed', 'then_close', 'ok 00000', first => 1, kept => 3 ],
 	[ 'a kept connection that is reset', 'then_reset', 'ok 00000', first => 1, kept => 3 ],
 	[ 'a kept connection that ends in the headers', 'then_half', $lost, first => 1, kept => 3 ],
-	[ 'a kept connection that is silent', 'then_silent', 'timeout 08006', first => 1, kept => 3, %late ]);
+	[   'a kept connection that is silent', 'then_silent', 'timeout 08006',
+		first => 1,
+		kept => 3,
+		%late ]);
 
 undef $raw;
 undef $keeping;
@@ -642,9 +877,14 @@ sub play_host
 	my ($name, $origin, $outcome, %more) = @_;
 	my %settings = %{ $more{settings} // {} };
 
-	play('api', $name, 'id=a', $outcome, %more, whole => 1,
+	play(
+		'api', $name, 'id=a', $outcome, %more,
+		whole => 1,
 		settings => { %settings, base_url => "'$origin/v1'" });
-	play('store', "$name, for a link", 'data=' . base64_of(qq({"profile": "$origin/x.hflw"})),
+	play(
+		'store',
+		"$name, for a link",
+		'data=' . base64_of(qq({"profile": "$origin/x.hflw"})),
 		$more{link} // $outcome, %more);
 	return;
 }
@@ -654,15 +894,21 @@ my $closed = do { my $peer = Hrflow::RawPeer->new(undef); $peer->port };
 
 # Nobody accepts: when its queue is full, a connection is never made.
 my $deaf = Hrflow::RawPeer->new(undef, backlog => 0);
-my @queue = map {
-	IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port, Blocking => 0)
-} 1 .. 4;
+my @queue =
+  map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port, Blocking => 0) }
+  1 .. 4;
 
 play_host('a port that is closed', "http://127.0.0.1:$closed", $unreachable);
-play_host('a host that does not accept', 'http://127.0.0.1:' . $deaf->port, $unreachable, %no_connection);
+play_host(
+	'a host that does not accept',
+	'http://127.0.0.1:' . $deaf->port,
+	$unreachable, %no_connection);
 play_host('a name that nobody has', 'https://nobody.example', $unreachable);
-play('store', 'a public name of a private address',
-	'data=' . base64_of('{"profile": "https://a.private.example/x.hflw"}'), 'link_refused 42501');
+play(
+	'store',
+	'a public name of a private address',
+	'data=' . base64_of('{"profile": "https://a.private.example/x.hflw"}'),
+	'link_refused 42501');
 
 # Of connections that were not made in time, no descriptor stays reserved: with
 # some hundred of them nobody else in the backend could have one.
@@ -671,29 +917,45 @@ SKIP:
 	my $session = Hrflow::Session->new($node);
 
 	skip 'dblink is not to be had', 1 if $session->ask('CREATE EXTENSION dblink;') =~ /ERROR/;
-	$session->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $deaf->port . "/v1';
+	$session->ask(
+		"SET hrflow_embed.base_url = 'http://127.0.0.1:" . $deaf->port . "/v1';
 		SET hrflow_embed.connect_timeout = '200ms';
 		SET hrflow_embed.max_attempts = 1;
 		SET hrflow_embed.max_concurrency = 200;
-		SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 400) i));
+		SELECT count(*)
+			FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i)
+			FROM generate_series(1, 400) i));
 		RESET hrflow_embed.base_url;");
-	like($session->ask('SELECT dblink_connect(' . literal($node->connstr('postgres')) . '), dblink_disconnect();'),
-		qr/OK\|OK/, 'after 400 connections that were not made, others can be');
+	like(
+		$session->ask(
+				'SELECT dblink_connect('
+			  . literal($node->connstr('postgres'))
+			  . '), dblink_disconnect();'),
+		qr/OK\|OK/,
+		'after 400 failed connections others can be made');
 	$session->finish;
 }
 
 my %hello = (
 	'closes' => sub { sysread($_[0], my $hello, 16384) },
 	'resets' => sub { sysread($_[0], my $hello, 16384); reset_connection($_[0]) },
-	'speaks HTTP' => sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" },
-	'sends an alert' => sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "\x15\x03\x03\x00\x02\x02\x28" },
-	'sends half a record' => sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "\x16\x03\x03\x10\x00\x02" },
+	'speaks HTTP' => sub {
+		my ($s) = @_;
+		sysread($s, my $hello, 16384);
+		print $s "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+	},
+	'sends an alert' =>
+	  sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "\x15\x03\x03\x00\x02\x02\x28" },
+	'sends half a record' =>
+	  sub { my ($s) = @_; sysread($s, my $hello, 16384); print $s "\x16\x03\x03\x10\x00\x02" },
 	'is silent' => sub { sleep 600 });
 foreach my $what (sort keys %hello)
 {
 	my $peer = Hrflow::RawPeer->new($hello{$what});
-	play_host("a host that $what when TLS begins", 'https://localhost:' . $peer->port, $unreachable,
-		%no_connection);
+	play_host(
+		"a host that $what when TLS begins",
+		'https://localhost:' . $peer->port,
+		$unreachable, %no_connection);
 }
 
 #
@@ -707,8 +969,8 @@ sub openssl
 	my @arguments = @_;
 	my $no_input = '';
 	my $err;
-	IPC::Run::run([ 'openssl', @arguments ], '<', \$no_input, '>', \my $out, '2>', \$err,
-		init => sub { chdir $certificates })
+	IPC::Run::run([ 'openssl', @arguments ],
+		'<', \$no_input, '>', \my $out, '2>', \$err, init => sub { chdir $certificates })
 	  or die "openssl @arguments: $err";
 	return;
 }
@@ -719,10 +981,17 @@ sub tls_server
 	my ($certificate, @options) = @_;
 	my $log = "$certificates/" . @servers . '.log';
 
-	push @servers, IPC::Run::start(
-		[ 'openssl', 's_server', '-accept', '127.0.0.1:0', '-www', '-cert', "$certificates/$certificate.pem",
-			'-key', "$certificates/server.key", @options ],
-		'<', '/dev/null', '>', $log, '2>', "$log.err");
+	push @servers,
+	  IPC::Run::start(
+		[   'openssl', 's_server',
+			'-accept', '127.0.0.1:0',
+			'-www', '-cert',
+			"$certificates/$certificate.pem", '-key',
+			"$certificates/server.key", @options ],
+		'<',
+		'/dev/null',
+		'>', $log, '2>',
+		"$log.err");
 	for (1 .. 500)
 	{
 		return $1 if PostgreSQL::Test::Utils::slurp_file($log) =~ /^ACCEPT .*:(\d+)\n/m;
@@ -750,15 +1019,19 @@ distinguished_name = any_name
 END
 PostgreSQL::Test::Utils::append_to_file("$certificates/issued", '');
 my @new_key = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes');
-openssl('req', '-x509', '-config', 'ca.cnf', @new_key, '-days', '30', '-subj', "/CN=$_", '-keyout', "$_.key",
-	'-out', "$_.pem", '-addext', 'basicConstraints=critical,CA:TRUE')
+openssl('req', '-x509', '-config', 'ca.cnf', @new_key, '-days', '30', '-subj', "/CN=$_", '-keyout',
+	"$_.key", '-out', "$_.pem", '-addext', 'basicConstraints=critical,CA:TRUE')
   foreach qw(ca other_ca);
-openssl('req', '-new', '-config', 'ca.cnf', @new_key, '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost',
+openssl('req', '-new', '-config', 'ca.cnf', @new_key, '-subj', '/CN=localhost', '-addext',
+	'subjectAltName=DNS:localhost',
 	'-keyout', 'server.key', '-out', 'server.csr');
 openssl('req', '-new', '-config', 'ca.cnf', '-key', 'server.key', '-subj', '/CN=other.example',
-	'-addext', 'subjectAltName=DNS:other.example', '-out', 'other.csr');
-openssl('req', '-x509', '-config', 'ca.cnf', '-key', 'server.key', '-days', '30', '-subj', '/CN=localhost',
-	'-addext', 'subjectAltName=DNS:localhost', '-out', 'self.pem');
+	'-addext', 'subjectAltName=DNS:other.example',
+	'-out', 'other.csr');
+openssl('req', '-x509', '-config', 'ca.cnf', '-key', 'server.key', '-days', '30', '-subj',
+	'/CN=localhost', '-addext', 'subjectAltName=DNS:localhost',
+	'-out', 'self.pem');
+
 foreach my $issue (
 	[ 'good', 'ca', 'server.csr', '20200101000000Z', '20990101000000Z' ],
 	[ 'expired', 'ca', 'server.csr', '20200101000000Z', '20200201000000Z' ],
@@ -767,18 +1040,24 @@ foreach my $issue (
 	[ 'stranger', 'other_ca', 'server.csr', '20200101000000Z', '20990101000000Z' ])
 {
 	my ($name, $ca, $request, $start, $end) = @$issue;
-	openssl('ca', '-batch', '-notext', '-config', 'ca.cnf', '-cert', "$ca.pem", '-keyfile', "$ca.key",
-		'-startdate', $start, '-enddate', $end, '-in', $request, '-out', "$name.pem");
+	openssl(
+		'ca', '-batch', '-notext', '-config', 'ca.cnf', '-cert',
+		"$ca.pem", '-keyfile', "$ca.key", '-startdate', $start, '-enddate',
+		$end, '-in', $request, '-out', "$name.pem");
 }
 
 foreach my $case (
-	[ 'a good certificate', 'good', $invalid, link => 'invalid_vector 22P03', says => qr/content type|NumPy/ ],
+	[   'a good certificate', 'good', $invalid,
+		link => 'invalid_vector 22P03',
+		says => qr/content type|NumPy/ ],
 	[ 'an expired certificate', 'expired', $unreachable, says => qr/expired/ ],
 	[ 'a certificate of the future', 'future', $unreachable, says => qr/not yet valid/ ],
 	[ "another host's certificate", 'name', $unreachable, says => qr/subject name/ ],
 	[ 'a self-signed certificate', 'self', $unreachable, says => qr/self.signed/ ],
 	[ "a stranger's certificate", 'stranger', $unreachable, says => qr/issuer/ ],
-	[ 'TLS 1.1', 'good', $unreachable, options => [ '-tls1_1', '-cipher', 'DEFAULT@SECLEVEL=0' ], says => qr/protocol|version/ ])
+	[   'TLS 1.1', 'good', $unreachable,
+		options => [ '-tls1_1', '-cipher', 'DEFAULT@SECLEVEL=0' ],
+		says => qr/protocol|version/ ])
 {
 	my ($name, $certificate, $outcome, %more) = @$case;
 	my $port = tls_server($certificate, @{ delete $more{options} // [] });
@@ -790,7 +1069,8 @@ foreach my $case (
 # for lists of what others have revoked.
 {
 	my $port = tls_server('good');
-	foreach my $case ([ 'ca', $invalid, link => 'invalid_vector 22P03', says => qr/content type|NumPy/ ],
+	foreach
+	  my $case ([ 'ca', $invalid, link => 'invalid_vector 22P03', says => qr/content type|NumPy/ ],
 		[ 'other_ca', $unreachable, says => qr/issuer/ ])
 	{
 		my ($ca, $outcome, %more) = @$case;
@@ -798,7 +1078,11 @@ foreach my $case (
 		PostgreSQL::Test::Utils::append_to_file("$certificates/trusted.pem",
 			PostgreSQL::Test::Utils::slurp_file("$certificates/$ca.pem"));
 		sleep 1;    # it is looked at once a second
-		play_host(($ca eq 'ca' ? 'before' : 'after') . ' its CA is revoked, a certificate', "https://localhost:$port", $outcome, %more,
+		play_host(
+			($ca eq 'ca' ? 'before' : 'after') . ' its CA is revoked, a certificate',
+			"https://localhost:$port",
+			$outcome,
+			%more,
 			settings => { ca_file => literal("$certificates/trusted.pem") });
 	}
 }
@@ -812,7 +1096,8 @@ foreach my $server (@servers)
 # A name server that never answers: threads that wait for it stay, those of both
 # questions, and each holds a descriptor
 #
-play_host('a name server that is silent', 'https://silent.example', $unreachable, %no_connection,
+play_host('a name server that is silent',
+	'https://silent.example', $unreachable, %no_connection,
 	kept => sub { elements($_[0], 1) + elements($_[0]) });
 warm_up();
 
@@ -833,14 +1118,23 @@ sub start_proxy
 	{
 		my $port = $wanted // PostgreSQL::Test::Cluster::get_free_port();
 		my $proxy = IPC::Run::start(
-			[ $nghttpx, "-f127.0.0.1,$port", '-b127.0.0.1,' . $backend->http, '--conf=/dev/null',
-				'--workers=1', '--no-ocsp', "--errorlog-file=$proxy_log", '--accesslog-file=/dev/null',
-				'--backend-connections-per-host=64', $api->dir . '/server.key', $api->dir . '/server.pem' ],
-			'<', '/dev/null', '>', '/dev/null', '2>', '/dev/null');
+			[   $nghttpx, "-f127.0.0.1,$port",
+				'-b127.0.0.1,' . $backend->http, '--conf=/dev/null',
+				'--workers=1', '--no-ocsp',
+				"--errorlog-file=$proxy_log", '--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64', $api->dir . '/server.key',
+				$api->dir . '/server.pem' ],
+			'<',
+			'/dev/null',
+			'>',
+			'/dev/null',
+			'2>',
+			'/dev/null');
 
 		for (1 .. 500)
 		{
-			return ($port, $proxy) if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
+			return ($port, $proxy)
+			  if IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port);
 			last unless $proxy->pumpable;
 			sleep 0.02;
 		}
@@ -859,12 +1153,19 @@ SKIP:
 	# A backend keeps one connection, or two when one of them has just ended.
 	my $play = sub {
 		my ($of, $name, $fault, $outcome, %more) = @_;
-		play($of, "HTTP/2: $name", $fault, $outcome, %more, kept => 2,
-			settings => { %{ $more{settings} // {} }, ca_file => literal($api->ca),
+		play(
+			$of,
+			"HTTP/2: $name",
+			$fault, $outcome, %more,
+			kept => 2,
+			settings => {
+				%{ $more{settings} // {} },
+				ca_file => literal($api->ca),
 				base_url => "'https://localhost:$port/v1'" });
 	};
 
-	$play->('api', @$_) foreach (
+	$play->('api', @$_)
+	  foreach (
 		[ 'no fault', 'id=a', 'ok 00000' ],
 		[ 'a server behind it that resets', 'reset', 'http_error 58000' ],
 		[ 'a stream that is reset', 'break=20', $lost ],
@@ -872,9 +1173,10 @@ SKIP:
 		[ 'a stream that is silent', 'silent', 'timeout 08006', %late ],
 		[ 'a stream that stalls', 'stall=20', 'timeout 08006', %late ],
 		[ 'a large reply', 'big=1000000', 'too_large 54000' ],
-		[ 'a header of 80 kB', 'header_size=80000', 'http_error 58000' ],    # nghttpx makes it a 502
+		[ 'a header of 80 kB', 'header_size=80000', 'http_error 58000' ],   # nghttpx makes it a 502
 		[ 'a redirect', 'redirect', $invalid ]);
-	$play->('store', @$_) foreach (
+	$play->('store', @$_)
+	  foreach (
 		[ 'a link without fault', 'id=a', 'ok 00000' ],
 		[ "a link's stream that is reset", 'v.break=100', $lost ],
 		[ "a link's stream that is silent", 'v.silent', 'timeout 08006', %late ],
@@ -884,17 +1186,22 @@ SKIP:
 	my $happens = sub {
 		my ($name, $fault, $outcome, $what, %more) = @_;
 		my $before = $backend->stats->{in_flight};    # silent ones are, still
-		$play->('api', $name, $fault, $outcome, %more, beside => "fault:$fault", meanwhile => sub {
-			my ($count) = @_;
-			$backend->wait_until(sub { $_[0]{in_flight} >= $before + $count })
-			  or die "there were never $count requests in flight";
-			$what->();
-		});
+		$play->(
+			'api', $name, $fault, $outcome, %more,
+			beside => "fault:$fault",
+			meanwhile => sub {
+				my ($count) = @_;
+				$backend->wait_until(sub { $_[0]{in_flight} >= $before + $count })
+				  or die "there were never $count requests in flight";
+				$what->();
+			});
 	};
 
 	# What is in flight is finished, and nothing new is begun.
-	$happens->('it ends with GOAWAY', 'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },
-		whole => 1, vectors => $unreachable);
+	$happens->(
+		'it ends with GOAWAY', 'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },
+		whole => 1,
+		vectors => $unreachable);
 	$proxy->finish;
 	$play->('api', 'it is gone', 'id=a', $unreachable, whole => 1);
 	($port, $proxy) = start_proxy($backend, $port);
@@ -903,7 +1210,11 @@ SKIP:
 	$proxy->finish;
 	($port, $proxy) = start_proxy($backend, $port);
 	$play->('api', 'it is back again', 'id=a', 'ok 00000');
-	$happens->('the server behind it ends', 'silent', 'http_error 58000', sub { $backend->{process}->signal('KILL') },
+	$happens->(
+		'the server behind it ends',
+		'silent',
+		'http_error 58000',
+		sub { $backend->{process}->signal('KILL') },
 		whole => 1);
 
 	$proxy->signal('TERM');
@@ -917,8 +1228,10 @@ warm_up();
 $api->restart(@keys);
 play($_, "a restart before $_", 'id=a', 'ok 00000') foreach qw(api store);
 
-unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/PANIC|terminated by signal|XX000/,
-	'no backend has met what cannot happen');
+unlike(
+	PostgreSQL::Test::Utils::slurp_file($node->logfile),
+	qr/PANIC|terminated by signal|XX000/,
+	'no backend reached what cannot happen');
 
 $_->{session}->finish foreach @paths;
 

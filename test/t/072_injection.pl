@@ -5,12 +5,12 @@
 # Each of a statement's allocations in libcurl and in the extension is made to
 # fail, one at a time, and each wakeup of its backend is made to bring a cancel.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Injector;
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
-use List::Util qw(max);
+use List::Util              qw(max);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
@@ -28,15 +28,21 @@ my $most_handles = 16;
 
 my $api = Hrflow::StandIn->new;
 my $injector = Hrflow::Injector->new;
-my $node = Hrflow::Node->new('injection', $api, link_hosts => '127.0.0.1, localhost', max_attempts => 1,
+my $node = Hrflow::Node->new(
+	'injection', $api,
+	link_hosts => '127.0.0.1, localhost',
+	max_attempts => 1,
 	request_timeout => '1s');
 $injector->leave;
 
-$node->safe_psql('postgres', "SELECT hrflow_create_store('kept');
-	SELECT hrflow_track('kept', 'acme', (SELECT array_agg('fault:latency=2,id=' || i) FROM generate_series(1, 20) i));
+$node->safe_psql(
+	'postgres', "SELECT hrflow_create_store('kept');
+	SELECT hrflow_track('kept', 'acme', (SELECT array_agg('fault:latency=2,id=' || i)
+		FROM generate_series(1, 20) i));
 	CREATE FUNCTION state_of_kept() RETURNS text LANGUAGE sql AS \$\$
 		SELECT 'ok ' || count(*) FILTER (WHERE state = 'ok') || ' leased ' || count(lease_until)
-			|| ' attempts ' || sum(attempts) || ' vectors ' || (SELECT count(*) FROM kept) FROM kept_profile \$\$;
+			|| ' attempts ' || sum(attempts) || ' vectors ' || (SELECT count(*) FROM kept)
+				FROM kept_profile \$\$;
 	CREATE FUNCTION caught(statement text) RETURNS text LANGUAGE plpgsql AS \$\$
 	DECLARE result text;
 	BEGIN
@@ -53,21 +59,52 @@ $node->safe_psql('postgres', "SELECT hrflow_create_store('kept');
 # The statements.  "ok" is what they print if all is well.  They have to wait for
 # what they ask for: without latency it depends on who is scheduled.
 #
-sub of_ids { return "(SELECT array_agg('fault:latency=2,id=' || i) FROM generate_series(1, $_[0]) i)"; }
-sub counted { return "SELECT string_agg(s, ' ' ORDER BY s) FROM (SELECT status || '=' || count(*) FROM $_[0] GROUP BY status) c(s)"; }
+sub of_ids
+{
+	return "(SELECT array_agg('fault:latency=2,id=' || i) FROM generate_series(1, $_[0]) i)";
+}
 
-my $post = { name => 'hrflow_text_embedding', sql => q{SELECT 'ok' WHERE hrflow_text_embedding('x') IS NOT NULL;}, ok => 'ok' };
-my $single = sub { return { name => 'hrflow_profile_embedding', ok => 'ok',
-		sql => qq{SELECT 'ok' WHERE hrflow_profile_embedding('acme', '$_[0]', '{"profile": 1}') IS NOT NULL;} } };
-my $batch = sub { my ($n) = @_;
-	return { name => 'hrflow_profile_embeddings', ok => "ok=$n",
-		sql => counted("hrflow_profile_embeddings('acme', " . of_ids($n) . ')') . ';' } };
-my $vectors = sub { my ($n) = @_;
-	return { name => 'hrflow_profile_vectors', ok => "ok=$n",
-		sql => counted("hrflow_profile_vectors('acme', " . of_ids($n) . q{, '{"profile": 1}')}) . ';' } };
-my $caught = { name => 'hrflow_profile_vectors in a block that catches errors', ok => 'ok=12',
-	sql => "SELECT caught(\$\$" . counted("hrflow_profile_vectors('acme', " . of_ids(12) . q{, '{"profile": 1}')}) . '$$);' };
-my $refresh = { name => 'hrflow_refresh', ok => '',
+sub counted
+{
+	return "SELECT string_agg(s, ' ' ORDER BY s) FROM (SELECT status || '=' || count(*) FROM $_[0]
+		GROUP BY status) c(s)";
+}
+
+my $post = {
+	name => 'hrflow_text_embedding',
+	sql => q{SELECT 'ok' WHERE hrflow_text_embedding('x') IS NOT NULL;},
+	ok => 'ok' };
+my $single = sub {
+	return {
+		name => 'hrflow_profile_embedding',
+		ok => 'ok',
+		sql => qq{SELECT 'ok'
+			WHERE hrflow_profile_embedding('acme', '$_[0]', '{"profile": 1}') IS NOT NULL;}
+	};
+};
+my $batch = sub {
+	my ($n) = @_;
+	return {
+		name => 'hrflow_profile_embeddings',
+		ok => "ok=$n",
+		sql => counted("hrflow_profile_embeddings('acme', " . of_ids($n) . ')') . ';' };
+};
+my $vectors = sub {
+	my ($n) = @_;
+	return {
+		name => 'hrflow_profile_vectors',
+		ok => "ok=$n",
+		sql => counted("hrflow_profile_vectors('acme', " . of_ids($n) . q{, '{"profile": 1}')})
+		  . ';' };
+};
+my $caught = {
+	name => 'hrflow_profile_vectors in a block that catches errors',
+	ok => 'ok=12',
+	sql => "SELECT caught(\$\$"
+	  . counted("hrflow_profile_vectors('acme', " . of_ids(12) . q{, '{"profile": 1}')}) . '$$);' };
+my $refresh = {
+	name => 'hrflow_refresh',
+	ok => '',
 	before => "UPDATE kept_profile SET due_at = now();",
 	sql => "CALL hrflow_refresh('kept', batch_size => 8);" };
 
@@ -77,8 +114,13 @@ sub new_session
 	my ($tls) = @_;
 	my $session = Hrflow::Session->new($node);
 
-	$session->ask("LOAD 'hrflow_embed'; SET application_name = pg_cron; SET hrflow_embed.max_concurrency = 4;");
-	$session->ask("SET hrflow_embed.base_url = '" . $api->base_url('https') . "'; SET hrflow_embed.ca_file = '" . $api->ca . "';")
+	$session->ask(
+		"LOAD 'hrflow_embed'; SET application_name = pg_cron; SET hrflow_embed.max_concurrency = 4;"
+	);
+	$session->ask("SET hrflow_embed.base_url = '"
+		  . $api->base_url('https')
+		  . "'; SET hrflow_embed.ca_file = '"
+		  . $api->ca . "';")
 	  if $tls;
 	return $session;
 }
@@ -86,7 +128,9 @@ sub new_session
 sub descriptors
 {
 	my ($session) = @_;
-	return scalar grep { (readlink($_) // '') !~ m{/(?:base|global|pg_wal)/} } glob("/proc/" . $session->pid . '/fd/*');
+	return
+	  scalar grep { (readlink($_) // '') !~ m{/(?:base|global|pg_wal)/} }
+	  glob("/proc/" . $session->pid . '/fd/*');
 }
 
 # What a statement prints, and how it was for its backend.
@@ -123,8 +167,11 @@ sub walk
 {
 	my ($statement, $what, $allowed, %more) = @_;
 	my $session = new_session($more{tls});
-	my $name = "$statement->{name}, " . ($more{first} ? 'first of its backend' : 'another')
-	  . ($more{tls} ? ', over TLS' : '') . ": $what";
+	my $name =
+		"$statement->{name}, "
+	  . ($more{first} ? 'first of its backend' : 'another')
+	  . ($more{tls} ? ', over TLS'             : '')
+	  . ": $what";
 	my $made = 0;
 	my (%printed, @problems);
 
@@ -150,33 +197,48 @@ sub walk
 
 		$printed{ $error // $printed =~ s/\n.*//sr }++;
 		$problem->("it took $seen->{seconds} s") if $seen->{seconds} > $most_time;
-		$problem->("it printed $printed") if $printed !~ ($seen->{injected} ? $allowed : qr/^\Q$statement->{ok}\E$/);
+		$problem->("it printed $printed")
+		  if $printed !~ ($seen->{injected} ? $allowed : qr/^\Q$statement->{ok}\E$/);
 		$problem->("$seen->{added} requests are left in libcurl") if $seen->{added} != 0;
 		$made = $seen->{handles} + ($more{first} ? 0 : $made);
 
 		# It may have come between two statements: before the first wakeup, or
 		# at the last one, after which there is one more.
 		$problem->('a cancel was lost')
-		  if $what eq 'wakeups' && $seen->{injected} && $printed eq $statement->{ok} && $nth > 1 && $seen->{seen} > $nth + 1;
+		  if $what eq 'wakeups'
+		  && $seen->{injected}
+		  && $printed eq $statement->{ok}
+		  && $nth > 1
+		  && $seen->{seen} > $nth + 1;
 		if ($statement == $refresh)
 		{
 			my $state = $session->ask('SELECT state_of_kept();');
-			$problem->("the store has $state") if $state !~ ($error && $error eq '57014' ? qr/leased 0 attempts 0 / : qr/leased 0 /);
+			$problem->("the store has $state")
+			  if $state !~ ($error && $error eq '57014' ? qr/leased 0 attempts 0 / : qr/leased 0 /);
 		}
 
-		($printed, $seen) = ask($session, { %$statement, before => $statement->{before} && "UPDATE kept_profile SET due_at = now(), state = 'due', attempts = 0;" }, $what, 0);
+		($printed, $seen) = ask(
+			$session,
+			{   %$statement,
+				before => $statement->{before}
+				  && "UPDATE kept_profile SET due_at = now(), state = 'due', attempts = 0;" },
+			$what, 0);
 		$problem->("the next one printed $printed") if $printed ne $statement->{ok};
 		$made += $seen->{handles};
 		$problem->("there are $made handles more") if $made > $most_handles;
 		if ($statement == $refresh)
 		{
 			my $state = $session->ask('SELECT state_of_kept();');
-			$problem->("then the store has $state") if $state !~ /^ok 20 leased 0 attempts 0 vectors 20\n/;
+			$problem->("then the store has $state")
+			  if $state !~ /^ok 20 leased 0 attempts 0 vectors 20\n/;
 		}
-		$problem->(descriptors($session) . " descriptors are open, instead of $descriptors") if descriptors($session) > $descriptors;
+		$problem->(descriptors($session) . " descriptors are open, instead of $descriptors")
+		  if descriptors($session) > $descriptors;
 	}
-	is(join("\n", @problems), '', "$name: it ends as it should and leaves nothing behind ("
-		. join(', ', map { "$_ $printed{$_} times" } sort keys %printed) . ')');
+	is( join("\n", @problems),
+		'',
+		"$name: it ends as it should and leaves nothing behind ("
+		  . join(', ', map { "$_ $printed{$_} times" } sort keys %printed) . ')');
 	$session->finish;
 	return \%printed;
 }
@@ -189,31 +251,52 @@ sub walk
 # too long; if memory for the query of a URL fails, it sends it without, of which
 # the server complains; and 8.22 may lose sight of a request, whose time is then up.
 #
-my $of_memory = qr/^(?:.*ERROR:  (?:53200:\ out\ of\ memory|08001:|08006:|54000:|22023:\ HrFlow\ source|58000:\ link)
-	|(?:timeout=\d\ ?|connection_failed=\d\ ?|invalid_request=\d\ ?|link_expired=\d\ ?|ok=\d+\ ?|too_large=\d\ ?)+
+my $of_memory =
+  qr/^(?:.*ERROR:  (?:53200:\ out\ of\ memory|08001:|08006:|54000:|22023:\ HrFlow\ source
+		|58000:\ link)
+	|(?:timeout=\d\ ?|connection_failed=\d\ ?|invalid_request=\d\ ?|link_expired=\d\ ?
+		|ok=\d+\ ?|too_large=\d\ ?)+
 	|caught\ ok=12|ok|WARNING:.*leaves\ a\ source\ out|)/xm;
 
 foreach my $case (
-	[ $single->('nurse') ], [ $post ], [ $batch->(3) ], [ $vectors->(3) ], [ $vectors->(3), tls => 1 ], [ $refresh ], [ $caught ],
-	[ $single->('nurse'), first => 1 ], [ $vectors->(2), first => 1 ], [ $single->('nurse'), first => 1, tls => 1 ])
+	[ $single->('nurse') ],
+	[$post],
+	[ $batch->(3) ],
+	[ $vectors->(3) ],
+	[ $vectors->(3), tls => 1 ],
+	[$refresh],
+	[$caught],
+	[ $single->('nurse'), first => 1 ],
+	[ $vectors->(2), first => 1 ],
+	[ $single->('nurse'), first => 1, tls => 1 ])
 {
 	my ($statement, %more) = @$case;
 	my $printed = walk($statement, 'memory', $of_memory, %more);
-	cmp_ok($printed->{53200} // $printed->{"caught $statement->{ok}"} // 0, '>=', 10, 'mostly out of memory');
+	cmp_ok($printed->{53200} // $printed->{"caught $statement->{ok}"} // 0,
+		'>=', 10, "$statement->{name}: most failures are reported as out of memory");
 }
 
 #
 # Cancels
 #
 foreach my $case (
-	[ $single->('fault:slow=1') ], [ $batch->(40) ], [ $vectors->(20) ], [ $vectors->(20), tls => 1 ], [ $refresh ], [ $caught ])
+	[ $single->('fault:slow=1') ],
+	[ $batch->(40) ],
+	[ $vectors->(20) ],
+	[ $vectors->(20), tls => 1 ],
+	[$refresh], [$caught])
 {
 	my ($statement, %more) = @$case;
-	my $printed = walk($statement, 'wakeups', qr/^(?:.*ERROR:  57014: |(?:caught )?\Q$statement->{ok}\E$)/m, %more);
-	cmp_ok($printed->{57014} // $printed->{"caught $statement->{ok}"} // 0, '>=', 5, 'mostly cancelled');
+	my $printed =
+	  walk($statement, 'wakeups', qr/^(?:.*ERROR:  57014: |(?:caught )?\Q$statement->{ok}\E$)/m,
+		%more);
+	cmp_ok($printed->{57014} // $printed->{"caught $statement->{ok}"} // 0,
+		'>=', 5, "$statement->{name}: most cancels are reported as cancels");
 }
 
-unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/PANIC|terminated by signal|XX000/,
-	'no backend has met what cannot happen');
+unlike(
+	PostgreSQL::Test::Utils::slurp_file($node->logfile),
+	qr/PANIC|terminated by signal|XX000/,
+	'no backend reached what cannot happen');
 
 done_testing();

@@ -4,7 +4,7 @@
 # it is dropped and made anew, roles that may not load a library.  That takes
 # several servers, databases and sessions.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
@@ -14,8 +14,12 @@ use Test::More;
 my $key = $Hrflow::StandIn::KEY;
 my $own_key = 'askr_00000000000000000000000000000001';
 my $api = Hrflow::StandIn->new('--key' => $key, '--key' => $own_key, '--dim' => 8);
-my $node = Hrflow::Node->new('life', $api, link_hosts => '127.0.0.1',
-	max_attempts => 1, wal_level => 'replica', max_wal_senders => 4);
+my $node = Hrflow::Node->new(
+	'life', $api,
+	link_hosts => '127.0.0.1',
+	max_attempts => 1,
+	wal_level => 'replica',
+	max_wal_senders => 4);
 my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
 sub sql { return $node->safe_psql('postgres', @_); }
@@ -24,8 +28,10 @@ sub sql { return $node->safe_psql('postgres', @_); }
 sub said
 {
 	my ($database, $sql, %options) = @_;
-	my ($status, $out, $err) = ($options{node} // $node)->psql($database,
-		"\\set VERBOSITY verbose\n$sql", on_error_stop => 0,
+	my ($status, $out, $err) = ($options{node} // $node)->psql(
+		$database,
+		"\\set VERBOSITY verbose\n$sql",
+		on_error_stop => 0,
 		extra_params => $options{role} ? [ '-U', $options{role} ] : []);
 
 	return $err eq '' ? $out : "$err\n$out";
@@ -41,11 +47,13 @@ my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name
 
 # A sequence remembers a call that was rolled back, too.
 sql('CREATE DATABASE planted');
-$node->safe_psql('planted', q{
+$node->safe_psql(
+	'planted', q{
 	CREATE SCHEMA hostile;
 	CREATE SEQUENCE hostile.ran;
 	CREATE FUNCTION hostile.caught() RETURNS void LANGUAGE plpgsql AS
-		$$ BEGIN PERFORM pg_catalog.nextval('hostile.ran'); RAISE EXCEPTION 'a planted object ran' USING ERRCODE = 'XX999'; END $$;
+		$$ BEGIN PERFORM pg_catalog.nextval('hostile.ran');
+			RAISE EXCEPTION 'a planted object ran' USING ERRCODE = 'XX999'; END $$;
 	DO $do$
 	DECLARE
 		f record;
@@ -55,42 +63,71 @@ $node->safe_psql('planted', q{
 		-- Every operator between what our statements compare, add and join
 		FOR o IN SELECT name, type FROM
 				unnest('{=,<>,<,>,<=,>=,||,+,-,*,/,->,->>,?,@>,<@,<=>,~}'::text[]) name,
-				unnest('{text,integer,bigint,oid,name,boolean,timestamptz,interval,jsonb,text[],real[],double precision,regclass,anyelement,"char"}'::text[]) type
+				unnest('{text,integer,bigint,oid,name,boolean,timestamptz,interval,jsonb,text[],
+					real[],double precision,regclass,anyelement,"char"}'::text[]) type
 		LOOP
 			IF to_regprocedure(format('hostile.planted(%s,%s)', o.type, o.type)) IS NULL THEN
-				EXECUTE format('CREATE FUNCTION hostile.planted(%1$s, %1$s) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN true; END $$', o.type);
+				EXECUTE format('CREATE FUNCTION hostile.planted(%1$s, %1$s) RETURNS boolean
+					LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN true; END $$',
+					o.type);
 			END IF;
-			EXECUTE format('CREATE OPERATOR hostile.%1$s (LEFTARG = %2$s, RIGHTARG = %2$s, FUNCTION = hostile.planted)', o.name, o.type);
+			EXECUTE format('CREATE OPERATOR hostile.%1$s (LEFTARG = %2$s, RIGHTARG = %2$s,
+				FUNCTION = hostile.planted)', o.name, o.type);
 		END LOOP;
-		FOR o IN SELECT * FROM (VALUES ('->>', 'jsonb', 'text'), ('->', 'jsonb', 'text'), ('+', 'timestamptz', 'interval'), ('-', 'timestamptz', 'interval'), ('*', 'interval', 'double precision'), ('*', 'double precision', 'interval'), ('=', 'text', 'name')) v (name, a, b)
+		FOR o IN SELECT *
+			FROM (VALUES ('->>', 'jsonb', 'text'), ('->', 'jsonb', 'text'),
+			('+', 'timestamptz', 'interval'), ('-', 'timestamptz', 'interval'),
+			('*', 'interval', 'double precision'), ('*', 'double precision', 'interval'),
+			('=', 'text', 'name')) v (name, a, b)
 		LOOP
-			EXECUTE format('CREATE OR REPLACE FUNCTION hostile.planted(%1$s, %2$s) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN true; END $$', o.a, o.b);
-			EXECUTE format('CREATE OPERATOR hostile.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = hostile.planted)', o.name, o.a, o.b);
+			EXECUTE format('CREATE OR REPLACE FUNCTION hostile.planted(%1$s, %2$s) RETURNS boolean
+				LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN true; END $$',
+				o.a, o.b);
+			EXECUTE format('CREATE OPERATOR hostile.%s (LEFTARG = %s, RIGHTARG = %s,
+				FUNCTION = hostile.planted)', o.name, o.a, o.b);
 		END LOOP;
 
 		-- Every ordinary function that they could call, with its very arguments
 		FOR f IN
-			SELECT p.proname, pg_get_function_identity_arguments(p.oid) args, pg_get_function_result(p.oid) result
+			SELECT p.proname, pg_get_function_identity_arguments(p.oid) args,
+				pg_get_function_result(p.oid) result
 			FROM pg_proc p
 			WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind = 'f'
-				AND proname = ANY ('{now,clock_timestamp,statement_timestamp,transaction_timestamp,unnest,format,quote_ident,quote_literal,cardinality,array_length,array_to_string,array_append,coalesce,lower,upper,length,left,right,substr,replace,concat,concat_ws,random,floor,ceil,round,abs,power,greatest,least,to_char,date_trunc,make_interval,extract,date_part,generate_series,generate_subscripts,current_setting,set_config,pg_try_advisory_lock,pg_advisory_lock,jsonb_each,jsonb_object_keys,jsonb_build_object,jsonb_typeof,hashtext,hashtextextended,text,int4,int8,float8,float4,name,md5,exp,log,ln,sqrt,interval_mul,array_position,string_to_array}'::text[])
+				AND proname = ANY ('{
+					now,clock_timestamp,statement_timestamp,transaction_timestamp,unnest,
+					format,quote_ident,quote_literal,cardinality,array_length,
+					array_to_string,array_append,coalesce,lower,upper,length,left,right,
+					substr,replace,concat,concat_ws,random,floor,ceil,round,abs,power,
+					greatest,least,to_char,date_trunc,make_interval,extract,date_part,
+					generate_series,generate_subscripts,current_setting,set_config,
+					pg_try_advisory_lock,pg_advisory_lock,jsonb_each,jsonb_object_keys,
+					jsonb_build_object,jsonb_typeof,hashtext,hashtextextended,text,int4,
+					int8,float8,float4,name,md5,exp,log,ln,sqrt,interval_mul,
+					array_position,string_to_array}'::text[])
 				AND pg_get_function_identity_arguments(p.oid) !~ 'OUT|internal|cstring|"any"'
 				AND pg_get_function_result(p.oid) !~ 'internal|SETOF record|TABLE'
 		LOOP
-			EXECUTE format('CREATE FUNCTION hostile.%I(%s) RETURNS %s LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN; END $$',
-				f.proname, f.args, CASE WHEN f.result ~ '^SETOF' THEN f.result ELSE 'SETOF ' || f.result END);
+			EXECUTE format('CREATE FUNCTION hostile.%I(%s) RETURNS %s
+				LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN; END $$',
+				f.proname, f.args,
+				CASE WHEN f.result ~ '^SETOF' THEN f.result ELSE 'SETOF ' || f.result END);
 		END LOOP;
 	END $do$;
-	CREATE FUNCTION hostile.sfunc(bigint) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN 1; END $$;
+	CREATE FUNCTION hostile.sfunc(bigint) RETURNS bigint LANGUAGE plpgsql
+		AS $$ BEGIN PERFORM hostile.caught(); RETURN 1; END $$;
 	CREATE AGGREGATE hostile.count(*) (SFUNC = hostile.sfunc, STYPE = bigint, INITCOND = '41');
-	CREATE FUNCTION hostile.agg(bigint, bigint) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN 1; END $$;
+	CREATE FUNCTION hostile.agg(bigint, bigint) RETURNS bigint LANGUAGE plpgsql
+		AS $$ BEGIN PERFORM hostile.caught(); RETURN 1; END $$;
 	CREATE AGGREGATE hostile.sum(bigint) (SFUNC = hostile.agg, STYPE = bigint, INITCOND = '41');
 	CREATE AGGREGATE hostile.max(bigint) (SFUNC = hostile.agg, STYPE = bigint, INITCOND = '41');
-	CREATE FUNCTION hostile.refused(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN PERFORM hostile.caught(); RETURN true; END $$;
+	CREATE FUNCTION hostile.refused(text) RETURNS boolean LANGUAGE plpgsql
+		AS $$ BEGIN PERFORM hostile.caught(); RETURN true; END $$;
 	CREATE DOMAIN hostile.text AS pg_catalog.text CHECK (hostile.refused(VALUE));
-	CREATE DOMAIN hostile.timestamptz AS pg_catalog.timestamptz CHECK (hostile.refused(VALUE::pg_catalog.text));
+	CREATE DOMAIN hostile.timestamptz AS pg_catalog.timestamptz
+		CHECK (hostile.refused(VALUE::pg_catalog.text));
 	CREATE DOMAIN hostile.jsonb AS pg_catalog.jsonb CHECK (hostile.refused(VALUE::pg_catalog.text));
-	CREATE DOMAIN hostile.regclass AS pg_catalog.regclass CHECK (hostile.refused(VALUE::pg_catalog.text));
+	CREATE DOMAIN hostile.regclass AS pg_catalog.regclass
+		CHECK (hostile.refused(VALUE::pg_catalog.text));
 	CREATE DOMAIN hostile.uuid AS pg_catalog.uuid CHECK (hostile.refused(VALUE::pg_catalog.text));
 	CREATE DOMAIN hostile.name AS pg_catalog.name CHECK (hostile.refused(VALUE::pg_catalog.text));
 	CREATE DOMAIN hostile.bytea AS pg_catalog.bytea CHECK (hostile.refused('x'));
@@ -99,123 +136,242 @@ $node->safe_psql('planted', q{
 	CREATE TABLE hostile.pg_namespace (nspname pg_catalog.text, oid oid);
 	CREATE SCHEMA s;
 	CREATE SCHEMA talent;
-	CREATE TABLE talent.candidate (id bigint GENERATED ALWAYS AS IDENTITY, hrflow_id pg_catalog.text, changed int);
+	CREATE TABLE talent.candidate (id bigint GENERATED ALWAYS AS IDENTITY,
+		hrflow_id pg_catalog.text, changed int);
 	INSERT INTO talent.candidate (hrflow_id) VALUES ('nurse-1'), ('welder-1')});
 
 my $path = 'SET search_path = hostile, public, pg_catalog';
 my $planted = Hrflow::Session->new($node);
 $planted->ask("\\c planted\n$path;");
-like($planted->ask(q{SELECT 'a' = 'b'::pg_catalog.text;}), qr/XX999/, 'a planted operator runs where it is found');
-like($planted->ask(q{SELECT * FROM now();}), qr/XX999/, 'so does a function');
-like($planted->ask(q{SELECT count(*) FROM pg_class;}), qr/XX999/, 'and an aggregate');
-like($planted->ask(q{SELECT 'a'::text;}), qr/XX999/, 'and a type');
-is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'), 4, 'and all are noticed');
+like($planted->ask(q{SELECT 'a' = 'b'::pg_catalog.text;}),
+	qr/XX999/, 'a planted operator runs when it is first on the search path');
+like($planted->ask(q{SELECT * FROM now();}),
+	qr/XX999/, 'a planted function runs when it is first on the search path');
+like($planted->ask(q{SELECT count(*) FROM pg_class;}),
+	qr/XX999/, 'a planted aggregate runs when it is first on the search path');
+like($planted->ask(q{SELECT 'a'::text;}),
+	qr/XX999/, 'a planted type runs when it is first on the search path');
+is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'),
+	4, 'each run of a planted object is counted');
 
-unlike($planted->ask('CREATE EXTENSION hrflow_embed SCHEMA s;'), qr/ERROR/, 'the extension can be put in a schema of its own');
-unlike($planted->ask('CREATE EXTENSION vector SCHEMA s;'), qr/ERROR/, 'so can pgvector') if $has_pgvector;
+unlike($planted->ask('CREATE EXTENSION hrflow_embed SCHEMA s;'),
+	qr/ERROR/, 'the extension can be created in a schema of its own');
+unlike($planted->ask('CREATE EXTENSION vector SCHEMA s;'),
+	qr/ERROR/, 'pgvector can be created in a schema of its own')
+  if $has_pgvector;
 
 # Each function once, in the order that makes sense of them
-my $link = q{(SELECT link FROM s.hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}'))};
+my $link =
+  q{(SELECT link FROM s.hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}'))};
 foreach my $case (
-	[ 'hrflow_profile_embedding', q{SELECT s.hrflow_profile_embedding('acme', 'nurse-1', '{"profile": 1}')}, qr/^\{"profile"/ ],
-	[ 'hrflow_profile_embedding_links', q{SELECT section FROM s.hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}')}, qr/^profile$/m ],
-	[ 'hrflow_profile_embeddings', q{SELECT status, error FROM s.hrflow_profile_embeddings('acme', '{nurse-1,missing-1,nurse-1}')}, qr/^ok\|\nok\|\nnot_found\|Profile|^(?=.*not_found)(?=.*ok\|\n)/s ],
-	[ 'hrflow_profile_vectors', q{SELECT status, section FROM s.hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1, "skills": 1}')}, qr/^ok\|(profile|skills)\nok\|/m ],
+	[   'hrflow_profile_embedding',
+		q{SELECT s.hrflow_profile_embedding('acme', 'nurse-1', '{"profile": 1}')},
+		qr/^\{"profile"/ ],
+	[   'hrflow_profile_embedding_links',
+		q{SELECT section
+			FROM s.hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}')},
+		qr/^profile$/m ],
+	[   'hrflow_profile_embeddings',
+		q{SELECT status, error
+			FROM s.hrflow_profile_embeddings('acme', '{nurse-1,missing-1,nurse-1}')},
+		qr/^ok\|\nok\|\nnot_found\|Profile|^(?=.*not_found)(?=.*ok\|\n)/s ],
+	[   'hrflow_profile_vectors',
+		q{SELECT status, section
+			FROM s.hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1, "skills": 1}')},
+		qr/^ok\|(profile|skills)\nok\|/m ],
 	[ 'hrflow_fetch_vector', "SELECT s.hrflow_fetch_vector($link)", qr/^\{[-\d.]+,/ ],
-	[ 'hrflow_fetch_vectors', "SELECT status FROM s.hrflow_fetch_vectors(ARRAY[$link, 'https://example.com/x'])", qr/ok/ ],
+	[   'hrflow_fetch_vectors',
+		"SELECT status FROM s.hrflow_fetch_vectors(ARRAY[$link, 'https://example.com/x'])", qr/ok/
+	],
 	[ 'hrflow_job_embedding', q{SELECT s.hrflow_job_embedding('nurse-job')}, qr/^"http/ ],
 	[ 'hrflow_job_vector', q{SELECT s.hrflow_job_vector('nurse-job')}, qr/^\{[-\d.]+,/ ],
 	[ 'hrflow_text_embedding', q{SELECT s.hrflow_text_embedding('nurse')}, qr/^\{[-\d.]+,/ ],
-	[ 'hrflow_text_embeddings', q{SELECT status FROM s.hrflow_text_embeddings('{nurse,NULL}')}, qr/ok/ ],
+	[   'hrflow_text_embeddings', q{SELECT status FROM s.hrflow_text_embeddings('{nurse,NULL}')},
+		qr/ok/ ],
 	[ 'hrflow_auth', q{SELECT s.hrflow_auth()}, qr/^\{"/ ],
 	[ 'hrflow_decode_vector', q{SELECT s.hrflow_decode_vector('[1, 2]')}, qr/^\{1,2\}$/m ],
-	[ 'hrflow_cosine_similarity', q{SELECT s.hrflow_cosine_similarity('{1,0}', '{0,1}')}, qr/^0$/m ],
-	[ 'hrflow_create_store', q{SELECT s.hrflow_create_store('talent.embedding')}, qr/^talent\.embedding$/m ],
-	[ 'hrflow_track_table', q{SELECT s.hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', 'acme', NULL, '{changed}')}, qr/^2$/m ],
-	[ 'hrflow_track', q{SELECT s.hrflow_track('talent.embedding', 'acme', '{cook-1,cook-2,fault:status=500}')}, qr/^3$/m ],
-	[ 'hrflow_track_trigger, INSERT', q{INSERT INTO talent.candidate (hrflow_id) VALUES ('teacher-1') RETURNING hrflow_id}, qr/^teacher-1$/m ],
-	[ 'hrflow_track_trigger, DELETE', q{DELETE FROM talent.candidate WHERE hrflow_id OPERATOR(pg_catalog.=) 'welder-1' RETURNING hrflow_id}, qr/^welder-1$/m ],
-	[ 'hrflow_refresh', q{CALL s.hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 1}', max_attempts => 1)}, qr/^(?!.*(ERROR|WARNING))/s ],
-	[ 'hrflow_track_trigger, UPDATE', q{UPDATE talent.candidate SET changed = 1 WHERE hrflow_id OPERATOR(pg_catalog.=) 'nurse-1' RETURNING hrflow_id}, qr/^nurse-1$/m ],
-	[ 'hrflow_mark_due', q{SELECT s.hrflow_mark_due('talent.embedding', 'acme', '{cook-1}')}, qr/^1$/m ],
-	[ 'hrflow_store_status', q{SELECT tracked, due, ok, failed FROM s.hrflow_store_status('talent.embedding')}, qr/^5\|2\|2\|1$/m ],
-	[ 'hrflow_store_failures', q{SELECT profile_id FROM s.hrflow_store_failures('talent.embedding')}, qr/^fault:status=500$/m ],
+	[   'hrflow_cosine_similarity', q{SELECT s.hrflow_cosine_similarity('{1,0}', '{0,1}')},
+		qr/^0$/m ],
+	[   'hrflow_create_store', q{SELECT s.hrflow_create_store('talent.embedding')},
+		qr/^talent\.embedding$/m ],
+	[   'hrflow_track_table',
+		q{SELECT s.hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', 'acme',
+			NULL, '{changed}')},
+		qr/^2$/m ],
+	[   'hrflow_track',
+		q{SELECT s.hrflow_track('talent.embedding', 'acme', '{cook-1,cook-2,fault:status=500}')},
+		qr/^3$/m ],
+	[   'hrflow_track_trigger, INSERT',
+		q{INSERT INTO talent.candidate (hrflow_id) VALUES ('teacher-1') RETURNING hrflow_id},
+		qr/^teacher-1$/m ],
+	[   'hrflow_track_trigger, DELETE',
+		q{DELETE FROM talent.candidate
+			WHERE hrflow_id OPERATOR(pg_catalog.=) 'welder-1' RETURNING hrflow_id},
+		qr/^welder-1$/m ],
+	[   'hrflow_refresh',
+		q{CALL s.hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 1}',
+			max_attempts => 1)},
+		qr/^(?!.*(ERROR|WARNING))/s ],
+	[   'hrflow_track_trigger, UPDATE',
+		q{UPDATE talent.candidate SET changed = 1
+			WHERE hrflow_id OPERATOR(pg_catalog.=) 'nurse-1' RETURNING hrflow_id},
+		qr/^nurse-1$/m ],
+	[   'hrflow_mark_due', q{SELECT s.hrflow_mark_due('talent.embedding', 'acme', '{cook-1}')},
+		qr/^1$/m ],
+	[   'hrflow_store_status',
+		q{SELECT tracked, due, ok, failed FROM s.hrflow_store_status('talent.embedding')},
+		qr/^5\|2\|2\|1$/m ],
+	[   'hrflow_store_failures',
+		q{SELECT profile_id FROM s.hrflow_store_failures('talent.embedding')},
+		qr/^fault:status=500$/m ],
 	[ 'hrflow_retry', q{SELECT s.hrflow_retry('talent.embedding')}, qr/^1$/m ],
-	[ 'hrflow_match', q{SELECT profile_id FROM s.hrflow_match('talent.embedding', s.hrflow_job_vector('nurse-job'), 1)}, qr/^nurse-1$/m ],
-	[ 'hrflow_match_weighted', q{SELECT profile_id FROM s.hrflow_match_weighted('talent.embedding', s.hrflow_job_vector('nurse-job'), '{"profile": 0.5, "skills": 0.5}', 1)}, qr/^nurse-1$/m ],
-	[ 'hrflow_index_statement', q{SELECT s.hrflow_index_statement('talent.embedding')}, $has_pgvector ? qr/^CREATE INDEX CONCURRENTLY ON talent\.embedding USING hnsw .*s\.vector_cosine_ops/m : qr/ERROR:  55000/ ],
-	( $has_pgvector
-		? ([ 'the index', "SELECT s.hrflow_index_statement('talent.embedding') \\gexec\nSELECT 1", qr/^(?!.*ERROR)/s ],
-			[ 'hrflow_match, by the index', q{SET enable_seqscan = off; SELECT profile_id FROM s.hrflow_match('talent.embedding', s.hrflow_job_vector('nurse-job'), 1)}, qr/^nurse-1$/m ])
+	[   'hrflow_match',
+		q{SELECT profile_id
+			FROM s.hrflow_match('talent.embedding', s.hrflow_job_vector('nurse-job'), 1)},
+		qr/^nurse-1$/m ],
+	[   'hrflow_match_weighted',
+		q{SELECT profile_id
+			FROM s.hrflow_match_weighted('talent.embedding', s.hrflow_job_vector('nurse-job'),
+			'{"profile": 0.5, "skills": 0.5}', 1)},
+		qr/^nurse-1$/m ],
+	[   'hrflow_index_statement',
+		q{SELECT s.hrflow_index_statement('talent.embedding')},
+		$has_pgvector
+		? qr/^CREATE INDEX CONCURRENTLY ON talent\.embedding USING hnsw .*s\.vector_cosine_ops/m
+		: qr/ERROR:  55000/ ],
+	(   $has_pgvector
+		? ( [   'the index',
+				"SELECT s.hrflow_index_statement('talent.embedding') \\gexec\nSELECT 1",
+				qr/^(?!.*ERROR)/s ],
+			[   'hrflow_match, by the index',
+				q{SET enable_seqscan = off;
+					SELECT profile_id
+					FROM s.hrflow_match('talent.embedding', s.hrflow_job_vector('nurse-job'), 1)},
+				qr/^nurse-1$/m ])
 		: ()),
-	[ 'hrflow_schedule', q{SELECT s.hrflow_schedule('talent.embedding')}, qr/ERROR:  55000: pg_cron is not in this database/ ],
-	[ 'hrflow_unschedule', q{SELECT s.hrflow_unschedule('talent.embedding')}, qr/^f$|ERROR:  55000/m ],
-	[ 'hrflow_untrack', q{SELECT s.hrflow_untrack('talent.embedding', 'acme', '{cook-1}')}, qr/^1$/m ],
-	[ 'hrflow_untrack_table', q{SELECT s.hrflow_untrack_table('talent.embedding', 'talent.candidate')}, qr/^2$/m ],
+	[   'hrflow_schedule',
+		q{SELECT s.hrflow_schedule('talent.embedding')},
+		qr/ERROR:  55000: pg_cron is not in this database/ ],
+	[   'hrflow_unschedule',
+		q{SELECT s.hrflow_unschedule('talent.embedding')},
+		qr/^f$|ERROR:  55000/m ],
+	[   'hrflow_untrack',
+		q{SELECT s.hrflow_untrack('talent.embedding', 'acme', '{cook-1}')},
+		qr/^1$/m ],
+	[   'hrflow_untrack_table',
+		q{SELECT s.hrflow_untrack_table('talent.embedding', 'talent.candidate')},
+		qr/^2$/m ],
 	[ 'hrflow_drop_store', q{SELECT s.hrflow_drop_store('talent.embedding')}, qr/^$/m ],
-	[ 'hrflow_embed_stats', q{SELECT requests OPERATOR(pg_catalog.>) 0 FROM s.hrflow_embed_stats}, qr/^t$/m ],
+	[   'hrflow_embed_stats',
+		q{SELECT requests OPERATOR(pg_catalog.>) 0 FROM s.hrflow_embed_stats},
+		qr/^t$/m ],
 	[ 'hrflow_embed_stats_reset', q{SELECT s.hrflow_embed_stats_reset()}, qr/^$/m ])
 {
 	my ($name, $statement, $expected) = @$case;
 	my $out = $planted->ask("$statement;") =~ s/\n?-- done\n//r;
 
-	like($out, $expected, "$name does its work behind planted objects");
+	like($out, $expected, "$name() works with planted objects first on the search path");
 }
-is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'), 4, 'and none of them ran');
+is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'),
+	4, 'no function of the extension runs a planted object');
 
 # All of ours were called: a function added later is to be added here.
 my $cases = PostgreSQL::Test::Utils::slurp_file($0);
-is(join(' ', grep { $cases !~ /\[ '$_\b/ } split /\n/, $node->safe_psql('planted', q{
-		SELECT DISTINCT proname FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.deptype = 'e'
-		JOIN pg_extension e ON e.oid = d.refobjid AND extname = 'hrflow_embed' WHERE d.classid = 'pg_proc'::regclass})),
-	'', 'of no function of ours');
+is( join(
+		' ',
+		grep { $cases !~ /\[\s+'$_\b/ } split /\n/,
+		$node->safe_psql(
+			'planted', q{
+		SELECT DISTINCT proname FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid
+			AND d.deptype = 'e'
+		JOIN pg_extension e ON e.oid = d.refobjid AND extname = 'hrflow_embed'
+			WHERE d.classid = 'pg_proc'::regclass}
+		)),
+	'',
+	'every function of the extension was called with planted objects first on the search path');
 $planted->finish;
 
 #
 # A schema that is renamed, and one that is asked to move
 #
-my $vector = sql(q{SELECT s FROM (SELECT '{' || string_agg((i % 7)::text, ',') || '}' s FROM generate_series(1, 8) i) x});
+my $vector = sql(
+	q{SELECT s FROM (SELECT '{' || string_agg((i % 7)::text, ',') || '}' s
+		FROM generate_series(1, 8) i) x}
+);
 my $session = Hrflow::Session->new($node);
 sub ask { return $session->ask("$_[0];") =~ s/\n?-- done\n//r; }
 
 sql('CREATE DATABASE moved');
 $session->ask("\\c moved");
 ask('SET client_min_messages = warning; CREATE SCHEMA s; CREATE EXTENSION hrflow_embed SCHEMA s');
-ask(q{CREATE TABLE candidate (hrflow_id text); SELECT s.hrflow_create_store('store'); SELECT s.hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')});
+ask(q{CREATE TABLE candidate (hrflow_id text); SELECT s.hrflow_create_store('store');
+	SELECT s.hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')}
+);
 ask(q{PREPARE p (text) AS SELECT status FROM s.hrflow_profile_embeddings('acme', ARRAY[$1])});
-like(ask('SELECT hrflow_auth()'), qr/ERROR:  42883/, 'a schema that is not on the path has to be named');
-like(ask('ALTER EXTENSION hrflow_embed SET SCHEMA public'), qr/ERROR:  0A000/, 'the extension does not move to another schema');
-is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'and works where it is');
+like(
+	ask('SELECT hrflow_auth()'),
+	qr/ERROR:  42883/,
+	'a function in a schema that is not on the search path has to be qualified');
+like(
+	ask('ALTER EXTENSION hrflow_embed SET SCHEMA public'),
+	qr/ERROR:  0A000/,
+	'the extension refuses to move to another schema');
+is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'a prepared statement works after the refused move');
 ask('ALTER SCHEMA s RENAME TO "S 2"');
-like(ask(q{EXECUTE p ('nurse-1')}), qr/ERROR:  3F000: schema "s"/, 'a statement prepared before its schema was renamed says so');
-ask(q{DEALLOCATE p; PREPARE p (text) AS SELECT status FROM "S 2".hrflow_profile_embeddings('acme', ARRAY[$1])});
-is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'and works when prepared again');
-is(ask(q{INSERT INTO candidate VALUES ('nurse-1'); SELECT "S 2".hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')}),
-	0, 'and so do triggers');
+like(
+	ask(q{EXECUTE p ('nurse-1')}),
+	qr/ERROR:  3F000: schema "s"/,
+	'a statement prepared before its schema was renamed says so');
+ask(q{DEALLOCATE p;
+	PREPARE p (text) AS SELECT status FROM "S 2".hrflow_profile_embeddings('acme', ARRAY[$1])}
+);
+is(ask(q{EXECUTE p ('nurse-1')}),
+	'ok', 'a statement prepared again after its schema was renamed works');
+is( ask(q{INSERT INTO candidate VALUES ('nurse-1');
+	SELECT "S 2".hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')}
+	),
+	0,
+	'triggers work after the schema of the extension was renamed');
 ask(q{CALL "S 2".hrflow_refresh('store')});
-is(ask(q{SELECT ok FROM "S 2".hrflow_store_status('store')}), 1, 'and a refresh');
-like(ask(q{SELECT "S 2".hrflow_schedule('store')}), qr/CALL "S 2"\.hrflow_refresh/, 'and what is given to pg_cron');
+is(ask(q{SELECT ok FROM "S 2".hrflow_store_status('store')}),
+	1, 'a refresh works after the schema of the extension was renamed');
+like(
+	ask(q{SELECT "S 2".hrflow_schedule('store')}),
+	qr/CALL "S 2"\.hrflow_refresh/,
+	'hrflow_schedule() uses the new name of the schema');
 
 #
 # Dropped and made anew, with connections open
 #
 $api->reset;
-is(ask(q{EXECUTE p ('nurse-1')}), 'ok', 'before the extension is dropped');
+is(ask(q{EXECUTE p ('nurse-1')}),
+	'ok', 'a prepared statement works before the extension is dropped');
 ask(q{DROP EXTENSION hrflow_embed CASCADE});
-like(ask(q{EXECUTE p ('nurse-1')}), qr/ERROR:  (42883|3F000|XX000)/, 'a prepared statement says that it is gone');
-is(ask(q{INSERT INTO candidate VALUES ('nurse-2'); SELECT count(*) FROM store_profile}), 1,
-	'a table that was tracked can be written, and its store stays');
+like(
+	ask(q{EXECUTE p ('nurse-1')}),
+	qr/ERROR:  (42883|3F000|XX000)/,
+	'a prepared statement fails once the extension is dropped');
+is(ask(q{INSERT INTO candidate VALUES ('nurse-2'); SELECT count(*) FROM store_profile}),
+	1,
+	'a table that fed a store can be written once the extension is dropped, and the store stays');
 ask('CREATE EXTENSION hrflow_embed');
-is(ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}), 'ok', 'and when it is made anew');
-is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }), 1, 'the same connection is used');
-is(ask(q{SELECT hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')}), 1, 'and the store goes on');
+is(ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}),
+	'ok', 'a batch works once the extension is created again');
+is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }),
+	1, 'the re-created extension uses the same connection');
+is(ask(q{SELECT hrflow_track_table('store', 'candidate', 'hrflow_id', 'acme')}),
+	1, 'the store is fed again once its table is tracked again');
+
 foreach my $i (1 .. 5)
 {
 	ask('DROP EXTENSION hrflow_embed CASCADE; CREATE EXTENSION hrflow_embed');
 }
-cmp_ok($session->sockets, '<=', 3, 'dropping it leaves nothing open');
-is(ask('BEGIN; DROP EXTENSION hrflow_embed CASCADE; ROLLBACK; SELECT status FROM hrflow_profile_embeddings(\'acme\', \'{nurse-1}\')'),
-	'ok', 'a drop that is rolled back is none');
+cmp_ok($session->sockets, '<=', 3, 'dropping the extension leaves no socket open');
+is( ask(q{BEGIN; DROP EXTENSION hrflow_embed CASCADE; ROLLBACK;
+	SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}
+	),
+	'ok',
+	'a batch works after dropping the extension was rolled back');
 
 #
 # Prepared statements
@@ -225,20 +381,36 @@ ask('SET client_min_messages = warning');
 foreach my $mode (qw(force_generic_plan force_custom_plan auto))
 {
 	ask("SET plan_cache_mode = $mode");
-	ask(q{PREPARE ids (text[]) AS SELECT string_agg(status, ' ' ORDER BY ordinality) FROM hrflow_profile_embeddings('acme', $1, '{"profile": 1}');
-		PREPARE one (text) AS SELECT hrflow_profile_embedding('acme', $1, '{"profile": 1}') ? 'profile';
-		PREPARE near (real[]) AS SELECT round(hrflow_cosine_similarity($1, '{1,1}')::numeric, 6)::float});
-	is(join(' ', map { ask("EXECUTE ids ('$_')") } '{nurse-1}', '{missing-1,nurse-1}', '{nurse-1,NULL,nurse-1}', '{}', '{a}', '{b}', '{c}'),
-		'ok not_found ok ok invalid_request ok  ok ok ok', "$mode: an array of identifiers");
-	is(join(' ', map { ask("EXECUTE one ('nurse-$_')") } 1 .. 7), join(' ', ('t') x 7), "$mode: one identifier");
-	like(ask(q{EXECUTE one ('missing-1')}), qr/ERROR:  P0002/, "$mode: one that fails");
-	is(ask(q{EXECUTE one (NULL)}), '', "$mode: one that is null");
-	is(join(' ', map { ask("EXECUTE near ('{1,$_}')") } 1, 1, 1, 1, 1, -1), '1 1 1 1 1 0', "$mode: vectors");
+	ask(q{PREPARE ids (text[]) AS SELECT string_agg(status, ' ' ORDER BY ordinality)
+		FROM hrflow_profile_embeddings('acme', $1, '{"profile": 1}');
+		PREPARE one (text) AS
+			SELECT hrflow_profile_embedding('acme', $1, '{"profile": 1}') ? 'profile';
+		PREPARE near (real[]) AS
+			SELECT round(hrflow_cosine_similarity($1, '{1,1}')::numeric, 6)::float});
+	is( join(' ',
+			map { ask("EXECUTE ids ('$_')") } '{nurse-1}',
+			'{missing-1,nurse-1}', '{nurse-1,NULL,nurse-1}', '{}', '{a}', '{b}', '{c}'),
+		'ok not_found ok ok invalid_request ok  ok ok ok',
+		"$mode: a prepared batch takes any array of identifiers");
+	is( join(' ', map { ask("EXECUTE one ('nurse-$_')") } 1 .. 7),
+		join(' ', ('t') x 7),
+		"$mode: a prepared call takes any identifier");
+	like(
+		ask(q{EXECUTE one ('missing-1')}),
+		qr/ERROR:  P0002/,
+		"$mode: a prepared call for an unknown profile fails");
+	is(ask(q{EXECUTE one (NULL)}), '', "$mode: a prepared call for a null returns null");
+	is(join(' ', map { ask("EXECUTE near ('{1,$_}')") } 1, 1, 1, 1, 1, -1),
+		'1 1 1 1 1 0', "$mode: vectors");
 	ask('DISCARD ALL');
-	like(ask(q{EXECUTE one ('nurse-1')}), qr/ERROR:  26000/, "$mode: gone after DISCARD ALL");
+	like(
+		ask(q{EXECUTE one ('nurse-1')}),
+		qr/ERROR:  26000/,
+		"$mode: prepared statements are gone after DISCARD ALL");
 }
-is(ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}), 'ok', 'functions work after DISCARD ALL');
-cmp_ok($session->sockets, '<=', 3, 'over the connection there was');
+is(ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}),
+	'ok', 'a batch works after DISCARD ALL');
+cmp_ok($session->sockets, '<=', 3, 'connections survive DISCARD ALL');
 
 #
 # PL/pgSQL that catches
@@ -269,11 +441,19 @@ foreach my $case (
 	my ($call, $state) = @$case;
 	my $quoted = $call =~ s/'/''/gr;
 
-	is(ask("BEGIN; SELECT state_of('SELECT $quoted'), state_of('SELECT hrflow_profile_embedding(''acme'', ''nurse-1'')'); COMMIT"),
-		"$state|00000", "$call is caught, and the next call works");
+	is( ask("BEGIN;
+		SELECT state_of('SELECT $quoted'),
+		state_of('SELECT hrflow_profile_embedding(''acme'', ''nurse-1'')'); COMMIT"
+		),
+		"$state|00000",
+		"an error of $call can be caught, and the next call works");
 }
-like(ask(q{DO $$ BEGIN CALL hrflow_refresh('x'); EXCEPTION WHEN undefined_table THEN RAISE EXCEPTION 'no such table'; END $$}),
-	qr/no such table/, 'so is a refresh of nothing');
+like(
+	ask(q{DO $$ BEGIN CALL hrflow_refresh('x');
+		EXCEPTION WHEN undefined_table THEN RAISE EXCEPTION 'no such table'; END $$}
+	),
+	qr/no such table/,
+	'an error of hrflow_refresh() can be caught');
 
 #
 # What is set for a session, or a transaction, ends with it
@@ -284,20 +464,27 @@ foreach my $case (
 	[ 'RESET hrflow_embed.api_key', $key, 'RESET' ],
 	[ "SET hrflow_embed.api_key = '$own_key'; RESET ALL", $key, 'RESET ALL' ],
 	[ "SET hrflow_embed.api_key = '$own_key'; DISCARD ALL", $key, 'DISCARD ALL' ],
-	[ "SET hrflow_embed.api_key = '$own_key'; SET hrflow_embed.api_key TO DEFAULT", $key, 'SET TO DEFAULT' ],
-	[ "BEGIN; SET LOCAL hrflow_embed.api_key = '$own_key'", $own_key, 'SET LOCAL, in its transaction' ],
-	[ 'COMMIT', $key, 'and after it' ],
-	[ "BEGIN; SET LOCAL hrflow_embed.api_key = '$own_key'; SELECT 1 / 0; ROLLBACK", $key, 'and after one that failed' ],
-	[ "BEGIN; SET hrflow_embed.api_key = '$own_key'; ROLLBACK", $key, 'SET in a transaction rolled back' ],
-	[ "BEGIN; SAVEPOINT a; SET LOCAL hrflow_embed.api_key = '$own_key'; $call; ROLLBACK TO a", $key, 'SET LOCAL in a savepoint rolled back' ],
-	[ 'COMMIT', $key, 'and after that' ],
-	[ "BEGIN; SELECT set_config('hrflow_embed.api_key', '$own_key', true); COMMIT", $key, 'set_config() of a transaction' ])
+	[   "SET hrflow_embed.api_key = '$own_key'; SET hrflow_embed.api_key TO DEFAULT",
+		$key, 'SET TO DEFAULT' ],
+	[   "BEGIN; SET LOCAL hrflow_embed.api_key = '$own_key'",
+		$own_key,
+		'SET LOCAL, in its transaction' ],
+	[ 'COMMIT', $key, 'COMMIT after SET LOCAL' ],
+	[   "BEGIN; SET LOCAL hrflow_embed.api_key = '$own_key'; SELECT 1 / 0; ROLLBACK",
+		$key, 'SET LOCAL in a transaction that failed' ],
+	[   "BEGIN; SET hrflow_embed.api_key = '$own_key'; ROLLBACK",
+		$key, 'SET in a transaction rolled back' ],
+	[   "BEGIN; SAVEPOINT a; SET LOCAL hrflow_embed.api_key = '$own_key'; $call; ROLLBACK TO a",
+		$key, 'SET LOCAL in a savepoint rolled back' ],
+	[ 'COMMIT', $key, 'COMMIT after that savepoint' ],
+	[   "BEGIN; SELECT set_config('hrflow_embed.api_key', '$own_key', true); COMMIT",
+		$key, 'set_config() local to a transaction' ])
 {
 	my ($statement, $sent, $name) = @$case;
 
 	ask($statement);
-	like(ask($call), qr/called/, $name);
-	is(key_sent(), $sent, $sent eq $key ? 'leaves the key of the configuration' : 'sends its key');
+	like(ask($call), qr/called/, "$name: a call works");
+	is(key_sent(), $sent, "$name: the key sent is " . ($sent eq $key ? 'configured' : 'set'));
 }
 
 #
@@ -305,110 +492,204 @@ foreach my $case (
 #
 sql(qq{
 	CREATE ROLE plain LOGIN;
-	CREATE TABLE v AS SELECT i, '$vector'::real[] AS vector, convert_to('[' || i || ', 1]', 'UTF8') AS payload, 'nurse-' || i AS id FROM generate_series(1, 3000) i;
+	CREATE TABLE v AS
+		SELECT i, '$vector'::real[] AS vector, convert_to('[' || i || ', 1]', 'UTF8') AS payload,
+		'nurse-' || i AS id FROM generate_series(1, 3000) i;
 	ANALYZE v;
 	GRANT SELECT ON v TO plain});
-my $force = (sql(q{SELECT name FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')}));
-is(sql(q{SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE proname LIKE 'hrflow%' AND proparallel = 's'}),
-	'hrflow_cosine_similarity hrflow_decode_vector', 'what only computes is parallel safe, and nothing else');
-my $parallel = "SET $force = on; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0; SET max_parallel_workers_per_gather = 2; SET parallel_leader_participation = off;";
-my $safe = "SELECT count(*) || ' ' || round(sum(hrflow_cosine_similarity(vector, '$vector'))) || ' ' || round(sum((hrflow_decode_vector(payload))[1])) FROM v";
+my $force = (
+	sql(q{SELECT name FROM pg_settings
+		WHERE name IN ('force_parallel_mode', 'debug_parallel_query')}
+	));
+is( sql(q{SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE proname LIKE 'hrflow%'
+	AND proparallel = 's'}
+	),
+	'hrflow_cosine_similarity hrflow_decode_vector',
+	'only the functions that send no requests are parallel safe');
+my $parallel = "SET $force = on; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
+	SET min_parallel_table_scan_size = 0; SET max_parallel_workers_per_gather = 2;
+	SET parallel_leader_participation = off;";
+my $safe = "SELECT count(*) || ' ' || round(sum(hrflow_cosine_similarity(vector, '$vector'))) || ' '
+	|| round(sum((hrflow_decode_vector(payload))[1])) FROM v";
 foreach my $case (
 	[ $superuser, '', 'in a session that set nothing' ],
-	[ $superuser, "SET hrflow_embed.api_key = '$own_key'; SET hrflow_embed.max_concurrency = 7; SET hrflow_embed.proxy = 'http://user:secret\@127.0.0.1:9';", 'in one that set a key and a proxy' ],
-	[ $superuser, "SET hrflow_embed.api_key = '$own_key'; SET ROLE plain;", 'in one that changed its role then' ],
+	[   $superuser,
+		"SET hrflow_embed.api_key = '$own_key'; SET hrflow_embed.max_concurrency = 7;
+			SET hrflow_embed.proxy = 'http://user:secret\@127.0.0.1:9';",
+		'in one that set a key and a proxy' ],
+	[   $superuser,
+		"SET hrflow_embed.api_key = '$own_key'; SET ROLE plain;",
+		'in one that changed its role then' ],
 	[ 'plain', 'SET hrflow_embed.max_attempts = 2;', 'for a role without rights' ])
 {
 	my ($role, $first, $name) = @$case;
 
-	like(said('postgres', "$parallel $first EXPLAIN (ANALYZE, COSTS OFF) $safe;", role => $role),
-		qr/Workers Launched: [12]/, "workers compute $name");
-	is(said('postgres', "$parallel $first $safe;", role => $role), '3000 3000 4501500', 'and rightly, without a warning');
+	like(
+		said('postgres', "$parallel $first EXPLAIN (ANALYZE, COSTS OFF) $safe;", role => $role),
+		qr/Workers Launched: [12]/,
+		"workers compute similarities $name");
+	is( said('postgres', "$parallel $first $safe;", role => $role),
+		'3000 3000 4501500',
+		"workers give correct results without a warning $name");
 }
 $api->reset;
-unlike(said('postgres', "$parallel EXPLAIN (COSTS OFF) SELECT hrflow_profile_embedding('acme', 'nurse-1');"),
-	qr/Gather/, 'what asks the API is not given to a worker');
-is(said('postgres', "$parallel SELECT count(hrflow_profile_embedding('acme', id)) FROM v WHERE i <= 50 AND hrflow_cosine_similarity(vector, '$vector') > 0.5;"),
-	50, 'also where the scan below it is');
-is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }), 1, 'one process has asked');
-unlike(said('postgres', "$parallel EXPLAIN (COSTS OFF) SELECT * FROM v WHERE hrflow_index_statement('v') IS NULL;"),
-	qr/Gather/, 'and where there is a function of stores, nothing is');
+unlike(
+	said(
+		'postgres',
+		"$parallel EXPLAIN (COSTS OFF) SELECT hrflow_profile_embedding('acme', 'nurse-1');"),
+	qr/Gather/,
+	'a call that sends a request is not given to a worker');
+is( said(
+		'postgres',
+		"$parallel SELECT count(hrflow_profile_embedding('acme', id)) FROM v WHERE i <= 50
+			AND hrflow_cosine_similarity(vector, '$vector') > 0.5;"
+	),
+	50,
+	'a call that sends a request works above a parallel scan');
+is(scalar(keys %{ { map { $_->{connection} => 1 } $api->log } }),
+	1, 'all requests above a parallel scan are sent by one process');
+unlike(
+	said(
+		'postgres',
+		"$parallel EXPLAIN (COSTS OFF) SELECT * FROM v WHERE hrflow_index_statement('v') IS NULL;"),
+	qr/Gather/,
+	'a function of stores is not given to a worker');
 
 # The library is loaded when its first function is looked up, and that may be
 # in the middle of a parallel operation, where PostgreSQL gives settings their
 # defaults whatever the configuration says.
 sql(q{
 	CREATE FUNCTION fetch_other(int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS $$
-	BEGIN RETURN (SELECT error FROM hrflow_fetch_vectors('{https://other.s3.amazonaws.com/y}')); END $$;
-	CREATE FUNCTION fetch_here(i int) RETURNS text LANGUAGE plpgsql PARALLEL RESTRICTED AS 'BEGIN RETURN fetch_other(i); END';
-	CREATE FUNCTION alike(a real[]) RETURNS float LANGUAGE plpgsql PARALLEL SAFE AS 'BEGIN RETURN hrflow_cosine_similarity(a, a); END';
+	BEGIN RETURN (SELECT error
+		FROM hrflow_fetch_vectors('{https://other.s3.amazonaws.com/y}')); END $$;
+	CREATE FUNCTION fetch_here(i int) RETURNS text
+		LANGUAGE plpgsql PARALLEL RESTRICTED AS 'BEGIN RETURN fetch_other(i); END';
+	CREATE FUNCTION alike(a real[]) RETURNS float
+		LANGUAGE plpgsql PARALLEL SAFE AS 'BEGIN RETURN hrflow_cosine_similarity(a, a); END';
 	GRANT EXECUTE ON FUNCTION hrflow_fetch_vectors(text[]) TO plain});
 my $no_settings = qr/ERROR:  55000: hrflow_embed cannot read its settings/;
 my $allowed = (sql(q{LOAD 'hrflow_embed'; SHOW hrflow_embed.link_hosts}));
-sql(q{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = 'only.example'; SELECT pg_reload_conf()});
-$node->poll_query_until('postgres', q{SELECT current_setting('hrflow_embed.link_hosts', true) = 'only.example'});
-like(said('postgres', 'SELECT fetch_other(1);', role => 'plain'), qr/not in hrflow_embed.link_hosts/, 'outside of one, what is configured holds');
-like(said('postgres', "SET $force = on; SELECT fetch_other(1);", role => 'plain'), $no_settings, 'loaded in a worker, it does not go on without its settings');
-like(said('postgres', ($parallel =~ s/SET $force = on;//r) . " SELECT fetch_here(i) FROM v WHERE i = 5; SELECT fetch_other(1); SHOW hrflow_embed.link_hosts;", role => 'plain'),
-	qr/$no_settings.*not in hrflow_embed.link_hosts.*\nonly\.example\z/s, 'nor in the leader, who has them afterwards');
-is(said('postgres', "$parallel SELECT sum(alike(vector)) FROM v;", role => 'plain'), 3000, 'what only computes needs none');
+sql(q{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = 'only.example';
+	SELECT pg_reload_conf()}
+);
+$node->poll_query_until('postgres',
+	q{SELECT current_setting('hrflow_embed.link_hosts', true) = 'only.example'});
+like(
+	said('postgres', 'SELECT fetch_other(1);', role => 'plain'),
+	qr/not in hrflow_embed.link_hosts/,
+	'link_hosts of the configuration applies outside of parallel operations');
+like(said('postgres', "SET $force = on; SELECT fetch_other(1);", role => 'plain'),
+	$no_settings, 'the library refuses to work without its settings when it is loaded in a worker');
+like(
+	said(
+		'postgres',
+		($parallel =~ s/SET $force = on;//r)
+		  . " SELECT fetch_here(i) FROM v WHERE i = 5; SELECT fetch_other(1);
+			SHOW hrflow_embed.link_hosts;",
+		role => 'plain'),
+	qr/$no_settings.*not in hrflow_embed.link_hosts.*\nonly\.example\z/s,
+	'the library refuses to work when loaded in the leader, until the parallel operation ends');
+is(said('postgres', "$parallel SELECT sum(alike(vector)) FROM v;", role => 'plain'),
+	3000, 'functions that need no settings work when the library is loaded in a worker');
+
 # The leader that has none yet would hand workers what it has not checked.
-sql(qq{CREATE ROLE keyed LOGIN IN ROLE plain; ALTER ROLE keyed SET hrflow_embed.api_key = '$own_key'; ALTER ROLE keyed SET hrflow_embed.proxy = 'no://proxy';
+sql(qq{CREATE ROLE keyed LOGIN IN ROLE plain;
+	ALTER ROLE keyed SET hrflow_embed.api_key = '$own_key';
+	ALTER ROLE keyed SET hrflow_embed.proxy = 'no://proxy';
 	GRANT SELECT ON v TO keyed});
 my $computed = "SELECT sum(alike(vector)) FROM v;";
 my $unforced = $parallel =~ s/SET $force = on;//r;
-sql(q{CREATE FUNCTION alike_here(a real[]) RETURNS float LANGUAGE plpgsql PARALLEL RESTRICTED AS 'BEGIN RETURN hrflow_cosine_similarity(a, a); END'});
+sql(q{CREATE FUNCTION alike_here(a real[]) RETURNS float
+	LANGUAGE plpgsql PARALLEL RESTRICTED AS 'BEGIN RETURN hrflow_cosine_similarity(a, a); END'}
+);
 my $load = 'SELECT alike_here(vector) FROM v WHERE i = 5;';
-my $again = said('postgres', "$unforced SET hrflow_embed.max_attempts = 300; $load $computed SHOW hrflow_embed.api_key;", role => 'keyed');
-like($again, qr/\n1\n3000\n\z/, 'workers compute after the library was loaded among them');
-like($again, qr/WARNING:  22023: parameter "hrflow_embed.api_key" cannot be set for a role/, 'what is not allowed is told');
+my $again = said(
+	'postgres',
+	"$unforced SET hrflow_embed.max_attempts = 300; $load $computed SHOW hrflow_embed.api_key;",
+	role => 'keyed');
+like($again, qr/\n1\n3000\n\z/,
+	'workers compute after the library was loaded during a parallel operation');
+like(
+	$again,
+	qr/WARNING:  22023: parameter "hrflow_embed.api_key" cannot be set for a role/,
+	'a setting that is not allowed is warned about when the library is loaded');
 $again .= said('postgres', "$unforced BEGIN; $load $computed COMMIT;", role => 'keyed');
-like($again, qr/\n1\n3000\z/, 'and in the same transaction');
-unlike($again . PostgreSQL::Test::Utils::slurp_file($node->logfile), qr/to "(?:\Q$own_key\E|no:)/, 'without showing it');
+like($again, qr/\n1\n3000\z/, 'workers compute in the transaction that loaded the library');
+unlike(
+	$again . PostgreSQL::Test::Utils::slurp_file($node->logfile),
+	qr/to "(?:\Q$own_key\E|no:)/,
+	'the warning does not show the refused value');
 sql('DROP OWNED BY keyed; DROP ROLE keyed');
-sql(qq{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = '$allowed'; SELECT pg_reload_conf()});
-$node->poll_query_until('postgres', qq{SELECT current_setting('hrflow_embed.link_hosts', true) = '$allowed'});
+sql(qq{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = '$allowed';
+	SELECT pg_reload_conf()}
+);
+$node->poll_query_until('postgres',
+	qq{SELECT current_setting('hrflow_embed.link_hosts', true) = '$allowed'});
 
 #
 # Roles that may not load a library
 #
 sql('GRANT EXECUTE ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) TO plain');
-like(said('postgres', q{LOAD 'hrflow_embed';}, role => 'plain'), qr/ERROR:  42501/, 'LOAD is for superusers');
-is(said('postgres', q{SELECT hrflow_profile_embedding('acme', 'nurse-1') ? 'profile';}, role => 'plain'), 't',
-	'a function that was granted loads the library for its caller');
+like(
+	said('postgres', q{LOAD 'hrflow_embed';}, role => 'plain'),
+	qr/ERROR:  42501/,
+	'only superusers may LOAD the library');
+is( said(
+		'postgres',
+		q{SELECT hrflow_profile_embedding('acme', 'nurse-1') ? 'profile';},
+		role => 'plain'),
+	't',
+	'a role with EXECUTE on a function has the library loaded by calling it');
 my $stolen = Hrflow::StandIn->new('--key' => $key);
 my $elsewhere = $stolen->base_url;
 $api->reset;
-like(said('postgres', "SET hrflow_embed.base_url = '$elsewhere'; $call;", role => 'plain'), qr/WARNING:  42501: .*hrflow_embed.base_url.*\ncalled/s,
-	'a base_url set before the library came is not taken from who may not set it');
-is(scalar($stolen->log), 0, 'and the key goes nowhere else');
-like(said('postgres', "$call; SET hrflow_embed.base_url = '$elsewhere';", role => 'plain'), qr/ERROR:  42501/,
-	'nor one set then');
-like(said('postgres', "$call; SET hrflow_embed.nonsense = 1;", role => 'plain'), qr/ERROR:  (42602|22023|42704)/,
-	'and a setting that there is not is an error');
+like(
+	said('postgres', "SET hrflow_embed.base_url = '$elsewhere'; $call;", role => 'plain'),
+	qr/WARNING:  42501: .*hrflow_embed.base_url.*\ncalled/s,
+	'a base_url set before the library was loaded is discarded if the role may not set it');
+is(scalar($stolen->log), 0, 'the key is not sent to a base_url that was discarded');
+like(
+	said('postgres', "$call; SET hrflow_embed.base_url = '$elsewhere';", role => 'plain'),
+	qr/ERROR:  42501/,
+	'a role may not set base_url once the library is loaded');
+like(
+	said('postgres', "$call; SET hrflow_embed.nonsense = 1;", role => 'plain'),
+	qr/ERROR:  (42602|22023|42704)/,
+	'an unknown setting of the extension is an error');
 
 #
 # A standby
 #
-sql(q{SELECT hrflow_create_store('kept'); SELECT hrflow_track('kept', 'acme', '{nurse-1,cook-1}'); CREATE TABLE fed (id text)});
+sql(q{SELECT hrflow_create_store('kept'); SELECT hrflow_track('kept', 'acme', '{nurse-1,cook-1}');
+	CREATE TABLE fed (id text)}
+);
 sql(q{CALL hrflow_refresh('kept')});
 $node->backup('base');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);
 $standby->start;
 $node->wait_for_catchup($standby);
+
 foreach my $case (
 	[ q{SELECT hrflow_profile_embedding('acme', 'nurse-1') ? 'profile'}, qr/^t$/ ],
-	[ q{SELECT string_agg(status, ' ' ORDER BY ordinality) FROM hrflow_profile_embeddings('acme', '{nurse-1,missing-1}')}, qr/^ok not_found$/ ],
-	[ q{SELECT status, cardinality(vector) FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1}')}, qr/^ok\|8$/ ],
+	[   q{SELECT string_agg(status, ' ' ORDER BY ordinality)
+		FROM hrflow_profile_embeddings('acme', '{nurse-1,missing-1}')},
+		qr/^ok not_found$/ ],
+	[   q{SELECT status, cardinality(vector)
+		FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1}')},
+		qr/^ok\|8$/ ],
 	[ q{SELECT cardinality(hrflow_job_vector('nurse-job'))}, qr/^8$/ ],
 	[ q{SELECT cardinality(hrflow_text_embedding('a nurse'))}, qr/^8$/ ],
 	[ q{SELECT hrflow_auth() IS NOT NULL}, qr/^t$/ ],
-	[ q{SELECT profile_id FROM hrflow_match('kept', hrflow_job_vector('nurse-job'), 1)}, qr/^nurse-1$/ ],
-	[ q{SELECT profile_id FROM hrflow_match_weighted('kept', hrflow_job_vector('nurse-job'), '{"profile": 1}', 1)}, qr/^nurse-1$/ ],
+	[   q{SELECT profile_id FROM hrflow_match('kept', hrflow_job_vector('nurse-job'), 1)},
+		qr/^nurse-1$/ ],
+	[   q{SELECT profile_id
+		FROM hrflow_match_weighted('kept', hrflow_job_vector('nurse-job'), '{"profile": 1}', 1)},
+		qr/^nurse-1$/ ],
 	[ q{SELECT tracked, ok FROM hrflow_store_status('kept')}, qr/^2\|2$/ ],
 	[ q{SELECT count(*) FROM hrflow_store_failures('kept')}, qr/^0$/ ],
-	[ q{SELECT requests > 0 FROM hrflow_embed_stats; SELECT hrflow_embed_stats_reset()}, qr/^(t|f)\n?$/ ],
+	[   q{SELECT requests > 0 FROM hrflow_embed_stats; SELECT hrflow_embed_stats_reset()},
+		qr/^(t|f)\n?$/ ],
 	[ q{CALL hrflow_refresh('kept')}, qr/ERROR:  25006: .*standby/ ],
 	[ q{SELECT hrflow_track('kept', 'acme', '{cook-2}')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_mark_due('kept', 'acme', '{cook-1}')}, qr/ERROR:  25006/ ],
@@ -425,9 +706,11 @@ foreach my $case (
 	like(said('postgres', "$statement;", node => $standby), $expected, "on a standby: $statement");
 }
 $standby->promote;
-is($standby->safe_psql('postgres', q{SELECT hrflow_track('kept', 'acme', '{cook-2}')}), 1, 'promoted, it tracks');
+is($standby->safe_psql('postgres', q{SELECT hrflow_track('kept', 'acme', '{cook-2}')}),
+	1, 'a promoted standby tracks profiles');
 $standby->safe_psql('postgres', q{CALL hrflow_refresh('kept')});
-is($standby->safe_psql('postgres', q{SELECT ok FROM hrflow_store_status('kept')}), 3, 'and refreshes');
+is($standby->safe_psql('postgres', q{SELECT ok FROM hrflow_store_status('kept')}),
+	3, 'a promoted standby refreshes its stores');
 $standby->stop;
 
 #
@@ -438,8 +721,13 @@ foreach my $encoding (qw(LATIN1 EUC_JP SQL_ASCII))
 	my $database = 'in_' . lc $encoding;
 
 	sql("CREATE DATABASE $database ENCODING '$encoding' LOCALE 'C' TEMPLATE template0");
-	is(said($database, q{CREATE EXTENSION hrflow_embed; SELECT hrflow_profile_embedding('acme', 'nurse-1', '{"skills": 1}') ? 'skills'}),
-		't', "the extension works in a database in $encoding");
+	is( said(
+			$database,
+			q{CREATE EXTENSION hrflow_embed;
+				SELECT hrflow_profile_embedding('acme', 'nurse-1', '{"skills": 1}') ? 'skills'}
+		),
+		't',
+		"the extension works in a database in $encoding");
 }
 
 #
@@ -450,12 +738,17 @@ my %base_url = (one => $api->base_url, two => $second->base_url);
 foreach my $database (sort keys %base_url)
 {
 	sql("CREATE DATABASE $database");
-	$node->safe_psql($database, "CREATE EXTENSION hrflow_embed; LOAD 'hrflow_embed'; ALTER DATABASE $database SET hrflow_embed.base_url = '$base_url{$database}'");
+	$node->safe_psql(
+		$database,
+		"CREATE EXTENSION hrflow_embed; LOAD 'hrflow_embed';
+			ALTER DATABASE $database SET hrflow_embed.base_url = '$base_url{$database}'"
+	);
 }
 $session->finish;
 
 # Behind a library that wants shared memory as well
-my $before = -e $node->config_data('--pkglibdir') . '/pg_stat_statements.so' ? 'pg_stat_statements, ' : '';
+my $before =
+  -e $node->config_data('--pkglibdir') . '/pg_stat_statements.so' ? 'pg_stat_statements, ' : '';
 foreach my $preload ('', "${before}hrflow_embed")
 {
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = '$preload'");
@@ -465,32 +758,55 @@ foreach my $preload ('', "${before}hrflow_embed")
 	my $stats = 'SELECT scope, requests FROM hrflow_embed_stats';
 
 	$_->reset foreach $api, $second;
-	is(said('one', "SELECT status FROM hrflow_profile_embeddings('acme', '{a,b}'); $stats;"),
-		"ok\nok\n" . ($is_shared ? 'server' : 'session') . '|2', "$name: a database asks");
-	is(said('two', "SELECT status FROM hrflow_profile_embeddings('acme', '{a,b,c}'); $stats;"),
-		"ok\nok\nok\n" . ($is_shared ? 'server|5' : 'session|3'), "$name: and another");
-	is(scalar($api->log) . ' ' . scalar($second->log), '2 3', "$name: each at its own base_url");
-	is(said('one', "SET $force = on; SHOW hrflow_embed.base_url;", role => 'plain') =~ /^\Q$base_url{one}\E/ ? 1 : 0, 1, "$name: which is shown");
-	is(said('postgres', 'SHOW shared_preload_libraries;'), $preload, "$name");
+	is( said('one', "SELECT status FROM hrflow_profile_embeddings('acme', '{a,b}'); $stats;"),
+		"ok\nok\n" . ($is_shared ? 'server' : 'session') . '|2',
+		"$name: a batch works in a database");
+	is( said('two', "SELECT status FROM hrflow_profile_embeddings('acme', '{a,b,c}'); $stats;"),
+		"ok\nok\nok\n" . ($is_shared ? 'server|5' : 'session|3'),
+		"$name: a batch works in another database");
+	is(scalar($api->log) . ' ' . scalar($second->log),
+		'2 3', "$name: each database uses its own base_url");
+	is( said('one', "SET $force = on; SHOW hrflow_embed.base_url;", role => 'plain') =~
+		  /^\Q$base_url{one}\E/ ? 1 : 0,
+		1,
+		"$name: SHOW gives the base_url of the database");
+	is(said('postgres', 'SHOW shared_preload_libraries;'),
+		$preload, "$name: SHOW gives shared_preload_libraries");
 
 	# A turn taken in one database is taken in all, where they share.
-	$node->safe_psql('postgres', q{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.max_requests_per_minute = 60; SELECT pg_reload_conf()});
-	$node->poll_query_until('postgres', q{SELECT current_setting('hrflow_embed.max_requests_per_minute', true) = '60'});
-	my $burst = q{SET hrflow_embed.batch_timeout = '200ms'; SELECT count(*) FILTER (WHERE status = 'ok') FROM hrflow_profile_embeddings('acme', '{r1,r2,r3,r4,r5,r6}')};
+	$node->safe_psql(
+		'postgres',
+		q{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.max_requests_per_minute = 60;
+			SELECT pg_reload_conf()}
+	);
+	$node->poll_query_until('postgres',
+		q{SELECT current_setting('hrflow_embed.max_requests_per_minute', true) = '60'});
+	my $burst =
+	  q{SET hrflow_embed.batch_timeout = '200ms'; SELECT count(*) FILTER (WHERE status = 'ok')
+		FROM hrflow_profile_embeddings('acme', '{r1,r2,r3,r4,r5,r6}')};
 	my $first = said('one', "$burst;");
 	my $then = said('two', "$burst;");
+
 	if ($is_shared)
 	{
-		cmp_ok($first + $then, '<=', 3, "$name: the rate is of the server ($first, then $then)");
+		cmp_ok($first + $then,
+			'<=', 3, "$name: the rate limit is the server's ($first, then $then)");
 	}
 	else
 	{
-		is($then, $first, "$name: the rate is of the session ($first, then $then)");
+		is($then, $first, "$name: the rate limit is the session's ($first, then $then)");
 	}
-	$node->safe_psql('postgres', q{LOAD 'hrflow_embed'; ALTER SYSTEM RESET hrflow_embed.max_requests_per_minute; SELECT pg_reload_conf()});
+	$node->safe_psql(
+		'postgres',
+		q{LOAD 'hrflow_embed'; ALTER SYSTEM RESET hrflow_embed.max_requests_per_minute;
+			SELECT pg_reload_conf()}
+	);
 }
 $node->stop;
-is(scalar(grep { /PANIC|terminated by signal/ } split /\n/, PostgreSQL::Test::Utils::slurp_file($node->logfile)), 0,
+is( scalar(
+		grep { /PANIC|terminated by signal/ } split /\n/,
+		PostgreSQL::Test::Utils::slurp_file($node->logfile)),
+	0,
 	'no backend has crashed');
 
 done_testing();

@@ -3,15 +3,15 @@
 # and what it leaves; and who may make whom do what.  SQL sees neither what is
 # asked nor other sessions.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Disturb;
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use Hrflow::Store;
-use IPC::Run ();
-use List::Util qw(max sum);
+use IPC::Run                ();
+use List::Util              qw(max sum);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -29,36 +29,50 @@ my ($cron, $cron_api, $cron_store, $cron_lock);
 if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 {
 	$cron_api = Hrflow::StandIn->new('--latency' => 50, '--dim' => 64);
-	$cron = Hrflow::Node->new('cron', $cron_api, %settings,
+	$cron = Hrflow::Node->new(
+		'cron', $cron_api, %settings,
 		shared_preload_libraries => 'pg_cron',
 		'cron.database_name' => 'postgres',
 		'cron.use_background_workers' => 'on');
 	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
 	$cron_store = Hrflow::Store->new($cron, $cron_api, 'shop');
 	my $last_run = "SELECT last_run, last_run_status FROM hrflow_store_status('shop.embedding')";
-	is($cron_store->sql($last_run), '|', 'who may not look at pg_cron is not told of its runs');
+	is($cron_store->sql($last_run),
+		'|', 'hrflow_store_status() shows no last run to a role without rights on pg_cron');
 	$cron->safe_psql('postgres', 'GRANT USAGE ON SCHEMA cron TO keeper');
-	is($cron_store->sql($last_run), '|', 'and there is none yet');
+	is($cron_store->sql($last_run), '|',
+		'hrflow_store_status() shows no last run before the first');
 	$cron_store->fill(5000);
 	$cron->safe_psql('postgres', 'ALTER ROLE keeper NOLOGIN');
-	(undef, undef, my $warning) = $cron->psql('postgres', "SET ROLE keeper; SELECT hrflow_schedule('shop.embedding', '0 0 1 1 *')");
-	like($warning, qr/WARNING:  role "keeper" is not permitted to log in\nDETAIL: .* store shop\.embedding .*\nHINT:  ALTER ROLE keeper LOGIN/,
-		'who may not log in is told that the job will fail');
+	(undef, undef, my $warning) = $cron->psql('postgres',
+		"SET ROLE keeper; SELECT hrflow_schedule('shop.embedding', '0 0 1 1 *')");
+	like(
+		$warning,
+		qr/WARNING:\ \ role\ "keeper"\ is\ not\ permitted\ to\ log\ in\n
+			DETAIL:\ .*\ store\ shop\.embedding\ .*\n
+			HINT:\ \ ALTER\ ROLE\ keeper\ LOGIN/x,
+		'hrflow_schedule() warns if the owner is not permitted to log in');
 	$cron->safe_psql('postgres', 'ALTER ROLE keeper LOGIN');
 
 	# Once an hour, in a minute at most: such jobs have the time to wait for the
 	# rest of this test
-	my $minute = $cron->safe_psql('postgres', "SELECT extract(minute FROM (now() + interval '65 seconds') AT TIME ZONE 'GMT')");
-	my $again = $cron_store->sql("BEGIN;
+	my $minute = $cron->safe_psql('postgres',
+		"SELECT extract(minute FROM (now() + interval '65 seconds') AT TIME ZONE 'GMT')");
+	my $again = $cron_store->sql(
+		"BEGIN;
 		SELECT hrflow_schedule('shop.embedding', fields => '$Hrflow::Store::FIELDS');
-		SELECT hrflow_schedule('shop.embedding', '$minute * * * *', fields => '$Hrflow::Store::FIELDS');
+		SELECT hrflow_schedule('shop.embedding', '$minute * * * *',
+			fields => '$Hrflow::Store::FIELDS');
 		COMMIT;");
 	my ($first, $second) = split /\n/, $again;
-	is($first, $second, 'scheduled twice, a store has one job');
-	is($first, $cron_store->sql('SELECT jobid FROM cron.job'), 'whose id is returned');
+	is($first, $second, 'a store that is scheduled twice has one job');
+	is( $first,
+		$cron_store->sql('SELECT jobid FROM cron.job'),
+		'hrflow_schedule() returns the id of the job');
 
 	# One that overlaps with it; neither is to claim yet
-	$cron_store->sql("SELECT cron.schedule('overlap', '$minute * * * *', (SELECT command FROM cron.job))");
+	$cron_store->sql(
+		"SELECT cron.schedule('overlap', '$minute * * * *', (SELECT command FROM cron.job))");
 	$cron_lock = Hrflow::Session->new($cron);
 	$cron_lock->ask('BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
 }
@@ -71,14 +85,17 @@ $store->fill(5000);
 $api->reset;
 my @calls = map { $store->start_call } 1 .. 4;
 my @printed = map { $store->finish_call($_) } @calls;
-like($_, qr/^INFO:.* shop\.embedding: \d+ refreshed, 0 to be tried again, 0 failed, 0 not found, 0 gone/m,
-	'one of four that run at once') foreach @printed;
-is(sum(map { /: (\d+) refreshed/ } @printed), 5000, 'together they refresh all profiles');
+like(
+	$_,
+	qr/^INFO:.*\ shop\.embedding:\ \d+\ refreshed,\ 0\ to\ be\ tried\ again,
+		\ 0\ failed,\ 0\ not\ found,\ 0\ gone/mx,
+	'each of four runs at once succeeds') foreach @printed;
+is(sum(map { /: (\d+) refreshed/ } @printed), 5000, 'four runs at once refresh all profiles');
 my $asked = $store->asked;
-is(scalar(keys %$asked), 5000, 'and ask for all');
-is(max(values %$asked), 1, 'for each once');
-is($store->states, 'ok 5000', 'all are ok');
-is($store->wrong_vectors("profile_id LIKE '%5'"), 0, 'with their vectors');
+is(scalar(keys %$asked), 5000, 'four runs at once request all profiles');
+is(max(values %$asked), 1, 'four runs at once request no profile twice');
+is($store->states, 'ok 5000', 'four runs at once leave all profiles ok');
+is($store->wrong_vectors("profile_id LIKE '%5'"), 0, 'four runs at once store the right vectors');
 
 #
 # One that takes its time, meanwhile
@@ -86,8 +103,10 @@ is($store->wrong_vectors("profile_id LIKE '%5'"), 0, 'with their vectors');
 my $slow_api = Hrflow::StandIn->new('--latency' => 50, '--dim' => 64);
 my $slow = Hrflow::Store->new($node, $slow_api, 'slow');
 $slow->fill(100);
-my $slow_call = $slow->start_call(q{fields => '{"profile": 1}', batch_size => 10},
-	settings => { 'hrflow_embed.base_url' => $slow_api->base_url, 'hrflow_embed.max_concurrency' => 1 });
+my $slow_call = $slow->start_call(
+	q{fields => '{"profile": 1}', batch_size => 10},
+	settings =>
+	  { 'hrflow_embed.base_url' => $slow_api->base_url, 'hrflow_embed.max_concurrency' => 1 });
 
 #
 # Nothing has changed
@@ -100,55 +119,70 @@ sub written
 {
 	my ($updates) = @_;
 
-	$node->poll_query_until('postgres',
-		"SELECT n_tup_upd >= $updates FROM pg_stat_user_tables WHERE relid = 'shop.embedding_profile'::regclass")
-	  or die "no $updates updates are counted";
-	return $store->sql("SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables
+	$node->poll_query_until(
+		'postgres',
+		"SELECT n_tup_upd >= $updates FROM pg_stat_user_tables
+			WHERE relid = 'shop.embedding_profile'::regclass"
+	) or die "no $updates updates are counted";
+	return $store->sql(
+		"SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables
 		WHERE relid = 'shop.embedding'::regclass");
 }
 is(written(2 * 5000), '10000|0|0', 'every vector was written once');
 $store->hasten("substr(profile_id, 1, 1) = 'n'");
 $api->reset;
-like($store->call, qr/ 1250 refreshed/, 'what is due again is asked for again');
-is(scalar(keys %{ $store->asked }), 1250, 'indeed');
-is(written(2 * 5000 + 1250 + 2 * 1250), '10000|0|0', 'and where nothing has changed no vector is written');
+like($store->call, qr/ 1250 refreshed/, 'a run refreshes the profiles that are due again');
+is(scalar(keys %{ $store->asked }), 1250, 'the profiles that are due again are requested');
+is(written(2 * 5000 + 1250 + 2 * 1250),
+	'10000|0|0', 'no vector is written where nothing has changed');
 
 #
 # Whoever uses the candidates meanwhile does not wait
 #
-$store->sql('ALTER TABLE shop.candidate SET (autovacuum_enabled = off)');	# which locks it too
+$store->sql('ALTER TABLE shop.candidate SET (autovacuum_enabled = off)');    # which locks it too
 $store->hasten("substr(profile_id, 1, 1) = 'w'");
 my $watcher = Hrflow::Session->new($node);
 my $call = $store->start_call('batch_size => 50');
 my ($locks, $waits) = (0, 0);
 until ($call->{err} =~ /refreshed, /)
 {
-	$waits++ if $watcher->ask('BEGIN; LOCK TABLE shop.candidate IN ACCESS EXCLUSIVE MODE NOWAIT; COMMIT;') =~ /ERROR/;
+	$waits++
+	  if $watcher->ask('BEGIN; LOCK TABLE shop.candidate IN ACCESS EXCLUSIVE MODE NOWAIT; COMMIT;')
+	  =~ /ERROR/;
 	$locks++;
 	last unless $call->{process}->pumpable;
 	$call->{process}->pump_nb;
 }
-like($store->finish_call($call), qr/ 1250 refreshed/, 'watched, it refreshes');
-is($waits, 0, 'and the table of candidates could be locked at any time');
-cmp_ok($locks, '>', 20, 'which was tried often');
+like(
+	$store->finish_call($call),
+	qr/ 1250 refreshed/,
+	'a run refreshes while the table of candidates is watched');
+is($waits, 0, 'the table of candidates could be locked at any time during the run');
+cmp_ok($locks, '>', 20, 'the table of candidates was locked often during the run');
 
 #
 # What it holds while the network is awaited: in one batch after the other, and
 # in that where the sections are asked for one by one
 #
 my $far_api = Hrflow::StandIn->new('--latency' => 500, '--dim' => 64);
-$store->sql(q{DELETE FROM shop.candidate;
+$store->sql(
+	q{DELETE FROM shop.candidate;
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('novector-cook'), ('driver-1');
 	UPDATE shop.embedding_profile SET due_at = now() - CASE profile_id
-		WHEN 'nurse-1' THEN interval '3 minutes' WHEN 'novector-cook' THEN '2 minutes' ELSE '1 minute' END;});
-$call = $store->start_call('batch_size => 1', application => 'watched',
+		WHEN 'nurse-1' THEN interval '3 minutes' WHEN 'novector-cook' THEN '2 minutes'
+			ELSE '1 minute' END;}
+);
+$call = $store->start_call(
+	'batch_size => 1',
+	application => 'watched',
 	settings => { 'hrflow_embed.base_url' => $far_api->base_url });
 my ($requests, $since, %holds, %phases) = (0, time);
 until ($call->{err} =~ /refreshed, /)
 {
 	my $n = $far_api->stats->{requests};
 	($requests, $since) = ($n, time) if $n != $requests;
-	my ($sample) = split /\n/, $watcher->ask("SELECT wait_event_type, backend_xid, backend_xmin,
+	my ($sample) = split /\n/, $watcher->ask(
+		"SELECT wait_event_type, backend_xid, backend_xmin,
 		(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid')
 		FROM pg_stat_activity a WHERE application_name = 'watched' AND state = 'active';");
 
@@ -161,54 +195,92 @@ until ($call->{err} =~ /refreshed, /)
 	last unless $call->{process}->pumpable;
 	$call->{process}->pump_nb;
 }
-like($store->finish_call($call), qr/: 3 refreshed/, 'one by one, they are refreshed');
-is($far_api->stats->{requests}, 3 + 4 + 3, 'by these requests');
+like($store->finish_call($call), qr/: 3 refreshed/, 'a run refreshes profiles one by one');
+is( $far_api->stats->{requests},
+	3 + 4 + 3,
+	'a profile with a section without a vector takes a request for each section');
 my $waiting = delete $holds{'Extension|||0'};
-delete $holds{'|||0'};	# when it has just been woken
-is_deeply([ keys %holds ], [], 'while the network is awaited there is neither a transaction, a snapshot nor a lock');
-ok($waiting, 'and it is');
-is_deeply([ sort keys %phases ], [ 'first', 'last', 'section by section' ], 'all the time');
+delete $holds{'|||0'};    # when it has just been woken
+is_deeply([ keys %holds ],
+	[], 'a run that waits for the network has no transaction, snapshot or lock');
+ok($waiting, 'a run was seen waiting for the network');
+is_deeply(
+	[ sort keys %phases ],
+	[ 'first', 'last', 'section by section' ],
+	'a run was watched from its beginning to its end');
 
 #
 # The claim finds what is due by its index
 #
 $store->sql("UPDATE shop.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-1'");
-$call = $store->start_call(undef, settings => { session_preload_libraries => 'auto_explain',
-	'auto_explain.log_min_duration' => 0, 'auto_explain.log_nested_statements' => 'on', 'auto_explain.log_level' => 'notice' });
-like($store->finish_call($call),
-	qr/CTE claimed\n\s+->  Limit .*\n\s+->  LockRows .*\n\s+->  Index Scan using embedding_profile_due_at_idx .*\n\s+Index Cond: \(due_at <= /,
-	'what is due is claimed by its index');
+$call = $store->start_call(
+	undef,
+	settings => {
+		session_preload_libraries => 'auto_explain',
+		'auto_explain.log_min_duration' => 0,
+		'auto_explain.log_nested_statements' => 'on',
+		'auto_explain.log_level' => 'notice' });
+like(
+	$store->finish_call($call),
+	qr/CTE\ claimed\n\s+->\ \ Limit\ .*\n\s+->\ \ LockRows\ .*\n
+		\s+->\ \ Index\ Scan\ using\ embedding_profile_due_at_idx\ .*\n
+		\s+Index\ Cond:\ \(due_at\ <=\ /x,
+	'the claim finds due profiles by the index on due_at');
 
 #
 # What changes while it is fetched
 #
-$store->sql(q{DELETE FROM shop.candidate;
-	INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:latency=1500,id=nurse'), ('fault:latency=1500,id=cook'), ('fault:latency=1500,id=driver')});
+$store->sql(
+	q{DELETE FROM shop.candidate;
+	INSERT INTO shop.candidate (hrflow_id)
+		VALUES ('fault:latency=1500,id=nurse'), ('fault:latency=1500,id=cook'),
+		('fault:latency=1500,id=driver')}
+);
 $api->reset;
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 3 });
-$store->sql(q{UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id LIKE '%nurse';
+$store->sql(
+	q{UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id LIKE '%nurse';
 	DELETE FROM shop.candidate WHERE hrflow_id LIKE '%cook'});
-like($store->finish_call($call), qr/: 2 refreshed/, 'of three profiles two change while they are fetched');
-is($store->sql("SELECT profile_id, state, generation, attempts, lease_until FROM shop.embedding_profile ORDER BY 1"),
+like(
+	$store->finish_call($call),
+	qr/: 2 refreshed/,
+	'of three profiles, one marked and one deleted meanwhile, two are refreshed');
+is( $store->sql(
+		"SELECT profile_id, state, generation, attempts, lease_until FROM shop.embedding_profile
+			ORDER BY 1"
+	),
 	"fault:latency=1500,id=driver|ok|0|0|\nfault:latency=1500,id=nurse|ok|1|0|",
-	'the one that was deleted is not written');
-is_deeply($store->asked, { map { ("fault:latency=1500,id=$_->[0]" =~ s/([:=,])/sprintf('%%%02X', ord $1)/ger => $_->[1]) }
-	[ nurse => 2 ], [ cook => 1 ], [ driver => 1 ] },
-	'the one that was marked is fetched once more');
-is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
-	"fault:latency=1500,id=driver\nfault:latency=1500,id=nurse", 'and has vectors');
+	'a profile that is deleted while it is fetched is not written');
+is_deeply(
+	$store->asked,
+	{   map {
+			("fault:latency=1500,id=$_->[0]" =~ s/([:=,])/sprintf('%%%02X', ord $1)/ger => $_->[1])
+		}[ nurse => 2 ],
+		[ cook => 1 ],
+		[ driver => 1 ] },
+	'a profile that is marked while it is fetched is fetched again');
+is( $store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
+	"fault:latency=1500,id=driver\nfault:latency=1500,id=nurse",
+	'a profile that was fetched again has its vectors');
 
 #
 # All of it is gone before it is answered
 #
-$store->sql(q{DELETE FROM shop.candidate; INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:latency=1000,id=nurse')});
+$store->sql(
+	q{DELETE FROM shop.candidate;
+		INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:latency=1000,id=nurse')}
+);
 $api->reset;
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 1 });
 $store->sql('DELETE FROM shop.candidate');
-like($store->finish_call($call), qr/ 0 refreshed, 0 to be tried again, 0 failed/, 'what is no longer tracked when it comes is left');
-is($store->sql('SELECT count(*) FROM shop.embedding'), 0, 'and its vectors are not kept');
+like(
+	$store->finish_call($call),
+	qr/ 0 refreshed, 0 to be tried again, 0 failed/,
+	'a profile that is no longer tracked when its reply arrives is ignored');
+is($store->sql('SELECT count(*) FROM shop.embedding'),
+	0, 'the vectors of a profile that is no longer tracked are not stored');
 
 #
 # Gone
@@ -217,200 +289,306 @@ sub gone_run
 {
 	my ($missing, $good) = @_;
 
-	$store->sql("DELETE FROM shop.candidate;
+	$store->sql(
+		"DELETE FROM shop.candidate;
 		DELETE FROM shop.embedding_profile;
 		DELETE FROM shop.embedding;
 		INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, $good) i;
-		INSERT INTO shop.candidate (hrflow_id) SELECT 'nurse-' || i FROM generate_series(1, $missing) i;");
+		INSERT INTO shop.candidate (hrflow_id) SELECT 'nurse-' || i
+			FROM generate_series(1, $missing) i;"
+	);
 	$store->call;
 
 	# They are deleted from the account: the API would not know them
-	$store->sql("UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id WHERE profile_id LIKE 'nurse%';
-		UPDATE shop.embedding SET profile_id = 'missing-' || profile_id WHERE profile_id LIKE 'nurse%';");
+	$store->sql(
+		"UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id
+			WHERE profile_id LIKE 'nurse%';
+		UPDATE shop.embedding SET profile_id = 'missing-' || profile_id
+			WHERE profile_id LIKE 'nurse%';");
 	$store->hasten('true');
 	my $first = $store->call;
 	$store->hasten('true');
 	return ($first, $store->call);
 }
 my ($first, $second) = gone_run(19, 2);
-like($first, qr/: 2 refreshed, .* 19 not found, 0 gone/, 'at first what the API does not know is missing');
-is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"), 0,
-	'the next time its vectors are erased');
-like($second, qr/: 2 refreshed, .* 0 not found, 19 gone/, 'and it is gone');
+like(
+	$first,
+	qr/: 2 refreshed, .* 19 not found, 0 gone/,
+	'a profile that the API does not know is missing at first');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
+	0, 'the vectors of a profile that is missing twice are erased');
+like($second, qr/: 2 refreshed, .* 0 not found, 19 gone/,
+	'a profile that is missing twice is gone');
 ($first, $second) = gone_run(21, 390);
-like($second, qr/WARNING:  .*refresh of shop\.embedding was stopped: too many profiles are gone/,
-	'more than 20, and more than a twentieth, stop the run');
-is($store->states, 'missing 21, ok 390', 'and none is gone');
-is($store->wrong_vectors("profile_id LIKE 'cook-1%'"), 0, 'others are kept');
-is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"), 42,
-	'and they keep their vectors');
+like(
+	$second,
+	qr/WARNING:  .*refresh of shop\.embedding was stopped: too many profiles are gone/,
+	'a run stops when more than 20 profiles and more than a twentieth would be gone');
+is($store->states, 'missing 21, ok 390', 'no profile is gone when the run stops for too many');
+is($store->wrong_vectors("profile_id LIKE 'cook-1%'"),
+	0, 'other profiles are refreshed when the run stops for too many');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
+	42, 'missing profiles keep their vectors when the run stops for too many');
 ($first, $second) = gone_run(21, 420);
-like($second, qr/ 21 gone/, 'less than a twentieth may go');
+like($second, qr/ 21 gone/, 'less than a twentieth of the profiles may be gone in one run');
 
 #
 # Where everything is wrong nothing is erased
 #
-$store->sql("DELETE FROM shop.candidate; DELETE FROM shop.embedding_profile; DELETE FROM shop.embedding;");
+$store->sql(
+	"DELETE FROM shop.candidate; DELETE FROM shop.embedding_profile; DELETE FROM shop.embedding;");
 $store->fill(40);
 $store->call;
-my $peer = Hrflow::RawPeer->new(sub {
-	my ($socket) = @_;
-	while (Hrflow::RawPeer::read_request($socket))
-	{
-		print $socket "HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 9\r\n\r\nNot Found";
-	}
-});
+my $peer = Hrflow::RawPeer->new(
+	sub {
+		my ($socket) = @_;
+		while (Hrflow::RawPeer::read_request($socket))
+		{
+			print $socket
+			  "HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\n",
+			  "Content-Length: 9\r\n\r\nNot Found";
+		}
+	});
 my %nowhere = ('hrflow_embed.base_url' => 'http://127.0.0.1:' . $peer->port . '/v1');
 for my $run (1 .. 2)
 {
 	$store->hasten('true');
-	like($store->call(undef, role => 'keeper', settings => \%nowhere),
+	like(
+		$store->call(undef, role => 'keeper', settings => \%nowhere),
 		qr/WARNING:  .*refresh of shop\.embedding was stopped: nothing was answered/,
 		"an address that answers 404 to everything stops run $run");
 }
 $peer->stop;
-is($store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$) FROM shop.embedding_profile'), 'ok0',
-	'no state changes');
-is($store->sql('SELECT count(*) FROM shop.embedding'), 80, 'no vector goes');
+is( $store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$) FROM shop.embedding_profile'),
+	'ok0', 'an address that answers 404 to everything changes no state');
+is($store->sql('SELECT count(*) FROM shop.embedding'),
+	80, 'an address that answers 404 to everything erases no vector');
 
 for my $run (1 .. 2)
 {
 	$store->hasten('true');
-	like($store->call(undef, settings => { 'hrflow_embed.api_key' => 'askr_' . 'f' x 32 }),
-		qr/WARNING:  .*was stopped: HrFlow API refused the API key/, "a wrong key stops run $run");
-	is($store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$), count(lease_until) FROM shop.embedding_profile'), 'ok0|0',
-		'and no state changes, and no lease is left');
-	is($store->sql('SELECT count(*) FROM shop.embedding'), 80, 'no vector goes');
+	like(
+		$store->call(undef, settings => { 'hrflow_embed.api_key' => 'askr_' . 'f' x 32 }),
+		qr/WARNING:  .*was stopped: HrFlow API refused the API key/,
+		"a wrong key stops run $run");
+	is( $store->sql(
+			'SELECT string_agg(DISTINCT state || attempts, $$ $$), count(lease_until)
+				FROM shop.embedding_profile'
+		),
+		'ok0|0',
+		"after the wrong key of run $run no state has changed and no lease is left");
+	is($store->sql('SELECT count(*) FROM shop.embedding'),
+		80, "the wrong key of run $run erases no vector");
 }
-$store->sql("INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('unknown-1', 'a'), ('unknown-1', 'b')");
+$store->sql(
+	"INSERT INTO shop.embedding_profile (source_id, profile_id)
+		VALUES ('unknown-1', 'a'), ('unknown-1', 'b')"
+);
 for my $run (1 .. 2)
 {
 	$store->hasten('true');
 	my $out = $store->call;
-	like($out, qr/WARNING:  .*leaves a source out: the API does not know it\nDETAIL:  Source "unknown-1"/,
-		'a source of another account is left out');
-	like($out, qr/: 40 refreshed/, 'the others are refreshed');
-	is($store->sql('SELECT count(*) FROM shop.embedding'), 80, 'no vector goes');
+	like(
+		$out,
+		qr/WARNING:  .*leaves a source out: the API does not know it\nDETAIL:  Source "unknown-1"/,
+		"run $run leaves a source of another account out");
+	like($out, qr/: 40 refreshed/, "run $run refreshes the profiles of the other source");
+	is($store->sql('SELECT count(*) FROM shop.embedding'), 80, "run $run erases no vector");
 }
-is($store->sql("SELECT state, attempts FROM shop.embedding_profile WHERE source_id = 'unknown-1'"), "due|0\ndue|0",
-	'and its profiles stay due');
+is( $store->sql("SELECT state, attempts FROM shop.embedding_profile WHERE source_id = 'unknown-1'"),
+	"due|0\ndue|0", 'the profiles of the other account stay due');
 $store->sql("SELECT hrflow_untrack('shop.embedding', 'unknown-1', '{a,b}')");
 
 # A refusal in the middle keeps what was fetched: by the batch before, and by
 # that which meets it
-$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=402,latency=1000,id=nurse');
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=402,latency=1000,id=nurse');
 	DELETE FROM shop.embedding;");
 $store->hasten('true');
-$store->sql("UPDATE shop.embedding_profile SET due_at = now() - interval '1 minute' WHERE profile_id LIKE '%5'");
-like($store->call('batch_size => 4'), qr/WARNING:  .*was stopped: HrFlow account is over its quota.* 7 refreshed/s, 'so does a quota');
-is($store->sql('SELECT count(*) FROM shop.embedding'), 2 * 7, 'but what was fetched before is kept');
-is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()'), 7, 'and not due again');
-is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
-	'no attempt is counted');
+$store->sql(
+	"UPDATE shop.embedding_profile SET due_at = now() - interval '1 minute'
+		WHERE profile_id LIKE '%5'"
+);
+like(
+	$store->call('batch_size => 4'),
+	qr/WARNING:  .*was stopped: HrFlow account is over its quota.* 7 refreshed/s,
+	'a run stops when the account is over its quota');
+is($store->sql('SELECT count(*) FROM shop.embedding'),
+	2 * 7, 'what was fetched before the quota ended is kept');
+is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()'),
+	7, 'what was fetched before the quota ended is not due again');
+is( $store->sql(
+		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
+	),
+	0,
+	'a run that stops for the quota counts no attempt and leaves no lease');
 $store->sql("DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault%'");
 
 #
 # A section without a vector, and what needs another try
 #
 $store->call;
-$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('novector-nurse'), ('fault:first=1,status=500,id=cook')");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id)
+		VALUES ('novector-nurse'), ('fault:first=1,status=500,id=cook')"
+);
 $api->reset;
-like($store->call, qr/: 1 refreshed, 1 to be tried again/, 'one without skills, one that fails');
-is($store->asked->{'novector-nurse'}, 3, 'the first is asked for again section by section');
-is($store->sql("SELECT profile_id, section FROM shop.embedding WHERE profile_id ~ 'novec|fault'"), 'novector-nurse|profile',
-	'and what it has is there');
+like(
+	$store->call,
+	qr/: 1 refreshed, 1 to be tried again/,
+	'a profile without skills is refreshed, and one that fails is to be tried again');
+is($store->asked->{'novector-nurse'},
+	3, 'a profile without a vector in one section is requested section by section');
+is( $store->sql("SELECT profile_id, section FROM shop.embedding WHERE profile_id ~ 'novec|fault'"),
+	'novector-nurse|profile', 'a profile without skills has its other vectors');
 $store->hasten;
-like($store->call, qr/: 1 refreshed/, 'the second is fetched at the second attempt');
-is($store->sql("SELECT state, attempts, last_error FROM shop.embedding_profile WHERE profile_id ~ 'fault'"), 'ok|0|',
-	'and all is forgotten');
+like(
+	$store->call,
+	qr/: 1 refreshed/,
+	'a profile that failed once is refreshed at the second attempt');
+is( $store->sql(
+		"SELECT state, attempts, last_error FROM shop.embedding_profile WHERE profile_id ~ 'fault'"
+	),
+	'ok|0|',
+	'a success resets the attempts and the error');
 
 # Where all sections are asked for, the known ones are; nothing else is deleted
 my $partly = q{fault:first=1,status=400,message=Invalid key. File doesn't exist,id=cook};
-my $sections = "SELECT string_agg(DISTINCT section, ' ' ORDER BY section) FROM shop.embedding WHERE profile_id ~ 'File'";
+my $sections = "SELECT string_agg(DISTINCT section, ' ' ORDER BY section) FROM shop.embedding
+	WHERE profile_id ~ 'File'";
 $store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES (\$\$$partly\$\$)");
 foreach my $round ('new', 'known')
 {
 	$api->reset;
 	$store->hasten("profile_id ~ 'File'");
-	like($store->call('fields => NULL'), qr/: 1 refreshed/, "a section without a vector, the profile is $round");
-	is_deeply([ values %{ $store->asked } ], [6], 'all known sections are asked for');
-	is($store->sql($sections), 'educations experiences interests profile skills' . ($round eq 'known' ? ' summary' : ''),
-		'and what they have is there');
-	$store->sql("INSERT INTO shop.embedding (source_id, profile_id, section, item, vector) SELECT source_id, profile_id, 'summary', 0, '{1}'
+	like(
+		$store->call('fields => NULL'),
+		qr/: 1 refreshed/,
+		"a profile with a section without a vector is refreshed when it is $round");
+	is_deeply([ values %{ $store->asked } ],
+		[6], "all known sections are requested when the profile is $round");
+	is( $store->sql($sections),
+		'educations experiences interests profile skills' . ($round eq 'known' ? ' summary' : ''),
+		"the sections that have vectors are stored when the profile is $round");
+	$store->sql(
+		"INSERT INTO shop.embedding (source_id, profile_id, section, item, vector)
+			SELECT source_id, profile_id, 'summary', 0, '{1}'
 		FROM shop.embedding_profile WHERE profile_id ~ 'File' ON CONFLICT DO NOTHING");
 }
 $store->hasten("profile_id ~ 'File'");
 $store->call('fields => NULL');
-unlike($store->sql($sections), qr/summary/, 'an answer that lacks a section deletes it');
-$store->sql("INSERT INTO shop.embedding (source_id, profile_id, section, item, vector) SELECT source_id, profile_id, 'summary', 0, '{1}'
+unlike($store->sql($sections), qr/summary/, 'a reply that lacks a section deletes its vectors');
+$store->sql(
+	"INSERT INTO shop.embedding (source_id, profile_id, section, item, vector)
+		SELECT source_id, profile_id, 'summary', 0, '{1}'
 	FROM shop.embedding_profile WHERE profile_id ~ 'File'");
 $store->hasten("profile_id ~ 'File'");
 $store->call(q(fields => '{"profile": 1, "summary": false, "skills": null}'));
-is($store->sql($sections), 'educations experiences interests profile skills summary', 'one that is not asked for stays');
+is( $store->sql($sections),
+	'educations experiences interests profile skills summary',
+	'a section that is not requested keeps its vectors');
 $store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'File'");
 
-like($slow->finish_call($slow_call), qr/INFO: .* slow\.embedding: \d+ done, 0 of them not well, \d+ remaining, \d+ a second, about \d+ s to go.*slow\.embedding: 100 refreshed/s,
-	'a run that takes longer tells how far it has come');
+like(
+	$slow->finish_call($slow_call),
+	qr/INFO:\ .*\ slow\.embedding:\ \d+\ done,\ 0\ of\ them\ not\ well,\ \d+\ remaining,
+		\ \d+\ a\ second,\ about\ \d+\ s\ to\ go.*slow\.embedding:\ 100\ refreshed/sx,
+	'a run that takes longer reports its progress');
 
 #
 # Cancelled
 #
-$store->sql("INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:silent,id=' || i FROM generate_series(1, 100) i");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:silent,id=' || i
+		FROM generate_series(1, 100) i"
+);
 $api->reset;
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 32 });
 my $began = time;
 sql("SELECT pg_cancel_backend($_)") foreach $store->backends;
-like($store->finish_call($call), qr/57014: canceling statement/, 'it can be cancelled');
-cmp_ok(time - $began, '<', 1, 'at once');
-is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
-	'and gives its leases back');
+like($store->finish_call($call), qr/57014: canceling statement/, 'a run can be cancelled');
+cmp_ok(time - $began, '<', 1, 'a cancel takes effect at once');
+is( $store->sql(
+		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
+	),
+	0,
+	'a run that is cancelled gives its leases back');
 
 # Cancelled while it writes
-$store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault:silent%';
+$store->sql(
+	q{DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault:silent%';
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-1');
-	CREATE FUNCTION shop.sleep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;
-	CREATE TRIGGER sleep BEFORE INSERT ON shop.embedding FOR EACH ROW EXECUTE FUNCTION shop.sleep();});
+	CREATE FUNCTION shop.sleep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60);
+		RETURN NEW; END $$;
+	CREATE TRIGGER sleep BEFORE INSERT ON shop.embedding FOR EACH ROW
+		EXECUTE FUNCTION shop.sleep();});
 $call = $store->start_call;
-$node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')");
+$node->poll_query_until('postgres',
+	"SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')");
 sql("SELECT pg_cancel_backend($_)") foreach $store->backends;
-like($store->finish_call($call), qr/57014: canceling statement/, 'it can be cancelled while it writes');
-is($store->sql("SELECT state, attempts, lease_until FROM shop.embedding_profile WHERE profile_id = 'teacher-1'"), 'due|0|',
-	'and gives its leases back then too');
-$store->sql(q{DROP TRIGGER sleep ON shop.embedding;
-	INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:silent,id=' || i FROM generate_series(1, 100) i;});
+like(
+	$store->finish_call($call),
+	qr/57014: canceling statement/,
+	'a run can be cancelled while it writes');
+is( $store->sql(
+		"SELECT state, attempts, lease_until FROM shop.embedding_profile
+			WHERE profile_id = 'teacher-1'"
+	),
+	'due|0|',
+	'a run that is cancelled while it writes gives its leases back');
+$store->sql(
+	q{DROP TRIGGER sleep ON shop.embedding;
+	INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:silent,id=' || i
+		FROM generate_series(1, 100) i;}
+);
 
 # Its time may be bounded
 $began = time;
-like($store->call("time_budget => '500ms'"), qr/: [01] refreshed/, 'its time is bounded');
-cmp_ok(time - $began, '<', 3, 'truly');
-is($store->sql("SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"), 0,
-	'what it had no time for is as before');
-$store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher';
+like(
+	$store->call("time_budget => '500ms'"),
+	qr/: [01] refreshed/,
+	'a run with a time_budget returns');
+cmp_ok(time - $began, '<', 3, 'a time_budget is obeyed');
+is( $store->sql(
+		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
+	),
+	0,
+	'profiles that the time_budget left out keep their state');
+$store->sql(
+	"DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher';
 	SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(profile_id))
 	FROM (SELECT profile_id FROM shop.embedding_profile WHERE state = 'ok' LIMIT 3) p");
-like($store->call('max_profiles => 2'), qr/: 2 refreshed/, 'and so is the number');
-like($store->call, qr/: 1 refreshed/, 'whose rest is the next run\'s');
+like($store->call('max_profiles => 2'), qr/: 2 refreshed/, 'max_profiles limits a run');
+like(
+	$store->call,
+	qr/: 1 refreshed/,
+	'profiles that max_profiles left out are refreshed by the next run');
 
 # It commits: not for others
-my (undef, undef, $in_block) = $node->psql('postgres', "\\set VERBOSITY verbose
+my (undef, undef, $in_block) = $node->psql(
+	'postgres', "\\set VERBOSITY verbose
 	SET ROLE keeper; BEGIN; CALL hrflow_refresh('shop.embedding');");
-like($in_block, qr/ERROR:  2D000: hrflow_refresh cannot run inside a transaction block\nHINT:  CALL it alone: outside BEGIN and COMMIT/,
-	'in a transaction block it says how it can be called');
+like(
+	$in_block,
+	qr/ERROR:\ \ 2D000:\ hrflow_refresh\ cannot\ run\ inside\ a\ transaction\ block\n
+		HINT:\ \ CALL\ it\ alone:\ outside\ BEGIN\ and\ COMMIT/x,
+	'the error in a transaction block tells how to call hrflow_refresh()');
 
 #
 # Triggers never call the network
 #
 $api->reset;
-$store->sql(q{DELETE FROM shop.candidate;
+$store->sql(
+	q{DELETE FROM shop.candidate;
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('cook-1'), ('driver-1');
 	UPDATE shop.candidate SET cv = 'new';
 	UPDATE shop.candidate SET hrflow_id = 'welder-1' WHERE hrflow_id = 'cook-1';
 	DELETE FROM shop.candidate WHERE hrflow_id = 'driver-1';});
-is($store->states, 'due 2', 'candidates that come, change and go are tracked');
+is($store->states, 'due 2', 'candidates that are inserted, updated and deleted are tracked');
 $store->sql('TRUNCATE shop.candidate');
-is($store->states, '', 'to the last');
-is($api->stats->{requests}, 0, 'without a request');
+is($store->states, '', 'TRUNCATE untracks all candidates');
+is($api->stats->{requests}, 0, 'triggers send no request');
 
 #
 # Killed, crashed, without network, at random points
@@ -420,20 +598,28 @@ Hrflow::Disturb::run($node, $api, 2000, qw(kill crash network));
 #
 # Who may do what
 #
-$node->safe_psql('postgres', 'CREATE ROLE application LOGIN;
+$node->safe_psql(
+	'postgres', 'CREATE ROLE application LOGIN;
 	GRANT USAGE ON SCHEMA shop TO application;
 	GRANT SELECT, INSERT, UPDATE, DELETE ON shop.candidate TO application');
-is(sql("SET ROLE application;
+is( sql("SET ROLE application;
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-1'), ('teacher-2');
 	UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id = 'teacher-1';
 	DELETE FROM shop.candidate WHERE hrflow_id = 'teacher-2';
 	RESET ROLE;
-	SELECT profile_id, generation FROM shop.embedding_profile WHERE profile_id LIKE 'teacher%'"), 'teacher-1|1',
-	'who writes candidates needs no right on the store');
-like($node->error_of("SET ROLE application; SELECT * FROM shop.embedding"), qr/^42501/, 'and has none');
-like($store->call(undef, role => 'postgres'),
-	qr/ERROR:  42501: .*\nHINT:.*SET ROLE/s, 'a superuser does not refresh the store of another role');
-like($store->call(undef, role => 'application'), qr/ERROR:  42501/, 'nor does anybody else');
+	SELECT profile_id, generation FROM shop.embedding_profile WHERE profile_id LIKE 'teacher%'"),
+	'teacher-1|1',
+	'a role that writes candidates needs no right on the store');
+like($node->error_of("SET ROLE application; SELECT * FROM shop.embedding"),
+	qr/^42501/, 'a role that writes candidates has no right on the store');
+like(
+	$store->call(undef, role => 'postgres'),
+	qr/ERROR:  42501: .*\nHINT:.*SET ROLE/s,
+	'a superuser cannot refresh the store of another role');
+like(
+	$store->call(undef, role => 'application'),
+	qr/ERROR:  42501/,
+	"another role cannot refresh the owner's store");
 
 # An owner plants code wherever it could run
 sql(q{CREATE ROLE mallory LOGIN;
@@ -463,29 +649,41 @@ sql(q{CREATE ROLE mallory LOGIN;
 		INSERT INTO public.trap_log VALUES (current_user, 'check');
 		RETURN true;
 	END $$;
-	CREATE TRIGGER spring BEFORE INSERT OR UPDATE OR DELETE ON trap.embedding_profile FOR EACH ROW EXECUTE FUNCTION trap.spring();
-	CREATE TRIGGER spring BEFORE INSERT OR UPDATE OR DELETE ON trap.embedding FOR EACH ROW EXECUTE FUNCTION trap.spring();
-	ALTER TABLE trap.embedding_profile ADD CHECK (trap.check_it(profile_id)), ALTER due_at SET DEFAULT CASE WHEN trap.check_it('') THEN now() END;
-	ALTER TABLE trap.embedding ADD CHECK (trap.check_it(section)), ALTER fetched_at SET DEFAULT CASE WHEN trap.check_it('') THEN now() END;
+	CREATE TRIGGER spring BEFORE INSERT OR UPDATE OR DELETE ON trap.embedding_profile FOR EACH ROW
+		EXECUTE FUNCTION trap.spring();
+	CREATE TRIGGER spring BEFORE INSERT OR UPDATE OR DELETE ON trap.embedding FOR EACH ROW
+		EXECUTE FUNCTION trap.spring();
+	ALTER TABLE trap.embedding_profile ADD CHECK (trap.check_it(profile_id)),
+		ALTER due_at SET DEFAULT CASE WHEN trap.check_it('') THEN now() END;
+	ALTER TABLE trap.embedding ADD CHECK (trap.check_it(section)),
+		ALTER fetched_at SET DEFAULT CASE WHEN trap.check_it('') THEN now() END;
 	CREATE POLICY look ON trap.embedding_profile USING (trap.check_it(profile_id));
 	CREATE POLICY look ON trap.embedding USING (trap.check_it(section));
 	ALTER TABLE trap.embedding_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 	ALTER TABLE trap.embedding ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 	GRANT USAGE ON SCHEMA trap TO visitor;
 	GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA trap TO visitor;
-	CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE sql AS $$ INSERT INTO public.trap_log VALUES (current_user, 'now'); SELECT pg_catalog.now() $$;
+	CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE sql AS $$ INSERT INTO public.trap_log
+		VALUES (current_user, 'now'); SELECT pg_catalog.now() $$;
 	ALTER ROLE mallory SET search_path = trap, pg_catalog;});
-foreach my $case ([ 'postgres', '', 0 ], [ 'visitor', '', 9 ], [ 'visitor', 'DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY', 0 ])
+foreach my $case (
+	[ 'postgres', '', 0 ],
+	[ 'visitor', '', 6 ],
+	[ 'visitor', 'DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY', 0 ])
 {
 	my ($who, $security, $refused) = @$case;
 
-	sql("SET ROLE mallory; "
-		. ($security && "ALTER TABLE trap.embedding_profile $security; ALTER TABLE trap.embedding $security; ")
-		. q{INSERT INTO trap.embedding VALUES ('acme', 'a', 'profile', 0, '{1,2}');
-			INSERT INTO trap.embedding_profile VALUES ('acme', 'a', 'ok', now()), ('acme', 'f', 'failed', NULL);
+	sql("SET ROLE mallory; " . (
+			$security
+			  && "ALTER TABLE trap.embedding_profile $security;
+				ALTER TABLE trap.embedding $security; "
+		  ) . q{INSERT INTO trap.embedding VALUES ('acme', 'a', 'profile', 0, '{1,2}');
+			INSERT INTO trap.embedding_profile
+				VALUES ('acme', 'a', 'ok', now()), ('acme', 'f', 'failed', NULL);
 			RESET ROLE;
 			TRUNCATE trap_log});
-	my (undef, undef, $errors) = $node->psql('postgres', "SET ROLE $who;" . q{SET search_path = trap, public;
+	my (undef, undef, $errors) = $node->psql(
+		'postgres', "SET ROLE $who;" . q{SET search_path = trap, public;
 		SELECT public.hrflow_track('trap.embedding', 'acme', '{a,b}');
 		SELECT public.hrflow_mark_due('trap.embedding', 'acme', '{a}');
 		SELECT * FROM public.hrflow_store_status('trap.embedding');
@@ -504,21 +702,30 @@ foreach my $case ([ 'postgres', '', 0 ], [ 'visitor', '', 9 ], [ 'visitor', 'DIS
 		CALL public.hrflow_refresh('trap.embedding');
 		SELECT public.hrflow_drop_store('trap.embedding');}, on_error_stop => 0);
 	my $name = "for $who" . ($security && ', to whom no policy applies');
-	is(scalar(() = $errors =~ /must be owner of store/g), 6, "$name: what is the owner's is refused");
-	is(scalar(() = $errors =~ /row-level security of table/g), $refused, "$name: as is what a policy keeps from him");
-	is(sql('SELECT string_agg(DISTINCT who, $$ $$) FROM trap_log'), 'mallory',
-		"$name: what the owner of a store has planted there runs as the owner");
-	is(sql('SELECT string_agg(DISTINCT how COLLATE "C", $$, $$ ORDER BY how COLLATE "C") FROM trap_log'),
-		$refused ? '42501, check, embedding_profile DELETE, embedding_profile INSERT'
-		: '42501, check, embedding DELETE, embedding_profile DELETE, embedding_profile INSERT, embedding_profile UPDATE',
-		"$name: who cannot become another role");
+	is(scalar(() = $errors =~ /must be owner of store/g),
+		6, "$name: functions that need the owner are refused");
+	is(scalar(() = $errors =~ /row-level security of table/g),
+		$refused, "$name: rows that a policy withholds are refused");
+	is( sql(q{SELECT string_agg(DISTINCT who || ' ' || how, ', ') FROM trap_log WHERE who <> 'mallory'}
+		),
+		$refused ? 'visitor check' : '',
+		"$name: code planted by the owner of a store runs as the owner, but for a reader's policy");
+	is( sql('SELECT string_agg(DISTINCT how COLLATE "C", $$, $$ ORDER BY how COLLATE "C")
+		FROM trap_log'
+		),
+		$refused
+		? '42501, check, embedding_profile DELETE, embedding_profile INSERT'
+		: '42501, check, embedding DELETE, embedding_profile DELETE, '
+		  . 'embedding_profile INSERT, embedding_profile UPDATE',
+		"$name: code planted by the owner of a store cannot become another role");
 	sql('SET ROLE mallory; DELETE FROM trap.embedding; DELETE FROM trap.embedding_profile');
 }
 
 #
 # Partitions
 #
-$store->sql(q{
+$store->sql(
+	q{
 	CREATE TABLE shop.part (id int, hrflow_id text) PARTITION BY RANGE (id);
 	CREATE TABLE shop.part_1 PARTITION OF shop.part FOR VALUES FROM (0) TO (10);
 	CREATE TABLE shop.part_2 PARTITION OF shop.part FOR VALUES FROM (10) TO (20);
@@ -526,59 +733,86 @@ $store->sql(q{
 	SELECT hrflow_track_table('shop.parts', 'shop.part', 'hrflow_id', 'acme');
 	INSERT INTO shop.part VALUES (1, 'nurse-1'), (11, 'nurse-11');
 	INSERT INTO shop.part_2 VALUES (12, 'nurse-12');});
-is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'), "nurse-1\nnurse-11",
-	'rows written to a partitioned table are tracked, those written to a partition are not');
-is($store->sql("SELECT hrflow_track_table('shop.parts', 'shop.part', 'hrflow_id', 'acme')"), 1, 'until it is reconciled');
+is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'),
+	"nurse-1\nnurse-11",
+	'rows written to a partitioned table are tracked, but not rows written to a partition');
+is($store->sql("SELECT hrflow_track_table('shop.parts', 'shop.part', 'hrflow_id', 'acme')"),
+	1, 'reconciling a partitioned table tracks the rows written to a partition');
 $store->sql('DELETE FROM shop.part WHERE id < 10');
-is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'), "nurse-11\nnurse-12", 'a DELETE erases');
+is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'),
+	"nurse-11\nnurse-12", 'a DELETE from a partitioned table erases its profiles');
 
 # The store in partitions: a shard is any pair of tables of that shape
-$store->sql(q{
+$store->sql(
+	q{
 	CREATE TABLE shop.shard (LIKE shop.parts INCLUDING ALL) PARTITION BY HASH (profile_id);
-	CREATE TABLE shop.shard_profile (LIKE shop.parts_profile INCLUDING ALL) PARTITION BY HASH (profile_id);
+	CREATE TABLE shop.shard_profile (LIKE shop.parts_profile INCLUDING ALL)
+		PARTITION BY HASH (profile_id);
 	CREATE TABLE shop.shard_0 PARTITION OF shop.shard FOR VALUES WITH (MODULUS 2, REMAINDER 0);
 	CREATE TABLE shop.shard_1 PARTITION OF shop.shard FOR VALUES WITH (MODULUS 2, REMAINDER 1);
-	CREATE TABLE shop.shard_profile_0 PARTITION OF shop.shard_profile FOR VALUES WITH (MODULUS 2, REMAINDER 0);
-	CREATE TABLE shop.shard_profile_1 PARTITION OF shop.shard_profile FOR VALUES WITH (MODULUS 2, REMAINDER 1);
-	SELECT hrflow_track('shop.shard', 'acme', '{nurse-1,nurse-2,nurse-3,nurse-4,nurse-5,nurse-6,nurse-7,nurse-8}');});
+	CREATE TABLE shop.shard_profile_0 PARTITION OF shop.shard_profile
+		FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+	CREATE TABLE shop.shard_profile_1 PARTITION OF shop.shard_profile
+		FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+	SELECT hrflow_track('shop.shard', 'acme',
+		'{nurse-1,nurse-2,nurse-3,nurse-4,nurse-5,nurse-6,nurse-7,nurse-8}');}
+);
 my ($n) = $store->sql('SELECT count(*) FROM shop.shard_profile_1');
-cmp_ok($n, '>', 0, 'a store in partitions');
-$node->safe_psql('postgres', "SET ROLE keeper; SET application_name = pg_cron; CALL hrflow_refresh('shop.shard_1', profiles => 'shop.shard_profile_1')"
-	=~ s/SET ROLE keeper; /SET ROLE keeper;\n/r =~ s/; CALL/;\nCALL/r);
-is($store->sql("SELECT state, count(*) FROM shop.shard_profile GROUP BY 1 ORDER BY 1"),
-	join("\n", 'due|' . (8 - $n), "ok|$n"), 'is refreshed partition by partition');
+cmp_ok($n, '>', 0, 'a partitioned store spreads its profiles');
+$node->safe_psql(
+	'postgres',
+	"SET ROLE keeper; SET application_name = pg_cron;
+		CALL hrflow_refresh('shop.shard_1', profiles => 'shop.shard_profile_1')"
+	  =~ s/SET ROLE keeper; /SET ROLE keeper;\n/r =~ s/; CALL/;\nCALL/r);
+is( $store->sql("SELECT state, count(*) FROM shop.shard_profile GROUP BY 1 ORDER BY 1"),
+	join("\n", 'due|' . (8 - $n), "ok|$n"),
+	'a partitioned store is refreshed partition by partition');
 
 #
 # Dumped, restored, and refreshed
 #
-$store->sql("DELETE FROM shop.candidate; DROP TABLE shop.shard, shop.shard_profile, shop.part, shop.parts, shop.parts_profile;");
+$store->sql(
+	"DELETE FROM shop.candidate;
+		DROP TABLE shop.shard, shop.shard_profile, shop.part, shop.parts, shop.parts_profile;"
+);
 $store->fill(20);
 $store->call('max_profiles => 10');
 my $dump = $node->basedir . '/shop.sql';
 IPC::Run::run([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'shop', '-f', $dump ]) or die;
 my $other_api = Hrflow::StandIn->new('--dim' => 64);
 my $other = Hrflow::Node->new('restored', $other_api, %settings);
-$other->safe_psql('postgres', 'CREATE ROLE keeper; CREATE ROLE application;
+$other->safe_psql(
+	'postgres', 'CREATE ROLE keeper; CREATE ROLE application;
 	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;
 	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper');
-ok(IPC::Run::run([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $other->connstr('postgres'), '-f', $dump ],
-	'>', \my $restored), 'the dump of the schema alone is restored');
+ok( IPC::Run::run(
+		[ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $other->connstr('postgres'), '-f', $dump ],
+		'>',
+		\my $restored),
+	'the dump of the schema alone is restored');
 my $there = bless { %$store, node => $other, api => $other_api }, 'Hrflow::Store';
-is($there->states, 'due 10, ok 10', 'states are those of the dump');
+is($there->states, 'due 10, ok 10', 'the states are those of the dump');
 $there->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-1')");
-like($there->call, qr/: 11 refreshed/, 'and the refresh goes on');
-is($there->wrong_vectors, 0, 'to the right vectors');
-is(max(values %{ $there->asked }), 2, 'asked for once more by this test alone');
+like($there->call, qr/: 11 refreshed/, 'a restored store is refreshed');
+is($there->wrong_vectors, 0, 'a restored store has the right vectors');
+is(max(values %{ $there->asked }),
+	2, 'a restored store requests no profile again, but for this check of the vectors');
 
-like($other->error_of('DROP EXTENSION hrflow_embed'), qr/^2BP01/, 'tables are fed by the extension');
-$other->safe_psql('postgres', 'SET client_min_messages = error; DROP EXTENSION hrflow_embed CASCADE');
-is($there->sql('SELECT count(*) FROM shop.embedding'), 42, 'when it is dropped the tables stay');
+like($other->error_of('DROP EXTENSION hrflow_embed'),
+	qr/^2BP01/, 'the extension cannot be dropped without CASCADE while it feeds a store');
+$other->safe_psql('postgres',
+	'SET client_min_messages = error; DROP EXTENSION hrflow_embed CASCADE');
+is($there->sql('SELECT count(*) FROM shop.embedding'),
+	42, 'dropping the extension keeps the tables of the store');
 $there->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-2')");
-$other->safe_psql('postgres', 'CREATE EXTENSION hrflow_embed;
+$other->safe_psql(
+	'postgres', 'CREATE EXTENSION hrflow_embed;
 	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;
 	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper');
-is($there->sql("SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme')"), 1,
-	'and once it is back they are fed again');
+is( $there->sql(
+		"SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme')"),
+	1,
+	'a table is tracked again once the extension is re-created');
 
 #
 # pg_cron, meanwhile
@@ -589,29 +823,43 @@ SKIP:
 
 	# Four more, and all may begin
 	my @more = map { $cron_store->start_call } 1 .. 4;
-	ok($cron->poll_query_until('postgres',
-		"SELECT count(*) = 6 FROM pg_locks WHERE relation = 'shop.embedding_profile'::regclass AND NOT granted"),
-		'two jobs and four calls are about to claim');
+	ok( $cron->poll_query_until(
+			'postgres',
+			"SELECT count(*) = 6 FROM pg_locks WHERE relation = 'shop.embedding_profile'::regclass
+				AND NOT granted"
+		),
+		'two jobs and four calls wait to claim');
 	$cron_lock->ask('COMMIT;');
 	my ($by_call) = sum(map { $cron_store->finish_call($_) =~ /: (\d+) refreshed/ } @more);
-	ok($cron->poll_query_until('postgres', "SELECT count(*) = 2 FROM cron.job_run_details WHERE status = 'succeeded'"),
-		'pg_cron runs two jobs at once');
-	is($cron->safe_psql('postgres', 'SELECT count(*), max(start_time) < min(end_time) FROM cron.job_run_details'), '2|t',
-		'indeed');
+	ok( $cron->poll_query_until(
+			'postgres', "SELECT count(*) = 2 FROM cron.job_run_details WHERE status = 'succeeded'"),
+		'pg_cron runs two jobs of a store');
+	is( $cron->safe_psql(
+			'postgres',
+			'SELECT count(*), max(start_time) < min(end_time) FROM cron.job_run_details'),
+		'2|t',
+		'the two jobs run at the same time');
 	diag($cron->safe_psql('postgres', 'SELECT status, return_message FROM cron.job_run_details'))
 	  if $cron_store->states ne 'ok 5000';
-	is($cron_store->states, 'ok 5000', 'they refresh the store');
-	is($cron_store->sql('SELECT count(DISTINCT pid), count(*) FROM shop.claim'), '6|5000', 'together, and with the calls');
-	ok($by_call > 0 && $by_call < 5000, "of which $by_call are the calls'");
+	is($cron_store->states, 'ok 5000', 'jobs and calls refresh the whole store');
+	is($cron_store->sql('SELECT count(DISTINCT pid), count(*) FROM shop.claim'),
+		'6|5000', 'each job and each call has claimed some profiles');
+	ok($by_call > 0 && $by_call < 5000, "the calls have refreshed some profiles ($by_call)");
 	my $by_all = $cron_store->asked;
-	is(scalar(keys %$by_all), 5000, 'they ask for all profiles');
-	is(max(values %$by_all), 1, 'for each once');
-	is($cron_store->wrong_vectors("profile_id LIKE '%05'"), 0, 'for its right vectors');
-	like($cron_store->sql("SELECT last_run FROM hrflow_store_status('shop.embedding')"), qr/^20\d\d-/,
-		'the last run is in the status');
-	unlike(PostgreSQL::Test::Utils::slurp_file($cron->logfile), qr/refreshed, /, 'under pg_cron it is silent');
-	is($cron_store->sql("SELECT hrflow_unschedule('shop.embedding'); SELECT jobname FROM cron.job"), "t\noverlap",
-		'and it can be unscheduled');
+	is(scalar(keys %$by_all), 5000, 'jobs and calls together request all profiles');
+	is(max(values %$by_all), 1, 'jobs and calls together request no profile twice');
+	is($cron_store->wrong_vectors("profile_id LIKE '%05'"),
+		0, 'jobs and calls together store the right vectors');
+	like($cron_store->sql("SELECT last_run FROM hrflow_store_status('shop.embedding')"),
+		qr/^20\d\d-/, 'hrflow_store_status() shows the last run');
+	unlike(
+		PostgreSQL::Test::Utils::slurp_file($cron->logfile),
+		qr/refreshed, /,
+		'a job reports no progress in the server log');
+	is( $cron_store->sql(
+			"SELECT hrflow_unschedule('shop.embedding'); SELECT jobname FROM cron.job"),
+		"t\noverlap",
+		'hrflow_unschedule() removes the job');
 }
 
 $_->finish foreach grep { defined } $watcher, $cron_lock;

@@ -4,7 +4,7 @@
 # others write at the same time, and when rows come by replication.  SQL of one
 # session and one role shows none of it.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
@@ -13,8 +13,11 @@ use PostgreSQL::Test::Utils ();
 use Test::More;
 
 my $api = Hrflow::StandIn->new('--dim' => 16);
-my $node = Hrflow::Node->new('tracking', $api, link_hosts => '127.0.0.1',
-	wal_level => 'logical', max_wal_senders => 4);
+my $node = Hrflow::Node->new(
+	'tracking', $api,
+	link_hosts => '127.0.0.1',
+	wal_level => 'logical',
+	max_wal_senders => 4);
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
@@ -62,17 +65,19 @@ my $trap = q{SET ROLE mallory;
 	CREATE TABLE mallory.trap (c mallory.t);
 	INSERT INTO mallory.trap VALUES (ROW('1'));};
 sql($trap);
-like($node->error_of("SET ROLE mallory; BEGIN; $planted; ROLLBACK"), qr/^42501/,
-	'a trigger that feeds a store is not made by everybody');
+like($node->error_of("SET ROLE mallory; BEGIN; $planted; ROLLBACK"),
+	qr/^42501/, 'a trigger that feeds a store cannot be created by every role');
 
 # One from before that was so
 sql("GRANT EXECUTE ON FUNCTION hrflow_track_trigger() TO mallory; SET ROLE mallory; $planted");
 sql(q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '1'});
-is(is_superuser('mallory'), 'f', 'one on the table of another role runs nothing of his');
-is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = '1'}), 0, 'nor does it keep a profile');
-like($node->error_of(q{SET ROLE mallory; INSERT INTO mallory.trap VALUES (ROW('x'))}), qr/^42501/,
-	'nor can he track one with it');
-is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = 'x'}), 0, 'indeed');
+is(is_superuser('mallory'), 'f', 'a trigger on the table of another role runs nothing of theirs');
+is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = '1'}),
+	0, 'a trigger on the table of another role keeps no profile');
+like($node->error_of(q{SET ROLE mallory; INSERT INTO mallory.trap VALUES (ROW('x'))}),
+	qr/^42501/, 'a trigger on the table of another role tracks nothing');
+is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = 'x'}),
+	0, 'no profile was tracked by the table of another role');
 
 sql(q{SET ROLE mallory;
 	DROP TABLE mallory.trap;
@@ -81,12 +86,20 @@ sql("SET ROLE mallory; $planted");
 my $session = Hrflow::Session->new($node);
 my $other = Hrflow::Session->new($node);
 $session->ask('SET ROLE mallory; BEGIN; LOCK TABLE mallory.trap IN ACCESS EXCLUSIVE MODE;');
-is($node->error_of(q{SET lock_timeout = '2s'; SET ROLE application; DELETE FROM hr.candidate WHERE id = '2'}), '',
-	'a lock on it holds up nobody');
-is($node->error_of(q{SET lock_timeout = '2s'; SELECT hrflow_track_table('hr.embedding', 'hr.candidate', 'id', 'acme')}), '',
-	'nor does it when the tables are reconciled');
-is($node->error_of(q{SET lock_timeout = '2s'; BEGIN; SELECT hrflow_drop_store('hr.embedding'); ROLLBACK}), '',
-	'nor when the store is dropped');
+is( $node->error_of(
+		q{SET lock_timeout = '2s'; SET ROLE application; DELETE FROM hr.candidate WHERE id = '2'}),
+	'',
+	"a lock on another role's table delays no DELETE");
+is( $node->error_of(
+		q{SET lock_timeout = '2s';
+			SELECT hrflow_track_table('hr.embedding', 'hr.candidate', 'id', 'acme')}
+	),
+	'',
+	"a lock on another role's table does not delay reconciling");
+is( $node->error_of(
+		q{SET lock_timeout = '2s'; BEGIN; SELECT hrflow_drop_store('hr.embedding'); ROLLBACK}),
+	'',
+	"a lock on another role's table does not delay dropping the store");
 $session->ask('ROLLBACK;');
 
 # On the owner's own table, by who may make triggers there: keys are of types
@@ -100,25 +113,29 @@ sql(q{GRANT USAGE ON SCHEMA hr TO mallory;
 		EXECUTE FUNCTION hrflow_track_trigger('hr.embedding', 'c', 'acme', '')});
 $node->psql('postgres', q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '3'});
 $node->psql('postgres', q{SET ROLE application; INSERT INTO hr.candidate VALUES ('10')});
-is(is_superuser('mallory'), 'f', 'a trigger made by who may make triggers on a table runs nothing of his');
+is(is_superuser('mallory'), 'f',
+	"a trigger created with the TRIGGER right on the owner's table runs nothing of its creator's");
 sql('DROP TRIGGER t ON hr.candidate; ALTER TABLE hr.candidate DROP c');
 
 # Who may call hrflow_track_table() needs nothing else
 sql(q{CREATE ROLE keeper LOGIN;
 	GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text) TO keeper;
-	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) TO keeper;
+	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[])
+		TO keeper;
 	CREATE SCHEMA kept AUTHORIZATION keeper;
 	SET ROLE keeper;
 	CREATE TABLE kept.candidate (id text, day date) PARTITION BY RANGE (day);
-	CREATE TABLE kept.part_1 PARTITION OF kept.candidate FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+	CREATE TABLE kept.part_1 PARTITION OF kept.candidate
+		FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
 	SELECT hrflow_create_store('kept.embedding', 'real[]');
 	SELECT hrflow_track_table('kept.embedding', 'kept.candidate', 'id', 'acme');
 	SELECT hrflow_track_table('kept.embedding', 'kept.candidate', 'id', 'acme');
-	CREATE TABLE kept.part_2 PARTITION OF kept.candidate FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+	CREATE TABLE kept.part_2 PARTITION OF kept.candidate
+		FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
 	INSERT INTO kept.candidate VALUES ('1', '2026-01-03'), ('2', '2026-02-03');
 	UPDATE kept.candidate SET id = '3' WHERE id = '2'});
-is(sql('SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM kept.embedding_profile'), '1 3',
-	'who may call hrflow_track_table() may have the triggers, on later partitions too');
+is(sql('SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM kept.embedding_profile'),
+	'1 3', 'EXECUTE on hrflow_track_table() is enough to track a table and its later partitions');
 
 #
 # Who becomes the owner first does not hand over what he was before
@@ -138,8 +155,11 @@ sql(q{GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory;
 	EXCEPTION WHEN OTHERS THEN
 		RETURN NULL;
 	END $$;
-	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e_profile FOR EACH ROW EXECUTE FUNCTION mallory.spring();
-	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e FOR EACH ROW EXECUTE FUNCTION mallory.spring();});
+	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e_profile FOR EACH ROW
+		EXECUTE FUNCTION mallory.spring();
+	CREATE TRIGGER spring AFTER INSERT OR UPDATE OR DELETE ON mallory.e FOR EACH ROW
+		EXECUTE FUNCTION mallory.spring();}
+);
 foreach my $statement (
 	"CALL hrflow_refresh('mallory.e')",
 	"INSERT INTO mallory.candidate VALUES ('nurse-2')",
@@ -147,22 +167,26 @@ foreach my $statement (
 	"SELECT hrflow_track_table('mallory.e', 'mallory.candidate', 'id', 'beta')",
 	"SELECT hrflow_untrack_table('mallory.e', 'mallory.candidate')")
 {
-	is($node->error_of("SET ROLE mallory;\n$statement"), '', "as the owner: $statement");
-	is(is_superuser('mallory'), 'f', 'does nothing as who became the owner');
+	is($node->error_of("SET ROLE mallory;\n$statement"), '', "the owner can run: $statement");
+	is(is_superuser('mallory'), 'f',
+		"a trigger planted on the store gains no other role by: $statement");
 	sql('ALTER ROLE mallory NOSUPERUSER');
 }
-is(sql('SELECT count(*) FROM mallory.e_profile'), 1, 'but what it says');
+is(sql('SELECT count(*) FROM mallory.e_profile'), 1, 'the statements of the owner take effect');
 
 # Nor when the transaction ends
 sql(q{SET ROLE mallory;
 	DROP TRIGGER spring ON mallory.e_profile;
 	CREATE CONSTRAINT TRIGGER spring AFTER INSERT OR UPDATE ON mallory.e_profile
 		DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION mallory.spring();});
-foreach my $statement ("SELECT hrflow_track('mallory.e', 'acme', '{nurse-4}')", "CALL hrflow_refresh('mallory.e')")
+foreach my $statement ("SELECT hrflow_track('mallory.e', 'acme', '{nurse-4}')",
+	"CALL hrflow_refresh('mallory.e')")
 {
-	like($node->error_of("SET ROLE mallory;\n$statement"), qr/^42501: cannot fire deferred trigger/,
-		"a trigger that waits for the end of the transaction is refused: $statement");
-	is(is_superuser('mallory'), 'f', 'and does nothing');
+	like(
+		$node->error_of("SET ROLE mallory;\n$statement"),
+		qr/^42501: cannot fire deferred trigger/,
+		"a trigger deferred to the end of the transaction is refused: $statement");
+	is(is_superuser('mallory'), 'f', "a deferred trigger gains no other role by: $statement");
 	sql('ALTER ROLE mallory NOSUPERUSER');
 }
 sql('DROP TRIGGER spring ON mallory.e_profile');
@@ -179,25 +203,32 @@ sql(q{SET ROLE keeper;
 	ALTER TABLE kept.row ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 	GRANT USAGE ON SCHEMA kept TO application;
 	GRANT SELECT, INSERT, UPDATE, DELETE ON kept.row TO application;});
+
 sub tracked
 {
 	my ($store) = @_;
-	return sql("SELECT string_agg(profile_id, ' ' ORDER BY profile_id COLLATE \"C\") FROM ${store}_profile");
+	return sql(
+		"SELECT string_agg(profile_id, ' ' ORDER BY profile_id COLLATE \"C\") FROM ${store}_profile"
+	);
 }
 foreach my $role (qw(application keeper))
 {
 	sql("SET app.tenant = 'x'; SET ROLE $role;
 		INSERT INTO kept.row VALUES ('3', 'x');
 		DELETE FROM kept.row WHERE id IN ('1', '3');");
-	is(tracked('kept.rows'), '1 2', "what another tenant wants is not erased when $role deletes his");
+	is(tracked('kept.rows'), '1 2',
+		"a profile that another tenant wants is not erased when $role deletes");
 	sql("INSERT INTO kept.row VALUES ('1', 'x')");
 }
-sql("SET app.tenant = 'nobody'; SET ROLE keeper; SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme')");
-is(tracked('kept.rows'), '1 2', 'nor when the tables are reconciled by the owner, who sees none');
+sql("SET app.tenant = 'nobody'; SET ROLE keeper;
+	SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme')"
+);
+is(tracked('kept.rows'), '1 2',
+	'reconciling by an owner whom a policy shows no row erases nothing');
 sql(q{SET ROLE keeper; CREATE POLICY none ON kept.rows_profile USING (false);
 	ALTER TABLE kept.rows_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY});
 sql(q{SET app.tenant = 'x'; SET ROLE application; DELETE FROM kept.row WHERE id = '2'});
-is(tracked('kept.rows'), '1', 'nor does a policy on the store keep what nobody wants');
+is(tracked('kept.rows'), '1', 'a policy on the store does not keep a profile that no row wants');
 sql('DROP TABLE kept.row');
 
 sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
@@ -211,7 +242,8 @@ sql(q{CREATE SCHEMA vault AUTHORIZATION keeper;
 	SET ROLE keeper;
 	SELECT hrflow_create_store('vault.embedding', 'real[]');
 	CREATE TABLE kept.open (id text, cv text);
-	SELECT hrflow_track_table('vault.embedding', 'kept.open', 'id', 'acme', refresh_columns => '{cv}');
+	SELECT hrflow_track_table('vault.embedding', 'kept.open', 'id', 'acme',
+		refresh_columns => '{cv}');
 	GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON kept.open TO application;});
 foreach my $case (
 	[ "INSERT INTO kept.open VALUES ('1'), ('2'), ('3')", '1 2 3' ],
@@ -220,8 +252,9 @@ foreach my $case (
 	[ "DELETE FROM kept.open WHERE id = '4'", '1 2' ],
 	[ 'TRUNCATE kept.open', '' ])
 {
-	is($node->error_of("SET ROLE application; $case->[0]"), '', "without any right on the store: $case->[0]");
-	is(tracked('vault.embedding'), $case->[1], 'tracks and erases');
+	is($node->error_of("SET ROLE application; $case->[0]"),
+		'', "a role without rights on the store can run: $case->[0]");
+	is(tracked('vault.embedding'), $case->[1], "the store is tracked and erased by: $case->[0]");
 }
 
 #
@@ -235,19 +268,34 @@ my $third = Hrflow::Session->new($node);
 $session->ask("BEGIN; DELETE FROM kept.open WHERE id = '2';");
 $other->send("SELECT 'new ' || hrflow_track('vault.embedding', 'acme', '{1,2,3,3}');");
 waits($other);
-$third->send("SET ROLE keeper; SET lock_timeout = '5s'; DELETE FROM kept.open WHERE id = '1'; SELECT 'deleted';");
-$node->poll_query_until('postgres', "SELECT state = 'idle' OR EXISTS (SELECT FROM pg_locks l WHERE NOT granted AND l.pid = a.pid)
+$third->send(
+	"SET ROLE keeper; SET lock_timeout = '5s'; DELETE FROM kept.open WHERE id = '1';
+		SELECT 'deleted';"
+);
+$node->poll_query_until(
+	'postgres',
+	"SELECT state = 'idle' OR EXISTS (SELECT FROM pg_locks l WHERE NOT granted AND l.pid = a.pid)
 	FROM pg_stat_activity a WHERE pid = $third->{pid}");
 $session->ask('COMMIT;');
-like($other->wait_for(qr/^new|ERROR/m), qr/^new 2$/m, 'one of three that are tracked by hand is there');
-like($third->wait_for(qr/^deleted|ERROR/m), qr/^deleted$/m, 'its row is deleted meanwhile');
-is(sql('SELECT string_agg(profile_id || state || manual, $$ $$ ORDER BY profile_id) FROM vault.embedding_profile'),
-	'1duetrue 2duetrue 3duetrue', 'and it stays');
-sql(q{UPDATE vault.embedding_profile SET state = 'gone', generation = 7, manual = false WHERE profile_id = '2';
+like($other->wait_for(qr/^new|ERROR/m),
+	qr/^new 2$/m, 'hrflow_track() counts the profiles that were not tracked');
+like($third->wait_for(qr/^deleted|ERROR/m),
+	qr/^deleted$/m, 'a row can be deleted while its profile is tracked by hand');
+is( sql('SELECT string_agg(profile_id || state || manual, $$ $$ ORDER BY profile_id)
+	FROM vault.embedding_profile'
+	),
+	'1duetrue 2duetrue 3duetrue',
+	'a profile tracked by hand stays when its row is deleted meanwhile');
+sql(q{UPDATE vault.embedding_profile SET state = 'gone', generation = 7, manual = false
+	WHERE profile_id = '2';
 	UPDATE vault.embedding_profile SET state = 'ok', manual = false WHERE profile_id = '3'});
-is(sql("SELECT hrflow_track('vault.embedding', 'acme', '{1,2,3,4}')"), 1, 'what was there does not count');
-is(sql('SELECT string_agg(profile_id || state || manual || generation, $$ $$ ORDER BY profile_id) FROM vault.embedding_profile'),
-	'1duetrue0 2duetrue8 3oktrue0 4duetrue0', 'what was gone is due again, and what was fetched is not');
+is(sql("SELECT hrflow_track('vault.embedding', 'acme', '{1,2,3,4}')"),
+	1, 'hrflow_track() does not count profiles that were tracked');
+is( sql('SELECT string_agg(profile_id || state || manual || generation, $$ $$ ORDER BY profile_id)
+	FROM vault.embedding_profile'
+	),
+	'1duetrue0 2duetrue8 3oktrue0 4duetrue0',
+	'hrflow_track() makes a profile that was gone due, but not one that was fetched');
 $third->finish;
 
 #
@@ -262,19 +310,24 @@ $third = Hrflow::Session->new($node);
 $third->ask('SET ROLE keeper;');
 foreach my $held (qw(a b))
 {
-	$session->ask("SET ROLE keeper; BEGIN; SELECT FROM kept.swapped_profile WHERE profile_id = '$held' FOR UPDATE;");
+	$session->ask(
+		"SET ROLE keeper; BEGIN;
+			SELECT FROM kept.swapped_profile WHERE profile_id = '$held' FOR UPDATE;"
+	);
 	$other->send(q{UPDATE kept.swap SET id = 'b' WHERE n = 1; SELECT 'first';});
 	waits($other);
 	$third->send(q{UPDATE kept.swap SET id = 'a' WHERE n = 2; SELECT 'second';});
 	waits($third);
 	$session->ask('ROLLBACK;');
-	is($other->wait_for(qr/^first|ERROR/m), "first\n", "one that becomes b while $held is locked");
-	is($third->wait_for(qr/^second|ERROR/m), "second\n", 'and one that becomes a');
+	is($other->wait_for(qr/^first|ERROR/m),
+		"first\n", "with $held locked, a row can take the identifier b");
+	is($third->wait_for(qr/^second|ERROR/m),
+		"second\n", "with $held locked, another row can take the identifier a");
 	sql(q{UPDATE kept.swap SET id = 'a' WHERE n = 1; UPDATE kept.swap SET id = 'b' WHERE n = 2});
 }
-is(tracked('kept.swapped'), 'a b', 'do not deadlock');
+is(tracked('kept.swapped'), 'a b', 'rows that exchange their identifiers leave both tracked');
 sql(q{UPDATE kept.swap SET id = 'a' WHERE n IN (2, 4)});
-is(tracked('kept.swapped'), 'a', 'and what is wanted no more is erased');
+is(tracked('kept.swapped'), 'a', 'a profile that no row wants any longer is erased');
 $third->finish;
 
 #
@@ -287,21 +340,36 @@ sql(q{SET ROLE keeper;
 	SELECT hrflow_track_table('kept.paired', 'kept.pair', 'id', 'acme');});
 
 # One session finds them by their keys, the other one where they lie
-$other->ask(q{SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashagg = off; SET enable_hashjoin = off;});
+$other->ask(
+	q{SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashagg = off;
+		SET enable_hashjoin = off;}
+);
 $third = Hrflow::Session->new($node);
-$third->ask(q{SET ROLE keeper; SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
+$third->ask(
+	q{SET ROLE keeper; SET enable_indexscan = off; SET enable_bitmapscan = off;
+		SET enable_sort = off;
 	SET enable_nestloop = off; SET enable_mergejoin = off;});
 my $forth = '{a,b,c,d,e,f,g,h}';
 my $back = '{h,g,f,e,d,c,b,a}';
 my $hold = q{SELECT FROM kept.paired_profile WHERE profile_id = 'a' FOR UPDATE};
-my $many = q{INSERT INTO kept.pair SELECT 3, 'x' || i FROM generate_series(1000, 1999) i ORDER BY i};
+my $many =
+  q{INSERT INTO kept.pair SELECT 3, 'x' || i FROM generate_series(1000, 1999) i ORDER BY i};
 foreach my $case (
-	[ 'insert', $hold, "INSERT INTO kept.pair SELECT 3, unnest('$forth'::text[])", "INSERT INTO kept.pair SELECT 3, unnest('$back'::text[])" ],
-	[ 'insert many', q{SELECT hrflow_track('kept.paired', 'acme', '{x1000}')}, $many, "$many DESC" ],
+	[   'insert', $hold,
+		"INSERT INTO kept.pair SELECT 3, unnest('$forth'::text[])",
+		"INSERT INTO kept.pair SELECT 3, unnest('$back'::text[])" ],
+	[   'insert many', q{SELECT hrflow_track('kept.paired', 'acme', '{x1000}')}, $many,
+		"$many DESC" ],
 	[ 'delete', $hold, 'DELETE FROM kept.pair WHERE n = 1', 'DELETE FROM kept.pair WHERE n = 2' ],
-	[ 'delete and insert', $hold, 'DELETE FROM kept.pair WHERE n = 1', "INSERT INTO kept.pair SELECT 3, unnest('$back'::text[])" ],
-	(map { [ $_, $hold, "SELECT $_('kept.paired', 'acme', '$forth')", "SELECT $_('kept.paired', 'acme', '$back')" ] }
-		qw(hrflow_track hrflow_mark_due hrflow_untrack)),
+	[   'delete and insert',
+		$hold,
+		'DELETE FROM kept.pair WHERE n = 1',
+		"INSERT INTO kept.pair SELECT 3, unnest('$back'::text[])" ],
+	(   map {
+			[   $_, $hold,
+				"SELECT $_('kept.paired', 'acme', '$forth')",
+				"SELECT $_('kept.paired', 'acme', '$back')" ]
+		} qw(hrflow_track hrflow_mark_due hrflow_untrack)),
 	[ 'hrflow_retry', $hold, (q{SELECT hrflow_retry('kept.paired')}) x 2 ])
 {
 	my ($name, $held, $first, $second) = @$case;
@@ -309,7 +377,8 @@ foreach my $case (
 	# The rows lie in the store in the reverse of the keys' order
 	sql(q{SET session_replication_role = replica;
 		TRUNCATE kept.pair, kept.paired_profile;
-		INSERT INTO kept.pair SELECT n, chr(i) FROM generate_series(1, 2) n, generate_series(97, 104) i;
+		INSERT INTO kept.pair SELECT n, chr(i)
+			FROM generate_series(1, 2) n, generate_series(97, 104) i;
 		INSERT INTO kept.paired_profile (source_id, profile_id, state, manual)
 		SELECT 'acme', chr(i), 'failed', false FROM generate_series(104, 97, -1) i});
 	$session->ask("SET ROLE keeper; BEGIN; $held;");
@@ -318,19 +387,24 @@ foreach my $case (
 	$third->send("$second; SELECT 'second';");
 	waits($third);
 	$session->ask('ROLLBACK;');
-	like($other->wait_for(qr/^first$/m), qr/\A(\d\n)?first\n\z/, "$name: one of two");
-	like($third->wait_for(qr/^second$/m), qr/\A(\d\n)?second\n\z/, 'and the other do not deadlock');
+	like($other->wait_for(qr/^first$/m),
+		qr/\A(\d\n)?first\n\z/, "$name: the first of two statements does not deadlock");
+	like($third->wait_for(qr/^second$/m),
+		qr/\A(\d\n)?second\n\z/, "$name: the second of two statements does not deadlock");
 }
 $other->ask('RESET ALL;');
 $third->finish;
 
 # Not so two that truncate, of which each waits to ask the other's table
-sql(q{SET ROLE keeper; CREATE TABLE kept.pair_2 (id text); SELECT hrflow_track_table('kept.paired', 'kept.pair_2', 'id', 'acme')});
+sql(q{SET ROLE keeper; CREATE TABLE kept.pair_2 (id text);
+	SELECT hrflow_track_table('kept.paired', 'kept.pair_2', 'id', 'acme')}
+);
 $session->ask('BEGIN; LOCK TABLE kept.pair;');
 $other->send(q{TRUNCATE kept.pair_2; SELECT 'other';});
 waits($other);
 my $answers = $session->ask('TRUNCATE kept.pair; COMMIT;') . $other->wait_for(qr/^other$/m);
-is(scalar(() = $answers =~ /ERROR:  40P01/g), 1, 'one of two that truncate at the same time is ended');
+is(scalar(() = $answers =~ /ERROR:  40P01/g),
+	1, 'one of two that truncate at the same time is ended by the deadlock check');
 
 #
 # Tables that feed a store go while others look for them
@@ -348,7 +422,9 @@ sub feed_two
 }
 foreach my $case (
 	[ "SELECT hrflow_drop_store('kept.both');", 'LOCK TABLE kept.one;', 'the store is dropped' ],
-	[ "SELECT hrflow_untrack_table('kept.both', 'kept.one');", 'LOCK TABLE kept.one;', 'a table is untracked' ],
+	[   "SELECT hrflow_untrack_table('kept.both', 'kept.one');",
+		'LOCK TABLE kept.one;',
+		'a table is untracked' ],
 	[ 'DELETE FROM kept.one;', 'DROP TABLE kept.two;', 'a row is deleted' ])
 {
 	my ($statement, $held, $name) = @$case;
@@ -360,15 +436,18 @@ foreach my $case (
 	waits($other);
 	sql('DROP TABLE kept.two') if $held =~ /LOCK/;
 	$session->ask('COMMIT;');
-	like($other->wait_for(qr/^done|ERROR|server closed/m), qr/^done/m,
-		"$name while another table that feeds the store is dropped");
-	unlike($other->wait_for(qr/./), qr/ERROR|server closed/, 'without an error');
+	like($other->wait_for(qr/^done|ERROR|server closed/m),
+		qr/^done/m, "$name while another table that feeds the store is dropped");
+	unlike(
+		$other->wait_for(qr/./),
+		qr/ERROR|server closed/,
+		"there is no error when $name while another table is dropped");
 	sql("SET ROLE keeper; SELECT hrflow_drop_store('kept.both')") unless $statement =~ /drop_store/;
 }
 $session->ask('RESET ROLE;');
 
 # What is temporary may be a store as well
-is(sql(q{SET ROLE mallory;
+is( sql(q{SET ROLE mallory;
 	SET client_min_messages = warning;
 	SELECT hrflow_create_store('pg_temp.e', 'real[]') IS NULL;
 	CREATE TEMP TABLE candidate (id text);
@@ -378,7 +457,9 @@ is(sql(q{SET ROLE mallory;
 	SET application_name = 'pg_cron';
 	CALL hrflow_refresh('pg_temp.e');
 	SELECT profile_id, state FROM e_profile;
-	SELECT hrflow_drop_store('pg_temp.e');}), "f\n0\nnurse-1|ok\n", 'a store may be temporary');
+	SELECT hrflow_drop_store('pg_temp.e');}),
+	"f\n0\nnurse-1|ok\n",
+	'a store may be temporary');
 
 #
 # A table or a partition that goes fires no trigger
@@ -390,19 +471,24 @@ sql(q{SET ROLE keeper;
 	CREATE TABLE kept.day_3 PARTITION OF kept.day FOR VALUES IN (3);
 	CREATE TABLE kept.extra (id text);
 	SELECT hrflow_create_store('kept.days', 'real[]');
-	SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme'), hrflow_track_table('kept.days', 'kept.extra', 'id', 'acme');
+	SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme'),
+		hrflow_track_table('kept.days', 'kept.extra', 'id', 'acme');
 	INSERT INTO kept.day VALUES ('1', 1), ('2', 2), ('3', 3), ('4', 1), ('4', 2);
 	INSERT INTO kept.extra VALUES ('5');
 	SELECT hrflow_track('kept.days', 'acme', '{6}');
 	DROP TABLE kept.day_1;
 	ALTER TABLE kept.day DETACH PARTITION kept.day_3;
 	DROP TABLE kept.extra;});
-is(tracked('kept.days'), '1 2 3 4 5 6', 'what a table or a partition had that is dropped or detached stays');
+is(tracked('kept.days'), '1 2 3 4 5 6',
+	'profiles of a dropped table and of a dropped or detached partition stay');
 sql(q{SET ROLE keeper; SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme')});
-is(tracked('kept.days'), '2 4 6', 'until the tables are reconciled');
+is(tracked('kept.days'), '2 4 6', 'reconciling erases the profiles of dropped and detached tables');
 sql(q{SET ROLE keeper; DROP TABLE kept.day;
-	SELECT hrflow_untrack('kept.days', source_id, array_agg(profile_id)) FROM kept.days_profile WHERE NOT manual GROUP BY source_id});
-is(tracked('kept.days'), '6', 'or, where none is left, untracked by hand');
+	SELECT hrflow_untrack('kept.days', source_id, array_agg(profile_id)) FROM kept.days_profile
+		WHERE NOT manual GROUP BY source_id}
+);
+is(tracked('kept.days'), '6',
+	'where no table feeds the store, hrflow_untrack() erases such profiles');
 
 # Nor does a row that moves to another partition, nor a TRUNCATE of one
 sql(q{SET ROLE keeper;
@@ -410,27 +496,33 @@ sql(q{SET ROLE keeper;
 	CREATE TABLE kept.month_1 PARTITION OF kept.month FOR VALUES IN (1);
 	CREATE TABLE kept.month_2 PARTITION OF kept.month FOR VALUES IN (2);
 	SELECT hrflow_create_store('kept.months', 'real[]');});
-my $track_month = q{SET ROLE keeper; SELECT hrflow_track_table('kept.months', 'kept.month', 'id', 'acme', refresh_columns => '{cv}');};
+my $track_month = q{SET ROLE keeper;
+	SELECT hrflow_track_table('kept.months', 'kept.month', 'id', 'acme',
+	refresh_columns => '{cv}');};
 sql("$track_month INSERT INTO kept.month VALUES ('1', 1), ('2', 1), ('3', 1), ('4', 2);
 	UPDATE kept.month SET month = 2, id = '5' WHERE id = '1';
 	UPDATE kept.month SET month = 2, cv = 'new' WHERE id = '2';");
-is(tracked('kept.months'), '1 2 3 4', 'an identifier that changes while its row moves to another partition is not tracked');
-is(sql($track_month), 1, 'until the tables are reconciled');
-is(tracked('kept.months'), '2 3 4 5', 'which erases the one that it was');
-is(sql('SELECT sum(generation) FROM kept.months_profile'), 0, 'and does not see that a column has changed');
+is(tracked('kept.months'), '1 2 3 4',
+	'an identifier that changes while its row moves to another partition is not tracked');
+is(sql($track_month), 1, 'reconciling tracks an identifier that changed while its row moved');
+is(tracked('kept.months'), '2 3 4 5', 'reconciling erases the identifier that a moved row had');
+is(sql('SELECT sum(generation) FROM kept.months_profile'),
+	0, 'reconciling does not notice that a column has changed');
 sql('TRUNCATE kept.month_2');
-is(tracked('kept.months'), '2 3 4 5', 'what a partition had that is truncated stays');
-is(sql($track_month), 0, 'until then');
-is(tracked('kept.months'), '3', 'too');
+is(tracked('kept.months'), '2 3 4 5', 'profiles of a truncated partition stay');
+is(sql($track_month), 0, 'reconciling after a partition was truncated tracks nothing new');
+is(tracked('kept.months'), '3', 'reconciling erases the profiles of a truncated partition');
 
 #
 # Indexes are used, whatever type and collation keys have
 #
 sql(q{SET ROLE keeper;
 	CREATE DOMAIN kept.number AS bigint CHECK (VALUE <> 0);
-	CREATE TABLE kept.key (t text PRIMARY KEY, c text COLLATE "C" UNIQUE, v varchar(40) UNIQUE, b bigint UNIQUE,
+	CREATE TABLE kept.key (t text PRIMARY KEY, c text COLLATE "C" UNIQUE, v varchar(40) UNIQUE,
+		b bigint UNIQUE,
 		i integer UNIQUE, s smallint UNIQUE, u uuid UNIQUE, d kept.number UNIQUE);
-	INSERT INTO kept.key SELECT 'x' || n, 'x' || n, 'x' || n, 9223372036854775807 - n, n - 10000, n - 10000,
+	INSERT INTO kept.key SELECT 'x' || n, 'x' || n, 'x' || n, 9223372036854775807 - n, n - 10000,
+		n - 10000,
 		md5(n::text)::uuid, -n FROM generate_series(1, 20000) n;
 	ANALYZE kept.key;});
 foreach my $column (qw(t c v b i s u d))
@@ -439,15 +531,21 @@ foreach my $column (qw(t c v b i s u d))
 		SELECT hrflow_track_table('kept.by_$column', 'kept.key', '$column', 'acme');
 		ANALYZE kept.by_${column}_profile, kept.by_$column;});
 }
-is(sql(q{SET ROLE keeper; BEGIN;
+is( sql(q{SET ROLE keeper; BEGIN;
 	DELETE FROM kept.key WHERE t IN ('x1', 'x2', 'x20000');
-	SELECT count(*), sum(seq_scan) FROM pg_stat_xact_user_tables WHERE schemaname = 'kept' AND relname ~ '^by_._profile$|^key$'}),
-	'9|0', 'a DELETE reads neither candidates nor profiles from end to end');
+	SELECT count(*), sum(seq_scan) FROM pg_stat_xact_user_tables WHERE schemaname = 'kept'
+		AND relname ~ '^by_._profile$|^key$'}
+	),
+	'9|0',
+	'a DELETE reads neither candidates nor profiles from end to end');
 sql('SET ROLE keeper; DELETE FROM kept.key WHERE i % 4 = 0');
 foreach my $column (qw(t c v b i s u d))
 {
-	is(sql(qq{SELECT count(*), count(k.$column) FROM kept.by_${column}_profile p LEFT JOIN kept.key k ON k.$column\::text = p.profile_id}),
-		'15000|15000', "erases what it should by the key $column");
+	is( sql(qq{SELECT count(*), count(k.$column) FROM kept.by_${column}_profile p
+		LEFT JOIN kept.key k ON k.$column\::text = p.profile_id}
+		),
+		'15000|15000',
+		"a DELETE erases the right profiles by the key $column");
 }
 sql(q{SET ROLE keeper; DROP TABLE kept.key});
 
@@ -455,16 +553,22 @@ sql(q{SET ROLE keeper; DROP TABLE kept.key});
 SKIP:
 {
 	skip 'ICU is not to be had', 3
-	  unless $node->psql('postgres', q{CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false)}) == 0;
+	  unless $node->psql(
+		'postgres',
+		q{CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2',
+			deterministic = false)}
+	  ) == 0;
 	sql(q{SET ROLE keeper; CREATE TABLE kept.letter (id text COLLATE public.anycase);
 		SELECT hrflow_create_store('kept.letters', 'real[]');
 		SELECT hrflow_track_table('kept.letters', 'kept.letter', 'id', 'acme');
 		INSERT INTO kept.letter VALUES ('abc'), ('Abc'), ('DEF');});
-	is(tracked('kept.letters'), 'Abc DEF abc', 'case tells keys apart where a collation does not');
+	is(tracked('kept.letters'), 'Abc DEF abc',
+		'identifiers that differ in case are distinct where the collation says they are equal');
 	sql(q{SET ROLE keeper; UPDATE kept.letter SET id = 'def' WHERE id = 'DEF'});
-	is(tracked('kept.letters'), 'Abc abc def', 'another case is another key');
+	is(tracked('kept.letters'), 'Abc abc def',
+		'an identifier that changes its case is another identifier');
 	sql(q{SET ROLE keeper; DELETE FROM kept.letter WHERE id COLLATE "C" = 'abc'});
-	is(tracked('kept.letters'), 'Abc def', 'and nobody wants it then');
+	is(tracked('kept.letters'), 'Abc def', 'deleting a row erases only the identifier in its case');
 }
 
 #
@@ -477,64 +581,95 @@ sql(q{CREATE SCHEMA moved AUTHORIZATION keeper;
 	CREATE TABLE moved.part (id text, day int) PARTITION BY LIST (day);
 	CREATE TABLE moved.part_1 PARTITION OF moved.part DEFAULT;
 	SELECT hrflow_create_store('moved.embedding', 'real[]');
-	SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme', refresh_columns => '{cv}');
+	SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme',
+		refresh_columns => '{cv}');
 	SELECT hrflow_track_table('moved.embedding', 'moved.part', 'id', 'acme');
 	INSERT INTO moved.candidate SELECT i FROM generate_series(1, 3) i;
 	INSERT INTO moved.part VALUES ('4', 1)});
 my $dump = $node->basedir . '/moved.sql';
+
 sub restore
 {
 	my ($database) = @_;
 	sql("CREATE DATABASE $database");
 	$node->safe_psql($database, 'CREATE EXTENSION hrflow_embed');
-	$node->command_ok([ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($database), '-f', $dump ],
-		"restored into $database");
+	$node->command_ok(
+		[ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($database), '-f', $dump ],
+		"the dump is restored into $database");
 	return;
 }
-$node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ], 'dumped');
+$node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ],
+	'the schema is dumped');
 restore('quoted');
-$node->safe_psql('quoted', q{INSERT INTO moved.candidate VALUES ('4');
+$node->safe_psql(
+	'quoted', q{INSERT INTO moved.candidate VALUES ('4');
 	SET quote_all_identifiers = on; DELETE FROM moved.candidate WHERE id IN ('3', '4')});
-is($node->safe_psql('quoted', 'SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM moved.embedding_profile'), '1 2 4',
-	'who has all identifiers quoted erases nothing that another table wants');
+is( $node->safe_psql(
+		'quoted', 'SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM moved.embedding_profile'),
+	'1 2 4',
+	'quote_all_identifiers does not erase profiles that another table wants');
 restore('dropped');
 $node->safe_psql('dropped', 'DROP TABLE moved.embedding, moved.embedding_profile');
-foreach my $statement ("INSERT INTO moved.candidate VALUES ('5')", "UPDATE moved.candidate SET cv = 'new'",
-	"UPDATE moved.candidate SET id = id || 'x'", "UPDATE moved.part SET id = '6'", 'DELETE FROM moved.candidate',
+foreach my $statement (
+	"INSERT INTO moved.candidate VALUES ('5')",
+	"UPDATE moved.candidate SET cv = 'new'",
+	"UPDATE moved.candidate SET id = id || 'x'",
+	"UPDATE moved.part SET id = '6'",
+	'DELETE FROM moved.candidate',
 	'TRUNCATE moved.candidate, moved.part')
 {
 	my ($status, $out, $err) = $node->psql('dropped', "SET ROLE keeper; $statement");
-	is($status, 0, "without the store: $statement");
+	is($status, 0, "a table whose store was dropped can be written: $statement");
 	my @warnings = $err =~ /WARNING:  store moved.embedding of trigger "\w+" does not exist/g;
-	is(scalar(@warnings), $statement =~ /TRUNCATE/ ? 2 : 1, 'says so, once');
-	like($err, qr/HINT:  DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/, 'and what to do');
+	is( scalar(@warnings),
+		$statement =~ /TRUNCATE/ ? 2 : 1,
+		"there is one warning for each table by: $statement");
+	like(
+		$err,
+		qr/HINT:  DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/,
+		"the warning names the trigger to drop by: $statement");
 }
 
 #
 # Made anew one after the other, tables do not erase what the others want
 #
 restore('anew');
+
 sub anew
 {
 	my ($sql) = @_;
 	return $node->safe_psql('anew', "SET client_min_messages = error; SET ROLE keeper; $sql");
 }
+
 sub tracked_anew
 {
-	return anew(q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM moved.embedding_profile});
+	return anew(
+		q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM moved.embedding_profile});
 }
-my $track_candidate = q{SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme', refresh_columns => '{cv}');};
+my $track_candidate =
+  q{SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme',
+	refresh_columns => '{cv}');};
 my $track_part = q{SELECT hrflow_track_table('moved.embedding', 'moved.part', 'id', 'acme');};
-$node->safe_psql('anew', 'SET client_min_messages = error; DROP EXTENSION hrflow_embed CASCADE; CREATE EXTENSION hrflow_embed;
+$node->safe_psql(
+	'anew',
+	'SET client_min_messages = error;
+		DROP EXTENSION hrflow_embed CASCADE;
+		CREATE EXTENSION hrflow_embed;
 	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
 anew(q{DELETE FROM moved.candidate WHERE id = '3'});
-is(anew($track_candidate), 0, 'after DROP EXTENSION a table is tracked again');
-is(tracked_anew(), '1 2 3 4', 'and another that is not yet keeps its profiles');
-is(anew(q{SELECT hrflow_untrack_table('moved.embedding', 'moved.part')}), 0, 'which is not untracked before it is tracked');
-is(tracked_anew(), '1 2 3 4', 'indeed');
+is(anew($track_candidate), 0, 'a table is tracked again after DROP EXTENSION');
+is(tracked_anew(), '1 2 3 4', 'the profiles of a table that is not tracked again yet are kept');
+is(anew(q{SELECT hrflow_untrack_table('moved.embedding', 'moved.part')}),
+	0, 'a table cannot be untracked before it is tracked again');
+is(tracked_anew(), '1 2 3 4', 'untracking a table that is not tracked erases nothing');
 anew($track_part);
-is(anew("$track_part SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme')"), "0\n0", 'once all are back');
-is(tracked_anew(), '1 2 4', 'what nothing wants is erased');
+is( anew(
+		"$track_part SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme')"
+	),
+	"0\n0",
+	'all tables are tracked again');
+is(tracked_anew(), '1 2 4',
+	'profiles that no table wants are erased once all tables are tracked again');
 
 #
 # What is renamed
@@ -542,39 +677,66 @@ is(tracked_anew(), '1 2 4', 'what nothing wants is erased');
 sub fails_with
 {
 	my ($sql) = @_;
-	my ($status, $out, $err) = $node->psql('postgres', "SET client_min_messages = error; SET ROLE keeper; $sql");
+	my ($status, $out, $err) =
+	  $node->psql('postgres', "SET client_min_messages = error; SET ROLE keeper; $sql");
 	return $err;
 }
 sql(q{SET ROLE keeper; ALTER TABLE moved.candidate RENAME TO people;
 	INSERT INTO moved.people VALUES ('5'); DELETE FROM moved.people WHERE id = '3'});
-is(tracked('moved.embedding'), '1 2 4 5', 'a table that is renamed feeds the store on');
+is(tracked('moved.embedding'), '1 2 4 5', 'a table that is renamed still feeds the store');
 
 sql(q{ALTER TABLE moved.people RENAME id TO key});
-foreach my $statement ("INSERT INTO moved.people VALUES ('6')", "UPDATE moved.people SET cv = 'newer'",
-	'DELETE FROM moved.people', 'DELETE FROM moved.part', 'TRUNCATE moved.part')
+foreach my $statement (
+	"INSERT INTO moved.people VALUES ('6')",
+	"UPDATE moved.people SET cv = 'newer'",
+	'DELETE FROM moved.people',
+	'DELETE FROM moved.part',
+	'TRUNCATE moved.part')
 {
-	like(fails_with($statement), qr/ERROR:  table "people" has no column "id"\nHINT:  If it was renamed, call hrflow_track_table\(\) again/,
-		"after its column was renamed: $statement");
+	like(
+		fails_with($statement),
+		qr/ERROR:\ \ table\ "people"\ has\ no\ column\ "id"\n
+			HINT:\ \ If\ it\ was\ renamed,\ call\ hrflow_track_table\(\)\ again/x,
+		"after a column was renamed the error tells what to do: $statement");
 }
-is(fails_with(q{SELECT hrflow_track_table('moved.embedding', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
-	INSERT INTO moved.people VALUES ('6'); DELETE FROM moved.people WHERE key = '2'}), '', 'that is enough');
-is(tracked('moved.embedding'), '1 4 5 6', 'and what was tracked stays so');
+is( fails_with(
+		q{SELECT hrflow_track_table('moved.embedding', 'moved.people', 'key', 'acme',
+			refresh_columns => '{cv}');
+	INSERT INTO moved.people VALUES ('6'); DELETE FROM moved.people WHERE key = '2'}),
+	'',
+	'tracking the table again is enough after a column was renamed');
+is(tracked('moved.embedding'), '1 4 5 6', 'profiles stay tracked after a column was renamed');
 
-sql(q{ALTER TABLE moved.embedding RENAME TO renamed; ALTER TABLE moved.embedding_profile RENAME TO renamed_profile});
-foreach my $statement ("INSERT INTO moved.people VALUES ('7')", "UPDATE moved.people SET cv = 'newest'",
-	'DELETE FROM moved.people', "UPDATE moved.part SET id = '8'")
+sql(q{ALTER TABLE moved.embedding RENAME TO renamed;
+	ALTER TABLE moved.embedding_profile RENAME TO renamed_profile}
+);
+foreach my $statement (
+	"INSERT INTO moved.people VALUES ('7')",
+	"UPDATE moved.people SET cv = 'newest'",
+	'DELETE FROM moved.people',
+	"UPDATE moved.part SET id = '8'")
 {
-	like(fails_with($statement), qr/ERROR:  store moved.embedding of trigger "\w+" does not exist\nHINT:  If it was renamed, call hrflow_track_table\(\) again/,
-		"after the store was renamed: $statement");
+	like(
+		fails_with($statement),
+		qr/ERROR:\ \ store\ moved.embedding\ of\ trigger\ "\w+"\ does\ not\ exist\n
+			HINT:\ \ If\ it\ was\ renamed,\ call\ hrflow_track_table\(\)\ again/x,
+		"after the store was renamed the error tells what to do: $statement");
 }
-is(fails_with(q{SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
-	SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme', refresh_columns => '{cv}');
-	INSERT INTO moved.people VALUES ('7'); DELETE FROM moved.people WHERE key = '5'}), '', 'that is enough for a table');
-is(tracked('moved.renamed'), '1 4 6 7', 'and what other tables want is kept meanwhile');
-is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'moved.people'::regclass}), 4, 'old triggers are gone');
+is( fails_with(
+		q{SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme',
+			refresh_columns => '{cv}');
+	SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme',
+		refresh_columns => '{cv}');
+	INSERT INTO moved.people VALUES ('7'); DELETE FROM moved.people WHERE key = '5'}),
+	'',
+	'tracking a table again is enough after the store was renamed');
+is(tracked('moved.renamed'),
+	'1 4 6 7', 'profiles of the other tables are kept after the store was renamed');
+is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'moved.people'::regclass}),
+	4, 'tracking a table again drops the triggers of the old name');
 sql(q{SET ROLE keeper; SELECT hrflow_drop_store('moved.renamed')});
-is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}), '',
-	'a store that was renamed is dropped with all triggers that feed it');
+is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}),
+	'', 'dropping a store that was renamed drops all triggers that feed it');
 
 #
 # A store's vectors may feed another store, and keep nothing in their own
@@ -590,9 +752,10 @@ sql(q{GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;
 	SET application_name = 'pg_cron';
 	CALL hrflow_refresh('kept.first', '{"profile": 1}');
 	DELETE FROM kept.first_row WHERE id = 'nurse-1'});
-is(tracked('kept.first'), 'nurse-2', 'what is deleted is erased where the vectors feed another store');
-is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'), 'nurse-2', 'and its vectors too');
-is(tracked('kept.second'), 'nurse-2', 'and in that one');
+is(tracked('kept.first'), 'nurse-2', 'a profile is erased although the vectors feed another store');
+is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'),
+	'nurse-2', 'the vectors of a profile are erased although they feed another store');
+is(tracked('kept.second'), 'nurse-2', 'a profile is erased from the other store as well');
 
 #
 # At a higher level of isolation, what others have written since the snapshot is
@@ -601,7 +764,8 @@ is(tracked('kept.second'), 'nurse-2', 'and in that one');
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.level (id text, cv text);
 	SELECT hrflow_create_store('kept.levels', 'real[]');
-	SELECT hrflow_track_table('kept.levels', 'kept.level', 'id', 'acme', refresh_columns => '{cv}');});
+	SELECT hrflow_track_table('kept.levels', 'kept.level', 'id', 'acme',
+		refresh_columns => '{cv}');});
 my $leased = q{UPDATE kept.levels_profile SET lease_until = now()};
 my $wanted = q{INSERT INTO kept.level VALUES ('m', 'other'), ('n', 'other')};
 foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
@@ -614,7 +778,8 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		[ $leased, "INSERT INTO kept.level VALUES ('n')", 'm n' ],
 		[ $leased, "INSERT INTO kept.level VALUES ('m')", undef ],
 		[ $leased, "UPDATE kept.level SET cv = 'new'", undef ],
-		(map { [ $leased, "SELECT $_('kept.levels', 'acme', '{m}')", undef ] } qw(hrflow_track hrflow_mark_due hrflow_untrack)),
+		(   map { [ $leased, "SELECT $_('kept.levels', 'acme', '{m}')", undef ] }
+			  qw(hrflow_track hrflow_mark_due hrflow_untrack)),
 		[ $wanted, "UPDATE kept.level SET id = 'a'", 'a m n' ],
 		[ $wanted, 'DELETE FROM kept.level', 'm n' ],
 		[ $wanted, "INSERT INTO kept.level VALUES ('n')", undef ])
@@ -630,7 +795,7 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		if (defined $tracked)
 		{
 			is($answer, "-- done\n", $name);
-			is(tracked('kept.levels'), $tracked, 'tracks and erases');
+			is(tracked('kept.levels'), $tracked, "the store is as it should be $name");
 		}
 		else
 		{
@@ -649,25 +814,35 @@ foreach my $level ('repeatable read', 'serializable')
 
 	# Both have their snapshots when all rows are written
 	$session->ask('BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
-	my @calls = map { $shop->start_call('max_profiles => 20, batch_size => 5',
-			settings => { default_transaction_isolation => $level =~ s/ /\\ /r }) } 1 .. 2;
-	$node->poll_query_until('postgres', q{SELECT count(*) = 2 FROM pg_locks
+	my @calls = map {
+		$shop->start_call('max_profiles => 20, batch_size => 5',
+			settings => { default_transaction_isolation => $level =~ s/ /\\ /r })
+	} 1 .. 2;
+	$node->poll_query_until(
+		'postgres', q{SELECT count(*) = 2 FROM pg_locks
 		WHERE NOT granted AND relation = 'shop.embedding_profile'::regclass});
 	$session->ask('UPDATE shop.embedding_profile SET attempts = 0; COMMIT;');
 	foreach my $call (@calls)
 	{
-		like($shop->finish_call($call), qr/^INFO:  .*: 20 refreshed, 0 to be tried again/m, "$level: one of two runs does half");
+		like(
+			$shop->finish_call($call),
+			qr/^INFO:  .*: 20 refreshed, 0 to be tried again/m,
+			"$level: each of two runs refreshes half of the profiles");
 	}
-	is($shop->states, 'ok 40', 'of all');
-	is(join(' ', grep { $_ != 1 } values %{ $shop->asked }), '', 'and asks for none twice');
+	is($shop->states, 'ok 40', "$level: two runs refresh all profiles");
+	is(join(' ', grep { $_ != 1 } values %{ $shop->asked }),
+		'', "$level: two runs request no profile twice");
 }
 
 #
 # Rows that logical replication brings fire no trigger
 #
 my $copied = q{CREATE TABLE kept.copied (id text PRIMARY KEY, cv text)};
-my $track_copied = q{SET ROLE keeper; SELECT hrflow_track_table('kept.copies', 'kept.copied', 'id', 'acme', refresh_columns => '{cv}')};
+my $track_copied = q{SET ROLE keeper;
+	SELECT hrflow_track_table('kept.copies', 'kept.copied', 'id', 'acme',
+	refresh_columns => '{cv}')};
 sub upstream { return $node->safe_psql('upstream', @_); }
+
 sub copied
 {
 	my ($ids) = @_;
@@ -675,7 +850,8 @@ sub copied
 		"SELECT coalesce(string_agg(id, ' ' ORDER BY id), '') = '$ids' FROM kept.copied");
 }
 sql('CREATE DATABASE upstream');
-upstream("CREATE SCHEMA kept; $copied;
+upstream(
+	"CREATE SCHEMA kept; $copied;
 	INSERT INTO kept.copied VALUES ('1'), ('2'), ('3');
 	CREATE PUBLICATION candidates FOR TABLE kept.copied;
 	SELECT pg_create_logical_replication_slot('hrflow', 'pgoutput')");
@@ -687,22 +863,28 @@ my $connection = $node->connstr('upstream') =~ s/'/''/gr;
 sql("CREATE SUBSCRIPTION candidates CONNECTION '$connection' PUBLICATION candidates
 	WITH (create_slot = false, slot_name = 'hrflow')");
 copied('1 2 3');
-is(tracked('kept.copies'), '', 'what replication copies at its beginning is not tracked');
-is(sql($track_copied), 3, 'until the tables are reconciled');
-upstream(q{INSERT INTO kept.copied VALUES ('4');
+is(tracked('kept.copies'), '', "the initial copy of logical replication is not tracked");
+is(sql($track_copied), 3, 'reconciling tracks the initial copy of logical replication');
+upstream(
+	q{INSERT INTO kept.copied VALUES ('4');
 	UPDATE kept.copied SET id = '5' WHERE id = '2';
 	UPDATE kept.copied SET cv = 'new' WHERE id = '3';
 	DELETE FROM kept.copied WHERE id = '1'});
 copied('3 4 5');
-is(tracked('kept.copies'), '1 2 3', 'what it inserts, updates and deletes then is neither tracked nor erased');
-is(sql($track_copied), 2, 'until the tables are reconciled');
-is(sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id) FROM kept.copies_profile'), '30 40 50',
-	'which does not see that a column has changed');
+is(tracked('kept.copies'), '1 2 3',
+	'changes by logical replication are neither tracked nor erased');
+is(sql($track_copied), 2, 'reconciling tracks the changes by logical replication');
+is( sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id)
+	FROM kept.copies_profile'
+	),
+	'30 40 50',
+	'reconciling does not notice that logical replication has changed a column');
 upstream('TRUNCATE kept.copied');
 copied('');
-is(tracked('kept.copies'), '3 4 5', 'what it truncates is not erased');
-is(sql($track_copied), 0, 'until the tables are reconciled');
-is(tracked('kept.copies'), '', 'and then all is');
+is(tracked('kept.copies'), '3 4 5', 'TRUNCATE by logical replication erases nothing');
+is(sql($track_copied), 0, 'reconciling after TRUNCATE by logical replication tracks nothing new');
+is(tracked('kept.copies'), '',
+	'reconciling after TRUNCATE by logical replication erases everything');
 
 # Some of the triggers can be made to
 upstream(q{INSERT INTO kept.copied VALUES ('1'), ('2'), ('3')});
@@ -710,16 +892,20 @@ copied('1 2 3');
 sql("$track_copied;
 	SELECT format('ALTER TABLE kept.copied ENABLE ALWAYS TRIGGER %I', tgname) FROM pg_trigger
 	WHERE tgrelid = 'kept.copied'::regclass \\gexec");
-upstream(q{INSERT INTO kept.copied VALUES ('4');
+upstream(
+	q{INSERT INTO kept.copied VALUES ('4');
 	UPDATE kept.copied SET id = '5' WHERE id = '1';
 	UPDATE kept.copied SET cv = 'new' WHERE id = '2';
 	DELETE FROM kept.copied WHERE id = '3'});
 copied('2 4 5');
-is(sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id) FROM kept.copies_profile'), '21 30 50',
-	'triggers that always fire see what replication updates, but not what it inserts or deletes');
+is( sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id)
+	FROM kept.copies_profile'
+	),
+	'21 30 50',
+	'triggers enabled ALWAYS see UPDATE by logical replication, but not INSERT or DELETE');
 upstream('TRUNCATE kept.copied');
 copied('');
-is(tracked('kept.copies'), '', 'and what it truncates');
+is(tracked('kept.copies'), '', 'triggers enabled ALWAYS see TRUNCATE by logical replication');
 sql('DROP SUBSCRIPTION candidates');
 
 # Columns of two tables are renamed: one must be the first to be tracked again
@@ -734,31 +920,50 @@ sql(q{SET ROLE keeper;
 	ALTER TABLE kept.left RENAME id TO key;
 	ALTER TABLE kept.right RENAME source TO origin;});
 sql(q{SET session_replication_role = replica; DELETE FROM kept.left WHERE key = '2'});
-is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.left', 'key', 'acme')}), '', 'the first of two');
-is(tracked('kept.sides'), '1 2 3 4', 'erases nothing');
-is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.right', 'id', source_column => 'origin')}), '', 'the second');
-is(tracked('kept.sides'), '1 3 4', 'erases what nothing wants');
-is(fails_with(q{DELETE FROM kept.left; DELETE FROM kept.right WHERE id = '3'}), '', 'that is enough for both');
-is(tracked('kept.sides'), '4', 'indeed');
+is(fails_with(q{SELECT hrflow_track_table('kept.sides', 'kept.left', 'key', 'acme')}),
+	'', 'the first of two tables with renamed columns can be tracked again');
+is(tracked('kept.sides'), '1 2 3 4', 'tracking the first of two tables again erases nothing');
+is( fails_with(
+		q{SELECT hrflow_track_table('kept.sides', 'kept.right', 'id', source_column => 'origin')}),
+	'',
+	'the second of two tables with renamed columns can be tracked again');
+is(tracked('kept.sides'), '1 3 4',
+	'tracking the second of two tables again erases what no table wants');
+is(fails_with(q{DELETE FROM kept.left; DELETE FROM kept.right WHERE id = '3'}),
+	'', 'rows of both tables can be deleted once they are tracked again');
+is(tracked('kept.sides'), '4', 'deleting rows of both tables erases their profiles');
 
 # A temporary table would be asked by other sessions, which cannot read it
-like($session->ask(q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
+like(
+	$session->ask(
+		q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
 	SELECT hrflow_track_table('kept.sides', 'passing', 'id', 'acme');}),
-	qr/ERROR:  42809: table "passing" is temporary, and store kept.sides is not/, 'a temporary table does not feed a store that stays');
-is(fails_with('DELETE FROM kept.right'), '', 'and keeps nobody from writing');
+	qr/ERROR:  42809: table "passing" is temporary, and store kept.sides is not/,
+	'a temporary table cannot feed a permanent store');
+is(fails_with('DELETE FROM kept.right'), '', 'a refused temporary table prevents no writes');
 
 # Keys may be generated, if they are there when a trigger looks
-foreach my $case ([ 'STORED', '', '3' ], $node->pg_version < 18 ? () : [ 'VIRTUAL', 'is generated when it is read', '' ])
+foreach my $case ([ 'STORED', '', '3' ],
+	$node->pg_version < 18 ? () : [ 'VIRTUAL', 'is generated when it is read', '' ])
 {
 	my ($kind, $error, $tracked) = @$case;
 
-	sql("SET ROLE keeper; CREATE TABLE kept.number_$kind (n numeric, id text GENERATED ALWAYS AS (n::text) $kind, day int);
+	sql("SET ROLE keeper;
+		CREATE TABLE kept.number_$kind (n numeric, id text GENERATED ALWAYS AS (n::text) $kind,
+		day int);
 		SELECT hrflow_create_store('kept.numbers_$kind', 'real[]')");
-	like(fails_with("SELECT hrflow_track_table('kept.numbers_$kind', 'kept.number_$kind', 'id', 'acme')"), qr/\Q$error\E/,
+	like(
+		fails_with(
+			"SELECT hrflow_track_table('kept.numbers_$kind', 'kept.number_$kind', 'id', 'acme')"),
+		qr/\Q$error\E/,
 		"a key that is generated and $kind" . ($error ? ' is refused' : ''));
-	is(fails_with("INSERT INTO kept.number_$kind VALUES (1), (2);
-		UPDATE kept.number_$kind SET n = 3 WHERE n = 2; DELETE FROM kept.number_$kind WHERE n = 1"), '', 'and is written');
-	is(tracked("kept.numbers_$kind"), $tracked, 'and tracked, or not');
+	is( fails_with(
+			"INSERT INTO kept.number_$kind VALUES (1), (2);
+		UPDATE kept.number_$kind SET n = 3 WHERE n = 2; DELETE FROM kept.number_$kind WHERE n = 1"),
+		'',
+		"a table whose key is generated and $kind can be written");
+	is(tracked("kept.numbers_$kind"),
+		$tracked, "a key that is generated and $kind is tracked if it can be");
 }
 
 $_->finish foreach $session, $other;

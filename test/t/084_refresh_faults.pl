@@ -3,7 +3,7 @@
 # And that its memory stays what it is, and when it asks again.  SQL sees neither
 # what is asked nor other sessions.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Session;
@@ -22,7 +22,8 @@ sub track
 {
 	my ($select) = @_;
 
-	$store->sql("DELETE FROM shop.candidate;
+	$store->sql(
+		"DELETE FROM shop.candidate;
 		DELETE FROM shop.embedding_profile;
 		DELETE FROM shop.embedding;
 		INSERT INTO shop.candidate (hrflow_id) $select");
@@ -35,7 +36,8 @@ sub profiles
 {
 	my ($columns, $where) = @_;
 	$where //= 'true';
-	return $store->sql("SELECT DISTINCT $columns FROM shop.embedding_profile WHERE $where ORDER BY 1");
+	return $store->sql(
+		"SELECT DISTINCT $columns FROM shop.embedding_profile WHERE $where ORDER BY 1");
 }
 
 #
@@ -62,30 +64,36 @@ SKIP:
 		last if $call->{err} =~ /refreshed, / || !$call->{process}->pumpable;
 		($pid) = $store->backends unless $pid;
 		my $requests = $api->stats->{requests};
-		push @{ $requests < 6000 ? \@early : \@late }, anonymous_memory($pid) if $pid && $requests > 1500;
+		push @{ $requests < 6000 ? \@early : \@late }, anonymous_memory($pid)
+		  if $pid && $requests > 1500;
 		sleep 0.02;
 	}
 	like($store->finish_call($call), qr/: 6000 refreshed/, 'many batches are refreshed');
 
 	# Where each batch stays, it is 11 MB; the allocator's is some hundred kB.
 	my $growth = max(@late, 0) - max(@early, 0);
-	ok(@early && @late && $growth < 2000, "in the memory of the first ones ($growth kB more)");
+	ok(@early && @late && $growth < 2000,
+		"later batches take no more memory than the first ones ($growth kB more)");
 	note("@early / @late");
 }
 
 #
 # An answer that is wrong for all erases nothing, however small the runs
 #
-my $nowhere = Hrflow::RawPeer->new(sub {
-	my ($socket) = @_;
-	while (Hrflow::RawPeer::read_request($socket))
-	{
-		my $body = '{"code": 404, "message": "Profile not found"}';
-		print $socket "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: "
-		  . length($body) . "\r\n\r\n$body";
-	}
-});
-my %nowhere = (role => 'keeper',
+my $nowhere = Hrflow::RawPeer->new(
+	sub {
+		my ($socket) = @_;
+		while (Hrflow::RawPeer::read_request($socket))
+		{
+			my $body = '{"code": 404, "message": "Profile not found"}';
+			print $socket
+			  "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: "
+			  . length($body)
+			  . "\r\n\r\n$body";
+		}
+	});
+my %nowhere = (
+	role => 'keeper',
 	settings => { 'hrflow_embed.base_url' => 'http://127.0.0.1:' . $nowhere->port . '/v1' });
 
 track("SELECT 'cook-' || i FROM generate_series(1, 30) i");
@@ -94,15 +102,19 @@ for my $round (1, 2)
 {
 	$store->hasten('true');
 	my @printed = map { $store->call('max_profiles => 3', %nowhere) } 1 .. 10;
-	is(scalar(grep { / 3 not found, 0 gone/ } @printed), 10,
-		"runs of three profiles find none, and none is gone, in round $round");
-	is(scalar(grep { /WARNING/ } @printed), $round == 1 ? 0 : 10, 'who is not found again is warned of')
-	  or diag(@printed);
-	like($printed[0], qr/WARNING:  .*shop\.embedding keeps 3 profiles that the API does not know\nDETAIL:  .*no other/,
-		'with the reason') if $round == 2;
+	is(scalar(grep { / 3 not found, 0 gone/ } @printed),
+		10, "in round $round runs of three profiles find none, and none is gone");
+	is( scalar(grep { /WARNING/ } @printed),
+		$round == 1 ? 0 : 10,
+		"in round $round a profile that is not found again gives a warning") or diag(@printed);
+	like(
+		$printed[0],
+		qr/WARNING:\ \ .*shop\.embedding\ keeps\ 3\ profiles\ that\ the\ API\ does\ not\ know\n
+			DETAIL:\ \ .*no\ other/x,
+		"in round $round the warning tells why profiles are kept") if $round == 2;
 }
-is($store->states, 'missing 30', 'they are missing');
-is($store->wrong_vectors, 0, 'and keep their vectors');
+is($store->states, 'missing 30', 'profiles that were not found twice are missing');
+is($store->wrong_vectors, 0, 'profiles that were not found twice keep their vectors');
 
 # Nor a small store as a whole
 track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
@@ -112,29 +124,39 @@ for (1 .. 3)
 	$store->hasten('true');
 	$store->call(undef, %nowhere);
 }
-is($store->states, 'missing 5', 'a small store is not erased either');
-is($store->sql('SELECT count(*) FROM shop.embedding'), 10, 'its vectors neither');
+is($store->states, 'missing 5', 'a small store is missing, not gone, when no profile is found');
+is($store->sql('SELECT count(*) FROM shop.embedding'),
+	10, 'a small store keeps its vectors when no profile is found');
 
 # They cost less and less
-like(profiles("due_at BETWEEN now() + interval '20 hours' AND now() + interval '25 hours'"), qr/^t$/,
-	'they are asked for the next day');
-$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '8 days', refreshed_at = now() - interval '9 days'");
+like(profiles("due_at BETWEEN now() + interval '20 hours' AND now() + interval '25 hours'"),
+	qr/^t$/, 'a missing profile is due the next day');
+$store->sql(
+	"UPDATE shop.embedding_profile SET failed_at = now() - interval '8 days',
+		refreshed_at = now() - interval '9 days'"
+);
 $store->hasten('true');
 $store->call(undef, %nowhere);
-is(profiles("due_at BETWEEN now() + interval '7 days' AND now() + interval '9 days'"), 't',
-	'then after as long as they are missing');
-$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '800 days', refreshed_at = now() - interval '900 days'");
+is(profiles("due_at BETWEEN now() + interval '7 days' AND now() + interval '9 days'"),
+	't', 'a profile missing for eight days is due in eight days');
+$store->sql(
+	"UPDATE shop.embedding_profile SET failed_at = now() - interval '800 days',
+		refreshed_at = now() - interval '900 days'"
+);
 $store->hasten('true');
 $store->call(undef, %nowhere);
-is(profiles("due_at BETWEEN now() + interval '26 days' AND now() + interval '31 days'"), 't', 'but every month');
+is(profiles("due_at BETWEEN now() + interval '26 days' AND now() + interval '31 days'"),
+	't', 'a profile missing for years is due in a month');
 $store->hasten('true');
-like($store->call, qr/: 5 refreshed/, 'and are back with the API');
-is(profiles('state, attempts, last_error'), 'ok|0|', 'as if nothing had been');
+like($store->call, qr/: 5 refreshed/, 'missing profiles are refreshed once the API finds them');
+is(profiles('state, attempts, last_error'),
+	'ok|0|', 'missing profiles that were found have no attempts and no error left');
 
 # Where the source lives, who was deleted is erased: with others in one run, ...
 sub delete_from_account
 {
-	$store->sql("UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id WHERE $_[0];
+	$store->sql(
+		"UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id WHERE $_[0];
 		UPDATE shop.embedding SET profile_id = 'missing-' || profile_id WHERE $_[0]");
 	return;
 }
@@ -142,8 +164,9 @@ delete_from_account("profile_id = 'cook-1'");
 $store->hasten('true');
 $store->call;
 $store->hasten('true');
-like($store->call, qr/: 4 refreshed, .* 1 gone/, 'who is deleted from the account is gone');
-is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"), 0, 'with its vectors');
+like($store->call, qr/: 4 refreshed, .* 1 gone/, 'a profile deleted from the account is gone');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"),
+	0, 'a profile deleted from the account loses its vectors');
 
 # ... or alone, where another was refreshed since
 delete_from_account("profile_id = 'cook-2'");
@@ -151,22 +174,35 @@ $store->hasten("profile_id ~ 'cook-2'");
 $store->call;
 $store->hasten("profile_id ~ 'cook-2'");
 my $printed = $store->call;
-like($printed, qr/ 1 not found, 0 gone/, 'alone, it is kept');
-like($printed, qr/keeps 1 profile that the API/, 'and that is said');
-$store->sql("INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('another', 'driver-1')");
+like(
+	$printed,
+	qr/ 1 not found, 0 gone/,
+	'a profile that is not found is kept if no other was refreshed since');
+like($printed, qr/keeps 1 profile that the API/, 'a warning says that a profile is kept');
+$store->sql(
+	"INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('another', 'driver-1')");
 $store->call;
 $store->hasten("profile_id ~ 'cook-2'");
-like($store->call, qr/ 1 not found, 0 gone/, 'of another source is nothing known');
+like(
+	$store->call,
+	qr/ 1 not found, 0 gone/,
+	'a profile of another source does not count as refreshed since');
 $store->hasten("profile_id = 'cook-3'");
 $store->call;
 $store->hasten("profile_id ~ 'cook-2'");
-like($store->call, qr/ 0 not found, 1 gone/, 'once another of its source was refreshed since, it is gone');
+like(
+	$store->call,
+	qr/ 0 not found, 1 gone/,
+	'a profile that is not found is gone once another of its source was refreshed');
 
 # That is of this life only
 $store->sql("SELECT hrflow_mark_due('shop.embedding', 'acme', '{missing-cook-2}')");
-like($store->call, qr/ 1 not found, 0 gone/, 'asked for again, it is missing');
+like(
+	$store->call,
+	qr/ 1 not found, 0 gone/,
+	'a profile that is marked due after it was gone is missing at first');
 $store->hasten("profile_id ~ 'cook-2'");
-like($store->call, qr/ 1 not found, 0 gone/, 'since then only');
+like($store->call, qr/ 1 not found, 0 gone/, 'only refreshes after a profile became missing count');
 
 #
 # Errors that are not the profiles' fault
@@ -174,68 +210,111 @@ like($store->call, qr/ 1 not found, 0 gone/, 'since then only');
 track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
 $store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok')");
 my @errors = map { $store->call } 1 .. 6;
-is(scalar(grep { /ERROR:  23514/ } @errors), 6, 'a constraint of the owner\'s fails a run, however often');
-is(profiles('state, attempts, lease_until'), 'due|0|', 'no attempts are counted');
+is(scalar(grep { /ERROR:  23514/ } @errors), 6, "a constraint of the owner's fails every run");
+is(profiles('state, attempts, lease_until'),
+	'due|0|', "a constraint of the owner's counts no attempt and leaves no lease");
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
-like($store->call, qr/: 10 refreshed/, 'without it they are refreshed');
+like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once the constraint is dropped');
 
 # Sessions that ended while they fetched
-$store->sql("UPDATE shop.embedding_profile SET attempts = CASE WHEN profile_id = 'cook-10' THEN 4 ELSE 5 END,
+$store->sql(
+	"UPDATE shop.embedding_profile
+		SET attempts = CASE WHEN profile_id = 'cook-10' THEN 4 ELSE 5 END,
 	state = 'due', due_at = now()");
 $api->reset;
 $printed = $store->call;
-like($printed, qr/: 1 refreshed, 0 to be tried again, 9 failed/, 'who has used its attempts up fails');
-unlike($printed, qr/WARNING/, 'which is no outage');
-is($api->stats->{requests}, 3, 'and is not asked for');
+like(
+	$printed,
+	qr/: 1 refreshed, 0 to be tried again, 9 failed/,
+	'profiles that have used all their attempts fail');
+unlike($printed, qr/WARNING/, 'profiles that have used all their attempts are no outage');
+is($api->stats->{requests}, 3, 'profiles that have used all their attempts are not requested');
 $store->sql("UPDATE shop.embedding_profile SET attempts = 5, state = 'due', due_at = now()");
-like($store->call, qr/: 0 refreshed, 0 to be tried again, 10 failed/, 'nor where all are such');
-is(profiles('state, attempts, due_at, last_error'), 'failed|5||The session ended while it was fetched, 5 times.', 'and says so');
+like(
+	$store->call,
+	qr/: 0 refreshed, 0 to be tried again, 10 failed/,
+	'a run in which all profiles have used their attempts fails them');
+is( profiles('state, attempts, due_at, last_error'),
+	'failed|5||The session ended while it was fetched, 5 times.',
+	'the error of such a profile says that the session ended');
 $store->sql("SELECT hrflow_retry('shop.embedding')");
-like($store->call, qr/: 10 refreshed/, 'hrflow_retry() helps');
+like($store->call, qr/: 10 refreshed/, 'hrflow_retry() makes failed profiles due');
 
 #
 # Many that are never answered do not keep the others waiting
 #
 track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 300) i");
-$store->sql("INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 100) i");
-like($store->call, qr/WARNING:  .*was stopped: nothing was answered/, 'a batch that is not answered stops the run');
-is($api->stats->{requests}, 256, 'then and there');
-is(profiles("state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'", 'http_status = 500'),
-	'due|0||t', 'its profiles have to wait a little');
-like($store->call, qr/: 100 refreshed, 44 to be tried again/, 'so that the next run has others');
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 100) i");
+like(
+	$store->call,
+	qr/WARNING:  .*was stopped: nothing was answered/,
+	'a batch without any answer stops the run');
+is($api->stats->{requests}, 256, 'a batch without any answer is the last of its run');
+is( profiles(
+		"state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'",
+		'http_status = 500'),
+	'due|0||t',
+	'profiles without an answer are due a minute later');
+like(
+	$store->call,
+	qr/: 100 refreshed, 44 to be tried again/,
+	'the next run refreshes other profiles');
 
 # Longer and longer
 track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
-foreach my $age ([ '0', '50 seconds', '65 seconds' ], [ '8 minutes', '7 minutes', '9 minutes' ], [ '2 days', '50 minutes', '61 minutes' ])
+foreach my $age (
+	[ '0', '50 seconds', '65 seconds' ],
+	[ '8 minutes', '7 minutes', '9 minutes' ],
+	[ '2 days', '50 minutes', '61 minutes' ])
 {
 	$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '$age->[0]'");
 	$store->hasten('true');
 	$store->call;
-	is(profiles("state, attempts, due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'"),
-		'due|0|t', "they wait between $age->[1] and $age->[2]");
+	is( profiles(
+			"state, attempts,
+				due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'"
+		),
+		'due|0|t',
+		"profiles that failed first $age->[0] ago wait between $age->[1] and $age->[2]");
 }
 
 #
 # What a setting or an argument makes of all is no profile's fault
 #
 foreach my $case (
-	[ 'hosts of links that are not those', undef, 'none.example', qr/not in hrflow_embed\.link_hosts/ ],
+	[   'hosts of links that are not those', undef,
+		'none.example', qr/not in hrflow_embed\.link_hosts/ ],
 	[ 'fields that there are not', qq(fields => '{"profiles": 1}'), '127.0.0.1', qr/HTTP 400/ ])
 {
 	my ($name, $arguments, $hosts, $says) = @$case;
 	foreach my $n (8, 7)
 	{
 		track("SELECT 'nurse-' || i FROM generate_series(1, $n) i");
-		my $call = $store->start_call($arguments, role => 'keeper', settings => { 'hrflow_embed.link_hosts' => $hosts });
+		my $call = $store->start_call(
+			$arguments,
+			role => 'keeper',
+			settings => { 'hrflow_embed.link_hosts' => $hosts });
 		$printed = $store->finish_call($call);
 		if ($n == 8)
 		{
-			like($printed, qr/WARNING:  .*was stopped: all profiles met the same; .*$says/s, "$name end a run");
-			is(profiles("state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'"), 'due|0||t', 'no attempt is counted');
+			like(
+				$printed,
+				qr/WARNING:  .*was stopped: all profiles met the same; .*$says/s,
+				"$name end a run");
+			is( profiles(
+					"state, attempts, lease_until,
+						due_at BETWEEN now() AND now() + interval '70 seconds'"
+				),
+				'due|0||t',
+				"$name count no attempt");
 		}
 		else
 		{
-			like($printed, qr/: 0 refreshed, 7 to be tried again/, 'a few of those alone are tried again');
+			like(
+				$printed,
+				qr/: 0 refreshed, 7 to be tried again/,
+				"$name met by a few profiles alone are retried");
 		}
 	}
 }
@@ -246,47 +325,67 @@ foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,
 {
 	my ($name, @faults) = @$case;
 
-	track("SELECT 'fault:' || f || ',id=' || i FROM generate_series(1, 8) i, unnest('{\"$faults[0]\",\"$faults[1]\"}'::text[]) f");
-	like($store->call, qr/: 0 refreshed, 16 to be tried again/, "$name are counted");
+	track(
+		"SELECT 'fault:' || f || ',id=' || i
+			FROM generate_series(1, 8) i, unnest('{\"$faults[0]\",\"$faults[1]\"}'::text[]) f"
+	);
+	like($store->call, qr/: 0 refreshed, 16 to be tried again/, "$name are counted as attempts");
 }
 
 #
 # A limit that is too low for anything ends a run
 #
 track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
-my $call = $store->start_call(undef, role => 'keeper',
+my $call = $store->start_call(
+	undef,
+	role => 'keeper',
 	settings => { 'hrflow_embed.batch_timeout' => '200ms', statement_timeout => '10s' });
-like($store->finish_call($call), qr/WARNING:  .*was stopped: nothing was answered within 200 ms/,
+like(
+	$store->finish_call($call),
+	qr/WARNING:  .*was stopped: nothing was answered within 200 ms/,
 	'a batch_timeout that is too low ends a run');
-is($api->stats->{requests}, 5, 'which has asked for each profile once');
-is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
+is($api->stats->{requests},
+	5, 'a batch_timeout that is too low lets each profile be requested once');
+is(profiles('state, attempts, lease_until, due_at > now()'),
+	'due|0||t', 'a batch_timeout that is too low counts no attempt');
 
 # However few have failed by then
 track("SELECT 'fault:status=500,latency=200,id=' || i FROM generate_series(1, 30) i");
-like($store->call(undef, role => 'keeper', settings => { 'hrflow_embed.batch_timeout' => '1s',
-			'hrflow_embed.max_concurrency' => 1, 'hrflow_embed.max_attempts' => 1 }),
-	qr/WARNING:  .*was stopped: nothing was answered; .*HTTP 500/, 'a slow outage ends a run');
-cmp_ok($api->stats->{requests}, '<', 8, 'though few were asked for');
-is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'no attempt is counted');
+like(
+	$store->call(
+		undef,
+		role => 'keeper',
+		settings => {
+			'hrflow_embed.batch_timeout' => '1s',
+			'hrflow_embed.max_concurrency' => 1,
+			'hrflow_embed.max_attempts' => 1 }),
+	qr/WARNING:  .*was stopped: nothing was answered; .*HTTP 500/,
+	'a slow outage ends a run');
+cmp_ok($api->stats->{requests}, '<', 8, 'a slow outage ends a run after a few requests');
+is(profiles('state, attempts, lease_until, due_at > now()'),
+	'due|0||t', 'a slow outage counts no attempt');
 track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
 
 # Where its time is the run's, that is no reason to warn
 $store->hasten('true');
 $printed = $store->call("time_budget => '300ms'");
-unlike($printed, qr/WARNING/, 'the end of its time is nothing to warn of');
-is(profiles('state, attempts, lease_until, due_at > now()'), 'due|0||t', 'who was not answered has to wait');
+unlike($printed, qr/WARNING/, 'the end of time_budget gives no warning');
+is(profiles('state, attempts, lease_until, due_at > now()'),
+	'due|0||t', 'profiles without an answer at the end of time_budget have to wait');
 
 # No longer for an error of long ago
-$store->sql("UPDATE shop.embedding_profile SET last_error = 'old', failed_at = now() - interval '2 days'");
+$store->sql(
+	"UPDATE shop.embedding_profile SET last_error = 'old', failed_at = now() - interval '2 days'");
 $store->hasten('true');
 $store->call("time_budget => '300ms'");
-is(profiles("state, due_at BETWEEN now() AND now() + interval '70 seconds', last_error"), 'due|t|old',
-	'a little, whatever it had before');
+is(profiles("state, due_at BETWEEN now() AND now() + interval '70 seconds', last_error"),
+	'due|t|old', 'profiles without an answer wait for a minute even if they failed long ago');
 
 #
 # What the owner's triggers throw comes as it is
 #
-$store->sql(q{
+$store->sql(
+	q{
 	CREATE FUNCTION shop.fail() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
 		RAISE EXCEPTION 'the owner says no' USING ERRCODE = 'XX123';
@@ -297,36 +396,52 @@ $store->sql(q{
 		RETURN NEW;
 	END $$;});
 track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
-my $trigger = "CREATE TRIGGER planted BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW WHEN (%s) EXECUTE FUNCTION shop.%s()";
+my $trigger = "CREATE TRIGGER planted BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW WHEN (%s)
+	EXECUTE FUNCTION shop.%s()";
 $store->sql(sprintf $trigger, "NEW.state = 'ok'", 'fail');
 $printed = $store->call;
-like($printed, qr/ERROR:  XX123: the owner says no/, 'an error of a trigger\'s is what the caller sees');
-unlike($printed, qr/WARNING/, 'alone');
-is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+like($printed, qr/ERROR:  XX123: the owner says no/, "the caller sees the error of a trigger");
+unlike($printed, qr/WARNING/, 'there is no warning beside the error of a trigger');
+is(profiles('state, attempts, lease_until'),
+	'due|0|', 'the error of a trigger gives the leases back');
 
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->sql(sprintf $trigger, "NEW.state = 'ok'", 'sleep');
-like($store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' }),
-	qr/ERROR:  57014: canceling statement due to statement timeout/, 'a time-out in a trigger too');
-is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+like(
+	$store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' }),
+	qr/ERROR:  57014: canceling statement due to statement timeout/,
+	'the caller sees a statement_timeout in a trigger');
+is(profiles('state, attempts, lease_until'),
+	'due|0|', 'a statement_timeout in a trigger gives the leases back');
 
-$store->sql('DROP TRIGGER planted ON shop.embedding_profile;
-	CREATE CONSTRAINT TRIGGER planted AFTER UPDATE ON shop.embedding_profile DEFERRABLE INITIALLY DEFERRED
+$store->sql(
+	'DROP TRIGGER planted ON shop.embedding_profile;
+	CREATE CONSTRAINT TRIGGER planted AFTER UPDATE ON shop.embedding_profile
+		DEFERRABLE INITIALLY DEFERRED
 	FOR EACH ROW WHEN (NEW.state = $$ok$$) EXECUTE FUNCTION shop.fail()');
-like($store->call, qr/ERROR:  (XX123: the owner says no|42501: cannot fire deferred trigger)/,
-	'as does an error at the commit, if deferred triggers are allowed at all');
-is(profiles('state, attempts, lease_until'), 'due|0|', 'and the leases are given back');
+like(
+	$store->call,
+	qr/ERROR:  (XX123: the owner says no|42501: cannot fire deferred trigger)/,
+	'the caller sees the error of a deferred trigger, or that it is refused');
+is(profiles('state, attempts, lease_until'),
+	'due|0|', 'the error of a deferred trigger gives the leases back');
 
 # Even where they cannot be given back
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->sql(sprintf $trigger, "OLD.lease_until IS NOT NULL", 'fail');
 $printed = $store->call;
-like($printed, qr/ERROR:  XX123: the owner says no/, 'where leases cannot be given back the error is the first one');
-like($printed, qr/WARNING:  .*leases could not be given back: the owner says no/, 'after a warning');
-is(profiles('state, lease_until > now()'), 'due|t', 'and they stay');
+like(
+	$printed,
+	qr/ERROR:  XX123: the owner says no/,
+	'the caller sees the first error where leases cannot be given back');
+like(
+	$printed,
+	qr/WARNING:  .*leases could not be given back: the owner says no/,
+	'a warning says that leases cannot be given back');
+is(profiles('state, lease_until > now()'), 'due|t', 'leases that cannot be given back stay');
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->hasten('true');
-like($store->call, qr/: 10 refreshed/, 'until their end');
+like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once their leases have ended');
 
 #
 # Locks of the application's
@@ -335,28 +450,40 @@ track("SELECT 'fault:latency=1500,id=' || o FROM unnest('{cook,driver,nurse}'::t
 my $application = Hrflow::Session->new($node);
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 3 });
-$application->ask("SET ROLE keeper; SET deadlock_timeout = '10ms'; BEGIN;
+$application->ask(
+	"SET ROLE keeper; SET deadlock_timeout = '10ms'; BEGIN;
 	UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'nurse';");
-like($store->finish_call($call), qr/: 2 refreshed/, 'what is locked by others does not hold a run up');
-is(profiles('profile_id, lease_until > now()'),
-	"fault:latency=1500,id=cook|\nfault:latency=1500,id=driver|\nfault:latency=1500,id=nurse|t", 'and is left to its lease');
-unlike($application->ask("UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
-	'nor do they deadlock');
+like(
+	$store->finish_call($call),
+	qr/: 2 refreshed/,
+	'a run does not wait for rows that others have locked');
+is( profiles('profile_id, lease_until > now()'),
+	"fault:latency=1500,id=cook|\nfault:latency=1500,id=driver|\nfault:latency=1500,id=nurse|t",
+	'a profile that others have locked keeps its lease');
+unlike($application->ask("UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'cook'; COMMIT;"),
+	qr/ERROR/, 'a run does not deadlock with those who lock rows');
 $store->hasten('true');
-like($store->call, qr/: 3 refreshed/, 'it is asked for again');
+like($store->call, qr/: 3 refreshed/, 'a profile that others had locked is fetched again');
 
 # Nor while leases are given back
 $store->hasten('true');
-$store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok' OR attempts > 0) NOT VALID");
+$store->sql(
+	"ALTER TABLE shop.embedding_profile
+		ADD CONSTRAINT never CHECK (state <> 'ok' OR attempts > 0) NOT VALID"
+);
 $api->reset;
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 3 });
 $application->ask("BEGIN; UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'nurse';");
 my $began = time;
-like($store->finish_call($call), qr/ERROR:  23514/, 'an error comes at once');
-cmp_ok(time - $began, '<', 10, 'indeed');
-unlike($application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'cook'; COMMIT;"), qr/ERROR/,
-	'nobody waits for its leases');
+like(
+	$store->finish_call($call),
+	qr/ERROR:  23514/,
+	'an error of the run is raised although a row is locked');
+cmp_ok(time - $began, '<', 10, 'an error of the run is raised at once although a row is locked');
+unlike(
+	$application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'cook'; COMMIT;"),
+	qr/ERROR/, 'nobody waits for leases to be given back');
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
 
 # Nor where they cannot be given back for a lock on the table
@@ -365,13 +492,21 @@ $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 1 });
 $application->ask('BEGIN; LOCK TABLE shop.embedding_profile IN ACCESS EXCLUSIVE MODE;');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
-ok($node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
-	WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active')"), 'one cancel ends a run whose table is locked');
+ok( $node->poll_query_until(
+		'postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
+	WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active')"),
+	'one cancel ends a run whose table is locked');
 $application->ask('COMMIT;');
 $printed = $store->finish_call($call);
-like($printed, qr/ERROR:  57014: canceling statement/, 'with what was thrown');
-like($printed, qr/WARNING:  55P03: leases could not be given back/, 'after a warning');
-is(profiles('state, lease_until > now()'), 'due|t', 'and the leases stay');
+like(
+	$printed,
+	qr/ERROR:  57014: canceling statement/,
+	'a run whose table is locked raises the cancel');
+like(
+	$printed,
+	qr/WARNING:  55P03: leases could not be given back/,
+	'a run whose table is locked warns that leases cannot be given back');
+is(profiles('state, lease_until > now()'), 'due|t', 'leases stay when the table is locked');
 $application->finish;
 
 #
@@ -380,12 +515,14 @@ $application->finish;
 track("SELECT 'fault:latency=3000,id=cook'");
 my $locker = Hrflow::Session->new($node);
 $locker->ask('SET ROLE keeper; BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
-$call = $store->start_call(undef, role => 'keeper', settings => { 'hrflow_embed.batch_timeout' => '5s' });
+$call =
+  $store->start_call(undef, role => 'keeper', settings => { 'hrflow_embed.batch_timeout' => '5s' });
 $node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
 sleep 3;
 $locker->ask('COMMIT;');
 $api->wait_until(sub { $_[0]{requests} >= 1 });
-cmp_ok(profiles('extract(epoch FROM lease_until - now())'), '>', 33, 'it does not end earlier for a lock that was waited for');
+cmp_ok(profiles('extract(epoch FROM lease_until - now())'),
+	'>', 33, 'a lease is not shortened by waiting for a lock');
 $store->finish_call($call);
 
 #
@@ -396,27 +533,43 @@ $store->call;
 $store->sql("UPDATE shop.embedding SET vector = '{1}' WHERE profile_id = 'cook-1'");
 $store->hasten('true');
 $locker->ask("BEGIN; SELECT FROM shop.embedding WHERE profile_id = 'cook-1' FOR UPDATE;");
-like($store->call(undef, role => 'keeper', settings => { lock_timeout => '100ms' }),
-	qr/ERROR:  55P03: canceling statement due to lock timeout/, 'a lock timeout fails a run');
-is(profiles('state, attempts, last_error, lease_until'), 'ok|0||', 'not the profile');
+like(
+	$store->call(undef, role => 'keeper', settings => { lock_timeout => '100ms' }),
+	qr/ERROR:  55P03: canceling statement due to lock timeout/,
+	'a lock timeout fails a run');
+is(profiles('state, attempts, last_error, lease_until'),
+	'ok|0||', 'a lock timeout does not count as an attempt');
 $locker->ask('COMMIT;');
-like($store->call, qr/: 2 refreshed/, 'which is asked for again');
+like(
+	$store->call,
+	qr/: 2 refreshed/,
+	'a profile whose vector was locked is refreshed by the next run');
 $locker->finish;
 
 #
 # A lease ends by itself, and is one session's
 #
 track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
-$store->sql("UPDATE shop.embedding_profile SET lease_until = now() + CASE profile_id
+$store->sql(
+	"UPDATE shop.embedding_profile SET lease_until = now() + CASE profile_id
 	WHEN 'cook-1' THEN interval '-1 second' WHEN 'cook-2' THEN interval '1 hour' END");
-like($store->call, qr/: 2 refreshed/, 'what another session has a lease of is left to it');
-is_deeply($store->asked, { 'cook-1' => 1, 'cook-3' => 1 }, 'and not asked for, unless the lease is over');
-is($store->sql("SELECT profile_id, state, attempts, lease_until > now() FROM shop.embedding_profile ORDER BY 1"),
-	"cook-1|ok|0|\ncook-2|due|0|t\ncook-3|ok|0|", 'it stays as it is');
-is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'), "cook-1\ncook-3", 'and has no vector');
+like($store->call, qr/: 2 refreshed/, 'a profile leased by another session is not refreshed');
+is_deeply(
+	$store->asked,
+	{ 'cook-1' => 1, 'cook-3' => 1 },
+	'a profile leased by another session is not requested until the lease ends');
+is( $store->sql(
+		"SELECT profile_id, state, attempts, lease_until > now() FROM shop.embedding_profile
+			ORDER BY 1"
+	),
+	"cook-1|ok|0|\ncook-2|due|0|t\ncook-3|ok|0|",
+	'a profile leased by another session keeps its state');
+is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
+	"cook-1\ncook-3", 'a profile leased by another session has no vector');
 
 # Another one has it by the time the answer comes, or the run is cancelled
-foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 failed/ ], [ 'silent', qr/57014: canceling statement/ ])
+foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 failed/ ],
+	[ 'silent', qr/57014: canceling statement/ ])
 {
 	my ($fault, $end) = @$case;
 
@@ -428,10 +581,15 @@ foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 fai
 	{
 		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
 	}
-	like($store->finish_call($call), $end, "$fault: a run whose lease is another's by now ends");
-	is(profiles("state, attempts, refreshed_at, http_status, lease_until > now() + interval '50 minutes'"), 'due|1|||t',
-		'it leaves the profile alone');
-	is($store->sql('SELECT count(*) FROM shop.embedding'), 0, 'and writes no vector');
+	like($store->finish_call($call), $end, "$fault: a run whose lease was taken over ends");
+	is( profiles(
+			"state, attempts, refreshed_at, http_status,
+				lease_until > now() + interval '50 minutes'"
+		),
+		'due|1|||t',
+		"$fault: a run whose lease was taken over leaves the profile alone");
+	is($store->sql('SELECT count(*) FROM shop.embedding'),
+		0, "$fault: a run whose lease was taken over writes no vector");
 }
 
 #
@@ -442,23 +600,39 @@ foreach my $case ([ undef, 27, 30 ], [ "max_age => '10 days'", 9, 10 ])
 	my ($arguments, $least, $most) = @$case;
 
 	track("SELECT 'cook-' || i FROM generate_series(1, 20) i");
-	like($store->call($arguments, role => 'keeper', settings => { TimeZone => 'UTC' }), qr/: 20 refreshed/,
-		'profiles are fetched together');
+	like(
+		$store->call($arguments, role => 'keeper', settings => { TimeZone => 'UTC' }),
+		qr/: 20 refreshed/,
+		"20 profiles to be due in $least to $most days are fetched");
 	my $days = 'extract(epoch FROM due_at - refreshed_at) / 86400';
-	is($store->sql("SELECT min($days) > $least - 0.001 AND max($days) <= $most, max($days) - min($days) > ($most - $least) / 4.0
-			FROM shop.embedding_profile"), 't|t', "and are due at different times, $least to $most days later");
-	like($store->call, qr/: 0 refreshed/, 'not before');
+	is( $store->sql(
+			"SELECT min($days) > $least - 0.001
+				AND max($days) <= $most, max($days) - min($days) > ($most - $least) / 4.0
+			FROM shop.embedding_profile"),
+		't|t',
+		"profiles are due at different times, $least to $most days later");
+	like(
+		$store->call,
+		qr/: 0 refreshed/,
+		"profiles to be due in $least to $most days are not due before");
 }
 
 # At once, where max_age is nothing: by the next run, not the same
 track("SELECT unnest('{cook-1,cook-2,missing-1}'::text[])");
-like($store->call("max_age => '0', time_budget => '5 seconds'"), qr/: 2 refreshed, .* 1 not found, 0 gone/,
-	'a run ends though all is due again');
-is_deeply($store->asked, { 'cook-1' => 1, 'cook-2' => 1, 'missing-1' => 1 }, 'it asks once');
-is($store->states, 'missing 1, ok 2', 'of one that is not found, too');
-is(profiles('due_at <= clock_timestamp()'), 't', 'and all is due');
-like($store->call("max_age => '0', time_budget => '5 seconds'"), qr/: 2 refreshed, .* 0 not found, 1 gone/,
-	'which the next run sees');
+like(
+	$store->call("max_age => '0', time_budget => '5 seconds'"),
+	qr/: 2 refreshed, .* 1 not found, 0 gone/,
+	'a run with a max_age of zero ends');
+is_deeply(
+	$store->asked,
+	{ 'cook-1' => 1, 'cook-2' => 1, 'missing-1' => 1 },
+	'a run with a max_age of zero requests each profile once');
+is($store->states, 'missing 1, ok 2', 'a run with a max_age of zero leaves its states');
+is(profiles('due_at <= clock_timestamp()'), 't', 'a max_age of zero leaves all profiles due');
+like(
+	$store->call("max_age => '0', time_budget => '5 seconds'"),
+	qr/: 2 refreshed, .* 0 not found, 1 gone/,
+	'the next run fetches all profiles again after a max_age of zero');
 
 # After a failure later and later
 track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 7) i");
@@ -471,9 +645,17 @@ foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 *
 	$attempt = $most == 24 * 60 ? 12 : $attempt + 1;
 	$store->sql("UPDATE shop.embedding_profile SET attempts = $attempt - 1");
 	$store->hasten;
-	like($store->call('max_attempts => 20'), qr/: 0 refreshed, 7 to be tried again/, "attempt $attempt fails");
-	is(profiles("attempts, due_at - failed_at BETWEEN interval '$least minutes' - interval '1 second' AND interval '$most minutes'"),
-		"$attempt|t", "and the next is $least to $most minutes later");
+	like(
+		$store->call('max_attempts => 20'),
+		qr/: 0 refreshed, 7 to be tried again/,
+		"attempt $attempt fails");
+	is( profiles(
+			"attempts, due_at - failed_at
+				BETWEEN interval '$least minutes' - interval '1 second'
+				AND interval '$most minutes'"
+		),
+		"$attempt|t",
+		"attempt $attempt is followed by another $least to $most minutes later");
 }
 
 #
@@ -481,44 +663,76 @@ foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 *
 #
 SKIP:
 {
-	skip 'pg_cron is not to be had', 8 unless -e $node->config_data('--sharedir') . '/extension/pg_cron.control';
-	my $cron = Hrflow::Node->new('jobs', $api, shared_preload_libraries => 'pg_cron', 'cron.database_name' => 'postgres');
-	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron; CREATE DATABASE "other db"; GRANT USAGE ON SCHEMA cron TO PUBLIC;');
+	skip 'pg_cron is not to be had', 8
+	  unless -e $node->config_data('--sharedir') . '/extension/pg_cron.control';
+	my $cron = Hrflow::Node->new(
+		'jobs', $api,
+		shared_preload_libraries => 'pg_cron',
+		'cron.database_name' => 'postgres');
+	$cron->safe_psql(
+		'postgres',
+		'CREATE EXTENSION pg_cron; CREATE DATABASE "other db";
+		GRANT USAGE ON SCHEMA cron TO PUBLIC;'
+	);
 	$cron->safe_psql('other db', 'CREATE EXTENSION hrflow_embed');
 	my %statement;
 	foreach my $database ('postgres', 'other db')
 	{
 		$cron->safe_psql($database, "SELECT hrflow_create_store('embedding', 'real[]')");
 	}
-	my $jobs = sub { $cron->safe_psql('postgres', 'SELECT jobname, database FROM cron.job ORDER BY 1') };
+	my $jobs =
+	  sub { $cron->safe_psql('postgres', 'SELECT jobname, database FROM cron.job ORDER BY 1') };
 	$cron->safe_psql('postgres', "SELECT hrflow_schedule('embedding')");
 	my (undef, undef, $error) = $cron->psql('other db', "SELECT hrflow_schedule('embedding')");
 	my ($statement) = $error =~ /HINT:  .*, run: (.*;)/;
 	$cron->safe_psql('postgres', $statement);
-	is($jobs->(), qq{hrflow_refresh "other db".public.embedding|other db\nhrflow_refresh postgres.public.embedding|postgres},
+	is( $jobs->(),
+		qq{hrflow_refresh "other db".public.embedding|other db\n}
+		  . 'hrflow_refresh postgres.public.embedding|postgres',
 		'stores of one name in two databases have a job each');
 
 	# Of a store that is renamed, or dropped
-	$cron->safe_psql('postgres', "ALTER TABLE embedding RENAME TO vectors; ALTER TABLE embedding_profile RENAME TO vectors_profile;
+	$cron->safe_psql(
+		'postgres',
+		"ALTER TABLE embedding RENAME TO vectors;
+			ALTER TABLE embedding_profile RENAME TO vectors_profile;
 		SELECT hrflow_schedule('vectors')");
-	is($jobs->(), qq{hrflow_refresh "other db".public.embedding|other db\nhrflow_refresh postgres.public.vectors|postgres},
-		'that of the old name of a store goes when it is scheduled by the new one');
-	$cron->safe_psql('postgres', "SELECT hrflow_create_store('second', 'real[]');
+	is( $jobs->(),
+		qq{hrflow_refresh "other db".public.embedding|other db\n}
+		  . 'hrflow_refresh postgres.public.vectors|postgres',
+		'the job of the old name is removed when a renamed store is scheduled');
+	$cron->safe_psql(
+		'postgres', "SELECT hrflow_create_store('second', 'real[]');
 		SELECT hrflow_schedule('second'), hrflow_schedule('vectors')");
-	like($jobs->(), qr/public\.second/, 'that of another store stays');
+	like($jobs->(), qr/public\.second/,
+		'the job of another store stays when a renamed store is scheduled');
 	$cron->safe_psql('postgres', "SELECT hrflow_drop_store('vectors')");
-	unlike($jobs->(), qr/vectors/, 'when a store is dropped its job goes');
-	$cron->safe_psql('postgres', "ALTER TABLE second RENAME TO third; ALTER TABLE second_profile RENAME TO third_profile;");
-	is($cron->safe_psql('postgres', "SELECT hrflow_unschedule('third'), hrflow_unschedule('third')"), 't|f',
-		'that of the old name goes with hrflow_unschedule() too');
-	is($jobs->(), qq{hrflow_refresh "other db".public.embedding|other db}, 'and that of the other database stays');
+	unlike($jobs->(), qr/vectors/, 'dropping a store removes its job');
+	$cron->safe_psql('postgres',
+		"ALTER TABLE second RENAME TO third; ALTER TABLE second_profile RENAME TO third_profile;");
+	is( $cron->safe_psql(
+			'postgres', "SELECT hrflow_unschedule('third'), hrflow_unschedule('third')"),
+		't|f',
+		'hrflow_unschedule() removes the job of the old name');
+	is( $jobs->(),
+		qq{hrflow_refresh "other db".public.embedding|other db},
+		'hrflow_unschedule() keeps the job of the other database');
 
 	# A role that has no right on pg_cron drops its store all the same
-	$cron->safe_psql('postgres', 'REVOKE USAGE ON SCHEMA cron FROM PUBLIC; CREATE ROLE keeper; CREATE SCHEMA shop AUTHORIZATION keeper;
+	$cron->safe_psql(
+		'postgres',
+		'REVOKE USAGE ON SCHEMA cron FROM PUBLIC; CREATE ROLE keeper;
+		CREATE SCHEMA shop AUTHORIZATION keeper;
 		GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
-	$cron->safe_psql('postgres', "SET ROLE keeper; SELECT hrflow_create_store('shop.e', 'real[]'); SELECT hrflow_drop_store('shop.e')");
-	is($cron->safe_psql('postgres', "SELECT to_regclass('shop.e')"), '', 'who has no right on pg_cron can drop a store');
-	like($cron->error_of("SELECT hrflow_schedule('third', max_age => '-1 day')"), qr/^22023/, 'max_age is not negative');
+	$cron->safe_psql(
+		'postgres',
+		"SET ROLE keeper; SELECT hrflow_create_store('shop.e', 'real[]');
+			SELECT hrflow_drop_store('shop.e')"
+	);
+	is($cron->safe_psql('postgres', "SELECT to_regclass('shop.e')"),
+		'', 'a role without rights on pg_cron can drop a store');
+	like($cron->error_of("SELECT hrflow_schedule('third', max_age => '-1 day')"),
+		qr/^22023/, 'a negative max_age is refused');
 }
 
 done_testing();

@@ -2,7 +2,7 @@
 # index where there is one, and without a request where nothing is executed.
 # Needs a store that was filled over the network, and the stand-in's log.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::StandIn;
 use Test::More;
@@ -22,10 +22,12 @@ sub make_store
 
 	sql(qq{
 		SELECT hrflow_create_store('$name', '$type');
-		SELECT hrflow_track('$name', 'acme', array_agg((ARRAY['nurse', 'welder', 'cook', 'teacher'])[i % 4 + 1] || '-' || i))
+		SELECT hrflow_track('$name', 'acme',
+			array_agg((ARRAY['nurse', 'welder', 'cook', 'teacher'])[i % 4 + 1] || '-' || i))
 			FROM generate_series(1, 400) i});
 	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
-	is(sql("SELECT ok FROM hrflow_store_status('$name')"), '400', "$name is filled");
+	is(sql("SELECT ok FROM hrflow_store_status('$name')"),
+		'400', "$name: all profiles are refreshed");
 	return;
 }
 
@@ -35,13 +37,15 @@ sub make_store
 sub check_unchanged
 {
 	my ($name) = @_;
-	my $counts = "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relid = '$name'::regclass";
-	my $wait = sub
-	{
+	my $counts = "SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables
+		WHERE relid = '$name'::regclass";
+	my $wait = sub {
 		my ($updates) = @_;
-		$node->poll_query_until('postgres',
-			"SELECT n_tup_upd >= $updates FROM pg_stat_user_tables WHERE relid = '${name}_profile'::regclass")
-		  or die "no $updates updates are counted";
+		$node->poll_query_until(
+			'postgres',
+			"SELECT n_tup_upd >= $updates FROM pg_stat_user_tables
+				WHERE relid = '${name}_profile'::regclass"
+		) or die "no $updates updates are counted";
 	};
 
 	$wait->(2 * 400);
@@ -49,9 +53,10 @@ sub check_unchanged
 	like($written, qr/^[1-9]\d*\|0\|0$/, "$name: every vector was written once");
 	sql("UPDATE ${name}_profile SET due_at = now()");
 	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
-	is(sql("SELECT count(*) FROM ${name}_profile WHERE due_at > now()"), '400', "$name: all are refreshed again");
+	is(sql("SELECT count(*) FROM ${name}_profile WHERE due_at > now()"),
+		'400', "$name: all profiles are refreshed again");
 	$wait->(5 * 400);
-	is(sql($counts), $written, "$name: and no vector is written");
+	is(sql($counts), $written, "$name: a second refresh writes no vector");
 	return;
 }
 
@@ -62,32 +67,43 @@ sub check_ranking
 
 	foreach my $occupation (@occupations)
 	{
-		my @best = split /\n/, sql(
-			"SELECT profile_id FROM hrflow_match('$name', hrflow_job_vector('$occupation-job'))");
-		is(scalar(grep { /^$occupation-/ } @best), 10, "$name: the ten best for a $occupation are that");
+		my @best = split /\n/,
+		  sql("SELECT profile_id FROM hrflow_match('$name', hrflow_job_vector('$occupation-job'))");
+		is(scalar(grep { /^$occupation-/ } @best),
+			10, "$name: the ten best matches for a $occupation are ${occupation}s");
 	}
 	my $one = sql("SELECT min(profile_id) FROM $name WHERE section = 'experiences' AND item = 1");
-	is(sql("SELECT count(*), count(DISTINCT profile_id), bool_and(section = 'experiences') FROM hrflow_match(
-				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one' AND section = 'experiences' AND item = 1), 50, 'experiences')"),
-		'50|50|t', "$name: a profile with several items of a section comes once");
-	is(sql("SELECT profile_id, item, round(similarity::numeric, 3) FROM hrflow_match(
-				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one' AND section = 'experiences' AND item = 1), 1, 'experiences')"),
-		"$one|1|1.000", "$name: and with the item that is nearest");
+	is( sql("SELECT count(*), count(DISTINCT profile_id), bool_and(section = 'experiences')
+		FROM hrflow_match(
+				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one'
+					AND section = 'experiences' AND item = 1), 50, 'experiences')"
+		),
+		'50|50|t',
+		"$name: a profile with several items of a section is returned once");
+	is( sql("SELECT profile_id, item, round(similarity::numeric, 3) FROM hrflow_match(
+				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one'
+					AND section = 'experiences' AND item = 1), 1, 'experiences')"
+		),
+		"$one|1|1.000",
+		"$name: a profile is returned with its nearest item");
 
 	# By its definition, in SQL.
-	my $query = "(SELECT vector::real[] FROM $name WHERE profile_id = 'welder-1' AND section = 'profile')";
-	is(sql(qq{SELECT profile_id, section, item, round(similarity::numeric, 4) FROM hrflow_match_weighted(
+	my $query =
+	  "(SELECT vector::real[] FROM $name WHERE profile_id = 'welder-1' AND section = 'profile')";
+	is( sql(qq{SELECT profile_id, section, item, round(similarity::numeric, 4)
+		FROM hrflow_match_weighted(
 				'$name', $query, '{"profile": 0.6, "skills": 0.3, "experiences": 0.1}', 5)}),
 		sql(qq{
 			WITH near AS (
 				SELECT DISTINCT ON (profile_id, section) profile_id, section, item,
 					   hrflow_cosine_similarity(vector::real[], $query) *
-					   CASE section WHEN 'profile' THEN 0.6 WHEN 'skills' THEN 0.3 ELSE 0.1 END AS part
+					   CASE section WHEN 'profile' THEN 0.6 WHEN 'skills' THEN 0.3
+						ELSE 0.1 END AS part
 				  FROM $name ORDER BY profile_id, section, part DESC)
 			SELECT profile_id, (array_agg(section ORDER BY part DESC))[1],
 				   (array_agg(item ORDER BY part DESC))[1], round(sum(part)::numeric, 4)
 			  FROM near GROUP BY profile_id ORDER BY sum(part) DESC LIMIT 5}),
-		"$name: weights do what they say");
+		"$name: hrflow_match_weighted() agrees with its definition in SQL");
 	return;
 }
 
@@ -96,11 +112,16 @@ check_ranking('plain');
 
 # Planning asks for nothing
 $api->reset;
-sql("EXPLAIN $_") foreach (
+sql("EXPLAIN $_")
+  foreach (
 	"SELECT * FROM hrflow_match('plain', hrflow_job_vector('nurse-job'))",
 	"SELECT m.* FROM hrflow_match('plain', (SELECT hrflow_text_embedding('a nurse'))) m",
-	"SELECT * FROM hrflow_match_weighted('plain', hrflow_job_vector('nurse-job'), '{\"profile\": 1}')",
-	"SELECT profile_id FROM plain ORDER BY hrflow_cosine_similarity(vector, (SELECT hrflow_job_vector('nurse-job'))) DESC LIMIT 10");
+	"SELECT *
+		FROM hrflow_match_weighted('plain', hrflow_job_vector('nurse-job'), '{\"profile\": 1}')",
+	"SELECT profile_id FROM plain
+		ORDER BY hrflow_cosine_similarity(vector, (SELECT hrflow_job_vector('nurse-job'))) DESC
+		LIMIT 10"
+  );
 is(scalar($api->log), 0, 'EXPLAIN of the documented queries sends no request');
 
 SKIP:
@@ -117,25 +138,34 @@ SKIP:
 		my ($name, $type, $column) = @$case;
 
 		make_store($name, $type);
-		is(sql("SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = '$name'::regclass AND attname = 'vector'"),
-			$column, "$name: its vectors are of the type $column");
+		is( sql("SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+			WHERE attrelid = '$name'::regclass AND attname = 'vector'"
+			),
+			$column,
+			"$name: the vectors have the type $column");
 		check_unchanged($name);
 		foreach my $section ('profile', 'skills', 'experiences')
 		{
 			sql(sql("SELECT hrflow_index_statement('$name', '$section')"));
 		}
-		is(sql("SELECT count(*) FROM pg_indexes WHERE tablename = '$name' AND indexdef ~ 'hnsw'"), '3',
-			"$name: the statements of hrflow_index_statement() make indexes");
+		is( sql("SELECT count(*) FROM pg_indexes WHERE tablename = '$name' AND indexdef ~ 'hnsw'"),
+			'3', "$name: the statements of hrflow_index_statement() create indexes");
 		sql("ANALYZE $name");
 		check_ranking($name);
 
 		my $plan = '';
-		$node->psql('postgres', qq{
+		$node->psql(
+			'postgres', qq{
 			LOAD 'auto_explain';
 			SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
-			SET auto_explain.log_level = notice; SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
-			SELECT count(*) FROM hrflow_match('$name', hrflow_job_vector('cook-job'))}, stderr => \$plan);
-		like($plan, qr/Index Scan using ${name}_vector\w*_idx/, "$name: hrflow_match() uses the index");
+			SET auto_explain.log_level = notice; SET enable_seqscan = off;
+				SET enable_bitmapscan = off; SET enable_sort = off;
+			SELECT count(*) FROM hrflow_match('$name', hrflow_job_vector('cook-job'))},
+			stderr => \$plan);
+		like(
+			$plan,
+			qr/Index Scan using ${name}_vector\w*_idx/,
+			"$name: hrflow_match() uses the index");
 	}
 
 	# The same as plain SQL
@@ -144,23 +174,32 @@ SKIP:
 		ORDER BY e.vector::"odd schema".vector(64) OPERATOR("odd schema".<=>)
 			(SELECT hrflow_job_vector('cook-job')::"odd schema".vector(64)) LIMIT 10};
 	$api->reset;
-	like(sql("SET enable_seqscan = off; SET enable_bitmapscan = off; EXPLAIN $query"), qr/Index Scan using untyped_vector/, 'so does plain SQL');
-	is(scalar($api->log), 0, 'and its EXPLAIN sends no request');
-	is(scalar(grep { /^cook-/ } split /\n/, sql($query)), 10, 'with the same answer');
+	like(
+		sql("SET enable_seqscan = off; SET enable_bitmapscan = off; EXPLAIN $query"),
+		qr/Index Scan using untyped_vector/,
+		'plain SQL uses the index');
+	is(scalar($api->log), 0, 'EXPLAIN of plain SQL sends no request');
+	is(scalar(grep { /^cook-/ } split /\n/, sql($query)),
+		10, 'plain SQL finds the ten best matches');
 
 	# Only an index of the vectors is theirs: not of another column, nor of
 	# what is computed from them
 	sql(q{
 		SELECT hrflow_create_store('several', 'real[]'), hrflow_create_store('parts', 'vector(6)');
-		INSERT INTO several VALUES ('acme', 'near', 'profile', 0, '{1,0,0}'), ('acme', 'far', 'profile', 0, '{0,1,0}');
-		INSERT INTO parts SELECT source_id, profile_id, section, item, vector || vector FROM several;
+		INSERT INTO several VALUES ('acme', 'near', 'profile', 0, '{1,0,0}'),
+			('acme', 'far', 'profile', 0, '{0,1,0}');
+		INSERT INTO parts SELECT source_id, profile_id, section, item, vector || vector
+			FROM several;
 		SET search_path = "odd schema", public;
 		ALTER TABLE several ADD COLUMN other vector(3);
-		UPDATE several SET other = CASE profile_id WHEN 'far' THEN '[1,0,0]' ELSE '[0,1,0]' END::vector;
+		UPDATE several SET other = CASE profile_id WHEN 'far' THEN '[1,0,0]'
+			ELSE '[0,1,0]' END::vector;
 		CREATE INDEX ON several USING hnsw (other vector_cosine_ops);
 		CREATE INDEX ON parts USING hnsw ((subvector(vector, 1, 3)::vector(3)) vector_cosine_ops)});
-	is(sql("SELECT profile_id FROM hrflow_match('several', '{1,0,0}', 1)"), 'near', "another column's index is not used");
-	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"), '0', 'nor one of a part of the vectors');
+	is(sql("SELECT profile_id FROM hrflow_match('several', '{1,0,0}', 1)"),
+		'near', "an index on another column is not used");
+	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"),
+		'0', 'an index on a part of the vectors is not used');
 
 	# The length of a query is nothing to its direction
 	foreach my $type ('halfvec', 'vector')
@@ -172,48 +211,70 @@ SKIP:
 		sql(sql("SELECT hrflow_index_statement('$name')"));
 		foreach my $length ('1e-45', '1e-30', '1e-9', '70000', '3e38')
 		{
-			is(sql("SELECT profile_id, similarity FROM hrflow_match('$name', '{$length,0,0}')"), "near|1\nfar|0",
-				"a query of the length $length finds what is indexed as $type");
+			is(sql("SELECT profile_id, similarity FROM hrflow_match('$name', '{$length,0,0}')"),
+				"near|1\nfar|0", "a query of the length $length finds what is indexed as $type");
 		}
 	}
 
 	# What is shown is not what is found
-	is(sql(q{SET extra_float_digits = -13;
-			SELECT similarity BETWEEN 0.883 AND 0.885 FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}), 't',
+	is( sql(q{SET extra_float_digits = -13;
+			SELECT similarity BETWEEN 0.883 AND 0.885
+				FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}),
+		't',
 		'extra_float_digits does not round a similarity without an index');
 	sql(sql("SELECT hrflow_index_statement('parts')"));
-	is(sql(q{SET extra_float_digits = -13;
-			SELECT similarity BETWEEN 0.883 AND 0.885 FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}), 't',
-		'nor with one');
+	is( sql(q{SET extra_float_digits = -13;
+			SELECT similarity BETWEEN 0.883 AND 0.885
+				FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}),
+		't',
+		'extra_float_digits does not round a similarity with an index');
 
 	# A table that a person made may hold nulls
-	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA; CREATE TABLE loose_profile AS TABLE typed_profile WITH NO DATA;
+	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA;
+		CREATE TABLE loose_profile AS TABLE typed_profile WITH NO DATA;
 		INSERT INTO loose VALUES ('acme', 'nurse-1', 'profile', 0, NULL, now())");
-	like($node->error_of("SELECT hrflow_index_statement('loose', 'profile')"), qr/^55000: store public.loose has no vector/,
-		'an index is made for a vector');
-	sql("SELECT hrflow_create_store('empty', 'real[]'); INSERT INTO empty VALUES ('acme', 'a', 'profile', 0, '{}')");
-	like($node->error_of("SELECT hrflow_index_statement('empty', 'profile')"), qr/^55000: store public.empty has no vector/,
-		'and an empty one is none');
+	like(
+		$node->error_of("SELECT hrflow_index_statement('loose', 'profile')"),
+		qr/^55000: store public.loose has no vector/,
+		'hrflow_index_statement() needs a vector that is not null');
+	sql("SELECT hrflow_create_store('empty', 'real[]');
+		INSERT INTO empty VALUES ('acme', 'a', 'profile', 0, '{}')"
+	);
+	like(
+		$node->error_of("SELECT hrflow_index_statement('empty', 'profile')"),
+		qr/^55000: store public.empty has no vector/,
+		'hrflow_index_statement() needs a vector that is not empty');
 	sql("INSERT INTO empty VALUES ('acme', 'b', 'profile', 0, '{1,0}')");
-	like(sql("SELECT hrflow_index_statement('empty', 'profile')"), qr/vector\(2\)/, 'but one beside it is');
-	sql("CREATE INDEX ON loose USING hnsw (vector \"odd schema\".vector_cosine_ops) WHERE section = 'profile'");
-	is(sql("SELECT count(*) FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"), 0, 'and no vector is not near');
-	sql("INSERT INTO loose VALUES (NULL, NULL, 'profile', 0, array_fill(1::real, ARRAY[64]), now())");
-	like($node->error_of("SELECT * FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"), qr/^22004: column "source_id"/,
-		'nor is a vector of nobody');
+	like(sql("SELECT hrflow_index_statement('empty', 'profile')"),
+		qr/vector\(2\)/, 'hrflow_index_statement() finds a vector beside an empty one');
+	sql("CREATE INDEX ON loose USING hnsw (vector \"odd schema\".vector_cosine_ops)
+		WHERE section = 'profile'"
+	);
+	is(sql("SELECT count(*) FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"),
+		0, 'a null vector is not returned');
+	sql("INSERT INTO loose VALUES (NULL, NULL, 'profile', 0, array_fill(1::real, ARRAY[64]), now())"
+	);
+	like(
+		$node->error_of("SELECT * FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"),
+		qr/^22004: column "source_id"/,
+		'a vector without a source is an error');
 }
 
 # A vector is what hrflow_cosine_similarity() takes: one that had a null once is
 # one, a matrix is none
 sql(q{
 	SELECT hrflow_create_store('arrays', 'real[]');
-	INSERT INTO arrays VALUES ('acme', 'plain', 'profile', 0, '{1,0}'), ('acme', 'filled', 'profile', 0, '{NULL,1}'),
+	INSERT INTO arrays VALUES ('acme', 'plain', 'profile', 0, '{1,0}'),
+		('acme', 'filled', 'profile', 0, '{NULL,1}'),
 		('acme', 'null', 'profile', 0, '{NULL,1}'), ('acme', 'matrix', 'profile', 0, '{{1,1}}'),
 		('acme', 'shifted', 'profile', 0, '[0:1]={-1,0}'), ('acme', 'empty', 'profile', 0, '{}');
 	UPDATE arrays SET vector[1] = 1 WHERE profile_id = 'filled'});
-foreach my $call ("hrflow_match('arrays', '{1,0}')", "hrflow_match_weighted('arrays', '{1,0}', '{\"profile\": 1}')")
+foreach my $call ("hrflow_match('arrays', '{1,0}')",
+	"hrflow_match_weighted('arrays', '{1,0}', '{\"profile\": 1}')")
 {
-	is(sql("SELECT string_agg(profile_id, ' ') FROM $call"), 'plain filled shifted', "$call ranks one-dimensional arrays without nulls");
+	is( sql("SELECT string_agg(profile_id, ' ') FROM $call"),
+		'plain filled shifted',
+		"$call ranks one-dimensional arrays without nulls");
 }
 
 # Of many items of a profile each is the best one for a while
@@ -230,7 +291,7 @@ sub check_many
 
 	foreach my $k (1, 7, 1000, 10000)
 	{
-		is(sql(qq{
+		is( sql(qq{
 			WITH wanted AS (
 				SELECT row_number() OVER (ORDER BY s DESC) AS n, s
 				  FROM (SELECT max(hrflow_cosine_similarity(vector::real[], '{1,0.5,0.2}')) AS s
@@ -239,19 +300,22 @@ sub check_many
 			found AS (
 				SELECT row_number() OVER () AS n, m.*
 				  FROM hrflow_match('many', '{1,0.5,0.2}', $k) m)
-			SELECT count(*), count(DISTINCT (f.source_id, f.profile_id)), bool_and(abs(f.similarity - s) < 1e-6),
-				   bool_and(abs(hrflow_cosine_similarity(v.vector::real[], '{1,0.5,0.2}') - s) < 1e-6)
+			SELECT count(*), count(DISTINCT (f.source_id, f.profile_id)),
+				bool_and(abs(f.similarity - s) < 1e-6),
+				bool_and(abs(hrflow_cosine_similarity(v.vector::real[], '{1,0.5,0.2}') - s) < 1e-6)
 			  FROM found f JOIN wanted USING (n)
 			  JOIN many v USING (source_id, profile_id, section, item)}),
-			"$k|$k|t|t", "the $k best of many are right $how");
+			"$k|$k|t|t",
+			"the $k best of many are right $how");
 	}
-  SKIP:
+	SKIP:
 	{
 		skip 'an instrument takes its time', 1 if $ENV{HRFLOW_INSTRUMENT};
-		my ($code, $out, $err) = $node->psql('postgres', q{
+		my ($code, $out, $err) = $node->psql(
+			'postgres', q{
 			SET statement_timeout = '2s';
 			SELECT count(*) FROM hrflow_match('many', '{1,0.5,0.2}', 10000)});
-		is("$out$err", '10000', "and do not take long $how");
+		is("$out$err", '10000', "the 10,000 best of many do not take long $how");
 	}
 	return;
 }
@@ -278,41 +342,60 @@ SKIP:
 	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
 	sql(q{
 		SELECT hrflow_create_store('climb', 'real[]');
-		INSERT INTO climb SELECT repeat('s', 200), lpad(i::text, 200, '0'), 'profile', 0, ARRAY[i, 100000]
+		INSERT INTO climb SELECT repeat('s', 200), lpad(i::text, 200, '0'), 'profile', 0,
+			ARRAY[i, 100000]
 			FROM generate_series(1, 50000) i});
-	my @peaks = split /\n/, sql(q{
+	my @peaks = split /\n/, sql(
+		q{
 		SELECT 'first' FROM hrflow_match('climb', '{-1,1}', 1);
-		SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)');
+		SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status')
+			FROM 'VmHWM:\s+(\d+)');
 		SELECT 'last' FROM hrflow_match('climb', '{1,0}', 1);
-		SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM 'VmHWM:\s+(\d+)')});
+		SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status')
+			FROM 'VmHWM:\s+(\d+)')});
 	cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
 }
 
 # A query of another model's finds nothing, and is told why; not where there is
 # nothing to find
-foreach my $call ("hrflow_match('plain', '{1}')", "hrflow_match_weighted('plain', '{1}', '{\"profile\": 1, \"skills\": 1}')")
+foreach my $call ("hrflow_match('plain', '{1}')",
+	"hrflow_match_weighted('plain', '{1}', '{\"profile\": 1, \"skills\": 1}')")
 {
 	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");
-	is($out, '', "$call gives no row");
-	like($err, qr/WARNING:  no vector of store public\.plain has the query's 1 dimensions\nDETAIL:  .* such as 64\./, 'and says so');
+	is($out, '', "$call returns no row");
+	like(
+		$err,
+		qr/WARNING:\ \ no\ vector\ of\ store\ public\.plain\ has\ the\ query's\ 1\ dimensions\n
+			DETAIL:\ \ .*\ such\ as\ 64\./x,
+		"$call warns about the number of dimensions");
 }
 
 # What cannot be ranked
 foreach my $case (
 	[ "hrflow_match('plain', NULL)", '' ],
-	[ "hrflow_match('plain', '{}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
+	[   "hrflow_match('plain', '{}')",
+		'ERROR:  query must be a one-dimensional array without nulls' ],
 	[ "hrflow_match('plain', '{0,0}')", 'ERROR:  a zero vector has no cosine similarity' ],
 	[ "hrflow_match('plain', '{1,NaN}')", 'ERROR:  vector must not contain infinity or NaN' ],
-	[ "hrflow_match('plain', '{{1,2}}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
-	[ "hrflow_match('plain', '{1,NULL}')", 'ERROR:  query must be a one-dimensional array without nulls' ],
+	[   "hrflow_match('plain', '{{1,2}}')",
+		'ERROR:  query must be a one-dimensional array without nulls' ],
+	[   "hrflow_match('plain', '{1,NULL}')",
+		'ERROR:  query must be a one-dimensional array without nulls' ],
 	[ "hrflow_match('plain', '{1}', 0)", 'ERROR:  k must be between 1 and 10000' ],
-	[ "hrflow_match('plain', array_fill(1::real, ARRAY[64]), 10, 'no such section')", '' ],
-	[ "hrflow_match('pg_class', '{1}')", 'ERROR:  "pg_class" is not a store of vectors' ],
-	[ "hrflow_match_weighted('plain', '{1}', '{}')", 'ERROR:  weights must be a JSON object with a number for each section' ],
-	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": 0}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
-	[ "hrflow_match_weighted('plain', '{1}', '{\"profile\": \"1\"}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ],
-	(map { [ "hrflow_match_weighted('plain', '{1}', '{\"profile\": $_}')", 'ERROR:  weight of section "profile" must be a number greater than zero' ] }
-		'1e400', '1e-400', '-1e400'))
+	[   "hrflow_match('pg_class', '{1}')",
+		'ERROR:  "pg_class" is not a table of a store of vectors' ],
+	[   "hrflow_match_weighted('plain', '{1}', '{}')",
+		'ERROR:  weights must be a JSON object with a number for each section' ],
+	[   "hrflow_match_weighted('plain', '{1}', '{\"profile\": 0}')",
+		'ERROR:  weight of section "profile" must be a number greater than zero' ],
+	[   "hrflow_match_weighted('plain', '{1}', '{\"profile\": \"1\"}')",
+		'ERROR:  weight of section "profile" must be a number greater than zero' ],
+	(   map {
+			[   "hrflow_match_weighted('plain', '{1}', '{\"profile\": $_}')",
+				'ERROR:  weight of section "profile" must be a number greater than zero' ]
+		} '1e400',
+		'1e-400',
+		'-1e400'))
 {
 	my ($call, $wanted) = @$case;
 	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");

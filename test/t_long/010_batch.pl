@@ -1,28 +1,33 @@
 # What takes long of batches: memory and time from 1,000 to 1,000,000 elements,
 # and a rate over a whole minute.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::StandIn;
 use IPC::Run ();
-use POSIX ();
+use POSIX    ();
 use Test::More;
 use Time::HiRes qw(time);
 
 my $api = Hrflow::StandIn->new('--log' => 5000);
-my $node = Hrflow::Node->new('long_batch', $api,
-	shared_preload_libraries => 'hrflow_embed');
+my $node = Hrflow::Node->new('long_batch', $api, shared_preload_libraries => 'hrflow_embed');
 
 # The arrays are made by another backend, and stored as they are: in the one that
 # is measured there is nothing but its argument.
-$node->safe_psql('postgres', q{
+$node->safe_psql(
+	'postgres', q{
 	CREATE TABLE input (n int, ids text[]);
 	ALTER TABLE input ALTER ids SET STORAGE EXTERNAL;
-	INSERT INTO input SELECT n, (SELECT array_agg('p' || i) FROM generate_series(1, n) i) FROM unnest('{1000,100000,1000000}'::int[]) n;
+	INSERT INTO input SELECT n, (SELECT array_agg('p' || i) FROM generate_series(1, n) i)
+		FROM unnest('{1000,100000,1000000}'::int[]) n;
 	CREATE FUNCTION status_of_process(what text) RETURNS bigint LANGUAGE sql AS
-		$$ SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status') FROM what || ':\s+(\d+)')::bigint $$;
+		$$ SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status')
+			FROM what || ':\s+(\d+)')::bigint $$;
 	CREATE FUNCTION cpu_ticks() RETURNS bigint LANGUAGE sql AS
-		$$ SELECT f[12]::bigint + f[13]::bigint FROM regexp_split_to_array(substring(pg_read_file('/proc/' || pg_backend_pid() || '/stat') FROM '.*\) (.*)'), ' ') f $$});
+		$$ SELECT f[12]::bigint + f[13]::bigint
+			FROM regexp_split_to_array(substring(pg_read_file('/proc/' || pg_backend_pid()
+			|| '/stat') FROM '.*\) (.*)'), ' ') f $$}
+);
 
 # Runs a batch so many times, in a backend of its own; returns what the last one
 # printed, the peak of memory and the array's size in MB, and for each profile the
@@ -32,8 +37,10 @@ sub measure
 	my ($n, $times, $from) = (@_, 1, $api);
 	my $batch = qq{
 		SELECT count(*) || ' ' || count(*) FILTER (WHERE status = 'ok') || ' ' || sum(ordinality)
-		FROM hrflow_profile_embeddings('acme', (SELECT ids FROM input WHERE n = $n), '{"profile": 1}');};
-	my $result = $node->safe_psql('postgres', qq{
+		FROM hrflow_profile_embeddings('acme', (SELECT ids FROM input WHERE n = $n),
+			'{"profile": 1}');};
+	my $result = $node->safe_psql(
+		'postgres', qq{
 		SET hrflow_embed.base_url = '} . $from->base_url . qq{';
 		SELECT count(*) FROM hrflow_profile_embeddings('acme', '{warm,up}');
 		SELECT clock_timestamp() AS began, cpu_ticks() AS ticks \\gset
@@ -58,15 +65,17 @@ SKIP:
 	skip '/proc is not to be had', 7 unless -e '/proc/self/status';
 
 	my $base = measure(1000);
-	is($base->{counts}, '1000 1000 ' . sum_to(1000), '1,000 elements');
+	is($base->{counts}, '1000 1000 ' . sum_to(1000), 'a batch of 1,000 elements returns each once');
 	foreach my $n (100_000, 1_000_000)
 	{
 		my $m = measure($n);
 		my $allowed = $base->{peak} + 8 + 64 * $n / 1024 / 1024 + $m->{array};
 
-		is($m->{counts}, "$n $n " . sum_to($n), "$n elements");
-		cmp_ok($m->{peak}, '<=', $allowed, sprintf '%d take %.1f MB where 1,000 take %.1f MB', $n, $m->{peak}, $base->{peak});
-		note(sprintf '%d: %.1f us each, %.1f MB, array %.1f MB', $n, $m->{time}, $m->{peak}, $m->{array});
+		is($m->{counts}, "$n $n " . sum_to($n), "a batch of $n elements returns each once");
+		cmp_ok($m->{peak}, '<=', $allowed, sprintf '%d take %.1f MB where 1,000 take %.1f MB',
+			$n, $m->{peak}, $base->{peak});
+		note(sprintf '%d: %.1f us each, %.1f MB, array %.1f MB',
+			$n, $m->{time}, $m->{peak}, $m->{array});
 	}
 
 	# Time grows with the number of profiles.  What passes is that of a server with
@@ -83,9 +92,14 @@ SKIP:
 	my %limits = (time => 1.1, cpu => 1.25);
 	foreach my $what (sort keys %limits)
 	{
-		my ($small, $large) = map { (sort { $a <=> $b } map { $_->{$what} } @$_)[1] } \@small, \@large;
-		cmp_ok($large, '<=', $small * $limits{$what},
-			sprintf 'of 100,000 each takes %.1f us of %s, of 1,000 each %.1f us', $large, $what, $small);
+		my ($small, $large) = map {
+			(sort { $a <=> $b } map { $_->{$what} } @$_)[1]
+		} \@small, \@large;
+		cmp_ok(
+			$large, '<=',
+			$small * $limits{$what},
+			sprintf 'of 100,000 each takes %.1f us of %s, of 1,000 each %.1f us',
+			$large, $what, $small);
 	}
 }
 
@@ -94,22 +108,24 @@ $node->append_conf('postgresql.conf', 'hrflow_embed.max_requests_per_minute = 60
 $node->reload;
 $api->reset;
 my @running = map {
-	my $batch = "SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('rate$_-' || i) FROM generate_series(1, 325) i))";
+	my $batch = "SELECT count(*)
+		FROM hrflow_profile_embeddings('acme', (SELECT array_agg('rate$_-' || i)
+		FROM generate_series(1, 325) i))";
 	IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $batch ],
 		'>', \my $ignored);
 } 1 .. 4;
 $_->finish foreach @running;
 my @ms = sort { $a <=> $b } map { $_->{ms} } $api->log;
-is(scalar(@ms), 1300, 'all of 1,300 requests were sent');
+is(scalar(@ms), 1300, 'all of 1,300 requests are sent');
 my ($most, $from, $fewest) = (0, 0, 1e9);
 foreach my $to (0 .. $#ms)
 {
 	$from++ while $ms[$from] <= $ms[$to] - 60000;
 	my $n = $to - $from + 1;
-	$most = $n if $n > $most;
+	$most = $n   if $n > $most;
 	$fewest = $n if $ms[$to] > $ms[0] + 61000 && $n < $fewest;
 }
-cmp_ok($most, '<=', 610, "no window of 60 s has more than 610 (it has $most)");
-cmp_ok($fewest, '>=', 570, "and none with work has fewer than 570 (it has $fewest)");
+cmp_ok($most, '<=', 610, "no window of 60 s has more than 610 requests (it has $most)");
+cmp_ok($fewest, '>=', 570, "no window of 60 s has fewer than 570 requests (it has $fewest)");
 
 done_testing();

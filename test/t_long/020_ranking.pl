@@ -3,7 +3,7 @@
 # and the exact search without pgvector with the same in plain SQL.  Takes
 # minutes, most of them for filling the store and building the index.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::StandIn;
 use Test::More;
@@ -26,7 +26,10 @@ sub best_time
 
 	foreach (1 .. 3)
 	{
-		my $out = sql("SELECT clock_timestamp() AS t \\gset\n$statement;\nSELECT extract(epoch FROM clock_timestamp() - :'t') * 1000;");
+		my $out = sql(
+			"SELECT clock_timestamp() AS t \\gset\n$statement;
+			SELECT extract(epoch FROM clock_timestamp() - :'t') * 1000;"
+		);
 		my ($time) = $out =~ /([\d.]+)\s*\z/;
 
 		$best = $time if !defined $best || $time < $best;
@@ -39,7 +42,9 @@ sub fill
 	my ($store, $type) = @_;
 
 	sql("SELECT hrflow_create_store('$store', '$type');
-		 SELECT hrflow_track('$store', 'acme', array_agg('p' || i)) FROM generate_series(1, $nprofiles) i");
+		 SELECT hrflow_track('$store', 'acme', array_agg('p' || i))
+			FROM generate_series(1, $nprofiles) i"
+	);
 	sql("CALL hrflow_refresh('$store')");
 	is(sql("SELECT count(*) FROM $store"), $nprofiles, "$store has its vectors");
 	return;
@@ -47,13 +52,18 @@ sub fill
 
 fill('plain', 'real[]');
 
-my $ours = best_time("SELECT count(*) FROM hrflow_match('plain', (SELECT vector FROM plain WHERE profile_id = 'p1'))");
-my $theirs = best_time(q{
+my $ours = best_time(
+	"SELECT count(*) FROM hrflow_match('plain', (SELECT vector FROM plain WHERE profile_id = 'p1'))"
+);
+my $theirs = best_time(
+	q{
 	SELECT count(*) FROM (
 		SELECT profile_id FROM plain, (SELECT vector AS q FROM plain WHERE profile_id = 'p1') q
 		 WHERE section = 'profile'
 		 ORDER BY (SELECT sum(a * b) FROM unnest(vector, q) AS x(a, b)) DESC LIMIT 10) x});
-note(sprintf('exact search of %d: %.0f ms; with unnest and sum: %.0f ms; ratio %.0f',
+note(
+	sprintf(
+		'exact search of %d: %.0f ms; with unnest and sum: %.0f ms; ratio %.0f',
 		$nprofiles, $ours, $theirs, $theirs / $ours));
 cmp_ok($theirs / $ours, '>=', 20, 'an exact search is 20 times as fast as with unnest and sum');
 
@@ -69,10 +79,15 @@ SKIP:
 	my ($found, $all) = (0, 0);
 	foreach my $i (1 .. 50)
 	{
-		my $query = "(SELECT vector FROM plain WHERE profile_id = 'p" . $i * 397 . "' AND section = 'profile')";
-		my %exact = map { $_ => 1 } split /\n/, sql("SELECT profile_id FROM hrflow_match('plain', $query)");
+		my $query =
+			"(SELECT vector FROM plain WHERE profile_id = 'p"
+		  . $i * 397
+		  . "' AND section = 'profile')";
+		my %exact = map { $_ => 1 } split /\n/,
+		  sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 
-		$found += grep { $exact{$_} } split /\n/, sql("SELECT profile_id FROM hrflow_match('indexed', $query)");
+		$found += grep { $exact{$_} } split /\n/,
+		  sql("SELECT profile_id FROM hrflow_match('indexed', $query)");
 		$all += keys %exact;
 	}
 	note(sprintf('recall at 10: %.3f', $found / $all));

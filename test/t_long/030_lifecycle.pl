@@ -6,7 +6,7 @@
 #   HRFLOW_DUMP_TO=DIR     leaves the dump there
 #   HRFLOW_DUMP_FROM=DIR   restores one that was left there, and makes none
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::StandIn;
 use Hrflow::Store;
@@ -22,23 +22,46 @@ my $dir = $ENV{HRFLOW_DUMP_FROM};
 # What must be the same there.  Times are, too.
 my %picture = (
 	states => q{SELECT * FROM shop.embedding_profile ORDER BY source_id, profile_id COLLATE "C"},
-	vectors => q{SELECT md5(string_agg(concat_ws('|', source_id, profile_id, section, item, vector, fetched_at), E'\n' ORDER BY profile_id COLLATE "C", section COLLATE "C", item)) FROM shop.embedding},
-	status => q{SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due, requests_due, last_error FROM hrflow_store_status('shop.embedding')},
-	failures => q{SELECT * FROM hrflow_store_failures('shop.embedding') ORDER BY profile_id COLLATE "C"},
+	vectors => q{SELECT md5(string_agg(
+		concat_ws('|', source_id, profile_id, section, item, vector, fetched_at), E'\n'
+		ORDER BY profile_id COLLATE "C", section COLLATE "C", item)) FROM shop.embedding},
+	status =>
+	  q{SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due, requests_due, last_error
+		FROM hrflow_store_status('shop.embedding')},
+	failures =>
+	  q{SELECT * FROM hrflow_store_failures('shop.embedding') ORDER BY profile_id COLLATE "C"},
 	candidates => 'SELECT * FROM shop.candidate ORDER BY id',
-	triggers => q{SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY tgname COLLATE "C"},
-	constraints => q{SELECT conrelid::regclass, pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'shop'::regnamespace AND contype <> 'n' ORDER BY 1, 2},
-	indexes => q{SELECT indexdef FROM pg_indexes WHERE schemaname = 'shop' ORDER BY indexname COLLATE "C"},
-	storage => q{SELECT attrelid::regclass, attname, attstorage FROM pg_attribute WHERE attrelid = 'shop.embedding'::regclass AND attnum > 0 ORDER BY attnum},
-	extension => q{SELECT extversion, n.nspname, (SELECT count(*) FROM pg_depend WHERE refobjid = e.oid AND refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid IN ('pg_proc'::regclass, 'pg_class'::regclass)) FROM pg_extension e JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'hrflow_embed'},
-	functions => q{SELECT rolname, oid::regprocedure FROM (VALUES ('keeper'), ('reader')) r (rolname), pg_proc WHERE proname LIKE 'hrflow%' AND has_function_privilege(rolname, oid, 'EXECUTE') ORDER BY rolname, oid::regprocedure::text COLLATE "C"},
-	tables => q{SELECT rolname, relname, p FROM (VALUES ('keeper'), ('reader')) r (rolname), pg_class, unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) p WHERE relnamespace = 'shop'::regnamespace AND relkind = 'r' AND has_table_privilege(rolname, oid, p) ORDER BY 1, 2, 3},
+	triggers => q{SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+		ORDER BY tgname COLLATE "C"},
+	constraints => q{SELECT conrelid::regclass, pg_get_constraintdef(oid) FROM pg_constraint
+		WHERE connamespace = 'shop'::regnamespace AND contype <> 'n' ORDER BY 1, 2},
+	indexes =>
+	  q{SELECT indexdef FROM pg_indexes WHERE schemaname = 'shop' ORDER BY indexname COLLATE "C"},
+	storage => q{SELECT attrelid::regclass, attname, attstorage FROM pg_attribute
+		WHERE attrelid = 'shop.embedding'::regclass AND attnum > 0 ORDER BY attnum},
+	extension =>
+	  q{SELECT extversion, n.nspname, (SELECT count(*) FROM pg_depend WHERE refobjid = e.oid
+		AND refclassid = 'pg_extension'::regclass AND deptype = 'e'
+		AND classid IN ('pg_proc'::regclass, 'pg_class'::regclass)) FROM pg_extension e
+		JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'hrflow_embed'},
+	functions =>
+	  q{SELECT rolname, oid::regprocedure FROM (VALUES ('keeper'), ('reader')) r (rolname), pg_proc
+		WHERE proname LIKE 'hrflow%' AND has_function_privilege(rolname, oid, 'EXECUTE')
+		ORDER BY rolname, oid::regprocedure::text COLLATE "C"},
+	tables =>
+	  q{SELECT rolname, relname, p FROM (VALUES ('keeper'), ('reader')) r (rolname), pg_class,
+		unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) p WHERE relnamespace = 'shop'::regnamespace
+		AND relkind = 'r' AND has_table_privilege(rolname, oid, p) ORDER BY 1, 2, 3},
 	setting => q{SHOW hrflow_embed.max_concurrency});
 
 sub picture
 {
 	my ($store) = @_;
-	return { map { $_ => $store->{node}->safe_psql('postgres', "SET timezone = 'UTC'; LOAD 'hrflow_embed'; $picture{$_}") } keys %picture };
+	return {
+		map {
+			$_ => $store->{node}
+			  ->safe_psql('postgres', "SET timezone = 'UTC'; LOAD 'hrflow_embed'; $picture{$_}")
+		} keys %picture };
 }
 
 if (!$dir)
@@ -47,20 +70,25 @@ if (!$dir)
 	my $store = Hrflow::Store->new($node, $api, 'shop');
 
 	$store->fill(200);
-	$store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=500'), ('missing-1');
+	$store->sql(
+		q{INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=500'), ('missing-1');
 		SELECT hrflow_track('shop.embedding', 'acme', '{teacher-1}')});
 	$store->call('max_attempts => 1');
-	$store->sql(q{
+	$store->sql(
+		q{
 		INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-2'), ('O''Neil "quoted" \\ é %');
 		UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id = 'nurse-4';
-		UPDATE shop.embedding_profile SET lease_until = now() + '1 day' WHERE profile_id = 'teacher-2';
+		UPDATE shop.embedding_profile SET lease_until = now() + '1 day'
+			WHERE profile_id = 'teacher-2';
 		TRUNCATE shop.claim});
-	$node->safe_psql('postgres', q{
+	$node->safe_psql(
+		'postgres', q{
 		CREATE ROLE reader LOGIN;
 		GRANT USAGE ON SCHEMA shop TO reader;
 		GRANT SELECT ON shop.embedding, shop.embedding_profile TO reader;
 		GRANT INSERT ON shop.candidate TO reader;
-		GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text), hrflow_store_status(regclass) TO reader;
+		GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text),
+			hrflow_store_status(regclass) TO reader;
 		LOAD 'hrflow_embed';
 		ALTER DATABASE postgres SET hrflow_embed.max_concurrency = 7});
 	$dir = $ENV{HRFLOW_DUMP_TO} // $node->basedir;
@@ -84,48 +112,75 @@ my $there = Hrflow::Node->new('restored', $api, %settings);
 my $to = $there->pg_version;
 
 note("from $from to $to");
-$there->safe_psql('postgres', q{DROP EXTENSION hrflow_embed;
+$there->safe_psql(
+	'postgres', q{DROP EXTENSION hrflow_embed;
 	LOAD 'hrflow_embed';
 	ALTER DATABASE postgres SET hrflow_embed.max_concurrency = 7});
 
 # The superuser is there already.
 $there->psql('postgres', PostgreSQL::Test::Utils::slurp_file("$dir/roles.sql"), on_error_stop => 0);
 my $err;
-ok(IPC::Run::run([ 'pg_restore', '--exit-on-error', '-d', $there->connstr('postgres'), "$dir/shop.dump" ], '2>', \$err),
+ok( IPC::Run::run(
+		[ 'pg_restore', '--exit-on-error', '-d', $there->connstr('postgres'), "$dir/shop.dump" ],
+		'2>', \$err),
 	"a dump of PostgreSQL $from is restored into $to") or diag($err);
 
-my $store = bless { node => $there, api => $api, name => 'shop', owner => 'keeper' }, 'Hrflow::Store';
+my $store = bless { node => $there, api => $api, name => 'shop', owner => 'keeper' },
+  'Hrflow::Store';
 my $after = picture($store);
-ok($after->{$_} eq $before->{$_}, "$_: as in the dump") foreach sort keys %picture;
-isnt($before->{$_}, '', "$_: there were some") foreach sort keys %picture;
+ok($after->{$_} eq $before->{$_}, "$_: they are as in the dump") foreach sort keys %picture;
+isnt($before->{$_}, '', "$_: there are some") foreach sort keys %picture;
 
 # It goes on
-is($store->states, 'due 3, failed 1, missing 1, ok 200', 'the states');
-$there->safe_psql('postgres', q{SET ROLE reader; INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-9999')});
-is($store->sql(q{SELECT state FROM shop.embedding_profile WHERE profile_id = 'driver-9999'}), 'due',
-	'a row written by who may not write to the store is tracked');
+is($store->states, 'due 3, failed 1, missing 1, ok 200',
+	'the profiles have the states of the dump');
+$there->safe_psql('postgres',
+	q{SET ROLE reader; INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-9999')});
+is($store->sql(q{SELECT state FROM shop.embedding_profile WHERE profile_id = 'driver-9999'}),
+	'due', 'a row written by a role without rights on the store is tracked');
 $store->sql(q{UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id = 'welder-1'});
 $store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'cook-2'});
-is($store->states, 'due 5, failed 1, missing 1, ok 198', 'so are a change and a deletion');
-is($store->sql(q{SELECT count(*) FROM shop.embedding WHERE profile_id = 'cook-2'}), 0, 'which erases vectors');
-like($there->error_of(q{SET ROLE reader; SELECT hrflow_track('shop.embedding', 'acme', '{a}')}), qr/^42501/,
-	'what was not granted is not');
-like($there->safe_psql('postgres', q{SELECT vector FROM shop.embedding WHERE profile_id = 'nurse-8' AND section = 'profile' \gset
+is($store->states, 'due 5, failed 1, missing 1, ok 198', 'an UPDATE and a DELETE are tracked');
+is($store->sql(q{SELECT count(*) FROM shop.embedding WHERE profile_id = 'cook-2'}),
+	0, 'a DELETE erases vectors');
+like($there->error_of(q{SET ROLE reader; SELECT hrflow_track('shop.embedding', 'acme', '{a}')}),
+	qr/^42501/, 'a function that was not granted is refused');
+like(
+	$there->safe_psql(
+		'postgres',
+		q{SELECT vector FROM shop.embedding
+			WHERE profile_id = 'nurse-8' AND section = 'profile' \gset
 		SET ROLE reader;
-		SELECT profile_id FROM hrflow_match('shop.embedding', :'vector', 1)}), qr/^nurse-8$/m, 'what was granted is');
+		SELECT profile_id FROM hrflow_match('shop.embedding', :'vector', 1)}),
+	qr/^nurse-8$/m,
+	'a function that was granted works');
 
 my $printed = $store->call('max_attempts => 1');
-like($printed, qr/: 4 refreshed, 0 to be tried again, 0 failed, 0 not found, 0 gone/, 'a refresh takes what is due and not leased');
+like(
+	$printed,
+	qr/: 4 refreshed, 0 to be tried again, 0 failed, 0 not found, 0 gone/,
+	'a refresh fetches profiles that are due and not leased');
 $store->hasten("state = 'due'");
-like($store->call, qr/: 1 refreshed/, 'and that, when its lease has ended');
-is($store->sql(q{SELECT hrflow_retry('shop.embedding')}), 1, 'what had failed is due again');
+like($store->call, qr/: 1 refreshed/,
+	'a refresh fetches a leased profile once its lease has ended');
+is($store->sql(q{SELECT hrflow_retry('shop.embedding')}),
+	1, 'hrflow_retry() makes a failed profile due');
 $store->call('max_attempts => 1');
-is($store->states, 'failed 1, missing 1, ok 203', 'and all are in their right state');
-is($store->wrong_vectors(q{profile_id !~ '^(fault|missing)'}), 0, 'with their right vectors');
-is($store->sql(q{SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme', NULL, '{cv}')}), 0,
-	'triggers had missed nothing');
-is($store->sql(q{SELECT hrflow_drop_store('shop.embedding'); SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal}),
-	"\n0", 'and the store can be dropped with its triggers');
+is($store->states, 'failed 1, missing 1, ok 203', 'all profiles end in the right state');
+is($store->wrong_vectors(q{profile_id !~ '^(fault|missing)'}),
+	0, 'all profiles have the right vectors');
+is( $store->sql(
+		q{SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme', NULL,
+			'{cv}')}
+	),
+	0,
+	'the triggers have missed no row');
+is( $store->sql(
+		q{SELECT hrflow_drop_store('shop.embedding');
+			SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal}
+	),
+	"\n0",
+	'the store can be dropped with its triggers');
 $there->stop;
 
 done_testing();

@@ -4,12 +4,12 @@
 # Nothing crashes or hangs, nothing leaks, every element has its row and every
 # profile ends in its right state.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use Hrflow::Store;
-use List::Util qw(max);
+use List::Util              qw(max);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -18,8 +18,13 @@ my $seconds = $ENV{HRFLOW_SOAK} // 300;
 my $seed = $ENV{HRFLOW_SEED} // int rand 2**31;
 my @options = ('--dim' => 64, '--latency' => 2);
 my $api = Hrflow::StandIn->new(@options);
-my $node = Hrflow::Node->new('soak', $api, link_hosts => '127.0.0.1',
-	max_attempts => 3, request_timeout => '1s', connect_timeout => '1s', max_concurrency => 16,
+my $node = Hrflow::Node->new(
+	'soak', $api,
+	link_hosts => '127.0.0.1',
+	max_attempts => 3,
+	request_timeout => '1s',
+	connect_timeout => '1s',
+	max_concurrency => 16,
 	shared_preload_libraries => 'hrflow_embed');
 
 sub sql { return $node->safe_psql('postgres', @_); }
@@ -53,23 +58,29 @@ my $values = join(', ', map { "('$_', '$faults{$_}[0]', '$faults{$_}[1]')" } sor
 sql(qq{
 	CREATE TABLE fault (name text PRIMARY KEY, profile text, vector text);
 	INSERT INTO fault VALUES $values;
-	CREATE TABLE tally (at timestamptz DEFAULT clock_timestamp(), kind text, n int, row_count int, elements int,
+	CREATE TABLE tally (at timestamptz DEFAULT clock_timestamp(), kind text, n int, row_count int,
+		elements int,
 		ok int, faulty int, wrong text, state text);
 } . q{
 	CREATE FUNCTION pick() RETURNS text LANGUAGE sql VOLATILE AS $$
 		SELECT CASE WHEN random() < 0.1
-			THEN (SELECT name FROM fault ORDER BY random() LIMIT 1) || ',id=' || floor(random() * 1e9)
-			ELSE (ARRAY['nurse', 'welder', 'cook', 'driver'])[1 + floor(random() * 4)] || '-' || floor(random() * 10000) END $$;
+			THEN (SELECT name FROM fault ORDER BY random()
+				LIMIT 1) || ',id=' || floor(random() * 1e9)
+			ELSE (ARRAY['nurse', 'welder', 'cook', 'driver'])[1 + floor(random() * 4)] || '-'
+				|| floor(random() * 10000) END $$;
 
 	-- Is it what is to be expected?
-	CREATE FUNCTION fits(id text, is_vector boolean, status text) RETURNS boolean LANGUAGE sql STABLE AS $$
+	CREATE FUNCTION fits(id text, is_vector boolean, status text) RETURNS boolean
+		LANGUAGE sql STABLE AS $$
 		SELECT status IN ('connection_failed', 'timeout') OR status = ANY (string_to_array(
-			coalesce((SELECT CASE WHEN is_vector THEN vector ELSE profile END FROM fault WHERE name = regexp_replace(id, ',id=.*', '')), 'ok'), ' ')) $$;
+			coalesce((SELECT CASE WHEN is_vector THEN vector ELSE profile END FROM fault
+				WHERE name = regexp_replace(id, ',id=.*', '')), 'ok'), ' ')) $$;
 
 	CREATE PROCEDURE soak(seconds float) LANGUAGE plpgsql AS $$
 	DECLARE
 		ends timestamptz := clock_timestamp() + seconds * interval '1 second';
-		kinds text[] := '{single,single,links,fetch,batch,batch,vectors,vectors,job,text,texts,store,error}';
+		kinds text[] :=
+			'{single,single,links,fetch,batch,batch,vectors,vectors,job,text,texts,store,error}';
 		kind text;
 		ids text[];
 		nrows int;
@@ -99,25 +110,44 @@ sql(qq{
 				WHEN 'error' THEN
 					PERFORM hrflow_decode_vector('[1, ');
 				WHEN 'store' THEN
-					PERFORM * FROM hrflow_match('shop.embedding', (SELECT vector FROM shop.embedding LIMIT 1)), hrflow_store_status('shop.embedding');
+					PERFORM *
+						FROM hrflow_match('shop.embedding', (SELECT vector FROM shop.embedding
+						LIMIT 1)), hrflow_store_status('shop.embedding');
 				WHEN 'fetch' THEN
-					SELECT count(*), count(DISTINCT f.ordinality), count(*) FILTER (WHERE f.status = 'ok'),
-						   string_agg(l.link || ' ' || f.status, ', ') FILTER (WHERE f.status NOT IN ('ok', 'connection_failed', 'timeout', 'invalid_vector'))
+					SELECT count(*), count(DISTINCT f.ordinality), count(*)
+						FILTER (WHERE f.status = 'ok'),
+						   string_agg(l.link || ' ' || f.status, ', ')
+							FILTER (WHERE f.status NOT IN ('ok', 'connection_failed', 'timeout',
+							'invalid_vector'))
 					  INTO nrows, nelements, nok, odd
-					  FROM (SELECT coalesce(array_agg(link), '{}') AS links FROM hrflow_profile_embeddings('acme', ids, '{"profile": 1}') e, LATERAL (SELECT e.data->>'profile' AS link) x WHERE status = 'ok') l0,
-						   LATERAL hrflow_fetch_vectors(links) f JOIN LATERAL (SELECT f.link) l ON true;
+					  FROM (SELECT coalesce(array_agg(link), '{}') AS links
+						FROM hrflow_profile_embeddings('acme', ids, '{"profile": 1}') e,
+						LATERAL (SELECT e.data->>'profile' AS link) x WHERE status = 'ok') l0,
+						   LATERAL hrflow_fetch_vectors(links) f
+							JOIN LATERAL (SELECT f.link) l ON true;
 					ids := ids[:nelements];
 				WHEN 'batch' THEN
-					SELECT count(*), count(DISTINCT ordinality), count(*) FILTER (WHERE status = 'ok'),
-						   string_agg(profile_id || ' ' || status || ' ' || error, ', ') FILTER (WHERE NOT fits(profile_id, false, status) OR profile_id <> ids[ordinality])
-					  INTO nrows, nelements, nok, odd FROM hrflow_profile_embeddings('acme', ids, '{"profile": 1}');
+					SELECT count(*), count(DISTINCT ordinality), count(*)
+						FILTER (WHERE status = 'ok'),
+						   string_agg(profile_id || ' ' || status || ' ' || error, ', ')
+							FILTER (WHERE NOT fits(profile_id, false, status)
+							OR profile_id <> ids[ordinality])
+					  INTO nrows, nelements, nok, odd
+						FROM hrflow_profile_embeddings('acme', ids, '{"profile": 1}');
 				WHEN 'vectors' THEN
-					SELECT count(*), count(DISTINCT ordinality), count(*) FILTER (WHERE status = 'ok' AND cardinality(vector) = 64),
-						   string_agg(profile_id || ' ' || status || ' ' || error, ', ') FILTER (WHERE NOT fits(profile_id, true, status) OR profile_id <> ids[ordinality])
-					  INTO nrows, nelements, nok, odd FROM hrflow_profile_vectors('acme', ids, '{"profile": 1}');
+					SELECT count(*), count(DISTINCT ordinality), count(*)
+						FILTER (WHERE status = 'ok' AND cardinality(vector) = 64),
+						   string_agg(profile_id || ' ' || status || ' ' || error, ', ')
+							FILTER (WHERE NOT fits(profile_id, true, status)
+							OR profile_id <> ids[ordinality])
+					  INTO nrows, nelements, nok, odd
+						FROM hrflow_profile_vectors('acme', ids, '{"profile": 1}');
 				WHEN 'texts' THEN
-					SELECT count(*), count(DISTINCT ordinality), count(*) FILTER (WHERE status = 'ok'),
-						   string_agg(ids[ordinality] || ' ' || status || ' ' || error, ', ') FILTER (WHERE status NOT IN ('ok', 'connection_failed', 'timeout') AND ids[ordinality] NOT LIKE 'fault:%')
+					SELECT count(*), count(DISTINCT ordinality), count(*)
+						FILTER (WHERE status = 'ok'),
+						   string_agg(ids[ordinality] || ' ' || status || ' ' || error, ', ')
+							FILTER (WHERE status NOT IN ('ok', 'connection_failed', 'timeout')
+							AND ids[ordinality] NOT LIKE 'fault:%')
 					  INTO nrows, nelements, nok, odd FROM hrflow_text_embeddings(ids);
 				END CASE;
 			EXCEPTION WHEN OTHERS THEN
@@ -128,9 +158,11 @@ sql(qq{
 					(SELECT count(*) FROM unnest(ids) i WHERE i LIKE 'fault:%'), odd, failed);
 			COMMIT;
 			IF random() < 0.2 THEN
-				INSERT INTO shop.candidate (hrflow_id) VALUES ('cook-' || 100000 + floor(random() * 1e6)) ON CONFLICT DO NOTHING;
+				INSERT INTO shop.candidate (hrflow_id)
+					VALUES ('cook-' || 100000 + floor(random() * 1e6)) ON CONFLICT DO NOTHING;
 				UPDATE shop.candidate SET cv = random()::text WHERE id = 1 + floor(random() * 1000);
-				DELETE FROM shop.candidate WHERE id = 1 + floor(random() * 1000) AND hrflow_id !~ '^(missing|fault)';
+				DELETE FROM shop.candidate WHERE id = 1 + floor(random() * 1000)
+					AND hrflow_id !~ '^(missing|fault)';
 				COMMIT;
 			END IF;
 		END LOOP;
@@ -138,17 +170,26 @@ sql(qq{
 
 my $store = Hrflow::Store->new($node, $api, 'shop');
 $store->fill(1000);
-$store->sql(q{
+$store->sql(
+	q{
 	INSERT INTO shop.candidate (hrflow_id) SELECT 'missing-' || i FROM generate_series(1, 10) i;
-	INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i;
-	INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:first=2,status=500,id=' || i FROM generate_series(1, 50) i});
+	INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:status=500,id=' || i
+		FROM generate_series(1, 10) i;
+	INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:first=2,status=500,id=' || i
+		FROM generate_series(1, 50) i}
+);
 sql('GRANT pg_read_all_stats TO keeper');
 
 #
 # The backends: 0 to 3 survive, 4 to 7 may be terminated; 0 and 4 refresh.
 #
-my $refresh = q{CALL hrflow_refresh('shop.embedding', '} . $Hrflow::Store::FIELDS . q{', time_budget => '2 s', max_attempts => 3, batch_size => 50, max_age => '1 minute');};
-my $measure = q{SELECT 'measured', sum(total_bytes), coalesce(sum(total_bytes) FILTER (WHERE name LIKE 'hrflow%'), 0), sum(total_bytes) FILTER (WHERE name = 'TopMemoryContext') FROM pg_backend_memory_contexts;};
+my $refresh =
+	q{CALL hrflow_refresh('shop.embedding', '}
+  . $Hrflow::Store::FIELDS
+  . q{', time_budget => '2 s', max_attempts => 3, batch_size => 50, max_age => '1 minute');};
+my $measure = q{SELECT 'measured', sum(total_bytes), coalesce(sum(total_bytes)
+	FILTER (WHERE name LIKE 'hrflow%'), 0), sum(total_bytes)
+	FILTER (WHERE name = 'TopMemoryContext') FROM pg_backend_memory_contexts;};
 my (@sessions, @next, @measured, %count, @broken);
 $count{$_} = 0 foreach qw(rounds cancelled terminated restarts lost);
 
@@ -167,7 +208,9 @@ sub begin_round
 	my $session = $sessions[$i];
 
 	$next[$i]++;
-	$session->send(($i < 4 && $next[$i] % 5 == 0 ? $measure : $i % 4 == 0 ? $refresh : 'CALL soak(1);') . "\n\\echo -- done");
+	$session->send(
+		($i < 4 && $next[$i] % 5 == 0 ? $measure : $i % 4 == 0 ? $refresh : 'CALL soak(1);')
+		. "\n\\echo -- done");
 	return;
 }
 
@@ -185,7 +228,13 @@ sub end_round
 		my ($rss) = PostgreSQL::Test::Utils::slurp_file("/proc/$pid/status") =~ /RssAnon:\s+(\d+)/;
 		my @fds = glob("/proc/$pid/fd/*");
 
-		push @{ $measured[$i] }, { at => time, total => $total, ours => $ours, top => $top, rss => $rss, fds => scalar(@fds) };
+		push @{ $measured[$i] },
+		  { at => time,
+			total => $total,
+			ours => $ours,
+			top => $top,
+			rss => $rss,
+			fds => scalar(@fds) };
 	}
 	my $expected = $i < 4 ? qr/57014/ : qr/57014|57P01/;
 	push @broken, "session $i: $said" if $said =~ /(ERROR|FATAL|PANIC):  (?!$expected)/;
@@ -206,7 +255,10 @@ while (time < $ends)
 		{
 			# Its backend was terminated, or it has been waited for in vain.
 			$count{lost}++;
-			push @broken, "session $i: $@ $session->{err}" if $i < 4 || $@ =~ /timeout/ || $session->{err} !~ /57P01|closed the connection|no connection/;
+			push @broken, "session $i: $@ $session->{err}"
+			  if $i < 4
+			  || $@ =~ /timeout/
+			  || $session->{err} !~ /57P01|closed the connection|no connection/;
 			eval { $session->{psql}->kill_kill };
 			begin_session($i);
 			begin_round($i);
@@ -252,10 +304,16 @@ note(join(', ', map { "$_ $count{$_}" } sort keys %count));
 #
 # Nothing broke
 #
-is_deeply(\@broken, [], 'no session met what it should not');
+is_deeply(\@broken, [], 'no session met an unexpected error');
 my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile);
-unlike($log, qr/PANIC|terminated by signal|TRAP|server process .* was|stuck spinlock/, 'and the server no crash');
-unlike($log, qr/WARNING:  .*(leak|not closed)/, 'nor a leak of its own resources');
+unlike(
+	$log,
+	qr/PANIC|terminated by signal|TRAP|server process .* was|stuck spinlock/,
+	'the server has not crashed');
+unlike(
+	$log,
+	qr/WARNING:  .*(leak|not closed)/,
+	'the server has not warned about a leak of its resources');
 cmp_ok($count{$_}, '>', 0, "there were some $_") foreach qw(cancelled terminated restarts);
 
 #
@@ -282,20 +340,46 @@ foreach my $i (0 .. 3)
 #
 # Every element has its row, and what it should say
 #
-note(sql(q{SELECT kind, count(*), sum(n), sum(ok), sum(faulty), string_agg(DISTINCT state, ' ') FROM tally GROUP BY 1 ORDER BY 1}));
-is(sql(q{SELECT count(DISTINCT kind) FROM tally}), 10, 'all kinds of calls were made');
-is(sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'fetch') AND state IS NULL AND row_count IS DISTINCT FROM n}), 0,
+note(
+	sql(q{SELECT kind, count(*), sum(n), sum(ok), sum(faulty), string_agg(DISTINCT state, ' ')
+		FROM tally GROUP BY 1 ORDER BY 1}
+	));
+is(sql(q{SELECT count(DISTINCT kind) FROM tally}), 10, 'every kind of call was made');
+is( sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'fetch') AND state IS NULL
+	AND row_count IS DISTINCT FROM n}
+	),
+	0,
 	'every element of a batch has one row');
-is(sql(q{SELECT count(*) FROM tally WHERE kind = 'vectors' AND state IS NULL AND (elements <> n OR row_count < n)}), 0,
-	'or more, of its vectors');
-is(sql(q{SELECT string_agg(wrong, E'\n') FROM (SELECT wrong FROM tally WHERE wrong IS NOT NULL LIMIT 10) w}), '', 'with its right status');
-is(sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'vectors') AND state IS NOT NULL}), 0, 'no batch was lost to an error');
-is(sql(q{SELECT string_agg(DISTINCT kind || ' ' || state, ', ') FROM tally
-		WHERE state NOT IN ('08001', '08006') AND NOT (kind IN ('single', 'links') AND state IN ('58000', '08P01', '54000'))
-		AND NOT (kind = 'error' AND state = '22P03')}), '', 'and no call to one that was not meant');
-is(sql(q{SELECT count(*) FROM tally WHERE kind = 'error' AND state IS DISTINCT FROM '22P03'}), 0, 'what should fail did');
-cmp_ok(sql(q{SELECT round(100.0 * sum(ok) / sum(n - faulty)) FROM tally WHERE kind IN ('batch', 'vectors')}), '>=', 90,
-	'nine of ten sound elements were had, whatever happened to the stand-in');
+is( sql(q{SELECT count(*) FROM tally WHERE kind = 'vectors' AND state IS NULL
+	AND (elements <> n OR row_count < n)}
+	),
+	0,
+	'every element of a batch of vectors has at least one row');
+is( sql(q{SELECT string_agg(wrong, E'\n')
+	FROM (SELECT wrong FROM tally WHERE wrong IS NOT NULL LIMIT 10) w}
+	),
+	'',
+	'every row has the right status');
+is( sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'vectors')
+	AND state IS NOT NULL}
+	),
+	0,
+	'no batch was lost to an error');
+is( sql(q{SELECT string_agg(DISTINCT kind || ' ' || state, ', ') FROM tally
+		WHERE state NOT IN ('08001', '08006')
+			AND NOT (kind IN ('single', 'links') AND state IN ('58000', '08P01', '54000'))
+		AND NOT (kind = 'error' AND state = '22P03')}),
+	'',
+	'no call met an error that was not meant for it');
+is(sql(q{SELECT count(*) FROM tally WHERE kind = 'error' AND state IS DISTINCT FROM '22P03'}),
+	0, 'every call that should fail failed');
+cmp_ok(
+	sql(q{SELECT round(100.0 * sum(ok) / sum(n - faulty)) FROM tally
+		WHERE kind IN ('batch', 'vectors')}
+	),
+	'>=',
+	90,
+	'nine of ten sound elements succeeded, whatever happened to the stand-in');
 
 #
 # Every profile ends in its right state
@@ -310,13 +394,18 @@ foreach my $try (1 .. 5)
 	my $printed = $store->call('max_attempts => 3');
 	note($printed =~ s/\n.*//sr);
 }
-is($store->sql(q{
-		SELECT string_agg(concat_ws(' ', profile_id, hrflow_id, state, lease_until), ', ') FROM shop.embedding_profile p FULL JOIN shop.candidate c ON p.profile_id = c.hrflow_id
-		WHERE p.state IS DISTINCT FROM CASE WHEN hrflow_id LIKE 'missing-%' THEN 'gone' WHEN hrflow_id LIKE 'fault:status%' THEN 'failed' ELSE 'ok' END
+is( $store->sql(
+		q{
+		SELECT string_agg(concat_ws(' ', profile_id, hrflow_id, state, lease_until), ', ')
+			FROM shop.embedding_profile p FULL JOIN shop.candidate c ON p.profile_id = c.hrflow_id
+		WHERE p.state IS DISTINCT FROM CASE WHEN hrflow_id LIKE 'missing-%' THEN 'gone'
+			WHEN hrflow_id LIKE 'fault:status%' THEN 'failed' ELSE 'ok' END
 			OR p.profile_id IS NULL OR c.hrflow_id IS NULL OR p.lease_until IS NOT NULL}),
-	'', 'every candidate is tracked, and as it should be');
+	'',
+	'every candidate is tracked and in the right state');
 note($store->states);
-is($store->wrong_vectors(q{profile_id !~ '^(missing|fault)'}), 0, 'with its right vectors');
+is($store->wrong_vectors(q{profile_id !~ '^(missing|fault)'}),
+	0, 'every candidate has the right vectors');
 $node->stop;
 
 done_testing();

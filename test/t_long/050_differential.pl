@@ -3,7 +3,7 @@
 # is read by Python's decoders, which know nothing of ours.  HRFLOW_SEED
 # repeats a run, HRFLOW_CASES says how many.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use File::Basename qw(dirname);
 use Hrflow::Node;
 use Hrflow::StandIn;
@@ -24,7 +24,8 @@ my $node = Hrflow::Node->new('differential', $api, max_attempts => 1);
 my %path = map { $_ => $node->basedir . "/$_" } qw(cases log outcome);
 
 # A case a call, and a request for /auth behind each: where the next begins.
-$node->safe_psql('postgres', q{
+$node->safe_psql(
+	'postgres', q{
 	CREATE TABLE outcome (n bigint, state text);
 	CREATE PROCEDURE ask(path text) LANGUAGE plpgsql AS $$
 	DECLARE
@@ -33,7 +34,9 @@ $node->safe_psql('postgres', q{
 		v jsonb;
 		state text;
 	BEGIN
-		FOR line IN SELECT n, l FROM regexp_split_to_table(pg_read_file(path), E'\n') WITH ORDINALITY r (l, n) WHERE l <> '' ORDER BY n LOOP
+		FOR line IN SELECT n, l
+				FROM regexp_split_to_table(pg_read_file(path), E'\n') WITH ORDINALITY r (l, n)
+				WHERE l <> '' ORDER BY n LOOP
 			c := line.l;
 			v := c->'values';
 			state := '00000';
@@ -42,10 +45,13 @@ $node->safe_psql('postgres', q{
 			BEGIN
 				CASE c->>'kind'
 				WHEN 'profile' THEN
-					PERFORM hrflow_profile_embedding(v->>0, v->>1, NULLIF(v->4, 'null'), v->>2, v->>3);
+					PERFORM hrflow_profile_embedding(v->>0, v->>1, NULLIF(v->4, 'null'),
+						v->>2, v->>3);
 				WHEN 'batch' THEN
-					PERFORM hrflow_profile_embeddings(c->>'source', ids, NULLIF(c->'fields', 'null'), refs, emails)
-					FROM (SELECT array_agg(r->>0 ORDER BY n) ids, array_agg(r->>1 ORDER BY n) refs, array_agg(r->>2 ORDER BY n) emails
+					PERFORM hrflow_profile_embeddings(c->>'source', ids,
+						NULLIF(c->'fields', 'null'), refs, emails)
+					FROM (SELECT array_agg(r->>0 ORDER BY n) ids, array_agg(r->>1 ORDER BY n) refs,
+						array_agg(r->>2 ORDER BY n) emails
 						  FROM jsonb_array_elements(c->'rows') WITH ORDINALITY e (r, n)) a;
 				WHEN 'job' THEN
 					PERFORM hrflow_job_embedding(v->>1, v->>2, v->>0);
@@ -63,8 +69,7 @@ $node->safe_psql('postgres', q{
 ok(IPC::Run::run([ @python, 'make', $seed, $ncases, $path{cases} ]), "$ncases cases are made");
 $api->reset;
 $node->safe_psql('postgres', "CALL ask('$path{cases}')");
-foreach my $what (
-	[ 'log', $api->get('/log') ],
+foreach my $what ([ 'log', $api->get('/log') ],
 	[ 'outcome', $node->safe_psql('postgres', 'SELECT state FROM outcome ORDER BY n') . "\n" ])
 {
 	open(my $file, '>:raw', $path{ $what->[0] }) or die $!;
@@ -73,19 +78,24 @@ foreach my $what (
 }
 
 my $said = '';
-ok(IPC::Run::run([ @python, 'check', @path{qw(cases log outcome)}, $api->base_url ], '>', \$said, '2>&1'), 'and compared');
+ok( IPC::Run::run(
+		[ @python, 'check', @path{qw(cases log outcome)}, $api->base_url ],
+		'>', \$said, '2>&1'),
+	'the requests are compared with the cases');
 my ($last) = $said =~ /^(\{.*\})\s*\z/m;
 my $counts = decode_json($last // '{"wrong": 1}');
-is($counts->{wrong} // 0, 0, 'each request is what was asked, in its order, and encoded as RFC 3986 has it') or diag($said);
+is($counts->{wrong} // 0,
+	0, 'each request is what was asked, in its order, and encoded as RFC 3986 has it')
+  or diag($said);
 cmp_ok($counts->{$_} // 0, '>', 0, "there were cases of: $_")
   foreach 'batch', 'job', 'nothing to ask', 'profile', 'refused', 'text', 'too long';
-cmp_ok($counts->{requests} // 0, '>=', $ncases / 2, 'of many requests');
+cmp_ok($counts->{requests} // 0, '>=', $ncases / 2, 'many requests are compared');
 note($last // $said);
 
 # 400 is for identifiers and sections that the stand-in does not take, which a
 # batch survives: it stops for no refusal before all is asked.
 my $by_status = $api->stats->{by_status};
-is(join(' ', sort keys %$by_status), '200 400', 'and the key and the account were taken');
+is(join(' ', sort keys %$by_status), '200 400', 'every request is answered 200 or 400');
 note(encode_json($by_status));
 $node->stop;
 

@@ -1,6 +1,6 @@
 # A refresh disturbed twenty times, at random points: see Hrflow::Disturb.
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Disturb;
 use Hrflow::Node;
 use Hrflow::StandIn;

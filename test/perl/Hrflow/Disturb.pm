@@ -8,36 +8,31 @@
 package Hrflow::Disturb;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::Session;
 use Hrflow::Store;
 use Test::More;
 use Time::HiRes qw(sleep);
 
 my %disturb = (
-	kill => sub
-	{
+	kill => sub {
 		my ($node, undef, @backends) = @_;
-		kill 'KILL', $backends[0] if @backends;		# all others end too
+		kill 'KILL', $backends[0] if @backends;    # all others end too
 	},
-	terminate => sub
-	{
+	terminate => sub {
 		my ($node, undef, @backends) = @_;
 		$node->safe_psql('postgres', "SELECT pg_terminate_backend($_)") foreach @backends;
 	},
-	cancel => sub
-	{
+	cancel => sub {
 		my ($node, undef, @backends) = @_;
 		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach @backends;
 	},
-	crash => sub
-	{
+	crash => sub {
 		my ($node) = @_;
 		$node->stop('immediate');
 		$node->start;
 	},
-	network => sub
-	{
+	network => sub {
 		my (undef, $api) = @_;
 		$api->stop;
 		sleep 0.05 + rand 0.2;
@@ -50,7 +45,7 @@ my %says = (
 	terminate => qr/57P01/,
 	cancel => qr/57014/,
 	crash => qr/server closed the connection|terminating connection/,
-	network => qr/WARNING|([2-9]|\d\d+) to be tried again/);	# one is refused anyway
+	network => qr/WARNING|([2-9]|\d\d+) to be tried again/);    # one is refused anyway
 
 # Wait until two runs have a batch each, and have left so many or less, but not
 # none.  Returns their backends.
@@ -62,10 +57,14 @@ sub wait_for_work
 
 	for (my $try = 0; $try < 20000; $try++)
 	{
-		($backends) = $session->ask("SELECT string_agg(pid::text, ' ') FROM pg_stat_activity
+		($backends) = $session->ask(
+			"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity
 			WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active'
-			HAVING count(*) = 2 AND (SELECT count(*) FILTER (WHERE lease_until IS NULL) BETWEEN 1 AND $todo
-				AND count(DISTINCT lease_until) = 2 FROM disturbed.embedding_profile WHERE due_at <= now());") =~ /^([\d ]+)$/m;
+			HAVING count(*) = 2
+				AND (SELECT count(*) FILTER (WHERE lease_until IS NULL) BETWEEN 1 AND $todo
+				AND count(DISTINCT lease_until) = 2 FROM disturbed.embedding_profile
+					WHERE due_at <= now());"
+		) =~ /^([\d ]+)$/m;
 		last if $backends;
 		sleep 0.005;
 	}
@@ -78,11 +77,10 @@ sub run
 	my ($node, $api, $n, @disturbances) = @_;
 	my $seed = $ENV{HRFLOW_SEED} // int rand 2**31;
 	my %asked;
-	my $collect = sub
-	{
+	my $collect = sub {
 		my ($store) = @_;
 		my $asked = $store->asked;
-		$asked{ s/%(..)/chr hex $1/ger } += $asked->{$_} foreach keys %$asked;
+		$asked{s/%(..)/chr hex $1/ger} += $asked->{$_} foreach keys %$asked;
 		$api->reset;
 	};
 
@@ -92,8 +90,12 @@ sub run
 	$node->safe_psql('postgres', 'SELECT pg_reload_conf()');
 	my $store = Hrflow::Store->new($node, $api, 'disturbed');
 	$store->fill($n);
-	my @others = ('missing-1', 'missing-2', 'missing-3', 'novector-nurse', 'novector-cook', 'fault:status=403,id=driver');
-	$store->sql("INSERT INTO disturbed.candidate (hrflow_id) VALUES ('" . join("'), ('", @others) . q{');
+	my @others = (
+		'missing-1', 'missing-2',
+		'missing-3', 'novector-nurse',
+		'novector-cook', 'fault:status=403,id=driver');
+	$store->sql(
+		"INSERT INTO disturbed.candidate (hrflow_id) VALUES ('" . join("'), ('", @others) . q{');
 		UPDATE disturbed.embedding_profile SET due_at = due_at - random() * interval '1 hour';
 		CREATE TABLE disturbed.picked (profile_id text, claims bigint, is_deleted bool);});
 	$api->reset;
@@ -102,22 +104,34 @@ sub run
 	{
 		# What it has to do, when it is disturbed, however far it came: slowly, so
 		# that it is not at its end
-		$store->sql("SELECT hrflow_mark_due('disturbed.embedding', 'acme', ARRAY(
+		$store->sql(
+			"SELECT hrflow_mark_due('disturbed.embedding', 'acme', ARRAY(
 			SELECT profile_id FROM disturbed.embedding_profile WHERE state = 'ok' ORDER BY random()
-			LIMIT (SELECT GREATEST(1500 - count(*), 0) FROM disturbed.embedding_profile WHERE due_at <= now())))");
-		my ($todo) = $store->sql('SELECT count(*) FROM disturbed.embedding_profile WHERE due_at <= now()');
-		my @calls = map { $store->start_call("time_budget => '20s', batch_size => " . (100 + int rand 150),
-			settings => { 'hrflow_embed.max_concurrency' => 12 }) } 1 .. 2;
+			LIMIT (SELECT GREATEST(1500 - count(*), 0) FROM disturbed.embedding_profile
+				WHERE due_at <= now())))"
+		);
+		my ($todo) =
+		  $store->sql('SELECT count(*) FROM disturbed.embedding_profile WHERE due_at <= now()');
+		my @calls = map {
+			$store->start_call(
+				"time_budget => '20s', batch_size => " . (100 + int rand 150),
+				settings => { 'hrflow_embed.max_concurrency' => 12 })
+		} 1 .. 2;
 		wait_for_work($node, $todo);
 
 		# Some that are fetched change, others are not wanted any more
-		$store->sql(q{INSERT INTO disturbed.picked
-			SELECT profile_id, (SELECT count(*) FROM disturbed.claim c WHERE c.profile_id = p.profile_id), row_number() OVER () > 3
+		$store->sql(
+			q{INSERT INTO disturbed.picked
+			SELECT profile_id, (SELECT count(*) FROM disturbed.claim c
+				WHERE c.profile_id = p.profile_id), row_number() OVER () > 3
 			FROM (SELECT profile_id FROM disturbed.embedding_profile
-				WHERE lease_until > now() AND profile_id !~ '^(missing|novector|fault)' ORDER BY random() LIMIT 6) p;
+				WHERE lease_until > now() AND profile_id !~ '^(missing|novector|fault)'
+					ORDER BY random() LIMIT 6) p;
 			UPDATE disturbed.candidate SET cv = clock_timestamp()
 			WHERE hrflow_id IN (SELECT profile_id FROM disturbed.picked WHERE NOT is_deleted);
-			DELETE FROM disturbed.candidate WHERE hrflow_id IN (SELECT profile_id FROM disturbed.picked WHERE is_deleted);});
+			DELETE FROM disturbed.candidate
+				WHERE hrflow_id IN (SELECT profile_id FROM disturbed.picked WHERE is_deleted);}
+		);
 
 		# Its log goes with the stand-in
 		my @backends = wait_for_work($node, $todo - 600 - int rand 400);
@@ -126,14 +140,17 @@ sub run
 		$disturb{$disturbance}->($node, $api, @backends);
 		my @printed = map { $store->finish_call($_) } @calls;
 		$node->poll_query_until('postgres', 'SELECT true') or die;
-		ok(scalar(grep { /$says{$disturbance}/ } @printed), "$disturbance: they are disturbed") or diag(@printed);
+		ok(scalar(grep { /$says{$disturbance}/ } @printed), "$disturbance: they are disturbed")
+		  or diag(@printed);
 		$collect->($store);
 		my $left = $store->sql('SELECT count(lease_until) FROM disturbed.embedding_profile');
 		note("$disturbance: " . $store->states . ", leased $left");
 		is($left, 0, 'a run that is cancelled gives its leases back') if $disturbance eq 'cancel';
-		cmp_ok($left, '>', 0, "$disturbance: leases are left") if $disturbance =~ /kill|crash|terminate/;
+		cmp_ok($left, '>', 0, "$disturbance: leases are left")
+		  if $disturbance =~ /kill|crash|terminate/;
 		$store->hasten("state = 'due'");
-		$store->sql("UPDATE disturbed.embedding_profile SET attempts = 0 WHERE profile_id ~ '^fault'");
+		$store->sql(
+			"UPDATE disturbed.embedding_profile SET attempts = 0 WHERE profile_id ~ '^fault'");
 	}
 
 	# As often as it takes one that is refused to be given up
@@ -146,28 +163,44 @@ sub run
 
 	my $of = "disturbed by @disturbances";
 	my $deleted = $store->sql('SELECT count(*) FROM disturbed.picked WHERE is_deleted');
-	cmp_ok($deleted, '>', 0, 'some were deleted while they were fetched');
-	is($store->states, 'failed 1, missing 3, ok ' . ($n + 2 - $deleted), "all $n profiles that are left are ok, $of");
-	is($store->wrong_vectors("profile_id !~ '^novector'"), 0, 'with their right vectors');
-	is($store->sql("SELECT profile_id, section FROM disturbed.embedding WHERE profile_id ~ '^novector' ORDER BY 1"),
-		"novector-cook|profile\nnovector-nurse|profile", 'or those that there are');
-	is($store->sql("SELECT profile_id, state, http_status FROM disturbed.embedding_profile WHERE state IN ('missing', 'failed') ORDER BY 1"),
-		"fault:status=403,id=driver|failed|403\nmissing-1|missing|400\nmissing-2|missing|400\nmissing-3|missing|400",
-		'the others are what the API says of them');
+	cmp_ok($deleted, '>', 0, "some profiles were deleted while they were fetched, $of");
+	is( $store->states,
+		'failed 1, missing 3, ok ' . ($n + 2 - $deleted),
+		"all $n profiles that are left are ok, $of");
+	is($store->wrong_vectors("profile_id !~ '^novector'"),
+		0, "the profiles that are left have the right vectors, $of");
+	is( $store->sql(
+			"SELECT profile_id, section FROM disturbed.embedding WHERE profile_id ~ '^novector'
+				ORDER BY 1"
+		),
+		"novector-cook|profile\nnovector-nurse|profile",
+		"profiles with a section without a vector have the others, $of");
+	is( $store->sql(
+			"SELECT profile_id, state, http_status FROM disturbed.embedding_profile
+				WHERE state IN ('missing', 'failed') ORDER BY 1"
+		),
+		join("\n",
+			'fault:status=403,id=driver|failed|403', 'missing-1|missing|400',
+			'missing-2|missing|400', 'missing-3|missing|400'),
+		"the other profiles are missing or failed, $of");
 	$api->reset;
-	is($store->sql("SELECT count(*) FROM disturbed.claim WHERE state <> 'due'"), 0,
-		'none was claimed that was ok');
+	is($store->sql("SELECT count(*) FROM disturbed.claim WHERE state <> 'due'"),
+		0, "no profile was claimed that was ok, $of");
 	my %claims = map { split /\|/ } split /\n/,
 	  $store->sql('SELECT profile_id, count(*) FROM disturbed.claim GROUP BY 1');
-	is(scalar(keys %claims), $n + @others, 'all were claimed');
-	is($store->sql('SELECT count(*) FROM disturbed.picked p WHERE NOT is_deleted
+	is(scalar(keys %claims), $n + @others, "all profiles were claimed, $of");
+	is( $store->sql(
+			'SELECT count(*) FROM disturbed.picked p WHERE NOT is_deleted
 		AND (SELECT count(*) FROM disturbed.claim c WHERE c.profile_id = p.profile_id) <= claims
-		AND NOT EXISTS (SELECT FROM disturbed.picked d WHERE d.profile_id = p.profile_id AND d.is_deleted)'), 0,
-		'those that changed meanwhile once more');
+		AND NOT EXISTS (SELECT FROM disturbed.picked d WHERE d.profile_id = p.profile_id
+			AND d.is_deleted)'
+		),
+		0,
+		"profiles that changed while they were fetched were claimed again, $of");
 
 	# A second time, section by section
-	is_deeply([ grep { $asked{$_} > $claims{$_} * (/^novector/ ? 3 : 1) } keys %asked ], [],
-		'none was asked for more often than claimed');
+	is_deeply([ grep { $asked{$_} > $claims{$_} * (/^novector/ ? 3 : 1) } keys %asked ],
+		[], "no profile was requested more often than it was claimed, $of");
 	note(scalar(grep { $_ > 1 } values %asked) . ' were asked for more than once');
 	$store->sql('DROP SCHEMA disturbed CASCADE');
 	return;

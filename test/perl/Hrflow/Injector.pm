@@ -10,8 +10,8 @@
 package Hrflow::Injector;
 
 use strict;
-use warnings;
-use File::Basename qw(dirname);
+use warnings FATAL => 'all';
+use File::Basename          qw(dirname);
 use PostgreSQL::Test::Utils ();
 
 my $layout = 'l l q q q q q';
@@ -23,8 +23,8 @@ sub new
 	my $dir = PostgreSQL::Test::Utils::tempdir_short();
 	my $self = bless { path => "$dir/order" }, $class;
 
-	system('gcc', '-shared', '-fPIC', '-O1', '-fno-optimize-sibling-calls', '-o', "$dir/injector.so",
-		dirname(__FILE__) . '/injector.c', '-ldl') == 0
+	system('gcc', '-shared', '-fPIC', '-O1', '-fno-optimize-sibling-calls', '-o',
+		"$dir/injector.so", dirname(__FILE__) . '/injector.c', '-ldl') == 0
 	  or die "could not compile the injector";
 	PostgreSQL::Test::Utils::append_to_file($self->{path}, pack($layout, (0) x 7));
 	open($self->{file}, '+<', $self->{path}) or die $!;
@@ -43,7 +43,7 @@ sub leave
 	foreach my $name (keys %$before)
 	{
 		if (defined $before->{$name}) { $ENV{$name} = $before->{$name}; }
-		else { delete $ENV{$name}; }
+		else                          { delete $ENV{$name}; }
 	}
 	return;
 }

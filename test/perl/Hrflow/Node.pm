@@ -10,7 +10,7 @@
 package Hrflow::Node;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Hrflow::StandIn;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils ();
@@ -26,15 +26,15 @@ sub new
 	$self->write_key($Hrflow::StandIn::KEY);
 	$self->append_conf('postgresql.conf',
 		"fsync = off\nhrflow_embed.api_key_file = '" . $self->key_file . "'\n");
-	$self->append_conf('postgresql.conf',
-		"hrflow_embed.base_url = '" . $api->base_url . "'\n")
+	$self->append_conf('postgresql.conf', "hrflow_embed.base_url = '" . $api->base_url . "'\n")
 	  if $api;
 	foreach my $setting (sort keys %settings)
 	{
-		my $full = $setting =~ /\.|^(log|session_preload|shared_preload|wal|max_wal|max_files)_/
-		  ? $setting : "hrflow_embed.$setting";
-		$self->append_conf('postgresql.conf',
-			"$full = '$settings{$setting}'\n");
+		my $full =
+			$setting =~ /\.|^(log|session_preload|shared_preload|wal|max_wal|max_files)_/
+		  ? $setting
+		  : "hrflow_embed.$setting";
+		$self->append_conf('postgresql.conf', "$full = '$settings{$setting}'\n");
 	}
 	$self->start;
 	$self->safe_psql('postgres', 'CREATE EXTENSION hrflow_embed');
@@ -61,6 +61,7 @@ sub write_key
 
 	open(my $file, '>', $self->key_file) or die $!;
 	binmode $file;
+	chmod 0600, $self->key_file or die $!;
 	print $file $content;
 	close $file or die $!;
 	return;
@@ -69,8 +70,7 @@ sub write_key
 sub error_of
 {
 	my ($self, $sql) = @_;
-	my ($status, $out, $err) =
-	  $self->psql('postgres', "\\set VERBOSITY verbose\n$sql");
+	my ($status, $out, $err) = $self->psql('postgres', "\\set VERBOSITY verbose\n$sql");
 
 	return $err =~ /ERROR:\s+(.*)/ ? $1 : '';
 }

@@ -10,13 +10,19 @@
 #
 # Connections are served side by side, a process each, and end when the
 # function returns.  A peer without a function never accepts.
+#
+# A function may pass a connection on to another server, or end it with a reset:
+#       Hrflow::RawPeer::forward($socket, $port);
+#       Hrflow::RawPeer::reset_connection($socket);
+# With both, a peer in front of a TLS server chooses whose handshake is reset:
+#       sysread($socket, my $hello, 1) if $n == 4;    # the fifth connection's
 package Hrflow::RawPeer;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use IO::Socket::INET;
-use POSIX qw(WNOHANG);
-use Socket qw(IPPROTO_TCP TCP_NODELAY);
+use POSIX  qw(WNOHANG);
+use Socket qw(IPPROTO_TCP SO_LINGER SOL_SOCKET TCP_NODELAY);
 
 sub new
 {
@@ -44,7 +50,7 @@ sub new
 		_serve($listener, $ours, $serve);
 	}
 	close $ours;
-	$self->{alive} = $theirs;	# ends the peer when we do
+	$self->{alive} = $theirs;    # ends the peer when we do
 	return $self;
 }
 
@@ -98,6 +104,38 @@ sub read_request
 		$head .= $byte;
 	}
 	return $head;
+}
+
+# Pass bytes to and from a port of 127.0.0.1, until one side ends.
+sub forward
+{
+	my ($socket, $port) = @_;
+	my $other = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) or return;
+	my %across = (fileno($socket) => $other, fileno($other) => $socket);
+
+	setsockopt($other, IPPROTO_TCP, TCP_NODELAY, 1);
+	for (;;)
+	{
+		my $ready = '';
+		vec($ready, $_, 1) = 1 foreach keys %across;
+		next if select($ready, undef, undef, undef) < 0;
+		foreach my $from ($socket, $other)
+		{
+			next unless vec($ready, fileno($from), 1);
+			sysread($from, my $bytes, 65536)        or return;
+			$across{ fileno($from) }->print($bytes) or return;
+		}
+	}
+}
+
+# Close a connection with a reset, rather than an orderly end.
+sub reset_connection
+{
+	my ($socket) = @_;
+
+	setsockopt($socket, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0));
+	close($socket);
+	return;
 }
 
 sub stop

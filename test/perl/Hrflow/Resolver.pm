@@ -8,8 +8,8 @@
 package Hrflow::Resolver;
 
 use strict;
-use warnings;
-use File::Basename qw(dirname);
+use warnings FATAL => 'all';
+use File::Basename          qw(dirname);
 use PostgreSQL::Test::Utils ();
 
 sub new
@@ -36,7 +36,7 @@ sub DESTROY
 	{
 		my $value = $self->{before}{$name};
 		if (defined $value) { $ENV{$name} = $value; }
-		else { delete $ENV{$name}; }
+		else                { delete $ENV{$name}; }
 	}
 	return;
 }

@@ -9,7 +9,7 @@
 package Hrflow::Session;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use IPC::Run ();
 
 sub new
@@ -20,8 +20,7 @@ sub new
 	$self->{timeout} = IPC::Run::timeout($options{timeout} // 20);
 	$self->{psql} = IPC::Run::start(
 		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') ],
-		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err},
-		$self->{timeout});
+		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err}, $self->{timeout});
 	($self->{pid}) = $self->ask('SELECT pg_backend_pid();') =~ /(\d+)/;
 	return $self;
 }

@@ -6,18 +6,20 @@
 #   $api->log                  what was received since the last reset, a hash
 #                              a request
 #   $api->stats                counts of it
+#   $api->script('status=503', ms => 3000)
+#                              faults for whoever asks next; count => N
 #
 # It ends with the object, or with this process however that ends.
 package Hrflow::StandIn;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use Carp;
 use HTTP::Tiny;
 use IPC::Run ();
 use JSON::PP;
 use PostgreSQL::Test::Utils ();
-use Scalar::Util qw(weaken);
+use Scalar::Util            qw(weaken);
 
 my @started;
 
@@ -50,10 +52,9 @@ sub _start
 	my ($out, $err) = ('', '');
 
 	$self->{in} = '';
-	$self->{process} = IPC::Run::start(
-		[ $ENV{HRFLOW_API}, '--dir', $self->{dir}, '--stdin', @options ],
-		'<', \$self->{in}, '>', \$out, '2>', \$err,
-		IPC::Run::timer(60));
+	$self->{process} =
+	  IPC::Run::start([ $ENV{HRFLOW_API}, '--dir', $self->{dir}, '--stdin', @options ],
+		'<', \$self->{in}, '>', \$out, '2>', \$err, IPC::Run::timer(60));
 	while ($out !~ /^ready$/m)
 	{
 		croak "the stand-in API did not start: $err"
@@ -66,10 +67,10 @@ sub _start
 	return;
 }
 
-sub http { return $_[0]{http}; }
+sub http  { return $_[0]{http}; }
 sub https { return $_[0]{https}; }
-sub ca { return $_[0]{ca}; }
-sub dir { return $_[0]{dir}; }
+sub ca    { return $_[0]{ca}; }
+sub dir   { return $_[0]{dir}; }
 
 sub base_url
 {
@@ -84,8 +85,7 @@ sub base_url
 sub get
 {
 	my ($self, $path) = @_;
-	my $reply =
-	  HTTP::Tiny->new(timeout => 20)->get("http://127.0.0.1:$self->{http}$path");
+	my $reply = HTTP::Tiny->new(timeout => 20)->get("http://127.0.0.1:$self->{http}$path");
 
 	croak "the stand-in API answered $path with $reply->{status}"
 	  unless $reply->{success};
@@ -109,6 +109,16 @@ sub reset
 {
 	my ($self) = @_;
 	$self->get('/reset');
+	return;
+}
+
+# Add a step to the stand-in's script; see its README.
+sub script
+{
+	my ($self, $faults, %limits) = @_;
+
+	$faults =~ s/([^\w.~-])/sprintf '%%%02X', ord $1/ge;
+	$self->get(join '&', "/script?fault=$faults", map { "$_=$limits{$_}" } sort keys %limits);
 	return;
 }
 
@@ -148,8 +158,7 @@ sub restart
 	my ($self, @options) = @_;
 
 	$self->stop;
-	$self->_start('--http', $self->{http}, '--https', $self->{https},
-		@options);
+	$self->_start('--http', $self->{http}, '--https', $self->{https}, @options);
 	return;
 }
 

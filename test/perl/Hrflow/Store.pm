@@ -15,7 +15,7 @@
 package Hrflow::Store;
 
 use strict;
-use warnings;
+use warnings FATAL => 'all';
 use IPC::Run ();
 
 our $FIELDS = '{"profile": 1, "skills": 1}';
@@ -23,7 +23,10 @@ our $FIELDS = '{"profile": 1, "skills": 1}';
 sub new
 {
 	my ($class, $node, $api, $name, %options) = @_;
-	my $self = bless { node => $node, api => $api, name => $name,
+	my $self = bless {
+		node => $node,
+		api => $api,
+		name => $name,
 		owner => $options{owner} // 'keeper' }, $class;
 	my $owner = $self->{owner};
 
@@ -50,7 +53,8 @@ BEGIN
 	RETURN NULL;
 END \$\$;
 CREATE TRIGGER note_claim AFTER UPDATE ON $name.embedding_profile FOR EACH ROW
-	WHEN (NEW.lease_until > OLD.lease_until OR (OLD.lease_until IS NULL AND NEW.lease_until IS NOT NULL))
+	WHEN (NEW.lease_until > OLD.lease_until
+		OR (OLD.lease_until IS NULL AND NEW.lease_until IS NOT NULL))
 	EXECUTE FUNCTION $name.note_claim();
 END
 	return $self;
@@ -67,8 +71,11 @@ sub fill
 {
 	my ($self, $n) = @_;
 
-	$self->sql("INSERT INTO $self->{name}.candidate (hrflow_id)
-		SELECT (ARRAY['nurse', 'welder', 'cook', 'driver'])[1 + i % 4] || '-' || i FROM generate_series(1, $n) i");
+	$self->sql(
+		"INSERT INTO $self->{name}.candidate (hrflow_id)
+		SELECT (ARRAY['nurse', 'welder', 'cook', 'driver'])[1 + i % 4] || '-' || i
+			FROM generate_series(1, $n) i"
+	);
 	return;
 }
 
@@ -76,7 +83,10 @@ sub _statement
 {
 	my ($self, $arguments) = @_;
 	return "CALL hrflow_refresh('$self->{name}.embedding', "
-	  . join(', ', $arguments // (), $arguments && $arguments =~ /fields/ ? () : "fields => '$FIELDS'") . ')';
+	  . join(', ',
+		$arguments // (),
+		$arguments && $arguments =~ /fields/ ? () : "fields => '$FIELDS'")
+	  . ')';
 }
 
 sub start_call
@@ -84,13 +94,24 @@ sub start_call
 	my ($self, $arguments, %options) = @_;
 	my %call = (out => '', err => '');
 
-	local $ENV{PGOPTIONS} = $options{settings}
-	  ? join(' ', map { "-c $_=$options{settings}{$_}" } sort keys %{ $options{settings} }) : '';
+	local $ENV{PGOPTIONS} =
+	  $options{settings}
+	  ? join(' ', map { "-c $_=$options{settings}{$_}" } sort keys %{ $options{settings} })
+	  : '';
 	local $ENV{PGAPPNAME} = $options{application} // 'refresh';
 	$call{process} = IPC::Run::start(
-		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $self->{node}->connstr('postgres'),
-			'-c', 'SET ROLE ' . ($options{role} // $self->{owner}), '-c', $self->_statement($arguments) ],
-		'<', \'', '>', \$call{out}, '2>', \$call{err}, IPC::Run::timeout(300));
+		[   'psql', '-XAtq',
+			'-v', 'VERBOSITY=verbose',
+			'-d', $self->{node}->connstr('postgres'),
+			'-c', 'SET ROLE ' . ($options{role} // $self->{owner}),
+			'-c', $self->_statement($arguments) ],
+		'<',
+		\'',
+		'>',
+		\$call{out},
+		'2>',
+		\$call{err},
+		IPC::Run::timeout(300));
 	return \%call;
 }
 
@@ -111,7 +132,8 @@ sub call
 sub states
 {
 	my ($self) = @_;
-	return $self->sql("SELECT string_agg(state || ' ' || n, ', ' ORDER BY state COLLATE \"C\")
+	return $self->sql(
+		"SELECT string_agg(state || ' ' || n, ', ' ORDER BY state COLLATE \"C\")
 		FROM (SELECT state, count(*) AS n FROM $self->{name}.embedding_profile GROUP BY 1) s");
 }
 
@@ -120,8 +142,10 @@ sub hasten
 {
 	my ($self, $where) = @_;
 
-	$self->sql("UPDATE $self->{name}.embedding_profile SET lease_until = NULL, due_at = LEAST(due_at, now()) WHERE "
-		. ($where // "state = 'due'"));
+	$self->sql(
+		"UPDATE $self->{name}.embedding_profile
+			SET lease_until = NULL, due_at = LEAST(due_at, now()) WHERE "
+		  . ($where // "state = 'due'"));
 	return;
 }
 
@@ -130,7 +154,8 @@ sub wrong_vectors
 	my ($self, $where) = @_;
 	$where //= 'true';
 	return $self->sql(<<"END");
-SELECT count(*) FROM (SELECT profile_id, section, item, vector FROM $self->{name}.embedding WHERE $where) e
+SELECT count(*) FROM (SELECT profile_id, section, item, vector FROM $self->{name}.embedding
+	WHERE $where) e
 FULL JOIN (SELECT profile_id, section, item, vector FROM hrflow_profile_vectors('acme',
 	(SELECT array_agg(profile_id) FROM $self->{name}.embedding_profile WHERE $where), '$FIELDS')) v
 USING (profile_id, section, item) WHERE e.vector IS DISTINCT FROM v.vector
@@ -155,8 +180,11 @@ sub asked
 sub backends
 {
 	my ($self) = @_;
-	return split /\n/, $self->{node}->safe_psql('postgres',
-		"SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active'");
+	return split /\n/, $self->{node}->safe_psql(
+		'postgres',
+		"SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%'
+			AND state = 'active'"
+	);
 }
 
 1;

@@ -1,0 +1,335 @@
+/*-------------------------------------------------------------------------
+ *
+ * ahead_bound.c
+ *		How many rows of a read-ahead node its query needs.
+ *
+ * A request is paid for, so none is sent for a row that the query may not
+ * return.  Two hooks tell a node what the executor does not: ExecutorStart
+ * finds the nodes above it, which may need fewer rows than it has, and
+ * ExecutorRun the number of rows that the caller wants, such as FETCH 10.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/ahead.h"
+#include "compat.h"
+#include "miscadmin.h"
+
+static ExecutorStart_hook_type previous_start_hook = NULL;
+static ExecutorRun_hook_type previous_run_hook = NULL;
+
+/* All states between their initialization and their end. */
+static dlist_head live_states = DLIST_STATIC_INIT(live_states);
+
+/* A number of rows that is larger than any other. */
+#define ALL_ROWS PG_INT64_MAX
+
+/*
+ * How many rows a node will be asked for from now on, the one that it is about
+ * to return included.
+ */
+typedef struct RowsNeeded
+{
+	int64		most;			/* no more than these; or ALL_ROWS */
+	bool		is_certain;		/* all of them, unless the node has fewer */
+} RowsNeeded;
+
+/*
+ * ------------------------------------------------------------------------
+ * From a node to the one below it
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * LIMIT.  It has computed its count and offset before it asks for a row.
+ * nodeLimit.c's "position" counts the rows that it has taken from below.
+ */
+static RowsNeeded
+pass_limit(const LimitState *limit, RowsNeeded needed)
+{
+	int64		skipped = Max(limit->offset - limit->position, 0);
+
+	if (needed.most != ALL_ROWS)
+		needed.most += skipped;
+	if (!limit->noCount)
+	{
+		/* WITH TIES asks for one more, to find that it is no tie. */
+		needed.most = Min(needed.most, limit->offset + limit->count -
+						  limit->position);
+		needed.most = Max(needed.most, 1);
+	}
+	return needed;
+}
+
+/*
+ * Rows that a node needs from the one below it, when "needed" are needed from
+ * the node.
+ */
+static RowsNeeded
+pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
+{
+	static const RowsNeeded all = {ALL_ROWS, true};
+	static const RowsNeeded unknown = {ALL_ROWS, false};
+	HrflowAheadState *ahead;
+
+	switch (nodeTag(ps))
+	{
+		case T_LimitState:
+			return pass_limit((LimitState *) ps, needed);
+
+			/* These return at most one row for each row from below. */
+		case T_ResultState:
+		case T_SubqueryScanState:
+		case T_LockRowsState:
+		case T_MaterialState:
+		case T_IncrementalSortState:
+		case T_UniqueState:
+		case T_GroupState:
+		case T_AppendState:
+			return needed;
+		case T_WindowAggState:
+			if (((WindowAgg *) ps->plan)->runCondition != NIL)
+				needed.is_certain = false;
+			return needed;
+		case T_CustomScanState:
+			ahead = hrflow_ahead_get_state(ps);
+			if (ahead == NULL)
+				return unknown;
+			if (needed.most != ALL_ROWS)
+				needed.most = Max(needed.most - ahead->nrows, 1);
+			return needed;
+
+			/* These take all rows before they return one. */
+		case T_SortState:
+		case T_HashState:
+			return all;
+		case T_AggState:
+			return ((Agg *) ps->plan)->aggstrategy == AGG_SORTED ? needed : all;
+		case T_ModifyTableState:
+			return ((ModifyTable *) ps->plan)->returningLists == NIL ? all :
+				needed;
+
+			/* These take all rows if they return all. */
+		case T_NestLoopState:
+			if (below == outerPlanState(ps) && needed.most == ALL_ROWS)
+				return needed;
+			return unknown;
+		case T_MergeAppendState:
+		case T_ProjectSetState:
+			return needed.most == ALL_ROWS ? needed : unknown;
+		default:
+			return unknown;
+	}
+}
+
+/*
+ * How many rows may be ahead, the one to be returned next included?  At least
+ * one; at most "most".
+ *
+ * Where it is not known how many rows are needed, there may be as many as
+ * were returned, and one: then at most one request more is in vain than were
+ * of use.
+ */
+int
+hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
+{
+	RowsNeeded	needed = {ALL_ROWS, false};
+	int64		allowed;
+	ListCell   *cell;
+
+	if (state->is_bounded && state->is_placed)
+	{
+		needed.is_certain = true;
+		if (state->count > 0)
+			needed.most = Max((int64) (state->count -
+									   state->css.ss.ps.state->es_processed), 1);
+		foreach(cell, state->ancestors)
+		{
+			ListCell   *next = lnext(state->ancestors, cell);
+
+			needed = pass_node(lfirst(cell), next != NULL ? lfirst(next) :
+							   &state->css.ss.ps, needed);
+		}
+	}
+	allowed = Min(needed.most, most);
+	if (!needed.is_certain)
+		allowed = Min(allowed, state->nreturned + 1);
+	return (int) allowed;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Hooks
+ * ------------------------------------------------------------------------
+ */
+
+static void find_states(PlanState *ps, List *ancestors);
+
+static void
+find_states_in(PlanState **children, int n, List *ancestors)
+{
+	for (int i = 0; i < n; i++)
+		find_states(children[i], ancestors);
+}
+
+/*
+ * Tell each read-ahead node below "ps", or at it, what nodes are above it.
+ * Subplans are left out: it is not known how often they run, nor how far.
+ */
+static void
+find_states(PlanState *ps, List *ancestors)
+{
+	HrflowAheadState *ahead;
+	List	   *path;
+
+	if (ps == NULL)
+		return;
+	check_stack_depth();
+
+	ahead = hrflow_ahead_get_state(ps);
+	if (ahead != NULL)
+	{
+		ahead->ancestors = ancestors;
+		ahead->is_placed = true;
+	}
+
+	path = lappend(list_copy(ancestors), ps);
+	find_states(outerPlanState(ps), path);
+	find_states(innerPlanState(ps), path);
+	switch (nodeTag(ps))
+	{
+		case T_AppendState:
+			find_states_in(((AppendState *) ps)->appendplans,
+						   ((AppendState *) ps)->as_nplans, path);
+			break;
+		case T_MergeAppendState:
+			find_states_in(((MergeAppendState *) ps)->mergeplans,
+						   ((MergeAppendState *) ps)->ms_nplans, path);
+			break;
+		case T_SubqueryScanState:
+			find_states(((SubqueryScanState *) ps)->subplan, path);
+			break;
+		case T_CustomScanState:
+			if (ahead != NULL)
+				find_states(linitial(ahead->css.custom_ps), path);
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+start_with_read_ahead(QueryDesc *query, int eflags)
+{
+	dlist_iter	iter;
+	bool		found = false;
+
+	if (previous_start_hook != NULL)
+		previous_start_hook(query, eflags);
+	else
+		standard_ExecutorStart(query, eflags);
+
+	dlist_foreach(iter, &live_states)
+	{
+		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
+
+		found |= state->css.ss.ps.state == query->estate;
+	}
+	if (found)
+	{
+		MemoryContext old = MemoryContextSwitchTo(query->estate->es_query_cxt);
+
+		find_states(query->planstate, NIL);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/*
+ * Set what the states of a query know of the caller, before and after.
+ */
+static void
+set_bound(EState *estate, bool is_bounded, uint64 count)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &live_states)
+	{
+		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
+
+		if (state->css.ss.ps.state != estate)
+			continue;
+		state->is_bounded = is_bounded;
+		state->count = count;
+	}
+}
+
+static void
+pause_states(EState *estate)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &live_states)
+	{
+		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
+
+		if (state->css.ss.ps.state == estate)
+			hrflow_ahead_pause(state);
+	}
+}
+
+static void
+run_with_read_ahead(HRFLOW_EXECUTOR_RUN_PARAMETERS)
+{
+	set_bound(query->estate, true, count);
+	if (previous_run_hook != NULL)
+		previous_run_hook(HRFLOW_EXECUTOR_RUN_ARGUMENTS);
+	else
+		standard_ExecutorRun(HRFLOW_EXECUTOR_RUN_ARGUMENTS);
+	pause_states(query->estate);
+	set_bound(query->estate, false, 0);
+}
+
+void
+hrflow_ahead_install_executor(void)
+{
+	previous_start_hook = ExecutorStart_hook;
+	ExecutorStart_hook = start_with_read_ahead;
+	previous_run_hook = ExecutorRun_hook;
+	ExecutorRun_hook = run_with_read_ahead;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Live states
+ * ------------------------------------------------------------------------
+ */
+
+void
+hrflow_ahead_remove_live(HrflowAheadState *state)
+{
+	if (state->is_live)
+		dlist_delete(&state->live);
+	state->is_live = false;
+}
+
+static void
+forget_state(void *arg)
+{
+	hrflow_ahead_remove_live(arg);
+}
+
+/*
+ * Enter a state in the list.  The executor does not end its nodes after an
+ * error, but then the memory of the query is freed.
+ */
+void
+hrflow_ahead_add_live(HrflowAheadState *state)
+{
+	dlist_push_tail(&live_states, &state->live);
+	state->is_live = true;
+	state->on_reset.func = forget_state;
+	state->on_reset.arg = state;
+	MemoryContextRegisterResetCallback(state->css.ss.ps.state->es_query_cxt,
+									   &state->on_reset);
+}

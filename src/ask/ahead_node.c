@@ -1,0 +1,789 @@
+/*-------------------------------------------------------------------------
+ *
+ * ahead_node.c
+ *		The read-ahead in the executor: the node HrflowReadAhead.
+ *
+ * The node keeps a queue of rows of its child.  When a row is read, the
+ * arguments of its calls are evaluated and their requests submitted to the
+ * node's transport.  A row is returned when the replies of its calls have
+ * come.  Rows are returned in the order of the child, and an error is raised
+ * only when its row is to be returned.
+ *
+ * Everything but the calls is computed by the node's projection when the row
+ * is returned, and so are calls that cannot be issued ahead: the node then
+ * evaluates the call itself, which does what it does without read-ahead.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "ask/ahead.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/ruleutils.h"
+
+/*
+ * Rows that are read ahead, for each request that may be in flight: enough for
+ * those behind a slow one to proceed.
+ */
+#define ROWS_PER_REQUEST 4
+
+/*
+ * What a call is taken to need before any was done, in bytes: a vector of 2,048
+ * elements.
+ */
+#define BYTES_OF_A_CALL 8192
+
+/*
+ * ------------------------------------------------------------------------
+ * Calls
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * No row after this one is returned, for its call has failed or will fail:
+ * send nothing more on behalf of later rows.
+ */
+static void
+stop_at(HrflowAheadState *state, int64 row)
+{
+	state->stops_at = Min(state->stops_at, row);
+	if (state->next_number > row + 1)
+		hrflow_transport_stop(state->transport);
+}
+
+/*
+ * Will this call raise an error?  With hrflow_embed.on_missing = null that of a
+ * missing profile does not.
+ */
+static bool
+has_failed(const HrflowCall *call)
+{
+	if (call->state == HRFLOW_CALL_DONE && call->settings->missing_is_null &&
+		(call->result.status == HRFLOW_NOT_FOUND ||
+		 call->result.status == HRFLOW_NO_VECTOR))
+		return false;
+	return call->state == HRFLOW_CALL_INVALID ||
+		(call->state == HRFLOW_CALL_DONE && call->result.status != HRFLOW_OK);
+}
+
+static void
+submit_call(HrflowAheadState *state, HrflowAheadCall *ahead)
+{
+	if (state->transport == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(state->context);
+
+		state->transport = hrflow_transport_begin(state->settings, 0);
+		MemoryContextSwitchTo(old);
+	}
+	hrflow_call_submit(&ahead->call, state->transport);
+	state->nrequests++;
+	state->nsent++;
+	state->max_sent = Max(state->max_sent,
+						  Min(state->nsent, state->settings->max_concurrency));
+}
+
+static void
+take_reply(HrflowAheadState *state, HrflowReply *reply)
+{
+	HrflowAheadCall *ahead = (HrflowAheadCall *)
+	((char *) reply->tag - offsetof(HrflowAheadCall, call));
+	bool		gave_up = reply->stopped;
+	MemoryContext old = MemoryContextSwitchTo(ahead->context);
+
+	hrflow_call_take_reply(&ahead->call, state->transport, reply);
+	MemoryContextSwitchTo(old);
+
+	if (ahead->call.state == HRFLOW_CALL_SENT)
+	{
+		state->nrequests++;		/* it is sent again */
+		return;
+	}
+	state->nsent--;
+	if (ahead->call.state == HRFLOW_CALL_READY)
+	{
+		if (!gave_up)
+			submit_call(state, ahead);
+		return;
+	}
+	ahead->bytes = MemoryContextMemAllocated(ahead->context, true);
+	state->bytes += ahead->bytes;
+	state->largest = Max(state->largest, ahead->bytes);
+	if (has_failed(&ahead->call))
+		stop_at(state, ahead->first_row);
+}
+
+/*
+ * Take the replies that have come, without waiting, and start what may be
+ * sent: the query may take long between two rows.
+ */
+static void
+take_replies(HrflowAheadState *state)
+{
+	HrflowReply *reply;
+
+	while (state->nsent > 0 &&
+		   (reply = hrflow_transport_poll(state->transport)) != NULL)
+		take_reply(state, reply);
+}
+
+static uint32
+hash_request(const HrflowCall *call)
+{
+	const char *sent = call->body != NULL ? call->body : call->url;
+
+	return hash_bytes((const unsigned char *) sent, strlen(sent));
+}
+
+/*
+ * A call among those under way that makes the same request, or NULL.
+ */
+static HrflowAheadCall *
+find_equal_call(HrflowAheadState *state, const HrflowAheadCall *wanted)
+{
+	const HrflowCall *a = &wanted->call;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &state->calls)
+	{
+		HrflowAheadCall *other = dlist_container(HrflowAheadCall, node, iter.cur);
+		const HrflowCall *b = &other->call;
+
+		/* A call that has followed a link has forgotten its own request. */
+		if (other->hash == wanted->hash && a->function == b->function &&
+			(a->body != NULL ? strcmp(a->body, b->body) :
+			 strcmp(a->url, other->request)) == 0)
+			return other;
+	}
+	return NULL;
+}
+
+/*
+ * A row no longer needs a call.
+ */
+static void
+drop_call(HrflowAheadState *state, HrflowAheadCall *ahead)
+{
+	if (ahead == NULL || --ahead->nrows > 0)
+		return;
+	Assert(ahead->call.state != HRFLOW_CALL_SENT);
+	state->bytes -= ahead->bytes;
+	dlist_delete(&ahead->node);
+	MemoryContextDelete(ahead->context);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Arguments
+ * ------------------------------------------------------------------------
+ */
+
+static void
+evaluate_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
+{
+	for (int i = 0; i < column->nargs; i++)
+		column->values[i].value =
+			ExecEvalExprSwitchContext(column->args[i], state->args_context,
+									  &column->values[i].isnull);
+}
+
+/*
+ * Evaluate arguments that may raise an error.  Returns false when they do, or
+ * when that cannot be found out; then they are evaluated again when the row is
+ * reached.  As in PL/pgSQL, a subtransaction makes it safe to go on after an
+ * error.
+ */
+static bool
+try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
+{
+	MemoryContext old_context = CurrentMemoryContext;
+	ResourceOwner old_owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	if (IsInParallelMode())
+		return false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old_context);
+	PG_TRY();
+	{
+		evaluate_arguments(state, column);
+		ReleaseCurrentSubTransaction();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+
+		/* A cancel, or a server that is out of something, is not the row's. */
+		if (category == ERRCODE_OPERATOR_INTERVENTION ||
+			category == ERRCODE_INSUFFICIENT_RESOURCES)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(old_context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old_context);
+	CurrentResourceOwner = old_owner;
+	return done;
+}
+
+/*
+ * Take the settings for the scan, when its first request is to be made.  That
+ * raises an error where there is no key, and so must wait for the row: returns
+ * false if it is not the next one to be returned.
+ */
+static bool
+take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
+			  HrflowCall *call)
+{
+	ErrorContextCallback context;
+	MemoryContext old;
+
+	if (state->settings != NULL)
+		return true;
+	if (state->nrows > 0 || call->function->needs_key != state->needs_key)
+		return false;
+
+	hrflow_context_push(&context, hrflow_call_add_context, call);
+	old = MemoryContextSwitchTo(state->context);
+	state->settings = hrflow_settings_get(state->needs_key);
+	MemoryContextSwitchTo(old);
+	hrflow_context_pop(&context);
+	return true;
+}
+
+/*
+ * Make the call of a column for a row whose columns are in the slot for
+ * arguments, and submit its request.  Returns NULL when the call must be
+ * evaluated when its row is reached.
+ */
+static HrflowAheadCall *
+make_call(HrflowAheadState *state, HrflowAheadRow *row,
+		  HrflowAheadColumn *column)
+{
+	MemoryContext context;
+	MemoryContext old;
+	HrflowAheadCall *ahead;
+	HrflowAheadCall *equal;
+
+	if (column->is_safe)
+		evaluate_arguments(state, column);
+	else if (!try_arguments(state, column))
+	{
+		stop_at(state, row->number);
+		return NULL;
+	}
+
+	context = AllocSetContextCreate(state->context, "hrflow_embed call",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	ahead = palloc0(sizeof(HrflowAheadCall));
+	ahead->context = context;
+	ahead->first_row = row->number;
+	ahead->nrows = 1;
+	hrflow_call_read(&ahead->call, column->function, column->values);
+	if (ahead->call.state == HRFLOW_CALL_READ)
+	{
+		if (!take_settings(state, row, &ahead->call))
+		{
+			MemoryContextSwitchTo(old);
+			MemoryContextDelete(context);
+			return NULL;
+		}
+		hrflow_call_prepare(&ahead->call, state->settings);
+	}
+	MemoryContextSwitchTo(old);
+
+	if (ahead->call.state == HRFLOW_CALL_READY)
+	{
+		ahead->hash = hash_request(&ahead->call);
+		ahead->request = ahead->call.url;
+		equal = find_equal_call(state, ahead);
+		if (equal != NULL)
+		{
+			MemoryContextDelete(context);
+			equal->nrows++;
+			return equal;
+		}
+	}
+	dlist_push_tail(&state->calls, &ahead->node);
+	if (has_failed(&ahead->call))
+		stop_at(state, row->number);
+	else if (ahead->call.state == HRFLOW_CALL_READY &&
+			 row->number <= state->stops_at)
+		submit_call(state, ahead);
+	return ahead;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Rows
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Store a row of the child as a scan tuple, whose calls are NULL as yet.
+ */
+static void
+store_scan_tuple(HrflowAheadState *state, TupleTableSlot *scan,
+				 TupleTableSlot *child)
+{
+	slot_getallattrs(child);
+	ExecClearTuple(scan);
+	memcpy(scan->tts_values, child->tts_values,
+		   state->nchild * sizeof(Datum));
+	memcpy(scan->tts_isnull, child->tts_isnull, state->nchild * sizeof(bool));
+	for (int i = 0; i < state->ncolumns; i++)
+	{
+		scan->tts_values[state->nchild + i] = (Datum) 0;
+		scan->tts_isnull[state->nchild + i] = true;
+	}
+	ExecStoreVirtualTuple(scan);
+}
+
+/*
+ * Read a row of the child, and issue its calls.
+ */
+static void
+read_row(HrflowAheadState *state)
+{
+	TupleTableSlot *slot = ExecProcNode(linitial(state->css.custom_ps));
+	HrflowAheadRow *row;
+	MemoryContext old;
+
+	if (TupIsNull(slot))
+	{
+		state->child_ended = true;
+		return;
+	}
+
+	old = MemoryContextSwitchTo(state->context);
+	row = palloc0(offsetof(HrflowAheadRow, calls) +
+				  state->ncolumns * sizeof(HrflowAheadCall *));
+	row->tuple = ExecCopySlotMinimalTuple(slot);
+	row->number = state->next_number++;
+	state->bytes += row->tuple->t_len;
+	MemoryContextSwitchTo(old);
+
+	ResetExprContext(state->args_context);
+	store_scan_tuple(state, state->args_slot, slot);
+	state->args_context->ecxt_scantuple = state->args_slot;
+	for (int i = 0; i < state->ncolumns; i++)
+		row->calls[i] = make_call(state, row, &state->columns[i]);
+
+	dlist_push_tail(&state->rows, &row->node);
+	state->nrows++;
+	state->max_rows = Max(state->max_rows, state->nrows);
+}
+
+static void
+drop_row(HrflowAheadState *state, HrflowAheadRow *row)
+{
+	for (int i = 0; i < state->ncolumns; i++)
+		drop_call(state, row->calls[i]);
+	state->bytes -= row->tuple->t_len;
+	pfree(row->tuple);
+	pfree(row);
+}
+
+/*
+ * May one more row be read ahead?  The first one always may.
+ */
+static bool
+has_memory(const HrflowAheadState *state)
+{
+	return state->nrows == 0 ||
+		state->bytes + (state->nsent + 1) * state->largest <=
+		(Size) work_mem * 1024;
+}
+
+/*
+ * Read as many rows as the query needs, and as we have room for.
+ */
+static void
+read_rows(HrflowAheadState *state)
+{
+	int			most = 1;
+	int			allowed;
+
+	if (state->nrows == 0)
+		state->stops_at = PG_INT64_MAX;
+	do
+	{
+		if (state->settings != NULL)
+			most = ROWS_PER_REQUEST * state->settings->max_concurrency;
+		allowed = hrflow_ahead_rows_allowed(state, most);
+		if (state->child_ended || state->nrows >= allowed ||
+			state->next_number > state->stops_at || !has_memory(state))
+			break;
+		read_row(state);
+	} while (true);
+}
+
+/*
+ * Give up what is in flight, and forget the rows that were read.
+ */
+static void
+forget_rows(HrflowAheadState *state)
+{
+	if (state->transport != NULL)
+		hrflow_transport_end(state->transport);
+	state->transport = NULL;
+	state->settings = NULL;
+	dlist_init(&state->rows);
+	dlist_init(&state->calls);
+	state->nrows = 0;
+	state->nsent = 0;
+	state->bytes = 0;
+	state->current = NULL;
+	MemoryContextReset(state->context);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Returning rows
+ * ------------------------------------------------------------------------
+ */
+
+static TupleTableSlot *
+project_row(HrflowAheadState *state)
+{
+	ScanState  *ss = &state->css.ss;
+
+	if (ss->ps.ps_ProjInfo == NULL)
+		return ss->ss_ScanTupleSlot;
+	return ExecProject(ss->ps.ps_ProjInfo);
+}
+
+/*
+ * Return a row of the child, whose calls are in "calls"; where that, or an
+ * element of it, is NULL, the call itself is evaluated.
+ */
+static TupleTableSlot *
+return_row(HrflowAheadState *state, TupleTableSlot *child,
+		   HrflowAheadCall **calls)
+{
+	ScanState  *ss = &state->css.ss;
+	TupleTableSlot *scan = ss->ss_ScanTupleSlot;
+	ExprContext *econtext = ss->ps.ps_ExprContext;
+
+	ResetExprContext(econtext);
+	store_scan_tuple(state, scan, child);
+	econtext->ecxt_scantuple = scan;
+	for (int i = 0; i < state->ncolumns; i++)
+	{
+		HrflowAheadColumn *column = &state->columns[i];
+		HrflowAheadCall *ahead = calls == NULL ? NULL : calls[i];
+		Datum		value;
+		bool		isnull;
+
+		if (ahead != NULL && ahead->call.state != HRFLOW_CALL_READY)
+			value = hrflow_call_value(&ahead->call, &isnull);
+		else
+			value = ExecEvalExprSwitchContext(column->whole, econtext, &isnull);
+		scan->tts_values[column->attno] = value;
+		scan->tts_isnull[column->attno] = isnull;
+	}
+	return project_row(state);
+}
+
+/*
+ * Return the next row of the child by itself.
+ */
+static TupleTableSlot *
+return_row_alone(HrflowAheadState *state)
+{
+	TupleTableSlot *slot = ExecProcNode(linitial(state->css.custom_ps));
+
+	if (TupIsNull(slot))
+		return NULL;
+	return return_row(state, slot, NULL);
+}
+
+/*
+ * Return the previous row.  The child is some rows ahead of us: take it back
+ * to the row that we returned last.
+ */
+static TupleTableSlot *
+return_previous_row(HrflowAheadState *state)
+{
+	int			nsteps = state->nrows;
+
+	if (state->child_ended && !state->has_ended)
+		nsteps++;
+	for (; nsteps > 0; nsteps--)
+		(void) ExecProcNode(linitial(state->css.custom_ps));
+	forget_rows(state);
+	state->child_ended = false;
+	state->has_ended = false;
+	return return_row_alone(state);
+}
+
+/*
+ * Return the first of the rows that were read ahead, when its replies have
+ * come.
+ */
+static TupleTableSlot *
+return_first_row(HrflowAheadState *state)
+{
+	HrflowAheadRow *row = dlist_container(HrflowAheadRow, node,
+										  dlist_head_node(&state->rows));
+	ErrorContextCallback context;
+
+	for (int i = 0; i < state->ncolumns; i++)
+	{
+		HrflowAheadCall *ahead = row->calls[i];
+
+		if (ahead == NULL)
+			continue;
+		hrflow_context_push(&context, hrflow_call_add_context, &ahead->call);
+		while (ahead->call.state == HRFLOW_CALL_SENT)
+			take_reply(state, hrflow_transport_next(state->transport));
+		hrflow_context_pop(&context);
+	}
+
+	dlist_delete(&row->node);
+	state->nrows--;
+	state->nreturned++;
+	state->current = row;
+	ExecForceStoreMinimalTuple(row->tuple, state->row_slot, false);
+	return return_row(state, state->row_slot, row->calls);
+}
+
+static TupleTableSlot *
+exec_read_ahead(CustomScanState *css)
+{
+	HrflowAheadState *state = (HrflowAheadState *) css;
+	EState	   *estate = css->ss.ps.state;
+
+	CHECK_FOR_INTERRUPTS();
+
+	/*
+	 * EvalPlanQual() checks one row again that was changed by others: its
+	 * plan state is one of its own, in which nothing is read ahead.
+	 */
+	if (estate->es_epq_active != NULL)
+		return return_row_alone(state);
+	if (!ScanDirectionIsForward(estate->es_direction))
+		return return_previous_row(state);
+
+	if (state->current != NULL)
+		drop_row(state, state->current);
+	state->current = NULL;
+
+	take_replies(state);
+	if (hrflow_settings_read_ahead())
+		read_rows(state);
+	if (state->nrows > 0)
+		return return_first_row(state);
+	if (!state->child_ended && !hrflow_settings_read_ahead())
+	{
+		TupleTableSlot *slot = return_row_alone(state);
+
+		state->child_ended = slot == NULL;
+		state->has_ended = slot == NULL;
+		return slot;
+	}
+	state->has_ended = true;
+	return NULL;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The other methods of the node
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Will evaluating this never raise an error?
+ */
+static bool
+may_raise_walker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, Var) || IsA(node, Const) || IsA(node, Param))
+		return false;
+	if (IsA(node, RelabelType) || IsA(node, List))
+		return expression_tree_walker(node, may_raise_walker, context);
+	return true;
+}
+
+/*
+ * Initialize a call's column: "call" has the Vars of the query, "args" those
+ * of the scan tuple.
+ *
+ * ExecInitExpr() checks that the user may execute the function, as it does
+ * where the call is in a target list.
+ */
+static void
+init_column(HrflowAheadState *state, HrflowAheadColumn *column,
+			FuncExpr *call, List *args, int attno)
+{
+	PlanState  *ps = &state->css.ss.ps;
+	FuncExpr   *whole = copyObject(call);
+	FmgrInfo	finfo;
+	ListCell   *cell;
+
+	whole->args = args;
+	fmgr_info(call->funcid, &finfo);
+	column->function = hrflow_single_find(finfo.fn_addr);
+	column->attno = attno;
+	column->whole = ExecInitExpr((Expr *) whole, ps);
+	column->is_safe = !may_raise_walker((Node *) args, NULL);
+	column->args = palloc(list_length(args) * sizeof(ExprState *));
+	column->values = palloc0(list_length(args) * sizeof(NullableDatum));
+	foreach(cell, args)
+		column->args[column->nargs++] = ExecInitExpr(lfirst(cell), ps);
+}
+
+static void
+begin_read_ahead(CustomScanState *css, EState *estate, int eflags)
+{
+	HrflowAheadState *state = (HrflowAheadState *) css;
+	CustomScan *scan = (CustomScan *) css->ss.ps.plan;
+	PlanState  *child = ExecInitNode(linitial(scan->custom_plans), estate,
+									 eflags);
+	TupleDesc	scan_desc = css->ss.ss_ScanTupleSlot->tts_tupleDescriptor;
+	TupleDesc	child_desc = ExecGetResultType(child);
+
+	css->custom_ps = list_make1(child);
+	state->nchild = child_desc->natts;
+	state->ncolumns = list_length(scan->custom_exprs);
+	state->columns = palloc0(state->ncolumns * sizeof(HrflowAheadColumn));
+	for (int i = 0; i < state->ncolumns; i++)
+	{
+		TargetEntry *entry = list_nth(scan->custom_scan_tlist,
+									  state->nchild + i);
+
+		init_column(state, &state->columns[i], (FuncExpr *) entry->expr,
+					list_nth(scan->custom_exprs, i), state->nchild + i);
+		state->needs_key |= state->columns[i].function->needs_key;
+	}
+	state->args_context = CreateExprContext(estate);
+	state->args_slot = ExecInitExtraTupleSlot(estate, scan_desc,
+											  &TTSOpsVirtual);
+	state->row_slot = ExecInitExtraTupleSlot(estate, child_desc,
+											 &TTSOpsMinimalTuple);
+	state->context = AllocSetContextCreate(estate->es_query_cxt,
+										   "hrflow_embed read-ahead",
+										   ALLOCSET_DEFAULT_SIZES);
+	state->largest = BYTES_OF_A_CALL;
+	state->stops_at = PG_INT64_MAX;
+	dlist_init(&state->rows);
+	dlist_init(&state->calls);
+	if ((eflags & EXEC_FLAG_EXPLAIN_ONLY) == 0)
+		hrflow_ahead_add_live(state);
+}
+
+static void
+end_read_ahead(CustomScanState *css)
+{
+	HrflowAheadState *state = (HrflowAheadState *) css;
+
+	forget_rows(state);
+	hrflow_ahead_remove_live(state);
+	ExecEndNode(linitial(css->custom_ps));
+}
+
+static void
+rescan_read_ahead(CustomScanState *css)
+{
+	HrflowAheadState *state = (HrflowAheadState *) css;
+	PlanState  *child = linitial(css->custom_ps);
+
+	forget_rows(state);
+	state->child_ended = false;
+	state->has_ended = false;
+	state->nreturned = 0;
+	state->next_number = 0;
+	state->stops_at = PG_INT64_MAX;
+
+	/* ExecReScan() does this for the children that it knows. */
+	if (css->ss.ps.chgParam != NULL)
+		UpdateChangedParamSet(child, css->ss.ps.chgParam);
+	if (child->chgParam == NULL)
+		ExecReScan(child);
+}
+
+/*
+ * The executor is about to return to its caller, who may never ask for more:
+ * wait for the requests in flight, so that an open cursor holds no connection,
+ * nor the probe of a rate that others wait for.
+ */
+void
+hrflow_ahead_pause(HrflowAheadState *state)
+{
+	if (state->transport != NULL)
+		hrflow_transport_suspend(state->transport);
+}
+
+static void
+explain_read_ahead(CustomScanState *css, List *ancestors, ExplainState *es)
+{
+	HrflowAheadState *state = (HrflowAheadState *) css;
+	CustomScan *scan = (CustomScan *) css->ss.ps.plan;
+	List	   *context = set_deparse_context_plan(es->deparse_cxt,
+												   css->ss.ps.plan, ancestors);
+	bool		prefix = list_length(es->rtable) > 1 || es->verbose;
+	List	   *calls = NIL;
+
+	for (int i = 0; i < state->ncolumns; i++)
+	{
+		TargetEntry *entry = list_nth(scan->custom_scan_tlist,
+									  state->nchild + i);
+
+		calls = lappend(calls, deparse_expression((Node *) entry->expr, context,
+												  prefix, false));
+	}
+	ExplainPropertyList("Calls", calls, es);
+	if (!es->analyze)
+		return;
+	ExplainPropertyInteger("Requests", NULL, state->nrequests, es);
+	ExplainPropertyInteger("Maximum in Flight", NULL, state->max_sent, es);
+	ExplainPropertyInteger("Maximum Rows Ahead", NULL, state->max_rows, es);
+}
+
+static const CustomExecMethods exec_methods = {
+	.CustomName = HRFLOW_AHEAD_NAME,
+	.BeginCustomScan = begin_read_ahead,
+	.ExecCustomScan = exec_read_ahead,
+	.EndCustomScan = end_read_ahead,
+	.ReScanCustomScan = rescan_read_ahead,
+	.ExplainCustomScan = explain_read_ahead
+};
+
+static Node *
+create_read_ahead_state(CustomScan *scan)
+{
+	HrflowAheadState *state = (HrflowAheadState *)
+	newNode(sizeof(HrflowAheadState), T_CustomScanState);
+
+	state->css.methods = &exec_methods;
+	return (Node *) state;
+}
+
+const CustomScanMethods hrflow_ahead_scan_methods = {
+	.CustomName = HRFLOW_AHEAD_NAME,
+	.CreateCustomScanState = create_read_ahead_state
+};
+
+/*
+ * The state of a read-ahead node; NULL where "ps" is any other node.
+ */
+HrflowAheadState *
+hrflow_ahead_get_state(PlanState *ps)
+{
+	if (IsA(ps, CustomScanState) &&
+		((CustomScanState *) ps)->methods == &exec_methods)
+		return (HrflowAheadState *) ps;
+	return NULL;
+}

@@ -1,0 +1,257 @@
+/*-------------------------------------------------------------------------
+ *
+ * call.c
+ *		One call of a SQL function that returns one value: from its arguments
+ *		to its value or its error.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/call.h"
+
+/*
+ * CONTEXT of whatever goes wrong with a call: the link that is fetched, if
+ * any, and who was asked for.  A callback of hrflow_context_push().
+ */
+void
+hrflow_call_add_context(void *arg)
+{
+	const HrflowCall *call = arg;
+
+	if (call->link != NULL)
+		errcontext("HrFlow link %s",
+				   hrflow_response_scrub(hrflow_link_describe(call->link),
+										 call->settings->api_key));
+	if (call->function->add_context != NULL)
+		call->function->add_context(call);
+}
+
+/*
+ * Read the arguments.  Raises nothing because of their content: the call is
+ * then invalid.
+ */
+void
+hrflow_call_read(HrflowCall *call, const HrflowFunction *function,
+				 const NullableDatum *args)
+{
+	memset(call, 0, sizeof(*call));
+	call->function = function;
+	call->state = HRFLOW_CALL_READ;
+	function->read(call, args);
+	if (call->problem.message != NULL)
+		call->state = HRFLOW_CALL_INVALID;
+}
+
+/*
+ * Make the request that fetches a link, or finish the call when the link may
+ * not be fetched.
+ */
+static void
+prepare_link(HrflowCall *call, char *link)
+{
+	const char *refusal;
+	bool		by_name;
+
+	call->link = link;
+	refusal = hrflow_link_refusal(link, call->settings->link_hosts, &by_name);
+	if (refusal != NULL)
+	{
+		memset(&call->result, 0, sizeof(call->result));
+		call->result.status = HRFLOW_LINK_REFUSED;
+		call->result.is_link = true;
+		call->result.detail = unconstify(char *, refusal);
+		call->state = HRFLOW_CALL_DONE;
+		return;
+	}
+	call->url = link;
+	call->body = NULL;
+	call->target = by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK;
+	call->state = HRFLOW_CALL_READY;
+}
+
+/*
+ * Make the first request of a call whose arguments are read.
+ */
+void
+hrflow_call_prepare(HrflowCall *call, const HrflowSettings *settings)
+{
+	Assert(call->state == HRFLOW_CALL_READ);
+
+	call->settings = settings;
+	if (!call->function->needs_key)
+	{
+		prepare_link(call, call->link);
+		return;
+	}
+	call->target = HRFLOW_TO_API;
+	call->url = call->function->make_url(call);
+	call->state = HRFLOW_CALL_READY;
+	if (call->url == NULL)
+	{
+		call->problem.message = "request to the HrFlow API would be too long";
+		call->problem.detail = psprintf("Its URL would exceed %d bytes.",
+										HRFLOW_MAX_URL);
+		call->state = HRFLOW_CALL_INVALID;
+	}
+}
+
+/*
+ * Hand the request to a transport.  Its reply's tag is the call.
+ */
+void
+hrflow_call_submit(HrflowCall *call, HrflowTransport *transport)
+{
+	Assert(call->state == HRFLOW_CALL_READY);
+
+	if (call->body != NULL)
+		hrflow_transport_post(transport, call->url, call->body, call);
+	else
+		hrflow_transport_submit(transport, call->target, call->url, call);
+	call->state = HRFLOW_CALL_SENT;
+}
+
+/*
+ * Take a reply of the transport.  Afterwards the call is done, or its request
+ * is sent again, or its next request is ready to be submitted.  A request that
+ * the transport gave up, because it was stopped, is ready as before.
+ */
+void
+hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
+					   HrflowReply *reply)
+{
+	bool		is_link = HRFLOW_IS_LINK(reply->target);
+
+	Assert(call->state == HRFLOW_CALL_SENT);
+
+	if (reply->stopped)
+	{
+		hrflow_transport_release(transport, reply);
+		call->state = HRFLOW_CALL_READY;
+		return;
+	}
+
+	if (is_link)
+		hrflow_response_parse_vector(reply, &call->result);
+	else
+		hrflow_response_parse(reply, call->function->endpoint,
+							  call->settings->api_key, &call->result);
+	if (hrflow_transport_retry(transport, reply, call->result.status,
+							   call->result.transient))
+		return;
+	hrflow_transport_release(transport, reply);
+
+	call->state = HRFLOW_CALL_DONE;
+	if (call->result.status == HRFLOW_OK && call->function->follows_link &&
+		!is_link)
+	{
+		JsonbValue *link =
+		getIthJsonbValueFromContainer(&call->result.data->root, 0);
+
+		prepare_link(call, pnstrdup(link->val.string.val,
+									link->val.string.len));
+	}
+}
+
+/*
+ * The value of a call that is done, invalid or empty; or raise its error.
+ */
+Datum
+hrflow_call_value(HrflowCall *call, bool *isnull)
+{
+	ErrorContextCallback context;
+
+	*isnull = call->state == HRFLOW_CALL_EMPTY;
+	if (*isnull)
+		return (Datum) 0;
+
+	/* The arguments themselves have no CONTEXT: the function's call has. */
+	if (call->state == HRFLOW_CALL_INVALID && call->settings == NULL)
+		hrflow_argument_raise(&call->problem);
+
+	if (call->state == HRFLOW_CALL_DONE && call->result.status == HRFLOW_OK)
+		return call->function->returns_vector ?
+			PointerGetDatum(call->result.vector) :
+			JsonbPGetDatum(call->result.data);
+
+	if (call->state == HRFLOW_CALL_DONE &&
+		hrflow_missing_accept(call->settings, &call->result))
+	{
+		*isnull = true;
+		return (Datum) 0;
+	}
+
+	hrflow_context_push(&context, hrflow_call_add_context, call);
+
+	if (call->state == HRFLOW_CALL_INVALID)
+		hrflow_argument_raise(&call->problem);
+	Assert(call->state == HRFLOW_CALL_DONE);
+	hrflow_error_raise(&call->result);
+}
+
+/*
+ * The links, a list of HrflowLink, in the value of a call for a profile; or
+ * raise why they cannot be told apart.
+ */
+List *
+hrflow_call_links(HrflowCall *call)
+{
+	List	   *links;
+
+	if (!hrflow_links_collect(call->result.data, call->fields,
+							  call->settings->api_key, &links,
+							  &call->result.detail))
+	{
+		bool		isnull;
+
+		call->result.status = HRFLOW_INVALID_REPLY;
+		(void) hrflow_call_value(call, &isnull);
+	}
+	return links;
+}
+
+/*
+ * Make the requests of a call, and wait for their replies.
+ */
+static void
+ask(HrflowCall *call)
+{
+	HrflowTransport *transport;
+
+	hrflow_call_prepare(call, hrflow_settings_get(call->function->needs_key));
+	if (call->state != HRFLOW_CALL_READY)
+		return;
+
+	transport = hrflow_transport_begin(call->settings, 0);
+	do
+	{
+		if (call->state == HRFLOW_CALL_READY)
+			hrflow_call_submit(call, transport);
+		hrflow_call_take_reply(call, transport,
+							   hrflow_transport_next(transport));
+	} while (call->state == HRFLOW_CALL_READY ||
+			 call->state == HRFLOW_CALL_SENT);
+	hrflow_transport_end(transport);
+}
+
+/*
+ * Make a call from beginning to end, as a SQL function does.  Returns its
+ * value or raises its error.
+ */
+Datum
+hrflow_call_run(HrflowCall *call, const HrflowFunction *function,
+				FunctionCallInfo fcinfo, bool *isnull)
+{
+	ErrorContextCallback context;
+
+	hrflow_call_read(call, function, fcinfo->args);
+	if (call->state == HRFLOW_CALL_READ)
+	{
+		hrflow_context_push(&context, hrflow_call_add_context, call);
+
+		ask(call);
+
+		hrflow_context_pop(&context);
+	}
+	return hrflow_call_value(call, isnull);
+}

@@ -1,0 +1,173 @@
+/*-------------------------------------------------------------------------
+ *
+ * estimate.c
+ *		Tells the planner how many rows the functions for many return: one for
+ *		each element of their arrays, or for each vector or link.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/pathnodes.h"
+#include "nodes/supportnodes.h"
+#include "optimizer/pathnode.h"
+#include "utils/array.h"
+#include "utils/jsonb.h"
+
+PG_FUNCTION_INFO_V1(hrflow_elements_support);
+PG_FUNCTION_INFO_V1(hrflow_items_support);
+
+/*
+ * The number of rows that the path of an aggregate without GROUP BY reads;
+ * negative when this is none.
+ */
+static double
+aggregated_rows(Path *path)
+{
+	while (IsA(path, ProjectionPath))
+		path = ((ProjectionPath *) path)->subpath;
+	if (!IsA(path, AggPath) || ((AggPath *) path)->groupClause != NIL)
+		return -1;
+	return ((AggPath *) path)->subpath->rows;
+}
+
+/*
+ * The number of elements of an array that a subquery of this level makes, as
+ * ARRAY(SELECT ...) or (SELECT array_agg(...) ...); negative when this is none.
+ */
+static double
+elements_of_subquery(PlannerInfo *root, const Param *param)
+{
+	ListCell   *cell;
+
+	if (param->paramkind != PARAM_EXEC)
+		return -1;
+	foreach(cell, root->init_plans)
+	{
+		SubPlan    *plan = lfirst_node(SubPlan, cell);
+		PlannerInfo *subroot;
+		Path	   *path;
+
+		if (!list_member_int(plan->setParam, param->paramid))
+			continue;
+		subroot = list_nth(root->glob->subroots, plan->plan_id - 1);
+		path = fetch_upper_rel(subroot, UPPERREL_FINAL,
+							   NULL)->cheapest_total_path;
+		if (plan->subLinkType == ARRAY_SUBLINK)
+			return path->rows;
+		return plan->subLinkType == EXPR_SUBLINK ? aggregated_rows(path) : -1;
+	}
+	return -1;
+}
+
+/*
+ * The number of elements of an argument that is an array; negative when that
+ * is not known.
+ */
+static double
+array_elements(PlannerInfo *root, Node *node)
+{
+	if (IsA(node, ArrayCoerceExpr))
+		node = (Node *) ((ArrayCoerceExpr *) node)->arg;
+	if (IsA(node, Const))
+	{
+		const Const *constant = (const Const *) node;
+		ArrayType  *array;
+
+		if (constant->constisnull)
+			return 0;
+		array = DatumGetArrayTypeP(constant->constvalue);
+		return ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	}
+	if (IsA(node, ArrayExpr) && !((ArrayExpr *) node)->multidims)
+		return list_length(((ArrayExpr *) node)->elements);
+	if (IsA(node, Param) && root != NULL)
+		return elements_of_subquery(root, (const Param *) node);
+	return -1;
+}
+
+/*
+ * The number of items that "fields" asks for: one for a section, or as many as
+ * its list has.  1 when that is not known.
+ */
+static double
+items_of_fields(Node *node)
+{
+	const Const *constant = (const Const *) node;
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	double		items = 0;
+
+	if (!IsA(node, Const) || constant->constisnull)
+		return 1;
+	it = JsonbIteratorInit(&DatumGetJsonbP(constant->constvalue)->root);
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token != WJB_VALUE)
+			continue;
+		items += value.type == jbvBinary &&
+			JsonContainerIsArray(value.val.binary.data) ?
+			JsonContainerSize(value.val.binary.data) : 1;
+	}
+	return Max(items, 1);
+}
+
+/*
+ * Answer a planner's request: the rows of a call, by the longest of its
+ * arrays.  Returns NULL where one is not known, or this is not requested.
+ */
+static Node *
+estimate_rows(Node *request, bool by_item)
+{
+	SupportRequestRows *rows = (SupportRequestRows *) request;
+	double		nelements = 0;
+	double		nitems = 1;
+	ListCell   *cell;
+
+	if (!IsA(request, SupportRequestRows) || !IsA(rows->node, FuncExpr))
+		return NULL;
+	foreach(cell, ((FuncExpr *) rows->node)->args)
+	{
+		Node	   *argument = lfirst(cell);
+		Oid			type = exprType(argument);
+
+		if (type == TEXTARRAYOID)
+		{
+			double		n = array_elements(rows->root, argument);
+
+			if (n < 0)
+				return NULL;
+			nelements = Max(nelements, n);
+		}
+		else if (type == JSONBOID && by_item)
+			nitems = items_of_fields(argument);
+	}
+	rows->rows = nelements * nitems;
+	return request;
+}
+
+/*
+ * hrflow_elements_support(internal) RETURNS internal
+ *
+ * For functions with a row for each element.
+ */
+Datum
+hrflow_elements_support(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_POINTER(estimate_rows((Node *) PG_GETARG_POINTER(0), false));
+}
+
+/*
+ * hrflow_items_support(internal) RETURNS internal
+ *
+ * For functions with a row for each item of an element.
+ */
+Datum
+hrflow_items_support(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_POINTER(estimate_rows((Node *) PG_GETARG_POINTER(0), true));
+}

@@ -1,0 +1,674 @@
+/*-------------------------------------------------------------------------
+ *
+ * many.c
+ *		The SQL functions that ask for many profiles or texts, or fetch many
+ *		links, at once.
+ *
+ * Each makes a batch of a source, which reads arrays of text, and a sink,
+ * which stores rows.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "funcapi.h"
+#include "ask/batch.h"
+#include "nodes/primnodes.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/tuplestore.h"
+
+PG_FUNCTION_INFO_V1(hrflow_profile_embeddings);
+PG_FUNCTION_INFO_V1(hrflow_profile_links);
+PG_FUNCTION_INFO_V1(hrflow_profile_vectors);
+PG_FUNCTION_INFO_V1(hrflow_fetch_vectors);
+PG_FUNCTION_INFO_V1(hrflow_text_embeddings);
+
+/* The arguments of the functions for profiles, in their order. */
+enum
+{
+	ARG_SOURCE_ID,
+	ARG_PROFILE_IDS,
+	ARG_FIELDS,
+	ARG_PROFILE_REFERENCES,
+	ARG_PROFILE_EMAILS
+};
+
+/*
+ * ------------------------------------------------------------------------
+ * Arrays
+ * ------------------------------------------------------------------------
+ */
+
+/* Maximum number of arrays that describe an element. */
+#define MAX_ARRAYS 3
+
+/*
+ * An array of text; an element of the batch has an element of it.
+ */
+typedef struct TextArray
+{
+	const char *name;			/* of one element, for messages */
+	Datum	   *values;			/* NULL when no array was passed */
+	bool	   *nulls;
+} TextArray;
+
+/*
+ * Elements that arrays of text describe.
+ */
+typedef struct ArraySource
+{
+	HrflowSource base;
+	TextArray	arrays[MAX_ARRAYS]; /* profile_id, reference, e-mail; or link;
+									 * or text */
+	int			narrays;
+
+	/* For profiles: */
+	const char *source_id;		/* UTF-8; NULL: every element is invalid, */
+	const char *bad_source_id;	/* for this reason */
+	Jsonb	   *fields;			/* NULL: left out */
+	const char *fields_text;	/* the same in UTF-8 */
+
+	/* For texts: where they are sent. */
+	const char *text_url;
+} ArraySource;
+
+/*
+ * Read an argument that is an array of text, as the next array of the source.
+ * All must have the same length.
+ */
+static void
+add_array(ArraySource *source, FunctionCallInfo fcinfo, int argno,
+		  const char *name, const char *plural)
+{
+	TextArray  *array = &source->arrays[source->narrays++];
+	ArrayType  *argument;
+	int			n;
+
+	array->name = name;
+	if (PG_ARGISNULL(argno))
+		return;
+
+	argument = PG_GETARG_ARRAYTYPE_P(argno);
+	if (ARR_NDIM(argument) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a one-dimensional array", plural)));
+	deconstruct_array(argument, TEXTOID, -1, false, TYPALIGN_INT,
+					  &array->values, &array->nulls, &n);
+	if (source->base.nelements >= 0 && n != source->base.nelements)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arrays of identifiers must have the same length"),
+				 errdetail("%s has %d elements where another has %d.",
+						   plural, n, source->base.nelements)));
+	source->base.nelements = n;
+}
+
+/*
+ * Make a source of the only array that a function has.  NULL, which array_agg
+ * returns for no rows, is an array without elements.
+ */
+static void
+init_single_array_source(ArraySource *source, FunctionCallInfo fcinfo,
+						 const char *name, const char *plural)
+{
+	source->base.nelements = -1;
+	add_array(source, fcinfo, 0, name, plural);
+	source->base.nelements = Max(source->base.nelements, 0);
+}
+
+static inline bool
+is_null(const TextArray *array, int element)
+{
+	return array->values == NULL || array->nulls[element];
+}
+
+static bool
+is_empty_element(const ArraySource *source, int element)
+{
+	for (int i = 0; i < source->narrays; i++)
+	{
+		if (!is_null(&source->arrays[i], element))
+			return false;
+	}
+	return true;
+}
+
+static uint32
+hash_of_texts(const HrflowSource *source, int element)
+{
+	const ArraySource *self = (const ArraySource *) source;
+	uint32		hash = 0;
+
+	for (int i = 0; i < self->narrays; i++)
+	{
+		const TextArray *array = &self->arrays[i];
+		text	   *value;
+
+		if (is_null(array, element))
+			continue;
+		value = DatumGetTextPP(array->values[element]);
+		hash = hash_combine(hash, hash_bytes((unsigned char *) VARDATA_ANY(value),
+											 VARSIZE_ANY_EXHDR(value)) + i);
+	}
+	return hash;
+}
+
+static bool
+texts_equal(const HrflowSource *source, int a, int b)
+{
+	const ArraySource *self = (const ArraySource *) source;
+
+	for (int i = 0; i < self->narrays; i++)
+	{
+		const TextArray *array = &self->arrays[i];
+		text	   *value_a;
+		text	   *value_b;
+
+		if (is_null(array, a) != is_null(array, b))
+			return false;
+		if (is_null(array, a))
+			continue;
+		value_a = DatumGetTextPP(array->values[a]);
+		value_b = DatumGetTextPP(array->values[b]);
+		if (VARSIZE_ANY_EXHDR(value_a) != VARSIZE_ANY_EXHDR(value_b) ||
+			memcmp(VARDATA_ANY(value_a), VARDATA_ANY(value_b),
+				   VARSIZE_ANY_EXHDR(value_a)) != 0)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Profiles
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Was an argument written in the call, or is it the default?  Both can be a
+ * constant NULL; but a default is read from the catalog, where an expression
+ * has no location in a query's text.  A NULL that the planner computed counts
+ * as a default, too.
+ */
+static bool
+is_written(FunctionCallInfo fcinfo, int argno)
+{
+	Node	   *call = fcinfo->flinfo->fn_expr;
+	Node	   *argument;
+
+	if (call == NULL || !IsA(call, FuncExpr) ||
+		list_length(((FuncExpr *) call)->args) <= argno)
+		return false;
+	argument = list_nth(((FuncExpr *) call)->args, argno);
+	return !IsA(argument, Const) || ((Const *) argument)->location >= 0;
+}
+
+/*
+ * Read the arguments of a function for profiles.
+ */
+static void
+init_profile_source(ArraySource *source, FunctionCallInfo fcinfo)
+{
+	source->base.nelements = -1;
+	add_array(source, fcinfo, ARG_PROFILE_IDS, "profile_id", "profile_ids");
+	add_array(source, fcinfo, ARG_PROFILE_REFERENCES, "profile_reference",
+			  "profile_references");
+	add_array(source, fcinfo, ARG_PROFILE_EMAILS, "profile_email",
+			  "profile_emails");
+	if (source->base.nelements < 0)
+	{
+		if (!is_written(fcinfo, ARG_PROFILE_IDS) &&
+			!is_written(fcinfo, ARG_PROFILE_REFERENCES) &&
+			!is_written(fcinfo, ARG_PROFILE_EMAILS))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("no identifiers were given"),
+					 errhint("Pass profile_ids, profile_references or profile_emails.")));
+
+		/* array_agg returns NULL for no rows. */
+		source->base.nelements = 0;
+	}
+
+	source->fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
+										 PG_GETARG_JSONB_P(ARG_FIELDS));
+	source->fields_text = hrflow_fields_text(source->fields);
+	source->bad_source_id = "The source_id is null or empty.";
+	if (!PG_ARGISNULL(ARG_SOURCE_ID))
+	{
+		const char *source_id = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SOURCE_ID));
+
+		if (*source_id != '\0')
+		{
+			source->source_id = hrflow_text_to_utf8(source_id);
+			source->bad_source_id = "The source_id cannot be converted to UTF-8.";
+		}
+	}
+}
+
+/*
+ * Read an element's identifiers into a query.  Returns NULL, or why there is
+ * nothing to be asked for.
+ */
+static char *
+make_profile_query(const ArraySource *source, int element, HrflowQuery *query)
+{
+	const char *values[MAX_ARRAYS] = {NULL};
+
+	if (source->source_id == NULL)
+		return pstrdup(source->bad_source_id);
+
+	for (int i = 0; i < source->narrays; i++)
+	{
+		const TextArray *array = &source->arrays[i];
+		const char *value;
+
+		if (is_null(array, element))
+			continue;
+		value = TextDatumGetCString(array->values[element]);
+		if (*value == '\0')
+			return psprintf("The %s is empty.", array->name);
+		values[i] = hrflow_text_to_utf8(value);
+		if (values[i] == NULL)
+			return psprintf("The %s cannot be converted to UTF-8.",
+							array->name);
+	}
+	if (values[0] == NULL && values[1] == NULL && values[2] == NULL)
+		return pstrdup("All identifiers are null.");
+
+	query->source_id = source->source_id;
+	query->profile_id = values[0];
+	query->profile_reference = values[1];
+	query->profile_email = values[2];
+	query->fields = source->fields_text;
+	return NULL;
+}
+
+static HrflowElementKind
+make_profile_request(HrflowSource *source, int element,
+					 HrflowElementRequest *request, HrflowResult *problem)
+{
+	ArraySource *self = (ArraySource *) source;
+	HrflowQuery query;
+
+	problem->detail = make_profile_query(self, element, &query);
+	if (problem->detail != NULL)
+		return is_empty_element(self, element) ? HRFLOW_ELEMENT_EMPTY :
+			HRFLOW_ELEMENT_INVALID;
+	request->url = hrflow_request_profile(source->settings->base_url,
+										  source->settings->dialect, &query);
+	if (request->url == NULL)
+	{
+		problem->detail = "The URL would be too long.";
+		return HRFLOW_ELEMENT_INVALID;
+	}
+	return HRFLOW_ELEMENT_ASKED;
+}
+
+static Jsonb *
+fields_of_profile(const HrflowSource *source, int element)
+{
+	return ((const ArraySource *) source)->fields;
+}
+
+static const HrflowSourceMethods profile_source_methods = {
+	.endpoint = HRFLOW_PROFILE,
+	.hash = hash_of_texts,
+	.equal = texts_equal,
+	.make_request = make_profile_request,
+	.fields = fields_of_profile
+};
+
+/*
+ * ------------------------------------------------------------------------
+ * Links and texts
+ * ------------------------------------------------------------------------
+ */
+
+static HrflowElementKind
+make_link_request(HrflowSource *source, int element,
+				  HrflowElementRequest *request, HrflowResult *problem)
+{
+	const TextArray *links = &((ArraySource *) source)->arrays[0];
+
+	if (is_null(links, element))
+	{
+		problem->detail = "The link is null.";
+		return HRFLOW_ELEMENT_EMPTY;
+	}
+	request->url = TextDatumGetCString(links->values[element]);
+	return HRFLOW_ELEMENT_ASKED;
+}
+
+static HrflowElementKind
+make_text_request(HrflowSource *source, int element,
+				  HrflowElementRequest *request, HrflowResult *problem)
+{
+	ArraySource *self = (ArraySource *) source;
+	const TextArray *texts = &self->arrays[0];
+
+	if (is_null(texts, element))
+	{
+		problem->detail = "The text is null.";
+		return HRFLOW_ELEMENT_EMPTY;
+	}
+	request->url = self->text_url;
+	request->body = hrflow_make_text_body(texts->values[element],
+										  &problem->detail);
+	return request->body != NULL ? HRFLOW_ELEMENT_ASKED :
+		HRFLOW_ELEMENT_INVALID;
+}
+
+static const HrflowSourceMethods link_source_methods = {
+	.is_links = true,
+	.endpoint = HRFLOW_PROFILE,
+	.hash = hash_of_texts,
+	.equal = texts_equal,
+	.make_request = make_link_request
+};
+
+static const HrflowSourceMethods text_source_methods = {
+	.endpoint = HRFLOW_TEXT,
+	.hash = hash_of_texts,
+	.equal = texts_equal,
+	.make_request = make_text_request
+};
+
+/*
+ * ------------------------------------------------------------------------
+ * Rows
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Columns of a row that follow its ordinality and its identifiers.
+ */
+typedef enum RowColumn
+{
+	COLUMN_END,					/* there is no further column */
+	COLUMN_SECTION,
+	COLUMN_ITEM,
+	COLUMN_LINK,
+	COLUMN_VECTOR,
+	COLUMN_STATUS,
+	COLUMN_HTTP_STATUS,
+	COLUMN_DATA,
+	COLUMN_ERROR
+} RowColumn;
+
+static const RowColumn embedding_columns[] = {
+	COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_DATA, COLUMN_ERROR, COLUMN_END
+};
+
+static const RowColumn profile_link_columns[] = {
+	COLUMN_SECTION, COLUMN_ITEM, COLUMN_LINK, COLUMN_STATUS,
+	COLUMN_HTTP_STATUS, COLUMN_ERROR, COLUMN_END
+};
+
+static const RowColumn profile_vector_columns[] = {
+	COLUMN_SECTION, COLUMN_ITEM, COLUMN_VECTOR, COLUMN_STATUS,
+	COLUMN_HTTP_STATUS, COLUMN_ERROR, COLUMN_END
+};
+
+static const RowColumn vector_columns[] = {
+	COLUMN_VECTOR, COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_ERROR, COLUMN_END
+};
+
+/* The number of columns of the widest row. */
+#define MAX_COLUMNS 10
+
+/*
+ * Rows of a set-returning function.
+ */
+typedef struct RowSink
+{
+	HrflowSink	base;
+	Tuplestorestate *store;
+	TupleDesc	desc;
+	const TextArray *identifiers;	/* columns 2 to nidentifiers + 1 */
+	int			nidentifiers;
+	const RowColumn *columns;	/* those that follow, to COLUMN_END */
+	Datum		values[MAX_COLUMNS];	/* of the row put last */
+	bool		nulls[MAX_COLUMNS];
+} RowSink;
+
+/*
+ * The value of one column, or false when it is NULL.
+ */
+static bool
+make_column(RowColumn column, const HrflowOutcome *outcome, Datum *value)
+{
+	const HrflowResult *result = outcome->result;
+
+	switch (column)
+	{
+		case COLUMN_SECTION:
+			if (outcome->section == NULL)
+				return false;
+			*value = CStringGetTextDatum(outcome->section);
+			return true;
+		case COLUMN_ITEM:
+			*value = Int32GetDatum(outcome->item);
+			return outcome->section != NULL;
+		case COLUMN_LINK:
+			if (outcome->link == NULL)
+				return false;
+			*value = CStringGetTextDatum(outcome->link);
+			return true;
+		case COLUMN_VECTOR:
+			*value = PointerGetDatum(result->vector);
+			return result->vector != NULL;
+		case COLUMN_STATUS:
+			*value = CStringGetTextDatum(hrflow_status_name(result->status));
+			return true;
+		case COLUMN_HTTP_STATUS:
+			*value = Int32GetDatum(result->http_status);
+			return result->http_status != 0;
+		case COLUMN_DATA:
+			*value = PointerGetDatum(result->data);
+			return result->data != NULL;
+		case COLUMN_ERROR:
+			if (result->status == HRFLOW_OK)
+				return false;
+			*value = CStringGetTextDatum(hrflow_error_describe(result));
+			return true;
+		case COLUMN_END:
+			break;
+	}
+	return false;
+}
+
+/*
+ * Store a row.
+ */
+static void
+put_row(HrflowSink *sink, int element, const HrflowOutcome *outcome,
+		bool repeated)
+{
+	RowSink    *self = (RowSink *) sink;
+	int			n = 0;
+
+	self->values[n] = Int64GetDatum((int64) element + 1);
+	self->nulls[n++] = false;
+	for (int i = 0; i < self->nidentifiers; i++, n++)
+	{
+		const TextArray *identifiers = &self->identifiers[i];
+
+		self->nulls[n] = is_null(identifiers, element);
+		self->values[n] = self->nulls[n] ? (Datum) 0 :
+			identifiers->values[element];
+	}
+
+	/* The other columns of equal elements are the same. */
+	if (!repeated)
+	{
+		for (const RowColumn *column = self->columns; *column != COLUMN_END;
+			 column++, n++)
+			self->nulls[n] = !make_column(*column, outcome, &self->values[n]);
+		Assert(n == self->desc->natts);
+	}
+	tuplestore_putvalues(self->store, self->desc, self->values, self->nulls);
+}
+
+static const HrflowSinkMethods row_sink_methods = {
+	.reports = true,
+	.put = put_row
+};
+
+static const HrflowSinkMethods link_row_sink_methods = {
+	.link_use = HRFLOW_LINKS_LISTED,
+	.reports = true,
+	.put = put_row
+};
+
+static const HrflowSinkMethods vector_row_sink_methods = {
+	.link_use = HRFLOW_LINKS_FOLLOWED,
+	.reports = true,
+	.put = put_row
+};
+
+/*
+ * ------------------------------------------------------------------------
+ * The SQL functions
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Raise an error if this is a query that Citus runs on one shard of a table.
+ *
+ * Citus sends a join with a function in FROM to every shard, once the function's
+ * arguments are known, and each of them would request all elements.  It marks
+ * these connections by their application_name, and those of its functions such
+ * as run_command_on_workers() otherwise (tried with Citus 13.2.2).
+ */
+static void
+check_not_in_shard_query(const HrflowSettings *settings)
+{
+	const char *mark = "citus_internal";
+
+	if (!settings->allow_in_shard_queries && application_name != NULL &&
+		strncmp(application_name, mark, strlen(mark)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a batch cannot run in a query on a shard"),
+				 errdetail("Every shard of the table would send all requests of the batch."),
+				 errhint("Move the function call into WITH v AS MATERIALIZED (...), or set hrflow_embed.allow_in_shard_queries.")));
+}
+
+/*
+ * Ask for all elements of a source, and return them as rows: the ordinality,
+ * the first "nidentifiers" arrays of the source, and "columns".
+ */
+static Datum
+return_rows(FunctionCallInfo fcinfo, ArraySource *source, int nidentifiers,
+			const HrflowSinkMethods *methods, const RowColumn *columns)
+{
+	RowSink		sink = {
+		.base.methods = methods,
+		.identifiers = source->arrays,
+		.nidentifiers = nidentifiers,
+		.columns = columns
+	};
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HrflowBatchSummary summary;
+
+	InitMaterializedSRF(fcinfo, 0);
+	sink.store = rsinfo->setResult;
+	sink.desc = rsinfo->setDesc;
+	if (source->base.nelements == 0)
+		return (Datum) 0;
+
+	source->base.settings =
+		hrflow_settings_get(!source->base.methods->is_links);
+	check_not_in_shard_query(source->base.settings);
+	source->text_url = hrflow_request_url(source->base.settings->base_url,
+										  HRFLOW_TEXT);
+	hrflow_batch_run(&source->base, &sink.base,
+					 source->base.settings->batch_timeout, &summary);
+	return (Datum) 0;
+}
+
+/*
+ * hrflow_profile_embeddings(source_id text, profile_ids text[], fields jsonb,
+ *							 profile_references text[], profile_emails text[])
+ *		RETURNS TABLE (ordinality bigint, profile_id text,
+ *					   profile_reference text, profile_email text,
+ *					   status text, http_status int, data jsonb, error text)
+ */
+Datum
+hrflow_profile_embeddings(PG_FUNCTION_ARGS)
+{
+	ArraySource source = {.base.methods = &profile_source_methods};
+
+	init_profile_source(&source, fcinfo);
+	return return_rows(fcinfo, &source, 3, &row_sink_methods,
+					   embedding_columns);
+}
+
+/*
+ * hrflow_profile_links(source_id text, profile_ids text[], fields jsonb,
+ *						profile_references text[], profile_emails text[])
+ *		RETURNS TABLE (ordinality bigint, profile_id text,
+ *					   profile_reference text, profile_email text,
+ *					   section text, item int, link text, status text,
+ *					   http_status int, error text)
+ */
+Datum
+hrflow_profile_links(PG_FUNCTION_ARGS)
+{
+	ArraySource source = {.base.methods = &profile_source_methods};
+
+	init_profile_source(&source, fcinfo);
+	return return_rows(fcinfo, &source, 3, &link_row_sink_methods,
+					   profile_link_columns);
+}
+
+/*
+ * hrflow_profile_vectors(…the same…)
+ *		RETURNS TABLE (ordinality bigint, profile_id text,
+ *					   profile_reference text, profile_email text,
+ *					   section text, item int, vector real[], status text,
+ *					   http_status int, error text)
+ */
+Datum
+hrflow_profile_vectors(PG_FUNCTION_ARGS)
+{
+	ArraySource source = {.base.methods = &profile_source_methods};
+
+	init_profile_source(&source, fcinfo);
+	return return_rows(fcinfo, &source, 3, &vector_row_sink_methods,
+					   profile_vector_columns);
+}
+
+/*
+ * hrflow_fetch_vectors(links text[])
+ *		RETURNS TABLE (ordinality bigint, link text, vector real[],
+ *					   status text, http_status int, error text)
+ */
+Datum
+hrflow_fetch_vectors(PG_FUNCTION_ARGS)
+{
+	ArraySource source = {.base.methods = &link_source_methods};
+
+	init_single_array_source(&source, fcinfo, "link", "links");
+	return return_rows(fcinfo, &source, 1, &row_sink_methods, vector_columns);
+}
+
+/*
+ * hrflow_text_embeddings(inputs text[])
+ *		RETURNS TABLE (ordinality bigint, vector real[], status text,
+ *					   http_status int, error text)
+ */
+Datum
+hrflow_text_embeddings(PG_FUNCTION_ARGS)
+{
+	ArraySource source = {.base.methods = &text_source_methods};
+
+	init_single_array_source(&source, fcinfo, "input", "inputs");
+	return return_rows(fcinfo, &source, 0, &row_sink_methods, vector_columns);
+}

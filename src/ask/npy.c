@@ -1,0 +1,418 @@
+/*-------------------------------------------------------------------------
+ *
+ * npy.c
+ *		NumPy's .npy file to an array of real.
+ *
+ * https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+ *
+ * Versions 1.0 to 3.0 are read.  Pure, as all of vector.c is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/vector.h"
+#include "miscadmin.h"
+
+static const char npy_magic[] = "\x93NUMPY";
+
+#define NPY_MAGIC_LENGTH 6
+
+typedef struct NpyHeader
+{
+	char		kind;			/* 'f', 'i' or 'u' */
+	int			width;			/* bytes of an element */
+	bool		swapped;		/* not in this machine's byte order */
+	bool		fortran_order;	/* the first index varies fastest */
+	HrflowShape shape;
+} NpyHeader;
+
+/* Where the header, a Python dictionary, is being read. */
+typedef struct NpyCursor
+{
+	const char *p;
+	const char *end;
+} NpyCursor;
+
+static void
+skip_blanks(NpyCursor *c)
+{
+	while (c->p < c->end && (*c->p == ' ' || *c->p == '\n'))
+		c->p++;
+}
+
+/*
+ * Step over a character that must come next, blanks aside.
+ */
+static bool
+take_character(NpyCursor *c, char wanted)
+{
+	skip_blanks(c);
+	if (c->p >= c->end || *c->p != wanted)
+		return false;
+	c->p++;
+	return true;
+}
+
+/*
+ * Step over a string in single or double quotes.
+ */
+static bool
+take_string(NpyCursor *c, const char **string, size_t *length)
+{
+	char		mark;
+	const char *close;
+
+	skip_blanks(c);
+	if (c->p >= c->end || (*c->p != '\'' && *c->p != '"'))
+		return false;
+	mark = *c->p++;
+	close = memchr(c->p, mark, c->end - c->p);
+	if (close == NULL || memchr(c->p, '\\', close - c->p) != NULL)
+		return false;
+	*string = c->p;
+	*length = close - c->p;
+	c->p = close + 1;
+	return true;
+}
+
+static bool
+take_word(NpyCursor *c, const char *word)
+{
+	size_t		length = strlen(word);
+
+	skip_blanks(c);
+	if (c->end - c->p < length || memcmp(c->p, word, length) != 0)
+		return false;
+	c->p += length;
+	return true;
+}
+
+static bool
+take_number(NpyCursor *c, uint64 *number)
+{
+	const char *start;
+
+	skip_blanks(c);
+	*number = 0;
+	for (start = c->p; c->p < c->end && hrflow_is_digit(*c->p); c->p++)
+	{
+		if (c->p - start >= 18)
+			return false;
+		*number = *number * 10 + (*c->p - '0');
+	}
+	return c->p > start;
+}
+
+/*
+ * Read a "descr", such as '<f4'.  Returns NULL, or what is wrong with it.
+ */
+static char *
+read_dtype(NpyCursor *c, NpyHeader *header)
+{
+	const char *dtype;
+	size_t		length;
+	static const char known[][3] = {
+		"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"
+	};
+
+	skip_blanks(c);
+	if (c->p < c->end && *c->p == '[')
+		return pstrdup("It is a NumPy array of structures, of which no vector can be made.");
+	if (!take_string(c, &dtype, &length))
+		return pstrdup("Its NumPy header has no dtype.");
+
+	/* |O, or |O8 as it was once written; the rest is a pickle. */
+	if (length >= 2 && dtype[1] == 'O')
+		return pstrdup("It is a NumPy object array, which is never unpickled.");
+
+	for (int i = 0; length == 3 && i < lengthof(known); i++)
+	{
+		if (memcmp(dtype + 1, known[i], 2) != 0)
+			continue;
+		header->kind = dtype[1];
+		header->width = dtype[2] - '0';
+#ifdef WORDS_BIGENDIAN
+		header->swapped = dtype[0] == '<';
+#else
+		header->swapped = dtype[0] == '>';
+#endif
+		if (dtype[0] == '<' || dtype[0] == '>' ||
+			(dtype[0] == '|' && header->width == 1))
+			return NULL;
+	}
+	return psprintf("Its NumPy dtype \"%s\" is not a real or integer type of a known byte order.",
+					hrflow_vector_quote(dtype, length));
+}
+
+/*
+ * Read a "shape": (d,) or (n, d).  Returns NULL, or what is wrong with it.
+ *
+ * Python 2 wrote the suffix of a long integer where the platform's int was too
+ * narrow for a size, as on Windows: (2L,).  NumPy still reads it, in files of
+ * versions 1.0 and 2.0, which are the ones that Python 2 could write; see
+ * _filter_header in numpy/lib/format.py.
+ */
+static char *
+read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
+{
+	uint64		numbers[2] = {1, 1};
+	int			n = 0;
+	bool		comma = true;
+	const char *start;
+
+	skip_blanks(c);
+	start = c->p;
+	if (!take_character(c, '('))
+		return pstrdup("Its NumPy header has no shape.");
+	while (!take_character(c, ')'))
+	{
+		uint64		number;
+
+		if (!comma || !take_number(c, &number))
+			return pstrdup("Its NumPy header has no shape that can be read.");
+		if (allow_long && c->p < c->end && *c->p == 'L')
+			c->p++;
+		if (n < 2)
+			numbers[n] = number;
+		n++;
+		comma = take_character(c, ',');
+	}
+	if (n < 1 || n > 2)
+		return psprintf("Its NumPy shape %s has not one or two dimensions.",
+						hrflow_vector_quote(start, c->p - start));
+	shape->rows = n == 2 ? numbers[0] : 1;
+	shape->columns = numbers[n - 1];
+	return NULL;
+}
+
+/*
+ * Read the dictionary.  Returns NULL, or what is wrong with it.  NumPy wants
+ * these three keys and no other; so do we.
+ */
+static char *
+read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
+{
+	static const char *const names[] = {"descr", "fortran_order", "shape"};
+	bool		seen[lengthof(names)] = {false};
+	bool		comma = true;
+
+	if (!take_character(c, '{'))
+		return pstrdup("Its NumPy header is not a dictionary.");
+	while (!take_character(c, '}'))
+	{
+		const char *name;
+		size_t		length;
+		char	   *problem = NULL;
+		int			key;
+
+		if (!comma || !take_string(c, &name, &length) || !take_character(c, ':'))
+			return pstrdup("Its NumPy header is not a dictionary.");
+		for (key = 0; key < lengthof(names); key++)
+		{
+			if (strlen(names[key]) == length &&
+				memcmp(names[key], name, length) == 0)
+				break;
+		}
+		if (key == lengthof(names) || seen[key])
+			return psprintf("Its NumPy header has an unexpected \"%s\".",
+							hrflow_vector_quote(name, length));
+		seen[key] = true;
+
+		if (key == 0)
+			problem = read_dtype(c, header);
+		else if (key == 2)
+			problem = read_shape(c, allow_long, &header->shape);
+		else if (take_word(c, "True"))
+			header->fortran_order = true;
+		else if (!take_word(c, "False"))
+			problem = pstrdup("Its NumPy header has no order.");
+		if (problem != NULL)
+			return problem;
+		comma = take_character(c, ',');
+	}
+	skip_blanks(c);
+	if (c->p < c->end)
+		return pstrdup("Its NumPy header has something behind the dictionary.");
+	if (!seen[0] || !seen[1] || !seen[2])
+		return pstrdup("Its NumPy header is incomplete.");
+	return NULL;
+}
+
+/*
+ * Read the header.  Sets *data to what follows it.  Returns NULL, or what is
+ * wrong.
+ */
+static char *
+read_npy_header(const char *payload, size_t length, NpyHeader *header,
+				const char **data)
+{
+	const unsigned char *bytes = (const unsigned char *) payload;
+	NpyCursor	c;
+	size_t		fixed;
+	size_t		size;
+
+	if (length < NPY_MAGIC_LENGTH + 4)
+		return pstrdup("It is a NumPy file that was cut off.");
+	if (bytes[6] < 1 || bytes[6] > 3 || bytes[7] != 0)
+		return psprintf("It is a NumPy file of the unknown version %d.%d.",
+						bytes[6], bytes[7]);
+
+	fixed = NPY_MAGIC_LENGTH + (bytes[6] == 1 ? 4 : 6);
+	if (length < fixed)
+		return pstrdup("It is a NumPy file that was cut off.");
+	size = bytes[8] | bytes[9] << 8;
+	if (bytes[6] > 1)
+		size |= bytes[10] << 16 | (size_t) bytes[11] << 24;
+	if (length - fixed < size)
+		return pstrdup("It is a NumPy file that was cut off.");
+
+	c.p = payload + fixed;
+	c.end = *data = payload + fixed + size;
+	return read_npy_dictionary(&c, bytes[6] <= 2, header);
+}
+
+/*
+ * A float of 2 bytes as one of 4, exactly.
+ */
+static inline float4
+half_to_float(uint16 half)
+{
+	uint32		sign = (uint32) (half & 0x8000) << 16;
+	uint32		exponent = half >> 10 & 0x1F;
+	uint32		fraction = half & 0x3FF;
+	uint32		bits;
+	float4		result;
+
+	if (exponent == 0)
+	{
+		result = (float4) fraction / (1 << 24);
+		return sign ? -result : result;
+	}
+	bits = sign | fraction << 13 |
+		(exponent == 0x1F ? 0x7F800000 : (exponent + 112) << 23);
+	memcpy(&result, &bits, sizeof(result));
+	return result;
+}
+
+/*
+ * Read one element of whatever type.  A double that a real cannot hold
+ * becomes infinite, which is found out later.
+ */
+static float4
+read_npy_element(const char *p, const NpyHeader *header)
+{
+	uint64		raw = 0;
+
+	/* As an integer of 64 bits, in our byte order. */
+	for (int i = 0; i < header->width; i++)
+	{
+#ifdef WORDS_BIGENDIAN
+		int			at = header->swapped ? header->width - 1 - i : i;
+#else
+		int			at = header->swapped ? i : header->width - 1 - i;
+#endif
+
+		raw = raw << 8 | (unsigned char) p[at];
+	}
+
+	if (header->kind == 'u')
+		return (float4) raw;
+	if (header->kind == 'i')
+	{
+		int			unused = 64 - 8 * header->width;
+
+		return (float4) ((int64) (raw << unused) >> unused);
+	}
+	if (header->width == 2)
+		return half_to_float((uint16) raw);
+	if (header->width == 4)
+	{
+		uint32		bits = (uint32) raw;
+		float4		result;
+
+		memcpy(&result, &bits, sizeof(result));
+		return result;
+	}
+	else
+	{
+		float8		result;
+
+		memcpy(&result, &raw, sizeof(result));
+		return (float4) result;
+	}
+}
+
+/*
+ * Does the payload begin as a NumPy file does?
+ */
+bool
+hrflow_npy_recognize(const char *payload, size_t length)
+{
+	return length >= NPY_MAGIC_LENGTH &&
+		memcmp(payload, npy_magic, NPY_MAGIC_LENGTH) == 0;
+}
+
+/*
+ * Decode a NumPy file.  Returns a palloc'd array, or NULL and *problem.
+ */
+ArrayType *
+hrflow_npy_decode(const char *payload, size_t length, char **problem)
+{
+	NpyHeader	header = {0};
+	const char *data = payload;
+	ArrayType  *array;
+	float4	   *elements;
+	uint64		n;
+	uint64		columns;
+
+	*problem = read_npy_header(payload, length, &header, &data);
+	if (*problem != NULL)
+		return NULL;
+
+	/* Bytes first, so that no array is made for a shape that lies. */
+	Assert(header.width > 0);
+	columns = header.shape.columns;
+	length -= data - payload;
+	n = length / header.width;
+	if (length % header.width != 0 ||
+		(columns == 0 ? n != 0 : n / columns != header.shape.rows ||
+		 n % columns != 0))
+	{
+		*problem = psprintf("It has %zu bytes of elements, which is not what a shape of " UINT64_FORMAT " x " UINT64_FORMAT " and %d bytes each take.",
+							length, header.shape.rows, columns, header.width);
+		return NULL;
+	}
+
+	array = hrflow_vector_make(&header.shape, problem);
+	if (array == NULL)
+		return NULL;
+	elements = hrflow_vector_elements(array);
+	if (header.fortran_order && header.shape.rows > 1 && columns > 1)
+	{
+		uint64		rows = header.shape.rows;
+
+		for (uint64 row = 0; row < rows; row++)
+		{
+			for (uint64 column = 0; column < columns; column++)
+			{
+				CHECK_FOR_INTERRUPTS();
+				*elements++ = read_npy_element(data + (column * rows + row) *
+											   header.width, &header);
+			}
+		}
+		elements = hrflow_vector_elements(array);
+	}
+	else if (header.kind == 'f' && header.width == sizeof(float4) &&
+			 !header.swapped)
+		memcpy(elements, data, length);
+	else
+	{
+		for (uint64 i = 0; i < n; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			elements[i] = read_npy_element(data + i * header.width, &header);
+		}
+	}
+	return hrflow_vector_check_finite(elements, n, problem) ? array : NULL;
+}

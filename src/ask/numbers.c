@@ -1,0 +1,308 @@
+/*-------------------------------------------------------------------------
+ *
+ * numbers.c
+ *		A JSON array of numbers, or of such arrays, to an array of real.
+ *
+ * Each real is the one nearest to the decimal, as strtof() returns it.  Pure,
+ * as all of vector.c is.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <float.h>
+
+#include "ask/vector.h"
+#include "miscadmin.h"
+
+/*
+ * Powers of ten, each the double next to it.  With up to 19 digits before
+ * them, they reach over all that a real can hold.
+ */
+static const double powers_of_ten[] = {
+	1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13,
+	1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22, 1e23, 1e24, 1e25,
+	1e26, 1e27, 1e28, 1e29, 1e30, 1e31, 1e32, 1e33, 1e34, 1e35, 1e36, 1e37,
+	1e38, 1e39, 1e40, 1e41, 1e42, 1e43, 1e44, 1e45, 1e46, 1e47, 1e48, 1e49,
+	1e50, 1e51, 1e52, 1e53, 1e54, 1e55, 1e56, 1e57, 1e58, 1e59, 1e60
+};
+
+#define MAX_POWER ((int) lengthof(powers_of_ten) - 1)
+
+/* So many digits fit into 64 bits. */
+#define MAX_DIGITS 19
+
+/* No text is so long that this could bring its digits into the range. */
+#define MAX_EXPONENT INT64CONST(10000000000)
+
+/*
+ * A number's text as the C library reads it, which is right for any.
+ */
+static float4
+read_slowly(const char *text, size_t length)
+{
+	char		buffer[64];
+	char	   *copy = length < sizeof(buffer) ? buffer : palloc(length + 1);
+	float4		result;
+
+	memcpy(copy, text, length);
+	copy[length] = '\0';
+	result = strtof(copy, NULL);
+	if (copy != buffer)
+		pfree(copy);
+	return result;
+}
+
+/*
+ * digits * 10^exponent as the nearest real, if that can be told.
+ *
+ * The double computed here is within 3 units of its last place of the true
+ * value, for each of three steps (digits to double, the power, the
+ * operation) is off by half a unit to one, and digits beyond the 19th by less
+ * than a hundredth.  Rounding it to a real gives what rounding the true value
+ * gives, unless there is a midpoint of two reals between the two: a double
+ * whose last 29 bits are 1 and zeros.  So these need another way, and
+ * those that a real holds with fewer bits, or not at all.
+ */
+static inline bool
+read_fast(uint64 digits, int64 exponent, float4 *result)
+{
+	double		value = (double) digits;
+	uint64		bits;
+
+	if (exponent < -MAX_POWER || exponent > MAX_POWER)
+		return false;
+	if (exponent < 0)
+		value /= powers_of_ten[-exponent];
+	else
+		value *= powers_of_ten[exponent];
+
+	memcpy(&bits, &value, sizeof(bits));
+	if (value < FLT_MIN || value > FLT_MAX ||
+		(bits & 0x1FFFFFFF) - (0x10000000 - 4) <= 8)
+		return false;
+	*result = (float4) value;
+	return true;
+}
+
+/*
+ * Read the number at *text, as JSON writes them, and step over it.  Returns
+ * false if there is none.  One that a real cannot hold becomes infinite, which
+ * is found out later; one that is too small becomes zero.
+ */
+static inline bool
+read_decimal(const char **text, const char *end, float4 *result)
+{
+	const char *start = *text;
+	const char *p = start;
+	const char *first;
+	uint64		digits = 0;
+	int			ndigits = 0;	/* in "digits" */
+	int64		exponent = 0;
+	bool		negative;
+
+	negative = p < end && *p == '-';
+	p += negative;
+
+	/* The whole part: 0, or digits that do not begin with one. */
+	for (first = p; p < end && hrflow_is_digit(*p); p++)
+	{
+		if (ndigits < MAX_DIGITS)
+		{
+			digits = digits * 10 + (*p - '0');
+			ndigits += digits != 0;
+		}
+		else
+			exponent++;
+	}
+	if (p == first || (*first == '0' && p - first > 1))
+		return false;
+
+	if (p < end && *p == '.')
+	{
+		for (first = ++p; p < end && hrflow_is_digit(*p); p++)
+		{
+			if (ndigits < MAX_DIGITS)
+			{
+				digits = digits * 10 + (*p - '0');
+				ndigits += digits != 0;
+				exponent--;
+			}
+		}
+		if (p == first)
+			return false;
+	}
+
+	if (p < end && (*p == 'e' || *p == 'E'))
+	{
+		int64		written = 0;
+		bool		minus;
+
+		p++;
+		minus = p < end && *p == '-';
+		p += p < end && (*p == '-' || *p == '+');
+		for (first = p; p < end && hrflow_is_digit(*p); p++)
+		{
+			if (written < MAX_EXPONENT)
+				written = written * 10 + (*p - '0');
+		}
+		if (p == first)
+			return false;
+		exponent += minus ? -written : written;
+	}
+
+	*text = p;
+	if (digits == 0)
+		*result = negative ? -0.0f : 0.0f;
+	else if (!read_fast(digits, exponent, result))
+		*result = read_slowly(start, p - start);
+	else if (negative)
+		*result = -*result;
+	return true;
+}
+
+/* The numbers read so far. */
+typedef struct Numbers
+{
+	float4	   *elements;
+	size_t		n;
+	size_t		capacity;
+} Numbers;
+
+/*
+ * Step over the comma or the bracket that must follow an element.  Returns
+ * NULL and *problem if there is neither.
+ */
+static inline const char *
+skip_separator(const char *p, const char *start, const char *end, bool *ended,
+			   char **problem)
+{
+	p = hrflow_skip_space(p, end);
+	if (p < end && (*p == ',' || *p == ']'))
+	{
+		*ended = *p == ']';
+		return p + 1;
+	}
+	*problem = psprintf("At byte %zu of the JSON there is neither a comma nor the array's end: \"%s\".",
+						(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+	return NULL;
+}
+
+/*
+ * Read an array of numbers behind its opening bracket.  Returns what follows
+ * the closing one, or NULL and *problem.
+ */
+static const char *
+read_json_row(const char *p, const char *start, const char *end,
+			  Numbers *numbers, char **problem)
+{
+	bool		ended = false;
+
+	while (p != NULL && !ended)
+	{
+		CHECK_FOR_INTERRUPTS();
+		p = hrflow_skip_space(p, end);
+		if (numbers->n == numbers->capacity)
+		{
+			if (numbers->capacity == HRFLOW_MAX_ELEMENTS)
+			{
+				*problem = pstrdup("It has too many elements.");
+				return NULL;
+			}
+			numbers->capacity = Min(numbers->capacity * 2, HRFLOW_MAX_ELEMENTS);
+			numbers->elements = repalloc(numbers->elements,
+										 numbers->capacity * sizeof(float4));
+		}
+		if (!read_decimal(&p, end, &numbers->elements[numbers->n]))
+		{
+			*problem = psprintf("At byte %zu of the JSON there is no number: \"%s\".",
+								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+			return NULL;
+		}
+		numbers->n++;
+		p = skip_separator(p, start, end, &ended, problem);
+	}
+	return p;
+}
+
+/*
+ * Read an array of arrays behind its opening bracket, likewise.
+ */
+static const char *
+read_json_rows(const char *p, const char *start, const char *end,
+			   Numbers *numbers, HrflowShape *shape, char **problem)
+{
+	bool		ended = false;
+
+	while (p != NULL && !ended)
+	{
+		size_t		before = numbers->n;
+
+		p = hrflow_skip_space(p, end);
+		if (p >= end || *p != '[')
+		{
+			*problem = psprintf("At byte %zu of the JSON there is no array, as the others are: \"%s\".",
+								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+			return NULL;
+		}
+		p = read_json_row(p + 1, start, end, numbers, problem);
+		if (p == NULL)
+			return NULL;
+		if (shape->rows++ == 0)
+			shape->columns = numbers->n;
+		else if (numbers->n - before != shape->columns)
+		{
+			*problem = psprintf("Its vector " UINT64_FORMAT " has %zu elements where the first has " UINT64_FORMAT ".",
+								shape->rows, numbers->n - before,
+								shape->columns);
+			return NULL;
+		}
+		p = skip_separator(p, start, end, &ended, problem);
+	}
+	return p;
+}
+
+/*
+ * Decode a JSON array, which may be preceded by space.  Returns a palloc'd
+ * array, or NULL and *problem.
+ */
+ArrayType *
+hrflow_numbers_decode(const char *payload, size_t length, char **problem)
+{
+	const char *end = payload + length;
+	const char *p = hrflow_skip_space(payload, end) + 1;	/* behind the bracket */
+	Numbers		numbers;
+	HrflowShape shape = {0};
+	ArrayType  *array = NULL;
+
+	/* A number of an embedding takes 10 to 22 bytes, its comma included. */
+	numbers.n = 0;
+	numbers.capacity = Min(length / 8 + 16, HRFLOW_MAX_ELEMENTS);
+	numbers.elements = palloc(numbers.capacity * sizeof(float4));
+
+	p = hrflow_skip_space(p, end);
+	if (p < end && *p == '[')
+		p = read_json_rows(p, payload, end, &numbers, &shape, problem);
+	else if (p < end && *p == ']')
+		p++;
+	else
+	{
+		p = read_json_row(p, payload, end, &numbers, problem);
+		shape.rows = 1;
+		shape.columns = numbers.n;
+	}
+
+	if (p != NULL && hrflow_skip_space(p, end) < end)
+		*problem = pstrdup("It has something behind the JSON array's end.");
+	else if (p != NULL)
+		array = hrflow_vector_make(&shape, problem);
+	if (array != NULL)
+	{
+		memcpy(hrflow_vector_elements(array), numbers.elements,
+			   numbers.n * sizeof(float4));
+		if (!hrflow_vector_check_finite(numbers.elements, numbers.n, problem))
+			array = NULL;
+	}
+	pfree(numbers.elements);
+	return array;
+}

@@ -1,0 +1,365 @@
+/*-------------------------------------------------------------------------
+ *
+ * similarity.c
+ *		Cosine similarity of two vectors.
+ *
+ * Every product and sum is computed in double precision, in which neither
+ * reals nor halves can overflow or vanish: the square of the smallest real is
+ * 2e-90, and 16,000 squares of the largest one add up to 2e81.
+ *
+ * One of the two vectors, most often a query, is compared with many: it is
+ * converted to double precision once.
+ *
+ * There is one set of loops for each instruction set, chosen when the first
+ * vector is compared.  They add the same products in a different order, so
+ * similarities that two of them compute for the same vectors may differ by
+ * 1e-12, and no more.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAVE_AVX2 1
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
+#include "fmgr.h"
+#include "ask/ask.h"
+#include "utils/array.h"
+
+PG_FUNCTION_INFO_V1(hrflow_cosine_similarity);
+
+/*
+ * What one pass over two vectors adds up.
+ */
+typedef struct Sums
+{
+	double		ab;				/* products of the elements of a and b */
+	double		aa;				/* squares of the elements of a */
+} Sums;
+
+typedef void (*Loop) (const void *a, const double *b, int n, Sums *sums);
+
+/*
+ * ------------------------------------------------------------------------
+ * Any processor
+ * ------------------------------------------------------------------------
+ */
+
+/* Number of partial sums, which the compiler may compute side by side. */
+#define LANES 4
+
+static void
+sum_reals(const void *a, const double *b, int n, Sums *sums)
+{
+	const float4 *x = a;
+	double		ab[LANES] = {0};
+	double		aa[LANES] = {0};
+	int			i = 0;
+
+	for (; i + LANES <= n; i += LANES)
+	{
+		for (int lane = 0; lane < LANES; lane++)
+		{
+			ab[lane] += x[i + lane] * b[i + lane];
+			aa[lane] += (double) x[i + lane] * x[i + lane];
+		}
+	}
+	for (; i < n; i++)
+	{
+		ab[0] += x[i] * b[i];
+		aa[0] += (double) x[i] * x[i];
+	}
+	sums->ab = (ab[0] + ab[1]) + (ab[2] + ab[3]);
+	sums->aa = (aa[0] + aa[1]) + (aa[2] + aa[3]);
+}
+
+/*
+ * Convert a half (IEEE 754 binary16) to a real.
+ */
+static inline float4
+real_of_half(uint16 half)
+{
+	uint32		sign = (uint32) (half & 0x8000) << 16;
+	uint32		exponent = (half >> 10) & 0x1F;
+	uint32		fraction = half & 0x3FF;
+	union
+	{
+		uint32		bits;
+		float4		real;
+	}			result;
+
+	if (exponent == 0)
+	{
+		/* Zero, or a subnormal half, which is a normal real. */
+		float4		magnitude = ldexpf((float4) fraction, -24);
+
+		return sign != 0 ? -magnitude : magnitude;
+	}
+	if (exponent == 0x1F)
+		exponent = 0xFF;		/* infinity or NaN */
+	else
+		exponent += 127 - 15;
+	result.bits = sign | exponent << 23 | fraction << 13;
+	return result.real;
+}
+
+static void
+sum_halves(const void *a, const double *b, int n, Sums *sums)
+{
+	const uint16 *halves = a;
+	double		ab = 0;
+	double		aa = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		double		x = real_of_half(halves[i]);
+
+		ab += x * b[i];
+		aa += x * x;
+	}
+	sums->ab = ab;
+	sums->aa = aa;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * x86-64 with AVX2, FMA and F16C: Intel since 2013, AMD since 2015
+ * ------------------------------------------------------------------------
+ */
+#ifdef HAVE_AVX2
+
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+
+/* Number of elements that one turn of the loops below takes. */
+#define STEP 16
+
+/*
+ * Add four elements of each vector to partial sums.
+ */
+AVX2 static inline void
+add_four(__m128 a, const double *b, __m256d *ab, __m256d *aa)
+{
+	__m256d		x = _mm256_cvtps_pd(a);
+
+	*ab = _mm256_fmadd_pd(x, _mm256_loadu_pd(b), *ab);
+	*aa = _mm256_fmadd_pd(x, x, *aa);
+}
+
+AVX2 static inline double
+add_up(const __m256d *parts)
+{
+	__m256d		four = _mm256_add_pd(_mm256_add_pd(parts[0], parts[1]),
+									 _mm256_add_pd(parts[2], parts[3]));
+	__m128d		two = _mm_add_pd(_mm256_castpd256_pd128(four),
+								 _mm256_extractf128_pd(four, 1));
+
+	return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
+}
+
+AVX2 static void
+sum_reals_avx2(const void *a, const double *b, int n, Sums *sums)
+{
+	const float4 *x = a;
+	__m256d		ab[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
+	_mm256_setzero_pd(), _mm256_setzero_pd()};
+	__m256d		aa[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
+	_mm256_setzero_pd(), _mm256_setzero_pd()};
+	Sums		rest;
+	int			i = 0;
+
+	for (; i + STEP <= n; i += STEP)
+	{
+		add_four(_mm_loadu_ps(x + i), b + i, &ab[0], &aa[0]);
+		add_four(_mm_loadu_ps(x + i + 4), b + i + 4, &ab[1], &aa[1]);
+		add_four(_mm_loadu_ps(x + i + 8), b + i + 8, &ab[2], &aa[2]);
+		add_four(_mm_loadu_ps(x + i + 12), b + i + 12, &ab[3], &aa[3]);
+	}
+	sum_reals(x + i, b + i, n - i, &rest);
+	sums->ab = add_up(ab) + rest.ab;
+	sums->aa = add_up(aa) + rest.aa;
+}
+
+AVX2 static inline __m128
+load_four_halves(const uint16 *halves)
+{
+	return _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *) halves));
+}
+
+AVX2 static void
+sum_halves_avx2(const void *a, const double *b, int n, Sums *sums)
+{
+	const uint16 *halves = a;
+	__m256d		ab[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
+	_mm256_setzero_pd(), _mm256_setzero_pd()};
+	__m256d		aa[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(),
+	_mm256_setzero_pd(), _mm256_setzero_pd()};
+	Sums		rest;
+	int			i = 0;
+
+	for (; i + STEP <= n; i += STEP)
+	{
+		add_four(load_four_halves(halves + i), b + i, &ab[0], &aa[0]);
+		add_four(load_four_halves(halves + i + 4), b + i + 4, &ab[1], &aa[1]);
+		add_four(load_four_halves(halves + i + 8), b + i + 8, &ab[2], &aa[2]);
+		add_four(load_four_halves(halves + i + 12), b + i + 12, &ab[3], &aa[3]);
+	}
+	sum_halves(halves + i, b + i, n - i, &rest);
+	sums->ab = add_up(ab) + rest.ab;
+	sums->aa = add_up(aa) + rest.aa;
+}
+
+/*
+ * Are the loops above usable?  __builtin_cpu_supports() also asks whether the
+ * operating system saves the registers; not every compiler lets it be asked
+ * for F16C, which is bit 29 of ECX of CPUID's leaf 1.
+ */
+static bool
+has_avx2(void)
+{
+	unsigned int eax;
+	unsigned int ebx;
+	unsigned int ecx;
+	unsigned int edx;
+
+	__builtin_cpu_init();
+	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+		__get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1 << 29)) != 0;
+}
+#endif							/* HAVE_AVX2 */
+
+/*
+ * ------------------------------------------------------------------------
+ * Comparing
+ * ------------------------------------------------------------------------
+ */
+
+/* The best loop of this machine for each type of element; NULL: not chosen. */
+static Loop loops[2];
+
+static void
+sum(const void *a, HrflowElement element, const double *b, int n, Sums *sums)
+{
+	if (unlikely(loops[element] == NULL))
+	{
+		loops[HRFLOW_REAL] = sum_reals;
+		loops[HRFLOW_HALF] = sum_halves;
+#ifdef HAVE_AVX2
+		if (has_avx2())
+		{
+			loops[HRFLOW_REAL] = sum_reals_avx2;
+			loops[HRFLOW_HALF] = sum_halves_avx2;
+		}
+#endif
+	}
+	loops[element] (a, b, n, sums);
+}
+
+/*
+ * Convert n reals to double precision, in the current memory context, for
+ * hrflow_similarity_compare().  Returns their length as a vector in *norm: 0
+ * for a vector of zeros, not finite where an element is not.
+ */
+double *
+hrflow_similarity_prepare(const float4 *a, int n, double *norm)
+{
+	double	   *b = palloc(sizeof(double) * Max(n, 1));
+	Sums		sums;
+
+	for (int i = 0; i < n; i++)
+		b[i] = a[i];
+	sum(a, HRFLOW_REAL, b, n, &sums);
+	*norm = sqrt(sums.aa);
+	return b;
+}
+
+/*
+ * Compute the cosine similarity of two vectors of n elements: "a", of
+ * elements of the given type, and "b", which was prepared and whose length is
+ * "norm".
+ *
+ * Returns false where there is none, because the product of their lengths is
+ * 0, infinite or NaN.  The product is returned in *norms in either case.
+ */
+bool
+hrflow_similarity_compare(const void *a, HrflowElement element,
+						  const double *b, int n, double norm,
+						  double *similarity, double *norms)
+{
+	Sums		sums;
+
+	sum(a, element, b, n, &sums);
+	*norms = sqrt(sums.aa) * norm;
+	if (*norms == 0 || !isfinite(*norms))
+		return false;
+
+	/* Rounding can leave the range of a cosine. */
+	*similarity = Max(-1.0, Min(1.0, sums.ab / *norms));
+	return true;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The SQL function
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The elements of an argument that must be a vector.
+ */
+static const float4 *
+get_vector(FunctionCallInfo fcinfo, int argno, int *n)
+{
+	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(argno);
+
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("vector must have one dimension, not %d",
+						ARR_NDIM(array))));
+	if (array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("vector must not contain nulls")));
+	*n = ARR_NDIM(array) == 0 ? 0 : ARR_DIMS(array)[0];
+	return (const float4 *) ARR_DATA_PTR(array);
+}
+
+/*
+ * hrflow_cosine_similarity(a real[], b real[]) RETURNS double precision
+ */
+Datum
+hrflow_cosine_similarity(PG_FUNCTION_ARGS)
+{
+	int			n;
+	int			n_of_b;
+	const float4 *a = get_vector(fcinfo, 0, &n);
+	const float4 *b = get_vector(fcinfo, 1, &n_of_b);
+	double		similarity;
+	double		norm;
+	double		norms;
+	double	   *prepared;
+
+	if (n != n_of_b)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("vectors must have the same dimension"),
+				 errdetail("One has %d elements, the other %d.", n, n_of_b)));
+	prepared = hrflow_similarity_prepare(b, n, &norm);
+	if (!hrflow_similarity_compare(a, HRFLOW_REAL, prepared, n, norm,
+								   &similarity, &norms))
+	{
+		if (norms == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a zero vector has no cosine similarity")));
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("vector must not contain infinity or NaN")));
+	}
+	PG_RETURN_FLOAT8(similarity);
+}

@@ -1,0 +1,413 @@
+/*-------------------------------------------------------------------------
+ *
+ * single.c
+ *		The SQL functions that ask for one profile, job, text or the account,
+ *		or fetch one link.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "ask/call.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/tuplestore.h"
+
+PG_FUNCTION_INFO_V1(hrflow_profile_embedding);
+PG_FUNCTION_INFO_V1(hrflow_profile_embedding_links);
+PG_FUNCTION_INFO_V1(hrflow_job_embedding);
+PG_FUNCTION_INFO_V1(hrflow_job_vector);
+PG_FUNCTION_INFO_V1(hrflow_text_embedding);
+PG_FUNCTION_INFO_V1(hrflow_fetch_vector);
+PG_FUNCTION_INFO_V1(hrflow_auth);
+
+/* The arguments of the profiles' functions, in their order. */
+enum
+{
+	PROFILE_ARG_SOURCE_ID,
+	PROFILE_ARG_PROFILE_ID,
+	PROFILE_ARG_FIELDS,
+	PROFILE_ARG_REFERENCE,
+	PROFILE_ARG_EMAIL
+};
+
+/* The arguments of the jobs' functions, in their order. */
+enum
+{
+	JOB_ARG_JOB_ID,
+	JOB_ARG_REFERENCE,
+	JOB_ARG_BOARD_ID
+};
+
+/*
+ * An identifier in the server encoding, or NULL.
+ */
+static const char *
+get_id(const NullableDatum *argument)
+{
+	return argument->isnull ? NULL : TextDatumGetCString(argument->value);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Profiles
+ * ------------------------------------------------------------------------
+ */
+
+static void
+read_profile_arguments(HrflowCall *call, const NullableDatum *args)
+{
+	HrflowQuery *query = &call->query.profile;
+	HrflowProblem *problem = &call->problem;
+
+	query->source_id =
+		hrflow_argument_identifier(&args[PROFILE_ARG_SOURCE_ID],
+								   "source_id", problem);
+	query->profile_id =
+		hrflow_argument_identifier(&args[PROFILE_ARG_PROFILE_ID],
+								   "profile_id", problem);
+	query->profile_reference =
+		hrflow_argument_identifier(&args[PROFILE_ARG_REFERENCE],
+								   "profile_reference", problem);
+	query->profile_email =
+		hrflow_argument_identifier(&args[PROFILE_ARG_EMAIL],
+								   "profile_email", problem);
+	call->fields = hrflow_argument_fields(&args[PROFILE_ARG_FIELDS],
+										  &query->fields, problem);
+	call->id = get_id(&args[PROFILE_ARG_PROFILE_ID]);
+
+	if (query->source_id == NULL ||
+		(query->profile_id == NULL && query->profile_reference == NULL &&
+		 query->profile_email == NULL))
+		call->state = HRFLOW_CALL_EMPTY;
+}
+
+static char *
+make_profile_url(const HrflowCall *call)
+{
+	return hrflow_request_profile(call->settings->base_url,
+								  call->settings->dialect,
+								  &call->query.profile);
+}
+
+/*
+ * Report an identifier that is personal data, which stays out of the log: by
+ * the first 4 bytes of its SHA-256, so that whoever has the data can find it.
+ */
+static void
+add_fingerprint_context(const char *kind, const char *identifier)
+{
+	bytea	   *data = (bytea *) cstring_to_text(identifier);
+	bytea	   *hash = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
+														   PointerGetDatum(data)));
+	const unsigned char *bytes = (const unsigned char *) VARDATA_ANY(hash);
+
+	errcontext("HrFlow profile, by its %s, whose SHA-256 begins with %02x%02x%02x%02x",
+			   kind, bytes[0], bytes[1], bytes[2], bytes[3]);
+}
+
+/*
+ * An id may be logged; a reference or an e-mail address may not.
+ */
+static void
+add_profile_context(const HrflowCall *call)
+{
+	if (call->id != NULL)
+		errcontext("HrFlow profile \"%.*s\"",
+				   pg_mbcliplen(call->id, strlen(call->id), 64), call->id);
+	else if (call->query.profile.profile_reference != NULL)
+		add_fingerprint_context("reference",
+								call->query.profile.profile_reference);
+	else
+		add_fingerprint_context("e-mail", call->query.profile.profile_email);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Jobs
+ * ------------------------------------------------------------------------
+ */
+
+static void
+read_job_arguments(HrflowCall *call, const NullableDatum *args)
+{
+	HrflowJobQuery *query = &call->query.job;
+	HrflowProblem *problem = &call->problem;
+
+	query->job_id = hrflow_argument_identifier(&args[JOB_ARG_JOB_ID],
+											   "job_id", problem);
+	query->job_reference = hrflow_argument_identifier(&args[JOB_ARG_REFERENCE],
+													  "job_reference",
+													  problem);
+	query->board_id = hrflow_argument_identifier(&args[JOB_ARG_BOARD_ID],
+												 "board_id", problem);
+	call->id = get_id(&args[JOB_ARG_JOB_ID]);
+
+	if (query->job_id == NULL && query->job_reference == NULL)
+		call->state = HRFLOW_CALL_EMPTY;
+}
+
+static char *
+make_job_url(const HrflowCall *call)
+{
+	return hrflow_request_job(call->settings->base_url,
+							  call->settings->dialect, &call->query.job);
+}
+
+/*
+ * A reference is the caller's own and stays out of the log, as a profile's
+ * does.
+ */
+static void
+add_job_context(const HrflowCall *call)
+{
+	if (call->id != NULL)
+		errcontext("HrFlow job \"%.*s\"",
+				   pg_mbcliplen(call->id, strlen(call->id), 64), call->id);
+	else
+		errcontext("HrFlow job, by its reference");
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Texts, links and the account
+ * ------------------------------------------------------------------------
+ */
+
+static void
+read_text_argument(HrflowCall *call, const NullableDatum *args)
+{
+	char	   *detail = NULL;
+
+	if (args[0].isnull)
+	{
+		call->state = HRFLOW_CALL_EMPTY;
+		return;
+	}
+	call->body = hrflow_make_text_body(args[0].value, &detail);
+	call->length = toast_raw_datum_size(args[0].value) - VARHDRSZ;
+	if (call->body == NULL)
+	{
+		call->problem.message = "input cannot be embedded";
+		call->problem.detail = detail;
+	}
+}
+
+/*
+ * A text may be personal data.
+ */
+static void
+add_text_context(const HrflowCall *call)
+{
+	errcontext("HrFlow text of %d bytes", call->length);
+}
+
+static void
+read_link_argument(HrflowCall *call, const NullableDatum *args)
+{
+	if (args[0].isnull)
+		call->state = HRFLOW_CALL_EMPTY;
+	else
+		call->link = TextDatumGetCString(args[0].value);
+}
+
+static void
+read_no_arguments(HrflowCall *call, const NullableDatum *args)
+{
+}
+
+static char *
+make_endpoint_url(const HrflowCall *call)
+{
+	return hrflow_request_url(call->settings->base_url,
+							  call->function->endpoint);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The SQL functions
+ * ------------------------------------------------------------------------
+ */
+
+static const HrflowFunction functions[] = {
+	{
+		.entry = hrflow_profile_embedding,
+		.needs_key = true,
+		.endpoint = HRFLOW_PROFILE,
+		.read = read_profile_arguments,
+		.make_url = make_profile_url,
+		.add_context = add_profile_context
+	},
+	{
+		.entry = hrflow_profile_embedding_links,
+		.needs_key = true,
+		.endpoint = HRFLOW_PROFILE,
+		.read = read_profile_arguments,
+		.make_url = make_profile_url,
+		.add_context = add_profile_context
+	},
+	{
+		.entry = hrflow_job_embedding,
+		.needs_key = true,
+		.endpoint = HRFLOW_JOB,
+		.read = read_job_arguments,
+		.make_url = make_job_url,
+		.add_context = add_job_context
+	},
+	{
+		.entry = hrflow_job_vector,
+		.needs_key = true,
+		.endpoint = HRFLOW_JOB,
+		.follows_link = true,
+		.returns_vector = true,
+		.read = read_job_arguments,
+		.make_url = make_job_url,
+		.add_context = add_job_context
+	},
+	{
+		.entry = hrflow_text_embedding,
+		.needs_key = true,
+		.endpoint = HRFLOW_TEXT,
+		.returns_vector = true,
+		.read = read_text_argument,
+		.make_url = make_endpoint_url,
+		.add_context = add_text_context
+	},
+	{
+		.entry = hrflow_fetch_vector,
+		.returns_vector = true,
+		.read = read_link_argument
+	},
+	{
+		.entry = hrflow_auth,
+		.needs_key = true,
+		.endpoint = HRFLOW_AUTH,
+		.read = read_no_arguments,
+		.make_url = make_endpoint_url
+	}
+};
+
+/*
+ * The description of a SQL function by its C function; NULL for any other.
+ */
+const HrflowFunction *
+hrflow_single_find(PGFunction entry)
+{
+	for (int i = 0; i < lengthof(functions); i++)
+	{
+		if (functions[i].entry == entry)
+			return &functions[i];
+	}
+	return NULL;
+}
+
+static Datum
+run_function(FunctionCallInfo fcinfo, PGFunction entry)
+{
+	HrflowCall	call;
+
+	return hrflow_call_run(&call, hrflow_single_find(entry), fcinfo,
+						   &fcinfo->isnull);
+}
+
+/*
+ * hrflow_profile_embedding(source_id text, profile_id text, fields jsonb,
+ *							profile_reference text, profile_email text)
+ *		RETURNS jsonb
+ *
+ * The "data" of the API's answer.
+ */
+Datum
+hrflow_profile_embedding(PG_FUNCTION_ARGS)
+{
+	return run_function(fcinfo, hrflow_profile_embedding);
+}
+
+/*
+ * hrflow_profile_embedding_links(source_id text, profile_id text,
+ *								  fields jsonb, profile_reference text,
+ *								  profile_email text)
+ *		RETURNS TABLE (section text, item int, link text)
+ */
+Datum
+hrflow_profile_embedding_links(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HrflowCall	call;
+	bool		isnull;
+	ListCell   *cell;
+
+	InitMaterializedSRF(fcinfo, 0);
+
+	hrflow_call_run(&call, hrflow_single_find(hrflow_profile_embedding_links),
+					fcinfo, &isnull);
+	if (isnull)
+		return (Datum) 0;
+
+	foreach(cell, hrflow_call_links(&call))
+	{
+		HrflowLink *link = lfirst(cell);
+		Datum		values[3];
+		bool		nulls[3] = {false, false, false};
+
+		values[0] = CStringGetTextDatum(link->section);
+		values[1] = Int32GetDatum(link->item);
+		values[2] = CStringGetTextDatum(link->url);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * hrflow_job_embedding(job_id text, job_reference text, board_id text)
+ *		RETURNS jsonb
+ *
+ * The "data" of the API's answer: a string, the link.
+ */
+Datum
+hrflow_job_embedding(PG_FUNCTION_ARGS)
+{
+	return run_function(fcinfo, hrflow_job_embedding);
+}
+
+/*
+ * hrflow_job_vector(job_id text, job_reference text, board_id text)
+ *		RETURNS real[]
+ */
+Datum
+hrflow_job_vector(PG_FUNCTION_ARGS)
+{
+	return run_function(fcinfo, hrflow_job_vector);
+}
+
+/*
+ * hrflow_text_embedding(input text) RETURNS real[]
+ */
+Datum
+hrflow_text_embedding(PG_FUNCTION_ARGS)
+{
+	return run_function(fcinfo, hrflow_text_embedding);
+}
+
+/*
+ * hrflow_fetch_vector(link text) RETURNS real[]
+ */
+Datum
+hrflow_fetch_vector(PG_FUNCTION_ARGS)
+{
+	return run_function(fcinfo, hrflow_fetch_vector);
+}
+
+/*
+ * hrflow_auth() RETURNS jsonb
+ *
+ * The "data" of the API's answer.
+ */
+Datum
+hrflow_auth(PG_FUNCTION_ARGS)
+{
+	return run_function(fcinfo, hrflow_auth);
+}

@@ -1,0 +1,77 @@
+/*-------------------------------------------------------------------------
+ *
+ * vector.h
+ *		What vector.c and the decoders of its three encodings share.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef HRFLOW_VECTOR_H
+#define HRFLOW_VECTOR_H
+
+#include "postgres.h"
+
+#include "utils/array.h"
+#include "utils/memutils.h"
+
+/* Maximum number of elements that PostgreSQL's own functions allow. */
+#define HRFLOW_MAX_ELEMENTS MaxArraySize
+
+/*
+ * The dimensions of a vector or a matrix.  A matrix of one row is a vector.
+ */
+typedef struct HrflowShape
+{
+	uint64		rows;			/* vectors */
+	uint64		columns;		/* elements of each vector */
+} HrflowShape;
+
+static inline bool
+hrflow_is_digit(char c)
+{
+	return c >= '0' && c <= '9';
+}
+
+static inline bool
+hrflow_is_space(char c)
+{
+	return c == ' ' || c == '\n' || c == '\t' || c == '\r';
+}
+
+static inline const char *
+hrflow_skip_space(const char *p, const char *end)
+{
+	while (p < end && hrflow_is_space(*p))
+		p++;
+	return p;
+}
+
+/*
+ * The elements of an array that hrflow_vector_make() returned.
+ */
+static inline float4 *
+hrflow_vector_elements(ArrayType *array)
+{
+	return (float4 *) ARR_DATA_PTR(array);
+}
+
+/* in vector.c */
+extern ArrayType *hrflow_vector_make(const HrflowShape *shape,
+									 char **problem);
+extern bool hrflow_vector_check_finite(const float4 *elements, size_t n,
+									   char **problem);
+extern char *hrflow_vector_quote(const char *text, size_t length);
+
+/* in npy.c */
+extern bool hrflow_npy_recognize(const char *payload, size_t length);
+extern ArrayType *hrflow_npy_decode(const char *payload, size_t length,
+									char **problem);
+
+/* in numbers.c */
+extern ArrayType *hrflow_numbers_decode(const char *payload, size_t length,
+										char **problem);
+
+/* in base64.c */
+extern ArrayType *hrflow_base64_decode(const char *payload, size_t length,
+									   char **problem);
+
+#endif							/* HRFLOW_VECTOR_H */

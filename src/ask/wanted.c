@@ -1,0 +1,157 @@
+/*-------------------------------------------------------------------------
+ *
+ * wanted.c
+ *		Fetches the vectors of profiles for a caller in C: a store.
+ *
+ * Each profile names its own HrFlow source, and what it is asked with.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/batch.h"
+
+typedef struct WantedSource
+{
+	HrflowSource base;
+	HrflowWanted *wanted;		/* the elements */
+	List	   *unknown;		/* names of HrFlow sources that the API does
+								 * not know, palloc'd */
+	MemoryContext context;		/* of this list */
+} WantedSource;
+
+typedef struct WantedSink
+{
+	HrflowSink	base;
+	HrflowWanted *wanted;
+	HrflowWantedCallback callback;
+} WantedSink;
+
+static bool
+is_in_unknown_source(const WantedSource *source, int element)
+{
+	ListCell   *cell;
+
+	foreach(cell, source->unknown)
+	{
+		if (strcmp(lfirst(cell), source->wanted[element].source_id) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The other elements of the HrFlow source are not asked for; those of other
+ * sources are.
+ */
+static bool
+reject_source_of_wanted(HrflowSource *source, int element)
+{
+	WantedSource *self = (WantedSource *) source;
+	MemoryContext old = MemoryContextSwitchTo(self->context);
+
+	if (!is_in_unknown_source(self, element))
+		self->unknown = lappend(self->unknown,
+								pstrdup(self->wanted[element].source_id));
+	MemoryContextSwitchTo(old);
+	return false;
+}
+
+/*
+ * Convert a text, or NULL, to UTF-8.  Returns false if that cannot be done.
+ */
+static bool
+convert_wanted_text(const char *text, const char **utf8)
+{
+	*utf8 = text == NULL ? NULL : hrflow_text_to_utf8(text);
+	return text == NULL || *utf8 != NULL;
+}
+
+static HrflowElementKind
+make_wanted_request(HrflowSource *source, int element,
+					HrflowElementRequest *request, HrflowResult *problem)
+{
+	WantedSource *self = (WantedSource *) source;
+	const HrflowWanted *wanted = &self->wanted[element];
+	HrflowQuery query = {.fields = wanted->fields_text};
+
+	if (is_in_unknown_source(self, element))
+	{
+		problem->status = HRFLOW_INVALID_SOURCE;
+		problem->detail = "The API does not know the source.";
+		return HRFLOW_ELEMENT_UNASKED;
+	}
+	if (!convert_wanted_text(wanted->source_id, &query.source_id) ||
+		!convert_wanted_text(wanted->identifiers[0], &query.profile_id) ||
+		!convert_wanted_text(wanted->identifiers[1],
+							 &query.profile_reference) ||
+		!convert_wanted_text(wanted->identifiers[2], &query.profile_email))
+	{
+		problem->detail = "A text cannot be converted to UTF-8.";
+		return HRFLOW_ELEMENT_INVALID;
+	}
+	request->url = hrflow_request_profile(source->settings->base_url,
+										  source->settings->dialect, &query);
+	if (request->url == NULL)
+	{
+		problem->detail = "The URL would be too long.";
+		return HRFLOW_ELEMENT_INVALID;
+	}
+	return HRFLOW_ELEMENT_ASKED;
+}
+
+static Jsonb *
+fields_of_wanted(const HrflowSource *source, int element)
+{
+	return ((const WantedSource *) source)->wanted[element].fields;
+}
+
+static void
+put_wanted(HrflowSink *sink, int element, const HrflowOutcome *outcome,
+		   bool repeated)
+{
+	WantedSink *self = (WantedSink *) sink;
+
+	self->callback(&self->wanted[element], outcome->section, outcome->item,
+				   outcome->result, outcome->unasked);
+}
+
+static const HrflowSourceMethods wanted_source_methods = {
+	.endpoint = HRFLOW_PROFILE,
+	.make_request = make_wanted_request,
+	.fields = fields_of_wanted,
+	.reject_hrflow_source = reject_source_of_wanted
+};
+
+static const HrflowSinkMethods wanted_sink_methods = {
+	.link_use = HRFLOW_LINKS_FOLLOWED,
+	.put = put_wanted
+};
+
+/*
+ * Fetch the vectors of profiles, in at most "time_limit" milliseconds, and
+ * call "callback" with each as it comes.  Returns false, and why, when the API
+ * refused to go on.
+ */
+bool
+hrflow_wanted_fetch(HrflowWanted *wanted, int nwanted, int time_limit,
+					HrflowWantedCallback callback, HrflowResult *refusal)
+{
+	WantedSource source = {
+		.base.methods = &wanted_source_methods,
+		.base.settings = hrflow_settings_get(true),
+		.base.nelements = nwanted,
+		.wanted = wanted,
+		.context = CurrentMemoryContext
+	};
+	WantedSink	sink = {
+		.base.methods = &wanted_sink_methods,
+		.wanted = wanted,
+		.callback = callback
+	};
+	HrflowBatchSummary summary;
+
+	hrflow_batch_run(&source.base, &sink.base, time_limit, &summary);
+	*refusal = summary.refusal;
+	return !summary.refused;
+}

@@ -1,0 +1,162 @@
+/*-------------------------------------------------------------------------
+ *
+ * best.c
+ *		The k best matches of a search, one for each profile.
+ *
+ * Matches are kept in an array in order of their similarity, and found by
+ * their profile in a hash table: a profile that comes again, with another
+ * vector, must not take two of the k places.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "store/match.h"
+#include "utils/memutils.h"
+
+static uint32
+hash_profile(const void *key, Size keysize)
+{
+	const HrflowMatch *match = key;
+
+	return hash_combine(hash_bytes((unsigned char *) match->source_id,
+								   strlen(match->source_id)),
+						hash_bytes((unsigned char *) match->identifier,
+								   strlen(match->identifier)));
+}
+
+static int
+compare_profiles(const void *a, const void *b, Size keysize)
+{
+	const HrflowMatch *match_a = a;
+	const HrflowMatch *match_b = b;
+
+	return strcmp(match_a->identifier, match_b->identifier) != 0 ||
+		strcmp(match_a->source_id, match_b->source_id) != 0;
+}
+
+/*
+ * Make room for the k best matches, in the current memory context.  Each has
+ * "nparts" parts.
+ */
+HrflowBest *
+hrflow_best_make(int k, int nparts)
+{
+	HrflowBest *best = palloc0(sizeof(HrflowBest));
+	HASHCTL		control = {0};
+
+	best->context = CurrentMemoryContext;
+	best->k = k;
+	best->nparts = nparts;
+	best->matches = palloc(sizeof(HrflowMatch *) * k);
+	control.keysize = offsetof(HrflowMatch, section);
+	control.entrysize = sizeof(HrflowMatch);
+	control.hash = hash_profile;
+	control.match = compare_profiles;
+	control.hcxt = CurrentMemoryContext;
+	best->by_profile = hash_create("hrflow_embed matches", k, &control,
+								   HASH_ELEM | HASH_FUNCTION | HASH_COMPARE |
+								   HASH_CONTEXT);
+	return best;
+}
+
+/*
+ * Would a match of this similarity be among the best?
+ */
+bool
+hrflow_best_wants(const HrflowBest *best, double similarity)
+{
+	return best->n < best->k ||
+		similarity > best->matches[best->n - 1]->similarity;
+}
+
+/*
+ * Drop the worst match.
+ */
+static void
+drop_worst(HrflowBest *best)
+{
+	HrflowMatch *worst = best->matches[--best->n];
+	HrflowMatch strings = *worst;
+
+	hash_search(best->by_profile, worst, HASH_REMOVE, NULL);
+	pfree(strings.source_id);
+	pfree(strings.identifier);
+	pfree(strings.section);
+	if (strings.parts != NULL)
+		pfree(strings.parts);
+}
+
+/*
+ * Enter a profile that is not among the best yet, at the end of the array.
+ */
+static HrflowMatch *
+enter_profile(HrflowBest *best, const HrflowMatch *match)
+{
+	HrflowMatch *kept;
+
+	if (best->n == best->k)
+		drop_worst(best);
+	kept = hash_search(best->by_profile, match, HASH_ENTER, NULL);
+	kept->source_id = MemoryContextStrdup(best->context, match->source_id);
+	kept->identifier = MemoryContextStrdup(best->context, match->identifier);
+	kept->section = NULL;
+	kept->parts = NULL;
+	if (best->nparts > 0)
+		kept->parts = MemoryContextAlloc(best->context,
+										 sizeof(double) * best->nparts);
+	best->n++;
+	return kept;
+}
+
+/*
+ * Keep a copy of a match if it is among the best, and of a profile that has
+ * several the best one.
+ */
+void
+hrflow_best_keep(HrflowBest *best, const HrflowMatch *match)
+{
+	HrflowMatch **matches = best->matches;
+	HrflowMatch *kept;
+	int			from;			/* where the profile is now */
+	int			low = 0;
+	int			high;
+
+	if (!hrflow_best_wants(best, match->similarity))
+		return;
+	kept = hash_search(best->by_profile, match, HASH_FIND, NULL);
+	if (kept == NULL)
+	{
+		kept = enter_profile(best, match);
+		from = best->n - 1;
+	}
+	else
+	{
+		if (kept->similarity >= match->similarity)
+			return;
+		for (from = best->n - 1; matches[from] != kept; from--)
+			;
+		pfree(kept->section);
+	}
+	kept->section = MemoryContextStrdup(best->context, match->section);
+	kept->item = match->item;
+	kept->similarity = match->similarity;
+	if (best->nparts > 0)
+		memcpy(kept->parts, match->parts, sizeof(double) * best->nparts);
+
+	/* Move it forward to its place, behind its equals. */
+	high = from;
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+
+		if (matches[middle]->similarity >= kept->similarity)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	memmove(&matches[low + 1], &matches[low],
+			sizeof(HrflowMatch *) * (from - low));
+	matches[low] = kept;
+}

@@ -1,0 +1,673 @@
+/*-------------------------------------------------------------------------
+ *
+ * feeder.c
+ *		The tables that feed a store, and which profiles they want.
+ *
+ * A table feeds a store where our triggers on it say so; there is no other
+ * registry.  All that is read from pg_trigger and pg_depend is read here.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_trigger.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "nodes/bitmapset.h"
+#include "parser/parse_func.h"
+#include "storage/lmgr.h"
+#include "store/store.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+/*
+ * ------------------------------------------------------------------------
+ * Statements
+ * ------------------------------------------------------------------------
+ */
+
+static const char drop_trigger_sql[] = "DROP TRIGGER %q ON %R";
+
+/* A key's part of a row "f" of a feeding table. */
+static const char key_column_sql[] = "f.%q::text" HRFLOW_PLAIN_COLLATION;
+
+/* One that is the same in all rows. */
+static const char key_constant_sql[] = "%L::text";
+
+/* The keys in the rows of a feeding table, or of a transition table. */
+static const char profiles_sql[] =
+"(SELECT %s %s AS s, %s AS i FROM %s AS f WHERE %s <> '' AND %s <> '')";
+
+/*
+ * A column of a row "f" is, as text, the value of an expression.  It is the
+ * expression that is converted, if it is a text that the column's type writes,
+ * for the column's index is of the column's own type and collation.
+ */
+static const char integer_is_sql[] =
+"f.%q = CASE WHEN %s COLLATE \"C\" ~ '^(0|-?[1-9][0-9]{0,18})$' THEN"
+" CASE WHEN %s::numeric BETWEEN -9223372036854775808 AND 9223372036854775807"
+" THEN %s::bigint END END";
+
+static const char uuid_is_sql[] =
+"f.%q = CASE WHEN %s COLLATE \"C\" ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'"
+" THEN %s::uuid END";
+
+static const char text_is_sql[] = "f.%q::text = %s COLLATE %s";
+
+static const char nondeterministic_text_is_sql[] =
+"f.%q::text" HRFLOW_PLAIN_COLLATION " = %s";
+
+/* A row "f" wants the profile of the state table's row "p". */
+static const char wants_of_column_sql[] = "%s AND %s";
+static const char wants_of_source_sql[] = "%s AND p.source_id = %L";
+
+/* No row of a feeding table wants it; the next table's follows. */
+static const char unwanted_sql[] = "NOT p.manual";
+static const char unwanted_by_table_sql[] =
+"%s AND NOT EXISTS (SELECT FROM %R AS f WHERE %s)";
+
+#define TRACK_SQL \
+	"INSERT INTO %P AS p" \
+	" (source_id, %I, state, due_at, attempts, generation, manual)" \
+	" SELECT k.s, k.i, 'due', statement_timestamp(), 0, 0, false" \
+	" FROM %s AS k ORDER BY k.s, k.i"
+
+static const char track_new_sql[] = TRACK_SQL;
+
+static const char track_any_sql[] = TRACK_SQL
+" ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
+" due_at = clock_timestamp(), attempts = 0, generation = p.generation + 1"
+" WHERE p.state = 'gone'";
+
+/*
+ * ------------------------------------------------------------------------
+ * Catalogs
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * A row of pg_trigger, or NULL where there is none; the caller's.
+ */
+static HeapTuple
+read_trigger_tuple(Relation triggers, Oid trigger)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		tuple = heap_copytuple(tuple);
+	systable_endscan(scan);
+	return tuple;
+}
+
+/*
+ * The rows of pg_depend of the triggers that depend on an object, or, where
+ * the object is a trigger, of what it depends on: Form_pg_depend.
+ */
+static List *
+read_dependencies(Oid class, Oid object)
+{
+	bool		is_trigger = class == TriggerRelationId;
+	Relation	depend = table_open(DependRelationId, AccessShareLock);
+	List	   *found = NIL;
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&keys[0], is_trigger ? Anum_pg_depend_classid :
+				Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(class));
+	ScanKeyInit(&keys[1], is_trigger ? Anum_pg_depend_objid :
+				Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(object));
+	scan = systable_beginscan(depend, is_trigger ? DependDependerIndexId :
+							  DependReferenceIndexId, true, NULL, 2, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (form->classid != TriggerRelationId)
+			continue;
+		form = palloc(sizeof(FormData_pg_depend));
+		memcpy(form, GETSTRUCT(tuple), sizeof(FormData_pg_depend));
+		found = lappend(found, form);
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+	return found;
+}
+
+/*
+ * The trigger function, in the schema of the function that calls.
+ */
+Oid
+hrflow_feeder_function(Oid caller)
+{
+	char	   *schema = get_namespace_name(get_func_namespace(caller));
+
+	return LookupFuncName(list_make2(makeString(schema),
+									 makeString("hrflow_track_trigger")),
+						  0, NULL, false);
+}
+
+/*
+ * Is this a table that may feed a store: one of its owner's?  Who reads it on
+ * the owner's behalf runs what its owner has put there: policies, types, their
+ * casts.  A temporary one cannot be read by other sessions.
+ */
+static bool
+may_feed(const HrflowStore *store, Oid table)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Form_pg_class form;
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	result = (form->relkind == RELKIND_RELATION ||
+			  form->relkind == RELKIND_PARTITIONED_TABLE) &&
+		form->relowner == store->owner &&
+		(form->relpersistence != RELPERSISTENCE_TEMP ||
+		 RelationUsesLocalBuffers(store->vectors));
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * Was a trigger made for a store, as its dependencies tell?
+ */
+static bool
+was_made_for(const List *dependencies, Oid trigger)
+{
+	ListCell   *cell;
+
+	foreach(cell, dependencies)
+	{
+		if (((Form_pg_depend) lfirst(cell))->objid == trigger)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Read a trigger, unless there is none, or it is another's or a partition's
+ * copy.  Anybody may have made it, and named any store.  One that names another
+ * is the store's if it is among those that were made for it, "made_for_it":
+ * then it has been renamed since.  (Those on the store's own table depend on it
+ * as well, whatever they feed.)
+ */
+static HrflowFeeder *
+read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
+			 Oid function, const List *made_for_it)
+{
+	HeapTuple	tuple = read_trigger_tuple(triggers, trigger);
+	Form_pg_trigger form;
+	HrflowFeeder *feeder;
+	bool		is_null;
+	Datum		args;
+	char	   *p;
+
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	form = (Form_pg_trigger) GETSTRUCT(tuple);
+	args = heap_getattr(tuple, Anum_pg_trigger_tgargs,
+						RelationGetDescr(triggers), &is_null);
+	if (is_null || form->tgnargs != HRFLOW_TRIGGER_NARGS ||
+		form->tgfoid != function || OidIsValid(form->tgparentid))
+		return NULL;
+
+	feeder = palloc(sizeof(HrflowFeeder));
+	p = VARDATA_ANY(DatumGetByteaPCopy(args));
+	for (int i = 0; i < HRFLOW_TRIGGER_NARGS; i++)
+	{
+		feeder->args[i] = p;
+		p += strlen(p) + 1;
+	}
+	if (strcmp(feeder->args[HRFLOW_TRIGGER_STORE], store->vectors_name) != 0 &&
+		(form->tgrelid == RelationGetRelid(store->vectors) ||
+		 !was_made_for(made_for_it, trigger)))
+		return NULL;
+	if (!may_feed(store, form->tgrelid))
+		return NULL;
+	feeder->trigger = trigger;
+	feeder->table = form->tgrelid;
+	feeder->trigger_name = pstrdup(NameStr(form->tgname));
+	feeder->is_insert = TRIGGER_TYPE_MATCHES(form->tgtype,
+											 TRIGGER_TYPE_STATEMENT,
+											 TRIGGER_TYPE_AFTER,
+											 TRIGGER_TYPE_INSERT);
+	return feeder;
+}
+
+/*
+ * A trigger that names a store, or NULL.
+ */
+HrflowFeeder *
+hrflow_feeder_get(const HrflowStore *store, Oid function, Oid trigger)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	HrflowFeeder *feeder = read_trigger(triggers, trigger, store, function,
+										NIL);
+
+	table_close(triggers, AccessShareLock);
+	return feeder;
+}
+
+static int
+compare_tables(const ListCell *a, const ListCell *b)
+{
+	Oid			left = ((HrflowFeeder *) lfirst(a))->table;
+	Oid			right = ((HrflowFeeder *) lfirst(b))->table;
+
+	return left < right ? -1 : left > right;
+}
+
+/*
+ * The triggers that feed a store: those of its owner's tables that call our
+ * function and name the store, or were made for it; on one table only unless
+ * that is InvalidOid.  The tables are locked, in the order of their OIDs;
+ * triggers that are gone once the lock is held are left out.  Tables of others
+ * are not waited for.
+ */
+List *
+hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
+				   LOCKMODE lockmode)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *made_for_it = read_dependencies(RelationRelationId,
+												RelationGetRelid(store->vectors));
+	List	   *found = NIL;
+	List	   *feeders = NIL;
+	ListCell   *cell;
+
+	foreach(cell, read_dependencies(ProcedureRelationId, function))
+	{
+		Form_pg_depend form = lfirst(cell);
+		HrflowFeeder *feeder = read_trigger(triggers, form->objid, store,
+											function, made_for_it);
+
+		if (feeder != NULL && (!OidIsValid(table) || feeder->table == table))
+			found = lappend(found, feeder);
+	}
+
+	list_sort(found, compare_tables);
+	foreach(cell, found)
+	{
+		HrflowFeeder *feeder = lfirst(cell);
+
+		LockRelationOid(feeder->table, lockmode);
+		feeder = read_trigger(triggers, feeder->trigger, store, function,
+							  made_for_it);
+		if (feeder != NULL)
+			feeders = lappend(feeders, feeder);
+	}
+	table_close(triggers, AccessShareLock);
+	return feeders;
+}
+
+/*
+ * The trigger of which a partition's is a copy, or the trigger itself; "table"
+ * becomes its table.
+ */
+Oid
+hrflow_feeder_original(Oid trigger, Oid *table)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			parent = trigger;
+
+	while (OidIsValid(parent))
+	{
+		HeapTuple	tuple = read_trigger_tuple(triggers, parent);
+		Form_pg_trigger form;
+
+		trigger = parent;
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "could not find tuple for trigger %u", trigger);
+		form = (Form_pg_trigger) GETSTRUCT(tuple);
+		parent = form->tgparentid;
+		*table = form->tgrelid;
+	}
+	table_close(triggers, AccessShareLock);
+	return trigger;
+}
+
+/*
+ * Does a trigger on a table depend on another table?  That is the store it was
+ * made for.
+ */
+bool
+hrflow_feeder_has_store(Oid trigger, Oid table)
+{
+	ListCell   *cell;
+
+	foreach(cell, read_dependencies(TriggerRelationId, trigger))
+	{
+		Form_pg_depend form = lfirst(cell);
+
+		if (form->refclassid == RelationRelationId && form->refobjid != table)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The columns, by their numbers, whose change marks profiles due: those that
+ * the triggers of a table depend on for their WHEN, but for its keys.  They are
+ * in no argument of a trigger; and a number outlasts that the column is renamed.
+ */
+Bitmapset *
+hrflow_feeder_columns(Relation table, List *feeders)
+{
+	Bitmapset  *columns = NULL;
+	ListCell   *cell;
+	ListCell   *inner;
+
+	foreach(cell, feeders)
+	{
+		HrflowFeeder *feeder = lfirst(cell);
+
+		foreach(inner, read_dependencies(TriggerRelationId, feeder->trigger))
+		{
+			Form_pg_depend form = lfirst(inner);
+
+			if (form->refclassid == RelationRelationId &&
+				form->refobjid == feeder->table && form->refobjsubid > 0)
+				columns = bms_add_member(columns, form->refobjsubid);
+		}
+	}
+
+	foreach(cell, feeders)
+	{
+		HrflowFeeder *feeder = lfirst(cell);
+
+		for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NARGS;
+			 i++)
+		{
+			int			number = i == HRFLOW_TRIGGER_SOURCE_ID ? 0 :
+			SPI_fnumber(RelationGetDescr(table), feeder->args[i]);
+
+			if (number > 0)
+				columns = bms_del_member(columns, number);
+		}
+	}
+	return columns;
+}
+
+void
+hrflow_feeder_drop(const HrflowFeeder *feeder)
+{
+	hrflow_store_execute(hrflow_store_sql(NULL, drop_trigger_sql,
+										  feeder->trigger_name, feeder->table),
+						 NULL);
+}
+
+/*
+ * Drop the triggers on a table that feed a store; on any where the table is
+ * InvalidOid.  Returns whether there was one.
+ */
+bool
+hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
+{
+	List	   *feeders = hrflow_feeder_find(store, function, table,
+											 AccessExclusiveLock);
+	ListCell   *cell;
+
+	foreach(cell, feeders)
+		hrflow_feeder_drop(lfirst(cell));
+	return feeders != NIL;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Columns
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Check that a column is there; and, where it is to hold keys, that its type
+ * has one text only for each value.  "tracked": it was there when the table was
+ * tracked.
+ */
+void
+hrflow_feeder_check_column(Relation table, const char *name, bool is_key,
+						   bool tracked)
+{
+	int			number = SPI_fnumber(RelationGetDescr(table), name);
+	Oid			type;
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("table \"%s\" has no column \"%s\"",
+						RelationGetRelationName(table), name),
+				 tracked ? errhint("If it was renamed, call hrflow_track_table() again.") : 0));
+	if (!is_key)
+		return;
+	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
+	if (type != TEXTOID && type != VARCHAROID && type != UUIDOID &&
+		type != INT8OID && type != INT4OID && type != INT2OID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" has the type %s", name,
+						format_type_be(type)),
+				 errhint("Identifiers are text, varchar, uuid or integers; a stored generated column can convert others.")));
+	if (TupleDescAttr(RelationGetDescr(table), number - 1)->attgenerated ==
+		ATTRIBUTE_GENERATED_VIRTUAL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" is generated when it is read", name),
+				 errdetail("Triggers do not see what it holds."),
+				 errhint("Make it STORED.")));
+}
+
+/*
+ * Check the columns that hold a table's keys.
+ */
+void
+hrflow_feeder_check_keys(Relation table, char *const *args, bool tracked)
+{
+	hrflow_feeder_check_column(table, args[HRFLOW_TRIGGER_PROFILE_COLUMN], true, tracked);
+	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
+		hrflow_feeder_check_column(table, args[HRFLOW_TRIGGER_SOURCE_COLUMN], true, tracked);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Which profiles are wanted
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * SQL for the source and for the identifier of a row "f" of a feeding table.
+ */
+static char *
+source_of(char *const *args)
+{
+	if (args[HRFLOW_TRIGGER_SOURCE_COLUMN][0] == '\0')
+		return hrflow_store_sql(NULL, key_constant_sql,
+								args[HRFLOW_TRIGGER_SOURCE_ID]);
+	return hrflow_store_sql(NULL, key_column_sql,
+							args[HRFLOW_TRIGGER_SOURCE_COLUMN]);
+}
+
+static char *
+identifier_of(char *const *args)
+{
+	return hrflow_store_sql(NULL, key_column_sql,
+							args[HRFLOW_TRIGGER_PROFILE_COLUMN]);
+}
+
+/*
+ * SQL for the profiles that a table's rows name, as (s, i).  "table" is SQL,
+ * and so is "distinct": "DISTINCT" or nothing.
+ */
+char *
+hrflow_feeder_profiles(char *const *args, const char *table,
+					   const char *distinct)
+{
+	char	   *source = source_of(args);
+	char	   *identifier = identifier_of(args);
+
+	return hrflow_store_sql(NULL, profiles_sql, distinct, source, identifier,
+							table, source, identifier);
+}
+
+/*
+ * SQL for: column "name" of a row "f" is, as text, the value of "text".
+ */
+static char *
+column_is(Relation table, const char *name, const char *text)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	Form_pg_attribute attribute =
+	TupleDescAttr(desc, SPI_fnumber(desc, name) - 1);
+	Oid			collation = attribute->attcollation;
+
+	switch (getBaseType(attribute->atttypid))
+	{
+		case INT8OID:
+		case INT4OID:
+		case INT2OID:
+			return hrflow_store_sql(NULL, integer_is_sql, name, text, text,
+									text);
+		case UUIDOID:
+			return hrflow_store_sql(NULL, uuid_is_sql, name, text, text);
+		default:
+
+			/* All that tell texts apart tell the same ones apart. */
+			if (get_collation_isdeterministic(collation))
+				return hrflow_store_sql(NULL, text_is_sql, name, text,
+										DatumGetCString(DirectFunctionCall1(regcollationout,
+																			ObjectIdGetDatum(collation))));
+			return hrflow_store_sql(NULL, nondeterministic_text_is_sql, name,
+									text);
+	}
+}
+
+/*
+ * SQL for: a row "f" of a feeding table wants the profile of the state table's
+ * row "p".
+ */
+static char *
+row_wants(const HrflowStore *store, Relation table, char *const *args)
+{
+	char	   *identifier = column_is(table,
+									   args[HRFLOW_TRIGGER_PROFILE_COLUMN],
+									   hrflow_store_sql(store, "p.%I"));
+
+	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
+		return hrflow_store_sql(NULL, wants_of_column_sql, identifier,
+								column_is(table,
+										  args[HRFLOW_TRIGGER_SOURCE_COLUMN],
+										  "p.source_id"));
+	return hrflow_store_sql(NULL, wants_of_source_sql, identifier,
+							args[HRFLOW_TRIGGER_SOURCE_ID]);
+}
+
+/*
+ * SQL for: no table wants the profile of the state table's row "p", and
+ * hrflow_track() has not.
+ */
+char *
+hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
+{
+	char	   *sql = pstrdup(unwanted_sql);
+	ListCell   *cell;
+
+	foreach(cell, hrflow_feeder_find(store, function, InvalidOid,
+									 AccessShareLock))
+	{
+		HrflowFeeder *feeder = lfirst(cell);
+		Relation	table;
+
+		if (!feeder->is_insert)
+			continue;
+		table = relation_open(feeder->table, NoLock);
+		hrflow_feeder_check_keys(table, feeder->args, true);
+		sql = hrflow_store_sql(store, unwanted_by_table_sql, sql,
+							   feeder->table,
+							   row_wants(store, table, feeder->args));
+		relation_close(table, NoLock);
+	}
+	return sql;
+}
+
+/*
+ * Can all tables that feed a store be asked what they want?  Where a column was
+ * renamed, not before its table is tracked again.
+ */
+bool
+hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
+{
+	bool		result = true;
+	ListCell   *cell;
+
+	foreach(cell, hrflow_feeder_find(store, function, InvalidOid,
+									 AccessShareLock))
+	{
+		HrflowFeeder *feeder = lfirst(cell);
+		const char *source_column = feeder->args[HRFLOW_TRIGGER_SOURCE_COLUMN];
+		Relation	table;
+		TupleDesc	desc;
+
+		if (!feeder->is_insert)
+			continue;
+		table = relation_open(feeder->table, NoLock);
+		desc = RelationGetDescr(table);
+		if (SPI_fnumber(desc, feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN]) <= 0 ||
+			(*source_column != '\0' && SPI_fnumber(desc, source_column) <= 0))
+			result = false;
+		relation_close(table, NoLock);
+	}
+	return result;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Tracking
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Track profiles of which none is tracked, nor given twice; else it throws
+ * 23505.  "profiles" is SQL for their keys, as (s, i).
+ */
+void
+hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)
+{
+	hrflow_store_execute(hrflow_store_sql(store, track_new_sql, profiles),
+						 NULL);
+}
+
+/*
+ * Track profiles.  One that is tracked is locked, for it must not be erased
+ * meanwhile; one that was gone is wanted again.  Returns the number of rows
+ * written.
+ */
+uint64
+hrflow_feeder_track(const HrflowStore *store, const char *profiles,
+					const HrflowParameters *parameters)
+{
+	return hrflow_store_execute(hrflow_store_sql(store, track_any_sql,
+												 profiles),
+								parameters);
+}

@@ -1,0 +1,633 @@
+/*-------------------------------------------------------------------------
+ *
+ * functions.c
+ *		The SQL functions that make and drop a store, track its profiles by
+ *		hand and look at it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "executor/tuptable.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "store/store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+#include "utils/varlena.h"
+
+PG_FUNCTION_INFO_V1(hrflow_create_store);
+PG_FUNCTION_INFO_V1(hrflow_drop_store);
+PG_FUNCTION_INFO_V1(hrflow_track);
+PG_FUNCTION_INFO_V1(hrflow_mark_due);
+PG_FUNCTION_INFO_V1(hrflow_untrack);
+PG_FUNCTION_INFO_V1(hrflow_retry);
+PG_FUNCTION_INFO_V1(hrflow_store_failures);
+PG_FUNCTION_INFO_V1(hrflow_store_status);
+
+/*
+ * ------------------------------------------------------------------------
+ * Statements
+ * ------------------------------------------------------------------------
+ */
+
+static const char find_pgvector_sql[] =
+"SELECT pg_catalog.quote_ident(n.nspname)"
+" FROM pg_catalog.pg_extension e"
+" JOIN pg_catalog.pg_namespace n"
+" ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
+" WHERE e.extname OPERATOR(pg_catalog.=) 'vector'";
+
+static const char *const create_sql[] = {
+	"CREATE TABLE %V ("
+	" source_id text NOT NULL,"
+	" %I text NOT NULL,"
+	" section text NOT NULL,"
+	" item integer NOT NULL,"
+	" vector %T NOT NULL,"
+	" fetched_at timestamptz NOT NULL DEFAULT now(),"
+	" PRIMARY KEY (source_id, %I, section, item))",
+
+	/* Floats do not compress. */
+	"ALTER TABLE %V ALTER COLUMN vector SET STORAGE EXTERNAL",
+
+	/*
+	 * Room on each page for the version of a row that a lease makes, which no
+	 * index is told of.
+	 */
+	"CREATE TABLE %P ("
+	" source_id text NOT NULL,"
+	" %I text NOT NULL,"
+	" state text NOT NULL DEFAULT 'due'"
+	" CHECK (state IN ('due', 'ok', 'missing', 'gone', 'failed')),"
+	" due_at timestamptz DEFAULT now(),"
+	" lease_until timestamptz,"
+	" attempts integer NOT NULL DEFAULT 0,"
+	" generation bigint NOT NULL DEFAULT 0,"
+	" refreshed_at timestamptz,"
+	" http_status integer,"
+	" last_error text,"
+	" failed_at timestamptz,"
+	" manual boolean NOT NULL DEFAULT true,"
+	" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)",
+
+	/* What is to be claimed; what is not well; which error is the last. */
+	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
+	"CREATE INDEX ON %P (state, source_id, %I)"
+	" WHERE state IN ('missing', 'gone', 'failed')",
+	"CREATE INDEX ON %P (failed_at DESC NULLS LAST) WHERE last_error IS NOT NULL",
+
+	"COMMENT ON TABLE %V IS"
+	" 'vectors of HrFlow profiles, kept fresh by hrflow_refresh()'",
+	"COMMENT ON TABLE %P IS"
+	" 'state of the profiles whose vectors are kept; see hrflow_store_status()'"
+};
+
+static const char drop_sql[] = "DROP TABLE %V, %P";
+
+/*
+ * In the statements about some profiles $1 is their source, and $2 are their
+ * identifiers.
+ *
+ * Rows that are there are not changed by this one, nor counted, but locked:
+ * else a DELETE could erase them before the next statement.
+ */
+static const char track_sql[] =
+"INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
+" generation, manual)"
+" SELECT $1, k.i, 'due', clock_timestamp(), 0, 0, true"
+" FROM (SELECT DISTINCT i FROM unnest($2) AS i) AS k ORDER BY k.i"
+" ON CONFLICT (source_id, %I) DO UPDATE SET manual = true WHERE false";
+
+static const char set_manual_sql[] =
+"UPDATE %P AS p SET manual = true"
+" WHERE p.source_id = $1 AND p.%I = ANY ($2) AND NOT p.manual";
+
+static const char want_gone_sql[] =
+"UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(),"
+" attempts = 0, generation = p.generation + 1"
+" WHERE p.source_id = $1 AND p.%I = ANY ($2) AND p.state = 'gone'";
+
+static const char mark_due_sql[] =
+"WITH locked AS MATERIALIZED"
+" (SELECT p.%I AS i FROM %P AS p"
+" WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
+" UPDATE %P AS p SET due_at = clock_timestamp(), attempts = 0,"
+" generation = p.generation + 1,"
+" state = CASE p.state WHEN 'missing' THEN 'missing' ELSE 'due' END"
+" FROM locked WHERE p.source_id = $1 AND p.%I = locked.i";
+
+static const char retry_sql[] =
+"WITH locked AS MATERIALIZED"
+" (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
+" WHERE p.state = 'failed'"
+" ORDER BY p.source_id, p.%I FOR UPDATE)"
+" UPDATE %P AS p SET state = 'due',"
+" due_at = clock_timestamp(), attempts = 0"
+" FROM locked WHERE p.source_id = locked.s"
+" AND p.%I = locked.i AND p.state = 'failed'";
+
+static const char failures_sql[] =
+"SELECT source_id, %I, state, attempts, http_status,"
+" last_error, refreshed_at FROM %P"
+" WHERE state IN ('missing', 'failed')"
+" ORDER BY state, source_id, %I";
+
+static const char may_read_cron_sql[] =
+"SELECT has_schema_privilege('cron', 'USAGE')"
+" AND has_table_privilege('cron.job', 'SELECT')"
+" AND has_table_privilege('cron.job_run_details', 'SELECT')";
+
+/* $1 is the name of the store's job. */
+static const char last_run_sql[] =
+"SELECT d.start_time, d.status"
+" FROM cron.job_run_details AS d"
+" JOIN cron.job AS j ON j.jobid = d.jobid"
+" WHERE j.jobname = $1 AND d.start_time IS NOT NULL"
+" ORDER BY d.runid DESC LIMIT 1";
+
+static const char last_error_sql[] =
+"SELECT p.last_error FROM %P AS p WHERE p.last_error IS NOT NULL"
+" ORDER BY %F DESC NULLS LAST, p.last_error DESC LIMIT 1";
+
+/*
+ * ------------------------------------------------------------------------
+ * Making and dropping
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The type that is meant by the argument "vector_type".
+ */
+static char *
+choose_vector_type(const char *wanted)
+{
+	bool		is_auto = strcmp(wanted, "auto") == 0;
+	char	   *end;
+	long		dimension;
+	const char *name = NULL;
+
+	if (strcmp(wanted, "real[]") == 0)
+		return pstrdup(wanted);
+	if (is_auto || strncmp(wanted, "vector", 6) == 0)
+		name = "vector";
+	else if (strncmp(wanted, "halfvec", 7) == 0)
+		name = "halfvec";
+	if (name != NULL && !is_auto && wanted[strlen(name)] != '\0')
+	{
+		dimension = wanted[strlen(name)] == '(' ?
+			strtol(wanted + strlen(name) + 1, &end, 10) : 0;
+		if (dimension < 1 || dimension > 16000 || strcmp(end, ")") != 0)
+			name = NULL;
+	}
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid vector_type: \"%s\"", wanted),
+				 errhint("Use auto, real[], vector, vector(n), halfvec or halfvec(n).")));
+
+	if (hrflow_store_execute(find_pgvector_sql, NULL) > 0)
+		return psprintf("%s.%s", hrflow_store_value(0, 1),
+						is_auto ? "vector" : wanted);
+	if (is_auto)
+		return pstrdup("real[]");
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("type \"%s\" needs the extension \"vector\" in this database",
+					name),
+			 errhint("CREATE EXTENSION vector, or use real[].")));
+}
+
+/*
+ * hrflow_create_store(name text, vector_type text, identifier text)
+ *		RETURNS regclass
+ *
+ * As the caller, who becomes the owner.
+ */
+Datum
+hrflow_create_store(PG_FUNCTION_ARGS)
+{
+	text	   *name = PG_GETARG_TEXT_PP(0);
+	char	   *wanted_type = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	char	   *wanted_identifier = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	RangeVar   *table = makeRangeVarFromNameList(textToQualifiedNameList(name));
+	Oid			namespace = RangeVarGetCreationNamespace(table);
+	char	   *schema = get_namespace_name(namespace);
+	HrflowStore store;
+
+	store.vectors_name = quote_qualified_identifier(schema, table->relname);
+	store.profiles_name =
+		quote_qualified_identifier(schema,
+								   hrflow_store_profiles_name(table->relname));
+	store.identifier_name = NULL;
+	for (int i = HRFLOW_BY_ID; i <= HRFLOW_BY_EMAIL; i++)
+	{
+		const char *column = hrflow_store_identifier(i);
+
+		if (strcmp(wanted_identifier, column + strlen("profile_")) == 0)
+			store.identifier_name = column;
+	}
+	if (store.identifier_name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid identifier: \"%s\"", wanted_identifier),
+				 errhint("Use id, reference or email.")));
+
+	SPI_connect();
+	store.saved_nestlevel = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	store.vector_type = choose_vector_type(wanted_type);
+	for (int i = 0; i < lengthof(create_sql); i++)
+		hrflow_store_execute(hrflow_store_sql(&store, create_sql[i]),
+							 NULL);
+	AtEOXact_GUC(false, store.saved_nestlevel);
+	SPI_finish();
+
+	PG_RETURN_OID(get_relname_relid(table->relname, namespace));
+}
+
+/*
+ * hrflow_drop_store(store regclass) RETURNS void
+ *
+ * As the caller, who must be the owner.
+ */
+Datum
+hrflow_drop_store(PG_FUNCTION_ARGS)
+{
+	HrflowStore store;
+	char	   *sql;
+
+	PreventCommandDuringRecovery("hrflow_drop_store()");
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
+	(void) hrflow_feeder_drop_all(&store,
+								  hrflow_feeder_function(fcinfo->flinfo->fn_oid),
+								  InvalidOid);
+	sql = hrflow_store_sql(&store, drop_sql);
+	hrflow_schedule_forget(&store, fcinfo->flinfo->fn_oid);
+	hrflow_store_close(&store);
+	hrflow_store_execute(sql, NULL);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Tracking by hand
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Open the store in the first argument to change some of its profiles, whose
+ * source and identifiers are the next two: they become parameters.
+ */
+static void
+open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
+				  HrflowParameters *parameters)
+{
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be null",
+						PG_ARGISNULL(0) ? "store" :
+						PG_ARGISNULL(1) ? "source_id" : "profile_ids")));
+	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be empty", "source_id")));
+
+	parameters->n = 0;
+	hrflow_store_add(parameters, TEXTOID, PG_GETARG_DATUM(1));
+	hrflow_store_add(parameters, TEXTARRAYOID,
+					 PointerGetDatum(hrflow_store_get_identifiers(fcinfo, 2)));
+	SPI_connect();
+	hrflow_store_open(store, PG_GETARG_OID(0), InvalidOid,
+					  HRFLOW_STORE_WRITE);
+}
+
+/*
+ * hrflow_track(store regclass, source_id text, profile_ids text[])
+ *		RETURNS bigint
+ */
+Datum
+hrflow_track(PG_FUNCTION_ARGS)
+{
+	HrflowStore store;
+	HrflowParameters profiles;
+	uint64		n;
+
+	open_for_profiles(fcinfo, &store, &profiles);
+	hrflow_store_check_manual(&store);
+	n = hrflow_store_execute(hrflow_store_sql(&store, track_sql), &profiles);
+	hrflow_store_execute(hrflow_store_sql(&store, set_manual_sql), &profiles);
+	hrflow_store_execute(hrflow_store_sql(&store, want_gone_sql), &profiles);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
+
+/*
+ * hrflow_mark_due(store regclass, source_id text, profile_ids text[])
+ *		RETURNS bigint
+ */
+Datum
+hrflow_mark_due(PG_FUNCTION_ARGS)
+{
+	HrflowStore store;
+	HrflowParameters profiles;
+	uint64		n;
+
+	open_for_profiles(fcinfo, &store, &profiles);
+	n = hrflow_store_execute(hrflow_store_sql(&store, mark_due_sql), &profiles);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
+
+/*
+ * hrflow_untrack(store regclass, source_id text, profile_ids text[])
+ *		RETURNS bigint
+ */
+Datum
+hrflow_untrack(PG_FUNCTION_ARGS)
+{
+	HrflowStore store;
+	HrflowParameters profiles;
+	uint64		n;
+
+	open_for_profiles(fcinfo, &store, &profiles);
+	n = hrflow_erase_profiles(&store, &profiles);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
+
+/*
+ * hrflow_retry(store regclass) RETURNS bigint
+ */
+Datum
+hrflow_retry(PG_FUNCTION_ARGS)
+{
+	HrflowStore store;
+	uint64		n;
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid,
+					  HRFLOW_STORE_WRITE);
+	n = hrflow_store_execute(hrflow_store_sql(&store, retry_sql), NULL);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Looking
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Return the rows of a query about the store in the first argument.
+ */
+static void
+return_query(FunctionCallInfo fcinfo, const char *template)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HrflowStore store;
+	uint64		n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
+	n = hrflow_store_execute(hrflow_store_sql(&store, template), NULL);
+	for (uint64 i = 0; i < n; i++)
+		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
+	hrflow_store_close(&store);
+	SPI_finish();
+}
+
+/*
+ * hrflow_store_failures(store regclass)
+ *		RETURNS TABLE (source_id text, profile_id text, state text,
+ *					   attempts int, http_status int, last_error text,
+ *					   refreshed_at timestamptz)
+ */
+Datum
+hrflow_store_failures(PG_FUNCTION_ARGS)
+{
+	return_query(fcinfo, failures_sql);
+	return (Datum) 0;
+}
+
+/*
+ * When pg_cron last ran the store's job, and how that ended: "values" and
+ * "nulls" of two columns.
+ */
+static void
+get_last_run(HrflowStore *store, Datum *values, bool *nulls)
+{
+	HrflowParameters parameters = {0};
+	bool		is_null;
+	char	   *status;
+
+	nulls[0] = nulls[1] = true;
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		return;
+	hrflow_store_execute(may_read_cron_sql, NULL);
+	if (strcmp(hrflow_store_value(0, 1), "t") != 0)
+		return;
+
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(hrflow_schedule_job(store)));
+	if (hrflow_store_execute(last_run_sql, &parameters) == 0)
+		return;
+	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+							  &is_null);
+	nulls[0] = is_null;
+	status = hrflow_store_value_or_null(0, 2);
+	nulls[1] = status == NULL;
+	if (status != NULL)
+		values[1] = CStringGetTextDatum(status);
+}
+
+/*
+ * What hrflow_store_status() counts.
+ */
+typedef struct Counts
+{
+	int64		tracked;
+	int64		due;
+	int64		leased;
+	int64		ok;
+	int64		failed;
+	int64		missing;
+	int64		gone;
+	int64		last_minute;
+	int64		last_hour;
+	TimestampTz oldest;			/* of the due ones; DT_NOEND: none */
+} Counts;
+
+static void
+count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
+			  TimestampTz now)
+{
+	char	   *text = VARDATA_ANY(DatumGetPointer(state));
+	int			length = VARSIZE_ANY_EXHDR(DatumGetPointer(state));
+	bool		leased = !nulls[1] && DatumGetTimestampTz(times[1]) > now;
+
+	counts->tracked++;
+	counts->ok += length == 2 && memcmp(text, "ok", 2) == 0;
+	counts->gone += length == 4 && memcmp(text, "gone", 4) == 0;
+	counts->failed += length == 6 && memcmp(text, "failed", 6) == 0;
+	counts->missing += length == 7 && memcmp(text, "missing", 7) == 0;
+	counts->leased += leased;
+	if (!leased && !nulls[0])
+	{
+		TimestampTz due = DatumGetTimestampTz(times[0]);
+
+		if (due <= now)
+		{
+			counts->due++;
+			counts->oldest = Min(counts->oldest, due);
+		}
+	}
+	if (!nulls[2])
+	{
+		int64		age = now - DatumGetTimestampTz(times[2]);
+
+		counts->last_minute += age < USECS_PER_MINUTE;
+		counts->last_hour += age < USECS_PER_HOUR;
+	}
+}
+
+/*
+ * Count the profiles of a table, or of one partition.  A query that counts all
+ * this takes four times as long; one for each count, from an index, does too
+ * unless the table was vacuumed a moment ago.
+ */
+static void
+count_profiles(Counts *counts, Oid relid)
+{
+	static const char *const time_columns[] = {"due_at", "lease_until",
+	"refreshed_at"};
+	Relation	relation = table_open(relid, AccessShareLock);
+	TimestampTz now = GetCurrentTimestamp();
+	AttrNumber	state_column;
+	AttrNumber	numbers[lengthof(time_columns)];
+	AttrNumber	last;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+
+	if (relation->rd_rel->relkind == RELKIND_RELATION)
+	{
+		last = state_column =
+			hrflow_store_check_column(relation, "state", TEXTOID);
+		for (int i = 0; i < lengthof(time_columns); i++)
+		{
+			numbers[i] = hrflow_store_check_column(relation, time_columns[i],
+												   TIMESTAMPTZOID);
+			last = Max(last, numbers[i]);
+		}
+		slot = table_slot_create(relation, NULL);
+		scan = hrflow_compat_beginscan(relation, GetActiveSnapshot());
+		while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+		{
+			Datum		times[lengthof(time_columns)];
+			bool		nulls[lengthof(time_columns)];
+			struct varlena *state;
+
+			CHECK_FOR_INTERRUPTS();
+			slot_getsomeattrs(slot, last);
+			for (int i = 0; i < lengthof(time_columns); i++)
+			{
+				times[i] = slot->tts_values[numbers[i] - 1];
+				nulls[i] = slot->tts_isnull[numbers[i] - 1];
+			}
+			if (slot->tts_isnull[state_column - 1])
+				continue;
+			state = PG_DETOAST_DATUM_PACKED(slot->tts_values[state_column - 1]);
+			count_profile(counts, PointerGetDatum(state), times, nulls, now);
+		}
+		table_endscan(scan);
+		ExecDropSingleTupleTableSlot(slot);
+	}
+	table_close(relation, NoLock);
+}
+
+/*
+ * The error of the profile that failed last, or NULL.
+ */
+static char *
+get_last_error(const HrflowStore *store)
+{
+	if (hrflow_store_execute(hrflow_store_sql(store, last_error_sql), NULL) == 0)
+		return NULL;
+	return hrflow_store_value_or_null(0, 1);
+}
+
+/*
+ * hrflow_store_status(store regclass), one row; see the SQL script.
+ */
+Datum
+hrflow_store_status(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Counts		counts = {.oldest = DT_NOEND};
+	Interval	time_due = {0};
+	HrflowStore store;
+	char	   *error;
+	Datum		values[15];
+	bool		nulls[15] = {false};
+	int			n = 0;
+	ListCell   *cell;
+
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
+	foreach(cell, find_all_inheritors(RelationGetRelid(store.profiles),
+									  AccessShareLock, NULL))
+		count_profiles(&counts, lfirst_oid(cell));
+	error = get_last_error(&store);
+
+	values[n++] = Int64GetDatum(counts.tracked);
+	values[n++] = Int64GetDatum(counts.due);
+	values[n++] = Int64GetDatum(counts.leased);
+	values[n++] = Int64GetDatum(counts.ok);
+	values[n++] = Int64GetDatum(counts.failed);
+	values[n++] = Int64GetDatum(counts.missing);
+	values[n++] = Int64GetDatum(counts.gone);
+	nulls[n] = counts.oldest == DT_NOEND;
+	values[n++] = TimestampTzGetDatum(counts.oldest);
+	values[n++] = Int64GetDatum(counts.last_minute);
+	values[n++] = Int64GetDatum(counts.last_hour);
+	values[n++] = Int64GetDatum(counts.due);	/* a request each */
+	nulls[n] = counts.last_minute == 0;
+	if (counts.last_minute > 0)
+		time_due.time = (double) counts.due / counts.last_minute *
+			USECS_PER_MINUTE;
+	values[n++] = IntervalPGetDatum(&time_due);
+	nulls[n] = error == NULL;
+	values[n++] = error == NULL ? (Datum) 0 : CStringGetTextDatum(error);
+	get_last_run(&store, values + n, nulls + n);
+	Assert(n + 2 == rsinfo->setDesc->natts);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+
+	hrflow_store_close(&store);
+	SPI_finish();
+	return (Datum) 0;
+}

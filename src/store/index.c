@@ -1,0 +1,474 @@
+/*-------------------------------------------------------------------------
+ *
+ * index.c
+ *		Search through an index of pgvector's.
+ *
+ * An index of pgvector's returns vectors from the nearest on, and may return
+ * too few of them: an HNSW scan takes hnsw.ef_search candidates before dead
+ * tuples are dropped and conditions are applied, and gives up at
+ * hnsw.max_scan_tuples; one of ivfflat reads ivfflat.probes lists.  Rows are
+ * taken from it until there are enough profiles; if it ends before, the caller
+ * compares every vector instead.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/amapi.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "store/match.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+PG_FUNCTION_INFO_V1(hrflow_index_statement);
+
+/*
+ * An index for the cosine distance of the vectors of section $2 of the table
+ * $1, which have $3 dimensions: of the column "vector", or of the cast of it
+ * to the index's type that hrflow_index_statement() writes.  Not of another
+ * column of the table, nor of anything computed from it.
+ */
+static const char find_statement[] =
+"SELECT i.indexrelid::regclass, pg_get_indexdef(i.indexrelid, 1, false),"
+" format_type(t.atttypid, t.atttypmod), quote_ident(n.nspname), a.oid,"
+" a.amname = 'hnsw',"
+" COALESCE((SELECT option_value::int FROM pg_options_to_table(c.reloptions)"
+" WHERE option_name = 'lists'), 0),"
+" (CASE WHEN c.relkind = 'I' THEN"
+" (SELECT sum(greatest(leaf.reltuples, 0))"
+" FROM pg_partition_tree(i.indexrelid) AS tree"
+" JOIN pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf)"
+" ELSE c.reltuples END)::float8"
+" FROM pg_index AS i"
+" JOIN pg_class AS c ON c.oid = i.indexrelid"
+" JOIN pg_am AS a ON a.oid = c.relam"
+" JOIN pg_attribute AS t ON t.attrelid = c.oid AND t.attnum = 1"
+" JOIN pg_opclass AS o ON o.oid = i.indclass[0]"
+" JOIN pg_namespace AS n ON n.oid = o.opcnamespace"
+" WHERE i.indrelid = $1 AND i.indisvalid AND i.indnatts = 1"
+" AND a.amname IN ('hnsw', 'ivfflat')"
+" AND o.opcname IN ('vector_cosine_ops', 'halfvec_cosine_ops')"
+" AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid)"
+" = format('(section = %L::text)', $2))"
+" AND (t.atttypmod = $3 OR t.atttypmod = -1)"
+" AND pg_get_indexdef(i.indexrelid, 1, false) IN ('vector',"
+" format('((vector)::%s)', format_type(t.atttypid, t.atttypmod)))"
+" ORDER BY i.indpred IS NULL, a.amname LIMIT 1";
+
+/*
+ * The vectors of a section by their distance, as the index has it: the
+ * indexed expression, pgvector's schema, the index's type.  No limit: whoever
+ * takes the rows ends the scan.
+ */
+static const char search_statement[] =
+"SELECT v.source_id, v.%I, v.section, v.item, v.vector"
+" FROM %V AS v WHERE v.section = $2 AND ($3 IS NULL OR v.source_id = $3)"
+" ORDER BY %s OPERATOR(%s.<=>) $1::%s";
+
+/* How many vectors of a section and a source there are, up to a limit. */
+static const char count_statement[] =
+"SELECT count(*) FROM (SELECT FROM %V AS v"
+" WHERE v.section = $1 AND v.source_id = $2 LIMIT $3) AS v";
+
+static const char pgvector_statement[] =
+"SELECT quote_ident(n.nspname) FROM pg_extension AS e"
+" JOIN pg_namespace AS n ON n.oid = e.extnamespace"
+" WHERE e.extname = 'vector'";
+
+static const char dimension_statement[] =
+"SELECT cardinality(v.vector::real[]) FROM %V AS v"
+" WHERE v.section = $1 AND cardinality(v.vector::real[]) > 0 LIMIT 1";
+
+/*
+ * Number of candidates that an HNSW scan takes at a time: for each of the k
+ * rows this many, within the bounds.  pgvector allows no more than the upper
+ * one.
+ */
+#define CANDIDATES_PER_ROW 8
+#define MIN_CANDIDATES 200
+#define MAX_CANDIDATES 1000
+
+/*
+ * Cost of taking the next vector from an index, as a multiple of the cost of
+ * fetching a vector by its key and comparing it.  This is an estimate.  If it
+ * is wrong the result is the same, and the search takes longer than it could.
+ */
+#define COST_OF_INDEX 3.0
+
+/*
+ * ------------------------------------------------------------------------
+ * Finding
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Find the index that serves a section, or NULL.
+ */
+HrflowIndex *
+hrflow_index_find(const HrflowSearch *search, const char *section)
+{
+	Oid			relid = RelationGetRelid(search->store->vectors);
+	HrflowParameters parameters = {0};
+	HrflowIndex *index;
+
+	if (!OidIsValid(get_extension_oid("vector", true)))
+		return NULL;
+	hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(relid));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(search->dimension));
+	if (hrflow_store_execute(find_statement, &parameters) == 0)
+		return NULL;
+
+	index = palloc(sizeof(HrflowIndex));
+	index->name = hrflow_store_value(0, 1);
+	index->expression = hrflow_store_value(0, 2);
+	index->type = hrflow_store_value(0, 3);
+	index->schema = hrflow_store_value(0, 4);
+	index->method = DatumGetObjectId(hrflow_store_datum(0, 5));
+	index->is_hnsw = DatumGetBool(hrflow_store_datum(0, 6));
+	index->lists = DatumGetInt32(hrflow_store_datum(0, 7));
+	index->tuples = DatumGetFloat8(hrflow_store_datum(0, 8));
+	return index;
+}
+
+/*
+ * Number of candidates that a search for k rows takes at a time.
+ */
+static int
+count_candidates(int k)
+{
+	return Min(MAX_CANDIDATES, Max(MIN_CANDIDATES, CANDIDATES_PER_ROW * k));
+}
+
+/*
+ * How many vectors may be compared one by one at the cost of an index search,
+ * if "among" of them are what is searched.
+ */
+static double
+allowed_comparisons(const HrflowIndex *index, int k, double among)
+{
+	double		visited = k * Max(index->tuples, 1) / Max(among, 1);
+
+	return COST_OF_INDEX * Max(visited, count_candidates(k));
+}
+
+/*
+ * Is it cheaper to search the index than to compare the vectors that are
+ * searched?  Those of a few profiles, or of a small source, are looked up by
+ * their key: an index would return a hundred others for each of them.
+ */
+bool
+hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
+						const char *section, int k)
+{
+	HrflowParameters parameters = {0};
+	int64		few;
+
+	if (search->profiles != NULL &&
+		search->nprofiles <= allowed_comparisons(index, k, search->nprofiles))
+		return false;
+	if (search->source_id == NULL)
+		return true;
+
+	/* The number at which either is as cheap, which is all we must know. */
+	few = ceil(Max(sqrt(COST_OF_INDEX * k * Max(index->tuples, 1)),
+				   COST_OF_INDEX * count_candidates(k)));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	hrflow_store_add(&parameters, TEXTOID,
+					 PointerGetDatum(search->source_id));
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(few + 1));
+	hrflow_store_execute(hrflow_store_sql(search->store, count_statement),
+						 &parameters);
+	return DatumGetInt64(hrflow_store_datum(0, 1)) > few;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Searching
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The identifiers that a search is restricted to.
+ */
+typedef struct Allowed
+{
+	const		text *identifier;
+	uint32		status;
+} Allowed;
+
+static inline uint32
+hash_text(const text * t)
+{
+	return hash_bytes((const unsigned char *) VARDATA_ANY(t),
+					  VARSIZE_ANY_EXHDR(t));
+}
+
+static inline bool
+equal_texts(const text * a, const text * b)
+{
+	return VARSIZE_ANY_EXHDR(a) == VARSIZE_ANY_EXHDR(b) &&
+		memcmp(VARDATA_ANY(a), VARDATA_ANY(b), VARSIZE_ANY_EXHDR(a)) == 0;
+}
+
+#define SH_PREFIX allowed
+#define SH_ELEMENT_TYPE Allowed
+#define SH_KEY_TYPE const text *
+#define SH_KEY identifier
+#define SH_HASH_KEY(table, key) hash_text(key)
+#define SH_EQUAL(table, a, b) equal_texts(a, b)
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+static allowed_hash *
+make_allowed(const HrflowSearch *search)
+{
+	allowed_hash *allowed;
+	Datum	   *identifiers;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(search->profiles, TEXTOID, -1, false, TYPALIGN_INT,
+					  &identifiers, &nulls, &n);
+	allowed = allowed_create(CurrentMemoryContext, n, NULL);
+	for (int i = 0; i < n; i++)
+	{
+		bool		found;
+
+		if (!nulls[i])
+			allowed_insert(allowed, DatumGetTextPP(identifiers[i]), &found);
+	}
+	pfree(identifiers);
+	pfree(nulls);
+	return allowed;
+}
+
+/*
+ * Rows on their way from an index.
+ */
+typedef struct IndexRows
+{
+	const HrflowSearch *search;
+	allowed_hash *allowed;		/* NULL: all */
+	HrflowBest *best;
+} IndexRows;
+
+/*
+ * Take a row, until there are enough profiles.  The similarity is computed
+ * from the vector itself, for pgvector sums in single precision, in which
+ * large elements overflow.
+ */
+static bool
+take_vector(void *arg, TupleTableSlot *slot)
+{
+	IndexRows  *scan = arg;
+	HrflowMatch match;
+
+	if (scan->allowed != NULL &&
+		(slot->tts_isnull[1] ||
+		 allowed_lookup(scan->allowed,
+						DatumGetTextPP(slot->tts_values[1])) == NULL))
+		return true;
+	if (slot->tts_isnull[4] ||
+		!hrflow_exact_compare(scan->search,
+							  PG_DETOAST_DATUM(slot->tts_values[4]),
+							  &match.similarity))
+		return true;
+	hrflow_stream_read(slot, &match);
+	hrflow_best_keep(scan->best, &match);
+	return scan->best->n < scan->best->k;
+}
+
+static void
+set_option(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/*
+ * Set an option of pgvector's to a number, unless it is greater already.
+ */
+static void
+raise_option(const char *name, int value)
+{
+	const char *present = GetConfigOption(name, true, false);
+
+	if (present == NULL || atoi(present) < value)
+		set_option(name, psprintf("%d", value));
+}
+
+/*
+ * Have the index used, and searched well enough for k rows.  From pgvector 0.8
+ * on a scan goes on where a condition or dead tuples leave too few; it need
+ * not go on for longer than a comparison of all vectors would take.
+ *
+ * The order of rows need not be strict, for we sort them ourselves.
+ */
+static void
+tune_search(const HrflowIndex *index, int k)
+{
+	/* Plans without the index, which the planner takes for cheaper. */
+	set_option("enable_seqscan", "off");
+	set_option("enable_bitmapscan", "off");
+	set_option("enable_sort", "off");
+	set_option("enable_indexscan", "on");
+
+	/* The options are unknown before pgvector's library is loaded. */
+	hrflow_compat_load_index_method(index->method);
+
+	if (index->is_hnsw)
+	{
+		raise_option("hnsw.ef_search", count_candidates(k));
+		if (GetConfigOption("hnsw.iterative_scan", true, false) != NULL)
+		{
+			set_option("hnsw.iterative_scan", "relaxed_order");
+			set_option("hnsw.max_scan_tuples",
+					   psprintf("%.0f", Min(Max(index->tuples / COST_OF_INDEX,
+												4 * MAX_CANDIDATES),
+											(double) PG_INT32_MAX)));
+		}
+	}
+	else
+	{
+		/* pgvector makes 100 lists where it is not told how many. */
+		raise_option("ivfflat.probes",
+					 ceil(sqrt(index->lists > 0 ? index->lists : 100)));
+		if (GetConfigOption("ivfflat.iterative_scan", true, false) != NULL)
+			set_option("ivfflat.iterative_scan", "relaxed_order");
+	}
+}
+
+/*
+ * Make a copy of the query of the length 1.  Its length does not matter to its
+ * direction, but might be too large or too small for a halfvec, or for the
+ * squares that pgvector adds up in single precision.
+ */
+static ArrayType *
+normalize(const HrflowSearch *search)
+{
+	ArrayType  *unit = palloc(VARSIZE(search->query));
+	float4	   *elements;
+
+	memcpy(unit, search->query, VARSIZE(search->query));
+	elements = (float4 *) ARR_DATA_PTR(unit);
+	for (int i = 0; i < search->dimension; i++)
+		elements[i] = elements[i] / search->norm;
+	return unit;
+}
+
+/*
+ * Find the best matches of a section through an index: fewer than asked for
+ * where the index returns too few.
+ */
+void
+hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
+					const char *section, HrflowBest *best)
+{
+	const HrflowStore *store = search->store;
+	HrflowParameters parameters = {0};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed index search",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	int			nestlevel = NewGUCNestLevel();
+	IndexRows	scan = {search};
+
+	scan.best = best;
+	if (search->profiles != NULL)
+		scan.allowed = make_allowed(search);
+	tune_search(index, best->k);
+
+	hrflow_store_add(&parameters, FLOAT4ARRAYOID,
+					 PointerGetDatum(normalize(search)));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	hrflow_store_add(&parameters, TEXTOID, PointerGetDatum(search->source_id));
+	if (search->source_id == NULL)
+		parameters.nulls[2] = 'n';
+	hrflow_stream(hrflow_store_sql(store, search_statement, index->expression,
+								   index->schema, index->type),
+				  &parameters, take_vector, &scan);
+
+	AtEOXact_GUC(false, nestlevel);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Making
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * hrflow_index_statement(store regclass, section text) RETURNS text
+ */
+Datum
+hrflow_index_statement(PG_FUNCTION_ARGS)
+{
+	char	   *section = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	HrflowParameters parameters = {0};
+	HrflowStore store;
+	char	   *schema;
+	char	   *type;
+	char	   *expression;
+	char	   *statement;
+	MemoryContext context = CurrentMemoryContext;
+	int			dimension;
+	bool		is_half;
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_RANK);
+	if (hrflow_store_execute(pgvector_statement, NULL) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("an index of vectors needs pgvector"),
+				 errhint("CREATE EXTENSION vector.")));
+	schema = hrflow_store_value(0, 1);
+
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	if (hrflow_store_execute(hrflow_store_sql(&store, dimension_statement),
+							 &parameters) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("store %s has no vector of section \"%s\"",
+						store.vectors_name, section),
+				 errdetail("The dimension of an index is that of a vector of the section."),
+				 errhint("CALL hrflow_refresh() first.")));
+	dimension = DatumGetInt32(hrflow_store_datum(0, 1));
+	is_half = dimension > 2000 ||
+		strstr(store.vector_type, ".halfvec") != NULL;
+	if (dimension > 4000)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("vectors of %d dimensions cannot be indexed", dimension),
+				 errdetail("pgvector's HNSW indexes halfvec up to 4000.")));
+
+	/* A column of that very type is indexed as it is. */
+	type = psprintf("%s.%s(%d)", schema, is_half ? "halfvec" : "vector",
+					dimension);
+	expression = strcmp(store.vector_type, type) == 0 ? pstrdup("vector") :
+		psprintf("(vector::%s)", type);
+	statement = psprintf("CREATE INDEX%s ON %s USING hnsw (%s %s.%s_cosine_ops) WHERE section OPERATOR(pg_catalog.=) %s",
+						 store.vectors->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
+						 "" : " CONCURRENTLY",
+						 store.vectors_name, expression, schema,
+						 is_half ? "halfvec" : "vector",
+						 quote_literal_cstr(section));
+	statement = MemoryContextStrdup(context, statement);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_TEXT_P(cstring_to_text(statement));
+}

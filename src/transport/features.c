@@ -1,0 +1,66 @@
+/*-------------------------------------------------------------------------
+ *
+ * features.c
+ *		What the libcurl that was loaded was built with.
+ *
+ * Distributions build libcurl with everything we use, but a server may find
+ * another one in its library path.  Without TLS or an asynchronous resolver
+ * there is no safe way to send a request; without HTTP/2 or zlib requests are
+ * only slower.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "transport/libcurl.h"
+
+/* Names the package that has all features. */
+#define FEATURES_HINT \
+	"Install libcurl from your distribution (libcurl4 on Debian and Ubuntu, libcurl on Red Hat), and remove other builds of it from the server's library path."
+
+static bool
+has_feature(int feature)
+{
+	return (curl_version_info(CURLVERSION_NOW)->features & feature) != 0;
+}
+
+/*
+ * Throw unless libcurl can make requests that are verified and can be
+ * cancelled.  A blocking resolver would hold up cancels and exceed every time
+ * limit for as long as a name server does not answer.
+ */
+void
+hrflow_features_check(void)
+{
+	const char *version = curl_version_info(CURLVERSION_NOW)->version;
+
+	if (!has_feature(CURL_VERSION_SSL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("libcurl %s was built without TLS", version),
+				 errhint(FEATURES_HINT)));
+	if (!has_feature(CURL_VERSION_ASYNCHDNS))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("libcurl %s was built without an asynchronous resolver",
+						version),
+				 errhint(FEATURES_HINT)));
+}
+
+/*
+ * Content encodings to offer servers, or NULL for none.
+ */
+const char *
+hrflow_features_encodings(void)
+{
+	return has_feature(CURL_VERSION_LIBZ) ? "gzip" : NULL;
+}
+
+/*
+ * Can HTTP/2 be offered to servers?
+ */
+bool
+hrflow_features_http2(void)
+{
+	return has_feature(CURL_VERSION_HTTP2);
+}

@@ -1,0 +1,45 @@
+/*-------------------------------------------------------------------------
+ *
+ * libcurl.h
+ *		What the files that know libcurl share: curl.c, failure.c, features.c,
+ *		pool.c and trust.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef HRFLOW_LIBCURL_H
+#define HRFLOW_LIBCURL_H
+
+#include "postgres.h"
+
+#include <curl/curl.h>
+
+#include "transport/transfer.h"
+
+#define HRFLOW_SETOPT(easy, option, value) \
+	hrflow_pool_check_option(curl_easy_setopt(easy, option, value), #option)
+
+/* in curl.c */
+extern void hrflow_curl_free_idle(void);
+
+/* in failure.c */
+extern void hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code);
+
+/* in features.c */
+extern void hrflow_features_check(void);
+extern const char *hrflow_features_encodings(void);
+extern bool hrflow_features_http2(void);
+
+/* in pool.c */
+extern void hrflow_pool_check_option(CURLcode code, const char *what);
+extern curl_socket_t hrflow_pool_open_socket(const struct curl_sockaddr *address);
+extern int	hrflow_pool_close_socket(void *arg, curl_socket_t fd);
+extern void hrflow_pool_discard(void);
+extern void hrflow_pool_add(CURL *easy);
+extern void hrflow_pool_remove(CURL *easy);
+extern CURLMsg *hrflow_pool_next_message(void);
+
+/* in trust.c */
+extern bool hrflow_trust_changed(const HrflowSettings *settings);
+extern void hrflow_trust_configure(CURL *easy, const HrflowSettings *settings);
+
+#endif							/* HRFLOW_LIBCURL_H */

@@ -1,0 +1,790 @@
+/*-------------------------------------------------------------------------
+ *
+ * transfer.c
+ *		The states of a request, and the scheduler of a backend's requests.
+ *
+ * A backend may have several transports at once, and one scheduler.  Whichever
+ * transport waits, the replies of all are received; each goes to the "done"
+ * list of its own transport.  What is limited is limited for all together: the
+ * requests in flight, the descriptors and the bytes of bodies.  Room goes to
+ * the transport that was begun last, since the others wait for it.
+ *
+ * All lists and counts are kept by enter() and leave(), which only
+ * hrflow_transfer_move() and start() call.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "transport/transfer.h"
+
+/*
+ * The pause before a second try is random between 0 and this, doubled for
+ * every further try up to the limit: "full jitter", so that clients that
+ * failed together do not come back together.
+ */
+#define BACKOFF_BASE (250 * HRFLOW_MSEC)
+#define BACKOFF_LIMIT (16 * HRFLOW_SEC)
+
+/*
+ * A probe that has not come back after this is taken for lost, and another
+ * may go: nobody would tell of the end of a backend that was killed.
+ */
+#define PROBE_LIMIT (30 * HRFLOW_SEC)
+
+/*
+ * libcurl ends a try when its time is up.  When it has not done so after this,
+ * it has lost sight of it, as libcurl 8.22 may where its memory failed.
+ */
+#define OVERDUE_MARGIN HRFLOW_SEC
+
+/* How often the counts of a statement that waits are added to the shared. */
+#define FLUSH_INTERVAL HRFLOW_SEC
+
+static struct
+{
+	dlist_head	transports;		/* the one begun last comes first */
+	int			nin_flight;		/* requests in flight, of all transports */
+	int			narrowed;		/* their maximum, where the budget for bodies
+								 * has set one; else 0 */
+	int			nfitting;		/* replies in a row within that budget */
+	uint32		round;			/* how often replies were collected */
+	int64		flushed_at;		/* when the counts were added to the shared */
+}			scheduler = {DLIST_STATIC_INIT(scheduler.transports)};
+
+/*
+ * ------------------------------------------------------------------------
+ * The account
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * How long to wait before another try of a request, after this reply.
+ */
+int64
+hrflow_transfer_backoff(const HrflowReply *reply)
+{
+	int64		most = BACKOFF_BASE << Min(Max(reply->attempts - 1, 0), 10);
+	int64		pause = pg_prng_double(&pg_global_prng_state) *
+	Min(most, BACKOFF_LIMIT);
+
+	return Max(reply->retry_after * HRFLOW_SEC, pause);
+}
+
+/*
+ * Give up a probe of which nothing is known.  Does not throw.
+ */
+static void
+give_back_probe(HrflowTransfer *transfer)
+{
+	if (!transfer->try.is_probe)
+		return;
+	transfer->try.is_probe = false;
+	transfer->transport->admitted_at = 0;
+	hrflow_rate_end_probe(transfer->transport->account, false);
+}
+
+/*
+ * A request was told that the account is over its rate: pause the account.
+ * Those that were under way when the pause began are not held against their
+ * requests: their tries do not count.
+ */
+void
+hrflow_transfer_pause_account(HrflowTransfer *transfer)
+{
+	bool		was_probe = transfer->try.is_probe;
+	int64		pause = transfer->reply.retry_after * HRFLOW_SEC;
+	bool		was_paused;
+
+	if (pause == 0)
+		pause = Max(hrflow_transfer_backoff(&transfer->reply), 1);
+	was_paused = hrflow_rate_pause(transfer->transport->account,
+								   Min(pause, HRFLOW_RETRY_AFTER_LIMIT),
+								   was_probe);
+	transfer->try.is_probe = false;
+	transfer->try.pause = pause;
+	transfer->try.counts = was_probe || !was_paused;
+}
+
+/*
+ * Tell the account what became of a try.  That is done as soon as the reply is
+ * here, since it may be long before it is handed out.
+ */
+static void
+settle_account(HrflowTransfer *transfer)
+{
+	HrflowTransport *transport = transfer->transport;
+
+	if (transfer->reply.http_status == 429 &&
+		!HRFLOW_IS_LINK(transfer->reply.target))
+		hrflow_transfer_pause_account(transfer);
+	else if (transfer->try.is_probe)
+	{
+		transfer->try.is_probe = false;
+		transport->admitted_at = 0;
+		hrflow_rate_end_probe(transport->account,
+							  transfer->reply.http_status != 0);
+	}
+}
+
+/*
+ * Does the account's rate admit a request to the API now?
+ */
+static bool
+admit(HrflowTransport *transport, int64 now, bool *is_probe)
+{
+	const HrflowSettings *settings = transport->settings;
+	HrflowAdmission admission = HRFLOW_WAIT;
+
+	if (now >= transport->admitted_at)
+		admission = hrflow_rate_admit(transport->account,
+									  settings->max_requests_per_minute,
+									  Min(settings->request_timeout * HRFLOW_MSEC, PROBE_LIMIT) + HRFLOW_SEC,
+									  &transport->admitted_at);
+	*is_probe = admission == HRFLOW_ADMIT_PROBE;
+	return admission != HRFLOW_WAIT;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * States
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Take a transfer out of the list of its state; where it is in flight, out of
+ * libcurl.
+ */
+static void
+leave(HrflowTransfer *transfer)
+{
+	HrflowTransport *transport = transfer->transport;
+
+	switch (transfer->state)
+	{
+		case HRFLOW_IDLE:
+			break;
+		case HRFLOW_READY:
+			dlist_delete(&transfer->node);
+			transport->nready--;
+			break;
+		case HRFLOW_DELAYED:
+			pairingheap_remove(transport->delayed, &transfer->delayed);
+			dlist_delete(&transfer->node);
+			transport->ndelayed--;
+			break;
+		case HRFLOW_WAITING:
+		case HRFLOW_RESOLVING:
+		case HRFLOW_CONNECTING:
+		case HRFLOW_SENT:
+		case HRFLOW_RECEIVING:
+			hrflow_curl_remove(transfer);
+			dlist_delete(&transfer->node);
+			transport->nin_flight--;
+			scheduler.nin_flight--;
+			break;
+		case HRFLOW_DONE:
+		case HRFLOW_HANDED_OUT:
+			dlist_delete(&transfer->node);
+			break;
+	}
+}
+
+/*
+ * Put a transfer, which is in no list, in that of a state.
+ */
+static void
+enter(HrflowTransfer *transfer, HrflowTransferState state)
+{
+	HrflowTransport *transport = transfer->transport;
+
+	transfer->state = state;
+	switch (state)
+	{
+		case HRFLOW_IDLE:
+			hrflow_curl_put_idle(transfer);
+			break;
+		case HRFLOW_READY:
+			dlist_push_tail(HRFLOW_IS_LINK(transfer->reply.target) ?
+							&transport->ready_links : &transport->ready,
+							&transfer->node);
+			transport->nready++;
+			break;
+		case HRFLOW_DELAYED:
+			pairingheap_add(transport->delayed, &transfer->delayed);
+			dlist_push_tail(&transport->all_delayed, &transfer->node);
+			transport->ndelayed++;
+			break;
+		case HRFLOW_WAITING:
+		case HRFLOW_RESOLVING:
+		case HRFLOW_CONNECTING:
+		case HRFLOW_SENT:
+		case HRFLOW_RECEIVING:
+			dlist_push_tail(&transport->in_flight, &transfer->node);
+			transport->nin_flight++;
+			scheduler.nin_flight++;
+			break;
+		case HRFLOW_DONE:
+			dlist_push_tail(&transport->done, &transfer->node);
+			break;
+		case HRFLOW_HANDED_OUT:
+			dlist_push_tail(&transport->handed_out, &transfer->node);
+			break;
+	}
+}
+
+/*
+ * Move a transfer to another state, which is not one of those in flight: see
+ * start().  A request that may no longer be sent is done instead of ready or
+ * delayed.  Does not throw.
+ */
+void
+hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
+{
+	HrflowTransport *transport = transfer->transport;
+
+	leave(transfer);
+	give_back_probe(transfer);
+	if ((state == HRFLOW_READY || state == HRFLOW_DELAYED) &&
+		(transport->expired ||
+		 (transport->stopped && !HRFLOW_IS_LINK(transfer->reply.target))))
+	{
+		transfer->reply.stopped = true;
+		transfer->reply.expired = transport->expired;
+		state = HRFLOW_DONE;
+	}
+	enter(transfer, state);
+}
+
+/*
+ * Have a request sent as soon as may be, before all others to the API if it is
+ * to be first.
+ */
+void
+hrflow_transfer_queue(HrflowTransfer *transfer, bool first)
+{
+	hrflow_transfer_move(transfer, HRFLOW_READY);
+	if (first && transfer->state == HRFLOW_READY)
+		dlist_move_head(&transfer->transport->ready, &transfer->node);
+}
+
+/*
+ * Hand out the requests of a list as ones that will not be made.  The caller
+ * has seen to it that none of them may be sent.
+ */
+static void
+give_up_list(dlist_head *list)
+{
+	while (!dlist_is_empty(list))
+		hrflow_transfer_move(dlist_head_element(HrflowTransfer, node, list),
+							 HRFLOW_READY);
+}
+
+/*
+ * A transport was stopped, or its time is over: give up what may no longer be
+ * sent.
+ */
+void
+hrflow_transfer_give_up(HrflowTransport *transport)
+{
+	dlist_mutable_iter iter;
+
+	give_up_list(&transport->ready);
+	dlist_foreach_modify(iter, &transport->all_delayed)
+	{
+		HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, iter.cur);
+
+		if (transport->expired || !HRFLOW_IS_LINK(transfer->reply.target))
+			hrflow_transfer_move(transfer, HRFLOW_DELAYED);
+	}
+	if (transport->expired)
+	{
+		give_up_list(&transport->ready_links);
+		give_up_list(&transport->in_flight);
+	}
+}
+
+/*
+ * libcurl tells how far the try has come.  Does not throw.
+ */
+void
+hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
+{
+	if (!HRFLOW_IN_FLIGHT(transfer))
+		return;
+	if (transfer->state == HRFLOW_WAITING)
+		transfer->try.round = scheduler.round;
+	transfer->state = state;
+}
+
+/*
+ * The most requests that may be in flight for this transport's sake.
+ */
+static int
+limit_of(const HrflowTransport *transport)
+{
+	int			most = transport->settings->max_concurrency;
+
+	return scheduler.narrowed > 0 ? Min(scheduler.narrowed, most) : most;
+}
+
+/*
+ * Start a request that is ready: move it into libcurl, or to where it is done
+ * if it came to its end at once.  Returns false, and leaves it where it is,
+ * when the account's rate does not admit it.  The caller has reserved a
+ * descriptor.
+ *
+ * May throw, and then has moved nothing.
+ */
+static bool
+start(HrflowTransfer *transfer, int64 now)
+{
+	HrflowTransport *transport = transfer->transport;
+	bool		is_probe = false;
+
+	if (!HRFLOW_IS_LINK(transfer->reply.target) &&
+		!admit(transport, now, &is_probe))
+		return false;
+
+	transfer->try = (HrflowTry)
+	{
+		.began = now,
+			.is_probe = is_probe,
+			.is_alone = limit_of(transport) == 1
+	};
+	if (!hrflow_curl_start(transfer))
+	{
+		hrflow_transfer_move(transfer, HRFLOW_DONE);
+		return true;
+	}
+	leave(transfer);
+	enter(transfer, HRFLOW_WAITING);
+	return true;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Replies
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The bodies have spent their budget: keep as many requests in flight as have
+ * found room.
+ */
+static void
+narrow(HrflowTransport *transport)
+{
+	scheduler.narrowed = Max(1, Min(limit_of(transport),
+									scheduler.nin_flight));
+	scheduler.nfitting = 0;
+}
+
+/*
+ * A reply was within the budget: after as many as may be in flight, allow twice
+ * as many if those would have been too.
+ */
+static void
+widen(HrflowTransport *transport)
+{
+	if (scheduler.narrowed == 0 || ++scheduler.nfitting < scheduler.narrowed)
+		return;
+	scheduler.nfitting = 0;
+	if (hrflow_curl_most_buffered() <= HRFLOW_MAX_BUFFERED / 2)
+		scheduler.narrowed *= 2;
+	if (scheduler.narrowed >= transport->settings->max_concurrency)
+		scheduler.narrowed = 0;
+}
+
+/*
+ * Move a transfer, whose try has ended, out of libcurl.
+ *
+ * A reply that would exceed the budget of all, and not its own limit, is asked
+ * for again when others have been released.  A POST is not, because it has
+ * been processed.
+ */
+static void
+finish(HrflowTransfer *transfer)
+{
+	settle_account(transfer);
+	if (transfer->try.fault != HRFLOW_EXCEEDS_BUDGET)
+	{
+		hrflow_transfer_move(transfer, HRFLOW_DONE);
+		widen(transfer->transport);
+		return;
+	}
+	if (transfer->post == NULL)
+	{
+		transfer->reply.attempts--;
+		hrflow_transfer_move(transfer, HRFLOW_READY);
+	}
+	else
+		hrflow_transfer_move(transfer, HRFLOW_DONE);
+	narrow(transfer->transport);
+}
+
+static bool
+same_origin(const char *a, const char *b)
+{
+	size_t		length = strcspn(a + strlen("https://"), "/?#") +
+	strlen("https://");
+
+	return strncmp(a, b, length) == 0 && strchr("/?#", b[length]) != NULL;
+}
+
+/*
+ * Does a request wait for the connection that another could not make, or did
+ * it until just now, when libcurl had it make one for itself?
+ */
+static bool
+waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
+{
+	return transfer != failed && hrflow_curl_may_share(transfer) &&
+		(transfer->state == HRFLOW_WAITING ||
+		 transfer->try.round == scheduler.round) &&
+		same_origin(failed->url, transfer->url);
+}
+
+/*
+ * A connection could not be made.  libcurl would have those that wait for it
+ * try one after the other, each for as long as this one has, until the time of
+ * most is up.  Unless there is a connection to the same origin after all, they
+ * fail with this one, as if each had tried, as each does in clear.
+ */
+static void
+fail_waiting(const HrflowTransfer *failed)
+{
+	dlist_iter	i;
+	dlist_iter	j;
+	dlist_mutable_iter k;
+
+	dlist_foreach(i, &scheduler.transports)
+	{
+		dlist_foreach(j, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
+		{
+			HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, j.cur);
+
+			if (transfer->try.nsent > 0 && same_origin(failed->url, transfer->url))
+				return;
+		}
+	}
+	dlist_foreach(i, &scheduler.transports)
+	{
+		dlist_foreach_modify(k, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
+		{
+			HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, k.cur);
+
+			if (!waited_for(transfer, failed))
+				continue;
+			transfer->reply.status = failed->reply.status;
+			transfer->reply.transient = failed->reply.transient;
+			strlcpy(transfer->error, failed->reply.detail,
+					sizeof(transfer->error));
+			transfer->reply.detail = transfer->error;
+			finish(transfer);
+		}
+	}
+}
+
+/*
+ * Take what libcurl is done with, for all transports.  Does not throw.
+ */
+static void
+collect(void)
+{
+	HrflowTransfer *transfer;
+
+	while ((transfer = hrflow_curl_next_done()) != NULL)
+	{
+		if (transfer->reply.status == HRFLOW_CONNECT_FAILED &&
+			hrflow_curl_may_share(transfer))
+			fail_waiting(transfer);
+		finish(transfer);
+	}
+	scheduler.round++;
+}
+
+/*
+ * When should libcurl have ended the first of a transport's requests in flight,
+ * at the latest?
+ */
+static int64
+overdue_at(const HrflowTransport *transport)
+{
+	const HrflowTransfer *first;
+
+	if (transport->nin_flight == 0)
+		return HRFLOW_NEVER;
+	first = dlist_container(HrflowTransfer, node,
+							transport->in_flight.head.next);
+	return first->try.began +
+		transport->settings->request_timeout * HRFLOW_MSEC + OVERDUE_MARGIN;
+}
+
+/*
+ * The multi handle met an error of its own: take out of it what is in flight,
+ * as connections that were lost.
+ */
+static void
+lose_in_flight(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &scheduler.transports)
+	{
+		HrflowTransport *transport = dlist_container(HrflowTransport, node, iter.cur);
+
+		while (!dlist_is_empty(&transport->in_flight))
+		{
+			HrflowTransfer *transfer =
+			dlist_head_element(HrflowTransfer, node, &transport->in_flight);
+
+			transfer->reply.status = HRFLOW_CONNECTION_LOST;
+			transfer->reply.transient = true;
+			transfer->reply.detail = "The connection was given up after an error.";
+			hrflow_transfer_move(transfer, HRFLOW_DONE);
+		}
+	}
+}
+
+/*
+ * Receive what has come, for all transports, without waiting.
+ */
+void
+hrflow_transfer_receive(void)
+{
+	if (scheduler.nin_flight == 0 || hrflow_pool_is_broken())
+		return;
+	hrflow_pool_receive();
+	collect();
+}
+
+/*
+ * End a transport's requests that are overdue, although libcurl is given the
+ * time first to see to them.
+ */
+static void
+end_overdue(HrflowTransport *transport)
+{
+	hrflow_transfer_receive();
+	while (overdue_at(transport) <= hrflow_clock_now())
+	{
+		HrflowTransfer *transfer =
+		dlist_head_element(HrflowTransfer, node, &transport->in_flight);
+
+		hrflow_curl_abandon(transfer);
+		finish(transfer);
+	}
+}
+
+/*
+ * End what is overdue, of all transports.
+ */
+void
+hrflow_transfer_end_overdue(int64 now)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &scheduler.transports)
+	{
+		HrflowTransport *transport = dlist_container(HrflowTransport, node, iter.cur);
+
+		if (overdue_at(transport) <= now)
+			end_overdue(transport);
+	}
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The loop
+ * ------------------------------------------------------------------------
+ */
+
+static HrflowTransfer *
+first_delayed(const HrflowTransport *transport)
+{
+	if (transport->ndelayed == 0)
+		return NULL;
+	return pairingheap_container(HrflowTransfer, delayed,
+								 pairingheap_first(transport->delayed));
+}
+
+/*
+ * Start as many of a transport's requests as there is room for, each with a
+ * descriptor, and as the account's rate admits.  Returns false when there was
+ * no room for more.
+ */
+static bool
+start_ready(HrflowTransport *transport, int64 now)
+{
+	HrflowTransfer *transfer;
+
+	transport->awaits_rate = false;
+	while ((transfer = first_delayed(transport)) != NULL &&
+		   transfer->due <= now)
+		hrflow_transfer_move(transfer, HRFLOW_READY);
+
+	while (transport->nready > 0)
+	{
+		if (scheduler.nin_flight >= limit_of(transport) ||
+			!hrflow_pool_reserve_descriptor(scheduler.nin_flight))
+			return false;
+		transfer = dlist_head_element(HrflowTransfer, node,
+									  dlist_is_empty(&transport->ready_links) ?
+									  &transport->ready :
+									  &transport->ready_links);
+		if (!start(transfer, now))
+		{
+			transport->awaits_rate = true;
+			break;
+		}
+	}
+	return true;
+}
+
+/*
+ * When is there something to do for a transport, though nothing happens?
+ */
+static int64
+next_time(const HrflowTransport *transport)
+{
+	int64		next = overdue_at(transport);
+	const HrflowTransfer *delayed = first_delayed(transport);
+
+	if (transport->suspended)
+		return next;
+	if (delayed != NULL)
+		next = Min(next, delayed->due);
+	if (transport->awaits_rate)
+		next = Min(next, transport->admitted_at);
+	return next;
+}
+
+/*
+ * Start what may be started, of all transports, the one begun last first, and
+ * let libcurl see to its timers.  Does not wait.
+ */
+void
+hrflow_transfer_work(void)
+{
+	int64		now = hrflow_clock_now();
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &scheduler.transports)
+	{
+		HrflowTransport *transport = dlist_container(HrflowTransport, node, iter.cur);
+
+		if (!transport->suspended && !start_ready(transport, now))
+			break;
+	}
+	hrflow_pool_balance_descriptors(scheduler.nin_flight);
+	hrflow_pool_run_timer();
+	collect();
+}
+
+/*
+ * Wait until something happens, or until this time.
+ */
+void
+hrflow_transfer_wait(int64 until)
+{
+	int64		now = hrflow_clock_now();
+	dlist_iter	iter;
+
+	if (now - scheduler.flushed_at >= FLUSH_INTERVAL)
+	{
+		hrflow_stats_flush();
+		scheduler.flushed_at = now;
+	}
+	until = Min(until, scheduler.flushed_at + FLUSH_INTERVAL);
+	dlist_foreach(iter, &scheduler.transports)
+	{
+		until = Min(until, next_time(dlist_container(HrflowTransport, node,
+													 iter.cur)));
+	}
+	hrflow_pool_wait(until, scheduler.nin_flight == 0);
+}
+
+/*
+ * How many more requests of a transport could be started now, were its own
+ * the only ones that wait?
+ */
+int
+hrflow_transfer_room(const HrflowTransport *transport)
+{
+	return limit_of(transport) - scheduler.nin_flight;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Transports
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Make the backend ready for a transport's requests.  May throw.
+ */
+void
+hrflow_transfer_prepare(const HrflowSettings *settings)
+{
+	if (hrflow_pool_is_broken())
+		lose_in_flight();
+	hrflow_pool_prepare(settings, scheduler.nin_flight > 0);
+}
+
+/*
+ * Schedule a transport from now on.  Does not throw.
+ */
+void
+hrflow_transfer_enroll(HrflowTransport *transport)
+{
+	if (dlist_is_empty(&scheduler.transports))
+	{
+		scheduler.narrowed = 0;
+		scheduler.nfitting = 0;
+		scheduler.flushed_at = hrflow_clock_now();
+	}
+	dlist_push_head(&scheduler.transports, &transport->node);
+}
+
+static void
+make_idle(dlist_head *list)
+{
+	while (!dlist_is_empty(list))
+		hrflow_transfer_move(dlist_head_element(HrflowTransfer, node, list),
+							 HRFLOW_IDLE);
+}
+
+/*
+ * Give back everything that a transport has.  Connections with a request in
+ * flight are closed, the others stay.  A backend that exits leaves its sockets
+ * to the kernel, but not the other backends to wait for its probe.  Does not
+ * throw.
+ */
+void
+hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit)
+{
+	dlist_iter	iter;
+
+	dlist_delete(&transport->node);
+	if (at_exit)
+	{
+		dlist_foreach(iter, &transport->in_flight)
+		{
+			give_back_probe(dlist_container(HrflowTransfer, node, iter.cur));
+		}
+	}
+	else
+	{
+		make_idle(&transport->in_flight);
+		make_idle(&transport->ready_links);
+		make_idle(&transport->ready);
+		make_idle(&transport->done);
+		make_idle(&transport->handed_out);
+		while (transport->ndelayed > 0)
+			hrflow_transfer_move(first_delayed(transport), HRFLOW_IDLE);
+		hrflow_pool_balance_descriptors(scheduler.nin_flight);
+	}
+	hrflow_stats_flush();
+}

@@ -1,0 +1,154 @@
+/*-------------------------------------------------------------------------
+ *
+ * trust.c
+ *		Which certificates servers and proxies are checked against.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <dirent.h>
+#include <sys/stat.h>
+
+#include "transport/libcurl.h"
+
+/* What is trusted without hrflow_embed.ca_file; made out once. */
+static struct
+{
+	bool		is_known;
+	char	   *folder;			/* hashed; malloc'd; NULL for none */
+	bool		is_default;		/* leave it to libcurl */
+}			trust;
+
+/*
+ * Is the file of certificates another than when it was looked at last, or
+ * changed?  A look costs 3 % of a call over loopback (BENCH_ONLY=1 make bench),
+ * so one a second must do.
+ */
+bool
+hrflow_trust_changed(const HrflowSettings *settings)
+{
+	static struct stat file;	/* as it was when it was looked at, */
+	static int64 seen = 0;		/* then */
+	struct stat before;
+	int64		now = hrflow_clock_now();
+
+	if (*settings->ca_file == '\0' || now - seen < HRFLOW_SEC)
+		return false;
+	before = file;
+	seen = now;
+	if (stat(settings->ca_file, &file) != 0)
+		memset(&file, 0, sizeof(file));
+	return before.st_dev != file.st_dev ||
+		before.st_ino != file.st_ino ||
+		before.st_size != file.st_size ||
+		before.st_mtime != file.st_mtime ||
+		before.st_ctime != file.st_ctime;
+}
+
+/*
+ * Is there a file here that OpenSSL would find by a certificate's hash, such
+ * as "4042bcee.0"?
+ */
+static bool
+is_hashed_folder(const char *path)
+{
+	DIR		   *dir = opendir(path);
+	struct dirent *entry;
+	bool		found = false;
+
+	if (dir == NULL)
+		return false;
+	while (!found && (entry = readdir(dir)) != NULL)
+		found = strspn(entry->d_name, "0123456789abcdef") == 8 &&
+			entry->d_name[8] == '.' && entry->d_name[9] == '0' &&
+			entry->d_name[10] == '\0';
+	closedir(dir);
+	return found;
+}
+
+/*
+ * Make out where certificates come from.
+ *
+ * OpenSSL 3 takes 21 ms to parse Debian's bundle of certificates, and libcurl
+ * has it do so for every connection where it is given a folder too, as it is
+ * by default.  A hashed folder alone is read file by file, as needed; a bundle
+ * alone is cached by libcurl.  Other TLS libraries keep libcurl's defaults.
+ */
+static void
+find_trust(CURL *easy)
+{
+	const char *tls = curl_version_info(CURLVERSION_NOW)->ssl_version;
+	char	   *path = NULL;
+
+	if (trust.is_known)
+		return;
+
+	trust.is_default = tls == NULL || strstr(tls, "OpenSSL") == NULL;
+	if (!trust.is_default &&
+		curl_easy_getinfo(easy, CURLINFO_CAPATH, &path) == CURLE_OK &&
+		path != NULL && is_hashed_folder(path))
+	{
+		trust.folder = strdup(path);
+		if (trust.folder == NULL)
+			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
+	trust.is_known = true;
+}
+
+/*
+ * Have servers checked, or a proxy that is spoken to in TLS: libcurl keeps
+ * options for it apart.
+ */
+typedef struct TrustOptions
+{
+	CURLoption	verify_peer;
+	CURLoption	verify_host;
+	CURLoption	version;
+	CURLoption	file;
+	CURLoption	folder;
+} TrustOptions;
+
+static const TrustOptions server_trust = {
+	CURLOPT_SSL_VERIFYPEER, CURLOPT_SSL_VERIFYHOST, CURLOPT_SSLVERSION,
+	CURLOPT_CAINFO, CURLOPT_CAPATH
+};
+
+static const TrustOptions proxy_trust = {
+	CURLOPT_PROXY_SSL_VERIFYPEER, CURLOPT_PROXY_SSL_VERIFYHOST,
+	CURLOPT_PROXY_SSLVERSION, CURLOPT_PROXY_CAINFO, CURLOPT_PROXY_CAPATH
+};
+
+static void
+set_options(CURL *easy, const HrflowSettings *settings,
+			const TrustOptions *options)
+{
+	HRFLOW_SETOPT(easy, options->verify_peer, 1L);
+	HRFLOW_SETOPT(easy, options->verify_host, 2L);
+	HRFLOW_SETOPT(easy, options->version, (long) CURL_SSLVERSION_TLSv1_2);
+
+	if (*settings->ca_file != '\0')
+	{
+		HRFLOW_SETOPT(easy, options->file, settings->ca_file);
+		HRFLOW_SETOPT(easy, options->folder, NULL);
+	}
+	else if (trust.folder != NULL)
+	{
+		HRFLOW_SETOPT(easy, options->file, NULL);
+		HRFLOW_SETOPT(easy, options->folder, trust.folder);
+	}
+	else if (!trust.is_default)
+		HRFLOW_SETOPT(easy, options->folder, NULL);
+}
+
+/*
+ * Have a handle check who it speaks to, as these settings say.
+ */
+void
+hrflow_trust_configure(CURL *easy, const HrflowSettings *settings)
+{
+	find_trust(easy);
+	set_options(easy, settings, &server_trust);
+	if (*settings->proxy != '\0')
+		set_options(easy, settings, &proxy_trust);
+}

@@ -1,0 +1,42 @@
+# The files that describe a release agree with the control file and with each
+# other.  The version is written in the control file; formats of other tools
+# want it in their own.
+use strict;
+use warnings FATAL => 'all';
+use File::Basename qw(dirname);
+use JSON::PP;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+# PGXS runs the suite in the folder of the sources or in another one.
+my $root = dirname(__FILE__) . '/../..';
+
+sub read_file { return PostgreSQL::Test::Utils::slurp_file("$root/$_[0]"); }
+
+my ($version) = read_file('hrflow_embed.control') =~ /^default_version = '(\d+\.\d+)'$/m;
+my $meta = decode_json(read_file('META.json'));
+my $provided = $meta->{provides}{hrflow_embed};
+
+is($meta->{version}, "$version.0", 'META.json has the version of the control file.');
+is($provided->{version}, "$version.0",
+	'The extension in META.json has the version of the control file.');
+is( $provided->{file},
+	"sql/hrflow_embed--$version.sql",
+	'META.json names the script of that version.');
+foreach my $file (@$provided{qw(file docfile)})
+{
+	ok(-f "$root/$file", "META.json names $file, which exists.");
+}
+
+# https://pgxn.org/spec/, version 1.0.0.
+my @missing =
+  grep { !defined $meta->{$_} } qw(name version abstract maintainer license provides meta-spec);
+is("@missing", '', 'META.json has all fields that PGXN demands.');
+is($meta->{'meta-spec'}{version}, '1.0.0', 'META.json names the version of its specification.');
+
+like(
+	read_file('CHANGELOG.md'),
+	qr/^## \Q$version\E\b/m,
+	'CHANGELOG.md has a section for the version.');
+
+done_testing();

@@ -1,0 +1,180 @@
+# Batches that it is of no use to go on with: they stop early, keep what has
+# arrived and say why.  What is sent, how long it takes and a server that goes
+# away are for the stand-in API to tell.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use IPC::Run                ();
+use PostgreSQL::Test::Utils ();
+use Test::More;
+use Time::HiRes qw(time);
+
+my $api = Hrflow::StandIn->new('--latency' => 5);
+my $node = Hrflow::Node->new('stops', $api);
+
+# Returns what a batch prints, and what it warns of or raises.
+sub batch
+{
+	my ($ids, %with) = @_;
+	my $function = $with{function} // 'hrflow_profile_embeddings';
+	my $fields = $with{fields} // '{"profile": 1}';
+	my ($out, $err) = ('', '');
+
+	$node->psql(
+		'postgres',
+		($with{settings} // '')
+		  . "SELECT status || ' ' || count(*) FROM $function('acme', $ids, '$fields')"
+		  . ' GROUP BY status ORDER BY 1',
+		stdout => \$out,
+		stderr => \$err);
+	return ($out, $err);
+}
+
+# So many distinct identifiers.
+sub ids
+{
+	my ($n, $prefix) = (@_, 'p');
+	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
+}
+
+#
+# Refusals that are the request's
+#
+foreach my $concurrency (1, 32, 256)
+{
+	my $settings = "SET hrflow_embed.max_concurrency = $concurrency;";
+
+	$api->reset;
+	my ($out, $err) = batch(ids(5003), fields => '{"profil": 1}', settings => $settings);
+	like(
+		$err,
+		qr/ERROR:  invalid request to the HrFlow API/,
+		"Unknown fields are an error with $concurrency in flight.");
+	is(scalar($api->log), 32, "Unknown fields cost 32 requests with $concurrency in flight.");
+
+	$api->reset;
+	($out, $err) = batch(
+		ids(5003),
+		function => 'hrflow_profile_vectors',
+		settings => "$settings SET hrflow_embed.link_hosts = 'example.com';");
+	like(
+		$err,
+		qr/ERROR:  link to a vector is not allowed/,
+		"Links that may not be followed are an error with $concurrency in flight.");
+	is(scalar($api->log), 32,
+		"Links that may not be followed cost 32 requests with $concurrency in flight.");
+}
+
+$api->reset;
+my ($out, $err) = batch("array_cat('{a}'::text[], " . ids(100, 'fault:status=422,id=') . ')');
+is($out, "invalid_request 100\nok 1",
+	'A batch in which one element succeeded is asked to its end.');
+like(
+	$err,
+	qr/WARNING:  most of the batch failed: 100 of 101 rows/,
+	'A WARNING says how many elements of it were refused.');
+is(scalar($api->log), 101, 'Each of its elements is asked for.');
+
+($out, $err) = batch("array_cat('{missing}'::text[], " . ids(100, 'missing') . ')');
+like(
+	$err,
+	qr/WARNING:  none of the profiles in the batch is known in this source/,
+	'A WARNING says that no profile is known.');
+
+#
+# The API is down
+#
+my $closed;
+{
+	my $gone = Hrflow::StandIn->new;
+	$closed = $gone->base_url;
+}
+my $began = time;
+($out, $err) = batch(ids(5004), settings => "SET hrflow_embed.base_url = '$closed';");
+cmp_ok(time - $began, '<', 15, 'A batch ends within seconds where no connection can be made.');
+like(
+	$err,
+	qr/ERROR:  could not connect to the HrFlow API/,
+	'Without a single answer that is an error.');
+
+$began = time;
+($out, $err) = batch(ids(3),
+	settings => "SET hrflow_embed.max_attempts = 2; SET hrflow_embed.base_url = '$closed';");
+is($out, 'connection_failed 3', 'A few elements fail each on its own.');
+cmp_ok(time - $began, '<', 5, 'They do so after their own tries.');
+
+{
+	my $leaving = Hrflow::StandIn->new('--latency' => 20);
+	my $url = $leaving->base_url;
+	my $running = IPC::Run::start(
+		[   'psql',
+			'-XAtq',
+			'-d',
+			$node->connstr('postgres'),
+			'-c',
+			"SET hrflow_embed.base_url = '$url'",
+			'-c',
+			"SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme', "
+			  . ids(5004)
+			  . ", '{\"profile\": 1}') GROUP BY status ORDER BY 1" ],
+		'>',
+		\$out,
+		'2>',
+		\$err);
+
+	$leaving->wait_until(sub { $_[0]{requests} >= 300 });
+	my $had = $leaving->stats->{by_status}{200};
+	$leaving->stop;
+	$began = time;
+	$running->finish;
+	cmp_ok(time - $began, '<', 15, 'A batch ends within seconds after the API has gone.');
+	my ($ok) = $out =~ /^ok (\d+)$/m;
+	my ($failed) = $out =~ /^connection_failed (\d+)$/m;
+	cmp_ok($ok // 0, '>=', $had - 1, 'What had arrived is kept.');
+	is(($ok // 0) + ($failed // 0), 5004, 'The others have the status of the outage.');
+	like(
+		$err,
+		qr/WARNING:  batch was not finished: could not connect to the HrFlow API/,
+		'A WARNING says why the batch was not finished.');
+}
+
+#
+# An outage that passes
+#
+foreach my $fault ('reset', 'status=503')
+{
+	$api->reset;
+	$api->script($fault, ms => 3000);
+	$began = time;
+	($out, $err) = batch(ids(2000));
+	is($out, 'ok 2000', "Every element succeeds after three seconds of \"$fault\".");
+	is($err, '', "Nothing is warned of after three seconds of \"$fault\".");
+	cmp_ok(time - $began, '<', 15, "It is soon noticed that \"$fault\" is over.");
+	my %answered;
+	$answered{ $_->{query} }++ foreach grep { ($_->{status} // 0) == 200 } $api->log;
+	is(scalar(grep { $_ > 1 } values %answered),
+		0, "No answer is asked for again after \"$fault\".");
+}
+
+#
+# Progress
+#
+{
+	my @psql = ('psql', '-XAtq', '-d', $node->connstr('postgres'));
+	my $statement = 'SELECT count(*) FROM hrflow_profile_embeddings(\'acme\', '
+	  . ids(14, 'fault:latency=1000,id=') . ')';
+	local $ENV{PGAPPNAME} = 'psql';
+
+	IPC::Run::run([ @psql, '-c', 'SET hrflow_embed.max_concurrency = 2', '-c', $statement ],
+		'>', \$out, '2>', \$err);
+	is($out, "14\n", 'A batch that shows progress returns its rows.');
+	my @lines = split /\n/, $err;
+	like(
+		$lines[0] // '',
+		qr/^INFO:  batch: \d+ of 14 elements asked for, \d+ rows so far, 0 of them failed/,
+		'psql shows the progress of a batch that takes seven seconds.');
+	is(scalar(@lines), 1, 'psql shows progress every five seconds.');
+}
+
+done_testing();

@@ -1,0 +1,442 @@
+# What is sent to the endpoints beside the profiles' is what was asked, whatever
+# it consists of; a POST is not sent again unless the API has not processed it;
+# and interrupts and the key are treated as everywhere.  SQL does not see what
+# is on the wire, nor can it interrupt itself.
+use strict;
+use warnings FATAL => 'all';
+use utf8;
+use Encode qw(decode encode);
+use Hrflow::Node;
+use Hrflow::RawPeer;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use JSON::PP;
+use List::Util              qw(min);
+use PostgreSQL::Test::Utils ();
+use Test::More;
+use Time::HiRes qw(time);
+
+my $store = Hrflow::StandIn->new;
+my $api = Hrflow::StandIn->new('--link-base' => 'http://127.0.0.1:' . $store->http);
+my $node = Hrflow::Node->new(
+	'jobs_texts', $api,
+	api_user => 'account@example.com',
+	link_hosts => '127.0.0.1');
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+# A literal of any text, which neither psql nor the shell may touch.
+sub literal
+{
+	my ($text) = @_;
+	return 'NULL' unless defined $text;
+	return sprintf q{convert_from(decode('%s', 'hex'), 'UTF8')},
+	  unpack('H*', encode('UTF-8', $text));
+}
+
+# The pairs of a query, decoded by our own means; sorted.
+sub decode_query
+{
+	my ($query) = @_;
+	return [
+		sort { $a->[0] cmp $b->[0] } map {
+			my ($name, $value) = split /=/, $_, 2;
+			$value =~ s/%([0-9A-F]{2})/chr(hex($1))/ge;
+			[ $name, decode('UTF-8', $value) ];
+		} split /&/,
+		$query,
+		-1 ];
+}
+
+# A body as it was received: the log has its bytes as characters.
+sub body { return $_[0]{body}; }
+
+my @nasty = (
+	'old id', 'a+b',
+	'a&job_id=b', 'a/b/../c',
+	'100%', '%00',
+	'?q', '#f',
+	'x=y', '"quoted"',
+	"it's", '\\back\\slash',
+	"tab\there", "line\nbreak\r\n",
+	"\x01\x1f\x7f", "Zo\x{eb}",
+	"\x{5f20}\x{4f1f}", "\x{645}\x{62d}",
+	"\x{1f600}\x{200d}\x{1f680}", "e\x{301}",
+	"\x{feff}bom", "\x{2028}\x{2029}",
+	'{"text": "x"}', '"}',
+	'\\', '\\u0041',
+	'\\"', '</script>',
+	' ', '.',
+	'a' x 2000);
+
+#
+# Jobs
+#
+foreach my $names ([ 'id', 'job_id', 'job_reference', 'board_id' ],
+	[ 'key', 'key', 'reference', 'board_key' ])
+{
+	my ($dialect, @names) = @$names;
+	my (@calls, @wanted);
+
+	foreach my $i (0 .. $#nasty)
+	{
+		foreach my $row (
+			[ $nasty[$i] ],
+			[ undef, $nasty[$i] ],
+			[ 'j', undef, $nasty[$i] ],
+			[ $nasty[$i], $nasty[ $i - 1 ], $nasty[ $i - 2 ] ])
+		{
+			push @calls, sprintf 'PERFORM hrflow_job_embedding(%s, %s, %s)',
+			  map { literal($_) } @$row[ 0 .. 2 ];
+			push @wanted,
+			  [ sort { $a->[0] cmp $b->[0] }
+				map { [ $names[$_], $row->[$_] ] } grep { defined $row->[$_] } 0 .. 2 ];
+		}
+	}
+	$api->reset;
+	sql("SET hrflow_embed.api_dialect = '$dialect'; SET hrflow_embed.max_attempts = 1;" . join '',
+		map { "DO \$\$ BEGIN $_; EXCEPTION WHEN OTHERS THEN NULL; END \$\$;" } @calls);
+	my @log = $api->log;
+
+	is(scalar(@log), scalar(@calls),
+		"in the $dialect dialect each call for a job sends one request");
+	is_deeply([ grep { "$_->{method} $_->{path}" ne 'GET /v1/job/embedding' } @log ],
+		[], "in the $dialect dialect a call for a job is a GET of its endpoint");
+	is_deeply([ map { decode_query($_->{query}) } @log ],
+		\@wanted, "in the $dialect dialect the decoded pairs are the arguments of the call");
+	is(scalar(grep { $_->{query} !~ /^(?:[A-Za-z0-9._~-]|%[0-9A-F]{2}|&|=)*$/ } @log),
+		0, "in the $dialect dialect everything but unreserved characters is percent-encoded");
+}
+
+# The vector is the stand-in's, bit for bit, and the key stays with the API
+sql(q{CREATE FUNCTION hex(v real[]) RETURNS text LANGUAGE sql AS
+	$$SELECT string_agg(encode(float4send(x), 'hex'), '' ORDER BY n)
+	  FROM unnest(v) WITH ORDINALITY u(x, n)$$});
+
+sub expected_hex
+{
+	my ($identifier, $section) = @_;
+	$identifier =~ s/([^A-Za-z0-9])/sprintf('%%%02X', ord($1))/ge;
+	return unpack('H*', pack('N*', unpack('V*', $api->vector($identifier, $section, 0))));
+}
+
+$store->reset;
+is( sql(q{SELECT hex(hrflow_job_vector('nurse-job'))}),
+	expected_hex('nurse-job', 'job'),
+	"a job's vector is read bit for bit");
+my @received = $store->log;
+is(scalar(@received), 1, "the link of a job's vector is fetched once");
+is_deeply(
+	[ sort map { lc } keys %{ $received[0]{headers} } ],
+	[qw(accept accept-encoding host user-agent)],
+	"a job's link sends no header of HrFlow's to its host");
+unlike(
+	encode_json(\@received),
+	qr/$Hrflow::StandIn::KEY|account\@example/,
+	"a job's link sends neither the key nor the account to its host");
+
+#
+# Texts
+#
+$api->reset;
+sql('SELECT status FROM hrflow_text_embeddings(ARRAY['
+	  . join(', ', map { literal($_) } @nasty) . ']);'
+	  . join '',
+	map { 'SELECT cardinality(hrflow_text_embedding(' . literal($_) . '));' } @nasty);
+my @log = $api->log;
+is(scalar(@log), 2 * @nasty, 'each text sends one request');
+is_deeply(
+	[   grep { "$_->{method} $_->{path} $_->{query}$_->{status}" ne 'POST /v1/text/embedding 200' }
+		  @log ],
+	[],
+	'a text is a POST to its endpoint without a query string');
+my @texts = map { decode_json(encode('latin1', body($_)))->{text} } @log;
+is_deeply(
+	[ sort @texts[ 0 .. $#nasty ] ],
+	[ sort @nasty ],
+	'the bodies of a batch are JSON documents with the texts');
+is_deeply([ @texts[ @nasty .. $#texts ] ],
+	\@nasty, 'the body of a single call is a JSON document with the text');
+is(body($log[ scalar @nasty ]), '{"text": "old id"}', 'the body has the text as its only member');
+is_deeply([ grep { encode('latin1', body($_)) =~ /[\x00-\x1f]/ } @log ],
+	[], 'control characters are escaped in the body');
+
+my $headers = $log[0]{headers};
+is_deeply(
+	[ sort map { lc } keys %$headers ],
+	[qw(accept accept-encoding content-length content-type host user-agent x-api-key x-user-email)],
+	'a request for a text has exactly the expected headers');
+is( "$headers->{'Content-Type'} $headers->{'X-API-KEY'}",
+	"application/json $Hrflow::StandIn::KEY",
+	'a request for a text carries its content type and the key');
+
+is( sql(q{SELECT hex(hrflow_text_embedding('a nurse & more'))}),
+	expected_hex('a nurse & more', 'text'),
+	"a text's vector is read bit for bit");
+is( sql(q{SELECT DISTINCT hex(vector)
+	FROM hrflow_text_embeddings('{a nurse & more,a nurse & more}')}
+	),
+	expected_hex('a nurse & more', 'text'),
+	'the vectors of a batch of texts are read bit for bit');
+
+# A GET after a POST, over the same connection, has no body
+$api->reset;
+sql(q{SELECT cardinality(hrflow_text_embedding('a')), hrflow_auth(),
+	cardinality(hrflow_text_embedding('b')), hrflow_profile_embedding('s', 'p')}
+);
+@log = $api->log;
+is( join(' ', map { $_->{method} . (defined $_->{body} ? '+body' : '') } @log),
+	'POST+body GET POST+body GET',
+	'POST and GET alternate over one connection');
+is_deeply([ grep { exists $_->{headers}{'Content-Type'} } @log[ 1, 3 ] ],
+	[], 'a GET after a POST has no content type');
+my %connections = map { $_->{connection} => 1 } @log;
+is(scalar(keys %connections), 1, 'POST and GET share a connection');
+
+# Large ones, of which many are pending
+$api->reset;
+is( sql(q{SELECT status || ' ' || count(*)
+	FROM hrflow_text_embeddings((SELECT array_agg(i || repeat('x', 1000000))
+	FROM generate_series(1, 80) i)) GROUP BY status}
+	),
+	'ok 80',
+	'a batch of 80 MB of texts succeeds');
+is($api->stats->{by_status}{200}, 80, 'each text of a large batch is sent once');
+
+#
+# More members in a reply than any has, of the name that is left out of its JSON
+#
+my $many = Hrflow::RawPeer->new(
+	sub {
+		my ($socket) = @_;
+		my $body = '{"code": 200, "data": [{' . '"embedding": [],' x 1_000_000 . '"x": 1}]}';
+		my ($length) = Hrflow::RawPeer::read_request($socket) =~ /Content-Length: (\d+)/i;
+		read($socket, my $text, $length);
+		print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+		  . length($body)
+		  . "\r\n\r\n$body";
+	});
+my (undef, undef, $refusal) = $node->psql('postgres',
+		"SET hrflow_embed.base_url = 'http://127.0.0.1:"
+	  . $many->port
+	  . "/v1'; SET hrflow_embed.max_response_size = '64MB'; SELECT hrflow_text_embedding('many');");
+like(
+	$refusal,
+	qr/not a JSON object that jsonb can hold/,
+	'a reply with a million embeddings is refused');
+
+#
+# Other encodings
+#
+sql(q{CREATE DATABASE latin1 ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'});
+sql(q{CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'});
+$node->safe_psql($_, 'CREATE EXTENSION hrflow_embed') foreach qw(latin1 ascii);
+$api->reset;
+$node->safe_psql(
+	'latin1', q{SELECT cardinality(hrflow_text_embedding('Zo' || chr(235) || chr(10)));
+	SELECT hrflow_job_embedding('Zo' || chr(235))});
+@log = $api->log;
+is( encode('latin1', body($log[0])),
+	"{\"text\": \"Zo\xc3\xab\\n\"}",
+	'a text in a database in LATIN1 is sent as UTF-8');
+is($log[1]{query}, 'job_id=Zo%C3%AB',
+	'an identifier of a job in a database in LATIN1 is sent as UTF-8');
+$api->reset;
+my $ascii = q{convert_from('\x5a6f%s', 'SQL_ASCII')};
+$node->safe_psql('ascii',
+	'SELECT cardinality(hrflow_text_embedding(' . sprintf($ascii, 'c3ab') . '))');
+is( encode('latin1', body(($api->log)[0])),
+	"{\"text\": \"Zo\xc3\xab\"}",
+	'a text in a database in SQL_ASCII is sent unchanged if it is UTF-8');
+my (undef, $out, $err) = $node->psql(
+	'ascii',
+	'\set VERBOSITY sqlstate' . "\n"
+	  . 'SELECT hrflow_text_embedding('
+	  . sprintf($ascii, 'eb')
+	  . '); SELECT status FROM hrflow_text_embeddings(ARRAY['
+	  . sprintf($ascii, 'eb') . ']);',
+	on_error_stop => 0);
+like($err, qr/ERROR:  22023/, 'a text in a database in SQL_ASCII is refused if it is not UTF-8');
+is($out, 'invalid_request', 'a text that is not UTF-8 fails its row of a batch');
+is(scalar($api->log), 1, 'a text that is not UTF-8 sends no request');
+
+#
+# What is sent again
+#
+my @cases = (
+
+	# fault, status, requests of a text, of a job
+	[ 'first=1,reset', 'connection_failed', 1, 2 ],
+	[ 'first=1,break=50', 'connection_failed', 1, 2 ],
+	[ 'first=1,status=500', 'http_error', 1, 2 ],
+	[ 'first=1,status=502,html', 'http_error', 1, 2 ],
+	[ 'first=1,status=503', 'http_error', 1, 2 ],
+	[ 'first=1,status=504', 'http_error', 1, 2 ],
+	[ 'first=1,status=408', 'timeout', 1, 2 ],
+	[ 'first=1,status=500,retry_after=1', 'http_error', 1, 2 ],
+	[ 'first=1,status=429', 'ok', 2, 2 ],
+	[ 'first=1,status=429,retry_after=1', 'ok', 2, 2 ],
+	[ 'first=1,status=503,retry_after=1', 'ok', 2, 2 ],
+	[ 'silent', 'timeout', 1, 1 ]);
+my $n = 0;
+foreach my $case (@cases)
+{
+	my ($fault, $status, $of_text, $of_job) = @$case;
+	my %requests;
+
+	foreach my $kind (qw(text texts job))
+	{
+		my $id = "'fault:$fault,id=" . $n++ . "'";
+		my $call =
+			$kind eq 'text' ? "SELECT 'ok' FROM hrflow_text_embedding($id)"
+		  : $kind eq 'texts' ? "SELECT status FROM hrflow_text_embeddings(ARRAY[$id])"
+		  : "SELECT 'ok' FROM hrflow_job_embedding($id)";
+
+		$api->reset;
+		my (undef, $out) =
+		  $node->psql('postgres', "SET hrflow_embed.request_timeout = '700ms'; SELECT $id; $call");
+		my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
+		$requests{$kind} = $fault eq 'silent' ? $api->stats->{requests} : scalar(@log);
+		is((split /\n/, $out)[1] // 'raised', $status, "a text that meets $fault is $status")
+		  if $kind eq 'texts';
+		cmp_ok($log[1]{ms} - $log[0]{ms}, '>=', 900, 'after as long as Retry-After says')
+		  if $kind eq 'text' && $fault =~ /retry_after/ && $of_text > 1;
+	}
+	is_deeply(
+		\%requests,
+		{ text => $of_text, texts => $of_text, job => $of_job },
+		"what meets $fault is requested $of_text times if a text, $of_job times if a job");
+}
+$api->reset;
+like(
+	$node->error_of(
+		q{SET hrflow_embed.max_attempts = 3; SELECT hrflow_text_embedding('fault:status=429');}),
+	qr/^53400/,
+	'a text whose attempts are all answered 429 fails');
+is(scalar($api->log), 3, 'a text that is answered 429 is sent max_attempts times');
+
+# libcurl itself sends again what a connection that it had kept did not take
+my $reply = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s";
+my $answer = '{"code": 200, "data": [{"embedding": [1, 2]}]}';
+my $count = PostgreSQL::Test::Utils::tempdir() . '/requests';
+my $peer = Hrflow::RawPeer->new(
+	sub {
+		my ($socket, $connection) = @_;
+		for (my $i = 0;; $i++)
+		{
+			my $head = Hrflow::RawPeer::read_request($socket) // return;
+			my ($length) = $head =~ /^Content-Length: (\d+)/mi;
+			read($socket, my $body, $length // 0);
+			open(my $log, '>>', $count) or die;
+			print $log "$connection/$i\n";
+			close $log;
+			return if $i > 0;    # the second is read, and not answered
+			printf $socket $reply, length($answer), $answer;
+		}
+	});
+my $at_peer = "SET hrflow_embed.base_url = 'http://127.0.0.1:" . $peer->port . "/v1';";
+$node->psql(
+	'postgres',
+	"$at_peer \\set VERBOSITY verbose\nSELECT hrflow_text_embedding('a');
+	SELECT hrflow_text_embedding('b');",
+	stdout => \$out,
+	stderr => \$err);
+is($out, '{1,2}', 'a text is embedded over a new connection');
+like(
+	$err,
+	qr/ERROR:  08006: lost the connection to the HrFlow API/,
+	'a text whose kept connection breaks fails');
+is(PostgreSQL::Test::Utils::slurp_file($count),
+	"0/0\n0/1\n", 'a text whose kept connection breaks is not sent again');
+unlink $count;
+$node->psql(
+	'postgres',
+	"$at_peer SET hrflow_embed.max_attempts = 1; SELECT hrflow_text_embedding('a');
+		SELECT hrflow_auth();"
+);
+like(
+	PostgreSQL::Test::Utils::slurp_file($count),
+	qr{^(\d+)/0\n\1/1\n(?!\1)\d+/0\n$},
+	'a GET whose kept connection breaks is sent again');
+
+# A connection that cannot be made has taken nothing
+my $closed = Hrflow::RawPeer->new(undef);
+my $port = $closed->port;
+$closed->stop;
+is( sql(qq{SET hrflow_embed.base_url = 'http://127.0.0.1:$port/v1';
+	SET hrflow_embed.max_attempts = 3; SELECT hrflow_embed_stats_reset();
+		SELECT status FROM hrflow_text_embeddings('{a}'); SELECT requests FROM hrflow_embed_stats}
+	) =~ s/^\n//r,
+	"connection_failed\n3",
+	'a text is retried when the connection cannot be made');
+
+#
+# Interrupts
+#
+my $control = Hrflow::Session->new($node);
+foreach my $case (
+	[ 'a text', q{SELECT hrflow_text_embedding('fault:silent');} ],
+	[   'a text until another try',
+		q{SELECT hrflow_text_embedding('fault:status=503,retry_after=60');} ],
+	[ 'a body that dribbles', q{SELECT hrflow_text_embedding('fault:slow=5000');} ],
+	[   'texts',
+		q{SELECT count(*)
+			FROM hrflow_text_embeddings((SELECT array_agg('fault:latency=100,id=' || i)
+			FROM generate_series(1, 10000) i));}
+	],
+	[ 'a job', q{SELECT hrflow_job_embedding('fault:silent');} ],
+	[ q{a job's vector}, q{SELECT hrflow_job_vector('fault:v.silent');} ])
+{
+	my ($name, $sql) = @$case;
+	my $session = Hrflow::Session->new($node);
+	my (@ms, $printed);
+
+	$session->ask(q{SELECT hrflow_auth();});
+	for (1 .. 3)
+	{
+		$session->send("$sql\n\\echo -- done");
+		for (1 .. 1000)
+		{
+			last
+			  if $control->ask(
+				"SELECT wait_event_type FROM pg_stat_activity WHERE pid = $session->{pid}
+					AND state = 'active';"
+			  ) =~ /Extension/;
+			select(undef, undef, undef, 0.005);
+		}
+		my $began = time;
+		$control->send("SELECT pg_cancel_backend($session->{pid});");
+		$printed = $session->wait_for(qr/57014/);
+		push @ms, (time - $began) * 1000;
+		$session->wait_for(qr/-- done/);
+	}
+	like(
+		$printed,
+		qr/ERROR:  57014: canceling statement due to user request/,
+		"waiting for $name: a cancel is reported as a cancel");
+	cmp_ok(
+		min(@ms), '<=', 100,
+		sprintf "waiting for $name: a cancel takes effect at once (%s ms)",
+		join(', ', map { int } @ms));
+	like($session->ask(q{SELECT cardinality(hrflow_text_embedding('next'));}),
+		qr/^1024$/m, "waiting for $name: the next call works");
+	$session->finish;
+}
+$control->finish;
+
+#
+# Secrets
+#
+$node->psql(
+	'postgres', "SET client_min_messages = debug5; SET hrflow_embed.max_attempts = 1;\n$_;",
+	stdout => \$out,
+	stderr => \$err,
+	on_error_stop => 0)
+  and unlike("$out$err", qr/0123456789abcdef0123/, "nothing said of $_ has the key")
+  foreach q{SELECT hrflow_auth()}, q{SELECT hrflow_text_embedding('fault:status=401,echo')},
+  q{SELECT hrflow_job_embedding('fault:status=500,echo')};
+my $logged = PostgreSQL::Test::Utils::slurp_file($node->logfile);
+unlike($logged, qr/0123456789abcdef0123/, 'the log does not contain the key');
+unlike($logged, qr/X-Amz-Signature=[0-9a-f]{8}/, "the log does not contain a link's query");
+
+done_testing();

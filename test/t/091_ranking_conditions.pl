@@ -1,0 +1,337 @@
+# Ranking under a condition, through an index that returns too few, and for a
+# reader whom row-level security shows a part of the store; what hrflow_match()
+# warns about, and why a profile is ranked where it is.  Needs several sessions'
+# statistics, pgvector and roles.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Test::More;
+
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new('conditions', $api);
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+# Output, and what was said on the way.
+sub output_and_notices
+{
+	my ($statement) = @_;
+	my ($status, $out, $err) = $node->psql('postgres', $statement);
+
+	return ($out, $err);
+}
+
+my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
+my $nprofiles = 3000;
+my $query = "(SELECT array_agg(sin(i * 0.37)::real) FROM generate_series(1, 16) i)";
+
+# Profiles of two sources with a vector of each of two sections, and of some
+# more items of the second.
+sub make_store
+{
+	my ($name, $type) = @_;
+
+	sql(qq{
+		SELECT hrflow_create_store('$name', '$type');
+		INSERT INTO $name (source_id, profile_id, section, item, vector)
+		SELECT CASE WHEN p % 10 = 0 THEN 'small' ELSE 'large' END, 'p' || p, section, item,
+			   (SELECT array_agg(sin(p * 7.3 + item * 1.7 + length(section) + i * i * p)::real)
+				  FROM generate_series(1, 16) i)
+		  FROM generate_series(1, $nprofiles) p,
+			   (VALUES ('profile', 0), ('skills', 0), ('skills', 1), ('skills', 2)) s (section, item);
+		VACUUM ANALYZE $name});
+	return;
+}
+
+# The answer by its definition, in SQL.
+sub definition
+{
+	my ($name, $k, $section, $condition) = @_;
+
+	return sql(
+		qq{
+		SELECT profile_id, round(max(hrflow_cosine_similarity(vector::real[], $query))::numeric, 5) s
+		  FROM $name WHERE section = '$section' AND $condition
+		 GROUP BY source_id, profile_id ORDER BY 2 DESC, 1 LIMIT $k});
+}
+
+sub answer
+{
+	my ($name, $k, $section, $arguments) = @_;
+
+	return sql(
+		qq{
+		SELECT profile_id, round(similarity::numeric, 5) s
+		  FROM hrflow_match('$name', $query, $k, '$section', $arguments) ORDER BY 2 DESC, 1});
+}
+
+sub check_conditions
+{
+	my ($name, $how, $recall) = @_;
+	my $every =
+	  sub { "(SELECT array_agg('p' || i * $_[0]) FROM generate_series(1, $nprofiles) i)" };
+
+	foreach my $case (
+		[   'few profiles',
+			"profiles => '{p1,p20,p300,p300,nobody,NULL}'",
+			"profile_id IN ('p1', 'p20', 'p300')" ],
+		[   'one in a hundred',
+			'profiles => ' . $every->(100),
+			'substr(profile_id, 2)::int % 100 = 0' ],
+		[ 'one in two', 'profiles => ' . $every->(2), 'substr(profile_id, 2)::int % 2 = 0' ],
+		[ 'a small source', "source_id => 'small'", "source_id = 'small'" ],
+		[ 'a large source', "source_id => 'large'", "source_id = 'large'" ],
+		[   'some of a source',
+			"source_id => 'small', profiles => '{p10,p11,p20}'",
+			"source_id = 'small' AND profile_id IN ('p10', 'p11', 'p20')" ],
+		[ 'no profile', "profiles => '{}'", 'false' ],
+		[ 'nobody but NULL', "profiles => '{NULL}'", 'false' ],
+		[ 'a source that is not there', "source_id => 'none'", 'false' ])
+	{
+		my ($what, $arguments, $condition) = @$case;
+
+		foreach my $section ('profile', 'skills')
+		{
+			my @wanted = split /\n/, definition($name, 10, $section, $condition);
+			my @found = split /\n/, answer($name, 10, $section, $arguments);
+			my %is_wanted = map { $_ => 1 } @wanted;
+
+			is(scalar(@found), scalar(@wanted),
+				"$how: of $what there are as many rows of $section as there can be");
+			cmp_ok(
+				scalar(grep { $is_wanted{$_} } @found),
+				'>=',
+				$recall * @wanted,
+				"$how: of $what the best of $section are found");
+		}
+	}
+	is( sql(qq{SELECT count(*), bool_and(profile_id IN ('p10', 'p11')) FROM hrflow_match_weighted('$name',
+			$query, '{"profile": 1, "skills": 2}', 5, '{p10,p11,nobody}')}),
+		'2|t',
+		"$how: weights are added up for the profiles asked for alone");
+	is( sql(qq{SELECT count(*), bool_and(source_id = 'small') FROM hrflow_match_weighted('$name',
+			$query, '{"profile": 1, "skills": 2}', 500, source_id => 'small')}),
+		$nprofiles / 10 . '|t',
+		"$how: and for all profiles of the source asked for");
+	return;
+}
+
+make_store('plain', 'real[]');
+check_conditions('plain', 'without an index', 1);
+
+# A hundred sources are more than are looked up one by one.
+sql(q{
+	SELECT hrflow_create_store('sources', 'real[]');
+	INSERT INTO sources SELECT 'source ' || i % 100, 'p' || i / 100, 'profile', 0, ARRAY[i, 1]
+		FROM generate_series(0, 999) i});
+is( sql(q{SELECT count(*), count(DISTINCT source_id), min(profile_id), max(profile_id)
+		FROM hrflow_match('sources', '{1,0}', 1000, profiles => '{p3,p7}')}),
+	'200|100|p3|p7',
+	'an identifier is found in every source');
+
+# Sections, and dimensions
+foreach my $case (
+	[ "hrflow_match('plain', $query, 10, 'profil')", '^$', 'profil' ],
+	[   qq{hrflow_match_weighted('plain', $query, '{"profile": 1, "skils": 1}')}, '^(.+\n){9}.+$',
+		'skils' ])
+{
+	my ($call, $rows, $section) = @$case;
+	my ($out, $err) = output_and_notices("SELECT profile_id FROM $call");
+
+	like($out, qr/$rows/, "a misspelt section adds no row");
+	like(
+		$err,
+		qr/WARNING:  store public\.plain has no vector of section "$section"\nDETAIL:  It has vectors of "profile", "skills"\./,
+		"of $section there is a warning that names the sections there are");
+}
+foreach my $call (
+	"hrflow_match('plain', $query)",
+	"hrflow_match('plain', $query, profiles => '{nobody}')",
+	qq{hrflow_match_weighted('plain', $query, '{"profile": 1}', source_id => 'none')})
+{
+	my ($out, $err) = output_and_notices("SELECT count(*) FROM $call");
+
+	is($err, '', "no warning is raised by $call");
+}
+
+# What is computed in double precision is right however large or small
+sql(q{
+	SELECT hrflow_create_store('edges', 'real[]');
+	INSERT INTO edges VALUES ('acme', 'large', 'profile', 0, '{1e20,1e20,1}'),
+		('acme', 'largest', 'profile', 0, '{3e38,3e38,3e38}'),
+		('acme', 'small', 'profile', 0, '{1e-40,1e-40,0}'),
+		('acme', 'infinite', 'profile', 0, '{Infinity,0,0}'), ('acme', 'nan', 'profile', 0, '{NaN,0,0}')}
+);
+is( sql(q{SELECT string_agg(profile_id || ' ' || round(similarity::numeric, 6), ', ' ORDER BY profile_id)
+		FROM hrflow_match('edges', '{1,1,0}')}),
+	'large 1.000000, largest 0.816497, small 1.000000',
+	'large and small elements have their similarity, infinite ones none');
+
+# Why
+is( sql(q{
+		SELECT profile_id, parts, round(similarity::numeric, 6) =
+			   (SELECT round(sum(value::numeric), 6) FROM jsonb_each_text(parts)), section
+		  FROM hrflow_match_weighted('plain',
+			  (SELECT vector FROM plain WHERE profile_id = 'p7' AND section = 'profile'),
+			  '{"profile": 0.25}', 1)}),
+	'p7|{"profile": 0.25}|t|profile',
+	'the parts of a weighted sum are returned');
+sql(q{DELETE FROM plain WHERE profile_id = 'p7' AND section = 'skills'});
+is( sql(q{
+		SELECT profile_id, parts ? 'skills', parts ? 'profile'
+		  FROM hrflow_match_weighted('plain',
+			  (SELECT vector FROM plain WHERE profile_id = 'p7' AND section = 'profile'),
+			  '{"profile": 1, "skills": 1}', 10, '{p7,p8}') ORDER BY 1}),
+	"p7|f|t\np8|t|t",
+	'a section that a profile lacks is not among them');
+
+# A table of vectors alone: a partition, a shard
+sql(q{
+	CREATE TABLE whole (LIKE plain) PARTITION BY LIST (source_id);
+	CREATE TABLE part PARTITION OF whole FOR VALUES IN ('small');
+	CREATE TABLE rest PARTITION OF whole DEFAULT;
+	INSERT INTO whole SELECT * FROM plain});
+is( sql("SELECT count(*), count(DISTINCT source_id) FROM hrflow_match('part', $query, 500)"),
+	$nprofiles / 10 . '|1',
+	'a partition without a table of profiles is ranked');
+is( sql("SELECT * FROM hrflow_match('whole', $query)"),
+	sql("SELECT * FROM hrflow_match('plain', $query)"),
+	'and so are all of them together');
+
+# A reader under row-level security sees a part
+sql(q{
+	CREATE ROLE reader;
+	GRANT SELECT ON plain TO reader;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO reader;
+	ALTER TABLE plain ENABLE ROW LEVEL SECURITY;
+	CREATE POLICY own_source ON plain FOR SELECT TO reader
+		USING (source_id = current_setting('app.source', true) AND current_user = 'reader')});
+foreach my $source ('small', 'large')
+{
+	is( sql("SET ROLE reader; SET app.source = '$source';
+			SELECT count(*), min(source_id), max(source_id) FROM hrflow_match('plain', $query, 3000)"),
+		$nprofiles / 10 * ($source eq 'small' ? 1 : 9) . "|$source|$source",
+		"the policy shows a reader the profiles of the $source source");
+}
+is( sql("SET ROLE reader; SET app.source = 'small';
+		SELECT count(*) FROM hrflow_match('plain', $query, 10, profiles => '{p10,p11,p20}')"),
+	'2',
+	'and no other profile by its identifier');
+is(sql("SET ROLE reader; SELECT count(*) FROM hrflow_match('plain', $query)"),
+	'0', 'a reader to whom the policy shows nothing gets nothing');
+is(sql("SELECT count(*) FROM hrflow_match('plain', $query)"), '10', 'its owner gets all');
+sql('REVOKE SELECT ON plain FROM reader');
+like(
+	$node->error_of("SET ROLE reader; SELECT * FROM hrflow_match('plain', $query)"),
+	qr/^42501: permission denied for table plain/,
+	'who may not SELECT is refused');
+sql('ALTER TABLE plain DISABLE ROW LEVEL SECURITY');
+
+# By similarity and by full text, as docs/ranking.md has it
+sql(q{
+	SELECT hrflow_create_store('hybrid', 'real[]');
+	INSERT INTO hybrid VALUES ('acme', 'near', 'profile', 0, '{1,0}'),
+		('acme', 'both', 'profile', 0, '{1,1}'), ('acme', 'said', 'profile', 0, '{0,1}');
+	CREATE TABLE candidate (hrflow_id text PRIMARY KEY, resume tsvector);
+	INSERT INTO candidate VALUES ('near', to_tsvector('english', 'a welder')),
+		('both', to_tsvector('english', 'night nurse, then paediatric nurse')),
+		('said', to_tsvector('english', 'nurse'))});
+is( sql(q{
+		WITH near AS (
+			SELECT profile_id, row_number() OVER (ORDER BY similarity DESC) AS rank
+			  FROM hrflow_match('hybrid', '{1,0}', 100)),
+		said AS (
+			SELECT hrflow_id AS profile_id,
+				   row_number() OVER (ORDER BY ts_rank_cd(resume, query) DESC) AS rank
+			  FROM candidate, websearch_to_tsquery('english', 'nurse') AS query
+			 WHERE resume @@ query
+			 ORDER BY rank LIMIT 100)
+		SELECT profile_id, near.rank, said.rank,
+			   round(coalesce(1.0 / (60 + near.rank), 0) + coalesce(1.0 / (60 + said.rank), 0), 5) AS score
+		  FROM near FULL JOIN said USING (profile_id)
+		 ORDER BY score DESC LIMIT 10}),
+	"both|2|1|0.03252\nsaid|3|2|0.03200\nnear|1||0.01639",
+	'reciprocal rank fusion joins the ranking by similarity with that by full text');
+
+SKIP:
+{
+	skip 'pgvector is not to be had', 1 unless $has_pgvector;
+
+	sql('CREATE EXTENSION vector');
+	foreach my $case (
+		[ 'vectors', 'vector(16)', 'hnsw', 0.9 ],
+		[ 'halves', 'halfvec(16)', 'hnsw', 0.9 ],
+		[ 'lists', 'vector(16)', 'ivfflat', 0.6 ])
+	{
+		my ($name, $type, $method, $recall) = @$case;
+
+		make_store($name, $type);
+		foreach my $section ('profile', 'skills')
+		{
+			my $statement = sql("SELECT hrflow_index_statement('$name', '$section')");
+
+			$statement =~ s/USING hnsw (.*) WHERE/USING ivfflat $1 WITH (lists = 10) WHERE/
+			  if $method eq 'ivfflat';
+			sql($statement);
+		}
+		check_conditions($name, "through $method on $type", $recall);
+		cmp_ok(sql("SELECT hrflow_match_recall('$name', 'profile', 10)"),
+			'>=', $recall, "$name: the recall is measured");
+		cmp_ok(sql("SELECT hrflow_match_recall('$name', 'skills', 3, 50)"),
+			'<=', 1, "$name: and is at most 1");
+	}
+	like(
+		$node->error_of("SELECT hrflow_match_recall('plain')"),
+		qr/^55000: store public\.plain has no index for section "profile"/,
+		'without an index there is no recall');
+
+	# In the first statement of a session pgvector's library is not loaded.
+	is( sql("SELECT count(*) FROM hrflow_match('vectors', $query, 10,
+			profiles => (SELECT array_agg('p' || i) FROM generate_series(1, 3000, 3) i))"),
+		'10',
+		'an index is searched iteratively from the first statement on');
+
+	# Stored vectors whose squares overflow single precision
+	sql(q{
+		SELECT hrflow_create_store('huge', 'vector(3)');
+		INSERT INTO huge VALUES ('acme', 'huge', 'profile', 0, '[1e20,1e20,1]'), ('acme', 'other', 'profile', 0, '[1,0,0]')}
+	);
+	is( sql("SELECT profile_id, round(similarity::numeric, 6) FROM hrflow_match('huge', '{1,1,0}')"
+		),
+		"huge|1.000000\nother|0.707107",
+		'a stored vector of huge elements has its similarity');
+	sql(sql("SELECT hrflow_index_statement('huge')"));
+	is( sql("SELECT profile_id, round(similarity::numeric, 6) FROM hrflow_match('huge', '{1,1,0}')"
+		),
+		"huge|1.000000\nother|0.707107",
+		'and has it through an index');
+
+	# Dead tuples in front of all that is alive
+	sql(q{
+		SELECT hrflow_create_store('dead', 'vector(8)');
+		ALTER TABLE dead SET (autovacuum_enabled = off);
+		INSERT INTO dead SELECT 'acme', 'dead ' || i, 'profile', 0,
+				(SELECT array_agg(1 + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
+			FROM generate_series(1, 21000) i;
+		INSERT INTO dead SELECT 'acme', 'alive ' || i, 'profile', 0,
+				(SELECT array_agg(CASE WHEN j = 1 THEN 1 ELSE -1 END + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
+			FROM generate_series(1, 20) i});
+	sql(sql("SELECT hrflow_index_statement('dead')"));
+	sql("DELETE FROM dead WHERE profile_id LIKE 'dead%'");
+	$node->poll_query_until('postgres', "SELECT pg_stat_get_dead_tuples('dead'::regclass) >= 21000")
+	  or die 'dead rows are not counted';
+	my $search = "SELECT count(*) FROM hrflow_match('dead', array_fill(1::real, ARRAY[8]))";
+	my ($out, $err) = output_and_notices($search);
+	is($out, '10', 'dead rows in front of an index keep no row back');
+	like(
+		$err,
+		qr/NOTICE:  index \S+ found \d+ of 10 profiles, so all vectors were compared\n.*\nHINT:  VACUUM public\.dead\./,
+		'and the client is told to VACUUM');
+	sql('VACUUM dead');
+	($out, $err) = output_and_notices($search);
+	is("$out$err", '10', 'after which nothing is said');
+}
+
+$node->stop('fast');
+done_testing();
