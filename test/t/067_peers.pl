@@ -38,13 +38,13 @@ foreach my $database (sort keys %encodings)
 		"a database in $encodings{$database} can have the extension");
 }
 
-# The rows of a statement about status and error, in UTF-8; or why what they
-# hold is not valid in the database.
+# The rows of a statement about status and error, in UTF-8; or the error if what
+# they hold is not valid in the database.
 sub rows
 {
 	my ($database, $settings, $call) = @_;
 	my ($status, $out, $err) = $node->psql(
-		$database, "$settings
+		$database, "$settings SET client_min_messages = error;
 		SELECT status, encode(convert_to(coalesce(error, ''), 'UTF8'), 'hex') FROM $call;");
 	$out =~ s/\|(\w*)$/'|' . pack('H*', $1)/gem;
 	return "$out$err";

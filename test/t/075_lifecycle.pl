@@ -179,6 +179,10 @@ foreach my $case (
 		q{SELECT status, section
 			FROM s.hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1, "skills": 1}')},
 		qr/^ok\|(profile|skills)\nok\|/m ],
+	[   'hrflow_profile_links',
+		q{SELECT status, section
+			FROM s.hrflow_profile_links('acme', '{nurse-1}', '{"profile": 1}')},
+		qr/^ok\|profile$/m ],
 	[ 'hrflow_fetch_vector', "SELECT s.hrflow_fetch_vector($link)", qr/^\{[-\d.]+,/ ],
 	[   'hrflow_fetch_vectors',
 		"SELECT status FROM s.hrflow_fetch_vectors(ARRAY[$link, 'https://example.com/x'])", qr/ok/
@@ -192,6 +196,8 @@ foreach my $case (
 	[ 'hrflow_decode_vector', q{SELECT s.hrflow_decode_vector('[1, 2]')}, qr/^\{1,2\}$/m ],
 	[   'hrflow_cosine_similarity', q{SELECT s.hrflow_cosine_similarity('{1,0}', '{0,1}')},
 		qr/^0$/m ],
+	[   'hrflow_vector_similarity',
+		q{SELECT s.hrflow_vector_similarity('{1,0}'::real[], '{0,1}')}, qr/^0$/m ],
 	[   'hrflow_create_store', q{SELECT s.hrflow_create_store('talent.embedding')},
 		qr/^talent\.embedding$/m ],
 	[   'hrflow_track_table',
@@ -234,6 +240,9 @@ foreach my $case (
 			FROM s.hrflow_match_weighted('talent.embedding', s.hrflow_job_vector('nurse-job'),
 			'{"profile": 0.5, "skills": 0.5}', 1)},
 		qr/^nurse-1$/m ],
+	[   'hrflow_match_recall',
+		q{SELECT s.hrflow_match_recall('talent.embedding')},
+		qr/ERROR:  55000/ ],
 	[   'hrflow_index_statement',
 		q{SELECT s.hrflow_index_statement('talent.embedding')},
 		$has_pgvector
@@ -247,7 +256,10 @@ foreach my $case (
 				q{SET enable_seqscan = off;
 					SELECT profile_id
 					FROM s.hrflow_match('talent.embedding', s.hrflow_job_vector('nurse-job'), 1)},
-				qr/^nurse-1$/m ])
+				qr/^nurse-1$/m ],
+			[   'hrflow_match_recall, of the index',
+				q{SELECT s.hrflow_match_recall('talent.embedding')},
+				qr/^1$/m ])
 		: ()),
 	[   'hrflow_schedule',
 		q{SELECT s.hrflow_schedule('talent.embedding')},
@@ -285,7 +297,7 @@ is( join(
 		SELECT DISTINCT proname FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid
 			AND d.deptype = 'e'
 		JOIN pg_extension e ON e.oid = d.refobjid AND extname = 'hrflow_embed'
-			WHERE d.classid = 'pg_proc'::regclass}
+			WHERE d.classid = 'pg_proc'::regclass AND prorettype <> 'internal'::regtype}
 		)),
 	'',
 	'every function of the extension was called with planted objects first on the search path');
@@ -502,9 +514,9 @@ my $force = (
 		WHERE name IN ('force_parallel_mode', 'debug_parallel_query')}
 	));
 is( sql(q{SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE proname LIKE 'hrflow%'
-	AND proparallel = 's'}
+	AND proparallel = 's' AND prorettype <> 'internal'::regtype}
 	),
-	'hrflow_cosine_similarity hrflow_decode_vector',
+	'hrflow_cosine_similarity hrflow_decode_vector hrflow_vector_similarity',
 	'only the functions that send no requests are parallel safe');
 my $parallel = "SET $force = on; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
 	SET min_parallel_table_scan_size = 0; SET max_parallel_workers_per_gather = 2;
@@ -781,8 +793,8 @@ foreach my $preload ('', "${before}hrflow_embed")
 	);
 	$node->poll_query_until('postgres',
 		q{SELECT current_setting('hrflow_embed.max_requests_per_minute', true) = '60'});
-	my $burst =
-	  q{SET hrflow_embed.batch_timeout = '200ms'; SELECT count(*) FILTER (WHERE status = 'ok')
+	my $burst = q{SET hrflow_embed.batch_timeout = '200ms'; SET client_min_messages = error;
+		SELECT count(*) FILTER (WHERE status = 'ok')
 		FROM hrflow_profile_embeddings('acme', '{r1,r2,r3,r4,r5,r6}')};
 	my $first = said('one', "$burst;");
 	my $then = said('two', "$burst;");

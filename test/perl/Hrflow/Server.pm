@@ -293,7 +293,8 @@ sub new
 		return $self if $self->start;
 	}
 	die "$name does not listen: $self->{said}"
-	  . (-e "$self->{dir}/error.log"
+	  . (
+		-e "$self->{dir}/error.log"
 		? PostgreSQL::Test::Utils::slurp_file("$self->{dir}/error.log")
 		: '');
 }
