@@ -179,7 +179,7 @@ extern char *hrflow_request_text_body(const char *text);
 extern char *hrflow_request_url(const char *base_url,
 								HrflowEndpoint endpoint);
 
-/* in vector.c */
+/* in decode.c */
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 									   char **problem);
 

@@ -4,7 +4,7 @@
  *		Base64 (RFC 4648, with padding) of big-endian IEEE floats of 4 bytes
  *		to an array of real.
  *
- * Pure, as all of vector.c is.
+ * Pure, as described in decode.c.
  *
  *-------------------------------------------------------------------------
  */

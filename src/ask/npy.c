@@ -5,7 +5,7 @@
  *
  * https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
  *
- * Versions 1.0 to 3.0 are read.  Pure, as all of vector.c is.
+ * Versions 1.0 to 3.0 are read.  Pure, as described in decode.c.
  *
  *-------------------------------------------------------------------------
  */

@@ -4,7 +4,7 @@
  *		A JSON array of numbers, or of such arrays, to an array of real.
  *
  * Each real is the one nearest to the decimal, as strtof() returns it.  Pure,
- * as all of vector.c is.
+ * as described in decode.c.
  *
  *-------------------------------------------------------------------------
  */

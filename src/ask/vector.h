@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.h
- *		What vector.c and the decoders of its three encodings share.
+ *		What the decoders of vectors share.
  *
  *-------------------------------------------------------------------------
  */
