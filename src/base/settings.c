@@ -578,32 +578,26 @@ take_copy(const char *key)
 	url = unconstify(char *, copy_string(context, base_url));
 	for (size_t n = strlen(url); n > 0 && url[n - 1] == '/'; n--)
 		url[n - 1] = '\0';
-	copy = MemoryContextAlloc(context, sizeof(SettingsCopy));
-	*copy = (SettingsCopy)
-	{
-		.settings =
-		{
-			.serial = ++serial,
-				.api_key = copy_string(context, key),
-				.api_user = copy_string(context, api_user),
-				.base_url = url,
-				.dialect = api_dialect,
-				.ca_file = copy_string(context, ca_file),
-				.proxy = copy_string(context, proxy),
-				.link_hosts = copy_string(context, link_hosts),
-				.connect_timeout = connect_timeout,
-				.request_timeout = request_timeout,
-				.batch_timeout = batch_timeout,
-				.max_attempts = max_attempts,
-				.missing_is_null = on_missing == ON_MISSING_NULL,
-				.max_concurrency = max_concurrency,
-				.max_requests_per_minute = max_requests_per_minute,
-				.max_response_size = (size_t) max_response_size * 1024,
-				.allow_in_shard_queries = allow_in_shard_queries
-		},
-			.context = context,
-			.npins = 1
-	};
+	copy = MemoryContextAllocZero(context, sizeof(SettingsCopy));
+	copy->context = context;
+	copy->npins = 1;
+	copy->settings.serial = ++serial;
+	copy->settings.api_key = copy_string(context, key);
+	copy->settings.api_user = copy_string(context, api_user);
+	copy->settings.base_url = url;
+	copy->settings.dialect = api_dialect;
+	copy->settings.ca_file = copy_string(context, ca_file);
+	copy->settings.proxy = copy_string(context, proxy);
+	copy->settings.link_hosts = copy_string(context, link_hosts);
+	copy->settings.connect_timeout = connect_timeout;
+	copy->settings.request_timeout = request_timeout;
+	copy->settings.batch_timeout = batch_timeout;
+	copy->settings.max_attempts = max_attempts;
+	copy->settings.missing_is_null = on_missing == ON_MISSING_NULL;
+	copy->settings.max_concurrency = max_concurrency;
+	copy->settings.max_requests_per_minute = max_requests_per_minute;
+	copy->settings.max_response_size = (size_t) max_response_size * 1024;
+	copy->settings.allow_in_shard_queries = allow_in_shard_queries;
 	MemoryContextSetParent(context, TopMemoryContext);
 	return copy;
 }

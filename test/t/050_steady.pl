@@ -16,7 +16,7 @@ my $node = Hrflow::Node->new(
 	max_response_size => '64kB',
 	link_hosts => '127.0.0.1');
 
-my $session = Hrflow::Session->new($node);
+my $session = Hrflow::Session->new($node, timeout => 300);
 
 sub sql { return $session->ask("$_[0];") =~ s/\n?-- done\n.*//sr; }
 

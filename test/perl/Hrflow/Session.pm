@@ -1,6 +1,6 @@
 # A session of psql that lasts, to be watched while its statements run.
 #
-#   my $session = Hrflow::Session->new($node);      timeout => 20, in seconds
+#   my $session = Hrflow::Session->new($node);      timeout => 60, in seconds
 #   $session->ask($sql)        what it prints, errors included
 #   $session->send($sql)       does not wait
 #   $session->wait_for(qr//)   waits until it has printed this
@@ -17,7 +17,7 @@ sub new
 	my ($class, $node, %options) = @_;
 	my $self = bless { in => '', out => '', err => '' }, $class;
 
-	$self->{timeout} = IPC::Run::timeout($options{timeout} // 20);
+	$self->{timeout} = IPC::Run::timeout($options{timeout} // 60);
 	$self->{psql} = IPC::Run::start(
 		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') ],
 		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err}, $self->{timeout});
@@ -35,13 +35,16 @@ sub send
 	return;
 }
 
-# Wait until it has printed this; returns the output.
+# Wait until it has printed this, or has ended; returns the output.
 sub wait_for
 {
 	my ($self, $pattern) = @_;
 	while ("$self->{out}$self->{err}" !~ $pattern)
 	{
-		last unless eval { $self->{psql}->pump; 1 };
+		next if eval { $self->{psql}->pump; 1 };
+		die "psql did not print $pattern in time: $self->{out}$self->{err}"
+		  if $self->{timeout}->is_expired;
+		last;
 	}
 	return "$self->{out}$self->{err}";
 }
