@@ -214,10 +214,14 @@ SKIP:
 	is( $session->ask(batch(ids(20))),
 		"ok 20\n-- done\n",
 		'a batch over HTTP/2 through a NAT succeeds');
+
+	# Eight time-outs in a row are an outage, after which the batch sends them
+	# again.  If the first to time out shuts the connection before the others
+	# do, libcurl sends these again, and those that timed out are too few.
 	PostgreSQL::Test::Utils::append_to_file($dropped, '');
 	like(
 		$session->ask(batch(ids(40, 'q'))),
-		qr/^ok 3\d\ntimeout [1-8]\n/,
+		qr/^(?:ok 40|ok 3\d\ntimeout [1-7])\n/,
 		'a batch gives up a connection over which nothing comes any longer');
 	is( $session->ask(batch(ids(20, 'r'))),
 		"ok 20\n-- done\n",
