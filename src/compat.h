@@ -26,6 +26,7 @@
 #include "commands/explain_state.h"
 #endif
 #include "fmgr.h"
+#include "miscadmin.h"
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
 #endif
@@ -33,6 +34,7 @@
 #include "storage/dsm_registry.h"
 #endif
 #include "storage/latch.h"
+#include "storage/proc.h"
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"
 #endif
@@ -268,5 +270,71 @@ hrflow_compat_load_index_method(Oid method)
 	QueryDesc *query, ScanDirection direction, uint64 count, bool once
 #define HRFLOW_EXECUTOR_RUN_ARGUMENTS query, direction, count, once
 #endif
+
+/*
+ * Pending interrupts that end the session when they are processed.
+ */
+typedef struct HrflowFatalInterrupts
+{
+	bool		die;			/* SIGTERM */
+	bool		connection_lost;
+	bool		transaction_timeout;	/* there is none before 17 */
+} HrflowFatalInterrupts;
+
+static inline bool
+hrflow_compat_fatal_interrupt_pending(void)
+{
+#if PG_VERSION_NUM >= 170000
+	if (TransactionTimeoutPending)
+		return true;
+#endif
+	return ProcDiePending || ClientConnectionLost;
+}
+
+/*
+ * Take such interrupts back until hrflow_compat_restore_interrupts().
+ */
+static inline void
+hrflow_compat_hold_interrupts(HrflowFatalInterrupts *held)
+{
+	held->die = ProcDiePending;
+	ProcDiePending = false;
+	held->connection_lost = ClientConnectionLost;
+	ClientConnectionLost = false;
+#if PG_VERSION_NUM >= 170000
+	held->transaction_timeout = TransactionTimeoutPending;
+	TransactionTimeoutPending = false;
+#else
+	held->transaction_timeout = false;
+#endif
+}
+
+static inline void
+hrflow_compat_restore_interrupts(const HrflowFatalInterrupts *held)
+{
+	if (held->die)
+		ProcDiePending = true;
+	if (held->connection_lost)
+		ClientConnectionLost = true;
+#if PG_VERSION_NUM >= 170000
+	if (held->transaction_timeout)
+		TransactionTimeoutPending = true;
+#endif
+	if (held->die || held->connection_lost || held->transaction_timeout)
+		InterruptPending = true;
+}
+
+/*
+ * The setting transaction_timeout in milliseconds; 0: none, as before 17.
+ */
+static inline int
+hrflow_compat_transaction_timeout(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return TransactionTimeout;
+#else
+	return 0;
+#endif
+}
 
 #endif							/* HRFLOW_COMPAT_H */

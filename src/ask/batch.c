@@ -84,6 +84,8 @@ typedef struct BatchRequest
 	HrflowTarget target;
 	const char *post_url;		/* where the body goes; NULL: it is a GET */
 	int			element;
+	int		   *nlinks;			/* links of the same answer, without an
+								 * outcome yet; NULL: it is not one of them */
 	char	   *section;		/* of a profile's link; else NULL */
 	int			item;
 	HrflowResult *failure;		/* of all tries; NULL unless it was parked */
@@ -204,7 +206,8 @@ put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
 
 	for (; element >= 0; element = next_equal_element(batch, element))
 	{
-		CHECK_FOR_INTERRUPTS();
+		if (repeated)
+			CHECK_FOR_INTERRUPTS();
 		batch->sink->methods->put(batch->sink, element, outcome, repeated);
 		repeated = true;
 		hrflow_stats_count_row(outcome->result->status);
@@ -223,9 +226,27 @@ static void
 put_result(Batch *batch, int element, const HrflowResult *result,
 		   bool unasked)
 {
-	HrflowOutcome outcome = {.result = result, .unasked = unasked};
+	HrflowOutcome outcome = {
+		.result = result,
+		.unasked = unasked,
+		.is_last = true
+	};
 
 	put_outcome(batch, element, &outcome, false);
+}
+
+/*
+ * An outcome of one of an answer's links is handed out: is it the last?
+ */
+static bool
+is_last_link(int *nlinks)
+{
+	if (nlinks == NULL)
+		return true;
+	if (--*nlinks > 0)
+		return false;
+	pfree(nlinks);
+	return true;
 }
 
 /*
@@ -239,7 +260,8 @@ put_result_of_request(Batch *batch, const BatchRequest *request,
 		.result = result,
 		.section = request->section,
 		.item = request->item,
-		.unasked = unasked
+		.unasked = unasked,
+		.is_last = is_last_link(request->nlinks)
 	};
 
 	put_outcome(batch, request->element, &outcome, false);
@@ -360,12 +382,12 @@ note_outcome(Batch *batch, int element, const HrflowResult *result)
 }
 
 /*
- * Have a link fetched, or hand out at once why it may not be.  "section" is
- * NULL where the link is the element.
+ * Have a link fetched, or hand out at once why it may not be.  "section" and
+ * "nlinks" are NULL where the link is the element.
  */
 static void
 queue_link(Batch *batch, int element, const char *url, const char *section,
-		   int item)
+		   int item, int *nlinks)
 {
 	bool		by_name;
 	const char *refusal = hrflow_link_refusal(url, batch->settings->link_hosts,
@@ -380,6 +402,7 @@ queue_link(Batch *batch, int element, const char *url, const char *section,
 			request->section = MemoryContextStrdup(batch->request_context,
 												   section);
 		request->item = item;
+		request->nlinks = nlinks;
 		dlist_push_tail(&batch->links, &request->node);
 	}
 	else
@@ -394,7 +417,8 @@ queue_link(Batch *batch, int element, const char *url, const char *section,
 		HrflowOutcome outcome = {
 			.result = &result,
 			.section = section,
-			.item = item
+			.item = item,
+			.is_last = is_last_link(nlinks)
 		};
 
 		put_outcome(batch, element, &outcome, false);
@@ -426,7 +450,7 @@ ask_for_element(Batch *batch, int element)
 		put_outcome(batch, element, &outcome, kind == HRFLOW_ELEMENT_EMPTY);
 	}
 	else if (methods->is_links)
-		queue_link(batch, element, wanted.url, NULL, 0);
+		queue_link(batch, element, wanted.url, NULL, 0, NULL);
 	else
 	{
 		bool		is_post = wanted.body != NULL;
@@ -444,13 +468,33 @@ ask_for_element(Batch *batch, int element)
 }
 
 /*
+ * The next element to ask for, or -1 for none at present.
+ */
+static int
+next_element(Batch *batch)
+{
+	HrflowSource *source = batch->source;
+
+	if (source->methods->next != NULL)
+	{
+		int			element = source->methods->next(source);
+
+		source->nelements += element >= 0;
+		return element;
+	}
+	while (batch->next < source->nelements &&
+		   is_repeated_element(batch, batch->next))
+		batch->next++;
+	return batch->next < source->nelements ? batch->next++ : -1;
+}
+
+/*
  * May another element be asked for?
  */
 static bool
 may_ask(const Batch *batch)
 {
-	if (batch->next >= batch->source->nelements ||
-		batch->pending >= HRFLOW_MAX_BUFFERED)
+	if (batch->pending >= HRFLOW_MAX_BUFFERED)
 		return false;
 	if (!watches_for_outage(batch))
 		return true;
@@ -472,10 +516,10 @@ refill_transport(Batch *batch)
 	room = hrflow_transport_room(batch->transport);
 	while (room > 0 && may_ask(batch))
 	{
-		int			element = batch->next++;
+		int			element = next_element(batch);
 
-		if (is_repeated_element(batch, element))
-			continue;
+		if (element < 0)
+			break;
 		ask_for_element(batch, element);
 		send_links(batch);
 		room = hrflow_transport_room(batch->transport);
@@ -657,13 +701,14 @@ note_try(Batch *batch, const HrflowResult *result)
  */
 static void
 put_link(Batch *batch, int element, const HrflowResult *result,
-		 const HrflowLink *link)
+		 const HrflowLink *link, int *nlinks)
 {
 	HrflowOutcome outcome = {
 		.result = result,
 		.section = link->section,
 		.item = link->item,
-		.link = link->url
+		.link = link->url,
+		.is_last = is_last_link(nlinks)
 	};
 
 	put_outcome(batch, element, &outcome, false);
@@ -690,15 +735,19 @@ take_links_of_answer(Batch *batch, int element, HrflowResult *result)
 	}
 	else
 	{
+		int		   *nlinks = MemoryContextAlloc(batch->request_context,
+												sizeof(int));
+
+		*nlinks = list_length(links);
 		foreach(cell, links)
 		{
 			HrflowLink *link = lfirst(cell);
 
 			if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
-				put_link(batch, element, result, link);
+				put_link(batch, element, result, link, nlinks);
 			else
 				queue_link(batch, element, link->url, link->section,
-						   link->item);
+						   link->item, nlinks);
 		}
 	}
 }
@@ -794,6 +843,8 @@ put_unasked_elements(Batch *batch)
 {
 	HrflowResult rest = batch->summary->refusal;
 
+	if (batch->source->methods->next != NULL)
+		return;
 	rest.http_status = 0;
 	rest.is_link = batch->source->methods->is_links;
 	for (; batch->next < batch->source->nelements; batch->next++)
@@ -817,13 +868,11 @@ put_unasked_elements(Batch *batch)
 static bool
 ask_for_next_element(Batch *batch)
 {
-	while (batch->next < batch->source->nelements &&
-		   is_repeated_element(batch, batch->next))
-		batch->next++;
-	if (batch->next >= batch->source->nelements)
-		return false;
-	ask_for_element(batch, batch->next++);
-	return true;
+	int			element = next_element(batch);
+
+	if (element >= 0)
+		ask_for_element(batch, element);
+	return element >= 0;
 }
 
 /*
@@ -835,7 +884,8 @@ ask_for_next_element(Batch *batch)
 static bool
 ask_although_failing(Batch *batch)
 {
-	int			nunasked = batch->source->nelements - batch->next;
+	int			nunasked = batch->source->methods->next != NULL ? 0 :
+	batch->source->nelements - batch->next;
 	int			nwaiting = batch->nparked[false] + batch->nparked[true] +
 	nunasked;
 	bool		at_end = batch->summary->refused ||
@@ -914,9 +964,22 @@ ask_for_all(Batch *batch, int time_limit)
 	for (;;)
 	{
 		bool		expired;
+		bool		woken = false;
 
-		refill_transport(batch);
-		reply = hrflow_transport_next(batch->transport);
+		if (batch->sink->methods->work == NULL)
+		{
+			refill_transport(batch);
+			reply = hrflow_transport_next(batch->transport);
+		}
+		else
+		{
+			int64		wake = batch->sink->methods->work(batch->sink,
+														  batch->transport);
+
+			refill_transport(batch);
+			reply = hrflow_transport_next_until(batch->transport, wake,
+												&woken);
+		}
 		expired = hrflow_transport_expired(batch->transport);
 		if (expired && !summary->refused)
 		{
@@ -927,7 +990,7 @@ ask_for_all(Batch *batch, int time_limit)
 			show_progress(batch);
 		if (reply != NULL)
 			process_reply(batch, reply);
-		else if (!ask_although_failing(batch))
+		else if (!woken && !ask_although_failing(batch))
 			break;
 	}
 	hrflow_transport_end(batch->transport);
@@ -976,7 +1039,7 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 	memset(summary, 0, sizeof(*summary));
 	summary->nelements = source->nelements;
 	summary->refusal.endpoint = source->methods->endpoint;
-	if (source->nelements == 0)
+	if (source->nelements == 0 && source->methods->next == NULL)
 		return;
 
 	dlist_init(&batch.links);

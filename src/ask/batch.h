@@ -28,6 +28,7 @@ typedef struct HrflowOutcome
 	const char *link;			/* where links are listed; else NULL */
 	bool		unasked;		/* it was not asked for to the end, for a
 								 * reason that is not the element's */
+	bool		is_last;		/* nothing more comes of the element */
 } HrflowOutcome;
 
 /*
@@ -60,6 +61,13 @@ typedef struct HrflowSourceMethods
 	bool		is_links;		/* elements are links, else of the API's ... */
 	HrflowEndpoint endpoint;
 
+	/*
+	 * The element to ask for next, or -1 for none at present.  The number of
+	 * an element may be used again after its last outcome.  NULL: all
+	 * elements are asked for, in their order.
+	 */
+	int			(*next) (HrflowSource *source);
+
 	/* Elements that are equal are asked for once; NULL: none are. */
 	uint32		(*hash) (const HrflowSource *source, int element);
 	bool		(*equal) (const HrflowSource *source, int a, int b);
@@ -87,7 +95,8 @@ struct HrflowSource
 {
 	const HrflowSourceMethods *methods;
 	const HrflowSettings *settings;
-	int			nelements;		/* numbered from 0 */
+	int			nelements;		/* numbered from 0; those asked for so far,
+								 * where "next" says which */
 };
 
 /*
@@ -132,6 +141,14 @@ typedef struct HrflowSinkMethods
 	 */
 	void		(*put) (HrflowSink *sink, int element,
 						const HrflowOutcome *outcome, bool repeated);
+
+	/*
+	 * Do other work between replies.  Returns when to be called again at the
+	 * latest, by our clock.  May stop the transport.  It is called at once
+	 * when an interrupt is pending, which is left to it.  NULL: there is
+	 * none.
+	 */
+	int64		(*work) (HrflowSink *sink, HrflowTransport *transport);
 } HrflowSinkMethods;
 
 struct HrflowSink

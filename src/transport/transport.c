@@ -214,10 +214,10 @@ hrflow_transport_stop(HrflowTransport *transport)
 }
 
 /*
- * The time limit is over: all is given up that has not arrived.
+ * Give up all requests that have not arrived, as when the time limit is over.
  */
-static void
-expire(HrflowTransport *transport)
+void
+hrflow_transport_expire(HrflowTransport *transport)
 {
 	hrflow_transfer_receive();
 	transport->stopped = true;
@@ -303,6 +303,16 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 }
 
 /*
+ * Is an interrupt pending that would raise an error?
+ */
+static bool
+is_interrupted(void)
+{
+	return InterruptPending &&
+		(QueryCancelPending || hrflow_compat_fatal_interrupt_pending());
+}
+
+/*
  * Wait for the next reply to come; NULL when nothing is asked for any more.
  * Meanwhile the requests of the backend's other transports go on.
  *
@@ -314,15 +324,33 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 HrflowReply *
 hrflow_transport_next(HrflowTransport *transport)
 {
+	return hrflow_transport_next_until(transport, HRFLOW_NEVER, NULL);
+}
+
+/*
+ * Likewise, but return NULL at a time, too, or when an interrupt is pending that
+ * would raise an error.  Then *woken is set, and the interrupt is left to the
+ * caller.  A reply that has come is returned first, unless there is such an
+ * interrupt.
+ */
+HrflowReply *
+hrflow_transport_next_until(HrflowTransport *transport, int64 until,
+							bool *woken)
+{
 	resume(transport);
 	for (;;)
 	{
 		int64		now = hrflow_clock_now();
 
+		if (woken != NULL && is_interrupted())
+		{
+			*woken = true;
+			return NULL;
+		}
 		CHECK_FOR_INTERRUPTS();
 
 		if (now >= transport->deadline && !transport->expired)
-			expire(transport);
+			hrflow_transport_expire(transport);
 		hrflow_transfer_end_overdue(now);
 		if (dlist_is_empty(&transport->done))
 			hrflow_transfer_work();
@@ -331,7 +359,12 @@ hrflow_transport_next(HrflowTransport *transport)
 		if (transport->nin_flight == 0 && transport->nready == 0 &&
 			transport->ndelayed == 0)
 			return NULL;
-		hrflow_transfer_wait(transport->deadline);
+		if (now >= until)
+		{
+			*woken = true;
+			return NULL;
+		}
+		hrflow_transfer_wait(Min(transport->deadline, until));
 	}
 }
 
@@ -348,7 +381,7 @@ hrflow_transport_poll(HrflowTransport *transport)
 
 	resume(transport);
 	if (now >= transport->deadline && !transport->expired)
-		expire(transport);
+		hrflow_transport_expire(transport);
 	hrflow_transfer_receive();
 	hrflow_transfer_end_overdue(now);
 	hrflow_transfer_work();

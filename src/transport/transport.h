@@ -65,10 +65,13 @@ extern void hrflow_transport_post(HrflowTransport *transport, const char *url,
 extern int	hrflow_transport_room(const HrflowTransport *transport);
 extern int	hrflow_transport_room_for_links(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
+extern void hrflow_transport_expire(HrflowTransport *transport);
 extern bool hrflow_transport_expired(const HrflowTransport *transport);
 extern void hrflow_transport_work(HrflowTransport *transport);
 extern void hrflow_transport_pause(HrflowTransport *transport, int64 duration);
 extern HrflowReply *hrflow_transport_next(HrflowTransport *transport);
+extern HrflowReply *hrflow_transport_next_until(HrflowTransport *transport,
+												int64 until, bool *woken);
 extern HrflowReply *hrflow_transport_poll(HrflowTransport *transport);
 extern void hrflow_transport_suspend(HrflowTransport *transport);
 extern bool hrflow_transport_retry(HrflowTransport *transport,
