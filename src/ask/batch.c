@@ -13,10 +13,7 @@
 #include "postgres.h"
 
 #include "ask/batch.h"
-#include "lib/ilist.h"
 #include "miscadmin.h"
-#include "tcop/tcopprot.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 
 /*
@@ -30,9 +27,6 @@
  */
 #define PROBE_PAUSE (250 * HRFLOW_MSEC)
 
-/* Microseconds between two lines of progress. */
-#define PROGRESS_INTERVAL (5 * HRFLOW_SEC)
-
 typedef struct Batch
 {
 	HrflowSource *source;
@@ -41,31 +35,18 @@ typedef struct Batch
 	HrflowTransport *transport;
 	HrflowBatchSummary *summary;
 	MemoryContext reply_context;	/* reset after each element */
-	MemoryContext request_context;	/* of requests without a reply yet */
+	MemoryContext kept_context; /* of what outlives it */
 
-	/*
-	 * The next element equal to this one, or -1; and whether an earlier one
-	 * is equal.  Both are NULL where no two elements are.
-	 */
-	int		   *next_equal;
-	bool	   *is_repeated;
-
+	HrflowEqualElements equal;
+	HrflowQueue queue;
 	int			next;			/* the first element not looked at */
-	dlist_head	links;			/* BatchRequests to be sent, in this order */
-	dlist_head	parked[2];		/* BatchRequests, to the API and for links,
-								 * whose tries all failed in an outage: to be
-								 * sent again after it */
-	int			nparked[2];
-	size_t		pending;		/* bytes of requests without a reply yet */
 	int64		nrows;			/* handed out so far */
 	bool		any_forbidden;	/* an element met a 403 */
 
 	/* Where the sink reports: */
 	HrflowHealth health;
 	HrflowTally tally;
-	bool		shows_progress; /* to a person at a terminal */
-	int64		began_at;
-	int64		shown_at;		/* when progress was shown last */
+	HrflowProgress progress;
 } Batch;
 
 /* What becomes of elements that are not done when the time is over. */
@@ -74,26 +55,6 @@ static const HrflowResult time_over = {
 	.detail = "hrflow_embed.batch_timeout is over."
 };
 
-/*
- * A request, and what it is for; the tag of its reply.
- */
-typedef struct BatchRequest
-{
-	dlist_node	node;			/* in the batch's links, until it is sent, or
-								 * in parked */
-	HrflowTarget target;
-	const char *post_url;		/* where the body goes; NULL: it is a GET */
-	int			element;
-	int		   *nlinks;			/* links of the same answer, without an
-								 * outcome yet; NULL: it is not one of them */
-	char	   *section;		/* of a profile's link; else NULL */
-	int			item;
-	HrflowResult *failure;		/* of all tries; NULL unless it was parked */
-	int64		resent_at;		/* when it was sent again; 0: never */
-	size_t		size;			/* of what follows */
-	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL */
-} BatchRequest;
-
 /* What becomes of a request after one try. */
 typedef enum RequestFate
 {
@@ -101,92 +62,6 @@ typedef enum RequestFate
 	REQUEST_PARKED,				/* it waits for the end of an outage */
 	REQUEST_DONE				/* its result was handed out */
 } RequestFate;
-
-/*
- * ------------------------------------------------------------------------
- * Equal elements
- * ------------------------------------------------------------------------
- */
-
-typedef struct DistinctEntry
-{
-	int			first;			/* element; also the key */
-	int			last;			/* element equal to it met last */
-	uint32		hash;
-	char		status;
-} DistinctEntry;
-
-static uint32
-hash_element(const HrflowSource *source, int element)
-{
-	return source->methods->hash(source, element);
-}
-
-static bool
-elements_equal(const HrflowSource *source, int a, int b)
-{
-	return source->methods->equal(source, a, b);
-}
-
-#define SH_PREFIX distinct
-#define SH_ELEMENT_TYPE DistinctEntry
-#define SH_KEY_TYPE int
-#define SH_KEY first
-#define SH_HASH_KEY(table, key) hash_element((HrflowSource *) (table)->private_data, key)
-#define SH_EQUAL(table, a, b) elements_equal((HrflowSource *) (table)->private_data, a, b)
-#define SH_STORE_HASH
-#define SH_GET_HASH(table, entry) (entry)->hash
-#define SH_SCOPE static inline
-#define SH_DECLARE
-#define SH_DEFINE
-#include "lib/simplehash.h"
-
-/*
- * Chain up the elements that are equal.  About 20 ms for 100,000.
- */
-static void
-chain_equal_elements(Batch *batch)
-{
-	int			nelements = batch->source->nelements;
-	distinct_hash *table;
-
-	if (batch->source->methods->hash == NULL)
-		return;
-	batch->next_equal = MemoryContextAllocHuge(CurrentMemoryContext,
-											   sizeof(int) * nelements);
-	for (int i = 0; i < nelements; i++)
-		batch->next_equal[i] = -1;
-	batch->is_repeated = palloc0(sizeof(bool) * nelements);
-	table = distinct_create(CurrentMemoryContext, 1024, batch->source);
-
-	for (int i = 0; i < nelements; i++)
-	{
-		bool		found;
-		DistinctEntry *entry = distinct_insert(table, i, &found);
-
-		if (i % 10000 == 0)
-			CHECK_FOR_INTERRUPTS();
-		if (found)
-		{
-			batch->next_equal[entry->last] = i;
-			batch->is_repeated[i] = true;
-		}
-		entry->last = i;
-	}
-	distinct_destroy(table);
-}
-
-static inline int
-next_equal_element(const Batch *batch, int element)
-{
-	return batch->next_equal == NULL ? -1 : batch->next_equal[element];
-}
-
-static inline bool
-is_repeated_element(const Batch *batch, int element)
-{
-	return batch->is_repeated != NULL && batch->is_repeated[element];
-}
 
 /*
  * ------------------------------------------------------------------------
@@ -204,7 +79,7 @@ put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
 	bool		repeated = false;
 
-	for (; element >= 0; element = next_equal_element(batch, element))
+	for (; element >= 0; element = hrflow_equal_next(&batch->equal, element))
 	{
 		if (repeated)
 			CHECK_FOR_INTERRUPTS();
@@ -253,7 +128,7 @@ is_last_link(int *nlinks)
  * Hand out the result of one request.
  */
 static void
-put_result_of_request(Batch *batch, const BatchRequest *request,
+put_result_of_request(Batch *batch, const HrflowBatchRequest *request,
 					  const HrflowResult *result, bool unasked)
 {
 	HrflowOutcome outcome = {
@@ -274,74 +149,6 @@ put_result_of_request(Batch *batch, const BatchRequest *request,
  */
 
 /*
- * A request for an element, to be freed with its reply.
- */
-static BatchRequest *
-make_batch_request(Batch *batch, int element, const char *sent)
-{
-	size_t		size = strlen(sent) + 1;
-	BatchRequest *request = MemoryContextAlloc(batch->request_context,
-											   offsetof(BatchRequest, sent) +
-											   size);
-
-	memset(request, 0, offsetof(BatchRequest, sent));
-	request->target = HRFLOW_TO_API;
-	request->element = element;
-	request->size = size;
-	memcpy(request->sent, sent, size);
-	batch->pending += size;
-	return request;
-}
-
-static void
-free_batch_request(Batch *batch, BatchRequest *request)
-{
-	batch->pending -= request->size;
-	if (request->section != NULL)
-		pfree(request->section);
-	if (request->failure != NULL)
-	{
-		if (request->failure->detail != NULL)
-			pfree(request->failure->detail);
-		pfree(request->failure);
-	}
-	pfree(request);
-}
-
-/*
- * Hand a request to the transport.
- */
-static void
-send_batch_request(Batch *batch, BatchRequest *request)
-{
-	if (request->post_url != NULL)
-		hrflow_transport_post(batch->transport, request->post_url,
-							  request->sent, request);
-	else
-		hrflow_transport_submit(batch->transport, request->target,
-								request->sent, request);
-}
-
-/*
- * Send the requests for links for which there is room.  An answer may have a
- * thousand links, and there may be as many answers as requests in flight: in
- * the transport each request would take 6 kB.
- */
-static void
-send_links(Batch *batch)
-{
-	int			room;
-
-	if (dlist_is_empty(&batch->links))
-		return;
-	room = hrflow_transport_room_for_links(batch->transport);
-	for (; room > 0 && !dlist_is_empty(&batch->links); room--)
-		send_batch_request(batch,
-						   dlist_container(BatchRequest, node,
-										   dlist_pop_head_node(&batch->links)));
-}
-
-/*
  * Ask for nothing more, because of this result.
  */
 static void
@@ -351,7 +158,7 @@ refuse_rest(Batch *batch, const HrflowResult *result)
 
 	*refusal = *result;
 	if (result->detail != NULL)
-		refusal->detail = MemoryContextStrdup(batch->request_context,
+		refusal->detail = MemoryContextStrdup(batch->kept_context,
 											  result->detail);
 	batch->summary->refused = true;
 	hrflow_transport_stop(batch->transport);
@@ -395,15 +202,15 @@ queue_link(Batch *batch, int element, const char *url, const char *section,
 
 	if (refusal == NULL)
 	{
-		BatchRequest *request = make_batch_request(batch, element, url);
+		HrflowBatchRequest *request = hrflow_queue_make(&batch->queue, element, url);
 
 		request->target = by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK;
 		if (section != NULL)
-			request->section = MemoryContextStrdup(batch->request_context,
+			request->section = MemoryContextStrdup(batch->kept_context,
 												   section);
 		request->item = item;
 		request->nlinks = nlinks;
-		dlist_push_tail(&batch->links, &request->node);
+		hrflow_queue_add_link(&batch->queue, request);
 	}
 	else
 	{
@@ -454,12 +261,12 @@ ask_for_element(Batch *batch, int element)
 	else
 	{
 		bool		is_post = wanted.body != NULL;
-		BatchRequest *request = make_batch_request(batch, element,
-												   is_post ? wanted.body :
-												   wanted.url);
+		HrflowBatchRequest *request = hrflow_queue_make(&batch->queue, element,
+														is_post ? wanted.body :
+														wanted.url);
 
 		request->post_url = is_post ? wanted.url : NULL;
-		send_batch_request(batch, request);
+		hrflow_queue_send(&batch->queue, request);
 		hrflow_health_note_asked(&batch->health);
 	}
 
@@ -483,7 +290,7 @@ next_element(Batch *batch)
 		return element;
 	}
 	while (batch->next < source->nelements &&
-		   is_repeated_element(batch, batch->next))
+		   hrflow_equal_is_repeated(&batch->equal, batch->next))
 		batch->next++;
 	return batch->next < source->nelements ? batch->next++ : -1;
 }
@@ -494,7 +301,7 @@ next_element(Batch *batch)
 static bool
 may_ask(const Batch *batch)
 {
-	if (batch->pending >= HRFLOW_MAX_BUFFERED)
+	if (batch->queue.pending >= HRFLOW_MAX_BUFFERED)
 		return false;
 	if (!watches_for_outage(batch))
 		return true;
@@ -512,7 +319,7 @@ refill_transport(Batch *batch)
 {
 	int			room;
 
-	send_links(batch);
+	hrflow_queue_send_links(&batch->queue);
 	room = hrflow_transport_room(batch->transport);
 	while (room > 0 && may_ask(batch))
 	{
@@ -521,7 +328,7 @@ refill_transport(Batch *batch)
 		if (element < 0)
 			break;
 		ask_for_element(batch, element);
-		send_links(batch);
+		hrflow_queue_send_links(&batch->queue);
 		room = hrflow_transport_room(batch->transport);
 	}
 }
@@ -569,7 +376,7 @@ note_answer(Batch *batch, int element, const HrflowResult *result)
 	HrflowBatchSummary *summary = batch->summary;
 
 	for (int i = element; i >= 0 && result->http_status != 0;
-		 i = next_equal_element(batch, i))
+		 i = hrflow_equal_next(&batch->equal, i))
 		summary->nanswered++;
 	summary->any_ok |= result->status == HRFLOW_OK;
 	if (is_refusal_of_all(batch, element, result) && !summary->refused)
@@ -581,7 +388,7 @@ note_answer(Batch *batch, int element, const HrflowResult *result)
  * it was not processed.
  */
 static bool
-may_resend(const BatchRequest *request, const HrflowResult *result)
+may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
 {
 	return request->post_url == NULL ||
 		result->status == HRFLOW_CONNECT_FAILED;
@@ -593,10 +400,9 @@ may_resend(const BatchRequest *request, const HrflowResult *result)
  * kept.
  */
 static bool
-park_request(Batch *batch, BatchRequest *request, const HrflowResult *result)
+park_request(Batch *batch, HrflowBatchRequest *request, const HrflowResult *result)
 {
-	HrflowHealth *health = &batch->health;
-	MemoryContext old;
+	const HrflowHealth *health = &batch->health;
 
 	if (!watches_for_outage(batch) || batch->summary->refused ||
 		hrflow_transport_expired(batch->transport) ||
@@ -605,44 +411,8 @@ park_request(Batch *batch, BatchRequest *request, const HrflowResult *result)
 		 request->resent_at < health->servers[result->is_link].answered_at))
 		return false;
 
-	old = MemoryContextSwitchTo(batch->request_context);
-	if (request->failure == NULL)
-		request->failure = palloc0(sizeof(HrflowResult));
-	else if (request->failure->detail != NULL)
-		pfree(request->failure->detail);
-	*request->failure = *result;
-	if (result->detail != NULL)
-		request->failure->detail = pstrdup(result->detail);
-	MemoryContextSwitchTo(old);
-	dlist_push_tail(&batch->parked[result->is_link], &request->node);
-	batch->nparked[result->is_link]++;
+	hrflow_queue_park(&batch->queue, request, result);
 	return true;
-}
-
-/*
- * Take out the request that was parked first.
- */
-static BatchRequest *
-pop_parked(Batch *batch, bool is_link)
-{
-	batch->nparked[is_link]--;
-	return dlist_container(BatchRequest, node,
-						   dlist_pop_head_node(&batch->parked[is_link]));
-}
-
-/*
- * Send a parked request again.
- */
-static void
-resend_parked(Batch *batch, bool is_link)
-{
-	BatchRequest *request = pop_parked(batch, is_link);
-
-	request->resent_at = hrflow_clock_now();
-	if (is_link)
-		dlist_push_tail(&batch->links, &request->node);
-	else
-		send_batch_request(batch, request);
 }
 
 /*
@@ -651,15 +421,15 @@ resend_parked(Batch *batch, bool is_link)
 static void
 fail_all_parked(Batch *batch, bool is_link)
 {
-	while (batch->nparked[is_link] > 0)
+	while (batch->queue.nparked[is_link] > 0)
 	{
-		BatchRequest *request = pop_parked(batch, is_link);
+		HrflowBatchRequest *request = hrflow_queue_unpark(&batch->queue, is_link);
 
 		if (!is_link)
 			note_answer(batch, request->element, request->failure);
 		put_result_of_request(batch, request, request->failure,
 							  batch->summary->refused);
-		free_batch_request(batch, request);
+		hrflow_queue_free(&batch->queue, request);
 	}
 }
 
@@ -670,14 +440,14 @@ fail_all_parked(Batch *batch, bool is_link)
 static void
 settle_parked(Batch *batch, bool is_link)
 {
-	int			n = batch->nparked[is_link];
+	int			n = batch->queue.nparked[is_link];
 
 	if (n < HRFLOW_MIN_OUTAGE)
 		fail_all_parked(batch, is_link);
 	else
 	{
 		while (n-- > 0)
-			resend_parked(batch, is_link);
+			hrflow_queue_resend(&batch->queue, is_link);
 	}
 }
 
@@ -735,7 +505,7 @@ take_links_of_answer(Batch *batch, int element, HrflowResult *result)
 	}
 	else
 	{
-		int		   *nlinks = MemoryContextAlloc(batch->request_context,
+		int		   *nlinks = MemoryContextAlloc(batch->kept_context,
 												sizeof(int));
 
 		*nlinks = list_length(links);
@@ -758,7 +528,7 @@ take_links_of_answer(Batch *batch, int element, HrflowResult *result)
 static RequestFate
 take_reply(Batch *batch, HrflowReply *reply)
 {
-	BatchRequest *request = reply->tag;
+	HrflowBatchRequest *request = reply->tag;
 	bool		is_link = HRFLOW_IS_LINK(reply->target);
 	HrflowResult result;
 
@@ -804,13 +574,13 @@ static void
 process_reply(Batch *batch, HrflowReply *reply)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
-	BatchRequest *request = reply->tag;
+	HrflowBatchRequest *request = reply->tag;
 	RequestFate fate = take_reply(batch, reply);
 
 	if (fate != REQUEST_RETRIED)
 		hrflow_transport_release(batch->transport, reply);
 	if (fate == REQUEST_DONE)
-		free_batch_request(batch, request);
+		hrflow_queue_free(&batch->queue, request);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->reply_context);
 }
@@ -822,16 +592,14 @@ static void
 put_unsent_links(Batch *batch)
 {
 	HrflowResult late = time_over;
+	HrflowBatchRequest *request;
 
 	late.is_link = true;
-	while (!dlist_is_empty(&batch->links))
+	while ((request = hrflow_queue_take_link(&batch->queue)) != NULL)
 	{
-		dlist_node *node = dlist_pop_head_node(&batch->links);
-		BatchRequest *request = dlist_container(BatchRequest, node, node);
-
 		put_result_of_request(batch, request, &late, true);
 		MemoryContextReset(batch->reply_context);
-		free_batch_request(batch, request);
+		hrflow_queue_free(&batch->queue, request);
 	}
 }
 
@@ -849,7 +617,7 @@ put_unasked_elements(Batch *batch)
 	rest.is_link = batch->source->methods->is_links;
 	for (; batch->next < batch->source->nelements; batch->next++)
 	{
-		if (is_repeated_element(batch, batch->next))
+		if (hrflow_equal_is_repeated(&batch->equal, batch->next))
 			continue;
 		put_result(batch, batch->next, &rest, true);
 		MemoryContextReset(batch->reply_context);
@@ -886,7 +654,7 @@ ask_although_failing(Batch *batch)
 {
 	int			nunasked = batch->source->methods->next != NULL ? 0 :
 	batch->source->nelements - batch->next;
-	int			nwaiting = batch->nparked[false] + batch->nparked[true] +
+	int			nwaiting = batch->queue.nparked[false] + batch->queue.nparked[true] +
 	nunasked;
 	bool		at_end = batch->summary->refused ||
 	hrflow_transport_expired(batch->transport);
@@ -898,10 +666,10 @@ ask_although_failing(Batch *batch)
 		return !at_end && ask_for_next_element(batch);
 	}
 	hrflow_transport_pause(batch->transport, PROBE_PAUSE);
-	if (batch->nparked[true] > 0)
-		resend_parked(batch, true);
-	else if (batch->nparked[false] > 0)
-		resend_parked(batch, false);
+	if (batch->queue.nparked[true] > 0)
+		hrflow_queue_resend(&batch->queue, true);
+	else if (batch->queue.nparked[false] > 0)
+		hrflow_queue_resend(&batch->queue, false);
 	else
 		return ask_for_next_element(batch);
 	return true;
@@ -919,39 +687,6 @@ has_succeeded(const Batch *batch)
 }
 
 /*
- * Does a person wait at a terminal for the batch?  Clients other than psql may
- * not expect an INFO.
- */
-static bool
-is_watched(const Batch *batch)
-{
-	return batch->sink->methods->reports && MyBackendType == B_BACKEND &&
-		whereToSendOutput == DestRemote &&
-		strcmp(application_name, "psql") == 0;
-}
-
-/*
- * Report progress to the client every few seconds.
- */
-static void
-show_progress(Batch *batch)
-{
-	int64		now = hrflow_clock_now();
-	double		seconds = (now - batch->began_at) / (double) HRFLOW_SEC;
-	int			nelements = batch->source->nelements;
-	int64		nfailed = batch->tally.nrows -
-	batch->tally.by_status[HRFLOW_OK];
-
-	if (now - batch->shown_at < PROGRESS_INTERVAL || batch->next == 0)
-		return;
-	batch->shown_at = now;
-	ereport(INFO,
-			(errmsg("batch: %d of %d elements asked for, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s to go",
-					batch->next, nelements, batch->nrows, nfailed,
-					seconds / batch->next * (nelements - batch->next))));
-}
-
-/*
  * Ask for all elements.
  */
 static void
@@ -961,6 +696,7 @@ ask_for_all(Batch *batch, int time_limit)
 	HrflowReply *reply;
 
 	batch->transport = hrflow_transport_begin(batch->settings, time_limit);
+	hrflow_queue_init(&batch->queue, batch->kept_context, batch->transport);
 	for (;;)
 	{
 		bool		expired;
@@ -986,8 +722,8 @@ ask_for_all(Batch *batch, int time_limit)
 			summary->expired = true;
 			summary->refusal = time_over;
 		}
-		if (batch->shows_progress)
-			show_progress(batch);
+		hrflow_progress_show(&batch->progress, &batch->tally, batch->next,
+							 batch->source->nelements);
 		if (reply != NULL)
 			process_reply(batch, reply);
 		else if (!woken && !ask_although_failing(batch))
@@ -1042,29 +778,25 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 	if (source->nelements == 0 && source->methods->next == NULL)
 		return;
 
-	dlist_init(&batch.links);
-	dlist_init(&batch.parked[false]);
-	dlist_init(&batch.parked[true]);
 	batch.reply_context = AllocSetContextCreate(CurrentMemoryContext,
 												"hrflow_embed reply",
 												ALLOCSET_DEFAULT_SIZES);
-	batch.request_context = AllocSetContextCreate(CurrentMemoryContext,
-												  "hrflow_embed requests",
-												  ALLOCSET_DEFAULT_SIZES);
+	batch.kept_context = AllocSetContextCreate(CurrentMemoryContext,
+											   "hrflow_embed requests",
+											   ALLOCSET_DEFAULT_SIZES);
 
-	hrflow_health_init(&batch.health, batch.request_context);
-	batch.tally.context = batch.request_context;
-	batch.shows_progress = is_watched(&batch);
-	batch.began_at = batch.shown_at = hrflow_clock_now();
+	hrflow_health_init(&batch.health, batch.kept_context);
+	batch.tally.context = batch.kept_context;
+	hrflow_progress_begin(&batch.progress, sink);
 
 	hrflow_context_push(&context, add_batch_context, &batch);
 
-	chain_equal_elements(&batch);
+	hrflow_equal_find(&batch.equal, source);
 	ask_for_all(&batch, time_limit);
 
 	hrflow_context_pop(&context);
 	if (summary->refusal.detail != NULL)
 		summary->refusal.detail = pstrdup(summary->refusal.detail);
 	MemoryContextDelete(batch.reply_context);
-	MemoryContextDelete(batch.request_context);
+	MemoryContextDelete(batch.kept_context);
 }

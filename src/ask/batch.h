@@ -15,6 +15,7 @@
 #include "postgres.h"
 
 #include "ask/ask.h"
+#include "lib/ilist.h"
 
 /*
  * What became of an element, or of one of its links.
@@ -157,6 +158,59 @@ struct HrflowSink
 };
 
 /*
+ * Which elements are equal.  Both arrays are NULL where none are.
+ */
+typedef struct HrflowEqualElements
+{
+	int		   *next;			/* of each element, the next one equal to it;
+								 * or -1 */
+	bool	   *is_repeated;	/* whether an earlier one is equal to it */
+} HrflowEqualElements;
+
+/*
+ * A request, and what it is for; the tag of its reply.
+ */
+typedef struct HrflowBatchRequest
+{
+	dlist_node	node;			/* in the queue's links or parked */
+	HrflowTarget target;
+	const char *post_url;		/* where the body goes; NULL: it is a GET */
+	int			element;
+	int		   *nlinks;			/* links of the same answer, without an
+								 * outcome yet; NULL: it is not one of them */
+	char	   *section;		/* of a profile's link; else NULL */
+	int			item;
+	HrflowResult *failure;		/* of all tries; NULL unless it was parked */
+	int64		resent_at;		/* when it was sent again; 0: never */
+	size_t		size;			/* of what follows */
+	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL */
+} HrflowBatchRequest;
+
+/*
+ * The requests that have no result yet.
+ */
+typedef struct HrflowQueue
+{
+	MemoryContext context;
+	HrflowTransport *transport;
+	dlist_head	links;			/* to be sent, in this order */
+	dlist_head	parked[2];		/* to the API and for links: all their tries
+								 * failed in an outage */
+	int			nparked[2];
+	size_t		pending;		/* bytes of URLs and bodies */
+} HrflowQueue;
+
+/*
+ * What a person at a terminal is told of a batch.
+ */
+typedef struct HrflowProgress
+{
+	bool		is_shown;
+	int64		began_at;
+	int64		shown_at;		/* when it was shown last */
+} HrflowProgress;
+
+/*
  * What became of the elements of a batch, by row.
  */
 typedef struct HrflowTally
@@ -198,6 +252,31 @@ typedef struct HrflowHealth
  */
 #define HRFLOW_MIN_OUTAGE 8
 
+/* in equal.c */
+extern void hrflow_equal_find(HrflowEqualElements *elements,
+							  HrflowSource *source);
+extern int	hrflow_equal_next(const HrflowEqualElements *elements,
+							  int element);
+extern bool hrflow_equal_is_repeated(const HrflowEqualElements *elements,
+									 int element);
+
+/* in queue.c */
+extern void hrflow_queue_init(HrflowQueue *queue, MemoryContext context,
+							  HrflowTransport *transport);
+extern HrflowBatchRequest *hrflow_queue_make(HrflowQueue *queue, int element,
+											 const char *sent);
+extern void hrflow_queue_free(HrflowQueue *queue, HrflowBatchRequest *request);
+extern void hrflow_queue_send(HrflowQueue *queue, HrflowBatchRequest *request);
+extern void hrflow_queue_add_link(HrflowQueue *queue,
+								  HrflowBatchRequest *request);
+extern HrflowBatchRequest *hrflow_queue_take_link(HrflowQueue *queue);
+extern void hrflow_queue_send_links(HrflowQueue *queue);
+extern void hrflow_queue_park(HrflowQueue *queue, HrflowBatchRequest *request,
+							  const HrflowResult *result);
+extern HrflowBatchRequest *hrflow_queue_unpark(HrflowQueue *queue,
+											   bool is_link);
+extern void hrflow_queue_resend(HrflowQueue *queue, bool is_link);
+
 /* in health.c */
 extern void hrflow_health_init(HrflowHealth *health, MemoryContext context);
 extern bool hrflow_health_is_outage(const HrflowResult *result);
@@ -213,6 +292,13 @@ extern bool hrflow_health_note_outcome(HrflowHealth *health, int element,
 extern void hrflow_tally_count(HrflowTally *tally, const HrflowResult *result);
 extern void hrflow_tally_report(const HrflowTally *tally,
 								const HrflowBatchSummary *summary);
+
+/* in progress.c */
+extern void hrflow_progress_begin(HrflowProgress *progress,
+								  const HrflowSink *sink);
+extern void hrflow_progress_show(HrflowProgress *progress,
+								 const HrflowTally *tally, int nasked,
+								 int nelements);
 
 /* in batch.c */
 extern void hrflow_batch_run(HrflowSource *source, HrflowSink *sink,

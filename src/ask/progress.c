@@ -1,0 +1,53 @@
+/*-------------------------------------------------------------------------
+ *
+ * progress.c
+ *		How far a batch is, for a person at a terminal.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/batch.h"
+#include "miscadmin.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+
+/* Microseconds between two lines of progress. */
+#define PROGRESS_INTERVAL (5 * HRFLOW_SEC)
+
+/*
+ * A batch begins.  Clients other than psql may not expect an INFO.
+ */
+void
+hrflow_progress_begin(HrflowProgress *progress, const HrflowSink *sink)
+{
+	progress->is_shown = sink->methods->reports &&
+		MyBackendType == B_BACKEND && whereToSendOutput == DestRemote &&
+		strcmp(application_name, "psql") == 0;
+	progress->began_at = progress->shown_at = hrflow_clock_now();
+}
+
+/*
+ * Report progress to the client every few seconds.  "nasked" is the number of
+ * elements that were asked for.
+ */
+void
+hrflow_progress_show(HrflowProgress *progress, const HrflowTally *tally,
+					 int nasked, int nelements)
+{
+	int64		now;
+	double		seconds;
+
+	if (!progress->is_shown || nasked == 0)
+		return;
+	now = hrflow_clock_now();
+	if (now - progress->shown_at < PROGRESS_INTERVAL)
+		return;
+	progress->shown_at = now;
+	seconds = (now - progress->began_at) / (double) HRFLOW_SEC;
+	ereport(INFO,
+			(errmsg("batch: %d of %d elements asked for, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s to go",
+					nasked, nelements, tally->nrows,
+					tally->nrows - tally->by_status[HRFLOW_OK],
+					seconds / nasked * (nelements - nasked))));
+}
