@@ -99,6 +99,15 @@ static const char dimension_statement[] =
 #define MAX_CANDIDATES 1000
 
 /*
+ * Number of rows that meet a condition to take from an index, for each of the
+ * k rows.  A scan that goes on because of the condition returns what it comes
+ * to next, sorted, and later what may be nearer.  If this is too few, recall
+ * under a condition is lower than without one; each further row costs about as
+ * much as a comparison.
+ */
+#define ROWS_UNDER_CONDITION 4
+
+/*
  * Cost of taking the next vector from an index, as a multiple of the cost of
  * fetching a vector by its key and comparing it.  This is an estimate.  If it
  * is wrong the result is the same, and the search takes longer than it could.
@@ -263,10 +272,12 @@ typedef struct IndexRows
 	const HrflowSearch *search;
 	allowed_hash *allowed;		/* NULL: all */
 	HrflowBest *best;
+	int64		ntaken;			/* rows that meet the condition */
+	int64		nwanted;		/* at least so many of them */
 } IndexRows;
 
 /*
- * Take a row, until there are enough profiles.  The similarity is computed
+ * Take a row, until there are enough profiles and rows.  The similarity is computed
  * from the vector itself, for pgvector sums in single precision, in which
  * large elements overflow.
  */
@@ -288,7 +299,7 @@ take_vector(void *arg, TupleTableSlot *slot)
 		return true;
 	hrflow_stream_read(slot, &match);
 	hrflow_best_keep(scan->best, &match);
-	return scan->best->n < scan->best->k;
+	return ++scan->ntaken < scan->nwanted || scan->best->n < scan->best->k;
 }
 
 static void
@@ -384,9 +395,13 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	int			nestlevel = NewGUCNestLevel();
+	bool		has_condition = search->profiles != NULL ||
+	search->source_id != NULL;
 	IndexRows	scan = {search};
 
 	scan.best = best;
+	if (has_condition)
+		scan.nwanted = (int64) ROWS_UNDER_CONDITION * best->k;
 	if (search->profiles != NULL)
 		scan.allowed = make_allowed(search);
 	tune_search(index, best->k);
