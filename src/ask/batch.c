@@ -16,9 +16,7 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
-/*
- * Number of rows stored without looking at the network: about 2 ms.
- */
+/* Number of rows stored without looking at the network: about 2 ms. */
 #define ROWS_OF_WORK 1024
 
 /*
@@ -782,13 +780,12 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 												"hrflow_embed reply",
 												ALLOCSET_DEFAULT_SIZES);
 	batch.kept_context = AllocSetContextCreate(CurrentMemoryContext,
-											   "hrflow_embed requests",
+											   "hrflow_embed batch",
 											   ALLOCSET_DEFAULT_SIZES);
 
 	hrflow_health_init(&batch.health, batch.kept_context);
 	batch.tally.context = batch.kept_context;
 	hrflow_progress_begin(&batch.progress, sink);
-
 	hrflow_context_push(&context, add_batch_context, &batch);
 
 	hrflow_equal_find(&batch.equal, source);
