@@ -615,6 +615,10 @@ hrflow_curl_start(HrflowTransfer *transfer)
 		return false;
 	}
 
+	/* A POST is not sent again where it meets a connection that is closed. */
+	if (transfer->post != NULL)
+		hrflow_poller_drop_closed();
+
 	hrflow_pool_add(transfer->easy);
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
 	hrflow_stats_count(HRFLOW_RETRIES, transfer->was_sent);

@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #ifdef __linux__
@@ -23,6 +24,11 @@
 #endif
 
 #include "transport/transfer.h"
+
+/* The other end has closed its half; other systems say POLLHUP. */
+#ifndef POLLRDHUP
+#define POLLRDHUP 0
+#endif
 
 #define MAX_EVENTS 64
 
@@ -231,6 +237,38 @@ hrflow_poller_find_silent(int local_port, int64 since)
 			return fd;
 	}
 	return -1;
+}
+
+/*
+ * Has the other end closed a connection that no request uses?
+ */
+static bool
+is_closed(int fd)
+{
+	struct pollfd state = {.fd = fd, .events = POLLRDHUP};
+
+	return watched[fd].is_connection && watched[fd].wanted == 0 &&
+		poll(&state, 1, 0) > 0 &&
+		(state.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+/*
+ * Make libcurl see which idle connections the server has closed.  What TLS sends
+ * before the end, libcurl 7.88 takes for a sign of life: discard it, so that the
+ * end is all that is left to be read.
+ */
+void
+hrflow_poller_drop_closed(void)
+{
+	for (int fd = 0; fd < nwatched; fd++)
+	{
+		char		discarded[1024];
+
+		if (!is_closed(fd))
+			continue;
+		while (recv(fd, discarded, sizeof(discarded), MSG_DONTWAIT) > 0)
+			;
+	}
 }
 
 /*

@@ -8,6 +8,7 @@ use utf8;
 use Encode qw(decode encode);
 use Hrflow::Node;
 use Hrflow::RawPeer;
+use Hrflow::Server;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use JSON::PP;
@@ -358,6 +359,30 @@ like(
 	PostgreSQL::Test::Utils::slurp_file($count),
 	qr{^(\d+)/0\n\1/1\n(?!\1)\d+/0\n$},
 	'a GET whose kept connection breaks is sent again');
+
+# A connection that the server has closed while it was idle is not used.  Over TLS a
+# server says so in bytes, which libcurl 7.88 takes for a sign of life.
+foreach my $name ('nginx', 'haproxy')
+{
+	SKIP:
+	{
+		my $server = Hrflow::Server->new($name, $api) or skip "$name is not installed", 4;
+		my $session = Hrflow::Session->new($node, timeout => 60);
+		my $texts = q{SELECT status, count(*) FROM hrflow_text_embeddings('{a,b,c,d}') GROUP BY 1;};
+
+		$api->reset;
+		is( $session->ask($server->settings . $texts),
+			"ok|4\n-- done\n",
+			"texts are embedded through $name");
+		ok($server->wait_for_close, "$name closes idle connections");
+		is( $session->ask($texts),
+			"ok|4\n-- done\n",
+			"texts are embedded after $name has closed their connections");
+		is($api->stats->{api_requests}, 8, "each text is sent once through $name");
+		$session->finish;
+		$server->stop;
+	}
+}
 
 # A connection that cannot be made has taken nothing
 my $closed = Hrflow::RawPeer->new(undef);
