@@ -943,7 +943,7 @@ COMMENT ON FUNCTION hrflow_embed_stats() IS
 --   requests            sent, further tries included
 --   retries             of these, further tries
 --   rate_limits         answers that were 429
---   bytes_received      of bodies, decompressed
+--   bytes_received      of bodies, before decompression
 --   wait_seconds        backends slept for the network, for a turn within
 --                       max_requests_per_minute or before another try
 --   connections_opened

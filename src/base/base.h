@@ -147,7 +147,7 @@ typedef enum HrflowCounter
 	HRFLOW_REQUESTS,			/* tries, the first ones included */
 	HRFLOW_RETRIES,				/* tries that were not the first */
 	HRFLOW_RATE_LIMITS,			/* replies that were 429 */
-	HRFLOW_BYTES_RECEIVED,		/* of bodies, as decompressed */
+	HRFLOW_BYTES_RECEIVED,		/* of bodies, before decompression */
 	HRFLOW_WAITED_USEC,			/* microseconds asleep */
 	HRFLOW_CONNECTIONS_OPENED,
 	HRFLOW_CONNECTIONS_REUSED	/* requests that found one open */

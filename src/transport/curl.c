@@ -17,15 +17,6 @@
 #include "transport/libcurl.h"
 
 /*
- * A body's buffer larger than this is not kept for the next reply.  Answers
- * have 2 to 20 kB.
- */
-#define KEEP_BUFFER (64 * 1024)
-
-/* Number of idle easy handles to keep (about 10 kB each). */
-#define KEEP_HANDLES 32
-
-/*
  * A name is looked up by a thread of libcurl's, which nothing can stop: if its
  * request is given up, it and a descriptor stay until the system's resolver
  * gives up too, by default after 30 s (3 name servers, 5 s each, twice).  Of
@@ -54,10 +45,6 @@ static HrflowHeaders *cached_headers = NULL;
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 static int	nidle = 0;
 
-/* Bytes of all transfers' bodies, and the most since it was asked for. */
-static size_t buffered = 0;
-static size_t most_buffered = 0;
-
 /* When lookups were given up, the last ones in a ring: API, links. */
 static struct
 {
@@ -73,87 +60,6 @@ StaticAssertDecl(sizeof(((HrflowTransfer *) NULL)->error) >= CURL_ERROR_SIZE,
  * Callbacks of libcurl.  None may throw.
  * ------------------------------------------------------------------------
  */
-
-/*
- * Make room for "size" bytes in a body.
- */
-static bool
-enlarge_body(HrflowTransfer *transfer, size_t size)
-{
-	size_t		capacity = Max(transfer->capacity, 4096);
-	char	   *body;
-
-	if (size <= transfer->capacity)
-		return true;
-	while (capacity < size)
-		capacity *= 2;
-	capacity = Min(capacity,
-				   transfer->transport->settings->max_response_size + 1);
-
-	if (!transfer->try.is_alone &&
-		buffered - transfer->capacity + capacity >
-		HRFLOW_MAX_BUFFERED + KEEP_HANDLES * KEEP_BUFFER)
-	{
-		/*
-		 * What others hold may be released before the next try.  They have
-		 * this one's room at once.
-		 */
-		transfer->try.fault = HRFLOW_EXCEEDS_BUDGET;
-		hrflow_curl_drop_body(transfer);
-		return false;
-	}
-	body = realloc(transfer->body, capacity);
-	if (body == NULL)
-	{
-		transfer->try.fault = HRFLOW_NO_MEMORY;
-		return false;
-	}
-	buffered += capacity - transfer->capacity;
-	most_buffered = Max(most_buffered, buffered);
-	transfer->body = body;
-	transfer->capacity = capacity;
-	return true;
-}
-
-static size_t
-on_body(char *data, size_t one, size_t length, void *arg)
-{
-	HrflowTransfer *transfer = arg;
-	size_t		total = transfer->reply.length + length;
-
-	if (total > transfer->transport->settings->max_response_size)
-	{
-		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
-		return 0;
-	}
-	if (!enlarge_body(transfer, total + 1))
-		return 0;
-	memcpy(transfer->body + transfer->reply.length, data, length);
-	transfer->reply.length = total;
-	return length;
-}
-
-static size_t
-on_header(char *data, size_t one, size_t length, void *arg)
-{
-	HrflowTransfer *transfer = arg;
-
-	hrflow_transfer_advance(transfer, HRFLOW_RECEIVING);
-
-	/* An empty line ends them, unless it ends those of an HTTP 100. */
-	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
-		transfer->try.headers_ended = false;
-	else if (length > 0 && (*data == '\r' || *data == '\n'))
-		transfer->try.headers_ended = true;
-
-	transfer->try.header_bytes += length;
-	if (transfer->try.header_bytes > HRFLOW_MAX_HEADERS)
-	{
-		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
-		return 0;
-	}
-	return length;
-}
 
 /*
  * Must the address of this request's host be a public one?  Behind a proxy we
@@ -254,12 +160,9 @@ add_header(struct curl_slist **headers, const char *name, const char *value)
 static bool
 add_client_headers(struct curl_slist **headers)
 {
-	const char *encodings = hrflow_features_encodings();
-
 	return add_header(headers, "User-Agent",
 					  "hrflow_embed/" HRFLOW_EMBED_VERSION) &&
-		(encodings == NULL ||
-		 add_header(headers, "Accept-Encoding", encodings));
+		add_header(headers, "Accept-Encoding", HRFLOW_ACCEPTED_ENCODING);
 }
 
 /*
@@ -343,8 +246,8 @@ static void
 free_transfer(HrflowTransfer *transfer)
 {
 	curl_easy_cleanup(transfer->easy);
-	buffered -= transfer->capacity;
-	free(transfer->body);
+	hrflow_body_drop(transfer);
+	hrflow_gunzip_free(transfer->gunzip);
 	free(transfer);
 }
 
@@ -361,45 +264,18 @@ hrflow_curl_free_idle(void)
 }
 
 /*
- * Give the memory of a transfer's body back: it will be asked for again, and
- * may have to wait long.  Does not throw.
- */
-void
-hrflow_curl_drop_body(HrflowTransfer *transfer)
-{
-	buffered -= transfer->capacity;
-	free(transfer->body);
-	transfer->body = NULL;
-	transfer->capacity = 0;
-	transfer->reply.body = "";
-	transfer->reply.length = 0;
-}
-
-/*
- * The most bytes that bodies had at one time since this was called last.
- */
-size_t
-hrflow_curl_most_buffered(void)
-{
-	size_t		most = most_buffered;
-
-	most_buffered = buffered;
-	return most;
-}
-
-/*
  * Give a transfer, which is in no list, back to the pool.  Does not throw.
  */
 void
 hrflow_curl_put_idle(HrflowTransfer *transfer)
 {
-	if (nidle >= KEEP_HANDLES)
+	if (nidle >= HRFLOW_KEEP_HANDLES)
 	{
 		free_transfer(transfer);
 		return;
 	}
-	if (transfer->capacity > KEEP_BUFFER)
-		hrflow_curl_drop_body(transfer);
+	if (transfer->capacity > HRFLOW_KEEP_BUFFER)
+		hrflow_body_drop(transfer);
 	dlist_push_head(&idle, &transfer->node);
 	nidle++;
 }
@@ -463,9 +339,9 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 
 	HRFLOW_SETOPT(easy, CURLOPT_PRIVATE, transfer);
 	HRFLOW_SETOPT(easy, CURLOPT_ERRORBUFFER, transfer->error);
-	HRFLOW_SETOPT(easy, CURLOPT_WRITEFUNCTION, on_body);
+	HRFLOW_SETOPT(easy, CURLOPT_WRITEFUNCTION, hrflow_body_on_data);
 	HRFLOW_SETOPT(easy, CURLOPT_WRITEDATA, transfer);
-	HRFLOW_SETOPT(easy, CURLOPT_HEADERFUNCTION, on_header);
+	HRFLOW_SETOPT(easy, CURLOPT_HEADERFUNCTION, hrflow_body_on_header);
 	HRFLOW_SETOPT(easy, CURLOPT_HEADERDATA, transfer);
 	HRFLOW_SETOPT(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
 	HRFLOW_SETOPT(easy, CURLOPT_OPENSOCKETDATA, transfer);
@@ -497,8 +373,6 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	hrflow_trust_configure(easy, settings);
 
 	HRFLOW_SETOPT(easy, CURLOPT_HTTP09_ALLOWED, 0L);
-	HRFLOW_SETOPT(easy, CURLOPT_ACCEPT_ENCODING,
-				  hrflow_features_encodings());
 	HRFLOW_SETOPT(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	HRFLOW_SETOPT(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) settings->connect_timeout);
 
@@ -646,7 +520,7 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 	hrflow_stats_count(HRFLOW_CONNECTIONS_REUSED,
 					   connects == 0 && http_status != 0);
 	hrflow_stats_count(HRFLOW_RATE_LIMITS, http_status == 429);
-	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, reply->length);
+	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, transfer->try.body_bytes);
 
 	reply->http_status = http_status;
 	reply->content_type = content_type;
@@ -661,6 +535,11 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 	/* libcurl is content when a connection ends among the headers. */
 	if (code == CURLE_OK && !transfer->try.headers_ended)
 		code = CURLE_PARTIAL_FILE;
+	if (code == CURLE_OK && hrflow_body_is_cut_off(transfer))
+	{
+		transfer->try.fault = HRFLOW_BAD_ENCODING;
+		code = CURLE_BAD_CONTENT_ENCODING;
+	}
 	if (code != CURLE_OK)
 	{
 		hrflow_failure_classify(transfer, code);

@@ -5,8 +5,8 @@
  *
  * Distributions build libcurl with everything we use, but a server may find
  * another one in its library path.  Without TLS or an asynchronous resolver
- * there is no safe way to send a request; without HTTP/2 or zlib requests are
- * only slower.
+ * there is no safe way to send a request; without HTTP/2 requests are only
+ * slower.
  *
  *-------------------------------------------------------------------------
  */
@@ -45,15 +45,6 @@ hrflow_features_check(void)
 				 errmsg("libcurl %s was built without an asynchronous resolver",
 						version),
 				 errhint(FEATURES_HINT)));
-}
-
-/*
- * Content encodings to offer servers, or NULL for none.
- */
-const char *
-hrflow_features_encodings(void)
-{
-	return has_feature(CURL_VERSION_LIBZ) ? "gzip" : NULL;
 }
 
 /*

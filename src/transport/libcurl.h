@@ -26,7 +26,6 @@ extern void hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code);
 
 /* in features.c */
 extern void hrflow_features_check(void);
-extern const char *hrflow_features_encodings(void);
 extern bool hrflow_features_http2(void);
 
 /* in pool.c */

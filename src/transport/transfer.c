@@ -391,7 +391,7 @@ widen(HrflowTransport *transport)
 	if (scheduler.narrowed == 0 || ++scheduler.nfitting < scheduler.narrowed)
 		return;
 	scheduler.nfitting = 0;
-	if (hrflow_curl_most_buffered() <= HRFLOW_MAX_BUFFERED / 2)
+	if (hrflow_body_most_buffered() <= HRFLOW_MAX_BUFFERED / 2)
 		scheduler.narrowed *= 2;
 	if (scheduler.narrowed >= transport->settings->max_concurrency)
 		scheduler.narrowed = 0;

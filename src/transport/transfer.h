@@ -5,7 +5,8 @@
  *
  * The files, from the top down: transport.c is what others call; transfer.c
  * has the states of a request and is the one scheduler of a backend; curl.c
- * has a request's options and callbacks; failure.c says what an error of
+ * has a request's options and callbacks; body.c and gunzip.c receive its reply;
+ * failure.c says what an error of
  * libcurl's means; trust.c chooses the certificates; pool.c has what a backend
  * keeps: the multi handle, the connections, the wait; rate.c has the limits
  * that backends share; poller.c is epoll or kqueue.
@@ -52,6 +53,18 @@ typedef enum HrflowTransferState
  */
 #define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
 
+/* Number of idle easy handles to keep (about 10 kB each). */
+#define HRFLOW_KEEP_HANDLES 32
+
+/*
+ * A body's buffer larger than this is not kept for the next reply.  Answers
+ * have 2 to 20 kB.
+ */
+#define HRFLOW_KEEP_BUFFER (64 * 1024)
+
+/* Content encodings we accept: see body.c. */
+#define HRFLOW_ACCEPTED_ENCODING "gzip"
+
 #define HRFLOW_IN_FLIGHT(transfer) \
 	((transfer)->state >= HRFLOW_WAITING && (transfer)->state <= HRFLOW_RECEIVING)
 
@@ -64,6 +77,7 @@ typedef enum HrflowFault
 	HRFLOW_EXCEEDS_LIMIT,		/* the reply is too large */
 	HRFLOW_EXCEEDS_BUDGET,		/* this backend's bodies are, together */
 	HRFLOW_NO_MEMORY,
+	HRFLOW_BAD_ENCODING,
 	HRFLOW_PRIVATE_ADDRESS,		/* a link may not go there */
 	HRFLOW_SENT_TWICE			/* libcurl was about to send a POST again */
 } HrflowFault;
@@ -79,6 +93,7 @@ typedef struct HrflowTry
 	bool		is_probe;		/* the account's first after a pause */
 	bool		is_alone;		/* nothing else may be in flight */
 	bool		counts;			/* it was limited, and counts as an attempt */
+	bool		is_gzip;		/* the body is compressed */
 	bool		headers_ended;	/* the empty line after them has come */
 	uint32		round;			/* of the scheduler's, when it ceased to wait
 								 * for a connection */
@@ -86,7 +101,13 @@ typedef struct HrflowTry
 	int			nsent;			/* how often libcurl was about to send it */
 	int			local_port;		/* our end of the connection it was sent on */
 	size_t		header_bytes;	/* received */
+	size_t		body_bytes;		/* received, before decompression */
 } HrflowTry;
+
+/*
+ * The state of decompression; in gunzip.c.
+ */
+typedef struct HrflowGunzip HrflowGunzip;
 
 /*
  * One request: a transport's, or idle in the pool.
@@ -110,6 +131,7 @@ typedef struct HrflowTransfer
 	uint64		configured;		/* serial of the settings that "easy" has */
 	char	   *body;			/* malloc'd; kept from request to request */
 	size_t		capacity;		/* bytes allocated */
+	HrflowGunzip *gunzip;		/* NULL before the first compressed reply */
 	char		error[256];		/* in libcurl's words */
 } HrflowTransfer;
 
@@ -192,8 +214,6 @@ extern HrflowHeaders *hrflow_curl_get_headers(const HrflowSettings *settings);
 extern void hrflow_curl_release_headers(HrflowHeaders *headers);
 extern HrflowTransfer *hrflow_curl_get_idle(void);
 extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
-extern void hrflow_curl_drop_body(HrflowTransfer *transfer);
-extern size_t hrflow_curl_most_buffered(void);
 extern bool hrflow_curl_start(HrflowTransfer *transfer);
 extern void hrflow_curl_remove(HrflowTransfer *transfer);
 extern bool hrflow_curl_may_share(const HrflowTransfer *transfer);
@@ -209,6 +229,25 @@ extern void hrflow_pool_balance_descriptors(int nin_flight);
 extern void hrflow_pool_run_timer(void);
 extern void hrflow_pool_receive(void);
 extern void hrflow_pool_wait(int64 until, bool is_delay);
+
+/* in body.c */
+extern size_t hrflow_body_on_data(char *data, size_t one, size_t length,
+								  void *arg);
+extern size_t hrflow_body_on_header(char *data, size_t one, size_t length,
+									void *arg);
+extern bool hrflow_body_is_cut_off(const HrflowTransfer *transfer);
+extern void hrflow_body_drop(HrflowTransfer *transfer);
+extern size_t hrflow_body_most_buffered(void);
+
+/* in gunzip.c */
+typedef bool (*HrflowGunzipSink) (void *arg, const char *data, size_t length);
+extern HrflowGunzip *hrflow_gunzip_create(void);
+extern void hrflow_gunzip_free(HrflowGunzip *gunzip);
+extern void hrflow_gunzip_reset(HrflowGunzip *gunzip);
+extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
+							   size_t length, HrflowGunzipSink sink,
+							   void *arg);
+extern bool hrflow_gunzip_is_complete(const HrflowGunzip *gunzip);
 
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);

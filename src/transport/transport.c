@@ -468,7 +468,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 		(counts && reply->attempts >= transport->settings->max_attempts))
 		return false;
 
-	hrflow_curl_drop_body(transfer);
+	hrflow_body_drop(transfer);
 	if (!counts)
 		reply->attempts--;
 	if (is_limited)

@@ -1,0 +1,48 @@
+# What is on the wire is what was asked for and no more: encodings.  SQL sees no
+# headers.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Test::More;
+
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new(
+	'wire', $api,
+	shared_preload_libraries => 'hrflow_embed',
+	ca_file => $api->ca,
+	max_attempts => 2);
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+sub status_of
+{
+	my ($id, $set) = (@_, '');
+	return sql("$set SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['$id'])");
+}
+
+#
+# Encodings
+#
+foreach my $case (
+	[ 'coding=gzip', 'ok', 'a reply in gzip is read' ],
+	[ 'coding=x-gzip', 'ok', 'a reply in x-gzip is read' ],
+	[ 'members=3', 'ok', 'a reply in gzip of three members is read' ],
+	[ 'coding=aws-chunked', 'ok', 'an encoding that denotes no transformation is ignored' ],
+	[ 'coding=gzip+aws-chunked', 'ok', 'such an encoding beside gzip is ignored' ],
+	[ 'coding=zstd', 'invalid_reply', 'a reply in zstd, which was not asked for, is refused' ],
+	[ 'coding=br', 'invalid_reply', 'a reply in brotli, which was not asked for, is refused' ],
+	[   'coding=deflate', 'invalid_reply',
+		'a reply in deflate, which was not asked for, is refused' ])
+{
+	my ($fault, $status, $name) = @$case;
+	is(status_of("fault:$fault,id=x"), $status, $name);
+}
+
+sql('SELECT hrflow_embed_stats_reset()');
+is(status_of('fault:empty_blocks=200000000'),
+	'too_large', 'gzip that holds nothing is received up to the limit of a reply');
+cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
+	'<', 6_000_000, 'bytes_received counts what was received, and that is limited');
+
+done_testing();
