@@ -94,7 +94,8 @@ hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data, size_t length,
 		if (stream->avail_out < CHUNK &&
 			!sink(arg, chunk, CHUNK - stream->avail_out))
 			return false;
-	} while (stream->avail_in > 0 || stream->avail_out == 0);
+	} while (stream->avail_in > 0 ||
+			 (stream->avail_out == 0 && !gunzip->is_complete));
 	return true;
 }
 

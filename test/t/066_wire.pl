@@ -39,6 +39,18 @@ foreach my $case (
 	is(status_of("fault:$fault,id=x"), $status, $name);
 }
 
+# 128 bytes of header and 2,032 doubles are the 16 kB that are decompressed at once.
+{
+	my $exact = Hrflow::StandIn->new('--dim' => 2032);
+	is( sql(    "SET hrflow_embed.base_url = '"
+			  . $exact->base_url
+			  . q{'; SET hrflow_embed.link_hosts = '127.0.0.1';
+				SELECT status, cardinality(vector)
+				FROM hrflow_profile_vectors('acme', '{"fault:v.gzip,v.dtype=<f8"}', '{"profile": 1}')}),
+		'ok|2032',
+		'a reply in gzip is read that ends where the buffer does');
+}
+
 sql('SELECT hrflow_embed_stats_reset()');
 is(status_of('fault:empty_blocks=200000000'),
 	'too_large', 'gzip that holds nothing is received up to the limit of a reply');
