@@ -6,7 +6,8 @@
 #   make check            all of it, on a private server and a stand-in API
 #   make demo             the main job, shown
 #   make check-versions   make check on PostgreSQL 17, 18 and 19
-#   make check-long       what takes long
+#   make check-packages   build and test the Debian packages
+#   make check-long       what takes long, check-packages included
 #   make check-asan       make check under address and undefined sanitizers
 #   make check-valgrind   the regress suites under Valgrind
 #   make coverage         which lines of src the suites reach
@@ -15,7 +16,7 @@
 #   make dist             archives of the release, from the last commit
 #   make indent           format the C and Perl sources
 
-GATES = check check-versions check-long check-asan \
+GATES = check check-versions check-packages check-long check-asan \
 	check-valgrind coverage analyze demo bench indent
 
 ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
@@ -28,7 +29,7 @@ ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
 check check-long check-asan check-valgrind coverage analyze demo bench:
 	@test/run $@
 
-check-versions indent:
+check-versions check-packages indent:
 	@test/$@
 
 $(filter-out $(GATES),$(MAKECMDGOALS)):

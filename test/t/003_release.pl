@@ -39,4 +39,33 @@ like(
 	qr/^## \Q$version\E\b/m,
 	'CHANGELOG.md has a section for the version.');
 
+#
+# The packaging for Debian
+#
+SKIP:
+{
+	skip 'the archive of a release has no packaging', 6 unless -d "$root/debian";
+
+	my ($packaged, $distribution, $packager) =
+	  read_file('debian/changelog') =~ /^hrflow-embed \(([^-)]+)-[^)]+\) (\S+);.*?^ -- (.*?)  /ms;
+	my ($released_as) = read_file('CHANGELOG.md') =~ /^## \Q$version\E \((.*)\)$/m;
+	my $control = read_file('debian/control');
+	my ($maintainer) = $control =~ /^Maintainer: (.*)$/m;
+	my ($oldest) = $meta->{prereqs}{runtime}{requires}{PostgreSQL} =~ /^(\d+)/;
+	my ($licence) = read_file('LICENSE') =~ /^(Permission .*)/ms;
+
+	is($packaged, $version, 'debian/changelog begins with the version of the control file.');
+	is( $distribution eq 'UNRELEASED',
+		$released_as eq 'not released',
+		'debian/changelog and CHANGELOG.md agree on whether the version is released.');
+	is($packager, $maintainer, 'debian/changelog and debian/control name the same maintainer.');
+	is( $control,
+		read_file('debian/control.in') =~ s/PGVERSION/$oldest/gr,
+		'debian/control is debian/control.in for the oldest PostgreSQL.');
+	is(read_file('debian/pgversions'),
+		"$oldest+\n", 'Packages are built for the versions of PostgreSQL that META.json names.');
+	is(read_file('debian/copyright') =~ s/^ \.?//mgr =~ s/.*?(?=^Permission)//msr,
+		$licence, 'debian/copyright has the text of LICENSE.');
+}
+
 done_testing();
