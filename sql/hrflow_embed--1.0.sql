@@ -525,8 +525,8 @@ COMMENT ON FUNCTION hrflow_track(regclass, text, text[]) IS
 
 REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 
--- Says that profiles have changed: they are due now, and what is being fetched
--- of them is not kept.
+-- Says that profiles have changed: they are due now. What is being fetched of
+-- them is kept, and they are due again after hrflow_embed.refresh_debounce.
 --
 -- Returns the number of profiles, of those given, that are tracked.
 -- Errors: as above.
@@ -625,16 +625,18 @@ COMMENT ON FUNCTION hrflow_track_trigger() IS
 
 REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 
--- Fetches what is due, until nothing is, or time or number are up.  Each batch
--- is claimed and committed, fetched with no transaction open, written and
--- committed.  Several may run at once: they share the work.
+-- Fetches what is due, until nothing is, or time or number are up. Profiles are
+-- claimed a few at a time, fetched with no transaction open, and written every
+-- second or whenever batch_size have arrived; what has arrived is written
+-- whatever ends the run.  Several may run at once: they share the work.
 --
 --   fields         as above; the sections asked for are replaced, others stay
 --   max_age        when a profile that is fetched now is due again, at the
 --                  latest; those fetched before are due as it was said then
---   time_budget    how long to run; NULL: until nothing is due
+--   time_budget    how long to ask; what is in flight then is waited for. NULL:
+--                  until nothing is due
 --   max_profiles   how many to fetch, from 1; NULL: all that are due
---   batch_size     profiles fetched between two commits, 1 to 10000
+--   batch_size     most profiles written at once, 1 to 10000
 --   max_attempts   tries, runs apart, before a profile is 'failed', 1 to 1000
 --   profiles       the table of state, where its name is not the store's with
 --                  "_profile": such as a shard's

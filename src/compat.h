@@ -297,15 +297,13 @@ hrflow_compat_fatal_interrupt_pending(void)
 static inline void
 hrflow_compat_hold_interrupts(HrflowFatalInterrupts * held)
 {
-	held->die = ProcDiePending;
+	held->die |= ProcDiePending;
 	ProcDiePending = false;
-	held->connection_lost = ClientConnectionLost;
+	held->connection_lost |= ClientConnectionLost;
 	ClientConnectionLost = false;
 #if PG_VERSION_NUM >= 170000
-	held->transaction_timeout = TransactionTimeoutPending;
+	held->transaction_timeout |= TransactionTimeoutPending;
 	TransactionTimeoutPending = false;
-#else
-	held->transaction_timeout = false;
 #endif
 }
 

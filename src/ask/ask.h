@@ -110,15 +110,40 @@ typedef struct HrflowWanted
 } HrflowWanted;
 
 /*
- * Takes one vector of a profile, or what became of the profile as a whole:
- * then "section" is NULL.  "unasked" says that it was not asked for to the
- * end, for a reason that is not the profile's.  The result lives until this
- * returns.
+ * What becomes of one vector of a profile, or of the profile as a whole: then
+ * "section" is NULL.  The result lives until the callback returns.
  */
-typedef void (*HrflowWantedCallback) (HrflowWanted *wanted,
-									  const char *section, int item,
-									  const HrflowResult *result,
-									  bool unasked);
+typedef struct HrflowWantedOutcome
+{
+	const char *section;
+	int			item;
+	const HrflowResult *result;
+	bool		unasked;		/* it was not asked for to the end, for a
+								 * reason that is not the profile's */
+	bool		is_last;		/* nothing more comes of this profile */
+} HrflowWantedOutcome;
+
+/*
+ * Where the profiles come from and the vectors go.
+ */
+typedef struct HrflowWantedMethods
+{
+	/*
+	 * The next profile to ask for, or NULL for none at present.  It stays
+	 * where it is until its last outcome.
+	 */
+	HrflowWanted *(*next) (void *arg);
+
+	void		(*take) (void *arg, HrflowWanted *wanted,
+						 const HrflowWantedOutcome *outcome);
+
+	/*
+	 * Do other work between replies.  Returns when to be called again at the
+	 * latest, by our clock.  May stop the transport.  It is called at once
+	 * when an interrupt is pending, which is left to it.
+	 */
+	int64		(*work) (void *arg, HrflowTransport *transport);
+} HrflowWantedMethods;
 
 /*
  * The type of a vector's elements.
@@ -165,8 +190,7 @@ extern bool hrflow_missing_accept(const HrflowSettings *settings,
 								  const HrflowResult *result);
 
 /* in wanted.c */
-extern bool hrflow_wanted_fetch(HrflowWanted *wanted, int nwanted,
-								int time_limit, HrflowWantedCallback callback,
+extern bool hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,
 								HrflowResult *refusal);
 
 /* in request.c */

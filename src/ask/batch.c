@@ -245,7 +245,7 @@ ask_for_element(Batch *batch, int element)
 		.is_link = methods->is_links,
 		.endpoint = methods->endpoint
 	};
-	HrflowOutcome outcome = {.result = &problem};
+	HrflowOutcome outcome = {.result = &problem, .is_last = true};
 	HrflowElementKind kind = methods->make_request(batch->source, element,
 												   &wanted, &problem);
 

@@ -14,18 +14,53 @@
 typedef struct WantedSource
 {
 	HrflowSource base;
-	HrflowWanted *wanted;		/* the elements */
+	const HrflowWantedMethods *methods;
+	void	   *arg;			/* of the methods */
+	HrflowWanted **wanted;		/* the elements; NULL: the number is free */
+	int			size;			/* of this array */
+	int			first_free;		/* no number below is free */
 	List	   *unknown;		/* names of HrFlow sources that the API does
 								 * not know, palloc'd */
-	MemoryContext context;		/* of this list */
+	MemoryContext context;		/* of the array and the list */
 } WantedSource;
 
 typedef struct WantedSink
 {
 	HrflowSink	base;
-	HrflowWanted *wanted;
-	HrflowWantedCallback callback;
+	WantedSource *source;
 } WantedSink;
+
+/*
+ * Number a profile.
+ */
+static int
+number_wanted(WantedSource *source, HrflowWanted *wanted)
+{
+	int			element = source->first_free;
+
+	while (element < source->size && source->wanted[element] != NULL)
+		element++;
+	if (element == source->size)
+	{
+		source->size *= 2;
+		source->wanted = repalloc(source->wanted,
+								  sizeof(HrflowWanted *) * source->size);
+		memset(source->wanted + element, 0,
+			   sizeof(HrflowWanted *) * (source->size - element));
+	}
+	source->wanted[element] = wanted;
+	source->first_free = element + 1;
+	return element;
+}
+
+static int
+next_wanted(HrflowSource *source)
+{
+	WantedSource *self = (WantedSource *) source;
+	HrflowWanted *wanted = self->methods->next(self->arg);
+
+	return wanted == NULL ? -1 : number_wanted(self, wanted);
+}
 
 static bool
 is_in_unknown_source(const WantedSource *source, int element)
@@ -34,7 +69,7 @@ is_in_unknown_source(const WantedSource *source, int element)
 
 	foreach(cell, source->unknown)
 	{
-		if (strcmp(lfirst(cell), source->wanted[element].source_id) == 0)
+		if (strcmp(lfirst(cell), source->wanted[element]->source_id) == 0)
 			return true;
 	}
 	return false;
@@ -52,7 +87,7 @@ reject_source_of_wanted(HrflowSource *source, int element)
 
 	if (!is_in_unknown_source(self, element))
 		self->unknown = lappend(self->unknown,
-								pstrdup(self->wanted[element].source_id));
+								pstrdup(self->wanted[element]->source_id));
 	MemoryContextSwitchTo(old);
 	return false;
 }
@@ -72,7 +107,7 @@ make_wanted_request(HrflowSource *source, int element,
 					HrflowElementRequest *request, HrflowResult *problem)
 {
 	WantedSource *self = (WantedSource *) source;
-	const HrflowWanted *wanted = &self->wanted[element];
+	const HrflowWanted *wanted = self->wanted[element];
 	HrflowQuery query = {.fields = wanted->fields_text};
 
 	if (is_in_unknown_source(self, element))
@@ -103,21 +138,42 @@ make_wanted_request(HrflowSource *source, int element,
 static Jsonb *
 fields_of_wanted(const HrflowSource *source, int element)
 {
-	return ((const WantedSource *) source)->wanted[element].fields;
+	return ((const WantedSource *) source)->wanted[element]->fields;
 }
 
 static void
 put_wanted(HrflowSink *sink, int element, const HrflowOutcome *outcome,
 		   bool repeated)
 {
-	WantedSink *self = (WantedSink *) sink;
+	WantedSource *source = ((WantedSink *) sink)->source;
+	HrflowWanted *wanted = source->wanted[element];
+	HrflowWantedOutcome given = {
+		.section = outcome->section,
+		.item = outcome->item,
+		.result = outcome->result,
+		.unasked = outcome->unasked,
+		.is_last = outcome->is_last
+	};
 
-	self->callback(&self->wanted[element], outcome->section, outcome->item,
-				   outcome->result, outcome->unasked);
+	if (outcome->is_last)
+	{
+		source->wanted[element] = NULL;
+		source->first_free = Min(source->first_free, element);
+	}
+	source->methods->take(source->arg, wanted, &given);
+}
+
+static int64
+work_between_wanted(HrflowSink *sink, HrflowTransport *transport)
+{
+	WantedSource *source = ((WantedSink *) sink)->source;
+
+	return source->methods->work(source->arg, transport);
 }
 
 static const HrflowSourceMethods wanted_source_methods = {
 	.endpoint = HRFLOW_PROFILE,
+	.next = next_wanted,
 	.make_request = make_wanted_request,
 	.fields = fields_of_wanted,
 	.reject_hrflow_source = reject_source_of_wanted
@@ -125,33 +181,35 @@ static const HrflowSourceMethods wanted_source_methods = {
 
 static const HrflowSinkMethods wanted_sink_methods = {
 	.link_use = HRFLOW_LINKS_FOLLOWED,
-	.put = put_wanted
+	.put = put_wanted,
+	.work = work_between_wanted
 };
 
 /*
- * Fetch the vectors of profiles, in at most "time_limit" milliseconds, and
- * call "callback" with each as it comes.  Returns false, and why, when the API
- * refused to go on.
+ * Fetch the vectors of profiles until there are none to ask for.  Nothing of it
+ * is left when the current memory context is deleted, as after an error.
+ * Returns false, and why, when the API refused to go on.
  */
 bool
-hrflow_wanted_fetch(HrflowWanted *wanted, int nwanted, int time_limit,
-					HrflowWantedCallback callback, HrflowResult *refusal)
+hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,
+					HrflowResult *refusal)
 {
 	WantedSource source = {
 		.base.methods = &wanted_source_methods,
 		.base.settings = hrflow_settings_get(true),
-		.base.nelements = nwanted,
-		.wanted = wanted,
+		.methods = methods,
+		.arg = arg,
+		.size = 64,
 		.context = CurrentMemoryContext
 	};
 	WantedSink	sink = {
 		.base.methods = &wanted_sink_methods,
-		.wanted = wanted,
-		.callback = callback
+		.source = &source
 	};
 	HrflowBatchSummary summary;
 
-	hrflow_batch_run(&source.base, &sink.base, time_limit, &summary);
+	source.wanted = palloc0(sizeof(HrflowWanted *) * source.size);
+	hrflow_batch_run(&source.base, &sink.base, 0, &summary);
 	*refusal = summary.refusal;
 	return !summary.refused;
 }

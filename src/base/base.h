@@ -112,6 +112,9 @@ typedef struct HrflowSettings
 	int			connect_timeout;	/* milliseconds, one try */
 	int			request_timeout;	/* milliseconds, one try, all of it */
 	int			batch_timeout;	/* milliseconds, a whole statement; 0: none */
+	int			refresh_debounce;	/* milliseconds until a profile is
+									 * refreshed that changed while it was
+									 * fetched */
 	int			max_attempts;	/* tries of one request, the first included */
 	bool		missing_is_null;	/* of functions that return one value: for
 									 * a profile or job that is not found or

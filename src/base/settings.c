@@ -58,6 +58,7 @@ static char *link_hosts = NULL;
 static int	connect_timeout = 5000;
 static int	request_timeout = 30000;
 static int	batch_timeout = 0;
+static int	refresh_debounce = 60000;
 static int	max_attempts = 4;
 static int	on_missing = ON_MISSING_ERROR;
 static int	max_concurrency = 32;
@@ -455,6 +456,12 @@ hrflow_settings_define(void)
 							&batch_timeout, 0, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.refresh_debounce",
+							"Time until a profile that changed while it was fetched is fetched again.",
+							"Its answer is kept. A profile that changes all the time is paid for as often at most.",
+							&refresh_debounce, 60000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_concurrency",
 							"Requests of a batch that are in flight at a time.",
 							NULL,
@@ -592,6 +599,7 @@ take_copy(const char *key)
 	copy->settings.connect_timeout = connect_timeout;
 	copy->settings.request_timeout = request_timeout;
 	copy->settings.batch_timeout = batch_timeout;
+	copy->settings.refresh_debounce = refresh_debounce;
 	copy->settings.max_attempts = max_attempts;
 	copy->settings.missing_is_null = on_missing == ON_MISSING_NULL;
 	copy->settings.max_concurrency = max_concurrency;

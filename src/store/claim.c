@@ -11,28 +11,25 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "storage/lmgr.h"
-#include "storage/proc.h"
 #include "store/refresh.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 /*
- * The longest time a batch is fetched, in milliseconds, unless batch_timeout
- * says less.  It bounds how long the profiles of a backend that died wait.
+ * How long a lease lasts, in milliseconds, and how long before its end it is
+ * renewed.  It bounds how long the profiles of a backend that died wait.
  */
-#define MAX_BATCH_TIME (5 * 60 * 1000)
-
-/* What a lease has more, to write the batch: in milliseconds. */
+#define LEASE_TIME (5 * 60 * 1000)
 #define LEASE_MARGIN (30 * 1000)
-
-/* How long a lock is waited for to give leases back, in milliseconds. */
-#define RELEASE_LOCK_TIMEOUT 1000
 
 /*
  * $1 is the time now, $2 when the run began, $3 how many, $4 when the lease
- * ends and $5 sources to leave out.
+ * ends, $5 sources to leave out and $6 when the last one claimed was due.  Below
+ * that the index has nothing but what was claimed already, which a snapshot
+ * held elsewhere keeps from being removed.
  *
  * What this run has refreshed and is due again, max_age being short, is the
  * next one's.
@@ -40,50 +37,38 @@
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-" WHERE p.due_at <= $1"
+" WHERE p.due_at >= $6 AND p.due_at <= $1"
 " AND (p.lease_until IS NULL OR p.lease_until <= $1)"
 " AND (p.state = 'due' OR p.due_at <= $2)"
 " AND p.source_id <> ALL ($5)"
 " ORDER BY p.due_at LIMIT $3"
 " FOR UPDATE SKIP LOCKED)"
-" UPDATE %P AS p"
-" SET lease_until = $4, attempts = p.attempts + 1"
+" UPDATE %P AS p SET lease_until = $4"
 " FROM claimed AS c"
 " WHERE p.source_id = c.s AND p.%I = c.i"
-" RETURNING p.source_id, p.%I, p.generation, p.attempts, p.state";
+" RETURNING p.source_id, p.%I, p.generation, p.state, p.due_at";
 
-/* $1 and $2 are the keys, and $3 is when the lease ends. */
-static const char release_sql[] =
+/* $1 to $3 are the keys and leases, and $4 is when they end now. */
+static const char change_leases_sql[] =
 "WITH locked AS MATERIALIZED"
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-" JOIN unnest($1, $2) AS k(s, i) ON p.source_id = k.s AND p.%I = k.i"
-" WHERE p.lease_until = $3"
+" JOIN unnest($1, $2, $3) AS k(s, i, lease)"
+" ON p.source_id = k.s AND p.%I = k.i"
+" WHERE p.lease_until = k.lease"
 " ORDER BY p.source_id, p.%I"
 " FOR UPDATE OF p SKIP LOCKED)"
-" UPDATE %P AS p SET lease_until = NULL,"
-" attempts = GREATEST(p.attempts - 1, 0)"
+" UPDATE %P AS p SET lease_until = $4"
 " FROM locked AS k"
 " WHERE p.source_id = k.s AND p.%I = k.i";
 
 /*
- * How long the next batch may take, in milliseconds.
+ * When a lease ends that is given now.
  */
-static int
-batch_time(HrflowRun *run)
+static TimestampTz
+lease_end(void)
 {
-	int			timeout = hrflow_settings_get(true)->batch_timeout;
-	int			limit = timeout > 0 ? Min(timeout, MAX_BATCH_TIME) :
-	MAX_BATCH_TIME;
-
-	if (run->deadline != DT_NOEND)
-	{
-		long		rest =
-		TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-										run->deadline);
-
-		limit = Min(limit, rest);
-	}
-	return limit;
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									   LEASE_TIME + LEASE_MARGIN);
 }
 
 /*
@@ -102,74 +87,194 @@ bad_sources(HrflowRun *run)
 }
 
 /*
- * Claim a batch.  Returns the profiles, which are to be fetched in at most
- * "limit" milliseconds; none when the time is up.
+ * Read a profile that was claimed.
  */
-List *
-hrflow_claim(HrflowRun *run, int *limit)
+static void
+read_claimed(HrflowRun *run, uint64 row, TimestampTz lease)
 {
-	TimestampTz now;
-	int64		size = Min(run->batch_size, run->max_profiles - run->nclaimed);
-	HrflowParameters parameters = {0};
-	HrflowStore store;
-	List	   *profiles = NIL;
-	uint64		n;
+	MemoryContext context = AllocSetContextCreate(run->context,
+												  "hrflow_embed profile",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	HrflowProfile *profile = palloc0(sizeof(HrflowProfile));
 
-	/* A lease begins when it is given, however long the table was locked. */
-	hrflow_work_begin(run, &store);
-	LockRelationOid(RelationGetRelid(store.profiles), RowExclusiveLock);
-	*limit = batch_time(run);
-	now = GetCurrentTimestamp();
-	run->lease = TimestampTzPlusMilliseconds(now, *limit + LEASE_MARGIN);
-	if (*limit <= 0)
-		size = 0;
-	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(now));
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(run->started));
-	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(size));
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(run->lease));
-	hrflow_store_add(&parameters, TEXTARRAYOID,
-					 PointerGetDatum(bad_sources(run)));
-	n = hrflow_store_execute(hrflow_store_sql(&store, claim_sql), &parameters);
-	for (uint64 i = 0; i < n; i++)
-	{
-		HrflowProfile *profile = palloc0(sizeof(HrflowProfile));
-
-		profile->context = run->batch_context;
-		profile->source_id = hrflow_store_value(i, 1);
-		profile->identifier = hrflow_store_value(i, 2);
-		profile->generation = DatumGetInt64(hrflow_store_datum(i, 3));
-		profile->attempts = DatumGetInt32(hrflow_store_datum(i, 4));
-		profile->claimed_state = hrflow_state_parse(hrflow_store_value(i, 5));
-		profiles = lappend(profiles, profile);
-	}
-	SPI_freetuptable(SPI_tuptable);
-	hrflow_work_end(&store);
-	run->nclaimed += n;
-	return profiles;
+	profile->context = context;
+	profile->lease = lease;
+	profile->source_id = pstrdup(hrflow_store_value(row, 1));
+	profile->identifier = pstrdup(hrflow_store_value(row, 2));
+	profile->generation = DatumGetInt64(hrflow_store_datum(row, 3));
+	profile->claimed_state = hrflow_state_parse(hrflow_store_value(row, 4));
+	profile->claimed_due_at = DatumGetTimestampTz(hrflow_store_datum(row, 5));
+	run->claimed_to = Max(run->claimed_to, profile->claimed_due_at);
+	dlist_push_tail(&run->claimed, &profile->node);
+	MemoryContextSwitchTo(old);
 }
 
 /*
- * Give a batch's leases back, and the attempts: what threw was not a profile's
- * fault.  Who has cancelled the run, or a time-out that has, does not do so
- * again: so it does not wait for long, until the transaction ends.
+ * Claim what is due longest, as much as is soon asked for.
  */
 void
-hrflow_claim_release(HrflowRun *run, List *profiles)
+hrflow_claim(HrflowRun *run, const HrflowStore *store)
 {
+	int64		size = Min(run->claim_size, run->max_profiles - run->nclaimed);
 	HrflowParameters parameters = {0};
-	HrflowStore store;
+	TimestampTz lease;
+	uint64		n;
 
-	if (LockTimeout == 0 || LockTimeout > RELEASE_LOCK_TIMEOUT)
-		(void) set_config_option("lock_timeout",
-								 psprintf("%d", RELEASE_LOCK_TIMEOUT),
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-								 true, 0, false);
-	hrflow_work_begin(run, &store);
-	hrflow_work_add_keys(&parameters, profiles);
+	/* A lease begins when it is given, however long the table was locked. */
+	LockRelationOid(RelationGetRelid(store->profiles), RowExclusiveLock);
+	lease = lease_end();
+
+	/* A lease that a crash takes back is not missed. */
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(run->lease));
-	hrflow_store_execute(hrflow_store_sql(&store, release_sql), &parameters);
-	hrflow_work_end(&store);
+					 TimestampTzGetDatum(GetCurrentTimestamp()));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(run->started));
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(size));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(bad_sources(run)));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(run->claimed_to));
+	n = hrflow_store_execute(hrflow_store_sql(store, claim_sql), &parameters);
+	if (n == 0 && run->claimed_to > DT_NOBEGIN)
+	{
+		/* Something may be due since long ago that was locked, or is new. */
+		run->claimed_to = DT_NOBEGIN;
+		parameters.values[parameters.n - 1] =
+			TimestampTzGetDatum(run->claimed_to);
+		n = hrflow_store_execute(hrflow_store_sql(store, claim_sql),
+								 &parameters);
+	}
+	for (uint64 i = 0; i < n; i++)
+		read_claimed(run, i, lease);
+	run->nclaimed += n;
+	run->is_drained = n == 0;
+}
+
+/*
+ * Rows of the keys and leases of profiles in a list.
+ */
+static void
+add_leases(HrflowRows *rows, dlist_head *list, TimestampTz before)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, list)
+	{
+		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
+		Datum		values[3];
+
+		if (profile->lease > before)
+			continue;
+		values[0] = CStringGetTextDatum(profile->source_id);
+		values[1] = CStringGetTextDatum(profile->identifier);
+		values[2] = TimestampTzGetDatum(profile->lease);
+		hrflow_store_add_row(rows, values, NULL);
+	}
+}
+
+static int
+count_profiles_in(dlist_head *list)
+{
+	dlist_iter	iter;
+	int			n = 0;
+
+	dlist_foreach(iter, list)
+		n++;
+	return n;
+}
+
+/*
+ * Have all leases that would end before a time end at another one instead, or
+ * never have been where "lease" is DT_NOBEGIN.
+ */
+static void
+change_leases(HrflowRun *run, const HrflowStore *store, TimestampTz before,
+			  TimestampTz lease)
+{
+	static const Oid types[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
+	dlist_head *lists[] = {&run->claimed, &run->in_flight, &run->split,
+	&run->suspects, &run->arrived};
+	HrflowParameters parameters = {0};
+	HrflowRows *rows;
+	int			n = 0;
+
+	for (int i = 0; i < lengthof(lists); i++)
+		n += count_profiles_in(lists[i]);
+	rows = hrflow_store_make_rows(types, lengthof(types), n);
+	for (int i = 0; i < lengthof(lists); i++)
+		add_leases(rows, lists[i], before);
+	if (rows->n == 0)
+		return;
+
+	hrflow_store_add_rows(&parameters, rows);
+	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
+	if (lease == DT_NOBEGIN)
+		parameters.nulls[parameters.n - 1] = 'n';
+	hrflow_store_execute(hrflow_store_sql(store, change_leases_sql),
+						 &parameters);
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, lists[i])
+		{
+			HrflowProfile *profile = dlist_container(HrflowProfile, node,
+													 iter.cur);
+
+			if (profile->lease <= before)
+				profile->lease = lease;
+		}
+	}
+}
+
+/*
+ * Renew the leases that end soon, as of profiles that wait for the rate.
+ */
+void
+hrflow_claim_renew(HrflowRun *run, const HrflowStore *store)
+{
+	change_leases(run, store,
+				  TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+											  LEASE_MARGIN),
+				  lease_end());
+}
+
+/*
+ * Give the leases back of all profiles that were not written.
+ */
+void
+hrflow_claim_release(HrflowRun *run, const HrflowStore *store)
+{
+	change_leases(run, store, DT_NOEND, DT_NOBEGIN);
+}
+
+/*
+ * Forget a profile: it is in none of the lists any more.
+ */
+void
+hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
+{
+	dlist_delete(&profile->node);
+	MemoryContextDelete(profile->context);
+}
+
+/*
+ * Forget all that were not written.
+ */
+void
+hrflow_claim_forget_all(HrflowRun *run)
+{
+	dlist_head *lists[] = {&run->claimed, &run->arrived};
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		while (!dlist_is_empty(lists[i]))
+			hrflow_claim_forget(run, dlist_head_element(HrflowProfile, node,
+														lists[i]));
+	}
+	run->narrived = 0;
 }

@@ -15,7 +15,6 @@
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 /* What the API is asked for section by section where "fields" is left out. */
@@ -117,22 +116,21 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
  * that has lost its objects must not erase ours.
  */
 static void
-take_result(HrflowWanted *wanted, const char *section, int item,
-			const HrflowResult *result, bool unasked)
+take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
 {
-	HrflowProfile *profile = wanted->tag;
+	const HrflowResult *result = outcome->result;
 	MemoryContext old = MemoryContextSwitchTo(profile->context);
 
 	if (result->http_status != 0)
 		profile->http_status = result->http_status;
-	if (unasked)
+	if (outcome->unasked)
 		profile->unasked = true;
-	if (result->status == HRFLOW_OK && section != NULL)
+	if (result->status == HRFLOW_OK && outcome->section != NULL)
 	{
 		HrflowVector *vector = palloc(sizeof(HrflowVector));
 
-		vector->section = pstrdup(section);
-		vector->item = item;
+		vector->section = pstrdup(outcome->section);
+		vector->item = outcome->item;
 		vector->value = (ArrayType *) palloc(VARSIZE(result->vector));
 		memcpy(vector->value, result->vector, VARSIZE(result->vector));
 		profile->vectors = lappend(profile->vectors, vector);
@@ -148,74 +146,134 @@ take_result(HrflowWanted *wanted, const char *section, int item,
 }
 
 /*
- * Want a profile, or a part of it.
+ * Remember a source that the API does not know, and say so.
  */
 static void
-want(HrflowRun *run, HrflowWanted *wanted, HrflowProfile *profile,
-	 Jsonb *fields)
+note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 {
-	memset(wanted, 0, sizeof(HrflowWanted));
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+	ListCell   *cell;
+
+	foreach(cell, run->bad_sources)
+	{
+		if (strcmp(lfirst(cell), profile->source_id) == 0)
+			break;
+	}
+	if (cell == NULL)
+	{
+		run->bad_sources = lappend(run->bad_sources,
+								   pstrdup(profile->source_id));
+		ereport(WARNING,
+				(errmsg("refresh of %s leaves a source out: the API does not know it",
+						run->name),
+				 errdetail("Source \"%s\": %s", profile->source_id,
+						   profile->error),
+				 errhint("Check the source's id, and whose API key it is.")));
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * A request for a profile, or for one of its sections.
+ */
+static HrflowWanted *
+make_wanted(HrflowRun *run, HrflowProfile *profile, Jsonb *fields)
+{
+	MemoryContext old = MemoryContextSwitchTo(profile->context);
+	HrflowWanted *wanted = palloc0(sizeof(HrflowWanted));
+
 	wanted->source_id = profile->source_id;
 	wanted->identifiers[run->identifier] = profile->identifier;
 	wanted->fields = fields;
 	wanted->fields_text = fields == run->fields ? run->fields_text :
 		hrflow_fields_text(fields);
 	wanted->tag = profile;
+	profile->nopen++;
+	MemoryContextSwitchTo(old);
+	return wanted;
+}
+
+static void
+move_to(dlist_head *list, HrflowProfile *profile)
+{
+	dlist_delete(&profile->node);
+	dlist_push_tail(list, &profile->node);
 }
 
 /*
- * Fetch a batch.  Returns false, and why, when the API refused to go on.
+ * What to ask for next: the sections of a profile that is split, or a profile
+ * that was claimed.  NULL for neither.
+ */
+HrflowWanted *
+hrflow_fetch_next(HrflowRun *run)
+{
+	HrflowProfile *profile;
+
+	if (!dlist_is_empty(&run->split))
+	{
+		Jsonb	   *part;
+
+		profile = dlist_head_element(HrflowProfile, node, &run->split);
+		part = list_nth(run->parts, profile->next_part++);
+		if (profile->next_part == list_length(run->parts))
+			move_to(&run->in_flight, profile);
+		return make_wanted(run, profile, part);
+	}
+	if (dlist_is_empty(&run->claimed))
+		return NULL;
+	profile = dlist_head_element(HrflowProfile, node, &run->claimed);
+	profile->asked_at = hrflow_clock_now();
+	move_to(&run->in_flight, profile);
+	return make_wanted(run, profile, run->fields);
+}
+
+/*
+ * Take what becomes of a request.
  *
  * Where a section has no vector, the API answers nothing at all: then the
- * sections are asked for one by one, so that the others are had.
+ * sections are asked for one by one, so that the others are fetched.
  */
-bool
-hrflow_fetch(HrflowRun *run, List *profiles, int limit,
-			 HrflowResult *refusal)
+void
+hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
+				  const HrflowWantedOutcome *outcome)
 {
-	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-												  limit);
-	int			nparts = list_length(run->parts);
-	int			n = 0;
-	HrflowWanted *wanted;
-	ListCell   *cell;
-	ListCell   *part;
+	HrflowProfile *profile = wanted->tag;
 
-	wanted = palloc(sizeof(HrflowWanted) * list_length(profiles));
-	foreach(cell, profiles)
+	take_result(profile, outcome);
+	if (!outcome->is_last || --profile->nopen > 0)
+		return;
+	if (profile->no_vector && !profile->is_split && !profile->unasked &&
+		list_length(run->parts) > 1)
 	{
-		HrflowProfile *profile = lfirst(cell);
+		profile->is_split = true;
+		move_to(&run->split, profile);
+		return;
+	}
+	if (profile->is_split && profile->next_part < list_length(run->parts) &&
+		!profile->unasked)
+		return;
+	if (profile->status == HRFLOW_INVALID_SOURCE && !profile->unasked)
+		note_bad_source(run, profile);
+	hrflow_state_land(run, profile);
+}
 
-		if (profile->attempts <= run->max_attempts)
-			want(run, &wanted[n++], profile, run->fields);
-		else
+/*
+ * Take what is still in flight as it is: nothing more will come.
+ */
+void
+hrflow_fetch_give_up(HrflowRun *run)
+{
+	dlist_head *lists[] = {&run->split, &run->in_flight};
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		while (!dlist_is_empty(lists[i]))
 		{
-			profile->is_exhausted = true;
-			profile->status = HRFLOW_CONNECTION_LOST;
-			profile->error = psprintf("The session ended while it was fetched, %d times.",
-									  profile->attempts - 1);
+			HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
+														lists[i]);
+
+			profile->unasked = true;
+			hrflow_state_land(run, profile);
 		}
 	}
-
-	/* No snapshot is kept while the network is awaited. */
-	InvalidateCatalogSnapshot();
-	if (!hrflow_wanted_fetch(wanted, n, limit, take_result, refusal))
-		return false;
-
-	wanted = palloc(sizeof(HrflowWanted) * list_length(profiles) *
-					Max(nparts, 1));
-	n = 0;
-	foreach(cell, profiles)
-	{
-		HrflowProfile *profile = lfirst(cell);
-
-		if (profile->no_vector && nparts > 1)
-		{
-			foreach(part, run->parts)
-				want(run, &wanted[n++], profile, lfirst(part));
-		}
-	}
-	limit = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
-	return n == 0 || hrflow_wanted_fetch(wanted, n, Max(limit, 1), take_result,
-										 refusal);
 }

@@ -125,7 +125,8 @@ static const char mark_due_sql[] =
 "WITH locked AS MATERIALIZED"
 " (SELECT p.%I AS i FROM %P AS p"
 " WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
-" UPDATE %P AS p SET due_at = clock_timestamp(), attempts = 0,"
+" UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
+" attempts = 0,"
 " generation = p.generation + 1,"
 " state = CASE p.state WHEN 'missing' THEN 'missing' ELSE 'due' END"
 " FROM locked WHERE p.source_id = $1 AND p.%I = locked.i";

@@ -1,17 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * refresh.c
- *		hrflow_refresh(): fetches what is due in a store, batch by batch.
+ *		hrflow_refresh(): fetches what is due in a store, by a rolling window.
  *
- * A batch takes two short transactions.  The first one claims profiles: it
- * gives them a lease, so that nobody else asks for them.  Then they are
- * fetched, with no snapshot and no lock held.  The second one writes what came.
- * Whoever dies in between loses the lease when its time is over, and nothing
- * else.
+ * As long as there is room in flight, a few profiles are claimed in a short
+ * transaction, which gives them a lease, so that nobody else asks for them.
+ * They are fetched with no snapshot and no lock held.  What has arrived is
+ * written every second, or whenever it is a batch, in another short
+ * transaction.  So no profile waits for another's answer, and whoever dies
+ * loses what arrived in the last second, and the leases when their time is
+ * over.
+ *
+ * An answer that has arrived is paid for.  Whatever ends the run, an error, a
+ * cancel, a time limit or the end of the session, is put off until what has
+ * arrived is written, and what arrives within 100 ms.
  *
  * The time a lease ends also tells whose it is: nothing is written of a
- * profile whose lease is another's by then, or that has changed since it was
- * claimed, which its generation tells.
+ * profile whose lease is another's by then.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,6 +26,7 @@
 #include "compat.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/latch.h"
 #include "store/refresh.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -28,6 +34,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(hrflow_refresh);
@@ -49,6 +56,40 @@ enum
 #define MAX_GONE_PART 0.05
 #define MAX_GONE_FREE 20
 
+/* A run stops when nothing came of this many claims. */
+#define MAX_VAIN_CLAIMS 4
+
+/* The longest time between two writes, in milliseconds. */
+#define WRITE_INTERVAL 1000
+
+/*
+ * End a run when nothing was answered for this long, in milliseconds, unless
+ * batch_timeout is shorter.
+ */
+#define MAX_PATIENCE (5 * 60 * 1000)
+
+/*
+ * How long a run that ends with an error or with its session waits for what is
+ * in flight.
+ */
+#define DRAIN_TIME (100 * HRFLOW_MSEC)
+
+/*
+ * At its end, a run tries so often to write profiles that others have locked,
+ * and waits for this long between, in milliseconds.
+ */
+#define LAST_WRITES 10
+#define LAST_WRITES_INTERVAL 100
+
+/* How long a run waits for it at the end of its time budget. */
+#define BUDGET_GRACE (5 * HRFLOW_SEC)
+
+/*
+ * How long a run that ends with an error or with its session may take to write
+ * what has arrived, in milliseconds.
+ */
+#define LAST_TIME 2000
+
 /* Seconds between two lines of progress. */
 #define PROGRESS_INTERVAL 5
 
@@ -62,13 +103,17 @@ static const char count_due_sql[] =
  */
 
 /*
- * Tell a person how far it has come; the last line in any case.
+ * Report progress to the client; the last line in any case.
  */
 static void
 report_progress(HrflowRun *run, bool is_last)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		ndone = run->nok + run->nretry + run->nfailed + run->nmissing;
+	int64		nok = run->tallies[HRFLOW_TALLY_OK];
+	int64		nretry = run->tallies[HRFLOW_TALLY_RETRY];
+	int64		nfailed = run->tallies[HRFLOW_TALLY_FAILED];
+	int64		nmissing = run->tallies[HRFLOW_TALLY_MISSING];
+	int64		ndone = nok + nretry + nfailed + nmissing;
 	double		seconds = (now - run->started) / 1e6;
 	double		rate = ndone / Max(seconds, 1e-3);
 	int64		remaining = Max(run->ndue - ndone, 0);
@@ -78,202 +123,302 @@ report_progress(HrflowRun *run, bool is_last)
 	if (is_last)
 		ereport(INFO,
 				(errmsg("%s: " INT64_FORMAT " refreshed, " INT64_FORMAT " to be tried again, " INT64_FORMAT " failed, " INT64_FORMAT " not found, " INT64_FORMAT " gone, in %.1f s",
-						run->name, run->nok, run->nretry, run->nfailed,
-						run->nmissing - run->ngone, run->ngone, seconds)));
+						run->name, nok, nretry, nfailed, nmissing - run->ngone,
+						run->ngone, seconds)));
 	else if (now - run->reported >= PROGRESS_INTERVAL * USECS_PER_SEC)
 	{
 		ereport(INFO,
 				(errmsg("%s: " INT64_FORMAT " done, " INT64_FORMAT " of them not well, " INT64_FORMAT " remaining, %.0f a second, about %.0f s to go",
-						run->name, ndone, ndone - run->nok, remaining, rate,
+						run->name, ndone, ndone - nok, remaining, rate,
 						remaining / Max(rate, 1e-3))));
 		run->reported = now;
 	}
 }
 
 /*
- * The API has refused to go on, or the network fails.
+ * The run has come to its end before what is due.
  */
 static void
-stop(HrflowRun *run, const char *reason)
+warn_of_stop(HrflowRun *run)
 {
-	run->stopped = true;
-	ereport(WARNING,
-			(errmsg("refresh of %s was stopped: %s", run->name, reason),
-			 errdetail("What was fetched is kept, and no attempts were counted.")));
-}
-
-/*
- * Remember the sources that the API does not know, and say so.
- */
-static void
-note_bad_sources(HrflowRun *run, List *profiles)
-{
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-	ListCell   *cell;
-
-	foreach(cell, profiles)
-	{
-		HrflowProfile *profile = lfirst(cell);
-		ListCell   *known;
-		bool		is_new = profile->status == HRFLOW_INVALID_SOURCE;
-
-		foreach(known, run->bad_sources)
-			is_new = is_new && strcmp(lfirst(known), profile->source_id) != 0;
-		if (!is_new)
-			continue;
-		run->bad_sources = lappend(run->bad_sources,
-								   pstrdup(profile->source_id));
+	if (run->stop_reason != NULL)
 		ereport(WARNING,
-				(errmsg("refresh of %s leaves a source out: the API does not know it",
-						run->name),
-				 errdetail("Source \"%s\": %s", profile->source_id,
-						   profile->error),
-				 errhint("Check the source's id, and whose API key it is.")));
-	}
-	MemoryContextSwitchTo(old);
+				(errmsg("refresh of %s was stopped: %s", run->name,
+						run->stop_reason),
+				 errdetail("What was fetched is kept, and no attempts were counted.")));
 }
 
 /*
- * Remember those that the API did not know at the last refresh, and does not
- * now; and stop when they are so many that it must be a mistake.
+ * Stop when those that are gone are so many that it must be a mistake.
  */
 static void
-note_gone(HrflowRun *run, List *profiles)
+check_gone(HrflowRun *run)
 {
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-	int64		ndone;
-	ListCell   *cell;
-
-	foreach(cell, profiles)
-	{
-		HrflowProfile *profile = lfirst(cell);
-		HrflowGone *gone;
-
-		if (!profile->is_ours || !profile->is_current || profile->unasked ||
-			profile->status != HRFLOW_NOT_FOUND ||
-			profile->claimed_state != HRFLOW_STATE_MISSING)
-			continue;
-		gone = palloc(sizeof(HrflowGone));
-		gone->source_id = pstrdup(profile->source_id);
-		gone->identifier = pstrdup(profile->identifier);
-		gone->generation = profile->generation;
-		run->gone = lappend(run->gone, gone);
-	}
-	MemoryContextSwitchTo(old);
-
-	ndone = run->nok + run->nretry + run->nfailed + run->nmissing;
 	if (list_length(run->gone) >= MAX_GONE_FREE &&
-		list_length(run->gone) > MAX_GONE_PART * ndone)
+		list_length(run->gone) > MAX_GONE_PART * run->ncounted)
 	{
 		ereport(WARNING,
 				(errmsg("refresh of %s was stopped: too many profiles are gone",
 						run->name),
 				 errdetail("Of " INT64_FORMAT " profiles the API does not know %d, twice by now.  Nothing was erased.",
-						   ndone, list_length(run->gone)),
+						   run->ncounted, list_length(run->gone)),
 				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
 		run->gone = NIL;
-		run->stopped = true;
+		run->is_stopping = true;
 	}
 }
 
 /*
- * Fetch and write a batch that was claimed.
+ * Stop when nothing is kept of what is claimed, and paid for: a trigger of the
+ * owner's may undo it, and then it would be claimed for ever.
  */
 static void
-process_batch(HrflowRun *run, List *profiles, int limit)
+check_vain(HrflowRun *run)
 {
-	HrflowResult refusal;
-	bool		ok = hrflow_fetch(run, profiles, limit, &refusal);
-	char	   *reason;
-	ListCell   *cell;
+	if (run->nvain < MAX_VAIN_CLAIMS * run->claim_size || run->is_stopping)
+		return;
+	ereport(WARNING,
+			(errmsg("refresh of %s was stopped: nothing of what is fetched is kept",
+					run->name),
+			 errdetail("None of the last %d profiles had the lease any more that it was claimed with.",
+					   run->nvain),
+			 errhint("Check the triggers of the table of profiles.")));
+	run->is_stopping = true;
+}
 
-	if (!ok)
-		reason = hrflow_error_describe(&refusal);
-	else
+/*
+ * Write what has arrived, in a transaction of its own.
+ */
+static void
+write_arrived(HrflowRun *run)
+{
+	run->written_at = hrflow_clock_now();
+	if (run->narrived == 0)
+		hrflow_work_pause(run);
+	else if (hrflow_work_try(run, hrflow_write))
 	{
-		reason = hrflow_state_outage(run, profiles, limit);
-		foreach(cell, profiles)
-			((HrflowProfile *) lfirst(cell))->is_postponed = reason != NULL;
+		hrflow_write_done(run);
+		check_gone(run);
+		check_vain(run);
+		run->is_drained = false;
 	}
-	hrflow_write(run, profiles, !ok);
-	if (reason != NULL && *reason != '\0')
-		stop(run, reason);
-	note_bad_sources(run, profiles);
-	note_gone(run, profiles);
 }
 
 /*
- * Give the leases back after an error.  Where that fails too they stay until
- * their end, with a warning: the caller is to see what was thrown first, and
- * that ends the transaction, whatever state it is in.
+ * Is the time budget spent?
+ */
+static bool
+is_late(const HrflowRun *run)
+{
+	return run->deadline != DT_NOEND &&
+		GetCurrentTimestamp() >= run->deadline;
+}
+
+/*
+ * Claim more when there is nothing else to ask for.
+ */
+static HrflowWanted *
+next_wanted_of_run(void *arg)
+{
+	HrflowRun  *run = arg;
+
+	if (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
+		!run->is_drained && !run->is_stopping && run->error == NULL &&
+		!run->is_ending && run->nclaimed < run->max_profiles && !is_late(run))
+		hrflow_work_try(run, hrflow_claim);
+	if (dlist_is_empty(&run->in_flight) && run->nsuspects == 0)
+		run->answered_at = hrflow_clock_now();
+	return run->is_stopping || run->error != NULL || run->is_ending ? NULL :
+		hrflow_fetch_next(run);
+}
+
+static void
+take_outcome_of_run(void *arg, HrflowWanted *wanted,
+					const HrflowWantedOutcome *outcome)
+{
+	hrflow_fetch_take(arg, wanted, outcome);
+}
+
+/*
+ * Stop asking where there is a reason to, and give up what takes too long.
+ * Returns when there may be another reason.
+ */
+static int64
+stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
+{
+	int64		now = hrflow_clock_now();
+	int64		impatient_at = run->answered_at + run->patience * HRFLOW_MSEC;
+	int64		budget_end = run->deadline == DT_NOEND ? HRFLOW_NEVER :
+	now + Max(run->deadline - GetCurrentTimestamp(), 0);
+
+	if (run->error != NULL || run->is_ending)
+	{
+		run->is_stopping = true;
+		run->drain_until = Min(run->drain_until, now + DRAIN_TIME);
+	}
+	if (now >= budget_end)
+	{
+		run->is_stopping = true;
+		run->drain_until = Min(run->drain_until, now + BUDGET_GRACE);
+		budget_end = HRFLOW_NEVER;
+	}
+	if (now >= impatient_at)
+		run->is_unanswered = run->is_stopping = true;
+	if (run->is_stopping)
+		hrflow_transport_stop(transport);
+	if (run->is_unanswered || now >= run->drain_until)
+		hrflow_transport_expire(transport);
+	return Min(Min(impatient_at, budget_end), run->drain_until);
+}
+
+/*
+ * What is done between replies.
+ */
+static int64
+work_of_run(void *arg, HrflowTransport *transport)
+{
+	HrflowRun  *run = arg;
+	int64		write_at;
+	int64		next;
+
+	if (hrflow_transport_expired(transport))
+		return HRFLOW_NEVER;
+	hrflow_interrupts_take(run);
+	write_at = run->written_at + run->write_interval * HRFLOW_MSEC;
+	if (run->error == NULL && !run->is_ending &&
+		(run->narrived >= run->batch_size || hrflow_clock_now() >= write_at))
+	{
+		write_arrived(run);
+		if (run->error == NULL)
+			hrflow_work_try(run, hrflow_claim_renew);
+		report_progress(run, false);
+		hrflow_interrupts_check_client(run);
+		write_at = run->written_at + run->write_interval * HRFLOW_MSEC;
+	}
+	next = stop_if_necessary(run, transport);
+	return run->error != NULL || run->is_ending ? next : Min(next, write_at);
+}
+
+static const HrflowWantedMethods run_methods = {
+	.next = next_wanted_of_run,
+	.take = take_outcome_of_run,
+	.work = work_of_run
+};
+
+/*
+ * Fetch until nothing is left to claim, or the run is to stop.
  */
 static void
-try_release(HrflowRun *run, List *profiles)
+fetch_all(HrflowRun *run)
 {
-	MemoryContext context = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(run->context,
+												  "hrflow_embed fetch",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
 
 	PG_TRY();
 	{
-		hrflow_claim_release(run, profiles);
+		HrflowResult refusal;
+		bool		ok;
+
+		/* work_of_run() takes them; an error resumes them. */
+		HOLD_INTERRUPTS();
+		ok = hrflow_wanted_fetch(&run_methods, run, &refusal);
+		RESUME_INTERRUPTS();
+		if (!ok)
+		{
+			run->is_stopping = true;
+			MemoryContextSwitchTo(run->context);
+			run->stop_reason = hrflow_error_describe(&refusal);
+		}
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		hrflow_work_keep_error(run);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	hrflow_fetch_give_up(run);
+}
 
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
+/*
+ * Release the leases that are left.  Where that fails they stay until their
+ * end, with a warning: the caller is to see what was thrown first.
+ */
+static void
+release_leases(HrflowRun *run)
+{
+	ErrorData  *first = run->error;
+	ErrorData  *error;
+
+	run->error = NULL;
+	run->is_ending |= first != NULL;
+	if (!hrflow_work_try(run, hrflow_claim_release))
+	{
+		error = run->error;
 		ereport(WARNING,
 				(errcode(error->sqlerrcode),
 				 errmsg("leases could not be given back: %s",
 						error->message ? error->message : "unknown error"),
 				 errdetail("They end by themselves.")));
 	}
-	PG_END_TRY();
+	run->error = first;
 }
 
 /*
- * Process a batch; when that fails the leases are given back.
+ * Write what has arrived, and release what has not.  A run that ends with an
+ * error or with its session takes a short time for that, which is bounded.
  */
 static void
-try_batch(HrflowRun *run, List *profiles, int limit)
+finish(HrflowRun *run)
 {
-	MemoryContext context = CurrentMemoryContext;
+	bool		is_bounded = false;
 
-	PG_TRY();
+	hrflow_state_settle_suspects(run);
+	for (int i = 0; i < LAST_WRITES; i++)
 	{
-		process_batch(run, profiles, limit);
+		if (run->error != NULL || run->is_ending)
+			break;
+		write_arrived(run);
+		if (run->narrived == 0)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 LAST_WRITES_INTERVAL, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		hrflow_interrupts_take(run);
 	}
-	PG_CATCH();
+	if (run->error != NULL || run->is_ending)
 	{
-		ErrorData  *error;
+		is_bounded = true;
 
-		MemoryContextSwitchTo(run->context);
-		error = CopyErrorData();
-		FlushErrorState();
-		while (ActiveSnapshotSet())
-			PopActiveSnapshot();
-		SPI_rollback();
-		MemoryContextSwitchTo(context);
-		try_release(run, profiles);
-		ReThrowError(error);
+		/* The second time for a cancel that comes during the first. */
+		for (int i = 0; i < 2 && run->narrived > 0; i++)
+		{
+			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
+			write_arrived(run);
+		}
 	}
-	PG_END_TRY();
+	if (!dlist_is_empty(&run->claimed) || !dlist_is_empty(&run->arrived))
+	{
+		if (is_bounded)
+			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
+		release_leases(run);
+	}
+	if (is_bounded)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	hrflow_claim_forget_all(run);
 }
 
 /*
  * Erase those that are gone; see hrflow_erase_gone().
  */
 static void
-erase_gone(HrflowRun *run)
+erase_gone(HrflowRun *run, const HrflowStore *store)
 {
-	HrflowStore store;
 	int64		nkept;
 
-	hrflow_work_begin(run, &store);
-	run->ngone = hrflow_erase_gone(run, &store, &nkept);
-	hrflow_work_end(&store);
-
+	run->ngone = hrflow_erase_gone(run, store, &nkept);
 	if (nkept > 0)
 		ereport(WARNING,
 				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
@@ -284,39 +429,62 @@ erase_gone(HrflowRun *run)
 }
 
 /*
+ * Learn what the run must know of the store.
+ */
+static void
+look_at_store(HrflowRun *run, const HrflowStore *store)
+{
+	run->identifier = store->identifier;
+	run->name = MemoryContextStrdup(run->context, store->vectors_name);
+	if (!run->is_silent)
+	{
+		hrflow_store_execute(hrflow_store_sql(store, count_due_sql), NULL);
+		run->ndue = DatumGetInt64(hrflow_store_datum(0, 1));
+	}
+}
+
+/*
  * Refresh until nothing is to be claimed, or time or number are up.
  */
 static void
 refresh(HrflowRun *run)
 {
-	HrflowStore store;
-
-	hrflow_work_begin(run, &store);
-	run->identifier = store.identifier;
-	run->name = MemoryContextStrdup(run->context, store.vectors_name);
-	if (!run->is_silent)
+	hrflow_work_do(run, look_at_store);
+	run->answered_at = run->written_at = hrflow_clock_now();
+	do
 	{
-		hrflow_store_execute(hrflow_store_sql(&store, count_due_sql), NULL);
-		run->ndue = DatumGetInt64(hrflow_store_datum(0, 1));
-	}
-	hrflow_work_end(&store);
+		run->is_drained = false;
+		fetch_all(run);
+		finish(run);
+	} while (!run->is_drained && run->error == NULL && !run->is_ending &&
+			 !run->is_stopping && run->nclaimed < run->max_profiles &&
+			 !is_late(run));
 
-	while (!run->stopped && run->nclaimed < run->max_profiles)
+}
+
+/*
+ * Refresh, and then end as it has turned out.
+ */
+static void
+run_to_end(HrflowRun *run)
+{
+	hrflow_interrupts_begin();
+	PG_TRY();
 	{
-		int			limit;
-		List	   *profiles;
-
-		CHECK_FOR_INTERRUPTS();
-		MemoryContextSwitchTo(run->batch_context);
-		profiles = hrflow_claim(run, &limit);
-		if (profiles == NIL)
-			break;
-		try_batch(run, profiles, limit);
-		report_progress(run, false);
-		MemoryContextReset(run->batch_context);
+		refresh(run);
 	}
+	PG_FINALLY();
+	{
+		hrflow_interrupts_end(run);
+	}
+	PG_END_TRY();
+	CHECK_FOR_INTERRUPTS();
+
+	if (run->error != NULL)
+		ReThrowError(run->error);
+	warn_of_stop(run);
 	if (run->gone != NIL)
-		erase_gone(run);
+		hrflow_work_do(run, erase_gone);
 	report_progress(run, true);
 }
 
@@ -375,6 +543,39 @@ check_context(FunctionCallInfo fcinfo)
 				 errhint("CALL it on the primary server.")));
 }
 
+static void
+prepare_lists(HrflowRun *run)
+{
+	dlist_init(&run->claimed);
+	dlist_init(&run->in_flight);
+	dlist_init(&run->split);
+	dlist_init(&run->suspects);
+	dlist_init(&run->arrived);
+	run->claimed_to = DT_NOBEGIN;
+	run->drain_until = HRFLOW_NEVER;
+}
+
+/*
+ * Profiles are claimed shortly before they are asked for: as many as are asked
+ * for within a minute, or while twice as many as may be in flight are.
+ */
+static void
+read_settings(HrflowRun *run)
+{
+	const HrflowSettings *settings = hrflow_settings_get(true);
+	int			timeout = hrflow_compat_transaction_timeout();
+
+	run->claim_size = Min(run->batch_size, 2 * settings->max_concurrency);
+	if (settings->max_requests_per_minute > 0)
+		run->claim_size = Min(run->claim_size,
+							  settings->max_requests_per_minute);
+	run->patience = settings->batch_timeout > 0 ?
+		Min(settings->batch_timeout, MAX_PATIENCE) : MAX_PATIENCE;
+	run->debounce = settings->refresh_debounce;
+	run->write_interval = timeout > 0 ? Min(timeout / 2, WRITE_INTERVAL) :
+		WRITE_INTERVAL;
+}
+
 /*
  * hrflow_refresh(store regclass, fields jsonb, max_age interval,
  *				  time_budget interval, max_profiles bigint, batch_size int,
@@ -396,9 +597,9 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	run.context = AllocSetContextCreate(CurrentMemoryContext,
 										"hrflow_embed refresh",
 										ALLOCSET_DEFAULT_SIZES);
-	run.batch_context = AllocSetContextCreate(run.context,
-											  "hrflow_embed refresh batch",
-											  ALLOCSET_DEFAULT_SIZES);
+	run.work_context = AllocSetContextCreate(run.context,
+											 "hrflow_embed refresh work",
+											 ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(run.context);
 
 	run.vectors = PG_GETARG_OID(ARG_STORE);
@@ -430,9 +631,12 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 		whereToSendOutput != DestRemote ||
 		strncmp(application_name, "pg_cron", strlen("pg_cron")) == 0;
 
+	prepare_lists(&run);
+	read_settings(&run);
+
 	/* Whatever snapshot the CALL itself has taken goes with this. */
 	SPI_commit();
-	refresh(&run);
+	run_to_end(&run);
 
 	MemoryContextSwitchTo(old);
 	SPI_finish();

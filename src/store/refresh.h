@@ -3,12 +3,16 @@
  * refresh.h
  *		What the files share of which a refresh is made.
  *
+ * A profile passes through the lists of a run: it is claimed, in flight, split
+ * into its sections perhaps, and has arrived; then it is written and forgotten.
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef HRFLOW_REFRESH_H
 #define HRFLOW_REFRESH_H
 
 #include "ask/ask.h"
+#include "lib/ilist.h"
 #include "store/store.h"
 
 /*
@@ -23,6 +27,20 @@ typedef enum HrflowState
 	HRFLOW_STATE_FAILED			/* given up */
 } HrflowState;
 
+/*
+ * What a run counts a profile as, once it is written.
+ */
+typedef enum HrflowTally
+{
+	HRFLOW_TALLY_NONE,			/* it was not asked to the end, or not counted */
+	HRFLOW_TALLY_OK,
+	HRFLOW_TALLY_RETRY,			/* failed, and to be tried again */
+	HRFLOW_TALLY_FAILED,		/* for the last time */
+	HRFLOW_TALLY_MISSING
+} HrflowTally;
+
+#define HRFLOW_NTALLIES (HRFLOW_TALLY_MISSING + 1)
+
 typedef struct HrflowVector
 {
 	char	   *section;
@@ -31,39 +49,59 @@ typedef struct HrflowVector
 } HrflowVector;
 
 /*
- * A profile that was claimed, and what became of it.
+ * What the table of profiles has of a profile, or is to have.
+ */
+typedef struct HrflowProfileRow
+{
+	HrflowState state;
+	TimestampTz due_at;
+	bool		has_due_at;
+	int			attempts;
+	int			http_status;	/* 0: none */
+	char	   *error;			/* or NULL */
+	TimestampTz failed_at;		/* see set_failed_at() */
+	bool		has_failed_at;
+	bool		is_refreshed;	/* refreshed_at becomes the present time */
+} HrflowProfileRow;
+
+/*
+ * A profile that was claimed, and what becomes of it.
  */
 typedef struct HrflowProfile
 {
-	MemoryContext context;		/* the batch's */
+	dlist_node	node;			/* in one of the run's lists */
+	MemoryContext context;		/* of all that is about this profile */
 	char	   *source_id;
 	char	   *identifier;
-	int64		generation;		/* when it was claimed */
-	int			attempts;		/* this one included */
-	HrflowState claimed_state;	/* when it was claimed */
+	TimestampTz lease;			/* when it ends */
 
-	/* What the fetch gave. */
+	/* When it was claimed. */
+	int64		generation;
+	HrflowState claimed_state;
+	TimestampTz claimed_due_at;
+
+	/* What the fetch gives. */
+	int64		asked_at;		/* by our clock */
+	int			nopen;			/* requests for it without their last outcome */
+	bool		is_split;		/* its sections are asked for one by one */
+	int			next_part;		/* the first of them not yet asked for */
 	HrflowStatus status;		/* the first that is neither HRFLOW_OK nor
 								 * HRFLOW_NO_VECTOR */
 	bool		unasked;		/* it was not asked for to the end */
-	bool		is_exhausted;	/* nor at all: its attempts are used up */
-	bool		is_postponed;	/* its batch says nothing of it */
+	bool		is_postponed;	/* what it met says nothing about it */
 	bool		no_vector;		/* some section has none */
 	int			http_status;	/* 0: none */
 	char	   *error;
 	List	   *vectors;		/* HrflowVector */
 
-	/* What the state table has, or is to have. */
+	/* What becomes of that. */
 	bool		is_ours;		/* the lease is still ours, */
+	bool		is_locked;		/* it is, but others have locked the row */
 	bool		is_current;		/* and nothing has changed since */
-	HrflowState state;
-	TimestampTz due_at;
-	bool		has_due_at;
-	int			old_http_status;
-	char	   *old_error;
-	TimestampTz failed_at;		/* see set_failed_at() */
-	bool		has_failed_at;
-	bool		is_refreshed;	/* in this run */
+	bool		is_stuck;		/* its vectors are locked by others */
+	int			ntries;			/* to write it */
+	HrflowTally tally;
+	HrflowProfileRow row;
 } HrflowProfile;
 
 /*
@@ -79,7 +117,7 @@ typedef struct HrflowGone
 typedef struct HrflowRun
 {
 	MemoryContext context;		/* as long as the call */
-	MemoryContext batch_context;	/* reset after each batch */
+	MemoryContext work_context; /* as long as a transaction */
 
 	/* The arguments. */
 	Oid			vectors;
@@ -95,19 +133,49 @@ typedef struct HrflowRun
 	int			batch_size;
 	int			max_attempts;
 
+	/* Settings. */
+	int			claim_size;		/* the most profiles claimed at once */
+	int			write_interval; /* between two writes, at most; ms */
+	int			patience;		/* how long nothing may be answered; ms */
+	int			debounce;		/* how long a profile that changed while it
+								 * was fetched has to wait; ms */
+
 	char	   *name;			/* of the store */
 	HrflowIdentifier identifier;
 	TimestampTz started;
-	TimestampTz lease;			/* when that of the present batch ends */
+
+	/* Profiles, by where they are. */
+	dlist_head	claimed;		/* not yet asked for */
+	dlist_head	in_flight;
+	dlist_head	split;			/* with sections still to be asked for */
+	dlist_head	suspects;		/* failed in a way that may be an outage */
+	dlist_head	arrived;		/* to be written */
+	int			nsuspects;
+	int			narrived;
+
+	TimestampTz claimed_to;		/* no profile due before is to be claimed */
+	bool		is_drained;		/* the last claim found none */
 	List	   *bad_sources;	/* those the API does not know: char * */
 	List	   *gone;			/* to be erased at the end: HrflowGone */
-	bool		stopped;		/* nothing more is to be claimed */
+
+	int64		alive_at;		/* when the API last answered for a profile, */
+	int64		answered_at;	/* and when it last answered at all */
+	int64		written_at;		/* all by our clock */
+	bool		is_stopping;	/* nothing more is to be asked for */
+	bool		is_outage;		/* because of this, or of ... */
+	bool		is_unanswered;	/* its patience is at an end */
+	const char *stop_reason;	/* for a WARNING, or NULL */
+	ErrorData  *error;			/* to be thrown when all is written, or NULL */
+	bool		is_ending;		/* the session is to end */
+	HrflowFatalInterrupts held; /* what ends it, besides SIGTERM */
+	int64		drain_until;	/* what is in flight is waited for */
+
+	int			nforbidden;		/* profiles that met a 403 */
 
 	int64		nclaimed;
-	int64		nok;
-	int64		nretry;			/* failed, and to be tried again */
-	int64		nfailed;
-	int64		nmissing;
+	int64		tallies[HRFLOW_NTALLIES];
+	int64		ncounted;		/* all of these except HRFLOW_TALLY_NONE */
+	int			nvain;			/* profiles since that came to nothing */
 	int64		ngone;
 
 	bool		is_silent;
@@ -115,31 +183,46 @@ typedef struct HrflowRun
 	TimestampTz reported;		/* when progress was last shown */
 } HrflowRun;
 
+/* What is done in a transaction. */
+typedef void (*HrflowWork) (HrflowRun *run, const HrflowStore *store);
+
 /* in state.c */
 extern const char *hrflow_state_name(HrflowState state);
 extern HrflowState hrflow_state_parse(const char *name);
 extern TimestampTz hrflow_state_due_after(const Interval *age);
-extern void hrflow_state_set(HrflowRun *run, HrflowProfile *profile,
-							 bool refused);
-extern char *hrflow_state_outage(HrflowRun *run, List *profiles, int limit);
+extern void hrflow_state_set(HrflowRun *run, HrflowProfile *profile);
+extern void hrflow_state_land(HrflowRun *run, HrflowProfile *profile);
+extern void hrflow_state_settle_suspects(HrflowRun *run);
+
+/* in interrupt.c */
+extern void hrflow_interrupts_begin(void);
+extern void hrflow_interrupts_end(const HrflowRun *run);
+extern void hrflow_interrupts_check_client(HrflowRun *run);
+extern void hrflow_interrupts_take(HrflowRun *run);
 
 /* in work.c */
-extern void hrflow_work_begin(HrflowRun *run, HrflowStore *store);
-extern void hrflow_work_end(HrflowStore *store);
-extern void hrflow_work_add_keys(HrflowParameters *parameters,
-								 List *profiles);
+extern void hrflow_work_do(HrflowRun *run, HrflowWork work);
+extern void hrflow_work_keep_error(HrflowRun *run);
+extern bool hrflow_work_try(HrflowRun *run, HrflowWork work);
+extern void hrflow_work_pause(HrflowRun *run);
 
 /* in claim.c */
-extern List *hrflow_claim(HrflowRun *run, int *limit);
-extern void hrflow_claim_release(HrflowRun *run, List *profiles);
+extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_renew(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_release(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile);
+extern void hrflow_claim_forget_all(HrflowRun *run);
 
 /* in fetch.c */
 extern void hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields);
-extern bool hrflow_fetch(HrflowRun *run, List *profiles, int limit,
-						 HrflowResult *refusal);
+extern HrflowWanted *hrflow_fetch_next(HrflowRun *run);
+extern void hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
+							  const HrflowWantedOutcome *outcome);
+extern void hrflow_fetch_give_up(HrflowRun *run);
 
 /* in write.c */
-extern void hrflow_write(HrflowRun *run, List *profiles, bool refused);
+extern void hrflow_write(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_write_done(HrflowRun *run);
 
 /* in erase.c */
 extern uint64 hrflow_erase_gone(HrflowRun *run, const HrflowStore *store,

@@ -12,16 +12,20 @@
 #include "common/pg_prng.h"
 #include "compat.h"
 #include "store/refresh.h"
+#include "utils/memutils.h"
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 
 /* The longest time after which a missing one is asked for again. */
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
-/* As many failures that are not the profiles', and nothing else, end a run. */
+/*
+ * End a run after at least this many failures that may be none of the profiles',
+ * where nothing else is answered.
+ */
 #define MIN_OUTAGE 8
 
-/* How long those of such a batch have to wait. */
+/* How long profiles have to wait that met an outage. */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
@@ -58,18 +62,20 @@ hrflow_state_parse(const char *name)
 }
 
 /*
- * Is this the API saying no to us, rather than of a profile?
+ * Is this the API saying no to us, rather than of a profile?  One 403 may be a
+ * profile's.
  */
 static bool
-is_our_fault(HrflowStatus status)
+is_our_fault(const HrflowRun *run, HrflowStatus status)
 {
 	switch (status)
 	{
 		case HRFLOW_UNAUTHORIZED:
-		case HRFLOW_FORBIDDEN:
 		case HRFLOW_OVER_QUOTA:
 		case HRFLOW_RATE_LIMITED:
 			return true;
+		case HRFLOW_FORBIDDEN:
+			return run->nforbidden > 1;
 		default:
 			return false;
 	}
@@ -111,15 +117,16 @@ retry_at(int attempts)
  * want of proof, waits as long as it has been missing, up to a month.
  */
 static TimestampTz
-missing_until(HrflowRun *run, const HrflowProfile *profile)
+missing_until(HrflowRun *run, const HrflowProfileRow *row)
 {
 	Interval	day = {.day = 1};
-	TimestampTz due = Min(hrflow_state_due_after(run->max_age), hrflow_state_due_after(&day));
+	TimestampTz due = Min(hrflow_state_due_after(run->max_age),
+						  hrflow_state_due_after(&day));
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (profile->state == HRFLOW_STATE_MISSING && profile->has_failed_at)
+	if (row->state == HRFLOW_STATE_MISSING && row->has_failed_at)
 	{
-		int64		wait = Min(now - profile->failed_at, MAX_MISSING_WAIT);
+		int64		wait = Min(now - row->failed_at, MAX_MISSING_WAIT);
 
 		wait *= 1 - 0.1 * pg_prng_double(&pg_global_prng_state);
 		due = Max(due, now + wait);
@@ -133,12 +140,12 @@ missing_until(HrflowRun *run, const HrflowProfile *profile)
 static bool
 has_old_error(const HrflowProfile *profile)
 {
-	return profile->error != NULL && profile->old_error != NULL &&
-		strcmp(profile->error, profile->old_error) == 0;
+	return profile->error != NULL && profile->row.error != NULL &&
+		strcmp(profile->error, profile->row.error) == 0;
 }
 
 /*
- * When to ask again for a profile of a batch that says nothing of it:
+ * When to ask again for a profile that met what says nothing about it:
  * after a minute, and while its error stays the same as long as it has had it,
  * up to an hour.  So the next run begins with others.  One that was out of time
  * has met no error now.
@@ -149,174 +156,326 @@ postponed_until(const HrflowProfile *profile)
 	TimestampTz now = GetCurrentTimestamp();
 	int64		wait = MIN_POSTPONEMENT;
 
-	if (!profile->unasked && profile->has_failed_at && has_old_error(profile))
-		wait = Min(Max(now - profile->failed_at, wait), MAX_POSTPONEMENT);
+	if (!profile->unasked && profile->row.has_failed_at &&
+		has_old_error(profile))
+		wait = Min(Max(now - profile->row.failed_at, wait), MAX_POSTPONEMENT);
 	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
 }
 
 /*
- * The new state of a profile that is ours and current.
+ * Set failed_at: when it failed the last time.  Of a missing one that is when
+ * it was first not found, which hrflow_erase_gone() must know; and of one that
+ * was not answered, when that error came first.
  */
 static void
-set_state(HrflowRun *run, HrflowProfile *profile, bool refused)
+set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
 {
-	if (profile->is_exhausted)
+	HrflowProfileRow *row = &profile->row;
+	bool		failed_now;
+
+	if (state == HRFLOW_STATE_MISSING)
+		failed_now = row->state != HRFLOW_STATE_MISSING ||
+			!row->has_failed_at;
+	else
+		failed_now = profile->error != NULL &&
+			(counted || !has_old_error(profile));
+	if (failed_now)
 	{
-		profile->attempts--;
-		profile->state = HRFLOW_STATE_FAILED;
-		profile->has_due_at = false;
-		run->nfailed++;
+		row->failed_at = GetCurrentTimestamp();
+		row->has_failed_at = true;
 	}
-	else if (profile->unasked || profile->is_postponed ||
-			 profile->status == HRFLOW_INVALID_SOURCE ||
-			 (refused && is_our_fault(profile->status)))
+}
+
+/*
+ * A profile was not asked for to the end, or what it met says nothing about
+ * it: as if it had not been claimed.
+ */
+static void
+set_not_counted(HrflowProfile *profile, bool is_postponed)
+{
+	HrflowProfileRow *row = &profile->row;
+	TimestampTz due_at = is_postponed ? postponed_until(profile) : 0;
+
+	/* No error where there was no time. */
+	if (profile->error != NULL &&
+		!(profile->unasked && profile->status == HRFLOW_TIMEOUT))
 	{
-		/* As if it had not been claimed; no error if there was no time. */
-		profile->attempts--;
-		if (profile->unasked && profile->status == HRFLOW_TIMEOUT)
-		{
-			profile->http_status = profile->old_http_status;
-			profile->error = profile->old_error;
-		}
-		if (profile->is_postponed && profile->has_due_at)
-			profile->due_at = postponed_until(profile);
+		set_failed_at(profile, row->state, false);
+		row->http_status = profile->http_status;
+		row->error = profile->error;
 	}
-	else if (profile->status == HRFLOW_OK)
+	if (is_postponed && row->has_due_at)
+		row->due_at = due_at;
+}
+
+/*
+ * A profile was answered.
+ */
+static void
+set_answered(HrflowRun *run, HrflowProfile *profile)
+{
+	HrflowProfileRow *row = &profile->row;
+
+	row->attempts++;
+	row->has_due_at = true;
+	if (profile->status == HRFLOW_OK)
 	{
-		profile->state = HRFLOW_STATE_OK;
-		profile->due_at = hrflow_state_due_after(run->max_age);
-		profile->has_due_at = true;
-		profile->attempts = 0;
-		profile->is_refreshed = true;
-		run->nok++;
+		profile->tally = HRFLOW_TALLY_OK;
+		row->state = HRFLOW_STATE_OK;
+		row->due_at = hrflow_state_due_after(run->max_age);
+		row->attempts = 0;
+		row->is_refreshed = true;
 	}
 	else if (profile->status == HRFLOW_NOT_FOUND)
 	{
-		profile->due_at = missing_until(run, profile);
-		profile->state = HRFLOW_STATE_MISSING;
-		profile->has_due_at = true;
-		profile->attempts = 0;
-		run->nmissing++;
-	}
-	else if (profile->attempts >= run->max_attempts)
-	{
-		profile->state = HRFLOW_STATE_FAILED;
-		profile->has_due_at = false;
-		run->nfailed++;
+		profile->tally = HRFLOW_TALLY_MISSING;
+		row->due_at = missing_until(run, row);
+		set_failed_at(profile, HRFLOW_STATE_MISSING, true);
+		row->state = HRFLOW_STATE_MISSING;
+		row->attempts = 0;
 	}
 	else
 	{
-		profile->state = HRFLOW_STATE_DUE;
-		profile->due_at = retry_at(profile->attempts);
-		profile->has_due_at = true;
-		run->nretry++;
+		set_failed_at(profile, HRFLOW_STATE_DUE, true);
+		if (row->attempts >= run->max_attempts)
+		{
+			profile->tally = HRFLOW_TALLY_FAILED;
+			row->state = HRFLOW_STATE_FAILED;
+			row->has_due_at = false;
+		}
+		else
+		{
+			profile->tally = HRFLOW_TALLY_RETRY;
+			row->state = HRFLOW_STATE_DUE;
+			row->due_at = retry_at(row->attempts);
+		}
 	}
+	row->http_status = profile->http_status;
+	row->error = profile->error;
 }
 
 /*
- * When it failed: the last time.  Of a missing one that is when it was first
- * not found, which hrflow_erase_gone() must know; and of one that was not answered,
- * when that error came first.
+ * A profile was answered, and has changed since it was claimed.  What came is
+ * kept; it is due again, but not at once, so that a profile that changes all
+ * the time is not paid for all the time.
  */
 static void
-set_failed_at(HrflowProfile *profile, HrflowState old_state)
+set_changed(HrflowRun *run, HrflowProfile *profile)
 {
-	bool		failed_now;
+	HrflowProfileRow *row = &profile->row;
+	TimestampTz earliest =
+	TimestampTzPlusMilliseconds(GetCurrentTimestamp(), run->debounce);
 
-	if (profile->state == HRFLOW_STATE_MISSING)
-		failed_now = old_state != HRFLOW_STATE_MISSING ||
-			!profile->has_failed_at;
-	else if (profile->attempts > 0 && !profile->unasked &&
-			 !profile->is_postponed)
-		failed_now = true;
-	else
-		failed_now = profile->error != NULL && !has_old_error(profile);
-
-	if (failed_now)
+	if (profile->status == HRFLOW_OK)
 	{
-		profile->failed_at = GetCurrentTimestamp();
-		profile->has_failed_at = true;
+		profile->tally = HRFLOW_TALLY_OK;
+		row->state = HRFLOW_STATE_DUE;
+		row->attempts = 0;
+		row->http_status = profile->http_status;
+		row->error = NULL;
+		row->is_refreshed = true;
 	}
+	if (row->has_due_at)
+		row->due_at = Max(row->due_at, earliest);
 }
 
 /*
- * Decide what becomes of a profile that is ours and current.
+ * A run that goes on is not to claim again at once what has come to nothing.
+ */
+static void
+put_beyond_run(HrflowRun *run, HrflowProfile *profile)
+{
+	HrflowProfileRow *row = &profile->row;
+	TimestampTz earliest = GetCurrentTimestamp() +
+	(profile->is_current ? MIN_POSTPONEMENT :
+	 run->debounce * INT64CONST(1000));
+
+	if (row->has_due_at && row->state == HRFLOW_STATE_DUE &&
+		!run->is_stopping && !run->is_ending && run->error == NULL)
+		row->due_at = Max(row->due_at, earliest);
+}
+
+/*
+ * Decide what becomes of a profile that is ours, whose row is as it is now.
  */
 void
-hrflow_state_set(HrflowRun *run, HrflowProfile *profile, bool refused)
+hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
 {
-	HrflowState old_state = profile->state;
-
-	set_state(run, profile, refused);
-	set_failed_at(profile, old_state);
+	profile->tally = HRFLOW_TALLY_NONE;
+	if (profile->unasked || profile->is_postponed ||
+		is_our_fault(run, profile->status) ||
+		profile->status == HRFLOW_INVALID_SOURCE)
+	{
+		if (profile->is_current)
+			set_not_counted(profile, profile->is_postponed ||
+							(profile->status == HRFLOW_INVALID_SOURCE &&
+							 !profile->unasked));
+		put_beyond_run(run, profile);
+	}
+	else if (profile->is_current)
+		set_answered(run, profile);
+	else
+		set_changed(run, profile);
 }
 
 /*
- * Why a batch says nothing of its profiles, or NULL: that nothing was
- * answered, for the network's sake or because its time was over; or that all
- * met the same, which a setting or "fields" makes of them: no host of links is
- * allowed, or what was asked is not.  A few such failures are the profiles',
- * where that is all, so that those who are alone come to an end.
- *
- * An empty reason: the time was the run's, which needs none.
+ * ------------------------------------------------------------------------
+ * Outages
+ * ------------------------------------------------------------------------
  */
-char *
-hrflow_state_outage(HrflowRun *run, List *profiles, int limit)
+
+/*
+ * What an answer may be a sign of, if it is the only one that comes.
+ */
+typedef enum Sign
 {
-	int			nnetwork = 0;
-	int			nalike = 0;
-	int			nunasked = 0;
-	char	   *error = NULL;
-	HrflowStatus status = HRFLOW_OK;
-	ListCell   *cell;
+	SIGN_NONE,					/* the API answers for profiles */
+	SIGN_OF_NETWORK,			/* nothing is answered */
+	SIGN_OF_SETTING,			/* a setting or "fields" is wrong */
+	SIGN_OF_LINKS				/* no link works */
+} Sign;
 
-	foreach(cell, profiles)
+static Sign
+sign_of(const HrflowProfile *profile)
+{
+	switch (profile->status)
 	{
-		HrflowProfile *profile = lfirst(cell);
-
-		if (profile->is_exhausted)
-			continue;
-		if (profile->unasked)
-		{
-			nunasked++;
-			continue;
-		}
-		switch (profile->status)
-		{
-			case HRFLOW_CONNECT_FAILED:
-			case HRFLOW_CONNECTION_LOST:
-			case HRFLOW_TIMEOUT:
-			case HRFLOW_INVALID_REPLY:
-			case HRFLOW_HTTP_ERROR:
-				nnetwork++;
-				break;
-			case HRFLOW_NO_VECTOR:	/* of a link's host */
-			case HRFLOW_LINK_REFUSED:
-			case HRFLOW_LINK_EXPIRED:
-				if (nalike++ > 0 && profile->status != status)
-					return NULL;
-				break;
-			case HRFLOW_INVALID_REQUEST:
-				if (nalike++ > 0 && (profile->status != status ||
-									 strcmp(profile->error, error) != 0))
-					return NULL;
-				break;
-			default:
-				return NULL;
-		}
-		status = profile->status;
-		error = profile->error;
+		case HRFLOW_CONNECT_FAILED:
+		case HRFLOW_CONNECTION_LOST:
+		case HRFLOW_TIMEOUT:
+		case HRFLOW_INVALID_REPLY:
+		case HRFLOW_HTTP_ERROR:
+			return SIGN_OF_NETWORK;
+		case HRFLOW_LINK_REFUSED:
+		case HRFLOW_INVALID_REQUEST:
+			return SIGN_OF_SETTING;
+		case HRFLOW_LINK_EXPIRED:
+		case HRFLOW_NO_VECTOR:	/* says the host of a link */
+			return SIGN_OF_LINKS;
+		default:
+			return SIGN_NONE;
 	}
+}
 
-	if (nnetwork > 0 && nalike > 0)
-		return NULL;
-	if (nalike >= MIN_OUTAGE)
-		return psprintf("all profiles met the same; %s", error);
-	if (nalike > 0 || (nnetwork < MIN_OUTAGE && nunasked == 0))
-		return NULL;
-	if (error != NULL)
-		return psprintf("nothing was answered; %s", error);
-	if (TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 10) < run->deadline)
-		return psprintf("nothing was answered within %d ms", limit);
-	return pstrdup("");
+/*
+ * Have two profiles met the same?
+ */
+static bool
+have_met_the_same(const HrflowProfile *a, const HrflowProfile *b)
+{
+	return sign_of(a) == sign_of(b) &&
+		(sign_of(a) == SIGN_OF_NETWORK ||
+		 (a->status == b->status &&
+		  (a->status != HRFLOW_INVALID_REQUEST ||
+		   strcmp(a->error, b->error) == 0)));
+}
+
+static void
+move_to_arrived(HrflowRun *run, HrflowProfile *profile)
+{
+	dlist_delete(&profile->node);
+	dlist_push_tail(&run->arrived, &profile->node);
+	run->narrived++;
+}
+
+/*
+ * The suspects are at fault themselves, or they are not, as "is_outage" says.
+ */
+static void
+clear_suspects(HrflowRun *run, bool is_outage)
+{
+	while (!dlist_is_empty(&run->suspects))
+	{
+		HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
+													&run->suspects);
+
+		profile->is_postponed = is_outage && sign_of(profile) != SIGN_OF_LINKS;
+		move_to_arrived(run, profile);
+	}
+	run->nsuspects = 0;
+}
+
+/*
+ * All suspects have met the same, and nothing else was met: that is not theirs.
+ * Of links it is, however many meet it: the API has answered, and has been
+ * paid.
+ */
+static void
+note_outage(HrflowRun *run)
+{
+	HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
+												&run->suspects);
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	run->is_outage = run->is_stopping = true;
+	run->stop_reason = sign_of(profile) == SIGN_OF_NETWORK ?
+		psprintf("nothing was answered; %s", profile->error) :
+		psprintf("all profiles met the same; %s", profile->error);
+	MemoryContextSwitchTo(old);
+	clear_suspects(run, true);
+}
+
+/*
+ * Nothing more comes of a profile: it is written next, unless what it has met
+ * may be an outage.  It is not if the API has answered anything else since the
+ * profile was asked for.
+ */
+void
+hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
+{
+	Sign		sign = profile->unasked ? SIGN_NONE : sign_of(profile);
+
+	run->nforbidden += profile->status == HRFLOW_FORBIDDEN;
+	if (profile->unasked)
+	{
+		profile->is_postponed = run->is_unanswered;
+		move_to_arrived(run, profile);
+		return;
+	}
+	if (sign != SIGN_OF_NETWORK)
+		run->answered_at = hrflow_clock_now();
+	if (run->is_outage && sign != SIGN_NONE)
+	{
+		profile->is_postponed = sign != SIGN_OF_LINKS;
+		move_to_arrived(run, profile);
+		return;
+	}
+	if (sign != SIGN_NONE && run->alive_at < profile->asked_at &&
+		(run->nsuspects == 0 ||
+		 have_met_the_same(profile, dlist_head_element(HrflowProfile, node,
+													   &run->suspects))))
+	{
+		dlist_delete(&profile->node);
+		dlist_push_tail(&run->suspects, &profile->node);
+		if (++run->nsuspects >= run->batch_size &&
+			run->nsuspects >= MIN_OUTAGE)
+			note_outage(run);
+		return;
+	}
+	if (sign == SIGN_NONE || run->alive_at < profile->asked_at)
+		run->alive_at = hrflow_clock_now();
+	clear_suspects(run, false);
+	move_to_arrived(run, profile);
+}
+
+/*
+ * Nothing more comes at all: decide about the suspects.  A few are at fault
+ * themselves, so that profiles that are alone come to an end, unless the time
+ * was too short for others.
+ */
+void
+hrflow_state_settle_suspects(HrflowRun *run)
+{
+	if (run->nsuspects >= MIN_OUTAGE ||
+		(run->nsuspects > 0 && run->is_unanswered))
+		note_outage(run);
+	else if (run->is_unanswered)
+	{
+		MemoryContext old = MemoryContextSwitchTo(run->context);
+
+		run->stop_reason = psprintf("nothing was answered within %d ms",
+									run->patience);
+		MemoryContextSwitchTo(old);
+	}
+	clear_suspects(run, run->is_stopping);
 }

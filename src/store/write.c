@@ -16,16 +16,28 @@
 #include "utils/timestamp.h"
 
 /*
- * $1 and $2 are the keys of a batch, and $3 is when its lease ends.
+ * Try so many times to write a profile that others have locked, a second apart.
  */
-static const char lock_batch_sql[] =
+#define MAX_WRITES 60
+
+/*
+ * $1 to $3 are the keys and leases of profiles.
+ */
+static const char lock_arrived_sql[] =
 "SELECT k.n::integer, p.generation, p.state, p.due_at,"
 " p.attempts, p.http_status, p.last_error, %F"
-" FROM unnest($1, $2) WITH ORDINALITY AS k(s, i, n)"
+" FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
 " JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i"
-" WHERE p.lease_until = $3"
+" WHERE p.lease_until = k.lease"
 " ORDER BY p.source_id, p.%I"
 " FOR UPDATE OF p SKIP LOCKED";
+
+/* Likewise: which of them are ours, though they cannot be locked? */
+static const char find_locked_sql[] =
+"SELECT k.n::integer"
+" FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
+" JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i"
+" WHERE p.lease_until = k.lease";
 
 /*
  * In these two $1 and $2 are the key of a profile.  The first one takes a
@@ -78,45 +90,67 @@ get_timestamp(uint64 row, int column, TimestampTz *value)
 }
 
 /*
- * Lock the batch's rows of the state table, and see what they are by now.
- * What another session has locked is left out: an application that writes
- * several rows locks them in its own order, and would deadlock with us.
+ * Lock the rows of profiles, and see what they are by now.  What another
+ * session has locked is left out: an application that writes several rows
+ * locks them in its own order, and would deadlock with us.
  */
 static void
-lock_profiles(HrflowRun *run, const HrflowStore *store, List *profiles)
+lock_profiles(const HrflowStore *store, List *profiles)
 {
+	static const Oid types[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
+	HrflowRows *rows = hrflow_store_make_rows(types, lengthof(types),
+											  list_length(profiles));
 	HrflowParameters parameters = {0};
+	ListCell   *cell;
 	uint64		n;
 
-	hrflow_work_add_keys(&parameters, profiles);
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(run->lease));
-	n = hrflow_store_execute(hrflow_store_sql(store, lock_batch_sql),
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+		Datum		values[lengthof(types)];
+
+		profile->is_ours = profile->is_locked = false;
+		values[0] = CStringGetTextDatum(profile->source_id);
+		values[1] = CStringGetTextDatum(profile->identifier);
+		values[2] = TimestampTzGetDatum(profile->lease);
+		hrflow_store_add_row(rows, values, NULL);
+	}
+	hrflow_store_add_rows(&parameters, rows);
+	n = hrflow_store_execute(hrflow_store_sql(store, lock_arrived_sql),
 							 &parameters);
 	for (uint64 i = 0; i < n; i++)
 	{
 		int			which = DatumGetInt32(hrflow_store_datum(i, 1));
 		HrflowProfile *profile = list_nth(profiles, which - 1);
+		HrflowProfileRow *row = &profile->row;
 		bool		is_null;
 
+		memset(row, 0, sizeof(HrflowProfileRow));
 		profile->is_ours = true;
-		profile->is_current = profile->generation ==
-			DatumGetInt64(hrflow_store_datum(i, 2));
-		profile->state = hrflow_state_parse(hrflow_store_value(i, 3));
-		profile->has_due_at = get_timestamp(i, 4, &profile->due_at);
-		profile->old_http_status =
+		row->state = hrflow_state_parse(hrflow_store_value(i, 3));
+		row->has_due_at = get_timestamp(i, 4, &row->due_at);
+		row->attempts = DatumGetInt32(hrflow_store_datum(i, 5));
+		row->http_status =
 			DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
 										SPI_tuptable->tupdesc, 6, &is_null));
-		profile->old_error = hrflow_store_value_or_null(i, 7);
-		profile->has_failed_at = get_timestamp(i, 8, &profile->failed_at);
-		if (!profile->is_current)
-		{
-			profile->attempts = DatumGetInt32(hrflow_store_datum(i, 5));
-			profile->http_status = profile->old_http_status;
-			profile->error = profile->old_error;
-		}
+		row->error = hrflow_store_value_or_null(i, 7);
+		row->has_failed_at = get_timestamp(i, 8, &row->failed_at);
+		profile->is_current = profile->generation ==
+			DatumGetInt64(hrflow_store_datum(i, 2)) &&
+			row->has_due_at && row->due_at == profile->claimed_due_at;
 	}
 	SPI_freetuptable(SPI_tuptable);
+
+	n = n == rows->n ? 0 :
+		hrflow_store_execute(hrflow_store_sql(store, find_locked_sql),
+							 &parameters);
+	for (uint64 i = 0; i < n; i++)
+	{
+		int			which = DatumGetInt32(hrflow_store_datum(i, 1));
+		HrflowProfile *profile = list_nth(profiles, which - 1);
+
+		profile->is_locked = !profile->is_ours;
+	}
 }
 
 /*
@@ -139,8 +173,7 @@ INT4ARRAYOID};
 static bool
 is_complete(const HrflowProfile *profile)
 {
-	return profile->is_ours && profile->is_current && !profile->unasked &&
-		profile->status == HRFLOW_OK;
+	return !profile->unasked && profile->status == HRFLOW_OK;
 }
 
 /*
@@ -201,7 +234,7 @@ write_vectors(void *arg)
 	{
 		HrflowProfile *profile = lfirst(cell);
 
-		if (!profile->is_ours || !profile->is_current)
+		if (!profile->is_ours)
 			continue;
 		foreach(inner, profile->vectors)
 		{
@@ -222,9 +255,9 @@ write_vectors(void *arg)
 }
 
 /*
- * Is this an error of the server's or for a person's sake, rather than of
- * what was written?  Of class 55 only what is about locks: the rest of it a
- * trigger may well throw for one profile.
+ * Was this error caused by the server or by user intervention rather than by
+ * the data?  Of class 55 only what is about locks: a trigger may well throw the
+ * rest of it for one profile.
  */
 static bool
 is_of_server(int sqlerrcode)
@@ -241,29 +274,74 @@ is_of_server(int sqlerrcode)
 }
 
 /*
- * The same in a subtransaction.  Returns NULL, or the error's message: that
- * of a vector the column does not take, or of a trigger or constraint of the
- * user's.
+ * Is this an error about rows that others have locked?
  */
-static char *
-try_write_vectors(HrflowRun *run, const Plans *plans, List *profiles)
+static bool
+is_of_lock(int sqlerrcode)
 {
-	Writing		writing = {run, plans, profiles};
-	ErrorData  *error = hrflow_store_try(write_vectors, &writing);
-
-	if (error == NULL)
-		return NULL;
-	if (is_of_server(error->sqlerrcode))
-		ReThrowError(error);
-	return error->message ? error->message : pstrdup("unknown error");
+	return sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
+		sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED;
 }
 
 /*
- * Write the vectors of a batch; of those profiles that give an error, alone,
- * none.
+ * Write the vectors of some profiles in a subtransaction.  Returns NULL, or an
+ * error that is the profiles' or about locks.  Any other is thrown.
+ */
+static ErrorData *
+try_write_vectors(HrflowRun *run, const Plans *plans, List *profiles)
+{
+	Writing		writing = {.run = run, .plans = plans, .profiles = profiles};
+	ErrorData  *error = hrflow_store_try(write_vectors, &writing);
+
+	if (error != NULL && is_of_server(error->sqlerrcode) &&
+		!is_of_lock(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
+}
+
+/*
+ * A profile's vectors could not be written: for an error of its own, or because
+ * they are locked.  The latter ends the run, but not before all others are
+ * written; the profile is left to its lease until then.
  */
 static void
-write_batch_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
+note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
+{
+	MemoryContext old;
+
+	if (is_of_lock(error->sqlerrcode))
+	{
+		profile->is_ours = false;
+		profile->is_stuck = true;
+		if (run->error != NULL)
+			return;
+		old = MemoryContextSwitchTo(run->context);
+		PG_TRY();
+		{
+			ReThrowError(error);
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(run->context);
+			run->error = CopyErrorData();
+			FlushErrorState();
+		}
+		PG_END_TRY();
+		MemoryContextSwitchTo(old);
+		return;
+	}
+	old = MemoryContextSwitchTo(profile->context);
+	profile->status = HRFLOW_INVALID_VECTOR;
+	profile->error = psprintf("Could not be stored: %s", error->message ?
+							  error->message : "unknown error");
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Write the vectors of profiles; of those that give an error, alone, none.
+ */
+static void
+write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
 	Plans		plans;
 	ListCell   *cell;
@@ -279,13 +357,11 @@ write_batch_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 		foreach(cell, profiles)
 		{
 			HrflowProfile *profile = lfirst(cell);
-			char	   *message = try_write_vectors(run, &plans,
-													list_make1(profile));
+			ErrorData  *error = try_write_vectors(run, &plans,
+												  list_make1(profile));
 
-			if (message == NULL)
-				continue;
-			profile->status = HRFLOW_INVALID_VECTOR;
-			profile->error = psprintf("Could not be stored: %s", message);
+			if (error != NULL)
+				note_write_error(run, profile, error);
 		}
 	}
 	SPI_freeplan(plans.insert);
@@ -296,8 +372,7 @@ write_batch_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
  * Write the state of the profiles that are ours.
  */
 static void
-write_states(HrflowRun *run, const HrflowStore *store, List *profiles,
-			 bool refused)
+write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
 	static const Oid types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
 	INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
@@ -310,29 +385,29 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles,
 	foreach(cell, profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);
+		HrflowProfileRow *row = &profile->row;
 		Datum		values[lengthof(types)];
 		bool		nulls[lengthof(types)] = {false};
 		int			i = 0;
 
 		if (!profile->is_ours)
 			continue;
-		if (profile->is_current)
-			hrflow_state_set(run, profile, refused);
+		hrflow_state_set(run, profile);
 		values[i++] = CStringGetTextDatum(profile->source_id);
 		values[i++] = CStringGetTextDatum(profile->identifier);
-		values[i++] = CStringGetTextDatum(hrflow_state_name(profile->state));
-		nulls[i] = !profile->has_due_at;
-		values[i++] = TimestampTzGetDatum(profile->due_at);
-		values[i++] = Int32GetDatum(profile->attempts);
-		nulls[i] = profile->http_status == 0;
-		values[i++] = Int32GetDatum(profile->http_status);
-		nulls[i] = !profile->is_refreshed;
+		values[i++] = CStringGetTextDatum(hrflow_state_name(row->state));
+		nulls[i] = !row->has_due_at;
+		values[i++] = TimestampTzGetDatum(row->due_at);
+		values[i++] = Int32GetDatum(row->attempts);
+		nulls[i] = row->http_status == 0;
+		values[i++] = Int32GetDatum(row->http_status);
+		nulls[i] = !row->is_refreshed;
 		values[i++] = TimestampTzGetDatum(now);
-		nulls[i] = profile->error == NULL;
-		values[i++] = profile->error == NULL ? (Datum) 0 :
-			CStringGetTextDatum(profile->error);
-		nulls[i] = !profile->has_failed_at;
-		values[i++] = TimestampTzGetDatum(profile->failed_at);
+		nulls[i] = row->error == NULL;
+		values[i++] = row->error == NULL ? (Datum) 0 :
+			CStringGetTextDatum(row->error);
+		nulls[i] = !row->has_failed_at;
+		values[i++] = TimestampTzGetDatum(row->failed_at);
 		Assert(i == lengthof(types));
 		hrflow_store_add_row(rows, values, nulls);
 	}
@@ -346,66 +421,79 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles,
 						 &parameters);
 }
 
-/* What write_profiles() is to do. */
-typedef struct WrittenBatch
-{
-	HrflowRun  *run;
-	const HrflowStore *store;
-	List	   *profiles;
-	bool		refused;		/* the API refused to go on */
-} WrittenBatch;
-
-static void
-write_profiles(void *arg)
-{
-	WrittenBatch *batch = arg;
-
-	lock_profiles(batch->run, batch->store, batch->profiles);
-	write_batch_vectors(batch->run, batch->store, batch->profiles);
-	write_states(batch->run, batch->store, batch->profiles, batch->refused);
-}
-
-static void
-write_batch(HrflowRun *run, List *profiles, bool refused)
-{
-	HrflowStore store;
-	WrittenBatch batch = {run, &store, profiles, refused};
-	ErrorData  *error;
-
-	hrflow_work_begin(run, &store);
-	error = hrflow_store_try(write_profiles, &batch);
-	if (error != NULL)
-		ReThrowError(error);
-	hrflow_work_end(&store);
-}
-
 /*
- * Try again to write what was locked by others, or is no longer ours.  What
- * still is keeps its lease, and is asked for again when that ends.
+ * Remember a profile that the API did not know at the last refresh, and does
+ * not now.
  */
 static void
-write_rest(HrflowRun *run, List *profiles, bool refused)
+note_gone(HrflowRun *run, const HrflowProfile *profile)
 {
-	List	   *rest = NIL;
-	ListCell   *cell;
+	MemoryContext old;
+	HrflowGone *gone;
 
-	foreach(cell, profiles)
-	{
-		HrflowProfile *profile = lfirst(cell);
-
-		if (!profile->is_ours)
-			rest = lappend(rest, profile);
-	}
-	if (rest != NIL)
-		write_batch(run, rest, refused);
+	if (profile->tally != HRFLOW_TALLY_MISSING ||
+		profile->claimed_state != HRFLOW_STATE_MISSING)
+		return;
+	old = MemoryContextSwitchTo(run->context);
+	gone = palloc(sizeof(HrflowGone));
+	gone->source_id = pstrdup(profile->source_id);
+	gone->identifier = pstrdup(profile->identifier);
+	gone->generation = profile->generation;
+	run->gone = lappend(run->gone, gone);
+	MemoryContextSwitchTo(old);
 }
 
 /*
- * Write a batch, in a transaction of its own.
+ * Write what has arrived.  See hrflow_write_done().
  */
 void
-hrflow_write(HrflowRun *run, List *profiles, bool refused)
+hrflow_write(HrflowRun *run, const HrflowStore *store)
 {
-	write_batch(run, profiles, refused);
-	write_rest(run, profiles, refused);
+	List	   *profiles = NIL;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &run->arrived)
+	{
+		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
+
+		if (!profile->is_stuck)
+			profiles = lappend(profiles, profile);
+	}
+	if (profiles == NIL)
+		return;
+	lock_profiles(store, profiles);
+	write_all_vectors(run, store, profiles);
+	write_states(run, store, profiles);
+}
+
+/*
+ * What was written is committed: count it, and forget it.  Profiles that others
+ * had locked stay for another try; those whose lease is no longer ours do not.
+ */
+void
+hrflow_write_done(HrflowRun *run)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &run->arrived)
+	{
+		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
+
+		if (profile->is_stuck ||
+			(profile->is_locked && ++profile->ntries < MAX_WRITES))
+			continue;
+		run->nvain++;
+		if (profile->is_ours)
+		{
+			run->tallies[profile->tally]++;
+			if (profile->tally != HRFLOW_TALLY_NONE)
+			{
+				run->ncounted++;
+				run->nvain = 0;
+			}
+			note_gone(run, profile);
+		}
+		run->narrived--;
+		hrflow_claim_forget(run, profile);
+	}
 }

@@ -303,16 +303,6 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 }
 
 /*
- * Is an interrupt pending that would raise an error?
- */
-static bool
-is_interrupted(void)
-{
-	return InterruptPending &&
-		(QueryCancelPending || hrflow_compat_fatal_interrupt_pending());
-}
-
-/*
  * Wait for the next reply to come; NULL when nothing is asked for any more.
  * Meanwhile the requests of the backend's other transports go on.
  *
@@ -328,10 +318,9 @@ hrflow_transport_next(HrflowTransport *transport)
 }
 
 /*
- * Likewise, but return NULL at a time, too, or when an interrupt is pending that
- * would raise an error.  Then *woken is set, and the interrupt is left to the
- * caller.  A reply that has come is returned first, unless there is such an
- * interrupt.
+ * Likewise, but return NULL at a time, too, or when an interrupt is pending.
+ * Then *woken is set, and the interrupt is left to the caller.  A reply that has
+ * come is returned first, unless there is an interrupt.
  */
 HrflowReply *
 hrflow_transport_next_until(HrflowTransport *transport, int64 until,
@@ -342,7 +331,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 	{
 		int64		now = hrflow_clock_now();
 
-		if (woken != NULL && is_interrupted())
+		if (woken != NULL && InterruptPending)
 		{
 			*woken = true;
 			return NULL;

@@ -1,0 +1,233 @@
+# What was paid for is kept: a refresh writes as it goes, and what has arrived is
+# written whatever ends the run.  And no profile waits for another's answer.  SQL
+# sees neither what is asked nor other sessions, and cannot end a run.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+my $api = Hrflow::StandIn->new('--latency' => 20, '--dim' => 64);
+my $node = Hrflow::Node->new(
+	'window', $api,
+	link_hosts => '127.0.0.1',
+	max_attempts => 1,
+	request_timeout => '5s');
+my $store = Hrflow::Store->new($node, $api, 'shop');
+my $slow_api = Hrflow::StandIn->new('--latency' => 200, '--dim' => 64);
+my %slow = ('hrflow_embed.base_url' => $slow_api->base_url);
+
+# Nothing but these profiles, due.
+sub track
+{
+	my ($select) = @_;
+
+	$store->sql(
+		"DELETE FROM shop.candidate;
+		DELETE FROM shop.embedding_profile;
+		DELETE FROM shop.embedding;
+		INSERT INTO shop.candidate (hrflow_id) $select");
+	$_->reset foreach $api, $slow_api;
+	return;
+}
+
+sub profiles
+{
+	my ($columns) = @_;
+	return $store->sql("SELECT DISTINCT $columns FROM shop.embedding_profile ORDER BY 1");
+}
+
+sub refreshed
+{
+	return $store->sql(
+		'SELECT count(*) FROM shop.embedding_profile WHERE refreshed_at IS NOT NULL');
+}
+
+# The API's requests, not those for links
+sub paid
+{
+	my ($from) = @_;
+	return scalar(() = $from->get('/log') =~ /profile_id=/g);
+}
+
+#
+# Profiles that are never answered hold no other profile up
+#
+track("SELECT 'nurse-' || i FROM generate_series(1, 2040) i");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id)
+	SELECT 'fault:silent,id=' || i FROM generate_series(1, 8) i;
+	UPDATE shop.embedding_profile SET due_at = now() - interval '1 hour'
+		WHERE profile_id ~ 'silent'");
+my $began = time;
+my $call = $store->start_call;
+$node->poll_query_until('postgres',
+	"SELECT count(*) = 2040 FROM shop.embedding_profile WHERE state = 'ok'");
+my $took = time - $began;
+my $printed = $store->finish_call($call);
+cmp_ok(time - $began,
+	'<', 15, 'eight profiles that are never answered cost a run one request_timeout at most');
+like(
+	$printed,
+	qr/: 2040 refreshed, 8 to be tried again/,
+	'profiles that are never answered are tried again, and the others refreshed');
+note("2040 of 2048 profiles were refreshed after $took s");
+
+#
+# A limit that comes again and again
+#
+track("SELECT 'nurse-' || i FROM generate_series(1, 500) i");
+like(
+	$store->call(undef, role => 'keeper', settings => { %slow, statement_timeout => '1500ms' }),
+	qr/ERROR:  57014: canceling statement due to statement timeout/,
+	'statement_timeout ends a run with its error');
+cmp_ok(refreshed(), '>', 0, 'what was fetched before statement_timeout is written');
+is(profiles('attempts, lease_until'), '0|', 'statement_timeout leaves no lease and no attempt');
+
+track("SELECT 'nurse-' || i FROM generate_series(1, 200) i");
+foreach my $run (1 .. 3)
+{
+	$store->call("time_budget => '300ms'", role => 'keeper', settings => \%slow);
+	is(paid($slow_api), refreshed(),
+		"nothing that was paid for is lost to time_budget in run $run");
+}
+
+SKIP:
+{
+	skip 'transaction_timeout came with PostgreSQL 17', 2
+	  if $node->safe_psql('postgres', 'SHOW server_version_num') < 170000;
+	track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
+	like(
+		$store->call(undef, role => 'keeper', settings => { %slow, transaction_timeout => '1s' }),
+		qr/: 300 refreshed/,
+		'no transaction of a run lasts as long as transaction_timeout');
+	is(paid($slow_api), 300, 'transaction_timeout costs no request');
+}
+
+#
+# Cancels at random, and the end of the session
+#
+my $rounds = $ENV{HRFLOW_CANCELS} // 10;
+foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
+{
+	my ($lost, $paid, $ended) = (0, 0, 0);
+
+	foreach my $round (1 .. $rounds)
+	{
+		track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+		my $call = $store->start_call;
+		$api->wait_until(sub { $_[0]{requests} >= 1 });
+		sleep rand 0.5;
+		$node->safe_psql('postgres', "SELECT $function($_)") foreach $store->backends;
+		my $printed = $store->finish_call($call);
+		$ended++ if $printed =~ /57014|57P01/;
+
+		# An answer takes 20 ms, and the run waits 100 ms for it
+		my $answered = paid($api);
+		$paid += $answered;
+		$lost += $answered - refreshed();
+	}
+	cmp_ok($ended, '>', 0, "$function() ends runs with its error");
+	is($lost, 0, "no answer is lost to $function()");
+	note("$lost of $paid answers were lost to $ended calls of $function()");
+}
+
+#
+# A profile that changes all the time
+#
+track("SELECT 'fault:latency=400,id=cook'");
+my $writer = Hrflow::Session->new($node);
+$writer->ask('SET ROLE keeper;');
+$began = time;
+while (time - $began < 4)
+{
+	my $call = $store->start_call;
+	while ($call->{err} !~ /refreshed, / && $call->{process}->pumpable)
+	{
+		$writer->ask("UPDATE shop.candidate SET cv = coalesce(cv, '') || 'x';");
+		$call->{process}->pump_nb;
+		sleep 0.1;
+	}
+	$store->finish_call($call);
+}
+is(paid($api), 1, 'a profile that changes all the time is paid for once a minute');
+is($store->sql('SELECT count(*) FROM shop.embedding'), 2, 'its vectors are kept');
+is(profiles("state, due_at BETWEEN now() AND now() + interval '60 seconds'"),
+	'due|t', 'and it is due again within the minute');
+$writer->finish;
+
+#
+# A change does not send a profile to the back
+#
+track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->sql(
+	"UPDATE shop.embedding_profile SET due_at = now() - interval '1 hour'
+		WHERE profile_id = 'cook-5';
+	UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id = 'cook-5';
+	SELECT hrflow_mark_due('shop.embedding', 'acme', '{cook-5}')");
+like($store->call('max_profiles => 1'), qr/: 1 refreshed/, 'a run of one profile');
+is($store->sql("SELECT state FROM shop.embedding_profile WHERE profile_id = 'cook-5'"),
+	'ok', 'fetches the one that is due longest, though it has changed since');
+
+#
+# A due_at that is set during the fetch
+#
+track("SELECT 'fault:latency=1000,id=cook'");
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$store->sql('UPDATE shop.embedding_profile SET due_at = now()');
+$store->finish_call($call);
+is(profiles("state, due_at < now() + interval '2 minutes'"),
+	'due|t', 'a due_at that is set while the profile is fetched is not lost');
+
+#
+# A profile that the application has locked
+#
+track("SELECT 'fault:latency=1000,id=cook'");
+my $application = Hrflow::Session->new($node);
+foreach my $run (1 .. 6)
+{
+	$store->hasten('true');
+	$call = $store->start_call;
+	my $n = $run;
+	$api->wait_until(sub { $_[0]{requests} >= $n });
+	$application->ask('SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE;');
+	$store->finish_call($call);
+	$application->ask('COMMIT;');
+}
+is(profiles('state, attempts'),
+	'due|0', 'a profile that is locked whenever it is to be written never fails');
+$application->finish;
+
+#
+# What is claimed for nothing
+#
+track("SELECT 'cook-' || i FROM generate_series(1, 64) i");
+$store->sql(
+	'CREATE FUNCTION shop.unlease() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		NEW.lease_until := NULL;
+		RETURN NEW;
+	END $$;
+	CREATE TRIGGER unlease BEFORE UPDATE ON shop.embedding_profile
+		FOR EACH ROW EXECUTE FUNCTION shop.unlease()');
+like(
+	$store->call,
+	qr/nothing of what is fetched is kept/,
+	'a run stops that claims profiles whose leases are undone');
+$store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
+
+#
+# Links that do not work
+#
+track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 12) i");
+like(
+	$store->call,
+	qr/was stopped: all profiles met the same|12 to be tried again/,
+	'a run in which no link works is stopped');
+is(profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
+
+done_testing();
