@@ -742,8 +742,8 @@ COMMENT ON FUNCTION hrflow_store_status(regclass) IS
 
 REVOKE ALL ON FUNCTION hrflow_store_status(regclass) FROM PUBLIC;
 
--- The profiles that failed after max_attempts, and those that the API did not
--- know when it was asked last.  profile_id is the store's identifier: the
+-- The profiles that failed after max_attempts, those that the API did not know
+-- when it was asked last, and those that are gone.  profile_id is the store's identifier: the
 -- reference or the e-mail where it was made so.
 CREATE FUNCTION hrflow_store_failures(store regclass)
 RETURNS TABLE (source_id text, profile_id text, state text, attempts int,
@@ -753,18 +753,18 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 100;
 
 COMMENT ON FUNCTION hrflow_store_failures(regclass) IS
-'profiles of a store that failed or are missing';
+'profiles of a store that failed, are missing or are gone';
 
 REVOKE ALL ON FUNCTION hrflow_store_failures(regclass) FROM PUBLIC;
 
--- Makes those that failed due again.  Returns their number.
+-- Makes the profiles due again that failed or are gone.  Returns their number.
 CREATE FUNCTION hrflow_retry(store regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_retry(regclass) IS
-'makes the profiles of a store that failed due again';
+'makes the profiles of a store due again that failed or are gone';
 
 REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 

@@ -86,6 +86,9 @@ static const char unwanted_by_table_sql[] =
 
 static const char track_new_sql[] = TRACK_SQL;
 
+static const char track_untracked_sql[] = TRACK_SQL
+" ON CONFLICT (source_id, %I) DO UPDATE SET state = p.state WHERE false";
+
 static const char track_any_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
 " due_at = clock_timestamp(), attempts = 0, generation = p.generation + 1"
@@ -660,14 +663,17 @@ hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)
 
 /*
  * Track profiles.  One that is tracked is locked, for it must not be erased
- * meanwhile; one that was gone is wanted again.  Returns the number of rows
- * written.
+ * meanwhile.  One that was gone is due again where "revives" says so: because a
+ * row has come that wants it, and not because its rows are looked at once more.
+ * Returns the number of rows written.
  */
 uint64
 hrflow_feeder_track(const HrflowStore *store, const char *profiles,
-					const HrflowParameters *parameters)
+					bool revives, const HrflowParameters *parameters)
 {
-	return hrflow_store_execute(hrflow_store_sql(store, track_any_sql,
+	return hrflow_store_execute(hrflow_store_sql(store, revives ?
+												 track_any_sql :
+												 track_untracked_sql,
 												 profiles),
 								parameters);
 }

@@ -134,17 +134,17 @@ static const char mark_due_sql[] =
 static const char retry_sql[] =
 "WITH locked AS MATERIALIZED"
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-" WHERE p.state = 'failed'"
+" WHERE p.state IN ('failed', 'gone')"
 " ORDER BY p.source_id, p.%I FOR UPDATE)"
 " UPDATE %P AS p SET state = 'due',"
 " due_at = clock_timestamp(), attempts = 0"
 " FROM locked WHERE p.source_id = locked.s"
-" AND p.%I = locked.i AND p.state = 'failed'";
+" AND p.%I = locked.i AND p.state IN ('failed', 'gone')";
 
 static const char failures_sql[] =
 "SELECT source_id, %I, state, attempts, http_status,"
 " last_error, refreshed_at FROM %P"
-" WHERE state IN ('missing', 'failed')"
+" WHERE state IN ('missing', 'gone', 'failed')"
 " ORDER BY state, source_id, %I";
 
 static const char may_read_cron_sql[] =

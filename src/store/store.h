@@ -194,7 +194,7 @@ extern char *hrflow_feeder_unwanted(const HrflowStore *store, Oid function);
 extern void hrflow_feeder_track_new(const HrflowStore *store,
 									const char *profiles);
 extern uint64 hrflow_feeder_track(const HrflowStore *store,
-								  const char *profiles,
+								  const char *profiles, bool revives,
 								  const HrflowParameters *parameters);
 
 /* in erase.c */

@@ -526,7 +526,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 												   hrflow_store_sql(&store, "%R",
 																	RelationGetRelid(table)),
 												   "DISTINCT"),
-							NULL);
+							false, NULL);
 
 	relation_close(table, NoLock);
 	hrflow_store_close(&store);

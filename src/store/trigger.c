@@ -241,7 +241,7 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 	if (order < 0)
 		lock_profile(store, &old);
 	if (has_new)
-		hrflow_feeder_track(store, one_profile_sql, &new);
+		hrflow_feeder_track(store, one_profile_sql, true, &new);
 	if (has_old)
 		hrflow_erase_unwanted_of(store, trigdata->tg_trigger->tgfoid,
 								 one_profile_sql, &old);
@@ -260,7 +260,7 @@ rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 		!track_new(store, hrflow_feeder_profiles(args, table, "")))
 		hrflow_feeder_track(store,
 							hrflow_feeder_profiles(args, table, "DISTINCT"),
-							NULL);
+							true, NULL);
 }
 
 /*

@@ -93,6 +93,18 @@ SELECT profile_id, state, attempts, http_status, refreshed_at FROM hrflow_store_
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due, generation FROM talent.state;
+
+-- One that is gone is listed, and due again when it is asked for, but not because its table is tracked again
+SELECT profile_id, state, attempts, http_status FROM hrflow_store_failures('talent.embedding');
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', source_id => 'acme');
+UPDATE talent.embedding_profile SET state = 'gone', due_at = NULL WHERE profile_id = 'nurse-2';
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', source_id => 'acme');
+SELECT profile_id, state, due, generation FROM talent.state;
+BEGIN;
+SELECT hrflow_retry('talent.embedding');
+SELECT profile_id, state, due, generation FROM talent.state;
+ROLLBACK;
+SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1}');
 SELECT profile_id, state, due, generation FROM talent.state;
 
