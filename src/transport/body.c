@@ -235,13 +235,3 @@ hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 		return 0;
 	return length;
 }
-
-/*
- * Is a compressed body incomplete?
- */
-bool
-hrflow_body_is_cut_off(const HrflowTransfer *transfer)
-{
-	return transfer->try.is_gzip && transfer->try.body_bytes > 0 &&
-		!hrflow_gunzip_is_complete(transfer->gunzip);
-}

@@ -535,11 +535,6 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 	/* libcurl is content when a connection ends among the headers. */
 	if (code == CURLE_OK && !transfer->try.headers_ended)
 		code = CURLE_PARTIAL_FILE;
-	if (code == CURLE_OK && hrflow_body_is_cut_off(transfer))
-	{
-		transfer->try.fault = HRFLOW_BAD_ENCODING;
-		code = CURLE_BAD_CONTENT_ENCODING;
-	}
 	if (code != CURLE_OK)
 	{
 		hrflow_failure_classify(transfer, code);

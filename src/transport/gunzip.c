@@ -98,12 +98,3 @@ hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data, size_t length,
 			 (stream->avail_out == 0 && !gunzip->is_complete));
 	return true;
 }
-
-/*
- * Has the body come to the end of a member?
- */
-bool
-hrflow_gunzip_is_complete(const HrflowGunzip *gunzip)
-{
-	return gunzip->is_complete;
-}

@@ -235,7 +235,6 @@ extern size_t hrflow_body_on_data(char *data, size_t one, size_t length,
 								  void *arg);
 extern size_t hrflow_body_on_header(char *data, size_t one, size_t length,
 									void *arg);
-extern bool hrflow_body_is_cut_off(const HrflowTransfer *transfer);
 extern void hrflow_body_drop(HrflowTransfer *transfer);
 extern size_t hrflow_body_most_buffered(void);
 
@@ -247,7 +246,6 @@ extern void hrflow_gunzip_reset(HrflowGunzip *gunzip);
 extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
 							   size_t length, HrflowGunzipSink sink,
 							   void *arg);
-extern bool hrflow_gunzip_is_complete(const HrflowGunzip *gunzip);
 
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);
