@@ -34,12 +34,24 @@ typedef struct HrflowBucket
 	int64		limit_used_at;	/* when somebody with this limit last asked */
 	int64		next_at;		/* when the next request is due, were there no
 								 * burst allowed */
-	bool		paused;			/* since a 429, until a probe gets through */
+	bool		paused;			/* until a probe gets through */
+	bool		by_failures;	/* the pause was begun by failures, not by the
+								 * server's word */
+	bool		refuses;		/* the server asks for longer than anyone
+								 * waits */
+	int			level;			/* probes in this pause that did not get
+								 * through */
+	int64		paused_at;
 	int64		paused_until;
-	int64		pause_asked_at; /* when a 429 asked for a pause last */
+	int64		pause_asked_at; /* when a reply last asked for a pause */
+	int64		lasted;			/* length of the last pause, which a probe
+								 * ended; 0 when unknown */
+	int64		ended_at;		/* when that was */
 	int64		probe_sent_at;	/* the last one */
-	int64		probe_until;	/* a probe is out; taken for lost after this;
-								 * 0 for none */
+	int64		probe_until;	/* a probe is out; no longer waited for after
+								 * this; 0 for none */
+	int			failures;		/* in a row, since the last answer */
+	int64		answered_at;	/* when the last answer came */
 } HrflowBucket;
 
 typedef struct HrflowShared

@@ -92,6 +92,19 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 }
 
 /*
+ * libcurl sends a request again by itself, because the server closed a kept
+ * connection, or refused to look at it: that is one more request.
+ */
+static void
+count_again(const HrflowTransfer *transfer)
+{
+	hrflow_stats_count(HRFLOW_REQUESTS, 1);
+	hrflow_stats_count(HRFLOW_RETRIES, 1);
+	if (!HRFLOW_IS_LINK(transfer->reply.target))
+		hrflow_rate_charge(transfer->transport->account);
+}
+
+/*
  * A request is about to be sent, perhaps over a connection that was made for
  * another that was not guarded.
  *
@@ -112,7 +125,8 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 		transfer->try.fault = HRFLOW_SENT_TWICE;
 		return CURL_PREREQFUNC_ABORT;
 	}
-	transfer->try.nsent++;
+	if (transfer->try.nsent++ > 0)
+		count_again(transfer);
 	transfer->try.local_port = local_port;
 	hrflow_transfer_advance(transfer, HRFLOW_SENT);
 	if (!is_guarded(transfer))

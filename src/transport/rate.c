@@ -8,18 +8,21 @@
  * cell rate algorithm"): in any minute at most limit + limit / 60 requests go
  * out, and there is no minute's edge at which two bursts could meet.
  *
- * A 429 pauses the account.  When the pause is over one request goes out as a
- * probe; when it gets through the account goes on, when it does not the pause
- * begins anew.  A pause that was asked for while the probe was out is not the
- * probe's to end: another goes out when that is over.
+ * A 429, or a 503 with Retry-After, pauses the account.  So do many failures in
+ * a row soon after an answer, as when a server is restarted.  When the pause is
+ * over one request goes out as a probe.  If it meets the same, the next pause is
+ * longer; anything else ends the pause, and so does a probe that takes longer
+ * than the pause did, and than a second.  A pause that was asked for while the probe was out is
+ * not the probe's to end: another goes out when that is over.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "common/hashfn.h"
-#include "transport/transfer.h"
 #include "base/shared.h"
+#include "common/hashfn.h"
+#include "common/pg_prng.h"
+#include "transport/transfer.h"
 
 /*
  * A limit that nobody has used for this long gives way to a higher one.
@@ -30,10 +33,35 @@
 #define PROBE_POLL (20 * HRFLOW_MSEC)
 
 /*
- * How often to look whether a pause is over before its time: nobody wakes who
- * waits.
+ * How often to look whether a pause is over before its time, since no one wakes
+ * those who wait.
  */
 #define PAUSE_POLL HRFLOW_SEC
+
+/*
+ * A pause for which the server names no time is at first about as long as the
+ * minimum, and doubles with each probe that meets the same, up to the limit.
+ */
+#define PAUSE_MIN (250 * HRFLOW_MSEC)
+#define PAUSE_LIMIT (8 * HRFLOW_SEC)
+
+/* A probe is waited for at least so long. */
+#define PROBE_MIN HRFLOW_SEC
+
+/*
+ * Limits come in periods, mostly a minute's: the next pause will be as long as
+ * the last one.  So the first probe goes out when 7/8 of that are over, and the
+ * further ones in steps of 1/16.  A length is forgotten after ten minutes.
+ */
+#define LASTED_LIMIT (60 * HRFLOW_SEC)
+#define LASTED_MEMORY (600 * HRFLOW_SEC)
+
+/*
+ * So many failures in a row pause an account, while an answer is no longer ago
+ * than this: a server that is restarted is back within a minute.
+ */
+#define BREAKER_FAILURES 16
+#define BREAKER_MEMORY (60 * HRFLOW_SEC)
 
 /*
  * The account that these settings use, the key and the origin of base_url:
@@ -106,26 +134,33 @@ merge_limit(HrflowBucket *bucket, int limit, int64 now)
 
 /*
  * May this account send a request now?  If so it is counted.  If not, *again
- * is when to ask next.  "probe_time" is how long a probe may take.
+ * is when to ask next, and *paused_until when the pause is over that the server
+ * asked for, or 0.
  */
 HrflowAdmission
-hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
+hrflow_rate_admit(uint64 account, int limit, int64 *again, int64 *paused_until)
 {
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowAdmission admission = HRFLOW_ADMIT;
 	HrflowBucket *bucket;
 	int64		now = hrflow_clock_now();
 
+	*paused_until = 0;
 	SpinLockAcquire(&shared->mutex);
 	bucket = find_bucket(shared, account, now);
 	merge_limit(bucket, limit, now);
+
+	if (bucket->paused && now >= bucket->paused_until &&
+		bucket->probe_until != 0 && now >= bucket->probe_until)
+		bucket->paused = false;
 
 	if (bucket->paused)
 	{
 		if (now < bucket->paused_until)
 		{
 			*again = Min(bucket->paused_until, now + PAUSE_POLL);
-			admission = HRFLOW_WAIT;
+			*paused_until = bucket->paused_until;
+			admission = bucket->refuses ? HRFLOW_REFUSE : HRFLOW_WAIT;
 		}
 		else if (now < bucket->probe_until)
 		{
@@ -136,7 +171,8 @@ hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
 			admission = HRFLOW_ADMIT_PROBE;
 	}
 
-	if (admission != HRFLOW_WAIT && bucket->limit > 0)
+	if (bucket->limit > 0 &&
+		(admission == HRFLOW_ADMIT || admission == HRFLOW_ADMIT_PROBE))
 	{
 		int64		interval = 60 * HRFLOW_SEC / bucket->limit;
 		int64		burst = Max(bucket->limit / 60, 1);
@@ -154,7 +190,8 @@ hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
 	if (admission == HRFLOW_ADMIT_PROBE)
 	{
 		bucket->probe_sent_at = now;
-		bucket->probe_until = now + probe_time;
+		bucket->probe_until = now +
+			Max(bucket->paused_until - bucket->pause_asked_at, PROBE_MIN);
 	}
 	SpinLockRelease(&shared->mutex);
 
@@ -162,47 +199,157 @@ hrflow_rate_admit(uint64 account, int limit, int64 probe_time, int64 *again)
 }
 
 /*
- * The account met a 429: nobody sends before "delay" is over.  Returns whether
- * it was paused already.
+ * libcurl sends a request again by itself: count it.  Does not throw.
  */
-bool
-hrflow_rate_pause(uint64 account, int64 delay, bool was_probe)
+void
+hrflow_rate_charge(uint64 account)
 {
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowBucket *bucket;
 	int64		now = hrflow_clock_now();
-	bool		was_paused;
 
 	SpinLockAcquire(&shared->mutex);
 	bucket = find_bucket(shared, account, now);
-	was_paused = bucket->paused;
-	bucket->paused = true;
-	bucket->paused_until = Max(bucket->paused_until, now + delay);
-	bucket->pause_asked_at = now;
-	if (was_probe)
-		bucket->probe_until = 0;
+	if (bucket->limit > 0)
+		bucket->next_at = Max(bucket->next_at, now) +
+			60 * HRFLOW_SEC / bucket->limit;
 	SpinLockRelease(&shared->mutex);
-
-	return was_paused;
 }
 
 /*
- * The probe got through, or ("passed" is false) was given up: another may go.
- * What was asked for since it was sent it knows nothing of.
+ * How long to pause where the server names no time.  "random" is in [0, 1).
  */
-void
-hrflow_rate_end_probe(uint64 account, bool passed)
+static int64
+choose_pause(const HrflowBucket *bucket, double random)
+{
+	int64		lasted = bucket->by_failures ? 0 : bucket->lasted;
+	int64		step = Max(PAUSE_MIN, lasted / 16);
+	int			level = bucket->level;
+
+	if (lasted > 0 && level-- == 0)
+		return Max(PAUSE_MIN, lasted * 7 / 8);
+	step = Min(step << Min(level, 10), PAUSE_LIMIT);
+	return step / 2 + (int64) (random * (step / 2));
+}
+
+/*
+ * Pause an account, or make its pause longer.  Those that were in flight when
+ * the pause began only do so when the server names a time.  The caller holds
+ * the mutex.
+ */
+static void
+pause_bucket(HrflowBucket *bucket, int64 asked, bool was_probe, bool by_failures,
+			 double random, int64 now)
+{
+	bool		begins = !bucket->paused;
+
+	if (begins)
+	{
+		bucket->paused = true;
+		bucket->paused_at = now;
+		bucket->paused_until = 0;
+		bucket->probe_until = 0;
+		bucket->level = 0;
+		if (now - bucket->ended_at > LASTED_MEMORY)
+			bucket->lasted = 0;
+		bucket->by_failures = by_failures;
+	}
+	else if (was_probe)
+	{
+		bucket->probe_until = 0;
+		bucket->level++;
+	}
+	else if (asked == 0)
+		return;
+
+	bucket->refuses = asked > HRFLOW_RETRY_AFTER_LIMIT;
+	if (asked == 0)
+		asked = choose_pause(bucket, random);
+	bucket->paused_until = Max(bucket->paused_until,
+							   now + Min(asked, HRFLOW_RETRY_AFTER_LIMIT));
+	bucket->pause_asked_at = now;
+}
+
+/*
+ * A probe has come back with something else than what the pause is about.  Of
+ * a pause that was asked for since it was sent it knows nothing.
+ */
+static void
+end_pause(HrflowBucket *bucket, int64 now)
+{
+	bucket->probe_until = 0;
+	if (!bucket->paused || bucket->pause_asked_at > bucket->probe_sent_at)
+		return;
+	bucket->paused = false;
+	bucket->paused_until = 0;
+	if (!bucket->by_failures)
+	{
+		bucket->lasted = Min(now - bucket->paused_at, LASTED_LIMIT);
+		bucket->ended_at = now;
+	}
+}
+
+/*
+ * Tell what became of a request of this account.  "asked" is the Retry-After
+ * of HRFLOW_LIMITED, in microseconds; 0 for none.
+ *
+ * Returns how long the account pauses because of it, in microseconds; 0 when it
+ * does not.  Then *counts says whether the try counts as one of its request:
+ * not where others had paused the account already, nor while failures may be
+ * those of a restart.  Does not throw.
+ */
+int64
+hrflow_rate_report(uint64 account, HrflowOutcome outcome, int64 asked,
+				   bool was_probe, bool *counts)
 {
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowBucket *bucket;
+	double		random = pg_prng_double(&pg_global_prng_state);
+	int64		now = hrflow_clock_now();
+	int64		length = 0;
 
+	*counts = true;
 	SpinLockAcquire(&shared->mutex);
-	bucket = find_bucket(shared, account, hrflow_clock_now());
-	bucket->probe_until = 0;
-	if (passed && bucket->pause_asked_at <= bucket->probe_sent_at)
+	bucket = find_bucket(shared, account, now);
+	switch (outcome)
 	{
-		bucket->paused = false;
-		bucket->paused_until = 0;
+		case HRFLOW_ANSWERED:
+			bucket->failures = 0;
+			bucket->answered_at = now;
+			if (was_probe)
+				end_pause(bucket, now);
+			break;
+
+		case HRFLOW_LIMITED:
+			*counts = was_probe || !bucket->paused;
+			pause_bucket(bucket, asked, was_probe, false, random, now);
+			length = Max(asked, Max(bucket->paused_until - now, 1));
+			break;
+
+		case HRFLOW_FAILED:
+			if (bucket->answered_at != 0 &&
+				now - bucket->answered_at < BREAKER_MEMORY &&
+				++bucket->failures >= BREAKER_FAILURES)
+			{
+				*counts = false;
+				pause_bucket(bucket, 0, was_probe, true, random, now);
+				length = Max(bucket->paused_until - now, 1);
+			}
+			else if (was_probe)
+				end_pause(bucket, now);
+			break;
+
+		case HRFLOW_TIMED_OUT:
+			if (was_probe)
+				end_pause(bucket, now);
+			break;
+
+		case HRFLOW_GIVEN_UP:
+			if (was_probe)
+				bucket->probe_until = 0;
+			break;
 	}
 	SpinLockRelease(&shared->mutex);
+
+	return length;
 }

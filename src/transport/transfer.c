@@ -16,22 +16,7 @@
  */
 #include "postgres.h"
 
-#include "common/pg_prng.h"
 #include "transport/transfer.h"
-
-/*
- * The pause before a second try is random between 0 and this, doubled for
- * every further try up to the limit: "full jitter", so that clients that
- * failed together do not come back together.
- */
-#define BACKOFF_BASE (250 * HRFLOW_MSEC)
-#define BACKOFF_LIMIT (16 * HRFLOW_SEC)
-
-/*
- * A probe that has not come back after this is taken for lost, and another
- * may go: nobody would tell of the end of a backend that was killed.
- */
-#define PROBE_LIMIT (30 * HRFLOW_SEC)
 
 /*
  * libcurl ends a try when its time is up.  When it has not done so after this,
@@ -52,99 +37,6 @@ static struct
 	uint32		round;			/* how often replies were collected */
 	int64		flushed_at;		/* when the counts were added to the shared */
 }			scheduler = {DLIST_STATIC_INIT(scheduler.transports)};
-
-/*
- * ------------------------------------------------------------------------
- * The account
- * ------------------------------------------------------------------------
- */
-
-/*
- * How long to wait before another try of a request, after this reply.
- */
-int64
-hrflow_transfer_backoff(const HrflowReply *reply)
-{
-	int64		most = BACKOFF_BASE << Min(Max(reply->attempts - 1, 0), 10);
-	int64		pause = pg_prng_double(&pg_global_prng_state) *
-	Min(most, BACKOFF_LIMIT);
-
-	return Max(reply->retry_after * HRFLOW_SEC, pause);
-}
-
-/*
- * Give up a probe of which nothing is known.  Does not throw.
- */
-static void
-give_back_probe(HrflowTransfer *transfer)
-{
-	if (!transfer->try.is_probe)
-		return;
-	transfer->try.is_probe = false;
-	transfer->transport->admitted_at = 0;
-	hrflow_rate_end_probe(transfer->transport->account, false);
-}
-
-/*
- * A request was told that the account is over its rate: pause the account.
- * Those that were under way when the pause began are not held against their
- * requests: their tries do not count.
- */
-void
-hrflow_transfer_pause_account(HrflowTransfer *transfer)
-{
-	bool		was_probe = transfer->try.is_probe;
-	int64		pause = transfer->reply.retry_after * HRFLOW_SEC;
-	bool		was_paused;
-
-	if (pause == 0)
-		pause = Max(hrflow_transfer_backoff(&transfer->reply), 1);
-	was_paused = hrflow_rate_pause(transfer->transport->account,
-								   Min(pause, HRFLOW_RETRY_AFTER_LIMIT),
-								   was_probe);
-	transfer->try.is_probe = false;
-	transfer->try.pause = pause;
-	transfer->try.counts = was_probe || !was_paused;
-}
-
-/*
- * Tell the account what became of a try.  That is done as soon as the reply is
- * here, since it may be long before it is handed out.
- */
-static void
-settle_account(HrflowTransfer *transfer)
-{
-	HrflowTransport *transport = transfer->transport;
-
-	if (transfer->reply.http_status == 429 &&
-		!HRFLOW_IS_LINK(transfer->reply.target))
-		hrflow_transfer_pause_account(transfer);
-	else if (transfer->try.is_probe)
-	{
-		transfer->try.is_probe = false;
-		transport->admitted_at = 0;
-		hrflow_rate_end_probe(transport->account,
-							  transfer->reply.http_status != 0);
-	}
-}
-
-/*
- * Does the account's rate admit a request to the API now?
- */
-static bool
-admit(HrflowTransport *transport, int64 now, bool *is_probe)
-{
-	const HrflowSettings *settings = transport->settings;
-	HrflowAdmission admission = HRFLOW_WAIT;
-
-	if (now >= transport->admitted_at)
-		admission = hrflow_rate_admit(transport->account,
-									  settings->max_requests_per_minute,
-									  Min(settings->request_timeout * HRFLOW_MSEC, PROBE_LIMIT) + HRFLOW_SEC,
-									  &transport->admitted_at);
-	*is_probe = admission == HRFLOW_ADMIT_PROBE;
-	return admission != HRFLOW_WAIT;
-}
 
 /*
  * ------------------------------------------------------------------------
@@ -245,7 +137,7 @@ hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
 	HrflowTransport *transport = transfer->transport;
 
 	leave(transfer);
-	give_back_probe(transfer);
+	hrflow_account_give_back_probe(transfer);
 	if ((state == HRFLOW_READY || state == HRFLOW_DELAYED) &&
 		(transport->expired ||
 		 (transport->stopped && !HRFLOW_IS_LINK(transfer->reply.target))))
@@ -319,6 +211,20 @@ hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
 }
 
 /*
+ * The server has asked for a pause that no one waits for: a request fails
+ * without having been sent.
+ */
+static void
+refuse(HrflowTransfer *transfer)
+{
+	transfer->reply.status = HRFLOW_RATE_LIMITED;
+	transfer->reply.transient = false;
+	transfer->reply.detail = "The API has asked for a pause of more than five minutes.";
+	transfer->reply.http_status = 0;
+	hrflow_transfer_move(transfer, HRFLOW_DONE);
+}
+
+/*
  * The most requests that may be in flight for this transport's sake.
  */
 static int
@@ -341,25 +247,28 @@ static bool
 start(HrflowTransfer *transfer, int64 now)
 {
 	HrflowTransport *transport = transfer->transport;
-	bool		is_probe = false;
+	HrflowAdmission admission = HRFLOW_ADMIT;
 
-	if (!HRFLOW_IS_LINK(transfer->reply.target) &&
-		!admit(transport, now, &is_probe))
+	if (!HRFLOW_IS_LINK(transfer->reply.target))
+		admission = hrflow_account_admit(transport, now);
+	if (admission == HRFLOW_WAIT)
 		return false;
 
 	transfer->try = (HrflowTry)
 	{
 		.began = now,
-			.is_probe = is_probe,
+			.is_probe = admission == HRFLOW_ADMIT_PROBE,
 			.is_alone = limit_of(transport) == 1
 	};
-	if (!hrflow_curl_start(transfer))
-	{
+	if (admission == HRFLOW_REFUSE)
+		refuse(transfer);
+	else if (!hrflow_curl_start(transfer))
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
-		return true;
+	else
+	{
+		leave(transfer);
+		enter(transfer, HRFLOW_WAITING);
 	}
-	leave(transfer);
-	enter(transfer, HRFLOW_WAITING);
 	return true;
 }
 
@@ -398,7 +307,8 @@ widen(HrflowTransport *transport)
 }
 
 /*
- * Move a transfer, whose try has ended, out of libcurl.
+ * Move a transfer, whose try has ended, out of libcurl.  The account is told at
+ * once, since it may be long before the reply is handed out.
  *
  * A reply that would exceed the budget of all, and not its own limit, is asked
  * for again when others have been released.  A POST is not, because it has
@@ -407,7 +317,7 @@ widen(HrflowTransport *transport)
 static void
 finish(HrflowTransfer *transfer)
 {
-	settle_account(transfer);
+	hrflow_account_settle(transfer);
 	if (transfer->try.fault != HRFLOW_EXCEEDS_BUDGET)
 	{
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
@@ -772,7 +682,7 @@ hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit)
 	{
 		dlist_foreach(iter, &transport->in_flight)
 		{
-			give_back_probe(dlist_container(HrflowTransfer, node, iter.cur));
+			hrflow_account_give_back_probe(dlist_container(HrflowTransfer, node, iter.cur));
 		}
 	}
 	else

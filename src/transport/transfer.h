@@ -4,9 +4,9 @@
  *		What the files of the transport share among themselves.
  *
  * The files, from the top down: transport.c is what others call; transfer.c
- * has the states of a request and is the one scheduler of a backend; curl.c
- * has a request's options and callbacks; body.c and gunzip.c receive its reply;
- * failure.c says what an error of
+ * has the states of a request and is the one scheduler of a backend; account.c
+ * says what its outcome means to the account; curl.c has a request's options
+ * and callbacks; body.c and gunzip.c receive its reply; failure.c says what an error of
  * libcurl's means; trust.c chooses the certificates; pool.c has what a backend
  * keeps: the multi handle, the connections, the wait; rate.c has the limits
  * that backends share; poller.c is epoll or kqueue.
@@ -88,11 +88,11 @@ typedef enum HrflowFault
 typedef struct HrflowTry
 {
 	int64		began;			/* hrflow_clock_now() */
-	int64		pause;			/* what it had the account wait for, in
-								 * microseconds; 0 when it was not limited */
+	int64		pause;			/* how long the account pauses because of it,
+								 * in microseconds; 0 when it does not */
 	bool		is_probe;		/* the account's first after a pause */
 	bool		is_alone;		/* nothing else may be in flight */
-	bool		counts;			/* it was limited, and counts as an attempt */
+	bool		counts;			/* with a pause: it is an attempt all the same */
 	bool		is_gzip;		/* the body is compressed */
 	bool		headers_ended;	/* the empty line after them has come */
 	uint32		round;			/* of the scheduler's, when it ceased to wait
@@ -164,7 +164,9 @@ struct HrflowTransport
 	bool		awaits_rate;	/* the first of "ready" may not start before
 								 * ... */
 	int64		admitted_at;
+	int64		paused_until;	/* by the server's will; 0 when it is not */
 	int64		deadline;		/* all must be done by then; or HRFLOW_NEVER */
+	bool		was_told;		/* the user knows that a pause is long */
 	bool		suspended;		/* starts nothing until it is used again */
 	bool		stopped;		/* sends nothing more to the API */
 	bool		expired;		/* because its deadline is over */
@@ -177,8 +179,21 @@ typedef enum HrflowAdmission
 {
 	HRFLOW_ADMIT,
 	HRFLOW_ADMIT_PROBE,			/* yes, as the first after a pause: alone */
-	HRFLOW_WAIT					/* not yet */
+	HRFLOW_WAIT,				/* not yet */
+	HRFLOW_REFUSE				/* not for longer than anyone waits */
 } HrflowAdmission;
+
+/*
+ * What became of a request to the API, as its account sees it.
+ */
+typedef enum HrflowOutcome
+{
+	HRFLOW_ANSWERED,
+	HRFLOW_LIMITED,				/* 429, or 503 with Retry-After */
+	HRFLOW_FAILED,				/* 5xx, or no connection */
+	HRFLOW_TIMED_OUT,
+	HRFLOW_GIVEN_UP				/* by us */
+} HrflowOutcome;
 
 /*
  * One descriptor that can be read or written.
@@ -201,8 +216,6 @@ extern void hrflow_transfer_queue(HrflowTransfer *transfer, bool first);
 extern void hrflow_transfer_advance(HrflowTransfer *transfer,
 									HrflowTransferState state);
 extern void hrflow_transfer_give_up(HrflowTransport *transport);
-extern int64 hrflow_transfer_backoff(const HrflowReply *reply);
-extern void hrflow_transfer_pause_account(HrflowTransfer *transfer);
 extern int	hrflow_transfer_room(const HrflowTransport *transport);
 extern void hrflow_transfer_work(void);
 extern void hrflow_transfer_receive(void);
@@ -247,12 +260,22 @@ extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
 							   size_t length, HrflowGunzipSink sink,
 							   void *arg);
 
+/* in account.c */
+extern int64 hrflow_account_backoff(const HrflowReply *reply);
+extern HrflowAdmission hrflow_account_admit(HrflowTransport *transport,
+											int64 now);
+extern void hrflow_account_report(HrflowTransfer *transfer,
+								  HrflowOutcome outcome);
+extern void hrflow_account_settle(HrflowTransfer *transfer);
+extern void hrflow_account_give_back_probe(HrflowTransfer *transfer);
+
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);
 extern HrflowAdmission hrflow_rate_admit(uint64 account, int limit,
-										 int64 probe_time, int64 *again);
-extern bool hrflow_rate_pause(uint64 account, int64 delay, bool was_probe);
-extern void hrflow_rate_end_probe(uint64 account, bool passed);
+										 int64 *again, int64 *paused_until);
+extern void hrflow_rate_charge(uint64 account);
+extern int64 hrflow_rate_report(uint64 account, HrflowOutcome outcome,
+								int64 asked, bool was_probe, bool *counts);
 
 /* in poller.c */
 extern int	hrflow_poller_open(void);

@@ -30,6 +30,9 @@
  */
 #define MAX_DELAYED 1024
 
+/* A pause that has at least this left is worth a NOTICE. */
+#define LONG_PAUSE (5 * HRFLOW_SEC)
+
 /*
  * ------------------------------------------------------------------------
  * Begin and end
@@ -303,6 +306,24 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 }
 
 /*
+ * Tell the user, once, that the server has asked for a pause.
+ */
+static void
+tell_pause(HrflowTransport *transport, int64 now)
+{
+	int64		left = transport->paused_until - now;
+
+	if (transport->was_told || !transport->awaits_rate ||
+		transport->nin_flight > 0 || left < LONG_PAUSE)
+		return;
+	transport->was_told = true;
+	ereport(NOTICE,
+			(errmsg("waiting %d s for the HrFlow API",
+					(int) ((left + HRFLOW_SEC - 1) / HRFLOW_SEC)),
+			 errdetail("The API limits the rate of this account's requests.")));
+}
+
+/*
  * Wait for the next reply to come; NULL when nothing is asked for any more.
  * Meanwhile the requests of the backend's other transports go on.
  *
@@ -353,6 +374,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 			*woken = true;
 			return NULL;
 		}
+		tell_pause(transport, now);
 		hrflow_transfer_wait(Min(transport->deadline, until));
 	}
 }
@@ -424,8 +446,9 @@ may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
  * the reply is the transport's once more.  It must be called for every reply
  * that does not say "stopped".
  *
- * A try that met a 429 while others had paused the account already does not
- * count; the one that counts goes first.
+ * A try that met the account's pause does not count where others had paused it
+ * already.  One that counts goes last, so that no request's tries are all spent
+ * on probes.
  */
 bool
 hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
@@ -434,22 +457,19 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	HrflowTransfer *transfer = reply->transfer;
 	bool		is_limited = status == HRFLOW_RATE_LIMITED &&
 	!HRFLOW_IS_LINK(reply->target);
-	bool		counts = true;
+	bool		pauses;
+	bool		counts;
 	int64		pause;
 
 	if (!transient || !may_repeat(transfer, status))
 		return false;
 
-	if (is_limited)
-	{
-		/* The envelope of a reply may say so, and not its HTTP status. */
-		if (transfer->try.pause == 0)
-			hrflow_transfer_pause_account(transfer);
-		pause = transfer->try.pause;
-		counts = transfer->try.counts;
-	}
-	else
-		pause = hrflow_transfer_backoff(reply);
+	/* The envelope of a reply may say so, and not its HTTP status. */
+	if (is_limited && transfer->try.pause == 0)
+		hrflow_account_report(transfer, HRFLOW_LIMITED);
+	pauses = !HRFLOW_IS_LINK(reply->target) && transfer->try.pause > 0;
+	counts = !pauses || transfer->try.counts;
+	pause = pauses ? transfer->try.pause : hrflow_account_backoff(reply);
 
 	if (pause > HRFLOW_RETRY_AFTER_LIMIT || transport->expired ||
 		(transport->stopped && !HRFLOW_IS_LINK(reply->target)) ||
@@ -460,8 +480,8 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	hrflow_body_drop(transfer);
 	if (!counts)
 		reply->attempts--;
-	if (is_limited)
-		hrflow_transfer_queue(transfer, counts);
+	if (pauses)
+		hrflow_transfer_queue(transfer, !counts);
 	else
 	{
 		transfer->due = hrflow_clock_now() + pause;

@@ -114,7 +114,7 @@ sub start_nghttpx
 #
 # The 64 MB that there are for the bodies of all replies
 #
-is(sql(batch(ids(250, 'fault:first=1,status=503,retry_after=1,big=300000,id='))),
+is(sql(batch(ids(250, 'fault:first=1,status=408,big=300000,id='))),
 	'ok 250', 'a reply that will be requested again does not keep its memory');
 
 $api->reset;

@@ -399,10 +399,15 @@ is( sql(qq{SET hrflow_embed.base_url = 'http://127.0.0.1:$port/v1';
 # Interrupts
 #
 my $control = Hrflow::Session->new($node);
+
+# To the account, another origin: no one else waits for its pause.
+my $elsewhere = $api->base_url =~ s/127\.0\.0\.1/localhost/r;
 foreach my $case (
 	[ 'a text', q{SELECT hrflow_text_embedding('fault:silent');} ],
 	[   'a text until another try',
-		q{SELECT hrflow_text_embedding('fault:status=503,retry_after=60');} ],
+		"SET hrflow_embed.base_url = '$elsewhere';
+			SELECT hrflow_text_embedding('fault:status=503,retry_after=60');
+			RESET hrflow_embed.base_url;" ],
 	[ 'a body that dribbles', q{SELECT hrflow_text_embedding('fault:slow=5000');} ],
 	[   'texts',
 		q{SELECT count(*)

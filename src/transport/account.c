@@ -1,0 +1,107 @@
+/*-------------------------------------------------------------------------
+ *
+ * account.c
+ *		What a request's outcome means to its account, and when the account
+ *		allows the next one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "transport/transfer.h"
+
+/*
+ * The pause before a second try is random between 0 and this, doubled for
+ * every further try up to the limit: "full jitter", so that clients that
+ * failed together do not come back together.
+ */
+#define BACKOFF_BASE (250 * HRFLOW_MSEC)
+#define BACKOFF_LIMIT (16 * HRFLOW_SEC)
+
+/*
+ * How long to wait before another try of a request, after this reply.
+ */
+int64
+hrflow_account_backoff(const HrflowReply *reply)
+{
+	int64		most = BACKOFF_BASE << Min(Max(reply->attempts - 1, 0), 10);
+	int64		pause = pg_prng_double(&pg_global_prng_state) *
+	Min(most, BACKOFF_LIMIT);
+
+	return Max(reply->retry_after * HRFLOW_SEC, pause);
+}
+
+/*
+ * Tell the account what became of a try.  Does not throw.
+ */
+void
+hrflow_account_report(HrflowTransfer *transfer, HrflowOutcome outcome)
+{
+	HrflowTransport *transport = transfer->transport;
+	bool		was_probe = transfer->try.is_probe;
+
+	transfer->try.is_probe = false;
+	if (was_probe)
+		transport->admitted_at = 0;
+	transfer->try.pause =
+		hrflow_rate_report(transport->account, outcome,
+						   transfer->reply.retry_after * HRFLOW_SEC,
+						   was_probe, &transfer->try.counts);
+}
+
+/*
+ * Give up a probe of which nothing is known.  Does not throw.
+ */
+void
+hrflow_account_give_back_probe(HrflowTransfer *transfer)
+{
+	if (transfer->try.is_probe)
+		hrflow_account_report(transfer, HRFLOW_GIVEN_UP);
+}
+
+/*
+ * What a try that has ended means to the account.
+ */
+static HrflowOutcome
+outcome_of(const HrflowReply *reply)
+{
+	if (reply->http_status == 429 ||
+		(reply->http_status == 503 && reply->retry_after > 0 &&
+		 reply->retry_after * HRFLOW_SEC <= HRFLOW_RETRY_AFTER_LIMIT))
+		return HRFLOW_LIMITED;
+	if (reply->http_status >= 500)
+		return HRFLOW_FAILED;
+	if (reply->http_status == 408 || reply->status == HRFLOW_TIMEOUT)
+		return HRFLOW_TIMED_OUT;
+	if (reply->status == HRFLOW_CONNECT_FAILED ||
+		reply->status == HRFLOW_CONNECTION_LOST)
+		return reply->transient ? HRFLOW_FAILED : HRFLOW_TIMED_OUT;
+	return HRFLOW_ANSWERED;
+}
+
+/*
+ * Does the account's rate admit a request to the API now?
+ */
+HrflowAdmission
+hrflow_account_admit(HrflowTransport *transport, int64 now)
+{
+	if (now < transport->admitted_at)
+		return HRFLOW_WAIT;
+	return hrflow_rate_admit(transport->account,
+							 transport->settings->max_requests_per_minute,
+							 &transport->admitted_at,
+							 &transport->paused_until);
+}
+
+/*
+ * Tell the account what became of a try that has ended, unless it was a link's.
+ * Does not throw.
+ */
+void
+hrflow_account_settle(HrflowTransfer *transfer)
+{
+	if (HRFLOW_IS_LINK(transfer->reply.target))
+		return;
+	hrflow_account_report(transfer, outcome_of(&transfer->reply));
+}

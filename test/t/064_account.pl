@@ -1,0 +1,149 @@
+# What the API says of an account, or how it fails, holds for all requests with
+# the account's key: after a refusal of the rate, however it is worded, the
+# backends pause and one request tries again; no row is lost that a pause would
+# have saved, and no one waits longer than the server wants.  SQL sees neither
+# time nor other backends.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use IPC::Run ();
+use Test::More;
+use Time::HiRes qw(time);
+
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new('account', $api, shared_preload_libraries => 'hrflow_embed');
+
+# Pauses are of a key at an origin: each test has an origin of its own.
+sub batch
+{
+	my ($standin, $ids, %settings) = @_;
+	my $set = join '', map { "SET hrflow_embed.$_ = '$settings{$_}'; " } sort keys %settings;
+
+	return "SET hrflow_embed.base_url = '" . $standin->base_url . "'; $set" . qq{
+		SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme', $ids)
+		GROUP BY status ORDER BY 1;\n};
+}
+
+sub ids
+{
+	my ($n, $prefix) = (@_, 'p');
+	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
+}
+
+# What a statement prints, and how long it takes in seconds.
+sub timed
+{
+	my ($sql) = @_;
+	my $began = time;
+	my ($result, $out, $err) = $node->psql('postgres', $sql);
+
+	return ($out, time - $began, $err);
+}
+
+#
+# 100 requests in two seconds, and a server that does not say for how long to wait
+#
+foreach my $wording ('none', '0', 'past', 'soon')
+{
+	my $limited = Hrflow::StandIn->new('--rate' => '100/2', '--retry-after' => $wording);
+	my ($out, $seconds) = timed(batch($limited, ids(300)));
+
+	is( $out,
+		'ok 300',
+		"all of three times as many requests as the rate allows succeed with a Retry-After of $wording"
+	);
+	cmp_ok($seconds, '<', 12,
+		"a batch takes not much longer than its rate needs with a Retry-After of $wording");
+	cmp_ok($limited->stats->{by_status}{429} // 0,
+		'<=', 150, "few requests are refused with a Retry-After of $wording");
+	note("Retry-After $wording: $seconds s, refused " . ($limited->stats->{by_status}{429} // 0));
+}
+
+#
+# A probe without an answer
+#
+{
+	my $silent = Hrflow::StandIn->new;
+
+	$silent->script('status=429,retry_after=1', count => 1);
+	$silent->script('silent', count => 1);
+	my ($one, $other) = ('', '');
+	my $slow = IPC::Run::start(
+		[   'psql', '-XAtq', '-d', $node->connstr('postgres'),
+			'-c', batch($silent, ids(2, 'one'), request_timeout => '6s', max_concurrency => 1) ],
+		'>',
+		\$one,
+		'2>',
+		\$other,
+		IPC::Run::timer(60));
+
+	ok($silent->wait_until(sub { $_[0]{requests} >= 2 }), 'a probe is sent after the pause');
+	my ($out, $seconds) = timed(batch($silent, ids(5, 'two')));
+	is($out, 'ok 5', 'another backend succeeds while a probe gets no answer');
+	cmp_ok($seconds, '<', 4,
+		'a probe without an answer holds another backend no longer than the pause did');
+	$slow->finish;
+	is( $one,
+		"ok 1\ntimeout 1\n",
+		'the backend whose probe got no answer goes on with its other request');
+}
+
+#
+# A pause that no one waits for
+#
+{
+	my $closed = Hrflow::StandIn->new;
+
+	$closed->script('status=429,retry_after=86400', count => 1);
+	my ($out, $seconds, $err) =
+	  timed("SET hrflow_embed.base_url = '"
+		  . $closed->base_url
+		  . q{'; SELECT hrflow_profile_embedding('acme', 'p1')});
+	like($err, qr/limited the rate/, 'a call fails that is told to come back a day later');
+	cmp_ok($seconds, '<', 2, 'a call that is told to come back a day later fails at once');
+	($out, $seconds, $err) =
+	  timed("SET hrflow_embed.base_url = '"
+		  . $closed->base_url
+		  . q{'; SELECT hrflow_profile_embedding('acme', 'p2')});
+	like(
+		$err,
+		qr/limited the rate.*more than five minutes/s,
+		'later calls fail and say that the pause is long');
+	cmp_ok($seconds, '<', 2, 'later calls fail at once as well');
+	is($closed->stats->{requests},
+		1, 'later calls send no request in a pause that no one waits for');
+}
+
+#
+# A long pause is told
+#
+{
+	my $patient = Hrflow::StandIn->new;
+
+	$patient->script('status=429,retry_after=6', count => 1);
+	my ($out, $seconds, $err) = timed(batch($patient, ids(2)));
+	is($out, 'ok 2', 'a batch succeeds after a long pause');
+	is(scalar(() = $err =~ /NOTICE:  waiting \d s for the HrFlow API/g),
+		1, 'a NOTICE tells of a long pause once');
+}
+
+#
+# 503, with and without Retry-After
+#
+foreach my $case ([ 'status=503', 'without Retry-After' ],
+	[ 'status=503,retry_after=1', 'with Retry-After' ])
+{
+	my ($fault, $name) = @$case;
+	my $restarted = Hrflow::StandIn->new;
+
+	$restarted->script('id=ok', count => 50);
+	$restarted->script($fault, ms => 3000);
+	my ($out, $seconds) = timed(batch($restarted, ids(1000), max_attempts => 2));
+	is($out, 'ok 1000', "no row is lost in three seconds of 503 $name");
+	cmp_ok($seconds, '<', 15, "a batch goes on soon after three seconds of 503 $name");
+	cmp_ok($restarted->stats->{by_status}{503}, '<', 150, "few requests meet 503 $name");
+	note("503 $name: $seconds s, " . $restarted->stats->{by_status}{503});
+}
+
+done_testing();
