@@ -123,6 +123,7 @@ typedef struct HrflowSettings
 	int			max_requests_per_minute;	/* of the API; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
 	bool		allow_in_shard_queries; /* batches, where Citus runs them */
+	bool		http2;			/* is it offered where there is TLS? */
 } HrflowSettings;
 
 /*

@@ -46,6 +46,18 @@ static const struct config_enum_entry on_missing_options[] = {
 	{NULL, 0, false}
 };
 
+typedef enum HttpVersion
+{
+	HRFLOW_HTTP_AUTO,
+	HRFLOW_HTTP_1
+}			HttpVersion;
+
+static const struct config_enum_entry http_version_options[] = {
+	{"auto", HRFLOW_HTTP_AUTO, false},
+	{"1.1", HRFLOW_HTTP_1, false},
+	{NULL, 0, false}
+};
+
 /* The values, as PostgreSQL keeps them. */
 static char *api_key = NULL;
 static char *api_key_file = NULL;
@@ -66,6 +78,7 @@ static int	max_requests_per_minute = 0;
 static int	max_response_size = 4096;
 static bool allow_in_shard_queries = false;
 static bool read_ahead = true;
+static int	http_version = HRFLOW_HTTP_AUTO;
 
 /*
  * The settings as they were at one time.  A snapshot never changes, and lives
@@ -419,6 +432,12 @@ hrflow_settings_define(void)
 							 &api_dialect, HRFLOW_DIALECT_ID, dialect_options,
 							 PGC_SUSET, 0,
 							 NULL, assign_int, NULL);
+	DefineCustomEnumVariable("hrflow_embed.http_version",
+							 "Versions of HTTP to use over TLS.",
+							 "\"auto\": HTTP/2 where the server offers it; \"1.1\": never.",
+							 &http_version, HRFLOW_HTTP_AUTO, http_version_options,
+							 PGC_USERSET, 0,
+							 NULL, assign_int, NULL);
 	DefineCustomStringVariable("hrflow_embed.ca_file",
 							   "File of PEM certificates to trust in place of the system's.",
 							   NULL,
@@ -606,6 +625,7 @@ take_copy(const char *key)
 	copy->settings.max_requests_per_minute = max_requests_per_minute;
 	copy->settings.max_response_size = (size_t) max_response_size * 1024;
 	copy->settings.allow_in_shard_queries = allow_in_shard_queries;
+	copy->settings.http2 = http_version == HRFLOW_HTTP_AUTO;
 	MemoryContextSetParent(context, TopMemoryContext);
 	return copy;
 }

@@ -54,10 +54,15 @@ typedef struct HrflowBucket
 	int64		answered_at;	/* when the last answer came */
 } HrflowBucket;
 
+/* Number of origins whose version of HTTP is remembered. */
+#define HRFLOW_NORIGINS 256
+
 typedef struct HrflowShared
 {
 	slock_t		mutex;			/* for the buckets */
 	HrflowBucket buckets[HRFLOW_NBUCKETS];
+
+	pg_atomic_uint64 origins[HRFLOW_NORIGINS];	/* see origin.c */
 
 	pg_atomic_uint64 counters[HRFLOW_NCOUNTERS];
 	pg_atomic_uint64 rows[HRFLOW_NSTATUSES];

@@ -115,6 +115,8 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
 	HrflowTransfer *transfer = arg;
 	bool		good;
 
+	if (transfer->try.fault != HRFLOW_NO_FAULT)
+		return 0;
 	transfer->try.body_bytes += length;
 	if (transfer->try.body_bytes >
 		transfer->transport->settings->max_response_size)
@@ -132,6 +134,25 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
 			transfer->try.fault = HRFLOW_BAD_ENCODING;
 	}
 	return good ? length : 0;
+}
+
+/*
+ * A reply's status line tells what the origin speaks, if HTTP/2 was offered.
+ * One that never answered over HTTP/2, and does over HTTP/1.1, is to be asked
+ * so in future, as is one with which libcurl mixes replies up.
+ */
+static bool
+note_protocol(HrflowTransfer *transfer, char version)
+{
+	bool		is_ours = version == '2' || hrflow_sharing_check(transfer);
+
+	if (transfer->try.offers_http2)
+		hrflow_origin_note(transfer->url, version == '2' ? HRFLOW_HTTP_2 :
+						   is_ours ? HRFLOW_HTTP_1_1 : HRFLOW_HTTP_1_1_ONLY);
+	else if (transfer->avoids_http2 &&
+			 hrflow_origin_protocol(transfer->url) == HRFLOW_PROTOCOL_UNKNOWN)
+		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1_ONLY);
+	return is_ours;
 }
 
 /*
@@ -214,13 +235,20 @@ hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 {
 	HrflowTransfer *transfer = arg;
 
+	if (transfer->try.fault != HRFLOW_NO_FAULT)
+		return 0;
 	hrflow_transfer_advance(transfer, HRFLOW_RECEIVING);
 
 	/* An empty line ends them, unless it ends those of an HTTP 100. */
-	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+	if (length >= 6 && memcmp(data, "HTTP/", 5) == 0)
 	{
+		const char *space = memchr(data, ' ', length);
+
 		transfer->try.headers_ended = false;
 		transfer->try.is_gzip = false;
+		if (!note_protocol(transfer, data[5]))
+			return 0;
+		transfer->try.has_reply = space == NULL || space[1] != '1';
 	}
 	else if (length > 0 && (*data == '\r' || *data == '\n'))
 		transfer->try.headers_ended = true;

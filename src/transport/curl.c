@@ -17,6 +17,12 @@
 #include "transport/libcurl.h"
 
 /*
+ * URLs longer than this, in bytes, are not sent over HTTP/2: nginx's limit for
+ * a header is 8 kB, as HPACK packs it, haproxy's 16 kB.
+ */
+#define LONG_URL 8000
+
+/*
  * A name is looked up by a thread of libcurl's, which nothing can stop: if its
  * request is given up, it and a descriptor stay until the system's resolver
  * gives up too, by default after 30 s (3 name servers, 5 s each, twice).  Of
@@ -120,6 +126,8 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 	struct sockaddr_in v4 = {.sin_family = AF_INET};
 	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
 
+	if (transfer->try.fault != HRFLOW_NO_FAULT)
+		return CURL_PREREQFUNC_ABORT;
 	if (transfer->try.nsent > 0 && transfer->post != NULL)
 	{
 		transfer->try.fault = HRFLOW_SENT_TWICE;
@@ -128,6 +136,7 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 	if (transfer->try.nsent++ > 0)
 		count_again(transfer);
 	transfer->try.local_port = local_port;
+	hrflow_sharing_note_sent(transfer, remote, remote_port, local, local_port);
 	hrflow_transfer_advance(transfer, HRFLOW_SENT);
 	if (!is_guarded(transfer))
 		return CURL_PREREQFUNC_OK;
@@ -414,19 +423,38 @@ too_many_abandoned(bool is_link, int64 now)
 }
 
 /*
- * May a request share a connection with others at the same time?  HTTP/2 can,
- * which TLS offers.
+ * Set the version of HTTP, and whether to wait for a connection that others
+ * make and this request could share: see origin.c.
  *
  * A POST has a connection of its own.  HTTP/2's servers end one after some
  * requests, and refuse those that they have not looked at; libcurl would send
  * them again, but as it would those that may have been processed: see
  * on_request().
+ *
+ * So has a long URL: nginx and haproxy end the whole connection where HTTP/1.1
+ * has them answer 414 or 400.
  */
-bool
-hrflow_curl_may_share(const HrflowTransfer *transfer)
+static void
+set_version(HrflowTransfer *transfer)
 {
-	return transfer->post == NULL && hrflow_features_http2() &&
-		pg_strncasecmp(transfer->url, "https:", 6) == 0;
+	bool		offers_http2 = transfer->transport->settings->http2 &&
+	hrflow_features_http2() &&
+	transfer->post == NULL && !transfer->avoids_http2 &&
+	pg_strncasecmp(transfer->url, "https:", 6) == 0 &&
+	strlen(transfer->url) <= LONG_URL;
+	HrflowProtocol protocol = HRFLOW_PROTOCOL_UNKNOWN;
+
+	if (offers_http2)
+		protocol = hrflow_origin_protocol(transfer->url);
+	transfer->try.offers_http2 = offers_http2 &&
+		protocol != HRFLOW_HTTP_1_1_ONLY;
+	transfer->try.may_wait = offers_http2 && protocol != HRFLOW_HTTP_1_1 &&
+		protocol != HRFLOW_HTTP_1_1_ONLY;
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTP_VERSION,
+				  (long) (transfer->try.offers_http2 ?
+						  CURL_HTTP_VERSION_2TLS : CURL_HTTP_VERSION_1_1));
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_PIPEWAIT,
+				  (long) transfer->try.may_wait);
 }
 
 /*
@@ -438,7 +466,6 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	const HrflowSettings *settings = transfer->transport->settings;
 	const HrflowHeaders *headers = transfer->transport->headers;
 	HrflowReply *reply = &transfer->reply;
-	bool		may_share = hrflow_curl_may_share(transfer);
 
 	configure(transfer, settings);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_URL, transfer->url);
@@ -462,27 +489,18 @@ hrflow_curl_start(HrflowTransfer *transfer)
 		HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTPGET, 1L);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
 
-	/*
-	 * HTTP/2 where TLS offers it, and then on one connection: wait for one
-	 * being made, which may turn out to carry this request too.  In clear
-	 * there is nothing to wait for, and libcurl would learn so from the first
-	 * reply only.
-	 */
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTP_VERSION,
-				  (long) (may_share ? CURL_HTTP_VERSION_2TLS :
-						  CURL_HTTP_VERSION_1_1));
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_PIPEWAIT, (long) may_share);
+	set_version(transfer);
 
 	/*
-	 * Keep texts' connections, which speak HTTP/1.1, from all others.  Once a
-	 * host has a connection of HTTP/2, libcurl 7.88 adds requests also to
-	 * busy ones of HTTP/1.1, and gives the replies to whichever request reads
-	 * first: see test/t/069_http2.pl.  A connection is only used again where
-	 * the versions of TLS that were asked for are equal.  These are
+	 * Keep connections of requests that offer only HTTP/1.1 from all others.
+	 * Once a host has a connection of HTTP/2, libcurl 7.88 adds requests also
+	 * to busy ones of HTTP/1.1, and gives the replies to whichever request
+	 * reads first: see test/t/069_http2.pl.  A connection is only used again
+	 * where the versions of TLS that were asked for are equal.  These are
 	 * equivalent, as 1.3 is the latest, but not equal.
 	 */
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_SSLVERSION,
-				  (long) (transfer->post != NULL ?
+				  (long) (!transfer->try.offers_http2 ?
 						  CURL_SSLVERSION_TLSv1_2 | CURL_SSLVERSION_MAX_TLSv1_3 :
 						  CURL_SSLVERSION_TLSv1_2));
 
@@ -555,6 +573,10 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 		if (reply->detail == NULL)
 			reply->detail = transfer->error[0] != '\0' ? transfer->error :
 				curl_easy_strerror(code);
+		if (reply->status == HRFLOW_CONNECTION_LOST && http_status == 0 &&
+			transfer->try.offers_http2 &&
+			hrflow_origin_protocol(transfer->url) != HRFLOW_HTTP_1_1)
+			transfer->avoids_http2 = true;
 	}
 }
 
@@ -576,7 +598,25 @@ hrflow_curl_remove(HrflowTransfer *transfer)
 		if (found_after == 0)
 			note_abandoned(HRFLOW_IS_LINK(transfer->reply.target));
 	}
+	hrflow_sharing_forget(transfer);
 	hrflow_pool_remove(transfer->easy);
+}
+
+/*
+ * Have a request, which waits for another's connection, make its own if it
+ * cannot share that one.  May throw.
+ */
+void
+hrflow_curl_stop_waiting(HrflowTransfer *transfer)
+{
+	int64		elapsed = (hrflow_clock_now() - transfer->try.began) / HRFLOW_MSEC;
+
+	transfer->try.may_wait = false;
+	hrflow_pool_remove(transfer->easy);
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_PIPEWAIT, 0L);
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS,
+				  (long) Max(transfer->transport->settings->request_timeout - elapsed, 1));
+	hrflow_pool_add(transfer->easy);
 }
 
 /*

@@ -53,6 +53,10 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 			reply->transient = true;
 			reply->detail = "The connection broke after the request had been sent.";
 			return HRFLOW_CONNECTION_LOST;
+		case HRFLOW_MIXED_UP:
+			reply->transient = true;
+			reply->detail = "Several requests were sent on one connection of HTTP/1.1.";
+			return HRFLOW_CONNECTION_LOST;
 		case HRFLOW_BAD_ENCODING:
 			reply->detail = "The reply's Content-Encoding is not one that was asked for, or the reply is not encoded so.";
 			return HRFLOW_INVALID_REPLY;

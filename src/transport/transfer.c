@@ -35,6 +35,7 @@ static struct
 								 * has set one; else 0 */
 	int			nfitting;		/* replies in a row within that budget */
 	uint32		round;			/* how often replies were collected */
+	bool		has_connected;	/* one that others may wait for was made */
 	int64		flushed_at;		/* when the counts were added to the shared */
 }			scheduler = {DLIST_STATIC_INIT(scheduler.transports)};
 
@@ -207,6 +208,8 @@ hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
 		return;
 	if (transfer->state == HRFLOW_WAITING)
 		transfer->try.round = scheduler.round;
+	if (state == HRFLOW_SENT && transfer->try.may_wait)
+		scheduler.has_connected = true;
 	transfer->state = state;
 }
 
@@ -344,13 +347,37 @@ same_origin(const char *a, const char *b)
 }
 
 /*
+ * Is a request to the same origin on its way, over a connection that this one
+ * might share?
+ */
+static bool
+is_connected(const HrflowTransfer *transfer)
+{
+	dlist_iter	i;
+	dlist_iter	j;
+
+	dlist_foreach(i, &scheduler.transports)
+	{
+		dlist_foreach(j, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
+		{
+			HrflowTransfer *other = dlist_container(HrflowTransfer, node, j.cur);
+
+			if (other->try.offers_http2 && other->try.nsent > 0 &&
+				same_origin(transfer->url, other->url))
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
  * Does a request wait for the connection that another could not make, or did
  * it until just now, when libcurl had it make one for itself?
  */
 static bool
 waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
 {
-	return transfer != failed && hrflow_curl_may_share(transfer) &&
+	return transfer != failed && transfer->try.may_wait &&
 		(transfer->state == HRFLOW_WAITING ||
 		 transfer->try.round == scheduler.round) &&
 		same_origin(failed->url, transfer->url);
@@ -366,19 +393,10 @@ static void
 fail_waiting(const HrflowTransfer *failed)
 {
 	dlist_iter	i;
-	dlist_iter	j;
 	dlist_mutable_iter k;
 
-	dlist_foreach(i, &scheduler.transports)
-	{
-		dlist_foreach(j, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
-		{
-			HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, j.cur);
-
-			if (transfer->try.nsent > 0 && same_origin(failed->url, transfer->url))
-				return;
-		}
-	}
+	if (is_connected(failed))
+		return;
 	dlist_foreach(i, &scheduler.transports)
 	{
 		dlist_foreach_modify(k, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
@@ -398,6 +416,32 @@ fail_waiting(const HrflowTransfer *failed)
 }
 
 /*
+ * Where a connection has been made, those that wait for it can share it now or
+ * never.  May throw.
+ */
+static void
+release_waiting(void)
+{
+	dlist_iter	i;
+	dlist_iter	j;
+
+	if (!scheduler.has_connected)
+		return;
+	scheduler.has_connected = false;
+	dlist_foreach(i, &scheduler.transports)
+	{
+		dlist_foreach(j, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
+		{
+			HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, j.cur);
+
+			if (transfer->state == HRFLOW_WAITING && transfer->try.may_wait &&
+				is_connected(transfer))
+				hrflow_curl_stop_waiting(transfer);
+		}
+	}
+}
+
+/*
  * Take what libcurl is done with, for all transports.  Does not throw.
  */
 static void
@@ -408,7 +452,7 @@ collect(void)
 	while ((transfer = hrflow_curl_next_done()) != NULL)
 	{
 		if (transfer->reply.status == HRFLOW_CONNECT_FAILED &&
-			hrflow_curl_may_share(transfer))
+			transfer->try.may_wait)
 			fail_waiting(transfer);
 		finish(transfer);
 	}
@@ -589,6 +633,7 @@ hrflow_transfer_work(void)
 			break;
 	}
 	hrflow_pool_balance_descriptors(scheduler.nin_flight);
+	release_waiting();
 	hrflow_pool_run_timer();
 	collect();
 }

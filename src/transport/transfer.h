@@ -6,7 +6,8 @@
  * The files, from the top down: transport.c is what others call; transfer.c
  * has the states of a request and is the one scheduler of a backend; account.c
  * says what its outcome means to the account; curl.c has a request's options
- * and callbacks; body.c and gunzip.c receive its reply; failure.c says what an error of
+ * and callbacks; body.c and gunzip.c receive its reply; origin.c and sharing.c
+ * know who may share a connection; failure.c says what an error of
  * libcurl's means; trust.c chooses the certificates; pool.c has what a backend
  * keeps: the multi handle, the connections, the wait; rate.c has the limits
  * that backends share; poller.c is epoll or kqueue.
@@ -79,8 +80,20 @@ typedef enum HrflowFault
 	HRFLOW_NO_MEMORY,
 	HRFLOW_BAD_ENCODING,
 	HRFLOW_PRIVATE_ADDRESS,		/* a link may not go there */
-	HRFLOW_SENT_TWICE			/* libcurl was about to send a POST again */
+	HRFLOW_SENT_TWICE,			/* libcurl was about to send a POST again */
+	HRFLOW_MIXED_UP				/* whose reply came is not known */
 } HrflowFault;
+
+/*
+ * What an origin speaks over TLS.
+ */
+typedef enum HrflowProtocol
+{
+	HRFLOW_PROTOCOL_UNKNOWN,
+	HRFLOW_HTTP_1_1,
+	HRFLOW_HTTP_2,
+	HRFLOW_HTTP_1_1_ONLY		/* it offers HTTP/2, and refuses it */
+} HrflowProtocol;
 
 /*
  * One try of a request.  All of it is zero when a try begins.
@@ -93,13 +106,18 @@ typedef struct HrflowTry
 	bool		is_probe;		/* the account's first after a pause */
 	bool		is_alone;		/* nothing else may be in flight */
 	bool		counts;			/* with a pause: it is an attempt all the same */
+	bool		offers_http2;
+	bool		may_wait;		/* for a connection that it would share */
 	bool		is_gzip;		/* the body is compressed */
+	bool		has_reply;		/* a status line has come that is final */
 	bool		headers_ended;	/* the empty line after them has come */
 	uint32		round;			/* of the scheduler's, when it ceased to wait
 								 * for a connection */
 	HrflowFault fault;			/* the first that a callback met */
 	int			nsent;			/* how often libcurl was about to send it */
 	int			local_port;		/* our end of the connection it was sent on */
+	uint64		connection;		/* that connection; 0: not sent */
+	dlist_node	sent;			/* among those that were sent */
 	size_t		header_bytes;	/* received */
 	size_t		body_bytes;		/* received, before decompression */
 } HrflowTry;
@@ -119,6 +137,7 @@ typedef struct HrflowTransfer
 	const char *url;			/* the submitter's */
 	const char *post;			/* the submitter's JSON; NULL: it is a GET */
 	bool		was_sent;		/* has an earlier try been made? */
+	bool		avoids_http2;	/* a try over it was lost without a word */
 
 	HrflowTransferState state;
 	dlist_node	node;			/* in the list of its state */
@@ -228,8 +247,8 @@ extern void hrflow_curl_release_headers(HrflowHeaders *headers);
 extern HrflowTransfer *hrflow_curl_get_idle(void);
 extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
 extern bool hrflow_curl_start(HrflowTransfer *transfer);
+extern void hrflow_curl_stop_waiting(HrflowTransfer *transfer);
 extern void hrflow_curl_remove(HrflowTransfer *transfer);
-extern bool hrflow_curl_may_share(const HrflowTransfer *transfer);
 extern HrflowTransfer *hrflow_curl_next_done(void);
 extern void hrflow_curl_abandon(HrflowTransfer *transfer);
 
@@ -260,6 +279,10 @@ extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
 							   size_t length, HrflowGunzipSink sink,
 							   void *arg);
 
+/* in origin.c */
+extern HrflowProtocol hrflow_origin_protocol(const char *url);
+extern void hrflow_origin_note(const char *url, HrflowProtocol protocol);
+
 /* in account.c */
 extern int64 hrflow_account_backoff(const HrflowReply *reply);
 extern HrflowAdmission hrflow_account_admit(HrflowTransport *transport,
@@ -268,6 +291,13 @@ extern void hrflow_account_report(HrflowTransfer *transfer,
 								  HrflowOutcome outcome);
 extern void hrflow_account_settle(HrflowTransfer *transfer);
 extern void hrflow_account_give_back_probe(HrflowTransfer *transfer);
+
+/* in sharing.c */
+extern void hrflow_sharing_note_sent(HrflowTransfer *transfer,
+									 const char *remote, int remote_port,
+									 const char *local, int local_port);
+extern void hrflow_sharing_forget(HrflowTransfer *transfer);
+extern bool hrflow_sharing_check(HrflowTransfer *transfer);
 
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);

@@ -143,6 +143,7 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->url = url;
 	transfer->post = post;
 	transfer->was_sent = false;
+	transfer->avoids_http2 = false;
 	transport->suspended = false;
 	hrflow_transfer_move(transfer, HRFLOW_READY);
 }

@@ -1,5 +1,5 @@
-# What is on the wire is what was asked for and no more: encodings.  SQL sees no
-# headers.
+# What is on the wire is what was asked for and no more: encodings, and servers that
+# speak TLS.  SQL sees neither headers nor connections.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -56,5 +56,24 @@ is(status_of('fault:empty_blocks=200000000'),
 	'too_large', 'gzip that holds nothing is received up to the limit of a reply');
 cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 	'<', 6_000_000, 'bytes_received counts what was received, and that is limited');
+
+#
+# HTTP/1.1 over TLS
+#
+{
+	my $set =
+		"SET hrflow_embed.base_url = '"
+	  . $api->base_url('https')
+	  . q{'; SET hrflow_embed.request_timeout = '5s';};
+	is( sql("$set SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme',
+			(SELECT array_append(array_agg('p' || i), 'fault:silent') FROM generate_series(1, 31) i)) GROUP BY status ORDER BY 1"
+		),
+		"ok 31\ntimeout 1",
+		'good elements do not wait for a silent one over TLS');
+	is( sql("$set SET hrflow_embed.http_version = '1.1';
+		SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['p1'])"),
+		'ok',
+		'http_version = 1.1 is used over TLS');
+}
 
 done_testing();

@@ -1,9 +1,10 @@
 # Replies go to the requests they are of, where connections to one host speak
-# HTTP/1.1 and HTTP/2: texts go over HTTP/1.1, all else over HTTP/2 where the server
-# offers it.  It takes a server of HTTP/2.
+# HTTP/1.1 and HTTP/2: texts and long URLs go over HTTP/1.1, all else over HTTP/2
+# where the server offers it.  It takes a server of HTTP/2.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::RawPeer;
 use Hrflow::Server;
 use Hrflow::Session;
 use Hrflow::StandIn;
@@ -17,11 +18,20 @@ my $node = Hrflow::Node->new('http2', $api);
 my $session = Hrflow::Session->new($node, timeout => 60);
 $session->ask($server->settings);
 
+my $ids = q{(SELECT array_agg('nurse-' || i) FROM generate_series(1, 200) i)};
+
+# How many rows there are, and how many with the reply to their own request.
+sub own_replies
+{
+	my ($of) = @_;
+	return
+	  qq{SELECT count(*), count(*) FILTER (WHERE data->>'profile' LIKE '%/profiles/' || profile_id || '/%')
+		FROM hrflow_profile_embeddings('acme', $of, '{"profile": 1}');};
+}
+
 # A few connections are kept that speak HTTP/1.1, fewer than requests follow.
 foreach my $kept (1, 4, 16)
 {
-	my $ids = q{(SELECT array_agg('nurse-' || i) FROM generate_series(1, 200) i)};
-
 	is( $session->ask(
 			qq{SET hrflow_embed.max_concurrency = $kept;
 			SELECT status, count(*) FROM hrflow_text_embeddings($ids) GROUP BY 1;
@@ -29,13 +39,52 @@ foreach my $kept (1, 4, 16)
 		"ok|200\n-- done\n",
 		"texts over $kept connections at a time");
 	$api->reset;
-	is( $session->ask(
-			qq{SELECT count(*), count(*) FILTER (WHERE data->>'profile' LIKE '%/profiles/' || profile_id || '/%')
-			FROM hrflow_profile_embeddings('acme', $ids, '{"profile": 1}');}),
+	is( $session->ask(own_replies($ids)),
 		"200|200\n-- done\n",
 		'each profile that is asked for after them gets its own reply');
 	is($api->stats->{api_requests}, 200, 'and is asked for once');
 }
+
+# The same connections, of profiles.
+foreach my $kept (1, 4, 16)
+{
+	is( $session->ask(
+				"SET hrflow_embed.http_version = '1.1'; SET hrflow_embed.max_concurrency = $kept;"
+			  . own_replies($ids)
+			  . 'RESET hrflow_embed.http_version; RESET hrflow_embed.max_concurrency;'
+			  . own_replies($ids)),
+		"200|200\n200|200\n-- done\n",
+		"each profile gets its own reply after $kept connections of http_version = 1.1");
+}
+
+$api->reset;
+is( $session->ask(
+		own_replies(
+			q{(SELECT array_agg(CASE WHEN i % 5 = 0 THEN repeat('l', 8500) ELSE 'nurse-' END || i)
+				FROM generate_series(1, 200) i)})),
+	"200|200\n-- done\n",
+	'each profile gets its own reply among URLs that are too long for HTTP/2');
+is($api->stats->{api_requests},
+	200, 'no profile is requested twice among URLs that are too long for HTTP/2');
 $session->finish;
+
+# Some connections to a host speak HTTP/1.1, others HTTP/2, as the server has it.
+{
+	my $mixed = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			Hrflow::RawPeer::forward($socket, $n % 2 == 0 ? $api->{https} : $server->{port});
+		});
+	my $of_both = Hrflow::Session->new($node, timeout => 60);
+
+	$of_both->ask($server->settings
+		  . "SET hrflow_embed.base_url = 'https://localhost:"
+		  . $mixed->port
+		  . "/v1';");
+	is( $of_both->ask(own_replies($ids) . own_replies($ids)),
+		"200|200\n200|200\n-- done\n",
+		'each profile gets its own reply from a host that speaks HTTP/2 on some connections');
+	$of_both->finish;
+}
 
 done_testing();

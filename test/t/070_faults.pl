@@ -1150,14 +1150,15 @@ SKIP:
 	my $backend = Hrflow::StandIn->new(@keys);
 	my ($port, $proxy) = start_proxy($backend);
 
-	# A backend keeps one connection, or two when one of them has just ended.
+	# A backend keeps one connection, or two when one of them has just ended; and two
+	# of HTTP/1.1, since a request that is lost over HTTP/2 is sent again so.
 	my $play = sub {
 		my ($of, $name, $fault, $outcome, %more) = @_;
 		play(
 			$of,
 			"HTTP/2: $name",
 			$fault, $outcome, %more,
-			kept => 2,
+			kept => 4,
 			settings => {
 				%{ $more{settings} // {} },
 				ca_file => literal($api->ca),
