@@ -349,6 +349,7 @@ is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
 	switch (result->status)
 	{
 		case HRFLOW_UNAUTHORIZED:
+		case HRFLOW_PROXY_REFUSED:
 		case HRFLOW_OVER_QUOTA:
 		case HRFLOW_RATE_LIMITED:
 			return true;

@@ -57,6 +57,11 @@ static const StatusInfo status_info[] = {
 		"HrFlow API refused access",
 		"Check that the API key may read this source."
 	},
+	[HRFLOW_PROXY_REFUSED] = {
+		ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		"proxy in \"hrflow_embed.proxy\" refused its user or password",
+		"Check the user and the password in hrflow_embed.proxy."
+	},
 	[HRFLOW_OVER_QUOTA] = {
 		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		"HrFlow account is over its quota",

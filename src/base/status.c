@@ -18,6 +18,7 @@ static const char *const status_names[] = {
 	[HRFLOW_NO_VECTOR] = "no_vector",
 	[HRFLOW_UNAUTHORIZED] = "unauthorized",
 	[HRFLOW_FORBIDDEN] = "unauthorized",
+	[HRFLOW_PROXY_REFUSED] = "unauthorized",
 	[HRFLOW_OVER_QUOTA] = "over_quota",
 	[HRFLOW_RATE_LIMITED] = "rate_limited",
 	[HRFLOW_CONNECT_FAILED] = "connection_failed",

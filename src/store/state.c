@@ -71,6 +71,7 @@ is_our_fault(const HrflowRun *run, HrflowStatus status)
 	switch (status)
 	{
 		case HRFLOW_UNAUTHORIZED:
+		case HRFLOW_PROXY_REFUSED:
 		case HRFLOW_OVER_QUOTA:
 		case HRFLOW_RATE_LIMITED:
 			return true;

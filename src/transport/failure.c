@@ -134,6 +134,21 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
+ * Did the proxy refuse the request, and not the server?
+ */
+static bool
+is_refused_by_proxy(const HrflowTransfer *transfer)
+{
+	long		connect_status = 0;
+
+	if (*transfer->transport->settings->proxy == '\0')
+		return false;
+	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_CONNECTCODE,
+					  &connect_status);
+	return connect_status == 407;
+}
+
+/*
  * Fill in the status of a try that libcurl says has failed, whether another
  * may do better, and, if libcurl's message will not do, the detail.
  */
@@ -145,7 +160,12 @@ hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
 	if (transfer->try.fault == HRFLOW_NO_FAULT &&
 		has_too_large_headers(transfer, code))
 		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
-	if (transfer->try.fault != HRFLOW_NO_FAULT)
+	if (is_refused_by_proxy(transfer))
+	{
+		reply->status = HRFLOW_PROXY_REFUSED;
+		reply->detail = "The proxy answered HTTP 407.";
+	}
+	else if (transfer->try.fault != HRFLOW_NO_FAULT)
 		reply->status = classify_fault(reply, transfer->try.fault);
 	else
 		reply->status = classify_code(transfer, code);

@@ -1,8 +1,9 @@
-# What is on the wire is what was asked for and no more: encodings, and servers that
-# speak TLS.  SQL sees neither headers nor connections.
+# What is on the wire is what was asked for and no more: encodings, a proxy that
+# refuses, servers that speak TLS.  SQL sees neither headers nor connections.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::Proxy;
 use Hrflow::StandIn;
 use Test::More;
 
@@ -56,6 +57,27 @@ is(status_of('fault:empty_blocks=200000000'),
 	'too_large', 'gzip that holds nothing is received up to the limit of a reply');
 cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 	'<', 6_000_000, 'bytes_received counts what was received, and that is limited');
+
+#
+# A proxy that refuses the password
+#
+{
+	my $proxy = Hrflow::Proxy->new(user => 'u', password => 'right');
+	my $set =
+		'SET hrflow_embed.proxy = \'http://u:wrong@127.0.0.1:'
+	  . $proxy->port . '\';'
+	  . q{SET hrflow_embed.base_url = 'https://api.example/v1';};
+	my ($result, $out, $err) = $node->psql(
+		'postgres', "$set
+		SELECT status FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 200) i))",
+		extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+	like(
+		$err,
+		qr/ERROR:  28000: proxy in "hrflow_embed.proxy" refused/,
+		'a 407 of the proxy ends the batch');
+	unlike($err, qr/wrong/, 'the error does not show the password');
+	cmp_ok(scalar($proxy->connects), '<=', 32, 'nothing more is sent after a 407 of the proxy');
+}
 
 #
 # HTTP/1.1 over TLS
