@@ -89,12 +89,17 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 
 	if (is_guarded(transfer) && hrflow_link_is_private(&address->addr))
 	{
-		transfer->try.fault = HRFLOW_PRIVATE_ADDRESS;
+		if (!transfer->try.opened)
+			transfer->try.fault = HRFLOW_PRIVATE_ADDRESS;
 		return CURL_SOCKET_BAD;
 	}
 
+	/* A host may have addresses of both kinds: what counts is the public one. */
+	transfer->try.opened = true;
+	transfer->try.fault = HRFLOW_NO_FAULT;
 	hrflow_transfer_advance(transfer, HRFLOW_CONNECTING);
-	return hrflow_pool_open_socket(address);
+	return hrflow_pool_open_socket(address,
+								   transfer->transport->settings->connect_timeout);
 }
 
 /*
@@ -458,6 +463,27 @@ set_version(HrflowTransfer *transfer)
 }
 
 /*
+ * Send a link byte for byte: libcurl 8.22 upper-cases the hexadecimal digits of
+ * a path.  A proxy in clear must be told the whole URL.
+ */
+static void
+set_target(HrflowTransfer *transfer)
+{
+	const char *target = NULL;
+
+	if (HRFLOW_IS_LINK(transfer->reply.target) &&
+		(*transfer->transport->settings->proxy == '\0' ||
+		 pg_strncasecmp(transfer->url, "https:", 6) == 0))
+	{
+		target = strstr(transfer->url, "://") + strlen("://");
+		target += strcspn(target, "/?#");
+		if (*target != '/' || strchr(target, '#') != NULL)
+			target = NULL;
+	}
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_REQUEST_TARGET, target);
+}
+
+/*
  * Begin a try.  Returns false where it came to its end at once.
  */
 bool
@@ -490,6 +516,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
 
 	set_version(transfer);
+	set_target(transfer);
 
 	/*
 	 * Keep connections of requests that offer only HTTP/1.1 from all others.

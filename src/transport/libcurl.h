@@ -30,7 +30,8 @@ extern bool hrflow_features_http2(void);
 
 /* in pool.c */
 extern void hrflow_pool_check_option(CURLcode code, const char *what);
-extern curl_socket_t hrflow_pool_open_socket(const struct curl_sockaddr *address);
+extern curl_socket_t hrflow_pool_open_socket(const struct curl_sockaddr *address,
+											 int connect_timeout);
 extern int	hrflow_pool_close_socket(void *arg, curl_socket_t fd);
 extern void hrflow_pool_discard(void);
 extern void hrflow_pool_add(CURL *easy);

@@ -14,6 +14,8 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <sys/socket.h>
 
@@ -125,10 +127,11 @@ on_timer(CURLM *multi, long timeout, void *arg)
 }
 
 /*
- * Open a socket for libcurl.
+ * Open a socket for libcurl.  The timeout is in milliseconds.
  */
 curl_socket_t
-hrflow_pool_open_socket(const struct curl_sockaddr *address)
+hrflow_pool_open_socket(const struct curl_sockaddr *address,
+						int connect_timeout)
 {
 	curl_socket_t fd = socket(address->family, address->socktype,
 							  address->protocol);
@@ -136,6 +139,16 @@ hrflow_pool_open_socket(const struct curl_sockaddr *address)
 	if (fd == -1)
 		return CURL_SOCKET_BAD;
 	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifdef TCP_USER_TIMEOUT
+
+	/*
+	 * A kernel acknowledges what it has received, however long its server
+	 * takes to answer.  Where it does not, the connection is dead, as when a
+	 * NAT has forgotten it: don't wait for the answer until request_timeout.
+	 */
+	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &connect_timeout,
+					  sizeof(connect_timeout));
+#endif
 	if (hrflow_poller_opened(fd))
 		pool.sockets++;
 	return fd;

@@ -109,6 +109,7 @@ typedef struct HrflowTry
 	bool		offers_http2;
 	bool		may_wait;		/* for a connection that it would share */
 	bool		is_gzip;		/* the body is compressed */
+	bool		opened;			/* a socket to an address it may have */
 	bool		has_reply;		/* a status line has come that is final */
 	bool		headers_ended;	/* the empty line after them has come */
 	uint32		round;			/* of the scheduler's, when it ceased to wait

@@ -1,11 +1,14 @@
 # What is on the wire is what was asked for and no more: encodings, a proxy that
-# refuses, servers that speak TLS.  SQL sees neither headers nor connections.
+# refuses, connections that are dead, servers that speak TLS.  SQL sees neither
+# requests nor time.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Proxy;
+use Hrflow::RawPeer;
 use Hrflow::StandIn;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $api = Hrflow::StandIn->new;
 my $node = Hrflow::Node->new(
@@ -77,6 +80,22 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		'a 407 of the proxy ends the batch');
 	unlike($err, qr/wrong/, 'the error does not show the password');
 	cmp_ok(scalar($proxy->connects), '<=', 32, 'nothing more is sent after a 407 of the proxy');
+}
+
+#
+# A connection over which nothing is acknowledged
+#
+{
+	my $deaf = Hrflow::RawPeer->new(sub { sleep 30; });
+	my $began = time;
+	my ($result, $out, $err) = $node->psql(
+		'postgres',
+		"SET hrflow_embed.base_url = 'http://127.0.0.1:"
+		  . $deaf->port . q{/v1';
+		SET hrflow_embed.connect_timeout = '1s'; SET hrflow_embed.max_attempts = 1;
+		SELECT hrflow_text_embedding(repeat('text ', 200000))});
+	like($err, qr/lost the connection/, 'a connection that takes no more bytes is given up');
+	cmp_ok(time - $began, '<', 15, 'a dead connection is given up long before request_timeout');
 }
 
 #
