@@ -76,8 +76,6 @@ sub try_server
 	foreach my $call (batch(3), "hrflow_text_embeddings('{a,b,c}')")
 	{
 		next unless $server->has('idle');
-		local $TODO = 'libcurl 7.88 takes a connection for alive that TLS has closed'
-		  if $call =~ /text/ && $server->has('tls');
 		ok($server->wait_for_close, "$name: connections that are idle are closed");
 		$api->reset;
 		is($ask->(statuses_of($call)),
@@ -105,13 +103,8 @@ sub try_server
 		  . $ask->(
 			q{SELECT string_agg(DISTINCT http_status::text, ' ') FROM long WHERE profile_reference ~ 'x';}
 		  ));
-	TODO:
-	{
-		local $TODO = 'a connection that ends for one URL fails its neighbours'
-		  if $name =~ m{HTTP/2};
-		is($ask->(statuses_of(q{long WHERE profile_reference !~ 'x'})),
-			'ok 284', "$name: URLs of 17,000 characters cost no other profile of their batch");
-	}
+	is($ask->(statuses_of(q{long WHERE profile_reference !~ 'x'})),
+		'ok 284', "$name: URLs of 17,000 characters cost no other profile of their batch");
 
 	# The server is restarted in the middle of a batch
 	$api->reset;
@@ -138,13 +131,9 @@ sub try_limit
 
 	$session->ask(
 		$server->settings . "SET hrflow_embed.base_url = '" . $server->limited_url . "';");
-	TODO:
-	{
-		local $TODO = '429 without Retry-After is not waited out';
-		is(answer($session->ask(statuses_of(batch($n)))),
-			"ok $n",
-			"$name: three times as many as it lets through in a second, refused with 429 beyond");
-	}
+	is(answer($session->ask(statuses_of(batch($n)))),
+		"ok $n",
+		"$name: three times as many as it lets through in a second, refused with 429 beyond");
 	$session->finish;
 	return;
 }
