@@ -279,7 +279,7 @@ typedef struct HrflowFatalInterrupts
 	bool		die;			/* SIGTERM */
 	bool		connection_lost;
 	bool		transaction_timeout;	/* there is none before 17 */
-}			HrflowFatalInterrupts;
+} HrflowFatalInterrupts;
 
 static inline bool
 hrflow_compat_fatal_interrupt_pending(void)
@@ -295,7 +295,7 @@ hrflow_compat_fatal_interrupt_pending(void)
  * Take such interrupts back until hrflow_compat_restore_interrupts().
  */
 static inline void
-hrflow_compat_hold_interrupts(HrflowFatalInterrupts * held)
+hrflow_compat_hold_interrupts(HrflowFatalInterrupts *held)
 {
 	held->die |= ProcDiePending;
 	ProcDiePending = false;
@@ -308,7 +308,7 @@ hrflow_compat_hold_interrupts(HrflowFatalInterrupts * held)
 }
 
 static inline void
-hrflow_compat_restore_interrupts(const HrflowFatalInterrupts * held)
+hrflow_compat_restore_interrupts(const HrflowFatalInterrupts *held)
 {
 	if (held->die)
 		ProcDiePending = true;

@@ -122,8 +122,7 @@ typedef struct HrflowAheadState
 
 /* in ahead_node.c */
 extern const CustomScanMethods hrflow_ahead_scan_methods;
-extern HrflowAheadState *hrflow_ahead_get_state(PlanState *ps);
-extern void hrflow_ahead_pause(HrflowAheadState *state);
+extern const CustomExecMethods hrflow_ahead_exec_methods;
 
 /* in ahead_bound.c */
 extern void hrflow_ahead_install_executor(void);

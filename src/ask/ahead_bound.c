@@ -36,6 +36,18 @@ typedef struct RowsNeeded
 } RowsNeeded;
 
 /*
+ * The state of a read-ahead node; NULL where "ps" is any other node.
+ */
+static HrflowAheadState *
+get_ahead_state(PlanState *ps)
+{
+	if (IsA(ps, CustomScanState) &&
+		((CustomScanState *) ps)->methods == &hrflow_ahead_exec_methods)
+		return (HrflowAheadState *) ps;
+	return NULL;
+}
+
+/*
  * ------------------------------------------------------------------------
  * From a node to the one below it
  * ------------------------------------------------------------------------
@@ -93,7 +105,7 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 				needed.is_certain = false;
 			return needed;
 		case T_CustomScanState:
-			ahead = hrflow_ahead_get_state(ps);
+			ahead = get_ahead_state(ps);
 			if (ahead == NULL)
 				return unknown;
 			if (needed.most != ALL_ROWS)
@@ -187,7 +199,7 @@ find_states(PlanState *ps, List *ancestors)
 		return;
 	check_stack_depth();
 
-	ahead = hrflow_ahead_get_state(ps);
+	ahead = get_ahead_state(ps);
 	if (ahead != NULL)
 	{
 		ahead->ancestors = ancestors;
@@ -264,6 +276,11 @@ set_bound(EState *estate, bool is_bounded, uint64 count)
 	}
 }
 
+/*
+ * The executor is about to return to its caller, who may never ask for more:
+ * wait for the requests in flight, so that an open cursor holds no connection,
+ * nor the probe of a rate that others wait for.
+ */
 static void
 pause_states(EState *estate)
 {
@@ -273,8 +290,8 @@ pause_states(EState *estate)
 	{
 		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
 
-		if (state->css.ss.ps.state == estate)
-			hrflow_ahead_pause(state);
+		if (state->css.ss.ps.state == estate && state->transport != NULL)
+			hrflow_transport_suspend(state->transport);
 	}
 }
 

@@ -714,18 +714,6 @@ rescan_read_ahead(CustomScanState *css)
 		ExecReScan(child);
 }
 
-/*
- * The executor is about to return to its caller, who may never ask for more:
- * wait for the requests in flight, so that an open cursor holds no connection,
- * nor the probe of a rate that others wait for.
- */
-void
-hrflow_ahead_pause(HrflowAheadState *state)
-{
-	if (state->transport != NULL)
-		hrflow_transport_suspend(state->transport);
-}
-
 static void
 explain_read_ahead(CustomScanState *css, List *ancestors, ExplainState *es)
 {
@@ -752,7 +740,7 @@ explain_read_ahead(CustomScanState *css, List *ancestors, ExplainState *es)
 	ExplainPropertyInteger("Maximum Rows Ahead", NULL, state->max_rows, es);
 }
 
-static const CustomExecMethods exec_methods = {
+const CustomExecMethods hrflow_ahead_exec_methods = {
 	.CustomName = HRFLOW_AHEAD_NAME,
 	.BeginCustomScan = begin_read_ahead,
 	.ExecCustomScan = exec_read_ahead,
@@ -767,7 +755,7 @@ create_read_ahead_state(CustomScan *scan)
 	HrflowAheadState *state = (HrflowAheadState *)
 	newNode(sizeof(HrflowAheadState), T_CustomScanState);
 
-	state->css.methods = &exec_methods;
+	state->css.methods = &hrflow_ahead_exec_methods;
 	return (Node *) state;
 }
 
@@ -775,15 +763,3 @@ const CustomScanMethods hrflow_ahead_scan_methods = {
 	.CustomName = HRFLOW_AHEAD_NAME,
 	.CreateCustomScanState = create_read_ahead_state
 };
-
-/*
- * The state of a read-ahead node; NULL where "ps" is any other node.
- */
-HrflowAheadState *
-hrflow_ahead_get_state(PlanState *ps)
-{
-	if (IsA(ps, CustomScanState) &&
-		((CustomScanState *) ps)->methods == &exec_methods)
-		return (HrflowAheadState *) ps;
-	return NULL;
-}

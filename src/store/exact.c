@@ -13,9 +13,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/dependency.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "compat.h"
 #include "fmgr.h"
 #include "optimizer/cost.h"
@@ -118,76 +116,9 @@ static const char sources_statement[] =
 
 /*
  * ------------------------------------------------------------------------
- * Stored vectors
+ * Comparison
  * ------------------------------------------------------------------------
  */
-
-/*
- * The layout of both of pgvector's types, since its versions 0.1 and 0.7.
- */
-typedef struct PgVector
-{
-	int32		vl_len_;
-	int16		dimension;
-	int16		unused;			/* zero */
-	char		elements[FLEXIBLE_ARRAY_MEMBER];
-} PgVector;
-
-/*
- * Find the layout in which a type stores vectors: real[], or pgvector's vector
- * or halfvec.  Returns false where the type is another one.
- */
-bool
-hrflow_exact_layout(Oid type, HrflowLayout *layout)
-{
-	Oid			extension;
-	char	   *name;
-
-	*layout = HRFLOW_LAYOUT_ARRAY;
-	if (type == FLOAT4ARRAYOID)
-		return true;
-	extension = getExtensionOfObject(TypeRelationId, type);
-	if (!OidIsValid(extension) ||
-		extension != get_extension_oid("vector", true))
-		return false;
-	name = format_type_extended(type, -1, FORMAT_TYPE_FORCE_QUALIFY);
-	name = strrchr(name, '.');
-	*layout = strcmp(name, ".halfvec") == 0 ? HRFLOW_LAYOUT_HALFVEC :
-		HRFLOW_LAYOUT_VECTOR;
-	return strcmp(name, ".vector") == 0 || strcmp(name, ".halfvec") == 0;
-}
-
-/*
- * Find the elements of a vector, which is not toasted.  *n is 0 where it is
- * none: an array of no or of more dimensions, or with nulls.
- *
- * This is the only place that knows pgvector's layout.  It throws XX001 where
- * a value has another one.
- */
-static const void *
-read_vector(HrflowLayout layout, const struct varlena *value, int *n)
-{
-	const PgVector *vector = (const PgVector *) value;
-	const ArrayType *array = (const ArrayType *) value;
-	Size		width = layout == HRFLOW_LAYOUT_HALFVEC ? sizeof(uint16) :
-	sizeof(float4);
-
-	if (layout == HRFLOW_LAYOUT_ARRAY)
-	{
-		*n = ARR_NDIM(array) != 1 || array_contains_nulls(unconstify(ArrayType *, array)) ?
-			0 : ARR_DIMS(array)[0];
-		return ARR_DATA_PTR(array);
-	}
-	if (VARSIZE(value) < offsetof(PgVector, elements) ||
-		vector->unused != 0 || vector->dimension < 1 ||
-		VARSIZE(value) != offsetof(PgVector, elements) + vector->dimension * width)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("vector of pgvector's has an unknown layout"),
-				 errhint("Use a version of hrflow_embed that knows this version of pgvector.")));
-	*n = vector->dimension;
-	return vector->elements;
-}
 
 /*
  * What hrflow_vector_similarity() keeps between two calls.
@@ -213,7 +144,7 @@ get_comparison(FunctionCallInfo fcinfo)
 
 		comparison = MemoryContextAllocZero(flinfo->fn_mcxt,
 											sizeof(Comparison));
-		if (!hrflow_exact_layout(type, &comparison->layout))
+		if (!hrflow_layout_find(type, &comparison->layout))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
 					 errmsg("type %s is not a type of vectors",
@@ -229,9 +160,9 @@ get_comparison(FunctionCallInfo fcinfo)
 
 		if (comparison->is_fixed)
 			MemoryContextSwitchTo(flinfo->fn_mcxt);
-		elements = read_vector(HRFLOW_LAYOUT_ARRAY,
-							   PG_DETOAST_DATUM(PG_GETARG_DATUM(1)),
-							   &comparison->dimension);
+		elements = hrflow_layout_read(HRFLOW_LAYOUT_ARRAY,
+									  PG_DETOAST_DATUM(PG_GETARG_DATUM(1)),
+									  &comparison->dimension);
 		comparison->query = hrflow_similarity_prepare(elements,
 													  comparison->dimension,
 													  &comparison->norm);
@@ -246,7 +177,7 @@ compare(HrflowLayout layout, const struct varlena *vector,
 {
 	int			n;
 	double		norms;
-	const void *elements = read_vector(layout, vector, &n);
+	const void *elements = hrflow_layout_read(layout, vector, &n);
 
 	return n == dimension && n > 0 &&
 		hrflow_similarity_compare(elements,
@@ -547,7 +478,7 @@ look_at_dimension(void *arg, TupleTableSlot *slot)
 
 	if (slot->tts_isnull[4])
 		return true;
-	read_vector(dimensions->layout, PG_DETOAST_DATUM(slot->tts_values[4]), &n);
+	hrflow_layout_read(dimensions->layout, PG_DETOAST_DATUM(slot->tts_values[4]), &n);
 	if (n > 0)
 		dimensions->other = n;
 	dimensions->met = n == dimensions->wanted;

@@ -500,7 +500,7 @@ hrflow_store_check_column(Relation relation, const char *name, Oid type)
 		refuse_shape(relation,
 					 psprintf(_("It has no column \"%s\"."), name));
 	if (OidIsValid(type) ? column->atttypid != type :
-		!hrflow_exact_layout(column->atttypid, &layout))
+		!hrflow_layout_find(column->atttypid, &layout))
 		refuse_shape(relation,
 					 psprintf(_("Its column \"%s\" has the type %s."), name,
 							  format_type_be(column->atttypid)));
@@ -543,7 +543,7 @@ check_vectors(HrflowStore *store)
 											  vector->atttypmod,
 											  FORMAT_TYPE_TYPEMOD_GIVEN |
 											  FORMAT_TYPE_FORCE_QUALIFY);
-	(void) hrflow_exact_layout(vector->atttypid, &store->layout);
+	(void) hrflow_layout_find(vector->atttypid, &store->layout);
 }
 
 /*

@@ -168,8 +168,10 @@ extern ArrayType *hrflow_store_get_identifiers(FunctionCallInfo fcinfo,
 extern Interval *hrflow_store_get_interval(FunctionCallInfo fcinfo, int argno,
 										   const char *name);
 
-/* in exact.c */
-extern bool hrflow_exact_layout(Oid type, HrflowLayout *layout);
+/* in layout.c */
+extern bool hrflow_layout_find(Oid type, HrflowLayout *layout);
+extern const void *hrflow_layout_read(HrflowLayout layout,
+									  const struct varlena *value, int *n);
 
 /* in feeder.c */
 extern Oid	hrflow_feeder_function(Oid caller);

@@ -47,10 +47,6 @@ struct HrflowHeaders
 /* The headers that were made last. */
 static HrflowHeaders *cached_headers = NULL;
 
-/* Transfers that are nobody's. */
-static dlist_head idle = DLIST_STATIC_INIT(idle);
-static int	nidle = 0;
-
 /* When lookups were given up, the last ones in a ring: API, links. */
 static struct
 {
@@ -262,70 +258,6 @@ hrflow_curl_release_headers(HrflowHeaders *headers)
 {
 	if (--headers->nusers == 0)
 		free_headers(headers);
-}
-
-/*
- * ------------------------------------------------------------------------
- * Transfers
- * ------------------------------------------------------------------------
- */
-
-static void
-free_transfer(HrflowTransfer *transfer)
-{
-	curl_easy_cleanup(transfer->easy);
-	hrflow_body_drop(transfer);
-	hrflow_gunzip_free(transfer->gunzip);
-	free(transfer);
-}
-
-/*
- * Free all transfers that are nobody's.  Does not throw.
- */
-void
-hrflow_curl_free_idle(void)
-{
-	while (!dlist_is_empty(&idle))
-		free_transfer(dlist_container(HrflowTransfer, node,
-									  dlist_pop_head_node(&idle)));
-	nidle = 0;
-}
-
-/*
- * Give a transfer, which is in no list, back to the pool.  Does not throw.
- */
-void
-hrflow_curl_put_idle(HrflowTransfer *transfer)
-{
-	if (nidle >= HRFLOW_KEEP_HANDLES)
-	{
-		free_transfer(transfer);
-		return;
-	}
-	if (transfer->capacity > HRFLOW_KEEP_BUFFER)
-		hrflow_body_drop(transfer);
-	dlist_push_head(&idle, &transfer->node);
-	nidle++;
-}
-
-/*
- * A transfer to be filled in and started.
- */
-HrflowTransfer *
-hrflow_curl_get_idle(void)
-{
-	HrflowTransfer *transfer;
-
-	if (!dlist_is_empty(&idle))
-	{
-		nidle--;
-		return dlist_container(HrflowTransfer, node,
-							   dlist_pop_head_node(&idle));
-	}
-	transfer = calloc(1, sizeof(HrflowTransfer));
-	if (transfer == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
-	return transfer;
 }
 
 /*

@@ -18,9 +18,6 @@
 #define HRFLOW_SETOPT(easy, option, value) \
 	hrflow_pool_check_option(curl_easy_setopt(easy, option, value), #option)
 
-/* in curl.c */
-extern void hrflow_curl_free_idle(void);
-
 /* in failure.c */
 extern void hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code);
 

@@ -193,7 +193,7 @@ make_poller(void)
 static void
 discard_multi(void)
 {
-	hrflow_curl_free_idle();
+	hrflow_idle_free_all();
 	curl_multi_cleanup(pool.multi);
 	pool.multi = NULL;
 	pool.is_stale = false;

@@ -34,8 +34,6 @@ static struct
 	int			narrowed;		/* their maximum, where the budget for bodies
 								 * has set one; else 0 */
 	int			nfitting;		/* replies in a row within that budget */
-	uint32		round;			/* how often replies were collected */
-	bool		has_connected;	/* one that others may wait for was made */
 	int64		flushed_at;		/* when the counts were added to the shared */
 }			scheduler = {DLIST_STATIC_INIT(scheduler.transports)};
 
@@ -96,7 +94,7 @@ enter(HrflowTransfer *transfer, HrflowTransferState state)
 	switch (state)
 	{
 		case HRFLOW_IDLE:
-			hrflow_curl_put_idle(transfer);
+			hrflow_idle_put(transfer);
 			break;
 		case HRFLOW_READY:
 			dlist_push_tail(HRFLOW_IS_LINK(transfer->reply.target) ?
@@ -196,21 +194,6 @@ hrflow_transfer_give_up(HrflowTransport *transport)
 		give_up_list(&transport->ready_links);
 		give_up_list(&transport->in_flight);
 	}
-}
-
-/*
- * libcurl tells how far the try has come.  Does not throw.
- */
-void
-hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
-{
-	if (!HRFLOW_IN_FLIGHT(transfer))
-		return;
-	if (transfer->state == HRFLOW_WAITING)
-		transfer->try.round = scheduler.round;
-	if (state == HRFLOW_SENT && transfer->try.may_wait)
-		scheduler.has_connected = true;
-	transfer->state = state;
 }
 
 /*
@@ -379,7 +362,7 @@ waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
 {
 	return transfer != failed && transfer->try.may_wait &&
 		(transfer->state == HRFLOW_WAITING ||
-		 transfer->try.round == scheduler.round) &&
+		 transfer->try.round == hrflow_advance_round()) &&
 		same_origin(failed->url, transfer->url);
 }
 
@@ -425,9 +408,8 @@ release_waiting(void)
 	dlist_iter	i;
 	dlist_iter	j;
 
-	if (!scheduler.has_connected)
+	if (!hrflow_advance_take_connected())
 		return;
-	scheduler.has_connected = false;
 	dlist_foreach(i, &scheduler.transports)
 	{
 		dlist_foreach(j, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
@@ -456,7 +438,7 @@ collect(void)
 			fail_waiting(transfer);
 		finish(transfer);
 	}
-	scheduler.round++;
+	hrflow_advance_end_round();
 }
 
 /*

@@ -233,8 +233,6 @@ extern void hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit);
 extern void hrflow_transfer_move(HrflowTransfer *transfer,
 								 HrflowTransferState state);
 extern void hrflow_transfer_queue(HrflowTransfer *transfer, bool first);
-extern void hrflow_transfer_advance(HrflowTransfer *transfer,
-									HrflowTransferState state);
 extern void hrflow_transfer_give_up(HrflowTransport *transport);
 extern int	hrflow_transfer_room(const HrflowTransport *transport);
 extern void hrflow_transfer_work(void);
@@ -242,11 +240,21 @@ extern void hrflow_transfer_receive(void);
 extern void hrflow_transfer_end_overdue(int64 now);
 extern void hrflow_transfer_wait(int64 until);
 
+/* in advance.c */
+extern void hrflow_transfer_advance(HrflowTransfer *transfer,
+									HrflowTransferState state);
+extern uint32 hrflow_advance_round(void);
+extern void hrflow_advance_end_round(void);
+extern bool hrflow_advance_take_connected(void);
+
+/* in idle.c */
+extern HrflowTransfer *hrflow_idle_get(void);
+extern void hrflow_idle_put(HrflowTransfer *transfer);
+extern void hrflow_idle_free_all(void);
+
 /* in curl.c */
 extern HrflowHeaders *hrflow_curl_get_headers(const HrflowSettings *settings);
 extern void hrflow_curl_release_headers(HrflowHeaders *headers);
-extern HrflowTransfer *hrflow_curl_get_idle(void);
-extern void hrflow_curl_put_idle(HrflowTransfer *transfer);
 extern bool hrflow_curl_start(HrflowTransfer *transfer);
 extern void hrflow_curl_stop_waiting(HrflowTransfer *transfer);
 extern void hrflow_curl_remove(HrflowTransfer *transfer);

@@ -131,7 +131,7 @@ static void
 submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	   const char *post, void *tag)
 {
-	HrflowTransfer *transfer = hrflow_curl_get_idle();
+	HrflowTransfer *transfer = hrflow_idle_get();
 
 	transfer->reply = (HrflowReply)
 	{

@@ -1,0 +1,84 @@
+/*-------------------------------------------------------------------------
+ *
+ * layout.c
+ *		How types store vectors: real[], and pgvector's vector and halfvec.
+ *
+ * This is the only place that knows pgvector's layout.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/dependency.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "compat.h"
+#include "store/store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+/*
+ * The layout of both of pgvector's types, since its versions 0.1 and 0.7.
+ */
+typedef struct PgVector
+{
+	int32		vl_len_;
+	int16		dimension;
+	int16		unused;			/* zero */
+	char		elements[FLEXIBLE_ARRAY_MEMBER];
+} PgVector;
+
+/*
+ * Find the layout in which a type stores vectors: real[], or pgvector's vector
+ * or halfvec.  Returns false where the type is another one.
+ */
+bool
+hrflow_layout_find(Oid type, HrflowLayout *layout)
+{
+	Oid			extension;
+	char	   *name;
+
+	*layout = HRFLOW_LAYOUT_ARRAY;
+	if (type == FLOAT4ARRAYOID)
+		return true;
+	extension = getExtensionOfObject(TypeRelationId, type);
+	if (!OidIsValid(extension) ||
+		extension != get_extension_oid("vector", true))
+		return false;
+	name = format_type_extended(type, -1, FORMAT_TYPE_FORCE_QUALIFY);
+	name = strrchr(name, '.');
+	*layout = strcmp(name, ".halfvec") == 0 ? HRFLOW_LAYOUT_HALFVEC :
+		HRFLOW_LAYOUT_VECTOR;
+	return strcmp(name, ".vector") == 0 || strcmp(name, ".halfvec") == 0;
+}
+
+/*
+ * Find the elements of a vector, which is not toasted.  *n is 0 where it is
+ * none: an array of no or of more dimensions, or with nulls.
+ *
+ * Throws XX001 where a value has another layout.
+ */
+const void *
+hrflow_layout_read(HrflowLayout layout, const struct varlena *value, int *n)
+{
+	const PgVector *vector = (const PgVector *) value;
+	const ArrayType *array = (const ArrayType *) value;
+	Size		width = layout == HRFLOW_LAYOUT_HALFVEC ? sizeof(uint16) :
+	sizeof(float4);
+
+	if (layout == HRFLOW_LAYOUT_ARRAY)
+	{
+		*n = ARR_NDIM(array) != 1 || array_contains_nulls(unconstify(ArrayType *, array)) ?
+			0 : ARR_DIMS(array)[0];
+		return ARR_DATA_PTR(array);
+	}
+	if (VARSIZE(value) < offsetof(PgVector, elements) ||
+		vector->unused != 0 || vector->dimension < 1 ||
+		VARSIZE(value) != offsetof(PgVector, elements) + vector->dimension * width)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("vector of pgvector's has an unknown layout"),
+				 errhint("Use a version of hrflow_embed that knows this version of pgvector.")));
+	*n = vector->dimension;
+	return vector->elements;
+}

@@ -1,0 +1,72 @@
+/*-------------------------------------------------------------------------
+ *
+ * idle.c
+ *		Transfers that are nobody's, kept for their libcurl handles.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "transport/libcurl.h"
+
+/* The transfer put back last comes first. */
+static dlist_head idle = DLIST_STATIC_INIT(idle);
+static int	nidle = 0;
+
+static void
+free_transfer(HrflowTransfer *transfer)
+{
+	curl_easy_cleanup(transfer->easy);
+	hrflow_body_drop(transfer);
+	hrflow_gunzip_free(transfer->gunzip);
+	free(transfer);
+}
+
+/*
+ * Free all transfers that are nobody's.  Does not throw.
+ */
+void
+hrflow_idle_free_all(void)
+{
+	while (!dlist_is_empty(&idle))
+		free_transfer(dlist_container(HrflowTransfer, node,
+									  dlist_pop_head_node(&idle)));
+	nidle = 0;
+}
+
+/*
+ * Give a transfer, which is in no list, back.  Does not throw.
+ */
+void
+hrflow_idle_put(HrflowTransfer *transfer)
+{
+	if (nidle >= HRFLOW_KEEP_HANDLES)
+	{
+		free_transfer(transfer);
+		return;
+	}
+	if (transfer->capacity > HRFLOW_KEEP_BUFFER)
+		hrflow_body_drop(transfer);
+	dlist_push_head(&idle, &transfer->node);
+	nidle++;
+}
+
+/*
+ * A transfer to be filled in and started.  May throw.
+ */
+HrflowTransfer *
+hrflow_idle_get(void)
+{
+	HrflowTransfer *transfer;
+
+	if (!dlist_is_empty(&idle))
+	{
+		nidle--;
+		return dlist_container(HrflowTransfer, node,
+							   dlist_pop_head_node(&idle));
+	}
+	transfer = calloc(1, sizeof(HrflowTransfer));
+	if (transfer == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	return transfer;
+}
