@@ -140,6 +140,7 @@ take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
 	else if (result->status != HRFLOW_OK && profile->status == HRFLOW_OK)
 	{
 		profile->status = result->status;
+		profile->is_link = result->is_link;
 		profile->error = hrflow_error_describe(result);
 	}
 	MemoryContextSwitchTo(old);

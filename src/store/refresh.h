@@ -87,6 +87,7 @@ typedef struct HrflowProfile
 	int			next_part;		/* the first of them not yet asked for */
 	HrflowStatus status;		/* the first that is neither HRFLOW_OK nor
 								 * HRFLOW_NO_VECTOR */
+	bool		is_link;		/* of a link, not of the API */
 	bool		unasked;		/* it was not asked for to the end */
 	bool		is_postponed;	/* what it met says nothing about it */
 	bool		no_vector;		/* some section has none */

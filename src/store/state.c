@@ -62,13 +62,15 @@ hrflow_state_parse(const char *name)
 }
 
 /*
- * Is this the API saying no to us, rather than of a profile?  One 403 may be a
- * profile's.
+ * Does the API refuse us, rather than this profile?  One 403 may be about the
+ * profile.
  */
 static bool
-is_our_fault(const HrflowRun *run, HrflowStatus status)
+is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 {
-	switch (status)
+	if (profile->is_link)
+		return false;
+	switch (profile->status)
 	{
 		case HRFLOW_UNAUTHORIZED:
 		case HRFLOW_PROXY_REFUSED:
@@ -304,7 +306,7 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
 {
 	profile->tally = HRFLOW_TALLY_NONE;
 	if (profile->unasked || profile->is_postponed ||
-		is_our_fault(run, profile->status) ||
+		is_our_fault(run, profile) ||
 		profile->status == HRFLOW_INVALID_SOURCE)
 	{
 		if (profile->is_current)

@@ -133,8 +133,11 @@ my %states = (
 	alike => [
 		'due 0 soon old',
 		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles met the same; / ],
-	left_out => [ 'due 0 now old', qr/WARNING:  .*refresh of public\.faulty leaves a source out: / ]
-);
+	alike_links => [
+		'due 1 soon old',
+		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles met the same; / ],
+	left_out =>
+	  [ 'due 0 soon old', qr/WARNING:  .*refresh of public\.faulty leaves a source out: / ]);
 my %refreshed = (
 	ok => 'fetched',
 	no_vector => 'without',
@@ -148,7 +151,8 @@ my %refreshed = (
 my $outage = 8;
 my %whole = (
 	map({ $_ => 'outage' } qw(connection_failed timeout invalid_reply http_error)),
-	map({ $_ => 'alike' } qw(link_refused link_expired invalid_request)));
+	map({ $_ => 'alike' } qw(link_refused invalid_request)),
+	link_expired => 'alike_links');
 
 my $n = 0;
 foreach my $path (@paths)
@@ -504,7 +508,7 @@ play('store', @$_)
 	[   'HTTP 404 of all links', 'v.status=404', 'no_vector P0002',
 		whole => 1,
 		beside => 'fault:v.status=404',
-		refreshed => 'alike' ],
+		refreshed => 'alike_links' ],
 	[ 'HTTP 404 of a bucket', 'v.status=404,v.error=NoSuchBucket', 'http_error 58000' ],
 	[   'a store that is too busy',
 		'v.status=503,v.error=SlowDown',
