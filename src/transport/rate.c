@@ -45,6 +45,13 @@
 #define PAUSE_MIN (250 * HRFLOW_MSEC)
 #define PAUSE_LIMIT (8 * HRFLOW_SEC)
 
+/*
+ * The limit of a pause that failures began.  A batch that gives up in an
+ * outage notices that only when a request fails, so it is to be shorter than
+ * what a user waits for that.
+ */
+#define FAILURE_PAUSE_LIMIT (2 * HRFLOW_SEC)
+
 /* A probe is waited for at least so long. */
 #define PROBE_MIN HRFLOW_SEC
 
@@ -228,7 +235,8 @@ choose_pause(const HrflowBucket *bucket, double random)
 
 	if (lasted > 0 && level-- == 0)
 		return Max(PAUSE_MIN, lasted * 7 / 8);
-	step = Min(step << Min(level, 10), PAUSE_LIMIT);
+	step = Min(step << Min(level, 10),
+			   bucket->by_failures ? FAILURE_PAUSE_LIMIT : PAUSE_LIMIT);
 	return step / 2 + (int64) (random * (step / 2));
 }
 
