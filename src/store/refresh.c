@@ -281,9 +281,10 @@ work_of_run(void *arg, HrflowTransport *transport)
 	int64		write_at;
 	int64		next;
 
+	/* The transport hands out nothing while one is pending. */
+	hrflow_interrupts_take(run);
 	if (hrflow_transport_expired(transport))
 		return HRFLOW_NEVER;
-	hrflow_interrupts_take(run);
 	write_at = run->written_at + run->write_interval * HRFLOW_MSEC;
 	if (run->error == NULL && !run->is_ending &&
 		(run->narrived >= run->batch_size || hrflow_clock_now() >= write_at))

@@ -136,6 +136,21 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 }
 
 #
+# Cancels that come again and again
+#
+track("SELECT 'fault:silent,id=' || i FROM generate_series(1, 200) i");
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 8 });
+my ($backend) = $store->backends;
+my $until = time + 1;
+kill 'INT', $backend while time < $until;
+my $has_ended = $node->poll_query_until('postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $backend AND state = 'active'");
+kill 'KILL', $backend unless $has_ended;
+ok($has_ended, 'a run ends that is cancelled again while it gives up its requests');
+like($store->finish_call($call), qr/57014/, 'and it ends with the error of the cancel');
+
+#
 # A profile that changes all the time
 #
 track("SELECT 'fault:latency=400,id=cook'");
