@@ -48,18 +48,22 @@ static const char claim_sql[] =
 " WHERE p.source_id = c.s AND p.%I = c.i"
 " RETURNING p.source_id, p.%I, p.generation, p.state, p.due_at";
 
-/* $1 to $3 are the keys and leases, and $4 is when they end now. */
+/*
+ * $1 to $3 are the keys and leases, and $4 is when they end now.  Those that
+ * others have locked stay as they are.
+ */
 static const char change_leases_sql[] =
 "WITH locked AS MATERIALIZED"
-" (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-" JOIN unnest($1, $2, $3) AS k(s, i, lease)"
+" (SELECT p.source_id AS s, p.%I AS i, k.n FROM %P AS p"
+" JOIN unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
 " ON p.source_id = k.s AND p.%I = k.i"
 " WHERE p.lease_until = k.lease"
 " ORDER BY p.source_id, p.%I"
 " FOR UPDATE OF p SKIP LOCKED)"
 " UPDATE %P AS p SET lease_until = $4"
 " FROM locked AS k"
-" WHERE p.source_id = k.s AND p.%I = k.i";
+" WHERE p.source_id = k.s AND p.%I = k.i"
+" RETURNING k.n::integer";
 
 /*
  * When a lease ends that is given now.
@@ -155,92 +159,115 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Rows of the keys and leases of profiles in a list.
+ * The profiles of all lists whose leases would end before a time.
  */
-static void
-add_leases(HrflowRows *rows, dlist_head *list, TimestampTz before)
+static List *
+find_leases(HrflowRun *run, TimestampTz before)
 {
-	dlist_iter	iter;
-
-	dlist_foreach(iter, list)
-	{
-		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
-		Datum		values[3];
-
-		if (profile->lease > before)
-			continue;
-		values[0] = CStringGetTextDatum(profile->source_id);
-		values[1] = CStringGetTextDatum(profile->identifier);
-		values[2] = TimestampTzGetDatum(profile->lease);
-		hrflow_store_add_row(rows, values, NULL);
-	}
-}
-
-static int
-count_profiles_in(dlist_head *list)
-{
-	dlist_iter	iter;
-	int			n = 0;
-
-	dlist_foreach(iter, list)
-		n++;
-	return n;
-}
-
-/*
- * Have all leases that would end before a time end at another one instead, or
- * never have been where "lease" is DT_NOBEGIN.
- */
-static void
-change_leases(HrflowRun *run, const HrflowStore *store, TimestampTz before,
-			  TimestampTz lease)
-{
-	static const Oid types[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
 	dlist_head *lists[] = {&run->claimed, &run->in_flight, &run->split,
 	&run->suspects, &run->arrived};
-	HrflowParameters parameters = {0};
-	HrflowRows *rows;
-	int			n = 0;
+	List	   *profiles = NIL;
+	dlist_iter	iter;
 
-	for (int i = 0; i < lengthof(lists); i++)
-		n += count_profiles_in(lists[i]);
-	rows = hrflow_store_make_rows(types, lengthof(types), n);
-	for (int i = 0; i < lengthof(lists); i++)
-		add_leases(rows, lists[i], before);
-	if (rows->n == 0)
-		return;
-
-	hrflow_store_add_rows(&parameters, rows);
-	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
-	if (lease == DT_NOBEGIN)
-		parameters.nulls[parameters.n - 1] = 'n';
-	hrflow_store_execute(hrflow_store_sql(store, change_leases_sql),
-						 &parameters);
 	for (int i = 0; i < lengthof(lists); i++)
 	{
-		dlist_iter	iter;
-
 		dlist_foreach(iter, lists[i])
 		{
 			HrflowProfile *profile = dlist_container(HrflowProfile, node,
 													 iter.cur);
 
 			if (profile->lease <= before)
-				profile->lease = lease;
+				profiles = lappend(profiles, profile);
 		}
 	}
+	return profiles;
 }
 
 /*
- * Renew the leases that end soon, as of profiles that wait for the rate.
+ * Have all leases that would end before a time end at another one instead, or
+ * never have been where "lease" is DT_NOBEGIN.  Returns the profiles of which
+ * that is so once this is committed.
+ */
+static List *
+change_leases(HrflowRun *run, const HrflowStore *store, TimestampTz before,
+			  TimestampTz lease)
+{
+	static const Oid types[] = {TEXTOID, TEXTOID, TIMESTAMPTZOID};
+	List	   *profiles = find_leases(run, before);
+	List	   *changed = NIL;
+	HrflowParameters parameters = {0};
+	HrflowRows *rows;
+	ListCell   *cell;
+	uint64		n;
+
+	if (profiles == NIL)
+		return NIL;
+	rows = hrflow_store_make_rows(types, lengthof(types),
+								  list_length(profiles));
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+		Datum		values[lengthof(types)];
+
+		values[0] = CStringGetTextDatum(profile->source_id);
+		values[1] = CStringGetTextDatum(profile->identifier);
+		values[2] = TimestampTzGetDatum(profile->lease);
+		hrflow_store_add_row(rows, values, NULL);
+	}
+	hrflow_store_add_rows(&parameters, rows);
+	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
+	if (lease == DT_NOBEGIN)
+		parameters.nulls[parameters.n - 1] = 'n';
+	n = hrflow_store_execute(hrflow_store_sql(store, change_leases_sql),
+							 &parameters);
+	for (uint64 i = 0; i < n; i++)
+		changed = lappend(changed,
+						  list_nth(profiles,
+								   DatumGetInt32(hrflow_store_datum(i, 1)) - 1));
+	return changed;
+}
+
+/*
+ * Renew the leases that end soon, as of profiles that wait for the rate.  See
+ * hrflow_claim_renew_done().
  */
 void
 hrflow_claim_renew(HrflowRun *run, const HrflowStore *store)
 {
-	change_leases(run, store,
-				  TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											  LEASE_MARGIN),
-				  lease_end());
+	TimestampTz lease = lease_end();
+	List	   *renewed = change_leases(run, store,
+										TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+																	LEASE_MARGIN),
+										lease);
+	ListCell   *cell;
+
+	foreach(cell, renewed)
+		((HrflowProfile *) lfirst(cell))->renewed = lease;
+}
+
+/*
+ * What was renewed is committed.  Not before: an answer is written only where
+ * the lease is the one that the table has.
+ */
+void
+hrflow_claim_renew_done(HrflowRun *run)
+{
+	dlist_head *lists[] = {&run->claimed, &run->in_flight, &run->split,
+	&run->suspects, &run->arrived};
+	dlist_iter	iter;
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			HrflowProfile *profile = dlist_container(HrflowProfile, node,
+													 iter.cur);
+
+			if (profile->renewed != 0)
+				profile->lease = profile->renewed;
+			profile->renewed = 0;
+		}
+	}
 }
 
 /*
@@ -249,7 +276,7 @@ hrflow_claim_renew(HrflowRun *run, const HrflowStore *store)
 void
 hrflow_claim_release(HrflowRun *run, const HrflowStore *store)
 {
-	change_leases(run, store, DT_NOEND, DT_NOBEGIN);
+	(void) change_leases(run, store, DT_NOEND, DT_NOBEGIN);
 }
 
 /*

@@ -290,8 +290,8 @@ work_of_run(void *arg, HrflowTransport *transport)
 		(run->narrived >= run->batch_size || hrflow_clock_now() >= write_at))
 	{
 		write_arrived(run);
-		if (run->error == NULL)
-			hrflow_work_try(run, hrflow_claim_renew);
+		if (run->error == NULL && hrflow_work_try(run, hrflow_claim_renew))
+			hrflow_claim_renew_done(run);
 		report_progress(run, false);
 		hrflow_interrupts_check_client(run);
 		write_at = run->written_at + run->write_interval * HRFLOW_MSEC;

@@ -74,6 +74,7 @@ typedef struct HrflowProfile
 	char	   *source_id;
 	char	   *identifier;
 	TimestampTz lease;			/* when it ends */
+	TimestampTz renewed;		/* when it ends after the commit, or 0 */
 
 	/* When it was claimed. */
 	int64		generation;
@@ -210,6 +211,7 @@ extern void hrflow_work_pause(HrflowRun *run);
 /* in claim.c */
 extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_renew_done(HrflowRun *run);
 extern void hrflow_claim_release(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile);
 extern void hrflow_claim_forget_all(HrflowRun *run);
