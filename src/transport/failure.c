@@ -106,7 +106,8 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 			/* libcurl's message may quote the setting, password and all. */
 			reply->transient = true;
 			reply->detail = "The host that hrflow_embed.proxy names cannot be resolved.";
-			return HRFLOW_CONNECT_FAILED;
+			return was_sent ? HRFLOW_CONNECTION_LOST :
+				HRFLOW_CONNECT_FAILED;
 
 		case CURLE_SSL_CACERT_BADFILE:
 			reply->detail = *settings->ca_file == '\0' ?
