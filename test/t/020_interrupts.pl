@@ -14,8 +14,8 @@ use Socket qw(SOCK_STREAM);
 use Test::More;
 use Time::HiRes qw(time);
 
-# A pause, and a turn, are of a key: they have keys of their own.
-my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 3);
+# A pause, and a turn, are of a key: cases that make one have keys of their own.
+my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 5);
 my $api = Hrflow::StandIn->new(map { ('--key' => $_) } @keys);
 my $silent_tls = Hrflow::RawPeer->new(sub { sleep 600 });
 
@@ -105,7 +105,9 @@ my @cases = (
 	[ 'in the headers', '', $one->('fault:silent') ],
 	[ 'in the body', '', $one->('fault:stall=20') ],
 	[ 'in a body that dribbles', '', $one->('fault:slow=5000') ],
-	[ 'until another try', '', $one->('fault:status=503,retry_after=60') ],
+	[   'until another try',
+		"SET hrflow_embed.api_key = '$keys[4]';",
+		$one->('fault:status=503,retry_after=60') ],
 	[   'until a pause of the rate ends',
 		"SET hrflow_embed.api_key = '$keys[1]';",
 		$one->('fault:status=429,retry_after=60') ],

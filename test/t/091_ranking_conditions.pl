@@ -312,28 +312,36 @@ SKIP:
 		"huge|1.000000\nother|0.707107",
 		'and has it through an index');
 
-	# Dead tuples in front of all that is alive
-	sql(q{
-		SELECT hrflow_create_store('dead', 'vector(8)');
-		ALTER TABLE dead SET (autovacuum_enabled = off);
-		INSERT INTO dead SELECT 'acme', 'dead ' || i, 'profile', 0,
-				(SELECT array_agg(1 + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
-			FROM generate_series(1, 21000) i;
-		INSERT INTO dead SELECT 'acme', 'alive ' || i, 'profile', 0,
-				(SELECT array_agg(CASE WHEN j = 1 THEN 1 ELSE -1 END + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
-			FROM generate_series(1, 20) i});
-	sql(sql("SELECT hrflow_index_statement('dead')"));
-	sql("DELETE FROM dead WHERE profile_id LIKE 'dead%'");
-	$node->poll_query_until('postgres', "SELECT pg_stat_get_dead_tuples('dead'::regclass) >= 21000")
-	  or die 'dead rows are not counted';
-	my $search = "SELECT count(*) FROM hrflow_match('dead', array_fill(1::real, ARRAY[8]))";
-	my ($out, $err) = output_and_notices($search);
+	# Dead tuples in front of all that is alive.  HNSW draws its graph at random;
+	# in some of them the living are reached after all, and nothing is to be said.
+	my ($out, $err, $dead, $search);
+	foreach my $graph (1 .. 12)
+	{
+		$dead = "dead$graph";
+		sql(qq{
+			SELECT hrflow_create_store('$dead', 'vector(8)');
+			ALTER TABLE $dead SET (autovacuum_enabled = off);
+			INSERT INTO $dead SELECT 'acme', 'dead ' || i, 'profile', 0,
+					(SELECT array_agg(1 + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
+				FROM generate_series(1, 21000) i;
+			INSERT INTO $dead SELECT 'acme', 'alive ' || i, 'profile', 0,
+					(SELECT array_agg(CASE WHEN j = 1 THEN 1 ELSE -1 END + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
+				FROM generate_series(1, 20) i});
+		sql(sql("SELECT hrflow_index_statement('$dead')"));
+		sql("DELETE FROM $dead WHERE profile_id LIKE 'dead%'");
+		$node->poll_query_until('postgres',
+			"SELECT pg_stat_get_dead_tuples('$dead'::regclass) >= 21000")
+		  or die 'dead rows are not counted';
+		$search = "SELECT count(*) FROM hrflow_match('$dead', array_fill(1::real, ARRAY[8]))";
+		($out, $err) = output_and_notices($search);
+		last if $err ne '' || $out ne '10';
+	}
 	is($out, '10', 'dead rows in front of an index keep no row back');
 	like(
 		$err,
-		qr/NOTICE:  index \S+ found \d+ of 10 profiles, so all vectors were compared\n.*\nHINT:  VACUUM public\.dead\./,
+		qr/NOTICE:  index \S+ found \d of 10 profiles, so all vectors were compared\n.*\nHINT:  VACUUM public\.$dead\./,
 		'and the client is told to VACUUM');
-	sql('VACUUM dead');
+	sql("VACUUM $dead");
 	($out, $err) = output_and_notices($search);
 	is("$out$err", '10', 'after which nothing is said');
 }
