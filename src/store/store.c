@@ -46,7 +46,6 @@ static const Column vectors_columns[] = {
 	{.name = "source_id", .type = TEXTOID},
 	{.name = "section", .type = TEXTOID},
 	{.name = "item", .type = INT4OID},
-	{.name = "vector", .type = InvalidOid},
 	{.name = "fetched_at", .type = TIMESTAMPTZOID}
 };
 
@@ -538,7 +537,9 @@ check_vectors(HrflowStore *store)
 	store->identifier_name = identifier_names[store->identifier];
 	hrflow_store_check_column(store->vectors, store->identifier_name, TEXTOID);
 
-	vector = find_column(store->vectors, "vector");
+	vector = TupleDescAttr(RelationGetDescr(store->vectors),
+						   hrflow_store_check_column(store->vectors, "vector",
+													 InvalidOid) - 1);
 	store->vector_type = format_type_extended(vector->atttypid,
 											  vector->atttypmod,
 											  FORMAT_TYPE_TYPEMOD_GIVEN |

@@ -12,7 +12,7 @@
 #include "transport/transfer.h"
 
 /* How often replies were collected. */
-static uint32 round = 0;
+static uint32 this_round = 0;
 
 /* Was a connection made that other requests may wait for? */
 static bool has_connected = false;
@@ -26,7 +26,7 @@ hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
 	if (!HRFLOW_IN_FLIGHT(transfer))
 		return;
 	if (transfer->state == HRFLOW_WAITING)
-		transfer->try.round = round;
+		transfer->try.round = this_round;
 	if (state == HRFLOW_SENT && transfer->try.may_wait)
 		has_connected = true;
 	transfer->state = state;
@@ -38,7 +38,7 @@ hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
 uint32
 hrflow_advance_round(void)
 {
-	return round;
+	return this_round;
 }
 
 /*
@@ -47,7 +47,7 @@ hrflow_advance_round(void)
 void
 hrflow_advance_end_round(void)
 {
-	round++;
+	this_round++;
 }
 
 /*

@@ -237,7 +237,7 @@ choose_pause(const HrflowBucket *bucket, double random)
 		return Max(PAUSE_MIN, lasted * 7 / 8);
 	step = Min(step << Min(level, 10),
 			   bucket->by_failures ? FAILURE_PAUSE_LIMIT : PAUSE_LIMIT);
-	return step / 2 + (int64) (random * (step / 2));
+	return step * (1 + random) / 2;
 }
 
 /*

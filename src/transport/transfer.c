@@ -702,6 +702,7 @@ make_idle(dlist_head *list)
 void
 hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit)
 {
+	HrflowTransfer *transfer;
 	dlist_iter	iter;
 
 	dlist_delete(&transport->node);
@@ -719,8 +720,8 @@ hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit)
 		make_idle(&transport->ready);
 		make_idle(&transport->done);
 		make_idle(&transport->handed_out);
-		while (transport->ndelayed > 0)
-			hrflow_transfer_move(first_delayed(transport), HRFLOW_IDLE);
+		while ((transfer = first_delayed(transport)) != NULL)
+			hrflow_transfer_move(transfer, HRFLOW_IDLE);
 		hrflow_pool_balance_descriptors(scheduler.nin_flight);
 	}
 	hrflow_stats_flush();

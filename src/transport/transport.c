@@ -370,7 +370,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 		if (transport->nin_flight == 0 && transport->nready == 0 &&
 			transport->ndelayed == 0)
 			return NULL;
-		if (now >= until)
+		if (woken != NULL && now >= until)
 		{
 			*woken = true;
 			return NULL;
