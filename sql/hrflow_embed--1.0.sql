@@ -133,8 +133,8 @@ REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 --   profile_id, ...      the element's identifiers, as they were given
 --   status               'ok', 'invalid_request', 'not_found', 'no_vector',
 --                        'unauthorized', 'over_quota', 'rate_limited',
---                        'connection_failed', 'timeout', 'invalid_reply',
---                        'http_error' or 'too_large'
+--                        'over_budget', 'connection_failed', 'timeout',
+--                        'invalid_reply', 'http_error' or 'too_large'
 --   http_status          of the last try; NULL when there was no answer
 --   data                 when 'ok', as hrflow_profile_embedding() returns it
 --   error                when not, what went wrong
@@ -368,9 +368,9 @@ REVOKE ALL ON FUNCTION hrflow_text_embedding(text) FROM PUBLIC;
 --   ordinality       position in the array, from 1
 --   vector           when 'ok'
 --   status           'ok', 'invalid_request', 'unauthorized', 'over_quota',
---                    'rate_limited', 'connection_failed', 'timeout',
---                    'invalid_reply', 'http_error', 'too_large' or
---                    'invalid_vector'
+--                    'rate_limited', 'over_budget', 'connection_failed',
+--                    'timeout', 'invalid_reply', 'http_error', 'too_large'
+--                    or 'invalid_vector'
 --   http_status      of the last try; NULL when there was no answer
 --   error            when not 'ok', what went wrong
 --

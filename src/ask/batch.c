@@ -352,6 +352,7 @@ is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
 		case HRFLOW_PROXY_REFUSED:
 		case HRFLOW_OVER_QUOTA:
 		case HRFLOW_RATE_LIMITED:
+		case HRFLOW_OVER_BUDGET:
 			return true;
 		case HRFLOW_INVALID_SOURCE:
 			return methods->reject_hrflow_source == NULL ||

@@ -72,6 +72,11 @@ static const StatusInfo status_info[] = {
 		"%s limited the rate of requests",
 		"Ask again later, or send fewer requests a minute."
 	},
+	[HRFLOW_OVER_BUDGET] = {
+		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		"statement has sent as many requests to %s as it may",
+		"Ask for less in one statement, or raise hrflow_embed.max_requests_per_statement."
+	},
 	[HRFLOW_CONNECT_FAILED] = {
 		ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
 		"could not connect to %s",

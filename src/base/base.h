@@ -75,6 +75,7 @@ typedef enum HrflowStatus
 	HRFLOW_PROXY_REFUSED,
 	HRFLOW_OVER_QUOTA,
 	HRFLOW_RATE_LIMITED,
+	HRFLOW_OVER_BUDGET,
 	HRFLOW_CONNECT_FAILED,
 	HRFLOW_CONNECTION_LOST,
 	HRFLOW_TIMEOUT,
@@ -122,6 +123,7 @@ typedef struct HrflowSettings
 									 * has no vector; else it is an error */
 	int			max_concurrency;	/* requests in flight */
 	int			max_requests_per_minute;	/* of the API; 0: no limit */
+	int			max_requests_per_statement; /* likewise */
 	size_t		max_response_size;	/* bytes, after decompression */
 	bool		allow_in_shard_queries; /* batches, where Citus runs them */
 	bool		http2;			/* is it offered where there is TLS? */

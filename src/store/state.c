@@ -76,6 +76,7 @@ is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 		case HRFLOW_PROXY_REFUSED:
 		case HRFLOW_OVER_QUOTA:
 		case HRFLOW_RATE_LIMITED:
+		case HRFLOW_OVER_BUDGET:
 			return true;
 		case HRFLOW_FORBIDDEN:
 			return run->nforbidden > 1;

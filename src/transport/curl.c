@@ -108,7 +108,10 @@ count_again(const HrflowTransfer *transfer)
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
 	hrflow_stats_count(HRFLOW_RETRIES, 1);
 	if (!HRFLOW_IS_LINK(transfer->reply.target))
+	{
 		hrflow_rate_charge(transfer->transport->account);
+		hrflow_budget_charge();
+	}
 }
 
 /*

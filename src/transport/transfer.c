@@ -197,15 +197,14 @@ hrflow_transfer_give_up(HrflowTransport *transport)
 }
 
 /*
- * The server has asked for a pause that no one waits for: a request fails
- * without having been sent.
+ * A request fails without having been sent.
  */
 static void
-refuse(HrflowTransfer *transfer)
+refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
 {
-	transfer->reply.status = HRFLOW_RATE_LIMITED;
+	transfer->reply.status = status;
 	transfer->reply.transient = false;
-	transfer->reply.detail = "The API has asked for a pause of more than five minutes.";
+	transfer->reply.detail = detail;
 	transfer->reply.http_status = 0;
 	hrflow_transfer_move(transfer, HRFLOW_DONE);
 }
@@ -236,7 +235,17 @@ start(HrflowTransfer *transfer, int64 now)
 	HrflowAdmission admission = HRFLOW_ADMIT;
 
 	if (!HRFLOW_IS_LINK(transfer->reply.target))
+	{
+		if (hrflow_budget_is_spent(transport->settings))
+		{
+			snprintf(transfer->error, sizeof(transfer->error),
+					 "The limit, hrflow_embed.max_requests_per_statement, is %d.",
+					 transport->settings->max_requests_per_statement);
+			refuse(transfer, HRFLOW_OVER_BUDGET, transfer->error);
+			return true;
+		}
 		admission = hrflow_account_admit(transport, now);
+	}
 	if (admission == HRFLOW_WAIT)
 		return false;
 
@@ -247,8 +256,15 @@ start(HrflowTransfer *transfer, int64 now)
 			.is_alone = limit_of(transport) == 1
 	};
 	if (admission == HRFLOW_REFUSE)
-		refuse(transfer);
-	else if (!hrflow_curl_start(transfer))
+	{
+		/* Nobody waits that long. */
+		refuse(transfer, HRFLOW_RATE_LIMITED,
+			   "The API has asked for a pause of more than five minutes.");
+		return true;
+	}
+	if (!HRFLOW_IS_LINK(transfer->reply.target))
+		hrflow_budget_charge();
+	if (!hrflow_curl_start(transfer))
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
 	else
 	{

@@ -7,8 +7,8 @@
  * has the states of a request and is the one scheduler of a backend; account.c
  * says what its outcome means to the account; curl.c has a request's options
  * and callbacks; body.c and gunzip.c receive its reply; origin.c and sharing.c
- * know who may share a connection; failure.c says what an error of
- * libcurl's means; trust.c chooses the certificates; pool.c has what a backend
+ * know who may share a connection; budget.c counts what a statement has sent;
+ * failure.c says what an error of libcurl's means; trust.c chooses the certificates; pool.c has what a backend
  * keeps: the multi handle, the connections, the wait; rate.c has the limits
  * that backends share; poller.c is epoll or kqueue.
  *
@@ -307,6 +307,10 @@ extern void hrflow_sharing_note_sent(HrflowTransfer *transfer,
 									 const char *local, int local_port);
 extern void hrflow_sharing_forget(HrflowTransfer *transfer);
 extern bool hrflow_sharing_check(HrflowTransfer *transfer);
+
+/* in budget.c */
+extern bool hrflow_budget_is_spent(const HrflowSettings *settings);
+extern void hrflow_budget_charge(void);
 
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);

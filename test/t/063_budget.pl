@@ -1,0 +1,172 @@
+# A statement sends no more requests than it may, however it is written: what
+# came is kept, the rest is told, and only a superuser raises a limit that
+# others have set.  Counted at the stand-in, which SQL cannot.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use Test::More;
+
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new(
+	'budget', $api,
+	shared_preload_libraries => 'hrflow_embed',
+	link_hosts => '127.0.0.1');
+my $limit = 'SET hrflow_embed.max_requests_per_statement = ';
+
+# What a statement prints, what is said, and how many requests the API gets.
+sub run
+{
+	my ($sql) = @_;
+
+	$api->reset;
+	my ($status, $out, $err) = $node->psql('postgres', "\\set VERBOSITY verbose\n$sql");
+	return ($out, $err, $api->stats->{api_requests});
+}
+
+sub is_run
+{
+	my ($sql, $rows, $said, $requests, $name) = @_;
+	my ($out, $err, $asked) = run($sql);
+
+	is($out, $rows, "$name: the rows");
+	like($err, $said, "$name: what is said");
+	is($asked, $requests, "$name: the requests");
+	return;
+}
+
+sub ids
+{
+	my ($n) = @_;
+	return "(SELECT array_agg('p' || i) FROM generate_series(1, $n) i)";
+}
+
+#
+# Every kind of statement
+#
+is_run(
+	"$limit 10; SELECT status, count(*), bool_and(error ~ 'max_requests_per_statement, is 10')
+		FROM hrflow_profile_embeddings('acme', " . ids(100) . ') GROUP BY 1 ORDER BY 1',
+	"ok|10|\nover_budget|90|t",
+	qr/WARNING:.*statement has sent as many requests.*\nDETAIL:  10 of 100 elements were answered/,
+	10, 'a batch');
+is_run(
+	"$limit 10; SELECT count(*), count(DISTINCT profile_id) FROM hrflow_profile_vectors('acme', "
+	  . ids(10)
+	  . q{, '{"profile": 1, "skills": 1}')},
+	'20|10', qr/^$/, 10, 'vectors, whose links do not count');
+is_run(
+	"$limit 3; SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+		'{a,a,a,b,b,c,c,c}') GROUP BY 1",
+	'ok|8', qr/^$/, 3, 'equal elements, which are asked for once');
+is_run(
+	"$limit 5; SET hrflow_embed.max_attempts = 2; SET hrflow_embed.max_concurrency = 1;
+	SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+		'{\"fault:first=1,status=500\",fault:status=500,b,c,d}') GROUP BY 1 ORDER BY 1",
+	"ok|3\nover_budget|2",
+	qr/DETAIL:  3 of 5 elements were answered/,
+	5, 'tries, which all count');
+foreach my $ahead ('on', 'off')
+{
+	is_run(
+		"$limit 5; SET hrflow_embed.read_ahead = $ahead;
+		SELECT i, hrflow_profile_embedding('acme', 'p' || i) IS NOT NULL FROM generate_series(1, 5) i",
+		join("\n", map { "$_|t" } 1 .. 5),
+		qr/^$/, 5, "as many calls as may be sent, with read_ahead $ahead");
+	is_run(
+		"$limit 5; SET hrflow_embed.read_ahead = $ahead;
+		SELECT hrflow_profile_embedding('acme', 'p' || i) FROM generate_series(1, 20) i",
+		'',
+		qr/ERROR:  53400: statement has sent as many requests to the HrFlow API as it may\n.*is 5\..*\nHINT:  Ask for less in one statement/,
+		5,
+		"more calls than may be sent, with read_ahead $ahead");
+}
+is_run(
+	"$limit 4;
+	DO \$\$ BEGIN
+		FOR i IN 1 .. 3 LOOP PERFORM hrflow_text_embedding('text ' || i); END LOOP;
+		PERFORM hrflow_profile_embeddings('acme', '{a,b,c}');
+		FOR i IN 1 .. 3 LOOP PERFORM hrflow_text_embedding('text ' || i); END LOOP;
+	END \$\$",
+	'', qr/ERROR:  53400/, 4, 'a block of several calls');
+is_run(
+	"$limit 2; SELECT hrflow_text_embedding('a') IS NOT NULL;
+	SELECT hrflow_text_embedding('b') IS NOT NULL AND hrflow_text_embedding('c') IS NOT NULL;
+	BEGIN; SELECT hrflow_text_embedding('d') IS NOT NULL; COMMIT",
+	"t\nt\nt", qr/^$/, 4, 'statements that have their limits to themselves');
+is_run("$limit 1; SELECT hrflow_auth() IS NOT NULL; SELECT hrflow_text_embedding('a') IS NOT NULL",
+	"t\nt", qr/^$/, 2, 'a check of the key, which has its own');
+
+#
+# A refresh: what has come is kept, and the next one goes on
+#
+my $store = Hrflow::Store->new($node, $api, 'shop');
+$store->fill(30);
+$api->reset;
+like($store->call, qr/: 30 refreshed/, 'without a limit a refresh asks for all that is due');
+$store->sql('UPDATE shop.embedding_profile SET due_at = now()');
+foreach my $left (20, 10, 0)
+{
+	$api->reset;
+	my $printed = $store->finish_call(
+		$store->start_call(undef, settings => { 'hrflow_embed.max_requests_per_statement' => 10 }));
+	is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at <= now()'),
+		$left, "a refresh of which 10 requests are left keeps what came: $left are due");
+	is($api->stats->{api_requests}, 10, "and sends 10 requests when $left are left");
+	like(
+		$printed,
+		$left ? qr/WARNING:.*statement has sent as many/ : qr/: 10 refreshed/,
+		"and says so when $left are left");
+}
+is($store->sql('SELECT sum(attempts) FROM shop.embedding_profile'),
+	0, 'a limit counts as no attempt of a profile');
+
+#
+# Who may raise it
+#
+$node->safe_psql(
+	'postgres', 'CREATE ROLE recruiter LOGIN; CREATE ROLE keen LOGIN;
+	ALTER ROLE keen SET hrflow_embed.max_requests_per_statement = 200');
+$node->append_conf('postgresql.conf', 'hrflow_embed.max_requests_per_statement = 50');
+$node->reload;
+$node->poll_query_until('postgres',
+	"SELECT current_setting('hrflow_embed.max_requests_per_statement') = '50'");
+
+sub as
+{
+	my ($role, $sql) = @_;
+	my ($status, $out, $err) =
+	  $node->psql('postgres', "\\set VERBOSITY verbose\n$sql", extra_params => [ '-U', $role ]);
+	return "$out$err";
+}
+my $show = 'SHOW hrflow_embed.max_requests_per_statement';
+my $refused =
+  qr/ERROR:  42501: permission denied to raise "hrflow_embed.max_requests_per_statement"\nDETAIL:  The session began with a limit of 50\./;
+is(as('recruiter', "$limit 20; $show; RESET hrflow_embed.max_requests_per_statement; $show"),
+	"20\n50", 'a user may lower a limit, and take that back');
+like(as('recruiter', "$limit $_"), $refused, "a user may not set a limit of 50 to $_")
+  foreach 0, 51, 2147483647;
+like(as('recruiter', 'SET LOCAL hrflow_embed.max_requests_per_statement = 0'),
+	$refused, 'nor for a transaction');
+like(as('recruiter', "SELECT set_config('hrflow_embed.max_requests_per_statement', '0', false)"),
+	$refused, 'nor by set_config()');
+like(as('recruiter', 'ALTER ROLE recruiter SET hrflow_embed.max_requests_per_statement = 0'),
+	$refused, 'nor for the next session');
+like(
+	as( 'recruiter',
+		"CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql
+			SET hrflow_embed.max_requests_per_statement = 0 AS 'SELECT 1'"),
+	$refused,
+	'nor for a function');
+{
+	local $ENV{PGOPTIONS} = '-c hrflow_embed.max_requests_per_statement=0';
+	like(as('recruiter', $show), qr/FATAL:  permission denied to raise/, 'nor with the connection');
+	local $ENV{PGOPTIONS} = '-c hrflow_embed.max_requests_per_statement=7';
+	is(as('recruiter', $show), '7', 'but may lower it there');
+}
+is(as('keen', $show), '200', 'a superuser may give a role more');
+is(as('postgres', "$limit 0; $show"), '0', 'a superuser may raise it');
+
+$node->stop('fast');
+done_testing();
