@@ -18,11 +18,8 @@
 #define FEATURES_HINT \
 	"Install libcurl from your distribution (libcurl4 on Debian and Ubuntu, libcurl on Red Hat), and remove other builds of it from the server's library path."
 
-static bool
-has_feature(int feature)
-{
-	return (curl_version_info(CURLVERSION_NOW)->features & feature) != 0;
-}
+/* CURL_VERSION_* of what there is; curl_version_info() is not cheap. */
+static int	features = 0;
 
 /*
  * Throw unless libcurl can make requests that are verified and can be
@@ -32,26 +29,27 @@ has_feature(int feature)
 void
 hrflow_features_check(void)
 {
-	const char *version = curl_version_info(CURLVERSION_NOW)->version;
+	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
 
-	if (!has_feature(CURL_VERSION_SSL))
+	features = info->features;
+	if (!(features & CURL_VERSION_SSL))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("libcurl %s was built without TLS", version),
+				 errmsg("libcurl %s was built without TLS", info->version),
 				 errhint(FEATURES_HINT)));
-	if (!has_feature(CURL_VERSION_ASYNCHDNS))
+	if (!(features & CURL_VERSION_ASYNCHDNS))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("libcurl %s was built without an asynchronous resolver",
-						version),
+						info->version),
 				 errhint(FEATURES_HINT)));
 }
 
 /*
- * Can HTTP/2 be offered to servers?
+ * Can HTTP/2 be offered to servers?  hrflow_features_check() has been called.
  */
 bool
 hrflow_features_http2(void)
 {
-	return has_feature(CURL_VERSION_HTTP2);
+	return (features & CURL_VERSION_HTTP2) != 0;
 }
