@@ -113,6 +113,23 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 }
 
 #
+# A client that is gone
+#
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+my $lost_call = $store->start_call(
+	undef,
+	role => 'keeper',
+	settings => { client_connection_check_interval => '1s' });
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$lost_call->{process}->kill_kill(grace => 0.1);
+my $is_gone = $node->poll_query_until('postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%'");
+ok($is_gone, 'a run ends whose client is gone');
+cmp_ok($store->refreshed, '<', 3000, 'a run whose client is gone ends before all is fetched');
+is(paid($api), $store->refreshed, 'no answer is lost where the client is gone');
+is($store->profiles('lease_until'), '', 'a run whose client is gone leaves no lease');
+
+#
 # Cancels that come again and again
 #
 my $ended = 0;
@@ -180,22 +197,33 @@ is($store->profiles("state, due_at < now() + interval '2 minutes'"),
 	'due|t', 'a due_at that is set while the profile is fetched is not lost');
 
 #
-# A profile that the application has locked
+# A profile that the application has locked, for four seconds and for good
 #
 $store->track("SELECT 'fault:latency=1000,id=cook'");
 my $application = Hrflow::Session->new($node);
-foreach my $run (1 .. 6)
-{
-	$store->hasten('true');
-	$call = $store->start_call;
-	my $n = $run;
-	$api->wait_until(sub { $_[0]{requests} >= $n });
-	$application->ask('SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE;');
-	$store->finish_call($call);
-	$application->ask('COMMIT;');
-}
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$application->ask(
+	'SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE; SELECT pg_sleep(4);
+	COMMIT;');
+like(
+	$store->finish_call($call),
+	qr/: 1 refreshed/,
+	'a run waits at its end for the lock of a profile to be released');
+
+$store->track("SELECT 'fault:latency=1000,id=cook'");
+$call = $store->start_call('max_attempts => 1');
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$application->ask('BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE;');
+$printed = $store->finish_call($call);
+$application->ask('COMMIT;');
+like(
+	$printed,
+	qr/WARNING:\ .*could\ not\ store\ what\ was\ fetched\ for\ 1\ profile\n
+		DETAIL:\ .*No\ attempt\ was\ counted/x,
+	'a run warns of a profile that was locked until its end');
 is($store->profiles('state, attempts'),
-	'due|0', 'a profile that is locked whenever it is to be written never fails');
+	'due|0', 'a profile that is locked when it is to be written does not fail');
 $application->finish;
 
 #
