@@ -290,7 +290,8 @@ hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Forget all that were not written.
+ * Forget all that were not written.  What has arrived of a profile that others
+ * have locked is lost.
  */
 void
 hrflow_claim_forget_all(HrflowRun *run)
@@ -300,8 +301,13 @@ hrflow_claim_forget_all(HrflowRun *run)
 	for (int i = 0; i < lengthof(lists); i++)
 	{
 		while (!dlist_is_empty(lists[i]))
-			hrflow_claim_forget(run, dlist_head_element(HrflowProfile, node,
-														lists[i]));
+		{
+			HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
+														lists[i]);
+
+			run->nunwritten += profile->is_locked || profile->is_stuck;
+			hrflow_claim_forget(run, profile);
+		}
 	}
 	run->narrived = 0;
 }

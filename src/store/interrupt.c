@@ -21,6 +21,12 @@
 #include "tcop/tcopprot.h"
 #include "utils/timeout.h"
 
+/*
+ * As libpq/libpq.h declares it, which includes headers of GSSAPI where the server
+ * was built with that.
+ */
+extern bool pq_check_connection(void);
+
 /* The action for SIGTERM outside of a run. */
 static struct sigaction outer_sigterm;
 
@@ -130,14 +136,14 @@ hrflow_interrupts_take(HrflowRun *run)
 
 /*
  * Check whether the client is still there, where client_connection_check_interval
- * asks for that.  To be called when all that has arrived is written.
+ * asks for that.  If it is not, the run is to end, and the session with it.  A
+ * background worker, such as one of pg_cron's, has no client.
  */
 void
 hrflow_interrupts_check_client(HrflowRun *run)
 {
-	if (client_connection_check_interval == 0 || run->narrived > 0)
+	if (client_connection_check_interval == 0 || MyProcPort == NULL ||
+		pq_check_connection())
 		return;
-	CheckClientConnectionPending = InterruptPending = true;
-	hrflow_interrupts_take(run);
-	leave_client_unchecked();
+	run->held.connection_lost = run->is_ending = true;
 }

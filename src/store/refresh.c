@@ -75,11 +75,11 @@ enum
 #define DRAIN_TIME (100 * HRFLOW_MSEC)
 
 /*
- * At its end, a run tries so often to write profiles that others have locked,
- * and waits for this long between, in milliseconds.
+ * For how long a run tries at its end to write profiles that others have locked,
+ * and how long it waits between two tries, in milliseconds.
  */
-#define LAST_WRITES 10
-#define LAST_WRITES_INTERVAL 100
+#define LOCKED_GRACE (10 * HRFLOW_SEC)
+#define LOCKED_INTERVAL 100
 
 /* How long a run waits for it at the end of its time budget. */
 #define BUDGET_GRACE (5 * HRFLOW_SEC)
@@ -184,6 +184,21 @@ check_vain(HrflowRun *run)
 					   run->nvain),
 			 errhint("Check the triggers of the table of profiles.")));
 	run->is_stopping = true;
+}
+
+/*
+ * Warn that answers were lost for which the API has been paid.
+ */
+static void
+warn_of_unwritten(HrflowRun *run)
+{
+	if (run->nunwritten > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s could not store what was fetched for " INT64_FORMAT " profile",
+							   "refresh of %s could not store what was fetched for " INT64_FORMAT " profiles",
+							   run->nunwritten, run->name, run->nunwritten),
+				 errdetail("Other sessions have locked the rows for too long.  No attempt was counted."),
+				 errhint("Keep transactions short that lock rows of the store.")));
 }
 
 /*
@@ -375,19 +390,19 @@ static void
 finish(HrflowRun *run)
 {
 	bool		is_bounded = false;
+	int64		give_up_at = hrflow_clock_now() + LOCKED_GRACE;
 
 	hrflow_state_settle_suspects(run);
-	for (int i = 0; i < LAST_WRITES; i++)
+	while (run->error == NULL && !run->is_ending)
 	{
-		if (run->error != NULL || run->is_ending)
-			break;
 		write_arrived(run);
-		if (run->narrived == 0)
+		if (run->narrived == 0 || hrflow_clock_now() >= give_up_at)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 LAST_WRITES_INTERVAL, PG_WAIT_EXTENSION);
+						 LOCKED_INTERVAL, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		hrflow_interrupts_take(run);
+		hrflow_interrupts_check_client(run);
 	}
 	if (run->error != NULL || run->is_ending)
 	{
@@ -460,7 +475,7 @@ refresh(HrflowRun *run)
 	} while (!run->is_drained && run->error == NULL && !run->is_ending &&
 			 !run->is_stopping && run->nclaimed < run->max_profiles &&
 			 !is_late(run));
-
+	warn_of_unwritten(run);
 }
 
 /*

@@ -101,7 +101,9 @@ typedef struct HrflowProfile
 	bool		is_locked;		/* it is, but others have locked the row */
 	bool		is_current;		/* and nothing has changed since */
 	bool		is_stuck;		/* its vectors are locked by others */
-	int			ntries;			/* to write it */
+	int64		locked_at;		/* since when, by our clock; 0: never */
+	char	   *write_error;	/* why the table of vectors did not take its
+								 * vectors, or NULL */
 	HrflowTally tally;
 	HrflowProfileRow row;
 } HrflowProfile;
@@ -178,6 +180,7 @@ typedef struct HrflowRun
 	int64		tallies[HRFLOW_NTALLIES];
 	int64		ncounted;		/* all of these except HRFLOW_TALLY_NONE */
 	int			nvain;			/* profiles since that came to nothing */
+	int64		nunwritten;		/* profiles that others have locked too long */
 	int64		ngone;
 
 	bool		is_silent;

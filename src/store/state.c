@@ -62,6 +62,26 @@ hrflow_state_parse(const char *name)
 }
 
 /*
+ * What has become of a profile: of its request, or of what came of it.
+ */
+static HrflowStatus
+get_status(const HrflowProfile *profile)
+{
+	return profile->write_error != NULL ? HRFLOW_INVALID_VECTOR :
+		profile->status;
+}
+
+/*
+ * The error that goes with it, or NULL.
+ */
+static char *
+get_error(const HrflowProfile *profile)
+{
+	return profile->write_error != NULL ? profile->write_error :
+		profile->error;
+}
+
+/*
  * Does the API refuse us, rather than this profile?  One 403 may be about the
  * profile.
  */
@@ -70,7 +90,7 @@ is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 {
 	if (profile->is_link)
 		return false;
-	switch (profile->status)
+	switch (get_status(profile))
 	{
 		case HRFLOW_UNAUTHORIZED:
 		case HRFLOW_PROXY_REFUSED:
@@ -144,8 +164,8 @@ missing_until(HrflowRun *run, const HrflowProfileRow *row)
 static bool
 has_old_error(const HrflowProfile *profile)
 {
-	return profile->error != NULL && profile->row.error != NULL &&
-		strcmp(profile->error, profile->row.error) == 0;
+	return get_error(profile) != NULL && profile->row.error != NULL &&
+		strcmp(get_error(profile), profile->row.error) == 0;
 }
 
 /*
@@ -181,7 +201,7 @@ set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
 		failed_now = row->state != HRFLOW_STATE_MISSING ||
 			!row->has_failed_at;
 	else
-		failed_now = profile->error != NULL &&
+		failed_now = get_error(profile) != NULL &&
 			(counted || !has_old_error(profile));
 	if (failed_now)
 	{
@@ -201,12 +221,12 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 	TimestampTz due_at = is_postponed ? postponed_until(profile) : 0;
 
 	/* No error where there was no time. */
-	if (profile->error != NULL &&
-		!(profile->unasked && profile->status == HRFLOW_TIMEOUT))
+	if (get_error(profile) != NULL &&
+		!(profile->unasked && get_status(profile) == HRFLOW_TIMEOUT))
 	{
 		set_failed_at(profile, row->state, false);
 		row->http_status = profile->http_status;
-		row->error = profile->error;
+		row->error = get_error(profile);
 	}
 	if (is_postponed && row->has_due_at)
 		row->due_at = due_at;
@@ -222,7 +242,7 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 
 	row->attempts++;
 	row->has_due_at = true;
-	if (profile->status == HRFLOW_OK)
+	if (get_status(profile) == HRFLOW_OK)
 	{
 		profile->tally = HRFLOW_TALLY_OK;
 		row->state = HRFLOW_STATE_OK;
@@ -230,7 +250,7 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 		row->attempts = 0;
 		row->is_refreshed = true;
 	}
-	else if (profile->status == HRFLOW_NOT_FOUND)
+	else if (get_status(profile) == HRFLOW_NOT_FOUND)
 	{
 		profile->tally = HRFLOW_TALLY_MISSING;
 		row->due_at = missing_until(run, row);
@@ -255,7 +275,7 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 		}
 	}
 	row->http_status = profile->http_status;
-	row->error = profile->error;
+	row->error = get_error(profile);
 }
 
 /*
@@ -270,7 +290,7 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 	TimestampTz earliest =
 	TimestampTzPlusMilliseconds(GetCurrentTimestamp(), run->debounce);
 
-	if (profile->status == HRFLOW_OK)
+	if (get_status(profile) == HRFLOW_OK)
 	{
 		profile->tally = HRFLOW_TALLY_OK;
 		row->state = HRFLOW_STATE_DUE;
@@ -308,11 +328,11 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
 	profile->tally = HRFLOW_TALLY_NONE;
 	if (profile->unasked || profile->is_postponed ||
 		is_our_fault(run, profile) ||
-		profile->status == HRFLOW_INVALID_SOURCE)
+		get_status(profile) == HRFLOW_INVALID_SOURCE)
 	{
 		if (profile->is_current)
 			set_not_counted(profile, profile->is_postponed ||
-							(profile->status == HRFLOW_INVALID_SOURCE &&
+							(get_status(profile) == HRFLOW_INVALID_SOURCE &&
 							 !profile->unasked));
 		put_beyond_run(run, profile);
 	}

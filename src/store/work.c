@@ -101,7 +101,8 @@ do_work_in_store(void *arg)
 
 /*
  * After an error was caught: keep it for the end of the run, if it is the first
- * one, and end the transaction.
+ * one, and end the transaction.  Another cancel must not come in between, for
+ * nobody would catch it.
  */
 void
 hrflow_work_keep_error(HrflowRun *run)
@@ -109,12 +110,14 @@ hrflow_work_keep_error(HrflowRun *run)
 	MemoryContext old = MemoryContextSwitchTo(run->context);
 	ErrorData  *error = CopyErrorData();
 
+	HOLD_INTERRUPTS();
 	FlushErrorState();
 	while (ActiveSnapshotSet())
 		PopActiveSnapshot();
 	SPI_rollback();
 	if (run->error == NULL)
 		run->error = error;
+	RESUME_INTERRUPTS();
 	MemoryContextSwitchTo(old);
 }
 

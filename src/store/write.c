@@ -16,9 +16,9 @@
 #include "utils/timestamp.h"
 
 /*
- * Try so many times to write a profile that others have locked, a second apart.
+ * Try for this long to write a profile that others have locked.
  */
-#define MAX_WRITES 60
+#define MAX_LOCKED_TIME (60 * HRFLOW_SEC)
 
 /*
  * $1 to $3 are the keys and leases of profiles.
@@ -109,7 +109,9 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		HrflowProfile *profile = lfirst(cell);
 		Datum		values[lengthof(types)];
 
+		/* A write that was rolled back leaves no mark. */
 		profile->is_ours = profile->is_locked = false;
+		profile->write_error = NULL;
 		values[0] = CStringGetTextDatum(profile->source_id);
 		values[1] = CStringGetTextDatum(profile->identifier);
 		values[2] = TimestampTzGetDatum(profile->lease);
@@ -256,8 +258,9 @@ write_vectors(void *arg)
 
 /*
  * Was this error caused by the server or by user intervention rather than by
- * the data?  Of class 55 only what is about locks: a trigger may well throw the
- * rest of it for one profile.
+ * the data?  Of class 55 only what is about locks, and of class XX only what is
+ * about corruption: a trigger may well throw the rest of both for one profile.
+ * XX000 is what elog() throws, and every function in C without an errcode.
  */
 static bool
 is_of_server(int sqlerrcode)
@@ -266,11 +269,12 @@ is_of_server(int sqlerrcode)
 
 	return sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 		sqlerrcode == ERRCODE_OBJECT_IN_USE ||
+		sqlerrcode == ERRCODE_DATA_CORRUPTED ||
+		sqlerrcode == ERRCODE_INDEX_CORRUPTED ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_TRANSACTION_ROLLBACK) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
 		category == ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_INTERNAL_ERROR);
+		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR);
 }
 
 /*
@@ -331,9 +335,8 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 		return;
 	}
 	old = MemoryContextSwitchTo(profile->context);
-	profile->status = HRFLOW_INVALID_VECTOR;
-	profile->error = psprintf("Could not be stored: %s", error->message ?
-							  error->message : "unknown error");
+	profile->write_error = psprintf("Could not be stored: %s", error->message ?
+									error->message : "unknown error");
 	MemoryContextSwitchTo(old);
 }
 
@@ -467,6 +470,22 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
+ * Is a profile kept for another try?  Its row is locked by others, and has not
+ * been for too long.
+ */
+static bool
+is_to_be_tried_again(HrflowProfile *profile)
+{
+	int64		now = hrflow_clock_now();
+
+	if (!profile->is_locked)
+		return false;
+	if (profile->locked_at == 0)
+		profile->locked_at = now;
+	return now - profile->locked_at < MAX_LOCKED_TIME;
+}
+
+/*
  * What was written is committed: count it, and forget it.  Profiles that others
  * had locked stay for another try; those whose lease is no longer ours do not.
  */
@@ -479,10 +498,10 @@ hrflow_write_done(HrflowRun *run)
 	{
 		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
 
-		if (profile->is_stuck ||
-			(profile->is_locked && ++profile->ntries < MAX_WRITES))
+		if (profile->is_stuck || is_to_be_tried_again(profile))
 			continue;
 		run->nvain++;
+		run->nunwritten += profile->is_locked;
 		if (profile->is_ours)
 		{
 			run->tallies[profile->tally]++;

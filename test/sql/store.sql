@@ -172,6 +172,42 @@ CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, attempts, last_error FROM talent.state;
 SELECT DISTINCT profile_id FROM talent.embedding ORDER BY 1;
 
+-- So does a trigger, whatever it throws but for what is the server's
+CREATE FUNCTION talent.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE 'no teachers' USING ERRCODE = TG_ARGV[0];
+END $$;
+SELECT hrflow_track('talent.embedding', 'acme', '{teacher-1,driver-1}');
+CREATE TRIGGER refuse BEFORE INSERT ON talent.embedding FOR EACH ROW WHEN (NEW.profile_id = 'teacher-1')
+	EXECUTE FUNCTION talent.refuse('XX000');
+CALL hrflow_refresh('talent.embedding');
+SELECT profile_id, state, attempts, last_error FROM talent.state WHERE profile_id ~ 'teacher|driver';
+CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON talent.embedding FOR EACH ROW WHEN (NEW.profile_id = 'teacher-1')
+	EXECUTE FUNCTION talent.refuse('XX001');
+UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id = 'teacher-1';
+CALL hrflow_refresh('talent.embedding'); -- error
+SELECT profile_id, state, attempts, lease_until FROM talent.state WHERE profile_id = 'teacher-1';
+DROP TRIGGER refuse ON talent.embedding;
+
+-- A write that was rolled back leaves no mark: a vector is refused twice, and then the states are
+CREATE SEQUENCE talent.tries;
+CREATE FUNCTION talent.refuse_at_first() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF nextval('talent.tries') <= 3 THEN
+		RAISE 'not yet';
+	END IF;
+	RETURN NEW;
+END $$;
+CREATE TRIGGER refuse_at_first BEFORE INSERT ON talent.embedding FOR EACH ROW EXECUTE FUNCTION talent.refuse_at_first();
+CREATE TRIGGER refuse_at_first BEFORE UPDATE ON talent.embedding_profile FOR EACH ROW
+	WHEN (OLD.lease_until IS NOT NULL) EXECUTE FUNCTION talent.refuse_at_first();
+UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id = 'teacher-1';
+CALL hrflow_refresh('talent.embedding'); -- error
+SELECT profile_id, state, attempts, last_error FROM talent.state WHERE profile_id = 'teacher-1';
+DROP TRIGGER refuse_at_first ON talent.embedding;
+DROP TRIGGER refuse_at_first ON talent.embedding_profile;
+SELECT hrflow_untrack('talent.embedding', 'acme', '{teacher-1,driver-1}');
+
 -- Many at once that are refused: the error can be caught
 ALTER TABLE talent.embedding_profile ADD CONSTRAINT no_bakers CHECK (profile_id NOT LIKE 'baker%');
 CREATE TABLE talent.many (id text);

@@ -33,7 +33,8 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 		'cron', $cron_api, %settings,
 		shared_preload_libraries => 'pg_cron',
 		'cron.database_name' => 'postgres',
-		'cron.use_background_workers' => 'on');
+		'cron.use_background_workers' => 'on',
+		client_connection_check_interval => '1s');    # of a worker, which has no client
 	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
 	$cron_store = Hrflow::Store->new($cron, $cron_api, 'shop');
 	my $last_run = "SELECT last_run, last_run_status FROM hrflow_store_status('shop.embedding')";

@@ -17,29 +17,6 @@ my $api = Hrflow::StandIn->new('--dim' => 64);
 my $node = Hrflow::Node->new('faults', $api, link_hosts => '127.0.0.1', max_attempts => 1);
 my $store = Hrflow::Store->new($node, $api, 'shop');
 
-# Nothing but these profiles, due.
-sub track
-{
-	my ($select) = @_;
-
-	$store->sql(
-		"DELETE FROM shop.candidate;
-		DELETE FROM shop.embedding_profile;
-		DELETE FROM shop.embedding;
-		INSERT INTO shop.candidate (hrflow_id) $select");
-	$api->reset;
-	return;
-}
-
-# What the state table says.
-sub profiles
-{
-	my ($columns, $where) = @_;
-	$where //= 'true';
-	return $store->sql(
-		"SELECT DISTINCT $columns FROM shop.embedding_profile WHERE $where ORDER BY 1");
-}
-
 #
 # Memory
 #
@@ -55,7 +32,7 @@ SKIP:
 	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
 	skip 'Linux tells what is a process\'s own', 1 unless -e "/proc/$$/status";
 
-	track("SELECT 'nurse-' || i FROM generate_series(1, 6000) i");
+	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 6000) i");
 	my $call = $store->start_call;
 	my ($pid, @early, @late);
 	for (;;)
@@ -96,7 +73,7 @@ my %nowhere = (
 	role => 'keeper',
 	settings => { 'hrflow_embed.base_url' => 'http://127.0.0.1:' . $nowhere->port . '/v1' });
 
-track("SELECT 'cook-' || i FROM generate_series(1, 30) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 30) i");
 $store->call;
 for my $round (1, 2)
 {
@@ -117,7 +94,7 @@ is($store->states, 'missing 30', 'profiles that were not found twice are missing
 is($store->wrong_vectors, 0, 'profiles that were not found twice keep their vectors');
 
 # Nor a small store as a whole
-track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
 $store->call;
 for (1 .. 3)
 {
@@ -129,7 +106,8 @@ is($store->sql('SELECT count(*) FROM shop.embedding'),
 	10, 'a small store keeps its vectors when no profile is found');
 
 # They cost less and less
-like(profiles("due_at BETWEEN now() + interval '20 hours' AND now() + interval '25 hours'"),
+like(
+	$store->profiles("due_at BETWEEN now() + interval '20 hours' AND now() + interval '25 hours'"),
 	qr/^t$/, 'a missing profile is due the next day');
 $store->sql(
 	"UPDATE shop.embedding_profile SET failed_at = now() - interval '8 days',
@@ -137,7 +115,7 @@ $store->sql(
 );
 $store->hasten('true');
 $store->call(undef, %nowhere);
-is(profiles("due_at BETWEEN now() + interval '7 days' AND now() + interval '9 days'"),
+is($store->profiles("due_at BETWEEN now() + interval '7 days' AND now() + interval '9 days'"),
 	't', 'a profile missing for eight days is due in eight days');
 $store->sql(
 	"UPDATE shop.embedding_profile SET failed_at = now() - interval '800 days',
@@ -145,11 +123,11 @@ $store->sql(
 );
 $store->hasten('true');
 $store->call(undef, %nowhere);
-is(profiles("due_at BETWEEN now() + interval '26 days' AND now() + interval '31 days'"),
+is($store->profiles("due_at BETWEEN now() + interval '26 days' AND now() + interval '31 days'"),
 	't', 'a profile missing for years is due in a month');
 $store->hasten('true');
 like($store->call, qr/: 5 refreshed/, 'missing profiles are refreshed once the API finds them');
-is(profiles('state, attempts, last_error'),
+is($store->profiles('state, attempts, last_error'),
 	'ok|0|', 'missing profiles that were found have no attempts and no error left');
 
 # Where the source lives, who was deleted is erased: with others in one run, ...
@@ -207,11 +185,11 @@ like($store->call, qr/ 1 not found, 0 gone/, 'only refreshes after a profile bec
 #
 # Errors that are not the profiles' fault
 #
-track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
 $store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok')");
 my @errors = map { $store->call } 1 .. 6;
 is(scalar(grep { /ERROR:  23514/ } @errors), 6, "a constraint of the owner's fails every run");
-is(profiles('state, attempts, lease_until'),
+is($store->profiles('state, attempts, lease_until'),
 	'due|0|', "a constraint of the owner's counts no attempt and leaves no lease");
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
 like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once the constraint is dropped');
@@ -219,7 +197,7 @@ like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once the constrai
 #
 # Many that are never answered do not keep the others waiting
 #
-track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 300) i");
+$store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 300) i");
 $store->sql(
 	"INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 100) i");
 like(
@@ -234,7 +212,7 @@ cmp_ok(
 	'<',
 	256 + 4 * 32,
 	'a batch without any answer is the last of its run, but for what is in flight');
-is( profiles(
+is( $store->profiles(
 		"state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'",
 		'http_status = 500'),
 	'due|0||t',
@@ -245,7 +223,7 @@ like(
 	'the next run refreshes other profiles');
 
 # Longer and longer
-track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
+$store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
 foreach my $age (
 	[ '0', '50 seconds', '65 seconds' ],
 	[ '8 minutes', '7 minutes', '9 minutes' ],
@@ -254,7 +232,7 @@ foreach my $age (
 	$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '$age->[0]'");
 	$store->hasten('true');
 	$store->call;
-	is( profiles(
+	is( $store->profiles(
 			"state, attempts,
 				due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'"
 		),
@@ -273,7 +251,7 @@ foreach my $case (
 	my ($name, $arguments, $hosts, $says) = @$case;
 	foreach my $n (8, 7)
 	{
-		track("SELECT 'nurse-' || i FROM generate_series(1, $n) i");
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, $n) i");
 		my $call = $store->start_call(
 			$arguments,
 			role => 'keeper',
@@ -285,7 +263,7 @@ foreach my $case (
 				$printed,
 				qr/WARNING:  .*was stopped: all profiles met the same; .*$says/s,
 				"$name end a run");
-			is( profiles(
+			is( $store->profiles(
 					"state, attempts, lease_until,
 						due_at BETWEEN now() AND now() + interval '70 seconds'"
 				),
@@ -308,7 +286,7 @@ foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,
 {
 	my ($name, @faults) = @$case;
 
-	track(
+	$store->track(
 		"SELECT 'fault:' || f || ',id=' || i
 			FROM generate_series(1, 8) i, unnest('{\"$faults[0]\",\"$faults[1]\"}'::text[]) f"
 	);
@@ -318,7 +296,7 @@ foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,
 #
 # A limit that is too low for anything ends a run
 #
-track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
+$store->track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
 my $call = $store->start_call(
 	undef,
 	role => 'keeper',
@@ -329,11 +307,11 @@ like(
 	'a batch_timeout that is too low ends a run');
 is($api->stats->{requests},
 	5, 'a batch_timeout that is too low lets each profile be requested once');
-is(profiles('state, attempts, lease_until, due_at > now()'),
+is($store->profiles('state, attempts, lease_until, due_at > now()'),
 	'due|0||t', 'a batch_timeout that is too low counts no attempt');
 
 # However few have failed by then
-track("SELECT 'fault:status=500,latency=200,id=' || i FROM generate_series(1, 30) i");
+$store->track("SELECT 'fault:status=500,latency=200,id=' || i FROM generate_series(1, 30) i");
 like(
 	$store->call(
 		undef,
@@ -345,11 +323,11 @@ like(
 	qr/WARNING:  .*was stopped: nothing was answered; .*HTTP 500/,
 	'a slow outage ends a run');
 cmp_ok($api->stats->{requests}, '<', 8, 'a slow outage ends a run after a few requests');
-is(profiles('state, attempts, lease_until, due_at > now()', 'http_status = 500'),
+is($store->profiles('state, attempts, lease_until, due_at > now()', 'http_status = 500'),
 	'due|0||t', 'a slow outage counts no attempt');
 
 # Where its time is the run's, what is in flight is still waited for
-track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
+$store->track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
 $printed = $store->call("time_budget => '300ms'");
 unlike($printed, qr/WARNING/, 'the end of time_budget gives no warning');
 like($printed, qr/: 5 refreshed/, 'what is in flight at the end of time_budget is kept');
@@ -368,14 +346,14 @@ $store->sql(
 		PERFORM pg_sleep(60);
 		RETURN NEW;
 	END $$;});
-track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
 my $trigger = "CREATE TRIGGER planted BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW WHEN (%s)
 	EXECUTE FUNCTION shop.%s()";
 $store->sql(sprintf $trigger, "NEW.state = 'ok'", 'fail');
 $printed = $store->call;
 like($printed, qr/ERROR:  XX123: the owner says no/, "the caller sees the error of a trigger");
 unlike($printed, qr/WARNING/, 'there is no warning beside the error of a trigger');
-is(profiles('state, attempts, lease_until'),
+is($store->profiles('state, attempts, lease_until'),
 	'due|0|', 'the error of a trigger gives the leases back');
 
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
@@ -384,7 +362,7 @@ like(
 	$store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' }),
 	qr/ERROR:  57014: canceling statement due to statement timeout/,
 	'the caller sees a statement_timeout in a trigger');
-is(profiles('state, attempts, lease_until'),
+is($store->profiles('state, attempts, lease_until'),
 	'due|0|', 'a statement_timeout in a trigger gives the leases back');
 
 $store->sql(
@@ -396,7 +374,7 @@ like(
 	$store->call,
 	qr/ERROR:  (XX123: the owner says no|42501: cannot fire deferred trigger)/,
 	'the caller sees the error of a deferred trigger, or that it is refused');
-is(profiles('state, attempts, lease_until'),
+is($store->profiles('state, attempts, lease_until'),
 	'due|0|', 'the error of a deferred trigger gives the leases back');
 
 # Even where they cannot be given back
@@ -411,7 +389,8 @@ like(
 	$printed,
 	qr/WARNING:  .*leases could not be given back: the owner says no/,
 	'a warning says that leases cannot be given back');
-is(profiles('state, lease_until > now()'), 'due|t', 'leases that cannot be given back stay');
+is($store->profiles('state, lease_until > now()'), 'due|t',
+	'leases that cannot be given back stay');
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->hasten('true');
 like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once their leases have ended');
@@ -419,7 +398,7 @@ like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once their leases
 #
 # Locks of the application's
 #
-track("SELECT 'fault:latency=1500,id=' || o FROM unnest('{cook,driver,nurse}'::text[]) o");
+$store->track("SELECT 'fault:latency=1500,id=' || o FROM unnest('{cook,driver,nurse}'::text[]) o");
 my $application = Hrflow::Session->new($node);
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 3 });
@@ -430,7 +409,7 @@ like(
 	$store->finish_call($call),
 	qr/: 2 refreshed/,
 	'a run does not wait for rows that others have locked');
-is( profiles('profile_id, lease_until > now()'),
+is( $store->profiles('profile_id, lease_until > now()'),
 	"fault:latency=1500,id=cook|\nfault:latency=1500,id=driver|\nfault:latency=1500,id=nurse|t",
 	'a profile that others have locked keeps its lease');
 unlike($application->ask("UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'cook'; COMMIT;"),
@@ -460,7 +439,7 @@ unlike(
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
 
 # Nor where they cannot be given back for a lock on the table
-track("SELECT 'fault:silent,id=cook'");
+$store->track("SELECT 'fault:silent,id=cook'");
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 1 });
 $application->ask('BEGIN; LOCK TABLE shop.embedding_profile IN ACCESS EXCLUSIVE MODE;');
@@ -479,13 +458,13 @@ like(
 	$printed,
 	qr/WARNING:  55P03: leases could not be given back/,
 	'a run whose table is locked warns that leases cannot be given back');
-is(profiles('state, lease_until > now()'), 'due|t', 'leases stay when the table is locked');
+is($store->profiles('state, lease_until > now()'), 'due|t', 'leases stay when the table is locked');
 $application->finish;
 
 #
 # A lease begins when it is taken
 #
-track("SELECT 'fault:latency=3000,id=cook'");
+$store->track("SELECT 'fault:latency=3000,id=cook'");
 my $locker = Hrflow::Session->new($node);
 $locker->ask('SET ROLE keeper; BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
 $call =
@@ -494,14 +473,14 @@ $node->poll_query_until('postgres', "SELECT EXISTS (SELECT FROM pg_locks WHERE N
 sleep 3;
 $locker->ask('COMMIT;');
 $api->wait_until(sub { $_[0]{requests} >= 1 });
-cmp_ok(profiles('extract(epoch FROM lease_until - now())'),
+cmp_ok($store->profiles('extract(epoch FROM lease_until - now())'),
 	'>', 33, 'a lease is not shortened by waiting for a lock');
 $store->finish_call($call);
 
 #
 # A lock on a vector is not the profile's fault
 #
-track("SELECT 'cook-' || i FROM generate_series(1, 2) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 2) i");
 $store->call;
 $store->sql("UPDATE shop.embedding SET vector = '{1}' WHERE profile_id = 'cook-1'");
 $store->hasten('true');
@@ -510,7 +489,7 @@ like(
 	$store->call(undef, role => 'keeper', settings => { lock_timeout => '100ms' }),
 	qr/ERROR:  55P03: canceling statement due to lock timeout/,
 	'a lock timeout fails a run');
-is(profiles('state, attempts, last_error, lease_until'),
+is($store->profiles('state, attempts, last_error, lease_until'),
 	'ok|0||', 'a lock timeout does not count as an attempt');
 $locker->ask('COMMIT;');
 like(
@@ -522,7 +501,7 @@ $locker->finish;
 #
 # A lease ends by itself, and is one session's
 #
-track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
 $store->sql(
 	"UPDATE shop.embedding_profile SET lease_until = now() + CASE profile_id
 	WHEN 'cook-1' THEN interval '-1 second' WHEN 'cook-2' THEN interval '1 hour' END");
@@ -546,7 +525,7 @@ foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 fai
 {
 	my ($fault, $end) = @$case;
 
-	track("SELECT 'fault:$fault,id=cook'");
+	$store->track("SELECT 'fault:$fault,id=cook'");
 	my $call = $store->start_call;
 	$api->wait_until(sub { $_[0]{requests} >= 1 });
 	$store->sql("UPDATE shop.embedding_profile SET lease_until = now() + interval '1 hour'");
@@ -555,7 +534,7 @@ foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 fai
 		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
 	}
 	like($store->finish_call($call), $end, "$fault: a run whose lease was taken over ends");
-	is( profiles(
+	is( $store->profiles(
 			"state, attempts, refreshed_at, http_status,
 				lease_until > now() + interval '50 minutes'"
 		),
@@ -572,7 +551,7 @@ foreach my $case ([ undef, 27, 30 ], [ "max_age => '10 days'", 9, 10 ])
 {
 	my ($arguments, $least, $most) = @$case;
 
-	track("SELECT 'cook-' || i FROM generate_series(1, 20) i");
+	$store->track("SELECT 'cook-' || i FROM generate_series(1, 20) i");
 	like(
 		$store->call($arguments, role => 'keeper', settings => { TimeZone => 'UTC' }),
 		qr/: 20 refreshed/,
@@ -591,7 +570,7 @@ foreach my $case ([ undef, 27, 30 ], [ "max_age => '10 days'", 9, 10 ])
 }
 
 # At once, where max_age is nothing: by the next run, not the same
-track("SELECT unnest('{cook-1,cook-2,missing-1}'::text[])");
+$store->track("SELECT unnest('{cook-1,cook-2,missing-1}'::text[])");
 like(
 	$store->call("max_age => '0', time_budget => '5 seconds'"),
 	qr/: 2 refreshed, .* 1 not found, 0 gone/,
@@ -601,14 +580,15 @@ is_deeply(
 	{ 'cook-1' => 1, 'cook-2' => 1, 'missing-1' => 1 },
 	'a run with a max_age of zero requests each profile once');
 is($store->states, 'missing 1, ok 2', 'a run with a max_age of zero leaves its states');
-is(profiles('due_at <= clock_timestamp()'), 't', 'a max_age of zero leaves all profiles due');
+is($store->profiles('due_at <= clock_timestamp()'),
+	't', 'a max_age of zero leaves all profiles due');
 like(
 	$store->call("max_age => '0', time_budget => '5 seconds'"),
 	qr/: 2 refreshed, .* 0 not found, 1 gone/,
 	'the next run fetches all profiles again after a max_age of zero');
 
 # After a failure later and later
-track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 7) i");
+$store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 7) i");
 my $attempt = 0;
 foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 * 60, 24 * 60 ])
 {
@@ -622,7 +602,7 @@ foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 *
 		$store->call('max_attempts => 20'),
 		qr/: 0 refreshed, 7 to be tried again/,
 		"attempt $attempt fails");
-	is( profiles(
+	is( $store->profiles(
 			"attempts, due_at - failed_at
 				BETWEEN interval '$least minutes' - interval '1 second'
 				AND interval '$most minutes'"

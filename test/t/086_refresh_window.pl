@@ -20,32 +20,6 @@ my $store = Hrflow::Store->new($node, $api, 'shop');
 my $slow_api = Hrflow::StandIn->new('--latency' => 200, '--dim' => 64);
 my %slow = ('hrflow_embed.base_url' => $slow_api->base_url);
 
-# Nothing but these profiles, due.
-sub track
-{
-	my ($select) = @_;
-
-	$store->sql(
-		"DELETE FROM shop.candidate;
-		DELETE FROM shop.embedding_profile;
-		DELETE FROM shop.embedding;
-		INSERT INTO shop.candidate (hrflow_id) $select");
-	$_->reset foreach $api, $slow_api;
-	return;
-}
-
-sub profiles
-{
-	my ($columns) = @_;
-	return $store->sql("SELECT DISTINCT $columns FROM shop.embedding_profile ORDER BY 1");
-}
-
-sub refreshed
-{
-	return $store->sql(
-		'SELECT count(*) FROM shop.embedding_profile WHERE refreshed_at IS NOT NULL');
-}
-
 # The API's requests, not those for links
 sub paid
 {
@@ -56,7 +30,7 @@ sub paid
 #
 # Profiles that are never answered hold no other profile up
 #
-track("SELECT 'nurse-' || i FROM generate_series(1, 2040) i");
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 2040) i");
 $store->sql(
 	"INSERT INTO shop.candidate (hrflow_id)
 	SELECT 'fault:silent,id=' || i FROM generate_series(1, 8) i;
@@ -79,19 +53,21 @@ note("2040 of 2048 profiles were refreshed after $took s");
 #
 # A limit that comes again and again
 #
-track("SELECT 'nurse-' || i FROM generate_series(1, 500) i");
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 500) i");
 like(
 	$store->call(undef, role => 'keeper', settings => { %slow, statement_timeout => '1500ms' }),
 	qr/ERROR:  57014: canceling statement due to statement timeout/,
 	'statement_timeout ends a run with its error');
-cmp_ok(refreshed(), '>', 0, 'what was fetched before statement_timeout is written');
-is(profiles('attempts, lease_until'), '0|', 'statement_timeout leaves no lease and no attempt');
+cmp_ok($store->refreshed, '>', 0, 'what was fetched before statement_timeout is written');
+is($store->profiles('attempts, lease_until'),
+	'0|', 'statement_timeout leaves no lease and no attempt');
 
-track("SELECT 'nurse-' || i FROM generate_series(1, 200) i");
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 200) i");
+$slow_api->reset;
 foreach my $run (1 .. 3)
 {
 	$store->call("time_budget => '300ms'", role => 'keeper', settings => \%slow);
-	is(paid($slow_api), refreshed(),
+	is(paid($slow_api), $store->refreshed,
 		"nothing that was paid for is lost to time_budget in run $run");
 }
 
@@ -99,7 +75,8 @@ SKIP:
 {
 	skip 'transaction_timeout came with PostgreSQL 17', 2
 	  if $node->safe_psql('postgres', 'SHOW server_version_num') < 170000;
-	track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
+	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
+	$slow_api->reset;
 	like(
 		$store->call(undef, role => 'keeper', settings => { %slow, transaction_timeout => '1s' }),
 		qr/: 300 refreshed/,
@@ -117,7 +94,7 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 
 	foreach my $round (1 .. $rounds)
 	{
-		track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
 		my $call = $store->start_call;
 		$api->wait_until(sub { $_[0]{requests} >= 1 });
 		sleep rand 0.5;
@@ -128,7 +105,7 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 		# An answer takes 20 ms, and the run waits 100 ms for it
 		my $answered = paid($api);
 		$paid += $answered;
-		$lost += $answered - refreshed();
+		$lost += $answered - $store->refreshed;
 	}
 	cmp_ok($ended, '>', 0, "$function() ends runs with its error");
 	is($lost, 0, "no answer is lost to $function()");
@@ -136,24 +113,45 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 }
 
 #
+# A client that is gone
+#
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+my $lost_call = $store->start_call(
+	undef,
+	role => 'keeper',
+	settings => { client_connection_check_interval => '1s' });
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$lost_call->{process}->kill_kill(grace => 0.1);
+my $is_gone = $node->poll_query_until('postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%'");
+ok($is_gone, 'a run ends whose client is gone');
+cmp_ok($store->refreshed, '<', 3000, 'a run whose client is gone ends before all is fetched');
+is(paid($api), $store->refreshed, 'no answer is lost where the client is gone');
+is($store->profiles('lease_until'), '', 'a run whose client is gone leaves no lease');
+
+#
 # Cancels that come again and again
 #
-track("SELECT 'fault:silent,id=' || i FROM generate_series(1, 200) i");
-$call = $store->start_call;
-$api->wait_until(sub { $_[0]{requests} >= 8 });
-my ($backend) = $store->backends;
-my $until = time + 1;
-kill 'INT', $backend while time < $until;
-my $has_ended = $node->poll_query_until('postgres',
-	"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $backend AND state = 'active'");
-kill 'KILL', $backend unless $has_ended;
-ok($has_ended, 'a run ends that is cancelled again while it gives up its requests');
-like($store->finish_call($call), qr/57014/, 'and it ends with the error of the cancel');
+my $ended = 0;
+foreach my $round (1 .. $rounds)
+{
+	$store->track("SELECT 'fault:silent,id=' || i FROM generate_series(1, 200) i");
+	my $call = $store->start_call;
+	$api->wait_until(sub { $_[0]{requests} >= 8 });
+	my ($backend) = $store->backends;
+	my $until = time + 0.3;
+	kill 'INT', $backend while time < $until;
+	my $has_ended = $node->poll_query_until('postgres',
+		"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $backend AND state = 'active'");
+	kill 'KILL', $backend unless $has_ended;
+	$ended++ if $store->finish_call($call) =~ /57014/ && $has_ended;
+}
+is($ended, $rounds, 'every run that is cancelled again and again ends with the error of a cancel');
 
 #
 # A profile that changes all the time
 #
-track("SELECT 'fault:latency=400,id=cook'");
+$store->track("SELECT 'fault:latency=400,id=cook'");
 my $writer = Hrflow::Session->new($node);
 $writer->ask('SET ROLE keeper;');
 $began = time;
@@ -170,14 +168,14 @@ while (time - $began < 4)
 }
 is(paid($api), 1, 'a profile that changes all the time is paid for once a minute');
 is($store->sql('SELECT count(*) FROM shop.embedding'), 2, 'its vectors are kept');
-is(profiles("state, due_at BETWEEN now() AND now() + interval '60 seconds'"),
+is($store->profiles("state, due_at BETWEEN now() AND now() + interval '60 seconds'"),
 	'due|t', 'and it is due again within the minute');
 $writer->finish;
 
 #
 # A change does not send a profile to the back
 #
-track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
 $store->sql(
 	"UPDATE shop.embedding_profile SET due_at = now() - interval '1 hour'
 		WHERE profile_id = 'cook-5';
@@ -190,37 +188,48 @@ is($store->sql("SELECT state FROM shop.embedding_profile WHERE profile_id = 'coo
 #
 # A due_at that is set during the fetch
 #
-track("SELECT 'fault:latency=1000,id=cook'");
+$store->track("SELECT 'fault:latency=1000,id=cook'");
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 1 });
 $store->sql('UPDATE shop.embedding_profile SET due_at = now()');
 $store->finish_call($call);
-is(profiles("state, due_at < now() + interval '2 minutes'"),
+is($store->profiles("state, due_at < now() + interval '2 minutes'"),
 	'due|t', 'a due_at that is set while the profile is fetched is not lost');
 
 #
-# A profile that the application has locked
+# A profile that the application has locked, for four seconds and for good
 #
-track("SELECT 'fault:latency=1000,id=cook'");
+$store->track("SELECT 'fault:latency=1000,id=cook'");
 my $application = Hrflow::Session->new($node);
-foreach my $run (1 .. 6)
-{
-	$store->hasten('true');
-	$call = $store->start_call;
-	my $n = $run;
-	$api->wait_until(sub { $_[0]{requests} >= $n });
-	$application->ask('SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE;');
-	$store->finish_call($call);
-	$application->ask('COMMIT;');
-}
-is(profiles('state, attempts'),
-	'due|0', 'a profile that is locked whenever it is to be written never fails');
+$call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$application->ask(
+	'SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE; SELECT pg_sleep(4);
+	COMMIT;');
+like(
+	$store->finish_call($call),
+	qr/: 1 refreshed/,
+	'a run waits at its end for the lock of a profile to be released');
+
+$store->track("SELECT 'fault:latency=1000,id=cook'");
+$call = $store->start_call('max_attempts => 1');
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$application->ask('BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE;');
+$printed = $store->finish_call($call);
+$application->ask('COMMIT;');
+like(
+	$printed,
+	qr/WARNING:\ .*could\ not\ store\ what\ was\ fetched\ for\ 1\ profile\n
+		DETAIL:\ .*No\ attempt\ was\ counted/x,
+	'a run warns of a profile that was locked until its end');
+is($store->profiles('state, attempts'),
+	'due|0', 'a profile that is locked when it is to be written does not fail');
 $application->finish;
 
 #
 # What is claimed for nothing
 #
-track("SELECT 'cook-' || i FROM generate_series(1, 64) i");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 64) i");
 $store->sql(
 	'CREATE FUNCTION shop.unlease() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
@@ -238,11 +247,11 @@ $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 #
 # Links that do not work
 #
-track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 12) i");
+$store->track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 12) i");
 like(
 	$store->call,
 	qr/was stopped: all profiles met the same|12 to be tried again/,
 	'a run in which no link works is stopped');
-is(profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
+is($store->profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
 
 done_testing();

@@ -3,9 +3,12 @@
 #
 #   my $store = Hrflow::Store->new($node, $api, 'shop', owner => 'ROLE');
 #   $store->fill(1000)         candidates of occupations, by turns
+#   $store->track("SELECT 'nurse-1'")   these candidates and nothing else, due
 #   $store->call('fields => ...')       CALL hrflow_refresh: what psql prints
 #   $store->start_call(...)    does not wait: a handle for $store->finish_call
 #   $store->states             'ok 990, due 10'
+#   $store->profiles('state, attempts')   the different rows of these columns
+#   $store->refreshed          how many profiles were refreshed at any time
 #   $store->wrong_vectors      how many are not what the API gives, or missing
 #   $store->asked              how often each profile was asked for, as a hash
 #
@@ -79,6 +82,20 @@ sub fill
 	return;
 }
 
+# The candidates of a query and nothing else.  The API forgets what it was asked.
+sub track
+{
+	my ($self, $select) = @_;
+
+	$self->sql(
+		"DELETE FROM $self->{name}.candidate;
+		DELETE FROM $self->{name}.embedding_profile;
+		DELETE FROM $self->{name}.embedding;
+		INSERT INTO $self->{name}.candidate (hrflow_id) $select");
+	$self->{api}->reset;
+	return;
+}
+
 sub _statement
 {
 	my ($self, $arguments) = @_;
@@ -135,6 +152,21 @@ sub states
 	return $self->sql(
 		"SELECT string_agg(state || ' ' || n, ', ' ORDER BY state COLLATE \"C\")
 		FROM (SELECT state, count(*) AS n FROM $self->{name}.embedding_profile GROUP BY 1) s");
+}
+
+sub profiles
+{
+	my ($self, $columns, $where) = @_;
+	$where //= 'true';
+	return $self->sql(
+		"SELECT DISTINCT $columns FROM $self->{name}.embedding_profile WHERE $where ORDER BY 1");
+}
+
+sub refreshed
+{
+	my ($self) = @_;
+	return $self->sql(
+		"SELECT count(*) FROM $self->{name}.embedding_profile WHERE refreshed_at IS NOT NULL");
 }
 
 # What is not due by itself yet, or leased by who is no more.
