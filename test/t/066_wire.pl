@@ -7,6 +7,7 @@ use Hrflow::Node;
 use Hrflow::Proxy;
 use Hrflow::RawPeer;
 use Hrflow::StandIn;
+use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -96,6 +97,74 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		SELECT hrflow_text_embedding(repeat('text ', 200000))});
 	like($err, qr/lost the connection/, 'a connection that takes no more bytes is given up');
 	cmp_ok(time - $began, '<', 15, 'a dead connection is given up long before request_timeout');
+}
+
+#
+# Kept connections that break: each is answered once, and closed when the next
+# request has been read.  libcurl sends that request again by itself
+#
+{
+	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
+	my $breaking = Hrflow::RawPeer->new(
+		sub {
+			my ($socket) = @_;
+			my $body = '{"code": 200, "message": "ok", "data": {}}';
+
+			for my $is_first (1, 0)
+			{
+				Hrflow::RawPeer::read_request($socket) // return;
+				PostgreSQL::Test::Utils::append_to_file($log, time . "\n");
+				print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",
+				  'Content-Length: ', length($body), "\r\n\r\n$body"
+				  if $is_first;
+			}
+		});
+
+	# A request every 50 ms, after as many as a second has
+	is( sql("SELECT hrflow_embed_stats_reset(); SET hrflow_embed.max_requests_per_minute = 1200;
+			SET hrflow_embed.max_concurrency = 1; SET hrflow_embed.max_attempts = 1;
+			SET hrflow_embed.base_url = 'http://127.0.0.1:" . $breaking->port . q{/v1';
+			SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('p' || i) FROM generate_series(1, 30) i)) GROUP BY 1;
+			SELECT requests, retries FROM hrflow_embed_stats}
+		),
+		"\nok|30\n59|29",
+		'requests that libcurl sends again by itself are counted as requests and as retries');
+	my @received = split /\n/, PostgreSQL::Test::Utils::slurp_file($log);
+	is(scalar(@received), 59, 'the server has received as many requests as were counted');
+	cmp_ok(
+		$received[-1] - $received[0],
+		'>',
+		(59 - 20 - 2) * 0.05,
+		'requests that libcurl sends again by itself are held against the rate');
+}
+
+#
+# Links are sent byte for byte: a signature covers what they look like
+#
+{
+	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
+	my $store = Hrflow::RawPeer->new(
+		sub {
+			my ($socket) = @_;
+			my ($target) = Hrflow::RawPeer::read_request($socket) =~ /^GET (\S+) HTTP/;
+			PostgreSQL::Test::Utils::append_to_file($log, "$target\n");
+			print $socket "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+		});
+	my @targets = (
+		'/a%2fb%c3%a9/x.hflw?X-Amz-Credential=a%2fb%2Fc&X-Amz-Signature=0f',
+		'/A%2FB%C3%A9/x.hflw?y=%c3%A9',
+		'/%7euser/~user/..%2f/a//b/%2E%2e/x.hflw?a+b=%20&&c=/?d',
+		"/a!\$&'()*+,;=:\@b/x.hflw?");
+	foreach my $target (@targets)
+	{
+		my $link = 'http://127.0.0.1:' . $store->port . $target;
+		sql("SET hrflow_embed.link_hosts = '127.0.0.1';
+			SELECT status FROM hrflow_fetch_vectors(ARRAY[\$link\$$link\$link\$])");
+	}
+	is( PostgreSQL::Test::Utils::slurp_file($log),
+		join('', map { "$_\n" } @targets),
+		'the path and the query of a link arrive byte for byte');
 }
 
 #
