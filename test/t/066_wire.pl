@@ -6,6 +6,8 @@ use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Proxy;
 use Hrflow::RawPeer;
+use Hrflow::Server;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use PostgreSQL::Test::Utils ();
 use Test::More;
@@ -24,6 +26,18 @@ sub status_of
 {
 	my ($id, $set) = (@_, '');
 	return sql("$set SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['$id'])");
+}
+
+# Connections of a session's backend that the other end has closed, and it has not.
+sub closed_by_server
+{
+	my ($session) = @_;
+	my %inodes = map { (readlink($_) // '') =~ /^socket:\[(\d+)\]/ ? ($1 => 1) : () }
+	  glob('/proc/' . $session->pid . '/fd/*');
+
+	# The fourth column is the state, where 08 is CLOSE_WAIT, and the tenth the inode.
+	return scalar grep { my @columns = split; $columns[3] eq '08' && $inodes{ $columns[9] } }
+	  split /\n/, PostgreSQL::Test::Utils::slurp_file('/proc/net/tcp');
 }
 
 #
@@ -137,6 +151,47 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		'>',
 		(59 - 20 - 2) * 0.05,
 		'requests that libcurl sends again by itself are held against the rate');
+}
+
+#
+# Connections that are kept in vain
+#
+SKIP:
+{
+	my $server = Hrflow::Server->new('nginx', $api) or skip 'nginx is not installed', 3;
+	my $session = Hrflow::Session->new($node);
+	my $batch = q{SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+		(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 32) i)) GROUP BY 1;};
+
+	is( $session->ask($server->settings . $batch),
+		"ok|32\n-- done\n",
+		'a batch makes connections over TLS');
+	ok($server->wait_for_close, 'the server closes the connections when they have been idle');
+	$session->ask("SELECT hrflow_profile_embedding('acme', 'p');");
+	cmp_ok(closed_by_server($session),
+		'<=', 1, 'the next call closes the connections that the server has closed');
+	$session->finish;
+}
+
+{
+	my $session = Hrflow::Session->new($node);
+
+	is( $session->ask(
+			q{SET hrflow_embed.max_concurrency = 100;
+			SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('fault:latency=500,id=' || i) FROM generate_series(1, 100) i)) GROUP BY 1;}
+		),
+		"ok|100\n-- done\n",
+		'a batch with 100 requests in flight succeeds');
+	my $before = $session->sockets;
+	cmp_ok($before, '>=', 80, 'its connections are kept');
+	$session->ask(
+		"SET hrflow_embed.max_concurrency = 1; SELECT hrflow_profile_embedding('acme', 'p');");
+	cmp_ok(
+		$session->sockets, '<',
+		$before - 30,
+		'connections beyond the limit are closed when max_concurrency has been lowered');
+	$session->finish;
 }
 
 #
