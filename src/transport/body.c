@@ -138,20 +138,28 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
 
 /*
  * A reply's status line tells what the origin speaks, if HTTP/2 was offered.
- * One that never answered over HTTP/2, and does over HTTP/1.1, is to be asked
- * so in future, as is one with which libcurl mixes replies up.
+ *
+ * An origin that never answered over HTTP/2, and does over HTTP/1.1 when the
+ * request is sent again, is asked over HTTP/1.1 from then on.  That is our next
+ * try, or libcurl's own: libcurl 8.22 falls back to HTTP/1.1 by itself
+ * (071_http2_refused.pl).  So is an origin with which libcurl mixes replies up.
  */
 static bool
 note_protocol(HrflowTransfer *transfer, char version)
 {
 	bool		is_ours = version == '2' || hrflow_sharing_check(transfer);
+	bool		refuses;
 
-	if (transfer->try.offers_http2)
-		hrflow_origin_note(transfer->url, version == '2' ? HRFLOW_HTTP_2 :
-						   is_ours ? HRFLOW_HTTP_1_1 : HRFLOW_HTTP_1_1_ONLY);
-	else if (transfer->avoids_http2 &&
-			 hrflow_origin_protocol(transfer->url) == HRFLOW_PROTOCOL_UNKNOWN)
+	if (!transfer->try.offers_http2 && !transfer->avoids_http2)
+		return is_ours;
+	refuses = hrflow_origin_protocol(transfer->url) == HRFLOW_PROTOCOL_UNKNOWN &&
+		(transfer->avoids_http2 || transfer->try.nsent > 1);
+	if (version == '2')
+		hrflow_origin_note(transfer->url, HRFLOW_HTTP_2);
+	else if (refuses || (!is_ours && transfer->try.offers_http2))
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1_ONLY);
+	else if (transfer->try.offers_http2)
+		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1);
 	return is_ours;
 }
 

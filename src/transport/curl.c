@@ -562,6 +562,13 @@ hrflow_curl_remove(HrflowTransfer *transfer)
 	}
 	hrflow_sharing_forget(transfer);
 	hrflow_pool_remove(transfer->easy);
+
+	/*
+	 * libcurl 7.88 gives up after sending again five times, and counts over
+	 * all requests of a handle (066_wire.pl): use another one next time.
+	 */
+	if (transfer->try.nsent > 1)
+		transfer->configured = 0;
 }
 
 /*

@@ -240,34 +240,47 @@ hrflow_poller_find_silent(int local_port, int64 since)
 }
 
 /*
- * Has the other end closed a connection that no request uses?
+ * Read what the other end has sent before it closed a connection, if it has.
  */
-static bool
-is_closed(int fd)
+static void
+drain_if_closed(const struct pollfd *state)
 {
-	struct pollfd state = {.fd = fd, .events = POLLRDHUP};
+	char		discarded[1024];
 
-	return watched[fd].is_connection && watched[fd].wanted == 0 &&
-		poll(&state, 1, 0) > 0 &&
-		(state.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+	if ((state->revents & (POLLRDHUP | POLLHUP | POLLERR)) == 0)
+		return;
+	while (recv(state->fd, discarded, sizeof(discarded), MSG_DONTWAIT) > 0)
+		;
 }
 
 /*
- * Make libcurl see which idle connections the server has closed.  What TLS sends
- * before the end, libcurl 7.88 takes for a sign of life: discard it, so that the
- * end is all that is left to be read.
+ * Make libcurl see which of the connections that no request uses the server
+ * has closed: it closes those itself when it next looks for a connection.
+ * libcurl 7.88 takes what TLS sends before the end for a sign of life, so
+ * discard that: the end is all that is left to be read.
  */
 void
 hrflow_poller_drop_closed(void)
 {
+	struct pollfd states[64];
+	int			n = 0;
+
 	for (int fd = 0; fd < nwatched; fd++)
 	{
-		char		discarded[1024];
-
-		if (!is_closed(fd))
+		if (watched[fd].is_connection && watched[fd].wanted == 0)
+			states[n++] = (struct pollfd)
+		{
+			.fd = fd,
+				.events = POLLRDHUP
+		};
+		if (n < lengthof(states) && fd < nwatched - 1)
 			continue;
-		while (recv(fd, discarded, sizeof(discarded), MSG_DONTWAIT) > 0)
-			;
+		if (n > 0 && poll(states, n, 0) > 0)
+		{
+			for (int i = 0; i < n; i++)
+				drain_if_closed(&states[i]);
+		}
+		n = 0;
 	}
 }
 

@@ -24,7 +24,11 @@
 #include "storage/fd.h"
 #include "transport/libcurl.h"
 
-/* As many idle connections are kept, or two for each request in flight. */
+/*
+ * Number of connections to keep, unless twice max_concurrency is more: a batch
+ * of vectors has a connection to the API and one to the object store for each
+ * request in flight.
+ */
 #define KEEP_CONNECTIONS 64
 
 /* The backend's; what is zero is not made yet. */
@@ -264,6 +268,7 @@ void
 hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 {
 	static bool initialized = false;
+	int			keep = Max(KEEP_CONNECTIONS, 2 * settings->max_concurrency);
 
 	if (!initialized)
 	{
@@ -276,14 +281,22 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	}
 	if (!pool.has_poller)
 		make_poller();
+
+	/*
+	 * What is kept is found out now, since nothing looks after connections
+	 * while a backend is idle.  Where max_concurrency was lowered, libcurl
+	 * would close one connection for every request that ends: close all.
+	 */
+	hrflow_poller_drop_closed();
+	if (pool.sockets > keep)
+		pool.is_stale = true;
 	make_multi(settings, in_flight);
 
 	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);
 	MULTI_SETOPT(CURLMOPT_TIMERFUNCTION, on_timer);
 	MULTI_SETOPT(CURLMOPT_MAX_CONCURRENT_STREAMS,
 				 (long) settings->max_concurrency);
-	MULTI_SETOPT(CURLMOPT_MAXCONNECTS,
-				 (long) Max(KEEP_CONNECTIONS, 2 * settings->max_concurrency));
+	MULTI_SETOPT(CURLMOPT_MAXCONNECTS, (long) keep);
 
 	if (pool.wait_set == NULL)
 		make_wait_set();

@@ -10,10 +10,11 @@
  *
  * A 429, or a 503 with Retry-After, pauses the account.  So do many failures in
  * a row soon after an answer, as when a server is restarted.  When the pause is
- * over one request goes out as a probe.  If it meets the same, the next pause is
- * longer; anything else ends the pause, and so does a probe that takes longer
- * than the pause did, and than a second.  A pause that was asked for while the probe was out is
- * not the probe's to end: another goes out when that is over.
+ * over, one request goes out as a probe.  If the probe meets the same, the next
+ * pause is longer; anything else ends the pause, and so does a probe that takes
+ * longer than both the pause and a second.  A probe does not end a pause that the
+ * server asked for while the probe was in flight: when that pause is over, the
+ * next request is a probe again.
  *
  *-------------------------------------------------------------------------
  */

@@ -280,10 +280,10 @@ log_stats(Buffer *out)
 	bool		any = false;
 
 	pthread_mutex_lock(&mutex);
-	buffer_printf(out, "{\"requests\":%lu,\"api_requests\":%lu,\"store_requests\":%lu,"
+	buffer_printf(out, "{\"now\":%.3f,\"requests\":%lu,\"api_requests\":%lu,\"store_requests\":%lu,"
 				  "\"in_flight\":%lu,\"max_in_flight\":%lu,\"connections_opened\":%lu,"
 				  "\"connections_open\":%lu,\"bytes_sent\":%lu,\"max_per_minute\":%lu,\"by_status\":{",
-				  stats.requests, stats.api_requests, stats.store_requests,
+				  log_now(), stats.requests, stats.api_requests, stats.store_requests,
 				  stats.in_flight, stats.max_in_flight, stats.opened,
 				  stats.open, stats.bytes, stats.max_per_minute);
 	for (int i = 0; i < 600; i++)

@@ -5,10 +5,12 @@
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::RawPeer;
 use Hrflow::Resolver;
 use Hrflow::Session;
 use Hrflow::StandIn;
-use Socket qw(AF_INET6 SOCK_STREAM);
+use Socket                  qw(AF_INET6 SOCK_STREAM);
+use PostgreSQL::Test::Utils ();
 use Test::More;
 
 # 203.0.113.0/24 and 2001:db8::/32 are for documentation: nobody has them.
@@ -31,13 +33,30 @@ my %private = (
 	'unique' => 'fd00::1',
 	'link-local' => 'fe80::1',
 	'multicast-six' => 'ff02::1');
+my %mixed = (
+	'private-first' => '10.0.0.1,203.0.113.7',
+	'public-first' => '203.0.113.7,10.0.0.1');
 my $inside = 'inside';
 my $api = Hrflow::StandIn->new('--link-base' => 'https://four.store.example');
+
+# It resets one connection for every file in this directory.
+my $resets = PostgreSQL::Test::Utils::tempdir();
+my $front = Hrflow::RawPeer->new(
+	sub {
+		my ($socket) = @_;
+		foreach my $reset (glob "$resets/*")
+		{
+			next unless unlink $reset;
+			sysread($socket, my $hello, 1);
+			return Hrflow::RawPeer::reset_connection($socket);
+		}
+		Hrflow::RawPeer::forward($socket, $api->https);
+	});
 my $node;
 {
-	my %names = (%public, %private, $inside => '127.0.0.1');
+	my %names = (%public, %private, %mixed, $inside => '127.0.0.1');
 	my $resolver = Hrflow::Resolver->new((map { ("$_.store.example" => $names{$_}) } keys %names),
-		443 => $api->https);
+		443 => $front->port);
 	$node = Hrflow::Node->new(
 		'public', $api,
 		max_attempts => 1,
@@ -91,6 +110,20 @@ foreach my $name (sort keys %private)
 		'link_refused', "a host at $private{$name} is refused");
 }
 is(scalar(fetched()), 0, 'no request is sent to a private address');
+
+# A host with a private address and a public one
+foreach my $name (sort keys %mixed)
+{
+	my $fetch = "SELECT status FROM hrflow_fetch_vectors('{" . ($link =~ s/four/$name/r) . "}')";
+
+	PostgreSQL::Test::Utils::append_to_file("$resets/1", '');
+	is(ask($fetch), 'connection_failed',
+		"a reset by the public address of a host at $mixed{$name} is not the private one's refusal"
+	);
+	PostgreSQL::Test::Utils::append_to_file("$resets/1", '');
+	is(ask("SET hrflow_embed.max_attempts = 2; $fetch; RESET hrflow_embed.max_attempts"),
+		'ok', "a reset by the public address of a host at $mixed{$name} is followed by a retry");
+}
 
 # A connection to a private address, made for who named the very host
 my $inner = $link =~ s/four/$inside/r;

@@ -6,7 +6,10 @@ use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Proxy;
 use Hrflow::RawPeer;
+use Hrflow::Server;
+use Hrflow::Session;
 use Hrflow::StandIn;
+use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -23,6 +26,18 @@ sub status_of
 {
 	my ($id, $set) = (@_, '');
 	return sql("$set SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['$id'])");
+}
+
+# Connections of a session's backend that the other end has closed, and it has not.
+sub closed_by_server
+{
+	my ($session) = @_;
+	my %inodes = map { (readlink($_) // '') =~ /^socket:\[(\d+)\]/ ? ($1 => 1) : () }
+	  glob('/proc/' . $session->pid . '/fd/*');
+
+	# The fourth column is the state, where 08 is CLOSE_WAIT, and the tenth the inode.
+	return scalar grep { my @columns = split; $columns[3] eq '08' && $inodes{ $columns[9] } }
+	  split /\n/, PostgreSQL::Test::Utils::slurp_file('/proc/net/tcp');
 }
 
 #
@@ -96,6 +111,115 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		SELECT hrflow_text_embedding(repeat('text ', 200000))});
 	like($err, qr/lost the connection/, 'a connection that takes no more bytes is given up');
 	cmp_ok(time - $began, '<', 15, 'a dead connection is given up long before request_timeout');
+}
+
+#
+# Kept connections that break: each is answered once, and closed when the next
+# request has been read.  libcurl sends that request again by itself
+#
+{
+	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
+	my $breaking = Hrflow::RawPeer->new(
+		sub {
+			my ($socket) = @_;
+			my $body = '{"code": 200, "message": "ok", "data": {}}';
+
+			for my $is_first (1, 0)
+			{
+				Hrflow::RawPeer::read_request($socket) // return;
+				PostgreSQL::Test::Utils::append_to_file($log, time . "\n");
+				print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",
+				  'Content-Length: ', length($body), "\r\n\r\n$body"
+				  if $is_first;
+			}
+		});
+
+	# A request every 50 ms, after as many as a second has
+	is( sql("SELECT hrflow_embed_stats_reset(); SET hrflow_embed.max_requests_per_minute = 1200;
+			SET hrflow_embed.max_concurrency = 1; SET hrflow_embed.max_attempts = 1;
+			SET hrflow_embed.base_url = 'http://127.0.0.1:" . $breaking->port . q{/v1';
+			SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('p' || i) FROM generate_series(1, 30) i)) GROUP BY 1;
+			SELECT requests, retries FROM hrflow_embed_stats}
+		),
+		"\nok|30\n59|29",
+		'requests that libcurl sends again by itself are counted as requests and as retries');
+	my @received = split /\n/, PostgreSQL::Test::Utils::slurp_file($log);
+	is(scalar(@received), 59, 'the server has received as many requests as were counted');
+	cmp_ok(
+		$received[-1] - $received[0],
+		'>',
+		(59 - 20 - 2) * 0.05,
+		'requests that libcurl sends again by itself are held against the rate');
+}
+
+#
+# Connections that are kept in vain
+#
+SKIP:
+{
+	my $server = Hrflow::Server->new('nginx', $api) or skip 'nginx is not installed', 3;
+	my $session = Hrflow::Session->new($node);
+	my $batch = q{SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+		(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 32) i)) GROUP BY 1;};
+
+	is( $session->ask($server->settings . $batch),
+		"ok|32\n-- done\n",
+		'a batch makes connections over TLS');
+	ok($server->wait_for_close, 'the server closes the connections when they have been idle');
+	$session->ask("SELECT hrflow_profile_embedding('acme', 'p');");
+	cmp_ok(closed_by_server($session),
+		'<=', 1, 'the next call closes the connections that the server has closed');
+	$session->finish;
+}
+
+{
+	my $session = Hrflow::Session->new($node);
+
+	is( $session->ask(
+			q{SET hrflow_embed.max_concurrency = 100;
+			SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('fault:latency=500,id=' || i) FROM generate_series(1, 100) i)) GROUP BY 1;}
+		),
+		"ok|100\n-- done\n",
+		'a batch with 100 requests in flight succeeds');
+	my $before = $session->sockets;
+	cmp_ok($before, '>=', 80, 'its connections are kept');
+	$session->ask(
+		"SET hrflow_embed.max_concurrency = 1; SELECT hrflow_profile_embedding('acme', 'p');");
+	cmp_ok(
+		$session->sockets, '<',
+		$before - 30,
+		'connections beyond the limit are closed when max_concurrency has been lowered');
+	$session->finish;
+}
+
+#
+# Links are sent byte for byte: a signature covers what they look like
+#
+{
+	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
+	my $store = Hrflow::RawPeer->new(
+		sub {
+			my ($socket) = @_;
+			my ($target) = Hrflow::RawPeer::read_request($socket) =~ /^GET (\S+) HTTP/;
+			PostgreSQL::Test::Utils::append_to_file($log, "$target\n");
+			print $socket "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+		});
+	my @targets = (
+		'/a%2fb%c3%a9/x.hflw?X-Amz-Credential=a%2fb%2Fc&X-Amz-Signature=0f',
+		'/A%2FB%C3%A9/x.hflw?y=%c3%A9',
+		'/%7euser/~user/..%2f/a//b/%2E%2e/x.hflw?a+b=%20&&c=/?d',
+		"/a!\$&'()*+,;=:\@b/x.hflw?");
+	foreach my $target (@targets)
+	{
+		my $link = 'http://127.0.0.1:' . $store->port . $target;
+		sql("SET hrflow_embed.link_hosts = '127.0.0.1';
+			SELECT status FROM hrflow_fetch_vectors(ARRAY[\$link\$$link\$link\$])");
+	}
+	is( PostgreSQL::Test::Utils::slurp_file($log),
+		join('', map { "$_\n" } @targets),
+		'the path and the query of a link arrive byte for byte');
 }
 
 #

@@ -2,7 +2,8 @@
  * resolver.c
  *		A name server for one process tree: put in LD_PRELOAD, it answers the
  *		names that HRFLOW_RESOLVE lists, as "NAME=ADDRESS NAME=ADDRESS ...".
- *		The address "silent" stands for a server that never answers.
+ *		The address "silent" stands for a server that never answers.  A name may
+ *		have several addresses, separated by commas.
  *
  *		With HRFLOW_PUBLIC=PORT, a connection to port 443 of whatever address
  *		is one to PORT of 127.0.0.1, and says that it is to that address.
@@ -15,6 +16,10 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+typedef int (*Resolve) (const char *node, const char *service,
+						const struct addrinfo *hints,
+						struct addrinfo **result);
 
 /* Whom a descriptor was to be connected to, where that was not done. */
 static struct sockaddr_in6 wanted[1024];
@@ -61,27 +66,49 @@ getpeername(int fd, struct sockaddr *address, socklen_t *length)
 	return result;
 }
 
+/*
+ * Append the address information of each of these addresses, in their order.
+ * freeaddrinfo() frees its list one by one, wherever its members come from.
+ */
+static int
+resolve_all(Resolve real, char *addresses, const char *service,
+			const struct addrinfo *hints, struct addrinfo **result)
+{
+	int			error = EAI_NONAME;
+	char	   *rest;
+
+	for (char *address = strtok_r(addresses, ",", &rest); address != NULL;
+		 address = strtok_r(NULL, ",", &rest))
+	{
+		error = real(address, service, hints, result);
+		if (error != 0)
+			break;
+		while (*result != NULL)
+			result = &(*result)->ai_next;
+	}
+	return error;
+}
+
 int
 getaddrinfo(const char *node, const char *service,
 			const struct addrinfo *hints, struct addrinfo **result)
 {
-	int			(*real) (const char *, const char *, const struct addrinfo *,
-						 struct addrinfo **) = dlsym(RTLD_NEXT, "getaddrinfo");
+	Resolve		real = dlsym(RTLD_NEXT, "getaddrinfo");
 	const char *list = getenv("HRFLOW_RESOLVE");
 	size_t		length = node != NULL ? strlen(node) : 0;
 
 	while (length > 0 && list != NULL && *list != '\0')
 	{
 		size_t		entry = strcspn(list, " ");
-		char		address[64] = "";
+		char		addresses[128] = "";
 
 		if (entry > length && strncmp(list, node, length) == 0 &&
-			list[length] == '=' && entry - length - 1 < sizeof(address))
+			list[length] == '=' && entry - length - 1 < sizeof(addresses))
 		{
-			memcpy(address, list + length + 1, entry - length - 1);
-			while (strcmp(address, "silent") == 0)
+			memcpy(addresses, list + length + 1, entry - length - 1);
+			while (strcmp(addresses, "silent") == 0)
 				sleep(60);
-			return real(address, service, hints, result);
+			return resolve_all(real, addresses, service, hints, result);
 		}
 		list += entry;
 		list += *list == ' ';

@@ -1,0 +1,71 @@
+# A TLS server that refuses HTTP/2 in one of several ways; see http2_peer.py.
+#
+#   my $peer = Hrflow::Http2Peer->new('goaway', $api) or skip ...;
+#   $peer->base_url            https://localhost:PORT/v1, to be trusted by $api->ca
+#   $peer->count('request')    requests it has received
+#   $peer->count('h2')         connections of HTTP/2
+#   $peer->reset               forgets what it has counted
+#
+# new() returns nothing where there is no Python with TLS.
+package Hrflow::Http2Peer;
+
+use strict;
+use warnings FATAL => 'all';
+use File::Basename          qw(dirname);
+use IPC::Run                ();
+use PostgreSQL::Test::Utils ();
+
+sub new
+{
+	my ($class, $how, $api) = @_;
+	my $self = bless { in => '', out => '', log => PostgreSQL::Test::Utils::tempdir() . '/log' },
+	  $class;
+
+	return
+	  unless eval { IPC::Run::run([ 'python3', '-c', 'import ssl' ], '2>', '/dev/null') };
+	$self->reset;
+	$self->{process} = IPC::Run::start(
+		[   'python3', dirname(__FILE__) . '/http2_peer.py',
+			$how, $api->dir . '/server.pem',
+			$api->dir . '/server.key', $self->{log} ],
+		'<',
+		\$self->{in},
+		'>',
+		\$self->{out},
+		IPC::Run::timer(60));
+	while ($self->{out} !~ /^\d+\n/)
+	{
+		die 'http2_peer.py did not start' unless $self->{process}->pumpable;
+		$self->{process}->pump;
+	}
+	($self->{port}) = $self->{out} =~ /(\d+)/;
+	return $self;
+}
+
+sub base_url { return "https://localhost:$_[0]{port}/v1"; }
+
+sub count
+{
+	my ($self, $what) = @_;
+	return scalar grep { $_ eq $what } split /\n/,
+	  PostgreSQL::Test::Utils::slurp_file($self->{log});
+}
+
+sub reset
+{
+	my ($self) = @_;
+
+	open(my $log, '>', $self->{log}) or die $!;
+	close $log;
+	return;
+}
+
+sub DESTROY
+{
+	my ($self) = @_;
+	local ($?, $!, $@);
+	eval { $self->{process}->kill_kill(grace => 10) } if $self->{process};
+	return;
+}
+
+1;
