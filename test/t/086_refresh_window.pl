@@ -114,7 +114,8 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 		my $printed = $store->finish_call($call);
 		$ended++ if $printed =~ /57014|57P01/;
 
-		my %kept = map { $_ => 1 } split /\n/, $store->sql(
+		my %kept = map { $_ => 1 } split /\n/,
+		  $store->sql(
 			'SELECT profile_id FROM shop.embedding_profile WHERE refreshed_at IS NOT NULL');
 		my @answered = answered($api, $until);
 		$paid += @answered;
