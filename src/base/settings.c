@@ -8,7 +8,7 @@
  * is done here so that it does not leak: no check lets PostgreSQL print a
  * refused value, SHOW prints asterisks, pg_settings leaves it out, and it
  * cannot be stored in a catalog that everyone can read.  What cannot be done
- * here is written in the README, which recommends api_key_file.
+ * here is written in docs/reference.md, which recommends api_key_file.
  *
  *-------------------------------------------------------------------------
  */

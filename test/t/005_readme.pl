@@ -1,5 +1,6 @@
 # The SQL of the README and of docs runs as it stands there, against a stand-in,
-# as a superuser would run it from its first block to its last.
+# as a superuser would run it from its first block to its last; and where a recipe
+# promises something, its result is looked at.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -10,80 +11,307 @@ use Test::More;
 
 my $root = dirname(__FILE__) . '/../..';
 my $api = Hrflow::StandIn->new;
-my $node = Hrflow::Node->new('readme', $api, link_hosts => '127.0.0.1');
+my ($share) = PostgreSQL::Test::Utils::run_command([ 'pg_config', '--sharedir' ]);
+my $has_pg_cron = -e "$share/extension/pg_cron.control";
+my $has_pgvector = -e "$share/extension/vector.control";
+my $node = Hrflow::Node->new(
+	'readme', $api,
+	link_hosts => '127.0.0.1',
+	$has_pg_cron
+	? ( shared_preload_libraries => 'pg_cron',
+		'cron.database_name' => 'postgres',
+		'cron.use_background_workers' => 'on')
+	: ());
+
+sub value_of { return $node->safe_psql('postgres', $_[0]); }
 
 # What the README takes for granted: candidates, a role, the key's file.
-$node->safe_psql(
-	'postgres', q{
-	DROP EXTENSION hrflow_embed;
-	CREATE TABLE candidate (name text, hrflow_id text);
-	INSERT INTO candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-1'), ('Cleo', 'nurse-2'),
-		('Dan', NULL);
-	CREATE ROLE recruiter});
-my $has_pgvector = $node->safe_psql('postgres',
-	q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
-$node->safe_psql('postgres', 'CREATE EXTENSION vector') if $has_pgvector;
+value_of(
+	q{DROP EXTENSION hrflow_embed;
+	CREATE TABLE candidate (name text, city text, hrflow_id text);
+	INSERT INTO candidate VALUES ('Ada', 'Paris', 'nurse-1'), ('Bob', 'Lyon', 'welder-1'),
+		('Cleo', 'Paris', 'nurse-2'), ('Dan', 'Lille', NULL);
+	CREATE ROLE recruiter LOGIN});
+value_of('CREATE EXTENSION vector')  if $has_pgvector;
+value_of('CREATE EXTENSION pg_cron') if $has_pg_cron;
 
-my $has_pg_cron = 0;
+# The key of another account, which this one's API does not accept
+my $other_key_file = $node->key_file . '2';
+PostgreSQL::Test::Utils::append_to_file($other_key_file, "askr_fedcba9876543210fedcba9876543210\n");
+chmod 0600, $other_key_file or die;
 
-sub run_blocks
+# Vectors of candidates that are those of their profiles, not of their skills
+my $right_vectors = q{
+	SELECT count(*) FROM candidate c JOIN candidate_embedding e ON e.profile_id = c.hrflow_id
+	WHERE e.section = 'profile' AND e.vector::real[] = c.embedding};
+
+sub requests_of_profiles
 {
-	my ($name, @blocks) = @_;
+	return grep { $_->{path} =~ m{/profile/embedding} } $api->log;
+}
 
-	foreach my $block (@blocks)
+# Runs a statement as the role "recruiter".
+sub as_recruiter
+{
+	my ($sql) = @_;
+
+	$node->psql(
+		'postgres', $sql,
+		stdout => \my $out,
+		stderr => \my $err,
+		extra_params => [ '-U', 'recruiter' ]);
+	return "$out$err";
+}
+
+#
+# What is to be seen of blocks.  A block is found by a pattern.  Before it runs,
+# "before" is executed; "prints" is what it prints, without alignment; "then" is
+# called with a name that says what it looks at.
+#
+my $element = qr/(?:(?:Ada|Bob|Cleo)\|ok\|\{.*|\|invalid_request\|\|.+)/;
+my $begins_with_nurses = qr/\A(nurse \d+\|.*\n){9}nurse \d+\|.*\z/;
+my %looks = (
+	'README.md' => [
+		[   qr/^ALTER SYSTEM/m,
+			prints => qr/"api_key_permission": "read"/,
+			name => 'hrflow_auth() prints what the key permits' ],
+		[   qr/^GRANT EXECUTE/,
+			then => sub {
+				is( as_recruiter(
+						"SELECT count(hrflow_profile_embedding('acme', hrflow_id)) FROM candidate"),
+					'3',
+					"the README's GRANTs let the recruiter run its first query");
+			}
+		],
+		[   qr/'PROFILE_ID', '\{"profile": 1, "skills": 1\}'/,
+			prints => qr/\A\{"skills": "http.*", "profile": "http.*"\}\z/,
+			name => 'one profile has the sections that were asked for' ],
+		[   qr/^WITH .* hrflow_profile_embeddings/ms,
+			prints => qr/\A1\|$element\n2\|$element\n3\|$element\n4\|$element\z/,
+			name => 'the batch has a status for each element' ],
+		[   qr/^SELECT hrflow_create_store/m,
+			then => sub {
+				is(value_of($right_vectors),
+					'3',
+					"the README's UPDATE stores the vectors of the profiles, not of their skills");
+			}
+		],
+		[   qr/^SELECT hrflow_schedule/m,
+			then => sub {
+				is( value_of(
+						'SELECT schedule, active FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
+					),
+					"* * * * *|t\nt",
+					"the README's call of hrflow_schedule() makes one job");
+			}
+		],
+		[   qr/hrflow_match/,
+			prints => qr/\A(Ada\|0\.\d+\nCleo|Cleo\|0\.\d+\nAda)\|0\.\d+\z/,
+			name => 'the ranking under a condition has the candidates in Paris' ] ],
+	'docs/operation.md' => [
+		[   qr/hrflow_cosine_similarity/,
+			prints => qr/\AAda\|(1|0\.99999\d*)\nCleo\|0\.\d+\nBob\|-?0\.\d+\z/,
+			name => 'the other nurse is the nearest to a nurse' ],
+		[   qr/<=>/,
+			prints => qr/\Anurse-[12]\nnurse-[12]\nwelder-1\z/,
+			name => "pgvector's nearest to a nurse are the nurses" ] ],
+	'docs/recipes.md' => [
+		[   qr/profile_references/,
+			prints => qr/\Anurse-7\|ok\|1024\z/,
+			name => 'a profile is found by its reference' ],
+		[   qr/^DO/,
+			before => q{UPDATE candidate SET embedding = NULL WHERE name <> 'Ada'},
+			then => sub {
+				is(value_of($right_vectors), '3', 'chunks store the vectors that were missing');
+				is( join(' ',
+						sort map { $_->{query} =~ /profile_id=([^&]*)/ } requests_of_profiles()),
+					'nurse-2 welder-1',
+					'chunks ask for no profile whose vector is stored');
+			}
+		],
+		[   qr/LATERAL/,
+			before => 'UPDATE candidate SET embedding = NULL',
+			then => sub {
+				is(value_of($right_vectors), '3', 'vectors of several sources are stored');
+				is( join(' ',
+						sort map { $_->{query} =~ /source_id=([^&]*)/ } requests_of_profiles()),
+					'acme acme other',
+					'each profile is asked for in its own source');
+			}
+		],
+		[   qr/source_column/,
+			then => sub {
+				is( value_of(
+						'SELECT source_id, profile_id FROM source_embedding ORDER BY profile_id'),
+					"acme|nurse-1\nacme|nurse-2\nother|welder-1",
+					'a store takes the source of each row from its column');
+			}
+		],
+		[   qr/VIEW candidate_link/,
+			prints => qr/\AAda\|http\S+\z/,
+			name => 'the view has the link of the row asked for',
+			then => sub {
+				is(scalar(requests_of_profiles()),
+					1, 'the view sends a request for the row that is returned, and for no other');
+			}
+		],
+		[   qr/VIEW candidate_profile_vector/,
+			then => sub {
+				is(value_of('SELECT count(*) FROM candidate_profile_vector'),
+					'3', 'the view over the store has the vectors of the profiles');
+			}
+		],
+		[   qr/batch_timeout/,
+			prints => qr/\Ainvalid_request\|1\nok\|3\z/,
+			name => 'a batch within batch_timeout has all its rows' ],
+		[   qr/^ALTER ROLE recruiter/,
+			then => sub {
+				like(
+					as_recruiter("SELECT hrflow_profile_embedding('acme', 'nurse-1')"),
+					qr/HrFlow API refused the API key/,
+					"a role's own file of the key is used in its sessions");
+				like(value_of("SELECT hrflow_profile_embedding('acme', 'nurse-1')"),
+					qr/^\{/, "another role's sessions use the key of the configuration");
+			}
+		] ],
+	'docs/troubleshooting.md' => [
+		[   qr/GROUP BY status/,
+			prints => qr/\Aok\|200\|\|3\ninvalid_request\|\|.+\|1\z/,
+			name => 'the statuses of a batch are counted' ] ],
+	'docs/refresh.md' => [
+		[   qr/CREATE TABLE talent.candidate/,
+			prints => qr/^Ada\|profile\|.*\nBob\|profile\|/m,
+			name => 'the store has the vectors of the candidates' ],
+		[   qr/^SELECT hrflow_schedule/m,
+			then => sub {
+				is( value_of(
+						'SELECT jobname FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
+					),
+					"hrflow_refresh postgres.talent.embedding\nt",
+					"docs/refresh.md's call of hrflow_schedule() makes the job of the store");
+			}
+		],
+		[   qr/^SELECT tracked, due/,
+			prints => qr/\A2\|0\|0\|2\|0\|0\|0\|\n0\z/,
+			name => 'all profiles of the store are fetched' ] ],
+	'docs/ranking.md' => [
+		[   qr/\ASELECT c.name, m.similarity\n.*hrflow_job_vector\('nurse-job'\)\)\) m/,
+			prints => $begins_with_nurses,
+			name => 'the ten best for the job of a nurse are nurses' ],
+		[   qr/ARRAY\(SELECT hrflow_id FROM agency.candidate WHERE city/,
+			prints => qr/\A(?:nurse (?:3|6|9|[1-5]\d)\|0\.\d+\n?){10}\z/,
+			name => 'ten nurses are found among the candidates in Paris' ],
+		[   qr/hrflow_match_weighted/,
+			prints => $begins_with_nurses,
+			name => 'the ten best by several sections are nurses' ],
+		[   qr/FULL JOIN/,
+			prints => qr/\A(?:nurse-\d+\|0\.\d+\n?){10}\z/,
+			name => 'the ten best by both ranks are nurses' ],
+		[   qr/ORDER BY hrflow_vector_similarity/,
+			prints => qr/\A(?:nurse \d+\n?){10}\z/,
+			name => 'the ten nearest in plain SQL are nurses' ],
+		[   qr/\ASELECT c.name\n.*ORDER BY e.vector::vector/s,
+			prints => qr/\A(?:nurse \d+\n?){10}\z/,
+			name => 'the ten nearest by the operator of pgvector are nurses' ],
+		[   qr/hnsw.iterative_scan/,
+			prints => qr/\A(?:nurse \d+\n?){10}\z/,
+			name => 'the ten nearest in Paris by the operator of pgvector are nurses' ] ],
+	'docs/read_ahead.md' => [],
+	'docs/scaling.md' => [
+		[   qr/^UPDATE candidate/m,
+			before => 'UPDATE candidate SET embedding = NULL',
+			then => sub {
+				is(value_of($right_vectors),
+					'3', 'the batch joined with a table stores its vectors');
+			}
+		] ]);
+
+# Runs a block, and says whether it succeeded and printed nothing but INFO.
+sub run_block
+{
+	my ($block, $name, @looks) = @_;
+	my ($title) = $block =~ /^(\S.*)$/m;
+	my $key_file = $node->key_file;
+
+	foreach my $look (@looks)
 	{
-		my ($title) = $block =~ /^(\S.*)$/m;
-		my $key_file = $node->key_file;
-		my ($out, $err);
+		value_of($look->{before}) if $look->{before};
+	}
+	$api->reset;
+	$block =~ s{/etc/postgresql/hrflow_api_key_2}{$other_key_file};
+	$block =~ s{/etc/postgresql/hrflow_api_key}{$key_file};
+	$block =~ s/OTHER_SOURCE/other/g;
+	$block =~ s/SOURCE_ID/acme/g;
+	$block =~ s/PROFILE_ID/nurse-9/g;
+	my $status = $node->psql('postgres', $block, stdout => \my $out, stderr => \my $err);
+	$err =~ s/^.*INFO:.*\n?//mg;
+	is("$status $err", '0 ', "$name: $title");
 
-		SKIP:
-		{
-			skip 'pgvector is not to be had', 1
-			  if !$has_pgvector && $block =~ /\bvector\(/;
-			skip 'pg_cron is not in this database', 1
-			  if !$has_pg_cron && $block =~ /hrflow_schedule/;
-			$block =~ s{/etc/postgresql/hrflow_api_key}{$key_file};
-			$block =~ s/SOURCE_ID/acme/g;
-			$block =~ s/PROFILE_ID/nurse-9/g;
-			my $status = $node->psql('postgres', $block, stdout => \$out, stderr => \$err);
-			$err =~ s/^.*INFO:.*\n?//mg;
-			is("$status $err", '0 ', "$name: $title");
-			note($out);
-		}
+	foreach my $look (@looks)
+	{
+		like($out, $look->{prints}, $look->{name}) if $look->{prints};
+		$look->{then}->()                          if $look->{then};
 	}
 	return;
 }
 
-sub blocks_of
+foreach my $file ('README.md',
+	map { "docs/$_.md" } qw(operation recipes scaling troubleshooting refresh ranking read_ahead))
 {
-	my ($file) = @_;
+	my @blocks = PostgreSQL::Test::Utils::slurp_file("$root/$file") =~ /^```sql\n(.*?)^```/msg;
+	my @looks = @{ $looks{$file} };
+	my %used;
 
-	return PostgreSQL::Test::Utils::slurp_file("$root/$file") =~ /^```sql\n(.*?)^```/msg;
+	cmp_ok(scalar(@blocks), '>=', 1, "$file has SQL");
+	foreach my $block (@blocks)
+	{
+		my @numbers = grep { $block =~ $looks[$_][0] } 0 .. $#looks;
+
+		@used{@numbers} = ();
+		SKIP:
+		{
+			skip 'pgvector cannot be installed', 1
+			  if !$has_pgvector && $block =~ /\bvector\(|hnsw/;
+			skip 'pg_cron cannot be installed', 1
+			  if !$has_pg_cron && $block =~ /SELECT hrflow_schedule/;
+			run_block($block, $file, map { my (undef, %look) = @{ $looks[$_] }; \%look } @numbers);
+		}
+	}
+	is(scalar(keys %used), scalar(@looks), "$file has every recipe whose result is looked at");
 }
 
-my @blocks = blocks_of('README.md');
-cmp_ok(scalar(@blocks), '>=', 5, 'the README has SQL');
+cmp_ok(-s "$root/README.md", '<=', 10_000, 'the README has at most 10 kB');
 
-# Its first queries come before its setup.
-push @blocks, splice @blocks, 0, 2;
-run_blocks('README', @blocks);
-is( $node->safe_psql(
-		'postgres', 'SELECT count(*) FROM candidate WHERE cardinality(embedding) = 1024'),
-	'3',
-	"the README's UPDATE stores a vector of every candidate that has an identifier");
-
-# Its drawing has every file: "store.c, store.h" and "refresh.c, .h" name two.
+# The drawing has every file: "store.c, store.h" and "refresh.c, .h" name two.
 my ($drawing) =
-  PostgreSQL::Test::Utils::slurp_file("$root/README.md") =~ /^## How it works$(.*?)^## /ms;
+  PostgreSQL::Test::Utils::slurp_file("$root/docs/hacking.md") =~ /^## How it works$(.*?)^## /ms;
 $drawing =~ s/\b(\w+)\.c, \.h\b/$1.c, $1.h/g;
 is(join(' ', grep { $drawing !~ /\b\Q$_\E\b/ } map { s{.*/}{}r } glob("$root/src/{,*/}*.[ch]")),
-	'', 'every file of src is named in the drawing of the README');
+	'', 'every file of src is named in the drawing of docs/hacking.md');
 
-foreach my $file ('docs/refresh.md', 'docs/ranking.md', 'docs/read_ahead.md')
+# Links between the pages lead to files and headings that exist.
+my @dead;
+foreach my $file ('README.md', map { s{^\Q$root\E/}{}r } glob("$root/docs/*.md"))
 {
-	@blocks = blocks_of($file);
-	cmp_ok(scalar(@blocks), '>=', 2, "$file has SQL");
-	run_blocks($file, @blocks);
+	my $text = PostgreSQL::Test::Utils::slurp_file("$root/$file");
+
+	while ($text =~ /\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)/g)
+	{
+		my ($path, $anchor) = ($1, $2);
+		my $target = $path eq '' ? $file : $file =~ m{^docs/} ? "docs/$path" : $path;
+
+		$target =~ s{docs/\.\./}{};
+		if (!-e "$root/$target")
+		{
+			push @dead, "$file: $path";
+			next;
+		}
+		next unless defined $anchor;
+		my @anchors = map { lc s/[^\w\- ]//gr =~ s/ /-/gr }
+		  PostgreSQL::Test::Utils::slurp_file("$root/$target") =~ /^#+ (.*)$/mg;
+		push @dead, "$file: $path#$anchor" unless grep { $_ eq $anchor } @anchors;
+	}
 }
+is(join("\n", @dead), '', 'the links between the pages lead somewhere');
 
 done_testing();

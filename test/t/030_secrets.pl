@@ -366,7 +366,7 @@ like(
 $preloaded->stop;
 
 #
-# In the configuration, not preloaded: the README says not to, and so do we
+# In the configuration, not preloaded: docs/reference.md says not to, and so do we
 #
 my $late = Hrflow::Node->new('late', $api, api_key => $key);
 $late->psql('postgres', q{LOAD 'hrflow_embed'}, stderr => \$err);

@@ -1,4 +1,4 @@
-# Vectors go into pgvector's types as the README says, and its index answers the
+# Vectors go into pgvector's types as docs/operation.md says, and its index answers the
 # documented query.  pgvector is packaged for PostgreSQL 17 and later only.
 use strict;
 use warnings FATAL => 'all';
@@ -37,7 +37,7 @@ foreach
 	is(sql("SELECT count(*) FROM candidate_$type WHERE vector_dims(embedding) = $dimension"),
 		'400', "vectors of $dimension go into $type($dimension) with a plain INSERT");
 
-	# As the README writes it: the query vector in a scalar subquery, cast.
+	# As docs/operation.md writes it: the query vector in a scalar subquery, cast.
 	my $query = qq{
 		SELECT profile_id FROM candidate_$type
 		ORDER BY embedding <=> (

@@ -1,6 +1,6 @@
 # A query whose calls are read ahead is the query that makes one call after
 # another: the same rows in the same order, the same error, and no request more
-# than the README allows.  Each shape below runs with hrflow_embed.read_ahead
+# than docs/read_ahead.md allows.  Each shape below runs with hrflow_embed.read_ahead
 # off and on.  The stand-in counts the requests, which SQL cannot see.
 use strict;
 use warnings FATAL => 'all';

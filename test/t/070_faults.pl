@@ -1,5 +1,5 @@
 # Whatever goes wrong on the way, a statement comes back in time with the status
-# and SQLSTATE that the README promises, or the states that docs/refresh.md does,
+# and SQLSTATE that docs/reference.md promises, or the states that docs/refresh.md does,
 # what was asked beside it is had, nothing is left open, and the backend's next
 # call works.  SQL sees neither time nor descriptors, and nothing that regress
 # could start breaks HTTP, TLS or DNS.

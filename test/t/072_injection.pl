@@ -1,5 +1,5 @@
 # Where memory fails, or a cancel comes, at whatever point of a statement: it ends
-# with an error or rows that the README has, the backend's next one works, and
+# with an error or rows that docs/reference.md has, the backend's next one works, and
 # nothing is left open or leased.  Neither can be had from SQL at a chosen point.
 #
 # Each of a statement's allocations in libcurl and in the extension is made to

@@ -1,0 +1,203 @@
+# docs/reference.md says what the catalog and the sources say.  Functions with
+# their arguments and results, settings, statuses with their SQLSTATEs, columns
+# and the rights of PUBLIC are compared in both directions: whatever is missing on
+# either side, or differs, is a failure.  The other pages name no function,
+# setting or message that does not exist.
+use strict;
+use warnings FATAL => 'all';
+use File::Basename qw(dirname);
+use Hrflow::Node;
+use Hrflow::StandIn;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+my $root = dirname(__FILE__) . '/../..';
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new('reference', $api);
+
+sub read_file { return PostgreSQL::Test::Utils::slurp_file("$root/$_[0]"); }
+sub rows_of   { return split(/\n/, $node->safe_psql('postgres', $_[0])); }
+
+my $reference = read_file('docs/reference.md');
+
+# Lines in byte order, so that neither a collation nor the order of the page matters
+sub sorted
+{
+	return join("\n", sort @_) . "\n";
+}
+
+sub section_of
+{
+	my ($page, $heading) = @_;
+	my ($section) = $page =~ /^## \Q$heading\E\n(.*?)(?=^## |\z)/ms;
+
+	return $section // '';
+}
+
+# The first cells of the rows of the tables below a heading, without backquotes
+sub cells_below
+{
+	my ($page, $heading, $columns) = @_;
+	my @rows;
+
+	foreach my $line (section_of($page, $heading) =~ /^\| (`.*) \|$/mg)
+	{
+		my @cells = map { s/`//gr =~ s/^ +| +$//gr } split(/ \|(?: |$)/, $line);
+		push @rows, join(' | ', @cells[ 0 .. $columns - 1 ]);
+	}
+	return @rows;
+}
+
+#
+# Functions
+#
+my $members = q{
+	FROM pg_proc p JOIN pg_depend d ON d.objid = p.oid AND d.classid = 'pg_proc'::regclass
+	JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+	WHERE e.extname = 'hrflow_embed' AND d.deptype = 'e'};
+my @functions = map { s/::[a-z]+(\[\])?//gr } rows_of(
+	q{SELECT format('%s(%s)%s', proname,
+		CASE WHEN 'o' = ANY (proargmodes) THEN ''
+			ELSE regexp_replace(pg_get_function_arguments(p.oid), '\mIN ', '', 'g') END,
+		' RETURNS ' || pg_get_function_result(p.oid))} . $members);
+my @documented;
+while ($reference =~ /^### (hrflow_\w+)\n\n```\n(.*?)\n```\n/msg)
+{
+	my ($name, $signature) = ($1, $2);
+
+	$signature =~ s/\(\s+/(/g;
+	$signature =~ s/\s+/ /g;
+	like($signature, qr/^$name\(/, "$name is described below its own heading");
+	push @documented, $signature;
+}
+is(sorted(@documented), sorted(@functions),
+	'the reference has every function with its arguments, its defaults and its result, and no other'
+);
+
+my ($executable) = $reference =~ /^PUBLIC may execute (.*?)\. /ms;
+is( sorted($executable =~ /(hrflow_\w+)\(\)/g),
+	sorted(
+		rows_of("SELECT proname $members AND has_function_privilege('public', p.oid, 'EXECUTE')")),
+	'the reference names the functions that PUBLIC may execute, and no other');
+
+my $ahead = read_file('docs/read_ahead.md');
+my ($read_ahead) = $ahead =~ /ahead of the rows, up to (.*?)\. /ms;
+my @read_ahead = rows_of("SELECT proname $members AND p.prosupport::text ~ 'hrflow_support'");
+is(sorted($read_ahead =~ /`(hrflow_\w+)`/g),
+	sorted(@read_ahead), 'docs/read_ahead.md lists the functions whose calls are read ahead');
+my @said_ahead =
+  grep { $reference =~ /^### $_\n(?:(?!^##).)*read\s+ahead/ms } map { /^(\w+)/ } @functions;
+is(sorted(grep { $_ ne 'hrflow_support' } @said_ahead),
+	sorted(@read_ahead),
+	'the reference says of these functions, and of no other, that their calls are read ahead');
+
+#
+# Settings.  The key is not in pg_settings at all: the page has a paragraph on it.
+#
+my @settings = rows_of(
+	q{LOAD 'hrflow_embed';
+	SELECT concat_ws(' | ', replace(name, 'hrflow_embed.', ''), vartype,
+		CASE WHEN boot_val = '' THEN 'none' ELSE boot_val END,
+		coalesce(unit, '-'),
+		coalesce(min_val || ' to ' || max_val, array_to_string(enumvals, ', '), '-'),
+		context)
+	FROM pg_settings WHERE name LIKE 'hrflow\_embed.%'});
+is( sorted(cells_below($reference, 'Settings', 6)),
+	sorted(@settings),
+	'the reference has every setting with its type, default, unit, range and context, and no other'
+);
+
+#
+# Columns
+#
+is( join("\n", cells_below($reference, 'Statistics', 2)),
+	join(
+		"\n",
+		rows_of(
+			q{SELECT attname || ' | ' || format_type(atttypid, NULL)
+			FROM pg_attribute WHERE attrelid = 'hrflow_embed_stats'::regclass AND attnum > 0
+			ORDER BY attnum})),
+	'the reference has every column of hrflow_embed_stats with its type, in its order');
+
+$node->safe_psql('postgres', q{SELECT hrflow_create_store('name', 'real[]')});
+my $refresh = read_file('docs/refresh.md');
+my $columns_of = q{SELECT attname FROM pg_attribute
+	WHERE attrelid = '%s'::regclass AND attnum > 0 AND NOT attisdropped};
+my ($vectors) = section_of($refresh, 'The tables') =~ /has a row for every vector:\s+`\((.*?)\)`/;
+is( sorted(split(/, /, $vectors // '')),
+	sorted(rows_of(sprintf $columns_of, 'name')),
+	'docs/refresh.md has the columns of the table of vectors');
+my @profile_columns = cells_below($refresh, 'The tables', 1);
+is( sorted('source_id', 'profile_id', map { split /, / } @profile_columns),
+	sorted(rows_of(sprintf $columns_of, 'name_profile')),
+	'docs/refresh.md has the columns of the table of profiles');
+
+#
+# Statuses and SQLSTATEs, as the sources have them
+#
+my $sources =
+  join("\n", map { PostgreSQL::Test::Utils::slurp_file($_) } glob("$root/src/{,*/}*.c"));
+my $include = $node->config_data('--includedir-server');
+my %sqlstate;
+foreach (split /\n/, PostgreSQL::Test::Utils::slurp_file("$include/utils/errcodes.h"))
+{
+	my ($code, $letters) = /^#define (ERRCODE_\w+) MAKE_SQLSTATE\((.*)\)/ or next;
+	$sqlstate{$code} = join('', $letters =~ /'(.)'/g);
+}
+my %status_name = $sources =~ /^\t\[(HRFLOW_\w+)\] = "(\w+)",?$/mg;
+my %status_code = $sources =~ /^\t\[(HRFLOW_\w+)\] = \{\s+(ERRCODE_\w+),/mg;
+my %raised = map { ("$status_name{$_} | $sqlstate{ $status_code{$_} }" => 1) }
+  grep { $status_code{$_} } keys %status_name;
+my @errors = section_of($reference, 'Errors') =~ /\| (`\w+` \| \w+) \|$/mg;
+cmp_ok(scalar(keys %raised), '>=', 16, 'the sources name statuses and their SQLSTATEs');
+is( sorted(map { s/`//gr } @errors),
+	sorted(keys %raised),
+	'the reference has every status with the SQLSTATEs that it is raised with, and no other');
+
+my %known = map { ($_ => 1) } values %sqlstate;
+my @codes = map { /\b([0-9A-Z]{5})\b/g } $reference =~ /^\*Errors:\* (.*?)\n\n/msg;
+cmp_ok(scalar(@codes), '>=', 50, 'the reference has SQLSTATEs of functions');
+is(join(' ', grep { !$known{$_} } @codes),
+	'', 'the SQLSTATEs of the reference are all of PostgreSQL');
+
+#
+# What the pages for users name exists
+#
+my %exists = map { ($_ => 1) } map { /^(\w+)/ } @functions;
+my %setting = map { ("hrflow_embed.$_" => 1) } 'api_key', map { /^(\w+)/ } @settings;
+foreach my $page ('README.md',
+	map { "docs/$_.md" }
+	qw(operation ranking read_ahead recipes reference refresh scaling servers troubleshooting))
+{
+	my $text = read_file($page);
+	my %names = map { ($_ => 1) } $text =~ /\b(hrflow_\w+)\(/g, $text =~ /`(hrflow_\w+)`/g;
+	my %settings = map { ($_ => 1) } $text =~ /\b(hrflow_embed\.(?!so\b|control\b)\w+)/g;
+
+	delete @names{qw(hrflow_embed hrflow_embed_stats hrflow_id)};
+	is(join(' ', grep { !$exists{$_} } sort keys %names),
+		'', "the functions that $page names exist");
+	is(join(' ', grep { !$setting{$_} } sort keys %settings),
+		'', "the settings that $page names exist");
+}
+
+#
+# The headings of the page of symptoms that are messages: ours, or PostgreSQL's
+#
+my @messages =
+  map { s/"\s*\n\s*"//gr } $sources =~ /"((?:[^"\\\n]|\\.)+(?:"\s*\n\s*"(?:[^"\\\n]|\\.)+)*)"/g;
+my @patterns;
+foreach my $message (@messages)
+{
+	my @parts =
+	  map { s/\\"/"/gr } split(/%(?:\d+\$)?[-.*0-9]*l*[sdufm]|" INT64_FORMAT "/, $message, -1);
+
+	push @patterns, join('.+', map { quotemeta } @parts) if length(join('', @parts)) >= 10;
+}
+my @headings = read_file('docs/troubleshooting.md') =~ /^### "(.*)"$/mg;
+cmp_ok(scalar(@headings), '>=', 10, 'the page of symptoms has messages as headings');
+foreach my $heading (@headings)
+{
+	ok((grep { $heading =~ /^$_$/ } @patterns), "a message of the sources reads: $heading");
+}
+
+done_testing();
