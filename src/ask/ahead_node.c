@@ -90,7 +90,7 @@ submit_call(HrflowAheadState *state, HrflowAheadCall *ahead)
 }
 
 static void
-take_reply(HrflowAheadState *state, HrflowReply *reply)
+receive_reply(HrflowAheadState *state, HrflowReply *reply)
 {
 	HrflowAheadCall *ahead = (HrflowAheadCall *)
 	((char *) reply->tag - offsetof(HrflowAheadCall, call));
@@ -130,7 +130,7 @@ take_replies(HrflowAheadState *state)
 
 	while (state->nsent > 0 &&
 		   (reply = hrflow_transport_poll(state->transport)) != NULL)
-		take_reply(state, reply);
+		receive_reply(state, reply);
 }
 
 static uint32
@@ -546,7 +546,7 @@ return_first_row(HrflowAheadState *state)
 			continue;
 		hrflow_context_push(&context, hrflow_call_add_context, &ahead->call);
 		while (ahead->call.state == HRFLOW_CALL_SENT)
-			take_reply(state, hrflow_transport_next(state->transport));
+			receive_reply(state, hrflow_transport_next(state->transport));
 		hrflow_context_pop(&context);
 	}
 

@@ -124,7 +124,7 @@ static bool key_was_in_file = false;
  * the value in its CONTEXT of an error.  Nothing in a worker uses it.
  */
 static bool
-refuse(const char *name, const char *why)
+refuse_value(const char *name, const char *why)
 {
 	if (InitializingParallelWorker)
 		return true;
@@ -164,10 +164,10 @@ check_api_key(char **newval, void **extra, GucSource source)
 		return false;
 	}
 	if (strcmp(*newval, MASK) == 0)
-		return refuse("hrflow_embed.api_key",
+		return refuse_value("hrflow_embed.api_key",
 					  "is what SHOW prints in place of a key");
 	if (why != NULL)
-		return refuse("hrflow_embed.api_key", why);
+		return refuse_value("hrflow_embed.api_key", why);
 
 	if (defining && source == PGC_S_FILE)
 		key_was_in_file = true;
@@ -179,14 +179,14 @@ check_api_user(char **newval, void **extra, GucSource source)
 {
 	const char *why = hrflow_key_problem(*newval);
 
-	return why == NULL || refuse("hrflow_embed.api_user", why);
+	return why == NULL || refuse_value("hrflow_embed.api_user", why);
 }
 
 static bool
 check_file(const char *name, const char *value)
 {
 	return *value == '\0' || is_absolute_path(value) ||
-		refuse(name, "is not an absolute path");
+		refuse_value(name, "is not an absolute path");
 }
 
 static bool
@@ -226,7 +226,7 @@ check_base_url(char **newval, void **extra, GucSource source)
 {
 	const char *why = bad_base_url(*newval);
 
-	return why == NULL || refuse("hrflow_embed.base_url", why);
+	return why == NULL || refuse_value("hrflow_embed.base_url", why);
 }
 
 /*
@@ -277,7 +277,7 @@ check_proxy(char **newval, void **extra, GucSource source)
 
 	if (why == NULL && in_catalog(source) && strchr(*newval, '@') != NULL)
 		why = "has a password, which every role could read in the catalogs";
-	return why == NULL || refuse("hrflow_embed.proxy", why);
+	return why == NULL || refuse_value("hrflow_embed.proxy", why);
 }
 
 static bool
@@ -285,7 +285,7 @@ check_link_hosts(char **newval, void **extra, GucSource source)
 {
 	const char *why = hrflow_link_bad_hosts(*newval);
 
-	return why == NULL || refuse("hrflow_embed.link_hosts", why);
+	return why == NULL || refuse_value("hrflow_embed.link_hosts", why);
 }
 
 /*
@@ -677,7 +677,7 @@ unpin(SettingsCopy *copy)
 }
 
 static void
-on_context_reset(void *arg)
+on_pin_reset(void *arg)
 {
 	Pin		   *pin = arg;
 
@@ -695,7 +695,7 @@ hrflow_settings_pin(const HrflowSettings *settings)
 	pin->copy = (SettingsCopy *) ((char *) unconstify(HrflowSettings *, settings) -
 								  offsetof(SettingsCopy, settings));
 	pin->copy->npins++;
-	pin->on_reset.func = on_context_reset;
+	pin->on_reset.func = on_pin_reset;
 	pin->on_reset.arg = pin;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &pin->on_reset);
 	return settings;

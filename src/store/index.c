@@ -282,7 +282,7 @@ typedef struct IndexRows
  * large elements overflow.
  */
 static bool
-take_vector(void *arg, TupleTableSlot *slot)
+keep_row(void *arg, TupleTableSlot *slot)
 {
 	IndexRows  *scan = arg;
 	HrflowMatch match;
@@ -414,7 +414,7 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 		parameters.nulls[2] = 'n';
 	hrflow_stream(hrflow_store_sql(store, search_statement, index->expression,
 								   index->schema, index->type),
-				  &parameters, take_vector, &scan);
+				  &parameters, keep_row, &scan);
 
 	AtEOXact_GUC(false, nestlevel);
 	MemoryContextSwitchTo(old);
