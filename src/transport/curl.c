@@ -450,6 +450,10 @@ hrflow_curl_start(HrflowTransfer *transfer)
 		HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTPGET, 1L);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
 
+	/* A connection that is kept is a descriptor less for other hosts. */
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_FORBID_REUSE,
+				  (long) hrflow_pool_is_short());
+
 	set_version(transfer);
 	set_target(transfer);
 

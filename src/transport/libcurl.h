@@ -31,6 +31,7 @@ extern curl_socket_t hrflow_pool_open_socket(const struct curl_sockaddr *address
 											 int connect_timeout);
 extern int	hrflow_pool_close_socket(void *arg, curl_socket_t fd);
 extern void hrflow_pool_discard(void);
+extern bool hrflow_pool_is_short(void);
 extern void hrflow_pool_add(CURL *easy);
 extern void hrflow_pool_remove(CURL *easy);
 extern CURLMsg *hrflow_pool_next_message(void);

@@ -268,11 +268,10 @@ hrflow_poller_drop_closed(void)
 	for (int fd = 0; fd < nwatched; fd++)
 	{
 		if (watched[fd].is_connection && watched[fd].wanted == 0)
-			states[n++] = (struct pollfd)
 		{
-			.fd = fd,
-				.events = POLLRDHUP
-		};
+			states[n].fd = fd;
+			states[n++].events = POLLRDHUP;
+		}
 		if (n < lengthof(states) && fd < nwatched - 1)
 			continue;
 		if (n > 0 && poll(states, n, 0) > 0)

@@ -16,7 +16,9 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include "compat.h"
@@ -31,6 +33,13 @@
  */
 #define KEEP_CONNECTIONS 64
 
+/*
+ * Number of descriptors that a request may need at one time: a pair for the
+ * thread that looks its host up, what the system's resolver opens there, and
+ * the connection.
+ */
+#define DESCRIPTORS_PER_REQUEST 4
+
 /* The backend's; what is zero is not made yet. */
 static struct
 {
@@ -43,6 +52,7 @@ static struct
 	uint32		wait_event;		/* of who awaits the network, */
 	uint32		delay_event;	/* and of who has nothing under way */
 	int			reserved;		/* descriptors reserved with fd.c */
+	bool		is_short;		/* the process had too few for a request */
 
 	/* Kept by the callbacks. */
 	int64		timer;			/* when libcurl wants to be called; or
@@ -381,12 +391,74 @@ hrflow_pool_balance_descriptors(int nin_flight)
 }
 
 /*
- * Reserve a descriptor for one more request.  Where they are short, one
- * request at a time goes out all the same.
+ * Does the process have this many free descriptors?  fd.c does not know: not
+ * all code in a backend reserves what it opens, and we do not reserve what a
+ * lookup needs for a moment.
+ */
+static bool
+has_free_descriptors(int needed)
+{
+	struct rlimit limit;
+	int			end;
+	int			first;
+	int			fd;
+	int			nfree = 0;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur > INT_MAX)
+		return true;
+	end = limit.rlim_cur;
+	first = end - 2 * needed;
+
+	/*
+	 * The lowest free descriptor is given out, so that those above a free one
+	 * are mostly free.  Look well below the limit, for not all are.
+	 */
+	fd = first < 0 ? -1 : fcntl(pool.poller, F_DUPFD_CLOEXEC, first);
+	if (fd >= 0)
+		close(fd);
+	if (fd >= 0 && fd == first)
+		return true;
+
+	/* Count them, without taking any from the threads that look names up. */
+	for (fd = 0; fd < end && nfree < needed;)
+	{
+		struct pollfd states[256];
+		int			n = 0;
+
+		for (; n < lengthof(states) && fd < end; n++, fd++)
+			states[n] = (struct pollfd)
+		{
+			.fd = fd
+		};
+		if (poll(states, n, 0) <= 0)
+			continue;
+		for (int i = 0; i < n; i++)
+			nfree += (states[i].revents & POLLNVAL) != 0;
+	}
+	return nfree >= needed;
+}
+
+/*
+ * Are descriptors so short that connections should not be kept?
  */
 bool
-hrflow_pool_reserve_descriptor(int nin_flight)
+hrflow_pool_is_short(void)
 {
+	return pool.is_short;
+}
+
+/*
+ * Reserve a descriptor for one more request, where "nunsent" of those in flight
+ * have not been sent, and may still open theirs.  Where descriptors are short,
+ * one request at a time goes out all the same.
+ */
+bool
+hrflow_pool_reserve_descriptor(int nin_flight, int nunsent)
+{
+	pool.is_short =
+		!has_free_descriptors(DESCRIPTORS_PER_REQUEST * (nunsent + 1));
+	if (pool.is_short && nin_flight > 0)
+		return false;
 	if (pool.reserved > nin_flight)
 		return true;
 	if (!AcquireExternalFD())

@@ -563,6 +563,26 @@ first_delayed(const HrflowTransport *transport)
 }
 
 /*
+ * How many requests in flight have not been sent?
+ */
+static int
+count_unsent(void)
+{
+	int			n = 0;
+	dlist_iter	i;
+	dlist_iter	j;
+
+	dlist_foreach(i, &scheduler.transports)
+	{
+		dlist_foreach(j, &dlist_container(HrflowTransport, node, i.cur)->in_flight)
+		{
+			n += dlist_container(HrflowTransfer, node, j.cur)->state < HRFLOW_SENT;
+		}
+	}
+	return n;
+}
+
+/*
  * Start as many of a transport's requests as there is room for, each with a
  * descriptor, and as the account's rate admits.  Returns false when there was
  * no room for more.
@@ -580,7 +600,8 @@ start_ready(HrflowTransport *transport, int64 now)
 	while (transport->nready > 0)
 	{
 		if (scheduler.nin_flight >= limit_of(transport) ||
-			!hrflow_pool_reserve_descriptor(scheduler.nin_flight))
+			!hrflow_pool_reserve_descriptor(scheduler.nin_flight,
+											count_unsent()))
 			return false;
 		transfer = dlist_head_element(HrflowTransfer, node,
 									  dlist_is_empty(&transport->ready_links) ?

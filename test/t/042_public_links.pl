@@ -54,7 +54,10 @@ my $front = Hrflow::RawPeer->new(
 	});
 my $node;
 {
-	my %names = (%public, %private, %mixed, $inside => '127.0.0.1');
+	my %names = (
+		%public, %private, %mixed,
+		$inside => '127.0.0.1',
+		map { ("host-$_" => '203.0.113.7') } 1 .. 200);
 	my $resolver = Hrflow::Resolver->new((map { ("$_.store.example" => $names{$_}) } keys %names),
 		443 => $front->port);
 	$node = Hrflow::Node->new(
@@ -141,4 +144,33 @@ is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"),
 	'1024', 'a host named by link_hosts can be used again');
 
 $session->finish;
+
+# Descriptors are short: each host has a lookup and a connection of its own
+SKIP:
+{
+	skip 'prlimit is not to be had', 3 unless -x '/usr/bin/prlimit';
+
+	my $short = Hrflow::Session->new($node, timeout => 120);
+	my $links =
+	  "ARRAY(SELECT replace('$link', 'four', 'host-' || i) FROM generate_series(1, 200) i)";
+
+	$short->ask("SELECT hrflow_fetch_vector('$link');");
+	my $nopen = () = glob('/proc/' . $short->pid . '/fd/*');
+	PostgreSQL::Test::Utils::system_or_bail('prlimit', '--pid', $short->pid,
+		'--nofile=' . ($nopen + 34) . ':');
+	is( $short->ask("SELECT status, count(*) FROM hrflow_fetch_vectors($links) GROUP BY 1;"),
+		"ok|200\n-- done\n",
+		'the vectors of 200 hosts are fetched with 34 file descriptors');
+	is( $short->ask(
+			q{SET hrflow_embed.base_url = 'https://four.store.example/v1';
+			SELECT status, count(*) FROM hrflow_text_embeddings(
+				ARRAY(SELECT 'nurse ' || i FROM generate_series(1, 200) i)) GROUP BY 1;}),
+		"ok|200\n-- done\n",
+		'200 texts are embedded with 34 file descriptors');
+	is( $short->ask("SELECT status, count(*) FROM hrflow_fetch_vectors($links) GROUP BY 1;"),
+		"ok|200\n-- done\n",
+		'the vectors of 200 hosts are fetched after texts whose connections were kept');
+	$short->finish;
+}
+
 done_testing();
