@@ -165,7 +165,7 @@ check_api_key(char **newval, void **extra, GucSource source)
 	}
 	if (strcmp(*newval, MASK) == 0)
 		return refuse_value("hrflow_embed.api_key",
-					  "is what SHOW prints in place of a key");
+							"is what SHOW prints in place of a key");
 	if (why != NULL)
 		return refuse_value("hrflow_embed.api_key", why);
 

@@ -40,6 +40,12 @@
  */
 #define DESCRIPTORS_PER_REQUEST 4
 
+/* Number of requests that may start before descriptors are looked at again. */
+#define ADMIT_AT_ONCE 32
+
+/* See has_plenty(). */
+#define PROBE_LIMIT 4096
+
 /* The backend's; what is zero is not made yet. */
 static struct
 {
@@ -53,6 +59,7 @@ static struct
 	uint32		delay_event;	/* and of who has nothing under way */
 	int			reserved;		/* descriptors reserved with fd.c */
 	bool		is_short;		/* the process had too few for a request */
+	int			nadmitted;		/* requests for which it has enough */
 
 	/* Kept by the callbacks. */
 	int64		timer;			/* when libcurl wants to be called; or
@@ -291,6 +298,7 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	}
 	if (!pool.has_poller)
 		make_poller();
+	pool.nadmitted = 0;
 
 	/*
 	 * What is kept is found out now, since nothing looks after connections
@@ -391,36 +399,40 @@ hrflow_pool_balance_descriptors(int nin_flight)
 }
 
 /*
- * Does the process have this many free descriptors?  fd.c does not know: not
- * all code in a backend reserves what it opens, and we do not reserve what a
- * lookup needs for a moment.
+ * Are there enough descriptors for the next ADMIT_AT_ONCE requests, whatever
+ * those in flight still need?  fd.c does not know: not all code in a backend
+ * reserves what it opens, and we do not reserve what a lookup needs for a
+ * moment.
+ *
+ * The lowest free descriptor is given out, so that those above a free one are
+ * mostly free: look well below the limit.  The kernel's table of them grows up
+ * to where we look, so do not look higher than PROBE_LIMIT.
  */
 static bool
-has_free_descriptors(int needed)
+has_plenty(int nin_flight, int end)
 {
-	struct rlimit limit;
-	int			end;
-	int			first;
+	int			needed = DESCRIPTORS_PER_REQUEST * (nin_flight + ADMIT_AT_ONCE);
+	int			first = Min(end, PROBE_LIMIT) - 2 * needed;
 	int			fd;
-	int			nfree = 0;
 
-	if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur > INT_MAX)
-		return true;
-	end = limit.rlim_cur;
-	first = end - 2 * needed;
-
-	/*
-	 * The lowest free descriptor is given out, so that those above a free one
-	 * are mostly free.  Look well below the limit, for not all are.
-	 */
-	fd = first < 0 ? -1 : fcntl(pool.poller, F_DUPFD_CLOEXEC, first);
+	if (first < 0)
+		return false;
+	fd = fcntl(pool.poller, F_DUPFD_CLOEXEC, first);
 	if (fd >= 0)
 		close(fd);
-	if (fd >= 0 && fd == first)
-		return true;
+	return fd == first;
+}
 
-	/* Count them, without taking any from the threads that look names up. */
-	for (fd = 0; fd < end && nfree < needed;)
+/*
+ * Does the process have this many free descriptors?  Count them, without taking
+ * any from the threads that look names up.
+ */
+static bool
+has_free_descriptors(int needed, int end)
+{
+	int			nfree = 0;
+
+	for (int fd = 0; fd < end && nfree < needed;)
 	{
 		struct pollfd states[256];
 		int			n = 0;
@@ -439,6 +451,23 @@ has_free_descriptors(int needed)
 }
 
 /*
+ * Look whether descriptors are short, where "nunsent" of the requests in flight
+ * have not been sent, and may still open theirs.
+ */
+static void
+look_for_descriptors(int nin_flight, int nunsent)
+{
+	struct rlimit limit;
+	int			end = INT_MAX;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < INT_MAX)
+		end = limit.rlim_cur;
+	pool.nadmitted = has_plenty(nin_flight, end) ? ADMIT_AT_ONCE : 0;
+	pool.is_short = pool.nadmitted == 0 &&
+		!has_free_descriptors(DESCRIPTORS_PER_REQUEST * (nunsent + 1), end);
+}
+
+/*
  * Are descriptors so short that connections should not be kept?
  */
 bool
@@ -448,15 +477,16 @@ hrflow_pool_is_short(void)
 }
 
 /*
- * Reserve a descriptor for one more request, where "nunsent" of those in flight
- * have not been sent, and may still open theirs.  Where descriptors are short,
- * one request at a time goes out all the same.
+ * Reserve a descriptor for one more request.  Where descriptors are short, one
+ * request at a time goes out all the same.
  */
 bool
 hrflow_pool_reserve_descriptor(int nin_flight, int nunsent)
 {
-	pool.is_short =
-		!has_free_descriptors(DESCRIPTORS_PER_REQUEST * (nunsent + 1));
+	if (pool.nadmitted == 0)
+		look_for_descriptors(nin_flight, nunsent);
+	if (pool.nadmitted > 0)
+		pool.nadmitted--;
 	if (pool.is_short && nin_flight > 0)
 		return false;
 	if (pool.reserved > nin_flight)
