@@ -531,7 +531,7 @@ check_work(CURLMcode code)
  * signal handler of PostgreSQL's.
  */
 static void
-begin_work(sigset_t *old)
+begin_libcurl(sigset_t *old)
 {
 	sigset_t	all;
 
@@ -541,7 +541,7 @@ begin_work(sigset_t *old)
 }
 
 static void
-end_work(const sigset_t *old, CURLMcode code)
+end_libcurl(const sigset_t *old, CURLMcode code)
 {
 	pthread_sigmask(SIG_SETMASK, old, NULL);
 	check_work(code);
@@ -559,14 +559,14 @@ work_on_sockets(void)
 	sigset_t	old;
 	int			running;
 
-	begin_work(&old);
+	begin_libcurl(&old);
 	for (int i = 0; i < n && code == CURLM_OK; i++)
 		code = curl_multi_socket_action(pool.multi, events[i].fd,
 										(events[i].readable ? CURL_CSELECT_IN : 0) |
 										(events[i].writable ? CURL_CSELECT_OUT : 0) |
 										(events[i].failed ? CURL_CSELECT_ERR : 0),
 										&running);
-	end_work(&old, code);
+	end_libcurl(&old, code);
 }
 
 /*
@@ -582,10 +582,10 @@ hrflow_pool_run_timer(void)
 	if (pool.timer > hrflow_clock_now())
 		return;
 	pool.timer = HRFLOW_NEVER;
-	begin_work(&old);
+	begin_libcurl(&old);
 	code = curl_multi_socket_action(pool.multi, CURL_SOCKET_TIMEOUT, 0,
 									&running);
-	end_work(&old, code);
+	end_libcurl(&old, code);
 }
 
 /*

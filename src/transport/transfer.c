@@ -317,7 +317,7 @@ widen(HrflowTransport *transport)
  * been processed.
  */
 static void
-finish(HrflowTransfer *transfer)
+end_try(HrflowTransfer *transfer)
 {
 	hrflow_account_settle(transfer);
 	if (transfer->try.fault != HRFLOW_EXCEEDS_BUDGET)
@@ -409,7 +409,7 @@ fail_waiting(const HrflowTransfer *failed)
 			strlcpy(transfer->error, failed->reply.detail,
 					sizeof(transfer->error));
 			transfer->reply.detail = transfer->error;
-			finish(transfer);
+			end_try(transfer);
 		}
 	}
 }
@@ -452,7 +452,7 @@ collect(void)
 		if (transfer->reply.status == HRFLOW_CONNECT_FAILED &&
 			transfer->try.may_wait)
 			fail_waiting(transfer);
-		finish(transfer);
+		end_try(transfer);
 	}
 	hrflow_advance_end_round();
 }
@@ -526,7 +526,7 @@ end_overdue(HrflowTransport *transport)
 		dlist_head_element(HrflowTransfer, node, &transport->in_flight);
 
 		hrflow_curl_abandon(transfer);
-		finish(transfer);
+		end_try(transfer);
 	}
 }
 
