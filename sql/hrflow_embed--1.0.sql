@@ -712,7 +712,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   due                    to be claimed now, in any state
 --   leased                 being fetched, or lost with their session; likewise
 --   ok, failed, missing, gone   by state: fetched; given up after
---                          max_attempts; unknown to the API once; twice
+--                          max_attempts; unknown to the API, or without any
+--                          vector; for days
 --   oldest_due             since when the first of the due ones waits
 --   refreshed_last_minute, refreshed_last_hour
 --   requests_due           what the due ones will cost, at least
@@ -720,6 +721,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   last_error             of the profile that failed last
 --   last_run, last_run_status   of the job of hrflow_schedule(), where the
 --                          owner may read pg_cron's tables
+--   erased_last_day        profiles that have lost vectors within 24 hours
+--                          because the API no longer had them
 --
 -- Those that wait for another try are tracked, and in none of the other
 -- columns: in NAME_profile their state is 'due', their due_at is still to come
@@ -732,7 +735,7 @@ RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
 	failed bigint, missing bigint, gone bigint, oldest_due timestamptz,
 	refreshed_last_minute bigint, refreshed_last_hour bigint,
 	requests_due bigint, time_due interval, last_error text,
-	last_run timestamptz, last_run_status text)
+	last_run timestamptz, last_run_status text, erased_last_day bigint)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 1;

@@ -136,7 +136,11 @@ take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
 		profile->vectors = lappend(profile->vectors, vector);
 	}
 	else if (result->status == HRFLOW_NO_VECTOR && !result->is_link)
+	{
 		profile->no_vector = true;
+		if (profile->no_vector_error == NULL)
+			profile->no_vector_error = hrflow_error_describe(result);
+	}
 	else if (result->status != HRFLOW_OK && profile->status == HRFLOW_OK)
 	{
 		profile->status = result->status;
@@ -229,6 +233,21 @@ hrflow_fetch_next(HrflowRun *run)
 }
 
 /*
+ * The API has answered, and without any vector: the profile is missing, as if it
+ * were unknown.  It may not have been indexed yet, and what is stored of it must
+ * not be erased because of one answer.
+ */
+static void
+set_missing(HrflowProfile *profile)
+{
+	profile->status = HRFLOW_NOT_FOUND;
+	profile->error = profile->no_vector_error;
+	if (profile->error == NULL)
+		profile->error = MemoryContextStrdup(profile->context,
+											 "HrFlow has no vector of the profile");
+}
+
+/*
  * Take what becomes of a request.
  *
  * Where a section has no vector, the API answers nothing at all: then the
@@ -253,6 +272,9 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 	if (profile->is_split && profile->next_part < list_length(run->parts) &&
 		!profile->unasked)
 		return;
+	if (profile->status == HRFLOW_OK && profile->vectors == NIL &&
+		run->parts != NIL && !profile->unasked)
+		set_missing(profile);
 	if (profile->status == HRFLOW_INVALID_SOURCE && !profile->unasked)
 		note_bad_source(run, profile);
 	hrflow_state_land(run, profile);

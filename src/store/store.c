@@ -570,6 +570,9 @@ check_profiles(HrflowStore *store)
 	store->has_failed_at = find_column(store->profiles, "failed_at") != NULL;
 	if (store->has_failed_at)
 		hrflow_store_check_column(store->profiles, "failed_at", TIMESTAMPTZOID);
+	store->has_erased_at = find_column(store->profiles, "erased_at") != NULL;
+	if (store->has_erased_at)
+		hrflow_store_check_column(store->profiles, "erased_at", TIMESTAMPTZOID);
 }
 
 /*

@@ -70,6 +70,7 @@ typedef struct HrflowStore
 	HrflowLayout layout;		/* likewise */
 	bool		has_manual;		/* profiles have the column "manual" */
 	bool		has_failed_at;	/* profiles have the column "failed_at" */
+	bool		has_erased_at;	/* profiles have the column "erased_at" */
 
 	/* What hrflow_store_close() sets back. */
 	Oid			saved_user;
@@ -206,6 +207,7 @@ extern uint64 hrflow_erase_unwanted_of(const HrflowStore *store, Oid function,
 									   const HrflowParameters *parameters);
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
+extern int64 hrflow_erase_count(const HrflowStore *store);
 
 /* in schedule.c */
 extern char *hrflow_schedule_job(const HrflowStore *store);
