@@ -116,6 +116,9 @@ static const char delete_vectors_sql[] =
 " AND ($3 IS NULL OR v.section = ANY ($3))"
 " AND (v.section, v.item) NOT IN (SELECT * FROM unnest($4, $5))";
 
+static Oid	delete_types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
+INT4ARRAYOID};
+
 /* $1 and $2 are the keys of profiles. */
 static const char note_erased_sql[] =
 "UPDATE %P AS p SET erased_at = clock_timestamp()"
@@ -375,11 +378,26 @@ hrflow_erase_judge(HrflowRun *run, const HrflowStore *store, List *profiles)
 SPIPlanPtr
 hrflow_erase_prepare(const HrflowStore *store)
 {
-	static Oid	types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
-	INT4ARRAYOID};
-
 	return hrflow_store_prepare(hrflow_store_sql(store, delete_vectors_sql),
-								lengthof(types), types);
+								lengthof(delete_types), delete_types);
+}
+
+/*
+ * Have it planned, and its execution begun, for no profile.  Throws what it would
+ * throw.
+ */
+void
+hrflow_erase_explain(const HrflowStore *store)
+{
+	HrflowParameters parameters = {0};
+
+	for (int i = 0; i < lengthof(delete_types); i++)
+	{
+		hrflow_store_add(&parameters, delete_types[i], (Datum) 0);
+		parameters.nulls[i] = 'n';
+	}
+	hrflow_store_explain(hrflow_store_sql(store, delete_vectors_sql),
+						 &parameters);
 }
 
 /*

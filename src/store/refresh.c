@@ -423,6 +423,7 @@ finish(HrflowRun *run)
 static void
 look_at_store(HrflowRun *run, const HrflowStore *store)
 {
+	hrflow_ready_check(store);
 	run->identifier = store->identifier;
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
 	if (!run->is_silent)

@@ -232,6 +232,8 @@ extern void hrflow_fetch_give_up(HrflowRun *run);
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_write_done(HrflowRun *run);
+extern void hrflow_write_explain(const HrflowStore *store);
+extern bool hrflow_write_is_of_server(int sqlerrcode);
 
 /* in erase.c */
 extern void hrflow_erase_judge(HrflowRun *run, const HrflowStore *store,
@@ -239,6 +241,7 @@ extern void hrflow_erase_judge(HrflowRun *run, const HrflowStore *store,
 extern SPIPlanPtr hrflow_erase_prepare(const HrflowStore *store);
 extern void hrflow_erase_old_vectors(HrflowRun *run, SPIPlanPtr plan,
 									 HrflowProfile *profile);
+extern void hrflow_erase_explain(const HrflowStore *store);
 extern void hrflow_erase_note(const HrflowStore *store, List *profiles);
 extern void hrflow_erase_gone(HrflowRun *run, const HrflowStore *store);
 

@@ -146,6 +146,8 @@ extern void hrflow_store_add_rows(HrflowParameters *parameters,
 extern ErrorData *hrflow_store_try(void (*work) (void *arg), void *arg);
 extern uint64 hrflow_store_execute(const char *sql,
 								   const HrflowParameters *parameters);
+extern void hrflow_store_explain(const char *sql,
+								 const HrflowParameters *parameters);
 extern uint64 hrflow_store_execute_latest(const char *sql,
 										  const HrflowParameters *parameters);
 extern SPIPlanPtr hrflow_store_prepare(const char *sql, int nargs, Oid *types);
@@ -208,6 +210,9 @@ extern uint64 hrflow_erase_unwanted_of(const HrflowStore *store, Oid function,
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
 extern int64 hrflow_erase_count(const HrflowStore *store);
+
+/* in ready.c */
+extern void hrflow_ready_check(const HrflowStore *store);
 
 /* in schedule.c */
 extern char *hrflow_schedule_job(const HrflowStore *store);

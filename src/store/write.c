@@ -149,6 +149,9 @@ lock_profiles(const HrflowStore *store, List *profiles)
 	}
 }
 
+static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
+INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
+
 static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
 
@@ -211,8 +214,8 @@ write_vectors(void *arg)
  * about corruption: a trigger may well throw the rest of both for one profile.
  * XX000 is what elog() throws, and every function in C without an errcode.
  */
-static bool
-is_of_server(int sqlerrcode)
+bool
+hrflow_write_is_of_server(int sqlerrcode)
 {
 	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
 
@@ -248,7 +251,7 @@ try_write_vectors(Writing *writing, List *profiles)
 	writing->profiles = profiles;
 	error = hrflow_store_try(write_vectors, writing);
 
-	if (error != NULL && is_of_server(error->sqlerrcode) &&
+	if (error != NULL && hrflow_write_is_of_server(error->sqlerrcode) &&
 		!is_of_lock(error->sqlerrcode))
 		ReThrowError(error);
 	return error;
@@ -321,14 +324,22 @@ write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 }
 
 /*
+ * The statement that writes states.
+ */
+static char *
+get_write_states_sql(const HrflowStore *store)
+{
+	return hrflow_store_sql(store, write_states_sql, store->has_failed_at ?
+							"failed_at = k.failed_at," : "");
+}
+
+/*
  * Write the state of the profiles that are ours.
  */
 static void
 write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	static const Oid types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-	INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
-	HrflowRows *rows = hrflow_store_make_rows(types, lengthof(types),
+	HrflowRows *rows = hrflow_store_make_rows(state_types, lengthof(state_types),
 											  list_length(profiles));
 	HrflowParameters parameters = {0};
 	TimestampTz now = GetCurrentTimestamp();
@@ -338,8 +349,8 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);
 		HrflowProfileRow *row = &profile->row;
-		Datum		values[lengthof(types)];
-		bool		nulls[lengthof(types)] = {false};
+		Datum		values[lengthof(state_types)];
+		bool		nulls[lengthof(state_types)] = {false};
 		int			i = 0;
 
 		if (!profile->is_ours)
@@ -360,17 +371,36 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 			CStringGetTextDatum(row->error);
 		nulls[i] = !row->has_failed_at;
 		values[i++] = TimestampTzGetDatum(row->failed_at);
-		Assert(i == lengthof(types));
+		Assert(i == lengthof(state_types));
 		hrflow_store_add_row(rows, values, nulls);
 	}
 	if (rows->n == 0)
 		return;
 
 	hrflow_store_add_rows(&parameters, rows);
-	hrflow_store_execute(hrflow_store_sql(store, write_states_sql,
-										  store->has_failed_at ?
-										  "failed_at = k.failed_at," : ""),
-						 &parameters);
+	hrflow_store_execute(get_write_states_sql(store), &parameters);
+}
+
+/*
+ * Have the statements that write planned, and their execution begun, of nothing.
+ * Throws what they would throw.
+ */
+void
+hrflow_write_explain(const HrflowStore *store)
+{
+	HrflowParameters vector = {0};
+	HrflowParameters states = {0};
+
+	for (int i = 0; i < lengthof(insert_types); i++)
+	{
+		hrflow_store_add(&vector, insert_types[i], (Datum) 0);
+		vector.nulls[i] = 'n';
+	}
+	hrflow_store_explain(hrflow_store_sql(store, insert_vector_sql), &vector);
+	hrflow_store_add_rows(&states,
+						  hrflow_store_make_rows(state_types,
+												 lengthof(state_types), 0));
+	hrflow_store_explain(get_write_states_sql(store), &states);
 }
 
 /*

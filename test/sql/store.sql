@@ -251,6 +251,7 @@ SELECT * FROM hrflow_match_weighted('talent.loose', '{1,0}', '{"profile": 1}'); 
 UPDATE talent.loose SET source_id = 'acme', profile_id = 'cook-3', item = NULL WHERE source_id IS NULL;
 SELECT * FROM hrflow_match('talent.loose', '{1,0}'); -- error
 INSERT INTO talent.loose_profile (source_id, profile_id, state, due_at, generation) VALUES ('acme', 'cook-1', 'due', now(), 0);
+ALTER TABLE talent.loose ADD UNIQUE (source_id, profile_id, section, item);
 CALL hrflow_refresh('talent.loose'); -- error
 UPDATE talent.loose_profile SET attempts = 0, generation = NULL;
 CALL hrflow_refresh('talent.loose'); -- error

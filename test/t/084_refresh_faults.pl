@@ -395,12 +395,15 @@ $store->sql(
 	CREATE CONSTRAINT TRIGGER planted AFTER UPDATE ON shop.embedding_profile
 		DEFERRABLE INITIALLY DEFERRED
 	FOR EACH ROW WHEN (NEW.state = $$ok$$) EXECUTE FUNCTION shop.fail()');
+$api->reset;
 like(
 	$store->call,
-	qr/ERROR:  (XX123: the owner says no|42501: cannot fire deferred trigger)/,
-	'the caller sees the error of a deferred trigger, or that it is refused');
+	qr/ERROR:\ \ 55000:\ .*\n
+		DETAIL:\ \ Constraint\ "planted"\ of\ table\ "embedding_profile"\ is\ INITIALLY\ DEFERRED/x,
+	'a deferred trigger of the owner is refused');
+is($api->stats->{requests}, 0, 'a deferred trigger of the owner is refused without a request');
 is($store->profiles('state, attempts, lease_until'),
-	'due|0|', 'the error of a deferred trigger gives the leases back');
+	'due|0|', 'the refusal of a deferred trigger leaves no lease');
 
 # Even where they cannot be given back
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
