@@ -90,6 +90,7 @@ static const char *const create_sql[] = {
 	 * was erased of late.
 	 */
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
+	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
 	"CREATE INDEX ON %P (state, source_id, %I)"
 	" WHERE state IN ('missing', 'gone', 'failed')",
 	"CREATE INDEX ON %P (failed_at DESC NULLS LAST) WHERE last_error IS NOT NULL",

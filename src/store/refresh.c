@@ -194,6 +194,25 @@ warn_of_kept(HrflowRun *run)
 }
 
 /*
+ * Postpone what waits for sources that the API does not know.
+ */
+static void
+postpone_sources(HrflowRun *run)
+{
+	bool		is_necessary = false;
+	ListCell   *cell;
+
+	foreach(cell, run->bad_sources)
+	{
+		const HrflowBadSource *source = lfirst(cell);
+
+		is_necessary |= source->is_to_be_postponed;
+	}
+	if (is_necessary && hrflow_work_try(run, hrflow_claim_postpone))
+		hrflow_claim_postpone_done(run);
+}
+
+/*
  * Write what has arrived, in a transaction of its own.
  */
 static void
@@ -206,6 +225,7 @@ write_arrived(HrflowRun *run)
 	{
 		hrflow_write_done(run);
 		check_vain(run);
+		postpone_sources(run);
 		run->is_drained = false;
 	}
 }
@@ -542,7 +562,8 @@ prepare_lists(HrflowRun *run)
 	dlist_init(&run->split);
 	dlist_init(&run->suspects);
 	dlist_init(&run->arrived);
-	run->claimed_to = DT_NOBEGIN;
+	for (int i = 0; i < HRFLOW_NQUEUES; i++)
+		run->claimed_to[i] = DT_NOBEGIN;
 	run->drain_until = HRFLOW_NEVER;
 }
 

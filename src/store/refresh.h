@@ -28,6 +28,29 @@ typedef enum HrflowState
 } HrflowState;
 
 /*
+ * Profiles are claimed by turns from these: those that are new or have changed
+ * or failed do not wait for the many that are only fetched again each month.
+ */
+typedef enum HrflowQueue
+{
+	HRFLOW_QUEUE_DUE,			/* in the state of that name */
+	HRFLOW_QUEUE_OLD			/* in any other state */
+} HrflowQueue;
+
+#define HRFLOW_NQUEUES (HRFLOW_QUEUE_OLD + 1)
+
+/*
+ * A source that the API does not know.
+ */
+typedef struct HrflowBadSource
+{
+	char	   *source_id;
+	char	   *error;
+	TimestampTz due_at;			/* when to ask again, or 0: not known yet */
+	bool		is_to_be_postponed; /* all of it, until then */
+} HrflowBadSource;
+
+/*
  * What a run counts a profile as, once it is written.
  */
 typedef enum HrflowTally
@@ -78,12 +101,13 @@ typedef struct HrflowProfile
 
 	/* When it was claimed. */
 	int64		generation;
-	HrflowState claimed_state;
 	TimestampTz claimed_due_at;
+	bool		is_suspect;		/* the API did not know its source */
 
 	/* What the fetch gives. */
 	int64		asked_at;		/* by our clock */
 	int			nopen;			/* requests for it without their last outcome */
+	bool		is_probe;		/* others of its source wait for its answer */
 	bool		is_split;		/* its sections are asked for one by one */
 	int			next_part;		/* the first of them not yet asked for */
 	HrflowStatus status;		/* the first that is neither HRFLOW_OK nor
@@ -158,9 +182,10 @@ typedef struct HrflowRun
 	int			nsuspects;
 	int			narrived;
 
-	TimestampTz claimed_to;		/* no profile due before is to be claimed */
+	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* no profile due before is to be
+											 * claimed */
 	bool		is_drained;		/* the last claim found none */
-	List	   *bad_sources;	/* those the API does not know: char * */
+	List	   *bad_sources;	/* HrflowBadSource */
 
 	int64		alive_at;		/* when the API last answered for a profile, */
 	int64		answered_at;	/* and when it last answered at all */
@@ -219,11 +244,15 @@ extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew_done(HrflowRun *run);
 extern void hrflow_claim_release(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_postpone_done(HrflowRun *run);
 extern void hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile);
 extern void hrflow_claim_forget_all(HrflowRun *run);
 
 /* in fetch.c */
 extern void hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields);
+extern HrflowBadSource *hrflow_fetch_bad_source(HrflowRun *run,
+												const char *source_id);
 extern HrflowWanted *hrflow_fetch_next(HrflowRun *run);
 extern void hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 							  const HrflowWantedOutcome *outcome);

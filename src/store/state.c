@@ -39,6 +39,9 @@ static const int64 missing_waits[] = {
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
+/* Likewise, where the API does not know their source. */
+#define MAX_SOURCE_POSTPONEMENT USECS_PER_DAY
+
 static const char *const state_names[] = {
 	[HRFLOW_STATE_DUE] = "due",
 	[HRFLOW_STATE_OK] = "ok",
@@ -195,18 +198,20 @@ has_old_error(const HrflowProfile *profile)
 /*
  * When to ask again for a profile that met what says nothing about it:
  * after a minute, and while its error stays the same as long as it has had it,
- * up to an hour.  So the next run begins with others.  One that was out of time
+ * up to an hour, or a day where the API does not know its source.  So the next run begins with others.  One that was out of time
  * has met no error now.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	int64		longest = get_status(profile) == HRFLOW_INVALID_SOURCE ?
+	MAX_SOURCE_POSTPONEMENT : MAX_POSTPONEMENT;
 	int64		wait = MIN_POSTPONEMENT;
 
 	if (!profile->unasked && profile->row.has_failed_at &&
 		has_old_error(profile))
-		wait = Min(Max(now - profile->row.failed_at, wait), MAX_POSTPONEMENT);
+		wait = Min(Max(now - profile->row.failed_at, wait), longest);
 	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
 }
 

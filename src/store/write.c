@@ -475,6 +475,26 @@ is_to_be_tried_again(HrflowProfile *profile)
 }
 
 /*
+ * A profile was written whose source the API does not know: the others of the
+ * source wait as long.  Those that were claimed, and then not asked for, do not
+ * count as claimed.
+ */
+static void
+note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
+{
+	HrflowBadSource *source;
+
+	if (profile->status != HRFLOW_INVALID_SOURCE)
+		return;
+	source = hrflow_fetch_bad_source(run, profile->source_id);
+	if (profile->unasked)
+		run->nclaimed--;
+	else if (profile->is_current && profile->row.has_due_at)
+		source->due_at = Max(source->due_at, profile->row.due_at);
+	source->is_to_be_postponed = source->due_at != 0;
+}
+
+/*
  * What was written is committed: count it, and forget it.  Profiles that others
  * had locked stay for another try; those whose lease is no longer ours do not.
  */
@@ -501,6 +521,7 @@ hrflow_write_done(HrflowRun *run)
 			}
 			run->nlong_missing += is_long_missing(profile);
 			run->nkept += profile->is_kept;
+			note_bad_profile(run, profile);
 		}
 		run->narrived--;
 		hrflow_claim_forget(run, profile);

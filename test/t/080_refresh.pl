@@ -228,6 +228,10 @@ like(
 		\s+->\ \ Index\ Scan\ using\ embedding_profile_due_at_idx\ .*\n
 		\s+Index\ Cond:\ \(\(due_at\ >=\ .*\(due_at\ <=\ /x,
 	'the claim finds due profiles by the index on due_at');
+like(
+	$call->{out} . $call->{err},
+	qr/Index\ Scan\ using\ embedding_profile_due_at_idx1\ /x,
+	'the claim finds new profiles by an index of their own');
 
 #
 # What changes while it is fetched

@@ -247,6 +247,69 @@ like(
 	qr/: 100 refreshed, \d+ to be tried again/,
 	'the next run refreshes other profiles');
 
+#
+# Nor do those of a source that the API does not know
+#
+sub asked_of_unknown
+{
+	return scalar grep { /source_id=unknown-1/ } split /\n/, $api->get('/log');
+}
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 100) i");
+$store->sql(
+	"INSERT INTO shop.embedding_profile (source_id, profile_id, due_at)
+		SELECT 'unknown-1', 'p' || i, now() - interval '1 hour' FROM generate_series(1, 2000) i"
+);
+like(
+	$store->call('max_profiles => 100'),
+	qr/WARNING:  .*leaves a source out.* (?!0)\d+ refreshed/s,
+	'newer profiles are refreshed in the run that leaves a source out');
+cmp_ok(asked_of_unknown(), '<=', 32,
+	'no more is asked of an unknown source than what was in flight');
+is($store->profiles('attempts, due_at > now()', "source_id = 'unknown-1'"),
+	'0|t', 'all profiles of an unknown source have to wait');
+$api->reset;
+$store->call('max_profiles => 100');
+is($store->states, 'due 2000, ok 100', 'the next run refreshes the others');
+is(asked_of_unknown(), 0, 'the next run asks nothing of an unknown source');
+
+foreach my $age ([ '3 hours', '150 minutes', '3 hours' ], [ '8 days', '21 hours', '1 day' ])
+{
+	$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '$age->[0]'");
+	$store->hasten("source_id = 'unknown-1'");
+	$api->reset;
+	$store->call;
+	is(asked_of_unknown(), 1,
+		"a source that is unknown for $age->[0] is asked for one profile only");
+	is( $store->profiles(
+			"due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'",
+			"source_id = 'unknown-1'"),
+		't',
+		"a source that is unknown for $age->[0] is asked again between $age->[1] and $age->[2] later"
+	);
+}
+$store->sql(
+	"DELETE FROM shop.embedding_profile WHERE profile_id > 'p2';
+	UPDATE shop.embedding_profile SET source_id = 'acme' WHERE source_id = 'unknown-1'");
+$store->hasten("profile_id ~ '^p'");
+like(
+	$store->call,
+	qr/: (?:[2-9]\d\d|1\d{3}) refreshed/,
+	'all profiles of a source are refreshed once the API knows it');
+
+#
+# New candidates do not wait for the many that are fetched again
+#
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 200) i");
+$store->call;
+$store->sql("UPDATE shop.embedding_profile SET due_at = now() - interval '1 day'");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->call('max_profiles => 15');
+is($store->profiles('state', "profile_id ~ 'cook'"),
+	'ok', 'new profiles are fetched before older ones that are due again');
+is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()'),
+	15, 'the rest of a run are those that are due again');
+
 # Longer and longer
 $store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
 foreach my $age (
