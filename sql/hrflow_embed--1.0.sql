@@ -647,7 +647,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- when one of a profile's sections has no vector.
 -- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
 -- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
--- 42809 not a store; 55000 no API key.  A refusal that concerns all, and a
+-- 42809 not a store; 55000 no API key, or the tables cannot take what would be
+-- fetched.  A refusal that concerns all, and a
 -- network that fails, end it with a WARNING.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
@@ -675,8 +676,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --
 -- Returns the job's id.
 --
--- Errors: 55000 pg_cron is not in this database: the hint is what to run in
--- the one that has it; 22023 invalid argument; 42501 the caller is not the
+-- Errors: 55000 the tables cannot take what would be fetched; 55000 pg_cron is
+-- not in this database: the hint is what to run in the one that has it; 22023 invalid argument; 42501 the caller is not the
 -- owner, superusers included; 42P01, 42809 not a store; what pg_cron raises.  A
 -- WARNING where the owner may not log in: the job would fail.
 CREATE FUNCTION hrflow_schedule(
@@ -712,7 +713,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   due                    to be claimed now, in any state
 --   leased                 being fetched, or lost with their session; likewise
 --   ok, failed, missing, gone   by state: fetched; given up after
---                          max_attempts; unknown to the API once; twice
+--                          max_attempts; unknown to the API, or without any
+--                          vector; for days
 --   oldest_due             since when the first of the due ones waits
 --   refreshed_last_minute, refreshed_last_hour
 --   requests_due           what the due ones will cost, at least
@@ -720,6 +722,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   last_error             of the profile that failed last
 --   last_run, last_run_status   of the job of hrflow_schedule(), where the
 --                          owner may read pg_cron's tables
+--   erased_last_day        profiles that have lost vectors within 24 hours
+--                          because the API no longer had them
 --
 -- Those that wait for another try are tracked, and in none of the other
 -- columns: in NAME_profile their state is 'due', their due_at is still to come
@@ -732,7 +736,7 @@ RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
 	failed bigint, missing bigint, gone bigint, oldest_due timestamptz,
 	refreshed_last_minute bigint, refreshed_last_hour bigint,
 	requests_due bigint, time_due interval, last_error text,
-	last_run timestamptz, last_run_status text)
+	last_run timestamptz, last_run_status text, erased_last_day bigint)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 1;

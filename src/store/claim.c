@@ -30,23 +30,48 @@
  * ends, $5 sources to leave out and $6 when the last one claimed was due.  Below
  * that the index has nothing but what was claimed already, which a snapshot
  * held elsewhere keeps from being removed.
- *
- * What this run has refreshed and is due again, max_age being short, is the
- * next one's.
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
 " WHERE p.due_at >= $6 AND p.due_at <= $1"
 " AND (p.lease_until IS NULL OR p.lease_until <= $1)"
-" AND (p.state = 'due' OR p.due_at <= $2)"
-" AND p.source_id <> ALL ($5)"
+" AND %s AND p.source_id <> ALL ($5)"
 " ORDER BY p.due_at LIMIT $3"
 " FOR UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET lease_until = $4"
 " FROM claimed AS c"
 " WHERE p.source_id = c.s AND p.%I = c.i"
-" RETURNING p.source_id, p.%I, p.generation, p.state, p.due_at";
+" RETURNING p.source_id, p.%I, p.generation, p.due_at, p.last_error,"
+" p.state, p.attempts";
+
+/*
+ * What is in each queue.  What this run has refreshed and is due again, max_age
+ * being short, is the next one's.
+ */
+static const char *const queues_sql[] = {
+	[HRFLOW_QUEUE_DUE] = "p.state = 'due'",
+	[HRFLOW_QUEUE_OLD] = "p.state IS DISTINCT FROM 'due' AND p.due_at <= $2"
+};
+
+/*
+ * $1 is a source that the API does not know, $2 the time now, $3 when it is to be
+ * asked for again, and $4 the error.  All its profiles that would be due earlier
+ * wait until then; so many at a time, for others may be waiting for their rows.
+ */
+static const char postpone_sql[] =
+"WITH due AS MATERIALIZED"
+" (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
+" WHERE p.source_id = $1 AND p.due_at < $3"
+" AND (p.lease_until IS NULL OR p.lease_until <= $2)"
+" ORDER BY p.due_at LIMIT 10000"
+" FOR UPDATE SKIP LOCKED)"
+" UPDATE %P AS p SET due_at = $3,"
+" %s last_error = $4"
+" FROM due WHERE p.source_id = due.s AND p.%I = due.i";
+
+static const char postpone_since_sql[] =
+"failed_at = CASE WHEN p.last_error = $4 THEN p.failed_at ELSE $2 END,";
 
 /*
  * $1 to $3 are the keys and leases, and $4 is when they end now.  Those that
@@ -86,15 +111,33 @@ bad_sources(HrflowRun *run)
 	ListCell   *cell;
 
 	foreach(cell, run->bad_sources)
-		names[foreach_current_index(cell)] = CStringGetTextDatum(lfirst(cell));
+	{
+		const HrflowBadSource *source = lfirst(cell);
+
+		names[foreach_current_index(cell)] =
+			CStringGetTextDatum(source->source_id);
+	}
 	return construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * Is this the error of a profile whose source the API does not know?
+ */
+static bool
+is_of_source(const char *error)
+{
+	HrflowResult result = {.status = HRFLOW_INVALID_SOURCE};
+	char	   *beginning = hrflow_error_describe(&result);
+
+	return error != NULL &&
+		strncmp(error, beginning, strlen(beginning)) == 0;
 }
 
 /*
  * Read a profile that was claimed.
  */
 static void
-read_claimed(HrflowRun *run, uint64 row, TimestampTz lease)
+read_claimed(HrflowRun *run, HrflowQueue queue, uint64 row, TimestampTz lease)
 {
 	MemoryContext context = AllocSetContextCreate(run->context,
 												  "hrflow_embed profile",
@@ -107,21 +150,69 @@ read_claimed(HrflowRun *run, uint64 row, TimestampTz lease)
 	profile->source_id = pstrdup(hrflow_store_value(row, 1));
 	profile->identifier = pstrdup(hrflow_store_value(row, 2));
 	profile->generation = DatumGetInt64(hrflow_store_datum(row, 3));
-	profile->claimed_state = hrflow_state_parse(hrflow_store_value(row, 4));
-	profile->claimed_due_at = DatumGetTimestampTz(hrflow_store_datum(row, 5));
-	run->claimed_to = Max(run->claimed_to, profile->claimed_due_at);
+	profile->claimed_due_at = DatumGetTimestampTz(hrflow_store_datum(row, 4));
+	profile->is_suspect = is_of_source(hrflow_store_value_or_null(row, 5));
+
+	/* What must not be null is refused before it is paid for. */
+	for (int i = 6; i <= 7; i++)
+		(void) hrflow_store_value(row, i);
+	run->claimed_to[queue] = Max(run->claimed_to[queue],
+								 profile->claimed_due_at);
 	dlist_push_tail(&run->claimed, &profile->node);
 	MemoryContextSwitchTo(old);
 }
 
 /*
- * Claim what is due longest, as much as is soon asked for.
+ * Claim so many profiles from one queue.  Returns their number.
+ */
+static uint64
+claim_from(HrflowRun *run, const HrflowStore *store, HrflowQueue queue,
+		   int64 size, TimestampTz lease)
+{
+	HrflowParameters parameters = {0};
+	uint64		n;
+
+	if (size == 0)
+		return 0;
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(GetCurrentTimestamp()));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(run->started));
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(size));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(bad_sources(run)));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(run->claimed_to[queue]));
+	n = hrflow_store_execute(hrflow_store_sql(store, claim_sql,
+											  queues_sql[queue]),
+							 &parameters);
+	for (uint64 i = 0; i < n; i++)
+		read_claimed(run, queue, i, lease);
+	return n;
+}
+
+/*
+ * Likewise from all of them, one after the other.
+ */
+static uint64
+claim_from_all(HrflowRun *run, const HrflowStore *store, int64 size,
+			   TimestampTz lease)
+{
+	uint64		n = 0;
+
+	for (int i = 0; i < HRFLOW_NQUEUES; i++)
+		n += claim_from(run, store, i, size - n, lease);
+	return n;
+}
+
+/*
+ * Claim what is due longest in its queue, as much as is soon asked for.
  */
 void
 hrflow_claim(HrflowRun *run, const HrflowStore *store)
 {
 	int64		size = Min(run->claim_size, run->max_profiles - run->nclaimed);
-	HrflowParameters parameters = {0};
 	TimestampTz lease;
 	uint64		n;
 
@@ -132,30 +223,59 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	/* A lease that a crash takes back is not missed. */
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(GetCurrentTimestamp()));
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(run->started));
-	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(size));
-	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
-	hrflow_store_add(&parameters, TEXTARRAYOID,
-					 PointerGetDatum(bad_sources(run)));
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(run->claimed_to));
-	n = hrflow_store_execute(hrflow_store_sql(store, claim_sql), &parameters);
-	if (n == 0 && run->claimed_to > DT_NOBEGIN)
+	n = claim_from_all(run, store, size, lease);
+	if (n == 0)
 	{
 		/* Something may be due since long ago that was locked, or is new. */
-		run->claimed_to = DT_NOBEGIN;
-		parameters.values[parameters.n - 1] =
-			TimestampTzGetDatum(run->claimed_to);
-		n = hrflow_store_execute(hrflow_store_sql(store, claim_sql),
-								 &parameters);
+		for (int i = 0; i < HRFLOW_NQUEUES; i++)
+			run->claimed_to[i] = DT_NOBEGIN;
+		n = claim_from_all(run, store, size, lease);
 	}
-	for (uint64 i = 0; i < n; i++)
-		read_claimed(run, i, lease);
 	run->nclaimed += n;
 	run->is_drained = n == 0;
+}
+
+/*
+ * Have all of a source wait that the API does not know, as one of its profiles
+ * does: others are not to wait for what cannot be fetched.
+ */
+void
+hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
+{
+	ListCell   *cell;
+
+	foreach(cell, run->bad_sources)
+	{
+		const HrflowBadSource *source = lfirst(cell);
+		HrflowParameters parameters = {0};
+
+		if (!source->is_to_be_postponed)
+			continue;
+		hrflow_store_add(&parameters, TEXTOID,
+						 CStringGetTextDatum(source->source_id));
+		hrflow_store_add(&parameters, TIMESTAMPTZOID,
+						 TimestampTzGetDatum(GetCurrentTimestamp()));
+		hrflow_store_add(&parameters, TIMESTAMPTZOID,
+						 TimestampTzGetDatum(source->due_at));
+		hrflow_store_add(&parameters, TEXTOID,
+						 CStringGetTextDatum(source->error));
+		hrflow_store_execute(hrflow_store_sql(store, postpone_sql,
+											  store->has_failed_at ?
+											  postpone_since_sql : ""),
+							 &parameters);
+	}
+}
+
+/*
+ * That is committed.
+ */
+void
+hrflow_claim_postpone_done(HrflowRun *run)
+{
+	ListCell   *cell;
+
+	foreach(cell, run->bad_sources)
+		((HrflowBadSource *) lfirst(cell))->is_to_be_postponed = false;
 }
 
 /*

@@ -12,8 +12,11 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "storage/lmgr.h"
 #include "store/refresh.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -50,29 +53,84 @@ static const char erase_vectors_sql[] =
 "DELETE FROM %V AS v WHERE v.source_id = $1 AND v.%I = ANY ($2)";
 
 /*
- * $1 to $3 are the keys and generations of profiles that the API did not know
- * twice, and $4 is when the run began.
+ * Find the profiles that are missing at least since $1, and were asked for since
+ * $2: then they are due later.  Lock them, and see whether there are vectors of
+ * them, and whether another profile of their source was refreshed since.
  */
-static const char erase_gone_sql[] =
-"WITH known AS MATERIALIZED"
-" (SELECT p.source_id AS s, max(p.refreshed_at) AS at"
-" FROM %P AS p WHERE p.source_id = ANY ($1) GROUP BY 1),"
-" locked AS MATERIALIZED"
-" (SELECT p.source_id AS s, p.%I AS i,"
-" COALESCE(known.at > COALESCE(%F, $4), false) AS proven"
-" FROM %P AS p JOIN unnest($1, $2, $3) AS k(s, i, generation)"
-" ON p.source_id = k.s AND p.%I = k.i"
-" JOIN known ON p.source_id = known.s"
-" WHERE p.state = 'missing' AND p.generation = k.generation"
-" ORDER BY p.source_id, p.%I"
-" FOR UPDATE OF p SKIP LOCKED),"
+#define FIND_GONE_SQL \
+	"WITH missing AS MATERIALIZED" \
+	" (SELECT p.source_id AS s, p.%I AS i, p.failed_at AS since," \
+	" EXISTS (SELECT FROM %V AS v WHERE v.source_id = p.source_id" \
+	" AND v.%I = p.%I) AS has_vectors" \
+	" FROM %P AS p WHERE p.state = 'missing' AND p.failed_at <= $1" \
+	" AND p.due_at > $2" \
+	" ORDER BY p.source_id, p.%I FOR UPDATE OF p SKIP LOCKED)," \
+	" known AS MATERIALIZED" \
+	" (SELECT m.s, (SELECT max(p.refreshed_at) FROM %P AS p" \
+	" WHERE p.source_id = m.s) AS at" \
+	" FROM (SELECT DISTINCT s FROM missing) AS m)," \
+	" found AS MATERIALIZED" \
+	" (SELECT m.s, m.i, m.has_vectors," \
+	" COALESCE(k.at > m.since, false) AS proven" \
+	" FROM missing AS m JOIN known AS k ON k.s = m.s)"
+
+static const char count_gone_sql[] = FIND_GONE_SQL
+" SELECT count(*) FILTER (WHERE proven AND has_vectors),"
+" count(*) FILTER (WHERE NOT proven) FROM found";
+
+/* $3 says whether those may be erased that have vectors. */
+static const char erase_gone_sql[] = FIND_GONE_SQL ","
 " gone AS (UPDATE %P AS p SET state = 'gone', due_at = NULL,"
-" lease_until = NULL FROM locked AS k"
-" WHERE p.source_id = k.s AND p.%I = k.i AND k.proven"
+" lease_until = NULL%s FROM found AS k"
+" WHERE p.source_id = k.s AND p.%I = k.i"
+" AND k.proven AND ($3 OR NOT k.has_vectors)"
 " RETURNING k.s, k.i),"
 " vectors AS (DELETE FROM %V AS v USING gone AS k"
 " WHERE v.source_id = k.s AND v.%I = k.i)"
-" SELECT count(*), count(*) FILTER (WHERE NOT proven) FROM locked";
+" SELECT count(*) FROM gone";
+
+static const char set_erased_at_sql[] =
+", erased_at = CASE WHEN k.has_vectors THEN clock_timestamp()"
+" ELSE p.erased_at END";
+
+static const char count_erased_sql[] =
+"SELECT count(*) FROM %P AS p"
+" WHERE p.erased_at > clock_timestamp() - interval '24 hours'";
+
+static const char count_tracked_sql[] = "SELECT count(*) FROM %P";
+
+/*
+ * In these two $1 and $2 are the key of a profile, and $3 are the sections of
+ * which it was asked for, or NULL for all.  The first one finds those of which
+ * there are vectors, but which are not among $4.  The second one deletes vectors
+ * that are not among $4 and $5, their sections and items.
+ */
+static const char find_lost_sql[] =
+"SELECT string_agg(DISTINCT v.section, ', ' ORDER BY v.section) FROM %V AS v"
+" WHERE v.source_id = $1 AND v.%I = $2"
+" AND ($3 IS NULL OR v.section = ANY ($3)) AND v.section <> ALL ($4)";
+
+static const char delete_vectors_sql[] =
+"DELETE FROM %V AS v"
+" WHERE v.source_id = $1 AND v.%I = $2"
+" AND ($3 IS NULL OR v.section = ANY ($3))"
+" AND (v.section, v.item) NOT IN (SELECT * FROM unnest($4, $5))";
+
+static Oid	delete_types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
+INT4ARRAYOID};
+
+/* $1 and $2 are the keys of profiles. */
+static const char note_erased_sql[] =
+"UPDATE %P AS p SET erased_at = clock_timestamp()"
+" FROM unnest($1, $2) AS k(s, i) WHERE p.source_id = k.s AND p.%I = k.i";
+
+/*
+ * Within 24 hours at most this part of a store's profiles, or this many if that
+ * is more, lose vectors because the API no longer has them.  More are likelier to
+ * be a wrong address, key or source.
+ */
+#define MAX_ERASED_PART 0.05
+#define MAX_ERASED_FREE 20
 
 /*
  * Lock the profiles that meet one condition, and erase those that meet another
@@ -134,40 +192,315 @@ hrflow_erase_profiles(const HrflowStore *store,
 }
 
 /*
- * Erase those that are gone: where the API is known to know others.  Another
- * one of the source must have been refreshed since the one was first not
- * found; else, a wrong address or key would erase a store little by little,
- * however few a run asks for.  Without that, those stay missing.
- *
- * A table of a person's that has no failed_at does not tell since when they
- * are missing: it was before the run, so what the run has refreshed counts.
- *
- * Returns the number that are gone now; "nkept" becomes that of those that stay
- * missing.
+ * Number of profiles that have lost vectors within 24 hours because the API no
+ * longer had them.  A table of a user's own that lacks erased_at tells of none.
  */
-uint64
-hrflow_erase_gone(HrflowRun *run, const HrflowStore *store, int64 *nkept)
+int64
+hrflow_erase_count(const HrflowStore *store)
 {
-	static const Oid types[] = {TEXTOID, TEXTOID, INT8OID};
+	if (!store->has_erased_at)
+		return 0;
+	hrflow_store_execute(hrflow_store_sql(store, count_erased_sql), NULL);
+	return DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
+/*
+ * May so many profiles lose vectors because the API no longer has them?  All
+ * that were erased in this way within 24 hours count, whichever runs did it.
+ *
+ * Locks others out who want to know the same, until the transaction's end.
+ */
+static bool
+may_erase(const HrflowStore *store, int64 n)
+{
+	if (n == 0)
+		return true;
+	LockDatabaseObject(RelationRelationId, RelationGetRelid(store->profiles),
+					   0, ExclusiveLock);
+	n += hrflow_erase_count(store);
+	if (n <= MAX_ERASED_FREE)
+		return true;
+	hrflow_store_execute(hrflow_store_sql(store, count_tracked_sql), NULL);
+	return n <= MAX_ERASED_PART * DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
+/*
+ * The sections of a profile's vectors, as an array, once each vector.
+ */
+static ArrayType *
+get_sections(const HrflowProfile *profile)
+{
+	int			n = list_length(profile->vectors);
+	Datum	   *sections = palloc(sizeof(Datum) * Max(n, 1));
+	ListCell   *cell;
+
+	foreach(cell, profile->vectors)
+	{
+		const HrflowVector *vector = lfirst(cell);
+
+		sections[foreach_current_index(cell)] =
+			CStringGetTextDatum(vector->section);
+	}
+	return construct_array(sections, n, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * Likewise their items.
+ */
+static ArrayType *
+get_items(const HrflowProfile *profile)
+{
+	int			n = list_length(profile->vectors);
+	Datum	   *items = palloc(sizeof(Datum) * Max(n, 1));
+	ListCell   *cell;
+
+	foreach(cell, profile->vectors)
+	{
+		const HrflowVector *vector = lfirst(cell);
+
+		items[foreach_current_index(cell)] = Int32GetDatum(vector->item);
+	}
+	return construct_array(items, n, INT4OID, sizeof(int32), true,
+						   TYPALIGN_INT);
+}
+
+/*
+ * Were vectors of all sections asked for?  So they are where "fields" is left
+ * out, unless there was no answer before the known ones were asked for one by
+ * one.
+ */
+static bool
+has_asked_for_all(const HrflowRun *run, const HrflowProfile *profile)
+{
+	return run->fields == NULL && !profile->no_vector;
+}
+
+/*
+ * May an answer lack a section of which there are vectors?  It cannot where it
+ * has all that were asked for.
+ */
+static bool
+may_lack_section(const HrflowRun *run, const HrflowProfile *profile)
+{
+	Datum	   *sections;
+	bool	   *nulls;
+	int			n;
+
+	if (has_asked_for_all(run, profile))
+		return true;
+	deconstruct_array(run->sections, TEXTOID, -1, false, TYPALIGN_INT,
+					  &sections, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		char	   *section = TextDatumGetCString(sections[i]);
+		bool		is_there = false;
+		ListCell   *cell;
+
+		foreach(cell, profile->vectors)
+		{
+			const HrflowVector *vector = lfirst(cell);
+
+			is_there |= strcmp(vector->section, section) == 0;
+		}
+		if (!is_there)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Find the sections of which a profile has vectors here, and no longer has any
+ * in its answer.
+ */
+static void
+find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
+{
+	Datum		values[4];
+	char		nulls[4] = {' ', ' ', ' ', ' '};
+	char	   *lost;
+
+	values[0] = CStringGetTextDatum(profile->source_id);
+	values[1] = CStringGetTextDatum(profile->identifier);
+	values[2] = PointerGetDatum(run->sections);
+	nulls[2] = has_asked_for_all(run, profile) ? 'n' : ' ';
+	values[3] = PointerGetDatum(get_sections(profile));
+	hrflow_store_execute_plan(plan, values, nulls);
+	lost = hrflow_store_value_or_null(0, 1);
+	SPI_freetuptable(SPI_tuptable);
+	if (lost != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(profile->context);
+
+		profile->lost = psprintf("HrFlow no longer has vectors of sections asked for: %s",
+								 lost);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/*
+ * Judge whether those of some profiles may lose vectors of which the API no
+ * longer has any of the same section.  All of them may, or none.  Other vectors
+ * that an answer does not have, such as the last one of a list that is shorter
+ * now, are replaced by it.
+ */
+void
+hrflow_erase_judge(HrflowRun *run, const HrflowStore *store, List *profiles)
+{
+	static Oid	types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
+	SPIPlanPtr	plan = NULL;
+	List	   *losers = NIL;
+	ListCell   *cell;
+
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		if (!may_lack_section(run, profile))
+			continue;
+		if (plan == NULL)
+			plan = hrflow_store_prepare(hrflow_store_sql(store, find_lost_sql),
+										lengthof(types), types);
+		find_lost(run, plan, profile);
+		if (profile->lost != NULL)
+			losers = lappend(losers, profile);
+	}
+	if (plan != NULL)
+		SPI_freeplan(plan);
+	if (may_erase(store, list_length(losers)))
+		return;
+	foreach(cell, losers)
+		((HrflowProfile *) lfirst(cell))->is_kept = true;
+}
+
+/*
+ * The statement for hrflow_erase_old_vectors().
+ */
+SPIPlanPtr
+hrflow_erase_prepare(const HrflowStore *store)
+{
+	return hrflow_store_prepare(hrflow_store_sql(store, delete_vectors_sql),
+								lengthof(delete_types), delete_types);
+}
+
+/*
+ * Have it planned, and its execution begun, for no profile.  Throws what it would
+ * throw.
+ */
+void
+hrflow_erase_explain(const HrflowStore *store)
+{
+	HrflowParameters parameters = {0};
+
+	for (int i = 0; i < lengthof(delete_types); i++)
+	{
+		hrflow_store_add(&parameters, delete_types[i], (Datum) 0);
+		parameters.nulls[i] = 'n';
+	}
+	hrflow_store_explain(hrflow_store_sql(store, delete_vectors_sql),
+						 &parameters);
+}
+
+/*
+ * Erase a profile's vectors, of the sections asked for, that its answer no
+ * longer has; or of the sections that it has, where others are to be kept.
+ */
+void
+hrflow_erase_old_vectors(HrflowRun *run, SPIPlanPtr plan,
+						 HrflowProfile *profile)
+{
+	ArrayType  *sections = get_sections(profile);
+	Datum		values[5];
+	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+
+	values[0] = CStringGetTextDatum(profile->source_id);
+	values[1] = CStringGetTextDatum(profile->identifier);
+	values[2] = PointerGetDatum(profile->is_kept ? sections : run->sections);
+	nulls[2] = has_asked_for_all(run, profile) && !profile->is_kept ? 'n' : ' ';
+	values[3] = PointerGetDatum(sections);
+	values[4] = PointerGetDatum(get_items(profile));
+	hrflow_store_execute_plan(plan, values, nulls);
+}
+
+/*
+ * Note which of some profiles have lost vectors.
+ */
+void
+hrflow_erase_note(const HrflowStore *store, List *profiles)
+{
+	static const Oid types[] = {TEXTOID, TEXTOID};
 	HrflowRows *rows = hrflow_store_make_rows(types, lengthof(types),
-											  list_length(run->gone));
+											  list_length(profiles));
 	HrflowParameters parameters = {0};
 	ListCell   *cell;
 
-	foreach(cell, run->gone)
+	foreach(cell, profiles)
 	{
-		HrflowGone *gone = lfirst(cell);
+		const HrflowProfile *profile = lfirst(cell);
 		Datum		values[lengthof(types)];
 
-		values[0] = CStringGetTextDatum(gone->source_id);
-		values[1] = CStringGetTextDatum(gone->identifier);
-		values[2] = Int64GetDatum(gone->generation);
+		if (!profile->is_ours || profile->lost == NULL || profile->is_kept ||
+			profile->write_error != NULL)
+			continue;
+		values[0] = CStringGetTextDatum(profile->source_id);
+		values[1] = CStringGetTextDatum(profile->identifier);
 		hrflow_store_add_row(rows, values, NULL);
 	}
+	if (rows->n == 0 || !store->has_erased_at)
+		return;
 	hrflow_store_add_rows(&parameters, rows);
+	hrflow_store_execute(hrflow_store_sql(store, note_erased_sql),
+						 &parameters);
+}
+
+/*
+ * The API had no vectors of some profiles, again and again: warn that they are
+ * kept, because nothing proves that it still knows others of their source.
+ */
+static void
+warn_of_unproven(const HrflowRun *run, int64 n)
+{
+	if (n > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
+							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
+							   n, run->name, n),
+				 errdetail("Since each was first not found, no other profile of its source was refreshed."),
+				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
+}
+
+/*
+ * Profiles that have been missing for days are gone: where the API is known to
+ * know others.  Another one of the source must have been refreshed since the one
+ * was first not found; else, a wrong address or key would erase a store little
+ * by little, however few a run asks for.  Without that, those stay missing.  So
+ * do those that have vectors, where these are too many to be erased.
+ *
+ * A table of a user's own that has no failed_at does not tell since when its
+ * profiles are missing: none is gone.
+ */
+void
+hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
+{
+	HrflowParameters parameters = {0};
+	int64		nwith_vectors;
+	bool		may;
+
+	if (!store->has_failed_at)
+		return;
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(GetCurrentTimestamp() - HRFLOW_GONE_AGE));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
-	hrflow_store_execute(hrflow_store_sql(store, erase_gone_sql), &parameters);
-	*nkept = DatumGetInt64(hrflow_store_datum(0, 2));
-	return DatumGetInt64(hrflow_store_datum(0, 1)) - *nkept;
+	hrflow_store_execute(hrflow_store_sql(store, count_gone_sql), &parameters);
+	nwith_vectors = DatumGetInt64(hrflow_store_datum(0, 1));
+	warn_of_unproven(run, DatumGetInt64(hrflow_store_datum(0, 2)));
+	may = may_erase(store, nwith_vectors);
+	if (!may)
+		run->nkept += nwith_vectors;
+	hrflow_store_add(&parameters, BOOLOID, BoolGetDatum(may));
+	hrflow_store_execute(hrflow_store_sql(store, erase_gone_sql,
+										  store->has_erased_at ?
+										  set_erased_at_sql : ""),
+						 &parameters);
+	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1));
 }

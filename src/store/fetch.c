@@ -136,7 +136,11 @@ take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
 		profile->vectors = lappend(profile->vectors, vector);
 	}
 	else if (result->status == HRFLOW_NO_VECTOR && !result->is_link)
+	{
 		profile->no_vector = true;
+		if (profile->no_vector_error == NULL)
+			profile->no_vector_error = hrflow_error_describe(result);
+	}
 	else if (result->status != HRFLOW_OK && profile->status == HRFLOW_OK)
 	{
 		profile->status = result->status;
@@ -147,23 +151,38 @@ take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
 }
 
 /*
+ * Find a source among those that the API does not know, or NULL.
+ */
+HrflowBadSource *
+hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
+{
+	ListCell   *cell;
+
+	foreach(cell, run->bad_sources)
+	{
+		HrflowBadSource *source = lfirst(cell);
+
+		if (strcmp(source->source_id, source_id) == 0)
+			return source;
+	}
+	return NULL;
+}
+
+/*
  * Remember a source that the API does not know, and say so.
  */
 static void
 note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 {
 	MemoryContext old = MemoryContextSwitchTo(run->context);
-	ListCell   *cell;
 
-	foreach(cell, run->bad_sources)
+	if (hrflow_fetch_bad_source(run, profile->source_id) == NULL)
 	{
-		if (strcmp(lfirst(cell), profile->source_id) == 0)
-			break;
-	}
-	if (cell == NULL)
-	{
-		run->bad_sources = lappend(run->bad_sources,
-								   pstrdup(profile->source_id));
+		HrflowBadSource *source = palloc0(sizeof(HrflowBadSource));
+
+		source->source_id = pstrdup(profile->source_id);
+		source->error = pstrdup(profile->error);
+		run->bad_sources = lappend(run->bad_sources, source);
 		ereport(WARNING,
 				(errmsg("refresh of %s leaves a source out: the API does not know it",
 						run->name),
@@ -172,6 +191,59 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 				 errhint("Check the source's id, and whose API key it is.")));
 	}
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * The next one of those claimed that is to be asked for, or NULL.  Of a source
+ * that the API did not know when it was last asked, one has to be answered before
+ * the others are asked for.
+ */
+static HrflowProfile *
+next_claimed(HrflowRun *run)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &run->claimed)
+	{
+		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
+		dlist_iter	inner;
+		bool		is_waiting = false;
+
+		if (!profile->is_suspect)
+			return profile;
+		dlist_foreach(inner, &run->in_flight)
+		{
+			HrflowProfile *other = dlist_container(HrflowProfile, node,
+												   inner.cur);
+
+			is_waiting |= other->is_probe &&
+				strcmp(other->source_id, profile->source_id) == 0;
+		}
+		if (is_waiting)
+			continue;
+		profile->is_probe =
+			hrflow_fetch_bad_source(run, profile->source_id) == NULL;
+		return profile;
+	}
+	return NULL;
+}
+
+/*
+ * One was answered that others of its source wait for: the API may know it now.
+ */
+static void
+clear_source(HrflowRun *run, HrflowProfile *probe)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &run->claimed)
+	{
+		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
+
+		if (strcmp(profile->source_id, probe->source_id) == 0)
+			profile->is_suspect = false;
+	}
+	probe->is_probe = false;
 }
 
 /*
@@ -220,12 +292,27 @@ hrflow_fetch_next(HrflowRun *run)
 			move_to(&run->in_flight, profile);
 		return make_wanted(run, profile, part);
 	}
-	if (dlist_is_empty(&run->claimed))
+	profile = next_claimed(run);
+	if (profile == NULL)
 		return NULL;
-	profile = dlist_head_element(HrflowProfile, node, &run->claimed);
 	profile->asked_at = hrflow_clock_now();
 	move_to(&run->in_flight, profile);
 	return make_wanted(run, profile, run->fields);
+}
+
+/*
+ * The API has answered, and without any vector: the profile is missing, as if it
+ * were unknown.  It may not have been indexed yet, and what is stored of it must
+ * not be erased because of one answer.
+ */
+static void
+set_missing(HrflowProfile *profile)
+{
+	profile->status = HRFLOW_NOT_FOUND;
+	profile->error = profile->no_vector_error;
+	if (profile->error == NULL)
+		profile->error = MemoryContextStrdup(profile->context,
+											 "HrFlow has no vector of the profile");
 }
 
 /*
@@ -253,8 +340,13 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 	if (profile->is_split && profile->next_part < list_length(run->parts) &&
 		!profile->unasked)
 		return;
+	if (profile->status == HRFLOW_OK && profile->vectors == NIL &&
+		run->parts != NIL && !profile->unasked)
+		set_missing(profile);
 	if (profile->status == HRFLOW_INVALID_SOURCE && !profile->unasked)
 		note_bad_source(run, profile);
+	if (profile->is_probe)
+		clear_source(run, profile);
 	hrflow_state_land(run, profile);
 }
 

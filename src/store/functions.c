@@ -82,13 +82,19 @@ static const char *const create_sql[] = {
 	" last_error text,"
 	" failed_at timestamptz,"
 	" manual boolean NOT NULL DEFAULT true,"
+	" erased_at timestamptz,"
 	" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)",
 
-	/* What is to be claimed; what is not well; which error is the last. */
+	/*
+	 * What is to be claimed; what is not well; which error is the last; what
+	 * was erased of late.
+	 */
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
+	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
 	"CREATE INDEX ON %P (state, source_id, %I)"
 	" WHERE state IN ('missing', 'gone', 'failed')",
 	"CREATE INDEX ON %P (failed_at DESC NULLS LAST) WHERE last_error IS NOT NULL",
+	"CREATE INDEX ON %P (erased_at) WHERE erased_at IS NOT NULL",
 
 	"COMMENT ON TABLE %V IS"
 	" 'vectors of HrFlow profiles, kept fresh by hrflow_refresh()'",
@@ -121,14 +127,17 @@ static const char want_gone_sql[] =
 " attempts = 0, generation = p.generation + 1"
 " WHERE p.source_id = $1 AND p.%I = ANY ($2) AND p.state = 'gone'";
 
+/*
+ * One that was missing is as good as new: the API may not have indexed yet what
+ * has changed.
+ */
 static const char mark_due_sql[] =
 "WITH locked AS MATERIALIZED"
 " (SELECT p.%I AS i FROM %P AS p"
 " WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
 " UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
 " attempts = 0,"
-" generation = p.generation + 1,"
-" state = CASE p.state WHEN 'missing' THEN 'missing' ELSE 'due' END"
+" generation = p.generation + 1, state = 'due'"
 " FROM locked WHERE p.source_id = $1 AND p.%I = locked.i";
 
 static const char retry_sql[] =
@@ -592,8 +601,8 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	Interval	time_due = {0};
 	HrflowStore store;
 	char	   *error;
-	Datum		values[15];
-	bool		nulls[15] = {false};
+	Datum		values[16];
+	bool		nulls[16] = {false};
 	int			n = 0;
 	ListCell   *cell;
 
@@ -625,7 +634,9 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	nulls[n] = error == NULL;
 	values[n++] = error == NULL ? (Datum) 0 : CStringGetTextDatum(error);
 	get_last_run(&store, values + n, nulls + n);
-	Assert(n + 2 == rsinfo->setDesc->natts);
+	n += 2;
+	values[n++] = Int64GetDatum(hrflow_erase_count(&store));
+	Assert(n == rsinfo->setDesc->natts);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 
 	hrflow_store_close(&store);

@@ -52,10 +52,6 @@ enum
 	ARG_PROFILES
 };
 
-/* A run in which more than this part, and this many, are gone erases none. */
-#define MAX_GONE_PART 0.05
-#define MAX_GONE_FREE 20
-
 /* A run stops when nothing came of this many claims. */
 #define MAX_VAIN_CLAIMS 4
 
@@ -123,8 +119,8 @@ report_progress(HrflowRun *run, bool is_last)
 	if (is_last)
 		ereport(INFO,
 				(errmsg("%s: " INT64_FORMAT " refreshed, " INT64_FORMAT " to be tried again, " INT64_FORMAT " failed, " INT64_FORMAT " not found, " INT64_FORMAT " gone, in %.1f s",
-						run->name, nok, nretry, nfailed, nmissing - run->ngone,
-						run->ngone, seconds)));
+						run->name, nok, nretry, nfailed,
+						Max(nmissing - run->ngone, 0), run->ngone, seconds)));
 	else if (now - run->reported >= PROGRESS_INTERVAL * USECS_PER_SEC)
 	{
 		ereport(INFO,
@@ -146,26 +142,6 @@ warn_of_stop(HrflowRun *run)
 				(errmsg("refresh of %s was stopped: %s", run->name,
 						run->stop_reason),
 				 errdetail("What was fetched is kept, and no attempts were counted.")));
-}
-
-/*
- * Stop when those that are gone are so many that it must be a mistake.
- */
-static void
-check_gone(HrflowRun *run)
-{
-	if (list_length(run->gone) >= MAX_GONE_FREE &&
-		list_length(run->gone) > MAX_GONE_PART * run->ncounted)
-	{
-		ereport(WARNING,
-				(errmsg("refresh of %s was stopped: too many profiles are gone",
-						run->name),
-				 errdetail("Of " INT64_FORMAT " profiles the API does not know %d, twice by now.  Nothing was erased.",
-						   run->ncounted, list_length(run->gone)),
-				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
-		run->gone = NIL;
-		run->is_stopping = true;
-	}
 }
 
 /*
@@ -202,6 +178,41 @@ warn_of_unwritten(HrflowRun *run)
 }
 
 /*
+ * Warn that vectors are kept which the API no longer has, because they are too
+ * many.
+ */
+static void
+warn_of_kept(HrflowRun *run)
+{
+	if (run->nkept > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s keeps the vectors of " INT64_FORMAT " profile that the API no longer has",
+							   "refresh of %s keeps the vectors of " INT64_FORMAT " profiles that the API no longer has",
+							   run->nkept, run->name, run->nkept),
+				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, lose vectors in this way."),
+				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
+}
+
+/*
+ * Postpone what waits for sources that the API does not know.
+ */
+static void
+postpone_sources(HrflowRun *run)
+{
+	bool		is_necessary = false;
+	ListCell   *cell;
+
+	foreach(cell, run->bad_sources)
+	{
+		const HrflowBadSource *source = lfirst(cell);
+
+		is_necessary |= source->is_to_be_postponed;
+	}
+	if (is_necessary && hrflow_work_try(run, hrflow_claim_postpone))
+		hrflow_claim_postpone_done(run);
+}
+
+/*
  * Write what has arrived, in a transaction of its own.
  */
 static void
@@ -213,8 +224,8 @@ write_arrived(HrflowRun *run)
 	else if (hrflow_work_try(run, hrflow_write))
 	{
 		hrflow_write_done(run);
-		check_gone(run);
 		check_vain(run);
+		postpone_sources(run);
 		run->is_drained = false;
 	}
 }
@@ -427,29 +438,12 @@ finish(HrflowRun *run)
 }
 
 /*
- * Erase those that are gone; see hrflow_erase_gone().
- */
-static void
-erase_gone(HrflowRun *run, const HrflowStore *store)
-{
-	int64		nkept;
-
-	run->ngone = hrflow_erase_gone(run, store, &nkept);
-	if (nkept > 0)
-		ereport(WARNING,
-				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
-							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
-							   nkept, run->name, nkept),
-				 errdetail("Since each was first not found, no other profile of its source was refreshed."),
-				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
-}
-
-/*
  * Learn what the run must know of the store.
  */
 static void
 look_at_store(HrflowRun *run, const HrflowStore *store)
 {
+	hrflow_ready_check(store);
 	run->identifier = store->identifier;
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
 	if (!run->is_silent)
@@ -499,8 +493,9 @@ run_to_end(HrflowRun *run)
 	if (run->error != NULL)
 		ReThrowError(run->error);
 	warn_of_stop(run);
-	if (run->gone != NIL)
-		hrflow_work_do(run, erase_gone);
+	if (run->nlong_missing > 0)
+		hrflow_work_do(run, hrflow_erase_gone);
+	warn_of_kept(run);
 	report_progress(run, true);
 }
 
@@ -567,7 +562,8 @@ prepare_lists(HrflowRun *run)
 	dlist_init(&run->split);
 	dlist_init(&run->suspects);
 	dlist_init(&run->arrived);
-	run->claimed_to = DT_NOBEGIN;
+	for (int i = 0; i < HRFLOW_NQUEUES; i++)
+		run->claimed_to[i] = DT_NOBEGIN;
 	run->drain_until = HRFLOW_NEVER;
 }
 

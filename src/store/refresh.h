@@ -22,10 +22,33 @@ typedef enum HrflowState
 {
 	HRFLOW_STATE_DUE,			/* never fetched, or to be fetched again */
 	HRFLOW_STATE_OK,
-	HRFLOW_STATE_MISSING,		/* unknown to the API when asked last */
-	HRFLOW_STATE_GONE,			/* unknown twice; its vectors are erased */
+	HRFLOW_STATE_MISSING,		/* the API has no vector of it */
+	HRFLOW_STATE_GONE,			/* for days; its vectors are erased */
 	HRFLOW_STATE_FAILED			/* given up */
 } HrflowState;
+
+/*
+ * Profiles are claimed by turns from these: those that are new or have changed
+ * or failed do not wait for the many that are only fetched again each month.
+ */
+typedef enum HrflowQueue
+{
+	HRFLOW_QUEUE_DUE,			/* in the state of that name */
+	HRFLOW_QUEUE_OLD			/* in any other state */
+} HrflowQueue;
+
+#define HRFLOW_NQUEUES (HRFLOW_QUEUE_OLD + 1)
+
+/*
+ * A source that the API does not know.
+ */
+typedef struct HrflowBadSource
+{
+	char	   *source_id;
+	char	   *error;
+	TimestampTz due_at;			/* when to ask again, or 0: not known yet */
+	bool		is_to_be_postponed; /* all of it, until then */
+} HrflowBadSource;
 
 /*
  * What a run counts a profile as, once it is written.
@@ -78,12 +101,13 @@ typedef struct HrflowProfile
 
 	/* When it was claimed. */
 	int64		generation;
-	HrflowState claimed_state;
 	TimestampTz claimed_due_at;
+	bool		is_suspect;		/* the API did not know its source */
 
 	/* What the fetch gives. */
 	int64		asked_at;		/* by our clock */
 	int			nopen;			/* requests for it without their last outcome */
+	bool		is_probe;		/* others of its source wait for its answer */
 	bool		is_split;		/* its sections are asked for one by one */
 	int			next_part;		/* the first of them not yet asked for */
 	HrflowStatus status;		/* the first that is neither HRFLOW_OK nor
@@ -91,7 +115,8 @@ typedef struct HrflowProfile
 	bool		is_link;		/* of a link, not of the API */
 	bool		unasked;		/* it was not asked for to the end */
 	bool		is_postponed;	/* what it met says nothing about it */
-	bool		no_vector;		/* some section has none */
+	bool		no_vector;		/* some section has none, */
+	char	   *no_vector_error;	/* and how the API has said so first */
 	int			http_status;	/* 0: none */
 	char	   *error;
 	List	   *vectors;		/* HrflowVector */
@@ -104,19 +129,19 @@ typedef struct HrflowProfile
 	int64		locked_at;		/* since when, by our clock; 0: never */
 	char	   *write_error;	/* why the table of vectors did not take its
 								 * vectors, or NULL */
+	char	   *lost;			/* sections of which the API no longer has
+								 * vectors, for an error; or NULL */
+	bool		is_kept;		/* their vectors are, for they are too many */
 	HrflowTally tally;
 	HrflowProfileRow row;
 } HrflowProfile;
 
 /*
- * A profile that the API did not know twice, to be erased.
+ * A missing profile may be gone when the API has had no vector of it for this
+ * long: while one is indexed, which takes minutes, it is asked for several times,
+ * and then at three days more.
  */
-typedef struct HrflowGone
-{
-	char	   *source_id;
-	char	   *identifier;
-	int64		generation;
-} HrflowGone;
+#define HRFLOW_GONE_AGE (4 * USECS_PER_DAY)
 
 typedef struct HrflowRun
 {
@@ -157,10 +182,10 @@ typedef struct HrflowRun
 	int			nsuspects;
 	int			narrived;
 
-	TimestampTz claimed_to;		/* no profile due before is to be claimed */
+	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* no profile due before is to be
+											 * claimed */
 	bool		is_drained;		/* the last claim found none */
-	List	   *bad_sources;	/* those the API does not know: char * */
-	List	   *gone;			/* to be erased at the end: HrflowGone */
+	List	   *bad_sources;	/* HrflowBadSource */
 
 	int64		alive_at;		/* when the API last answered for a profile, */
 	int64		answered_at;	/* and when it last answered at all */
@@ -181,7 +206,10 @@ typedef struct HrflowRun
 	int64		ncounted;		/* all of these except HRFLOW_TALLY_NONE */
 	int			nvain;			/* profiles since that came to nothing */
 	int64		nunwritten;		/* profiles that others have locked too long */
+	int64		nlong_missing;	/* missing ones that may be gone */
 	int64		ngone;
+	int64		nkept;			/* profiles that keep vectors which the API no
+								 * longer has, for they are too many */
 
 	bool		is_silent;
 	int64		ndue;			/* when the run began; for a person */
@@ -216,11 +244,15 @@ extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew_done(HrflowRun *run);
 extern void hrflow_claim_release(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_postpone_done(HrflowRun *run);
 extern void hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile);
 extern void hrflow_claim_forget_all(HrflowRun *run);
 
 /* in fetch.c */
 extern void hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields);
+extern HrflowBadSource *hrflow_fetch_bad_source(HrflowRun *run,
+												const char *source_id);
 extern HrflowWanted *hrflow_fetch_next(HrflowRun *run);
 extern void hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 							  const HrflowWantedOutcome *outcome);
@@ -229,9 +261,17 @@ extern void hrflow_fetch_give_up(HrflowRun *run);
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_write_done(HrflowRun *run);
+extern void hrflow_write_explain(const HrflowStore *store);
+extern bool hrflow_write_is_of_server(int sqlerrcode);
 
 /* in erase.c */
-extern uint64 hrflow_erase_gone(HrflowRun *run, const HrflowStore *store,
-								int64 *nkept);
+extern void hrflow_erase_judge(HrflowRun *run, const HrflowStore *store,
+							   List *profiles);
+extern SPIPlanPtr hrflow_erase_prepare(const HrflowStore *store);
+extern void hrflow_erase_old_vectors(HrflowRun *run, SPIPlanPtr plan,
+									 HrflowProfile *profile);
+extern void hrflow_erase_explain(const HrflowStore *store);
+extern void hrflow_erase_note(const HrflowStore *store, List *profiles);
+extern void hrflow_erase_gone(HrflowRun *run, const HrflowStore *store);
 
 #endif							/* HRFLOW_REFRESH_H */

@@ -324,6 +324,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
+	hrflow_ready_check(&store);
 	job = hrflow_schedule_job(&store);
 	command = make_command(fcinfo, &store, schedule);
 	warn_of_login(&store);

@@ -16,7 +16,17 @@
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 
-/* The longest time after which a missing one is asked for again. */
+/*
+ * When a missing one is asked for again: the API indexes profiles some time
+ * after they were sent, so soon at first, then each day, and after
+ * HRFLOW_GONE_AGE, where it is kept for want of proof, less and less often.
+ */
+static const int64 missing_waits[] = {
+	USECS_PER_MINUTE, 5 * USECS_PER_MINUTE, 30 * USECS_PER_MINUTE,
+	6 * USECS_PER_HOUR
+};
+
+#define LATER_MISSING_WAIT USECS_PER_DAY
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
 /*
@@ -28,6 +38,9 @@
 /* How long profiles have to wait that met an outage. */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 #define MAX_POSTPONEMENT USECS_PER_HOUR
+
+/* Likewise, where the API does not know their source. */
+#define MAX_SOURCE_POSTPONEMENT USECS_PER_DAY
 
 static const char *const state_names[] = {
 	[HRFLOW_STATE_DUE] = "due",
@@ -78,7 +91,7 @@ static char *
 get_error(const HrflowProfile *profile)
 {
 	return profile->write_error != NULL ? profile->write_error :
-		profile->error;
+		profile->error != NULL ? profile->error : profile->lost;
 }
 
 /*
@@ -136,26 +149,40 @@ retry_at(int attempts)
 }
 
 /*
- * When to ask again for a profile that the API does not know: after max_age,
- * or a day if that is sooner.  One that was missing before, and is kept for
- * want of proof, waits as long as it has been missing, up to a month.
+ * When to ask again for a profile that the API has no vector of, which is
+ * missing since "age".  However late it was asked for this time, the wait goes
+ * with its age: it is the first that is more than twice that.
  */
 static TimestampTz
-missing_until(HrflowRun *run, const HrflowProfileRow *row)
+missing_until(HrflowRun *run, int64 age)
 {
-	Interval	day = {.day = 1};
-	TimestampTz due = Min(hrflow_state_due_after(run->max_age),
-						  hrflow_state_due_after(&day));
 	TimestampTz now = GetCurrentTimestamp();
+	int64		wait = LATER_MISSING_WAIT;
+	double		factor = 1 - 0.1 * pg_prng_double(&pg_global_prng_state);
 
-	if (row->state == HRFLOW_STATE_MISSING && row->has_failed_at)
+	for (int i = lengthof(missing_waits) - 1; i >= 0; i--)
 	{
-		int64		wait = Min(now - row->failed_at, MAX_MISSING_WAIT);
-
-		wait *= 1 - 0.1 * pg_prng_double(&pg_global_prng_state);
-		due = Max(due, now + wait);
+		if (2 * age < missing_waits[i])
+			wait = missing_waits[i];
 	}
-	return due;
+	if (age >= HRFLOW_GONE_AGE)
+		return now + (int64) (Min(age, MAX_MISSING_WAIT) * factor);
+	return Min(now + (int64) (wait * factor),
+			   hrflow_state_due_after(run->max_age));
+}
+
+/*
+ * For how long has the API had no vector of a profile?  A table of a user's own
+ * may lack failed_at, and does not tell then: it takes a day.
+ */
+static int64
+missing_age(const HrflowProfileRow *row)
+{
+	if (row->state != HRFLOW_STATE_MISSING)
+		return 0;
+	if (!row->has_failed_at)
+		return USECS_PER_DAY;
+	return Max(GetCurrentTimestamp() - row->failed_at, 0);
 }
 
 /*
@@ -171,25 +198,27 @@ has_old_error(const HrflowProfile *profile)
 /*
  * When to ask again for a profile that met what says nothing about it:
  * after a minute, and while its error stays the same as long as it has had it,
- * up to an hour.  So the next run begins with others.  One that was out of time
+ * up to an hour, or a day where the API does not know its source.  So the next run begins with others.  One that was out of time
  * has met no error now.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	int64		longest = get_status(profile) == HRFLOW_INVALID_SOURCE ?
+	MAX_SOURCE_POSTPONEMENT : MAX_POSTPONEMENT;
 	int64		wait = MIN_POSTPONEMENT;
 
 	if (!profile->unasked && profile->row.has_failed_at &&
 		has_old_error(profile))
-		wait = Min(Max(now - profile->row.failed_at, wait), MAX_POSTPONEMENT);
+		wait = Min(Max(now - profile->row.failed_at, wait), longest);
 	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
 }
 
 /*
- * Set failed_at: when it failed the last time.  Of a missing one that is when
- * it was first not found, which hrflow_erase_gone() must know; and of one that
- * was not answered, when that error came first.
+ * Set failed_at: when it failed the last time.  Of a missing one that is since
+ * when it is missing, which hrflow_erase_gone() must know; and of one that was
+ * not answered, when that error came first.
  */
 static void
 set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
@@ -233,6 +262,20 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 }
 
 /*
+ * When to ask again for a profile that was fetched: after max_age, or a day if
+ * that is sooner and the API no longer has all of it, which may be a mistake.
+ */
+static TimestampTz
+ok_until(HrflowRun *run, const HrflowProfile *profile)
+{
+	Interval	day = {.day = 1};
+	TimestampTz due = hrflow_state_due_after(run->max_age);
+
+	return profile->lost == NULL ? due :
+		Min(due, hrflow_state_due_after(&day));
+}
+
+/*
  * A profile was answered.
  */
 static void
@@ -246,14 +289,14 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 	{
 		profile->tally = HRFLOW_TALLY_OK;
 		row->state = HRFLOW_STATE_OK;
-		row->due_at = hrflow_state_due_after(run->max_age);
+		row->due_at = ok_until(run, profile);
 		row->attempts = 0;
 		row->is_refreshed = true;
 	}
 	else if (get_status(profile) == HRFLOW_NOT_FOUND)
 	{
 		profile->tally = HRFLOW_TALLY_MISSING;
-		row->due_at = missing_until(run, row);
+		row->due_at = missing_until(run, missing_age(row));
 		set_failed_at(profile, HRFLOW_STATE_MISSING, true);
 		row->state = HRFLOW_STATE_MISSING;
 		row->attempts = 0;

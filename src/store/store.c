@@ -73,6 +73,8 @@ static const char *const identifier_names[] = {
  * ------------------------------------------------------------------------
  */
 
+static const char explain_sql[] = "EXPLAIN %s";
+
 /*
  * A relation's name, quoted and qualified.
  */
@@ -288,6 +290,15 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 		elog(ERROR, "SPI_execute_with_args failed: %s",
 			 SPI_result_code_string(code));
 	return SPI_processed;
+}
+
+/*
+ * Have a statement planned and its execution begun, no more.
+ */
+void
+hrflow_store_explain(const char *sql, const HrflowParameters *parameters)
+{
+	hrflow_store_execute(hrflow_store_sql(NULL, explain_sql, sql), parameters);
 }
 
 /*
@@ -570,6 +581,9 @@ check_profiles(HrflowStore *store)
 	store->has_failed_at = find_column(store->profiles, "failed_at") != NULL;
 	if (store->has_failed_at)
 		hrflow_store_check_column(store->profiles, "failed_at", TIMESTAMPTZOID);
+	store->has_erased_at = find_column(store->profiles, "erased_at") != NULL;
+	if (store->has_erased_at)
+		hrflow_store_check_column(store->profiles, "erased_at", TIMESTAMPTZOID);
 }
 
 /*

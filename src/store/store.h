@@ -70,6 +70,7 @@ typedef struct HrflowStore
 	HrflowLayout layout;		/* likewise */
 	bool		has_manual;		/* profiles have the column "manual" */
 	bool		has_failed_at;	/* profiles have the column "failed_at" */
+	bool		has_erased_at;	/* profiles have the column "erased_at" */
 
 	/* What hrflow_store_close() sets back. */
 	Oid			saved_user;
@@ -145,6 +146,8 @@ extern void hrflow_store_add_rows(HrflowParameters *parameters,
 extern ErrorData *hrflow_store_try(void (*work) (void *arg), void *arg);
 extern uint64 hrflow_store_execute(const char *sql,
 								   const HrflowParameters *parameters);
+extern void hrflow_store_explain(const char *sql,
+								 const HrflowParameters *parameters);
 extern uint64 hrflow_store_execute_latest(const char *sql,
 										  const HrflowParameters *parameters);
 extern SPIPlanPtr hrflow_store_prepare(const char *sql, int nargs, Oid *types);
@@ -206,6 +209,10 @@ extern uint64 hrflow_erase_unwanted_of(const HrflowStore *store, Oid function,
 									   const HrflowParameters *parameters);
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
+extern int64 hrflow_erase_count(const HrflowStore *store);
+
+/* in ready.c */
+extern void hrflow_ready_check(const HrflowStore *store);
 
 /* in schedule.c */
 extern char *hrflow_schedule_job(const HrflowStore *store);

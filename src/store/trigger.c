@@ -41,14 +41,14 @@ PG_FUNCTION_INFO_V1(hrflow_track_trigger);
  * In these $1 is the source of a profile, and $2 its identifier.
  *
  * A change never sends a profile back that waits for its turn, nor makes one
- * due again earlier that has changed while it was fetched.
+ * due again earlier that has changed while it was fetched.  One that was missing
+ * is as good as new: the API may not have indexed yet what has changed.
  */
 static const char mark_changed_sql[] =
 "UPDATE %P AS p SET due_at = CASE"
 " WHEN p.state = 'due' AND p.attempts = 0 AND p.due_at IS NOT NULL"
 " THEN p.due_at ELSE LEAST(p.due_at, clock_timestamp()) END,"
-" attempts = 0, generation = p.generation + 1,"
-" state = CASE p.state WHEN 'missing' THEN 'missing' ELSE 'due' END"
+" attempts = 0, generation = p.generation + 1, state = 'due'"
 " WHERE p.source_id = $1 AND p.%I = $2";
 
 static const char lock_profile_sql[] =

@@ -40,10 +40,8 @@ static const char find_locked_sql[] =
 " WHERE p.lease_until = k.lease";
 
 /*
- * In these two $1 and $2 are the key of a profile.  The first one takes a
- * vector, and writes it where it differs from what is there; the second one
- * the sections of which vectors are deleted, or NULL for all, and then the
- * vectors to keep.
+ * $1 and $2 are the key of a profile, and then comes a vector, which is written
+ * where it differs from what is there.
  */
 static const char insert_vector_sql[] =
 "INSERT INTO %V AS v"
@@ -56,12 +54,6 @@ static const char insert_vector_sql[] =
 " ON CONFLICT (source_id, %I, section, item)"
 " DO UPDATE SET vector = excluded.vector,"
 " fetched_at = excluded.fetched_at";
-
-static const char delete_vectors_sql[] =
-"DELETE FROM %V AS v"
-" WHERE v.source_id = $1 AND v.%I = $2"
-" AND ($3 IS NULL OR v.section = ANY ($3))"
-" AND (v.section, v.item) NOT IN (SELECT * FROM unnest($4, $5))";
 
 static const char write_states_sql[] =
 "UPDATE %P AS p SET state = k.state, due_at = k.due_at,"
@@ -112,6 +104,8 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		/* A write that was rolled back leaves no mark. */
 		profile->is_ours = profile->is_locked = false;
 		profile->write_error = NULL;
+		profile->lost = NULL;
+		profile->is_kept = false;
 		values[0] = CStringGetTextDatum(profile->source_id);
 		values[1] = CStringGetTextDatum(profile->identifier);
 		values[2] = TimestampTzGetDatum(profile->lease);
@@ -155,19 +149,11 @@ lock_profiles(const HrflowStore *store, List *profiles)
 	}
 }
 
-/*
- * Statements executed for each vector, and each profile, of a batch.
- */
-typedef struct Plans
-{
-	SPIPlanPtr	insert;
-	SPIPlanPtr	delete;
-} Plans;
+static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
+INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
 
 static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
-static Oid	delete_types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
-INT4ARRAYOID};
 
 /*
  * Was all of a profile answered?
@@ -178,46 +164,12 @@ is_complete(const HrflowProfile *profile)
 	return !profile->unasked && profile->status == HRFLOW_OK;
 }
 
-/*
- * Delete a profile's vectors, of the sections asked for, that its answer no
- * longer has.  Where "fields" is left out those are all, unless there was no
- * answer before the known ones were asked for one by one.
- */
-static void
-delete_old_vectors(HrflowRun *run, const Plans *plans, HrflowProfile *profile)
-{
-	int			n = list_length(profile->vectors);
-	Datum	   *sections = palloc(sizeof(Datum) * Max(n, 1));
-	Datum	   *items = palloc(sizeof(Datum) * Max(n, 1));
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
-	ListCell   *cell;
-
-	foreach(cell, profile->vectors)
-	{
-		HrflowVector *vector = lfirst(cell);
-		int			i = foreach_current_index(cell);
-
-		sections[i] = CStringGetTextDatum(vector->section);
-		items[i] = Int32GetDatum(vector->item);
-	}
-	values[0] = CStringGetTextDatum(profile->source_id);
-	values[1] = CStringGetTextDatum(profile->identifier);
-	values[2] = PointerGetDatum(run->sections);
-	nulls[2] = run->fields == NULL && !profile->no_vector ? 'n' : ' ';
-	values[3] = PointerGetDatum(construct_array(sections, n, TEXTOID, -1,
-												false, TYPALIGN_INT));
-	values[4] = PointerGetDatum(construct_array(items, n, INT4OID,
-												sizeof(int32), true,
-												TYPALIGN_INT));
-	hrflow_store_execute_plan(plans->delete, values, nulls);
-}
-
 /* What write_vectors() is to do. */
 typedef struct Writing
 {
 	HrflowRun  *run;
-	const Plans *plans;
+	SPIPlanPtr	insert;
+	SPIPlanPtr	erase;
 	List	   *profiles;
 } Writing;
 
@@ -249,10 +201,10 @@ write_vectors(void *arg)
 			values[3] = Int32GetDatum(vector->item);
 			values[4] = PointerGetDatum(vector->value);
 			values[5] = now;
-			hrflow_store_execute_plan(writing->plans->insert, values, NULL);
+			hrflow_store_execute_plan(writing->insert, values, NULL);
 		}
 		if (is_complete(profile))
-			delete_old_vectors(writing->run, writing->plans, profile);
+			hrflow_erase_old_vectors(writing->run, writing->erase, profile);
 	}
 }
 
@@ -262,8 +214,8 @@ write_vectors(void *arg)
  * about corruption: a trigger may well throw the rest of both for one profile.
  * XX000 is what elog() throws, and every function in C without an errcode.
  */
-static bool
-is_of_server(int sqlerrcode)
+bool
+hrflow_write_is_of_server(int sqlerrcode)
 {
 	int			category = ERRCODE_TO_CATEGORY(sqlerrcode);
 
@@ -292,12 +244,14 @@ is_of_lock(int sqlerrcode)
  * error that is the profiles' or about locks.  Any other is thrown.
  */
 static ErrorData *
-try_write_vectors(HrflowRun *run, const Plans *plans, List *profiles)
+try_write_vectors(Writing *writing, List *profiles)
 {
-	Writing		writing = {.run = run, .plans = plans, .profiles = profiles};
-	ErrorData  *error = hrflow_store_try(write_vectors, &writing);
+	ErrorData  *error;
 
-	if (error != NULL && is_of_server(error->sqlerrcode) &&
+	writing->profiles = profiles;
+	error = hrflow_store_try(write_vectors, writing);
+
+	if (error != NULL && hrflow_write_is_of_server(error->sqlerrcode) &&
 		!is_of_lock(error->sqlerrcode))
 		ReThrowError(error);
 	return error;
@@ -346,29 +300,37 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 static void
 write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	Plans		plans;
+	Writing		writing = {.run = run};
 	ListCell   *cell;
 
-	plans.insert = hrflow_store_prepare(hrflow_store_sql(store,
-														 insert_vector_sql),
-										lengthof(insert_types), insert_types);
-	plans.delete = hrflow_store_prepare(hrflow_store_sql(store,
-														 delete_vectors_sql),
-										lengthof(delete_types), delete_types);
-	if (try_write_vectors(run, &plans, profiles) != NULL)
+	writing.insert = hrflow_store_prepare(hrflow_store_sql(store,
+														   insert_vector_sql),
+										  lengthof(insert_types), insert_types);
+	writing.erase = hrflow_erase_prepare(store);
+	if (try_write_vectors(&writing, profiles) != NULL)
 	{
 		foreach(cell, profiles)
 		{
 			HrflowProfile *profile = lfirst(cell);
-			ErrorData  *error = try_write_vectors(run, &plans,
+			ErrorData  *error = try_write_vectors(&writing,
 												  list_make1(profile));
 
 			if (error != NULL)
 				note_write_error(run, profile, error);
 		}
 	}
-	SPI_freeplan(plans.insert);
-	SPI_freeplan(plans.delete);
+	SPI_freeplan(writing.insert);
+	SPI_freeplan(writing.erase);
+}
+
+/*
+ * The statement that writes states.
+ */
+static char *
+get_write_states_sql(const HrflowStore *store)
+{
+	return hrflow_store_sql(store, write_states_sql, store->has_failed_at ?
+							"failed_at = k.failed_at," : "");
 }
 
 /*
@@ -377,9 +339,7 @@ write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 static void
 write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	static const Oid types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-	INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
-	HrflowRows *rows = hrflow_store_make_rows(types, lengthof(types),
+	HrflowRows *rows = hrflow_store_make_rows(state_types, lengthof(state_types),
 											  list_length(profiles));
 	HrflowParameters parameters = {0};
 	TimestampTz now = GetCurrentTimestamp();
@@ -389,8 +349,8 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);
 		HrflowProfileRow *row = &profile->row;
-		Datum		values[lengthof(types)];
-		bool		nulls[lengthof(types)] = {false};
+		Datum		values[lengthof(state_types)];
+		bool		nulls[lengthof(state_types)] = {false};
 		int			i = 0;
 
 		if (!profile->is_ours)
@@ -411,39 +371,66 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 			CStringGetTextDatum(row->error);
 		nulls[i] = !row->has_failed_at;
 		values[i++] = TimestampTzGetDatum(row->failed_at);
-		Assert(i == lengthof(types));
+		Assert(i == lengthof(state_types));
 		hrflow_store_add_row(rows, values, nulls);
 	}
 	if (rows->n == 0)
 		return;
 
 	hrflow_store_add_rows(&parameters, rows);
-	hrflow_store_execute(hrflow_store_sql(store, write_states_sql,
-										  store->has_failed_at ?
-										  "failed_at = k.failed_at," : ""),
-						 &parameters);
+	hrflow_store_execute(get_write_states_sql(store), &parameters);
 }
 
 /*
- * Remember a profile that the API did not know at the last refresh, and does
- * not now.
+ * Have the statements that write planned, and their execution begun, of nothing.
+ * Throws what they would throw.
  */
-static void
-note_gone(HrflowRun *run, const HrflowProfile *profile)
+void
+hrflow_write_explain(const HrflowStore *store)
 {
-	MemoryContext old;
-	HrflowGone *gone;
+	HrflowParameters vector = {0};
+	HrflowParameters states = {0};
 
-	if (profile->tally != HRFLOW_TALLY_MISSING ||
-		profile->claimed_state != HRFLOW_STATE_MISSING)
-		return;
-	old = MemoryContextSwitchTo(run->context);
-	gone = palloc(sizeof(HrflowGone));
-	gone->source_id = pstrdup(profile->source_id);
-	gone->identifier = pstrdup(profile->identifier);
-	gone->generation = profile->generation;
-	run->gone = lappend(run->gone, gone);
-	MemoryContextSwitchTo(old);
+	for (int i = 0; i < lengthof(insert_types); i++)
+	{
+		hrflow_store_add(&vector, insert_types[i], (Datum) 0);
+		vector.nulls[i] = 'n';
+	}
+	hrflow_store_explain(hrflow_store_sql(store, insert_vector_sql), &vector);
+	hrflow_store_add_rows(&states,
+						  hrflow_store_make_rows(state_types,
+												 lengthof(state_types), 0));
+	hrflow_store_explain(get_write_states_sql(store), &states);
+}
+
+/*
+ * Has the API had no vector of a profile for so long that it may be gone?
+ */
+static bool
+is_long_missing(const HrflowProfile *profile)
+{
+	return profile->tally == HRFLOW_TALLY_MISSING &&
+		profile->row.has_failed_at &&
+		GetCurrentTimestamp() - profile->row.failed_at >= HRFLOW_GONE_AGE;
+}
+
+/*
+ * Those of some profiles that are ours, and of which all was answered.
+ */
+static List *
+list_complete(List *profiles)
+{
+	List	   *complete = NIL;
+	ListCell   *cell;
+
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		if (profile->is_ours && is_complete(profile))
+			complete = lappend(complete, profile);
+	}
+	return complete;
 }
 
 /*
@@ -465,7 +452,9 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 	if (profiles == NIL)
 		return;
 	lock_profiles(store, profiles);
+	hrflow_erase_judge(run, store, list_complete(profiles));
 	write_all_vectors(run, store, profiles);
+	hrflow_erase_note(store, profiles);
 	write_states(run, store, profiles);
 }
 
@@ -483,6 +472,26 @@ is_to_be_tried_again(HrflowProfile *profile)
 	if (profile->locked_at == 0)
 		profile->locked_at = now;
 	return now - profile->locked_at < MAX_LOCKED_TIME;
+}
+
+/*
+ * A profile was written whose source the API does not know: the others of the
+ * source wait as long.  Those that were claimed, and then not asked for, do not
+ * count as claimed.
+ */
+static void
+note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
+{
+	HrflowBadSource *source;
+
+	if (profile->status != HRFLOW_INVALID_SOURCE)
+		return;
+	source = hrflow_fetch_bad_source(run, profile->source_id);
+	if (profile->unasked)
+		run->nclaimed--;
+	else if (profile->is_current && profile->row.has_due_at)
+		source->due_at = Max(source->due_at, profile->row.due_at);
+	source->is_to_be_postponed = source->due_at != 0;
 }
 
 /*
@@ -510,7 +519,9 @@ hrflow_write_done(HrflowRun *run)
 				run->ncounted++;
 				run->nvain = 0;
 			}
-			note_gone(run, profile);
+			run->nlong_missing += is_long_missing(profile);
+			run->nkept += profile->is_kept;
+			note_bad_profile(run, profile);
 		}
 		run->narrived--;
 		hrflow_claim_forget(run, profile);

@@ -85,14 +85,24 @@ SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
 SELECT count(*) FROM talent.embedding_profile;
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 
--- Not found, twice, is gone, where another is found; without a vector for a section the others are had
+-- Not found is missing, however often, and gone after days, where another is found
 SELECT hrflow_track('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due, last_error FROM talent.state;
 SELECT profile_id, state, attempts, http_status, refreshed_at FROM hrflow_store_failures('talent.embedding');
+SELECT due_at - failed_at BETWEEN interval '50 seconds' AND interval '61 seconds' AS soon FROM talent.embedding_profile WHERE state = 'missing';
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due, generation FROM talent.state;
+UPDATE talent.embedding_profile SET failed_at = now() - interval '4 days', due_at = now() WHERE state = 'missing';
+CALL hrflow_refresh('talent.embedding');
+SELECT profile_id, state, due, generation FROM talent.state;
+
+-- So is one of which there is no vector
+SELECT hrflow_track('talent.embedding', 'acme', '{novector-cook,"fault:data=e30,id=cook"}');
+CALL hrflow_refresh('talent.embedding', '{"skills": 1}');
+SELECT profile_id, state, attempts, http_status, last_error FROM hrflow_store_failures('talent.embedding') WHERE profile_id ~ 'cook';
+SELECT hrflow_untrack('talent.embedding', 'acme', '{novector-cook,"fault:data=e30,id=cook"}');
 
 -- One that is gone is listed, and due again when it is asked for, but not because its table is tracked again
 SELECT profile_id, state, attempts, http_status FROM hrflow_store_failures('talent.embedding');
@@ -139,8 +149,10 @@ FROM (VALUES ('leased', 2, 'due', '-1 day'::interval, '5 minutes'::interval, NUL
 	('gone', 9, 'gone', NULL, NULL, NULL, 'not found', NULL),
 	('later', 10, 'due', '5 minutes', NULL, NULL, 'at some time', NULL)) AS v(what, n, state, due, lease, refreshed, error, failed),
 	generate_series(1, n) i;
+UPDATE talent.counted_profile SET erased_at = now() - interval '23 hours' WHERE profile_id IN ('gone1', 'gone2', 'new1');
+UPDATE talent.counted_profile SET erased_at = now() - interval '25 hours' WHERE profile_id = 'gone3';
 SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due - now() AS oldest_due, refreshed_last_minute,
-	refreshed_last_hour, requests_due, time_due, last_error, last_run, last_run_status FROM hrflow_store_status('talent.counted');
+	refreshed_last_hour, requests_due, time_due, last_error, last_run, last_run_status, erased_last_day FROM hrflow_store_status('talent.counted');
 COMMIT;
 SELECT hrflow_drop_store('talent.counted');
 
@@ -239,6 +251,7 @@ SELECT * FROM hrflow_match_weighted('talent.loose', '{1,0}', '{"profile": 1}'); 
 UPDATE talent.loose SET source_id = 'acme', profile_id = 'cook-3', item = NULL WHERE source_id IS NULL;
 SELECT * FROM hrflow_match('talent.loose', '{1,0}'); -- error
 INSERT INTO talent.loose_profile (source_id, profile_id, state, due_at, generation) VALUES ('acme', 'cook-1', 'due', now(), 0);
+ALTER TABLE talent.loose ADD UNIQUE (source_id, profile_id, section, item);
 CALL hrflow_refresh('talent.loose'); -- error
 UPDATE talent.loose_profile SET attempts = 0, generation = NULL;
 CALL hrflow_refresh('talent.loose'); -- error

@@ -228,6 +228,10 @@ like(
 		\s+->\ \ Index\ Scan\ using\ embedding_profile_due_at_idx\ .*\n
 		\s+Index\ Cond:\ \(\(due_at\ >=\ .*\(due_at\ <=\ /x,
 	'the claim finds due profiles by the index on due_at');
+like(
+	$call->{out} . $call->{err},
+	qr/Index\ Scan\ using\ embedding_profile_due_at_idx1\ /x,
+	'the claim finds new profiles by an index of their own');
 
 #
 # What changes while it is fetched
@@ -315,6 +319,7 @@ sub gone_run
 			WHERE profile_id LIKE 'nurse%';");
 	$store->hasten('true');
 	my $first = $store->call;
+	$store->age('4 days');
 	$store->hasten('true');
 	return ($first, $store->call);
 }
@@ -324,21 +329,99 @@ like(
 	qr/: 2 refreshed, .* 19 not found, 0 gone/,
 	'a profile that the API does not know is missing at first');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
-	0, 'the vectors of a profile that is missing twice are erased');
-like($second, qr/: 2 refreshed, .* 0 not found, 19 gone/,
-	'a profile that is missing twice is gone');
+	0, 'the vectors of a profile that is missing for four days are erased');
+like(
+	$second,
+	qr/: 2 refreshed, .* 0 not found, 19 gone/,
+	'a profile that is missing for four days is gone');
+
+# However many runs they come in, and until a day has passed
+sub lose
+{
+	my ($n) = @_;
+	$store->sql(
+		"UPDATE shop.embedding_profile SET state = 'missing', due_at = now(),
+			profile_id = replace(profile_id, 'cook', 'missing'), failed_at = now() - interval '5 days'
+		WHERE profile_id = ANY (SELECT profile_id FROM shop.embedding_profile
+			WHERE state = 'ok' AND profile_id ~ '^cook' ORDER BY 1 LIMIT $n);
+		UPDATE shop.embedding SET profile_id = replace(profile_id, 'cook', 'missing')
+			WHERE profile_id NOT IN (SELECT profile_id FROM shop.embedding_profile)"
+	);
+	return $store->call;
+}
 ($first, $second) = gone_run(21, 390);
 like(
 	$second,
-	qr/WARNING:  .*refresh of shop\.embedding was stopped: too many profiles are gone/,
-	'a run stops when more than 20 profiles and more than a twentieth would be gone');
-is($store->states, 'missing 21, ok 390', 'no profile is gone when the run stops for too many');
-is($store->wrong_vectors("profile_id LIKE 'cook-1%'"),
-	0, 'other profiles are refreshed when the run stops for too many');
+	qr/WARNING:\ .*\ keeps\ the\ vectors\ of\ 21\ profiles\ .*\n
+		DETAIL:\ .*\ at\ most\ 5\ %/x,
+	'a run warns when more than 20 profiles and more than a twentieth would be gone');
+is($store->states, 'missing 21, ok 390', 'no profile is gone where they are too many');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
-	42, 'missing profiles keep their vectors when the run stops for too many');
+	42, 'missing profiles keep their vectors where they are too many');
+($first, $second) = gone_run(20, 390);
+like($second, qr/ 20 gone/, '20 profiles may be gone in one run');
+like(lose(1), qr/keeps the vectors of 1 profile /, 'the next run of a day may have none');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
+	2, 'the vectors are kept of a profile that is one too many within a day');
+is($store->sql("SELECT erased_last_day FROM hrflow_store_status('shop.embedding')"),
+	20, 'hrflow_store_status() shows how many profiles have lost vectors within a day');
+$store->age('1 day');
+like(lose(1), qr/ 0 not found, 2 gone/, 'a day later others may be gone');
 ($first, $second) = gone_run(21, 420);
-like($second, qr/ 21 gone/, 'less than a twentieth of the profiles may be gone in one run');
+like($second, qr/ 21 gone/, 'a twentieth of the profiles may be gone within a day');
+
+# What has no vectors loses none
+$store->sql("DELETE FROM shop.candidate; DELETE FROM shop.embedding_profile");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) SELECT 'missing-' || i FROM generate_series(1, 50) i;
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('cook-1')");
+$store->call;
+$store->age('4 days');
+$store->hasten('true');
+like($store->call, qr/ 0 not found, 50 gone/, 'any number may be gone that never had vectors');
+
+# A section that the API no longer has is the same
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 60) i");
+$store->call;
+$store->sql(
+	"UPDATE shop.embedding_profile SET profile_id = 'novector-' || profile_id;
+	UPDATE shop.embedding SET profile_id = 'novector-' || profile_id");
+$store->hasten('true');
+like(
+	$store->call,
+	qr/keeps the vectors of 60 profiles that the API no longer has/,
+	'a run warns when more than 20 profiles would lose a section');
+is($store->sql('SELECT section, count(*) FROM shop.embedding GROUP BY 1 ORDER BY 1'),
+	"profile|60\nskills|60", 'sections are kept where they are too many');
+is( $store->profiles("state, last_error, due_at < now() + interval '1 day'"),
+	'ok|HrFlow no longer has vectors of sections asked for: skills|t',
+	'a profile that would lose a section says so, and is due the next day');
+$store->hasten("profile_id < 'novector-cook-2'");
+like($store->call, qr/: 11 refreshed/, 'a run of a few such profiles');
+is($store->sql('SELECT section, count(*) FROM shop.embedding GROUP BY 1 ORDER BY 1'),
+	"profile|60\nskills|49", 'erases the section of those');
+$store->hasten("profile_id >= 'novector-cook-5'");
+like(
+	$store->call,
+	qr/keeps the vectors of 16 profiles that the API no longer has/,
+	'the next one has no more');
+
+# An API that suddenly has nothing
+foreach my $fault ("status=400,message=Invalid key. File doesn't exist", 'data=e30')
+{
+	$store->track("SELECT 'cook-' || i FROM generate_series(1, 60) i");
+	$store->call;
+	$store->hasten('true');
+	$api->script($fault);
+	$store->call;
+	is($store->states, 'missing 60', "$fault for every profile makes them missing");
+	is($store->sql('SELECT count(*) FROM shop.embedding'),
+		120, "$fault for every profile erases nothing");
+	$api->reset;
+	$store->hasten('true');
+	$store->call;
+	is($store->states, 'ok 60', "profiles that met $fault are refreshed when it is over");
+}
 
 #
 # Where everything is wrong nothing is erased

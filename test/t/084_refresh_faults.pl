@@ -77,13 +77,14 @@ $store->track("SELECT 'cook-' || i FROM generate_series(1, 30) i");
 $store->call;
 for my $round (1, 2)
 {
+	$store->age('5 days');
 	$store->hasten('true');
 	my @printed = map { $store->call('max_profiles => 3', %nowhere) } 1 .. 10;
 	is(scalar(grep { / 3 not found, 0 gone/ } @printed),
 		10, "in round $round runs of three profiles find none, and none is gone");
 	is( scalar(grep { /WARNING/ } @printed),
 		$round == 1 ? 0 : 10,
-		"in round $round a profile that is not found again gives a warning") or diag(@printed);
+		"in round $round a profile that is missing for days gives a warning") or diag(@printed);
 	like(
 		$printed[0],
 		qr/WARNING:\ \ .*shop\.embedding\ keeps\ 3\ profiles\ that\ the\ API\ does\ not\ know\n
@@ -98,6 +99,7 @@ $store->track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
 $store->call;
 for (1 .. 3)
 {
+	$store->age('5 days');
 	$store->hasten('true');
 	$store->call(undef, %nowhere);
 }
@@ -105,26 +107,32 @@ is($store->states, 'missing 5', 'a small store is missing, not gone, when no pro
 is($store->sql('SELECT count(*) FROM shop.embedding'),
 	10, 'a small store keeps its vectors when no profile is found');
 
-# They cost less and less
-like(
-	$store->profiles("due_at BETWEEN now() + interval '20 hours' AND now() + interval '25 hours'"),
-	qr/^t$/, 'a missing profile is due the next day');
-$store->sql(
-	"UPDATE shop.embedding_profile SET failed_at = now() - interval '8 days',
-		refreshed_at = now() - interval '9 days'"
-);
-$store->hasten('true');
-$store->call(undef, %nowhere);
-is($store->profiles("due_at BETWEEN now() + interval '7 days' AND now() + interval '9 days'"),
-	't', 'a profile missing for eight days is due in eight days');
-$store->sql(
-	"UPDATE shop.embedding_profile SET failed_at = now() - interval '800 days',
-		refreshed_at = now() - interval '900 days'"
-);
-$store->hasten('true');
-$store->call(undef, %nowhere);
-is($store->profiles("due_at BETWEEN now() + interval '26 days' AND now() + interval '31 days'"),
-	't', 'a profile missing for years is due in a month');
+# They are asked for soon at first, then each day, and then less and less
+foreach my $case (
+	[ '0', 1 ],
+	[ '1 minute', 5 ],
+	[ '6 minutes', 30 ],
+	[ '36 minutes', 6 * 60 ],
+	[ '7 hours', 24 * 60 ],
+	[ '3 days', 24 * 60 ],
+	[ '8 days', 8 * 24 * 60 ],
+	[ '800 days', 30 * 24 * 60 ])
+{
+	my ($age, $minutes) = @$case;
+
+	$store->sql(
+		"UPDATE shop.embedding_profile SET failed_at = now() - interval '$age',
+			refreshed_at = now() - interval '$age' - interval '1 day'"
+	);
+	$store->hasten('true');
+	$store->call(undef, %nowhere);
+	is( $store->profiles(
+			"state, due_at BETWEEN now() + 0.9 * interval '$minutes minutes' - interval '20 seconds'
+				AND now() + interval '$minutes minutes'"
+		),
+		'missing|t',
+		"a profile missing for $age is due in $minutes minutes");
+}
 $store->hasten('true');
 like($store->call, qr/: 5 refreshed/, 'missing profiles are refreshed once the API finds them');
 is($store->profiles('state, attempts, last_error'),
@@ -142,6 +150,9 @@ delete_from_account("profile_id = 'cook-1'");
 $store->hasten('true');
 $store->call;
 $store->hasten('true');
+like($store->call, qr/ 1 not found, 0 gone/, 'a profile that is not found twice is missing');
+$store->age('4 days');
+$store->hasten('true');
 like($store->call, qr/: 4 refreshed, .* 1 gone/, 'a profile deleted from the account is gone');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"),
 	0, 'a profile deleted from the account loses its vectors');
@@ -150,6 +161,7 @@ is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'
 delete_from_account("profile_id = 'cook-2'");
 $store->hasten("profile_id ~ 'cook-2'");
 $store->call;
+$store->age('4 days');
 $store->hasten("profile_id ~ 'cook-2'");
 my $printed = $store->call;
 like(
@@ -179,8 +191,21 @@ like(
 	$store->call,
 	qr/ 1 not found, 0 gone/,
 	'a profile that is marked due after it was gone is missing at first');
+$store->age('4 days');
 $store->hasten("profile_id ~ 'cook-2'");
 like($store->call, qr/ 1 not found, 0 gone/, 'only refreshes after a profile became missing count');
+
+# A new one that is not indexed yet, and changes meanwhile
+$store->track("SELECT unnest('{missing-1,cook-1}'::text[])");
+$store->call;
+$store->age('4 days');
+$store->sql("UPDATE shop.candidate SET cv = 'new'");
+like($store->call, qr/: 1 refreshed, .* 1 not found, 0 gone/, 'a change begins the days anew');
+$store->hasten('true');
+like(
+	$store->call,
+	qr/: 1 refreshed, .* 1 not found, 0 gone/,
+	'a profile is not gone days after it was new, but days after it has changed');
 
 #
 # Errors that are not the profiles' fault
@@ -221,6 +246,69 @@ like(
 	$store->call,
 	qr/: 100 refreshed, \d+ to be tried again/,
 	'the next run refreshes other profiles');
+
+#
+# Nor do those of a source that the API does not know
+#
+sub asked_of_unknown
+{
+	return scalar grep { /source_id=unknown-1/ } split /\n/, $api->get('/log');
+}
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 100) i");
+$store->sql(
+	"INSERT INTO shop.embedding_profile (source_id, profile_id, due_at)
+		SELECT 'unknown-1', 'p' || i, now() - interval '1 hour' FROM generate_series(1, 2000) i"
+);
+like(
+	$store->call('max_profiles => 100'),
+	qr/WARNING:  .*leaves a source out.* (?!0)\d+ refreshed/s,
+	'newer profiles are refreshed in the run that leaves a source out');
+cmp_ok(asked_of_unknown(), '<=', 32,
+	'no more is asked of an unknown source than what was in flight');
+is($store->profiles('attempts, due_at > now()', "source_id = 'unknown-1'"),
+	'0|t', 'all profiles of an unknown source have to wait');
+$api->reset;
+$store->call('max_profiles => 100');
+is($store->states, 'due 2000, ok 100', 'the next run refreshes the others');
+is(asked_of_unknown(), 0, 'the next run asks nothing of an unknown source');
+
+foreach my $age ([ '3 hours', '150 minutes', '3 hours' ], [ '8 days', '21 hours', '1 day' ])
+{
+	$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '$age->[0]'");
+	$store->hasten("source_id = 'unknown-1'");
+	$api->reset;
+	$store->call;
+	is(asked_of_unknown(), 1,
+		"a source that is unknown for $age->[0] is asked for one profile only");
+	is( $store->profiles(
+			"due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'",
+			"source_id = 'unknown-1'"),
+		't',
+		"a source that is unknown for $age->[0] is asked again between $age->[1] and $age->[2] later"
+	);
+}
+$store->sql(
+	"DELETE FROM shop.embedding_profile WHERE profile_id > 'p2';
+	UPDATE shop.embedding_profile SET source_id = 'acme' WHERE source_id = 'unknown-1'");
+$store->hasten("profile_id ~ '^p'");
+like(
+	$store->call,
+	qr/: (?:[2-9]\d\d|1\d{3}) refreshed/,
+	'all profiles of a source are refreshed once the API knows it');
+
+#
+# New candidates do not wait for the many that are fetched again
+#
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 200) i");
+$store->call;
+$store->sql("UPDATE shop.embedding_profile SET due_at = now() - interval '1 day'");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$store->call('max_profiles => 15');
+is($store->profiles('state', "profile_id ~ 'cook'"),
+	'ok', 'new profiles are fetched before older ones that are due again');
+is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()'),
+	15, 'the rest of a run are those that are due again');
 
 # Longer and longer
 $store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
@@ -370,12 +458,15 @@ $store->sql(
 	CREATE CONSTRAINT TRIGGER planted AFTER UPDATE ON shop.embedding_profile
 		DEFERRABLE INITIALLY DEFERRED
 	FOR EACH ROW WHEN (NEW.state = $$ok$$) EXECUTE FUNCTION shop.fail()');
+$api->reset;
 like(
 	$store->call,
-	qr/ERROR:  (XX123: the owner says no|42501: cannot fire deferred trigger)/,
-	'the caller sees the error of a deferred trigger, or that it is refused');
+	qr/ERROR:\ \ 55000:\ .*\n
+		DETAIL:\ \ Constraint\ "planted"\ of\ table\ "embedding_profile"\ is\ INITIALLY\ DEFERRED/x,
+	'a deferred trigger of the owner is refused');
+is($api->stats->{requests}, 0, 'a deferred trigger of the owner is refused without a request');
 is($store->profiles('state, attempts, lease_until'),
-	'due|0|', 'the error of a deferred trigger gives the leases back');
+	'due|0|', 'the refusal of a deferred trigger leaves no lease');
 
 # Even where they cannot be given back
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
@@ -584,7 +675,7 @@ is($store->profiles('due_at <= clock_timestamp()'),
 	't', 'a max_age of zero leaves all profiles due');
 like(
 	$store->call("max_age => '0', time_budget => '5 seconds'"),
-	qr/: 2 refreshed, .* 0 not found, 1 gone/,
+	qr/: 2 refreshed, .* 1 not found, 0 gone/,
 	'the next run fetches all profiles again after a max_age of zero');
 
 # After a failure later and later

@@ -80,6 +80,7 @@ if (!$dir)
 		UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id = 'nurse-4';
 		UPDATE shop.embedding_profile SET lease_until = now() + '1 day'
 			WHERE profile_id = 'teacher-2';
+		UPDATE shop.embedding_profile SET due_at = now() + '1 day' WHERE state = 'missing';
 		TRUNCATE shop.claim});
 	$node->safe_psql(
 		'postgres', q{

@@ -9,6 +9,7 @@
 #   $store->states             'ok 990, due 10'
 #   $store->profiles('state, attempts')   the different rows of these columns
 #   $store->refreshed          how many profiles were refreshed at any time
+#   $store->age('5 days')      as if what was done was done so long ago
 #   $store->wrong_vectors      how many are not what the API gives, or missing
 #   $store->asked              how often each profile was asked for, as a hash
 #
@@ -178,6 +179,18 @@ sub hasten
 		"UPDATE $self->{name}.embedding_profile
 			SET lease_until = NULL, due_at = LEAST(due_at, now()) WHERE "
 		  . ($where // "state = 'due'"));
+	return;
+}
+
+# As if so much time had passed since profiles were refreshed and missing.
+sub age
+{
+	my ($self, $interval, $where) = @_;
+	$where //= 'true';
+	$self->sql(
+		"UPDATE $self->{name}.embedding_profile SET refreshed_at = refreshed_at - interval '$interval',
+			failed_at = failed_at - interval '$interval',
+			erased_at = erased_at - interval '$interval' WHERE $where");
 	return;
 }
 

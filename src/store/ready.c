@@ -1,0 +1,236 @@
+/*-------------------------------------------------------------------------
+ *
+ * ready.c
+ *		Can a store take what a refresh fetches?  Asked before that is paid for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "catalog/pg_attribute.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
+#include "store/refresh.h"
+#include "utils/lsyscache.h"
+
+/* Number of columns of the key of the table of vectors. */
+#define KEY_COLUMNS 4
+
+/*
+ * A store is refused.  "detail" and "hint" are translated.
+ */
+HRFLOW_NORETURN static void
+refuse_store(const HrflowStore *store, const char *detail, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("store %s cannot take what hrflow_refresh() fetches",
+					store->vectors_name),
+			 errdetail_internal("%s", detail),
+			 errhint("%s", hint)));
+}
+
+/*
+ * Check that a table has no trigger that is deferred to the end of the
+ * transaction, as that of a constraint may be: such an operation on the owner's
+ * behalf takes none.
+ */
+static void
+check_triggers(const HrflowStore *store, Relation table)
+{
+	const TriggerDesc *triggers = table->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		const Trigger *trigger = &triggers->triggers[i];
+
+		if (trigger->tginitdeferred && trigger->tgenabled != TRIGGER_DISABLED)
+			refuse_store(store,
+						 psprintf(_("Constraint \"%s\" of table \"%s\" is INITIALLY DEFERRED."),
+								  get_constraint_name(trigger->tgconstraint),
+								  RelationGetRelationName(table)),
+						 _("Make it NOT DEFERRABLE or INITIALLY IMMEDIATE."));
+	}
+}
+
+/*
+ * Check a table of a store and its partitions.
+ */
+static void
+check_table(const HrflowStore *store, Relation root)
+{
+	ListCell   *cell;
+
+	foreach(cell, find_all_inheritors(RelationGetRelid(root), AccessShareLock,
+									  NULL))
+	{
+		Relation	table = table_open(lfirst_oid(cell), NoLock);
+
+		if (table->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+			refuse_store(store,
+						 psprintf(_("\"%s\", a part of table \"%s\", is a foreign table."),
+								  RelationGetRelationName(table),
+								  RelationGetRelationName(root)),
+						 _("Refresh that part where it is, as a store of its own."));
+		check_triggers(store, table);
+		table_close(table, NoLock);
+	}
+}
+
+/*
+ * Is a column of the table of vectors part of its key?
+ */
+static bool
+is_in_key(const HrflowStore *store, const char *column)
+{
+	return strcmp(column, "source_id") == 0 ||
+		strcmp(column, store->identifier_name) == 0 ||
+		strcmp(column, "section") == 0 || strcmp(column, "item") == 0;
+}
+
+/*
+ * Is it one that is written?
+ */
+static bool
+is_written(const HrflowStore *store, const char *column)
+{
+	return is_in_key(store, column) || strcmp(column, "vector") == 0 ||
+		strcmp(column, "fetched_at") == 0;
+}
+
+/*
+ * Is this an index that ON CONFLICT takes for the key?  It would take one of a
+ * deferrable constraint, too, but fail when it is executed.
+ */
+static bool
+is_of_key(const HrflowStore *store, Relation index)
+{
+	const FormData_pg_index *form = index->rd_index;
+	TupleDesc	desc = RelationGetDescr(store->vectors);
+
+	if (!form->indisunique || !form->indisvalid ||
+		form->indnkeyatts != KEY_COLUMNS ||
+		RelationGetIndexPredicate(index) != NIL)
+		return false;
+	for (int i = 0; i < KEY_COLUMNS; i++)
+	{
+		AttrNumber	number = form->indkey.values[i];
+
+		if (number <= 0 ||
+			!is_in_key(store, NameStr(TupleDescAttr(desc, number - 1)->attname)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Check that the table of vectors has a key, and one that is not deferrable.
+ */
+static void
+check_key(const HrflowStore *store)
+{
+	bool		has_key = false;
+	ListCell   *cell;
+
+	foreach(cell, RelationGetIndexList(store->vectors))
+	{
+		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+
+		if (is_of_key(store, index))
+		{
+			if (!index->rd_index->indimmediate)
+				refuse_store(store,
+							 psprintf(_("The constraint of index \"%s\" is DEFERRABLE."),
+									  RelationGetRelationName(index)),
+							 _("Make it NOT DEFERRABLE."));
+			has_key = true;
+		}
+		index_close(index, NoLock);
+	}
+	if (!has_key)
+		refuse_store(store,
+					 psprintf(_("Table \"%s\" has no unique index on (source_id, %s, section, item)."),
+							  RelationGetRelationName(store->vectors),
+							  store->identifier_name),
+					 psprintf(_("ALTER TABLE %s ADD PRIMARY KEY (source_id, %s, section, item)."),
+							  store->vectors_name, store->identifier_name));
+}
+
+/*
+ * Check that the table of vectors has no column that must be given a value, and
+ * would not be.
+ */
+static void
+check_columns(const HrflowStore *store)
+{
+	TupleDesc	desc = RelationGetDescr(store->vectors);
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(desc, i);
+
+		if (column->attnotnull && !column->attisdropped &&
+			!column->atthasdef && column->attidentity == '\0' &&
+			!is_written(store, NameStr(column->attname)))
+			refuse_store(store,
+						 psprintf(_("Column \"%s\" of table \"%s\" is NOT NULL and has no default."),
+								  NameStr(column->attname),
+								  RelationGetRelationName(store->vectors)),
+						 _("Give it a default, or allow nulls."));
+	}
+}
+
+static void
+explain_statements(void *arg)
+{
+	const HrflowStore *store = arg;
+
+	hrflow_write_explain(store);
+	hrflow_erase_explain(store);
+}
+
+/*
+ * Check that the statements can be planned, and their execution begun: that the
+ * columns may be written, and that the owner may do what they do.
+ */
+static void
+check_statements(const HrflowStore *store)
+{
+	ErrorData  *error = hrflow_store_try(explain_statements,
+										 unconstify(HrflowStore *, store));
+	const char *hint = _("Make the tables as hrflow_create_store() does.");
+
+	if (error == NULL)
+		return;
+	switch (error->sqlerrcode)
+	{
+		case ERRCODE_INSUFFICIENT_PRIVILEGE:
+			hint = _("Grant SELECT, INSERT, UPDATE and DELETE on both tables to their owner.");
+			break;
+		default:
+			if (hrflow_write_is_of_server(error->sqlerrcode))
+				ReThrowError(error);
+	}
+	refuse_store(store, error->message ? error->message : "", hint);
+}
+
+/*
+ * Refuse a store whose tables cannot take what a refresh writes, whatever it
+ * fetches: else each profile would be paid for again and again.  SPI is
+ * connected.
+ *
+ * Throws 55000.
+ */
+void
+hrflow_ready_check(const HrflowStore *store)
+{
+	check_table(store, store->vectors);
+	check_table(store, store->profiles);
+	check_key(store);
+	check_columns(store);
+	check_statements(store);
+}
