@@ -487,6 +487,8 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 	if (profile->status != HRFLOW_INVALID_SOURCE)
 		return;
 	source = hrflow_fetch_bad_source(run, profile->source_id);
+	if (source == NULL)
+		return;					/* a part of it was not asked for */
 	if (profile->unasked)
 		run->nclaimed--;
 	else if (profile->is_current && profile->row.has_due_at)
