@@ -746,9 +746,9 @@ COMMENT ON FUNCTION hrflow_store_status(regclass) IS
 
 REVOKE ALL ON FUNCTION hrflow_store_status(regclass) FROM PUBLIC;
 
--- The profiles that failed after max_attempts, those that the API did not know
--- when it was asked last, and those that are gone.  profile_id is the store's identifier: the
--- reference or the e-mail where it was made so.
+-- The profiles that failed after max_attempts, those that the API did not know, or
+-- had no vector of, when it was asked last, and those that are gone.  profile_id is
+-- the store's identifier: the reference or the e-mail where it was made so.
 CREATE FUNCTION hrflow_store_failures(store regclass)
 RETURNS TABLE (source_id text, profile_id text, state text, attempts int,
 	http_status int, last_error text, refreshed_at timestamptz)
