@@ -298,7 +298,7 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 void
 hrflow_store_explain(const char *sql, const HrflowParameters *parameters)
 {
-	hrflow_store_execute(hrflow_store_sql(NULL, explain_sql, sql), parameters);
+	hrflow_store_execute(psprintf(explain_sql, sql), parameters);
 }
 
 /*

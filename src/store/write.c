@@ -258,6 +258,26 @@ try_write_vectors(Writing *writing, List *profiles)
 }
 
 /*
+ * Keep an error, of which this is a copy, for the end of the run.  Leaves another
+ * memory context current.
+ */
+static pg_noinline void
+keep_error(HrflowRun *run, ErrorData *error)
+{
+	PG_TRY();
+	{
+		ReThrowError(error);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(run->context);
+		run->error = CopyErrorData();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+}
+
+/*
  * A profile's vectors could not be written: for an error of its own, or because
  * they are locked.  The latter ends the run, but not before all others are
  * written; the profile is left to its lease until then.
@@ -265,30 +285,18 @@ try_write_vectors(Writing *writing, List *profiles)
 static void
 note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 {
-	MemoryContext old;
+	MemoryContext old = CurrentMemoryContext;
 
 	if (is_of_lock(error->sqlerrcode))
 	{
 		profile->is_ours = false;
 		profile->is_stuck = true;
-		if (run->error != NULL)
-			return;
-		old = MemoryContextSwitchTo(run->context);
-		PG_TRY();
-		{
-			ReThrowError(error);
-		}
-		PG_CATCH();
-		{
-			MemoryContextSwitchTo(run->context);
-			run->error = CopyErrorData();
-			FlushErrorState();
-		}
-		PG_END_TRY();
+		if (run->error == NULL)
+			keep_error(run, error);
 		MemoryContextSwitchTo(old);
 		return;
 	}
-	old = MemoryContextSwitchTo(profile->context);
+	MemoryContextSwitchTo(profile->context);
 	profile->write_error = psprintf("Could not be stored: %s", error->message ?
 									error->message : "unknown error");
 	MemoryContextSwitchTo(old);
