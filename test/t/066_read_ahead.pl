@@ -45,6 +45,7 @@ $node->safe_psql(
 	ALTER TABLE part2 DROP COLUMN x;
 	ALTER TABLE part ATTACH PARTITION part2 FOR VALUES IN (2);
 	INSERT INTO part SELECT i, 'p' || i, i % 3 FROM generate_series(1, 30) i;
+	CREATE INDEX ON part (id);
 	CREATE TABLE parent (id int, hid text);
 	CREATE TABLE child (extra text) INHERITS (parent);
 	INSERT INTO parent SELECT i, 'p' || i FROM generate_series(1, 10) i;
@@ -100,6 +101,7 @@ my @shapes = (
 	[ A => "SELECT id, length(($e)::text) > 10 FROM c ORDER BY id" ],
 	[ A => "SELECT ($e ->> 'profile') IS NULL FROM c ORDER BY id" ],
 	[ A => "SELECT ARRAY[$e ->> 'profile', name] FROM c ORDER BY id" ],
+	[ A => "SELECT (ARRAY[$e ->> 'profile', name])[1] FROM c ORDER BY id" ],
 	[ A => "SELECT ROW(id, $e) FROM c ORDER BY id" ],
 	[ A => "SELECT id, $e FROM c WHERE active ORDER BY id" ],
 	[ A => "SELECT id, $e FROM c WHERE id = 7" ],
@@ -181,6 +183,23 @@ my @shapes = (
 	],
 	[   N =>
 		  "SELECT id, hrflow_profile_embedding('S', lag(hid) OVER (ORDER BY id)) FROM c ORDER BY id"
+	],
+	[ A => "SELECT id, e, count(*) OVER () FROM (SELECT id, $e e FROM c OFFSET 0) s ORDER BY id" ],
+	[   Ag => "SELECT * FROM (SELECT id, e, row_number() OVER (ORDER BY id) r
+			FROM (SELECT id, $e e FROM c ORDER BY id OFFSET 0) s) t WHERE r <= 5"
+	],
+	[   g => "BEGIN; SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off;
+			SELECT id, $e FROM part ORDER BY id LIMIT 4; ROLLBACK"
+	],
+	[   g => "BEGIN; SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off;
+			SELECT id, $e FROM part ORDER BY id; ROLLBACK"
+	],
+	[   g => "BEGIN; SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0;
+			SET LOCAL min_parallel_table_scan_size = 0;
+			SELECT id, hrflow_profile_embedding('S', lower(hid)) FROM c ORDER BY id; ROLLBACK"
+	],
+	[   g => "BEGIN; DECLARE q SCROLL CURSOR FOR SELECT id, $e FROM c ORDER BY id;
+			FETCH 38 FROM q; FETCH BACKWARD 2 FROM q; FETCH ALL FROM q; FETCH BACKWARD 1 FROM q; ROLLBACK"
 	],
 	[ A => "SELECT id, $e FROM c ORDER BY $e, id" ],
 	[ A => "SELECT id FROM c ORDER BY $e ->> 'profile', id" ],
