@@ -123,7 +123,8 @@ typedef struct HrflowSettings
 									 * has no vector; else it is an error */
 	int			max_concurrency;	/* requests in flight */
 	int			max_requests_per_minute;	/* of the API; 0: no limit */
-	int			max_requests_per_statement; /* likewise */
+	int			max_requests_per_statement; /* likewise; the lower one of two
+											 * settings */
 	size_t		max_response_size;	/* bytes, after decompression */
 	bool		allow_in_shard_queries; /* batches, where Citus runs them */
 	bool		http2;			/* is it offered where there is TLS? */

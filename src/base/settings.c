@@ -76,6 +76,7 @@ static int	on_missing = ON_MISSING_ERROR;
 static int	max_concurrency = 32;
 static int	max_requests_per_minute = 0;
 static int	max_requests_per_statement = 0;
+static int	statement_request_limit = 0;
 static int	max_response_size = 4096;
 static bool allow_in_shard_queries = false;
 static bool read_ahead = true;
@@ -294,34 +295,6 @@ check_link_hosts(char **newval, void **extra, GucSource source)
  * ------------------------------------------------------------------------
  */
 
-/*
- * Where a session begins with a limit, the user may lower it and take that
- * back, but not raise it; nor may he keep a greater one for a role, a database
- * or a function.  What he gives with the connection counts as the beginning
- * unless the library was there before.
- */
-static bool
-check_statement_limit(int *newval, void **extra, GucSource source)
-{
-	const char *reset;
-	int			limit;
-
-	if (defining || InitializingParallelWorker || !IsTransactionState() ||
-		(source != PGC_S_TEST && source < PGC_S_CLIENT) || superuser())
-		return true;
-
-	reset = GetConfigOptionResetString("hrflow_embed.max_requests_per_statement");
-	limit = source == PGC_S_CLIENT ? max_requests_per_statement : atoi(reset);
-	if (limit == 0 || (*newval > 0 && *newval <= limit))
-		return true;
-	GUC_check_errcode(ERRCODE_INSUFFICIENT_PRIVILEGE);
-	GUC_check_errmsg("permission denied to raise \"%s\"",
-					 "hrflow_embed.max_requests_per_statement");
-	GUC_check_errdetail("The session began with a limit of %d.", limit);
-	GUC_check_errhint("Only a superuser may raise it, for instance with ALTER ROLE ... SET.");
-	return false;
-}
-
 static void
 assign_string(const char *newval, void *extra)
 {
@@ -524,10 +497,16 @@ hrflow_settings_define(void)
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_statement",
 							"Requests that one statement of a client may send to the HrFlow API; 0 for no limit.",
-							"Where a session begins with a limit, only a superuser can raise it there.",
+							NULL,
 							&max_requests_per_statement, 0, 0, INT_MAX,
 							PGC_USERSET, 0,
-							check_statement_limit, assign_int, NULL);
+							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.statement_request_limit",
+							"Requests that no statement may exceed, whatever max_requests_per_statement is; 0 for no limit.",
+							NULL,
+							&statement_request_limit, 0, 0, INT_MAX,
+							PGC_SUSET, 0,
+							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_attempts",
 							"Tries of one request, the first included.",
 							NULL,
@@ -658,7 +637,10 @@ take_copy(const char *key)
 	copy->settings.missing_is_null = on_missing == ON_MISSING_NULL;
 	copy->settings.max_concurrency = max_concurrency;
 	copy->settings.max_requests_per_minute = max_requests_per_minute;
-	copy->settings.max_requests_per_statement = max_requests_per_statement;
+	copy->settings.max_requests_per_statement =
+		max_requests_per_statement == 0 ? statement_request_limit :
+		statement_request_limit == 0 ? max_requests_per_statement :
+		Min(max_requests_per_statement, statement_request_limit);
 	copy->settings.max_response_size = (size_t) max_response_size * 1024;
 	copy->settings.allow_in_shard_queries = allow_in_shard_queries;
 	copy->settings.http2 = http_version == HRFLOW_HTTP_AUTO;

@@ -57,21 +57,24 @@ static const char *const queues_sql[] = {
 /*
  * $1 is a source that the API does not know, $2 the time now, $3 when it is to be
  * asked for again, and $4 the error.  All its profiles that would be due earlier
- * wait until then; so many at a time, for others may be waiting for their rows.
+ * wait until then; $5 at a time, for others may be waiting for their rows.
  */
 static const char postpone_sql[] =
 "WITH due AS MATERIALIZED"
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
 " WHERE p.source_id = $1 AND p.due_at < $3"
 " AND (p.lease_until IS NULL OR p.lease_until <= $2)"
-" ORDER BY p.due_at LIMIT 10000"
+" ORDER BY p.due_at LIMIT $5"
 " FOR UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET due_at = $3,"
 " %s last_error = $4"
 " FROM due WHERE p.source_id = due.s AND p.%I = due.i";
 
+#define POSTPONED_AT_ONCE 10000
+
 static const char postpone_since_sql[] =
-"failed_at = CASE WHEN p.last_error = $4 THEN p.failed_at ELSE $2 END,";
+"failed_at = CASE WHEN p.state = 'missing' OR p.last_error = $4"
+" THEN p.failed_at ELSE $2 END,";
 
 /*
  * $1 to $3 are the keys and leases, and $4 is when they end now.  Those that
@@ -207,6 +210,21 @@ claim_from_all(HrflowRun *run, const HrflowStore *store, int64 size,
 }
 
 /*
+ * What was due long ago when it changed, and what others had locked, has come to
+ * the queue below the bound: once a second, look from the beginning.
+ */
+static void
+look_back(HrflowRun *run)
+{
+	int64		now = hrflow_clock_now();
+
+	if (now - run->looked_back_at < HRFLOW_SEC)
+		return;
+	run->looked_back_at = now;
+	run->claimed_to[HRFLOW_QUEUE_DUE] = DT_NOBEGIN;
+}
+
+/*
  * Claim what is due longest in its queue, as much as is soon asked for.
  */
 void
@@ -223,6 +241,7 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	/* A lease that a crash takes back is not missed. */
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	look_back(run);
 	n = claim_from_all(run, store, size, lease);
 	if (n == 0)
 	{
@@ -246,8 +265,9 @@ hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
 
 	foreach(cell, run->bad_sources)
 	{
-		const HrflowBadSource *source = lfirst(cell);
+		HrflowBadSource *source = lfirst(cell);
 		HrflowParameters parameters = {0};
+		uint64		n;
 
 		if (!source->is_to_be_postponed)
 			continue;
@@ -259,10 +279,13 @@ hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
 						 TimestampTzGetDatum(source->due_at));
 		hrflow_store_add(&parameters, TEXTOID,
 						 CStringGetTextDatum(source->error));
-		hrflow_store_execute(hrflow_store_sql(store, postpone_sql,
-											  store->has_failed_at ?
-											  postpone_since_sql : ""),
-							 &parameters);
+		hrflow_store_add(&parameters, INT8OID,
+						 Int64GetDatum(POSTPONED_AT_ONCE));
+		n = hrflow_store_execute(hrflow_store_sql(store, postpone_sql,
+												  store->has_failed_at ?
+												  postpone_since_sql : ""),
+								 &parameters);
+		source->has_more = n == POSTPONED_AT_ONCE;
 	}
 }
 
@@ -275,7 +298,11 @@ hrflow_claim_postpone_done(HrflowRun *run)
 	ListCell   *cell;
 
 	foreach(cell, run->bad_sources)
-		((HrflowBadSource *) lfirst(cell))->is_to_be_postponed = false;
+	{
+		HrflowBadSource *source = lfirst(cell);
+
+		source->is_to_be_postponed &= source->has_more;
+	}
 }
 
 /*

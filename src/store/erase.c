@@ -53,41 +53,52 @@ static const char erase_vectors_sql[] =
 "DELETE FROM %V AS v WHERE v.source_id = $1 AND v.%I = ANY ($2)";
 
 /*
- * Find the profiles that are missing at least since $1, and were asked for since
- * $2: then they are due later.  Lock them, and see whether there are vectors of
- * them, and whether another profile of their source was refreshed since.
+ * $1 to $4 are the profiles that a run has found missing: their keys and
+ * generations, and whether the API knows them and only has no vector of the
+ * sections $5, or of any where that is NULL.  $6 is the time before which they
+ * must have been missing, and $7 is when the run began.  Of those that have
+ * vectors none is erased where they are more than $8.
+ *
+ * Those that have changed since, or that another session is asking for, are left
+ * out, and so are those that the API knows and that have vectors of sections the
+ * run did not ask for.  A profile is proven to be gone by another one of its
+ * source that was refreshed in the second half of the time it has been missing.
  */
-#define FIND_GONE_SQL \
-	"WITH missing AS MATERIALIZED" \
-	" (SELECT p.source_id AS s, p.%I AS i, p.failed_at AS since," \
-	" EXISTS (SELECT FROM %V AS v WHERE v.source_id = p.source_id" \
-	" AND v.%I = p.%I) AS has_vectors" \
-	" FROM %P AS p WHERE p.state = 'missing' AND p.failed_at <= $1" \
-	" AND p.due_at > $2" \
-	" ORDER BY p.source_id, p.%I FOR UPDATE OF p SKIP LOCKED)," \
-	" known AS MATERIALIZED" \
-	" (SELECT m.s, (SELECT max(p.refreshed_at) FROM %P AS p" \
-	" WHERE p.source_id = m.s) AS at" \
-	" FROM (SELECT DISTINCT s FROM missing) AS m)," \
-	" found AS MATERIALIZED" \
-	" (SELECT m.s, m.i, m.has_vectors," \
-	" COALESCE(k.at > m.since, false) AS proven" \
-	" FROM missing AS m JOIN known AS k ON k.s = m.s)"
-
-static const char count_gone_sql[] = FIND_GONE_SQL
-" SELECT count(*) FILTER (WHERE proven AND has_vectors),"
-" count(*) FILTER (WHERE NOT proven) FROM found";
-
-/* $3 says whether those may be erased that have vectors. */
-static const char erase_gone_sql[] = FIND_GONE_SQL ","
+static const char erase_gone_sql[] =
+"WITH missing AS MATERIALIZED"
+" (SELECT p.source_id AS s, p.%I AS i, p.failed_at AS since,"
+" EXISTS (SELECT FROM %V AS v WHERE v.source_id = p.source_id"
+" AND v.%I = p.%I) AS has_vectors"
+" FROM %P AS p JOIN unnest($1, $2, $3, $4) AS a(s, i, generation, is_known)"
+" ON p.source_id = a.s AND p.%I = a.i"
+" WHERE p.state = 'missing' AND p.failed_at <= $6 AND p.due_at > $7"
+" AND p.generation = a.generation"
+" AND (p.lease_until IS NULL OR p.lease_until <= clock_timestamp())"
+" AND NOT (a.is_known AND EXISTS (SELECT FROM %V AS v"
+" WHERE v.source_id = p.source_id AND v.%I = p.%I"
+" AND v.section <> ALL ($5)))"
+" ORDER BY p.source_id, p.%I FOR UPDATE OF p SKIP LOCKED),"
+" known AS MATERIALIZED"
+" (SELECT m.s, (SELECT max(p.refreshed_at) FROM %P AS p"
+" WHERE p.source_id = m.s) AS at"
+" FROM (SELECT DISTINCT s FROM missing) AS m),"
+" found AS MATERIALIZED"
+" (SELECT m.s, m.i, m.has_vectors,"
+" COALESCE(k.at > m.since + (clock_timestamp() - m.since) / 2, false)"
+" AS proven"
+" FROM missing AS m JOIN known AS k ON k.s = m.s),"
+" counted AS MATERIALIZED"
+" (SELECT count(*) FILTER (WHERE proven AND has_vectors) AS n,"
+" count(*) FILTER (WHERE NOT proven) AS nunproven FROM found),"
 " gone AS (UPDATE %P AS p SET state = 'gone', due_at = NULL,"
-" lease_until = NULL%s FROM found AS k"
+" lease_until = NULL%s FROM found AS k, counted AS c"
 " WHERE p.source_id = k.s AND p.%I = k.i"
-" AND k.proven AND ($3 OR NOT k.has_vectors)"
+" AND k.proven AND (c.n <= $8 OR NOT k.has_vectors)"
 " RETURNING k.s, k.i),"
 " vectors AS (DELETE FROM %V AS v USING gone AS k"
 " WHERE v.source_id = k.s AND v.%I = k.i)"
-" SELECT count(*) FROM gone";
+" SELECT (SELECT count(*) FROM gone), c.nunproven,"
+" CASE WHEN c.n <= $8 THEN 0 ELSE c.n END FROM counted AS c";
 
 static const char set_erased_at_sql[] =
 ", erased_at = CASE WHEN k.has_vectors THEN clock_timestamp()"
@@ -97,7 +108,10 @@ static const char count_erased_sql[] =
 "SELECT count(*) FROM %P AS p"
 " WHERE p.erased_at > clock_timestamp() - interval '24 hours'";
 
-static const char count_tracked_sql[] = "SELECT count(*) FROM %P";
+/* Those that may have vectors to lose. */
+static const char count_refreshed_sql[] =
+"SELECT count(*) FROM %P AS p"
+" WHERE p.refreshed_at IS NOT NULL AND p.state IS DISTINCT FROM 'gone'";
 
 /*
  * In these two $1 and $2 are the key of a profile, and $3 are the sections of
@@ -205,23 +219,26 @@ hrflow_erase_count(const HrflowStore *store)
 }
 
 /*
- * May so many profiles lose vectors because the API no longer has them?  All
- * that were erased in this way within 24 hours count, whichever runs did it.
+ * How many profiles may still lose vectors because the API no longer has them?
+ * All that were erased in this way within 24 hours count, whichever runs did it.
+ * Where that is not known, none may.
  *
- * Locks others out who want to know the same, until the transaction's end.
+ * Only one session at a time may ask, until its transaction ends; the others do
+ * not wait, since they have rows locked, but are told that none may.
  */
-static bool
-may_erase(const HrflowStore *store, int64 n)
+static int64
+get_allowance(const HrflowStore *store)
 {
-	if (n == 0)
-		return true;
-	LockDatabaseObject(RelationRelationId, RelationGetRelid(store->profiles),
-					   0, ExclusiveLock);
-	n += hrflow_erase_count(store);
-	if (n <= MAX_ERASED_FREE)
-		return true;
-	hrflow_store_execute(hrflow_store_sql(store, count_tracked_sql), NULL);
-	return n <= MAX_ERASED_PART * DatumGetInt64(hrflow_store_datum(0, 1));
+	int64		most;
+
+	if (!store->has_erased_at ||
+		!ConditionalLockDatabaseObject(RelationRelationId,
+									   RelationGetRelid(store->profiles), 0,
+									   ExclusiveLock))
+		return 0;
+	hrflow_store_execute(hrflow_store_sql(store, count_refreshed_sql), NULL);
+	most = MAX_ERASED_PART * DatumGetInt64(hrflow_store_datum(0, 1));
+	return Max(Max(most, MAX_ERASED_FREE) - hrflow_erase_count(store), 0);
 }
 
 /*
@@ -366,7 +383,7 @@ hrflow_erase_judge(HrflowRun *run, const HrflowStore *store, List *profiles)
 	}
 	if (plan != NULL)
 		SPI_freeplan(plan);
-	if (may_erase(store, list_length(losers)))
+	if (losers == NIL || list_length(losers) <= get_allowance(store))
 		return;
 	foreach(cell, losers)
 		((HrflowProfile *) lfirst(cell))->is_kept = true;
@@ -481,26 +498,41 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 void
 hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 {
+	static const Oid types[] = {TEXTOID, TEXTOID, INT8OID, BOOLOID};
+	HrflowRows *rows;
 	HrflowParameters parameters = {0};
-	int64		nwith_vectors;
-	bool		may;
+	ListCell   *cell;
 
 	if (!store->has_failed_at)
 		return;
+	rows = hrflow_store_make_rows(types, lengthof(types),
+								  list_length(run->gone));
+	foreach(cell, run->gone)
+	{
+		const HrflowGone *gone = lfirst(cell);
+		Datum		values[lengthof(types)];
+
+		values[0] = CStringGetTextDatum(gone->source_id);
+		values[1] = CStringGetTextDatum(gone->identifier);
+		values[2] = Int64GetDatum(gone->generation);
+		values[3] = BoolGetDatum(gone->is_known);
+		hrflow_store_add_row(rows, values, NULL);
+	}
+	hrflow_store_add_rows(&parameters, rows);
+	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(run->sections));
+	if (run->fields == NULL)
+		parameters.nulls[lengthof(types)] = 'n';
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(GetCurrentTimestamp() - HRFLOW_GONE_AGE));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
-	hrflow_store_execute(hrflow_store_sql(store, count_gone_sql), &parameters);
-	nwith_vectors = DatumGetInt64(hrflow_store_datum(0, 1));
-	warn_of_unproven(run, DatumGetInt64(hrflow_store_datum(0, 2)));
-	may = may_erase(store, nwith_vectors);
-	if (!may)
-		run->nkept += nwith_vectors;
-	hrflow_store_add(&parameters, BOOLOID, BoolGetDatum(may));
+	hrflow_store_add(&parameters, INT8OID,
+					 Int64GetDatum(get_allowance(store)));
 	hrflow_store_execute(hrflow_store_sql(store, erase_gone_sql,
 										  store->has_erased_at ?
 										  set_erased_at_sql : ""),
 						 &parameters);
 	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1));
+	run->nkept += DatumGetInt64(hrflow_store_datum(0, 3));
+	warn_of_unproven(run, DatumGetInt64(hrflow_store_datum(0, 2)));
 }

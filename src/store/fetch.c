@@ -308,6 +308,7 @@ hrflow_fetch_next(HrflowRun *run)
 static void
 set_missing(HrflowProfile *profile)
 {
+	profile->is_known = true;
 	profile->status = HRFLOW_NOT_FOUND;
 	profile->error = profile->no_vector_error;
 	if (profile->error == NULL)

@@ -493,7 +493,7 @@ run_to_end(HrflowRun *run)
 	if (run->error != NULL)
 		ReThrowError(run->error);
 	warn_of_stop(run);
-	if (run->nlong_missing > 0)
+	if (run->gone != NIL)
 		hrflow_work_do(run, hrflow_erase_gone);
 	warn_of_kept(run);
 	report_progress(run, true);

@@ -48,6 +48,7 @@ typedef struct HrflowBadSource
 	char	   *error;
 	TimestampTz due_at;			/* when to ask again, or 0: not known yet */
 	bool		is_to_be_postponed; /* all of it, until then */
+	bool		has_more;		/* than were postponed at once */
 } HrflowBadSource;
 
 /*
@@ -126,6 +127,7 @@ typedef struct HrflowProfile
 	bool		is_locked;		/* it is, but others have locked the row */
 	bool		is_current;		/* and nothing has changed since */
 	bool		is_stuck;		/* its vectors are locked by others */
+	bool		is_known;		/* the API knows it, but has no vector of it */
 	int64		locked_at;		/* since when, by our clock; 0: never */
 	char	   *write_error;	/* why the table of vectors did not take its
 								 * vectors, or NULL */
@@ -142,6 +144,17 @@ typedef struct HrflowProfile
  * and then at three days more.
  */
 #define HRFLOW_GONE_AGE (4 * USECS_PER_DAY)
+
+/*
+ * A profile of which the API has had no vector for days.
+ */
+typedef struct HrflowGone
+{
+	char	   *source_id;
+	char	   *identifier;
+	int64		generation;
+	bool		is_known;		/* but only lacks the sections asked for */
+} HrflowGone;
 
 typedef struct HrflowRun
 {
@@ -184,6 +197,7 @@ typedef struct HrflowRun
 
 	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* no profile due before is to be
 											 * claimed */
+	int64		looked_back_at; /* see look_back(), by our clock */
 	bool		is_drained;		/* the last claim found none */
 	List	   *bad_sources;	/* HrflowBadSource */
 
@@ -206,7 +220,7 @@ typedef struct HrflowRun
 	int64		ncounted;		/* all of these except HRFLOW_TALLY_NONE */
 	int			nvain;			/* profiles since that came to nothing */
 	int64		nunwritten;		/* profiles that others have locked too long */
-	int64		nlong_missing;	/* missing ones that may be gone */
+	List	   *gone;			/* those that may be gone: HrflowGone */
 	int64		ngone;
 	int64		nkept;			/* profiles that keep vectors which the API no
 								 * longer has, for they are too many */

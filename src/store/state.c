@@ -263,7 +263,8 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 
 /*
  * When to ask again for a profile that was fetched: after max_age, or a day if
- * that is sooner and the API no longer has all of it, which may be a mistake.
+ * that is sooner and it has lost vectors that the API no longer has, which may be
+ * a mistake.
  */
 static TimestampTz
 ok_until(HrflowRun *run, const HrflowProfile *profile)
@@ -271,7 +272,7 @@ ok_until(HrflowRun *run, const HrflowProfile *profile)
 	Interval	day = {.day = 1};
 	TimestampTz due = hrflow_state_due_after(run->max_age);
 
-	return profile->lost == NULL ? due :
+	return profile->lost == NULL || profile->is_kept ? due :
 		Min(due, hrflow_state_due_after(&day));
 }
 

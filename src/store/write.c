@@ -412,14 +412,27 @@ hrflow_write_explain(const HrflowStore *store)
 }
 
 /*
- * Has the API had no vector of a profile for so long that it may be gone?
+ * Note a profile of which the API has had no vector for so long that it may be
+ * gone.
  */
-static bool
-is_long_missing(const HrflowProfile *profile)
+static void
+note_long_missing(HrflowRun *run, const HrflowProfile *profile)
 {
-	return profile->tally == HRFLOW_TALLY_MISSING &&
-		profile->row.has_failed_at &&
-		GetCurrentTimestamp() - profile->row.failed_at >= HRFLOW_GONE_AGE;
+	MemoryContext old;
+	HrflowGone *gone;
+
+	if (profile->tally != HRFLOW_TALLY_MISSING ||
+		!profile->row.has_failed_at ||
+		GetCurrentTimestamp() - profile->row.failed_at < HRFLOW_GONE_AGE)
+		return;
+	old = MemoryContextSwitchTo(run->context);
+	gone = palloc(sizeof(HrflowGone));
+	gone->source_id = pstrdup(profile->source_id);
+	gone->identifier = pstrdup(profile->identifier);
+	gone->generation = profile->generation;
+	gone->is_known = profile->is_known;
+	run->gone = lappend(run->gone, gone);
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -519,7 +532,8 @@ hrflow_write_done(HrflowRun *run)
 
 		if (profile->is_stuck || is_to_be_tried_again(profile))
 			continue;
-		run->nvain++;
+		run->nvain += !profile->is_ours ||
+			profile->status != HRFLOW_INVALID_SOURCE;
 		run->nunwritten += profile->is_locked;
 		if (profile->is_ours)
 		{
@@ -529,7 +543,7 @@ hrflow_write_done(HrflowRun *run)
 				run->ncounted++;
 				run->nvain = 0;
 			}
-			run->nlong_missing += is_long_missing(profile);
+			note_long_missing(run, profile);
 			run->nkept += profile->is_kept;
 			note_bad_profile(run, profile);
 		}

@@ -4,7 +4,8 @@
  *		How many requests a statement has sent to the API.
  *
  * A statement is what the client sent: functions and procedures that it calls
- * count as part of it, and so do the transactions that a procedure commits.
+ * count as part of it, and so do the transactions that a procedure commits.  Each
+ * FETCH is a statement, and so is each part of a result that a driver asks for.
  * Every try counts, since each may be paid for, and so do those that libcurl
  * makes by itself; links do not, since the API does not serve them.
  *

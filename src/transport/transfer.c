@@ -206,6 +206,7 @@ refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
 	transfer->reply.transient = false;
 	transfer->reply.detail = detail;
 	transfer->reply.http_status = 0;
+	transfer->try.fault = HRFLOW_NO_FAULT;
 	hrflow_transfer_move(transfer, HRFLOW_DONE);
 }
 
@@ -239,7 +240,7 @@ start(HrflowTransfer *transfer, int64 now)
 		if (hrflow_budget_is_spent(transport->settings))
 		{
 			snprintf(transfer->error, sizeof(transfer->error),
-					 "The limit, hrflow_embed.max_requests_per_statement, is %d.",
+					 "The limit is %d requests.",
 					 transport->settings->max_requests_per_statement);
 			refuse(transfer, HRFLOW_OVER_BUDGET, transfer->error);
 			return true;

@@ -472,7 +472,10 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	counts = !pauses || transfer->try.counts;
 	pause = pauses ? transfer->try.pause : hrflow_account_backoff(reply);
 
+	/* Where the statement may send nothing more, the failure is the answer. */
 	if (pause > HRFLOW_RETRY_AFTER_LIMIT || transport->expired ||
+		(!HRFLOW_IS_LINK(reply->target) &&
+		 hrflow_budget_is_spent(transport->settings)) ||
 		(transport->stopped && !HRFLOW_IS_LINK(reply->target)) ||
 		hrflow_clock_now() + pause >= transport->deadline ||
 		(counts && reply->attempts >= transport->settings->max_attempts))

@@ -9,10 +9,7 @@ use Hrflow::Store;
 use Test::More;
 
 my $api = Hrflow::StandIn->new;
-my $node = Hrflow::Node->new(
-	'budget', $api,
-	shared_preload_libraries => 'hrflow_embed',
-	link_hosts => '127.0.0.1');
+my $node = Hrflow::Node->new('budget', $api, link_hosts => '127.0.0.1');
 my $limit = 'SET hrflow_embed.max_requests_per_statement = ';
 
 # What a statement prints, what is said, and how many requests the API gets.
@@ -46,7 +43,7 @@ sub ids
 # Every kind of statement
 #
 is_run(
-	"$limit 10; SELECT status, count(*), bool_and(error ~ 'max_requests_per_statement, is 10')
+	"$limit 10; SELECT status, count(*), bool_and(error ~ 'The limit is 10 requests')
 		FROM hrflow_profile_embeddings('acme', " . ids(100) . ') GROUP BY 1 ORDER BY 1',
 	"ok|10|\nover_budget|90|t",
 	qr/WARNING:.*statement has sent as many requests.*\nDETAIL:  10 of 100 elements were answered/,
@@ -78,10 +75,14 @@ foreach my $ahead ('on', 'off')
 		"$limit 5; SET hrflow_embed.read_ahead = $ahead;
 		SELECT hrflow_profile_embedding('acme', 'p' || i) FROM generate_series(1, 20) i",
 		'',
-		qr/ERROR:  53400: statement has sent as many requests to the HrFlow API as it may\n.*is 5\..*\nHINT:  Ask for less in one statement/,
+		qr/ERROR:  53400: statement has sent as many requests to the HrFlow API as it may\n.*is 5 requests\..*\nHINT:  Ask for less in one statement/,
 		5,
 		"more calls than may be sent, with read_ahead $ahead");
 }
+is_run(
+	"$limit 1; SELECT hrflow_profile_embedding('acme', 'fault:status=500')",
+	'', qr/ERROR:  58000/,
+	1, 'a request that fails, and may not be tried again');
 is_run(
 	"$limit 4;
 	DO \$\$ BEGIN
@@ -123,50 +124,67 @@ is($store->sql('SELECT sum(attempts) FROM shop.embedding_profile'),
 	0, 'a limit counts as no attempt of a profile');
 
 #
-# Who may raise it
+# Parts of a result
+#
+is_run(
+	"$limit 10; BEGIN; DECLARE c CURSOR FOR
+		SELECT i, hrflow_profile_embedding('acme', 'p' || i) IS NOT NULL FROM generate_series(1, 40) i;
+	FETCH 10 FROM c; FETCH 10 FROM c; COMMIT",
+	join("\n", map { "$_|t" } 1 .. 20),
+	qr/^$/, 20, 'a cursor, of which each FETCH is a statement');
+
+#
+# A limit that is not the user's
 #
 $node->safe_psql(
-	'postgres', 'CREATE ROLE recruiter LOGIN; CREATE ROLE keen LOGIN;
-	ALTER ROLE keen SET hrflow_embed.max_requests_per_statement = 200');
-$node->append_conf('postgresql.conf', 'hrflow_embed.max_requests_per_statement = 50');
+	'postgres', 'CREATE ROLE recruiter LOGIN;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO recruiter');
+$node->append_conf('postgresql.conf', 'hrflow_embed.statement_request_limit = 15');
 $node->reload;
 $node->poll_query_until('postgres',
-	"SELECT current_setting('hrflow_embed.max_requests_per_statement') = '50'");
+	"SELECT current_setting('hrflow_embed.statement_request_limit') = '15'");
 
-sub as
+sub sent_by_recruiter
 {
-	my ($role, $sql) = @_;
-	my ($status, $out, $err) =
-	  $node->psql('postgres', "\\set VERBOSITY verbose\n$sql", extra_params => [ '-U', $role ]);
-	return "$out$err";
+	my ($settings) = @_;
+
+	$api->reset;
+	my ($status, $out, $err) = $node->psql(
+		'postgres',
+		"\\set VERBOSITY verbose\n$settings; SELECT count(*) FROM hrflow_profile_embeddings('acme', "
+		  . ids(30) . ')',
+		extra_params => [ '-U', 'recruiter' ]);
+	return ($api->stats->{api_requests}, $err);
 }
-my $show = 'SHOW hrflow_embed.max_requests_per_statement';
-my $refused =
-  qr/ERROR:  42501: permission denied to raise "hrflow_embed.max_requests_per_statement"\nDETAIL:  The session began with a limit of 50\./;
-is(as('recruiter', "$limit 20; $show; RESET hrflow_embed.max_requests_per_statement; $show"),
-	"20\n50", 'a user may lower a limit, and take that back');
-like(as('recruiter', "$limit $_"), $refused, "a user may not set a limit of 50 to $_")
-  foreach 0, 51, 2147483647;
-like(as('recruiter', 'SET LOCAL hrflow_embed.max_requests_per_statement = 0'),
-	$refused, 'nor for a transaction');
-like(as('recruiter', "SELECT set_config('hrflow_embed.max_requests_per_statement', '0', false)"),
-	$refused, 'nor by set_config()');
-like(as('recruiter', 'ALTER ROLE recruiter SET hrflow_embed.max_requests_per_statement = 0'),
-	$refused, 'nor for the next session');
+
+# Before the library is loaded, SET knows no setting of its.
+my ($requests, $err) = sent_by_recruiter('SET hrflow_embed.statement_request_limit = 0');
+is($requests, 15, 'a limit of a superuser holds for those who try to take it away');
 like(
-	as( 'recruiter',
-		"CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql
-			SET hrflow_embed.max_requests_per_statement = 0 AS 'SELECT 1'"),
-	$refused,
-	'nor for a function');
+	$err,
+	qr/permission denied to set parameter "hrflow_embed.statement_request_limit"/,
+	'and they are told');
+($requests) = sent_by_recruiter("$limit 20");
+is($requests, 15, 'a limit of a superuser holds for who sets a greater one for himself');
+($requests) = sent_by_recruiter("$limit 0");
+is($requests, 15, 'and for who sets none');
+($requests) = sent_by_recruiter("$limit 5");
+is($requests, 5, 'a user may have a lower one');
+$node->safe_psql('postgres', 'ALTER ROLE recruiter SET hrflow_embed.statement_request_limit = 25');
+($requests) = sent_by_recruiter('SELECT');
+is($requests, 25, 'a superuser may give a role more');
+
+# An option of the connection comes before the library, unless that is preloaded.
+$node->append_conf('postgresql.conf', 'shared_preload_libraries = hrflow_embed');
+$node->restart;
 {
-	local $ENV{PGOPTIONS} = '-c hrflow_embed.max_requests_per_statement=0';
-	like(as('recruiter', $show), qr/FATAL:  permission denied to raise/, 'nor with the connection');
-	local $ENV{PGOPTIONS} = '-c hrflow_embed.max_requests_per_statement=7';
-	is(as('recruiter', $show), '7', 'but may lower it there');
+	local $ENV{PGOPTIONS} = '-c hrflow_embed.statement_request_limit=0';
+	($requests, $err) = sent_by_recruiter('SELECT');
+	like(
+		$err,
+		qr/permission denied to set parameter "hrflow_embed.statement_request_limit"/,
+		'where the library is preloaded, a limit is not taken away with the connection');
 }
-is(as('keen', $show), '200', 'a superuser may give a role more');
-is(as('postgres', "$limit 0; $show"), '0', 'a superuser may raise it');
 
 $node->stop('fast');
 done_testing();
