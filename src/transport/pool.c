@@ -424,15 +424,15 @@ has_plenty(int nin_flight, int end)
 }
 
 /*
- * Does the process have this many free descriptors?  Count them, without taking
- * any from the threads that look names up.
+ * Number of the process's free descriptors, or "most" if there are more.  Count
+ * them without taking any from the threads that look names up.
  */
-static bool
-has_free_descriptors(int needed, int end)
+static int
+count_free_descriptors(int most, int end)
 {
 	int			nfree = 0;
 
-	for (int fd = 0; fd < end && nfree < needed;)
+	for (int fd = 0; fd < end && nfree < most;)
 	{
 		struct pollfd states[256];
 		int			n = 0;
@@ -447,12 +447,12 @@ has_free_descriptors(int needed, int end)
 		for (int i = 0; i < n; i++)
 			nfree += (states[i].revents & POLLNVAL) != 0;
 	}
-	return nfree >= needed;
+	return Min(nfree, most);
 }
 
 /*
- * Look whether descriptors are short, where "nunsent" of the requests in flight
- * have not been sent, and may still open theirs.
+ * Look how many requests may start before descriptors are short, where "nunsent"
+ * of those in flight have not been sent, and may still open theirs.
  */
 static void
 look_for_descriptors(int nin_flight, int nunsent)
@@ -462,9 +462,17 @@ look_for_descriptors(int nin_flight, int nunsent)
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < INT_MAX)
 		end = limit.rlim_cur;
-	pool.nadmitted = has_plenty(nin_flight, end) ? ADMIT_AT_ONCE : 0;
-	pool.is_short = pool.nadmitted == 0 &&
-		!has_free_descriptors(DESCRIPTORS_PER_REQUEST * (nunsent + 1), end);
+	if (has_plenty(nin_flight, end))
+		pool.nadmitted = ADMIT_AT_ONCE;
+	else
+	{
+		int			most = nunsent + ADMIT_AT_ONCE;
+		int			nfree = count_free_descriptors(DESCRIPTORS_PER_REQUEST * most,
+												   end);
+
+		pool.nadmitted = Max(nfree / DESCRIPTORS_PER_REQUEST - nunsent, 0);
+	}
+	pool.is_short = pool.nadmitted == 0;
 }
 
 /*
