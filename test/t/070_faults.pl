@@ -23,7 +23,7 @@ use Time::HiRes qw(sleep);
 # beside the time limits of those that are about time, and far below those of
 # the others.
 my $most_time = 5000;
-my $short = "'400ms'";
+my $short = "'1s'";
 my $long = '20s';
 
 #

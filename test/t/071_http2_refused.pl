@@ -49,7 +49,7 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 
 		is(batch($peer, $concurrency, '', ''), 'ok|40', "a batch succeeds at $name");
 		cmp_ok($peer->count('h2') + $peer->count('http/1.1'),
-			'<=', 2 * 32, "a limited number of connections is made to $name");
+			'<=', 100, "a limited number of connections is made to $name");
 		is(batch($peer, $concurrency, '', $stats),
 			"ok|40\n40|0", "the next batch sends each request once to $name");
 		is($peer->count('h2'), 0, "the next batch makes no connection of HTTP/2 to $name");
