@@ -648,8 +648,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
 -- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
 -- 42809 not a store; 55000 no API key, or the tables cannot take what would be
--- fetched.  A refusal that concerns all, and a
--- network that fails, end it with a WARNING.
+-- fetched.  A refusal that concerns all, and a network that fails, end it with a
+-- WARNING.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -676,10 +676,11 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --
 -- Returns the job's id.
 --
--- Errors: 55000 the tables cannot take what would be fetched; 55000 pg_cron is
--- not in this database: the hint is what to run in the one that has it; 22023 invalid argument; 42501 the caller is not the
--- owner, superusers included; 42P01, 42809 not a store; what pg_cron raises.  A
--- WARNING where the owner may not log in: the job would fail.
+-- Errors: 55000 the tables cannot take what would be fetched, or pg_cron is not
+-- in this database: the hint is what to run in the one that has it; 22023 invalid
+-- argument; 42501 the caller is not the owner, superusers included; 42P01, 42809
+-- not a store; what pg_cron raises.  A WARNING where the owner may not log in:
+-- the job would fail.
 CREATE FUNCTION hrflow_schedule(
 	store regclass,
 	schedule text DEFAULT '* * * * *',

@@ -75,7 +75,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_OVER_BUDGET] = {
 		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		"statement has sent as many requests to %s as it may",
-		"Ask for less in one statement, or raise hrflow_embed.max_requests_per_statement; hrflow_embed.statement_request_limit is a superuser's to raise."
+		"Ask for less in one statement, or raise hrflow_embed.max_requests_per_statement. Only a superuser can raise hrflow_embed.statement_request_limit."
 	},
 	[HRFLOW_CONNECT_FAILED] = {
 		ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,

@@ -55,9 +55,8 @@ static const char erase_vectors_sql[] =
 /*
  * $1 to $4 are the profiles that a run has found missing: their keys and
  * generations, and whether the API knows them and only has no vector of the
- * sections $5, or of any where that is NULL.  $6 is the time before which they
- * must have been missing, and $7 is when the run began.  Of those that have
- * vectors none is erased where they are more than $8.
+ * sections $5.  $6 is the time before which they must have been missing, and $7
+ * is when the run began.  If more than $8 of them have vectors, these are kept.
  *
  * Those that have changed since, or that another session is asking for, are left
  * out, and so are those that the API knows and that have vectors of sections the
@@ -481,16 +480,16 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
 							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
 							   n, run->name, n),
-				 errdetail("Since each was first not found, no other profile of its source was refreshed."),
+				 errdetail("In the second half of the time that each has been missing, no other profile of its source was refreshed."),
 				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 
 /*
- * Profiles that have been missing for days are gone: where the API is known to
- * know others.  Another one of the source must have been refreshed since the one
- * was first not found; else, a wrong address or key would erase a store little
- * by little, however few a run asks for.  Without that, those stay missing.  So
- * do those that have vectors, where these are too many to be erased.
+ * Profiles that have been missing for days are gone if the API is known to know
+ * others: another profile of the source must have been refreshed in the second
+ * half of that time.  Otherwise a wrong address or key would erase a store little
+ * by little, however few profiles a run asks for.  Without that proof they stay
+ * missing, and so do those that have vectors if too many would be erased.
  *
  * A table of a user's own that has no failed_at does not tell since when its
  * profiles are missing: none is gone.
@@ -520,8 +519,6 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 	}
 	hrflow_store_add_rows(&parameters, rows);
 	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(run->sections));
-	if (run->fields == NULL)
-		parameters.nulls[lengthof(types)] = 'n';
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(GetCurrentTimestamp() - HRFLOW_GONE_AGE));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,

@@ -8,9 +8,10 @@
  * says what its outcome means to the account; curl.c has a request's options
  * and callbacks; body.c and gunzip.c receive its reply; origin.c and sharing.c
  * know who may share a connection; budget.c counts what a statement has sent;
- * failure.c says what an error of libcurl's means; trust.c chooses the certificates; pool.c has what a backend
- * keeps: the multi handle, the connections, the wait; rate.c has the limits
- * that backends share; poller.c is epoll or kqueue.
+ * failure.c says what an error of libcurl's means; trust.c chooses the
+ * certificates; pool.c has what a backend keeps: the multi handle, the
+ * connections, the wait; rate.c has the limits that backends share; poller.c is
+ * epoll or kqueue.
  *
  *-------------------------------------------------------------------------
  */
