@@ -194,7 +194,9 @@ foreach my $case (
 		"SET hrflow_embed.api_key = '$keys[3]'; SET hrflow_embed.max_requests_per_minute = 1;",
 		$one->('a') . $one->('b'),
 		sub { ($_[0]{by_status}{200} // 0) >= 1 } ],
-	[   'another try', 'HrflowDelay', '',
+	[   'another try',
+		'HrflowDelay',
+		"SET hrflow_embed.api_key = '$keys[5]';",
 		$one->('fault:status=503,retry_after=60'),
 		sub { ($_[0]{by_status}{503} // 0) >= 1 } ])
 {
