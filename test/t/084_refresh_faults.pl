@@ -13,7 +13,12 @@ use List::Util qw(max);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-my $api = Hrflow::StandIn->new('--dim' => 64);
+# Failures in a row pause their account, for up to a minute and for all sessions
+# where they share memory: what fails has accounts of its own.
+my $api = Hrflow::StandIn->new(
+	'--dim' => 64,
+	map { ('--key' => $_) } $Hrflow::StandIn::KEY,
+	map { Hrflow::Store::key_of($_) } 1 .. 12);
 my $node = Hrflow::Node->new('faults', $api, link_hosts => '127.0.0.1', max_attempts => 1);
 my $store = Hrflow::Store->new($node, $api, 'shop');
 
@@ -225,6 +230,7 @@ like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once the constrai
 $store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 300) i");
 $store->sql(
 	"INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 100) i");
+$store->change_account;
 like(
 	$store->call,
 	qr/WARNING:  .*was stopped: nothing was answered/,
@@ -319,6 +325,7 @@ foreach my $age (
 {
 	$store->sql("UPDATE shop.embedding_profile SET failed_at = now() - interval '$age->[0]'");
 	$store->hasten('true');
+	$store->change_account;
 	$store->call;
 	is( $store->profiles(
 			"state, attempts,
@@ -689,6 +696,7 @@ foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 *
 	$attempt = $most == 24 * 60 ? 12 : $attempt + 1;
 	$store->sql("UPDATE shop.embedding_profile SET attempts = $attempt - 1");
 	$store->hasten;
+	$store->change_account;
 	like(
 		$store->call('max_attempts => 20'),
 		qr/: 0 refreshed, 7 to be tried again/,

@@ -6,6 +6,8 @@
 #   $store->track("SELECT 'nurse-1'")   these candidates and nothing else, due
 #   $store->call('fields => ...')       CALL hrflow_refresh: what psql prints
 #   $store->start_call(...)    does not wait: a handle for $store->finish_call
+#   $store->change_account     the next calls are another account's, which no
+#                              failure has paused; $api is to know its key
 #   $store->states             'ok 990, due 10'
 #   $store->profiles('state, attempts')   the different rows of these columns
 #   $store->refreshed          how many profiles were refreshed at any time
@@ -112,10 +114,10 @@ sub start_call
 	my ($self, $arguments, %options) = @_;
 	my %call = (out => '', err => '');
 
-	local $ENV{PGOPTIONS} =
-	  $options{settings}
-	  ? join(' ', map { "-c $_=$options{settings}{$_}" } sort keys %{ $options{settings} })
-	  : '';
+	my %settings = (
+		$self->{accounts} ? ('hrflow_embed.api_key' => key_of($self->{accounts})) : (),
+		%{ $options{settings} // {} });
+	local $ENV{PGOPTIONS} = join(' ', map { "-c $_=$settings{$_}" } sort keys %settings);
 	local $ENV{PGAPPNAME} = $options{application} // 'refresh';
 	$call{process} = IPC::Run::start(
 		[   'psql', '-XAtq',
@@ -131,6 +133,20 @@ sub start_call
 		\$call{err},
 		IPC::Run::timeout(300));
 	return \%call;
+}
+
+# The key of the nth other account.
+sub key_of
+{
+	my ($n) = @_;
+	return "askr_account_$n";
+}
+
+sub change_account
+{
+	my ($self) = @_;
+	$self->{accounts}++;
+	return;
 }
 
 sub finish_call
