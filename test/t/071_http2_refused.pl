@@ -74,4 +74,23 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 		41, 'the server of HTTP/2 has received as many requests as were counted');
 }
 
+# A request every 50 ms, after as many as a second has
+{
+	my $peer = Hrflow::Http2Peer->new('alternate', $api);
+
+	is( batch(
+			$peer, 1,
+			'SET hrflow_embed.max_attempts = 1; SET hrflow_embed.max_requests_per_minute = 1200;',
+			$stats),
+		"ok|40\n80|40",
+		'a batch succeeds where each request is refused with REFUSED_STREAM once');
+	my @times = $peer->times('request');
+	is(scalar(@times), 80, 'the server has received what is refused and what is sent again');
+	cmp_ok(
+		$times[-1] - $times[0],
+		'>',
+		(80 - 20 - 2) * 0.05,
+		'requests that are sent again after REFUSED_STREAM are held against the rate');
+}
+
 done_testing();

@@ -4,6 +4,7 @@
 #   $peer->base_url            https://localhost:PORT/v1, to be trusted by $api->ca
 #   $peer->count('request')    requests it has received
 #   $peer->count('h2')         connections of HTTP/2
+#   $peer->times('request')    when they came, in seconds
 #   $peer->reset               forgets what it has counted
 #
 # new() returns nothing where there is no Python with TLS.
@@ -44,11 +45,17 @@ sub new
 
 sub base_url { return "https://localhost:$_[0]{port}/v1"; }
 
+sub times
+{
+	my ($self, $what) = @_;
+	return map { /^\Q$what\E (\S+)$/ ? $1 : () } split /\n/,
+	  PostgreSQL::Test::Utils::slurp_file($self->{log});
+}
+
 sub count
 {
 	my ($self, $what) = @_;
-	return scalar grep { $_ eq $what } split /\n/,
-	  PostgreSQL::Test::Utils::slurp_file($self->{log});
+	return scalar(() = $self->times($what));
 }
 
 sub reset

@@ -1,6 +1,6 @@
 """A TLS server that refuses HTTP/2, in the way that its first argument names.
 
-    http2_peer.py goaway|refuse|close CERTIFICATE KEY LOG
+    http2_peer.py goaway|refuse|alternate|close CERTIFICATE KEY LOG
 
 It offers HTTP/2 and HTTP/1.1.  Over HTTP/1.1 it answers every request.  Over
 HTTP/2 it answers them too, but
@@ -9,17 +9,22 @@ HTTP/2 it answers them too, but
              error HTTP_1_1_REQUIRED
     refuse   answers the first request of every other connection with RST_STREAM
              and the error REFUSED_STREAM
+    alternate
+             likewise every other request, beginning with the first
     close    closes every connection at its first request
 
 It prints its port, appends "h2", "http/1.1" or "none" to LOG for every
-connection and "request" for every request, and ends when its input does.
+connection and "request" for every request, each with the time in seconds, and
+ends when its input does.
 """
+import itertools
 import os
 import socket
 import ssl
 import struct
 import sys
 import threading
+import time
 
 # Types and flags of frames, and codes of errors: RFC 9113, sections 6 and 7
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
@@ -33,11 +38,12 @@ TYPE = b"application/json"
 HPACK = b"\x88\x0f\x10" + bytes([len(TYPE)]) + TYPE
 
 how, certificate, key, log = sys.argv[1:]
+requests = itertools.count()
 
 
 def note(what):
     with open(log, "a") as file:
-        file.write(what + "\n")
+        file.write(f"{what} {time.time():.3f}\n")
 
 
 def receive(connection, length):
@@ -71,6 +77,8 @@ def serve_http2(connection, number):
             connection.sendall(frame(PING, ACK, 0, payload))
         elif kind == HEADERS:
             note("request")
+            if how == "alternate":
+                refuses = next(requests) % 2 == 0
             if how == "close":
                 return
             if how == "goaway":
