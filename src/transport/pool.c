@@ -303,11 +303,12 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	/*
 	 * What is kept is found out now, since nothing looks after connections
 	 * while a backend is idle.  Where max_concurrency was lowered, libcurl
-	 * would close one connection for every request that ends: close all.
+	 * would close one connection for every request that ends, in use a moment
+	 * ago or not.
 	 */
 	hrflow_poller_drop_closed();
-	if (pool.sockets > keep)
-		pool.is_stale = true;
+	if (pool.sockets > keep && !in_flight)
+		hrflow_poller_shut_beyond(keep);
 	make_multi(settings, in_flight);
 
 	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);
