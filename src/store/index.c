@@ -90,6 +90,14 @@ static const char dimension_statement[] =
 " WHERE v.section = $1 AND cardinality(v.vector::real[]) > 0 LIMIT 1";
 
 /*
+ * What hrflow_index_statement() returns.  The user who runs it may have any
+ * search_path.
+ */
+static const char index_statement[] =
+"CREATE INDEX%s ON %V USING hnsw (%s %s.%s_cosine_ops)"
+" WHERE section OPERATOR(pg_catalog.=) %L";
+
+/*
  * Number of candidates that an HNSW scan takes at a time: for each of the k
  * rows this many, within the bounds.  pgvector allows no more than the upper
  * one.
@@ -476,12 +484,11 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 					dimension);
 	expression = strcmp(store.vector_type, type) == 0 ? pstrdup("vector") :
 		psprintf("(vector::%s)", type);
-	statement = psprintf("CREATE INDEX%s ON %s USING hnsw (%s %s.%s_cosine_ops) WHERE section OPERATOR(pg_catalog.=) %s",
-						 store.vectors->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
-						 "" : " CONCURRENTLY",
-						 store.vectors_name, expression, schema,
-						 is_half ? "halfvec" : "vector",
-						 quote_literal_cstr(section));
+	statement = hrflow_store_sql(&store, index_statement,
+								 store.vectors->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ?
+								 "" : " CONCURRENTLY",
+								 expression, schema,
+								 is_half ? "halfvec" : "vector", section);
 	statement = MemoryContextStrdup(context, statement);
 	hrflow_store_close(&store);
 	SPI_finish();

@@ -93,10 +93,10 @@ is_in_key(const HrflowStore *store, const char *column)
 }
 
 /*
- * Is it one that is written?
+ * Does a refresh write this column of the table of vectors?
  */
 static bool
-is_written(const HrflowStore *store, const char *column)
+is_refreshed_column(const HrflowStore *store, const char *column)
 {
 	return is_in_key(store, column) || strcmp(column, "vector") == 0 ||
 		strcmp(column, "fetched_at") == 0;
@@ -180,7 +180,7 @@ check_columns(const HrflowStore *store)
 
 		if (column->attnotnull && !column->attisdropped &&
 			!column->atthasdef && column->attidentity == '\0' &&
-			!is_written(store, NameStr(column->attname)))
+			!is_refreshed_column(store, NameStr(column->attname)))
 			refuse_store(store,
 						 psprintf(_("Column \"%s\" of table \"%s\" is NOT NULL and has no default."),
 								  NameStr(column->attname),

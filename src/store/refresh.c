@@ -86,8 +86,8 @@ enum
  */
 #define LAST_TIME 2000
 
-/* Seconds between two lines of progress. */
-#define PROGRESS_INTERVAL 5
+/* Time between two lines of progress. */
+#define REPORT_INTERVAL (5 * USECS_PER_SEC)
 
 static const char count_due_sql[] =
 "SELECT count(*) FROM %P WHERE due_at <= clock_timestamp()";
@@ -121,7 +121,7 @@ report_progress(HrflowRun *run, bool is_last)
 				(errmsg("%s: " INT64_FORMAT " refreshed, " INT64_FORMAT " to be tried again, " INT64_FORMAT " failed, " INT64_FORMAT " not found, " INT64_FORMAT " gone, in %.1f s",
 						run->name, nok, nretry, nfailed,
 						Max(nmissing - run->ngone, 0), run->ngone, seconds)));
-	else if (now - run->reported >= PROGRESS_INTERVAL * USECS_PER_SEC)
+	else if (now - run->reported >= REPORT_INTERVAL)
 	{
 		ereport(INFO,
 				(errmsg("%s: " INT64_FORMAT " done, " INT64_FORMAT " of them not well, " INT64_FORMAT " remaining, %.0f a second, about %.0f s to go",
