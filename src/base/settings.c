@@ -554,33 +554,6 @@ hrflow_settings_define(void)
  */
 
 /*
- * The key to send; valid until the next call.
- */
-static const char *
-find_key(void)
-{
-	const char *why;
-
-	if (api_key != NULL && *api_key != '\0')
-	{
-		why = hrflow_key_problem(api_key);
-		if (why != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("invalid HrFlow API key in \"%s\"",
-							"hrflow_embed.api_key"),
-					 errdetail("The key %s.", why)));
-		return api_key;
-	}
-	if (api_key_file == NULL || *api_key_file == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("no HrFlow API key is configured"),
-				 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
-	return hrflow_key_read(api_key_file);
-}
-
-/*
  * A setting whose check did not run (there was none when it was set) is
  * checked when it is used.
  */
@@ -592,6 +565,25 @@ check_at_use(const char *setting, const char *why)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for parameter \"%s\"", setting),
 				 errdetail("The value %s.", why)));
+}
+
+/*
+ * The key to send; valid until the next call.
+ */
+static const char *
+find_key(void)
+{
+	if (api_key != NULL && *api_key != '\0')
+	{
+		check_at_use("hrflow_embed.api_key", hrflow_key_problem(api_key));
+		return api_key;
+	}
+	if (api_key_file == NULL || *api_key_file == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("no HrFlow API key is configured"),
+				 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
+	return hrflow_key_read(api_key_file);
 }
 
 static const char *
