@@ -775,8 +775,6 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 	memset(summary, 0, sizeof(*summary));
 	summary->nelements = source->nelements;
 	summary->refusal.endpoint = source->methods->endpoint;
-	if (source->nelements == 0 && source->methods->next == NULL)
-		return;
 
 	batch.reply_context = AllocSetContextCreate(CurrentMemoryContext,
 												"hrflow_embed reply",

@@ -27,8 +27,6 @@ PG_FUNCTION_INFO_V1(hrflow_items_support);
 static double
 aggregated_rows(Path *path)
 {
-	while (IsA(path, ProjectionPath))
-		path = ((ProjectionPath *) path)->subpath;
 	if (!IsA(path, AggPath) || ((AggPath *) path)->groupClause != NIL)
 		return -1;
 	return ((AggPath *) path)->subpath->rows;

@@ -390,7 +390,6 @@ static const HrflowSourceMethods text_source_methods = {
  */
 typedef enum RowColumn
 {
-	COLUMN_END,					/* there is no further column */
 	COLUMN_SECTION,
 	COLUMN_ITEM,
 	COLUMN_LINK,
@@ -402,21 +401,21 @@ typedef enum RowColumn
 } RowColumn;
 
 static const RowColumn embedding_columns[] = {
-	COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_DATA, COLUMN_ERROR, COLUMN_END
+	COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_DATA, COLUMN_ERROR
 };
 
 static const RowColumn profile_link_columns[] = {
 	COLUMN_SECTION, COLUMN_ITEM, COLUMN_LINK, COLUMN_STATUS,
-	COLUMN_HTTP_STATUS, COLUMN_ERROR, COLUMN_END
+	COLUMN_HTTP_STATUS, COLUMN_ERROR
 };
 
 static const RowColumn profile_vector_columns[] = {
 	COLUMN_SECTION, COLUMN_ITEM, COLUMN_VECTOR, COLUMN_STATUS,
-	COLUMN_HTTP_STATUS, COLUMN_ERROR, COLUMN_END
+	COLUMN_HTTP_STATUS, COLUMN_ERROR
 };
 
 static const RowColumn vector_columns[] = {
-	COLUMN_VECTOR, COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_ERROR, COLUMN_END
+	COLUMN_VECTOR, COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_ERROR
 };
 
 /* The number of columns of the widest row. */
@@ -432,7 +431,7 @@ typedef struct RowSink
 	TupleDesc	desc;
 	const TextArray *identifiers;	/* columns 2 to nidentifiers + 1 */
 	int			nidentifiers;
-	const RowColumn *columns;	/* those that follow, to COLUMN_END */
+	const RowColumn *columns;	/* those that follow, as many as "desc" has */
 	Datum		values[MAX_COLUMNS];	/* of the row put last */
 	bool		nulls[MAX_COLUMNS];
 } RowSink;
@@ -449,7 +448,7 @@ make_column(RowColumn column, const HrflowOutcome *outcome, Datum *value)
 	{
 		case COLUMN_SECTION:
 			if (outcome->section == NULL)
-				return false;
+				break;
 			*value = CStringGetTextDatum(outcome->section);
 			return true;
 		case COLUMN_ITEM:
@@ -457,7 +456,7 @@ make_column(RowColumn column, const HrflowOutcome *outcome, Datum *value)
 			return outcome->section != NULL;
 		case COLUMN_LINK:
 			if (outcome->link == NULL)
-				return false;
+				break;
 			*value = CStringGetTextDatum(outcome->link);
 			return true;
 		case COLUMN_VECTOR:
@@ -474,11 +473,9 @@ make_column(RowColumn column, const HrflowOutcome *outcome, Datum *value)
 			return result->data != NULL;
 		case COLUMN_ERROR:
 			if (result->status == HRFLOW_OK)
-				return false;
+				break;
 			*value = CStringGetTextDatum(hrflow_error_describe(result));
 			return true;
-		case COLUMN_END:
-			break;
 	}
 	return false;
 }
@@ -507,10 +504,9 @@ put_row(HrflowSink *sink, int element, const HrflowOutcome *outcome,
 	/* The other columns of equal elements are the same. */
 	if (!repeated)
 	{
-		for (const RowColumn *column = self->columns; *column != COLUMN_END;
+		for (const RowColumn *column = self->columns; n < self->desc->natts;
 			 column++, n++)
 			self->nulls[n] = !make_column(*column, outcome, &self->values[n]);
-		Assert(n == self->desc->natts);
 	}
 	tuplestore_putvalues(self->store, self->desc, self->values, self->nulls);
 }

@@ -215,7 +215,12 @@ SELECT query, estimated_rows('hrflow_' || query) FROM (VALUES
 	($$profile_links('acme', (SELECT array_agg(id) FROM known), '{"profile": 1, "skills": 1}')$$),
 	($$text_embeddings(ARRAY(SELECT id FROM known LIMIT 100))$$),
 	($$fetch_vectors(ARRAY(SELECT id FROM known))$$),
+	($$profile_embeddings('acme', ARRAY(SELECT id FROM known LIMIT 7), NULL,
+		ARRAY(SELECT id FROM known LIMIT 9))$$),
+	($$text_embeddings((SELECT ARRAY[id, id] FROM known LIMIT 1))$$),
 	($$profile_embeddings('acme', string_to_array(current_user, 'x'))$$)) q(query);
+SELECT estimated_rows($$(SELECT array_agg(id) AS ids FROM known) k
+	WHERE (SELECT count(*) FROM hrflow_text_embeddings(k.ids)) > 0$$) AS of_another_query;
 DROP FUNCTION estimated_rows;
 
 -- EXPLAIN asks for nothing
