@@ -4,14 +4,15 @@
  *		opponent of the benchmark.
  *
  *	hrflow-bench serial BASE N
- *	hrflow-bench multi BASE N CONCURRENCY [--http2 CAFILE]
+ *	hrflow-bench multi BASE N CONCURRENCY [--http2 CAFILE | --tls CAFILE]
  *	hrflow-bench vectors BASE N CONCURRENCY
  *	hrflow-bench get URL
  *
  * Prints seconds, seconds of CPU, connections opened, and the KiB by which
  * the peak of its memory exceeds what it had at the start.  It is done when
  * every answer was 200 and is in memory; nothing is made of an answer but the
- * links of "vectors".  "get" prints a body.
+ * links of "vectors".  "get" prints a body.  With --tls it speaks HTTP/1.1 over
+ * TLS, and makes all connections at once.
  *
  * It checks and keeps less than the extension must, on purpose: no limits, no
  * further tries, one buffer for each request in flight.
@@ -48,6 +49,7 @@ typedef struct Transfer
 static const char *base;
 static const char *fields = "%7B%22profile%22%3A1%7D";
 static const char *ca_file;
+static bool http2;
 static struct curl_slist *headers;
 static struct curl_slist *link_headers;
 
@@ -159,8 +161,9 @@ prepare(Transfer *transfer)
 	if (ca_file)
 	{
 		curl_easy_setopt(easy, CURLOPT_HTTP_VERSION,
-						 (long) CURL_HTTP_VERSION_2TLS);
-		curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
+						 (long) (http2 ? CURL_HTTP_VERSION_2TLS :
+								 CURL_HTTP_VERSION_1_1));
+		curl_easy_setopt(easy, CURLOPT_PIPEWAIT, (long) http2);
 		curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file);
 		curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
 	}
@@ -438,9 +441,14 @@ main(int argc, char **argv)
 	}
 	if ((!serial && !vectors && strcmp(mode, "multi") != 0) || n < 1 ||
 		concurrency < 1 || concurrency > 1024)
-		die("usage: serial BASE N | multi BASE N CONCURRENCY [--http2 CAFILE] | vectors BASE N CONCURRENCY | get URL");
-	if (argc > 6 && strcmp(argv[5], "--http2") == 0)
+		die("usage: serial BASE N | multi BASE N CONCURRENCY [--http2 CAFILE | --tls CAFILE] | vectors BASE N CONCURRENCY | get URL");
+	if (argc > 6)
+	{
+		http2 = strcmp(argv[5], "--http2") == 0;
+		if (!http2 && strcmp(argv[5], "--tls") != 0)
+			die("unknown option %s", argv[5]);
 		ca_file = argv[6];
+	}
 
 	base = argv[2];
 	headers = curl_slist_append(NULL, "X-API-KEY: askr_0123456789abcdef0123456789abcdef");
