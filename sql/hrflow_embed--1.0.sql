@@ -578,7 +578,9 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
--- column; 0A000 it is a virtual one; 42501 the caller is not the owner of both,
+-- column; 0A000 it is a virtual one, or the table is a partition or takes part
+-- in inheritance: its triggers miss statements that name the other tables;
+-- 42501 the caller is not the owner of both,
 -- superusers included; 42P01, 42809 not a store; 42809 not a table for it either.
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
@@ -610,6 +612,26 @@ COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
 'ends that a table feeds a store';
 
 REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
+
+-- Releases the columns of a table that feeds a store, so that ALTER TABLE ...
+-- ALTER COLUMN ... TYPE can change them: drops the trigger on UPDATE alone.
+-- Nothing is erased.  Until the statement that is returned is executed, changes
+-- of these columns are missed: do all three in one transaction.
+--
+-- Returns the call of hrflow_track_table() that makes the trigger again, with
+-- the arguments that the table was tracked with.
+-- Errors: 42704 the table does not feed the store; 55000 the trigger is not
+-- there; 42501 the caller is not the store's owner, superusers included; 42P01,
+-- 42809 not a store.
+CREATE FUNCTION hrflow_release_columns(store regclass, source_table regclass)
+RETURNS text
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_release_columns(regclass, regclass) IS
+'releases the tracked columns of a table, so that their types can be changed';
+
+REVOKE ALL ON FUNCTION hrflow_release_columns(regclass, regclass) FROM PUBLIC;
 
 -- The triggers' function: works as the table's owner, who must be the
 -- store's.  Whoever may write to the table needs no right on the store, nor on

@@ -258,6 +258,9 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 											 TRIGGER_TYPE_STATEMENT,
 											 TRIGGER_TYPE_AFTER,
 											 TRIGGER_TYPE_INSERT);
+	feeder->is_update = TRIGGER_TYPE_MATCHES(form->tgtype, TRIGGER_TYPE_ROW,
+											 TRIGGER_TYPE_AFTER,
+											 TRIGGER_TYPE_UPDATE);
 	return feeder;
 }
 

@@ -123,6 +123,7 @@ typedef struct HrflowFeeder
 	Oid			table;
 	char	   *trigger_name;
 	bool		is_insert;		/* this trigger is the one on INSERT */
+	bool		is_update;		/* it is the one on UPDATE */
 	char	   *args[HRFLOW_TRIGGER_NARGS];
 } HrflowFeeder;
 

@@ -21,6 +21,7 @@
 #include "catalog/objectaddress.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_depend.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
@@ -116,6 +117,42 @@ check_owner(const HrflowStore *store, Oid table)
 }
 
 /*
+ * Refuse a table that has children or a parent.  A statement fires the triggers
+ * of the table that it names, and not those that the other tables have for
+ * statements.  Rows that are deleted by way of the parent, or in a child, would
+ * therefore be missed, and their vectors would stay.  Partitions of a table that
+ * is tracked are not concerned: their rows fire the triggers of their parent.
+ */
+static void
+check_inheritance(Relation table)
+{
+	Oid			relid = RelationGetRelid(table);
+
+	if (table->rd_rel->relispartition)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot track partition \"%s\"",
+						RelationGetRelationName(table)),
+				 errdetail("Statements that name the partitioned table do not fire the triggers of its partitions."),
+				 errhint("Track the partitioned table.")));
+	if (has_superclass(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot track inheritance child \"%s\"",
+						RelationGetRelationName(table)),
+				 errdetail("Statements that name the parent do not fire the triggers of its children."),
+				 errhint("ALTER TABLE ... NO INHERIT, or make the parent a partitioned table and track that.")));
+	if (table->rd_rel->relkind == RELKIND_RELATION &&
+		find_inheritance_children(relid, NoLock) != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot track table \"%s\", which has inheritance children",
+						RelationGetRelationName(table)),
+				 errdetail("Statements that name a child do not fire the triggers of its parent."),
+				 errhint("ALTER TABLE ... NO INHERIT for each child, or make the table a partitioned table.")));
+}
+
+/*
  * Open a table of the store's owner, to make triggers on it.
  */
 static Relation
@@ -140,6 +177,7 @@ open_source(Oid relid, const HrflowStore *store)
 
 	/* Only what is the owner's is locked against others. */
 	LockRelationOid(relid, ShareRowExclusiveLock);
+	check_inheritance(table);
 	return table;
 }
 

@@ -1,0 +1,152 @@
+/*-------------------------------------------------------------------------
+ *
+ * release.c
+ *		Releases the columns of a table that feeds a store, so that their types
+ *		can be changed.
+ *
+ * PostgreSQL refuses ALTER COLUMN TYPE for a column that a trigger's WHEN
+ * refers to, and the trigger on UPDATE refers to all that are tracked.  It is
+ * dropped alone: without the others the table would no longer feed the store,
+ * and what it wants would be erased when it is reconciled.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "nodes/bitmapset.h"
+#include "store/store.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+
+PG_FUNCTION_INFO_V1(hrflow_release_columns);
+
+/* The statement that makes the trigger again. */
+static const char track_again_sql[] =
+"SELECT %s(%L, %L, %L, %s => %L%s)";
+static const char refresh_columns_sql[] = ", refresh_columns => %L";
+
+/*
+ * SQL for the argument "refresh_columns", or nothing where there are none.
+ */
+static char *
+refresh_columns_argument(Relation table, const Bitmapset *columns)
+{
+	Datum	   *names = palloc(sizeof(Datum) * Max(bms_num_members(columns), 1));
+	int			n = 0;
+	int			number = -1;
+	ArrayType  *array;
+
+	if (bms_is_empty(columns))
+		return pstrdup("");
+	while ((number = bms_next_member(columns, number)) >= 0)
+		names[n++] = NameGetDatum(&TupleDescAttr(RelationGetDescr(table),
+												 number - 1)->attname);
+	array = construct_array(names, n, NAMEOID, NAMEDATALEN, false,
+							TYPALIGN_CHAR);
+	return hrflow_store_sql(NULL, refresh_columns_sql,
+							OidOutputFunctionCall(F_ARRAY_OUT,
+												  PointerGetDatum(array)));
+}
+
+/*
+ * The statement that tracks a table as "feeder" does, with these columns.
+ */
+static char *
+make_statement(const HrflowStore *store, Relation table,
+			   const HrflowFeeder *feeder, const Bitmapset *columns,
+			   Oid caller)
+{
+	bool		has_column =
+	feeder->args[HRFLOW_TRIGGER_SOURCE_COLUMN][0] != '\0';
+	char	   *schema = get_namespace_name(get_func_namespace(caller));
+
+	return hrflow_store_sql(store, track_again_sql,
+							quote_qualified_identifier(schema,
+													   "hrflow_track_table"),
+							store->vectors_name,
+							hrflow_store_sql(store, "%R",
+											 RelationGetRelid(table)),
+							feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN],
+							has_column ? "source_column" : "source_id",
+							feeder->args[has_column ?
+										 HRFLOW_TRIGGER_SOURCE_COLUMN :
+										 HRFLOW_TRIGGER_SOURCE_ID],
+							refresh_columns_argument(table, columns));
+}
+
+/*
+ * Drop the trigger on UPDATE of a table that feeds a store.  Returns the
+ * statement that makes it again.
+ */
+static char *
+release(const HrflowStore *store, Relation table, Oid caller)
+{
+	List	   *feeders = hrflow_feeder_find(store,
+											 hrflow_feeder_function(caller),
+											 RelationGetRelid(table),
+											 AccessExclusiveLock);
+	const HrflowFeeder *on_update = NULL;
+	char	   *statement;
+	ListCell   *cell;
+
+	if (feeders == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("table \"%s\" does not feed store %s",
+						RelationGetRelationName(table), store->vectors_name)));
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder->is_update)
+			on_update = feeder;
+	}
+	if (on_update == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("columns of table \"%s\" are released already",
+						RelationGetRelationName(table)),
+				 errhint("Call hrflow_track_table() with the arguments that the table was tracked with.")));
+	statement = make_statement(store, table, on_update,
+							   hrflow_feeder_columns(table, feeders), caller);
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder->is_update)
+			hrflow_feeder_drop(feeder);
+	}
+	return statement;
+}
+
+/*
+ * hrflow_release_columns(store regclass, source_table regclass) RETURNS text
+ */
+Datum
+hrflow_release_columns(PG_FUNCTION_ARGS)
+{
+	MemoryContext context = CurrentMemoryContext;
+	HrflowStore store;
+	Relation	table;
+	char	   *statement;
+	text	   *result;
+
+	PreventCommandDuringRecovery("hrflow_release_columns()");
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
+	table = relation_open(PG_GETARG_OID(1), AccessShareLock);
+	statement = release(&store, table, fcinfo->flinfo->fn_oid);
+	relation_close(table, NoLock);
+	hrflow_store_close(&store);
+	MemoryContextSwitchTo(context);
+	result = cstring_to_text(statement);
+	SPI_finish();
+	PG_RETURN_TEXT_P(result);
+}

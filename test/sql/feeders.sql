@@ -1,0 +1,62 @@
+-- Tables that feed a store: which ones are refused, and how their columns are
+-- changed.
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+CREATE EXTENSION hrflow_embed;
+CREATE SCHEMA talent;
+SELECT hrflow_create_store('talent.embedding', 'real[]');
+
+-- A table that has children, or is one, is refused: its triggers would miss statements
+CREATE TABLE talent.person (name text, hrflow_id text);
+CREATE TABLE talent.nurse (ward text) INHERITS (talent.person);
+CREATE TABLE talent.parted (hrflow_id text, year int) PARTITION BY LIST (year);
+CREATE TABLE talent.part PARTITION OF talent.parted DEFAULT;
+SELECT hrflow_track_table('talent.embedding', 'talent.person', 'hrflow_id', 'acme'); -- error
+SELECT hrflow_track_table('talent.embedding', 'talent.nurse', 'hrflow_id', 'acme'); -- error
+SELECT hrflow_track_table('talent.embedding', 'talent.part', 'hrflow_id', 'acme'); -- error
+SELECT hrflow_track_table('talent.embedding', 'talent.parted', 'hrflow_id', 'acme');
+
+-- It is tracked once it has none
+ALTER TABLE talent.nurse NO INHERIT talent.person;
+SELECT hrflow_track_table('talent.embedding', 'talent.person', 'hrflow_id', 'acme');
+INSERT INTO talent.person VALUES ('Ada', 'nurse-1');
+
+-- A child that comes later is noticed when the table is reconciled, and nothing is erased
+INSERT INTO talent.nurse VALUES ('Bob', 'nurse-2');
+ALTER TABLE talent.nurse INHERIT talent.person;
+SELECT hrflow_track_table('talent.embedding', 'talent.person', 'hrflow_id', 'acme'); -- error
+SELECT profile_id FROM talent.embedding_profile;
+DROP TABLE talent.nurse;
+SELECT hrflow_track_table('talent.embedding', 'talent.person', 'hrflow_id', 'acme');
+SELECT hrflow_untrack_table('talent.embedding', 'talent.person');
+
+-- The type of a tracked column is changed, and no vector is lost
+CREATE TABLE talent.candidate (id int, "Hrflow id" varchar(20), cv text, "seen at" text, note text);
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', 'it''s', refresh_columns => '{cv,"seen at"}');
+INSERT INTO talent.candidate VALUES (1, 'cook-1', '{"a": 1}', '2026-01-01'), (2, 'cook-2', '{}', NULL);
+INSERT INTO talent.embedding SELECT source_id, profile_id, 'profile', 0, '{1}' FROM talent.embedding_profile;
+ALTER TABLE talent.candidate ALTER COLUMN "Hrflow id" TYPE text; -- error
+BEGIN;
+SELECT hrflow_release_columns('talent.embedding', 'talent.candidate') AS track \gset
+ALTER TABLE talent.candidate ALTER COLUMN "Hrflow id" TYPE text,
+	ALTER COLUMN cv TYPE jsonb USING cv::jsonb, ALTER COLUMN "seen at" TYPE date USING "seen at"::date;
+\echo :track
+:track;
+COMMIT;
+SELECT profile_id, cardinality(vector) FROM talent.embedding ORDER BY 1;
+SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass AND tgname ~ 'update';
+UPDATE talent.embedding_profile SET state = 'ok', due_at = NULL;
+UPDATE talent.candidate SET cv = '{"a": 2}' WHERE id = 1;
+SELECT profile_id, state FROM talent.embedding_profile ORDER BY 1;
+
+-- What identifies the source may be a column, too
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', source_column => 'note');
+BEGIN;
+SELECT hrflow_release_columns('talent.embedding', 'talent.candidate');
+SELECT hrflow_release_columns('talent.embedding', 'talent.candidate'); -- error
+ROLLBACK;
+SELECT hrflow_release_columns('talent.embedding', 'talent.person'); -- error
+SET client_min_messages = error;
+SELECT hrflow_drop_store('talent.embedding');
+DROP SCHEMA talent CASCADE;
+DROP EXTENSION hrflow_embed;
