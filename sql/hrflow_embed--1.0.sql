@@ -941,6 +941,76 @@ COMMENT ON FUNCTION hrflow_index_statement(regclass, text) IS
 REVOKE ALL ON FUNCTION hrflow_index_statement(regclass, text) FROM PUBLIC;
 
 --
+-- What runs now
+--
+
+-- What each backend is doing; see the view.
+CREATE FUNCTION hrflow_embed_activity(
+	OUT pid int,
+	OUT role name,
+	OUT function text,
+	OUT store text,
+	OUT started_at timestamptz,
+	OUT elements_total bigint,
+	OUT elements_done bigint,
+	OUT ok bigint,
+	OUT failed bigint,
+	OUT requests bigint,
+	OUT retries bigint,
+	OUT in_flight int,
+	OUT waiting_for text,
+	OUT resumes_at timestamptz,
+	OUT eta timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+ROWS 10;
+
+COMMENT ON FUNCTION hrflow_embed_activity() IS
+'what backends are doing in functions that send requests; the view of the same name shows it';
+
+-- A row for each backend of the server, whatever its database, that is in a
+-- function that sends requests.  Where such functions are nested, the row is
+-- about the one that began last, since the others wait for it; a cursor that
+-- is not being fetched from has no row.
+--
+--   pid              of the backend, as in pg_stat_activity
+--   role             that the client has set
+--   function         without its arguments; where calls of several functions are
+--                    read ahead, one of them
+--   store            that is refreshed
+--   started_at       when the function was called, or the first of the calls that
+--                    are read ahead was sent
+--   elements_total   elements of a batch, or profiles that a refresh had to
+--                    fetch when it began; NULL where that is not known: calls
+--                    that are read ahead, or a refresh without a client that
+--                    would see its progress, as pg_cron's
+--   elements_done    of these, or calls; never older than a second
+--   ok, failed       of those that are done: whether all of the element's
+--                    results have the status 'ok'
+--   requests         sent to the API and for links, retries included
+--   retries          of these, retries
+--   in_flight        requests
+--   waiting_for      'network', 'rate' (of the account, or a pause that the API
+--                    has asked for), 'retry', 'memory' (for replies), 'lock'
+--                    (on rows of the store); NULL: it is working
+--   resumes_at       when 'rate' or 'retry' are over
+--   eta              when it will be done, at the speed so far
+--
+-- Roles that have neither the privileges of the row's role nor those of
+-- pg_read_all_stats see its pid and role, and NULL otherwise.
+--
+-- On PostgreSQL 15 and 16 hrflow_embed must be in shared_preload_libraries; else
+-- there are no rows, and a NOTICE says so, once in a session.
+CREATE VIEW hrflow_embed_activity AS
+	SELECT * FROM @extschema@.hrflow_embed_activity();
+
+COMMENT ON VIEW hrflow_embed_activity IS
+'what backends are doing in functions that send requests';
+
+GRANT SELECT ON hrflow_embed_activity TO PUBLIC;
+
+--
 -- Statistics
 --
 

@@ -97,6 +97,19 @@ hrflow_compat_wait_event(const char *name)
 }
 
 /*
+ * The number of this backend, from 0 to MaxBackends - 1.
+ */
+static inline int
+hrflow_compat_backend_number(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyBackendId - 1;
+#endif
+}
+
+/*
  * May a role that has logged in SET ROLE to another?  From 16 on a membership
  * may be without that.
  */

@@ -100,6 +100,7 @@ typedef struct HrflowAheadState
 	/* Of the scan. */
 	const HrflowSettings *settings; /* NULL before the first request */
 	HrflowTransport *transport; /* NULL when there is none */
+	HrflowActivity *activity;	/* likewise */
 	dlist_head	rows;			/* read and not returned, in their order */
 	int			nrows;
 	dlist_head	calls;			/* of these rows */

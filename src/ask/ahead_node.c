@@ -79,7 +79,10 @@ submit_call(HrflowAheadState *state, HrflowAheadCall *ahead)
 	{
 		MemoryContext old = MemoryContextSwitchTo(state->context);
 
-		state->transport = hrflow_transport_begin(state->settings, 0);
+		state->activity = hrflow_activity_begin(ahead->call.function->caller,
+												NULL);
+		state->transport = hrflow_transport_begin(state->settings,
+												  state->activity, 0);
 		MemoryContextSwitchTo(old);
 	}
 	hrflow_call_submit(&ahead->call, state->transport);
@@ -112,6 +115,9 @@ receive_reply(HrflowAheadState *state, HrflowReply *reply)
 			submit_call(state, ahead);
 		return;
 	}
+	hrflow_activity_count(state->activity,
+						  ahead->call.state == HRFLOW_CALL_DONE &&
+						  ahead->call.result.status == HRFLOW_OK);
 	ahead->bytes = MemoryContextMemAllocated(ahead->context, true);
 	state->bytes += ahead->bytes;
 	state->largest = Max(state->largest, ahead->bytes);
@@ -435,8 +441,12 @@ static void
 forget_rows(HrflowAheadState *state)
 {
 	if (state->transport != NULL)
+	{
 		hrflow_transport_end(state->transport);
+		hrflow_activity_end(state->activity);
+	}
 	state->transport = NULL;
+	state->activity = NULL;
 	state->settings = NULL;
 	dlist_init(&state->rows);
 	dlist_init(&state->calls);

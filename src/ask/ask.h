@@ -191,6 +191,7 @@ extern bool hrflow_missing_accept(const HrflowSettings *settings,
 
 /* in wanted.c */
 extern bool hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,
+								HrflowActivity *activity,
 								HrflowResult *refusal);
 
 /* in request.c */

@@ -86,6 +86,10 @@ put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
 		hrflow_stats_count_row(outcome->result->status);
 		if (batch->sink->methods->reports && !is_empty)
 			hrflow_tally_count(&batch->tally, outcome->result);
+		if (batch->sink->methods->reports && outcome->is_last)
+			hrflow_activity_count(batch->source->activity,
+								  outcome->result->status == HRFLOW_OK &&
+								  !outcome->is_spoilt);
 		if (++batch->nrows % ROWS_OF_WORK == 0)
 			hrflow_transport_work(batch->transport);
 	}
@@ -109,20 +113,6 @@ put_result(Batch *batch, int element, const HrflowResult *result,
 }
 
 /*
- * An outcome of one of an answer's links is handed out: is it the last?
- */
-static bool
-is_last_link(int *nlinks)
-{
-	if (nlinks == NULL)
-		return true;
-	if (--*nlinks > 0)
-		return false;
-	pfree(nlinks);
-	return true;
-}
-
-/*
  * Hand out the result of one request.
  */
 static void
@@ -133,10 +123,10 @@ put_result_of_request(Batch *batch, const HrflowBatchRequest *request,
 		.result = result,
 		.section = request->section,
 		.item = request->item,
-		.unasked = unasked,
-		.is_last = is_last_link(request->nlinks)
+		.unasked = unasked
 	};
 
+	hrflow_queue_close_link(request->links, &outcome);
 	put_outcome(batch, request->element, &outcome, false);
 }
 
@@ -188,11 +178,11 @@ note_outcome(Batch *batch, int element, const HrflowResult *result)
 
 /*
  * Have a link fetched, or hand out at once why it may not be.  "section" and
- * "nlinks" are NULL where the link is the element.
+ * "links" are NULL where the link is the element.
  */
 static void
 queue_link(Batch *batch, int element, const char *url, const char *section,
-		   int item, int *nlinks)
+		   int item, HrflowOpenLinks *links)
 {
 	bool		by_name;
 	const char *refusal = hrflow_link_refusal(url, batch->settings->link_hosts,
@@ -207,7 +197,7 @@ queue_link(Batch *batch, int element, const char *url, const char *section,
 			request->section = MemoryContextStrdup(batch->kept_context,
 												   section);
 		request->item = item;
-		request->nlinks = nlinks;
+		request->links = links;
 		hrflow_queue_add_link(&batch->queue, request);
 	}
 	else
@@ -222,10 +212,10 @@ queue_link(Batch *batch, int element, const char *url, const char *section,
 		HrflowOutcome outcome = {
 			.result = &result,
 			.section = section,
-			.item = item,
-			.is_last = is_last_link(nlinks)
+			.item = item
 		};
 
+		hrflow_queue_close_link(links, &outcome);
 		put_outcome(batch, element, &outcome, false);
 		note_outcome(batch, element, &result);
 	}
@@ -471,16 +461,16 @@ note_try(Batch *batch, const HrflowResult *result)
  */
 static void
 put_link(Batch *batch, int element, const HrflowResult *result,
-		 const HrflowLink *link, int *nlinks)
+		 const HrflowLink *link, HrflowOpenLinks *links)
 {
 	HrflowOutcome outcome = {
 		.result = result,
 		.section = link->section,
 		.item = link->item,
-		.link = link->url,
-		.is_last = is_last_link(nlinks)
+		.link = link->url
 	};
 
+	hrflow_queue_close_link(links, &outcome);
 	put_outcome(batch, element, &outcome, false);
 	note_outcome(batch, element, result);
 }
@@ -505,19 +495,19 @@ take_links_of_answer(Batch *batch, int element, HrflowResult *result)
 	}
 	else
 	{
-		int		   *nlinks = MemoryContextAlloc(batch->kept_context,
-												sizeof(int));
+		HrflowOpenLinks *open =
+		MemoryContextAllocZero(batch->kept_context, sizeof(HrflowOpenLinks));
 
-		*nlinks = list_length(links);
+		open->n = list_length(links);
 		foreach(cell, links)
 		{
 			HrflowLink *link = lfirst(cell);
 
 			if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
-				put_link(batch, element, result, link, nlinks);
+				put_link(batch, element, result, link, open);
 			else
 				queue_link(batch, element, link->url, link->section,
-						   link->item, nlinks);
+						   link->item, open);
 		}
 	}
 }
@@ -695,7 +685,9 @@ ask_for_all(Batch *batch, int time_limit)
 	HrflowBatchSummary *summary = batch->summary;
 	HrflowReply *reply;
 
-	batch->transport = hrflow_transport_begin(batch->settings, time_limit);
+	batch->transport = hrflow_transport_begin(batch->settings,
+											  batch->source->activity,
+											  time_limit);
 	hrflow_queue_init(&batch->queue, batch->kept_context, batch->transport);
 	for (;;)
 	{

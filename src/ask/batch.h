@@ -30,6 +30,7 @@ typedef struct HrflowOutcome
 	bool		unasked;		/* it was not asked for to the end, for a
 								 * reason that is not the element's */
 	bool		is_last;		/* nothing more comes of the element */
+	bool		is_spoilt;		/* an earlier outcome of it was not "ok" */
 } HrflowOutcome;
 
 /*
@@ -96,6 +97,7 @@ struct HrflowSource
 {
 	const HrflowSourceMethods *methods;
 	const HrflowSettings *settings;
+	HrflowActivity *activity;	/* shows the batch */
 	int			nelements;		/* numbered from 0; those asked for so far,
 								 * where "next" says which */
 };
@@ -168,6 +170,15 @@ typedef struct HrflowEqualElements
 } HrflowEqualElements;
 
 /*
+ * The links of an answer that have no outcome yet.
+ */
+typedef struct HrflowOpenLinks
+{
+	int			n;
+	bool		any_failed;		/* of the others */
+} HrflowOpenLinks;
+
+/*
  * A request, and what it is for; the tag of its reply.
  */
 typedef struct HrflowBatchRequest
@@ -176,8 +187,8 @@ typedef struct HrflowBatchRequest
 	HrflowTarget target;
 	const char *post_url;		/* where the body goes; NULL: it is a GET */
 	int			element;
-	int		   *nlinks;			/* links of the same answer, without an
-								 * outcome yet; NULL: it is not one of them */
+	HrflowOpenLinks *links;		/* of the same answer; NULL: it is not one of
+								 * them */
 	char	   *section;		/* of a profile's link; else NULL */
 	int			item;
 	HrflowResult *failure;		/* of all tries; NULL unless it was parked */
@@ -271,6 +282,8 @@ extern void hrflow_queue_add_link(HrflowQueue *queue,
 								  HrflowBatchRequest *request);
 extern HrflowBatchRequest *hrflow_queue_take_link(HrflowQueue *queue);
 extern void hrflow_queue_send_links(HrflowQueue *queue);
+extern void hrflow_queue_close_link(HrflowOpenLinks *links,
+									HrflowOutcome *outcome);
 extern void hrflow_queue_park(HrflowQueue *queue, HrflowBatchRequest *request,
 							  const HrflowResult *result);
 extern HrflowBatchRequest *hrflow_queue_unpark(HrflowQueue *queue,

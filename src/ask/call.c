@@ -216,13 +216,16 @@ hrflow_call_links(HrflowCall *call)
 static void
 ask(HrflowCall *call)
 {
+	HrflowActivity *activity;
 	HrflowTransport *transport;
 
 	hrflow_call_prepare(call, hrflow_settings_get(call->function->needs_key));
 	if (call->state != HRFLOW_CALL_READY)
 		return;
 
-	transport = hrflow_transport_begin(call->settings, 0);
+	activity = hrflow_activity_begin(call->function->caller, NULL);
+	activity->state.ntotal = 1;
+	transport = hrflow_transport_begin(call->settings, activity, 0);
 	do
 	{
 		if (call->state == HRFLOW_CALL_READY)
@@ -232,6 +235,7 @@ ask(HrflowCall *call)
 	} while (call->state == HRFLOW_CALL_READY ||
 			 call->state == HRFLOW_CALL_SENT);
 	hrflow_transport_end(transport);
+	hrflow_activity_end(activity);
 }
 
 /*

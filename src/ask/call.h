@@ -26,6 +26,7 @@ typedef struct HrflowCall HrflowCall;
 typedef struct HrflowFunction
 {
 	PGFunction	entry;			/* its C function */
+	HrflowCaller caller;
 	bool		needs_key;		/* it asks the API, else it fetches a link */
 	HrflowEndpoint endpoint;	/* of the API, where it asks that */
 	bool		follows_link;	/* the API's answer is a link, which is

@@ -561,8 +561,9 @@ check_not_in_shard_query(const HrflowSettings *settings)
  * the first "nidentifiers" arrays of the source, and "columns".
  */
 static Datum
-return_rows(FunctionCallInfo fcinfo, ArraySource *source, int nidentifiers,
-			const HrflowSinkMethods *methods, const RowColumn *columns)
+return_rows(FunctionCallInfo fcinfo, HrflowCaller caller, ArraySource *source,
+			int nidentifiers, const HrflowSinkMethods *methods,
+			const RowColumn *columns)
 {
 	RowSink		sink = {
 		.base.methods = methods,
@@ -584,8 +585,11 @@ return_rows(FunctionCallInfo fcinfo, ArraySource *source, int nidentifiers,
 	check_not_in_shard_query(source->base.settings);
 	source->text_url = hrflow_request_url(source->base.settings->base_url,
 										  HRFLOW_TEXT);
+	source->base.activity = hrflow_activity_begin(caller, NULL);
+	source->base.activity->state.ntotal = source->base.nelements;
 	hrflow_batch_run(&source->base, &sink.base,
 					 source->base.settings->batch_timeout, &summary);
+	hrflow_activity_end(source->base.activity);
 	return (Datum) 0;
 }
 
@@ -602,8 +606,8 @@ hrflow_profile_embeddings(PG_FUNCTION_ARGS)
 	ArraySource source = {.base.methods = &profile_source_methods};
 
 	init_profile_source(&source, fcinfo);
-	return return_rows(fcinfo, &source, 3, &row_sink_methods,
-					   embedding_columns);
+	return return_rows(fcinfo, HRFLOW_BY_PROFILE_EMBEDDINGS, &source, 3,
+					   &row_sink_methods, embedding_columns);
 }
 
 /*
@@ -620,8 +624,8 @@ hrflow_profile_links(PG_FUNCTION_ARGS)
 	ArraySource source = {.base.methods = &profile_source_methods};
 
 	init_profile_source(&source, fcinfo);
-	return return_rows(fcinfo, &source, 3, &link_row_sink_methods,
-					   profile_link_columns);
+	return return_rows(fcinfo, HRFLOW_BY_PROFILE_LINKS, &source, 3,
+					   &link_row_sink_methods, profile_link_columns);
 }
 
 /*
@@ -637,8 +641,8 @@ hrflow_profile_vectors(PG_FUNCTION_ARGS)
 	ArraySource source = {.base.methods = &profile_source_methods};
 
 	init_profile_source(&source, fcinfo);
-	return return_rows(fcinfo, &source, 3, &vector_row_sink_methods,
-					   profile_vector_columns);
+	return return_rows(fcinfo, HRFLOW_BY_PROFILE_VECTORS, &source, 3,
+					   &vector_row_sink_methods, profile_vector_columns);
 }
 
 /*
@@ -652,7 +656,8 @@ hrflow_fetch_vectors(PG_FUNCTION_ARGS)
 	ArraySource source = {.base.methods = &link_source_methods};
 
 	init_single_array_source(&source, fcinfo, "link", "links");
-	return return_rows(fcinfo, &source, 1, &row_sink_methods, vector_columns);
+	return return_rows(fcinfo, HRFLOW_BY_FETCH_VECTORS, &source, 1,
+					   &row_sink_methods, vector_columns);
 }
 
 /*
@@ -666,5 +671,6 @@ hrflow_text_embeddings(PG_FUNCTION_ARGS)
 	ArraySource source = {.base.methods = &text_source_methods};
 
 	init_single_array_source(&source, fcinfo, "input", "inputs");
-	return return_rows(fcinfo, &source, 0, &row_sink_methods, vector_columns);
+	return return_rows(fcinfo, HRFLOW_BY_TEXT_EMBEDDINGS, &source, 0,
+					   &row_sink_methods, vector_columns);
 }

@@ -116,6 +116,22 @@ hrflow_queue_send_links(HrflowQueue *queue)
 }
 
 /*
+ * An outcome of an element, or of one of an answer's links, is handed out: is
+ * it the last, and was there a failure before?  "links" is NULL for an element.
+ */
+void
+hrflow_queue_close_link(HrflowOpenLinks *links, HrflowOutcome *outcome)
+{
+	outcome->is_last = links == NULL || --links->n == 0;
+	if (links == NULL)
+		return;
+	outcome->is_spoilt = links->any_failed;
+	links->any_failed |= outcome->result->status != HRFLOW_OK;
+	if (outcome->is_last)
+		pfree(links);
+}
+
+/*
  * Park a request whose tries have all failed, and remember the result.
  */
 void

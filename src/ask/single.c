@@ -235,6 +235,7 @@ make_endpoint_url(const HrflowCall *call)
 static const HrflowFunction functions[] = {
 	{
 		.entry = hrflow_profile_embedding,
+		.caller = HRFLOW_BY_PROFILE_EMBEDDING,
 		.needs_key = true,
 		.endpoint = HRFLOW_PROFILE,
 		.read = read_profile_arguments,
@@ -243,6 +244,7 @@ static const HrflowFunction functions[] = {
 	},
 	{
 		.entry = hrflow_profile_embedding_links,
+		.caller = HRFLOW_BY_PROFILE_EMBEDDING_LINKS,
 		.needs_key = true,
 		.endpoint = HRFLOW_PROFILE,
 		.read = read_profile_arguments,
@@ -251,6 +253,7 @@ static const HrflowFunction functions[] = {
 	},
 	{
 		.entry = hrflow_job_embedding,
+		.caller = HRFLOW_BY_JOB_EMBEDDING,
 		.needs_key = true,
 		.endpoint = HRFLOW_JOB,
 		.read = read_job_arguments,
@@ -259,6 +262,7 @@ static const HrflowFunction functions[] = {
 	},
 	{
 		.entry = hrflow_job_vector,
+		.caller = HRFLOW_BY_JOB_VECTOR,
 		.needs_key = true,
 		.endpoint = HRFLOW_JOB,
 		.follows_link = true,
@@ -269,6 +273,7 @@ static const HrflowFunction functions[] = {
 	},
 	{
 		.entry = hrflow_text_embedding,
+		.caller = HRFLOW_BY_TEXT_EMBEDDING,
 		.needs_key = true,
 		.endpoint = HRFLOW_TEXT,
 		.returns_vector = true,
@@ -278,11 +283,13 @@ static const HrflowFunction functions[] = {
 	},
 	{
 		.entry = hrflow_fetch_vector,
+		.caller = HRFLOW_BY_FETCH_VECTOR,
 		.returns_vector = true,
 		.read = read_link_argument
 	},
 	{
 		.entry = hrflow_auth,
+		.caller = HRFLOW_BY_AUTH,
 		.needs_key = true,
 		.endpoint = HRFLOW_AUTH,
 		.read = read_no_arguments,

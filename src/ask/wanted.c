@@ -188,15 +188,17 @@ static const HrflowSinkMethods wanted_sink_methods = {
 /*
  * Fetch the vectors of profiles until there are none to ask for.  Nothing of it
  * is left when the current memory context is deleted, as after an error.
- * Returns false, and why, when the API refused to go on.
+ * Returns false, and why, when the API refused to go on.  "activity" shows the
+ * requests; the caller counts the elements.
  */
 bool
 hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,
-					HrflowResult *refusal)
+					HrflowActivity *activity, HrflowResult *refusal)
 {
 	WantedSource source = {
 		.base.methods = &wanted_source_methods,
 		.base.settings = hrflow_settings_get(true),
+		.base.activity = activity,
 		.methods = methods,
 		.arg = arg,
 		.size = 64,

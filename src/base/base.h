@@ -89,6 +89,26 @@ typedef enum HrflowStatus
 
 #define HRFLOW_LAST_STATUS HRFLOW_INVALID_VECTOR
 
+/*
+ * The SQL function on whose behalf requests are sent.
+ */
+typedef enum HrflowCaller
+{
+	HRFLOW_BY_PROFILE_EMBEDDING,
+	HRFLOW_BY_PROFILE_EMBEDDING_LINKS,
+	HRFLOW_BY_PROFILE_EMBEDDINGS,
+	HRFLOW_BY_PROFILE_LINKS,
+	HRFLOW_BY_PROFILE_VECTORS,
+	HRFLOW_BY_FETCH_VECTOR,
+	HRFLOW_BY_FETCH_VECTORS,
+	HRFLOW_BY_JOB_EMBEDDING,
+	HRFLOW_BY_JOB_VECTOR,
+	HRFLOW_BY_TEXT_EMBEDDING,
+	HRFLOW_BY_TEXT_EMBEDDINGS,
+	HRFLOW_BY_AUTH,
+	HRFLOW_BY_REFRESH
+} HrflowCaller;
+
 typedef enum HrflowDialect
 {
 	HRFLOW_DIALECT_ID,			/* source_id, profile_id, ... */
@@ -196,6 +216,9 @@ extern const char *hrflow_key_read(const char *path);
 
 /* in status.c */
 extern const char *hrflow_status_name(HrflowStatus status);
+
+/* in caller.c */
+extern const char *hrflow_caller_name(HrflowCaller caller);
 
 /* in text.c */
 extern const char *hrflow_text_to_utf8(const char *text);

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * shared.c
- *		What the backends of a server share: the limits of rate and the
- *		statistics.
+ *		What the backends of a server share: the limits of rate, the
+ *		statistics and what each is doing.
  *
  * From PostgreSQL 17 on it is a segment of the DSM registry, there whether the
  * library is preloaded or not.  Earlier it is in the main shared memory when
@@ -24,11 +24,22 @@
 static HrflowShared *shared = NULL;
 static bool is_shared = false;
 
-static void
-initialize(void *pointer)
+/*
+ * Bytes that are shared.
+ */
+static Size
+shared_size(void)
 {
-	HrflowShared *new = pointer;
+	return add_size(offsetof(HrflowShared, activity),
+					mul_size(MaxBackends, sizeof(HrflowActivitySlot)));
+}
 
+/*
+ * Initialize all but the backends' activity.
+ */
+static void
+initialize(HrflowShared *new)
+{
 	memset(new, 0, sizeof(*new));
 	SpinLockInit(&new->mutex);
 	for (int i = 0; i < HRFLOW_NORIGINS; i++)
@@ -38,6 +49,15 @@ initialize(void *pointer)
 	for (int i = 0; i < HRFLOW_NSTATUSES; i++)
 		pg_atomic_init_u64(&new->rows[i], 0);
 	pg_atomic_init_u64(&new->reset_at, GetCurrentTimestamp());
+}
+
+static void
+initialize_shared(void *pointer)
+{
+	HrflowShared *new = pointer;
+
+	initialize(new);
+	memset(new->activity, 0, shared_size() - offsetof(HrflowShared, activity));
 }
 
 #if HRFLOW_HAVE_DSM_REGISTRY
@@ -54,8 +74,7 @@ attach(void)
 
 	/* A version's own: after an upgrade, sessions of the old one go on. */
 	return hrflow_compat_named_segment("hrflow_embed " HRFLOW_EMBED_VERSION,
-									   sizeof(HrflowShared),
-									   initialize);
+									   shared_size(), initialize_shared);
 }
 
 #else
@@ -68,7 +87,7 @@ request_shared(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(HrflowShared)));
+	RequestAddinShmemSpace(MAXALIGN(shared_size()));
 }
 
 static void
@@ -80,9 +99,9 @@ startup_shared(void)
 		previous_startup_hook();
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct("hrflow_embed", sizeof(HrflowShared), &found);
+	shared = ShmemInitStruct("hrflow_embed", shared_size(), &found);
 	if (!found)
-		initialize(shared);
+		initialize_shared(shared);
 	LWLockRelease(AddinShmemInitLock);
 	is_shared = true;
 }

@@ -2,7 +2,7 @@
  *
  * shared.h
  *		The layout of what the backends of a server share; for shared.c,
- *		rate.c and stats.c.
+ *		rate.c, stats.c and activity.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,6 +11,7 @@
 
 #include "postgres.h"
 
+#include "base/activity.h"
 #include "base/base.h"
 #include "port/atomics.h"
 #include "storage/spin.h"
@@ -67,6 +68,9 @@ typedef struct HrflowShared
 	pg_atomic_uint64 counters[HRFLOW_NCOUNTERS];
 	pg_atomic_uint64 rows[HRFLOW_NSTATUSES];
 	pg_atomic_uint64 reset_at;	/* TimestampTz */
+
+	/* MaxBackends of them; none where nothing is shared. */
+	HrflowActivitySlot activity[FLEXIBLE_ARRAY_MEMBER];
 } HrflowShared;
 
 /* in shared.c */

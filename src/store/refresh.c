@@ -350,7 +350,7 @@ fetch_all(HrflowRun *run)
 
 		/* work_of_run() takes them; an error resumes them. */
 		HOLD_INTERRUPTS();
-		ok = hrflow_wanted_fetch(&run_methods, run, &refusal);
+		ok = hrflow_wanted_fetch(&run_methods, run, run->activity, &refusal);
 		RESUME_INTERRUPTS();
 		if (!ok)
 		{
@@ -409,9 +409,12 @@ finish(HrflowRun *run)
 		write_arrived(run);
 		if (run->narrived == 0 || hrflow_clock_now() >= give_up_at)
 			break;
+		hrflow_activity_wait(run->activity, HRFLOW_FOR_LOCK, HRFLOW_NEVER);
+		hrflow_activity_publish();
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 LOCKED_INTERVAL, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
+		hrflow_activity_go_on();
 		hrflow_interrupts_take(run);
 		hrflow_interrupts_check_client(run);
 	}
@@ -454,12 +457,27 @@ look_at_store(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
+ * Have others see the run.  How much is due is only counted for a person.
+ */
+static void
+show(HrflowRun *run)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	run->activity = hrflow_activity_begin(HRFLOW_BY_REFRESH, run->name);
+	if (!run->is_silent)
+		run->activity->state.ntotal = Min(run->ndue, run->max_profiles);
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * Refresh until nothing is to be claimed, or time or number are up.
  */
 static void
 refresh(HrflowRun *run)
 {
 	hrflow_work_do(run, look_at_store);
+	show(run);
 	run->answered_at = run->written_at = hrflow_clock_now();
 	do
 	{
@@ -470,6 +488,7 @@ refresh(HrflowRun *run)
 			 !run->is_stopping && run->nclaimed < run->max_profiles &&
 			 !is_late(run));
 	warn_of_unwritten(run);
+	hrflow_activity_end(run->activity);
 }
 
 /*

@@ -183,6 +183,7 @@ typedef struct HrflowRun
 								 * was fetched has to wait; ms */
 
 	char	   *name;			/* of the store */
+	HrflowActivity *activity;	/* shows the run */
 	HrflowIdentifier identifier;
 	TimestampTz started;
 

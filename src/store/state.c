@@ -444,6 +444,8 @@ move_to_arrived(HrflowRun *run, HrflowProfile *profile)
 	dlist_delete(&profile->node);
 	dlist_push_tail(&run->arrived, &profile->node);
 	run->narrived++;
+	if (!profile->unasked && !profile->is_postponed)
+		hrflow_activity_count(run->activity, profile->status == HRFLOW_OK);
 }
 
 /*

@@ -105,8 +105,7 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 static void
 count_again(const HrflowTransfer *transfer)
 {
-	hrflow_stats_count(HRFLOW_REQUESTS, 1);
-	hrflow_stats_count(HRFLOW_RETRIES, 1);
+	hrflow_show_sent(transfer, true);
 	if (!HRFLOW_IS_LINK(transfer->reply.target))
 	{
 		hrflow_rate_charge(transfer->transport->account);
@@ -492,8 +491,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 		hrflow_poller_drop_closed();
 
 	hrflow_pool_add(transfer->easy);
-	hrflow_stats_count(HRFLOW_REQUESTS, 1);
-	hrflow_stats_count(HRFLOW_RETRIES, transfer->was_sent);
+	hrflow_show_sent(transfer, transfer->was_sent);
 	transfer->was_sent = true;
 	return true;
 }

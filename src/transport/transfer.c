@@ -675,10 +675,17 @@ hrflow_transfer_wait(int64 until)
 	until = Min(until, scheduler.flushed_at + FLUSH_INTERVAL);
 	dlist_foreach(iter, &scheduler.transports)
 	{
-		until = Min(until, next_time(dlist_container(HrflowTransport, node,
-													 iter.cur)));
+		HrflowTransport *transport = dlist_container(HrflowTransport, node, iter.cur);
+		const HrflowTransfer *delayed = first_delayed(transport);
+
+		until = Min(until, next_time(transport));
+		hrflow_show_wait(transport, delayed ? delayed->due : HRFLOW_NEVER,
+						 scheduler.narrowed > 0 &&
+						 scheduler.nin_flight >= scheduler.narrowed);
 	}
+	hrflow_activity_publish();
 	hrflow_pool_wait(until, scheduler.nin_flight == 0);
+	hrflow_activity_go_on();
 }
 
 /*

@@ -8,6 +8,7 @@
  * says what its outcome means to the account; curl.c has a request's options
  * and callbacks; body.c and gunzip.c receive its reply; origin.c and sharing.c
  * know who may share a connection; budget.c counts what a statement has sent;
+ * show.c shows what the backend does;
  * failure.c says what an error of libcurl's means; trust.c chooses the
  * certificates; pool.c has what a backend keeps: the multi handle, the
  * connections, the wait; rate.c has the limits that backends share; poller.c is
@@ -168,6 +169,7 @@ struct HrflowTransport
 	bool		has_ended;		/* and is in no list of the backend's */
 	const HrflowSettings *settings; /* pinned */
 	HrflowHeaders *headers;
+	HrflowActivity *activity;	/* shows what it does */
 	uint64		account;		/* whose rate is limited */
 	MemoryContextCallback on_reset;
 
@@ -186,6 +188,7 @@ struct HrflowTransport
 								 * ... */
 	int64		admitted_at;
 	int64		paused_until;	/* by the server's will; 0 when it is not */
+	int64		rests_until;	/* by the caller's; 0 when it does not */
 	int64		deadline;		/* all must be done by then; or HRFLOW_NEVER */
 	bool		was_told;		/* the user knows that a pause is long */
 	bool		suspended;		/* starts nothing until it is used again */
@@ -288,6 +291,11 @@ extern void hrflow_gunzip_reset(HrflowGunzip *gunzip);
 extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
 							   size_t length, HrflowGunzipSink sink,
 							   void *arg);
+
+/* in show.c */
+extern void hrflow_show_sent(const HrflowTransfer *transfer, bool is_retry);
+extern void hrflow_show_wait(HrflowTransport *transport, int64 retry_at,
+							 bool is_narrowed);
 
 /* in origin.c */
 extern HrflowProtocol hrflow_origin_protocol(const char *url);

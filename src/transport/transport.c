@@ -57,6 +57,7 @@ dismiss(HrflowTransport *transport, bool at_exit)
 {
 	hrflow_transfer_dismiss(transport, at_exit);
 	hrflow_curl_release_headers(transport->headers);
+	transport->activity->state.nin_flight = 0;
 	transport->has_ended = true;
 }
 
@@ -74,12 +75,14 @@ on_context_reset(void *arg)
 }
 
 /*
- * Begin a statement's requests.  "time_limit" is for all of them, in
- * milliseconds; 0 for none.  The transport lives in the current memory context
- * and ends with it; so long it keeps the settings.
+ * Begin a statement's requests.  "activity" shows them, and must not end
+ * earlier.  "time_limit" is for all of them, in milliseconds; 0 for none.  The
+ * transport lives in the current memory context and ends with it; so long it
+ * keeps the settings.
  */
 HrflowTransport *
-hrflow_transport_begin(const HrflowSettings *settings, int time_limit)
+hrflow_transport_begin(const HrflowSettings *settings,
+					   HrflowActivity *activity, int time_limit)
 {
 	HrflowTransport *transport;
 
@@ -89,6 +92,7 @@ hrflow_transport_begin(const HrflowSettings *settings, int time_limit)
 
 	transport = palloc0(sizeof(HrflowTransport));
 	transport->settings = hrflow_settings_pin(settings);
+	transport->activity = activity;
 	transport->account = hrflow_rate_account(settings);
 	transport->deadline = time_limit > 0 ?
 		hrflow_clock_now() + time_limit * HRFLOW_MSEC : HRFLOW_NEVER;
@@ -127,6 +131,16 @@ hrflow_transport_end(HrflowTransport *transport)
  * ------------------------------------------------------------------------
  */
 
+/*
+ * A transport that may have been suspended is used again.
+ */
+static void
+wake(HrflowTransport *transport)
+{
+	transport->suspended = false;
+	hrflow_activity_suspend(transport->activity, false);
+}
+
 static void
 submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	   const char *post, void *tag)
@@ -144,7 +158,7 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->post = post;
 	transfer->was_sent = false;
 	transfer->avoids_http2 = false;
-	transport->suspended = false;
+	wake(transport);
 	hrflow_transfer_move(transfer, HRFLOW_READY);
 }
 
@@ -283,7 +297,7 @@ static void
 resume(HrflowTransport *transport)
 {
 	Assert(!transport->has_ended);
-	transport->suspended = false;
+	wake(transport);
 	if (hrflow_pool_is_broken())
 		hrflow_transfer_prepare(transport->settings);
 }
@@ -298,12 +312,14 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 	int64		until = Min(hrflow_clock_now() + duration, transport->deadline);
 
 	resume(transport);
+	transport->rests_until = until;
 	while (hrflow_clock_now() < until)
 	{
 		CHECK_FOR_INTERRUPTS();
 		hrflow_transfer_work();
 		hrflow_transfer_wait(until);
 	}
+	transport->rests_until = 0;
 }
 
 /*
@@ -423,6 +439,7 @@ hrflow_transport_suspend(HrflowTransport *transport)
 		if (transport->nin_flight > 0)
 			hrflow_transfer_wait(HRFLOW_NEVER);
 	}
+	hrflow_activity_suspend(transport->activity, true);
 }
 
 /*

@@ -10,6 +10,7 @@
 
 #include "postgres.h"
 
+#include "base/activity.h"
 #include "base/base.h"
 
 /*
@@ -56,6 +57,7 @@ typedef struct HrflowTransport HrflowTransport;
 
 /* in transport.c */
 extern HrflowTransport *hrflow_transport_begin(const HrflowSettings *settings,
+											   HrflowActivity *activity,
 											   int time_limit);
 extern void hrflow_transport_submit(HrflowTransport *transport,
 									HrflowTarget target, const char *url,

@@ -110,14 +110,19 @@ is( sorted(cells_below($reference, 'Settings', 6)),
 #
 # Columns
 #
-is( join("\n", cells_below($reference, 'Statistics', 2)),
-	join(
-		"\n",
-		rows_of(
-			q{SELECT attname || ' | ' || format_type(atttypid, NULL)
-			FROM pg_attribute WHERE attrelid = 'hrflow_embed_stats'::regclass AND attnum > 0
-			ORDER BY attnum})),
-	'the reference has every column of hrflow_embed_stats with its type, in its order');
+foreach my $view ([ 'Activity' => 'hrflow_embed_activity' ], [ 'Statistics' => 'hrflow_embed_stats' ])
+{
+	my ($heading, $name) = @$view;
+
+	is( join("\n", cells_below($reference, $heading, 2)),
+		join(
+			"\n",
+			rows_of(
+				"SELECT attname || ' | ' || format_type(atttypid, NULL)
+				FROM pg_attribute WHERE attrelid = '$name'::regclass AND attnum > 0
+				ORDER BY attnum")),
+		"the reference has every column of $name with its type, in its order");
+}
 
 $node->safe_psql('postgres', q{SELECT hrflow_create_store('name', 'real[]')});
 my $refresh = read_file('docs/refresh.md');

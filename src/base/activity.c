@@ -1,0 +1,370 @@
+/*-------------------------------------------------------------------------
+ *
+ * activity.c
+ *		What backends are doing in our functions: the view
+ *		hrflow_embed_activity.
+ *
+ * A backend may be in several of our functions at once: a query whose calls
+ * are read ahead may call a function in PL/pgSQL that makes a batch, and a
+ * trigger may do so during a refresh.  What is shown is the one that began
+ * last, since the others wait for it; when it ends, the one before is shown
+ * again.  A cursor that the client does not fetch from is not shown.
+ *
+ * An activity belongs to a memory context, whose reset ends it, so that none
+ * outlives an error.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/activity.h"
+#include "base/shared.h"
+#include "catalog/pg_authid.h"
+#include "compat.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+PG_FUNCTION_INFO_V1(hrflow_embed_activity);
+
+static const char *const wait_names[] = {
+	[HRFLOW_FOR_NOTHING] = NULL,
+	[HRFLOW_FOR_NETWORK] = "network",
+	[HRFLOW_FOR_RATE] = "rate",
+	[HRFLOW_FOR_RETRY] = "retry",
+	[HRFLOW_FOR_MEMORY] = "memory",
+	[HRFLOW_FOR_LOCK] = "lock"
+};
+
+/* The activities of this backend, the one that began last first. */
+static dlist_head activities = DLIST_STATIC_INIT(activities);
+
+/* Where others see them; NULL: nowhere. */
+static HrflowActivitySlot *my_slot = NULL;
+
+/*
+ * ------------------------------------------------------------------------
+ * Writing
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Show an activity, or that there is none.  Does not throw.
+ */
+static void
+write_slot(const HrflowActivity *activity)
+{
+	volatile HrflowActivitySlot *slot = my_slot;
+
+	if (slot == NULL || (activity == NULL && slot->pid == 0))
+		return;
+	slot->changes++;
+	pg_write_barrier();
+	slot->pid = activity != NULL ? MyProcPid : 0;
+	if (activity != NULL)
+		*unvolatize(HrflowActivityState *, &slot->state) = activity->state;
+	pg_write_barrier();
+	slot->changes++;
+}
+
+/*
+ * The backend exits: its transaction may be aborted after this, and shared
+ * memory may be detached.
+ */
+static void
+leave_slot(int code, Datum arg)
+{
+	write_slot(NULL);
+	my_slot = NULL;
+}
+
+/*
+ * Find this backend's slot, once.  May throw.
+ */
+static void
+take_slot(void)
+{
+	static bool is_taken = false;
+	HrflowShared *shared = hrflow_shared_get();
+
+	if (is_taken || !hrflow_shared_is_shared())
+		return;
+	before_shmem_exit(leave_slot, 0);
+	is_taken = true;
+	my_slot = &shared->activity[hrflow_compat_backend_number()];
+
+	/* The slot's last owner may have been killed between two changes. */
+	my_slot->changes += my_slot->changes % 2;
+}
+
+/*
+ * Show what the backend is doing now.  Does not throw.
+ */
+void
+hrflow_activity_publish(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &activities)
+	{
+		HrflowActivity *activity = dlist_container(HrflowActivity, node, iter.cur);
+
+		if (!activity->is_suspended)
+		{
+			write_slot(activity);
+			return;
+		}
+	}
+	write_slot(NULL);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Activities
+ * ------------------------------------------------------------------------
+ */
+
+static void
+on_context_reset(void *arg)
+{
+	HrflowActivity *activity = arg;
+
+	if (!activity->has_ended)
+		hrflow_activity_end(activity);
+}
+
+/*
+ * Begin an activity, which belongs to the current memory context and ends with
+ * it.  "store" is the name of the store that is refreshed, or NULL.
+ */
+HrflowActivity *
+hrflow_activity_begin(HrflowCaller caller, const char *store)
+{
+	HrflowActivity *activity = palloc0(sizeof(HrflowActivity));
+	HrflowActivityState *state = &activity->state;
+
+	take_slot();
+	state->caller = caller;
+	state->role = GetOuterUserId();
+	state->started_at = GetCurrentTimestamp();
+	state->ntotal = -1;
+	if (store != NULL)
+		memcpy(state->store, store,
+			   pg_mbcliplen(store, strlen(store), HRFLOW_SHOWN_STORE - 1));
+	activity->on_reset.func = on_context_reset;
+	activity->on_reset.arg = activity;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext,
+									   &activity->on_reset);
+	dlist_push_head(&activities, &activity->node);
+	hrflow_activity_publish();
+	return activity;
+}
+
+/*
+ * Does not throw.
+ */
+void
+hrflow_activity_end(HrflowActivity *activity)
+{
+	Assert(!activity->has_ended);
+	activity->has_ended = true;
+	dlist_delete(&activity->node);
+	hrflow_activity_publish();
+}
+
+/*
+ * Control goes to the client, or comes back from there.  Does not throw.
+ */
+void
+hrflow_activity_suspend(HrflowActivity *activity, bool is_suspended)
+{
+	if (activity->is_suspended == is_suspended)
+		return;
+	activity->is_suspended = is_suspended;
+	hrflow_activity_publish();
+}
+
+/*
+ * An element is done: show that at once, since it may be long before the backend
+ * sleeps.  Does not throw.
+ */
+void
+hrflow_activity_count(HrflowActivity *activity, bool is_ok)
+{
+	activity->state.ndone++;
+	activity->state.nok += is_ok;
+	hrflow_activity_publish();
+}
+
+/*
+ * The backend is about to sleep, for this reason, until a time of our clock;
+ * HRFLOW_NEVER where that is not known.  Does not publish, nor throw.
+ */
+void
+hrflow_activity_wait(HrflowActivity *activity, HrflowWaitReason reason,
+					 int64 resumes_at)
+{
+	activity->state.waiting_for = reason;
+	activity->state.resumes_at = 0;
+	if (resumes_at != HRFLOW_NEVER)
+		activity->state.resumes_at = GetCurrentTimestamp() +
+			Max(resumes_at - hrflow_clock_now(), 0);
+}
+
+/*
+ * The backend sleeps no longer.  Does not throw.
+ */
+void
+hrflow_activity_go_on(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &activities)
+	{
+		hrflow_activity_wait(dlist_container(HrflowActivity, node, iter.cur),
+							 HRFLOW_FOR_NOTHING, HRFLOW_NEVER);
+	}
+	hrflow_activity_publish();
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The view
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Copy a slot.  Returns false when its backend is in none of our functions.
+ */
+static bool
+read_slot(volatile HrflowActivitySlot *slot, HrflowActivitySlot *copy)
+{
+	for (;;)
+	{
+		uint32		before = slot->changes;
+
+		pg_read_barrier();
+		*copy = *unvolatize(HrflowActivitySlot *, slot);
+		pg_read_barrier();
+		if (slot->changes == before && before % 2 == 0)
+			return copy->pid != 0;
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
+ * When all elements will be done, at the speed so far; 0: not known.
+ */
+static TimestampTz
+estimate_end(const HrflowActivityState *state)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	double		remaining = state->ntotal - state->ndone;
+
+	if (state->ntotal < 0 || state->ndone == 0 || remaining < 0)
+		return 0;
+	return now +
+		(TimestampTz) ((now - state->started_at) * remaining / state->ndone);
+}
+
+/*
+ * Set a column, or leave it NULL.
+ */
+static void
+set_column(Datum *values, bool *nulls, int column, bool is_known, Datum value)
+{
+	nulls[column] = !is_known;
+	values[column] = value;
+}
+
+static Datum
+text_or_null(const char *value)
+{
+	return value == NULL ? (Datum) 0 : CStringGetTextDatum(value);
+}
+
+/* Number of columns, and of those that everyone sees: pid and role. */
+#define NCOLUMNS 15
+#define NPUBLIC_COLUMNS 2
+
+static void
+put_activity(ReturnSetInfo *rsinfo, const HrflowActivitySlot *slot)
+{
+	const HrflowActivityState *state = &slot->state;
+	bool		is_allowed = has_privs_of_role(GetUserId(), state->role) ||
+	has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+	TimestampTz eta = estimate_end(state);
+	const char *reason = wait_names[state->waiting_for];
+	const char *role = GetUserNameFromId(state->role, true);
+	const char *store = state->store;
+	NameData	role_name;
+	Datum		values[NCOLUMNS];
+	bool		nulls[NCOLUMNS];
+	int			n = 0;
+
+	/* The database of the backend may have another encoding. */
+	if (*store == '\0' || !pg_verifymbstr(store, strlen(store), true))
+		store = NULL;
+	namestrcpy(&role_name, role != NULL ? role : "");
+
+	set_column(values, nulls, n++, true, Int32GetDatum(slot->pid));
+	set_column(values, nulls, n++, role != NULL, NameGetDatum(&role_name));
+	Assert(n == NPUBLIC_COLUMNS);
+	set_column(values, nulls, n++, true,
+			   CStringGetTextDatum(hrflow_caller_name(state->caller)));
+	set_column(values, nulls, n++, store != NULL, text_or_null(store));
+	set_column(values, nulls, n++, true,
+			   TimestampTzGetDatum(state->started_at));
+	set_column(values, nulls, n++, state->ntotal >= 0,
+			   Int64GetDatum(state->ntotal));
+	set_column(values, nulls, n++, true, Int64GetDatum(state->ndone));
+	set_column(values, nulls, n++, true, Int64GetDatum(state->nok));
+	set_column(values, nulls, n++, true,
+			   Int64GetDatum(state->ndone - state->nok));
+	set_column(values, nulls, n++, true, Int64GetDatum(state->nrequests));
+	set_column(values, nulls, n++, true, Int64GetDatum(state->nretries));
+	set_column(values, nulls, n++, true, Int32GetDatum(state->nin_flight));
+	set_column(values, nulls, n++, reason != NULL, text_or_null(reason));
+	set_column(values, nulls, n++, state->resumes_at != 0,
+			   TimestampTzGetDatum(state->resumes_at));
+	set_column(values, nulls, n++, eta != 0, TimestampTzGetDatum(eta));
+	Assert(n == NCOLUMNS);
+
+	for (int i = NPUBLIC_COLUMNS; i < NCOLUMNS && !is_allowed; i++)
+		nulls[i] = true;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/*
+ * hrflow_embed_activity() RETURNS SETOF rows: see the view of that name.
+ */
+Datum
+hrflow_embed_activity(PG_FUNCTION_ARGS)
+{
+	static bool was_told = false;
+	HrflowShared *shared = hrflow_shared_get();
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (!hrflow_shared_is_shared())
+	{
+		if (!was_told)
+			ereport(NOTICE,
+					(errmsg("the activity of other sessions is not visible"),
+					 errhint("Add hrflow_embed to shared_preload_libraries.")));
+		was_told = true;
+		return (Datum) 0;
+	}
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		HrflowActivitySlot copy;
+
+		if (read_slot(&shared->activity[i], &copy))
+			put_activity((ReturnSetInfo *) fcinfo->resultinfo, &copy);
+	}
+	return (Datum) 0;
+}

@@ -1,0 +1,51 @@
+/*-------------------------------------------------------------------------
+ *
+ * show.c
+ *		Shows others what a transport sends, and what it waits for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "transport/transfer.h"
+
+/*
+ * A request is sent, or libcurl sends it again by itself.  Does not throw.
+ */
+void
+hrflow_show_sent(const HrflowTransfer *transfer, bool is_retry)
+{
+	HrflowActivityState *state = &transfer->transport->activity->state;
+
+	hrflow_stats_count(HRFLOW_REQUESTS, 1);
+	hrflow_stats_count(HRFLOW_RETRIES, is_retry);
+	state->nrequests++;
+	state->nretries += is_retry;
+}
+
+/*
+ * The backend is about to sleep.  "retry_at" is when the transport's next retry
+ * is due, and "is_narrowed" says that no request is started until a reply has
+ * been released.  Does not throw.
+ */
+void
+hrflow_show_wait(HrflowTransport *transport, int64 retry_at, bool is_narrowed)
+{
+	HrflowActivity *activity = transport->activity;
+
+	activity->state.nin_flight = transport->nin_flight;
+	if (transport->rests_until != 0)
+		hrflow_activity_wait(activity, HRFLOW_FOR_RETRY,
+							 transport->rests_until);
+	else if (transport->awaits_rate)
+		hrflow_activity_wait(activity, HRFLOW_FOR_RATE,
+							 Max(transport->paused_until,
+								 transport->admitted_at));
+	else if (transport->nready > 0 && is_narrowed)
+		hrflow_activity_wait(activity, HRFLOW_FOR_MEMORY, HRFLOW_NEVER);
+	else if (transport->nready == 0 && transport->nin_flight == 0 &&
+			 transport->ndelayed > 0)
+		hrflow_activity_wait(activity, HRFLOW_FOR_RETRY, retry_at);
+	else
+		hrflow_activity_wait(activity, HRFLOW_FOR_NETWORK, HRFLOW_NEVER);
+}
