@@ -238,6 +238,38 @@ COMMENT ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) 
 
 REVOKE ALL ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
+-- What hrflow_profile_vectors() would cost with these arguments, in one row.
+--
+--   elements             distinct elements
+--   requests             that the API would get, if none had to be retried:
+--                        elements that are NULL or invalid are not sent
+--   links                that would be fetched: one for each section, or for each
+--                        item of its list.  A section such as
+--                        {"experiences": 1} may have more; NULL where "fields"
+--                        leaves the sections to the API
+--   seconds              at the latency of late and the account's rate; NULL
+--                        where neither is known, as before the first request
+--
+-- Cost: none, no network.
+-- Errors: 22023 arrays that do not fit, or an invalid setting; 55000 no API
+-- key.
+CREATE FUNCTION hrflow_estimate(
+	source_id text,
+	profile_ids text[] DEFAULT NULL,
+	fields jsonb DEFAULT NULL,
+	profile_references text[] DEFAULT NULL,
+	profile_emails text[] DEFAULT NULL)
+RETURNS TABLE (elements bigint, requests bigint, links bigint,
+	seconds double precision)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 10000 ROWS 1;
+
+COMMENT ON FUNCTION hrflow_estimate(text, text[], jsonb, text[], text[]) IS
+'what hrflow_profile_vectors() would cost; sends no request';
+
+REVOKE ALL ON FUNCTION hrflow_estimate(text, text[], jsonb, text[], text[]) FROM PUBLIC;
+
 --
 -- Links to vectors
 --

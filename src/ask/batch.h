@@ -306,6 +306,9 @@ extern void hrflow_tally_count(HrflowTally *tally, const HrflowResult *result);
 extern void hrflow_tally_report(const HrflowTally *tally,
 								const HrflowBatchSummary *summary);
 
+/* in estimate.c */
+extern double hrflow_estimate_items(Jsonb *fields);
+
 /* in progress.c */
 extern void hrflow_progress_begin(HrflowProgress *progress,
 								  const HrflowSink *sink);

@@ -2,12 +2,14 @@
  *
  * estimate.c
  *		Tells the planner how many rows the functions for many return: one for
- *		each element of their arrays, or for each vector or link.
+ *		each element of their arrays, or for each vector or link.  What they
+ *		cost, hrflow_estimate() in many.c tells.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "ask/batch.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "nodes/nodeFuncs.h"
@@ -89,20 +91,17 @@ array_elements(PlannerInfo *root, Node *node)
 
 /*
  * The number of items that "fields" asks for: one for a section, or as many as
- * its list has.  1 when that is not known.
+ * its list has.
  */
-static double
-items_of_fields(Node *node)
+double
+hrflow_estimate_items(Jsonb *fields)
 {
-	const Const *constant = (const Const *) node;
 	JsonbIterator *it;
 	JsonbIteratorToken token;
 	JsonbValue	value;
 	double		items = 0;
 
-	if (!IsA(node, Const) || constant->constisnull)
-		return 1;
-	it = JsonbIteratorInit(&DatumGetJsonbP(constant->constvalue)->root);
+	it = JsonbIteratorInit(&fields->root);
 	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
 	{
 		if (token != WJB_VALUE)
@@ -112,6 +111,19 @@ items_of_fields(Node *node)
 			JsonContainerSize(value.val.binary.data) : 1;
 	}
 	return Max(items, 1);
+}
+
+/*
+ * Likewise of an argument; 1 when it is not known.
+ */
+static double
+items_of_argument(Node *node)
+{
+	const Const *constant = (const Const *) node;
+
+	if (!IsA(node, Const) || constant->constisnull)
+		return 1;
+	return hrflow_estimate_items(DatumGetJsonbP(constant->constvalue));
 }
 
 /*
@@ -142,7 +154,7 @@ estimate_rows(Node *request, bool by_item)
 			nelements = Max(nelements, n);
 		}
 		else if (type == JSONBOID && by_item)
-			nitems = items_of_fields(argument);
+			nitems = items_of_argument(argument);
 	}
 	rows->rows = nelements * nitems;
 	return request;

@@ -16,15 +16,18 @@
 #include "compat.h"
 #include "funcapi.h"
 #include "ask/batch.h"
+#include "miscadmin.h"
 #include "nodes/primnodes.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(hrflow_profile_embeddings);
 PG_FUNCTION_INFO_V1(hrflow_profile_links);
 PG_FUNCTION_INFO_V1(hrflow_profile_vectors);
+PG_FUNCTION_INFO_V1(hrflow_estimate);
 PG_FUNCTION_INFO_V1(hrflow_fetch_vectors);
 PG_FUNCTION_INFO_V1(hrflow_text_embeddings);
 
@@ -643,6 +646,75 @@ hrflow_profile_vectors(PG_FUNCTION_ARGS)
 	init_profile_source(&source, fcinfo);
 	return return_rows(fcinfo, HRFLOW_BY_PROFILE_VECTORS, &source, 3,
 					   &vector_row_sink_methods, profile_vector_columns);
+}
+
+/*
+ * The number of requests that a batch would send, were each answered, and of
+ * elements that differ.
+ */
+static int64
+count_requests(HrflowSource *source, int64 *ndistinct)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed estimate",
+												  ALLOCSET_DEFAULT_SIZES);
+	HrflowEqualElements equal = {NULL};
+	int64		n = 0;
+
+	*ndistinct = 0;
+	hrflow_equal_find(&equal, source);
+	for (int i = 0; i < source->nelements; i++)
+	{
+		HrflowElementRequest request = {0};
+		HrflowResult problem = {0};
+		MemoryContext old;
+
+		CHECK_FOR_INTERRUPTS();
+		if (hrflow_equal_is_repeated(&equal, i))
+			continue;
+		++*ndistinct;
+		old = MemoryContextSwitchTo(context);
+		n += source->methods->make_request(source, i, &request, &problem) ==
+			HRFLOW_ELEMENT_ASKED;
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	return n;
+}
+
+/*
+ * hrflow_estimate(…the same…)
+ *		RETURNS TABLE (elements bigint, requests bigint, links bigint,
+ *					   seconds float8)
+ */
+Datum
+hrflow_estimate(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	ArraySource source = {.base.methods = &profile_source_methods};
+	int64		nelements;
+	int64		nrequests;
+	int64		nlinks = 0;
+	double		seconds;
+	Datum		values[4];
+	bool		nulls[4] = {false};
+
+	init_profile_source(&source, fcinfo);
+	InitMaterializedSRF(fcinfo, 0);
+	source.base.settings = hrflow_settings_get(true);
+	nrequests = count_requests(&source.base, &nelements);
+	if (source.fields != NULL)
+		nlinks = nrequests * hrflow_estimate_items(source.fields);
+	seconds = hrflow_speed_estimate(source.base.settings, nrequests, nlinks);
+
+	values[0] = Int64GetDatum(nelements);
+	values[1] = Int64GetDatum(nrequests);
+	values[2] = Int64GetDatum(nlinks);
+	nulls[2] = source.fields == NULL;
+	values[3] = Float8GetDatum(seconds);
+	nulls[3] = seconds < 0;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	return (Datum) 0;
 }
 
 /*

@@ -44,6 +44,8 @@ initialize(HrflowShared *new)
 	SpinLockInit(&new->mutex);
 	for (int i = 0; i < HRFLOW_NORIGINS; i++)
 		pg_atomic_init_u64(&new->origins[i], 0);
+	for (int i = 0; i < lengthof(new->latency); i++)
+		pg_atomic_init_u64(&new->latency[i], 0);
 	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)
 		pg_atomic_init_u64(&new->counters[i], 0);
 	for (int i = 0; i < HRFLOW_NSTATUSES; i++)

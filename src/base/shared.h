@@ -65,6 +65,9 @@ typedef struct HrflowShared
 
 	pg_atomic_uint64 origins[HRFLOW_NORIGINS];	/* see origin.c */
 
+	/* Of the API and of links, in microseconds; 0: none seen.  See speed.c. */
+	pg_atomic_uint64 latency[2];
+
 	pg_atomic_uint64 counters[HRFLOW_NCOUNTERS];
 	pg_atomic_uint64 rows[HRFLOW_NSTATUSES];
 	pg_atomic_uint64 reset_at;	/* TimestampTz */

@@ -141,6 +141,23 @@ merge_limit(HrflowBucket *bucket, int limit, int64 now)
 }
 
 /*
+ * The limit that holds for an account, for one whose own setting is "own".
+ */
+int
+hrflow_rate_limit(uint64 account, int own)
+{
+	HrflowShared *shared = hrflow_shared_get();
+	int64		now = hrflow_clock_now();
+	HrflowBucket bucket;
+
+	SpinLockAcquire(&shared->mutex);
+	bucket = *find_bucket(shared, account, now);
+	SpinLockRelease(&shared->mutex);
+	merge_limit(&bucket, own, now);
+	return bucket.limit;
+}
+
+/*
  * May this account send a request now?  If so it is counted.  If not, *again
  * is when to ask next, and *paused_until when the pause is over that the server
  * asked for, or 0.

@@ -321,6 +321,7 @@ static void
 end_try(HrflowTransfer *transfer)
 {
 	hrflow_account_settle(transfer);
+	hrflow_speed_note(transfer);
 	if (transfer->try.fault != HRFLOW_EXCEEDS_BUDGET)
 	{
 		hrflow_transfer_move(transfer, HRFLOW_DONE);

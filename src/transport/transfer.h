@@ -8,7 +8,7 @@
  * says what its outcome means to the account; curl.c has a request's options
  * and callbacks; body.c and gunzip.c receive its reply; origin.c and sharing.c
  * know who may share a connection; budget.c counts what a statement has sent;
- * show.c shows what the backend does;
+ * show.c shows what the backend does; speed.c knows how long requests take;
  * failure.c says what an error of libcurl's means; trust.c chooses the
  * certificates; pool.c has what a backend keeps: the multi handle, the
  * connections, the wait; rate.c has the limits that backends share; poller.c is
@@ -297,6 +297,9 @@ extern void hrflow_show_sent(const HrflowTransfer *transfer, bool is_retry);
 extern void hrflow_show_wait(HrflowTransport *transport, int64 retry_at,
 							 bool is_narrowed);
 
+/* in speed.c */
+extern void hrflow_speed_note(const HrflowTransfer *transfer);
+
 /* in origin.c */
 extern HrflowProtocol hrflow_origin_protocol(const char *url);
 extern void hrflow_origin_note(const char *url, HrflowProtocol protocol);
@@ -325,6 +328,7 @@ extern void hrflow_budget_charge(void);
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);
 extern HrflowAdmission hrflow_rate_admit(uint64 account, int limit,
 										 int64 *again, int64 *paused_until);
+extern int	hrflow_rate_limit(uint64 account, int own);
 extern void hrflow_rate_charge(uint64 account);
 extern int64 hrflow_rate_report(uint64 account, HrflowOutcome outcome,
 								int64 asked, bool was_probe, bool *counts);

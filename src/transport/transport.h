@@ -83,4 +83,8 @@ extern void hrflow_transport_release(HrflowTransport *transport,
 									 HrflowReply *reply);
 extern void hrflow_transport_end(HrflowTransport *transport);
 
+/* in speed.c */
+extern double hrflow_speed_estimate(const HrflowSettings *settings,
+									int64 nrequests, int64 nlinks);
+
 #endif							/* HRFLOW_TRANSPORT_H */

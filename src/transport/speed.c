@@ -1,0 +1,68 @@
+/*-------------------------------------------------------------------------
+ *
+ * speed.c
+ *		How fast requests have been answered of late, and so how long others
+ *		will take.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "transport/transfer.h"
+
+/* The part of the latency that an answer replaces. */
+#define WEIGHT 8
+
+/*
+ * A try was answered.  Backends do not wait for each other here: of two
+ * answers at the same time one may be lost.  Does not throw.
+ */
+void
+hrflow_speed_note(const HrflowTransfer *transfer)
+{
+	bool		is_link = HRFLOW_IS_LINK(transfer->reply.target);
+	pg_atomic_uint64 *latency = &hrflow_shared_get()->latency[is_link];
+	int64		seen = pg_atomic_read_u64(latency);
+	int64		took = Max(hrflow_clock_now() - transfer->try.began, 1);
+
+	if (transfer->reply.status != HRFLOW_OK ||
+		transfer->reply.http_status < 200 || transfer->reply.http_status > 299)
+		return;
+	pg_atomic_write_u64(latency,
+						seen == 0 ? took : seen + (took - seen) / WEIGHT);
+}
+
+/*
+ * How long so many requests to the API and for links would take with these
+ * settings, in seconds: at the latency of late, and within the account's rate.
+ * Negative where neither is known.
+ */
+double
+hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,
+					  int64 nlinks)
+{
+	HrflowShared *shared = hrflow_shared_get();
+	double		latency = pg_atomic_read_u64(&shared->latency[false]);
+	double		latency_of_links = pg_atomic_read_u64(&shared->latency[true]);
+	int			limit = hrflow_rate_limit(hrflow_rate_account(settings),
+										  settings->max_requests_per_minute);
+	double		seconds = -1;
+
+	if (nrequests == 0)
+		return 0;
+	if (latency > 0)
+	{
+		/* Each link waits for the answer that it is in. */
+		double		at_once = latency +
+		(nlinks > 0 ? latency_of_links : 0);
+		double		by_turns = (nrequests * latency +
+								nlinks * latency_of_links) /
+		settings->max_concurrency;
+
+		seconds = Max(at_once, by_turns) / HRFLOW_SEC;
+	}
+	if (limit > 0)
+		seconds = Max(seconds,
+					  Max(nrequests - Max(limit / 60, 1), 0) * 60.0 / limit);
+	return seconds;
+}
