@@ -1058,7 +1058,9 @@ CREATE FUNCTION hrflow_embed_stats(
 	OUT connections_opened bigint,
 	OUT connections_reused bigint,
 	OUT rows_by_status jsonb,
-	OUT reset_at timestamptz)
+	OUT reset_at timestamptz,
+	OUT api_requests bigint,
+	OUT link_requests bigint)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
@@ -1081,6 +1083,8 @@ COMMENT ON FUNCTION hrflow_embed_stats() IS
 --   connections_reused  requests that went over an open one
 --   rows_by_status      of the functions for many profiles, such as
 --                       {"ok": 990, "not_found": 10}
+--   api_requests        of the requests, those to the API, which may be billed
+--   link_requests       of the requests, those for links, which are not
 CREATE VIEW hrflow_embed_stats AS
 	SELECT * FROM @extschema@.hrflow_embed_stats();
 
@@ -1099,3 +1103,41 @@ COMMENT ON FUNCTION hrflow_embed_stats_reset() IS
 'sets the counters of hrflow_embed_stats to zero';
 
 REVOKE ALL ON FUNCTION hrflow_embed_stats_reset() FROM PUBLIC;
+
+-- Requests by day, role and function; see the view.
+CREATE FUNCTION hrflow_embed_usage(
+	OUT day date,
+	OUT role name,
+	OUT function text,
+	OUT api_requests bigint,
+	OUT link_requests bigint)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+
+COMMENT ON FUNCTION hrflow_embed_usage() IS
+'requests by day, role and function; the view of the same name shows it';
+
+-- What requests have cost, to be set beside the bill: all that the server has
+-- sent, of all databases, counted once a second and when a statement ends.
+--
+--   day             in UTC
+--   role            that the client had set; NULL where it has been dropped
+--   function        without its arguments
+--   api_requests    sent to the API, retries included
+--   link_requests   sent for links, which are not billed
+--
+-- A role sees its own rows, and those of the roles whose privileges it has; all
+-- where it has those of pg_read_all_stats.
+--
+-- Kept over a restart if hrflow_embed is in shared_preload_libraries, but not over
+-- a crash.  The 4096 latest rows are kept.  hrflow_embed_stats_reset() does not
+-- concern them.  On PostgreSQL 15 and 16 nothing is counted without
+-- shared_preload_libraries: then a NOTICE says so, once in a session.
+CREATE VIEW hrflow_embed_usage AS
+	SELECT * FROM @extschema@.hrflow_embed_usage();
+
+COMMENT ON VIEW hrflow_embed_usage IS
+'requests by day, role and function';
+
+GRANT SELECT ON hrflow_embed_usage TO PUBLIC;

@@ -34,6 +34,7 @@
 #include "storage/dsm_registry.h"
 #endif
 #include "storage/latch.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"
@@ -155,6 +156,28 @@ hrflow_compat_named_segment(const char *name, size_t size,
 #else
 #define HRFLOW_HAVE_DSM_REGISTRY 0
 #endif
+
+/*
+ * Initialize a lock in shared memory, and have this backend know its name.  From
+ * 19 on the name is shared.
+ */
+static inline void
+hrflow_compat_init_lock(LWLock *lock, const char *name)
+{
+#if PG_VERSION_NUM >= 190000
+	LWLockInitialize(lock, LWLockNewTrancheId(name));
+#else
+	LWLockInitialize(lock, LWLockNewTrancheId());
+#endif
+}
+
+static inline void
+hrflow_compat_register_lock(const LWLock *lock, const char *name)
+{
+#if PG_VERSION_NUM < 190000
+	LWLockRegisterTranche(lock->tranche, name);
+#endif
+}
 
 /*
  * libcurl's CURLE_TOO_LARGE, since 8.6: earlier no error has this number.

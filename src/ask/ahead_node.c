@@ -85,6 +85,7 @@ submit_call(HrflowAheadState *state, HrflowAheadCall *ahead)
 												  state->activity, 0);
 		MemoryContextSwitchTo(old);
 	}
+	state->activity->state.caller = ahead->call.function->caller;
 	hrflow_call_submit(&ahead->call, state->transport);
 	state->nrequests++;
 	state->nsent++;

@@ -109,6 +109,8 @@ typedef enum HrflowCaller
 	HRFLOW_BY_REFRESH
 } HrflowCaller;
 
+#define HRFLOW_NCALLERS (HRFLOW_BY_REFRESH + 1)
+
 typedef enum HrflowDialect
 {
 	HRFLOW_DIALECT_ID,			/* source_id, profile_id, ... */
@@ -166,7 +168,8 @@ typedef struct HrflowUrl
 } HrflowUrl;
 
 /*
- * What is counted, in the order of the columns of hrflow_embed_stats.
+ * What is counted, in the order of the columns of hrflow_embed_stats, but for
+ * the last one.
  */
 typedef enum HrflowCounter
 {
@@ -178,10 +181,11 @@ typedef enum HrflowCounter
 	HRFLOW_BYTES_RECEIVED,		/* of bodies, before decompression */
 	HRFLOW_WAITED_USEC,			/* microseconds asleep */
 	HRFLOW_CONNECTIONS_OPENED,
-	HRFLOW_CONNECTIONS_REUSED	/* requests that found one open */
+	HRFLOW_CONNECTIONS_REUSED,	/* requests that found one open */
+	HRFLOW_LINK_REQUESTS		/* of the requests, those for links */
 } HrflowCounter;
 
-#define HRFLOW_NCOUNTERS (HRFLOW_CONNECTIONS_REUSED + 1)
+#define HRFLOW_NCOUNTERS (HRFLOW_LINK_REQUESTS + 1)
 
 /*
  * Have errors and warnings carry the CONTEXT that a callback adds, until
@@ -245,5 +249,10 @@ extern void hrflow_shared_define(void);
 extern void hrflow_stats_count(HrflowCounter counter, uint64 n);
 extern void hrflow_stats_count_row(HrflowStatus status);
 extern void hrflow_stats_flush(void);
+
+/* in usage.c */
+extern void hrflow_usage_set_role(Oid role);
+extern void hrflow_usage_count(HrflowCaller caller, bool is_link);
+extern void hrflow_usage_flush(void);
 
 #endif							/* HRFLOW_BASE_H */

@@ -4,9 +4,9 @@
  *		What the backends of a server share: the limits of rate, the
  *		statistics and what each is doing.
  *
- * From PostgreSQL 17 on it is a segment of the DSM registry, there whether the
- * library is preloaded or not.  Earlier it is in the main shared memory when
- * the library is in shared_preload_libraries; else every backend has its own.
+ * It is in the main shared memory when the library is in
+ * shared_preload_libraries.  Otherwise, from PostgreSQL 17 on it is a segment of
+ * the DSM registry, and earlier every backend has its own.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,6 +20,9 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
+
+/* Name of the lock, as pg_stat_activity shows a wait for it. */
+#define LOCK_NAME "HrflowUsage"
 
 static HrflowShared *shared = NULL;
 static bool is_shared = false;
@@ -35,12 +38,12 @@ shared_size(void)
 }
 
 /*
- * Initialize all but the backends' activity.
+ * Initialize what each backend has where nothing is shared.
  */
 static void
 initialize(HrflowShared *new)
 {
-	memset(new, 0, sizeof(*new));
+	memset(new, 0, offsetof(HrflowShared, usage));
 	SpinLockInit(&new->mutex);
 	for (int i = 0; i < HRFLOW_NORIGINS; i++)
 		pg_atomic_init_u64(&new->origins[i], 0);
@@ -53,33 +56,29 @@ initialize(HrflowShared *new)
 	pg_atomic_init_u64(&new->reset_at, GetCurrentTimestamp());
 }
 
+/*
+ * Initialize all of it.
+ */
 static void
 initialize_shared(void *pointer)
 {
 	HrflowShared *new = pointer;
 
 	initialize(new);
-	memset(new->activity, 0, shared_size() - offsetof(HrflowShared, activity));
+	memset(&new->usage, 0, shared_size() - offsetof(HrflowShared, usage));
+	hrflow_compat_init_lock(&new->usage.lock, LOCK_NAME);
+	for (int i = 0; i < HRFLOW_NUSAGE; i++)
+	{
+		for (int j = 0; j < 2; j++)
+			pg_atomic_init_u64(&new->usage.entries[i].requests[j], 0);
+	}
 }
 
-#if HRFLOW_HAVE_DSM_REGISTRY
-
-void
-hrflow_shared_define(void)
-{
-}
-
-static HrflowShared *
-attach(void)
-{
-	is_shared = true;
-
-	/* A version's own: after an upgrade, sessions of the old one go on. */
-	return hrflow_compat_named_segment("hrflow_embed " HRFLOW_EMBED_VERSION,
-									   shared_size(), initialize_shared);
-}
-
-#else
+/*
+ * ------------------------------------------------------------------------
+ * Preloaded
+ * ------------------------------------------------------------------------
+ */
 
 static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
@@ -90,6 +89,16 @@ request_shared(void)
 	if (previous_request_hook)
 		previous_request_hook();
 	RequestAddinShmemSpace(MAXALIGN(shared_size()));
+}
+
+/*
+ * The postmaster shuts down, or resets shared memory after a crash.
+ */
+static void
+save_shared(int code, Datum arg)
+{
+	if (code == 0)
+		hrflow_saved_save(shared);
 }
 
 static void
@@ -105,7 +114,13 @@ startup_shared(void)
 	if (!found)
 		initialize_shared(shared);
 	LWLockRelease(AddinShmemInitLock);
+	hrflow_compat_register_lock(&shared->usage.lock, LOCK_NAME);
 	is_shared = true;
+
+	if (!IsUnderPostmaster)
+		on_shmem_exit(save_shared, (Datum) 0);
+	if (!found)
+		hrflow_saved_load(shared);
 }
 
 /*
@@ -121,6 +136,29 @@ hrflow_shared_define(void)
 	previous_startup_hook = shmem_startup_hook;
 	shmem_startup_hook = startup_shared;
 }
+
+/*
+ * ------------------------------------------------------------------------
+ * Not preloaded
+ * ------------------------------------------------------------------------
+ */
+
+#if HRFLOW_HAVE_DSM_REGISTRY
+
+static HrflowShared *
+attach(void)
+{
+	/* A version's own: after an upgrade, sessions of the old one go on. */
+	HrflowShared *segment =
+	hrflow_compat_named_segment("hrflow_embed " HRFLOW_EMBED_VERSION,
+								shared_size(), initialize_shared);
+
+	hrflow_compat_register_lock(&segment->usage.lock, LOCK_NAME);
+	is_shared = true;
+	return segment;
+}
+
+#else
 
 static HrflowShared *
 attach(void)
@@ -153,4 +191,13 @@ hrflow_shared_is_shared(void)
 {
 	(void) hrflow_shared_get();
 	return is_shared;
+}
+
+/*
+ * What requests have cost; NULL where nothing is shared.
+ */
+HrflowUsage *
+hrflow_shared_usage(void)
+{
+	return hrflow_shared_is_shared() ? &shared->usage : NULL;
 }

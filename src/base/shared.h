@@ -2,7 +2,7 @@
  *
  * shared.h
  *		The layout of what the backends of a server share; for shared.c,
- *		rate.c, stats.c and activity.c.
+ *		rate.c, stats.c, usage.c, saved.c and activity.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,7 +14,9 @@
 #include "base/activity.h"
 #include "base/base.h"
 #include "port/atomics.h"
+#include "storage/lwlock.h"
 #include "storage/spin.h"
+#include "utils/date.h"
 
 /*
  * As many accounts (a key at an origin) have limits of their own; the one
@@ -58,6 +60,30 @@ typedef struct HrflowBucket
 /* Number of origins whose version of HTTP is remembered. */
 #define HRFLOW_NORIGINS 256
 
+/* Number of entries of hrflow_embed_usage that are kept. */
+#define HRFLOW_NUSAGE 4096
+
+/*
+ * The requests that a role has sent by a function on one day.
+ */
+typedef struct HrflowUsageEntry
+{
+	DateADT		day;			/* in UTC */
+	Oid			role;
+	HrflowCaller caller;
+	pg_atomic_uint64 requests[2];	/* to the API; for links */
+} HrflowUsageEntry;
+
+/*
+ * Who adds to an entry holds the lock shared; who makes one, alone.
+ */
+typedef struct HrflowUsage
+{
+	LWLock		lock;
+	int			nentries;
+	HrflowUsageEntry entries[HRFLOW_NUSAGE];
+} HrflowUsage;
+
 typedef struct HrflowShared
 {
 	slock_t		mutex;			/* for the buckets */
@@ -72,12 +98,23 @@ typedef struct HrflowShared
 	pg_atomic_uint64 rows[HRFLOW_NSTATUSES];
 	pg_atomic_uint64 reset_at;	/* TimestampTz */
 
-	/* MaxBackends of them; none where nothing is shared. */
+	/* What follows is only used where it is shared. */
+	HrflowUsage usage;
+
+	/* MaxBackends of them. */
 	HrflowActivitySlot activity[FLEXIBLE_ARRAY_MEMBER];
 } HrflowShared;
 
 /* in shared.c */
 extern HrflowShared *hrflow_shared_get(void);
 extern bool hrflow_shared_is_shared(void);
+extern HrflowUsage *hrflow_shared_usage(void);
+
+/* in saved.c */
+extern void hrflow_saved_load(HrflowShared *shared);
+extern void hrflow_saved_save(HrflowShared *shared);
+
+/* in usage.c */
+extern DateADT hrflow_usage_today(void);
 
 #endif							/* HRFLOW_SHARED_H */

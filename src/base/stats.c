@@ -67,6 +67,7 @@ hrflow_stats_flush(void)
 			pg_atomic_fetch_add_u64(&shared->rows[i], pending_rows[i]);
 		pending_rows[i] = 0;
 	}
+	hrflow_usage_flush();
 }
 
 /*
@@ -109,8 +110,10 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 {
 	HrflowShared *shared = hrflow_shared_get();
 	TupleDesc	desc;
-	Datum		values[HRFLOW_NCOUNTERS + 3];
-	bool		nulls[HRFLOW_NCOUNTERS + 3] = {false};
+	Datum		values[HRFLOW_NCOUNTERS + 4];
+	bool		nulls[HRFLOW_NCOUNTERS + 4] = {false};
+	uint64		nrequests;
+	uint64		nlinks;
 	int			n = 0;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
@@ -121,7 +124,7 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 
 	values[n++] = CStringGetTextDatum(hrflow_shared_is_shared() ?
 									  "server" : "session");
-	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)
+	for (int i = 0; i < HRFLOW_LINK_REQUESTS; i++)
 	{
 		uint64		count = pg_atomic_read_u64(&shared->counters[i]);
 
@@ -130,6 +133,10 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 	}
 	values[n++] = rows_by_status(shared);
 	values[n++] = TimestampTzGetDatum(pg_atomic_read_u64(&shared->reset_at));
+	nlinks = pg_atomic_read_u64(&shared->counters[HRFLOW_LINK_REQUESTS]);
+	nrequests = pg_atomic_read_u64(&shared->counters[HRFLOW_REQUESTS]);
+	values[n++] = Int64GetDatum(nrequests - Min(nlinks, nrequests));
+	values[n++] = Int64GetDatum(nlinks);
 	Assert(n == lengthof(values));
 
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),

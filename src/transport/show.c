@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * show.c
- *		Shows others what a transport sends, and what it waits for.
+ *		Shows others what a transport sends, and what it waits for, and has it
+ *		counted.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +17,10 @@ void
 hrflow_show_sent(const HrflowTransfer *transfer, bool is_retry)
 {
 	HrflowActivityState *state = &transfer->transport->activity->state;
+	bool		is_link = HRFLOW_IS_LINK(transfer->reply.target);
 
+	hrflow_usage_count(transfer->caller, is_link);
+	hrflow_stats_count(HRFLOW_LINK_REQUESTS, is_link);
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
 	hrflow_stats_count(HRFLOW_RETRIES, is_retry);
 	state->nrequests++;

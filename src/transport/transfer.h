@@ -139,6 +139,7 @@ typedef struct HrflowTransfer
 	HrflowTransport *transport; /* whose it is; undefined while idle */
 	const char *url;			/* the submitter's */
 	const char *post;			/* the submitter's JSON; NULL: it is a GET */
+	HrflowCaller caller;		/* on whose behalf it is sent */
 	bool		was_sent;		/* has an earlier try been made? */
 	bool		avoids_http2;	/* a try over it was lost without a word */
 

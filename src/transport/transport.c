@@ -75,8 +75,8 @@ on_context_reset(void *arg)
 }
 
 /*
- * Begin a statement's requests.  "activity" shows them, and must not end
- * earlier.  "time_limit" is for all of them, in milliseconds; 0 for none.  The
+ * Begin a statement's requests.  "activity" shows them, says on whose behalf
+ * each is sent, and must not end earlier.  "time_limit" is for all of them, in milliseconds; 0 for none.  The
  * transport lives in the current memory context and ends with it; so long it
  * keeps the settings.
  */
@@ -88,6 +88,7 @@ hrflow_transport_begin(const HrflowSettings *settings,
 
 	/* Attach to what is shared while an error may still be raised. */
 	hrflow_stats_flush();
+	hrflow_usage_set_role(activity->state.role);
 	hrflow_transfer_prepare(settings);
 
 	transport = palloc0(sizeof(HrflowTransport));
@@ -156,6 +157,7 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->transport = transport;
 	transfer->url = url;
 	transfer->post = post;
+	transfer->caller = transport->activity->state.caller;
 	transfer->was_sent = false;
 	transfer->avoids_http2 = false;
 	wake(transport);

@@ -110,7 +110,10 @@ is( sorted(cells_below($reference, 'Settings', 6)),
 #
 # Columns
 #
-foreach my $view ([ 'Activity' => 'hrflow_embed_activity' ], [ 'Statistics' => 'hrflow_embed_stats' ])
+foreach my $view (
+	[ 'Activity' => 'hrflow_embed_activity' ],
+	[ 'Statistics' => 'hrflow_embed_stats' ],
+	[ 'Usage' => 'hrflow_embed_usage' ])
 {
 	my ($heading, $name) = @$view;
 
@@ -176,7 +179,7 @@ foreach my $page ('README.md',
 {
 	my $text = read_file($page);
 	my %names = map { ($_ => 1) } $text =~ /\b(hrflow_\w+)\(/g, $text =~ /`(hrflow_\w+)`/g;
-	my %settings = map { ($_ => 1) } $text =~ /\b(hrflow_embed\.(?!so\b|control\b)\w+)/g;
+	my %settings = map { ($_ => 1) } $text =~ /\b(hrflow_embed\.(?!so\b|control\b|stat\b)\w+)/g;
 
 	delete @names{qw(hrflow_embed hrflow_embed_stats hrflow_id)};
 	is(join(' ', grep { !$exists{$_} } sort keys %names),

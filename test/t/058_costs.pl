@@ -1,10 +1,13 @@
-# What a batch costs is told before it sends its requests.  The stand-in says how
-# many there are, and SQL cannot ask it.
+# What requests cost: told before a batch sends them, counted by role, function
+# and day as the API counts them, and kept over a restart.  The stand-in says how
+# many there were; what is shared and kept takes several sessions and restarts.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::StandIn;
+use Hrflow::Store;
 use IPC::Run                ();
+use PostgreSQL::Test::Utils ();
 use Test::More;
 
 my $api = Hrflow::StandIn->new('--latency' => 20);
@@ -43,6 +46,106 @@ is(received(), $told, 'an estimate tells the requests and the links of a batch')
 # 1600 requests of 20 ms, 32 at a time
 is(sql("SELECT seconds >= 0.99 FROM hrflow_estimate('acme', " . ids(1600) . ')'),
 	't', 'an estimate of the time goes by the latency seen before');
+
+#
+# Counted
+#
+sql(q{
+	CREATE ROLE recruiter LOGIN; CREATE ROLE monitor LOGIN IN ROLE pg_read_all_stats;
+	CREATE ROLE analyst LOGIN; CREATE ROLE plain LOGIN;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO recruiter, analyst;
+	CREATE FUNCTION definer() RETURNS bigint LANGUAGE sql SECURITY DEFINER
+		AS $$ SELECT count(*) FROM hrflow_text_embeddings('{a,b,c}') $$});
+my $usage = q{SELECT role, function, api_requests, link_requests FROM hrflow_embed_usage
+	WHERE role IN ('recruiter', 'analyst', 'keeper')
+	ORDER BY role, function COLLATE "C"};
+
+sub run_as
+{
+	my ($role, $sql) = @_;
+
+	$node->psql('postgres', $sql, extra_params => [ '-U', $role ]);
+	return;
+}
+
+$api->reset;
+sql('SELECT hrflow_embed_stats_reset()');
+run_as('recruiter',
+		"SELECT count(*) FROM hrflow_profile_vectors('acme', "
+	  . ids(30)
+	  . q{, '{"profile": 1, "skills": 1}')});
+run_as('recruiter', q{SELECT hrflow_auth(); SELECT definer()});
+run_as('recruiter',
+	"SELECT hrflow_profile_embedding('acme', 'p' || i) FROM generate_series(1, 20) i");
+run_as(
+	'analyst', q{SELECT hrflow_text_embedding('text ' || i), hrflow_job_vector('job-' || i)
+		FROM generate_series(1, 10) i});
+run_as('analyst', q{SELECT hrflow_profile_embedding('acme', 'fault:first=2,status=500')});
+run_as(
+	'analyst',
+	q{SET hrflow_embed.batch_timeout = '200ms';
+	SELECT count(*) FROM hrflow_profile_embeddings('acme', '{fault:silent,p}')});
+my $store = Hrflow::Store->new($node, $api, 'shop');
+$store->fill(8);
+$store->call;
+
+my $counted = 'analyst|hrflow_job_vector|10|10
+analyst|hrflow_profile_embedding|3|0
+analyst|hrflow_profile_embeddings|2|0
+analyst|hrflow_text_embedding|10|0
+keeper|hrflow_refresh|8|16
+recruiter|hrflow_auth|1|0
+recruiter|hrflow_profile_embedding|20|0
+recruiter|hrflow_profile_vectors|30|60
+recruiter|hrflow_text_embeddings|3|0';
+is(sql($usage), $counted, 'requests are counted by role and function');
+is(sql('SELECT api_requests, link_requests FROM hrflow_embed_stats'),
+	received(), 'the statistics have the requests to the API and for links that were received');
+is( sql(q{SELECT sum(api_requests), sum(link_requests) FROM hrflow_embed_usage
+			WHERE role IN ('recruiter', 'analyst', 'keeper')}),
+	received(),
+	'the usage of all roles has them, too');
+is(sql(q{SELECT DISTINCT day = (now() AT TIME ZONE 'UTC')::date FROM hrflow_embed_usage}),
+	't', 'requests are counted on the day in UTC');
+
+sub roles_seen_by
+{
+	my ($role) = @_;
+
+	return sql(
+		"SELECT string_agg(DISTINCT role, ',' ORDER BY role) FROM hrflow_embed_usage
+			WHERE role IN ('recruiter', 'analyst', 'keeper')",
+		extra_params => [ '-U', $role ]);
+}
+is(roles_seen_by('monitor'), 'analyst,keeper,recruiter', 'pg_read_all_stats sees the rows of all');
+is(roles_seen_by('analyst'), 'analyst', 'others see their own rows');
+is(roles_seen_by('plain'), '', 'and nothing where they have none');
+
+#
+# Kept
+#
+$node->restart;
+is(sql($usage), $counted, 'what was counted is kept over a restart');
+run_as('analyst', q{SELECT hrflow_text_embedding('one more')});
+$node->restart;
+like(
+	sql($usage),
+	qr/^analyst\|hrflow_text_embedding\|11\|0$/m,
+	'what is counted after a restart is added, and kept over the next');
+ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while the server runs');
+
+# A file that is cut off, or is something else
+$node->stop;
+my $file = $node->data_dir . '/pg_stat/hrflow_embed.stat';
+ok(-s $file, 'the file is there while the server is down');
+truncate($file, 100) or die $!;
+$node->start;
+like(
+	PostgreSQL::Test::Utils::slurp_file($node->logfile),
+	qr/ignoring invalid data in file "pg_stat\/hrflow_embed.stat"/,
+	'a file that is cut off is told, and the server starts');
+sql('SELECT hrflow_auth()');
+is(sql(q{SELECT sum(api_requests) >= 1 FROM hrflow_embed_usage}), 't', 'and counts go on');
 
 $node->stop('fast');
 done_testing();

@@ -1,0 +1,141 @@
+/*-------------------------------------------------------------------------
+ *
+ * saved.c
+ *		Keeps what requests have cost over a restart, in a file.
+ *
+ * The postmaster writes the file when it shuts down, and reads and removes it
+ * when it starts, as pg_stat_statements does with its own.  So it does only
+ * where the library is in shared_preload_libraries.  After a crash there is no
+ * file, and counting begins anew.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <unistd.h>
+
+#include "base/shared.h"
+#include "pgstat.h"
+#include "storage/fd.h"
+
+#define SAVED_FILE PGSTAT_STAT_PERMANENT_DIRECTORY "/hrflow_embed.stat"
+
+/* What the file begins with; to be changed with the layout of what follows. */
+#define SAVED_MAGIC 0x48524601
+
+typedef struct SavedHeader
+{
+	uint32		magic;
+	int32		nusage;			/* number of SavedUsage that follow */
+} SavedHeader;
+
+typedef struct SavedUsage
+{
+	DateADT		day;
+	Oid			role;
+	int32		caller;
+	uint64		requests[2];
+} SavedUsage;
+
+/*
+ * Read the file's content.  Returns false if it is not as expected.
+ */
+static bool
+read_saved(FILE *file, HrflowShared *shared)
+{
+	SavedHeader header;
+
+	if (fread(&header, sizeof(header), 1, file) != 1 ||
+		header.magic != SAVED_MAGIC ||
+		header.nusage < 0 || header.nusage > HRFLOW_NUSAGE)
+		return false;
+	for (int i = 0; i < header.nusage; i++)
+	{
+		SavedUsage	saved;
+		HrflowUsageEntry *entry = &shared->usage.entries[i];
+
+		if (fread(&saved, sizeof(saved), 1, file) != 1 ||
+			saved.caller < 0 || saved.caller >= HRFLOW_NCALLERS)
+			return false;
+		entry->day = saved.day;
+		entry->role = saved.role;
+		entry->caller = saved.caller;
+		for (int j = 0; j < 2; j++)
+			pg_atomic_write_u64(&entry->requests[j], saved.requests[j]);
+		shared->usage.nentries = i + 1;
+	}
+	return true;
+}
+
+/*
+ * Load what was saved.  Called by the postmaster while nobody else is there.
+ */
+void
+hrflow_saved_load(HrflowShared *shared)
+{
+	FILE	   *file = AllocateFile(SAVED_FILE, PG_BINARY_R);
+	bool		ok;
+
+	if (file == NULL)
+	{
+		if (errno != ENOENT)
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not read file \"%s\": %m", SAVED_FILE)));
+		return;
+	}
+	ok = read_saved(file, shared);
+	FreeFile(file);
+	if (!ok)
+		ereport(LOG,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("ignoring invalid data in file \"%s\"", SAVED_FILE)));
+
+	/* It is out of date from now on, and must not be in a base backup. */
+	unlink(SAVED_FILE);
+}
+
+static bool
+write_saved(FILE *file, HrflowShared *shared)
+{
+	SavedHeader header = {SAVED_MAGIC, shared->usage.nentries};
+
+	if (fwrite(&header, sizeof(header), 1, file) != 1)
+		return false;
+	for (int i = 0; i < shared->usage.nentries; i++)
+	{
+		HrflowUsageEntry *entry = &shared->usage.entries[i];
+		SavedUsage	saved;
+
+		memset(&saved, 0, sizeof(saved));
+		saved.day = entry->day;
+		saved.role = entry->role;
+		saved.caller = entry->caller;
+		for (int j = 0; j < 2; j++)
+			saved.requests[j] = pg_atomic_read_u64(&entry->requests[j]);
+		if (fwrite(&saved, sizeof(saved), 1, file) != 1)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Save it.  Called by the postmaster when all others are gone.
+ */
+void
+hrflow_saved_save(HrflowShared *shared)
+{
+	FILE	   *file = AllocateFile(SAVED_FILE ".tmp", PG_BINARY_W);
+
+	if (file == NULL || !write_saved(file, shared) || FreeFile(file) != 0)
+	{
+		/* A file that is open is closed when the postmaster exits. */
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not write file \"%s\": %m",
+						SAVED_FILE ".tmp")));
+		unlink(SAVED_FILE ".tmp");
+		return;
+	}
+	(void) durable_rename(SAVED_FILE ".tmp", SAVED_FILE, LOG);
+}

@@ -1,0 +1,249 @@
+/*-------------------------------------------------------------------------
+ *
+ * usage.c
+ *		Who has sent how many requests on which day: the view
+ *		hrflow_embed_usage.
+ *
+ * A backend counts for itself, and adds to what is shared when it adds its
+ * statistics: once a second while a statement runs, and at the statement's
+ * end.  What is shared is kept over a restart; see saved.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "base/shared.h"
+#include "catalog/pg_authid.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/date.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+PG_FUNCTION_INFO_V1(hrflow_embed_usage);
+
+/* What was not yet added to what is shared, and on whose behalf. */
+static struct
+{
+	Oid			role;
+	bool		any;
+	uint64		requests[HRFLOW_NCALLERS][2];	/* to the API; for links */
+}			pending;
+
+/*
+ * Today in UTC: days since 2000.
+ */
+DateADT
+hrflow_usage_today(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return now / USECS_PER_DAY - (now % USECS_PER_DAY < 0);
+}
+
+/*
+ * What is counted from now on is on behalf of this role.  Does not throw once
+ * hrflow_shared_get() has been called in this backend.
+ */
+void
+hrflow_usage_set_role(Oid role)
+{
+	if (pending.role != role)
+		hrflow_usage_flush();
+	pending.role = role;
+}
+
+/*
+ * Count a request.  Does not throw.
+ */
+void
+hrflow_usage_count(HrflowCaller caller, bool is_link)
+{
+	pending.requests[caller][is_link]++;
+	pending.any = true;
+}
+
+/*
+ * The entry of today for a function and the role of what is pending, or NULL.
+ * The caller holds the lock.
+ */
+static HrflowUsageEntry *
+find_entry(HrflowUsage *usage, DateADT today, HrflowCaller caller)
+{
+	/* The one found last is likely to be the one looked for. */
+	static int	last[HRFLOW_NCALLERS];
+
+	for (int i = 0; i < usage->nentries; i++)
+	{
+		int			n = (last[caller] + i) % usage->nentries;
+		HrflowUsageEntry *entry = &usage->entries[n];
+
+		if (entry->day == today && entry->role == pending.role &&
+			entry->caller == caller)
+		{
+			last[caller] = n;
+			return entry;
+		}
+	}
+	return NULL;
+}
+
+static uint64
+requests_of(HrflowUsageEntry *entry)
+{
+	return pg_atomic_read_u64(&entry->requests[false]) +
+		pg_atomic_read_u64(&entry->requests[true]);
+}
+
+/*
+ * Make an entry.  Where there is no room, the smallest one of the first day
+ * gives way.  The caller holds the lock alone.
+ */
+static HrflowUsageEntry *
+make_entry(HrflowUsage *usage, DateADT today, HrflowCaller caller)
+{
+	HrflowUsageEntry *entry = &usage->entries[0];
+
+	if (usage->nentries < HRFLOW_NUSAGE)
+		entry = &usage->entries[usage->nentries++];
+	else
+	{
+		for (int i = 1; i < usage->nentries; i++)
+		{
+			HrflowUsageEntry *other = &usage->entries[i];
+
+			if (other->day < entry->day ||
+				(other->day == entry->day &&
+				 requests_of(other) < requests_of(entry)))
+				entry = other;
+		}
+	}
+	entry->day = today;
+	entry->role = pending.role;
+	entry->caller = caller;
+	pg_atomic_write_u64(&entry->requests[false], 0);
+	pg_atomic_write_u64(&entry->requests[true], 0);
+	return entry;
+}
+
+/*
+ * Add what is pending of a function to an entry.
+ */
+static void
+add_to_entry(HrflowUsageEntry *entry, HrflowCaller caller)
+{
+	for (int i = 0; i < 2; i++)
+	{
+		pg_atomic_fetch_add_u64(&entry->requests[i],
+								pending.requests[caller][i]);
+		pending.requests[caller][i] = 0;
+	}
+}
+
+/*
+ * Add what was counted to what is shared.  Does not throw once
+ * hrflow_shared_get() has been called in this backend.
+ */
+void
+hrflow_usage_flush(void)
+{
+	HrflowUsage *usage = hrflow_shared_usage();
+	DateADT		today;
+
+	if (!pending.any)
+		return;
+	pending.any = false;
+	if (usage == NULL)
+	{
+		memset(pending.requests, 0, sizeof(pending.requests));
+		return;
+	}
+	today = hrflow_usage_today();
+	for (int caller = 0; caller < HRFLOW_NCALLERS; caller++)
+	{
+		HrflowUsageEntry *entry;
+
+		if (pending.requests[caller][false] == 0 &&
+			pending.requests[caller][true] == 0)
+			continue;
+		LWLockAcquire(&usage->lock, LW_SHARED);
+		entry = find_entry(usage, today, caller);
+		if (entry == NULL)
+		{
+			LWLockRelease(&usage->lock);
+			LWLockAcquire(&usage->lock, LW_EXCLUSIVE);
+			entry = find_entry(usage, today, caller);
+			if (entry == NULL)
+				entry = make_entry(usage, today, caller);
+		}
+		add_to_entry(entry, caller);
+		LWLockRelease(&usage->lock);
+	}
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The view
+ * ------------------------------------------------------------------------
+ */
+
+static void
+put_entry(ReturnSetInfo *rsinfo, HrflowUsageEntry *entry)
+{
+	const char *role = GetUserNameFromId(entry->role, true);
+	NameData	role_name;
+	Datum		values[5];
+	bool		nulls[5] = {false};
+
+	namestrcpy(&role_name, role != NULL ? role : "");
+	values[0] = DateADTGetDatum(entry->day);
+	values[1] = NameGetDatum(&role_name);
+	nulls[1] = role == NULL;
+	values[2] = CStringGetTextDatum(hrflow_caller_name(entry->caller));
+	values[3] = Int64GetDatum(pg_atomic_read_u64(&entry->requests[false]));
+	values[4] = Int64GetDatum(pg_atomic_read_u64(&entry->requests[true]));
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/*
+ * hrflow_embed_usage() RETURNS SETOF rows: see the view of that name.
+ */
+Datum
+hrflow_embed_usage(PG_FUNCTION_ARGS)
+{
+	static bool was_told = false;
+	HrflowUsage *usage = hrflow_shared_usage();
+	HrflowUsage *copy;
+	bool		sees_all = has_privs_of_role(GetUserId(),
+											 ROLE_PG_READ_ALL_STATS);
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (usage == NULL)
+	{
+		if (!was_told)
+			ereport(NOTICE,
+					(errmsg("the usage of the HrFlow API is not counted"),
+					 errhint("Add hrflow_embed to shared_preload_libraries.")));
+		was_told = true;
+		return (Datum) 0;
+	}
+
+	/* Of a statement that an error ended something may be left. */
+	hrflow_usage_flush();
+
+	copy = palloc(sizeof(HrflowUsage));
+	LWLockAcquire(&usage->lock, LW_SHARED);
+	memcpy(copy, usage, sizeof(HrflowUsage));
+	LWLockRelease(&usage->lock);
+	for (int i = 0; i < copy->nentries; i++)
+	{
+		HrflowUsageEntry *entry = &copy->entries[i];
+
+		if (sees_all || has_privs_of_role(GetUserId(), entry->role))
+			put_entry((ReturnSetInfo *) fcinfo->resultinfo, entry);
+	}
+	pfree(copy);
+	return (Datum) 0;
+}
