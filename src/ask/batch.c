@@ -343,6 +343,7 @@ is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
 		case HRFLOW_OVER_QUOTA:
 		case HRFLOW_RATE_LIMITED:
 		case HRFLOW_OVER_BUDGET:
+		case HRFLOW_OVER_DAY:
 			return true;
 		case HRFLOW_INVALID_SOURCE:
 			return methods->reject_hrflow_source == NULL ||

@@ -77,6 +77,11 @@ static const StatusInfo status_info[] = {
 		"statement has sent as many requests to %s as it may",
 		"Ask for less in one statement, or raise hrflow_embed.max_requests_per_statement. Only a superuser can raise hrflow_embed.statement_request_limit."
 	},
+	[HRFLOW_OVER_DAY] = {
+		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		"account has sent as many requests to %s today as it may",
+		"Ask again tomorrow (UTC), or have a superuser raise hrflow_embed.max_requests_per_day."
+	},
 	[HRFLOW_CONNECT_FAILED] = {
 		ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
 		"could not connect to %s",

@@ -75,7 +75,8 @@ typedef enum HrflowStatus
 	HRFLOW_PROXY_REFUSED,
 	HRFLOW_OVER_QUOTA,
 	HRFLOW_RATE_LIMITED,
-	HRFLOW_OVER_BUDGET,
+	HRFLOW_OVER_BUDGET,			/* of the statement */
+	HRFLOW_OVER_DAY,			/* the day's */
 	HRFLOW_CONNECT_FAILED,
 	HRFLOW_CONNECTION_LOST,
 	HRFLOW_TIMEOUT,
@@ -147,6 +148,7 @@ typedef struct HrflowSettings
 	int			max_requests_per_minute;	/* of the API; 0: no limit */
 	int			max_requests_per_statement; /* likewise; the lower one of two
 											 * settings */
+	int			max_requests_per_day;	/* likewise */
 	size_t		max_response_size;	/* bytes, after decompression */
 	bool		allow_in_shard_queries; /* batches, where Citus runs them */
 	bool		http2;			/* is it offered where there is TLS? */

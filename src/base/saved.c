@@ -21,12 +21,13 @@
 #define SAVED_FILE PGSTAT_STAT_PERMANENT_DIRECTORY "/hrflow_embed.stat"
 
 /* What the file begins with; to be changed with the layout of what follows. */
-#define SAVED_MAGIC 0x48524601
+#define SAVED_MAGIC 0x48524602
 
 typedef struct SavedHeader
 {
 	uint32		magic;
-	int32		nusage;			/* number of SavedUsage that follow */
+	int32		nusage;			/* number of SavedUsage that follow; then come
+								 * HRFLOW_NDAYS of SavedDay */
 } SavedHeader;
 
 typedef struct SavedUsage
@@ -36,6 +37,12 @@ typedef struct SavedUsage
 	int32		caller;
 	uint64		requests[2];
 } SavedUsage;
+
+typedef struct SavedDay
+{
+	uint64		account;
+	uint64		sent;
+} SavedDay;
 
 /*
  * Read the file's content.  Returns false if it is not as expected.
@@ -63,6 +70,15 @@ read_saved(FILE *file, HrflowShared *shared)
 		for (int j = 0; j < 2; j++)
 			pg_atomic_write_u64(&entry->requests[j], saved.requests[j]);
 		shared->usage.nentries = i + 1;
+	}
+	for (int i = 0; i < HRFLOW_NDAYS; i++)
+	{
+		SavedDay	saved;
+
+		if (fread(&saved, sizeof(saved), 1, file) != 1)
+			return false;
+		pg_atomic_write_u64(&shared->days[i].account, saved.account);
+		pg_atomic_write_u64(&shared->days[i].sent, saved.sent);
 	}
 	return true;
 }
@@ -113,6 +129,15 @@ write_saved(FILE *file, HrflowShared *shared)
 		saved.caller = entry->caller;
 		for (int j = 0; j < 2; j++)
 			saved.requests[j] = pg_atomic_read_u64(&entry->requests[j]);
+		if (fwrite(&saved, sizeof(saved), 1, file) != 1)
+			return false;
+	}
+	for (int i = 0; i < HRFLOW_NDAYS; i++)
+	{
+		SavedDay	saved;
+
+		saved.account = pg_atomic_read_u64(&shared->days[i].account);
+		saved.sent = pg_atomic_read_u64(&shared->days[i].sent);
 		if (fwrite(&saved, sizeof(saved), 1, file) != 1)
 			return false;
 	}

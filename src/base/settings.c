@@ -77,6 +77,7 @@ static int	max_concurrency = 32;
 static int	max_requests_per_minute = 0;
 static int	max_requests_per_statement = 0;
 static int	statement_request_limit = 0;
+static int	max_requests_per_day = 0;
 static int	max_response_size = 4096;
 static bool allow_in_shard_queries = false;
 static bool read_ahead = true;
@@ -507,6 +508,12 @@ hrflow_settings_define(void)
 							&statement_request_limit, 0, 0, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.max_requests_per_day",
+							"Requests that one key may send to the HrFlow API on one day in UTC; 0 for no limit.",
+							"Shared by all backends on PostgreSQL 17 and later, and earlier if hrflow_embed is in shared_preload_libraries; else for each backend.",
+							&max_requests_per_day, 0, 0, INT_MAX,
+							PGC_SUSET, 0,
+							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_attempts",
 							"Tries of one request, the first included.",
 							NULL,
@@ -633,6 +640,7 @@ take_copy(const char *key)
 		max_requests_per_statement == 0 ? statement_request_limit :
 		statement_request_limit == 0 ? max_requests_per_statement :
 		Min(max_requests_per_statement, statement_request_limit);
+	copy->settings.max_requests_per_day = max_requests_per_day;
 	copy->settings.max_response_size = (size_t) max_response_size * 1024;
 	copy->settings.allow_in_shard_queries = allow_in_shard_queries;
 	copy->settings.http2 = http_version == HRFLOW_HTTP_AUTO;

@@ -47,6 +47,11 @@ initialize(HrflowShared *new)
 	SpinLockInit(&new->mutex);
 	for (int i = 0; i < HRFLOW_NORIGINS; i++)
 		pg_atomic_init_u64(&new->origins[i], 0);
+	for (int i = 0; i < HRFLOW_NDAYS; i++)
+	{
+		pg_atomic_init_u64(&new->days[i].account, 0);
+		pg_atomic_init_u64(&new->days[i].sent, 0);
+	}
 	for (int i = 0; i < lengthof(new->latency); i++)
 		pg_atomic_init_u64(&new->latency[i], 0);
 	for (int i = 0; i < HRFLOW_NCOUNTERS; i++)

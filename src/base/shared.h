@@ -60,6 +60,19 @@ typedef struct HrflowBucket
 /* Number of origins whose version of HTTP is remembered. */
 #define HRFLOW_NORIGINS 256
 
+/* Number of accounts whose requests of a day are counted. */
+#define HRFLOW_NDAYS HRFLOW_NBUCKETS
+
+/*
+ * The requests that an account has sent today; see budget.c.
+ */
+typedef struct HrflowDay
+{
+	pg_atomic_uint64 account;	/* as in HrflowBucket; 0: free */
+	pg_atomic_uint64 sent;		/* on the day in the upper 32 bits, which is a
+								 * DateADT, as many as the lower 32 bits say */
+} HrflowDay;
+
 /* Number of entries of hrflow_embed_usage that are kept. */
 #define HRFLOW_NUSAGE 4096
 
@@ -97,6 +110,8 @@ typedef struct HrflowShared
 	pg_atomic_uint64 counters[HRFLOW_NCOUNTERS];
 	pg_atomic_uint64 rows[HRFLOW_NSTATUSES];
 	pg_atomic_uint64 reset_at;	/* TimestampTz */
+
+	HrflowDay	days[HRFLOW_NDAYS];
 
 	/* What follows is only used where it is shared. */
 	HrflowUsage usage;

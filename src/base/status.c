@@ -22,6 +22,7 @@ static const char *const status_names[] = {
 	[HRFLOW_OVER_QUOTA] = "over_quota",
 	[HRFLOW_RATE_LIMITED] = "rate_limited",
 	[HRFLOW_OVER_BUDGET] = "over_budget",
+	[HRFLOW_OVER_DAY] = "over_budget",
 	[HRFLOW_CONNECT_FAILED] = "connection_failed",
 	[HRFLOW_CONNECTION_LOST] = "connection_failed",
 	[HRFLOW_TIMEOUT] = "timeout",

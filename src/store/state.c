@@ -110,6 +110,7 @@ is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 		case HRFLOW_OVER_QUOTA:
 		case HRFLOW_RATE_LIMITED:
 		case HRFLOW_OVER_BUDGET:
+		case HRFLOW_OVER_DAY:
 			return true;
 		case HRFLOW_FORBIDDEN:
 			return run->nforbidden > 1;

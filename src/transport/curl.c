@@ -109,7 +109,7 @@ count_again(const HrflowTransfer *transfer)
 	if (!HRFLOW_IS_LINK(transfer->reply.target))
 	{
 		hrflow_rate_charge(transfer->transport->account);
-		hrflow_budget_charge();
+		hrflow_budget_charge(transfer->transport);
 	}
 }
 

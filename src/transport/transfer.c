@@ -211,6 +211,25 @@ refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
 }
 
 /*
+ * A request fails because no more may be sent.
+ */
+static void
+refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
+{
+	const HrflowSettings *settings = transfer->transport->settings;
+
+	if (status == HRFLOW_OVER_DAY)
+		snprintf(transfer->error, sizeof(transfer->error),
+				 "The limit is %d requests a day.",
+				 settings->max_requests_per_day);
+	else
+		snprintf(transfer->error, sizeof(transfer->error),
+				 "The limit is %d requests.",
+				 settings->max_requests_per_statement);
+	refuse(transfer, status, transfer->error);
+}
+
+/*
  * The most requests that may be in flight for this transport's sake.
  */
 static int
@@ -237,12 +256,11 @@ start(HrflowTransfer *transfer, int64 now)
 
 	if (!HRFLOW_IS_LINK(transfer->reply.target))
 	{
-		if (hrflow_budget_is_spent(transport->settings))
+		HrflowStatus spent = hrflow_budget_check(transport);
+
+		if (spent != HRFLOW_OK)
 		{
-			snprintf(transfer->error, sizeof(transfer->error),
-					 "The limit is %d requests.",
-					 transport->settings->max_requests_per_statement);
-			refuse(transfer, HRFLOW_OVER_BUDGET, transfer->error);
+			refuse_spent(transfer, spent);
 			return true;
 		}
 		admission = hrflow_account_admit(transport, now);
@@ -263,8 +281,12 @@ start(HrflowTransfer *transfer, int64 now)
 			   "The API has asked for a pause of more than five minutes.");
 		return true;
 	}
-	if (!HRFLOW_IS_LINK(transfer->reply.target))
-		hrflow_budget_charge();
+	if (!HRFLOW_IS_LINK(transfer->reply.target) &&
+		!hrflow_budget_take(transport))
+	{
+		refuse_spent(transfer, HRFLOW_OVER_DAY);
+		return true;
+	}
 	if (!hrflow_curl_start(transfer))
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
 	else

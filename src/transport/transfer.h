@@ -7,7 +7,8 @@
  * has the states of a request and is the one scheduler of a backend; account.c
  * says what its outcome means to the account; curl.c has a request's options
  * and callbacks; body.c and gunzip.c receive its reply; origin.c and sharing.c
- * know who may share a connection; budget.c counts what a statement has sent;
+ * know who may share a connection; budget.c counts what a statement has
+ * sent, and an account today;
  * show.c shows what the backend does; speed.c knows how long requests take;
  * failure.c says what an error of libcurl's means; trust.c chooses the
  * certificates; pool.c has what a backend keeps: the multi handle, the
@@ -322,8 +323,9 @@ extern void hrflow_sharing_forget(HrflowTransfer *transfer);
 extern bool hrflow_sharing_check(HrflowTransfer *transfer);
 
 /* in budget.c */
-extern bool hrflow_budget_is_spent(const HrflowSettings *settings);
-extern void hrflow_budget_charge(void);
+extern HrflowStatus hrflow_budget_check(const HrflowTransport *transport);
+extern bool hrflow_budget_take(const HrflowTransport *transport);
+extern void hrflow_budget_charge(const HrflowTransport *transport);
 
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);

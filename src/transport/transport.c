@@ -494,7 +494,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	/* Where the statement may send nothing more, the failure is the answer. */
 	if (pause > HRFLOW_RETRY_AFTER_LIMIT || transport->expired ||
 		(!HRFLOW_IS_LINK(reply->target) &&
-		 hrflow_budget_is_spent(transport->settings)) ||
+		 hrflow_budget_check(transport) != HRFLOW_OK) ||
 		(transport->stopped && !HRFLOW_IS_LINK(reply->target)) ||
 		hrflow_clock_now() + pause >= transport->deadline ||
 		(counts && reply->attempts >= transport->settings->max_attempts))

@@ -1,6 +1,7 @@
 # What requests cost: told before a batch sends them, counted by role, function
-# and day as the API counts them, and kept over a restart.  The stand-in says how
-# many there were; what is shared and kept takes several sessions and restarts.
+# and day as the API counts them, kept over a restart, and limited by day.  The
+# stand-in says how many there were; what is shared and kept takes several
+# sessions and restarts.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -10,7 +11,9 @@ use IPC::Run                ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
-my $api = Hrflow::StandIn->new('--latency' => 20);
+# The requests of a day are a key's.
+my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 4);
+my $api = Hrflow::StandIn->new('--latency' => 20, map { ('--key' => $_) } @keys);
 my $node = Hrflow::Node->new(
 	'costs', $api,
 	link_hosts => '127.0.0.1',
@@ -146,6 +149,77 @@ like(
 	'a file that is cut off is told, and the server starts');
 sql('SELECT hrflow_auth()');
 is(sql(q{SELECT sum(api_requests) >= 1 FROM hrflow_embed_usage}), 't', 'and counts go on');
+
+#
+# Limited
+#
+sub limited
+{
+	my ($key, $limit, $sql) = @_;
+	my ($status, $out, $err) = $node->psql('postgres', <<"END");
+\\set VERBOSITY verbose
+SET hrflow_embed.api_key = '$key';
+SET hrflow_embed.max_requests_per_day = $limit;
+$sql
+END
+	return "$out\n$err";
+}
+
+my $batch =
+	"SELECT status, count(*) FROM hrflow_profile_embeddings('acme', "
+  . ids(50)
+  . ') GROUP BY 1 ORDER BY 1;';
+$api->reset;
+like(
+	limited($keys[1], 20, $batch),
+	qr/^ok\|20\nover_budget\|30\n
+		.*WARNING:.*account\ has\ sent\ as\ many\ requests\ to\ the\ HrFlow\ API\ today\ as\ it\ may
+		.*DETAIL:\ \ 20\ of\ 50\ elements\ were\ answered/xs,
+	'when an account has sent what it may on a day, what came is kept, and the rest is told');
+is($api->stats->{api_requests}, 20, 'no request more was sent');
+like(
+	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
+	qr/ERROR:  53400: account has sent.*\nDETAIL:  The limit is 20 requests a day\.\nHINT:  .*max_requests_per_day/,
+	'another session may send none either');
+is($api->stats->{api_requests}, 20, 'and sends none');
+$node->restart;
+like(
+	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
+	qr/ERROR:  53400/,
+	'nor after a restart');
+is($api->stats->{api_requests}, 20, 'where none is sent');
+like(limited($keys[1], 22, $batch), qr/^ok\|2\nover_budget\|48\n/,
+	'a higher limit admits the rest');
+like(limited($keys[2], 20, $batch), qr/^ok\|20\n/, 'another key has its own limit');
+is(limited($keys[3], 0, $batch) =~ s/\n+\z//r, 'ok|50', 'what is sent without a limit');
+like(
+	limited($keys[3], 40, "SELECT hrflow_text_embedding('a');"),
+	qr/ERROR:  53400/,
+	'counts towards one that is set later');
+like(
+	limited($keys[4], 3, "SELECT hrflow_profile_embedding('acme', 'fault:status=500');"),
+	qr/ERROR:  58000/,
+	'where the limit is met by retries, the failure is what is raised');
+
+# Several sessions at once
+my @sessions = map {
+	my %run = (out => '');
+	$run{process} = IPC::Run::start(
+		[   'psql', '-XAtq',
+			'-d', $node->connstr('postgres'),
+			'-c', "SET hrflow_embed.api_key = '$keys[2]'",
+			'-c', 'SET hrflow_embed.max_requests_per_day = 70',
+			'-c', $batch ],
+		'>',
+		\$run{out},
+		'2>',
+		'/dev/null');
+	\%run
+} 1 .. 4;
+$_->{process}->finish foreach @sessions;
+my $sum = 0;
+$sum += $_ foreach map { $_->{out} =~ /ok\|(\d+)/ ? $1 : 0 } @sessions;
+is($sum, 50, 'sessions that send at the same time do not exceed the limit together');
 
 $node->stop('fast');
 done_testing();
