@@ -76,9 +76,9 @@ on_context_reset(void *arg)
 
 /*
  * Begin a statement's requests.  "activity" shows them, says on whose behalf
- * each is sent, and must not end earlier.  "time_limit" is for all of them, in milliseconds; 0 for none.  The
- * transport lives in the current memory context and ends with it; so long it
- * keeps the settings.
+ * each is sent, and must not end earlier.  "time_limit" is for all of them, in
+ * milliseconds; 0 for none.  The transport lives in the current memory context
+ * and ends with it; so long it keeps the settings.
  */
 HrflowTransport *
 hrflow_transport_begin(const HrflowSettings *settings,
