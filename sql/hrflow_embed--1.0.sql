@@ -607,6 +607,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 -- triggers have missed (logical replication, rows written to a partition,
 -- session_replication_role) is tracked or erased.  The first call, as after
 -- DROP EXTENSION, erases nothing: another table may still have to be tracked.
+-- Writers of the table wait for the first call, and for one with other
+-- arguments; when it reconciles, nobody waits.
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a

@@ -153,8 +153,10 @@ static uint64
 erase(const HrflowStore *store, const char *candidates, const char *unwanted,
 	  const HrflowParameters *parameters)
 {
-	hrflow_store_execute_latest(hrflow_store_sql(store, lock_candidates_sql, candidates),
-								parameters);
+	if (hrflow_store_execute_latest(hrflow_store_sql(store, lock_candidates_sql,
+													 candidates),
+									parameters) == 0)
+		return 0;
 	hrflow_store_execute_latest(hrflow_store_sql(store, erase_sql, unwanted),
 								parameters);
 	return DatumGetInt64(hrflow_store_datum(0, 1));

@@ -4,22 +4,19 @@
  *		The tables that feed a store, and which profiles they want.
  *
  * A table feeds a store where our triggers on it say so; there is no other
- * registry.  All that is read from pg_trigger and pg_depend is read here.
+ * registry.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
 #include "catalog/dependency.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_depend.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
@@ -28,7 +25,6 @@
 #include "storage/lmgr.h"
 #include "store/store.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
@@ -89,6 +85,22 @@ static const char track_new_sql[] = TRACK_SQL;
 static const char track_untracked_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = p.state WHERE false";
 
+/*
+ * The rows of a feeding table whose profiles are not tracked are locked: whoever
+ * deletes one at the same time, or has another identifier in it, either did so
+ * before, and it is not found here, or does so after the transaction that tracks
+ * the profile, and erases it.
+ */
+static const char track_missing_sql[] =
+"INSERT INTO %P AS p"
+" (source_id, %I, state, due_at, attempts, generation, manual)"
+" SELECT DISTINCT k.s, k.i, 'due', statement_timestamp(), 0, 0, false"
+" FROM (SELECT %s AS s, %s AS i FROM %R AS f"
+" WHERE %s <> '' AND %s <> '' AND NOT EXISTS"
+" (SELECT FROM %P AS t WHERE t.source_id = %s AND t.%I = %s)"
+" FOR SHARE OF f) AS k ORDER BY k.s, k.i"
+" ON CONFLICT (source_id, %I) DO NOTHING";
+
 static const char track_any_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
 " due_at = clock_timestamp(), attempts = 0, generation = p.generation + 1"
@@ -99,64 +111,6 @@ static const char track_any_sql[] = TRACK_SQL
  * Catalogs
  * ------------------------------------------------------------------------
  */
-
-/*
- * A row of pg_trigger, or NULL where there is none; the caller's.
- */
-static HeapTuple
-read_trigger_tuple(Relation triggers, Oid trigger)
-{
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(trigger));
-	scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
-							  &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		tuple = heap_copytuple(tuple);
-	systable_endscan(scan);
-	return tuple;
-}
-
-/*
- * The rows of pg_depend of the triggers that depend on an object, or, where
- * the object is a trigger, of what it depends on: Form_pg_depend.
- */
-static List *
-read_dependencies(Oid class, Oid object)
-{
-	bool		is_trigger = class == TriggerRelationId;
-	Relation	depend = table_open(DependRelationId, AccessShareLock);
-	List	   *found = NIL;
-	ScanKeyData keys[2];
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	ScanKeyInit(&keys[0], is_trigger ? Anum_pg_depend_classid :
-				Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(class));
-	ScanKeyInit(&keys[1], is_trigger ? Anum_pg_depend_objid :
-				Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(object));
-	scan = systable_beginscan(depend, is_trigger ? DependDependerIndexId :
-							  DependReferenceIndexId, true, NULL, 2, keys);
-	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-	{
-		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
-
-		if (form->classid != TriggerRelationId)
-			continue;
-		form = palloc(sizeof(FormData_pg_depend));
-		memcpy(form, GETSTRUCT(tuple), sizeof(FormData_pg_depend));
-		found = lappend(found, form);
-	}
-	systable_endscan(scan);
-	table_close(depend, AccessShareLock);
-	return found;
-}
 
 /*
  * The trigger function, in the schema of the function that calls.
@@ -222,28 +176,23 @@ static HrflowFeeder *
 read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 			 Oid function, const List *made_for_it)
 {
-	HeapTuple	tuple = read_trigger_tuple(triggers, trigger);
+	HeapTuple	tuple = hrflow_catalog_trigger(triggers, trigger);
 	Form_pg_trigger form;
 	HrflowFeeder *feeder;
-	bool		is_null;
-	Datum		args;
-	char	   *p;
+	char	   *args;
 
 	if (!HeapTupleIsValid(tuple))
 		return NULL;
 	form = (Form_pg_trigger) GETSTRUCT(tuple);
-	args = heap_getattr(tuple, Anum_pg_trigger_tgargs,
-						RelationGetDescr(triggers), &is_null);
-	if (is_null || form->tgnargs != HRFLOW_TRIGGER_NARGS ||
-		form->tgfoid != function || OidIsValid(form->tgparentid))
+	args = hrflow_catalog_trigger_args(triggers, tuple, function);
+	if (args == NULL)
 		return NULL;
 
 	feeder = palloc(sizeof(HrflowFeeder));
-	p = VARDATA_ANY(DatumGetByteaPCopy(args));
 	for (int i = 0; i < HRFLOW_TRIGGER_NARGS; i++)
 	{
-		feeder->args[i] = p;
-		p += strlen(p) + 1;
+		feeder->args[i] = args;
+		args += strlen(args) + 1;
 	}
 	if (strcmp(feeder->args[HRFLOW_TRIGGER_STORE], store->vectors_name) != 0 &&
 		(form->tgrelid == RelationGetRelid(store->vectors) ||
@@ -254,6 +203,8 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 	feeder->trigger = trigger;
 	feeder->table = form->tgrelid;
 	feeder->trigger_name = pstrdup(NameStr(form->tgname));
+	feeder->type = form->tgtype;
+	feeder->enabled = form->tgenabled;
 	feeder->is_insert = TRIGGER_TYPE_MATCHES(form->tgtype,
 											 TRIGGER_TYPE_STATEMENT,
 											 TRIGGER_TYPE_AFTER,
@@ -299,16 +250,20 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 				   LOCKMODE lockmode)
 {
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	List	   *made_for_it = read_dependencies(RelationRelationId,
-												RelationGetRelid(store->vectors));
+	List	   *made_for_it = hrflow_catalog_dependencies(RelationRelationId,
+														  RelationGetRelid(store->vectors));
+	List	   *candidates = hrflow_catalog_triggers_of(function,
+														store->vectors_name);
 	List	   *found = NIL;
 	List	   *feeders = NIL;
 	ListCell   *cell;
 
-	foreach(cell, read_dependencies(ProcedureRelationId, function))
+	foreach(cell, made_for_it)
+		candidates = list_append_unique_oid(candidates,
+											((Form_pg_depend) lfirst(cell))->objid);
+	foreach(cell, candidates)
 	{
-		Form_pg_depend form = lfirst(cell);
-		HrflowFeeder *feeder = read_trigger(triggers, form->objid, store,
+		HrflowFeeder *feeder = read_trigger(triggers, lfirst_oid(cell), store,
 											function, made_for_it);
 
 		if (feeder != NULL && (!OidIsValid(table) || feeder->table == table))
@@ -342,7 +297,7 @@ hrflow_feeder_original(Oid trigger, Oid *table)
 
 	while (OidIsValid(parent))
 	{
-		HeapTuple	tuple = read_trigger_tuple(triggers, parent);
+		HeapTuple	tuple = hrflow_catalog_trigger(triggers, parent);
 		Form_pg_trigger form;
 
 		trigger = parent;
@@ -365,7 +320,7 @@ hrflow_feeder_has_store(Oid trigger, Oid table)
 {
 	ListCell   *cell;
 
-	foreach(cell, read_dependencies(TriggerRelationId, trigger))
+	foreach(cell, hrflow_catalog_dependencies(TriggerRelationId, trigger))
 	{
 		Form_pg_depend form = lfirst(cell);
 
@@ -391,7 +346,7 @@ hrflow_feeder_columns(Relation table, List *feeders)
 	{
 		HrflowFeeder *feeder = lfirst(cell);
 
-		foreach(inner, read_dependencies(TriggerRelationId, feeder->trigger))
+		foreach(inner, hrflow_catalog_dependencies(TriggerRelationId, feeder->trigger))
 		{
 			Form_pg_depend form = lfirst(inner);
 
@@ -679,4 +634,23 @@ hrflow_feeder_track(const HrflowStore *store, const char *profiles,
 												 track_untracked_sql,
 												 profiles),
 								parameters);
+}
+
+/*
+ * Track those profiles that the rows of a feeding table name and that are not
+ * tracked; the others are neither written nor locked.  Returns their number.
+ */
+uint64
+hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
+							char *const *args)
+{
+	char	   *source = source_of(args);
+	char	   *identifier = identifier_of(args);
+
+	return hrflow_store_execute(hrflow_store_sql(store, track_missing_sql,
+												 source, identifier,
+												 RelationGetRelid(table),
+												 source, identifier, source,
+												 identifier),
+								NULL);
 }

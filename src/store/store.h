@@ -122,6 +122,8 @@ typedef struct HrflowFeeder
 	Oid			trigger;
 	Oid			table;
 	char	   *trigger_name;
+	int16		type;			/* pg_trigger.tgtype */
+	char		enabled;		/* pg_trigger.tgenabled */
 	bool		is_insert;		/* this trigger is the one on INSERT */
 	bool		is_update;		/* it is the one on UPDATE */
 	char	   *args[HRFLOW_TRIGGER_NARGS];
@@ -177,6 +179,13 @@ extern bool hrflow_layout_find(Oid type, HrflowLayout *layout);
 extern const void *hrflow_layout_read(HrflowLayout layout,
 									  const struct varlena *value, int *n);
 
+/* in catalog.c */
+extern HeapTuple hrflow_catalog_trigger(Relation triggers, Oid trigger);
+extern List *hrflow_catalog_dependencies(Oid class, Oid object);
+extern char *hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple,
+										 Oid function);
+extern List *hrflow_catalog_triggers_of(Oid function, const char *store);
+
 /* in feeder.c */
 extern Oid	hrflow_feeder_function(Oid caller);
 extern List *hrflow_feeder_find(const HrflowStore *store, Oid function,
@@ -202,6 +211,8 @@ extern void hrflow_feeder_track_new(const HrflowStore *store,
 extern uint64 hrflow_feeder_track(const HrflowStore *store,
 								  const char *profiles, bool revives,
 								  const HrflowParameters *parameters);
+extern uint64 hrflow_feeder_track_missing(const HrflowStore *store,
+										  Relation table, char *const *args);
 
 /* in erase.c */
 extern uint64 hrflow_erase_unwanted(const HrflowStore *store, Oid function);

@@ -79,6 +79,25 @@ static const char on_update_sql[] = "FOR EACH ROW WHEN (%s)";
 static const char on_truncate_sql[] = "FOR EACH STATEMENT";
 
 /*
+ * The triggers of a table that feeds a store.
+ */
+typedef struct TriggerKind
+{
+	const char *event;			/* as in SQL, and in the trigger's name */
+	const char *clauses;		/* takes the condition on which an UPDATE
+								 * matters */
+	int16		type;			/* pg_trigger.tgtype */
+} TriggerKind;
+
+static const TriggerKind trigger_kinds[] = {
+	{"insert", on_insert_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_INSERT},
+	{"delete", on_delete_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_DELETE},
+	{"update", on_update_sql,
+	TRIGGER_TYPE_AFTER | TRIGGER_TYPE_ROW | TRIGGER_TYPE_UPDATE},
+	{"truncate", on_truncate_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_TRUNCATE}
+};
+
+/*
  * ------------------------------------------------------------------------
  * Tables
  * ------------------------------------------------------------------------
@@ -153,7 +172,7 @@ check_inheritance(Relation table)
 }
 
 /*
- * Open a table of the store's owner, to make triggers on it.
+ * Open a table of the store's owner, which may feed the store.
  */
 static Relation
 open_source(Oid relid, const HrflowStore *store)
@@ -175,8 +194,11 @@ open_source(Oid relid, const HrflowStore *store)
 						RelationGetRelationName(table), store->vectors_name),
 				 errdetail("Other sessions could not read what it wants.")));
 
-	/* Only what is the owner's is locked against others. */
-	LockRelationOid(relid, ShareRowExclusiveLock);
+	/*
+	 * Only what is the owner's is locked against others: against another
+	 * session that makes or drops triggers, and against no reader or writer.
+	 */
+	LockRelationOid(relid, ShareUpdateExclusiveLock);
 	check_inheritance(table);
 	return table;
 }
@@ -403,23 +425,16 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 	List	   *old = hrflow_feeder_find(store, function, RelationGetRelid(table),
 										 ShareRowExclusiveLock);
 	Bitmapset  *old_columns = hrflow_feeder_columns(table, old);
-	char	   *names[4];
-	int			n = 0;
+	char	   *names[lengthof(trigger_kinds)];
 	ListCell   *cell;
 
 	grant_function(store, function);
-	names[n++] =
-		create_trigger(store, table, function, args, "insert",
-					   on_insert_sql);
-	names[n++] =
-		create_trigger(store, table, function, args, "delete",
-					   on_delete_sql);
-	names[n++] =
-		create_trigger(store, table, function, args, "update",
-					   hrflow_store_sql(store, on_update_sql, condition));
-	names[n++] =
-		create_trigger(store, table, function, args, "truncate",
-					   on_truncate_sql);
+	for (int i = 0; i < lengthof(trigger_kinds); i++)
+		names[i] = create_trigger(store, table, function, args,
+								  trigger_kinds[i].event,
+								  hrflow_store_sql(store,
+												   trigger_kinds[i].clauses,
+												   condition));
 
 	/* Any others would do all that once more. */
 	foreach(cell, old)
@@ -429,13 +444,70 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 
 		if (feeder->is_insert)
 			warn_of_other_keys(store, table, feeder, args);
-		while (i < n && strcmp(names[i], feeder->trigger_name) != 0)
+		while (i < lengthof(names) &&
+			   strcmp(names[i], feeder->trigger_name) != 0)
 			i++;
-		if (i == n)
+		if (i == lengthof(names))
 			hrflow_feeder_drop(feeder);
 	}
 	warn_of_columns(store, table, bms_difference(old_columns, columns));
 	return old != NIL;
+}
+
+/*
+ * Is a trigger as create_trigger() would make it, or set to ENABLE ALWAYS since?
+ * What its WHEN compares is for the caller to check.
+ */
+static bool
+is_as_made(const HrflowStore *store, const HrflowFeeder *feeder,
+		   char *const *args, const TriggerKind *kind)
+{
+	if (feeder->type != kind->type ||
+		(feeder->enabled != TRIGGER_FIRES_ON_ORIGIN &&
+		 feeder->enabled != TRIGGER_FIRES_ALWAYS) ||
+		!hrflow_feeder_has_store(feeder->trigger, feeder->table))
+		return false;
+	for (int i = 0; i < HRFLOW_TRIGGER_NARGS; i++)
+	{
+		if (strcmp(feeder->args[i], args[i]) != 0)
+			return false;
+	}
+	return strcmp(feeder->trigger_name,
+				  trigger_name(store, kind->event)) == 0;
+}
+
+/*
+ * Does a table feed the store by the triggers that create_triggers() would make,
+ * and no others?  Takes no lock that anybody waits for.
+ */
+static bool
+is_tracked(const HrflowStore *store, Relation table, Oid function,
+		   char *const *args, const Bitmapset *columns)
+{
+	List	   *feeders = hrflow_feeder_find(store, function,
+											 RelationGetRelid(table),
+											 AccessShareLock);
+	Bitmapset  *keys = NULL;
+	int			nmade = 0;
+	ListCell   *cell;
+
+	foreach(cell, feeders)
+	{
+		for (int i = 0; i < lengthof(trigger_kinds); i++)
+			nmade += is_as_made(store, lfirst(cell), args, &trigger_kinds[i]);
+	}
+	if (nmade != lengthof(trigger_kinds) || list_length(feeders) != nmade)
+		return false;
+	for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NARGS; i++)
+	{
+		int			number = i == HRFLOW_TRIGGER_SOURCE_ID ? 0 :
+		SPI_fnumber(RelationGetDescr(table), args[i]);
+
+		if (number > 0)
+			keys = bms_add_member(keys, number);
+	}
+	return bms_equal(hrflow_feeder_columns(table, feeders),
+					 bms_difference(columns, keys));
 }
 
 /*
@@ -513,6 +585,64 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 }
 
 /*
+ * Have a table feed the store from now on, and track what its rows name.  Nobody
+ * else writes to it meanwhile.  Returns the number of profiles that were not
+ * tracked.
+ */
+static uint64
+track(const HrflowStore *store, Relation table, Oid function,
+	  char *const *args, const char *condition, const Bitmapset *columns)
+{
+	bool		had_triggers;
+
+	LockRelationOid(RelationGetRelid(table), ShareRowExclusiveLock);
+	had_triggers = create_triggers(store, table, function, args, condition,
+								   columns);
+	CommandCounterIncrement();
+
+	/*
+	 * A table that feeds the store from now on makes nothing unwanted.  What
+	 * it does not want may be another's, whose triggers are still to be made
+	 * anew, as after DROP EXTENSION; or who cannot be asked until then, as
+	 * where columns of several tables were renamed.
+	 */
+	if (had_triggers && hrflow_feeder_can_ask_all(store, function))
+		hrflow_erase_unwanted(store, function);
+	return hrflow_feeder_track(store,
+							   hrflow_feeder_profiles(args,
+													  hrflow_store_sql(store, "%R",
+																	   RelationGetRelid(table)),
+													  "DISTINCT"),
+							   false, NULL);
+}
+
+/*
+ * May the owner lock rows of a table?  They may have revoked that from
+ * themselves.
+ */
+static bool
+may_lock_rows(const HrflowStore *store, Relation table)
+{
+	return pg_class_aclcheck(RelationGetRelid(table), store->owner,
+							 ACL_UPDATE) == ACLCHECK_OK;
+}
+
+/*
+ * Track what the rows of a table name that feeds the store already, and erase
+ * what nothing wants, while others read and write the table.  Rows of profiles
+ * that are tracked and wanted are not written.  Returns the number of profiles
+ * that were not tracked.
+ */
+static uint64
+reconcile(const HrflowStore *store, Relation table, Oid function,
+		  char *const *args)
+{
+	if (hrflow_feeder_can_ask_all(store, function))
+		hrflow_erase_unwanted(store, function);
+	return hrflow_feeder_track_missing(store, table, args);
+}
+
+/*
  * hrflow_track_table(store regclass, source_table regclass,
  *					  profile_column name, source_id text, source_column name,
  *					  refresh_columns name[]) RETURNS bigint
@@ -526,7 +656,6 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	Bitmapset  *columns;
 	HrflowStore store;
 	Relation	table;
-	bool		had_triggers;
 	uint64		n;
 
 	if (PG_ARGISNULL(ARG_STORE) || PG_ARGISNULL(ARG_TABLE) ||
@@ -547,24 +676,11 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	args[HRFLOW_TRIGGER_STORE] = store.vectors_name;
 	get_arguments(fcinfo, table, args, &condition, &columns);
 
-	had_triggers = create_triggers(&store, table, function, args, condition,
-								   columns);
-	CommandCounterIncrement();
-
-	/*
-	 * A table that feeds the store from now on makes nothing unwanted.  What
-	 * it does not want may be another's, whose triggers are still to be made
-	 * anew, as after DROP EXTENSION; or who cannot be asked until then, as
-	 * where columns of several tables were renamed.
-	 */
-	if (had_triggers && hrflow_feeder_can_ask_all(&store, function))
-		hrflow_erase_unwanted(&store, function);
-	n = hrflow_feeder_track(&store,
-							hrflow_feeder_profiles(args,
-												   hrflow_store_sql(&store, "%R",
-																	RelationGetRelid(table)),
-												   "DISTINCT"),
-							false, NULL);
+	if (is_tracked(&store, table, function, args, columns) &&
+		may_lock_rows(&store, table))
+		n = reconcile(&store, table, function, args);
+	else
+		n = track(&store, table, function, args, condition, columns);
 
 	relation_close(table, NoLock);
 	hrflow_store_close(&store);

@@ -1,0 +1,212 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *		Reads triggers, and what depends on what, from the system catalogs.
+ *
+ * No index leads from a store to the triggers that name it, and where a dump
+ * was restored no dependency does either.  So a session reads all triggers that
+ * call our function once, keeps which store each of them names, and reads them
+ * again only after some relation has changed: whoever makes, alters or drops a
+ * trigger invalidates the relation it is on.  Otherwise a DELETE of one row
+ * would read the triggers of all stores.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_trigger.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "store/store.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+
+/*
+ * A trigger that calls our function.
+ */
+typedef struct NamedTrigger
+{
+	Oid			trigger;
+	uint32		name_hash;		/* of the store's name in its arguments */
+} NamedTrigger;
+
+/*
+ * All of them, as they were when no relation had changed since.
+ */
+static struct
+{
+	Oid			function;		/* InvalidOid: they have to be read */
+	NamedTrigger *triggers;		/* in TopMemoryContext, or NULL */
+	int			n;
+}			known = {.function = InvalidOid};
+
+/* Number of times that a relation has changed. */
+static uint64 nchanges = 0;
+
+/*
+ * A row of pg_trigger, or NULL where there is none; the caller's.
+ */
+HeapTuple
+hrflow_catalog_trigger(Relation triggers, Oid trigger)
+{
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(trigger));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1,
+							  &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		tuple = heap_copytuple(tuple);
+	systable_endscan(scan);
+	return tuple;
+}
+
+/*
+ * The rows of pg_depend of the triggers that depend on an object, or, where
+ * the object is a trigger, of what it depends on: Form_pg_depend.
+ */
+List *
+hrflow_catalog_dependencies(Oid class, Oid object)
+{
+	bool		is_trigger = class == TriggerRelationId;
+	Relation	depend = table_open(DependRelationId, AccessShareLock);
+	List	   *found = NIL;
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&keys[0], is_trigger ? Anum_pg_depend_classid :
+				Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(class));
+	ScanKeyInit(&keys[1], is_trigger ? Anum_pg_depend_objid :
+				Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(object));
+	scan = systable_beginscan(depend, is_trigger ? DependDependerIndexId :
+							  DependReferenceIndexId, true, NULL, 2, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (form->classid != TriggerRelationId)
+			continue;
+		form = palloc(sizeof(FormData_pg_depend));
+		memcpy(form, GETSTRUCT(tuple), sizeof(FormData_pg_depend));
+		found = lappend(found, form);
+	}
+	systable_endscan(scan);
+	table_close(depend, AccessShareLock);
+	return found;
+}
+
+/*
+ * The arguments of a trigger as its function finds them: each ends with a zero
+ * byte.  NULL unless it calls our function with as many as ours have, and is not
+ * a partition's copy.
+ */
+char *
+hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple, Oid function)
+{
+	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
+	bool		is_null;
+	Datum		args = heap_getattr(tuple, Anum_pg_trigger_tgargs,
+									RelationGetDescr(triggers), &is_null);
+
+	if (is_null || form->tgnargs != HRFLOW_TRIGGER_NARGS ||
+		form->tgfoid != function || OidIsValid(form->tgparentid))
+		return NULL;
+	return VARDATA_ANY(DatumGetByteaPCopy(args));
+}
+
+static uint32
+hash_name(const char *name)
+{
+	return hash_bytes((const unsigned char *) name, strlen(name));
+}
+
+/*
+ * A relation has changed: the triggers on it may have.
+ */
+static void
+forget_triggers(Datum arg, Oid relation)
+{
+	known.function = InvalidOid;
+	nchanges++;
+}
+
+/*
+ * Read all triggers that call our function.
+ */
+static void
+read_triggers(Oid function)
+{
+	static bool is_registered = false;
+	uint64		before = nchanges;
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *dependencies;
+	NamedTrigger *named;
+	int			n = 0;
+	ListCell   *cell;
+
+	if (!is_registered)
+	{
+		CacheRegisterRelcacheCallback(forget_triggers, (Datum) 0);
+		is_registered = true;
+	}
+	dependencies = hrflow_catalog_dependencies(ProcedureRelationId, function);
+	named = palloc(sizeof(NamedTrigger) * Max(list_length(dependencies), 1));
+	foreach(cell, dependencies)
+	{
+		Oid			trigger = ((Form_pg_depend) lfirst(cell))->objid;
+		HeapTuple	tuple = hrflow_catalog_trigger(triggers, trigger);
+		char	   *args = HeapTupleIsValid(tuple) ?
+		hrflow_catalog_trigger_args(triggers, tuple, function) : NULL;
+
+		if (args == NULL)
+			continue;
+		named[n].trigger = trigger;
+		named[n++].name_hash = hash_name(args);
+	}
+	table_close(triggers, AccessShareLock);
+
+	if (known.triggers != NULL)
+		pfree(known.triggers);
+	known.triggers = NULL;
+	known.n = 0;
+	known.triggers = MemoryContextAlloc(TopMemoryContext,
+										sizeof(NamedTrigger) * Max(n, 1));
+	memcpy(known.triggers, named, sizeof(NamedTrigger) * n);
+	known.n = n;
+
+	/* What has changed while they were read has to be read again next time. */
+	known.function = nchanges == before ? function : InvalidOid;
+}
+
+/*
+ * The OIDs of triggers that call our function and may name a store: others may
+ * be among them, and some may be gone.
+ */
+List *
+hrflow_catalog_triggers_of(Oid function, const char *store)
+{
+	uint32		name_hash = hash_name(store);
+	List	   *found = NIL;
+
+	if (known.function != function)
+		read_triggers(function);
+	for (int i = 0; i < known.n; i++)
+	{
+		if (known.triggers[i].name_hash == name_hash)
+			found = lappend_oid(found, known.triggers[i].trigger);
+	}
+	return found;
+}

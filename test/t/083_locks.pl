@@ -1,0 +1,166 @@
+# Whom tracking keeps waiting, what it writes and what it reads: hrflow_track_table()
+# for a table that is tracked already beside sessions that write to the table,
+# and triggers in a database of many stores.  It takes several sessions, and the
+# statistics of the server.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 16);
+my $node = Hrflow::Node->new('locks', $api);
+
+# It changes relations, after which triggers are read again.
+$node->append_conf('postgresql.conf', 'autovacuum = off');
+$node->reload;
+
+$node->safe_psql(
+	'postgres', q{
+	CREATE ROLE keeper LOGIN;
+	GRANT CREATE ON SCHEMA public TO keeper;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;});
+
+sub sql
+{
+	my ($sql) = @_;
+	return $node->safe_psql('postgres', "SET ROLE keeper; $sql");
+}
+
+sub waits
+{
+	my ($waiting) = @_;
+	return $node->poll_query_until('postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})");
+}
+
+my $reconcile = "SELECT 'tracked ' || hrflow_track_table('embedding', 'candidate', 'id', 'acme',
+	refresh_columns => '{cv}');";
+
+sql(qq{
+	CREATE TABLE candidate (id text PRIMARY KEY, cv text);
+	SELECT hrflow_create_store('embedding', 'real[]');
+	$reconcile
+	INSERT INTO candidate SELECT i FROM generate_series(1, 100) i;});
+
+my $writer = Hrflow::Session->new($node);
+my $reconciler = Hrflow::Session->new($node);
+$_->ask("SET ROLE keeper; SET lock_timeout = '30s';") foreach $writer, $reconciler;
+
+#
+# hrflow_track_table(), called again, beside who writes to the table
+#
+$writer->ask(
+	q{BEGIN; INSERT INTO candidate VALUES ('open'); UPDATE candidate SET cv = 'new' WHERE id = '1';
+	DELETE FROM candidate WHERE id = '2';});
+like(
+	$reconciler->ask($reconcile),
+	qr/^tracked 0$/m,
+	'a table is reconciled while a transaction is open that writes to it');
+$writer->ask('COMMIT;');
+
+like(
+	$reconciler->ask("BEGIN; $reconcile"),
+	qr/^tracked 0$/m,
+	'nothing is to be tracked where all is right');
+like(
+	$reconciler->ask("SELECT 'xid: ' || coalesce(pg_current_xact_id_if_assigned()::text, 'none');"),
+	qr/^xid: none$/m,
+	'where all is right, reconciling a table writes and locks no row');
+unlike(
+	$writer->ask(
+		q{INSERT INTO candidate VALUES ('late'); UPDATE candidate SET cv = 'newer' WHERE id = '1';
+		DELETE FROM candidate WHERE id = '3'; INSERT INTO candidate VALUES ('2'), ('3');}),
+	qr/ERROR/,
+	'rows are written while a transaction is open that has reconciled their table');
+$reconciler->ask('COMMIT;');
+
+#
+# A row whose profile is not tracked is deleted at the same time
+#
+my $lose = q{DELETE FROM embedding_profile WHERE profile_id IN ('1', '2')};
+my $left =
+  q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profile_id IN ('1', '2')};
+sql($lose);
+$writer->ask(q{BEGIN; DELETE FROM candidate WHERE id = '1';});
+$reconciler->send($reconcile);
+waits($reconciler);
+$writer->ask('COMMIT;');
+like(
+	$reconciler->wait_for(qr/^tracked|ERROR/m),
+	qr/^tracked 1$/m,
+	'a row that is deleted while its table is reconciled is not tracked');
+is(sql($left), '2', 'no profile is left of a row that was deleted before it was reconciled');
+
+sql("$lose; INSERT INTO candidate VALUES ('1'); $lose");
+$reconciler->ask("BEGIN; $reconcile");
+$writer->send(q{DELETE FROM candidate WHERE id = '1'; SELECT 'deleted';});
+waits($writer);
+$reconciler->ask('COMMIT;');
+like($writer->wait_for(qr/^deleted|ERROR/m),
+	qr/^deleted$/m, 'a row can be deleted after it was reconciled');
+is(sql($left), '2', 'no profile is left of a row that was deleted after it was reconciled');
+
+#
+# Triggers that are as they should be stay
+#
+my $triggers = q{SELECT string_agg(tgenabled, '' ORDER BY tgname) FROM pg_trigger
+	WHERE tgrelid = 'candidate'::regclass};
+sql(q{DO $$ DECLARE name text; BEGIN
+	FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = 'candidate'::regclass LOOP
+		EXECUTE format('ALTER TABLE candidate ENABLE ALWAYS TRIGGER %I', name);
+	END LOOP;
+END $$;} . $reconcile);
+is(sql($triggers), 'AAAA', 'reconciling a table leaves its triggers as they are');
+sql("ALTER TABLE candidate DISABLE TRIGGER USER; $reconcile");
+is(sql($triggers), 'OOOO', 'hrflow_track_table() makes triggers anew that are disabled');
+sql(q{REVOKE UPDATE ON candidate FROM keeper});
+is(sql("DELETE FROM embedding_profile WHERE profile_id = '7'; $reconcile"),
+	'tracked 1', 'a table is reconciled whose owner may not lock its rows');
+
+#
+# Many stores
+#
+my $scans = q{SELECT pg_stat_force_next_flush();
+	SELECT idx_scan FROM pg_stat_sys_tables WHERE relname = 'pg_trigger';};
+
+# How often a DELETE of one row reads pg_trigger by an index, once the session
+# has deleted another one.
+sub trigger_reads
+{
+	my ($session, $id, $other) = @_;
+	my @counts;
+
+	$session->ask("DELETE FROM candidate WHERE id = '$id';");
+	push @counts, $session->ask($scans) =~ /^(\d+)$/m;
+	$session->ask("DELETE FROM candidate WHERE id = '$other';");
+	push @counts, $session->ask($scans) =~ /^(\d+)$/m;
+	return $counts[1] - $counts[0];
+}
+
+my $few = trigger_reads($writer, 11, 12);
+sql(q{DO $$ BEGIN
+	FOR i IN 1 .. 50 LOOP
+		EXECUTE format('CREATE TABLE candidate_%s (id text PRIMARY KEY)', i);
+		PERFORM hrflow_create_store('embedding_' || i, 'real[]');
+		PERFORM hrflow_track_table(('embedding_' || i)::regclass, ('candidate_' || i)::regclass,
+			'id', 'acme');
+	END LOOP;
+END $$;});
+cmp_ok($few, '>', 0, 'a DELETE reads the triggers of its store');
+is(trigger_reads($writer, 13, 14),
+	$few, 'a DELETE reads no more triggers where there are many stores');
+
+# What is made meanwhile is seen
+sql(q{CREATE TABLE other (id text PRIMARY KEY); INSERT INTO other VALUES ('15');
+	SELECT hrflow_track_table('embedding', 'other', 'id', 'acme');});
+$writer->ask(q{DELETE FROM candidate WHERE id IN ('15', '16');});
+is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profile_id IN ('15', '16')}
+	),
+	'15',
+	'a DELETE knows a table that another session has made feed the store');
+
+$_->finish foreach $writer, $reconciler;
+$node->stop;
+done_testing();
