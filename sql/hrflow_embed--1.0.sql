@@ -686,7 +686,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- second or whenever batch_size have arrived; what has arrived is written
 -- whatever ends the run.  Several may run at once: they share the work.
 --
---   fields         as above; the sections asked for are replaced, others stay
+--   fields         as above; the sections and elements asked for are replaced,
+--                  others stay
 --   max_age        when a profile that is fetched now is due again, at the
 --                  latest; those fetched before are due as it was said then
 --   time_budget    how long to ask; what is in flight then is waited for. NULL:

@@ -113,24 +113,28 @@ static const char count_refreshed_sql[] =
 " WHERE p.refreshed_at IS NOT NULL AND p.state IS DISTINCT FROM 'gone'";
 
 /*
- * In these two $1 and $2 are the key of a profile, and $3 are the sections of
- * which it was asked for, or NULL for all.  The first one finds those of which
- * there are vectors, but which are not among $4.  The second one deletes vectors
- * that are not among $4 and $5, their sections and items.
+ * In these two $1 and $2 are the key of a profile, and $3 to $5 are what it was
+ * asked for: whole sections, or NULL for all of them; and elements, by their
+ * sections and items.  Of that the first one finds the sections of which there
+ * are vectors, but which are not among $6, and the second one deletes vectors
+ * that are not among $6 and $7, their sections and items.
  */
+#define IS_ASKED_FOR \
+	" AND ($3 IS NULL OR v.section = ANY ($3)" \
+	" OR (v.section, v.item) IN (SELECT * FROM unnest($4, $5)))"
+
 static const char find_lost_sql[] =
 "SELECT string_agg(DISTINCT v.section, ', ' ORDER BY v.section) FROM %V AS v"
-" WHERE v.source_id = $1 AND v.%I = $2"
-" AND ($3 IS NULL OR v.section = ANY ($3)) AND v.section <> ALL ($4)";
+" WHERE v.source_id = $1 AND v.%I = $2" IS_ASKED_FOR
+" AND v.section <> ALL ($6)";
 
 static const char delete_vectors_sql[] =
 "DELETE FROM %V AS v"
-" WHERE v.source_id = $1 AND v.%I = $2"
-" AND ($3 IS NULL OR v.section = ANY ($3))"
-" AND (v.section, v.item) NOT IN (SELECT * FROM unnest($4, $5))";
+" WHERE v.source_id = $1 AND v.%I = $2" IS_ASKED_FOR
+" AND (v.section, v.item) NOT IN (SELECT * FROM unnest($6, $7))";
 
 static Oid	delete_types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
-INT4ARRAYOID};
+INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID};
 
 /* $1 and $2 are the keys of profiles. */
 static const char note_erased_sql[] =
@@ -242,6 +246,19 @@ get_allowance(const HrflowStore *store)
 	return Max(Max(most, MAX_ERASED_FREE) - hrflow_erase_count(store), 0);
 }
 
+static ArrayType *
+make_texts(Datum *texts, int n)
+{
+	return construct_array(texts, n, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+static ArrayType *
+make_integers(Datum *integers, int n)
+{
+	return construct_array(integers, n, INT4OID, sizeof(int32), true,
+						   TYPALIGN_INT);
+}
+
 /*
  * The sections of a profile's vectors, as an array, once each vector.
  */
@@ -259,7 +276,7 @@ get_sections(const HrflowProfile *profile)
 		sections[foreach_current_index(cell)] =
 			CStringGetTextDatum(vector->section);
 	}
-	return construct_array(sections, n, TEXTOID, -1, false, TYPALIGN_INT);
+	return make_texts(sections, n);
 }
 
 /*
@@ -278,8 +295,7 @@ get_items(const HrflowProfile *profile)
 
 		items[foreach_current_index(cell)] = Int32GetDatum(vector->item);
 	}
-	return construct_array(items, n, INT4OID, sizeof(int32), true,
-						   TYPALIGN_INT);
+	return make_integers(items, n);
 }
 
 /*
@@ -291,6 +307,62 @@ static bool
 has_asked_for_all(const HrflowRun *run, const HrflowProfile *profile)
 {
 	return run->fields == NULL && !profile->no_vector;
+}
+
+static bool
+has_section(const HrflowProfile *profile, const char *section)
+{
+	ListCell   *cell;
+
+	foreach(cell, profile->vectors)
+	{
+		const HrflowVector *vector = lfirst(cell);
+
+		if (strcmp(vector->section, section) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Set the parameters $3 to $5 of a profile: what it was asked for, or if it is to
+ * keep sections that its answer lacks, so much of that as is of other sections.
+ */
+static void
+set_asked_for(const HrflowRun *run, const HrflowProfile *profile,
+			  Datum *values, char *nulls)
+{
+	bool		is_kept = profile->is_kept;
+	int			n = list_length(run->parts);
+	Datum	   *whole = palloc(sizeof(Datum) * Max(n, 1));
+	Datum	   *sections = palloc(sizeof(Datum) * Max(n, 1));
+	Datum	   *items = palloc(sizeof(Datum) * Max(n, 1));
+	int			nwhole = 0;
+	int			nelements = 0;
+	ListCell   *cell;
+
+	foreach(cell, run->parts)
+	{
+		const HrflowPart *part = lfirst(cell);
+
+		if (is_kept && !has_section(profile, part->section))
+			continue;
+		if (!part->is_element)
+			whole[nwhole++] = CStringGetTextDatum(part->section);
+		else if (part->item >= 0)
+		{
+			sections[nelements] = CStringGetTextDatum(part->section);
+			items[nelements++] = Int32GetDatum(part->item);
+		}
+	}
+	values[2] = PointerGetDatum(make_texts(whole, nwhole));
+	values[3] = PointerGetDatum(make_texts(sections, nelements));
+	values[4] = PointerGetDatum(make_integers(items, nelements));
+	if (has_asked_for_all(run, profile))
+	{
+		values[2] = PointerGetDatum(get_sections(profile));
+		nulls[2] = is_kept ? ' ' : 'n';
+	}
 }
 
 /*
@@ -310,17 +382,7 @@ may_lack_section(const HrflowRun *run, const HrflowProfile *profile)
 					  &sections, &nulls, &n);
 	for (int i = 0; i < n; i++)
 	{
-		char	   *section = TextDatumGetCString(sections[i]);
-		bool		is_there = false;
-		ListCell   *cell;
-
-		foreach(cell, profile->vectors)
-		{
-			const HrflowVector *vector = lfirst(cell);
-
-			is_there |= strcmp(vector->section, section) == 0;
-		}
-		if (!is_there)
+		if (!has_section(profile, TextDatumGetCString(sections[i])))
 			return true;
 	}
 	return false;
@@ -333,15 +395,14 @@ may_lack_section(const HrflowRun *run, const HrflowProfile *profile)
 static void
 find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
 {
-	Datum		values[4];
-	char		nulls[4] = {' ', ' ', ' ', ' '};
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
 	char	   *lost;
 
 	values[0] = CStringGetTextDatum(profile->source_id);
 	values[1] = CStringGetTextDatum(profile->identifier);
-	values[2] = PointerGetDatum(run->sections);
-	nulls[2] = has_asked_for_all(run, profile) ? 'n' : ' ';
-	values[3] = PointerGetDatum(get_sections(profile));
+	set_asked_for(run, profile, values, nulls);
+	values[5] = PointerGetDatum(get_sections(profile));
 	hrflow_store_execute_plan(plan, values, nulls);
 	lost = hrflow_store_value_or_null(0, 1);
 	SPI_freetuptable(SPI_tuptable);
@@ -364,7 +425,8 @@ find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
 void
 hrflow_erase_judge(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	static Oid	types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID};
+	static Oid	types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
+	INT4ARRAYOID, TEXTARRAYOID};
 	SPIPlanPtr	plan = NULL;
 	List	   *losers = NIL;
 	ListCell   *cell;
@@ -419,23 +481,23 @@ hrflow_erase_explain(const HrflowStore *store)
 }
 
 /*
- * Erase a profile's vectors, of the sections asked for, that its answer no
- * longer has; or of the sections that it has, where others are to be kept.
+ * Erase a profile's vectors, of what was asked for, that its answer no longer
+ * has; or of the sections that it has, where others are to be kept.
  */
 void
 hrflow_erase_old_vectors(HrflowRun *run, SPIPlanPtr plan,
 						 HrflowProfile *profile)
 {
-	ArrayType  *sections = get_sections(profile);
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+	Datum		values[lengthof(delete_types)];
+	char		nulls[] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
+	StaticAssertStmt(lengthof(nulls) == lengthof(delete_types),
+					 "one for each parameter");
 	values[0] = CStringGetTextDatum(profile->source_id);
 	values[1] = CStringGetTextDatum(profile->identifier);
-	values[2] = PointerGetDatum(profile->is_kept ? sections : run->sections);
-	nulls[2] = has_asked_for_all(run, profile) && !profile->is_kept ? 'n' : ' ';
-	values[3] = PointerGetDatum(sections);
-	values[4] = PointerGetDatum(get_items(profile));
+	set_asked_for(run, profile, values, nulls);
+	values[5] = PointerGetDatum(get_sections(profile));
+	values[6] = PointerGetDatum(get_items(profile));
 	hrflow_store_execute_plan(plan, values, nulls);
 }
 

@@ -36,19 +36,25 @@ jsonb_text(JsonbValue *value)
 }
 
 /*
- * "fields" for one section, or one element of it.
+ * Make a part of "fields": a section, or one element of it.
  */
-static Jsonb *
-make_part(const char *key, const char *value, bool is_element)
+static HrflowPart *
+make_part(char *section, const char *value, bool is_element)
 {
+	HrflowPart *part = palloc(sizeof(HrflowPart));
 	StringInfoData text;
 
 	initStringInfo(&text);
 	appendStringInfoChar(&text, '{');
-	escape_json(&text, key);
+	escape_json(&text, section);
 	appendStringInfo(&text, is_element ? ": [%s]}" : ": %s}", value);
-	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-											  CStringGetDatum(text.data)));
+	part->fields = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+													  CStringGetDatum(text.data)));
+	part->section = section;
+	part->is_element = is_element;
+	part->item = strlen(value) < 10 &&
+		strspn(value, "0123456789") == strlen(value) ? atoi(value) : -1;
+	return part;
 }
 
 /*
@@ -284,13 +290,13 @@ hrflow_fetch_next(HrflowRun *run)
 
 	if (!dlist_is_empty(&run->split))
 	{
-		Jsonb	   *part;
+		const HrflowPart *part;
 
 		profile = dlist_head_element(HrflowProfile, node, &run->split);
 		part = list_nth(run->parts, profile->next_part++);
 		if (profile->next_part == list_length(run->parts))
 			move_to(&run->in_flight, profile);
-		return make_wanted(run, profile, part);
+		return make_wanted(run, profile, part->fields);
 	}
 	profile = next_claimed(run);
 	if (profile == NULL)

@@ -65,6 +65,18 @@ typedef enum HrflowTally
 
 #define HRFLOW_NTALLIES (HRFLOW_TALLY_MISSING + 1)
 
+/*
+ * What "fields" asks for: a section, or one element of it.
+ */
+typedef struct HrflowPart
+{
+	Jsonb	   *fields;			/* that ask for it alone */
+	char	   *section;
+	bool		is_element;
+	int			item;			/* of an element; -1: it is not given by its
+								 * index */
+} HrflowPart;
+
 typedef struct HrflowVector
 {
 	char	   *section;
@@ -168,7 +180,7 @@ typedef struct HrflowRun
 	const char *fields_text;
 	ArrayType  *sections;		/* those of "fields"; if that is left out,
 								 * those that are known */
-	List	   *parts;			/* they one by one: Jsonb */
+	List	   *parts;			/* HrflowPart, likewise */
 	Interval   *max_age;
 	TimestampTz deadline;		/* of the time budget */
 	int64		max_profiles;
