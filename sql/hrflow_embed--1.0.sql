@@ -687,7 +687,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- whatever ends the run.  Several may run at once: they share the work.
 --
 --   fields         as above; the sections and elements asked for are replaced,
---                  others stay
+--                  others stay.  Profiles that are fresh, but were never asked
+--                  for one of them, are fetched when nothing else is due
 --   max_age        when a profile that is fetched now is due again, at the
 --                  latest; those fetched before are due as it was said then
 --   time_budget    how long to ask; what is in flight then is waited for. NULL:
@@ -700,8 +701,9 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 --
 -- Must be called alone, outside a transaction block, by the store's owner.
 --
--- Cost: one request of the API for each profile due, and one for each section
--- when one of a profile's sections has no vector.
+-- Cost: one request of the API for each profile due or fetched without a section
+-- asked for, and one for each section when one of a profile's sections has no
+-- vector.
 -- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
 -- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
 -- 42809 not a store; 55000 no API key, or the tables cannot take what would be

@@ -50,6 +50,7 @@ make_part(char *section, const char *value, bool is_element)
 	appendStringInfo(&text, is_element ? ": [%s]}" : ": %s}", value);
 	part->fields = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
 													  CStringGetDatum(text.data)));
+	part->name = is_element ? psprintf("%s[%s]", section, value) : section;
 	part->section = section;
 	part->is_element = is_element;
 	part->item = strlen(value) < 10 &&

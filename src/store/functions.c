@@ -83,11 +83,14 @@ static const char *const create_sql[] = {
 	" failed_at timestamptz,"
 	" manual boolean NOT NULL DEFAULT true,"
 	" erased_at timestamptz,"
+	" dimension integer,"
+	" sections text[],"
+	" account text,"
 	" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)",
 
 	/*
 	 * What is to be claimed; what is not well; which error is the last; what
-	 * was erased of late.
+	 * was erased of late; what vectors were fetched with.
 	 */
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
 	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
@@ -95,6 +98,8 @@ static const char *const create_sql[] = {
 	" WHERE state IN ('missing', 'gone', 'failed')",
 	"CREATE INDEX ON %P (failed_at DESC NULLS LAST) WHERE last_error IS NOT NULL",
 	"CREATE INDEX ON %P (erased_at) WHERE erased_at IS NOT NULL",
+	"CREATE INDEX ON %P (dimension, account, hash_array_extended(sections, 0))"
+	" WHERE sections IS NOT NULL",
 
 	"COMMENT ON TABLE %V IS"
 	" 'vectors of HrFlow profiles, kept fresh by hrflow_refresh()'",
@@ -303,6 +308,35 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
  */
 
 /*
+ * An argument that is an array of identifiers, each of which is something.
+ */
+static ArrayType *
+get_identifiers(FunctionCallInfo fcinfo, int argno)
+{
+	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(argno);
+	Datum	   *values;
+	bool	   *nulls;
+	int			n;
+
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a one-dimensional array", "profile_ids")));
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls,
+					  &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i] || VARSIZE_ANY_EXHDR(DatumGetPointer(values[i])) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must not contain nulls or empty strings",
+							"profile_ids"),
+					 errdetail("Element %d is one.", i + 1)));
+	}
+	return array;
+}
+
+/*
  * Open the store in the first argument to change some of its profiles, whose
  * source and identifiers are the next two: they become parameters.
  */
@@ -324,7 +358,7 @@ open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
 	parameters->n = 0;
 	hrflow_store_add(parameters, TEXTOID, PG_GETARG_DATUM(1));
 	hrflow_store_add(parameters, TEXTARRAYOID,
-					 PointerGetDatum(hrflow_store_get_identifiers(fcinfo, 2)));
+					 PointerGetDatum(get_identifiers(fcinfo, 2)));
 	SPI_connect();
 	hrflow_store_open(store, PG_GETARG_OID(0), InvalidOid,
 					  HRFLOW_STORE_WRITE);

@@ -120,7 +120,11 @@ report_progress(HrflowRun *run, bool is_last)
 		ereport(INFO,
 				(errmsg("%s: " INT64_FORMAT " refreshed, " INT64_FORMAT " to be tried again, " INT64_FORMAT " failed, " INT64_FORMAT " not found, " INT64_FORMAT " gone, in %.1f s",
 						run->name, nok, nretry, nfailed,
-						Max(nmissing - run->ngone, 0), run->ngone, seconds)));
+						Max(nmissing - run->ngone, 0), run->ngone, seconds),
+				 run->nlacking == 0 ? 0 :
+				 errdetail_plural(INT64_FORMAT " profile was not due, but had never been asked for all of \"fields\".",
+								  INT64_FORMAT " profiles were not due, but had never been asked for all of \"fields\".",
+								  run->nlacking, run->nlacking)));
 	else if (now - run->reported >= REPORT_INTERVAL)
 	{
 		ereport(INFO,
@@ -449,6 +453,9 @@ look_at_store(HrflowRun *run, const HrflowStore *store)
 	hrflow_ready_check(store);
 	run->identifier = store->identifier;
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
+	run->profiles_name = MemoryContextStrdup(run->context,
+											 store->profiles_name);
+	hrflow_model_look(run, store);
 	if (!run->is_silent)
 	{
 		hrflow_store_execute(hrflow_store_sql(store, count_due_sql), NULL);
@@ -515,6 +522,7 @@ run_to_end(HrflowRun *run)
 	if (run->gone != NIL)
 		hrflow_work_do(run, hrflow_erase_gone);
 	warn_of_kept(run);
+	hrflow_model_warn_of_account(run);
 	report_progress(run, true);
 }
 
@@ -603,6 +611,7 @@ read_settings(HrflowRun *run)
 	run->patience = settings->batch_timeout > 0 ?
 		Min(settings->batch_timeout, MAX_PATIENCE) : MAX_PATIENCE;
 	run->debounce = settings->refresh_debounce;
+	run->account = hrflow_model_account(settings->api_key);
 	run->write_interval = timeout > 0 ? Min(timeout / 2, WRITE_INTERVAL) :
 		WRITE_INTERVAL;
 }

@@ -71,6 +71,7 @@ typedef enum HrflowTally
 typedef struct HrflowPart
 {
 	Jsonb	   *fields;			/* that ask for it alone */
+	char	   *name;			/* "skills", or "experiences[0]" */
 	char	   *section;
 	bool		is_element;
 	int			item;			/* of an element; -1: it is not given by its
@@ -98,6 +99,8 @@ typedef struct HrflowProfileRow
 	TimestampTz failed_at;		/* see set_failed_at() */
 	bool		has_failed_at;
 	bool		is_refreshed;	/* refreshed_at becomes the present time */
+	ArrayType  *sections;		/* names of those it was asked for so far, or
+								 * NULL */
 } HrflowProfileRow;
 
 /*
@@ -193,9 +196,11 @@ typedef struct HrflowRun
 	int			patience;		/* how long nothing may be answered; ms */
 	int			debounce;		/* how long a profile that changed while it
 								 * was fetched has to wait; ms */
+	char	   *account;		/* fingerprint of the API key */
 
 	char	   *name;			/* of the store */
 	HrflowActivity *activity;	/* shows the run */
+	char	   *profiles_name;	/* of its table of profiles */
 	HrflowIdentifier identifier;
 	TimestampTz started;
 
@@ -235,6 +240,10 @@ typedef struct HrflowRun
 	int64		nunwritten;		/* profiles that others have locked too long */
 	List	   *gone;			/* those that may be gone: HrflowGone */
 	int64		ngone;
+	bool		is_new_account; /* vectors are there, and none was fetched
+								 * with this key when the run began */
+	int64		nlacking;		/* profiles that the run has made due, as they
+								 * lacked sections */
 	int64		nkept;			/* profiles that keep vectors which the API no
 								 * longer has, for they are too many */
 
@@ -284,6 +293,15 @@ extern HrflowWanted *hrflow_fetch_next(HrflowRun *run);
 extern void hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 							  const HrflowWantedOutcome *outcome);
 extern void hrflow_fetch_give_up(HrflowRun *run);
+
+/* in model.c */
+extern char *hrflow_model_account(const char *api_key);
+extern char *hrflow_model_sections(const HrflowRun *run,
+								   const HrflowProfile *profile);
+extern int	hrflow_model_dimension(const HrflowProfile *profile);
+extern void hrflow_model_look(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_model_warn_of_account(const HrflowRun *run);
+extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store);
 
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);

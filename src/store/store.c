@@ -559,6 +559,18 @@ check_vectors(HrflowStore *store)
 }
 
 /*
+ * Has a table of a store this column, which a user's own table may lack?
+ */
+static bool
+has_column(Relation relation, const char *name, Oid type)
+{
+	if (find_column(relation, name) == NULL)
+		return false;
+	hrflow_store_check_column(relation, name, type);
+	return true;
+}
+
+/*
  * Likewise that of the table of profiles, which goes with the table of
  * vectors.
  */
@@ -575,15 +587,15 @@ check_profiles(HrflowStore *store)
 								  profiles_columns[i].type);
 	hrflow_store_check_column(store->profiles, store->identifier_name,
 							  TEXTOID);
-	store->has_manual = find_column(store->profiles, "manual") != NULL;
-	if (store->has_manual)
-		hrflow_store_check_column(store->profiles, "manual", BOOLOID);
-	store->has_failed_at = find_column(store->profiles, "failed_at") != NULL;
-	if (store->has_failed_at)
-		hrflow_store_check_column(store->profiles, "failed_at", TIMESTAMPTZOID);
-	store->has_erased_at = find_column(store->profiles, "erased_at") != NULL;
-	if (store->has_erased_at)
-		hrflow_store_check_column(store->profiles, "erased_at", TIMESTAMPTZOID);
+	store->has_manual = has_column(store->profiles, "manual", BOOLOID);
+	store->has_failed_at = has_column(store->profiles, "failed_at",
+									  TIMESTAMPTZOID);
+	store->has_erased_at = has_column(store->profiles, "erased_at",
+									  TIMESTAMPTZOID);
+	store->has_fetched_with =
+		has_column(store->profiles, "dimension", INT4OID) &&
+		has_column(store->profiles, "sections", TEXTARRAYOID) &&
+		has_column(store->profiles, "account", TEXTOID);
 }
 
 /*
@@ -750,35 +762,6 @@ hrflow_store_close(HrflowStore *store)
  * Arguments
  * ------------------------------------------------------------------------
  */
-
-/*
- * An argument that is an array of identifiers, each of which is something.
- */
-ArrayType *
-hrflow_store_get_identifiers(FunctionCallInfo fcinfo, int argno)
-{
-	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(argno);
-	Datum	   *values;
-	bool	   *nulls;
-	int			n;
-
-	if (ARR_NDIM(array) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a one-dimensional array", "profile_ids")));
-	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls,
-					  &n);
-	for (int i = 0; i < n; i++)
-	{
-		if (nulls[i] || VARSIZE_ANY_EXHDR(DatumGetPointer(values[i])) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must not contain nulls or empty strings",
-							"profile_ids"),
-					 errdetail("Element %d is one.", i + 1)));
-	}
-	return array;
-}
 
 /*
  * An argument that is an interval, neither null nor negative.

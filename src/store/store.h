@@ -71,6 +71,8 @@ typedef struct HrflowStore
 	bool		has_manual;		/* profiles have the column "manual" */
 	bool		has_failed_at;	/* profiles have the column "failed_at" */
 	bool		has_erased_at;	/* profiles have the column "erased_at" */
+	bool		has_fetched_with;	/* profiles have the columns "dimension",
+									 * "sections" and "account" */
 
 	/* What hrflow_store_close() sets back. */
 	Oid			saved_user;
@@ -169,8 +171,6 @@ extern void hrflow_store_check_manual(const HrflowStore *store);
 extern void hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 							  HrflowStoreAccess access);
 extern void hrflow_store_close(HrflowStore *store);
-extern ArrayType *hrflow_store_get_identifiers(FunctionCallInfo fcinfo,
-											   int argno);
 extern Interval *hrflow_store_get_interval(FunctionCallInfo fcinfo, int argno,
 										   const char *name);
 

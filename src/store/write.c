@@ -25,7 +25,7 @@
  */
 static const char lock_arrived_sql[] =
 "SELECT k.n::integer, p.generation, p.state, p.due_at,"
-" p.attempts, p.http_status, p.last_error, %F"
+" p.attempts, p.http_status, p.last_error, %F, %s"
 " FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
 " JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i"
 " WHERE p.lease_until = k.lease"
@@ -59,11 +59,21 @@ static const char write_states_sql[] =
 "UPDATE %P AS p SET state = k.state, due_at = k.due_at,"
 " lease_until = NULL, attempts = k.attempts,"
 " refreshed_at = COALESCE(k.refreshed_at, p.refreshed_at),"
-" %s http_status = k.http_status, last_error = k.error"
-" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+" %s %s http_status = k.http_status, last_error = k.error"
+" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 " AS k(s, i, state, due_at, attempts, http_status,"
-" refreshed_at, error, failed_at)"
+" refreshed_at, error, failed_at, dimension, sections)"
 " WHERE p.source_id = k.s AND p.%I = k.i";
+
+/*
+ * $12 is the account.  A profile of which the API has no vector is asked for all
+ * sections again when it has some.
+ */
+static const char fetched_with_sql[] =
+"dimension = COALESCE(k.dimension, p.dimension),"
+" sections = CASE WHEN k.state = 'missing' THEN NULL"
+" ELSE COALESCE(k.sections::text[], p.sections) END,"
+" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $12 END,";
 
 /*
  * Copy a timestamp of the last statement's result to "value".  Returns false,
@@ -79,6 +89,19 @@ get_timestamp(uint64 row, int column, TimestampTz *value)
 	if (!is_null)
 		*value = DatumGetTimestampTz(datum);
 	return !is_null;
+}
+
+/*
+ * A copy of an array of the last statement's result, or NULL.
+ */
+static ArrayType *
+get_array(uint64 row, int column)
+{
+	bool		is_null;
+	Datum		datum = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc, column, &is_null);
+
+	return is_null ? NULL : DatumGetArrayTypePCopy(datum);
 }
 
 /*
@@ -112,7 +135,9 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		hrflow_store_add_row(rows, values, NULL);
 	}
 	hrflow_store_add_rows(&parameters, rows);
-	n = hrflow_store_execute(hrflow_store_sql(store, lock_arrived_sql),
+	n = hrflow_store_execute(hrflow_store_sql(store, lock_arrived_sql,
+											  store->has_fetched_with ?
+											  "p.sections" : "NULL::text[]"),
 							 &parameters);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -131,6 +156,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 										SPI_tuptable->tupdesc, 6, &is_null));
 		row->error = hrflow_store_value_or_null(i, 7);
 		row->has_failed_at = get_timestamp(i, 8, &row->failed_at);
+		row->sections = get_array(i, 9);
 		profile->is_current = profile->generation ==
 			DatumGetInt64(hrflow_store_datum(i, 2)) &&
 			row->has_due_at && row->due_at == profile->claimed_due_at;
@@ -150,7 +176,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 }
 
 static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID};
+INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, INT4OID, TEXTOID};
 
 static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
@@ -338,7 +364,8 @@ static char *
 get_write_states_sql(const HrflowStore *store)
 {
 	return hrflow_store_sql(store, write_states_sql, store->has_failed_at ?
-							"failed_at = k.failed_at," : "");
+							"failed_at = k.failed_at," : "",
+							store->has_fetched_with ? fetched_with_sql : "");
 }
 
 /*
@@ -359,6 +386,7 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		HrflowProfileRow *row = &profile->row;
 		Datum		values[lengthof(state_types)];
 		bool		nulls[lengthof(state_types)] = {false};
+		char	   *sections;
 		int			i = 0;
 
 		if (!profile->is_ours)
@@ -379,6 +407,13 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 			CStringGetTextDatum(row->error);
 		nulls[i] = !row->has_failed_at;
 		values[i++] = TimestampTzGetDatum(row->failed_at);
+		nulls[i] = !row->is_refreshed;
+		values[i++] = Int32GetDatum(hrflow_model_dimension(profile));
+		sections = row->is_refreshed ? hrflow_model_sections(run, profile) :
+			NULL;
+		nulls[i] = sections == NULL;
+		values[i++] = sections == NULL ? (Datum) 0 :
+			CStringGetTextDatum(sections);
 		Assert(i == lengthof(state_types));
 		hrflow_store_add_row(rows, values, nulls);
 	}
@@ -386,6 +421,7 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		return;
 
 	hrflow_store_add_rows(&parameters, rows);
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(run->account));
 	hrflow_store_execute(get_write_states_sql(store), &parameters);
 }
 
@@ -408,6 +444,7 @@ hrflow_write_explain(const HrflowStore *store)
 	hrflow_store_add_rows(&states,
 						  hrflow_store_make_rows(state_types,
 												 lengthof(state_types), 0));
+	hrflow_store_add(&states, TEXTOID, CStringGetTextDatum(""));
 	hrflow_store_explain(get_write_states_sql(store), &states);
 }
 
