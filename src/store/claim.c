@@ -140,7 +140,7 @@ is_of_source(const char *error)
  * Read a profile that was claimed.
  */
 static void
-read_claimed(HrflowRun *run, HrflowQueue queue, uint64 row, TimestampTz lease)
+read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lease)
 {
 	MemoryContext context = AllocSetContextCreate(run->context,
 												  "hrflow_embed profile",
@@ -169,7 +169,7 @@ read_claimed(HrflowRun *run, HrflowQueue queue, uint64 row, TimestampTz lease)
  * Claim so many profiles from one queue.  Returns their number.
  */
 static uint64
-claim_from(HrflowRun *run, const HrflowStore *store, HrflowQueue queue,
+claim_from(HrflowRun *run, const HrflowStore *store, HrflowClaimQueue queue,
 		   int64 size, TimestampTz lease)
 {
 	HrflowParameters parameters = {0};

@@ -387,7 +387,7 @@ search_in_executor(const HrflowSearch *search, Among among,
 	hrflow_store_add(parameters, INT8OID, Int64GetDatum(limit));
 	for (;;)
 	{
-		Visit		visit = {keep_match, best, best};
+		Visit		visit = {.visitor = keep_match, .arg = best, .best = best};
 
 		parameters->values[PARAMETER_LIMIT] = Int64GetDatum(limit);
 		hrflow_stream(sql, parameters, visit_row, &visit);
@@ -414,7 +414,11 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 		search_in_executor(search, among, &parameters, best);
 	else
 	{
-		Comparing	comparing = {search, hrflow_toast_begin(), best};
+		Comparing	comparing = {
+			.search = search,
+			.toast = hrflow_toast_begin(),
+			.best = best
+		};
 
 		hrflow_stream(make_statement(search, vector_statements[among]),
 					  &parameters, compare_row, &comparing);
@@ -433,7 +437,7 @@ hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
 {
 	HrflowParameters parameters = {0};
 	Among		among = set_parameters(search, sections, &parameters);
-	Visit		visit = {visitor, arg};
+	Visit		visit = {.visitor = visitor, .arg = arg};
 
 	if (candidates != NULL)
 	{
@@ -495,7 +499,10 @@ hrflow_exact_other_dimension(HrflowSearch *search, ArrayType *sections)
 {
 	HrflowParameters parameters = {0};
 	Among		among = set_parameters(search, sections, &parameters);
-	Dimensions	dimensions = {search->store->layout, search->dimension};
+	Dimensions	dimensions = {
+		.layout = search->store->layout,
+		.wanted = search->dimension
+	};
 
 	hrflow_stream(make_statement(search, vector_statements[among]),
 				  &parameters, look_at_dimension, &dimensions);

@@ -405,9 +405,8 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 	int			nestlevel = NewGUCNestLevel();
 	bool		has_condition = search->profiles != NULL ||
 	search->source_id != NULL;
-	IndexRows	scan = {search};
+	IndexRows	scan = {.search = search, .best = best};
 
-	scan.best = best;
 	if (has_condition)
 		scan.nwanted = (int64) ROWS_UNDER_CONDITION * best->k;
 	if (search->profiles != NULL)

@@ -332,10 +332,13 @@ typedef struct Weighing
 static void
 finish_profile(Weighing *weighing)
 {
-	HrflowMatch match = {weighing->source_id, weighing->identifier};
+	HrflowMatch match = {
+		.source_id = weighing->source_id,
+		.identifier = weighing->identifier,
+		.parts = weighing->parts
+	};
 	double		largest = 0;
 
-	match.parts = weighing->parts;
 	for (int i = 0; i < weighing->nweights; i++)
 	{
 		double		part = weighing->weights[i].weight * weighing->nearest[i];
@@ -429,12 +432,16 @@ static void
 search_weighted(HrflowSearch *search, const Weight *weights, int nweights,
 				ArrayType *sections, bool *seen, HrflowBest *best)
 {
-	Weighing	weighing = {weights, nweights, seen};
+	Weighing	weighing = {
+		.weights = weights,
+		.nweights = nweights,
+		.seen = seen,
+		.nearest = palloc(sizeof(double) * nweights),
+		.items = palloc0(sizeof(int) * nweights),
+		.parts = palloc(sizeof(double) * nweights),
+		.best = best
+	};
 
-	weighing.best = best;
-	weighing.nearest = palloc(sizeof(double) * nweights);
-	weighing.parts = palloc(sizeof(double) * nweights);
-	weighing.items = palloc0(sizeof(int) * nweights);
 	for (int i = 0; i < nweights; i++)
 		weighing.nearest[i] = get_float8_nan();
 

@@ -31,11 +31,11 @@ typedef enum HrflowState
  * Profiles are claimed by turns from these: those that are new or have changed
  * or failed do not wait for the many that are only fetched again each month.
  */
-typedef enum HrflowQueue
+typedef enum HrflowClaimQueue
 {
 	HRFLOW_QUEUE_DUE,			/* in the state of that name */
 	HRFLOW_QUEUE_OLD			/* in any other state */
-} HrflowQueue;
+} HrflowClaimQueue;
 
 #define HRFLOW_NQUEUES (HRFLOW_QUEUE_OLD + 1)
 
@@ -54,14 +54,14 @@ typedef struct HrflowBadSource
 /*
  * What a run counts a profile as, once it is written.
  */
-typedef enum HrflowTally
+typedef enum HrflowRunTally
 {
 	HRFLOW_TALLY_NONE,			/* it was not asked to the end, or not counted */
 	HRFLOW_TALLY_OK,
 	HRFLOW_TALLY_RETRY,			/* failed, and to be tried again */
 	HRFLOW_TALLY_FAILED,		/* for the last time */
 	HRFLOW_TALLY_MISSING
-} HrflowTally;
+} HrflowRunTally;
 
 #define HRFLOW_NTALLIES (HRFLOW_TALLY_MISSING + 1)
 
@@ -149,7 +149,7 @@ typedef struct HrflowProfile
 	char	   *lost;			/* sections of which the API no longer has
 								 * vectors, for an error; or NULL */
 	bool		is_kept;		/* their vectors are, for they are too many */
-	HrflowTally tally;
+	HrflowRunTally tally;
 	HrflowProfileRow row;
 } HrflowProfile;
 

@@ -199,8 +199,8 @@ has_old_error(const HrflowProfile *profile)
 /*
  * When to ask again for a profile that met what says nothing about it:
  * after a minute, and while its error stays the same as long as it has had it,
- * up to an hour, or a day where the API does not know its source.  So the next run begins with others.  One that was out of time
- * has met no error now.
+ * up to an hour, or a day where the API does not know its source.  So the next
+ * run begins with others.  One that was out of time has met no error now.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)

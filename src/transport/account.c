@@ -36,7 +36,7 @@ hrflow_account_backoff(const HrflowReply *reply)
  * Tell the account what became of a try.  Does not throw.
  */
 void
-hrflow_account_report(HrflowTransfer *transfer, HrflowOutcome outcome)
+hrflow_account_report(HrflowTransfer *transfer, HrflowAccountOutcome outcome)
 {
 	HrflowTransport *transport = transfer->transport;
 	bool		was_probe = transfer->try.is_probe;
@@ -63,7 +63,7 @@ hrflow_account_give_back_probe(HrflowTransfer *transfer)
 /*
  * What a try that has ended means to the account.
  */
-static HrflowOutcome
+static HrflowAccountOutcome
 outcome_of(const HrflowReply *reply)
 {
 	if (reply->http_status == 429 ||

@@ -325,7 +325,7 @@ end_pause(HrflowBucket *bucket, int64 now)
  * those of a restart.  Does not throw.
  */
 int64
-hrflow_rate_report(uint64 account, HrflowOutcome outcome, int64 asked,
+hrflow_rate_report(uint64 account, HrflowAccountOutcome outcome, int64 asked,
 				   bool was_probe, bool *counts)
 {
 	HrflowShared *shared = hrflow_shared_get();

@@ -212,14 +212,14 @@ typedef enum HrflowAdmission
 /*
  * What became of a request to the API, as its account sees it.
  */
-typedef enum HrflowOutcome
+typedef enum HrflowAccountOutcome
 {
 	HRFLOW_ANSWERED,
 	HRFLOW_LIMITED,				/* 429, or 503 with Retry-After */
 	HRFLOW_FAILED,				/* 5xx, or no connection */
 	HRFLOW_TIMED_OUT,
 	HRFLOW_GIVEN_UP				/* by us */
-} HrflowOutcome;
+} HrflowAccountOutcome;
 
 /*
  * One descriptor that can be read or written.
@@ -311,7 +311,7 @@ extern int64 hrflow_account_backoff(const HrflowReply *reply);
 extern HrflowAdmission hrflow_account_admit(HrflowTransport *transport,
 											int64 now);
 extern void hrflow_account_report(HrflowTransfer *transfer,
-								  HrflowOutcome outcome);
+								  HrflowAccountOutcome outcome);
 extern void hrflow_account_settle(HrflowTransfer *transfer);
 extern void hrflow_account_give_back_probe(HrflowTransfer *transfer);
 
@@ -333,7 +333,7 @@ extern HrflowAdmission hrflow_rate_admit(uint64 account, int limit,
 										 int64 *again, int64 *paused_until);
 extern int	hrflow_rate_limit(uint64 account, int own);
 extern void hrflow_rate_charge(uint64 account);
-extern int64 hrflow_rate_report(uint64 account, HrflowOutcome outcome,
+extern int64 hrflow_rate_report(uint64 account, HrflowAccountOutcome outcome,
 								int64 asked, bool was_probe, bool *counts);
 
 /* in poller.c */
