@@ -211,7 +211,8 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 {
 	MemoryContext old_context = CurrentMemoryContext;
 	ResourceOwner old_owner = CurrentResourceOwner;
-	volatile bool done = false;
+	ErrorData  *volatile error = NULL;
+	int			category;
 
 	if (IsInParallelMode())
 		return false;
@@ -222,24 +223,31 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 	{
 		evaluate_arguments(state, column);
 		ReleaseCurrentSubTransaction();
-		done = true;
 	}
 	PG_CATCH();
 	{
-		int			category = ERRCODE_TO_CATEGORY(geterrcode());
-
-		/* A cancel, or a server that is out of something, is not the row's. */
-		if (category == ERRCODE_OPERATOR_INTERVENTION ||
-			category == ERRCODE_INSUFFICIENT_RESOURCES)
-			PG_RE_THROW();
 		MemoryContextSwitchTo(old_context);
+		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(old_context);
 	CurrentResourceOwner = old_owner;
-	return done;
+	if (error == NULL)
+		return true;
+
+	/*
+	 * A cancel, or a server that is out of something, is not the row's.  It
+	 * is raised outside of the subtransaction: PostgreSQL would leave the
+	 * session in it, as in a failed transaction block.
+	 */
+	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+	if (category == ERRCODE_OPERATOR_INTERVENTION ||
+		category == ERRCODE_INSUFFICIENT_RESOURCES)
+		ReThrowError(error);
+	FreeErrorData(error);
+	return false;
 }
 
 /*
@@ -619,9 +627,7 @@ exec_read_ahead(CustomScanState *css)
 static bool
 may_raise_walker(Node *node, void *context)
 {
-	if (node == NULL)
-		return false;
-	if (IsA(node, Var) || IsA(node, Const) || IsA(node, Param))
+	if (node == NULL || IsA(node, Var) || IsA(node, Const) || IsA(node, Param))
 		return false;
 	if (IsA(node, RelabelType) || IsA(node, List))
 		return expression_tree_walker(node, may_raise_walker, context);
