@@ -104,6 +104,17 @@ CALL hrflow_refresh('talent.embedding', '{"skills": 1}');
 SELECT profile_id, state, attempts, http_status, last_error FROM hrflow_store_failures('talent.embedding') WHERE profile_id ~ 'cook';
 SELECT hrflow_untrack('talent.embedding', 'acme', '{novector-cook,"fault:data=e30,id=cook"}');
 
+-- A state that a user has added is taken for due; a URL that would be too long is
+-- not sent
+SELECT hrflow_create_store('talent.loose', 'real[]');
+ALTER TABLE talent.loose_profile DROP CONSTRAINT loose_profile_state_check;
+INSERT INTO talent.loose_profile (source_id, profile_id, state)
+VALUES ('acme', 'nurse-1', 'new'), ('acme', repeat('x', 100000), 'due');
+CALL hrflow_refresh('talent.loose');
+SELECT left(profile_id, 9) AS profile, state, due_at > now() AS later, attempts, http_status, last_error
+FROM talent.loose_profile ORDER BY 1;
+SELECT hrflow_drop_store('talent.loose');
+
 -- One that is gone is listed, and due again when it is asked for, but not because its table is tracked again
 SELECT profile_id, state, attempts, http_status FROM hrflow_store_failures('talent.embedding');
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', source_id => 'acme');

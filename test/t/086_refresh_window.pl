@@ -268,4 +268,29 @@ like(
 	'a run in which no link works is stopped');
 is($store->profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
 
+#
+# How much is claimed at a time: 64 profiles where as many are soon asked for.  The
+# rate is of an account of its own.
+#
+my $limited_api = Hrflow::StandIn->new('--dim' => 64);
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
+$store->sql('DELETE FROM shop.claim');
+$store->call(
+	"time_budget => '500ms'",
+	settings => {
+		'hrflow_embed.base_url' => $limited_api->base_url,
+		'hrflow_embed.max_requests_per_minute' => 5 });
+cmp_ok(
+	$store->sql('SELECT count(*) FROM shop.claim'),
+	'<',
+	32 + 2 * 5,
+	'a run that may send five requests a minute claims five profiles at a time');
+
+$slow_api->reset;
+$store->hasten;
+$store->call(undef, settings => { %slow, 'hrflow_embed.max_concurrency' => 100 });
+is($store->states, 'ok 300', 'a run with 100 requests in flight refreshes all profiles');
+cmp_ok($slow_api->stats->{max_in_flight},
+	'>', 80, 'a run keeps nearly as many requests in flight as max_concurrency allows');
+
 done_testing();

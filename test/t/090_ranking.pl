@@ -334,6 +334,39 @@ SKIP:
 	check_many('through an index');
 }
 
+# A profile whose items fill what workers return first does not hide the next one
+sql(q{
+	SELECT hrflow_create_store('crowd', 'real[]');
+	INSERT INTO crowd SELECT 'acme', 'busy', 'profile', i, '{1,0}' FROM generate_series(0, 99) i;
+	INSERT INTO crowd VALUES ('acme', 'next', 'profile', 0, '{1,1}')});
+is( sql(q{SET min_parallel_table_scan_size = 0;
+		SELECT string_agg(profile_id, ' ') FROM hrflow_match('crowd', '{1,0}', 2)}),
+	'busy next',
+	'a profile of 100 items leaves room for the next profile in a parallel search');
+is( sql(q{SET max_parallel_workers_per_gather = 0;
+		SELECT string_agg(profile_id, ' ') FROM hrflow_match('crowd', '{1,0}', 2)}),
+	'busy next',
+	'a profile of 100 items leaves room for the next profile without parallel workers');
+
+# Long vectors are stored out of line, compressed where the table says so, and
+# not in the order of the rows
+foreach my $storage ('EXTERNAL', 'EXTENDED')
+{
+	my $ranked = "SELECT string_agg(profile_id, ' ' ORDER BY similarity DESC)
+		FROM hrflow_match('far_$storage', array_fill(1::real, ARRAY[8000]), 5)";
+
+	sql(qq{
+		SELECT hrflow_create_store('far_$storage', 'real[]');
+		ALTER TABLE far_$storage ALTER vector SET STORAGE $storage;
+		INSERT INTO far_$storage SELECT 'acme', 'p' || i, 'profile', 0,
+				(SELECT array_agg((1 + i * (n / 4001) * (hashint4(n) & 1023))::real)
+					FROM generate_series(1, 8000) n)
+			FROM generate_series(1, 5) i});
+	is(sql($ranked), 'p1 p2 p3 p4 p5', "vectors with $storage storage are ranked");
+	sql("UPDATE far_$storage SET fetched_at = now() WHERE profile_id < 'p3'; ANALYZE far_$storage");
+	is(sql($ranked), 'p1 p2 p3 p4 p5', "vectors with $storage storage are ranked after an update");
+}
+
 # Nor do those that were better for a while stay in memory.  The first call, for
 # which the first is the best, has touched the table.
 SKIP:
@@ -373,6 +406,11 @@ foreach my $call ("hrflow_match('plain', '{1}')",
 # What cannot be ranked
 foreach my $case (
 	[ "hrflow_match('plain', NULL)", '' ],
+	[ "hrflow_match_weighted('plain', NULL, '{\"profile\": 1}')", '' ],
+	[   "hrflow_match(4294967295::regclass, '{1}')",
+		'ERROR:  relation with OID 4294967295 does not exist' ],
+	[   "hrflow_vector_similarity('{1}'::int[], '{1}')",
+		'ERROR:  type integer[] is not a type of vectors' ],
 	[   "hrflow_match('plain', '{}')",
 		'ERROR:  query must be a one-dimensional array without nulls' ],
 	[ "hrflow_match('plain', '{0,0}')", 'ERROR:  a zero vector has no cosine similarity' ],
