@@ -343,6 +343,18 @@ tell_pause(HrflowTransport *transport, int64 now)
 }
 
 /*
+ * End the requests whose time is over: all of a transport's after its deadline,
+ * and those that libcurl has lost sight of.
+ */
+static void
+end_late_requests(HrflowTransport *transport, int64 now)
+{
+	if (now >= transport->deadline && !transport->expired)
+		hrflow_transport_expire(transport);
+	hrflow_transfer_end_overdue(now);
+}
+
+/*
  * Wait for the next reply to come; NULL when nothing is asked for any more.
  * Meanwhile the requests of the backend's other transports go on.
  *
@@ -378,9 +390,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 		}
 		CHECK_FOR_INTERRUPTS();
 
-		if (now >= transport->deadline && !transport->expired)
-			hrflow_transport_expire(transport);
-		hrflow_transfer_end_overdue(now);
+		end_late_requests(transport, now);
 		if (dlist_is_empty(&transport->done))
 			hrflow_transfer_work();
 		if (!dlist_is_empty(&transport->done))
@@ -407,13 +417,9 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 HrflowReply *
 hrflow_transport_poll(HrflowTransport *transport)
 {
-	int64		now = hrflow_clock_now();
-
 	resume(transport);
-	if (now >= transport->deadline && !transport->expired)
-		hrflow_transport_expire(transport);
 	hrflow_transfer_receive();
-	hrflow_transfer_end_overdue(now);
+	end_late_requests(transport, hrflow_clock_now());
 	hrflow_transfer_work();
 	return hand_out(transport);
 }
