@@ -99,7 +99,8 @@ my %looks = (
 		[   qr/^SELECT hrflow_schedule/m,
 			then => sub {
 				is( value_of(
-						'SELECT schedule, active FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
+						'SELECT schedule, active FROM cron.job;
+						SELECT cron.unschedule(jobid) FROM cron.job'
 					),
 					"* * * * *|t\nt",
 					"the README's call of hrflow_schedule() makes one job");

@@ -43,7 +43,8 @@ foreach my $feature ('TLS', 'an asynchronous resolver')
 	my (undef, undef, $err) = $node->psql('postgres', "\\set VERBOSITY verbose\n$call");
 	like(
 		$err,
-		qr/ERROR:  0A000: libcurl \S+ was built without $feature\n.*HINT:  Install libcurl from your distribution \(libcurl4 on Debian/s,
+		qr/ERROR:\ \ 0A000:\ libcurl\ \S+\ was\ built\ without\ \Q$feature\E\n
+			.*HINT:\ \ Install\ libcurl\ from\ your\ distribution\ \(libcurl4\ on\ Debian/sx,
 		"A libcurl without $feature is refused, and the hint names the package.");
 	is(scalar($api->log), 0, "No request is sent by a libcurl without $feature.");
 	is($node->safe_psql('postgres', q{SELECT hrflow_decode_vector('[1, 2]')}),

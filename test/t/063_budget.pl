@@ -68,14 +68,18 @@ foreach my $ahead ('on', 'off')
 {
 	is_run(
 		"$limit 5; SET hrflow_embed.read_ahead = $ahead;
-		SELECT i, hrflow_profile_embedding('acme', 'p' || i) IS NOT NULL FROM generate_series(1, 5) i",
+		SELECT i, hrflow_profile_embedding('acme', 'p' || i) IS NOT NULL
+			FROM generate_series(1, 5) i",
 		join("\n", map { "$_|t" } 1 .. 5),
 		qr/^$/, 5, "as many calls as may be sent, with read_ahead $ahead");
 	is_run(
 		"$limit 5; SET hrflow_embed.read_ahead = $ahead;
 		SELECT hrflow_profile_embedding('acme', 'p' || i) FROM generate_series(1, 20) i",
 		'',
-		qr/ERROR:  53400: statement has sent as many requests to the HrFlow API as it may\n.*is 5 requests\..*\nHINT:  Ask for less in one statement/,
+		qr/ERROR:\ \ 53400:\ statement\ has\ sent\ as\ many\ requests\ to\ the\ HrFlow\ API
+			\ as\ it\ may\n
+			.*is\ 5\ requests\..*\n
+			HINT:\ \ Ask\ for\ less\ in\ one\ statement/x,
 		5,
 		"more calls than may be sent, with read_ahead $ahead");
 }
@@ -128,7 +132,8 @@ is($store->sql('SELECT sum(attempts) FROM shop.embedding_profile'),
 #
 is_run(
 	"$limit 10; BEGIN; DECLARE c CURSOR FOR
-		SELECT i, hrflow_profile_embedding('acme', 'p' || i) IS NOT NULL FROM generate_series(1, 40) i;
+		SELECT i, hrflow_profile_embedding('acme', 'p' || i) IS NOT NULL
+			FROM generate_series(1, 40) i;
 	FETCH 10 FROM c; FETCH 10 FROM c; COMMIT",
 	join("\n", map { "$_|t" } 1 .. 20),
 	qr/^$/, 20, 'a cursor, of which each FETCH is a statement');
@@ -151,7 +156,8 @@ sub sent_by_recruiter
 	$api->reset;
 	my ($status, $out, $err) = $node->psql(
 		'postgres',
-		"\\set VERBOSITY verbose\n$settings; SELECT count(*) FROM hrflow_profile_embeddings('acme', "
+		"\\set VERBOSITY verbose\n$settings; SELECT count(*)
+			FROM hrflow_profile_embeddings('acme', "
 		  . ids(30) . ')',
 		extra_params => [ '-U', 'recruiter' ]);
 	return ($api->stats->{api_requests}, $err);

@@ -65,7 +65,8 @@ foreach my $case (
 			  . $exact->base_url
 			  . q{'; SET hrflow_embed.link_hosts = '127.0.0.1';
 				SELECT status, cardinality(vector)
-				FROM hrflow_profile_vectors('acme', '{"fault:v.gzip,v.dtype=<f8"}', '{"profile": 1}')}),
+				FROM hrflow_profile_vectors('acme', '{"fault:v.gzip,v.dtype=<f8"}',
+					'{"profile": 1}')}),
 		'ok|2032',
 		'a reply in gzip is read that ends where the buffer does');
 }
@@ -87,7 +88,8 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 	  . q{SET hrflow_embed.base_url = 'https://api.example/v1';};
 	my ($result, $out, $err) = $node->psql(
 		'postgres', "$set
-		SELECT status FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 200) i))",
+		SELECT status FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i)
+			FROM generate_series(1, 200) i))",
 		extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 	like(
 		$err,
@@ -161,7 +163,8 @@ SKIP:
 	my $server = Hrflow::Server->new('nginx', $api) or skip 'nginx is not installed', 3;
 	my $session = Hrflow::Session->new($node);
 	my $batch = q{SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-		(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 32) i)) GROUP BY 1;};
+		(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 32) i))
+			GROUP BY 1;};
 
 	is( $session->ask($server->settings . $batch),
 		"ok|32\n-- done\n",
@@ -179,7 +182,8 @@ SKIP:
 	is( $session->ask(
 			q{SET hrflow_embed.max_concurrency = 100;
 			SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-				(SELECT array_agg('fault:latency=500,id=' || i) FROM generate_series(1, 100) i)) GROUP BY 1;}
+				(SELECT array_agg('fault:latency=500,id=' || i) FROM generate_series(1, 100) i))
+					GROUP BY 1;}
 		),
 		"ok|100\n-- done\n",
 		'a batch with 100 requests in flight succeeds');
@@ -243,7 +247,8 @@ SKIP:
 	  . $api->base_url('https')
 	  . q{'; SET hrflow_embed.request_timeout = '5s';};
 	is( sql("$set SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme',
-			(SELECT array_append(array_agg('p' || i), 'fault:silent') FROM generate_series(1, 31) i)) GROUP BY status ORDER BY 1"
+			(SELECT array_append(array_agg('p' || i), 'fault:silent')
+				FROM generate_series(1, 31) i)) GROUP BY status ORDER BY 1"
 		),
 		"ok 31\ntimeout 1",
 		'good elements do not wait for a silent one over TLS');

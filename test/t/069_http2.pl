@@ -24,8 +24,8 @@ my $ids = q{(SELECT array_agg('nurse-' || i) FROM generate_series(1, 200) i)};
 sub own_replies
 {
 	my ($of) = @_;
-	return
-	  qq{SELECT count(*), count(*) FILTER (WHERE data->>'profile' LIKE '%/profiles/' || profile_id || '/%')
+	return qq{SELECT count(*),
+			count(*) FILTER (WHERE data->>'profile' LIKE '%/profiles/' || profile_id || '/%')
 		FROM hrflow_profile_embeddings('acme', $of, '{"profile": 1}');};
 }
 

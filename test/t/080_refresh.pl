@@ -341,7 +341,8 @@ sub lose
 	my ($n) = @_;
 	$store->sql(
 		"UPDATE shop.embedding_profile SET state = 'missing', due_at = now(),
-			profile_id = replace(profile_id, 'cook', 'missing'), failed_at = now() - interval '5 days'
+			profile_id = replace(profile_id, 'cook', 'missing'),
+			failed_at = now() - interval '5 days'
 		WHERE profile_id = ANY (SELECT profile_id FROM shop.embedding_profile
 			WHERE state = 'ok' AND profile_id ~ '^cook' ORDER BY 1 LIMIT $n);
 		UPDATE shop.embedding SET profile_id = replace(profile_id, 'cook', 'missing')
@@ -374,7 +375,8 @@ like($second, qr/ 21 gone/, 'a twentieth of the profiles may be gone within a da
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
 $store->call(q(fields => '{"profile": 1}'));
 $store->sql(
-	"UPDATE shop.embedding_profile SET profile_id = 'novector-' || profile_id WHERE profile_id = 'cook-1';
+	"UPDATE shop.embedding_profile SET profile_id = 'novector-' || profile_id
+		WHERE profile_id = 'cook-1';
 	UPDATE shop.embedding SET profile_id = 'novector-' || profile_id WHERE profile_id = 'cook-1'"
 );
 $store->hasten('true');
@@ -383,7 +385,8 @@ $store->age('4 days');
 $store->hasten('true');
 $store->call(q(fields => '{"skills": 1}'));
 is( $store->sql(
-		"SELECT p.state, v.section FROM shop.embedding_profile p LEFT JOIN shop.embedding v USING (profile_id)
+		"SELECT p.state, v.section FROM shop.embedding_profile p LEFT JOIN shop.embedding v
+			USING (profile_id)
 			WHERE profile_id = 'novector-cook-1'"
 	),
 	'missing|profile',
@@ -828,7 +831,8 @@ foreach my $case (
 		6, "$name: functions that need the owner are refused");
 	is(scalar(() = $errors =~ /row-level security of table/g),
 		$refused, "$name: rows that a policy withholds are refused");
-	is( sql(q{SELECT string_agg(DISTINCT who || ' ' || how, ', ') FROM trap_log WHERE who <> 'mallory'}
+	is( sql(q{SELECT string_agg(DISTINCT who || ' ' || how, ', ') FROM trap_log
+		WHERE who <> 'mallory'}
 		),
 		$refused ? 'visitor check' : '',
 		"$name: code planted by the owner of a store runs as the owner, but for a reader's policy");

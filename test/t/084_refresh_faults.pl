@@ -290,8 +290,7 @@ foreach my $age ([ '3 hours', '150 minutes', '3 hours' ], [ '8 days', '21 hours'
 			"due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'",
 			"source_id = 'unknown-1'"),
 		't',
-		"a source that is unknown for $age->[0] is asked again between $age->[1] and $age->[2] later"
-	);
+		"a source unknown for $age->[0] is asked again between $age->[1] and $age->[2] later");
 }
 $store->sql(
 	"DELETE FROM shop.embedding_profile WHERE profile_id > 'p2';

@@ -44,7 +44,8 @@ sub make_store
 								 + sin(p * 7.3 + item * 1.7 + length(section) + i * i * p))::real)
 				  FROM generate_series(1, 16) i)
 		  FROM generate_series(1, $nprofiles) p,
-			   (VALUES ('profile', 0), ('skills', 0), ('skills', 1), ('skills', 2)) s (section, item);
+			   (VALUES ('profile', 0), ('skills', 0), ('skills', 1), ('skills', 2))
+				s (section, item);
 		VACUUM ANALYZE $name});
 	return;
 }
@@ -56,7 +57,8 @@ sub definition
 
 	return sql(
 		qq{
-		SELECT profile_id, round(max(hrflow_cosine_similarity(vector::real[], $query))::numeric, 5) s
+		SELECT profile_id,
+			   round(max(hrflow_cosine_similarity(vector::real[], $query))::numeric, 5) s
 		  FROM $name WHERE section = '$section' AND $condition
 		 GROUP BY source_id, profile_id ORDER BY 2 DESC, 1 LIMIT $k});
 }
@@ -111,7 +113,8 @@ sub check_conditions
 				"$how: of $what the best of $section are found");
 		}
 	}
-	is( sql(qq{SELECT count(*), bool_and(profile_id IN ('p10', 'p11')) FROM hrflow_match_weighted('$name',
+	is( sql(qq{SELECT count(*), bool_and(profile_id IN ('p10', 'p11'))
+		FROM hrflow_match_weighted('$name',
 			$query, '{"profile": 1, "skills": 2}', 5, '{p10,p11,nobody}')}),
 		'2|t',
 		"$how: weights are added up for the profiles asked for alone");
@@ -147,7 +150,8 @@ foreach my $case (
 	like($out, qr/$rows/, "a misspelt section adds no row");
 	like(
 		$err,
-		qr/WARNING:  store public\.plain has no vector of section "$section"\nDETAIL:  It has vectors of "profile", "skills"\./,
+		qr/WARNING:\ \ store\ public\.plain\ has\ no\ vector\ of\ section\ "$section"\n
+			DETAIL:\ \ It\ has\ vectors\ of\ "profile",\ "skills"\./x,
 		"of $section there is a warning that names the sections there are");
 }
 foreach my $call (
@@ -166,9 +170,11 @@ sql(q{
 	INSERT INTO edges VALUES ('acme', 'large', 'profile', 0, '{1e20,1e20,1}'),
 		('acme', 'largest', 'profile', 0, '{3e38,3e38,3e38}'),
 		('acme', 'small', 'profile', 0, '{1e-40,1e-40,0}'),
-		('acme', 'infinite', 'profile', 0, '{Infinity,0,0}'), ('acme', 'nan', 'profile', 0, '{NaN,0,0}')}
+		('acme', 'infinite', 'profile', 0, '{Infinity,0,0}'),
+		('acme', 'nan', 'profile', 0, '{NaN,0,0}')}
 );
-is( sql(q{SELECT string_agg(profile_id || ' ' || round(similarity::numeric, 6), ', ' ORDER BY profile_id)
+is( sql(q{SELECT string_agg(profile_id || ' ' || round(similarity::numeric, 6), ', '
+	ORDER BY profile_id)
 		FROM hrflow_match('edges', '{1,1,0}')}),
 	'large 1.000000, largest 0.816497, small 1.000000',
 	'large and small elements have their similarity, infinite ones none');
@@ -215,7 +221,8 @@ sql(q{
 foreach my $source ('small', 'large')
 {
 	is( sql("SET ROLE reader; SET app.source = '$source';
-			SELECT count(*), min(source_id), max(source_id) FROM hrflow_match('plain', $query, 3000)"),
+			SELECT count(*), min(source_id), max(source_id)
+				FROM hrflow_match('plain', $query, 3000)"),
 		$nprofiles / 10 * ($source eq 'small' ? 1 : 9) . "|$source|$source",
 		"the policy shows a reader the profiles of the $source source");
 }
@@ -253,7 +260,8 @@ is( sql(q{
 			 WHERE resume @@ query
 			 ORDER BY rank LIMIT 100)
 		SELECT profile_id, near.rank, said.rank,
-			   round(coalesce(1.0 / (60 + near.rank), 0) + coalesce(1.0 / (60 + said.rank), 0), 5) AS score
+			   round(coalesce(1.0 / (60 + near.rank), 0)
+				+ coalesce(1.0 / (60 + said.rank), 0), 5) AS score
 		  FROM near FULL JOIN said USING (profile_id)
 		 ORDER BY score DESC LIMIT 10}),
 	"both|2|1|0.03252\nsaid|3|2|0.03200\nnear|1||0.01639",
@@ -300,7 +308,8 @@ SKIP:
 	# Stored vectors whose squares overflow single precision
 	sql(q{
 		SELECT hrflow_create_store('huge', 'vector(3)');
-		INSERT INTO huge VALUES ('acme', 'huge', 'profile', 0, '[1e20,1e20,1]'), ('acme', 'other', 'profile', 0, '[1,0,0]')}
+		INSERT INTO huge VALUES ('acme', 'huge', 'profile', 0, '[1e20,1e20,1]'),
+			('acme', 'other', 'profile', 0, '[1,0,0]')}
 	);
 	is( sql("SELECT profile_id, round(similarity::numeric, 6) FROM hrflow_match('huge', '{1,1,0}')"
 		),
@@ -325,7 +334,8 @@ SKIP:
 					(SELECT array_agg(1 + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
 				FROM generate_series(1, 21000) i;
 			INSERT INTO $dead SELECT 'acme', 'alive ' || i, 'profile', 0,
-					(SELECT array_agg(CASE WHEN j = 1 THEN 1 ELSE -1 END + sin(i * j) / 100) FROM generate_series(1, 8) j)::real[]
+					(SELECT array_agg(CASE WHEN j = 1 THEN 1 ELSE -1 END + sin(i * j) / 100)
+						FROM generate_series(1, 8) j)::real[]
 				FROM generate_series(1, 20) i});
 		sql(sql("SELECT hrflow_index_statement('$dead')"));
 		sql("DELETE FROM $dead WHERE profile_id LIKE 'dead%'");
@@ -339,7 +349,8 @@ SKIP:
 	is($out, '10', 'dead rows in front of an index keep no row back');
 	like(
 		$err,
-		qr/NOTICE:  index \S+ found \d of 10 profiles, so all vectors were compared\n.*\nHINT:  VACUUM public\.$dead\./,
+		qr/NOTICE:\ \ index\ \S+\ found\ \d\ of\ 10\ profiles,\ so\ all\ vectors\ were\ compared\n
+			.*\nHINT:\ \ VACUUM\ public\.$dead\./x,
 		'and the client is told to VACUUM');
 	sql("VACUUM $dead");
 	($out, $err) = output_and_notices($search);

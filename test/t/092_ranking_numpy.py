@@ -72,8 +72,8 @@ def make_case(n):
     values = ["(%s, %s, %s, %d, %s)" % (literal(source), literal(identifier), literal(section),
                                         item, values_of(vector, column))
               for source, identifier, section, item, vector in rows]
-    setup = "DO 'BEGIN PERFORM hrflow_create_store(''%s'', ''%s''); END'; INSERT INTO %s VALUES %s;" % (
-        store, column, store, ", ".join(values))
+    setup = ("DO 'BEGIN PERFORM hrflow_create_store(''%s'', ''%s''); END';"
+             " INSERT INTO %s VALUES %s;" % (store, column, store, ", ".join(values)))
 
     query = random_vector(dimension, str(rng.choice(["plain", "tie", "large", "small"])), "real[]")
     if not query.any():
@@ -109,7 +109,8 @@ def make_case(n):
         if near is not None:
             parts = nearest.setdefault(source + "/" + identifier, {})
             parts[section] = max(near, parts.get(section, -2))
-    sums = {key: sum(weights[s] * near for s, near in parts.items()) for key, parts in nearest.items()}
+    sums = {key: sum(weights[s] * near for s, near in parts.items())
+            for key, parts in nearest.items()}
     return {
         "setup": setup,
         "query": "SELECT source_id || '/' || profile_id, similarity FROM " + call + ";",

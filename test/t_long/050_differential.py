@@ -61,7 +61,8 @@ def email(rng):
 def value(rng, depth=0):
     kind = rng.random() + depth * 0.12
     if kind < 0.25:
-        return {string(rng, 8) if rng.random() < 0.9 else "": value(rng, depth + 1) for _ in range(rng.randrange(4))}
+        return {string(rng, 8) if rng.random() < 0.9 else "": value(rng, depth + 1)
+                for _ in range(rng.randrange(4))}
     if kind < 0.4:
         return [value(rng, depth + 1) for _ in range(rng.randrange(4))]
     if kind < 0.65:
@@ -80,7 +81,8 @@ def fields(rng):
     if kind < 0.25:
         return {}
     if kind < 0.5:
-        return {name: rng.choice([1, [0, 2]]) for name in rng.sample(["profile", "skills", "experiences", "educations"], 2)}
+        names = ["profile", "skills", "experiences", "educations"]
+        return {name: rng.choice([1, [0, 2]]) for name in rng.sample(names, 2)}
     return {string(rng, 10): value(rng) for _ in range(rng.randrange(1, 5))}
 
 
@@ -110,7 +112,8 @@ def make_case(rng):
         case["fields"] = fields(rng)
     elif kind == "job":
         case["values"] = [string(rng) if rng.random() < 0.5 else None,
-                          string(rng) if rng.random() < 0.6 else None, string(rng) if rng.random() < 0.6 else None]
+                          string(rng) if rng.random() < 0.6 else None,
+                          string(rng) if rng.random() < 0.6 else None]
     else:
         case["text"] = string(rng, 400)
         if rng.random() < 0.01:

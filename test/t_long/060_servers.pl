@@ -57,7 +57,8 @@ sub try_server
 		'ok 150',
 		"$name: the vectors of 150 profiles");
 	is( $ask->(
-			q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2}', '{"profile": 1}') a
+			q{SELECT count(*)
+				FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2}', '{"profile": 1}') a
 			JOIN hrflow_fetch_vectors(ARRAY(SELECT link FROM unnest('{nurse-1,nurse-2}'::text[]) p,
 				hrflow_profile_embedding_links('acme', p, '{"profile": 1}'))) b USING (ordinality)
 			WHERE a.vector = b.vector;}),
@@ -85,7 +86,8 @@ sub try_server
 
 	# Odd identifiers arrive as they are
 	is( $ask->(
-			q{SELECT count(*) FROM unnest(ARRAY['a/b', 'a//b', 'a/../b', 'a%2Fb', 'a+b c', 'é✓', 'a?b#c', '.', '..', 'a;b']) id,
+			q{SELECT count(*) FROM unnest(ARRAY['a/b', 'a//b', 'a/../b', 'a%2Fb', 'a+b c', 'é✓',
+				'a?b#c', '.', '..', 'a;b']) id,
 			hrflow_profile_vectors('acme', ARRAY[id], '{"profile": 1}') v WHERE v.status = 'ok';}),
 		'10',
 		"$name: links with odd characters in their paths");
@@ -101,7 +103,8 @@ sub try_server
 		  . $ask->(statuses_of(q{long WHERE profile_reference ~ 'x'}))
 		  . ', HTTP '
 		  . $ask->(
-			q{SELECT string_agg(DISTINCT http_status::text, ' ') FROM long WHERE profile_reference ~ 'x';}
+			q{SELECT string_agg(DISTINCT http_status::text, ' ') FROM long
+				WHERE profile_reference ~ 'x';}
 		  ));
 	is($ask->(statuses_of(q{long WHERE profile_reference !~ 'x'})),
 		'ok 284', "$name: URLs of 17,000 characters cost no other profile of their batch");

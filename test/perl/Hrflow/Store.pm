@@ -204,7 +204,8 @@ sub age
 	my ($self, $interval, $where) = @_;
 	$where //= 'true';
 	$self->sql(
-		"UPDATE $self->{name}.embedding_profile SET refreshed_at = refreshed_at - interval '$interval',
+		"UPDATE $self->{name}.embedding_profile
+			SET refreshed_at = refreshed_at - interval '$interval',
 			failed_at = failed_at - interval '$interval',
 			erased_at = erased_at - interval '$interval' WHERE $where");
 	return;
