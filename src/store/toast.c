@@ -10,9 +10,10 @@
  *
  * Rows that were written one after the other have their chunks next to each
  * other, in the TOAST table and in its index.  So we keep one index scan, and
- * go on from where the last value ended: if the next chunk is the first of the
- * wanted value, nothing else has to be looked up.  If not, the scan starts
- * again at the value.
+ * go on from where the last value ended, passing over the entries of a few
+ * other values without reading their chunks.  If the wanted value is further
+ * away, the scan starts again from the index's root, and returns this value
+ * alone: a scan that is to go on reads all of a page of the index at once.
  *
  * Whatever is not as expected here (a value that is compressed or in memory, a
  * table of another access method, a missing chunk) is left to PostgreSQL, which
@@ -37,6 +38,13 @@
 #include "utils/rel.h"
 
 /*
+ * Maximum distance of two values between which a scan goes on.  A store has a
+ * few vectors of each profile, which were written together, and a search reads
+ * one of them.
+ */
+#define MAX_PASSED 16
+
+/*
  * A TOAST table that is read.
  */
 struct HrflowToast
@@ -49,7 +57,8 @@ struct HrflowToast
 	int			nindexes;
 	SnapshotData snapshot;
 	IndexScanDesc scan;
-	bool		is_started;		/* has the scan a position? */
+	bool		goes_on;		/* does the scan go on to later values? */
+	Oid			at;				/* the value of its last entry */
 	TupleTableSlot *slot;		/* the chunk that was read last */
 	struct varlena *value;		/* the value that was read last */
 	Size		size;			/* allocated */
@@ -108,7 +117,8 @@ open_table(HrflowToast *toast, Oid relid)
 							   &toast->indexes, &toast->nindexes);
 	toast->relid = relid;
 	toast->is_heap = toast->relation->rd_rel->relam == HEAP_TABLE_AM_OID;
-	toast->is_started = false;
+	toast->goes_on = false;
+	toast->at = InvalidOid;
 	if (toast->is_heap)
 	{
 		toast->slot = table_slot_create(toast->relation, NULL);
@@ -117,13 +127,40 @@ open_table(HrflowToast *toast, Oid relid)
 										   toast->indexes[valid],
 										   hrflow_compat_toast_snapshot(&toast->snapshot),
 										   1);
+		toast->scan->xs_want_itup = true;
 	}
 	MemoryContextSwitchTo(old);
 }
 
 /*
- * Read the next chunk of the scan.  Returns its bytes if it has this number of
- * this value, or NULL.
+ * Go on to the index's entry of this chunk.  Returns false if it is not there.
+ */
+static bool
+find_entry(HrflowToast *toast, Oid value, int number)
+{
+	IndexScanDesc scan = toast->scan;
+
+	while (index_getnext_tid(scan, ForwardScanDirection) != NULL)
+	{
+		bool		is_null;
+		int			at_number;
+
+		toast->at = DatumGetObjectId(index_getattr(scan->xs_itup, 1,
+												   scan->xs_itupdesc,
+												   &is_null));
+		at_number = DatumGetInt32(index_getattr(scan->xs_itup, 2,
+												scan->xs_itupdesc, &is_null));
+		if (toast->at == value && at_number == number)
+			return true;
+		if (toast->at >= value)
+			return false;
+	}
+	toast->goes_on = false;
+	return false;
+}
+
+/*
+ * Go on to this chunk.  Returns its bytes, or NULL.
  */
 static struct varlena *
 read_chunk(HrflowToast *toast, Oid value, int number)
@@ -131,35 +168,38 @@ read_chunk(HrflowToast *toast, Oid value, int number)
 	TupleTableSlot *slot = toast->slot;
 	struct varlena *chunk;
 
-	if (!index_getnext_slot(toast->scan, ForwardScanDirection, slot))
+	do
 	{
-		toast->is_started = false;
-		return NULL;
-	}
+		if (!find_entry(toast, value, number))
+			return NULL;
+	} while (!index_fetch_heap(toast->scan, slot));
 	slot_getsomeattrs(slot, 3);
-	if (DatumGetObjectId(slot->tts_values[0]) != value ||
-		DatumGetInt32(slot->tts_values[1]) != number || slot->tts_isnull[2])
+	if (slot->tts_isnull[2])
 		return NULL;
 	chunk = (struct varlena *) DatumGetPointer(slot->tts_values[2]);
 	return VARATT_IS_EXTENDED(chunk) && !VARATT_IS_SHORT(chunk) ? NULL : chunk;
 }
 
 /*
- * Find the first chunk of a value: the next one, or from the index's root.
+ * Find the first chunk of a value: from where the last one ended, or from the
+ * index's root.
  */
 static struct varlena *
 find_value(HrflowToast *toast, Oid value)
 {
-	struct varlena *chunk = toast->is_started ?
-	read_chunk(toast, value, 0) : NULL;
+	bool		is_near = value > toast->at && value - toast->at <= MAX_PASSED;
+	struct varlena *chunk = NULL;
 	ScanKeyData key;
 
+	if (is_near && toast->goes_on)
+		chunk = read_chunk(toast, value, 0);
 	if (chunk != NULL)
 		return chunk;
-	ScanKeyInit(&key, (AttrNumber) 1, BTGreaterEqualStrategyNumber, F_OIDGE,
-				ObjectIdGetDatum(value));
+	ScanKeyInit(&key, (AttrNumber) 1,
+				is_near ? BTGreaterEqualStrategyNumber : BTEqualStrategyNumber,
+				is_near ? F_OIDGE : F_OIDEQ, ObjectIdGetDatum(value));
 	index_rescan(toast->scan, &key, 1, NULL, 0);
-	toast->is_started = true;
+	toast->goes_on = is_near;
 	return read_chunk(toast, value, 0);
 }
 
@@ -198,6 +238,8 @@ hrflow_toast_read(HrflowToast *toast, Datum datum)
 	struct varlena *stored = (struct varlena *) DatumGetPointer(datum);
 	struct varatt_external external;
 	Size		length;
+	MemoryContext old;
+	bool		is_whole;
 
 	if (!VARATT_IS_EXTERNAL_ONDISK(stored))
 		return PG_DETOAST_DATUM(datum);
@@ -219,7 +261,12 @@ hrflow_toast_read(HrflowToast *toast, Datum datum)
 		toast->value = MemoryContextAlloc(toast->context, length + VARHDRSZ);
 		toast->size = length + VARHDRSZ;
 	}
-	if (!copy_chunks(toast, external.va_valueid, length))
+
+	/* An index scan allocates some of its memory when it needs it. */
+	old = MemoryContextSwitchTo(toast->context);
+	is_whole = copy_chunks(toast, external.va_valueid, length);
+	MemoryContextSwitchTo(old);
+	if (!is_whole)
 		return PG_DETOAST_DATUM(datum);
 	SET_VARSIZE(toast->value, length + VARHDRSZ);
 	return toast->value;

@@ -138,6 +138,30 @@ is( sql(q{SELECT count(*), count(DISTINCT source_id), min(profile_id), max(profi
 	'200|100|p3|p7',
 	'an identifier is found in every source');
 
+# Of vectors that are stored out of line, those of one section are read by one
+# scan of the TOAST table's index, and not by one for each of them.
+sql(q{
+	SELECT hrflow_create_store('long', 'real[]');
+	INSERT INTO long SELECT 'acme', 'p' || p, section, 0,
+			(SELECT array_agg(sin(p * i + length(section))::real) FROM generate_series(1, 600) i)
+		FROM generate_series(1, 500) p, unnest('{a,bb,ccc}'::text[]) section ORDER BY p, section;
+	VACUUM ANALYZE long});
+my $scans = q{
+	SELECT pg_stat_force_next_flush() \\g /dev/null
+	SELECT sum(idx_scan) FROM pg_stat_all_indexes
+		WHERE relid = (SELECT reltoastrelid FROM pg_class WHERE relname = 'long');};
+my @scans = split /\n/, sql(
+	"$scans SELECT string_agg(profile_id, ' ') FROM hrflow_match('long',
+		(SELECT vector FROM long WHERE profile_id = 'p7' AND section = 'bb'), 1, 'bb'); $scans");
+is($scans[1], 'p7', 'a vector that is stored out of line is found');
+cmp_ok($scans[2] - $scans[0], '<', 10, 'the TOAST index is not scanned for each of 500 vectors');
+is( sql(q{
+		SELECT string_agg(profile_id, ' ' ORDER BY profile_id)
+		  FROM hrflow_match('long', (SELECT vector FROM long WHERE profile_id = 'p7' AND section = 'bb'),
+			  10, 'bb', ARRAY(SELECT 'p' || i * 97 % 500 FROM generate_series(1, 5) i))}),
+	'p194 p291 p388 p485 p97',
+	'vectors that are stored out of line are found in any order');
+
 # Sections, and dimensions
 foreach my $case (
 	[ "hrflow_match('plain', $query, 10, 'profil')", '^$', 'profil' ],
