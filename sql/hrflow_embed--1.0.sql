@@ -934,13 +934,20 @@ COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], 
 
 REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) FROM PUBLIC;
 
--- How much of the exact answer the index of a section finds: the average part
--- of the k nearest profiles, between 0 and 1, for a random sample of the
--- section's vectors.  NULL where there is no vector.
+-- How much of the exact answer hrflow_match() returns through the index of a
+-- section: the average part of the k nearest profiles, between 0 and 1, for a
+-- random sample of the section's vectors.  NULL where there is no vector.
 --
---   sample   number of vectors, 1 to 10000; every vector of the section is
---            compared with each
---   k        number of rows, 1 to 10000
+--   sample     number of vectors, 1 to 10000; every vector of the section that
+--              is searched is compared with each
+--   k          number of rows, 1 to 10000
+--   profiles   identifiers of the only profiles that are searched, as in
+--              hrflow_match().  NULL: all
+--   source_id  the only source whose profiles are searched.  NULL: every source
+--
+-- Where a condition leaves so few profiles that hrflow_match() compares them
+-- all, and where the index returns fewer than k profiles though there are more,
+-- the answer is exact, so that the result is 1.
 --
 -- Cost: none, no network.
 -- Errors: 55000 no index serves the section; others as hrflow_match().
@@ -948,16 +955,18 @@ CREATE FUNCTION hrflow_match_recall(
 	store regclass,
 	section text DEFAULT 'profile',
 	sample int DEFAULT 20,
-	k int DEFAULT 10)
+	k int DEFAULT 10,
+	profiles text[] DEFAULT NULL,
+	source_id text DEFAULT NULL)
 RETURNS double precision
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000;
 
-COMMENT ON FUNCTION hrflow_match_recall(regclass, text, int, int) IS
-'part of the nearest profiles that the index of a section finds';
+COMMENT ON FUNCTION hrflow_match_recall(regclass, text, int, int, text[], text) IS
+'part of the nearest profiles that is found through the index of a section';
 
-REVOKE ALL ON FUNCTION hrflow_match_recall(regclass, text, int, int) FROM PUBLIC;
+REVOKE ALL ON FUNCTION hrflow_match_recall(regclass, text, int, int, text[], text) FROM PUBLIC;
 
 -- The statement that makes pgvector's HNSW index for a section, to be run
 -- alone: in psql, with \gexec.  The dimension is that of a vector found that

@@ -22,6 +22,7 @@
 #include "store/match.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 
 PG_FUNCTION_INFO_V1(hrflow_vector_similarity);
@@ -229,6 +230,7 @@ find_sources(HrflowSearch *search)
 {
 	Datum		sources[MAX_SOURCES];
 	uint64		n = 1;
+	MemoryContext old;
 
 	if (search->knows_sources)
 		return;
@@ -244,8 +246,12 @@ find_sources(HrflowSearch *search)
 		for (uint64 i = 0; i < n; i++)
 			sources[i] = hrflow_store_datum(i, 1);
 	}
+
+	/* They live as long as the search, which may be made more than once. */
+	old = MemoryContextSwitchTo(GetMemoryChunkContext(search));
 	search->sources = construct_array(sources, n, TEXTOID, -1, false,
 									  TYPALIGN_INT);
+	MemoryContextSwitchTo(old);
 }
 
 static void

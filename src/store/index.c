@@ -174,7 +174,8 @@ count_candidates(int k)
 static double
 allowed_comparisons(const HrflowIndex *index, int k, double among)
 {
-	double		visited = k * Max(index->tuples, 1) / Max(among, 1);
+	double		visited = (double) ROWS_UNDER_CONDITION * k *
+	Max(index->tuples, 1) / Max(among, 1);
 
 	return COST_OF_INDEX * Max(visited, count_candidates(k));
 }
@@ -198,7 +199,8 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
 		return true;
 
 	/* The number at which either is as cheap, which is all we must know. */
-	few = ceil(Max(sqrt(COST_OF_INDEX * k * Max(index->tuples, 1)),
+	few = ceil(Max(sqrt(COST_OF_INDEX * ROWS_UNDER_CONDITION * k *
+						Max(index->tuples, 1)),
 				   COST_OF_INDEX * count_candidates(k)));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
 	hrflow_store_add(&parameters, TEXTOID,

@@ -50,7 +50,7 @@ enum
 #define ARG_WEIGHTS 2
 #define ARG_WEIGHTED_K 3
 
-/* The arguments of hrflow_match_recall(). */
+/* Likewise of hrflow_match_recall(). */
 #define ARG_RECALL_SECTION 1
 #define ARG_RECALL_SAMPLE 2
 #define ARG_RECALL_K 3
@@ -255,16 +255,19 @@ restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
  */
 
 /*
- * An index has returned fewer profiles than there are.  Tell the client where
- * dead tuples may be why.
+ * An index has returned fewer profiles than there are.  Tell the client, once,
+ * where dead tuples may be why.
  */
 static void
-report_dead_tuples(const HrflowSearch *search, const HrflowIndex *index,
+report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 				   int found, int k)
 {
 	HrflowParameters parameters = {0};
 	int64		dead;
 
+	if (search->has_reported)
+		return;
+	search->has_reported = true;
 	hrflow_store_add(&parameters, OIDOID,
 					 ObjectIdGetDatum(RelationGetRelid(search->store->vectors)));
 	hrflow_store_execute(dead_statement, &parameters);
@@ -666,18 +669,17 @@ hrflow_match_weighted(PG_FUNCTION_ARGS)
 }
 
 /*
- * Which part of the k profiles that are nearest to a search's query does the
- * index return?
+ * Which part of the k profiles that are nearest to a search's query does
+ * hrflow_match() return?
  */
 static double
-measure_recall(HrflowSearch *search, const HrflowIndex *index,
-			   const char *section, int k)
+measure_recall(HrflowSearch *search, const char *section, int k)
 {
 	HrflowBest *found = hrflow_best_make(k, 0);
 	HrflowBest *wanted = hrflow_best_make(k, 0);
 	int			n = 0;
 
-	hrflow_index_search(search, index, section, found);
+	search_section(search, section, found);
 	hrflow_exact_search(search, section, wanted);
 	for (int i = 0; i < found->n && wanted->n > 0; i++)
 		n += found->matches[i]->similarity >=
@@ -686,15 +688,16 @@ measure_recall(HrflowSearch *search, const HrflowIndex *index,
 }
 
 /*
- * hrflow_match_recall(store regclass, section text, sample int, k int)
+ * hrflow_match_recall(store regclass, section text, sample int, k int,
+ *					   profiles text[], source_id text)
  *		RETURNS double precision
  */
 Datum
 hrflow_match_recall(PG_FUNCTION_ARGS)
 {
-	char	   *section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_RECALL_SECTION));
-	int			sample = get_number(fcinfo, ARG_RECALL_SAMPLE, "sample");
-	int			k = get_number(fcinfo, ARG_RECALL_K, "k");
+	char	   *section;
+	int			sample;
+	int			k;
 	HrflowParameters parameters = {0};
 	HrflowStore store;
 	HrflowSearch *search;
@@ -704,10 +707,17 @@ hrflow_match_recall(PG_FUNCTION_ARGS)
 	int			measured = 0;
 	uint64		n;
 
+	if (lacks_argument(fcinfo))
+		PG_RETURN_NULL();
+	section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_RECALL_SECTION));
+	sample = get_number(fcinfo, ARG_RECALL_SAMPLE, "sample");
+	k = get_number(fcinfo, ARG_RECALL_K, "k");
+
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_RANK);
 	search = make_search(fcinfo, &store);
+	restrict_search(fcinfo, search);
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
 	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(sample));
 	n = hrflow_store_execute(hrflow_store_sql(&store, sample_statement),
@@ -722,21 +732,19 @@ hrflow_match_recall(PG_FUNCTION_ARGS)
 		bool		is_null;
 		Datum		vector = SPI_getbinval(vectors->vals[i], vectors->tupdesc,
 										   1, &is_null);
-		HrflowIndex *index;
 
 		/* One without a direction is in no index. */
 		if (!is_null)
 			set_query(search, DatumGetArrayTypeP(vector));
 		if (!is_null && search->norm > 0 && isfinite(search->norm))
 		{
-			index = hrflow_index_find(search, section);
-			if (index == NULL)
+			if (hrflow_index_find(search, section) == NULL)
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("store %s has no index for section \"%s\"",
 								store.vectors_name, section),
 						 errhint("Create one with the statement that hrflow_index_statement() returns.")));
-			sum += measure_recall(search, index, section, k);
+			sum += measure_recall(search, section, k);
 			measured++;
 		}
 		MemoryContextSwitchTo(old);

@@ -70,6 +70,8 @@ typedef struct HrflowSearch
 								 * have been looked up; NULL: not yet, or
 								 * there are too many */
 	bool		knows_sources;
+
+	bool		has_reported;	/* was the client told of dead tuples? */
 } HrflowSearch;
 
 /*

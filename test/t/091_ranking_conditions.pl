@@ -295,6 +295,8 @@ SKIP:
 {
 	skip 'pgvector is not to be had', 1 unless $has_pgvector;
 
+	my ($status, $out, $err);
+
 	sql('CREATE EXTENSION vector');
 	foreach my $case (
 		[ 'vectors', 'vector(16)', 'hnsw', 0.9, 0 ],
@@ -322,6 +324,41 @@ SKIP:
 		$node->error_of("SELECT hrflow_match_recall('plain')"),
 		qr/^55000: store public\.plain has no index for section "profile"/,
 		'without an index there is no recall');
+	is(sql("SELECT hrflow_match_recall('vectors', k => NULL)"),
+		'', 'hrflow_match_recall() of a null argument is null');
+
+	# An index returns what meets a condition as it comes to it: of clusters that
+	# are far from the query, what is nearest may not be among the first.  Where
+	# few meet it, it is cheaper to compare them, and the answer is exact.
+	sql(q{
+		SELECT hrflow_create_store('clusters', 'vector(16)');
+		INSERT INTO clusters SELECT 'acme', 'p' || p, 'profile', 0,
+				(SELECT array_agg((sin(p % 100 * 5.1 + i * i) + sin(p * 7.3 + i * i * p) / 4)::real)
+				   FROM generate_series(1, 16) i)
+			FROM generate_series(1, 20000) p;
+		VACUUM ANALYZE clusters});
+	sql(sql("SELECT hrflow_index_statement('clusters')"));
+	foreach my $case (
+		[ '1 % in all clusters', 'p BETWEEN 701 AND 900' ],
+		[ '1 %, which are a cluster,', 'p % 100 = 7' ],
+		[ '5 % in all clusters', 'p <= 1000' ],
+		[ '5 %, which are five clusters,', 'p % 100 < 5' ])
+	{
+		my ($what, $condition) = @$case;
+		my $profiles =
+		  "(SELECT array_agg('p' || p) FROM generate_series(1, 20000) p WHERE $condition)";
+
+		is(sql("SELECT hrflow_match_recall('clusters', sample => 30, profiles => $profiles)"),
+			'1', "of $what all of the nearest are found");
+		($status, $out, $err) = $node->psql(
+			'postgres', qq{
+			LOAD 'auto_explain';
+			SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+			SET auto_explain.log_level = notice;
+			SELECT count(*) FROM hrflow_match('clusters', $query, profiles => $profiles)});
+		is($out, '10', "of $what there are ten rows");
+		unlike($err, qr/clusters_vector_idx/, "of $what every vector is compared");
+	}
 
 	# In the first statement of a session pgvector's library is not loaded.
 	is( sql("SELECT count(*) FROM hrflow_match('vectors', $query, 10,
@@ -347,7 +384,7 @@ SKIP:
 
 	# Dead tuples in front of all that is alive.  HNSW draws its graph at random;
 	# in some of them the living are reached after all, and nothing is to be said.
-	my ($out, $err, $dead, $search);
+	my ($dead, $search);
 	foreach my $graph (1 .. 12)
 	{
 		$dead = "dead$graph";
