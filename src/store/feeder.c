@@ -77,10 +77,14 @@ static const char unwanted_by_table_sql[] =
 #define TRACK_SQL \
 	"INSERT INTO %P AS p" \
 	" (source_id, %I, state, due_at, attempts, generation, manual)" \
-	" SELECT k.s, k.i, 'due', statement_timestamp(), 0, 0, false" \
+	" SELECT DISTINCT ON (k.s, k.i)" \
+	" k.s, k.i, 'due', statement_timestamp(), 0, 0, false" \
 	" FROM %s AS k ORDER BY k.s, k.i"
 
 static const char track_new_sql[] = TRACK_SQL;
+
+static const char find_tracked_sql[] =
+"SELECT FROM %s AS k JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i LIMIT 1";
 
 static const char track_untracked_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = p.state WHERE false";
@@ -609,8 +613,17 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
  */
 
 /*
- * Track profiles of which none is tracked, nor given twice; else it throws
- * 23505.  "profiles" is SQL for their keys, as (s, i).
+ * Is one of some profiles tracked?  "profiles" is SQL for their keys, as (s, i).
+ */
+bool
+hrflow_feeder_has_tracked(const HrflowStore *store, const char *profiles)
+{
+	return hrflow_store_execute(hrflow_store_sql(store, find_tracked_sql,
+												 profiles), NULL) > 0;
+}
+
+/*
+ * Track profiles of which none is tracked; else it throws 23505.
  */
 void
 hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)

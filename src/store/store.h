@@ -206,6 +206,8 @@ extern bool hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function);
 extern char *hrflow_feeder_profiles(char *const *args, const char *table,
 									const char *distinct);
 extern char *hrflow_feeder_unwanted(const HrflowStore *store, Oid function);
+extern bool hrflow_feeder_has_tracked(const HrflowStore *store,
+									  const char *profiles);
 extern void hrflow_feeder_track_new(const HrflowStore *store,
 									const char *profiles);
 extern uint64 hrflow_feeder_track(const HrflowStore *store,

@@ -612,7 +612,7 @@ track(const HrflowStore *store, Relation table, Oid function,
 							   hrflow_feeder_profiles(args,
 													  hrflow_store_sql(store, "%R",
 																	   RelationGetRelid(table)),
-													  "DISTINCT"),
+													  ""),
 							   false, NULL);
 }
 

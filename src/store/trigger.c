@@ -28,7 +28,11 @@
 
 PG_FUNCTION_INFO_V1(hrflow_track_trigger);
 
-/* From so many rows on, INSERT is expected to bring new profiles only. */
+/*
+ * From this number of rows on, INSERT first looks whether one of their profiles
+ * is tracked.  If none is, the profiles are inserted without ON CONFLICT, which
+ * would cost half as much again.
+ */
 #define MANY_ROWS 1000
 
 /*
@@ -80,9 +84,8 @@ insert_new(void *arg)
 }
 
 /*
- * Track many profiles, of which none is likely to be tracked, nor given twice:
- * to look for that first would cost as much again.  Returns false, having done
- * nothing, when one is.
+ * Track many profiles, of which none was tracked a moment ago.  Returns false,
+ * having done nothing, when another session has tracked one since.
  */
 static bool
 track_new(const HrflowStore *store, const char *profiles)
@@ -253,14 +256,14 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 static void
 rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 {
-	char	  **args = trigdata->tg_trigger->tgargs;
 	const char *table = quote_identifier(trigdata->tg_trigger->tgnewtable);
+	const char *profiles = hrflow_feeder_profiles(trigdata->tg_trigger->tgargs,
+												  table, "");
 
 	if (tuplestore_tuple_count(trigdata->tg_newtable) < MANY_ROWS ||
-		!track_new(store, hrflow_feeder_profiles(args, table, "")))
-		hrflow_feeder_track(store,
-							hrflow_feeder_profiles(args, table, "DISTINCT"),
-							true, NULL);
+		hrflow_feeder_has_tracked(store, profiles) ||
+		!track_new(store, profiles))
+		hrflow_feeder_track(store, profiles, true, NULL);
 }
 
 /*

@@ -161,6 +161,21 @@ is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profil
 	'15',
 	'a DELETE knows a table that another session has made feed the store');
 
+#
+# An INSERT of many rows, of which one names a profile that is tracked, and two
+# name the same
+#
+my $inserted = q{SELECT pg_stat_force_next_flush();
+	SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'embedding_profile';};
+my ($before) = $writer->ask($inserted) =~ /^(\d+)$/m;
+$writer->ask(q{ALTER TABLE other DROP CONSTRAINT other_pkey;
+	INSERT INTO other SELECT 'many ' || i % 2000 FROM generate_series(1, 2001) i;
+	INSERT INTO other SELECT 'many ' || i FROM generate_series(1999, 3999) i;});
+my ($after) = $writer->ask($inserted) =~ /^(\d+)$/m;
+is($after - $before, 4000, 'no profile is written twice because others are tracked');
+is(sql(q{SELECT count(*) FROM embedding_profile WHERE profile_id LIKE 'many %'}),
+	4000, 'all profiles of an INSERT are tracked where some are already');
+
 $_->finish foreach $writer, $reconciler;
 $node->stop;
 done_testing();
