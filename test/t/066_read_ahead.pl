@@ -164,8 +164,9 @@ my @shapes = (
 	[ A => "SELECT * FROM seen LIMIT 5" ],
 	[ A => "SELECT * FROM seen ORDER BY id LIMIT 5" ],
 
-	# DISTINCT, GROUP BY, windows
-	[ A => "SELECT DISTINCT $e FROM twice ORDER BY 1" ],
+	# DISTINCT, GROUP BY, windows.  Links of one profile differ from second to
+	# second; vectors of one text are the same.
+	[ A => "SELECT DISTINCT hrflow_text_embedding(hid) FROM twice ORDER BY 1" ],
 	[ A => "SELECT DISTINCT ON (name) name, $e FROM c ORDER BY name, id" ],
 	[   A => "SELECT name, hrflow_profile_embedding('S', name), count(*) FROM c GROUP BY name
 			ORDER BY name"
@@ -184,7 +185,9 @@ my @shapes = (
 			ORDER BY name"
 	],
 	[ A => "SELECT id, $e FROM c GROUP BY id ORDER BY id" ],
-	[ A => "SELECT $e, count(*) FROM twice GROUP BY $e ORDER BY 1" ],
+	[   A => "SELECT hrflow_text_embedding(hid), count(*) FROM twice
+			GROUP BY hrflow_text_embedding(hid) ORDER BY 1"
+	],
 	[ N => "SELECT id, $e, row_number() OVER (ORDER BY at) FROM c ORDER BY id" ],
 	[   N => "SELECT id, $e, sum(at) OVER (PARTITION BY grp ORDER BY id) FROM c ORDER BY id LIMIT 5"
 	],
