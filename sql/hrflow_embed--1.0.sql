@@ -490,11 +490,12 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 -- Stores: vectors kept, and kept fresh
 --
 
--- Makes a store: two ordinary tables of the caller's, which are not members of
+-- Makes a store: three ordinary tables of the caller's, which are not members of
 -- the extension.
 --
 --   name          of the table of vectors, qualified or not; that of the state
---                 of the profiles is name || '_profile'
+--                 of the profiles is name || '_profile', and that of the
+--                 history of runs is name || '_run'
 --   vector_type   'real[]', or pgvector's 'vector', 'vector(n)', 'halfvec',
 --                 'halfvec(n)'; 'auto' is 'vector' where pgvector is
 --                 installed, else 'real[]'
@@ -518,11 +519,11 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_create_store(text, text, text) IS
-'makes the two tables of a store of vectors';
+'makes the tables of a store of vectors';
 
 REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text) FROM PUBLIC;
 
--- Drops both tables of a store, the triggers that feed it, and its job.
+-- Drops the tables of a store, the triggers that feed it, and its job.
 --
 -- Errors: 42501 the caller is not the owner, superusers included: SET ROLE
 -- first; 42P01 not a store: there is no NAME_profile; 42809 there is, but the
@@ -708,7 +709,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
 -- 42809 not a store; 55000 no API key, or the tables cannot take what would be
 -- fetched.  A refusal that concerns all, and a network that fails, end it with a
--- WARNING.
+-- WARNING; where a scheduler calls it, with the error of its status, once what
+-- was fetched and the run's row in NAME_run are committed.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -780,10 +782,16 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   requests_due           what the due ones will cost, at least
 --   time_due               how long they will take at last minute's rate
 --   last_error             of the profile that failed last
---   last_run, last_run_status   of the job of hrflow_schedule(), where the
---                          owner may read pg_cron's tables
+--   last_run               when the last run of hrflow_refresh() began,
+--                          whoever called it, as NAME_run has it
+--   last_run_status        of it: running, succeeded, failed, or killed: its
+--                          session has ended without a word
 --   erased_last_day        profiles that have lost vectors within 24 hours
 --                          because the API no longer had them
+--   last_run_error         of the last run, or why it was stopped
+--   last_job_status        what pg_cron says of the job of hrflow_schedule()
+--                          when it last ran it or failed to, where the owner
+--                          may read pg_cron's tables
 --
 -- Those that wait for another try are tracked, and in none of the other
 -- columns: in NAME_profile their state is 'due', their due_at is still to come
@@ -796,7 +804,8 @@ RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
 	failed bigint, missing bigint, gone bigint, oldest_due timestamptz,
 	refreshed_last_minute bigint, refreshed_last_hour bigint,
 	requests_due bigint, time_due interval, last_error text,
-	last_run timestamptz, last_run_status text, erased_last_day bigint)
+	last_run timestamptz, last_run_status text, erased_last_day bigint,
+	last_run_error text, last_job_status text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 1;

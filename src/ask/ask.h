@@ -168,6 +168,7 @@ typedef struct HrflowSpan
 HRFLOW_NORETURN extern void hrflow_error_raise(const HrflowResult *result);
 extern char *hrflow_error_describe(const HrflowResult *result);
 extern const char *hrflow_error_hint(const HrflowResult *result);
+extern int	hrflow_error_code(HrflowStatus status);
 
 /* in ahead_plan.c */
 extern void hrflow_ahead_install(void);

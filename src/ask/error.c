@@ -233,6 +233,15 @@ hrflow_error_hint(const HrflowResult *result)
 }
 
 /*
+ * The SQLSTATE of a status.
+ */
+int
+hrflow_error_code(HrflowStatus status)
+{
+	return status_info[status].sqlerrcode;
+}
+
+/*
  * Raise what went wrong.
  */
 void

@@ -303,6 +303,7 @@ hrflow_fetch_next(HrflowRun *run)
 	if (profile == NULL)
 		return NULL;
 	profile->asked_at = hrflow_clock_now();
+	run->nasked++;
 	move_to(&run->in_flight, profile);
 	return make_wanted(run, profile, run->fields);
 }

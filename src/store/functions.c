@@ -14,7 +14,6 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "compat.h"
 #include "executor/tuptable.h"
 #include "funcapi.h"
@@ -107,7 +106,7 @@ static const char *const create_sql[] = {
 	" 'state of the profiles whose vectors are kept; see hrflow_store_status()'"
 };
 
-static const char drop_sql[] = "DROP TABLE %V, %P";
+static const char drop_sql[] = "DROP TABLE %V, %P%s";
 
 /*
  * In the statements about some profiles $1 is their source, and $2 are their
@@ -160,19 +159,6 @@ static const char failures_sql[] =
 " last_error, refreshed_at FROM %P"
 " WHERE state IN ('missing', 'gone', 'failed')"
 " ORDER BY state, source_id, %I";
-
-static const char may_read_cron_sql[] =
-"SELECT has_schema_privilege('cron', 'USAGE')"
-" AND has_table_privilege('cron.job', 'SELECT')"
-" AND has_table_privilege('cron.job_run_details', 'SELECT')";
-
-/* $1 is the name of the store's job. */
-static const char last_run_sql[] =
-"SELECT d.start_time, d.status"
-" FROM cron.job_run_details AS d"
-" JOIN cron.job AS j ON j.jobid = d.jobid"
-" WHERE j.jobname = $1 AND d.start_time IS NOT NULL"
-" ORDER BY d.runid DESC LIMIT 1";
 
 static const char last_error_sql[] =
 "SELECT p.last_error FROM %P AS p WHERE p.last_error IS NOT NULL"
@@ -270,6 +256,7 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 	for (int i = 0; i < lengthof(create_sql); i++)
 		hrflow_store_execute(hrflow_store_sql(&store, create_sql[i]),
 							 NULL);
+	hrflow_history_create(hrflow_history_name(schema, table->relname));
 	AtEOXact_GUC(false, store.saved_nestlevel);
 	SPI_finish();
 
@@ -285,6 +272,7 @@ Datum
 hrflow_drop_store(PG_FUNCTION_ARGS)
 {
 	HrflowStore store;
+	Oid			runs;
 	char	   *sql;
 
 	PreventCommandDuringRecovery("hrflow_drop_store()");
@@ -293,7 +281,9 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 	(void) hrflow_feeder_drop_all(&store,
 								  hrflow_feeder_function(fcinfo->flinfo->fn_oid),
 								  InvalidOid);
-	sql = hrflow_store_sql(&store, drop_sql);
+	runs = hrflow_history_find(&store);
+	sql = hrflow_store_sql(&store, drop_sql, OidIsValid(runs) ?
+						   hrflow_store_sql(&store, ", %R", runs) : "");
 	hrflow_schedule_forget(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	hrflow_store_execute(sql, NULL);
@@ -479,37 +469,6 @@ hrflow_store_failures(PG_FUNCTION_ARGS)
 }
 
 /*
- * When pg_cron last ran the store's job, and how that ended: "values" and
- * "nulls" of two columns.
- */
-static void
-get_last_run(HrflowStore *store, Datum *values, bool *nulls)
-{
-	HrflowParameters parameters = {0};
-	bool		is_null;
-	char	   *status;
-
-	nulls[0] = nulls[1] = true;
-	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		return;
-	hrflow_store_execute(may_read_cron_sql, NULL);
-	if (strcmp(hrflow_store_value(0, 1), "t") != 0)
-		return;
-
-	hrflow_store_add(&parameters, TEXTOID,
-					 CStringGetTextDatum(hrflow_schedule_job(store)));
-	if (hrflow_store_execute(last_run_sql, &parameters) == 0)
-		return;
-	values[0] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-							  &is_null);
-	nulls[0] = is_null;
-	status = hrflow_store_value_or_null(0, 2);
-	nulls[1] = status == NULL;
-	if (status != NULL)
-		values[1] = CStringGetTextDatum(status);
-}
-
-/*
  * What hrflow_store_status() counts.
  */
 typedef struct Counts
@@ -635,8 +594,11 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	Interval	time_due = {0};
 	HrflowStore store;
 	char	   *error;
-	Datum		values[16];
-	bool		nulls[16] = {false};
+	char	   *job_status;
+	Datum		values[18];
+	bool		nulls[18] = {false};
+	Datum		last_run[3];
+	bool		last_run_nulls[3];
 	int			n = 0;
 	ListCell   *cell;
 
@@ -667,9 +629,19 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	values[n++] = IntervalPGetDatum(&time_due);
 	nulls[n] = error == NULL;
 	values[n++] = error == NULL ? (Datum) 0 : CStringGetTextDatum(error);
-	get_last_run(&store, values + n, nulls + n);
-	n += 2;
+	hrflow_history_last(&store, last_run, last_run_nulls);
+	for (int i = 0; i < 2; i++)
+	{
+		values[n] = last_run[i];
+		nulls[n++] = last_run_nulls[i];
+	}
 	values[n++] = Int64GetDatum(hrflow_erase_count(&store));
+	values[n] = last_run[2];
+	nulls[n++] = last_run_nulls[2];
+	job_status = hrflow_schedule_last_status(&store);
+	nulls[n] = job_status == NULL;
+	values[n++] = job_status == NULL ? (Datum) 0 :
+		CStringGetTextDatum(job_status);
 	Assert(n == rsinfo->setDesc->natts);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 

@@ -5,11 +5,11 @@
  *
  * As long as there is room in flight, a few profiles are claimed in a short
  * transaction, which gives them a lease, so that nobody else asks for them.
- * They are fetched with no snapshot and no lock held.  What has arrived is
- * written every second, or whenever it is a batch, in another short
- * transaction.  So no profile waits for another's answer, and whoever dies
- * loses what arrived in the last second, and the leases when their time is
- * over.
+ * They are fetched with no snapshot held, and no lock that anybody waits for
+ * (see history.c).  What has arrived is written every second, or whenever it is
+ * a batch, in another short transaction.  So no profile waits for another's
+ * answer, and whoever dies loses what arrived in the last second, and the leases
+ * when their time is over.
  *
  * An answer that has arrived is paid for.  Whatever ends the run, an error, a
  * cancel, a time limit or the end of the session, is put off until what has
@@ -114,7 +114,7 @@ report_progress(HrflowRun *run, bool is_last)
 	double		rate = ndone / Max(seconds, 1e-3);
 	int64		remaining = Max(run->ndue - ndone, 0);
 
-	if (run->is_silent)
+	if (run->is_scheduled)
 		return;
 	if (is_last)
 		ereport(INFO,
@@ -136,16 +136,23 @@ report_progress(HrflowRun *run, bool is_last)
 }
 
 /*
- * The run has come to its end before what is due.
+ * The run has come to its end before what is due.  A scheduler looks at nothing
+ * but whether the call failed, so there that is an error, unless the run has met
+ * a limit that it was given.
  */
 static void
-warn_of_stop(HrflowRun *run)
+report_stop(const HrflowRun *run, bool is_error)
 {
-	if (run->stop_reason != NULL)
-		ereport(WARNING,
-				(errmsg("refresh of %s was stopped: %s", run->name,
-						run->stop_reason),
-				 errdetail("What was fetched is kept, and no attempts were counted.")));
+	if (run->stop_reason == NULL)
+		return;
+	ereport(is_error ? ERROR : WARNING,
+			(is_error ? errcode(run->stop_code) : 0,
+			 errmsg("refresh of %s was stopped: %s", run->name,
+					run->stop_reason),
+			 run->stop_detail != NULL ?
+			 errdetail_internal("%s", run->stop_detail) :
+			 errdetail("What was fetched is kept, and no attempts were counted."),
+			 run->stop_hint != NULL ? errhint("%s", run->stop_hint) : 0));
 }
 
 /*
@@ -155,15 +162,20 @@ warn_of_stop(HrflowRun *run)
 static void
 check_vain(HrflowRun *run)
 {
+	MemoryContext old;
+
 	if (run->nvain < MAX_VAIN_CLAIMS * run->claim_size || run->is_stopping)
 		return;
-	ereport(WARNING,
-			(errmsg("refresh of %s was stopped: nothing of what is fetched is kept",
-					run->name),
-			 errdetail("None of the last %d profiles had the lease any more that it was claimed with.",
-					   run->nvain),
-			 errhint("Check the triggers of the table of profiles.")));
+	old = MemoryContextSwitchTo(run->context);
 	run->is_stopping = true;
+	run->stop = HRFLOW_STOP_NOT_KEPT;
+	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	run->stop_reason = "nothing of what is fetched is kept";
+	run->stop_detail =
+		psprintf(_("None of the last %d profiles had the lease any more that it was claimed with."),
+				 run->nvain);
+	run->stop_hint = _("Check the triggers of the table of profiles.");
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -360,7 +372,11 @@ fetch_all(HrflowRun *run)
 		{
 			run->is_stopping = true;
 			MemoryContextSwitchTo(run->context);
+			run->stop = refusal.status == HRFLOW_OVER_BUDGET ||
+				refusal.status == HRFLOW_OVER_DAY ?
+				HRFLOW_STOP_REQUEST_LIMIT : HRFLOW_STOP_REFUSED;
 			run->stop_reason = hrflow_error_describe(&refusal);
+			run->stop_code = hrflow_error_code(refusal.status);
 		}
 	}
 	PG_CATCH();
@@ -381,6 +397,7 @@ static void
 release_leases(HrflowRun *run)
 {
 	ErrorData  *first = run->error;
+	bool		was_ending = run->is_ending;
 	ErrorData  *error;
 
 	run->error = NULL;
@@ -395,6 +412,7 @@ release_leases(HrflowRun *run)
 				 errdetail("They end by themselves.")));
 	}
 	run->error = first;
+	run->is_ending = was_ending;
 }
 
 /*
@@ -445,18 +463,44 @@ finish(HrflowRun *run)
 }
 
 /*
+ * Profiles are claimed shortly before they are asked for: as many as are asked
+ * for within a minute, or while twice as many as may be in flight are.
+ */
+static void
+read_settings(HrflowRun *run)
+{
+	const HrflowSettings *settings = hrflow_settings_get(true);
+	int			timeout = hrflow_compat_transaction_timeout();
+
+	run->claim_size = Min(run->batch_size, 2 * settings->max_concurrency);
+	if (settings->max_requests_per_minute > 0)
+		run->claim_size = Min(run->claim_size,
+							  settings->max_requests_per_minute);
+	run->patience = settings->batch_timeout > 0 ?
+		Min(settings->batch_timeout, MAX_PATIENCE) : MAX_PATIENCE;
+	run->debounce = settings->refresh_debounce;
+	run->account = hrflow_model_account(settings->api_key);
+	run->write_interval = timeout > 0 ? Min(timeout / 2, WRITE_INTERVAL) :
+		WRITE_INTERVAL;
+}
+
+/*
  * Learn what the run must know of the store.
  */
 static void
 look_at_store(HrflowRun *run, const HrflowStore *store)
 {
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	read_settings(run);
+	MemoryContextSwitchTo(old);
 	hrflow_ready_check(store);
 	run->identifier = store->identifier;
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
 	run->profiles_name = MemoryContextStrdup(run->context,
 											 store->profiles_name);
 	hrflow_model_look(run, store);
-	if (!run->is_silent)
+	if (!run->is_scheduled)
 	{
 		hrflow_store_execute(hrflow_store_sql(store, count_due_sql), NULL);
 		run->ndue = DatumGetInt64(hrflow_store_datum(0, 1));
@@ -472,7 +516,7 @@ show(HrflowRun *run)
 	MemoryContext old = MemoryContextSwitchTo(run->context);
 
 	run->activity = hrflow_activity_begin(HRFLOW_BY_REFRESH, run->name);
-	if (!run->is_silent)
+	if (!run->is_scheduled)
 		run->activity->state.ntotal = Min(run->ndue, run->max_profiles);
 	MemoryContextSwitchTo(old);
 }
@@ -483,7 +527,6 @@ show(HrflowRun *run)
 static void
 refresh(HrflowRun *run)
 {
-	hrflow_work_do(run, look_at_store);
 	show(run);
 	run->answered_at = run->written_at = hrflow_clock_now();
 	do
@@ -495,7 +538,50 @@ refresh(HrflowRun *run)
 			 !run->is_stopping && run->nclaimed < run->max_profiles &&
 			 !is_late(run));
 	warn_of_unwritten(run);
+	if (run->error == NULL && !run->is_ending && run->gone != NIL)
+		(void) hrflow_work_try(run, hrflow_erase_gone);
 	hrflow_activity_end(run->activity);
+}
+
+/*
+ * Decide why the run has ended, where it has not stopped by itself.
+ */
+static void
+set_stop(HrflowRun *run)
+{
+	if (run->is_ending)
+		run->stop = HRFLOW_STOP_TERMINATED;
+	else if (run->error != NULL)
+		run->stop = run->error->sqlerrcode == ERRCODE_QUERY_CANCELED ?
+			HRFLOW_STOP_CANCELLED : HRFLOW_STOP_ERROR;
+	else if (run->stop_reason == NULL && !run->is_drained)
+		run->stop = is_late(run) ? HRFLOW_STOP_TIME_BUDGET :
+			HRFLOW_STOP_MAX_PROFILES;
+}
+
+/*
+ * Complete the run's row, within a time that is bounded where the run ends with
+ * an error or with its session.  What was paid for is written by now.
+ */
+static void
+record_end(HrflowRun *run)
+{
+	bool		is_done = !OidIsValid(run->runs);
+
+	/* The second time for a cancel that comes during the first. */
+	for (int i = 0; i < 2 && !is_done; i++)
+	{
+		bool		is_bounded;
+
+		hrflow_interrupts_take(run);
+		set_stop(run);
+		is_bounded = run->error != NULL || run->is_ending;
+		if (is_bounded)
+			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
+		is_done = hrflow_work_try(run, hrflow_history_end);
+		if (is_bounded)
+			disable_timeout(STATEMENT_TIMEOUT, false);
+	}
 }
 
 /*
@@ -504,13 +590,19 @@ refresh(HrflowRun *run)
 static void
 run_to_end(HrflowRun *run)
 {
+	bool		is_failure;
+
 	hrflow_interrupts_begin();
 	PG_TRY();
 	{
-		refresh(run);
+		hrflow_work_do(run, hrflow_history_begin);
+		if (hrflow_work_try(run, look_at_store))
+			refresh(run);
+		record_end(run);
 	}
 	PG_FINALLY();
 	{
+		hrflow_history_unlock(run);
 		hrflow_interrupts_end(run);
 	}
 	PG_END_TRY();
@@ -518,12 +610,14 @@ run_to_end(HrflowRun *run)
 
 	if (run->error != NULL)
 		ReThrowError(run->error);
-	warn_of_stop(run);
-	if (run->gone != NIL)
-		hrflow_work_do(run, hrflow_erase_gone);
+	is_failure = run->is_scheduled && hrflow_history_is_failure(run->stop);
+	if (!is_failure)
+		report_stop(run, false);
 	warn_of_kept(run);
 	hrflow_model_warn_of_account(run);
 	report_progress(run, true);
+	if (is_failure)
+		report_stop(run, true);
 }
 
 /*
@@ -595,28 +689,6 @@ prepare_lists(HrflowRun *run)
 }
 
 /*
- * Profiles are claimed shortly before they are asked for: as many as are asked
- * for within a minute, or while twice as many as may be in flight are.
- */
-static void
-read_settings(HrflowRun *run)
-{
-	const HrflowSettings *settings = hrflow_settings_get(true);
-	int			timeout = hrflow_compat_transaction_timeout();
-
-	run->claim_size = Min(run->batch_size, 2 * settings->max_concurrency);
-	if (settings->max_requests_per_minute > 0)
-		run->claim_size = Min(run->claim_size,
-							  settings->max_requests_per_minute);
-	run->patience = settings->batch_timeout > 0 ?
-		Min(settings->batch_timeout, MAX_PATIENCE) : MAX_PATIENCE;
-	run->debounce = settings->refresh_debounce;
-	run->account = hrflow_model_account(settings->api_key);
-	run->write_interval = timeout > 0 ? Min(timeout / 2, WRITE_INTERVAL) :
-		WRITE_INTERVAL;
-}
-
-/*
  * hrflow_refresh(store regclass, fields jsonb, max_age interval,
  *				  time_budget interval, max_profiles bigint, batch_size int,
  *				  max_attempts int, profiles regclass)
@@ -667,12 +739,12 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	run.max_attempts = get_positive(fcinfo, ARG_MAX_ATTEMPTS, "max_attempts",
 									1000);
 	(void) hrflow_state_due_after(run.max_age); /* in range? */
-	run.is_silent = MyBackendType != B_BACKEND ||
+	run.is_scheduled = MyBackendType != B_BACKEND ||
 		whereToSendOutput != DestRemote ||
 		strncmp(application_name, "pg_cron", strlen("pg_cron")) == 0;
 
+	run.nsent_before = hrflow_budget_sent();
 	prepare_lists(&run);
-	read_settings(&run);
 
 	/* Whatever snapshot the CALL itself has taken goes with this. */
 	SPI_commit();

@@ -78,6 +78,23 @@ typedef struct HrflowPart
 								 * index */
 } HrflowPart;
 
+/*
+ * Why a run has ended, in the order of the names in history.c.
+ */
+typedef enum HrflowStop
+{
+	HRFLOW_STOP_DONE,			/* nothing is due any longer */
+	HRFLOW_STOP_TIME_BUDGET,
+	HRFLOW_STOP_MAX_PROFILES,
+	HRFLOW_STOP_REQUEST_LIMIT,	/* of a statement */
+	HRFLOW_STOP_REFUSED,		/* the API refuses us: the key, the quota */
+	HRFLOW_STOP_OUTAGE,			/* nothing is answered, or the same to all */
+	HRFLOW_STOP_NOT_KEPT,		/* nothing of what is fetched is kept */
+	HRFLOW_STOP_ERROR,
+	HRFLOW_STOP_CANCELLED,
+	HRFLOW_STOP_TERMINATED		/* the session was to end */
+} HrflowStop;
+
 typedef struct HrflowVector
 {
 	char	   *section;
@@ -225,7 +242,11 @@ typedef struct HrflowRun
 	bool		is_stopping;	/* nothing more is to be asked for */
 	bool		is_outage;		/* because of this, or of ... */
 	bool		is_unanswered;	/* its patience is at an end */
+	HrflowStop	stop;			/* why, where the run stopped by itself */
 	const char *stop_reason;	/* for a WARNING, or NULL */
+	const char *stop_detail;	/* likewise, and so is the hint */
+	const char *stop_hint;
+	int			stop_code;		/* the SQLSTATE, where it is an error */
 	ErrorData  *error;			/* to be thrown when all is written, or NULL */
 	bool		is_ending;		/* the session is to end */
 	HrflowFatalInterrupts held; /* what ends it, besides SIGTERM */
@@ -233,7 +254,16 @@ typedef struct HrflowRun
 
 	int			nforbidden;		/* profiles that met a 403 */
 
+	/* The run's row in the table of runs. */
+	Oid			runs;			/* InvalidOid: there is none */
+	int64		number;
+	bool		has_lock;		/* which says that the run goes on */
+
 	int64		nclaimed;
+	int64		nasked;			/* profiles that were asked for */
+	int64		nsent_before;	/* requests of the statement before the run */
+	int64		nerased;		/* profiles that have lost vectors which the
+								 * API no longer has */
 	int64		tallies[HRFLOW_NTALLIES];
 	int64		ncounted;		/* all of these except HRFLOW_TALLY_NONE */
 	int			nvain;			/* profiles since that came to nothing */
@@ -247,7 +277,7 @@ typedef struct HrflowRun
 	int64		nkept;			/* profiles that keep vectors which the API no
 								 * longer has, for they are too many */
 
-	bool		is_silent;
+	bool		is_scheduled;	/* nobody reads what is reported */
 	int64		ndue;			/* when the run began; for a person */
 	TimestampTz reported;		/* when progress was last shown */
 } HrflowRun;
@@ -274,6 +304,12 @@ extern void hrflow_work_do(HrflowRun *run, HrflowWork work);
 extern void hrflow_work_keep_error(HrflowRun *run);
 extern bool hrflow_work_try(HrflowRun *run, HrflowWork work);
 extern void hrflow_work_pause(HrflowRun *run);
+
+/* in history.c */
+extern void hrflow_history_begin(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_history_end(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_history_unlock(HrflowRun *run);
+extern bool hrflow_history_is_failure(HrflowStop stop);
 
 /* in claim.c */
 extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);

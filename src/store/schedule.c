@@ -68,6 +68,22 @@ static const char may_drop_jobs_sql[] =
 " AND has_function_privilege('cron.unschedule(bigint)', 'EXECUTE')"
 " ELSE false END";
 
+static const char may_read_cron_sql[] =
+"SELECT has_schema_privilege('cron', 'USAGE')"
+" AND has_table_privilege('cron.job', 'SELECT')"
+" AND has_table_privilege('cron.job_run_details', 'SELECT')";
+
+/*
+ * $1 is the name of the store's job.  A job that could not connect has neither
+ * a start nor an end.
+ */
+static const char last_status_sql[] =
+"SELECT d.status || CASE WHEN d.status = 'failed'"
+" THEN COALESCE(': ' || rtrim(d.return_message, E'\\n'), '') ELSE '' END"
+" FROM cron.job_run_details AS d"
+" JOIN cron.job AS j ON j.jobid = d.jobid"
+" WHERE j.jobname = $1 ORDER BY d.runid DESC LIMIT 1";
+
 /* What to run where pg_cron is in another database. */
 static const char schedule_elsewhere_sql[] =
 "SELECT cron.schedule_in_database(%L, %L, %L, %L, %L);";
@@ -90,10 +106,31 @@ job_prefix(void)
 /*
  * The name of a store's job.
  */
-char *
-hrflow_schedule_job(const HrflowStore *store)
+static char *
+job_name(const HrflowStore *store)
 {
 	return psprintf("%s%s", job_prefix(), store->vectors_name);
+}
+
+/*
+ * What pg_cron says of the store's job when it last ran it, or tried to; NULL
+ * where it says nothing, or not to the owner.
+ */
+char *
+hrflow_schedule_last_status(const HrflowStore *store)
+{
+	HrflowParameters parameters = {0};
+
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		return NULL;
+	hrflow_store_execute(may_read_cron_sql, NULL);
+	if (!DatumGetBool(hrflow_store_datum(0, 1)))
+		return NULL;
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(job_name(store)));
+	if (hrflow_store_execute(last_status_sql, &parameters) == 0)
+		return NULL;
+	return hrflow_store_value_or_null(0, 1);
 }
 
 /*
@@ -233,7 +270,7 @@ drop_jobs(const HrflowStore *store, Oid caller)
 					 CStringGetTextDatum(command_prefix(caller)));
 	hrflow_store_add(&parameters, TEXTOID,
 					 CStringGetTextDatum(store == NULL ? "" :
-										 hrflow_schedule_job(store)));
+										 job_name(store)));
 	hrflow_store_execute(drop_jobs_sql, &parameters);
 	return DatumGetInt64(hrflow_store_datum(0, 1)) > 0;
 }
@@ -325,7 +362,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
 	hrflow_ready_check(&store);
-	job = hrflow_schedule_job(&store);
+	job = job_name(&store);
 	command = make_command(fcinfo, &store, schedule);
 	warn_of_login(&store);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
@@ -359,7 +396,7 @@ hrflow_unschedule(PG_FUNCTION_ARGS)
 					  HRFLOW_STORE_OWN);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		refuse_schedule(hrflow_store_sql(&store, unschedule_elsewhere_sql,
-										 hrflow_schedule_job(&store)));
+										 job_name(&store)));
 	found = drop_jobs(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	SPI_finish();

@@ -482,6 +482,8 @@ note_outage(HrflowRun *run)
 	run->stop_reason = sign_of(profile) == SIGN_OF_NETWORK ?
 		psprintf("nothing was answered; %s", profile->error) :
 		psprintf("all profiles met the same; %s", profile->error);
+	run->stop = HRFLOW_STOP_OUTAGE;
+	run->stop_code = hrflow_error_code(profile->status);
 	MemoryContextSwitchTo(old);
 	clear_suspects(run, true);
 }
@@ -546,6 +548,8 @@ hrflow_state_settle_suspects(HrflowRun *run)
 
 		run->stop_reason = psprintf("nothing was answered within %d ms",
 									run->patience);
+		run->stop = HRFLOW_STOP_OUTAGE;
+		run->stop_code = hrflow_error_code(HRFLOW_TIMEOUT);
 		MemoryContextSwitchTo(old);
 	}
 	clear_suspects(run, run->is_stopping);

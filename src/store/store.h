@@ -225,11 +225,18 @@ extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
 extern int64 hrflow_erase_count(const HrflowStore *store);
 
+/* in history.c */
+extern char *hrflow_history_name(const char *schema, const char *vectors);
+extern void hrflow_history_create(const char *name);
+extern Oid	hrflow_history_find(const HrflowStore *store);
+extern void hrflow_history_last(const HrflowStore *store, Datum *values,
+								bool *nulls);
+
 /* in ready.c */
 extern void hrflow_ready_check(const HrflowStore *store);
 
 /* in schedule.c */
-extern char *hrflow_schedule_job(const HrflowStore *store);
+extern char *hrflow_schedule_last_status(const HrflowStore *store);
 extern void hrflow_schedule_forget(const HrflowStore *store, Oid caller);
 
 #endif							/* HRFLOW_STORE_H */

@@ -582,6 +582,8 @@ hrflow_write_done(HrflowRun *run)
 			}
 			note_long_missing(run, profile);
 			run->nkept += profile->is_kept;
+			run->nerased += profile->lost != NULL && !profile->is_kept &&
+				profile->write_error == NULL;
 			note_bad_profile(run, profile);
 		}
 		run->narrived--;

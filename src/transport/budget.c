@@ -25,6 +25,20 @@
 static TimestampTz statement = 0;
 static int64 nsent = 0;
 
+/*
+ * Number of requests that the present statement has sent.
+ */
+int64
+hrflow_budget_sent(void)
+{
+	if (statement != GetCurrentStatementStartTimestamp())
+	{
+		statement = GetCurrentStatementStartTimestamp();
+		nsent = 0;
+	}
+	return nsent;
+}
+
 static inline uint32
 sent_on(uint64 sent, DateADT day)
 {
@@ -92,14 +106,10 @@ hrflow_budget_check(const HrflowTransport *transport)
 {
 	const HrflowSettings *settings = transport->settings;
 	DateADT		today;
+	int64		n = hrflow_budget_sent();
 
-	if (statement != GetCurrentStatementStartTimestamp())
-	{
-		statement = GetCurrentStatementStartTimestamp();
-		nsent = 0;
-	}
 	if (settings->max_requests_per_statement > 0 &&
-		nsent >= settings->max_requests_per_statement)
+		n >= settings->max_requests_per_statement)
 		return HRFLOW_OVER_BUDGET;
 	if (settings->max_requests_per_day == 0)
 		return HRFLOW_OK;

@@ -83,6 +83,9 @@ extern void hrflow_transport_release(HrflowTransport *transport,
 									 HrflowReply *reply);
 extern void hrflow_transport_end(HrflowTransport *transport);
 
+/* in budget.c */
+extern int64 hrflow_budget_sent(void);
+
 /* in speed.c */
 extern double hrflow_speed_estimate(const HrflowSettings *settings,
 									int64 nrequests, int64 nlinks);

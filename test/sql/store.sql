@@ -30,7 +30,7 @@ SELECT profile_id, state FROM talent.state;
 CALL hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 1}');
 SELECT * FROM talent.state;
 SELECT profile_id, section, item, cardinality(vector) FROM talent.embedding ORDER BY profile_id COLLATE "C", section;
-SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due, refreshed_last_minute, requests_due, last_error, last_run FROM hrflow_store_status('talent.embedding');
+SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due, refreshed_last_minute, requests_due, last_error, last_run_status FROM hrflow_store_status('talent.embedding');
 
 -- An UPDATE of what matters marks due, one of anything else does not
 UPDATE talent.candidate SET note = 'seen';

@@ -139,6 +139,9 @@ my @profile_columns = cells_below($refresh, 'The tables', 1);
 is( sorted('source_id', 'profile_id', map { split /, / } @profile_columns),
 	sorted(rows_of(sprintf $columns_of, 'name_profile')),
 	'docs/refresh.md has the columns of the table of profiles');
+is( sorted(map { split /, / } cells_below($refresh, 'The history of runs', 1)),
+	sorted(rows_of(sprintf $columns_of, 'name_run')),
+	'docs/refresh.md has the columns of the table of runs');
 
 #
 # Statuses and SQLSTATEs, as the sources have them

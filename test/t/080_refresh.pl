@@ -186,7 +186,8 @@ until ($call->{err} =~ /refreshed, /)
 	($requests, $since) = ($n, time) if $n != $requests;
 	my ($sample) = split /\n/, $watcher->ask(
 		"SELECT wait_event_type, backend_xid, backend_xmin,
-		(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid')
+		(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid'
+			AND (locktype, classid) IS DISTINCT FROM ('advisory', 'shop.embedding_run'::regclass))
 		FROM pg_stat_activity a WHERE application_name = 'watched' AND state = 'active';");
 
 	# Not when the answer may have come

@@ -1,0 +1,90 @@
+-- The history of a store's runs, and what a scheduler is told
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+CREATE EXTENSION hrflow_embed;
+SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET hrflow_embed.link_hosts = '127.0.0.1';
+SET hrflow_embed.max_attempts = 1;
+CREATE SCHEMA talent;
+SELECT hrflow_create_store('talent.embedding', 'real[]');
+\d talent.embedding_run
+SELECT last_run, last_run_status, last_run_error, last_job_status FROM hrflow_store_status('talent.embedding');
+
+-- Each run has a row, whatever it came to
+SELECT hrflow_track('talent.embedding', 'acme', '{nurse-1,nurse-2,cook-1,missing-1,"fault:status=422,id=x"}');
+CALL hrflow_refresh('talent.embedding');
+CALL hrflow_refresh('talent.embedding');
+UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id ~ 'nurse';
+CALL hrflow_refresh('talent.embedding', time_budget => '0 s');
+CALL hrflow_refresh('talent.embedding', max_profiles => 1);
+UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id ~ 'nurse';
+SET hrflow_embed.max_requests_per_statement = 1;
+SET hrflow_embed.max_concurrency = 1;
+CALL hrflow_refresh('talent.embedding');
+RESET hrflow_embed.max_requests_per_statement;
+RESET hrflow_embed.max_concurrency;
+CREATE VIEW talent.run AS
+	SELECT run, ended_at >= started_at AS ended, pid = pg_backend_pid() AS mine, stop_reason, asked, ok, failed, missing, erased, requests, error
+	FROM talent.embedding_run ORDER BY run;
+SELECT * FROM talent.run;
+SELECT now() - last_run < interval '5 minutes' AS recent, last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
+
+-- A refusal is an error to a scheduler, once all else is committed
+UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id ~ 'nurse';
+SET hrflow_embed.api_key = 'askr_ffffffffffffffffffffffffffffffff';
+CALL hrflow_refresh('talent.embedding'); -- error
+\echo :LAST_ERROR_SQLSTATE
+RESET hrflow_embed.api_key;
+SELECT hrflow_track('talent.embedding', 'acme', '{"fault:status=402,id=y"}');
+UPDATE talent.embedding_profile SET due_at = now() - interval '1 hour' WHERE profile_id ~ 'nurse';
+SET hrflow_embed.max_concurrency = 1;
+UPDATE talent.embedding_profile SET state = 'due' WHERE profile_id ~ 'nurse';
+CALL hrflow_refresh('talent.embedding'); -- error
+\echo :LAST_ERROR_SQLSTATE
+RESET hrflow_embed.max_concurrency;
+SELECT profile_id, state, due_at > now() AS later FROM talent.embedding_profile WHERE profile_id ~ 'nurse|402' ORDER BY 1;
+SELECT hrflow_untrack('talent.embedding', 'acme', '{"fault:status=402,id=y"}');
+
+-- So is an error, such as a store that cannot take what is fetched
+ALTER TABLE talent.embedding DROP CONSTRAINT embedding_pkey;
+CALL hrflow_refresh('talent.embedding'); -- error
+ALTER TABLE talent.embedding ADD PRIMARY KEY (source_id, profile_id, section, item);
+SELECT * FROM talent.run WHERE run > 5;
+SELECT last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
+
+-- A run without an end, whose session is no more, was killed
+UPDATE talent.embedding_run SET ended_at = NULL, stop_reason = NULL, error = NULL WHERE run = (SELECT max(run) FROM talent.embedding_run);
+SELECT last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
+
+-- Old runs are forgotten
+ALTER TABLE talent.embedding_run ALTER run RESTART WITH 10003;
+CALL hrflow_refresh('talent.embedding');
+SELECT min(run), max(run) FROM talent.embedding_run;
+SELECT last_run_status FROM hrflow_store_status('talent.embedding');
+
+-- A trigger of the owner's may keep the row from being there, and somebody else's table is not the store's
+CREATE FUNCTION talent.leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER leave_out BEFORE INSERT ON talent.embedding_run FOR EACH ROW EXECUTE FUNCTION talent.leave_out();
+CALL hrflow_refresh('talent.embedding');
+SELECT max(run) FROM talent.embedding_run;
+DROP TRIGGER leave_out ON talent.embedding_run;
+CREATE ROLE regress_hrflow_other;
+ALTER TABLE talent.embedding_run OWNER TO regress_hrflow_other;
+CALL hrflow_refresh('talent.embedding');
+SELECT max(run) FROM talent.embedding_run;
+SELECT last_run, last_run_status FROM hrflow_store_status('talent.embedding');
+ALTER TABLE talent.embedding_run OWNER TO CURRENT_USER;
+
+-- It is renamed and dropped with the store; without it nothing is noted
+ALTER TABLE talent.embedding RENAME TO renamed;
+ALTER TABLE talent.embedding_profile RENAME TO renamed_profile;
+CALL hrflow_refresh('talent.renamed');
+SELECT last_run, last_run_status FROM hrflow_store_status('talent.renamed');
+ALTER TABLE talent.embedding_run RENAME TO renamed_run;
+SELECT last_run_status FROM hrflow_store_status('talent.renamed');
+DROP VIEW talent.run;
+SELECT hrflow_drop_store('talent.renamed');
+SELECT relname FROM pg_class WHERE relnamespace = 'talent'::regnamespace;
+DROP SCHEMA talent CASCADE;
+DROP ROLE regress_hrflow_other;
+DROP EXTENSION hrflow_embed;

@@ -1,0 +1,289 @@
+# The history of a store's runs, where a run ends by what SQL cannot do: several at
+# once, a cancel, the end of the session, kill -9; and what pg_cron is told.  That
+# each request is counted is seen at the stand-in alone.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use IPC::Run                ();
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--latency' => 20, '--dim' => 16);
+my %settings = (link_hosts => '127.0.0.1');
+my $wrong_key = 'askr_' . 'f' x 32;
+
+# pg_cron begins a job with the minute: meanwhile all else is tested
+my ($cron, $cron_api, %denied);
+my ($share) = PostgreSQL::Test::Utils::run_command([ 'pg_config', '--sharedir' ]);
+if (-e "$share/extension/pg_cron.control")
+{
+	$cron_api = Hrflow::StandIn->new('--dim' => 16);
+	$cron = Hrflow::Node->new(
+		'cron', $cron_api, %settings,
+		shared_preload_libraries => 'pg_cron',
+		'cron.database_name' => 'postgres',
+		'cron.use_background_workers' => 'on');
+	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO PUBLIC');
+	%denied =
+	  map { ($_ => Hrflow::Store->new($cron, $cron_api, "shop_of_$_", owner => $_)) } 'mistaken',
+	  'absent';
+	my $wrong_key_file = $cron->basedir . '/wrong.key';
+	PostgreSQL::Test::Utils::append_to_file($wrong_key_file, "$wrong_key\n");
+	chmod 0600, $wrong_key_file or die $!;
+	$cron->safe_psql(
+		'postgres',
+		"ALTER ROLE mistaken SET hrflow_embed.api_key_file = '$wrong_key_file';
+		ALTER ROLE absent NOLOGIN");
+	foreach my $owner (sort keys %denied)
+	{
+		$denied{$owner}->fill(10);
+		$denied{$owner}->sql(
+			"SET client_min_messages = error;
+			SELECT hrflow_schedule('shop_of_$owner.embedding', '* * * * *')");
+	}
+}
+
+my $node = Hrflow::Node->new('history', $api, %settings);
+my $store = Hrflow::Store->new($node, $api, 'shop');
+my $run_columns = 'stop_reason, asked, ok, failed, missing, requests, error';
+
+sub runs
+{
+	my ($columns) = @_;
+	return $store->sql("SELECT $columns FROM shop.embedding_run ORDER BY run");
+}
+
+sub forget_runs
+{
+	$store->sql('DELETE FROM shop.embedding_run');
+	return;
+}
+
+sub last_run
+{
+	return $store->sql(
+		"SELECT last_run_status, last_run_error FROM hrflow_store_status('shop.embedding')");
+}
+
+sub paid { return scalar(() = $api->get('/log') =~ /profile_id=/g); }
+
+# Wait until a run has asked for something, and return its process
+sub wait_for_run
+{
+	my ($pid);
+
+	$api->wait_until(sub { $_[0]{requests} >= 1 }) or die 'no run asks for anything';
+	($pid) = $store->backends;
+	return $pid;
+}
+
+#
+# Several at once, and what is retried
+#
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 400) i");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id)
+		VALUES ('fault:first=2,status=503,id=cook'), ('novector-cook'), ('missing-1'), ('fault:status=422,id=x')"
+);
+my @calls = map { $store->start_call } 1 .. 3;
+$store->finish_call($_) foreach @calls;
+is( runs('stop_reason, error IS NULL, ended_at >= started_at'),
+	join("\n", ('done|t|t') x 3),
+	'three runs at once have a row each');
+is( $store->sql(
+		'SELECT count(DISTINCT pid), sum(asked), sum(ok), sum(failed), sum(missing)
+			FROM shop.embedding_run'
+	),
+	'3|404|402|1|1',
+	'the rows of three runs at once have together what was asked and what came of it');
+is($store->sql('SELECT sum(requests) FROM shop.embedding_run'),
+	paid(), 'the rows of three runs at once have all requests, retries included');
+is(last_run(), 'succeeded|', 'the last run has succeeded');
+
+#
+# Cancelled, terminated, killed
+#
+foreach my $case ([ 'pg_cancel_backend', 'cancelled', 'canceling statement due to user request' ],
+	[ 'pg_terminate_backend', 'terminated', '' ])
+{
+	my ($function, $reason, $error) = @$case;
+
+	$store->track("SELECT 'fault:latency=200,id=' || i FROM generate_series(1, 2000) i");
+	forget_runs();
+	my $call = $store->start_call;
+	my $pid = wait_for_run();
+	is(last_run(), 'running|', "a run that is to be $reason is running before that");
+	$node->safe_psql('postgres', "SELECT $function($pid)");
+	$store->finish_call($call);
+	is(runs('stop_reason, error'), "$reason|$error", "the row of a run that was $reason says so");
+	is( $store->sql(
+			'SELECT ok - (SELECT count(*) FROM shop.embedding_profile
+			WHERE refreshed_at IS NOT NULL) FROM shop.embedding_run'),
+		0,
+		"the row of a run that was $reason has what was kept");
+	is(runs('requests >= ok AND asked >= ok'),
+		't', "the row of a run that was $reason has what it has asked for");
+	is(last_run(), "failed|$error", "a run that was $reason has failed");
+	is( $store->sql(
+			"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 'shop.embedding_run'::regclass"
+		),
+		0,
+		"a run that was $reason leaves no lock");
+}
+
+# An error of the owner's own
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
+forget_runs();
+$store->sql(
+	q{CREATE FUNCTION shop.refuse() RETURNS trigger LANGUAGE plpgsql AS
+		$$BEGIN RAISE 'disk full' USING ERRCODE = '53100'; END$$;
+	CREATE TRIGGER refuse BEFORE INSERT ON shop.embedding FOR EACH ROW
+		EXECUTE FUNCTION shop.refuse()}
+);
+like($store->call, qr/ERROR:  53100: disk full/, 'an error of the server ends a run');
+like(
+	runs('stop_reason, asked, ok, error'),
+	qr/^error\|\d+\|0\|disk full$/,
+	'the row of a run that an error ended has it');
+$store->sql('DROP TRIGGER refuse ON shop.embedding');
+
+$store->track("SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 200) i");
+forget_runs();
+my $call = $store->start_call;
+wait_for_run();
+$node->stop('immediate');
+$store->finish_call($call);
+$node->start;
+is(runs('ended_at, stop_reason, asked'),
+	'||', 'the row of a run that a crash has killed has a beginning and no end');
+is(last_run(), 'killed|', 'hrflow_store_status() says that a run was killed');
+
+#
+# What a scheduler is told.  Failures are of an account of their own, which is a key
+# at an address: they may pause it.
+#
+my $down_api = Hrflow::StandIn->new;
+foreach my $case (
+	[   'a wrong key', 'refused',
+		qr/ERROR:  28000: .*shop\.embedding was stopped: HrFlow API refused the API key/ ],
+	[ 'an outage', 'outage', qr/ERROR:  58000: .*was stopped: nothing was answered; / ])
+{
+	my ($name, $reason, $message) = @$case;
+	my $fault = $reason eq 'outage' ? 'fault:status=500,id=' : 'nurse-';
+
+	$store->track("SELECT '$fault' || i FROM generate_series(1, 10) i");
+	forget_runs();
+	my %options = (
+		settings => {
+			'hrflow_embed.max_attempts' => 1,
+			$reason eq 'refused'
+			? ('hrflow_embed.api_key' => $wrong_key)
+			: ('hrflow_embed.base_url' => $down_api->base_url) });
+	my $printed = $store->call('batch_size => 8', %options, application => 'pg_cron scheduler');
+	like($printed, $message, "$name is an error to a scheduler");
+	is(runs('stop_reason'), $reason, "the row of a run that met $name is there despite the error");
+	$store->hasten('true');
+	like(
+		$store->call('batch_size => 8', %options),
+		qr/WARNING:  .*was stopped: /,
+		"$name is a warning to a person");
+	like(last_run(), qr/^failed\|./, "a run that met $name has failed");
+}
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 30) i");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=402,latency=1000,id=nurse')");
+like(
+	$store->call('batch_size => 4', application => 'pg_cron'),
+	qr/ERROR:  53400: .*was stopped: HrFlow account is over its quota/,
+	'the end of the quota is an error to a scheduler');
+is($store->states, 'due 1, ok 30', 'what was fetched before the end of the quota is kept');
+
+#
+# Data alone, restored as docs/refresh.md says
+#
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
+$store->call;
+my %dump = map { ($_ => $node->basedir . "/$_.sql") } 'schema', 'data';
+foreach my $part (sort keys %dump)
+{
+	IPC::Run::run(
+		[   'pg_dump', '-d', $node->connstr('postgres'),
+			'-n', 'shop', "--$part-only", '-f', $dump{$part} ]) or die;
+}
+$node->safe_psql('postgres', 'CREATE DATABASE restored');
+$node->safe_psql(
+	'restored', 'CREATE EXTENSION hrflow_embed;
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;
+	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper');
+
+sub restore
+{
+	my ($part, $options) = @_;
+	my $err = '';
+
+	local $ENV{PGOPTIONS} = $options;
+	IPC::Run::run(
+		[   'psql', '-Xq1', '-v', 'ON_ERROR_STOP=1',
+			'-d', $node->connstr('restored'), '-f', $dump{$part} ],
+		'>',
+		\my $out,
+		'2>',
+		\$err);
+	return $err;
+}
+is(restore('schema', ''), '', 'the dump of a schema is restored without its data');
+like(restore('data', ''), qr/duplicate key/, 'data alone is not restored while triggers fire');
+is(restore('data', '-c session_replication_role=replica'),
+	'', 'data alone is restored without triggers');
+$api->reset;
+$node->safe_psql(
+	'restored', "SET ROLE keeper;
+	SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id',
+		source_id => 'acme', refresh_columns => '{cv}');
+	SET application_name = pg_cron;
+	CALL hrflow_refresh('shop.embedding')");
+is($api->stats->{requests}, 0, 'nothing is requested after data alone was restored');
+is( $node->safe_psql(
+		'restored',
+		'SELECT count(*), (SELECT count(*) FROM shop.embedding_profile),
+			(SELECT max(run) FROM shop.embedding_run)
+				> (SELECT min(run) FROM shop.embedding_run) FROM shop.embedding'
+	),
+	'40|20|t',
+	'vectors, states and the history are there after data alone was restored');
+
+#
+# pg_cron, meanwhile
+#
+SKIP:
+{
+	skip 'pg_cron is not to be had', 5 unless $cron;
+
+	foreach my $owner (sort keys %denied)
+	{
+		ok( $cron->poll_query_until(
+				'postgres',
+				"SELECT count(*) > 0 FROM cron.job_run_details
+					WHERE username = '$owner' AND status NOT IN ('starting', 'running')"
+			),
+			"pg_cron has tried the job of the role that is $owner");
+	}
+	my %status = map {
+		(   $_ => $denied{$_}->sql(
+				"SELECT last_run_status, last_run_error, last_job_status
+				FROM hrflow_store_status('shop_of_$_.embedding')"
+			))
+	} sort keys %denied;
+	like(
+		$status{mistaken},
+		qr/^failed\|HrFlow API refused the API key.*\|failed: .*was stopped: HrFlow API refused/s,
+		'a job with a wrong key has failed, to pg_cron and in the history');
+	like($status{absent}, qr/^\|\|failed/,
+		'a job that could not connect has failed, and is in no history');
+	is($cron->safe_psql('postgres', 'SELECT count(*) FROM shop_of_absent.embedding_run'),
+		0, 'a job that could not connect is no run');
+}
+
+done_testing();
