@@ -117,6 +117,15 @@ my %looks = (
 			prints => qr/\Anurse-[12]\nnurse-[12]\nwelder-1\z/,
 			name => "pgvector's nearest to a nurse are the nurses" ] ],
 	'docs/recipes.md' => [
+		[   qr/purge cron/,
+			then => sub {
+				is( value_of(
+						'SELECT jobname FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
+					),
+					"purge cron.job_run_details\nt",
+					'docs/recipes.md purges the log of pg_cron by a job');
+			}
+		],
 		[   qr/profile_references/,
 			prints => qr/\Anurse-7\|ok\|1024\z/,
 			name => 'a profile is found by its reference' ],
@@ -274,7 +283,7 @@ foreach my $file ('README.md',
 			skip 'pgvector cannot be installed', 1
 			  if !$has_pgvector && $block =~ /\bvector\(|hnsw/;
 			skip 'pg_cron cannot be installed', 1
-			  if !$has_pg_cron && $block =~ /SELECT hrflow_schedule/;
+			  if !$has_pg_cron && $block =~ /SELECT (?:hrflow_|cron\.)schedule/;
 			run_block($block, $file, map { my (undef, %look) = @{ $looks[$_] }; \%look } @numbers);
 		}
 	}
