@@ -728,6 +728,40 @@ COMMENT ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint,
 
 REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) FROM PUBLIC;
 
+-- What refreshing a store will cost, without a request: what is due now (day 0),
+-- and what will be within each 24 hours from now on.
+--
+--   fields, max_age   as above
+--   days              of the forecast, 0 to 366
+--
+--   until      the end of these 24 hours
+--   profiles   that are due; what is refreshed is due again after max_age, and
+--              each refresh is taken to succeed
+--   requests   of the API, at least: those for each section of a profile that
+--              lacks vectors of one are counted
+--   duration   at max_concurrency and max_requests_per_minute of the session,
+--              and as fast as the store's last runs were; before the first, at
+--              200 ms a request
+--
+-- Cost: none, no network.
+-- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
+-- tables; 42P01, 42809 not a store.
+CREATE FUNCTION hrflow_refresh_estimate(
+	store regclass,
+	fields jsonb DEFAULT '{"profile": 1}',
+	max_age interval DEFAULT '30 days',
+	days int DEFAULT 30)
+RETURNS TABLE (day int, until timestamptz, profiles bigint, requests bigint,
+	duration interval)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+ROWS 31;
+
+COMMENT ON FUNCTION hrflow_refresh_estimate(regclass, jsonb, interval, int) IS
+'what refreshing a store will cost, now and each day';
+
+REVOKE ALL ON FUNCTION hrflow_refresh_estimate(regclass, jsonb, interval, int) FROM PUBLIC;
+
 -- Has pg_cron refresh a store; called again, it changes that.  The caller's jobs
 -- for stores of this database that are no more, renamed ones too, are dropped.
 --

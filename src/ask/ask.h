@@ -195,6 +195,13 @@ extern bool hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,
 								HrflowActivity *activity,
 								HrflowResult *refusal);
 
+/* in section.c */
+#define HRFLOW_NSECTIONS 5
+extern const char *const hrflow_sections[HRFLOW_NSECTIONS];
+extern const char *hrflow_section_nearest(const char *name);
+extern void hrflow_section_check(const char *name);
+extern void hrflow_section_check_fields(Jsonb *fields);
+
 /* in request.c */
 extern char *hrflow_request_profile(const char *base_url,
 									HrflowDialect dialect,

@@ -240,6 +240,7 @@ init_profile_source(ArraySource *source, FunctionCallInfo fcinfo)
 
 	source->fields = hrflow_check_fields(PG_ARGISNULL(ARG_FIELDS) ? NULL :
 										 PG_GETARG_JSONB_P(ARG_FIELDS));
+	hrflow_section_check_fields(source->fields);
 	source->fields_text = hrflow_fields_text(source->fields);
 	source->bad_source_id = "The source_id is null or empty.";
 	if (!PG_ARGISNULL(ARG_SOURCE_ID))

@@ -17,10 +17,6 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-/* What the API is asked for section by section where "fields" is left out. */
-#define KNOWN_SECTIONS \
-	"{\"profile\":1,\"skills\":1,\"interests\":1,\"experiences\":1,\"educations\":1}"
-
 /*
  * ------------------------------------------------------------------------
  * Fields
@@ -59,6 +55,23 @@ make_part(char *section, const char *value, bool is_element)
 }
 
 /*
+ * What the API is asked for section by section where "fields" is left out.
+ */
+static Jsonb *
+make_all_fields(void)
+{
+	StringInfoData text;
+
+	initStringInfo(&text);
+	for (int i = 0; i < HRFLOW_NSECTIONS; i++)
+		appendStringInfo(&text, "%s\"%s\": 1", i == 0 ? "{" : ", ",
+						 hrflow_sections[i]);
+	appendStringInfoChar(&text, '}');
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+											  CStringGetDatum(text.data)));
+}
+
+/*
  * Read "fields": which sections are asked for, and its parts.
  */
 void
@@ -75,10 +88,7 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 
 	run->fields = hrflow_check_fields(fields);
 	run->fields_text = hrflow_fields_text(run->fields);
-	fields = run->fields;
-	if (fields == NULL)
-		fields = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
-													CStringGetDatum(KNOWN_SECTIONS)));
+	fields = run->fields != NULL ? run->fields : make_all_fields();
 
 	iterator = JsonbIteratorInit(&fields->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)

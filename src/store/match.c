@@ -462,9 +462,30 @@ search_weighted(HrflowSearch *search, const Weight *weights, int nweights,
  */
 
 /*
+ * Warn about a section that no vector has.  "there" are those that the store has,
+ * or NULL: of a store without vectors nothing is said but that a name is wrong.
+ */
+static void
+warn_about_section(const HrflowStore *store, const char *section,
+				   const char *there)
+{
+	const char *nearest = hrflow_section_nearest(section);
+
+	if (there == NULL)
+		hrflow_section_check(section);
+	else
+		ereport(WARNING,
+				(errmsg("store %s has no vector of section \"%s\"",
+						store->vectors_name, section),
+				 errdetail("It has vectors of %s.", there),
+				 nearest != NULL && strcmp(nearest, section) != 0 ?
+				 errhint("Perhaps you meant \"%s\".", nearest) : 0));
+}
+
+/*
  * Warn about sections that no vector has, which are most often misspelt, and
- * about a query that another model made.  Nothing is said of a store without
- * vectors, nor of a search of which nobody was to be found.
+ * about a query that another model made.  Nothing is said of a search of which
+ * nobody was to be found.
  */
 static void
 warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
@@ -485,13 +506,10 @@ warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
 		hrflow_store_execute(hrflow_store_sql(store, sections_statement),
 							 NULL);
 		there = hrflow_store_value_or_null(0, 1);
-		for (uint64 i = 0; i < n && there != NULL; i++)
-			ereport(WARNING,
-					(errmsg("store %s has no vector of section \"%s\"",
-							store->vectors_name,
-							SPI_getvalue(missing->vals[i], missing->tupdesc,
-										 1)),
-					 errdetail("It has vectors of %s.", there)));
+		for (uint64 i = 0; i < n; i++)
+			warn_about_section(store, SPI_getvalue(missing->vals[i],
+												   missing->tupdesc, 1),
+							   there);
 		return;
 	}
 	other = is_empty ? hrflow_exact_other_dimension(search, sections) : 0;

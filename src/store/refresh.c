@@ -719,8 +719,9 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 		PG_GETARG_OID(ARG_PROFILES);
 	hrflow_fetch_read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :
 							 (Jsonb *) PG_DETOAST_DATUM_COPY(PG_GETARG_DATUM(ARG_FIELDS)));
+	hrflow_section_check_fields(run.fields);
 	run.max_age = palloc(sizeof(Interval));
-	*run.max_age = *hrflow_store_get_interval(fcinfo, ARG_MAX_AGE, "max_age");
+	*run.max_age = *hrflow_state_get_max_age(fcinfo, ARG_MAX_AGE);
 	run.started = GetCurrentTimestamp();
 	run.reported = run.started;
 	run.deadline = DT_NOEND;

@@ -19,7 +19,7 @@
 #include "datatype/timestamp.h"
 #include "ask/ask.h"
 #include "miscadmin.h"
-#include "store/store.h"
+#include "store/refresh.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -215,6 +215,24 @@ schedule_interval(const char *schedule)
 }
 
 /*
+ * Refuse a schedule that is a number alone: it may mean seconds or minutes.
+ *
+ * Throws 22023.
+ */
+static void
+check_unit(const char *schedule)
+{
+	const char *p = schedule + strspn(schedule, " \t");
+	int			ndigits = strspn(p, "0123456789");
+
+	if (ndigits > 0 && p[ndigits + strspn(p + ndigits, " \t")] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("schedule \"%s\" has no unit", schedule),
+				 errhint("Write '30 seconds', or a schedule of cron such as '*/5 * * * *'.")));
+}
+
+/*
  * The beginning of the statement of a job.  "caller" is one of our functions.
  */
 static char *
@@ -240,6 +258,7 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 	DatumGetCString(DirectFunctionCall1(interval_out,
 										PG_GETARG_DATUM(ARG_MAX_AGE)));
 
+	hrflow_section_check_fields(fields);
 	return hrflow_store_sql(store, command_sql,
 							command_prefix(fcinfo->flinfo->fn_oid),
 							store->vectors_name,
@@ -355,8 +374,9 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 							i == ARG_STORE ? "store" :
 							i == ARG_SCHEDULE ? "schedule" : "max_age")));
 	}
-	(void) hrflow_store_get_interval(fcinfo, ARG_MAX_AGE, "max_age");
+	(void) hrflow_state_get_max_age(fcinfo, ARG_MAX_AGE);
 	schedule = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SCHEDULE));
+	check_unit(schedule);
 
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,

@@ -136,6 +136,41 @@ hrflow_state_due_after(const Interval *age)
 												   interval));
 }
 
+static bool
+is_shorter(const Interval *a, const Interval *b)
+{
+	return DatumGetBool(DirectFunctionCall2(interval_lt,
+											IntervalPGetDatum(a),
+											IntervalPGetDatum(b)));
+}
+
+/*
+ * The argument "max_age".  PostgreSQL takes '30' for 30 seconds, where 30 days
+ * were meant, and all profiles would be paid for all the time: what is shorter
+ * than a minute is refused, but for zero, which is meant.
+ *
+ * Throws 22023.
+ */
+Interval *
+hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
+{
+	Interval   *age = hrflow_store_get_interval(fcinfo, argno, "max_age");
+	Interval	zero = {0};
+	Interval	minute = {.time = USECS_PER_MINUTE};
+	Interval	hour = {.time = USECS_PER_HOUR};
+
+	if (is_shorter(&zero, age) && is_shorter(age, &hour))
+		ereport(is_shorter(age, &minute) ? ERROR : WARNING,
+				(errcode(is_shorter(age, &minute) ?
+						 ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_WARNING),
+				 errmsg("max_age is only %s",
+						DatumGetCString(DirectFunctionCall1(interval_out,
+															IntervalPGetDatum(age)))),
+				 errdetail("Each profile would be fetched, and paid for, again after this time."),
+				 errhint("An interval without a unit is in seconds: write '30 days'.")));
+	return age;
+}
+
 /*
  * When to try again: after 1, 5, 25 minutes, and so on to a day.
  */

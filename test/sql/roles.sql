@@ -14,6 +14,8 @@ GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
 GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text), hrflow_drop_store(regclass),
 	hrflow_track_table(regclass, regclass, name, text, name, name[]),
 	hrflow_untrack_table(regclass, regclass), hrflow_index_statement(regclass, text),
+	hrflow_release_columns(regclass, regclass),
+	hrflow_refresh_estimate(regclass, jsonb, interval, int),
 	hrflow_schedule(regclass, text, jsonb, interval), hrflow_unschedule(regclass),
 	hrflow_store_status(regclass), hrflow_store_failures(regclass), hrflow_retry(regclass) TO regress_hrflow_owner;
 GRANT EXECUTE ON PROCEDURE
@@ -26,7 +28,11 @@ SELECT hrflow_create_store('talent.embedding', 'real[]');
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', source_id => 'acme');
 INSERT INTO talent.candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-1'), ('Mo', 'missing-1');
 CALL hrflow_refresh('talent.embedding');
-SELECT tracked, ok, missing FROM hrflow_store_status('talent.embedding');
+SELECT tracked, ok, missing, last_run_status FROM hrflow_store_status('talent.embedding');
+SELECT sum(profiles) > 2 AS forecast FROM hrflow_refresh_estimate('talent.embedding', max_age => '10 days');
+SELECT hrflow_release_columns('talent.embedding', 'talent.candidate') AS track \gset
+ALTER TABLE talent.candidate ALTER COLUMN hrflow_id TYPE varchar(99);
+:track;
 \set VERBOSITY sqlstate
 SELECT hrflow_job_vector('nurse-job'); -- error
 SELECT * FROM hrflow_match('talent.embedding', '{1}'); -- error
@@ -57,7 +63,7 @@ CREATE FUNCTION talent.best(query real[]) RETURNS SETOF text LANGUAGE sql AS $$
 	SELECT c.name FROM hrflow_match('talent.embedding', query) m JOIN talent.candidate c ON c.hrflow_id = m.profile_id ORDER BY m.similarity DESC $$;
 SET ROLE regress_hrflow_reader;
 SELECT talent.best((SELECT vector FROM talent.embedding WHERE profile_id = 'welder-1'));
-SELECT tracked, ok, missing FROM hrflow_store_status('talent.embedding');
+SELECT tracked, ok, missing, last_run_status FROM hrflow_store_status('talent.embedding');
 SELECT profile_id, state FROM hrflow_store_failures('talent.embedding');
 SELECT hrflow_text_embedding('a nurse'); -- error
 SELECT hrflow_fetch_vector('https://127.0.0.1/x'); -- error

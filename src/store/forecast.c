@@ -1,0 +1,325 @@
+/*-------------------------------------------------------------------------
+ *
+ * forecast.c
+ *		What refreshing a store will cost: now, and each day from now on.
+ *
+ * Nothing is asked for.  What is due and when is in the table of profiles, which
+ * profiles take a request for each section is seen from the vectors that they
+ * lack, and how long a request takes from the store's history.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "funcapi.h"
+#include "store/refresh.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+PG_FUNCTION_INFO_V1(hrflow_refresh_estimate);
+
+/* The arguments, in their order. */
+enum
+{
+	ARG_STORE,
+	ARG_FIELDS,
+	ARG_MAX_AGE,
+	ARG_DAYS
+};
+
+/* The longest forecast, in days. */
+#define MAX_DAYS 366
+
+/* How long a request is assumed to take where no run tells; seconds. */
+#define USUAL_LATENCY 0.2
+
+/*
+ * On average a profile is due a little before max_age: see
+ * hrflow_state_due_after().
+ */
+#define AVERAGE_AGE 0.95
+
+/*
+ * Profiles by the day on which they are due: how many, how many of these were
+ * ever refreshed, and how many of those lack vectors of a section.  $1 is the
+ * present time, and $2 is the last day; those that are due later, or never, are
+ * of the day after.
+ */
+static const char due_sql[] =
+"SELECT CASE WHEN p.due_at <= $1 THEN 0"
+" WHEN p.due_at < $1 + $2 * interval '24 hours'"
+" THEN 1 + floor(extract(epoch FROM p.due_at - $1) / 86400)::integer"
+" ELSE $2 + 1 END,"
+" count(*), count(p.refreshed_at), %s"
+" FROM %P AS p%s"
+" WHERE p.lease_until IS NULL OR p.lease_until <= $1"
+" GROUP BY 1";
+
+/* $3 are the sections, and $4 is their number. */
+static const char count_lacking_sql[] =
+"count(*) FILTER (WHERE p.refreshed_at IS NOT NULL"
+" AND (v.n >= $4) IS NOT TRUE)";
+
+static const char join_sections_sql[] =
+" LEFT JOIN (SELECT w.source_id, w.%I, count(DISTINCT w.section) AS n"
+" FROM %V AS w WHERE w.section = ANY ($3) GROUP BY 1, 2) AS v"
+" ON v.source_id = p.source_id AND v.%I = p.%I";
+
+/*
+ * How long a request took in the latest runs, on average.  $1 is how many may be
+ * in flight.
+ */
+static const char latency_sql[] =
+"SELECT (sum(extract(epoch FROM h.ended_at - h.started_at)"
+" * LEAST(h.requests, $1)) / sum(h.requests))::float8"
+" FROM (SELECT * FROM %R AS r WHERE r.requests > 0"
+" AND r.stop_reason IN ('done', 'time_budget', 'max_profiles')"
+" ORDER BY r.run DESC LIMIT 20) AS h";
+
+/*
+ * What is due on a day.
+ */
+typedef struct Day
+{
+	double		nprofiles;
+	double		nrequests;
+} Day;
+
+typedef struct Forecast
+{
+	TimestampTz now;
+	int			ndays;			/* after the present time */
+	Day		   *days;			/* [0] is due now */
+	int			nparts;			/* requests for a profile that lacks a
+								 * section, after the first one */
+	double		lacking;		/* part of all profiles that does */
+	double		latency;		/* of a request, in seconds */
+	double		interval;		/* between two requests, at best; seconds */
+} Forecast;
+
+/*
+ * Count the profiles by the day on which they are due.
+ */
+static void
+count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
+{
+	bool		may_lack = run->fields != NULL && forecast->nparts > 0;
+	int			nsections = ArrayGetNItems(ARR_NDIM(run->sections),
+										   ARR_DIMS(run->sections));
+	HrflowParameters parameters = {0};
+	int64		nrefreshed = 0;
+	int64		nlacking = 0;
+	double	   *nnew = palloc0(sizeof(double) * (forecast->ndays + 2));
+	uint64		n;
+
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(forecast->now));
+	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(forecast->ndays));
+	if (may_lack)
+	{
+		hrflow_store_add(&parameters, TEXTARRAYOID,
+						 PointerGetDatum(run->sections));
+		hrflow_store_add(&parameters, INT4OID, Int32GetDatum(nsections));
+	}
+	n = hrflow_store_execute(hrflow_store_sql(store, due_sql,
+											  may_lack ? count_lacking_sql :
+											  "0::bigint",
+											  may_lack ?
+											  hrflow_store_sql(store,
+															   join_sections_sql) :
+											  ""),
+							 &parameters);
+	for (uint64 i = 0; i < n; i++)
+	{
+		int			day = DatumGetInt32(hrflow_store_datum(i, 1));
+		int64		count = DatumGetInt64(hrflow_store_datum(i, 2));
+		int64		refreshed = DatumGetInt64(hrflow_store_datum(i, 3));
+		int64		lacking = DatumGetInt64(hrflow_store_datum(i, 4));
+
+		nrefreshed += refreshed;
+		nlacking += lacking;
+		nnew[day] = count - refreshed;
+		if (day > forecast->ndays)
+			continue;
+		forecast->days[day].nprofiles = count;
+		forecast->days[day].nrequests =
+			count + (double) lacking * forecast->nparts;
+	}
+
+	/* Those never refreshed lack as many as the others. */
+	forecast->lacking = nrefreshed > 0 ? (double) nlacking / nrefreshed : 0;
+	for (int day = 0; day <= forecast->ndays; day++)
+		forecast->days[day].nrequests +=
+			nnew[day] * forecast->lacking * forecast->nparts;
+}
+
+/*
+ * Add to a day profiles that are due again.
+ */
+static void
+add_again(const Forecast *forecast, int day, double nprofiles)
+{
+	forecast->days[day].nprofiles += nprofiles;
+	forecast->days[day].nrequests +=
+		nprofiles * (1 + forecast->lacking * forecast->nparts);
+}
+
+/*
+ * What is refreshed on one day is due again when it is "age" days old, which may
+ * be several times a day.
+ */
+static void
+add_repeats(Forecast *forecast, double age)
+{
+	double		nbefore = 0;	/* profiles that were due once by then */
+
+	for (int day = 0; day <= forecast->ndays; day++)
+	{
+		double		nfirst = forecast->days[day].nprofiles;
+
+		if (age < 1)
+		{
+			if (day > 0)
+				add_again(forecast, day, nbefore / age);
+			nbefore += nfirst;
+		}
+		else
+		{
+			int			whole = (int) Min(floor(age), MAX_DAYS + 1);
+			double		rest = age - floor(age);
+
+			if (day >= whole)
+				add_again(forecast, day, (1 - rest) *
+						  forecast->days[day - whole].nprofiles);
+			if (day >= whole + 1)
+				add_again(forecast, day, rest *
+						  forecast->days[day - whole - 1].nprofiles);
+		}
+	}
+}
+
+/*
+ * Learn how fast requests are, as the settings are now.
+ */
+static void
+find_speed(Forecast *forecast, const HrflowStore *store)
+{
+	const HrflowSettings *settings = hrflow_settings_get(false);
+	Oid			runs = hrflow_history_find(store);
+	HrflowParameters parameters = {0};
+	double		at_rate = 0;
+
+	forecast->latency = USUAL_LATENCY;
+	if (OidIsValid(runs))
+	{
+		bool		is_null;
+		Datum		latency;
+
+		hrflow_store_add(&parameters, INT8OID,
+						 Int64GetDatum(settings->max_concurrency));
+		hrflow_store_execute(hrflow_store_sql(store, latency_sql, runs),
+							 &parameters);
+		latency = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+								1, &is_null);
+		if (!is_null)
+			forecast->latency = DatumGetFloat8(latency);
+	}
+	if (settings->max_requests_per_minute > 0)
+		at_rate = 60.0 / settings->max_requests_per_minute;
+	forecast->interval = Max(forecast->latency / settings->max_concurrency,
+							 at_rate);
+}
+
+/*
+ * How long so many requests take.
+ */
+static Interval *
+time_of(const Forecast *forecast, double nrequests)
+{
+	Interval   *result = palloc0(sizeof(Interval));
+
+	if (nrequests > 0)
+		result->time = Max(nrequests * forecast->interval, forecast->latency) *
+			USECS_PER_SEC;
+	return result;
+}
+
+static void
+put_days(FunctionCallInfo fcinfo, const Forecast *forecast)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	for (int day = 0; day <= forecast->ndays; day++)
+	{
+		double		nrequests = rint(forecast->days[day].nrequests);
+		Datum		values[5];
+		bool		nulls[5] = {false};
+
+		values[0] = Int32GetDatum(day);
+		values[1] = TimestampTzGetDatum(forecast->now + day * USECS_PER_DAY);
+		values[2] = Int64GetDatum((int64) rint(forecast->days[day].nprofiles));
+		values[3] = Int64GetDatum((int64) nrequests);
+		values[4] = IntervalPGetDatum(time_of(forecast, nrequests));
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+}
+
+/*
+ * An interval in days, of 30 to a month.
+ */
+static double
+days_of(const Interval *interval)
+{
+	return interval->month * (double) DAYS_PER_MONTH + interval->day +
+		interval->time / (double) USECS_PER_DAY;
+}
+
+/*
+ * hrflow_refresh_estimate(store regclass, fields jsonb, max_age interval,
+ *						   days int)
+ *		RETURNS TABLE (day int, until timestamptz, profiles bigint,
+ *					   requests bigint, duration interval)
+ */
+Datum
+hrflow_refresh_estimate(PG_FUNCTION_ARGS)
+{
+	Forecast	forecast = {.now = GetCurrentTimestamp()};
+	HrflowRun	run = {0};
+	HrflowStore store;
+	Interval   *max_age;
+
+	if (PG_ARGISNULL(ARG_STORE))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be null", "store")));
+	forecast.ndays = PG_ARGISNULL(ARG_DAYS) ? -1 : PG_GETARG_INT32(ARG_DAYS);
+	if (forecast.ndays < 0 || forecast.ndays > MAX_DAYS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be between %d and %d", "days", 0, MAX_DAYS)));
+	max_age = hrflow_state_get_max_age(fcinfo, ARG_MAX_AGE);
+	InitMaterializedSRF(fcinfo, 0);
+	hrflow_fetch_read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :
+							 PG_GETARG_JSONB_P(ARG_FIELDS));
+	hrflow_section_check_fields(run.fields);
+	forecast.days = palloc0(sizeof(Day) * (forecast.ndays + 1));
+	forecast.nparts = list_length(run.parts) > 1 ? list_length(run.parts) : 0;
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+					  HRFLOW_STORE_READ);
+	count_due(&forecast, &store, &run);
+	if (days_of(max_age) > 0)
+		add_repeats(&forecast, AVERAGE_AGE * days_of(max_age));
+	find_speed(&forecast, &store);
+	put_days(fcinfo, &forecast);
+	hrflow_store_close(&store);
+	SPI_finish();
+	return (Datum) 0;
+}
