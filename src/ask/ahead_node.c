@@ -238,13 +238,15 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 		return true;
 
 	/*
-	 * A cancel, or a server that is out of something, is not the row's.  It
-	 * is raised outside of the subtransaction: PostgreSQL would leave the
-	 * session in it, as in a failed transaction block.
+	 * A cancel, or a server that is out of something, is not the row's,
+	 * unlike the limit of an account.  It is raised outside of the
+	 * subtransaction: PostgreSQL would leave the session in it, as in a
+	 * failed transaction block.
 	 */
 	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 	if (category == ERRCODE_OPERATOR_INTERVENTION ||
-		category == ERRCODE_INSUFFICIENT_RESOURCES)
+		(category == ERRCODE_INSUFFICIENT_RESOURCES &&
+		 error->sqlerrcode != ERRCODE_CONFIGURATION_LIMIT_EXCEEDED))
 		ReThrowError(error);
 	FreeErrorData(error);
 	return false;

@@ -103,9 +103,17 @@ hrflow_saved_load(HrflowShared *shared)
 	ok = read_saved(file, shared);
 	FreeFile(file);
 	if (!ok)
+	{
+		shared->usage.nentries = 0;
+		for (int i = 0; i < HRFLOW_NDAYS; i++)
+		{
+			pg_atomic_write_u64(&shared->days[i].account, 0);
+			pg_atomic_write_u64(&shared->days[i].sent, 0);
+		}
 		ereport(LOG,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("ignoring invalid data in file \"%s\"", SAVED_FILE)));
+	}
 
 	/* It is out of date from now on, and must not be in a base backup. */
 	unlink(SAVED_FILE);

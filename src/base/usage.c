@@ -189,8 +189,19 @@ hrflow_usage_flush(void)
  * ------------------------------------------------------------------------
  */
 
+/*
+ * A copy of an entry.
+ */
+typedef struct Usage
+{
+	DateADT		day;
+	Oid			role;
+	HrflowCaller caller;
+	uint64		requests[2];
+} Usage;
+
 static void
-put_entry(ReturnSetInfo *rsinfo, HrflowUsageEntry *entry)
+put_usage(ReturnSetInfo *rsinfo, const Usage *entry)
 {
 	const char *role = GetUserNameFromId(entry->role, true);
 	NameData	role_name;
@@ -202,8 +213,8 @@ put_entry(ReturnSetInfo *rsinfo, HrflowUsageEntry *entry)
 	values[1] = NameGetDatum(&role_name);
 	nulls[1] = role == NULL;
 	values[2] = CStringGetTextDatum(hrflow_caller_name(entry->caller));
-	values[3] = Int64GetDatum(pg_atomic_read_u64(&entry->requests[false]));
-	values[4] = Int64GetDatum(pg_atomic_read_u64(&entry->requests[true]));
+	values[3] = Int64GetDatum(entry->requests[false]);
+	values[4] = Int64GetDatum(entry->requests[true]);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 
@@ -215,7 +226,8 @@ hrflow_embed_usage(PG_FUNCTION_ARGS)
 {
 	static bool was_told = false;
 	HrflowUsage *usage = hrflow_shared_usage();
-	HrflowUsage *copy;
+	Usage	   *copy;
+	int			n;
 	bool		sees_all = has_privs_of_role(GetUserId(),
 											 ROLE_PG_READ_ALL_STATS);
 
@@ -233,16 +245,27 @@ hrflow_embed_usage(PG_FUNCTION_ARGS)
 	/* Of a statement that an error ended something may be left. */
 	hrflow_usage_flush();
 
-	copy = palloc(sizeof(HrflowUsage));
+	copy = palloc(sizeof(Usage) * HRFLOW_NUSAGE);
 	LWLockAcquire(&usage->lock, LW_SHARED);
-	memcpy(copy, usage, sizeof(HrflowUsage));
-	LWLockRelease(&usage->lock);
-	for (int i = 0; i < copy->nentries; i++)
+	n = usage->nentries;
+	for (int i = 0; i < n; i++)
 	{
-		HrflowUsageEntry *entry = &copy->entries[i];
+		HrflowUsageEntry *entry = &usage->entries[i];
 
-		if (sees_all || has_privs_of_role(GetUserId(), entry->role))
-			put_entry((ReturnSetInfo *) fcinfo->resultinfo, entry);
+		copy[i] = (Usage)
+		{
+			.day = entry->day,
+				.role = entry->role,
+				.caller = entry->caller,
+				.requests[false] = pg_atomic_read_u64(&entry->requests[false]),
+				.requests[true] = pg_atomic_read_u64(&entry->requests[true])
+		};
+	}
+	LWLockRelease(&usage->lock);
+	for (int i = 0; i < n; i++)
+	{
+		if (sees_all || has_privs_of_role(GetUserId(), copy[i].role))
+			put_usage((ReturnSetInfo *) fcinfo->resultinfo, &copy[i]);
 	}
 	pfree(copy);
 	return (Datum) 0;

@@ -287,6 +287,7 @@ start(HrflowTransfer *transfer, int64 now)
 		refuse_spent(transfer, HRFLOW_OVER_DAY);
 		return true;
 	}
+	hrflow_usage_set_role(transport->activity->state.role);
 	if (!hrflow_curl_start(transfer))
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
 	else
