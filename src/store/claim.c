@@ -250,7 +250,7 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 			run->claimed_to[i] = DT_NOBEGIN;
 		n = claim_from_all(run, store, size, lease);
 	}
-	if (n == 0 && hrflow_model_make_due(run, store))
+	if (n == 0 && hrflow_model_make_due(run, store, size))
 		n = claim_from_all(run, store, size, lease);
 	run->nclaimed += n;
 	run->is_drained = n == 0;

@@ -52,7 +52,7 @@ enum
  * of the day after.
  */
 static const char due_sql[] =
-"SELECT CASE WHEN p.due_at <= $1 THEN 0"
+"SELECT CASE WHEN p.due_at <= $1%s THEN 0"
 " WHEN p.due_at < $1 + $2 * interval '24 hours'"
 " THEN 1 + floor(extract(epoch FROM p.due_at - $1) / 86400)::integer"
 " ELSE $2 + 1 END,"
@@ -61,10 +61,19 @@ static const char due_sql[] =
 " WHERE p.lease_until IS NULL OR p.lease_until <= $1"
 " GROUP BY 1";
 
+/*
+ * $5 are the names of what is asked for, and $6 their sections.  What was never
+ * asked for is due at once; see hrflow_model_make_due().
+ */
+static const char never_asked_sql[] =
+"(p.state = 'ok' AND p.last_error IS NULL AND p.sections IS NOT NULL"
+" AND EXISTS (SELECT FROM unnest($5, $6) AS a(name, section)"
+" WHERE a.name <> ALL (p.sections) AND a.section <> ALL (p.sections)))";
+
 /* $3 are the sections, and $4 is their number. */
 static const char count_lacking_sql[] =
 "count(*) FILTER (WHERE p.refreshed_at IS NOT NULL"
-" AND (v.n >= $4) IS NOT TRUE)";
+" AND (v.n >= $4) IS NOT TRUE%s)";
 
 static const char join_sections_sql[] =
 " LEFT JOIN (SELECT w.source_id, w.%I, count(DISTINCT w.section) AS n"
@@ -104,12 +113,40 @@ typedef struct Forecast
 } Forecast;
 
 /*
+ * Add the names of what is asked for to the parameters, and their sections.
+ */
+static void
+add_parts(HrflowParameters *parameters, const HrflowRun *run)
+{
+	int			n = list_length(run->parts);
+	Datum	   *names = palloc(sizeof(Datum) * Max(n, 1));
+	Datum	   *sections = palloc(sizeof(Datum) * Max(n, 1));
+	ListCell   *cell;
+
+	foreach(cell, run->parts)
+	{
+		const HrflowPart *part = lfirst(cell);
+
+		names[foreach_current_index(cell)] = CStringGetTextDatum(part->name);
+		sections[foreach_current_index(cell)] =
+			CStringGetTextDatum(part->section);
+	}
+	hrflow_store_add(parameters, TEXTARRAYOID,
+					 PointerGetDatum(construct_array(names, n, TEXTOID, -1,
+													 false, TYPALIGN_INT)));
+	hrflow_store_add(parameters, TEXTARRAYOID,
+					 PointerGetDatum(construct_array(sections, n, TEXTOID, -1,
+													 false, TYPALIGN_INT)));
+}
+
+/*
  * Count the profiles by the day on which they are due.
  */
 static void
 count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
 {
 	bool		may_lack = run->fields != NULL && forecast->nparts > 0;
+	bool		knows = run->fields != NULL && store->has_fetched_with;
 	int			nsections = ArrayGetNItems(ARR_NDIM(run->sections),
 										   ARR_DIMS(run->sections));
 	HrflowParameters parameters = {0};
@@ -121,15 +158,15 @@ count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(forecast->now));
 	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(forecast->ndays));
-	if (may_lack)
-	{
-		hrflow_store_add(&parameters, TEXTARRAYOID,
-						 PointerGetDatum(run->sections));
-		hrflow_store_add(&parameters, INT4OID, Int32GetDatum(nsections));
-	}
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(run->sections));
+	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(nsections));
+	add_parts(&parameters, run);
 	n = hrflow_store_execute(hrflow_store_sql(store, due_sql,
-											  may_lack ? count_lacking_sql :
-											  "0::bigint",
+											  knows ? psprintf(" OR %s", never_asked_sql) : "",
+											  !may_lack ? "0::bigint" :
+											  hrflow_store_sql(store, count_lacking_sql,
+															   knows ? psprintf(" AND NOT %s", never_asked_sql) : ""),
 											  may_lack ?
 											  hrflow_store_sql(store,
 															   join_sections_sql) :

@@ -31,6 +31,7 @@
 static const char next_combination_sql[] =
 "SELECT p.dimension, p.account, hash_array_extended(p.sections, 0),"
 " p.sections FROM %P AS p WHERE p.sections IS NOT NULL"
+" AND p.account IS NOT NULL"
 " AND (p.dimension, p.account, hash_array_extended(p.sections, 0))"
 " > ($1, $2, $3)"
 " ORDER BY p.dimension, p.account, hash_array_extended(p.sections, 0)"
@@ -38,8 +39,10 @@ static const char next_combination_sql[] =
 
 /*
  * Make profiles of such a combination due, as if since $4, when the run began.
- * $5 is the time now, and $6 the largest number.  A profile that has an error is
- * asked for again soon in any case, and not before others of its source.
+ * $5 is the time now, and $6 the largest number: those that the run claims next,
+ * for others that claim them would not ask for what they lack.  A profile that has
+ * an error is asked for again soon in any case, and not before others of its
+ * source.
  */
 static const char make_due_sql[] =
 "WITH lacking AS MATERIALIZED"
@@ -51,8 +54,6 @@ static const char make_due_sql[] =
 " LIMIT $6 FOR UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET due_at = $4 FROM lacking AS l"
 " WHERE p.source_id = l.s AND p.%I = l.i";
-
-#define MADE_DUE_AT_ONCE 10000
 
 /*
  * What some profiles of a store were fetched with.
@@ -166,7 +167,7 @@ compare_names(const ListCell *a, const ListCell *b)
  * The text of the array that the column "sections" is to be after a profile was
  * answered: the names of all that it was asked for, by this run or before.  Where
  * "fields" is left out these are the sections that have come.  NULL if it is to
- * stay as it is.
+ * stay as it is, which a profile that is missing has to say.
  */
 char *
 hrflow_model_sections(const HrflowRun *run, const HrflowProfile *profile)
@@ -187,6 +188,7 @@ hrflow_model_sections(const HrflowRun *run, const HrflowProfile *profile)
 			names = add_name(names, ((HrflowPart *) lfirst(cell))->name);
 	}
 	if (profile->row.sections != NULL &&
+		profile->row.state != HRFLOW_STATE_MISSING &&
 		list_length(names) == list_length(old))
 		return NULL;
 
@@ -287,11 +289,12 @@ hrflow_model_warn_of_account(const HrflowRun *run)
 }
 
 /*
- * Make some profiles due of a combination.  Returns their number.
+ * Make some profiles due of a combination, at most so many.  Returns their
+ * number.
  */
 static uint64
 make_due(const HrflowRun *run, const HrflowStore *store,
-		 const Combination *combination)
+		 const Combination *combination, int64 most)
 {
 	HrflowParameters parameters = {0};
 
@@ -304,18 +307,17 @@ make_due(const HrflowRun *run, const HrflowStore *store,
 					 TimestampTzGetDatum(run->started));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(GetCurrentTimestamp()));
-	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(MADE_DUE_AT_ONCE));
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(most));
 	return hrflow_store_execute(hrflow_store_sql(store, make_due_sql),
 								&parameters);
 }
 
 /*
  * Make profiles due that were fetched without a section, or an element of one,
- * that the run asks for: a few thousand at a time, for those that are due anyway
- * come first.  Returns whether there were any.
+ * that the run asks for: at most so many.  Returns whether there were any.
  */
 bool
-hrflow_model_make_due(HrflowRun *run, const HrflowStore *store)
+hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
 {
 	Combination *combination = NULL;
 
@@ -327,7 +329,7 @@ hrflow_model_make_due(HrflowRun *run, const HrflowStore *store)
 
 		if (!lacks_section(run, combination->sections))
 			continue;
-		n = make_due(run, store, combination);
+		n = make_due(run, store, combination, most);
 		run->nlacking += n;
 		if (n > 0)
 			return true;

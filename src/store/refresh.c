@@ -608,13 +608,13 @@ run_to_end(HrflowRun *run)
 	PG_END_TRY();
 	CHECK_FOR_INTERRUPTS();
 
+	hrflow_model_warn_of_account(run);
 	if (run->error != NULL)
 		ReThrowError(run->error);
 	is_failure = run->is_scheduled && hrflow_history_is_failure(run->stop);
 	if (!is_failure)
 		report_stop(run, false);
 	warn_of_kept(run);
-	hrflow_model_warn_of_account(run);
 	report_progress(run, true);
 	if (is_failure)
 		report_stop(run, true);

@@ -338,7 +338,8 @@ extern char *hrflow_model_sections(const HrflowRun *run,
 extern int	hrflow_model_dimension(const HrflowProfile *profile);
 extern void hrflow_model_look(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_model_warn_of_account(const HrflowRun *run);
-extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store);
+extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store,
+								  int64 most);
 
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);

@@ -571,6 +571,18 @@ has_column(Relation relation, const char *name, Oid type)
 }
 
 /*
+ * Likewise a column whose name is a common one: where it has another type, it is
+ * the user's own.
+ */
+static bool
+is_column(Relation relation, const char *name, Oid type)
+{
+	Form_pg_attribute column = find_column(relation, name);
+
+	return column != NULL && column->atttypid == type;
+}
+
+/*
  * Likewise that of the table of profiles, which goes with the table of
  * vectors.
  */
@@ -593,9 +605,9 @@ check_profiles(HrflowStore *store)
 	store->has_erased_at = has_column(store->profiles, "erased_at",
 									  TIMESTAMPTZOID);
 	store->has_fetched_with =
-		has_column(store->profiles, "dimension", INT4OID) &&
-		has_column(store->profiles, "sections", TEXTARRAYOID) &&
-		has_column(store->profiles, "account", TEXTOID);
+		is_column(store->profiles, "dimension", INT4OID) &&
+		is_column(store->profiles, "sections", TEXTARRAYOID) &&
+		is_column(store->profiles, "account", TEXTOID);
 }
 
 /*

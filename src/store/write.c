@@ -66,12 +66,12 @@ static const char write_states_sql[] =
 " WHERE p.source_id = k.s AND p.%I = k.i";
 
 /*
- * $12 is the account.  A profile of which the API has no vector is asked for all
- * sections again when it has some.
+ * $12 is the account.  A profile that the API does not know is asked for all
+ * sections again when it does.  That it has no vector of a section is an answer.
  */
 static const char fetched_with_sql[] =
 "dimension = COALESCE(k.dimension, p.dimension),"
-" sections = CASE WHEN k.state = 'missing' THEN NULL"
+" sections = CASE WHEN k.state = 'missing' THEN k.sections::text[]"
 " ELSE COALESCE(k.sections::text[], p.sections) END,"
 " account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $12 END,";
 
@@ -409,8 +409,8 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		values[i++] = TimestampTzGetDatum(row->failed_at);
 		nulls[i] = !row->is_refreshed;
 		values[i++] = Int32GetDatum(hrflow_model_dimension(profile));
-		sections = row->is_refreshed ? hrflow_model_sections(run, profile) :
-			NULL;
+		sections = row->is_refreshed || profile->is_known ?
+			hrflow_model_sections(run, profile) : NULL;
 		nulls[i] = sections == NULL;
 		values[i++] = sections == NULL ? (Datum) 0 :
 			CStringGetTextDatum(sections);
