@@ -54,13 +54,14 @@ static const char erase_vectors_sql[] =
 
 /*
  * $1 to $4 are the profiles that a run has found missing: their keys and
- * generations, and whether the API knows them and only has no vector of the
- * sections $5.  $6 is the time before which they must have been missing, and $7
- * is when the run began.  If more than $8 of them have vectors, these are kept.
+ * generations, and whether the API knows them and only has no vector of what was
+ * asked for: the sections $5, and elements of the sections $9 with the items $10.
+ * $6 is the time before which they must have been missing, and $7 is when the run
+ * began.  If more than $8 of them have vectors, these are kept.
  *
  * Those that have changed since, or that another session is asking for, are left
- * out, and so are those that the API knows and that have vectors of sections the
- * run did not ask for.  A profile is proven to be gone by another one of its
+ * out, and so are those that the API knows and that have vectors the run did not
+ * ask for.  A profile is proven to be gone by another one of its
  * source that was refreshed in the second half of the time it has been missing.
  */
 static const char erase_gone_sql[] =
@@ -75,7 +76,8 @@ static const char erase_gone_sql[] =
 " AND (p.lease_until IS NULL OR p.lease_until <= clock_timestamp())"
 " AND NOT (a.is_known AND EXISTS (SELECT FROM %V AS v"
 " WHERE v.source_id = p.source_id AND v.%I = p.%I"
-" AND v.section <> ALL ($5)))"
+" AND v.section <> ALL ($5)"
+" AND (v.section, v.item) NOT IN (SELECT * FROM unnest($9, $10))))"
 " ORDER BY p.source_id, p.%I FOR UPDATE OF p SKIP LOCKED),"
 " known AS MATERIALIZED"
 " (SELECT m.s, (SELECT max(p.refreshed_at) FROM %P AS p"
@@ -325,18 +327,18 @@ has_section(const HrflowProfile *profile, const char *section)
 }
 
 /*
- * Set the parameters $3 to $5 of a profile: what it was asked for, or if it is to
- * keep sections that its answer lacks, so much of that as is of other sections.
+ * What a run asks for: whole sections, and elements by their sections and items.
+ * An element that is not given by its index is left out.  So are the sections
+ * that the answer for "profile" lacks, if that is not NULL.
  */
 static void
-set_asked_for(const HrflowRun *run, const HrflowProfile *profile,
-			  Datum *values, char *nulls)
+make_asked_for(const HrflowRun *run, const HrflowProfile *profile,
+			   ArrayType **whole, ArrayType **sections, ArrayType **items)
 {
-	bool		is_kept = profile->is_kept;
-	int			n = list_length(run->parts);
-	Datum	   *whole = palloc(sizeof(Datum) * Max(n, 1));
-	Datum	   *sections = palloc(sizeof(Datum) * Max(n, 1));
-	Datum	   *items = palloc(sizeof(Datum) * Max(n, 1));
+	int			n = Max(list_length(run->parts), 1);
+	Datum	   *of_whole = palloc(sizeof(Datum) * n);
+	Datum	   *of_sections = palloc(sizeof(Datum) * n);
+	Datum	   *of_items = palloc(sizeof(Datum) * n);
 	int			nwhole = 0;
 	int			nelements = 0;
 	ListCell   *cell;
@@ -345,19 +347,38 @@ set_asked_for(const HrflowRun *run, const HrflowProfile *profile,
 	{
 		const HrflowPart *part = lfirst(cell);
 
-		if (is_kept && !has_section(profile, part->section))
+		if (profile != NULL && !has_section(profile, part->section))
 			continue;
 		if (!part->is_element)
-			whole[nwhole++] = CStringGetTextDatum(part->section);
+			of_whole[nwhole++] = CStringGetTextDatum(part->section);
 		else if (part->item >= 0)
 		{
-			sections[nelements] = CStringGetTextDatum(part->section);
-			items[nelements++] = Int32GetDatum(part->item);
+			of_sections[nelements] = CStringGetTextDatum(part->section);
+			of_items[nelements++] = Int32GetDatum(part->item);
 		}
 	}
-	values[2] = PointerGetDatum(make_texts(whole, nwhole));
-	values[3] = PointerGetDatum(make_texts(sections, nelements));
-	values[4] = PointerGetDatum(make_integers(items, nelements));
+	*whole = make_texts(of_whole, nwhole);
+	*sections = make_texts(of_sections, nelements);
+	*items = make_integers(of_items, nelements);
+}
+
+/*
+ * Set the parameters $3 to $5 of a profile: what it was asked for, or if it is to
+ * keep sections that its answer lacks, so much of that as is of other sections.
+ */
+static void
+set_asked_for(const HrflowRun *run, const HrflowProfile *profile,
+			  Datum *values, char *nulls)
+{
+	bool		is_kept = profile->is_kept;
+	ArrayType  *whole;
+	ArrayType  *sections;
+	ArrayType  *items;
+
+	make_asked_for(run, is_kept ? profile : NULL, &whole, &sections, &items);
+	values[2] = PointerGetDatum(whole);
+	values[3] = PointerGetDatum(sections);
+	values[4] = PointerGetDatum(items);
 	if (has_asked_for_all(run, profile))
 	{
 		values[2] = PointerGetDatum(get_sections(profile));
@@ -562,6 +583,9 @@ void
 hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 {
 	static const Oid types[] = {TEXTOID, TEXTOID, INT8OID, BOOLOID};
+	ArrayType  *whole;
+	ArrayType  *sections;
+	ArrayType  *items;
 	HrflowRows *rows;
 	HrflowParameters parameters = {0};
 	ListCell   *cell;
@@ -582,13 +606,16 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 		hrflow_store_add_row(rows, values, NULL);
 	}
 	hrflow_store_add_rows(&parameters, rows);
-	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(run->sections));
+	make_asked_for(run, NULL, &whole, &sections, &items);
+	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(whole));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(GetCurrentTimestamp() - HRFLOW_GONE_AGE));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
 	hrflow_store_add(&parameters, INT8OID,
 					 Int64GetDatum(get_allowance(store)));
+	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(sections));
+	hrflow_store_add(&parameters, INT4ARRAYOID, PointerGetDatum(items));
 	hrflow_store_execute(hrflow_store_sql(store, erase_gone_sql,
 										  store->has_erased_at ?
 										  set_erased_at_sql : ""),

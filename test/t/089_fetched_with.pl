@@ -106,6 +106,44 @@ like(
 is(($api->log)[0]{query} =~ /profile_id=([^&]+)/ && $1,
 	'nurse-10', 'a new profile is requested before those that lack a section');
 
+# Only what this run asks for is made due: another would not ask for what is lacking
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 10) i");
+refresh(q('{"profile": 1}'));
+is( $store->sql(
+		q{SELECT profiles, requests
+		FROM hrflow_refresh_estimate('shop.embedding', '{"profile": 1, "skills": 1}', days => 1)
+		WHERE day = 0}),
+	'10|10',
+	'profiles that lack a section are estimated to be due now');
+is((refresh(q('{"profile": 1, "skills": 1}', max_profiles => 2)))[1],
+	2, 'a run with a limit requests no more profiles for a section that they lack');
+is((refresh(q('{"profile": 1}')))[1],
+	0, 'a run with a limit makes no profiles due that it does not request');
+
+# That the API has no vector of a section is an answer, for another job as well
+$store->track(q{SELECT unnest('{nurse-1,novector-nurse}'::text[])});
+refresh(q('{"profile": 1}'));
+is((refresh(q('{"skills": 1}')))[1], 2, 'another job requests another section');
+$store->hasten('true');
+refresh(q('{"profile": 1}'));
+is((refresh(q('{"skills": 1}')))[1],
+	0, 'a profile without a vector of a section is not requested for it again and again');
+
+# Elements that nobody has asked for are not gone
+$store->track(qq{SELECT unnest('{nurse-1,$profile}'::text[])});
+refresh(q('{"experiences": [0, 1]}'));
+$store->sql($due);
+refresh(q('{"experiences": [90]}'));
+is($store->states, 'missing 2', 'profiles without an element that is asked for are missing');
+$store->age('5 days');
+$store->sql("UPDATE shop.embedding_profile SET refreshed_at = now() WHERE profile_id = 'nurse-1'");
+$store->hasten("profile_id = '$profile'");
+refresh(q('{"experiences": [90]}'));
+is($store->profiles('state', "profile_id = '$profile'"),
+	'missing', 'a profile with elements that were not asked for is not gone');
+is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id = '$profile'"),
+	2, 'elements that were not asked for are not erased');
+
 # A profile that is neither fetched nor due is not asked for before its time
 $store->track(q{SELECT unnest(ARRAY['nurse-1', 'missing-1', 'fault:status=400,message=odd'])});
 refresh(q('{"profile": 1}'));
