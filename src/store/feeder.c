@@ -316,6 +316,25 @@ hrflow_feeder_original(Oid trigger, Oid *table)
 }
 
 /*
+ * Was a trigger made for the store with this table of vectors?  Another one may
+ * have had the name that is in its arguments.
+ */
+bool
+hrflow_feeder_is_of(Oid trigger, Oid vectors)
+{
+	ListCell   *cell;
+
+	foreach(cell, hrflow_catalog_dependencies(TriggerRelationId, trigger))
+	{
+		Form_pg_depend form = lfirst(cell);
+
+		if (form->refclassid == RelationRelationId && form->refobjid == vectors)
+			return true;
+	}
+	return false;
+}
+
+/*
  * Does a trigger on a table depend on another table?  That is the store it was
  * made for.
  */

@@ -193,6 +193,7 @@ extern List *hrflow_feeder_find(const HrflowStore *store, Oid function,
 extern HrflowFeeder *hrflow_feeder_get(const HrflowStore *store, Oid function,
 									   Oid trigger);
 extern Oid	hrflow_feeder_original(Oid trigger, Oid *table);
+extern bool hrflow_feeder_is_of(Oid trigger, Oid vectors);
 extern bool hrflow_feeder_has_store(Oid trigger, Oid table);
 extern Bitmapset *hrflow_feeder_columns(Relation table, List *feeders);
 extern void hrflow_feeder_drop(const HrflowFeeder *feeder);

@@ -465,7 +465,7 @@ is_as_made(const HrflowStore *store, const HrflowFeeder *feeder,
 	if (feeder->type != kind->type ||
 		(feeder->enabled != TRIGGER_FIRES_ON_ORIGIN &&
 		 feeder->enabled != TRIGGER_FIRES_ALWAYS) ||
-		!hrflow_feeder_has_store(feeder->trigger, feeder->table))
+		!hrflow_feeder_is_of(feeder->trigger, RelationGetRelid(store->vectors)))
 		return false;
 	for (int i = 0; i < HRFLOW_TRIGGER_NARGS; i++)
 	{
@@ -637,6 +637,7 @@ static uint64
 reconcile(const HrflowStore *store, Relation table, Oid function,
 		  char *const *args)
 {
+	grant_function(store, function);
 	if (hrflow_feeder_can_ask_all(store, function))
 		hrflow_erase_unwanted(store, function);
 	return hrflow_feeder_track_missing(store, table, args);

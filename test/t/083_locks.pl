@@ -168,7 +168,8 @@ is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profil
 my $inserted = q{SELECT pg_stat_force_next_flush();
 	SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'embedding_profile';};
 my ($before) = $writer->ask($inserted) =~ /^(\d+)$/m;
-$writer->ask(q{ALTER TABLE other DROP CONSTRAINT other_pkey;
+$writer->ask(
+	q{ALTER TABLE other DROP CONSTRAINT other_pkey;
 	INSERT INTO other SELECT 'many ' || i % 2000 FROM generate_series(1, 2001) i;
 	INSERT INTO other SELECT 'many ' || i FROM generate_series(1999, 3999) i;});
 my ($after) = $writer->ask($inserted) =~ /^(\d+)$/m;
