@@ -117,8 +117,27 @@ hrflow_history_create(const char *name)
 }
 
 /*
+ * Has a table the columns of a history?
+ */
+static bool
+has_columns(Oid table)
+{
+	static const char *const names[] = {
+		"run", "started_at", "ended_at", "stop_reason", "requests", "error"
+	};
+
+	for (int i = 0; i < lengthof(names); i++)
+	{
+		if (get_attnum(table, names[i]) == InvalidAttrNumber)
+			return false;
+	}
+	return true;
+}
+
+/*
  * The table of runs of a store, or InvalidOid where there is none.  A table of
- * that name that belongs to somebody else is not the store's.
+ * that name that belongs to somebody else, or has other columns, is not the
+ * store's.
  */
 Oid
 hrflow_history_find(const HrflowStore *store)
@@ -135,7 +154,8 @@ hrflow_history_find(const HrflowStore *store)
 	if (!HeapTupleIsValid(tuple))
 		return InvalidOid;
 	form = (Form_pg_class) GETSTRUCT(tuple);
-	if (form->relkind != RELKIND_RELATION || form->relowner != store->owner)
+	if (form->relkind != RELKIND_RELATION ||
+		form->relowner != store->owner || !has_columns(runs))
 		runs = InvalidOid;
 	ReleaseSysCache(tuple);
 	return runs;
@@ -183,30 +203,66 @@ is_running(Oid runs, int64 run)
  * ------------------------------------------------------------------------
  */
 
+/* What insert_row() is to do. */
+typedef struct Entry
+{
+	HrflowRun  *run;
+	const HrflowStore *store;
+	Oid			runs;
+	bool		is_there;		/* unless a trigger of the owner's undoes it */
+} Entry;
+
+static void
+insert_row(void *arg)
+{
+	Entry	   *entry = arg;
+	HrflowParameters parameters = {0};
+
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(entry->run->started));
+	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(MyProcPid));
+	entry->is_there =
+		hrflow_store_execute(hrflow_store_sql(entry->store, begin_sql,
+											  entry->runs),
+							 &parameters) > 0;
+	if (entry->is_there)
+		entry->run->number = DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
 /*
  * A run begins: insert its row.  Its lock is held until
- * hrflow_history_unlock().
+ * hrflow_history_unlock().  Where the table does not take the row, the run goes
+ * on without: vectors matter more.
  */
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 {
-	Oid			runs = hrflow_history_find(store);
-	HrflowParameters parameters = {0};
+	Entry		entry = {
+		.run = run, .store = store, .runs = hrflow_history_find(store)
+	};
+	ErrorData  *error;
 	LOCKTAG		tag;
 
-	if (!OidIsValid(runs))
+	if (!OidIsValid(entry.runs))
 		return;
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(run->started));
-	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(MyProcPid));
-	if (hrflow_store_execute(hrflow_store_sql(store, begin_sql, runs),
-							 &parameters) == 0)
-		return;					/* a trigger of the owner's has undone it */
-	run->number = DatumGetInt64(hrflow_store_datum(0, 1));
-	set_run_tag(&tag, runs, run->number);
+	error = hrflow_store_try(insert_row, &entry);
+	if (error != NULL)
+	{
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) ==
+			ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION))
+			ReThrowError(error);
+		ereport(WARNING,
+				(errmsg("run is not entered in the history of store %s",
+						store->vectors_name),
+				 errdetail_internal("%s", error->message)));
+		return;
+	}
+	if (!entry.is_there)
+		return;
+	set_run_tag(&tag, entry.runs, run->number);
 	run->has_lock =
 		LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
-	run->runs = runs;
+	run->runs = entry.runs;
 }
 
 /*
