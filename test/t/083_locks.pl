@@ -177,6 +177,21 @@ is($after - $before, 4000, 'no profile is written twice because others are track
 is(sql(q{SELECT count(*) FROM embedding_profile WHERE profile_id LIKE 'many %'}),
 	4000, 'all profiles of an INSERT are tracked where some are already');
 
+#
+# A store that takes another one's name
+#
+sql(q{ALTER TABLE embedding RENAME TO old;
+	ALTER TABLE embedding_profile RENAME TO old_profile;
+	ALTER TABLE embedding_run RENAME TO old_run;
+	SELECT hrflow_create_store('embedding', 'real[]');});
+sql($reconcile);
+sql('DROP TABLE old, old_profile, old_run');
+$writer->ask(q{DELETE FROM candidate WHERE id = '20';});
+is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profile_id IN ('20', '21')}
+	),
+	'21',
+	'a table feeds the store that has taken the name of another, which was dropped');
+
 $_->finish foreach $writer, $reconciler;
 $node->stop;
 done_testing();

@@ -286,4 +286,21 @@ SKIP:
 		0, 'a job that could not connect is no run');
 }
 
+# A history that cannot be written, and a table of the user's own with its name
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3) i");
+$store->sql('ALTER TABLE shop.embedding_run ADD CONSTRAINT closed CHECK (false) NOT VALID');
+my $printed = $store->call;
+like(
+	$printed,
+	qr/WARNING:  .*run is not entered in the history of store shop\.embedding\n/,
+	'a run that cannot be entered in the history says so');
+like($printed, qr/: 3 refreshed/, 'a run that cannot be entered in the history refreshes');
+$store->sql(
+	'ALTER TABLE shop.embedding_run RENAME TO closed_run;
+	CREATE TABLE shop.embedding_run (note text)');
+like($store->call, qr/: 0 refreshed/, 'a table that is no history disturbs no run');
+$store->sql("SELECT hrflow_drop_store('shop.embedding')");
+is($store->sql('SELECT count(*) FROM shop.embedding_run'),
+	0, 'a table that is no history is not dropped with the store');
+
 done_testing();
