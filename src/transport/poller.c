@@ -49,7 +49,6 @@ typedef struct Watched
 	unsigned char is;
 	unsigned char wanted;
 	bool		is_connection;
-	bool		is_shut;		/* by us, to be closed by libcurl */
 	int64		heard_at;		/* when it could be read last */
 } Watched;
 
@@ -241,14 +240,16 @@ hrflow_poller_find_silent(int local_port, int64 since)
 }
 
 /*
- * Read what the other end of a connection sent before the end.
+ * Read what the other end has sent before it closed a connection, if it has.
  */
 static void
-drain(int fd)
+drain_if_closed(const struct pollfd *state)
 {
 	char		discarded[1024];
 
-	while (recv(fd, discarded, sizeof(discarded), MSG_DONTWAIT) > 0)
+	if ((state->revents & (POLLRDHUP | POLLHUP | POLLERR)) == 0)
+		return;
+	while (recv(state->fd, discarded, sizeof(discarded), MSG_DONTWAIT) > 0)
 		;
 }
 
@@ -276,40 +277,9 @@ hrflow_poller_drop_closed(void)
 		if (n > 0 && poll(states, n, 0) > 0)
 		{
 			for (int i = 0; i < n; i++)
-			{
-				if (states[i].revents & (POLLRDHUP | POLLHUP | POLLERR))
-					drain(states[i].fd);
-			}
+				drain_if_closed(&states[i]);
 		}
 		n = 0;
-	}
-}
-
-/*
- * Shut the connections down that are beyond this number, those first over which
- * nothing has come for longest.  No request may be in flight.  libcurl closes them
- * itself as soon as it looks at them, as it does those that the server has closed.
- */
-void
-hrflow_poller_shut_beyond(int most)
-{
-	int			nopen = 0;
-
-	for (int fd = 0; fd < nwatched; fd++)
-		nopen += watched[fd].is_connection && !watched[fd].is_shut;
-	for (; nopen > most; nopen--)
-	{
-		int			oldest = -1;
-
-		for (int fd = 0; fd < nwatched; fd++)
-		{
-			if (watched[fd].is_connection && !watched[fd].is_shut &&
-				(oldest < 0 || watched[fd].heard_at < watched[oldest].heard_at))
-				oldest = fd;
-		}
-		watched[oldest].is_shut = true;
-		(void) shutdown(oldest, SHUT_RDWR);
-		drain(oldest);
 	}
 }
 

@@ -303,12 +303,11 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	/*
 	 * What is kept is found out now, since nothing looks after connections
 	 * while a backend is idle.  Where max_concurrency was lowered, libcurl
-	 * would close one connection for every request that ends, in use a moment
-	 * ago or not.
+	 * would close one connection for every request that ends: close all.
 	 */
 	hrflow_poller_drop_closed();
-	if (pool.sockets > keep && !in_flight)
-		hrflow_poller_shut_beyond(keep);
+	if (pool.sockets > keep)
+		pool.is_stale = true;
 	make_multi(settings, in_flight);
 
 	MULTI_SETOPT(CURLMOPT_SOCKETFUNCTION, on_socket);

