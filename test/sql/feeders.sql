@@ -35,7 +35,9 @@ CREATE TABLE talent.candidate (id int, "Hrflow id" varchar(20), cv text, "seen a
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', 'it''s', refresh_columns => '{cv,"seen at"}');
 INSERT INTO talent.candidate VALUES (1, 'cook-1', '{"a": 1}', '2026-01-01'), (2, 'cook-2', '{}', NULL);
 INSERT INTO talent.embedding SELECT source_id, profile_id, 'profile', 0, '{1}' FROM talent.embedding_profile;
+\set VERBOSITY terse
 ALTER TABLE talent.candidate ALTER COLUMN "Hrflow id" TYPE text; -- error
+\set VERBOSITY default
 BEGIN;
 SELECT hrflow_release_columns('talent.embedding', 'talent.candidate') AS track \gset
 ALTER TABLE talent.candidate ALTER COLUMN "Hrflow id" TYPE text,
