@@ -88,7 +88,6 @@ hrflow_transport_begin(const HrflowSettings *settings,
 
 	/* Attach to what is shared while an error may still be raised. */
 	hrflow_stats_flush();
-	hrflow_usage_set_role(activity->state.role);
 	hrflow_transfer_prepare(settings);
 
 	transport = palloc0(sizeof(HrflowTransport));
