@@ -736,7 +736,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --
 --   until      the end of these 24 hours
 --   profiles   that are due; what is refreshed is due again after max_age, and
---              each refresh is taken to succeed
+--              each refresh is taken to succeed.  Those that were never asked for
+--              a section of "fields" are due now
 --   requests   of the API, at least: those for each section of a profile that
 --              lacks vectors of one are counted
 --   duration   at max_concurrency and max_requests_per_minute of the session,
