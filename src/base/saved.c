@@ -3,10 +3,10 @@
  * saved.c
  *		Keeps what requests have cost over a restart, in a file.
  *
- * The postmaster writes the file when it shuts down, and reads and removes it
- * when it starts, as pg_stat_statements does with its own.  So it does only
- * where the library is in shared_preload_libraries.  After a crash there is no
- * file, and counting begins anew.
+ * The postmaster writes the file when it shuts down or a backend has crashed,
+ * and reads and removes it when it starts.  So it does only where the library
+ * is in shared_preload_libraries.  When the postmaster itself or the machine has
+ * crashed there is no file, and counting begins anew.
  *
  *-------------------------------------------------------------------------
  */
@@ -124,9 +124,12 @@ write_saved(FILE *file, HrflowShared *shared)
 {
 	SavedHeader header = {SAVED_MAGIC, shared->usage.nentries};
 
+	/* What a backend that crashed has left there may be anything. */
+	if (header.nusage < 0 || header.nusage > HRFLOW_NUSAGE)
+		header.nusage = 0;
 	if (fwrite(&header, sizeof(header), 1, file) != 1)
 		return false;
-	for (int i = 0; i < shared->usage.nentries; i++)
+	for (int i = 0; i < header.nusage; i++)
 	{
 		HrflowUsageEntry *entry = &shared->usage.entries[i];
 		SavedUsage	saved;

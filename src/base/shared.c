@@ -97,13 +97,15 @@ request_shared(void)
 }
 
 /*
- * The postmaster shuts down, or resets shared memory after a crash.
+ * The postmaster shuts down, cannot start, or resets shared memory after a
+ * backend has crashed.  Unlike pg_stat_statements we save in every case: a limit
+ * on what a day may cost is not to be lifted by a crash, and what was loaded is
+ * not to be lost where pg_hba.conf has a mistake.
  */
 static void
 save_shared(int code, Datum arg)
 {
-	if (code == 0)
-		hrflow_saved_save(shared);
+	hrflow_saved_save(shared);
 }
 
 static void

@@ -7,8 +7,10 @@
  * A statement is what the client sent: functions and procedures that it calls
  * count as part of it, and so do the transactions that a procedure commits.  Each
  * FETCH is a statement, and so is each part of a result that a driver asks for.
- * Every try counts, since each may be paid for, and so do those that libcurl
- * makes by itself; links do not, since the API does not serve them.
+ * Every try that is sent counts, since each may be paid for, and so do those that
+ * libcurl makes by itself; links do not, since the API does not serve them.  A
+ * try is counted before it is sent, so that those in flight do not exceed a limit
+ * together.
  *
  * A day begins at midnight in UTC.  The requests of an account are counted
  * whether there is a limit or not, so that one that is set later holds for the
@@ -131,6 +133,24 @@ hrflow_budget_take(const HrflowTransport *transport)
 		return false;
 	nsent++;
 	return true;
+}
+
+/*
+ * A try that was counted ended before it was sent, since there was no connection
+ * to send it on: an outage of the network spends nothing.  Does not throw.
+ */
+void
+hrflow_budget_give_back(const HrflowTransport *transport)
+{
+	DateADT		today = hrflow_usage_today();
+	pg_atomic_uint64 *counter = find_counter(transport->account, today);
+	uint64		sent = pg_atomic_read_u64(counter);
+
+	while (sent_on(sent, today) > 0 &&
+		   !pg_atomic_compare_exchange_u64(counter, &sent, sent - 1))
+		;
+	if (hrflow_budget_sent() > 0)
+		nsent--;
 }
 
 /*

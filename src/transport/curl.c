@@ -103,9 +103,8 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
  * connection, or refused to look at it: that is one more request.
  */
 static void
-count_again(const HrflowTransfer *transfer)
+charge_again(const HrflowTransfer *transfer)
 {
-	hrflow_show_sent(transfer, true);
 	if (!HRFLOW_IS_LINK(transfer->reply.target))
 	{
 		hrflow_rate_charge(transfer->transport->account);
@@ -137,7 +136,8 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 		return CURL_PREREQFUNC_ABORT;
 	}
 	if (transfer->try.nsent++ > 0)
-		count_again(transfer);
+		charge_again(transfer);
+	hrflow_show_sent(transfer);
 	transfer->try.local_port = local_port;
 	hrflow_sharing_note_sent(transfer, remote, remote_port, local, local_port);
 	hrflow_transfer_advance(transfer, HRFLOW_SENT);
@@ -491,8 +491,6 @@ hrflow_curl_start(HrflowTransfer *transfer)
 		hrflow_poller_drop_closed();
 
 	hrflow_pool_add(transfer->easy);
-	hrflow_show_sent(transfer, transfer->was_sent);
-	transfer->was_sent = true;
 	return true;
 }
 

@@ -11,20 +11,24 @@
 #include "transport/transfer.h"
 
 /*
- * A request is sent, or libcurl sends it again by itself.  Does not throw.
+ * A request is sent, or sent again.  A try that finds no connection to be sent
+ * on is not counted: nobody has seen it.  Does not throw.
  */
 void
-hrflow_show_sent(const HrflowTransfer *transfer, bool is_retry)
+hrflow_show_sent(HrflowTransfer *transfer)
 {
+	bool		is_retry = transfer->was_sent;
 	HrflowActivityState *state = &transfer->transport->activity->state;
 	bool		is_link = HRFLOW_IS_LINK(transfer->reply.target);
 
+	hrflow_usage_set_role(state->role);
 	hrflow_usage_count(transfer->caller, is_link);
 	hrflow_stats_count(HRFLOW_LINK_REQUESTS, is_link);
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
 	hrflow_stats_count(HRFLOW_RETRIES, is_retry);
 	state->nrequests++;
 	state->nretries += is_retry;
+	transfer->was_sent = true;
 }
 
 /*

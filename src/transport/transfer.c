@@ -44,6 +44,16 @@ static struct
  */
 
 /*
+ * A try has ended: where it was not sent, it does not count.
+ */
+static void
+give_back_unsent(const HrflowTransfer *transfer)
+{
+	if (transfer->try.nsent == 0 && !HRFLOW_IS_LINK(transfer->reply.target))
+		hrflow_budget_give_back(transfer->transport);
+}
+
+/*
  * Take a transfer out of the list of its state; where it is in flight, out of
  * libcurl.
  */
@@ -71,6 +81,7 @@ leave(HrflowTransfer *transfer)
 		case HRFLOW_SENT:
 		case HRFLOW_RECEIVING:
 			hrflow_curl_remove(transfer);
+			give_back_unsent(transfer);
 			dlist_delete(&transfer->node);
 			transport->nin_flight--;
 			scheduler.nin_flight--;
@@ -287,9 +298,11 @@ start(HrflowTransfer *transfer, int64 now)
 		refuse_spent(transfer, HRFLOW_OVER_DAY);
 		return true;
 	}
-	hrflow_usage_set_role(transport->activity->state.role);
 	if (!hrflow_curl_start(transfer))
+	{
+		give_back_unsent(transfer);
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
+	}
 	else
 	{
 		leave(transfer);

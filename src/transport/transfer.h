@@ -141,7 +141,7 @@ typedef struct HrflowTransfer
 	const char *url;			/* the submitter's */
 	const char *post;			/* the submitter's JSON; NULL: it is a GET */
 	HrflowCaller caller;		/* on whose behalf it is sent */
-	bool		was_sent;		/* has an earlier try been made? */
+	bool		was_sent;		/* by this try or an earlier one */
 	bool		avoids_http2;	/* a try over it was lost without a word */
 
 	HrflowTransferState state;
@@ -295,7 +295,7 @@ extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
 							   void *arg);
 
 /* in show.c */
-extern void hrflow_show_sent(const HrflowTransfer *transfer, bool is_retry);
+extern void hrflow_show_sent(HrflowTransfer *transfer);
 extern void hrflow_show_wait(HrflowTransport *transport, int64 retry_at,
 							 bool is_narrowed);
 
@@ -325,6 +325,7 @@ extern bool hrflow_sharing_check(HrflowTransfer *transfer);
 /* in budget.c */
 extern HrflowStatus hrflow_budget_check(const HrflowTransport *transport);
 extern bool hrflow_budget_take(const HrflowTransport *transport);
+extern void hrflow_budget_give_back(const HrflowTransport *transport);
 extern void hrflow_budget_charge(const HrflowTransport *transport);
 
 /* in rate.c */

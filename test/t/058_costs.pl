@@ -5,8 +5,10 @@
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use Hrflow::Store;
+use IO::Socket::INET        ();
 use IPC::Run                ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
@@ -139,6 +141,63 @@ like(
 	'what is counted after a restart is added, and kept over the next');
 ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while the server runs');
 
+# A backend that is killed has the server reset what is shared.
+{
+	my $before = sql($usage);
+	my $started = q{SELECT backend_start FROM pg_stat_activity WHERE backend_type = 'checkpointer'};
+	my $then = sql($started);
+	sql('ALTER SYSTEM SET restart_after_crash = on');
+	$node->reload;
+	kill(KILL => Hrflow::Session->new($node)->{pid}) or die $!;
+	$node->poll_query_until('postgres', "SELECT ($started) > '$then'")
+	  or die 'the server has not recovered';
+	is(sql($usage), $before, 'what was counted is kept when a backend has crashed');
+}
+
+# A server that cannot start, for a mistake that is found after the file was read
+{
+	my $before = sql($usage);
+	my $hba = $node->data_dir . '/pg_hba.conf';
+	my $content = PostgreSQL::Test::Utils::slurp_file($hba);
+	$node->stop;
+	PostgreSQL::Test::Utils::append_to_file($hba, "nonsense\n");
+	ok(!$node->start(fail_ok => 1), 'a server with a mistake in pg_hba.conf does not start');
+	open(my $fh, '>', $hba) or die $!;
+	print $fh $content;
+	close($fh);
+	$node->start;
+	is(sql($usage), $before, 'what was counted is kept when it starts later');
+}
+
+# As many rows, and as many accounts, as there is room for
+{
+	my ($then, $today) = (9000, sql(q{SELECT (now() AT TIME ZONE 'UTC')::date - '2000-01-01'}));
+	my $file = $node->data_dir . '/pg_stat/hrflow_embed.stat';
+	my $text = "SELECT hrflow_text_embedding('a')";
+
+	$node->stop;
+	my ($magic) = unpack('L', PostgreSQL::Test::Utils::slurp_file($file));
+	open(my $fh, '>:raw', $file) or die $!;
+	print $fh pack('L l', $magic, 4096);
+	print $fh pack('l L l x4 Q2', $then, 10, 0, $_ == 7 ? 1 : 2, 1) foreach 1 .. 4096;
+	print $fh pack('Q2', $_, ($_ == 7 ? $then : $today) << 32 | 5)  foreach 1 .. 64;
+	close($fh);
+	$node->start;
+
+	my $old =
+	  q{SELECT count(*), min(api_requests) FROM hrflow_embed_usage WHERE day = '2024-08-22'};
+	is(sql($old), '4096|1', 'as many rows are loaded as are kept');
+	run_as('analyst', $text);
+	is(sql($old), '4095|2', 'where there is no room, the smallest row of the first day gives way');
+	is(sql($usage), 'analyst|hrflow_text_embedding|1|0', 'to the new one');
+
+	# The last of the others has sent five.
+	my $ask = "SET hrflow_embed.max_requests_per_day = 6; $text";
+	$node->safe_psql('postgres', "SET hrflow_embed.api_key = '$keys[3]'; $ask");
+	like($node->error_of("SET hrflow_embed.api_key = '$keys[4]'; $ask"),
+		qr/^53400/, 'an account that finds no room counts together with another');
+}
+
 # A file that is cut off, or is something else
 $node->stop;
 my $file = $node->data_dir . '/pg_stat/hrflow_embed.stat';
@@ -202,6 +261,24 @@ like(
 	limited($keys[4], 3, "SELECT hrflow_profile_embedding('acme', 'fault:status=500');"),
 	qr/ERROR:  58000/,
 	'where the limit is met by retries, the failure is what is raised');
+
+# An outage of the network
+{
+	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die $!;
+	my $port = $socket->sockport;
+	close($socket);
+	my $before = sql($usage);
+	my $sql = "SELECT hrflow_text_embedding('a');";
+	unlike(
+		limited(
+			$keys[4], 1,
+			"SET hrflow_embed.base_url = 'http://127.0.0.1:$port';
+			SET hrflow_embed.max_attempts = 2;
+			\\set ON_ERROR_STOP 0\n$sql $sql $sql"),
+		qr/53400/,
+		'what finds no connection does not count towards the limit of a day');
+	is(sql($usage), $before, 'nor is it counted as sent');
+}
 
 # Several sessions at once
 my @sessions = map {
