@@ -230,13 +230,6 @@ static const CustomPathMethods path_methods = {
 	.PlanCustomPath = plan_read_ahead
 };
 
-static bool
-is_read_ahead(Path *path)
-{
-	return IsA(path, CustomPath) &&
-		((CustomPath *) path)->methods == &path_methods;
-}
-
 /*
  * Make the path that computes "calls" over a path that does not.  It costs
  * nothing more: the choice among paths is to remain what it was.
@@ -376,9 +369,6 @@ find_computing_path(PlannerInfo *root, Path *path)
 
 	check_stack_depth();
 
-	if (is_read_ahead(path))
-		return path;
-
 	switch (nodeTag(path))
 	{
 			/* These return the rows of another path, or fewer. */
@@ -391,9 +381,6 @@ find_computing_path(PlannerInfo *root, Path *path)
 		case T_SortPath:
 		case T_IncrementalSortPath:
 			below = &((SortPath *) path)->subpath;
-			break;
-		case T_MaterialPath:
-			below = &((MaterialPath *) path)->subpath;
 			break;
 		case T_UpperUniquePath:
 			below = &((UpperUniquePath *) path)->subpath;
@@ -434,9 +421,8 @@ find_computing_path(PlannerInfo *root, Path *path)
 
 			/* These scan or join. */
 		case T_Path:
-			if (path->pathtype == T_Result)
-				return path;
-			return read_calls_ahead(root, path, NULL);
+			return path->pathtype == T_Result ? path :
+				read_calls_ahead(root, path, NULL);
 		case T_IndexPath:
 		case T_BitmapHeapPath:
 		case T_TidPath:
@@ -447,6 +433,8 @@ find_computing_path(PlannerInfo *root, Path *path)
 		case T_MergePath:
 		case T_HashPath:
 			return read_calls_ahead(root, path, NULL);
+
+			/* Others, and what was replaced before. */
 		default:
 			return path;
 	}

@@ -77,7 +77,7 @@ FROM (VALUES ('error=AccessDenied'), ('error=SignatureDoesNotMatch'), ('error=Re
 SELECT replace(body, U&'\FEFF', '(BOM)') AS body, outcome('status=403,v.body=' || translate(encode(convert_to(body, 'UTF8'), 'base64'), E'+/=\n', '-_'))
 FROM (VALUES (''), ('<Error><Code>InvalidAccessKeyId</Code></Error>'), (U&'\FEFF \000a<?xml version="1.0"?><?a?><Error xmlns="urn:x"> <Code>Odd1</Code>'),
 	('<Error><Message>Request has expired</Message><Code>AccessDenied</Code></Error>'), ('<Errors><Code>A</Code></Errors>'),
-	('<html><Code>A</Code></html>'), ('<Error><Code></Code></Error>'), ('<Error><Code>a b</Code></Error>'), ('<Error><Code>A'), ('<Error'), ('<?xml'),
+	('<html><Code>A</Code></html>'), ('<Error></Error>'), ('<Error><Code></Code></Error>'), ('<Error><Code>a b</Code></Error>'), ('<Error><Code>A'), ('<Error'), ('<?xml'),
 	('<Error><Code>' || repeat('a', 48) || '</Code>'), ('<Error><Code>' || repeat('a', 49) || '</Code>')) f(body);
 SELECT status, error
 FROM hrflow_fetch_vectors(ARRAY(
@@ -107,6 +107,13 @@ SELECT status, error FROM hrflow_fetch_vectors('{http://example.com/x,https://ex
 SET hrflow_embed.link_hosts = 'local*, 127.0.0.*, *.1';
 SELECT status, error FROM hrflow_fetch_vectors('{https://127.0.0.1/x}');
 SELECT status FROM hrflow_fetch_vectors('{https://localhost:1/x}');
+
+-- One without a path, and one with a fragment, are requested as libcurl has them
+SET hrflow_embed.link_hosts = '127.0.0.1';
+SELECT rest, status, http_status
+FROM unnest(ARRAY['?a', '/x?a#b']) rest,
+	hrflow_fetch_vectors(ARRAY[regexp_replace(current_setting('hrflow_embed.base_url'), '(//[^/]*).*', '\1') || rest])
+ORDER BY rest;
 
 DROP FUNCTION outcome;
 DROP EXTENSION hrflow_embed;

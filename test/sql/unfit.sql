@@ -27,6 +27,9 @@ ALTER TABLE unfit.store ADD PRIMARY KEY (source_id, profile_id, section, item) D
 CALL hrflow_refresh('unfit.store'); -- error
 ALTER TABLE unfit.store DROP CONSTRAINT store_pkey, ADD PRIMARY KEY (source_id, profile_id, section);
 CALL hrflow_refresh('unfit.store'); -- error
+ALTER TABLE unfit.store DROP CONSTRAINT store_pkey,
+	ADD PRIMARY KEY (source_id, profile_id, section, fetched_at);
+CALL hrflow_refresh('unfit.store'); -- error
 ALTER TABLE unfit.store DROP CONSTRAINT store_pkey, ADD PRIMARY KEY (profile_id, source_id, section, item);
 
 -- A column that nothing fills, and one that cannot be filled

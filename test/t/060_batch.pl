@@ -14,7 +14,7 @@ use Test::More;
 use Time::HiRes qw(time);
 
 # A limit is of a key: those that a test is about have keys of their own.
-my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 3);
+my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 4);
 my $api = Hrflow::StandIn->new('--latency' => 5, map { ('--key' => $_) } @keys);
 my $node = Hrflow::Node->new('batch', $api, shared_preload_libraries => 'hrflow_embed');
 
@@ -358,6 +358,12 @@ $api->reset;
 my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
 cmp_ok(scalar(grep { $_->{ms} > $log[0]{ms} + 5 && $_->{ms} < $log[0]{ms} + 1900 } @log),
 	'==', 0, 'no request is sent during the pause');
+
+# A 429 that only the body has
+$api->reset;
+is(sql("SET hrflow_embed.api_key = '$keys[4]'; " . batch(q{'{"fault:first=1,code=429"}'})),
+	'ok 1', 'a request whose reply has the code 429 in its body alone is sent again');
+is(scalar($api->log), 2, 'such a request is sent twice');
 
 #
 # Two limits at once

@@ -157,6 +157,33 @@ foreach my $fault ('reset', 'status=503')
 		0, "No answer is asked for again after \"$fault\".");
 }
 
+$api->reset;
+$api->script('v.status=503', ms => 2000);
+($out, $err) = batch(
+	ids(300),
+	function => 'hrflow_profile_vectors',
+	settings => "SET hrflow_embed.link_hosts = '127.0.0.1';");
+is($out, 'ok 300', 'Every link is fetched after two seconds in which their host was down.');
+is($err, '', 'Nothing is warned of when the host of the links answers again.');
+
+# A text may have been processed when its connection breaks: it is not sent again.
+$api->reset;
+$api->script('reset', ms => 1000);
+$out = $node->safe_psql(
+	'postgres',
+	q{SELECT status || ' ' || count(*)
+		FROM hrflow_text_embeddings((SELECT array_agg('nurse ' || i)
+			FROM generate_series(1, 500) i))
+		GROUP BY status ORDER BY 1});
+like(
+	$out,
+	qr/^connection_failed \d+\nok \d+$/,
+	'A text whose connection breaks is lost, and the others are embedded.');
+my ($lost, $embedded) = $out =~ /(\d+)/g;
+is(($lost // 0) + ($embedded // 0),
+	500, 'Each text has a row after a second of broken connections.');
+cmp_ok($lost // 500, '<', 100, 'One text at a time is sent while connections break.');
+
 #
 # Progress
 #

@@ -139,6 +139,19 @@ cmp_ok(scalar(answered(qr/big/)),
 	'<', 200, 'hardly any reply is requested a third time for lack of memory');
 $session->finish;
 
+# A POST has been processed when its reply finds no room
+$api->reset;
+is( sql(q{SET hrflow_embed.max_concurrency = 100; SET client_min_messages = error;
+		SELECT count(*) FROM hrflow_text_embeddings(
+			(SELECT array_agg('fault:big=1000000,id=' || i) FROM generate_series(1, 100) i))}),
+	'100',
+	'100 texts whose replies of 1 MB arrive at once have a row each');
+is($api->stats->{api_requests}, 100, 'a text whose reply finds no room is not sent again');
+
+is( sql('SET hrflow_embed.max_concurrency = 100; ' . batch(ids(200, 'fault:gzip,latency=200,id='))),
+	'ok 200',
+	'100 compressed replies at once are decompressed');
+
 #
 # Links that wait for their turn
 #
@@ -270,6 +283,18 @@ is(sql(batch(ids(3))),
 cmp_ok(time - $began,
 	'<', 5, 'other backends are not delayed when the backend with the probe has been terminated');
 $victim->finish;
+
+#
+# A request that waits to be sent again
+#
+$api->reset;
+like(
+	$node->error_of(
+		"SET statement_timeout = '1s'; SET hrflow_embed.max_attempts = 20; "
+		  . batch(q{'{fault:status=500}'})),
+	qr/^57014/,
+	'a statement is canceled while its request waits to be sent again');
+is(sql(batch(ids(3))), 'ok 3', 'a batch after a canceled retry succeeds');
 
 #
 # A 429 that is final

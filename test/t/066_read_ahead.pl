@@ -352,6 +352,12 @@ my @shapes = (
 
 	[ Ae => "SELECT n, hrflow_profile_embedding('S', scarce(n)) FROM bad ORDER BY n" ],
 
+	# Requests that are sent again
+	[   A => "SET hrflow_embed.max_attempts = 2; "
+		  . "SELECT id, hrflow_profile_embedding('S', 'fault:first=1,status=503,id=' || id)
+			FROM few"
+	],
+
 	# The other functions, and calls in calls
 	[ A => "SELECT n, hrflow_job_embedding(jid) FROM job ORDER BY n" ],
 	[ A => "SELECT n, hrflow_job_vector(jid) FROM job ORDER BY n" ],
@@ -597,6 +603,24 @@ like(
 	ask('on', "SELECT hrflow_profile_embedding('S', scarce(n)) FROM bad; SELECT 'goes on'"),
 	qr/goes on.*53200/s,
 	'a session goes on after a lack of memory that was met while reading ahead');
+
+# A row that another session has changed is computed from what it holds now
+{
+	my $other = Hrflow::Session->new($node);
+
+	$other->ask("BEGIN; UPDATE c SET hid = 'changed' WHERE id = 3;");
+	$session{on}->send(
+		"DISCARD ALL; BEGIN;
+		UPDATE c SET d = $e WHERE id < 6 RETURNING id, d ->> 'profile'; ROLLBACK;\n\\echo -- done");
+	$node->poll_query_until('postgres',
+		"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+	  or die 'no session waits for a lock';
+	$other->ask("COMMIT;");
+	my %link = $session{on}->wait_for(qr/-- done/) =~ /^(\d+)\|(.*)$/mg;
+	like($link{3}, qr{changed/}, 'an UPDATE asks for the profile that a row has been changed to');
+	like($link{4}, qr{p4/}, 'an UPDATE goes on after a row that has been changed');
+	$other->finish;
+}
 
 cmp_ok(scalar(@shapes), '>=', 150, 'there are 150 shapes');
 
