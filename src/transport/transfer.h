@@ -194,6 +194,7 @@ struct HrflowTransport
 	int64		deadline;		/* all must be done by then; or HRFLOW_NEVER */
 	bool		was_told;		/* the user knows that a pause is long */
 	bool		suspended;		/* starts nothing until it is used again */
+	bool		lacks_memory;	/* there was none for a reply */
 	bool		stopped;		/* sends nothing more to the API */
 	bool		expired;		/* because its deadline is over */
 };

@@ -159,6 +159,10 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->caller = transport->activity->state.caller;
 	transfer->was_sent = false;
 	transfer->avoids_http2 = false;
+	transfer->try = (HrflowTry)
+	{
+		0
+	};
 	wake(transport);
 	hrflow_transfer_move(transfer, HRFLOW_READY);
 }
@@ -273,21 +277,46 @@ hrflow_transport_work(HrflowTransport *transport)
 
 /*
  * Hand out a reply that has come, or NULL.
+ *
+ * Where there was no memory for a reply, the transport is stopped, and 53200 is
+ * raised when all other replies have been handed out, because they may have
+ * been paid for.  Requests that were not sent get no reply then.
  */
 static HrflowReply *
 hand_out(HrflowTransport *transport)
 {
-	HrflowTransfer *transfer;
+	while (!dlist_is_empty(&transport->done))
+	{
+		HrflowTransfer *transfer = dlist_head_element(HrflowTransfer, node,
+													  &transport->done);
 
-	if (dlist_is_empty(&transport->done))
-		return NULL;
-	transfer = dlist_head_element(HrflowTransfer, node, &transport->done);
-	hrflow_transfer_move(transfer, HRFLOW_HANDED_OUT);
-	if (transfer->try.fault == HRFLOW_NO_MEMORY)
+		hrflow_transfer_move(transfer, HRFLOW_HANDED_OUT);
+		if (transfer->try.fault == HRFLOW_NO_MEMORY)
+		{
+			transport->lacks_memory = true;
+			hrflow_transport_stop(transport);
+		}
+		else if (!transport->lacks_memory || !transfer->reply.stopped)
+			return &transfer->reply;
+	}
+	return NULL;
+}
+
+/*
+ * Is nothing asked for any more?  Raises 53200 if there was no memory for a
+ * reply.
+ */
+static bool
+is_at_end(const HrflowTransport *transport)
+{
+	if (transport->nin_flight > 0 || transport->nready > 0 ||
+		transport->ndelayed > 0)
+		return false;
+	if (transport->lacks_memory)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory")));
-	return &transfer->reply;
+	return true;
 }
 
 /*
@@ -381,6 +410,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 	for (;;)
 	{
 		int64		now = hrflow_clock_now();
+		HrflowReply *reply;
 
 		if (woken != NULL && InterruptPending)
 		{
@@ -390,12 +420,15 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 		CHECK_FOR_INTERRUPTS();
 
 		end_late_requests(transport, now);
-		if (dlist_is_empty(&transport->done))
+		reply = hand_out(transport);
+		if (reply == NULL)
+		{
 			hrflow_transfer_work();
-		if (!dlist_is_empty(&transport->done))
-			return hand_out(transport);
-		if (transport->nin_flight == 0 && transport->nready == 0 &&
-			transport->ndelayed == 0)
+			reply = hand_out(transport);
+		}
+		if (reply != NULL)
+			return reply;
+		if (is_at_end(transport))
 			return NULL;
 		if (woken != NULL && now >= until)
 		{

@@ -280,6 +280,46 @@ foreach my $case (
 		'>=', 10, "$statement->{name}: most failures are reported as out of memory");
 }
 
+# A reply without memory ends a statement.  That costs a refresh no other reply
+# that is paid for, and a batch does not take requests that wait for answered ones.
+SKIP:
+{
+	skip 'AddressSanitizer has allocators of its own', 6 if $ENV{HRFLOW_INSTRUMENT};
+
+	$node->safe_psql(
+		'postgres', "SELECT hrflow_create_store('paid');
+		SELECT hrflow_track('paid', 'acme', (SELECT array_agg('fault:latency=300,id=paid' || i)
+			FROM generate_series(1, 20) i))");
+	my $session = new_session();
+	$api->reset;
+	$injector->arm($session->pid, 'bodies', 1);
+	like(
+		$session->ask("CALL hrflow_refresh('paid');"),
+		qr/^.*ERROR:  53200: out of memory/m,
+		'a refresh ends where there is no memory for a reply');
+	is($injector->disarm->{injected}, 1, 'there was no memory for one reply');
+	is($api->stats->{api_requests}, 4, 'no request is sent after a reply without memory');
+	is( $session->ask('SELECT count(*) FROM paid; SELECT count(lease_until) FROM paid_profile;'),
+		"3\n0\n-- done\n",
+		'the other replies are written when there is no memory for one');
+	$session->finish;
+
+	$session = new_session();
+	$session->ask('SET hrflow_embed.max_requests_per_minute = 120;');
+	$api->reset;
+	$injector->arm($session->pid, 'bodies', 1);
+	like(
+		$session->ask(
+			"SELECT count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('fault:latency=300,id=rated' || i) FROM generate_series(1, 4) i));"
+		),
+		qr/^.*ERROR:  53200: out of memory/m,
+		'a batch ends where there is no memory for a reply, and others wait to be sent');
+	$injector->disarm;
+	is($api->stats->{api_requests}, 2, 'requests that wait are not sent after a reply without memory');
+	$session->finish;
+}
+
 #
 # Cancels
 #

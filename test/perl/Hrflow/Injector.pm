@@ -3,7 +3,9 @@
 #
 #   my $injector = Hrflow::Injector->new;
 #   $injector->arm($pid, 'memory', 3)   the third allocation fails; or 'wakeups':
-#                                       the third ends with a cancel; 0 for none
+#                                       the third ends with a cancel; or 'bodies':
+#                                       the third enlargement of a reply's body
+#                                       fails; 0 for none
 #   my $seen = $injector->disarm        a hash: how many were seen, how many
 #                                       injected, and what libcurl has more:
 #                                       handles, and added ones
@@ -15,7 +17,7 @@ use File::Basename          qw(dirname);
 use PostgreSQL::Test::Utils ();
 
 my $layout = 'l l q q q q q';
-my %whats = (memory => 1, wakeups => 2);
+my %whats = (memory => 1, wakeups => 2, bodies => 3);
 
 sub new
 {

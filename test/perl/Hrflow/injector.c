@@ -9,6 +9,9 @@
  * The extension's are told by the address they are called from, for everybody
  * calls malloc(); not under AddressSanitizer, which has one of its own.
  *
+ * Bodies: the N-th realloc() of the extension's to 4 kB or more gives NULL.  A
+ * reply's body is enlarged with it; what else is, is smaller.
+ *
  * Wakeups: the N-th epoll_wait(), PostgreSQL's or the extension's, begins with a
  * SIGINT, which cancels the statement.
  *
@@ -32,7 +35,8 @@
 enum
 {
 	MEMORY = 1,
-	WAKEUPS
+	WAKEUPS,
+	BODIES
 };
 
 /* The file's content. */
@@ -156,7 +160,12 @@ calloc(size_t n, size_t size)
 void *
 realloc(void *old, size_t size)
 {
-	return fails_for(__builtin_return_address(0)) ? NULL : __libc_realloc(old, size);
+	void	   *caller = __builtin_return_address(0);
+
+	if (fails_for(caller) ||
+		(size >= 4096 && is_extension(caller) && is_to_fail(BODIES)))
+		return NULL;
+	return __libc_realloc(old, size);
 }
 
 static void *
