@@ -244,6 +244,24 @@ SKIP:
 		SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['p1'])"),
 		'ok',
 		'http_version = 1.1 is used over TLS');
+
+	# Connection 5 is reset during its handshake.
+	my $resetting = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			return Hrflow::RawPeer::forward($socket, $api->{https}) if $n != 5;
+			sysread($socket, my $hello, 16384);
+			Hrflow::RawPeer::reset_connection($socket);
+		});
+	is( sql(    "SET hrflow_embed.base_url = 'https://localhost:"
+			  . $resetting->port
+			  . "/v1'; SET hrflow_embed.max_attempts = 1;
+			SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('fault:latency=500,id=' || i) FROM generate_series(1, 32) i))
+			GROUP BY status ORDER BY 1"
+		),
+		"connection_failed 1\nok 31",
+		'a handshake that is reset fails its own request and no other');
 }
 
 done_testing();

@@ -68,6 +68,24 @@ is($api->stats->{api_requests},
 	200, 'no profile is requested twice among URLs that are too long for HTTP/2');
 $session->finish;
 
+# A connection that has room for one request at a time
+{
+	my $narrow = Hrflow::Server->new('nghttpx', $api, http2 => 1, streams => 1);
+	my $session = Hrflow::Session->new($node, timeout => 60);
+
+	$session->ask($narrow->settings);
+	$api->reset;
+	is( $session->ask(
+			own_replies(q{(SELECT array_agg('nurse-' || i) FROM generate_series(1, 600) i)})),
+		"600|600\n-- done\n",
+		'each profile gets its own reply from a server that takes one request at a time over HTTP/2'
+	);
+	is($api->stats->{api_requests},
+		600, 'no profile is requested twice from a server that takes one request at a time');
+	$session->finish;
+	$narrow->stop;
+}
+
 # Some connections to a host speak HTTP/1.1, others HTTP/2, as the server has it.
 {
 	my $mixed = Hrflow::RawPeer->new(

@@ -24,7 +24,8 @@
 #   tunnel       it is a proxy for CONNECT, in hrflow_embed.proxy, and leads all
 #                connections to port 443 to the stand-in
 #
-# new() returns nothing where the program is missing or lacks HTTP/2.
+# new() returns nothing where the program is missing or lacks HTTP/2.  nghttpx also
+# takes streams => N: so many requests at a time over a connection of HTTP/2.
 package Hrflow::Server;
 
 use strict;
@@ -218,11 +219,17 @@ END
 			my ($self) = @_;
 
 			return '',
-			  [ "-f127.0.0.1,$self->{port}", "-b127.0.0.1,$self->{backend}",
-				'--conf=/dev/null', '--workers=1',
-				'--no-ocsp', "--errorlog-file=$self->{dir}/error.log",
-				'--accesslog-file=/dev/null', '--backend-connections-per-host=64',
-				$self->{key}, $self->{certificate} ];
+			  [ "-f127.0.0.1,$self->{port}",
+				"-b127.0.0.1,$self->{backend}",
+				'--conf=/dev/null',
+				'--workers=1',
+				'--no-ocsp',
+				"--errorlog-file=$self->{dir}/error.log",
+				'--accesslog-file=/dev/null',
+				'--backend-connections-per-host=64',
+				"--frontend-http2-max-concurrent-streams=$self->{streams}",
+				$self->{key},
+				$self->{certificate} ];
 		}
 	},
 	varnish => {
@@ -280,6 +287,7 @@ sub new
 		api => $api,
 		has => \%has,
 		rate => $description->{rate},
+		streams => $options{streams} // 100,
 		dir => PostgreSQL::Test::Utils::tempdir_short(),
 		backend => $api->http,
 		certificate => $api->dir . '/server.pem',
