@@ -122,6 +122,24 @@ hrflow_budget_check(const HrflowTransport *transport)
 }
 
 /*
+ * Say which limit hrflow_budget_check() has found to be reached.  Does not
+ * throw.
+ */
+void
+hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,
+					   char *detail, size_t size)
+{
+	const HrflowSettings *settings = transport->settings;
+
+	if (status == HRFLOW_OVER_DAY)
+		snprintf(detail, size, "The limit is %d requests a day.",
+				 settings->max_requests_per_day);
+	else
+		snprintf(detail, size, "The limit is %d requests.",
+				 settings->max_requests_per_statement);
+}
+
+/*
  * A request is about to be sent that hrflow_budget_check() has allowed.  Returns
  * false where another backend has sent the last one of today since.
  */

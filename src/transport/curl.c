@@ -242,7 +242,7 @@ hrflow_curl_get_headers(const HrflowSettings *settings)
 	{
 		if (headers != NULL)
 			free_headers(headers);
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		hrflow_out_of_memory();
 	}
 	if (cached_headers != NULL)
 		hrflow_curl_release_headers(cached_headers);
@@ -279,7 +279,7 @@ renew_easy(HrflowTransfer *transfer)
 	CURL	   *easy = curl_easy_init();
 
 	if (easy == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		hrflow_out_of_memory();
 	curl_easy_cleanup(transfer->easy);
 	transfer->easy = easy;
 	transfer->configured = 0;

@@ -1,13 +1,23 @@
 /*-------------------------------------------------------------------------
  *
  * failure.c
- *		What it means that a try has failed.
+ *		What it means that a try has failed, or that there is no memory for
+ *		one.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "transport/libcurl.h"
+
+/*
+ * Raise 53200 for an allocation that was not PostgreSQL's to make.
+ */
+void
+hrflow_out_of_memory(void)
+{
+	ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+}
 
 /*
  * Has a byte of the reply come?

@@ -67,6 +67,6 @@ hrflow_idle_get(void)
 	}
 	transfer = calloc(1, sizeof(HrflowTransfer));
 	if (transfer == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		hrflow_out_of_memory();
 	return transfer;
 }

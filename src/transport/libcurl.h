@@ -2,7 +2,7 @@
  *
  * libcurl.h
  *		What the files that know libcurl share: curl.c, failure.c, features.c,
- *		pool.c and trust.c.
+ *		idle.c, pool.c and trust.c.
  *
  *-------------------------------------------------------------------------
  */

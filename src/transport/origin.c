@@ -21,16 +21,34 @@
 #include "transport/transfer.h"
 
 /*
+ * The length of the scheme, host and port of a URL.
+ */
+static size_t
+length_of_origin(const char *url)
+{
+	return strlen("https://") + strcspn(url + strlen("https://"), "/?#");
+}
+
+/*
+ * Are two URLs of one origin?
+ */
+bool
+hrflow_origin_is_same(const char *a, const char *b)
+{
+	size_t		length = length_of_origin(a);
+
+	return length == length_of_origin(b) && strncmp(a, b, length) == 0;
+}
+
+/*
  * Where an origin's entry is, and the hash of its scheme, host and port in the
  * place that it has there; never 0.
  */
 static pg_atomic_uint64 *
-find_entry(const char *url, uint64 *hash)
+find_origin(const char *url, uint64 *hash)
 {
-	size_t		length = strcspn(url + strlen("https://"), "/?#") +
-	strlen("https://");
-
-	*hash = Max(hash_bytes_extended((const unsigned char *) url, length, 0) &
+	*hash = Max(hash_bytes_extended((const unsigned char *) url,
+									length_of_origin(url), 0) &
 				~UINT64CONST(3), 4);
 	return &hrflow_shared_get()->origins[(*hash >> 2) % HRFLOW_NORIGINS];
 }
@@ -42,7 +60,7 @@ HrflowProtocol
 hrflow_origin_protocol(const char *url)
 {
 	uint64		hash;
-	uint64		entry = pg_atomic_read_u64(find_entry(url, &hash));
+	uint64		entry = pg_atomic_read_u64(find_origin(url, &hash));
 
 	return (entry & ~UINT64CONST(3)) == hash ? entry & 3 : HRFLOW_PROTOCOL_UNKNOWN;
 }
@@ -55,7 +73,7 @@ void
 hrflow_origin_note(const char *url, HrflowProtocol protocol)
 {
 	uint64		hash;
-	pg_atomic_uint64 *entry = find_entry(url, &hash);
+	pg_atomic_uint64 *entry = find_origin(url, &hash);
 	uint64		old = pg_atomic_read_u64(entry);
 
 	if (old != (hash | protocol) && old != (hash | HRFLOW_HTTP_1_1_ONLY))

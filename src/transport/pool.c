@@ -79,7 +79,7 @@ void
 hrflow_pool_check_option(CURLcode code, const char *what)
 {
 	if (code == CURLE_OUT_OF_MEMORY)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		hrflow_out_of_memory();
 	if (code != CURLE_OK)
 		elog(ERROR, "%s failed in libcurl: %s", what, curl_easy_strerror(code));
 }
@@ -94,7 +94,7 @@ check_multi(CURLMcode code, const char *what)
 {
 	pool.is_broken |= code != CURLM_OK;
 	if (code == CURLM_OUT_OF_MEMORY)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		hrflow_out_of_memory();
 	if (code != CURLM_OK)
 		elog(ERROR, "%s failed in libcurl: %s", what, curl_multi_strerror(code));
 }
@@ -236,7 +236,7 @@ make_multi(const HrflowSettings *settings, bool in_flight)
 		return;
 	pool.multi = curl_multi_init();
 	if (pool.multi == NULL)
-		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+		hrflow_out_of_memory();
 
 	/* An older library does not know it, and waits for none. */
 	(void) curl_multi_setopt(pool.multi, HRFLOW_CURLMOPT_QUICK_EXIT, 1L);

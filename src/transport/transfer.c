@@ -10,7 +10,8 @@
  * the transport that was begun last, since the others wait for it.
  *
  * All lists and counts are kept by enter() and leave(), which only
- * hrflow_transfer_move() and start() call.
+ * hrflow_transfer_move() and start() call: the latter where a try begins, since
+ * all of its room has been reserved by then.
  *
  *-------------------------------------------------------------------------
  */
@@ -227,16 +228,8 @@ refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
 static void
 refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
 {
-	const HrflowSettings *settings = transfer->transport->settings;
-
-	if (status == HRFLOW_OVER_DAY)
-		snprintf(transfer->error, sizeof(transfer->error),
-				 "The limit is %d requests a day.",
-				 settings->max_requests_per_day);
-	else
-		snprintf(transfer->error, sizeof(transfer->error),
-				 "The limit is %d requests.",
-				 settings->max_requests_per_statement);
+	hrflow_budget_describe(transfer->transport, status, transfer->error,
+						   sizeof(transfer->error));
 	refuse(transfer, status, transfer->error);
 }
 
@@ -374,15 +367,6 @@ end_try(HrflowTransfer *transfer)
 	narrow(transfer->transport);
 }
 
-static bool
-same_origin(const char *a, const char *b)
-{
-	size_t		length = strcspn(a + strlen("https://"), "/?#") +
-	strlen("https://");
-
-	return strncmp(a, b, length) == 0 && strchr("/?#", b[length]) != NULL;
-}
-
 /*
  * Is a request to the same origin on its way, over a connection that this one
  * might share?
@@ -400,7 +384,7 @@ is_connected(const HrflowTransfer *transfer)
 			HrflowTransfer *other = dlist_container(HrflowTransfer, node, j.cur);
 
 			if (other->try.offers_http2 && other->try.nsent > 0 &&
-				same_origin(transfer->url, other->url))
+				hrflow_origin_is_same(transfer->url, other->url))
 				return true;
 		}
 	}
@@ -417,7 +401,7 @@ waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
 	return transfer != failed && transfer->try.may_wait &&
 		(transfer->state == HRFLOW_WAITING ||
 		 transfer->try.round == hrflow_advance_round()) &&
-		same_origin(failed->url, transfer->url);
+		hrflow_origin_is_same(failed->url, transfer->url);
 }
 
 /*

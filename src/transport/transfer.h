@@ -6,14 +6,15 @@
  * The files, from the top down: transport.c is what others call; transfer.c
  * has the states of a request and is the one scheduler of a backend; account.c
  * says what its outcome means to the account; curl.c has a request's options
- * and callbacks; body.c and gunzip.c receive its reply; origin.c and sharing.c
+ * and callbacks; advance.c
+ * notes how far it has come; body.c and gunzip.c receive its reply; origin.c and sharing.c
  * know who may share a connection; budget.c counts what a statement has
- * sent, and an account today;
- * show.c shows what the backend does; speed.c knows how long requests take;
- * failure.c says what an error of libcurl's means; trust.c chooses the
+ * sent, and an account today; show.c shows what the backend does; speed.c knows
+ * how long requests take; failure.c says what an error of libcurl's means;
+ * features.c knows what libcurl was built with; trust.c chooses the
  * certificates; pool.c has what a backend keeps: the multi handle, the
- * connections, the wait; rate.c has the limits that backends share; poller.c is
- * epoll or kqueue.
+ * connections, the wait; idle.c keeps requests that are nobody's; rate.c has the
+ * limits that backends share; poller.c is epoll or kqueue.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,9 +29,9 @@
 #include "transport/transport.h"
 
 /*
- * The state of a request.  Only hrflow_transfer_move() changes it, except
- * that libcurl's callbacks tell, with hrflow_transfer_advance(), how far a try
- * has come that libcurl has.
+ * The state of a request.  It is changed in transfer.c alone, except that
+ * libcurl's callbacks tell, with hrflow_transfer_advance(), how far a try has
+ * come that libcurl has.
  */
 typedef enum HrflowTransferState
 {
@@ -233,6 +234,9 @@ typedef struct HrflowPollerEvent
 	bool		failed;			/* error or hangup: the next read tells */
 } HrflowPollerEvent;
 
+/* in failure.c */
+HRFLOW_NORETURN extern void hrflow_out_of_memory(void);
+
 /* in transfer.c */
 extern void hrflow_transfer_prepare(const HrflowSettings *settings);
 extern void hrflow_transfer_enroll(HrflowTransport *transport);
@@ -305,6 +309,7 @@ extern void hrflow_speed_note(const HrflowTransfer *transfer);
 
 /* in origin.c */
 extern HrflowProtocol hrflow_origin_protocol(const char *url);
+extern bool hrflow_origin_is_same(const char *a, const char *b);
 extern void hrflow_origin_note(const char *url, HrflowProtocol protocol);
 
 /* in account.c */
@@ -325,6 +330,9 @@ extern bool hrflow_sharing_check(HrflowTransfer *transfer);
 
 /* in budget.c */
 extern HrflowStatus hrflow_budget_check(const HrflowTransport *transport);
+extern void hrflow_budget_describe(const HrflowTransport *transport,
+								   HrflowStatus status, char *detail,
+								   size_t size);
 extern bool hrflow_budget_take(const HrflowTransport *transport);
 extern void hrflow_budget_give_back(const HrflowTransport *transport);
 extern void hrflow_budget_charge(const HrflowTransport *transport);

@@ -66,7 +66,7 @@ dismiss(HrflowTransport *transport, bool at_exit)
  * was an error.
  */
 static void
-on_context_reset(void *arg)
+on_transport_reset(void *arg)
 {
 	HrflowTransport *transport = arg;
 
@@ -106,7 +106,7 @@ hrflow_transport_begin(const HrflowSettings *settings,
 	transport->headers = hrflow_curl_get_headers(settings);
 
 	/* Nothing throws from here on. */
-	transport->on_reset.func = on_context_reset;
+	transport->on_reset.func = on_transport_reset;
 	transport->on_reset.arg = transport;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext,
 									   &transport->on_reset);
@@ -313,9 +313,7 @@ is_at_end(const HrflowTransport *transport)
 		transport->ndelayed > 0)
 		return false;
 	if (transport->lacks_memory)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
+		hrflow_out_of_memory();
 	return true;
 }
 

@@ -87,7 +87,14 @@ foreach my $case (
 	[ 'ask/c.c', '# include <curl/curl.h>', "ask/c.c: includes a header of libcurl\n" ],
 	[   'store/d.c',
 		'#if PG_VERSION_NUM >= 180000',
-		"store/d.c: looks at a version, which is for compat.h to do\n" ])
+		"store/d.c: looks at a version, which is for compat.h to do\n" ],
+	[   'ask/c.c',
+		'#if LIBCURL_VERSION_MAJOR >= 8',
+		"ask/c.c: looks at a version, which is for compat.h to do\n" ],
+	[ 'transport/b.c', '#include "curl/curl.h"', "transport/b.c: includes a header of libcurl\n" ],
+	[ 'base/a.c', '#include <ask/ask.h>', "base/a.c: includes ask/ask.h, of a higher layer\n" ],
+	[ 'base/a.c', '#include "../ask/ask.h"', "base/a.c: includes a path of its own\n" ],
+	[ 'base/a.c', "\n" x 800, "base/a.c: has more than 800 lines\n" ])
 {
 	my ($where, $line, $expected) = @$case;
 	my $planted = PostgreSQL::Test::Utils::tempdir();
@@ -98,7 +105,8 @@ foreach my $case (
 		'base/a.c' => '#include "base/base.h"',
 		'transport/transport.h' => '#include "base/base.h"',
 		'transport/rate.h' => '#include "transport/transport.h"',
-		'transport/b.c' => '#include <curl/curl.h>',
+		'transport/libcurl.h' => '#include <curl/curl.h>',
+		'transport/b.c' => '#include "transport/libcurl.h"',
 		'ask/ask.h' => '#include "transport/transport.h"',
 		'ask/c.c' => '#include "ask/ask.h"',
 		'store/store.h' => '#include "ask/ask.h"',
@@ -113,7 +121,11 @@ foreach my $case (
 	IPC::Run::run([ "$root/test/instrument/layers", $planted ], '>', \my $out, '2>&1');
 	is( join('', sort $out      =~ /.*\n/g),
 		join('', sort $expected =~ /.*\n/g),
-		$where ? "the check of the layers finds $line in $where" : 'the layers may be as they are');
+		$where
+		? "the check of the layers finds "
+		  . ($line =~ /\S/ ? $line : 'too many lines')
+		  . " in $where"
+		: 'the layers may be as they are');
 }
 
 done_testing();
