@@ -299,6 +299,12 @@ $drawing =~ s/\b(\w+)\.c, \.h\b/$1.c, $1.h/g;
 is(join(' ', grep { $drawing !~ /\b\Q$_\E\b/ } map { s{.*/}{}r } glob("$root/src/{,*/}*.[ch]")),
 	'', 'every file of src is named in the drawing of docs/hacking.md');
 
+my $sources = join "\n", map { PostgreSQL::Test::Utils::slurp_file($_) } glob("$root/src/{,*/}*.c");
+my %sql = map { $_ => 1 } qw(hrflow_refresh hrflow_match hrflow_track_table
+  hrflow_profile_embedding hrflow_profile_vectors);
+is(join(' ', grep { !$sql{$_} && $sources !~ /^\Q$_\E\(/m } $drawing =~ /\b(hrflow_\w+)\(\)/g),
+	'', 'every function that the drawing names is in src');
+
 # Links between the pages lead to files and headings that exist.
 my @dead;
 foreach my $file ('README.md', map { s{^\Q$root\E/}{}r } glob("$root/docs/*.md"))
