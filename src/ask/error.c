@@ -22,115 +22,112 @@ typedef struct StatusInfo
 /* In the order of HrflowStatus. */
 static const StatusInfo status_info[] = {
 	[HRFLOW_OK] = {
-		ERRCODE_SUCCESSFUL_COMPLETION,
-		"success", NULL
+		.sqlerrcode = ERRCODE_SUCCESSFUL_COMPLETION,
+		.message = "success"
 	},
 	[HRFLOW_INVALID_REQUEST] = {
-		ERRCODE_INVALID_PARAMETER_VALUE,
-		"invalid request to %s",
-		"Check the identifiers and \"fields\"."
+		.sqlerrcode = ERRCODE_INVALID_PARAMETER_VALUE,
+		.message = "invalid request to %s",
+		.hint = "Check the identifiers and \"fields\"."
 	},
 	[HRFLOW_INVALID_SOURCE] = {
-		ERRCODE_INVALID_PARAMETER_VALUE,
-		"HrFlow source not found",
-		"Check the source id, and that the API key belongs to the source's workspace."
+		.sqlerrcode = ERRCODE_INVALID_PARAMETER_VALUE,
+		.message = "HrFlow source not found",
+		.hint = "Check the source id, and that the API key belongs to the source's workspace."
 	},
 	[HRFLOW_NOT_FOUND] = {
-		ERRCODE_NO_DATA_FOUND,
-		"HrFlow profile not found",
-		"Check the profile's identifier and that the profile is in this source."
+		.sqlerrcode = ERRCODE_NO_DATA_FOUND,
+		.message = "HrFlow profile not found",
+		.hint = "Check the profile's identifier and that the profile is in this source."
 	},
 	[HRFLOW_NO_VECTOR] = {
-		ERRCODE_NO_DATA_FOUND,
-		"HrFlow profile has no vector for a section asked for",
-		"Ask for fewer sections in \"fields\", or for one at a time.",
-		NULL,
-		"vector of the link does not exist"
+		.sqlerrcode = ERRCODE_NO_DATA_FOUND,
+		.message = "HrFlow profile has no vector for a section asked for",
+		.hint = "Ask for fewer sections in \"fields\", or for one at a time.",
+		.link_message = "vector of the link does not exist"
 	},
 	[HRFLOW_UNAUTHORIZED] = {
-		ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
-		"HrFlow API refused the API key",
-		"Check hrflow_embed.api_key_file (or api_key), hrflow_embed.api_user and hrflow_embed.base_url. A key that may only write cannot read embeddings."
+		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		.message = "HrFlow API refused the API key",
+		.hint = "Check hrflow_embed.api_key_file (or api_key), hrflow_embed.api_user and hrflow_embed.base_url. A key that may only write cannot read embeddings."
 	},
 	[HRFLOW_FORBIDDEN] = {
-		ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
-		"HrFlow API refused access",
-		"Check that the API key may read this source."
+		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		.message = "HrFlow API refused access",
+		.hint = "Check that the API key may read this source."
 	},
 	[HRFLOW_PROXY_REFUSED] = {
-		ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
-		"proxy in \"hrflow_embed.proxy\" refused its user or password",
-		"Check the user and the password in hrflow_embed.proxy."
+		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+		.message = "proxy in \"hrflow_embed.proxy\" refused its user or password",
+		.hint = "Check the user and the password in hrflow_embed.proxy."
 	},
 	[HRFLOW_OVER_QUOTA] = {
-		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		"HrFlow account is over its quota",
-		"Ask again when the quota is renewed, or raise it with HrFlow."
+		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		.message = "HrFlow account is over its quota",
+		.hint = "Ask again when the quota is renewed, or raise it with HrFlow."
 	},
 	[HRFLOW_RATE_LIMITED] = {
-		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		"%s limited the rate of requests",
-		"Ask again later, or send fewer requests a minute."
+		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		.message = "%s limited the rate of requests",
+		.hint = "Ask again later, or send fewer requests a minute."
 	},
 	[HRFLOW_OVER_BUDGET] = {
-		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		"statement has sent as many requests to %s as it may",
-		"Ask for less in one statement, or raise hrflow_embed.max_requests_per_statement. Only a superuser can raise hrflow_embed.statement_request_limit."
+		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		.message = "statement has sent as many requests to %s as it may",
+		.hint = "Ask for less in one statement, or raise hrflow_embed.max_requests_per_statement. Only a superuser can raise hrflow_embed.statement_request_limit."
 	},
 	[HRFLOW_OVER_DAY] = {
-		ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		"account has sent as many requests to %s today as it may",
-		"Ask again tomorrow (UTC), or have a superuser raise hrflow_embed.max_requests_per_day."
+		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+		.message = "account has sent as many requests to %s today as it may",
+		.hint = "Ask again tomorrow (UTC), or have a superuser raise hrflow_embed.max_requests_per_day."
 	},
 	[HRFLOW_CONNECT_FAILED] = {
-		ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
-		"could not connect to %s",
-		"Check hrflow_embed.base_url, proxy and ca_file, and that the database server may reach the network.",
-		"Check hrflow_embed.proxy and ca_file, and that the database server may reach the link's host."
+		.sqlerrcode = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
+		.message = "could not connect to %s",
+		.hint = "Check hrflow_embed.base_url, proxy and ca_file, and that the database server may reach the network.",
+		.link_hint = "Check hrflow_embed.proxy and ca_file, and that the database server may reach the link's host."
 	},
 	[HRFLOW_CONNECTION_LOST] = {
-		ERRCODE_CONNECTION_FAILURE,
-		"lost the connection to %s",
-		"Ask again.", "Fetch the link again."
+		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
+		.message = "lost the connection to %s",
+		.hint = "Ask again.",
+		.link_hint = "Fetch the link again."
 	},
 	[HRFLOW_TIMEOUT] = {
-		ERRCODE_CONNECTION_FAILURE,
-		"%s did not answer in time",
-		"Ask again, or raise hrflow_embed.request_timeout.",
-		"Fetch the link again, or raise hrflow_embed.request_timeout."
+		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
+		.message = "%s did not answer in time",
+		.hint = "Ask again, or raise hrflow_embed.request_timeout.",
+		.link_hint = "Fetch the link again, or raise hrflow_embed.request_timeout."
 	},
 	[HRFLOW_INVALID_REPLY] = {
-		ERRCODE_PROTOCOL_VIOLATION,
-		"invalid reply from %s",
-		"Check hrflow_embed.base_url: what answers there may not be the HrFlow API."
+		.sqlerrcode = ERRCODE_PROTOCOL_VIOLATION,
+		.message = "invalid reply from %s",
+		.hint = "Check hrflow_embed.base_url: what answers there may not be the HrFlow API."
 	},
 	[HRFLOW_HTTP_ERROR] = {
-		ERRCODE_SYSTEM_ERROR,
-		"%s answered with an error",
-		"Ask again later. If it lasts, check hrflow_embed.base_url."
+		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
+		.message = "%s answered with an error",
+		.hint = "Ask again later. If it lasts, check hrflow_embed.base_url."
 	},
 	[HRFLOW_TOO_LARGE] = {
-		ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-		"reply from %s is too large",
-		"Ask for fewer sections in \"fields\", or raise hrflow_embed.max_response_size.",
-		"Raise hrflow_embed.max_response_size."
+		.sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+		.message = "reply from %s is too large",
+		.hint = "Ask for fewer sections in \"fields\", or raise hrflow_embed.max_response_size.",
+		.link_hint = "Raise hrflow_embed.max_response_size."
 	},
 	[HRFLOW_LINK_REFUSED] = {
-		ERRCODE_INSUFFICIENT_PRIVILEGE,
-		"link to a vector is not allowed",
-		NULL,
-		"Only https links to a host in hrflow_embed.link_hosts are fetched; a superuser can add one."
+		.sqlerrcode = ERRCODE_INSUFFICIENT_PRIVILEGE,
+		.message = "link to a vector is not allowed",
+		.link_hint = "Only https links to a host in hrflow_embed.link_hosts are fetched; a superuser can add one."
 	},
 	[HRFLOW_LINK_EXPIRED] = {
-		ERRCODE_SYSTEM_ERROR,
-		"link to a vector has expired or is not valid",
-		NULL,
-		"A link is valid for 20 minutes: ask for the profile again."
+		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
+		.message = "link to a vector has expired or is not valid",
+		.link_hint = "A link is valid for 20 minutes: ask for the profile again."
 	},
 	[HRFLOW_INVALID_VECTOR] = {
-		ERRCODE_INVALID_BINARY_REPRESENTATION,
-		"invalid vector",
-		NULL, NULL
+		.sqlerrcode = ERRCODE_INVALID_BINARY_REPRESENTATION,
+		.message = "invalid vector"
 	}
 };
 
@@ -144,26 +141,69 @@ static const struct
 	const char *message;		/* NULL: as for a profile */
 	const char *hint;
 }			other_words[] = {
-	{HRFLOW_JOB, HRFLOW_INVALID_REQUEST, NULL, "Check the identifiers."},
-	{HRFLOW_JOB, HRFLOW_INVALID_SOURCE, "HrFlow board not found",
-	"Check the board id, and that the API key belongs to the board's workspace."},
-	{HRFLOW_JOB, HRFLOW_NOT_FOUND, "HrFlow job not found",
-	"Check the job's identifier and that the job is in this board."},
-	{HRFLOW_JOB, HRFLOW_NO_VECTOR, "HrFlow job has no vector", NULL},
-	{HRFLOW_JOB, HRFLOW_FORBIDDEN, NULL,
-	"Check that the API key may read this board."},
-	{HRFLOW_JOB, HRFLOW_TOO_LARGE, NULL,
-	"Raise hrflow_embed.max_response_size."},
-	{HRFLOW_TEXT, HRFLOW_INVALID_REQUEST, NULL, "Check the text."},
-	{HRFLOW_TEXT, HRFLOW_FORBIDDEN, NULL,
-	"Check that the API key may embed texts."},
-	{HRFLOW_TEXT, HRFLOW_TOO_LARGE, NULL,
-	"Raise hrflow_embed.max_response_size."},
-	{HRFLOW_AUTH, HRFLOW_INVALID_REQUEST, NULL,
-	"Check hrflow_embed.base_url."},
-	{HRFLOW_AUTH, HRFLOW_FORBIDDEN, NULL, "Check the API key."},
-	{HRFLOW_AUTH, HRFLOW_TOO_LARGE, NULL,
-	"Raise hrflow_embed.max_response_size."}
+
+	{
+		.endpoint = HRFLOW_JOB,
+		.status = HRFLOW_INVALID_REQUEST,
+		.hint = "Check the identifiers."
+	},
+	{
+		.endpoint = HRFLOW_JOB,
+		.status = HRFLOW_INVALID_SOURCE,
+		.message = "HrFlow board not found",
+		.hint = "Check the board id, and that the API key belongs to the board's workspace."
+	},
+	{
+		.endpoint = HRFLOW_JOB,
+		.status = HRFLOW_NOT_FOUND,
+		.message = "HrFlow job not found",
+		.hint = "Check the job's identifier and that the job is in this board."
+	},
+	{
+		.endpoint = HRFLOW_JOB,
+		.status = HRFLOW_NO_VECTOR,
+		.message = "HrFlow job has no vector"
+	},
+	{
+		.endpoint = HRFLOW_JOB,
+		.status = HRFLOW_FORBIDDEN,
+		.hint = "Check that the API key may read this board."
+	},
+	{
+		.endpoint = HRFLOW_JOB,
+		.status = HRFLOW_TOO_LARGE,
+		.hint = "Raise hrflow_embed.max_response_size."
+	},
+	{
+		.endpoint = HRFLOW_TEXT,
+		.status = HRFLOW_INVALID_REQUEST,
+		.hint = "Check the text."
+	},
+	{
+		.endpoint = HRFLOW_TEXT,
+		.status = HRFLOW_FORBIDDEN,
+		.hint = "Check that the API key may embed texts."
+	},
+	{
+		.endpoint = HRFLOW_TEXT,
+		.status = HRFLOW_TOO_LARGE,
+		.hint = "Raise hrflow_embed.max_response_size."
+	},
+	{
+		.endpoint = HRFLOW_AUTH,
+		.status = HRFLOW_INVALID_REQUEST,
+		.hint = "Check hrflow_embed.base_url."
+	},
+	{
+		.endpoint = HRFLOW_AUTH,
+		.status = HRFLOW_FORBIDDEN,
+		.hint = "Check the API key."
+	},
+	{
+		.endpoint = HRFLOW_AUTH,
+		.status = HRFLOW_TOO_LARGE,
+		.hint = "Raise hrflow_embed.max_response_size."
+	}
 };
 
 /*

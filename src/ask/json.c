@@ -295,7 +295,9 @@ read_word(Reader *r, JsonbValue *value)
 		enum jbvType type;
 		bool		boolean;
 	}			words[] = {
-		{"null", jbvNull}, {"true", jbvBool, true}, {"false", jbvBool, false}
+		{.word = "null", .type = jbvNull},
+		{.word = "true", .type = jbvBool, .boolean = true},
+		{.word = "false", .type = jbvBool}
 	};
 
 	for (int i = 0; i < lengthof(words); i++)

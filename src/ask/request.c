@@ -36,10 +36,16 @@ typedef struct ParameterNames
 
 static const ParameterNames parameter_names[] = {
 	[HRFLOW_DIALECT_ID] = {
-		"source_id", "profile_id", "profile_reference", "profile_email"
+		.source = "source_id",
+		.profile = "profile_id",
+		.reference = "profile_reference",
+		.email = "profile_email"
 	},
 	[HRFLOW_DIALECT_KEY] = {
-		"source_key", "key", "reference", "profile_email"
+		.source = "source_key",
+		.profile = "key",
+		.reference = "reference",
+		.email = "profile_email"
 	}
 };
 
@@ -51,8 +57,16 @@ typedef struct JobParameterNames
 } JobParameterNames;
 
 static const JobParameterNames job_parameter_names[] = {
-	[HRFLOW_DIALECT_ID] = {"board_id", "job_id", "job_reference"},
-	[HRFLOW_DIALECT_KEY] = {"board_key", "key", "reference"}
+	[HRFLOW_DIALECT_ID] = {
+		.board = "board_id",
+		.job = "job_id",
+		.reference = "job_reference"
+	},
+	[HRFLOW_DIALECT_KEY] = {
+		.board = "board_key",
+		.job = "key",
+		.reference = "reference"
+	}
 };
 
 /*

@@ -31,17 +31,17 @@ typedef struct CodeInfo
 
 static const CodeInfo known_codes[] = {
 	/* The credentials that signed the link have expired, and it with them. */
-	{"ExpiredToken", HRFLOW_LINK_EXPIRED, false},
-	{"NoSuchKey", HRFLOW_NO_VECTOR, false},
+	{.code = "ExpiredToken", .status = HRFLOW_LINK_EXPIRED},
+	{.code = "NoSuchKey", .status = HRFLOW_NO_VECTOR},
 	/* Also HTTP 404, but no vector is missing there. */
-	{"NoSuchBucket", HRFLOW_HTTP_ERROR, false},
-	{"SlowDown", HRFLOW_RATE_LIMITED, true},
+	{.code = "NoSuchBucket", .status = HRFLOW_HTTP_ERROR},
+	{.code = "SlowDown", .status = HRFLOW_RATE_LIMITED, .transient = true},
 	/* MinIO's */
-	{"SlowDownRead", HRFLOW_RATE_LIMITED, true},
+	{.code = "SlowDownRead", .status = HRFLOW_RATE_LIMITED, .transient = true},
 	/* HTTP 400: the store has closed a connection that was idle. */
-	{"RequestTimeout", HRFLOW_TIMEOUT, true},
+	{.code = "RequestTimeout", .status = HRFLOW_TIMEOUT, .transient = true},
 	/* HTTP 409 */
-	{"OperationAborted", HRFLOW_HTTP_ERROR, true}
+	{.code = "OperationAborted", .status = HRFLOW_HTTP_ERROR, .transient = true}
 };
 
 /*

@@ -64,8 +64,15 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 	MemoryContext context = CurrentMemoryContext;
 	ParamListInfo params = makeParamList(parameters->n);
 	SPIExecuteOptions options = {0};
-	Stream		stream = {{take_row, start_stream, end_stream, end_stream,
-	DestTuplestore}};
+	Stream		stream = {
+		.receiver = {
+			.receiveSlot = take_row,
+			.rStartup = start_stream,
+			.rShutdown = end_stream,
+			.rDestroy = end_stream,
+			.mydest = DestTuplestore
+		}
+	};
 	int			code;
 
 	stream.take = take;

@@ -156,7 +156,7 @@ foreach (split /\n/, PostgreSQL::Test::Utils::slurp_file("$include/utils/errcode
 	$sqlstate{$code} = join('', $letters =~ /'(.)'/g);
 }
 my %status_name = $sources =~ /^\t\[(HRFLOW_\w+)\] = "(\w+)",?$/mg;
-my %status_code = $sources =~ /^\t\[(HRFLOW_\w+)\] = \{\s+(ERRCODE_\w+),/mg;
+my %status_code = $sources =~ /^\t\[(HRFLOW_\w+)\] = \{\s+\.sqlerrcode = (ERRCODE_\w+),/mg;
 my %raised = map { ("$status_name{$_} | $sqlstate{ $status_code{$_} }" => 1) }
   grep { $status_code{$_} } keys %status_name;
 my @errors = section_of($reference, 'Errors') =~ /\| (`\w+` \| \w+) \|$/mg;
