@@ -130,7 +130,7 @@ hrflow_activity_publish(void)
  */
 
 static void
-on_context_reset(void *arg)
+on_activity_reset(void *arg)
 {
 	HrflowActivity *activity = arg;
 
@@ -156,7 +156,7 @@ hrflow_activity_begin(HrflowCaller caller, const char *store)
 	if (store != NULL)
 		memcpy(state->store, store,
 			   pg_mbcliplen(store, strlen(store), HRFLOW_SHOWN_STORE - 1));
-	activity->on_reset.func = on_context_reset;
+	activity->on_reset.func = on_activity_reset;
 	activity->on_reset.arg = activity;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext,
 									   &activity->on_reset);

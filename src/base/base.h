@@ -253,8 +253,7 @@ extern void hrflow_stats_count_row(HrflowStatus status);
 extern void hrflow_stats_flush(void);
 
 /* in usage.c */
-extern void hrflow_usage_set_role(Oid role);
-extern void hrflow_usage_count(HrflowCaller caller, bool is_link);
+extern void hrflow_usage_count(Oid role, HrflowCaller caller, bool is_link);
 extern void hrflow_usage_flush(void);
 
 #endif							/* HRFLOW_BASE_H */

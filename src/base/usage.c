@@ -44,23 +44,15 @@ hrflow_usage_today(void)
 }
 
 /*
- * What is counted from now on is on behalf of this role.  Does not throw once
- * hrflow_shared_get() has been called in this backend.
+ * Count a request on behalf of a role.  Does not throw once hrflow_shared_get()
+ * has been called in this backend.
  */
 void
-hrflow_usage_set_role(Oid role)
+hrflow_usage_count(Oid role, HrflowCaller caller, bool is_link)
 {
 	if (pending.role != role)
 		hrflow_usage_flush();
 	pending.role = role;
-}
-
-/*
- * Count a request.  Does not throw.
- */
-void
-hrflow_usage_count(HrflowCaller caller, bool is_link)
-{
 	pending.requests[caller][is_link]++;
 	pending.any = true;
 }
@@ -70,7 +62,7 @@ hrflow_usage_count(HrflowCaller caller, bool is_link)
  * The caller holds the lock.
  */
 static HrflowUsageEntry *
-find_entry(HrflowUsage *usage, DateADT today, HrflowCaller caller)
+find_usage(HrflowUsage *usage, DateADT today, HrflowCaller caller)
 {
 	/* The one found last is likely to be the one looked for. */
 	static int	last[HRFLOW_NCALLERS];
@@ -169,12 +161,12 @@ hrflow_usage_flush(void)
 			pending.requests[caller][true] == 0)
 			continue;
 		LWLockAcquire(&usage->lock, LW_SHARED);
-		entry = find_entry(usage, today, caller);
+		entry = find_usage(usage, today, caller);
 		if (entry == NULL)
 		{
 			LWLockRelease(&usage->lock);
 			LWLockAcquire(&usage->lock, LW_EXCLUSIVE);
-			entry = find_entry(usage, today, caller);
+			entry = find_usage(usage, today, caller);
 			if (entry == NULL)
 				entry = make_entry(usage, today, caller);
 		}

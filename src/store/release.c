@@ -59,9 +59,9 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
  * The statement that tracks a table as "feeder" does, with these columns.
  */
 static char *
-make_statement(const HrflowStore *store, Relation table,
-			   const HrflowFeeder *feeder, const Bitmapset *columns,
-			   Oid caller)
+make_track_statement(const HrflowStore *store, Relation table,
+					 const HrflowFeeder *feeder, const Bitmapset *columns,
+					 Oid caller)
 {
 	bool		has_column =
 	feeder->args[HRFLOW_TRIGGER_SOURCE_COLUMN][0] != '\0';
@@ -114,8 +114,8 @@ release(const HrflowStore *store, Relation table, Oid caller)
 				 errmsg("columns of table \"%s\" are released already",
 						RelationGetRelationName(table)),
 				 errhint("Call hrflow_track_table() with the arguments that the table was tracked with.")));
-	statement = make_statement(store, table, on_update,
-							   hrflow_feeder_columns(table, feeders), caller);
+	statement = make_track_statement(store, table, on_update,
+									 hrflow_feeder_columns(table, feeders), caller);
 	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);

@@ -68,6 +68,18 @@ is_hashed_folder(const char *path)
 }
 
 /*
+ * Does libcurl use OpenSSL, by what it says of itself?  Where it was built with
+ * several TLS libraries, those that it does not use are in parentheses.
+ */
+static bool
+is_openssl(const char *tls)
+{
+	const char *found = strstr(tls, "OpenSSL");
+
+	return found != NULL && (found == tls || found[-1] != '(');
+}
+
+/*
  * Make out where certificates come from.
  *
  * OpenSSL 3 takes 21 ms to parse Debian's bundle of certificates, and libcurl
@@ -84,14 +96,14 @@ find_trust(CURL *easy)
 	if (trust.is_known)
 		return;
 
-	trust.is_default = tls == NULL || strstr(tls, "OpenSSL") == NULL;
+	trust.is_default = tls == NULL || !is_openssl(tls);
 	if (!trust.is_default &&
 		curl_easy_getinfo(easy, CURLINFO_CAPATH, &path) == CURLE_OK &&
 		path != NULL && is_hashed_folder(path))
 	{
 		trust.folder = strdup(path);
 		if (trust.folder == NULL)
-			ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+			hrflow_out_of_memory();
 	}
 	trust.is_known = true;
 }
@@ -110,13 +122,19 @@ typedef struct TrustOptions
 } TrustOptions;
 
 static const TrustOptions server_trust = {
-	CURLOPT_SSL_VERIFYPEER, CURLOPT_SSL_VERIFYHOST, CURLOPT_SSLVERSION,
-	CURLOPT_CAINFO, CURLOPT_CAPATH
+	.verify_peer = CURLOPT_SSL_VERIFYPEER,
+	.verify_host = CURLOPT_SSL_VERIFYHOST,
+	.version = CURLOPT_SSLVERSION,
+	.file = CURLOPT_CAINFO,
+	.folder = CURLOPT_CAPATH
 };
 
 static const TrustOptions proxy_trust = {
-	CURLOPT_PROXY_SSL_VERIFYPEER, CURLOPT_PROXY_SSL_VERIFYHOST,
-	CURLOPT_PROXY_SSLVERSION, CURLOPT_PROXY_CAINFO, CURLOPT_PROXY_CAPATH
+	.verify_peer = CURLOPT_PROXY_SSL_VERIFYPEER,
+	.verify_host = CURLOPT_PROXY_SSL_VERIFYHOST,
+	.version = CURLOPT_PROXY_SSLVERSION,
+	.file = CURLOPT_PROXY_CAINFO,
+	.folder = CURLOPT_PROXY_CAPATH
 };
 
 static void

@@ -64,6 +64,7 @@ SELECT hrflow_schedule('talent.embedding', ' 5 '); -- error
 
 -- Sections that there are not
 SELECT profiles FROM hrflow_refresh_estimate('talent.embedding', '{"profil": 1, "skills": 1}', days => 0);
+SELECT profiles FROM hrflow_refresh_estimate('talent.embedding', jsonb_build_object(repeat('profile', 20), 1), days => 0);
 CALL hrflow_refresh('talent.embedding', '{"skils": 1}', max_profiles => 1);
 SELECT hrflow_schedule('talent.embedding', fields => '{"experience": [0]}'); -- error
 SELECT status FROM hrflow_profile_vectors('acme', '{cook-1}', '{"hobbies": 1}');

@@ -60,9 +60,11 @@ my $state =
 #
 is( shown(
 		q{SELECT count(*) FROM hrflow_profile_embeddings('acme',
-			ARRAY['fault:silent', 'missing-1', NULL, 'p', 'p'] || ARRAY(SELECT 'p' || i FROM generate_series(1, 15) i))},
+			ARRAY['fault:silent', 'missing-1', NULL, 'p', 'p']
+			|| ARRAY(SELECT 'p' || i FROM generate_series(1, 15) i))},
 		'elements_done = 19 AND waiting_for IS NOT NULL',
-		"$state, eta BETWEEN clock_timestamp() - interval '1 minute' AND clock_timestamp() + interval '1 minute'"
+		"$state, eta BETWEEN clock_timestamp() - interval '1 minute'
+			AND clock_timestamp() + interval '1 minute'"
 	),
 	'hrflow_profile_embeddings||20|19|17|2|18|0|1|network||t|t',
 	'a batch shows how many of its elements are done, and when all will be');
@@ -131,7 +133,8 @@ is( shown(
 		qq{SET hrflow_embed.api_key = '$keys[2]'; SET hrflow_embed.max_requests_per_minute = 0;
 			SELECT hrflow_profile_embedding('acme', 'fault:status=429,retry_after=60')},
 		"waiting_for = 'rate'",
-		"in_flight, resumes_at BETWEEN clock_timestamp() AND clock_timestamp() + interval '60 seconds'"
+		"in_flight, resumes_at BETWEEN clock_timestamp()
+			AND clock_timestamp() + interval '60 seconds'"
 	),
 	'0|t',
 	'a call that meets a pause shows when it is over');
@@ -140,7 +143,8 @@ is( shown(
 		q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{"fault:v.status=503,v.retry_after=60"}',
 			'{"profile": 1}')},
 		"waiting_for = 'retry'",
-		"requests, in_flight, resumes_at BETWEEN clock_timestamp() AND clock_timestamp() + interval '60 seconds'"
+		"requests, in_flight, resumes_at BETWEEN clock_timestamp()
+			AND clock_timestamp() + interval '60 seconds'"
 	),
 	'2|0|t',
 	'a batch that waits for a retry shows when that is due');

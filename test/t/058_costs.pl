@@ -240,7 +240,8 @@ like(
 is($api->stats->{api_requests}, 20, 'no request more was sent');
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
-	qr/ERROR:  53400: account has sent.*\nDETAIL:  The limit is 20 requests a day\.\nHINT:  .*max_requests_per_day/,
+	qr/ERROR:\ \ 53400:\ account\ has\ sent.*\nDETAIL:\ \ The\ limit\ is\ 20\ requests\ a\ day\.
+		\nHINT:\ \ .*max_requests_per_day/x,
 	'another session may send none either');
 is($api->stats->{api_requests}, 20, 'and sends none');
 $node->restart;

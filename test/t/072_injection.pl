@@ -316,7 +316,8 @@ SKIP:
 		qr/^.*ERROR:  53200: out of memory/m,
 		'a batch ends where there is no memory for a reply, and others wait to be sent');
 	$injector->disarm;
-	is($api->stats->{api_requests}, 2, 'requests that wait are not sent after a reply without memory');
+	is($api->stats->{api_requests},
+		2, 'requests that wait are not sent after a reply without memory');
 	$session->finish;
 }
 

@@ -284,10 +284,10 @@ foreach my $case (
 		q{SELECT requests OPERATOR(pg_catalog.>) 0 FROM s.hrflow_embed_stats},
 		qr/^t$/m ],
 	[   'hrflow_estimate',
-		q{SELECT elements, requests, links FROM s.hrflow_estimate('acme', '{a,a,b}', '{"profile": 1}')},
+		q{SELECT elements, requests, links
+			FROM s.hrflow_estimate('acme', '{a,a,b}', '{"profile": 1}')},
 		qr/^2\|2\|2$/m ],
-	[   'hrflow_embed_activity',
-		q{SELECT pg_catalog.count(pid) FROM s.hrflow_embed_activity},
+	[   'hrflow_embed_activity', q{SELECT pg_catalog.count(pid) FROM s.hrflow_embed_activity},
 		qr/^0(?:NOTICE|$)/m ],
 	[   'hrflow_embed_usage',
 		q{SELECT pg_catalog.count(api_requests) OPERATOR(pg_catalog.>=) 0 FROM s.hrflow_embed_usage},

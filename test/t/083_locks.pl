@@ -80,8 +80,8 @@ $reconciler->ask('COMMIT;');
 # A row whose profile is not tracked is deleted at the same time
 #
 my $lose = q{DELETE FROM embedding_profile WHERE profile_id IN ('1', '2')};
-my $left =
-  q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profile_id IN ('1', '2')};
+my $left = q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
+			WHERE profile_id IN ('1', '2')};
 sql($lose);
 $writer->ask(q{BEGIN; DELETE FROM candidate WHERE id = '1';});
 $reconciler->send($reconcile);
@@ -156,7 +156,8 @@ is(trigger_reads($writer, 13, 14),
 sql(q{CREATE TABLE other (id text PRIMARY KEY); INSERT INTO other VALUES ('15');
 	SELECT hrflow_track_table('embedding', 'other', 'id', 'acme');});
 $writer->ask(q{DELETE FROM candidate WHERE id IN ('15', '16');});
-is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profile_id IN ('15', '16')}
+is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
+			WHERE profile_id IN ('15', '16')}
 	),
 	'15',
 	'a DELETE knows a table that another session has made feed the store');
@@ -187,7 +188,8 @@ sql(q{ALTER TABLE embedding RENAME TO old;
 sql($reconcile);
 sql('DROP TABLE old, old_profile, old_run');
 $writer->ask(q{DELETE FROM candidate WHERE id = '20';});
-is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile WHERE profile_id IN ('20', '21')}
+is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
+			WHERE profile_id IN ('20', '21')}
 	),
 	'21',
 	'a table feeds the store that has taken the name of another, which was dropped');
