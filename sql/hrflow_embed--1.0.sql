@@ -591,7 +591,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 -- Lets a table feed a store: from now on its rows decide, through triggers,
 -- what is tracked.  INSERT tracks; a change of the identifier or the source
 -- tracks anew; a change of a refresh column marks due; DELETE and TRUNCATE
--- erase, unless another row or hrflow_track() wants the profile.  Nulls and
+-- erase, unless another row or hrflow_track() wants the profile when the
+-- transaction commits: rows that it puts back keep their vectors.  Nulls and
 -- empty strings name no profile.
 --
 --   source_table      of the store's owner; not temporary unless the store is

@@ -180,6 +180,17 @@ hrflow_compat_register_lock(const LWLock *lock, const char *name)
 }
 
 /*
+ * From 19 on a tuple descriptor is not complete before this.
+ */
+static inline void
+hrflow_compat_finalize_desc(TupleDesc desc)
+{
+#if PG_VERSION_NUM >= 190000
+	TupleDescFinalize(desc);
+#endif
+}
+
+/*
  * libcurl's CURLE_TOO_LARGE, since 8.6: earlier no error has this number.
  */
 #define HRFLOW_CURLE_TOO_LARGE 100

@@ -18,6 +18,7 @@
 #include "store/refresh.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/timestamp.h"
 
 /*
@@ -26,10 +27,10 @@
  * ------------------------------------------------------------------------
  */
 
-/* Lock profiles that meet a condition, and erase them. */
-static const char lock_candidates_sql[] =
+static const char lock_sql[] =
 "SELECT FROM %P AS p WHERE %s ORDER BY p.source_id, p.%I FOR UPDATE OF p";
 
+/* Erase the profiles that meet a condition. */
 static const char erase_sql[] =
 "WITH erased AS (DELETE FROM %P AS p WHERE %s"
 " RETURNING p.source_id, p.%I),"
@@ -37,9 +38,10 @@ static const char erase_sql[] =
 " WHERE v.source_id = e.source_id AND v.%I = e.%I)"
 " SELECT count(*) FROM erased";
 
-/* The condition for one of some profiles, and another condition met. */
-static const char one_of_sql[] = "(p.source_id, p.%I) IN %s";
-static const char and_one_of_sql[] = "%s AND (p.source_id, p.%I) IN %s";
+/* The condition for a profile that was deleted, and another condition met. */
+static const char deleted_sql[] =
+"(p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
+static const char and_deleted_sql[] = "%s AND %s";
 
 /* In these two $1 is the source of the profiles, and $2 are their identifiers. */
 static const char erase_profiles_sql[] =
@@ -109,7 +111,6 @@ static const char count_erased_sql[] =
 "SELECT count(*) FROM %P AS p"
 " WHERE p.erased_at > clock_timestamp() - interval '24 hours'";
 
-/* Those that may have vectors to lose. */
 static const char count_refreshed_sql[] =
 "SELECT count(*) FROM %P AS p"
 " WHERE p.refreshed_at IS NOT NULL AND p.state IS DISTINCT FROM 'gone'";
@@ -152,19 +153,40 @@ static const char note_erased_sql[] =
 #define MAX_ERASED_FREE 20
 
 /*
- * Lock the profiles that meet one condition, and erase those that meet another
- * by then.  Returns their number.
+ * Lock the profiles that meet a condition.  Whether anything wants them must be
+ * asked after that, of the tables that feed the store by then: a session that had
+ * one of the rows locked may have tracked another table.  Returns whether there
+ * are any.
+ */
+static bool
+lock_profiles(const HrflowStore *store, const char *condition)
+{
+	uint64		n = hrflow_store_execute_latest(hrflow_store_sql(store, lock_sql,
+																 condition),
+												NULL);
+
+	AcceptInvalidationMessages();
+	return n > 0;
+}
+
+/*
+ * Erase the profiles that meet a condition.  Returns their number.
  */
 static uint64
-erase(const HrflowStore *store, const char *candidates, const char *unwanted,
-	  const HrflowParameters *parameters)
+erase(const HrflowStore *store, const char *condition)
 {
-	if (hrflow_store_execute_latest(hrflow_store_sql(store, lock_candidates_sql,
-													 candidates),
-									parameters) == 0)
-		return 0;
-	hrflow_store_execute_latest(hrflow_store_sql(store, erase_sql, unwanted),
-								parameters);
+	hrflow_store_execute_latest(hrflow_store_sql(store, erase_sql, condition),
+								NULL);
+	return DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
+/*
+ * The number of profiles that may have vectors to lose.
+ */
+static int64
+count_refreshed(const HrflowStore *store)
+{
+	hrflow_store_execute(hrflow_store_sql(store, count_refreshed_sql), NULL);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
@@ -174,25 +196,47 @@ erase(const HrflowStore *store, const char *candidates, const char *unwanted,
 uint64
 hrflow_erase_unwanted(const HrflowStore *store, Oid function)
 {
-	char	   *unwanted = hrflow_feeder_unwanted(store, function);
-
-	return erase(store, unwanted, unwanted, NULL);
+	if (!lock_profiles(store, hrflow_feeder_unwanted(store, function)))
+		return 0;
+	return erase(store, hrflow_feeder_unwanted(store, function));
 }
 
 /*
- * Erase those of some profiles that nobody wants.  "profiles" is SQL for their
- * keys, as (s, i).  Returns their number.
+ * Warn that deleting rows has erased many profiles: it is meant, and not
+ * limited, but it may have been a reload that commits before its INSERT.
  */
-uint64
-hrflow_erase_unwanted_of(const HrflowStore *store, Oid function,
-						 const char *profiles,
-						 const HrflowParameters *parameters)
+static void
+warn_of_many_deleted(const HrflowStore *store, int64 n)
 {
-	char	   *unwanted = hrflow_feeder_unwanted(store, function);
+	if (n <= MAX_ERASED_FREE ||
+		n <= MAX_ERASED_PART * (n + count_refreshed(store)))
+		return;
+	ereport(WARNING,
+			(errmsg("deleting rows has erased " INT64_FORMAT " profiles and their vectors from store %s",
+					n, store->vectors_name),
+			 errdetail("More than 5 %% of the profiles of the store, or 20 if that is more, are no longer in any table that feeds it."),
+			 errhint("To reload a table without that, delete its rows and insert them in one transaction.")));
+}
 
-	return erase(store, hrflow_store_sql(store, one_of_sql, profiles),
-				 hrflow_store_sql(store, and_one_of_sql, unwanted, profiles),
-				 parameters);
+/*
+ * Erase the profiles that the transaction has deleted, the keys of which are
+ * HRFLOW_DELETED, and that nobody wants now.
+ */
+void
+hrflow_erase_deleted(const HrflowStore *store, Oid function)
+{
+	char	   *deleted = hrflow_store_sql(store, deleted_sql);
+
+	/* Tables are locked before profiles, as TRUNCATE does. */
+	(void) hrflow_feeder_find(store, function, InvalidOid, AccessShareLock);
+	if (!lock_profiles(store, deleted) ||
+		!hrflow_feeder_owns_all(store, function))
+		return;
+	warn_of_many_deleted(store,
+						 erase(store,
+							   hrflow_store_sql(store, and_deleted_sql,
+												hrflow_feeder_unwanted(store, function),
+												deleted)));
 }
 
 /*
@@ -243,8 +287,7 @@ get_allowance(const HrflowStore *store)
 									   RelationGetRelid(store->profiles), 0,
 									   ExclusiveLock))
 		return 0;
-	hrflow_store_execute(hrflow_store_sql(store, count_refreshed_sql), NULL);
-	most = MAX_ERASED_PART * DatumGetInt64(hrflow_store_datum(0, 1));
+	most = MAX_ERASED_PART * count_refreshed(store);
 	return Max(Max(most, MAX_ERASED_FREE) - hrflow_erase_count(store), 0);
 }
 

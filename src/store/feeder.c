@@ -105,10 +105,13 @@ static const char track_missing_sql[] =
 " FOR SHARE OF f) AS k ORDER BY k.s, k.i"
 " ON CONFLICT (source_id, %I) DO NOTHING";
 
-static const char track_any_sql[] = TRACK_SQL
+static const char want_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
 " due_at = clock_timestamp(), attempts = 0, generation = p.generation + 1"
-" WHERE p.state = 'gone'";
+" WHERE p.state = 'gone'%s";
+
+static const char not_deleted_sql[] =
+" AND (p.source_id, p.%I) NOT IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 
 /*
  * ------------------------------------------------------------------------
@@ -626,6 +629,42 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 }
 
 /*
+ * Is every table still the owner's that was tracked for a store?  A table of
+ * another owner is not asked what it wants, though it may have changed hands only
+ * by mistake: then nothing may be erased, and a WARNING tells so.
+ */
+bool
+hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			lost = InvalidOid;
+	ListCell   *cell;
+
+	foreach(cell, hrflow_catalog_dependencies(RelationRelationId,
+											  RelationGetRelid(store->vectors)))
+	{
+		HeapTuple	tuple = hrflow_catalog_trigger(triggers,
+												   ((Form_pg_depend) lfirst(cell))->objid);
+		Form_pg_trigger form;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		form = (Form_pg_trigger) GETSTRUCT(tuple);
+		if (form->tgfoid == function &&
+			form->tgrelid != RelationGetRelid(store->vectors) &&
+			!may_feed(store, form->tgrelid))
+			lost = form->tgrelid;
+	}
+	table_close(triggers, AccessShareLock);
+	if (OidIsValid(lost))
+		ereport(WARNING,
+				(errmsg("nothing is erased from store %s: table \"%s\", which was tracked, has another owner",
+						store->vectors_name, get_rel_name(lost)),
+				 errhint("Make the store's owner the owner of the table again, or drop its triggers that feed the store.")));
+	return !OidIsValid(lost);
+}
+
+/*
  * ------------------------------------------------------------------------
  * Tracking
  * ------------------------------------------------------------------------
@@ -652,18 +691,15 @@ hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * Track profiles.  One that is tracked is locked, for it must not be erased
- * meanwhile.  One that was gone is due again where "revives" says so: because a
- * row has come that wants it, and not because its rows are looked at once more.
- * Returns the number of rows written.
+ * Track profiles whose rows are looked at once more.  One that is tracked is
+ * locked, for it must not be erased meanwhile.  Returns the number of profiles
+ * that were not tracked.
  */
 uint64
 hrflow_feeder_track(const HrflowStore *store, const char *profiles,
-					bool revives, const HrflowParameters *parameters)
+					const HrflowParameters *parameters)
 {
-	return hrflow_store_execute(hrflow_store_sql(store, revives ?
-												 track_any_sql :
-												 track_untracked_sql,
+	return hrflow_store_execute(hrflow_store_sql(store, track_untracked_sql,
 												 profiles),
 								parameters);
 }
@@ -685,4 +721,20 @@ hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 												 source, identifier, source,
 												 identifier),
 								NULL);
+}
+
+/*
+ * Track profiles of new rows.  One that is tracked is locked, likewise; and one
+ * that was gone is due again, unless the transaction has deleted a row of it:
+ * then this may be that row, which is put back.
+ */
+void
+hrflow_feeder_want(const HrflowStore *store, const char *profiles,
+				   const HrflowParameters *parameters)
+{
+	const char *but = hrflow_deferred_register(store) ?
+	hrflow_store_sql(store, not_deleted_sql) : "";
+
+	hrflow_store_execute(hrflow_store_sql(store, want_sql, profiles, but),
+						 parameters);
 }

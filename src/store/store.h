@@ -204,6 +204,7 @@ extern void hrflow_feeder_check_column(Relation table, const char *name,
 extern void hrflow_feeder_check_keys(Relation table, char *const *args,
 									 bool tracked);
 extern bool hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function);
+extern bool hrflow_feeder_owns_all(const HrflowStore *store, Oid function);
 extern char *hrflow_feeder_profiles(char *const *args, const char *table,
 									const char *distinct);
 extern char *hrflow_feeder_unwanted(const HrflowStore *store, Oid function);
@@ -212,16 +213,26 @@ extern bool hrflow_feeder_has_tracked(const HrflowStore *store,
 extern void hrflow_feeder_track_new(const HrflowStore *store,
 									const char *profiles);
 extern uint64 hrflow_feeder_track(const HrflowStore *store,
-								  const char *profiles, bool revives,
+								  const char *profiles,
 								  const HrflowParameters *parameters);
 extern uint64 hrflow_feeder_track_missing(const HrflowStore *store,
 										  Relation table, char *const *args);
+extern void hrflow_feeder_want(const HrflowStore *store, const char *profiles,
+							   const HrflowParameters *parameters);
+
+/* The keys (s, i) of profiles that were deleted; see hrflow_deferred_register() */
+#define HRFLOW_DELETED "hrflow_deleted"
+
+/* in deferred.c */
+extern void hrflow_deferred_add(const HrflowStore *store, Oid function,
+								HrflowParameters *key);
+extern void hrflow_deferred_add_all(const HrflowStore *store, Oid function,
+									const char *profiles);
+extern bool hrflow_deferred_register(const HrflowStore *store);
 
 /* in erase.c */
 extern uint64 hrflow_erase_unwanted(const HrflowStore *store, Oid function);
-extern uint64 hrflow_erase_unwanted_of(const HrflowStore *store, Oid function,
-									   const char *profiles,
-									   const HrflowParameters *parameters);
+extern void hrflow_erase_deleted(const HrflowStore *store, Oid function);
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
 extern int64 hrflow_erase_count(const HrflowStore *store);

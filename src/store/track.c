@@ -3,10 +3,11 @@
  * track.c
  *		Tables made to feed a store, by triggers that keep it in step.
  *
- * Every feeding table has four: INSERT, DELETE and TRUNCATE by statement, and
- * UPDATE by row, with a WHEN that lets through only what matters here, so that
- * an UPDATE of other columns costs nothing.  (PostgreSQL allows neither a WHEN
- * on rows nor a list of columns together with transition tables.)
+ * Every feeding table has four: INSERT, DELETE and TRUNCATE by statement (the
+ * last one before, while the rows are there), and UPDATE by row, with a WHEN that
+ * lets through only what matters here, so that an UPDATE of other columns costs
+ * nothing.  (PostgreSQL allows neither a WHEN on rows nor a list of columns
+ * together with transition tables.)
  *
  *-------------------------------------------------------------------------
  */
@@ -68,7 +69,7 @@ static const char column_changed_sql[] =
 static const char grant_sql[] = "GRANT EXECUTE ON FUNCTION %s() TO %q";
 
 static const char create_trigger_sql[] =
-"CREATE OR REPLACE TRIGGER %q AFTER %s ON %R %s"
+"CREATE OR REPLACE TRIGGER %q %s %s ON %R %s"
 " EXECUTE FUNCTION %s(%L, %L, %L, %L)";
 
 static const char on_insert_sql[] =
@@ -83,18 +84,20 @@ static const char on_truncate_sql[] = "FOR EACH STATEMENT";
  */
 typedef struct TriggerKind
 {
-	const char *event;			/* as in SQL, and in the trigger's name */
+	const char *when;			/* it fires, as in SQL */
+	const char *event;			/* likewise, and in the trigger's name */
 	const char *clauses;		/* takes the condition on which an UPDATE
 								 * matters */
 	int16		type;			/* pg_trigger.tgtype */
 } TriggerKind;
 
 static const TriggerKind trigger_kinds[] = {
-	{"insert", on_insert_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_INSERT},
-	{"delete", on_delete_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_DELETE},
-	{"update", on_update_sql,
+	{"AFTER", "insert", on_insert_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_INSERT},
+	{"AFTER", "delete", on_delete_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_DELETE},
+	{"AFTER", "update", on_update_sql,
 	TRIGGER_TYPE_AFTER | TRIGGER_TYPE_ROW | TRIGGER_TYPE_UPDATE},
-	{"truncate", on_truncate_sql, TRIGGER_TYPE_AFTER | TRIGGER_TYPE_TRUNCATE}
+	{"BEFORE", "truncate", on_truncate_sql,
+	TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_TRUNCATE}
 };
 
 /*
@@ -332,7 +335,8 @@ check_trigger_name(const HrflowStore *store, Relation table, Oid function,
  */
 static char *
 create_trigger(const HrflowStore *store, Relation table, Oid function,
-			   char *const *args, const char *event, const char *clauses)
+			   char *const *args, const char *when, const char *event,
+			   const char *clauses)
 {
 	char	   *name = trigger_name(store, event);
 	ObjectAddress trigger;
@@ -340,7 +344,7 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 
 	check_trigger_name(store, table, function, name);
 	hrflow_store_execute(hrflow_store_sql(store, create_trigger_sql, name,
-										  event, RelationGetRelid(table),
+										  when, event, RelationGetRelid(table),
 										  clauses, function_name(function),
 										  args[HRFLOW_TRIGGER_STORE],
 										  args[HRFLOW_TRIGGER_PROFILE_COLUMN],
@@ -431,6 +435,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 	grant_function(store, function);
 	for (int i = 0; i < lengthof(trigger_kinds); i++)
 		names[i] = create_trigger(store, table, function, args,
+								  trigger_kinds[i].when,
 								  trigger_kinds[i].event,
 								  hrflow_store_sql(store,
 												   trigger_kinds[i].clauses,
@@ -613,7 +618,7 @@ track(const HrflowStore *store, Relation table, Oid function,
 													  hrflow_store_sql(store, "%R",
 																	   RelationGetRelid(table)),
 													  ""),
-							   false, NULL);
+							   NULL);
 }
 
 /*

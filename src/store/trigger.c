@@ -4,7 +4,8 @@
  *		What the triggers do that are on the tables that feed a store.
  *
  * Rows of the state table are locked in the order of their keys; by an UPDATE
- * row by row, for it does not know the next one.
+ * row by row, for it does not know the next one.  What is deleted is erased at
+ * the end of the transaction; see deferred.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -244,10 +245,9 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 	if (order < 0)
 		lock_profile(store, &old);
 	if (has_new)
-		hrflow_feeder_track(store, one_profile_sql, true, &new);
+		hrflow_feeder_want(store, one_profile_sql, &new);
 	if (has_old)
-		hrflow_erase_unwanted_of(store, trigdata->tg_trigger->tgfoid,
-								 one_profile_sql, &old);
+		hrflow_deferred_add(store, trigdata->tg_trigger->tgfoid, &old);
 }
 
 /*
@@ -263,7 +263,35 @@ rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 	if (tuplestore_tuple_count(trigdata->tg_newtable) < MANY_ROWS ||
 		hrflow_feeder_has_tracked(store, profiles) ||
 		!track_new(store, profiles))
-		hrflow_feeder_track(store, profiles, true, NULL);
+		hrflow_feeder_want(store, profiles, NULL);
+}
+
+/*
+ * All rows of a table are about to be deleted.
+ */
+static void
+table_truncated(const HrflowStore *store, TriggerData *trigdata)
+{
+	const char *table = hrflow_store_sql(store, "%R",
+										 RelationGetRelid(trigdata->tg_relation));
+
+	hrflow_deferred_add_all(store, trigdata->tg_trigger->tgfoid,
+							hrflow_feeder_profiles(trigdata->tg_trigger->tgargs,
+												   table, ""));
+}
+
+/*
+ * Rows were deleted.
+ */
+static void
+rows_deleted(const HrflowStore *store, TriggerData *trigdata)
+{
+	Trigger    *trigger = trigdata->tg_trigger;
+
+	hrflow_deferred_add_all(store, trigger->tgfoid,
+							hrflow_feeder_profiles(trigger->tgargs,
+												   quote_identifier(trigger->tgoldtable),
+												   "DISTINCT"));
 }
 
 /*
@@ -371,7 +399,7 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 				 errmsg("hrflow_track_trigger() can only be called as a trigger")));
 
 	event = trigdata->tg_event;
-	if (!TRIGGER_FIRED_AFTER(event))
+	if (TRIGGER_FIRED_AFTER(event) == TRIGGER_FIRED_BY_TRUNCATE(event))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
@@ -384,17 +412,13 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 	}
 	if (TRIGGER_FIRED_BY_TRUNCATE(event))
-		hrflow_erase_unwanted(&store, trigdata->tg_trigger->tgfoid);
+		table_truncated(&store, trigdata);
 	else if (TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event))
 		row_updated(&store, trigdata);
 	else if (TRIGGER_FIRED_BY_INSERT(event) && trigdata->tg_newtable != NULL)
 		rows_inserted(&store, trigdata);
 	else if (TRIGGER_FIRED_BY_DELETE(event) && trigdata->tg_oldtable != NULL)
-		hrflow_erase_unwanted_of(&store, trigdata->tg_trigger->tgfoid,
-								 hrflow_feeder_profiles(trigdata->tg_trigger->tgargs,
-														quote_identifier(trigdata->tg_trigger->tgoldtable),
-														"DISTINCT"),
-								 NULL);
+		rows_deleted(&store, trigdata);
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),

@@ -31,7 +31,7 @@ sub new
 	foreach my $setting (sort keys %settings)
 	{
 		my $full =
-			$setting =~ /\.|^(log|session_preload|shared_preload|wal|max_wal|max_files)_/
+			$setting =~ /\.|^(log|session_preload|shared_preload|wal|max_(?:wal|prepared|files))_/
 		  ? $setting
 		  : "hrflow_embed.$setting";
 		$self->append_conf('postgresql.conf', "$full = '$settings{$setting}'\n");

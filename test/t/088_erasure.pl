@@ -1,0 +1,226 @@
+# What is erased, when, and what is not: rows that are deleted and put back in
+# one transaction keep their vectors; people whose rows stay deleted are gone when
+# it has committed.  SQL of one session shows neither what the API is asked nor
+# what two sessions do at the same time, nor a prepared transaction.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 16);
+my $node = Hrflow::Node->new(
+	'erasure', $api,
+	link_hosts => '127.0.0.1',
+	max_prepared_transactions => 2);
+my $store = Hrflow::Store->new($node, $api, 'shop');
+
+# Profiles, and profiles with vectors, as "990 990"
+sub tracked
+{
+	my ($where) = @_;
+	$where //= 'true';
+	return $store->sql(
+		"SELECT (SELECT count(*) FROM shop.embedding_profile WHERE $where) || ' '
+			|| (SELECT count(DISTINCT profile_id) FROM shop.embedding WHERE $where)");
+}
+
+# What psql prints on standard error
+sub warnings_of
+{
+	my ($sql) = @_;
+	my (undef, undef, $err) = $node->psql('postgres', "SET ROLE keeper;\n$sql");
+	return $err;
+}
+
+#
+# A table that is reloaded
+#
+my $load = 'INSERT INTO shop.candidate (hrflow_id, cv) SELECT hrflow_id, cv FROM shop.staging;';
+$store->fill(1000);
+$store->sql('CREATE TABLE shop.staging AS SELECT hrflow_id, cv FROM shop.candidate');
+$store->call;
+is($store->states, 'ok 1000', 'a store of 1,000 profiles is refreshed');
+$store->sql("UPDATE shop.embedding_profile SET state = 'gone', due_at = NULL
+	WHERE profile_id IN ('nurse-4', 'nurse-8')");
+foreach my $delete ('TRUNCATE shop.candidate', 'DELETE FROM shop.candidate',
+	'SAVEPOINT s; TRUNCATE shop.candidate; ROLLBACK TO s; DELETE FROM shop.candidate')
+{
+	my $before = $store->profiles('profile_id, state, due_at, generation');
+
+	$api->reset;
+	is(warnings_of("BEGIN; $delete; $load COMMIT"),
+		'', "$delete, then INSERT of the rows, in one transaction, warns of nothing");
+	is(tracked(), '1000 1000', "$delete, then INSERT of the rows, erases no vector");
+	is($store->profiles('profile_id, state, due_at, generation'),
+		$before, "$delete, then INSERT of the rows, makes nothing due, not even what is gone");
+	$store->call;
+	is($api->stats->{requests}, 0, "$delete, then INSERT of the rows, costs no request");
+}
+is(warnings_of('BEGIN; TRUNCATE shop.candidate; ROLLBACK'),
+	'', 'TRUNCATE that is rolled back warns of nothing');
+is(tracked(), '1000 1000', 'TRUNCATE that is rolled back erases nothing');
+$store->sql("UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
+	WHERE state = 'gone'");
+
+# Rows that do not come back are erased at the end of the transaction
+my $session = Hrflow::Session->new($node);
+$session->ask("SET ROLE keeper; DELETE FROM shop.staging WHERE hrflow_id ~ '-1\$';");
+$session->ask("BEGIN; TRUNCATE shop.candidate; $load");
+is($session->ask('SELECT count(*) FROM shop.embedding_profile;'),
+	"1000\n-- done\n", 'a transaction that has deleted rows has erased nothing before it commits');
+$session->ask('COMMIT;');
+is(tracked(), '999 999', 'a profile whose row was not put back is erased by the commit');
+is(tracked("profile_id ~ '-1\$'"),
+	'0 0', 'a deleted profile is in neither table after the commit');
+$session->ask("BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-2\$'; SAVEPOINT s;
+	DELETE FROM shop.candidate WHERE hrflow_id ~ '-3\$'; ROLLBACK TO s;
+	UPDATE shop.candidate SET hrflow_id = 'new-5' WHERE hrflow_id ~ '-5\$'; COMMIT;");
+is( tracked("profile_id ~ '-[235]\$'"),
+	'2 1', 'a commit erases what was deleted or renamed, and not what was rolled back');
+$session->ask("BEGIN; UPDATE shop.candidate SET hrflow_id = 'x' WHERE hrflow_id ~ '-6\$';
+	UPDATE shop.candidate SET hrflow_id = 'cook-6' WHERE hrflow_id = 'x'; COMMIT;");
+is(tracked("profile_id IN ('x', 'cook-6')"),
+	'1 1', 'an identifier that is changed and changed back keeps its vectors');
+$store->sql("DO \$\$ BEGIN
+	DELETE FROM shop.candidate WHERE hrflow_id ~ '-7\$';
+	COMMIT;
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-7');
+	END \$\$");
+is(tracked("profile_id ~ '-7\$'"), '1 0', 'COMMIT within a DO block erases what it has deleted');
+$store->sql("BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-9\$'; PREPARE TRANSACTION 'p'");
+is(tracked("profile_id ~ '-9\$'"), '1 1', 'a prepared transaction has not erased yet');
+$store->sql("COMMIT PREPARED 'p'");
+is(tracked("profile_id ~ '-9\$'"), '0 0', 'a prepared transaction erases when it is committed');
+
+#
+# Deleting many is not limited, but told
+#
+is(warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 40)'),
+	'', 'a DELETE of less than 5 % of the profiles warns of nothing');
+like(
+	warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 60)'),
+	qr/WARNING:\ .*erased\ 60\ profiles\ and\ their\ vectors\ from\ store\ shop\.embedding\n
+		DETAIL:.*5\ %/x,
+	'a DELETE of more than 5 % of the profiles raises a WARNING');
+my $before = tracked();
+my ($n) = $before =~ /(\d+)/;
+like(
+	warnings_of('TRUNCATE shop.candidate'),
+	qr/WARNING:\ .*erased\ $n\ profiles/,
+	'a TRUNCATE that nothing follows raises a WARNING');
+is(tracked(), '0 0', 'a TRUNCATE that nothing follows erases every profile');
+
+#
+# Two tables that want the same profile
+#
+$store->sql(q{CREATE TABLE shop.other (id text);
+	SELECT hrflow_track_table('shop.embedding', 'shop.other', 'id', 'acme');
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('nurse-2'), ('nurse-3');
+	INSERT INTO shop.other VALUES ('nurse-1'), ('nurse-2')});
+$store->sql('BEGIN; TRUNCATE shop.candidate; INSERT INTO shop.other SELECT $$nurse-3$$; COMMIT');
+is($store->profiles('profile_id'), "nurse-1\nnurse-2\nnurse-3",
+	'TRUNCATE of one table erases nothing that another one wants');
+$store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
+my $other = Hrflow::Session->new($node);
+$session->ask("BEGIN; DELETE FROM shop.other WHERE id = 'nurse-1';");
+$other->ask("SET ROLE keeper; BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; COMMIT;");
+is($store->profiles('profile_id'), "nurse-1\nnurse-2\nnurse-3",
+	'a profile stays while a row that wants it is only deleted by a transaction in progress');
+$session->ask('COMMIT;');
+is($store->profiles('profile_id'), "nurse-2\nnurse-3",
+	'the last of two transactions that delete the rows of a profile erases it');
+
+# Both are committing: one waits for the other, which still sees its row
+$store->sql(
+	q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-2');
+	CREATE FUNCTION shop.wait() RETURNS trigger LANGUAGE plpgsql AS
+	$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+	CREATE CONSTRAINT TRIGGER wait AFTER DELETE ON shop.other DEFERRABLE INITIALLY DEFERRED
+		FOR EACH ROW EXECUTE FUNCTION shop.wait()});
+$session->ask('SELECT pg_advisory_lock(1);');
+$other->send("DELETE FROM shop.other WHERE id = 'nurse-2';");
+$node->poll_query_until('postgres',
+	"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
+$store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2'});
+$session->ask('SELECT pg_advisory_unlock(1);');
+$other->ask('SELECT 1;');
+is($store->profiles('profile_id'),
+	'nurse-3', 'of two transactions that commit at the same time one erases the profile');
+$store->sql('DROP TRIGGER wait ON shop.other');
+
+# Another table is tracked while a deletion waits for it
+$store->sql(
+	q{CREATE TABLE shop.late (id text);
+	INSERT INTO shop.late VALUES ('nurse-4');
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-4')});
+$session->ask(q{BEGIN; SELECT hrflow_track_table('shop.embedding', 'shop.late', 'id', 'acme');});
+$other->send(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-4';});
+$node->poll_query_until('postgres',
+	"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
+$session->ask('COMMIT;');
+$other->ask('SELECT 1;');
+is($store->profiles('profile_id'),
+	"nurse-3\nnurse-4", 'a deletion asks a table that was tracked while it waited');
+$store->sql('DELETE FROM shop.late; DROP TABLE shop.late');
+
+# A table that was tracked and has another owner
+$node->safe_psql('postgres', 'CREATE ROLE somebody');
+$store->sql(
+	q{CREATE TABLE shop.lost (id text);
+	SELECT hrflow_track_table('shop.embedding', 'shop.lost', 'id', 'acme');
+	INSERT INTO shop.lost VALUES ('nurse-5');
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-5')});
+$node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO somebody');
+like(
+	warnings_of(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-5'}),
+	qr/WARNING:\ .*nothing\ is\ erased\ .*"lost",\ which\ was\ tracked,\ has\ another\ owner/x,
+	'a DELETE warns of a tracked table that has another owner');
+is($store->profiles('profile_id'),
+	"nurse-3\nnurse-5", 'a DELETE erases nothing while a tracked table has another owner');
+$node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO keeper');
+$store->sql('DELETE FROM shop.lost; DROP TABLE shop.lost');
+is($store->profiles('profile_id'),
+	'nurse-3', 'a DELETE erases again once all tables have the same owner');
+
+# A deletion that an erasure brings about
+$store->sql(
+	q{CREATE TABLE shop.third (id text);
+	SELECT hrflow_track_table('shop.embedding', 'shop.third', 'id', 'acme');
+	INSERT INTO shop.third VALUES ('cook-1');
+	CREATE FUNCTION shop.also() RETURNS trigger LANGUAGE plpgsql AS
+	$$ BEGIN DELETE FROM shop.third; RETURN NULL; END $$;
+	CREATE TRIGGER also AFTER DELETE ON shop.embedding_profile
+		FOR EACH ROW EXECUTE FUNCTION shop.also();
+	DELETE FROM shop.other});
+is(tracked(), '0 0', 'what a trigger on the store deletes at the commit is erased as well');
+$store->sql('DROP TRIGGER also ON shop.embedding_profile');
+
+#
+# What becomes of the store in the meantime
+#
+$store->sql('DELETE FROM shop.candidate');
+$store->sql(q{INSERT INTO shop.third VALUES ('cook-1'), ('cook-2')});
+like(
+	$node->error_of(
+		q{BEGIN; DELETE FROM shop.third WHERE id = 'cook-1'; DROP EXTENSION hrflow_embed CASCADE; COMMIT}),
+	qr/^55006: cannot drop extension/,
+	'a transaction that has deleted rows cannot drop the extension, which knows what is still wanted');
+is(tracked(), '2 0', 'a transaction that cannot commit has erased nothing');
+is( $node->error_of(
+		q{BEGIN; DELETE FROM shop.third WHERE id = 'cook-1'; ALTER TABLE shop.embedding RENAME TO e;
+		ALTER TABLE shop.embedding_profile RENAME TO e_profile; COMMIT}
+	),
+	'',
+	'a store can be renamed by a transaction that has deleted rows');
+is($store->sql('SELECT profile_id FROM shop.e_profile'),
+	'cook-2', 'what was deleted is erased from a store that was renamed since');
+$store->sql(q{SELECT hrflow_track_table('shop.e', 'shop.third', 'id', 'acme')});
+is( $node->error_of(
+		q{BEGIN; TRUNCATE shop.third; DROP TABLE shop.e, shop.e_profile; COMMIT}),
+	'',
+	'a store can be dropped by a transaction that has deleted rows');
+
+done_testing();
