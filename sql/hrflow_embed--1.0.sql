@@ -490,12 +490,13 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 -- Stores: vectors kept, and kept fresh
 --
 
--- Makes a store: three ordinary tables of the caller's, which are not members of
--- the extension.
+-- Makes a store: ordinary tables of the caller's, which are not members of the
+-- extension.
 --
 --   name          of the table of vectors, qualified or not; that of the state
---                 of the profiles is name || '_profile', and that of the
---                 history of runs is name || '_run'
+--                 of the profiles is name || '_profile', that of the history
+--                 of runs is name || '_run', and that of what was erased is
+--                 name || '_erased'
 --   vector_type   'real[]', or pgvector's 'vector', 'vector(n)', 'halfvec',
 --                 'halfvec(n)'; 'auto' is 'vector' where pgvector is
 --                 installed, else 'real[]'
@@ -573,7 +574,8 @@ COMMENT ON FUNCTION hrflow_mark_due(regclass, text, text[]) IS
 
 REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
 
--- Erases profiles: their vectors and that they were tracked.
+-- Erases profiles: their vectors and that they were tracked.  NAME_erased keeps
+-- a record of it, with hrflow_fingerprint().
 --
 -- Returns the number of profiles that were tracked.  One that a table still
 -- has comes back when hrflow_track_table() is called again for it.
@@ -865,6 +867,36 @@ COMMENT ON FUNCTION hrflow_store_failures(regclass) IS
 'profiles of a store that failed, are missing or are gone';
 
 REVOKE ALL ON FUNCTION hrflow_store_failures(regclass) FROM PUBLIC;
+
+-- The profiles that have vectors, but are not tracked: rows of your own, or what
+-- somebody else has left.  No refresh writes to them, and no deletion of a
+-- candidate erases them; hrflow_untrack() does.
+--
+-- Errors: 42501 the caller may not SELECT from both tables; 42P01, 42809 not a
+-- store.
+CREATE FUNCTION hrflow_store_orphans(store regclass)
+RETURNS TABLE (source_id text, profile_id text, vectors bigint)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+ROWS 100;
+
+COMMENT ON FUNCTION hrflow_store_orphans(regclass) IS
+'profiles that have vectors in a store, but are not tracked';
+
+REVOKE ALL ON FUNCTION hrflow_store_orphans(regclass) FROM PUBLIC;
+
+-- The fingerprint by which NAME_erased knows a profile that was erased: the
+-- SHA-256 of the SHA-256 of its source's id and of the SHA-256 of its own
+-- identifier, one after the other; both of the text in the encoding of the
+-- database.
+CREATE FUNCTION hrflow_fingerprint(source_id text, profile_id text)
+RETURNS bytea
+LANGUAGE SQL STABLE STRICT PARALLEL SAFE
+RETURN sha256(sha256(convert_to(source_id, getdatabaseencoding()))
+	|| sha256(convert_to(profile_id, getdatabaseencoding())));
+
+COMMENT ON FUNCTION hrflow_fingerprint(text, text) IS
+'fingerprint of a profile in the record of what was erased';
 
 -- Makes the profiles due again that failed or are gone.  Returns their number.
 CREATE FUNCTION hrflow_retry(store regclass)

@@ -35,7 +35,8 @@ static const char erase_sql[] =
 "WITH erased AS (DELETE FROM %P AS p WHERE %s"
 " RETURNING p.source_id, p.%I),"
 " vectors AS (DELETE FROM %V AS v USING erased AS e"
-" WHERE v.source_id = e.source_id AND v.%I = e.%I)"
+" WHERE v.source_id = e.source_id AND v.%I = e.%I"
+" RETURNING v.source_id, v.%I)%s"
 " SELECT count(*) FROM erased";
 
 /* The condition for a profile that was deleted, and another condition met. */
@@ -44,15 +45,18 @@ static const char deleted_sql[] =
 static const char and_deleted_sql[] = "%s AND %s";
 
 /* In these two $1 is the source of the profiles, and $2 are their identifiers. */
-static const char erase_profiles_sql[] =
-"WITH locked AS MATERIALIZED"
-" (SELECT p.%I AS i FROM %P AS p"
-" WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
-" DELETE FROM %P AS p USING locked"
-" WHERE p.source_id = $1 AND p.%I = locked.i";
+static const char lock_profiles_sql[] =
+"SELECT FROM %P AS p WHERE p.source_id = $1 AND p.%I = ANY ($2)"
+" ORDER BY p.%I FOR UPDATE";
 
-static const char erase_vectors_sql[] =
-"DELETE FROM %V AS v WHERE v.source_id = $1 AND v.%I = ANY ($2)";
+static const char erase_profiles_sql[] =
+"WITH erased AS (DELETE FROM %P AS p"
+" WHERE p.source_id = $1 AND p.%I = ANY ($2)"
+" RETURNING p.source_id, p.%I),"
+" vectors AS (DELETE FROM %V AS v"
+" WHERE v.source_id = $1 AND v.%I = ANY ($2)"
+" RETURNING v.source_id, v.%I)%s"
+" SELECT count(*) FROM erased";
 
 /*
  * $1 to $4 are the profiles that a run has found missing: their keys and
@@ -99,7 +103,9 @@ static const char erase_gone_sql[] =
 " AND k.proven AND (c.n <= $8 OR NOT k.has_vectors)"
 " RETURNING k.s, k.i),"
 " vectors AS (DELETE FROM %V AS v USING gone AS k"
-" WHERE v.source_id = k.s AND v.%I = k.i)"
+" WHERE v.source_id = k.s AND v.%I = k.i"
+" RETURNING v.source_id, v.%I),"
+" erased AS (SELECT v.source_id, v.%I FROM vectors AS v WHERE false)%s"
 " SELECT (SELECT count(*) FROM gone), c.nunproven,"
 " CASE WHEN c.n <= $8 THEN 0 ELSE c.n END FROM counted AS c";
 
@@ -173,9 +179,10 @@ lock_profiles(const HrflowStore *store, const char *condition)
  * Erase the profiles that meet a condition.  Returns their number.
  */
 static uint64
-erase(const HrflowStore *store, const char *condition)
+erase(const HrflowStore *store, const char *condition, const char *reason)
 {
-	hrflow_store_execute_latest(hrflow_store_sql(store, erase_sql, condition),
+	hrflow_store_execute_latest(hrflow_store_sql(store, erase_sql, condition,
+												 hrflow_erased_note_sql(store, reason)),
 								NULL);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
@@ -194,11 +201,12 @@ count_refreshed(const HrflowStore *store)
  * Erase all profiles that nobody wants.  Returns their number.
  */
 uint64
-hrflow_erase_unwanted(const HrflowStore *store, Oid function)
+hrflow_erase_unwanted(const HrflowStore *store, Oid function,
+					  const char *reason)
 {
 	if (!lock_profiles(store, hrflow_feeder_unwanted(store, function)))
 		return 0;
-	return erase(store, hrflow_feeder_unwanted(store, function));
+	return erase(store, hrflow_feeder_unwanted(store, function), reason);
 }
 
 /*
@@ -236,7 +244,8 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 						 erase(store,
 							   hrflow_store_sql(store, and_deleted_sql,
 												hrflow_feeder_unwanted(store, function),
-												deleted)));
+												deleted),
+							   "delete"));
 }
 
 /*
@@ -247,13 +256,12 @@ uint64
 hrflow_erase_profiles(const HrflowStore *store,
 					  const HrflowParameters *parameters)
 {
-	uint64		n = hrflow_store_execute(hrflow_store_sql(store,
-														  erase_profiles_sql),
-										 parameters);
-
-	hrflow_store_execute(hrflow_store_sql(store, erase_vectors_sql),
+	hrflow_store_execute(hrflow_store_sql(store, lock_profiles_sql),
 						 parameters);
-	return n;
+	hrflow_store_execute(hrflow_store_sql(store, erase_profiles_sql,
+										  hrflow_erased_note_sql(store, "untrack")),
+						 parameters);
+	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
 /*
@@ -661,7 +669,8 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 	hrflow_store_add(&parameters, INT4ARRAYOID, PointerGetDatum(items));
 	hrflow_store_execute(hrflow_store_sql(store, erase_gone_sql,
 										  store->has_erased_at ?
-										  set_erased_at_sql : ""),
+										  set_erased_at_sql : "",
+										  hrflow_erased_note_sql(store, "gone")),
 						 &parameters);
 	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1));
 	run->nkept += DatumGetInt64(hrflow_store_datum(0, 3));

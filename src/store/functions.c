@@ -35,6 +35,7 @@ PG_FUNCTION_INFO_V1(hrflow_mark_due);
 PG_FUNCTION_INFO_V1(hrflow_untrack);
 PG_FUNCTION_INFO_V1(hrflow_retry);
 PG_FUNCTION_INFO_V1(hrflow_store_failures);
+PG_FUNCTION_INFO_V1(hrflow_store_orphans);
 PG_FUNCTION_INFO_V1(hrflow_store_status);
 
 /*
@@ -106,7 +107,8 @@ static const char *const create_sql[] = {
 	" 'state of the profiles whose vectors are kept; see hrflow_store_status()'"
 };
 
-static const char drop_sql[] = "DROP TABLE %V, %P%s";
+static const char drop_sql[] = "DROP TABLE %V, %P";
+static const char also_sql[] = "%s, %R";
 
 /*
  * In the statements about some profiles $1 is their source, and $2 are their
@@ -159,6 +161,12 @@ static const char failures_sql[] =
 " last_error, refreshed_at FROM %P"
 " WHERE state IN ('missing', 'gone', 'failed')"
 " ORDER BY state, source_id, %I";
+
+static const char orphans_sql[] =
+"SELECT v.source_id, v.%I, count(*) FROM %V AS v"
+" WHERE NOT EXISTS (SELECT FROM %P AS p"
+" WHERE p.source_id = v.source_id AND p.%I = v.%I)"
+" GROUP BY v.source_id, v.%I ORDER BY v.source_id, v.%I";
 
 static const char last_error_sql[] =
 "SELECT p.last_error FROM %P AS p WHERE p.last_error IS NOT NULL"
@@ -256,7 +264,8 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 	for (int i = 0; i < lengthof(create_sql); i++)
 		hrflow_store_execute(hrflow_store_sql(&store, create_sql[i]),
 							 NULL);
-	hrflow_history_create(hrflow_history_name(schema, table->relname));
+	hrflow_history_create(schema, table->relname);
+	hrflow_erased_create(schema, table->relname);
 	AtEOXact_GUC(false, store.saved_nestlevel);
 	SPI_finish();
 
@@ -272,7 +281,7 @@ Datum
 hrflow_drop_store(PG_FUNCTION_ARGS)
 {
 	HrflowStore store;
-	Oid			runs;
+	Oid			beside[2];
 	char	   *sql;
 
 	PreventCommandDuringRecovery("hrflow_drop_store()");
@@ -281,9 +290,14 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 	(void) hrflow_feeder_drop_all(&store,
 								  hrflow_feeder_function(fcinfo->flinfo->fn_oid),
 								  InvalidOid);
-	runs = hrflow_history_find(&store);
-	sql = hrflow_store_sql(&store, drop_sql, OidIsValid(runs) ?
-						   hrflow_store_sql(&store, ", %R", runs) : "");
+	sql = hrflow_store_sql(&store, drop_sql);
+	beside[0] = hrflow_history_find(&store);
+	beside[1] = hrflow_erased_find(&store);
+	for (int i = 0; i < lengthof(beside); i++)
+	{
+		if (OidIsValid(beside[i]))
+			sql = hrflow_store_sql(&store, also_sql, sql, beside[i]);
+	}
 	hrflow_schedule_forget(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	hrflow_store_execute(sql, NULL);
@@ -465,6 +479,17 @@ Datum
 hrflow_store_failures(PG_FUNCTION_ARGS)
 {
 	return_query(fcinfo, failures_sql);
+	return (Datum) 0;
+}
+
+/*
+ * hrflow_store_orphans(store regclass)
+ *		RETURNS TABLE (source_id text, profile_id text, vectors bigint)
+ */
+Datum
+hrflow_store_orphans(PG_FUNCTION_ARGS)
+{
+	return_query(fcinfo, orphans_sql);
 	return (Datum) 0;
 }
 

@@ -16,15 +16,12 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
-#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "miscadmin.h"
 #include "storage/lock.h"
 #include "store/refresh.h"
 #include "utils/builtins.h"
-#include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 /* The name of the table is that of the vectors and this. */
@@ -97,68 +94,30 @@ static const char last_sql[] =
  */
 
 /*
- * The name of the table of runs that goes with a table of vectors, quoted and
- * qualified.
- */
-char *
-hrflow_history_name(const char *schema, const char *vectors)
-{
-	return quote_qualified_identifier(schema, psprintf("%s" SUFFIX, vectors));
-}
-
-/*
- * Create the table for a store that is being created.
+ * Create the table for a store that is being created.  "vectors" is the name of
+ * its table of vectors.
  */
 void
-hrflow_history_create(const char *name)
+hrflow_history_create(const char *schema, const char *vectors)
 {
+	const char *name = hrflow_beside_name(schema, vectors, SUFFIX);
+
 	hrflow_store_execute(hrflow_store_sql(NULL, create_sql, name), NULL);
 	hrflow_store_execute(hrflow_store_sql(NULL, comment_sql, name), NULL);
 }
 
 /*
- * Has a table the columns of a history?
- */
-static bool
-has_columns(Oid table)
-{
-	static const char *const names[] = {
-		"run", "started_at", "ended_at", "stop_reason", "requests", "error"
-	};
-
-	for (int i = 0; i < lengthof(names); i++)
-	{
-		if (get_attnum(table, names[i]) == InvalidAttrNumber)
-			return false;
-	}
-	return true;
-}
-
-/*
- * The table of runs of a store, or InvalidOid where there is none.  A table of
- * that name that belongs to somebody else, or has other columns, is not the
- * store's.
+ * The table of runs of a store, or InvalidOid where there is none.
  */
 Oid
 hrflow_history_find(const HrflowStore *store)
 {
-	Oid			runs = get_relname_relid(psprintf("%s" SUFFIX,
-												  RelationGetRelationName(store->vectors)),
-										 RelationGetNamespace(store->vectors));
-	HeapTuple	tuple;
-	Form_pg_class form;
+	static const char *const columns[] = {
+		"run", "started_at", "ended_at", "stop_reason", "requests", "error",
+		NULL
+	};
 
-	if (!OidIsValid(runs))
-		return InvalidOid;
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(runs));
-	if (!HeapTupleIsValid(tuple))
-		return InvalidOid;
-	form = (Form_pg_class) GETSTRUCT(tuple);
-	if (form->relkind != RELKIND_RELATION ||
-		form->relowner != store->owner || !has_columns(runs))
-		runs = InvalidOid;
-	ReleaseSysCache(tuple);
-	return runs;
+	return hrflow_beside_find(store, SUFFIX, columns);
 }
 
 /*

@@ -230,16 +230,28 @@ extern void hrflow_deferred_add_all(const HrflowStore *store, Oid function,
 									const char *profiles);
 extern bool hrflow_deferred_register(const HrflowStore *store);
 
+/* in beside.c */
+extern const char *hrflow_beside_name(const char *schema, const char *vectors,
+									  const char *suffix);
+extern Oid	hrflow_beside_find(const HrflowStore *store, const char *suffix,
+							   const char *const *columns);
+
+/* in erased.c */
+extern void hrflow_erased_create(const char *schema, const char *vectors);
+extern Oid	hrflow_erased_find(const HrflowStore *store);
+extern const char *hrflow_erased_note_sql(const HrflowStore *store,
+										  const char *reason);
+
 /* in erase.c */
-extern uint64 hrflow_erase_unwanted(const HrflowStore *store, Oid function);
+extern uint64 hrflow_erase_unwanted(const HrflowStore *store, Oid function,
+									const char *reason);
 extern void hrflow_erase_deleted(const HrflowStore *store, Oid function);
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
 extern int64 hrflow_erase_count(const HrflowStore *store);
 
 /* in history.c */
-extern char *hrflow_history_name(const char *schema, const char *vectors);
-extern void hrflow_history_create(const char *name);
+extern void hrflow_history_create(const char *schema, const char *vectors);
 extern Oid	hrflow_history_find(const HrflowStore *store);
 extern void hrflow_history_last(const HrflowStore *store, Datum *values,
 								bool *nulls);

@@ -612,7 +612,7 @@ track(const HrflowStore *store, Relation table, Oid function,
 	 * where columns of several tables were renamed.
 	 */
 	if (had_triggers && hrflow_feeder_can_ask_all(store, function))
-		hrflow_erase_unwanted(store, function);
+		hrflow_erase_unwanted(store, function, "reconcile");
 	return hrflow_feeder_track(store,
 							   hrflow_feeder_profiles(args,
 													  hrflow_store_sql(store, "%R",
@@ -644,7 +644,7 @@ reconcile(const HrflowStore *store, Relation table, Oid function,
 {
 	grant_function(store, function);
 	if (hrflow_feeder_can_ask_all(store, function))
-		hrflow_erase_unwanted(store, function);
+		hrflow_erase_unwanted(store, function, "reconcile");
 	return hrflow_feeder_track_missing(store, table, args);
 }
 
@@ -713,7 +713,7 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 	if (hrflow_feeder_drop_all(&store, function, PG_GETARG_OID(ARG_TABLE)))
 	{
 		CommandCounterIncrement();
-		n = hrflow_erase_unwanted(&store, function);
+		n = hrflow_erase_unwanted(&store, function, "untrack");
 	}
 	hrflow_store_close(&store);
 	SPI_finish();

@@ -230,6 +230,12 @@ foreach my $case (
 	[   'hrflow_store_failures',
 		q{SELECT profile_id FROM s.hrflow_store_failures('talent.embedding')},
 		qr/^fault:status=500$/m ],
+	[   'hrflow_store_orphans',
+		q{SELECT profile_id FROM s.hrflow_store_orphans('talent.embedding')},
+		qr/^(?!.*ERROR)/s ],
+	[   'hrflow_fingerprint',
+		q{SELECT s.hrflow_fingerprint('acme', 'nurse-1')},
+		qr/^\\x[0-9a-f]{64}$/m ],
 	[ 'hrflow_retry', q{SELECT s.hrflow_retry('talent.embedding')}, qr/^1$/m ],
 	[   'hrflow_match',
 		q{SELECT profile_id
@@ -531,7 +537,7 @@ my $force = (
 is( sql(q{SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE proname LIKE 'hrflow%'
 	AND proparallel = 's' AND prorettype <> 'internal'::regtype}
 	),
-	'hrflow_cosine_similarity hrflow_decode_vector hrflow_vector_similarity',
+	'hrflow_cosine_similarity hrflow_decode_vector hrflow_fingerprint hrflow_vector_similarity',
 	'only the functions that send no requests are parallel safe');
 my $parallel = "SET $force = on; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
 	SET min_parallel_table_scan_size = 0; SET max_parallel_workers_per_gather = 2;

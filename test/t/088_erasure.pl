@@ -199,6 +199,39 @@ is(tracked(), '0 0', 'what a trigger on the store deletes at the commit is erase
 $store->sql('DROP TRIGGER also ON shop.embedding_profile');
 
 #
+# The record of what was erased
+#
+my $erased = 'SELECT reason, vectors, count(*) FROM shop.embedding_erased GROUP BY 1, 2 ORDER BY 1, 2';
+$store->sql('TRUNCATE shop.embedding_erased');
+$store->track(q{SELECT unnest('{nurse-1,nurse-2,nurse-3,nurse-4}'::text[])});
+$store->call;
+$store->sql(
+	q{DELETE FROM shop.embedding_erased;
+	INSERT INTO shop.embedding VALUES ('acme', 'orphan', 'profile', 0, '{1}');
+	BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; ROLLBACK;
+	DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2';
+	UPDATE shop.candidate SET hrflow_id = 'nurse-5' WHERE hrflow_id = 'nurse-3';
+	UPDATE shop.candidate SET hrflow_id = 'nurse-6' WHERE hrflow_id = 'nurse-5';});
+is($store->sql($erased), "delete|0|1\ndelete|2|2",
+	'what a DELETE or another identifier erases is recorded when it is committed');
+is( $store->sql(q{SELECT reason, vectors FROM shop.embedding_erased
+		WHERE fingerprint = hrflow_fingerprint('acme', 'nurse-2')}),
+	'delete|2', 'an erased profile is found by its fingerprint');
+is( $store->sql(q{SELECT hrflow_fingerprint('acme', 'nurse-2') =
+		sha256(sha256('acme'::bytea) || sha256('nurse-2'::bytea))}),
+	't', 'the fingerprint is the documented hash');
+is( $store->sql(q{SELECT count(*) FROM shop.embedding_erased e WHERE e::text ~ 'nurse|acme'}),
+	0, 'the record keeps no identifier');
+is($store->sql(q{SELECT * FROM hrflow_store_orphans('shop.embedding')}),
+	'acme|orphan|1', 'vectors that no profile goes with are found');
+is($store->sql(q{SELECT hrflow_untrack('shop.embedding', 'acme', '{nurse-1,nurse-6,orphan,nobody}')}),
+	2, 'hrflow_untrack() returns the number of profiles that were tracked');
+is($store->sql("$erased"), "delete|0|1\ndelete|2|2\nuntrack|0|1\nuntrack|1|1\nuntrack|2|1",
+	'hrflow_untrack() records what it has erased, orphans included');
+is($store->sql(q{SELECT count(*) FROM hrflow_store_orphans('shop.embedding')}),
+	0, 'hrflow_untrack() erases orphans');
+
+#
 # What becomes of the store in the meantime
 #
 $store->sql('DELETE FROM shop.candidate');
