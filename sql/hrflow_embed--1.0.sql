@@ -495,7 +495,8 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 --
 --   name          of the table of vectors, qualified or not; that of the state
 --                 of the profiles is name || '_profile', that of the history
---                 of runs is name || '_run', and that of what was erased is
+--                 of runs is name || '_run', that of vectors put aside is
+--                 name || '_aside', and that of what was erased is
 --                 name || '_erased'
 --   vector_type   'real[]', or pgvector's 'vector', 'vector(n)', 'halfvec',
 --                 'halfvec(n)'; 'auto' is 'vector' where pgvector is
@@ -609,8 +610,10 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Returns the number of rows newly tracked.  Called again it reconciles: what
 -- triggers have missed (logical replication, rows written to a partition,
--- session_replication_role) is tracked or erased.  The first call, as after
--- DROP EXTENSION, erases nothing: another table may still have to be tracked.
+-- session_replication_role) is tracked, or put aside where nothing wants it, up
+-- to a limit and with a WARNING; what was put aside and is wanted again is brought
+-- back.  The first call, as after DROP EXTENSION, puts nothing aside: another table
+-- may still have to be tracked.
 -- Writers of the table wait for the first call, and for one with other
 -- arguments; when it reconciles, nobody waits.
 --
@@ -636,7 +639,8 @@ COMMENT ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, nam
 
 REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) FROM PUBLIC;
 
--- Ends that, and erases the profiles that nothing else wants.
+-- Ends that, and puts aside the profiles that nothing else wants: a later run
+-- erases them, unless hrflow_restore() has brought them back.
 --
 -- Returns their number; 0 where the table did not feed the store.
 -- Errors: 42501 the caller is not the owner of both, superusers included;
@@ -825,11 +829,13 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   last_run_status        of it: running, succeeded, failed, or killed: its
 --                          session has ended without a word
 --   erased_last_day        profiles that have lost vectors within 24 hours
---                          because the API no longer had them
+--                          because the API no longer had them, or because no
+--                          table was found to want them
 --   last_run_error         of the last run, or why it was stopped
 --   last_job_status        what pg_cron says of the job of hrflow_schedule()
 --                          when it last ran it or failed to, where the owner
 --                          may read pg_cron's tables
+--   put_aside              profiles of which vectors are put aside
 --
 -- Those that wait for another try are tracked, and in none of the other
 -- columns: in NAME_profile their state is 'due', their due_at is still to come
@@ -843,7 +849,7 @@ RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
 	refreshed_last_minute bigint, refreshed_last_hour bigint,
 	requests_due bigint, time_due interval, last_error text,
 	last_run timestamptz, last_run_status text, erased_last_day bigint,
-	last_run_error text, last_job_status text)
+	last_run_error text, last_job_status text, put_aside bigint)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 1;
@@ -897,6 +903,32 @@ RETURN sha256(sha256(convert_to(source_id, getdatabaseencoding()))
 
 COMMENT ON FUNCTION hrflow_fingerprint(text, text) IS
 'fingerprint of a profile in the record of what was erased';
+
+-- Brings back vectors that were put aside: all of them, those of a source, or
+-- those of some profiles.  Vectors that were fetched since are left as they are.
+-- A profile that was gone is due again.  One that nothing wants is put aside again
+-- when a table is tracked again that feeds the store, unless a row wants it then.
+--
+--   source_id     \  which ones; NULL: any
+--   profile_ids   /
+--
+-- Returns the number of profiles.
+--
+-- Cost: none now; a request at the next refresh for each that was gone.
+-- Errors: 42501 the caller may not INSERT, UPDATE and DELETE in both tables;
+-- 42P01, 42809 not a store; what the table of vectors raises.
+CREATE FUNCTION hrflow_restore(
+	store regclass,
+	source_id text DEFAULT NULL,
+	profile_ids text[] DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_restore(regclass, text, text[]) IS
+'brings back vectors of a store that were put aside';
+
+REVOKE ALL ON FUNCTION hrflow_restore(regclass, text, text[]) FROM PUBLIC;
 
 -- Makes the profiles due again that failed or are gone.  Returns their number.
 CREATE FUNCTION hrflow_retry(store regclass)

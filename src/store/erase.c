@@ -1,7 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * erase.c
- *		The only place that erases profiles and their vectors.
+ *		Erases profiles and their vectors.
+ *
+ * What somebody deletes is erased at once.  What the API no longer has, and what
+ * nothing wants any longer, is put aside first, within a limit, and is erased
+ * when its time there is over; see aside.c.  Nothing is erased but by these two.
  *
  * Rows of the table of profiles are locked in the order of their keys, and
  * before it is asked whether anybody else wants a profile: that is asked with
@@ -34,10 +38,26 @@ static const char lock_sql[] =
 static const char erase_sql[] =
 "WITH erased AS (DELETE FROM %P AS p WHERE %s"
 " RETURNING p.source_id, p.%I),"
-" vectors AS (DELETE FROM %V AS v USING erased AS e"
+" stored AS (DELETE FROM %V AS v USING erased AS e"
 " WHERE v.source_id = e.source_id AND v.%I = e.%I"
-" RETURNING v.source_id, v.%I)%s"
+" RETURNING v.source_id, v.%I)%s%s"
 " SELECT count(*) FROM erased";
+
+static const char erase_aside_sql[] =
+", aside AS (DELETE FROM %R AS a USING erased AS e"
+" WHERE a.source_id = e.source_id AND a.%I = e.%I"
+" RETURNING a.source_id, a.%I)";
+
+/* What was erased in these, for the record: profiles, and each of their vectors. */
+#define ERASED_SQL \
+	"SELECT e.source_id, e.%I, 0 AS n, NULL::timestamptz AS put_aside_at" \
+	" FROM erased AS e" \
+	" UNION ALL SELECT v.source_id, v.%I, 1, NULL FROM stored AS v"
+
+static const char erased_sql[] = ERASED_SQL;
+
+static const char erased_with_aside_sql[] = ERASED_SQL
+" UNION ALL SELECT a.source_id, a.%I, 1, NULL FROM aside AS a";
 
 /* The condition for a profile that was deleted, and another condition met. */
 static const char deleted_sql[] =
@@ -53,10 +73,15 @@ static const char erase_profiles_sql[] =
 "WITH erased AS (DELETE FROM %P AS p"
 " WHERE p.source_id = $1 AND p.%I = ANY ($2)"
 " RETURNING p.source_id, p.%I),"
-" vectors AS (DELETE FROM %V AS v"
+" stored AS (DELETE FROM %V AS v"
 " WHERE v.source_id = $1 AND v.%I = ANY ($2)"
-" RETURNING v.source_id, v.%I)%s"
+" RETURNING v.source_id, v.%I)%s%s"
 " SELECT count(*) FROM erased";
+
+static const char erase_profiles_aside_sql[] =
+", aside AS (DELETE FROM %R AS a"
+" WHERE a.source_id = $1 AND a.%I = ANY ($2)"
+" RETURNING a.source_id, a.%I)";
 
 /*
  * $1 to $4 are the profiles that a run has found missing: their keys and
@@ -101,13 +126,15 @@ static const char erase_gone_sql[] =
 " lease_until = NULL%s FROM found AS k, counted AS c"
 " WHERE p.source_id = k.s AND p.%I = k.i"
 " AND k.proven AND (c.n <= $8 OR NOT k.has_vectors)"
-" RETURNING k.s, k.i),"
+" RETURNING k.s, k.i, k.has_vectors),"
 " vectors AS (DELETE FROM %V AS v USING gone AS k"
 " WHERE v.source_id = k.s AND v.%I = k.i"
-" RETURNING v.source_id, v.%I),"
-" erased AS (SELECT v.source_id, v.%I FROM vectors AS v WHERE false)%s"
+" RETURNING v.source_id, v.%I, v.section, v.item, v.vector,"
+" v.fetched_at, NULL::timestamptz AS due_at)%s"
 " SELECT (SELECT count(*) FROM gone), c.nunproven,"
-" CASE WHEN c.n <= $8 THEN 0 ELSE c.n END FROM counted AS c";
+" CASE WHEN c.n <= $8 THEN 0 ELSE c.n END,"
+" (SELECT count(*) FROM gone AS k WHERE k.has_vectors)"
+" FROM counted AS c";
 
 static const char set_erased_at_sql[] =
 ", erased_at = CASE WHEN k.has_vectors THEN clock_timestamp()"
@@ -117,16 +144,24 @@ static const char count_erased_sql[] =
 "SELECT count(*) FROM %P AS p"
 " WHERE p.erased_at > clock_timestamp() - interval '24 hours'";
 
+/* Profiles that are no longer there, which nothing has wanted. */
+static const char count_recorded_sql[] =
+"SELECT count(*) FROM %R AS n WHERE n.reason = 'reconcile'"
+" AND n.put_aside_at > clock_timestamp() - interval '24 hours'"
+" AND n.erased_at > clock_timestamp() - interval '24 hours'";
+
 static const char count_refreshed_sql[] =
 "SELECT count(*) FROM %P AS p"
-" WHERE p.refreshed_at IS NOT NULL AND p.state IS DISTINCT FROM 'gone'";
+" WHERE p.refreshed_at IS NOT NULL"
+" AND (p.state IN ('gone', 'unwanted')) IS NOT TRUE";
 
 /*
- * In these two $1 and $2 are the key of a profile, and $3 to $5 are what it was
+ * In these three $1 and $2 are the key of a profile, and $3 to $5 are what it was
  * asked for: whole sections, or NULL for all of them; and elements, by their
  * sections and items.  Of that the first one finds the sections of which there
- * are vectors, but which are not among $6, and the second one deletes vectors
- * that are not among $6 and $7, their sections and items.
+ * are vectors, but which are not among $6; the second one puts these aside; and
+ * the third one deletes vectors that are not among $6 and $7, their sections and
+ * items.
  */
 #define IS_ASKED_FOR \
 	" AND ($3 IS NULL OR v.section = ANY ($3)" \
@@ -136,6 +171,14 @@ static const char find_lost_sql[] =
 "SELECT string_agg(DISTINCT v.section, ', ' ORDER BY v.section) FROM %V AS v"
 " WHERE v.source_id = $1 AND v.%I = $2" IS_ASKED_FOR
 " AND v.section <> ALL ($6)";
+
+static const char put_lost_sql[] =
+"WITH vectors AS (DELETE FROM %V AS v"
+" WHERE v.source_id = $1 AND v.%I = $2" IS_ASKED_FOR
+" AND v.section <> ALL ($6)"
+" RETURNING v.source_id, v.%I, v.section, v.item, v.vector, v.fetched_at,"
+" NULL::timestamptz AS due_at)%s"
+" SELECT count(*) FROM vectors";
 
 static const char delete_vectors_sql[] =
 "DELETE FROM %V AS v"
@@ -164,8 +207,8 @@ static const char note_erased_sql[] =
  * one of the rows locked may have tracked another table.  Returns whether there
  * are any.
  */
-static bool
-lock_profiles(const HrflowStore *store, const char *condition)
+bool
+hrflow_erase_lock(const HrflowStore *store, const char *condition)
 {
 	uint64		n = hrflow_store_execute_latest(hrflow_store_sql(store, lock_sql,
 																 condition),
@@ -176,13 +219,36 @@ lock_profiles(const HrflowStore *store, const char *condition)
 }
 
 /*
+ * A statement that erases profiles: erase_sql with its condition, or
+ * erase_profiles_sql, for which that is NULL.  "aside_sql" erases what is put
+ * aside of them.
+ */
+static char *
+get_erase_sql(const HrflowStore *store, const char *template,
+			  const char *condition, const char *aside_sql,
+			  const char *reason)
+{
+	Oid			aside = hrflow_aside_find(store);
+	const char *erase_aside = !OidIsValid(aside) ? "" :
+	hrflow_store_sql(store, aside_sql, aside);
+	const char *note = hrflow_erased_note_sql(store, reason,
+											  OidIsValid(aside) ?
+											  erased_with_aside_sql :
+											  erased_sql);
+
+	return condition == NULL ?
+		hrflow_store_sql(store, template, erase_aside, note) :
+		hrflow_store_sql(store, template, condition, erase_aside, note);
+}
+
+/*
  * Erase the profiles that meet a condition.  Returns their number.
  */
 static uint64
 erase(const HrflowStore *store, const char *condition, const char *reason)
 {
-	hrflow_store_execute_latest(hrflow_store_sql(store, erase_sql, condition,
-												 hrflow_erased_note_sql(store, reason)),
+	hrflow_store_execute_latest(get_erase_sql(store, erase_sql, condition,
+											  erase_aside_sql, reason),
 								NULL);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
@@ -195,18 +261,6 @@ count_refreshed(const HrflowStore *store)
 {
 	hrflow_store_execute(hrflow_store_sql(store, count_refreshed_sql), NULL);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
-}
-
-/*
- * Erase all profiles that nobody wants.  Returns their number.
- */
-uint64
-hrflow_erase_unwanted(const HrflowStore *store, Oid function,
-					  const char *reason)
-{
-	if (!lock_profiles(store, hrflow_feeder_unwanted(store, function)))
-		return 0;
-	return erase(store, hrflow_feeder_unwanted(store, function), reason);
 }
 
 /*
@@ -237,7 +291,7 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 
 	/* Tables are locked before profiles, as TRUNCATE does. */
 	(void) hrflow_feeder_find(store, function, InvalidOid, AccessShareLock);
-	if (!lock_profiles(store, deleted) ||
+	if (!hrflow_erase_lock(store, deleted) ||
 		!hrflow_feeder_owns_all(store, function))
 		return;
 	warn_of_many_deleted(store,
@@ -245,7 +299,7 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 							   hrflow_store_sql(store, and_deleted_sql,
 												hrflow_feeder_unwanted(store, function),
 												deleted),
-							   "delete"));
+							   "'delete'"));
 }
 
 /*
@@ -258,39 +312,48 @@ hrflow_erase_profiles(const HrflowStore *store,
 {
 	hrflow_store_execute(hrflow_store_sql(store, lock_profiles_sql),
 						 parameters);
-	hrflow_store_execute(hrflow_store_sql(store, erase_profiles_sql,
-										  hrflow_erased_note_sql(store, "untrack")),
+	hrflow_store_execute(get_erase_sql(store, erase_profiles_sql, NULL,
+									   erase_profiles_aside_sql, "'untrack'"),
 						 parameters);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
 /*
  * Number of profiles that have lost vectors within 24 hours because the API no
- * longer had them.  A table of a user's own that lacks erased_at tells of none.
+ * longer had them, or because nothing was found to want them.  A table of a
+ * user's own that lacks erased_at tells of none.
  */
 int64
 hrflow_erase_count(const HrflowStore *store)
 {
+	Oid			record = hrflow_erased_find(store);
+	int64		n;
+
 	if (!store->has_erased_at)
 		return 0;
 	hrflow_store_execute(hrflow_store_sql(store, count_erased_sql), NULL);
-	return DatumGetInt64(hrflow_store_datum(0, 1));
+	n = DatumGetInt64(hrflow_store_datum(0, 1));
+	if (!OidIsValid(record))
+		return n;
+	hrflow_store_execute(hrflow_store_sql(store, count_recorded_sql, record),
+						 NULL);
+	return n + DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
 /*
- * How many profiles may still lose vectors because the API no longer has them?
- * All that were erased in this way within 24 hours count, whichever runs did it.
- * Where that is not known, none may.
+ * How many profiles may still lose vectors that nobody has deleted?  All that
+ * have lost them in this way within 24 hours count, whichever runs did it.  Where
+ * that is not known, or vectors cannot be put aside, none may.
  *
  * Only one session at a time may ask, until its transaction ends; the others do
  * not wait, since they have rows locked, but are told that none may.
  */
-static int64
-get_allowance(const HrflowStore *store)
+int64
+hrflow_erase_allowance(const HrflowStore *store)
 {
 	int64		most;
 
-	if (!store->has_erased_at ||
+	if (!store->has_erased_at || !OidIsValid(hrflow_aside_find(store)) ||
 		!ConditionalLockDatabaseObject(RelationRelationId,
 									   RelationGetRelid(store->profiles), 0,
 									   ExclusiveLock))
@@ -518,7 +581,7 @@ hrflow_erase_judge(HrflowRun *run, const HrflowStore *store, List *profiles)
 	}
 	if (plan != NULL)
 		SPI_freeplan(plan);
-	if (losers == NIL || list_length(losers) <= get_allowance(store))
+	if (losers == NIL || list_length(losers) <= hrflow_erase_allowance(store))
 		return;
 	foreach(cell, losers)
 		((HrflowProfile *) lfirst(cell))->is_kept = true;
@@ -553,18 +616,43 @@ hrflow_erase_explain(const HrflowStore *store)
 }
 
 /*
+ * Put aside a profile's vectors of which the API no longer has any of the same
+ * section.
+ */
+static void
+put_lost(HrflowRun *run, const HrflowStore *store,
+		 const HrflowProfile *profile)
+{
+	HrflowParameters parameters = {.n = 6};
+
+	memcpy(parameters.types, delete_types, sizeof(Oid) * parameters.n);
+	memset(parameters.nulls, ' ', parameters.n);
+	parameters.values[0] = CStringGetTextDatum(profile->source_id);
+	parameters.values[1] = CStringGetTextDatum(profile->identifier);
+	set_asked_for(run, profile, parameters.values, parameters.nulls);
+	parameters.values[5] = PointerGetDatum(get_sections(profile));
+	hrflow_store_execute(hrflow_store_sql(store, put_lost_sql,
+										  hrflow_aside_put_sql(store, "no vector")),
+						 &parameters);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
  * Erase a profile's vectors, of what was asked for, that its answer no longer
- * has; or of the sections that it has, where others are to be kept.
+ * has; or of the sections that it has, where others are to be kept.  Those of a
+ * section that it no longer has are put aside.
  */
 void
-hrflow_erase_old_vectors(HrflowRun *run, SPIPlanPtr plan,
-						 HrflowProfile *profile)
+hrflow_erase_old_vectors(HrflowRun *run, const HrflowStore *store,
+						 SPIPlanPtr plan, HrflowProfile *profile)
 {
 	Datum		values[lengthof(delete_types)];
 	char		nulls[] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	StaticAssertStmt(lengthof(nulls) == lengthof(delete_types),
 					 "one for each parameter");
+	if (profile->lost != NULL && !profile->is_kept)
+		put_lost(run, store, profile);
 	values[0] = CStringGetTextDatum(profile->source_id);
 	values[1] = CStringGetTextDatum(profile->identifier);
 	set_asked_for(run, profile, values, nulls);
@@ -602,6 +690,7 @@ hrflow_erase_note(const HrflowStore *store, List *profiles)
 	hrflow_store_add_rows(&parameters, rows);
 	hrflow_store_execute(hrflow_store_sql(store, note_erased_sql),
 						 &parameters);
+	hrflow_aside_erase_expired(store);
 }
 
 /*
@@ -664,15 +753,17 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
 	hrflow_store_add(&parameters, INT8OID,
-					 Int64GetDatum(get_allowance(store)));
+					 Int64GetDatum(hrflow_erase_allowance(store)));
 	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(sections));
 	hrflow_store_add(&parameters, INT4ARRAYOID, PointerGetDatum(items));
 	hrflow_store_execute(hrflow_store_sql(store, erase_gone_sql,
 										  store->has_erased_at ?
 										  set_erased_at_sql : "",
-										  hrflow_erased_note_sql(store, "gone")),
+										  hrflow_aside_put_sql(store, "gone")),
 						 &parameters);
 	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1));
 	run->nkept += DatumGetInt64(hrflow_store_datum(0, 3));
+	run->ngone_put = DatumGetInt64(hrflow_store_datum(0, 4));
 	warn_of_unproven(run, DatumGetInt64(hrflow_store_datum(0, 2)));
+	hrflow_aside_erase_expired(store);
 }

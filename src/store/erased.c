@@ -19,11 +19,12 @@
 /* The name of the table is that of the vectors and this. */
 #define SUFFIX "_erased"
 
-static const char *const create_sql[] = {
+static const char *const create_erased_sql[] = {
 	"CREATE TABLE %s ("
 	" erased_at timestamptz NOT NULL DEFAULT now(),"
 	" reason text NOT NULL,"
 	" vectors bigint NOT NULL,"
+	" put_aside_at timestamptz,"
 	" fingerprint bytea NOT NULL)",
 	"CREATE INDEX ON %s (fingerprint)",
 	"CREATE INDEX ON %s (erased_at)",
@@ -36,13 +37,11 @@ static const char *const create_sql[] = {
  * as they are, since a conversion could fail, and what is deleted must go.
  */
 static const char note_sql[] =
-", noted AS (INSERT INTO %R AS n (reason, vectors, fingerprint)"
-" SELECT %L, sum(x.n),"
+", noted AS (INSERT INTO %R AS n (reason, vectors, put_aside_at, fingerprint)"
+" SELECT (%s)::text, sum(x.n), min(x.put_aside_at),"
 " sha256(sha256(convert_to(x.source_id, getdatabaseencoding()))"
 " || sha256(convert_to(x.%I, getdatabaseencoding())))"
-" FROM (SELECT e.source_id, e.%I, 0 AS n FROM erased AS e"
-" UNION ALL SELECT v.source_id, v.%I, 1 FROM vectors AS v) AS x"
-" GROUP BY x.source_id, x.%I)";
+" FROM (%s) AS x GROUP BY x.source_id, x.%I, (%s)::text)";
 
 /*
  * Create the table for a store that is being created.  "vectors" is the name of
@@ -53,8 +52,8 @@ hrflow_erased_create(const char *schema, const char *vectors)
 {
 	const char *name = hrflow_beside_name(schema, vectors, SUFFIX);
 
-	for (int i = 0; i < lengthof(create_sql); i++)
-		hrflow_store_execute(hrflow_store_sql(NULL, create_sql[i], name), NULL);
+	for (int i = 0; i < lengthof(create_erased_sql); i++)
+		hrflow_store_execute(hrflow_store_sql(NULL, create_erased_sql[i], name), NULL);
 }
 
 /*
@@ -64,22 +63,25 @@ Oid
 hrflow_erased_find(const HrflowStore *store)
 {
 	static const char *const columns[] = {
-		"erased_at", "reason", "vectors", "fingerprint", NULL
+		"erased_at", "reason", "vectors", "put_aside_at", "fingerprint", NULL
 	};
 
 	return hrflow_beside_find(store, SUFFIX, columns);
 }
 
 /*
- * A part of a WITH clause that records what the parts "erased" and "vectors" of
- * it return: the keys of profiles, and of their vectors.  Nothing where the
- * store has no record.
+ * A part of a WITH clause that records what was erased.  "reason" and "erased"
+ * are SQL: the latter returns the keys of profiles, each with a number "n" of
+ * vectors and with "put_aside_at", and repeated for more vectors.  Nothing where
+ * the store has no record.
  */
 const char *
-hrflow_erased_note_sql(const HrflowStore *store, const char *reason)
+hrflow_erased_note_sql(const HrflowStore *store, const char *reason,
+					   const char *erased)
 {
 	Oid			table = hrflow_erased_find(store);
 
 	return OidIsValid(table) ?
-		hrflow_store_sql(store, note_sql, table, reason) : "";
+		hrflow_store_sql(store, note_sql, table, reason,
+						 hrflow_store_sql(store, erased), reason) : "";
 }

@@ -108,7 +108,7 @@ static const char track_missing_sql[] =
 static const char want_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
 " due_at = clock_timestamp(), attempts = 0, generation = p.generation + 1"
-" WHERE p.state = 'gone'%s";
+" WHERE p.state = 'unwanted' OR p.state = 'gone'%s";
 
 static const char not_deleted_sql[] =
 " AND (p.source_id, p.%I) NOT IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
@@ -724,9 +724,9 @@ hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 }
 
 /*
- * Track profiles of new rows.  One that is tracked is locked, likewise; and one
- * that was gone is due again, unless the transaction has deleted a row of it:
- * then this may be that row, which is put back.
+ * Track profiles of new rows.  One that is tracked is locked, likewise; one that
+ * was unwanted or gone is due again.  But not if it was gone and the transaction
+ * has deleted a row of it: then this may be that row, which is put back.
  */
 void
 hrflow_feeder_want(const HrflowStore *store, const char *profiles,

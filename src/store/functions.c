@@ -72,7 +72,7 @@ static const char *const create_sql[] = {
 	" source_id text NOT NULL,"
 	" %I text NOT NULL,"
 	" state text NOT NULL DEFAULT 'due'"
-	" CHECK (state IN ('due', 'ok', 'missing', 'gone', 'failed')),"
+	" CHECK (state IN ('due', 'ok', 'missing', 'gone', 'failed', 'unwanted')),"
 	" due_at timestamptz DEFAULT now(),"
 	" lease_until timestamptz,"
 	" attempts integer NOT NULL DEFAULT 0,"
@@ -95,7 +95,7 @@ static const char *const create_sql[] = {
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
 	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
 	"CREATE INDEX ON %P (state, source_id, %I)"
-	" WHERE state IN ('missing', 'gone', 'failed')",
+	" WHERE state IN ('missing', 'gone', 'failed', 'unwanted')",
 	"CREATE INDEX ON %P (failed_at DESC NULLS LAST) WHERE last_error IS NOT NULL",
 	"CREATE INDEX ON %P (erased_at) WHERE erased_at IS NOT NULL",
 	"CREATE INDEX ON %P (dimension, account, hash_array_extended(sections, 0))"
@@ -131,7 +131,8 @@ static const char set_manual_sql[] =
 static const char want_gone_sql[] =
 "UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(),"
 " attempts = 0, generation = p.generation + 1"
-" WHERE p.source_id = $1 AND p.%I = ANY ($2) AND p.state = 'gone'";
+" WHERE p.source_id = $1 AND p.%I = ANY ($2)"
+" AND p.state IN ('gone', 'unwanted')";
 
 /*
  * One that was missing is as good as new: the API may not have indexed yet what
@@ -265,6 +266,7 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 		hrflow_store_execute(hrflow_store_sql(&store, create_sql[i]),
 							 NULL);
 	hrflow_history_create(schema, table->relname);
+	hrflow_aside_create(&store, schema, table->relname);
 	hrflow_erased_create(schema, table->relname);
 	AtEOXact_GUC(false, store.saved_nestlevel);
 	SPI_finish();
@@ -281,7 +283,7 @@ Datum
 hrflow_drop_store(PG_FUNCTION_ARGS)
 {
 	HrflowStore store;
-	Oid			beside[2];
+	Oid			beside[3];
 	char	   *sql;
 
 	PreventCommandDuringRecovery("hrflow_drop_store()");
@@ -292,7 +294,8 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 								  InvalidOid);
 	sql = hrflow_store_sql(&store, drop_sql);
 	beside[0] = hrflow_history_find(&store);
-	beside[1] = hrflow_erased_find(&store);
+	beside[1] = hrflow_aside_find(&store);
+	beside[2] = hrflow_erased_find(&store);
 	for (int i = 0; i < lengthof(beside); i++)
 	{
 		if (OidIsValid(beside[i]))
@@ -518,6 +521,8 @@ count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
 	int			length = VARSIZE_ANY_EXHDR(DatumGetPointer(state));
 	bool		leased = !nulls[1] && DatumGetTimestampTz(times[1]) > now;
 
+	if (length == 8 && memcmp(text, "unwanted", 8) == 0)
+		return;
 	counts->tracked++;
 	counts->ok += length == 2 && memcmp(text, "ok", 2) == 0;
 	counts->gone += length == 4 && memcmp(text, "gone", 4) == 0;
@@ -620,8 +625,8 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	HrflowStore store;
 	char	   *error;
 	char	   *job_status;
-	Datum		values[18];
-	bool		nulls[18] = {false};
+	Datum		values[19];
+	bool		nulls[19] = {false};
 	Datum		last_run[3];
 	bool		last_run_nulls[3];
 	int			n = 0;
@@ -667,6 +672,7 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	nulls[n] = job_status == NULL;
 	values[n++] = job_status == NULL ? (Datum) 0 :
 		CStringGetTextDatum(job_status);
+	values[n++] = Int64GetDatum(hrflow_aside_count(&store));
 	Assert(n == rsinfo->setDesc->natts);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 

@@ -210,6 +210,22 @@ warn_of_kept(HrflowRun *run)
 }
 
 /*
+ * Warn that vectors which the API no longer has were put aside.
+ */
+static void
+warn_of_put(HrflowRun *run)
+{
+	int64		n = run->nerased + run->ngone_put;
+
+	if (n > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s has put aside vectors of " INT64_FORMAT " profile that the API no longer has",
+							   "refresh of %s has put aside vectors of " INT64_FORMAT " profiles that the API no longer has",
+							   n, run->name, n),
+				 errhint("Until they are deleted, hrflow_restore() brings them back.")));
+}
+
+/*
  * Postpone what waits for sources that the API does not know.
  */
 static void
@@ -495,6 +511,7 @@ look_at_store(HrflowRun *run, const HrflowStore *store)
 	read_settings(run);
 	MemoryContextSwitchTo(old);
 	hrflow_ready_check(store);
+	hrflow_aside_erase_expired(store);
 	run->identifier = store->identifier;
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
 	run->profiles_name = MemoryContextStrdup(run->context,
@@ -614,6 +631,7 @@ run_to_end(HrflowRun *run)
 	is_failure = run->is_scheduled && hrflow_history_is_failure(run->stop);
 	if (!is_failure)
 		report_stop(run, false);
+	warn_of_put(run);
 	warn_of_kept(run);
 	report_progress(run, true);
 	if (is_failure)

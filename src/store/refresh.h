@@ -23,7 +23,7 @@ typedef enum HrflowState
 	HRFLOW_STATE_DUE,			/* never fetched, or to be fetched again */
 	HRFLOW_STATE_OK,
 	HRFLOW_STATE_MISSING,		/* the API has no vector of it */
-	HRFLOW_STATE_GONE,			/* for days; its vectors are erased */
+	HRFLOW_STATE_GONE,			/* for days; its vectors are put aside */
 	HRFLOW_STATE_FAILED			/* given up */
 } HrflowState;
 
@@ -262,14 +262,17 @@ typedef struct HrflowRun
 	int64		nclaimed;
 	int64		nasked;			/* profiles that were asked for */
 	int64		nsent_before;	/* requests of the statement before the run */
-	int64		nerased;		/* profiles that have lost vectors which the
-								 * API no longer has */
+	int64		nerased;		/* profiles that have lost vectors of sections
+								 * of which the API no longer has any; they
+								 * were put aside */
 	int64		tallies[HRFLOW_NTALLIES];
 	int64		ncounted;		/* all of these except HRFLOW_TALLY_NONE */
 	int			nvain;			/* profiles since that came to nothing */
 	int64		nunwritten;		/* profiles that others have locked too long */
 	List	   *gone;			/* those that may be gone: HrflowGone */
 	int64		ngone;
+	int64		ngone_put;		/* those of them that had vectors, which were
+								 * put aside */
 	bool		is_new_account; /* vectors are there, and none was fetched
 								 * with this key when the run began */
 	int64		nlacking;		/* profiles that the run has made due, as they
@@ -351,8 +354,9 @@ extern bool hrflow_write_is_of_server(int sqlerrcode);
 extern void hrflow_erase_judge(HrflowRun *run, const HrflowStore *store,
 							   List *profiles);
 extern SPIPlanPtr hrflow_erase_prepare(const HrflowStore *store);
-extern void hrflow_erase_old_vectors(HrflowRun *run, SPIPlanPtr plan,
-									 HrflowProfile *profile);
+extern void hrflow_erase_old_vectors(HrflowRun *run,
+									 const HrflowStore *store,
+									 SPIPlanPtr plan, HrflowProfile *profile);
 extern void hrflow_erase_explain(const HrflowStore *store);
 extern void hrflow_erase_note(const HrflowStore *store, List *profiles);
 extern void hrflow_erase_gone(HrflowRun *run, const HrflowStore *store);

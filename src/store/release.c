@@ -7,7 +7,7 @@
  * PostgreSQL refuses ALTER COLUMN TYPE for a column that a trigger's WHEN
  * refers to, and the trigger on UPDATE refers to all that are tracked.  It is
  * dropped alone: without the others the table would no longer feed the store,
- * and what it wants would be erased when it is reconciled.
+ * and what it wants would be put aside when one of the store's is reconciled.
  *
  *-------------------------------------------------------------------------
  */

@@ -4,9 +4,10 @@
  *		What the files that work on stores share.
  *
  * A store is two ordinary tables of one owner: NAME, with the vectors, and
- * NAME_profile, with the state of each profile.  There is no registry: what a
- * function needs is in the two tables, in its arguments, or in the arguments
- * of the triggers that feed the store.
+ * NAME_profile, with the state of each profile.  Beside them are tables that it
+ * may lack: see history.c, aside.c and erased.c.  There is no registry: what a
+ * function needs is in these tables, in its arguments, or in the arguments of the
+ * triggers that feed the store.
  *
  *-------------------------------------------------------------------------
  */
@@ -240,14 +241,29 @@ extern Oid	hrflow_beside_find(const HrflowStore *store, const char *suffix,
 extern void hrflow_erased_create(const char *schema, const char *vectors);
 extern Oid	hrflow_erased_find(const HrflowStore *store);
 extern const char *hrflow_erased_note_sql(const HrflowStore *store,
-										  const char *reason);
+										  const char *reason,
+										  const char *erased);
+
+/* in aside.c */
+extern void hrflow_aside_create(const HrflowStore *store, const char *schema,
+								const char *vectors);
+extern Oid	hrflow_aside_find(const HrflowStore *store);
+extern const char *hrflow_aside_put_sql(const HrflowStore *store,
+										const char *reason);
+extern void hrflow_aside_erase_expired(const HrflowStore *store);
+extern uint64 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function,
+										bool is_limited);
+extern int64 hrflow_aside_count(const HrflowStore *store);
+extern void hrflow_aside_restore_wanted(const HrflowStore *store,
+										Oid function);
 
 /* in erase.c */
-extern uint64 hrflow_erase_unwanted(const HrflowStore *store, Oid function,
-									const char *reason);
 extern void hrflow_erase_deleted(const HrflowStore *store, Oid function);
+extern bool hrflow_erase_lock(const HrflowStore *store,
+							  const char *condition);
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
+extern int64 hrflow_erase_allowance(const HrflowStore *store);
 extern int64 hrflow_erase_count(const HrflowStore *store);
 
 /* in history.c */

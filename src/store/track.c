@@ -362,7 +362,7 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 
 /*
  * Say so where a table has fed the store by other keys: its profiles are
- * erased, which had better not be found out later.  A column that is no more
+ * put aside, which had better not be found out later.  A column that is no more
  * was renamed.
  */
 static void
@@ -386,7 +386,7 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 				(errmsg("table \"%s\" feeds store %s by column \"%s\" no more",
 						RelationGetRelationName(table), store->vectors_name,
 						feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN]),
-				 errdetail("A table feeds a store by one column, and from one source or column of sources. Profiles that nothing else wants are erased.")));
+				 errdetail("A table feeds a store by one column, and from one source or column of sources. Profiles that nothing else wants are put aside.")));
 }
 
 /*
@@ -590,6 +590,27 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 }
 
 /*
+ * Put aside what nothing wants, if all tables can be asked what they want.
+ */
+static void
+put_unwanted(const HrflowStore *store, Oid function)
+{
+	if (hrflow_feeder_can_ask_all(store, function))
+		hrflow_aside_put_unwanted(store, function, true);
+}
+
+/*
+ * Bring back what is wanted again, and erase what was put aside long enough ago.
+ */
+static void
+tidy_aside(const HrflowStore *store, Oid function)
+{
+	if (hrflow_feeder_can_ask_all(store, function))
+		hrflow_aside_restore_wanted(store, function);
+	hrflow_aside_erase_expired(store);
+}
+
+/*
  * Have a table feed the store from now on, and track what its rows name.  Nobody
  * else writes to it meanwhile.  Returns the number of profiles that were not
  * tracked.
@@ -611,8 +632,8 @@ track(const HrflowStore *store, Relation table, Oid function,
 	 * anew, as after DROP EXTENSION; or who cannot be asked until then, as
 	 * where columns of several tables were renamed.
 	 */
-	if (had_triggers && hrflow_feeder_can_ask_all(store, function))
-		hrflow_erase_unwanted(store, function, "reconcile");
+	if (had_triggers)
+		put_unwanted(store, function);
 	return hrflow_feeder_track(store,
 							   hrflow_feeder_profiles(args,
 													  hrflow_store_sql(store, "%R",
@@ -633,7 +654,7 @@ may_lock_rows(const HrflowStore *store, Relation table)
 }
 
 /*
- * Track what the rows of a table name that feeds the store already, and erase
+ * Track what the rows of a table name that feeds the store already, and put aside
  * what nothing wants, while others read and write the table.  Rows of profiles
  * that are tracked and wanted are not written.  Returns the number of profiles
  * that were not tracked.
@@ -643,8 +664,7 @@ reconcile(const HrflowStore *store, Relation table, Oid function,
 		  char *const *args)
 {
 	grant_function(store, function);
-	if (hrflow_feeder_can_ask_all(store, function))
-		hrflow_erase_unwanted(store, function, "reconcile");
+	put_unwanted(store, function);
 	return hrflow_feeder_track_missing(store, table, args);
 }
 
@@ -687,6 +707,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 		n = reconcile(&store, table, function, args);
 	else
 		n = track(&store, table, function, args, condition, columns);
+	tidy_aside(&store, function);
 
 	relation_close(table, NoLock);
 	hrflow_store_close(&store);
@@ -713,7 +734,7 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 	if (hrflow_feeder_drop_all(&store, function, PG_GETARG_OID(ARG_TABLE)))
 	{
 		CommandCounterIncrement();
-		n = hrflow_erase_unwanted(&store, function, "untrack");
+		n = hrflow_aside_put_unwanted(&store, function, false);
 	}
 	hrflow_store_close(&store);
 	SPI_finish();

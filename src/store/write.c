@@ -194,6 +194,7 @@ is_complete(const HrflowProfile *profile)
 typedef struct Writing
 {
 	HrflowRun  *run;
+	const HrflowStore *store;
 	SPIPlanPtr	insert;
 	SPIPlanPtr	erase;
 	List	   *profiles;
@@ -230,7 +231,8 @@ write_vectors(void *arg)
 			hrflow_store_execute_plan(writing->insert, values, NULL);
 		}
 		if (is_complete(profile))
-			hrflow_erase_old_vectors(writing->run, writing->erase, profile);
+			hrflow_erase_old_vectors(writing->run, writing->store,
+									 writing->erase, profile);
 	}
 }
 
@@ -334,7 +336,7 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 static void
 write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	Writing		writing = {.run = run};
+	Writing		writing = {.run = run, .store = store};
 	ListCell   *cell;
 
 	writing.insert = hrflow_store_prepare(hrflow_store_sql(store,

@@ -80,6 +80,7 @@ ALTER TABLE talent.embedding_run OWNER TO CURRENT_USER;
 -- It is renamed and dropped with the store; without it nothing is noted
 ALTER TABLE talent.embedding RENAME TO renamed;
 ALTER TABLE talent.embedding_profile RENAME TO renamed_profile;
+ALTER TABLE talent.embedding_aside RENAME TO renamed_aside;
 ALTER TABLE talent.embedding_erased RENAME TO renamed_erased;
 CALL hrflow_refresh('talent.renamed');
 SELECT last_run, last_run_status FROM hrflow_store_status('talent.renamed');

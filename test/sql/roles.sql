@@ -82,7 +82,8 @@ GRANT EXECUTE ON FUNCTION hrflow_auth(), hrflow_job_vector(text, text, text),
 	hrflow_text_embedding(text), hrflow_text_embeddings(text[]),
 	hrflow_profile_vectors(text, text[], jsonb, text[], text[]),
 	hrflow_track(regclass, text, text[]), hrflow_mark_due(regclass, text, text[]),
-	hrflow_untrack(regclass, text, text[]), hrflow_retry(regclass) TO regress_hrflow_operator;
+	hrflow_untrack(regclass, text, text[]), hrflow_restore(regclass, text, text[]),
+	hrflow_retry(regclass) TO regress_hrflow_operator;
 
 -- He asks, and has what is to be fetched anew or erased
 SET ROLE regress_hrflow_operator;
@@ -91,7 +92,7 @@ SELECT talent.best(hrflow_job_vector('nurse-job'));
 SELECT cardinality(hrflow_text_embedding('a nurse')) > 0 AS embedded;
 SELECT profile_id, status FROM hrflow_profile_vectors('acme', '{cook-1}', '{"profile": 1}');
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{nurse-1}'), hrflow_track('talent.embedding', 'acme', '{cook-1}');
-SELECT hrflow_untrack('talent.embedding', 'acme', '{welder-1}'), hrflow_retry('talent.embedding');
+SELECT hrflow_untrack('talent.embedding', 'acme', '{welder-1}'), hrflow_restore('talent.embedding'), hrflow_retry('talent.embedding');
 SELECT profile_id, state FROM talent.embedding_profile ORDER BY profile_id;
 CALL hrflow_refresh('talent.embedding'); -- error
 SELECT hrflow_drop_store('talent.embedding'); -- error

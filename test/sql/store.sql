@@ -9,6 +9,7 @@ CREATE SCHEMA talent;
 SELECT hrflow_create_store('talent.embedding', 'real[]');
 \d talent.embedding
 \d talent.embedding_profile
+\d talent.embedding_aside
 \d talent.embedding_erased
 SELECT attstorage FROM pg_attribute WHERE attrelid = 'talent.embedding'::regclass AND attname = 'vector';
 

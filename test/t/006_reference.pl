@@ -142,6 +142,9 @@ is( sorted('source_id', 'profile_id', map { split /, / } @profile_columns),
 is( sorted(map { split /, / } cells_below($refresh, 'The history of runs', 1)),
 	sorted(rows_of(sprintf $columns_of, 'name_run')),
 	'docs/refresh.md has the columns of the table of runs');
+is( sorted(map { split /, / } cells_below($refresh, 'What is put aside', 1)),
+	sorted(rows_of(sprintf $columns_of, 'name_aside')),
+	'docs/refresh.md has the columns of the table of vectors put aside');
 is( sorted(cells_below($refresh, 'What was erased', 1)),
 	sorted(rows_of(sprintf $columns_of, 'name_erased')),
 	'docs/refresh.md has the columns of the record of what was erased');

@@ -184,6 +184,7 @@ is(sql(q{SELECT count(*) FROM embedding_profile WHERE profile_id LIKE 'many %'})
 sql(q{ALTER TABLE embedding RENAME TO old;
 	ALTER TABLE embedding_profile RENAME TO old_profile;
 	ALTER TABLE embedding_run RENAME TO old_run;
+	ALTER TABLE embedding_aside RENAME TO old_aside;
 	ALTER TABLE embedding_erased RENAME TO old_erased;
 	SELECT hrflow_create_store('embedding', 'real[]');});
 sql($reconcile);

@@ -43,9 +43,12 @@ $store->fill(1000);
 $store->sql('CREATE TABLE shop.staging AS SELECT hrflow_id, cv FROM shop.candidate');
 $store->call;
 is($store->states, 'ok 1000', 'a store of 1,000 profiles is refreshed');
-$store->sql("UPDATE shop.embedding_profile SET state = 'gone', due_at = NULL
+$store->sql(
+	"UPDATE shop.embedding_profile SET state = 'gone', due_at = NULL
 	WHERE profile_id IN ('nurse-4', 'nurse-8')");
-foreach my $delete ('TRUNCATE shop.candidate', 'DELETE FROM shop.candidate',
+foreach my $delete (
+	'TRUNCATE shop.candidate',
+	'DELETE FROM shop.candidate',
 	'SAVEPOINT s; TRUNCATE shop.candidate; ROLLBACK TO s; DELETE FROM shop.candidate')
 {
 	my $before = $store->profiles('profile_id, state, due_at, generation');
@@ -62,29 +65,33 @@ foreach my $delete ('TRUNCATE shop.candidate', 'DELETE FROM shop.candidate',
 is(warnings_of('BEGIN; TRUNCATE shop.candidate; ROLLBACK'),
 	'', 'TRUNCATE that is rolled back warns of nothing');
 is(tracked(), '1000 1000', 'TRUNCATE that is rolled back erases nothing');
-$store->sql("UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
+$store->sql(
+	"UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
 	WHERE state = 'gone'");
 
 # Rows that do not come back are erased at the end of the transaction
 my $session = Hrflow::Session->new($node);
 $session->ask("SET ROLE keeper; DELETE FROM shop.staging WHERE hrflow_id ~ '-1\$';");
 $session->ask("BEGIN; TRUNCATE shop.candidate; $load");
-is($session->ask('SELECT count(*) FROM shop.embedding_profile;'),
-	"1000\n-- done\n", 'a transaction that has deleted rows has erased nothing before it commits');
+is( $session->ask('SELECT count(*) FROM shop.embedding_profile;'),
+	"1000\n-- done\n",
+	'a transaction that has deleted rows has erased nothing before it commits');
 $session->ask('COMMIT;');
 is(tracked(), '999 999', 'a profile whose row was not put back is erased by the commit');
-is(tracked("profile_id ~ '-1\$'"),
-	'0 0', 'a deleted profile is in neither table after the commit');
-$session->ask("BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-2\$'; SAVEPOINT s;
+is(tracked("profile_id ~ '-1\$'"), '0 0', 'a deleted profile is in neither table after the commit');
+$session->ask(
+	"BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-2\$'; SAVEPOINT s;
 	DELETE FROM shop.candidate WHERE hrflow_id ~ '-3\$'; ROLLBACK TO s;
 	UPDATE shop.candidate SET hrflow_id = 'new-5' WHERE hrflow_id ~ '-5\$'; COMMIT;");
-is( tracked("profile_id ~ '-[235]\$'"),
+is(tracked("profile_id ~ '-[235]\$'"),
 	'2 1', 'a commit erases what was deleted or renamed, and not what was rolled back');
-$session->ask("BEGIN; UPDATE shop.candidate SET hrflow_id = 'x' WHERE hrflow_id ~ '-6\$';
+$session->ask(
+	"BEGIN; UPDATE shop.candidate SET hrflow_id = 'x' WHERE hrflow_id ~ '-6\$';
 	UPDATE shop.candidate SET hrflow_id = 'cook-6' WHERE hrflow_id = 'x'; COMMIT;");
 is(tracked("profile_id IN ('x', 'cook-6')"),
 	'1 1', 'an identifier that is changed and changed back keeps its vectors');
-$store->sql("DO \$\$ BEGIN
+$store->sql(
+	"DO \$\$ BEGIN
 	DELETE FROM shop.candidate WHERE hrflow_id ~ '-7\$';
 	COMMIT;
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-7');
@@ -98,7 +105,7 @@ is(tracked("profile_id ~ '-9\$'"), '0 0', 'a prepared transaction erases when it
 #
 # Deleting many is not limited, but told
 #
-is(warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 40)'),
+is( warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 40)'),
 	'', 'a DELETE of less than 5 % of the profiles warns of nothing');
 like(
 	warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 60)'),
@@ -116,22 +123,25 @@ is(tracked(), '0 0', 'a TRUNCATE that nothing follows erases every profile');
 #
 # Two tables that want the same profile
 #
-$store->sql(q{CREATE TABLE shop.other (id text);
+$store->sql(
+	q{CREATE TABLE shop.other (id text);
 	SELECT hrflow_track_table('shop.embedding', 'shop.other', 'id', 'acme');
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('nurse-2'), ('nurse-3');
 	INSERT INTO shop.other VALUES ('nurse-1'), ('nurse-2')});
 $store->sql('BEGIN; TRUNCATE shop.candidate; INSERT INTO shop.other SELECT $$nurse-3$$; COMMIT');
-is($store->profiles('profile_id'), "nurse-1\nnurse-2\nnurse-3",
-	'TRUNCATE of one table erases nothing that another one wants');
+is($store->profiles('profile_id'),
+	"nurse-1\nnurse-2\nnurse-3", 'TRUNCATE of one table erases nothing that another one wants');
 $store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
 my $other = Hrflow::Session->new($node);
 $session->ask("BEGIN; DELETE FROM shop.other WHERE id = 'nurse-1';");
-$other->ask("SET ROLE keeper; BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; COMMIT;");
-is($store->profiles('profile_id'), "nurse-1\nnurse-2\nnurse-3",
+$other->ask(
+	"SET ROLE keeper; BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; COMMIT;");
+is($store->profiles('profile_id'),
+	"nurse-1\nnurse-2\nnurse-3",
 	'a profile stays while a row that wants it is only deleted by a transaction in progress');
 $session->ask('COMMIT;');
-is($store->profiles('profile_id'), "nurse-2\nnurse-3",
-	'the last of two transactions that delete the rows of a profile erases it');
+is($store->profiles('profile_id'),
+	"nurse-2\nnurse-3", 'the last of two transactions that delete the rows of a profile erases it');
 
 # Both are committing: one waits for the other, which still sees its row
 $store->sql(
@@ -201,7 +211,8 @@ $store->sql('DROP TRIGGER also ON shop.embedding_profile');
 #
 # The record of what was erased
 #
-my $erased = 'SELECT reason, vectors, count(*) FROM shop.embedding_erased GROUP BY 1, 2 ORDER BY 1, 2';
+my $erased =
+  'SELECT reason, vectors, count(*) FROM shop.embedding_erased GROUP BY 1, 2 ORDER BY 1, 2';
 $store->sql('TRUNCATE shop.embedding_erased');
 $store->track(q{SELECT unnest('{nurse-1,nurse-2,nurse-3,nurse-4}'::text[])});
 $store->call;
@@ -212,21 +223,29 @@ $store->sql(
 	DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2';
 	UPDATE shop.candidate SET hrflow_id = 'nurse-5' WHERE hrflow_id = 'nurse-3';
 	UPDATE shop.candidate SET hrflow_id = 'nurse-6' WHERE hrflow_id = 'nurse-5';});
-is($store->sql($erased), "delete|0|1\ndelete|2|2",
+is($store->sql($erased),
+	"delete|0|1\ndelete|2|2",
 	'what a DELETE or another identifier erases is recorded when it is committed');
-is( $store->sql(q{SELECT reason, vectors FROM shop.embedding_erased
+is( $store->sql(
+		q{SELECT reason, vectors FROM shop.embedding_erased
 		WHERE fingerprint = hrflow_fingerprint('acme', 'nurse-2')}),
-	'delete|2', 'an erased profile is found by its fingerprint');
-is( $store->sql(q{SELECT hrflow_fingerprint('acme', 'nurse-2') =
+	'delete|2',
+	'an erased profile is found by its fingerprint');
+is( $store->sql(
+		q{SELECT hrflow_fingerprint('acme', 'nurse-2') =
 		sha256(sha256('acme'::bytea) || sha256('nurse-2'::bytea))}),
-	't', 'the fingerprint is the documented hash');
-is( $store->sql(q{SELECT count(*) FROM shop.embedding_erased e WHERE e::text ~ 'nurse|acme'}),
+	't',
+	'the fingerprint is the documented hash');
+is($store->sql(q{SELECT count(*) FROM shop.embedding_erased e WHERE e::text ~ 'nurse|acme'}),
 	0, 'the record keeps no identifier');
 is($store->sql(q{SELECT * FROM hrflow_store_orphans('shop.embedding')}),
 	'acme|orphan|1', 'vectors that no profile goes with are found');
-is($store->sql(q{SELECT hrflow_untrack('shop.embedding', 'acme', '{nurse-1,nurse-6,orphan,nobody}')}),
-	2, 'hrflow_untrack() returns the number of profiles that were tracked');
-is($store->sql("$erased"), "delete|0|1\ndelete|2|2\nuntrack|0|1\nuntrack|1|1\nuntrack|2|1",
+is( $store->sql(
+		q{SELECT hrflow_untrack('shop.embedding', 'acme', '{nurse-1,nurse-6,orphan,nobody}')}),
+	2,
+	'hrflow_untrack() returns the number of profiles that were tracked');
+is( $store->sql("$erased"),
+	"delete|0|1\ndelete|2|2\nuntrack|0|1\nuntrack|1|1\nuntrack|2|1",
 	'hrflow_untrack() records what it has erased, orphans included');
 is($store->sql(q{SELECT count(*) FROM hrflow_store_orphans('shop.embedding')}),
 	0, 'hrflow_untrack() erases orphans');
@@ -238,9 +257,11 @@ $store->sql('DELETE FROM shop.candidate');
 $store->sql(q{INSERT INTO shop.third VALUES ('cook-1'), ('cook-2')});
 like(
 	$node->error_of(
-		q{BEGIN; DELETE FROM shop.third WHERE id = 'cook-1'; DROP EXTENSION hrflow_embed CASCADE; COMMIT}),
+		q{BEGIN; DELETE FROM shop.third WHERE id = 'cook-1';
+			DROP EXTENSION hrflow_embed CASCADE; COMMIT}
+	),
 	qr/^55006: cannot drop extension/,
-	'a transaction that has deleted rows cannot drop the extension, which knows what is still wanted');
+	'a transaction that has deleted rows cannot drop the extension');
 is(tracked(), '2 0', 'a transaction that cannot commit has erased nothing');
 is( $node->error_of(
 		q{BEGIN; DELETE FROM shop.third WHERE id = 'cook-1'; ALTER TABLE shop.embedding RENAME TO e;
@@ -251,9 +272,7 @@ is( $node->error_of(
 is($store->sql('SELECT profile_id FROM shop.e_profile'),
 	'cook-2', 'what was deleted is erased from a store that was renamed since');
 $store->sql(q{SELECT hrflow_track_table('shop.e', 'shop.third', 'id', 'acme')});
-is( $node->error_of(
-		q{BEGIN; TRUNCATE shop.third; DROP TABLE shop.e, shop.e_profile; COMMIT}),
-	'',
-	'a store can be dropped by a transaction that has deleted rows');
+is($node->error_of(q{BEGIN; TRUNCATE shop.third; DROP TABLE shop.e, shop.e_profile; COMMIT}),
+	'', 'a store can be dropped by a transaction that has deleted rows');
 
 done_testing();

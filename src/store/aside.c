@@ -1,0 +1,432 @@
+/*-------------------------------------------------------------------------
+ *
+ * aside.c
+ *		Vectors that are put aside, in the table NAME_aside beside the store.
+ *
+ * What the API no longer has, and what nothing wants any longer, is not deleted
+ * at once: it is moved to this table, where no ranking and no query of the store
+ * finds it, and can be brought back until its time is over.  How long that is,
+ * the default of the column "delete_at" says, so that it is dumped and restored
+ * with the table.  Vectors are real[] there, whatever type the store's have by
+ * the time they are brought back.
+ *
+ * The table is as much the owner's as the others.  In a store without it nothing
+ * is put aside, and so nothing is erased but what somebody deletes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "store/refresh.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+PG_FUNCTION_INFO_V1(hrflow_restore);
+
+/* The name of the table is that of the vectors and this. */
+#define SUFFIX "_aside"
+
+static const char *const create_aside_sql[] = {
+	"CREATE TABLE %s ("
+	" source_id text NOT NULL,"
+	" %I text NOT NULL,"
+	" section text NOT NULL,"
+	" item integer NOT NULL,"
+	" vector real[] NOT NULL,"
+	" fetched_at timestamptz NOT NULL,"
+	" reason text NOT NULL,"
+	" due_at timestamptz,"
+	" put_aside_at timestamptz NOT NULL DEFAULT now(),"
+	" delete_at timestamptz NOT NULL DEFAULT now() + interval '1 day',"
+	" PRIMARY KEY (source_id, %I, section, item))",
+	"ALTER TABLE %s ALTER COLUMN vector SET STORAGE EXTERNAL",
+	"CREATE INDEX ON %s (delete_at)",
+	"COMMENT ON TABLE %s IS"
+	" 'vectors that are put aside until delete_at; see hrflow_restore()'"
+};
+
+/*
+ * Of the same vector, only the one that was put aside last can be brought back.
+ * "due_at" is when its profile was due, if it is to be so again.
+ */
+static const char put_sql[] =
+", aside AS (INSERT INTO %R AS a (source_id, %I, section, item, vector,"
+" fetched_at, reason, due_at)"
+" SELECT v.source_id, v.%I, v.section, v.item, v.vector::real[],"
+" v.fetched_at, %L, v.due_at FROM vectors AS v"
+" ON CONFLICT (source_id, %I, section, item)"
+" DO UPDATE SET vector = excluded.vector, fetched_at = excluded.fetched_at,"
+" reason = excluded.reason, due_at = excluded.due_at,"
+" put_aside_at = excluded.put_aside_at, delete_at = excluded.delete_at)";
+
+static const char count_sql[] =
+"SELECT count(*) FROM (SELECT DISTINCT a.source_id, a.%I FROM %R AS a) AS a";
+
+/* What is brought back: all, or all of the source $1, or the profiles $2. */
+static const char chosen_sql[] =
+"($1 IS NULL OR a.source_id = $1) AND ($2 IS NULL OR a.%I = ANY ($2))";
+
+/* What is wanted again. */
+static const char wanted_sql[] = "p.state = 'unwanted' AND NOT (%s)";
+
+static const char lock_restored_sql[] =
+"SELECT FROM %P AS p WHERE EXISTS (SELECT FROM %R AS a"
+" WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s)"
+" ORDER BY p.source_id, p.%I FOR UPDATE OF p";
+
+/*
+ * A profile that has been fetched since keeps what was fetched.  One that nothing
+ * wanted is as fresh as it was; one that was gone is asked for again.
+ */
+static const char restore_sql[] =
+"WITH back AS (DELETE FROM %R AS a USING %P AS p"
+" WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s"
+" RETURNING a.source_id, a.%I, a.section, a.item, a.vector, a.fetched_at,"
+" a.due_at),"
+" vectors AS (INSERT INTO %V AS v"
+" (source_id, %I, section, item, vector, fetched_at)"
+" SELECT b.source_id, b.%I, b.section, b.item, b.vector::%T, b.fetched_at"
+" FROM back AS b ON CONFLICT (source_id, %I, section, item) DO NOTHING),"
+" profiles AS (SELECT b.source_id AS s, b.%I AS i, max(b.due_at) AS due_at"
+" FROM back AS b GROUP BY b.source_id, b.%I),"
+" restored AS (UPDATE %P AS p SET"
+" state = CASE p.state WHEN 'unwanted' THEN 'ok' ELSE 'due' END,"
+" due_at = COALESCE(k.due_at, clock_timestamp()), attempts = 0,"
+" generation = p.generation + 1 FROM profiles AS k"
+" WHERE p.source_id = k.s AND p.%I = k.i"
+" AND p.state IN ('gone', 'unwanted'))"
+" SELECT count(*) FROM profiles";
+
+static const char make_due_sql[] =
+"UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(), attempts = 0,"
+" generation = p.generation + 1 WHERE %s";
+
+/*
+ * Put aside the profiles that meet a condition: that nothing wants.  Those that
+ * have no vectors, neither here nor aside, are erased at once.  If more than $1
+ * of the others do, these are kept.
+ */
+static const char put_unwanted_sql[] =
+"WITH found AS MATERIALIZED"
+" (SELECT p.source_id AS s, p.%I AS i, p.due_at,"
+" EXISTS (SELECT FROM %V AS v WHERE v.source_id = p.source_id"
+" AND v.%I = p.%I) OR EXISTS (SELECT FROM %R AS a"
+" WHERE a.source_id = p.source_id AND a.%I = p.%I) AS has_vectors"
+" FROM %P AS p WHERE %s),"
+" counted AS MATERIALIZED"
+" (SELECT count(*) FILTER (WHERE has_vectors) AS n FROM found),"
+" erased AS (DELETE FROM %P AS p USING found AS f"
+" WHERE p.source_id = f.s AND p.%I = f.i AND NOT f.has_vectors"
+" RETURNING p.source_id, p.%I),"
+" unwanted AS (UPDATE %P AS p SET state = 'unwanted', due_at = NULL,"
+" lease_until = NULL, generation = p.generation + 1%s"
+" FROM found AS f, counted AS c"
+" WHERE p.source_id = f.s AND p.%I = f.i"
+" AND f.has_vectors AND c.n <= $1"
+" RETURNING f.s, f.i, f.due_at),"
+" vectors AS (DELETE FROM %V AS v USING unwanted AS u"
+" WHERE v.source_id = u.s AND v.%I = u.i"
+" RETURNING v.source_id, v.%I, v.section, v.item, v.vector,"
+" v.fetched_at, u.due_at)%s%s"
+" SELECT (SELECT count(*) FROM erased), (SELECT count(*) FROM unwanted),"
+" CASE WHEN c.n <= $1 THEN 0 ELSE c.n END FROM counted AS c";
+
+static const char set_unwanted_erased_at_sql[] =
+", erased_at = clock_timestamp()";
+
+static const char not_yet_unwanted_sql[] =
+"%s AND p.state IS DISTINCT FROM 'unwanted'";
+
+/* What was erased at once, for the record. */
+static const char erased_at_once_sql[] =
+"SELECT e.source_id, e.%I, 0 AS n, NULL::timestamptz AS put_aside_at"
+" FROM erased AS e";
+
+/*
+ * Erase what was put aside until $1 or earlier, and the profiles that nothing
+ * wants of which nothing is put aside any longer.  What others have locked is
+ * left to the next one: they may be bringing it back.
+ */
+static const char erase_expired_sql[] =
+"WITH expired AS MATERIALIZED"
+" (SELECT a.source_id AS s, a.%I AS i, a.section, a.item FROM %R AS a"
+" WHERE a.delete_at <= $1 FOR UPDATE SKIP LOCKED),"
+" aside AS (DELETE FROM %R AS a USING expired AS x"
+" WHERE a.source_id = x.s AND a.%I = x.i AND a.section = x.section"
+" AND a.item = x.item"
+" RETURNING a.source_id, a.%I, a.reason, a.put_aside_at),"
+" unwanted AS MATERIALIZED"
+" (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
+" WHERE p.state = 'unwanted' AND NOT EXISTS (SELECT FROM %R AS a"
+" WHERE a.source_id = p.source_id AND a.%I = p.%I AND a.delete_at > $1)"
+" FOR UPDATE OF p SKIP LOCKED),"
+" profiles AS (DELETE FROM %P AS p USING unwanted AS u"
+" WHERE p.source_id = u.s AND p.%I = u.i)%s"
+" SELECT count(*) FROM aside";
+
+static const char expired_reason_sql[] = "x.reason";
+
+static const char expired_sql[] =
+"SELECT a.source_id, a.%I, a.reason, 1 AS n, a.put_aside_at FROM aside AS a";
+
+/*
+ * ------------------------------------------------------------------------
+ * The table
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Create the table for a store that is being created, of which "store" has the
+ * identifier.  "vectors" is the name of its table of vectors.
+ */
+void
+hrflow_aside_create(const HrflowStore *store, const char *schema,
+					const char *vectors)
+{
+	const char *name = hrflow_beside_name(schema, vectors, SUFFIX);
+
+	for (int i = 0; i < lengthof(create_aside_sql); i++)
+		hrflow_store_execute(hrflow_store_sql(store, create_aside_sql[i], name),
+							 NULL);
+}
+
+/*
+ * The table of a store, or InvalidOid where there is none.
+ */
+Oid
+hrflow_aside_find(const HrflowStore *store)
+{
+	static const char *const columns[] = {
+		"source_id", "section", "item", "vector", "fetched_at", "reason",
+		"due_at", "put_aside_at", "delete_at", NULL
+	};
+
+	return hrflow_beside_find(store, SUFFIX, columns);
+}
+
+/*
+ * A part of a WITH clause that puts aside what its part "vectors" returns: the
+ * columns of vectors and "due_at".  Nothing where the store has no such table:
+ * then there must be no vectors.
+ */
+const char *
+hrflow_aside_put_sql(const HrflowStore *store, const char *reason)
+{
+	Oid			table = hrflow_aside_find(store);
+
+	return OidIsValid(table) ?
+		hrflow_store_sql(store, put_sql, table, reason) : "";
+}
+
+/*
+ * Number of profiles that have vectors put aside.
+ */
+int64
+hrflow_aside_count(const HrflowStore *store)
+{
+	Oid			table = hrflow_aside_find(store);
+
+	if (!OidIsValid(table))
+		return 0;
+	hrflow_store_execute(hrflow_store_sql(store, count_sql, table), NULL);
+	return DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Out of the store
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Erase what was put aside long enough ago.
+ */
+void
+hrflow_aside_erase_expired(const HrflowStore *store)
+{
+	Oid			aside = hrflow_aside_find(store);
+	HrflowParameters parameters = {0};
+
+	if (!OidIsValid(aside))
+		return;
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(GetCurrentTimestamp()));
+	hrflow_store_execute(hrflow_store_sql(store, erase_expired_sql, aside,
+										  aside, aside,
+										  hrflow_erased_note_sql(store, expired_reason_sql,
+																 expired_sql)),
+						 &parameters);
+}
+
+/*
+ * Warn of profiles that were put aside because nothing wants them, and of those
+ * that were not, because they are too many.
+ */
+static void
+warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
+{
+	if (nput > 0)
+		ereport(WARNING,
+				(errmsg_plural("the vectors of " INT64_FORMAT " profile of store %s were put aside",
+							   "the vectors of " INT64_FORMAT " profiles of store %s were put aside",
+							   nput, nput, store->vectors_name),
+				 errdetail("No table that feeds the store wants them any longer."),
+				 errhint("Until they are deleted, hrflow_restore() brings them back, and so does hrflow_track_table() for a table that wants them.")));
+	if (nkept > 0)
+		ereport(WARNING,
+				(errmsg_plural("store %s keeps the vectors of " INT64_FORMAT " profile that no table wants",
+							   "store %s keeps the vectors of " INT64_FORMAT " profiles that no table wants",
+							   nkept, store->vectors_name, nkept),
+				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, are put aside in this way."),
+				 errhint("Call hrflow_track_table() for each table that feeds the store.  If nothing is to want these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
+}
+
+/*
+ * SQL for: nothing wants the profile of the state table's row "p", and it has not
+ * been put aside for that yet.
+ */
+static char *
+unwanted_now(const HrflowStore *store, Oid function)
+{
+	return hrflow_store_sql(store, not_yet_unwanted_sql,
+							hrflow_feeder_unwanted(store, function));
+}
+
+/*
+ * Put aside all profiles that nothing wants; "is_limited": if they are not too
+ * many.  Returns the number of those that are no longer tracked.
+ */
+uint64
+hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
+{
+	const char *reason = is_limited ? "reconcile" : "untrack";
+	Oid			aside = hrflow_aside_find(store);
+	HrflowParameters parameters = {0};
+	int64		counts[3];
+
+	if (!hrflow_erase_lock(store, unwanted_now(store, function)) ||
+		!hrflow_feeder_owns_all(store, function))
+		return 0;
+	if (!OidIsValid(aside))
+	{
+		ereport(WARNING,
+				(errmsg("store %s keeps profiles that no table wants",
+						store->vectors_name),
+				 errdetail("It has no table \"%s" SUFFIX "\", to which vectors are put aside.",
+						   RelationGetRelationName(store->vectors)),
+				 errhint("Erase profiles with hrflow_untrack().")));
+		return 0;
+	}
+	hrflow_store_add(&parameters, INT8OID,
+					 Int64GetDatum(is_limited ? hrflow_erase_allowance(store) :
+								   PG_INT64_MAX));
+	hrflow_store_execute_latest(hrflow_store_sql(store, put_unwanted_sql,
+												 aside,
+												 unwanted_now(store, function),
+												 is_limited && store->has_erased_at ?
+												 set_unwanted_erased_at_sql : "",
+												 hrflow_aside_put_sql(store, reason),
+												 hrflow_erased_note_sql(store,
+																		quote_literal_cstr(reason),
+																		erased_at_once_sql)),
+								&parameters);
+	for (int i = 0; i < lengthof(counts); i++)
+		counts[i] = DatumGetInt64(hrflow_store_datum(0, i + 1));
+	warn_of_unwanted(store, counts[1], counts[2]);
+	hrflow_aside_erase_expired(store);
+	return counts[0] + counts[1];
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Back into it
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Bring back what meets a condition.  Returns the number of profiles.
+ */
+static uint64
+restore(const HrflowStore *store, const char *condition,
+		const HrflowParameters *parameters)
+{
+	Oid			table = hrflow_aside_find(store);
+
+	if (!OidIsValid(table))
+		return 0;
+	hrflow_store_execute(hrflow_store_sql(store, lock_restored_sql, table,
+										  condition),
+						 parameters);
+	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table,
+										  condition),
+						 parameters);
+	return DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
+/* What restore_wanted() is to do. */
+typedef struct Wanted
+{
+	const HrflowStore *store;
+	const char *condition;
+} Wanted;
+
+static void
+restore_wanted(void *arg)
+{
+	const Wanted *wanted = arg;
+
+	(void) restore(wanted->store, wanted->condition, NULL);
+}
+
+/*
+ * Bring back the profiles that were put aside because nothing wanted them, and
+ * that are wanted again.  Those whose vectors the store does not take any longer,
+ * such as another model's, are fetched again.
+ */
+void
+hrflow_aside_restore_wanted(const HrflowStore *store, Oid function)
+{
+	const char *condition =
+	hrflow_store_sql(store, wanted_sql,
+					 hrflow_feeder_unwanted(store, function));
+	Wanted		wanted = {.store = store, .condition = condition};
+	ErrorData  *error = hrflow_store_try(restore_wanted, &wanted);
+
+	/* Safe to rethrow: any handler must have its own subtransaction. */
+	if (error != NULL && hrflow_write_is_of_server(error->sqlerrcode))
+		ReThrowError(error);
+	hrflow_store_execute(hrflow_store_sql(store, make_due_sql, condition),
+						 NULL);
+}
+
+/*
+ * hrflow_restore(store regclass, source_id text, profile_ids text[])
+ *		RETURNS bigint
+ */
+Datum
+hrflow_restore(PG_FUNCTION_ARGS)
+{
+	HrflowStore store;
+	HrflowParameters parameters = {0};
+	uint64		n;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be null", "store")));
+	PreventCommandDuringRecovery("hrflow_restore()");
+	hrflow_store_add(&parameters, TEXTOID, PG_GETARG_DATUM(1));
+	hrflow_store_add(&parameters, TEXTARRAYOID, PG_GETARG_DATUM(2));
+	for (int i = 0; i < parameters.n; i++)
+		parameters.nulls[i] = PG_ARGISNULL(i + 1) ? 'n' : ' ';
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_WRITE);
+	n = restore(&store, hrflow_store_sql(&store, chosen_sql), &parameters);
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
