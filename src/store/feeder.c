@@ -724,17 +724,27 @@ hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 }
 
 /*
- * Track profiles of new rows.  One that is tracked is locked, likewise; one that
- * was unwanted or gone is due again.  But not if it was gone and the transaction
- * has deleted a row of it: then this may be that row, which is put back.
+ * Track profiles of rows that are new or have another identifier.  One that is
+ * tracked is locked, likewise; one that was unwanted or gone is due again.
  */
 void
 hrflow_feeder_want(const HrflowStore *store, const char *profiles,
 				   const HrflowParameters *parameters)
 {
+	hrflow_store_execute(hrflow_store_sql(store, want_sql, profiles, ""),
+						 parameters);
+}
+
+/*
+ * Likewise for rows that are inserted.  A profile that was gone is not due again if
+ * the transaction has deleted a row of it: this may be that row, put back.
+ */
+void
+hrflow_feeder_want_inserted(const HrflowStore *store, const char *profiles)
+{
 	const char *but = hrflow_deferred_register(store) ?
 	hrflow_store_sql(store, not_deleted_sql) : "";
 
 	hrflow_store_execute(hrflow_store_sql(store, want_sql, profiles, but),
-						 parameters);
+						 NULL);
 }

@@ -220,6 +220,8 @@ extern uint64 hrflow_feeder_track_missing(const HrflowStore *store,
 										  Relation table, char *const *args);
 extern void hrflow_feeder_want(const HrflowStore *store, const char *profiles,
 							   const HrflowParameters *parameters);
+extern void hrflow_feeder_want_inserted(const HrflowStore *store,
+										const char *profiles);
 
 /* The keys (s, i) of profiles that were deleted; see hrflow_deferred_register() */
 #define HRFLOW_DELETED "hrflow_deleted"

@@ -263,7 +263,7 @@ rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 	if (tuplestore_tuple_count(trigdata->tg_newtable) < MANY_ROWS ||
 		hrflow_feeder_has_tracked(store, profiles) ||
 		!track_new(store, profiles))
-		hrflow_feeder_want(store, profiles, NULL);
+		hrflow_feeder_want_inserted(store, profiles);
 }
 
 /*
