@@ -715,9 +715,10 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
 -- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
 -- 42809 not a store; 55000 no API key, or the tables cannot take what would be
--- fetched.  A refusal that concerns all, and a network that fails, end it with a
--- WARNING; where a scheduler calls it, with the error of its status, once what
--- was fetched and the run's row in NAME_run are committed.
+-- fetched.  A refusal that concerns all, a network that fails, and vectors of
+-- another dimension than the store's end it with a WARNING; where a scheduler
+-- calls it, with the error of its status, once what was fetched and the run's row
+-- in NAME_run are committed.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',

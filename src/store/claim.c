@@ -43,7 +43,7 @@ static const char claim_sql[] =
 " FROM claimed AS c"
 " WHERE p.source_id = c.s AND p.%I = c.i"
 " RETURNING p.source_id, p.%I, p.generation, p.due_at, p.last_error,"
-" p.state, p.attempts";
+" p.state, p.attempts, %s";
 
 /*
  * What is in each queue.  What this run has refreshed and is due again, max_age
@@ -147,6 +147,8 @@ read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lea
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	HrflowProfile *profile = palloc0(sizeof(HrflowProfile));
+	Datum		dimension;
+	bool		is_null;
 
 	profile->context = context;
 	profile->lease = lease;
@@ -155,6 +157,9 @@ read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lea
 	profile->generation = DatumGetInt64(hrflow_store_datum(row, 3));
 	profile->claimed_due_at = DatumGetTimestampTz(hrflow_store_datum(row, 4));
 	profile->is_suspect = is_of_source(hrflow_store_value_or_null(row, 5));
+	dimension = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
+							  8, &is_null);
+	profile->old_dimension = is_null ? 0 : DatumGetInt32(dimension);
 
 	/* What must not be null is refused before it is paid for. */
 	for (int i = 6; i <= 7; i++)
@@ -188,7 +193,9 @@ claim_from(HrflowRun *run, const HrflowStore *store, HrflowClaimQueue queue,
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->claimed_to[queue]));
 	n = hrflow_store_execute(hrflow_store_sql(store, claim_sql,
-											  queues_sql[queue]),
+											  queues_sql[queue],
+											  store->has_fetched_with ?
+											  "p.dimension" : "NULL::integer"),
 							 &parameters);
 	for (uint64 i = 0; i < n; i++)
 		read_claimed(run, queue, i, lease);
@@ -230,7 +237,8 @@ look_back(HrflowRun *run)
 void
 hrflow_claim(HrflowRun *run, const HrflowStore *store)
 {
-	int64		size = Min(run->claim_size, run->max_profiles - run->nclaimed);
+	int64		size = Min(Min(run->claim_size, hrflow_model_room(run)),
+						   run->max_profiles - run->nclaimed);
 	TimestampTz lease;
 	uint64		n;
 
@@ -314,7 +322,7 @@ static List *
 find_leases(HrflowRun *run, TimestampTz before)
 {
 	dlist_head *lists[] = {&run->claimed, &run->in_flight, &run->split,
-	&run->suspects, &run->arrived};
+	&run->suspects, &run->foreign, &run->arrived};
 	List	   *profiles = NIL;
 	dlist_iter	iter;
 
@@ -402,7 +410,7 @@ void
 hrflow_claim_renew_done(HrflowRun *run)
 {
 	dlist_head *lists[] = {&run->claimed, &run->in_flight, &run->split,
-	&run->suspects, &run->arrived};
+	&run->suspects, &run->foreign, &run->arrived};
 	dlist_iter	iter;
 
 	for (int i = 0; i < lengthof(lists); i++)
@@ -434,6 +442,7 @@ hrflow_claim_release(HrflowRun *run, const HrflowStore *store)
 void
 hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 {
+	hrflow_model_end_trial(run, profile);
 	dlist_delete(&profile->node);
 	MemoryContextDelete(profile->context);
 }

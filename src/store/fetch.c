@@ -309,9 +309,13 @@ hrflow_fetch_next(HrflowRun *run)
 			move_to(&run->in_flight, profile);
 		return make_wanted(run, profile, part->fields);
 	}
+	if (hrflow_model_room(run) <= 0)
+		return NULL;
 	profile = next_claimed(run);
 	if (profile == NULL)
 		return NULL;
+	profile->is_trial = true;
+	run->ntrial++;
 	profile->asked_at = hrflow_clock_now();
 	run->nasked++;
 	move_to(&run->in_flight, profile);

@@ -55,6 +55,34 @@ static const char make_due_sql[] =
 " UPDATE %P AS p SET due_at = $4 FROM lacking AS l"
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
+/* Count profiles whose vectors have the dimension $1, up to $2. */
+static const char count_dimension_sql[] =
+"SELECT count(*) FROM (SELECT FROM %P AS p WHERE p.sections IS NOT NULL"
+" AND p.dimension = $1 LIMIT $2) AS d";
+
+#define MOST_COUNTED 1000
+
+/*
+ * Find out whether one of $1 begins one of the $2 last errors: then the last run
+ * was stopped for it.
+ */
+static const char was_stopped_sql[] =
+"SELECT count(*) FROM (SELECT p.last_error FROM %P AS p"
+" WHERE p.last_error IS NOT NULL"
+" ORDER BY %F DESC NULLS LAST LIMIT $2) AS e"
+" JOIN unnest($1) AS b(beginning) ON starts_with(e.last_error, b.beginning)";
+
+#define FOREIGN_ERROR "The vectors are of another dimension than the store's"
+#define REFUSED_ERROR "Nothing could be stored"
+
+/*
+ * Maximum number of profiles to ask for before the store has taken the vectors of
+ * any, and minimum number of those that it does not take, with no other, for which
+ * a run is stopped.  Both are 1 if the last run was stopped for this reason.
+ */
+#define MAX_TRIAL 32
+#define MIN_REFUSED 8
+
 /*
  * What some profiles of a store were fetched with.
  */
@@ -130,8 +158,8 @@ has_name(const List *names, const char *name)
 }
 
 /*
- * Does a run ask for a section that is not among these, or for an element
- * neither it nor the section of which is?
+ * Does a run ask for a section that is not among these, or for an element where
+ * neither that nor its section is?
  */
 static bool
 lacks_section(const HrflowRun *run, const List *sections)
@@ -165,9 +193,9 @@ compare_names(const ListCell *a, const ListCell *b)
 
 /*
  * The text of the array that the column "sections" is to be after a profile was
- * answered: the names of all that it was asked for, by this run or before.  Where
- * "fields" is left out these are the sections that have come.  NULL if it is to
- * stay as it is, which a profile that is missing has to say.
+ * answered: the names of all that it was asked for, by this run or before.  If
+ * "fields" is left out, these are the sections that have come.  NULL if the column
+ * is to stay as it is, which a profile that is missing has to say.
  */
 char *
 hrflow_model_sections(const HrflowRun *run, const HrflowProfile *profile)
@@ -205,18 +233,22 @@ hrflow_model_sections(const HrflowRun *run, const HrflowProfile *profile)
 																 TYPALIGN_INT)));
 }
 
+static int
+dimension_of(const HrflowVector *vector)
+{
+	int			ndim = ARR_NDIM(vector->value);
+
+	return ndim == 0 ? 0 : ARR_DIMS(vector->value)[ndim - 1];
+}
+
 /*
  * The dimension of a profile's vectors: of the first one, or 0 if there is none.
  */
 int
 hrflow_model_dimension(const HrflowProfile *profile)
 {
-	ArrayType  *vector;
-
-	if (profile->vectors == NIL)
-		return 0;
-	vector = ((HrflowVector *) linitial(profile->vectors))->value;
-	return ARR_NDIM(vector) == 0 ? 0 : ARR_DIMS(vector)[ARR_NDIM(vector) - 1];
+	return profile->vectors == NIL ? 0 :
+		dimension_of(linitial(profile->vectors));
 }
 
 /*
@@ -254,22 +286,108 @@ find_next(const HrflowStore *store, const Combination *last)
 }
 
 /*
- * Learn whether the vectors of a store were fetched with another API key than the
- * run's, and none with it.
+ * The dimension of the column's type, or 0 if it takes any.
+ */
+static int
+column_dimension(const HrflowStore *store)
+{
+	AttrNumber	number = hrflow_store_check_column(store->vectors, "vector",
+												   InvalidOid);
+	Form_pg_attribute column =
+	TupleDescAttr(RelationGetDescr(store->vectors), number - 1);
+
+	/* The modifier of pgvector's types is the dimension. */
+	return store->layout == HRFLOW_LAYOUT_ARRAY ? 0 :
+		Max(column->atttypmod, 0);
+}
+
+/*
+ * Of the dimensions of a store's vectors, those that at least half as many
+ * profiles have as the most frequent one: the others are left from a model
+ * before, or came with a few answers when it changed.
+ */
+static List *
+choose_dimensions(const HrflowStore *store, List *dimensions)
+{
+	int64	   *counts = palloc(sizeof(int64) * Max(list_length(dimensions), 1));
+	int64		most = 0;
+	List	   *chosen = NIL;
+	ListCell   *cell;
+
+	if (list_length(dimensions) < 2)
+		return dimensions;
+	foreach(cell, dimensions)
+	{
+		HrflowParameters parameters = {0};
+		int64		n;
+
+		hrflow_store_add(&parameters, INT4OID, Int32GetDatum(lfirst_int(cell)));
+		hrflow_store_add(&parameters, INT8OID, Int64GetDatum(MOST_COUNTED));
+		hrflow_store_execute(hrflow_store_sql(store, count_dimension_sql),
+							 &parameters);
+		n = DatumGetInt64(hrflow_store_datum(0, 1));
+		counts[foreach_current_index(cell)] = n;
+		most = Max(most, n);
+	}
+	foreach(cell, dimensions)
+	{
+		if (2 * counts[foreach_current_index(cell)] >= most)
+			chosen = lappend_int(chosen, lfirst_int(cell));
+	}
+	return chosen;
+}
+
+/*
+ * Was the last run stopped because the store did not take what it fetched?
+ */
+static bool
+was_stopped(const HrflowStore *store)
+{
+	Datum		beginnings[2];
+	HrflowParameters parameters = {0};
+
+	beginnings[0] = CStringGetTextDatum(FOREIGN_ERROR);
+	beginnings[1] = CStringGetTextDatum(REFUSED_ERROR);
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(construct_array(beginnings,
+													 lengthof(beginnings),
+													 TEXTOID, -1, false,
+													 TYPALIGN_INT)));
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(MAX_TRIAL));
+	hrflow_store_execute(hrflow_store_sql(store, was_stopped_sql), &parameters);
+	return DatumGetInt64(hrflow_store_datum(0, 1)) > 0;
+}
+
+/*
+ * Learn what the vectors of a store were fetched with: their dimension, and
+ * whether none was with the run's API key.
  */
 void
 hrflow_model_look(HrflowRun *run, const HrflowStore *store)
 {
 	Combination *combination = NULL;
+	int			dimension = column_dimension(store);
+	List	   *dimensions = NIL;
+	bool		has_account = false;
+	MemoryContext old;
 
-	if (!store->has_fetched_with)
-		return;
-	while ((combination = find_next(store, combination)) != NULL)
+	while (store->has_fetched_with &&
+		   (combination = find_next(store, combination)) != NULL)
 	{
-		run->is_new_account = strcmp(combination->account, run->account) != 0;
-		if (!run->is_new_account)
-			break;
+		run->is_new_account = true;
+		has_account |= strcmp(combination->account, run->account) == 0;
+		if (combination->dimension > 0)
+			dimensions = list_append_unique_int(dimensions,
+												combination->dimension);
 	}
+	run->is_new_account &= !has_account;
+	run->is_typed = dimension > 0;
+	dimensions = run->is_typed ? list_make1_int(dimension) :
+		choose_dimensions(store, dimensions);
+	run->is_wary = was_stopped(store);
+	old = MemoryContextSwitchTo(run->context);
+	run->dimensions = list_copy(dimensions);
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -335,4 +453,248 @@ hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
 			return true;
 	}
 	return false;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * What the store does not take
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * How many more profiles may be asked for now, as far as it is known what the store
+ * takes?
+ */
+int64
+hrflow_model_room(const HrflowRun *run)
+{
+	return run->is_trusted ? PG_INT64_MAX :
+		(run->is_wary ? 1 : MAX_TRIAL) - run->ntrial;
+}
+
+/*
+ * A profile no longer counts among those whose vectors are to show what the store
+ * takes.
+ */
+void
+hrflow_model_end_trial(HrflowRun *run, HrflowProfile *profile)
+{
+	run->ntrial -= profile->is_trial;
+	profile->is_trial = false;
+}
+
+/*
+ * Have so many profiles met the same that the run is to stop?
+ */
+static bool
+are_enough(const HrflowRun *run, int n)
+{
+	return n >= (run->is_wary && !run->is_trusted ? 1 : MIN_REFUSED);
+}
+
+/*
+ * Do vectors of a profile have the dimension of the store's, or of its own that
+ * are there?
+ */
+static bool
+fits(const HrflowRun *run, const HrflowProfile *profile)
+{
+	ListCell   *cell;
+
+	foreach(cell, profile->vectors)
+	{
+		int			dimension = dimension_of(lfirst(cell));
+
+		if (list_member_int(run->dimensions, dimension) ||
+			(!run->is_typed && dimension == profile->old_dimension))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Stop the run because of the dimension of what comes.
+ */
+static void
+stop_for_dimension(HrflowRun *run)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	if (!run->is_foreign)
+	{
+		HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
+													&run->foreign);
+
+		run->is_foreign = run->is_stopping = true;
+		run->stop = HRFLOW_STOP_NOT_KEPT;
+		run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+		run->stop_reason = psprintf("the API returned vectors of %d dimensions, and those of the store have %d",
+									hrflow_model_dimension(profile),
+									linitial_int(run->dimensions));
+		run->stop_hint = _("If the model has changed, create another store, refresh it, and drop this one.  Otherwise check hrflow_embed.base_url and the API key.");
+	}
+	MemoryContextSwitchTo(old);
+
+	while (!dlist_is_empty(&run->foreign))
+	{
+		HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
+													&run->foreign);
+
+		MemoryContextSwitchTo(profile->context);
+		profile->status = HRFLOW_INVALID_VECTOR;
+		profile->error = psprintf(FOREIGN_ERROR ": %d instead of %d",
+								  hrflow_model_dimension(profile),
+								  linitial_int(run->dimensions));
+		MemoryContextSwitchTo(old);
+		profile->vectors = NIL;
+		profile->is_postponed = true;
+		run->nrefused++;
+		hrflow_state_arrive(run, profile);
+	}
+	run->nforeign = 0;
+}
+
+/*
+ * Have the profiles written that were held back: they alone have vectors of another
+ * dimension.
+ */
+static void
+clear_foreign(HrflowRun *run)
+{
+	while (!dlist_is_empty(&run->foreign))
+		hrflow_state_arrive(run, dlist_head_element(HrflowProfile, node,
+													&run->foreign));
+	run->nforeign = 0;
+}
+
+/*
+ * Nothing more comes of a profile.  If its vectors have another dimension than
+ * the store's it is held back until another one shows whether that is so of all.
+ * Returns whether it is.
+ */
+bool
+hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
+{
+	if (profile->vectors == NIL)
+	{
+		hrflow_model_end_trial(run, profile);
+		return false;
+	}
+	run->has_trial = true;
+	if (run->dimensions == NIL)
+		return false;
+	if (fits(run, profile))
+	{
+		run->fits_at = hrflow_clock_now();
+		clear_foreign(run);
+		return false;
+	}
+	if (run->fits_at >= profile->asked_at && !run->is_foreign)
+		return false;
+	dlist_delete(&profile->node);
+	dlist_push_tail(&run->foreign, &profile->node);
+	if (are_enough(run, ++run->nforeign) || run->is_foreign)
+		stop_for_dimension(run);
+	return true;
+}
+
+/*
+ * Nothing more comes: all that has come is of another dimension.
+ */
+void
+hrflow_model_settle(HrflowRun *run)
+{
+	if (!dlist_is_empty(&run->foreign))
+		stop_for_dimension(run);
+}
+
+/*
+ * Stop the run because the store takes nothing: these profiles are not to blame.
+ */
+static void
+stop_for_refusal(HrflowRun *run, List *refused)
+{
+	MemoryContext old = CurrentMemoryContext;
+	HrflowProfile *first = linitial(refused);
+	ListCell   *cell;
+
+	MemoryContextSwitchTo(run->context);
+	run->is_stopping = true;
+	run->stop = HRFLOW_STOP_NOT_KEPT;
+	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	run->stop_reason = psprintf("the store takes nothing of what is fetched; %s",
+								first->write_error);
+	run->stop_hint = _("Check the type of the column \"vector\", and the indexes, constraints and triggers of the table.");
+	foreach(cell, refused)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		MemoryContextSwitchTo(profile->context);
+		profile->write_error = psprintf(REFUSED_ERROR ": %s",
+										profile->write_error);
+		profile->is_postponed = true;
+	}
+	run->nrefused = list_length(refused);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+hold(HrflowProfile *profile)
+{
+	profile->is_held = true;
+	profile->is_ours = false;
+}
+
+/*
+ * While a few profiles are written to see whether the store takes them, hold back
+ * those that would lose sections: whether these are too many is judged of all that
+ * arrive together.
+ */
+void
+hrflow_model_spare(HrflowRun *run, List *profiles)
+{
+	ListCell   *cell;
+
+	if (run->is_trusted || run->is_settling)
+		return;
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		if (profile->lost != NULL)
+			hold(profile);
+	}
+}
+
+/*
+ * After vectors were written, and before the states of their profiles are: is the
+ * store to blame for those that it did not take?  It is if it has taken none so
+ * far, and refused several; fewer are held back.
+ */
+void
+hrflow_model_judge(HrflowRun *run, List *profiles)
+{
+	List	   *refused = NIL;
+	ListCell   *cell;
+
+	if (run->is_trusted)
+		return;
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		if (profile->write_error != NULL)
+			refused = lappend(refused, profile);
+		else if (profile->is_ours && profile->vectors != NIL)
+			return;
+	}
+	if (refused == NIL)
+		return;
+	if (are_enough(run, list_length(refused)))
+		stop_for_refusal(run, refused);
+	else if (!run->is_settling)
+	{
+		foreach(cell, refused)
+			hold(lfirst(cell));
+	}
 }

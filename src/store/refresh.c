@@ -151,7 +151,11 @@ report_stop(const HrflowRun *run, bool is_error)
 					run->stop_reason),
 			 run->stop_detail != NULL ?
 			 errdetail_internal("%s", run->stop_detail) :
-			 errdetail("What was fetched is kept, and no attempts were counted."),
+			 run->nrefused == 0 ?
+			 errdetail("What was fetched is kept, and no attempts were counted.") :
+			 errdetail_plural("What was fetched for %d profile is not stored, and no attempt was counted.",
+							  "What was fetched for %d profiles is not stored, and no attempts were counted.",
+							  run->nrefused, run->nrefused),
 			 run->stop_hint != NULL ? errhint("%s", run->stop_hint) : 0));
 }
 
@@ -251,6 +255,7 @@ static void
 write_arrived(HrflowRun *run)
 {
 	run->written_at = hrflow_clock_now();
+	run->has_trial = false;
 	if (run->narrived == 0)
 		hrflow_work_pause(run);
 	else if (hrflow_work_try(run, hrflow_write))
@@ -282,7 +287,8 @@ next_wanted_of_run(void *arg)
 
 	if (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
 		!run->is_drained && !run->is_stopping && run->error == NULL &&
-		!run->is_ending && run->nclaimed < run->max_profiles && !is_late(run))
+		!run->is_ending && run->nclaimed < run->max_profiles &&
+		hrflow_model_room(run) > 0 && !is_late(run))
 		hrflow_work_try(run, hrflow_claim);
 	if (dlist_is_empty(&run->in_flight) && run->nsuspects == 0)
 		run->answered_at = hrflow_clock_now();
@@ -345,7 +351,8 @@ work_of_run(void *arg, HrflowTransport *transport)
 		return HRFLOW_NEVER;
 	write_at = run->written_at + run->write_interval * HRFLOW_MSEC;
 	if (run->error == NULL && !run->is_ending &&
-		(run->narrived >= run->batch_size || hrflow_clock_now() >= write_at))
+		(run->narrived >= run->batch_size || hrflow_clock_now() >= write_at ||
+		 (run->has_trial && !run->is_trusted)))
 	{
 		write_arrived(run);
 		if (run->error == NULL && hrflow_work_try(run, hrflow_claim_renew))
@@ -442,6 +449,8 @@ finish(HrflowRun *run)
 	int64		give_up_at = hrflow_clock_now() + LOCKED_GRACE;
 
 	hrflow_state_settle_suspects(run);
+	hrflow_model_settle(run);
+	run->is_settling = true;
 	while (run->error == NULL && !run->is_ending)
 	{
 		write_arrived(run);
@@ -475,6 +484,7 @@ finish(HrflowRun *run)
 	}
 	if (is_bounded)
 		disable_timeout(STATEMENT_TIMEOUT, false);
+	run->is_settling = false;
 	hrflow_claim_forget_all(run);
 }
 
@@ -700,6 +710,7 @@ prepare_lists(HrflowRun *run)
 	dlist_init(&run->in_flight);
 	dlist_init(&run->split);
 	dlist_init(&run->suspects);
+	dlist_init(&run->foreign);
 	dlist_init(&run->arrived);
 	for (int i = 0; i < HRFLOW_NQUEUES; i++)
 		run->claimed_to[i] = DT_NOBEGIN;

@@ -136,6 +136,7 @@ typedef struct HrflowProfile
 	int64		generation;
 	TimestampTz claimed_due_at;
 	bool		is_suspect;		/* the API did not know its source */
+	int			old_dimension;	/* of its vectors; 0: there are none */
 
 	/* What the fetch gives. */
 	int64		asked_at;		/* by our clock */
@@ -143,6 +144,7 @@ typedef struct HrflowProfile
 	bool		is_probe;		/* others of its source wait for its answer */
 	bool		is_split;		/* its sections are asked for one by one */
 	int			next_part;		/* the first of them not yet asked for */
+	bool		is_trial;		/* counted in ntrial of the run */
 	HrflowStatus status;		/* the first that is neither HRFLOW_OK nor
 								 * HRFLOW_NO_VECTOR */
 	bool		is_link;		/* of a link, not of the API */
@@ -159,6 +161,8 @@ typedef struct HrflowProfile
 	bool		is_locked;		/* it is, but others have locked the row */
 	bool		is_current;		/* and nothing has changed since */
 	bool		is_stuck;		/* its vectors are locked by others */
+	bool		is_held;		/* its vectors were refused, and are to be
+								 * tried again */
 	bool		is_known;		/* the API knows it, but has no vector of it */
 	int64		locked_at;		/* since when, by our clock; 0: never */
 	char	   *write_error;	/* why the table of vectors did not take its
@@ -226,9 +230,28 @@ typedef struct HrflowRun
 	dlist_head	in_flight;
 	dlist_head	split;			/* with sections still to be asked for */
 	dlist_head	suspects;		/* failed in a way that may be an outage */
+	dlist_head	foreign;		/* their vectors are of another dimension than
+								 * the store's */
 	dlist_head	arrived;		/* to be written */
 	int			nsuspects;
+	int			nforeign;
 	int			narrived;
+
+	List	   *dimensions;		/* of the store's vectors; NIL: any */
+	bool		is_typed;		/* the column takes no other */
+	bool		is_wary;		/* the last run ended for the vectors'
+								 * dimension */
+	int64		fits_at;		/* when a profile came last whose vectors have
+								 * one of these, by our clock */
+	bool		is_foreign;		/* the run stops for the vectors' dimension */
+	int			ntrial;			/* profiles that are asked for, or whose
+								 * vectors are to be stored */
+	bool		has_trial;		/* vectors have come since the last write */
+	bool		is_trusted;		/* the store has taken a profile's vectors */
+	bool		is_settling;	/* nothing more comes before what has arrived
+								 * is written */
+	int			nrefused;		/* profiles that are not stored because of
+								 * what was the same for all */
 
 	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* no profile due before is to be
 											 * claimed */
@@ -295,6 +318,7 @@ extern TimestampTz hrflow_state_due_after(const Interval *age);
 extern Interval *hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno);
 extern void hrflow_state_set(HrflowRun *run, HrflowProfile *profile);
 extern void hrflow_state_land(HrflowRun *run, HrflowProfile *profile);
+extern void hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile);
 extern void hrflow_state_settle_suspects(HrflowRun *run);
 
 /* in interrupt.c */
@@ -340,6 +364,12 @@ extern char *hrflow_model_sections(const HrflowRun *run,
 								   const HrflowProfile *profile);
 extern int	hrflow_model_dimension(const HrflowProfile *profile);
 extern void hrflow_model_look(HrflowRun *run, const HrflowStore *store);
+extern int64 hrflow_model_room(const HrflowRun *run);
+extern void hrflow_model_end_trial(HrflowRun *run, HrflowProfile *profile);
+extern bool hrflow_model_hold(HrflowRun *run, HrflowProfile *profile);
+extern void hrflow_model_settle(HrflowRun *run);
+extern void hrflow_model_spare(HrflowRun *run, List *profiles);
+extern void hrflow_model_judge(HrflowRun *run, List *profiles);
 extern void hrflow_model_warn_of_account(const HrflowRun *run);
 extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store,
 								  int64 most);

@@ -474,8 +474,11 @@ have_met_the_same(const HrflowProfile *a, const HrflowProfile *b)
 		   strcmp(a->error, b->error) == 0)));
 }
 
-static void
-move_to_arrived(HrflowRun *run, HrflowProfile *profile)
+/*
+ * A profile is to be written.
+ */
+void
+hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 {
 	dlist_delete(&profile->node);
 	dlist_push_tail(&run->arrived, &profile->node);
@@ -496,7 +499,7 @@ clear_suspects(HrflowRun *run, bool is_outage)
 													&run->suspects);
 
 		profile->is_postponed = is_outage && sign_of(profile) != SIGN_OF_LINKS;
-		move_to_arrived(run, profile);
+		hrflow_state_arrive(run, profile);
 	}
 	run->nsuspects = 0;
 }
@@ -534,10 +537,16 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 	Sign		sign = profile->unasked ? SIGN_NONE : sign_of(profile);
 
 	run->nforbidden += profile->status == HRFLOW_FORBIDDEN;
+	if (hrflow_model_hold(run, profile))
+	{
+		run->alive_at = run->answered_at = hrflow_clock_now();
+		clear_suspects(run, false);
+		return;
+	}
 	if (profile->unasked)
 	{
 		profile->is_postponed = run->is_unanswered;
-		move_to_arrived(run, profile);
+		hrflow_state_arrive(run, profile);
 		return;
 	}
 	if (sign != SIGN_OF_NETWORK)
@@ -545,7 +554,7 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 	if (run->is_outage && sign != SIGN_NONE)
 	{
 		profile->is_postponed = sign != SIGN_OF_LINKS;
-		move_to_arrived(run, profile);
+		hrflow_state_arrive(run, profile);
 		return;
 	}
 	if (sign != SIGN_NONE && run->alive_at < profile->asked_at &&
@@ -563,7 +572,7 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 	if (sign == SIGN_NONE || run->alive_at < profile->asked_at)
 		run->alive_at = hrflow_clock_now();
 	clear_suspects(run, false);
-	move_to_arrived(run, profile);
+	hrflow_state_arrive(run, profile);
 }
 
 /*

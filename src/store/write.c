@@ -125,7 +125,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		Datum		values[lengthof(types)];
 
 		/* A write that was rolled back leaves no mark. */
-		profile->is_ours = profile->is_locked = false;
+		profile->is_ours = profile->is_locked = profile->is_held = false;
 		profile->write_error = NULL;
 		profile->lost = NULL;
 		profile->is_kept = false;
@@ -513,7 +513,9 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 		return;
 	lock_profiles(store, profiles);
 	hrflow_erase_judge(run, store, list_complete(profiles));
+	hrflow_model_spare(run, profiles);
 	write_all_vectors(run, store, profiles);
+	hrflow_model_judge(run, profiles);
 	hrflow_erase_note(store, profiles);
 	write_states(run, store, profiles);
 }
@@ -523,12 +525,13 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
  * been for too long.
  */
 static bool
-is_to_be_tried_again(HrflowProfile *profile)
+is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 {
 	int64		now = hrflow_clock_now();
 
 	if (!profile->is_locked)
 		return false;
+	hrflow_model_end_trial(run, profile);
 	if (profile->locked_at == 0)
 		profile->locked_at = now;
 	return now - profile->locked_at < MAX_LOCKED_TIME;
@@ -569,13 +572,16 @@ hrflow_write_done(HrflowRun *run)
 	{
 		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
 
-		if (profile->is_stuck || is_to_be_tried_again(profile))
+		if (profile->is_stuck || profile->is_held ||
+			is_to_be_tried_again(run, profile))
 			continue;
 		run->nvain += !profile->is_ours ||
 			profile->status != HRFLOW_INVALID_SOURCE;
 		run->nunwritten += profile->is_locked;
 		if (profile->is_ours)
 		{
+			run->is_trusted |= profile->vectors != NIL &&
+				profile->write_error == NULL;
 			run->tallies[profile->tally]++;
 			if (profile->tally != HRFLOW_TALLY_NONE)
 			{

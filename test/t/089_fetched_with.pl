@@ -1,12 +1,13 @@
 # What vectors were fetched with decides what a later refresh fetches, keeps and
-# erases: other "fields" fetch what is lacking, and nothing else.  SQL does not see
-# what is asked for.
+# erases: other "fields" fetch what is lacking, and nothing else, and a run stops
+# where another model answers.  SQL does not see what is asked for.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use Hrflow::Store;
+use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $api = Hrflow::StandIn->new('--dim' => 8);
@@ -192,5 +193,142 @@ unlike((refresh(q('{"profile": 1}'), settings => \%new))[0],
 	qr/WARNING/, 'a run with the same API key again gives no warning');
 is($store->sql('SELECT count(DISTINCT account) FROM shop.embedding_profile'),
 	1, 'the statement of the hint fetches all vectors with the new API key');
+
+#
+# Another model
+#
+my $wide_api = Hrflow::StandIn->new('--dim' => 16);
+my %wide = ('hrflow_embed.base_url' => $wide_api->base_url);
+my $has_pgvector =
+  $node->safe_psql('postgres',
+	q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
+$node->safe_psql('postgres', 'CREATE EXTENSION vector') if $has_pgvector;
+$store->sql(
+	q{CREATE FUNCTION shop.to_8(real[]) RETURNS real[] IMMUTABLE LANGUAGE plpgsql AS $$
+	BEGIN
+		IF cardinality($1) <> 8 THEN
+			RAISE 'expected 8 dimensions, not %', cardinality($1) USING errcode = '22000';
+		END IF;
+		RETURN $1;
+	END $$});
+
+# Tables of vectors of 8 dimensions, by what they take
+sub set_column
+{
+	my ($type, $index) = @_;
+	$store->sql('DROP INDEX IF EXISTS shop.small; DELETE FROM shop.embedding');
+	$store->sql("ALTER TABLE shop.embedding ALTER COLUMN vector TYPE $type USING NULL");
+	$store->sql("CREATE INDEX small ON shop.embedding ($index)") if $index;
+	return;
+}
+
+# A run that asks the other model: what it prints, and the number of requests
+sub refresh_wide
+{
+	$wide_api->reset;
+	my $printed = $store->call(undef, settings => \%wide);
+	return ($printed, scalar(() = $wide_api->get('/log') =~ /profile_id=/g));
+}
+
+my $state = q{SELECT DISTINCT state, attempts, lease_until, dimension FROM shop.embedding_profile};
+my $vectors =
+  'SELECT count(*), min(array_length(vector::real[], 1)), max(array_length(vector::real[], 1))
+	FROM shop.embedding';
+my @takes =
+  ([ 'any dimension', 'real[]' ], [ 'one dimension in an index', 'real[]', 'shop.to_8(vector)' ]);
+push @takes,
+  [ 'one dimension in an index of pgvector', 'real[]', '(vector::vector(8))' ],
+  [ 'one dimension', 'vector(8)' ]
+  if $has_pgvector;
+foreach my $case (@takes)
+{
+	my ($what, $type, $index) = @$case;
+	my ($printed, $requests);
+
+	set_column($type, $index);
+	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
+	$store->call;
+	foreach my $due (300, 3)
+	{
+		$store->sql(
+			"UPDATE shop.embedding_profile SET last_error = NULL, failed_at = NULL,
+				due_at = CASE WHEN substr(profile_id, 7)::int <= $due THEN now()
+					ELSE now() + interval '1 hour' END");
+		($printed, $requests) = refresh_wide();
+		like(
+			$printed,
+			qr/WARNING:\ .*\ refresh\ of\ shop\.embedding\ was\ stopped:\ the\ API\ returned\ vectors\ of
+				\ 16\ dimensions,\ and\ those\ of\ the\ store\ have\ 8
+				.*DETAIL:\ .*\ not\ stored.*HINT:\ .*create\ another\ store/sx,
+			"a run with $due profiles due is stopped if the model changed and the table takes $what"
+		);
+		cmp_ok($requests, '<=', 32,
+			"a run with $due profiles due sends at most 32 requests if the table takes $what");
+		is(scalar(() = $printed =~ /WARNING/g),
+			1, "a run with $due profiles due gives one warning if the table takes $what");
+		is( $store->sql('SELECT stop_reason FROM shop.embedding_run ORDER BY run DESC LIMIT 1'),
+			'not_kept',
+			"the history tells of a run with $due profiles due if the table takes $what");
+		is($store->sql($state),
+			'ok|0||8', "no state of $due profiles due changes if the table takes $what");
+		is($store->sql($vectors),
+			'600|8|8', "no vector of $due profiles due changes if the table takes $what");
+	}
+	$store->sql($due);
+	is((refresh_wide())[1], 1,
+		"the run after that sends a single request if the table takes $what");
+	$store->sql($due);
+	like(
+		$store->call,
+		qr/: 300 refreshed/,
+		"the run after the model is the same again refreshes all if the table takes $what");
+}
+
+# A store that is empty has no dimension but the type of its column
+foreach my $case (@takes)
+{
+	my ($what, $type, $index) = @$case;
+
+	set_column($type, $index);
+	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
+	my ($printed, $requests) = refresh_wide();
+	if ($what eq 'any dimension')
+	{
+		like($printed, qr/: 300 refreshed/, 'an empty store that takes any dimension is filled');
+		next;
+	}
+	like(
+		$printed,
+		qr/WARNING: .* was stopped: the (API returned vectors of 16 dimensions|store takes nothing)/,
+		"a run is stopped that finds an empty table that takes $what");
+	cmp_ok($requests, '<=', 32,
+		"a run sends at most 32 requests that finds an empty table that takes $what");
+	is($store->profiles('state, attempts, lease_until'),
+		'due|0|', "no attempt is counted where an empty table takes $what");
+	$store->sql($due);
+	is((refresh_wide())[1],
+		1, "the run after that sends a single request if an empty table takes $what");
+}
+
+# One profile that differs is its own fault, or its own affair
+my $link = encode_base64url(
+	'{"profile": "' . $node->safe_psql(
+		'postgres', "SET hrflow_embed.base_url = '$wide{'hrflow_embed.base_url'}';
+		SELECT hrflow_profile_embedding('acme', 'nurse-1', '{\"profile\": 1}')->>'profile'")
+	  . '"}');
+foreach my $case ([ 'any dimension', 'real[]', undef, 'ok|16' ],
+	[ 'one dimension', 'real[]', 'shop.to_8(vector)', 'due|' ])
+{
+	my ($what, $type, $index, $expected) = @$case;
+
+	set_column($type, $index);
+	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
+	$store->call(q(fields => '{"profile": 1}'));
+	$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:data=$link'); $due");
+	unlike($store->call(q(fields => '{"profile": 1}')),
+		qr/stopped/, "a single vector of another dimension stops no run if the table takes $what");
+	is($store->profiles('state, dimension', "profile_id ~ 'fault'"),
+		$expected, "a single vector of another dimension is stored if the table takes $what");
+}
 
 done_testing();
