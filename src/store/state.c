@@ -376,15 +376,17 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 		row->state = HRFLOW_STATE_DUE;
 		row->attempts = 0;
 		row->http_status = profile->http_status;
-		row->error = NULL;
+		row->error = get_error(profile);
 		row->is_refreshed = true;
+		set_failed_at(profile, HRFLOW_STATE_DUE, true);
 	}
 	if (row->has_due_at)
 		row->due_at = Max(row->due_at, earliest);
 }
 
 /*
- * A run that goes on is not to claim again at once what has come to nothing.
+ * A run that goes on is not to claim again at once what has come to nothing.  It
+ * does not go on where the API refuses us, though it may not know yet.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -395,6 +397,7 @@ put_beyond_run(HrflowRun *run, HrflowProfile *profile)
 	 run->debounce * INT64CONST(1000));
 
 	if (row->has_due_at && row->state == HRFLOW_STATE_DUE &&
+		!is_our_fault(run, profile) &&
 		!run->is_stopping && !run->is_ending && run->error == NULL)
 		row->due_at = Max(row->due_at, earliest);
 }

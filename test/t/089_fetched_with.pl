@@ -56,6 +56,22 @@ is(items('experiences', '{"experiences": 1}'),
 	'0 1 2 3', 'a section that is asked for as a whole replaces all elements');
 
 #
+# What the API no longer has is told of a profile that changes meanwhile, too
+#
+$store->track("SELECT 'novector-nurse'");
+$store->sql(
+	q{INSERT INTO shop.embedding (source_id, profile_id, section, item, vector)
+	SELECT source_id, profile_id, 'skills', 0, '{1}' FROM shop.embedding_profile});
+$api->script('latency=1000', count => 3);
+my $call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 1 });
+$store->sql(q{SELECT hrflow_mark_due('shop.embedding', 'acme', '{novector-nurse}')});
+$store->finish_call($call);
+is( $store->profiles('state, last_error, failed_at > refreshed_at - interval $$1 s$$'),
+	'due|HrFlow no longer has vectors of sections asked for: skills|t',
+	'the error of a profile that changes while it is fetched names the sections that it lost');
+
+#
 # Other fields fetch what is lacking
 #
 my $fetched = 'SELECT DISTINCT dimension, sections, account FROM shop.embedding_profile ORDER BY 2';
