@@ -23,6 +23,7 @@
 #include "miscadmin.h"
 #include "store/refresh.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(hrflow_restore);
@@ -73,18 +74,24 @@ static const char chosen_sql[] =
 /* What is wanted again. */
 static const char wanted_sql[] = "p.state = 'unwanted' AND NOT (%s)";
 
-static const char lock_restored_sql[] =
-"SELECT FROM %P AS p WHERE EXISTS (SELECT FROM %R AS a"
-" WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s)"
-" ORDER BY p.source_id, p.%I FOR UPDATE OF p";
+static const char lock_sql[] =
+"SELECT array_agg(l.s::text), array_agg(l.i::text)"
+" FROM (SELECT p.source_id AS s, p.%I AS i FROM %P AS p WHERE %s"
+" ORDER BY p.source_id, p.%I FOR UPDATE OF p%s) AS l";
+
+static const char has_aside_sql[] =
+"EXISTS (SELECT FROM %R AS a"
+" WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s)";
 
 /*
- * A profile that has been fetched since keeps what was fetched.  One that nothing
- * wanted is as fresh as it was; one that was gone is asked for again.
+ * Bring back the profiles $1 and $2, which are locked.  One that has been fetched
+ * since keeps what was fetched.  One that nothing wanted is as fresh as it was; one
+ * that was gone is asked for again.
  */
 static const char restore_sql[] =
-"WITH back AS (DELETE FROM %R AS a USING %P AS p"
-" WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s"
+"WITH back AS (DELETE FROM %R AS a USING %P AS p, unnest($1, $2) AS l(s, i)"
+" WHERE p.source_id = l.s AND p.%I = l.i"
+" AND a.source_id = p.source_id AND a.%I = p.%I"
 " RETURNING a.source_id, a.%I, a.section, a.item, a.vector, a.fetched_at,"
 " a.due_at),"
 " vectors AS (INSERT INTO %V AS v"
@@ -103,12 +110,15 @@ static const char restore_sql[] =
 
 static const char make_due_sql[] =
 "UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(), attempts = 0,"
-" generation = p.generation + 1 WHERE %s";
+" generation = p.generation + 1"
+" FROM (SELECT p.source_id AS s, p.%I AS i FROM %P AS p WHERE %s"
+" FOR UPDATE OF p SKIP LOCKED) AS l"
+" WHERE p.source_id = l.s AND p.%I = l.i";
 
 /*
- * Put aside the profiles that meet a condition: that nothing wants.  Those that
- * have no vectors, neither here nor aside, are erased at once.  If more than $1
- * of the others do, these are kept.
+ * Put aside those of the profiles $2 and $3, which are locked, that meet a
+ * condition: that nothing wants.  Those that have no vectors, neither here nor
+ * aside, are erased at once.  If more than $1 of the others do, these are kept.
  */
 static const char put_unwanted_sql[] =
 "WITH found AS MATERIALIZED"
@@ -116,7 +126,8 @@ static const char put_unwanted_sql[] =
 " EXISTS (SELECT FROM %V AS v WHERE v.source_id = p.source_id"
 " AND v.%I = p.%I) OR EXISTS (SELECT FROM %R AS a"
 " WHERE a.source_id = p.source_id AND a.%I = p.%I) AS has_vectors"
-" FROM %P AS p WHERE %s),"
+" FROM %P AS p JOIN unnest($2, $3) AS l(s, i)"
+" ON p.source_id = l.s AND p.%I = l.i WHERE %s),"
 " counted AS MATERIALIZED"
 " (SELECT count(*) FILTER (WHERE has_vectors) AS n FROM found),"
 " erased AS (DELETE FROM %P AS p USING found AS f"
@@ -238,6 +249,36 @@ hrflow_aside_count(const HrflowStore *store)
 
 /*
  * ------------------------------------------------------------------------
+ * Locks
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Lock the profiles that meet a condition, in the order of their keys, and add
+ * these keys to the parameters "keys", as two arrays.  "waits": wait for those that
+ * others have locked, instead of leaving them out.  Returns whether there are any.
+ */
+static bool
+lock_keys(const HrflowStore *store, const char *condition, bool waits,
+		  const HrflowParameters *parameters, HrflowParameters *keys)
+{
+	bool		is_null = false;
+
+	hrflow_store_execute_latest(hrflow_store_sql(store, lock_sql, condition,
+												 waits ? "" : " SKIP LOCKED"),
+								parameters);
+	for (int i = 1; i <= 2 && !is_null; i++)
+	{
+		Datum		array = SPI_getbinval(SPI_tuptable->vals[0],
+										  SPI_tuptable->tupdesc, i, &is_null);
+
+		hrflow_store_add(keys, TEXTARRAYOID, array);
+	}
+	return !is_null;
+}
+
+/*
+ * ------------------------------------------------------------------------
  * Out of the store
  * ------------------------------------------------------------------------
  */
@@ -297,19 +338,28 @@ unwanted_now(const HrflowStore *store, Oid function)
 }
 
 /*
- * Put aside all profiles that nothing wants; "is_limited": if they are not too
- * many.  Returns the number of those that are no longer tracked.
+ * Put aside all profiles that nothing wants.  "is_limited": if they are not too
+ * many, and but for those that another session has locked, which may be about to
+ * want them: a session that reconciles a table waits for its rows, and whoever has
+ * changed one of them waits for the profile.  Whether anything wants a profile
+ * must be asked after it is locked, of the tables that feed the store by then: a
+ * session that had it locked may have tracked another table.  Returns the number
+ * of profiles that are no longer tracked.
  */
 uint64
 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
 {
 	const char *reason = is_limited ? "reconcile" : "untrack";
 	Oid			aside = hrflow_aside_find(store);
+	HrflowParameters keys = {0};
 	HrflowParameters parameters = {0};
 	int64		counts[3];
 
-	if (!hrflow_erase_lock(store, unwanted_now(store, function)) ||
-		!hrflow_feeder_owns_all(store, function))
+	if (!lock_keys(store, unwanted_now(store, function), !is_limited, NULL,
+				   &keys))
+		return 0;
+	AcceptInvalidationMessages();
+	if (!hrflow_feeder_owns_all(store, function))
 		return 0;
 	if (!OidIsValid(aside))
 	{
@@ -324,6 +374,8 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
 	hrflow_store_add(&parameters, INT8OID,
 					 Int64GetDatum(is_limited ? hrflow_erase_allowance(store) :
 								   PG_INT64_MAX));
+	for (int i = 0; i < keys.n; i++)
+		hrflow_store_add(&parameters, keys.types[i], keys.values[i]);
 	hrflow_store_execute_latest(hrflow_store_sql(store, put_unwanted_sql,
 												 aside,
 												 unwanted_now(store, function),
@@ -348,22 +400,22 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
  */
 
 /*
- * Bring back what meets a condition.  Returns the number of profiles.
+ * Bring back the profiles that meet a condition; see lock_keys().  Returns their
+ * number.
  */
 static uint64
-restore(const HrflowStore *store, const char *condition,
+restore(const HrflowStore *store, const char *condition, bool waits,
 		const HrflowParameters *parameters)
 {
 	Oid			table = hrflow_aside_find(store);
+	HrflowParameters keys = {0};
 
-	if (!OidIsValid(table))
+	if (!OidIsValid(table) ||
+		!lock_keys(store,
+				   hrflow_store_sql(store, has_aside_sql, table, condition),
+				   waits, parameters, &keys))
 		return 0;
-	hrflow_store_execute(hrflow_store_sql(store, lock_restored_sql, table,
-										  condition),
-						 parameters);
-	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table,
-										  condition),
-						 parameters);
+	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table), &keys);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
@@ -379,13 +431,14 @@ restore_wanted(void *arg)
 {
 	const Wanted *wanted = arg;
 
-	(void) restore(wanted->store, wanted->condition, NULL);
+	(void) restore(wanted->store, wanted->condition, false, NULL);
 }
 
 /*
  * Bring back the profiles that were put aside because nothing wanted them, and
- * that are wanted again.  Those whose vectors the store does not take any longer,
- * such as another model's, are fetched again.
+ * that are wanted again, but for those that another session has locked.  Those
+ * whose vectors the store does not take any longer, such as another model's, are
+ * fetched again.
  */
 void
 hrflow_aside_restore_wanted(const HrflowStore *store, Oid function)
@@ -425,7 +478,7 @@ hrflow_restore(PG_FUNCTION_ARGS)
 		parameters.nulls[i] = PG_ARGISNULL(i + 1) ? 'n' : ' ';
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_WRITE);
-	n = restore(&store, hrflow_store_sql(&store, chosen_sql), &parameters);
+	n = restore(&store, hrflow_store_sql(&store, chosen_sql), true, &parameters);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

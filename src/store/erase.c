@@ -207,8 +207,8 @@ static const char note_erased_sql[] =
  * one of the rows locked may have tracked another table.  Returns whether there
  * are any.
  */
-bool
-hrflow_erase_lock(const HrflowStore *store, const char *condition)
+static bool
+lock_deleted(const HrflowStore *store, const char *condition)
 {
 	uint64		n = hrflow_store_execute_latest(hrflow_store_sql(store, lock_sql,
 																 condition),
@@ -291,7 +291,7 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 
 	/* Tables are locked before profiles, as TRUNCATE does. */
 	(void) hrflow_feeder_find(store, function, InvalidOid, AccessShareLock);
-	if (!hrflow_erase_lock(store, deleted) ||
+	if (!lock_deleted(store, deleted) ||
 		!hrflow_feeder_owns_all(store, function))
 		return;
 	warn_of_many_deleted(store,

@@ -261,8 +261,6 @@ extern void hrflow_aside_restore_wanted(const HrflowStore *store,
 
 /* in erase.c */
 extern void hrflow_erase_deleted(const HrflowStore *store, Oid function);
-extern bool hrflow_erase_lock(const HrflowStore *store,
-							  const char *condition);
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
 extern int64 hrflow_erase_allowance(const HrflowStore *store);

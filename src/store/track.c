@@ -656,16 +656,20 @@ may_lock_rows(const HrflowStore *store, Relation table)
 /*
  * Track what the rows of a table name that feeds the store already, and put aside
  * what nothing wants, while others read and write the table.  Rows of profiles
- * that are tracked and wanted are not written.  Returns the number of profiles
- * that were not tracked.
+ * that are tracked and wanted are not written.  It waits for rows of the table, so
+ * it does that before it locks profiles.  Returns the number of profiles that were
+ * not tracked.
  */
 static uint64
 reconcile(const HrflowStore *store, Relation table, Oid function,
 		  char *const *args)
 {
+	uint64		n;
+
 	grant_function(store, function);
+	n = hrflow_feeder_track_missing(store, table, args);
 	put_unwanted(store, function);
-	return hrflow_feeder_track_missing(store, table, args);
+	return n;
 }
 
 /*

@@ -103,6 +103,36 @@ like($writer->wait_for(qr/^deleted|ERROR/m),
 is(sql($left), '2', 'no profile is left of a row that was deleted after it was reconciled');
 
 #
+# A row takes an identifier at the same time that no row wanted
+#
+my $unwanted = q{INSERT INTO embedding_profile (source_id, profile_id, state, due_at, manual)
+	VALUES ('acme', 'spare', 'due', now(), false);};
+my $spare = q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
+	WHERE profile_id IN ('2', 'spare')};
+sql("$unwanted DELETE FROM embedding_profile WHERE profile_id = '2'");
+$writer->ask(q{BEGIN; SELECT FROM candidate WHERE id = '2' FOR UPDATE;});
+$reconciler->send($reconcile);
+waits($reconciler);
+unlike($writer->ask(q{UPDATE candidate SET id = 'spare' WHERE id = '2'; COMMIT;}),
+	qr/ERROR/, 'a row takes an identifier that no row wanted while reconciling waits for it');
+like(
+	$reconciler->wait_for(qr/^tracked|ERROR/m),
+	qr/^tracked 0$/m,
+	'reconciling does not deadlock with a row that takes an identifier that no row wanted');
+is(sql($spare), 'spare', 'a profile that a row has taken meanwhile is kept');
+
+$writer->ask(q{UPDATE candidate SET id = '2' WHERE id = 'spare';});
+sql($unwanted);
+$writer->ask(q{BEGIN; UPDATE candidate SET id = 'spare' WHERE id = '2';});
+like(
+	$reconciler->ask("SET lock_timeout = '60s'; $reconcile RESET lock_timeout;"),
+	qr/^tracked 0$/m,
+	'reconciling does not wait for a profile that another session has locked');
+$writer->ask('COMMIT;');
+is(sql($spare), 'spare', 'a profile that another session had locked is kept');
+$writer->ask(q{UPDATE candidate SET id = '2' WHERE id = 'spare';});
+
+#
 # Triggers that are as they should be stay
 #
 my $triggers = q{SELECT string_agg(tgenabled, '' ORDER BY tgname) FROM pg_trigger
