@@ -20,8 +20,10 @@
 #include "compat.h"
 #include "miscadmin.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "store/refresh.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/timestamp.h"
 
 /* The name of the table is that of the vectors and this. */
@@ -29,6 +31,12 @@
 
 /* Number of runs that are kept: a week of one each minute. */
 #define MAX_RUNS 10000
+
+/*
+ * Maximum time to wait for a lock on the history, in milliseconds.  An open
+ * transaction that has locked it must not keep a store from being refreshed.
+ */
+#define MAX_LOCK_WAIT 1000
 
 static const char *const stop_names[] = {
 	[HRFLOW_STOP_DONE] = "done",
@@ -162,7 +170,7 @@ is_running(Oid runs, int64 run)
  * ------------------------------------------------------------------------
  */
 
-/* What insert_row() is to do. */
+/* What insert_row() and complete_row() are to do. */
 typedef struct Entry
 {
 	HrflowRun  *run;
@@ -170,6 +178,33 @@ typedef struct Entry
 	Oid			runs;
 	bool		is_there;		/* unless a trigger of the owner's undoes it */
 } Entry;
+
+/*
+ * Write to the history.  Where that fails, the run goes on without, with a WARNING:
+ * vectors matter more.  Returns whether it was done.
+ */
+static bool
+write_entry(Entry *entry, void (*work) (void *arg))
+{
+	ErrorData  *error;
+
+	if (LockTimeout == 0 || LockTimeout > MAX_LOCK_WAIT)
+		(void) set_config_option("lock_timeout",
+								 psprintf("%d", MAX_LOCK_WAIT), PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
+	error = hrflow_store_try(work, entry);
+	if (error == NULL)
+		return true;
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) ==
+		ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION))
+		ReThrowError(error);
+	ereport(WARNING,
+			(errmsg("run is not entered in the history of store %s",
+					entry->store->vectors_name),
+			 errdetail_internal("%s", error->message)));
+	return false;
+}
 
 static void
 insert_row(void *arg)
@@ -190,8 +225,7 @@ insert_row(void *arg)
 
 /*
  * A run begins: insert its row.  Its lock is held until
- * hrflow_history_unlock().  Where the table does not take the row, the run goes
- * on without: vectors matter more.
+ * hrflow_history_unlock().
  */
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
@@ -199,24 +233,10 @@ hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 	Entry		entry = {
 		.run = run, .store = store, .runs = hrflow_history_find(store)
 	};
-	ErrorData  *error;
 	LOCKTAG		tag;
 
-	if (!OidIsValid(entry.runs))
-		return;
-	error = hrflow_store_try(insert_row, &entry);
-	if (error != NULL)
-	{
-		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) ==
-			ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION))
-			ReThrowError(error);
-		ereport(WARNING,
-				(errmsg("run is not entered in the history of store %s",
-						store->vectors_name),
-				 errdetail_internal("%s", error->message)));
-		return;
-	}
-	if (!entry.is_there)
+	if (!OidIsValid(entry.runs) || !write_entry(&entry, insert_row) ||
+		!entry.is_there)
 		return;
 	set_run_tag(&tag, entry.runs, run->number);
 	run->has_lock =
@@ -245,19 +265,14 @@ add_text(HrflowParameters *parameters, const char *value)
 		parameters->nulls[parameters->n - 1] = 'n';
 }
 
-/*
- * A run ends: complete its row, and forget the oldest ones.  The user may have
- * dropped the table meanwhile.
- */
-void
-hrflow_history_end(HrflowRun *run, const HrflowStore *store)
+static void
+complete_row(void *arg)
 {
-	Oid			runs = hrflow_history_find(store);
+	const Entry *entry = arg;
+	const HrflowRun *run = entry->run;
 	HrflowParameters parameters = {0};
 	HrflowParameters oldest = {0};
 
-	if (runs != run->runs)
-		return;
 	add_count(&parameters, run->number);
 	add_text(&parameters, stop_names[run->stop]);
 	add_count(&parameters, run->nasked);
@@ -269,11 +284,28 @@ hrflow_history_end(HrflowRun *run, const HrflowStore *store)
 	add_count(&parameters, hrflow_budget_sent() - run->nsent_before);
 	add_text(&parameters, run->stop == HRFLOW_STOP_TERMINATED ? NULL :
 			 run->error != NULL ? run->error->message : run->stop_reason);
-	hrflow_store_execute(hrflow_store_sql(store, end_sql, runs), &parameters);
+	hrflow_store_execute(hrflow_store_sql(entry->store, end_sql, entry->runs),
+						 &parameters);
 
 	add_count(&oldest, run->number - MAX_RUNS);
-	hrflow_store_execute(hrflow_store_sql(store, forget_sql, runs, runs),
+	hrflow_store_execute(hrflow_store_sql(entry->store, forget_sql,
+										  entry->runs, entry->runs),
 						 &oldest);
+}
+
+/*
+ * A run ends: complete its row, and forget the oldest ones.  The user may have
+ * dropped the table meanwhile.
+ */
+void
+hrflow_history_end(HrflowRun *run, const HrflowStore *store)
+{
+	Entry		entry = {
+		.run = run, .store = store, .runs = hrflow_history_find(store)
+	};
+
+	if (entry.runs == run->runs)
+		(void) write_entry(&entry, complete_row);
 }
 
 /*

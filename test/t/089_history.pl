@@ -4,6 +4,7 @@
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use Hrflow::Store;
 use IPC::Run                ();
@@ -159,6 +160,38 @@ $node->start;
 is(runs('ended_at, stop_reason, asked'),
 	'||', 'the row of a run that a crash has killed has a beginning and no end');
 is(last_run(), 'killed|', 'hrflow_store_status() says that a run was killed');
+
+#
+# The history is locked, when a run begins and when it ends
+#
+my $locker = Hrflow::Session->new($node);
+my $warning = qr/WARNING: .*run\ is\ not\ entered\ in\ the\ history\ of\ store\ shop\.embedding
+	\nDETAIL: .*lock\ timeout/x;
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 10) i");
+forget_runs();
+$locker->ask('BEGIN; LOCK TABLE shop.embedding_run;');
+like($store->call, $warning, 'a run gives up waiting for its history when it begins');
+$locker->ask('ROLLBACK;');
+is($store->states, 'ok 10', 'a run that cannot begin its row refreshes all the same');
+is(runs('run'), '', 'a run that cannot begin its row has none');
+
+$store->sql(
+	q{CREATE FUNCTION shop.wait() RETURNS trigger LANGUAGE plpgsql AS
+		$$BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END$$;
+	CREATE TRIGGER wait BEFORE INSERT ON shop.embedding FOR EACH STATEMENT
+		EXECUTE FUNCTION shop.wait()}
+);
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$locker->ask('SELECT pg_advisory_lock(1);');
+$call = $store->start_call;
+$node->poll_query_until('postgres', 'SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)');
+$locker->ask('BEGIN; LOCK TABLE shop.embedding_run; SELECT pg_advisory_unlock(1);');
+like($store->finish_call($call), $warning, 'a run gives up waiting for its history when it ends');
+$locker->ask('ROLLBACK;');
+$locker->finish;
+is($store->states, 'ok 10', 'a run that cannot complete its row refreshes all the same');
+is(last_run(), 'killed|', 'a run that cannot complete its row seems to have been killed');
+$store->sql('DROP TRIGGER wait ON shop.embedding');
 
 #
 # What a scheduler is told.  Failures are of an account of their own, which is a key
