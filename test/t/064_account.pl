@@ -88,6 +88,46 @@ foreach my $wording ('none', '0', 'past', 'soon')
 }
 
 #
+# One refusal, and then an API that is silent about 60 profiles of one backend, and
+# answers another backend
+#
+{
+	my %seconds;
+
+	foreach my $before ('nothing', 'a 429')
+	{
+		my $silent = Hrflow::StandIn->new;
+		my $out = '';
+
+		$silent->script('status=429', count => 1) if $before eq 'a 429';
+		my $began = time;
+		my $slow = IPC::Run::start(
+			[   'psql', '-XAtq', '-d', $node->connstr('postgres'),
+				'-c', batch($silent, ids(60, 'fault:silent,id='), request_timeout => '4s') ],
+			'>',
+			\$out,
+			'2>&1',
+			IPC::Run::timer(180));
+		ok($silent->wait_until(sub { $_[0]{requests} >= 2 }),
+			"profiles are asked for after $before");
+		my ($healthy, $took) = timed(batch($silent, ids(3, 'healthy')));
+		is($healthy, 'ok 3', "another backend is answered after $before");
+		cmp_ok($took, '<', 3, "another backend waits for no time-out after $before");
+		$slow->finish;
+		$seconds{$before} = time - $began;
+		like(
+			$out,
+			qr/^(?:timeout 60$|ERROR:.*in time)/m,
+			"the profiles that get no answer time out after $before");
+		note("after $before: $seconds{$before} s, another backend $took s: $out");
+	}
+	cmp_ok(
+		$seconds{'a 429'}, '<',
+		$seconds{nothing} + 3,
+		'a 429 makes a batch take not much longer that gets no answer');
+}
+
+#
 # A pause that no one waits for
 #
 {
