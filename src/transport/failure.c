@@ -145,18 +145,26 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Did the proxy refuse the request, and not the server?
+ * How the proxy refused our user or password, if it is the proxy that refused the
+ * request, and not the server; else NULL.
  */
-static bool
-is_refused_by_proxy(const HrflowTransfer *transfer)
+static const char *
+refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 {
 	long		connect_status = 0;
+	long		proxy_error = 0;
 
 	if (*transfer->transport->settings->proxy == '\0')
-		return false;
+		return NULL;
 	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_CONNECTCODE,
 					  &connect_status);
-	return connect_status == 407;
+	if (connect_status == 407)
+		return "The proxy answered HTTP 407.";
+	if (code == CURLE_PROXY)
+		curl_easy_getinfo(transfer->easy, CURLINFO_PROXY_ERROR, &proxy_error);
+	if (proxy_error == CURLPX_USER_REJECTED)
+		return "The proxy rejected the user and password of SOCKS5.";
+	return NULL;
 }
 
 /*
@@ -167,14 +175,15 @@ void
 hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
 {
 	HrflowReply *reply = &transfer->reply;
+	const char *refusal = refusal_of_proxy(transfer, code);
 
 	if (transfer->try.fault == HRFLOW_NO_FAULT &&
 		has_too_large_headers(transfer, code))
 		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
-	if (is_refused_by_proxy(transfer))
+	if (refusal != NULL)
 	{
 		reply->status = HRFLOW_PROXY_REFUSED;
-		reply->detail = "The proxy answered HTTP 407.";
+		reply->detail = refusal;
 	}
 	else if (transfer->try.fault != HRFLOW_NO_FAULT)
 		reply->status = classify_fault(reply, transfer->try.fault);

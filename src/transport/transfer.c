@@ -19,12 +19,6 @@
 
 #include "transport/transfer.h"
 
-/*
- * libcurl ends a try when its time is up.  When it has not done so after this,
- * it has lost sight of it, as libcurl 8.22 may where its memory failed.
- */
-#define OVERDUE_MARGIN HRFLOW_SEC
-
 /* How often the counts of a statement that waits are added to the shared. */
 #define FLUSH_INTERVAL HRFLOW_SEC
 
@@ -349,6 +343,7 @@ widen(HrflowTransport *transport)
 static void
 end_try(HrflowTransfer *transfer)
 {
+	hrflow_advance_end_try(transfer);
 	hrflow_account_settle(transfer);
 	hrflow_speed_note(transfer);
 	if (transfer->try.fault != HRFLOW_EXCEEDS_BUDGET)
@@ -480,23 +475,6 @@ collect(void)
 }
 
 /*
- * When should libcurl have ended the first of a transport's requests in flight,
- * at the latest?
- */
-static int64
-overdue_at(const HrflowTransport *transport)
-{
-	const HrflowTransfer *first;
-
-	if (transport->nin_flight == 0)
-		return HRFLOW_NEVER;
-	first = dlist_container(HrflowTransfer, node,
-							transport->in_flight.head.next);
-	return first->try.began +
-		transport->settings->request_timeout * HRFLOW_MSEC + OVERDUE_MARGIN;
-}
-
-/*
  * The multi handle met an error of its own: take out of it what is in flight,
  * as connections that were lost.
  */
@@ -542,7 +520,7 @@ static void
 end_overdue(HrflowTransport *transport)
 {
 	hrflow_transfer_receive();
-	while (overdue_at(transport) <= hrflow_clock_now())
+	while (hrflow_advance_overdue_at(transport) <= hrflow_clock_now())
 	{
 		HrflowTransfer *transfer =
 		dlist_head_element(HrflowTransfer, node, &transport->in_flight);
@@ -564,7 +542,7 @@ hrflow_transfer_end_overdue(int64 now)
 	{
 		HrflowTransport *transport = dlist_container(HrflowTransport, node, iter.cur);
 
-		if (overdue_at(transport) <= now)
+		if (hrflow_advance_overdue_at(transport) <= now)
 			end_overdue(transport);
 	}
 }
@@ -622,6 +600,8 @@ start_ready(HrflowTransport *transport, int64 now)
 	while (transport->nready > 0)
 	{
 		if (scheduler.nin_flight >= limit_of(transport) ||
+			(transport->nin_flight > 0 &&
+			 hrflow_advance_may_be_refused(transport->settings)) ||
 			!hrflow_pool_reserve_descriptor(scheduler.nin_flight,
 											count_unsent()))
 			return false;
@@ -644,7 +624,7 @@ start_ready(HrflowTransport *transport, int64 now)
 static int64
 next_time(const HrflowTransport *transport)
 {
-	int64		next = overdue_at(transport);
+	int64		next = hrflow_advance_overdue_at(transport);
 	const HrflowTransfer *delayed = first_delayed(transport);
 
 	if (transport->suspended)

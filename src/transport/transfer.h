@@ -257,6 +257,9 @@ extern void hrflow_transfer_advance(HrflowTransfer *transfer,
 extern uint32 hrflow_advance_round(void);
 extern void hrflow_advance_end_round(void);
 extern bool hrflow_advance_take_connected(void);
+extern void hrflow_advance_end_try(const HrflowTransfer *transfer);
+extern bool hrflow_advance_may_be_refused(const HrflowSettings *settings);
+extern int64 hrflow_advance_overdue_at(const HrflowTransport *transport);
 
 /* in idle.c */
 extern HrflowTransfer *hrflow_idle_get(void);

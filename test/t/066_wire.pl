@@ -78,25 +78,90 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 	'<', 6_000_000, 'bytes_received counts what was received, and that is limited');
 
 #
-# A proxy that refuses the password
+# A proxy that refuses the password, and may lock an account to which a few wrong
+# ones are given
 #
 {
-	my $proxy = Hrflow::Proxy->new(user => 'u', password => 'right');
-	my $set =
-		'SET hrflow_embed.proxy = \'http://u:wrong@127.0.0.1:'
-	  . $proxy->port . '\';'
-	  . q{SET hrflow_embed.base_url = 'https://api.example/v1';};
+	my $proxy = Hrflow::Proxy->new(
+		user => 'u',
+		password => 'right',
+		port => $api->https);
+	my $through = sub {
+		my ($password) = @_;
+		return "SET hrflow_embed.proxy = 'http://u:$password\@127.0.0.1:" . $proxy->port . q{';
+			SET hrflow_embed.base_url = 'https://api.store.example/v1';};
+	};
+	my $batch = q{SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+		(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 200) i))
+		GROUP BY status};
 	my ($result, $out, $err) = $node->psql(
-		'postgres', "$set
-		SELECT status FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i)
-			FROM generate_series(1, 200) i))",
+		'postgres',
+		$through->('wrong') . $batch,
 		extra_params => [ '-v', 'VERBOSITY=verbose' ]);
 	like(
 		$err,
 		qr/ERROR:  28000: proxy in "hrflow_embed.proxy" refused/,
 		'a 407 of the proxy ends the batch');
 	unlike($err, qr/wrong/, 'the error does not show the password');
-	cmp_ok(scalar($proxy->connects), '<=', 32, 'nothing more is sent after a 407 of the proxy');
+	is( join(', ', $proxy->connects),
+		'api.store.example:443 407',
+		'a batch gives a wrong password to the proxy once');
+
+	sql(q{SELECT hrflow_create_store('proxied'); SELECT hrflow_track('proxied', 'acme',
+		(SELECT array_agg('proxied' || i) FROM generate_series(1, 300) i))});
+	foreach my $run ('first', 'second')
+	{
+		$proxy->reset;
+		($result, $out, $err) = $node->psql(
+			'postgres',
+			$through->('wrong') . q{SET application_name = pg_cron; CALL hrflow_refresh('proxied')},
+			extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+		like(
+			$err,
+			qr/ERROR:  28000: refresh of public\.proxied was stopped: proxy /,
+			"a 407 of the proxy ends the $run scheduled refresh");
+		is( join(', ', $proxy->connects),
+			'api.store.example:443 407',
+			"the $run scheduled refresh gives a wrong password to the proxy once");
+	}
+	is( sql(q{SELECT count(*) FROM proxied_profile WHERE attempts > 0 OR lease_until IS NOT NULL}),
+		'0', 'a 407 of the proxy is no attempt of a profile');
+
+	$proxy->reset;
+	$api->reset;
+	is(sql($through->('right') . $batch),
+		'ok|200', 'a batch succeeds through a proxy whose password is right');
+	cmp_ok($api->stats->{max_in_flight},
+		'>=', 25, 'many requests are in flight once the proxy has taken the password');
+	sql(q{SELECT hrflow_drop_store('proxied')});
+}
+
+# SOCKS5 has its own way to say so (RFC 1928 and 1929).
+{
+	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
+	my $proxy = Hrflow::RawPeer->new(
+		sub {
+			my ($socket) = @_;
+			sysread($socket, my $methods, 257);
+			syswrite($socket, "\x05\x02");
+			sysread($socket, my $credentials, 513);
+			PostgreSQL::Test::Utils::append_to_file($log, "refused\n");
+			syswrite($socket, "\x01\x01");
+		});
+	my ($result, $out, $err) = $node->psql(
+		'postgres',
+		"SET hrflow_embed.proxy = 'socks5h://u:wrong\@127.0.0.1:"
+		  . $proxy->port . q{';
+			SET hrflow_embed.base_url = 'https://api.store.example/v1';
+			SELECT status FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('p' || i) FROM generate_series(1, 200) i))},
+		extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+	like(
+		$err,
+		qr/ERROR:  28000: proxy in "hrflow_embed.proxy" refused.*SOCKS5/s,
+		'a refusal by a SOCKS5 proxy ends the batch');
+	is(PostgreSQL::Test::Utils::slurp_file($log),
+		"refused\n", 'a batch gives a wrong password to a SOCKS5 proxy once');
 }
 
 #
