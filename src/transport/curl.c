@@ -113,6 +113,20 @@ charge_again(const HrflowTransfer *transfer)
 }
 
 /*
+ * A connection broke without an answer to this request.  If that took long, nothing
+ * was acknowledged (see hrflow_pool_open_socket), as where a NAT has forgotten it:
+ * then those that were idle as long are likely to be as dead.
+ */
+static void
+suspect_idle_connections(const HrflowTransfer *transfer)
+{
+	int64		elapsed = hrflow_clock_now() - transfer->try.began;
+
+	if (elapsed >= transfer->transport->settings->connect_timeout * HRFLOW_MSEC / 2)
+		hrflow_poller_shut_idle(transfer->try.local_port, transfer->try.began);
+}
+
+/*
  * A request is about to be sent, perhaps over a connection that was made for
  * another that was not guarded.
  *
@@ -135,10 +149,13 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 		transfer->try.fault = HRFLOW_SENT_TWICE;
 		return CURL_PREREQFUNC_ABORT;
 	}
-	if (transfer->try.nsent++ > 0)
-		charge_again(transfer);
-	hrflow_show_sent(transfer);
 	transfer->try.local_port = local_port;
+	if (transfer->try.nsent++ > 0)
+	{
+		charge_again(transfer);
+		suspect_idle_connections(transfer);
+	}
+	hrflow_show_sent(transfer);
 	hrflow_sharing_note_sent(transfer, remote, remote_port, local, local_port);
 	hrflow_transfer_advance(transfer, HRFLOW_SENT);
 	if (!is_guarded(transfer))
@@ -535,10 +552,12 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 		if (reply->detail == NULL)
 			reply->detail = transfer->error[0] != '\0' ? transfer->error :
 				curl_easy_strerror(code);
-		if (reply->status == HRFLOW_CONNECTION_LOST && http_status == 0 &&
-			transfer->try.offers_http2 &&
-			hrflow_origin_protocol(transfer->url) != HRFLOW_HTTP_1_1)
-			transfer->avoids_http2 = true;
+		if (reply->status == HRFLOW_CONNECTION_LOST && http_status == 0)
+		{
+			suspect_idle_connections(transfer);
+			transfer->avoids_http2 |= transfer->try.offers_http2 &&
+				hrflow_origin_protocol(transfer->url) != HRFLOW_HTTP_1_1;
+		}
 	}
 }
 

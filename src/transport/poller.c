@@ -240,6 +240,22 @@ hrflow_poller_find_silent(int local_port, int64 since)
 }
 
 /*
+ * Shut down the connections that no request uses and over which nothing has come
+ * since this time, so that libcurl does not use them again.  Leave the one with
+ * this port at our end: libcurl may be about to use it.
+ */
+void
+hrflow_poller_shut_idle(int local_port, int64 since)
+{
+	for (int fd = 0; fd < nwatched; fd++)
+	{
+		if (watched[fd].is_connection && watched[fd].wanted == 0 &&
+			watched[fd].heard_at < since && get_local_port(fd) != local_port)
+			(void) shutdown(fd, SHUT_RDWR);
+	}
+}
+
+/*
  * Read what the other end has sent before it closed a connection, if it has.
  */
 static void

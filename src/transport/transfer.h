@@ -357,6 +357,7 @@ extern bool hrflow_poller_opened(int fd);
 extern bool hrflow_poller_closed(int fd);
 extern bool hrflow_poller_is_connection(int fd);
 extern int	hrflow_poller_find_silent(int local_port, int64 since);
+extern void hrflow_poller_shut_idle(int local_port, int64 since);
 extern void hrflow_poller_drop_closed(void);
 extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
 

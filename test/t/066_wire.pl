@@ -9,6 +9,7 @@ use Hrflow::RawPeer;
 use Hrflow::Server;
 use Hrflow::Session;
 use Hrflow::StandIn;
+use POSIX                   ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
@@ -181,6 +182,69 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 }
 
 #
+# Kept connections that a NAT has forgotten: nothing that is sent over them arrives,
+# and nobody says so.  A GET is sent again before its time is up, over a connection
+# that is new
+#
+foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
+{
+	my ($name, $n) = @$case;
+	my $dir = PostgreSQL::Test::Utils::tempdir();
+	my $front = $name eq 'HTTP/2' && Hrflow::Server->new('nghttpx', $api, http2 => 1);
+	my $to = $front ? $front->port : $name eq 'http' ? $api->http : $api->https;
+	my $session = Hrflow::Session->new($node);
+	my $scheme = $name eq 'http' ? 'http' : 'https';
+
+	SKIP:
+	{
+		skip 'nghttp2-proxy is not installed', 3 if $name eq 'HTTP/2' && !$front;
+
+		my $nat = Hrflow::RawPeer->new(
+			sub {
+				my ($socket) = @_;
+				my $is_old = !-e "$dir/forget";
+				local $SIG{ALRM} = sub {
+					return unless $is_old && -e "$dir/forget";
+					Hrflow::RawPeer::drop_packets($socket);
+					PostgreSQL::Test::Utils::append_to_file("$dir/forgotten", '.');
+					$is_old = 0;
+				};
+
+				Time::HiRes::ualarm(50_000, 50_000);
+				Hrflow::RawPeer::forward($socket, $to);
+			});
+
+		is( $session->ask(
+					"SET hrflow_embed.base_url = '$scheme://localhost:"
+				  . $nat->port
+				  . "/v1'; SET hrflow_embed.connect_timeout = '3s';
+				SET hrflow_embed.request_timeout = '15s'; SET hrflow_embed.max_concurrency = 8;
+				SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+					(SELECT array_agg('fault:latency=1000,id=' || i) FROM generate_series(1, 8) i))
+				GROUP BY 1;"
+			),
+			"ok|8\n-- done\n",
+			"a batch makes $n connections through a NAT, over $name");
+		PostgreSQL::Test::Utils::append_to_file("$dir/forget", '');
+		foreach (1 .. 500)
+		{
+			last if -s "$dir/forgotten" && -s "$dir/forgotten" >= $n;
+			select(undef, undef, undef, 0.02);
+		}
+		is( $session->ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{p1}');}),
+			"ok\n-- done\n",
+			"a profile is requested again when a NAT has forgotten $n connections, over $name");
+		is( $session->ask(
+				q{SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+					(SELECT array_agg('q' || i) FROM generate_series(1, 40) i)) GROUP BY 1;}
+			),
+			"ok|40\n-- done\n",
+			"so are those of a batch after it, over $name");
+	}
+	$session->finish;
+}
+
+#
 # Kept connections that break: each is answered once, and closed when the next
 # request has been read.  libcurl sends that request again by itself
 #
@@ -223,21 +287,41 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 #
 # Connections that are kept in vain
 #
-SKIP:
+foreach my $scheme ('http', 'https')
 {
-	my $server = Hrflow::Server->new('nginx', $api) or skip 'nginx is not installed', 3;
+	my $over = PostgreSQL::Test::Utils::tempdir() . '/over';
+	my $to = $scheme eq 'http' ? $api->http : $api->https;
+	my $closing = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			local $SIG{ALRM} = sub { POSIX::_exit(0) if $n < 64 && -e $over };
+
+			Time::HiRes::ualarm(100_000, 100_000);
+			Hrflow::RawPeer::forward($socket, $to);
+		});
 	my $session = Hrflow::Session->new($node);
 	my $batch = q{SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-		(SELECT array_agg('fault:latency=100,id=' || i) FROM generate_series(1, 32) i))
+		(SELECT array_agg('fault:latency=1000,id=' || i) FROM generate_series(1, 64) i))
 			GROUP BY 1;};
 
-	is( $session->ask($server->settings . $batch),
-		"ok|32\n-- done\n",
-		'a batch makes connections over TLS');
-	ok($server->wait_for_close, 'the server closes the connections when they have been idle');
+	is( $session->ask(
+				"SET hrflow_embed.base_url = '$scheme://localhost:"
+			  . $closing->port
+			  . "/v1'; SET hrflow_embed.max_concurrency = 64; $batch"),
+		"ok|64\n-- done\n",
+		"a batch makes connections over $scheme");
+	PostgreSQL::Test::Utils::append_to_file($over, '');
+	my $closed = 0;
+	foreach (1 .. 500)
+	{
+		$closed = closed_by_server($session);
+		last if $closed >= 48;
+		select(undef, undef, undef, 0.02);
+	}
+	cmp_ok($closed, '>=', 48, "the server closes the connections of an idle backend over $scheme");
 	$session->ask("SELECT hrflow_profile_embedding('acme', 'p');");
 	cmp_ok(closed_by_server($session),
-		'<=', 1, 'the next call closes the connections that the server has closed');
+		'<=', 1, "the next call closes what the server has closed over $scheme");
 	$session->finish;
 }
 

@@ -11,9 +11,11 @@
 # Connections are served side by side, a process each, and end when the
 # function returns.  A peer without a function never accepts.
 #
-# A function may pass a connection on to another server, or end it with a reset:
+# A function may pass a connection on to another server, end it with a reset, or have
+# all that still comes lost on the way, as a NAT does that has forgotten it:
 #       Hrflow::RawPeer::forward($socket, $port);
 #       Hrflow::RawPeer::reset_connection($socket);
+#       Hrflow::RawPeer::drop_packets($socket);
 # With both, a peer in front of a TLS server chooses whose handshake is reset:
 #       sysread($socket, my $hello, 1) if $n == 4;    # the fifth connection's
 package Hrflow::RawPeer;
@@ -135,6 +137,19 @@ sub reset_connection
 
 	setsockopt($socket, SOL_SOCKET, SO_LINGER, pack('ii', 1, 0));
 	close($socket);
+	return;
+}
+
+# Drop all packets that a connection still receives, before TCP sees them: nothing is
+# acknowledged.  The filter is BPF's instruction "return 0" (socket(7)).
+sub drop_packets
+{
+	my ($socket) = @_;
+	my $program = pack('SCCL', 0x06, 0, 0, 0);
+	my $so_attach_filter = 26;
+
+	setsockopt($socket, SOL_SOCKET, $so_attach_filter, pack('S x![P] P', 1, $program))
+	  or die "could not attach a filter: $!";
 	return;
 }
 

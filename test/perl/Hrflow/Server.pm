@@ -6,6 +6,7 @@
 #       $server->base_url          https://localhost:PORT/v1
 #       $server->limited_url       the same where 429 or 503 limits the rate,
 #                                  without Retry-After; undef: it has no such
+#       $server->port
 #       $server->version           "nginx 1.22.1"
 #       $server->has('gzip')       whether it was told so; see below
 #       $server->settings          SET statements for a session
@@ -361,6 +362,8 @@ sub restart
 }
 
 sub has { return $_[0]{has}{ $_[1] }; }
+
+sub port { return $_[0]{port}; }
 
 # Requests a second that limited_url lets through.
 sub rate { return $_[0]{rate}; }
