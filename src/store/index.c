@@ -17,7 +17,10 @@
 #include <math.h>
 
 #include "access/amapi.h"
+#include "access/htup_details.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "commands/defrem.h"
 #include "commands/extension.h"
 #include "common/hashfn.h"
 #include "compat.h"
@@ -29,6 +32,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(hrflow_index_statement);
 
@@ -129,6 +133,32 @@ static const char index_statement[] =
  */
 
 /*
+ * Does a table have an index of one of pgvector's access methods?
+ */
+static bool
+has_vector_index(Relation relation)
+{
+	ListCell   *cell;
+
+	foreach(cell, RelationGetIndexList(relation))
+	{
+		HeapTuple	index = SearchSysCache1(RELOID,
+											ObjectIdGetDatum(lfirst_oid(cell)));
+		char	   *method;
+
+		/* It may have been dropped concurrently. */
+		if (!HeapTupleIsValid(index))
+			continue;
+		method = get_am_name(((Form_pg_class) GETSTRUCT(index))->relam);
+		ReleaseSysCache(index);
+		if (method != NULL &&
+			(strcmp(method, "hnsw") == 0 || strcmp(method, "ivfflat") == 0))
+			return true;
+	}
+	return false;
+}
+
+/*
  * Find the index that serves a section, or NULL.
  */
 HrflowIndex *
@@ -138,7 +168,8 @@ hrflow_index_find(const HrflowSearch *search, const char *section)
 	HrflowParameters parameters = {0};
 	HrflowIndex *index;
 
-	if (!OidIsValid(get_extension_oid("vector", true)))
+	/* Planning the statement takes as long as comparing a thousand vectors. */
+	if (!has_vector_index(search->store->vectors))
 		return NULL;
 	hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(relid));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
