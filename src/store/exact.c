@@ -3,15 +3,17 @@
  * exact.c
  *		Exact search: every vector that a search is about is compared.
  *
- * Where parallel workers may take part, the comparison is part of the query, as
- * hrflow_vector_similarity(), and the executor keeps the best rows.  Otherwise
- * the query returns vectors as they are stored, out of line most often, and we
- * read and compare them ourselves, which is faster than a query that sorts.
+ * In a large store, where parallel workers may take part, the comparison is part
+ * of the query, as hrflow_vector_similarity(), and the executor keeps the best
+ * rows.  Otherwise the query returns vectors as they are stored, out of line most
+ * often, and we read and compare them ourselves, which takes about half the time
+ * of a query that compares and sorts.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
@@ -53,6 +55,7 @@ typedef enum Among
 	AMONG_ALL,
 	AMONG_PROFILES,				/* of any source, or of one */
 	AMONG_KEYS,					/* each of the sources with each identifier */
+	AMONG_FEW_KEYS,				/* likewise, for few identifiers */
 	AMONG_PAIRS,				/* a source with an identifier */
 	NAMONG
 } Among;
@@ -65,6 +68,8 @@ typedef enum Among
 #define OF_KEYS \
 	" AND (v.source_id, v.%I) IN" \
 	" (SELECT s, i FROM unnest($5) AS s, unnest($4) AS i)"
+#define OF_FEW_KEYS \
+	" AND v.source_id = ANY ($5) AND v.%I = ANY ($4)"
 #define OF_PAIRS \
 	" AND (v.source_id, v.%I) IN" \
 	" (SELECT s, i FROM unnest($5, $4) AS pairs (s, i))"
@@ -80,6 +85,7 @@ static const char *const best_statements[NAMONG] = {
 	[AMONG_ALL] = SELECT_SIMILARITIES OF_ALL BEST_FIRST,
 	[AMONG_PROFILES] = SELECT_SIMILARITIES OF_PROFILES BEST_FIRST,
 	[AMONG_KEYS] = SELECT_SIMILARITIES OF_KEYS BEST_FIRST,
+	[AMONG_FEW_KEYS] = NULL,
 	[AMONG_PAIRS] = NULL
 };
 
@@ -87,6 +93,7 @@ static const char *const all_statements[NAMONG] = {
 	[AMONG_ALL] = SELECT_SIMILARITIES OF_ALL BY_PROFILE,
 	[AMONG_PROFILES] = SELECT_SIMILARITIES OF_PROFILES BY_PROFILE,
 	[AMONG_KEYS] = SELECT_SIMILARITIES OF_KEYS BY_PROFILE,
+	[AMONG_FEW_KEYS] = SELECT_SIMILARITIES OF_FEW_KEYS BY_PROFILE,
 	[AMONG_PAIRS] = SELECT_SIMILARITIES OF_PAIRS BY_PROFILE
 };
 
@@ -94,6 +101,7 @@ static const char *const vector_statements[NAMONG] = {
 	[AMONG_ALL] = SELECT_VECTORS OF_ALL,
 	[AMONG_PROFILES] = SELECT_VECTORS OF_PROFILES,
 	[AMONG_KEYS] = SELECT_VECTORS OF_KEYS,
+	[AMONG_FEW_KEYS] = SELECT_VECTORS OF_FEW_KEYS,
 	[AMONG_PAIRS] = NULL
 };
 
@@ -114,6 +122,23 @@ static const char sources_statement[] =
  * store of more is scanned instead.
  */
 #define MAX_SOURCES 16
+
+/*
+ * Maximum number of identifiers that are looked up as an array: in one scan of
+ * the primary key, or by a hash table while the table is scanned.  The planner
+ * estimates the selectivity of each element of an array, so that more of them are
+ * planned and executed faster as a join.
+ */
+#define MAX_FEW_KEYS 10000
+
+/*
+ * Vectors must fill this many times min_parallel_table_scan_size, together with
+ * their TOAST table, before parallel workers take part: 256 MB unless it is set
+ * to something else.  To compare less takes a tenth of a second, of which little
+ * would be saved, because each worker first has to start, to load the libraries
+ * of the session and to map the buffers that it reads.
+ */
+#define PARALLEL_SIZE_FACTOR 32
 
 /*
  * ------------------------------------------------------------------------
@@ -280,7 +305,9 @@ set_parameters(HrflowSearch *search, ArrayType *sections,
 	add_or_null(parameters, TEXTARRAYOID, search->sources);
 	if (search->profiles == NULL)
 		return AMONG_ALL;
-	return search->sources == NULL ? AMONG_PROFILES : AMONG_KEYS;
+	if (search->sources == NULL)
+		return AMONG_PROFILES;
+	return search->nprofiles <= MAX_FEW_KEYS ? AMONG_FEW_KEYS : AMONG_KEYS;
 }
 
 static char *
@@ -346,8 +373,9 @@ compare_row(void *arg, TupleTableSlot *slot)
 	Comparing  *comparing = arg;
 	HrflowMatch match;
 
-	if (slot->tts_isnull[4] ||
-		!hrflow_exact_compare(comparing->search,
+	if (slot->tts_isnull[4])
+		return true;
+	if (!hrflow_exact_compare(comparing->search,
 							  hrflow_toast_read(comparing->toast,
 												slot->tts_values[4]),
 							  &match.similarity) ||
@@ -359,7 +387,28 @@ compare_row(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * May parallel workers take part?  The planner asks the same first.
+ * Number of blocks of a table and its TOAST table.
+ */
+static uint64
+count_blocks(Relation relation)
+{
+	uint64		nblocks = RelationGetNumberOfBlocks(relation);
+
+	if (OidIsValid(relation->rd_rel->reltoastrelid))
+	{
+		Relation	toast = table_open(relation->rd_rel->reltoastrelid,
+									   AccessShareLock);
+
+		nblocks += RelationGetNumberOfBlocks(toast);
+		table_close(toast, AccessShareLock);
+	}
+	return nblocks;
+}
+
+/*
+ * May parallel workers take part, and is it worth it?  How many the planner wants
+ * depends on the size of the table without its TOAST table, or is set for the
+ * table.
  */
 static bool
 is_parallel(const HrflowSearch *search)
@@ -371,6 +420,9 @@ is_parallel(const HrflowSearch *search)
 		return false;
 	if (vectors->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 		return true;
+	if (count_blocks(vectors) <
+		PARALLEL_SIZE_FACTOR * (uint64) min_parallel_table_scan_size)
+		return false;
 	workers = RelationGetParallelWorkers(vectors, -1);
 	return workers > 0 ||
 		(workers < 0 &&
@@ -416,7 +468,7 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 	HrflowParameters parameters = {0};
 	Among		among = set_parameters(search, sections, &parameters);
 
-	if (is_parallel(search))
+	if (among != AMONG_FEW_KEYS && is_parallel(search))
 		search_in_executor(search, among, &parameters, best);
 	else
 	{
