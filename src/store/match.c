@@ -31,41 +31,16 @@
 
 PG_FUNCTION_INFO_V1(hrflow_match);
 PG_FUNCTION_INFO_V1(hrflow_match_weighted);
-PG_FUNCTION_INFO_V1(hrflow_match_recall);
-
-/*
- * The arguments of the first two, in their order.
- */
-enum
-{
-	ARG_STORE,
-	ARG_QUERY,
-	ARG_K,
-	ARG_SECTION,
-	ARG_PROFILES,
-	ARG_SOURCE
-};
 
 /* Those of hrflow_match_weighted() that stand in another place. */
 #define ARG_WEIGHTS 2
 #define ARG_WEIGHTED_K 3
-
-/* Likewise of hrflow_match_recall(). */
-#define ARG_RECALL_SECTION 1
-#define ARG_RECALL_SAMPLE 2
-#define ARG_RECALL_K 3
 
 /*
  * Of each section of a weighted search, this many times k profiles are
  * candidates where they come from an index.
  */
 #define CANDIDATES 10
-
-/*
- * Similarities that differ by less are equal: two loops may add in a
- * different order.
- */
-#define TOLERANCE 1e-9
 
 /* Which of the sections $1 no vector has. */
 static const char missing_statement[] =
@@ -78,11 +53,6 @@ static const char sections_statement[] =
 " FROM (SELECT DISTINCT v.section FROM %V AS v LIMIT 20) AS s";
 
 static const char dead_statement[] = "SELECT pg_stat_get_dead_tuples($1)";
-
-/* A random sample of a section's vectors. */
-static const char sample_statement[] =
-"SELECT s.vector::real[] FROM (SELECT v.vector FROM %V AS v"
-" WHERE v.section = $1 ORDER BY random() LIMIT $2) AS s";
 
 /*
  * The weight of a section.
@@ -105,7 +75,7 @@ typedef struct Weight
 static ArrayType *
 get_query(FunctionCallInfo fcinfo)
 {
-	ArrayType  *query = PG_GETARG_ARRAYTYPE_P(ARG_QUERY);
+	ArrayType  *query = PG_GETARG_ARRAYTYPE_P(HRFLOW_MATCH_QUERY);
 	int			n = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
 	float4	   *elements = (float4 *) ARR_DATA_PTR(query);
 	bool		is_zero = true;
@@ -130,8 +100,11 @@ get_query(FunctionCallInfo fcinfo)
 	return query;
 }
 
-static int
-get_number(FunctionCallInfo fcinfo, int argno, const char *name)
+/*
+ * An argument that is a number of rows.  Throws 22023 where it is out of range.
+ */
+int
+hrflow_match_get_number(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	int			number = PG_GETARG_INT32(argno);
 
@@ -154,6 +127,7 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 	JsonbValue	value;
 	JsonbIteratorToken token;
 	char	   *section = NULL;
+	double		sum = 0;
 	int			n = 0;
 
 	if (!JB_ROOT_IS_OBJECT(jsonb) || JB_ROOT_COUNT(jsonb) == 0)
@@ -182,10 +156,15 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 						 errmsg("weight of section \"%s\" must be a number greater than zero",
 								section),
 						 errdetail("Weights are double precision.")));
+			sum += weight;
 			weights[n].section = section;
 			weights[n++].weight = weight;
 		}
 	}
+	if (!isfinite(sum))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("sum of weights is out of range for double precision")));
 	*nweights = n;
 	return weights;
 }
@@ -194,10 +173,10 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
  * Is one of the arguments null that have no meaning for null?  Then there are
  * no rows, as of a STRICT function.
  */
-static bool
-lacks_argument(FunctionCallInfo fcinfo)
+bool
+hrflow_match_lacks_argument(FunctionCallInfo fcinfo)
 {
-	for (int i = 0; i < ARG_PROFILES; i++)
+	for (int i = 0; i < HRFLOW_MATCH_PROFILES; i++)
 	{
 		if (PG_ARGISNULL(i))
 			return true;
@@ -205,8 +184,11 @@ lacks_argument(FunctionCallInfo fcinfo)
 	return false;
 }
 
-static void
-set_query(HrflowSearch *search, ArrayType *query)
+/*
+ * Set what is searched for.  The search keeps the array.
+ */
+void
+hrflow_match_set_query(HrflowSearch *search, ArrayType *query)
 {
 	search->query = query;
 	search->dimension = ArrayGetNItems(ARR_NDIM(query), ARR_DIMS(query));
@@ -219,8 +201,8 @@ set_query(HrflowSearch *search, ArrayType *query)
  * Begin a search of an open store.  hrflow_vector_similarity() is looked for
  * beside the SQL function that is called.
  */
-static HrflowSearch *
-make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
+HrflowSearch *
+hrflow_match_make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
 {
 	HrflowSearch *search = palloc0(sizeof(HrflowSearch));
 	Oid			namespace = get_func_namespace(fcinfo->flinfo->fn_oid);
@@ -235,17 +217,17 @@ make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
 /*
  * Restrict a search to what the arguments allow.
  */
-static void
-restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
+void
+hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
 {
-	if (!PG_ARGISNULL(ARG_PROFILES))
+	if (!PG_ARGISNULL(HRFLOW_MATCH_PROFILES))
 	{
-		search->profiles = PG_GETARG_ARRAYTYPE_P(ARG_PROFILES);
+		search->profiles = PG_GETARG_ARRAYTYPE_P(HRFLOW_MATCH_PROFILES);
 		search->nprofiles = ArrayGetNItems(ARR_NDIM(search->profiles),
 										   ARR_DIMS(search->profiles));
 	}
-	if (!PG_ARGISNULL(ARG_SOURCE))
-		search->source_id = PG_GETARG_TEXT_PP(ARG_SOURCE);
+	if (!PG_ARGISNULL(HRFLOW_MATCH_SOURCE_ID))
+		search->source_id = PG_GETARG_TEXT_PP(HRFLOW_MATCH_SOURCE_ID);
 }
 
 /*
@@ -284,8 +266,9 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 /*
  * Find the best matches of a section: as many as there is room for, or all.
  */
-static void
-search_section(HrflowSearch *search, const char *section, HrflowBest *best)
+void
+hrflow_match_search_section(HrflowSearch *search, const char *section,
+							HrflowBest *best)
 {
 	HrflowIndex *index = hrflow_index_find(search, section);
 	int			found;
@@ -420,7 +403,7 @@ find_candidates(HrflowSearch *search, const Weight *weights, int nweights,
 	{
 		HrflowBest *found = hrflow_best_make(each, 0);
 
-		search_section(search, weights[i].section, found);
+		hrflow_match_search_section(search, weights[i].section, found);
 		for (int j = 0; j < found->n; j++)
 			hrflow_best_keep(candidates, found->matches[j]);
 	}
@@ -612,22 +595,22 @@ hrflow_match(PG_FUNCTION_ARGS)
 	int			k;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (lacks_argument(fcinfo))
+	if (hrflow_match_lacks_argument(fcinfo))
 		return (Datum) 0;
 	query = get_query(fcinfo);
-	k = get_number(fcinfo, ARG_K, "k");
-	section.section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SECTION));
+	k = hrflow_match_get_number(fcinfo, HRFLOW_MATCH_K, "k");
+	section.section = text_to_cstring(PG_GETARG_TEXT_PP(HRFLOW_MATCH_SECTION));
 
 	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+	hrflow_store_open(&store, PG_GETARG_OID(HRFLOW_MATCH_STORE), InvalidOid,
 					  HRFLOW_STORE_RANK);
-	search = make_search(fcinfo, &store);
-	set_query(search, query);
-	restrict_search(fcinfo, search);
+	search = hrflow_match_make_search(fcinfo, &store);
+	hrflow_match_set_query(search, query);
+	hrflow_match_restrict_search(fcinfo, search);
 	best = hrflow_best_make(k, 0);
 	if (search->profiles == NULL || search->nprofiles > 0)
 	{
-		search_section(search, section.section, best);
+		hrflow_match_search_section(search, section.section, best);
 		if (best->n == 0)
 			warn_about_nothing(search, make_sections(&section, 1), true);
 	}
@@ -655,18 +638,18 @@ hrflow_match_weighted(PG_FUNCTION_ARGS)
 	int			k;
 
 	InitMaterializedSRF(fcinfo, 0);
-	if (lacks_argument(fcinfo))
+	if (hrflow_match_lacks_argument(fcinfo))
 		return (Datum) 0;
 	query = get_query(fcinfo);
-	k = get_number(fcinfo, ARG_WEIGHTED_K, "k");
+	k = hrflow_match_get_number(fcinfo, ARG_WEIGHTED_K, "k");
 	weights = get_weights(fcinfo, &nweights);
 
 	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
+	hrflow_store_open(&store, PG_GETARG_OID(HRFLOW_MATCH_STORE), InvalidOid,
 					  HRFLOW_STORE_RANK);
-	search = make_search(fcinfo, &store);
-	set_query(search, query);
-	restrict_search(fcinfo, search);
+	search = hrflow_match_make_search(fcinfo, &store);
+	hrflow_match_set_query(search, query);
+	hrflow_match_restrict_search(fcinfo, search);
 	best = hrflow_best_make(k, nweights);
 	if (search->profiles == NULL || search->nprofiles > 0)
 	{
@@ -684,93 +667,4 @@ hrflow_match_weighted(PG_FUNCTION_ARGS)
 	hrflow_store_close(&store);
 	SPI_finish();
 	return (Datum) 0;
-}
-
-/*
- * Which part of the k profiles that are nearest to a search's query does
- * hrflow_match() return?
- */
-static double
-measure_recall(HrflowSearch *search, const char *section, int k)
-{
-	HrflowBest *found = hrflow_best_make(k, 0);
-	HrflowBest *wanted = hrflow_best_make(k, 0);
-	int			n = 0;
-
-	search_section(search, section, found);
-	hrflow_exact_search(search, section, wanted);
-	for (int i = 0; i < found->n && wanted->n > 0; i++)
-		n += found->matches[i]->similarity >=
-			wanted->matches[wanted->n - 1]->similarity - TOLERANCE;
-	return wanted->n == 0 ? 1 : (double) n / wanted->n;
-}
-
-/*
- * hrflow_match_recall(store regclass, section text, sample int, k int,
- *					   profiles text[], source_id text)
- *		RETURNS double precision
- */
-Datum
-hrflow_match_recall(PG_FUNCTION_ARGS)
-{
-	char	   *section;
-	int			sample;
-	int			k;
-	HrflowParameters parameters = {0};
-	HrflowStore store;
-	HrflowSearch *search;
-	SPITupleTable *vectors;
-	MemoryContext context;
-	double		sum = 0;
-	int			measured = 0;
-	uint64		n;
-
-	if (lacks_argument(fcinfo))
-		PG_RETURN_NULL();
-	section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_RECALL_SECTION));
-	sample = get_number(fcinfo, ARG_RECALL_SAMPLE, "sample");
-	k = get_number(fcinfo, ARG_RECALL_K, "k");
-
-	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
-					  HRFLOW_STORE_RANK);
-	search = make_search(fcinfo, &store);
-	restrict_search(fcinfo, search);
-	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
-	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(sample));
-	n = hrflow_store_execute(hrflow_store_sql(&store, sample_statement),
-							 &parameters);
-	vectors = SPI_tuptable;
-	context = AllocSetContextCreate(CurrentMemoryContext,
-									"hrflow_embed recall",
-									ALLOCSET_DEFAULT_SIZES);
-	for (uint64 i = 0; i < n; i++)
-	{
-		MemoryContext old = MemoryContextSwitchTo(context);
-		bool		is_null;
-		Datum		vector = SPI_getbinval(vectors->vals[i], vectors->tupdesc,
-										   1, &is_null);
-
-		/* One without a direction is in no index. */
-		if (!is_null)
-			set_query(search, DatumGetArrayTypeP(vector));
-		if (!is_null && search->norm > 0 && isfinite(search->norm))
-		{
-			if (hrflow_index_find(search, section) == NULL)
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("store %s has no index for section \"%s\"",
-								store.vectors_name, section),
-						 errhint("Create one with the statement that hrflow_index_statement() returns.")));
-			sum += measure_recall(search, section, k);
-			measured++;
-		}
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(context);
-	}
-	hrflow_store_close(&store);
-	SPI_finish();
-	if (measured == 0)
-		PG_RETURN_NULL();
-	PG_RETURN_FLOAT8(sum / measured);
 }

@@ -3,9 +3,10 @@
  * match.h
  *		What the files that rank a store's profiles share.
  *
- * match.c has the SQL functions and decides how a search is made; exact.c
- * compares every vector, and index.c asks an index of pgvector's; best.c keeps
- * the best matches, and stream.c executes queries.
+ * match.c has the SQL functions that rank and decides how a search is made;
+ * exact.c compares every vector, and index.c asks an index of pgvector's; best.c
+ * keeps the best matches, and stream.c executes queries.  recall.c compares what
+ * an index returns with the exact answer.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,11 +16,26 @@
 #include "postgres.h"
 
 #include "ask/ask.h"
+#include "fmgr.h"
 #include "store/store.h"
 #include "utils/hsearch.h"
 
 /* Maximum number of rows that one call returns. */
 #define HRFLOW_MAX_K 10000
+
+/*
+ * The arguments of hrflow_match(), in their order.  Other functions that rank have
+ * most of them in the same place.
+ */
+enum
+{
+	HRFLOW_MATCH_STORE,
+	HRFLOW_MATCH_QUERY,
+	HRFLOW_MATCH_K,
+	HRFLOW_MATCH_SECTION,
+	HRFLOW_MATCH_PROFILES,
+	HRFLOW_MATCH_SOURCE_ID
+};
 
 /*
  * A vector that was found, and how near to the query it is.
@@ -103,6 +119,19 @@ typedef struct HrflowIndex
 	int			lists;			/* of ivfflat; 0: the default */
 	double		tuples;			/* estimated number of vectors in it */
 } HrflowIndex;
+
+/* in match.c */
+extern int	hrflow_match_get_number(FunctionCallInfo fcinfo, int argno,
+									const char *name);
+extern bool hrflow_match_lacks_argument(FunctionCallInfo fcinfo);
+extern HrflowSearch *hrflow_match_make_search(FunctionCallInfo fcinfo,
+											  const HrflowStore *store);
+extern void hrflow_match_set_query(HrflowSearch *search, ArrayType *query);
+extern void hrflow_match_restrict_search(FunctionCallInfo fcinfo,
+										 HrflowSearch *search);
+extern void hrflow_match_search_section(HrflowSearch *search,
+										const char *section,
+										HrflowBest *best);
 
 /* in best.c */
 extern HrflowBest *hrflow_best_make(int k, int nparts);

@@ -1,0 +1,153 @@
+/*-------------------------------------------------------------------------
+ *
+ * recall.c
+ *		How much of the exact answer hrflow_match() returns through an index.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "executor/spi.h"
+#include "store/match.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+
+PG_FUNCTION_INFO_V1(hrflow_match_recall);
+
+/*
+ * The arguments of hrflow_match_recall() that are not where those of
+ * hrflow_match() are.
+ */
+#define ARG_RECALL_SECTION 1
+#define ARG_RECALL_SAMPLE 2
+#define ARG_RECALL_K 3
+
+/*
+ * Similarities that differ by less are equal: two loops may add in a
+ * different order.
+ */
+#define TOLERANCE 1e-9
+
+/* The keys of a random sample of a section's vectors. */
+static const char sample_statement[] =
+"SELECT v.source_id, v.%I, v.section, v.item FROM %V AS v"
+" WHERE v.section = $1 ORDER BY random() LIMIT $2";
+
+static const char vector_statement[] =
+"SELECT v.vector::real[] FROM %V AS v WHERE v.source_id = $1 AND v.%I = $2"
+" AND v.section = $3 AND v.item = $4 AND v.vector IS NOT NULL";
+
+/*
+ * Which part of the k profiles that are nearest to a search's query does
+ * hrflow_match() return?
+ */
+static double
+measure_recall(HrflowSearch *search, const char *section, int k)
+{
+	HrflowBest *found = hrflow_best_make(k, 0);
+	HrflowBest *wanted = hrflow_best_make(k, 0);
+	int			n = 0;
+
+	hrflow_match_search_section(search, section, found);
+	hrflow_exact_search(search, section, wanted);
+	for (int i = 0; i < found->n && wanted->n > 0; i++)
+		n += found->matches[i]->similarity >=
+			wanted->matches[wanted->n - 1]->similarity - TOLERANCE;
+	return wanted->n == 0 ? 1 : (double) n / wanted->n;
+}
+
+/*
+ * Make the vector of a row of the sample a search's query.  Returns false if it
+ * is in no index because it has no direction, or if it has been deleted.
+ */
+static bool
+set_sampled_query(HrflowSearch *search, SPITupleTable *sample, uint64 row)
+{
+	static const Oid types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID};
+	HrflowParameters key = {0};
+	ArrayType  *vector;
+	int			n;
+
+	for (int i = 0; i < lengthof(types); i++)
+	{
+		bool		is_null;
+
+		hrflow_store_add(&key, types[i],
+						 SPI_getbinval(sample->vals[row], sample->tupdesc,
+									   i + 1, &is_null));
+		if (is_null)
+			hrflow_store_refuse_null(SPI_fname(sample->tupdesc, i + 1));
+	}
+	if (hrflow_store_execute(hrflow_store_sql(search->store,
+											  vector_statement), &key) == 0)
+		return false;
+	vector = DatumGetArrayTypeP(hrflow_store_datum(0, 1));
+	(void) hrflow_layout_read(HRFLOW_LAYOUT_ARRAY, (struct varlena *) vector, &n);
+	if (n == 0)
+		return false;
+	hrflow_match_set_query(search, vector);
+	return search->norm > 0 && isfinite(search->norm);
+}
+
+/*
+ * hrflow_match_recall(store regclass, section text, sample int, k int,
+ *					   profiles text[], source_id text)
+ *		RETURNS double precision
+ */
+Datum
+hrflow_match_recall(PG_FUNCTION_ARGS)
+{
+	char	   *section;
+	int			sample;
+	int			k;
+	HrflowParameters parameters = {0};
+	HrflowStore store;
+	HrflowSearch *search;
+	SPITupleTable *keys;
+	double		sum = 0;
+	int			measured = 0;
+	uint64		n;
+
+	if (hrflow_match_lacks_argument(fcinfo))
+		PG_RETURN_NULL();
+	section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_RECALL_SECTION));
+	sample = hrflow_match_get_number(fcinfo, ARG_RECALL_SAMPLE, "sample");
+	k = hrflow_match_get_number(fcinfo, ARG_RECALL_K, "k");
+
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(HRFLOW_MATCH_STORE), InvalidOid,
+					  HRFLOW_STORE_RANK);
+	search = hrflow_match_make_search(fcinfo, &store);
+	hrflow_match_restrict_search(fcinfo, search);
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(sample));
+	n = hrflow_store_execute(hrflow_store_sql(&store, sample_statement),
+							 &parameters);
+	keys = SPI_tuptable;
+	for (uint64 i = 0; i < n; i++)
+	{
+		/* Its end frees what this search's statements return. */
+		SPI_connect();
+		if (set_sampled_query(search, keys, i))
+		{
+			if (hrflow_index_find(search, section) == NULL)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("store %s has no index for section \"%s\"",
+								store.vectors_name, section),
+						 errhint("Create one with the statement that hrflow_index_statement() returns.")));
+			sum += measure_recall(search, section, k);
+			measured++;
+		}
+		SPI_finish();
+	}
+	hrflow_store_close(&store);
+	SPI_finish();
+	if (measured == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_FLOAT8(sum / measured);
+}
