@@ -375,6 +375,7 @@ compare_row(void *arg, TupleTableSlot *slot)
 
 	if (slot->tts_isnull[4])
 		return true;
+	hrflow_prefetch_next((struct varlena *) DatumGetPointer(slot->tts_values[4]));
 	if (!hrflow_exact_compare(comparing->search,
 							  hrflow_toast_read(comparing->toast,
 												slot->tts_values[4]),

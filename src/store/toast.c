@@ -219,6 +219,7 @@ copy_chunks(HrflowToast *toast, Oid value, Size length)
 
 		if (n != Min(TOAST_MAX_CHUNK_SIZE, end - to))
 			return false;
+		hrflow_prefetch_next(chunk);
 		memcpy(to, VARDATA_ANY(chunk), n);
 		to += n;
 		if (to == end)
