@@ -1,7 +1,8 @@
 # Ranking at the size of a company's candidates: 20,000 profiles of 1,024
 # dimensions.  What pgvector's index finds is compared with an exact search,
 # and the exact search without pgvector with the same in plain SQL.  Takes
-# minutes, most of them for filling the store and building the index.
+# minutes, most of them for filling the store and building the index.  Then
+# 1,000,000 profiles of 64 dimensions, of which time and memory are looked at.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -66,6 +67,60 @@ note(
 		'exact search of %d: %.0f ms; with unnest and sum: %.0f ms; ratio %.0f',
 		$nprofiles, $ours, $theirs, $theirs / $ours));
 cmp_ok($theirs / $ours, '>=', 20, 'an exact search is 20 times as fast as with unnest and sum');
+
+# A million: each vector is one of a thousand halves and one of another thousand,
+# so that no two are alike.
+sub fill_million
+{
+	my ($store, $nprofiles) = @_;
+
+	sql(qq{
+		SELECT hrflow_create_store('$store', 'real[]');
+		SELECT setseed(0.5);
+		CREATE TEMP TABLE half AS
+			SELECT h, array_agg((random() - 0.5)::real) AS x
+			  FROM generate_series(0, 1999) h, generate_series(1, 32) GROUP BY h;
+		INSERT INTO $store SELECT 'acme', 'p' || p, 'profile', 0, a.x || b.x
+			FROM generate_series(1, $nprofiles) p
+			JOIN half a ON a.h = p % 1000 JOIN half b ON b.h = 1000 + p / 1000 % 1000;
+		VACUUM ANALYZE $store});
+	return;
+}
+
+fill_million('million', 1_000_000);
+fill_million('quarter', 250_000);
+
+my $query = "(SELECT array_agg(sin(i)::real) FROM generate_series(1, 64) i)";
+my $best = q{SELECT string_agg(profile_id, ' ' ORDER BY similarity DESC, profile_id) FROM };
+my $nearest = sql(
+	qq{
+	$best (SELECT profile_id, hrflow_cosine_similarity(vector, $query) AS similarity
+			 FROM million ORDER BY similarity DESC LIMIT 10) AS nearest});
+
+is(sql("$best hrflow_match('million', $query)"),
+	$nearest, 'of a million profiles the ten best are those by definition');
+is( sql("$best hrflow_match('million', $query,
+			profiles => ARRAY(SELECT 'p' || i FROM generate_series(1, 1000000) i))"),
+	$nearest,
+	'a million profiles can be allowed');
+is(sql("$best hrflow_match('million', $query, profiles => string_to_array('$nearest', ' '))"),
+	$nearest, 'ten of a million can be allowed');
+
+# In one session, so that what each search adds to its peak can be told.
+my $peak = q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');};
+my @peaks = split /\n/, sql(
+	"SET max_parallel_workers_per_gather = 0;
+	SELECT count(*) FROM hrflow_match('quarter', $query); $peak
+	SELECT count(*) FROM million WHERE vector IS NULL; $peak
+	SELECT count(*) FROM hrflow_match('million', $query); $peak");
+cmp_ok($peaks[5] - $peaks[3],
+	'<', 4096, 'a search of a million takes no more memory than one of a quarter of them');
+
+my ($quarter, $million) =
+  map { best_time("SELECT count(*) FROM hrflow_match('$_', $query)") } 'quarter', 'million';
+note(sprintf('exact search of 250,000: %.0f ms; of 1,000,000: %.0f ms', $quarter, $million));
+cmp_ok($million / $quarter, '<=', 6, 'the time of an exact search is linear');
+sql('DROP TABLE million, million_profile, quarter, quarter_profile');
 
 SKIP:
 {

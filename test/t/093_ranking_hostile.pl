@@ -1,0 +1,259 @@
+# Ranking where something is odd: values and indexes that a search must not use,
+# identifiers by the hundred thousand, rows that are deleted while it runs, a
+# cancel, a standby.  Also which statements a search executes, which shows by
+# auto_explain that no work is done which the search does not need.  Needs several
+# sessions and servers.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Test::More;
+
+my $api = Hrflow::StandIn->new;
+my $node = Hrflow::Node->new('hostile', $api, wal_level => 'replica', max_wal_senders => 4);
+
+sub sql { return $node->safe_psql('postgres', @_); }
+
+my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
+my $query = "(SELECT array_agg(sin(i * 0.37)::real) FROM generate_series(1, 16) i)";
+
+sub make_store
+{
+	my ($name, $type, $nprofiles) = @_;
+
+	sql(qq{
+		SELECT hrflow_create_store('$name', '$type');
+		INSERT INTO $name SELECT 'acme', 'p' || p, 'profile', 0,
+				(SELECT array_agg(sin(p * 7.3 + i * i * p)::real) FROM generate_series(1, 16) i)
+			FROM generate_series(1, $nprofiles) p;
+		VACUUM ANALYZE $name});
+	return;
+}
+
+# The rows of a search, and the statements it executed with their plans.
+sub explained
+{
+	my ($settings, $call) = @_;
+	my ($status, $out, $err) = $node->psql(
+		'postgres', qq{
+		LOAD 'auto_explain';
+		SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+		SET auto_explain.log_level = notice;
+		SET client_min_messages = notice;
+		$settings
+		SELECT profile_id FROM $call});
+
+	return ($out, $err);
+}
+
+make_store('plain', 'real[]', 20000);
+my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
+
+# What a search executes
+{
+	my $allowed = "profiles => (SELECT array_agg('p' || i * 200) FROM generate_series(1, 100) i)";
+	my ($out, $plans) = explained('', "hrflow_match('plain', $query)");
+
+	is($out, $best, 'a search returns the same under auto_explain');
+	unlike($plans, qr/pg_index/,
+		'a table without an index of vectors is not looked up in pg_index');
+
+	($out, $plans) = explained('', "hrflow_match('plain', $query, $allowed)");
+	like(
+		$plans,
+		qr/(Index Scan using|Bitmap Index Scan on) plain_pkey/,
+		'a hundred of 20,000 profiles are looked up by their key');
+	unlike($plans, qr/Join|Nested Loop|Gather/, 'they are looked up by one scan, without a join');
+
+	my $workers = 'ALTER TABLE plain SET (parallel_workers = 2);
+		SET parallel_setup_cost = 0;';
+	($out, $plans) = explained($workers, "hrflow_match('plain', $query)");
+	is($out, $best, 'a search without workers returns the ten best');
+	unlike($plans, qr/Gather/, 'no parallel workers are started for a store of two megabytes');
+	($out, $plans) = explained("$workers SET min_parallel_table_scan_size = '32kB';",
+		"hrflow_match('plain', $query)");
+	is($out, $best, 'a search with workers returns the ten best');
+	like($plans, qr/Gather/, 'parallel workers are started if a store is large enough');
+	sql('ALTER TABLE plain RESET (parallel_workers)');
+}
+
+# Identifiers
+is( sql("SELECT profile_id FROM hrflow_match('plain', $query, profiles =>
+			(SELECT array_agg(CASE WHEN i % 5 > 0 THEN 'p' || i % 30000 END)
+			   FROM generate_series(0, 249999) i))"),
+	sql("SELECT profile_id FROM hrflow_match('plain', $query, 100)
+			WHERE substr(profile_id, 2)::int % 5 > 0 LIMIT 10"),
+	'of 250,000 identifiers, most of them repeated and a fifth NULL, the ten best are returned');
+is( sql("SELECT count(*), count(DISTINCT profile_id) FROM hrflow_match('plain', $query, 10,
+			profiles => (SELECT array_agg('p' || i % 3) FROM generate_series(1, 9000) i))"),
+	'2|2',
+	'a profile whose identifier is passed 3,000 times is returned once');
+is(sql("SELECT count(*) FROM hrflow_match('plain', $query, profiles => '{{p1,p2},{p3,NULL}}')"),
+	'3', 'an array of identifiers may have two dimensions');
+
+# Vectors that have no similarity are no error, wherever they are met
+sql(q{
+	SELECT hrflow_create_store('odd', 'real[]');
+	INSERT INTO odd SELECT 'acme', n, 'profile', 0, v::real[] FROM (VALUES
+		('empty', '{}'), ('nan', '{NaN,1}'), ('infinite', '{Infinity,1}'), ('zero', '{0,0}'),
+		('null', '{1,NULL}'), ('square', '{{1,0},{0,1}}'), ('long', '{1,0,0}'), ('good', '{1,1}'),
+		('shifted', '[5:6]={1,0}')) v (n, v)});
+foreach my $settings ('', 'SET min_parallel_table_scan_size = 0;')
+{
+	is(sql("$settings SELECT string_agg(profile_id, ' ') FROM hrflow_match('odd', '{2,1}')"),
+		'good shifted', 'of odd vectors only those with a similarity are returned');
+	is( sql("$settings SELECT string_agg(profile_id, ' ') FROM hrflow_match('odd', '{2,1}',
+			profiles => '{null,square,empty,good,NULL}')"),
+		'good',
+		'of odd vectors that are looked up likewise');
+	is( sql(qq{$settings SELECT string_agg(profile_id, ' ')
+			FROM hrflow_match_weighted('odd', '{2,1}', '{"profile": 2}')}),
+		'good shifted',
+		'odd vectors add nothing to a weighted sum');
+}
+
+# Weights whose sum is infinite could not be told apart
+like(
+	$node->error_of(
+		qq{SELECT * FROM hrflow_match_weighted('plain', $query,
+		'{"profile": 1.5e308, "skills": 1.5e308}')}),
+	qr/^22023: sum of weights is out of range for double precision/,
+	'weights whose sum is infinite are refused');
+
+# A column that was dropped in front of the others, and one that was added
+sql(q{
+	CREATE TABLE reshaped (gone int, source_id text, profile_id text, more text, section text,
+		item int, gone2 text, vector real[], fetched_at timestamptz);
+	ALTER TABLE reshaped DROP gone, DROP gone2;
+	INSERT INTO reshaped SELECT source_id, profile_id, 'x', section, item, vector, fetched_at FROM plain}
+);
+is(sql("SELECT profile_id FROM hrflow_match('reshaped', $query)"),
+	$best, 'a table with dropped columns and without a key is ranked');
+
+# Rows that are deleted and vacuumed away while a search waits between two of
+# them.  The policy makes it wait in the middle, for a lock that we hold.
+{
+	my $deleting = $node->background_psql('postgres');
+
+	sql(q{
+		SELECT hrflow_create_store('long', 'real[]');
+		INSERT INTO long SELECT 'acme', 'p' || p, 'profile', 0,
+				(SELECT array_agg(sin(p * i)::real) FROM generate_series(1, 1000) i)
+			FROM generate_series(1, 200) p;
+		CREATE FUNCTION wait_at(id text) RETURNS bool LANGUAGE plpgsql AS $$
+		BEGIN
+			IF id = 'p100' THEN
+				PERFORM pg_advisory_xact_lock(7);
+			END IF;
+			RETURN true;
+		END $$;
+		CREATE ROLE reader;
+		GRANT SELECT ON long TO reader;
+		GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO reader;
+		ALTER TABLE long ENABLE ROW LEVEL SECURITY;
+		CREATE POLICY waits ON long FOR SELECT TO reader USING (wait_at(profile_id))});
+	$deleting->query_safe('SELECT pg_advisory_lock(7)');
+
+	my $search = $node->background_psql('postgres');
+	$search->query_until(
+		qr/searching/, qq{
+		SET ROLE reader;
+		\\echo searching
+		SELECT count(*), min(similarity) IS NOT NULL FROM hrflow_match('long',
+			(SELECT array_agg(1::real) FROM generate_series(1, 1000)), 1000);
+		\\echo done
+	});
+	$node->poll_query_until('postgres',
+		q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted})
+	  or die 'the search does not wait';
+	sql('DELETE FROM long');
+	sql('VACUUM long');
+	$deleting->query_safe('SELECT pg_advisory_unlock(7)');
+	like($search->query_until(qr/done/, ''),
+		qr/200\|t/, 'a search returns the rows that are deleted and vacuumed while it runs');
+	$search->quit;
+
+	# A cancel ends it there as well.
+	sql("INSERT INTO long SELECT 'acme', 'p' || p, 'profile', 0, '{1,0}'
+		FROM generate_series(1, 200) p");
+	$deleting->query_safe('SELECT pg_advisory_lock(7)');
+	$search = $node->background_psql('postgres', on_error_stop => 0);
+	$search->query_until(
+		qr/searching/, qq{
+		SET ROLE reader;
+		\\echo searching
+		SELECT count(*) FROM hrflow_match('long', '{1,1}');
+		RESET ROLE;
+		SELECT count(*), current_setting('search_path') FROM hrflow_match('long', '{1,1}');
+		\\echo done
+	});
+	$node->poll_query_until(
+		'postgres',
+		q{SELECT count(pg_cancel_backend(pid)) = 1
+			FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}) or die 'the search does not wait';
+	like(
+		$search->query_until(qr/done/, ''),
+		qr/^10\|"\$user", public$/m,
+		'after a cancel the session ranks again, with its settings as they were');
+	$search->quit;
+	$deleting->quit;
+}
+
+# A standby is read-only
+{
+	my $standby = PostgreSQL::Test::Cluster->new('standby');
+
+	$node->backup('copy');
+	$standby->init_from_backup($node, 'copy', has_streaming => 1);
+	$standby->start;
+	$node->wait_for_catchup($standby);
+	is($standby->safe_psql('postgres', "SELECT profile_id FROM hrflow_match('plain', $query)"),
+		$best, 'a standby ranks as its primary does');
+	is( $standby->safe_psql(
+			'postgres',
+			qq{SELECT profile_id FROM hrflow_match_weighted('plain', $query, '{"profile": 1}')}),
+		$best,
+		'a standby ranks by weights');
+	$standby->stop;
+}
+
+SKIP:
+{
+	skip 'pgvector is not to be had', 1 unless $has_pgvector;
+
+	sql('CREATE EXTENSION vector');
+	make_store('indexed', 'vector(16)', 2000);
+
+	# Indexes that must not be searched: the answer is exact without them.
+	my $exact = sql("SELECT profile_id FROM hrflow_match('indexed', $query)");
+	foreach my $case (
+		[ 'is partial by another condition', "WHERE section = 'profile' AND item = 1" ],
+		[ 'is partial by another section', "WHERE section = 'skills'" ],
+		[ 'is invalid', "WHERE section = 'profile'" ])
+	{
+		my ($what, $condition) = @$case;
+
+		sql("CREATE INDEX bad ON indexed USING hnsw (vector vector_cosine_ops) $condition");
+		sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'bad'::regclass")
+		  if $what eq 'is invalid';
+		my ($out, $plans) = explained('', "hrflow_match('indexed', $query)");
+
+		is($out, $exact, "the ten best are returned beside an index that $what");
+		unlike($plans, qr/ on bad /, "an index that $what is not searched");
+		sql('DROP INDEX bad');
+	}
+
+	# The memory of a measurement does not grow with what its searches return.
+	sql(sql("SELECT hrflow_index_statement('indexed')"));
+	skip '/proc is not to be had', 1 unless -e '/proc/self/status';
+	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
+	my $peak = q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');};
+	my @peaks = split /\n/, sql(
+		"SELECT hrflow_match_recall('indexed', sample => 20, profiles => '{p1}'); $peak
+		SELECT hrflow_match_recall('indexed', sample => 1500, profiles => '{p1}'); $peak");
+	cmp_ok($peaks[3] - $peaks[1],
+		'<', 4096, 'the recall of 1,500 samples takes as much memory as that of 20');
+}
+
+$node->stop('fast');
+done_testing();
