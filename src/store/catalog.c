@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.c
- *		Reads triggers, and what depends on what, from the system catalogs.
+ *		Reads triggers, names, and what depends on what, from the system
+ *		catalogs.
  *
  * No index leads from a store to the triggers that name it, and where a dump
  * was restored no dependency does either.  So a session reads all triggers that
@@ -24,8 +25,10 @@
 #include "common/hashfn.h"
 #include "compat.h"
 #include "store/store.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
 /*
@@ -209,4 +212,15 @@ hrflow_catalog_triggers_of(Oid function, const char *store)
 			found = lappend_oid(found, known.triggers[i].trigger);
 	}
 	return found;
+}
+
+/*
+ * The name of a function of the extension, quoted and qualified with the schema
+ * in which another of its functions is.
+ */
+char *
+hrflow_catalog_function_name(const char *name, Oid other)
+{
+	return quote_qualified_identifier(get_namespace_name(get_func_namespace(other)),
+									  name);
 }

@@ -65,10 +65,16 @@ static const char due_sql[] =
  * $5 are the names of what is asked for, and $6 their sections.  What was never
  * asked for is due at once; see hrflow_model_make_due().
  */
-static const char never_asked_sql[] =
-"(p.state = 'ok' AND p.last_error IS NULL AND p.sections IS NOT NULL"
-" AND EXISTS (SELECT FROM unnest($5, $6) AS a(name, section)"
-" WHERE a.name <> ALL (p.sections) AND a.section <> ALL (p.sections)))";
+#define NEVER_ASKED \
+	"(p.state = 'ok' AND p.last_error IS NULL AND p.sections IS NOT NULL" \
+	" AND EXISTS (SELECT FROM unnest($5, $6) AS a(name, section)" \
+	" WHERE a.name <> ALL (p.sections) AND a.section <> ALL (p.sections)))"
+
+static const char or_never_asked_sql[] = " OR " NEVER_ASKED;
+static const char and_asked_sql[] = " AND NOT " NEVER_ASKED;
+
+/* The count of those that lack a section, where none can */
+static const char none_sql[] = "0::bigint";
 
 /* $3 are the sections, and $4 is their number. */
 static const char count_lacking_sql[] =
@@ -163,10 +169,10 @@ count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
 	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(nsections));
 	add_parts(&parameters, run);
 	n = hrflow_store_execute(hrflow_store_sql(store, due_sql,
-											  knows ? psprintf(" OR %s", never_asked_sql) : "",
-											  !may_lack ? "0::bigint" :
+											  knows ? or_never_asked_sql : "",
+											  !may_lack ? none_sql :
 											  hrflow_store_sql(store, count_lacking_sql,
-															   knows ? psprintf(" AND NOT %s", never_asked_sql) : ""),
+															   knows ? and_asked_sql : ""),
 											  may_lack ?
 											  hrflow_store_sql(store,
 															   join_sections_sql) :

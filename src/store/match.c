@@ -205,12 +205,11 @@ HrflowSearch *
 hrflow_match_make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
 {
 	HrflowSearch *search = palloc0(sizeof(HrflowSearch));
-	Oid			namespace = get_func_namespace(fcinfo->flinfo->fn_oid);
 
 	search->store = store;
 	search->function =
-		quote_qualified_identifier(get_namespace_name(namespace),
-								   "hrflow_vector_similarity");
+		hrflow_catalog_function_name("hrflow_vector_similarity",
+									 fcinfo->flinfo->fn_oid);
 	return search;
 }
 

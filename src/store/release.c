@@ -65,14 +65,12 @@ make_track_statement(const HrflowStore *store, Relation table,
 {
 	bool		has_column =
 	feeder->args[HRFLOW_TRIGGER_SOURCE_COLUMN][0] != '\0';
-	char	   *schema = get_namespace_name(get_func_namespace(caller));
 
 	return hrflow_store_sql(store, track_again_sql,
-							quote_qualified_identifier(schema,
-													   "hrflow_track_table"),
+							hrflow_catalog_function_name("hrflow_track_table",
+														 caller),
 							store->vectors_name,
-							hrflow_store_sql(store, "%R",
-											 RelationGetRelid(table)),
+							hrflow_store_relation_name(RelationGetRelid(table)),
 							feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN],
 							has_column ? "source_column" : "source_id",
 							feeder->args[has_column ?

@@ -239,8 +239,8 @@ static char *
 command_prefix(Oid caller)
 {
 	return hrflow_store_sql(NULL, command_prefix_sql,
-							quote_qualified_identifier(get_namespace_name(get_func_namespace(caller)),
-													   "hrflow_refresh"));
+							hrflow_catalog_function_name("hrflow_refresh",
+														 caller));
 }
 
 /*

@@ -78,8 +78,8 @@ static const char explain_sql[] = "EXPLAIN %s";
 /*
  * A relation's name, quoted and qualified.
  */
-static char *
-relation_name(Oid relation)
+char *
+hrflow_store_relation_name(Oid relation)
 {
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relation)),
 									  get_rel_name(relation));
@@ -147,7 +147,7 @@ hrflow_store_sql(const HrflowStore *store, const char *template,...)
 				part = quote_literal_cstr(va_arg(args, const char *));
 				break;
 			case 'R':
-				part = relation_name(va_arg(args, Oid));
+				part = hrflow_store_relation_name(va_arg(args, Oid));
 				break;
 			case '%':
 				part = "%";
@@ -298,7 +298,7 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 void
 hrflow_store_explain(const char *sql, const HrflowParameters *parameters)
 {
-	hrflow_store_execute(psprintf(explain_sql, sql), parameters);
+	hrflow_store_execute(hrflow_store_sql(NULL, explain_sql, sql), parameters);
 }
 
 /*
@@ -633,8 +633,7 @@ refuse_caller(Relation relation)
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("must be owner of store %s",
-					quote_qualified_identifier(get_namespace_name(RelationGetNamespace(relation)),
-											   RelationGetRelationName(relation))),
+					hrflow_store_relation_name(RelationGetRelid(relation))),
 			 errdetail("Its owner's triggers would run as the caller."),
 			 hrflow_compat_can_set_role(GetSessionUserId(), owner) ?
 			 errhint("SET ROLE %s first.", quote_identifier(name)) :
@@ -730,12 +729,10 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 		check_profiles(store);
 
 	store->vectors_name =
-		quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->vectors)),
-								   RelationGetRelationName(store->vectors));
+		hrflow_store_relation_name(RelationGetRelid(store->vectors));
 	if (with_profiles)
 		store->profiles_name =
-			quote_qualified_identifier(get_namespace_name(RelationGetNamespace(store->profiles)),
-									   RelationGetRelationName(store->profiles));
+			hrflow_store_relation_name(RelationGetRelid(store->profiles));
 
 	/*
 	 * A reader to whom row-level security applies ranks the rows that it lets

@@ -139,6 +139,7 @@ typedef struct HrflowFeeder
 #define HRFLOW_PLAIN_COLLATION " COLLATE pg_catalog.\"default\""
 
 /* in store.c */
+extern char *hrflow_store_relation_name(Oid relation);
 extern char *hrflow_store_sql(const HrflowStore *store, const char *template,
 							  ...);
 extern void hrflow_store_add(HrflowParameters *parameters, Oid type,
@@ -181,6 +182,7 @@ extern const void *hrflow_layout_read(HrflowLayout layout,
 									  const struct varlena *value, int *n);
 
 /* in catalog.c */
+extern char *hrflow_catalog_function_name(const char *name, Oid other);
 extern HeapTuple hrflow_catalog_trigger(Relation triggers, Oid trigger);
 extern List *hrflow_catalog_dependencies(Oid class, Oid object);
 extern char *hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple,

@@ -636,8 +636,7 @@ track(const HrflowStore *store, Relation table, Oid function,
 		put_unwanted(store, function);
 	return hrflow_feeder_track(store,
 							   hrflow_feeder_profiles(args,
-													  hrflow_store_sql(store, "%R",
-																	   RelationGetRelid(table)),
+													  hrflow_store_relation_name(RelationGetRelid(table)),
 													  ""),
 							   NULL);
 }

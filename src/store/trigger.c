@@ -272,8 +272,8 @@ rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 static void
 table_truncated(const HrflowStore *store, TriggerData *trigdata)
 {
-	const char *table = hrflow_store_sql(store, "%R",
-										 RelationGetRelid(trigdata->tg_relation));
+	const char *table =
+	hrflow_store_relation_name(RelationGetRelid(trigdata->tg_relation));
 
 	hrflow_deferred_add_all(store, trigdata->tg_trigger->tgfoid,
 							hrflow_feeder_profiles(trigdata->tg_trigger->tgargs,
@@ -346,8 +346,7 @@ report_missing_store(TriggerData *trigdata)
 					trigger->tgname),
 			 errhint("DROP TRIGGER %s ON %s. If the store was renamed, call hrflow_track_table() for it as well.",
 					 quote_identifier(trigger->tgname),
-					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(table)),
-												get_rel_name(table)))));
+					 hrflow_store_relation_name(table))));
 }
 
 /*
