@@ -18,7 +18,8 @@ Options		options = {
 	.link_ttl = 1200,
 	.rate_seconds = 60,
 	.quota = -1,
-	.log = 200000
+	.log = 200000,
+	.memory = 524288
 };
 
 static const struct option long_options[] = {
@@ -36,6 +37,7 @@ static const struct option long_options[] = {
 	{"retry-after", required_argument, NULL, 'a'},
 	{"rate-headers", required_argument, NULL, 'H'},
 	{"serve", required_argument, NULL, 'S'},
+	{"memory", required_argument, NULL, 'm'},
 	{"close", no_argument, NULL, 'c'},
 	{"log", required_argument, NULL, 'o'},
 	{"stdin", no_argument, NULL, 'i'},
@@ -147,6 +149,9 @@ parse_options(int argc, char **argv, bool *watch_stdin)
 				break;
 			case 'S':
 				options.serve = atoi(optarg);
+				break;
+			case 'm':
+				options.memory = atol(optarg);
 				break;
 			case 'c':
 				options.close = true;

@@ -619,7 +619,11 @@ listen_on(int port, const char *certificate, const char *key)
 		.sin_port = htons(port),
 		.sin_addr.s_addr = htonl(INADDR_LOOPBACK)
 	};
-	unsigned	flags = MHD_USE_EPOLL_INTERNAL_THREAD |
+	/*
+	 * Not with epoll: there libmicrohttpd 0.9.75 was seen to sleep on while 128
+	 * connections, as many as it asks for events at a time, were ready at once.
+	 */
+	unsigned	flags = MHD_USE_POLL_INTERNAL_THREAD |
 		MHD_ALLOW_SUSPEND_RESUME | (certificate ? MHD_USE_TLS : 0);
 	struct MHD_OptionItem tls[] = {
 		{MHD_OPTION_HTTPS_MEM_CERT, 0, (void *) (uintptr_t) certificate},
@@ -631,7 +635,7 @@ listen_on(int port, const char *certificate, const char *key)
 	return MHD_start_daemon(flags, port, NULL, NULL, on_request, NULL,
 							MHD_OPTION_SOCK_ADDR, &address,
 							MHD_OPTION_CONNECTION_LIMIT, 2000u,
-							MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t) 524288,
+							MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t) options.memory,
 							MHD_OPTION_LISTENING_ADDRESS_REUSE, 1u,
 							MHD_OPTION_URI_LOG_CALLBACK, on_uri, certificate,
 							MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL,

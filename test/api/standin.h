@@ -33,6 +33,7 @@ typedef struct Options
 	const char *retry_after;	/* of a refusal; NULL: when it is over */
 	const char *rate_headers;	/* their prefix; NULL: none */
 	int			serve;			/* requests at a time; 0: no limit */
+	long		memory;			/* bytes of each connection */
 	bool		close;			/* each connection after its first reply */
 	long		log;			/* entries kept */
 } Options;
