@@ -149,9 +149,9 @@ foreach my $case (@cases)
 
 	# A thread of the C library's that still resolves a name holds one; of a
 	# batch's connections those stay that were between two requests, and so do
-	# the one over which a vector's link came and that of a refusal.
+	# the one over which a vector's link came and that of a refusal or a failure.
 	my $kept =
-	  $name eq 'resolving' ? 4 : $name =~ /batch|vectors/ ? 32 : $name =~ /vector|rate/ ? 1 : 0;
+	  $name eq 'resolving' ? 4 : $name =~ /batch|vectors/ ? 32 : $name =~ /vector|rate|try/ ? 1 : 0;
 	cmp_ok(
 		$descriptors[4], '<=',
 		$descriptors[0] + $kept,
