@@ -52,9 +52,11 @@ ALTER TABLE talent.embedding ADD PRIMARY KEY (source_id, profile_id, section, it
 SELECT * FROM talent.run WHERE run > 5;
 SELECT last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
 
--- A run without an end, whose session is no more, was killed
+-- A reason that is none of ours is taken for a failure
 UPDATE talent.embedding_run SET stop_reason = 'for lunch' WHERE run = (SELECT max(run) FROM talent.embedding_run);
 SELECT last_run_status FROM hrflow_store_status('talent.embedding');
+
+-- A run without an end, whose session is no more, was killed
 UPDATE talent.embedding_run SET ended_at = NULL, stop_reason = NULL, error = NULL WHERE run = (SELECT max(run) FROM talent.embedding_run);
 SELECT last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
 
