@@ -196,7 +196,8 @@ is(scalar(keys %connections), 1, 'POST and GET share a connection');
 
 # Large ones, of which many are pending
 $api->reset;
-is( sql(q{SELECT status || ' ' || count(*)
+is( sql(q{SET hrflow_embed.connect_timeout = '60s';
+	SELECT status || ' ' || count(*)
 	FROM hrflow_text_embeddings((SELECT array_agg(i || repeat('x', 1000000))
 	FROM generate_series(1, 80) i)) GROUP BY status}
 	),

@@ -322,9 +322,16 @@ foreach my $scheme ('http', 'https')
 	}
 	cmp_ok(count_connections($session, $closing->port, '08'),
 		'>=', 16, "the server closes the connections of an idle backend over $scheme");
-	$session->ask("SELECT hrflow_profile_embedding('acme', 'p');");
-	cmp_ok(count_connections($session, $closing->port, '08'),
-		'<=', 1, "the next call closes what the server has closed over $scheme");
+
+	# libcurl 8.22 may take its time to end TLS.
+	my $closed;
+	foreach (1 .. 5)
+	{
+		$session->ask("SELECT hrflow_profile_embedding('acme', 'p');");
+		$closed = count_connections($session, $closing->port, '08');
+		last if $closed <= 1;
+	}
+	cmp_ok($closed, '<=', 1, "the next calls close what the server has closed over $scheme");
 	$session->finish;
 }
 
