@@ -21,6 +21,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "base/base.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "executor/tstoreReceiver.h"
@@ -211,9 +212,7 @@ static void
 erase_deleted(const Deleted *deleted)
 {
 	HrflowStore store;
-	ErrorContextCallback callback = {
-		.callback = add_context, .previous = error_context_stack
-	};
+	ErrorContextCallback context;
 
 	if (tuplestore_tuple_count(deleted->keys) == 0 ||
 		!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(deleted->vectors)))
@@ -226,11 +225,10 @@ erase_deleted(const Deleted *deleted)
 				 errhint("Commit before you drop the extension.")));
 	SPI_connect();
 	hrflow_store_open(&store, deleted->vectors, InvalidOid, HRFLOW_STORE_FEED);
-	callback.arg = store.vectors_name;
-	error_context_stack = &callback;
+	hrflow_context_push(&context, add_context, store.vectors_name);
 	register_keys(deleted);
 	hrflow_erase_deleted(&store, deleted->function);
-	error_context_stack = callback.previous;
+	hrflow_context_pop(&context);
 	hrflow_store_close(&store);
 	SPI_finish();
 }
