@@ -253,7 +253,10 @@ extern void hrflow_stats_count_row(HrflowStatus status);
 extern void hrflow_stats_flush(void);
 
 /* in usage.c */
-extern void hrflow_usage_count(Oid role, HrflowCaller caller, bool is_link);
+typedef struct HrflowUsageCounts HrflowUsageCounts;
+extern HrflowUsageCounts *hrflow_usage_of(Oid role);
+extern void hrflow_usage_count(HrflowUsageCounts *counts, HrflowCaller caller,
+							   bool is_link);
 extern void hrflow_usage_flush(void);
 
 #endif							/* HRFLOW_BASE_H */

@@ -15,22 +15,30 @@
 #include "base/shared.h"
 #include "catalog/pg_authid.h"
 #include "funcapi.h"
+#include "lib/ilist.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(hrflow_embed_usage);
 
-/* What was not yet added to what is shared, and on whose behalf. */
-static struct
+/*
+ * What was counted on behalf of a role, and not yet added to what is shared.
+ */
+struct HrflowUsageCounts
 {
+	slist_node	node;
 	Oid			role;
 	bool		any;
 	uint64		requests[HRFLOW_NCALLERS][2];	/* to the API; for links */
-}			pending;
+};
+
+/* Those of all roles for which this backend has sent requests. */
+static slist_head all_counts = SLIST_STATIC_INIT(all_counts);
 
 /*
  * Today in UTC: days since 2000.
@@ -44,25 +52,44 @@ hrflow_usage_today(void)
 }
 
 /*
- * Count a request on behalf of a role.  Does not throw once hrflow_shared_get()
- * has been called in this backend.
+ * The counts of a role, which live as long as the backend.  May throw.
  */
-void
-hrflow_usage_count(Oid role, HrflowCaller caller, bool is_link)
+HrflowUsageCounts *
+hrflow_usage_of(Oid role)
 {
-	if (pending.role != role)
-		hrflow_usage_flush();
-	pending.role = role;
-	pending.requests[caller][is_link]++;
-	pending.any = true;
+	HrflowUsageCounts *counts;
+	slist_iter	iter;
+
+	slist_foreach(iter, &all_counts)
+	{
+		counts = slist_container(HrflowUsageCounts, node, iter.cur);
+		if (counts->role == role)
+			return counts;
+	}
+	counts = MemoryContextAllocZero(TopMemoryContext,
+									sizeof(HrflowUsageCounts));
+	counts->role = role;
+	slist_push_head(&all_counts, &counts->node);
+	return counts;
 }
 
 /*
- * The entry of today for a function and the role of what is pending, or NULL.
- * The caller holds the lock.
+ * Count a request.  Does not throw.
+ */
+void
+hrflow_usage_count(HrflowUsageCounts *counts, HrflowCaller caller,
+				   bool is_link)
+{
+	counts->requests[caller][is_link]++;
+	counts->any = true;
+}
+
+/*
+ * The entry of today for a role and a function, or NULL.  The caller holds the
+ * lock.
  */
 static HrflowUsageEntry *
-find_usage(HrflowUsage *usage, DateADT today, HrflowCaller caller)
+find_usage(HrflowUsage *usage, DateADT today, Oid role, HrflowCaller caller)
 {
 	/* The one found last is likely to be the one looked for. */
 	static int	last[HRFLOW_NCALLERS];
@@ -72,7 +99,7 @@ find_usage(HrflowUsage *usage, DateADT today, HrflowCaller caller)
 		int			n = (last[caller] + i) % usage->nentries;
 		HrflowUsageEntry *entry = &usage->entries[n];
 
-		if (entry->day == today && entry->role == pending.role &&
+		if (entry->day == today && entry->role == role &&
 			entry->caller == caller)
 		{
 			last[caller] = n;
@@ -94,7 +121,7 @@ requests_of(HrflowUsageEntry *entry)
  * gives way.  The caller holds the lock alone.
  */
 static HrflowUsageEntry *
-make_entry(HrflowUsage *usage, DateADT today, HrflowCaller caller)
+make_entry(HrflowUsage *usage, DateADT today, Oid role, HrflowCaller caller)
 {
 	HrflowUsageEntry *entry = &usage->entries[0];
 
@@ -113,7 +140,7 @@ make_entry(HrflowUsage *usage, DateADT today, HrflowCaller caller)
 		}
 	}
 	entry->day = today;
-	entry->role = pending.role;
+	entry->role = role;
 	entry->caller = caller;
 	pg_atomic_write_u64(&entry->requests[false], 0);
 	pg_atomic_write_u64(&entry->requests[true], 0);
@@ -121,57 +148,57 @@ make_entry(HrflowUsage *usage, DateADT today, HrflowCaller caller)
 }
 
 /*
- * Add what is pending of a function to an entry.
+ * Add what was counted of a function to what is shared.
  */
 static void
-add_to_entry(HrflowUsageEntry *entry, HrflowCaller caller)
+flush_function(HrflowUsage *usage, HrflowUsageCounts *counts,
+			   HrflowCaller caller)
 {
-	for (int i = 0; i < 2; i++)
+	DateADT		today = hrflow_usage_today();
+	HrflowUsageEntry *entry;
+
+	LWLockAcquire(&usage->lock, LW_SHARED);
+	entry = find_usage(usage, today, counts->role, caller);
+	if (entry == NULL)
 	{
-		pg_atomic_fetch_add_u64(&entry->requests[i],
-								pending.requests[caller][i]);
-		pending.requests[caller][i] = 0;
+		LWLockRelease(&usage->lock);
+		LWLockAcquire(&usage->lock, LW_EXCLUSIVE);
+		entry = find_usage(usage, today, counts->role, caller);
+		if (entry == NULL)
+			entry = make_entry(usage, today, counts->role, caller);
 	}
+	for (int i = 0; i < 2; i++)
+		pg_atomic_fetch_add_u64(&entry->requests[i],
+								counts->requests[caller][i]);
+	LWLockRelease(&usage->lock);
 }
 
 /*
  * Add what was counted to what is shared.  Does not throw once
- * hrflow_shared_get() has been called in this backend.
+ * hrflow_shared_get() has been called in this backend.  Not for libcurl's
+ * callbacks, which must not wait for a lock.
  */
 void
 hrflow_usage_flush(void)
 {
 	HrflowUsage *usage = hrflow_shared_usage();
-	DateADT		today;
+	slist_iter	iter;
 
-	if (!pending.any)
-		return;
-	pending.any = false;
-	if (usage == NULL)
+	slist_foreach(iter, &all_counts)
 	{
-		memset(pending.requests, 0, sizeof(pending.requests));
-		return;
-	}
-	today = hrflow_usage_today();
-	for (int caller = 0; caller < HRFLOW_NCALLERS; caller++)
-	{
-		HrflowUsageEntry *entry;
+		HrflowUsageCounts *counts = slist_container(HrflowUsageCounts, node,
+													iter.cur);
 
-		if (pending.requests[caller][false] == 0 &&
-			pending.requests[caller][true] == 0)
+		if (!counts->any)
 			continue;
-		LWLockAcquire(&usage->lock, LW_SHARED);
-		entry = find_usage(usage, today, caller);
-		if (entry == NULL)
+		for (int caller = 0; usage != NULL && caller < HRFLOW_NCALLERS; caller++)
 		{
-			LWLockRelease(&usage->lock);
-			LWLockAcquire(&usage->lock, LW_EXCLUSIVE);
-			entry = find_usage(usage, today, caller);
-			if (entry == NULL)
-				entry = make_entry(usage, today, caller);
+			if (counts->requests[caller][false] > 0 ||
+				counts->requests[caller][true] > 0)
+				flush_function(usage, counts, caller);
 		}
-		add_to_entry(entry, caller);
-		LWLockRelease(&usage->lock);
+		memset(counts->requests, 0, sizeof(counts->requests));
+		counts->any = false;
 	}
 }
 

@@ -323,7 +323,7 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 							   "store %s keeps the vectors of " INT64_FORMAT " profiles that no table wants",
 							   nkept, store->vectors_name, nkept),
 				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, are put aside in this way."),
-				 errhint("Call hrflow_track_table() for each table that feeds the store.  If nothing is to want these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
+				 errhint("Call hrflow_track_table() for each table that feeds the store. If nothing is to want these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
 }
 
 /*

@@ -706,7 +706,7 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
 							   n, run->name, n),
 				 errdetail("In the second half of the time that each has been missing, no other profile of its source was refreshed."),
-				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
+				 errhint("Check hrflow_embed.base_url, the API key and the source. If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 
 /*

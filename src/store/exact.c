@@ -6,8 +6,8 @@
  * In a large store, where parallel workers may take part, the comparison is part
  * of the query, as hrflow_vector_similarity(), and the executor keeps the best
  * rows.  Otherwise the query returns vectors as they are stored, out of line most
- * often, and we read and compare them ourselves, which takes about half the time
- * of a query that compares and sorts.
+ * often, and we read and compare them ourselves, which takes less than a query that
+ * compares and sorts (BENCH_ONLY=10 make bench).
  *
  *-------------------------------------------------------------------------
  */
@@ -134,9 +134,9 @@ static const char sources_statement[] =
 /*
  * Vectors must fill this many times min_parallel_table_scan_size, together with
  * their TOAST table, before parallel workers take part: 256 MB unless it is set
- * to something else.  To compare less takes a tenth of a second, of which little
- * would be saved, because each worker first has to start, to load the libraries
- * of the session and to map the buffers that it reads.
+ * to something else.  Each worker first has to start, to load the libraries of the
+ * session and to map the buffers that it reads; the number is an estimate of the
+ * size from which on that is saved again.
  */
 #define PARALLEL_SIZE_FACTOR 32
 

@@ -123,8 +123,8 @@ typedef struct HrflowIndex
 /*
  * Begin to load the row that is most likely read next into the processor's cache.
  * A heap page is filled from its end, so this is the row in front of a value that
- * is stored in it, and of about the same size.  A search otherwise spends half of
- * its time waiting for memory.  Where something else is there, no harm is done.
+ * is stored in it, and of about the same size.  A search otherwise waits for memory
+ * between two rows.  Where something else is there, no harm is done.
  */
 static inline void
 hrflow_prefetch_next(const struct varlena *value)

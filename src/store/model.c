@@ -309,13 +309,14 @@ column_dimension(const HrflowStore *store)
 static List *
 choose_dimensions(const HrflowStore *store, List *dimensions)
 {
-	int64	   *counts = palloc(sizeof(int64) * Max(list_length(dimensions), 1));
+	int64	   *counts;
 	int64		most = 0;
 	List	   *chosen = NIL;
 	ListCell   *cell;
 
 	if (list_length(dimensions) < 2)
 		return dimensions;
+	counts = palloc(sizeof(int64) * list_length(dimensions));
 	foreach(cell, dimensions)
 	{
 		HrflowParameters parameters = {0};
@@ -531,7 +532,7 @@ stop_for_dimension(HrflowRun *run)
 		run->stop_reason = psprintf("the API returned vectors of %d dimensions, and those of the store have %d",
 									hrflow_model_dimension(profile),
 									linitial_int(run->dimensions));
-		run->stop_hint = _("If the model has changed, create another store, refresh it, and drop this one.  Otherwise check hrflow_embed.base_url and the API key.");
+		run->stop_hint = _("If the model has changed, create another store, refresh it, and drop this one. Otherwise check hrflow_embed.base_url and the API key.");
 	}
 	MemoryContextSwitchTo(old);
 

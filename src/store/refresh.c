@@ -193,7 +193,7 @@ warn_of_unwritten(HrflowRun *run)
 				(errmsg_plural("refresh of %s could not store what was fetched for " INT64_FORMAT " profile",
 							   "refresh of %s could not store what was fetched for " INT64_FORMAT " profiles",
 							   run->nunwritten, run->name, run->nunwritten),
-				 errdetail("Other sessions have locked the rows for too long.  No attempt was counted."),
+				 errdetail("Other sessions have locked the rows for too long. No attempt was counted."),
 				 errhint("Keep transactions short that lock rows of the store.")));
 }
 
@@ -210,7 +210,7 @@ warn_of_kept(HrflowRun *run)
 							   "refresh of %s keeps the vectors of " INT64_FORMAT " profiles that the API no longer has",
 							   run->nkept, run->name, run->nkept),
 				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, lose vectors in this way."),
-				 errhint("Check hrflow_embed.base_url, the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
+				 errhint("Check hrflow_embed.base_url, the API key and the source. If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 
 /*

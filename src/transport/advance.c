@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * advance.c
- *		How far tries have come in libcurl, as its callbacks tell.
+ *		How far tries have come in libcurl, as its callbacks tell, and when
+ *		they are overdue.
  *
  * The other changes of a transfer's state are made by transfer.c.
  *

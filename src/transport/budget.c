@@ -78,13 +78,12 @@ find_counter(uint64 account, DateADT today)
 }
 
 /*
- * Count a request of an account, unless it has sent so many today; 0: count it
- * anyway.  Returns whether it was counted.
+ * Count a request of an account, unless it has sent as many as "limit" today; 0:
+ * count it anyway.  Returns whether it was counted.
  */
 static bool
-count_today(uint64 account, uint32 limit)
+count_today(uint64 account, DateADT today, uint32 limit)
 {
-	DateADT		today = hrflow_usage_today();
 	pg_atomic_uint64 *counter = find_counter(account, today);
 	uint64		sent = pg_atomic_read_u64(counter);
 	uint32		n;
@@ -144,9 +143,13 @@ hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,
  * false where another backend has sent the last one of today since.
  */
 bool
-hrflow_budget_take(const HrflowTransport *transport)
+hrflow_budget_take(HrflowTransfer *transfer)
 {
-	if (!count_today(transport->account,
+	const HrflowTransport *transport = transfer->transport;
+
+	transfer->try.statement = statement;
+	transfer->try.day = hrflow_usage_today();
+	if (!count_today(transport->account, transfer->try.day,
 					 transport->settings->max_requests_per_day))
 		return false;
 	nsent++;
@@ -155,19 +158,25 @@ hrflow_budget_take(const HrflowTransport *transport)
 
 /*
  * A try that was counted ended before it was sent, since there was no connection
- * to send it on: an outage of the network spends nothing.  Does not throw.
+ * to send it on: an outage of the network spends nothing.  It stays counted where
+ * another statement or another day has begun since.  Does not throw.
  */
 void
-hrflow_budget_give_back(const HrflowTransport *transport)
+hrflow_budget_give_back(const HrflowTransfer *transfer)
 {
 	DateADT		today = hrflow_usage_today();
-	pg_atomic_uint64 *counter = find_counter(transport->account, today);
-	uint64		sent = pg_atomic_read_u64(counter);
 
-	while (sent_on(sent, today) > 0 &&
-		   !pg_atomic_compare_exchange_u64(counter, &sent, sent - 1))
-		;
-	if (hrflow_budget_sent() > 0)
+	if (transfer->try.day == today)
+	{
+		pg_atomic_uint64 *counter =
+		find_counter(transfer->transport->account, today);
+		uint64		sent = pg_atomic_read_u64(counter);
+
+		while (sent_on(sent, today) > 0 &&
+			   !pg_atomic_compare_exchange_u64(counter, &sent, sent - 1))
+			;
+	}
+	if (transfer->try.statement == statement)
 		nsent--;
 }
 
@@ -177,6 +186,6 @@ hrflow_budget_give_back(const HrflowTransport *transport)
 void
 hrflow_budget_charge(const HrflowTransport *transport)
 {
-	(void) count_today(transport->account, 0);
+	(void) count_today(transport->account, hrflow_usage_today(), 0);
 	nsent++;
 }

@@ -21,7 +21,7 @@ hrflow_show_sent(HrflowTransfer *transfer)
 	HrflowActivityState *state = &transfer->transport->activity->state;
 	bool		is_link = HRFLOW_IS_LINK(transfer->reply.target);
 
-	hrflow_usage_count(state->role, transfer->caller, is_link);
+	hrflow_usage_count(transfer->transport->usage, transfer->caller, is_link);
 	hrflow_stats_count(HRFLOW_LINK_REQUESTS, is_link);
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
 	hrflow_stats_count(HRFLOW_RETRIES, is_retry);

@@ -45,7 +45,7 @@ static void
 give_back_unsent(const HrflowTransfer *transfer)
 {
 	if (transfer->try.nsent == 0 && !HRFLOW_IS_LINK(transfer->reply.target))
-		hrflow_budget_give_back(transfer->transport);
+		hrflow_budget_give_back(transfer);
 }
 
 /*
@@ -280,7 +280,7 @@ start(HrflowTransfer *transfer, int64 now)
 		return true;
 	}
 	if (!HRFLOW_IS_LINK(transfer->reply.target) &&
-		!hrflow_budget_take(transport))
+		!hrflow_budget_take(transfer))
 	{
 		refuse_spent(transfer, HRFLOW_OVER_DAY);
 		return true;

@@ -6,15 +6,14 @@
  * The files, from the top down: transport.c is what others call; transfer.c
  * has the states of a request and is the one scheduler of a backend; account.c
  * says what its outcome means to the account; curl.c has a request's options
- * and callbacks; advance.c
- * notes how far it has come; body.c and gunzip.c receive its reply; origin.c and sharing.c
- * know who may share a connection; budget.c counts what a statement has
- * sent, and an account today; show.c shows what the backend does; speed.c knows
- * how long requests take; failure.c says what an error of libcurl's means;
- * features.c knows what libcurl was built with; trust.c chooses the
- * certificates; pool.c has what a backend keeps: the multi handle, the
- * connections, the wait; idle.c keeps requests that are nobody's; rate.c has the
- * limits that backends share; poller.c is epoll or kqueue.
+ * and callbacks; advance.c notes how far its tries have come; body.c and gunzip.c
+ * receive its reply; origin.c and sharing.c know who may share a connection;
+ * budget.c counts what a statement has sent, and an account today; show.c shows
+ * what the backend does; speed.c knows how long requests take; failure.c says what
+ * an error of libcurl's means; features.c knows what libcurl was built with;
+ * trust.c chooses the certificates; pool.c has what a backend keeps: the multi
+ * handle, the connections, the wait; idle.c keeps requests that are nobody's;
+ * rate.c has the limits that backends share; poller.c is epoll or kqueue.
  *
  *-------------------------------------------------------------------------
  */
@@ -120,6 +119,8 @@ typedef struct HrflowTry
 								 * for a connection */
 	HrflowFault fault;			/* the first that a callback met */
 	int			nsent;			/* how often libcurl was about to send it */
+	TimestampTz statement;		/* when the statement began, and ... */
+	DateADT		day;			/* the day, that the try was counted in */
 	int			local_port;		/* our end of the connection it was sent on */
 	uint64		connection;		/* that connection; 0: not sent */
 	dlist_node	sent;			/* among those that were sent */
@@ -173,6 +174,7 @@ struct HrflowTransport
 	const HrflowSettings *settings; /* pinned */
 	HrflowHeaders *headers;
 	HrflowActivity *activity;	/* shows what it does */
+	HrflowUsageCounts *usage;	/* of the role on whose behalf it sends */
 	uint64		account;		/* whose rate is limited */
 	MemoryContextCallback on_reset;
 
@@ -336,8 +338,8 @@ extern HrflowStatus hrflow_budget_check(const HrflowTransport *transport);
 extern void hrflow_budget_describe(const HrflowTransport *transport,
 								   HrflowStatus status, char *detail,
 								   size_t size);
-extern bool hrflow_budget_take(const HrflowTransport *transport);
-extern void hrflow_budget_give_back(const HrflowTransport *transport);
+extern bool hrflow_budget_take(HrflowTransfer *transfer);
+extern void hrflow_budget_give_back(const HrflowTransfer *transfer);
 extern void hrflow_budget_charge(const HrflowTransport *transport);
 
 /* in rate.c */

@@ -91,6 +91,7 @@ hrflow_transport_begin(const HrflowSettings *settings,
 	hrflow_transfer_prepare(settings);
 
 	transport = palloc0(sizeof(HrflowTransport));
+	transport->usage = hrflow_usage_of(activity->state.role);
 	transport->settings = hrflow_settings_pin(settings);
 	transport->activity = activity;
 	transport->account = hrflow_rate_account(settings);

@@ -54,7 +54,8 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	cmp_ok($seconds, '<', 12,
 		"a batch takes not much longer than its rate needs with a Retry-After of $wording");
 	cmp_ok($limited->stats->{by_status}{429} // 0,
-		'<=', 300, "few requests are refused with a Retry-After of $wording");
+		'<=', 300,
+		"no more requests are refused than there are profiles with a Retry-After of $wording");
 	note("Retry-After $wording: $seconds s, refused " . ($limited->stats->{by_status}{429} // 0));
 }
 
