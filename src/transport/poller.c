@@ -201,6 +201,15 @@ hrflow_poller_is_connection(int fd)
 }
 
 /*
+ * Has anything come over the connection with this descriptor?
+ */
+bool
+hrflow_poller_has_heard(int fd)
+{
+	return fd < nwatched && watched[fd].heard_at != 0;
+}
+
+/*
  * A connection's port at our end; -1 for none.
  */
 static int

@@ -43,6 +43,12 @@
 /* Number of requests that may start before descriptors are looked at again. */
 #define ADMIT_AT_ONCE 32
 
+/*
+ * Least time between two looks for connections that the server has closed, so
+ * that one call after another does not look each time.
+ */
+#define DROP_INTERVAL HRFLOW_SEC
+
 /* See has_plenty(). */
 #define PROBE_LIMIT 4096
 
@@ -60,13 +66,15 @@ static struct
 	int			reserved;		/* descriptors reserved with fd.c */
 	bool		is_short;		/* the process had too few for a request */
 	int			nadmitted;		/* requests for which it has enough */
+	bool		has_opened;		/* a socket since descriptors were looked at */
+	int64		dropped_at;		/* when closed connections were looked for */
 
 	/* Kept by the callbacks. */
 	int64		timer;			/* when libcurl wants to be called; or
 								 * HRFLOW_NEVER */
 	int			sockets;		/* open */
 	int			poller_errno;	/* why a socket is not watched; 0: none */
-}			pool = {.timer = HRFLOW_NEVER};
+}			pool = {.timer = HRFLOW_NEVER, .has_opened = true};
 
 #define MULTI_SETOPT(option, value) \
 	check_multi(curl_multi_setopt(pool.multi, option, value), #option)
@@ -107,12 +115,13 @@ check_multi(CURLMcode code, const char *what)
 
 /*
  * libcurl 7.88 closes a socket that was not connected in time by itself, and
- * tells us afterwards.
+ * tells us afterwards.  A connection over which something has come was in time.
  */
 static void
 notice_closed(int fd)
 {
-	if (fcntl(fd, F_GETFD) == -1 && hrflow_poller_closed(fd))
+	if (!hrflow_poller_has_heard(fd) && fcntl(fd, F_GETFD) == -1 &&
+		hrflow_poller_closed(fd))
 		pool.sockets--;
 }
 
@@ -172,6 +181,7 @@ hrflow_pool_open_socket(const struct curl_sockaddr *address,
 #endif
 	if (hrflow_poller_opened(fd))
 		pool.sockets++;
+	pool.has_opened = true;
 	return fd;
 }
 
@@ -286,6 +296,7 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 {
 	static bool initialized = false;
 	int			keep = Max(KEEP_CONNECTIONS, 2 * settings->max_concurrency);
+	int64		now = hrflow_clock_now();
 
 	if (!initialized)
 	{
@@ -305,7 +316,11 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	 * while a backend is idle.  Where max_concurrency was lowered, libcurl
 	 * would close one connection for every request that ends: close all.
 	 */
-	hrflow_poller_drop_closed();
+	if (now - pool.dropped_at >= DROP_INTERVAL)
+	{
+		hrflow_poller_drop_closed();
+		pool.dropped_at = now;
+	}
 	if (pool.sockets > keep)
 		pool.is_stale = true;
 	make_multi(settings, in_flight);
@@ -472,6 +487,7 @@ look_for_descriptors(int nin_flight, int nunsent)
 		pool.nadmitted = Max(nfree / DESCRIPTORS_PER_REQUEST - nunsent, 0);
 	}
 	pool.is_short = pool.nadmitted == 0;
+	pool.has_opened = false;
 }
 
 /*
@@ -485,12 +501,14 @@ hrflow_pool_is_short(void)
 
 /*
  * Reserve a descriptor for one more request.  Where descriptors are short, one
- * request at a time goes out all the same.
+ * request at a time goes out all the same, so the only one in flight need not
+ * look unless a connection was opened since, which should perhaps not be kept.
  */
 bool
 hrflow_pool_reserve_descriptor(int nin_flight, int nunsent)
 {
-	if (pool.nadmitted == 0)
+	if (pool.nadmitted == 0 &&
+		(nin_flight > 0 || pool.is_short || pool.has_opened))
 		look_for_descriptors(nin_flight, nunsent);
 	if (pool.nadmitted > 0)
 		pool.nadmitted--;

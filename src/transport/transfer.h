@@ -358,6 +358,7 @@ extern bool hrflow_poller_watch(int poller, int fd, bool readable,
 extern bool hrflow_poller_opened(int fd);
 extern bool hrflow_poller_closed(int fd);
 extern bool hrflow_poller_is_connection(int fd);
+extern bool hrflow_poller_has_heard(int fd);
 extern int	hrflow_poller_find_silent(int local_port, int64 since);
 extern void hrflow_poller_shut_idle(int local_port, int64 since);
 extern void hrflow_poller_drop_closed(void);
