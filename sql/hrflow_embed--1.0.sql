@@ -119,7 +119,7 @@ REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 -- Many profiles at once
 --
 
--- Asks for many profiles, hrflow_embed.max_concurrency at a time, and returns
+-- Asks for many profiles, up to hrflow_embed.max_concurrency at a time, and returns
 -- a row for every element of the arrays.
 --
 --   source_id            the source all of them are in
@@ -394,7 +394,7 @@ COMMENT ON FUNCTION hrflow_text_embedding(text) IS
 
 REVOKE ALL ON FUNCTION hrflow_text_embedding(text) FROM PUBLIC;
 
--- The same for many texts, hrflow_embed.max_concurrency at a time, with a row
+-- The same for many texts, up to hrflow_embed.max_concurrency at a time, with a row
 -- for every element.
 --
 --   ordinality       position in the array, from 1

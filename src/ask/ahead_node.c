@@ -89,8 +89,6 @@ submit_call(HrflowAheadState *state, HrflowAheadCall *ahead)
 	hrflow_call_submit(&ahead->call, state->transport);
 	state->nrequests++;
 	state->nsent++;
-	state->max_sent = Max(state->max_sent,
-						  Min(state->nsent, state->settings->max_concurrency));
 }
 
 static void
@@ -101,6 +99,8 @@ receive_reply(HrflowAheadState *state, HrflowReply *reply)
 	bool		gave_up = reply->stopped;
 	MemoryContext old = MemoryContextSwitchTo(ahead->context);
 
+	state->max_sent = Max(state->max_sent,
+						  hrflow_transport_most_in_flight(state->transport));
 	hrflow_call_take_reply(&ahead->call, state->transport, reply);
 	MemoryContextSwitchTo(old);
 
@@ -435,8 +435,8 @@ read_rows(HrflowAheadState *state)
 		state->stops_at = PG_INT64_MAX;
 	do
 	{
-		if (state->settings != NULL)
-			most = ROWS_PER_REQUEST * state->settings->max_concurrency;
+		if (state->transport != NULL)
+			most = ROWS_PER_REQUEST * hrflow_transport_width(state->transport);
 		allowed = hrflow_ahead_rows_allowed(state, most);
 		if (state->child_ended || state->nrows >= allowed ||
 			state->next_number > state->stops_at || !has_memory(state))

@@ -3,7 +3,8 @@
  * batch.c
  *		Asks for many elements at once.
  *
- * Elements are asked for in their order, max_concurrency at a time; results
+ * Elements are asked for in their order, as many at a time as the transport
+ * has room for; results
  * are handed out in the order of completion.  Equal elements are asked for
  * once and answered each.  Where vectors are wanted, a profile's links are
  * fetched as soon as they arrive, among the requests for further profiles.

@@ -22,12 +22,6 @@
 #define OUTAGE_LIMIT (10 * HRFLOW_SEC)
 
 /*
- * The number of requests for elements that are refused alike before the batch
- * is stopped, the same as are in flight by default.
- */
-#define TRIAL_LENGTH 32
-
-/*
  * Watch a batch that begins now.  "context" must live as long.
  */
 void
@@ -102,7 +96,7 @@ hrflow_health_in_trouble(const HrflowHealth *health, bool is_link)
 bool
 hrflow_health_may_ask(const HrflowHealth *health)
 {
-	return !health->on_trial || health->nasked < TRIAL_LENGTH;
+	return !health->on_trial || health->nasked < HRFLOW_MAX_WASTED;
 }
 
 /*
@@ -159,5 +153,5 @@ hrflow_health_note_outcome(HrflowHealth *health, int element,
 	if (element != health->last_refused)
 		health->nrefused++;
 	health->last_refused = element;
-	return health->nrefused >= TRIAL_LENGTH;
+	return health->nrefused >= HRFLOW_MAX_WASTED;
 }

@@ -34,6 +34,12 @@
 #define HRFLOW_MAX_HEADERS		(64 * 1024)
 
 /*
+ * The most requests that a statement sends before one of them succeeds: as many
+ * are wasted where all are refused, as with a wrong key.
+ */
+#define HRFLOW_MAX_WASTED 32
+
+/*
  * Bodies held in memory by a backend at any time, in bytes: 64 MB.  It is
  * also the upper end of hrflow_embed.max_response_size, so that one reply
  * always fits.

@@ -73,7 +73,7 @@ static int	batch_timeout = 0;
 static int	refresh_debounce = 60000;
 static int	max_attempts = 4;
 static int	on_missing = ON_MISSING_ERROR;
-static int	max_concurrency = 32;
+static int	max_concurrency = 128;
 static int	max_requests_per_minute = 0;
 static int	max_requests_per_statement = 0;
 static int	statement_request_limit = 0;
@@ -485,9 +485,9 @@ hrflow_settings_define(void)
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_concurrency",
-							"Requests of a batch that are in flight at a time.",
-							NULL,
-							&max_concurrency, 32, 1, 256,
+							"Maximum number of a batch's requests that are in flight at a time.",
+							"How many are follows the server, beginning with at most 32.",
+							&max_concurrency, 128, 1, 256,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_minute",

@@ -52,7 +52,10 @@ enum
 	ARG_PROFILES
 };
 
-/* A run stops when nothing came of this many claims. */
+/*
+ * A run stops when nothing came of this many claims, each of the size that it
+ * has where no more than HRFLOW_MAX_WASTED requests may be in flight.
+ */
 #define MAX_VAIN_CLAIMS 4
 
 /* The longest time between two writes, in milliseconds. */
@@ -168,7 +171,10 @@ check_vain(HrflowRun *run)
 {
 	MemoryContext old;
 
-	if (run->nvain < MAX_VAIN_CLAIMS * run->claim_size || run->is_stopping)
+	int			most = MAX_VAIN_CLAIMS * Min(run->claim_size,
+											 2 * HRFLOW_MAX_WASTED);
+
+	if (run->nvain < most || run->is_stopping)
 		return;
 	old = MemoryContextSwitchTo(run->context);
 	run->is_stopping = true;

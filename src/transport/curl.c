@@ -149,6 +149,7 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 		transfer->try.fault = HRFLOW_SENT_TWICE;
 		return CURL_PREREQFUNC_ABORT;
 	}
+	transfer->try.sent_at = hrflow_clock_now();
 	transfer->try.local_port = local_port;
 	if (transfer->try.nsent++ > 0)
 	{

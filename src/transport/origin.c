@@ -41,15 +41,24 @@ hrflow_origin_is_same(const char *a, const char *b)
 }
 
 /*
- * Where an origin's entry is, and the hash of its scheme, host and port in the
- * place that it has there; never 0.
+ * The hash of a URL's scheme, host and port.  Its two lowest bits are 0, but it
+ * is not.
+ */
+uint64
+hrflow_origin_hash(const char *url)
+{
+	return Max(hash_bytes_extended((const unsigned char *) url,
+								   length_of_origin(url), 0) &
+			   ~UINT64CONST(3), 4);
+}
+
+/*
+ * Where an origin's entry is, and the hash of the origin.
  */
 static pg_atomic_uint64 *
 find_origin(const char *url, uint64 *hash)
 {
-	*hash = Max(hash_bytes_extended((const unsigned char *) url,
-									length_of_origin(url), 0) &
-				~UINT64CONST(3), 4);
+	*hash = hrflow_origin_hash(url);
 	return &hrflow_shared_get()->origins[(*hash >> 2) % HRFLOW_NORIGINS];
 }
 

@@ -49,6 +49,15 @@
  */
 #define DROP_INTERVAL HRFLOW_SEC
 
+/*
+ * If we have not looked at the sockets for longer than this, in microseconds, it
+ * is not known when a reply came.
+ */
+#define AWAY_LIMIT 2500
+
+/* A shorter wait, in microseconds, found the reply there already. */
+#define SLEEP_MIN 30
+
 /* See has_plenty(). */
 #define PROBE_LIMIT 4096
 
@@ -74,6 +83,10 @@ static struct
 								 * HRFLOW_NEVER */
 	int			sockets;		/* open */
 	int			poller_errno;	/* why a socket is not watched; 0: none */
+
+	int64		attended_at;	/* when we last looked at the sockets */
+	bool		was_away;		/* had that been long ago before? */
+	bool		has_slept;		/* did we wait for what we saw then? */
 }			pool = {.timer = HRFLOW_NEVER, .has_opened = true};
 
 #define MULTI_SETOPT(option, value) \
@@ -503,13 +516,14 @@ hrflow_pool_is_short(void)
  * Reserve a descriptor for one more request.  Where descriptors are short, one
  * request at a time goes out all the same, so the only one in flight need not
  * look unless a connection was opened since, which should perhaps not be kept.
+ * "count_unsent" tells how many of those in flight have not been sent.
  */
 bool
-hrflow_pool_reserve_descriptor(int nin_flight, int nunsent)
+hrflow_pool_reserve_descriptor(int nin_flight, int (*count_unsent) (void))
 {
 	if (pool.nadmitted == 0 &&
 		(nin_flight > 0 || pool.is_short || pool.has_opened))
-		look_for_descriptors(nin_flight, nunsent);
+		look_for_descriptors(nin_flight, count_unsent());
 	if (pool.nadmitted > 0)
 		pool.nadmitted--;
 	if (pool.is_short && nin_flight > 0)
@@ -573,10 +587,11 @@ end_libcurl(const sigset_t *old, CURLMcode code)
 }
 
 /*
- * Let libcurl work on the sockets that are ready, without waiting.
+ * Let libcurl work on the sockets that are ready, without waiting.  "since" is
+ * until when we were busy elsewhere.
  */
 static void
-work_on_sockets(void)
+work_on_sockets(int64 since)
 {
 	HrflowPollerEvent events[64];
 	int			n = hrflow_poller_wait(pool.poller, events, lengthof(events));
@@ -584,6 +599,7 @@ work_on_sockets(void)
 	sigset_t	old;
 	int			running;
 
+	pool.was_away = since - pool.attended_at > AWAY_LIMIT;
 	begin_libcurl(&old);
 	for (int i = 0; i < n && code == CURLM_OK; i++)
 		code = curl_multi_socket_action(pool.multi, events[i].fd,
@@ -592,6 +608,25 @@ work_on_sockets(void)
 										(events[i].failed ? CURL_CSELECT_ERR : 0),
 										&running);
 	end_libcurl(&old, code);
+	pool.attended_at = hrflow_clock_now();
+}
+
+/*
+ * May the replies that were received last have waited for us for some time?
+ */
+bool
+hrflow_pool_was_away(void)
+{
+	return pool.was_away;
+}
+
+/*
+ * Did we have to wait for them?  If not, our own processor is busy.
+ */
+bool
+hrflow_pool_has_slept(void)
+{
+	return pool.has_slept;
 }
 
 /*
@@ -619,7 +654,8 @@ hrflow_pool_run_timer(void)
 void
 hrflow_pool_receive(void)
 {
-	work_on_sockets();
+	pool.has_slept = false;
+	work_on_sockets(hrflow_clock_now());
 	hrflow_pool_run_timer();
 }
 
@@ -645,19 +681,22 @@ hrflow_pool_wait(int64 until, bool is_delay)
 {
 	WaitEvent	events[3];
 	int64		began = hrflow_clock_now();
+	int64		waited;
 	int			n;
 
 	n = WaitEventSetWait(pool.wait_set,
 						 milliseconds_until(Min(until, pool.timer), began),
 						 events, lengthof(events),
 						 is_delay ? pool.delay_event : pool.wait_event);
-	hrflow_stats_count(HRFLOW_WAITED_USEC, hrflow_clock_now() - began);
+	waited = hrflow_clock_now() - began;
+	hrflow_stats_count(HRFLOW_WAITED_USEC, waited);
+	pool.has_slept = waited >= SLEEP_MIN;
 
 	for (int i = 0; i < n; i++)
 	{
 		if (events[i].events & WL_LATCH_SET)
 			ResetLatch(MyLatch);
 		if (events[i].events & WL_SOCKET_READABLE)
-			work_on_sockets();
+			work_on_sockets(began);
 	}
 }

@@ -26,9 +26,6 @@ static struct
 {
 	dlist_head	transports;		/* the one begun last comes first */
 	int			nin_flight;		/* requests in flight, of all transports */
-	int			narrowed;		/* their maximum, where the budget for bodies
-								 * has set one; else 0 */
-	int			nfitting;		/* replies in a row within that budget */
 	int64		flushed_at;		/* when the counts were added to the shared */
 }			scheduler = {DLIST_STATIC_INIT(scheduler.transports)};
 
@@ -77,6 +74,7 @@ leave(HrflowTransfer *transfer)
 		case HRFLOW_RECEIVING:
 			hrflow_curl_remove(transfer);
 			give_back_unsent(transfer);
+			hrflow_window_leave(transfer);
 			dlist_delete(&transfer->node);
 			transport->nin_flight--;
 			scheduler.nin_flight--;
@@ -120,7 +118,10 @@ enter(HrflowTransfer *transfer, HrflowTransferState state)
 		case HRFLOW_RECEIVING:
 			dlist_push_tail(&transport->in_flight, &transfer->node);
 			transport->nin_flight++;
+			transport->most_in_flight = Max(transport->most_in_flight,
+											transport->nin_flight);
 			scheduler.nin_flight++;
+			hrflow_window_enter(transfer);
 			break;
 		case HRFLOW_DONE:
 			dlist_push_tail(&transport->done, &transfer->node);
@@ -228,17 +229,6 @@ refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
 }
 
 /*
- * The most requests that may be in flight for this transport's sake.
- */
-static int
-limit_of(const HrflowTransport *transport)
-{
-	int			most = transport->settings->max_concurrency;
-
-	return scheduler.narrowed > 0 ? Min(scheduler.narrowed, most) : most;
-}
-
-/*
  * Start a request that is ready: move it into libcurl, or to where it is done
  * if it came to its end at once.  Returns false, and leaves it where it is,
  * when the account's rate does not admit it.  The caller has reserved a
@@ -270,7 +260,7 @@ start(HrflowTransfer *transfer, int64 now)
 	{
 		.began = now,
 			.is_probe = admission == HRFLOW_ADMIT_PROBE,
-			.is_alone = limit_of(transport) == 1
+			.is_alone = hrflow_window_limit(transport) == 1
 	};
 	if (admission == HRFLOW_REFUSE)
 	{
@@ -305,34 +295,6 @@ start(HrflowTransfer *transfer, int64 now)
  */
 
 /*
- * The bodies have spent their budget: keep as many requests in flight as have
- * found room.
- */
-static void
-narrow(HrflowTransport *transport)
-{
-	scheduler.narrowed = Max(1, Min(limit_of(transport),
-									scheduler.nin_flight));
-	scheduler.nfitting = 0;
-}
-
-/*
- * A reply was within the budget: after as many as may be in flight, allow twice
- * as many if those would have been too.
- */
-static void
-widen(HrflowTransport *transport)
-{
-	if (scheduler.narrowed == 0 || ++scheduler.nfitting < scheduler.narrowed)
-		return;
-	scheduler.nfitting = 0;
-	if (hrflow_body_most_buffered() <= HRFLOW_MAX_BUFFERED / 2)
-		scheduler.narrowed *= 2;
-	if (scheduler.narrowed >= transport->settings->max_concurrency)
-		scheduler.narrowed = 0;
-}
-
-/*
  * Move a transfer, whose try has ended, out of libcurl.  The account is told at
  * once, since it may be long before the reply is handed out.
  *
@@ -345,11 +307,12 @@ end_try(HrflowTransfer *transfer)
 {
 	hrflow_advance_end_try(transfer);
 	hrflow_account_settle(transfer);
+	hrflow_window_settle(transfer);
 	hrflow_speed_note(transfer);
 	if (transfer->try.fault != HRFLOW_EXCEEDS_BUDGET)
 	{
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
-		widen(transfer->transport);
+		hrflow_window_widen(transfer->transport);
 		return;
 	}
 	if (transfer->post == NULL)
@@ -359,7 +322,7 @@ end_try(HrflowTransfer *transfer)
 	}
 	else
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
-	narrow(transfer->transport);
+	hrflow_window_narrow(transfer->transport, scheduler.nin_flight);
 }
 
 /*
@@ -583,6 +546,28 @@ count_unsent(void)
 }
 
 /*
+ * The transport's request that is to be started next, among those whose window
+ * has room; NULL for none.  Links come first.
+ */
+static HrflowTransfer *
+next_ready(HrflowTransport *transport)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &transport->ready_links)
+	{
+		HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, iter.cur);
+
+		if (hrflow_window_room(transfer->window) > 0)
+			return transfer;
+	}
+	if (dlist_is_empty(&transport->ready) ||
+		hrflow_window_room(transport->window) == 0)
+		return NULL;
+	return dlist_head_element(HrflowTransfer, node, &transport->ready);
+}
+
+/*
  * Start as many of a transport's requests as there is room for, each with a
  * descriptor, and as the account's rate admits.  Returns false when there was
  * no room for more.
@@ -597,18 +582,14 @@ start_ready(HrflowTransport *transport, int64 now)
 		   transfer->due <= now)
 		hrflow_transfer_move(transfer, HRFLOW_READY);
 
-	while (transport->nready > 0)
+	while ((transfer = next_ready(transport)) != NULL)
 	{
-		if (scheduler.nin_flight >= limit_of(transport) ||
+		if (hrflow_transfer_room(transport) <= 0 ||
 			(transport->nin_flight > 0 &&
 			 hrflow_advance_may_be_refused(transport->settings)) ||
 			!hrflow_pool_reserve_descriptor(scheduler.nin_flight,
-											count_unsent()))
+											count_unsent))
 			return false;
-		transfer = dlist_head_element(HrflowTransfer, node,
-									  dlist_is_empty(&transport->ready_links) ?
-									  &transport->ready :
-									  &transport->ready_links);
 		if (!start(transfer, now))
 		{
 			transport->awaits_rate = true;
@@ -681,8 +662,7 @@ hrflow_transfer_wait(int64 until)
 
 		until = Min(until, next_time(transport));
 		hrflow_show_wait(transport, delayed ? delayed->due : HRFLOW_NEVER,
-						 scheduler.narrowed > 0 &&
-						 scheduler.nin_flight >= scheduler.narrowed);
+						 hrflow_window_is_narrow(scheduler.nin_flight));
 	}
 	hrflow_activity_publish();
 	hrflow_pool_wait(until, scheduler.nin_flight == 0);
@@ -691,12 +671,15 @@ hrflow_transfer_wait(int64 until)
 
 /*
  * How many more requests of a transport could be started now, were its own
- * the only ones that wait?
+ * the only ones that wait?  The windows of their origins may allow fewer.
  */
 int
 hrflow_transfer_room(const HrflowTransport *transport)
 {
-	return limit_of(transport) - scheduler.nin_flight;
+	int			room = hrflow_window_limit(transport) - scheduler.nin_flight;
+
+	return transport->is_answered ? room :
+		Min(room, HRFLOW_MAX_WASTED - transport->nin_flight);
 }
 
 /*
@@ -724,8 +707,7 @@ hrflow_transfer_enroll(HrflowTransport *transport)
 {
 	if (dlist_is_empty(&scheduler.transports))
 	{
-		scheduler.narrowed = 0;
-		scheduler.nfitting = 0;
+		hrflow_window_forget_memory();
 		scheduler.flushed_at = hrflow_clock_now();
 	}
 	dlist_push_head(&scheduler.transports, &transport->node);

@@ -8,6 +8,7 @@
  * says what its outcome means to the account; curl.c has a request's options
  * and callbacks; advance.c notes how far its tries have come; body.c and gunzip.c
  * receive its reply; origin.c and sharing.c know who may share a connection;
+ * window.c says how many requests may be in flight;
  * budget.c counts what a statement has sent, and an account today; show.c shows
  * what the backend does; speed.c knows how long requests take; failure.c says what
  * an error of libcurl's means; features.c knows what libcurl was built with;
@@ -104,6 +105,9 @@ typedef enum HrflowProtocol
 typedef struct HrflowTry
 {
 	int64		began;			/* hrflow_clock_now() */
+	int64		sent_at;		/* likewise; 0: it was not */
+	int			nbeside;		/* in flight in its window, itself included,
+								 * when it began */
 	int64		pause;			/* how long the account pauses because of it,
 								 * in microseconds; 0 when it does not */
 	bool		is_probe;		/* the account's first after a pause */
@@ -134,12 +138,18 @@ typedef struct HrflowTry
 typedef struct HrflowGunzip HrflowGunzip;
 
 /*
+ * How many requests to an origin may be in flight; in window.c.
+ */
+typedef struct HrflowWindow HrflowWindow;
+
+/*
  * One request: a transport's, or idle in the pool.
  */
 typedef struct HrflowTransfer
 {
 	HrflowReply reply;
 	HrflowTransport *transport; /* whose it is; undefined while idle */
+	HrflowWindow *window;		/* of its origin */
 	const char *url;			/* the submitter's */
 	const char *post;			/* the submitter's JSON; NULL: it is a GET */
 	HrflowCaller caller;		/* on whose behalf it is sent */
@@ -176,6 +186,8 @@ struct HrflowTransport
 	HrflowActivity *activity;	/* shows what it does */
 	HrflowUsageCounts *usage;	/* of the role on whose behalf it sends */
 	uint64		account;		/* whose rate is limited */
+	HrflowWindow *window;		/* of the API */
+	bool		is_answered;	/* one of its requests has succeeded */
 	MemoryContextCallback on_reset;
 
 	dlist_head	ready_links;	/* to be started first, in this order */
@@ -188,6 +200,7 @@ struct HrflowTransport
 	int			nready;			/* of both kinds */
 	int			ndelayed;
 	int			nin_flight;
+	int			most_in_flight; /* at one time */
 
 	bool		awaits_rate;	/* the first of "ready" may not start before
 								 * ... */
@@ -281,10 +294,13 @@ extern void hrflow_curl_abandon(HrflowTransfer *transfer);
 extern void hrflow_pool_prepare(const HrflowSettings *settings,
 								bool in_flight);
 extern bool hrflow_pool_is_broken(void);
-extern bool hrflow_pool_reserve_descriptor(int nin_flight, int nunsent);
+extern bool hrflow_pool_reserve_descriptor(int nin_flight,
+										   int (*count_unsent) (void));
 extern void hrflow_pool_balance_descriptors(int nin_flight);
 extern void hrflow_pool_run_timer(void);
 extern void hrflow_pool_receive(void);
+extern bool hrflow_pool_was_away(void);
+extern bool hrflow_pool_has_slept(void);
 extern void hrflow_pool_wait(int64 until, bool is_delay);
 
 /* in body.c */
@@ -312,7 +328,22 @@ extern void hrflow_show_wait(HrflowTransport *transport, int64 retry_at,
 /* in speed.c */
 extern void hrflow_speed_note(const HrflowTransfer *transfer);
 
+/* in window.c */
+extern HrflowWindow *hrflow_window_find(const char *url);
+extern int	hrflow_window_size(const HrflowWindow *window);
+extern int	hrflow_window_room(const HrflowWindow *window);
+extern void hrflow_window_enter(HrflowTransfer *transfer);
+extern void hrflow_window_leave(HrflowTransfer *transfer);
+extern void hrflow_window_settle(HrflowTransfer *transfer);
+extern int	hrflow_window_limit(const HrflowTransport *transport);
+extern void hrflow_window_narrow(const HrflowTransport *transport,
+								 int nin_flight);
+extern void hrflow_window_widen(const HrflowTransport *transport);
+extern bool hrflow_window_is_narrow(int nin_flight);
+extern void hrflow_window_forget_memory(void);
+
 /* in origin.c */
+extern uint64 hrflow_origin_hash(const char *url);
 extern HrflowProtocol hrflow_origin_protocol(const char *url);
 extern bool hrflow_origin_is_same(const char *a, const char *b);
 extern void hrflow_origin_note(const char *url, HrflowProtocol protocol);

@@ -95,6 +95,7 @@ hrflow_transport_begin(const HrflowSettings *settings,
 	transport->settings = hrflow_settings_pin(settings);
 	transport->activity = activity;
 	transport->account = hrflow_rate_account(settings);
+	transport->window = hrflow_window_find(settings->base_url);
 	transport->deadline = time_limit > 0 ?
 		hrflow_clock_now() + time_limit * HRFLOW_MSEC : HRFLOW_NEVER;
 	dlist_init(&transport->ready);
@@ -155,6 +156,8 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 			.transfer = transfer
 	};
 	transfer->transport = transport;
+	transfer->window = HRFLOW_IS_LINK(target) ? hrflow_window_find(url) :
+		transport->window;
 	transfer->url = url;
 	transfer->post = post;
 	transfer->caller = transport->activity->state.caller;
@@ -199,7 +202,30 @@ hrflow_transport_room(const HrflowTransport *transport)
 {
 	if (transport->stopped || transport->ndelayed >= MAX_DELAYED)
 		return 0;
-	return Max(0, hrflow_transfer_room(transport) - transport->nready);
+	return Max(0, Min(hrflow_transfer_room(transport),
+					  hrflow_window_room(transport->window)) -
+			   transport->nready);
+}
+
+/*
+ * How many requests to the API may be in flight at present?
+ */
+int
+hrflow_transport_width(const HrflowTransport *transport)
+{
+	int			width = Min(hrflow_window_limit(transport),
+							hrflow_window_size(transport->window));
+
+	return transport->is_answered ? width : Min(width, HRFLOW_MAX_WASTED);
+}
+
+/*
+ * The most that were at one time, links included.
+ */
+int
+hrflow_transport_most_in_flight(const HrflowTransport *transport)
+{
+	return transport->most_in_flight;
 }
 
 /*

@@ -65,6 +65,8 @@ extern void hrflow_transport_submit(HrflowTransport *transport,
 extern void hrflow_transport_post(HrflowTransport *transport, const char *url,
 								  const char *body, void *tag);
 extern int	hrflow_transport_room(const HrflowTransport *transport);
+extern int	hrflow_transport_width(const HrflowTransport *transport);
+extern int	hrflow_transport_most_in_flight(const HrflowTransport *transport);
 extern int	hrflow_transport_room_for_links(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport);
 extern void hrflow_transport_expire(HrflowTransport *transport);

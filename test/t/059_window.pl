@@ -1,0 +1,120 @@
+# How many requests are in flight follows the server: it grows where the server
+# keeps up, and falls where requests queue or are refused; and before one has
+# succeeded, no more than 32 are sent.  The stand-in counts what is in flight.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use List::Util qw(max min);
+use Test::More;
+
+my $key = $Hrflow::StandIn::KEY;
+
+my $api = Hrflow::StandIn->new('--latency' => 100);
+my $node = Hrflow::Node->new('window', $api);
+
+# A batch of so many distinct profiles.
+sub batch
+{
+	my ($n, %with) = @_;
+	my $prefix = $with{prefix} // 'p';
+	return qq{SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme',
+		ARRAY(SELECT '$prefix' || i FROM generate_series(1, $n) i), '{"profile": 1}')
+		GROUP BY status ORDER BY 1;\n};
+}
+
+# How many requests came before one was answered?
+sub sent_first
+{
+	my @log = @_;
+	my $answered = min(map { $_->{ms} } @log);
+	return scalar(grep { $_->{begun} < $answered } @log);
+}
+
+sub median
+{
+	my @sorted = sort { $a <=> $b } @_;
+	return $sorted[ @sorted / 2 ];
+}
+
+my $session = Hrflow::Session->new($node);
+
+#
+# Growth
+#
+$api->reset;
+$session->ask(batch(20));
+is($api->stats->{max_in_flight}, 20, 'A batch of 20 has 20 requests in flight.');
+cmp_ok($api->stats->{connections_opened}, '<=', 21, 'A batch of 20 opens 20 connections.');
+
+$api->reset;
+like($session->ask(batch(800)), qr/^ok 800$/m, 'A batch of 800 succeeds.');
+my $grown = $api->stats->{max_in_flight};
+is(sent_first($api->log), 32, 'A batch sends 32 requests before the first one is answered.');
+cmp_ok($grown, '>', 64, 'More than twice as many are in flight in the end.');
+cmp_ok($grown, '<=', 128, 'No more are in flight than max_concurrency allows by default.');
+
+$api->reset;
+$session->ask(batch(200));
+is(sent_first($api->log),
+	32, 'Also where the server is known, 32 requests are sent before the first is answered.');
+cmp_ok(
+	$api->stats->{max_in_flight},
+	'>',
+	0.8 * $grown,
+	'When it is, nearly as many are in flight as in the batch before.');
+
+$api->reset;
+$session->ask('SET hrflow_embed.max_concurrency = 50;' . batch(300));
+is($api->stats->{max_in_flight}, 50, 'No more requests are in flight than max_concurrency says.');
+$session->ask('RESET hrflow_embed.max_concurrency;');
+
+$api->reset;
+$session->ask(batch(800, prefix => 'fault:latency=150,id='));
+cmp_ok(max(map { $_->{in_flight} } ($api->log)[ 500 .. 799 ]),
+	'>', 64, 'Requests that take longer, but do not queue, are in flight in the same number.');
+
+#
+# Fewer
+#
+$api->script('status=503', count => 8);
+like($session->ask(batch(40)), qr/^ok 40$/m, 'A batch that meets 503 succeeds.');
+$api->reset;
+$session->ask(batch(300));
+cmp_ok($api->stats->{max_in_flight}, '<', 120, 'After 503, fewer requests are in flight.');
+
+my $queueing = Hrflow::StandIn->new('--latency' => 20, '--serve' => 20);
+$session->ask("SET hrflow_embed.base_url = '" . $queueing->base_url . "';" . batch(2000));
+my @in_flight = map { $_->{in_flight} } $queueing->log;
+cmp_ok(median(@in_flight[ 1000 .. 1999 ]),
+	'<', 60, 'Where a server serves 20 requests at a time, few more are in flight.');
+cmp_ok(median(@in_flight[ 1000 .. 1999 ]), '>', 12, 'There the server does not run dry.');
+$session->ask('RESET hrflow_embed.base_url;');
+
+#
+# Refusals
+#
+foreach my $case (
+	[ 'a batch', batch(500) ],
+	[   'read-ahead',
+		q{SELECT count(hrflow_profile_embedding('acme', 'p' || i, '{"profile": 1}'))
+			FROM generate_series(1, 500) i;}
+	],
+	[   'texts',
+		q{SELECT count(*) FROM hrflow_text_embeddings(
+			ARRAY(SELECT 'text ' || i FROM generate_series(1, 500) i));}
+	])
+{
+	my ($name, $sql) = @$case;
+
+	$session->ask("SET hrflow_embed.api_key = '$key';" . batch(500));
+	$api->reset;
+	$session->ask("SET hrflow_embed.api_key = 'askr_wrong'; $sql");
+	cmp_ok(scalar($api->log), '<=', 32,
+		"With a wrong key, $name sends at most 32 requests, though more were in flight before.");
+	cmp_ok(scalar($api->log), '>', 0, "With a wrong key, $name is refused by the API.");
+}
+$session->ask("SET hrflow_embed.api_key = '$key';");
+
+done_testing();
