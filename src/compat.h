@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * compat.h
- *		Every difference between the versions of PostgreSQL (15 and later)
- *		and of libcurl (7.88 and later) that we meet, and nothing else.
+ *		Differences between the supported versions of PostgreSQL (15 and later)
+ *		and libcurl (7.88 and later).
  *
- * No other file names PG_VERSION_NUM or LIBCURL_VERSION_NUM.
+ * No other file may refer to PG_VERSION_NUM or LIBCURL_VERSION_NUM.
  *
  *-------------------------------------------------------------------------
  */
@@ -50,7 +50,7 @@
 #endif
 
 /*
- * PostgreSQL 18 lets a module tell its name and version.
+ * PostgreSQL 18 added the name and version of a module to its magic block.
  */
 #if PG_VERSION_NUM >= 180000
 #define HRFLOW_MODULE_MAGIC \
@@ -60,7 +60,7 @@
 #endif
 
 /*
- * Stands before a declaration.
+ * Marks a function that does not return; goes before its declaration.
  */
 #if PG_VERSION_NUM >= 180000
 #define HRFLOW_NORETURN pg_noreturn
@@ -69,8 +69,8 @@
 #endif
 
 /*
- * From 17 on a WaitEventSet belongs to a resource owner (NULL: to nobody,
- * which is what a set that lives as long as the backend wants) and not to a
+ * Create a WaitEventSet that lives as long as the backend.  In PostgreSQL 17
+ * and later the set belongs to a resource owner (here none) instead of a
  * memory context.
  */
 static inline WaitEventSet *
@@ -84,8 +84,8 @@ hrflow_compat_wait_set(int nevents)
 }
 
 /*
- * From 17 on an extension's wait events have names.  Earlier they are all
- * "Extension".
+ * Return a wait event with this name.  Before PostgreSQL 17 all wait events of
+ * extensions are named "Extension".
  */
 static inline uint32
 hrflow_compat_wait_event(const char *name)
@@ -98,7 +98,7 @@ hrflow_compat_wait_event(const char *name)
 }
 
 /*
- * The number of this backend, from 0 to MaxBackends - 1.
+ * Return the number of this backend, from 0 to MaxBackends - 1.
  */
 static inline int
 hrflow_compat_backend_number(void)
@@ -111,8 +111,8 @@ hrflow_compat_backend_number(void)
 }
 
 /*
- * May a role that has logged in SET ROLE to another?  From 16 on a membership
- * may be without that.
+ * Can one role SET ROLE to another?  PostgreSQL 16 added memberships that do
+ * not allow that.
  */
 static inline bool
 hrflow_compat_can_set_role(Oid member, Oid role)
@@ -125,7 +125,8 @@ hrflow_compat_can_set_role(Oid member, Oid role)
 }
 
 /*
- * From 17 on shared memory can be had by name, without preloading.
+ * PostgreSQL 17 added the DSM registry: named shared memory that needs no
+ * preloading.
  */
 #if PG_VERSION_NUM >= 170000
 #define HRFLOW_HAVE_DSM_REGISTRY 1
@@ -158,8 +159,9 @@ hrflow_compat_named_segment(const char *name, size_t size,
 #endif
 
 /*
- * Initialize a lock in shared memory, and have this backend know its name.  From
- * 19 on the name is shared.
+ * Initialize a lock in shared memory, and register its name in this backend.
+ * In PostgreSQL 19 and later the name is in shared memory too, so that the
+ * other backends need not register it.
  */
 static inline void
 hrflow_compat_init_lock(LWLock *lock, const char *name)
@@ -180,7 +182,7 @@ hrflow_compat_register_lock(const LWLock *lock, const char *name)
 }
 
 /*
- * From 19 on a tuple descriptor is not complete before this.
+ * Complete a tuple descriptor; required by PostgreSQL 19 and later.
  */
 static inline void
 hrflow_compat_finalize_desc(TupleDesc desc)
@@ -191,25 +193,27 @@ hrflow_compat_finalize_desc(TupleDesc desc)
 }
 
 /*
- * libcurl's CURLE_TOO_LARGE, since 8.6: earlier no error has this number.
+ * libcurl's CURLE_TOO_LARGE, which was added in 8.6; older versions have no
+ * error with this number.
  */
 #define HRFLOW_CURLE_TOO_LARGE 100
 
 /*
- * Does libcurl say CURLE_OUT_OF_MEMORY of it instead?
+ * Does libcurl return CURLE_OUT_OF_MEMORY in place of CURLE_TOO_LARGE?
  */
 #define HRFLOW_CURL_TOO_LARGE_IS_MEMORY() \
 	(curl_version_info(CURLVERSION_NOW)->version_num < 0x080600)
 
 /*
- * CURLMOPT_QUICK_EXIT, which came with 8.20, though these headers may be older:
- * curl_multi_cleanup() does not wait for lookups that were given up.
+ * libcurl's CURLMOPT_QUICK_EXIT, which was added in 8.20; our headers may be
+ * older than the library.  With it curl_multi_cleanup() does not wait for
+ * abandoned lookups.
  */
 #define HRFLOW_CURLMOPT_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
 
 /*
- * The snapshot with which chunks of out-of-line values are read.  Before 18 it
- * is made in memory of the caller's.
+ * Return the snapshot for reading chunks of out-of-line values.  Before
+ * PostgreSQL 18 it is built in the caller's "memory".
  */
 static inline Snapshot
 hrflow_compat_toast_snapshot(SnapshotData *memory)
@@ -223,7 +227,7 @@ hrflow_compat_toast_snapshot(SnapshotData *memory)
 }
 
 /*
- * Begin an index scan.  From 18 on it can count what it does for EXPLAIN.
+ * Begin an index scan without instrumentation, which PostgreSQL 18 added.
  */
 static inline IndexScanDesc
 hrflow_compat_begin_index_scan(Relation table, Relation index,
@@ -239,7 +243,7 @@ hrflow_compat_begin_index_scan(Relation table, Relation index,
 }
 
 /*
- * A jsonb under construction, and what is pushed to it.
+ * Builds a jsonb value.
  */
 #if PG_VERSION_NUM >= 190000
 typedef JsonbInState HrflowJsonbState;
@@ -247,7 +251,8 @@ typedef JsonbInState HrflowJsonbState;
 typedef struct HrflowJsonbState
 {
 	JsonbParseState *parse;
-	JsonbValue *result;			/* once its end was pushed */
+	JsonbValue *result;			/* set when the outermost object or array is
+								 * closed */
 } HrflowJsonbState;
 #endif
 
@@ -263,8 +268,8 @@ hrflow_compat_push_jsonb(HrflowJsonbState *state, JsonbIteratorToken token,
 }
 
 /*
- * Begin a sequential scan of a whole table.  Since 19 the caller says what it
- * will do beside reading: nothing.
+ * Begin a sequential scan of a whole table.  PostgreSQL 19 added flags for
+ * what the caller does besides reading; we do nothing else.
  */
 static inline TableScanDesc
 hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
@@ -277,7 +282,8 @@ hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
 }
 
 /*
- * PostgreSQL 19 renamed UpperUniquePath: the path of its former name is gone.
+ * PostgreSQL 19 renamed UpperUniquePath to UniquePath, and removed the path
+ * that had that name before.
  */
 #if PG_VERSION_NUM >= 190000
 #define UpperUniquePath UniquePath
@@ -285,8 +291,8 @@ hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
 #endif
 
 /*
- * Load the library of an index access method.  Since 19 the routine is a
- * constant; before, it was a copy for the caller.
+ * Load the library of an index access method.  Before PostgreSQL 19 the
+ * routine is palloc'd for the caller; since then it is a constant.
  */
 static inline void
 hrflow_compat_load_index_method(Oid method)
@@ -299,7 +305,8 @@ hrflow_compat_load_index_method(Oid method)
 }
 
 /*
- * A column that is generated when it is read; before 18 there are none.
+ * Value of attgenerated for virtual generated columns, which PostgreSQL 18
+ * added.
  */
 #ifndef ATTRIBUTE_GENERATED_VIRTUAL
 #define ATTRIBUTE_GENERATED_VIRTUAL 'v'
@@ -319,13 +326,13 @@ hrflow_compat_load_index_method(Oid method)
 #endif
 
 /*
- * Pending interrupts that end the session when they are processed.
+ * Pending interrupts that will terminate the session when they are processed.
  */
 typedef struct HrflowFatalInterrupts
 {
 	bool		die;			/* SIGTERM */
 	bool		connection_lost;
-	bool		transaction_timeout;	/* there is none before 17 */
+	bool		transaction_timeout;	/* always false before PostgreSQL 17 */
 } HrflowFatalInterrupts;
 
 static inline bool
@@ -339,7 +346,8 @@ hrflow_compat_fatal_interrupt_pending(void)
 }
 
 /*
- * Take such interrupts back until hrflow_compat_restore_interrupts().
+ * Clear such interrupts until hrflow_compat_restore_interrupts() sets them
+ * again.
  */
 static inline void
 hrflow_compat_hold_interrupts(HrflowFatalInterrupts *held)
@@ -370,7 +378,8 @@ hrflow_compat_restore_interrupts(const HrflowFatalInterrupts *held)
 }
 
 /*
- * The setting transaction_timeout in milliseconds; 0: none, as before 17.
+ * Return transaction_timeout, in milliseconds.  0 means no limit, as it always
+ * is before PostgreSQL 17.
  */
 static inline int
 hrflow_compat_transaction_timeout(void)

@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * activity.c
- *		What backends are doing in our functions: the view
+ *		What each backend is doing in our functions: the view
  *		hrflow_embed_activity.
  *
- * A backend may be in several of our functions at once: a query whose calls
- * are read ahead may call a function in PL/pgSQL that makes a batch, and a
- * trigger may do so during a refresh.  What is shown is the one that began
- * last, since the others wait for it; when it ends, the one before is shown
- * again.  A cursor that the client does not fetch from is not shown.
+ * A backend can be in several of our functions at once: a query whose calls
+ * are read ahead may call a PL/pgSQL function that runs a batch, and so may a
+ * trigger that fires during a refresh.  We show the activity that began last,
+ * since the others are waiting for it; when it ends, the previous one is shown
+ * again.  A cursor is not shown while the client is not fetching from it.
  *
- * An activity belongs to a memory context, whose reset ends it, so that none
- * outlives an error.
+ * Each activity belongs to a memory context, whose reset ends it, so that no
+ * activity outlives an error.
  *
  *-------------------------------------------------------------------------
  */
@@ -41,10 +41,10 @@ static const char *const wait_names[] = {
 	[HRFLOW_FOR_LOCK] = "lock"
 };
 
-/* The activities of this backend, the one that began last first. */
+/* The activities of this backend, most recent first. */
 static dlist_head activities = DLIST_STATIC_INIT(activities);
 
-/* Where others see them; NULL: nowhere. */
+/* This backend's entry in shared memory; NULL if it has none. */
 static HrflowActivitySlot *my_slot = NULL;
 
 /*
@@ -54,7 +54,7 @@ static HrflowActivitySlot *my_slot = NULL;
  */
 
 /*
- * Show an activity, or that there is none.  Does not throw.
+ * Publish an activity, or (NULL) that there is none.  Does not throw.
  */
 static void
 write_slot(const HrflowActivity *activity)
@@ -73,8 +73,9 @@ write_slot(const HrflowActivity *activity)
 }
 
 /*
- * The backend exits: its transaction may be aborted after this, and shared
- * memory may be detached.
+ * Clear this backend's entry when it exits, and do not use it any more: the
+ * transaction may be aborted, and so end activities, only after shared memory
+ * has been detached.
  */
 static void
 leave_slot(int code, Datum arg)
@@ -84,7 +85,7 @@ leave_slot(int code, Datum arg)
 }
 
 /*
- * Find this backend's slot, once.  May throw.
+ * Find this backend's entry, the first time this is called.  May throw.
  */
 static void
 take_slot(void)
@@ -98,12 +99,12 @@ take_slot(void)
 	is_taken = true;
 	my_slot = &shared->activity[hrflow_compat_backend_number()];
 
-	/* The slot's last owner may have been killed between two changes. */
+	/* The entry's previous owner may have been killed while writing. */
 	my_slot->changes += my_slot->changes % 2;
 }
 
 /*
- * Show what the backend is doing now.  Does not throw.
+ * Publish the most recent activity that is not suspended.  Does not throw.
  */
 void
 hrflow_activity_publish(void)
@@ -139,8 +140,8 @@ on_activity_reset(void *arg)
 }
 
 /*
- * Begin an activity, which belongs to the current memory context and ends with
- * it.  "store" is the name of the store that is refreshed, or NULL.
+ * Begin an activity, which lives in the current memory context and ends when
+ * that is reset.  "store" is the name of the store being refreshed, or NULL.
  */
 HrflowActivity *
 hrflow_activity_begin(HrflowCaller caller, const char *store)
@@ -166,7 +167,7 @@ hrflow_activity_begin(HrflowCaller caller, const char *store)
 }
 
 /*
- * Does not throw.
+ * End an activity.  Does not throw.
  */
 void
 hrflow_activity_end(HrflowActivity *activity)
@@ -178,7 +179,8 @@ hrflow_activity_end(HrflowActivity *activity)
 }
 
 /*
- * Control goes to the client, or comes back from there.  Does not throw.
+ * Record that control passes to the client, or returns from it.  Does not
+ * throw.
  */
 void
 hrflow_activity_suspend(HrflowActivity *activity, bool is_suspended)
@@ -190,8 +192,8 @@ hrflow_activity_suspend(HrflowActivity *activity, bool is_suspended)
 }
 
 /*
- * An element is done: show that at once, since it may be long before the backend
- * sleeps.  Does not throw.
+ * Count a completed element, and publish it at once, since the backend may not
+ * wait for a long time.  Does not throw.
  */
 void
 hrflow_activity_count(HrflowActivity *activity, bool is_ok)
@@ -202,8 +204,9 @@ hrflow_activity_count(HrflowActivity *activity, bool is_ok)
 }
 
 /*
- * The backend is about to sleep, for this reason, until a time of our clock;
- * HRFLOW_NEVER where that is not known.  Does not publish, nor throw.
+ * Record that the backend is about to wait for a reason, until a time of
+ * hrflow_clock_now(), or HRFLOW_NEVER if that is unknown.  Does not publish,
+ * and does not throw.
  */
 void
 hrflow_activity_wait(HrflowActivity *activity, HrflowWaitReason reason,
@@ -217,7 +220,7 @@ hrflow_activity_wait(HrflowActivity *activity, HrflowWaitReason reason,
 }
 
 /*
- * The backend sleeps no longer.  Does not throw.
+ * Record and publish that the backend has stopped waiting.  Does not throw.
  */
 void
 hrflow_activity_go_on(void)
@@ -239,7 +242,7 @@ hrflow_activity_go_on(void)
  */
 
 /*
- * Copy a slot.  Returns false when its backend is in none of our functions.
+ * Copy a backend's entry.  Returns false if it is in none of our functions.
  */
 static bool
 read_slot(volatile HrflowActivitySlot *slot, HrflowActivitySlot *copy)
@@ -258,7 +261,8 @@ read_slot(volatile HrflowActivitySlot *slot, HrflowActivitySlot *copy)
 }
 
 /*
- * When all elements will be done, at the speed so far; 0: not known.
+ * Estimate when all elements will be complete, at the average speed so far.
+ * Returns 0 if that is unknown.
  */
 static TimestampTz
 estimate_end(const HrflowActivityState *state)
@@ -272,9 +276,6 @@ estimate_end(const HrflowActivityState *state)
 		(TimestampTz) ((now - state->started_at) * remaining / state->ndone);
 }
 
-/*
- * Set a column, or leave it NULL.
- */
 static void
 set_column(Datum *values, bool *nulls, int column, bool is_known, Datum value)
 {
@@ -288,7 +289,9 @@ text_or_null(const char *value)
 	return value == NULL ? (Datum) 0 : CStringGetTextDatum(value);
 }
 
-/* Number of columns, and of those that everyone sees: pid and role. */
+/*
+ * Number of columns, and how many of them (pid and role) are not restricted.
+ */
 #define NCOLUMNS 15
 #define NPUBLIC_COLUMNS 2
 

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * activity.h
- *		What a backend is doing in our functions, for others to see.
+ *		What each backend is doing in our functions, as hrflow_embed_activity
+ *		shows it.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,65 +16,73 @@
 #include "lib/ilist.h"
 
 /*
- * Why a backend sleeps.
+ * Reason why a backend is waiting.
  */
 typedef enum HrflowWaitReason
 {
-	HRFLOW_FOR_NOTHING,			/* it does not */
-	HRFLOW_FOR_NETWORK,			/* a reply is to come */
-	HRFLOW_FOR_RATE,			/* the account's rate, or its pause, does not
+	HRFLOW_FOR_NOTHING,			/* not waiting */
+	HRFLOW_FOR_NETWORK,			/* waiting for a reply */
+	HRFLOW_FOR_RATE,			/* the account's rate limit or pause does not
 								 * admit the next request yet */
-	HRFLOW_FOR_RETRY,			/* the time of a retry has not come */
-	HRFLOW_FOR_MEMORY,			/* replies take as much memory as they may */
-	HRFLOW_FOR_LOCK				/* others have locked rows of the store */
+	HRFLOW_FOR_RETRY,			/* the next retry is not due yet */
+	HRFLOW_FOR_MEMORY,			/* replies use all the memory they may
+								 * (HRFLOW_MAX_BUFFERED) */
+	HRFLOW_FOR_LOCK				/* other transactions hold locks on rows of
+								 * the store */
 } HrflowWaitReason;
 
-/* Bytes of a store's name that are shown, the NUL included. */
+/* Maximum size of a displayed store name, in bytes, including the NUL. */
 #define HRFLOW_SHOWN_STORE (2 * NAMEDATALEN)
 
 /*
- * What is shown of an activity.  It is copied as a whole, and so has no
- * pointers.
+ * The part of an activity that other backends see.  It is copied byte by byte
+ * into shared memory, so it must not contain pointers.
  */
 typedef struct HrflowActivityState
 {
 	HrflowCaller caller;
-	Oid			role;			/* as the client has set it */
+	Oid			role;			/* GetOuterUserId() when the activity began */
 	TimestampTz started_at;
-	int64		ntotal;			/* elements; -1: not known */
-	int64		ndone;			/* of which nothing more comes, ... */
-	int64		nok;			/* all of whose results are "ok" */
-	int64		nrequests;		/* to the API and of links, retries included */
+	int64		ntotal;			/* number of elements; -1: unknown */
+	int64		ndone;			/* elements that are complete */
+	int64		nok;			/* complete elements whose results are all
+								 * "ok" */
+	int64		nrequests;		/* requests sent, to the API and for links,
+								 * including retries */
 	int64		nretries;
-	int			nin_flight;		/* requests */
+	int			nin_flight;		/* requests in flight */
 	HrflowWaitReason waiting_for;
-	TimestampTz resumes_at;		/* when that is over; 0: not known */
-	char		store[HRFLOW_SHOWN_STORE];	/* its name in the encoding of the
+	TimestampTz resumes_at;		/* expected end of the wait; 0: unknown */
+	char		store[HRFLOW_SHOWN_STORE];	/* store being refreshed, in the
+											 * encoding of the backend's
 											 * database; empty: none */
 } HrflowActivityState;
 
 /*
- * One call of a SQL function, or a scan that reads calls ahead.  Others see
- * "state" as it was when hrflow_activity_publish() was called last.
+ * A call of one of our SQL functions, or a scan that issues calls ahead of
+ * their rows.  Other backends see the content of "state" as of the last call
+ * of hrflow_activity_publish().
  */
 typedef struct HrflowActivity
 {
 	HrflowActivityState state;
-	dlist_node	node;			/* among the backend's */
-	bool		is_suspended;	/* control is with the client */
+	dlist_node	node;			/* in activity.c's list of this backend's
+								 * activities */
+	bool		is_suspended;	/* a cursor from which the client is not
+								 * fetching */
 	bool		has_ended;
 	MemoryContextCallback on_reset;
 } HrflowActivity;
 
 /*
- * The place of one backend in shared memory.  Only that backend writes to it,
- * without a lock: "changes" is odd meanwhile, as in PostgreSQL's
+ * One backend's entry in shared memory.  Only that backend writes to it,
+ * without a lock: "changes" is odd while it does, as in PostgreSQL's
  * PgBackendStatus.
  */
 typedef struct HrflowActivitySlot
 {
 	uint32		changes;
-	int			pid;			/* 0: none of our functions runs */
+	int			pid;			/* 0: not in any of our functions */
 	HrflowActivityState state;
 } HrflowActivitySlot;
 

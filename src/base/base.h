@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * base.h
- *		What all other layers stand on: limits, statuses, settings, encodings,
- *		URLs, the clock and the statistics.
+ *		Limits, statuses, settings, and declarations of the lowest layer:
+ *		encodings, URLs, links, the clock and the statistics.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,58 +16,60 @@
 #include "compat.h"
 
 /*
- * The longest URL we send, in bytes.  Servers and load balancers stop at 8 to
- * 64 kB; beyond that nothing useful can happen, and libcurl's own limit
- * (8 MB) is far away.
+ * Maximum length of a URL, in bytes.  Servers and load balancers accept 8 to
+ * 64 kB, so a longer one could not succeed; libcurl's own limit (8 MB) is far
+ * higher.
  */
 #define HRFLOW_MAX_URL			(64 * 1024)
 
 /*
- * The longest API key and account e-mail, in bytes.  Keys of today have 37
- * characters and an e-mail address has at most 254.
+ * Maximum length of an API key or an account e-mail address, in bytes.
+ * Current keys have 37 characters, and an e-mail address has at most 254.
  */
 #define HRFLOW_MAX_KEY			512
 
 /*
- * All the headers of one reply together, in bytes.  Servers send 1 to 2 kB.
+ * Maximum total size of the headers of one reply, in bytes.  Servers send 1 to
+ * 2 kB.
  */
 #define HRFLOW_MAX_HEADERS		(64 * 1024)
 
 /*
- * The most requests that a statement sends before one of them succeeds: as many
- * are wasted where all are refused, as with a wrong key.
+ * Maximum number of requests that a statement sends before one of them succeeds:
+ * as many are wasted if all are refused, as with a wrong key.
  */
 #define HRFLOW_MAX_WASTED 32
 
 /*
- * Bodies held in memory by a backend at any time, in bytes: 64 MB.  It is
- * also the upper end of hrflow_embed.max_response_size, so that one reply
- * always fits.
+ * Maximum total size of the reply bodies a backend holds in memory at any
+ * time, in bytes (64 MB).  It is also the upper limit of
+ * hrflow_embed.max_response_size, so that one reply always fits.
  */
 #define HRFLOW_MAX_BUFFERED		(64 * 1024 * 1024)
 
 /*
- * The longest text to be embedded, in bytes: 1 MB, a thick book.  Models look
- * at a small part of that, and servers commonly take no larger bodies.
+ * Maximum length of a text to embed, in bytes (1 MB, the size of a thick
+ * book).  Models read only a small part of that, and servers commonly reject
+ * larger bodies.
  */
 #define HRFLOW_MAX_TEXT			(1024 * 1024)
 
 /*
- * How much of a server's message is passed on, in bytes.
+ * Maximum length of a server's message that we repeat, in bytes.
  */
 #define HRFLOW_MAX_MESSAGE		500
 
 /*
- * Milliseconds and seconds in the unit of our clock, the microsecond.
+ * A millisecond and a second in microseconds, the unit of hrflow_clock_now().
  */
 #define HRFLOW_MSEC		INT64CONST(1000)
 #define HRFLOW_SEC		INT64CONST(1000000)
 
-/* A time that never comes. */
+/* A time that is later than any other. */
 #define HRFLOW_NEVER	PG_INT64_MAX
 
 /*
- * What became of a request.  The order is that of the table in base/status.c.
+ * Outcome of a request.  status.c has a name for each.
  */
 typedef enum HrflowStatus
 {
@@ -81,8 +83,8 @@ typedef enum HrflowStatus
 	HRFLOW_PROXY_REFUSED,
 	HRFLOW_OVER_QUOTA,
 	HRFLOW_RATE_LIMITED,
-	HRFLOW_OVER_BUDGET,			/* of the statement */
-	HRFLOW_OVER_DAY,			/* the day's */
+	HRFLOW_OVER_BUDGET,			/* limit of the statement */
+	HRFLOW_OVER_DAY,			/* limit of the day */
 	HRFLOW_CONNECT_FAILED,
 	HRFLOW_CONNECTION_LOST,
 	HRFLOW_TIMEOUT,
@@ -125,39 +127,47 @@ typedef enum HrflowDialect
 } HrflowDialect;
 
 /*
- * The settings as one statement sees them.  They never change, and live as
- * long as the memory context that hrflow_settings_get() or
- * hrflow_settings_pin() was called in is not reset.  No string is NULL.
+ * A snapshot of the settings, taken when a statement starts.  It is immutable,
+ * and lives until the memory context that was current in hrflow_settings_get()
+ * or hrflow_settings_pin() is reset.  No string is NULL.
  */
 typedef struct HrflowSettings
 {
-	uint64		serial;			/* differs when any other field does */
-	const char *api_key;		/* safe in a header; empty only where none is
-								 * needed */
-	const char *api_user;		/* empty: not sent */
-	const char *base_url;		/* no slash at its end */
+	uint64		serial;			/* unique to each snapshot */
+	const char *api_key;		/* safe in a header; empty only if the caller
+								 * did not need a key */
+	const char *api_user;		/* sent as X-USER-EMAIL; empty: not sent */
+	const char *base_url;		/* without trailing slashes */
 	HrflowDialect dialect;
-	const char *ca_file;		/* empty: the system's certificates */
-	const char *proxy;			/* empty: none */
-	const char *link_hosts;		/* hosts and patterns, with commas */
-	int			connect_timeout;	/* milliseconds, one try */
-	int			request_timeout;	/* milliseconds, one try, all of it */
-	int			batch_timeout;	/* milliseconds, a whole statement; 0: none */
-	int			refresh_debounce;	/* milliseconds until a profile is
-									 * refreshed that changed while it was
-									 * fetched */
-	int			max_attempts;	/* tries of one request, the first included */
-	bool		missing_is_null;	/* of functions that return one value: for
-									 * a profile or job that is not found or
-									 * has no vector; else it is an error */
-	int			max_concurrency;	/* requests in flight */
-	int			max_requests_per_minute;	/* of the API; 0: no limit */
-	int			max_requests_per_statement; /* likewise; the lower one of two
-											 * settings */
-	int			max_requests_per_day;	/* likewise */
+	const char *ca_file;		/* path; empty: use the system's certificates */
+	const char *proxy;			/* URL; empty: no proxy */
+	const char *link_hosts;		/* comma-separated hosts and patterns */
+	int			connect_timeout;	/* milliseconds, for one attempt */
+	int			request_timeout;	/* milliseconds, for one attempt from
+									 * connecting to the last byte */
+	int			batch_timeout;	/* milliseconds, for a whole statement; 0: no
+								 * limit */
+	int			refresh_debounce;	/* milliseconds before a profile that
+									 * changed while it was being fetched is
+									 * fetched again */
+	int			max_attempts;	/* attempts per request, including the first */
+	bool		missing_is_null;	/* do functions that return one value
+									 * return NULL for a profile or job that
+									 * is not found or has no vector, rather
+									 * than raise an error? */
+	int			max_concurrency;	/* maximum number of requests in flight */
+	int			max_requests_per_minute;	/* maximum for one account;
+											 * excludes links; 0: no limit */
+	int			max_requests_per_statement; /* the lower of
+											 * max_requests_per_statement and
+											 * statement_request_limit;
+											 * excludes links; 0: no limit */
+	int			max_requests_per_day;	/* maximum for one account; excludes
+										 * links; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
-	bool		allow_in_shard_queries; /* batches, where Citus runs them */
-	bool		http2;			/* is it offered where there is TLS? */
+	bool		allow_in_shard_queries; /* are batches allowed in queries that
+										 * Citus runs on shards? */
+	bool		http2;			/* offer HTTP/2 over TLS? */
 } HrflowSettings;
 
 /*
@@ -166,38 +176,38 @@ typedef struct HrflowSettings
  */
 typedef struct HrflowUrl
 {
-	bool		https;			/* else http */
-	const char *host;			/* without the brackets of an IPv6 address */
+	bool		https;			/* scheme is https rather than http */
+	const char *host;			/* an IPv6 address without its brackets */
 	int			host_length;
 	bool		loopback;		/* localhost, 127.0.0.0/8 or ::1 */
-	int			port;			/* as written, or the scheme's own */
-	const char *path;			/* from its first slash to the URL's end; may
-								 * be empty */
+	int			port;			/* explicit port, or the scheme's default */
+	const char *path;			/* everything after host and port, including
+								 * query and fragment; may be empty */
 } HrflowUrl;
 
 /*
- * What is counted, in the order of the columns of hrflow_embed_stats, but for
- * the last one.
+ * Counters.  All but the last are columns of hrflow_embed_stats, in this
+ * order.
  */
 typedef enum HrflowCounter
 {
-	HRFLOW_CALLS,				/* calls of our functions that reach the
-								 * network */
-	HRFLOW_REQUESTS,			/* tries, the first ones included */
-	HRFLOW_RETRIES,				/* tries that were not the first */
-	HRFLOW_RATE_LIMITS,			/* replies that were 429 */
-	HRFLOW_BYTES_RECEIVED,		/* of bodies, before decompression */
-	HRFLOW_WAITED_USEC,			/* microseconds asleep */
+	HRFLOW_CALLS,				/* calls of our functions that use the network */
+	HRFLOW_REQUESTS,			/* requests sent, including retries */
+	HRFLOW_RETRIES,				/* requests that were retries */
+	HRFLOW_RATE_LIMITS,			/* replies with HTTP status 429 */
+	HRFLOW_BYTES_RECEIVED,		/* size of the reply bodies before
+								 * decompression */
+	HRFLOW_WAITED_USEC,			/* microseconds spent waiting */
 	HRFLOW_CONNECTIONS_OPENED,
-	HRFLOW_CONNECTIONS_REUSED,	/* requests that found one open */
-	HRFLOW_LINK_REQUESTS		/* of the requests, those for links */
+	HRFLOW_CONNECTIONS_REUSED,	/* requests sent on an open connection */
+	HRFLOW_LINK_REQUESTS		/* how many of HRFLOW_REQUESTS were for links */
 } HrflowCounter;
 
 #define HRFLOW_NCOUNTERS (HRFLOW_LINK_REQUESTS + 1)
 
 /*
- * Have errors and warnings carry the CONTEXT that a callback adds, until
- * hrflow_context_pop().  "context" is the caller's.
+ * Push an error context callback, to be popped with hrflow_context_pop().  The
+ * caller provides the memory for "context".
  */
 static inline void
 hrflow_context_push(ErrorContextCallback *context, void (*callback) (void *),

@@ -26,7 +26,7 @@ static const char *const caller_names[] = {
 };
 
 /*
- * The name of a function, without arguments.
+ * Return the name of a function, without schema or arguments.
  */
 const char *
 hrflow_caller_name(HrflowCaller caller)

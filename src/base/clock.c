@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * clock.c
- *		The time.
+ *		The clock that all timeouts and pauses use.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,7 +12,8 @@
 #include "base/base.h"
 
 /*
- * Microseconds of a clock that is never set, the same in every process.
+ * Return the current time of the monotonic clock, in microseconds.  All
+ * processes of a machine see the same clock, and nobody can set it.
  */
 int64
 hrflow_clock_now(void)

@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * key.c
- *		The file that holds the API key, and what a key can be.
+ *		Reading the API key from its file, and checking keys.
  *
- * No message shows a key, or what is in its file.
+ * No message may contain a key or anything else read from its file.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,7 +18,8 @@
 #include "storage/fd.h"
 
 /*
- * Why a string, such as a key, cannot be the value of an HTTP header, or NULL.
+ * Check that a string such as a key can be the value of an HTTP header.
+ * Returns NULL, or what is wrong with it as a predicate ("is ...").
  */
 const char *
 hrflow_key_problem(const char *value)
@@ -28,7 +29,7 @@ hrflow_key_problem(const char *value)
 	for (const char *p = value; *p; p++)
 	{
 		if (*p <= ' ' || *p > '~')
-			return "has a space, a control character or one that is not ASCII";
+			return "contains a space, a control character or a non-ASCII character";
 	}
 	return NULL;
 }
@@ -44,23 +45,24 @@ raise_no_key(const char *detail)
 }
 
 /*
- * The key file as it was last read.
+ * The key file as of the last time it was read.
  */
 static struct
 {
-	bool		is_known;		/* all that follows is valid */
+	bool		is_known;		/* are the other fields valid? */
 	char		path[MAXPGPATH];
 	dev_t		device;
 	ino_t		inode;
 	off_t		size;
 	time_t		mtime;
 	time_t		ctime;
-	bool		is_settled;		/* a later change alters "ctime" */
+	bool		is_settled;		/* would any later change of the file alter
+								 * ctime? */
 	char		key[HRFLOW_MAX_KEY + 4];	/* safe in a header */
 }			key_file;
 
 /*
- * Is the file that this describes the one that was last read, unchanged?
+ * Is this the file that was read last, and is it unchanged?
  */
 static bool
 is_same_key_file(const char *path, const struct stat *st)
@@ -73,8 +75,8 @@ is_same_key_file(const char *path, const struct stat *st)
 }
 
 /*
- * Why what a file holds is not a key, although a header could have it; or NULL.
- * These are what people write in such files.
+ * Check the content of a key file, including for common mistakes that a header
+ * would accept.  Returns NULL, or what is wrong with the key as a predicate.
  */
 static const char *
 bad_key_file(const char *key)
@@ -91,13 +93,13 @@ bad_key_file(const char *key)
 }
 
 /*
- * Warn if every user of the machine can read the file, once for each state of
- * it that is seen.
+ * Warn if every operating system user can read the file, once for each version
+ * of the file.
  */
 static void
 warn_if_file_is_readable(const struct stat *st)
 {
-	static time_t warned_of = 0;	/* its st_ctime */
+	static time_t warned_of = 0;	/* st_ctime of that version */
 
 	if ((st->st_mode & S_IRWXO) == 0 || st->st_ctime == warned_of)
 		return;
@@ -110,10 +112,10 @@ warn_if_file_is_readable(const struct stat *st)
 }
 
 /*
- * Read the key file into key_file.
+ * Read a key file into key_file.
  *
- * The file is opened without blocking: a FIFO would hold the backend up where
- * it cannot be cancelled.
+ * Open it without blocking, because opening a FIFO would otherwise block the
+ * backend uninterruptibly.
  */
 static void
 read_key_file(const char *path)
@@ -134,9 +136,9 @@ read_key_file(const char *path)
 						"hrflow_embed.api_key_file"),
 				 errhint("The operating system user of the database server must be able to read it.")));
 	if (!S_ISREG(st.st_mode))
-		raise_no_key("What it names is not a regular file.");
+		raise_no_key("The path does not name a regular file.");
 
-	/* Room for the end of a line, and for one byte more: then it is too long. */
+	/* Allow for a line ending, and read one more byte to detect an excess. */
 	length = read(fd, key, HRFLOW_MAX_KEY + 3);
 	if (length < 0)
 		ereport(ERROR,
@@ -161,7 +163,7 @@ read_key_file(const char *path)
 
 	if (length == 0)
 		raise_no_key("The file is empty.");
-	why = strlen(key) != length ? "has a NUL in it" : bad_key_file(key);
+	why = strlen(key) != length ? "contains a NUL character" : bad_key_file(key);
 	if (why != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -177,8 +179,8 @@ read_key_file(const char *path)
 	key_file.ctime = st.st_ctime;
 
 	/*
-	 * A change within the second of the last one would leave the times as
-	 * they are, and file systems with times of two seconds exist.
+	 * File times may have a resolution of one or two seconds, so a file that
+	 * was changed so recently could change again without altering its times.
 	 */
 	key_file.is_settled = now - st.st_ctime > 2;
 	key_file.is_known = true;
@@ -186,11 +188,11 @@ read_key_file(const char *path)
 }
 
 /*
- * The key in a file; valid until the next call.  Raises 55000 if there is none,
- * and 22023 if it cannot be one.
+ * Return the key in a file; the string is valid until the next call.  Raises
+ * 55000 if there is no key, and 22023 if it is invalid.
  *
- * Every call looks whether the file has changed, so that a rotated key is used
- * at once, and reads it only then.
+ * Each call checks whether the file has changed, so that a rotated key takes
+ * effect at once, but reads the file only if it has.
  */
 const char *
 hrflow_key_read(const char *path)

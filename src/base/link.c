@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * link.c
- *		Which links may be fetched.
+ *		Decides which links may be fetched.
  *
- * A link is a URL that somebody gave us: the API, or the caller of
- * hrflow_fetch_vector().  The database server often stands where its callers
- * do not, so a link must not make it a door to the network behind it.
+ * A link is a URL that comes from the API or from the caller of
+ * hrflow_fetch_vector().  The database server can often reach machines that
+ * its clients cannot, so we must not let a link give access to the internal
+ * network.
  *
- * Pure: what is said depends on the arguments alone.
+ * These functions are pure: their results depend on the arguments alone.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,8 +21,8 @@
 #include "base/base.h"
 
 /*
- * Does a host match a pattern, in which "*" stands for any characters but a
- * dot?  Without regard to case.
+ * Does a host match a pattern, ignoring case?  "*" in the pattern matches any
+ * number of characters other than a dot.
  */
 static bool
 matches(const char *host, int host_length, const char *pattern,
@@ -48,8 +49,8 @@ matches(const char *host, int host_length, const char *pattern,
 }
 
 /*
- * Step through a list of hosts.  Returns the next one, not NUL-terminated, and
- * moves *list behind it; NULL at the end.
+ * Return the next element of a list of hosts, which is not NUL-terminated, and
+ * advance *list past it.  Returns NULL at the end of the list.
  */
 static const char *
 next_host(const char **list, int *length)
@@ -66,7 +67,8 @@ next_host(const char **list, int *length)
 }
 
 /*
- * Why a string cannot be the setting link_hosts, or NULL.
+ * Check a value for hrflow_embed.link_hosts.  Returns NULL, or what is wrong
+ * with it as a predicate ("has ...").
  */
 const char *
 hrflow_link_bad_hosts(const char *hosts)
@@ -92,7 +94,7 @@ hrflow_link_bad_hosts(const char *hosts)
 			stars += host[i] == '*';
 		}
 
-		/* Each star may be tried at every character. */
+		/* matches() may try each asterisk at every character of the host. */
 		if (stars > 4)
 			return "has a host with more than four asterisks";
 	}
@@ -100,10 +102,12 @@ hrflow_link_bad_hosts(const char *hosts)
 }
 
 /*
- * May this link be fetched?  Returns NULL, or why not, as a sentence.
+ * Check whether a link may be fetched.  Returns NULL if so, else the reason as
+ * a whole sentence.
  *
- * *by_name tells whether link_hosts has the very host: then whoever set it
- * wants it, whatever its address.
+ * *by_name is set to true if the list contains exactly this host, without
+ * asterisks.  The administrator has then allowed the host even if its address
+ * is private.
  */
 const char *
 hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
@@ -116,7 +120,7 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 	*by_name = false;
 	if (strlen(link) > HRFLOW_MAX_URL ||
 		hrflow_url_parse(link, &url) != NULL)
-		return "It is not a URL that can be fetched.";
+		return "The link is not a valid URL.";
 
 	while ((host = next_host(&hosts, &length)) != NULL)
 	{
@@ -129,19 +133,20 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 	}
 
 	if (!by_pattern && !*by_name)
-		return "Its host is not in hrflow_embed.link_hosts.";
+		return "The host of the link is not in hrflow_embed.link_hosts.";
 	if (url.loopback && !*by_name)
-		return "Its host has a private address, and is not in hrflow_embed.link_hosts by its own name.";
+		return "The host of the link has a private address, and hrflow_embed.link_hosts does not contain its exact name.";
 	if (!url.https && !url.loopback)
-		return "It does not begin with \"https://\".";
+		return "The link does not begin with \"https://\".";
 	if (!url.loopback && url.port != 443)
-		return "It names a port.";
+		return "The link specifies a port.";
 	return NULL;
 }
 
 /*
- * A link as it may be shown: scheme, host and path, without the query, which
- * is what makes it a secret, or a user.  palloc'd.
+ * Return a printable description of a link: scheme, host and path, without the
+ * query, which usually contains a signature, and without user and password.
+ * The result is palloc'd.
  */
 char *
 hrflow_link_describe(const char *link)
@@ -150,7 +155,10 @@ hrflow_link_describe(const char *link)
 	char	   *shown = pnstrdup(link, length);
 	char	   *at = strrchr(shown, '@');
 
-	/* An "@" in a path goes too: nobody misses it, and no trick gets by. */
+	/*
+	 * Cut up to the last "@", even one in the path, so that nothing that a
+	 * parser might take for a password is shown.
+	 */
 	if (at != NULL)
 	{
 		int			scheme = pg_strncasecmp(shown, "https://", 8) == 0 ? 8 : 0;
@@ -174,15 +182,16 @@ is_private_v4(uint32 a)
 		uint32		network;
 		int			bits;
 	}			private[] = {
-		{0x00000000, 8},		/* this network */
+		{0x00000000, 8},		/* "this network" */
 		{0x0A000000, 8},		/* private */
-		{0x64400000, 10},		/* carriers' */
+		{0x64400000, 10},		/* carrier-grade NAT */
 		{0x7F000000, 8},		/* loopback */
-		{0xA9FE0000, 16},		/* link-local; metadata of clouds */
+		{0xA9FE0000, 16},		/* link-local, and the clouds' metadata
+								 * services */
 		{0xAC100000, 12},		/* private */
-		{0xC0000000, 24},		/* protocol assignments */
+		{0xC0000000, 24},		/* IETF protocol assignments */
 		{0xC0A80000, 16},		/* private */
-		{0xC6120000, 15},		/* benchmarks */
+		{0xC6120000, 15},		/* benchmarking */
 		{0xE0000000, 3}			/* multicast, reserved, broadcast */
 	};
 
@@ -196,8 +205,8 @@ is_private_v4(uint32 a)
 
 /*
  * Is this an address that a public name should not resolve to: loopback,
- * link-local, private, multicast or reserved?  One of IPv6 that stands for
- * one of IPv4 is judged as that.
+ * link-local, private, multicast or reserved?  IPv6 addresses that embed an
+ * IPv4 address are private if that is.
  */
 static bool
 is_private_v6(const unsigned char *a)
@@ -216,14 +225,14 @@ is_private_v6(const unsigned char *a)
 		return is_private_v4((uint32) v4[0] << 24 | v4[1] << 16 |
 							 v4[2] << 8 | v4[3]);
 
-	/* Of the rest only 2000::/3 is public, and of that not 2001::/23. */
+	/* Among the rest only 2000::/3 is global, except for 2001::/23. */
 	return (a[0] & 0xe0) != 0x20 ||
 		(a[0] == 0x20 && a[1] == 0x01 && (a[2] & 0xfe) == 0);
 }
 
 /*
- * May a host that a pattern let through have this address?  Called from
- * callbacks of libcurl: does not throw.
+ * Is this address one that a host allowed only by a pattern must not have?
+ * Called from callbacks of libcurl, so it must not throw.
  */
 bool
 hrflow_link_is_private(const struct sockaddr *address)

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * saved.c
- *		Keeps what requests have cost over a restart, in a file.
+ *		Keeps the counts of requests across a restart, in a file.
  *
- * The postmaster writes the file when it shuts down or a backend has crashed,
- * and reads and removes it when it starts.  So it does only where the library
- * is in shared_preload_libraries.  When the postmaster itself or the machine has
- * crashed there is no file, and counting begins anew.
+ * The postmaster writes the file when it shuts down and after a backend has
+ * crashed, and reads and removes it when it starts.  This requires that the
+ * library is in shared_preload_libraries.  After a crash of the postmaster or
+ * the machine there is no file, and all counts start from zero.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,14 +20,14 @@
 
 #define SAVED_FILE PGSTAT_STAT_PERMANENT_DIRECTORY "/hrflow_embed.stat"
 
-/* What the file begins with; to be changed with the layout of what follows. */
+/* Identifies the file format; change it whenever the structs below change. */
 #define SAVED_MAGIC 0x48524602
 
 typedef struct SavedHeader
 {
 	uint32		magic;
-	int32		nusage;			/* number of SavedUsage that follow; then come
-								 * HRFLOW_NDAYS of SavedDay */
+	int32		nusage;			/* number of SavedUsage structs that follow;
+								 * after these come HRFLOW_NDAYS of SavedDay */
 } SavedHeader;
 
 typedef struct SavedUsage
@@ -45,7 +45,7 @@ typedef struct SavedDay
 } SavedDay;
 
 /*
- * Read the file's content.  Returns false if it is not as expected.
+ * Read the content of the file.  Returns false if it is not valid.
  */
 static bool
 read_saved(FILE *file, HrflowShared *shared)
@@ -84,7 +84,8 @@ read_saved(FILE *file, HrflowShared *shared)
 }
 
 /*
- * Load what was saved.  Called by the postmaster while nobody else is there.
+ * Load the file, if there is one, into shared memory.  Called by the
+ * postmaster before any other process uses that.
  */
 void
 hrflow_saved_load(HrflowShared *shared)
@@ -115,7 +116,10 @@ hrflow_saved_load(HrflowShared *shared)
 				 errmsg("ignoring invalid data in file \"%s\"", SAVED_FILE)));
 	}
 
-	/* It is out of date from now on, and must not be in a base backup. */
+	/*
+	 * The file is out of date from now on, and must not get into a base
+	 * backup.
+	 */
 	unlink(SAVED_FILE);
 }
 
@@ -124,7 +128,7 @@ write_saved(FILE *file, HrflowShared *shared)
 {
 	SavedHeader header = {SAVED_MAGIC, shared->usage.nentries};
 
-	/* What a backend that crashed has left there may be anything. */
+	/* A backend that crashed may have overwritten the count. */
 	if (header.nusage < 0 || header.nusage > HRFLOW_NUSAGE)
 		header.nusage = 0;
 	if (fwrite(&header, sizeof(header), 1, file) != 1)
@@ -156,7 +160,8 @@ write_saved(FILE *file, HrflowShared *shared)
 }
 
 /*
- * Save it.  Called by the postmaster when all others are gone.
+ * Save the counts.  Called by the postmaster after all other processes have
+ * detached from shared memory.
  */
 void
 hrflow_saved_save(HrflowShared *shared)
@@ -165,7 +170,9 @@ hrflow_saved_save(HrflowShared *shared)
 
 	if (file == NULL || !write_saved(file, shared) || FreeFile(file) != 0)
 	{
-		/* A file that is open is closed when the postmaster exits. */
+		/*
+		 * If the file is still open, it is closed when the postmaster exits.
+		 */
 		ereport(LOG,
 				(errcode_for_file_access(),
 				 errmsg("could not write file \"%s\": %m",

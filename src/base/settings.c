@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * settings.c
- *		The settings hrflow_embed.*, their checks, and the snapshots of them
- *		that statements work with.
+ *		The settings hrflow_embed.*, their check hooks, and the snapshots of
+ *		them that statements use.
  *
- * The API key is a secret that PostgreSQL's settings were not made for.  What
- * is done here so that it does not leak: no check lets PostgreSQL print a
- * refused value, SHOW prints asterisks, pg_settings leaves it out, and it
- * cannot be stored in a catalog that everyone can read.  What cannot be done
- * here is written in docs/reference.md, which recommends api_key_file.
+ * PostgreSQL's settings are not designed to hold secrets such as the API key.
+ * To protect it, no check hook lets PostgreSQL print a rejected value, SHOW
+ * prints asterisks, pg_settings omits it, and it cannot be stored in a catalog
+ * that everyone can read.  docs/reference.md describes what we cannot prevent,
+ * and recommends api_key_file.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,7 +24,7 @@
 #include "utils/memutils.h"
 #include "utils/varlena.h"
 
-/* What SHOW prints for a secret that is set. */
+/* SHOW prints this instead of the key. */
 #define MASK "********"
 
 static const struct config_enum_entry dialect_options[] = {
@@ -33,7 +33,7 @@ static const struct config_enum_entry dialect_options[] = {
 	{NULL, 0, false}
 };
 
-/* What a call returns for a profile or job that has no vector. */
+/* Values of hrflow_embed.on_missing. */
 typedef enum OnMissing
 {
 	ON_MISSING_ERROR,
@@ -58,7 +58,7 @@ static const struct config_enum_entry http_version_options[] = {
 	{NULL, 0, false}
 };
 
-/* The values, as PostgreSQL keeps them. */
+/* The variables behind the settings. */
 static char *api_key = NULL;
 static char *api_key_file = NULL;
 static char *api_user = NULL;
@@ -84,46 +84,56 @@ static bool read_ahead = true;
 static int	http_version = HRFLOW_HTTP_AUTO;
 
 /*
- * The settings as they were at one time.  A snapshot never changes, and lives
- * as long as it is the current one or a memory context has it pinned.
+ * A snapshot of the settings.  It is immutable, and lives as long as it is the
+ * current one or a memory context pins it.
  */
 typedef struct SettingsCopy
 {
 	HrflowSettings settings;
-	MemoryContext context;		/* of the snapshot and its strings */
-	int			npins;			/* the current one's own included */
+	MemoryContext context;		/* contains this struct and its strings */
+	int			npins;			/* including one for being "current" */
 } SettingsCopy;
 
-/* A memory context's pin: given back when the context is reset. */
+/* A pin held by a memory context, released when that is reset. */
 typedef struct Pin
 {
 	MemoryContextCallback on_reset;
 	SettingsCopy *copy;
 } Pin;
 
-/* Differs after any assignment: the current snapshot is then out of date. */
+/*
+ * Incremented whenever a setting is assigned, which makes the current snapshot
+ * obsolete.
+ */
 static uint64 assignments = 1;
 
-/* The snapshot taken last, and the assignments it was taken after. */
+/* The latest snapshot, and the value of "assignments" when it was taken. */
 static SettingsCopy *current = NULL;
 static uint64 current_assignments = 0;
 
-/* True while PostgreSQL takes over values that were set before we came. */
+/*
+ * True while PostgreSQL applies values that were set before the library was
+ * loaded.
+ */
 static bool defining = false;
 
-/* Whether they are defined. */
+/* Have the settings been defined? */
 static bool defined = false;
+
+/* Was the key set in a configuration file before the library was loaded? */
 static bool key_was_in_file = false;
 
 /*
  * ------------------------------------------------------------------------
- * Checks.  Each sets its own message, since PostgreSQL's prints the value.
+ * Check hooks.  Each sets its own message, because PostgreSQL's default
+ * message includes the value.
  * ------------------------------------------------------------------------
  */
 
 /*
- * A worker takes what its leader has, checked or not: PostgreSQL would show
- * the value in its CONTEXT of an error.  Nothing in a worker uses it.
+ * Reject a value without printing it.  Parallel workers accept every value of
+ * their leader, because the context of an error there would include the value;
+ * no worker uses the settings.
  */
 static bool
 refuse_value(const char *name, const char *why)
@@ -137,8 +147,8 @@ refuse_value(const char *name, const char *why)
 }
 
 /*
- * Will this value be kept in pg_db_role_setting or pg_proc, which everyone
- * can read, or does it come from there?
+ * Is this value going to be stored in, or has it been read from,
+ * pg_db_role_setting or pg_proc, which everyone can read?
  */
 static bool
 in_catalog(GucSource source)
@@ -167,7 +177,7 @@ check_api_key(char **newval, void **extra, GucSource source)
 	}
 	if (strcmp(*newval, MASK) == 0)
 		return refuse_value("hrflow_embed.api_key",
-							"is what SHOW prints in place of a key");
+							"is the placeholder that SHOW prints instead of a key");
 	if (why != NULL)
 		return refuse_value("hrflow_embed.api_key", why);
 
@@ -204,7 +214,8 @@ check_ca_file(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Why a string cannot be the base URL, or NULL.
+ * Check a value for hrflow_embed.base_url.  Returns NULL, or what is wrong
+ * with it as a predicate.
  */
 static const char *
 bad_base_url(const char *value)
@@ -232,9 +243,9 @@ check_base_url(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Why a string cannot be the proxy's URL, or NULL.  Behind a user and a
- * password it is as strict as for any URL of ours: what libcurl could not
- * parse it would quote.
+ * Check a value for hrflow_embed.proxy.  Returns NULL, or what is wrong with
+ * it as a predicate.  The part after a user and a password must be valid by
+ * hrflow_url_parse(), because libcurl's messages quote what it cannot parse.
  */
 static const char *
 bad_proxy(const char *value)
@@ -260,7 +271,7 @@ bad_proxy(const char *value)
 		copy = psprintf("http://%s", host);
 		why = hrflow_url_parse(copy, &url);
 		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
-			why = "has more than a scheme, a host and a port";
+			why = "contains more than a scheme, a host and a port";
 		for (const char *p = value; *p && why == NULL; p++)
 		{
 			if (*p <= ' ' || *p > '~')
@@ -278,7 +289,7 @@ check_proxy(char **newval, void **extra, GucSource source)
 	const char *why = bad_proxy(*newval);
 
 	if (why == NULL && in_catalog(source) && strchr(*newval, '@') != NULL)
-		why = "has a password, which every role could read in the catalogs";
+		why = "contains a password, which every role could read in the catalogs";
 	return why == NULL || refuse_value("hrflow_embed.proxy", why);
 }
 
@@ -321,7 +332,7 @@ show_api_key(void)
 }
 
 /*
- * Is this library in a list such as session_preload_libraries?
+ * Does a list such as session_preload_libraries contain this library?
  */
 static bool
 is_listed(const char *libraries)
@@ -349,8 +360,8 @@ is_listed(const char *libraries)
 }
 
 /*
- * Until this library is loaded, a key in the configuration is a placeholder
- * that every role can SHOW.  Say so when it has been one.
+ * Until this library is loaded, a key in a configuration file is a placeholder
+ * that every role can SHOW.  Warn if that has been the case.
  */
 static void
 warn_if_key_was_readable(void)
@@ -368,8 +379,9 @@ warn_if_key_was_readable(void)
 }
 
 /*
- * Parallel mode is over at the latest when a transaction ends.  What has failed
- * before fails again, and is not to keep the session from committing.
+ * Define the settings at the end of a transaction, when parallel mode is
+ * certainly over.  If an earlier attempt failed, do nothing: it would fail
+ * again, and must not prevent the session from committing.
  */
 static void
 define_deferred(XactEvent event, void *arg)
@@ -379,14 +391,15 @@ define_deferred(XactEvent event, void *arg)
 }
 
 /*
- * Define all settings.  Called when the library is loaded: in the postmaster
- * when it is preloaded, so nothing here may start libcurl.
+ * Define all settings.  Called when the library is loaded, which may be in the
+ * postmaster, so this must not initialize libcurl.
  *
- * Not in parallel mode: there PostgreSQL refuses, with a mere warning, what
- * was set before a setting is defined, and the defaults would stay.  Then they
- * are defined by the first statement that needs them outside of it, or at the
- * transaction's end: while they are not, workers, which define them, may refuse
- * what the session has set.
+ * In parallel mode the definitions are deferred, because PostgreSQL would
+ * discard values that were set before with a mere warning, and leave the
+ * defaults in effect.  They are then made by the first statement outside of
+ * parallel mode that needs the settings, or at the end of the transaction.
+ * Until then workers, which do define the settings, may reject values of the
+ * session.
  */
 void
 hrflow_settings_define(void)
@@ -405,144 +418,144 @@ hrflow_settings_define(void)
 	defining = true;
 
 	DefineCustomStringVariable("hrflow_embed.api_key",
-							   "Key of the HrFlow API; api_key_file is the safer place for it.",
-							   NULL,
+							   "Sets the key of the HrFlow API.",
+							   "It is safer to set \"hrflow_embed.api_key_file\" instead.",
 							   &api_key, "",
 							   PGC_SUSET,
 							   GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE,
 							   check_api_key, assign_string, show_api_key);
 	DefineCustomStringVariable("hrflow_embed.api_key_file",
-							   "File that holds the key of the HrFlow API.",
-							   "It is read when a statement starts, by the operating system user of the database server.",
+							   "Sets the path of the file that contains the key of the HrFlow API.",
+							   "The operating system user of the database server must be able to read it.",
 							   &api_key_file, "",
 							   PGC_SUSET, 0,
 							   check_api_key_file, assign_string, NULL);
 	DefineCustomStringVariable("hrflow_embed.api_user",
-							   "E-mail address of the HrFlow account, sent as X-USER-EMAIL when set.",
-							   NULL,
+							   "Sets the e-mail address of the HrFlow account.",
+							   "It is sent in the header X-USER-EMAIL, unless it is empty.",
 							   &api_user, "",
 							   PGC_SUSET, 0,
 							   check_api_user, assign_string, NULL);
 	DefineCustomStringVariable("hrflow_embed.base_url",
-							   "URL of the HrFlow API.",
-							   "The key is sent to this origin and to no other.",
+							   "Sets the URL of the HrFlow API.",
+							   "The key is sent only to the origin of this URL.",
 							   &base_url, "https://api.hrflow.ai/v1",
 							   PGC_SUSET, 0,
 							   check_base_url, assign_string, NULL);
 	DefineCustomEnumVariable("hrflow_embed.api_dialect",
-							 "Names of the parameters the HrFlow API expects.",
+							 "Sets the names of the parameters that the HrFlow API expects.",
 							 "\"id\": source_id, profile_id; \"key\": source_key, key.",
 							 &api_dialect, HRFLOW_DIALECT_ID, dialect_options,
 							 PGC_SUSET, 0,
 							 NULL, assign_int, NULL);
 	DefineCustomEnumVariable("hrflow_embed.http_version",
-							 "Versions of HTTP to use over TLS.",
-							 "\"auto\": HTTP/2 where the server offers it; \"1.1\": never.",
+							 "Sets the version of HTTP to use over TLS.",
+							 "\"auto\": HTTP/2 if the server offers it; \"1.1\": always HTTP/1.1.",
 							 &http_version, HRFLOW_HTTP_AUTO, http_version_options,
 							 PGC_USERSET, 0,
 							 NULL, assign_int, NULL);
 	DefineCustomStringVariable("hrflow_embed.ca_file",
-							   "File of PEM certificates to trust in place of the system's.",
-							   NULL,
+							   "Sets the path of a PEM file with the certificate authorities to trust.",
+							   "They replace those of the system.",
 							   &ca_file, "",
 							   PGC_SUSET, 0,
 							   check_ca_file, assign_string, NULL);
 	DefineCustomStringVariable("hrflow_embed.proxy",
-							   "URL of a proxy; the environment's *_proxy variables are ignored.",
-							   NULL,
+							   "Sets the URL of the proxy to use.",
+							   "The environment variables *_proxy are ignored.",
 							   &proxy, "",
 							   PGC_SUSET, GUC_SUPERUSER_ONLY,
 							   check_proxy, assign_string, NULL);
 	DefineCustomStringVariable("hrflow_embed.link_hosts",
-							   "Hosts whose links may be fetched.",
-							   "A list with commas; \"*\" stands for any characters but a dot. A host that is named without \"*\" may have a private address.",
+							   "Sets the hosts whose links may be fetched.",
+							   "This is a comma-separated list in which \"*\" matches any characters other than a dot. Only hosts listed without \"*\" may have a private address.",
 							   &link_hosts,
 							   "*.s3.amazonaws.com, *.s3.*.amazonaws.com",
 							   PGC_SUSET, GUC_LIST_INPUT,
 							   check_link_hosts, assign_string, NULL);
 	DefineCustomIntVariable("hrflow_embed.connect_timeout",
-							"Time one try may take to connect.",
+							"Sets the maximum time to establish a connection, for each attempt.",
 							NULL,
 							&connect_timeout, 5000, 10, INT_MAX / 1000,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.request_timeout",
-							"Time one try may take, connecting and reading included.",
+							"Sets the maximum duration of each attempt, including connecting and reading.",
 							NULL,
 							&request_timeout, 30000, 10, INT_MAX / 1000,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.batch_timeout",
-							"Time a batch may take; 0 for no limit.",
-							"What is not done by then gets the status \"timeout\"; what was had is kept.",
+							"Sets the maximum duration of a batch.",
+							"Elements not complete by then get the status \"timeout\"; results already received are kept. Zero means no limit.",
 							&batch_timeout, 0, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.refresh_debounce",
-							"Time until a profile that changed while it was fetched is fetched again.",
-							"Its answer is kept. A profile that changes all the time is paid for as often at most.",
+							"Sets the time before a profile that changed while it was being fetched is fetched again.",
+							"Its answer is stored meanwhile. A profile that changes constantly is fetched at most once in this time.",
 							&refresh_debounce, 60000, 0, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_concurrency",
-							"Maximum number of a batch's requests that are in flight at a time.",
-							"How many are follows the server, beginning with at most 32.",
+							"Sets the maximum number of requests in flight per backend.",
+							"Below it, the number follows the server, beginning with at most 32.",
 							&max_concurrency, 128, 1, 256,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_minute",
-							"Requests a minute that one key may send to the HrFlow API; 0 for no limit.",
-							"Shared by all backends on PostgreSQL 17 and later, and earlier if hrflow_embed is in shared_preload_libraries; else for each backend.",
+							"Sets the maximum number of requests per minute to the HrFlow API with one key.",
+							"Zero means no limit. All backends share the limit if hrflow_embed is in shared_preload_libraries or the server is PostgreSQL 17 or later; otherwise it applies to each backend.",
 							&max_requests_per_minute, 0, 0, 1000000,
 							PGC_SUSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_statement",
-							"Requests that one statement of a client may send to the HrFlow API; 0 for no limit.",
-							NULL,
+							"Sets the maximum number of requests to the HrFlow API per statement of a client.",
+							"Zero means no limit.",
 							&max_requests_per_statement, 0, 0, INT_MAX,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.statement_request_limit",
-							"Requests that no statement may exceed, whatever max_requests_per_statement is; 0 for no limit.",
-							NULL,
+							"Sets the upper bound of \"hrflow_embed.max_requests_per_statement\".",
+							"Only superusers can set it. Zero means no bound.",
 							&statement_request_limit, 0, 0, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_day",
-							"Requests that one key may send to the HrFlow API on one day in UTC; 0 for no limit.",
-							"Shared by all backends on PostgreSQL 17 and later, and earlier if hrflow_embed is in shared_preload_libraries; else for each backend.",
+							"Sets the maximum number of requests per day (in UTC) to the HrFlow API with one key.",
+							"Zero means no limit. All backends share the limit if hrflow_embed is in shared_preload_libraries or the server is PostgreSQL 17 or later; otherwise it applies to each backend.",
 							&max_requests_per_day, 0, 0, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_attempts",
-							"Tries of one request, the first included.",
+							"Sets the maximum number of attempts per request, including the first.",
 							NULL,
 							&max_attempts, 4, 1, 20,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomEnumVariable("hrflow_embed.on_missing",
-							 "What is done when a profile or job is not found or has no vector.",
-							 "\"null\": a function that returns one value returns NULL, and a WARNING counts them.",
+							 "Sets what happens if a profile or job is not found or has no vector.",
+							 "\"error\": raise an error; \"null\": functions that return one value return NULL, and a WARNING reports how many did.",
 							 &on_missing, ON_MISSING_ERROR, on_missing_options,
 							 PGC_USERSET, 0,
 							 NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_response_size",
-							"Largest reply that is read, after decompression.",
+							"Sets the maximum size of a reply after decompression.",
 							NULL,
 							&max_response_size, 4096, 1,
 							HRFLOW_MAX_BUFFERED / 1024,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, assign_int, NULL);
 	DefineCustomBoolVariable("hrflow_embed.allow_in_shard_queries",
-							 "Allows batches in the queries that Citus runs on shards.",
+							 "Allows batches in queries that Citus runs on shards.",
 							 "Each shard would send all requests of the batch.",
 							 &allow_in_shard_queries, false,
 							 PGC_USERSET, 0,
 							 NULL, assign_bool, NULL);
 
 	DefineCustomBoolVariable("hrflow_embed.read_ahead",
-							 "Has the calls of a query issued ahead of their rows.",
-							 "Otherwise they are made one after another.",
+							 "Enables issuing the calls of a query ahead of their rows.",
+							 "Otherwise each call waits for the previous one.",
 							 &read_ahead, true,
 							 PGC_USERSET, 0,
 							 NULL, NULL, NULL);
@@ -550,7 +563,8 @@ hrflow_settings_define(void)
 	MarkGUCPrefixReserved("hrflow_embed");
 
 	defining = false;
-	defined = true;				/* all of them, else the next try is an error */
+	defined = true;				/* only now, so that the next call fails if a
+								 * definition failed */
 	warn_if_key_was_readable();
 }
 
@@ -561,8 +575,8 @@ hrflow_settings_define(void)
  */
 
 /*
- * A setting whose check did not run (there was none when it was set) is
- * checked when it is used.
+ * Check a setting when it is used.  Its check hook did not run if the value
+ * was set before the library was loaded.
  */
 static void
 check_at_use(const char *setting, const char *why)
@@ -575,7 +589,7 @@ check_at_use(const char *setting, const char *why)
 }
 
 /*
- * The key to send; valid until the next call.
+ * Return the API key; the string is valid until the next call.
  */
 static const char *
 find_key(void)
@@ -589,7 +603,7 @@ find_key(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("no HrFlow API key is configured"),
-				 errhint("Have a superuser set hrflow_embed.api_key_file to the path of a file that holds the key.")));
+				 errhint("Ask a superuser to set \"hrflow_embed.api_key_file\" to the path of a file that contains the key.")));
 	return hrflow_key_read(api_key_file);
 }
 
@@ -600,7 +614,7 @@ copy_string(MemoryContext context, const char *value)
 }
 
 /*
- * Take a snapshot of the settings, with this key.
+ * Take a snapshot of the settings, with this API key.
  */
 static SettingsCopy *
 take_copy(const char *key)
@@ -610,7 +624,7 @@ take_copy(const char *key)
 	SettingsCopy *copy;
 	char	   *url;
 
-	/* If memory runs out, the current context takes it along. */
+	/* Until the snapshot is complete, an error frees it with this context. */
 	context = AllocSetContextCreate(CurrentMemoryContext,
 									"hrflow_embed settings",
 									ALLOCSET_SMALL_SIZES);
@@ -649,7 +663,7 @@ take_copy(const char *key)
 }
 
 /*
- * Does not throw.
+ * Release a pin.  Does not throw.
  */
 static void
 unpin(SettingsCopy *copy)
@@ -667,7 +681,7 @@ on_pin_reset(void *arg)
 }
 
 /*
- * Keep settings for as long as the current memory context is not reset.
+ * Pin settings until the current memory context is reset.
  */
 const HrflowSettings *
 hrflow_settings_pin(const HrflowSettings *settings)
@@ -684,13 +698,14 @@ hrflow_settings_pin(const HrflowSettings *settings)
 }
 
 /*
- * The settings for a statement that starts now.  They do not change, and live
- * as long as the current memory context is not reset.  Raises 55000 when there
- * is no key although one is needed, or the settings are not defined, and 22023
- * when one cannot be used.
+ * Return the settings for a statement that is starting.  They do not change,
+ * and live until the current memory context is reset.  Raises 55000 if a key
+ * is needed but there is none, or if the settings are not defined, and 22023
+ * if the value of a setting is invalid.
  *
- * A new snapshot is taken only when a setting or the key has changed; its
- * serial tells the transport whether what it has prepared still holds.
+ * A new snapshot is taken only if a setting or the key has changed; the
+ * transport compares its serial to decide whether what it has prepared is
+ * still valid.
  */
 const HrflowSettings *
 hrflow_settings_get(bool need_key)
@@ -702,8 +717,8 @@ hrflow_settings_get(bool need_key)
 	if (!defined)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("hrflow_embed cannot read its settings during a parallel operation"),
-				 errhint("Add hrflow_embed to session_preload_libraries, or call one of its functions before.")));
+				 errmsg("cannot read the settings of hrflow_embed during a parallel operation"),
+				 errhint("Add hrflow_embed to session_preload_libraries, or call one of its functions earlier in the session.")));
 	key = need_key ? find_key() : "";
 	if (current_assignments == assignments &&
 		(!need_key || strcmp(current->settings.api_key, key) == 0))
@@ -723,7 +738,7 @@ hrflow_settings_get(bool need_key)
 }
 
 /*
- * May calls be issued ahead of their rows, now?
+ * Is hrflow_embed.read_ahead enabled?
  */
 bool
 hrflow_settings_read_ahead(void)

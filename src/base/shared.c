@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * shared.c
- *		What the backends of a server share: the limits of rate, the
- *		statistics and what each is doing.
+ *		State that all backends of a server share: rate limits, statistics, and
+ *		what each backend is doing.
  *
- * It is in the main shared memory when the library is in
- * shared_preload_libraries.  Otherwise, from PostgreSQL 17 on it is a segment of
- * the DSM registry, and earlier every backend has its own.
+ * If the library is in shared_preload_libraries, the state is in the main
+ * shared memory segment.  Otherwise it is in a segment of the DSM registry on
+ * PostgreSQL 17 and later, and each backend has its own state on older
+ * versions.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,14 +22,14 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
-/* Name of the lock, as pg_stat_activity shows a wait for it. */
+/* Name of the lock's tranche, which pg_stat_activity shows as wait_event. */
 #define LOCK_NAME "HrflowUsage"
 
 static HrflowShared *shared = NULL;
 static bool is_shared = false;
 
 /*
- * Bytes that are shared.
+ * Size of the shared state, in bytes.
  */
 static Size
 shared_size(void)
@@ -38,7 +39,7 @@ shared_size(void)
 }
 
 /*
- * Initialize what each backend has where nothing is shared.
+ * Initialize the part of the state that exists even if nothing is shared.
  */
 static void
 initialize(HrflowShared *new)
@@ -62,7 +63,7 @@ initialize(HrflowShared *new)
 }
 
 /*
- * Initialize all of it.
+ * Initialize the whole shared state.
  */
 static void
 initialize_shared(void *pointer)
@@ -97,10 +98,10 @@ request_shared(void)
 }
 
 /*
- * The postmaster shuts down, cannot start, or resets shared memory after a
- * backend has crashed.  Unlike pg_stat_statements we save in every case: a limit
- * on what a day may cost is not to be lifted by a crash, and what was loaded is
- * not to be lost where pg_hba.conf has a mistake.
+ * Save the counts, when the postmaster shuts down, fails to start, or resets
+ * shared memory after a crash of a backend.  Unlike pg_stat_statements we save
+ * in every case: a crash must not lift a limit on the daily cost, and a
+ * mistake in pg_hba.conf must not lose the counts that were just loaded.
  */
 static void
 save_shared(int code, Datum arg)
@@ -131,7 +132,7 @@ startup_shared(void)
 }
 
 /*
- * Called when the library is loaded.
+ * Install the shared memory hooks.  Called when the library is loaded.
  */
 void
 hrflow_shared_define(void)
@@ -155,7 +156,10 @@ hrflow_shared_define(void)
 static HrflowShared *
 attach(void)
 {
-	/* A version's own: after an upgrade, sessions of the old one go on. */
+	/*
+	 * Include our version in the name, because sessions that loaded the
+	 * previous version's library continue to use its layout.
+	 */
 	HrflowShared *segment =
 	hrflow_compat_named_segment("hrflow_embed " HRFLOW_EMBED_VERSION,
 								shared_size(), initialize_shared);
@@ -179,8 +183,8 @@ attach(void)
 #endif							/* HRFLOW_HAVE_DSM_REGISTRY */
 
 /*
- * What is shared, or this backend's own where nothing is.  May raise an error
- * at the first call of a backend.
+ * Return the shared state, or this backend's own if nothing is shared.  May
+ * throw on the first call in a backend.
  */
 HrflowShared *
 hrflow_shared_get(void)
@@ -191,7 +195,7 @@ hrflow_shared_get(void)
 }
 
 /*
- * Do all backends of the server see the same?
+ * Is the state shared by all backends of the server?
  */
 bool
 hrflow_shared_is_shared(void)
@@ -201,7 +205,7 @@ hrflow_shared_is_shared(void)
 }
 
 /*
- * What requests have cost; NULL where nothing is shared.
+ * Return the counts of requests per day, or NULL if nothing is shared.
  */
 HrflowUsage *
 hrflow_shared_usage(void)

@@ -1,8 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * shared.h
- *		The layout of what the backends of a server share; for shared.c,
- *		rate.c, stats.c, usage.c, saved.c and activity.c.
+ *		Layout of the state that all backends of a server share.  Used by
+ *		shared.c, rate.c, stats.c, usage.c, saved.c, activity.c and a few files
+ *		of the transport.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,76 +20,80 @@
 #include "utils/date.h"
 
 /*
- * As many accounts (a key at an origin) have limits of their own; the one
- * used longest ago gives way to another.  Servers have one or a few.
+ * Number of accounts (an account is an API key at an origin) whose rate is
+ * limited at the same time.  When all entries are in use, the least recently
+ * used one is replaced.  Servers have one account or a few.
  */
 #define HRFLOW_NBUCKETS 64
 
 #define HRFLOW_NSTATUSES (HRFLOW_LAST_STATUS + 1)
 
 /*
- * The limit of one account.  Times are those of hrflow_clock_now().
+ * Rate limit and pause of one account.  Times are those of hrflow_clock_now().
  */
 typedef struct HrflowBucket
 {
-	uint64		account;		/* hash of key and origin; 0: free */
+	uint64		account;		/* hash of key and origin; 0: unused */
 	int64		used_at;
-	int			limit;			/* requests a minute; 0: none */
-	int64		limit_used_at;	/* when somebody with this limit last asked */
-	int64		next_at;		/* when the next request is due, were there no
-								 * burst allowed */
-	bool		paused;			/* until a probe gets through */
-	bool		by_failures;	/* the pause was begun by failures, not by the
-								 * server's word */
-	bool		refuses;		/* the server asks for longer than anyone
-								 * waits */
-	int			level;			/* probes in this pause that did not get
-								 * through */
+	int			limit;			/* requests per minute; 0: no limit */
+	int64		limit_used_at;	/* when a backend with this limit last asked */
+	int64		next_at;		/* when the next request would be due if
+								 * bursts were not allowed */
+	bool		paused;			/* no requests but probes, until a probe
+								 * succeeds */
+	bool		by_failures;	/* pause was started by failures rather than
+								 * requested by the server */
+	bool		refuses;		/* server requested a pause longer than we
+								 * ever wait */
+	int			level;			/* number of failed probes during this pause */
 	int64		paused_at;
 	int64		paused_until;
-	int64		pause_asked_at; /* when a reply last asked for a pause */
-	int64		lasted;			/* length of the last pause, which a probe
-								 * ended; 0 when unknown */
-	int64		ended_at;		/* when that was */
-	int64		probe_sent_at;	/* the last one */
-	int64		probe_until;	/* a probe is out; no longer waited for after
-								 * this; 0 for none */
-	int			failures;		/* in a row, since the last answer */
-	int64		answered_at;	/* when the last answer came */
+	int64		pause_asked_at; /* when a reply last requested a pause */
+	int64		lasted;			/* duration of the last pause that a probe
+								 * ended; 0: unknown */
+	int64		ended_at;		/* when that pause ended */
+	int64		probe_sent_at;	/* when the last probe was sent */
+	int64		probe_until;	/* deadline of the outstanding probe, after
+								 * which another backend may send one; 0: none
+								 * is outstanding */
+	int			failures;		/* consecutive failures since the last answer */
+	int64		answered_at;	/* when the last answer was received */
 } HrflowBucket;
 
-/* Number of origins whose version of HTTP is remembered. */
+/* Number of origins whose HTTP version is remembered. */
 #define HRFLOW_NORIGINS 256
 
-/* Number of accounts whose requests of a day are counted. */
+/* Number of accounts whose requests are counted per day. */
 #define HRFLOW_NDAYS HRFLOW_NBUCKETS
 
 /*
- * The requests that an account has sent today; see budget.c.
+ * Number of requests an account has sent today; see budget.c.
  */
 typedef struct HrflowDay
 {
-	pg_atomic_uint64 account;	/* as in HrflowBucket; 0: free */
-	pg_atomic_uint64 sent;		/* on the day in the upper 32 bits, which is a
-								 * DateADT, as many as the lower 32 bits say */
+	pg_atomic_uint64 account;	/* as in HrflowBucket; 0: unused */
+	pg_atomic_uint64 sent;		/* the day (a DateADT) in the upper 32 bits,
+								 * and the number of requests on that day in
+								 * the lower 32 */
 } HrflowDay;
 
-/* Number of entries of hrflow_embed_usage that are kept. */
+/* Maximum number of rows of hrflow_embed_usage. */
 #define HRFLOW_NUSAGE 4096
 
 /*
- * The requests that a role has sent by a function on one day.
+ * Number of requests that a role has sent through a function on one day.
  */
 typedef struct HrflowUsageEntry
 {
-	DateADT		day;			/* in UTC */
+	DateADT		day;			/* UTC */
 	Oid			role;
 	HrflowCaller caller;
-	pg_atomic_uint64 requests[2];	/* to the API; for links */
+	pg_atomic_uint64 requests[2];	/* [0]: to the API; [1]: for links */
 } HrflowUsageEntry;
 
 /*
- * Who adds to an entry holds the lock shared; who makes one, alone.
+ * Adding to an existing entry requires the lock in shared mode; creating or
+ * replacing an entry requires exclusive mode.
  */
 typedef struct HrflowUsage
 {
@@ -99,12 +104,16 @@ typedef struct HrflowUsage
 
 typedef struct HrflowShared
 {
-	slock_t		mutex;			/* for the buckets */
+	slock_t		mutex;			/* protects "buckets" */
 	HrflowBucket buckets[HRFLOW_NBUCKETS];
 
-	pg_atomic_uint64 origins[HRFLOW_NORIGINS];	/* see origin.c */
+	pg_atomic_uint64 origins[HRFLOW_NORIGINS];	/* format described in
+												 * origin.c */
 
-	/* Of the API and of links, in microseconds; 0: none seen.  See speed.c. */
+	/*
+	 * Smoothed latency of requests to the API and for links, in microseconds;
+	 * 0: no request yet.  See speed.c.
+	 */
 	pg_atomic_uint64 latency[2];
 
 	pg_atomic_uint64 counters[HRFLOW_NCOUNTERS];
@@ -113,10 +122,10 @@ typedef struct HrflowShared
 
 	HrflowDay	days[HRFLOW_NDAYS];
 
-	/* What follows is only used where it is shared. */
+	/* The following fields exist only if the state is really shared. */
 	HrflowUsage usage;
 
-	/* MaxBackends of them. */
+	/* One entry per backend, MaxBackends in all. */
 	HrflowActivitySlot activity[FLEXIBLE_ARRAY_MEMBER];
 } HrflowShared;
 

@@ -1,11 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * stats.c
- *		What has been done: counters, and the function behind the view
- *		hrflow_embed_stats.
+ *		Counters, and the function behind the view hrflow_embed_stats.
  *
- * A statement counts for itself and adds to the shared counters once a second
- * while it waits, and at its end.
+ * Each backend counts locally, and adds its counts to the shared ones once a
+ * second while a statement waits, and when the statement ends.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,12 +23,12 @@
 PG_FUNCTION_INFO_V1(hrflow_embed_stats);
 PG_FUNCTION_INFO_V1(hrflow_embed_stats_reset);
 
-/* Not yet added to the shared ones. */
+/* Counts that have not been added to the shared ones yet. */
 static uint64 pending[HRFLOW_NCOUNTERS];
 static uint64 pending_rows[HRFLOW_NSTATUSES];
 
 /*
- * Count.  Does not throw.
+ * Add to a counter.  Does not throw.
  */
 void
 hrflow_stats_count(HrflowCounter counter, uint64 n)
@@ -38,7 +37,7 @@ hrflow_stats_count(HrflowCounter counter, uint64 n)
 }
 
 /*
- * Count a row of this status.  Does not throw.
+ * Count a row with this status.  Does not throw.
  */
 void
 hrflow_stats_count_row(HrflowStatus status)
@@ -47,8 +46,8 @@ hrflow_stats_count_row(HrflowStatus status)
 }
 
 /*
- * Add what was counted to what is shared.  Does not throw once
- * hrflow_shared_get() has been called in this backend.
+ * Add this backend's counts to the shared ones.  Does not throw once
+ * hrflow_shared_get() has succeeded in this backend.
  */
 void
 hrflow_stats_flush(void)
@@ -71,8 +70,8 @@ hrflow_stats_flush(void)
 }
 
 /*
- * The rows by the name of their status, as jsonb.  Several statuses can share
- * a name.
+ * Return the number of rows per status name, as jsonb.  Several statuses can
+ * have the same name.
  */
 static Datum
 rows_by_status(HrflowShared *shared)
@@ -119,7 +118,7 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	/* Of a statement that an error ended something may be left. */
+	/* A statement that failed may have left counts behind. */
 	hrflow_stats_flush();
 
 	values[n++] = CStringGetTextDatum(hrflow_shared_is_shared() ?

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * status.c
- *		The names of statuses.
+ *		Names of statuses, as SQL shows them.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,7 +9,7 @@
 
 #include "base/base.h"
 
-/* In the order of HrflowStatus.  Several may share a name. */
+/* Several statuses may have the same name. */
 static const char *const status_names[] = {
 	[HRFLOW_OK] = "ok",
 	[HRFLOW_INVALID_REQUEST] = "invalid_request",
@@ -35,7 +35,7 @@ static const char *const status_names[] = {
 };
 
 /*
- * The word that stands for "status" in a row.
+ * Return the name of a status.
  */
 const char *
 hrflow_status_name(HrflowStatus status)

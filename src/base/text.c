@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * text.c
- *		Between the server encoding and UTF-8, without errors.
+ *		Conversion between the server encoding and UTF-8 without errors.
  *
- * pg_server_to_any() and pg_any_to_server() raise one for a character that
- * the other side does not have; in a batch that is one row's trouble.
+ * pg_server_to_any() and pg_any_to_server() raise an error for a character
+ * that the other encoding lacks, but in a batch that must fail only one row.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,9 +15,9 @@
 #include "mb/pg_wchar.h"
 
 /*
- * Convert "length" bytes of text, which are followed by a NUL.  Returns the
- * text itself where nothing is to be done, a palloc'd copy, or NULL where it
- * cannot be converted.
+ * Convert "length" bytes of text, which must be followed by a NUL.  Returns
+ * the text itself if no conversion is needed, a palloc'd copy, or NULL if the
+ * text cannot be converted.
  */
 static const char *
 convert(const char *text, size_t length, int from, int to)
@@ -46,8 +46,9 @@ convert(const char *text, size_t length, int from, int to)
 }
 
 /*
- * Server encoding to UTF-8, or NULL.  A database in SQL_ASCII holds bytes of
- * an unknown encoding: they pass if they are UTF-8.
+ * Convert from the server encoding to UTF-8.  Returns NULL if that is not
+ * possible.  The encoding of text in a SQL_ASCII database is unknown, so it is
+ * accepted if it is valid UTF-8.
  */
 const char *
 hrflow_text_to_utf8(const char *text)
@@ -61,7 +62,8 @@ hrflow_text_to_utf8(const char *text)
 }
 
 /*
- * Valid UTF-8 to the server encoding, which is not SQL_ASCII, or NULL.
+ * Convert valid UTF-8 to the server encoding, which must not be SQL_ASCII.
+ * Returns NULL if that is not possible.
  */
 const char *
 hrflow_text_from_utf8(const char *text, size_t length)
@@ -70,9 +72,9 @@ hrflow_text_from_utf8(const char *text, size_t length)
 }
 
 /*
- * UTF-8, or what should be, to the server encoding, for a person to read: a
- * character that the server encoding lacks becomes a question mark, and so
- * does every byte that is not ASCII where the text is not valid.  palloc'd.
+ * Convert what should be UTF-8 to the server encoding for use in a message.
+ * Characters that the server encoding lacks become question marks; if the text
+ * is not valid UTF-8, so does each non-ASCII byte.  The result is palloc'd.
  */
 char *
 hrflow_text_show_utf8(const char *text, size_t length)

@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * url.c
- *		The parts of a URL.
+ *		Parses URLs.
  *
- * Pure: depends on its argument alone.
+ * hrflow_url_parse() is pure: its result depends on its argument alone.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,8 +14,9 @@
 #include "base/base.h"
 
 /*
- * Is this host the machine itself?  Only the dotted quad is an IPv4 address
- * here: "127.1" and "0x7f.1", which resolvers accept, are not.
+ * Does this host denote the loopback interface?  IPv4 addresses are recognized
+ * in dotted-quad form only, not in others that resolvers accept, such as
+ * "127.1" and "0x7f.1".
  */
 static bool
 is_loopback(const char *host, int length)
@@ -39,10 +40,10 @@ is_loopback(const char *host, int length)
 }
 
 /*
- * Would resolvers take this host for an IPv4 address though it is not written
- * as a dotted quad: "2130706433", "127.1", "0x7f.1", "0177.0.0.1"?  libcurl
- * writes them anew, after we have looked.  No name ends with a number, so the
- * last label tells.
+ * Would a resolver take this host for an IPv4 address although it is not in
+ * dotted-quad form, such as "2130706433", "127.1", "0x7f.1" or "0177.0.0.1"?
+ * libcurl would normalize such a host after we have checked it.  No valid name
+ * ends with a number, so it is enough to look at the last label.
  */
 static bool
 is_odd_address(const char *host, int length)
@@ -76,7 +77,7 @@ is_odd_address(const char *host, int length)
 }
 
 /*
- * Read the port at "p", if there is one, and leave *p behind it.
+ * Parse the port at *p, if there is one, and advance *p past it.
  */
 static bool
 parse_port(const char **p, int *port)
@@ -99,14 +100,15 @@ parse_port(const char **p, int *port)
 }
 
 /*
- * Take a URL apart.
+ * Parse a URL.
  *
- * Returns NULL, or why it is refused, as a noun phrase's predicate ("has …").
- * This is stricter than RFC 3986, so that what libcurl makes of an accepted
- * URL cannot differ from what we make of it: the scheme is http or https,
- * there is no userinfo, a host is letters, digits, dots, hyphens and
- * underscores or an IPv6 address in brackets, an IPv4 address is a dotted
- * quad, and all of it is printable ASCII without spaces or backslashes.
+ * Returns NULL, or what is wrong with the URL as a predicate ("has ...").
+ *
+ * This is stricter than RFC 3986, so that libcurl cannot interpret an accepted
+ * URL differently: the scheme must be http or https, there is no userinfo, the
+ * host consists of letters, digits, dots, hyphens and underscores or is an
+ * IPv6 address in brackets, IPv4 addresses must be dotted quads, and all
+ * characters must be printable ASCII other than space and backslash.
  */
 const char *
 hrflow_url_parse(const char *url, HrflowUrl *parsed)
@@ -135,7 +137,7 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 		return "does not begin with \"https://\"";
 
 	if (p[strcspn(p, "@/?#")] == '@')
-		return "has a user name or a password in it";
+		return "contains a user name or a password";
 
 	if (*p == '[')
 	{
@@ -154,7 +156,7 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 			p++;
 		parsed->host_length = p - parsed->host;
 		if (is_odd_address(parsed->host, parsed->host_length))
-			return "has a number for a host";
+			return "has an abbreviated or numeric IP address as its host";
 	}
 	if (parsed->host_length == 0 || parsed->host_length > 253)
 		return "has an invalid host";

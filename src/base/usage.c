@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * usage.c
- *		Who has sent how many requests on which day: the view
+ *		Number of requests that each role has sent on each day: the view
  *		hrflow_embed_usage.
  *
- * A backend counts for itself, and adds to what is shared when it adds its
- * statistics: once a second while a statement runs, and at the statement's
- * end.  What is shared is kept over a restart; see saved.c.
+ * Each backend counts locally, and adds its counts to the shared ones together
+ * with its statistics: once a second while a statement runs, and when the
+ * statement ends.  The shared counts survive a restart; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,21 +27,21 @@
 PG_FUNCTION_INFO_V1(hrflow_embed_usage);
 
 /*
- * What was counted on behalf of a role, and not yet added to what is shared.
+ * Counts of one role that have not been added to the shared ones yet.
  */
 struct HrflowUsageCounts
 {
 	slist_node	node;
 	Oid			role;
-	bool		any;
-	uint64		requests[HRFLOW_NCALLERS][2];	/* to the API; for links */
+	bool		is_dirty;		/* is any of "requests" not zero? */
+	uint64		requests[HRFLOW_NCALLERS][2];	/* second index: is_link */
 };
 
-/* Those of all roles for which this backend has sent requests. */
+/* The counts of all roles on whose behalf this backend has sent requests. */
 static slist_head all_counts = SLIST_STATIC_INIT(all_counts);
 
 /*
- * Today in UTC: days since 2000.
+ * Return the current date in UTC.
  */
 DateADT
 hrflow_usage_today(void)
@@ -52,7 +52,8 @@ hrflow_usage_today(void)
 }
 
 /*
- * The counts of a role, which live as long as the backend.  May throw.
+ * Find or create the counts of a role, which live as long as the backend.  May
+ * throw.
  */
 HrflowUsageCounts *
 hrflow_usage_of(Oid role)
@@ -81,17 +82,17 @@ hrflow_usage_count(HrflowUsageCounts *counts, HrflowCaller caller,
 				   bool is_link)
 {
 	counts->requests[caller][is_link]++;
-	counts->any = true;
+	counts->is_dirty = true;
 }
 
 /*
- * The entry of today for a role and a function, or NULL.  The caller holds the
- * lock.
+ * Find today's entry for a role and a function, or return NULL.  The caller
+ * must hold the lock.
  */
 static HrflowUsageEntry *
 find_usage(HrflowUsage *usage, DateADT today, Oid role, HrflowCaller caller)
 {
-	/* The one found last is likely to be the one looked for. */
+	/* Start with the entry that was found last, which is likely to match. */
 	static int	last[HRFLOW_NCALLERS];
 
 	for (int i = 0; i < usage->nentries; i++)
@@ -117,8 +118,9 @@ requests_of(HrflowUsageEntry *entry)
 }
 
 /*
- * Make an entry.  Where there is no room, the smallest one of the first day
- * gives way.  The caller holds the lock alone.
+ * Create an entry.  If the array is full, replace the entry with the fewest
+ * requests on the oldest day.  The caller must hold the lock in exclusive
+ * mode.
  */
 static HrflowUsageEntry *
 make_entry(HrflowUsage *usage, DateADT today, Oid role, HrflowCaller caller)
@@ -148,7 +150,7 @@ make_entry(HrflowUsage *usage, DateADT today, Oid role, HrflowCaller caller)
 }
 
 /*
- * Add what was counted of a function to what is shared.
+ * Add a role's counts for one function to the shared ones.
  */
 static void
 flush_function(HrflowUsage *usage, HrflowUsageCounts *counts,
@@ -174,9 +176,9 @@ flush_function(HrflowUsage *usage, HrflowUsageCounts *counts,
 }
 
 /*
- * Add what was counted to what is shared.  Does not throw once
- * hrflow_shared_get() has been called in this backend.  Not for libcurl's
- * callbacks, which must not wait for a lock.
+ * Add all counts of this backend to the shared ones.  Does not throw once
+ * hrflow_shared_get() has succeeded in this backend.  Must not be called from
+ * callbacks of libcurl, because it may wait for a lock.
  */
 void
 hrflow_usage_flush(void)
@@ -189,7 +191,7 @@ hrflow_usage_flush(void)
 		HrflowUsageCounts *counts = slist_container(HrflowUsageCounts, node,
 													iter.cur);
 
-		if (!counts->any)
+		if (!counts->is_dirty)
 			continue;
 		for (int caller = 0; usage != NULL && caller < HRFLOW_NCALLERS; caller++)
 		{
@@ -198,7 +200,7 @@ hrflow_usage_flush(void)
 				flush_function(usage, counts, caller);
 		}
 		memset(counts->requests, 0, sizeof(counts->requests));
-		counts->any = false;
+		counts->is_dirty = false;
 	}
 }
 
@@ -209,7 +211,7 @@ hrflow_usage_flush(void)
  */
 
 /*
- * A copy of an entry.
+ * A copy of an entry of shared memory.
  */
 typedef struct Usage
 {
@@ -261,7 +263,7 @@ hrflow_embed_usage(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 	}
 
-	/* Of a statement that an error ended something may be left. */
+	/* A statement that failed may have left counts behind. */
 	hrflow_usage_flush();
 
 	copy = palloc(sizeof(Usage) * HRFLOW_NUSAGE);

@@ -57,7 +57,7 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 			reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers a limit of their own.";
 			return HRFLOW_TOO_LARGE;
 		case HRFLOW_PRIVATE_ADDRESS:
-			reply->detail = "Its host has a private address, and is not in hrflow_embed.link_hosts by its own name.";
+			reply->detail = "The host of the link has a private address, and hrflow_embed.link_hosts does not contain its exact name.";
 			return HRFLOW_LINK_REFUSED;
 		case HRFLOW_SENT_TWICE:
 			reply->transient = true;

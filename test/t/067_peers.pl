@@ -244,7 +244,7 @@ is( links('*, *.*, *.*.*, *.*.*.*', @numbers),
 		"\n",
 		map {
 				'link_refused|link to a vector is not allowed: '
-			  . "It is not a URL that can be fetched. Link: https://$_/x"
+			  . "The link is not a valid URL. Link: https://$_/x"
 		} @numbers),
 	'a link whose host is a number, which a resolver would take for an address, is refused');
 ok(!-e $seen, 'a link whose host is a number does not reach the proxy');

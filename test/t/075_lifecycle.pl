@@ -600,7 +600,7 @@ sql(q{
 	CREATE FUNCTION alike(a real[]) RETURNS float
 		LANGUAGE plpgsql PARALLEL SAFE AS 'BEGIN RETURN hrflow_cosine_similarity(a, a); END';
 	GRANT EXECUTE ON FUNCTION hrflow_fetch_vectors(text[]) TO plain});
-my $no_settings = qr/ERROR:  55000: hrflow_embed cannot read its settings/;
+my $no_settings = qr/ERROR:  55000: cannot read the settings of hrflow_embed/;
 my $allowed = (sql(q{LOAD 'hrflow_embed'; SHOW hrflow_embed.link_hosts}));
 sql(q{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.link_hosts = 'only.example';
 	SELECT pg_reload_conf()}
