@@ -306,8 +306,8 @@ static void
 end_try(HrflowTransfer *transfer)
 {
 	hrflow_advance_end_try(transfer);
-	hrflow_account_settle(transfer);
 	hrflow_window_settle(transfer);
+	hrflow_account_settle(transfer);
 	hrflow_speed_note(transfer);
 	if (transfer->try.fault != HRFLOW_EXCEEDS_BUDGET)
 	{

@@ -30,8 +30,10 @@
  * - The lowest latency is forgotten after a time.  One that was seen in a full
  *   window may have a queue in it, so for one round the window is halved to see
  *   the latency without (as BBR does in its state ProbeRTT).
- * - 429, 503, and connections that break or cannot be made cut the window to 0.7
- *   of it, at most once in a round trip (as CUBIC does, RFC 9438).
+ * - 429, 503 and connections that break cut the window to 0.7 of it, at most once
+ *   in a round trip (as CUBIC does, RFC 9438).  So do time-outs and connections
+ *   that cannot be made, but not below the size of a new window: they are mostly
+ *   an outage, which is over all the sooner the more requests try.
  *
  * The other limits are the memory for replies, and what a refusal may waste.
  * Nothing here throws.
@@ -398,16 +400,19 @@ note_answer(HrflowTransfer *transfer, int64 now)
 }
 
 /*
- * A request was refused because there were too many, or so it seems.
+ * A request was refused because there were too many, or so it seems: make the
+ * window smaller, though not below "least".  A probe goes alone: that it is
+ * refused says nothing of the number.
  */
 static void
-note_refusal(HrflowTransfer *transfer, int64 now)
+note_refusal(HrflowTransfer *transfer, double least, int64 now)
 {
 	HrflowWindow *window = transfer->window;
 
-	if (transfer->try.began < window->counts_from)
+	if (transfer->try.began < window->counts_from ||
+		window->size <= least || transfer->try.is_probe)
 		return;
-	window->size = Max(window->size * REFUSAL_FACTOR, 1);
+	window->size = Max(window->size * REFUSAL_FACTOR, least);
 	window->is_opening = false;
 	window->is_suspect = false;
 	window->trial = NO_TRIAL;
@@ -415,7 +420,8 @@ note_refusal(HrflowTransfer *transfer, int64 now)
 }
 
 /*
- * A try has ended, and is still in flight: note what it tells of the server.
+ * A try has ended, and is still in flight: note what it tells of the server.  The
+ * account is told afterwards, and then it is no longer known to be a probe.
  */
 void
 hrflow_window_settle(HrflowTransfer *transfer)
@@ -424,10 +430,11 @@ hrflow_window_settle(HrflowTransfer *transfer)
 	int64		now = hrflow_clock_now();
 
 	if (reply->http_status == 429 || reply->http_status == 503 ||
-		reply->status == HRFLOW_TIMEOUT ||
-		(reply->transient && (reply->status == HRFLOW_CONNECT_FAILED ||
-							  reply->status == HRFLOW_CONNECTION_LOST)))
-		note_refusal(transfer, now);
+		(reply->transient && reply->status == HRFLOW_CONNECTION_LOST))
+		note_refusal(transfer, 1, now);
+	else if (reply->status == HRFLOW_TIMEOUT ||
+			 (reply->transient && reply->status == HRFLOW_CONNECT_FAILED))
+		note_refusal(transfer, INITIAL_SIZE, now);
 	else if (reply->status == HRFLOW_OK && reply->http_status < 500)
 		note_answer(transfer, now);
 	if (reply->status == HRFLOW_OK &&

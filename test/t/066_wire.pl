@@ -341,10 +341,10 @@ foreach my $scheme ('http', 'https')
 	is( $session->ask(
 			q{SET hrflow_embed.max_concurrency = 100;
 			SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-				(SELECT array_agg('fault:latency=500,id=' || i) FROM generate_series(1, 100) i))
+				(SELECT array_agg('fault:latency=500,id=' || i) FROM generate_series(1, 300) i))
 					GROUP BY 1;}
 		),
-		"ok|100\n-- done\n",
+		"ok|300\n-- done\n",
 		'a batch with 100 requests in flight succeeds');
 	my $before = $session->sockets;
 	cmp_ok($before, '>=', 80, 'its connections are kept');
