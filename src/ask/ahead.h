@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * ahead.h
- *		What the files of the read-ahead share among themselves.
+ *		Data structures of the read-ahead.
  *
- * The planner puts a CustomScan node, HrflowReadAhead, above the lowest node
- * that would compute calls of our functions for each of its rows
- * (ahead_plan.c).  When the node executes, it reads rows of its child ahead of
- * the one that it returns and has the requests of their calls in flight
- * together (ahead_node.c), but only for rows that the query certainly needs
+ * The planner puts a CustomScan node, HrflowReadAhead, on top of the lowest
+ * plan node that would compute calls of our functions for each of its rows
+ * (ahead_plan.c).  The node reads rows of its child before they are requested
+ * from it, so that the requests of several rows are in flight at the same time
+ * (ahead_node.c), but only as many rows as the query is certain to need
  * (ahead_bound.c).
  *
  *-------------------------------------------------------------------------
@@ -26,94 +26,104 @@
 #define HRFLOW_AHEAD_NAME "HrflowReadAhead"
 
 /*
- * A call among the columns of the node's scan tuple.
+ * A call that is a column of the node's scan tuple.
  */
 typedef struct HrflowAheadColumn
 {
 	const HrflowFunction *function;
-	int			attno;			/* in the scan tuple, from 0 */
+	int			attno;			/* index in the scan tuple, from 0 */
 	int			nargs;
-	ExprState **args;			/* over the columns of the child */
-	NullableDatum *values;		/* of the arguments, of the row last read */
-	ExprState  *whole;			/* the call itself, to be evaluated when its
-								 * row is reached */
-	bool		is_safe;		/* evaluating the arguments raises no error */
+	ExprState **args;			/* expressions over the columns of the child */
+	NullableDatum *values;		/* values of the arguments for the row read
+								 * last */
+	ExprState  *whole;			/* the whole call, for evaluating it when its
+								 * row is returned */
+	bool		is_safe;		/* can the arguments be evaluated without
+								 * raising an error? */
 } HrflowAheadColumn;
 
 /*
- * The requests of one call, which may be that of several rows.
+ * A call that was issued ahead.  Rows with equal calls share it.
  */
 typedef struct HrflowAheadCall
 {
-	dlist_node	node;			/* in the state's calls */
-	MemoryContext context;		/* of this struct, and of all that the call
-								 * refers to */
+	dlist_node	node;			/* in HrflowAheadState.calls */
+	MemoryContext context;		/* contains this struct and everything that
+								 * the call refers to */
 	HrflowCall	call;
-	const char *request;		/* URL of the first request */
-	uint32		hash;			/* of its URL or body */
-	int			nrows;			/* rows that refer to it */
-	int64		first_row;		/* number of the first of these */
-	Size		bytes;			/* counted in the state's */
+	const char *request;		/* URL of the first request of the call */
+	uint32		hash;			/* hash of the first request's URL or body */
+	int			nrows;			/* number of rows that refer to this call */
+	int64		first_row;		/* number of the first such row */
+	Size		bytes;			/* size, once complete; included in
+								 * HrflowAheadState.bytes */
 } HrflowAheadCall;
 
 /*
- * A row that was read and not returned yet.
+ * A row that has been read but not returned yet.
  */
 typedef struct HrflowAheadRow
 {
-	dlist_node	node;			/* in the state's rows */
+	dlist_node	node;			/* in HrflowAheadState.rows */
 	MinimalTuple tuple;			/* the child's columns */
-	int64		number;			/* counts from 0 in a scan */
-	HrflowAheadCall *calls[FLEXIBLE_ARRAY_MEMBER];	/* for each column; NULL:
-													 * evaluate it when the
-													 * row is reached */
+	int64		number;			/* position of the row in the scan, from 0 */
+	HrflowAheadCall *calls[FLEXIBLE_ARRAY_MEMBER];	/* the call of each
+													 * column; NULL: evaluate
+													 * it when the row is
+													 * returned */
 } HrflowAheadRow;
 
 /*
- * The executor's state of the node.
+ * Executor state of the node.
  */
 typedef struct HrflowAheadState
 {
-	CustomScanState css;		/* first, so that the executor may cast */
+	CustomScanState css;		/* must be first */
 
 	/* Fixed when the node is initialized. */
-	int			nchild;			/* columns of the child, the first ones of the
-								 * scan tuple */
+	int			nchild;			/* number of columns of the child, with which
+								 * the scan tuple begins */
 	int			ncolumns;
 	HrflowAheadColumn *columns;
-	bool		needs_key;		/* one of the columns asks the API */
-	ExprContext *args_context;	/* of the arguments of rows read ahead */
-	TupleTableSlot *args_slot;	/* a scan tuple without the calls' values */
-	TupleTableSlot *row_slot;	/* a row of the child's that was kept */
-	MemoryContext context;		/* of rows and calls */
-	bool		is_placed;		/* "ancestors" is known: the node is not part
-								 * of a subplan */
-	List	   *ancestors;		/* PlanStates above it, the topmost first */
+	bool		needs_key;		/* does any call send a request to the API? */
+	ExprContext *args_context;	/* for evaluating arguments ahead */
+	TupleTableSlot *args_slot;	/* scan tuple for evaluating arguments, in
+								 * which calls are NULL */
+	TupleTableSlot *row_slot;	/* the child's columns of the row being
+								 * returned */
+	MemoryContext context;		/* contains rows and calls */
+	bool		is_placed;		/* is "ancestors" set?  False for nodes in a
+								 * subplan */
+	List	   *ancestors;		/* PlanStates above the node, topmost first */
 
 	/* Of the execution. */
-	dlist_node	live;			/* in the list of all such states */
-	bool		is_live;		/* it is in that list */
+	dlist_node	live;			/* in ahead_bound.c's list of states */
+	bool		is_live;		/* is the state in that list? */
 	MemoryContextCallback on_reset;
-	bool		is_bounded;		/* "count" holds, while ExecutorRun runs */
-	uint64		count;			/* rows that ExecutorRun was asked for; 0: all */
+	bool		is_bounded;		/* is "count" valid?  Only while ExecutorRun
+								 * is running */
+	uint64		count;			/* number of rows that ExecutorRun was asked
+								 * for; 0: all */
 
 	/* Of the scan. */
-	const HrflowSettings *settings; /* NULL before the first request */
-	HrflowTransport *transport; /* NULL when there is none */
-	HrflowActivity *activity;	/* likewise */
-	dlist_head	rows;			/* read and not returned, in their order */
+	const HrflowSettings *settings; /* NULL until the first request of the
+									 * scan */
+	HrflowTransport *transport; /* NULL if there is none */
+	HrflowActivity *activity;	/* NULL if there is no transport */
+	dlist_head	rows;			/* rows read but not returned, in order */
 	int			nrows;
-	dlist_head	calls;			/* of these rows */
-	int			nsent;			/* calls that await a reply */
-	HrflowAheadRow *current;	/* the row returned last, or NULL */
-	int64		next_number;	/* of the next row that is read */
-	int64		nreturned;		/* rows returned in this scan */
-	int64		stops_at;		/* no row after this one is read or asked for;
-								 * PG_INT64_MAX: no such row */
-	bool		child_ended;	/* the child has no further row */
-	bool		has_ended;		/* ... and the node has said so */
-	Size		bytes;			/* of rows, and of calls that are done */
-	Size		largest;		/* bytes of the largest call so far */
+	dlist_head	calls;			/* calls of these rows and of "current" */
+	int			nsent;			/* number of calls waiting for a reply */
+	HrflowAheadRow *current;	/* the row that was returned last, or NULL */
+	int64		next_number;	/* number of the next row to be read */
+	int64		nreturned;		/* number of rows returned in this scan */
+	int64		stops_at;		/* last row that may be read, because its call
+								 * has failed or will fail; PG_INT64_MAX: none
+								 * has */
+	bool		child_ended;	/* has the child reported the end of the scan? */
+	bool		has_ended;		/* has the node reported the end of the scan? */
+	Size		bytes;			/* memory used by rows and completed calls */
+	Size		largest;		/* size in bytes of the largest call so far */
 
 	/* For EXPLAIN ANALYZE. */
 	int64		nrequests;

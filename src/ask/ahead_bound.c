@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * ahead_bound.c
- *		How many rows of a read-ahead node its query needs.
+ *		Determines how many rows of a read-ahead node its query needs.
  *
- * A request is paid for, so none is sent for a row that the query may not
- * return.  Two hooks tell a node what the executor does not: ExecutorStart
- * finds the nodes above it, which may need fewer rows than it has, and
- * ExecutorRun the number of rows that the caller wants, such as FETCH 10.
+ * Every request is paid for, so none may be sent for a row that the query may
+ * not return.  Two hooks provide information that the executor does not give
+ * to a node: ExecutorStart finds the nodes above it, which may need fewer rows
+ * than it has, and ExecutorRun the number of rows that the caller wants, such
+ * as 10 for FETCH 10.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,24 +20,25 @@
 static ExecutorStart_hook_type previous_start_hook = NULL;
 static ExecutorRun_hook_type previous_run_hook = NULL;
 
-/* All states between their initialization and their end. */
+/* All states that have been initialized but not ended. */
 static dlist_head live_states = DLIST_STATIC_INIT(live_states);
 
 /* A number of rows that is larger than any other. */
 #define ALL_ROWS PG_INT64_MAX
 
 /*
- * How many rows a node will be asked for from now on, the one that it is about
- * to return included.
+ * How many more rows a node will be asked for, including the one it is about
+ * to return.
  */
 typedef struct RowsNeeded
 {
-	int64		most;			/* no more than these; or ALL_ROWS */
-	bool		is_certain;		/* all of them, unless the node has fewer */
+	int64		most;			/* upper limit, or ALL_ROWS */
+	bool		is_certain;		/* will the node be asked for all of these
+								 * rows, unless it has fewer? */
 } RowsNeeded;
 
 /*
- * The state of a read-ahead node; NULL where "ps" is any other node.
+ * Return the state of a read-ahead node, or NULL if "ps" is any other node.
  */
 static HrflowAheadState *
 get_ahead_state(PlanState *ps)
@@ -54,8 +56,9 @@ get_ahead_state(PlanState *ps)
  */
 
 /*
- * LIMIT.  It has computed its count and offset before it asks for a row.
- * nodeLimit.c's "position" counts the rows that it has taken from below.
+ * Compute what a Limit node needs from its child.  The node has computed its
+ * count and offset before it asks for a row.  nodeLimit.c's "position" counts
+ * the rows that it has received.
  */
 static RowsNeeded
 pass_limit(const LimitState *limit, RowsNeeded needed)
@@ -66,7 +69,7 @@ pass_limit(const LimitState *limit, RowsNeeded needed)
 		needed.most += skipped;
 	if (!limit->noCount)
 	{
-		/* WITH TIES asks for one more, to find that it is no tie. */
+		/* WITH TIES reads one more row, to see that it is not a tie. */
 		needed.most = Min(needed.most, limit->offset + limit->count -
 						  limit->position);
 		needed.most = Max(needed.most, 1);
@@ -75,7 +78,7 @@ pass_limit(const LimitState *limit, RowsNeeded needed)
 }
 
 /*
- * Rows that a node needs from the one below it, when "needed" are needed from
+ * Compute what a node needs from the node below it, given what is needed from
  * the node.
  */
 static RowsNeeded
@@ -112,7 +115,7 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 				needed.most = Max(needed.most - ahead->nrows, 1);
 			return needed;
 
-			/* These take all rows before they return one. */
+			/* These read all rows before they return one. */
 		case T_SortState:
 		case T_HashState:
 			return all;
@@ -122,7 +125,7 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 			return ((ModifyTable *) ps->plan)->returningLists == NIL ? all :
 				needed;
 
-			/* These take all rows if they return all. */
+			/* These read all rows if they return all rows. */
 		case T_NestLoopState:
 			if (below == outerPlanState(ps) && needed.most == ALL_ROWS)
 				return needed;
@@ -136,12 +139,11 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 }
 
 /*
- * How many rows may be ahead, the one to be returned next included?  At least
- * one; at most "most".
+ * Return how many rows may be read ahead, including the one to be returned
+ * next: at least 1, and at most "most".
  *
- * Where it is not known how many rows are needed, there may be as many as
- * were returned, and one: then at most one request more is in vain than were
- * of use.
+ * If we don't know how many rows are needed, allow one more than have been
+ * returned: then at most one more request is wasted than was useful.
  */
 int
 hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
@@ -186,8 +188,8 @@ find_states_in(PlanState **children, int n, List *ancestors)
 }
 
 /*
- * Tell each read-ahead node below "ps", or at it, what nodes are above it.
- * Subplans are left out: it is not known how often they run, nor how far.
+ * Find the read-ahead nodes at or below "ps", and record the nodes above each.
+ * Skip subplans, because we don't know how often and how far they will be run.
  */
 static void
 find_states(PlanState *ps, List *ancestors)
@@ -258,7 +260,7 @@ start_with_read_ahead(QueryDesc *query, int eflags)
 }
 
 /*
- * Set what the states of a query know of the caller, before and after.
+ * Set, or clear, how many rows the caller of a query wants.
  */
 static void
 set_bound(EState *estate, bool is_bounded, uint64 count)
@@ -277,9 +279,9 @@ set_bound(EState *estate, bool is_bounded, uint64 count)
 }
 
 /*
- * The executor is about to return to its caller, who may never ask for more:
- * wait for the requests in flight, so that an open cursor holds no connection,
- * nor the probe of a rate that others wait for.
+ * Complete the requests in flight before the executor returns to its caller.
+ * The caller may never ask for more rows, and an open cursor must hold neither
+ * a connection nor the account's probe, for which other backends wait.
  */
 static void
 pause_states(EState *estate)
@@ -337,8 +339,8 @@ forget_state(void *arg)
 }
 
 /*
- * Enter a state in the list.  The executor does not end its nodes after an
- * error, but then the memory of the query is freed.
+ * Add a state to the list.  After an error the executor does not end its
+ * nodes, so a reset callback on the memory of the query removes it.
  */
 void
 hrflow_ahead_add_live(HrflowAheadState *state)

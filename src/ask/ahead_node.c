@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * ahead_node.c
- *		The read-ahead in the executor: the node HrflowReadAhead.
+ *		The executor's part of the read-ahead: the plan node HrflowReadAhead.
  *
- * The node keeps a queue of rows of its child.  When a row is read, the
- * arguments of its calls are evaluated and their requests submitted to the
- * node's transport.  A row is returned when the replies of its calls have
- * come.  Rows are returned in the order of the child, and an error is raised
- * only when its row is to be returned.
+ * The node keeps a queue of rows of its child.  When it reads a row, it
+ * evaluates the arguments of the row's calls and submits their requests to its
+ * transport.  It returns the row when the replies to its calls have arrived.
+ * Rows are returned in the order of the child, and an error is raised only
+ * when its row is due.
  *
- * Everything but the calls is computed by the node's projection when the row
- * is returned, and so are calls that cannot be issued ahead: the node then
- * evaluates the call itself, which does what it does without read-ahead.
+ * Everything except the calls is computed by the node's projection when the
+ * row is returned.  So are calls that cannot be issued ahead: the node
+ * evaluates the call itself, which then works as without read-ahead.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,16 +28,17 @@
 #include "utils/ruleutils.h"
 
 /*
- * Rows that are read ahead, for each request that may be in flight: enough for
- * those behind a slow one to proceed.
+ * Maximum number of rows to read ahead, per request that may be in flight.
+ * This allows other rows to proceed while a slow reply holds up the row that
+ * is due.
  */
 #define ROWS_PER_REQUEST 4
 
 /*
- * What a call is taken to need before any was done, in bytes: a vector of 2,048
- * elements.
+ * Estimated memory use of a call before any is complete, in bytes: that of a
+ * vector of 2,048 elements.
  */
-#define BYTES_OF_A_CALL 8192
+#define DEFAULT_CALL_SIZE 8192
 
 /*
  * ------------------------------------------------------------------------
@@ -46,8 +47,8 @@
  */
 
 /*
- * No row after this one is returned, for its call has failed or will fail:
- * send nothing more on behalf of later rows.
+ * Send no more requests for rows after this one, because a call of it has
+ * failed or will fail, so that they will not be returned.
  */
 static void
 stop_at(HrflowAheadState *state, int64 row)
@@ -58,7 +59,7 @@ stop_at(HrflowAheadState *state, int64 row)
 }
 
 /*
- * Will this call raise an error?  With hrflow_embed.on_missing = null that of a
+ * Will this call raise an error?  If hrflow_embed.on_missing is null, a
  * missing profile does not.
  */
 static bool
@@ -106,7 +107,7 @@ receive_reply(HrflowAheadState *state, HrflowReply *reply)
 
 	if (ahead->call.state == HRFLOW_CALL_SENT)
 	{
-		state->nrequests++;		/* it is sent again */
+		state->nrequests++;		/* the request is retried */
 		return;
 	}
 	state->nsent--;
@@ -127,8 +128,8 @@ receive_reply(HrflowAheadState *state, HrflowReply *reply)
 }
 
 /*
- * Take the replies that have come, without waiting, and start what may be
- * sent: the query may take long between two rows.
+ * Process the replies that have arrived, without waiting, and send requests
+ * that are due.  The query may take a long time between two rows.
  */
 static void
 take_replies(HrflowAheadState *state)
@@ -149,7 +150,7 @@ hash_request(const HrflowCall *call)
 }
 
 /*
- * A call among those under way that makes the same request, or NULL.
+ * Find a call that makes the same request, or return NULL.
  */
 static HrflowAheadCall *
 find_equal_call(HrflowAheadState *state, const HrflowAheadCall *wanted)
@@ -162,7 +163,10 @@ find_equal_call(HrflowAheadState *state, const HrflowAheadCall *wanted)
 		HrflowAheadCall *other = dlist_container(HrflowAheadCall, node, iter.cur);
 		const HrflowCall *b = &other->call;
 
-		/* A call that has followed a link has forgotten its own request. */
+		/*
+		 * call.url of a call that is fetching its link is no longer the first
+		 * URL.
+		 */
 		if (other->hash == wanted->hash && a->function == b->function &&
 			(a->body != NULL ? strcmp(a->body, b->body) :
 			 strcmp(a->url, other->request)) == 0)
@@ -172,7 +176,7 @@ find_equal_call(HrflowAheadState *state, const HrflowAheadCall *wanted)
 }
 
 /*
- * A row no longer needs a call.
+ * Release a row's reference to a call.
  */
 static void
 drop_call(HrflowAheadState *state, HrflowAheadCall *ahead)
@@ -201,10 +205,9 @@ evaluate_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 }
 
 /*
- * Evaluate arguments that may raise an error.  Returns false when they do, or
- * when that cannot be found out; then they are evaluated again when the row is
- * reached.  As in PL/pgSQL, a subtransaction makes it safe to go on after an
- * error.
+ * Evaluate arguments that may raise an error.  Returns false if they do, or if
+ * we cannot find out; they are then evaluated again when the row is due. As in
+ * PL/pgSQL, a subtransaction makes it safe to continue after an error.
  */
 static bool
 try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
@@ -238,10 +241,10 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 		return true;
 
 	/*
-	 * A cancel, or a server that is out of something, is not the row's,
-	 * unlike the limit of an account.  It is raised outside of the
-	 * subtransaction: PostgreSQL would leave the session in it, as in a
-	 * failed transaction block.
+	 * A cancel, or a lack of resources of the server, has nothing to do with
+	 * the row, unlike an account over its limit.  Raise such an error, but
+	 * outside of the subtransaction, in which PostgreSQL would otherwise
+	 * leave the session, as in a failed transaction block.
 	 */
 	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 	if (category == ERRCODE_OPERATOR_INTERVENTION ||
@@ -253,9 +256,9 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 }
 
 /*
- * Take the settings for the scan, when its first request is to be made.  That
- * raises an error where there is no key, and so must wait for the row: returns
- * false if it is not the next one to be returned.
+ * Get the settings for the scan when its first request is to be made.  That
+ * raises an error if there is no key, so it must not happen before the row is
+ * due: returns false if this row is not the next one to be returned.
  */
 static bool
 take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
@@ -278,9 +281,8 @@ take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
 }
 
 /*
- * Make the call of a column for a row whose columns are in the slot for
- * arguments, and submit its request.  Returns NULL when the call must be
- * evaluated when its row is reached.
+ * Make the call of a column for the row in args_slot, and submit its request.
+ * Returns NULL if the call must be evaluated when the row is due.
  */
 static HrflowAheadCall *
 make_call(HrflowAheadState *state, HrflowAheadRow *row,
@@ -347,7 +349,7 @@ make_call(HrflowAheadState *state, HrflowAheadRow *row,
  */
 
 /*
- * Store a row of the child as a scan tuple, whose calls are NULL as yet.
+ * Store a row of the child in a scan tuple, with NULL for each call.
  */
 static void
 store_scan_tuple(HrflowAheadState *state, TupleTableSlot *scan,
@@ -412,7 +414,8 @@ drop_row(HrflowAheadState *state, HrflowAheadRow *row)
 }
 
 /*
- * May one more row be read ahead?  The first one always may.
+ * Does work_mem allow reading one more row ahead?  The first one is always
+ * allowed.
  */
 static bool
 has_memory(const HrflowAheadState *state)
@@ -423,7 +426,7 @@ has_memory(const HrflowAheadState *state)
 }
 
 /*
- * Read as many rows as the query needs, and as we have room for.
+ * Read as many rows as the query needs and the limits allow.
  */
 static void
 read_rows(HrflowAheadState *state)
@@ -446,7 +449,7 @@ read_rows(HrflowAheadState *state)
 }
 
 /*
- * Give up what is in flight, and forget the rows that were read.
+ * Abandon the requests in flight, and discard the rows that were read ahead.
  */
 static void
 forget_rows(HrflowAheadState *state)
@@ -485,8 +488,8 @@ project_row(HrflowAheadState *state)
 }
 
 /*
- * Return a row of the child, whose calls are in "calls"; where that, or an
- * element of it, is NULL, the call itself is evaluated.
+ * Return a row of the child.  "calls" has the call of each column; if it or an
+ * element is NULL, evaluate the call itself.
  */
 static TupleTableSlot *
 return_row(HrflowAheadState *state, TupleTableSlot *child,
@@ -517,7 +520,7 @@ return_row(HrflowAheadState *state, TupleTableSlot *child,
 }
 
 /*
- * Return the next row of the child by itself.
+ * Return the next row of the child without reading ahead.
  */
 static TupleTableSlot *
 return_row_alone(HrflowAheadState *state)
@@ -530,8 +533,8 @@ return_row_alone(HrflowAheadState *state)
 }
 
 /*
- * Return the previous row.  The child is some rows ahead of us: take it back
- * to the row that we returned last.
+ * Return the previous row.  The child is some rows ahead of the row we
+ * returned last, so first move it back to that row.
  */
 static TupleTableSlot *
 return_previous_row(HrflowAheadState *state)
@@ -549,8 +552,8 @@ return_previous_row(HrflowAheadState *state)
 }
 
 /*
- * Return the first of the rows that were read ahead, when its replies have
- * come.
+ * Return the first of the rows that were read ahead, once its replies have
+ * arrived.
  */
 static TupleTableSlot *
 return_first_row(HrflowAheadState *state)
@@ -588,8 +591,8 @@ exec_read_ahead(CustomScanState *css)
 	CHECK_FOR_INTERRUPTS();
 
 	/*
-	 * EvalPlanQual() checks one row again that was changed by others: its
-	 * plan state is one of its own, in which nothing is read ahead.
+	 * EvalPlanQual() rechecks a single row that was concurrently changed.  It
+	 * has a plan state of its own, in which nothing is read ahead.
 	 */
 	if (estate->es_epq_active != NULL)
 		return return_row_alone(state);
@@ -624,7 +627,7 @@ exec_read_ahead(CustomScanState *css)
  */
 
 /*
- * Will evaluating this never raise an error?
+ * Can evaluating an expression raise an error?
  */
 static bool
 may_raise_walker(Node *node, void *context)
@@ -637,11 +640,11 @@ may_raise_walker(Node *node, void *context)
 }
 
 /*
- * Initialize a call's column: "call" has the Vars of the query, "args" those
- * of the scan tuple.
+ * Initialize the column of a call.  "call" contains the Vars of the query,
+ * "args" those of the scan tuple.
  *
- * ExecInitExpr() checks that the user may execute the function, as it does
- * where the call is in a target list.
+ * ExecInitExpr() checks that the user may execute the function, as it does for
+ * a call in a target list.
  */
 static void
 init_column(HrflowAheadState *state, HrflowAheadColumn *column,
@@ -695,7 +698,7 @@ begin_read_ahead(CustomScanState *css, EState *estate, int eflags)
 	state->context = AllocSetContextCreate(estate->es_query_cxt,
 										   "hrflow_embed read-ahead",
 										   ALLOCSET_DEFAULT_SIZES);
-	state->largest = BYTES_OF_A_CALL;
+	state->largest = DEFAULT_CALL_SIZE;
 	state->stops_at = PG_INT64_MAX;
 	dlist_init(&state->rows);
 	dlist_init(&state->calls);
@@ -726,7 +729,7 @@ rescan_read_ahead(CustomScanState *css)
 	state->next_number = 0;
 	state->stops_at = PG_INT64_MAX;
 
-	/* ExecReScan() does this for the children that it knows. */
+	/* ExecReScan() does this only for the children it knows. */
 	if (css->ss.ps.chgParam != NULL)
 		UpdateChangedParamSet(child, css->ss.ps.chgParam);
 	if (child->chgParam == NULL)

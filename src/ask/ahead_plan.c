@@ -1,23 +1,23 @@
 /*-------------------------------------------------------------------------
  *
  * ahead_plan.c
- *		The read-ahead in the planner: where calls are issued ahead of their
- *		row.
+ *		The planner's part of the read-ahead: decides which calls are issued
+ *		ahead of their rows.
  *
- * Each SQL function has the support function hrflow_support().  It simplifies
- * nothing, but because eval_const_expressions() calls it, this library is
- * loaded before the paths of the first query that uses one of our functions
- * are made, so that nothing needs to be preloaded.
+ * Each SQL function has the support function hrflow_support().  It does not
+ * simplify anything, but because eval_const_expressions() calls it, this
+ * library is loaded before the planner makes the paths of the first query that
+ * uses one of our functions.  Therefore nothing needs to be preloaded.
  *
  * grouping_planner() calls create_upper_paths_hook for UPPERREL_FINAL when the
- * paths of a query, or of a subquery that is planned on its own, are complete.
- * There we replace each path that computes calls in its target by
+ * paths of a query, or of a subquery that is planned separately, are complete.
+ * We then replace each path that computes calls in its target by
  *
- *		CustomPath, with the same target
- *		  -> the same path, with a target that lacks the calls
+ * 		CustomPath, with the same target
+ * 		  -> the same path, with a target that lacks the calls
  *
- * A path that could still compute something below a volatile function does not
- * exist at that point: subqueries whose targets are volatile are never pulled
+ * We need not look for calls that are computed below a volatile function,
+ * because there are none: subqueries with volatile targets are never pulled
  * up, and grouping_planner() computes volatile columns above a sort unless the
  * sort needs them.
  *
@@ -43,21 +43,24 @@
 
 PG_FUNCTION_INFO_V1(hrflow_support);
 
-/* Nested calls need a node for each level; more levels are left alone. */
+/*
+ * Maximum number of nested calls that are issued ahead.  Each level needs a
+ * node of its own.
+ */
 #define MAX_LEVELS 4
 
 static create_upper_paths_hook_type previous_upper_paths_hook = NULL;
 
 /*
- * True once one of our functions was planned in this backend: until then the
- * hook has nothing to do.
+ * Has one of our functions been planned in this backend?  If not, there is
+ * nothing to do for the hook.
  */
 static bool calls_seen = false;
 
 /*
  * hrflow_support(internal) RETURNS internal
  *
- * The planner's support function of the functions whose calls are read ahead.
+ * Planner support function of the functions whose calls are read ahead.
  */
 Datum
 hrflow_support(PG_FUNCTION_ARGS)
@@ -73,11 +76,12 @@ hrflow_support(PG_FUNCTION_ARGS)
  */
 
 /*
- * Is this a call of one of our functions that can be read ahead?
+ * Is this a call of one of our functions that can be issued ahead?
  *
- * fmgr_info() gives the address of our own C function only when the function
- * can be called directly: not where it is SECURITY DEFINER or has a SET
- * clause, whose effects a call that is issued ahead would miss.
+ * fmgr_info() returns the address of our C function only if that can be called
+ * directly, that is, unless the function is SECURITY DEFINER or has a SET
+ * clause.  Calls of such functions cannot be issued ahead, because the change
+ * of role or settings would not apply.
  */
 static bool
 is_our_call(Node *node)
@@ -111,20 +115,21 @@ contains_call(Node *node)
 }
 
 /*
- * What find_calls_walker() collects, and where it stops.
+ * State of find_calls_walker() and find_inputs_walker().
  */
 typedef struct CallSearch
 {
-	List	   *inputs;			/* expressions that are computed below */
-	List	   *calls;			/* FuncExprs found, without duplicates */
+	List	   *inputs;			/* expressions that the path below computes;
+								 * not searched */
+	List	   *calls;			/* result: calls or inputs found, without
+								 * duplicates */
 } CallSearch;
 
 /*
- * Collect the calls in an expression that are evaluated whenever the
- * expression is.  Only nodes that are known to evaluate their arguments are
- * entered: what is below CASE, COALESCE, AND, OR, a subplan and the like may
- * not be needed for a row, and aggregates and window functions are computed
- * below.
+ * Collect the calls that are evaluated whenever an expression is.  Descend
+ * only into nodes that are known to evaluate all their arguments: a call below
+ * CASE, COALESCE, AND, OR, a subplan and so on may not be needed for a row,
+ * and aggregates and window functions are computed below.
  */
 static bool
 find_calls_walker(Node *node, void *context)
@@ -154,7 +159,7 @@ find_calls_walker(Node *node, void *context)
 		case T_RowExpr:
 			break;
 		case T_SubscriptingRef:
-			/* Of a NULL array the subscripts are not evaluated. */
+			/* The subscripts of a NULL array are not evaluated. */
 			return find_calls_walker((Node *) ((SubscriptingRef *) node)->refexpr,
 									 context);
 		default:
@@ -166,7 +171,7 @@ find_calls_walker(Node *node, void *context)
 }
 
 /*
- * Replace the calls in a list by constants.
+ * Replace the calls in a list by NULL constants.
  */
 static Node *
 remove_calls_mutator(Node *node, void *context)
@@ -181,9 +186,9 @@ remove_calls_mutator(Node *node, void *context)
 }
 
 /*
- * Can the arguments of a call be evaluated ahead of their row, where the calls
- * in "computed" are at hand?  Volatile functions must run when their row is
- * reached, and subplans keep resources of the executor between evaluations.
+ * Can the arguments of a call be evaluated before their row is due, given the
+ * values of the calls in "computed"?  Volatile functions must not be called
+ * before that, and subplans hold executor resources between evaluations.
  */
 static bool
 may_read_ahead(FuncExpr *call, List *computed)
@@ -195,8 +200,8 @@ may_read_ahead(FuncExpr *call, List *computed)
 }
 
 /*
- * Collect what must come from the path below in order to compute an
- * expression: without duplicates, and as large as it is computed there.
+ * Collect the expressions, without duplicates, that the path below must
+ * provide to compute an expression.
  */
 static bool
 find_inputs_walker(Node *node, void *context)
@@ -231,8 +236,8 @@ static const CustomPathMethods path_methods = {
 };
 
 /*
- * Make the path that computes "calls" over a path that does not.  It costs
- * nothing more: the choice among paths is to remain what it was.
+ * Make a path that computes "calls" on top of a path that does not.  It has
+ * the same cost as that path, so that the choice among paths does not change.
  */
 static Path *
 make_read_ahead_path(Path *subpath, PathTarget *target, List *calls)
@@ -255,7 +260,7 @@ make_read_ahead_path(Path *subpath, PathTarget *target, List *calls)
 }
 
 /*
- * A target of these expressions.
+ * Make a target from a list of expressions.
  */
 static PathTarget *
 make_target(PlannerInfo *root, List *exprs)
@@ -269,8 +274,8 @@ make_target(PlannerInfo *root, List *exprs)
 }
 
 /*
- * Put read-ahead nodes, one for each level of nesting, above "child", which
- * computes none of "calls".  The topmost one has the target of "path".
+ * Add read-ahead paths, one for each level of nested calls, on top of "child",
+ * which computes none of "calls".  The topmost one gets the target of "path".
  */
 static Path *
 add_levels(PlannerInfo *root, Path *path, Path *child, List *calls)
@@ -302,8 +307,8 @@ add_levels(PlannerInfo *root, Path *path, Path *child, List *calls)
 }
 
 /*
- * Replace a path that computes calls by one that reads them ahead.  "below" is
- * the path that it takes its rows from, or NULL where it scans or joins.
+ * Replace a path that computes calls by one that issues them ahead.  "below"
+ * is the path it gets its rows from, or NULL if it is a scan or join.
  */
 static Path *
 read_calls_ahead(PlannerInfo *root, Path *path, Path *below)
@@ -316,8 +321,8 @@ read_calls_ahead(PlannerInfo *root, Path *path, Path *below)
 		return path;
 
 	/*
-	 * ruleutils.c of PostgreSQL 18 finds the window of a WindowFunc in its
-	 * WindowAgg node only, so that EXPLAIN could not show one that is in our
+	 * PostgreSQL 18's ruleutils.c looks for the window of a WindowFunc only
+	 * in a WindowAgg node, so EXPLAIN could not print one in our
 	 * custom_scan_tlist.
 	 */
 	if (contain_windowfuncs((Node *) path->pathtarget->exprs))
@@ -329,9 +334,8 @@ read_calls_ahead(PlannerInfo *root, Path *path, Path *below)
 		return path;
 
 	/*
-	 * What a projection takes its rows from has all that is needed.  Any
-	 * other path projects itself, so that create_projection_plan() only
-	 * replaces its target list.
+	 * The child of a projection has all the inputs.  Any other path can
+	 * project, so create_projection_plan() merely replaces its target list.
 	 */
 	if (IsA(path, ProjectionPath))
 		child = below;
@@ -359,8 +363,9 @@ replace_in_list(PlannerInfo *root, List *paths)
 }
 
 /*
- * Replace "path", and the paths that it takes its rows from, where they
- * compute calls.  A path may be shared by several others; it is modified once.
+ * Replace "path", and the paths it gets its rows from, where they compute
+ * calls.  A path may be referenced by several others; it is modified only
+ * once.
  */
 static Path *
 find_computing_path(PlannerInfo *root, Path *path)
@@ -371,7 +376,7 @@ find_computing_path(PlannerInfo *root, Path *path)
 
 	switch (nodeTag(path))
 	{
-			/* These return the rows of another path, or fewer. */
+			/* These return all or some rows of another path. */
 		case T_LimitPath:
 			below = &((LimitPath *) path)->subpath;
 			break;
@@ -386,7 +391,11 @@ find_computing_path(PlannerInfo *root, Path *path)
 			below = &((UpperUniquePath *) path)->subpath;
 			break;
 		case T_ModifyTablePath:
-			/* RETURNING and ON CONFLICT are not in its subpath's target. */
+
+			/*
+			 * The subpath's target does not include RETURNING and ON
+			 * CONFLICT.
+			 */
 			below = &((ModifyTablePath *) path)->subpath;
 			break;
 		case T_AppendPath:
@@ -419,7 +428,7 @@ find_computing_path(PlannerInfo *root, Path *path)
 			return read_calls_ahead(root, path,
 									((GatherMergePath *) path)->subpath);
 
-			/* These scan or join. */
+			/* Scans and joins. */
 		case T_Path:
 			return path->pathtype == T_Result ? path :
 				read_calls_ahead(root, path, NULL);
@@ -434,7 +443,7 @@ find_computing_path(PlannerInfo *root, Path *path)
 		case T_HashPath:
 			return read_calls_ahead(root, path, NULL);
 
-			/* Others, and what was replaced before. */
+			/* Other paths, including those that we have replaced before. */
 		default:
 			return path;
 	}
@@ -445,9 +454,9 @@ find_computing_path(PlannerInfo *root, Path *path)
 
 /*
  * Can this query have calls that are evaluated for each of its rows?  A query
- * without FROM has one row, and PL/pgSQL wants a Result node for it.  Of
- * functions in the target list that return sets, and of grouping sets, we
- * stay away.
+ * without FROM has one row, and PL/pgSQL expects a Result node for it.
+ * Queries with set-returning functions in the target list or with grouping
+ * sets are not supported.
  */
 static bool
 is_candidate(PlannerInfo *root)
@@ -485,13 +494,13 @@ read_ahead_upper_paths(PlannerInfo *root, UpperRelationKind stage,
  */
 
 /*
- * Make the plan node of a path.
+ * Create the plan node for a path.
  *
- * Its scan tuple has the columns of its child, and after them a column for
- * each call.  set_customscan_references() replaces what equals an entry of
- * custom_scan_tlist, in the target list and in custom_exprs, by a reference to
- * that column of the scan tuple.  Therefore custom_exprs has the arguments of
- * the calls, and not the calls themselves: one list for each call.
+ * Its scan tuple consists of the columns of the child, followed by a column
+ * for each call.  set_customscan_references() replaces each expression that
+ * equals an entry of custom_scan_tlist by a reference to that column, both in
+ * the target list and in custom_exprs.  Therefore custom_exprs contains, for
+ * each call, the list of its arguments rather than the call itself.
  */
 static Plan *
 plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
@@ -533,9 +542,9 @@ plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 }
 
 /*
- * Install the hooks, when the library is loaded.  That may be in the middle of
- * planning a query: both the hook here and those of the executor are looked up
- * after that.
+ * Install the hooks.  Called when the library is loaded, which can be while a
+ * query is being planned: this hook and those of the executor take effect in
+ * that same query, because they are looked up later.
  */
 void
 hrflow_ahead_install(void)

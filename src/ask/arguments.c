@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * arguments.c
- *		Checks of the arguments that several SQL functions have.
+ *		Checks of arguments that several SQL functions have in common.
  *
- * The functions that take an HrflowProblem raise nothing because of an
- * argument's content.  They report the first problem that is met, and the
- * caller raises it when it is due: that is at once, or when the row of a call
- * is reached whose arguments were read ahead.
+ * The functions that take an HrflowProblem do not raise errors about the
+ * content of an argument.  They store the first such error, and the caller
+ * raises it when it is due: immediately, or for arguments that were read
+ * ahead, when the row of their call is returned.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +16,7 @@
 #include "utils/builtins.h"
 
 /*
- * Raise a problem as an invalid parameter value (22023).
+ * Raise a problem as an error (22023).
  */
 void
 hrflow_argument_raise(const HrflowProblem *problem)
@@ -31,8 +31,8 @@ hrflow_argument_raise(const HrflowProblem *problem)
 }
 
 /*
- * Read an identifier, and convert it to UTF-8.  Returns NULL when it is NULL,
- * or when there is a problem.
+ * Read an identifier and convert it to UTF-8.  Returns NULL if the argument is
+ * NULL or there is a problem.
  */
 const char *
 hrflow_argument_identifier(const NullableDatum *argument, const char *name,
@@ -46,7 +46,7 @@ hrflow_argument_identifier(const NullableDatum *argument, const char *name,
 	if (*value == '\0')
 	{
 		problem->message = psprintf("%s must not be empty", name);
-		problem->hint = "Pass NULL for an identifier that is not to be sent.";
+		problem->hint = "Pass NULL to omit an identifier.";
 		return NULL;
 	}
 	value = hrflow_text_to_utf8(value);
@@ -56,8 +56,8 @@ hrflow_argument_identifier(const NullableDatum *argument, const char *name,
 }
 
 /*
- * Check the argument "fields" (or NULL).  Returns NULL when it is to be left
- * out of the request, or when there is a problem.
+ * Check the argument "fields", which may be NULL.  Returns NULL if the
+ * parameter is to be omitted from the request or there is a problem.
  */
 static Jsonb *
 check_fields(Jsonb *fields, HrflowProblem *problem)
@@ -74,8 +74,8 @@ check_fields(Jsonb *fields, HrflowProblem *problem)
 }
 
 /*
- * The JSON text of "fields" (or NULL) in UTF-8.  Returns NULL when there is
- * none, or when there is a problem.
+ * Return "fields", which may be NULL, as JSON text in UTF-8.  Returns NULL if
+ * there are none or there is a problem.
  */
 static const char *
 make_fields_text(Jsonb *fields, HrflowProblem *problem)
@@ -92,8 +92,8 @@ make_fields_text(Jsonb *fields, HrflowProblem *problem)
 }
 
 /*
- * Read the argument "fields", and make the text that is sent.  Both are NULL
- * when it is to be left out, or when there is a problem.
+ * Read the argument "fields", and convert it to the text to send.  Both
+ * results are NULL if the parameter is to be omitted or there is a problem.
  */
 Jsonb *
 hrflow_argument_fields(const NullableDatum *argument, const char **text,
@@ -108,8 +108,9 @@ hrflow_argument_fields(const NullableDatum *argument, const char **text,
 }
 
 /*
- * Check the argument "fields" (or NULL).  Returns NULL when it is to be left
- * out of the request.  Raises 22023 when it is not a JSON object.
+ * Check the argument "fields", which may be NULL.  Returns NULL if the
+ * parameter is to be omitted from the request.  Raises 22023 if it is not a
+ * JSON object.
  */
 Jsonb *
 hrflow_check_fields(Jsonb *fields)
@@ -123,7 +124,7 @@ hrflow_check_fields(Jsonb *fields)
 }
 
 /*
- * The JSON text of "fields" in UTF-8; NULL for NULL.  Raises 22023 when it
+ * Return "fields" as JSON text in UTF-8, or NULL for NULL.  Raises 22023 if it
  * cannot be converted.
  */
 const char *
@@ -138,8 +139,8 @@ hrflow_fields_text(Jsonb *fields)
 }
 
 /*
- * The JSON that asks for the vector of a datum of type text, palloc'd; or NULL
- * and *problem, a sentence.
+ * Return the JSON that requests the vector of a text datum, palloc'd; or NULL,
+ * with *problem set to the reason as a whole sentence.
  */
 char *
 hrflow_make_text_body(Datum input, char **problem)

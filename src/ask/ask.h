@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * ask.h
- *		What the API is asked, and what its answers mean.
+ *		Interface of the layer that makes requests to the HrFlow API and
+ *		interprets its replies.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,30 +17,33 @@
 #include "utils/jsonb.h"
 
 /*
- * How deep a reply may nest.  An answer of the API is 3 deep; jsonb_in would
- * recurse, so the depth is bounded before it is called.
+ * Maximum nesting depth of the JSON in a reply.  Answers of the API nest 3
+ * deep.  The limit exists because our parser recurses.
  */
 #define HRFLOW_MAX_JSON_DEPTH	64
 
 /*
- * The most links in one answer.  A profile has a few dozen experiences and
- * educations; each link takes a request and some kB while it is fetched.
+ * Maximum number of links in one answer.  A profile has a few dozen
+ * experiences and educations.  Each link costs a request, and a few kB of
+ * memory while it is fetched.
  */
 #define HRFLOW_MAX_LINKS		1000
 
 /*
- * What the API is asked for, and so what a reply's data must be.
+ * Endpoints of the API, and the "data" that their answers must contain.
  */
 typedef enum HrflowEndpoint
 {
-	HRFLOW_PROFILE,				/* an object: links by section */
-	HRFLOW_JOB,					/* a string: the link */
-	HRFLOW_TEXT,				/* a list of one object, which has the vector */
+	HRFLOW_PROFILE,				/* an object with the links of each section */
+	HRFLOW_JOB,					/* a string, the link */
+	HRFLOW_TEXT,				/* a list of one object that contains the
+								 * vector */
 	HRFLOW_AUTH					/* an object */
 } HrflowEndpoint;
 
 /*
- * What to ask for.  UTF-8, NUL-terminated; NULL is left out of the request.
+ * Parameters of a request for a profile, as NUL-terminated UTF-8.  Parameters
+ * that are NULL are omitted from the request.
  */
 typedef struct HrflowQuery
 {
@@ -51,7 +55,7 @@ typedef struct HrflowQuery
 } HrflowQuery;
 
 /*
- * Which job to ask for, likewise.
+ * Parameters of a request for a job, as in HrflowQuery.
  */
 typedef struct HrflowJobQuery
 {
@@ -61,76 +65,81 @@ typedef struct HrflowJobQuery
 } HrflowJobQuery;
 
 /*
- * Why the arguments of a call cannot be sent: an error that is not yet raised.
+ * An error about the arguments of a call that has not been raised yet.
  */
 typedef struct HrflowProblem
 {
-	const char *message;		/* primary message; NULL when there is no
+	const char *message;		/* primary message; NULL if there is no
 								 * problem */
 	const char *detail;			/* or NULL */
 	const char *hint;			/* or NULL */
 } HrflowProblem;
 
 /*
- * A reply understood.
+ * The result of interpreting a reply.
  */
 typedef struct HrflowResult
 {
 	HrflowStatus status;
-	bool		is_link;		/* a link was fetched, else the API asked */
-	HrflowEndpoint endpoint;	/* of the API */
-	bool		transient;		/* another try may do better */
-	int			http_status;	/* 0 when none came */
-	Jsonb	   *data;			/* the API's data when status is HRFLOW_OK */
-	ArrayType  *vector;			/* the link's or the text's vector when status
+	bool		is_link;		/* was this a link rather than a request to
+								 * the API? */
+	HrflowEndpoint endpoint;	/* endpoint of the API; not used for links */
+	bool		transient;		/* might a retry succeed? */
+	int			http_status;	/* 0: no reply was received */
+	Jsonb	   *data;			/* "data" of the API's answer if status is
+								 * HRFLOW_OK */
+	ArrayType  *vector;			/* vector of a link or a text if status is
+								 * HRFLOW_OK */
+	char	   *detail;			/* error detail, in one line; NULL if status
 								 * is HRFLOW_OK */
-	char	   *detail;			/* one line for a person; NULL when HRFLOW_OK */
 } HrflowResult;
 
 /*
- * One element of an answer's data.
+ * One link of an answer.
  */
 typedef struct HrflowLink
 {
-	char	   *section;		/* server encoding */
+	char	   *section;		/* in the server encoding */
 	int			item;			/* 0-based within the section */
 	char	   *url;
 } HrflowLink;
 
 /*
- * A profile whose vectors hrflow_wanted_fetch() is to fetch.  Server encoding.
+ * A profile for hrflow_wanted_fetch() to fetch.  Strings are in the server
+ * encoding.
  */
 typedef struct HrflowWanted
 {
 	const char *source_id;
-	const char *identifiers[3]; /* id, reference, e-mail; at least one */
-	Jsonb	   *fields;			/* NULL: left out */
-	const char *fields_text;	/* the same in UTF-8 */
-	void	   *tag;			/* the caller's */
+	const char *identifiers[3]; /* id, reference, e-mail address; at least one
+								 * is not NULL */
+	Jsonb	   *fields;			/* NULL: omitted */
+	const char *fields_text;	/* "fields" as UTF-8 text */
+	void	   *tag;			/* for use by the caller */
 } HrflowWanted;
 
 /*
- * What becomes of one vector of a profile, or of the profile as a whole: then
- * "section" is NULL.  The result lives until the callback returns.
+ * The outcome of fetching one vector of a profile, or, if "section" is NULL,
+ * the profile as a whole.  "result" lives until the callback returns.
  */
 typedef struct HrflowWantedOutcome
 {
 	const char *section;
 	int			item;
 	const HrflowResult *result;
-	bool		unasked;		/* it was not asked for to the end, for a
-								 * reason that is not the profile's */
-	bool		is_last;		/* nothing more comes of this profile */
+	bool		unasked;		/* requests were omitted or abandoned, for a
+								 * reason unrelated to the profile */
+	bool		is_last;		/* last outcome of this profile */
 } HrflowWantedOutcome;
 
 /*
- * Where the profiles come from and the vectors go.
+ * Callbacks that provide the profiles and receive their vectors.
  */
 typedef struct HrflowWantedMethods
 {
 	/*
-	 * The next profile to ask for, or NULL for none at present.  It stays
-	 * where it is until its last outcome.
+	 * Return the next profile to request, or NULL if there is none at the
+	 * moment.  The struct must remain valid until the profile's last outcome.
 	 */
 	HrflowWanted *(*next) (void *arg);
 
@@ -138,15 +147,15 @@ typedef struct HrflowWantedMethods
 						 const HrflowWantedOutcome *outcome);
 
 	/*
-	 * Do other work between replies.  Returns when to be called again at the
-	 * latest, by our clock.  May stop the transport.  It is called at once
-	 * when an interrupt is pending, which is left to it.
+	 * Do other work between replies.  Returns the time of hrflow_clock_now()
+	 * by which to be called again.  May stop the transport.  It is called at
+	 * once when an interrupt is pending, and must process that itself.
 	 */
 	int64		(*work) (void *arg, HrflowTransport *transport);
 } HrflowWantedMethods;
 
 /*
- * The type of a vector's elements.
+ * Type of the elements of a vector.
  */
 typedef enum HrflowElement
 {
@@ -155,13 +164,14 @@ typedef enum HrflowElement
 } HrflowElement;
 
 /*
- * Arrays of JSON that were left where they are.
+ * Arrays that the JSON parser skipped.
  */
 typedef struct HrflowSpan
 {
-	int			n;				/* how many there were */
-	const char *start;			/* of the last one: its first bracket */
-	size_t		length;			/* bytes, both brackets included */
+	int			n;				/* number of arrays skipped */
+	const char *start;			/* opening bracket of the last one */
+	size_t		length;			/* its length in bytes, including both
+								 * brackets */
 } HrflowSpan;
 
 /* in error.c */

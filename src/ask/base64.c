@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * base64.c
- *		Base64 (RFC 4648, with padding) of big-endian IEEE floats of 4 bytes
- *		to an array of real.
+ *		Decodes base64 (RFC 4648, with padding) of big-endian 4-byte IEEE
+ *		floats.
  *
- * Pure, as described in decode.c.
+ * This is pure, as described in decode.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,7 +12,7 @@
 
 #include "ask/vector.h"
 
-/* The bits of each character; those of no digit are negative. */
+/* Value of each base64 digit; -1 for all other characters. */
 static const int8 base64_digits[256] = {
 	-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
 	-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
@@ -33,12 +33,13 @@ static const int8 base64_digits[256] = {
 };
 
 /*
- * Four digits as 24 bits; negative if one of them is none.
+ * Decode four digits to 24 bits.  Returns a negative number if any of the
+ * characters is not a digit.
  */
 static inline int32
 read_digits(const unsigned char *p)
 {
-	/* Shifted as unsigned: a sign survives in the upper bits. */
+	/* Shift unsigned values; the sign of -1 remains in the upper bits. */
 	return (int32) ((uint32) (int32) base64_digits[p[0]] << 18 |
 					(uint32) (int32) base64_digits[p[1]] << 12 |
 					(uint32) (int32) base64_digits[p[2]] << 6 |
@@ -52,15 +53,15 @@ put_float(float4 *element, uint32 bits)
 }
 
 /*
- * Decode digits without space or padding, whole floats, which are three to 16
- * digits, and what is left of them.  "n" is the number of floats.  Returns
- * false if there is something that is no digit, or a bit is set that no byte
- * has.
+ * Decode "n" floats from digits without whitespace and padding.  Three floats
+ * take 16 digits.  Returns false if there is an invalid character, or if any
+ * of the unused bits after the last float is set.
  */
 static bool
 decode_digits(const unsigned char *p, float4 *elements, size_t n)
 {
-	static const int ndigits[] = {0, 6, 11};	/* of n % 3 floats */
+	static const int ndigits[] = {0, 6, 11};	/* number of digits of n % 3
+												 * floats */
 	unsigned char last[16];
 	int32		v[4];
 	int32		bad = 0;
@@ -79,7 +80,7 @@ decode_digits(const unsigned char *p, float4 *elements, size_t n)
 	{
 		uint32		bits[3];
 
-		memset(last, 'A', sizeof(last));	/* zeros */
+		memset(last, 'A', sizeof(last));	/* digits whose value is 0 */
 		memcpy(last, p, ndigits[rest]);
 		for (int i = 0; i < 4; i++)
 			v[i] = read_digits(last + 4 * i);
@@ -96,7 +97,8 @@ decode_digits(const unsigned char *p, float4 *elements, size_t n)
 }
 
 /*
- * A copy without space, such as the ends of lines in what encode() makes.
+ * Copy the payload without whitespace, such as the line ends that encode()
+ * inserts.
  */
 static char *
 without_space(const char *payload, size_t *length)
@@ -114,7 +116,7 @@ without_space(const char *payload, size_t *length)
 }
 
 /*
- * Decode base64.  Returns a palloc'd array, or NULL and *problem.
+ * Decode base64.  Returns a palloc'd array, or NULL with *problem set.
  */
 ArrayType *
 hrflow_base64_decode(const char *payload, size_t length, char **problem)
@@ -135,7 +137,7 @@ hrflow_base64_decode(const char *payload, size_t length, char **problem)
 	bytes = length / 4 * 3 - padding;
 	if (length % 4 != 0 || bytes % sizeof(float4) != 0)
 	{
-		*problem = psprintf("It is not a NumPy file or a JSON array, and %zu characters are not base64 of floats of 4 bytes: \"%s\".",
+		*problem = psprintf("The payload is neither a NumPy file nor a JSON array, and its %zu characters are not base64 of 4-byte floats: \"%s\".",
 							length, hrflow_vector_quote(payload, length));
 		return NULL;
 	}
@@ -147,7 +149,7 @@ hrflow_base64_decode(const char *payload, size_t length, char **problem)
 	if (!decode_digits((const unsigned char *) payload, hrflow_vector_elements(array),
 					   shape.columns))
 	{
-		*problem = psprintf("It is not a NumPy file, a JSON array or base64: \"%s\".",
+		*problem = psprintf("The payload is not a NumPy file, a JSON array or base64: \"%s\".",
 							hrflow_vector_quote(payload, length));
 		return NULL;
 	}

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * batch.c
- *		Asks for many elements at once.
+ *		Requests many elements at once.
  *
- * Elements are asked for in their order, as many at a time as the transport
- * has room for; results
- * are handed out in the order of completion.  Equal elements are asked for
- * once and answered each.  Where vectors are wanted, a profile's links are
- * fetched as soon as they arrive, among the requests for further profiles.
+ * Elements are requested in order, as many at a time as the transport has room
+ * for, and their results are passed to the sink in the order of completion.
+ * Equal elements are requested once, and each gets the result.  If vectors are
+ * wanted, the links of a profile are fetched as soon as its answer arrives,
+ * along with the requests for further profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,12 +17,15 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
-/* Number of rows stored without looking at the network: about 2 ms. */
+/*
+ * Number of rows to store before the transport is serviced again.  Storing
+ * them takes about 2 ms.
+ */
 #define ROWS_OF_WORK 1024
 
 /*
- * How long to wait in an outage before a request is sent again, beyond the
- * pauses between its tries.
+ * Minimum pause, in microseconds, before a parked request is sent again during
+ * an outage, in addition to the pauses between its attempts.
  */
 #define PROBE_PAUSE (250 * HRFLOW_MSEC)
 
@@ -30,46 +33,48 @@ typedef struct Batch
 {
 	HrflowSource *source;
 	HrflowSink *sink;
-	const HrflowSettings *settings; /* the source's */
+	const HrflowSettings *settings; /* settings of the source */
 	HrflowTransport *transport;
 	HrflowBatchSummary *summary;
 	MemoryContext reply_context;	/* reset after each element */
-	MemoryContext kept_context; /* of what outlives it */
+	MemoryContext kept_context; /* for what must live until the end of the
+								 * batch */
 
 	HrflowEqualElements equal;
 	HrflowQueue queue;
-	int			next;			/* the first element not looked at */
-	int64		nrows;			/* handed out so far */
-	bool		any_forbidden;	/* an element met a 403 */
+	int			next;			/* the first element that has not been
+								 * considered yet */
+	int64		nrows;			/* number of rows passed to the sink */
+	bool		any_forbidden;	/* has an element been answered with 403? */
 
-	/* Where the sink reports: */
+	/* Used if the sink reports to the user: */
 	HrflowHealth health;
 	HrflowTally tally;
 	HrflowProgress progress;
 } Batch;
 
-/* What becomes of elements that are not done when the time is over. */
+/* The result of elements that are not complete when the time limit expires. */
 static const HrflowResult time_over = {
 	.status = HRFLOW_TIMEOUT,
-	.detail = "hrflow_embed.batch_timeout is over."
+	.detail = "hrflow_embed.batch_timeout expired."
 };
 
-/* What becomes of a request after one try. */
+/* What happens to a request after an attempt. */
 typedef enum RequestFate
 {
-	REQUEST_RETRIED,			/* the transport sends it again */
-	REQUEST_PARKED,				/* it waits for the end of an outage */
-	REQUEST_DONE				/* its result was handed out */
+	REQUEST_RETRIED,			/* the transport retries it */
+	REQUEST_PARKED,				/* it waits until the outage is over */
+	REQUEST_DONE				/* its result was passed to the sink */
 } RequestFate;
 
 /*
  * ------------------------------------------------------------------------
- * Handing out
+ * Results
  * ------------------------------------------------------------------------
  */
 
 /*
- * Hand out what became of an element, and of those equal to it.
+ * Pass an outcome of an element, and of those equal to it, to the sink.
  */
 static void
 put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
@@ -98,7 +103,7 @@ put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
 }
 
 /*
- * Hand out the result of an element as a whole.
+ * Pass the result of an element as a whole to the sink.
  */
 static void
 put_result(Batch *batch, int element, const HrflowResult *result,
@@ -114,7 +119,7 @@ put_result(Batch *batch, int element, const HrflowResult *result,
 }
 
 /*
- * Hand out the result of one request.
+ * Pass the result of a request to the sink.
  */
 static void
 put_result_of_request(Batch *batch, const HrflowBatchRequest *request,
@@ -133,12 +138,12 @@ put_result_of_request(Batch *batch, const HrflowBatchRequest *request,
 
 /*
  * ------------------------------------------------------------------------
- * Asking
+ * Requests
  * ------------------------------------------------------------------------
  */
 
 /*
- * Ask for nothing more, because of this result.
+ * Stop the batch because of this result: request no more elements.
  */
 static void
 refuse_rest(Batch *batch, const HrflowResult *result)
@@ -154,8 +159,9 @@ refuse_rest(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Is the batch stopped, or held up, when the API does not answer or refuses
- * everything?  Links that a user passes may lead to as many hosts.
+ * Should the batch be suspended or stopped if the API does not answer or
+ * refuses everything?  Not if the elements are links, which can lead to many
+ * different hosts.
  */
 static bool
 watches_for_outage(const Batch *batch)
@@ -164,9 +170,9 @@ watches_for_outage(const Batch *batch)
 }
 
 /*
- * Note what became of an element, or one of its links, that the API was asked
- * for.  When all have met the same refusal, which is not theirs, nothing more
- * is asked for.
+ * Record an outcome of an element that was requested from the API.  Stop the
+ * batch if all elements so far have been refused for the same reason, which
+ * then does not lie in the elements.
  */
 static void
 note_outcome(Batch *batch, int element, const HrflowResult *result)
@@ -178,8 +184,8 @@ note_outcome(Batch *batch, int element, const HrflowResult *result)
 }
 
 /*
- * Have a link fetched, or hand out at once why it may not be.  "section" and
- * "links" are NULL where the link is the element.
+ * Queue a link to be fetched, or if it may not be, pass the reason to the
+ * sink. "section" and "links" are NULL if the link is the element.
  */
 static void
 queue_link(Batch *batch, int element, const char *url, const char *section,
@@ -223,7 +229,7 @@ queue_link(Batch *batch, int element, const char *url, const char *section,
 }
 
 /*
- * Ask for one element, or hand out at once why it cannot be asked for.
+ * Request an element, or if it is not valid, pass the reason to the sink.
  */
 static void
 ask_for_element(Batch *batch, int element)
@@ -264,7 +270,7 @@ ask_for_element(Batch *batch, int element)
 }
 
 /*
- * The next element to ask for, or -1 for none at present.
+ * Return the next element to request, or -1 if there is none at the moment.
  */
 static int
 next_element(Batch *batch)
@@ -285,7 +291,7 @@ next_element(Batch *batch)
 }
 
 /*
- * May another element be asked for?
+ * May another element be requested?
  */
 static bool
 may_ask(const Batch *batch)
@@ -300,8 +306,9 @@ may_ask(const Batch *batch)
 }
 
 /*
- * Keep the transport busy.  Texts can be long: at least one is asked for, and
- * no more than the bodies of replies may take.
+ * Submit requests while the transport has room for them.  Texts can be long,
+ * so limit the total size of requests to that of the replies, but submit at
+ * least one.
  */
 static void
 refill_transport(Batch *batch)
@@ -329,8 +336,8 @@ refill_transport(Batch *batch)
  */
 
 /*
- * Does this result refuse the whole batch?  A 403 does when a second element
- * has met it.
+ * Does this result mean that all other elements would be refused, too?  A 403
+ * does only when a second element is refused by it.
  */
 static bool
 is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
@@ -360,7 +367,8 @@ is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
 }
 
 /*
- * Note what the API answered to an element.
+ * Record the API's answer for an element.  Stop the batch if the answer
+ * applies to all elements.
  */
 static void
 note_answer(Batch *batch, int element, const HrflowResult *result)
@@ -376,8 +384,8 @@ note_answer(Batch *batch, int element, const HrflowResult *result)
 }
 
 /*
- * May a request be sent again whose tries have all failed?  A text only where
- * it was not processed.
+ * May a request be sent again after all its attempts have failed?  A text only
+ * if the API cannot have processed it.
  */
 static bool
 may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
@@ -387,9 +395,9 @@ may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
 }
 
 /*
- * A request's tries have all failed.  Keep it when that may be an outage,
- * unless there was an answer since it was sent again.  Returns whether it was
- * kept.
+ * Park a request all of whose attempts have failed, if that may be due to an
+ * outage and there was no answer since it was last sent again.  Returns
+ * whether it was parked.
  */
 static bool
 park_request(Batch *batch, HrflowBatchRequest *request, const HrflowResult *result)
@@ -408,7 +416,7 @@ park_request(Batch *batch, HrflowBatchRequest *request, const HrflowResult *resu
 }
 
 /*
- * Hand out the parked requests as those that have failed.
+ * Let the parked requests fail.
  */
 static void
 fail_all_parked(Batch *batch, bool is_link)
@@ -426,8 +434,9 @@ fail_all_parked(Batch *batch, bool is_link)
 }
 
 /*
- * The API, or the links' host, has answered: what is parked is sent again
- * after an outage; a few requests have failed for a reason of their own.
+ * Handle the parked requests after the API, or the host of links, has
+ * answered. After an outage send them again; if there are only a few, there
+ * was no outage, so let them fail.
  */
 static void
 settle_parked(Batch *batch, bool is_link)
@@ -444,7 +453,8 @@ settle_parked(Batch *batch, bool is_link)
 }
 
 /*
- * Note how one try went: an outage that lasts too long ends the batch.
+ * Record the result of one attempt.  Stop the batch if an outage has lasted
+ * too long.
  */
 static void
 note_try(Batch *batch, const HrflowResult *result)
@@ -459,7 +469,7 @@ note_try(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Hand out a link in a profile's data.
+ * Pass a link in the answer for a profile to the sink.
  */
 static void
 put_link(Batch *batch, int element, const HrflowResult *result,
@@ -478,7 +488,7 @@ put_link(Batch *batch, int element, const HrflowResult *result,
 }
 
 /*
- * Have the links in a profile's data fetched, or hand them out.
+ * Fetch the links in the answer for a profile, or pass them to the sink.
  */
 static void
 take_links_of_answer(Batch *batch, int element, HrflowResult *result)
@@ -515,7 +525,7 @@ take_links_of_answer(Batch *batch, int element, HrflowResult *result)
 }
 
 /*
- * Take the reply to one try.  Returns what becomes of the request.
+ * Process the reply to one attempt.  Returns what happens to the request.
  */
 static RequestFate
 take_reply(Batch *batch, HrflowReply *reply)
@@ -560,7 +570,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 }
 
 /*
- * Take the reply to one try, and give back what is not needed any more.
+ * Process the reply to one attempt, and free what is no longer needed.
  */
 static void
 process_reply(Batch *batch, HrflowReply *reply)
@@ -578,7 +588,8 @@ process_reply(Batch *batch, HrflowReply *reply)
 }
 
 /*
- * Hand out the links that were still waiting when the time was over.
+ * Pass the links that were still queued when the time limit expired to the
+ * sink.
  */
 static void
 put_unsent_links(Batch *batch)
@@ -596,7 +607,7 @@ put_unsent_links(Batch *batch)
 }
 
 /*
- * Hand out the elements that were not asked for.
+ * Pass the elements that were not requested to the sink.
  */
 static void
 put_unasked_elements(Batch *batch)
@@ -623,7 +634,7 @@ put_unasked_elements(Batch *batch)
  */
 
 /*
- * Ask for the next element.  Returns false when there is none.
+ * Request the next element.  Returns false if there is none.
  */
 static bool
 ask_for_next_element(Batch *batch)
@@ -636,10 +647,10 @@ ask_for_next_element(Batch *batch)
 }
 
 /*
- * Nothing is in flight: either the batch is at its end, or tries have failed.
- * In an outage one request is sent, some time after the last try, to see
- * whether it is over; but the last elements fail when their own tries have.
- * Returns false at the end.
+ * Continue when no requests are in flight, because the batch is complete or
+ * attempts have failed.  During an outage, send one request some time after
+ * the last attempt, to see whether it is over; but when no other elements are
+ * left, let the parked requests fail.  Returns false at the end of the batch.
  */
 static bool
 ask_although_failing(Batch *batch)
@@ -668,8 +679,9 @@ ask_although_failing(Batch *batch)
 }
 
 /*
- * Is there anything to be kept?  The API's answers are paid for; but where it
- * is the links that cannot be fetched, they are of no use.
+ * Has the batch produced anything worth keeping?  Answers of the API are,
+ * since they are paid for, but if their links cannot be fetched they are
+ * useless.
  */
 static bool
 has_succeeded(const Batch *batch)
@@ -679,7 +691,7 @@ has_succeeded(const Batch *batch)
 }
 
 /*
- * Ask for all elements.
+ * Run the batch.
  */
 static void
 ask_for_all(Batch *batch, int time_limit)
@@ -736,7 +748,7 @@ ask_for_all(Batch *batch, int time_limit)
 }
 
 /*
- * CONTEXT of any error: how far the batch had come.
+ * Error context callback: add the progress of the batch.
  */
 static void
 add_batch_context(void *arg)
@@ -748,11 +760,11 @@ add_batch_context(void *arg)
 }
 
 /*
- * Ask for all elements of a source, in at most "time_limit" milliseconds (0:
- * without a limit), and hand out what becomes of them to a sink.  The detail
- * of the summary's refusal is palloc'd in the current context.
+ * Request all elements of a source, within "time_limit" milliseconds (0: no
+ * limit), and pass the outcomes to a sink.  The detail of the summary's
+ * refusal is palloc'd in the current memory context.
  *
- * Raises what hrflow_transport_next() and the sink raise.
+ * Raises whatever hrflow_transport_next() and the sink raise.
  */
 void
 hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,

@@ -1,11 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * batch.h
- *		What a batch asks for, and where its results go.
+ *		Interface of batches, and of the parts they consist of.
  *
- * A batch connects a source, which makes the requests of numbered elements,
- * with a sink, which takes what became of them.  Both are structs whose first
- * member is one of those below, as a DestReceiver's is.
+ * A batch connects a source, which makes the requests for numbered elements,
+ * with a sink, which receives their outcomes.  Sources and sinks are structs
+ * that begin with one of the structs below, as a DestReceiver's private state
+ * does.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,19 +19,20 @@
 #include "lib/ilist.h"
 
 /*
- * What became of an element, or of one of its links.
+ * The outcome of an element, or of one of its links.
  */
 typedef struct HrflowOutcome
 {
 	const HrflowResult *result;
-	const char *section;		/* of the link; NULL: this is about the
-								 * element as a whole */
+	const char *section;		/* section of the link; NULL: the element as a
+								 * whole */
 	int			item;			/* 0-based within the section */
-	const char *link;			/* where links are listed; else NULL */
-	bool		unasked;		/* it was not asked for to the end, for a
-								 * reason that is not the element's */
-	bool		is_last;		/* nothing more comes of the element */
-	bool		is_spoilt;		/* an earlier outcome of it was not "ok" */
+	const char *link;			/* the link, if links are listed; else NULL */
+	bool		unasked;		/* requests were omitted or abandoned, for a
+								 * reason unrelated to the element */
+	bool		is_last;		/* last outcome of the element */
+	bool		is_spoilt;		/* was any earlier outcome of the element not
+								 * "ok"? */
 } HrflowOutcome;
 
 /*
@@ -38,21 +40,22 @@ typedef struct HrflowOutcome
  */
 typedef struct HrflowElementRequest
 {
-	const char *url;			/* of the API, or a link */
-	const char *body;			/* JSON to POST; then "url" lives as long as
-								 * the batch.  NULL: GET */
+	const char *url;			/* URL of the API, or the link */
+	const char *body;			/* JSON to POST to "url", which then must live
+								 * as long as the batch; NULL: use GET */
 } HrflowElementRequest;
 
 /*
- * Whether there is a request for an element.
+ * Is there a request for an element?
  */
 typedef enum HrflowElementKind
 {
-	HRFLOW_ELEMENT_ASKED,		/* there is */
-	HRFLOW_ELEMENT_EMPTY,		/* it is NULL: there is nothing to ask for */
-	HRFLOW_ELEMENT_INVALID,		/* it cannot be asked for */
-	HRFLOW_ELEMENT_UNASKED		/* it is not asked for, for a reason that is
-								 * not the element's */
+	HRFLOW_ELEMENT_ASKED,		/* there is a request */
+	HRFLOW_ELEMENT_EMPTY,		/* element is NULL, so there is nothing to
+								 * request */
+	HRFLOW_ELEMENT_INVALID,		/* element is invalid */
+	HRFLOW_ELEMENT_UNASKED		/* request is omitted, for a reason unrelated
+								 * to the element */
 } HrflowElementKind;
 
 typedef struct HrflowSource HrflowSource;
@@ -60,35 +63,43 @@ typedef struct HrflowSink HrflowSink;
 
 typedef struct HrflowSourceMethods
 {
-	bool		is_links;		/* elements are links, else of the API's ... */
+	bool		is_links;		/* are the elements links, rather than objects
+								 * of "endpoint"? */
 	HrflowEndpoint endpoint;
 
 	/*
-	 * The element to ask for next, or -1 for none at present.  The number of
-	 * an element may be used again after its last outcome.  NULL: all
-	 * elements are asked for, in their order.
+	 * Return the next element to request, or -1 if there is none at the
+	 * moment.  The number of an element may be reused after its last outcome.
+	 * If this is NULL, all elements are requested in order.
 	 */
 	int			(*next) (HrflowSource *source);
 
-	/* Elements that are equal are asked for once; NULL: none are. */
+	/*
+	 * Equal elements are requested once.  If these are NULL, no elements are
+	 * equal.
+	 */
 	uint32		(*hash) (const HrflowSource *source, int element);
 	bool		(*equal) (const HrflowSource *source, int a, int b);
 
 	/*
-	 * Make the request for an element, in the current memory context.  Where
-	 * there is none, sets the detail of *problem, and its status unless that
-	 * is HRFLOW_INVALID_REQUEST.
+	 * Make the request for an element, in the current memory context.  If
+	 * there is none, set problem->detail, and problem->status unless that is
+	 * HRFLOW_INVALID_REQUEST.
 	 */
 	HrflowElementKind (*make_request) (HrflowSource *source, int element,
 									   HrflowElementRequest *request,
 									   HrflowResult *problem);
 
-	/* The "fields" that an element is asked for with; NULL: none, or links. */
+	/*
+	 * Return the "fields" to request for an element, or NULL to omit them.
+	 * Not used for links.
+	 */
 	Jsonb	   *(*fields) (const HrflowSource *source, int element);
 
 	/*
-	 * The API does not know the HrFlow source that an element is in.  Returns
-	 * whether that goes for all elements; NULL: it does.
+	 * Record that the API does not know the HrFlow source of an element.
+	 * Returns whether that applies to all elements.  If this is NULL, it
+	 * does.
 	 */
 	bool		(*reject_hrflow_source) (HrflowSource *source, int element);
 } HrflowSourceMethods;
@@ -97,32 +108,33 @@ struct HrflowSource
 {
 	const HrflowSourceMethods *methods;
 	const HrflowSettings *settings;
-	HrflowActivity *activity;	/* shows the batch */
-	int			nelements;		/* numbered from 0; those asked for so far,
-								 * where "next" says which */
+	HrflowActivity *activity;	/* shows the progress of the batch */
+	int			nelements;		/* number of elements; if "next" is set, of
+								 * those requested so far */
 };
 
 /*
- * How a batch went.
+ * Overall outcome of a batch.
  */
 typedef struct HrflowBatchSummary
 {
 	int			nelements;
-	int			nanswered;		/* elements with a reply of the API */
-	bool		any_ok;			/* of these replies */
-	bool		expired;		/* its time was over before its end */
-	bool		refused;		/* nothing more was asked, because of ... */
+	int			nanswered;		/* number of elements for which the API sent a
+								 * reply */
+	bool		any_ok;			/* was any of these replies successful? */
+	bool		expired;		/* did the time limit end the batch? */
+	bool		refused;		/* did "refusal" stop the batch? */
 	HrflowResult refusal;
 } HrflowBatchSummary;
 
 /*
- * What is done with the links in an answer about a profile.
+ * What to do with the links in a profile's answer.
  */
 typedef enum HrflowLinkUse
 {
-	HRFLOW_LINKS_KEPT,			/* nothing: they are in the answer's data */
-	HRFLOW_LINKS_LISTED,		/* each is an outcome */
-	HRFLOW_LINKS_FOLLOWED		/* the vector that each leads to is an outcome */
+	HRFLOW_LINKS_KEPT,			/* leave them in the answer's data */
+	HRFLOW_LINKS_LISTED,		/* each link is an outcome */
+	HRFLOW_LINKS_FOLLOWED		/* fetch each link; its vector is an outcome */
 } HrflowLinkUse;
 
 typedef struct HrflowSinkMethods
@@ -130,26 +142,27 @@ typedef struct HrflowSinkMethods
 	HrflowLinkUse link_use;
 
 	/*
-	 * Is this for a user?  Then a refusal is raised when nothing succeeded,
-	 * and a WARNING says at the end why the batch failed or was not finished;
-	 * requests that all meet the same refusal, and an outage, stop it.
+	 * Report to the user?  If so, a refusal is raised as an error if nothing
+	 * has succeeded, a WARNING at the end reports why the batch failed or
+	 * stopped early, and the batch stops during an outage or if all requests
+	 * are refused for the same reason.
 	 */
 	bool		reports;
 
 	/*
-	 * Take what became of an element.  "repeated" says that this element is
-	 * equal to the one before, and the outcome the same.  The outcome lives
-	 * until this returns; the current memory context is reset some time after
-	 * the last equal element.
+	 * Receive an outcome of an element.  "repeated" means that this element
+	 * is equal to the previous one and has the same outcome.  The outcome is
+	 * valid until this returns; the current memory context is reset some time
+	 * after the last equal element.
 	 */
 	void		(*put) (HrflowSink *sink, int element,
 						const HrflowOutcome *outcome, bool repeated);
 
 	/*
-	 * Do other work between replies.  Returns when to be called again at the
-	 * latest, by our clock.  May stop the transport.  It is called at once
-	 * when an interrupt is pending, which is left to it.  NULL: there is
-	 * none.
+	 * Do other work between replies.  Returns the time of hrflow_clock_now()
+	 * by which to be called again.  May stop the transport.  It is called at
+	 * once when an interrupt is pending, and must process that itself.  May
+	 * be NULL.
 	 */
 	int64		(*work) (HrflowSink *sink, HrflowTransport *transport);
 } HrflowSinkMethods;
@@ -160,106 +173,111 @@ struct HrflowSink
 };
 
 /*
- * Which elements are equal.  Both arrays are NULL where none are.
+ * Sets of equal elements.  Both arrays are NULL if no elements are equal.
  */
 typedef struct HrflowEqualElements
 {
-	int		   *next;			/* of each element, the next one equal to it;
-								 * or -1 */
-	bool	   *is_repeated;	/* whether an earlier one is equal to it */
+	int		   *next;			/* for each element, the next one that is
+								 * equal to it, or -1 */
+	bool	   *is_repeated;	/* for each element, is an earlier one equal
+								 * to it? */
 } HrflowEqualElements;
 
 /*
- * The links of an answer that have no outcome yet.
+ * Keeps track of the links of one answer that have no outcome yet.
  */
 typedef struct HrflowOpenLinks
 {
-	int			n;
-	bool		any_failed;		/* of the others */
+	int			n;				/* number of such links */
+	bool		any_failed;		/* has any other link failed? */
 } HrflowOpenLinks;
 
 /*
- * A request, and what it is for; the tag of its reply.
+ * A request of a batch.  It is the tag of its reply.
  */
 typedef struct HrflowBatchRequest
 {
-	dlist_node	node;			/* in the queue's links or parked */
+	dlist_node	node;			/* in HrflowQueue.links or HrflowQueue.parked */
 	HrflowTarget target;
-	const char *post_url;		/* where the body goes; NULL: it is a GET */
+	const char *post_url;		/* URL to POST the body to; NULL: use GET */
 	int			element;
-	HrflowOpenLinks *links;		/* of the same answer; NULL: it is not one of
-								 * them */
-	char	   *section;		/* of a profile's link; else NULL */
+	HrflowOpenLinks *links;		/* shared by the links of an answer; NULL: not
+								 * such a link */
+	char	   *section;		/* section of a profile's link, else NULL */
 	int			item;
-	HrflowResult *failure;		/* of all tries; NULL unless it was parked */
-	int64		resent_at;		/* when it was sent again; 0: never */
-	size_t		size;			/* of what follows */
-	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL */
+	HrflowResult *failure;		/* result of the failed attempts; NULL unless
+								 * it was parked */
+	int64		resent_at;		/* when it was last sent again after being
+								 * parked; 0: never */
+	size_t		size;			/* size of "sent" */
+	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL to GET */
 } HrflowBatchRequest;
 
 /*
- * The requests that have no result yet.
+ * The requests of a batch that have no result yet.
  */
 typedef struct HrflowQueue
 {
 	MemoryContext context;
 	HrflowTransport *transport;
-	dlist_head	links;			/* to be sent, in this order */
-	dlist_head	parked[2];		/* to the API and for links: all their tries
-								 * failed in an outage */
+	dlist_head	links;			/* links that have not been sent, in order */
+	dlist_head	parked[2];		/* [0]: to the API; [1]: for links; requests
+								 * all of whose attempts failed in an outage */
 	int			nparked[2];
-	size_t		pending;		/* bytes of URLs and bodies */
+	size_t		pending;		/* total size of URLs and bodies, in bytes */
 } HrflowQueue;
 
 /*
- * What a person at a terminal is told of a batch.
+ * Progress reports to psql.
  */
 typedef struct HrflowProgress
 {
 	bool		is_shown;
 	int64		began_at;
-	int64		shown_at;		/* when it was shown last */
+	int64		shown_at;		/* time of the last report */
 } HrflowProgress;
 
 /*
- * What became of the elements of a batch, by row.
+ * Number of rows of a batch with each status.
  */
 typedef struct HrflowTally
 {
-	MemoryContext context;		/* of the texts in "first" */
-	int64		nrows;			/* those of empty elements left out */
+	MemoryContext context;		/* contains the strings in "first" */
+	int64		nrows;			/* rows of empty elements are not counted */
 	int64		by_status[HRFLOW_LAST_STATUS + 1];
-	HrflowResult first[HRFLOW_LAST_STATUS + 1]; /* the first one of each
-												 * status that failed */
+	HrflowResult first[HRFLOW_LAST_STATUS + 1]; /* the first failure with each
+												 * status */
 } HrflowTally;
 
 /*
- * Whether the API, or the host of links, answers.
+ * Does the API, or the host of links, answer?
  */
 typedef struct HrflowServerHealth
 {
-	int64		answered_at;	/* when a try was answered last, or the batch
-								 * began */
-	int			nfailures;		/* tries without an answer since */
+	int64		answered_at;	/* time of the last answer, or of the
+								 * beginning of the batch */
+	int			nfailures;		/* number of attempts without an answer since
+								 * then */
 } HrflowServerHealth;
 
 /*
- * Whether it is of use to go on with a batch.
+ * Detects when it is pointless to continue a batch.
  */
 typedef struct HrflowHealth
 {
-	MemoryContext context;		/* of the text in "refusal" */
-	HrflowServerHealth servers[2];	/* the API; the host of links */
-	bool		on_trial;		/* every element so far was refused, ... */
-	int			nasked;			/* of so many that the API was asked for, */
-	int			nrefused;		/* so many, */
-	int			last_refused;	/* this one last; -1: none */
-	HrflowResult refusal;		/* for this reason */
+	MemoryContext context;		/* contains the strings in "refusal" */
+	HrflowServerHealth servers[2];	/* [0]: the API; [1]: the host of links */
+	bool		on_trial;		/* have all elements so far been refused for
+								 * the same reason? */
+	int			nasked;			/* number of elements requested from the API */
+	int			nrefused;		/* number of elements refused */
+	int			last_refused;	/* the element refused last, or -1 */
+	HrflowResult refusal;		/* the first refusal */
 } HrflowHealth;
 
 /*
- * The number of tries, and of elements, without an answer that are taken for
- * an outage.
+ * Number of consecutive attempts without an answer, and of elements affected,
+ * that we consider an outage.
  */
 #define HRFLOW_MIN_OUTAGE 8
 

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * call.c
- *		One call of a SQL function that returns one value: from its arguments
- *		to its value or its error.
+ *		Runs one call of a SQL function that returns one value, from its
+ *		arguments to its value or error.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,8 +11,8 @@
 #include "ask/call.h"
 
 /*
- * CONTEXT of whatever goes wrong with a call: the link that is fetched, if
- * any, and who was asked for.  A callback of hrflow_context_push().
+ * Error context callback: add the link being fetched, if any, and the object
+ * that was requested.
  */
 void
 hrflow_call_add_context(void *arg)
@@ -28,8 +28,8 @@ hrflow_call_add_context(void *arg)
 }
 
 /*
- * Read the arguments.  Raises nothing because of their content: the call is
- * then invalid.
+ * Read the arguments.  If their content is not valid, the call's state is
+ * HRFLOW_CALL_INVALID; no error is raised.
  */
 void
 hrflow_call_read(HrflowCall *call, const HrflowFunction *function,
@@ -44,8 +44,8 @@ hrflow_call_read(HrflowCall *call, const HrflowFunction *function,
 }
 
 /*
- * Make the request that fetches a link, or finish the call when the link may
- * not be fetched.
+ * Make the request for a link, or complete the call if the link may not be
+ * fetched.
  */
 static void
 prepare_link(HrflowCall *call, char *link)
@@ -71,7 +71,7 @@ prepare_link(HrflowCall *call, char *link)
 }
 
 /*
- * Make the first request of a call whose arguments are read.
+ * Make the first request of a call whose arguments have been read.
  */
 void
 hrflow_call_prepare(HrflowCall *call, const HrflowSettings *settings)
@@ -90,14 +90,14 @@ hrflow_call_prepare(HrflowCall *call, const HrflowSettings *settings)
 	if (call->url == NULL)
 	{
 		call->problem.message = "request to the HrFlow API would be too long";
-		call->problem.detail = psprintf("Its URL would exceed %d bytes.",
+		call->problem.detail = psprintf("The URL would exceed %d bytes.",
 										HRFLOW_MAX_URL);
 		call->state = HRFLOW_CALL_INVALID;
 	}
 }
 
 /*
- * Hand the request to a transport.  Its reply's tag is the call.
+ * Submit the request to a transport, with the call as its tag.
  */
 void
 hrflow_call_submit(HrflowCall *call, HrflowTransport *transport)
@@ -112,9 +112,10 @@ hrflow_call_submit(HrflowCall *call, HrflowTransport *transport)
 }
 
 /*
- * Take a reply of the transport.  Afterwards the call is done, or its request
- * is sent again, or its next request is ready to be submitted.  A request that
- * the transport gave up, because it was stopped, is ready as before.
+ * Process a reply of the transport.  Afterwards the call is complete, or its
+ * request is being retried, or its next request is ready to be submitted.  If
+ * the transport abandoned the request because it was stopped, the request is
+ * ready to be submitted again.
  */
 void
 hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
@@ -154,7 +155,8 @@ hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
 }
 
 /*
- * The value of a call that is done, invalid or empty; or raise its error.
+ * Return the value of a call that is done, invalid or empty, or raise its
+ * error.
  */
 Datum
 hrflow_call_value(HrflowCall *call, bool *isnull)
@@ -165,7 +167,9 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 	if (*isnull)
 		return (Datum) 0;
 
-	/* The arguments themselves have no CONTEXT: the function's call has. */
+	/*
+	 * Errors about the arguments have no context of ours, only the caller's.
+	 */
 	if (call->state == HRFLOW_CALL_INVALID && call->settings == NULL)
 		hrflow_argument_raise(&call->problem);
 
@@ -190,8 +194,8 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 }
 
 /*
- * The links, a list of HrflowLink, in the value of a call for a profile; or
- * raise why they cannot be told apart.
+ * Return the links (a list of HrflowLink) in the answer for a profile, or
+ * raise an error if they cannot be told apart.
  */
 List *
 hrflow_call_links(HrflowCall *call)
@@ -211,10 +215,10 @@ hrflow_call_links(HrflowCall *call)
 }
 
 /*
- * Make the requests of a call, and wait for their replies.
+ * Send the requests of a call, and wait for their replies.
  */
 static void
-ask(HrflowCall *call)
+run_requests(HrflowCall *call)
 {
 	HrflowActivity *activity;
 	HrflowTransport *transport;
@@ -239,8 +243,8 @@ ask(HrflowCall *call)
 }
 
 /*
- * Make a call from beginning to end, as a SQL function does.  Returns its
- * value or raises its error.
+ * Run a call from beginning to end, for a SQL function.  Returns its value or
+ * raises its error.
  */
 Datum
 hrflow_call_run(HrflowCall *call, const HrflowFunction *function,
@@ -253,7 +257,7 @@ hrflow_call_run(HrflowCall *call, const HrflowFunction *function,
 	{
 		hrflow_context_push(&context, hrflow_call_add_context, call);
 
-		ask(call);
+		arun_requests(call);
 
 		hrflow_context_pop(&context);
 	}

@@ -3,10 +3,10 @@
  * call.h
  *		One call of a SQL function that returns one value.
  *
- * A call goes through its states in order: its arguments are read, its request
- * is made and submitted to a transport, the replies are taken, and at last its
- * value is returned or its error raised.  The SQL functions themselves do all
- * of that at once; the read-ahead has many calls under way.
+ * A call goes through its states in order: read the arguments, make the
+ * request and submit it to a transport, take the replies, and finally return
+ * the value or raise the error.  The SQL functions do all of that at once; the
+ * read-ahead has many calls in progress at the same time.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,41 +21,48 @@
 typedef struct HrflowCall HrflowCall;
 
 /*
- * A SQL function that returns one value, or the links of one profile.
+ * Describes a SQL function that returns one value, or the links of one
+ * profile.
  */
 typedef struct HrflowFunction
 {
-	PGFunction	entry;			/* its C function */
+	PGFunction	entry;			/* C function */
 	HrflowCaller caller;
-	bool		needs_key;		/* it asks the API, else it fetches a link */
-	HrflowEndpoint endpoint;	/* of the API, where it asks that */
-	bool		follows_link;	/* the API's answer is a link, which is
-								 * fetched */
-	bool		returns_vector; /* real[], else jsonb */
+	bool		needs_key;		/* does it send a request to the API, rather
+								 * than fetch a link? */
+	HrflowEndpoint endpoint;	/* endpoint of the API, if needs_key */
+	bool		follows_link;	/* is the API's answer a link that is to be
+								 * fetched? */
+	bool		returns_vector; /* does it return real[], rather than jsonb? */
 
-	/* Reads the arguments into the call.  May set its problem. */
+	/* Reads the arguments into the call.  May set call->problem. */
 	void		(*read) (HrflowCall *call, const NullableDatum *args);
 
-	/* The URL of the API's request, palloc'd; NULL when it is too long. */
+	/*
+	 * Returns the URL of the request to the API, palloc'd, or NULL if it
+	 * would be too long.
+	 */
 	char	   *(*make_url) (const HrflowCall *call);
 
-	/* Calls errcontext(); NULL when the link, if any, says enough. */
+	/*
+	 * Calls errcontext().  NULL if the context line about the link suffices.
+	 */
 	void		(*add_context) (const HrflowCall *call);
 } HrflowFunction;
 
 typedef enum HrflowCallState
 {
-	HRFLOW_CALL_EMPTY,			/* there is nothing to ask: the value is NULL */
-	HRFLOW_CALL_INVALID,		/* "problem" says why it cannot be asked */
-	HRFLOW_CALL_READ,			/* the arguments are read */
-	HRFLOW_CALL_READY,			/* the next request can be submitted */
-	HRFLOW_CALL_SENT,			/* a request is with the transport */
+	HRFLOW_CALL_EMPTY,			/* nothing to request; the value is NULL */
+	HRFLOW_CALL_INVALID,		/* the call cannot be made; see "problem" */
+	HRFLOW_CALL_READ,			/* the arguments have been read */
+	HRFLOW_CALL_READY,			/* the next request is ready to be submitted */
+	HRFLOW_CALL_SENT,			/* a request has been submitted */
 	HRFLOW_CALL_DONE			/* "result" is final */
 } HrflowCallState;
 
 /*
- * All that the call refers to lives in the memory context that is current
- * when its functions are called; it must be the same one for all of them.
+ * Everything a call refers to lives in the memory context that is current in
+ * the functions below, which must be the same for all of them.
  */
 struct HrflowCall
 {
@@ -63,25 +70,25 @@ struct HrflowCall
 	const HrflowSettings *settings; /* NULL until the first request is made;
 									 * must outlive the call */
 	HrflowCallState state;
-	HrflowProblem problem;		/* of the arguments or the request */
+	HrflowProblem problem;		/* an error about the arguments or the request */
 
-	/* What the arguments were. */
+	/* The arguments. */
 	union
 	{
 		HrflowQuery profile;
 		HrflowJobQuery job;
 	}			query;
-	Jsonb	   *fields;			/* NULL: left out */
-	const char *id;				/* of the profile or job in the server
+	Jsonb	   *fields;			/* NULL: omitted */
+	const char *id;				/* id of the profile or job in the server
 								 * encoding, or NULL */
-	int			length;			/* of the text, in bytes */
+	int			length;			/* length of the text, in bytes */
 
-	/* The request that is made. */
+	/* The current request. */
 	HrflowTarget target;
 	char	   *url;
-	char	   *body;			/* JSON to be posted, or NULL */
-	char	   *link;			/* server encoding; set while, and after, a
-								 * link is fetched */
+	char	   *body;			/* JSON to POST, or NULL */
+	char	   *link;			/* the link that is being or has been fetched,
+								 * in the server encoding; else NULL */
 
 	HrflowResult result;
 };

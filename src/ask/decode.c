@@ -1,19 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * decode.c
- *		Bytes to an array of real.
+ *		Decodes vectors.
  *
- * Three encodings are read, told apart by how they begin, which is different
- * for each:
+ * Three encodings are supported, which differ in how they begin:
  *
- *	0x93 "NUMPY"	NumPy's .npy file (what links lead to), in npy.c
- *	"["				a JSON array of numbers, or of such arrays, in numbers.c
- *	else			base64 of big-endian IEEE floats of 4 bytes, in base64.c
+ * 	0x93 "NUMPY"	NumPy's .npy format, used for links; see npy.c
+ * 	"["				JSON array of numbers, or of such arrays; see numbers.c
+ * 	else			base64 of big-endian 4-byte IEEE floats; see base64.c
  *
- * All of this is pure: what is made depends on the arguments alone.  The
- * decoders raise no error for what the payload holds, and allocate at most 4
- * bytes for each byte of it.  Where an element takes a while they can be
- * interrupted.
+ * The decoders are pure: their results depend on their arguments alone.  They
+ * do not raise errors about the content of the payload, and allocate at most 4
+ * bytes for each of its bytes.  Slow loops check for interrupts.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,8 +24,8 @@
 PG_FUNCTION_INFO_V1(hrflow_decode_vector);
 
 /*
- * Decode a payload.  Returns a palloc'd array of real, of one dimension or
- * two; or NULL, and *problem as a sentence in ASCII.
+ * Decode a payload.  Returns a palloc'd array of real with one or two
+ * dimensions, or NULL with *problem set to an ASCII sentence.
  */
 ArrayType *
 hrflow_vector_decode(const char *payload, size_t length, char **problem)
@@ -37,7 +35,7 @@ hrflow_vector_decode(const char *payload, size_t length, char **problem)
 	*problem = NULL;
 	if (start == payload + length)
 	{
-		*problem = pstrdup("It is empty.");
+		*problem = pstrdup("The payload is empty.");
 		return NULL;
 	}
 	if (hrflow_npy_recognize(payload, length))

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * equal.c
- *		Which elements of a batch are equal, so that they are asked for once.
+ *		Finds equal elements of a batch, so that each is requested only once.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,8 +13,8 @@
 
 typedef struct EqualEntry
 {
-	int			first;			/* element; also the key */
-	int			last;			/* element equal to it met last */
+	int			first;			/* first element of the set; the hash key */
+	int			last;			/* last element of the set so far */
 	uint32		hash;
 	char		status;
 } EqualEntry;
@@ -45,8 +45,8 @@ elements_equal(const HrflowSource *source, int a, int b)
 #include "lib/simplehash.h"
 
 /*
- * Find the elements of a source that are equal.  Takes about 20 ms and 500 kB
- * for 100,000 elements.
+ * Find the equal elements of a source.  This takes about 20 ms and 500 kB for
+ * 100,000 elements.
  */
 void
 hrflow_equal_find(HrflowEqualElements *elements, HrflowSource *source)
@@ -81,7 +81,7 @@ hrflow_equal_find(HrflowEqualElements *elements, HrflowSource *source)
 }
 
 /*
- * The next element that is equal to this one, or -1.
+ * Return the next element that is equal to this one, or -1.
  */
 int
 hrflow_equal_next(const HrflowEqualElements *elements, int element)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * error.c
- *		What became of a request: text for rows, errors for callers.
+ *		Converts results to error messages, for the rows of a batch and for
+ *		errors.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,14 +13,14 @@
 typedef struct StatusInfo
 {
 	int			sqlerrcode;
-	const char *message;		/* of the error; lower case, one line; %s is
-								 * who was asked */
-	const char *hint;			/* what the caller can do; or NULL */
-	const char *link_hint;		/* the same where a link was fetched */
-	const char *link_message;	/* likewise; NULL: as "message" */
+	const char *message;		/* primary message; %s is replaced by who
+								 * answered */
+	const char *hint;			/* or NULL */
+	const char *link_hint;		/* hint if a link was fetched; or NULL */
+	const char *link_message;	/* message if a link was fetched; NULL: use
+								 * "message" */
 } StatusInfo;
 
-/* In the order of HrflowStatus. */
 static const StatusInfo status_info[] = {
 	[HRFLOW_OK] = {
 		.sqlerrcode = ERRCODE_SUCCESSFUL_COMPLETION,
@@ -42,8 +43,8 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_NO_VECTOR] = {
 		.sqlerrcode = ERRCODE_NO_DATA_FOUND,
-		.message = "HrFlow profile has no vector for a section asked for",
-		.hint = "Ask for fewer sections in \"fields\", or for one at a time.",
+		.message = "HrFlow profile has no vector for a requested section",
+		.hint = "Request fewer sections in \"fields\", or one at a time.",
 		.link_message = "vector of the link does not exist"
 	},
 	[HRFLOW_UNAUTHORIZED] = {
@@ -58,61 +59,61 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_PROXY_REFUSED] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
-		.message = "proxy in \"hrflow_embed.proxy\" refused its user or password",
+		.message = "proxy in \"hrflow_embed.proxy\" refused the user or password",
 		.hint = "Check the user and the password in hrflow_embed.proxy."
 	},
 	[HRFLOW_OVER_QUOTA] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		.message = "HrFlow account is over its quota",
-		.hint = "Ask again when the quota is renewed, or raise it with HrFlow."
+		.hint = "Try again when the quota is renewed, or ask HrFlow to raise it."
 	},
 	[HRFLOW_RATE_LIMITED] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		.message = "%s limited the rate of requests",
-		.hint = "Ask again later, or send fewer requests a minute."
+		.hint = "Try again later, or send fewer requests per minute."
 	},
 	[HRFLOW_OVER_BUDGET] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		.message = "statement has sent as many requests to %s as it may",
-		.hint = "Ask for less in one statement, or raise hrflow_embed.max_requests_per_statement. Only a superuser can raise hrflow_embed.statement_request_limit."
+		.message = "statement reached its limit of requests to %s",
+		.hint = "Request less in one statement, or raise hrflow_embed.max_requests_per_statement. Only a superuser can raise hrflow_embed.statement_request_limit."
 	},
 	[HRFLOW_OVER_DAY] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		.message = "account has sent as many requests to %s today as it may",
-		.hint = "Ask again tomorrow (UTC), or have a superuser raise hrflow_embed.max_requests_per_day."
+		.message = "account reached its daily limit of requests to %s",
+		.hint = "Try again tomorrow (UTC), or ask a superuser to raise hrflow_embed.max_requests_per_day."
 	},
 	[HRFLOW_CONNECT_FAILED] = {
 		.sqlerrcode = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
 		.message = "could not connect to %s",
-		.hint = "Check hrflow_embed.base_url, proxy and ca_file, and that the database server may reach the network.",
-		.link_hint = "Check hrflow_embed.proxy and ca_file, and that the database server may reach the link's host."
+		.hint = "Check hrflow_embed.base_url, proxy and ca_file, and that the database server can reach the network.",
+		.link_hint = "Check hrflow_embed.proxy and ca_file, and that the database server can reach the link's host."
 	},
 	[HRFLOW_CONNECTION_LOST] = {
 		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
 		.message = "lost the connection to %s",
-		.hint = "Ask again.",
+		.hint = "Try again.",
 		.link_hint = "Fetch the link again."
 	},
 	[HRFLOW_TIMEOUT] = {
 		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
 		.message = "%s did not answer in time",
-		.hint = "Ask again, or raise hrflow_embed.request_timeout.",
+		.hint = "Try again, or raise hrflow_embed.request_timeout.",
 		.link_hint = "Fetch the link again, or raise hrflow_embed.request_timeout."
 	},
 	[HRFLOW_INVALID_REPLY] = {
 		.sqlerrcode = ERRCODE_PROTOCOL_VIOLATION,
 		.message = "invalid reply from %s",
-		.hint = "Check hrflow_embed.base_url: what answers there may not be the HrFlow API."
+		.hint = "Check that hrflow_embed.base_url is the URL of the HrFlow API."
 	},
 	[HRFLOW_HTTP_ERROR] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
-		.message = "%s answered with an error",
-		.hint = "Ask again later. If it lasts, check hrflow_embed.base_url."
+		.message = "%s returned an error",
+		.hint = "Try again later. If the error persists, check hrflow_embed.base_url."
 	},
 	[HRFLOW_TOO_LARGE] = {
 		.sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED,
 		.message = "reply from %s is too large",
-		.hint = "Ask for fewer sections in \"fields\", or raise hrflow_embed.max_response_size.",
+		.hint = "Request fewer sections in \"fields\", or raise hrflow_embed.max_response_size.",
 		.link_hint = "Raise hrflow_embed.max_response_size."
 	},
 	[HRFLOW_LINK_REFUSED] = {
@@ -123,7 +124,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_LINK_EXPIRED] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
 		.message = "link to a vector has expired or is not valid",
-		.link_hint = "A link is valid for 20 minutes: ask for the profile again."
+		.link_hint = "Links are valid for 20 minutes. Request the profile again to get a new one."
 	},
 	[HRFLOW_INVALID_VECTOR] = {
 		.sqlerrcode = ERRCODE_INVALID_BINARY_REPRESENTATION,
@@ -132,15 +133,15 @@ static const StatusInfo status_info[] = {
 };
 
 /*
- * What is said where the API was asked for something else than a profile.
+ * Messages and hints that differ for endpoints other than HRFLOW_PROFILE.
  */
 static const struct
 {
 	HrflowEndpoint endpoint;
 	HrflowStatus status;
-	const char *message;		/* NULL: as for a profile */
+	const char *message;		/* NULL: use status_info's */
 	const char *hint;
-}			other_words[] = {
+}			endpoint_messages[] = {
 
 	{
 		.endpoint = HRFLOW_JOB,
@@ -207,10 +208,11 @@ static const struct
 };
 
 /*
- * The message and the hint (or NULL) of a result that went wrong.
+ * Look up the primary message and the hint (or NULL) for a result that is not
+ * HRFLOW_OK.
  */
 static void
-find_words(const HrflowResult *result, const char **message, const char **hint)
+find_messages(const HrflowResult *result, const char **message, const char **hint)
 {
 	const StatusInfo *info = &status_info[result->status];
 
@@ -222,19 +224,19 @@ find_words(const HrflowResult *result, const char **message, const char **hint)
 			*message = info->link_message;
 		return;
 	}
-	for (int i = 0; i < lengthof(other_words); i++)
+	for (int i = 0; i < lengthof(endpoint_messages); i++)
 	{
-		if (other_words[i].endpoint != result->endpoint ||
-			other_words[i].status != result->status)
+		if (endpoint_messages[i].endpoint != result->endpoint ||
+			endpoint_messages[i].status != result->status)
 			continue;
-		if (other_words[i].message != NULL)
-			*message = other_words[i].message;
-		*hint = other_words[i].hint;
+		if (endpoint_messages[i].message != NULL)
+			*message = endpoint_messages[i].message;
+		*hint = endpoint_messages[i].hint;
 	}
 }
 
 /*
- * The primary message of a result that went wrong, palloc'd.
+ * Return the primary message for a result that is not HRFLOW_OK, palloc'd.
  */
 static char *
 make_message(const HrflowResult *result)
@@ -242,13 +244,14 @@ make_message(const HrflowResult *result)
 	const char *message;
 	const char *hint;
 
-	find_words(result, &message, &hint);
+	find_messages(result, &message, &hint);
 	return psprintf(message,
 					result->is_link ? "the link's host" : "the HrFlow API");
 }
 
 /*
- * What went wrong in one line, for a column "error"; palloc'd.
+ * Return the error message and detail in one line, for the column "error";
+ * palloc'd.
  */
 char *
 hrflow_error_describe(const HrflowResult *result)
@@ -260,7 +263,7 @@ hrflow_error_describe(const HrflowResult *result)
 }
 
 /*
- * What a person can do about what went wrong; or NULL.
+ * Return the hint for a result that is not HRFLOW_OK, or NULL.
  */
 const char *
 hrflow_error_hint(const HrflowResult *result)
@@ -268,12 +271,12 @@ hrflow_error_hint(const HrflowResult *result)
 	const char *message;
 	const char *hint;
 
-	find_words(result, &message, &hint);
+	find_messages(result, &message, &hint);
 	return hint;
 }
 
 /*
- * The SQLSTATE of a status.
+ * Return the SQLSTATE of a status.
  */
 int
 hrflow_error_code(HrflowStatus status)
@@ -282,7 +285,7 @@ hrflow_error_code(HrflowStatus status)
 }
 
 /*
- * Raise what went wrong.
+ * Raise a result that is not HRFLOW_OK as an error.
  */
 void
 hrflow_error_raise(const HrflowResult *result)
@@ -292,7 +295,7 @@ hrflow_error_raise(const HrflowResult *result)
 
 	Assert(result->status != HRFLOW_OK);
 
-	find_words(result, &message, &hint);
+	find_messages(result, &message, &hint);
 	ereport(ERROR,
 			(errcode(status_info[result->status].sqlerrcode),
 			 errmsg_internal("%s", make_message(result)),

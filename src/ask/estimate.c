@@ -1,9 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * estimate.c
- *		Tells the planner how many rows the functions for many return: one for
- *		each element of their arrays, or for each vector or link.  What they
- *		cost, hrflow_estimate() in many.c tells.
+ *		Estimates for the planner how many rows the batch functions return: one
+ *		for each element of their arrays, or for each vector or link.
+ *		hrflow_estimate(), which estimates the cost of a batch for users, is in
+ *		many.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,8 +24,8 @@ PG_FUNCTION_INFO_V1(hrflow_elements_support);
 PG_FUNCTION_INFO_V1(hrflow_items_support);
 
 /*
- * The number of rows that the path of an aggregate without GROUP BY reads;
- * negative when this is none.
+ * Return the number of rows that an aggregate without GROUP BY reads, or -1 if
+ * the path is not such an aggregate.
  */
 static double
 aggregated_rows(Path *path)
@@ -35,8 +36,9 @@ aggregated_rows(Path *path)
 }
 
 /*
- * The number of elements of an array that a subquery of this level makes, as
- * ARRAY(SELECT ...) or (SELECT array_agg(...) ...); negative when this is none.
+ * Return the number of elements of an array that is computed by an initplan of
+ * this query level, as ARRAY(SELECT ...) or (SELECT array_agg(...) ...).
+ * Returns -1 if the parameter is not such an array.
  */
 static double
 elements_of_subquery(PlannerInfo *root, const Param *param)
@@ -64,8 +66,7 @@ elements_of_subquery(PlannerInfo *root, const Param *param)
 }
 
 /*
- * The number of elements of an argument that is an array; negative when that
- * is not known.
+ * Return the number of elements of an array argument, or -1 if it is unknown.
  */
 static double
 array_elements(PlannerInfo *root, Node *node)
@@ -90,8 +91,8 @@ array_elements(PlannerInfo *root, Node *node)
 }
 
 /*
- * The number of items that "fields" asks for: one for a section, or as many as
- * its list has.
+ * Return the number of items that "fields" requests: for each section the
+ * length of its list, or 1 if it has no list.
  */
 double
 hrflow_estimate_items(Jsonb *fields)
@@ -114,7 +115,8 @@ hrflow_estimate_items(Jsonb *fields)
 }
 
 /*
- * Likewise of an argument; 1 when it is not known.
+ * Return the number of items that the argument "fields" requests, or 1 if that
+ * is unknown.
  */
 static double
 items_of_argument(Node *node)
@@ -127,8 +129,9 @@ items_of_argument(Node *node)
 }
 
 /*
- * Answer a planner's request: the rows of a call, by the longest of its
- * arrays.  Returns NULL where one is not known, or this is not requested.
+ * Support function: estimate the number of rows from the longest array
+ * argument.  Returns NULL if the length of an array is unknown, and for any
+ * other request.
  */
 static Node *
 estimate_rows(Node *request, bool by_item)
@@ -163,7 +166,7 @@ estimate_rows(Node *request, bool by_item)
 /*
  * hrflow_elements_support(internal) RETURNS internal
  *
- * For functions with a row for each element.
+ * Planner support function of functions that return a row for each element.
  */
 Datum
 hrflow_elements_support(PG_FUNCTION_ARGS)
@@ -174,7 +177,8 @@ hrflow_elements_support(PG_FUNCTION_ARGS)
 /*
  * hrflow_items_support(internal) RETURNS internal
  *
- * For functions with a row for each item of an element.
+ * Planner support function of functions that return a row for each item of an
+ * element.
  */
 Datum
 hrflow_items_support(PG_FUNCTION_ARGS)

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * health.c
- *		Tells when it is of no use to go on with a batch.
+ *		Detects when it is pointless to continue a batch.
  *
- * That is when the API, or the links' host, has stopped answering, and when
- * every element from the first one on is refused for a reason that is the
- * request's: fields that the API does not know, or links that link_hosts does
- * not allow.
+ * That is the case if the API, or the host of the links, has stopped
+ * answering, and if every element from the first one on is refused for a
+ * reason that lies in the request: fields that the API does not know, or links
+ * that link_hosts does not allow.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,13 +16,13 @@
 #include "utils/memutils.h"
 
 /*
- * An outage that lasts this long ends the batch.  The default of
- * connect_timeout is half of it.
+ * Stop the batch after an outage of this length.  It is twice the default of
+ * connect_timeout.
  */
 #define OUTAGE_LIMIT (10 * HRFLOW_SEC)
 
 /*
- * Watch a batch that begins now.  "context" must live as long.
+ * Start watching a batch.  "context" must live as long as the batch.
  */
 void
 hrflow_health_init(HrflowHealth *health, MemoryContext context)
@@ -36,8 +36,9 @@ hrflow_health_init(HrflowHealth *health, MemoryContext context)
 }
 
 /*
- * Can this be the outcome of an outage?  The statuses of gateways whose server
- * is down are among them; 500 can be about the element.
+ * Can this result be caused by an outage?  That includes the statuses of
+ * gateways whose server is down, but not 500, which can be caused by a single
+ * element.
  */
 bool
 hrflow_health_is_outage(const HrflowResult *result)
@@ -56,10 +57,11 @@ hrflow_health_is_outage(const HrflowResult *result)
 }
 
 /*
- * Note the outcome of one try.  Returns whether the outage has lasted too
- * long; one that does not pass, such as a certificate that is not trusted, is
- * not waited for.  A time-out is not tried again, but may pass: a connection
- * can be dead although the server is not.
+ * Record the result of one attempt.  Returns whether the outage, if there is
+ * one, has lasted too long.  An outage that will not pass by itself, such as
+ * an untrusted certificate, is considered too long immediately.  Timeouts are
+ * not retried, but they can pass: a connection can be dead although the server
+ * is not.
  */
 bool
 hrflow_health_note_try(HrflowHealth *health, const HrflowResult *result)
@@ -80,8 +82,8 @@ hrflow_health_note_try(HrflowHealth *health, const HrflowResult *result)
 }
 
 /*
- * Have so many tries failed in a row that the API, or the links' host, may be
- * down?
+ * Have enough consecutive attempts failed that the API, or the host of the
+ * links, may be down?
  */
 bool
 hrflow_health_in_trouble(const HrflowHealth *health, bool is_link)
@@ -90,8 +92,8 @@ hrflow_health_in_trouble(const HrflowHealth *health, bool is_link)
 }
 
 /*
- * May another element be asked for?  Until one has not been refused, only as
- * many are as it takes to see that all are.
+ * May another element be requested?  While all elements so far have been
+ * refused, request no more than are needed to decide to stop.
  */
 bool
 hrflow_health_may_ask(const HrflowHealth *health)
@@ -100,7 +102,7 @@ hrflow_health_may_ask(const HrflowHealth *health)
 }
 
 /*
- * Note that the API is asked for an element.
+ * Count an element requested from the API.
  */
 void
 hrflow_health_note_asked(HrflowHealth *health)
@@ -116,20 +118,21 @@ is_about_request(const HrflowResult *result)
 }
 
 /*
- * Is this the refusal that the elements before have met?
+ * Is this the same refusal as that of the previous elements?
  */
 static bool
 is_same_refusal(const HrflowResult *first, const HrflowResult *result)
 {
-	/* A link's refusal names the link; the API's do not name the profile. */
+	/* The detail names the link, but never the profile. */
 	return result->status == first->status &&
 		(result->status == HRFLOW_LINK_REFUSED ||
 		 strcmp(result->detail, first->detail) == 0);
 }
 
 /*
- * Note what became of an element that the API was asked for, or of one of its
- * links.  Returns whether all have met this refusal, and are enough.
+ * Record an outcome of an element that was requested from the API.  Returns
+ * whether enough elements have been refused for the same reason, without any
+ * other outcome, to stop the batch.
  */
 bool
 hrflow_health_note_outcome(HrflowHealth *health, int element,

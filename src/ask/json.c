@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * json.c
- *		JSON text of a reply to what jsonb is made of, without errors.
+ *		Parses the JSON of a reply to jsonb, without raising errors.
  *
- * jsonb_in would do, were it not that it raises errors for much that a reply
- * may hold (before 16 for all of it), recurses as deep as the text nests, and
- * before 16 looks at every character of a string three times: links of 1,700
- * characters made it two fifths of what a call cost.  What is accepted here is
- * what jsonb_in accepts, within the limits below, and becomes the same; a
- * fuzzer compares the two.
+ * We do not use jsonb_in, because it raises errors for much that a reply may
+ * contain (before PostgreSQL 16 for all invalid input), recurses as deep as
+ * the text nests, and before PostgreSQL 16 examines each character of a string
+ * three times, which took two fifths of the time of a call with links of 1,700
+ * characters.  Within the limits below, this parser accepts the same input as
+ * jsonb_in, with the same result; a fuzzer compares the two.
  *
- * Strings stay in UTF-8 but where they are to become jsonb: what is not needed
- * may have characters that the server encoding lacks.
+ * Strings remain in UTF-8, except those that are going to become jsonb: the
+ * others may contain characters that the server encoding lacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,32 +25,33 @@
 #include "utils/numeric.h"
 
 /*
- * A number is no longer than this, and its exponent has no more digits, so
- * that numeric can hold it: numbers are status codes here.
+ * Maximum length of a number, and of the digits of its exponent.  Such a
+ * number fits into numeric; the numbers in replies are status codes.
  */
 #define MAX_NUMBER 100
 #define MAX_EXPONENT_DIGITS 3
 
-/* An int64 holds any number of fewer digits. */
+/* Any number with fewer digits than this fits into an int64. */
 #define INT64_DIGITS 19
 
 /*
- * Values of a reply, each of which takes some 40 bytes while it is read: an
- * answer has dozens.
+ * Maximum number of values in a reply.  Each takes about 40 bytes while the
+ * reply is parsed.  Answers of the API contain dozens.
  */
 #define MAX_VALUES 1000000
 
 typedef struct Reader
 {
-	const char *p;				/* the next byte; a NUL is at the end */
-	int			depth;			/* of arrays and objects around it */
+	const char *p;				/* next byte; the text ends with a NUL */
+	int			depth;			/* number of enclosing arrays and objects */
 	bool		too_deep;
-	int			nvalues;		/* elements and members begun, those that are
-								 * left out included */
+	int			nvalues;		/* number of elements and members so far,
+								 * including those that are skipped */
 	const char *converted;		/* member of the outermost object whose
-								 * strings are converted; or NULL */
-	bool		converts;		/* in it now */
-	const char *name;			/* of members to leave out; or NULL */
+								 * strings are converted to the server
+								 * encoding; or NULL */
+	bool		converts;		/* are we inside of that member? */
+	const char *name;			/* name of the members to skip; or NULL */
 	HrflowSpan *left_out;
 	HrflowJsonbState state;
 } Reader;
@@ -97,8 +98,9 @@ read_hex(Reader *r, pg_wchar *unit)
 }
 
 /*
- * Read what follows "\u", the other half of a surrogate pair included, as
- * UTF-8.  jsonb has no NUL.
+ * Read what follows "\u", including the second half of a surrogate pair, and
+ * append it to *to as UTF-8.  A NUL is not accepted, since jsonb cannot store
+ * it.
  */
 static bool
 read_unicode(Reader *r, char **to)
@@ -123,8 +125,8 @@ read_unicode(Reader *r, char **to)
 }
 
 /*
- * The quote that ends a string whose next characters are these, or the end of
- * the text.
+ * Find the quote that ends the string whose remaining text is "p".  Returns
+ * the end of the text if there is none.
  */
 static const char *
 end_of_string(const char *p)
@@ -139,8 +141,8 @@ end_of_string(const char *p)
 }
 
 /*
- * Read the rest of a string that has escapes, of which "length" bytes before
- * the first one are at "start".  Nothing becomes longer than it is written.
+ * Read the rest of a string that contains escapes.  "length" bytes at "start"
+ * have been read already.  Replacing escapes never makes a string longer.
  */
 static bool
 read_escapes(Reader *r, const char *start, size_t length, JsonbValue *value)
@@ -180,8 +182,8 @@ read_escapes(Reader *r, const char *start, size_t length, JsonbValue *value)
 }
 
 /*
- * Is there a control character, which must be escaped?  A loop that can be
- * vectorised: links are long.
+ * Does the text contain a control character, which JSON requires to be
+ * escaped?  This loop can be vectorized, which matters because links are long.
  */
 static bool
 has_control(const char *text, size_t length)
@@ -194,7 +196,8 @@ has_control(const char *text, size_t length)
 }
 
 /*
- * Read a string behind its first quote.  It is left where it is if it can be.
+ * Read a string, after its opening quote.  The result points into the text if
+ * the string need not be changed.
  */
 static bool
 read_string(Reader *r, JsonbValue *value)
@@ -316,7 +319,7 @@ read_word(Reader *r, JsonbValue *value)
 }
 
 /*
- * Is this the key of members of that name, which may be NULL?
+ * Is this the key of a member with the given name, which may be NULL?
  */
 static bool
 is_named(const JsonbValue *key, const char *name)
@@ -326,12 +329,12 @@ is_named(const JsonbValue *key, const char *name)
 }
 
 /*
- * Leave out the value of a member, if that is what is wanted of it and it is
- * an array that can hold numbers alone: it becomes null.  Such an array ends
- * with the first bracket that closes, so what is in it needs no look.
+ * Skip the value of a member, if it has the name of those to be skipped and is
+ * an array that can only contain numbers.  It is replaced by null.  Such an
+ * array ends at the first closing bracket, so its content need not be parsed.
  */
 static bool
-leave_out(Reader *r, const JsonbValue *key)
+skip_array(Reader *r, const JsonbValue *key)
 {
 	JsonbValue	null = {.type = jbvNull};
 	const char *start;
@@ -357,7 +360,7 @@ leave_out(Reader *r, const JsonbValue *key)
 }
 
 /*
- * Read an array or an object behind its bracket.
+ * Read an array or an object, after its opening bracket.
  */
 static bool
 read_container(Reader *r, bool is_object)
@@ -390,7 +393,7 @@ read_container(Reader *r, bool is_object)
 			if (r->depth == 1)
 				r->converts = is_named(&key, r->converted);
 			hrflow_compat_push_jsonb(&r->state, WJB_KEY, &key);
-			is_done = leave_out(r, &key);
+			is_done = skip_array(r, &key);
 		}
 		if (!is_done && !read_value(r, is_object ? WJB_VALUE : WJB_ELEM))
 			return false;
@@ -408,7 +411,7 @@ read_container(Reader *r, bool is_object)
 }
 
 /*
- * Read a value that is an element or belongs to a key.
+ * Read a value that is an element or that follows a key.
  */
 static bool
 read_value(Reader *r, JsonbIteratorToken token)
@@ -466,12 +469,15 @@ parse(Reader *r, bool *too_deep)
 }
 
 /*
- * Read an object or an array.  "text" is valid UTF-8, ended by its only NUL.
- * Returns NULL where it is not that, or jsonb cannot hold it; *too_deep tells
- * whether that is because it nests deeper than HRFLOW_MAX_JSON_DEPTH.
- * palloc'd, with strings that may still be in "text": those of the outermost
- * object's member "converted" are in the server encoding, and NULL is returned
- * where that lacks a character of theirs; the others are in UTF-8.
+ * Parse an object or an array.  "text" must be valid UTF-8 and terminated by
+ * its only NUL.  Returns NULL if it is not valid JSON or jsonb cannot store
+ * it; *too_deep is set to whether the reason is that it nests deeper than
+ * HRFLOW_MAX_JSON_DEPTH.
+ *
+ * The result is palloc'd, and its strings may point into "text".  Strings in
+ * the member "converted" of the outermost object are converted to the server
+ * encoding; NULL is returned if that is not possible.  All others remain in
+ * UTF-8.
  */
 JsonbValue *
 hrflow_json_parse(const char *text, const char *converted, bool *too_deep)
@@ -482,9 +488,10 @@ hrflow_json_parse(const char *text, const char *converted, bool *too_deep)
 }
 
 /*
- * The same, but members of that name, an ASCII one, whose values are arrays of
- * numbers become null: "left_out" is where they are in the text.  Whether they
- * are JSON is for who reads them there to find out.
+ * Like hrflow_json_parse(), but replace each member with the given ASCII name
+ * whose value is an array of numbers by null, and report in *left_out where
+ * the array is in the text.  Its content is not validated; the caller must do
+ * that.
  */
 JsonbValue *
 hrflow_json_parse_without(const char *text, const char *converted,

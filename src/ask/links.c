@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * links.c
- *		The links in an answer of the API, and the section and item of each.
+ *		Extracts the links from an answer of the API, with the section and item
+ *		of each.
  *
- * Pure: what is made depends on the arguments alone.  Nothing here raises an
- * error for what an answer holds.
+ * This is pure: the results depend on the arguments alone.  No errors are
+ * raised about the content of an answer.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,8 +16,8 @@
 #include "utils/numeric.h"
 
 /*
- * Read a JSON value that is an index: a whole number, not negative, that an
- * int can hold.
+ * Read a JSON number that is an index: a non-negative integer that fits into
+ * an int.
  */
 static bool
 read_index(const JsonbValue *value, int *index)
@@ -34,7 +35,8 @@ read_index(const JsonbValue *value, int *index)
 }
 
 /*
- * The index that the path of a link tells, …/SECTION/INDEX.hflw, or -1.
+ * Return the index in the path of a link, .../SECTION/INDEX.hflw, or -1 if the
+ * path does not have this form.
  */
 static int
 index_in_path(const char *url, const char *section)
@@ -65,19 +67,19 @@ index_in_path(const char *url, const char *section)
 }
 
 /*
- * How the items of a section were asked for.
+ * How "fields" requested a section.
  */
 typedef struct SectionAsked
 {
 	char	   *name;
-	bool		as_list;		/* by a list, of whatever */
-	int		   *indexes;		/* the list's, palloc'd; NULL unless all of
-								 * its elements are indexes */
+	bool		as_list;		/* by a list, whatever its elements are */
+	int		   *indexes;		/* the elements of the list, palloc'd; NULL
+								 * unless all are indexes */
 	int			nindexes;
 } SectionAsked;
 
 /*
- * Look up in "fields" (or NULL) how a section was asked for.
+ * Look up how "fields", which may be NULL, requested a section.
  */
 static void
 find_asked(Jsonb *fields, const JsonbValue *key, SectionAsked *asked)
@@ -116,20 +118,21 @@ find_asked(Jsonb *fields, const JsonbValue *key, SectionAsked *asked)
 }
 
 /*
- * How the items of a section are told apart.
+ * How to determine the item of each link of a section.
  */
 typedef enum ItemRule
 {
-	ITEM_AS_ASKED,				/* the index at this place of the list */
-	ITEM_OF_PATH,				/* the index in the link's path */
-	ITEM_BY_PLACE				/* the place in the answer */
+	ITEM_AS_ASKED,				/* from the requested indexes, by position */
+	ITEM_OF_PATH,				/* from the path of the link */
+	ITEM_BY_PLACE				/* the position in the answer */
 } ItemRule;
 
 /*
- * Choose the rule for a list of "count" elements.  The order asked for holds
- * unless a path names another item: that the API keeps this order is not
- * documented.  Otherwise paths decide if each of them names an item, and places
- * if none does and none was asked for by a list.
+ * Choose the rule for a list of "count" elements.  Use the order of the
+ * requested indexes unless the path of a link names another item; it is not
+ * documented that the API preserves this order.  Otherwise use the paths if
+ * every path names an item, and positions if no path does and the section was
+ * not requested by a list.  Returns false if no rule applies.
  */
 static bool
 choose_rule(const SectionAsked *asked, JsonbContainer *list, int count,
@@ -161,9 +164,9 @@ choose_rule(const SectionAsked *asked, JsonbContainer *list, int count,
 }
 
 /*
- * Add a link, of the item that it is by this rule.  Returns false when an
- * earlier one of the section is of the same item: a mislabelled vector is
- * worse than none.
+ * Add a link, with its item determined by the given rule.  Returns false if
+ * the section already has a link of the same item: no vector is better than
+ * one with the wrong item.
  */
 static bool
 add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
@@ -189,8 +192,9 @@ add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
 }
 
 /*
- * The item of a section that has one link and no list: the one its path
- * names, or the index of a list of one that asked for it, or 0.
+ * Add the only link of a section that is not a list.  Its item is the one
+ * named by its path, or the index in a list of one that requested it, or 0.
+ * Returns false if the item cannot be determined.
  */
 static bool
 add_single_link(List **links, const SectionAsked *asked,
@@ -206,15 +210,15 @@ add_single_link(List **links, const SectionAsked *asked,
 }
 
 /*
- * Add the links of one section, whose value is a link, a list of links, or
- * null (no vector); null elements of a list keep their place.  Returns NULL,
- * or what is wrong with it.
+ * Add the links of a section, whose value is a link, a list of links, or null
+ * if there is no vector.  Null elements of a list count as positions. Returns
+ * NULL, or what is wrong with the value, as a clause.
  */
 static const char *
 add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 {
-	static const char unknown_item[] = "its items cannot be told apart";
-	static const char not_links[] = "it is neither a link nor a list of links";
+	static const char unknown_item[] = "the items of the links cannot be determined";
+	static const char not_links[] = "the value is neither a link nor a list of links";
 	static const char too_many[] = "there are too many links";
 	JsonbContainer *list;
 	ItemRule	rule;
@@ -251,15 +255,17 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 }
 
 /*
- * The links in an answer's data, as a list of HrflowLink.  "fields" is what
- * was asked for, or NULL; "secret" the key that was sent.
+ * Extract the links in the data of an answer, as a list of HrflowLink.
+ * "fields" is what was requested, or NULL; "secret" is the key that was sent.
  *
- * Where "fields" lists indexes and the answer has as many elements, an item
- * is the index asked for, unless the links' paths name others: then, and where
- * the lengths differ, it is read from the path.  A section asked for as a whole
- * counts from 0, or as the paths say (they know of gaps).
+ * If "fields" lists the indexes of a section, and the answer has as many
+ * elements, the item of each link is the index requested, unless the paths of
+ * the links name different items.  In that case, and if the lengths differ,
+ * the item is taken from the path.  In a section that was requested as a
+ * whole, the item is taken from the paths too, since these reflect gaps;
+ * without such paths items are counted from 0.
  *
- * Returns false and sets *detail when the data is not that.
+ * Returns false and sets *detail if the data is not valid.
  */
 bool
 hrflow_links_collect(Jsonb *data, Jsonb *fields, const char *secret,

@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * many.c
- *		The SQL functions that ask for many profiles or texts, or fetch many
+ *		The SQL functions that request many profiles or texts, or fetch many
  *		links, at once.
  *
- * Each makes a batch of a source, which reads arrays of text, and a sink,
- * which stores rows.
+ * Each runs a batch, which connects a source that reads arrays of text with a
+ * sink that stores rows.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,7 +31,7 @@ PG_FUNCTION_INFO_V1(hrflow_estimate);
 PG_FUNCTION_INFO_V1(hrflow_fetch_vectors);
 PG_FUNCTION_INFO_V1(hrflow_text_embeddings);
 
-/* The arguments of the functions for profiles, in their order. */
+/* Argument numbers of the functions for profiles. */
 enum
 {
 	ARG_SOURCE_ID,
@@ -51,38 +51,38 @@ enum
 #define MAX_ARRAYS 3
 
 /*
- * An array of text; an element of the batch has an element of it.
+ * An array of text, with one element for each element of the batch.
  */
 typedef struct TextArray
 {
-	const char *name;			/* of one element, for messages */
-	Datum	   *values;			/* NULL when no array was passed */
+	const char *name;			/* name of one element, for messages */
+	Datum	   *values;			/* NULL if no array was passed */
 	bool	   *nulls;
 } TextArray;
 
 /*
- * Elements that arrays of text describe.
+ * A source whose elements are described by one or more arrays.
  */
 typedef struct ArraySource
 {
 	HrflowSource base;
-	TextArray	arrays[MAX_ARRAYS]; /* profile_id, reference, e-mail; or link;
-									 * or text */
+	TextArray	arrays[MAX_ARRAYS]; /* ids, references and e-mail addresses;
+									 * or links; or texts */
 	int			narrays;
 
 	/* For profiles: */
-	const char *source_id;		/* UTF-8; NULL: every element is invalid, */
-	const char *bad_source_id;	/* for this reason */
-	Jsonb	   *fields;			/* NULL: left out */
-	const char *fields_text;	/* the same in UTF-8 */
+	const char *source_id;		/* in UTF-8; NULL: all elements are invalid */
+	const char *bad_source_id;	/* the reason for that */
+	Jsonb	   *fields;			/* NULL: omitted */
+	const char *fields_text;	/* "fields" as UTF-8 text */
 
-	/* For texts: where they are sent. */
+	/* For texts: URL to send them to. */
 	const char *text_url;
 } ArraySource;
 
 /*
- * Read an argument that is an array of text, as the next array of the source.
- * All must have the same length.
+ * Read an array argument, and append it to the arrays of the source.  All
+ * arrays must have the same length.
  */
 static void
 add_array(ArraySource *source, FunctionCallInfo fcinfo, int argno,
@@ -107,14 +107,14 @@ add_array(ArraySource *source, FunctionCallInfo fcinfo, int argno,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("arrays of identifiers must have the same length"),
-				 errdetail("%s has %d elements where another has %d.",
+				 errdetail("%s has %d elements, but another array has %d.",
 						   plural, n, source->base.nelements)));
 	source->base.nelements = n;
 }
 
 /*
- * Make a source of the only array that a function has.  NULL, which array_agg
- * returns for no rows, is an array without elements.
+ * Initialize the source of a function that has only one array.  NULL is
+ * treated as an empty array, because array_agg returns NULL for no rows.
  */
 static void
 init_single_array_source(ArraySource *source, FunctionCallInfo fcinfo,
@@ -194,13 +194,13 @@ texts_equal(const HrflowSource *source, int a, int b)
  */
 
 /*
- * Was an argument written in the call, or is it the default?  Both can be a
- * constant NULL; but a default is read from the catalog, where an expression
- * has no location in a query's text.  A NULL that the planner computed counts
- * as a default, too.
+ * Was an argument specified in the call, or is it the default?  Both may be a
+ * constant NULL, but a default is read from the catalogs, where expressions
+ * have no location in the text of a query.  A NULL that results from constant
+ * folding is taken for a default, too.
  */
 static bool
-is_written(FunctionCallInfo fcinfo, int argno)
+is_specified(FunctionCallInfo fcinfo, int argno)
 {
 	Node	   *call = fcinfo->flinfo->fn_expr;
 	Node	   *argument;
@@ -226,9 +226,9 @@ init_profile_source(ArraySource *source, FunctionCallInfo fcinfo)
 			  "profile_emails");
 	if (source->base.nelements < 0)
 	{
-		if (!is_written(fcinfo, ARG_PROFILE_IDS) &&
-			!is_written(fcinfo, ARG_PROFILE_REFERENCES) &&
-			!is_written(fcinfo, ARG_PROFILE_EMAILS))
+		if (!is_specified(fcinfo, ARG_PROFILE_IDS) &&
+			!is_specified(fcinfo, ARG_PROFILE_REFERENCES) &&
+			!is_specified(fcinfo, ARG_PROFILE_EMAILS))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("no identifiers were given"),
@@ -256,8 +256,8 @@ init_profile_source(ArraySource *source, FunctionCallInfo fcinfo)
 }
 
 /*
- * Read an element's identifiers into a query.  Returns NULL, or why there is
- * nothing to be asked for.
+ * Read the identifiers of an element into a query.  Returns NULL, or the
+ * reason why the element cannot be requested as a whole sentence.
  */
 static char *
 make_profile_query(const ArraySource *source, int element, HrflowQuery *query)
@@ -390,7 +390,7 @@ static const HrflowSourceMethods text_source_methods = {
  */
 
 /*
- * Columns of a row that follow its ordinality and its identifiers.
+ * Columns that can follow the ordinality and the identifiers in a row.
  */
 typedef enum RowColumn
 {
@@ -422,26 +422,27 @@ static const RowColumn vector_columns[] = {
 	COLUMN_VECTOR, COLUMN_STATUS, COLUMN_HTTP_STATUS, COLUMN_ERROR
 };
 
-/* The number of columns of the widest row. */
+/* Maximum number of columns of a row. */
 #define MAX_COLUMNS 10
 
 /*
- * Rows of a set-returning function.
+ * A sink that stores the rows of a set-returning function.
  */
 typedef struct RowSink
 {
 	HrflowSink	base;
 	Tuplestorestate *store;
 	TupleDesc	desc;
-	const TextArray *identifiers;	/* columns 2 to nidentifiers + 1 */
+	const TextArray *identifiers;	/* contents of columns 2 to nidentifiers +
+									 * 1 */
 	int			nidentifiers;
-	const RowColumn *columns;	/* those that follow, as many as "desc" has */
-	Datum		values[MAX_COLUMNS];	/* of the row put last */
+	const RowColumn *columns;	/* the remaining columns of "desc" */
+	Datum		values[MAX_COLUMNS];	/* of the row that was stored last */
 	bool		nulls[MAX_COLUMNS];
 } RowSink;
 
 /*
- * The value of one column, or false when it is NULL.
+ * Compute the value of a column.  Returns false if it is NULL.
  */
 static bool
 make_column(RowColumn column, const HrflowOutcome *outcome, Datum *value)
@@ -484,9 +485,6 @@ make_column(RowColumn column, const HrflowOutcome *outcome, Datum *value)
 	return false;
 }
 
-/*
- * Store a row.
- */
 static void
 put_row(HrflowSink *sink, int element, const HrflowOutcome *outcome,
 		bool repeated)
@@ -505,7 +503,7 @@ put_row(HrflowSink *sink, int element, const HrflowOutcome *outcome,
 			identifiers->values[element];
 	}
 
-	/* The other columns of equal elements are the same. */
+	/* Equal elements have the same values in all other columns. */
 	if (!repeated)
 	{
 		for (const RowColumn *column = self->columns; n < self->desc->natts;
@@ -539,12 +537,13 @@ static const HrflowSinkMethods vector_row_sink_methods = {
  */
 
 /*
- * Raise an error if this is a query that Citus runs on one shard of a table.
+ * Raise an error in a query that Citus runs on a shard of a table.
  *
- * Citus sends a join with a function in FROM to every shard, once the function's
- * arguments are known, and each of them would request all elements.  It marks
- * these connections by their application_name, and those of its functions such
- * as run_command_on_workers() otherwise (tried with Citus 13.2.2).
+ * Once the arguments of a function in FROM are known, Citus sends a join with
+ * it to every shard, and each of these queries would send all requests.  Citus
+ * marks the connections for such queries by application_name, and those of
+ * functions such as run_command_on_workers() differently (tested with Citus
+ * 13.2.2).
  */
 static void
 check_not_in_shard_query(const HrflowSettings *settings)
@@ -555,14 +554,14 @@ check_not_in_shard_query(const HrflowSettings *settings)
 		strncmp(application_name, mark, strlen(mark)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a batch cannot run in a query on a shard"),
+				 errmsg("cannot run a batch in a query on a shard"),
 				 errdetail("Every shard of the table would send all requests of the batch."),
 				 errhint("Move the function call into WITH v AS MATERIALIZED (...), or set hrflow_embed.allow_in_shard_queries.")));
 }
 
 /*
- * Ask for all elements of a source, and return them as rows: the ordinality,
- * the first "nidentifiers" arrays of the source, and "columns".
+ * Run a batch over a source, and return its rows: the ordinality, the first
+ * "nidentifiers" arrays of the source, and "columns".
  */
 static Datum
 return_rows(FunctionCallInfo fcinfo, HrflowCaller caller, ArraySource *source,
@@ -633,11 +632,12 @@ hrflow_profile_links(PG_FUNCTION_ARGS)
 }
 
 /*
- * hrflow_profile_vectors(…the same…)
- *		RETURNS TABLE (ordinality bigint, profile_id text,
- *					   profile_reference text, profile_email text,
- *					   section text, item int, vector real[], status text,
- *					   http_status int, error text)
+ * hrflow_profile_vectors(source_id text, profile_ids text[], fields jsonb,
+ * 						  profile_references text[], profile_emails text[])
+ * 		RETURNS TABLE (ordinality bigint, profile_id text,
+ * 					   profile_reference text, profile_email text,
+ * 					   section text, item int, vector real[], status text,
+ * 					   http_status int, error text)
  */
 Datum
 hrflow_profile_vectors(PG_FUNCTION_ARGS)
@@ -650,8 +650,8 @@ hrflow_profile_vectors(PG_FUNCTION_ARGS)
 }
 
 /*
- * The number of requests that a batch would send, were each answered, and of
- * elements that differ.
+ * Count the requests that a batch would send if each was answered, and its
+ * distinct elements.
  */
 static int64
 count_requests(HrflowSource *source, int64 *ndistinct)
@@ -684,9 +684,10 @@ count_requests(HrflowSource *source, int64 *ndistinct)
 }
 
 /*
- * hrflow_estimate(…the same…)
- *		RETURNS TABLE (elements bigint, requests bigint, links bigint,
- *					   seconds float8)
+ * hrflow_estimate(source_id text, profile_ids text[], fields jsonb,
+ * 				 profile_references text[], profile_emails text[])
+ * 		RETURNS TABLE (elements bigint, requests bigint, links bigint,
+ * 					   seconds float8)
  */
 Datum
 hrflow_estimate(PG_FUNCTION_ARGS)

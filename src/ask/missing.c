@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * missing.c
- *		What hrflow_embed.on_missing = null does with a profile or job that is
- *		not found or has no vector: the call returns NULL, and a WARNING at the
- *		end of the statement counts such calls.
+ *		Implements hrflow_embed.on_missing = null: a call for a profile or job
+ *		that is not found or has no vector returns NULL, and a WARNING at the
+ *		end of the statement reports how many calls did.
  *
- * The statement is the one that the client sent: those that functions run
- * inside it do not warn.  Calls outside of any query, as PL/pgSQL's simple
- * expressions are, are reported by the next statement that ends, or when the
- * transaction commits.
+ * The statement is the one sent by the client; statements that functions run
+ * inside of it do not warn.  Calls that are not part of a query, such as
+ * PL/pgSQL's simple expressions, are reported by the next statement that ends,
+ * or when the transaction commits.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,17 +19,18 @@
 #include "compat.h"
 #include "executor/executor.h"
 
-/* Calls that returned NULL, not yet reported. */
+/* Number of calls that returned NULL and have not been reported yet. */
 static int64 nmissing = 0;
 
-/* How many runs of the executor are under way, one inside the other. */
+/* Nesting depth of ExecutorRun. */
 static int	run_depth = 0;
 
 static ExecutorRun_hook_type previous_run = NULL;
 static ExecutorFinish_hook_type previous_finish = NULL;
 
 /*
- * May this result be NULL instead of an error?  Then it is counted.
+ * Should this result be returned as NULL rather than raised as an error?  If
+ * so, count it.
  */
 bool
 hrflow_missing_accept(const HrflowSettings *settings,
@@ -96,7 +97,7 @@ at_end_of_transaction(XactEvent event, void *arg)
 }
 
 /*
- * Called when the library is loaded.
+ * Install the hooks.  Called when the library is loaded.
  */
 void
 hrflow_missing_define(void)

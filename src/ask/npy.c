@@ -1,11 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * npy.c
- *		NumPy's .npy file to an array of real.
+ *		Decodes files in NumPy's .npy format, versions 1.0 to 3.0.
  *
- * https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+ * The format is described at
+ * https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
  *
- * Versions 1.0 to 3.0 are read.  Pure, as described in decode.c.
+ * This is pure, as described in decode.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,13 +22,13 @@ static const char npy_magic[] = "\x93NUMPY";
 typedef struct NpyHeader
 {
 	char		kind;			/* 'f', 'i' or 'u' */
-	int			width;			/* bytes of an element */
-	bool		swapped;		/* not in this machine's byte order */
-	bool		fortran_order;	/* the first index varies fastest */
+	int			width;			/* size of an element, in bytes */
+	bool		swapped;		/* is the byte order not this machine's? */
+	bool		fortran_order;	/* does the first index vary fastest? */
 	HrflowShape shape;
 } NpyHeader;
 
-/* Where the header, a Python dictionary, is being read. */
+/* The unread part of the header, which is a Python dictionary. */
 typedef struct NpyCursor
 {
 	const char *p;
@@ -42,7 +43,7 @@ skip_blanks(NpyCursor *c)
 }
 
 /*
- * Step over a character that must come next, blanks aside.
+ * Skip blanks and the given character.  Returns false if another one is next.
  */
 static bool
 take_character(NpyCursor *c, char wanted)
@@ -55,7 +56,7 @@ take_character(NpyCursor *c, char wanted)
 }
 
 /*
- * Step over a string in single or double quotes.
+ * Read a string in single or double quotes.
  */
 static bool
 take_string(NpyCursor *c, const char **string, size_t *length)
@@ -105,7 +106,7 @@ take_number(NpyCursor *c, uint64 *number)
 }
 
 /*
- * Read a "descr", such as '<f4'.  Returns NULL, or what is wrong with it.
+ * Read a "descr", such as '<f4'.  Returns NULL, or an error detail.
  */
 static char *
 read_dtype(NpyCursor *c, NpyHeader *header)
@@ -118,13 +119,13 @@ read_dtype(NpyCursor *c, NpyHeader *header)
 
 	skip_blanks(c);
 	if (c->p < c->end && *c->p == '[')
-		return pstrdup("It is a NumPy array of structures, of which no vector can be made.");
+		return pstrdup("The NumPy file contains an array of structures, which is not supported.");
 	if (!take_string(c, &dtype, &length))
-		return pstrdup("Its NumPy header has no dtype.");
+		return pstrdup("The NumPy header has no dtype.");
 
-	/* |O, or |O8 as it was once written; the rest is a pickle. */
+	/* "|O", formerly written as "|O8".  The data is a pickle. */
 	if (length >= 2 && dtype[1] == 'O')
-		return pstrdup("It is a NumPy object array, which is never unpickled.");
+		return pstrdup("The NumPy file contains an object array, which is never unpickled.");
 
 	for (int i = 0; length == 3 && i < lengthof(known); i++)
 	{
@@ -141,17 +142,17 @@ read_dtype(NpyCursor *c, NpyHeader *header)
 			(dtype[0] == '|' && header->width == 1))
 			return NULL;
 	}
-	return psprintf("Its NumPy dtype \"%s\" is not a real or integer type of a known byte order.",
+	return psprintf("The NumPy dtype \"%s\" is not a supported floating-point or integer type with a known byte order.",
 					hrflow_vector_quote(dtype, length));
 }
 
 /*
- * Read a "shape": (d,) or (n, d).  Returns NULL, or what is wrong with it.
+ * Read a "shape": (d,) or (n, d).  Returns NULL, or an error detail.
  *
- * Python 2 wrote the suffix of a long integer where the platform's int was too
- * narrow for a size, as on Windows: (2L,).  NumPy still reads it, in files of
- * versions 1.0 and 2.0, which are the ones that Python 2 could write; see
- * _filter_header in numpy/lib/format.py.
+ * Python 2 appended the suffix of a long integer, as in (2L,), if the
+ * platform's int was too narrow for a size, as on Windows.  NumPy still reads
+ * that in files of versions 1.0 and 2.0, which are those that Python 2 could
+ * write; see _filter_header() in numpy/lib/format.py.
  */
 static char *
 read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
@@ -164,13 +165,13 @@ read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
 	skip_blanks(c);
 	start = c->p;
 	if (!take_character(c, '('))
-		return pstrdup("Its NumPy header has no shape.");
+		return pstrdup("The NumPy header has no shape.");
 	while (!take_character(c, ')'))
 	{
 		uint64		number;
 
 		if (!comma || !take_number(c, &number))
-			return pstrdup("Its NumPy header has no shape that can be read.");
+			return pstrdup("The NumPy header has an invalid shape.");
 		if (allow_long && c->p < c->end && *c->p == 'L')
 			c->p++;
 		if (n < 2)
@@ -179,7 +180,7 @@ read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
 		comma = take_character(c, ',');
 	}
 	if (n < 1 || n > 2)
-		return psprintf("Its NumPy shape %s has not one or two dimensions.",
+		return psprintf("The NumPy shape %s does not have one or two dimensions.",
 						hrflow_vector_quote(start, c->p - start));
 	shape->rows = n == 2 ? numbers[0] : 1;
 	shape->columns = numbers[n - 1];
@@ -187,8 +188,8 @@ read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
 }
 
 /*
- * Read the dictionary.  Returns NULL, or what is wrong with it.  NumPy wants
- * these three keys and no other; so do we.
+ * Read the dictionary.  Like NumPy, require exactly these three keys.  Returns
+ * NULL, or an error detail.
  */
 static char *
 read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
@@ -198,7 +199,7 @@ read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
 	bool		comma = true;
 
 	if (!take_character(c, '{'))
-		return pstrdup("Its NumPy header is not a dictionary.");
+		return pstrdup("The NumPy header is not a dictionary.");
 	while (!take_character(c, '}'))
 	{
 		const char *name;
@@ -207,7 +208,7 @@ read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
 		int			key;
 
 		if (!comma || !take_string(c, &name, &length) || !take_character(c, ':'))
-			return pstrdup("Its NumPy header is not a dictionary.");
+			return pstrdup("The NumPy header is not a dictionary.");
 		for (key = 0; key < lengthof(names); key++)
 		{
 			if (strlen(names[key]) == length &&
@@ -215,7 +216,7 @@ read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
 				break;
 		}
 		if (key == lengthof(names) || seen[key])
-			return psprintf("Its NumPy header has an unexpected \"%s\".",
+			return psprintf("The NumPy header has an unexpected key \"%s\".",
 							hrflow_vector_quote(name, length));
 		seen[key] = true;
 
@@ -226,22 +227,22 @@ read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
 		else if (take_word(c, "True"))
 			header->fortran_order = true;
 		else if (!take_word(c, "False"))
-			problem = pstrdup("Its NumPy header has no order.");
+			problem = pstrdup("The NumPy header has no valid \"fortran_order\".");
 		if (problem != NULL)
 			return problem;
 		comma = take_character(c, ',');
 	}
 	skip_blanks(c);
 	if (c->p < c->end)
-		return pstrdup("Its NumPy header has something behind the dictionary.");
+		return pstrdup("The NumPy header contains data after the dictionary.");
 	if (!seen[0] || !seen[1] || !seen[2])
-		return pstrdup("Its NumPy header is incomplete.");
+		return pstrdup("The NumPy header is incomplete.");
 	return NULL;
 }
 
 /*
- * Read the header.  Sets *data to what follows it.  Returns NULL, or what is
- * wrong.
+ * Read the header, and set *data to the data that follows it.  Returns NULL,
+ * or an error detail.
  */
 static char *
 read_npy_header(const char *payload, size_t length, NpyHeader *header,
@@ -253,19 +254,19 @@ read_npy_header(const char *payload, size_t length, NpyHeader *header,
 	size_t		size;
 
 	if (length < NPY_MAGIC_LENGTH + 4)
-		return pstrdup("It is a NumPy file that was cut off.");
+		return pstrdup("The NumPy file is truncated.");
 	if (bytes[6] < 1 || bytes[6] > 3 || bytes[7] != 0)
-		return psprintf("It is a NumPy file of the unknown version %d.%d.",
+		return psprintf("The NumPy file has the unsupported version %d.%d.",
 						bytes[6], bytes[7]);
 
 	fixed = NPY_MAGIC_LENGTH + (bytes[6] == 1 ? 4 : 6);
 	if (length < fixed)
-		return pstrdup("It is a NumPy file that was cut off.");
+		return pstrdup("The NumPy file is truncated.");
 	size = bytes[8] | bytes[9] << 8;
 	if (bytes[6] > 1)
 		size |= bytes[10] << 16 | (size_t) bytes[11] << 24;
 	if (length - fixed < size)
-		return pstrdup("It is a NumPy file that was cut off.");
+		return pstrdup("The NumPy file is truncated.");
 
 	c.p = payload + fixed;
 	c.end = *data = payload + fixed + size;
@@ -273,7 +274,7 @@ read_npy_header(const char *payload, size_t length, NpyHeader *header,
 }
 
 /*
- * A float of 2 bytes as one of 4, exactly.
+ * Convert an IEEE binary16 number to float4, which is always exact.
  */
 static inline float4
 half_to_float(uint16 half)
@@ -296,15 +297,15 @@ half_to_float(uint16 half)
 }
 
 /*
- * Read one element of whatever type.  A double that a real cannot hold
- * becomes infinite, which is found out later.
+ * Read an element of any supported type.  A double that float4 cannot
+ * represent becomes infinite, which is detected later.
  */
 static float4
 read_npy_element(const char *p, const NpyHeader *header)
 {
 	uint64		raw = 0;
 
-	/* As an integer of 64 bits, in our byte order. */
+	/* Assemble the bytes to a 64-bit integer. */
 	for (int i = 0; i < header->width; i++)
 	{
 #ifdef WORDS_BIGENDIAN
@@ -344,7 +345,7 @@ read_npy_element(const char *p, const NpyHeader *header)
 }
 
 /*
- * Does the payload begin as a NumPy file does?
+ * Does the payload begin like a NumPy file?
  */
 bool
 hrflow_npy_recognize(const char *payload, size_t length)
@@ -354,7 +355,7 @@ hrflow_npy_recognize(const char *payload, size_t length)
 }
 
 /*
- * Decode a NumPy file.  Returns a palloc'd array, or NULL and *problem.
+ * Decode a NumPy file.  Returns a palloc'd array, or NULL with *problem set.
  */
 ArrayType *
 hrflow_npy_decode(const char *payload, size_t length, char **problem)
@@ -370,7 +371,10 @@ hrflow_npy_decode(const char *payload, size_t length, char **problem)
 	if (*problem != NULL)
 		return NULL;
 
-	/* Bytes first, so that no array is made for a shape that lies. */
+	/*
+	 * Check the size before allocating the array, so that a wrong shape
+	 * cannot make us allocate more memory than the payload justifies.
+	 */
 	Assert(header.width > 0);
 	columns = header.shape.columns;
 	length -= data - payload;
@@ -379,7 +383,7 @@ hrflow_npy_decode(const char *payload, size_t length, char **problem)
 		(columns == 0 ? n != 0 : n / columns != header.shape.rows ||
 		 n % columns != 0))
 	{
-		*problem = psprintf("It has %zu bytes of elements, which is not what a shape of " UINT64_FORMAT " x " UINT64_FORMAT " and %d bytes each take.",
+		*problem = psprintf("The NumPy file has %zu bytes of elements, which does not match a shape of " UINT64_FORMAT " x " UINT64_FORMAT " elements of %d bytes.",
 							length, header.shape.rows, columns, header.width);
 		return NULL;
 	}

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * numbers.c
- *		A JSON array of numbers, or of such arrays, to an array of real.
+ *		Decodes JSON arrays of numbers, or of such arrays.
  *
- * Each real is the one nearest to the decimal, as strtof() returns it.  Pure,
- * as described in decode.c.
+ * Each number becomes the nearest float4, as strtof() returns it.  This is
+ * pure, as described in decode.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,8 +16,8 @@
 #include "miscadmin.h"
 
 /*
- * Powers of ten, each the double next to it.  With up to 19 digits before
- * them, they reach over all that a real can hold.
+ * Powers of ten, each rounded to the nearest double.  Together with up to 19
+ * digits they cover the whole range of float4.
  */
 static const double powers_of_ten[] = {
 	1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13,
@@ -29,17 +29,20 @@ static const double powers_of_ten[] = {
 
 #define MAX_POWER ((int) lengthof(powers_of_ten) - 1)
 
-/* So many digits fit into 64 bits. */
+/* Number of decimal digits that always fit into 64 bits. */
 #define MAX_DIGITS 19
 
-/* No text is so long that this could bring its digits into the range. */
+/*
+ * Limit of the exponent we compute, which no text has enough digits to
+ * compensate.
+ */
 #define MAX_EXPONENT INT64CONST(10000000000)
 
 /*
- * A number's text as the C library reads it, which is right for any.
+ * Convert the text of a number by strtof(), which is exact for every number.
  */
 static float4
-read_slowly(const char *text, size_t length)
+convert_by_strtof(const char *text, size_t length)
 {
 	char		buffer[64];
 	char	   *copy = length < sizeof(buffer) ? buffer : palloc(length + 1);
@@ -54,18 +57,21 @@ read_slowly(const char *text, size_t length)
 }
 
 /*
- * digits * 10^exponent as the nearest real, if that can be told.
+ * Compute digits * 10^exponent, rounded to the nearest float4.  Returns false
+ * if that cannot be done exactly here.
  *
- * The double computed here is within 3 units of its last place of the true
- * value, for each of three steps (digits to double, the power, the
- * operation) is off by half a unit to one, and digits beyond the 19th by less
- * than a hundredth.  Rounding it to a real gives what rounding the true value
- * gives, unless there is a midpoint of two reals between the two: a double
- * whose last 29 bits are 1 and zeros.  So these need another way, and
- * those that a real holds with fewer bits, or not at all.
+ * The double computed here differs from the true value by about 3 units in its
+ * last place at most, because each of three steps (conversion of the digits to
+ * double, the power of ten, and the multiplication or division) is off by half
+ * a unit to one unit, and ignoring digits after the 19th by less than a
+ * hundredth. Rounding it to float4 gives the same result as rounding the true
+ * value, unless a midpoint between two adjacent float4 values, which is a
+ * double whose last 29 bits are 1 followed by zeros, lies between the two.
+ * Return false if the double is within 4 units of a midpoint, and if the
+ * number is subnormal or out of range for float4.
  */
 static inline bool
-read_fast(uint64 digits, int64 exponent, float4 *result)
+convert_fast(uint64 digits, int64 exponent, float4 *result)
 {
 	double		value = (double) digits;
 	uint64		bits;
@@ -86,9 +92,9 @@ read_fast(uint64 digits, int64 exponent, float4 *result)
 }
 
 /*
- * Read the number at *text, as JSON writes them, and step over it.  Returns
- * false if there is none.  One that a real cannot hold becomes infinite, which
- * is found out later; one that is too small becomes zero.
+ * Read the JSON number at *text, and advance *text past it.  Returns false if
+ * there is none.  A number too large for float4 becomes infinite, which is
+ * detected later; one too small becomes zero.
  */
 static inline bool
 read_decimal(const char **text, const char *end, float4 *result)
@@ -97,14 +103,14 @@ read_decimal(const char **text, const char *end, float4 *result)
 	const char *p = start;
 	const char *first;
 	uint64		digits = 0;
-	int			ndigits = 0;	/* in "digits" */
+	int			ndigits = 0;	/* number of significant digits in "digits" */
 	int64		exponent = 0;
 	bool		negative;
 
 	negative = p < end && *p == '-';
 	p += negative;
 
-	/* The whole part: 0, or digits that do not begin with one. */
+	/* Integer part: 0, or digits that do not begin with 0. */
 	for (first = p; p < end && hrflow_is_digit(*p); p++)
 	{
 		if (ndigits < MAX_DIGITS)
@@ -154,8 +160,8 @@ read_decimal(const char **text, const char *end, float4 *result)
 	*text = p;
 	if (digits == 0)
 		*result = negative ? -0.0f : 0.0f;
-	else if (!read_fast(digits, exponent, result))
-		*result = read_slowly(start, p - start);
+	else if (!convert_fast(digits, exponent, result))
+		*result = convert_by_strtof(start, p - start);
 	else if (negative)
 		*result = -*result;
 	return true;
@@ -170,8 +176,8 @@ typedef struct Numbers
 } Numbers;
 
 /*
- * Step over the comma or the bracket that must follow an element.  Returns
- * NULL and *problem if there is neither.
+ * Skip the comma or closing bracket that must follow an element.  Returns NULL
+ * with *problem set if there is neither.
  */
 static inline const char *
 skip_separator(const char *p, const char *start, const char *end, bool *ended,
@@ -183,14 +189,14 @@ skip_separator(const char *p, const char *start, const char *end, bool *ended,
 		*ended = *p == ']';
 		return p + 1;
 	}
-	*problem = psprintf("At byte %zu of the JSON there is neither a comma nor the array's end: \"%s\".",
+	*problem = psprintf("Expected \",\" or \"]\" at byte %zu of the JSON, but found \"%s\".",
 						(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 	return NULL;
 }
 
 /*
- * Read an array of numbers behind its opening bracket.  Returns what follows
- * the closing one, or NULL and *problem.
+ * Read an array of numbers, after its opening bracket.  Returns the position
+ * after the closing bracket, or NULL with *problem set.
  */
 static const char *
 read_json_row(const char *p, const char *start, const char *end,
@@ -206,7 +212,7 @@ read_json_row(const char *p, const char *start, const char *end,
 		{
 			if (numbers->capacity == HRFLOW_MAX_ELEMENTS)
 			{
-				*problem = pstrdup("It has too many elements.");
+				*problem = pstrdup("The vector has too many elements.");
 				return NULL;
 			}
 			numbers->capacity = Min(numbers->capacity * 2, HRFLOW_MAX_ELEMENTS);
@@ -215,7 +221,7 @@ read_json_row(const char *p, const char *start, const char *end,
 		}
 		if (!read_decimal(&p, end, &numbers->elements[numbers->n]))
 		{
-			*problem = psprintf("At byte %zu of the JSON there is no number: \"%s\".",
+			*problem = psprintf("Expected a number at byte %zu of the JSON, but found \"%s\".",
 								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 			return NULL;
 		}
@@ -226,7 +232,8 @@ read_json_row(const char *p, const char *start, const char *end,
 }
 
 /*
- * Read an array of arrays behind its opening bracket, likewise.
+ * Read an array of arrays of numbers, after its opening bracket.  Returns the
+ * position after the closing bracket, or NULL with *problem set.
  */
 static const char *
 read_json_rows(const char *p, const char *start, const char *end,
@@ -241,7 +248,7 @@ read_json_rows(const char *p, const char *start, const char *end,
 		p = hrflow_skip_space(p, end);
 		if (p >= end || *p != '[')
 		{
-			*problem = psprintf("At byte %zu of the JSON there is no array, as the others are: \"%s\".",
+			*problem = psprintf("Expected \"[\" at byte %zu of the JSON, but found \"%s\".",
 								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 			return NULL;
 		}
@@ -252,7 +259,7 @@ read_json_rows(const char *p, const char *start, const char *end,
 			shape->columns = numbers->n;
 		else if (numbers->n - before != shape->columns)
 		{
-			*problem = psprintf("Its vector " UINT64_FORMAT " has %zu elements where the first has " UINT64_FORMAT ".",
+			*problem = psprintf("Vector " UINT64_FORMAT " has %zu elements, but the first vector has " UINT64_FORMAT ".",
 								shape->rows, numbers->n - before,
 								shape->columns);
 			return NULL;
@@ -263,19 +270,19 @@ read_json_rows(const char *p, const char *start, const char *end,
 }
 
 /*
- * Decode a JSON array, which may be preceded by space.  Returns a palloc'd
- * array, or NULL and *problem.
+ * Decode a JSON array, which may be preceded by whitespace.  Returns a
+ * palloc'd array, or NULL with *problem set.
  */
 ArrayType *
 hrflow_numbers_decode(const char *payload, size_t length, char **problem)
 {
 	const char *end = payload + length;
-	const char *p = hrflow_skip_space(payload, end) + 1;	/* behind the bracket */
+	const char *p = hrflow_skip_space(payload, end) + 1;	/* after the bracket */
 	Numbers		numbers;
 	HrflowShape shape = {0};
 	ArrayType  *array = NULL;
 
-	/* A number of an embedding takes 10 to 22 bytes, its comma included. */
+	/* In embeddings a number and its comma take 10 to 22 bytes. */
 	numbers.n = 0;
 	numbers.capacity = Min(length / 8 + 16, HRFLOW_MAX_ELEMENTS);
 	numbers.elements = palloc(numbers.capacity * sizeof(float4));
@@ -293,7 +300,7 @@ hrflow_numbers_decode(const char *payload, size_t length, char **problem)
 	}
 
 	if (p != NULL && hrflow_skip_space(p, end) < end)
-		*problem = pstrdup("It has something behind the JSON array's end.");
+		*problem = pstrdup("The payload contains data after the end of the JSON array.");
 	else if (p != NULL)
 		array = hrflow_vector_make(&shape, problem);
 	if (array != NULL)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * progress.c
- *		How far a batch is, for a person at a terminal.
+ *		Reports the progress of a batch to an interactive client.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,11 +12,12 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 
-/* Microseconds between two lines of progress. */
+/* Interval between two reports, in microseconds. */
 #define PROGRESS_INTERVAL (5 * HRFLOW_SEC)
 
 /*
- * A batch begins.  Clients other than psql may not expect an INFO.
+ * Start reporting the progress of a batch, if the client is psql.  Other
+ * clients may not expect messages of level INFO.
  */
 void
 hrflow_progress_begin(HrflowProgress *progress, const HrflowSink *sink)
@@ -29,7 +30,7 @@ hrflow_progress_begin(HrflowProgress *progress, const HrflowSink *sink)
 
 /*
  * Report progress to the client every few seconds.  "nasked" is the number of
- * elements that were asked for.
+ * elements that have been requested.
  */
 void
 hrflow_progress_show(HrflowProgress *progress, const HrflowTally *tally,
@@ -46,7 +47,7 @@ hrflow_progress_show(HrflowProgress *progress, const HrflowTally *tally,
 	progress->shown_at = now;
 	seconds = (now - progress->began_at) / (double) HRFLOW_SEC;
 	ereport(INFO,
-			(errmsg("batch: %d of %d elements asked for, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s to go",
+			(errmsg("batch: %d of %d elements requested, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s remaining",
 					nasked, nelements, tally->nrows,
 					tally->nrows - tally->by_status[HRFLOW_OK],
 					seconds / nasked * (nelements - nasked))));

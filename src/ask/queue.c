@@ -3,8 +3,9 @@
  * queue.c
  *		The requests of a batch that have no result yet.
  *
- * They are in the transport, or they wait: links until there is room for
- * them, and those whose tries all failed in an outage until it is over.
+ * Most are in the transport.  The others are waiting here: links until there
+ * is room for them, and requests all of whose attempts failed until the outage
+ * is over.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +26,7 @@ hrflow_queue_init(HrflowQueue *queue, MemoryContext context,
 }
 
 /*
- * Make a request for an element.  "sent" is the URL, or the body to POST.
+ * Create a request for an element.  "sent" is its URL, or the body to POST.
  */
 HrflowBatchRequest *
 hrflow_queue_make(HrflowQueue *queue, int element, const char *sent)
@@ -63,7 +64,7 @@ hrflow_queue_free(HrflowQueue *queue, HrflowBatchRequest *request)
 }
 
 /*
- * Hand a request to the transport.
+ * Submit a request to the transport.
  */
 void
 hrflow_queue_send(HrflowQueue *queue, HrflowBatchRequest *request)
@@ -77,7 +78,7 @@ hrflow_queue_send(HrflowQueue *queue, HrflowBatchRequest *request)
 }
 
 /*
- * Have a link sent when there is room for it.
+ * Queue a link, to be sent when there is room for it.
  */
 void
 hrflow_queue_add_link(HrflowQueue *queue, HrflowBatchRequest *request)
@@ -86,7 +87,7 @@ hrflow_queue_add_link(HrflowQueue *queue, HrflowBatchRequest *request)
 }
 
 /*
- * Take out the first link that was not sent, or NULL.
+ * Remove and return the first queued link, or NULL.
  */
 HrflowBatchRequest *
 hrflow_queue_take_link(HrflowQueue *queue)
@@ -98,9 +99,9 @@ hrflow_queue_take_link(HrflowQueue *queue)
 }
 
 /*
- * Send the links for which there is room.  An answer may have a thousand
- * links, and there may be as many answers as requests in flight: in the
- * transport each request would take 6 kB.
+ * Send queued links while there is room.  An answer can have a thousand links,
+ * and there can be as many answers as requests in flight; in the transport
+ * each request would take 6 kB.
  */
 void
 hrflow_queue_send_links(HrflowQueue *queue)
@@ -116,8 +117,8 @@ hrflow_queue_send_links(HrflowQueue *queue)
 }
 
 /*
- * An outcome of an element, or of one of an answer's links, is handed out: is
- * it the last, and was there a failure before?  "links" is NULL for an element.
+ * Set is_last and is_spoilt of an outcome that is about to be passed to the
+ * sink.  "links" is NULL unless the outcome is that of an answer's link.
  */
 void
 hrflow_queue_close_link(HrflowOpenLinks *links, HrflowOutcome *outcome)
@@ -132,7 +133,7 @@ hrflow_queue_close_link(HrflowOpenLinks *links, HrflowOutcome *outcome)
 }
 
 /*
- * Park a request whose tries have all failed, and remember the result.
+ * Park a request all of whose attempts have failed, and save its result.
  */
 void
 hrflow_queue_park(HrflowQueue *queue, HrflowBatchRequest *request,
@@ -154,7 +155,7 @@ hrflow_queue_park(HrflowQueue *queue, HrflowBatchRequest *request,
 }
 
 /*
- * Take out the request that was parked first.  There must be one.
+ * Remove and return the request that was parked first.  There must be one.
  */
 HrflowBatchRequest *
 hrflow_queue_unpark(HrflowQueue *queue, bool is_link)

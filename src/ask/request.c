@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * request.c
- *		Arguments to URL and body.
+ *		Makes the URLs and bodies of requests from arguments.
  *
- * Pure: nothing here reads a setting or reaches the network.
+ * This is pure: no settings are read, and the network is not used.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,7 +13,7 @@
 #include "lib/stringinfo.h"
 #include "utils/json.h"
 
-/* The paths of the endpoints, below base_url. */
+/* Paths of the endpoints, relative to base_url. */
 static const char *const paths[] = {
 	[HRFLOW_PROFILE] = "/profile/embedding",
 	[HRFLOW_JOB] = "/job/embedding",
@@ -22,9 +22,9 @@ static const char *const paths[] = {
 };
 
 /*
- * The names of the parameters in either dialect of the API.  In the key
- * dialect the documentation says "email" and the Python SDK sends
- * "profile_email"; we do as the SDK does.
+ * Names of the parameters in each dialect of the API.  In the key dialect the
+ * documentation says "email", but the Python SDK sends "profile_email"; we
+ * follow the SDK.
  */
 typedef struct ParameterNames
 {
@@ -70,8 +70,8 @@ static const JobParameterNames job_parameter_names[] = {
 };
 
 /*
- * Append "value" percent-encoded: all but RFC 3986's unreserved characters,
- * byte by byte, so that no value can end its parameter or begin another.
+ * Append "value", with all bytes percent-encoded except RFC 3986's unreserved
+ * characters, so that no value can end its parameter or start another one.
  */
 static void
 append_encoded(StringInfo url, const char *value)
@@ -94,8 +94,8 @@ append_encoded(StringInfo url, const char *value)
 }
 
 /*
- * Append one parameter, unless it has no value.  "separator" is that of the
- * next parameter: '?' before the first one.
+ * Append a parameter, unless its value is NULL.  *separator is '?' before the
+ * first parameter, and is changed to '&' for the following ones.
  */
 static void
 append_parameter(StringInfo url, char *separator, const char *name,
@@ -108,8 +108,9 @@ append_parameter(StringInfo url, char *separator, const char *name,
 		return;
 
 	/*
-	 * What is over the limit is not encoded whole, since it may be three
-	 * times as long then: the caller looks at the length only.
+	 * Do not encode all of a value that exceeds the limit, because encoding
+	 * could triple its size.  The caller checks only the length of the
+	 * result.
 	 */
 	appendStringInfoCharMacro(url, *separator);
 	appendStringInfoString(url, name);
@@ -120,7 +121,7 @@ append_parameter(StringInfo url, char *separator, const char *name,
 }
 
 /*
- * A URL that is done, or NULL when it is longer than HRFLOW_MAX_URL.
+ * Return a complete URL, or NULL if it is longer than HRFLOW_MAX_URL.
  */
 static char *
 finish_url(StringInfo url)
@@ -132,8 +133,8 @@ finish_url(StringInfo url)
 }
 
 /*
- * The URL that asks for a profile's embedding, palloc'd; or NULL when it
- * would be longer than HRFLOW_MAX_URL.
+ * Make the URL that requests the embedding of a profile, palloc'd.  Returns
+ * NULL if it would be longer than HRFLOW_MAX_URL.
  */
 char *
 hrflow_request_profile(const char *base_url, HrflowDialect dialect,
@@ -157,7 +158,8 @@ hrflow_request_profile(const char *base_url, HrflowDialect dialect,
 }
 
 /*
- * The same for a job's.
+ * Make the URL that requests the embedding of a job, palloc'd.  Returns NULL
+ * if it would be longer than HRFLOW_MAX_URL.
  */
 char *
 hrflow_request_job(const char *base_url, HrflowDialect dialect,
@@ -179,7 +181,7 @@ hrflow_request_job(const char *base_url, HrflowDialect dialect,
 }
 
 /*
- * The URL of an endpoint that takes no parameters, palloc'd.
+ * Make the URL of an endpoint that takes no parameters, palloc'd.
  */
 char *
 hrflow_request_url(const char *base_url, HrflowEndpoint endpoint)
@@ -188,8 +190,9 @@ hrflow_request_url(const char *base_url, HrflowEndpoint endpoint)
 }
 
 /*
- * The JSON that asks for a text's embedding, palloc'd.  "text" is UTF-8, and
- * no longer than HRFLOW_MAX_TEXT; escapes make it six times as long at most.
+ * Make the JSON that requests the embedding of a text, palloc'd.  "text" must
+ * be UTF-8, and no longer than HRFLOW_MAX_TEXT; escapes can make it up to six
+ * times as long.
  */
 char *
 hrflow_request_text_body(const char *text)

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * response.c
- *		What a reply of the API means.
+ *		Interprets replies of the API and of the hosts of links.
  *
- * No reply is trusted.  In this order: status, content type, size (the
- * transport has seen to that), NUL, UTF-8, JSON depth, JSON, envelope, data.
+ * No reply is trusted.  The checks are, in this order: status, content type,
+ * size (done by the transport), NUL, UTF-8, nesting depth, JSON, envelope,
+ * data.
  *
- * Pure: what is made depends on the arguments alone.  Nothing here raises an
- * error for what a reply holds.
+ * This is pure: the results depend on the arguments alone.  No errors are
+ * raised about the content of a reply.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,34 +22,34 @@
 #include "utils/numeric.h"
 
 /*
- * Shorter runs of the key's characters than this are no secret, and occur in
- * ordinary words.
+ * Minimum length of a part of the key to be masked, in characters.  Shorter
+ * parts do not reveal the key, and occur in ordinary words.
  */
 #define SCRUB_MIN 8
 
 /*
- * As much of a text from elsewhere is looked at, in bytes.  Keys that are
- * masked make it shorter, so it is more than is shown.
+ * Maximum length of a text that we mask, in bytes.  It is more than the length
+ * that is shown, because masking keys makes a text shorter.
  */
-#define MAX_LOOKED_AT (16 * HRFLOW_MAX_MESSAGE)
+#define MAX_SCRUBBED (16 * HRFLOW_MAX_MESSAGE)
 
-/* The envelope of every answer: {"code": …, "message": …, "data": …}. */
+/* The envelope of an answer: {"code": ..., "message": ..., "data": ...}. */
 typedef struct Envelope
 {
-	int			code;			/* 0 when there is none */
-	char	   *message;		/* UTF-8; NULL when there is none */
-	Jsonb	   *data;			/* NULL when there is none */
-	HrflowSpan	embedding;		/* of a text: within the reply */
+	int			code;			/* 0: none */
+	char	   *message;		/* in UTF-8; NULL: none */
+	Jsonb	   *data;			/* NULL: none */
+	HrflowSpan	embedding;		/* position of a text's embedding in the reply */
 } Envelope;
 
 /*
  * ------------------------------------------------------------------------
- * Text for a person
+ * Texts from the network
  * ------------------------------------------------------------------------
  */
 
 /*
- * How many characters at "text" are also a run of the secret's?
+ * Return the length of the longest part of the secret that "text" begins with.
  */
 static int
 matching_run(const char *text, const char *secret)
@@ -69,7 +70,7 @@ matching_run(const char *text, const char *secret)
 }
 
 /*
- * Does an HrFlow key begin here, ours or another?  Returns its length or 0.
+ * Does the text begin with any HrFlow key?  Returns its length, or 0.
  */
 static int
 foreign_key_length(const char *text)
@@ -87,9 +88,9 @@ foreign_key_length(const char *text)
 }
 
 /*
- * Make what a server has sent fit to be shown: keys masked, whole or in part;
- * control characters made spaces, so that no log line can be forged; clipped.
- * "message" is in the server encoding and valid.
+ * Make a text that a server sent safe to show: mask keys and parts of them,
+ * replace control characters by spaces so that no log line can be forged, and
+ * truncate it.  "message" must be valid in the server encoding.  palloc'd.
  */
 char *
 hrflow_response_scrub(const char *message, const char *secret)
@@ -126,22 +127,23 @@ hrflow_response_scrub(const char *message, const char *secret)
 }
 
 /*
- * The same of a text in UTF-8, valid or not.
+ * Convert a text that should be UTF-8 to the server encoding, and scrub it.
  */
 static char *
 show_text(const char *text, const char *secret)
 {
 	size_t		length = strlen(text);
 
-	/* What is cut short by others may end within a character. */
+	/* The text may have been truncated in the middle of a character. */
 	length = Min(length, pg_encoding_mbcliplen(PG_UTF8, text, length,
-											   MAX_LOOKED_AT));
+											   MAX_SCRUBBED));
 	return hrflow_response_scrub(hrflow_text_show_utf8(text, length), secret);
 }
 
 /*
- * "The HrFlow API answered HTTP 400, code 400: Invalid profile array", after
- * so many tries when there were several.
+ * Describe an answer, for example "The HrFlow API answered HTTP 400, code 400:
+ * Invalid profile array".  Includes the number of attempts if there were
+ * several.
  */
 static char *
 describe_answer(const HrflowReply *reply, const Envelope *envelope,
@@ -155,7 +157,7 @@ describe_answer(const HrflowReply *reply, const Envelope *envelope,
 	if (envelope->code != 0)
 		appendStringInfo(&out, ", code %d", envelope->code);
 	if (reply->attempts > 1)
-		appendStringInfo(&out, ", after %d tries", reply->attempts);
+		appendStringInfo(&out, ", after %d attempts", reply->attempts);
 	if (reply->retry_after > 0)
 		appendStringInfo(&out, ", Retry-After %d s", reply->retry_after);
 	if (problem != NULL)
@@ -189,7 +191,7 @@ is_json_type(const char *type)
 }
 
 /*
- * The value of a key of an object, or NULL.
+ * Return the value of a member of an object, or NULL.
  */
 static JsonbValue *
 get_member(const JsonbValue *object, const char *key)
@@ -206,7 +208,7 @@ get_member(const JsonbValue *object, const char *key)
 }
 
 /*
- * A three-digit status code, or -1 when the number is something else.
+ * Return a number that is a three-digit status code, or -1.
  */
 static int
 numeric_code(Numeric number)
@@ -220,8 +222,8 @@ numeric_code(Numeric number)
 }
 
 /*
- * Read the envelope.  Returns NULL, or why there is none to be had, as a
- * phrase that follows a colon.
+ * Parse the envelope.  Returns NULL, or what is wrong with the reply, as a
+ * clause to follow a colon.
  */
 static const char *
 parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
@@ -238,7 +240,7 @@ parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
 	if (!is_json_type(reply->content_type))
 		return "the content type is not application/json";
 	if (memchr(reply->body, '\0', reply->length) != NULL)
-		return "the body has a NUL in it";
+		return "the body contains a NUL character";
 	if (pg_encoding_verifymbstr(PG_UTF8, reply->body,
 								reply->length) != reply->length)
 		return "the body is not valid UTF-8";
@@ -286,7 +288,7 @@ begins_with(const char *text, const char *prefix)
 }
 
 /*
- * Does the endpoint have something that can be there or not?
+ * Does the endpoint return objects that may not exist?
  */
 static bool
 has_objects(HrflowEndpoint endpoint)
@@ -295,7 +297,8 @@ has_objects(HrflowEndpoint endpoint)
 }
 
 /*
- * The API says 400 for many things; its message tells them apart.
+ * Return the status for code 400, which the API uses for several errors that
+ * only the message distinguishes.
  */
 static HrflowStatus
 classify_400(HrflowEndpoint endpoint, const char *message)
@@ -314,7 +317,7 @@ classify_400(HrflowEndpoint endpoint, const char *message)
 }
 
 /*
- * What an error code means.
+ * Return the status for an error code.
  */
 static HrflowStatus
 classify_error(HrflowEndpoint endpoint, int code, bool has_envelope,
@@ -351,8 +354,8 @@ is_success(int code)
 }
 
 /*
- * The result of a try that had no reply.  libcurl's words may quote what the
- * peer says of itself, such as a certificate's name.
+ * Make the result of an attempt without a reply.  libcurl's message may quote
+ * what the peer sent, such as the name in a certificate, so mask it too.
  */
 static void
 copy_failure(const HrflowReply *reply, const char *secret,
@@ -364,12 +367,12 @@ copy_failure(const HrflowReply *reply, const char *secret,
 		return;
 	result->detail = show_text(reply->detail, secret);
 	if (reply->attempts > 1)
-		result->detail = psprintf("%s (%d tries)", result->detail,
+		result->detail = psprintf("%s (%d attempts)", result->detail,
 								  reply->attempts);
 }
 
 /*
- * The result of a try whose reply holds a vector, here.
+ * Decode the vector in a reply.
  */
 static void
 take_vector(const char *payload, size_t length, const char *secret,
@@ -386,7 +389,7 @@ take_vector(const char *payload, size_t length, const char *secret,
 }
 
 /*
- * Is this a list of one object whose embedding was left out?
+ * Is the data a list of one object, whose embedding the parser skipped?
  */
 static bool
 is_one_embedding(const Envelope *envelope)
@@ -407,7 +410,8 @@ is_one_embedding(const Envelope *envelope)
 }
 
 /*
- * What is wrong with an answer's data; or NULL.
+ * Check the data of an answer.  Returns NULL, or what is wrong with it, as a
+ * clause.
  */
 static const char *
 check_data(HrflowEndpoint endpoint, const Envelope *envelope)
@@ -437,12 +441,13 @@ check_data(HrflowEndpoint endpoint, const Envelope *envelope)
 }
 
 /*
- * Understand a reply of an endpoint.  "secret" is the key that was sent.  What the result
- * points to is palloc'd in the current context and does not point into the
- * reply.
+ * Interpret a reply of the API.  "secret" is the key that was sent.  The
+ * result is palloc'd in the current memory context, and does not point into
+ * the reply.
  *
- * The HTTP status and the body's code can disagree: an error in either is an
- * error, and the body's code names it when it is one.
+ * The HTTP status and the code in the body may disagree.  If either is an
+ * error the result is an error, and if both are, the code in the body
+ * determines the status.
  */
 void
 hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
@@ -470,7 +475,7 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 
 	if (!is_success(code))
 	{
-		/* An error page that is not JSON is an error page all the same. */
+		/* An error is an error even if its body is not JSON. */
 		result->status = classify_error(endpoint, code, problem == NULL &&
 										envelope.code != 0,
 										envelope.message);
@@ -500,8 +505,10 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 }
 
 /*
- * What an HTTP status of a link's host means, where no code says more.  A 403
- * with a code is no expiry: hrflow_s3_read_error() knows those.
+ * Return the status for an HTTP status of a link's host, if
+ * hrflow_s3_read_error() does not know more.  A 403 with an error code does
+ * not mean that the link has expired, since that function would have
+ * recognized it.
  */
 static HrflowStatus
 classify_link_error(int http_status, bool has_code)
@@ -522,8 +529,9 @@ classify_link_error(int http_status, bool has_code)
 }
 
 /*
- * Understand the reply of a link's host.  Of its errors nothing is shown but
- * the HTTP status and the code: its XML repeats the link's secrets.
+ * Interpret a reply of a link's host.  The detail contains only the HTTP
+ * status and the error code, because the rest of an error may repeat the
+ * secrets of the link.
  */
 void
 hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)

@@ -1,15 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * s3.c
- *		Errors of an object store that speaks the protocol of Amazon S3.
+ *		Interprets errors of object stores that implement the Amazon S3
+ *		protocol.
  *
  * https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
  *
- * The body of an error is a small XML document.  Its <Code> is for programs.
- * Everything else may repeat what was signed, such as the link's signature and
- * the name of the object, so none of it is ever shown.
+ * The body of an error is a small XML document, whose <Code> is meant for
+ * programs.  Everything else may repeat what was signed, such as the signature
+ * of the link and the name of the object, so it must not be shown.
  *
- * Pure: the results depend on the arguments alone.
+ * This is pure: the results depend on the arguments alone.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,10 +19,12 @@
 #include "ask/ask.h"
 #include "ask/vector.h"
 
-/* Longer than any code of S3's; the longest has 33 characters. */
+/*
+ * Maximum length of a code.  The longest code of Amazon S3 has 33 characters.
+ */
 #define MAX_CODE 48
 
-/* What a code means where the HTTP status does not tell. */
+/* Codes that say more than the HTTP status. */
 typedef struct CodeInfo
 {
 	const char *code;
@@ -30,22 +33,22 @@ typedef struct CodeInfo
 } CodeInfo;
 
 static const CodeInfo known_codes[] = {
-	/* The credentials that signed the link have expired, and it with them. */
+	/* The temporary credentials that signed the link have expired. */
 	{.code = "ExpiredToken", .status = HRFLOW_LINK_EXPIRED},
 	{.code = "NoSuchKey", .status = HRFLOW_NO_VECTOR},
-	/* Also HTTP 404, but no vector is missing there. */
+	/* HTTP 404, like NoSuchKey, but this is not about one vector. */
 	{.code = "NoSuchBucket", .status = HRFLOW_HTTP_ERROR},
 	{.code = "SlowDown", .status = HRFLOW_RATE_LIMITED, .transient = true},
-	/* MinIO's */
+	/* sent by MinIO */
 	{.code = "SlowDownRead", .status = HRFLOW_RATE_LIMITED, .transient = true},
-	/* HTTP 400: the store has closed a connection that was idle. */
+	/* HTTP 400: the store closed an idle connection. */
 	{.code = "RequestTimeout", .status = HRFLOW_TIMEOUT, .transient = true},
-	/* HTTP 409 */
+	/* HTTP 409. */
 	{.code = "OperationAborted", .status = HRFLOW_HTTP_ERROR, .transient = true}
 };
 
 /*
- * Find a string in bytes.  Returns where it ends, or NULL.
+ * Find a string, and return the position after it, or NULL.
  */
 static const char *
 find_after(const char *start, const char *end, const char *string)
@@ -61,8 +64,8 @@ find_after(const char *start, const char *end, const char *string)
 }
 
 /*
- * Where the content of the root element <Error> begins, or NULL when the body
- * is something else.
+ * Return where the content of the root element <Error> begins, or NULL if the
+ * body is not such a document.
  */
 static const char *
 find_error(const char *body, const char *end)
@@ -96,8 +99,8 @@ is_code_character(char c)
 }
 
 /*
- * The code of an error, palloc'd, or NULL.  It is valid in any server encoding:
- * what has other characters than letters and digits of ASCII is no code.
+ * Return the code of an error, palloc'd, or NULL.  A code consists of ASCII
+ * letters and digits, so it is valid in any server encoding.
  */
 static char *
 read_code(const char *error, const char *end)
@@ -118,7 +121,8 @@ read_code(const char *error, const char *end)
 
 /*
  * Was access denied because the link has expired?  There is no code for that.
- * Amazon's S3 adds the time when it did; others, such as MinIO, only a message.
+ * Amazon S3 includes the time of expiry; others, such as MinIO, only have a
+ * message.
  */
 static bool
 has_expired(const char *error, const char *end)
@@ -128,10 +132,10 @@ has_expired(const char *error, const char *end)
 }
 
 /*
- * Read an error of an object store.  Returns its code, palloc'd, or NULL when
- * the body is no such error.  Sets *status to what the code means, and
- * *transient to whether another try may do better; or leaves both alone where
- * the HTTP status decides.
+ * Interpret the body of an error of an object store.  Returns its code,
+ * palloc'd, or NULL if the body is not such an error.  Sets *status to the
+ * meaning of the code and *transient to whether a retry might succeed, unless
+ * the HTTP status determines these.
  */
 char *
 hrflow_s3_read_error(const char *body, size_t length, HrflowStatus *status,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * section.c
- *		Names of sections, which are most often wrong because they are misspelt.
+ *		Checks the names of sections for misspellings.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,20 +10,17 @@
 #include "ask/ask.h"
 #include "utils/varlena.h"
 
-/* The sections of which the API is known to have vectors. */
+/* Sections for which the API is known to have vectors. */
 const char *const hrflow_sections[HRFLOW_NSECTIONS] = {
 	"profile", "skills", "interests", "experiences", "educations"
 };
 
-/* Names that differ by more than this are not taken for misspelt. */
+/* Maximum edit distance between a misspelled name and the name suggested. */
 #define MAX_DISTANCE 3
 
-/* The longest name that is compared, in bytes. */
+/* Maximum length of a name to look for a suggestion, in bytes. */
 #define MAX_NAME 64
 
-/*
- * Is this the name of a section that the API is known to have?
- */
 static bool
 is_known_section(const char *name)
 {
@@ -36,7 +33,8 @@ is_known_section(const char *name)
 }
 
 /*
- * The name of a section that is nearest to a name, or NULL where none is near.
+ * Return the section whose name is closest to the given one, or NULL if none
+ * is close enough.
  */
 const char *
 hrflow_section_nearest(const char *name)
@@ -54,7 +52,10 @@ hrflow_section_nearest(const char *name)
 		varstr_levenshtein_less_equal(name, length, section, strlen(section),
 									  1, 1, 1, least, true);
 
-		/* As PostgreSQL does for columns: half of the name must be right. */
+		/*
+		 * Like PostgreSQL for columns, require that half of the name is
+		 * right.
+		 */
 		if (distance < least && distance <= length / 2)
 		{
 			nearest = section;
@@ -65,8 +66,8 @@ hrflow_section_nearest(const char *name)
 }
 
 /*
- * Warn about a section that the API is not known to have.  It may have it
- * nevertheless, so that is no error.
+ * Warn about a section that the API is not known to have.  This is not an
+ * error, because the API may have added it.
  */
 void
 hrflow_section_check(const char *name)
@@ -84,7 +85,7 @@ hrflow_section_check(const char *name)
 }
 
 /*
- * Likewise about each of "fields" (or NULL), an object.
+ * Check all sections in "fields", which is a JSON object or NULL.
  */
 void
 hrflow_section_check_fields(Jsonb *fields)

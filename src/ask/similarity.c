@@ -3,17 +3,17 @@
  * similarity.c
  *		Cosine similarity of two vectors.
  *
- * Every product and sum is computed in double precision, in which neither
- * reals nor halves can overflow or vanish: the square of the smallest real is
- * 2e-90, and 16,000 squares of the largest one add up to 2e81.
+ * All products and sums are computed in double precision, in which elements of
+ * type real or halfvec can neither overflow nor underflow: the square of the
+ * smallest real is 2e-90, and the sum of 16,000 squares of the largest is
+ * 2e81.
  *
- * One of the two vectors, most often a query, is compared with many: it is
- * converted to double precision once.
+ * One of the two vectors, usually that of a query, is compared with many
+ * others, so it is converted to double precision only once.
  *
- * There is one set of loops for each instruction set, chosen when the first
- * vector is compared.  They add the same products in a different order, so
- * similarities that two of them compute for the same vectors may differ by
- * 1e-12, and no more.
+ * There are loops for different instruction sets, chosen when the first
+ * vectors are compared.  They add the same products in a different order, so
+ * their results may differ, but by no more than 1e-12.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,12 +34,13 @@
 PG_FUNCTION_INFO_V1(hrflow_cosine_similarity);
 
 /*
- * What one pass over two vectors adds up.
+ * The sums that one pass over two vectors computes.
  */
 typedef struct Sums
 {
-	double		ab;				/* products of the elements of a and b */
-	double		aa;				/* squares of the elements of a */
+	double		ab;				/* sum of the products of the elements of a
+								 * and b */
+	double		aa;				/* sum of the squares of the elements of a */
 } Sums;
 
 typedef void (*Loop) (const void *a, const double *b, int n, Sums *sums);
@@ -50,7 +51,7 @@ typedef void (*Loop) (const void *a, const double *b, int n, Sums *sums);
  * ------------------------------------------------------------------------
  */
 
-/* Number of partial sums, which the compiler may compute side by side. */
+/* Number of independent partial sums, so that the compiler can vectorize. */
 #define LANES 4
 
 static void
@@ -95,7 +96,7 @@ real_of_half(uint16 half)
 
 	if (exponent == 0)
 	{
-		/* Zero, or a subnormal half, which is a normal real. */
+		/* Zero or a subnormal half, which is a normal float4. */
 		float4		magnitude = ldexpf((float4) fraction, -24);
 
 		return sign != 0 ? -magnitude : magnitude;
@@ -135,7 +136,7 @@ sum_halves(const void *a, const double *b, int n, Sums *sums)
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 
-/* Number of elements that one turn of the loops below takes. */
+/* Number of elements processed in each iteration of the loops below. */
 #define STEP 16
 
 /*
@@ -214,9 +215,9 @@ sum_halves_avx2(const void *a, const double *b, int n, Sums *sums)
 }
 
 /*
- * Are the loops above usable?  __builtin_cpu_supports() also asks whether the
- * operating system saves the registers; not every compiler lets it be asked
- * for F16C, which is bit 29 of ECX of CPUID's leaf 1.
+ * Can this processor run the loops above?  __builtin_cpu_supports() also
+ * checks that the operating system saves the registers.  Not every compiler
+ * supports asking it for F16C, which is bit 29 of ECX of CPUID leaf 1.
  */
 static bool
 has_avx2(void)
@@ -238,7 +239,10 @@ has_avx2(void)
  * ------------------------------------------------------------------------
  */
 
-/* The best loop of this machine for each type of element; NULL: not chosen. */
+/*
+ * The best loop of this machine for each type of elements; NULL: not chosen
+ * yet.
+ */
 static Loop loops[2];
 
 static void
@@ -260,9 +264,10 @@ sum(const void *a, HrflowElement element, const double *b, int n, Sums *sums)
 }
 
 /*
- * Convert n reals to double precision, in the current memory context, for
- * hrflow_similarity_compare().  Returns their length as a vector in *norm: 0
- * for a vector of zeros, not finite where an element is not.
+ * Convert n elements to double precision for hrflow_similarity_compare().  The
+ * result is allocated in the current memory context.  Sets *norm to the length
+ * of the vector, which is 0 for a vector of zeros, and infinite or NaN if an
+ * element is.
  */
 double *
 hrflow_similarity_prepare(const float4 *a, int n, double *norm)
@@ -278,12 +283,12 @@ hrflow_similarity_prepare(const float4 *a, int n, double *norm)
 }
 
 /*
- * Compute the cosine similarity of two vectors of n elements: "a", of
- * elements of the given type, and "b", which was prepared and whose length is
- * "norm".
+ * Compute the cosine similarity of two vectors of n elements: "a", with
+ * elements of the given type, and "b", which hrflow_similarity_prepare()
+ * returned together with its length "norm".
  *
- * Returns false where there is none, because the product of their lengths is
- * 0, infinite or NaN.  The product is returned in *norms in either case.
+ * Returns false if the similarity is undefined, because the product of the
+ * lengths is 0, infinite or NaN.  Sets *norms to this product in any case.
  */
 bool
 hrflow_similarity_compare(const void *a, HrflowElement element,
@@ -297,7 +302,7 @@ hrflow_similarity_compare(const void *a, HrflowElement element,
 	if (*norms == 0 || !isfinite(*norms))
 		return false;
 
-	/* Rounding can leave the range of a cosine. */
+	/* Rounding errors may exceed the range of a cosine. */
 	*similarity = Max(-1.0, Min(1.0, sums.ab / *norms));
 	return true;
 }
@@ -309,7 +314,7 @@ hrflow_similarity_compare(const void *a, HrflowElement element,
  */
 
 /*
- * The elements of an argument that must be a vector.
+ * Return the elements of an argument, which must be a vector.
  */
 static const float4 *
 get_vector(FunctionCallInfo fcinfo, int argno, int *n)
@@ -348,7 +353,7 @@ hrflow_cosine_similarity(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("vectors must have the same dimension"),
-				 errdetail("One has %d elements, the other %d.", n, n_of_b)));
+				 errdetail("The vectors have %d and %d elements.", n, n_of_b)));
 	prepared = hrflow_similarity_prepare(b, n, &norm);
 	if (!hrflow_similarity_compare(a, HRFLOW_REAL, prepared, n, norm,
 								   &similarity, &norms))

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * single.c
- *		The SQL functions that ask for one profile, job, text or the account,
- *		or fetch one link.
+ *		The SQL functions that request one profile, job or text, or the
+ *		account, or fetch one link.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,7 +24,7 @@ PG_FUNCTION_INFO_V1(hrflow_text_embedding);
 PG_FUNCTION_INFO_V1(hrflow_fetch_vector);
 PG_FUNCTION_INFO_V1(hrflow_auth);
 
-/* The arguments of the profiles' functions, in their order. */
+/* Argument numbers of the functions for profiles. */
 enum
 {
 	PROFILE_ARG_SOURCE_ID,
@@ -34,7 +34,7 @@ enum
 	PROFILE_ARG_EMAIL
 };
 
-/* The arguments of the jobs' functions, in their order. */
+/* Argument numbers of the functions for jobs. */
 enum
 {
 	JOB_ARG_JOB_ID,
@@ -43,7 +43,7 @@ enum
 };
 
 /*
- * An identifier in the server encoding, or NULL.
+ * Return an identifier in the server encoding, or NULL.
  */
 static const char *
 get_id(const NullableDatum *argument)
@@ -94,8 +94,9 @@ make_profile_url(const HrflowCall *call)
 }
 
 /*
- * Report an identifier that is personal data, which stays out of the log: by
- * the first 4 bytes of its SHA-256, so that whoever has the data can find it.
+ * Add a context line about an identifier that is personal data and must not be
+ * logged.  The first 4 bytes of its SHA-256 allow those who have the data to
+ * find it.
  */
 static void
 add_fingerprint_context(const char *kind, const char *identifier)
@@ -105,12 +106,13 @@ add_fingerprint_context(const char *kind, const char *identifier)
 														   PointerGetDatum(data)));
 	const unsigned char *bytes = (const unsigned char *) VARDATA_ANY(hash);
 
-	errcontext("HrFlow profile, by its %s, whose SHA-256 begins with %02x%02x%02x%02x",
+	errcontext("HrFlow profile whose %s has a SHA-256 beginning with %02x%02x%02x%02x",
 			   kind, bytes[0], bytes[1], bytes[2], bytes[3]);
 }
 
 /*
- * An id may be logged; a reference or an e-mail address may not.
+ * Add a context line about the profile.  Its id may be logged, but not its
+ * reference or e-mail address.
  */
 static void
 add_profile_context(const HrflowCall *call)
@@ -158,8 +160,8 @@ make_job_url(const HrflowCall *call)
 }
 
 /*
- * A reference is the caller's own and stays out of the log, as a profile's
- * does.
+ * Add a context line about the job.  Its id may be logged, but not its
+ * reference.
  */
 static void
 add_job_context(const HrflowCall *call)
@@ -168,7 +170,7 @@ add_job_context(const HrflowCall *call)
 		errcontext("HrFlow job \"%.*s\"",
 				   pg_mbcliplen(call->id, strlen(call->id), 64), call->id);
 	else
-		errcontext("HrFlow job, by its reference");
+		errcontext("HrFlow job identified by its reference");
 }
 
 /*
@@ -197,7 +199,8 @@ read_text_argument(HrflowCall *call, const NullableDatum *args)
 }
 
 /*
- * A text may be personal data.
+ * Add a context line about the text, which must not be logged because it may
+ * contain personal data.
  */
 static void
 add_text_context(const HrflowCall *call)
@@ -298,7 +301,8 @@ static const HrflowFunction functions[] = {
 };
 
 /*
- * The description of a SQL function by its C function; NULL for any other.
+ * Find the description of a SQL function by its C function.  Returns NULL for
+ * functions that are not ours.
  */
 const HrflowFunction *
 hrflow_single_find(PGFunction entry)
@@ -322,10 +326,10 @@ run_function(FunctionCallInfo fcinfo, PGFunction entry)
 
 /*
  * hrflow_profile_embedding(source_id text, profile_id text, fields jsonb,
- *							profile_reference text, profile_email text)
- *		RETURNS jsonb
+ * 						  profile_reference text, profile_email text)
+ * 		RETURNS jsonb
  *
- * The "data" of the API's answer.
+ * Returns the "data" of the API's answer.
  */
 Datum
 hrflow_profile_embedding(PG_FUNCTION_ARGS)
@@ -370,9 +374,9 @@ hrflow_profile_embedding_links(PG_FUNCTION_ARGS)
 
 /*
  * hrflow_job_embedding(job_id text, job_reference text, board_id text)
- *		RETURNS jsonb
+ * 		RETURNS jsonb
  *
- * The "data" of the API's answer: a string, the link.
+ * Returns the "data" of the API's answer, which is a string, the link.
  */
 Datum
 hrflow_job_embedding(PG_FUNCTION_ARGS)
@@ -411,7 +415,7 @@ hrflow_fetch_vector(PG_FUNCTION_ARGS)
 /*
  * hrflow_auth() RETURNS jsonb
  *
- * The "data" of the API's answer.
+ * Returns the "data" of the API's answer.
  */
 Datum
 hrflow_auth(PG_FUNCTION_ARGS)

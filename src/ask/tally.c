@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * tally.c
- *		Counts what became of a batch, and warns when most of it failed.
+ *		Counts the rows of a batch by status, and warns if most failed.
  *
- * A statement that keeps the rows that are 'ok' would otherwise end without a
- * word, whether the API did not know a field or the whole source.
+ * Without the warning, a statement that keeps only rows with status "ok" would
+ * hide that, for example, the API does not know a field or the whole source.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,9 +13,6 @@
 #include "ask/batch.h"
 #include "utils/memutils.h"
 
-/*
- * Count a row.
- */
 void
 hrflow_tally_count(HrflowTally *tally, const HrflowResult *result)
 {
@@ -31,8 +28,8 @@ hrflow_tally_count(HrflowTally *tally, const HrflowResult *result)
 }
 
 /*
- * The status that most of the rows that failed have; HRFLOW_OK when none
- * failed.
+ * Return the most frequent status among the rows that failed, or HRFLOW_OK if
+ * none did.
  */
 static HrflowStatus
 most_frequent_failure(const HrflowTally *tally)
@@ -51,26 +48,23 @@ most_frequent_failure(const HrflowTally *tally)
 	return most;
 }
 
-/*
- * Warn that a batch was stopped.
- */
 static void
-warn_of_refusal(const HrflowBatchSummary *summary)
+warn_that_stopped(const HrflowBatchSummary *summary)
 {
 	const char *hint = hrflow_error_hint(&summary->refusal);
 
 	ereport(WARNING,
-			(errmsg("batch was not finished: %s",
+			(errmsg("batch stopped early: %s",
 					hrflow_error_describe(&summary->refusal)),
-			 errdetail("%d of %d elements were answered; what was still to be asked has the status \"%s\".",
+			 errdetail("%d of %d elements were answered; the rest have the status \"%s\".",
 					   summary->nanswered, summary->nelements,
 					   hrflow_status_name(summary->refusal.status)),
 			 hint ? errhint("%s", hint) : 0));
 }
 
 /*
- * Warn once when a batch was stopped, when nothing in it succeeded, or when
- * more than half of it met one refusal.
+ * Warn if a batch was stopped, if nothing in it succeeded, or if more than
+ * half of its rows failed with the same status.
  */
 void
 hrflow_tally_report(const HrflowTally *tally,
@@ -83,7 +77,7 @@ hrflow_tally_report(const HrflowTally *tally,
 
 	if (summary->refused)
 	{
-		warn_of_refusal(summary);
+		warn_that_stopped(summary);
 		return;
 	}
 	if (status == HRFLOW_OK ||
@@ -91,19 +85,19 @@ hrflow_tally_report(const HrflowTally *tally,
 		return;
 
 	hint = status == HRFLOW_TIMEOUT && summary->expired ?
-		"Raise hrflow_embed.batch_timeout, or ask for fewer elements at once." :
+		"Raise hrflow_embed.batch_timeout, or request fewer elements at once." :
 		hrflow_error_hint(first);
 	if (status == HRFLOW_NOT_FOUND && nfailed == tally->nrows)
 		ereport(WARNING,
-				(errmsg("none of the profiles in the batch is known in this source"),
-				 errdetail("The HrFlow API was asked for " INT64_FORMAT " elements.",
+				(errmsg("none of the profiles in the batch were found in this source"),
+				 errdetail("The batch requested " INT64_FORMAT " profiles.",
 						   nfailed),
 				 errhint("%s", hint)));
 	else
 		ereport(WARNING,
 				(errmsg("most of the batch failed: " INT64_FORMAT " of " INT64_FORMAT " rows have the status \"%s\"",
 						nfailed, tally->nrows, hrflow_status_name(status)),
-				 errdetail("The first of them: %s",
+				 errdetail("The first error was: %s",
 						   hrflow_error_describe(first)),
 				 hint ? errhint("%s", hint) : 0));
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.c
- *		Arrays of real, as the decoders of vectors make them.
+ *		Functions shared by the decoders of vectors.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,12 +12,13 @@
 #include "catalog/pg_type.h"
 #include "ask/vector.h"
 
-/* Maximum number of bytes of a payload that a message quotes. */
+/* Maximum length of a payload quoted in a message, in bytes. */
 #define MAX_QUOTED 40
 
 /*
- * An array of real of this shape, whose elements are to be written.  A matrix
- * of one row is a vector.  NULL and *problem where it cannot be.
+ * Allocate an array of real with the given shape, for the caller to fill.  A
+ * matrix with one row becomes a vector.  Returns NULL with *problem set if the
+ * shape is empty or too large.
  */
 ArrayType *
 hrflow_vector_make(const HrflowShape *shape, char **problem)
@@ -29,13 +30,13 @@ hrflow_vector_make(const HrflowShape *shape, char **problem)
 
 	if (shape->rows == 0 || shape->columns == 0)
 	{
-		*problem = pstrdup("It has no elements.");
+		*problem = pstrdup("The vector has no elements.");
 		return NULL;
 	}
 	if (shape->columns > HRFLOW_MAX_ELEMENTS ||
 		shape->rows > HRFLOW_MAX_ELEMENTS / shape->columns)
 	{
-		*problem = pstrdup("It has too many elements.");
+		*problem = pstrdup("The vector has too many elements.");
 		return NULL;
 	}
 
@@ -54,8 +55,9 @@ hrflow_vector_make(const HrflowShape *shape, char **problem)
 }
 
 /*
- * Are all elements finite?  Says in *problem which one is not.  Finds it in a
- * second loop, so that the first can be vectorised.
+ * Check that all elements are finite.  If not, set *problem to name the first
+ * that is not; a second loop looks for it, so that the first can be
+ * vectorized.
  */
 bool
 hrflow_vector_check_finite(const float4 *elements, size_t n, char **problem)
@@ -76,7 +78,7 @@ hrflow_vector_check_finite(const float4 *elements, size_t n, char **problem)
 	{
 		if (!isfinite(elements[i]))
 		{
-			*problem = psprintf("Its element %zu is not a finite real.", i + 1);
+			*problem = psprintf("Element %zu is infinite, NaN, or out of range for type real.", i + 1);
 			break;
 		}
 	}
@@ -84,7 +86,7 @@ hrflow_vector_check_finite(const float4 *elements, size_t n, char **problem)
 }
 
 /*
- * A piece of the payload as it may be shown.
+ * Return the beginning of a payload in printable ASCII, palloc'd.
  */
 char *
 hrflow_vector_quote(const char *text, size_t length)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.h
- *		What the decoders of vectors share.
+ *		Functions shared by the decoders of vectors.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,16 +13,16 @@
 #include "utils/array.h"
 #include "utils/memutils.h"
 
-/* Maximum number of elements that PostgreSQL's own functions allow. */
+/* Maximum number of elements of an array in PostgreSQL. */
 #define HRFLOW_MAX_ELEMENTS MaxArraySize
 
 /*
- * The dimensions of a vector or a matrix.  A matrix of one row is a vector.
+ * Dimensions of a vector or a matrix.  A matrix with one row is a vector.
  */
 typedef struct HrflowShape
 {
-	uint64		rows;			/* vectors */
-	uint64		columns;		/* elements of each vector */
+	uint64		rows;			/* number of vectors */
+	uint64		columns;		/* number of elements of each vector */
 } HrflowShape;
 
 static inline bool
@@ -46,7 +46,7 @@ hrflow_skip_space(const char *p, const char *end)
 }
 
 /*
- * The elements of an array that hrflow_vector_make() returned.
+ * Return the elements of an array made by hrflow_vector_make().
  */
 static inline float4 *
 hrflow_vector_elements(ArrayType *array)

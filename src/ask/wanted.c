@@ -1,9 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * wanted.c
- *		Fetches the vectors of profiles for a caller in C: a store.
+ *		Fetches the vectors of profiles for a store.
  *
- * Each profile names its own HrFlow source, and what it is asked with.
+ * Unlike in the SQL functions for batches, each profile has its own HrFlow
+ * source and "fields".
  *
  *-------------------------------------------------------------------------
  */
@@ -15,13 +16,14 @@ typedef struct WantedSource
 {
 	HrflowSource base;
 	const HrflowWantedMethods *methods;
-	void	   *arg;			/* of the methods */
-	HrflowWanted **wanted;		/* the elements; NULL: the number is free */
-	int			size;			/* of this array */
-	int			first_free;		/* no number below is free */
-	List	   *unknown;		/* names of HrFlow sources that the API does
-								 * not know, palloc'd */
-	MemoryContext context;		/* of the array and the list */
+	void	   *arg;			/* argument of the methods */
+	HrflowWanted **wanted;		/* profiles by element number; NULL: the
+								 * number is free */
+	int			size;			/* allocated length of this array */
+	int			first_free;		/* no smaller number is free */
+	List	   *unknown;		/* palloc'd ids of HrFlow sources that the API
+								 * does not know */
+	MemoryContext context;		/* contains the array and the list */
 } WantedSource;
 
 typedef struct WantedSink
@@ -31,7 +33,7 @@ typedef struct WantedSink
 } WantedSink;
 
 /*
- * Number a profile.
+ * Assign an element number to a profile.
  */
 static int
 number_wanted(WantedSource *source, HrflowWanted *wanted)
@@ -76,8 +78,8 @@ is_in_unknown_source(const WantedSource *source, int element)
 }
 
 /*
- * The other elements of the HrFlow source are not asked for; those of other
- * sources are.
+ * Skip all other profiles of an HrFlow source that the API does not know.
+ * Returns false, because profiles of other sources are still requested.
  */
 static bool
 reject_source_of_wanted(HrflowSource *source, int element)
@@ -93,7 +95,8 @@ reject_source_of_wanted(HrflowSource *source, int element)
 }
 
 /*
- * Convert a text, or NULL, to UTF-8.  Returns false if that cannot be done.
+ * Convert a string, which may be NULL, to UTF-8.  Returns false if that is not
+ * possible.
  */
 static bool
 convert_wanted_text(const char *text, const char **utf8)
@@ -113,7 +116,7 @@ make_wanted_request(HrflowSource *source, int element,
 	if (is_in_unknown_source(self, element))
 	{
 		problem->status = HRFLOW_INVALID_SOURCE;
-		problem->detail = "The API does not know the source.";
+		problem->detail = "The HrFlow API does not know the source.";
 		return HRFLOW_ELEMENT_UNASKED;
 	}
 	if (!convert_wanted_text(wanted->source_id, &query.source_id) ||
@@ -122,7 +125,7 @@ make_wanted_request(HrflowSource *source, int element,
 							 &query.profile_reference) ||
 		!convert_wanted_text(wanted->identifiers[2], &query.profile_email))
 	{
-		problem->detail = "A text cannot be converted to UTF-8.";
+		problem->detail = "An identifier cannot be converted to UTF-8.";
 		return HRFLOW_ELEMENT_INVALID;
 	}
 	request->url = hrflow_request_profile(source->settings->base_url,
@@ -186,10 +189,11 @@ static const HrflowSinkMethods wanted_sink_methods = {
 };
 
 /*
- * Fetch the vectors of profiles until there are none to ask for.  Nothing of it
- * is left when the current memory context is deleted, as after an error.
- * Returns false, and why, when the API refused to go on.  "activity" shows the
- * requests; the caller counts the elements.
+ * Fetch the vectors of profiles until methods->next() returns no more.
+ * Everything is allocated in the current memory context, whose reset, also
+ * after an error, releases all resources.  Returns false and sets *refusal if
+ * the batch was stopped.  "activity" shows the requests, but the caller must
+ * count the elements in it.
  */
 bool
 hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,

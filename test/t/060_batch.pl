@@ -324,7 +324,7 @@ my ($out, $err);
 		'a quota that ends at the thousandth request keeps a thousand results');
 	like(
 		$err,
-		qr/WARNING:  batch was not finished: HrFlow account is over its quota/,
+		qr/WARNING:  batch stopped early: HrFlow account is over its quota/,
 		'a quota that ends within a batch gives a warning');
 	cmp_ok(scalar($quota->log), '<=', 1128,
 		'after the quota has ended only those in flight are refused');

@@ -79,7 +79,7 @@ is(scalar($api->log), 101, 'Each of its elements is asked for.');
 ($out, $err) = batch("array_cat('{missing}'::text[], " . ids(100, 'missing') . ')');
 like(
 	$err,
-	qr/WARNING:  none of the profiles in the batch is known in this source/,
+	qr/WARNING:  none of the profiles in the batch were found in this source/,
 	'A WARNING says that no profile is known.');
 
 #
@@ -135,7 +135,7 @@ cmp_ok(time - $began, '<', 5, 'They do so after their own tries.');
 	is(($ok // 0) + ($failed // 0), 5004, 'The others have the status of the outage.');
 	like(
 		$err,
-		qr/WARNING:  batch was not finished: could not connect to the HrFlow API/,
+		qr/WARNING:  batch stopped early: could not connect to the HrFlow API/,
 		'A WARNING says why the batch was not finished.');
 }
 
@@ -199,7 +199,7 @@ cmp_ok($lost // 500, '<', 100, 'One text at a time is sent while connections bre
 	my @lines = split /\n/, $err;
 	like(
 		$lines[0] // '',
-		qr/^INFO:  batch: \d+ of 14 elements asked for, \d+ rows so far, 0 of them failed/,
+		qr/^INFO:  batch: \d+ of 14 elements requested, \d+ rows so far, 0 of them failed/,
 		'psql shows the progress of a batch that takes seven seconds.');
 	is(scalar(@lines), 1, 'psql shows progress every five seconds.');
 }

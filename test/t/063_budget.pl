@@ -46,7 +46,7 @@ is_run(
 	"$limit 10; SELECT status, count(*), bool_and(error ~ 'The limit is 10 requests')
 		FROM hrflow_profile_embeddings('acme', " . ids(100) . ') GROUP BY 1 ORDER BY 1',
 	"ok|10|\nover_budget|90|t",
-	qr/WARNING:.*statement has sent as many requests.*\nDETAIL:  10 of 100 elements were answered/,
+	qr/WARNING:.*statement reached its limit of requests.*\nDETAIL:  10 of 100 elements were answered/,
 	10, 'a batch');
 is_run(
 	"$limit 10; SELECT count(*), count(DISTINCT profile_id) FROM hrflow_profile_vectors('acme', "

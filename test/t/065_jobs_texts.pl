@@ -391,7 +391,7 @@ my $port = $closed->port;
 $closed->stop;
 is( sql(qq{SET hrflow_embed.base_url = 'http://127.0.0.1:$port/v1';
 	SET hrflow_embed.max_attempts = 3; SELECT hrflow_embed_stats_reset();
-		SELECT status, error LIKE '%(3 tries)%' FROM hrflow_text_embeddings('{a}');
+		SELECT status, error LIKE '%(3 attempts)%' FROM hrflow_text_embeddings('{a}');
 		SELECT requests FROM hrflow_embed_stats}) =~ s/^\n//r,
 	"connection_failed|t\n0",
 	'a text is retried when the connection cannot be made');

@@ -82,7 +82,7 @@ foreach my $case (
 	is( (   timed(
 					q{SELECT count(*) FROM hrflow_profile_embeddings('acme', }
 				  . ids(32)
-				  . q{) WHERE error LIKE '%(2 tries)%';}))[0],
+				  . q{) WHERE error LIKE '%(2 attempts)%';}))[0],
 		'32',
 		"over TLS, $name uses all attempts of each element");
 }
