@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * account.c
- *		What a request's outcome means to its account, and when the account
- *		allows the next one.
+ *		Reports the outcome of requests to their account, and asks the account
+ *		to admit further requests.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,15 +12,17 @@
 #include "transport/transfer.h"
 
 /*
- * The pause before a second try is random between 0 and this, doubled for
- * every further try up to the limit: "full jitter", so that clients that
- * failed together do not come back together.
+ * Exponential backoff with full jitter: the pause before a retry is random
+ * between 0 and BACKOFF_BASE, which is doubled for each further retry up to
+ * BACKOFF_LIMIT.  Jitter prevents clients that failed at the same time from
+ * returning at the same time.
  */
 #define BACKOFF_BASE (250 * HRFLOW_MSEC)
 #define BACKOFF_LIMIT (16 * HRFLOW_SEC)
 
 /*
- * How long to wait before another try of a request, after this reply.
+ * Return the pause before a request is retried after this reply, in
+ * microseconds.
  */
 int64
 hrflow_account_backoff(const HrflowReply *reply)
@@ -33,7 +35,7 @@ hrflow_account_backoff(const HrflowReply *reply)
 }
 
 /*
- * Tell the account what became of a try.  Does not throw.
+ * Report the outcome of an attempt to the account.  Does not throw.
  */
 void
 hrflow_account_report(HrflowTransfer *transfer, HrflowAccountOutcome outcome)
@@ -51,7 +53,8 @@ hrflow_account_report(HrflowTransfer *transfer, HrflowAccountOutcome outcome)
 }
 
 /*
- * Give up a probe of which nothing is known.  Does not throw.
+ * If the attempt is a probe, report that we don't know its outcome.  Does not
+ * throw.
  */
 void
 hrflow_account_give_back_probe(HrflowTransfer *transfer)
@@ -61,7 +64,7 @@ hrflow_account_give_back_probe(HrflowTransfer *transfer)
 }
 
 /*
- * What a try that has ended means to the account.
+ * Return the outcome of a completed attempt for the account.
  */
 static HrflowAccountOutcome
 outcome_of(const HrflowReply *reply)
@@ -81,7 +84,7 @@ outcome_of(const HrflowReply *reply)
 }
 
 /*
- * Does the account's rate admit a request to the API now?
+ * Does the account admit a request to the API now?
  */
 HrflowAdmission
 hrflow_account_admit(HrflowTransport *transport, int64 now)
@@ -95,8 +98,8 @@ hrflow_account_admit(HrflowTransport *transport, int64 now)
 }
 
 /*
- * Tell the account what became of a try that has ended, unless it was a link's.
- * Does not throw.
+ * Report the outcome of a completed attempt to the account, unless it was for
+ * a link.  Does not throw.
  */
 void
 hrflow_account_settle(HrflowTransfer *transfer)

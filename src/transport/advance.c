@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * advance.c
- *		How far tries have come in libcurl, as its callbacks tell, and when
- *		they are overdue.
+ *		Records how far attempts have got, as libcurl's callbacks report, and
+ *		detects overdue ones.
  *
- * The other changes of a transfer's state are made by transfer.c.
+ * All other changes of the state of a transfer are in transfer.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,22 +13,25 @@
 #include "transport/transfer.h"
 
 /*
- * libcurl ends a try when its time is up.  When it has not done so after this,
- * it has lost sight of it, as libcurl 8.22 may where its memory failed.
+ * Extra time to wait for libcurl to end an attempt that has timed out.  After
+ * that we assume that libcurl has lost the transfer, which happens to libcurl
+ * 8.22 if it runs out of memory.
  */
 #define OVERDUE_MARGIN HRFLOW_SEC
 
-/* How often replies were collected. */
+/* Number of times that replies have been collected. */
 static uint32 this_round = 0;
 
-/* Was a connection made that other requests may wait for? */
+/*
+ * Has a connection been established for which other requests may be waiting?
+ */
 static bool has_connected = false;
 
-/* The settings, by serial, whose proxy has not refused the last request. */
+/* Serial of the settings whose proxy has not refused the last request. */
 static uint64 passed_proxy = 0;
 
 /*
- * libcurl tells how far a try has come.  Does not throw.
+ * Record the state that an attempt has reached.  Does not throw.
  */
 void
 hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
@@ -46,7 +49,7 @@ hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
 }
 
 /*
- * A try has ended.  Does not throw.
+ * Record the end of an attempt.  Does not throw.
  */
 void
 hrflow_advance_end_try(const HrflowTransfer *transfer)
@@ -56,9 +59,9 @@ hrflow_advance_end_try(const HrflowTransfer *transfer)
 }
 
 /*
- * May the proxy refuse the password that these settings have for it?  It may lock
- * the account when it has been given a wrong one a few times, so let it see one
- * request first.
+ * Might the proxy refuse the password that these settings have for it?
+ * Proxies may lock the account after a few wrong passwords, so the caller
+ * sends only one request until one has passed.
  */
 bool
 hrflow_advance_may_be_refused(const HrflowSettings *settings)
@@ -68,7 +71,7 @@ hrflow_advance_may_be_refused(const HrflowSettings *settings)
 }
 
 /*
- * The number of the round in which replies are collected next.
+ * Return the number of the round in which replies will be collected next.
  */
 uint32
 hrflow_advance_round(void)
@@ -77,7 +80,7 @@ hrflow_advance_round(void)
 }
 
 /*
- * Replies were collected.
+ * Record that replies have been collected.
  */
 void
 hrflow_advance_end_round(void)
@@ -86,7 +89,8 @@ hrflow_advance_end_round(void)
 }
 
 /*
- * Was a connection made that other requests may wait for, since the last call?
+ * Has a connection for which other requests may be waiting been established
+ * since the last call?
  */
 bool
 hrflow_advance_take_connected(void)
@@ -98,8 +102,8 @@ hrflow_advance_take_connected(void)
 }
 
 /*
- * When should libcurl have ended the first of a transport's requests in flight,
- * at the latest?
+ * Return the time by which libcurl should have ended the oldest of a
+ * transport's requests in flight.
  */
 int64
 hrflow_advance_overdue_at(const HrflowTransport *transport)

@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * body.c
- *		Receives a reply: its headers, and its body, decompressed.
+ *		Receives the headers and the body of a reply, and decompresses the
+ *		body.
  *
- * The bodies of all requests in flight have a budget together.  Nothing here
- * throws, since these are libcurl's callbacks.
+ * The memory for the bodies of all transfers of a backend is limited.  These
+ * are libcurl's callbacks, so none of them may throw.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,13 +13,16 @@
 
 #include "transport/transfer.h"
 
-/* Bytes of all transfers' bodies, and the most since it was asked for. */
+/*
+ * Size of the buffers of all transfers, in bytes, and its maximum since
+ * hrflow_body_most_buffered() was last called.
+ */
 static size_t buffered = 0;
 static size_t most_buffered = 0;
 
 /*
- * Give the memory of a transfer's body back: it will be asked for again, and
- * may have to wait long.  Does not throw.
+ * Free a transfer's buffer, because the body will have to be requested again,
+ * possibly much later.  Does not throw.
  */
 void
 hrflow_body_drop(HrflowTransfer *transfer)
@@ -32,7 +36,7 @@ hrflow_body_drop(HrflowTransfer *transfer)
 }
 
 /*
- * The most bytes that bodies had at one time since this was called last.
+ * Return the maximum size of all buffers since the last call.
  */
 size_t
 hrflow_body_most_buffered(void)
@@ -44,7 +48,7 @@ hrflow_body_most_buffered(void)
 }
 
 /*
- * Make room for "size" bytes in a body.
+ * Enlarge a transfer's buffer to at least "size" bytes.
  */
 static bool
 enlarge_body(HrflowTransfer *transfer, size_t size)
@@ -64,8 +68,8 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 		HRFLOW_MAX_BUFFERED + HRFLOW_KEEP_HANDLES * HRFLOW_KEEP_BUFFER)
 	{
 		/*
-		 * What others hold may be released before the next try.  They have
-		 * this one's room at once.
+		 * By the time of the next attempt other transfers may have freed
+		 * their buffers.  Free ours at once for them to use.
 		 */
 		transfer->try.fault = HRFLOW_EXCEEDS_BUDGET;
 		hrflow_body_drop(transfer);
@@ -85,7 +89,7 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 }
 
 /*
- * Add to a body what was received, decompressed.
+ * Append decompressed data to a body.
  */
 static bool
 add_to_body(void *arg, const char *data, size_t length)
@@ -106,8 +110,8 @@ add_to_body(void *arg, const char *data, size_t length)
 }
 
 /*
- * libcurl's callback for what it receives of a body.  That is limited too,
- * since gzip has blocks that hold nothing.
+ * libcurl's callback for the data of a body.  The size before decompression is
+ * limited too, because gzip allows any number of empty blocks.
  */
 size_t
 hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
@@ -137,12 +141,15 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
 }
 
 /*
- * A reply's status line tells what the origin speaks, if HTTP/2 was offered.
+ * Evaluate the HTTP version in a reply's status line.  Returns false if the
+ * reply cannot be attributed to this request.
  *
- * An origin that never answered over HTTP/2, and does over HTTP/1.1 when the
- * request is sent again, is asked over HTTP/1.1 from then on.  That is our next
- * try, or libcurl's own: libcurl 8.22 falls back to HTTP/1.1 by itself
- * (071_http2_refused.pl).  So is an origin with which libcurl mixes replies up.
+ * If HTTP/2 was offered, remember the version that the origin uses.  If an
+ * origin has never answered over HTTP/2, and a request that failed over it is
+ * answered when it is sent again over HTTP/1.1, use only HTTP/1.1 from then
+ * on. It may be our retry or libcurl's: libcurl 8.22 falls back to HTTP/1.1 by
+ * itself (071_http2_refused.pl).  Do the same for origins whose replies
+ * libcurl mixes up.
  */
 static bool
 note_protocol(HrflowTransfer *transfer, char version)
@@ -164,7 +171,7 @@ note_protocol(HrflowTransfer *transfer, char version)
 }
 
 /*
- * Is this one of a list of names?
+ * Is this name in a list, ignoring case?
  */
 static bool
 is_among(const char *name, size_t length, const char *const names[], int n)
@@ -179,8 +186,9 @@ is_among(const char *name, size_t length, const char *const names[], int n)
 }
 
 /*
- * Read a Content-Encoding's names.  Some denote no transformation: object
- * stores give back what they were told when the object was written.
+ * Parse the value of a Content-Encoding header.  Some values denote no
+ * transformation, because object stores return whatever they were given when
+ * the object was written.  Returns false if the encoding is not supported.
  */
 static bool
 read_encoding(HrflowTransfer *transfer, const char *names, size_t length)
@@ -210,7 +218,7 @@ read_encoding(HrflowTransfer *transfer, const char *names, size_t length)
 }
 
 /*
- * Prepare for the body that a header announces.
+ * If this header line is Content-Encoding, prepare to decode the body.
  */
 static bool
 note_encoding(HrflowTransfer *transfer, const char *line, size_t length)
@@ -236,7 +244,7 @@ note_encoding(HrflowTransfer *transfer, const char *line, size_t length)
 }
 
 /*
- * libcurl's callback for a line of a reply's headers.
+ * libcurl's callback for a header line.
  */
 size_t
 hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
@@ -247,7 +255,10 @@ hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 		return 0;
 	hrflow_transfer_advance(transfer, HRFLOW_RECEIVING);
 
-	/* An empty line ends them, unless it ends those of an HTTP 100. */
+	/*
+	 * The headers end with an empty line.  If they are those of an interim
+	 * response (HTTP 1xx), another status line follows.
+	 */
 	if (length >= 6 && memcmp(data, "HTTP/", 5) == 0)
 	{
 		const char *space = memchr(data, ' ', length);

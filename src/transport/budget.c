@@ -1,20 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * budget.c
- *		How many requests a statement has sent to the API, and an account on
- *		one day.
+ *		Counts the requests to the API that a statement has sent, and that each
+ *		account has sent today.
  *
- * A statement is what the client sent: functions and procedures that it calls
- * count as part of it, and so do the transactions that a procedure commits.  Each
- * FETCH is a statement, and so is each part of a result that a driver asks for.
- * Every try that is sent counts, since each may be paid for, and so do those that
- * libcurl makes by itself; links do not, since the API does not serve them.  A
- * try is counted before it is sent, so that those in flight do not exceed a limit
- * together.
+ * A statement is what the client sent, including the functions and procedures
+ * that it calls, and all transactions that a procedure commits.  Each FETCH is
+ * a statement, and so is each execution of a portal when a driver fetches a
+ * result in parts.  Every attempt counts, since each may be paid for,
+ * including those that libcurl makes by itself.  Links do not count, since
+ * they are not served by the API.  An attempt is counted before it is sent, so
+ * that the requests in flight cannot exceed a limit together.
  *
- * A day begins at midnight in UTC.  The requests of an account are counted
- * whether there is a limit or not, so that one that is set later holds for the
- * whole day.  They are kept over a restart; see saved.c.
+ * Days begin at midnight UTC.  The requests of an account are counted even if
+ * there is no limit, so that a limit applies to the whole day during which it
+ * is set.  These counts survive a restart; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,12 +23,15 @@
 #include "access/xact.h"
 #include "transport/transfer.h"
 
-/* The statement that sent last, by when it began. */
+/*
+ * Start time of the statement that last sent a request, and the number of
+ * requests it has sent.
+ */
 static TimestampTz statement = 0;
 static int64 nsent = 0;
 
 /*
- * Number of requests that the present statement has sent.
+ * Return the number of requests that the current statement has sent.
  */
 int64
 hrflow_budget_sent(void)
@@ -48,8 +51,9 @@ sent_on(uint64 sent, DateADT day)
 }
 
 /*
- * The counter of an account.  Where there are more accounts than counters, one
- * that has sent nothing today gives way; if there is none, accounts share one.
+ * Find the counter of an account.  If there are more accounts than counters,
+ * replace one that has sent nothing today; if there is none, accounts share
+ * the last counter.
  */
 static pg_atomic_uint64 *
 find_counter(uint64 account, DateADT today)
@@ -78,8 +82,8 @@ find_counter(uint64 account, DateADT today)
 }
 
 /*
- * Count a request of an account, unless it has sent as many as "limit" today; 0:
- * count it anyway.  Returns whether it was counted.
+ * Count a request of an account, unless it has already sent "limit" requests
+ * today (0: no limit).  Returns whether it was counted.
  */
 static bool
 count_today(uint64 account, DateADT today, uint32 limit)
@@ -99,8 +103,8 @@ count_today(uint64 account, DateADT today, uint32 limit)
 }
 
 /*
- * Has the present statement, or the account today, sent as many requests as it
- * may?  Returns HRFLOW_OK if not.
+ * Has the current statement, or the account today, reached its limit of
+ * requests?  Returns HRFLOW_OK if not.
  */
 HrflowStatus
 hrflow_budget_check(const HrflowTransport *transport)
@@ -121,7 +125,7 @@ hrflow_budget_check(const HrflowTransport *transport)
 }
 
 /*
- * Say which limit hrflow_budget_check() has found to be reached.  Does not
+ * Describe the limit that hrflow_budget_check() found to be reached.  Does not
  * throw.
  */
 void
@@ -131,7 +135,7 @@ hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,
 	const HrflowSettings *settings = transport->settings;
 
 	if (status == HRFLOW_OVER_DAY)
-		snprintf(detail, size, "The limit is %d requests a day.",
+		snprintf(detail, size, "The limit is %d requests per day.",
 				 settings->max_requests_per_day);
 	else
 		snprintf(detail, size, "The limit is %d requests.",
@@ -139,8 +143,9 @@ hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,
 }
 
 /*
- * A request is about to be sent that hrflow_budget_check() has allowed.  Returns
- * false where another backend has sent the last one of today since.
+ * Count a request that is about to be sent, after hrflow_budget_check() has
+ * allowed it.  Returns false if another backend has sent the last request of
+ * the day in the meantime.
  */
 bool
 hrflow_budget_take(HrflowTransfer *transfer)
@@ -157,9 +162,9 @@ hrflow_budget_take(HrflowTransfer *transfer)
 }
 
 /*
- * A try that was counted ended before it was sent, since there was no connection
- * to send it on: an outage of the network spends nothing.  It stays counted where
- * another statement or another day has begun since.  Does not throw.
+ * Undo the counting of an attempt that ended before it was sent because there
+ * was no connection, so that a network outage does not use up the limits.  It
+ * remains counted if a different statement or day has begun.  Does not throw.
  */
 void
 hrflow_budget_give_back(const HrflowTransfer *transfer)
@@ -181,7 +186,7 @@ hrflow_budget_give_back(const HrflowTransfer *transfer)
 }
 
 /*
- * libcurl sends a request again by itself: count it.  Does not throw.
+ * Count a request that libcurl sends again by itself.  Does not throw.
  */
 void
 hrflow_budget_charge(const HrflowTransport *transport)

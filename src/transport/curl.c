@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * curl.c
- *		One request in libcurl: its options, its callbacks and its reply.
+ *		Runs a request in libcurl: its options, its callbacks and its reply.
  *
  * No callback of libcurl may throw: see pool.c.
  *
@@ -17,37 +17,42 @@
 #include "transport/libcurl.h"
 
 /*
- * URLs longer than this, in bytes, are not sent over HTTP/2: nginx's limit for
- * a header is 8 kB, as HPACK packs it, haproxy's 16 kB.
+ * Maximum length of a URL sent over HTTP/2, in bytes.  The limits for a header
+ * compressed by HPACK are 8 kB in nginx and 16 kB in haproxy.
  */
 #define LONG_URL 8000
 
 /*
- * A name is looked up by a thread of libcurl's, which nothing can stop: if its
- * request is given up, it and a descriptor stay until the system's resolver
- * gives up too, by default after 30 s (3 name servers, 5 s each, twice).  Of
- * these there are not more than that, for the API and for links.  (libcurl 8.22
- * has a pool of threads, which it bounds itself; its requests do not tell us.)
+ * libcurl resolves a name in a thread that cannot be stopped.  If the request
+ * is abandoned, the thread and a descriptor remain until the system's resolver
+ * times out, by default after 30 s (two attempts with 5 s for each of 3 name
+ * servers).  This limits the number of such threads, separately for the API
+ * and for links.  (libcurl 8.22 has a bounded pool of threads, and does not
+ * tell us about the lookups.)
  */
 #define MAX_ABANDONED 64
 #define LOOKUP_LIFE (30 * HRFLOW_SEC)
 
 /*
- * Lists of libcurl's; see HrflowHeaders in transfer.h.
+ * libcurl's lists of headers; see HrflowHeaders in transfer.h.
  */
 struct HrflowHeaders
 {
-	uint64		serial;			/* of the settings */
-	int			nusers;			/* transports, and the cache */
-	struct curl_slist *get;		/* of a GET of the API */
-	struct curl_slist *post;	/* of a POST */
-	struct curl_slist *link;
+	uint64		serial;			/* serial of the settings */
+	int			nusers;			/* number of transports using these, plus one
+								 * for cached_headers */
+	struct curl_slist *get;		/* for GET requests to the API */
+	struct curl_slist *post;	/* for POST requests to the API */
+	struct curl_slist *link;	/* for links */
 };
 
-/* The headers that were made last. */
+/* The most recently created headers. */
 static HrflowHeaders *cached_headers = NULL;
 
-/* When lookups were given up, the last ones in a ring: API, links. */
+/*
+ * Ring buffers with the times when lookups were last abandoned, for the API
+ * and for links.
+ */
 static struct
 {
 	int64		at[MAX_ABANDONED];
@@ -64,8 +69,8 @@ StaticAssertDecl(sizeof(((HrflowTransfer *) NULL)->error) >= CURL_ERROR_SIZE,
  */
 
 /*
- * Must the address of this request's host be a public one?  Behind a proxy we
- * do not see it.
+ * Must this request's host have a public address?  If there is a proxy, we
+ * never see the address.
  */
 static bool
 is_guarded(const HrflowTransfer *transfer)
@@ -75,8 +80,9 @@ is_guarded(const HrflowTransfer *transfer)
 }
 
 /*
- * A connection is to be made.  Where a pattern let a link's host through, its
- * address must be a public one; a proxy's need not be.
+ * libcurl's callback for opening a socket.  Refuse a private address if a
+ * link's host is allowed only by a pattern; the address of a proxy may be
+ * private.
  */
 static curl_socket_t
 on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
@@ -90,7 +96,7 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 		return CURL_SOCKET_BAD;
 	}
 
-	/* A host may have addresses of both kinds: what counts is the public one. */
+	/* A host may have both kinds of addresses; then its public one counts. */
 	transfer->try.opened = true;
 	transfer->try.fault = HRFLOW_NO_FAULT;
 	hrflow_transfer_advance(transfer, HRFLOW_CONNECTING);
@@ -99,8 +105,8 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 }
 
 /*
- * libcurl sends a request again by itself, because the server closed a kept
- * connection, or refused to look at it: that is one more request.
+ * Count a request that libcurl sends again by itself, because the server
+ * closed a kept connection or refused to process the request.
  */
 static void
 charge_again(const HrflowTransfer *transfer)
@@ -113,9 +119,10 @@ charge_again(const HrflowTransfer *transfer)
 }
 
 /*
- * A connection broke without an answer to this request.  If that took long, nothing
- * was acknowledged (see hrflow_pool_open_socket), as where a NAT has forgotten it:
- * then those that were idle as long are likely to be as dead.
+ * Suspect other idle connections after a connection broke without an answer to
+ * this request.  If that took long, our packets were not acknowledged (see
+ * hrflow_pool_open_socket()), as happens if a NAT has dropped the connection,
+ * and connections that have been idle as long are probably dead, too.
  */
 static void
 suspect_idle_connections(const HrflowTransfer *transfer)
@@ -127,12 +134,12 @@ suspect_idle_connections(const HrflowTransfer *transfer)
 }
 
 /*
- * A request is about to be sent, perhaps over a connection that was made for
- * another that was not guarded.
+ * libcurl's callback before a request is sent.  The connection may have been
+ * opened for another request, which was not guarded.
  *
- * Where a connection that was kept turns out to be dead, libcurl sends the
- * request again over a new one, of whatever kind it is.  A POST may have been
- * processed by then: it is not sent twice.
+ * If a kept connection turns out to be dead, libcurl sends the request again
+ * over a new one.  The server may have processed a POST by then, so that must
+ * not be sent twice.
  */
 static int
 on_request(void *arg, char *remote, char *local, int remote_port,
@@ -178,8 +185,8 @@ on_request(void *arg, char *remote, char *local, int remote_port,
  */
 
 /*
- * Add a header; libcurl leaves out its own of that name where the value is
- * empty.
+ * Add a header.  An empty value makes libcurl omit its own header of that
+ * name.
  */
 static bool
 add_header(struct curl_slist **headers, const char *name, const char *value)
@@ -195,11 +202,11 @@ add_header(struct curl_slist **headers, const char *name, const char *value)
 }
 
 /*
- * Add those that every request has.
+ * Add the headers of all requests.
  *
- * libcurl has options for both, but puts what it makes of an option together
- * character by character, twice for each request: a tenth of its work.  It
- * leaves its own header out where there is one of that name.
+ * libcurl has options for both of these, but formats the value of an option
+ * character by character, twice for each request, which takes a tenth of its
+ * CPU time.
  */
 static bool
 add_client_headers(struct curl_slist **headers)
@@ -210,7 +217,7 @@ add_client_headers(struct curl_slist **headers)
 }
 
 /*
- * Add those that every request to the API has.
+ * Add the headers of all requests to the API.
  */
 static bool
 add_api_headers(struct curl_slist **headers, const HrflowSettings *settings)
@@ -235,8 +242,9 @@ free_headers(HrflowHeaders *headers)
 }
 
 /*
- * The headers of requests with these settings; to be released when none that
- * uses them is in flight any more.  Raises 53200.
+ * Return the headers for requests with these settings.  The caller must
+ * release them when no request that uses them is in flight any more.  Raises
+ * 53200.
  */
 HrflowHeaders *
 hrflow_curl_get_headers(const HrflowSettings *settings)
@@ -249,7 +257,10 @@ hrflow_curl_get_headers(const HrflowSettings *settings)
 		return headers;
 	}
 
-	/* Who waits for "100 Continue" from a server that says none loses 1 s. */
+	/*
+	 * The empty Expect header prevents libcurl from waiting up to 1 s for
+	 * "100 Continue", which servers may not send.
+	 */
 	headers = calloc(1, sizeof(HrflowHeaders));
 	if (headers == NULL ||
 		!add_client_headers(&headers->link) ||
@@ -282,14 +293,14 @@ hrflow_curl_release_headers(HrflowHeaders *headers)
 
 /*
  * ------------------------------------------------------------------------
- * A try
+ * Attempts
  * ------------------------------------------------------------------------
  */
 
 /*
- * Give a transfer a new easy handle.  curl_easy_reset() of the old one would
- * not tell where it has no memory for libcurl's defaults, and the handle would
- * be without some of them.
+ * Give a transfer a new easy handle.  curl_easy_reset() would not report a
+ * failure to allocate libcurl's defaults, and leave a handle without some of
+ * them.
  */
 static void
 renew_easy(HrflowTransfer *transfer)
@@ -304,7 +315,7 @@ renew_easy(HrflowTransfer *transfer)
 }
 
 /*
- * Set all options that depend on the settings alone.
+ * Set the options that depend only on the settings.
  */
 static void
 configure(HrflowTransfer *transfer, const HrflowSettings *settings)
@@ -329,15 +340,16 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	HRFLOW_SETOPT(easy, CURLOPT_PREREQDATA, transfer);
 	HRFLOW_SETOPT(easy, CURLOPT_CLOSESOCKETFUNCTION, hrflow_pool_close_socket);
 
-	/* A signal handler of libcurl's would take PostgreSQL's place. */
+	/* libcurl must not replace PostgreSQL's signal handlers. */
 	HRFLOW_SETOPT(easy, CURLOPT_NOSIGNAL, 1L);
 
-	/* A name server that does not answer must not hold up a cancel. */
+	/* An unresponsive name server must not delay a cancel. */
 	HRFLOW_SETOPT(easy, CURLOPT_QUICK_EXIT, 1L);
 
 	/*
-	 * The key goes to the origin of base_url and nowhere else: see start().
-	 * base_url was checked to be https, or http to a loopback address.
+	 * Send the key only to the origin of base_url: see hrflow_curl_start().
+	 * check_base_url() ensured that this is https, or http to a loopback
+	 * address.
 	 */
 	HRFLOW_SETOPT(easy, CURLOPT_PROTOCOLS_STR, "http,https");
 	HRFLOW_SETOPT(easy, CURLOPT_FOLLOWLOCATION, 0L);
@@ -369,7 +381,7 @@ note_abandoned(bool is_link)
 }
 
 /*
- * Are there too many lookups that were given up and may still be there?
+ * Are there too many abandoned lookups that may still be running?
  */
 static bool
 too_many_abandoned(bool is_link, int64 now)
@@ -380,16 +392,16 @@ too_many_abandoned(bool is_link, int64 now)
 }
 
 /*
- * Set the version of HTTP, and whether to wait for a connection that others
- * make and this request could share: see origin.c.
+ * Set the HTTP version, and whether to wait for a connection that is being
+ * established for other requests and might be shared: see origin.c.
  *
- * A POST has a connection of its own.  HTTP/2's servers end one after some
- * requests, and refuse those that they have not looked at; libcurl would send
- * them again, but as it would those that may have been processed: see
- * on_request().
+ * A POST gets a connection of its own.  HTTP/2 servers close a connection
+ * after some number of requests, and refuse requests that they have not
+ * processed. libcurl would send these again, but also those that may have been
+ * processed: see on_request().
  *
- * So has a long URL: nginx and haproxy end the whole connection where HTTP/1.1
- * has them answer 414 or 400.
+ * So does a long URL, because nginx and haproxy close the whole HTTP/2
+ * connection in cases where they answer 414 or 400 over HTTP/1.1.
  */
 static void
 set_version(HrflowTransfer *transfer)
@@ -415,8 +427,9 @@ set_version(HrflowTransfer *transfer)
 }
 
 /*
- * Send a link byte for byte: libcurl 8.22 upper-cases the hexadecimal digits of
- * a path.  A proxy in clear must be told the whole URL.
+ * Set the request target to the exact bytes of a link, because libcurl 8.22
+ * changes the hexadecimal digits of a path to upper case.  An http proxy that
+ * is not tunneled through needs the whole URL, so leave that to libcurl.
  */
 static void
 set_target(HrflowTransfer *transfer)
@@ -436,7 +449,7 @@ set_target(HrflowTransfer *transfer)
 }
 
 /*
- * Begin a try.  Returns false where it came to its end at once.
+ * Start an attempt.  Returns false if it has failed immediately.
  */
 bool
 hrflow_curl_start(HrflowTransfer *transfer)
@@ -452,22 +465,23 @@ hrflow_curl_start(HrflowTransfer *transfer)
 				  transfer->post != NULL ? headers->post : headers->get);
 
 	/*
-	 * What goes past a proxy is the server's own.  No link that a pattern let
-	 * through does, whatever else libcurl takes for that ("x.localhost").
+	 * Bypass the proxy for the server itself.  Never do so for links allowed
+	 * only by a pattern, because libcurl considers more names local than we
+	 * do ("x.localhost").
 	 */
 	if (*settings->proxy != '\0')
 		HRFLOW_SETOPT(transfer->easy, CURLOPT_NOPROXY,
 					  reply->target == HRFLOW_TO_GUARDED_LINK ? "" :
 					  "localhost,127.0.0.0/8,::1");
 
-	/* libcurl does not copy the body.  Setting it makes the request a POST. */
+	/* libcurl does not copy the body.  Setting it makes this a POST. */
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) -1);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_POSTFIELDS, transfer->post);
 	if (transfer->post == NULL)
 		HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTPGET, 1L);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
 
-	/* A connection that is kept is a descriptor less for other hosts. */
+	/* Don't keep connections if descriptors are scarce. */
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_FORBID_REUSE,
 				  (long) hrflow_pool_is_short());
 
@@ -475,12 +489,13 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	set_target(transfer);
 
 	/*
-	 * Keep connections of requests that offer only HTTP/1.1 from all others.
-	 * Once a host has a connection of HTTP/2, libcurl 7.88 adds requests also
-	 * to busy ones of HTTP/1.1, and gives the replies to whichever request
-	 * reads first: see test/t/069_http2.pl.  A connection is only used again
-	 * where the versions of TLS that were asked for are equal.  These are
-	 * equivalent, as 1.3 is the latest, but not equal.
+	 * Do not share connections between requests that offer only HTTP/1.1 and
+	 * all others.  Once a host has an HTTP/2 connection, libcurl 7.88 also
+	 * adds requests to busy HTTP/1.1 connections, and assigns the replies to
+	 * whichever request reads first: see test/t/069_http2.pl.  libcurl reuses
+	 * a connection only if the requested TLS versions are the same.  These
+	 * two values are equivalent, because TLS 1.3 is the latest version, but
+	 * not the same.
 	 */
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_SSLVERSION,
 				  (long) (!transfer->try.offers_http2 ?
@@ -504,7 +519,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 		return false;
 	}
 
-	/* A POST is not sent again where it meets a connection that is closed. */
+	/* A POST is not sent again if its connection turns out to be closed. */
 	if (transfer->post != NULL)
 		hrflow_poller_drop_closed();
 
@@ -513,7 +528,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 }
 
 /*
- * Fill in the reply of a transfer that libcurl is done with.
+ * Fill in the reply of a transfer that libcurl has completed.
  */
 static void
 fill_reply(HrflowTransfer *transfer, CURLcode code)
@@ -544,7 +559,9 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 		reply->body = transfer->body;
 	}
 
-	/* libcurl is content when a connection ends among the headers. */
+	/*
+	 * libcurl reports success if the connection is closed within the headers.
+	 */
 	if (code == CURLE_OK && !transfer->try.headers_ended)
 		code = CURLE_PARTIAL_FILE;
 	if (code != CURLE_OK)
@@ -563,7 +580,7 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Take a transfer out of libcurl, done or not.  Does not throw.
+ * Remove a transfer from libcurl, whether complete or not.  Does not throw.
  */
 void
 hrflow_curl_remove(HrflowTransfer *transfer)
@@ -584,16 +601,17 @@ hrflow_curl_remove(HrflowTransfer *transfer)
 	hrflow_pool_remove(transfer->easy);
 
 	/*
-	 * libcurl 7.88 gives up after sending again five times, and counts over
-	 * all requests of a handle (066_wire.pl): use another one next time.
+	 * libcurl 7.88 stops sending again after five times, counted over all
+	 * requests of a handle (066_wire.pl), so renew the handle for the next
+	 * one.
 	 */
 	if (transfer->try.nsent > 1)
 		transfer->configured = 0;
 }
 
 /*
- * Have a request, which waits for another's connection, make its own if it
- * cannot share that one.  May throw.
+ * Stop a request from waiting for another's connection, so that it opens its
+ * own if it cannot share that one.  May throw.
  */
 void
 hrflow_curl_stop_waiting(HrflowTransfer *transfer)
@@ -609,12 +627,14 @@ hrflow_curl_stop_waiting(HrflowTransfer *transfer)
 }
 
 /*
- * A try's time is up.  If nothing came over its connection in all that time,
- * shut it down: it may be dead without a word, as where a NAT has forgotten
- * it, and HTTP/2's would be used for ever.  If it is the server that is slow,
- * other requests on it begin anew elsewhere.
+ * Shut down the connection of an attempt that timed out, if nothing has been
+ * received over it all that time.  It may be dead without notice, for example
+ * if a NAT has dropped it, and an HTTP/2 connection would be reused forever.
+ * If the server is merely slow, other requests on the connection are sent
+ * again over another one.
  *
- * libcurl would tell the descriptor only to the last request on a connection.
+ * libcurl would tell the descriptor only for the last request on a connection,
+ * so find it by its local port.
  */
 static void
 shut_if_silent(const HrflowTransfer *transfer)
@@ -628,8 +648,8 @@ shut_if_silent(const HrflowTransfer *transfer)
 }
 
 /*
- * The next transfer that libcurl is done with, its reply filled in; or NULL.
- * It is still libcurl's.
+ * Return the next transfer that libcurl has completed, with its reply filled
+ * in, or NULL.  It must still be removed from libcurl.
  */
 HrflowTransfer *
 hrflow_curl_next_done(void)
@@ -645,13 +665,15 @@ hrflow_curl_next_done(void)
 	if (code == CURLE_OPERATION_TIMEDOUT)
 		shut_if_silent(transfer);
 	else if (transfer->state == HRFLOW_RESOLVING)
-		hrflow_transfer_advance(transfer, HRFLOW_CONNECTING);	/* it has an answer */
+		hrflow_transfer_advance(transfer, HRFLOW_CONNECTING);	/* the lookup was
+																 * answered */
 	fill_reply(transfer, code);
 	return transfer;
 }
 
 /*
- * Fill in the reply of what libcurl has lost sight of; its time is up.
+ * Fill in the reply of a transfer that has timed out but that libcurl has
+ * lost.
  */
 void
 hrflow_curl_abandon(HrflowTransfer *transfer)

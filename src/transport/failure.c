@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * failure.c
- *		What it means that a try has failed, or that there is no memory for
- *		one.
+ *		Converts the failure of an attempt to a status and a detail.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,7 +10,7 @@
 #include "transport/libcurl.h"
 
 /*
- * Raise 53200 for an allocation that was not PostgreSQL's to make.
+ * Raise 53200 after an allocation not made by palloc() has failed.
  */
 void
 hrflow_out_of_memory(void)
@@ -20,7 +19,7 @@ hrflow_out_of_memory(void)
 }
 
 /*
- * Has a byte of the reply come?
+ * Has any byte of the reply been received?
  */
 static bool
 has_begun_to_answer(const HrflowTransfer *transfer)
@@ -32,9 +31,8 @@ has_begun_to_answer(const HrflowTransfer *transfer)
 }
 
 /*
- * Did libcurl meet a limit of its own: a line of the headers that is longer
- * than it can hold, 100 kB, or more headers than it takes?  Before 8.6 it says
- * of the former that it is out of memory.
+ * Did the headers exceed a limit of libcurl: 100 kB for a header line, or the
+ * number of headers?  Before 8.6 libcurl reports the former as lack of memory.
  */
 static bool
 has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
@@ -45,7 +43,7 @@ has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * The status of a try that a callback ended.
+ * Return the status of an attempt that a callback ended.
  */
 static HrflowStatus
 classify_fault(HrflowReply *reply, HrflowFault fault)
@@ -54,7 +52,7 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 	{
 		case HRFLOW_EXCEEDS_LIMIT:
 		case HRFLOW_EXCEEDS_BUDGET:
-			reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers a limit of their own.";
+			reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers are too large.";
 			return HRFLOW_TOO_LARGE;
 		case HRFLOW_PRIVATE_ADDRESS:
 			reply->detail = "The host of the link has a private address, and hrflow_embed.link_hosts does not contain its exact name.";
@@ -65,10 +63,10 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 			return HRFLOW_CONNECTION_LOST;
 		case HRFLOW_MIXED_UP:
 			reply->transient = true;
-			reply->detail = "Several requests were sent on one connection of HTTP/1.1.";
+			reply->detail = "Several requests were sent over one HTTP/1.1 connection at the same time.";
 			return HRFLOW_CONNECTION_LOST;
 		case HRFLOW_BAD_ENCODING:
-			reply->detail = "The reply's Content-Encoding is not one that was asked for, or the reply is not encoded so.";
+			reply->detail = "The Content-Encoding of the reply was not requested, or its content is not valid.";
 			return HRFLOW_INVALID_REPLY;
 		case HRFLOW_NO_MEMORY:
 		case HRFLOW_NO_FAULT:
@@ -78,7 +76,7 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 }
 
 /*
- * The status of a try that libcurl ended with this error.
+ * Return the status of an attempt that libcurl ended with an error.
  */
 static HrflowStatus
 classify_code(HrflowTransfer *transfer, CURLcode code)
@@ -92,8 +90,8 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 		case CURLE_OUT_OF_MEMORY:
 
 			/*
-			 * libcurl 8.14 may then keep the connection open, and not use it
-			 * any more.
+			 * libcurl 8.14 may then keep the connection open without ever
+			 * using it again.
 			 */
 			hrflow_pool_discard();
 			transfer->try.fault = HRFLOW_NO_MEMORY;
@@ -102,8 +100,8 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 		case CURLE_OPERATION_TIMEDOUT:
 
 			/*
-			 * libcurl does not tell its two time limits apart.  When it is
-			 * not the whole try's that is up, it is the connection's.
+			 * libcurl does not tell which of its two time limits expired.  If
+			 * it is not that of the whole attempt, it is that for connecting.
 			 */
 			if (was_sent || hrflow_clock_now() - transfer->try.began >=
 				settings->request_timeout * HRFLOW_MSEC)
@@ -113,16 +111,19 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 
 		case CURLE_COULDNT_RESOLVE_PROXY:
 
-			/* libcurl's message may quote the setting, password and all. */
+			/*
+			 * libcurl's message may quote the setting, including its
+			 * password.
+			 */
 			reply->transient = true;
-			reply->detail = "The host that hrflow_embed.proxy names cannot be resolved.";
+			reply->detail = "The host name in hrflow_embed.proxy cannot be resolved.";
 			return was_sent ? HRFLOW_CONNECTION_LOST :
 				HRFLOW_CONNECT_FAILED;
 
 		case CURLE_SSL_CACERT_BADFILE:
 			reply->detail = *settings->ca_file == '\0' ?
 				"The system has no certificates to trust; install them, or set hrflow_embed.ca_file." :
-				"The file that hrflow_embed.ca_file names cannot be read as certificates.";
+				"The certificates in the file specified by hrflow_embed.ca_file cannot be read.";
 			return HRFLOW_CONNECT_FAILED;
 
 		case CURLE_PEER_FAILED_VERIFICATION:
@@ -131,7 +132,7 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 		case CURLE_SSL_CIPHER:
 			return HRFLOW_CONNECT_FAILED;
 
-		case CURLE_UNSUPPORTED_PROTOCOL:	/* HTTP/0.9 among others */
+		case CURLE_UNSUPPORTED_PROTOCOL:	/* for example HTTP/0.9 */
 		case CURLE_WEIRD_SERVER_REPLY:
 		case CURLE_BAD_CONTENT_ENCODING:
 		case CURLE_URL_MALFORMAT:
@@ -145,8 +146,7 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * How the proxy refused our user or password, if it is the proxy that refused the
- * request, and not the server; else NULL.
+ * If the proxy refused our user or password, return a description, else NULL.
  */
 static const char *
 refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
@@ -163,13 +163,13 @@ refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 	if (code == CURLE_PROXY)
 		curl_easy_getinfo(transfer->easy, CURLINFO_PROXY_ERROR, &proxy_error);
 	if (proxy_error == CURLPX_USER_REJECTED)
-		return "The proxy rejected the user and password of SOCKS5.";
+		return "The SOCKS5 proxy rejected the user and password.";
 	return NULL;
 }
 
 /*
- * Fill in the status of a try that libcurl says has failed, whether another
- * may do better, and, if libcurl's message will not do, the detail.
+ * Fill in the status of an attempt that failed in libcurl, whether a retry
+ * might succeed, and the detail, unless libcurl's own message is suitable.
  */
 void
 hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)

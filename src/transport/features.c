@@ -1,12 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * features.c
- *		What the libcurl that was loaded was built with.
+ *		Checks the features of the libcurl that was loaded.
  *
- * Distributions build libcurl with everything we use, but a server may find
- * another one in its library path.  Without TLS or an asynchronous resolver
- * there is no safe way to send a request; without HTTP/2 requests are only
- * slower.
+ * Distributions build libcurl with everything we need, but a server may find a
+ * different build in its library path.  Without TLS or an asynchronous
+ * resolver requests would not be safe; without HTTP/2 they are only slower.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,17 +13,17 @@
 
 #include "transport/libcurl.h"
 
-/* Names the package that has all features. */
+/* Hint that names the packages with all features. */
 #define FEATURES_HINT \
 	"Install libcurl from your distribution (libcurl4 on Debian and Ubuntu, libcurl on Red Hat), and remove other builds of it from the server's library path."
 
-/* CURL_VERSION_* of what there is; curl_version_info() is not cheap. */
+/* CURL_VERSION_* bits, cached because curl_version_info() is not cheap. */
 static int	features = 0;
 
 /*
- * Throw unless libcurl can make requests that are verified and can be
- * cancelled.  A blocking resolver would hold up cancels and exceed every time
- * limit for as long as a name server does not answer.
+ * Raise an error unless libcurl supports TLS and has an asynchronous resolver.
+ * A blocking resolver would delay cancels, and exceed all time limits, for as
+ * long as a name server does not answer.
  */
 void
 hrflow_features_check(void)
@@ -46,7 +45,7 @@ hrflow_features_check(void)
 }
 
 /*
- * Can HTTP/2 be offered to servers?  hrflow_features_check() has been called.
+ * Does libcurl support HTTP/2?  hrflow_features_check() must have been called.
  */
 bool
 hrflow_features_http2(void)

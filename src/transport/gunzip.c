@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * gunzip.c
- *		Decompress a reply's body as it arrives (RFC 1952).
+ *		Decompresses the body of a reply as it arrives (RFC 1952).
  *
- * libcurl decompresses what it can, and not what was asked for: a zstd reply of
- * 2 kB takes 128 MB.  It takes names that it does not know for errors, although
- * some denote no transformation, and it reads the first member of a file only.
+ * We do not let libcurl do that, because it decompresses all encodings that it
+ * supports, not only those requested (a zstd reply of 2 kB takes 128 MB),
+ * treats unknown encodings as errors although some denote no transformation,
+ * and reads only the first member of a gzip file.
  *
- * Nothing here throws, since libcurl's callbacks call it.
+ * Nothing here throws, since this is called from libcurl's callbacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,25 +18,25 @@
 
 #include "transport/transfer.h"
 
-/* Bytes decompressed at a time. */
+/* Size of the buffer for decompressed data, in bytes. */
 #define CHUNK (16 * 1024)
 
 struct HrflowGunzip
 {
 	z_stream	stream;
-	bool		is_complete;	/* the last member has ended */
+	bool		is_complete;	/* has the last member ended? */
 };
 
 /*
- * NULL where there is no memory.  It takes about 10 kB, and 32 kB more once it
- * is used.
+ * Create a decompressor.  Returns NULL if there is not enough memory.  It
+ * takes about 10 kB, and another 32 kB once it is used.
  */
 HrflowGunzip *
 hrflow_gunzip_create(void)
 {
 	HrflowGunzip *gunzip = calloc(1, sizeof(HrflowGunzip));
 
-	/* 16 stands for gzip's header and trailer. */
+	/* Adding 16 selects the gzip format. */
 	if (gunzip != NULL && inflateInit2(&gunzip->stream, MAX_WBITS + 16) != Z_OK)
 	{
 		free(gunzip);
@@ -45,7 +46,7 @@ hrflow_gunzip_create(void)
 }
 
 /*
- * NULL is allowed.
+ * Free a decompressor, which may be NULL.
  */
 void
 hrflow_gunzip_free(HrflowGunzip *gunzip)
@@ -57,7 +58,7 @@ hrflow_gunzip_free(HrflowGunzip *gunzip)
 }
 
 /*
- * Begin with another body.
+ * Prepare for another body.
  */
 void
 hrflow_gunzip_reset(HrflowGunzip *gunzip)
@@ -67,8 +68,9 @@ hrflow_gunzip_reset(HrflowGunzip *gunzip)
 }
 
 /*
- * Decompress what has arrived, of all members, and pass it on.  Returns false
- * where it is not gzip's, or "sink" returned false.
+ * Decompress a part of the body, which may contain several members, and pass
+ * the result to "sink".  Returns false if it is not valid gzip data, or if
+ * "sink" returned false.
  */
 bool
 hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data, size_t length,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * idle.c
- *		Transfers that are nobody's, kept for their libcurl handles.
+ *		Idle transfers, kept to reuse their libcurl handles.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,7 +9,7 @@
 
 #include "transport/libcurl.h"
 
-/* The transfer put back last comes first. */
+/* Idle transfers, most recently used first. */
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 static int	nidle = 0;
 
@@ -23,7 +23,7 @@ free_transfer(HrflowTransfer *transfer)
 }
 
 /*
- * Free all transfers that are nobody's.  Does not throw.
+ * Free all idle transfers.  Does not throw.
  */
 void
 hrflow_idle_free_all(void)
@@ -35,7 +35,7 @@ hrflow_idle_free_all(void)
 }
 
 /*
- * Give a transfer, which is in no list, back.  Does not throw.
+ * Return a transfer, which must not be in any list.  Does not throw.
  */
 void
 hrflow_idle_put(HrflowTransfer *transfer)
@@ -52,7 +52,7 @@ hrflow_idle_put(HrflowTransfer *transfer)
 }
 
 /*
- * A transfer to be filled in and started.  May throw.
+ * Get a transfer for a new request.  May throw.
  */
 HrflowTransfer *
 hrflow_idle_get(void)

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * libcurl.h
- *		What the files that know libcurl share: curl.c, failure.c, features.c,
- *		idle.c, pool.c and trust.c.
+ *		Declarations for the files that use libcurl: curl.c, failure.c,
+ *		features.c, idle.c, pool.c and trust.c.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * poller.c
- *		Many descriptors behind one that a WaitEventSet can hold: epoll, or
- *		kqueue on macOS and the BSDs.
+ *		Waits for many descriptors through a single one that a WaitEventSet can
+ *		contain: epoll, or kqueue on macOS and the BSDs.
  *
- * libcurl changes its interest in a socket about twice a request, and a
- * WaitEventSet cannot drop a socket: it would have to be built anew each time.
+ * libcurl changes the events it waits for about twice per request and socket,
+ * and sockets cannot be removed from a WaitEventSet, so it would have to be
+ * rebuilt each time.
  *
- * Nothing here raises an error, since libcurl's callbacks call it.
+ * Nothing here throws, since this is called from libcurl's callbacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +26,10 @@
 
 #include "transport/transfer.h"
 
-/* The other end has closed its half; other systems say POLLHUP. */
+/*
+ * The peer has closed its half of the connection; other systems report
+ * POLLHUP.
+ */
 #ifndef POLLRDHUP
 #define POLLRDHUP 0
 #endif
@@ -36,27 +40,29 @@
 #define WRITABLE 2
 
 /*
- * What each descriptor is watched for, and what it should be.
+ * The events that the kernel watches for on a descriptor, and those that
+ * libcurl wants.
  *
- * libcurl loses its interest in a connection at the end of each request, and
- * finds it again with the next.  So a connection is watched until it turns out
- * to be ready although nobody wants it: that spares three system calls a
- * request.  It must be told of with hrflow_poller_opened() and closed(), since
- * the kernel forgets a closed descriptor and gives its number to another.
+ * libcurl drops its interest in a connection at the end of each request, and
+ * regains it with the next one.  So we do not stop watching a connection until
+ * it becomes ready although that is not wanted, which saves three system calls
+ * per request.  hrflow_poller_opened() and hrflow_poller_closed() must be
+ * called for each connection, since the kernel stops watching a descriptor
+ * when it is closed, and reuses its number.
  */
 typedef struct Watched
 {
 	unsigned char is;
 	unsigned char wanted;
 	bool		is_connection;
-	int64		heard_at;		/* when it could be read last */
+	int64		heard_at;		/* when it was last readable */
 } Watched;
 
-static Watched *watched = NULL; /* by descriptor; malloc'd */
+static Watched *watched = NULL; /* indexed by descriptor; malloc'd */
 static int	nwatched = 0;
 
 /*
- * A new poller's descriptor, or -1 with errno set.
+ * Return the descriptor of a new poller, or -1 with errno set.
  */
 int
 hrflow_poller_open(void)
@@ -70,8 +76,8 @@ hrflow_poller_open(void)
 
 #ifndef __linux__
 /*
- * Watch a descriptor for one thing, or no longer.  One change at a time: of
- * several, those behind one that fails are not made.
+ * Add or remove a filter of a descriptor.  Make one change at a time, because
+ * kevent() skips the changes after one that fails.
  */
 static bool
 change_filter(int poller, int fd, int filter, bool wanted)
@@ -85,10 +91,10 @@ change_filter(int poller, int fd, int filter, bool wanted)
 #endif
 
 /*
- * Make the kernel watch a descriptor as is wanted.
+ * Update what the kernel watches for to what is wanted.
  *
- * One that was closed behind our back is no longer watched, whatever we took
- * down of it.
+ * If a descriptor was closed without our knowledge, the kernel no longer
+ * watches it, even if we have recorded that it does.
  */
 static bool
 update(int poller, int fd)
@@ -125,7 +131,7 @@ update(int poller, int fd)
 }
 
 /*
- * Make room for a descriptor.
+ * Enlarge the array to include a descriptor.
  */
 static bool
 enlarge(int fd)
@@ -145,8 +151,8 @@ enlarge(int fd)
 }
 
 /*
- * Watch a descriptor for what is asked.  Returns false when the kernel or our
- * memory is at its limit.
+ * Set what to watch for on a descriptor.  Returns false if the kernel refuses
+ * or there is not enough memory.
  */
 bool
 hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
@@ -160,8 +166,9 @@ hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
 }
 
 /*
- * A connection has this descriptor from now on.  Returns whether it is one
- * more: not where another's that had it was closed unnoticed.
+ * Record that a descriptor belongs to a new connection.  Returns whether that
+ * increases the number of connections, which it does not if the descriptor's
+ * previous connection was closed without our knowledge.
  */
 bool
 hrflow_poller_opened(int fd)
@@ -177,7 +184,8 @@ hrflow_poller_opened(int fd)
 }
 
 /*
- * It is about to be closed, or is.  Returns whether it was a connection's.
+ * Record that a descriptor has been or is about to be closed.  Returns whether
+ * it belonged to a connection.
  */
 bool
 hrflow_poller_closed(int fd)
@@ -192,7 +200,7 @@ hrflow_poller_closed(int fd)
 }
 
 /*
- * Is this descriptor a connection's?
+ * Does this descriptor belong to a connection?
  */
 bool
 hrflow_poller_is_connection(int fd)
@@ -201,7 +209,7 @@ hrflow_poller_is_connection(int fd)
 }
 
 /*
- * Has anything come over the connection with this descriptor?
+ * Has anything been received over the connection with this descriptor?
  */
 bool
 hrflow_poller_has_heard(int fd)
@@ -210,7 +218,7 @@ hrflow_poller_has_heard(int fd)
 }
 
 /*
- * A connection's port at our end; -1 for none.
+ * Return the local port of a connection, or -1.
  */
 static int
 get_local_port(int fd)
@@ -230,8 +238,9 @@ get_local_port(int fd)
 }
 
 /*
- * The connection with this port at our end, if nothing has come over it since
- * this time of hrflow_clock_now(), or is there to be read; else -1.
+ * Return the connection with this local port, if nothing has been received
+ * over it since a time of hrflow_clock_now() and nothing is available for
+ * reading, else -1.
  */
 int
 hrflow_poller_find_silent(int local_port, int64 since)
@@ -249,9 +258,10 @@ hrflow_poller_find_silent(int local_port, int64 since)
 }
 
 /*
- * Shut down the connections that no request uses and over which nothing has come
- * since this time, so that libcurl does not use them again.  Leave the one with
- * this port at our end: libcurl may be about to use it.
+ * Shut down the connections that no request uses and over which nothing has
+ * been received since a time of hrflow_clock_now(), so that libcurl does not
+ * reuse them.  Skip the one with this local port, because libcurl may be about
+ * to use it.
  */
 void
 hrflow_poller_shut_idle(int local_port, int64 since)
@@ -265,7 +275,7 @@ hrflow_poller_shut_idle(int local_port, int64 since)
 }
 
 /*
- * Read what the other end has sent before it closed a connection, if it has.
+ * If the peer has closed a connection, discard what it sent before.
  */
 static void
 drain_if_closed(const struct pollfd *state)
@@ -279,10 +289,10 @@ drain_if_closed(const struct pollfd *state)
 }
 
 /*
- * Make libcurl see which of the connections that no request uses the server
- * has closed: it closes those itself when it next looks for a connection.
- * libcurl 7.88 takes what TLS sends before the end for a sign of life, so
- * discard that: the end is all that is left to be read.
+ * Make libcurl notice which of the connections that no request uses have been
+ * closed by the server; it closes these itself when it next looks for a
+ * connection.  libcurl 7.88 considers a connection alive if there is data to
+ * read, such as the alert that TLS sends before closing, so discard that data.
  */
 void
 hrflow_poller_drop_closed(void)
@@ -309,7 +319,7 @@ hrflow_poller_drop_closed(void)
 }
 
 /*
- * Is this descriptor, which is ready, wanted?  If not, watch it no longer.
+ * Is this event wanted?  If not, stop watching the descriptor.
  */
 static bool
 is_wanted(int poller, const HrflowPollerEvent *event, int64 now)
@@ -326,8 +336,7 @@ is_wanted(int poller, const HrflowPollerEvent *event, int64 now)
 }
 
 /*
- * What can be read or written at this moment: at most "max" events, without
- * waiting.
+ * Return up to "max" events that are pending, without waiting.
  */
 int
 hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)

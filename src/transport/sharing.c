@@ -1,15 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * sharing.c
- *		Which requests were sent on the same connection.
+ *		Keeps track of which requests were sent over the same connection.
  *
- * Over HTTP/1.1 a reply belongs to the one request that is under way on its
- * connection.  libcurl 7.88 may send several at once: when a host has a
- * connection of HTTP/2, it takes all of the host's connections for such, and
- * gives each reply to whichever request reads first (069_http2.pl).  Nothing in
- * the reply tells whose it is, so none of them gets it.
+ * Over HTTP/1.1 a reply belongs to the only request in progress on its
+ * connection.  But libcurl 7.88 may send several requests at once: if a host
+ * has an HTTP/2 connection, it treats all of the host's connections as such,
+ * and assigns each reply to whichever request reads first (069_http2.pl).
+ * Nothing in a reply tells which request it belongs to, so all of them must
+ * fail.
  *
- * Nothing here throws, since libcurl's callbacks call it.
+ * Nothing here throws, since this is called from libcurl's callbacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,11 +19,11 @@
 #include "common/hashfn.h"
 #include "transport/transfer.h"
 
-/* The requests in flight that were sent. */
+/* Requests in flight that have been sent. */
 static dlist_head sent = DLIST_STATIC_INIT(sent);
 
 /*
- * A request leaves libcurl, or its connection.
+ * Record that a request has left libcurl, or its connection.
  */
 void
 hrflow_sharing_forget(HrflowTransfer *transfer)
@@ -33,8 +34,8 @@ hrflow_sharing_forget(HrflowTransfer *transfer)
 }
 
 /*
- * A request is about to be sent, perhaps again, on the connection with these
- * ends.  libcurl says 0 where it does not know a port.
+ * Record that a request is about to be sent, possibly again, over the
+ * connection with these endpoints.  libcurl reports port 0 if it is unknown.
  */
 void
 hrflow_sharing_note_sent(HrflowTransfer *transfer, const char *remote,
@@ -56,8 +57,9 @@ hrflow_sharing_note_sent(HrflowTransfer *transfer, const char *remote,
 }
 
 /*
- * A reply of HTTP/1.1 begins.  Returns false if other requests wait for theirs on
- * its connection: then all of these have failed, since it may be any one's.
+ * Check the beginning of an HTTP/1.1 reply.  Returns false if other requests
+ * are waiting for a reply over the same connection.  All of these have then
+ * failed, since the reply may belong to any of them.
  */
 bool
 hrflow_sharing_check(HrflowTransfer *transfer)
@@ -69,7 +71,7 @@ hrflow_sharing_check(HrflowTransfer *transfer)
 	{
 		HrflowTransfer *other = dlist_container(HrflowTransfer, try.sent, iter.cur);
 
-		/* libcurl may be done with one that has a reply. */
+		/* A request that has a reply may be complete already. */
 		if (other == transfer || other->try.has_reply ||
 			other->try.connection != transfer->try.connection)
 			continue;

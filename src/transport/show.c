@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * show.c
- *		Shows others what a transport sends, and what it waits for, and has it
- *		counted.
+ *		Publishes and counts what a transport sends, and publishes what it
+ *		waits for.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,8 +11,8 @@
 #include "transport/transfer.h"
 
 /*
- * A request is sent, or sent again.  A try that finds no connection to be sent
- * on is not counted: nobody has seen it.  Does not throw.
+ * Count a request that is being sent, or sent again.  An attempt without a
+ * connection does not count, because no server has seen it.  Does not throw.
  */
 void
 hrflow_show_sent(HrflowTransfer *transfer)
@@ -31,9 +31,9 @@ hrflow_show_sent(HrflowTransfer *transfer)
 }
 
 /*
- * The backend is about to sleep.  "retry_at" is when the transport's next retry
- * is due, and "is_narrowed" says that no request is started until a reply has
- * been released.  Does not throw.
+ * Record what the backend is about to wait for.  "retry_at" is when the
+ * transport's next retry is due; "is_narrowed" means that no request may be
+ * started until the memory of a reply has been released.  Does not throw.
  */
 void
 hrflow_show_wait(HrflowTransport *transport, int64 retry_at, bool is_narrowed)

@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * speed.c
- *		How fast requests have been answered of late, and so how long others
- *		will take.
+ *		Measures the latency of requests, and estimates the duration of others.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,12 +9,16 @@
 
 #include "transport/transfer.h"
 
-/* The part of the latency that an answer replaces. */
+/*
+ * The latency is an exponential moving average, in which the last answer has a
+ * weight of 1 / WEIGHT.
+ */
 #define WEIGHT 8
 
 /*
- * A try was answered.  Backends do not wait for each other here: of two
- * answers at the same time one may be lost.  Does not throw.
+ * Record the latency of a successful attempt.  There is no lock: if two
+ * backends do this at the same time, one of the measurements may be lost.
+ * Does not throw.
  */
 void
 hrflow_speed_note(const HrflowTransfer *transfer)
@@ -33,9 +36,9 @@ hrflow_speed_note(const HrflowTransfer *transfer)
 }
 
 /*
- * How long so many requests to the API and for links would take with these
- * settings, in seconds: at the latency of late, and within the account's rate.
- * Negative where neither is known.
+ * Estimate the duration of this many requests to the API and for links with
+ * these settings, in seconds, from the recent latency and the account's rate
+ * limit.  Returns a negative number if neither is known.
  */
 double
 hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,
@@ -52,7 +55,7 @@ hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,
 		return 0;
 	if (latency > 0)
 	{
-		/* Each link waits for the answer that it is in. */
+		/* A link can be fetched only after the answer that contains it. */
 		double		at_once = latency +
 		(nlinks > 0 ? latency_of_links : 0);
 		double		by_turns = (nrequests * latency +

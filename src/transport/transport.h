@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * transport.h
- *		Requests and replies: URLs go in, bodies come out.
+ *		Interface of the transport: sends requests for URLs, and returns
+ *		replies.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,44 +15,50 @@
 #include "base/base.h"
 
 /*
- * Where a request goes: what it carries, and what limits it.
+ * Destination of a request, which determines its headers and limits.
  */
 typedef enum HrflowTarget
 {
-	HRFLOW_TO_API,				/* with the key, at the account's rate */
-	HRFLOW_TO_LINK,				/* to a host that link_hosts names */
-	HRFLOW_TO_GUARDED_LINK		/* to one that a pattern lets through: not to
-								 * a private address */
+	HRFLOW_TO_API,				/* sent with the key, within the account's
+								 * rate limit */
+	HRFLOW_TO_LINK,				/* link to a host listed in link_hosts by its
+								 * exact name */
+	HRFLOW_TO_GUARDED_LINK		/* link to a host allowed by a pattern, which
+								 * must not have a private address */
 } HrflowTarget;
 
 #define HRFLOW_IS_LINK(target) ((target) != HRFLOW_TO_API)
 
 /*
- * One try's outcome, as the transport hands it out.
+ * The outcome of an attempt.
  */
 typedef struct HrflowReply
 {
-	HrflowStatus status;		/* HRFLOW_OK: a whole reply came, of whatever
-								 * kind; else what went wrong on the way */
-	bool		transient;		/* another try may do better */
-	const char *detail;			/* what went wrong, in a few words; or NULL */
-	int			http_status;	/* 0 when none came */
-	const char *content_type;	/* NULL when none came */
-	const char *body;			/* a NUL follows its last byte */
-	size_t		length;			/* bytes of body */
-	int			retry_after;	/* seconds the server asked for; 0 when none */
-	int			attempts;		/* tries so far, this one included */
-	bool		stopped;		/* no try came to its end: the transport was
-								 * stopped, or the batch's time is up */
-	bool		expired;		/* it is the latter */
+	HrflowStatus status;		/* HRFLOW_OK: a complete reply was received,
+								 * whatever it means; else the transport error */
+	bool		transient;		/* might a retry succeed? */
+	const char *detail;			/* error detail, or NULL */
+	int			http_status;	/* 0: no reply was received */
+	const char *content_type;	/* NULL: none was received */
+	const char *body;			/* NUL-terminated */
+	size_t		length;			/* size of the body in bytes */
+	int			retry_after;	/* Retry-After of the reply, in seconds; 0:
+								 * none */
+	int			attempts;		/* number of attempts so far, including this
+								 * one */
+	bool		stopped;		/* request was abandoned, because the
+								 * transport was stopped or the batch's time
+								 * limit expired */
+	bool		expired;		/* did the time limit expire? */
 	HrflowTarget target;
-	void	   *tag;			/* the submitter's */
-	struct HrflowTransfer *transfer;	/* the transport's own */
+	void	   *tag;			/* passed by the submitter */
+	struct HrflowTransfer *transfer;	/* internal to the transport */
 } HrflowReply;
 
 /*
- * The requests of one statement, or of one scan.  A backend may have several:
- * a function that one of them waits for may make requests of its own.
+ * The requests of one statement, or of one scan.  A backend can have several
+ * transports: while a request of one is in flight, a function may send
+ * requests of its own.
  */
 typedef struct HrflowTransport HrflowTransport;
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * trust.c
- *		Which certificates servers and proxies are checked against.
+ *		Chooses the certificate authorities to verify servers and proxies with.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,24 +12,25 @@
 
 #include "transport/libcurl.h"
 
-/* What is trusted without hrflow_embed.ca_file; made out once. */
+/* What to trust if hrflow_embed.ca_file is not set; determined once. */
 static struct
 {
 	bool		is_known;
-	char	   *folder;			/* hashed; malloc'd; NULL for none */
-	bool		is_default;		/* leave it to libcurl */
+	char	   *folder;			/* OpenSSL's hashed directory of certificates,
+								 * malloc'd; or NULL */
+	bool		is_default;		/* use libcurl's defaults */
 }			trust;
 
 /*
- * Is the file of certificates another than when it was looked at last, or
- * changed?  A look costs 3 % of a call over loopback (BENCH_ONLY=1 make bench),
- * so one a second must do.
+ * Has the file in ca_file changed since the last call?  Checking takes 3 % of
+ * the time of a call over loopback (BENCH_ONLY=1 make bench), so do that at
+ * most once a second.
  */
 bool
 hrflow_trust_changed(const HrflowSettings *settings)
 {
-	static struct stat file;	/* as it was when it was looked at, */
-	static int64 seen = 0;		/* then */
+	static struct stat file;	/* status of the file when it was last checked */
+	static int64 seen = 0;		/* time of that check */
 	struct stat before;
 	int64		now = hrflow_clock_now();
 
@@ -47,8 +48,8 @@ hrflow_trust_changed(const HrflowSettings *settings)
 }
 
 /*
- * Is there a file here that OpenSSL would find by a certificate's hash, such
- * as "4042bcee.0"?
+ * Does a directory contain a file that OpenSSL would find by the hash of a
+ * certificate, such as "4042bcee.0"?
  */
 static bool
 is_hashed_folder(const char *path)
@@ -68,8 +69,8 @@ is_hashed_folder(const char *path)
 }
 
 /*
- * Does libcurl use OpenSSL, by what it says of itself?  Where it was built with
- * several TLS libraries, those that it does not use are in parentheses.
+ * Does libcurl use OpenSSL?  If it was built with several TLS libraries, it
+ * reports those that are not in use in parentheses.
  */
 static bool
 is_openssl(const char *tls)
@@ -80,12 +81,12 @@ is_openssl(const char *tls)
 }
 
 /*
- * Make out where certificates come from.
+ * Determine what to trust by default.
  *
  * OpenSSL 3 takes 21 ms to parse Debian's bundle of certificates, and libcurl
- * has it do so for every connection where it is given a folder too, as it is
- * by default.  A hashed folder alone is read file by file, as needed; a bundle
- * alone is cached by libcurl.  Other TLS libraries keep libcurl's defaults.
+ * makes it do so for every connection if a directory is set as well, which is
+ * the default.  A hashed directory alone is read file by file as needed, and
+ * libcurl caches a bundle alone.  For other TLS libraries keep the defaults.
  */
 static void
 find_trust(CURL *easy)
@@ -109,8 +110,8 @@ find_trust(CURL *easy)
 }
 
 /*
- * Have servers checked, or a proxy that is spoken to in TLS: libcurl keeps
- * options for it apart.
+ * libcurl's options for verification.  There are separate options for servers
+ * and for proxies that use TLS.
  */
 typedef struct TrustOptions
 {
@@ -160,7 +161,7 @@ set_options(CURL *easy, const HrflowSettings *settings,
 }
 
 /*
- * Have a handle check who it speaks to, as these settings say.
+ * Configure a handle to verify its peers according to these settings.
  */
 void
 hrflow_trust_configure(CURL *easy, const HrflowSettings *settings)
