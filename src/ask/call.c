@@ -257,7 +257,7 @@ hrflow_call_run(HrflowCall *call, const HrflowFunction *function,
 	{
 		hrflow_context_push(&context, hrflow_call_add_context, call);
 
-		arun_requests(call);
+		run_requests(call);
 
 		hrflow_context_pop(&context);
 	}
