@@ -35,8 +35,9 @@
 #define HRFLOW_MAX_HEADERS		(64 * 1024)
 
 /*
- * Maximum number of requests that a statement sends before one of them succeeds:
- * as many are wasted if all are refused, as with a wrong key.
+ * Maximum number of requests that a statement sends before one of them has
+ * succeeded.  This many are wasted if all are refused, for example because of
+ * a wrong key.
  */
 #define HRFLOW_MAX_WASTED 32
 

@@ -499,7 +499,7 @@ hrflow_settings_define(void)
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_concurrency",
 							"Sets the maximum number of requests in flight per backend.",
-							"Below it, the number follows the server, beginning with at most 32.",
+							"The actual number starts at no more than 32 and adapts to the server.",
 							&max_concurrency, 128, 1, 256,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);

@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * origin.c
- *		Which HTTP an origin speaks over TLS, as its replies have told.
+ *		Remembers the HTTP version that each origin uses over TLS.
  *
- * With HTTP/2, requests share a connection, and one that is being made is worth
- * waiting for.  With HTTP/1.1 it is not, and libcurl 8.14 would have all others
- * wait until the first reply is complete (066_wire.pl).  So where it is not
- * known what an origin speaks, they wait only until the first request is sent:
- * see release_waiting().
+ * With HTTP/2 requests share a connection, so it is worth waiting for one that
+ * is being established.  With HTTP/1.1 it is not, and libcurl 8.14 would make
+ * all other requests wait until the first reply is complete (066_wire.pl).
+ * Therefore, if the version is unknown, requests wait only until the first one
+ * has been sent: see release_waiting().
  *
- * The backends share what they know, where they share memory at all.  Each
- * entry is one atomic number: the hash of the origin, and two bits for what it
- * speaks.  Nothing here throws once hrflow_shared_get() has been called.
+ * Backends share this information if they have shared memory.  Each entry is a
+ * single atomic number that combines the hash of the origin and two bits for
+ * the version.  Nothing here throws once hrflow_shared_get() has succeeded.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,7 +21,7 @@
 #include "transport/transfer.h"
 
 /*
- * The length of the scheme, host and port of a URL.
+ * Return the length of the scheme, host and port of a URL.
  */
 static size_t
 length_of_origin(const char *url)
@@ -30,7 +30,7 @@ length_of_origin(const char *url)
 }
 
 /*
- * Are two URLs of one origin?
+ * Do two URLs have the same origin?
  */
 bool
 hrflow_origin_is_same(const char *a, const char *b)
@@ -41,8 +41,8 @@ hrflow_origin_is_same(const char *a, const char *b)
 }
 
 /*
- * The hash of a URL's scheme, host and port.  Its two lowest bits are 0, but it
- * is not.
+ * Return the hash of a URL's scheme, host and port.  Its two lowest bits are
+ * 0, but it is never 0 as a whole.
  */
 uint64
 hrflow_origin_hash(const char *url)
@@ -53,7 +53,7 @@ hrflow_origin_hash(const char *url)
 }
 
 /*
- * Where an origin's entry is, and the hash of the origin.
+ * Find the entry of an origin, and compute its hash.
  */
 static pg_atomic_uint64 *
 find_origin(const char *url, uint64 *hash)
@@ -63,7 +63,7 @@ find_origin(const char *url, uint64 *hash)
 }
 
 /*
- * What the origin of a URL, which is https, is known to speak.
+ * Return the HTTP version of the origin of an https URL.
  */
 HrflowProtocol
 hrflow_origin_protocol(const char *url)
@@ -75,8 +75,8 @@ hrflow_origin_protocol(const char *url)
 }
 
 /*
- * The origin of a URL speaks this.  Where it cannot be spoken to in HTTP/2
- * although it offers that, it stays so.
+ * Record the HTTP version of the origin of a URL.  HRFLOW_HTTP_1_1_ONLY, once
+ * recorded, remains.
  */
 void
 hrflow_origin_note(const char *url, HrflowProtocol protocol)

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * pool.c
- *		What a backend keeps from statement to statement: libcurl's multi
- *		handle with its connections, the poller, and the set to wait with.
+ *		What a backend keeps between statements: libcurl's multi handle with
+ *		its connections, the poller, and the WaitEventSet.
  *
- * No callback of libcurl may throw: a longjmp through libcurl leaves its
- * handles unusable.  The callbacks count, set a flag and return; what they saw
- * is acted upon when libcurl has returned.
+ * No callback of libcurl may throw, because a longjmp through libcurl makes
+ * its handles unusable.  The callbacks count, set a flag and return; we act on
+ * that after libcurl has returned.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,74 +27,85 @@
 #include "transport/libcurl.h"
 
 /*
- * Number of connections to keep, unless twice max_concurrency is more: a batch
- * of vectors has a connection to the API and one to the object store for each
- * request in flight.
+ * Minimum number of connections to keep; if larger, 2 * max_concurrency are
+ * kept.  A batch of vectors uses a connection to the API and one to the object
+ * store for each request in flight.
  */
 #define KEEP_CONNECTIONS 64
 
 /*
- * Number of descriptors that a request may need at one time: a pair for the
- * thread that looks its host up, what the system's resolver opens there, and
- * the connection.
+ * Maximum number of descriptors that a request needs at any time: two for the
+ * thread that resolves its host, one that the system's resolver opens there,
+ * and one for the connection.
  */
 #define DESCRIPTORS_PER_REQUEST 4
 
-/* Number of requests that may start before descriptors are looked at again. */
+/*
+ * Number of requests to start before checking again that there are enough
+ * descriptors.
+ */
 #define ADMIT_AT_ONCE 32
 
 /*
- * Least time between two looks for connections that the server has closed, so
- * that one call after another does not look each time.
+ * Minimum time between two checks for connections that the server has closed,
+ * so that short statements in quick succession do not check each time.
  */
 #define DROP_INTERVAL HRFLOW_SEC
 
 /*
- * If we have not looked at the sockets for longer than this, in microseconds, it
- * is not known when a reply came.
+ * If the sockets have not been checked for longer than this, in microseconds,
+ * the arrival times of replies are considered unknown.
  */
 #define AWAY_LIMIT 2500
 
-/* A shorter wait, in microseconds, found the reply there already. */
+/*
+ * If a wait is shorter than this, in microseconds, the reply had already
+ * arrived.
+ */
 #define SLEEP_MIN 30
 
-/* See has_plenty(). */
+/* Highest descriptor that has_plenty() may use. */
 #define PROBE_LIMIT 4096
 
-/* The backend's; what is zero is not made yet. */
+/* The state of the backend.  Fields that are zero are not initialized yet. */
 static struct
 {
 	CURLM	   *multi;
-	bool		is_stale;		/* to be discarded when nothing is in flight */
-	bool		is_broken;		/* not to be used at all */
+	bool		is_stale;		/* discard "multi" when no requests are in
+								 * flight */
+	bool		is_broken;		/* "multi" must not be used any more */
 	bool		has_poller;
-	int			poller;			/* valid if so */
+	int			poller;			/* valid if has_poller */
 	WaitEventSet *wait_set;
-	uint32		wait_event;		/* of who awaits the network, */
-	uint32		delay_event;	/* and of who has nothing under way */
-	int			reserved;		/* descriptors reserved with fd.c */
-	bool		is_short;		/* the process had too few for a request */
-	int			nadmitted;		/* requests for which it has enough */
-	bool		has_opened;		/* a socket since descriptors were looked at */
-	int64		dropped_at;		/* when closed connections were looked for */
+	uint32		wait_event;		/* wait event while requests are in flight */
+	uint32		delay_event;	/* wait event while none are */
+	int			reserved;		/* number of descriptors reserved with fd.c */
+	bool		is_short;		/* too few descriptors for another request */
+	int			nadmitted;		/* number of requests that may be started
+								 * before the next check */
+	bool		has_opened;		/* has a socket been opened since that check? */
+	int64		dropped_at;		/* when closed connections were last checked
+								 * for */
 
-	/* Kept by the callbacks. */
-	int64		timer;			/* when libcurl wants to be called; or
+	/* Maintained by the callbacks. */
+	int64		timer;			/* when libcurl wants to be called, or
 								 * HRFLOW_NEVER */
-	int			sockets;		/* open */
-	int			poller_errno;	/* why a socket is not watched; 0: none */
+	int			sockets;		/* number of open connections */
+	int			poller_errno;	/* error of watching a socket; 0: none */
 
-	int64		attended_at;	/* when we last looked at the sockets */
-	bool		was_away;		/* had that been long ago before? */
-	bool		has_slept;		/* did we wait for what we saw then? */
+	int64		attended_at;	/* when the sockets were last checked */
+	bool		was_away;		/* had they not been checked for AWAY_LIMIT
+								 * then? */
+	bool		has_slept;		/* did we have to wait for the events found
+								 * then? */
 }			pool = {.timer = HRFLOW_NEVER, .has_opened = true};
 
 #define MULTI_SETOPT(option, value) \
 	check_multi(curl_multi_setopt(pool.multi, option, value), #option)
 
 /*
- * Every option is checked: one that libcurl does not know or cannot store
- * must not pass in silence, least of all those that protect.
+ * Check the result of setting an option.  An option that libcurl does not know
+ * or cannot store must not be ignored, especially if it is for security.
  */
 void
 hrflow_pool_check_option(CURLcode code, const char *what)
@@ -106,9 +117,9 @@ hrflow_pool_check_option(CURLcode code, const char *what)
 }
 
 /*
- * The state of a multi handle after an error of its own is undocumented, so
- * never use it again: libcurl 7.88 divides by zero in one that had no memory
- * for a socket.
+ * Check the result of a function of the multi handle.  The state of a multi
+ * handle after an error of its own is undocumented, so never use it again:
+ * libcurl 7.88 divides by zero after there was no memory for a socket.
  */
 static void
 check_multi(CURLMcode code, const char *what)
@@ -127,8 +138,9 @@ check_multi(CURLMcode code, const char *what)
  */
 
 /*
- * libcurl 7.88 closes a socket that was not connected in time by itself, and
- * tells us afterwards.  A connection over which something has come was in time.
+ * Notice that a socket was closed.  libcurl 7.88 closes a socket that could
+ * not be connected in time by itself, and tells us only afterwards.
+ * Connections over which something has been received cannot be affected.
  */
 static void
 notice_closed(int fd)
@@ -139,7 +151,8 @@ notice_closed(int fd)
 }
 
 /*
- * A socket that is no connection is for the thread that looks a name up.
+ * libcurl's callback for what to watch a socket for.  A socket that is not a
+ * connection belongs to the thread that resolves a name.
  */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
@@ -150,7 +163,7 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 	{
 		HrflowTransfer *transfer = NULL;
 
-		/* It may be a handle of libcurl's own, as in 8.22. */
+		/* In 8.22 it may be an internal handle of libcurl. */
 		curl_easy_getinfo(easy, CURLINFO_PRIVATE, &transfer);
 		if (transfer != NULL)
 			hrflow_transfer_advance(transfer, HRFLOW_RESOLVING);
@@ -185,9 +198,9 @@ hrflow_pool_open_socket(const struct curl_sockaddr *address,
 #ifdef TCP_USER_TIMEOUT
 
 	/*
-	 * A kernel acknowledges what it has received, however long its server
-	 * takes to answer.  Where it does not, the connection is dead, as when a
-	 * NAT has forgotten it: don't wait for the answer until request_timeout.
+	 * A kernel acknowledges what it receives even if the server takes a long
+	 * time to answer.  If it does not, the connection is dead, for example
+	 * because a NAT has dropped it, so don't wait until request_timeout.
 	 */
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &connect_timeout,
 					  sizeof(connect_timeout));
@@ -199,7 +212,8 @@ hrflow_pool_open_socket(const struct curl_sockaddr *address,
 }
 
 /*
- * Close one; it may outlive the request that it was opened for.
+ * libcurl's callback for closing a socket, which may have outlived the request
+ * that it was opened for.
  */
 int
 hrflow_pool_close_socket(void *arg, curl_socket_t fd)
@@ -211,7 +225,7 @@ hrflow_pool_close_socket(void *arg, curl_socket_t fd)
 
 /*
  * ------------------------------------------------------------------------
- * Making ready
+ * Initialization
  * ------------------------------------------------------------------------
  */
 
@@ -230,9 +244,9 @@ make_poller(void)
 }
 
 /*
- * Close all connections, and forget what libcurl has read of certificates and
- * remembers of TLS sessions.  The certificates are the multi handle's, for a
- * day; the sessions are the easy handles', and since 8.12 the multi handle's.
+ * Close all connections, and discard libcurl's caches of certificates and TLS
+ * sessions.  Certificates are cached in the multi handle for a day; sessions
+ * in the easy handles, and since 8.12 in the multi handle.
  */
 static void
 discard_multi(void)
@@ -245,8 +259,8 @@ discard_multi(void)
 }
 
 /*
- * The handle that requests are added to.  It is discarded only when no request
- * is in it.
+ * Create the multi handle if needed.  It is replaced only when it contains no
+ * requests.
  */
 static void
 make_multi(const HrflowSettings *settings, bool in_flight)
@@ -261,23 +275,23 @@ make_multi(const HrflowSettings *settings, bool in_flight)
 	if (pool.multi == NULL)
 		hrflow_out_of_memory();
 
-	/* An older library does not know it, and waits for none. */
+	/* Older versions do not know this option, and never wait. */
 	(void) curl_multi_setopt(pool.multi, HRFLOW_CURLMOPT_QUICK_EXIT, 1L);
 }
 
 /*
- * The set to wait with.  It is kept, since the poller behind it never changes.
+ * Create the WaitEventSet.  It is kept, since the poller never changes.
  */
 static void
 make_wait_set(void)
 {
 	static WaitEventSet *half_made = NULL;
 
-	/* Before 17 nobody frees a set when an error ends its making. */
+	/* Before PostgreSQL 17 a set is not freed automatically after an error. */
 	if (half_made != NULL)
 		FreeWaitEventSet(half_made);
 
-	/* PostgreSQL would raise an internal error. */
+	/* Otherwise PostgreSQL would raise an internal error. */
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -299,10 +313,11 @@ make_wait_set(void)
 }
 
 /*
- * Make ready for requests with these settings.  What a backend needs once is
- * made by its first statement, never in the postmaster.
+ * Prepare for requests with these settings.  What a backend needs once is
+ * initialized by its first statement, never in the postmaster.
  *
- * "in_flight" says that requests are; none may be where the pool is broken.
+ * "in_flight" tells whether there are requests in flight; there must be none
+ * if the pool is broken.
  */
 void
 hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
@@ -325,9 +340,9 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	pool.nadmitted = 0;
 
 	/*
-	 * What is kept is found out now, since nothing looks after connections
-	 * while a backend is idle.  Where max_concurrency was lowered, libcurl
-	 * would close one connection for every request that ends: close all.
+	 * Check the connections now, since nobody does while a backend is idle.
+	 * If max_concurrency was lowered, libcurl would close one connection for
+	 * every request that ends, so close all of them.
 	 */
 	if (now - pool.dropped_at >= DROP_INTERVAL)
 	{
@@ -349,7 +364,7 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 }
 
 /*
- * Was there an error after which the requests in flight must be given up?
+ * Was there an error after which the requests in flight must be abandoned?
  */
 bool
 hrflow_pool_is_broken(void)
@@ -358,7 +373,7 @@ hrflow_pool_is_broken(void)
 }
 
 /*
- * Use the connections no longer than the requests in flight do.
+ * Close all connections when no requests are in flight any more.
  */
 void
 hrflow_pool_discard(void)
@@ -367,7 +382,7 @@ hrflow_pool_discard(void)
 }
 
 /*
- * Hand a request to libcurl.
+ * Add a request to libcurl.
  */
 void
 hrflow_pool_add(CURL *easy)
@@ -377,7 +392,7 @@ hrflow_pool_add(CURL *easy)
 }
 
 /*
- * Take a request out of libcurl, done or not.  Does not throw.
+ * Remove a request from libcurl, whether complete or not.  Does not throw.
  */
 void
 hrflow_pool_remove(CURL *easy)
@@ -386,7 +401,7 @@ hrflow_pool_remove(CURL *easy)
 }
 
 /*
- * The next message of libcurl's that a request is done; or NULL.
+ * Return libcurl's next message that a request is complete, or NULL.
  */
 CURLMsg *
 hrflow_pool_next_message(void)
@@ -409,8 +424,8 @@ hrflow_pool_next_message(void)
  */
 
 /*
- * Have as many descriptors reserved with fd.c as are in use: one for every
- * open connection and every request that runs.  Does not throw.
+ * Reserve as many descriptors with fd.c as are in use: one for each open
+ * connection or request in flight, whichever are more.  Does not throw.
  */
 void
 hrflow_pool_balance_descriptors(int nin_flight)
@@ -427,14 +442,14 @@ hrflow_pool_balance_descriptors(int nin_flight)
 }
 
 /*
- * Are there enough descriptors for the next ADMIT_AT_ONCE requests, whatever
- * those in flight still need?  fd.c does not know: not all code in a backend
- * reserves what it opens, and we do not reserve what a lookup needs for a
- * moment.
+ * Are there enough descriptors for the next ADMIT_AT_ONCE requests, in
+ * addition to what those in flight may still need?  fd.c cannot tell, since
+ * not all code in a backend reserves the descriptors it opens, and we do not
+ * reserve those that a name lookup needs temporarily.
  *
- * The lowest free descriptor is given out, so that those above a free one are
- * mostly free: look well below the limit.  The kernel's table of them grows up
- * to where we look, so do not look higher than PROBE_LIMIT.
+ * The kernel allocates the lowest free descriptor, so those above a free one
+ * are mostly free: try one well below the limit.  This makes the kernel
+ * enlarge its table of descriptors, so do not exceed PROBE_LIMIT.
  */
 static bool
 has_plenty(int nin_flight, int end)
@@ -452,8 +467,8 @@ has_plenty(int nin_flight, int end)
 }
 
 /*
- * Number of the process's free descriptors, or "most" if there are more.  Count
- * them without taking any from the threads that look names up.
+ * Count the free descriptors of the process, up to "most", without taking any
+ * of them away from the threads that resolve names.
  */
 static int
 count_free_descriptors(int most, int end)
@@ -478,11 +493,12 @@ count_free_descriptors(int most, int end)
 }
 
 /*
- * Look how many requests may start before descriptors are short, where "nunsent"
- * of those in flight have not been sent, and may still open theirs.
+ * Determine how many requests may be started before there are too few
+ * descriptors.  "nunsent" requests in flight have not been sent, and may still
+ * open descriptors.
  */
 static void
-look_for_descriptors(int nin_flight, int nunsent)
+check_descriptors(int nin_flight, int nunsent)
 {
 	struct rlimit limit;
 	int			end = INT_MAX;
@@ -504,7 +520,7 @@ look_for_descriptors(int nin_flight, int nunsent)
 }
 
 /*
- * Are descriptors so short that connections should not be kept?
+ * Are descriptors so scarce that connections should not be kept?
  */
 bool
 hrflow_pool_is_short(void)
@@ -513,17 +529,17 @@ hrflow_pool_is_short(void)
 }
 
 /*
- * Reserve a descriptor for one more request.  Where descriptors are short, one
- * request at a time goes out all the same, so the only one in flight need not
- * look unless a connection was opened since, which should perhaps not be kept.
- * "count_unsent" tells how many of those in flight have not been sent.
+ * Reserve a descriptor for another request.  Even if descriptors are scarce,
+ * one request at a time is allowed, so if none is in flight we check only if a
+ * connection has been opened since, which should perhaps not be kept.
+ * "count_unsent" returns how many requests in flight have not been sent.
  */
 bool
 hrflow_pool_reserve_descriptor(int nin_flight, int (*count_unsent) (void))
 {
 	if (pool.nadmitted == 0 &&
 		(nin_flight > 0 || pool.is_short || pool.has_opened))
-		look_for_descriptors(nin_flight, count_unsent());
+		check_descriptors(nin_flight, count_unsent());
 	if (pool.nadmitted > 0)
 		pool.nadmitted--;
 	if (pool.is_short && nin_flight > 0)
@@ -547,7 +563,7 @@ hrflow_pool_reserve_descriptor(int nin_flight, int (*count_unsent) (void))
  */
 
 /*
- * What libcurl said of the work it was let do: raise what went wrong.
+ * Raise an error if one occurred while libcurl was working.
  */
 static void
 check_work(CURLMcode code)
@@ -565,9 +581,9 @@ check_work(CURLMcode code)
 }
 
 /*
- * Block all signals while libcurl works.  It may start a thread then, to
+ * Block all signals while libcurl is working, because it may start a thread to
  * resolve a name.  A thread inherits the signal mask, and must never run a
- * signal handler of PostgreSQL's.
+ * signal handler of PostgreSQL.
  */
 static void
 begin_libcurl(sigset_t *old)
@@ -587,7 +603,7 @@ end_libcurl(const sigset_t *old, CURLMcode code)
 }
 
 /*
- * Let libcurl work on the sockets that are ready, without waiting.  "since" is
+ * Let libcurl process the sockets that are ready, without waiting.  "since" is
  * until when we were busy elsewhere.
  */
 static void
@@ -612,7 +628,7 @@ work_on_sockets(int64 since)
 }
 
 /*
- * May the replies that were received last have waited for us for some time?
+ * Might the replies received last have arrived some time before?
  */
 bool
 hrflow_pool_was_away(void)
@@ -621,7 +637,8 @@ hrflow_pool_was_away(void)
 }
 
 /*
- * Did we have to wait for them?  If not, our own processor is busy.
+ * Did we have to wait for the replies received last?  If not, our own CPU is
+ * the bottleneck.
  */
 bool
 hrflow_pool_has_slept(void)
@@ -630,7 +647,7 @@ hrflow_pool_has_slept(void)
 }
 
 /*
- * Let libcurl do what it wanted to do by now.
+ * Let libcurl process its timers that have expired.
  */
 void
 hrflow_pool_run_timer(void)
@@ -649,7 +666,7 @@ hrflow_pool_run_timer(void)
 }
 
 /*
- * Let libcurl do what there is to do, without waiting.
+ * Let libcurl process whatever is ready, without waiting.
  */
 void
 hrflow_pool_receive(void)
@@ -660,7 +677,8 @@ hrflow_pool_receive(void)
 }
 
 /*
- * How long until then, in milliseconds, rounded up?  -1 for ever.
+ * Return the time from "now" until "when" in milliseconds, rounded up; -1 for
+ * HRFLOW_NEVER.
  */
 static long
 milliseconds_until(int64 when, int64 now)
@@ -673,8 +691,8 @@ milliseconds_until(int64 when, int64 now)
 }
 
 /*
- * Sleep until a socket is ready, libcurl's timer runs off, the latch is set,
- * or it is "until".  "is_delay" where no request is under way.
+ * Wait until a socket is ready, a timer of libcurl expires, the latch is set,
+ * or the given time.  "is_delay" means that no requests are in flight.
  */
 void
 hrflow_pool_wait(int64 until, bool is_delay)

@@ -1,20 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * rate.c
- *		How many requests an account may send, and when it must pause.
+ *		Limits the rate of requests of each account, and pauses accounts.
  *
  * An account is a key at an origin.  Its limit is a token bucket that holds
- * one second's tokens, kept as the time the next request is due (the "generic
- * cell rate algorithm"): in any minute at most limit + limit / 60 requests go
- * out, and there is no minute's edge at which two bursts could meet.
+ * the tokens of one second, represented by the time at which the next request
+ * is due (the "generic cell rate algorithm").  In any minute at most limit +
+ * limit / 60 requests are sent, and there are no boundaries between minutes at
+ * which two bursts could meet.
  *
- * A 429, or a 503 with Retry-After, pauses the account.  So do many failures in
- * a row soon after an answer, as when a server is restarted.  When the pause is
- * over, one request goes out as a probe.  If the probe meets the same, the next
- * pause is longer; anything else ends the pause, and so does a probe that takes
- * longer than both the pause and a second.  A probe does not end a pause that the
- * server asked for while the probe was in flight: when that pause is over, the
- * next request is a probe again.
+ * A 429, or a 503 with Retry-After, pauses the account.  So do many
+ * consecutive failures soon after an answer, as when a server is restarted.
+ * When the pause is over, one request is sent as a probe.  If the probe gets
+ * the same outcome, the next pause is longer.  Any other outcome ends the
+ * pause, and so does a probe that takes longer than both the pause and a
+ * second.  A probe does not end a pause that the server requested while the
+ * probe was in flight: when that pause is over, the next request is a probe
+ * again.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,59 +28,62 @@
 #include "transport/transfer.h"
 
 /*
- * A limit that nobody has used for this long gives way to a higher one.
+ * A limit that has not been used for this long is replaced by a higher one.
  */
 #define LIMIT_MEMORY (60 * HRFLOW_SEC)
 
-/* How often to look whether another backend's probe has come back. */
+/* Interval at which to check whether another backend's probe has completed. */
 #define PROBE_POLL (20 * HRFLOW_MSEC)
 
 /*
- * How often to look whether a pause is over before its time, since no one wakes
- * those who wait.
+ * Interval at which to check whether a pause has ended early, since backends
+ * do not wake each other.
  */
 #define PAUSE_POLL HRFLOW_SEC
 
 /*
- * A pause for which the server names no time is at first about as long as the
- * minimum, and doubles with each probe that meets the same, up to the limit.
+ * Length of a pause if the server does not specify one.  It starts at about
+ * PAUSE_MIN, and is doubled with each probe that fails, up to PAUSE_LIMIT.
  */
 #define PAUSE_MIN (250 * HRFLOW_MSEC)
 #define PAUSE_LIMIT (8 * HRFLOW_SEC)
 
 /*
- * The limit of a pause that failures began.  A batch that gives up in an
- * outage notices that only when a request fails, so it is to be shorter than
- * what a user waits for that.
+ * Maximum length of a pause started by failures.  A batch that stops during an
+ * outage notices that only when a request fails, so this must be shorter than
+ * a user would wait for that.
  */
 #define FAILURE_PAUSE_LIMIT (2 * HRFLOW_SEC)
 
-/* A probe is waited for at least so long. */
+/* Minimum time to wait for a probe. */
 #define PROBE_MIN HRFLOW_SEC
 
 /*
- * Limits come in periods, mostly a minute's: the next pause will be as long as
- * the last one.  So the first probe goes out when 7/8 of that are over, and the
- * further ones in steps of 1/16.  A length is forgotten after ten minutes.
+ * Servers' limits usually apply to fixed periods, mostly a minute, so the next
+ * pause is expected to last as long as the previous one.  Therefore send the
+ * first probe after 7/8 of that, and further ones in steps of 1/16.  The
+ * length of a pause is forgotten after ten minutes.
  */
 #define LASTED_LIMIT (60 * HRFLOW_SEC)
 #define LASTED_MEMORY (600 * HRFLOW_SEC)
 
 /*
- * So many failures in a row pause an account, while an answer is no longer ago
- * than this: a server that is restarted is back within a minute.
+ * Pause an account after this many consecutive failures, if the last answer is
+ * no older than BREAKER_MEMORY: a server that is restarted is back within a
+ * minute.
  */
 #define BREAKER_FAILURES 16
 #define BREAKER_MEMORY (60 * HRFLOW_SEC)
 
 /*
- * The account that these settings use, the key and the origin of base_url:
- * never 0.  Nothing tells the key from it.
+ * Return the account of these settings: a hash of the key and the origin of
+ * base_url, never 0.  The key cannot be derived from it.
  */
 uint64
 hrflow_rate_account(const HrflowSettings *settings)
 {
-	static uint64 serial = 0;	/* of the settings that had "hash" last */
+	static uint64 serial = 0;	/* serial of the settings for which "hash" was
+								 * computed */
 	static uint64 hash;
 	HrflowUrl	url;
 	char	   *origin;
@@ -100,7 +105,7 @@ hrflow_rate_account(const HrflowSettings *settings)
 }
 
 /*
- * The account's bucket, made if need be.  The caller holds the mutex.
+ * Find or create the bucket of an account.  The caller must hold the mutex.
  */
 static HrflowBucket *
 find_bucket(HrflowShared *shared, uint64 account, int64 now)
@@ -126,7 +131,8 @@ find_bucket(HrflowShared *shared, uint64 account, int64 now)
 }
 
 /*
- * Of the limits in use the lowest holds for all, for those without one too.
+ * Merge the limit of this backend.  The lowest of the limits in use applies to
+ * all, including backends without a limit.
  */
 static void
 merge_limit(HrflowBucket *bucket, int limit, int64 now)
@@ -141,7 +147,8 @@ merge_limit(HrflowBucket *bucket, int limit, int64 now)
 }
 
 /*
- * The limit that holds for an account, for one whose own setting is "own".
+ * Return the limit that applies to an account in a backend whose own setting
+ * is "own".
  */
 int
 hrflow_rate_limit(uint64 account, int own)
@@ -158,9 +165,9 @@ hrflow_rate_limit(uint64 account, int own)
 }
 
 /*
- * May this account send a request now?  If so it is counted.  If not, *again
- * is when to ask next, and *paused_until when the pause is over that the server
- * asked for, or 0.
+ * May this account send a request now?  If so, the request is counted.  If
+ * not, *again is set to when to ask again, and *paused_until to the end of the
+ * pause, or 0.
  */
 HrflowAdmission
 hrflow_rate_admit(uint64 account, int limit, int64 *again, int64 *paused_until)
@@ -224,7 +231,7 @@ hrflow_rate_admit(uint64 account, int limit, int64 *again, int64 *paused_until)
 }
 
 /*
- * libcurl sends a request again by itself: count it.  Does not throw.
+ * Count a request that libcurl sends again by itself.  Does not throw.
  */
 void
 hrflow_rate_charge(uint64 account)
@@ -242,7 +249,8 @@ hrflow_rate_charge(uint64 account)
 }
 
 /*
- * How long to pause where the server names no time.  "random" is in [0, 1).
+ * Choose the length of a pause if the server does not specify one.  "random"
+ * is in [0, 1).
  */
 static int64
 choose_pause(const HrflowBucket *bucket, double random)
@@ -259,9 +267,9 @@ choose_pause(const HrflowBucket *bucket, double random)
 }
 
 /*
- * Pause an account, or make its pause longer.  Those that were in flight when
- * the pause began only do so when the server names a time.  The caller holds
- * the mutex.
+ * Pause an account, or extend its pause.  Requests that were in flight when
+ * the pause began extend it only if the server specified a time.  The caller
+ * must hold the mutex.
  */
 static void
 pause_bucket(HrflowBucket *bucket, int64 asked, bool was_probe, bool by_failures,
@@ -297,8 +305,8 @@ pause_bucket(HrflowBucket *bucket, int64 asked, bool was_probe, bool by_failures
 }
 
 /*
- * A probe has come back with something else than what the pause is about.  Of
- * a pause that was asked for since it was sent it knows nothing.
+ * End the pause after a probe with another outcome than that which caused the
+ * pause, unless a reply requested a pause after the probe was sent.
  */
 static void
 end_pause(HrflowBucket *bucket, int64 now)
@@ -316,13 +324,14 @@ end_pause(HrflowBucket *bucket, int64 now)
 }
 
 /*
- * Tell what became of a request of this account.  "asked" is the Retry-After
- * of HRFLOW_LIMITED, in microseconds; 0 for none.
+ * Report the outcome of a request of this account.  "asked" is the Retry-After
+ * of HRFLOW_LIMITED, in microseconds; 0: none.
  *
- * Returns how long the account pauses because of it, in microseconds; 0 when it
- * does not.  Then *counts says whether the try counts as one of its request:
- * not where others had paused the account already, nor while failures may be
- * those of a restart.  Does not throw.
+ * Returns how long the account pauses because of this outcome, in
+ * microseconds; 0: it does not.  If it does, *counts is set to whether the
+ * attempt counts for its request: it does not if others had already paused the
+ * account, nor while failures may be due to a restart of the server.  Does not
+ * throw.
  */
 int64
 hrflow_rate_report(uint64 account, HrflowAccountOutcome outcome, int64 asked,

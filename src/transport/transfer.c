@@ -1,17 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * transfer.c
- *		The states of a request, and the scheduler of a backend's requests.
+ *		The states of requests, and the scheduler of a backend.
  *
- * A backend may have several transports at once, and one scheduler.  Whichever
- * transport waits, the replies of all are received; each goes to the "done"
- * list of its own transport.  What is limited is limited for all together: the
- * requests in flight, the descriptors and the bytes of bodies.  Room goes to
- * the transport that was begun last, since the others wait for it.
+ * A backend can have several transports at the same time, but has only one
+ * scheduler.  Whichever transport is waiting, the replies for all of them are
+ * received; each reply goes to the "done" list of its own transport.  Requests
+ * in flight, descriptors and the memory for bodies are limited for all
+ * transports together.  The most recent transport has priority, since the
+ * others are waiting for it.
  *
- * All lists and counts are kept by enter() and leave(), which only
- * hrflow_transfer_move() and start() call: the latter where a try begins, since
- * all of its room has been reserved by then.
+ * All lists and counts are maintained by enter() and leave(), which are called
+ * only by hrflow_transfer_move(), and by start() when an attempt starts, by
+ * which time it has reserved everything the attempt needs.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,14 +20,19 @@
 
 #include "transport/transfer.h"
 
-/* How often the counts of a statement that waits are added to the shared. */
+/*
+ * Interval at which a waiting statement adds its counts to the shared ones, in
+ * microseconds.
+ */
 #define FLUSH_INTERVAL HRFLOW_SEC
 
 static struct
 {
-	dlist_head	transports;		/* the one begun last comes first */
-	int			nin_flight;		/* requests in flight, of all transports */
-	int64		flushed_at;		/* when the counts were added to the shared */
+	dlist_head	transports;		/* most recent first */
+	int			nin_flight;		/* number of requests in flight of all
+								 * transports */
+	int64		flushed_at;		/* when the counts were last added to the
+								 * shared ones */
 }			scheduler = {DLIST_STATIC_INIT(scheduler.transports)};
 
 /*
@@ -36,7 +42,7 @@ static struct
  */
 
 /*
- * A try has ended: where it was not sent, it does not count.
+ * If an attempt that has ended was not sent, do not count it.
  */
 static void
 give_back_unsent(const HrflowTransfer *transfer)
@@ -46,7 +52,7 @@ give_back_unsent(const HrflowTransfer *transfer)
 }
 
 /*
- * Take a transfer out of the list of its state; where it is in flight, out of
+ * Remove a transfer from the list for its state, and if it is in flight, from
  * libcurl.
  */
 static void
@@ -87,7 +93,7 @@ leave(HrflowTransfer *transfer)
 }
 
 /*
- * Put a transfer, which is in no list, in that of a state.
+ * Add a transfer, which must not be in any list, to the list for a state.
  */
 static void
 enter(HrflowTransfer *transfer, HrflowTransferState state)
@@ -133,9 +139,9 @@ enter(HrflowTransfer *transfer, HrflowTransferState state)
 }
 
 /*
- * Move a transfer to another state, which is not one of those in flight: see
- * start().  A request that may no longer be sent is done instead of ready or
- * delayed.  Does not throw.
+ * Move a transfer to another state, which must not be one in flight; for these
+ * see start().  A request that may no longer be sent becomes done instead of
+ * ready or delayed.  Does not throw.
  */
 void
 hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
@@ -156,8 +162,7 @@ hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
 }
 
 /*
- * Have a request sent as soon as may be, before all others to the API if it is
- * to be first.
+ * Make a request ready to be sent, before all others to the API if "first".
  */
 void
 hrflow_transfer_queue(HrflowTransfer *transfer, bool first)
@@ -168,8 +173,8 @@ hrflow_transfer_queue(HrflowTransfer *transfer, bool first)
 }
 
 /*
- * Hand out the requests of a list as ones that will not be made.  The caller
- * has seen to it that none of them may be sent.
+ * Abandon the requests in a list.  The transport must be stopped or expired,
+ * so that none of them may be sent.
  */
 static void
 give_up_list(dlist_head *list)
@@ -180,8 +185,8 @@ give_up_list(dlist_head *list)
 }
 
 /*
- * A transport was stopped, or its time is over: give up what may no longer be
- * sent.
+ * Abandon the requests that may no longer be sent, because the transport was
+ * stopped or its time limit expired.
  */
 void
 hrflow_transfer_give_up(HrflowTransport *transport)
@@ -204,7 +209,7 @@ hrflow_transfer_give_up(HrflowTransport *transport)
 }
 
 /*
- * A request fails without having been sent.
+ * Let a request fail without having been sent.
  */
 static void
 refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
@@ -218,7 +223,7 @@ refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
 }
 
 /*
- * A request fails because no more may be sent.
+ * Let a request fail because a limit of requests has been reached.
  */
 static void
 refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
@@ -229,12 +234,11 @@ refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
 }
 
 /*
- * Start a request that is ready: move it into libcurl, or to where it is done
- * if it came to its end at once.  Returns false, and leaves it where it is,
- * when the account's rate does not admit it.  The caller has reserved a
- * descriptor.
+ * Start a ready request: move it into libcurl, or to done if it fails
+ * immediately.  Returns false, and leaves it in its state, if the account does
+ * not admit it now.  The caller must have reserved a descriptor.
  *
- * May throw, and then has moved nothing.
+ * May throw, in which case nothing has been moved.
  */
 static bool
 start(HrflowTransfer *transfer, int64 now)
@@ -264,9 +268,9 @@ start(HrflowTransfer *transfer, int64 now)
 	};
 	if (admission == HRFLOW_REFUSE)
 	{
-		/* Nobody waits that long. */
+		/* We never wait that long. */
 		refuse(transfer, HRFLOW_RATE_LIMITED,
-			   "The API has asked for a pause of more than five minutes.");
+			   "The API requested a pause of more than five minutes.");
 		return true;
 	}
 	if (!HRFLOW_IS_LINK(transfer->reply.target) &&
@@ -295,12 +299,13 @@ start(HrflowTransfer *transfer, int64 now)
  */
 
 /*
- * Move a transfer, whose try has ended, out of libcurl.  The account is told at
- * once, since it may be long before the reply is handed out.
+ * Move a transfer whose attempt has ended out of libcurl.  Report the outcome
+ * to the account immediately, since it may take a long time until the
+ * submitter gets the reply.
  *
- * A reply that would exceed the budget of all, and not its own limit, is asked
- * for again when others have been released.  A POST is not, because it has
- * been processed.
+ * If all bodies together, rather than this one, were too large, the request is
+ * repeated when other bodies have been released, except if it is a POST, which
+ * has been processed already.
  */
 static void
 end_try(HrflowTransfer *transfer)
@@ -326,7 +331,7 @@ end_try(HrflowTransfer *transfer)
 }
 
 /*
- * Is a request to the same origin on its way, over a connection that this one
+ * Has a request to the same origin been sent over a connection that this one
  * might share?
  */
 static bool
@@ -350,8 +355,8 @@ is_connected(const HrflowTransfer *transfer)
 }
 
 /*
- * Does a request wait for the connection that another could not make, or did
- * it until just now, when libcurl had it make one for itself?
+ * Is a request waiting for the connection that "failed" could not establish,
+ * or was it waiting until libcurl made it open its own just now?
  */
 static bool
 waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
@@ -363,10 +368,11 @@ waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
 }
 
 /*
- * A connection could not be made.  libcurl would have those that wait for it
- * try one after the other, each for as long as this one has, until the time of
- * most is up.  Unless there is a connection to the same origin after all, they
- * fail with this one, as if each had tried, as each does in clear.
+ * Let the requests that are waiting for a connection fail when it could not be
+ * established.  libcurl would make them try one after another, each for as
+ * long as the first one, until most of them time out.  If there is no other
+ * connection to the origin, they fail as if each had tried by itself, which is
+ * what happens with HTTP/1.1.
  */
 static void
 fail_waiting(const HrflowTransfer *failed)
@@ -395,8 +401,8 @@ fail_waiting(const HrflowTransfer *failed)
 }
 
 /*
- * Where a connection has been made, those that wait for it can share it now or
- * never.  May throw.
+ * After a connection has been established, stop waiting for it: requests that
+ * cannot share it now never will.  May throw.
  */
 static void
 release_waiting(void)
@@ -420,7 +426,8 @@ release_waiting(void)
 }
 
 /*
- * Take what libcurl is done with, for all transports.  Does not throw.
+ * Process the transfers that libcurl has completed, for all transports.  Does
+ * not throw.
  */
 static void
 collect(void)
@@ -438,8 +445,8 @@ collect(void)
 }
 
 /*
- * The multi handle met an error of its own: take out of it what is in flight,
- * as connections that were lost.
+ * Let all requests in flight fail after an error of the multi handle itself,
+ * which must not be used any more.
  */
 static void
 lose_in_flight(void)
@@ -457,14 +464,14 @@ lose_in_flight(void)
 
 			transfer->reply.status = HRFLOW_CONNECTION_LOST;
 			transfer->reply.transient = true;
-			transfer->reply.detail = "The connection was given up after an error.";
+			transfer->reply.detail = "The connection was closed after an internal error.";
 			hrflow_transfer_move(transfer, HRFLOW_DONE);
 		}
 	}
 }
 
 /*
- * Receive what has come, for all transports, without waiting.
+ * Receive what has arrived, for all transports, without waiting.
  */
 void
 hrflow_transfer_receive(void)
@@ -476,8 +483,8 @@ hrflow_transfer_receive(void)
 }
 
 /*
- * End a transport's requests that are overdue, although libcurl is given the
- * time first to see to them.
+ * End a transport's overdue requests, after giving libcurl an opportunity to
+ * do that.
  */
 static void
 end_overdue(HrflowTransport *transport)
@@ -494,7 +501,7 @@ end_overdue(HrflowTransport *transport)
 }
 
 /*
- * End what is overdue, of all transports.
+ * End the overdue requests of all transports.
  */
 void
 hrflow_transfer_end_overdue(int64 now)
@@ -526,7 +533,7 @@ first_delayed(const HrflowTransport *transport)
 }
 
 /*
- * How many requests in flight have not been sent?
+ * Count the requests in flight that have not been sent.
  */
 static int
 count_unsent(void)
@@ -546,8 +553,8 @@ count_unsent(void)
 }
 
 /*
- * The transport's request that is to be started next, among those whose window
- * has room; NULL for none.  Links come first.
+ * Return the ready request to start next, among those whose window has room,
+ * or NULL.  Links have priority.
  */
 static HrflowTransfer *
 next_ready(HrflowTransport *transport)
@@ -568,9 +575,9 @@ next_ready(HrflowTransport *transport)
 }
 
 /*
- * Start as many of a transport's requests as there is room for, each with a
- * descriptor, and as the account's rate admits.  Returns false when there was
- * no room for more.
+ * Start the ready requests of a transport while there is room, a descriptor is
+ * available and the account admits them.  Returns false if there was no room
+ * or descriptor for another one.
  */
 static bool
 start_ready(HrflowTransport *transport, int64 now)
@@ -600,7 +607,8 @@ start_ready(HrflowTransport *transport, int64 now)
 }
 
 /*
- * When is there something to do for a transport, though nothing happens?
+ * Return the time at which a transport needs attention even if nothing
+ * arrives.
  */
 static int64
 next_time(const HrflowTransport *transport)
@@ -618,8 +626,8 @@ next_time(const HrflowTransport *transport)
 }
 
 /*
- * Start what may be started, of all transports, the one begun last first, and
- * let libcurl see to its timers.  Does not wait.
+ * Start the requests of all transports that may be started, in the order of
+ * priority, and let libcurl process its timers.  Does not wait.
  */
 void
 hrflow_transfer_work(void)
@@ -641,7 +649,7 @@ hrflow_transfer_work(void)
 }
 
 /*
- * Wait until something happens, or until this time.
+ * Wait until something happens or the given time.
  */
 void
 hrflow_transfer_wait(int64 until)
@@ -670,8 +678,8 @@ hrflow_transfer_wait(int64 until)
 }
 
 /*
- * How many more requests of a transport could be started now, were its own
- * the only ones that wait?  The windows of their origins may allow fewer.
+ * Return how many more requests of a transport could be started now if no
+ * others were ready.  The windows of their origins may allow fewer.
  */
 int
 hrflow_transfer_room(const HrflowTransport *transport)
@@ -689,7 +697,7 @@ hrflow_transfer_room(const HrflowTransport *transport)
  */
 
 /*
- * Make the backend ready for a transport's requests.  May throw.
+ * Prepare the backend for the requests of a transport.  May throw.
  */
 void
 hrflow_transfer_prepare(const HrflowSettings *settings)
@@ -700,7 +708,7 @@ hrflow_transfer_prepare(const HrflowSettings *settings)
 }
 
 /*
- * Schedule a transport from now on.  Does not throw.
+ * Add a transport to the scheduler.  Does not throw.
  */
 void
 hrflow_transfer_enroll(HrflowTransport *transport)
@@ -722,10 +730,10 @@ make_idle(dlist_head *list)
 }
 
 /*
- * Give back everything that a transport has.  Connections with a request in
- * flight are closed, the others stay.  A backend that exits leaves its sockets
- * to the kernel, but not the other backends to wait for its probe.  Does not
- * throw.
+ * Remove a transport from the scheduler, and release all its resources.
+ * Connections with a request in flight are closed, but the others stay open.
+ * An exiting backend leaves its sockets to the kernel, but must release its
+ * probe, for which other backends may be waiting.  Does not throw.
  */
 void
 hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit)

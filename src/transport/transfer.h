@@ -1,20 +1,30 @@
 /*-------------------------------------------------------------------------
  *
  * transfer.h
- *		What the files of the transport share among themselves.
+ *		Data structures shared by the files of the transport.
  *
- * The files, from the top down: transport.c is what others call; transfer.c
- * has the states of a request and is the one scheduler of a backend; account.c
- * says what its outcome means to the account; curl.c has a request's options
- * and callbacks; advance.c notes how far its tries have come; body.c and gunzip.c
- * receive its reply; origin.c and sharing.c know who may share a connection;
- * window.c says how many requests may be in flight;
- * budget.c counts what a statement has sent, and an account today; show.c shows
- * what the backend does; speed.c knows how long requests take; failure.c says what
- * an error of libcurl's means; features.c knows what libcurl was built with;
- * trust.c chooses the certificates; pool.c has what a backend keeps: the multi
- * handle, the connections, the wait; idle.c keeps requests that are nobody's;
- * rate.c has the limits that backends share; poller.c is epoll or kqueue.
+ * The files, from the top down:
+ *
+ * 	transport.c	functions that other layers call
+ * 	transfer.c	states of requests, and the scheduler of a backend
+ * 	account.c	reports outcomes to the account, and backs off
+ * 	window.c	limits the number of requests in flight
+ * 	curl.c		options and callbacks of a request
+ * 	advance.c	records how far attempts have got
+ * 	body.c		receives replies
+ * 	gunzip.c	decompresses replies
+ * 	origin.c	HTTP versions of origins
+ * 	sharing.c	requests that share a connection
+ * 	budget.c	counts requests per statement, and per account and day
+ * 	show.c		publishes what the backend is doing
+ * 	speed.c		latency of requests
+ * 	failure.c	interprets libcurl's errors
+ * 	features.c	checks libcurl's features
+ * 	trust.c		certificate authorities
+ * 	pool.c		what a backend keeps: the multi handle, its connections
+ * 	idle.c		idle requests
+ * 	rate.c		rate limits and pauses of accounts, shared by all backends
+ * 	poller.c	epoll or kqueue
  *
  *-------------------------------------------------------------------------
  */
@@ -29,32 +39,31 @@
 #include "transport/transport.h"
 
 /*
- * The state of a request.  It is changed in transfer.c alone, except that
- * libcurl's callbacks tell, with hrflow_transfer_advance(), how far a try has
- * come that libcurl has.
+ * The state of a request.  It is changed only in transfer.c, except that
+ * libcurl's callbacks report the progress of an attempt in flight by
+ * hrflow_transfer_advance().
  */
 typedef enum HrflowTransferState
 {
-	HRFLOW_IDLE,				/* in the pool: it is nobody's */
-	HRFLOW_READY,				/* to be started as soon as there is room */
-	HRFLOW_DELAYED,				/* to be started when it is due */
+	HRFLOW_IDLE,				/* belongs to no transport */
+	HRFLOW_READY,				/* waiting for room to be started */
+	HRFLOW_DELAYED,				/* waiting until it is due */
 
-	/* libcurl has it, from here ... */
-	HRFLOW_WAITING,				/* for a connection: none is being made for
-								 * this request alone */
-	HRFLOW_RESOLVING,			/* a thread of libcurl's looks the name up */
-	HRFLOW_CONNECTING,			/* a socket was opened for this request */
-	HRFLOW_SENT,				/* it has a connection, and is on its way */
-	HRFLOW_RECEIVING,			/* a line of the reply's headers has come */
-	/* ... to here. */
+	/* States in flight: the request is in libcurl. */
+	HRFLOW_WAITING,				/* has no connection, and libcurl is not
+								 * opening one for it */
+	HRFLOW_RESOLVING,			/* a thread of libcurl is resolving the name */
+	HRFLOW_CONNECTING,			/* a socket has been opened for this request */
+	HRFLOW_SENT,				/* sent over a connection */
+	HRFLOW_RECEIVING,			/* received a header line of the reply */
 
-	HRFLOW_DONE,				/* to be handed out */
-	HRFLOW_HANDED_OUT			/* the submitter has its reply */
+	HRFLOW_DONE,				/* the reply is complete */
+	HRFLOW_HANDED_OUT			/* the submitter has the reply */
 } HrflowTransferState;
 
 /*
- * Retry-After is obeyed up to this.  A server that asks for more gets no
- * further try: to come back earlier would be to ignore it.
+ * Maximum Retry-After that we obey.  If a server asks for more, the request is
+ * not retried, since returning earlier would ignore the server's wish.
  */
 #define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
 
@@ -62,8 +71,8 @@ typedef enum HrflowTransferState
 #define HRFLOW_KEEP_HANDLES 32
 
 /*
- * A body's buffer larger than this is not kept for the next reply.  Answers
- * have 2 to 20 kB.
+ * Maximum size of a body's buffer to keep for the next reply, in bytes.
+ * Answers have 2 to 20 kB.
  */
 #define HRFLOW_KEEP_BUFFER (64 * 1024)
 
@@ -74,160 +83,173 @@ typedef enum HrflowTransferState
 	((transfer)->state >= HRFLOW_WAITING && (transfer)->state <= HRFLOW_RECEIVING)
 
 /*
- * Why a callback ended a try.
+ * Reason why a callback ended an attempt.
  */
 typedef enum HrflowFault
 {
 	HRFLOW_NO_FAULT,
 	HRFLOW_EXCEEDS_LIMIT,		/* the reply is too large */
-	HRFLOW_EXCEEDS_BUDGET,		/* this backend's bodies are, together */
+	HRFLOW_EXCEEDS_BUDGET,		/* all bodies of this backend together are too
+								 * large */
 	HRFLOW_NO_MEMORY,
 	HRFLOW_BAD_ENCODING,
-	HRFLOW_PRIVATE_ADDRESS,		/* a link may not go there */
+	HRFLOW_PRIVATE_ADDRESS,		/* link to a private address */
 	HRFLOW_SENT_TWICE,			/* libcurl was about to send a POST again */
-	HRFLOW_MIXED_UP				/* whose reply came is not known */
+	HRFLOW_MIXED_UP				/* the reply cannot be attributed to a request */
 } HrflowFault;
 
 /*
- * What an origin speaks over TLS.
+ * HTTP version that an origin uses over TLS.
  */
 typedef enum HrflowProtocol
 {
 	HRFLOW_PROTOCOL_UNKNOWN,
 	HRFLOW_HTTP_1_1,
 	HRFLOW_HTTP_2,
-	HRFLOW_HTTP_1_1_ONLY		/* it offers HTTP/2, and refuses it */
+	HRFLOW_HTTP_1_1_ONLY		/* it negotiates HTTP/2, but requests over it
+								 * fail */
 } HrflowProtocol;
 
 /*
- * One try of a request.  All of it is zero when a try begins.
+ * An attempt of a request.  All fields are zero when an attempt starts.
  */
 typedef struct HrflowTry
 {
 	int64		began;			/* hrflow_clock_now() */
-	int64		sent_at;		/* likewise; 0: it was not */
-	int			nbeside;		/* in flight in its window, itself included,
-								 * when it began */
-	int64		pause;			/* how long the account pauses because of it,
-								 * in microseconds; 0 when it does not */
-	bool		is_probe;		/* the account's first after a pause */
-	bool		is_alone;		/* nothing else may be in flight */
-	bool		counts;			/* with a pause: it is an attempt all the same */
+	int64		sent_at;		/* when it was sent; 0: not sent */
+	int			nbeside;		/* requests in flight in its window when it
+								 * started, including itself */
+	int64		pause;			/* how long the account pauses because of the
+								 * outcome, in microseconds; 0: not at all */
+	bool		is_probe;		/* the first request of the account after a
+								 * pause */
+	bool		is_alone;		/* no other request may be in flight */
+	bool		counts;			/* if there is a pause, does the attempt count
+								 * towards max_attempts? */
 	bool		offers_http2;
-	bool		may_wait;		/* for a connection that it would share */
-	bool		is_gzip;		/* the body is compressed */
-	bool		opened;			/* a socket to an address it may have */
-	bool		has_reply;		/* a status line has come that is final */
-	bool		headers_ended;	/* the empty line after them has come */
-	uint32		round;			/* of the scheduler's, when it ceased to wait
-								 * for a connection */
-	HrflowFault fault;			/* the first that a callback met */
-	int			nsent;			/* how often libcurl was about to send it */
-	TimestampTz statement;		/* when the statement began, and ... */
-	DateADT		day;			/* the day, that the try was counted in */
-	int			local_port;		/* our end of the connection it was sent on */
-	uint64		connection;		/* that connection; 0: not sent */
-	dlist_node	sent;			/* among those that were sent */
+	bool		may_wait;		/* it may wait for a connection to share */
+	bool		is_gzip;		/* is the body compressed? */
+	bool		opened;			/* has a socket to an allowed address been
+								 * opened? */
+	bool		has_reply;		/* has the final status line been received? */
+	bool		headers_ended;	/* have all headers been received? */
+	uint32		round;			/* scheduler's round in which it stopped
+								 * waiting for a connection */
+	HrflowFault fault;			/* the first fault that a callback found */
+	int			nsent;			/* number of times that libcurl has sent it */
+	TimestampTz statement;		/* start of the statement for which the
+								 * attempt was counted */
+	DateADT		day;			/* day for which the attempt was counted */
+	int			local_port;		/* local port of its connection */
+	uint64		connection;		/* hash of the endpoints of its connection; 0:
+								 * not sent */
+	dlist_node	sent;			/* in sharing.c's list of requests */
 	size_t		header_bytes;	/* received */
 	size_t		body_bytes;		/* received, before decompression */
 } HrflowTry;
 
 /*
- * The state of decompression; in gunzip.c.
+ * State of a decompression; defined in gunzip.c.
  */
 typedef struct HrflowGunzip HrflowGunzip;
 
 /*
- * How many requests to an origin may be in flight; in window.c.
+ * Limits the number of requests in flight to an origin; defined in window.c.
  */
 typedef struct HrflowWindow HrflowWindow;
 
 /*
- * One request: a transport's, or idle in the pool.
+ * A request, which belongs to a transport or is idle.
  */
 typedef struct HrflowTransfer
 {
 	HrflowReply reply;
-	HrflowTransport *transport; /* whose it is; undefined while idle */
-	HrflowWindow *window;		/* of its origin */
-	const char *url;			/* the submitter's */
-	const char *post;			/* the submitter's JSON; NULL: it is a GET */
-	HrflowCaller caller;		/* on whose behalf it is sent */
-	bool		was_sent;		/* by this try or an earlier one */
-	bool		avoids_http2;	/* a try over it was lost without a word */
+	HrflowTransport *transport; /* undefined while idle */
+	HrflowWindow *window;		/* window of its origin */
+	const char *url;			/* owned by the submitter */
+	const char *post;			/* JSON to POST, owned by the submitter; NULL:
+								 * use GET */
+	HrflowCaller caller;		/* function on whose behalf it is sent */
+	bool		was_sent;		/* has any attempt been sent? */
+	bool		avoids_http2;	/* has an attempt over HTTP/2 failed without
+								 * any reply? */
 
 	HrflowTransferState state;
-	dlist_node	node;			/* in the list of its state */
-	pairingheap_node delayed;	/* in its transport's "delayed", by "due" */
-	int64		due;			/* when a delayed try may begin */
+	dlist_node	node;			/* in the list for its state */
+	pairingheap_node delayed;	/* in the transport's "delayed" */
+	int64		due;			/* when a delayed attempt may start */
 
-	HrflowTry	try;			/* the current or the last one */
+	HrflowTry	try;			/* the current or the latest attempt */
 
-	void	   *easy;			/* CURL; NULL before the first try */
-	uint64		configured;		/* serial of the settings that "easy" has */
-	char	   *body;			/* malloc'd; kept from request to request */
-	size_t		capacity;		/* bytes allocated */
-	HrflowGunzip *gunzip;		/* NULL before the first compressed reply */
-	char		error[256];		/* in libcurl's words */
+	void	   *easy;			/* a CURL *; NULL before the first attempt */
+	uint64		configured;		/* serial of the settings that "easy" is
+								 * configured for */
+	char	   *body;			/* malloc'd; may be reused for the next
+								 * request */
+	size_t		capacity;		/* allocated size of "body" */
+	HrflowGunzip *gunzip;		/* NULL until the first compressed reply */
+	char		error[256];		/* libcurl's message */
 } HrflowTransfer;
 
 /*
- * The headers of requests under some settings.  libcurl does not copy them:
- * they live as long as a transport uses them.
+ * The headers of requests with particular settings.  libcurl does not copy
+ * them, so they live as long as any transport uses them.
  */
 typedef struct HrflowHeaders HrflowHeaders;
 
 struct HrflowTransport
 {
-	dlist_node	node;			/* among the backend's transports */
-	bool		has_ended;		/* and is in no list of the backend's */
+	dlist_node	node;			/* in the scheduler's list of transports */
+	bool		has_ended;		/* has it been removed from that list? */
 	const HrflowSettings *settings; /* pinned */
 	HrflowHeaders *headers;
-	HrflowActivity *activity;	/* shows what it does */
-	HrflowUsageCounts *usage;	/* of the role on whose behalf it sends */
-	uint64		account;		/* whose rate is limited */
-	HrflowWindow *window;		/* of the API */
-	bool		is_answered;	/* one of its requests has succeeded */
+	HrflowActivity *activity;	/* shows what the transport is doing */
+	HrflowUsageCounts *usage;	/* counts of the role on whose behalf it sends */
+	uint64		account;		/* account of the requests to the API */
+	HrflowWindow *window;		/* window of the API's origin */
+	bool		is_answered;	/* has any of its requests succeeded? */
 	MemoryContextCallback on_reset;
 
-	dlist_head	ready_links;	/* to be started first, in this order */
-	dlist_head	ready;			/* those to the API, likewise */
-	pairingheap *delayed;		/* to be started when due ... */
-	dlist_head	all_delayed;	/* the same ones, in any order */
-	dlist_head	in_flight;		/* in the order they began */
+	dlist_head	ready_links;	/* ready links, which are started first, in
+								 * this order */
+	dlist_head	ready;			/* ready requests to the API, in order */
+	pairingheap *delayed;		/* delayed requests, ordered by "due" */
+	dlist_head	all_delayed;	/* the same requests as a list */
+	dlist_head	in_flight;		/* in the order of their start */
 	dlist_head	done;
 	dlist_head	handed_out;
-	int			nready;			/* of both kinds */
+	int			nready;			/* length of "ready" and "ready_links" */
 	int			ndelayed;
 	int			nin_flight;
-	int			most_in_flight; /* at one time */
+	int			most_in_flight; /* maximum number in flight at any time */
 
-	bool		awaits_rate;	/* the first of "ready" may not start before
-								 * ... */
-	int64		admitted_at;
-	int64		paused_until;	/* by the server's will; 0 when it is not */
-	int64		rests_until;	/* by the caller's; 0 when it does not */
-	int64		deadline;		/* all must be done by then; or HRFLOW_NEVER */
-	bool		was_told;		/* the user knows that a pause is long */
-	bool		suspended;		/* starts nothing until it is used again */
-	bool		lacks_memory;	/* there was none for a reply */
-	bool		stopped;		/* sends nothing more to the API */
-	bool		expired;		/* because its deadline is over */
+	bool		awaits_rate;	/* is the account's rate limit or pause
+								 * delaying the first of "ready"? */
+	int64		admitted_at;	/* earliest time to ask the account again */
+	int64		paused_until;	/* end of the account's pause; 0: none */
+	int64		rests_until;	/* end of a pause requested by the caller; 0:
+								 * none */
+	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */
+	bool		was_told;		/* has the user been told about a long pause? */
+	bool		suspended;		/* starts no requests until it is used again */
+	bool		lacks_memory;	/* was there not enough memory for a reply? */
+	bool		stopped;		/* sends no more requests to the API */
+	bool		expired;		/* has the time limit expired? */
 };
 
 /*
- * May a request go out?
+ * Result of asking the account to admit a request.
  */
 typedef enum HrflowAdmission
 {
 	HRFLOW_ADMIT,
-	HRFLOW_ADMIT_PROBE,			/* yes, as the first after a pause: alone */
-	HRFLOW_WAIT,				/* not yet */
-	HRFLOW_REFUSE				/* not for longer than anyone waits */
+	HRFLOW_ADMIT_PROBE,			/* admitted, as the only request after a pause */
+	HRFLOW_WAIT,				/* not admitted yet */
+	HRFLOW_REFUSE				/* not admitted for longer than we ever wait */
 } HrflowAdmission;
 
 /*
- * What became of a request to the API, as its account sees it.
+ * Outcome of a request to the API, as reported to the account.
  */
 typedef enum HrflowAccountOutcome
 {
@@ -235,18 +257,19 @@ typedef enum HrflowAccountOutcome
 	HRFLOW_LIMITED,				/* 429, or 503 with Retry-After */
 	HRFLOW_FAILED,				/* 5xx, or no connection */
 	HRFLOW_TIMED_OUT,
-	HRFLOW_GIVEN_UP				/* by us */
+	HRFLOW_GIVEN_UP				/* abandoned by us */
 } HrflowAccountOutcome;
 
 /*
- * One descriptor that can be read or written.
+ * An event on a descriptor.
  */
 typedef struct HrflowPollerEvent
 {
 	int			fd;
 	bool		readable;
 	bool		writable;
-	bool		failed;			/* error or hangup: the next read tells */
+	bool		failed;			/* error or hangup, which the next read will
+								 * report */
 } HrflowPollerEvent;
 
 /* in failure.c */

@@ -1,18 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * transport.c
- *		URLs to replies: what the layers above call.
+ *		Interface of the transport, called by the layers above.
  *
- * A statement has one transport: its requests, from hrflow_transport_begin to
- * hrflow_transport_end or to the reset of the memory context it began in,
- * whichever comes first.  There may be several at once, where a function that
- * one statement calls makes requests of its own, or where a scan has been
- * suspended.
+ * A statement has one transport for its requests, from
+ * hrflow_transport_begin() to hrflow_transport_end() or the reset of the
+ * memory context it began in, whichever comes first.  There can be several at
+ * the same time, if a function called by a statement sends requests of its
+ * own, or if a scan has been suspended.
  *
- * Here interrupts are taken in hrflow_transport_next() and
- * hrflow_transport_suspend() alone.  Who takes them elsewhere while there is a
- * transport, as json.c and batch.c do in long loops, leaves it to its memory
- * context to end it.
+ * In this layer only hrflow_transport_next(), hrflow_transport_pause() and
+ * hrflow_transport_suspend() process interrupts.  Callers that process them
+ * elsewhere, as json.c and batch.c do in long loops, rely on the memory
+ * context to end the transport.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,12 +25,12 @@
 
 /*
  * Maximum number of a transport's requests waiting to be retried.  No more are
- * begun until some of these are done, so that a server in trouble does not
+ * started until some of these are complete, so that a failing server does not
  * fill our memory.
  */
 #define MAX_DELAYED 1024
 
-/* A pause that has at least this left is worth a NOTICE. */
+/* Report a pause to the user if at least this much of it is left. */
 #define LONG_PAUSE (5 * HRFLOW_SEC)
 
 /*
@@ -45,12 +45,12 @@ compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 	int64		due_a = pairingheap_const_container(HrflowTransfer, delayed, a)->due;
 	int64		due_b = pairingheap_const_container(HrflowTransfer, delayed, b)->due;
 
-	/* The heap gives the largest first. */
+	/* pairingheap.c returns the largest element first. */
 	return due_a < due_b ? 1 : due_a > due_b ? -1 : 0;
 }
 
 /*
- * Does not throw.
+ * End a transport.  Does not throw.
  */
 static void
 dismiss(HrflowTransport *transport, bool at_exit)
@@ -62,8 +62,8 @@ dismiss(HrflowTransport *transport, bool at_exit)
 }
 
 /*
- * The memory context of a transport goes: at the statement's end when there
- * was an error.
+ * Callback for the reset of a transport's memory context, which ends the
+ * transport after an error.
  */
 static void
 on_transport_reset(void *arg)
@@ -75,10 +75,11 @@ on_transport_reset(void *arg)
 }
 
 /*
- * Begin a statement's requests.  "activity" shows them, says on whose behalf
- * each is sent, and must not end earlier.  "time_limit" is for all of them, in
- * milliseconds; 0 for none.  The transport lives in the current memory context
- * and ends with it; so long it keeps the settings.
+ * Begin a transport for the requests of a statement.  "activity" shows them,
+ * determines on whose behalf they are sent, and must not end before the
+ * transport.  "time_limit" applies to all of them, in milliseconds; 0: none.
+ * The transport lives in the current memory context, ends when that is reset,
+ * and pins the settings until then.
  */
 HrflowTransport *
 hrflow_transport_begin(const HrflowSettings *settings,
@@ -86,7 +87,7 @@ hrflow_transport_begin(const HrflowSettings *settings,
 {
 	HrflowTransport *transport;
 
-	/* Attach to what is shared while an error may still be raised. */
+	/* Attach to shared memory while an error may still be raised. */
 	hrflow_stats_flush();
 	hrflow_transfer_prepare(settings);
 
@@ -118,7 +119,7 @@ hrflow_transport_begin(const HrflowSettings *settings,
 }
 
 /*
- * End a statement's requests.  Connections stay open for the next one.
+ * End a transport.  Its connections stay open for the next one.
  */
 void
 hrflow_transport_end(HrflowTransport *transport)
@@ -134,7 +135,7 @@ hrflow_transport_end(HrflowTransport *transport)
  */
 
 /*
- * A transport that may have been suspended is used again.
+ * Use a transport that may have been suspended.
  */
 static void
 wake(HrflowTransport *transport)
@@ -172,8 +173,8 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 }
 
 /*
- * Ask for a URL, which must stay where it is until its reply is released.
- * Nothing is sent yet.  "tag" comes back in the reply.
+ * Submit a GET request.  It is not sent yet.  The URL must remain valid until
+ * the reply is released.  "tag" is returned in the reply.
  */
 void
 hrflow_transport_submit(HrflowTransport *transport, HrflowTarget target,
@@ -183,8 +184,8 @@ hrflow_transport_submit(HrflowTransport *transport, HrflowTarget target,
 }
 
 /*
- * POST a body of JSON to the API.  The URL and the body must stay where they
- * are until the reply is released.
+ * Submit a POST request with a JSON body to the API.  The URL and the body
+ * must remain valid until the reply is released.
  */
 void
 hrflow_transport_post(HrflowTransport *transport, const char *url,
@@ -194,8 +195,8 @@ hrflow_transport_post(HrflowTransport *transport, const char *url,
 }
 
 /*
- * How many requests more are of use now?  Those beyond would only wait here,
- * and take memory.
+ * Return how many more requests to the API are useful now.  More than that
+ * would only wait here, and use memory.
  */
 int
 hrflow_transport_room(const HrflowTransport *transport)
@@ -208,7 +209,7 @@ hrflow_transport_room(const HrflowTransport *transport)
 }
 
 /*
- * How many requests to the API may be in flight at present?
+ * Return how many requests to the API may currently be in flight.
  */
 int
 hrflow_transport_width(const HrflowTransport *transport)
@@ -220,7 +221,8 @@ hrflow_transport_width(const HrflowTransport *transport)
 }
 
 /*
- * The most that were at one time, links included.
+ * Return the maximum number of requests that have been in flight at any time,
+ * including links.
  */
 int
 hrflow_transport_most_in_flight(const HrflowTransport *transport)
@@ -229,8 +231,9 @@ hrflow_transport_most_in_flight(const HrflowTransport *transport)
 }
 
 /*
- * How many links more?  They do not wait for the account's rate, and are
- * fetched though the transport was stopped.
+ * Return how many more links are useful now.  Unlike requests to the API,
+ * links do not wait for the account's rate, and are fetched even if the
+ * transport was stopped.
  */
 int
 hrflow_transport_room_for_links(HrflowTransport *transport)
@@ -247,14 +250,14 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
 
 /*
  * ------------------------------------------------------------------------
- * The end of sending
+ * Stopping
  * ------------------------------------------------------------------------
  */
 
 /*
- * Send nothing more to the API.  What is in flight comes home, and links,
- * which are paid for, are still fetched; the rest comes as replies that say
- * "stopped".
+ * Send no more requests to the API.  Those in flight are completed, and links,
+ * which have been paid for, are still fetched; all others are returned as
+ * replies with "stopped" set.
  */
 void
 hrflow_transport_stop(HrflowTransport *transport)
@@ -264,7 +267,7 @@ hrflow_transport_stop(HrflowTransport *transport)
 }
 
 /*
- * Give up all requests that have not arrived, as when the time limit is over.
+ * Abandon all requests without a reply, because the time limit has expired.
  */
 void
 hrflow_transport_expire(HrflowTransport *transport)
@@ -276,7 +279,7 @@ hrflow_transport_expire(HrflowTransport *transport)
 }
 
 /*
- * Is the time limit over?
+ * Has the time limit expired?
  */
 bool
 hrflow_transport_expired(const HrflowTransport *transport)
@@ -291,9 +294,9 @@ hrflow_transport_expired(const HrflowTransport *transport)
  */
 
 /*
- * Receive what has come, without waiting and without handing it out.  To be
- * called now and then by who has other work for long: a reply that is not
- * read in time has timed out.
+ * Receive what has arrived, without waiting and without returning it. Callers
+ * that are busy for a long time must call this now and then, because a reply
+ * that is not read in time is timed out.
  */
 void
 hrflow_transport_work(HrflowTransport *transport)
@@ -303,11 +306,11 @@ hrflow_transport_work(HrflowTransport *transport)
 }
 
 /*
- * Hand out a reply that has come, or NULL.
+ * Return a reply that is complete, or NULL.
  *
- * Where there was no memory for a reply, the transport is stopped, and 53200 is
- * raised when all other replies have been handed out, because they may have
- * been paid for.  Requests that were not sent get no reply then.
+ * If there was not enough memory for a reply, stop the transport, and raise
+ * 53200 only when all other replies have been returned, because they may have
+ * been paid for.  Requests that were not sent get no reply in that case.
  */
 static HrflowReply *
 hand_out(HrflowTransport *transport)
@@ -330,8 +333,8 @@ hand_out(HrflowTransport *transport)
 }
 
 /*
- * Is nothing asked for any more?  Raises 53200 if there was no memory for a
- * reply.
+ * Are there no requests left?  Raises 53200 if there was not enough memory for
+ * a reply.
  */
 static bool
 is_at_end(const HrflowTransport *transport)
@@ -345,8 +348,8 @@ is_at_end(const HrflowTransport *transport)
 }
 
 /*
- * Go on, whatever the statements did that came between.  An error of theirs
- * that was caught may have left libcurl's handle broken.
+ * Continue after other statements may have been executed.  If one of these
+ * raised an error that was caught, libcurl's handle may be broken.
  */
 static void
 resume(HrflowTransport *transport)
@@ -358,8 +361,9 @@ resume(HrflowTransport *transport)
 }
 
 /*
- * Wait for "duration" microseconds, or until the time limit is over.  Nothing
- * of this transport may be in flight; the backend's other transports go on.
+ * Wait for "duration" microseconds, or until the time limit expires.  No
+ * requests of this transport may be in flight; those of the backend's other
+ * transports continue.
  */
 void
 hrflow_transport_pause(HrflowTransport *transport, int64 duration)
@@ -378,7 +382,7 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 }
 
 /*
- * Tell the user, once, that the server has asked for a pause.
+ * Report a long pause requested by the server, once.
  */
 static void
 tell_pause(HrflowTransport *transport, int64 now)
@@ -392,12 +396,12 @@ tell_pause(HrflowTransport *transport, int64 now)
 	ereport(NOTICE,
 			(errmsg("waiting %d s for the HrFlow API",
 					(int) ((left + HRFLOW_SEC - 1) / HRFLOW_SEC)),
-			 errdetail("The API limits the rate of this account's requests.")));
+			 errdetail("The API limits the rate of requests of this account.")));
 }
 
 /*
- * End the requests whose time is over: all of a transport's after its deadline,
- * and those that libcurl has lost sight of.
+ * End the requests that have timed out: all requests of a transport whose time
+ * limit has expired, and those that libcurl has lost.
  */
 static void
 end_late_requests(HrflowTransport *transport, int64 now)
@@ -408,13 +412,13 @@ end_late_requests(HrflowTransport *transport, int64 now)
 }
 
 /*
- * Wait for the next reply to come; NULL when nothing is asked for any more.
- * Meanwhile the requests of the backend's other transports go on.
+ * Wait for the next reply.  Returns NULL if there are no requests left.
+ * Requests of the backend's other transports continue meanwhile.
  *
- * Each reply is one try's: the caller makes out what it means and must then
- * ask hrflow_transport_retry() whether there will be another.
+ * A reply is that to one attempt.  The caller must interpret it, and then call
+ * hrflow_transport_retry() to find out whether there will be another one.
  *
- * Raises 57014, 57P01 and the like from CHECK_FOR_INTERRUPTS, and 53200.
+ * Raises 57014, 57P01 and the like from CHECK_FOR_INTERRUPTS(), and 53200.
  */
 HrflowReply *
 hrflow_transport_next(HrflowTransport *transport)
@@ -423,9 +427,10 @@ hrflow_transport_next(HrflowTransport *transport)
 }
 
 /*
- * Likewise, but return NULL at a time, too, or when an interrupt is pending.
- * Then *woken is set, and the interrupt is left to the caller.  A reply that has
- * come is returned first, unless there is an interrupt.
+ * Like hrflow_transport_next(), but also return NULL, with *woken set, at a
+ * given time or when an interrupt is pending.  The caller must process the
+ * interrupt.  A reply that has arrived is returned before the time is checked,
+ * but not if there is an interrupt.
  */
 HrflowReply *
 hrflow_transport_next_until(HrflowTransport *transport, int64 until,
@@ -466,10 +471,10 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 }
 
 /*
- * The next reply, if there is one now; NULL also when there is none yet.
- * Sends what may be sent and receives what has come, but does not wait.
+ * Return the next reply if it is complete now, else NULL.  Sends and receives
+ * what is possible without waiting.
  *
- * Raises 53200 and what a failure of libcurl's raises; takes no interrupts.
+ * Raises 53200, and errors of libcurl itself; does not process interrupts.
  */
 HrflowReply *
 hrflow_transport_poll(HrflowTransport *transport)
@@ -482,14 +487,14 @@ hrflow_transport_poll(HrflowTransport *transport)
 }
 
 /*
- * Wait until none of a transport's requests is in flight, and start no more
- * until it is used again: with submit, post, next or poll.  To be called where
- * control leaves us for a time that we do not know, as an open cursor does.
+ * Wait until no requests of a transport are in flight, and start no more until
+ * it is used again by submit, post, next or poll.  Must be called before
+ * control leaves us for an unknown time, as with an open cursor.
  *
- * It takes no longer than request_timeout.  Replies are kept to be handed out;
- * what they say of the account has been passed on.
+ * This takes no longer than request_timeout.  Replies are kept until they are
+ * asked for, but their outcomes have been reported to the account.
  *
- * Raises what CHECK_FOR_INTERRUPTS does.
+ * Raises whatever CHECK_FOR_INTERRUPTS() does.
  */
 void
 hrflow_transport_suspend(HrflowTransport *transport)
@@ -508,9 +513,10 @@ hrflow_transport_suspend(HrflowTransport *transport)
 }
 
 /*
- * May this request be sent again, after what became of it?  A GET always.  A
- * POST only where that proves that it was not processed: no connection was
- * made, or the server tells to come again (429, or 503 with Retry-After).
+ * May this request be retried after this outcome?  A GET always may.  A POST
+ * may only if the outcome proves that it was not processed: no connection was
+ * established, or the server asked to return later (429, or 503 with
+ * Retry-After).
  */
 static bool
 may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
@@ -524,14 +530,14 @@ may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
 }
 
 /*
- * Tell the transport what a reply turned out to be: its status, and whether
- * another try may do better.  Returns whether the request is made again: then
- * the reply is the transport's once more.  It must be called for every reply
- * that does not say "stopped".
+ * Report the status of a reply to the transport, and whether a retry might
+ * succeed.  Returns whether the request is retried, in which case the caller
+ * must not use the reply any more.  This must be called for every reply that
+ * does not have "stopped" set.
  *
- * A try that met the account's pause does not count where others had paused it
- * already.  One that counts goes last, so that no request's tries are all spent
- * on probes.
+ * An attempt refused because of the account's pause does not count if others
+ * had already paused the account.  A request whose attempt does count goes to
+ * the end of the queue, so that no request spends all its attempts on probes.
  */
 bool
 hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
@@ -547,14 +553,14 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	if (!transient || !may_repeat(transfer, status))
 		return false;
 
-	/* The envelope of a reply may say so, and not its HTTP status. */
+	/* The rate limit may be reported only in the envelope of the reply. */
 	if (is_limited && transfer->try.pause == 0)
 		hrflow_account_report(transfer, HRFLOW_LIMITED);
 	pauses = !HRFLOW_IS_LINK(reply->target) && transfer->try.pause > 0;
 	counts = !pauses || transfer->try.counts;
 	pause = pauses ? transfer->try.pause : hrflow_account_backoff(reply);
 
-	/* Where the statement may send nothing more, the failure is the answer. */
+	/* If the statement may send no more requests, the failure is final. */
 	if (pause > HRFLOW_RETRY_AFTER_LIMIT || transport->expired ||
 		(!HRFLOW_IS_LINK(reply->target) &&
 		 hrflow_budget_check(transport) != HRFLOW_OK) ||
@@ -577,7 +583,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 }
 
 /*
- * Give a reply back.  What it points to is gone.
+ * Release a reply, and everything it points to.
  */
 void
 hrflow_transport_release(HrflowTransport *transport, HrflowReply *reply)

@@ -1,42 +1,45 @@
 /*-------------------------------------------------------------------------
  *
  * window.c
- *		How many requests may be in flight.
+ *		Limits the number of requests in flight to each origin.
  *
- * max_concurrency is a maximum.  Below it, each origin has a window, which
- * follows the server.  What is compared is the median latency of a round, of
- * about half a window of requests, with the lowest such median of late: both
- * are medians, since the latencies of a server differ from each other by far
- * more than 1.5 times without any queue.
+ * max_concurrency is the upper limit.  Below it, each origin has a window that
+ * adapts to the server.  In rounds of about half a window of requests, the
+ * median latency of the round is compared with the lowest recent median.  Both
+ * are medians, because individual latencies of a server vary by far more than
+ * a factor of 1.5 even if there is no queue.
  *
- * - The window opens by 1.5 requests with each answer, which makes it 2.5 times
- *   as large in a round trip, as in TCP's slow start.  After the first cut it
- *   grows by an eighth in a round trip.  It grows only while it is in full use,
- *   not while the latency is more than 1.2 times the lowest, and not by answers
- *   that we did not wait for: then it is our processor that is busy.
- * - Where the latency is more than 1.5 times the lowest for two rounds, requests
- *   queue in the server.  (One round is not enough: that many connections are
- *   being made takes time on both sides, and passes.)  By Little's law, the
- *   number in flight with the latency allowed is the number in flight now times
- *   that latency, divided by the present one.  The window is cut to that, which
- *   is a little more than throughput times the lowest latency, so that the server
- *   does not run dry.  (TCP Vegas, Brakmo and Peterson 1995, keeps the queue
- *   between two bounds in the same way.)
- * - A queue that was ours is shorter after that, and the throughput is what it
- *   was.  If instead the throughput falls with the number in flight, it was not
- *   a queue, or not ours: requests are of another kind, or the server has become
- *   slower.  Then the window is restored, and the latency is the lowest one from
- *   now on.
- * - The lowest latency is forgotten after a time.  One that was seen in a full
- *   window may have a queue in it, so for one round the window is halved to see
- *   the latency without (as BBR does in its state ProbeRTT).
- * - 429, 503 and connections that break cut the window to 0.7 of it, at most once
- *   in a round trip (as CUBIC does, RFC 9438).  So do time-outs and connections
- *   that cannot be made, but not below the size of a new window: they are mostly
- *   an outage, which is over all the sooner the more requests try.
+ * - While the window is opening, it grows by 1.5 requests with each answer,
+ *   that is, by a factor of 2.5 in each round trip, as in TCP's slow start.
+ *   After the first cut it grows by an eighth of a request with each answer.
+ *   It grows only while it is fully used, not while the latency is more than
+ *   1.2 times the lowest, and not by answers that we did not have to wait
+ *   for, because then our own CPU is the bottleneck.
+ * - If the latency is more than 1.5 times the lowest for two rounds, requests
+ *   are queueing in the server.  (One round is not enough, because opening
+ *   many connections takes time on both sides, but only temporarily.)  By
+ *   Little's law, the number in flight that has the allowed latency is the
+ *   current number times that latency, divided by the current latency.  The
+ *   window is cut to that, which is slightly more than throughput times the
+ *   lowest latency, so that the server always has work.  (TCP Vegas, Brakmo
+ *   and Peterson 1995, keeps the queue between two bounds in the same way.)
+ * - If the queue was ours, it is now shorter, and the throughput has not
+ *   changed.  If instead the throughput falls with the number in flight,
+ *   there was no queue, or it was not ours: the requests are of a different
+ *   kind, or the server has become slower.  Then the window is restored, and
+ *   the current latency becomes the lowest one.
+ * - The lowest latency is forgotten after some time.  If it was measured with
+ *   a full window, it may include a queue, so the window is halved for one
+ *   round to measure the latency without one (as BBR does in its ProbeRTT
+ *   state).
+ * - 429, 503 and connections that break cut the window to 0.7 of its size, at
+ *   most once in a round trip (as CUBIC does, RFC 9438).  So do timeouts and
+ *   connections that cannot be established, but not below the size of a new
+ *   window: they mostly mean an outage, and the more requests try, the sooner
+ *   its end is noticed.
  *
- * The other limits are the memory for replies, and what a refusal may waste.
- * Nothing here throws.
+ * Two more limits are the memory for replies, and the number of requests that
+ * a refusal may waste.  Nothing here throws.
  *
  *-------------------------------------------------------------------------
  */
@@ -49,102 +52,105 @@
  */
 #define INITIAL_SIZE HRFLOW_MAX_WASTED
 
-/* Growth with each answer, while the window opens, and later. */
+/* Growth in requests per answer, while the window is opening and later. */
 #define OPENING_GROWTH 1.5
 #define GROWTH 0.125
 
-/* What is left of a window after a refusal. */
+/* Factor by which a refusal cuts the window. */
 #define REFUSAL_FACTOR 0.7
 
 /*
- * Latencies above the lowest one up to which a window grows, and from which on
- * it is cut: a factor, and a time at least.  A few milliseconds are not a queue
- * in the server, but what both machines take to wake up and to get round to a
- * request.
+ * Latencies up to which the window may grow, and above which it is cut: the
+ * larger of a factor times the lowest latency, and the lowest latency plus a
+ * slack.  A few milliseconds do not indicate a queue in the server; that is
+ * what both machines need to wake up and schedule the processes.
  */
 #define GROW_FACTOR 1.2
 #define CUT_FACTOR 1.5
 #define GROW_SLACK (HRFLOW_MSEC / 2)
 #define CUT_SLACK (5 * HRFLOW_MSEC)
 
-/* A window is not cut below this because of latency. */
+/* Minimum size to which latency can cut a window. */
 #define MIN_CUT 8
 
-/* Fewest and most requests of a round. */
+/* Minimum and maximum number of requests of a round. */
 #define MIN_ROUND 8
 #define MAX_ROUND 64
 
 /*
- * How long the lowest latency is remembered: two periods, each of this and of
- * so many times the latency at least.
+ * The lowest latency is remembered for two periods.  A period is the longer of
+ * PERIOD and ROUND_TRIPS_PER_PERIOD times the latency.
  */
 #define PERIOD (10 * HRFLOW_SEC)
 #define ROUND_TRIPS_PER_PERIOD 50
 
-/* A window that was not used for this long is forgotten. */
+/* A window that has not been used for this long is reset. */
 #define WINDOW_MEMORY (60 * HRFLOW_SEC)
 
 /* Number of windows. */
 #define NWINDOWS 32
 
-/* Why a window has been made smaller for a round. */
+/* Reason why a window has been reduced for one round. */
 typedef enum WindowTrial
 {
 	NO_TRIAL,
-	TRIAL_OF_CUT,				/* does the latency fall? */
-	TRIAL_OF_LATENCY			/* what is it without a queue? */
+	TRIAL_OF_CUT,				/* after a cut: does the latency fall? */
+	TRIAL_OF_LATENCY			/* what is the latency without a queue? */
 } WindowTrial;
 
 /*
- * Times and latencies are in microseconds.
+ * The window of an origin.  Times and latencies are in microseconds.
  */
 struct HrflowWindow
 {
-	uint64		origin;			/* hash; 0: free */
+	uint64		origin;			/* hash of the origin; 0: unused */
 	int			nin_flight;
-	double		size;			/* how many may be */
-	bool		is_opening;		/* no limit of the server's was met yet */
-	bool		may_grow;		/* the latency of the last round allows it */
-	bool		is_suspect;		/* it was too high, and may be a queue */
+	double		size;			/* limit of nin_flight */
+	bool		is_opening;		/* has the window not been cut yet? */
+	bool		may_grow;		/* does the latency of the last round allow
+								 * growth? */
+	bool		is_suspect;		/* was the latency of the last round too high? */
 	int64		used_at;		/* when a request was last started */
-	int64		full_at;		/* when the window was last in full use */
+	int64		full_at;		/* when the window was last fully used */
 
-	/* The round: of requests that began at "counts_from" or later. */
+	/*
+	 * The current round, of requests that started at "counts_from" or later.
+	 */
 	int64		counts_from;
 	int64		round_began;
-	int			length;			/* requests that it has */
-	int			n;				/* those that have been answered */
+	int			length;			/* number of requests of the round */
+	int			n;				/* number of these that have been answered */
 	int32		latencies[MAX_ROUND];
-	int64		sum_beside;		/* of how many were in flight with each */
+	int64		sum_beside;		/* sum of "nbeside" of the answered requests */
 
-	int32		lowest;			/* median of this period; 0: none */
-	int32		lowest_before;	/* of the period before; 0: none */
+	int32		lowest;			/* lowest median of this period; 0: none */
+	int32		lowest_before;	/* lowest median of the previous period; 0:
+								 * none */
 	int64		period_began;
 
 	WindowTrial trial;
-	double		size_before;	/* with a trial: what they were */
+	double		size_before;	/* values before the trial, if there is one */
 	double		beside_before;
 	int32		latency_before;
 };
 
 static HrflowWindow windows[NWINDOWS];
 
-/* Those of the memory for replies; for all transports. */
+/* Limit imposed by the memory for replies, for all transports. */
 static struct
 {
-	int			narrowed;		/* most requests in flight, where the budget
-								 * for bodies has set one; else 0 */
-	int			nfitting;		/* replies in a row within that budget */
+	int			narrowed;		/* maximum number of requests in flight, if
+								 * limited by memory; else 0 */
+	int			nfitting;		/* number of consecutive replies within the
+								 * limit of memory */
 }			memory;
 
 /*
- * ------------------------------------------------------------------------
- * The window of an origin
- * ------------------------------------------------------------------------
+ * Initial size of the window of an origin.
  */
 
 /*
- * How many requests may be in flight.
+ * Return the maximum number of requests in flight.
  */
 int
 hrflow_window_size(const HrflowWindow *window)
@@ -153,7 +159,7 @@ hrflow_window_size(const HrflowWindow *window)
 }
 
 /*
- * How many more may be started.
+ * Return how many more requests may be started.
  */
 int
 hrflow_window_room(const HrflowWindow *window)
@@ -162,7 +168,7 @@ hrflow_window_room(const HrflowWindow *window)
 }
 
 /*
- * A request is in flight from now on.
+ * Record that a request is in flight.
  */
 void
 hrflow_window_enter(HrflowTransfer *transfer)
@@ -178,7 +184,7 @@ hrflow_window_enter(HrflowTransfer *transfer)
 }
 
 /*
- * It no longer is.
+ * Record that a request is no longer in flight.
  */
 void
 hrflow_window_leave(HrflowTransfer *transfer)
@@ -187,7 +193,7 @@ hrflow_window_leave(HrflowTransfer *transfer)
 }
 
 /*
- * Let another round begin.
+ * Start a new round.
  */
 static void
 begin_round(HrflowWindow *window, int64 now)
@@ -199,12 +205,12 @@ begin_round(HrflowWindow *window, int64 now)
 }
 
 /*
- * The place of an origin's window.  If it has none yet, the one whose last
- * request is longest ago gives way, unless all have requests in flight.  Then
- * origins share one.
+ * Find the window of an origin.  If it has none, return the least recently
+ * used one without requests in flight to be replaced, and if there is no such
+ * window, one that origins must share.
  */
 static HrflowWindow *
-find_place(uint64 origin)
+find_window(uint64 origin)
 {
 	int			first = (origin >> 2) % NWINDOWS;
 	HrflowWindow *oldest = NULL;
@@ -223,14 +229,15 @@ find_place(uint64 origin)
 }
 
 /*
- * The window of a URL's origin.  The pointer stays valid, but becomes another
- * origin's if it is not used while many others are.
+ * Find or create the window of a URL's origin.  The pointer remains valid, but
+ * the window may be reassigned to another origin when it has no requests in
+ * flight.
  */
 HrflowWindow *
 hrflow_window_find(const char *url)
 {
 	uint64		origin = hrflow_origin_hash(url);
-	HrflowWindow *window = find_place(origin);
+	HrflowWindow *window = find_window(origin);
 	int64		now = hrflow_clock_now();
 
 	if (window->nin_flight == 0 &&
@@ -259,18 +266,18 @@ begin_period(HrflowWindow *window, int32 lowest, int32 lowest_before, int64 now)
 }
 
 /*
- * The size of a window has changed at once: of what began before, nothing
- * counts any more.
+ * Start over after the size of a window has changed abruptly: ignore requests
+ * that started earlier.
  */
 static void
-begin_anew(HrflowWindow *window, int64 now)
+start_over(HrflowWindow *window, int64 now)
 {
 	window->counts_from = now;
 	begin_round(window, now);
 }
 
 /*
- * Make a window smaller, and see what that does to the latency.
+ * Reduce a window for one round, to see how that affects the latency.
  */
 static void
 try_size(HrflowWindow *window, double size, WindowTrial trial, double beside,
@@ -281,7 +288,7 @@ try_size(HrflowWindow *window, double size, WindowTrial trial, double beside,
 	window->beside_before = beside;
 	window->latency_before = latency;
 	window->size = Max(size, Min(window->size, MIN_CUT));
-	begin_anew(window, now);
+	start_over(window, now);
 }
 
 static int
@@ -294,8 +301,9 @@ compare_latencies(const void *a, const void *b)
 }
 
 /*
- * Has the throughput fallen with the number in flight, which was cut?  Halfway
- * between not at all and as much is the geometric mean of both.
+ * Has the throughput fallen along with the number in flight that was cut?  We
+ * compare with the geometric mean of not falling at all and falling by the
+ * same factor.
  */
 static bool
 was_cut_in_vain(const HrflowWindow *window, double beside, int32 latency)
@@ -307,8 +315,8 @@ was_cut_in_vain(const HrflowWindow *window, double beside, int32 latency)
 }
 
 /*
- * The round after a window was made smaller.  Returns whether the window is what
- * it was.
+ * Evaluate the round after a window was reduced, if this was one.  Returns
+ * whether the window has been restored.
  */
 static bool
 end_trial(HrflowWindow *window, double beside, int32 latency, int64 now)
@@ -322,12 +330,12 @@ end_trial(HrflowWindow *window, double beside, int32 latency, int64 now)
 	begin_period(window, latency, 0, now);
 	window->size = window->size_before;
 	window->may_grow = true;
-	begin_anew(window, now);
+	start_over(window, now);
 	return true;
 }
 
 /*
- * A round is complete: decide what its latency means.
+ * Evaluate the latency of a complete round.
  */
 static void
 end_round(HrflowWindow *window, int64 now)
@@ -376,7 +384,7 @@ end_round(HrflowWindow *window, int64 now)
 }
 
 /*
- * A request was answered.
+ * Record an answer.
  */
 static void
 note_answer(HrflowTransfer *transfer, int64 now)
@@ -400,9 +408,9 @@ note_answer(HrflowTransfer *transfer, int64 now)
 }
 
 /*
- * A request was refused because there were too many, or so it seems: make the
- * window smaller, though not below "least".  A probe goes alone: that it is
- * refused says nothing of the number.
+ * Record a refusal that is, or appears to be, due to too many requests: make
+ * the window smaller, but not smaller than "least".  The refusal of a probe says
+ * nothing about the number of requests, because a probe is sent alone.
  */
 static void
 note_refusal(HrflowTransfer *transfer, double least, int64 now)
@@ -416,12 +424,12 @@ note_refusal(HrflowTransfer *transfer, double least, int64 now)
 	window->is_opening = false;
 	window->is_suspect = false;
 	window->trial = NO_TRIAL;
-	begin_anew(window, now);
+	start_over(window, now);
 }
 
 /*
- * A try has ended, and is still in flight: note what it tells of the server.  The
- * account is told afterwards, and then it is no longer known to be a probe.
+ * Evaluate an attempt that has ended, but is still in flight.  This comes before
+ * the account is told, after which a probe is no longer marked as one.
  */
 void
 hrflow_window_settle(HrflowTransfer *transfer)
@@ -450,7 +458,7 @@ hrflow_window_settle(HrflowTransfer *transfer)
  */
 
 /*
- * The most requests that may be in flight for this transport's sake, whatever
+ * Return the maximum number of requests in flight for a transport, whatever
  * their origins.
  */
 int
@@ -462,8 +470,8 @@ hrflow_window_limit(const HrflowTransport *transport)
 }
 
 /*
- * The bodies have spent their budget: keep as many requests in flight as have
- * found room.
+ * Limit the requests in flight to the present number, because the bodies have
+ * exceeded their memory.
  */
 void
 hrflow_window_narrow(const HrflowTransport *transport, int nin_flight)
@@ -473,8 +481,9 @@ hrflow_window_narrow(const HrflowTransport *transport, int nin_flight)
 }
 
 /*
- * A reply was within the budget: after as many as may be in flight, allow twice
- * as many if those would have been too.
+ * Record that a reply was within the limit of memory.  After as many
+ * consecutive such replies as may be in flight, double that number if the
+ * buffers used at most half of the memory.
  */
 void
 hrflow_window_widen(const HrflowTransport *transport)
@@ -489,7 +498,7 @@ hrflow_window_widen(const HrflowTransport *transport)
 }
 
 /*
- * Does the budget for bodies keep more than these from being started?
+ * Does memory for bodies currently prevent requests from being started?
  */
 bool
 hrflow_window_is_narrow(int nin_flight)
@@ -498,7 +507,7 @@ hrflow_window_is_narrow(int nin_flight)
 }
 
 /*
- * Forget the budget's limit, since no transport has a reply.
+ * Remove the limit imposed by memory.  Called when no transport has a reply.
  */
 void
 hrflow_window_forget_memory(void)
