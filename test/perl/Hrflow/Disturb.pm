@@ -1,10 +1,10 @@
-# Refresh a store while sessions are killed, servers crash and the network dies,
-# and see that nothing is lost, and nothing asked for in vain.
+# Refreshes a store while sessions are killed, servers crash and the network
+# fails, and checks that no vectors are lost and no requests wasted.
 #
 #   Hrflow::Disturb::run($node, $api, 2000, qw(kill crash network cancel terminate))
 #
-# Each word is one disturbance, at a random point of a run.  Some profiles are
-# such that end otherwise than well, and some change or go meanwhile.
+# Each word is a disturbance, which happens at a random point of a run.  Some
+# profiles fail in various ways, and some are changed or removed meanwhile.
 package Hrflow::Disturb;
 
 use strict;
@@ -17,7 +17,7 @@ use Time::HiRes qw(sleep);
 my %disturb = (
 	kill => sub {
 		my ($node, undef, @backends) = @_;
-		kill 'KILL', $backends[0] if @backends;    # all others end too
+		kill 'KILL', $backends[0] if @backends;    # the postmaster ends all others
 	},
 	terminate => sub {
 		my ($node, undef, @backends) = @_;
@@ -39,16 +39,16 @@ my %disturb = (
 		$api->restart('--latency' => 20, '--dim' => 64);
 	});
 
-# What a run that was disturbed so says of it.
+# What a run reports after each kind of disturbance.
 my %says = (
 	kill => qr/server closed the connection|terminating connection/,
 	terminate => qr/57P01/,
 	cancel => qr/57014/,
 	crash => qr/server closed the connection|terminating connection/,
-	network => qr/WARNING|([2-9]|\d\d+) to be tried again/);    # one is refused anyway
+	network => qr/WARNING|([2-9]|\d\d+) to be tried again/);    # one is refused in any case
 
-# Wait until two runs have a batch each, and have left so many or less, but not
-# none.  Returns their backends.
+# Wait until two runs have claimed a batch each, and at most the given number of
+# profiles, but more than none, are left.  Returns the backends.
 sub wait_for_work
 {
 	my ($node, $todo) = @_;
@@ -102,8 +102,8 @@ sub run
 
 	foreach my $disturbance (@disturbances)
 	{
-		# What it has to do, when it is disturbed, however far it came: slowly, so
-		# that it is not at its end
+		# Let requests be slow, so that runs are not complete when they are
+		# disturbed
 		$store->sql(
 			"SELECT hrflow_mark_due('disturbed.embedding', 'acme', ARRAY(
 			SELECT profile_id FROM disturbed.embedding_profile WHERE state = 'ok' ORDER BY random()
@@ -119,7 +119,7 @@ sub run
 		} 1 .. 2;
 		wait_for_work($node, $todo);
 
-		# Some that are fetched change, others are not wanted any more
+		# Change some profiles that are being fetched, and untrack others
 		$store->sql(
 			q{INSERT INTO disturbed.picked
 			SELECT profile_id, (SELECT count(*) FROM disturbed.claim c
@@ -133,7 +133,7 @@ sub run
 				WHERE hrflow_id IN (SELECT profile_id FROM disturbed.picked WHERE is_deleted);}
 		);
 
-		# Its log goes with the stand-in
+		# The log is lost when the stand-in is stopped
 		my @backends = wait_for_work($node, $todo - 600 - int rand 400);
 		$collect->($store) if $disturbance eq 'network';
 		is(scalar(@backends), 2, "$disturbance: two runs are at work");
@@ -153,7 +153,7 @@ sub run
 			"UPDATE disturbed.embedding_profile SET attempts = 0 WHERE profile_id ~ '^fault'");
 	}
 
-	# As often as it takes one that is refused to be given up
+	# Repeat until the profile that is refused has been given up
 	for (1 .. 5)
 	{
 		$store->call;
@@ -198,7 +198,7 @@ sub run
 		0,
 		"profiles that changed while they were fetched were claimed again, $of");
 
-	# A second time, section by section
+	# Refresh once more, requesting each section separately
 	is_deeply([ grep { $asked{$_} > $claims{$_} * (/^novector/ ? 3 : 1) } keys %asked ],
 		[], "no profile was requested more often than it was claimed, $of");
 	note(scalar(grep { $_ > 1 } values %asked) . ' were asked for more than once');

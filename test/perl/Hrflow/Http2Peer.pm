@@ -1,13 +1,13 @@
 # A TLS server that refuses HTTP/2 in one of several ways; see http2_peer.py.
 #
 #   my $peer = Hrflow::Http2Peer->new('goaway', $api) or skip ...;
-#   $peer->base_url            https://localhost:PORT/v1, to be trusted by $api->ca
-#   $peer->count('request')    requests it has received
-#   $peer->count('h2')         connections of HTTP/2
-#   $peer->times('request')    when they came, in seconds
-#   $peer->reset               forgets what it has counted
+#   $peer->base_url            https://localhost:PORT/v1; needs $api->ca as ca_file
+#   $peer->count('request')    number of requests received
+#   $peer->count('h2')         number of HTTP/2 connections
+#   $peer->times('request')    times of the requests, in seconds
+#   $peer->reset               resets the counts
 #
-# new() returns nothing where there is no Python with TLS.
+# new() returns nothing if Python with TLS is not available.
 package Hrflow::Http2Peer;
 
 use strict;

@@ -1,14 +1,14 @@
-# Failures at the N-th occasion, for a backend of servers started while it is in
-# scope; see injector.c.
+# Injects failures into backends of servers that are started while this object
+# is in scope; see injector.c.
 #
 #   my $injector = Hrflow::Injector->new;
-#   $injector->arm($pid, 'memory', 3)   the third allocation fails; or 'wakeups':
-#                                       the third ends with a cancel; or 'bodies':
-#                                       the third enlargement of a reply's body
-#                                       fails; 0 for none
-#   my $seen = $injector->disarm        a hash: how many were seen, how many
-#                                       injected, and what libcurl has more:
-#                                       handles, and added ones
+#   $injector->arm($pid, 'memory', 3)   the third allocation fails; 0: none;
+#                                       'wakeups': the third wait is cancelled;
+#                                       'bodies': the third enlargement of a
+#                                       reply's body fails
+#   my $seen = $injector->disarm        a hash with the number of events seen,
+#                                       failures injected, and libcurl handles
+#                                       created and added since
 package Hrflow::Injector;
 
 use strict;
@@ -36,7 +36,7 @@ sub new
 	return $self;
 }
 
-# Servers started from now on are as before.
+# Do not affect servers that are started from now on.
 sub leave
 {
 	my ($self) = @_;

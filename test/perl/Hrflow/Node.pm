@@ -1,12 +1,12 @@
 # A private server with the extension in its database "postgres", set up for a
-# stand-in API as the README says: the key in a file.
+# stand-in API as the README recommends, with the key in a file.
 #
 #   my $node = Hrflow::Node->new('main', $api, setting => 'value', ...);
 #
-# Settings without a dot are hrflow_embed's.  It is a PostgreSQL::Test::Cluster
-# with these methods more:
-#   error_of($sql)            SQLSTATE and message of the statement that fails
-#   key_file                  path of the key's file
+# Settings without a dot are those of hrflow_embed.  The object is a
+# PostgreSQL::Test::Cluster with two more methods:
+#   error_of($sql)            SQLSTATE and message of the statement's error
+#   key_file                  path of the key file
 package Hrflow::Node;
 
 use strict;
@@ -41,8 +41,8 @@ sub new
 	return $self;
 }
 
-# At the end of a test file.  A backend ended at once would leave without
-# writing down which lines it has reached.
+# Called at the end of a test file.  Do not use immediate mode, in which
+# backends would exit without writing their coverage data.
 sub teardown_node
 {
 	my ($self, @options) = @_;

@@ -1,14 +1,14 @@
-# An HTTP proxy for CONNECT that asks for a user and a password, and remembers
-# what it was asked.
+# An HTTP proxy for CONNECT that requires a user and a password, and records its
+# requests.
 #
 #   my $proxy = Hrflow::Proxy->new(user => 'u', password => 'p');
 #   $proxy->port
 #   $proxy->connects           a string for each CONNECT, such as
 #                              'api.example:443 407'
-#   $proxy->reset              forgets them
+#   $proxy->reset              discards these records
 #
-# Without a user it asks for nothing.  With port => PORT every CONNECT leads to
-# that port of 127.0.0.1, whatever host and port it names.
+# Without a user, no authentication is required.  With port => PORT every
+# CONNECT leads to that port of 127.0.0.1, whatever host and port it names.
 package Hrflow::Proxy;
 
 use strict;

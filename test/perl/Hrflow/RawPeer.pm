@@ -1,5 +1,5 @@
-# A peer that plays what an HTTP library cannot: a process that listens on a
-# port of 127.0.0.1 and hands each connection to a function.
+# A server that does what no HTTP library would: a process that listens on a
+# port of 127.0.0.1 and passes each connection to a function.
 #
 #   my $peer = Hrflow::RawPeer->new(sub {
 #       my ($socket, $n) = @_;      # $n: 0 for the first connection
@@ -8,16 +8,18 @@
 #   });
 #   $peer->port
 #
-# Connections are served side by side, a process each, and end when the
-# function returns.  A peer without a function never accepts.
+# Each connection is served by a process of its own, and is closed when the
+# function returns.  A peer without a function never accepts connections.
 #
-# A function may pass a connection on to another server, end it with a reset, or have
-# all that still comes lost on the way, as a NAT does that has forgotten it:
+# A function may forward a connection to another server, reset it, or drop all
+# further packets that it receives, as a NAT does that has forgotten the
+# connection:
 #       Hrflow::RawPeer::forward($socket, $port);
 #       Hrflow::RawPeer::reset_connection($socket);
 #       Hrflow::RawPeer::drop_packets($socket);
-# With both, a peer in front of a TLS server chooses whose handshake is reset:
-#       sysread($socket, my $hello, 1) if $n == 4;    # the fifth connection's
+# By combining these, a peer in front of a TLS server can reset a particular
+# handshake:
+#       sysread($socket, my $hello, 1) if $n == 4;    # of the fifth connection
 package Hrflow::RawPeer;
 
 use strict;
@@ -36,7 +38,7 @@ sub new
 		ReuseAddr => 1) or die "could not listen: $!";
 	my $self = bless { port => $listener->sockport, owner => $$ }, $class;
 
-	# IO::Socket makes 5 of a backlog of 0.
+	# IO::Socket replaces a backlog of 0 by 5.
 	listen($listener, $options{backlog}) if defined $options{backlog};
 
 	if (!$serve)
@@ -52,11 +54,11 @@ sub new
 		_serve($listener, $ours, $serve);
 	}
 	close $ours;
-	$self->{alive} = $theirs;    # ends the peer when we do
+	$self->{alive} = $theirs;    # the peer exits when this is closed
 	return $self;
 }
 
-# In the child: until our parent closes the pipe.
+# In the child: serve until our parent closes the pipe.
 sub _serve
 {
 	my ($listener, $alive, $serve) = @_;
@@ -94,7 +96,8 @@ sub _serve
 
 sub port { return $_[0]{port}; }
 
-# Read one request's head; returns it, or nothing at the connection's end.
+# Read the head of a request.  Returns it, or nothing if the connection was
+# closed.
 sub read_request
 {
 	my ($socket) = @_;
@@ -108,7 +111,7 @@ sub read_request
 	return $head;
 }
 
-# Pass bytes to and from a port of 127.0.0.1, until one side ends.
+# Forward bytes to and from a port of 127.0.0.1, until either side closes.
 sub forward
 {
 	my ($socket, $port) = @_;
@@ -130,7 +133,7 @@ sub forward
 	}
 }
 
-# Close a connection with a reset, rather than an orderly end.
+# Close a connection by a reset.
 sub reset_connection
 {
 	my ($socket) = @_;
@@ -140,8 +143,8 @@ sub reset_connection
 	return;
 }
 
-# Drop all packets that a connection still receives, before TCP sees them: nothing is
-# acknowledged.  The filter is BPF's instruction "return 0" (socket(7)).
+# Drop all packets that a connection receives from now on, before TCP
+# acknowledges them.  The filter is the BPF instruction "return 0" (socket(7)).
 sub drop_packets
 {
 	my ($socket) = @_;

@@ -1,10 +1,11 @@
-# A name server for servers started while it is in scope; see resolver.c.
+# Replaces the name server for servers that are started while this object is in
+# scope; see resolver.c.
 #
 #   my $resolver = Hrflow::Resolver->new('a.example' => '10.0.0.1',
 #       'b.example' => 'silent', 'c.example' => '10.0.0.1,203.0.113.7');
 #
-# With 443 => PORT, connections to port 443, of whatever address, are to PORT of
-# 127.0.0.1, and nobody sees the difference.
+# With 443 => PORT, connections to port 443 of any address are made to PORT of
+# 127.0.0.1 instead, without either side noticing.
 package Hrflow::Resolver;
 
 use strict;

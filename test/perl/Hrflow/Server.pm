@@ -1,32 +1,34 @@
-# A web server or proxy from Debian between us and a stand-in API, on loopback
-# and under the user of the test.
+# A web server or proxy packaged by Debian, between us and a stand-in API.  It
+# runs on loopback, as the user of the test.
 #
 #   foreach my $name (Hrflow::Server::names()) {
 #       my $server = Hrflow::Server->new($name, $api, http2 => 1) or next;
 #       $server->base_url          https://localhost:PORT/v1
-#       $server->limited_url       the same where 429 or 503 limits the rate,
-#                                  without Retry-After; undef: it has no such
+#       $server->limited_url       a base URL at which the rate is limited by 429
+#                                  or 503 without Retry-After; or undef
 #       $server->port
 #       $server->version           "nginx 1.22.1"
-#       $server->has('gzip')       whether it was told so; see below
+#       $server->has('gzip')       is it configured so?  See below
 #       $server->settings          SET statements for a session
-#       $server->wait_for_close    until it has closed all idle connections
+#       $server->wait_for_close    waits until all idle connections are closed
 #       $server->restart           stop, and start on the same port
 #       $server->stop
 #   }
 #
-# It passes on what it gets, and is told to be strict, where it can be:
-#   requests     a connection ends after 20 requests
-#   idle         or when it was idle for a second
-#   gzip         bodies are compressed
-#   http2        HTTP/2 is offered over TLS, when asked for
-#   tls          it speaks TLS; otherwise base_url is http
-#   cache        it answers from its cache what was asked before
-#   tunnel       it is a proxy for CONNECT, in hrflow_embed.proxy, and leads all
-#                connections to port 443 to the stand-in
+# It forwards requests to the stand-in, and is configured to be strict where
+# possible:
+#   requests     it closes a connection after 20 requests
+#   idle         it closes a connection that was idle for a second
+#   gzip         it compresses bodies
+#   http2        it offers HTTP/2 over TLS, if requested
+#   tls          it uses TLS; otherwise base_url is http
+#   cache        it answers repeated requests from its cache
+#   tunnel       it is a proxy for CONNECT, to be set as hrflow_embed.proxy, and
+#                leads all connections to port 443 to the stand-in
 #
-# new() returns nothing where the program is missing or lacks HTTP/2.  nghttpx also
-# takes streams => N: so many requests at a time over a connection of HTTP/2.
+# new() returns nothing if the program is missing or lacks HTTP/2.  nghttpx also
+# accepts streams => N, which limits the concurrent requests per HTTP/2
+# connection.
 package Hrflow::Server;
 
 use strict;
@@ -318,7 +320,7 @@ sub write
 	return;
 }
 
-# Start it; returns whether it listens.
+# Start the server.  Returns whether it listens.
 sub start
 {
 	my ($self) = @_;
@@ -365,7 +367,7 @@ sub has { return $_[0]{has}{ $_[1] }; }
 
 sub port { return $_[0]{port}; }
 
-# Requests a second that limited_url lets through.
+# Rate limit of limited_url, in requests per second.
 sub rate { return $_[0]{rate}; }
 
 sub base_url
@@ -384,7 +386,7 @@ sub limited_url
 	return $self->rate && "https://localhost:$self->{port}/limited/v1";
 }
 
-# Settings that a session needs beside base_url.
+# Settings that a session needs in addition to base_url.
 sub settings
 {
 	my ($self) = @_;
@@ -397,7 +399,7 @@ sub settings
 	return join ' ', map { "SET hrflow_embed.$_ = '$settings{$_}';" } sort keys %settings;
 }
 
-# Connections to it that it has not closed, as this machine sees them.
+# Number of connections that it has not closed, as seen by the kernel.
 sub open_connections
 {
 	my ($self) = @_;

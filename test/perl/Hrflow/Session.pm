@@ -1,11 +1,11 @@
-# A session of psql that lasts, to be watched while its statements run.
+# A persistent psql session, which can be observed while its statements run.
 #
 #   my $session = Hrflow::Session->new($node);      timeout => 60, in seconds
-#   $session->ask($sql)        what it prints, errors included
-#   $session->send($sql)       does not wait
-#   $session->wait_for(qr//)   waits until it has printed this
-#   $session->pid              of the backend
-#   $session->sockets          how many the backend has open
+#   $session->ask($sql)        runs a statement; returns output and errors
+#   $session->send($sql)       likewise, without waiting
+#   $session->wait_for(qr//)   waits until the output matches
+#   $session->pid              pid of the backend
+#   $session->sockets          number of sockets that the backend has open
 package Hrflow::Session;
 
 use strict;
@@ -35,7 +35,7 @@ sub send
 	return;
 }
 
-# Wait until it has printed this, or has ended; returns the output.
+# Wait until the output matches or psql has exited.  Returns the output.
 sub wait_for
 {
 	my ($self, $pattern) = @_;

@@ -1,15 +1,15 @@
-# A stand-in API of a test's own: started, asked what it received, stopped.
+# A stand-in API for a test: starts and stops it, and reports what it received.
 #
 #   my $api = Hrflow::StandIn->new('--latency' => 20);
 #   $api->base_url             http://127.0.0.1:PORT/v1
-#   $api->base_url('https')    https://localhost:PORT/v1, to be trusted by ca
-#   $api->log                  what was received since the last reset, a hash
-#                              a request
-#   $api->stats                counts of it
+#   $api->base_url('https')    https://localhost:PORT/v1; needs ca as ca_file
+#   $api->log                  a hash for each request since the last reset
+#   $api->stats                counts of these
 #   $api->script('status=503', ms => 3000)
-#                              faults for whoever asks next; count => N
+#                              faults for the next requests; count => N
 #
-# It ends with the object, or with this process however that ends.
+# It is stopped when the object is destroyed, or when this process exits in any
+# way.
 package Hrflow::StandIn;
 
 use strict;
@@ -38,8 +38,8 @@ sub new
 	return $self;
 }
 
-# What is still there when perl takes everything down cannot be stopped in an
-# orderly way: IPC::Run may have lost what it needs.
+# Objects that still exist during perl's global destruction cannot be stopped in
+# an orderly way, because IPC::Run may have been destroyed already.
 END
 {
 	local $?;
@@ -81,7 +81,7 @@ sub base_url
 	return "http://127.0.0.1:$self->{http}/v1";
 }
 
-# A page of its own, as text.
+# Fetch a page of the stand-in's own, such as its log, as text.
 sub get
 {
 	my ($self, $path) = @_;
@@ -122,7 +122,7 @@ sub script
 	return;
 }
 
-# Wait until something holds of the stand-in's stats.
+# Wait until a condition on the stand-in's stats is true.
 sub wait_until
 {
 	my ($self, $holds) = @_;
@@ -135,7 +135,7 @@ sub wait_until
 	return 0;
 }
 
-# The bytes of the section's vector, little-endian floats.
+# Return the vector of a section, as the bytes of little-endian floats.
 sub vector
 {
 	my ($self, $profile, $section, $item) = @_;
@@ -152,7 +152,7 @@ sub stop
 	return;
 }
 
-# Stopped, and started again on the same ports.
+# Stop it, and start it again on the same ports.
 sub restart
 {
 	my ($self, @options) = @_;

@@ -1,23 +1,23 @@
-# A store that a table of candidates feeds, to be refreshed, disturbed and
-# looked at.
+# A store that is fed by a table of candidates, for tests that refresh it.
 #
 #   my $store = Hrflow::Store->new($node, $api, 'shop', owner => 'ROLE');
-#   $store->fill(1000)         candidates of occupations, by turns
-#   $store->track("SELECT 'nurse-1'")   these candidates and nothing else, due
-#   $store->call('fields => ...')       CALL hrflow_refresh: what psql prints
-#   $store->start_call(...)    does not wait: a handle for $store->finish_call
-#   $store->change_account     the next calls are another account's, which no
-#                              failure has paused; $api is to know its key
+#   $store->fill(1000)         adds candidates, cycling through occupations
+#   $store->track("SELECT 'nurse-1'")   replaces all candidates by these, due
+#   $store->call('fields => ...')       CALL hrflow_refresh; returns its output
+#   $store->start_call(...)    likewise, without waiting; returns a handle for
+#                              $store->finish_call
+#   $store->change_account     uses a different account from now on, which is not
+#                              paused; $api must accept its key
 #   $store->states             'ok 990, due 10'
-#   $store->profiles('state, attempts')   the different rows of these columns
-#   $store->refreshed          how many profiles were refreshed at any time
-#   $store->age('5 days')      as if what was done was done so long ago
-#   $store->wrong_vectors      how many are not what the API gives, or missing
-#   $store->asked              how often each profile was asked for, as a hash
+#   $store->profiles('state, attempts')   the distinct rows of these columns
+#   $store->refreshed          number of profiles that were ever refreshed
+#   $store->age('5 days')      moves all times into the past by this much
+#   $store->wrong_vectors      number of vectors that are wrong or missing
+#   $store->asked              number of requests for each profile, as a hash
 #
-# It is schema SHOP with the tables candidate (id, hrflow_id, cv, note),
-# embedding and embedding_profile, and claim, with a row for every lease that
-# was taken.
+# The store is in the schema SHOP, which contains the tables candidate (id,
+# hrflow_id, cv, note), embedding and embedding_profile, and claim, with a row
+# for each lease that was taken.
 package Hrflow::Store;
 
 use strict;
@@ -66,7 +66,7 @@ END
 	return $self;
 }
 
-# As the store's owner.
+# Run SQL as the store's owner.
 sub sql
 {
 	my ($self, $sql) = @_;
@@ -85,7 +85,7 @@ sub fill
 	return;
 }
 
-# The candidates of a query and nothing else.  The API forgets what it was asked.
+# Replace all candidates by those of a query, and reset the stand-in's log.
 sub track
 {
 	my ($self, $select) = @_;
@@ -135,7 +135,7 @@ sub start_call
 	return \%call;
 }
 
-# The key of the nth other account.
+# The key of the nth additional account.
 sub key_of
 {
 	my ($n) = @_;
@@ -186,7 +186,7 @@ sub refreshed
 		"SELECT count(*) FROM $self->{name}.embedding_profile WHERE refreshed_at IS NOT NULL");
 }
 
-# What is not due by itself yet, or leased by who is no more.
+# Profiles that are not due yet, or leased by a session that no longer exists.
 sub hasten
 {
 	my ($self, $where) = @_;
@@ -198,7 +198,7 @@ sub hasten
 	return;
 }
 
-# As if so much time had passed since profiles were refreshed and missing.
+# Move the times of refreshes and failures into the past by this much.
 sub age
 {
 	my ($self, $interval, $where) = @_;
@@ -224,8 +224,8 @@ USING (profile_id, section, item) WHERE e.vector IS DISTINCT FROM v.vector
 END
 }
 
-# Profiles as the API was asked for them.  The log's lines are many: to read all
-# of each takes longer than to refresh.
+# Count the requests for each profile.  Parsing all of the stand-in's log would
+# take longer than the refresh, so extract only the profiles.
 sub asked
 {
 	my ($self) = @_;
@@ -238,7 +238,7 @@ sub asked
 	return \%asked;
 }
 
-# The backends that refresh.
+# The backends that are running a refresh.
 sub backends
 {
 	my ($self) = @_;
