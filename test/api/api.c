@@ -1,6 +1,6 @@
 /*
  * api.c
- *		The endpoints, and what they answer.
+ *		The endpoints and their answers.
  */
 #include <ctype.h>
 #include <stdio.h>
@@ -10,7 +10,7 @@
 
 #include "standin.h"
 
-/* What "fields" says of a section. */
+/* How "fields" requests a section. */
 typedef struct Asked
 {
 	bool		asked;
@@ -39,7 +39,10 @@ request_parameter(const Request *request, const char *name)
 	return NULL;
 }
 
-/* The profile in a path of the store, decoded, in a buffer of this thread's. */
+/*
+ * Return the profile in a path of the store, decoded, in a thread-local
+ * buffer.
+ */
 static const char *
 profile_in_path(const char *path)
 {
@@ -69,7 +72,7 @@ profile_in_path(const char *path)
 }
 
 /*
- * What chooses the fault: the first identifier there is, or the text.
+ * Return what determines the fault: the first identifier, or the text.
  */
 const char *
 identifier_of(const Request *request)
@@ -119,7 +122,9 @@ add_utf8(Buffer *out, unsigned c)
 	buffer_add(out, bytes, n);
 }
 
-/* Four hexadecimal digits; sscanf would look for the end of the text. */
+/*
+ * Read four hexadecimal digits.  sscanf() would scan to the end of the text.
+ */
 static bool
 parse_hex(const char *p, unsigned *value)
 {
@@ -134,7 +139,7 @@ parse_hex(const char *p, unsigned *value)
 	return true;
 }
 
-/* Read what follows a backslash.  NULL: it is no escape. */
+/* Read what follows a backslash.  Returns NULL if it is not a valid escape. */
 static const char *
 parse_escape(const char *p, Buffer *out)
 {
@@ -164,8 +169,8 @@ parse_escape(const char *p, Buffer *out)
 }
 
 /*
- * The text in a body that is {"text": "…"} and nothing else, to be freed; or
- * NULL.
+ * Return the text in a body that is {"text": "..."}, to be freed; or NULL if
+ * the body is anything else.
  */
 char *
 text_in_body(const Request *request)
@@ -283,8 +288,8 @@ add_signature(Buffer *out, const char *path, long expires)
 }
 
 /*
- * A link in the documented shape.  Its time of expiry is in X-Amz-Date and
- * X-Amz-Expires, as there, and once more as a number, for us.
+ * Make a link in the documented form.  Its expiry is in X-Amz-Date and
+ * X-Amz-Expires, as in real links, and once more as a number for our own use.
  */
 static void
 add_link(Buffer *out, const Request *request, const char *path)
@@ -361,7 +366,10 @@ skip_space(const char *p)
 	return p;
 }
 
-/* Read a list of indexes, or of indexes in strings.  NULL: not JSON. */
+/*
+ * Read a list of indexes, which may be strings.  Returns NULL if it is not
+ * JSON.
+ */
 static const char *
 parse_items(const char *p, Asked *asked, bool *unknown)
 {
@@ -398,7 +406,7 @@ parse_items(const char *p, Asked *asked, bool *unknown)
 }
 
 /*
- * Read "fields".  Returns what is wrong with it, or NULL.
+ * Read "fields".  Returns NULL, or what is wrong with it.
  */
 static const char *
 parse_fields(const char *p, Asked *asked)
@@ -456,7 +464,7 @@ parse_fields(const char *p, Asked *asked)
 	return unknown ? "Invalid key. File doesn't exist" : NULL;
 }
 
-/* How many items has a profile in a section? */
+/* Return the number of items of a profile in a section. */
 static int
 count_items(const char *profile, int section)
 {
@@ -464,7 +472,8 @@ count_items(const char *profile, int section)
 }
 
 /*
- * The answer's data.  Returns what is wrong, or NULL.
+ * Make the data of an answer.  Returns NULL, or what is wrong with the
+ * request.
  */
 static const char *
 make_data(const Request *request, const char *source, const char *profile,
@@ -553,7 +562,7 @@ answer_deep(Request *request, long depth)
 }
 
 /*
- * Answer as the fault wants; *done tells whether it wants anything.
+ * Answer as the fault requires; *done is set to whether it requires anything.
  */
 static enum MHD_Result
 answer_fault(Request *request, const char *key, bool *done)
@@ -612,7 +621,7 @@ answer_fault(Request *request, const char *key, bool *done)
  * ------------------------------------------------------------------------
  */
 
-/* Is the key good?  If not, the request is answered and *result set. */
+/* Is the key valid?  If not, answer the request and set *result. */
 static bool
 authorize(Request *request, const char *key, bool key_dialect,
 		  enum MHD_Result *result)
@@ -640,7 +649,7 @@ authorize(Request *request, const char *key, bool key_dialect,
 	return true;
 }
 
-/* A parameter that is unknown or given twice, as a message; or NULL. */
+/* Return a message about a parameter that is unknown or repeated, or NULL. */
 static const char *
 check_parameters(const Request *request, const char *const *known, char *message,
 				 size_t size)
@@ -663,7 +672,10 @@ check_parameters(const Request *request, const char *const *known, char *message
 	return NULL;
 }
 
-/* The profile's id: as given, or made from its reference or e-mail. */
+/*
+ * Return the id of the profile, as given or derived from its reference or
+ * e-mail address.
+ */
 static void
 resolve_profile(const Request *request, bool key_dialect, char *id, size_t size)
 {
@@ -862,8 +874,8 @@ api_handle(Request *request)
 static const char expired_message[] = "Request has expired";
 
 /*
- * Answer with an error as Amazon's S3 does.  It repeats what was asked, which
- * must not be shown; of an expiry it tells when that was.
+ * Answer with an error in the format of Amazon S3.  It repeats the request,
+ * which the client must not show, and includes the time of an expiry.
  */
 static enum MHD_Result
 answer_xml(Request *request, int status, const char *code, const char *message)
@@ -884,7 +896,7 @@ answer_xml(Request *request, int status, const char *code, const char *message)
 	return result;
 }
 
-/* Answer with the status and the code that the fault names. */
+/* Answer with the status and the error code that the fault specifies. */
 static enum MHD_Result
 answer_store_fault(Request *request)
 {
@@ -900,7 +912,7 @@ answer_store_fault(Request *request)
 	return answer_xml(request, status, code, "stand-in fault");
 }
 
-/* The section and item a path tells. */
+/* Return the section and item in a path. */
 static void
 read_section(const char *path, char *section, size_t size, int *item)
 {
@@ -922,7 +934,7 @@ read_section(const char *path, char *section, size_t size, int *item)
 		snprintf(section, size, "%s", section_names[number]);
 }
 
-/* What is wrong with a link's signature, as a code; or NULL. */
+/* Check the signature of a link.  Returns an error code, or NULL. */
 static const char *
 check_signature(const Request *request)
 {
@@ -993,7 +1005,7 @@ store_handle(Request *request)
 	return result;
 }
 
-/* A vector's floats, for a test to compare with. */
+/* Return the floats of a vector, for tests to compare with. */
 enum MHD_Result
 vector_handle(Request *request)
 {

@@ -1,6 +1,6 @@
 /*
  * coding.c
- *		Content encodings of a reply's body.
+ *		Encodes the bodies of replies (Content-Encoding).
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,12 +9,15 @@
 
 #include "standin.h"
 
-/* A zstd block may hold 128 kB, a brotli meta-block with a short length 64. */
+/*
+ * Maximum size of a zstd block (128 kB), and of a brotli meta-block with a
+ * short length (64 kB).
+ */
 #define BLOCK 65536
 
 /*
- * Append one gzip or zlib stream that holds these bytes, or as many zero bytes
- * where data is NULL.
+ * Append a gzip or zlib stream that contains these bytes, or that many zero
+ * bytes if data is NULL.
  */
 static void
 add_deflated(Buffer *out, const char *data, size_t length, int window_bits)
@@ -46,7 +49,9 @@ add_deflated(Buffer *out, const char *data, size_t length, int window_bits)
 	deflateEnd(&z);
 }
 
-/* Append a gzip file of several members, which together hold the bytes. */
+/*
+ * Append a gzip file with several members, which contain the bytes together.
+ */
 static void
 add_members(Buffer *out, const char *data, size_t length, long members)
 {
@@ -62,8 +67,8 @@ add_members(Buffer *out, const char *data, size_t length, long members)
 }
 
 /*
- * Append a zstd frame (RFC 8878) of raw blocks.  It announces a window of
- * 128 MB, the largest that decoders accept by default: they allocate it.
+ * Append a zstd frame (RFC 8878) of raw blocks.  It declares a window of 128
+ * MB, the largest that decoders accept by default, which they allocate.
  */
 static void
 add_zstd(Buffer *out, const char *data, size_t length)
@@ -89,13 +94,13 @@ add_zstd(Buffer *out, const char *data, size_t length)
 }
 
 /*
- * Append a brotli stream (RFC 7932) of uncompressed meta-blocks.  It announces
- * a window of 16 MB, the largest there is.
+ * Append a brotli stream (RFC 7932) of uncompressed meta-blocks.  It declares
+ * a window of 16 MB, the maximum.
  */
 static void
 add_brotli(Buffer *out, const char *data, size_t length)
 {
-	unsigned	window = 15;	/* the code for 24 bits of window */
+	unsigned	window = 15;	/* code for a window of 24 bits */
 	int			window_bits = 4;
 
 	while (length > 0)
@@ -105,9 +110,9 @@ add_brotli(Buffer *out, const char *data, size_t length)
 		char		bytes[3];
 
 		/*
-		 * After the window, which only the first has: not the last (one bit),
-		 * four nibbles of length (two), the length less one (16),
-		 * uncompressed (one), and filling.
+		 * After the window, which only the first meta-block has: not the last
+		 * (1 bit), length in four nibbles (2 bits), length minus one (16
+		 * bits), uncompressed (1 bit), padding.
 		 */
 		header = ((unsigned) (n - 1) << 3 | 1u << 19) << window_bits | window;
 		for (int i = 0; i < 3; i++)
@@ -118,11 +123,11 @@ add_brotli(Buffer *out, const char *data, size_t length)
 		length -= n;
 		window = window_bits = 0;
 	}
-	/* The last meta-block, which is empty. */
+	/* Empty last meta-block. */
 	buffer_add(out, window ? "\x3f" : "\x03", 1);
 }
 
-/* Is this among the names of a Content-Encoding header? */
+/* Does a Content-Encoding header contain this name? */
 static bool
 has_name(const char *names, const char *name)
 {
@@ -140,8 +145,8 @@ has_name(const char *names, const char *name)
 }
 
 /*
- * Encode a body as the fault wants it, into *out.  Returns the value of the
- * Content-Encoding header, to be freed; or NULL, and the body stays as it is.
+ * Encode a body as the fault requires, into *out.  Returns the value of the
+ * Content-Encoding header, to be freed, or NULL if the body is unchanged.
  */
 char *
 coding_apply(const Fault *fault, const char *data, size_t length, Buffer *out)

@@ -1,8 +1,8 @@
 /*
  * fault.c
- *		The faults an identifier asks for: "fault:name=value,name,…".
+ *		The faults that an identifier requests: "fault:name=value,name,...".
  *
- * Names that begin with "v." are the store's; the API leaves them to it.
+ * Names that begin with "v." are for the store; the API ignores them.
  */
 #include <limits.h>
 #include <pthread.h>
@@ -21,7 +21,7 @@ typedef struct Name
 	const char *name;
 	Kind		kind;
 	size_t		offset;
-	size_t		length_offset;	/* of BYTES */
+	size_t		length_offset;	/* size in bytes */
 } Name;
 
 #define AT(field) offsetof(Fault, field)
@@ -73,7 +73,7 @@ static const Name names[] = {
 	{"trailing", FLAG, AT(trailing), 0}
 };
 
-/* Decode base64url without padding.  "out" has room for the text. */
+/* Decode base64url without padding.  "out" must have room for the text. */
 size_t
 base64url_decode(const char *text, char *out)
 {
@@ -165,7 +165,7 @@ set_by_name(Fault *fault, const char *name, const char *value)
 }
 
 /*
- * Read the faults for the API, or those for the store.
+ * Parse the faults for the API, or those for the store.
  */
 void
 fault_parse(const char *identifier, bool store, Fault *fault)
@@ -216,7 +216,7 @@ fault_free(Fault *fault)
 }
 
 /*
- * How often has this identifier been asked for?  A hash table with chains.
+ * Number of requests for an identifier, in a chained hash table.
  */
 typedef struct Count
 {
@@ -230,7 +230,7 @@ static Count *chains[NCHAINS];
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /*
- * Count a request, and tell whether it is one of the first.
+ * Count a request, and return whether it is one of the first.
  */
 bool
 fault_applies(const char *identifier, bool store, long first)

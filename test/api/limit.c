@@ -1,7 +1,7 @@
 /*
  * limit.c
- *		Limits of a whole account: the rate of requests, how many are served
- *		at a time, and the faults that come to whoever asks next.
+ *		Limits of a whole account: the rate of requests, the number served at the
+ *		same time, and the faults of the next requests.
  */
 #include <math.h>
 #include <pthread.h>
@@ -20,12 +20,15 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
  * ------------------------------------------------------------------------
  */
 
-/* Times in milliseconds of the requests within the window: a ring. */
+/* Times of the requests within the window, in milliseconds: a ring buffer. */
 static double *window;
 static long window_first,
 			window_count;
 
-/* Requests remembered: one more than the rate tells that it is exceeded. */
+/*
+ * Number of requests to remember: one more than the rate shows that it is
+ * exceeded.
+ */
 static long
 window_size(void)
 {
@@ -46,8 +49,8 @@ remember(double at)
 }
 
 /*
- * A request of the API has come: is it within the rate?  What is refused
- * counts as well, unless --free-refusals says otherwise.
+ * Check whether a request to the API is within the rate.  Refused requests
+ * count as well, unless --free-refusals is set.
  */
 void
 limit_admit(Request *request)
@@ -69,7 +72,9 @@ limit_admit(Request *request)
 	request->rate_left = options.rate > window_count ?
 		options.rate - window_count : 0;
 
-	/* The next is admitted when only rate - 1 are left within the window. */
+	/*
+	 * The next request is admitted when only rate - 1 are left in the window.
+	 */
 	if (window_count >= options.rate)
 		request->rate_wait = window[(window_first + window_count -
 									 options.rate) % window_size()] + span - at;
@@ -97,7 +102,7 @@ add_number(struct MHD_Response *response, const char *name, long number)
 }
 
 /*
- * Headers of a reply that tell about the rate.
+ * Add the headers that describe the rate to a reply.
  */
 void
 limit_add_headers(struct MHD_Response *response, const Request *request)
@@ -133,13 +138,13 @@ limit_add_headers(struct MHD_Response *response, const Request *request)
  * ------------------------------------------------------------------------
  */
 
-/* When each of those who serve has done what it has to, in milliseconds. */
+/* When each server will have completed its requests, in milliseconds. */
 static double *busy_until;
 
 /*
- * Milliseconds until a request is answered that takes so many to serve, when
- * only --serve of them are served at a time and the others queue.  One that
- * its client gives up is served all the same.
+ * Return the time until a request is answered that takes "milliseconds" to
+ * serve, if only --serve requests are served at the same time and the others
+ * are queued.  A request that its client abandons is served all the same.
  */
 long
 limit_queue(long milliseconds)
@@ -170,21 +175,22 @@ limit_queue(long milliseconds)
  * ------------------------------------------------------------------------
  */
 
-/* Faults for the next requests, whoever asks for whatever. */
+/* Faults for the next requests, whatever they are for. */
 typedef struct Step
 {
 	struct Step *next;
-	char	   *fault;			/* as in an identifier, with its "fault:" */
+	char	   *fault;			/* as in an identifier, including "fault:" */
 	bool		store;
-	long		count;			/* requests left; 0: no limit */
-	double		lasts;			/* milliseconds from its first; 0: no limit */
-	double		until;			/* 0: it has not met one */
+	long		count;			/* remaining requests; 0: no limit */
+	double		lasts;			/* duration from its first request, in milliseconds; 0: no limit */
+	double		until;			/* time of its first request; 0: none yet */
 } Step;
 
 static Step *steps;
 
 /*
- * Add a step to the script.  It is the object store's if the first fault is.
+ * Add a step to the script.  It applies to the object store if its first fault
+ * does.
  */
 void
 limit_add_step(const char *faults, long count, long milliseconds)
@@ -215,7 +221,7 @@ remove_step(Step **at)
 }
 
 /*
- * The faults that the script has for a request, to be freed; or NULL.
+ * Return the faults that the script has for a request, to be freed; or NULL.
  */
 char *
 limit_next_fault(bool store)
@@ -244,7 +250,7 @@ limit_next_fault(bool store)
 }
 
 /*
- * Forget what was received and what is to be played.
+ * Discard the times of requests and the script.
  */
 void
 limit_reset(void)

@@ -1,6 +1,6 @@
 /*
  * log.c
- *		What was received, and how much.
+ *		Logs and counts what was received.
  */
 #include <pthread.h>
 #include <stdarg.h>
@@ -14,8 +14,8 @@
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static double started;
 
-static char **entries;			/* ring of options.log lines */
-static unsigned long nentries;	/* ever */
+static char **entries;			/* ring buffer of options.log lines */
+static unsigned long nentries;	/* number of lines since the start */
 
 static struct
 {
@@ -31,7 +31,7 @@ static struct
 				max_per_minute;
 }			stats;
 
-/* Times of API requests in the last 60 s: a ring that grows. */
+/* Times of API requests in the last 60 s: a ring buffer that grows. */
 static double *window;
 static size_t window_size,
 			window_first,
@@ -75,7 +75,7 @@ now(void)
 	return ts.tv_sec * 1000.0 + ts.tv_nsec / 1e6;
 }
 
-/* Milliseconds since the start. */
+/* Return the milliseconds since the start. */
 double
 log_now(void)
 {
@@ -90,7 +90,7 @@ log_start(void)
 		entries = calloc(options.log, sizeof(char *));
 }
 
-/* Bytes as a JSON string: those that are not ASCII as \u00xx. */
+/* Append bytes as a JSON string, with those that are not ASCII as \u00xx. */
 static void
 add_bytes(Buffer *out, const char *text, size_t length)
 {
@@ -216,7 +216,10 @@ log_connection_closed(void)
 	__atomic_fetch_sub(&stats.open, 1, __ATOMIC_RELAXED);
 }
 
-/* A request is being answered: write it down.  0: it will not be. */
+/*
+ * Log a request that is being answered with a status; 0: it will not be
+ * answered.
+ */
 void
 log_request(Request *request, int status)
 {

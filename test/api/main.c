@@ -1,6 +1,6 @@
 /*
  * main.c
- *		Options, the certificate, start and end.
+ *		Options, the certificate, startup and shutdown.
  */
 #include <getopt.h>
 #include <poll.h>
@@ -44,7 +44,7 @@ static const struct option long_options[] = {
 	{NULL, 0, NULL, 0}
 };
 
-/* Make a CA and a certificate for this machine's own names. */
+/* Create a CA, and a certificate for this machine's own names. */
 static bool
 make_certificate(void)
 {
@@ -82,7 +82,7 @@ read_file(const char *name)
 	return text;
 }
 
-/* "N" a minute, or "N/SECONDS". */
+/* Parse a rate: "N" per minute, or "N/SECONDS". */
 static void
 parse_rate(const char *text)
 {
@@ -195,7 +195,10 @@ main(int argc, char **argv)
 		return 1;
 	}
 
-	/* Threads inherit the mask: the signals come to us, below. */
+	/*
+	 * Block the signals before threads are started, which inherit the mask, so
+	 * that sigtimedwait() below receives them.
+	 */
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);
 	sigaddset(&signals, SIGINT);
@@ -230,6 +233,6 @@ main(int argc, char **argv)
 		if (system(command) != 0)
 			return 1;
 	}
-	/* Connections that hang need not hold us up. */
+	/* Do not wait for connections that hang. */
 	_exit(0);
 }

@@ -1,7 +1,7 @@
 /*
  * serve.c
- *		HTTP: two listeners, the queue of what is delayed, and the sending of
- *		answers with the faults that concern bytes.
+ *		HTTP: two listeners, delayed requests, and sending answers with faults that
+ *		concern their bytes.
  */
 #include <limits.h>
 #include <netinet/in.h>
@@ -14,7 +14,7 @@
 
 #include "standin.h"
 
-/* As long as a silent request is kept, in milliseconds. */
+/* How long a silent request is kept, in milliseconds. */
 #define FOREVER 120000
 
 static struct MHD_Daemon *daemons[2];
@@ -114,7 +114,7 @@ wake_up(void *arg)
 }
 
 /*
- * Suspend a request's connection and wake it later.
+ * Suspend the connection of a request, and resume it later.
  */
 void
 serve_after(Request *request, long milliseconds)
@@ -132,17 +132,17 @@ serve_after(Request *request, long milliseconds)
  * ------------------------------------------------------------------------
  */
 
-/* A body that is not simply sent. */
+/* A body that is sent in a special way. */
 typedef struct Body
 {
 	Request    *request;
-	char	   *data;			/* NULL: spaces */
+	char	   *data;			/* NULL: send spaces */
 	size_t		data_length;
-	size_t		length;			/* what is beyond data: empty gzip blocks */
+	size_t		length;			/* send empty gzip blocks after the data */
 	long		break_at;
 	long		stall;
 	long		slow;
-	bool		rested;			/* has slept before this piece */
+	bool		rested;			/* has it slept before this piece? */
 } Body;
 
 static ssize_t
@@ -192,7 +192,7 @@ read_body(void *arg, uint64_t at, char *buffer, size_t max)
 	}
 	else
 	{
-		/* A stored block of no bytes, which is not the last. */
+		/* An empty stored block, not marked as the last. */
 		for (size_t i = 0; i < n; i++)
 			buffer[i] = "\0\0\0\xff\xff"[(at - body->data_length + i) % 5];
 	}
@@ -262,7 +262,7 @@ add_headers(struct MHD_Response *response, const Request *request,
 }
 
 /*
- * Answer with these bytes, or as the request's fault spoils them.
+ * Answer with these bytes, modified as the request's fault requires.
  */
 enum MHD_Result
 answer(Request *request, int status, const char *type, const void *data,
@@ -329,7 +329,7 @@ answer(Request *request, int status, const char *type, const void *data,
 	return result;
 }
 
-/* A number in the query; 0 where there is none. */
+/* Return a number in the query, or 0 if there is none. */
 static long
 number_of(const Request *request, const char *name)
 {
@@ -373,7 +373,7 @@ answer_control(Request *request)
 	return result;
 }
 
-/* Close the connection with a reset and no answer. */
+/* Reset the connection without an answer. */
 static enum MHD_Result
 reset_connection(Request *request)
 {
@@ -407,7 +407,7 @@ hex_digit(char c)
 	return -1;
 }
 
-/* Decode percent-encoding; "+" is a space, as servers read a query. */
+/* Decode percent-encoding, and "+" to a space as servers do in a query. */
 static char *
 decode(const char *text, size_t length)
 {
@@ -495,7 +495,7 @@ on_completed(void *arg, struct MHD_Connection *connection, void **state,
 	*state = NULL;
 }
 
-/* Connections are numbered from their first request that is no control. */
+/* Number connections from their first request that is not for control. */
 static void
 number_connection(Request *request)
 {
@@ -528,7 +528,10 @@ on_connection(void *arg, struct MHD_Connection *connection, void **state,
 	}
 }
 
-/* The faults of this request; false where the connection sleeps first. */
+/*
+ * Determine the faults of a request.  Returns false if the connection has been
+ * suspended first.
+ */
 static bool
 prepare(Request *request, bool *reset)
 {
@@ -582,7 +585,7 @@ on_request(void *arg, struct MHD_Connection *connection, const char *url,
 			if (strncmp(request->path, "/v1/", 4) == 0)
 				limit_admit(request);
 		}
-		/* An answer at this point would end the connection. */
+		/* Answering at this point would close the connection. */
 		return MHD_YES;
 	}
 	if (*length > 0)
@@ -620,8 +623,9 @@ listen_on(int port, const char *certificate, const char *key)
 		.sin_addr.s_addr = htonl(INADDR_LOOPBACK)
 	};
 	/*
-	 * Not with epoll: there libmicrohttpd 0.9.75 was seen to sleep on while 128
-	 * connections, as many as it asks for events at a time, were ready at once.
+	 * Do not use epoll: with it libmicrohttpd 0.9.75 was observed to keep
+	 * sleeping while 128 connections, the number of events it requests at a
+	 * time, were ready at once.
 	 */
 	unsigned	flags = MHD_USE_POLL_INTERNAL_THREAD |
 		MHD_ALLOW_SUSPEND_RESUME | (certificate ? MHD_USE_TLS : 0);

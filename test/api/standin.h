@@ -2,8 +2,8 @@
  * standin.h
  *		A stand-in for the HrFlow API and its object store, for tests.
  *
- * It follows what is known of the API; where that is silent, README.md says
- * what was chosen.
+ * It follows what is known of the API; README.md describes our choices where
+ * nothing is known.
  */
 #ifndef STANDIN_H
 #define STANDIN_H
@@ -14,28 +14,28 @@
 
 #include <microhttpd.h>
 
-/* What the command line says. */
+/* Command-line options. */
 typedef struct Options
 {
 	const char *keys[16];
 	int			nkeys;
 	const char *dir;
-	const char *link_base;		/* NULL: as the request came */
+	const char *link_base;		/* NULL: scheme and host of the request */
 	int			http_port;
 	int			https_port;
 	int			dim;
 	int			link_ttl;		/* seconds */
 	int			latency;		/* milliseconds */
-	long		quota;			/* requests; -1: none */
-	long		rate;			/* requests in rate_seconds; 0: no limit */
+	long		quota;			/* number of requests; -1: no quota */
+	long		rate;			/* requests per rate_seconds; 0: no limit */
 	double		rate_seconds;
-	bool		free_refusals;	/* what is refused does not count */
-	const char *retry_after;	/* of a refusal; NULL: when it is over */
-	const char *rate_headers;	/* their prefix; NULL: none */
-	int			serve;			/* requests at a time; 0: no limit */
-	long		memory;			/* bytes of each connection */
-	bool		close;			/* each connection after its first reply */
-	long		log;			/* entries kept */
+	bool		free_refusals;	/* do not count refused requests */
+	const char *retry_after;	/* of a refusal; NULL: until the next request is admitted */
+	const char *rate_headers;	/* prefix of the headers; NULL: none */
+	int			serve;			/* requests served at the same time; 0: no limit */
+	long		memory;			/* bytes per connection */
+	bool		close;			/* close each connection after its first reply */
+	long		log;			/* number of entries to keep */
 } Options;
 
 extern Options options;
@@ -49,16 +49,16 @@ typedef struct Parameter
 
 #define MAX_PARAMETERS 32
 
-/* The faults an identifier asks for. */
+/* The faults that an identifier requests. */
 typedef struct Fault
 {
 	bool		any;
-	bool		bad;			/* a name is unknown */
+	bool		bad;			/* contains an unknown name */
 	long		first;			/* 0: always */
 	long		latency;		/* milliseconds */
 	bool		silent;
 	long		status;			/* 0: none */
-	long		code;			/* 0: as the status */
+	long		code;			/* 0: same as the status */
 	char	   *message;
 	bool		html;
 	bool		empty;
@@ -75,10 +75,10 @@ typedef struct Fault
 	size_t		data_length;
 	long		big;
 	bool		gzip;
-	char	   *coding;			/* names with '+' in between; NULL: none */
-	long		members;		/* of gzip; 0: as one */
+	char	   *coding;			/* names separated by '+'; NULL: none */
+	long		members;		/* number of gzip members; 0: one */
 	long		bomb;
-	long		empty_blocks;	/* bytes of gzip blocks that hold nothing */
+	long		empty_blocks;	/* size of empty gzip blocks, in bytes */
 	char	   *redirect;
 	bool		redirected;
 	long		retry_after;	/* LONG_MIN: none */
@@ -95,8 +95,8 @@ typedef struct Fault
 	long		headers;
 	long		header_size;
 
-	/* of the store */
-	char	   *error;			/* the code of its error */
+	/* faults of the store */
+	char	   *error;			/* error code */
 	char	   *dtype;
 	bool		fortran;
 	char	   *shape;
@@ -107,19 +107,19 @@ typedef struct Fault
 	bool		trailing;
 } Fault;
 
-/* One HTTP request, from its URI to its completion. */
+/* An HTTP request, from its URI to its completion. */
 typedef struct Request
 {
 	struct MHD_Connection *connection;
 	bool		https;
 	bool		control;
-	bool		begun;			/* counted as in flight */
-	bool		delayed;		/* has had its latency */
+	bool		begun;			/* is it counted as in flight? */
+	bool		delayed;		/* has it been delayed? */
 	bool		over_rate;
 	long		rate_left;		/* requests */
 	double		rate_wait;		/* milliseconds; 0: none */
 	double		begun_at;		/* milliseconds since the start */
-	unsigned long in_flight;	/* when it came, with itself */
+	unsigned long in_flight;	/* requests in flight on arrival, including itself */
 	char	   *uri;
 	char	   *path;			/* raw */
 	const char *query;			/* raw, within uri */
@@ -130,7 +130,7 @@ typedef struct Request
 	Fault		fault;
 	char	   *body_in;
 	size_t		body_in_length;
-	char	   *text;			/* in the body, decoded; NULL: none */
+	char	   *text;			/* the text in the body, decoded; NULL: none */
 } Request;
 
 /* A growing string. */

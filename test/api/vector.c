@@ -1,9 +1,10 @@
 /*
  * vector.c
- *		Deterministic unit vectors, and the ways to write them.
+ *		Deterministic unit vectors, and their encodings.
  *
- * A vector is its occupation's direction and a noise of its own: profiles of
- * one occupation have a cosine of about 0.6, others about 0.
+ * A vector is the sum of the direction of its occupation and of random noise.
+ * Profiles with the same occupation have a cosine of about 0.6, others of
+ * about 0.
  */
 #include <math.h>
 #include <stdio.h>
@@ -51,7 +52,9 @@ next_random(uint64_t *state)
 	return z ^ z >> 31;
 }
 
-/* A random direction: uniform in a cube is near enough. */
+/*
+ * Make a random direction.  A uniform distribution in a cube is good enough.
+ */
 static void
 direction(uint64_t seed, double *out, int n)
 {
@@ -76,7 +79,7 @@ vector_make(const char *profile, const char *section, int item, float *vector)
 	double		own[2048];
 	double		sum = 0;
 
-	/* Jobs and texts are compared with profiles as a whole. */
+	/* Jobs and texts are compared with whole profiles. */
 	if (strcmp(section, "job") == 0 || strcmp(section, "text") == 0)
 		occupation_section = "profile";
 	direction(hash_text(occupation_of(profile), hash_text(occupation_section, 1)),
@@ -114,7 +117,7 @@ to_half(float value)
 	return sign | exponent << 10 | mantissa >> 13;
 }
 
-/* One element in the type and byte order of "dtype", on any machine. */
+/* Append an element in the type and byte order of "dtype", on any machine. */
 static void
 add_element(Buffer *out, float value, const char *dtype)
 {
@@ -146,7 +149,7 @@ add_element(Buffer *out, float value, const char *dtype)
 	buffer_add(out, bytes, size);
 }
 
-/* The floats alone, little-endian. */
+/* Append the floats in little-endian order. */
 void
 vector_write(const float *vector, Buffer *out)
 {
@@ -233,7 +236,7 @@ encode_base64(const float *vector, Buffer *out)
 }
 
 /*
- * The bytes a link leads to: .npy unless the fault says otherwise.
+ * Append the content of a link: .npy, unless the fault requires otherwise.
  */
 void
 vector_encode(const float *vector, const Fault *fault, Buffer *out)

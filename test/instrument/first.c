@@ -1,12 +1,14 @@
 /*
- * Preloaded beside AddressSanitizer: has it begin before anything else.
+ * Preloaded together with AddressSanitizer, to initialize it before anything
+ * else.
  *
- * It begins at the first malloc(), which in PostgreSQL's server is that of
- * libgpg-error's constructor, in bindtextdomain(), with glibc's lock of
- * translations held for writing.  AddressSanitizer looks up functions that
- * glibc does not have; glibc then translates its message, and the same thread
- * takes, and gives back, the lock once more.  The next to want it waits for
- * ever.  Linked with -z initfirst, this constructor comes before that one.
+ * AddressSanitizer is initialized by the first malloc(), which in a PostgreSQL
+ * server is made by the constructor of libgpg-error, in bindtextdomain(),
+ * while glibc's lock of translations is held for writing.  AddressSanitizer
+ * looks up functions that glibc does not have; glibc then translates its error
+ * message, for which the same thread acquires and releases the lock once more.
+ * The next thread to acquire it waits forever.  As this is linked with -z
+ * initfirst, its constructor is called before that one.
  */
 #include <stdlib.h>
 

@@ -1,8 +1,9 @@
 /*
  * features.c
- *		A libcurl that was built without some features: put in LD_PRELOAD, it
- *		hides those whose bits the number HRFLOW_WITHOUT has, and refuses HTTP/2
- *		as such a libcurl does.
+ *		Simulates a libcurl that was built without some features.
+ *
+ * Preloaded by LD_PRELOAD, it hides the features whose CURL_VERSION_* bits are
+ * set in HRFLOW_WITHOUT, and refuses HTTP/2 as a libcurl without it does.
  */
 #define _GNU_SOURCE
 #define CURL_DISABLE_TYPECHECK

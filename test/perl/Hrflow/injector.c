@@ -1,22 +1,23 @@
 /*
  * injector.c
- *		Failures at the N-th occasion, for one process of a tree: put in
- *		LD_PRELOAD, it does to the process that the file HRFLOW_INJECT names what
- *		is asked for there.  Hrflow::Injector writes that file.
+ *		Injects a failure at the N-th occasion into one process of a tree.
  *
- * Memory: the N-th allocation of libcurl's, or of the extension's with malloc()
- * and its like, gives NULL.  libcurl is given allocators of ours to start with.
- * The extension's are told by the address they are called from, for everybody
- * calls malloc(); not under AddressSanitizer, which has one of its own.
+ * Preloaded by LD_PRELOAD, it reads from the file HRFLOW_INJECT, which is
+ * written by Hrflow::Injector, in which process to inject what:
  *
- * Bodies: the N-th realloc() of the extension's to 4 kB or more gives NULL.  A
- * reply's body is enlarged with it; what else is, is smaller.
+ * Memory: the N-th allocation of libcurl, or by malloc() and the like in the
+ * extension, returns NULL.  libcurl is initialized with our own allocators.
+ * Allocations of the extension are recognized by the address of the caller,
+ * since malloc() is called by everything; this does not work with
+ * AddressSanitizer, which replaces malloc().
  *
- * Wakeups: the N-th epoll_wait(), PostgreSQL's or the extension's, begins with a
+ * Bodies: the N-th realloc() of 4 kB or more in the extension returns NULL.
+ * Only the bodies of replies are enlarged to this size.
+ *
+ * Wakeups: the N-th epoll_wait(), in PostgreSQL or the extension, begins with a
  * SIGINT, which cancels the statement.
  *
- * It also counts the easy handles that are made, and those that are in a multi
- * handle.
+ * It also counts libcurl's easy handles, and those added to a multi handle.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -39,17 +40,16 @@ enum
 	BODIES
 };
 
-/* The file's content. */
+/* Content of the file. */
 static volatile struct
 {
-	int32_t		process;		/* 0 for none */
+	int32_t		process;		/* 0: none */
 	int32_t		what;
-	int64_t		nth;			/* the one that fails; 0 for none, but all are
-								 * counted */
+	int64_t		nth;			/* number of the occasion that fails; 0: only count */
 	int64_t		seen;
 	int64_t		injected;
-	int64_t		handles;		/* made, less those cleaned up */
-	int64_t		added;			/* to a multi handle, less those removed */
+	int64_t		handles;		/* easy handles created minus those cleaned up */
+	int64_t		added;			/* easy handles added to a multi handle minus those removed */
 }		   *order;
 
 extern void *__libc_malloc(size_t size);
@@ -81,7 +81,7 @@ is_ordered(void)
 }
 
 /*
- * Something happens that may be made to fail.
+ * Count an occasion, and return whether to make it fail.
  */
 static int
 is_to_fail(int what)
@@ -122,7 +122,7 @@ find_extension(struct dl_phdr_info *info, size_t size, void *arg)
 }
 
 /*
- * Does the extension call from there, in the process that is watched?
+ * Was this called from the extension, in the process that is watched?
  */
 static int
 is_extension(void *caller)
@@ -137,7 +137,8 @@ is_extension(void *caller)
 }
 
 /*
- * ... and is that to fail?
+ * If this was called from the extension, count it, and return whether to make
+ * it fail.
  */
 static int
 fails_for(void *caller)

@@ -1,12 +1,13 @@
 /*
  * resolver.c
- *		A name server for one process tree: put in LD_PRELOAD, it answers the
- *		names that HRFLOW_RESOLVE lists, as "NAME=ADDRESS NAME=ADDRESS ...".
- *		The address "silent" stands for a server that never answers.  A name may
- *		have several addresses, separated by commas.
+ *		Replaces the name server for one process tree.
  *
- *		With HRFLOW_PUBLIC=PORT, a connection to port 443 of whatever address
- *		is one to PORT of 127.0.0.1, and says that it is to that address.
+ * Preloaded by LD_PRELOAD, it resolves the names listed in HRFLOW_RESOLVE as
+ * "NAME=ADDRESS NAME=ADDRESS ...".  The address "silent" simulates a server
+ * that never answers.  A name may have several addresses, separated by commas.
+ *
+ * With HRFLOW_PUBLIC=PORT, connections to port 443 of any address are made to
+ * PORT of 127.0.0.1 instead, while getpeername() returns the original address.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,11 +22,11 @@ typedef int (*Resolve) (const char *node, const char *service,
 						const struct addrinfo *hints,
 						struct addrinfo **result);
 
-/* Whom a descriptor was to be connected to, where that was not done. */
+/* Original address of each descriptor that was connected elsewhere. */
 static struct sockaddr_in6 wanted[1024];
 
 /*
- * Both families have the port at the same place.
+ * The port has the same offset in both families.
  */
 int
 connect(int fd, const struct sockaddr *address, socklen_t length)
@@ -67,8 +68,9 @@ getpeername(int fd, struct sockaddr *address, socklen_t *length)
 }
 
 /*
- * Append the address information of each of these addresses, in their order.
- * freeaddrinfo() frees its list one by one, wherever its members come from.
+ * Append the information about each of these addresses, in order.
+ * freeaddrinfo() frees the elements of its list one by one, so their origin
+ * does not matter.
  */
 static int
 resolve_all(Resolve real, char *addresses, const char *service,
