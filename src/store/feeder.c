@@ -724,20 +724,19 @@ hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 }
 
 /*
- * Track profiles of rows that are new or have another identifier.  One that is
- * tracked is locked, likewise; one that was unwanted or gone is due again.
+ * SQL that tracks profiles of rows that are new or have another identifier.  One
+ * that is tracked is locked, likewise; one that was unwanted or gone is due again.
  */
-void
-hrflow_feeder_want(const HrflowStore *store, const char *profiles,
-				   const HrflowParameters *parameters)
+char *
+hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
 {
-	hrflow_store_execute(hrflow_store_sql(store, want_sql, profiles, ""),
-						 parameters);
+	return hrflow_store_sql(store, want_sql, profiles, "");
 }
 
 /*
- * Likewise for rows that are inserted.  A profile that was gone is not due again if
- * the transaction has deleted a row of it: this may be that row, put back.
+ * Track profiles of rows that are inserted, likewise.  A profile that was gone is
+ * not due again if the transaction has deleted a row of it: this may be that row,
+ * put back.
  */
 void
 hrflow_feeder_want_inserted(const HrflowStore *store, const char *profiles)

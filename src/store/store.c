@@ -302,34 +302,6 @@ hrflow_store_explain(const char *sql, const HrflowParameters *parameters)
 }
 
 /*
- * Execute a statement that sees all that is committed by now, whatever the
- * isolation level, as the checks of foreign keys do.
- */
-uint64
-hrflow_store_execute_latest(const char *sql,
-							const HrflowParameters *parameters)
-{
-	HrflowParameters none = {0};
-	HrflowParameters *p = unconstify(HrflowParameters *,
-									 parameters ? parameters : &none);
-	MemoryContext context = CurrentMemoryContext;
-	SPIPlanPtr	plan = hrflow_store_prepare(sql, p->n, p->types);
-	int			code;
-
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetLatestSnapshot());
-	code = SPI_execute_snapshot(plan, p->values, p->nulls, GetActiveSnapshot(),
-								InvalidSnapshot, false, true, 0);
-	PopActiveSnapshot();
-	MemoryContextSwitchTo(context);
-	if (code < 0)
-		elog(ERROR, "SPI_execute_snapshot failed: %s",
-			 SPI_result_code_string(code));
-	SPI_freeplan(plan);
-	return SPI_processed;
-}
-
-/*
  * Prepare a statement.  The plan lives until SPI_finish(), unless it is kept
  * or freed before.
  */
@@ -359,6 +331,42 @@ hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 	if (code < 0)
 		elog(ERROR, "SPI_execute_plan failed: %s",
 			 SPI_result_code_string(code));
+}
+
+/*
+ * Likewise, but see all that is committed by now at every isolation level.
+ */
+void
+hrflow_store_execute_plan_latest(SPIPlanPtr plan, Datum *values,
+								 const char *nulls)
+{
+	MemoryContext context = CurrentMemoryContext;
+	int			code;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	code = SPI_execute_snapshot(plan, values, nulls, GetActiveSnapshot(),
+								InvalidSnapshot, false, true, 0);
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(context);
+	if (code < 0)
+		elog(ERROR, "SPI_execute_snapshot failed: %s",
+			 SPI_result_code_string(code));
+}
+
+/*
+ * Likewise a statement.  Returns the number of rows.
+ */
+uint64
+hrflow_store_execute_latest(const char *sql,
+							const HrflowParameters *parameters)
+{
+	HrflowParameters p = parameters ? *parameters : (HrflowParameters) {0};
+	SPIPlanPtr	plan = hrflow_store_prepare(sql, p.n, p.types);
+
+	hrflow_store_execute_plan_latest(plan, p.values, p.nulls);
+	SPI_freeplan(plan);
+	return SPI_processed;
 }
 
 /*

@@ -157,6 +157,8 @@ extern void hrflow_store_explain(const char *sql,
 								 const HrflowParameters *parameters);
 extern uint64 hrflow_store_execute_latest(const char *sql,
 										  const HrflowParameters *parameters);
+extern void hrflow_store_execute_plan_latest(SPIPlanPtr plan, Datum *values,
+											 const char *nulls);
 extern SPIPlanPtr hrflow_store_prepare(const char *sql, int nargs, Oid *types);
 extern void hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values,
 									  const char *nulls);
@@ -220,8 +222,8 @@ extern uint64 hrflow_feeder_track(const HrflowStore *store,
 								  const HrflowParameters *parameters);
 extern uint64 hrflow_feeder_track_missing(const HrflowStore *store,
 										  Relation table, char *const *args);
-extern void hrflow_feeder_want(const HrflowStore *store, const char *profiles,
-							   const HrflowParameters *parameters);
+extern char *hrflow_feeder_want_sql(const HrflowStore *store,
+									const char *profiles);
 extern void hrflow_feeder_want_inserted(const HrflowStore *store,
 										const char *profiles);
 

@@ -101,46 +101,78 @@ track_new(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * A statement that was planned for a store's table of profiles, kept for the
- * next rows of an UPDATE of many.
+ * A statement about one profile, whose source is $1 and whose identifier is $2.
  */
-typedef struct MarkPlan
+typedef enum OneStatement
 {
-	Oid			profiles;		/* the key */
-	char	   *sql;			/* what it was made of */
-	SPIPlanPtr	plan;
-} MarkPlan;
+	ONE_MARK_CHANGED,
+	ONE_LOCK,
+	ONE_WANT
+} OneStatement;
 
 /*
- * The statement that marks a profile of a store due, planned.
+ * Such a statement that was planned for a store's table of profiles, kept for the
+ * next rows of an UPDATE of many: planning it takes several times as long as
+ * executing it.
+ */
+typedef struct OnePlanKey
+{
+	Oid			profiles;
+	OneStatement statement;
+} OnePlanKey;
+
+typedef struct OnePlan
+{
+	OnePlanKey	key;
+	char	   *sql;			/* what it was made of */
+	SPIPlanPtr	plan;
+} OnePlan;
+
+static char *
+one_sql(const HrflowStore *store, OneStatement statement)
+{
+	switch (statement)
+	{
+		case ONE_MARK_CHANGED:
+			return hrflow_store_sql(store, mark_changed_sql);
+		case ONE_LOCK:
+			return hrflow_store_sql(store, lock_profile_sql);
+		case ONE_WANT:
+			return hrflow_feeder_want_sql(store, one_profile_sql);
+	}
+	pg_unreachable();
+}
+
+/*
+ * The plan of a statement for a store.
  */
 static SPIPlanPtr
-get_mark_plan(const HrflowStore *store)
+get_plan(const HrflowStore *store, OneStatement statement)
 {
 	static HTAB *plans = NULL;
 	static Oid	types[] = {TEXTOID, TEXTOID};
-	Oid			profiles = RelationGetRelid(store->profiles);
-	char	   *sql = hrflow_store_sql(store, mark_changed_sql);
-	MarkPlan   *entry;
+	OnePlanKey	key = {RelationGetRelid(store->profiles), statement};
+	char	   *sql = one_sql(store, statement);
+	OnePlan    *entry;
 	SPIPlanPtr	plan;
 	bool		found;
 
 	if (plans == NULL)
 	{
-		HASHCTL		control = {.keysize = sizeof(Oid),
-		.entrysize = sizeof(MarkPlan)};
+		HASHCTL		control = {.keysize = sizeof(OnePlanKey),
+		.entrysize = sizeof(OnePlan)};
 
 		plans = hash_create("hrflow_embed plans", 8, &control,
 							HASH_ELEM | HASH_BLOBS);
 	}
-	entry = hash_search(plans, &profiles, HASH_FIND, NULL);
+	entry = hash_search(plans, &key, HASH_FIND, NULL);
 	if (entry != NULL && strcmp(entry->sql, sql) == 0)
 		return entry->plan;
 
 	plan = hrflow_store_prepare(sql, lengthof(types), types);
 	sql = MemoryContextStrdup(TopMemoryContext, sql);
 	SPI_keepplan(plan);
-	entry = hash_search(plans, &profiles, HASH_ENTER, &found);
+	entry = hash_search(plans, &key, HASH_ENTER, &found);
 	if (found)
 	{
 		SPI_freeplan(entry->plan);
@@ -152,12 +184,14 @@ get_mark_plan(const HrflowStore *store)
 }
 
 /*
- * One profile has changed.
+ * Execute a statement about one profile.
  */
 static void
-mark_due(const HrflowStore *store, HrflowParameters *key)
+execute_for_one(const HrflowStore *store, OneStatement statement,
+				HrflowParameters *key)
 {
-	hrflow_store_execute_plan(get_mark_plan(store), key->values, key->nulls);
+	hrflow_store_execute_plan(get_plan(store, statement), key->values,
+							  key->nulls);
 }
 
 /*
@@ -220,9 +254,10 @@ compare_keys(const HrflowParameters *a, const HrflowParameters *b)
  * transaction's snapshot.
  */
 static void
-lock_profile(const HrflowStore *store, const HrflowParameters *key)
+lock_profile(const HrflowStore *store, HrflowParameters *key)
 {
-	hrflow_store_execute_latest(hrflow_store_sql(store, lock_profile_sql), key);
+	hrflow_store_execute_plan_latest(get_plan(store, ONE_LOCK), key->values,
+									 key->nulls);
 }
 
 /*
@@ -239,13 +274,13 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 
 	if (order == 0)
 	{
-		mark_due(store, &new);
+		execute_for_one(store, ONE_MARK_CHANGED, &new);
 		return;
 	}
 	if (order < 0)
 		lock_profile(store, &old);
 	if (has_new)
-		hrflow_feeder_want(store, one_profile_sql, &new);
+		execute_for_one(store, ONE_WANT, &new);
 	if (has_old)
 		hrflow_deferred_add(store, trigdata->tg_trigger->tgfoid, &old);
 }
