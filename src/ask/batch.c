@@ -17,10 +17,7 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
-/*
- * Number of rows to store before the transport is serviced again.  Storing
- * them takes about 2 ms.
- */
+/* Number of rows to store (about 2 ms) before serving the transport again. */
 #define ROWS_OF_WORK 1024
 
 /*
@@ -37,13 +34,11 @@ typedef struct Batch
 	HrflowTransport *transport;
 	HrflowBatchSummary *summary;
 	MemoryContext reply_context;	/* reset after each element */
-	MemoryContext kept_context; /* for what must live until the end of the
-								 * batch */
+	MemoryContext kept_context; /* lives until the end of the batch */
 
 	HrflowEqualElements equal;
 	HrflowQueue queue;
-	int			next;			/* the first element that has not been
-								 * considered yet */
+	int			next;			/* first element not considered yet */
 	int64		nrows;			/* number of rows passed to the sink */
 	bool		any_forbidden;	/* has an element been answered with 403? */
 
