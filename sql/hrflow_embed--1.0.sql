@@ -591,6 +591,28 @@ COMMENT ON FUNCTION hrflow_untrack(regclass, text, text[]) IS
 
 REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 
+-- Erases very many profiles, as hrflow_untrack() does, but commits after each
+-- batch of them, so that whoever changes one of them does not wait for all.  It is
+-- not within a transaction: what was erased before an error or a cancel stays so,
+-- and the same call erases the rest.  An INFO tells how many were tracked.
+--
+--   batch_size    number of identifiers in a transaction, 1 to 100000
+--
+-- Errors: as above; 2D000 in a transaction block, in a function, or after another
+-- statement in one string.
+CREATE PROCEDURE hrflow_untrack_batches(
+	store regclass,
+	source_id text,
+	profile_ids text[],
+	batch_size int DEFAULT 1000)
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+
+COMMENT ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) IS
+'erases profiles and their vectors from a store, a batch in a transaction';
+
+REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM PUBLIC;
+
 -- Lets a table feed a store: from now on its rows decide, through triggers,
 -- what is tracked.  INSERT tracks; a change of the identifier or the source
 -- tracks anew; a change of a refresh column marks due; DELETE and TRUNCATE
@@ -654,6 +676,28 @@ COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
 'ends that a table feeds a store';
 
 REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
+
+-- Ends that likewise, but commits once the table no longer feeds the store, and
+-- after each batch of profiles that are put aside: readers and writers of the table
+-- do not wait for that.  After an error or a cancel the same call puts aside the
+-- rest, whether the table still feeds the store or not; until then it is tracked.
+-- An INFO tells how many are no longer tracked.
+--
+--   batch_size    number of profiles in a transaction, 1 to 100000
+--
+-- Errors: as above; 22023 invalid argument; 2D000 in a transaction block, in a
+-- function, or after another statement in one string.
+CREATE PROCEDURE hrflow_untrack_table_batches(
+	store regclass,
+	source_table regclass,
+	batch_size int DEFAULT 1000)
+AS 'MODULE_PATHNAME'
+LANGUAGE C;
+
+COMMENT ON PROCEDURE hrflow_untrack_table_batches(regclass, regclass, int) IS
+'ends that a table feeds a store, a batch of profiles in a transaction';
+
+REVOKE ALL ON PROCEDURE hrflow_untrack_table_batches(regclass, regclass, int) FROM PUBLIC;
 
 -- Releases the columns of a table that feeds a store, so that ALTER TABLE ...
 -- ALTER COLUMN ... TYPE can change them: drops the trigger on UPDATE alone.

@@ -22,6 +22,7 @@
 #include "compat.h"
 #include "miscadmin.h"
 #include "store/refresh.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/timestamp.h"
@@ -77,7 +78,14 @@ static const char wanted_sql[] = "p.state = 'unwanted' AND NOT (%s)";
 static const char lock_sql[] =
 "SELECT array_agg(l.s::text), array_agg(l.i::text)"
 " FROM (SELECT p.source_id AS s, p.%I AS i FROM %P AS p WHERE %s"
-" ORDER BY p.source_id, p.%I FOR UPDATE OF p%s) AS l";
+" ORDER BY p.source_id, p.%I%s) AS l";
+
+static const char lock_all_sql[] = " FOR UPDATE OF p";
+static const char lock_free_sql[] = " FOR UPDATE OF p SKIP LOCKED";
+
+/* $1 is the size of a batch; $2 and $3 are the last key of the batch before it. */
+static const char lock_batch_sql[] = " LIMIT $1 FOR UPDATE OF p";
+static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
 
 static const char has_aside_sql[] =
 "EXISTS (SELECT FROM %R AS a"
@@ -151,6 +159,9 @@ static const char set_unwanted_erased_at_sql[] =
 
 static const char not_yet_unwanted_sql[] =
 "%s AND p.state IS DISTINCT FROM 'unwanted'";
+
+/* Number of columns of its result. */
+#define NCOUNTS 3
 
 /* What was erased at once, for the record. */
 static const char erased_at_once_sql[] =
@@ -255,17 +266,18 @@ hrflow_aside_count(const HrflowStore *store)
 
 /*
  * Lock the profiles that meet a condition, in the order of their keys, and add
- * these keys to the parameters "keys", as two arrays.  "waits": wait for those that
- * others have locked, instead of leaving them out.  Returns whether there are any.
+ * these keys to the parameters "keys", as two arrays.  "how" is one of the clauses
+ * above: they are waited for where others have locked them, or left out.  Returns
+ * whether there are any.
  */
 static bool
-lock_keys(const HrflowStore *store, const char *condition, bool waits,
+lock_keys(const HrflowStore *store, const char *condition, const char *how,
 		  const HrflowParameters *parameters, HrflowParameters *keys)
 {
 	bool		is_null = false;
 
 	hrflow_store_execute_latest(hrflow_store_sql(store, lock_sql, condition,
-												 waits ? "" : " SKIP LOCKED"),
+												 how),
 								parameters);
 	for (int i = 1; i <= 2 && !is_null; i++)
 	{
@@ -338,29 +350,24 @@ unwanted_now(const HrflowStore *store, Oid function)
 }
 
 /*
- * Put aside all profiles that nothing wants.  "is_limited": if they are not too
- * many, and but for those that another session has locked, which may be about to
- * want them: a session that reconciles a table waits for its rows, and whoever has
- * changed one of them waits for the profile.  Whether anything wants a profile
- * must be asked after it is locked, of the tables that feed the store by then: a
- * session that had it locked may have tracked another table.  Returns the number
- * of profiles that are no longer tracked.
+ * Put aside those of some profiles that nothing wants; "keys" are theirs, and they
+ * are locked.  "is_limited": if they are not too many.  Whether anything wants a
+ * profile must be asked after it is locked, of the tables that feed the store by
+ * then: a session that had it locked may have tracked another table.  "counts"
+ * become the numbers of profiles that were erased at once, put aside, and kept.
+ * Returns false where nothing can be put aside, with a WARNING.
  */
-uint64
-hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
+static bool
+put_locked(const HrflowStore *store, Oid function, bool is_limited,
+		   const HrflowParameters *keys, int64 *counts)
 {
 	const char *reason = is_limited ? "reconcile" : "untrack";
 	Oid			aside = hrflow_aside_find(store);
-	HrflowParameters keys = {0};
 	HrflowParameters parameters = {0};
-	int64		counts[3];
 
-	if (!lock_keys(store, unwanted_now(store, function), !is_limited, NULL,
-				   &keys))
-		return 0;
 	AcceptInvalidationMessages();
 	if (!hrflow_feeder_owns_all(store, function))
-		return 0;
+		return false;
 	if (!OidIsValid(aside))
 	{
 		ereport(WARNING,
@@ -369,13 +376,13 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
 				 errdetail("It has no table \"%s" SUFFIX "\", to which vectors are put aside.",
 						   RelationGetRelationName(store->vectors)),
 				 errhint("Erase profiles with hrflow_untrack().")));
-		return 0;
+		return false;
 	}
 	hrflow_store_add(&parameters, INT8OID,
 					 Int64GetDatum(is_limited ? hrflow_erase_allowance(store) :
 								   PG_INT64_MAX));
-	for (int i = 0; i < keys.n; i++)
-		hrflow_store_add(&parameters, keys.types[i], keys.values[i]);
+	for (int i = 0; i < keys->n; i++)
+		hrflow_store_add(&parameters, keys->types[i], keys->values[i]);
 	hrflow_store_execute_latest(hrflow_store_sql(store, put_unwanted_sql,
 												 aside,
 												 unwanted_now(store, function),
@@ -386,11 +393,95 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
 																		quote_literal_cstr(reason),
 																		erased_at_once_sql)),
 								&parameters);
-	for (int i = 0; i < lengthof(counts); i++)
+	for (int i = 0; i < NCOUNTS; i++)
 		counts[i] = DatumGetInt64(hrflow_store_datum(0, i + 1));
+	return true;
+}
+
+/*
+ * Put aside all profiles that nothing wants.  "is_limited": if they are not too
+ * many, and but for those that another session has locked, which may be about to
+ * want them: a session that reconciles a table waits for its rows, and whoever has
+ * changed one of them waits for the profile.  Returns the number of profiles that
+ * are no longer tracked.
+ */
+uint64
+hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
+{
+	HrflowParameters keys = {0};
+	int64		counts[NCOUNTS];
+
+	if (!lock_keys(store, unwanted_now(store, function),
+				   is_limited ? lock_free_sql : lock_all_sql, NULL, &keys) ||
+		!put_locked(store, function, is_limited, &keys, counts))
+		return 0;
 	warn_of_unwanted(store, counts[1], counts[2]);
 	hrflow_aside_erase_expired(store);
 	return counts[0] + counts[1];
+}
+
+/*
+ * Replace "last" by the last one of the texts in an array that is not empty.
+ */
+static void
+keep_last(MemoryContext context, Datum array, char **last)
+{
+	ArrayType  *texts = DatumGetArrayTypeP(array);
+	int			n = ARR_DIMS(texts)[0];
+	bool		is_null;
+	Datum		element = array_get_element(PointerGetDatum(texts), 1, &n, -1, -1,
+											false, TYPALIGN_INT, &is_null);
+
+	if (*last != NULL)
+		pfree(*last);
+	*last = MemoryContextStrdup(context, TextDatumGetCString(element));
+}
+
+/*
+ * Put aside the next profiles that nothing wants, in the order of their keys: as
+ * many as there are in a batch.  The caller commits, and calls again while this
+ * returns true.  No batch looks at the keys of the batches before it, so that the
+ * whole takes as long as in one transaction.
+ */
+bool
+hrflow_aside_put_batch(const HrflowStore *store, Oid function,
+					   HrflowAsideBatch *batch)
+{
+	char	   *condition = unwanted_now(store, function);
+	HrflowParameters parameters = {0};
+	HrflowParameters keys = {0};
+	int64		counts[NCOUNTS];
+
+	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(batch->size));
+	if (batch->source_id != NULL)
+	{
+		hrflow_store_add(&parameters, TEXTOID,
+						 CStringGetTextDatum(batch->source_id));
+		hrflow_store_add(&parameters, TEXTOID,
+						 CStringGetTextDatum(batch->identifier));
+		condition = hrflow_store_sql(store, after_key_sql, condition);
+	}
+	if (!lock_keys(store, condition, lock_batch_sql, &parameters, &keys))
+		return false;
+	keep_last(batch->context, keys.values[0], &batch->source_id);
+	keep_last(batch->context, keys.values[1], &batch->identifier);
+	if (!put_locked(store, function, false, &keys, counts))
+		return false;
+	batch->nerased += counts[0];
+	batch->nput += counts[1];
+	return true;
+}
+
+/*
+ * Tell what was put aside in batches, and erase what was put aside long enough
+ * ago.  Returns the number of profiles that are no longer tracked.
+ */
+uint64
+hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)
+{
+	warn_of_unwanted(store, batch->nput, 0);
+	hrflow_aside_erase_expired(store);
+	return batch->nerased + batch->nput;
 }
 
 /*
@@ -404,7 +495,7 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
  * number.
  */
 static uint64
-restore(const HrflowStore *store, const char *condition, bool waits,
+restore(const HrflowStore *store, const char *condition, const char *how,
 		const HrflowParameters *parameters)
 {
 	Oid			table = hrflow_aside_find(store);
@@ -413,7 +504,7 @@ restore(const HrflowStore *store, const char *condition, bool waits,
 	if (!OidIsValid(table) ||
 		!lock_keys(store,
 				   hrflow_store_sql(store, has_aside_sql, table, condition),
-				   waits, parameters, &keys))
+				   how, parameters, &keys))
 		return 0;
 	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table), &keys);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
@@ -431,7 +522,7 @@ restore_wanted(void *arg)
 {
 	const Wanted *wanted = arg;
 
-	(void) restore(wanted->store, wanted->condition, false, NULL);
+	(void) restore(wanted->store, wanted->condition, lock_free_sql, NULL);
 }
 
 /*
@@ -478,7 +569,8 @@ hrflow_restore(PG_FUNCTION_ARGS)
 		parameters.nulls[i] = PG_ARGISNULL(i + 1) ? 'n' : ' ';
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_WRITE);
-	n = restore(&store, hrflow_store_sql(&store, chosen_sql), true, &parameters);
+	n = restore(&store, hrflow_store_sql(&store, chosen_sql), lock_all_sql,
+				&parameters);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

@@ -157,6 +157,38 @@ may_feed(const HrflowStore *store, Oid table)
 }
 
 /*
+ * The owner of a table, or InvalidOid where it has gone.
+ */
+static Oid
+get_owner(Oid table)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Oid			owner = InvalidOid;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	return owner;
+}
+
+/*
+ * Check that a table, if there is one, is the store's owner's.
+ */
+void
+hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
+{
+	Oid			owner = get_owner(table);
+
+	if (OidIsValid(owner) && owner != store->owner)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("table \"%s\" and store %s do not have the same owner",
+						get_rel_name(table), store->vectors_name)));
+}
+
+/*
  * Was a trigger made for a store, as its dependencies tell?
  */
 static bool

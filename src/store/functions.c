@@ -316,9 +316,11 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 
 /*
  * An argument that is an array of identifiers, each of which is something.
+ *
+ * Throws 22023.
  */
-static ArrayType *
-get_identifiers(FunctionCallInfo fcinfo, int argno)
+ArrayType *
+hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 {
 	ArrayType  *array = PG_GETARG_ARRAYTYPE_P(argno);
 	Datum	   *values;
@@ -344,6 +346,20 @@ get_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
+ * Refuse an argument that is the empty string where it names a source.
+ *
+ * Throws 22023.
+ */
+void
+hrflow_functions_check_source(FunctionCallInfo fcinfo, int argno)
+{
+	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(argno)) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be empty", "source_id")));
+}
+
+/*
  * Open the store in the first argument to change some of its profiles, whose
  * source and identifiers are the next two: they become parameters.
  */
@@ -357,15 +373,12 @@ open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
 				 errmsg("%s must not be null",
 						PG_ARGISNULL(0) ? "store" :
 						PG_ARGISNULL(1) ? "source_id" : "profile_ids")));
-	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(1)) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be empty", "source_id")));
+	hrflow_functions_check_source(fcinfo, 1);
 
 	parameters->n = 0;
 	hrflow_store_add(parameters, TEXTOID, PG_GETARG_DATUM(1));
 	hrflow_store_add(parameters, TEXTARRAYOID,
-					 PointerGetDatum(get_identifiers(fcinfo, 2)));
+					 PointerGetDatum(hrflow_functions_get_identifiers(fcinfo, 2)));
 	SPI_connect();
 	hrflow_store_open(store, PG_GETARG_OID(0), InvalidOid,
 					  HRFLOW_STORE_WRITE);

@@ -660,18 +660,6 @@ run_to_end(HrflowRun *run)
  * ------------------------------------------------------------------------
  */
 
-static int
-get_positive(FunctionCallInfo fcinfo, int argno, const char *name, int max)
-{
-	int			value = PG_ARGISNULL(argno) ? 0 : PG_GETARG_INT32(argno);
-
-	if (value < 1 || value > max)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between 1 and %d", name, max)));
-	return value;
-}
-
 /*
  * The most profiles that a run is to fetch.
  */
@@ -687,26 +675,6 @@ get_max_profiles(FunctionCallInfo fcinfo)
 				 errmsg("%s must be between 1 and " INT64_FORMAT,
 						"max_profiles", PG_INT64_MAX)));
 	return value;
-}
-
-/*
- * A run has transactions of its own.
- */
-static void
-check_context(FunctionCallInfo fcinfo)
-{
-	CallContext *context = (CallContext *) fcinfo->context;
-
-	if (context == NULL || !IsA(context, CallContext) || context->atomic)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
-				 errmsg("hrflow_refresh cannot run inside a transaction block"),
-				 errhint("CALL it alone: outside BEGIN and COMMIT, not in a function, and not in one string with other statements.")));
-	if (RecoveryInProgress())
-		ereport(ERROR,
-				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("hrflow_refresh cannot run on a standby"),
-				 errhint("CALL it on the primary server.")));
 }
 
 static void
@@ -734,7 +702,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	HrflowRun	run = {0};
 	MemoryContext old;
 
-	check_context(fcinfo);
+	hrflow_work_check_context(fcinfo, "hrflow_refresh");
 	if (PG_ARGISNULL(ARG_STORE))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -771,9 +739,10 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 													IntervalPGetDatum(budget)));
 	}
 	run.max_profiles = get_max_profiles(fcinfo);
-	run.batch_size = get_positive(fcinfo, ARG_BATCH_SIZE, "batch_size", 10000);
-	run.max_attempts = get_positive(fcinfo, ARG_MAX_ATTEMPTS, "max_attempts",
-									1000);
+	run.batch_size = hrflow_work_get_positive(fcinfo, ARG_BATCH_SIZE,
+											  "batch_size", 10000);
+	run.max_attempts = hrflow_work_get_positive(fcinfo, ARG_MAX_ATTEMPTS,
+												"max_attempts", 1000);
 	(void) hrflow_state_due_after(run.max_age); /* in range? */
 	run.is_scheduled = MyBackendType != B_BACKEND ||
 		whereToSendOutput != DestRemote ||

@@ -332,6 +332,10 @@ extern void hrflow_work_do(HrflowRun *run, HrflowWork work);
 extern void hrflow_work_keep_error(HrflowRun *run);
 extern bool hrflow_work_try(HrflowRun *run, HrflowWork work);
 extern void hrflow_work_pause(HrflowRun *run);
+extern void hrflow_work_check_context(FunctionCallInfo fcinfo,
+									  const char *procedure);
+extern int	hrflow_work_get_positive(FunctionCallInfo fcinfo, int argno,
+									 const char *name, int max);
 
 /* in history.c */
 extern void hrflow_history_begin(HrflowRun *run, const HrflowStore *store);

@@ -133,6 +133,20 @@ typedef struct HrflowFeeder
 } HrflowFeeder;
 
 /*
+ * How far profiles that nothing wants have been put aside, a batch at a time; see
+ * hrflow_aside_put_batch().
+ */
+typedef struct HrflowAsideBatch
+{
+	int			size;			/* number of profiles in a batch */
+	MemoryContext context;		/* of the key; outlasts the transactions */
+	char	   *source_id;		/* key of the last profile so far, or NULL */
+	char	   *identifier;
+	int64		nerased;		/* profiles that had no vectors */
+	int64		nput;			/* profiles that were put aside */
+} HrflowAsideBatch;
+
+/*
  * Texts are compared byte by byte, as the keys of a store are, whatever the
  * collation of the column they come from.
  */
@@ -198,6 +212,7 @@ extern List *hrflow_feeder_find(const HrflowStore *store, Oid function,
 extern HrflowFeeder *hrflow_feeder_get(const HrflowStore *store, Oid function,
 									   Oid trigger);
 extern Oid	hrflow_feeder_original(Oid trigger, Oid *table);
+extern void hrflow_feeder_check_owner(const HrflowStore *store, Oid table);
 extern bool hrflow_feeder_is_of(Oid trigger, Oid vectors);
 extern bool hrflow_feeder_has_store(Oid trigger, Oid table);
 extern Bitmapset *hrflow_feeder_columns(Relation table, List *feeders);
@@ -250,6 +265,11 @@ extern const char *hrflow_erased_note_sql(const HrflowStore *store,
 										  const char *reason,
 										  const char *erased);
 
+/* in functions.c */
+extern void hrflow_functions_check_source(FunctionCallInfo fcinfo, int argno);
+extern ArrayType *hrflow_functions_get_identifiers(FunctionCallInfo fcinfo,
+												   int argno);
+
 /* in aside.c */
 extern void hrflow_aside_create(const HrflowStore *store, const char *schema,
 								const char *vectors);
@@ -259,6 +279,10 @@ extern const char *hrflow_aside_put_sql(const HrflowStore *store,
 extern void hrflow_aside_erase_expired(const HrflowStore *store);
 extern uint64 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function,
 										bool is_limited);
+extern bool hrflow_aside_put_batch(const HrflowStore *store, Oid function,
+								   HrflowAsideBatch *batch);
+extern uint64 hrflow_aside_put_end(const HrflowStore *store,
+								   const HrflowAsideBatch *batch);
 extern int64 hrflow_aside_count(const HrflowStore *store);
 extern void hrflow_aside_restore_wanted(const HrflowStore *store,
 										Oid function);

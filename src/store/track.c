@@ -43,7 +43,6 @@
 #include "utils/typcache.h"
 
 PG_FUNCTION_INFO_V1(hrflow_track_table);
-PG_FUNCTION_INFO_V1(hrflow_untrack_table);
 
 /* The arguments of hrflow_track_table, in their order. */
 enum
@@ -107,38 +106,6 @@ static const TriggerKind trigger_kinds[] = {
  */
 
 /*
- * The owner of a table, or InvalidOid where it has gone.
- */
-static Oid
-get_owner(Oid table)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	Oid			owner = InvalidOid;
-
-	if (HeapTupleIsValid(tuple))
-	{
-		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-		ReleaseSysCache(tuple);
-	}
-	return owner;
-}
-
-/*
- * Check that a table, if there is one, is the store's owner's.
- */
-static void
-check_owner(const HrflowStore *store, Oid table)
-{
-	Oid			owner = get_owner(table);
-
-	if (OidIsValid(owner) && owner != store->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("table \"%s\" and store %s do not have the same owner",
-						get_rel_name(table), store->vectors_name)));
-}
-
-/*
  * Refuse a table that has children or a parent.  A statement fires the triggers
  * of the table that it names, and not those that the other tables have for
  * statements.  Rows that are deleted by way of the parent, or in a child, would
@@ -188,7 +155,7 @@ open_source(Oid relid, const HrflowStore *store)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a table",
 						RelationGetRelationName(table))));
-	check_owner(store, relid);
+	hrflow_feeder_check_owner(store, relid);
 	if (RelationUsesLocalBuffers(table) &&
 		!RelationUsesLocalBuffers(store->vectors))
 		ereport(ERROR,
@@ -713,32 +680,6 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	tidy_aside(&store, function);
 
 	relation_close(table, NoLock);
-	hrflow_store_close(&store);
-	SPI_finish();
-	PG_RETURN_INT64(n);
-}
-
-/*
- * hrflow_untrack_table(store regclass, source_table regclass) RETURNS bigint
- */
-Datum
-hrflow_untrack_table(PG_FUNCTION_ARGS)
-{
-	Oid			function = hrflow_feeder_function(fcinfo->flinfo->fn_oid);
-	HrflowStore store;
-	uint64		n = 0;
-
-	PreventCommandDuringRecovery("hrflow_untrack_table()");
-	SPI_connect();
-	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
-					  HRFLOW_STORE_OWN);
-	hrflow_store_check_manual(&store);
-	check_owner(&store, PG_GETARG_OID(ARG_TABLE));
-	if (hrflow_feeder_drop_all(&store, function, PG_GETARG_OID(ARG_TABLE)))
-	{
-		CommandCounterIncrement();
-		n = hrflow_aside_put_unwanted(&store, function, false);
-	}
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

@@ -1,15 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * work.c
- *		The transactions of a refresh.
+ *		The transactions of a refresh, and what procedures have in common.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "compat.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "storage/proc.h"
 #include "store/refresh.h"
 #include "utils/guc.h"
@@ -184,4 +186,51 @@ hrflow_work_pause(HrflowRun *run)
 	SPI_commit();
 	InvalidateCatalogSnapshot();
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Procedures
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Refuse a CALL of a procedure of this name where it cannot have transactions of
+ * its own.
+ *
+ * Throws 2D000 and 25006.
+ */
+void
+hrflow_work_check_context(FunctionCallInfo fcinfo, const char *procedure)
+{
+	CallContext *context = (CallContext *) fcinfo->context;
+
+	if (context == NULL || !IsA(context, CallContext) || context->atomic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				 errmsg("%s cannot run inside a transaction block", procedure),
+				 errhint("CALL it alone: outside BEGIN and COMMIT, not in a function, and not in one string with other statements.")));
+	if (RecoveryInProgress())
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("%s cannot run on a standby", procedure),
+				 errhint("CALL it on the primary server.")));
+}
+
+/*
+ * An argument that is a number from 1 to "max".
+ *
+ * Throws 22023.
+ */
+int
+hrflow_work_get_positive(FunctionCallInfo fcinfo, int argno, const char *name,
+						 int max)
+{
+	int			value = PG_ARGISNULL(argno) ? 0 : PG_GETARG_INT32(argno);
+
+	if (value < 1 || value > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be between 1 and %d", name, max)));
+	return value;
 }

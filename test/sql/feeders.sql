@@ -58,6 +58,36 @@ SELECT hrflow_release_columns('talent.embedding', 'talent.candidate');
 SELECT hrflow_release_columns('talent.embedding', 'talent.candidate'); -- error
 ROLLBACK;
 SELECT hrflow_release_columns('talent.embedding', 'talent.person'); -- error
+
+-- Many profiles are erased in batches, and a table is untracked in batches
+INSERT INTO talent.candidate SELECT i, 'many-' || i, NULL, NULL, 'acme' FROM generate_series(1, 7) i;
+INSERT INTO talent.embedding SELECT source_id, profile_id, 'profile', 0, '{1}' FROM talent.embedding_profile
+	WHERE profile_id <> 'many-2' ON CONFLICT DO NOTHING;
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{many-1,nobody,many-3,many-4,many-3}', batch_size => 2);
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{}');
+SELECT profile_id FROM talent.embedding_profile WHERE source_id = 'acme' ORDER BY 1;
+SELECT profile_id FROM talent.embedding WHERE source_id = 'acme' ORDER BY 1;
+SELECT hrflow_track('talent.embedding', 'acme', '{many-5}');
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate', batch_size => 1);
+SELECT profile_id, state FROM talent.embedding_profile ORDER BY 1;
+SELECT profile_id, reason FROM talent.embedding_aside ORDER BY 1;
+SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
+-- A table that is no longer tracked leaves nothing to put aside
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');
+
+CALL hrflow_untrack_batches('talent.embedding', 'acme', NULL); -- error
+CALL hrflow_untrack_batches('talent.embedding', '', '{many-5}'); -- error
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{many-5,NULL}'); -- error
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{many-5}', 0); -- error
+CALL hrflow_untrack_table_batches('talent.embedding', NULL); -- error
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate', NULL); -- error
+BEGIN;
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{many-5}'); -- error
+ROLLBACK;
+BEGIN;
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate'); -- error
+ROLLBACK;
+SELECT profile_id FROM talent.embedding_profile WHERE state <> 'unwanted';
 SET client_min_messages = error;
 SELECT hrflow_drop_store('talent.embedding');
 DROP SCHEMA talent CASCADE;

@@ -70,6 +70,7 @@ SELECT hrflow_fetch_vector('https://127.0.0.1/x'); -- error
 SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{nurse-1}'); -- error
 SELECT hrflow_untrack('talent.embedding', 'acme', '{nurse-1}'); -- error
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{nurse-1}'); -- error
 CALL hrflow_refresh('talent.embedding'); -- error
 DELETE FROM talent.embedding; -- error
 RESET ROLE;
@@ -84,6 +85,7 @@ GRANT EXECUTE ON FUNCTION hrflow_auth(), hrflow_job_vector(text, text, text),
 	hrflow_track(regclass, text, text[]), hrflow_mark_due(regclass, text, text[]),
 	hrflow_untrack(regclass, text, text[]), hrflow_restore(regclass, text, text[]),
 	hrflow_retry(regclass) TO regress_hrflow_operator;
+GRANT EXECUTE ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) TO regress_hrflow_operator;
 
 -- He asks, and has what is to be fetched anew or erased
 SET ROLE regress_hrflow_operator;
@@ -93,8 +95,10 @@ SELECT cardinality(hrflow_text_embedding('a nurse')) > 0 AS embedded;
 SELECT profile_id, status FROM hrflow_profile_vectors('acme', '{cook-1}', '{"profile": 1}');
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{nurse-1}'), hrflow_track('talent.embedding', 'acme', '{cook-1}');
 SELECT hrflow_untrack('talent.embedding', 'acme', '{welder-1}'), hrflow_restore('talent.embedding'), hrflow_retry('talent.embedding');
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{welder-1}');
 SELECT profile_id, state FROM talent.embedding_profile ORDER BY profile_id;
 CALL hrflow_refresh('talent.embedding'); -- error
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate'); -- error
 SELECT hrflow_drop_store('talent.embedding'); -- error
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', source_id => 'acme'); -- error
 SELECT hrflow_create_store('talent.other'); -- error
@@ -107,6 +111,7 @@ SELECT hrflow_drop_store('talent.embedding'); -- error
 SELECT hrflow_schedule('talent.embedding'); -- error
 SELECT hrflow_unschedule('talent.embedding'); -- error
 SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate'); -- error
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate'); -- error
 SET SESSION AUTHORIZATION regress_hrflow_operator;
 SELECT hrflow_drop_store('talent.embedding'); -- error
 RESET SESSION AUTHORIZATION;

@@ -727,6 +727,8 @@ foreach my $case (
 	[ q{SELECT hrflow_track('kept', 'acme', '{cook-2}')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_mark_due('kept', 'acme', '{cook-1}')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_untrack('kept', 'acme', '{cook-1}')}, qr/ERROR:  25006/ ],
+	[ q{CALL hrflow_untrack_batches('kept', 'acme', '{cook-1}')}, qr/ERROR:  25006/ ],
+	[ q{CALL hrflow_untrack_table_batches('kept', 'fed')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_restore('kept')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_retry('kept')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_create_store('other')}, qr/ERROR:  25006/ ],

@@ -20,7 +20,8 @@ $node->safe_psql(
 	'postgres', q{
 	CREATE ROLE keeper LOGIN;
 	GRANT CREATE ON SCHEMA public TO keeper;
-	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;});
+	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper;
+	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;});
 
 sub sql
 {
@@ -148,6 +149,74 @@ is(sql($triggers), 'OOOO', 'hrflow_track_table() makes triggers anew that are di
 sql(q{REVOKE UPDATE ON candidate FROM keeper});
 is(sql("DELETE FROM embedding_profile WHERE profile_id = '7'; $reconcile"),
 	'tracked 1', 'a table is reconciled whose owner may not lock its rows');
+
+#
+# Very many profiles are untracked in batches.  Another session has locked one in
+# the middle, so that the batch with it waits.
+#
+my $some = q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM embedding_profile
+	WHERE profile_id LIKE 'batch-_' AND state <> 'unwanted'};
+sql(q{CREATE TABLE batched (id text PRIMARY KEY, cv text);
+	SELECT hrflow_track_table('embedding', 'batched', 'id', 'acme', refresh_columns => '{cv}');
+	INSERT INTO batched SELECT 'batch-' || i FROM generate_series(1, 6) i;
+	INSERT INTO embedding SELECT 'acme', id, 'profile', 0, '{1}' FROM batched;});
+my $lock = q{BEGIN; UPDATE embedding_profile SET http_status = 200 WHERE profile_id = 'batch-4';};
+
+$writer->ask($lock);
+$reconciler->send(
+	q{DO $$ DECLARE ids text[] := ARRAY(SELECT id FROM batched);
+	BEGIN CALL hrflow_untrack_batches('embedding', 'acme', ids, 2); END $$;});
+waits($reconciler);
+is( sql($some),
+	'batch-3 batch-4 batch-5 batch-6',
+	'hrflow_untrack_batches has committed what it erased before the batch that waits');
+sql(q{INSERT INTO batched VALUES ('batch-7'); UPDATE batched SET cv = 'new' WHERE id = 'batch-1';
+	DELETE FROM batched WHERE id = 'batch-2'; INSERT INTO batched VALUES ('batch-2');});
+is( sql($some),
+	'batch-2 batch-3 batch-4 batch-5 batch-6 batch-7',
+	'a profile is tracked again while hrflow_untrack_batches waits');
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($reconciler->{pid})");
+like($reconciler->wait_for(qr/57014/), qr/57014/, 'hrflow_untrack_batches is cancelled');
+$writer->ask('COMMIT;');
+is( sql($some),
+	'batch-2 batch-3 batch-4 batch-5 batch-6 batch-7',
+	'what hrflow_untrack_batches has not erased before a cancel is tracked');
+like(
+	$reconciler->ask(
+		q{CALL hrflow_untrack_batches('embedding', 'acme', '{batch-1,batch-2,batch-3}', 2);}),
+	qr/INFO:.*: 2 profiles are no longer tracked/,
+	'hrflow_untrack_batches goes on where it was cancelled');
+sql(q{SELECT hrflow_track_table('embedding', 'batched', 'id', 'acme', refresh_columns => '{cv}');
+	INSERT INTO embedding SELECT 'acme', id, 'profile', 0, '{1}' FROM batched ON CONFLICT DO NOTHING;}
+);
+
+$writer->ask($lock);
+$reconciler->send(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);});
+waits($reconciler);
+is( sql($some),
+	'batch-3 batch-4 batch-5 batch-6 batch-7',
+	'hrflow_untrack_table_batches has committed what it put aside before the batch that waits');
+is( sql(q{SET lock_timeout = '60s'; UPDATE batched SET cv = 'newer'; SELECT count(*) FROM batched;}
+	),
+	7,
+	'a table is read and written while its profiles are put aside');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($reconciler->{pid})");
+$reconciler->finish;
+$writer->ask('COMMIT;');
+$reconciler = Hrflow::Session->new($node);
+$reconciler->ask('SET ROLE keeper;');
+is( sql($some),
+	'batch-3 batch-4 batch-5 batch-6 batch-7',
+	'what was not put aside before the session was terminated is tracked');
+like(
+	$reconciler->ask(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);}),
+	qr/WARNING:.*the vectors of 5 profiles .*INFO:.*: 5 profiles are no longer tracked/s,
+	'hrflow_untrack_table_batches goes on where its session was terminated');
+is(sql($some), '', 'all profiles of a table are put aside in batches');
+is( sql(q{SELECT count(*), count(DISTINCT reason) FROM embedding_aside WHERE profile_id ~ '^batch'}
+	),
+	'7|1',
+	'the vectors of all profiles of a table are put aside in batches');
 
 #
 # Many stores

@@ -1,0 +1,304 @@
+/*-------------------------------------------------------------------------
+ *
+ * untrack.c
+ *		Ends that a table feeds a store, and erases very many profiles.
+ *
+ * A function works in one transaction, at whose end it gives back its locks: on
+ * the table, against those who read it, and on every profile that it has erased
+ * or put aside.  The procedures here do the same in batches, with a transaction
+ * for each, so that nobody waits for longer than a batch.  What a batch has done
+ * is committed: after an error or a cancel the same call goes on with the rest.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "compat.h"
+#include "miscadmin.h"
+#include "store/refresh.h"
+#include "utils/array.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+PG_FUNCTION_INFO_V1(hrflow_untrack_table);
+PG_FUNCTION_INFO_V1(hrflow_untrack_batches);
+PG_FUNCTION_INFO_V1(hrflow_untrack_table_batches);
+
+/* Largest number of profiles in a batch. */
+#define MAX_BATCH_SIZE 100000
+
+/*
+ * A call of one of the procedures.  It lives in a memory context of its own,
+ * which outlasts the transactions.
+ */
+typedef struct Untracking
+{
+	MemoryContext context;
+	MemoryContext batch_context;	/* reset after each batch */
+	Oid			vectors;		/* the store */
+	HrflowStoreAccess access;
+	int			batch_size;
+	int64		nuntracked;		/* profiles so far */
+
+	/* hrflow_untrack_batches() */
+	Datum		source_id;
+	Datum	   *identifiers;
+	int			nidentifiers;
+	int			nasked;			/* of these, so far */
+
+	/* hrflow_untrack_table_batches() */
+	Oid			table;
+	Oid			function;		/* of the triggers */
+	HrflowAsideBatch aside;
+} Untracking;
+
+/*
+ * What is done in one transaction.  Returns whether more is to be done.
+ */
+typedef bool (*UntrackWork) (Untracking *untracking, const HrflowStore *store);
+
+/*
+ * ------------------------------------------------------------------------
+ * In one transaction
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Make a table no feeder of a store any longer.  Returns whether it was one.
+ */
+static bool
+drop_triggers(const HrflowStore *store, Oid function, Oid table)
+{
+	hrflow_store_check_manual(store);
+	hrflow_feeder_check_owner(store, table);
+	return hrflow_feeder_drop_all(store, function, table);
+}
+
+/*
+ * hrflow_untrack_table(store regclass, source_table regclass) RETURNS bigint
+ */
+Datum
+hrflow_untrack_table(PG_FUNCTION_ARGS)
+{
+	Oid			function = hrflow_feeder_function(fcinfo->flinfo->fn_oid);
+	HrflowStore store;
+	uint64		n = 0;
+
+	PreventCommandDuringRecovery("hrflow_untrack_table()");
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
+	if (drop_triggers(&store, function, PG_GETARG_OID(1)))
+	{
+		CommandCounterIncrement();
+		n = hrflow_aside_put_unwanted(&store, function, false);
+	}
+	hrflow_store_close(&store);
+	SPI_finish();
+	PG_RETURN_INT64(n);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * In batches
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Begin a call: SPI is connected, and the caller is in the call's context.  "names"
+ * are those of the first "n" arguments, which must not be null; the size of a batch
+ * follows them.
+ *
+ * Throws 2D000, 25006 and 22023.
+ */
+static Untracking *
+begin_untracking(FunctionCallInfo fcinfo, const char *procedure,
+				 HrflowStoreAccess access, const char *const *names, int n)
+{
+	MemoryContext context;
+	Untracking *untracking;
+
+	hrflow_work_check_context(fcinfo, procedure);
+	for (int i = 0; i < n; i++)
+	{
+		if (PG_ARGISNULL(i))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must not be null", names[i])));
+	}
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	context = AllocSetContextCreate(CurrentMemoryContext,
+									"hrflow_embed untrack",
+									ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(context);
+	untracking = palloc0(sizeof(Untracking));
+	untracking->context = context;
+	untracking->batch_context =
+		AllocSetContextCreate(context, "hrflow_embed untrack batch",
+							  ALLOCSET_DEFAULT_SIZES);
+	untracking->vectors = PG_GETARG_OID(0);
+	untracking->access = access;
+	untracking->batch_size = hrflow_work_get_positive(fcinfo, n, "batch_size",
+													  MAX_BATCH_SIZE);
+	return untracking;
+}
+
+/*
+ * Do some work with the store in a transaction, and commit it.
+ */
+static bool
+do_batch(Untracking *untracking, UntrackWork work)
+{
+	MemoryContext old = MemoryContextSwitchTo(untracking->batch_context);
+	HrflowStore store;
+	bool		has_more;
+
+	CHECK_FOR_INTERRUPTS();
+
+	/* A profile that others write to meanwhile is waited for. */
+	XactIsoLevel = XACT_READ_COMMITTED;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	hrflow_store_open(&store, untracking->vectors, InvalidOid,
+					  untracking->access);
+	SPI_connect();
+	MemoryContextSwitchTo(untracking->batch_context);
+	has_more = work(untracking, &store);
+	SPI_finish();
+	hrflow_store_close(&store);
+	PopActiveSnapshot();
+	SPI_commit();
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(untracking->batch_context);
+	return has_more;
+}
+
+/*
+ * Tell how many profiles were untracked, as hrflow_untrack() returns it.
+ */
+static void
+report_untracked(const Untracking *untracking)
+{
+	ereport(INFO,
+			(errmsg_plural(INT64_FORMAT " profile is no longer tracked",
+						   INT64_FORMAT " profiles are no longer tracked",
+						   untracking->nuntracked, untracking->nuntracked)));
+}
+
+/*
+ * Erase the next identifiers of those that were given.
+ */
+static bool
+erase_batch(Untracking *untracking, const HrflowStore *store)
+{
+	int			n = Min(untracking->batch_size,
+						untracking->nidentifiers - untracking->nasked);
+	HrflowParameters parameters = {0};
+
+	hrflow_store_add(&parameters, TEXTOID, untracking->source_id);
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(construct_array(untracking->identifiers +
+													 untracking->nasked, n,
+													 TEXTOID, -1, false,
+													 TYPALIGN_INT)));
+	untracking->nuntracked += hrflow_erase_profiles(store, &parameters);
+	untracking->nasked += n;
+	return untracking->nasked < untracking->nidentifiers;
+}
+
+/*
+ * hrflow_untrack_batches(store regclass, source_id text, profile_ids text[],
+ *							 batch_size int)
+ */
+Datum
+hrflow_untrack_batches(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "source_id", "profile_ids"};
+	MemoryContext old = CurrentMemoryContext;
+	Untracking *untracking =
+	begin_untracking(fcinfo, "hrflow_untrack_batches", HRFLOW_STORE_WRITE,
+					 names, lengthof(names));
+	ArrayType  *identifiers;
+	bool	   *nulls;
+
+	hrflow_functions_check_source(fcinfo, 1);
+	untracking->source_id =
+		PointerGetDatum(PG_DETOAST_DATUM_COPY(PG_GETARG_DATUM(1)));
+	identifiers = (ArrayType *)
+		PG_DETOAST_DATUM_COPY(PointerGetDatum(hrflow_functions_get_identifiers(fcinfo, 2)));
+	deconstruct_array(identifiers, TEXTOID, -1, false, TYPALIGN_INT,
+					  &untracking->identifiers, &nulls,
+					  &untracking->nidentifiers);
+
+	/* Whatever snapshot the CALL itself has taken goes with this. */
+	SPI_commit();
+	while (do_batch(untracking, erase_batch))
+		;
+	report_untracked(untracking);
+
+	MemoryContextSwitchTo(old);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/*
+ * Drop the triggers of the table.  It is locked against those who read it, until
+ * this is committed.
+ */
+static bool
+drop_triggers_of_table(Untracking *untracking, const HrflowStore *store)
+{
+	(void) drop_triggers(store, untracking->function, untracking->table);
+	return false;
+}
+
+/*
+ * Put aside the next profiles that nothing wants.
+ */
+static bool
+put_aside_batch(Untracking *untracking, const HrflowStore *store)
+{
+	return hrflow_aside_put_batch(store, untracking->function,
+								  &untracking->aside);
+}
+
+/*
+ * All are put aside.
+ */
+static bool
+end_put_aside(Untracking *untracking, const HrflowStore *store)
+{
+	untracking->nuntracked = hrflow_aside_put_end(store, &untracking->aside);
+	return false;
+}
+
+/*
+ * hrflow_untrack_table_batches(store regclass, source_table regclass,
+ *								   batch_size int)
+ */
+Datum
+hrflow_untrack_table_batches(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {"store", "source_table"};
+	MemoryContext old = CurrentMemoryContext;
+	Untracking *untracking =
+	begin_untracking(fcinfo, "hrflow_untrack_table_batches",
+					 HRFLOW_STORE_OWN, names, lengthof(names));
+
+	untracking->table = PG_GETARG_OID(1);
+	untracking->function = hrflow_feeder_function(fcinfo->flinfo->fn_oid);
+	untracking->aside.context = untracking->context;
+	untracking->aside.size = untracking->batch_size;
+
+	SPI_commit();
+	(void) do_batch(untracking, drop_triggers_of_table);
+	while (do_batch(untracking, put_aside_batch))
+		;
+	(void) do_batch(untracking, end_put_aside);
+	report_untracked(untracking);
+
+	MemoryContextSwitchTo(old);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
