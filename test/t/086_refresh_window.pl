@@ -271,6 +271,60 @@ like(
 is($store->profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
 
 #
+# Some whose links never work, beside others: they are given up, however many runs
+# there are
+#
+$store->track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 30) i");
+$store->sql(
+	"INSERT INTO shop.candidate (hrflow_id) SELECT 'nurse-' || i FROM generate_series(1, 10) i");
+foreach (1 .. 8)
+{
+	$store->call("fields => '{\"profile\": 1}'");
+	$store->hasten("due_at IS NOT NULL");
+}
+is($store->states, 'failed 30, ok 10',
+	'profiles whose links never work are given up beside others');
+my $asked = $store->asked;
+is(scalar(grep { /403/ && $asked->{$_} > 5 } keys %$asked),
+	0, 'a profile whose link never works is requested max_attempts times at most');
+
+#
+# A snapshot that is held elsewhere keeps the versions of rows and their entries in
+# indexes that were claimed already: a claim does not read them again and again.
+# Once a second one does, since something may be due there again.
+#
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 4000) i");
+my $holder = Hrflow::Session->new($node);
+$holder->ask('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM shop.candidate;');
+my $explained = $store->call(
+	undef,
+	settings => {
+		session_preload_libraries => 'auto_explain',
+		'auto_explain.log_min_duration' => 0,
+		'auto_explain.log_nested_statements' => 'on',
+		'auto_explain.log_analyze' => 'on',
+		'auto_explain.log_buffers' => 'on',
+		'auto_explain.log_timing' => 'off',
+		'auto_explain.log_level' => 'notice' });
+my @buffers;
+foreach my $plan (split /^(?=NOTICE:)/m, $explained)
+{
+	push @buffers, $2
+	  if $plan =~ /Query Text: WITH claimed.*?actual rows=(\d+).*?Buffers: shared hit=(\d+)/s
+	  && $1 >= 32;
+}
+$holder->finish;
+like($explained, qr/: 4000 refreshed/, 'a run refreshes all while an old snapshot is held');
+cmp_ok(scalar(@buffers), '>=', 40, 'claims of a run were explained');
+my ($first, $last) =
+  map {
+	(sort { $a <=> $b } @$_)[ @$_ / 2 ]
+  }[ @buffers[ 0 .. 14 ] ], [ @buffers[ -15 .. -1 ] ];
+cmp_ok($last, '<', 2 * $first,
+	'a claim reads no more while an old snapshot keeps what was claimed before');
+note("a claim reads $first buffers at first, and $last at last");
+
+#
 # How much is claimed at a time: 64 profiles where as many are soon asked for.  The
 # rate is of an account of its own.
 #
@@ -288,6 +342,26 @@ cmp_ok(
 	32 + 2 * 5,
 	'a run that may send five requests a minute claims five profiles at a time');
 
+# A limit that comes again and again, while the rate does not let a batch come
+foreach my $run (1 .. 3)
+{
+	$store->track("SELECT 'nurse-$run-' || i FROM generate_series(1, 300) i");
+	$limited_api->reset;
+	like(
+		$store->call(
+			undef,
+			role => 'keeper',
+			settings => {
+				'hrflow_embed.base_url' => $limited_api->base_url,
+				'hrflow_embed.max_requests_per_minute' => 600,
+				statement_timeout => '1500ms' }),
+		qr/57014/,
+		"statement_timeout ends run $run, which waits for the rate");
+	is(paid($limited_api), $store->refreshed,
+		"nothing that was paid for is lost where run $run waits for the rate");
+}
+
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
 $slow_api->reset;
 $store->hasten;
 $store->call(undef, settings => { %slow, 'hrflow_embed.max_concurrency' => 100 });
