@@ -426,6 +426,65 @@ COMMENT ON FUNCTION hrflow_text_embeddings(text[]) IS
 REVOKE ALL ON FUNCTION hrflow_text_embeddings(text[]) FROM PUBLIC;
 
 --
+-- Documents
+--
+
+-- The vector of a profile or a job that HrFlow need not have, of POST
+-- /document/embedding: of its JSON.  NULL if an argument is NULL.
+--
+--   item_type           'profile' or 'job'
+--   item                a JSON object that is not empty, of 1 MB at most as text
+--   return_sequences    whether the API is to return a vector for each part of
+--                       the item; hrflow_embed.vector_dimension must be set then
+--
+-- Returns one dimension for one vector, and two for several.  The answer is
+-- base64, which has no shape: it is divided into vectors of
+-- hrflow_embed.vector_dimension elements, unless that is 0.
+--
+-- A POST is tried again only as with hrflow_text_embedding().
+--
+-- Cost: one request, and one more for every further try.
+-- Errors: 22023 another item_type, an item that is not an object, empty or too
+-- long, an invalid setting or request; 22P03 not a vector, or not vectors of
+-- hrflow_embed.vector_dimension; the others as hrflow_profile_embedding(), but
+-- P0002.
+-- Source: https://developers.hrflow.ai, "Embed a Document".
+CREATE FUNCTION hrflow_document_embedding(
+	item_type text,
+	item jsonb,
+	return_sequences boolean DEFAULT false)
+RETURNS real[]
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
+SUPPORT hrflow_support
+COST 1000;
+
+COMMENT ON FUNCTION hrflow_document_embedding(text, jsonb, boolean) IS
+'embedding of a profile''s or a job''s own JSON; one request; calls over a table are read ahead';
+
+REVOKE ALL ON FUNCTION hrflow_document_embedding(text, jsonb, boolean) FROM PUBLIC;
+
+-- The same for many items of one type, hrflow_embed.max_concurrency at a time,
+-- with a row for every element.  Columns, statuses, order, equal elements and
+-- refusals that concern all are as with hrflow_text_embeddings().
+--
+-- Cost: one request for each distinct element, and one for each further try.
+-- Errors: 22023 another item_type, or NULL, not an array of one dimension, or an
+-- invalid setting; 55000 no API key; 28000, 53400 refused as above.
+CREATE FUNCTION hrflow_document_embeddings(item_type text, items jsonb[])
+RETURNS TABLE (ordinality bigint, vector real[], status text, http_status int,
+	error text)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+COST 10000 ROWS 1000
+SUPPORT @extschema@.hrflow_elements_support;
+
+COMMENT ON FUNCTION hrflow_document_embeddings(text, jsonb[]) IS
+'embeddings of the JSON of many profiles or jobs at once; one request for each';
+
+REVOKE ALL ON FUNCTION hrflow_document_embeddings(text, jsonb[]) FROM PUBLIC;
+
+--
 -- The account
 --
 

@@ -12,8 +12,10 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "ask/ask.h"
 #include "utils/builtins.h"
+#include "utils/numeric.h"
 
 /*
  * Raise a problem as an error (22023).
@@ -166,4 +168,106 @@ hrflow_make_text_body(Datum input, char **problem)
 	}
 	*problem = psprintf("The text is longer than %d bytes.", HRFLOW_MAX_TEXT);
 	return NULL;
+}
+
+/*
+ * Read the type of the items that the API is to embed.  Returns NULL when there
+ * is a problem.
+ */
+const char *
+hrflow_argument_item_type(const NullableDatum *argument, HrflowProblem *problem)
+{
+	static const char *const types[] = {"profile", "job"};
+
+	for (int i = 0; i < lengthof(types) && !argument->isnull; i++)
+	{
+		if (strcmp(TextDatumGetCString(argument->value), types[i]) == 0)
+			return types[i];
+	}
+	problem->message = "item_type must be \"profile\" or \"job\"";
+	return NULL;
+}
+
+/*
+ * Are the numbers of a jsonb alone longer, in JSON, than HRFLOW_MAX_TEXT?  A
+ * number such as 1e100000 takes 8 bytes in a jsonb and 100,001 in JSON, so that
+ * the text of a small jsonb could exceed the memory there is.
+ */
+static bool
+numbers_are_oversized(Jsonb *item)
+{
+	JsonbIterator *it = JsonbIteratorInit(&item->root);
+	JsonbValue	value;
+	JsonbIteratorToken token;
+	size_t		length = 0;
+
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		char	   *number;
+
+		if ((token != WJB_ELEM && token != WJB_VALUE) ||
+			value.type != jbvNumeric)
+			continue;
+		number = DatumGetCString(DirectFunctionCall1(numeric_out,
+													 NumericGetDatum(value.val.numeric)));
+		length += strlen(number);
+		pfree(number);
+		if (length > HRFLOW_MAX_TEXT)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The JSON text of an item in UTF-8; NULL if it is longer than HRFLOW_MAX_TEXT
+ * or cannot be converted, which *problem says then, in a sentence.
+ */
+static const char *
+make_item_text(Jsonb *item, char **problem)
+{
+	const char *text;
+
+	if (!numbers_are_oversized(item))
+	{
+		text = hrflow_text_to_utf8(JsonbToCString(NULL, &item->root,
+												  VARSIZE(item)));
+		if (text == NULL)
+		{
+			*problem = pstrdup("The item cannot be converted to UTF-8.");
+			return NULL;
+		}
+		if (strlen(text) <= HRFLOW_MAX_TEXT)
+			return text;
+	}
+	*problem = psprintf("The item is longer than %d bytes.", HRFLOW_MAX_TEXT);
+	return NULL;
+}
+
+/*
+ * The JSON that asks for the vector of a datum of type jsonb, palloc'd; or NULL
+ * and *problem, a sentence.
+ */
+char *
+hrflow_make_document_body(const char *item_type, Datum item,
+						  bool return_sequences, char **problem)
+{
+	Jsonb	   *value;
+	const char *text;
+
+	/* No value takes 16 times as many bytes in a jsonb as in JSON. */
+	if (toast_raw_datum_size(item) / 16 > HRFLOW_MAX_TEXT)
+	{
+		*problem = psprintf("The item is longer than %d bytes.", HRFLOW_MAX_TEXT);
+		return NULL;
+	}
+	value = DatumGetJsonbP(item);
+	if (!JB_ROOT_IS_OBJECT(value) || JB_ROOT_COUNT(value) == 0)
+	{
+		*problem = pstrdup(JB_ROOT_IS_OBJECT(value) ? "The item is empty." :
+						   "The item is not a JSON object.");
+		return NULL;
+	}
+	text = make_item_text(value, problem);
+	return text == NULL ? NULL :
+		hrflow_request_document_body(item_type, text, return_sequences);
 }

@@ -38,6 +38,7 @@ typedef enum HrflowEndpoint
 	HRFLOW_JOB,					/* a string, the link */
 	HRFLOW_TEXT,				/* a list of one object that contains the
 								 * vector */
+	HRFLOW_DOCUMENT,			/* a string, base64 of one or more vectors */
 	HRFLOW_AUTH					/* an object */
 } HrflowEndpoint;
 
@@ -88,8 +89,8 @@ typedef struct HrflowResult
 	int			http_status;	/* 0: no reply was received */
 	Jsonb	   *data;			/* "data" of the API's answer if status is
 								 * HRFLOW_OK */
-	ArrayType  *vector;			/* vector of a link or a text if status is
-								 * HRFLOW_OK */
+	ArrayType  *vector;			/* vector of a link or a text, or vectors of
+								 * a document, if status is HRFLOW_OK */
 	char	   *detail;			/* error detail, in one line; NULL if status
 								 * is HRFLOW_OK */
 } HrflowResult;
@@ -194,6 +195,10 @@ extern Jsonb *hrflow_argument_fields(const NullableDatum *argument,
 extern Jsonb *hrflow_check_fields(Jsonb *fields);
 extern const char *hrflow_fields_text(Jsonb *fields);
 extern char *hrflow_make_text_body(Datum input, char **problem);
+extern const char *hrflow_argument_item_type(const NullableDatum *argument,
+											 HrflowProblem *problem);
+extern char *hrflow_make_document_body(const char *item_type, Datum item,
+									   bool return_sequences, char **problem);
 
 /* in missing.c */
 extern void hrflow_missing_define(void);
@@ -219,12 +224,15 @@ extern char *hrflow_request_profile(const char *base_url,
 extern char *hrflow_request_job(const char *base_url, HrflowDialect dialect,
 								const HrflowJobQuery *query);
 extern char *hrflow_request_text_body(const char *text);
+extern char *hrflow_request_document_body(const char *item_type,
+										  const char *item,
+										  bool return_sequences);
 extern char *hrflow_request_url(const char *base_url,
 								HrflowEndpoint endpoint);
 
 /* in decode.c */
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
-									   char **problem);
+									   int dimension, char **problem);
 
 /* in similarity.c */
 extern double *hrflow_similarity_prepare(const float4 *a, int n,
@@ -244,7 +252,8 @@ extern JsonbValue *hrflow_json_parse_without(const char *text,
 
 /* in response.c */
 extern void hrflow_response_parse(const HrflowReply *reply,
-								  HrflowEndpoint endpoint, const char *secret,
+								  HrflowEndpoint endpoint,
+								  const HrflowSettings *settings,
 								  HrflowResult *result);
 extern void hrflow_response_parse_vector(const HrflowReply *reply,
 										 HrflowResult *result);

@@ -116,16 +116,20 @@ without_space(const char *payload, size_t *length)
 }
 
 /*
- * Decode base64.  Returns a palloc'd array, or NULL with *problem set.
+ * Decode base64 of vectors of "dimension" elements each, one after another; 0
+ * means a single vector of any dimension.  Returns a palloc'd array, or NULL with
+ * *problem set.
  */
 ArrayType *
-hrflow_base64_decode(const char *payload, size_t length, char **problem)
+hrflow_base64_decode(const char *payload, size_t length, int dimension,
+					 char **problem)
 {
 	const char *end;
 	HrflowShape shape = {1};
 	ArrayType  *array;
 	size_t		padding = 0;
 	size_t		bytes;
+	size_t		n;
 
 	if (memchr(payload, '\n', length) != NULL || hrflow_is_space(payload[0]) ||
 		hrflow_is_space(payload[length - 1]))
@@ -141,18 +145,30 @@ hrflow_base64_decode(const char *payload, size_t length, char **problem)
 							length, hrflow_vector_quote(payload, length));
 		return NULL;
 	}
+	n = bytes / sizeof(float4);
+	if (dimension != 0 && n % dimension != 0)
+	{
+		*problem = psprintf("It has %zu elements, which is not a multiple of hrflow_embed.vector_dimension (%d).",
+							n, dimension);
+		return NULL;
+	}
 
-	shape.columns = bytes / sizeof(float4);
+	shape.columns = n;
+	if (dimension != 0 && n != 0)
+	{
+		shape.rows = n / dimension;
+		shape.columns = dimension;
+	}
 	array = hrflow_vector_make(&shape, problem);
 	if (array == NULL)
 		return NULL;
-	if (!decode_digits((const unsigned char *) payload, hrflow_vector_elements(array),
-					   shape.columns))
+	if (!decode_digits((const unsigned char *) payload,
+					   hrflow_vector_elements(array), n))
 	{
 		*problem = psprintf("The payload is not a NumPy file, a JSON array or base64: \"%s\".",
 							hrflow_vector_quote(payload, length));
 		return NULL;
 	}
-	return hrflow_vector_check_finite(hrflow_vector_elements(array), shape.columns, problem) ?
-		array : NULL;
+	return hrflow_vector_check_finite(hrflow_vector_elements(array), n,
+									  problem) ? array : NULL;
 }

@@ -542,7 +542,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 		hrflow_response_parse_vector(reply, &result);
 	else
 		hrflow_response_parse(reply, batch->source->methods->endpoint,
-							  batch->settings->api_key, &result);
+							  batch->settings, &result);
 	note_try(batch, &result);
 	if (hrflow_transport_retry(batch->transport, reply, result.status,
 							   result.transient))

@@ -89,10 +89,12 @@ hrflow_call_prepare(HrflowCall *call, const HrflowSettings *settings)
 	call->state = HRFLOW_CALL_READY;
 	if (call->url == NULL)
 	{
+		call->state = HRFLOW_CALL_INVALID;
+		if (call->problem.message != NULL)
+			return;
 		call->problem.message = "request to the HrFlow API would be too long";
 		call->problem.detail = psprintf("The URL would exceed %d bytes.",
 										HRFLOW_MAX_URL);
-		call->state = HRFLOW_CALL_INVALID;
 	}
 }
 
@@ -136,7 +138,7 @@ hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
 		hrflow_response_parse_vector(reply, &call->result);
 	else
 		hrflow_response_parse(reply, call->function->endpoint,
-							  call->settings->api_key, &call->result);
+							  call->settings, &call->result);
 	if (hrflow_transport_retry(transport, reply, call->result.status,
 							   call->result.transient))
 		return;

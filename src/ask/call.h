@@ -40,9 +40,10 @@ typedef struct HrflowFunction
 
 	/*
 	 * Returns the URL of the request to the API, palloc'd, or NULL if it
-	 * would be too long.
+	 * would be too long, or the settings do not allow the request, in
+	 * which case the problem of the call is set.
 	 */
-	char	   *(*make_url) (const HrflowCall *call);
+	char	   *(*make_url) (HrflowCall *call);
 
 	/*
 	 * Calls errcontext().  NULL if the context line about the link suffices.
@@ -81,7 +82,10 @@ struct HrflowCall
 	Jsonb	   *fields;			/* NULL: omitted */
 	const char *id;				/* id of the profile or job in the server
 								 * encoding, or NULL */
-	int			length;			/* length of the text, in bytes */
+	int			length;			/* length of the text, or of the request for a
+								 * document, in bytes */
+	bool		returns_sequences;	/* return a vector for each part of the
+									 * document? */
 
 	/* The current request. */
 	HrflowTarget target;

@@ -26,9 +26,13 @@ PG_FUNCTION_INFO_V1(hrflow_decode_vector);
 /*
  * Decode a payload.  Returns a palloc'd array of real with one or two
  * dimensions, or NULL with *problem set to an ASCII sentence.
+ *
+ * "dimension" is that of the vectors into which base64 is divided, which has
+ * no shape; 0 means that it is one vector.
  */
 ArrayType *
-hrflow_vector_decode(const char *payload, size_t length, char **problem)
+hrflow_vector_decode(const char *payload, size_t length, int dimension,
+					 char **problem)
 {
 	const char *start = hrflow_skip_space(payload, payload + length);
 
@@ -42,7 +46,7 @@ hrflow_vector_decode(const char *payload, size_t length, char **problem)
 		return hrflow_npy_decode(payload, length, problem);
 	if (*start == '[')
 		return hrflow_numbers_decode(payload, length, problem);
-	return hrflow_base64_decode(payload, length, problem);
+	return hrflow_base64_decode(payload, length, dimension, problem);
 }
 
 /*
@@ -56,7 +60,7 @@ hrflow_decode_vector(PG_FUNCTION_ARGS)
 	ArrayType  *vector;
 
 	vector = hrflow_vector_decode(VARDATA_ANY(payload),
-								  VARSIZE_ANY_EXHDR(payload), &problem);
+								  VARSIZE_ANY_EXHDR(payload), 0, &problem);
 	if (vector == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),

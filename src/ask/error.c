@@ -191,6 +191,21 @@ static const struct
 		.hint = "Raise hrflow_embed.max_response_size."
 	},
 	{
+		.endpoint = HRFLOW_DOCUMENT,
+		.status = HRFLOW_INVALID_REQUEST,
+		.hint = "Check the item and its type."
+	},
+	{
+		.endpoint = HRFLOW_DOCUMENT,
+		.status = HRFLOW_FORBIDDEN,
+		.hint = "Check that the API key may embed documents."
+	},
+	{
+		.endpoint = HRFLOW_DOCUMENT,
+		.status = HRFLOW_TOO_LARGE,
+		.hint = "Raise hrflow_embed.max_response_size."
+	},
+	{
 		.endpoint = HRFLOW_AUTH,
 		.status = HRFLOW_INVALID_REQUEST,
 		.hint = "Check hrflow_embed.base_url."

@@ -148,7 +148,7 @@ estimate_rows(Node *request, bool by_item)
 		Node	   *argument = lfirst(cell);
 		Oid			type = exprType(argument);
 
-		if (type == TEXTARRAYOID)
+		if (type == TEXTARRAYOID || type == JSONBARRAYOID)
 		{
 			double		n = array_elements(rows->root, argument);
 

@@ -18,6 +18,7 @@ static const char *const paths[] = {
 	[HRFLOW_PROFILE] = "/profile/embedding",
 	[HRFLOW_JOB] = "/job/embedding",
 	[HRFLOW_TEXT] = "/text/embedding",
+	[HRFLOW_DOCUMENT] = "/document/embedding",
 	[HRFLOW_AUTH] = "/auth"
 };
 
@@ -203,5 +204,23 @@ hrflow_request_text_body(const char *text)
 	appendStringInfoString(&body, "{\"text\": ");
 	escape_json(&body, text);
 	appendStringInfoChar(&body, '}');
+	return body.data;
+}
+
+/*
+ * The JSON that asks for a document's embedding, palloc'd.  "item" is a JSON
+ * object in UTF-8.  The documentation has return_sequences as a string.
+ */
+char *
+hrflow_request_document_body(const char *item_type, const char *item,
+							 bool return_sequences)
+{
+	StringInfoData body;
+
+	initStringInfo(&body);
+	appendStringInfoString(&body, "{\"item_type\": ");
+	escape_json(&body, item_type);
+	appendStringInfo(&body, ", \"item\": %s, \"return_sequences\": \"%s\"}",
+					 item, return_sequences ? "True" : "False");
 	return body.data;
 }

@@ -372,15 +372,17 @@ copy_failure(const HrflowReply *reply, const char *secret,
 }
 
 /*
- * Decode the vector in a reply.
+ * Decode the vector in a reply, or several vectors of "dimension" elements each
+ * if that is not 0.
  */
 static void
-take_vector(const char *payload, size_t length, const char *secret,
-			HrflowResult *result)
+take_vector(const char *payload, size_t length, int dimension,
+			const char *secret, HrflowResult *result)
 {
 	char	   *problem;
 
-	result->vector = hrflow_vector_decode(payload, length, &problem);
+	result->vector = hrflow_vector_decode(payload, length, dimension,
+										  &problem);
 	if (result->vector == NULL)
 	{
 		result->status = HRFLOW_INVALID_VECTOR;
@@ -428,6 +430,7 @@ check_data(HrflowEndpoint endpoint, const Envelope *envelope)
 				return "the \"data\" in the JSON is not an object";
 			break;
 		case HRFLOW_JOB:
+		case HRFLOW_DOCUMENT:
 			if (!JB_ROOT_IS_SCALAR(data) ||
 				getIthJsonbValueFromContainer(&data->root, 0)->type != jbvString)
 				return "the \"data\" in the JSON is not a string";
@@ -441,8 +444,8 @@ check_data(HrflowEndpoint endpoint, const Envelope *envelope)
 }
 
 /*
- * Interpret a reply of the API.  "secret" is the key that was sent.  The
- * result is palloc'd in the current memory context, and does not point into
+ * Interpret a reply of the API to a request that was sent with these settings.
+ * The result is palloc'd in the current memory context, and does not point into
  * the reply.
  *
  * The HTTP status and the code in the body may disagree.  If either is an
@@ -451,8 +454,9 @@ check_data(HrflowEndpoint endpoint, const Envelope *envelope)
  */
 void
 hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
-					  const char *secret, HrflowResult *result)
+					  const HrflowSettings *settings, HrflowResult *result)
 {
+	const char *secret = settings->api_key;
 	Envelope	envelope;
 	const char *problem;
 	int			code;
@@ -498,8 +502,16 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 	}
 
 	if (endpoint == HRFLOW_TEXT)
-		take_vector(envelope.embedding.start, envelope.embedding.length,
+		take_vector(envelope.embedding.start, envelope.embedding.length, 0,
 					secret, result);
+	else if (endpoint == HRFLOW_DOCUMENT)
+	{
+		JsonbValue *vectors = getIthJsonbValueFromContainer(&envelope.data->root,
+															0);
+
+		take_vector(vectors->val.string.val, vectors->val.string.len,
+					settings->vector_dimension, secret, result);
+	}
 	else
 		result->data = envelope.data;
 }
@@ -550,7 +562,7 @@ hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)
 	}
 	if (is_success(status))
 	{
-		take_vector(reply->body, reply->length, "", result);
+		take_vector(reply->body, reply->length, 0, "", result);
 		return;
 	}
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * single.c
- *		The SQL functions that request one profile, job or text, or the
+ *		The SQL functions that request one profile, job, text or document, or the
  *		account, or fetch one link.
  *
  *-------------------------------------------------------------------------
@@ -21,6 +21,7 @@ PG_FUNCTION_INFO_V1(hrflow_profile_embedding_links);
 PG_FUNCTION_INFO_V1(hrflow_job_embedding);
 PG_FUNCTION_INFO_V1(hrflow_job_vector);
 PG_FUNCTION_INFO_V1(hrflow_text_embedding);
+PG_FUNCTION_INFO_V1(hrflow_document_embedding);
 PG_FUNCTION_INFO_V1(hrflow_fetch_vector);
 PG_FUNCTION_INFO_V1(hrflow_auth);
 
@@ -40,6 +41,14 @@ enum
 	JOB_ARG_JOB_ID,
 	JOB_ARG_REFERENCE,
 	JOB_ARG_BOARD_ID
+};
+
+/* The arguments of the documents' function, in their order. */
+enum
+{
+	DOCUMENT_ARG_ITEM_TYPE,
+	DOCUMENT_ARG_ITEM,
+	DOCUMENT_ARG_RETURN_SEQUENCES
 };
 
 /*
@@ -86,7 +95,7 @@ read_profile_arguments(HrflowCall *call, const NullableDatum *args)
 }
 
 static char *
-make_profile_url(const HrflowCall *call)
+make_profile_url(HrflowCall *call)
 {
 	return hrflow_request_profile(call->settings->base_url,
 								  call->settings->dialect,
@@ -153,7 +162,7 @@ read_job_arguments(HrflowCall *call, const NullableDatum *args)
 }
 
 static char *
-make_job_url(const HrflowCall *call)
+make_job_url(HrflowCall *call)
 {
 	return hrflow_request_job(call->settings->base_url,
 							  call->settings->dialect, &call->query.job);
@@ -175,7 +184,7 @@ add_job_context(const HrflowCall *call)
 
 /*
  * ------------------------------------------------------------------------
- * Texts, links and the account
+ * Texts, documents, links and the account
  * ------------------------------------------------------------------------
  */
 
@@ -209,6 +218,62 @@ add_text_context(const HrflowCall *call)
 }
 
 static void
+read_document_arguments(HrflowCall *call, const NullableDatum *args)
+{
+	const char *item_type;
+	char	   *detail = NULL;
+
+	if (args[DOCUMENT_ARG_ITEM_TYPE].isnull || args[DOCUMENT_ARG_ITEM].isnull ||
+		args[DOCUMENT_ARG_RETURN_SEQUENCES].isnull)
+	{
+		call->state = HRFLOW_CALL_EMPTY;
+		return;
+	}
+	item_type = hrflow_argument_item_type(&args[DOCUMENT_ARG_ITEM_TYPE],
+										  &call->problem);
+	if (item_type == NULL)
+		return;
+	call->returns_sequences =
+		DatumGetBool(args[DOCUMENT_ARG_RETURN_SEQUENCES].value);
+	call->body = hrflow_make_document_body(item_type,
+										   args[DOCUMENT_ARG_ITEM].value,
+										   call->returns_sequences, &detail);
+	if (call->body == NULL)
+	{
+		call->problem.message = "item cannot be embedded";
+		call->problem.detail = detail;
+		return;
+	}
+	call->length = strlen(call->body);
+}
+
+/*
+ * Several vectors cannot be told apart without their dimension, so that nothing
+ * is paid for until it is known.
+ */
+static char *
+make_document_url(HrflowCall *call)
+{
+	if (call->returns_sequences && call->settings->vector_dimension == 0)
+	{
+		call->problem.message = "dimension of the account's vectors is not known";
+		call->problem.detail = "The API returns the vectors of a document one after another, without their number.";
+		call->problem.hint = "Set hrflow_embed.vector_dimension, such as to cardinality(hrflow_text_embedding('a')).";
+		return NULL;
+	}
+	return hrflow_request_url(call->settings->base_url, HRFLOW_DOCUMENT);
+}
+
+/*
+ * A document is personal data.
+ */
+static void
+add_document_context(const HrflowCall *call)
+{
+	errcontext("HrFlow document in a request of %d bytes", call->length);
+}
+
+static void
 read_link_argument(HrflowCall *call, const NullableDatum *args)
 {
 	if (args[0].isnull)
@@ -223,7 +288,7 @@ read_no_arguments(HrflowCall *call, const NullableDatum *args)
 }
 
 static char *
-make_endpoint_url(const HrflowCall *call)
+make_endpoint_url(HrflowCall *call)
 {
 	return hrflow_request_url(call->settings->base_url,
 							  call->function->endpoint);
@@ -283,6 +348,16 @@ static const HrflowFunction functions[] = {
 		.read = read_text_argument,
 		.make_url = make_endpoint_url,
 		.add_context = add_text_context
+	},
+	{
+		.entry = hrflow_document_embedding,
+		.caller = HRFLOW_BY_DOCUMENT_EMBEDDING,
+		.needs_key = true,
+		.endpoint = HRFLOW_DOCUMENT,
+		.returns_vector = true,
+		.read = read_document_arguments,
+		.make_url = make_document_url,
+		.add_context = add_document_context
 	},
 	{
 		.entry = hrflow_fetch_vector,
@@ -401,6 +476,17 @@ Datum
 hrflow_text_embedding(PG_FUNCTION_ARGS)
 {
 	return run_function(fcinfo, hrflow_text_embedding);
+}
+
+/*
+ * hrflow_document_embedding(item_type text, item jsonb,
+ *							 return_sequences boolean)
+ *		RETURNS real[]
+ */
+Datum
+hrflow_document_embedding(PG_FUNCTION_ARGS)
+{
+	return run_function(fcinfo, hrflow_document_embedding);
 }
 
 /*

@@ -72,6 +72,6 @@ extern ArrayType *hrflow_numbers_decode(const char *payload, size_t length,
 
 /* in base64.c */
 extern ArrayType *hrflow_base64_decode(const char *payload, size_t length,
-									   char **problem);
+									   int dimension, char **problem);
 
 #endif							/* HRFLOW_VECTOR_H */

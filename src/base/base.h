@@ -115,6 +115,8 @@ typedef enum HrflowCaller
 	HRFLOW_BY_JOB_VECTOR,
 	HRFLOW_BY_TEXT_EMBEDDING,
 	HRFLOW_BY_TEXT_EMBEDDINGS,
+	HRFLOW_BY_DOCUMENT_EMBEDDING,
+	HRFLOW_BY_DOCUMENT_EMBEDDINGS,
 	HRFLOW_BY_AUTH,
 	HRFLOW_BY_REFRESH
 } HrflowCaller;
@@ -166,6 +168,8 @@ typedef struct HrflowSettings
 	int			max_requests_per_day;	/* maximum for one account; excludes
 										 * links; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
+	int			vector_dimension;	/* elements of a vector of the account's
+									 * model; 0: not known */
 	bool		allow_in_shard_queries; /* are batches allowed in queries that
 										 * Citus runs on shards? */
 	bool		http2;			/* offer HTTP/2 over TLS? */

@@ -21,6 +21,8 @@ static const char *const caller_names[] = {
 	[HRFLOW_BY_JOB_VECTOR] = "hrflow_job_vector",
 	[HRFLOW_BY_TEXT_EMBEDDING] = "hrflow_text_embedding",
 	[HRFLOW_BY_TEXT_EMBEDDINGS] = "hrflow_text_embeddings",
+	[HRFLOW_BY_DOCUMENT_EMBEDDING] = "hrflow_document_embedding",
+	[HRFLOW_BY_DOCUMENT_EMBEDDINGS] = "hrflow_document_embeddings",
 	[HRFLOW_BY_AUTH] = "hrflow_auth",
 	[HRFLOW_BY_REFRESH] = "hrflow_refresh"
 };

@@ -21,7 +21,7 @@
 #define SAVED_FILE PGSTAT_STAT_PERMANENT_DIRECTORY "/hrflow_embed.stat"
 
 /* Identifies the file format; change it whenever the structs below change. */
-#define SAVED_MAGIC 0x48524602
+#define SAVED_MAGIC 0x48524603
 
 typedef struct SavedHeader
 {

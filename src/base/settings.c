@@ -79,6 +79,7 @@ static int	max_requests_per_statement = 0;
 static int	statement_request_limit = 0;
 static int	max_requests_per_day = 0;
 static int	max_response_size = 4096;
+static int	vector_dimension = 0;
 static bool allow_in_shard_queries = false;
 static bool read_ahead = true;
 static int	http_version = HRFLOW_HTTP_AUTO;
@@ -546,6 +547,12 @@ hrflow_settings_define(void)
 							HRFLOW_MAX_BUFFERED / 1024,
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, assign_int, NULL);
+	DefineCustomIntVariable("hrflow_embed.vector_dimension",
+							"Number of elements of a vector of the account's model; 0 if it is not known.",
+							"The API returns the vectors of a document one after another, without their number.",
+							&vector_dimension, 0, 0, 16000,
+							PGC_USERSET, 0,
+							NULL, assign_int, NULL);
 	DefineCustomBoolVariable("hrflow_embed.allow_in_shard_queries",
 							 "Allows batches in queries that Citus runs on shards.",
 							 "Each shard would send all requests of the batch.",
@@ -656,6 +663,7 @@ take_copy(const char *key)
 		Min(max_requests_per_statement, statement_request_limit);
 	copy->settings.max_requests_per_day = max_requests_per_day;
 	copy->settings.max_response_size = (size_t) max_response_size * 1024;
+	copy->settings.vector_dimension = vector_dimension;
 	copy->settings.allow_in_shard_queries = allow_in_shard_queries;
 	copy->settings.http2 = http_version == HRFLOW_HTTP_AUTO;
 	MemoryContextSetParent(context, TopMemoryContext);

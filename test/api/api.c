@@ -97,129 +97,6 @@ identifier_of(const Request *request)
 }
 
 static void
-add_utf8(Buffer *out, unsigned c)
-{
-	char		bytes[4];
-	size_t		n = 0;
-
-	if (c < 0x80)
-		bytes[n++] = (char) c;
-	else if (c < 0x800)
-		bytes[n++] = (char) (0xc0 | c >> 6);
-	else if (c < 0x10000)
-	{
-		bytes[n++] = (char) (0xe0 | c >> 12);
-		bytes[n++] = (char) (0x80 | (c >> 6 & 0x3f));
-	}
-	else
-	{
-		bytes[n++] = (char) (0xf0 | c >> 18);
-		bytes[n++] = (char) (0x80 | (c >> 12 & 0x3f));
-		bytes[n++] = (char) (0x80 | (c >> 6 & 0x3f));
-	}
-	if (c >= 0x80)
-		bytes[n++] = (char) (0x80 | (c & 0x3f));
-	buffer_add(out, bytes, n);
-}
-
-/*
- * Read four hexadecimal digits.  sscanf() would scan to the end of the text.
- */
-static bool
-parse_hex(const char *p, unsigned *value)
-{
-	*value = 0;
-	for (int i = 0; i < 4; i++)
-	{
-		if (!isxdigit((unsigned char) p[i]))
-			return false;
-		*value = *value * 16 +
-			(isdigit((unsigned char) p[i]) ? p[i] - '0' : (p[i] | 32) - 'a' + 10);
-	}
-	return true;
-}
-
-/* Read what follows a backslash.  Returns NULL if it is not a valid escape. */
-static const char *
-parse_escape(const char *p, Buffer *out)
-{
-	static const char codes[] = "\"\\/bfnrt";
-	static const char meant[] = "\"\\/\b\f\n\r\t";
-	const char *code = *p ? strchr(codes, *p) : NULL;
-	unsigned	high;
-	unsigned	low;
-
-	if (code)
-	{
-		buffer_add(out, &meant[code - codes], 1);
-		return p + 1;
-	}
-	if (*p != 'u' || !parse_hex(p + 1, &high) || high == 0)
-		return NULL;
-	p += 5;
-	if (high >= 0xd800 && high < 0xdc00)
-	{
-		if (p[0] != '\\' || p[1] != 'u' || !parse_hex(p + 2, &low))
-			return NULL;
-		high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-		p += 6;
-	}
-	add_utf8(out, high);
-	return p;
-}
-
-/*
- * Return the text in a body that is {"text": "..."}, to be freed; or NULL if
- * the body is anything else.
- */
-char *
-text_in_body(const Request *request)
-{
-	static const char key[] = "\"text\"";
-	const char *p = request->body_in;
-	Buffer		out = {0};
-
-	if (p == NULL || strlen(p) != request->body_in_length)
-		return NULL;
-	p += strspn(p, " \t\n\r");
-	if (*p != '{')
-		return NULL;
-	p += 1 + strspn(p + 1, " \t\n\r");
-	if (strncmp(p, key, sizeof(key) - 1) != 0)
-		return NULL;
-	p += sizeof(key) - 1;
-	p += strspn(p, " \t\n\r");
-	if (*p != ':')
-		return NULL;
-	p += 1 + strspn(p + 1, " \t\n\r");
-	if (*p++ != '"')
-		return NULL;
-
-	buffer_add(&out, "", 0);
-	while (p && *p != '"')
-	{
-		if ((unsigned char) *p < ' ')
-			p = NULL;
-		else if (*p == '\\')
-			p = parse_escape(p + 1, &out);
-		else
-			buffer_add(&out, p++, 1);
-	}
-	if (p)
-	{
-		p += 1 + strspn(p + 1, " \t\n\r");
-		if (*p != '}' || p[1 + strspn(p + 1, " \t\n\r")] != '\0')
-			p = NULL;
-	}
-	if (p == NULL)
-	{
-		free(out.data);
-		return NULL;
-	}
-	return out.data;
-}
-
-static void
 add_json_text(Buffer *out, const char *text)
 {
 	for (const unsigned char *p = (const unsigned char *) text; *p; p++)
@@ -831,6 +708,51 @@ text_embedding(Request *request, const char *key)
 	return result;
 }
 
+static enum MHD_Result
+document_embedding(Request *request, const char *key)
+{
+	enum MHD_Result result;
+	const char *type;
+	char		message[256];
+	bool		done;
+	int			rows = 1;
+	float	   *vectors;
+	Buffer		data = {0};
+
+	if (!authorize(request, key, false, &result))
+		return result;
+	type = MHD_lookup_connection_value(request->connection, MHD_HEADER_KIND,
+									   "Content-Type");
+	if (strcmp(request->method, "POST") != 0 || type == NULL ||
+		strcmp(type, "application/json") != 0 || request->text == NULL)
+		return refuse(request, 422, "Invalid item");
+	if (request->item_type == NULL ||
+		(strcmp(request->item_type, "profile") != 0 &&
+		 strcmp(request->item_type, "job") != 0))
+	{
+		snprintf(message, sizeof(message), "Invalid Item type: %s",
+				 request->item_type ? request->item_type : "");
+		return refuse(request, 400, message);
+	}
+	result = answer_fault(request, key, &done);
+	if (done)
+		return result;
+	if (request->sequences)
+		rows += (int) (hash_text(request->text, 9) % 4);
+	vectors = malloc(rows * options.dim * sizeof(float));
+	for (int i = 0; i < rows; i++)
+		vector_make(request->text, "document", i, vectors + i * options.dim);
+	buffer_printf(&data, "\"");
+	vector_encode_base64(vectors, rows * options.dim, &data);
+	buffer_printf(&data, "\"");
+	if (request->fault.truncated)
+		data.data[data.length / 2] = '\0';
+	result = answer_envelope(request, 200, 200, "Embedding results", data.data);
+	free(vectors);
+	free(data.data);
+	return result;
+}
+
 enum MHD_Result
 api_handle(Request *request)
 {
@@ -852,6 +774,8 @@ api_handle(Request *request)
 		return job_embedding(request, key);
 	if (strcmp(path, "/text/embedding") == 0)
 		return text_embedding(request, key);
+	if (strcmp(path, "/document/embedding") == 0)
+		return document_embedding(request, key);
 	if (strcmp(path, "/auth") == 0)
 	{
 		if (!authorize(request, key, false, &result))

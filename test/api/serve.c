@@ -491,6 +491,7 @@ on_completed(void *arg, struct MHD_Connection *connection, void **state,
 	free(request->path);
 	free(request->body_in);
 	free(request->text);
+	free(request->item_type);
 	free(request);
 	*state = NULL;
 }
@@ -540,7 +541,7 @@ prepare(Request *request, bool *reset)
 	bool		store = strncmp(request->path, "/v1/", 4) != 0;
 	long		wait = options.latency;
 
-	request->text = text_in_body(request);
+	body_read(request);
 	identifier = identifier_of(request);
 	scripted = limit_next_fault(store);
 	fault_parse(scripted ? scripted : identifier, store, &request->fault);

@@ -130,7 +130,10 @@ typedef struct Request
 	Fault		fault;
 	char	   *body_in;
 	size_t		body_in_length;
-	char	   *text;			/* the text in the body, decoded; NULL: none */
+	char	   *text;			/* the text in the body, decoded, or what
+								 * identifies its document; NULL: none */
+	char	   *item_type;		/* of the document; NULL: it is no string */
+	bool		sequences;		/* a vector for each part of the document */
 } Request;
 
 /* A growing string. */
@@ -180,7 +183,9 @@ extern enum MHD_Result store_handle(Request *request);
 extern enum MHD_Result vector_handle(Request *request);
 extern const char *request_parameter(const Request *request, const char *name);
 extern const char *identifier_of(const Request *request);
-extern char *text_in_body(const Request *request);
+
+/* in body.c */
+extern void body_read(Request *request);
 
 /* in vector.c */
 extern void vector_make(const char *profile, const char *section, int item,
@@ -188,6 +193,7 @@ extern void vector_make(const char *profile, const char *section, int item,
 extern void vector_write(const float *vector, Buffer *out);
 extern void vector_encode(const float *vector, const Fault *fault,
 						  Buffer *out);
+extern void vector_encode_base64(const float *elements, int n, Buffer *out);
 extern uint64_t hash_text(const char *text, uint64_t seed);
 extern const char *occupation_of(const char *identifier);
 

@@ -79,8 +79,9 @@ vector_make(const char *profile, const char *section, int item, float *vector)
 	double		own[2048];
 	double		sum = 0;
 
-	/* Jobs and texts are compared with whole profiles. */
-	if (strcmp(section, "job") == 0 || strcmp(section, "text") == 0)
+	/* Jobs, texts and documents are compared with profiles as a whole. */
+	if (strcmp(section, "job") == 0 || strcmp(section, "text") == 0 ||
+		strcmp(section, "document") == 0)
 		occupation_section = "profile";
 	direction(hash_text(occupation_of(profile), hash_text(occupation_section, 1)),
 			  common, n);
@@ -210,14 +211,15 @@ encode_npy(const float *vector, const Fault *fault, Buffer *out)
 	}
 }
 
-static void
-encode_base64(const float *vector, Buffer *out)
+/* Base64 of the floats, big-endian. */
+void
+vector_encode_base64(const float *elements, int n, Buffer *out)
 {
 	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 	Buffer		raw = {0};
 
-	for (int i = 0; i < options.dim; i++)
-		add_element(&raw, vector[i], ">f4");
+	for (int i = 0; i < n; i++)
+		add_element(&raw, elements[i], ">f4");
 	for (size_t i = 0; i < raw.length; i += 3)
 	{
 		unsigned	bits = (unsigned char) raw.data[i] << 16;
@@ -248,7 +250,7 @@ vector_encode(const float *vector, const Fault *fault, Buffer *out)
 		copy[options.dim / 2] = NAN;
 
 	if (fault->encoding && strcmp(fault->encoding, "base64") == 0)
-		encode_base64(copy, out);
+		vector_encode_base64(copy, options.dim, out);
 	else if (fault->encoding && strcmp(fault->encoding, "json") == 0)
 	{
 		for (int i = 0; i < options.dim; i++)

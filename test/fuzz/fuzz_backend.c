@@ -48,6 +48,7 @@ fuzz_reply(const char *data, size_t size)
 		"{\"profile\": 1}", "{\"experiences\": [0, 2]}",
 		"{\"experiences\": [\"a\"], \"educations\": []}"
 	};
+	HrflowSettings settings = {.api_key = KEY};
 	HrflowReply reply = {0};
 	HrflowResult result;
 	List	   *links;
@@ -55,6 +56,7 @@ fuzz_reply(const char *data, size_t size)
 
 	if (size < 2)
 		return;
+	settings.vector_dimension = size % 3;
 	reply.http_status = statuses[(unsigned char) data[0] % lengthof(statuses)];
 	reply.content_type = types[(unsigned char) data[1] % lengthof(types)];
 	reply.attempts = 1;
@@ -63,9 +65,10 @@ fuzz_reply(const char *data, size_t size)
 
 	for (HrflowEndpoint endpoint = HRFLOW_AUTH;; endpoint--)
 	{
-		hrflow_response_parse(&reply, endpoint, KEY, &result);
+		hrflow_response_parse(&reply, endpoint, &settings, &result);
 		if ((result.status == HRFLOW_OK) !=
-			(endpoint == HRFLOW_TEXT ? result.vector != NULL : result.data != NULL) ||
+			(endpoint == HRFLOW_TEXT || endpoint == HRFLOW_DOCUMENT ?
+			 result.vector != NULL : result.data != NULL) ||
 			(result.status == HRFLOW_OK) != (result.detail == NULL))
 			abort();
 		if (result.detail != NULL &&

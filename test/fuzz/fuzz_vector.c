@@ -42,7 +42,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	char	   *problem;
 	ArrayType  *array;
 
-	array = hrflow_vector_decode((const char *) data, size, &problem);
+	array = hrflow_vector_decode((const char *) data, size, size % 3, &problem);
 
 	/* At most a real for a byte, and twice that while an array grows. */
 	if (backend_largest > 8 * size + 4096)

@@ -215,6 +215,7 @@ SELECT query, estimated_rows('hrflow_' || query) FROM (VALUES
 	($$profile_links('acme', (SELECT array_agg(id) FROM known), '{"profile": 1, "skills": 1}')$$),
 	($$text_embeddings(ARRAY(SELECT id FROM known LIMIT 100))$$),
 	($$fetch_vectors(ARRAY(SELECT id FROM known))$$),
+	($$document_embeddings('job', ARRAY(SELECT to_jsonb(known) FROM known LIMIT 20))$$),
 	($$profile_embeddings('acme', ARRAY(SELECT id FROM known LIMIT 7), NULL,
 		ARRAY(SELECT id FROM known LIMIT 9))$$),
 	($$text_embeddings((SELECT ARRAY[id, id] FROM known LIMIT 1))$$),

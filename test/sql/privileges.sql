@@ -38,6 +38,8 @@ SELECT hrflow_job_embedding('nurse-job'); -- error
 SELECT hrflow_job_vector('nurse-job'); -- error
 SELECT hrflow_text_embedding('a nurse'); -- error
 SELECT hrflow_text_embeddings('{a nurse}'); -- error
+SELECT hrflow_document_embedding('job', '{"name": "nurse"}'); -- error
+SELECT hrflow_document_embeddings('job', '{}'); -- error
 SELECT hrflow_auth(); -- error
 SELECT hrflow_embed_stats_reset(); -- error
 SELECT count(*) FROM hrflow_embed_stats;

@@ -81,6 +81,7 @@ GRANT regress_hrflow_reader TO regress_hrflow_operator;
 GRANT INSERT, UPDATE, DELETE ON talent.embedding, talent.embedding_profile TO regress_hrflow_operator;
 GRANT EXECUTE ON FUNCTION hrflow_auth(), hrflow_job_vector(text, text, text),
 	hrflow_text_embedding(text), hrflow_text_embeddings(text[]),
+	hrflow_document_embedding(text, jsonb, boolean), hrflow_document_embeddings(text, jsonb[]),
 	hrflow_profile_vectors(text, text[], jsonb, text[], text[]),
 	hrflow_track(regclass, text, text[]), hrflow_mark_due(regclass, text, text[]),
 	hrflow_untrack(regclass, text, text[]), hrflow_restore(regclass, text, text[]),

@@ -145,6 +145,7 @@ my $echo = Hrflow::RawPeer->new(
 			read($socket, my $body, $length) if $length;
 			my $data =
 				$path =~ m{/text/} ? qq([{"embedding": [1, $sent]}])
+			  : $path =~ m{/document/} ? qq("$sent")
 			  : $path =~ m{/job/} ? qq("https://other.example/$sent/v.hflw?s")
 			  : $path =~ /=section/ ? qq({"$sent": 5})
 			  : qq({"profile": "https://other.example/$sent/v.hflw"});
@@ -160,6 +161,7 @@ foreach my $sent ($key, 'Zx9-old_style.key_of_another_form')
 	foreach my $call (
 		'hrflow_text_embedding(\'x\')',
 		'hrflow_text_embeddings(\'{x}\')',
+		'hrflow_document_embedding(\'job\', \'{"name": "x"}\')',
 		'hrflow_job_vector(\'x\')',
 		'hrflow_profile_embedding_links(\'s\', \'section\')',
 		'hrflow_profile_vectors(\'s\', \'{section,link}\')')

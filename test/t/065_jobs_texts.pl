@@ -116,9 +116,9 @@ sql(q{CREATE FUNCTION hex(v real[]) RETURNS text LANGUAGE sql AS
 
 sub expected_hex
 {
-	my ($identifier, $section) = @_;
+	my ($identifier, $section, $row) = @_;
 	$identifier =~ s/([^A-Za-z0-9])/sprintf('%%%02X', ord($1))/ge;
-	return unpack('H*', pack('N*', unpack('V*', $api->vector($identifier, $section, 0))));
+	return unpack('H*', pack('N*', unpack('V*', $api->vector($identifier, $section, $row // 0))));
 }
 
 $store->reset;
@@ -179,6 +179,68 @@ is( sql(q{SELECT DISTINCT hex(vector)
 	),
 	expected_hex('a nurse & more', 'text'),
 	'the vectors of a batch of texts are read bit for bit');
+
+#
+# Documents
+#
+sub document
+{
+	my ($text, $sequences) = @_;
+	return sprintf q{hrflow_document_embedding('job', jsonb_build_object('name', %s, 'n', 1.50)%s)},
+	  literal($text), $sequences ? ', true' : '';
+}
+$api->reset;
+sql(q{SELECT status FROM hrflow_document_embeddings('profile', ARRAY[}
+	  . join(', ', map { 'jsonb_build_object(' . literal($_) . ', ' . literal($_) . ')' } @nasty)
+	  . ']);'
+	  . join '',
+	map { 'SELECT cardinality(' . document($_) . ');' } @nasty);
+@log = $api->log;
+is_deeply(
+	[   grep {
+			"$_->{method} $_->{path} $_->{query}$_->{status}" ne 'POST /v1/document/embedding 200'
+		} @log
+	],
+	[],
+	'a document is a POST to its endpoint without a query string');
+my @documents = map { decode_json(encode('latin1', body($_))) } @log;
+is_deeply(
+	[ sort { (keys %{ $a->{item} })[0] cmp(keys %{ $b->{item} })[0] } @documents[ 0 .. $#nasty ] ],
+	[   map { { item_type => 'profile', item => { $_ => $_ }, return_sequences => 'False' } }
+		sort @nasty
+	],
+	'the bodies of a batch are JSON documents with the items, their type and nothing else');
+is_deeply(
+	[ @documents[ @nasty .. $#documents ] ],
+	[   map {
+			{   item_type => 'job',
+				item => { name => $_, n => 1.5 },
+				return_sequences => 'False' }
+		} @nasty
+	],
+	'the body of a single call is a JSON document with the item');
+is( body($log[ scalar @nasty ]),
+	'{"item_type": "job", "item": {"n": 1.50, "name": "old id"}, "return_sequences": "False"}',
+	'the item is sent as jsonb writes it');
+is_deeply(
+	[ sort map { lc } keys %{ $log[0]{headers} } ],
+	[ sort map { lc } keys %$headers ],
+	'a request for a document has the headers of one for a text');
+
+my $item = '{"name": "a nurse & more"}';
+is( sql(qq{SELECT hex(hrflow_document_embedding('profile', '$item'))}),
+	expected_hex($item, 'document'),
+	"a document's vector is read bit for bit");
+my ($rows, $hex) = split /\|/,
+  sql(qq{SET hrflow_embed.vector_dimension = 1024;
+	SELECT array_length(v, 1), hex(v)
+	FROM hrflow_document_embedding('profile', '{"name": "cook"}', true) v});
+is( $hex,
+	join('', map { expected_hex('{"name": "cook"}', 'document', $_) } 0 .. $rows - 1),
+	"the vectors of a document's parts are read bit for bit");
+cmp_ok($rows, '>', 1, 'the document has several parts');
+is( decode_json(body(($api->log)[-1]))->{return_sequences},
+	'True', 'the body says whether a vector for each part is to be returned');
 
 # A GET after a POST, over the same connection, has no body
 $api->reset;
@@ -267,7 +329,7 @@ is(scalar($api->log), 1, 'a text that is not UTF-8 sends no request');
 #
 my @cases = (
 
-	# fault, status, requests of a text, of a job
+	# fault, status, requests of a text or a document, of a job
 	[ 'first=1,reset', 'connection_failed', 1, 2 ],
 	[ 'first=1,break=50', 'connection_failed', 1, 2 ],
 	[ 'first=1,status=500', 'http_error', 1, 2 ],
@@ -286,12 +348,17 @@ foreach my $case (@cases)
 	my ($fault, $status, $of_text, $of_job) = @$case;
 	my %requests;
 
-	foreach my $kind (qw(text texts job))
+	foreach my $kind (qw(text texts document documents job))
 	{
 		my $id = "'fault:$fault,id=" . $n++ . "'";
 		my $call =
 			$kind eq 'text' ? "SELECT 'ok' FROM hrflow_text_embedding($id)"
 		  : $kind eq 'texts' ? "SELECT status FROM hrflow_text_embeddings(ARRAY[$id])"
+		  : $kind eq 'document'
+		  ? "SELECT 'ok' FROM hrflow_document_embedding('job', jsonb_build_object('key', $id))"
+		  : $kind eq 'documents'
+		  ? "SELECT status FROM hrflow_document_embeddings('job',
+				ARRAY[jsonb_build_object('key', $id)])"
 		  : "SELECT 'ok' FROM hrflow_job_embedding($id)";
 
 		$api->reset;
@@ -299,15 +366,19 @@ foreach my $case (@cases)
 		  $node->psql('postgres', "SET hrflow_embed.request_timeout = '700ms'; SELECT $id; $call");
 		my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
 		$requests{$kind} = $fault eq 'silent' ? $api->stats->{requests} : scalar(@log);
-		is((split /\n/, $out)[1] // 'raised', $status, "a text that meets $fault is $status")
-		  if $kind eq 'texts';
+		is((split /\n/, $out)[1] // 'raised', $status, "one of $kind that meets $fault is $status")
+		  if $kind =~ /s$/;
 		cmp_ok($log[1]{ms} - $log[0]{ms}, '>=', 900, 'after as long as Retry-After says')
 		  if $kind eq 'text' && $fault =~ /retry_after/ && $of_text > 1;
 	}
 	is_deeply(
 		\%requests,
-		{ text => $of_text, texts => $of_text, job => $of_job },
-		"what meets $fault is requested $of_text times if a text, $of_job times if a job");
+		{   text => $of_text,
+			texts => $of_text,
+			document => $of_text,
+			documents => $of_text,
+			job => $of_job },
+		"what meets $fault is requested $of_text times if it is posted, $of_job times if a job");
 }
 $api->reset;
 like(
