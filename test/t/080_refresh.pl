@@ -282,7 +282,7 @@ is( $store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
 #
 $store->sql(
 	q{DELETE FROM shop.candidate;
-		INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:latency=1000,id=nurse')}
+		INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:latency=4000,id=nurse')}
 );
 $api->reset;
 $call = $store->start_call;
