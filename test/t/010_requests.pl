@@ -1,6 +1,6 @@
-# What is sent is what was asked, whatever it consists of, and goes where it
-# should: as the API's log, another host's and a proxy's tell.  SQL does not see
-# what is on the wire.
+# Requests contain exactly what was passed, whatever characters it consists of,
+# and go to the right server.  This needs the logs of the API, of another host
+# and of a proxy, because SQL does not see what is sent.
 use strict;
 use warnings FATAL => 'all';
 use utf8;
@@ -16,7 +16,7 @@ use Test::More;
 
 my $api = Hrflow::StandIn->new;
 
-# Whoever obeys the environment's proxy comes here.
+# Clients that honor the proxy of the environment connect to this.
 my $proxy_log = PostgreSQL::Test::Utils::tempdir() . '/proxy.log';
 my $proxy = Hrflow::RawPeer->new(
 	sub {
@@ -38,7 +38,7 @@ my $node;
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# A literal of any text, which neither psql nor the shell may touch.
+# Return any text as a literal that neither psql nor the shell changes.
 sub literal
 {
 	my ($text) = @_;
@@ -47,7 +47,7 @@ sub literal
 	  unpack('H*', encode('UTF-8', $text));
 }
 
-# The pairs of a query, decoded by our own means; in order.
+# Decode the parameters of a query, in order, without using the code under test.
 sub decode_query
 {
 	my ($query) = @_;
@@ -88,7 +88,7 @@ foreach my $names (@names)
 
 	foreach my $i (0 .. $#nasty)
 	{
-		# Each text in each place, others or none beside it
+		# Pass each text as each identifier, alone or with others
 		my @rows = (
 			[ $nasty[$i], 'p' ],
 			[ 's', $nasty[$i] ],
@@ -152,7 +152,7 @@ is(scalar(grep { $_->{query} eq 'source_id=s&profile_id=p' } $api->log),
 	2, 'fields that are empty or NULL are left out of the query');
 
 #
-# Nothing is sent in vain
+# Calls that send no request
 #
 $api->reset;
 sql(q{
@@ -198,7 +198,7 @@ is($headers[0]{'Accept-Encoding'}, 'gzip', 'a request accepts gzip');
 like($headers[0]{'User-Agent'},
 	qr{^hrflow_embed/[\d.]+$}, 'the User-Agent names the extension and its version');
 is($headers[1]{'X-USER-EMAIL'}, 'account@example.com',
-	'X-USER-EMAIL is sent where api_user is set');
+	'X-USER-EMAIL is sent if api_user is set');
 like(sql(q{SELECT hrflow_profile_embedding('s', 'fault:gzip', '{"profile": 1}')}),
 	qr/profile.hflw/, 'a compressed reply is decompressed');
 
@@ -253,7 +253,7 @@ foreach my $case (
 }
 
 #
-# Nowhere else
+# No other server receives anything
 #
 my $elsewhere =
   encode_base64url($other_ca->base_url . '/profile/embedding?source_id=s&profile_id=p');
@@ -307,7 +307,7 @@ my (undef, undef, $err) = $node->psql(
 like($err, qr/22\w{3}/, 'a database in SQL_ASCII refuses bytes that are not UTF-8');
 is(scalar($api->log), 1, 'an identifier that is not UTF-8 sends no request');
 
-# What one side has no character for
+# Characters that the other encoding lacks
 my %unknown = (
 	ascii => q{convert_from('\x5a6feb', 'SQL_ASCII')},
 	win1252 => q{convert_from('\x5a6f81', 'WIN1252')});

@@ -1,5 +1,5 @@
-# What is done with a libcurl that was built without a feature.  A library put
-# before it hides the feature; the distribution's has all of them.
+# How the extension uses a libcurl that lacks some features.  A preloaded
+# library hides these features of the distribution's libcurl.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -8,7 +8,7 @@ use Hrflow::StandIn;
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
-# Bits of <curl/curl.h>.
+# CURL_VERSION_* bits of <curl/curl.h>.
 my %bits =
   (TLS => 1 << 2, zlib => 1 << 3, 'an asynchronous resolver' => 1 << 7, 'HTTP/2' => 1 << 16);
 
@@ -48,7 +48,7 @@ foreach my $feature ('TLS', 'an asynchronous resolver')
 		"A libcurl without $feature is refused, and the hint names the package.");
 	is(scalar($api->log), 0, "No request is sent by a libcurl without $feature.");
 	is($node->safe_psql('postgres', q{SELECT hrflow_decode_vector('[1, 2]')}),
-		'{1,2}', "What needs no network works with a libcurl without $feature.");
+		'{1,2}', "Functions that use no network work with a libcurl without $feature.");
 }
 
 restart_without('zlib');

@@ -1,6 +1,7 @@
-# The stand-in API and the peers of other tests do as they are told where a test
-# that relies on them could not tell: what limits a whole account, what the script
-# plays, how bodies are encoded, and what a proxy refuses.  It takes no database.
+# The stand-in API and the peers of other tests behave as specified, in cases in
+# which the tests that rely on them could not tell: limits of an account, the
+# script, the encodings of bodies, and what a proxy refuses.  This test uses no
+# database.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Proxy;
@@ -29,7 +30,8 @@ sub statuses
 	return join ' ', map { ask($api)->{status} } 1 .. $n;
 }
 
-# Ask several times at once; returns the responses' statuses in the log's order.
+# Send several requests at the same time.  Returns the statuses of the responses
+# in the order of the log.
 sub ask_at_once
 {
 	my ($api, $n) = @_;
@@ -99,7 +101,7 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 
 	ask_at_once($api, 10);
 	cmp_ok(time - $start,
-		'>=', 0.5, 'ten requests of 100 ms take 500 ms where two are served at a time');
+		'>=', 0.5, 'ten requests of 100 ms take 500 ms if two are served at the same time');
 	$api->reset;
 	ask($api);
 	my ($entry) = $api->log;
@@ -118,7 +120,7 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 		'429 429', 'the first step of a script applies to as many requests as it says');
 	is(ask($api)->{status}, 503, 'the second step of a script applies to the requests after these');
 	sleep 0.4;
-	is(statuses($api, 2), '200 200', 'a step of a script ends when its time is over');
+	is(statuses($api, 2), '200 200', 'a step of a script ends after the specified time');
 	$api->script('v.status=503');
 	is(ask($api)->{status}, 200, "a step for the store does not apply to the API");
 	my ($link) = ask($api)->{content} =~ /"(http:[^"]*)"/;
@@ -181,7 +183,7 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 		'a gzip body may have empty blocks without an end');
 }
 
-# One frame of raw blocks, as the stand-in makes them.
+# Decode a frame of raw blocks, as made by the stand-in.
 sub unzstd
 {
 	my ($in) = @_;
@@ -196,7 +198,7 @@ sub unzstd
 	}
 }
 
-# The same of a short brotli stream: the header of its only meta-block has 24 bits.
+# Decode a short brotli stream, whose only meta-block has a header of 24 bits.
 sub unbrotli
 {
 	my ($in) = @_;

@@ -1,7 +1,7 @@
-# A statement that waits comes back at once, whatever it waits for: cancelled,
-# out of time or terminated, it takes no more than 100 ms, leaves nothing open,
-# and the next one works.  Others see what it waits for.  SQL cannot interrupt
-# itself.
+# A waiting statement ends at once when it is cancelled, times out or is
+# terminated, whatever it is waiting for.  It takes no more than 100 ms and
+# leaves nothing open, and the next statement works.  Other sessions see the
+# wait event.  SQL cannot interrupt itself.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -14,12 +14,14 @@ use Socket qw(SOCK_STREAM);
 use Test::More;
 use Time::HiRes qw(time);
 
-# A pause, and a turn, are of a key: cases that make one have keys of their own.
+# Pauses and turns apply to a key, so cases that cause one use a key of their
+# own.
 my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 5);
 my $api = Hrflow::StandIn->new(map { ('--key' => $_) } @keys);
 my $silent_tls = Hrflow::RawPeer->new(sub { sleep 600 });
 
-# Nobody accepts: when its queue is full, a connection is never made.
+# This peer never accepts connections, so when its backlog is full, connections
+# are never established.
 my $deaf = Hrflow::RawPeer->new(undef, backlog => 0);
 my @queue =
   map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port, Blocking => 0) }
@@ -37,7 +39,7 @@ my $node;
 
 my $control = Hrflow::Session->new($node);
 
-# What others see that a backend waits for
+# The wait event of a backend, as other sessions see it
 sub waits_for
 {
 	my ($session) = @_;
@@ -65,8 +67,8 @@ sub median
 	return (sort { $a <=> $b } @_)[ $#_ / 2 ];
 }
 
-# Interrupt a statement that waits, after some replies if so many are to come;
-# returns the milliseconds it took to come back, and what was printed.
+# Interrupt a waiting statement, if necessary after some replies.  Returns the
+# milliseconds it took to end, and its output.
 my %ways = (
 	'cancelled' => [ 'pg_cancel_backend', qr/-- done.*57014/s ],
 	'terminated' => [ 'pg_terminate_backend', qr/57P01/ ]);
@@ -147,9 +149,9 @@ foreach my $case (@cases)
 		sprintf "waiting $name: a cancel takes effect at once (%s ms)",
 		join(', ', map { int } @ms));
 
-	# A thread of the C library's that still resolves a name holds one; of a
-	# batch's connections those stay that were between two requests, and so do
-	# the one over which a vector's link came and that of a refusal or a failure.
+	# A thread of the C library that is still resolving a name holds a socket.
+	# A batch keeps the connections that were between two requests, and those
+	# over which a vector's link, a refusal or a failure was received.
 	my $kept =
 	  $name eq 'resolving' ? 4 : $name =~ /batch|vectors/ ? 32 : $name =~ /vector|rate|try/ ? 1 : 0;
 	cmp_ok(
@@ -170,7 +172,7 @@ foreach my $case (@cases)
 		sprintf "waiting $name: statement_timeout takes effect at once (%d ms)",
 		$time - 250);
 
-	# A pause, or a turn, is of a key at a host: ask another.
+	# Pauses and turns apply to a key at a host, so use another host.
 	$session->ask(join ' ', map { "RESET hrflow_embed.$_;" } qw(base_url max_requests_per_minute));
 	$session->ask(
 		"SET hrflow_embed.base_url = '" . $api->base_url =~ s{127.0.0.1}{localhost}r . "';");
@@ -185,7 +187,7 @@ foreach my $case (@cases)
 }
 
 #
-# What others see meanwhile, and do
+# What other sessions see and can do meanwhile
 #
 foreach my $case (
 	[ 'a reply', 'HrflowApi', '', $one->('fault:silent'), sub { $_[0]{requests} >= 1 } ],
@@ -215,7 +217,7 @@ foreach my $case (
 		select(undef, undef, undef, 0.02);
 		$seen{ waits_for($session) } = 1;
 	}
-	is(join(', ', sort keys %seen), $awaited, "a backend that awaits $name shows its wait event");
+	is(join(', ', sort keys %seen), $awaited, "a backend that waits for $name shows its wait event");
 	$control->ask("SELECT pg_terminate_backend($session->{pid});");
 	$session->finish;
 }
@@ -227,10 +229,10 @@ wait_until_it_waits($session);
 my $began = time;
 unlike($control->ask('DROP DATABASE other;'),
 	qr/ERROR/, 'another database can be dropped while a call waits');
-cmp_ok(time - $began, '<', 2, 'dropping another database is not delayed by a call that waits');
+cmp_ok(time - $began, '<', 2, 'dropping another database is not delayed by a waiting call');
 
 #
-# Errors that are caught, in the middle of 10,000
+# Errors that are caught during a batch of 10,000
 #
 my $caught = Hrflow::Session->new($node);
 $caught->ask($one->('warm'));
@@ -258,7 +260,7 @@ foreach my $case (
 		$next{ $printed =~ /^(next .*)$/m ? $1 : $printed } = 1;
 	}
 	cmp_ok(median(@late), '>=', 0,
-		"in the middle of a batch $name: statement_timeout was not early");
+		"in the middle of a batch $name: statement_timeout does not fire early");
 	cmp_ok(
 		median(@late), '<=', 100,
 		sprintf "in the middle of a batch $name: statement_timeout takes effect at once (%s ms)",
@@ -303,11 +305,11 @@ cmp_ok($caught->sockets, '<=', $before,
 $caught->finish;
 
 #
-# The server's end
+# Shutdown of the server
 #
 $began = time;
 $node->stop('fast');
-cmp_ok(time - $began, '<', 3, 'a fast shutdown is not delayed by a call that waits');
+cmp_ok(time - $began, '<', 3, 'a fast shutdown is not delayed by a waiting call');
 $session->finish;
 $control->finish;
 

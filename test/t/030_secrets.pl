@@ -1,7 +1,7 @@
-# The key is nowhere to be read: in no message, log, catalog, view or SHOW, for
-# no role, whether the session has called anything or not; and the key's file is
-# read as the README says.  That takes logs, other roles, replication
-# connections and restarts.
+# The key cannot be read anywhere: in no message, log, catalog, view or SHOW, by
+# no role, whether or not the session has called anything.  The key file is read
+# as the README says.  This needs logs, other roles, replication connections and
+# restarts.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -32,7 +32,7 @@ sub roles
 	return;
 }
 
-# All that can be read about settings, as some role, in a fresh session.
+# Everything that a role can read about settings in a new session.
 sub everything
 {
 	my ($node, $role, $first) = @_;
@@ -66,7 +66,7 @@ sub walsender
 }
 
 #
-# As the README sets it up: a file
+# Setup of the README: a file
 #
 my $node = Hrflow::Node->new(
 	'file', $api,
@@ -131,7 +131,7 @@ is($grep, '', 'no file below the data directory has the key');
 $node->start;
 
 #
-# An API that puts the key into what it answers: a section, a link, a number
+# An API that repeats the key in a section, a link or a number
 #
 my $echo = Hrflow::RawPeer->new(
 	sub {
@@ -195,7 +195,7 @@ foreach my $case (
 	$node->write_key($content);
 	$api->reset;
 	like($session->ask($call), qr/called/, "a key $name is used by the session's next statement");
-	is(key_sent(), $sent, "a key $name is sent as it should be");
+	is(key_sent(), $sent, "a key $name is sent correctly");
 }
 foreach my $case (
 	[ 'empty', '', '55000' ],
@@ -261,8 +261,8 @@ SKIP:
 }
 $node->write_key($key);
 
-# A file that has not changed for some seconds is not read again; one that has,
-# is, whatever was done to hide it
+# A file that has not changed for some seconds is not read again.  One that has
+# changed is, whatever was done to hide that.
 SKIP:
 {
 	my $reads = sub {
@@ -297,7 +297,7 @@ SKIP:
 	is(key_sent(), $key, 'a key file that changes twice within a second is read again');
 }
 
-# Others may not read the file
+# A file that other users can read
 my $warning = qr/WARNING: .* the file that "hrflow_embed.api_key_file" names has world access/;
 chmod 0640, $path;
 unlike($session->ask($call), qr/WARNING/, 'there is no warning where the group may read the file');
@@ -306,7 +306,7 @@ like($session->ask($call), $warning, 'there is a warning where everybody may rea
 unlike($session->ask($call), qr/WARNING/, 'the warning is not repeated in a session');
 chmod 0600, $path;
 
-# A key of the session's own
+# A key set in the session
 like($session->ask("SET hrflow_embed.api_key = '$rotated'; $call"),
 	qr/called/, 'a superuser may set a key for a session');
 is(key_sent(), $rotated, 'a key set in the session overrides the key file');
@@ -320,7 +320,7 @@ $session->ask("BEGIN; SET LOCAL hrflow_embed.api_key = '$rotated'; COMMIT; $call
 is(key_sent(), $key, 'the end of the transaction ends the use of a key set with SET LOCAL');
 $session->finish;
 
-# What PostgreSQL keeps where all can read it
+# Settings that PostgreSQL stores where everyone can read them
 foreach my $statement (
 	"ALTER ROLE plain SET hrflow_embed.api_key = '$rotated'",
 	"ALTER DATABASE postgres SET hrflow_embed.api_key = '$rotated'",
@@ -351,7 +351,7 @@ foreach my $role (qw(plain monitor repl), $preloaded->safe_psql('postgres', 'SEL
 	my $all = everything($preloaded, $role, '') =~ s/^.*pg_file_settings.*$//mr;
 	my $is_superuser = $role !~ /plain|monitor|repl/;
 
-	# pg_file_settings prints the file, to those who may read it anyway.
+	# pg_file_settings shows the file, to roles that may read it anyway.
 	$all =~ s/^.*postgresql\.conf\|.*$//mg if $is_superuser;
 	unlike($all, $secret, "preloaded: $role finds no key");
 	like($all, qr/^\*{8}$/m, "preloaded: $role sees asterisks");
@@ -368,14 +368,15 @@ like(
 $preloaded->stop;
 
 #
-# In the configuration, not preloaded: docs/reference.md says not to, and so do we
+# In the configuration, not preloaded, which docs/reference.md advises against
+# and a WARNING too
 #
 my $late = Hrflow::Node->new('late', $api, api_key => $key);
 $late->psql('postgres', q{LOAD 'hrflow_embed'}, stderr => \$err);
 like(
 	$err,
 	qr/WARNING:  every role could read "hrflow_embed.api_key" until hrflow_embed was loaded/,
-	'a key that every role could read until now is warned about');
+	'a WARNING reports a key that every role could read until now');
 unlike($err, $secret, 'the warning does not show the key');
 $late->append_conf('postgresql.conf', "session_preload_libraries = 'hrflow_embed'");
 $late->reload;

@@ -1,6 +1,7 @@
-# Vectors are right, and links are safe to fetch: files that NumPy wrote, the
-# stand-in's vectors bit for bit through every encoding, and what a link's host
-# receives and who may be one.  SQL alone has neither NumPy nor a second host.
+# Vectors are correct, and links are safe to fetch: files written by NumPy, the
+# stand-in's vectors bit for bit in every encoding, what the host of a link
+# receives, and which hosts are allowed.  SQL alone has neither NumPy nor a
+# second host.
 use strict;
 use warnings FATAL => 'all';
 use Digest::MD5 qw(md5_hex);
@@ -33,7 +34,7 @@ my $node;
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# The vector's bytes, as hexadecimal digits of big-endian floats.
+# The bytes of a vector, as hexadecimal digits of big-endian floats.
 sql(q{CREATE FUNCTION hex(v real[]) RETURNS text LANGUAGE sql AS
 	$$SELECT string_agg(encode(float4send(x), 'hex'), '' ORDER BY n)
 	  FROM unnest(v) WITH ORDINALITY u(x, n)$$});
@@ -142,7 +143,7 @@ sub expected_hex
 	return unpack('H*', pack('N*', unpack('V*', $api->vector($profile, $section, $item))));
 }
 
-# An identifier as the stand-in's own page wants it.
+# An identifier, encoded for the stand-in's own page.
 sub escape
 {
 	my ($text) = @_;
@@ -166,7 +167,7 @@ foreach my $fault (
 		"vectors of $fault are the stand-in's, bit for bit");
 }
 
-# Through JSON, with as many digits as a real needs, as a double has, and more
+# Through JSON, with as many digits as needed for a real, for a double, and more
 foreach my $format ('%.9g', '%.17g', '%.25e', '%.40f')
 {
 	my @floats = unpack('f<*', $api->vector('nurse-2', 'profile', 0));
@@ -177,7 +178,7 @@ foreach my $format ('%.9g', '%.17g', '%.25e', '%.40f')
 }
 
 #
-# As many elements as PostgreSQL's own functions take
+# As many elements as PostgreSQL's own functions support
 #
 my $too_many = "{'descr': '|i1', 'fortran_order': False, 'shape': (134217728,)}";
 my (undef, undef, $refusal) = $node->psql(
@@ -192,7 +193,7 @@ like(
 	'an array with more elements than PostgreSQL can handle is refused');
 
 #
-# What takes long can be interrupted
+# Decoding large vectors can be interrupted
 #
 foreach my $case (
 	[ 'JSON', q{convert_to('[' || repeat('1e-46,', 5000000) || '1]', 'UTF8')} ],
@@ -224,7 +225,7 @@ foreach my $case (
 }
 
 #
-# What a link's host receives
+# What the host of a link receives
 #
 $store->reset;
 sql(q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2,fault:v.status=403}')});
@@ -243,7 +244,7 @@ unlike(
 	"a link's host receives neither the key nor the account");
 
 #
-# Who may be a link's host
+# Which hosts of links are allowed
 #
 $api->reset;
 my $elsewhere = encode_base64url($api->base_url . '/auth');
@@ -268,7 +269,7 @@ is( sql(qq{
 		SET hrflow_embed.link_hosts = 'private-3.s3.amazonaws.com';
 		SELECT status FROM hrflow_fetch_vectors('{https://private-3.s3.amazonaws.com/x}')}),
 	'connection_failed',
-	'a private address is connected to where link_hosts names that very host');
+	'a private address is used if link_hosts contains that exact host');
 like($node->error_of("SELECT hrflow_fetch_vector('https://example.com/a?X-Amz-Signature=secret')"),
 	qr/^42501/, 'a foreign host is refused with 42501');
 

@@ -1,7 +1,8 @@
-# Links as the API gives them in production: https, port 443, a host that a
-# pattern of link_hosts lets through, at a public address.  They are fetched, and
-# no other address is, by whatever name or connection it may be reached.  No test
-# may go out to the Internet: the resolver's library plays public addresses.
+# Links as returned by the API in production: https, port 443, at a public
+# address of a host that is allowed by a pattern of link_hosts.  They are
+# fetched, and no private address is used, by whatever name or connection it
+# could be reached.  Tests must not use the Internet, so a preloaded library
+# simulates public addresses.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -13,7 +14,7 @@ use Socket                  qw(AF_INET6 SOCK_STREAM);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
-# 203.0.113.0/24 and 2001:db8::/32 are for documentation: nobody has them.
+# 203.0.113.0/24 and 2001:db8::/32 are reserved for documentation.
 my %public = (
 	'four' => '203.0.113.7',
 	'six' => '2001:db8::7',
@@ -39,7 +40,7 @@ my %mixed = (
 my $inside = 'inside';
 my $api = Hrflow::StandIn->new('--link-base' => 'https://four.store.example');
 
-# It resets one connection for every file in this directory.
+# The peer resets a connection for every file in this directory.
 my $resets = PostgreSQL::Test::Utils::tempdir();
 my $front = Hrflow::RawPeer->new(
 	sub {
@@ -128,11 +129,12 @@ foreach my $name (sort keys %mixed)
 		'ok', "a reset by the public address of a host at $mixed{$name} is followed by a retry");
 }
 
-# A connection to a private address, made for who named the very host
+# A connection to a private address, opened while link_hosts contained the exact
+# host
 my $inner = $link =~ s/four/$inside/r;
 my $named = "SET hrflow_embed.link_hosts = '$inside.store.example'";
 is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"),
-	'1024', 'a host that link_hosts names may have a private address');
+	'1024', 'a host that link_hosts contains exactly may have a private address');
 $api->reset;
 like(
 	$session->ask(
@@ -145,7 +147,7 @@ is(ask("$named; SELECT cardinality(hrflow_fetch_vector('$inner'))"),
 
 $session->finish;
 
-# Descriptors are short: each host has a lookup and a connection of its own
+# Scarce descriptors: each host needs a lookup and a connection of its own
 SKIP:
 {
 	skip 'prlimit is not to be had', 3 unless -x '/usr/bin/prlimit';

@@ -1,5 +1,6 @@
-# Vectors go into pgvector's types as docs/operation.md says, and its index answers the
-# documented query.  pgvector is packaged for PostgreSQL 17 and later only.
+# Vectors can be stored in pgvector's types as docs/operation.md says, and its
+# index is used for the documented query.  pgvector is packaged only for
+# PostgreSQL 17 and later.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -35,9 +36,10 @@ foreach
 		CREATE INDEX ON candidate_$type USING hnsw (embedding ${ops}_cosine_ops);
 		ANALYZE candidate_$type});
 	is(sql("SELECT count(*) FROM candidate_$type WHERE vector_dims(embedding) = $dimension"),
-		'400', "vectors of $dimension go into $type($dimension) with a plain INSERT");
+		'400', "vectors of $dimension dimensions are stored in $type($dimension) by a plain INSERT");
 
-	# As docs/operation.md writes it: the query vector in a scalar subquery, cast.
+	# As in docs/operation.md: the query vector in a scalar subquery, with a
+	# cast.
 	my $query = qq{
 		SELECT profile_id FROM candidate_$type
 		ORDER BY embedding <=> (
@@ -62,7 +64,7 @@ foreach
 		1, "the query vector of $type($dimension) takes one request");
 }
 
-# An index of halves over a column of reals, for more than 2,000 dimensions
+# An index of halfvec on a column of real[], for more than 2,000 dimensions
 sql(q{
 	CREATE TABLE large (embedding vector(2048));
 	INSERT INTO large SELECT array_agg(sin(i * j)::real)

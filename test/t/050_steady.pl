@@ -1,6 +1,6 @@
-# A backend that lives long stays as it is: after 10,000 calls, good ones, bad
-# ones, some out of time and some in savepoints rolled back, it has the same
-# sockets and the same memory, and good calls share one connection.
+# A long-lived backend does not leak: after 10,000 calls, some of which fail,
+# time out or are in savepoints that are rolled back, it has the same sockets
+# and the same memory, and successful calls share one connection.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -76,7 +76,8 @@ sub cancel_some
 	return;
 }
 
-# Calls of all kinds: $n that end soon, some out of time, and some cancelled.
+# Calls of all kinds: $n that end soon, some that time out, and some that are
+# cancelled.
 sub call_all
 {
 	my ($n) = @_;
@@ -88,7 +89,7 @@ sub call_all
 	return state();
 }
 
-# An allocator keeps what it once needed, which is not a leak: a leak grows with
+# Memory that an allocator keeps for reuse is not a leak: a leak grows with
 # every round.
 my $ROUNDS = 8;
 my $CALLS = 2000;
@@ -109,8 +110,8 @@ SKIP:
 	} while (++$round < 4 || ($growth > $CALLS * 32 / 1024 && $round < $ROUNDS));
 	my $after = $states[-1];
 
-	# A batch of ten profiles keeps at most some three dozen connections, sooner
-	# or later.
+	# A batch of ten profiles keeps at most about three dozen connections for
+	# some time.
 	cmp_ok(
 		$after->{sockets}, '<=',
 		max($before->{sockets} + 5, 40),
@@ -121,7 +122,7 @@ SKIP:
 		"PostgreSQL's memory contexts have not grown");
 	SKIP:
 	{
-		# AddressSanitizer keeps what is freed, and has a shadow for it.
+		# AddressSanitizer keeps freed memory, and has shadow memory for it.
 		skip 'the process is instrumented', 1 if $ENV{HRFLOW_INSTRUMENT};
 		cmp_ok(
 			$growth, '<=',

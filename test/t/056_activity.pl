@@ -1,7 +1,7 @@
-# hrflow_embed_activity shows what backends are doing: how far a batch, a query
-# whose calls are read ahead and a refresh are, what they wait for and until
-# when, to whom, and that nothing is left of a statement that has ended, however
-# it did.  One session has to watch another.
+# hrflow_embed_activity shows what backends are doing: the progress of a batch,
+# of a query whose calls are read ahead and of a refresh, what they are waiting
+# for and until when, and to whom it shows that.  Nothing is left of a statement
+# that has ended in any way.  One session has to observe another.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -10,7 +10,7 @@ use Hrflow::StandIn;
 use Hrflow::Store;
 use Test::More;
 
-# A pause, and a turn, are of a key.
+# Pauses and turns apply to a key.
 my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 2);
 my $api = Hrflow::StandIn->new(map { ('--key' => $_) } @keys);
 my $node = Hrflow::Node->new(
@@ -30,7 +30,7 @@ sub sees
 	return $seen =~ s/\n?-- done\n?//r;
 }
 
-# Run a statement, wait until a condition on its backend's row holds, return
+# Run a statement, wait until a condition on its backend's row is true, return
 # columns of the row, and cancel the statement.
 sub shown
 {
@@ -56,7 +56,7 @@ my $state =
 	waiting_for, resumes_at, started_at <= clock_timestamp()";
 
 #
-# How far statements are
+# Progress of statements
 #
 is( shown(
 		q{SELECT count(*) FROM hrflow_profile_embeddings('acme',
@@ -67,27 +67,27 @@ is( shown(
 			AND clock_timestamp() + interval '1 minute'"
 	),
 	'hrflow_profile_embeddings||20|19|17|2|18|0|1|network||t|t',
-	'a batch shows how many of its elements are done, and when all will be');
+	'a batch shows how many of its elements are complete, and when all are expected to be');
 is( shown(
 		q{SELECT count(*) FROM hrflow_profile_vectors('acme',
 			'{fault:silent,p,"fault:v.status=403,id=1"}', '{"profile": 1, "skills": 1}')},
 		'elements_done = 2 AND waiting_for IS NOT NULL',
 		$state),
 	'hrflow_profile_vectors||3|2|1|1|7|0|1|network||t',
-	'an element is done when all its links are, and ok when all its vectors are');
+	'an element is complete when all its links are, and ok if all its vectors are');
 is( shown(
 		q{SELECT hrflow_text_embedding('fault:silent')}, "waiting_for = 'network'", "$state, eta"),
 	'hrflow_text_embedding||1|0|0|0|1|0|1|network||t|',
-	'a call for one value shows itself');
+	'a call of a function that returns one value is shown');
 is( shown(
 		q{SELECT hrflow_profile_embedding('acme', CASE i WHEN 5 THEN 'fault:silent' ELSE 'p' || i END)
 			FROM generate_series(1, 8) i},
 		'elements_done = 7 AND waiting_for IS NOT NULL',
 		"$state, eta"),
 	'hrflow_profile_embedding|||7|7|0|8|0|1|network||t|',
-	'a query whose calls are read ahead shows the calls that are done');
+	'a query whose calls are read ahead shows the calls that are complete');
 
-# What is nested
+# Nested functions
 $node->safe_psql(
 	'postgres', q{
 	CREATE FUNCTION nested(text) RETURNS bigint LANGUAGE sql
@@ -106,7 +106,7 @@ is( shown(
 		'elements_done = 1 AND waiting_for IS NOT NULL',
 		'function, elements_total'),
 	'hrflow_text_embeddings|2',
-	'of functions that are nested the one that began last is shown');
+	'if functions are nested, the one that began last is shown');
 is(shown('SELECT caught()', "waiting_for = 'network' AND requests = 1", 'function'),
 	'hrflow_profile_embedding', 'nothing is left of a batch whose error was caught');
 
@@ -119,7 +119,7 @@ is(sees('SELECT count(*) FROM hrflow_embed_activity'),
 $session->ask('COMMIT;');
 
 #
-# What they wait for
+# What backends are waiting for
 #
 like(
 	shown(
@@ -128,7 +128,7 @@ like(
 		"elements_done = 1 AND waiting_for = 'rate'",
 		"in_flight, resumes_at > clock_timestamp() + interval '1 second', eta > clock_timestamp()"),
 	qr/^0\|t\|t$/,
-	'a batch that waits for its turn within the rate shows when that comes');
+	'a batch that waits for its turn within the rate shows when its turn is');
 is( shown(
 		qq{SET hrflow_embed.api_key = '$keys[2]'; SET hrflow_embed.max_requests_per_minute = 0;
 			SELECT hrflow_profile_embedding('acme', 'fault:status=429,retry_after=60')},
@@ -137,7 +137,7 @@ is( shown(
 			AND clock_timestamp() + interval '60 seconds'"
 	),
 	'0|t',
-	'a call that meets a pause shows when it is over');
+	'a call during a pause shows when the pause is over');
 $session->ask('RESET ALL;');
 is( shown(
 		q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{"fault:v.status=503,v.retry_after=60"}',
@@ -147,14 +147,14 @@ is( shown(
 			AND clock_timestamp() + interval '60 seconds'"
 	),
 	'2|0|t',
-	'a batch that waits for a retry shows when that is due');
+	'a batch that waits for a retry shows when the retry is due');
 is( shown(
 		q{SELECT count(*) FROM hrflow_profile_embeddings('acme',
 			'{"fault:big=40000000,stall=34000000,id=1","fault:big=40000000,stall=34000000,id=2"}')},
 		"waiting_for = 'memory'",
 		'elements_done, in_flight, resumes_at'),
 	'0|1|',
-	'a batch whose replies take as much memory as they may shows that');
+	'a batch whose replies use all the memory they may shows that it waits for memory');
 
 #
 # A refresh, and rows of its store that others have locked
@@ -175,7 +175,7 @@ for (my $try = 0; $seen eq '' && $try < 3000; $try++)
 }
 is( $seen,
 	'hrflow_refresh|shop.embedding|3|2|2|0|5|0|1|network||t|keeper',
-	'a refresh shows its store, its role and the profiles that are done');
+	'a refresh shows its store, its role and the profiles that are complete');
 $watcher->ask(
 	q{BEGIN; SELECT FROM shop.embedding_profile WHERE profile_id = 'fault:silent' FOR UPDATE;});
 $seen = '';
@@ -186,7 +186,7 @@ for (my $try = 0; $seen eq '' && $try < 3000; $try++)
 		"SELECT elements_done, failed, in_flight FROM hrflow_embed_activity
 		WHERE waiting_for = 'lock'");
 }
-is($seen, '3|1|0', 'a refresh that waits for locked rows of its store shows that');
+is($seen, '3|1|0', 'a refresh that waits for locked rows of its store shows that it waits for a lock');
 $watcher->ask('COMMIT;');
 $session->wait_for(qr/-- done/);
 
@@ -214,7 +214,7 @@ foreach my $case (
 				FROM hrflow_embed_activity',
 			extra_params => [ '-U', $role ]),
 		$expected,
-		"what $role sees of another role's row");
+		"$role sees what it may of another role's row");
 }
 
 # A session that ends
@@ -234,7 +234,7 @@ if ($watcher->ask('SHOW server_version_num;') =~ /^1[56]/)
 	like(
 		$watcher->ask('TABLE hrflow_embed_activity;'),
 		qr/NOTICE:.*not visible\nHINT:  Add hrflow_embed to shared_preload_libraries\./,
-		'where no memory is shared, a NOTICE says what to do');
+		'if no memory is shared, a NOTICE says what to do');
 	unlike($watcher->ask('TABLE hrflow_embed_activity;'), qr/NOTICE/, 'it does so once');
 }
 else
@@ -243,7 +243,7 @@ else
 			q{SELECT hrflow_text_embedding('fault:silent')},
 			"waiting_for = 'network'", 'function'),
 		'hrflow_text_embedding',
-		'from PostgreSQL 17 on nothing need be preloaded');
+		'since PostgreSQL 17 nothing needs to be preloaded');
 }
 
 $_->finish foreach $session, $watcher;

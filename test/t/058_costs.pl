@@ -1,7 +1,7 @@
-# What requests cost: told before a batch sends them, counted by role, function
-# and day as the API counts them, kept over a restart, and limited by day.  The
-# stand-in says how many there were; what is shared and kept takes several
-# sessions and restarts.
+# The cost of requests: it is estimated before a batch sends them, counted by
+# role, function and day as by the API, kept across a restart, and limited per
+# day.  The stand-in counts the requests received; shared and saved counts need
+# several sessions and restarts.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -13,7 +13,7 @@ use IPC::Run                ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
-# The requests of a day are a key's.
+# Requests per day are counted for each key.
 my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 4);
 my $api = Hrflow::StandIn->new('--latency' => 20, map { ('--key' => $_) } @keys);
 my $node = Hrflow::Node->new(
@@ -37,25 +37,25 @@ sub ids
 }
 
 #
-# Told before
+# Estimates
 #
 my $arguments = "'acme', " . ids(40) . q( || '{p1,p2,NULL}'::text[], '{"profile": 1, "skills": 1}');
 $api->reset;
 my $told = sql("SELECT requests, links FROM hrflow_estimate($arguments)");
 is($api->stats->{requests}, 0, 'an estimate sends no request');
 is(sql("SELECT seconds IS NULL FROM hrflow_estimate($arguments)"),
-	't', 'before the first request nothing is known of the time that others take');
+	't', 'before the first request no estimate of the time is returned');
 sql("SELECT count(*) FROM hrflow_profile_vectors($arguments)");
-is(received(), $told, 'an estimate tells the requests and the links of a batch');
+is(received(), $told, 'an estimate has the number of requests and links of a batch');
 
 # 1600 requests of 20 ms, 32 at a time
 is( sql("SET hrflow_embed.max_concurrency = 32;
 		SELECT seconds >= 0.99 FROM hrflow_estimate('acme', " . ids(1600) . ')'),
 	't',
-	'an estimate of the time goes by the latency seen before');
+	'an estimate of the time is based on the latency measured before');
 
 #
-# Counted
+# Counts
 #
 sql(q{
 	CREATE ROLE recruiter LOGIN; CREATE ROLE monitor LOGIN IN ROLE pg_read_all_stats;
@@ -111,7 +111,7 @@ is(sql('SELECT api_requests, link_requests FROM hrflow_embed_stats'),
 is( sql(q{SELECT sum(api_requests), sum(link_requests) FROM hrflow_embed_usage
 			WHERE role IN ('recruiter', 'analyst', 'keeper')}),
 	received(),
-	'the usage of all roles has them, too');
+	'the usage of all roles adds up to the requests received');
 is(sql(q{SELECT DISTINCT day = (now() AT TIME ZONE 'UTC')::date FROM hrflow_embed_usage}),
 	't', 'requests are counted on the day in UTC');
 
@@ -124,24 +124,24 @@ sub roles_seen_by
 			WHERE role IN ('recruiter', 'analyst', 'keeper')",
 		extra_params => [ '-U', $role ]);
 }
-is(roles_seen_by('monitor'), 'analyst,keeper,recruiter', 'pg_read_all_stats sees the rows of all');
-is(roles_seen_by('analyst'), 'analyst', 'others see their own rows');
-is(roles_seen_by('plain'), '', 'and nothing where they have none');
+is(roles_seen_by('monitor'), 'analyst,keeper,recruiter', 'a member of pg_read_all_stats sees the rows of all roles');
+is(roles_seen_by('analyst'), 'analyst', 'a role without pg_read_all_stats sees its own rows');
+is(roles_seen_by('plain'), '', 'a role that has sent nothing sees no rows');
 
 #
-# Kept
+# Saved counts
 #
 $node->restart;
-is(sql($usage), $counted, 'what was counted is kept over a restart');
+is(sql($usage), $counted, 'counts are kept across a restart');
 run_as('analyst', q{SELECT hrflow_text_embedding('one more')});
 $node->restart;
 like(
 	sql($usage),
 	qr/^analyst\|hrflow_text_embedding\|11\|0$/m,
-	'what is counted after a restart is added, and kept over the next');
+	'requests after a restart are added to the counts, and kept across the next');
 ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while the server runs');
 
-# A backend that is killed has the server reset what is shared.
+# When a backend is killed, the server reinitializes shared memory.
 {
 	my $before = sql($usage);
 	my $started = q{SELECT backend_start FROM pg_stat_activity WHERE backend_type = 'checkpointer'};
@@ -151,10 +151,11 @@ ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while th
 	kill(KILL => Hrflow::Session->new($node)->{pid}) or die $!;
 	$node->poll_query_until('postgres', "SELECT ($started) > '$then'")
 	  or die 'the server has not recovered';
-	is(sql($usage), $before, 'what was counted is kept when a backend has crashed');
+	is(sql($usage), $before, 'counts are kept when a backend has crashed');
 }
 
-# A server that cannot start, for a mistake that is found after the file was read
+# A server that fails to start because of a mistake that is found after the file
+# was read
 {
 	my $before = sql($usage);
 	my $hba = $node->data_dir . '/pg_hba.conf';
@@ -166,10 +167,10 @@ ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while th
 	print $fh $content;
 	close($fh);
 	$node->start;
-	is(sql($usage), $before, 'what was counted is kept when it starts later');
+	is(sql($usage), $before, 'counts are kept when a server that could not start is started later');
 }
 
-# As many rows, and as many accounts, as there is room for
+# As many rows and accounts as there is room for
 {
 	my ($then, $today) = (9000, sql(q{SELECT (now() AT TIME ZONE 'UTC')::date - '2000-01-01'}));
 	my $file = $node->data_dir . '/pg_stat/hrflow_embed.stat';
@@ -186,33 +187,33 @@ ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while th
 
 	my $old =
 	  q{SELECT count(*), min(api_requests) FROM hrflow_embed_usage WHERE day = '2024-08-22'};
-	is(sql($old), '4096|1', 'as many rows are loaded as are kept');
+	is(sql($old), '4096|1', 'a file with the maximum number of rows is loaded completely');
 	run_as('analyst', $text);
-	is(sql($old), '4095|2', 'where there is no room, the smallest row of the first day gives way');
+	is(sql($old), '4095|2', 'if there is no room, the row of the oldest day with the fewest requests is replaced');
 	is(sql($usage), 'analyst|hrflow_text_embedding|1|0', 'to the new one');
 
-	# The last of the others has sent five.
+	# The last of the other accounts has sent five requests.
 	my $ask = "SET hrflow_embed.max_requests_per_day = 6; $text";
 	$node->safe_psql('postgres', "SET hrflow_embed.api_key = '$keys[3]'; $ask");
 	like($node->error_of("SET hrflow_embed.api_key = '$keys[4]'; $ask"),
 		qr/^53400/, 'an account that finds no room counts together with another');
 }
 
-# A file that is cut off, or is something else
+# A file that is truncated or has other content
 $node->stop;
 my $file = $node->data_dir . '/pg_stat/hrflow_embed.stat';
-ok(-s $file, 'the file is there while the server is down');
+ok(-s $file, 'the file exists while the server is down');
 truncate($file, 100) or die $!;
 $node->start;
 like(
 	PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/ignoring invalid data in file "pg_stat\/hrflow_embed.stat"/,
-	'a file that is cut off is told, and the server starts');
+	'a truncated file is reported, and the server starts');
 sql('SELECT hrflow_auth()');
 is(sql(q{SELECT sum(api_requests) >= 1 FROM hrflow_embed_usage}), 't', 'and counts go on');
 
 #
-# Limited
+# The daily limit
 #
 sub limited
 {
@@ -236,34 +237,34 @@ like(
 	qr/^ok\|20\nover_budget\|30\n
 		.*WARNING:.*account\ has\ sent\ as\ many\ requests\ to\ the\ HrFlow\ API\ today\ as\ it\ may
 		.*DETAIL:\ \ 20\ of\ 50\ elements\ were\ answered/xs,
-	'when an account has sent what it may on a day, what came is kept, and the rest is told');
+	'when an account reaches its daily limit, results are kept, and the other rows say why they failed');
 is($api->stats->{api_requests}, 20, 'no request more was sent');
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
 	qr/ERROR:\ \ 53400:\ account\ has\ sent.*\nDETAIL:\ \ The\ limit\ is\ 20\ requests\ a\ day\.
 		\nHINT:\ \ .*max_requests_per_day/x,
-	'another session may send none either');
+	'another session may not send requests after the daily limit was reached');
 is($api->stats->{api_requests}, 20, 'and sends none');
 $node->restart;
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
 	qr/ERROR:  53400/,
-	'nor after a restart');
+	'the daily limit still applies after a restart');
 is($api->stats->{api_requests}, 20, 'where none is sent');
 like(limited($keys[1], 22, $batch), qr/^ok\|2\nover_budget\|48\n/,
-	'a higher limit admits the rest');
+	'a higher daily limit admits more requests');
 like(limited($keys[2], 20, $batch), qr/^ok\|20\n/, 'another key has its own limit');
-is(limited($keys[3], 0, $batch) =~ s/\n+\z//r, 'ok|50', 'what is sent without a limit');
+is(limited($keys[3], 0, $batch) =~ s/\n+\z//r, 'ok|50', 'an account without a daily limit sends all requests');
 like(
 	limited($keys[3], 40, "SELECT hrflow_text_embedding('a');"),
 	qr/ERROR:  53400/,
-	'counts towards one that is set later');
+	'requests sent without a limit count towards a limit that is set later');
 like(
 	limited($keys[4], 3, "SELECT hrflow_profile_embedding('acme', 'fault:status=500');"),
 	qr/ERROR:  58000/,
-	'where the limit is met by retries, the failure is what is raised');
+	'if retries reach the limit, the original failure is raised');
 
-# An outage of the network
+# A network outage
 {
 	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die $!;
 	my $port = $socket->sockport;
@@ -278,11 +279,11 @@ like(
 	is_deeply(
 		[ $printed =~ /ERROR:  (\w+)/g ],
 		[ ('08001') x 3 ],
-		'what finds no connection does not count towards the limit of a day');
-	is(sql($usage), $before, 'nor is it counted as sent');
+		'requests without a connection do not count towards the daily limit');
+	is(sql($usage), $before, 'requests without a connection are not counted as sent');
 }
 
-# Several sessions at once
+# Concurrent sessions
 my @sessions = map {
 	my %run = (out => '');
 	$run{process} = IPC::Run::start(
@@ -300,7 +301,7 @@ my @sessions = map {
 $_->{process}->finish foreach @sessions;
 my $sum = 0;
 $sum += $_ foreach map { $_->{out} =~ /ok\|(\d+)/ ? $1 : 0 } @sessions;
-is($sum, 50, 'sessions that send at the same time do not exceed the limit together');
+is($sum, 50, 'concurrent sessions do not exceed the daily limit together');
 
 $node->stop('fast');
 done_testing();

@@ -1,6 +1,7 @@
-# How many requests are in flight follows the server: it grows where the server
-# keeps up, and falls where requests queue or are refused; and before one has
-# succeeded, no more than 32 are sent.  The stand-in counts what is in flight.
+# The number of requests in flight adapts to the server: it grows while the
+# server keeps up, and falls if requests queue or are refused.  Before one has
+# succeeded, no more than 32 are sent.  The stand-in counts the requests in
+# flight.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -14,7 +15,7 @@ my $key = $Hrflow::StandIn::KEY;
 my $api = Hrflow::StandIn->new('--latency' => 300);
 my $node = Hrflow::Node->new('window', $api);
 
-# A batch of so many distinct profiles.
+# A batch of this many distinct profiles.
 sub batch
 {
 	my ($n, %with) = @_;
@@ -24,7 +25,7 @@ sub batch
 		GROUP BY status ORDER BY 1;\n};
 }
 
-# How many requests came before one was answered?
+# Number of requests that arrived before one was answered.
 sub sent_first
 {
 	my @log = @_;
@@ -52,13 +53,13 @@ $api->reset;
 like($session->ask(batch(800)), qr/^ok 800$/m, 'A batch of 800 succeeds.');
 my $grown = $api->stats->{max_in_flight};
 is(sent_first($api->log), 32, 'A batch sends 32 requests before the first one is answered.');
-cmp_ok($grown, '>', 64, 'More than twice as many are in flight in the end.');
-cmp_ok($grown, '<=', 128, 'No more are in flight than max_concurrency allows by default.');
+cmp_ok($grown, '>', 64, 'In the end more than twice as many requests are in flight as initially.');
+cmp_ok($grown, '<=', 128, 'No more requests are in flight than max_concurrency allows by default.');
 
 $api->reset;
 $session->ask(batch(200));
 is(sent_first($api->log),
-	32, 'Also where the server is known, 32 requests are sent before the first is answered.');
+	32, 'Even if the server is known, 32 requests are sent before the first is answered.');
 cmp_ok($api->stats->{max_in_flight}, '>', 40, 'When it is, more of them are in flight.');
 
 $api->reset;
@@ -69,10 +70,10 @@ $session->ask('RESET hrflow_embed.max_concurrency;');
 $api->reset;
 $session->ask(batch(800, prefix => 'fault:latency=450,id='));
 cmp_ok(max(map { $_->{in_flight} } ($api->log)[ 500 .. 799 ]),
-	'>', 64, 'Requests that take longer, but do not queue, are in flight in the same number.');
+	'>', 64, 'If requests take longer, but do not queue, the same number is in flight.');
 
 #
-# Fewer
+# Reduction
 #
 $api->script('status=503', count => 8);
 like($session->ask(batch(40)), qr/^ok 40$/m, 'A batch that meets 503 succeeds.');
@@ -84,8 +85,8 @@ my $queueing = Hrflow::StandIn->new('--latency' => 20, '--serve' => 20);
 $session->ask("SET hrflow_embed.base_url = '" . $queueing->base_url . "';" . batch(2000));
 my @in_flight = map { $_->{in_flight} } $queueing->log;
 cmp_ok(median(@in_flight[ 1000 .. 1999 ]),
-	'<', 60, 'Where a server serves 20 requests at a time, few more are in flight.');
-cmp_ok(median(@in_flight[ 1000 .. 1999 ]), '>', 12, 'There the server does not run dry.');
+	'<', 60, 'If a server serves 20 requests at the same time, few more are in flight.');
+cmp_ok(median(@in_flight[ 1000 .. 1999 ]), '>', 12, 'A server that serves 20 requests at the same time always has work.');
 $session->ask('RESET hrflow_embed.base_url;');
 
 #
@@ -108,7 +109,7 @@ foreach my $case (
 	$api->reset;
 	$session->ask("SET hrflow_embed.api_key = 'askr_wrong'; $sql");
 	cmp_ok(scalar($api->log), '<=', 32,
-		"With a wrong key, $name sends at most 32 requests, though more were in flight before.");
+		"With a wrong key, $name sends at most 32 requests, although more were in flight before.");
 	cmp_ok(scalar($api->log), '>', 0, "With a wrong key, $name is refused by the API.");
 }
 $session->ask("SET hrflow_embed.api_key = '$key';");

@@ -1,7 +1,7 @@
-# Batches as the API sees them: how many requests are in flight, over how many
-# connections, at what rate; that no answer is lost when many fail; that refusals
-# stop a batch; and that what is counted is what was sent.  SQL does not see what
-# is sent, nor other backends.
+# Batches as seen by the API: the number of requests in flight, their
+# connections and their rate; no answer is lost when many fail; refusals stop a
+# batch; and the counters agree with what was sent.  SQL sees neither requests
+# nor other backends.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -13,14 +13,14 @@ use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
 
-# A limit is of a key: those that a test is about have keys of their own.
+# Limits apply to a key, so tests of limits use keys of their own.
 my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 4);
 my $api = Hrflow::StandIn->new('--latency' => 5, map { ('--key' => $_) } @keys);
 my $node = Hrflow::Node->new('batch', $api, shared_preload_libraries => 'hrflow_embed');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# So many distinct identifiers.
+# This many distinct identifiers.
 sub ids
 {
 	my ($n, $prefix) = (@_, 'p');
@@ -36,7 +36,7 @@ sub batch
 }
 
 #
-# In flight, connections
+# Requests in flight, connections
 #
 foreach my $limit (1, 7, 64)
 {
@@ -52,7 +52,7 @@ foreach my $limit (1, 7, 64)
 		$limit * 0.8,
 		"a batch has nearly $limit requests in flight");
 	cmp_ok(
-		$stats->{connections_opened}, '<=', $limit + 1,    # one is ours
+		$stats->{connections_opened}, '<=', $limit + 1,    # one is our own
 		"a batch with $limit requests in flight opens no more connections");
 }
 
@@ -65,12 +65,12 @@ my %connections = map { $_->{connection} => 1 } $api->log;
 cmp_ok(scalar(keys %connections), '<=', 32,
 	'three statements in a row use the same 32 connections');
 
-# Requests go out in the order of the input
+# Requests are sent in the order of the input
 $api->reset;
 sql('SET hrflow_embed.max_concurrency = 1;' . batch(ids(50)));
 is( join(' ', map { $_->{query} =~ /profile_id=(\w+)/ } $api->log),
 	join(' ', map { "p$_" } 1 .. 50),
-	'requests go out in the order of the elements');
+	'requests are sent in the order of the elements');
 
 # A function in FROM runs to its end, as the README warns
 foreach my $case (
@@ -89,7 +89,7 @@ foreach my $case (
 }
 
 #
-# Time
+# Time limits
 #
 my $began = time;
 is( sql("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '700ms';
@@ -154,7 +154,7 @@ SKIP:
 	my $nghttpx = '/usr/sbin/nghttpx';
 	skip 'nghttp2-proxy is not to be had', 5 unless -x $nghttpx;
 
-	# It cannot take any free port and tell which: another is tried if need be.
+	# It cannot choose a free port and report it, so try others if necessary.
 	my ($port, $proxy);
 	my ($proxy_out, $proxy_err) = ('', '');
 	my $dir = $api->dir;
@@ -188,7 +188,8 @@ SKIP:
 	my $trust = "SET hrflow_embed.ca_file = '" . $api->ca . "';";
 	my $settings = "$trust SET hrflow_embed.base_url = 'https://localhost:$port/v1';";
 
-	# libcurl has sockets of its own, and a file that is new makes it begin anew.
+	# libcurl has internal sockets, and a new file makes it discard its
+	# connections.
 	my $session = Hrflow::Session->new($node);
 	$session->ask($trust . batch(ids(1)));
 	my $sockets = $session->sockets;
@@ -210,7 +211,7 @@ SKIP:
 			  s/^/SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '500ms';/r),
 		"connection_failed 1\nhttp_error 1\nok 2\ntimeout 1" =~
 		  s/connection_failed 1\nhttp_error 1/http_error 2/r,
-		'one HTTP/2 stream that fails leaves the others alone');    # nghttpx makes a 502 of a reset
+		'an HTTP/2 stream that fails does not affect the others');    # nghttpx turns a reset into a 502
 	$proxy->signal('TERM');
 	$proxy->finish;
 }
@@ -255,7 +256,7 @@ is( sql(qq{
 	'2000 rows, 2000 elements, 0 wrong, 50 failed, 0 with wrong data',
 	'when five in a hundred fail, each element has its row, its right status and its own data');
 
-# One that waits for another try
+# An element that waits for a retry
 $api->reset;
 is( sql('SET hrflow_embed.max_attempts = 2;'
 		  . batch(q{array_cat('{"fault:status=503,retry_after=2"}'::text[], } . ids(500) . ')')),
@@ -263,9 +264,9 @@ is( sql('SET hrflow_embed.max_attempts = 2;'
 	'an element whose attempts all fail has its row');
 {
 	my @tries = map { $_->{ms} } grep { $_->{status} == 503 } $api->log;
-	is(scalar(@tries), 2, 'an element that fails is requested twice where max_attempts is 2');
+	is(scalar(@tries), 2, 'an element that fails is requested twice if max_attempts is 2');
 	cmp_ok($tries[1] - $tries[0], '>=', 1900,
-		'a retry waits for the time that Retry-After demands');
+		'a retry waits for the time that Retry-After specifies');
 }
 
 $api->reset;
@@ -327,7 +328,7 @@ my ($out, $err);
 		qr/WARNING:  batch stopped early: HrFlow account is over its quota/,
 		'a quota that ends within a batch gives a warning');
 	cmp_ok(scalar($quota->log), '<=', 1128,
-		'after the quota has ended only those in flight are refused');
+		'after the quota has ended only the requests in flight are refused');
 }
 
 is( sql('SET hrflow_embed.max_concurrency = 4;'
@@ -343,7 +344,7 @@ is( sql(q{SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurr
 cmp_ok(time - $began, '<', 2, 'batch_timeout is obeyed');
 
 #
-# 429 pauses all who use the key
+# 429 pauses all backends that use the key
 #
 $api->reset;
 {
@@ -353,8 +354,8 @@ $api->reset;
 		'>', \my $first_out);
 	$api->wait_until(sub { ($_[0]{by_status}{429} // 0) > 0 });
 	$began = time;
-	is(sql(batch(ids(20))), 'ok 20', 'another backend succeeds after the pause demanded by a 429');
-	cmp_ok(time - $began, '>', 1, 'another backend waits as long as Retry-After demands');
+	is(sql(batch(ids(20))), 'ok 20', 'another backend succeeds after the pause requested by a 429');
+	cmp_ok(time - $began, '>', 1, 'another backend waits as long as Retry-After specifies');
 	$first->finish;
 	is($first_out, "ok 1\n", 'the request that was answered 429 succeeds after the pause');
 }
@@ -362,14 +363,14 @@ my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
 cmp_ok(scalar(grep { $_->{ms} > $log[0]{ms} + 5 && $_->{ms} < $log[0]{ms} + 1900 } @log),
 	'==', 0, 'no request is sent during the pause');
 
-# A 429 that only the body has
+# A 429 that is reported only in the body
 $api->reset;
 is(sql("SET hrflow_embed.api_key = '$keys[4]'; " . batch(q{'{"fault:first=1,code=429"}'})),
-	'ok 1', 'a request whose reply has the code 429 in its body alone is sent again');
-is(scalar($api->log), 2, 'such a request is sent twice');
+	'ok 1', 'a request whose reply has the code 429 only in its body is sent again');
+is(scalar($api->log), 2, 'a request whose reply has the code 429 only in its body is sent twice');
 
 #
-# Two limits at once
+# Different limits at the same time
 #
 $api->reset;
 my $limit = 'SET hrflow_embed.max_requests_per_minute = ';
@@ -394,7 +395,7 @@ is(scalar(grep { $held[$_] - $held[ $_ - 1 ] > 900 } 1 .. $#held),
 cmp_ok($by_key[1][-1] - $by_key[1][0], '<', 1000, 'a rate limit does not apply to another key');
 
 #
-# What is counted
+# Counters
 #
 {
 	my $ten =
@@ -419,12 +420,12 @@ cmp_ok($by_key[1][-1] - $by_key[1][0], '<', 1000, 'a rate limit does not apply t
 	is( "$stats->{requests} $stats->{by_status}{429} " . scalar($api->log),
 		'21 1 21',
 		'two batches of ten with one retry send 21 requests');
-	cmp_ok($waited, '>=', 0.9, 'wait_seconds counts the pause demanded by a 429');
+	cmp_ok($waited, '>=', 0.9, 'wait_seconds includes the pause requested by a 429');
 	cmp_ok($waited, '<=', $seconds, 'wait_seconds is no more than the statements took');
 }
 
 #
-# The rate, among four backends
+# The rate of four backends
 #
 $api->reset;
 $node->append_conf('postgresql.conf', 'hrflow_embed.max_requests_per_minute = 1200');
@@ -446,9 +447,9 @@ foreach my $i (0 .. $#ms)
 	my $n = grep { $_ >= $ms[$i] && $_ < $ms[$i] + 1000 } @ms;
 	$most = $n if $n > $most;
 }
-cmp_ok($most, '<=', 42, "no second has more requests than its own and one second's savings");
+cmp_ok($most, '<=', 42, "no second has more requests than the rate allows with one second's burst");
 
-# It is a key's at an origin, however that is written
+# The rate applies to a key at an origin, however that is written
 my $origin = $api->base_url =~ s{127.0.0.1}{localhost}r;
 my $spelled = $origin =~ s{http://localhost(:\d+)/v1}{HTTP://LocalHost$1/v1/}r;
 my $ask = "SELECT status FROM hrflow_profile_embeddings('acme', '{one}');";
@@ -457,8 +458,8 @@ is( sql("SET hrflow_embed.max_requests_per_minute = 60; SET hrflow_embed.batch_t
 	"ok\ntimeout",
 	'the rate limit of an origin does not depend on how base_url is written');
 
-# What is sent again is, whether or not the try was held against it; and so is the
-# connection of a request that is given up
+# Retries are counted, whether or not they count as attempts, and so are the
+# connections of abandoned requests
 my $other_api = Hrflow::StandIn->new;
 my $settings =
 	"SET hrflow_embed.base_url = '"
@@ -477,7 +478,7 @@ is( sql("$settings SET hrflow_embed.batch_timeout = '300ms'; SELECT hrflow_embed
 	'the connections of abandoned requests are counted');
 
 #
-# What others see of a batch while it runs
+# What other sessions see of a running batch
 #
 sql('SELECT hrflow_embed_stats_reset()');
 my $batch = IPC::Run::start(

@@ -1,6 +1,6 @@
-# Batches that it is of no use to go on with: they stop early, keep what has
-# arrived and say why.  What is sent, how long it takes and a server that goes
-# away are for the stand-in API to tell.
+# Batches stop early when it is pointless to continue, keep what has arrived,
+# and say why.  The stand-in shows what is sent and how long it takes, and
+# simulates a server that goes away.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -13,7 +13,7 @@ use Time::HiRes qw(time);
 my $api = Hrflow::StandIn->new('--latency' => 5);
 my $node = Hrflow::Node->new('stops', $api);
 
-# Returns what a batch prints, and what it warns of or raises.
+# Run a batch.  Returns its output, and its warnings or error.
 sub batch
 {
 	my ($ids, %with) = @_;
@@ -31,7 +31,7 @@ sub batch
 	return ($out, $err);
 }
 
-# So many distinct identifiers.
+# This many distinct identifiers.
 sub ids
 {
 	my ($n, $prefix) = (@_, 'p');
@@ -39,7 +39,7 @@ sub ids
 }
 
 #
-# Refusals that are the request's
+# Refusals caused by the request
 #
 foreach my $concurrency (1, 32, 256)
 {
@@ -69,18 +69,18 @@ foreach my $concurrency (1, 32, 256)
 $api->reset;
 my ($out, $err) = batch("array_cat('{a}'::text[], " . ids(100, 'fault:status=422,id=') . ')');
 is($out, "invalid_request 100\nok 1",
-	'A batch in which one element succeeded is asked to its end.');
+	'A batch in which one element succeeded requests all elements.');
 like(
 	$err,
 	qr/WARNING:  most of the batch failed: 100 of 101 rows/,
-	'A WARNING says how many elements of it were refused.');
-is(scalar($api->log), 101, 'Each of its elements is asked for.');
+	'A WARNING says how many elements of a batch were refused.');
+is(scalar($api->log), 101, 'A batch in which one element succeeded sends a request for each element.');
 
 ($out, $err) = batch("array_cat('{missing}'::text[], " . ids(100, 'missing') . ')');
 like(
 	$err,
 	qr/WARNING:  none of the profiles in the batch were found in this source/,
-	'A WARNING says that no profile is known.');
+	'A WARNING says that no profile was found.');
 
 #
 # The API is down
@@ -92,17 +92,17 @@ my $closed;
 }
 my $began = time;
 ($out, $err) = batch(ids(5004), settings => "SET hrflow_embed.base_url = '$closed';");
-cmp_ok(time - $began, '<', 15, 'A batch ends within seconds where no connection can be made.');
+cmp_ok(time - $began, '<', 15, 'A batch ends within seconds if no connection can be established.');
 like(
 	$err,
 	qr/ERROR:  could not connect to the HrFlow API/,
-	'Without a single answer that is an error.');
+	'A batch without a single answer is an error.');
 
 $began = time;
 ($out, $err) = batch(ids(3),
 	settings => "SET hrflow_embed.max_attempts = 2; SET hrflow_embed.base_url = '$closed';");
-is($out, 'connection_failed 3', 'A few elements fail each on its own.');
-cmp_ok(time - $began, '<', 5, 'They do so after their own tries.');
+is($out, 'connection_failed 3', 'A few elements without a connection fail individually.');
+cmp_ok(time - $began, '<', 5, 'A few elements without a connection fail after their own attempts.');
 
 {
 	my $leaving = Hrflow::StandIn->new('--latency' => 20);
@@ -128,19 +128,19 @@ cmp_ok(time - $began, '<', 5, 'They do so after their own tries.');
 	$leaving->stop;
 	$began = time;
 	$running->finish;
-	cmp_ok(time - $began, '<', 15, 'A batch ends within seconds after the API has gone.');
+	cmp_ok(time - $began, '<', 15, 'A batch ends within seconds after the API has gone down.');
 	my ($ok) = $out =~ /^ok (\d+)$/m;
 	my ($failed) = $out =~ /^connection_failed (\d+)$/m;
-	cmp_ok($ok // 0, '>=', $had - 1, 'What had arrived is kept.');
-	is(($ok // 0) + ($failed // 0), 5004, 'The others have the status of the outage.');
+	cmp_ok($ok // 0, '>=', $had - 1, 'Results that had arrived before the API went down are kept.');
+	is(($ok // 0) + ($failed // 0), 5004, 'The other rows have the status of the outage.');
 	like(
 		$err,
 		qr/WARNING:  batch stopped early: could not connect to the HrFlow API/,
-		'A WARNING says why the batch was not finished.');
+		'A WARNING says why the batch stopped early.');
 }
 
 #
-# An outage that passes
+# A temporary outage
 #
 foreach my $fault ('reset', 'status=503')
 {
@@ -163,8 +163,8 @@ $api->script('v.status=503', ms => 2000);
 	ids(300),
 	function => 'hrflow_profile_vectors',
 	settings => "SET hrflow_embed.link_hosts = '127.0.0.1';");
-is($out, 'ok 300', 'Every link is fetched after two seconds in which their host was down.');
-is($err, '', 'Nothing is warned of when the host of the links answers again.');
+is($out, 'ok 300', 'Every link is fetched after its host was down for two seconds.');
+is($err, '', 'There is no WARNING when the host of the links answers again.');
 
 # A text may have been processed when its connection breaks: it is not sent again.
 $api->reset;
@@ -178,7 +178,7 @@ $out = $node->safe_psql(
 like(
 	$out,
 	qr/^connection_failed \d+\nok \d+$/,
-	'A text whose connection breaks is lost, and the others are embedded.');
+	'A text whose connection breaks fails, and the others are embedded.');
 my ($lost, $embedded) = $out =~ /(\d+)/g;
 is(($lost // 0) + ($embedded // 0),
 	500, 'Each text has a row after a second of broken connections.');

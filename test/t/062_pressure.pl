@@ -1,7 +1,7 @@
-# Batches under pressure: replies that fill the memory there is for them, a
-# connection that is dead without a word, a backend that is ended or has other
-# work to do, and a server that asks for patience.  SQL sees neither what is in
-# flight nor other backends.
+# Batches under pressure: replies that exhaust the memory for them, a connection
+# that is dead without notice, a backend that is terminated or busy with other
+# work, and a server that requests a pause.  SQL sees neither requests in flight
+# nor other backends.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -22,14 +22,14 @@ my $began;
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# So many distinct identifiers.
+# This many distinct identifiers.
 sub ids
 {
 	my ($n, $prefix) = (@_, 'p');
 	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
 }
 
-# The rows by status.
+# The number of rows with each status.
 sub batch
 {
 	my ($ids, $function) = (@_, 'hrflow_profile_embeddings');
@@ -37,14 +37,15 @@ sub batch
 		GROUP BY status ORDER BY 1;\n};
 }
 
-# The milliseconds at which the requests were answered that match.
+# The times, in milliseconds, at which matching requests were answered.
 sub answered
 {
 	my ($pattern) = @_;
 	return map { $_->{ms} } grep { $_->{query} =~ $pattern } $api->log;
 }
 
-# Carry bytes between two sockets until one ends, or this returns true.
+# Forward bytes between two sockets until either is closed, or a function
+# returns true.
 sub relay
 {
 	my ($one, $other, $is_over) = @_;
@@ -65,8 +66,8 @@ sub relay
 	}
 }
 
-# nghttpx before the stand-in, for HTTP/2 and for names that its certificate
-# does not have; undef when there is none.
+# Start nghttpx in front of the stand-in, for HTTP/2 and for names that are not
+# in its certificate.  Returns undef if it is not installed.
 sub start_nghttpx
 {
 	my $nghttpx = '/usr/sbin/nghttpx';
@@ -82,7 +83,7 @@ sub start_nghttpx
 		openssl x509 -req -in front.csr -CA ca.pem -CAkey ca.key -set_serial 2 \\
 			-days 30 -extfile front.ext -out front.pem 2>>front.log});
 
-	# It cannot take any free port and tell which: another is tried if need be.
+	# It cannot choose a free port and report it, so try others if necessary.
 	for my $try (1 .. 5)
 	{
 		my $port = PostgreSQL::Test::Cluster::get_free_port();
@@ -112,7 +113,7 @@ sub start_nghttpx
 }
 
 #
-# The 64 MB that there are for the bodies of all replies
+# The 64 MB for the bodies of all replies
 #
 is(sql(batch(ids(250, 'fault:first=1,status=408,big=300000,id='))),
 	'ok 250', 'a reply that will be requested again does not keep its memory');
@@ -128,10 +129,10 @@ $session->send(
 		  . q{SELECT i, 'fault:latency=500,id=' || i FROM generate_series(501, 600) i) a(i, id))})
 	  . '\echo -- done');
 
-# More than 400: those that found the memory spent are asked for again too.
+# More than 400, because those that exceed the memory are requested again.
 $api->wait_until(sub { ($_[0]{by_status}{404} // 0) >= 400 });
 ok($api->wait_until(sub { $_[0]{in_flight} > 64 }),
-	'as many requests are in flight as before when replies have become small again');
+	'as many requests are in flight as before when replies are small again');
 is( $session->wait_for(qr/-- done/),
 	"invalid_reply 100\nnot_found 400\nok 100\n-- done\n",
 	'100 replies of 1.1 MB that arrive at once are refused, but each of them has its turn');
@@ -139,21 +140,21 @@ cmp_ok(scalar(answered(qr/big/)),
 	'<', 200, 'hardly any reply is requested a third time for lack of memory');
 $session->finish;
 
-# A POST has been processed when its reply finds no room
+# A POST has been processed when its reply exceeds the memory
 $api->reset;
 is( sql(q{SET hrflow_embed.max_concurrency = 100; SET client_min_messages = error;
 		SELECT count(*) FROM hrflow_text_embeddings(
 			(SELECT array_agg('fault:big=1000000,id=' || i) FROM generate_series(1, 100) i))}),
 	'100',
 	'100 texts whose replies of 1 MB arrive at once have a row each');
-is($api->stats->{api_requests}, 100, 'a text whose reply finds no room is not sent again');
+is($api->stats->{api_requests}, 100, 'a text whose reply exceeds the memory is not sent again');
 
 is( sql('SET hrflow_embed.max_concurrency = 100; ' . batch(ids(200, 'fault:gzip,latency=200,id='))),
 	'ok 200',
 	'100 compressed replies at once are decompressed');
 
 #
-# Links that wait for their turn
+# Queued links
 #
 {
 	my $links = sub {
@@ -185,7 +186,7 @@ is( sql('SET hrflow_embed.max_concurrency = 100; ' . batch(ids(200, 'fault:gzip,
 			"SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 4;"
 			  . batch(ids(5, $links->($silent->port)), 'hrflow_profile_vectors')),
 		"timeout 3961\n-- done\n",
-		'at the end of batch_timeout each link has its row, and so has a profile without a request'
+		'after batch_timeout each link has a row, and so has a profile that was not requested'
 	);
 	is( $fetcher->ask(
 			"SET hrflow_embed.batch_timeout = 0; SET hrflow_embed.max_concurrency = 2;"
@@ -198,7 +199,7 @@ is( sql('SET hrflow_embed.max_concurrency = 100; ' . batch(ids(200, 'fault:gzip,
 }
 
 #
-# A connection that is dead
+# A dead connection
 #
 my ($nghttpx, $nghttpx_port) = start_nghttpx();
 
@@ -206,7 +207,7 @@ SKIP:
 {
 	skip 'nghttp2-proxy is not to be had', 2 unless $nghttpx;
 
-	# The first connection is dropped as a NAT does it: nobody is told.
+	# The first connection is dropped as by a NAT, without notice to either end.
 	my $dropped = PostgreSQL::Test::Utils::tempdir() . '/dropped';
 	my $nat = Hrflow::RawPeer->new(
 		sub {
@@ -228,22 +229,23 @@ SKIP:
 		"ok 20\n-- done\n",
 		'a batch over HTTP/2 through a NAT succeeds');
 
-	# Eight time-outs in a row are an outage, after which the batch sends them
-	# again.  If the first to time out shuts the connection before the others
-	# do, libcurl sends these again, and those that timed out are too few.
+	# Eight consecutive timeouts are an outage, after which the batch sends
+	# these requests again.  If the first to time out shuts the connection down
+	# before the others do, libcurl sends these again, and there are too few
+	# timeouts.
 	PostgreSQL::Test::Utils::append_to_file($dropped, '');
 	like(
 		$session->ask(batch(ids(40, 'q'))),
 		qr/^(?:ok 40|ok 3\d\ntimeout [1-7])\n/,
-		'a batch gives up a connection over which nothing comes any longer');
+		'a batch stops using a connection over which nothing is received any more');
 	is( $session->ask(batch(ids(20, 'r'))),
 		"ok 20\n-- done\n",
 		'the next statement does not use a dead connection');
 	$session->finish;
 }
 
-# A POST that a server of HTTP/2 refuses with the end of its connection cannot be
-# told from one that it may have processed.
+# If an HTTP/2 server refuses a POST by closing the connection, it may have
+# processed it.
 SKIP:
 {
 	skip 'nghttp2-proxy is not to be had', 2 unless $nghttpx;
@@ -269,7 +271,7 @@ SKIP:
 }
 
 #
-# A backend that is ended with the probe of a pause under way
+# A backend that is terminated while its probe is in flight
 #
 sql('SET hrflow_embed.max_attempts = 1; ' . batch(q{'{p1,"fault:status=429,retry_after=1"}'}));
 $api->reset;
@@ -279,13 +281,13 @@ ok($api->wait_until(sub { $_[0]{requests} > 0 }), 'one backend probes whether th
 sql('SELECT pg_terminate_backend(' . $victim->pid . ')');
 $began = time;
 is(sql(batch(ids(3))),
-	'ok 3', 'other backends go on when the backend with the probe has been terminated');
+	'ok 3', 'other backends continue when the backend with the probe has been terminated');
 cmp_ok(time - $began,
 	'<', 5, 'other backends are not delayed when the backend with the probe has been terminated');
 $victim->finish;
 
 #
-# A request that waits to be sent again
+# A request that waits for its retry
 #
 $api->reset;
 like(
@@ -293,7 +295,7 @@ like(
 		"SET statement_timeout = '1s'; SET hrflow_embed.max_attempts = 20; "
 		  . batch(q{'{fault:status=500}'})),
 	qr/^57014/,
-	'a statement is canceled while its request waits to be sent again');
+	'a statement is canceled while its request waits for a retry');
 is(sql(batch(ids(3))), 'ok 3', 'a batch after a canceled retry succeeds');
 
 #
@@ -312,7 +314,7 @@ my ($first, $second) = sort { $a <=> $b } answered(qr/profile_id/);
 cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 
 #
-# A 429 that was asked for after the probe of an earlier pause had been sent
+# A 429 that is answered after the probe of an earlier pause was sent
 #
 {
 	my $met = PostgreSQL::Test::Utils::tempdir();
@@ -355,19 +357,19 @@ cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 		"ok 1\n-- done\n",
 		'a batch succeeds after a probe that found the pause over');
 	cmp_ok(time - $began,
-		'>', 5.9, 'a pause demanded while a probe is in flight outlasts the probe');
+		'>', 5.9, 'a pause requested while a probe is in flight outlasts the probe');
 	is( $sessions[0]->wait_for(qr/-- done/),
 		"ok 2\n-- done\n",
 		'the batch that was told to pause succeeds after the pause');
 	is( $sessions[1]->wait_for(qr/-- done/),
 		"ok 1\n-- done\n",
 		'a batch that waits for the pause to end succeeds');
-	cmp_ok(time - $began, '<', 8.5, 'the pause ends at the time that was demanded');
+	cmp_ok(time - $began, '<', 8.5, 'the pause ends at the time that was requested');
 	$_->finish foreach @sessions;
 }
 
 #
-# Other work in between
+# A backend that is busy
 #
 my $stalled =
   'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[400000]))";
@@ -384,7 +386,7 @@ is( sql("SET hrflow_embed.max_attempts = 2; "
 	'a Retry-After in the past causes no pause');
 
 #
-# A probe without room for its reply. A body of 34 MB has 64 MB reserved
+# A probe without memory for its reply.  A body of 34 MB reserves 64 MB
 #
 $api->reset;
 my $hoarder = Hrflow::Session->new($node);
@@ -395,11 +397,11 @@ $api->wait_until(sub { $_[0]{requests} == 2 });
 $node->error_of(
 	'SET hrflow_embed.max_attempts = 1; ' . batch(q{'{"fault:status=429,retry_after=1"}'}));
 ok( $api->wait_until(sub { ($_[0]{by_status}{200} // 0) == 3 }),
-	'a probe is sent although there is no room for its reply');
+	'a probe is sent although there is no memory for its reply');
 $began = time;
-is(sql(batch(ids(3))), 'ok 3', 'other backends go on while a probe has no room for its reply');
+is(sql(batch(ids(3))), 'ok 3', 'other backends continue while a probe has no memory for its reply');
 cmp_ok(time - $began,
-	'<', 5, 'other backends are not delayed by a probe without room for its reply');
+	'<', 5, 'other backends are not delayed by a probe without memory for its reply');
 sql('SELECT pg_terminate_backend(' . $hoarder->pid . ')');
 $hoarder->finish;
 
@@ -423,7 +425,7 @@ is(scalar(answered(qr/status=503,retry|status%3D503%2Cretry/)),
 	1, 'a profile that waits for its retry is not requested again after a refusal');
 
 #
-# More values in a reply than any has
+# More values in a reply than any answer has
 #
 my $many = Hrflow::RawPeer->new(
 	sub {
@@ -451,8 +453,8 @@ is(sql(batch(q{'{fault:header_size=150000}'})),
 is(scalar(answered(qr/header_size/)), 1, 'a reply with a header of 150 kB is not requested again');
 
 #
-# Descriptors are short.  A third of those that a backend may have are for what
-# is not PostgreSQL's own
+# Scarce descriptors.  A third of those of a backend are reserved for code
+# outside of PostgreSQL
 #
 my $few = Hrflow::Node->new('few', $api, max_attempts => 1, max_files_per_process => 100);
 my $few_batch =

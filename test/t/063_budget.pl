@@ -1,6 +1,7 @@
-# A statement sends no more requests than it may, however it is written: what
-# came is kept, the rest is told, and only a superuser raises a limit that
-# others have set.  Counted at the stand-in, which SQL cannot.
+# A statement does not exceed its limit of requests, however it is written:
+# results received are kept, the other rows say why they failed, and only
+# superusers can raise a limit set by one of them.  The stand-in counts the
+# requests, which SQL cannot.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -12,7 +13,8 @@ my $api = Hrflow::StandIn->new;
 my $node = Hrflow::Node->new('budget', $api, link_hosts => '127.0.0.1');
 my $limit = 'SET hrflow_embed.max_requests_per_statement = ';
 
-# What a statement prints, what is said, and how many requests the API gets.
+# Run a statement, and check its output, its messages and the number of
+# requests.
 sub run
 {
 	my ($sql) = @_;
@@ -63,7 +65,7 @@ is_run(
 		'{\"fault:first=1,status=500\",fault:status=500,b,c,d}') GROUP BY 1 ORDER BY 1",
 	"ok|3\nover_budget|2",
 	qr/DETAIL:  3 of 5 elements were answered/,
-	5, 'tries, which all count');
+	5, 'a request that is retried: all attempts count');
 foreach my $ahead ('on', 'off')
 {
 	is_run(
@@ -81,12 +83,12 @@ foreach my $ahead ('on', 'off')
 			.*is\ 5\ requests\..*\n
 			HINT:\ \ Ask\ for\ less\ in\ one\ statement/x,
 		5,
-		"more calls than may be sent, with read_ahead $ahead");
+		"more calls than the limit allows, with read_ahead $ahead");
 }
 is_run(
 	"$limit 1; SELECT hrflow_profile_embedding('acme', 'fault:status=500')",
 	'', qr/ERROR:  58000/,
-	1, 'a request that fails, and may not be tried again');
+	1, 'a request that fails and may not be retried');
 is_run(
 	"$limit 4;
 	DO \$\$ BEGIN
@@ -104,7 +106,7 @@ is_run("$limit 1; SELECT hrflow_auth() IS NOT NULL; SELECT hrflow_text_embedding
 	"t\nt", qr/^$/, 2, 'a check of the key, which has its own');
 
 #
-# A refresh: what has come is kept, and the next one goes on
+# A refresh keeps results, and the next one continues
 #
 my $store = Hrflow::Store->new($node, $api, 'shop');
 $store->fill(30);
@@ -117,18 +119,18 @@ foreach my $left (20, 10, 0)
 	my $printed = $store->finish_call(
 		$store->start_call(undef, settings => { 'hrflow_embed.max_requests_per_statement' => 10 }));
 	is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at <= now()'),
-		$left, "a refresh of which 10 requests are left keeps what came: $left are due");
-	is($api->stats->{api_requests}, 10, "and sends 10 requests when $left are left");
+		$left, "a refresh with 10 requests left keeps its results: $left profiles are due");
+	is($api->stats->{api_requests}, 10, "a refresh with 10 requests left sends 10 when $left profiles remain");
 	like(
 		$printed,
 		$left ? qr/WARNING:.*statement has sent as many/ : qr/: 10 refreshed/,
-		"and says so when $left are left");
+		"a refresh reports that it reached the limit when $left profiles remain");
 }
 is($store->sql('SELECT sum(attempts) FROM shop.embedding_profile'),
-	0, 'a limit counts as no attempt of a profile');
+	0, 'reaching a limit does not count as an attempt of a profile');
 
 #
-# Parts of a result
+# Portions of a result
 #
 is_run(
 	"$limit 10; BEGIN; DECLARE c CURSOR FOR
@@ -139,7 +141,7 @@ is_run(
 	qr/^$/, 20, 'a cursor, of which each FETCH is a statement');
 
 #
-# A limit that is not the user's
+# A limit that the user may not change
 #
 $node->safe_psql(
 	'postgres', 'CREATE ROLE recruiter LOGIN;
@@ -163,24 +165,25 @@ sub sent_by_recruiter
 	return ($api->stats->{api_requests}, $err);
 }
 
-# Before the library is loaded, SET knows no setting of its.
+# Before the library is loaded, SET does not know its settings.
 my ($requests, $err) = sent_by_recruiter('SET hrflow_embed.statement_request_limit = 0');
-is($requests, 15, 'a limit of a superuser holds for those who try to take it away');
+is($requests, 15, 'a limit set by a superuser applies to a user who tries to remove it');
 like(
 	$err,
 	qr/permission denied to set parameter "hrflow_embed.statement_request_limit"/,
-	'and they are told');
+	'a user who tries to remove the limit of a superuser is warned');
 ($requests) = sent_by_recruiter("$limit 20");
-is($requests, 15, 'a limit of a superuser holds for who sets a greater one for himself');
+is($requests, 15, 'a limit set by a superuser applies to a user who sets a higher one');
 ($requests) = sent_by_recruiter("$limit 0");
-is($requests, 15, 'and for who sets none');
+is($requests, 15, 'a limit set by a superuser applies to a user who sets none');
 ($requests) = sent_by_recruiter("$limit 5");
-is($requests, 5, 'a user may have a lower one');
+is($requests, 5, 'a user may set a lower limit than the superuser');
 $node->safe_psql('postgres', 'ALTER ROLE recruiter SET hrflow_embed.statement_request_limit = 25');
 ($requests) = sent_by_recruiter('SELECT');
-is($requests, 25, 'a superuser may give a role more');
+is($requests, 25, 'a superuser may raise the limit for a role');
 
-# An option of the connection comes before the library, unless that is preloaded.
+# A connection option is applied before the library is loaded, unless that is
+# preloaded.
 $node->append_conf('postgresql.conf', 'shared_preload_libraries = hrflow_embed');
 $node->restart;
 {
@@ -189,7 +192,7 @@ $node->restart;
 	like(
 		$err,
 		qr/permission denied to set parameter "hrflow_embed.statement_request_limit"/,
-		'where the library is preloaded, a limit is not taken away with the connection');
+		'if the library is preloaded, a connection option cannot remove the limit');
 }
 
 $node->stop('fast');

@@ -1,8 +1,8 @@
-# What the API says of an account, or how it fails, holds for all requests with
-# the account's key: after a refusal of the rate, however it is worded, the
-# backends pause and one request tries again; no row is lost that a pause would
-# have saved, and no one waits longer than the server wants.  SQL sees neither
-# time nor other backends.
+# Refusals and failures of the API apply to all requests with the account's key:
+# after a refusal of the rate, however it is worded, all backends pause and one
+# request is sent as a probe.  No row is lost that a pause would have saved, and
+# no backend waits longer than the server requested.  SQL sees neither time nor
+# other backends.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -14,7 +14,7 @@ use Time::HiRes qw(time);
 my $api = Hrflow::StandIn->new;
 my $node = Hrflow::Node->new('account', $api, shared_preload_libraries => 'hrflow_embed');
 
-# Pauses are of a key at an origin: each test has an origin of its own.
+# Pauses apply to a key at an origin, so each test has an origin of its own.
 sub batch
 {
 	my ($standin, $ids, %settings) = @_;
@@ -31,7 +31,7 @@ sub ids
 	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
 }
 
-# What a statement prints, and how long it takes in seconds.
+# The output of a statement, and the seconds it took.
 sub timed
 {
 	my ($sql) = @_;
@@ -42,7 +42,7 @@ sub timed
 }
 
 #
-# 100 requests in two seconds, and a server that does not say for how long to wait
+# 100 requests in two seconds, from a server that does not say how long to wait
 #
 foreach my $wording ('none', '0', 'past', 'soon')
 {
@@ -85,12 +85,12 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	$slow->finish;
 	is( $one,
 		"ok 1\ntimeout 1\n",
-		'the backend whose probe got no answer goes on with its other request');
+		'the backend whose probe got no answer continues with its other request');
 }
 
 #
-# One refusal, and then an API that is silent about 60 profiles of one backend, and
-# answers another backend
+# A refusal, after which the API does not answer about 60 profiles of one
+# backend, but answers another backend
 #
 {
 	my %seconds;
@@ -110,10 +110,10 @@ foreach my $wording ('none', '0', 'past', 'soon')
 			'2>&1',
 			IPC::Run::timer(180));
 		ok($silent->wait_until(sub { $_[0]{requests} >= 2 }),
-			"profiles are asked for after $before");
+			"profiles are requested after $before");
 		my ($healthy, $took) = timed(batch($silent, ids(3, 'healthy')));
 		is($healthy, 'ok 3', "another backend is answered after $before");
-		cmp_ok($took, '<', 3, "another backend waits for no time-out after $before");
+		cmp_ok($took, '<', 3, "another backend does not wait for a timeout after $before");
 		$slow->finish;
 		$seconds{$before} = time - $began;
 		like(
@@ -125,11 +125,11 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	cmp_ok(
 		$seconds{'a 429'}, '<',
 		$seconds{nothing} + 3,
-		'a 429 makes a batch take not much longer that gets no answer');
+		'a batch that gets no answers takes not much longer because of a 429');
 }
 
 #
-# A pause that no one waits for
+# A pause that is too long to wait for
 #
 {
 	my $closed = Hrflow::StandIn->new;
@@ -151,11 +151,11 @@ foreach my $wording ('none', '0', 'past', 'soon')
 		'later calls fail and say that the pause is long');
 	cmp_ok($seconds, '<', 2, 'later calls fail at once as well');
 	is($closed->stats->{requests},
-		1, 'later calls send no request in a pause that no one waits for');
+		1, 'later calls send no request during a pause that is too long to wait for');
 }
 
 #
-# A long pause is told
+# A long pause is reported
 #
 {
 	my $patient = Hrflow::StandIn->new;
@@ -164,7 +164,7 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	my ($out, $seconds, $err) = timed(batch($patient, ids(2)));
 	is($out, 'ok 2', 'a batch succeeds after a long pause');
 	is(scalar(() = $err =~ /NOTICE:  waiting \d s for the HrFlow API/g),
-		1, 'a NOTICE tells of a long pause once');
+		1, 'a NOTICE reports a long pause once');
 }
 
 #
@@ -180,7 +180,7 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 	$restarted->script($fault, ms => 3000);
 	my ($out, $seconds) = timed(batch($restarted, ids(1000), max_attempts => 2));
 	is($out, 'ok 1000', "no row is lost in three seconds of 503 $name");
-	cmp_ok($seconds, '<', 15, "a batch goes on soon after three seconds of 503 $name");
+	cmp_ok($seconds, '<', 15, "a batch continues soon after three seconds of 503 $name");
 	cmp_ok($restarted->stats->{by_status}{503}, '<', 150, "few requests meet 503 $name");
 	note("503 $name: $seconds s, " . $restarted->stats->{by_status}{503});
 }

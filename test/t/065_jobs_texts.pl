@@ -1,7 +1,7 @@
-# What is sent to the endpoints beside the profiles' is what was asked, whatever
-# it consists of; a POST is not sent again unless the API has not processed it;
-# and interrupts and the key are treated as everywhere.  SQL does not see what
-# is on the wire, nor can it interrupt itself.
+# Requests to the other endpoints contain exactly what was passed, whatever
+# characters it consists of.  A POST is not sent again unless the API cannot
+# have processed it, and interrupts and the key are handled as in other
+# functions.  SQL does not see what is sent, and cannot interrupt itself.
 use strict;
 use warnings FATAL => 'all';
 use utf8;
@@ -26,7 +26,7 @@ my $node = Hrflow::Node->new(
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# A literal of any text, which neither psql nor the shell may touch.
+# Return any text as a literal that neither psql nor the shell changes.
 sub literal
 {
 	my ($text) = @_;
@@ -35,7 +35,7 @@ sub literal
 	  unpack('H*', encode('UTF-8', $text));
 }
 
-# The pairs of a query, decoded by our own means; sorted.
+# Decode the parameters of a query, sorted, without using the code under test.
 sub decode_query
 {
 	my ($query) = @_;
@@ -49,7 +49,7 @@ sub decode_query
 		-1 ];
 }
 
-# A body as it was received: the log has its bytes as characters.
+# A body as received; in the log each of its bytes is a character.
 sub body { return $_[0]{body}; }
 
 my @nasty = (
@@ -256,7 +256,7 @@ is_deeply([ grep { exists $_->{headers}{'Content-Type'} } @log[ 1, 3 ] ],
 my %connections = map { $_->{connection} => 1 } @log;
 is(scalar(keys %connections), 1, 'POST and GET share a connection');
 
-# Large ones, of which many are pending
+# Many large texts
 $api->reset;
 is( sql(q{SET hrflow_embed.connect_timeout = '60s';
 	SELECT status || ' ' || count(*)
@@ -268,7 +268,8 @@ is( sql(q{SET hrflow_embed.connect_timeout = '60s';
 is($api->stats->{by_status}{200}, 80, 'each text of a large batch is sent once');
 
 #
-# More members in a reply than any has, of the name that is left out of its JSON
+# More members in a reply than any answer has, with the name that the JSON
+# parser skips
 #
 my $many = Hrflow::RawPeer->new(
 	sub {
@@ -325,7 +326,7 @@ is($out, 'invalid_request', 'a text that is not UTF-8 fails its row of a batch')
 is(scalar($api->log), 1, 'a text that is not UTF-8 sends no request');
 
 #
-# What is sent again
+# Which requests are sent again
 #
 my @cases = (
 
@@ -368,7 +369,7 @@ foreach my $case (@cases)
 		$requests{$kind} = $fault eq 'silent' ? $api->stats->{requests} : scalar(@log);
 		is((split /\n/, $out)[1] // 'raised', $status, "one of $kind that meets $fault is $status")
 		  if $kind =~ /s$/;
-		cmp_ok($log[1]{ms} - $log[0]{ms}, '>=', 900, 'after as long as Retry-After says')
+		cmp_ok($log[1]{ms} - $log[0]{ms}, '>=', 900, "a text that meets $fault is retried after Retry-After")
 		  if $kind eq 'text' && $fault =~ /retry_after/ && $of_text > 1;
 	}
 	is_deeply(
@@ -388,7 +389,7 @@ like(
 	'a text whose attempts are all answered 429 fails');
 is(scalar($api->log), 3, 'a text that is answered 429 is sent max_attempts times');
 
-# libcurl itself sends again what a connection that it had kept did not take
+# libcurl itself sends a request again if a kept connection did not take it
 my $reply = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s";
 my $answer = '{"code": 200, "data": [{"embedding": [1, 2]}]}';
 my $count = PostgreSQL::Test::Utils::tempdir() . '/requests';
@@ -403,7 +404,7 @@ my $peer = Hrflow::RawPeer->new(
 			open(my $log, '>>', $count) or die;
 			print $log "$connection/$i\n";
 			close $log;
-			return if $i > 0;    # the second is read, and not answered
+			return if $i > 0;    # the second request is read, but not answered
 			printf $socket $reply, length($answer), $answer;
 		}
 	});
@@ -432,8 +433,9 @@ like(
 	qr{^(\d+)/0\n\1/1\n(?!\1)\d+/0\n$},
 	'a GET whose kept connection breaks is sent again');
 
-# A connection that the server has closed while it was idle is not used.  Over TLS a
-# server says so in bytes, which libcurl 7.88 takes for a sign of life.
+# A connection that the server has closed while it was idle is not used.  Over
+# TLS the server sends an alert before, which libcurl 7.88 considers a sign of
+# life.
 foreach my $name ('nginx', 'haproxy')
 {
 	SKIP:
@@ -456,7 +458,7 @@ foreach my $name ('nginx', 'haproxy')
 	}
 }
 
-# A connection that cannot be made has taken nothing
+# A connection that cannot be established has sent nothing
 my $closed = Hrflow::RawPeer->new(undef);
 my $port = $closed->port;
 $closed->stop;
@@ -465,14 +467,15 @@ is( sql(qq{SET hrflow_embed.base_url = 'http://127.0.0.1:$port/v1';
 		SELECT status, error LIKE '%(3 attempts)%' FROM hrflow_text_embeddings('{a}');
 		SELECT requests FROM hrflow_embed_stats}) =~ s/^\n//r,
 	"connection_failed|t\n0",
-	'a text is retried when the connection cannot be made');
+	'a text is retried when the connection cannot be established');
 
 #
 # Interrupts
 #
 my $control = Hrflow::Session->new($node);
 
-# To the account, another origin: no one else waits for its pause.
+# This is a different account, because of its origin, so nobody else waits for
+# its pause.
 my $elsewhere = $api->base_url =~ s/127\.0\.0\.1/localhost/r;
 foreach my $case (
 	[ 'a text', q{SELECT hrflow_text_embedding('fault:silent');} ],

@@ -1,6 +1,6 @@
-# A query whose calls are read ahead is the query that makes one call after
-# another: the same rows in the same order, the same error, and no request more
-# than docs/read_ahead.md allows.  Each shape below runs with hrflow_embed.read_ahead
+# A query whose calls are read ahead returns the same rows in the same order, or
+# the same error, as without read-ahead, and sends no more requests than
+# docs/read_ahead.md allows.  Each query below runs with hrflow_embed.read_ahead
 # off and on.  The stand-in counts the requests, which SQL cannot see.
 use strict;
 use warnings FATAL => 'all';
@@ -9,7 +9,8 @@ use Hrflow::Session;
 use Hrflow::StandIn;
 use Test::More;
 
-# In flight at a time, and rows read ahead: few, so that 40 rows exceed both.
+# Maximum number of requests in flight, and of rows read ahead: so few that 40
+# rows exceed both.
 my $concurrency = 4;
 my $ahead = 4 * $concurrency;
 
@@ -80,11 +81,11 @@ my $e = q{hrflow_profile_embedding('S', hid, '{"profile": 1}')};
 my $ce = q{hrflow_profile_embedding('S', c.hid, '{"profile": 1}')};
 
 #
-# The shapes.  Flags:
-#   A    the plan has the node; N: it has not; neither: it is not looked at
-#   g    it is not known how many rows are needed: at most one request more is
-#        made in vain than were made of use
-#   e    it fails: at most the rows ahead are asked for in vain
+# The queries.  Flags:
+#   A    the plan contains the node; N: it does not; neither: not checked
+#   g    the number of rows needed is unknown: at most one more request is
+#        wasted than was useful
+#   e    the query fails: at most the requests for rows ahead are wasted
 #
 my @shapes = (
 
@@ -281,7 +282,7 @@ my @shapes = (
 			ORDER BY grp"
 	],
 
-	# Where it stays away
+	# Queries that are not supported
 	[ N => "SELECT hrflow_profile_embedding('S', 'alone')" ],
 	[ N => "SELECT hrflow_profile_embedding('S', 'alone') WHERE true" ],
 	[ N => "SELECT id, CASE WHEN active THEN $e END FROM c ORDER BY id" ],
@@ -352,7 +353,7 @@ my @shapes = (
 
 	[ Ae => "SELECT n, hrflow_profile_embedding('S', scarce(n)) FROM bad ORDER BY n" ],
 
-	# Requests that are sent again
+	# Retries
 	[   A => "SET hrflow_embed.max_attempts = 2; "
 		  . "SELECT id, hrflow_profile_embedding('S', 'fault:first=1,status=503,id=' || id)
 			FROM few"
@@ -401,7 +402,7 @@ my @shapes = (
 	[ A => "SELECT id, $e FROM parent LIMIT 12" ],
 	[ A => "SELECT id, $e FROM ONLY parent" ],
 
-	# What writes
+	# Statements that write
 	[   '' => "BEGIN; INSERT INTO sink (id, e) SELECT id, $e FROM c ORDER BY id; SELECT id, e
 			FROM sink ORDER BY n; ROLLBACK"
 	],
@@ -539,7 +540,7 @@ my @shapes = (
 			ORDER BY name",
 		"SELECT c.id, $ce FROM c JOIN twice t ON t.n = c.id ORDER BY 1"),);
 
-# Two sessions, so that a shape does not have to wait for a connection.
+# Use two sessions, so that a query need not wait for a connection.
 my %session = map { $_ => Hrflow::Session->new($node) } 'off', 'on';
 
 sub ask
@@ -552,8 +553,8 @@ sub ask
 	return $session->wait_for(qr/-- done.*-- done/s) =~ s/-- done\s*//gr;
 }
 
-# Run a shape.  Returns what it prints, without what differs between requests,
-# and how many requests it made.
+# Run a query.  Returns its output, without parts that differ between requests,
+# and the number of its requests.
 sub run_shape
 {
 	my ($read_ahead, $sql) = @_;
@@ -563,7 +564,7 @@ sub run_shape
 	return ($printed, scalar($api->log));
 }
 
-# Show the first line that differs: whole results are too long to be read.
+# Show the first line that differs, because whole results are too long to read.
 sub is_same
 {
 	my @got = split /\n/, $_[0];
@@ -598,13 +599,13 @@ foreach my $shape (@shapes)
 	};
 }
 
-# What is not the row's ends the statement, and nothing else
+# An error unrelated to the row ends the statement, but nothing else
 like(
 	ask('on', "SELECT hrflow_profile_embedding('S', scarce(n)) FROM bad; SELECT 'goes on'"),
 	qr/goes on.*53200/s,
-	'a session goes on after a lack of memory that was met while reading ahead');
+	'a session continues after running out of memory while reading ahead');
 
-# A row that another session has changed is computed from what it holds now
+# A row changed by another session is computed from its new values
 {
 	my $other = Hrflow::Session->new($node);
 
@@ -617,11 +618,11 @@ like(
 	  or die 'no session waits for a lock';
 	$other->ask("COMMIT;");
 	my %link = $session{on}->wait_for(qr/-- done/) =~ /^(\d+)\|(.*)$/mg;
-	like($link{3}, qr{changed/}, 'an UPDATE asks for the profile that a row has been changed to');
-	like($link{4}, qr{p4/}, 'an UPDATE goes on after a row that has been changed');
+	like($link{3}, qr{changed/}, 'an UPDATE requests the profile to which a row has been changed');
+	like($link{4}, qr{p4/}, 'an UPDATE continues after a row that has been changed');
 	$other->finish;
 }
 
-cmp_ok(scalar(@shapes), '>=', 150, 'there are 150 shapes');
+cmp_ok(scalar(@shapes), '>=', 150, 'there are at least 150 queries');
 
 done_testing();

@@ -1,6 +1,5 @@
-# What is on the wire is what was asked for and no more: encodings, a proxy that
-# refuses, connections that are dead, servers that speak TLS.  SQL sees neither
-# requests nor time.
+# Details of the protocol: encodings, a proxy that refuses, dead connections,
+# servers that use TLS.  SQL sees neither requests nor time.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -29,8 +28,9 @@ sub status_of
 	return sql("$set SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['$id'])");
 }
 
-# Connections of a session's backend to a port that are in a state of TCP's: 01 is
-# ESTABLISHED; in 08, CLOSE_WAIT, the other end has closed, and the backend has not.
+# Connections of a session's backend to a port in a TCP state: 01 is
+# ESTABLISHED; in 08, CLOSE_WAIT, the peer has closed the connection, but the
+# backend has not.
 sub count_connections
 {
 	my ($session, $port, $state) = @_;
@@ -38,7 +38,7 @@ sub count_connections
 	my %inodes = map { (readlink($_) // '') =~ /^socket:\[(\d+)\]/ ? ($1 => 1) : () }
 	  glob('/proc/' . $session->pid . '/fd/*');
 
-	# The third column is the other end, the fourth the state, the tenth the inode.
+	# The third column is the peer, the fourth the state, the tenth the inode.
 	return scalar grep {
 		my @columns = split;
 		$columns[2] =~ /$remote$/ && $columns[3] eq $state && $inodes{ $columns[9] }
@@ -63,7 +63,8 @@ foreach my $case (
 	is(status_of("fault:$fault,id=x"), $status, $name);
 }
 
-# 128 bytes of header and 2,032 doubles are the 16 kB that are decompressed at once.
+# A header of 128 bytes and 2,032 doubles are the 16 kB that are decompressed at
+# a time.
 {
 	my $exact = Hrflow::StandIn->new('--dim' => 2032);
 	is( sql(    "SET hrflow_embed.base_url = '"
@@ -83,8 +84,8 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 	'<', 6_000_000, 'bytes_received counts what was received, and that is limited');
 
 #
-# A proxy that refuses the password, and may lock an account to which a few wrong
-# ones are given
+# A proxy that refuses the password, and may lock an account after a few wrong
+# ones
 #
 {
 	my $proxy = Hrflow::Proxy->new(
@@ -110,7 +111,7 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 	unlike($err, qr/wrong/, 'the error does not show the password');
 	is( join(', ', $proxy->connects),
 		'api.store.example:443 407',
-		'a batch gives a wrong password to the proxy once');
+		'a batch sends a wrong password to the proxy once');
 
 	sql(q{SELECT hrflow_create_store('proxied'); SELECT hrflow_track('proxied', 'acme',
 		(SELECT array_agg('proxied' || i) FROM generate_series(1, 300) i))});
@@ -127,21 +128,21 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 			"a 407 of the proxy ends the $run scheduled refresh");
 		is( join(', ', $proxy->connects),
 			'api.store.example:443 407',
-			"the $run scheduled refresh gives a wrong password to the proxy once");
+			"the $run scheduled refresh sends a wrong password to the proxy once");
 	}
 	is( sql(q{SELECT count(*) FROM proxied_profile WHERE attempts > 0 OR lease_until IS NOT NULL}),
-		'0', 'a 407 of the proxy is no attempt of a profile');
+		'0', 'a 407 of the proxy does not count as an attempt of a profile');
 
 	$proxy->reset;
 	$api->reset;
 	is(sql($through->('right') . $batch),
 		'ok|200', 'a batch succeeds through a proxy whose password is right');
 	cmp_ok($api->stats->{max_in_flight},
-		'>=', 8, 'many requests are in flight once the proxy has taken the password');
+		'>=', 8, 'many requests are in flight once the proxy has accepted the password');
 	sql(q{SELECT hrflow_drop_store('proxied')});
 }
 
-# SOCKS5 has its own way to say so (RFC 1928 and 1929).
+# SOCKS5 refuses a password in its own way (RFC 1928 and 1929).
 {
 	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
 	my $proxy = Hrflow::RawPeer->new(
@@ -166,7 +167,7 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		qr/ERROR:  28000: proxy in "hrflow_embed.proxy" refused.*SOCKS5/s,
 		'a refusal by a SOCKS5 proxy ends the batch');
 	is(PostgreSQL::Test::Utils::slurp_file($log),
-		"refused\n", 'a batch gives a wrong password to a SOCKS5 proxy once');
+		"refused\n", 'a batch sends a wrong password to a SOCKS5 proxy once');
 }
 
 #
@@ -182,13 +183,13 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		SET hrflow_embed.connect_timeout = '1s'; SET hrflow_embed.max_attempts = 1;
 		SELECT hrflow_text_embedding(repeat('text ', 200000))});
 	like($err, qr/lost the connection/, 'a connection that takes no more bytes is given up');
-	cmp_ok(time - $began, '<', 15, 'a dead connection is given up long before request_timeout');
+	cmp_ok(time - $began, '<', 15, 'a dead connection is closed long before request_timeout');
 }
 
 #
-# Kept connections that a NAT has forgotten: nothing that is sent over them arrives,
-# and nobody says so.  A GET is sent again before its time is up, over a connection
-# that is new
+# Kept connections that a NAT has forgotten: nothing sent over them arrives, and
+# neither end is notified.  A GET is sent again before it times out, over a new
+# connection
 #
 foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
 {
@@ -243,13 +244,13 @@ foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
 					(SELECT array_agg('q' || i) FROM generate_series(1, 40) i)) GROUP BY 1;}
 			),
 			"ok|40\n-- done\n",
-			"so are those of a batch after it, over $name");
+			"the profiles of the next batch are requested again as well, over $name");
 	}
 	$session->finish;
 }
 
 #
-# Kept connections that break: each is answered once, and closed when the next
+# Kept connections that break: each gets one answer, and is closed when the next
 # request has been read.  libcurl sends that request again by itself
 #
 {
@@ -269,7 +270,7 @@ foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
 			}
 		});
 
-	# A request every 50 ms, after as many as a second has
+	# One request every 50 ms, after a burst of one second.
 	is( sql("SELECT hrflow_embed_stats_reset(); SET hrflow_embed.max_requests_per_minute = 1200;
 			SET hrflow_embed.max_concurrency = 1; SET hrflow_embed.max_attempts = 1;
 			SET hrflow_embed.base_url = 'http://127.0.0.1:" . $breaking->port . q{/v1';
@@ -285,11 +286,11 @@ foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
 		$received[-1] - $received[0],
 		'>',
 		(59 - 20 - 2) * 0.05,
-		'requests that libcurl sends again by itself are held against the rate');
+		'requests that libcurl sends again by itself count towards the rate');
 }
 
 #
-# Connections that are kept in vain
+# Connections that are kept needlessly
 #
 foreach my $scheme ('http', 'https')
 {
@@ -323,7 +324,7 @@ foreach my $scheme ('http', 'https')
 	cmp_ok(count_connections($session, $closing->port, '08'),
 		'>=', 16, "the server closes the connections of an idle backend over $scheme");
 
-	# libcurl 8.22 may take its time to end TLS.
+	# libcurl 8.22 may need some time to shut TLS down.
 	my $closed;
 	foreach (1 .. 5)
 	{
@@ -347,7 +348,7 @@ foreach my $scheme ('http', 'https')
 		"ok|300\n-- done\n",
 		'a batch with 100 requests in flight succeeds');
 	my $before = $session->sockets;
-	cmp_ok($before, '>=', 80, 'its connections are kept');
+	cmp_ok($before, '>=', 80, 'the connections of a batch with 100 requests in flight are kept');
 	$session->ask(
 		"SET hrflow_embed.max_concurrency = 1; SELECT hrflow_profile_embedding('acme', 'p');");
 	cmp_ok(
@@ -358,7 +359,7 @@ foreach my $scheme ('http', 'https')
 }
 
 #
-# Links are sent byte for byte: a signature covers what they look like
+# Links are sent byte for byte, because their signature depends on that
 #
 {
 	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
@@ -398,7 +399,7 @@ foreach my $scheme ('http', 'https')
 				FROM generate_series(1, 31) i)) GROUP BY status ORDER BY 1"
 		),
 		"ok 31\ntimeout 1",
-		'good elements do not wait for a silent one over TLS');
+		'elements with an answer do not wait for one without over TLS');
 	is( sql("$set SET hrflow_embed.http_version = '1.1';
 		SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['p1'])"),
 		'ok',

@@ -1,7 +1,6 @@
-# What peers say of themselves, and how proxies are used: certificates with
-# unusual names, messages in characters that the database lacks, proxies that
-# speak TLS, and links that would go past a proxy.  It takes servers of TLS,
-# databases in several encodings and a proxy's view.
+# Certificates with unusual names, messages in characters that the database
+# lacks, proxies that use TLS, and links that could bypass a proxy.  This needs
+# TLS servers, databases in several encodings and the log of a proxy.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -35,11 +34,11 @@ foreach my $database (sort keys %encodings)
 	is( $node->safe_psql(
 			$database, 'CREATE EXTENSION hrflow_embed; SELECT hrflow_decode_vector($$[1]$$)'),
 		'{1}',
-		"a database in $encodings{$database} can have the extension");
+		"the extension can be created in a database in $encodings{$database}");
 }
 
-# The rows of a statement about status and error, in UTF-8; or the error if what
-# they hold is not valid in the database.
+# The status and error of a statement's rows, in UTF-8; or the error if they are
+# not valid in the database.
 sub rows
 {
 	my ($database, $settings, $call) = @_;
@@ -57,7 +56,7 @@ sub profile
 }
 
 #
-# A certificate's name, which libcurl quotes
+# The name in a certificate, which libcurl quotes
 #
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my ($none, $ignored, $openssl_err) = ('') x 3;
@@ -122,7 +121,7 @@ $tls->finish;
 		PostgreSQL::Test::Utils::append_to_file("$trusted.new",
 			PostgreSQL::Test::Utils::slurp_file($ca));
 		rename("$trusted.new", $trusted) or die $!;
-		sleep 1;    # it is looked at once a second
+		sleep 1;    # it is checked once a second
 	};
 	my $port = $api->https;
 	my $session = Hrflow::Session->new($node);
@@ -137,7 +136,7 @@ $tls->finish;
 	my $before = $api->stats->{connections_opened};
 	is($session->ask($call), $ok, 'a server whose authority is in ca_file is trusted');
 	is($api->stats->{connections_opened},
-		$before, 'the connection to a trusted server is used again');
+		$before, 'the connection to a trusted server is reused');
 	$trust->($other_ca->ca);
 	like(
 		$session->ask($call),
@@ -246,7 +245,7 @@ is( links('*, *.*, *.*.*, *.*.*.*', @numbers),
 				'link_refused|link to a vector is not allowed: '
 			  . "The link is not a valid URL. Link: https://$_/x"
 		} @numbers),
-	'a link whose host is a number, which a resolver would take for an address, is refused');
+	'a link whose host is a number, which resolvers accept as an address, is refused');
 ok(!-e $seen, 'a link whose host is a number does not reach the proxy');
 is( links('*.*', qw(x.localhost localhost. b.example)),
 	join(

@@ -1,7 +1,8 @@
-# What a host that cannot be reached costs: over TLS no more time than in clear,
-# although requests share a connection there; and where names are not resolved,
-# few threads and descriptors, for what looks a name up cannot be stopped.  SQL
-# sees neither, and nothing that regress could start is deaf.
+# The cost of hosts that cannot be reached: over TLS they take no more time than
+# over plain HTTP, although requests share a connection there, and if names
+# cannot be resolved, the number of threads and descriptors is limited, although
+# lookups cannot be stopped.  SQL sees neither, and regress cannot start a
+# server that does not answer.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -36,7 +37,7 @@ sub batch
 	  . ') GROUP BY status ORDER BY 1;';
 }
 
-# What a statement prints, and the seconds it took.
+# The output of a statement, and the seconds it took.
 sub timed
 {
 	my ($statement) = @_;
@@ -49,8 +50,8 @@ sub timed
 #
 # Over TLS
 #
-# Who waits for the connection that another request is making fails with it.
-# Tried one after the other, 40 would take 20 s.
+# Requests that wait for another's connection fail together with it.  One after
+# another, 40 would take 20 s.
 my $deaf = Hrflow::RawPeer->new(undef, backlog => 0);
 my @queue =
   map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port, Blocking => 0) }

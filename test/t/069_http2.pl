@@ -1,6 +1,7 @@
-# Replies go to the requests they are of, where connections to one host speak
-# HTTP/1.1 and HTTP/2: texts and long URLs go over HTTP/1.1, all else over HTTP/2
-# where the server offers it.  It takes a server of HTTP/2.
+# Replies are assigned to the right requests if some connections to a host use
+# HTTP/1.1 and others HTTP/2: texts and long URLs are sent over HTTP/1.1,
+# everything else over HTTP/2 if the server offers it.  This needs an HTTP/2
+# server.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -20,7 +21,7 @@ $session->ask($server->settings);
 
 my $ids = q{(SELECT array_agg('nurse-' || i) FROM generate_series(1, 200) i)};
 
-# How many rows there are, and how many with the reply to their own request.
+# The number of rows, and of those with the reply to their own request.
 sub own_replies
 {
 	my ($of) = @_;
@@ -29,7 +30,7 @@ sub own_replies
 		FROM hrflow_profile_embeddings('acme', $of, '{"profile": 1}');};
 }
 
-# A few connections are kept that speak HTTP/1.1, fewer than requests follow.
+# A few HTTP/1.1 connections are kept, fewer than the requests that follow.
 foreach my $kept (1, 4, 16)
 {
 	is( $session->ask(
@@ -37,15 +38,15 @@ foreach my $kept (1, 4, 16)
 			SELECT status, count(*) FROM hrflow_text_embeddings($ids) GROUP BY 1;
 			RESET hrflow_embed.max_concurrency;}),
 		"ok|200\n-- done\n",
-		"texts over $kept connections at a time");
+		"texts are sent over $kept connections at the same time");
 	$api->reset;
 	is( $session->ask(own_replies($ids)),
 		"200|200\n-- done\n",
-		'each profile that is asked for after them gets its own reply');
-	is($api->stats->{api_requests}, 200, 'and is asked for once');
+		'each profile that is requested after texts gets its own reply');
+	is($api->stats->{api_requests}, 200, 'each profile that is requested after texts is requested once');
 }
 
-# The same connections, of profiles.
+# The same connections, used by profiles.
 foreach my $kept (1, 4, 16)
 {
 	is( $session->ask(
@@ -68,7 +69,7 @@ is($api->stats->{api_requests},
 	200, 'no profile is requested twice among URLs that are too long for HTTP/2');
 $session->finish;
 
-# A connection that has room for one request at a time
+# A connection that allows one request at a time
 {
 	my $narrow = Hrflow::Server->new('nghttpx', $api, http2 => 1, streams => 1);
 	my $session = Hrflow::Session->new($node, timeout => 60);
@@ -86,7 +87,7 @@ $session->finish;
 	$narrow->stop;
 }
 
-# Some connections to a host speak HTTP/1.1, others HTTP/2, as the server has it.
+# A host that uses HTTP/1.1 on some connections and HTTP/2 on others.
 {
 	my $mixed = Hrflow::RawPeer->new(
 		sub {

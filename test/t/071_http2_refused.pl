@@ -1,7 +1,7 @@
-# Servers that offer HTTP/2 and refuse it, connection by connection or request by
-# request: every profile is answered all the same, a limited number of
-# connections is made, and what libcurl sends again is counted.  It takes a
-# server that does so on purpose; Python has what one needs.
+# Servers that offer HTTP/2 and refuse it, connection by connection or request
+# by request: every profile is answered nevertheless, the number of connections
+# is limited, and requests that libcurl sends again are counted.  This needs a
+# server that does so on purpose, which is written in Python.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Http2Peer;
@@ -19,8 +19,8 @@ my $node = Hrflow::Node->new(
 	ca_file => $api->ca);
 my $stats = 'SELECT requests, retries FROM hrflow_embed_stats';
 
-# The rows of forty profiles by status, with so many requests in flight, and what
-# is selected after them.
+# The number of rows of forty profiles with each status, with a given number of
+# requests in flight, and the result of a query after them.
 sub batch
 {
 	my ($peer, $concurrency, $set, $more) = @_;
@@ -49,10 +49,10 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 
 		is(batch($peer, $concurrency, '', ''), 'ok|40', "a batch succeeds at $name");
 		cmp_ok($peer->count('h2') + $peer->count('http/1.1'),
-			'<=', 100, "a limited number of connections is made to $name");
+			'<=', 100, "the number of connections to $name is limited");
 		is(batch($peer, $concurrency, '', $stats),
 			"ok|40\n40|0", "the next batch sends each request once to $name");
-		is($peer->count('h2'), 0, "the next batch makes no connection of HTTP/2 to $name");
+		is($peer->count('h2'), 0, "the next batch opens no HTTP/2 connection to $name");
 	}
 }
 
@@ -61,7 +61,7 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 
 	is(batch($peer, 8, "SET hrflow_embed.http_version = '1.1';", $stats),
 		"ok|40\n40|0", 'with http_version = 1.1 each request is sent once');
-	is($peer->count('h2'), 0, 'with http_version = 1.1 no connection of HTTP/2 is made');
+	is($peer->count('h2'), 0, 'with http_version = 1.1 no HTTP/2 connection is opened');
 }
 
 # REFUSED_STREAM says that a request was not processed: libcurl sends it again.
@@ -71,10 +71,10 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 	is(batch($peer, 1, 'SET hrflow_embed.max_attempts = 1;', $stats),
 		"ok|40\n41|1", 'a request that is refused with REFUSED_STREAM is sent again and counted');
 	is($peer->count('request'),
-		41, 'the server of HTTP/2 has received as many requests as were counted');
+		41, 'the HTTP/2 server has received as many requests as were counted');
 }
 
-# A request every 50 ms, after as many as a second has
+# One request every 50 ms, after a burst of one second
 {
 	my $peer = Hrflow::Http2Peer->new('alternate', $api);
 
@@ -83,14 +83,14 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 			'SET hrflow_embed.max_attempts = 1; SET hrflow_embed.max_requests_per_minute = 1200;',
 			$stats),
 		"ok|40\n80|40",
-		'a batch succeeds where each request is refused with REFUSED_STREAM once');
+		'a batch succeeds if each request is refused with REFUSED_STREAM once');
 	my @times = $peer->times('request');
-	is(scalar(@times), 80, 'the server has received what is refused and what is sent again');
+	is(scalar(@times), 80, 'the server has received the refused requests and those that were sent again');
 	cmp_ok(
 		$times[-1] - $times[0],
 		'>',
 		(80 - 20 - 2) * 0.05,
-		'requests that are sent again after REFUSED_STREAM are held against the rate');
+		'requests that are sent again after REFUSED_STREAM count towards the rate');
 }
 
 done_testing();

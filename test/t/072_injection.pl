@@ -1,9 +1,11 @@
-# Where memory fails, or a cancel comes, at whatever point of a statement: it ends
-# with an error or rows that docs/reference.md has, the backend's next one works, and
-# nothing is left open or leased.  Neither can be had from SQL at a chosen point.
+# If an allocation fails, or a cancel arrives, at any point of a statement, it
+# ends with an error or rows as documented in docs/reference.md, the backend's
+# next statement works, and nothing is left open or leased.  SQL can cause
+# neither at a chosen point.
 #
-# Each of a statement's allocations in libcurl and in the extension is made to
-# fail, one at a time, and each wakeup of its backend is made to bring a cancel.
+# Each allocation of a statement, in libcurl and in the extension, is made to
+# fail, one at a time, and the statement is cancelled at each wakeup of its
+# backend.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Injector;
@@ -15,15 +17,14 @@ use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
 
-# Of more points than this, as many are tried.
+# Maximum number of points to test; of more, this many are chosen.
 my $most_points = 80;
 
-# No statement may take longer than this, in seconds; they take milliseconds.
+# Maximum duration of a statement, in seconds; normally they take milliseconds.
 my $most_time = 5;
 
-# A backend whose statements have 4 requests in flight may keep as many more
-# handles, for replies that are handed out and links that wait: a leak would make
-# it one more at each point.
+# A backend whose statements have 4 requests in flight may keep 4 more handles,
+# for replies in use and waiting links.  A leak would add one at each point.
 my $most_handles = 16;
 
 my $api = Hrflow::StandIn->new;
@@ -56,8 +57,8 @@ $node->safe_psql(
 	END \$\$;");
 
 #
-# The statements.  "ok" is what they print if all is well.  They have to wait for
-# what they ask for: without latency it depends on who is scheduled.
+# The statements.  "ok" is their output if all is well.  They must wait for
+# their requests: without latency the wakeups would depend on scheduling.
 #
 sub of_ids
 {
@@ -108,7 +109,7 @@ my $refresh = {
 	before => "UPDATE kept_profile SET due_at = now();",
 	sql => "CALL hrflow_refresh('kept', batch_size => 8);" };
 
-# A new backend, whose settings cost it no statement.
+# A new backend, with settings that cost it no statement.
 sub new_session
 {
 	my ($tls) = @_;
@@ -133,7 +134,7 @@ sub descriptors
 	  glob("/proc/" . $session->pid . '/fd/*');
 }
 
-# What a statement prints, and how it was for its backend.
+# The output of a statement, and its effects on the backend.
 sub ask
 {
 	my ($session, $statement, $what, $nth) = @_;
@@ -149,7 +150,7 @@ sub ask
 	return ($printed, $seen);
 }
 
-# The points to try, of so many.
+# The points to test, out of this many.
 sub points
 {
 	my ($n) = @_;
@@ -158,10 +159,10 @@ sub points
 }
 
 #
-# Try a statement with each of its points failing.  A case is a statement, what
-# fails, a pattern of what it may print then, and perhaps
+# Test a statement with a failure at each of its points.  A case consists of a
+# statement, what fails, a pattern of the allowed output, and optionally
 #   tls => 1       over TLS
-#   first => 1     in a backend that has asked for nothing yet, each time
+#   first => 1     in a backend that has sent no request yet, each time
 #
 sub walk
 {
@@ -202,8 +203,8 @@ sub walk
 		$problem->("$seen->{added} requests are left in libcurl") if $seen->{added} != 0;
 		$made = $seen->{handles} + ($more{first} ? 0 : $made);
 
-		# It may have come between two statements: before the first wakeup, or
-		# at the last one, after which there is one more.
+		# It may have arrived between two statements: before the first wakeup,
+		# or at the last one, after which there is one more.
 		$problem->('a cancel was lost')
 		  if $what eq 'wakeups'
 		  && $seen->{injected}
@@ -233,7 +234,7 @@ sub walk
 			  if $state !~ /^ok 20 leased 0 attempts 0 vectors 20\n/;
 		}
 
-		# A request whose connection over HTTP/2 was lost is sent again over
+		# A request whose HTTP/2 connection was lost is sent again over
 		# HTTP/1.1; some of these connections are kept.
 		my $kept = $more{tls} ? 2 : 0;
 		$problem->(descriptors($session) . " descriptors are open, instead of $descriptors")
@@ -250,10 +251,10 @@ sub walk
 #
 # Memory
 #
-# Almost always it is 53200.  libcurl does not tell of some failures: a name is
-# then not resolved; a header whose memory fails is, up to 8.5, like one that is
-# too long; if memory for the query of a URL fails, it sends it without, of which
-# the server complains; and 8.22 may lose sight of a request, whose time is then up.
+# Almost always the error is 53200.  libcurl does not report some failures: a
+# name is then not resolved; up to 8.5, a header is reported as too long; if
+# there is no memory for the query of a URL, the request is sent without it, so
+# the server refuses it; and 8.22 may lose a request, which then times out.
 #
 my $of_memory =
   qr/^(?:.*ERROR:  (?:53200:\ out\ of\ memory|08001:|08006:|54000:|22023:\ HrFlow\ source
@@ -280,8 +281,8 @@ foreach my $case (
 		'>=', 10, "$statement->{name}: most failures are reported as out of memory");
 }
 
-# A reply without memory ends a statement.  That costs a refresh no other reply
-# that is paid for, and a batch does not take requests that wait for answered ones.
+# A reply without memory ends a statement.  A refresh then loses no other reply
+# that was paid for, and a batch does not return waiting requests as answered.
 SKIP:
 {
 	skip 'AddressSanitizer has allocators of its own', 6 if $ENV{HRFLOW_INSTRUMENT};
@@ -296,7 +297,7 @@ SKIP:
 	like(
 		$session->ask("CALL hrflow_refresh('paid');"),
 		qr/^.*ERROR:  53200: out of memory/m,
-		'a refresh ends where there is no memory for a reply');
+		'a refresh ends if there is no memory for a reply');
 	is($injector->disarm->{injected}, 1, 'there was no memory for one reply');
 	is($api->stats->{api_requests}, 4, 'no request is sent after a reply without memory');
 	is( $session->ask('SELECT count(*) FROM paid; SELECT count(lease_until) FROM paid_profile;'),
@@ -314,7 +315,7 @@ SKIP:
 				(SELECT array_agg('fault:latency=300,id=rated' || i) FROM generate_series(1, 4) i));"
 		),
 		qr/^.*ERROR:  53200: out of memory/m,
-		'a batch ends where there is no memory for a reply, and others wait to be sent');
+		'a batch ends if there is no memory for a reply while requests wait to be sent');
 	$injector->disarm;
 	is($api->stats->{api_requests},
 		2, 'requests that wait are not sent after a reply without memory');

@@ -1,8 +1,8 @@
-# The extension where it is put, and with what lives around it: a schema of its
-# own behind one of planted objects, a standby, parallel workers, prepared
+# The extension in its environment: in a schema of its own, with planted objects
+# earlier on the search path; on a standby; with parallel workers, prepared
 # statements, poolers that reset a session, several databases, sessions in which
-# it is dropped and made anew, roles that may not load a library.  That takes
-# several servers, databases and sessions.
+# it is dropped and re-created, and roles that may not load a library.  This
+# needs several servers, databases and sessions.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -24,7 +24,7 @@ my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# What a statement prints, in another database: its error or its rows.
+# The output of a statement in another database: its error or its rows.
 sub said
 {
 	my ($database, $sql, %options) = @_;
@@ -42,10 +42,10 @@ sub key_sent { return ($api->log)[-1]{headers}{'X-API-KEY'} // 'none'; }
 my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
 
 #
-# Behind planted objects
+# Planted objects
 #
 
-# A sequence remembers a call that was rolled back, too.
+# A sequence counts calls even if they are rolled back.
 sql('CREATE DATABASE planted');
 $node->safe_psql(
 	'planted', q{
@@ -160,7 +160,7 @@ unlike($planted->ask('CREATE EXTENSION vector SCHEMA s;'),
 	qr/ERROR/, 'pgvector can be created in a schema of its own')
   if $has_pgvector;
 
-# Each function once, in the order that makes sense of them
+# Call each function once, in a meaningful order
 my $link =
   q{(SELECT link FROM s.hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}'))};
 foreach my $case (
@@ -308,7 +308,7 @@ foreach my $case (
 is($node->safe_psql('planted', 'SELECT last_value FROM hostile.ran'),
 	4, 'no function of the extension runs a planted object');
 
-# All of ours were called: a function added later is to be added here.
+# All functions must have been called; add new functions above.
 my $cases = PostgreSQL::Test::Utils::slurp_file($0);
 is( join(
 		' ',
@@ -325,7 +325,7 @@ is( join(
 $planted->finish;
 
 #
-# A schema that is renamed, and one that is asked to move
+# A renamed schema, and an attempt to change the schema
 #
 my $vector = sql(
 	q{SELECT s FROM (SELECT '{' || string_agg((i % 7)::text, ',') || '}' s
@@ -354,7 +354,7 @@ ask('ALTER SCHEMA s RENAME TO "S 2"');
 like(
 	ask(q{EXECUTE p ('nurse-1')}),
 	qr/ERROR:  3F000: schema "s"/,
-	'a statement prepared before its schema was renamed says so');
+	'a statement prepared before its schema was renamed fails with a clear message');
 ask(q{DEALLOCATE p;
 	PREPARE p (text) AS SELECT status FROM "S 2".hrflow_profile_embeddings('acme', ARRAY[$1])}
 );
@@ -374,7 +374,7 @@ like(
 	'hrflow_schedule() uses the new name of the schema');
 
 #
-# Dropped and made anew, with connections open
+# Dropping and re-creating the extension, with open connections
 #
 $api->reset;
 is(ask(q{EXECUTE p ('nurse-1')}),
@@ -446,7 +446,7 @@ is(ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{nurse-1}')}),
 cmp_ok($session->sockets, '<=', 3, 'connections survive DISCARD ALL');
 
 #
-# PL/pgSQL that catches
+# Errors caught by PL/pgSQL
 #
 ask(q{SET client_min_messages = warning;
 	CREATE FUNCTION state_of(statement text) RETURNS text LANGUAGE plpgsql AS $$
@@ -489,7 +489,7 @@ like(
 	'an error of hrflow_refresh() can be caught');
 
 #
-# What is set for a session, or a transaction, ends with it
+# Settings of a session or transaction end with it
 #
 my $call = q{SELECT 'called' FROM hrflow_profile_embedding('acme', 'nurse-1')};
 foreach my $case (
@@ -588,9 +588,9 @@ unlike(
 	qr/Gather/,
 	'a function of stores is not given to a worker');
 
-# The library is loaded when its first function is looked up, and that may be
-# in the middle of a parallel operation, where PostgreSQL gives settings their
-# defaults whatever the configuration says.
+# The library is loaded when its first function is looked up, which may be
+# during a parallel operation, where PostgreSQL assigns the defaults of
+# settings, whatever the configuration says.
 sql(q{
 	CREATE FUNCTION fetch_other(int) RETURNS text LANGUAGE plpgsql PARALLEL SAFE AS $$
 	BEGIN RETURN (SELECT error
@@ -625,7 +625,7 @@ like(
 is(said('postgres', "$parallel SELECT sum(alike(vector)) FROM v;", role => 'plain'),
 	3000, 'functions that need no settings work when the library is loaded in a worker');
 
-# The leader that has none yet would hand workers what it has not checked.
+# A leader without the library would pass unchecked values to workers.
 sql(qq{CREATE ROLE keyed LOGIN IN ROLE plain;
 	ALTER ROLE keyed SET hrflow_embed.api_key = '$own_key';
 	ALTER ROLE keyed SET hrflow_embed.proxy = 'no://proxy';
@@ -782,7 +782,7 @@ foreach my $database (sort keys %base_url)
 }
 $session->finish;
 
-# Behind a library that wants shared memory as well
+# Loaded after another library that requests shared memory
 my $before =
   -e $node->config_data('--pkglibdir') . '/pg_stat_statements.so' ? 'pg_stat_statements, ' : '';
 foreach my $preload ('', "${before}hrflow_embed")
@@ -809,7 +809,8 @@ foreach my $preload ('', "${before}hrflow_embed")
 	is(said('postgres', 'SHOW shared_preload_libraries;'),
 		$preload, "$name: SHOW gives shared_preload_libraries");
 
-	# A turn taken in one database is taken in all, where they share.
+	# A turn taken in one database counts in all databases, if they share
+	# memory.
 	$node->safe_psql(
 		'postgres',
 		q{LOAD 'hrflow_embed'; ALTER SYSTEM SET hrflow_embed.max_requests_per_minute = 60;
