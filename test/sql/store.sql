@@ -115,6 +115,18 @@ VALUES ('acme', 'nurse-1', 'new'), ('acme', repeat('x', 100000), 'due');
 CALL hrflow_refresh('talent.loose');
 SELECT left(profile_id, 9) AS profile, state, due_at > now() AS later, attempts, http_status, last_error
 FROM talent.loose_profile ORDER BY 1;
+
+-- Of one that does not tell since when a profile is missing, nothing is erased
+ALTER TABLE talent.loose_profile DROP COLUMN failed_at, DROP COLUMN erased_at;
+INSERT INTO talent.loose_profile (source_id, profile_id, state, due_at)
+VALUES ('acme', 'missing-1', 'missing', now() - interval '9 days');
+INSERT INTO talent.loose VALUES ('acme', 'missing-1', 'profile', 0, '{1}');
+UPDATE talent.loose_profile SET due_at = now() - interval '9 days' WHERE profile_id = 'nurse-1';
+CALL hrflow_refresh('talent.loose');
+SELECT p.profile_id, p.state, p.due_at > now() + interval '20 hours' AS in_a_day, cardinality(v.vector)
+FROM talent.loose_profile p JOIN talent.loose v USING (profile_id) WHERE v.section = 'profile' ORDER BY 1;
+SELECT erased_last_day FROM hrflow_store_status('talent.loose');
+SELECT hrflow_restore(NULL); -- error
 SELECT hrflow_drop_store('talent.loose');
 
 -- One that is gone is listed, and due again when it is asked for, but not because its table is tracked again

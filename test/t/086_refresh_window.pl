@@ -136,7 +136,7 @@ $store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
 my $lost_call = $store->start_call(
 	undef,
 	role => 'keeper',
-	settings => { client_connection_check_interval => '1s' });
+	settings => { client_connection_check_interval => '1s', 'hrflow_embed.max_concurrency' => 4 });
 $api->wait_until(sub { $_[0]{requests} >= 1 });
 $lost_call->{process}->kill_kill(grace => 0.1);
 my $is_gone = $node->poll_query_until('postgres',

@@ -347,4 +347,20 @@ foreach my $case ([ 'any dimension', 'real[]', undef, 'ok|16' ],
 		$expected, "a single vector of another dimension is stored if the table takes $what");
 }
 
+# The dimensions of a store are those that many of its profiles have
+set_column('real[]');
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 40) i");
+$store->call;
+foreach my $case ([ 2, qr/ stopped: the API returned vectors of 16 dimensions/ ],
+	[ 20, qr/: 40 refreshed/ ])
+{
+	my ($wide, $expected) = @$case;
+
+	$store->sql(
+		"UPDATE shop.embedding_profile SET due_at = now(), failed_at = NULL, last_error = NULL,
+			dimension = CASE WHEN substr(profile_id, 7)::int <= $wide THEN 16 ELSE 8 END");
+	like((refresh_wide())[0],
+		$expected, "a run meets 16 dimensions in a store where $wide profiles of 40 have them");
+}
+
 done_testing();
