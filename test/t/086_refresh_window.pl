@@ -306,7 +306,8 @@ my $explained = $store->call(
 		'auto_explain.log_analyze' => 'on',
 		'auto_explain.log_buffers' => 'on',
 		'auto_explain.log_timing' => 'off',
-		'auto_explain.log_level' => 'notice' });
+		'auto_explain.log_level' => 'notice',
+		'hrflow_embed.max_concurrency' => 32 });
 my @buffers;
 foreach my $plan (split /^(?=NOTICE:)/m, $explained)
 {
