@@ -2,8 +2,8 @@
  *
  * shared.h
  *		Layout of the state that all backends of a server share.  Used by
- *		shared.c, rate.c, stats.c, usage.c, saved.c, activity.c and a few files
- *		of the transport.
+ *		shared.c, rate.c, allowance.c, stats.c, usage.c, saved.c, activity.c and
+ *		a few files of the transport.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,6 +29,55 @@
 #define HRFLOW_NSTATUSES (HRFLOW_LAST_STATUS + 1)
 
 /*
+ * Outcome of a request to the API, as reported to the account.
+ */
+typedef enum HrflowAccountOutcome
+{
+	HRFLOW_ANSWERED,
+	HRFLOW_LIMITED,				/* 429 */
+	HRFLOW_OVERLOADED,			/* 503 with Retry-After */
+	HRFLOW_FAILED,				/* 5xx, or no connection */
+	HRFLOW_TIMED_OUT,
+	HRFLOW_GIVEN_UP				/* abandoned by us */
+} HrflowAccountOutcome;
+
+/* Number of slots in the history of an account's requests. */
+#define HRFLOW_NSLOTS 160
+
+/*
+ * What a server allows an account, as its replies have told; see allowance.c.
+ */
+typedef struct HrflowAllowance
+{
+	/* History of the requests that the server has not refused */
+	int64		began;			/* start of the first slot */
+	int64		width;			/* width of each slot, in microseconds; 0: no
+								 * request has been admitted yet */
+	uint32		slots[HRFLOW_NSLOTS];	/* requests admitted during each slot */
+
+	/* What has been learnt */
+	int64		period;			/* period of the limit, in microseconds; 0:
+								 * unknown */
+	int64		allowed;		/* requests allowed per period; 0: unknown */
+	int64		raised_at;		/* earliest time to raise "allowed" */
+	int			raise;			/* by 1/2 to the power of this */
+	int64		spread_at;		/* when the next request is due, to spread
+								 * those of a period over a part of it */
+
+	/* What the headers of replies say */
+	bool		is_told;		/* did the last answer have such headers? */
+	int64		left;			/* requests that may still be sent before ... */
+	int64		left_until;		/* this time; one may be sent then */
+	uint64		nadmitted;		/* requests admitted so far */
+
+	/* The current pause, or the last one */
+	int64		refused_at;		/* start of the pause */
+	int64		full_at;		/* when the last request was refused */
+	int			nrefused;		/* refused requests, without probes */
+	int			nprobes;		/* refused probes */
+} HrflowAllowance;
+
+/*
  * Rate limit and pause of one account.  Times are those of hrflow_clock_now().
  */
 typedef struct HrflowBucket
@@ -41,23 +90,19 @@ typedef struct HrflowBucket
 								 * bursts were not allowed */
 	bool		paused;			/* no requests but probes, until a probe
 								 * succeeds */
-	bool		by_failures;	/* pause was started by failures rather than
-								 * requested by the server */
+	HrflowAccountOutcome cause; /* outcome that started the pause */
 	bool		refuses;		/* server requested a pause longer than we
 								 * ever wait */
 	int			level;			/* number of failed probes during this pause */
-	int64		paused_at;
 	int64		paused_until;
 	int64		pause_asked_at; /* when a reply last requested a pause */
-	int64		lasted;			/* duration of the last pause that a probe
-								 * ended; 0: unknown */
-	int64		ended_at;		/* when that pause ended */
 	int64		probe_sent_at;	/* when the last probe was sent */
 	int64		probe_until;	/* deadline of the outstanding probe, after
 								 * which another backend may send one; 0: none
 								 * is outstanding */
 	int			failures;		/* consecutive failures since the last answer */
 	int64		answered_at;	/* when the last answer was received */
+	HrflowAllowance allowance;
 } HrflowBucket;
 
 /* Number of origins whose HTTP version is remembered. */

@@ -256,7 +256,7 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 	const HrflowSettings *settings = hrflow_settings_get(false);
 	Oid			runs = hrflow_history_find(store);
 	HrflowParameters parameters = {0};
-	double		at_rate = 0;
+	int64		burst;
 
 	forecast->latency = USUAL_LATENCY;
 	if (OidIsValid(runs))
@@ -273,10 +273,8 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 		if (!is_null)
 			forecast->latency = DatumGetFloat8(latency);
 	}
-	if (settings->max_requests_per_minute > 0)
-		at_rate = 60.0 / settings->max_requests_per_minute;
 	forecast->interval = Max(forecast->latency / settings->max_concurrency,
-							 at_rate);
+							 hrflow_rate_interval(settings, &burst));
 }
 
 /*

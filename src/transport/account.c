@@ -46,10 +46,8 @@ hrflow_account_report(HrflowTransfer *transfer, HrflowAccountOutcome outcome)
 	transfer->try.is_probe = false;
 	if (was_probe)
 		transport->admitted_at = 0;
-	transfer->try.pause =
-		hrflow_rate_report(transport->account, outcome,
-						   transfer->reply.retry_after * HRFLOW_SEC,
-						   was_probe, &transfer->try.counts);
+	transfer->try.pause = hrflow_rate_report(transfer, outcome, was_probe,
+											 &transfer->try.counts);
 }
 
 /*
@@ -69,10 +67,11 @@ hrflow_account_give_back_probe(HrflowTransfer *transfer)
 static HrflowAccountOutcome
 outcome_of(const HrflowReply *reply)
 {
-	if (reply->http_status == 429 ||
-		(reply->http_status == 503 && reply->retry_after > 0 &&
-		 reply->retry_after * HRFLOW_SEC <= HRFLOW_RETRY_AFTER_LIMIT))
+	if (reply->http_status == 429)
 		return HRFLOW_LIMITED;
+	if (reply->http_status == 503 && reply->retry_after > 0 &&
+		reply->retry_after * HRFLOW_SEC <= HRFLOW_RETRY_AFTER_LIMIT)
+		return HRFLOW_OVERLOADED;
 	if (reply->http_status >= 500)
 		return HRFLOW_FAILED;
 	if (reply->http_status == 408 || reply->status == HRFLOW_TIMEOUT)
@@ -93,7 +92,7 @@ hrflow_account_admit(HrflowTransport *transport, int64 now)
 		return HRFLOW_WAIT;
 	return hrflow_rate_admit(transport->account,
 							 transport->settings->max_requests_per_minute,
-							 &transport->admitted_at,
+							 &transport->serial, &transport->admitted_at,
 							 &transport->paused_until);
 }
 

@@ -11,7 +11,12 @@
  */
 #include "postgres.h"
 
+#include <time.h>
+
 #include "transport/transfer.h"
+
+/* Numbers of seconds above this are times since 1970. */
+#define UNIX_TIME_MIN 1000000000
 
 /*
  * Size of the buffers of all transfers, in bytes, and its maximum since
@@ -244,6 +249,53 @@ note_encoding(HrflowTransfer *transfer, const char *line, size_t length)
 }
 
 /*
+ * Return the number that is the value of a header line with this name, or with
+ * X- before it; -1 if there is none.
+ */
+static int64
+number_of_header(const char *line, size_t length, const char *name)
+{
+	const char *end = line + length;
+	int64		number = 0;
+
+	if (length > 2 && pg_strncasecmp(line, "X-", 2) == 0)
+		line += 2;
+	if (end - line <= strlen(name) ||
+		pg_strncasecmp(line, name, strlen(name)) != 0)
+		return -1;
+	line += strlen(name);
+	while (line < end && *line == ' ')
+		line++;
+	if (line == end || *line < '0' || *line > '9')
+		return -1;
+	for (; line < end && *line >= '0' && *line <= '9'; line++)
+	{
+		if (number > PG_INT32_MAX)
+			return -1;
+		number = 10 * number + (*line - '0');
+	}
+	return number;
+}
+
+/*
+ * Record how many requests the account may still send, and when it may send
+ * others.  Some servers say the latter as a time of the Unix clock.
+ */
+static void
+note_left(HrflowTransfer *transfer, const char *line, size_t length)
+{
+	int64		nleft = number_of_header(line, length, "RateLimit-Remaining:");
+	int64		reset = number_of_header(line, length, "RateLimit-Reset:");
+
+	if (nleft >= 0)
+		transfer->try.nleft = nleft;
+	if (reset > UNIX_TIME_MIN)
+		reset = Max(reset - (int64) time(NULL), 0);
+	if (reset >= 0)
+		transfer->try.reset = reset;
+}
+
+/*
  * libcurl's callback for a header line.
  */
 size_t
@@ -265,6 +317,7 @@ hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 
 		transfer->try.headers_ended = false;
 		transfer->try.is_gzip = false;
+		transfer->try.nleft = -1;
 		if (!note_protocol(transfer, data[5]))
 			return 0;
 		transfer->try.has_reply = space == NULL || space[1] != '1';
@@ -278,7 +331,8 @@ hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
 		return 0;
 	}
-	if (!transfer->try.headers_ended && !note_encoding(transfer, data, length))
-		return 0;
-	return length;
+	if (transfer->try.headers_ended)
+		return length;
+	note_left(transfer, data, length);
+	return note_encoding(transfer, data, length) ? length : 0;
 }

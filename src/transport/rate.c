@@ -9,6 +9,8 @@
  * limit / 60 requests are sent, and there are no boundaries between minutes at
  * which two bursts could meet.
  *
+ * What the server allows is learnt from its replies; see allowance.c.
+ *
  * A 429, or a 503 with Retry-After, pauses the account.  So do many
  * consecutive failures soon after an answer, as when a server is restarted.
  * When the pause is over, one request is sent as a probe.  If the probe gets
@@ -42,8 +44,11 @@
 #define PAUSE_POLL HRFLOW_SEC
 
 /*
- * Length of a pause if the server does not specify one.  It starts at about
- * PAUSE_MIN, and is doubled with each probe that fails, up to PAUSE_LIMIT.
+ * Length of a pause if the server does not specify one.  The first probe is
+ * sent after about PAUSE_MIN, since a refusal may have other reasons than a
+ * rate limit, and then when the usual periods of rate limits end.  If those
+ * are not applicable, the length is doubled with each probe that fails, up to
+ * PAUSE_LIMIT.
  */
 #define PAUSE_MIN (250 * HRFLOW_MSEC)
 #define PAUSE_LIMIT (8 * HRFLOW_SEC)
@@ -57,15 +62,6 @@
 
 /* Minimum time to wait for a probe. */
 #define PROBE_MIN HRFLOW_SEC
-
-/*
- * Servers' limits usually apply to fixed periods, mostly a minute, so the next
- * pause is expected to last as long as the previous one.  Therefore send the
- * first probe after 7/8 of that, and further ones in steps of 1/16.  The
- * length of a pause is forgotten after ten minutes.
- */
-#define LASTED_LIMIT (60 * HRFLOW_SEC)
-#define LASTED_MEMORY (600 * HRFLOW_SEC)
 
 /*
  * Pause an account after this many consecutive failures, if the last answer is
@@ -147,30 +143,72 @@ merge_limit(HrflowBucket *bucket, int limit, int64 now)
 }
 
 /*
- * Return the limit that applies to an account in a backend whose own setting
- * is "own".
+ * Return the least number of seconds per request within the rate that the
+ * account may use, after an initial burst of *burst requests; 0 if no limit is
+ * known.
  */
-int
-hrflow_rate_limit(uint64 account, int own)
+double
+hrflow_rate_interval(const HrflowSettings *settings, int64 *burst)
 {
 	HrflowShared *shared = hrflow_shared_get();
+	uint64		account = hrflow_rate_account(settings);
 	int64		now = hrflow_clock_now();
-	HrflowBucket bucket;
+	HrflowBucket bucket = {0};
+	const HrflowAllowance *allowance = &bucket.allowance;
+	double		set = 0;
+	double		learnt = 0;
 
+	/* Don't replace another account's bucket for this. */
 	SpinLockAcquire(&shared->mutex);
-	bucket = *find_bucket(shared, account, now);
+	for (int i = 0; i < HRFLOW_NBUCKETS; i++)
+	{
+		if (shared->buckets[i].account == account)
+			bucket = shared->buckets[i];
+	}
 	SpinLockRelease(&shared->mutex);
-	merge_limit(&bucket, own, now);
-	return bucket.limit;
+
+	merge_limit(&bucket, settings->max_requests_per_minute, now);
+	if (bucket.limit > 0)
+		set = 60.0 / bucket.limit;
+	if (allowance->allowed > 0)
+		learnt = (double) allowance->period / allowance->allowed / HRFLOW_SEC;
+	*burst = set >= learnt ? Max(bucket.limit / 60, 1) : allowance->allowed;
+	return Max(set, learnt);
 }
 
 /*
- * May this account send a request now?  If so, the request is counted.  If
- * not, *again is set to when to ask again, and *paused_until to the end of the
+ * Return the time at which the limit admits the next request, which may be in
+ * the past.
+ */
+static int64
+due_at(const HrflowBucket *bucket)
+{
+	int64		burst = Max(bucket->limit / 60, 1);
+
+	return bucket->limit == 0 ? 0 :
+		bucket->next_at - (burst - 1) * (60 * HRFLOW_SEC / bucket->limit);
+}
+
+/*
+ * Count a request.
+ */
+static void
+charge_limit(HrflowBucket *bucket, int64 now)
+{
+	if (bucket->limit > 0)
+		bucket->next_at = Max(bucket->next_at, now) +
+			60 * HRFLOW_SEC / bucket->limit;
+}
+
+/*
+ * May this account send a request now?  If so, the request is counted, and
+ * *serial is set to its number among the requests of the account.  If not,
+ * *again is set to when to ask again, and *paused_until to the end of the
  * pause, or 0.
  */
 HrflowAdmission
-hrflow_rate_admit(uint64 account, int limit, int64 *again, int64 *paused_until)
+hrflow_rate_admit(uint64 account, int limit, uint64 *serial, int64 *again,
+				  int64 *paused_until)
 {
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowAdmission admission = HRFLOW_ADMIT;
@@ -203,28 +241,26 @@ hrflow_rate_admit(uint64 account, int limit, int64 *again, int64 *paused_until)
 			admission = HRFLOW_ADMIT_PROBE;
 	}
 
-	if (bucket->limit > 0 &&
-		(admission == HRFLOW_ADMIT || admission == HRFLOW_ADMIT_PROBE))
+	if (admission == HRFLOW_ADMIT || admission == HRFLOW_ADMIT_PROBE)
 	{
-		int64		interval = 60 * HRFLOW_SEC / bucket->limit;
-		int64		burst = Max(bucket->limit / 60, 1);
-		int64		due = bucket->next_at - (burst - 1) * interval;
-
-		if (now < due)
-		{
-			*again = due;
+		*again = due_at(bucket);
+		if (now < *again ||
+			(admission == HRFLOW_ADMIT &&
+			 !hrflow_allowance_admit(&bucket->allowance, now, again,
+									 paused_until)))
 			admission = HRFLOW_WAIT;
-		}
 		else
-			bucket->next_at = Max(bucket->next_at, now) + interval;
+			charge_limit(bucket, now);
 	}
 
 	if (admission == HRFLOW_ADMIT_PROBE)
 	{
+		hrflow_allowance_charge(&bucket->allowance, now);
 		bucket->probe_sent_at = now;
 		bucket->probe_until = now +
 			Max(bucket->paused_until - bucket->pause_asked_at, PROBE_MIN);
 	}
+	*serial = bucket->allowance.nadmitted;
 	SpinLockRelease(&shared->mutex);
 
 	return admission;
@@ -242,9 +278,8 @@ hrflow_rate_charge(uint64 account)
 
 	SpinLockAcquire(&shared->mutex);
 	bucket = find_bucket(shared, account, now);
-	if (bucket->limit > 0)
-		bucket->next_at = Max(bucket->next_at, now) +
-			60 * HRFLOW_SEC / bucket->limit;
+	charge_limit(bucket, now);
+	hrflow_allowance_charge(&bucket->allowance, now);
 	SpinLockRelease(&shared->mutex);
 }
 
@@ -253,52 +288,55 @@ hrflow_rate_charge(uint64 account)
  * is in [0, 1).
  */
 static int64
-choose_pause(const HrflowBucket *bucket, double random)
+choose_pause(const HrflowBucket *bucket, double random, int64 now)
 {
-	int64		lasted = bucket->by_failures ? 0 : bucket->lasted;
-	int64		step = Max(PAUSE_MIN, lasted / 16);
-	int			level = bucket->level;
+	bool		by_rate = bucket->cause == HRFLOW_LIMITED;
+	int64		step = PAUSE_MIN << Min(bucket->level, 10);
+	int64		probe_at = 0;
 
-	if (lasted > 0 && level-- == 0)
-		return Max(PAUSE_MIN, lasted * 7 / 8);
-	step = Min(step << Min(level, 10),
-			   bucket->by_failures ? FAILURE_PAUSE_LIMIT : PAUSE_LIMIT);
+	if (by_rate && (bucket->level > 0 || bucket->allowance.allowed > 0))
+		probe_at = hrflow_allowance_probe_at(&bucket->allowance,
+											 now + PAUSE_MIN / 2);
+	if (probe_at != 0)
+		return probe_at - now;
+	step = Min(step, bucket->cause == HRFLOW_FAILED ? FAILURE_PAUSE_LIMIT :
+			   PAUSE_LIMIT);
 	return step * (1 + random) / 2;
 }
 
 /*
- * Pause an account, or extend its pause.  Requests that were in flight when
- * the pause began extend it only if the server specified a time.  The caller
- * must hold the mutex.
+ * Pause an account because of "cause", or extend its pause.  Requests that
+ * were in flight when the pause began extend it only if the server specified a
+ * time.  The caller must hold the mutex.
  */
 static void
-pause_bucket(HrflowBucket *bucket, int64 asked, bool was_probe, bool by_failures,
-			 double random, int64 now)
+pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
+			 bool was_probe, double random, int64 now)
 {
-	bool		begins = !bucket->paused;
-
-	if (begins)
+	if (!bucket->paused)
 	{
 		bucket->paused = true;
-		bucket->paused_at = now;
 		bucket->paused_until = 0;
 		bucket->probe_until = 0;
 		bucket->level = 0;
-		if (now - bucket->ended_at > LASTED_MEMORY)
-			bucket->lasted = 0;
-		bucket->by_failures = by_failures;
+		bucket->cause = cause;
+		if (cause == HRFLOW_LIMITED)
+			hrflow_allowance_begin_pause(&bucket->allowance, now);
 	}
 	else if (was_probe)
 	{
 		bucket->probe_until = 0;
 		bucket->level++;
+		if (cause == HRFLOW_LIMITED && bucket->cause == HRFLOW_LIMITED)
+			hrflow_allowance_prolong_pause(&bucket->allowance,
+										   bucket->probe_sent_at);
 	}
 	else if (asked == 0)
 		return;
 
 	bucket->refuses = asked > HRFLOW_RETRY_AFTER_LIMIT;
 	if (asked == 0)
-		asked = choose_pause(bucket, random);
+		asked = choose_pause(bucket, random, now);
 	bucket->paused_until = Max(bucket->paused_until,
 							   now + Min(asked, HRFLOW_RETRY_AFTER_LIMIT));
 	bucket->pause_asked_at = now;
@@ -309,23 +347,19 @@ pause_bucket(HrflowBucket *bucket, int64 asked, bool was_probe, bool by_failures
  * pause, unless a reply requested a pause after the probe was sent.
  */
 static void
-end_pause(HrflowBucket *bucket, int64 now)
+end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
 {
 	bucket->probe_until = 0;
 	if (!bucket->paused || bucket->pause_asked_at > bucket->probe_sent_at)
 		return;
 	bucket->paused = false;
 	bucket->paused_until = 0;
-	if (!bucket->by_failures)
-	{
-		bucket->lasted = Min(now - bucket->paused_at, LASTED_LIMIT);
-		bucket->ended_at = now;
-	}
+	if (outcome == HRFLOW_ANSWERED && bucket->cause == HRFLOW_LIMITED)
+		hrflow_allowance_learn(&bucket->allowance, bucket->probe_sent_at);
 }
 
 /*
- * Report the outcome of a request of this account.  "asked" is the Retry-After
- * of HRFLOW_LIMITED, in microseconds; 0: none.
+ * Report the outcome of a request.
  *
  * Returns how long the account pauses because of this outcome, in
  * microseconds; 0: it does not.  If it does, *counts is set to whether the
@@ -334,30 +368,39 @@ end_pause(HrflowBucket *bucket, int64 now)
  * throw.
  */
 int64
-hrflow_rate_report(uint64 account, HrflowAccountOutcome outcome, int64 asked,
-				   bool was_probe, bool *counts)
+hrflow_rate_report(const HrflowTransfer *transfer,
+				   HrflowAccountOutcome outcome, bool was_probe, bool *counts)
 {
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowBucket *bucket;
+	const HrflowTry *try = &transfer->try;
+	int64		asked = transfer->reply.retry_after * HRFLOW_SEC;
 	double		random = pg_prng_double(&pg_global_prng_state);
 	int64		now = hrflow_clock_now();
 	int64		length = 0;
 
 	*counts = true;
 	SpinLockAcquire(&shared->mutex);
-	bucket = find_bucket(shared, account, now);
+	bucket = find_bucket(shared, transfer->transport->account, now);
+	if (outcome == HRFLOW_ANSWERED || try->nleft >= 0)
+		hrflow_allowance_note_left(&bucket->allowance, try->nleft, try->reset,
+								   try->serial, now);
 	switch (outcome)
 	{
 		case HRFLOW_ANSWERED:
 			bucket->failures = 0;
 			bucket->answered_at = now;
 			if (was_probe)
-				end_pause(bucket, now);
+				end_pause(bucket, outcome);
 			break;
 
 		case HRFLOW_LIMITED:
+			hrflow_allowance_note_refusal(&bucket->allowance, try->began,
+										  was_probe);
+			/* FALLTHROUGH */
+		case HRFLOW_OVERLOADED:
 			*counts = was_probe || !bucket->paused;
-			pause_bucket(bucket, asked, was_probe, false, random, now);
+			pause_bucket(bucket, outcome, asked, was_probe, random, now);
 			length = Max(asked, Max(bucket->paused_until - now, 1));
 			break;
 
@@ -367,16 +410,16 @@ hrflow_rate_report(uint64 account, HrflowAccountOutcome outcome, int64 asked,
 				++bucket->failures >= BREAKER_FAILURES)
 			{
 				*counts = false;
-				pause_bucket(bucket, 0, was_probe, true, random, now);
+				pause_bucket(bucket, HRFLOW_FAILED, 0, was_probe, random, now);
 				length = Max(bucket->paused_until - now, 1);
 			}
 			else if (was_probe)
-				end_pause(bucket, now);
+				end_pause(bucket, outcome);
 			break;
 
 		case HRFLOW_TIMED_OUT:
 			if (was_probe)
-				end_pause(bucket, now);
+				end_pause(bucket, outcome);
 			break;
 
 		case HRFLOW_GIVEN_UP:
@@ -384,6 +427,8 @@ hrflow_rate_report(uint64 account, HrflowAccountOutcome outcome, int64 asked,
 				bucket->probe_until = 0;
 			break;
 	}
+	if (outcome != HRFLOW_LIMITED && outcome != HRFLOW_GIVEN_UP)
+		hrflow_allowance_note_answer(&bucket->allowance, try->began, now);
 	SpinLockRelease(&shared->mutex);
 
 	return length;

@@ -47,8 +47,8 @@ hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,
 	HrflowShared *shared = hrflow_shared_get();
 	double		latency = pg_atomic_read_u64(&shared->latency[false]);
 	double		latency_of_links = pg_atomic_read_u64(&shared->latency[true]);
-	int			limit = hrflow_rate_limit(hrflow_rate_account(settings),
-										  settings->max_requests_per_minute);
+	int64		burst;
+	double		interval = hrflow_rate_interval(settings, &burst);
 	double		seconds = -1;
 
 	if (nrequests == 0)
@@ -60,12 +60,11 @@ hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,
 		(nlinks > 0 ? latency_of_links : 0);
 		double		by_turns = (nrequests * latency +
 								nlinks * latency_of_links) /
-		settings->max_concurrency;
+		hrflow_window_expected(settings);
 
 		seconds = Max(at_once, by_turns) / HRFLOW_SEC;
 	}
-	if (limit > 0)
-		seconds = Max(seconds,
-					  Max(nrequests - Max(limit / 60, 1), 0) * 60.0 / limit);
+	if (interval > 0)
+		seconds = Max(seconds, Max(nrequests - burst, 0) * interval);
 	return seconds;
 }

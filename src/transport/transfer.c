@@ -263,6 +263,8 @@ start(HrflowTransfer *transfer, int64 now)
 	transfer->try = (HrflowTry)
 	{
 		.began = now,
+			.serial = transport->serial,
+			.nleft = -1,
 			.is_probe = admission == HRFLOW_ADMIT_PROBE,
 			.is_alone = hrflow_window_limit(transport) == 1
 	};

@@ -24,6 +24,7 @@
  * 	pool.c		what a backend keeps: the multi handle, its connections
  * 	idle.c		idle requests
  * 	rate.c		rate limits and pauses of accounts, shared by all backends
+ * 	allowance.c	learns what a server allows an account
  * 	poller.c	epoll or kqueue
  *
  *-------------------------------------------------------------------------
@@ -111,7 +112,8 @@ typedef enum HrflowProtocol
 } HrflowProtocol;
 
 /*
- * An attempt of a request.  All fields are zero when an attempt starts.
+ * An attempt of a request.  All fields that start() does not set are zero when
+ * an attempt starts.
  */
 typedef struct HrflowTry
 {
@@ -144,6 +146,10 @@ typedef struct HrflowTry
 	uint64		connection;		/* hash of the endpoints of its connection; 0:
 								 * not sent */
 	dlist_node	sent;			/* in sharing.c's list of requests */
+	uint64		serial;			/* its number among the account's requests */
+	int64		nleft;			/* requests that the account may still send
+								 * according to the reply; -1: unknown */
+	int64		reset;			/* seconds until it may send others */
 	size_t		header_bytes;	/* received */
 	size_t		body_bytes;		/* received, before decompression */
 } HrflowTry;
@@ -226,6 +232,7 @@ struct HrflowTransport
 	bool		awaits_rate;	/* is the account's rate limit or pause
 								 * delaying the first of "ready"? */
 	int64		admitted_at;	/* earliest time to ask the account again */
+	uint64		serial;			/* number of the request last admitted */
 	int64		paused_until;	/* end of the account's pause; 0: none */
 	int64		rests_until;	/* end of a pause requested by the caller; 0:
 								 * none */
@@ -247,18 +254,6 @@ typedef enum HrflowAdmission
 	HRFLOW_WAIT,				/* not admitted yet */
 	HRFLOW_REFUSE				/* not admitted for longer than we ever wait */
 } HrflowAdmission;
-
-/*
- * Outcome of a request to the API, as reported to the account.
- */
-typedef enum HrflowAccountOutcome
-{
-	HRFLOW_ANSWERED,
-	HRFLOW_LIMITED,				/* 429, or 503 with Retry-After */
-	HRFLOW_FAILED,				/* 5xx, or no connection */
-	HRFLOW_TIMED_OUT,
-	HRFLOW_GIVEN_UP				/* abandoned by us */
-} HrflowAccountOutcome;
 
 /*
  * An event on a descriptor.
@@ -364,6 +359,7 @@ extern void hrflow_window_narrow(const HrflowTransport *transport,
 extern void hrflow_window_widen(const HrflowTransport *transport);
 extern bool hrflow_window_is_narrow(int nin_flight);
 extern void hrflow_window_forget_memory(void);
+extern int	hrflow_window_expected(const HrflowSettings *settings);
 
 /* in origin.c */
 extern uint64 hrflow_origin_hash(const char *url);
@@ -399,11 +395,30 @@ extern void hrflow_budget_charge(const HrflowTransport *transport);
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);
 extern HrflowAdmission hrflow_rate_admit(uint64 account, int limit,
-										 int64 *again, int64 *paused_until);
-extern int	hrflow_rate_limit(uint64 account, int own);
+										 uint64 *serial, int64 *again,
+										 int64 *paused_until);
 extern void hrflow_rate_charge(uint64 account);
-extern int64 hrflow_rate_report(uint64 account, HrflowAccountOutcome outcome,
-								int64 asked, bool was_probe, bool *counts);
+extern int64 hrflow_rate_report(const HrflowTransfer *transfer,
+								HrflowAccountOutcome outcome, bool was_probe,
+								bool *counts);
+
+/* in allowance.c */
+extern bool hrflow_allowance_admit(HrflowAllowance *allowance, int64 now,
+								   int64 *again, int64 *full_until);
+extern void hrflow_allowance_charge(HrflowAllowance *allowance, int64 now);
+extern void hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
+									   int64 reset, uint64 serial, int64 now);
+extern void hrflow_allowance_note_answer(HrflowAllowance *allowance,
+										 int64 began, int64 now);
+extern void hrflow_allowance_note_refusal(HrflowAllowance *allowance,
+										  int64 began, bool was_probe);
+extern void hrflow_allowance_begin_pause(HrflowAllowance *allowance,
+										 int64 now);
+extern void hrflow_allowance_prolong_pause(HrflowAllowance *allowance,
+										   int64 sent_at);
+extern int64 hrflow_allowance_probe_at(const HrflowAllowance *allowance,
+									   int64 earliest);
+extern void hrflow_allowance_learn(HrflowAllowance *allowance, int64 now);
 
 /* in poller.c */
 extern int	hrflow_poller_open(void);

@@ -99,4 +99,8 @@ extern int64 hrflow_budget_sent(void);
 extern double hrflow_speed_estimate(const HrflowSettings *settings,
 									int64 nrequests, int64 nlinks);
 
+/* in rate.c */
+extern double hrflow_rate_interval(const HrflowSettings *settings,
+								   int64 *burst);
+
 #endif							/* HRFLOW_TRANSPORT_H */

@@ -387,7 +387,7 @@ end_round(HrflowWindow *window, int64 now)
  * Record an answer.
  */
 static void
-note_answer(HrflowTransfer *transfer, int64 now)
+note_latency(HrflowTransfer *transfer, int64 now)
 {
 	HrflowWindow *window = transfer->window;
 	const HrflowTry *try = &transfer->try;
@@ -409,8 +409,8 @@ note_answer(HrflowTransfer *transfer, int64 now)
 
 /*
  * Record a refusal that is, or appears to be, due to too many requests: make
- * the window smaller, but not smaller than "least".  The refusal of a probe says
- * nothing about the number of requests, because a probe is sent alone.
+ * the window smaller, but not smaller than "least".  The refusal of a probe
+ * says nothing about the number of requests, because a probe is sent alone.
  */
 static void
 note_refusal(HrflowTransfer *transfer, double least, int64 now)
@@ -428,8 +428,8 @@ note_refusal(HrflowTransfer *transfer, double least, int64 now)
 }
 
 /*
- * Evaluate an attempt that has ended, but is still in flight.  This comes before
- * the account is told, after which a probe is no longer marked as one.
+ * Evaluate an attempt that has ended, but is still in flight.  This comes
+ * before the account is told, after which a probe is no longer marked as one.
  */
 void
 hrflow_window_settle(HrflowTransfer *transfer)
@@ -444,7 +444,7 @@ hrflow_window_settle(HrflowTransfer *transfer)
 			 (reply->transient && reply->status == HRFLOW_CONNECT_FAILED))
 		note_refusal(transfer, INITIAL_SIZE, now);
 	else if (reply->status == HRFLOW_OK && reply->http_status < 500)
-		note_answer(transfer, now);
+		note_latency(transfer, now);
 	if (reply->status == HRFLOW_OK &&
 		((reply->http_status >= 200 && reply->http_status <= 299) ||
 		 reply->http_status == 404))
@@ -504,6 +504,22 @@ bool
 hrflow_window_is_narrow(int nin_flight)
 {
 	return memory.narrowed > 0 && nin_flight >= memory.narrowed;
+}
+
+/*
+ * Return the number of requests to the API that are likely to be in flight
+ * with these settings: the maximum if this backend has not sent any recently.
+ */
+int
+hrflow_window_expected(const HrflowSettings *settings)
+{
+	uint64		origin = hrflow_origin_hash(settings->base_url);
+	const HrflowWindow *window = find_window(origin);
+
+	if (window->origin != origin ||
+		hrflow_clock_now() - window->used_at > WINDOW_MEMORY)
+		return settings->max_concurrency;
+	return Min((int) window->size, settings->max_concurrency);
 }
 
 /*

@@ -41,22 +41,104 @@ sub timed
 	return ($out, time - $began, $err);
 }
 
+# How many requests were refused
+sub refused
+{
+	my ($standin) = @_;
+	return $standin->stats->{by_status}{429} // 0;
+}
+
+sub sql_at
+{
+	my ($standin, $sql) = @_;
+	return $node->safe_psql('postgres',
+		"SET hrflow_embed.base_url = '" . $standin->base_url . "'; $sql");
+}
+
 #
 # 100 requests in two seconds, from a server that does not say how long to wait
 #
 foreach my $wording ('none', '0', 'past', 'soon')
 {
-	my $limited = Hrflow::StandIn->new('--rate' => '100/2', '--retry-after' => $wording);
-	my ($out, $seconds) = timed(batch($limited, ids(300)));
+	my $limited =
+	  Hrflow::StandIn->new('--rate' => '100/2', '--retry-after' => $wording, '--free-refusals');
+	my ($out, $seconds) = timed(batch($limited, ids(300), max_concurrency => 64));
+	my $refused = refused($limited);
 
 	is($out, 'ok 300',
 		"three times as many requests as the rate allows succeed with a Retry-After of $wording");
-	cmp_ok($seconds, '<', 12,
-		"a batch takes not much longer than its rate needs with a Retry-After of $wording");
-	cmp_ok($limited->stats->{by_status}{429} // 0,
-		'<=', 300,
-		"no more requests are refused than there are profiles with a Retry-After of $wording");
-	note("Retry-After $wording: $seconds s, refused " . ($limited->stats->{by_status}{429} // 0));
+	cmp_ok($refused, '<=', 2 * 64,
+		"at most twice as many requests are refused as are in flight with a Retry-After of $wording"
+	);
+	note("Retry-After $wording: $seconds s, refused $refused");
+}
+
+#
+# What was learnt of the rate is known to all backends
+#
+{
+	my $limited =
+	  Hrflow::StandIn->new('--rate' => '100/2', '--retry-after' => 'none', '--free-refusals');
+
+	timed(batch($limited, ids(200)));
+	my $before = refused($limited);
+	cmp_ok($before, '>=', 4, 'a rate that is not known is exceeded at first');
+	is( sql_at(
+			$limited,
+			q{SELECT seconds BETWEEN 15 AND 25 FROM hrflow_estimate('acme', }
+			  . ids(1000, 'q') . ');'),
+		't',
+		'hrflow_estimate() knows the rate that was learnt');
+
+	my @backends;
+	foreach my $prefix ('a' .. 'd')
+	{
+		my %backend = (out => '');
+
+		$backend{process} = IPC::Run::start(
+			[   'psql', '-XAtq',
+				'-d', $node->connstr('postgres'),
+				'-c', batch($limited, ids(150, $prefix)) ],
+			'>',
+			\$backend{out},
+			'2>&1',
+			IPC::Run::timer(60));
+		push @backends, \%backend;
+	}
+	$_->{process}->finish foreach @backends;
+	is_deeply(
+		[ map { $_->{out} } @backends ],
+		[ ("ok 150\n") x 4 ],
+		'four backends succeed together, at a rate that was learnt');
+
+	my $after = refused($limited);
+	cmp_ok($after - $before, '<=', 30, 'hardly any request exceeds a rate that was learnt');
+
+	my @ours = grep { $_->{status} == 200 && $_->{query} =~ /=[a-d]\d/ } $limited->log;
+	my %share;
+	$share{$_}++ foreach map { $_->{query} =~ /=([a-d])\d/ } @ours[ 0 .. 399 ];
+	cmp_ok($share{$_} // 0, '>=', 50, "backend $_ gets at least half its share of the rate")
+	  foreach 'a' .. 'd';
+	note("refused $before, then " . ($after - $before));
+}
+
+#
+# Headers that say how many requests are left
+#
+foreach my $prefix ('RateLimit', 'X-RateLimit')
+{
+	my $limited = Hrflow::StandIn->new(
+		'--rate' => '100/2',
+		'--retry-after' => 'none',
+		'--latency' => 20,
+		'--rate-headers' => $prefix,
+		'--free-refusals');
+	my ($out) = timed(batch($limited, ids(300), max_concurrency => 16));
+
+	is($out, 'ok 300', "a batch succeeds at the rate that $prefix tells");
+	cmp_ok(refused($limited),
+		'<=', 16, "fewer requests are refused than are in flight where $prefix tells the rate");
+	note("$prefix: refused " . refused($limited));
 }
 
 #
