@@ -248,7 +248,8 @@ add_repeats(Forecast *forecast, double age)
 }
 
 /*
- * Learn how fast requests are, as the settings are now.
+ * Learn how fast requests are, as the settings are now.  Count on as many in
+ * flight as a run begins with: whether the server takes more is not known.
  */
 static void
 find_speed(Forecast *forecast, const HrflowStore *store)
@@ -256,6 +257,7 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 	const HrflowSettings *settings = hrflow_settings_get(false);
 	Oid			runs = hrflow_history_find(store);
 	HrflowParameters parameters = {0};
+	int			nin_flight = Min(settings->max_concurrency, HRFLOW_MAX_WASTED);
 	int64		burst;
 
 	forecast->latency = USUAL_LATENCY;
@@ -265,7 +267,7 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 		Datum		latency;
 
 		hrflow_store_add(&parameters, INT8OID,
-						 Int64GetDatum(settings->max_concurrency));
+						 Int64GetDatum(nin_flight));
 		hrflow_store_execute(hrflow_store_sql(store, latency_sql, runs),
 							 &parameters);
 		latency = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
@@ -273,7 +275,7 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 		if (!is_null)
 			forecast->latency = DatumGetFloat8(latency);
 	}
-	forecast->interval = Max(forecast->latency / settings->max_concurrency,
+	forecast->interval = Max(forecast->latency / nin_flight,
 							 hrflow_rate_interval(settings, &burst));
 }
 
