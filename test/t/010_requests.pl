@@ -197,8 +197,7 @@ is($headers[0]{'X-API-KEY'}, $Hrflow::StandIn::KEY, 'a request carries the API k
 is($headers[0]{'Accept-Encoding'}, 'gzip', 'a request accepts gzip');
 like($headers[0]{'User-Agent'},
 	qr{^hrflow_embed/[\d.]+$}, 'the User-Agent names the extension and its version');
-is($headers[1]{'X-USER-EMAIL'}, 'account@example.com',
-	'X-USER-EMAIL is sent if api_user is set');
+is($headers[1]{'X-USER-EMAIL'}, 'account@example.com', 'X-USER-EMAIL is sent if api_user is set');
 like(sql(q{SELECT hrflow_profile_embedding('s', 'fault:gzip', '{"profile": 1}')}),
 	qr/profile.hflw/, 'a compressed reply is decompressed');
 

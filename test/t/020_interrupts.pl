@@ -217,7 +217,8 @@ foreach my $case (
 		select(undef, undef, undef, 0.02);
 		$seen{ waits_for($session) } = 1;
 	}
-	is(join(', ', sort keys %seen), $awaited, "a backend that waits for $name shows its wait event");
+	is(join(', ', sort keys %seen), $awaited,
+		"a backend that waits for $name shows its wait event");
 	$control->ask("SELECT pg_terminate_backend($session->{pid});");
 	$session->finish;
 }

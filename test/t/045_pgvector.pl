@@ -36,7 +36,8 @@ foreach
 		CREATE INDEX ON candidate_$type USING hnsw (embedding ${ops}_cosine_ops);
 		ANALYZE candidate_$type});
 	is(sql("SELECT count(*) FROM candidate_$type WHERE vector_dims(embedding) = $dimension"),
-		'400', "vectors of $dimension dimensions are stored in $type($dimension) by a plain INSERT");
+		'400',
+		"vectors of $dimension dimensions are stored in $type($dimension) by a plain INSERT");
 
 	# As in docs/operation.md: the query vector in a scalar subquery, with a
 	# cast.

@@ -186,7 +186,8 @@ for (my $try = 0; $seen eq '' && $try < 3000; $try++)
 		"SELECT elements_done, failed, in_flight FROM hrflow_embed_activity
 		WHERE waiting_for = 'lock'");
 }
-is($seen, '3|1|0', 'a refresh that waits for locked rows of its store shows that it waits for a lock');
+is($seen, '3|1|0',
+	'a refresh that waits for locked rows of its store shows that it waits for a lock');
 $watcher->ask('COMMIT;');
 $session->wait_for(qr/-- done/);
 

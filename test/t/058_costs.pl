@@ -124,7 +124,8 @@ sub roles_seen_by
 			WHERE role IN ('recruiter', 'analyst', 'keeper')",
 		extra_params => [ '-U', $role ]);
 }
-is(roles_seen_by('monitor'), 'analyst,keeper,recruiter', 'a member of pg_read_all_stats sees the rows of all roles');
+is(roles_seen_by('monitor'),
+	'analyst,keeper,recruiter', 'a member of pg_read_all_stats sees the rows of all roles');
 is(roles_seen_by('analyst'), 'analyst', 'a role without pg_read_all_stats sees its own rows');
 is(roles_seen_by('plain'), '', 'a role that has sent nothing sees no rows');
 
@@ -189,7 +190,8 @@ ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while th
 	  q{SELECT count(*), min(api_requests) FROM hrflow_embed_usage WHERE day = '2024-08-22'};
 	is(sql($old), '4096|1', 'a file with the maximum number of rows is loaded completely');
 	run_as('analyst', $text);
-	is(sql($old), '4095|2', 'if there is no room, the row of the oldest day with the fewest requests is replaced');
+	is(sql($old), '4095|2',
+		'if there is no room, the row of the oldest day with the fewest requests is replaced');
 	is(sql($usage), 'analyst|hrflow_text_embedding|1|0', 'to the new one');
 
 	# The last of the other accounts has sent five requests.
@@ -237,7 +239,8 @@ like(
 	qr/^ok\|20\nover_budget\|30\n
 		.*WARNING:.*account\ has\ sent\ as\ many\ requests\ to\ the\ HrFlow\ API\ today\ as\ it\ may
 		.*DETAIL:\ \ 20\ of\ 50\ elements\ were\ answered/xs,
-	'when an account reaches its daily limit, results are kept, and the other rows say why they failed');
+	'when an account reaches its daily limit, results are kept, and the other rows say why they failed'
+);
 is($api->stats->{api_requests}, 20, 'no request more was sent');
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
@@ -251,10 +254,11 @@ like(
 	qr/ERROR:  53400/,
 	'the daily limit still applies after a restart');
 is($api->stats->{api_requests}, 20, 'where none is sent');
-like(limited($keys[1], 22, $batch), qr/^ok\|2\nover_budget\|48\n/,
-	'a higher daily limit admits more requests');
+like(limited($keys[1], 22, $batch),
+	qr/^ok\|2\nover_budget\|48\n/, 'a higher daily limit admits more requests');
 like(limited($keys[2], 20, $batch), qr/^ok\|20\n/, 'another key has its own limit');
-is(limited($keys[3], 0, $batch) =~ s/\n+\z//r, 'ok|50', 'an account without a daily limit sends all requests');
+is(limited($keys[3], 0, $batch) =~ s/\n+\z//r,
+	'ok|50', 'an account without a daily limit sends all requests');
 like(
 	limited($keys[3], 40, "SELECT hrflow_text_embedding('a');"),
 	qr/ERROR:  53400/,

@@ -86,7 +86,8 @@ $session->ask("SET hrflow_embed.base_url = '" . $queueing->base_url . "';" . bat
 my @in_flight = map { $_->{in_flight} } $queueing->log;
 cmp_ok(median(@in_flight[ 1000 .. 1999 ]),
 	'<', 60, 'If a server serves 20 requests at the same time, few more are in flight.');
-cmp_ok(median(@in_flight[ 1000 .. 1999 ]), '>', 12, 'A server that serves 20 requests at the same time always has work.');
+cmp_ok(median(@in_flight[ 1000 .. 1999 ]),
+	'>', 12, 'A server that serves 20 requests at the same time always has work.');
 $session->ask('RESET hrflow_embed.base_url;');
 
 #

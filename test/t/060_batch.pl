@@ -195,7 +195,7 @@ SKIP:
 	my $sockets = $session->sockets;
 	$api->reset;
 	is( $session->ask(
-				"$settings SET hrflow_embed.max_concurrency = 64; SELECT hrflow_embed_stats_reset();"
+			"$settings SET hrflow_embed.max_concurrency = 64; SELECT hrflow_embed_stats_reset();"
 			  . batch(ids(500))
 			  . batch(ids(500, 'q'))
 			  . 'SELECT connections_opened FROM hrflow_embed_stats;'),
@@ -211,7 +211,8 @@ SKIP:
 			  s/^/SET hrflow_embed.max_attempts = 1; SET hrflow_embed.request_timeout = '500ms';/r),
 		"connection_failed 1\nhttp_error 1\nok 2\ntimeout 1" =~
 		  s/connection_failed 1\nhttp_error 1/http_error 2/r,
-		'an HTTP/2 stream that fails does not affect the others');    # nghttpx turns a reset into a 502
+		'an HTTP/2 stream that fails does not affect the others'
+	);    # nghttpx turns a reset into a 502
 	$proxy->signal('TERM');
 	$proxy->finish;
 }
@@ -265,8 +266,8 @@ is( sql('SET hrflow_embed.max_attempts = 2;'
 {
 	my @tries = map { $_->{ms} } grep { $_->{status} == 503 } $api->log;
 	is(scalar(@tries), 2, 'an element that fails is requested twice if max_attempts is 2');
-	cmp_ok($tries[1] - $tries[0], '>=', 1900,
-		'a retry waits for the time that Retry-After specifies');
+	cmp_ok($tries[1] - $tries[0],
+		'>=', 1900, 'a retry waits for the time that Retry-After specifies');
 }
 
 $api->reset;

@@ -68,13 +68,15 @@ foreach my $concurrency (1, 32, 256)
 
 $api->reset;
 my ($out, $err) = batch("array_cat('{a}'::text[], " . ids(100, 'fault:status=422,id=') . ')');
-is($out, "invalid_request 100\nok 1",
+is( $out,
+	"invalid_request 100\nok 1",
 	'A batch in which one element succeeded requests all elements.');
 like(
 	$err,
 	qr/WARNING:  most of the batch failed: 100 of 101 rows/,
 	'A WARNING says how many elements of a batch were refused.');
-is(scalar($api->log), 101, 'A batch in which one element succeeded sends a request for each element.');
+is(scalar($api->log), 101,
+	'A batch in which one element succeeded sends a request for each element.');
 
 ($out, $err) = batch("array_cat('{missing}'::text[], " . ids(100, 'missing') . ')');
 like(

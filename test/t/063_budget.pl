@@ -120,7 +120,8 @@ foreach my $left (20, 10, 0)
 		$store->start_call(undef, settings => { 'hrflow_embed.max_requests_per_statement' => 10 }));
 	is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at <= now()'),
 		$left, "a refresh with 10 requests left keeps its results: $left profiles are due");
-	is($api->stats->{api_requests}, 10, "a refresh with 10 requests left sends 10 when $left profiles remain");
+	is($api->stats->{api_requests},
+		10, "a refresh with 10 requests left sends 10 when $left profiles remain");
 	like(
 		$printed,
 		$left ? qr/WARNING:.*statement has sent as many/ : qr/: 10 refreshed/,

@@ -199,16 +199,14 @@ sql(q{SELECT status FROM hrflow_document_embeddings('profile', ARRAY[}
 is_deeply(
 	[   grep {
 			"$_->{method} $_->{path} $_->{query}$_->{status}" ne 'POST /v1/document/embedding 200'
-		} @log
-	],
+		} @log ],
 	[],
 	'a document is a POST to its endpoint without a query string');
 my @documents = map { decode_json(encode('latin1', body($_))) } @log;
 is_deeply(
 	[ sort { (keys %{ $a->{item} })[0] cmp(keys %{ $b->{item} })[0] } @documents[ 0 .. $#nasty ] ],
 	[   map { { item_type => 'profile', item => { $_ => $_ }, return_sequences => 'False' } }
-		sort @nasty
-	],
+		sort @nasty ],
 	'the bodies of a batch are JSON documents with the items, their type and nothing else');
 is_deeply(
 	[ @documents[ @nasty .. $#documents ] ],
@@ -216,8 +214,7 @@ is_deeply(
 			{   item_type => 'job',
 				item => { name => $_, n => 1.5 },
 				return_sequences => 'False' }
-		} @nasty
-	],
+		} @nasty ],
 	'the body of a single call is a JSON document with the item');
 is( body($log[ scalar @nasty ]),
 	'{"item_type": "job", "item": {"n": 1.50, "name": "old id"}, "return_sequences": "False"}',
@@ -231,15 +228,15 @@ my $item = '{"name": "a nurse & more"}';
 is( sql(qq{SELECT hex(hrflow_document_embedding('profile', '$item'))}),
 	expected_hex($item, 'document'),
 	"a document's vector is read bit for bit");
-my ($rows, $hex) = split /\|/,
-  sql(qq{SET hrflow_embed.vector_dimension = 1024;
+my ($rows, $hex) = split /\|/, sql(
+	qq{SET hrflow_embed.vector_dimension = 1024;
 	SELECT array_length(v, 1), hex(v)
 	FROM hrflow_document_embedding('profile', '{"name": "cook"}', true) v});
 is( $hex,
 	join('', map { expected_hex('{"name": "cook"}', 'document', $_) } 0 .. $rows - 1),
 	"the vectors of a document's parts are read bit for bit");
 cmp_ok($rows, '>', 1, 'the document has several parts');
-is( decode_json(body(($api->log)[-1]))->{return_sequences},
+is(decode_json(body(($api->log)[-1]))->{return_sequences},
 	'True', 'the body says whether a vector for each part is to be returned');
 
 # A GET after a POST, over the same connection, has no body
@@ -357,8 +354,7 @@ foreach my $case (@cases)
 		  : $kind eq 'texts' ? "SELECT status FROM hrflow_text_embeddings(ARRAY[$id])"
 		  : $kind eq 'document'
 		  ? "SELECT 'ok' FROM hrflow_document_embedding('job', jsonb_build_object('key', $id))"
-		  : $kind eq 'documents'
-		  ? "SELECT status FROM hrflow_document_embeddings('job',
+		  : $kind eq 'documents' ? "SELECT status FROM hrflow_document_embeddings('job',
 				ARRAY[jsonb_build_object('key', $id)])"
 		  : "SELECT 'ok' FROM hrflow_job_embedding($id)";
 
@@ -369,7 +365,8 @@ foreach my $case (@cases)
 		$requests{$kind} = $fault eq 'silent' ? $api->stats->{requests} : scalar(@log);
 		is((split /\n/, $out)[1] // 'raised', $status, "one of $kind that meets $fault is $status")
 		  if $kind =~ /s$/;
-		cmp_ok($log[1]{ms} - $log[0]{ms}, '>=', 900, "a text that meets $fault is retried after Retry-After")
+		cmp_ok($log[1]{ms} - $log[0]{ms},
+			'>=', 900, "a text that meets $fault is retried after Retry-After")
 		  if $kind eq 'text' && $fault =~ /retry_after/ && $of_text > 1;
 	}
 	is_deeply(

@@ -135,8 +135,7 @@ $tls->finish;
 	);
 	my $before = $api->stats->{connections_opened};
 	is($session->ask($call), $ok, 'a server whose authority is in ca_file is trusted');
-	is($api->stats->{connections_opened},
-		$before, 'the connection to a trusted server is reused');
+	is($api->stats->{connections_opened}, $before, 'the connection to a trusted server is reused');
 	$trust->($other_ca->ca);
 	like(
 		$session->ask($call),

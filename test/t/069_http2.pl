@@ -43,7 +43,8 @@ foreach my $kept (1, 4, 16)
 	is( $session->ask(own_replies($ids)),
 		"200|200\n-- done\n",
 		'each profile that is requested after texts gets its own reply');
-	is($api->stats->{api_requests}, 200, 'each profile that is requested after texts is requested once');
+	is($api->stats->{api_requests},
+		200, 'each profile that is requested after texts is requested once');
 }
 
 # The same connections, used by profiles.

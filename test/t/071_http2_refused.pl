@@ -85,7 +85,8 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 		"ok|40\n80|40",
 		'a batch succeeds if each request is refused with REFUSED_STREAM once');
 	my @times = $peer->times('request');
-	is(scalar(@times), 80, 'the server has received the refused requests and those that were sent again');
+	is(scalar(@times), 80,
+		'the server has received the refused requests and those that were sent again');
 	cmp_ok(
 		$times[-1] - $times[0],
 		'>',

@@ -50,9 +50,9 @@ $node->poll_query_until('postgres',
 	"SELECT count(*) = 2040 FROM shop.embedding_profile WHERE state = 'ok'");
 my $took = time - $began;
 my $printed = $store->finish_call($call);
+
 # One after another they would take 40 s.
-cmp_ok(time - $began,
-	'<', 30, 'eight profiles that are never answered wait at the same time');
+cmp_ok(time - $began, '<', 30, 'eight profiles that are never answered wait at the same time');
 like(
 	$printed,
 	qr/: 2040 refreshed, 8 to be tried again/,
@@ -104,8 +104,7 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 	foreach my $round (1 .. $rounds)
 	{
 		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
-		my $call = $store->start_call(undef,
-			settings => { 'hrflow_embed.max_concurrency' => 32 });
+		my $call = $store->start_call(undef, settings => { 'hrflow_embed.max_concurrency' => 32 });
 		$api->wait_until(sub { $_[0]{requests} >= 1 });
 		sleep rand 0.5;
 
