@@ -51,8 +51,10 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 	switch (fault)
 	{
 		case HRFLOW_EXCEEDS_LIMIT:
-		case HRFLOW_EXCEEDS_BUDGET:
 			reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers are too large.";
+			return HRFLOW_TOO_LARGE;
+		case HRFLOW_EXCEEDS_BUDGET:
+			reply->detail = "The replies received at the same time exceed the memory that a session may use for them.";
 			return HRFLOW_TOO_LARGE;
 		case HRFLOW_PRIVATE_ADDRESS:
 			reply->detail = "The host of the link has a private address, and hrflow_embed.link_hosts does not contain its exact name.";
