@@ -171,8 +171,7 @@ hrflow_make_text_body(Datum input, char **problem)
 }
 
 /*
- * Read the type of the items that the API is to embed.  Returns NULL when there
- * is a problem.
+ * Read the type of the items to embed.  Returns NULL if there is a problem.
  */
 const char *
 hrflow_argument_item_type(const NullableDatum *argument, HrflowProblem *problem)
@@ -189,9 +188,9 @@ hrflow_argument_item_type(const NullableDatum *argument, HrflowProblem *problem)
 }
 
 /*
- * Are the numbers of a jsonb alone longer, in JSON, than HRFLOW_MAX_TEXT?  A
- * number such as 1e100000 takes 8 bytes in a jsonb and 100,001 in JSON, so that
- * the text of a small jsonb could exceed the memory there is.
+ * Are the numbers of a jsonb alone longer than HRFLOW_MAX_TEXT when written as
+ * JSON?  A number such as 1e100000 takes 8 bytes in a jsonb but 100,001 in
+ * JSON, so the text of a small jsonb could exceed the available memory.
  */
 static bool
 numbers_are_oversized(Jsonb *item)
@@ -219,8 +218,9 @@ numbers_are_oversized(Jsonb *item)
 }
 
 /*
- * The JSON text of an item in UTF-8; NULL if it is longer than HRFLOW_MAX_TEXT
- * or cannot be converted, which *problem says then, in a sentence.
+ * Return the JSON text of an item in UTF-8; or NULL if it is longer than
+ * HRFLOW_MAX_TEXT or cannot be converted, with *problem set to the reason as a
+ * whole sentence.
  */
 static const char *
 make_item_text(Jsonb *item, char **problem)
@@ -244,8 +244,8 @@ make_item_text(Jsonb *item, char **problem)
 }
 
 /*
- * The JSON that asks for the vector of a datum of type jsonb, palloc'd; or NULL
- * and *problem, a sentence.
+ * Return the JSON that requests the vectors of a jsonb datum, palloc'd; or
+ * NULL, with *problem set to the reason as a whole sentence.
  */
 char *
 hrflow_make_document_body(const char *item_type, Datum item,

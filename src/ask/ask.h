@@ -89,8 +89,8 @@ typedef struct HrflowResult
 	int			http_status;	/* 0: no reply was received */
 	Jsonb	   *data;			/* "data" of the API's answer if status is
 								 * HRFLOW_OK */
-	ArrayType  *vector;			/* vector of a link or a text, or vectors of
-								 * a document, if status is HRFLOW_OK */
+	ArrayType  *vector;			/* vector of a link or a text, or vectors of a
+								 * document, if status is HRFLOW_OK */
 	char	   *detail;			/* error detail, in one line; NULL if status
 								 * is HRFLOW_OK */
 } HrflowResult;

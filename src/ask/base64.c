@@ -148,7 +148,7 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 	n = bytes / sizeof(float4);
 	if (dimension != 0 && n % dimension != 0)
 	{
-		*problem = psprintf("It has %zu elements, which is not a multiple of hrflow_embed.vector_dimension (%d).",
+		*problem = psprintf("The payload has %zu elements, which is not a multiple of hrflow_embed.vector_dimension (%d).",
 							n, dimension);
 		return NULL;
 	}

@@ -40,8 +40,8 @@ typedef struct HrflowFunction
 
 	/*
 	 * Returns the URL of the request to the API, palloc'd, or NULL if it
-	 * would be too long, or the settings do not allow the request, in
-	 * which case the problem of the call is set.
+	 * would be too long, or the settings do not allow the request, in which
+	 * case the problem of the call is set.
 	 */
 	char	   *(*make_url) (HrflowCall *call);
 

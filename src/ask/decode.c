@@ -27,8 +27,8 @@ PG_FUNCTION_INFO_V1(hrflow_decode_vector);
  * Decode a payload.  Returns a palloc'd array of real with one or two
  * dimensions, or NULL with *problem set to an ASCII sentence.
  *
- * "dimension" is that of the vectors into which base64 is divided, which has
- * no shape; 0 means that it is one vector.
+ * "dimension" is the number of elements of each vector in base64, which
+ * specifies no shape; 0 means that it is one vector.
  */
 ArrayType *
 hrflow_vector_decode(const char *payload, size_t length, int dimension,

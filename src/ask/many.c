@@ -78,7 +78,7 @@ typedef struct RowSink
 	HrflowSink	base;
 	Tuplestorestate *store;
 	TupleDesc	desc;
-	const HrflowArray *identifiers;	/* contents of columns 2 to nidentifiers +
+	const HrflowArray *identifiers; /* contents of columns 2 to nidentifiers +
 									 * 1 */
 	int			nidentifiers;
 	const RowColumn *columns;	/* the remaining columns of "desc" */

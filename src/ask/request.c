@@ -208,8 +208,9 @@ hrflow_request_text_body(const char *text)
 }
 
 /*
- * The JSON that asks for a document's embedding, palloc'd.  "item" is a JSON
- * object in UTF-8.  The documentation has return_sequences as a string.
+ * Make the JSON that requests the embedding of a document, palloc'd.  "item"
+ * must be a JSON object in UTF-8.  return_sequences is a string in the API's
+ * documentation.
  */
 char *
 hrflow_request_document_body(const char *item_type, const char *item,

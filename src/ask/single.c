@@ -43,7 +43,7 @@ enum
 	JOB_ARG_BOARD_ID
 };
 
-/* The arguments of the documents' function, in their order. */
+/* Argument numbers of the function for documents. */
 enum
 {
 	DOCUMENT_ARG_ITEM_TYPE,
@@ -248,8 +248,8 @@ read_document_arguments(HrflowCall *call, const NullableDatum *args)
 }
 
 /*
- * Several vectors cannot be told apart without their dimension, so that nothing
- * is paid for until it is known.
+ * Several vectors cannot be separated without knowing their dimension, so send
+ * no request, which would have to be paid for, until it is configured.
  */
 static char *
 make_document_url(HrflowCall *call)
@@ -265,7 +265,8 @@ make_document_url(HrflowCall *call)
 }
 
 /*
- * A document is personal data.
+ * Add a context line about the document, which must not be logged because it
+ * contains personal data.
  */
 static void
 add_document_context(const HrflowCall *call)

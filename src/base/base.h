@@ -168,8 +168,8 @@ typedef struct HrflowSettings
 	int			max_requests_per_day;	/* maximum for one account; excludes
 										 * links; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
-	int			vector_dimension;	/* elements of a vector of the account's
-									 * model; 0: not known */
+	int			vector_dimension;	/* number of elements of the vectors of
+									 * the account's model; 0: unknown */
 	bool		allow_in_shard_queries; /* are batches allowed in queries that
 										 * Citus runs on shards? */
 	bool		http2;			/* offer HTTP/2 over TLS? */

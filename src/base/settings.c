@@ -548,8 +548,8 @@ hrflow_settings_define(void)
 							PGC_SUSET, GUC_UNIT_KB,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.vector_dimension",
-							"Number of elements of a vector of the account's model; 0 if it is not known.",
-							"The API returns the vectors of a document one after another, without their number.",
+							"Sets the number of elements of the vectors of the account's model.",
+							"It is needed to separate the vectors of a document, which the API returns without their number. Zero means unknown.",
 							&vector_dimension, 0, 0, 16000,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);

@@ -47,9 +47,7 @@
 
 #include "transport/transfer.h"
 
-/*
- * The window of an origin of which nothing is known.
- */
+/* Initial size of the window of an origin about which nothing is known. */
 #define INITIAL_SIZE HRFLOW_MAX_WASTED
 
 /* Growth in requests per answer, while the window is opening and later. */
