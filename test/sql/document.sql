@@ -49,7 +49,7 @@ SELECT hrflow_document_embedding('job', jsonb_build_object('a', repeat('x', 1048
 \echo :LAST_ERROR_SQLSTATE
 -- Small in a jsonb, and too long as JSON
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', array_fill(1e100000, ARRAY[11]))); -- error
-SELECT hrflow_document_embedding('job', jsonb_build_object('a', (SELECT jsonb_object_agg(i, 1e100000) FROM generate_series(1, 100000) i))); -- error
+SELECT hrflow_document_embedding('job', jsonb_build_object('a', (SELECT jsonb_object_agg(i, 1e100000) FROM generate_series(1, 200) i))); -- error
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', repeat(E'\x01', 200000))); -- error
 SELECT ordinality, vector, status, http_status, error
 FROM hrflow_document_embeddings('job', ARRAY[NULL, '{}', '1', jsonb_build_object('a', array_fill(1e100000, ARRAY[11]))])
