@@ -354,7 +354,7 @@ foreach my $database (sort keys %unknown)
 	like(
 		$said->("CALL hrflow_refresh('store', max_attempts => 1)")
 		  . $said->('SELECT state, last_error FROM store_profile'),
-		qr/1\ failed.*failed\|.*A\ text\ cannot\ be\ converted\ to\ UTF-8
+		qr/1\ failed.*failed\|.*An\ identifier\ cannot\ be\ converted\ to\ UTF-8
 			|22023:\ fields\ cannot\ be\ converted/sx,
 		"$database: an identifier that cannot be converted fails its profile in a store");
 	is(scalar($api->log), 0, "$database: what cannot be converted sends no request");

@@ -189,7 +189,7 @@ my (undef, undef, $refusal) = $node->psql(
 	unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $too_many) . $too_many));
 like(
 	$refusal,
-	qr/invalid vector\nDETAIL:  It has too many elements/,
+	qr/invalid vector\nDETAIL:  The vector has too many elements/,
 	'an array with more elements than PostgreSQL can handle is refused');
 
 #

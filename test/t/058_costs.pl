@@ -237,14 +237,14 @@ $api->reset;
 like(
 	limited($keys[1], 20, $batch),
 	qr/^ok\|20\nover_budget\|30\n
-		.*WARNING:.*account\ has\ sent\ as\ many\ requests\ to\ the\ HrFlow\ API\ today\ as\ it\ may
+		.*WARNING:.*account\ reached\ its\ daily\ limit\ of\ requests\ to\ the\ HrFlow\ API
 		.*DETAIL:\ \ 20\ of\ 50\ elements\ were\ answered/xs,
 	'when an account reaches its daily limit, results are kept, and the other rows say why they failed'
 );
 is($api->stats->{api_requests}, 20, 'no request more was sent');
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
-	qr/ERROR:\ \ 53400:\ account\ has\ sent.*\nDETAIL:\ \ The\ limit\ is\ 20\ requests\ a\ day\.
+	qr/ERROR:\ \ 53400:\ account\ reached\ its\ daily\ limit.*\nDETAIL:\ \ The\ limit\ is\ 20\ requests\ per\ day\.
 		\nHINT:\ \ .*max_requests_per_day/x,
 	'another session may not send requests after the daily limit was reached');
 is($api->stats->{api_requests}, 20, 'and sends none');

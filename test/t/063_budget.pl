@@ -78,10 +78,9 @@ foreach my $ahead ('on', 'off')
 		"$limit 5; SET hrflow_embed.read_ahead = $ahead;
 		SELECT hrflow_profile_embedding('acme', 'p' || i) FROM generate_series(1, 20) i",
 		'',
-		qr/ERROR:\ \ 53400:\ statement\ has\ sent\ as\ many\ requests\ to\ the\ HrFlow\ API
-			\ as\ it\ may\n
+		qr/ERROR:\ \ 53400:\ statement\ reached\ its\ limit\ of\ requests\ to\ the\ HrFlow\ API\n
 			.*is\ 5\ requests\..*\n
-			HINT:\ \ Ask\ for\ less\ in\ one\ statement/x,
+			HINT:\ \ Request\ less\ in\ one\ statement/x,
 		5,
 		"more calls than the limit allows, with read_ahead $ahead");
 }
@@ -124,7 +123,7 @@ foreach my $left (20, 10, 0)
 		10, "a refresh with 10 requests left sends 10 when $left profiles remain");
 	like(
 		$printed,
-		$left ? qr/WARNING:.*statement has sent as many/ : qr/: 10 refreshed/,
+		$left ? qr/WARNING:.*statement reached its limit/ : qr/: 10 refreshed/,
 		"a refresh reports that it reached the limit when $left profiles remain");
 }
 is($store->sql('SELECT sum(attempts) FROM shop.embedding_profile'),
