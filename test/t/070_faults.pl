@@ -1213,10 +1213,19 @@ SKIP:
 	$play->('api', 'it is gone', 'id=a', $unreachable, whole => 1);
 	($port, $proxy) = start_proxy($backend, $port);
 	$play->('api', 'it is back', 'id=a', 'ok 00000');
+
+	# Connections that break have narrowed the window of requests to this port.
+	my $use_another_port = sub {
+		$proxy->signal('TERM');
+		$proxy->finish;
+		($port, $proxy) = start_proxy($backend);
+	};
+	$use_another_port->();
 	$happens->('it is killed', 'silent', $lost, sub { $proxy->signal('KILL') }, whole => 1);
 	$proxy->finish;
 	($port, $proxy) = start_proxy($backend, $port);
 	$play->('api', 'it is back again', 'id=a', 'ok 00000');
+	$use_another_port->();
 	$happens->(
 		'the server behind it ends',
 		'silent',
