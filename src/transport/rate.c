@@ -395,10 +395,10 @@ hrflow_rate_report(const HrflowTransfer *transfer,
 			break;
 
 		case HRFLOW_LIMITED:
-			hrflow_allowance_note_refusal(&bucket->allowance, try->began,
-										  was_probe);
-			/* FALLTHROUGH */
 		case HRFLOW_OVERLOADED:
+			if (outcome == HRFLOW_LIMITED)
+				hrflow_allowance_note_refusal(&bucket->allowance, try->began,
+											  was_probe);
 			*counts = was_probe || !bucket->paused;
 			pause_bucket(bucket, outcome, asked, was_probe, random, now);
 			length = Max(asked, Max(bucket->paused_until - now, 1));
