@@ -33,6 +33,7 @@ my $node;
 	$node = Hrflow::Node->new(
 		'interrupts', $api,
 		connect_timeout => '60s',
+		max_concurrency => 32,
 		request_timeout => '60s',
 		link_hosts => '127.0.0.1');
 }

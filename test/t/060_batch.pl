@@ -271,8 +271,8 @@ is( sql('SET hrflow_embed.max_attempts = 2;'
 }
 
 $api->reset;
-is( sql('SET hrflow_embed.max_attempts = 4;'
-		  . batch(q{array_cat('{"fault:status=500"}'::text[], } . ids(100) . ')')),
+is( sql('SET hrflow_embed.max_attempts = 2;'
+		  . batch(q{array_cat('{"fault:status=500,retry_after=2"}'::text[], } . ids(100) . ')')),
 	"http_error 1\nok 100",
 	'an element that the API fails to answer has its row');
 {

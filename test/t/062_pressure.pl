@@ -129,10 +129,10 @@ $session->send(
 		  . q{SELECT i, 'fault:latency=500,id=' || i FROM generate_series(801, 900) i) a(i, id))})
 	  . '\echo -- done');
 
-# The first 32 are too large for the memory, and narrow the window.  With the small
-# ones it becomes wide again.
+# The first 32 are too large for the memory, which has room for 21 of them.  With the
+# small ones more are in flight again; how many more depends on the machine.
 $api->wait_until(sub { ($_[0]{by_status}{404} // 0) >= 700 });
-ok($api->wait_until(sub { $_[0]{in_flight} > 64 }),
+ok($api->wait_until(sub { $_[0]{in_flight} > 32 }),
 	'more requests are in flight when replies are small again');
 is( $session->wait_for(qr/-- done/),
 	"invalid_reply 40\nnot_found 700\nok 100\n-- done\n",
@@ -225,7 +225,7 @@ SKIP:
 		  . "SET hrflow_embed.ca_file = '"
 		  . $api->ca
 		  . "'; SET hrflow_embed.max_concurrency = 8;"
-		  . "SET hrflow_embed.request_timeout = '500ms'; ");
+		  . "SET hrflow_embed.request_timeout = '2s'; ");
 	is( $session->ask(batch(ids(20))),
 		"ok 20\n-- done\n",
 		'a batch over HTTP/2 through a NAT succeeds');
