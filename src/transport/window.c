@@ -33,10 +33,11 @@
  *   round to measure the latency without one (as BBR does in its ProbeRTT
  *   state).
  * - 429, 503 and connections that break cut the window to 0.7 of its size, at
- *   most once in a round trip (as CUBIC does, RFC 9438).  So do timeouts and
- *   connections that cannot be established, but not below the size of a new
- *   window: they mostly mean an outage, and the more requests try, the sooner
- *   its end is noticed.
+ *   most once in a round trip (as CUBIC does, RFC 9438), but not below MIN_CUT:
+ *   a server that breaks a few connections at random should not make requests
+ *   wait for one another.  Timeouts and connections that cannot be established
+ *   do so too, but not below the size of a new window: they mostly mean an
+ *   outage, and the more requests try, the sooner its end is noticed.
  *
  * Two more limits are the memory for replies, and the number of requests that
  * a refusal may waste.  Nothing here throws.
@@ -68,7 +69,7 @@
 #define GROW_SLACK (HRFLOW_MSEC / 2)
 #define CUT_SLACK (5 * HRFLOW_MSEC)
 
-/* Minimum size to which latency can cut a window. */
+/* Minimum size to which latency, refusals and broken connections cut a window. */
 #define MIN_CUT 8
 
 /* Minimum and maximum number of requests of a round. */
@@ -437,7 +438,7 @@ hrflow_window_settle(HrflowTransfer *transfer)
 
 	if (reply->http_status == 429 || reply->http_status == 503 ||
 		(reply->transient && reply->status == HRFLOW_CONNECTION_LOST))
-		note_refusal(transfer, 1, now);
+		note_refusal(transfer, MIN_CUT, now);
 	else if (reply->status == HRFLOW_TIMEOUT ||
 			 (reply->transient && reply->status == HRFLOW_CONNECT_FAILED))
 		note_refusal(transfer, INITIAL_SIZE, now);

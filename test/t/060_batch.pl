@@ -235,7 +235,7 @@ my @kinds = sort keys %kinds;
 my $values = join(', ', map { "('$kinds[$_]', '$kinds{$kinds[$_]}', $_)" } 0 .. $#kinds);
 
 is( sql(qq{
-	SET hrflow_embed.request_timeout = '1s';
+	SET hrflow_embed.request_timeout = '3s';
 	SET hrflow_embed.max_attempts = 3;
 	CREATE TABLE asked AS
 		SELECT i, coalesce(fault || ',id=' || i, 'p' || i) AS id,
@@ -249,6 +249,8 @@ is( sql(qq{
 			FILTER (WHERE e.status = 'ok'
 			AND coalesce(strpos(e.data->>'profile', '/profiles/' || a.in_link || '/'), 0) = 0)
 			|| ' with wrong data'
+		|| coalesce(string_agg(', ' || a.id || ' is ' || e.status || ': ' || e.error, '')
+			FILTER (WHERE e.status <> a.expected), '')
 	FROM hrflow_profile_embeddings('acme', (SELECT array_agg(id ORDER BY i) FROM asked),
 		'{"profile": 1}') e
 	JOIN (SELECT *, replace(replace(replace(id, ':', '%3A'), '=', '%3D'), ',', '%2C') AS in_link
