@@ -260,7 +260,7 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 
 	$restarted->script('id=ok', count => 50);
 	$restarted->script($fault, ms => 3000);
-	my ($out, $seconds) = timed(batch($restarted, ids(1000), max_attempts => 2));
+	my ($out, $seconds) = timed(batch($restarted, ids(1000), max_attempts => 3));
 	is($out, 'ok 1000', "no row is lost in three seconds of 503 $name");
 	cmp_ok($seconds, '<', 15, "a batch continues soon after three seconds of 503 $name");
 	cmp_ok($restarted->stats->{by_status}{503}, '<', 150, "few requests meet 503 $name");
