@@ -38,7 +38,7 @@ sub batch
 #
 # Requests in flight, connections
 #
-foreach my $limit (1, 7, 64)
+foreach my $limit (1, 7, 32)
 {
 	$api->reset;
 	is(sql("SET hrflow_embed.max_concurrency = $limit;" . batch(ids(300))),
