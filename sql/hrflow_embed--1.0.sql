@@ -851,9 +851,9 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --              a section of "fields" are due now
 --   requests   of the API, at least: those for each section of a profile that
 --              lacks vectors of one are counted
---   duration   at max_concurrency and max_requests_per_minute of the session,
---              and as fast as the store's last runs were; before the first, at
---              200 ms a request
+--   duration   with max_concurrency requests in flight, but at most 32, within
+--              the rate that is known, and at the latency of the store's last
+--              runs; before the first, at 200 ms per request
 --
 -- Cost: none, no network.
 -- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both

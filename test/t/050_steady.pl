@@ -1,4 +1,4 @@
-# A long-lived backend does not leak: after 10,000 calls, some of which fail,
+# A long-lived backend does not leak: after 9,000 calls, some of which fail,
 # time out or are in savepoints that are rolled back, it has the same sockets
 # and the same memory, and successful calls share one connection.
 use strict;
