@@ -59,6 +59,8 @@ typedef struct HrflowAllowance
 	int64		period;			/* period of the limit, in microseconds; 0:
 								 * unknown */
 	int64		allowed;		/* requests allowed per period; 0: unknown */
+	int64		spare;			/* requests that may be admitted before the
+								 * slots must be added up again */
 	int64		raised_at;		/* earliest time to raise "allowed" */
 	int			raise;			/* by 1/2 to the power of this */
 	int64		spread_at;		/* when the next request is due, to spread

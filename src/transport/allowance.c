@@ -208,6 +208,16 @@ first_admitted(const HrflowAllowance *allowance, int64 after)
 }
 
 /*
+ * Count a request.
+ */
+static void
+count_one(HrflowAllowance *allowance, int64 now)
+{
+	(*find_slot(allowance, now))++;
+	allowance->spare--;
+}
+
+/*
  * Remove a request that was admitted at "began".
  */
 static void
@@ -240,6 +250,21 @@ forget(HrflowAllowance *allowance)
 }
 
 /*
+ * Does the limit allow a request now?  As time passes, requests leave the
+ * period, so the number that may still be sent does not decrease by itself.
+ * Hence the slots, which are many for a spinlock, are added up only when the
+ * number found the last time has been used up.
+ */
+static bool
+has_spare(HrflowAllowance *allowance, int64 now)
+{
+	if (allowance->spare <= 0)
+		allowance->spare = allowance->allowed -
+			count_admitted(allowance, now - allowance->period, now);
+	return allowance->spare > 0;
+}
+
+/*
  * The limit has been reached: raise it if it is time to.
  */
 static void
@@ -261,8 +286,6 @@ bool
 hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
 					   int64 *full_until)
 {
-	uint32	   *slot = find_slot(allowance, now);
-
 	*full_until = 0;
 	if (allowance->allowed == 0 && allowance->is_told)
 	{
@@ -281,13 +304,12 @@ hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
 	}
 	if (allowance->allowed > 0)
 	{
-		int64		from = now - allowance->period;
-
-		if (count_admitted(allowance, from, now) >= allowance->allowed)
+		if (!has_spare(allowance, now))
 			raise_allowed(allowance, now);
-		if (count_admitted(allowance, from, now) >= allowance->allowed)
+		if (!has_spare(allowance, now))
 		{
-			*full_until = first_admitted(allowance, from) + allowance->period;
+			*full_until = first_admitted(allowance, now - allowance->period) +
+				allowance->period;
 			*again = *full_until;
 			return false;
 		}
@@ -299,7 +321,7 @@ hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
 		allowance->spread_at = Max(allowance->spread_at, now - SPREAD_SLACK) +
 			allowance->period / SPREAD_PART / allowance->allowed;
 	}
-	(*slot)++;
+	count_one(allowance, now);
 	allowance->left--;
 	allowance->nadmitted++;
 	return true;
@@ -311,7 +333,7 @@ hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
 void
 hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
 {
-	(*find_slot(allowance, now))++;
+	count_one(allowance, now);
 	allowance->left--;
 	allowance->nadmitted++;
 }
@@ -342,7 +364,7 @@ hrflow_allowance_note_answer(HrflowAllowance *allowance, int64 began,
 							 int64 now)
 {
 	take_out(allowance, began);
-	(*find_slot(allowance, now))++;
+	count_one(allowance, now);
 }
 
 /*
@@ -492,6 +514,7 @@ hrflow_allowance_learn(HrflowAllowance *allowance, int64 now)
 	if (allowance->allowed == 0 && allowance->nrefused < MIN_REFUSED)
 		return;
 	allowance->allowed = n;
+	allowance->spare = 0;
 	allowance->raise = FIRST_RAISE;
 	allowance->raised_at = now + PERIODS_BEFORE_RAISE * allowance->period;
 }

@@ -58,12 +58,6 @@
  */
 #define AWAY_LIMIT 2500
 
-/*
- * If a wait is shorter than this, in microseconds, the reply had already
- * arrived.
- */
-#define SLEEP_MIN 30
-
 /* Highest descriptor that has_plenty() may use. */
 #define PROBE_LIMIT 4096
 
@@ -96,8 +90,8 @@ static struct
 	int64		attended_at;	/* when the sockets were last checked */
 	bool		was_away;		/* had they not been checked for AWAY_LIMIT
 								 * then? */
-	bool		has_slept;		/* did we have to wait for the events found
-								 * then? */
+	int64		waited;			/* microseconds that the backend has waited
+								 * for sockets, timers or delays */
 }			pool = {.timer = HRFLOW_NEVER, .has_opened = true};
 
 #define MULTI_SETOPT(option, value) \
@@ -637,13 +631,12 @@ hrflow_pool_was_away(void)
 }
 
 /*
- * Did we have to wait for the replies received last?  If not, our own CPU is
- * the bottleneck.
+ * Return how long this backend has waited in total, in microseconds.
  */
-bool
-hrflow_pool_has_slept(void)
+int64
+hrflow_pool_waited(void)
 {
-	return pool.has_slept;
+	return pool.waited;
 }
 
 /*
@@ -671,7 +664,6 @@ hrflow_pool_run_timer(void)
 void
 hrflow_pool_receive(void)
 {
-	pool.has_slept = false;
 	work_on_sockets(hrflow_clock_now());
 	hrflow_pool_run_timer();
 }
@@ -708,7 +700,7 @@ hrflow_pool_wait(int64 until, bool is_delay)
 						 is_delay ? pool.delay_event : pool.wait_event);
 	waited = hrflow_clock_now() - began;
 	hrflow_stats_count(HRFLOW_WAITED_USEC, waited);
-	pool.has_slept = waited >= SLEEP_MIN;
+	pool.waited += waited;
 
 	for (int i = 0; i < n; i++)
 	{

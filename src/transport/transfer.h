@@ -119,6 +119,7 @@ typedef struct HrflowTry
 {
 	int64		began;			/* hrflow_clock_now() */
 	int64		sent_at;		/* when it was sent; 0: not sent */
+	int64		waited;			/* hrflow_pool_waited() when it started */
 	int			nbeside;		/* requests in flight in its window when it
 								 * started, including itself */
 	int64		pause;			/* how long the account pauses because of the
@@ -318,7 +319,7 @@ extern void hrflow_pool_balance_descriptors(int nin_flight);
 extern void hrflow_pool_run_timer(void);
 extern void hrflow_pool_receive(void);
 extern bool hrflow_pool_was_away(void);
-extern bool hrflow_pool_has_slept(void);
+extern int64 hrflow_pool_waited(void);
 extern void hrflow_pool_wait(int64 until, bool is_delay);
 
 /* in body.c */

@@ -9,12 +9,12 @@
  * are medians, because individual latencies of a server vary by far more than
  * a factor of 1.5 even if there is no queue.
  *
- * - While the window is opening, it grows by 1.5 requests with each answer,
- *   that is, by a factor of 2.5 in each round trip, as in TCP's slow start.
+ * - While the window is opening, it grows by two requests with each answer,
+ *   that is, by a factor of three in each round trip, as in TCP's slow start.
  *   After the first cut it grows by an eighth of a request with each answer.
  *   It grows only while it is fully used, not while the latency is more than
- *   1.2 times the lowest, and not by answers that we did not have to wait
- *   for, because then our own CPU is the bottleneck.
+ *   1.2 times the lowest, and not by answers during which we waited for less
+ *   than a quarter of the time, because then our own CPU is the bottleneck.
  * - If the latency is more than 1.5 times the lowest for two rounds, requests
  *   are queueing in the server.  (One round is not enough, because opening
  *   many connections takes time on both sides, but only temporarily.)  By
@@ -52,8 +52,14 @@
 #define INITIAL_SIZE HRFLOW_MAX_WASTED
 
 /* Growth in requests per answer, while the window is opening and later. */
-#define OPENING_GROWTH 1.5
+#define OPENING_GROWTH 2
 #define GROWTH 0.125
+
+/*
+ * The window grows only if this backend has waited for at least this part of
+ * the time since the request was sent.
+ */
+#define MIN_WAITED 0.25
 
 /* Factor by which a refusal cuts the window. */
 #define REFUSAL_FACTOR 0.7
@@ -145,10 +151,6 @@ static struct
 }			memory;
 
 /*
- * Initial size of the window of an origin.
- */
-
-/*
  * Return the maximum number of requests in flight.
  */
 int
@@ -180,6 +182,7 @@ hrflow_window_enter(HrflowTransfer *transfer)
 		Min((int) window->size, transfer->transport->settings->max_concurrency))
 		window->full_at = transfer->try.began;
 	transfer->try.nbeside = window->nin_flight;
+	transfer->try.waited = hrflow_pool_waited();
 }
 
 /*
@@ -392,7 +395,7 @@ note_latency(HrflowTransfer *transfer, int64 now)
 	const HrflowTry *try = &transfer->try;
 
 	if (window->may_grow && window->trial == NO_TRIAL &&
-		hrflow_pool_has_slept() &&
+		hrflow_pool_waited() - try->waited >= (now - try->began) * MIN_WAITED &&
 		window->full_at >= try->began &&
 		window->size < transfer->transport->settings->max_concurrency)
 		window->size += window->is_opening ? OPENING_GROWTH :
@@ -507,7 +510,8 @@ hrflow_window_is_narrow(int nin_flight)
 
 /*
  * Return the number of requests to the API that are likely to be in flight
- * with these settings: the maximum if this backend has not sent any recently.
+ * with these settings: the initial number if this backend has not sent any
+ * recently.
  */
 int
 hrflow_window_expected(const HrflowSettings *settings)
@@ -517,7 +521,7 @@ hrflow_window_expected(const HrflowSettings *settings)
 
 	if (window->origin != origin ||
 		hrflow_clock_now() - window->used_at > WINDOW_MEMORY)
-		return settings->max_concurrency;
+		return Min(INITIAL_SIZE, settings->max_concurrency);
 	return Min((int) window->size, settings->max_concurrency);
 }
 

@@ -139,8 +139,7 @@ SKIP:
 	cmp_ok(scalar(keys %connections),
 		'>=', 25, 'a batch over TLS with HTTP/1.1 has many connections');
 	cmp_ok(
-		$spent, '<',
-		0.6,
+		$spent, '<', 0.6,
 		sprintf 'a batch over TLS reads the certificates once, not for each connection (%d ms)',
 		$spent * 1000);
 	$session->finish;

@@ -132,7 +132,7 @@ $session->send(
 # The first 32 are too large for the memory, which has room for 21 of them.  With the
 # small ones more are in flight again; how many more depends on the machine.
 $api->wait_until(sub { ($_[0]{by_status}{404} // 0) >= 700 });
-ok($api->wait_until(sub { $_[0]{in_flight} > 32 }),
+ok( $api->wait_until(sub { $_[0]{in_flight} > 32 }),
 	'more requests are in flight when replies are small again');
 is( $session->wait_for(qr/-- done/),
 	"invalid_reply 40\nnot_found 700\nok 100\n-- done\n",
