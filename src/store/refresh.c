@@ -730,7 +730,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	run.deadline = DT_NOEND;
 	if (!PG_ARGISNULL(ARG_TIME_BUDGET))
 	{
-		Interval   *budget = hrflow_store_get_interval(fcinfo, ARG_TIME_BUDGET,
+		Interval   *budget = hrflow_state_get_interval(fcinfo, ARG_TIME_BUDGET,
 													   "time_budget");
 
 		run.deadline =

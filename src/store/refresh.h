@@ -315,6 +315,8 @@ typedef void (*HrflowWork) (HrflowRun *run, const HrflowStore *store);
 extern const char *hrflow_state_name(HrflowState state);
 extern HrflowState hrflow_state_parse(const char *name);
 extern TimestampTz hrflow_state_due_after(const Interval *age);
+extern Interval *hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno,
+										   const char *name);
 extern Interval *hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno);
 extern void hrflow_state_set(HrflowRun *run, HrflowProfile *profile);
 extern void hrflow_state_land(HrflowRun *run, HrflowProfile *profile);

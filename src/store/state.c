@@ -145,6 +145,25 @@ is_shorter(const Interval *a, const Interval *b)
 }
 
 /*
+ * Return an argument that is an interval.
+ *
+ * Throws 22023 where it is null or negative.
+ */
+Interval *
+hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
+{
+	Interval	zero = {0};
+	Interval   *value = PG_ARGISNULL(argno) ? NULL :
+	PG_GETARG_INTERVAL_P(argno);
+
+	if (value == NULL || is_shorter(value, &zero))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must not be negative or null", name)));
+	return value;
+}
+
+/*
  * The argument "max_age".  PostgreSQL takes '30' for 30 seconds, where 30 days
  * were meant, and all profiles would be paid for all the time: what is shorter
  * than a minute is refused, but for zero, which is meant.
@@ -154,7 +173,7 @@ is_shorter(const Interval *a, const Interval *b)
 Interval *
 hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
 {
-	Interval   *age = hrflow_store_get_interval(fcinfo, argno, "max_age");
+	Interval   *age = hrflow_state_get_interval(fcinfo, argno, "max_age");
 	Interval	zero = {0};
 	Interval	minute = {.time = USECS_PER_MINUTE};
 	Interval	hour = {.time = USECS_PER_HOUR};

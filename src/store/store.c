@@ -30,7 +30,6 @@
 #include "utils/resowner.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 /* The name of the table of profiles is that of the vectors and this. */
 #define SUFFIX "_profile"
@@ -772,29 +771,4 @@ hrflow_store_close(HrflowStore *store)
 	if (store->profiles != NULL)
 		relation_close(store->profiles, NoLock);
 	relation_close(store->vectors, NoLock);
-}
-
-/*
- * ------------------------------------------------------------------------
- * Arguments
- * ------------------------------------------------------------------------
- */
-
-/*
- * An argument that is an interval, neither null nor negative.
- */
-Interval *
-hrflow_store_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
-{
-	Interval	zero = {0};
-	Interval   *value = PG_ARGISNULL(argno) ? NULL :
-	PG_GETARG_INTERVAL_P(argno);
-
-	if (value == NULL ||
-		DatumGetBool(DirectFunctionCall2(interval_lt, IntervalPGetDatum(value),
-										 IntervalPGetDatum(&zero))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be negative or null", name)));
-	return value;
 }

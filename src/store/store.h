@@ -189,8 +189,6 @@ extern void hrflow_store_check_manual(const HrflowStore *store);
 extern void hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 							  HrflowStoreAccess access);
 extern void hrflow_store_close(HrflowStore *store);
-extern Interval *hrflow_store_get_interval(FunctionCallInfo fcinfo, int argno,
-										   const char *name);
 
 /* in layout.c */
 extern bool hrflow_layout_find(Oid type, HrflowLayout *layout);
