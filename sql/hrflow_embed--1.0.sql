@@ -608,7 +608,8 @@ REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 --
 -- Cost: none now; a request each at the next refresh.
 -- Errors: 22023 nulls or empty strings; 42501 the caller may not INSERT,
--- UPDATE and DELETE in both tables; 42P01, 42809 not a store, as above.
+-- UPDATE and DELETE in both tables; 42P01, 42809 not a store, as above; 0A000
+-- the store has rows on other servers.
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -700,7 +701,8 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM
 --
 -- Cost: none now, no network, in the triggers neither.
 -- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
--- column; 0A000 it is a virtual one, or the table is a partition or takes part
+-- column; 0A000 it is a virtual one, or the table or the store has rows on other
+-- servers, or the table is a partition or takes part
 -- in inheritance: its triggers miss statements that name the other tables;
 -- 42501 the caller is not the owner of both,
 -- superusers included; 42P01, 42809 not a store; 42809 not a table for it either.
@@ -816,8 +818,9 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- asked for, and one for each section when one of a profile's sections has no
 -- vector.
 -- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
--- superusers included; 25006 on a standby; 22023 invalid argument; 42P01,
--- 42809 not a store; 55000 no API key, or the tables cannot take what would be
+-- superusers included; 25006 on a standby or a logical subscriber of the store;
+-- 0A000 the store has rows on other servers; 22023 invalid argument; 42P01, 42809
+-- not a store; 55000 no API key, or the tables cannot take what would be
 -- fetched.  A refusal that concerns all, a network that fails, and vectors of
 -- another dimension than the store's end it with a WARNING; where a scheduler
 -- calls it, with the error of its status, once what was fetched and the run's row
@@ -883,7 +886,8 @@ REVOKE ALL ON FUNCTION hrflow_refresh_estimate(regclass, jsonb, interval, int) F
 --
 -- Returns the job's id.
 --
--- Errors: 55000 the tables cannot take what would be fetched, or pg_cron is not
+-- Errors: 0A000, 25006 as for hrflow_refresh(); 55000 the tables cannot take what
+-- would be fetched, or pg_cron is not
 -- in this database: the hint is what to run in the one that has it; 22023 invalid
 -- argument; 42501 the caller is not the owner, superusers included; 42P01, 42809
 -- not a store; what pg_cron raises.  A WARNING where the owner may not log in:
@@ -1020,7 +1024,8 @@ COMMENT ON FUNCTION hrflow_fingerprint(text, text) IS
 --
 -- Cost: none now; a request at the next refresh for each that was gone.
 -- Errors: 42501 the caller may not INSERT, UPDATE and DELETE in both tables;
--- 42P01, 42809 not a store; what the table of vectors raises.
+-- 42P01, 42809 not a store; 0A000 it has rows on other servers; what the table of
+-- vectors raises.
 CREATE FUNCTION hrflow_restore(
 	store regclass,
 	source_id text DEFAULT NULL,

@@ -169,6 +169,25 @@ static const char orphans_sql[] =
 " WHERE p.source_id = v.source_id AND p.%I = v.%I)"
 " GROUP BY v.source_id, v.%I ORDER BY v.source_id, v.%I";
 
+/*
+ * What hrflow_store_status() counts.  $1 is the present time.
+ */
+static const char count_sql[] =
+"SELECT count(*),"
+" count(*) FILTER (WHERE NOT c.leased AND c.due_at <= $1),"
+" count(*) FILTER (WHERE c.leased),"
+" count(*) FILTER (WHERE c.state = 'ok'),"
+" count(*) FILTER (WHERE c.state = 'failed'),"
+" count(*) FILTER (WHERE c.state = 'missing'),"
+" count(*) FILTER (WHERE c.state = 'gone'),"
+" count(*) FILTER (WHERE c.refreshed_at > $1 - interval '1 minute'),"
+" count(*) FILTER (WHERE c.refreshed_at > $1 - interval '1 hour'),"
+" COALESCE(min(c.due_at) FILTER (WHERE NOT c.leased AND c.due_at <= $1),"
+" 'infinity')"
+" FROM (SELECT p.state, p.due_at, p.refreshed_at,"
+" COALESCE(p.lease_until > $1, false) AS leased"
+" FROM %P AS p WHERE p.state <> 'unwanted') AS c";
+
 static const char last_error_sql[] =
 "SELECT p.last_error FROM %P AS p WHERE p.last_error IS NOT NULL"
 " ORDER BY %F DESC NULLS LAST, p.last_error DESC LIMIT 1";
@@ -616,6 +635,28 @@ count_profiles(Counts *counts, Oid relid)
 }
 
 /*
+ * Count the profiles of a table of which some are on other servers.
+ */
+static void
+count_remote_profiles(Counts *counts, const HrflowStore *store)
+{
+	int64	   *const numbers[] = {
+		&counts->tracked, &counts->due, &counts->leased, &counts->ok,
+		&counts->failed, &counts->missing, &counts->gone,
+		&counts->last_minute, &counts->last_hour
+	};
+	HrflowParameters parameters = {0};
+
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(GetCurrentTimestamp()));
+	hrflow_store_execute(hrflow_store_sql(store, count_sql), &parameters);
+	for (int i = 0; i < lengthof(numbers); i++)
+		*numbers[i] = DatumGetInt64(hrflow_store_datum(0, i + 1));
+	counts->oldest =
+		DatumGetTimestampTz(hrflow_store_datum(0, lengthof(numbers) + 1));
+}
+
+/*
  * The error of the profile that failed last, or NULL.
  */
 static char *
@@ -648,9 +689,14 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
-	foreach(cell, find_all_inheritors(RelationGetRelid(store.profiles),
-									  AccessShareLock, NULL))
-		count_profiles(&counts, lfirst_oid(cell));
+	if (hrflow_remote_reason(store.profiles) != NULL)
+		count_remote_profiles(&counts, &store);
+	else
+	{
+		foreach(cell, find_all_inheritors(RelationGetRelid(store.profiles),
+										  AccessShareLock, NULL))
+			count_profiles(&counts, lfirst_oid(cell));
+	}
 	error = get_last_error(&store);
 
 	values[n++] = Int64GetDatum(counts.tracked);

@@ -235,6 +235,8 @@ hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 	};
 	LOCKTAG		tag;
 
+	/* On a subscriber the row could have the number of one that arrives. */
+	hrflow_remote_check_subscription(store);
 	if (!OidIsValid(entry.runs) || !write_entry(&entry, insert_row) ||
 		!entry.is_there)
 		return;

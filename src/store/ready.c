@@ -70,12 +70,6 @@ check_table(const HrflowStore *store, Relation root)
 	{
 		Relation	table = table_open(lfirst_oid(cell), NoLock);
 
-		if (table->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
-			refuse_store(store,
-						 psprintf(_("\"%s\", a part of table \"%s\", is a foreign table."),
-								  RelationGetRelationName(table),
-								  RelationGetRelationName(root)),
-						 _("Refresh that part where it is, as a store of its own."));
 		check_triggers(store, table);
 		table_close(table, NoLock);
 	}
@@ -228,11 +222,13 @@ check_statements(const HrflowStore *store)
  * fetches: else each profile would be paid for again and again.  SPI is
  * connected.
  *
- * Throws 55000.
+ * Throws 55000, 0A000 where rows are on other servers, and 25006 on a subscriber.
  */
 void
 hrflow_ready_check(const HrflowStore *store)
 {
+	hrflow_remote_check(store);
+	hrflow_remote_check_subscription(store);
 	check_table(store, store->vectors);
 	check_table(store, store->profiles);
 	check_key(store);

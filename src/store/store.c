@@ -529,6 +529,8 @@ check_kind(Relation relation)
 {
 	char		kind = relation->rd_rel->relkind;
 
+	if (kind == RELKIND_FOREIGN_TABLE)
+		hrflow_remote_check_table(relation);
 	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
 		refuse_shape(relation, _("It is not a table."));
 }
@@ -695,7 +697,8 @@ check_access(Relation relation, HrflowStoreAccess access)
  *
  * Whoever commits must close first, for a transaction begins unrestricted.
  *
- * Throws 42P01, 42809 and 42501.
+ * Throws 42P01, 42809 and 42501; and 0A000 if a table is a foreign table or, for
+ * HRFLOW_STORE_WRITE, has rows on other servers.
  */
 void
 hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
@@ -734,6 +737,8 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	check_vectors(store);
 	if (with_profiles)
 		check_profiles(store);
+	if (access == HRFLOW_STORE_WRITE)
+		hrflow_remote_check(store);
 
 	store->vectors_name =
 		hrflow_store_relation_name(RelationGetRelid(store->vectors));

@@ -298,6 +298,12 @@ extern Oid	hrflow_history_find(const HrflowStore *store);
 extern void hrflow_history_last(const HrflowStore *store, Datum *values,
 								bool *nulls);
 
+/* in remote.c */
+extern char *hrflow_remote_reason(Relation table);
+extern void hrflow_remote_check_table(Relation table);
+extern void hrflow_remote_check(const HrflowStore *store);
+extern void hrflow_remote_check_subscription(const HrflowStore *store);
+
 /* in ready.c */
 extern void hrflow_ready_check(const HrflowStore *store);
 

@@ -150,12 +150,14 @@ open_source(Oid relid, const HrflowStore *store)
 	Relation	table = relation_open(relid, AccessShareLock);
 	char		kind = table->rd_rel->relkind;
 
-	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
+	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE &&
+		kind != RELKIND_FOREIGN_TABLE)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a table",
 						RelationGetRelationName(table))));
 	hrflow_feeder_check_owner(store, relid);
+	hrflow_remote_check_table(table);
 	if (RelationUsesLocalBuffers(table) &&
 		!RelationUsesLocalBuffers(store->vectors))
 		ereport(ERROR,
@@ -667,6 +669,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
+	hrflow_remote_check(&store);
 	hrflow_store_check_manual(&store);
 	table = open_source(PG_GETARG_OID(ARG_TABLE), &store);
 	args[HRFLOW_TRIGGER_STORE] = store.vectors_name;

@@ -1,0 +1,189 @@
+/*-------------------------------------------------------------------------
+ *
+ * remote.c
+ *		Finds out whether a store's tables have rows on other servers, or get
+ *		their rows from one.
+ *
+ * Triggers, row locks and ON CONFLICT, by which a store is tracked and
+ * refreshed, work on the rows of one server.  Rows are elsewhere where a table or
+ * one of its partitions is a foreign table, and where Citus has distributed the
+ * table.  What would have to change such rows is refused before any request is
+ * sent; docs/scaling.md describes what to do instead.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_subscription.h"
+#include "catalog/pg_subscription_rel.h"
+#include "compat.h"
+#include "store/store.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+/*
+ * Citus lists its tables in a catalog of its own, one row for each table, and
+ * creates it in pg_catalog, where nobody but a superuser could create another
+ * relation of that name (src/backend/distributed/sql/citus--8.0-1.sql of Citus).
+ * The shards are not listed: to PostgreSQL they are ordinary tables.
+ */
+#define CITUS_CATALOG "pg_dist_partition"
+#define CITUS_CATALOG_TABLE "logicalrelid"
+
+/*
+ * Is this a table of Citus's: a distributed, a reference or a managed local one?
+ */
+static bool
+is_distributed(Oid table)
+{
+	Oid			citus = get_relname_relid(CITUS_CATALOG, PG_CATALOG_NAMESPACE);
+	AttrNumber	column = InvalidAttrNumber;
+	Relation	catalog;
+	ScanKeyData key;
+	SysScanDesc scan;
+	bool		found;
+
+	if (OidIsValid(citus) && get_rel_relkind(citus) == RELKIND_RELATION)
+		column = get_attnum(citus, CITUS_CATALOG_TABLE);
+	if (column == InvalidAttrNumber)
+		return false;
+
+	catalog = table_open(citus, AccessShareLock);
+	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(table));
+	scan = systable_beginscan(catalog, InvalidOid, false, NULL, 1, &key);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
+}
+
+/*
+ * Return a foreign table that is a partition or an inheritance child of a table,
+ * or InvalidOid.
+ */
+static Oid
+find_foreign_part(Relation table)
+{
+	ListCell   *cell;
+
+	if (!table->rd_rel->relhassubclass)
+		return InvalidOid;
+	foreach(cell, find_all_inheritors(RelationGetRelid(table), AccessShareLock,
+									  NULL))
+	{
+		if (get_rel_relkind(lfirst_oid(cell)) == RELKIND_FOREIGN_TABLE)
+			return lfirst_oid(cell);
+	}
+	return InvalidOid;
+}
+
+/*
+ * Return why a table has rows on other servers, as a sentence in the caller's
+ * memory context, or NULL where all rows are on this one.
+ */
+char *
+hrflow_remote_reason(Relation table)
+{
+	Oid			part;
+
+	if (table->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+		return pstrdup(_("It is a foreign table."));
+	if (is_distributed(RelationGetRelid(table)))
+		return pstrdup(_("It is managed by Citus."));
+	part = find_foreign_part(table);
+	if (OidIsValid(part))
+		return psprintf(_("Its partition \"%s\" is a foreign table."),
+						get_rel_name(part));
+	return NULL;
+}
+
+/*
+ * Refuse a table that has rows on other servers.
+ *
+ * Throws 0A000.
+ */
+void
+hrflow_remote_check_table(Relation table)
+{
+	const char *reason = hrflow_remote_reason(table);
+
+	if (reason != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("table \"%s\" has rows on other servers",
+						RelationGetRelationName(table)),
+				 errdetail_internal("%s", reason),
+				 errhint("Make a store on each server that has rows, fed by tables of that server: see docs/scaling.md of hrflow_embed.")));
+}
+
+/*
+ * Refuse a store whose tables have rows on other servers.
+ *
+ * Throws 0A000.
+ */
+void
+hrflow_remote_check(const HrflowStore *store)
+{
+	hrflow_remote_check_table(store->vectors);
+	hrflow_remote_check_table(store->profiles);
+}
+
+/*
+ * Is a table filled by an enabled subscription of logical replication?
+ */
+static bool
+is_subscribed(Oid table)
+{
+	Relation	catalog = table_open(SubscriptionRelRelationId, AccessShareLock);
+	bool		found = false;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_subscription_rel_srrelid, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(table));
+	scan = systable_beginscan(catalog, SubscriptionRelSrrelidSrsubidIndexId,
+							  true, NULL, 1, &key);
+	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Oid			id = ((Form_pg_subscription_rel) GETSTRUCT(tuple))->srsubid;
+		HeapTuple	subscription = SearchSysCache1(SUBSCRIPTIONOID,
+												   ObjectIdGetDatum(id));
+
+		if (!HeapTupleIsValid(subscription))
+			continue;
+		found = ((Form_pg_subscription) GETSTRUCT(subscription))->subenabled;
+		ReleaseSysCache(subscription);
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
+}
+
+/*
+ * Refuse to refresh a store that logical replication fills.  What a refresh wrote
+ * would conflict with the rows that arrive, and be paid for twice.
+ *
+ * Throws 25006, as on a standby.
+ */
+void
+hrflow_remote_check_subscription(const HrflowStore *store)
+{
+	if (is_subscribed(RelationGetRelid(store->vectors)) ||
+		is_subscribed(RelationGetRelid(store->profiles)))
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("store %s cannot be refreshed on a subscriber",
+						store->vectors_name),
+				 errdetail("Logical replication writes to its tables."),
+				 errhint("Refresh it on the publisher, or disable the subscription first: see docs/scaling.md of hrflow_embed.")));
+}
