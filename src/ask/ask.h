@@ -180,6 +180,7 @@ HRFLOW_NORETURN extern void hrflow_error_raise(const HrflowResult *result);
 extern char *hrflow_error_describe(const HrflowResult *result);
 extern const char *hrflow_error_hint(const HrflowResult *result);
 extern int	hrflow_error_code(HrflowStatus status);
+extern void hrflow_error_hint_conflict(void);
 
 /* in ahead_plan.c */
 extern void hrflow_ahead_install(void);

@@ -752,6 +752,7 @@ add_batch_context(void *arg)
 
 	errcontext("HrFlow batch of %d elements, " INT64_FORMAT " rows so far",
 			   batch->source->nelements, batch->nrows);
+	hrflow_error_hint_conflict();
 }
 
 /*
@@ -791,7 +792,6 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 
 	hrflow_equal_find(&batch.equal, source);
 	ask_for_all(&batch, time_limit);
-
 	hrflow_context_pop(&context);
 	if (summary->refusal.detail != NULL)
 		summary->refusal.detail = pstrdup(summary->refusal.detail);

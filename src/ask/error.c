@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
 #include "ask/ask.h"
 
 typedef struct StatusInfo
@@ -316,4 +317,18 @@ hrflow_error_raise(const HrflowResult *result)
 			 errmsg_internal("%s", make_message(result)),
 			 result->detail ? errdetail_internal("%s", result->detail) : 0,
 			 hint ? errhint("%s", hint) : 0));
+}
+
+/*
+ * Add a hint to an error that is a conflict with recovery on a standby; for error
+ * context callbacks.  What the statement has fetched is lost: PostgreSQL repeats
+ * the cancel until the snapshot is gone, so that returning the rows would not
+ * help.
+ */
+void
+hrflow_error_hint_conflict(void)
+{
+	if (geterrcode() == ERRCODE_T_R_SERIALIZATION_FAILURE &&
+		RecoveryInProgress())
+		errhint("Set hot_standby_feedback on the standby, or pass fewer elements at a time.");
 }
