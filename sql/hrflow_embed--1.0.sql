@@ -562,10 +562,17 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 --                 installed, else 'real[]'
 --   identifier    'id', 'reference' or 'email': what profiles are known by,
 --                 and so the column profile_id, profile_reference or
---                 profile_email
+--                 profile_email; of jobs 'id' or 'reference', and so job_id or
+--                 job_reference
+--   content       'profile' or 'job': what the store holds.  In a store of jobs
+--                 source_id is the board's id, and empty where there is none
 --
 -- Returns the table of vectors, by which all functions below know the store:
 -- (source_id, profile_id, section, item, vector, fetched_at).
+--
+-- What is said below of profiles goes for jobs in a store of jobs.  A job has
+-- one vector, of section 'job', for which 'profile', the default of many
+-- arguments, stands as well; other sections cannot be asked for (22023).
 --
 -- Cost: none, no network.
 -- Errors: 22023 invalid argument; 42602 not a name; 42622 it is too long with
@@ -574,15 +581,16 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 CREATE FUNCTION hrflow_create_store(
 	name text,
 	vector_type text DEFAULT 'auto',
-	identifier text DEFAULT 'id')
+	identifier text DEFAULT 'id',
+	content text DEFAULT 'profile')
 RETURNS regclass
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION hrflow_create_store(text, text, text) IS
+COMMENT ON FUNCTION hrflow_create_store(text, text, text, text) IS
 'makes the tables of a store of vectors';
 
-REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text, text) FROM PUBLIC;
 
 -- Drops the tables of a store, the triggers that feed it, and its job.
 --
@@ -686,7 +694,8 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM
 --                     generated it must be stored
 --                     A table feeds a store by one column, the one given last
 --   source_id         \  one of them: the source of all rows, or the column
---   source_column     /  with each row's
+--   source_column     /  with each row's.  For a store of jobs at most one: else
+--                        none has a board
 --   refresh_columns   when one of them changes, so has the profile.  Called
 --                     again without them they are forgotten, with a WARNING
 --

@@ -105,19 +105,38 @@ typedef struct HrflowLink
 	char	   *url;
 } HrflowLink;
 
+/* Maximum number of identifiers by which something can be asked for. */
+#define HRFLOW_NIDENTIFIERS 3
+
 /*
- * A profile for hrflow_wanted_fetch() to fetch.  Strings are in the server
+ * A profile or job for hrflow_wanted_fetch() to fetch.  Strings are in the server
  * encoding.
  */
 typedef struct HrflowWanted
 {
-	const char *source_id;
-	const char *identifiers[3]; /* id, reference, e-mail address; at least one
-								 * is not NULL */
+	const char *source_id;		/* or the id of the board, which may be empty */
+	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* id, reference, e-mail
+													 * address; at least one
+													 * is not NULL */
 	Jsonb	   *fields;			/* NULL: omitted */
 	const char *fields_text;	/* "fields" as UTF-8 text */
 	void	   *tag;			/* for use by the caller */
 } HrflowWanted;
+
+/*
+ * How profiles or jobs are requested.
+ */
+typedef struct HrflowWantedKind
+{
+	HrflowEndpoint endpoint;
+
+	/*
+	 * Returns the URL of a request, palloc'd, or NULL if it would be too
+	 * long.  All strings are in UTF-8.
+	 */
+	char	   *(*make_url) (const HrflowSettings *settings,
+							 const HrflowWanted *wanted);
+} HrflowWantedKind;
 
 /*
  * The outcome of fetching one vector of a profile, or, if "section" is NULL,
@@ -207,7 +226,8 @@ extern bool hrflow_missing_accept(const HrflowSettings *settings,
 								  const HrflowResult *result);
 
 /* in wanted.c */
-extern bool hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,
+extern bool hrflow_wanted_fetch(const HrflowWantedKind *kind,
+								const HrflowWantedMethods *methods, void *arg,
 								HrflowActivity *activity,
 								HrflowResult *refusal);
 

@@ -255,7 +255,8 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 }
 
 /*
- * Extract the links in the data of an answer, as a list of HrflowLink.
+ * Extract the links in the data of an answer, as a list of HrflowLink.  The data
+ * of a job is its link, whose section is named "job".
  * "fields" is what was requested, or NULL; "secret" is the key that was sent.
  *
  * If "fields" lists the indexes of a section, and the answer has as many
@@ -277,6 +278,14 @@ hrflow_links_collect(Jsonb *data, Jsonb *fields, const char *secret,
 	JsonbValue	value;
 
 	*links = NIL;
+	if (JB_ROOT_IS_SCALAR(data))
+	{
+		SectionAsked job = {.name = pstrdup("job")};
+
+		return add_link(links, &job,
+						getIthJsonbValueFromContainer(&data->root, 0),
+						ITEM_BY_PLACE, 0);
+	}
 	while ((token = JsonbIteratorNext(&it, &key, true)) != WJB_DONE)
 	{
 		SectionAsked asked;

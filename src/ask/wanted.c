@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * wanted.c
- *		Fetches the vectors of profiles for a store.
+ *		Fetches the vectors of profiles or jobs for a store.
  *
- * Unlike in the SQL functions for batches, each profile has its own HrFlow
- * source and "fields".
+ * Unlike in the SQL functions for batches, each of them has its own HrFlow
+ * source, or board, and "fields".
  *
  *-------------------------------------------------------------------------
  */
@@ -15,6 +15,7 @@
 typedef struct WantedSource
 {
 	HrflowSource base;
+	const HrflowWantedKind *kind;
 	const HrflowWantedMethods *methods;
 	void	   *arg;			/* argument of the methods */
 	HrflowWanted **wanted;		/* profiles by element number; NULL: the
@@ -95,14 +96,16 @@ reject_source_of_wanted(HrflowSource *source, int element)
 }
 
 /*
- * Convert a string, which may be NULL, to UTF-8.  Returns false if that is not
- * possible.
+ * Replace a string, which may be NULL, by the same in UTF-8.  Returns false if
+ * that is not possible.
  */
 static bool
-convert_wanted_text(const char *text, const char **utf8)
+convert_wanted_text(const char **text)
 {
-	*utf8 = text == NULL ? NULL : hrflow_text_to_utf8(text);
-	return text == NULL || *utf8 != NULL;
+	if (*text == NULL)
+		return true;
+	*text = hrflow_text_to_utf8(*text);
+	return *text != NULL;
 }
 
 static HrflowElementKind
@@ -110,8 +113,8 @@ make_wanted_request(HrflowSource *source, int element,
 					HrflowElementRequest *request, HrflowResult *problem)
 {
 	WantedSource *self = (WantedSource *) source;
-	const HrflowWanted *wanted = self->wanted[element];
-	HrflowQuery query = {.fields = wanted->fields_text};
+	HrflowWanted wanted = *self->wanted[element];
+	bool		is_converted;
 
 	if (is_in_unknown_source(self, element))
 	{
@@ -119,17 +122,15 @@ make_wanted_request(HrflowSource *source, int element,
 		problem->detail = "The HrFlow API does not know the source.";
 		return HRFLOW_ELEMENT_UNASKED;
 	}
-	if (!convert_wanted_text(wanted->source_id, &query.source_id) ||
-		!convert_wanted_text(wanted->identifiers[0], &query.profile_id) ||
-		!convert_wanted_text(wanted->identifiers[1],
-							 &query.profile_reference) ||
-		!convert_wanted_text(wanted->identifiers[2], &query.profile_email))
+	is_converted = convert_wanted_text(&wanted.source_id);
+	for (int i = 0; i < HRFLOW_NIDENTIFIERS && is_converted; i++)
+		is_converted = convert_wanted_text(&wanted.identifiers[i]);
+	if (!is_converted)
 	{
 		problem->detail = "An identifier cannot be converted to UTF-8.";
 		return HRFLOW_ELEMENT_INVALID;
 	}
-	request->url = hrflow_request_profile(source->settings->base_url,
-										  source->settings->dialect, &query);
+	request->url = self->kind->make_url(source->settings, &wanted);
 	if (request->url == NULL)
 	{
 		problem->detail = "The URL would be too long.";
@@ -174,14 +175,6 @@ work_between_wanted(HrflowSink *sink, HrflowTransport *transport)
 	return source->methods->work(source->arg, transport);
 }
 
-static const HrflowSourceMethods wanted_source_methods = {
-	.endpoint = HRFLOW_PROFILE,
-	.next = next_wanted,
-	.make_request = make_wanted_request,
-	.fields = fields_of_wanted,
-	.reject_hrflow_source = reject_source_of_wanted
-};
-
 static const HrflowSinkMethods wanted_sink_methods = {
 	.link_use = HRFLOW_LINKS_FOLLOWED,
 	.put = put_wanted,
@@ -189,20 +182,29 @@ static const HrflowSinkMethods wanted_sink_methods = {
 };
 
 /*
- * Fetch the vectors of profiles until methods->next() returns no more.
+ * Fetch the vectors of profiles or jobs until methods->next() returns no more.
  * Everything is allocated in the current memory context, whose reset, also
  * after an error, releases all resources.  Returns false and sets *refusal if
  * the batch was stopped.  "activity" shows the requests, but the caller must
  * count the elements in it.
  */
 bool
-hrflow_wanted_fetch(const HrflowWantedMethods *methods, void *arg,
+hrflow_wanted_fetch(const HrflowWantedKind *kind,
+					const HrflowWantedMethods *methods, void *arg,
 					HrflowActivity *activity, HrflowResult *refusal)
 {
+	const HrflowSourceMethods source_methods = {
+		.endpoint = kind->endpoint,
+		.next = next_wanted,
+		.make_request = make_wanted_request,
+		.fields = fields_of_wanted,
+		.reject_hrflow_source = reject_source_of_wanted
+	};
 	WantedSource source = {
-		.base.methods = &wanted_source_methods,
+		.base.methods = &source_methods,
 		.base.settings = hrflow_settings_get(true),
 		.base.activity = activity,
+		.kind = kind,
 		.methods = methods,
 		.arg = arg,
 		.size = 64,

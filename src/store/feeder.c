@@ -36,15 +36,19 @@
 
 static const char drop_trigger_sql[] = "DROP TRIGGER %q ON %R";
 
-/* A key's part of a row "f" of a feeding table. */
+/* A key's part of a row "f" of a feeding table; the second, of an optional source. */
 static const char key_column_sql[] = "f.%q::text" HRFLOW_PLAIN_COLLATION;
+static const char optional_column_sql[] =
+"coalesce(f.%q::text, '')" HRFLOW_PLAIN_COLLATION;
 
 /* One that is the same in all rows. */
 static const char key_constant_sql[] = "%L::text";
 
-/* The keys in the rows of a feeding table, or of a transition table. */
+/* The keys in the rows that name a profile, of a feeding or a transition table. */
+static const char names_profile_sql[] = "%s <> '' AND %s <> ''";
+static const char names_by_identifier_sql[] = "%s <> ''";
 static const char profiles_sql[] =
-"(SELECT %s %s AS s, %s AS i FROM %s AS f WHERE %s <> '' AND %s <> '')";
+"(SELECT %s %s AS s, %s AS i FROM %s AS f WHERE %s)";
 
 /*
  * A column of a row "f" is, as text, the value of an expression.  It is the
@@ -67,6 +71,8 @@ static const char nondeterministic_text_is_sql[] =
 
 /* A row "f" wants the profile of the state table's row "p". */
 static const char wants_of_column_sql[] = "%s AND %s";
+static const char wants_of_optional_column_sql[] =
+"%s AND (%s OR p.source_id = '' AND f.%q IS NULL)";
 static const char wants_of_source_sql[] = "%s AND p.source_id = %L";
 
 /* No row of a feeding table wants it; the next table's follows. */
@@ -100,7 +106,7 @@ static const char track_missing_sql[] =
 " (source_id, %I, state, due_at, attempts, generation, manual)"
 " SELECT DISTINCT k.s, k.i, 'due', statement_timestamp(), 0, 0, false"
 " FROM (SELECT %s AS s, %s AS i FROM %R AS f"
-" WHERE %s <> '' AND %s <> '' AND NOT EXISTS"
+" WHERE %s AND NOT EXISTS"
 " (SELECT FROM %P AS t WHERE t.source_id = %s AND t.%I = %s)"
 " FOR SHARE OF f) AS k ORDER BY k.s, k.i"
 " ON CONFLICT (source_id, %I) DO NOTHING";
@@ -519,12 +525,13 @@ hrflow_feeder_check_keys(Relation table, char *const *args, bool tracked)
  * SQL for the source and for the identifier of a row "f" of a feeding table.
  */
 static char *
-source_of(char *const *args)
+source_of(const HrflowStore *store, char *const *args)
 {
 	if (args[HRFLOW_TRIGGER_SOURCE_COLUMN][0] == '\0')
 		return hrflow_store_sql(NULL, key_constant_sql,
 								args[HRFLOW_TRIGGER_SOURCE_ID]);
-	return hrflow_store_sql(NULL, key_column_sql,
+	return hrflow_store_sql(NULL, store->kind->needs_source ?
+							key_column_sql : optional_column_sql,
 							args[HRFLOW_TRIGGER_SOURCE_COLUMN]);
 }
 
@@ -536,18 +543,27 @@ identifier_of(char *const *args)
 }
 
 /*
+ * SQL for: a row "f" of a feeding table names a profile.
+ */
+static char *
+row_names(const HrflowStore *store, char *const *args)
+{
+	return hrflow_store_sql(NULL, store->kind->needs_source ?
+							names_profile_sql : names_by_identifier_sql,
+							identifier_of(args), source_of(store, args));
+}
+
+/*
  * SQL for the profiles that a table's rows name, as (s, i).  "table" is SQL,
  * and so is "distinct": "DISTINCT" or nothing.
  */
 char *
-hrflow_feeder_profiles(char *const *args, const char *table,
-					   const char *distinct)
+hrflow_feeder_profiles(const HrflowStore *store, char *const *args,
+					   const char *table, const char *distinct)
 {
-	char	   *source = source_of(args);
-	char	   *identifier = identifier_of(args);
-
-	return hrflow_store_sql(NULL, profiles_sql, distinct, source, identifier,
-							table, source, identifier);
+	return hrflow_store_sql(NULL, profiles_sql, distinct,
+							source_of(store, args), identifier_of(args), table,
+							row_names(store, args));
 }
 
 /*
@@ -594,10 +610,13 @@ row_wants(const HrflowStore *store, Relation table, char *const *args)
 									   hrflow_store_sql(store, "p.%I"));
 
 	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
-		return hrflow_store_sql(NULL, wants_of_column_sql, identifier,
+		return hrflow_store_sql(NULL, store->kind->needs_source ?
+								wants_of_column_sql :
+								wants_of_optional_column_sql, identifier,
 								column_is(table,
 										  args[HRFLOW_TRIGGER_SOURCE_COLUMN],
-										  "p.source_id"));
+										  "p.source_id"),
+								args[HRFLOW_TRIGGER_SOURCE_COLUMN]);
 	return hrflow_store_sql(NULL, wants_of_source_sql, identifier,
 							args[HRFLOW_TRIGGER_SOURCE_ID]);
 }
@@ -744,14 +763,13 @@ uint64
 hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 							char *const *args)
 {
-	char	   *source = source_of(args);
-	char	   *identifier = identifier_of(args);
-
 	return hrflow_store_execute(hrflow_store_sql(store, track_missing_sql,
-												 source, identifier,
+												 source_of(store, args),
+												 identifier_of(args),
 												 RelationGetRelid(table),
-												 source, identifier, source,
-												 identifier),
+												 row_names(store, args),
+												 source_of(store, args),
+												 identifier_of(args)),
 								NULL);
 }
 

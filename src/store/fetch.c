@@ -71,6 +71,18 @@ make_all_fields(void)
 											  CStringGetDatum(text.data)));
 }
 
+static void
+set_sections(HrflowRun *run, List *sections)
+{
+	Datum	   *names = palloc(sizeof(Datum) * list_length(sections));
+	ListCell   *cell;
+
+	foreach(cell, sections)
+		names[foreach_current_index(cell)] = CStringGetTextDatum(lfirst(cell));
+	run->sections = construct_array(names, list_length(sections), TEXTOID, -1,
+									false, TYPALIGN_INT);
+}
+
 /*
  * Read "fields": which sections are asked for, and its parts.
  */
@@ -83,8 +95,6 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 	int			depth = 0;
 	char	   *key = NULL;
 	List	   *sections = NIL;
-	Datum	   *names;
-	ListCell   *cell;
 
 	run->fields = hrflow_check_fields(fields);
 	run->fields_text = hrflow_fields_text(run->fields);
@@ -112,11 +122,29 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 		if (sections == NIL || strcmp(llast(sections), key) != 0)
 			sections = lappend(sections, key);
 	}
-	names = palloc(sizeof(Datum) * list_length(sections));
-	foreach(cell, sections)
-		names[foreach_current_index(cell)] = CStringGetTextDatum(lfirst(cell));
-	run->sections = construct_array(names, list_length(sections), TEXTOID, -1,
-									false, TYPALIGN_INT);
+	set_sections(run, sections);
+}
+
+/*
+ * Learn of which kind the store is, whose "fields" were read.  Where that has no
+ * sections there is nothing but the whole to ask for.  Throws 22023 for fields
+ * that do not suit it.
+ */
+void
+hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
+{
+	run->kind = store->kind;
+	run->identifier = store->identifier;
+	hrflow_kind_check_fields(run->kind, run->fields);
+	if (!run->kind->has_sections)
+	{
+		char	   *whole = pstrdup(run->kind->whole);
+
+		run->fields = NULL;
+		run->fields_text = NULL;
+		run->parts = list_make1(make_part(whole, "1", false));
+		set_sections(run, list_make1(whole));
+	}
 }
 
 /*

@@ -350,13 +350,13 @@ hrflow_refresh_estimate(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	hrflow_fetch_read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :
 							 PG_GETARG_JSONB_P(ARG_FIELDS));
-	hrflow_section_check_fields(run.fields);
 	forecast.days = palloc0(sizeof(Day) * (forecast.ndays + 1));
-	forecast.nparts = list_length(run.parts) > 1 ? list_length(run.parts) : 0;
 
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_READ);
+	hrflow_fetch_set_kind(&run, &store);
+	forecast.nparts = list_length(run.parts) > 1 ? list_length(run.parts) : 0;
 	count_due(&forecast, &store, &run);
 	if (days_of(max_age) > 0)
 		add_repeats(&forecast, AVERAGE_AGE * days_of(max_age));

@@ -51,6 +51,7 @@ static const char find_pgvector_sql[] =
 " ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
 " WHERE e.extname OPERATOR(pg_catalog.=) 'vector'";
 
+/* The argument is what the store holds. */
 static const char *const create_sql[] = {
 	"CREATE TABLE %V ("
 	" source_id text NOT NULL,"
@@ -102,9 +103,9 @@ static const char *const create_sql[] = {
 	" WHERE sections IS NOT NULL",
 
 	"COMMENT ON TABLE %V IS"
-	" 'vectors of HrFlow profiles, kept fresh by hrflow_refresh()'",
+	" 'vectors of HrFlow %s, kept fresh by hrflow_refresh()'",
 	"COMMENT ON TABLE %P IS"
-	" 'state of the profiles whose vectors are kept; see hrflow_store_status()'"
+	" 'state of the %s whose vectors are kept; see hrflow_store_status()'"
 };
 
 static const char drop_sql[] = "DROP TABLE %V, %P";
@@ -241,7 +242,8 @@ choose_vector_type(const char *wanted)
 }
 
 /*
- * hrflow_create_store(name text, vector_type text, identifier text)
+ * hrflow_create_store(name text, vector_type text, identifier text,
+ *					   content text)
  *		RETURNS regclass
  *
  * As the caller, who becomes the owner.
@@ -252,6 +254,7 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 	text	   *name = PG_GETARG_TEXT_PP(0);
 	char	   *wanted_type = text_to_cstring(PG_GETARG_TEXT_PP(1));
 	char	   *wanted_identifier = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	char	   *content = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	RangeVar   *table = makeRangeVarFromNameList(textToQualifiedNameList(name));
 	Oid			namespace = RangeVarGetCreationNamespace(table);
 	char	   *schema = get_namespace_name(namespace);
@@ -261,19 +264,9 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 	store.profiles_name =
 		quote_qualified_identifier(schema,
 								   hrflow_store_profiles_name(table->relname));
-	store.identifier_name = NULL;
-	for (int i = HRFLOW_BY_ID; i <= HRFLOW_BY_EMAIL; i++)
-	{
-		const char *column = hrflow_store_identifier(i);
-
-		if (strcmp(wanted_identifier, column + strlen("profile_")) == 0)
-			store.identifier_name = column;
-	}
-	if (store.identifier_name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid identifier: \"%s\"", wanted_identifier),
-				 errhint("Use id, reference or email.")));
+	store.kind = hrflow_kind_find(content);
+	store.identifier = hrflow_kind_identifier(store.kind, wanted_identifier);
+	store.identifier_name = store.kind->identifiers[store.identifier];
 
 	SPI_connect();
 	store.saved_nestlevel = NewGUCNestLevel();
@@ -282,7 +275,8 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 							 true, 0, false);
 	store.vector_type = choose_vector_type(wanted_type);
 	for (int i = 0; i < lengthof(create_sql); i++)
-		hrflow_store_execute(hrflow_store_sql(&store, create_sql[i]),
+		hrflow_store_execute(hrflow_store_sql(&store, create_sql[i],
+											  store.kind->plural),
 							 NULL);
 	hrflow_history_create(schema, table->relname);
 	hrflow_aside_create(&store, schema, table->relname);
@@ -365,14 +359,15 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Refuse an argument that is the empty string where it names a source.
+ * Refuse an argument that is the empty string where it must name a source.
  *
  * Throws 22023.
  */
 void
-hrflow_functions_check_source(FunctionCallInfo fcinfo, int argno)
+hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
 {
-	if (VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(argno)) == 0)
+	if (store->kind->needs_source &&
+		VARSIZE_ANY_EXHDR(DatumGetTextPP(source_id)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be empty", "source_id")));
@@ -392,8 +387,6 @@ open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
 				 errmsg("%s must not be null",
 						PG_ARGISNULL(0) ? "store" :
 						PG_ARGISNULL(1) ? "source_id" : "profile_ids")));
-	hrflow_functions_check_source(fcinfo, 1);
-
 	parameters->n = 0;
 	hrflow_store_add(parameters, TEXTOID, PG_GETARG_DATUM(1));
 	hrflow_store_add(parameters, TEXTARRAYOID,
@@ -401,6 +394,7 @@ open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
 	SPI_connect();
 	hrflow_store_open(store, PG_GETARG_OID(0), InvalidOid,
 					  HRFLOW_STORE_WRITE);
+	hrflow_functions_check_source(store, parameters->values[0]);
 }
 
 /*

@@ -486,6 +486,7 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_RANK);
+	section = hrflow_kind_section(store.kind, section);
 	if (hrflow_store_execute(pgvector_statement, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -453,9 +453,9 @@ warn_about_section(const HrflowStore *store, const char *section,
 {
 	const char *nearest = hrflow_section_nearest(section);
 
-	if (there == NULL)
+	if (there == NULL && store->kind->has_sections)
 		hrflow_section_check(section);
-	else
+	else if (there != NULL)
 		ereport(WARNING,
 				(errmsg("store %s has no vector of section \"%s\"",
 						store->vectors_name, section),
@@ -603,6 +603,7 @@ hrflow_match(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(HRFLOW_MATCH_STORE), InvalidOid,
 					  HRFLOW_STORE_RANK);
+	section.section = hrflow_kind_section(store.kind, section.section);
 	search = hrflow_match_make_search(fcinfo, &store);
 	hrflow_match_set_query(search, query);
 	hrflow_match_restrict_search(fcinfo, search);
@@ -646,6 +647,9 @@ hrflow_match_weighted(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(HRFLOW_MATCH_STORE), InvalidOid,
 					  HRFLOW_STORE_RANK);
+	for (int i = 0; i < nweights; i++)
+		weights[i].section = hrflow_kind_section(store.kind,
+												 weights[i].section);
 	search = hrflow_match_make_search(fcinfo, &store);
 	hrflow_match_set_query(search, query);
 	hrflow_match_restrict_search(fcinfo, search);

@@ -121,6 +121,7 @@ hrflow_match_recall(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(HRFLOW_MATCH_STORE), InvalidOid,
 					  HRFLOW_STORE_RANK);
+	section = hrflow_kind_section(store.kind, section);
 	search = hrflow_match_make_search(fcinfo, &store);
 	hrflow_match_restrict_search(fcinfo, search);
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));

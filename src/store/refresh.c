@@ -395,7 +395,8 @@ fetch_all(HrflowRun *run)
 
 		/* work_of_run() takes them; an error resumes them. */
 		HOLD_INTERRUPTS();
-		ok = hrflow_wanted_fetch(&run_methods, run, run->activity, &refusal);
+		ok = hrflow_wanted_fetch(&run->kind->asked, &run_methods, run,
+								 run->activity, &refusal);
 		RESUME_INTERRUPTS();
 		if (!ok)
 		{
@@ -525,10 +526,10 @@ look_at_store(HrflowRun *run, const HrflowStore *store)
 	MemoryContext old = MemoryContextSwitchTo(run->context);
 
 	read_settings(run);
+	hrflow_fetch_set_kind(run, store);
 	MemoryContextSwitchTo(old);
 	hrflow_ready_check(store);
 	hrflow_aside_erase_expired(store);
-	run->identifier = store->identifier;
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
 	run->profiles_name = MemoryContextStrdup(run->context,
 											 store->profiles_name);
@@ -722,7 +723,6 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 		PG_GETARG_OID(ARG_PROFILES);
 	hrflow_fetch_read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :
 							 (Jsonb *) PG_DETOAST_DATUM_COPY(PG_GETARG_DATUM(ARG_FIELDS)));
-	hrflow_section_check_fields(run.fields);
 	run.max_age = palloc(sizeof(Interval));
 	*run.max_age = *hrflow_state_get_max_age(fcinfo, ARG_MAX_AGE);
 	run.started = GetCurrentTimestamp();

@@ -11,7 +11,6 @@
 #ifndef HRFLOW_REFRESH_H
 #define HRFLOW_REFRESH_H
 
-#include "ask/ask.h"
 #include "lib/ilist.h"
 #include "store/store.h"
 
@@ -222,7 +221,8 @@ typedef struct HrflowRun
 	char	   *name;			/* of the store */
 	HrflowActivity *activity;	/* shows the run */
 	char	   *profiles_name;	/* of its table of profiles */
-	HrflowIdentifier identifier;
+	const HrflowKind *kind;		/* of the store, */
+	int			identifier;		/* and of its profiles */
 	TimestampTz started;
 
 	/* Profiles, by where they are. */
@@ -357,6 +357,7 @@ extern void hrflow_claim_forget_all(HrflowRun *run);
 
 /* in fetch.c */
 extern void hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields);
+extern void hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store);
 extern HrflowBadSource *hrflow_fetch_bad_source(HrflowRun *run,
 												const char *source_id);
 extern HrflowWanted *hrflow_fetch_next(HrflowRun *run);

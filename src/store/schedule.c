@@ -258,7 +258,7 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 	DatumGetCString(DirectFunctionCall1(interval_out,
 										PG_GETARG_DATUM(ARG_MAX_AGE)));
 
-	hrflow_section_check_fields(fields);
+	hrflow_kind_check_fields(store->kind, fields);
 	return hrflow_store_sql(store, command_sql,
 							command_prefix(fcinfo->flinfo->fn_oid),
 							store->vectors_name,

@@ -60,12 +60,6 @@ static const Column profiles_columns[] = {
 	{.name = "last_error", .type = TEXTOID}
 };
 
-static const char *const identifier_names[] = {
-	[HRFLOW_BY_ID] = "profile_id",
-	[HRFLOW_BY_REFERENCE] = "profile_reference",
-	[HRFLOW_BY_EMAIL] = "profile_email"
-};
-
 /*
  * ------------------------------------------------------------------------
  * Statements
@@ -427,15 +421,6 @@ hrflow_store_datum(uint64 row, int column)
  */
 
 /*
- * The column of a kind of identifier.
- */
-const char *
-hrflow_store_identifier(HrflowIdentifier kind)
-{
-	return identifier_names[kind];
-}
-
-/*
  * The name of the table of profiles that goes with a table of vectors.  Throws
  * 42622 where it is too long.
  */
@@ -549,12 +534,8 @@ check_vectors(HrflowStore *store)
 		hrflow_store_check_column(store->vectors, vectors_columns[i].name,
 								  vectors_columns[i].type);
 
-	store->identifier = HRFLOW_BY_ID;
-	while (store->identifier < HRFLOW_BY_EMAIL &&
-		   find_column(store->vectors,
-					   identifier_names[store->identifier]) == NULL)
-		store->identifier++;
-	store->identifier_name = identifier_names[store->identifier];
+	store->kind = hrflow_kind_of(store->vectors, &store->identifier);
+	store->identifier_name = store->kind->identifiers[store->identifier];
 	hrflow_store_check_column(store->vectors, store->identifier_name, TEXTOID);
 
 	vector = TupleDescAttr(RelationGetDescr(store->vectors),

@@ -16,6 +16,7 @@
 
 #include "postgres.h"
 
+#include "ask/ask.h"
 #include "datatype/timestamp.h"
 #include "executor/spi.h"
 #include "utils/acl.h"
@@ -36,14 +37,20 @@ typedef enum HrflowStoreAccess
 } HrflowStoreAccess;
 
 /*
- * The kind of identifier a store has; in the order of those of HrflowQuery.
+ * What a store may hold.
  */
-typedef enum HrflowIdentifier
+typedef struct HrflowKind
 {
-	HRFLOW_BY_ID,
-	HRFLOW_BY_REFERENCE,
-	HRFLOW_BY_EMAIL
-} HrflowIdentifier;
+	const char *content;		/* as the argument of that name has it */
+	const char *plural;			/* likewise, in messages and comments */
+	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* columns; the rest are
+													 * NULL */
+	bool		needs_source;	/* else source_id may be empty */
+	bool		has_sections;	/* "fields" says which are asked for; else
+								 * there is the whole alone */
+	const char *whole;			/* section of all of a profile or a job */
+	HrflowWantedKind asked;		/* how the API is asked */
+} HrflowKind;
 
 /*
  * The layout in which a column stores vectors.
@@ -65,8 +72,9 @@ typedef struct HrflowStore
 	Relation	profiles;		/* NULL for HRFLOW_STORE_RANK */
 	char	   *vectors_name;
 	char	   *profiles_name;	/* likewise */
-	HrflowIdentifier identifier;
-	const char *identifier_name;	/* of the column: "profile_id", ... */
+	const HrflowKind *kind;
+	int			identifier;		/* one of the kind's, */
+	const char *identifier_name;	/* and its column: "profile_id", ... */
 	char	   *vector_type;	/* of the column */
 	HrflowLayout layout;		/* likewise */
 	bool		has_manual;		/* profiles have the column "manual" */
@@ -180,7 +188,6 @@ HRFLOW_NORETURN extern void hrflow_store_refuse_null(const char *column);
 extern char *hrflow_store_value_or_null(uint64 row, int column);
 extern char *hrflow_store_value(uint64 row, int column);
 extern Datum hrflow_store_datum(uint64 row, int column);
-extern const char *hrflow_store_identifier(HrflowIdentifier kind);
 extern char *hrflow_store_profiles_name(const char *vectors);
 extern Oid	hrflow_store_profiles(Oid vectors);
 extern AttrNumber hrflow_store_check_column(Relation relation,
@@ -189,6 +196,13 @@ extern void hrflow_store_check_manual(const HrflowStore *store);
 extern void hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 							  HrflowStoreAccess access);
 extern void hrflow_store_close(HrflowStore *store);
+
+/* in kind.c */
+extern const HrflowKind *hrflow_kind_find(const char *content);
+extern int	hrflow_kind_identifier(const HrflowKind *kind, const char *name);
+extern const HrflowKind *hrflow_kind_of(Relation vectors, int *identifier);
+extern char *hrflow_kind_section(const HrflowKind *kind, char *name);
+extern void hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields);
 
 /* in layout.c */
 extern bool hrflow_layout_find(Oid type, HrflowLayout *layout);
@@ -223,7 +237,8 @@ extern void hrflow_feeder_check_keys(Relation table, char *const *args,
 									 bool tracked);
 extern bool hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function);
 extern bool hrflow_feeder_owns_all(const HrflowStore *store, Oid function);
-extern char *hrflow_feeder_profiles(char *const *args, const char *table,
+extern char *hrflow_feeder_profiles(const HrflowStore *store,
+									char *const *args, const char *table,
 									const char *distinct);
 extern char *hrflow_feeder_unwanted(const HrflowStore *store, Oid function);
 extern bool hrflow_feeder_has_tracked(const HrflowStore *store,
@@ -264,7 +279,8 @@ extern const char *hrflow_erased_note_sql(const HrflowStore *store,
 										  const char *erased);
 
 /* in functions.c */
-extern void hrflow_functions_check_source(FunctionCallInfo fcinfo, int argno);
+extern void hrflow_functions_check_source(const HrflowStore *store,
+										  Datum source_id);
 extern ArrayType *hrflow_functions_get_identifiers(FunctionCallInfo fcinfo,
 												   int argno);
 

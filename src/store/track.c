@@ -516,9 +516,12 @@ get_columns(ArrayType *array, char **columns)
  * the triggers, "condition" and "numbers" as create_triggers() takes them.
  */
 static void
-get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
-			  char **condition, Bitmapset **numbers)
+get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
+			  Relation table, char **args, char **condition,
+			  Bitmapset **numbers)
 {
+	bool		has_source_id;
+	bool		has_source_column;
 	char	  **columns;
 	int			ncolumns = 0;
 	ArrayType  *refresh = PG_ARGISNULL(ARG_REFRESH_COLUMNS) ? NULL :
@@ -530,8 +533,10 @@ get_arguments(FunctionCallInfo fcinfo, Relation table, char **args,
 		text_to_cstring(PG_GETARG_TEXT_PP(ARG_SOURCE_ID));
 	args[HRFLOW_TRIGGER_SOURCE_COLUMN] = PG_ARGISNULL(ARG_SOURCE_COLUMN) ?
 		pstrdup("") : NameStr(*PG_GETARG_NAME(ARG_SOURCE_COLUMN));
-	if ((*args[HRFLOW_TRIGGER_SOURCE_ID] == '\0') ==
-		(*args[HRFLOW_TRIGGER_SOURCE_COLUMN] == '\0'))
+	has_source_id = *args[HRFLOW_TRIGGER_SOURCE_ID] != '\0';
+	has_source_column = *args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0';
+	if (has_source_id == has_source_column &&
+		(has_source_id || store->kind->needs_source))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("either source_id or source_column must be given"),
@@ -604,7 +609,7 @@ track(const HrflowStore *store, Relation table, Oid function,
 	if (had_triggers)
 		put_unwanted(store, function);
 	return hrflow_feeder_track(store,
-							   hrflow_feeder_profiles(args,
+							   hrflow_feeder_profiles(store, args,
 													  hrflow_store_relation_name(RelationGetRelid(table)),
 													  ""),
 							   NULL);
@@ -673,7 +678,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	hrflow_store_check_manual(&store);
 	table = open_source(PG_GETARG_OID(ARG_TABLE), &store);
 	args[HRFLOW_TRIGGER_STORE] = store.vectors_name;
-	get_arguments(fcinfo, table, args, &condition, &columns);
+	get_arguments(fcinfo, &store, table, args, &condition, &columns);
 
 	if (is_tracked(&store, table, function, args, columns) &&
 		may_lock_rows(&store, table))

@@ -215,16 +215,19 @@ get_column(TriggerData *trigdata, HeapTuple tuple, const char *name)
  * A row's key as parameters.  False where it names no profile.
  */
 static bool
-get_key(TriggerData *trigdata, HeapTuple tuple, HrflowParameters *key)
+get_key(const HrflowStore *store, TriggerData *trigdata, HeapTuple tuple,
+		HrflowParameters *key)
 {
 	char	  **args = trigdata->tg_trigger->tgargs;
-	char	   *source = args[HRFLOW_TRIGGER_SOURCE_ID];
+	const char *source = args[HRFLOW_TRIGGER_SOURCE_ID];
 	char	   *identifier = get_column(trigdata, tuple,
 										args[HRFLOW_TRIGGER_PROFILE_COLUMN]);
 
 	if (args[HRFLOW_TRIGGER_SOURCE_COLUMN][0] != '\0')
 		source = get_column(trigdata, tuple, args[HRFLOW_TRIGGER_SOURCE_COLUMN]);
-	if (source == NULL || *source == '\0' ||
+	if (source == NULL)
+		source = "";
+	if ((store->kind->needs_source && *source == '\0') ||
 		identifier == NULL || *identifier == '\0')
 		return false;
 	key->n = 0;
@@ -268,8 +271,8 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 {
 	HrflowParameters old;
 	HrflowParameters new;
-	bool		has_old = get_key(trigdata, trigdata->tg_trigtuple, &old);
-	bool		has_new = get_key(trigdata, trigdata->tg_newtuple, &new);
+	bool		has_old = get_key(store, trigdata, trigdata->tg_trigtuple, &old);
+	bool		has_new = get_key(store, trigdata, trigdata->tg_newtuple, &new);
 	int			order = has_old && has_new ? compare_keys(&old, &new) : 1;
 
 	if (order == 0)
@@ -292,7 +295,8 @@ static void
 rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 {
 	const char *table = quote_identifier(trigdata->tg_trigger->tgnewtable);
-	const char *profiles = hrflow_feeder_profiles(trigdata->tg_trigger->tgargs,
+	const char *profiles = hrflow_feeder_profiles(store,
+												  trigdata->tg_trigger->tgargs,
 												  table, "");
 
 	if (tuplestore_tuple_count(trigdata->tg_newtable) < MANY_ROWS ||
@@ -311,7 +315,8 @@ table_truncated(const HrflowStore *store, TriggerData *trigdata)
 	hrflow_store_relation_name(RelationGetRelid(trigdata->tg_relation));
 
 	hrflow_deferred_add_all(store, trigdata->tg_trigger->tgfoid,
-							hrflow_feeder_profiles(trigdata->tg_trigger->tgargs,
+							hrflow_feeder_profiles(store,
+												   trigdata->tg_trigger->tgargs,
 												   table, ""));
 }
 
@@ -324,7 +329,7 @@ rows_deleted(const HrflowStore *store, TriggerData *trigdata)
 	Trigger    *trigger = trigdata->tg_trigger;
 
 	hrflow_deferred_add_all(store, trigger->tgfoid,
-							hrflow_feeder_profiles(trigger->tgargs,
+							hrflow_feeder_profiles(store, trigger->tgargs,
 												   quote_identifier(trigger->tgoldtable),
 												   "DISTINCT"));
 }

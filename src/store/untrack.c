@@ -196,6 +196,7 @@ erase_batch(Untracking *untracking, const HrflowStore *store)
 						untracking->nidentifiers - untracking->nasked);
 	HrflowParameters parameters = {0};
 
+	hrflow_functions_check_source(store, untracking->source_id);
 	hrflow_store_add(&parameters, TEXTOID, untracking->source_id);
 	hrflow_store_add(&parameters, TEXTARRAYOID,
 					 PointerGetDatum(construct_array(untracking->identifiers +
@@ -222,7 +223,6 @@ hrflow_untrack_batches(PG_FUNCTION_ARGS)
 	ArrayType  *identifiers;
 	bool	   *nulls;
 
-	hrflow_functions_check_source(fcinfo, 1);
 	untracking->source_id =
 		PointerGetDatum(PG_DETOAST_DATUM_COPY(PG_GETARG_DATUM(1)));
 	identifiers = (ArrayType *)

@@ -120,7 +120,7 @@ sql('DROP TRIGGER t ON hr.candidate; ALTER TABLE hr.candidate DROP c');
 
 # Who may call hrflow_track_table() needs nothing else
 sql(q{CREATE ROLE keeper LOGIN;
-	GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text) TO keeper;
+	GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text) TO keeper;
 	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[])
 		TO keeper;
 	CREATE SCHEMA kept AUTHORIZATION keeper;

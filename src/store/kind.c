@@ -1,0 +1,210 @@
+/*-------------------------------------------------------------------------
+ *
+ * kind.c
+ *		What a store may hold, and all in which the kinds of that differ.
+ *
+ * No other file of this layer asks of which kind a store is: each takes what it
+ * needs from the store's HrflowKind.  There is no registry of kinds either; that
+ * of a store shows in the name of its identifier's column.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "store/store.h"
+
+/*
+ * ------------------------------------------------------------------------
+ * Requests
+ * ------------------------------------------------------------------------
+ */
+
+static char *
+make_wanted_profile_url(const HrflowSettings *settings,
+						const HrflowWanted *wanted)
+{
+	HrflowQuery query = {
+		.source_id = wanted->source_id,
+		.profile_id = wanted->identifiers[0],
+		.profile_reference = wanted->identifiers[1],
+		.profile_email = wanted->identifiers[2],
+		.fields = wanted->fields_text
+	};
+
+	return hrflow_request_profile(settings->base_url, settings->dialect,
+								  &query);
+}
+
+static char *
+make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
+{
+	HrflowJobQuery query = {
+		.board_id = *wanted->source_id == '\0' ? NULL : wanted->source_id,
+		.job_id = wanted->identifiers[0],
+		.job_reference = wanted->identifiers[1]
+	};
+
+	return hrflow_request_job(settings->base_url, settings->dialect, &query);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Kinds
+ * ------------------------------------------------------------------------
+ */
+
+/* The first one is the kind that is meant where nothing tells. */
+static const HrflowKind kinds[] = {
+	{
+		.content = "profile",
+		.plural = "profiles",
+		.identifiers = {"profile_id", "profile_reference", "profile_email"},
+		.needs_source = true,
+		.has_sections = true,
+		.whole = "profile",
+		.asked = {
+			.endpoint = HRFLOW_PROFILE,
+			.make_url = make_wanted_profile_url
+		}
+	},
+	{
+		.content = "job",
+		.plural = "jobs",
+		.identifiers = {"job_id", "job_reference"},
+		.whole = "job",
+		.asked = {
+			.endpoint = HRFLOW_JOB,
+			.make_url = make_wanted_job_url
+		}
+	}
+};
+
+/*
+ * The kind that is meant by the argument "content".  Throws 22023.
+ */
+const HrflowKind *
+hrflow_kind_find(const char *content)
+{
+	for (int i = 0; i < lengthof(kinds); i++)
+	{
+		if (strcmp(content, kinds[i].content) == 0)
+			return &kinds[i];
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid content: \"%s\"", content),
+			 errhint("Use profile or job.")));
+}
+
+/*
+ * The number of an identifier of a kind by its name without the kind's, such as
+ * "id" for "job_id".  Throws 22023.
+ */
+int
+hrflow_kind_identifier(const HrflowKind *kind, const char *name)
+{
+	int			prefix = strlen(kind->content) + strlen("_");
+	int			n = 0;
+	StringInfoData names;
+
+	while (n < HRFLOW_NIDENTIFIERS && kind->identifiers[n] != NULL)
+		n++;
+	initStringInfo(&names);
+	for (int i = 0; i < n; i++)
+	{
+		const char *known = kind->identifiers[i] + prefix;
+
+		if (strcmp(name, known) == 0)
+			return i;
+		appendStringInfo(&names, "%s%s",
+						 i == 0 ? "" : i < n - 1 ? ", " : " or ", known);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid identifier: \"%s\"", name),
+			 errhint("Use %s.", names.data)));
+}
+
+/*
+ * The kind of a store, and the number of its identifier, by the first column of
+ * its table of vectors that has the name of an identifier: columns that users
+ * have added, whatever their names are, come after ours.  If there is none, the
+ * caller finds the column missing.
+ */
+const HrflowKind *
+hrflow_kind_of(Relation vectors, int *identifier)
+{
+	const HrflowKind *kind = &kinds[0];
+	int			first = PG_INT32_MAX;
+
+	*identifier = HRFLOW_NIDENTIFIERS - 1;
+	for (int i = 0; i < lengthof(kinds); i++)
+	{
+		for (int j = 0; j < HRFLOW_NIDENTIFIERS; j++)
+		{
+			const char *column = kinds[i].identifiers[j];
+			int			number = column == NULL ? 0 :
+			SPI_fnumber(RelationGetDescr(vectors), column);
+
+			if (number > 0 && number < first)
+			{
+				first = number;
+				*identifier = j;
+				kind = &kinds[i];
+			}
+		}
+	}
+	return kind;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Sections
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The section that is meant by a name.  Functions have "profile" as their
+ * default, which stands for what the store holds as a whole.
+ */
+char *
+hrflow_kind_section(const HrflowKind *kind, char *name)
+{
+	return strcmp(name, kinds[0].whole) == 0 ?
+		unconstify(char *, kind->whole) : name;
+}
+
+/*
+ * Check "fields" (or NULL), an object.  Warns of sections that the API is not
+ * known to have.  Throws 22023 where the store has no sections, and others than
+ * the whole are asked for.
+ */
+void
+hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	if (kind->has_sections || fields == NULL)
+	{
+		hrflow_section_check_fields(fields);
+		return;
+	}
+	iterator = JsonbIteratorInit(&fields->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		char	   *name;
+
+		if (token != WJB_KEY)
+			continue;
+		name = pnstrdup(value.val.string.val, value.val.string.len);
+		if (strcmp(hrflow_kind_section(kind, name), kind->whole) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a store of %s has no section \"%s\"",
+							kind->plural, name),
+					 errdetail("Each has a single vector."),
+					 errhint("Leave fields out.")));
+	}
+}
