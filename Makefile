@@ -81,7 +81,7 @@ $(FOLDERS):
 	@mkdir -p $@
 
 # Loops over the elements of vectors, and the characters of links.
-$(addprefix src/ask/,vector.o similarity.o npy.o numbers.o base64.o json.o): CFLAGS += $(CFLAGS_VECTORIZE)
+$(addprefix src/ask/,vector.o similarity.o products.o npy.o numbers.o base64.o json.o): CFLAGS += $(CFLAGS_VECTORIZE)
 
 # Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
 # expanded when their recipe runs, and run a program each: it is put behind

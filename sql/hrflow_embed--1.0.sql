@@ -1161,6 +1161,47 @@ COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], 
 
 REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) FROM PUBLIC;
 
+-- For every vector of a section of a store, the profiles of another store that
+-- are nearest to it: every open job's best candidates, at once.
+--
+--   store           whose vectors are compared, each of them for itself
+--   others          whose profiles are ranked.  In one and the same store a profile
+--                   is not its own match
+--   k               number of rows for each vector, 1 to 1000: one for each
+--                   profile, with its best item of the section
+--   section         of the vectors of "store"
+--   other_section   of the profiles of "others"
+--
+--   source_id, profile_id, item   of the vector of "store"
+--   other_...                     of the match
+--   similarity                    as hrflow_match() returns it
+--
+-- The rows of a vector come together, best first.  All vectors are compared, in
+-- blocks of up to 40 MB, for each of which "others" is read once: no index is
+-- used, and no parallel worker.  A vector is compared with those of its own
+-- dimension.  Only the tables of vectors are read, as hrflow_match() reads them.
+--
+-- Cost: none, no network.
+-- Errors: 22023 k is out of range; 42501 the caller may not SELECT from a table
+-- of vectors; 42P01, 42809 not a store.
+CREATE FUNCTION hrflow_match_all(
+	store regclass,
+	others regclass,
+	k int DEFAULT 10,
+	section text DEFAULT 'profile',
+	other_section text DEFAULT 'profile')
+RETURNS TABLE (source_id text, profile_id text, item int,
+	other_source_id text, other_profile_id text, other_item int,
+	similarity double precision)
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+COST 100000 ROWS 10000;
+
+COMMENT ON FUNCTION hrflow_match_all(regclass, regclass, int, text, text) IS
+'for all vectors of a store, the profiles of another one that are nearest';
+
+REVOKE ALL ON FUNCTION hrflow_match_all(regclass, regclass, int, text, text) FROM PUBLIC;
+
 -- How much of the exact answer hrflow_match() returns through the index of a
 -- section: the average part of the k nearest profiles, between 0 and 1, for a
 -- random sample of the section's vectors.  NULL where there is no vector.

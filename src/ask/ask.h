@@ -258,9 +258,17 @@ extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
 /* in similarity.c */
 extern double *hrflow_similarity_prepare(const float4 *a, int n,
 										 double *norm);
+extern bool hrflow_similarity_scale(const void *a, HrflowElement element,
+									int n, float4 *scaled, double *norm);
 extern bool hrflow_similarity_compare(const void *a, HrflowElement element,
 									  const double *b, int n, double norm,
 									  double *similarity, double *norms);
+
+/* in products.c */
+#define HRFLOW_PRODUCTS_ROWS	12
+#define HRFLOW_PRODUCTS_STEP	16
+extern void hrflow_products(const float4 *a, int na, const float4 *b, int nb,
+							int n, float4 *products);
 
 /* in json.c */
 extern JsonbValue *hrflow_json_parse(const char *text, const char *converted,

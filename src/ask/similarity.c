@@ -283,6 +283,38 @@ hrflow_similarity_prepare(const float4 *a, int n, double *norm)
 }
 
 /*
+ * Copy n elements of the given type as reals, multiplied by a power of two such
+ * that the length of the copy, *norm, is at least 0.5 and less than 1.  Nothing
+ * is rounded, except elements of less than 2^-126 times the length.  Returns
+ * false if the length is 0 or not finite.
+ */
+bool
+hrflow_similarity_scale(const void *a, HrflowElement element, int n,
+						float4 *scaled, double *norm)
+{
+	double		sum = 0;
+	double		factor;
+	int			exponent;
+
+	for (int i = 0; i < n; i++)
+	{
+		double		x = element == HRFLOW_HALF ?
+		real_of_half(((const uint16 *) a)[i]) : ((const float4 *) a)[i];
+
+		sum += x * x;
+	}
+	if (sum == 0 || !isfinite(sum))
+		return false;
+	*norm = frexp(sqrt(sum), &exponent);
+	factor = ldexp(1, -exponent);
+	for (int i = 0; i < n; i++)
+		scaled[i] = factor * (element == HRFLOW_HALF ?
+							  real_of_half(((const uint16 *) a)[i]) :
+							  ((const float4 *) a)[i]);
+	return true;
+}
+
+/*
  * Compute the cosine similarity of two vectors of n elements: "a", with
  * elements of the given type, and "b", which hrflow_similarity_prepare()
  * returned together with its length "norm".

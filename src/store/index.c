@@ -468,13 +468,27 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
  */
 
 /*
+ * The dimension of a vector of a section, found first; 0 if there is none.
+ */
+int
+hrflow_index_dimension(const HrflowStore *store, const char *section)
+{
+	HrflowParameters parameters = {0};
+
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
+	if (hrflow_store_execute(hrflow_store_sql(store, dimension_statement),
+							 &parameters) == 0)
+		return 0;
+	return DatumGetInt32(hrflow_store_datum(0, 1));
+}
+
+/*
  * hrflow_index_statement(store regclass, section text) RETURNS text
  */
 Datum
 hrflow_index_statement(PG_FUNCTION_ARGS)
 {
 	char	   *section = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	HrflowParameters parameters = {0};
 	HrflowStore store;
 	char	   *schema;
 	char	   *type;
@@ -494,16 +508,14 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 				 errhint("CREATE EXTENSION vector.")));
 	schema = hrflow_store_value(0, 1);
 
-	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
-	if (hrflow_store_execute(hrflow_store_sql(&store, dimension_statement),
-							 &parameters) == 0)
+	dimension = hrflow_index_dimension(&store, section);
+	if (dimension == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("store %s has no vector of section \"%s\"",
 						store.vectors_name, section),
 				 errdetail("The dimension of an index is that of a vector of the section."),
 				 errhint("CALL hrflow_refresh() first.")));
-	dimension = DatumGetInt32(hrflow_store_datum(0, 1));
 	is_half = dimension > 2000 ||
 		strstr(store.vector_type, ".halfvec") != NULL;
 	if (dimension > 4000)

@@ -187,5 +187,7 @@ extern bool hrflow_index_is_cheaper(const HrflowSearch *search,
 extern void hrflow_index_search(const HrflowSearch *search,
 								const HrflowIndex *index,
 								const char *section, HrflowBest *best);
+extern int	hrflow_index_dimension(const HrflowStore *store,
+								   const char *section);
 
 #endif							/* HRFLOW_MATCH_H */

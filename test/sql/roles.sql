@@ -56,6 +56,7 @@ GRANT USAGE ON SCHEMA talent TO regress_hrflow_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA talent TO regress_hrflow_reader;
 GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text),
 	hrflow_match_weighted(regclass, real[], jsonb, int, text[], text),
+	hrflow_match_all(regclass, regclass, int, text, text),
 	hrflow_store_status(regclass), hrflow_store_failures(regclass) TO regress_hrflow_reader;
 
 -- He ranks, looks, and does no more

@@ -252,6 +252,10 @@ foreach my $case (
 			FROM s.hrflow_match_weighted('talent.embedding', s.hrflow_job_vector('nurse-job'),
 			'{"profile": 0.5, "skills": 0.5}', 1)},
 		qr/^nurse-1$/m ],
+	[   'hrflow_match_all',
+		q{SELECT pg_catalog.count(profile_id)
+			FROM s.hrflow_match_all('talent.embedding', 'talent.embedding', 1)},
+		qr/^2$/m ],
 	[   'hrflow_match_recall',
 		q{SELECT s.hrflow_match_recall('talent.embedding')},
 		qr/ERROR:  55000/ ],

@@ -1,0 +1,232 @@
+/*-------------------------------------------------------------------------
+ *
+ * products.c
+ *		Inner products of many vectors with many others.
+ *
+ * Rows are compared in single precision, which takes a quarter of the time that
+ * double precision does: it leaves out what cannot be among the nearest, and
+ * hrflow_similarity_compare() computes what is left.  An inner product is off by
+ * at most the number of elements times 2^-24 of the product of the two lengths,
+ * in whatever order it is summed up.
+ *
+ * Groups of a few rows of each side are multiplied at a time, which all stay in
+ * the first level of the processor's cache, so that each element that is loaded
+ * is used several times.  There is one set of loops for each instruction set.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/ask.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAVE_X86_LOOPS 1
+#include <immintrin.h>
+#endif
+
+/*
+ * Multiplies "rows" rows of a with "columns" rows of b, each of n elements.  A
+ * row of the products has "width" elements.
+ */
+typedef void (*Multiply) (const float4 *a, const float4 *b, int n,
+						  float4 *products, int width);
+
+typedef struct Kernel
+{
+	int			rows;			/* of a, that one call takes; divides
+								 * HRFLOW_PRODUCTS_ROWS */
+	int			columns;		/* rows of b, likewise */
+	Multiply	multiply;
+} Kernel;
+
+/*
+ * ------------------------------------------------------------------------
+ * Any processor
+ * ------------------------------------------------------------------------
+ */
+
+/* Number of partial sums, which the compiler may compute side by side. */
+#define LANES 16
+
+static void
+multiply_one_by_one(const float4 *a, const float4 *b, int n, float4 *products,
+					int width)
+{
+	float4		sums[LANES] = {0};
+	float4		sum = 0;
+
+	for (int i = 0; i < n; i += LANES)
+	{
+		for (int lane = 0; lane < LANES; lane++)
+			sums[lane] += a[i + lane] * b[i + lane];
+	}
+	for (int lane = 0; lane < LANES; lane++)
+		sum += sums[lane];
+	*products = sum;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * x86-64 with AVX2 and FMA, or with AVX-512
+ * ------------------------------------------------------------------------
+ */
+#ifdef HAVE_X86_LOOPS
+
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f")))
+
+AVX2 static inline float4
+add_up_eight(__m256 x)
+{
+	__m128		four = _mm_add_ps(_mm256_castps256_ps128(x),
+								  _mm256_extractf128_ps(x, 1));
+	__m128		two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+
+	return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+/* A row of b with three of a; 12 sums, 3 elements of a and one of b are held. */
+#define WITH_THREE(column) \
+	y = _mm256_loadu_ps(b + (column) * n + i); \
+	sums0##column = _mm256_fmadd_ps(x0, y, sums0##column); \
+	sums1##column = _mm256_fmadd_ps(x1, y, sums1##column); \
+	sums2##column = _mm256_fmadd_ps(x2, y, sums2##column)
+
+#define ZERO_THREE(column) \
+	__m256 sums0##column = _mm256_setzero_ps(); \
+	__m256 sums1##column = _mm256_setzero_ps(); \
+	__m256 sums2##column = _mm256_setzero_ps()
+
+#define STORE_THREE(column) \
+	products[column] = add_up_eight(sums0##column); \
+	products[width + (column)] = add_up_eight(sums1##column); \
+	products[2 * width + (column)] = add_up_eight(sums2##column)
+
+AVX2 static void
+multiply_three_by_four(const float4 *a, const float4 *b, int n,
+					   float4 *products, int width)
+{
+	ZERO_THREE(0);
+	ZERO_THREE(1);
+	ZERO_THREE(2);
+	ZERO_THREE(3);
+
+	for (int i = 0; i < n; i += 8)
+	{
+		__m256		x0 = _mm256_loadu_ps(a + i);
+		__m256		x1 = _mm256_loadu_ps(a + n + i);
+		__m256		x2 = _mm256_loadu_ps(a + 2 * n + i);
+		__m256		y;
+
+		WITH_THREE(0);
+		WITH_THREE(1);
+		WITH_THREE(2);
+		WITH_THREE(3);
+	}
+	STORE_THREE(0);
+	STORE_THREE(1);
+	STORE_THREE(2);
+	STORE_THREE(3);
+}
+
+/* The same of four rows of a, with twice as many registers of twice the size. */
+#define WITH_FOUR(column) \
+	y = _mm512_loadu_ps(b + (column) * n + i); \
+	sums0##column = _mm512_fmadd_ps(x0, y, sums0##column); \
+	sums1##column = _mm512_fmadd_ps(x1, y, sums1##column); \
+	sums2##column = _mm512_fmadd_ps(x2, y, sums2##column); \
+	sums3##column = _mm512_fmadd_ps(x3, y, sums3##column)
+
+#define ZERO_FOUR(column) \
+	__m512 sums0##column = _mm512_setzero_ps(); \
+	__m512 sums1##column = _mm512_setzero_ps(); \
+	__m512 sums2##column = _mm512_setzero_ps(); \
+	__m512 sums3##column = _mm512_setzero_ps()
+
+#define STORE_FOUR(column) \
+	products[column] = _mm512_reduce_add_ps(sums0##column); \
+	products[width + (column)] = _mm512_reduce_add_ps(sums1##column); \
+	products[2 * width + (column)] = _mm512_reduce_add_ps(sums2##column); \
+	products[3 * width + (column)] = _mm512_reduce_add_ps(sums3##column)
+
+AVX512 static void
+multiply_four_by_six(const float4 *a, const float4 *b, int n,
+					 float4 *products, int width)
+{
+	ZERO_FOUR(0);
+	ZERO_FOUR(1);
+	ZERO_FOUR(2);
+	ZERO_FOUR(3);
+	ZERO_FOUR(4);
+	ZERO_FOUR(5);
+
+	for (int i = 0; i < n; i += 16)
+	{
+		__m512		x0 = _mm512_loadu_ps(a + i);
+		__m512		x1 = _mm512_loadu_ps(a + n + i);
+		__m512		x2 = _mm512_loadu_ps(a + 2 * n + i);
+		__m512		x3 = _mm512_loadu_ps(a + 3 * n + i);
+		__m512		y;
+
+		WITH_FOUR(0);
+		WITH_FOUR(1);
+		WITH_FOUR(2);
+		WITH_FOUR(3);
+		WITH_FOUR(4);
+		WITH_FOUR(5);
+	}
+	STORE_FOUR(0);
+	STORE_FOUR(1);
+	STORE_FOUR(2);
+	STORE_FOUR(3);
+	STORE_FOUR(4);
+	STORE_FOUR(5);
+}
+#endif							/* HAVE_X86_LOOPS */
+
+/*
+ * Return the best loops of this machine.  __builtin_cpu_supports() also asks
+ * whether the operating system saves the registers.
+ */
+static const Kernel *
+choose_kernel(void)
+{
+	static const Kernel plain = {1, 1, multiply_one_by_one};
+
+#ifdef HAVE_X86_LOOPS
+	static const Kernel avx2 = {3, 4, multiply_three_by_four};
+	static const Kernel avx512 = {4, 6, multiply_four_by_six};
+
+	__builtin_cpu_init();
+	if (__builtin_cpu_supports("avx512f"))
+		return &avx512;
+	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return &avx2;
+#endif
+	return &plain;
+}
+
+/*
+ * Compute the inner product of each of na rows of a with each of nb rows of b:
+ * products[i * nb + j] is that of the rows i and j.  Both numbers must be
+ * multiples of HRFLOW_PRODUCTS_ROWS, and the number of elements of a row, n, one
+ * of HRFLOW_PRODUCTS_STEP: what is missing is filled up with zeros.
+ */
+void
+hrflow_products(const float4 *a, int na, const float4 *b, int nb, int n,
+				float4 *products)
+{
+	static const Kernel *kernel = NULL;
+
+	Assert(na % HRFLOW_PRODUCTS_ROWS == 0 && nb % HRFLOW_PRODUCTS_ROWS == 0);
+	Assert(n % HRFLOW_PRODUCTS_STEP == 0);
+
+	if (kernel == NULL)
+		kernel = choose_kernel();
+	for (int j = 0; j < nb; j += kernel->columns)
+	{
+		for (int i = 0; i < na; i += kernel->rows)
+			kernel->multiply(a + (size_t) i * n, b + (size_t) j * n, n,
+							 products + (size_t) i * nb + j, nb);
+	}
+}

@@ -1,0 +1,663 @@
+/*-------------------------------------------------------------------------
+ *
+ * pairs.c
+ *		For all vectors of a store, those of another store that are nearest.
+ *
+ * The first store is read in blocks, and the second one once for each of them.
+ * Its vectors are collected in tiles, which stay in the second level of the
+ * processor's cache while they are compared with the block.  Single precision
+ * tells which pairs may be among the best; their similarity is then computed as
+ * hrflow_match() does.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <float.h>
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "compat.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "store/match.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/tuplestore.h"
+
+PG_FUNCTION_INFO_V1(hrflow_match_all);
+
+/* The arguments of hrflow_match_all(), in their order. */
+enum
+{
+	ARG_ALL_STORE,
+	ARG_ALL_OTHERS,
+	ARG_ALL_K,
+	ARG_ALL_SECTION,
+	ARG_ALL_OTHER_SECTION
+};
+
+/*
+ * Bytes that a block may take, its best matches included.  With the tile and what
+ * the executor needs a call stays below 64 MB.
+ */
+#define MAX_BLOCK_SIZE (40 * 1024 * 1024)
+
+/* Maximum number of matches of each vector: each new one looks at the others. */
+#define MAX_ALL_K 1000
+
+/* Estimated size of the names of a match, in bytes. */
+#define NAMES_SIZE 160
+
+/*
+ * Number of vectors of the block that are compared with the tile at a time, and
+ * of vectors in a tile.  Of 1,024 elements both are 400 kB.
+ */
+#define CHUNK_ROWS (2 * HRFLOW_PRODUCTS_ROWS)
+#define TILE_ROWS (6 * HRFLOW_PRODUCTS_ROWS)
+
+/*
+ * ------------------------------------------------------------------------
+ * Statements
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The first $2 vectors of section $1, or the next ones after the one with the key
+ * ($3, $4, $5).
+ */
+static const char first_page_sql[] =
+"SELECT v.source_id, v.%I, v.section, v.item, v.vector FROM %V AS v"
+" WHERE v.section = $1"
+" ORDER BY v.source_id, v.%I, v.item LIMIT $2";
+
+static const char next_page_sql[] =
+"SELECT v.source_id, v.%I, v.section, v.item, v.vector FROM %V AS v"
+" WHERE v.section = $1 AND (v.source_id, v.%I, v.item) > ($3, $4, $5)"
+" ORDER BY v.source_id, v.%I, v.item LIMIT $2";
+
+static const char others_sql[] =
+"SELECT v.source_id, v.%I, v.section, v.item, v.vector FROM %V AS v"
+" WHERE v.section = $1";
+
+/*
+ * ------------------------------------------------------------------------
+ * What is kept
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The key of a vector.
+ */
+typedef struct Key
+{
+	char	   *source_id;
+	char	   *identifier;
+	int			item;
+} Key;
+
+/*
+ * A vector of the second store that is among the best of some vectors of the
+ * block.  It is freed with the last of these.
+ */
+typedef struct Other
+{
+	int			nrefs;
+	int			item;
+	uint32		hash;			/* of the two names */
+	char	   *source_id;
+	char	   *identifier;		/* in the same chunk of memory */
+} Other;
+
+typedef struct Pair
+{
+	double		similarity;
+	Other	   *other;
+} Pair;
+
+/*
+ * A vector of the block, and the best matches so far.
+ */
+typedef struct Row
+{
+	Key			key;
+	double		norm;
+	float4		limit;			/* a product below this one, divided by the
+								 * other's length, is too small */
+	int			n;				/* matches, best first, */
+	Pair	   *pairs;			/* one for each profile */
+} Row;
+
+/*
+ * A vector of the tile.
+ */
+typedef struct TileRow
+{
+	Key			key;
+	float4		inverse;		/* 1 / length */
+	double	   *elements;		/* in double precision; NULL: not needed yet */
+	double		norm;
+	Other	   *other;			/* NULL: it is not kept */
+} TileRow;
+
+typedef struct Pairing
+{
+	FunctionCallInfo fcinfo;
+	Oid			store;
+	Oid			others;
+	char	   *section;
+	char	   *other_section;
+	int			k;
+	bool		is_same;		/* a profile is not its own match */
+
+	/* The dimension that is compared now, and those that have been seen. */
+	List	   *dimensions;
+	int			dimension;
+	int			width;			/* elements of a row, those added included */
+	double		margin;			/* beyond which single precision is right */
+
+	/* The block. */
+	MemoryContext context;		/* of all of it, and the matches */
+	HrflowLayout layout;		/* of the store that is read */
+	HrflowToast *toast;			/* likewise */
+	int			nrows;
+	int			max_rows;		/* a multiple of CHUNK_ROWS */
+	Row		   *rows;
+	float4	   *elements;
+
+	/* The last row that was read of the first store. */
+	MemoryContext key_context;
+	Key			last;
+	bool		has_last;
+	int64		nread;			/* of this page */
+
+	/* The tile. */
+	MemoryContext tile_context; /* of its keys, reset after each */
+	int			ntile;
+	TileRow		tile[TILE_ROWS];
+	float4	   *tile_elements;
+	float4		products[CHUNK_ROWS * TILE_ROWS];
+} Pairing;
+
+static uint32
+hash_names(const Key *key)
+{
+	return hash_combine(hash_bytes((const unsigned char *) key->source_id,
+								   strlen(key->source_id)),
+						hash_bytes((const unsigned char *) key->identifier,
+								   strlen(key->identifier)));
+}
+
+static Other *
+make_other(MemoryContext context, const Key *key)
+{
+	int			source_size = strlen(key->source_id) + 1;
+	int			identifier_size = strlen(key->identifier) + 1;
+	Other	   *other = MemoryContextAlloc(context, sizeof(Other) +
+										   source_size + identifier_size);
+
+	other->nrefs = 0;
+	other->item = key->item;
+	other->hash = hash_names(key);
+	other->source_id = (char *) (other + 1);
+	other->identifier = other->source_id + source_size;
+	memcpy(other->source_id, key->source_id, source_size);
+	memcpy(other->identifier, key->identifier, identifier_size);
+	return other;
+}
+
+static void
+release_other(Other *other)
+{
+	if (--other->nrefs == 0)
+		pfree(other);
+}
+
+static bool
+is_of_profile(const Other *other, const Other *another)
+{
+	return other->hash == another->hash &&
+		strcmp(other->source_id, another->source_id) == 0 &&
+		strcmp(other->identifier, another->identifier) == 0;
+}
+
+/*
+ * Keep a match among the best of a row: in place of a worse one of the same
+ * profile, or of the worst one if there are enough.
+ */
+static void
+keep_pair(Pairing *pairing, Row *row, double similarity, Other *other)
+{
+	int			at = 0;
+	int			gap;
+
+	for (gap = 0; gap < row->n; gap++)
+	{
+		if (is_of_profile(row->pairs[gap].other, other))
+			break;
+	}
+	if (gap < row->n && row->pairs[gap].similarity >= similarity)
+		return;
+	if (gap == row->n && row->n == pairing->k)
+	{
+		gap--;
+		if (row->pairs[gap].similarity >= similarity)
+			return;
+	}
+	if (gap < row->n)
+		release_other(row->pairs[gap].other);
+	else
+		row->n++;
+	while (at < gap && row->pairs[at].similarity >= similarity)
+		at++;
+	memmove(&row->pairs[at + 1], &row->pairs[at], sizeof(Pair) * (gap - at));
+	row->pairs[at].similarity = similarity;
+	row->pairs[at].other = other;
+	other->nrefs++;
+	if (row->n == pairing->k)
+		row->limit = (row->pairs[row->n - 1].similarity - pairing->margin) *
+			row->norm;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Comparing
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * A pair may be among the best of a row of the block: compute its similarity.
+ */
+static void
+look_at_pair(Pairing *pairing, Row *row, const float4 *elements,
+			 TileRow *other, const float4 *other_elements)
+{
+	double		similarity;
+	double		norms;
+
+	if (pairing->is_same &&
+		strcmp(row->key.source_id, other->key.source_id) == 0 &&
+		strcmp(row->key.identifier, other->key.identifier) == 0)
+		return;
+	if (other->elements == NULL)
+		other->elements = hrflow_similarity_prepare(other_elements,
+													pairing->dimension,
+													&other->norm);
+	if (!hrflow_similarity_compare(elements, HRFLOW_REAL, other->elements,
+								   pairing->dimension, other->norm,
+								   &similarity, &norms))
+		return;
+	if (other->other == NULL)
+	{
+		/* The tile has a reference of its own. */
+		other->other = make_other(pairing->context, &other->key);
+		other->other->nrefs = 1;
+	}
+	keep_pair(pairing, row, similarity, other->other);
+}
+
+/*
+ * Compare the tile with the block, and begin another one.
+ */
+static void
+compare_tile(Pairing *pairing)
+{
+	int			width = pairing->width;
+	int			ntile;
+	MemoryContext old;
+
+	if (pairing->ntile == 0)
+		return;
+	ntile = (pairing->ntile + HRFLOW_PRODUCTS_ROWS - 1) /
+		HRFLOW_PRODUCTS_ROWS * HRFLOW_PRODUCTS_ROWS;
+	memset(pairing->tile_elements + (size_t) pairing->ntile * width, 0,
+		   sizeof(float4) * width * (ntile - pairing->ntile));
+	old = MemoryContextSwitchTo(pairing->tile_context);
+	for (int first = 0; first < pairing->nrows; first += CHUNK_ROWS)
+	{
+		float4	   *chunk = pairing->elements + (size_t) first * width;
+		int			n = Min(CHUNK_ROWS, pairing->nrows - first);
+
+		CHECK_FOR_INTERRUPTS();
+		hrflow_products(chunk, CHUNK_ROWS, pairing->tile_elements, ntile,
+						width, pairing->products);
+		for (int i = 0; i < n; i++)
+		{
+			Row		   *row = &pairing->rows[first + i];
+			const float4 *products = pairing->products + i * ntile;
+
+			for (int j = 0; j < pairing->ntile; j++)
+			{
+				if (unlikely(products[j] * pairing->tile[j].inverse >= row->limit))
+					look_at_pair(pairing, row, chunk + (size_t) i * width,
+								 &pairing->tile[j],
+								 pairing->tile_elements + (size_t) j * width);
+			}
+		}
+	}
+	for (int j = 0; j < pairing->ntile; j++)
+	{
+		if (pairing->tile[j].other != NULL)
+			release_other(pairing->tile[j].other);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(pairing->tile_context);
+	pairing->ntile = 0;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Reading
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Copy a key, in the current memory context.
+ */
+static void
+copy_key(Key *key, const HrflowMatch *match)
+{
+	key->source_id = pstrdup(match->source_id);
+	key->identifier = pstrdup(match->identifier);
+	key->item = match->item;
+}
+
+/*
+ * Read the vector in a row of a query, as one of the block or the tile.  Returns
+ * false where it is of another dimension, or has no similarity with any.  *n is
+ * set to its dimension; 0: it has none.
+ */
+static bool
+read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
+			double *norm, int *n)
+{
+	const struct varlena *value;
+	const void *stored;
+
+	*n = 0;
+	if (slot->tts_isnull[4])
+		return false;
+	hrflow_prefetch_next((struct varlena *) DatumGetPointer(slot->tts_values[4]));
+	value = hrflow_toast_read(pairing->toast, slot->tts_values[4]);
+	stored = hrflow_layout_read(pairing->layout, value, n);
+	if (*n == 0 || *n != pairing->dimension ||
+		!hrflow_similarity_scale(stored,
+								 pairing->layout == HRFLOW_LAYOUT_HALFVEC ?
+								 HRFLOW_HALF : HRFLOW_REAL, *n, elements, norm))
+		return false;
+	memset(elements + *n, 0, sizeof(float4) * (pairing->width - *n));
+	return true;
+}
+
+/*
+ * Choose the dimension that is compared, and how many rows a block has.
+ */
+static void
+set_dimension(Pairing *pairing, int dimension)
+{
+	int			width = (dimension + HRFLOW_PRODUCTS_STEP - 1) /
+	HRFLOW_PRODUCTS_STEP * HRFLOW_PRODUCTS_STEP;
+	Size		row_size = sizeof(Row) + NAMES_SIZE + sizeof(float4) * width +
+	pairing->k * (sizeof(Pair) + sizeof(Other) + NAMES_SIZE);
+
+	pairing->dimension = dimension;
+	pairing->width = width;
+
+	/* Twice the bound of products.c, for what is rounded besides. */
+	pairing->margin = (width + 16) * ldexp(1, -23);
+	pairing->max_rows = Max(MAX_BLOCK_SIZE / row_size / CHUNK_ROWS, 1) *
+		CHUNK_ROWS;
+	pairing->has_last = false;
+}
+
+/*
+ * Take a vector of the first store into the block.
+ */
+static bool
+take_row_of_block(void *arg, TupleTableSlot *slot)
+{
+	Pairing    *pairing = arg;
+	Row		   *row = &pairing->rows[pairing->nrows];
+	HrflowMatch match;
+	MemoryContext old;
+	int			n;
+
+	hrflow_stream_read(slot, &match);
+	MemoryContextReset(pairing->key_context);
+	old = MemoryContextSwitchTo(pairing->key_context);
+	copy_key(&pairing->last, &match);
+	pairing->has_last = true;
+	pairing->nread++;
+	MemoryContextSwitchTo(old);
+	if (read_vector(pairing, slot, pairing->elements +
+					(size_t) pairing->nrows * pairing->width, &row->norm, &n))
+	{
+		MemoryContextSwitchTo(pairing->context);
+		copy_key(&row->key, &match);
+		row->limit = -FLT_MAX;
+		row->pairs = palloc(sizeof(Pair) * pairing->k);
+		pairing->nrows++;
+	}
+	else if (n > 0 && n != pairing->dimension)
+	{
+		MemoryContextSwitchTo(GetMemoryChunkContext(pairing));
+		pairing->dimensions = list_append_unique_int(pairing->dimensions, n);
+	}
+	MemoryContextSwitchTo(old);
+	return true;
+}
+
+/*
+ * Take a vector of the second store into the tile, which is compared when it is
+ * full.
+ */
+static bool
+take_row_of_tile(void *arg, TupleTableSlot *slot)
+{
+	Pairing    *pairing = arg;
+	TileRow    *row = &pairing->tile[pairing->ntile];
+	HrflowMatch match;
+	MemoryContext old;
+	double		norm;
+	int			n;
+
+	if (!read_vector(pairing, slot, pairing->tile_elements +
+					 (size_t) pairing->ntile * pairing->width, &norm, &n))
+		return true;
+	hrflow_stream_read(slot, &match);
+	old = MemoryContextSwitchTo(pairing->tile_context);
+	memset(row, 0, sizeof(TileRow));
+	copy_key(&row->key, &match);
+	row->inverse = 1 / norm;
+	MemoryContextSwitchTo(old);
+	if (++pairing->ntile == TILE_ROWS)
+		compare_tile(pairing);
+	return true;
+}
+
+/*
+ * Read vectors of a section of a store, and hand them out.  The store is opened
+ * as the caller, who may SELECT from it or not.
+ */
+static void
+read_store(Pairing *pairing, Oid relid, char *section, bool is_block,
+		   HrflowTake take)
+{
+	HrflowStore store;
+	HrflowParameters parameters = {0};
+	const char *template = others_sql;
+
+	SPI_connect();
+	hrflow_store_open(&store, relid, InvalidOid, HRFLOW_STORE_RANK);
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(hrflow_kind_section(store.kind,
+															 section)));
+	if (is_block)
+	{
+		template = pairing->has_last ? next_page_sql : first_page_sql;
+		hrflow_store_add(&parameters, INT8OID,
+						 Int64GetDatum(pairing->max_rows));
+	}
+	if (template == next_page_sql)
+	{
+		const Key  *last = &pairing->last;
+
+		hrflow_store_add(&parameters, TEXTOID,
+						 CStringGetTextDatum(last->source_id));
+		hrflow_store_add(&parameters, TEXTOID,
+						 CStringGetTextDatum(last->identifier));
+		hrflow_store_add(&parameters, INT4OID, Int32GetDatum(last->item));
+	}
+	pairing->layout = store.layout;
+	pairing->toast = hrflow_toast_begin();
+	hrflow_stream(hrflow_store_sql(&store, template), &parameters, take,
+				  pairing);
+	hrflow_toast_end(pairing->toast);
+	hrflow_store_close(&store);
+	SPI_finish();
+}
+
+/*
+ * Read the next block.
+ */
+static void
+read_block(Pairing *pairing)
+{
+	MemoryContextReset(pairing->context);
+	pairing->rows = MemoryContextAllocZero(pairing->context,
+										   sizeof(Row) * pairing->max_rows);
+	pairing->elements =
+		MemoryContextAllocHuge(pairing->context, sizeof(float4) *
+							   pairing->width * pairing->max_rows);
+	pairing->tile_elements =
+		MemoryContextAllocHuge(pairing->context, sizeof(float4) *
+							   pairing->width * TILE_ROWS);
+	pairing->nrows = 0;
+	pairing->nread = 0;
+	read_store(pairing, pairing->store, pairing->section, true,
+			   take_row_of_block);
+
+	/* The last chunk may have fewer rows. */
+	memset(pairing->elements + (size_t) pairing->nrows * pairing->width, 0,
+		   sizeof(float4) * pairing->width *
+		   Min(CHUNK_ROWS, pairing->max_rows - pairing->nrows));
+}
+
+/*
+ * Return the best matches of the block.
+ */
+static void
+put_pairs(const Pairing *pairing)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) pairing->fcinfo->resultinfo;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed rows",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < pairing->nrows; i++)
+	{
+		const Row  *row = &pairing->rows[i];
+		Datum		values[7];
+		bool		nulls[7] = {false};
+
+		CHECK_FOR_INTERRUPTS();
+		values[0] = CStringGetTextDatum(row->key.source_id);
+		values[1] = CStringGetTextDatum(row->key.identifier);
+		values[2] = Int32GetDatum(row->key.item);
+		for (int j = 0; j < row->n; j++)
+		{
+			const Pair *pair = &row->pairs[j];
+
+			values[3] = CStringGetTextDatum(pair->other->source_id);
+			values[4] = CStringGetTextDatum(pair->other->identifier);
+			values[5] = Int32GetDatum(pair->other->item);
+			values[6] = Float8GetDatum(pair->similarity);
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
+								 nulls);
+		}
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+}
+
+/*
+ * The dimension of a vector of the section of the first store; 0 if it has none.
+ */
+static int
+find_dimension(const Pairing *pairing)
+{
+	HrflowStore store;
+	int			dimension;
+
+	SPI_connect();
+	hrflow_store_open(&store, pairing->store, InvalidOid, HRFLOW_STORE_RANK);
+	dimension = hrflow_index_dimension(&store,
+									   hrflow_kind_section(store.kind,
+														   pairing->section));
+	hrflow_store_close(&store);
+	SPI_finish();
+	return dimension;
+}
+
+/*
+ * hrflow_match_all(store regclass, others regclass, k int, section text,
+ *					other_section text)
+ *		RETURNS TABLE (source_id text, profile_id text, item int,
+ *					   other_source_id text, other_profile_id text,
+ *					   other_item int, similarity double precision)
+ */
+Datum
+hrflow_match_all(PG_FUNCTION_ARGS)
+{
+	Pairing    *pairing = palloc0(sizeof(Pairing));
+	int			dimension;
+
+	InitMaterializedSRF(fcinfo, 0);
+	pairing->fcinfo = fcinfo;
+	pairing->store = PG_GETARG_OID(ARG_ALL_STORE);
+	pairing->others = PG_GETARG_OID(ARG_ALL_OTHERS);
+	pairing->k = PG_GETARG_INT32(ARG_ALL_K);
+	if (pairing->k < 1 || pairing->k > MAX_ALL_K)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be between 1 and %d", "k", MAX_ALL_K)));
+	pairing->section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ALL_SECTION));
+	pairing->other_section =
+		text_to_cstring(PG_GETARG_TEXT_PP(ARG_ALL_OTHER_SECTION));
+	pairing->is_same = pairing->store == pairing->others;
+	pairing->context = AllocSetContextCreate(CurrentMemoryContext,
+											 "hrflow_embed block",
+											 ALLOCSET_DEFAULT_SIZES);
+	pairing->key_context = AllocSetContextCreate(CurrentMemoryContext,
+												 "hrflow_embed key",
+												 ALLOCSET_SMALL_SIZES);
+	pairing->tile_context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed tile",
+												  ALLOCSET_DEFAULT_SIZES);
+
+	/* Vectors of other dimensions that are met are compared after these. */
+	dimension = find_dimension(pairing);
+	if (dimension > 0)
+		pairing->dimensions = list_make1_int(dimension);
+	for (int i = 0; i < list_length(pairing->dimensions); i++)
+	{
+		set_dimension(pairing, list_nth_int(pairing->dimensions, i));
+		do
+		{
+			read_block(pairing);
+			if (pairing->nrows == 0)
+				continue;
+			read_store(pairing, pairing->others, pairing->other_section,
+					   false, take_row_of_tile);
+			compare_tile(pairing);
+			put_pairs(pairing);
+		} while (pairing->nread == pairing->max_rows);
+	}
+	MemoryContextDelete(pairing->tile_context);
+	MemoryContextDelete(pairing->key_context);
+	MemoryContextDelete(pairing->context);
+	return (Datum) 0;
+}
