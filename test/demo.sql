@@ -65,6 +65,20 @@ FROM hrflow_match_weighted('embedding', (SELECT hrflow_job_vector('nurse-job')),
 JOIN candidate c ON c.hrflow_id = m.profile_id
 ORDER BY similarity DESC;
 
+\echo == In both directions: jobs in a store of their own, the jobs for Ada, and each job's candidates
+\echo
+SELECT hrflow_create_store('opening', content => 'job');
+SELECT hrflow_track('opening', '', '{nurse-job,welder-job,cook-job,teacher-job}');
+CALL hrflow_refresh('opening');
+SELECT m.profile_id AS job, round(m.similarity::numeric, 3) AS similarity
+FROM hrflow_match('opening',
+	(SELECT vector::real[] FROM embedding WHERE profile_id = 'ada-nurse' AND section = 'profile'), 2) m
+ORDER BY m.similarity DESC;
+SELECT m.profile_id AS job, c.name, round(m.similarity::numeric, 3) AS similarity
+FROM hrflow_match_all('opening', 'embedding', 2) m
+JOIN candidate c ON c.hrflow_id = m.other_profile_id
+ORDER BY job, m.similarity DESC;
+
 \echo == The same in plain SQL
 \echo
 SELECT c.name, round(hrflow_cosine_similarity(e.vector::real[], job.vector)::numeric, 3) AS similarity
