@@ -255,7 +255,7 @@ foreach my $case (
 	[   'hrflow_match_all',
 		q{SELECT pg_catalog.count(profile_id)
 			FROM s.hrflow_match_all('talent.embedding', 'talent.embedding', 1)},
-		qr/^2$/m ],
+		qr/^4$/m ],
 	[   'hrflow_match_recall',
 		q{SELECT s.hrflow_match_recall('talent.embedding')},
 		qr/ERROR:  55000/ ],
