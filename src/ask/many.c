@@ -187,8 +187,10 @@ static const HrflowSinkMethods vector_row_sink_methods = {
  * Once the arguments of a function in FROM are known, Citus sends a join with
  * it to every shard, and each of these queries would send all requests.  Citus
  * marks the connections for such queries by application_name, and those of
- * functions such as run_command_on_workers() differently (tested with Citus
- * 13.2.2).
+ * functions such as run_command_on_workers() differently.  A CTE is computed on
+ * the coordinator if it has no other table and its arguments are known, as those
+ * that an aggregate returns are; ARRAY(SELECT ...) is left to each shard, for its
+ * own rows (tested with Citus 13.2.2, by test/scale).
  */
 static void
 check_not_in_shard_query(const HrflowSettings *settings)
@@ -201,7 +203,7 @@ check_not_in_shard_query(const HrflowSettings *settings)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot run a batch in a query on a shard"),
 				 errdetail("Every shard of the table would send all requests of the batch."),
-				 errhint("Move the function call into WITH v AS MATERIALIZED (...), or set hrflow_embed.allow_in_shard_queries.")));
+				 errhint("Move the function call into WITH v AS MATERIALIZED (...), and replace ARRAY(SELECT ...) by (SELECT array_agg(...) ...), or set hrflow_embed.allow_in_shard_queries.")));
 }
 
 /*
