@@ -3,6 +3,7 @@
 # Everyday targets
 #   make, make install    build and install for the PostgreSQL of PG_CONFIG
 #   make installcheck     run the suites against a running server
+#   make installcheck-citus  run the statements of docs/scaling.md on a Citus cluster
 #   make check            all of it, on a private server and a stand-in API
 #   make demo             the main job, shown
 #   make check-versions   make check on PostgreSQL 17, 18 and 19
@@ -93,6 +94,11 @@ pg_regress_installcheck = $(TEST_DIR)/with-api \
 	$(pg_regress_locale_flags) $(EXTRA_REGRESS_OPTS)
 PROVE := $(TEST_DIR)/with-api env -u PGOPTIONS $(TEST_DIR)/prove-counted
 override PROVE_FLAGS += -I $(TEST_DIR)/perl
+
+# Not part of installcheck, for it needs a cluster: see test/scale/README.md.
+.PHONY: installcheck-citus
+installcheck-citus:
+	@$(TEST_DIR)/scale/run
 
 # What is committed, as PGXN wants it: versions have three parts, and all files
 # are in a folder named after the release.

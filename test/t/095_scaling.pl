@@ -4,7 +4,7 @@
 # and servers, and counts of the requests that they send.
 #
 # There is no Citus here: its catalog is imitated, which shows what we make of it,
-# and nothing of Citus.
+# and nothing of Citus.  ../scale needs a cluster.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
