@@ -51,7 +51,7 @@ get_ahead_state(PlanState *ps)
 
 /*
  * ------------------------------------------------------------------------
- * From a node to the one below it
+ * Rows needed from child nodes
  * ------------------------------------------------------------------------
  */
 
@@ -143,7 +143,7 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
  * next: at least 1, and at most "most".
  *
  * If we don't know how many rows are needed, allow one more than have been
- * returned: then at most one more request is wasted than was useful.
+ * returned, so that the wasted requests exceed the useful ones by at most one.
  */
 int
 hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)

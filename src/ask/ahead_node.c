@@ -47,8 +47,8 @@
  */
 
 /*
- * Send no more requests for rows after this one, because a call of it has
- * failed or will fail, so that they will not be returned.
+ * Send no more requests for rows after this one.  They will not be returned,
+ * because one of this row's calls has failed or will fail.
  */
 static void
 stop_at(HrflowAheadState *state, int64 row)
@@ -241,10 +241,10 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 		return true;
 
 	/*
-	 * A cancel, or a lack of resources of the server, has nothing to do with
-	 * the row, unlike an account over its limit.  Raise such an error, but
-	 * outside of the subtransaction, in which PostgreSQL would otherwise
-	 * leave the session, as in a failed transaction block.
+	 * Do not postpone a cancel, or a lack of resources of the server, until
+	 * the row is due: neither is caused by the row.  (An account that has
+	 * reached its limit is, although its SQLSTATE is in that class.)  The
+	 * subtransaction must have been rolled back before the error is raised.
 	 */
 	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 	if (category == ERRCODE_OPERATOR_INTERVENTION ||

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * arrays.c
- *		Sources of batches: what arrays that were passed to a SQL function
- *		request.
+ *		Sources of batches whose elements come from the array arguments of a
+ *		SQL function.
  *
  *-------------------------------------------------------------------------
  */
@@ -142,7 +142,7 @@ elements_are_equal(const HrflowSource *source, int a, int b)
  * Was an argument specified in the call, or is it the default?  Both may be a
  * constant NULL, but a default is read from the catalogs, where expressions
  * have no location in the text of a query.  A NULL that results from constant
- * folding is taken for a default, too.
+ * folding is mistaken for a default.
  */
 static bool
 is_specified(FunctionCallInfo fcinfo, int argno)
@@ -158,8 +158,8 @@ is_specified(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Read the identifiers of an element into a query.  Returns NULL, or the
- * reason why the element cannot be requested as a whole sentence.
+ * Read the identifiers of an element into a query.  Returns NULL, or a whole
+ * sentence that says why the element cannot be requested.
  */
 static char *
 make_profile_query(const HrflowArraySource *source, int element, HrflowQuery *query)

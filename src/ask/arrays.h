@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * arrays.h
- *		Sources of batches whose elements are those of arrays that were passed
- *		to a SQL function.
+ *		Sources of batches whose elements come from the array arguments of a
+ *		SQL function.
  *
  *-------------------------------------------------------------------------
  */

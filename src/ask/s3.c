@@ -36,7 +36,7 @@ static const CodeInfo known_codes[] = {
 	/* The temporary credentials that signed the link have expired. */
 	{.code = "ExpiredToken", .status = HRFLOW_LINK_EXPIRED},
 	{.code = "NoSuchKey", .status = HRFLOW_NO_VECTOR},
-	/* HTTP 404, like NoSuchKey, but this is not about one vector. */
+	/* HTTP 404, like NoSuchKey, but not caused by a missing vector. */
 	{.code = "NoSuchBucket", .status = HRFLOW_HTTP_ERROR},
 	{.code = "SlowDown", .status = HRFLOW_RATE_LIMITED, .transient = true},
 	/* sent by MinIO */

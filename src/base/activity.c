@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * activity.c
- *		What each backend is doing in our functions: the view
+ *		Tracks what each backend is doing in our functions, for the view
  *		hrflow_embed_activity.
  *
  * A backend can be in several of our functions at once: a query whose calls
@@ -73,9 +73,9 @@ write_slot(const HrflowActivity *activity)
 }
 
 /*
- * Clear this backend's entry when it exits, and do not use it any more: the
- * transaction may be aborted, and so end activities, only after shared memory
- * has been detached.
+ * Clear this backend's entry when it exits, and stop using it.  The abort of
+ * the transaction, which ends its activities, may happen only after shared
+ * memory has been detached.
  */
 static void
 leave_slot(int code, Datum arg)

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * activity.h
- *		What each backend is doing in our functions, as hrflow_embed_activity
- *		shows it.
+ *		Activity of each backend in our functions, as shown by
+ *		hrflow_embed_activity.
  *
  *-------------------------------------------------------------------------
  */

@@ -45,7 +45,8 @@ typedef enum HrflowAccountOutcome
 #define HRFLOW_NSLOTS 160
 
 /*
- * What a server allows an account, as its replies have told; see allowance.c.
+ * The requests that a server allows an account to send, as learned from its
+ * replies; see allowance.c.
  */
 typedef struct HrflowAllowance
 {
@@ -55,7 +56,7 @@ typedef struct HrflowAllowance
 								 * request has been admitted yet */
 	uint32		slots[HRFLOW_NSLOTS];	/* requests admitted during each slot */
 
-	/* What has been learnt */
+	/* The limit learned from refusals */
 	int64		period;			/* period of the limit, in microseconds; 0:
 								 * unknown */
 	int64		allowed;		/* requests allowed per period; 0: unknown */
@@ -66,10 +67,10 @@ typedef struct HrflowAllowance
 	int64		spread_at;		/* when the next request is due, to spread
 								 * those of a period over a part of it */
 
-	/* What the headers of replies say */
+	/* The limit given by headers of replies */
 	bool		is_told;		/* did the last answer have such headers? */
-	int64		left;			/* requests that may still be sent before ... */
-	int64		left_until;		/* this time; one may be sent then */
+	int64		left;			/* requests that may be sent until left_until */
+	int64		left_until;		/* when at least one more may be sent */
 	uint64		nadmitted;		/* requests admitted so far */
 
 	/* The current pause, or the last one */

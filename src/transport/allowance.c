@@ -3,26 +3,25 @@
  * allowance.c
  *		Learns how many requests a server allows an account.
  *
- * If the headers of replies say how many requests are left, no more are sent
- * (RateLimit-Remaining and RateLimit-Reset of
- * draft-ietf-httpapi-ratelimit-headers, also with X- before them).  Requests
- * admitted after the one that is answered are assumed to be unknown to the
- * server yet, and are subtracted from that number.
+ * If the headers of a reply say how many requests may still be sent, we send
+ * no more than that (RateLimit-Remaining and RateLimit-Reset of
+ * draft-ietf-httpapi-ratelimit-headers, with or without the prefix X-).  The
+ * server is assumed not to have counted requests admitted after the answered
+ * one, so their number is subtracted.
  *
- * The limit itself is learnt from refusals (429).  We know when the requests
+ * The limit itself is learned from refusals (429).  We know when the requests
  * that were not refused were admitted, when the server refused others, and
- * when a probe succeeded.  If the server allows a number of requests in any
- * period of a given length, it admits another one as soon as the first request
- * of the last such period is older than that.  Hence each length implies when
- * a pause ends, and the time at which it does end tells the length.  The
- * number of requests is that of the period before the first refusal.  This
- * model is the strictest: limits of fixed windows, and token buckets, allow
- * at least as much.
+ * when a probe succeeded.  If the server allows a fixed number of requests in
+ * any period of a given length, it allows another one as soon as the oldest
+ * request of the latest such period has become older than the period.  Hence
+ * each possible length predicts when a pause ends, and the time at which the
+ * pause does end reveals the length.  The number allowed is the number of
+ * requests admitted in the period before the first refusal.  This model is
+ * the strictest one: fixed windows and token buckets allow at least as much.
  *
- * From then on that number is admitted per period, and the server refuses
+ * From then on, we admit that number per period, and the server refuses
  * nothing.  After some periods the number is raised, slightly at first.  If
- * the server refuses the additional requests, the number is learnt again as
- * before.
+ * the server refuses the additional requests, the number is learned again.
  *
  * All of this is part of the account's state in shared memory.  The caller is
  * rate.c, which holds the mutex.  Nothing here throws.
@@ -34,22 +33,22 @@
 #include "transport/transfer.h"
 
 /*
- * Lengths of periods that are considered, in seconds.  Other lengths are taken
- * for the next longer one, with which fewer requests are sent than are
- * allowed.
+ * Possible lengths of a period, in seconds.  A period of another length is
+ * mistaken for the next longer one, so that we send fewer requests than
+ * allowed rather than more.
  */
 static const uint8 usual_periods[] = {
 	1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60
 };
 
 /*
- * A period is assumed to be longer than it is by 1/100, since clocks differ.
+ * Assume that a period is longer than it is by 1/100, since clocks differ.
  */
 #define PERIOD_MARGIN 100
 
 /*
- * Width of slots in a new history, and the width with which they span more
- * than the longest period.
+ * Width of the slots of a new history, and their maximum width, at which the
+ * history spans more than the longest period.
  */
 #define FIRST_WIDTH (HRFLOW_SEC / 64)
 #define LAST_WIDTH (HRFLOW_SEC / 2)
@@ -58,34 +57,39 @@ static const uint8 usual_periods[] = {
 #define MIN_SLOTS 32
 
 /*
- * Minimum number of refusals from which a limit is learnt: a few may have
- * other reasons.  Minimum number of requests per period, unless the period is
- * the longest: with fewer, a longer period is used if the history spans it.
+ * Minimum number of refusals required to learn a limit.  Fewer may have other
+ * reasons.
  */
 #define MIN_REFUSED 4
+
+/*
+ * Minimum number of requests per period.  If fewer are allowed, use a longer
+ * period, provided that the history spans it.
+ */
 #define MIN_ALLOWED 10
 
 /*
- * Raise the number of requests by 1/64 after this many periods without a
- * refusal, by 1/32 in the next period, and so on up to 1/4 per period.
+ * After PERIODS_BEFORE_RAISE periods without a refusal, raise the number of
+ * requests by 1/2 to the power of FIRST_RAISE, that is, by 1/64.  The next
+ * raise is by 1/32, and so on up to LAST_RAISE, that is, by 1/4 per period.
  */
 #define PERIODS_BEFORE_RAISE 8
 #define FIRST_RAISE 6
 #define LAST_RAISE 2
 
 /*
- * Spread the requests of a period over 1/128 of it, so that all backends get
- * their share.  SPREAD_SLACK allows for the resolution of the time for which
- * they wait.
+ * Spread the requests of a period over 1/SPREAD_PART of it, so that all
+ * backends get their share.  SPREAD_SLACK allows for the resolution of the
+ * timeouts with which they wait.
  */
 #define SPREAD_PART 128
 #define SPREAD_SLACK (4 * HRFLOW_MSEC)
 
 /*
- * If no request is left, one is sent after TOLD_AGAIN, or when the server says
- * that others may be sent, to find out how many are left then.  Meanwhile,
- * backends check each TOLD_POLL whether a reply to another backend has said
- * so.
+ * If the server allows no more requests, send one after TOLD_AGAIN, or when
+ * the server says that more may be sent if that is later, to find out how many
+ * are allowed then.  Meanwhile, backends check at intervals of TOLD_POLL
+ * whether a reply to another backend allows more.
  */
 #define TOLD_AGAIN HRFLOW_SEC
 #define TOLD_POLL (20 * HRFLOW_MSEC)
@@ -104,7 +108,7 @@ with_margin(int64 period)
 
 /*
  * ------------------------------------------------------------------------
- * What was admitted
+ * History of admitted requests
  * ------------------------------------------------------------------------
  */
 
@@ -150,8 +154,8 @@ clear_slots(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Return the current slot.  While the period is unknown, the slots become
- * wider with time, so that they span all that may matter.
+ * Return the current slot.  While the period is unknown, widen the slots as
+ * time passes, so that the history can span the longest period.
  */
 static uint32 *
 find_slot(HrflowAllowance *allowance, int64 now)
@@ -172,8 +176,8 @@ find_slot(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Return the number of requests admitted from "from" to "to".  All requests of
- * a slot that is partly before "from" are included.
+ * Return the number of requests admitted between "from" and "to", including
+ * all requests of a slot that begins before "from" and ends after it.
  */
 static int64
 count_admitted(const HrflowAllowance *allowance, int64 from, int64 to)
@@ -191,8 +195,8 @@ count_admitted(const HrflowAllowance *allowance, int64 from, int64 to)
 }
 
 /*
- * Return the end of the first slot with requests admitted after a time; 0 if
- * there is none.
+ * Return the end of the first nonempty slot that ends after the given time, or
+ * 0 if there is none.
  */
 static int64
 first_admitted(const HrflowAllowance *allowance, int64 after)
@@ -218,7 +222,7 @@ count_one(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Remove a request that was admitted at "began".
+ * Remove a request that was admitted at "began" from the history.
  */
 static void
 take_out(HrflowAllowance *allowance, int64 began)
@@ -226,7 +230,7 @@ take_out(HrflowAllowance *allowance, int64 began)
 	int64		n = allowance->width == 0 ? HRFLOW_NSLOTS :
 	Max(began - allowance->began, 0) / allowance->width;
 
-	/* It was counted slightly later, perhaps in the next slot. */
+	/* It was counted slightly after "began", perhaps in the next slot. */
 	if (n < HRFLOW_NSLOTS - 1 && allowance->slots[n] == 0)
 		n++;
 	if (n < HRFLOW_NSLOTS && allowance->slots[n] > 0)
@@ -235,7 +239,7 @@ take_out(HrflowAllowance *allowance, int64 began)
 
 /*
  * ------------------------------------------------------------------------
- * What is allowed
+ * The limit
  * ------------------------------------------------------------------------
  */
 
@@ -265,7 +269,7 @@ has_spare(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * The limit has been reached: raise it if it is time to.
+ * The limit has been reached: raise it if it is time to do so.
  */
 static void
 raise_allowed(HrflowAllowance *allowance, int64 now)
@@ -278,9 +282,9 @@ raise_allowed(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * May a request be sent now?  If so, it is counted.  If not, *again is set to
- * when to ask again, and *full_until to when the next request will be allowed;
- * or 0 if the wait is a short one.
+ * May a request be sent now?  If so, count it.  If not, set *again to the time
+ * at which to ask again, and *full_until to the time at which the next request
+ * will be allowed, or to 0 if that is soon.
  */
 bool
 hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
@@ -328,7 +332,7 @@ hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
 }
 
 /*
- * Count a request that is sent in any case.
+ * Count a request that is sent regardless of the limit.
  */
 void
 hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
@@ -339,9 +343,9 @@ hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Record what the headers of the reply to request number "serial" say: how
- * many requests may still be sent, negative if they do not say so, and after
- * how many seconds others may.
+ * Record the headers of the reply to request number "serial".  "left" is the
+ * number of requests that may still be sent, or negative if the headers do not
+ * say, and "reset" is the number of seconds after which more may be sent.
  */
 void
 hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
@@ -356,8 +360,9 @@ hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
 }
 
 /*
- * Record that a request admitted at "began" has been answered.  From now on it
- * counts as admitted now, since it is not known when it arrived at the server.
+ * Record that a request admitted at "began" has been answered.  From then on,
+ * it counts as admitted at the time of the answer, because we do not know when
+ * it arrived at the server.
  */
 void
 hrflow_allowance_note_answer(HrflowAllowance *allowance, int64 began,
@@ -380,7 +385,7 @@ hrflow_allowance_note_refusal(HrflowAllowance *allowance, int64 began,
 }
 
 /*
- * A pause for a refusal begins.
+ * Record that a refusal has started a pause.
  */
 void
 hrflow_allowance_begin_pause(HrflowAllowance *allowance, int64 now)
@@ -392,8 +397,8 @@ hrflow_allowance_begin_pause(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * A probe that was sent at "sent_at" has been refused.  If a second one is
- * refused although the limit should allow it, forget the limit.
+ * Record that the probe sent at "sent_at" has been refused.  If that happens
+ * twice although the limit should allow the probes, forget the limit.
  */
 void
 hrflow_allowance_prolong_pause(HrflowAllowance *allowance, int64 sent_at)
@@ -404,8 +409,8 @@ hrflow_allowance_prolong_pause(HrflowAllowance *allowance, int64 sent_at)
 }
 
 /*
- * Return when the pause would end if the period had this length; 0 if nothing
- * was admitted within such a period before the pause.
+ * Return the time at which the pause would end if the period had this length,
+ * or 0 if no request was admitted within such a period before the pause.
  */
 static int64
 end_of_pause(const HrflowAllowance *allowance, int64 period)
@@ -418,7 +423,8 @@ end_of_pause(const HrflowAllowance *allowance, int64 period)
 }
 
 /*
- * Return when to send the next probe, at "earliest" or later; 0 if unknown.
+ * Return the time at which to send the next probe, not before "earliest"; or 0
+ * if it cannot be predicted.
  */
 int64
 hrflow_allowance_probe_at(const HrflowAllowance *allowance, int64 earliest)
@@ -442,9 +448,8 @@ hrflow_allowance_probe_at(const HrflowAllowance *allowance, int64 earliest)
 }
 
 /*
- * Adapt the width of the slots to a period that is known from now on.  If they
- * were too wide, the requests of the last period are counted as if they were
- * admitted now.
+ * Adapt the width of the slots to a period that has just been learned.  If the
+ * slots were too wide, treat all requests of the last period as admitted now.
  */
 static void
 fit_slots(HrflowAllowance *allowance, int64 now)
@@ -465,8 +470,8 @@ fit_slots(HrflowAllowance *allowance, int64 now)
 
 /*
  * Return the number of requests that the server allowed in the period before
- * the pause, which a probe has ended that was sent at "now".  Requests that
- * were in flight when the pause began were answered during it.
+ * the pause.  "now" is when the probe that ended the pause was sent.  Requests
+ * answered during the pause are included: they were in flight when it began.
  */
 static int64
 count_before_pause(const HrflowAllowance *allowance, int64 now)
@@ -479,7 +484,7 @@ count_before_pause(const HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * A probe that was sent at "now" has ended the pause: learn the limit.
+ * Learn the limit, after a probe sent at "now" has ended the pause.
  */
 void
 hrflow_allowance_learn(HrflowAllowance *allowance, int64 now)

@@ -243,8 +243,7 @@ free_headers(HrflowHeaders *headers)
 
 /*
  * Return the headers for requests with these settings.  The caller must
- * release them when no request that uses them is in flight any more.  Raises
- * 53200.
+ * release them once no request that uses them is in flight.  Raises 53200.
  */
 HrflowHeaders *
 hrflow_curl_get_headers(const HrflowSettings *settings)

@@ -102,8 +102,9 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 		case CURLE_OPERATION_TIMEDOUT:
 
 			/*
-			 * libcurl does not tell which of its two time limits expired.  If
-			 * it is not that of the whole attempt, it is that for connecting.
+			 * libcurl does not report which of its two time limits expired.
+			 * If the attempt as a whole still had time, it was the limit for
+			 * connecting.
 			 */
 			if (was_sent || hrflow_clock_now() - transfer->try.began >=
 				settings->request_timeout * HRFLOW_MSEC)

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * pool.c
- *		What a backend keeps between statements: libcurl's multi handle with
- *		its connections, the poller, and the WaitEventSet.
+ *		Resources that a backend keeps between statements: libcurl's multi
+ *		handle with its connections, the poller, and the WaitEventSet.
  *
  * No callback of libcurl may throw, because a longjmp through libcurl makes
  * its handles unusable.  The callbacks count, set a flag and return; we act on
@@ -67,7 +67,7 @@ static struct
 	CURLM	   *multi;
 	bool		is_stale;		/* discard "multi" when no requests are in
 								 * flight */
-	bool		is_broken;		/* "multi" must not be used any more */
+	bool		is_broken;		/* "multi" must no longer be used */
 	bool		has_poller;
 	int			poller;			/* valid if has_poller */
 	WaitEventSet *wait_set;
@@ -145,8 +145,8 @@ notice_closed(int fd)
 }
 
 /*
- * libcurl's callback for what to watch a socket for.  A socket that is not a
- * connection belongs to the thread that resolves a name.
+ * libcurl's callback that sets the events to watch a socket for.  A socket that
+ * is not a connection belongs to the thread that resolves a name.
  */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
@@ -307,11 +307,11 @@ make_wait_set(void)
 }
 
 /*
- * Prepare for requests with these settings.  What a backend needs once is
- * initialized by its first statement, never in the postmaster.
+ * Prepare for requests with these settings.  The first call in a backend
+ * initializes libcurl, which must never happen in the postmaster.
  *
- * "in_flight" tells whether there are requests in flight; there must be none
- * if the pool is broken.
+ * "in_flight" tells whether any requests are in flight.  There must be none if
+ * the pool is broken.
  */
 void
 hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
@@ -367,7 +367,7 @@ hrflow_pool_is_broken(void)
 }
 
 /*
- * Close all connections when no requests are in flight any more.
+ * Close all connections once no requests are in flight.
  */
 void
 hrflow_pool_discard(void)
@@ -597,8 +597,8 @@ end_libcurl(const sigset_t *old, CURLMcode code)
 }
 
 /*
- * Let libcurl process the sockets that are ready, without waiting.  "since" is
- * until when we were busy elsewhere.
+ * Let libcurl process the sockets that are ready, without waiting.  We were
+ * busy elsewhere until "since".
  */
 static void
 work_on_sockets(int64 since)

@@ -9,7 +9,8 @@
  * limit / 60 requests are sent, and there are no boundaries between minutes at
  * which two bursts could meet.
  *
- * What the server allows is learnt from its replies; see allowance.c.
+ * The limit that the server itself imposes is learned from its replies; see
+ * allowance.c.
  *
  * A 429, or a 503 with Retry-After, pauses the account.  So do many
  * consecutive failures soon after an answer, as when a server is restarted.
@@ -30,7 +31,7 @@
 #include "transport/transfer.h"
 
 /*
- * A limit that has not been used for this long is replaced by a higher one.
+ * A higher limit may replace one that has not been used for this long.
  */
 #define LIMIT_MEMORY (60 * HRFLOW_SEC)
 
@@ -46,17 +47,17 @@
 /*
  * Length of a pause if the server does not specify one.  The first probe is
  * sent after about PAUSE_MIN, since a refusal may have other reasons than a
- * rate limit, and then when the usual periods of rate limits end.  If those
- * are not applicable, the length is doubled with each probe that fails, up to
+ * rate limit, and the next ones when the usual periods of rate limits end.  If
+ * these do not apply, the length is doubled after each probe that fails, up to
  * PAUSE_LIMIT.
  */
 #define PAUSE_MIN (250 * HRFLOW_MSEC)
 #define PAUSE_LIMIT (8 * HRFLOW_SEC)
 
 /*
- * Maximum length of a pause started by failures.  A batch that stops during an
- * outage notices that only when a request fails, so this must be shorter than
- * a user would wait for that.
+ * Maximum length of a pause started by failures.  A batch notices an outage
+ * only when its requests fail, and it sends none during a pause, so this must
+ * be shorter than users are willing to wait for the batch to stop.
  */
 #define FAILURE_PAUSE_LIMIT (2 * HRFLOW_SEC)
 
@@ -143,9 +144,9 @@ merge_limit(HrflowBucket *bucket, int limit, int64 now)
 }
 
 /*
- * Return the least number of seconds per request within the rate that the
- * account may use, after an initial burst of *burst requests; 0 if no limit is
- * known.
+ * Return the number of seconds between requests at the highest rate that the
+ * account may use after an initial burst of *burst requests, or 0 if no limit
+ * is known.
  */
 double
 hrflow_rate_interval(const HrflowSettings *settings, int64 *burst)
@@ -201,10 +202,10 @@ charge_limit(HrflowBucket *bucket, int64 now)
 }
 
 /*
- * May this account send a request now?  If so, the request is counted, and
- * *serial is set to its number among the requests of the account.  If not,
- * *again is set to when to ask again, and *paused_until to the end of the
- * pause, or 0.
+ * May this account send a request now?  If so, count it, and set *serial to
+ * its number among the requests of the account.  If not, set *again to the
+ * time at which to ask again, and *paused_until to the end of the pause, or to
+ * 0 if the account is not paused.
  */
 HrflowAdmission
 hrflow_rate_admit(uint64 account, int limit, uint64 *serial, int64 *again,
@@ -343,7 +344,7 @@ pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
 }
 
 /*
- * End the pause after a probe with another outcome than that which caused the
+ * End the pause after a probe whose outcome differs from the cause of the
  * pause, unless a reply requested a pause after the probe was sent.
  */
 static void
@@ -361,11 +362,10 @@ end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
 /*
  * Report the outcome of a request.
  *
- * Returns how long the account pauses because of this outcome, in
- * microseconds; 0: it does not.  If it does, *counts is set to whether the
- * attempt counts for its request: it does not if others had already paused the
- * account, nor while failures may be due to a restart of the server.  Does not
- * throw.
+ * Returns the length of the pause that this outcome causes, in microseconds,
+ * or 0 if it causes none.  Sets *counts to whether the attempt counts towards
+ * max_attempts: it does not if other requests had already paused the account,
+ * nor while failures may be due to a restart of the server.  Does not throw.
  */
 int64
 hrflow_rate_report(const HrflowTransfer *transfer,

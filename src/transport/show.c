@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * show.c
- *		Publishes and counts what a transport sends, and publishes what it
- *		waits for.
+ *		Counts the requests of a transport, and publishes them and the reasons
+ *		why it waits.
  *
  *-------------------------------------------------------------------------
  */

@@ -448,7 +448,7 @@ collect(void)
 
 /*
  * Let all requests in flight fail after an error of the multi handle itself,
- * which must not be used any more.
+ * which must no longer be used.
  */
 static void
 lose_in_flight(void)

@@ -21,10 +21,10 @@
  * 	failure.c	interprets libcurl's errors
  * 	features.c	checks libcurl's features
  * 	trust.c		certificate authorities
- * 	pool.c		what a backend keeps: the multi handle, its connections
+ * 	pool.c		resources kept between statements: multi handle, connections
  * 	idle.c		idle requests
  * 	rate.c		rate limits and pauses of accounts, shared by all backends
- * 	allowance.c	learns what a server allows an account
+ * 	allowance.c	learns the limits that servers impose on accounts
  * 	poller.c	epoll or kqueue
  *
  *-------------------------------------------------------------------------
@@ -238,7 +238,7 @@ struct HrflowTransport
 	int64		rests_until;	/* end of a pause requested by the caller; 0:
 								 * none */
 	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */
-	bool		was_told;		/* has the user been told about a long pause? */
+	bool		was_told;		/* was the user informed of a long pause? */
 	bool		suspended;		/* starts no requests until it is used again */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
 	bool		stopped;		/* sends no more requests to the API */

@@ -532,7 +532,7 @@ may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
 /*
  * Report the status of a reply to the transport, and whether a retry might
  * succeed.  Returns whether the request is retried, in which case the caller
- * must not use the reply any more.  This must be called for every reply that
+ * must no longer use the reply.  This must be called for every reply that
  * does not have "stopped" set.
  *
  * An attempt refused because of the account's pause does not count if others

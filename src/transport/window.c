@@ -78,7 +78,7 @@
 /* Minimum size to which latency, refusals and broken connections cut a window. */
 #define MIN_CUT 8
 
-/* Minimum and maximum number of requests of a round. */
+/* Minimum and maximum number of requests in a round. */
 #define MIN_ROUND 8
 #define MAX_ROUND 64
 
@@ -99,8 +99,8 @@
 typedef enum WindowTrial
 {
 	NO_TRIAL,
-	TRIAL_OF_CUT,				/* after a cut: does the latency fall? */
-	TRIAL_OF_LATENCY			/* what is the latency without a queue? */
+	TRIAL_OF_CUT,				/* to see whether a cut lowers the latency */
+	TRIAL_OF_LATENCY			/* to measure the latency without a queue */
 } WindowTrial;
 
 /*
@@ -303,9 +303,9 @@ compare_latencies(const void *a, const void *b)
 }
 
 /*
- * Has the throughput fallen along with the number in flight that was cut?  We
- * compare with the geometric mean of not falling at all and falling by the
- * same factor.
+ * Has the throughput fallen in proportion to the number of requests in flight,
+ * rather than stayed the same?  The threshold is the geometric mean of these
+ * two possibilities.
  */
 static bool
 was_cut_in_vain(const HrflowWindow *window, double beside, int32 latency)
@@ -317,8 +317,8 @@ was_cut_in_vain(const HrflowWindow *window, double beside, int32 latency)
 }
 
 /*
- * Evaluate the round after a window was reduced, if this was one.  Returns
- * whether the window has been restored.
+ * If the window was reduced for this round, evaluate the effect.  Returns
+ * whether the window has been restored to its previous size.
  */
 static bool
 end_trial(HrflowWindow *window, double beside, int32 latency, int64 now)
@@ -410,9 +410,9 @@ note_latency(HrflowTransfer *transfer, int64 now)
 }
 
 /*
- * Record a refusal that is, or appears to be, due to too many requests: make
- * the window smaller, but not smaller than "least".  The refusal of a probe
- * says nothing about the number of requests, because a probe is sent alone.
+ * Record a refusal that is, or appears to be, due to too many requests: cut
+ * the window, but not below "least".  The refusal of a probe does not count,
+ * because a probe is sent alone.
  */
 static void
 note_refusal(HrflowTransfer *transfer, double least, int64 now)
@@ -430,8 +430,9 @@ note_refusal(HrflowTransfer *transfer, double least, int64 now)
 }
 
 /*
- * Evaluate an attempt that has ended, but is still in flight.  This comes
- * before the account is told, after which a probe is no longer marked as one.
+ * Evaluate an attempt that has ended, but is still counted as in flight.  Call
+ * this before reporting the outcome to the account, because a probe is no
+ * longer marked as a probe after that.
  */
 void
 hrflow_window_settle(HrflowTransfer *transfer)
@@ -472,7 +473,7 @@ hrflow_window_limit(const HrflowTransport *transport)
 }
 
 /*
- * Limit the requests in flight to the present number, because the bodies have
+ * Limit the requests in flight to the current number, because the bodies have
  * exceeded their memory.
  */
 void
@@ -510,8 +511,8 @@ hrflow_window_is_narrow(int nin_flight)
 
 /*
  * Return the number of requests to the API that are likely to be in flight
- * with these settings: the initial number if this backend has not sent any
- * recently.
+ * with these settings.  That is the initial number if this backend has not sent
+ * any requests recently.
  */
 int
 hrflow_window_expected(const HrflowSettings *settings)
