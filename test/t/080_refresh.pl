@@ -1,7 +1,7 @@
-# A store's refresh as others see it: several at once, by pg_cron, killed,
-# cancelled, with the network or the server gone; what it locks, what it writes
-# and what it leaves; and who may make whom do what.  SQL sees neither what is
-# asked nor other sessions.
+# Refreshing a store, as other sessions see it: concurrent runs, jobs of pg_cron,
+# and runs that are killed, canceled, or lose the network or the server; what a
+# run locks, writes and leaves behind; and the privileges it needs.  A regression
+# test could see neither the requests that are sent nor other sessions.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Disturb;
@@ -23,7 +23,8 @@ my $node = Hrflow::Node->new('refresh', $api, %settings);
 sub sql { return $node->safe_psql('postgres', @_); }
 
 #
-# pg_cron begins a job with the minute: meanwhile all else is tested.
+# pg_cron starts jobs at the beginning of a minute, so schedule them now, and
+# test everything else in the meantime.
 #
 my ($cron, $cron_api, $cron_store, $cron_lock);
 if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
@@ -39,10 +40,10 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 	$cron_store = Hrflow::Store->new($cron, $cron_api, 'shop');
 	my $last_run = "SELECT last_run, last_run_status FROM hrflow_store_status('shop.embedding')";
 	is($cron_store->sql($last_run),
-		'|', 'hrflow_store_status() shows no last run to a role without rights on pg_cron');
+		'|', 'hrflow_store_status() shows no last run to a role without privileges on pg_cron');
 	$cron->safe_psql('postgres', 'GRANT USAGE ON SCHEMA cron TO keeper');
-	is($cron_store->sql($last_run), '|',
-		'hrflow_store_status() shows no last run before the first');
+	is($cron_store->sql($last_run),
+		'|', 'hrflow_store_status() shows no last run before the first run');
 	$cron_store->fill(5000);
 	$cron->safe_psql('postgres', 'ALTER ROLE keeper NOLOGIN');
 	(undef, undef, my $warning) = $cron->psql('postgres',
@@ -55,8 +56,8 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 		'hrflow_schedule() warns if the owner is not permitted to log in');
 	$cron->safe_psql('postgres', 'ALTER ROLE keeper LOGIN');
 
-	# Once an hour, in a minute at most: such jobs have the time to wait for the
-	# rest of this test
+	# Run the jobs once an hour, for the first time in about a minute, so that
+	# they can wait for the rest of this test
 	my $minute = $cron->safe_psql('postgres',
 		"SELECT extract(minute FROM (now() + interval '65 seconds') AT TIME ZONE 'GMT')");
 	my $again = $cron_store->sql(
@@ -71,7 +72,7 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 		$cron_store->sql('SELECT jobid FROM cron.job'),
 		'hrflow_schedule() returns the id of the job');
 
-	# One that overlaps with it; neither is to claim yet
+	# Schedule another job that overlaps with it.  Neither must claim profiles yet
 	$cron_store->sql(
 		"SELECT cron.schedule('overlap', '$minute * * * *', (SELECT command FROM cron.job))");
 	$cron_lock = Hrflow::Session->new($cron);
@@ -79,7 +80,7 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 }
 
 #
-# Four at once
+# Four concurrent runs
 #
 my $store = Hrflow::Store->new($node, $api, 'shop');
 $store->fill(5000);
@@ -99,7 +100,7 @@ is($store->states, 'ok 5000', 'four runs at once leave all profiles ok');
 is($store->wrong_vectors("profile_id LIKE '%5'"), 0, 'four runs at once store the right vectors');
 
 #
-# One that takes its time, meanwhile
+# Start a slow run, whose progress reports are checked further below
 #
 my $slow_api = Hrflow::StandIn->new('--latency' => 50, '--dim' => 64);
 my $slow = Hrflow::Store->new($node, $slow_api, 'slow');
@@ -110,12 +111,13 @@ my $slow_call = $slow->start_call(
 	  { 'hrflow_embed.base_url' => $slow_api->base_url, 'hrflow_embed.max_concurrency' => 1 });
 
 #
-# Nothing has changed
+# Profiles whose vectors have not changed
 #
 
-# What was written of the vectors.  A session's counts come when it ends: once
-# those of the table of profiles have, with a claim and a result of each, so
-# have these.
+# Return how many vectors were inserted, updated and deleted.  A session reports
+# its counts when it ends.  Once they include the given number of updates of
+# the table of profiles, which each claim and each result updates, they are
+# complete.
 sub written
 {
 	my ($updates) = @_;
@@ -124,7 +126,7 @@ sub written
 		'postgres',
 		"SELECT n_tup_upd >= $updates FROM pg_stat_user_tables
 			WHERE relid = 'shop.embedding_profile'::regclass"
-	) or die "no $updates updates are counted";
+	) or die "fewer than $updates updates were counted";
 	return $store->sql(
 		"SELECT n_tup_ins, n_tup_upd, n_tup_del FROM pg_stat_user_tables
 		WHERE relid = 'shop.embedding'::regclass");
@@ -134,13 +136,12 @@ $store->hasten("substr(profile_id, 1, 1) = 'n'");
 $api->reset;
 like($store->call, qr/ 1250 refreshed/, 'a run refreshes the profiles that are due again');
 is(scalar(keys %{ $store->asked }), 1250, 'the profiles that are due again are requested');
-is(written(2 * 5000 + 1250 + 2 * 1250),
-	'10000|0|0', 'no vector is written where nothing has changed');
+is(written(2 * 5000 + 1250 + 2 * 1250), '10000|0|0', 'no vector is written if none has changed');
 
 #
-# Whoever uses the candidates meanwhile does not wait
+# A run does not block other sessions that use the candidates
 #
-$store->sql('ALTER TABLE shop.candidate SET (autovacuum_enabled = off)');    # which locks it too
+$store->sql('ALTER TABLE shop.candidate SET (autovacuum_enabled = off)'); # autovacuum locks it, too
 $store->hasten("substr(profile_id, 1, 1) = 'w'");
 my $watcher = Hrflow::Session->new($node);
 my $call = $store->start_call('batch_size => 50');
@@ -162,8 +163,8 @@ is($waits, 0, 'the table of candidates could be locked at any time during the ru
 cmp_ok($locks, '>', 20, 'the table of candidates was locked often during the run');
 
 #
-# What it holds while the network is awaited: in one batch after the other, and
-# in that where the sections are asked for one by one
+# The transaction, snapshot and locks of a run that waits for the network, also
+# while it requests the sections of a profile one by one
 #
 my $far_api = Hrflow::StandIn->new('--latency' => 500, '--dim' => 64);
 $store->sql(
@@ -190,7 +191,7 @@ until ($call->{err} =~ /refreshed, /)
 			AND (locktype, classid) IS DISTINCT FROM ('advisory', 'shop.embedding_run'::regclass))
 		FROM pg_stat_activity a WHERE application_name = 'watched' AND state = 'active';");
 
-	# Not when the answer may have come
+	# Skip samples taken when the reply may have arrived
 	if ($n > 0 && time - $since < 0.4)
 	{
 		$holds{$sample}++;
@@ -202,7 +203,7 @@ until ($call->{err} =~ /refreshed, /)
 like($store->finish_call($call), qr/: 3 refreshed/, 'a run refreshes profiles one by one');
 is( $far_api->stats->{requests},
 	3 + 4 + 3,
-	'a profile with a section without a vector takes a request for each section');
+	'a profile with a section that has no vector takes a request for each section');
 my $waiting = delete $holds{'Extension|||0'};
 is_deeply([ grep { /^Extension/ } keys %holds ],
 	[], 'a run that waits for the network has no transaction, snapshot or lock');
@@ -213,7 +214,7 @@ is_deeply(
 	'a run was watched from its beginning to its end');
 
 #
-# The claim finds what is due by its index
+# The claim finds due profiles by an index
 #
 $store->sql("UPDATE shop.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-1'");
 $call = $store->start_call(
@@ -235,7 +236,7 @@ like(
 	'the claim finds new profiles by an index of their own');
 
 #
-# What changes while it is fetched
+# Profiles that change while they are fetched
 #
 $store->sql(
 	q{DELETE FROM shop.candidate;
@@ -252,7 +253,7 @@ $store->sql(
 like(
 	$store->finish_call($call),
 	qr/: 2 refreshed/,
-	'of three profiles, one marked and one deleted meanwhile, two are refreshed');
+	'two of three profiles are refreshed if one is marked and one deleted meanwhile');
 is( $store->sql(
 		"SELECT profile_id, state, generation, attempts, lease_until FROM shop.embedding_profile
 			ORDER BY 1"
@@ -275,10 +276,10 @@ is( $store->sql(
 	'a profile that is marked while it is fetched is due again a minute later');
 is( $store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
 	"fault:latency=1500,id=driver\nfault:latency=1500,id=nurse",
-	'what was fetched of a profile that was marked meanwhile is kept');
+	'the vectors of a profile that is marked while it is fetched are kept');
 
 #
-# All of it is gone before it is answered
+# A profile that is deleted before its reply arrives
 #
 $store->sql(
 	q{DELETE FROM shop.candidate;
@@ -296,7 +297,7 @@ is($store->sql('SELECT count(*) FROM shop.embedding'),
 	0, 'the vectors of a profile that is no longer tracked are not stored');
 
 #
-# Gone
+# Profiles that the API no longer has
 #
 sub gone_run
 {
@@ -312,7 +313,7 @@ sub gone_run
 	);
 	$store->call;
 
-	# They are deleted from the account: the API would not know them
+	# Simulate their deletion from the account by ids that the API does not know
 	$store->sql(
 		"UPDATE shop.embedding_profile SET profile_id = 'missing-' || profile_id
 			WHERE profile_id LIKE 'nurse%';
@@ -330,13 +331,13 @@ like(
 	qr/: 2 refreshed, .* 19 not found, 0 gone/,
 	'a profile that the API does not know is missing at first');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
-	0, 'the vectors of a profile that is missing for four days are erased');
+	0, 'the vectors of a profile that has been missing for four days are erased');
 like(
 	$second,
 	qr/: 2 refreshed, .* 0 not found, 19 gone/,
-	'a profile that is missing for four days is gone');
+	'a profile that has been missing for four days is gone');
 
-# However many runs they come in, and until a day has passed
+# The limit applies to all runs of a day together
 sub lose
 {
 	my ($n) = @_;
@@ -356,23 +357,29 @@ like(
 	$second,
 	qr/WARNING:\ .*\ keeps\ the\ vectors\ of\ 21\ profiles\ .*\n
 		DETAIL:\ .*\ at\ most\ 5\ %/x,
-	'a run warns when more than 20 profiles and more than a twentieth would be gone');
-is($store->states, 'missing 21, ok 390', 'no profile is gone where they are too many');
+	'a run warns if more than 20 profiles and more than 5 % of all would be gone');
+is($store->states, 'missing 21, ok 390', 'no profile is gone if too many are missing');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
-	42, 'missing profiles keep their vectors where they are too many');
+	42, 'missing profiles keep their vectors if too many are missing');
 ($first, $second) = gone_run(20, 390);
-like($second, qr/ 20 gone/, '20 profiles may be gone in one run');
-like(lose(1), qr/keeps the vectors of 1 profile /, 'the next run of a day may have none');
+like($second, qr/ 20 gone/, 'one run may erase the vectors of 20 missing profiles');
+like(
+	lose(1),
+	qr/keeps the vectors of 1 profile /,
+	'a run warns if it exceeds the limit together with an earlier run of the day');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
-	2, 'the vectors are kept of a profile that is one too many within a day');
+	2, 'a missing profile beyond the limit of the day keeps its vectors');
 is($store->sql("SELECT erased_last_day FROM hrflow_store_status('shop.embedding')"),
 	20, 'hrflow_store_status() shows how many profiles have lost vectors within a day');
 $store->age('1 day');
-like(lose(1), qr/ 0 not found, 1 gone/, 'a day later another one may be gone');
+like(
+	lose(1),
+	qr/ 0 not found, 1 gone/,
+	'a run may erase the vectors of another missing profile a day later');
 ($first, $second) = gone_run(21, 420);
-like($second, qr/ 21 gone/, 'a twentieth of the profiles may be gone within a day');
+like($second, qr/ 21 gone/, 'one run may erase the vectors of 5 % of the profiles');
 
-# One that the API knows, but not the section asked for, keeps the others
+# A profile that lacks the requested section keeps its other sections
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
 $store->call(q(fields => '{"profile": 1}'));
 $store->sql(
@@ -391,9 +398,10 @@ is( $store->sql(
 			WHERE profile_id = 'novector-cook-1'"
 	),
 	'missing|profile',
-	'a profile that lacks the section asked for keeps those that were not asked for');
+	'a profile that lacks the requested section keeps its other sections');
 
-# One that was not asked for is not gone, though others prove that its source is known
+# A missing profile that was not requested again is not gone, although replies for
+# others prove that the API knows its source
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
 $store->call;
 $store->sql(
@@ -406,9 +414,9 @@ $store->sql(
 $store->call;
 is( $store->profiles('profile_id, state'),
 	"cook-3|ok\nmissing-1|missing\nmissing-2|gone",
-	'a missing profile is gone only when the API has been asked for it again');
+	'a missing profile is gone only after it has been requested again');
 
-# What has no vectors loses none
+# Profiles without vectors do not count towards the limit
 $store->sql("DELETE FROM shop.candidate; DELETE FROM shop.embedding_profile");
 $store->sql(
 	"INSERT INTO shop.candidate (hrflow_id) SELECT 'missing-' || i FROM generate_series(1, 50) i;
@@ -416,9 +424,12 @@ $store->sql(
 $store->call;
 $store->age('4 days');
 $store->hasten('true');
-like($store->call, qr/ 0 not found, 50 gone/, 'any number may be gone that never had vectors');
+like(
+	$store->call,
+	qr/ 0 not found, 50 gone/,
+	'any number of missing profiles that never had vectors may be gone');
 
-# A section that the API no longer has is the same
+# Sections that the API no longer has
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 60) i");
 $store->call;
 $store->sql(
@@ -430,21 +441,21 @@ like(
 	qr/keeps the vectors of 60 profiles that the API no longer has/,
 	'a run warns when more than 20 profiles would lose a section');
 is($store->sql('SELECT section, count(*) FROM shop.embedding GROUP BY 1 ORDER BY 1'),
-	"profile|60\nskills|60", 'sections are kept where they are too many');
+	"profile|60\nskills|60", 'missing sections are kept if too many are missing');
 is( $store->profiles("state, last_error, due_at > now() + interval '20 days'"),
 	'ok|HrFlow no longer has vectors of sections asked for: skills|t',
-	'a profile that keeps such a section says so, and is not bought again the next day');
+	'a profile that keeps a missing section says so, and is not due again for weeks');
 $store->hasten("profile_id < 'novector-cook-2'");
-like($store->call, qr/: 11 refreshed/, 'a run of a few such profiles');
+like($store->call, qr/: 11 refreshed/, 'a run refreshes a few profiles that lack a section');
 is($store->sql('SELECT section, count(*) FROM shop.embedding GROUP BY 1 ORDER BY 1'),
-	"profile|60\nskills|49", 'erases the section of those');
+	"profile|60\nskills|49", 'missing sections are erased if only a few are missing');
 $store->hasten("profile_id >= 'novector-cook-5'");
 like(
 	$store->call,
 	qr/keeps the vectors of 16 profiles that the API no longer has/,
-	'the next one has no more');
+	'a run warns if the limit for sections has been used up by an earlier run of the day');
 
-# An API that suddenly has nothing
+# An API that suddenly has no vectors
 foreach my $fault ("status=400,message=Invalid key. File doesn't exist", 'data=e30')
 {
 	$store->track("SELECT 'cook-' || i FROM generate_series(1, 60) i");
@@ -454,15 +465,15 @@ foreach my $fault ("status=400,message=Invalid key. File doesn't exist", 'data=e
 	$store->call;
 	is($store->states, 'missing 60', "$fault for every profile makes them missing");
 	is($store->sql('SELECT count(*) FROM shop.embedding'),
-		120, "$fault for every profile erases nothing");
+		120, "$fault for every profile erases no vector");
 	$api->reset;
 	$store->hasten('true');
 	$store->call;
-	is($store->states, 'ok 60', "profiles that met $fault are refreshed when it is over");
+	is($store->states, 'ok 60', "profiles are refreshed again after $fault for every profile");
 }
 
 #
-# Where everything is wrong nothing is erased
+# Nothing is erased if every request fails
 #
 $store->sql(
 	"DELETE FROM shop.candidate; DELETE FROM shop.embedding_profile; DELETE FROM shop.embedding;");
@@ -485,13 +496,13 @@ for my $run (1 .. 2)
 	like(
 		$store->call(undef, role => 'keeper', settings => \%nowhere),
 		qr/WARNING:  .*refresh of shop\.embedding was stopped: nothing was answered/,
-		"an address that answers 404 to everything stops run $run");
+		"run $run stops at an address that answers 404 to every request");
 }
 $peer->stop;
 is( $store->sql('SELECT string_agg(DISTINCT state || attempts, $$ $$) FROM shop.embedding_profile'),
-	'ok0', 'an address that answers 404 to everything changes no state');
+	'ok0', 'an address that answers 404 to every request changes no state');
 is($store->sql('SELECT count(*) FROM shop.embedding'),
-	80, 'an address that answers 404 to everything erases no vector');
+	80, 'an address that answers 404 to every request erases no vector');
 
 for my $run (1 .. 2)
 {
@@ -499,15 +510,15 @@ for my $run (1 .. 2)
 	like(
 		$store->call(undef, settings => { 'hrflow_embed.api_key' => 'askr_' . 'f' x 32 }),
 		qr/WARNING:  .*was stopped: HrFlow API refused the API key/,
-		"a wrong key stops run $run");
+		"run $run stops because of a wrong key");
 	is( $store->sql(
 			'SELECT string_agg(DISTINCT state || attempts, $$ $$), count(lease_until)
 				FROM shop.embedding_profile'
 		),
 		'ok0|0',
-		"after the wrong key of run $run no state has changed and no lease is left");
+		"run $run with a wrong key changes no state and leaves no lease");
 	is($store->sql('SELECT count(*) FROM shop.embedding'),
-		80, "the wrong key of run $run erases no vector");
+		80, "run $run with a wrong key erases no vector");
 }
 $store->sql(
 	"INSERT INTO shop.embedding_profile (source_id, profile_id)
@@ -520,15 +531,16 @@ for my $run (1 .. 2)
 	like(
 		$out,
 		qr/WARNING:  .*leaves a source out: the API does not know it\nDETAIL:  Source "unknown-1"/,
-		"run $run leaves a source of another account out");
-	like($out, qr/: 40 refreshed/, "run $run refreshes the profiles of the other source");
-	is($store->sql('SELECT count(*) FROM shop.embedding'), 80, "run $run erases no vector");
+		"run $run skips a source of another account");
+	like($out, qr/: 40 refreshed/, "run $run refreshes the profiles of the known source");
+	is($store->sql('SELECT count(*) FROM shop.embedding'),
+		80, "run $run, which skips a source, erases no vector");
 }
 is( $store->sql("SELECT state, attempts FROM shop.embedding_profile WHERE source_id = 'unknown-1'"),
-	"due|0\ndue|0", 'the profiles of the other account stay due');
+	"due|0\ndue|0", 'the profiles of a source that was skipped stay due');
 $store->sql("SELECT hrflow_untrack('shop.embedding', 'unknown-1', '{a,b}')");
 
-# A refusal keeps what was fetched
+# Vectors that were fetched before a refusal are kept
 $store->sql(
 	"INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:status=402,latency=1000,id=nurse');
 	DELETE FROM shop.embedding;");
@@ -538,18 +550,18 @@ like(
 	qr/WARNING:  .*was stopped: HrFlow account is over its quota.* 40 refreshed/s,
 	'a run stops when the account is over its quota');
 is($store->sql('SELECT count(*) FROM shop.embedding'),
-	2 * 40, 'what was fetched before the quota ended is kept');
+	2 * 40, 'vectors fetched before the quota was exceeded are kept');
 is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()'),
-	40, 'what was fetched before the quota ended is not due again');
+	40, 'profiles fetched before the quota was exceeded are not due again');
 is( $store->sql(
 		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
 	),
 	0,
-	'a run that stops for the quota counts no attempt and leaves no lease');
+	'a run that stops because of the quota counts no attempt and leaves no lease');
 $store->sql("DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault%'");
 
 #
-# A section without a vector, and what needs another try
+# Profiles that lack a section or need to be retried
 #
 $store->call;
 $store->sql(
@@ -560,23 +572,24 @@ $api->reset;
 like(
 	$store->call,
 	qr/: 1 refreshed, 1 to be tried again/,
-	'a profile without skills is refreshed, and one that fails is to be tried again');
+	'a profile without skills is refreshed, and one that fails will be retried');
 is($store->asked->{'novector-nurse'},
-	3, 'a profile without a vector in one section is requested section by section');
+	3, 'a profile that lacks a section is requested section by section');
 is( $store->sql("SELECT profile_id, section FROM shop.embedding WHERE profile_id ~ 'novec|fault'"),
-	'novector-nurse|profile', 'a profile without skills has its other vectors');
+	'novector-nurse|profile', 'the other vectors of a profile without skills are stored');
 $store->hasten;
 like(
 	$store->call,
 	qr/: 1 refreshed/,
-	'a profile that failed once is refreshed at the second attempt');
+	'a profile that failed once is refreshed by the second attempt');
 is( $store->sql(
 		"SELECT state, attempts, last_error FROM shop.embedding_profile WHERE profile_id ~ 'fault'"
 	),
 	'ok|0|',
-	'a success resets the attempts and the error');
+	'a successful attempt resets the attempts and the error');
 
-# Where all sections are asked for, the known ones are; nothing else is deleted
+# A profile that lacks a section, in a run that requests all sections: the run
+# requests each section it knows of, and deletes no others
 my $partly = q{fault:first=1,status=400,message=Invalid key. File doesn't exist,id=cook};
 my $sections = "SELECT string_agg(DISTINCT section, ' ' ORDER BY section) FROM shop.embedding
 	WHERE profile_id ~ 'File'";
@@ -588,12 +601,12 @@ foreach my $round ('new', 'known')
 	like(
 		$store->call('fields => NULL'),
 		qr/: 1 refreshed/,
-		"a profile with a section without a vector is refreshed when it is $round");
+		"a $round profile that lacks a section is refreshed");
 	is_deeply([ values %{ $store->asked } ],
-		[6], "all known sections are requested when the profile is $round");
+		[6], "every known section of a $round profile that lacks one is requested");
 	is( $store->sql($sections),
 		'educations experiences interests profile skills' . ($round eq 'known' ? ' summary' : ''),
-		"the sections that have vectors are stored when the profile is $round");
+		"the sections that a $round profile has are stored");
 	$store->sql(
 		"INSERT INTO shop.embedding (source_id, profile_id, section, item, vector)
 			SELECT source_id, profile_id, 'summary', 0, '{1}'
@@ -617,10 +630,10 @@ like(
 	$slow->finish_call($slow_call),
 	qr/INFO:\ .*\ slow\.embedding:\ \d+\ done,\ 0\ of\ them\ not\ well,\ \d+\ remaining,
 		\ \d+\ a\ second,\ about\ \d+\ s\ to\ go.*slow\.embedding:\ 100\ refreshed/sx,
-	'a run that takes longer reports its progress');
+	'a long run reports its progress');
 
 #
-# Cancelled
+# Canceled runs
 #
 $store->sql(
 	"INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:silent,id=' || i
@@ -631,15 +644,15 @@ $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 32 });
 my $began = time;
 sql("SELECT pg_cancel_backend($_)") foreach $store->backends;
-like($store->finish_call($call), qr/57014: canceling statement/, 'a run can be cancelled');
+like($store->finish_call($call), qr/57014: canceling statement/, 'a run can be canceled');
 cmp_ok(time - $began, '<', 3, 'a cancel takes effect at once');
 is( $store->sql(
 		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
 	),
 	0,
-	'a run that is cancelled gives its leases back');
+	'a canceled run releases its leases');
 
-# Cancelled while it writes
+# A run that is canceled while it writes
 $store->sql(
 	q{DELETE FROM shop.candidate WHERE hrflow_id LIKE 'fault:silent%';
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-1');
@@ -654,32 +667,32 @@ sql("SELECT pg_cancel_backend($_)") foreach $store->backends;
 like(
 	$store->finish_call($call),
 	qr/57014: canceling statement/,
-	'a run can be cancelled while it writes');
+	'a run can be canceled while it writes');
 is( $store->sql(
 		"SELECT state, attempts, lease_until FROM shop.embedding_profile
 			WHERE profile_id = 'teacher-1'"
 	),
 	'due|0|',
-	'a run that is cancelled while it writes gives its leases back');
+	'a run that is canceled while it writes releases its leases');
 $store->sql(
 	q{DROP TRIGGER sleep ON shop.embedding;
 	INSERT INTO shop.candidate (hrflow_id) SELECT 'fault:silent,id=' || i
 		FROM generate_series(1, 100) i;}
 );
 
-# Its time may be bounded
+# Runs with a limit on time or profiles
 $began = time;
 like(
 	$store->call("time_budget => '500ms'"),
 	qr/: [01] refreshed/,
-	'a run with a time_budget returns');
+	'a run with a time_budget ends by itself');
 cmp_ok(time - $began,
-	'<', 9, 'a run with a time_budget waits for what is in flight for 5 seconds at most');
+	'<', 9, 'a run waits at most 5 seconds after its time_budget for requests in flight');
 is( $store->sql(
 		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
 	),
 	0,
-	'profiles that the time_budget left out keep their state');
+	'profiles that were not fetched within the time_budget keep their state');
 $store->sql(
 	"DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher';
 	SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(profile_id))
@@ -691,7 +704,7 @@ like(
 	qr/: 1 refreshed/,
 	'profiles that max_profiles left out are refreshed by the next run');
 
-# It commits: not for others
+# hrflow_refresh() commits, so it cannot run inside a transaction block
 my (undef, undef, $in_block) = $node->psql(
 	'postgres', "\\set VERBOSITY verbose
 	SET ROLE keeper; BEGIN; CALL hrflow_refresh('shop.embedding');");
@@ -699,10 +712,10 @@ like(
 	$in_block,
 	qr/ERROR:\ \ 2D000:\ hrflow_refresh\ cannot\ run\ inside\ a\ transaction\ block\n
 		HINT:\ \ CALL\ it\ alone:\ outside\ BEGIN\ and\ COMMIT/x,
-	'the error in a transaction block tells how to call hrflow_refresh()');
+	'hrflow_refresh() in a transaction block raises an error with a hint how to call it');
 
 #
-# Triggers never call the network
+# Triggers never use the network
 #
 $api->reset;
 $store->sql(
@@ -717,12 +730,13 @@ is($store->states, '', 'TRUNCATE untracks all candidates');
 is($api->stats->{requests}, 0, 'triggers send no request');
 
 #
-# Killed, crashed, without network, at random points
+# Runs at random points of which a backend is killed, the server crashes, or the
+# network fails
 #
 Hrflow::Disturb::run($node, $api, 2000, qw(kill crash network));
 
 #
-# Who may do what
+# Privileges
 #
 $node->safe_psql(
 	'postgres', 'CREATE ROLE application LOGIN;
@@ -735,9 +749,9 @@ is( sql("SET ROLE application;
 	RESET ROLE;
 	SELECT profile_id, generation FROM shop.embedding_profile WHERE profile_id LIKE 'teacher%'"),
 	'teacher-1|1',
-	'a role that writes candidates needs no right on the store');
+	'a role that writes candidates needs no privileges on the store');
 like($node->error_of("SET ROLE application; SELECT * FROM shop.embedding"),
-	qr/^42501/, 'a role that writes candidates has no right on the store');
+	qr/^42501/, 'a role that writes candidates has no privileges on the store');
 like(
 	$store->call(undef, role => 'postgres'),
 	qr/ERROR:  42501: .*\nHINT:.*SET ROLE/s,
@@ -747,7 +761,7 @@ like(
 	qr/ERROR:  42501/,
 	"another role cannot refresh the owner's store");
 
-# An owner plants code wherever it could run
+# The owner of a store plants code wherever it might run
 sql(q{CREATE ROLE mallory LOGIN;
 	CREATE ROLE visitor;
 	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory, visitor;
@@ -827,16 +841,16 @@ foreach my $case (
 		SELECT public.hrflow_unschedule('trap.embedding');
 		CALL public.hrflow_refresh('trap.embedding');
 		SELECT public.hrflow_drop_store('trap.embedding');}, on_error_stop => 0);
-	my $name = "for $who" . ($security && ', to whom no policy applies');
+	my $name = "as $who" . ($security && ', to whom no policy applies');
 	is(scalar(() = $errors =~ /must be owner of store/g),
-		6, "$name: functions that need the owner are refused");
+		6, "$name, functions that require the owner are refused");
 	is(scalar(() = $errors =~ /row-level security of table/g),
-		$refused, "$name: rows that a policy withholds are refused");
+		$refused, "$name, functions that would miss rows because of a policy are refused");
 	is( sql(q{SELECT string_agg(DISTINCT who || ' ' || how, ', ') FROM trap_log
 		WHERE who <> 'mallory'}
 		),
 		$refused ? 'visitor check' : '',
-		"$name: code planted by the owner of a store runs as the owner, but for a reader's policy");
+		"$name, code planted by the owner of a store runs as the owner, except in a policy");
 	is( sql('SELECT string_agg(DISTINCT how COLLATE "C", $$, $$ ORDER BY how COLLATE "C")
 		FROM trap_log'
 		),
@@ -844,12 +858,12 @@ foreach my $case (
 		? '42501, check, embedding_profile DELETE, embedding_profile INSERT'
 		: '42501, check, embedding DELETE, embedding_profile DELETE, '
 		  . 'embedding_profile INSERT, embedding_profile UPDATE',
-		"$name: code planted by the owner of a store cannot become another role");
+		"$name, code planted by the owner of a store cannot become another role");
 	sql('SET ROLE mallory; DELETE FROM trap.embedding; DELETE FROM trap.embedding_profile');
 }
 
 #
-# Partitions
+# Partitioned tables
 #
 $store->sql(
 	q{
@@ -862,14 +876,14 @@ $store->sql(
 	INSERT INTO shop.part_2 VALUES (12, 'nurse-12');});
 is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'),
 	"nurse-1\nnurse-11",
-	'rows written to a partitioned table are tracked, but not rows written to a partition');
+	'rows are tracked if written to a partitioned table, but not directly to a partition');
 is($store->sql("SELECT hrflow_track_table('shop.parts', 'shop.part', 'hrflow_id', 'acme')"),
-	1, 'reconciling a partitioned table tracks the rows written to a partition');
+	1, 'reconciling a partitioned table tracks the rows written directly to a partition');
 $store->sql('DELETE FROM shop.part WHERE id < 10');
 is($store->sql('SELECT profile_id FROM shop.parts_profile ORDER BY 1'),
 	"nurse-11\nnurse-12", 'a DELETE from a partitioned table erases its profiles');
 
-# The store in partitions: a shard is any pair of tables of that shape
+# A partitioned store, whose partitions are refreshed separately
 $store->sql(
 	q{
 	CREATE TABLE shop.shard (LIKE shop.parts INCLUDING ALL) PARTITION BY HASH (profile_id);
@@ -885,7 +899,7 @@ $store->sql(
 		'{nurse-1,nurse-2,nurse-3,nurse-4,nurse-5,nurse-6,nurse-7,nurse-8}');}
 );
 my ($n) = $store->sql('SELECT count(*) FROM shop.shard_profile_1');
-cmp_ok($n, '>', 0, 'a partitioned store spreads its profiles');
+cmp_ok($n, '>', 0, 'the profiles of a partitioned store are spread over its partitions');
 $node->safe_psql(
 	'postgres',
 	"SET ROLE keeper; SET application_name = pg_cron;
@@ -896,7 +910,7 @@ is( $store->sql("SELECT state, count(*) FROM shop.shard_profile GROUP BY 1 ORDER
 	'a partitioned store is refreshed partition by partition');
 
 #
-# Dumped, restored, and refreshed
+# A store that is dumped, restored and refreshed
 #
 $store->sql(
 	"DELETE FROM shop.candidate;
@@ -916,14 +930,14 @@ ok( IPC::Run::run(
 		[ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $other->connstr('postgres'), '-f', $dump ],
 		'>',
 		\my $restored),
-	'the dump of the schema alone is restored');
+	'a dump of the schema of a store can be restored');
 my $there = bless { %$store, node => $other, api => $other_api }, 'Hrflow::Store';
-is($there->states, 'due 10, ok 10', 'the states are those of the dump');
+is($there->states, 'due 10, ok 10', 'a restored store has the states that were dumped');
 $there->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('teacher-1')");
 like($there->call, qr/: 11 refreshed/, 'a restored store is refreshed');
 is($there->wrong_vectors, 0, 'a restored store has the right vectors');
 is(max(values %{ $there->asked }),
-	2, 'a restored store requests no profile again, but for this check of the vectors');
+	2, 'a restored store requests no profile twice, apart from the check of its vectors');
 
 like($other->error_of('DROP EXTENSION hrflow_embed'),
 	qr/^2BP01/, 'the extension cannot be dropped without CASCADE while it feeds a store');
@@ -942,25 +956,25 @@ is( $there->sql(
 	'a table is tracked again once the extension is re-created');
 
 #
-# pg_cron, meanwhile
+# The jobs of pg_cron that were scheduled first
 #
 SKIP:
 {
-	skip 'pg_cron is not to be had', 12 unless $cron;
+	skip 'pg_cron is not available', 12 unless $cron;
 
-	# Four more, and all may begin
+	# Start four more runs, and let all of them claim profiles
 	my @more = map { $cron_store->start_call } 1 .. 4;
 	ok( $cron->poll_query_until(
 			'postgres',
 			"SELECT count(*) = 6 FROM pg_locks WHERE relation = 'shop.embedding_profile'::regclass
 				AND NOT granted"
 		),
-		'two jobs and four calls wait to claim');
+		'two jobs and four calls are waiting to claim profiles');
 	$cron_lock->ask('COMMIT;');
 	my ($by_call) = sum(map { $cron_store->finish_call($_) =~ /: (\d+) refreshed/ } @more);
 	ok( $cron->poll_query_until(
 			'postgres', "SELECT count(*) = 2 FROM cron.job_run_details WHERE status = 'succeeded'"),
-		'pg_cron runs two jobs of a store');
+		'pg_cron completes two jobs of a store');
 	is( $cron->safe_psql(
 			'postgres',
 			'SELECT count(*), max(start_time) < min(end_time) FROM cron.job_run_details'),
@@ -971,7 +985,7 @@ SKIP:
 	is($cron_store->states, 'ok 5000', 'jobs and calls refresh the whole store');
 	is($cron_store->sql('SELECT count(DISTINCT pid), count(*) FROM shop.claim'),
 		'6|5000', 'each job and each call has claimed some profiles');
-	ok($by_call > 0 && $by_call < 5000, "the calls have refreshed some profiles ($by_call)");
+	ok($by_call > 0 && $by_call < 5000, "the calls have refreshed some of the profiles ($by_call)");
 	my $by_all = $cron_store->asked;
 	is(scalar(keys %$by_all), 5000, 'jobs and calls together request all profiles');
 	is(max(values %$by_all), 1, 'jobs and calls together request no profile twice');

@@ -1,8 +1,8 @@
-# Tracking as other roles and other sessions meet it: whose code runs when
-# somebody writes to a table of candidates, and what is tracked and erased when
-# tables, stores, policies, indexes and the extension itself come and go, when
-# others write at the same time, and when rows come by replication.  SQL of one
-# session and one role shows none of it.
+# Tracking with several roles and sessions: whose code runs when a table of
+# candidates is written, and which profiles are tracked and erased when tables,
+# stores, policies, indexes and the extension itself are created and dropped,
+# when other sessions write at the same time, and when rows are replicated.  A
+# regression test has only one session.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -36,8 +36,8 @@ sub is_superuser
 }
 
 #
-# A table that is not the store's owner's does not feed the store, whatever its
-# triggers say
+# A table that is not owned by the owner of the store does not feed the store,
+# even if it has the triggers
 #
 sql(q{
 	CREATE ROLE mallory LOGIN;
@@ -67,18 +67,19 @@ my $trap = q{SET ROLE mallory;
 	INSERT INTO mallory.trap VALUES (ROW('1'));};
 sql($trap);
 like($node->error_of("SET ROLE mallory; BEGIN; $planted; ROLLBACK"),
-	qr/^42501/, 'a trigger that feeds a store cannot be created by every role');
+	qr/^42501/, 'a role needs a privilege to create a trigger that feeds a store');
 
-# One from before that was so
+# A role that has the privilege can create such a trigger
 sql("GRANT EXECUTE ON FUNCTION hrflow_track_trigger() TO mallory; SET ROLE mallory; $planted");
 sql(q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '1'});
-is(is_superuser('mallory'), 'f', 'a trigger on the table of another role runs nothing of theirs');
+is(is_superuser('mallory'), 'f',
+	'a trigger on the table of another role does not run code of that role');
 is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = '1'}),
-	0, 'a trigger on the table of another role keeps no profile');
+	0, 'a trigger on the table of another role does not keep a profile from being erased');
 like($node->error_of(q{SET ROLE mallory; INSERT INTO mallory.trap VALUES (ROW('x'))}),
-	qr/^42501/, 'a trigger on the table of another role tracks nothing');
+	qr/^42501/, 'a trigger on the table of another role raises an error');
 is(sql(q{SELECT count(*) FROM hr.embedding_profile WHERE profile_id = 'x'}),
-	0, 'no profile was tracked by the table of another role');
+	0, 'a trigger on the table of another role tracks no profile');
 
 sql(q{SET ROLE mallory;
 	DROP TABLE mallory.trap;
@@ -103,8 +104,8 @@ is( $node->error_of(
 	"a lock on another role's table does not delay dropping the store");
 $session->ask('ROLLBACK;');
 
-# On the owner's own table, by who may make triggers there: keys are of types
-# whose text is PostgreSQL's own
+# A role that may create triggers on the owner's table: converting a key to text
+# must not run code of that role
 sql(q{GRANT USAGE ON SCHEMA hr TO mallory;
 	ALTER TABLE hr.candidate ADD c mallory.t;
 	UPDATE hr.candidate SET c = ROW('3') WHERE id = '3';
@@ -115,10 +116,10 @@ sql(q{GRANT USAGE ON SCHEMA hr TO mallory;
 $node->psql('postgres', q{SET ROLE application; DELETE FROM hr.candidate WHERE id = '3'});
 $node->psql('postgres', q{SET ROLE application; INSERT INTO hr.candidate VALUES ('10')});
 is(is_superuser('mallory'), 'f',
-	"a trigger created with the TRIGGER right on the owner's table runs nothing of its creator's");
+	"a trigger that another role creates on the owner's table does not run code of that role");
 sql('DROP TRIGGER t ON hr.candidate; ALTER TABLE hr.candidate DROP c');
 
-# Who may call hrflow_track_table() needs nothing else
+# A role that may call hrflow_track_table() needs no other privilege
 sql(q{CREATE ROLE keeper LOGIN;
 	GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text) TO keeper;
 	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[])
@@ -136,10 +137,11 @@ sql(q{CREATE ROLE keeper LOGIN;
 	INSERT INTO kept.candidate VALUES ('1', '2026-01-03'), ('2', '2026-02-03');
 	UPDATE kept.candidate SET id = '3' WHERE id = '2'});
 is(sql('SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM kept.embedding_profile'),
-	'1 3', 'EXECUTE on hrflow_track_table() is enough to track a table and its later partitions');
+	'1 3', 'EXECUTE on hrflow_track_table() suffices to track a table and its future partitions');
 
 #
-# Who becomes the owner first does not hand over what he was before
+# A role that acts as the owner of a store does not expose its own privileges to
+# triggers of the owner
 #
 sql(q{GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO mallory;
 	GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO mallory;
@@ -171,13 +173,13 @@ foreach my $statement (
 {
 	is($node->error_of("SET ROLE mallory;\n$statement"), '', "the owner can run: $statement");
 	is(is_superuser('mallory'), 'f',
-		"a trigger planted on the store gains no other role by: $statement");
+		"a trigger planted on the store gains no privileges by: $statement");
 	sql('ALTER ROLE mallory NOSUPERUSER');
 }
 is(sql(q{SELECT count(*) FROM mallory.e_profile WHERE state <> 'unwanted'}),
-	1, 'the statements of the owner take effect');
+	1, 'the statements of the owner have taken effect');
 
-# Nor when the transaction ends
+# A deferred trigger must not run after the role has been restored
 sql(q{SET ROLE mallory;
 	DROP TRIGGER spring ON mallory.e_profile;
 	CREATE CONSTRAINT TRIGGER spring AFTER INSERT OR UPDATE ON mallory.e_profile
@@ -188,14 +190,14 @@ foreach my $statement ("SELECT hrflow_track('mallory.e', 'acme', '{nurse-4}')",
 	like(
 		$node->error_of("SET ROLE mallory;\n$statement"),
 		qr/^(?:42501: cannot fire deferred trigger|55000: store mallory\.e cannot take)/,
-		"a trigger deferred to the end of the transaction is refused: $statement");
-	is(is_superuser('mallory'), 'f', "a deferred trigger gains no other role by: $statement");
+		"a trigger deferred to the end of the transaction is refused by: $statement");
+	is(is_superuser('mallory'), 'f', "a deferred trigger gains no privileges by: $statement");
 	sql('ALTER ROLE mallory NOSUPERUSER');
 }
 sql('DROP TRIGGER spring ON mallory.e_profile');
 
 #
-# Policies are for who reads and writes, not for what is kept in step
+# Policies apply to those who read and write the tables, not to tracking
 #
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.row (id text, tenant text);
@@ -220,26 +222,25 @@ foreach my $role (qw(application keeper))
 		INSERT INTO kept.row VALUES ('3', 'x');
 		DELETE FROM kept.row WHERE id IN ('1', '3');");
 	is(tracked('kept.rows'), '1 2',
-		"a profile that another tenant wants is not erased when $role deletes");
+		"a DELETE by $role does not erase a profile that belongs to rows of another tenant, too");
 	sql("INSERT INTO kept.row VALUES ('1', 'x')");
 }
 sql("SET app.tenant = 'nobody'; SET ROLE keeper;
 	SELECT hrflow_track_table('kept.rows', 'kept.row', 'id', 'acme')"
 );
 is(tracked('kept.rows'), '1 2',
-	'reconciling by an owner whom a policy shows no row erases nothing');
+	'reconciling by an owner from whom a policy hides all rows erases nothing');
 sql(q{SET ROLE keeper; CREATE POLICY none ON kept.rows_profile USING (false);
 	ALTER TABLE kept.rows_profile ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY});
 sql(q{SET app.tenant = 'x'; SET ROLE application; DELETE FROM kept.row WHERE id = '2'});
-is(tracked('kept.rows'), '1', 'a policy on the store does not keep a profile that no row wants');
+is(tracked('kept.rows'), '1',
+	'a policy on the store does not keep a profile without rows from being erased');
 sql('DROP TABLE kept.row');
 
 sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
 
-sql('GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
-
 #
-# Who writes candidates needs no right on the store, nor on its schema
+# A role that writes candidates needs no privileges on the store or its schema
 #
 sql(q{CREATE SCHEMA vault AUTHORIZATION keeper;
 	SET ROLE keeper;
@@ -256,12 +257,12 @@ foreach my $case (
 	[ 'TRUNCATE kept.open', '' ])
 {
 	is($node->error_of("SET ROLE application; $case->[0]"),
-		'', "a role without rights on the store can run: $case->[0]");
-	is(tracked('vault.embedding'), $case->[1], "the store is tracked and erased by: $case->[0]");
+		'', "a role without privileges on the store can run: $case->[0]");
+	is(tracked('vault.embedding'), $case->[1], "the right profiles are tracked after: $case->[0]");
 }
 
 #
-# What is tracked by hand is not lost to a row that is deleted meanwhile
+# A profile tracked by hrflow_track() stays if its row is deleted concurrently
 #
 sql(q{SET ROLE keeper;
 	INSERT INTO kept.open VALUES ('1'), ('2');
@@ -283,17 +284,17 @@ $session->ask("COMMIT PREPARED 'deleted';");
 like($other->wait_for(qr/^new|ERROR/m),
 	qr/^new 2$/m, 'hrflow_track() counts the profiles that were not tracked');
 like($third->wait_for(qr/^deleted|ERROR/m),
-	qr/^deleted$/m, 'a row can be deleted while its profile is tracked by hand');
+	qr/^deleted$/m, 'a row can be deleted while hrflow_track() tracks its profile');
 is( sql('SELECT string_agg(profile_id || state || manual, $$ $$ ORDER BY profile_id)
 	FROM vault.embedding_profile'
 	),
 	'1duetrue 2duetrue 3duetrue',
-	'a profile tracked by hand stays when its row is deleted meanwhile');
+	'a profile tracked by hrflow_track() stays if its row is deleted meanwhile');
 sql(q{UPDATE vault.embedding_profile SET state = 'gone', generation = 7, manual = false
 	WHERE profile_id = '2';
 	UPDATE vault.embedding_profile SET state = 'ok', manual = false WHERE profile_id = '3'});
 is(sql("SELECT hrflow_track('vault.embedding', 'acme', '{1,2,3,4}')"),
-	1, 'hrflow_track() does not count profiles that were tracked');
+	1, 'hrflow_track() does not count profiles that were already tracked');
 is( sql('SELECT string_agg(profile_id || state || manual || generation, $$ $$ ORDER BY profile_id)
 	FROM vault.embedding_profile'
 	),
@@ -323,26 +324,27 @@ foreach my $held (qw(a b))
 	waits($third);
 	$session->ask('ROLLBACK;');
 	is($other->wait_for(qr/^first|ERROR/m),
-		"first\n", "with $held locked, a row can take the identifier b");
+		"first\n", "with profile $held locked, a row can change its identifier to b");
 	is($third->wait_for(qr/^second|ERROR/m),
-		"second\n", "with $held locked, another row can take the identifier a");
+		"second\n", "with profile $held locked, another row can change its identifier to a");
 	sql(q{UPDATE kept.swap SET id = 'a' WHERE n = 1; UPDATE kept.swap SET id = 'b' WHERE n = 2});
 }
-is(tracked('kept.swapped'), 'a b', 'rows that exchange their identifiers leave both tracked');
+is(tracked('kept.swapped'), 'a b',
+	'both profiles stay tracked when rows exchange their identifiers');
 sql(q{UPDATE kept.swap SET id = 'a' WHERE n IN (2, 4)});
-is(tracked('kept.swapped'), 'a', 'a profile that no row wants any longer is erased');
+is(tracked('kept.swapped'), 'a', 'a profile is erased when its last row changes its identifier');
 $third->finish;
 
 #
-# Statements of many profiles lock them in one order: not in the one in which
-# they are given, nor in the one in which a plan finds them
+# Statements lock profiles in a fixed order, regardless of the order of their
+# arguments or rows, and of their plans
 #
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.pair (n int, id text);
 	SELECT hrflow_create_store('kept.paired', 'real[]');
 	SELECT hrflow_track_table('kept.paired', 'kept.pair', 'id', 'acme');});
 
-# One session finds them by their keys, the other one where they lie
+# One session scans in the order of the keys, the other in physical order
 $other->ask(
 	q{SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashagg = off;
 		SET enable_hashjoin = off;}
@@ -377,7 +379,7 @@ foreach my $case (
 {
 	my ($name, $held, $first, $second) = @$case;
 
-	# The rows lie in the store in the reverse of the keys' order
+	# The physical order of the rows is the reverse of the order of the keys
 	sql(q{SET session_replication_role = replica;
 		TRUNCATE kept.pair, kept.paired_profile;
 		INSERT INTO kept.pair SELECT n, chr(i)
@@ -391,14 +393,15 @@ foreach my $case (
 	waits($third);
 	$session->ask('ROLLBACK;');
 	like($other->wait_for(qr/^first$/m),
-		qr/\A(\d\n)?first\n\z/, "$name: the first of two statements does not deadlock");
+		qr/\A(\d\n)?first\n\z/, "the first of two concurrent statements does not deadlock ($name)");
 	like($third->wait_for(qr/^second$/m),
-		qr/\A(\d\n)?second\n\z/, "$name: the second of two statements does not deadlock");
+		qr/\A(\d\n)?second\n\z/,
+		"the second of two concurrent statements does not deadlock ($name)");
 }
 $other->ask('RESET ALL;');
 $third->finish;
 
-# Not so two that truncate, of which each waits to ask the other's table
+# Two concurrent TRUNCATEs do deadlock, because each must read the other's table
 sql(q{SET ROLE keeper; CREATE TABLE kept.pair_2 (id text);
 	SELECT hrflow_track_table('kept.paired', 'kept.pair_2', 'id', 'acme');
 	INSERT INTO kept.pair_2 VALUES ('a')}
@@ -408,10 +411,10 @@ $other->send(q{TRUNCATE kept.pair_2; SELECT 'other';});
 waits($other);
 my $answers = $session->ask('TRUNCATE kept.pair; COMMIT;') . $other->wait_for(qr/^other$/m);
 is(scalar(() = $answers =~ /ERROR:  40P01/g),
-	1, 'one of two that truncate at the same time is ended by the deadlock check');
+	1, 'the deadlock check ends one of two concurrent TRUNCATEs');
 
 #
-# Tables that feed a store go while others look for them
+# Tables that feed a store are dropped while other sessions look for them
 #
 sub feed_two
 {
@@ -441,16 +444,16 @@ foreach my $case (
 	sql('DROP TABLE kept.two') if $held =~ /LOCK/;
 	$session->ask('COMMIT;');
 	like($other->wait_for(qr/^done|ERROR|server closed/m),
-		qr/^done/m, "$name while another table that feeds the store is dropped");
+		qr/^done/m, "$name although another table that feeds the store is dropped meanwhile");
 	unlike(
 		$other->wait_for(qr/./),
 		qr/ERROR|server closed/,
-		"there is no error when $name while another table is dropped");
+		"$name without an error although another table is dropped meanwhile");
 	sql("SET ROLE keeper; SELECT hrflow_drop_store('kept.both')") unless $statement =~ /drop_store/;
 }
 $session->ask('RESET ROLE;');
 
-# What is temporary may be a store as well
+# A temporary store
 is( sql(q{SET ROLE mallory;
 	SET client_min_messages = warning;
 	SELECT hrflow_create_store('pg_temp.e', 'real[]') IS NULL;
@@ -463,10 +466,10 @@ is( sql(q{SET ROLE mallory;
 	SELECT profile_id, state FROM e_profile;
 	SELECT hrflow_drop_store('pg_temp.e');}),
 	"f\n0\nnurse-1|ok\n",
-	'a store may be temporary');
+	'a temporary store can be tracked, refreshed and dropped');
 
 #
-# A table or a partition that goes fires no trigger
+# Dropping a table, or dropping or detaching a partition, fires no trigger
 #
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.day (id text, day int) PARTITION BY LIST (day);
@@ -484,7 +487,7 @@ sql(q{SET ROLE keeper;
 	ALTER TABLE kept.day DETACH PARTITION kept.day_3;
 	DROP TABLE kept.extra;});
 is(tracked('kept.days'), '1 2 3 4 5 6',
-	'profiles of a dropped table and of a dropped or detached partition stay');
+	'profiles of a dropped table, and of a dropped or detached partition, stay tracked');
 sql(q{SET ROLE keeper; SELECT hrflow_track_table('kept.days', 'kept.day', 'id', 'acme')});
 is(tracked('kept.days'), '2 4 6', 'reconciling erases the profiles of dropped and detached tables');
 sql(q{SET ROLE keeper; DROP TABLE kept.day;
@@ -492,9 +495,10 @@ sql(q{SET ROLE keeper; DROP TABLE kept.day;
 		WHERE NOT manual GROUP BY source_id}
 );
 is(tracked('kept.days'), '6',
-	'where no table feeds the store, hrflow_untrack() erases such profiles');
+	'hrflow_untrack() erases the remaining profiles if no table feeds the store');
 
-# Nor does a row that moves to another partition, nor a TRUNCATE of one
+# Moving a row to another partition fires no trigger that sees it, and neither
+# does a TRUNCATE of a partition
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.month (id text, month int, cv text) PARTITION BY LIST (month);
 	CREATE TABLE kept.month_1 PARTITION OF kept.month FOR VALUES IN (1);
@@ -507,18 +511,19 @@ sql("$track_month INSERT INTO kept.month VALUES ('1', 1), ('2', 1), ('3', 1), ('
 	UPDATE kept.month SET month = 2, id = '5' WHERE id = '1';
 	UPDATE kept.month SET month = 2, cv = 'new' WHERE id = '2';");
 is(tracked('kept.months'), '1 2 3 4',
-	'an identifier that changes while its row moves to another partition is not tracked');
-is(sql($track_month), 1, 'reconciling tracks an identifier that changed while its row moved');
-is(tracked('kept.months'), '2 3 4 5', 'reconciling erases the identifier that a moved row had');
+	'an identifier that changes when its row moves to another partition is not tracked');
+is(sql($track_month), 1, 'reconciling tracks an identifier that changed when its row moved');
+is(tracked('kept.months'), '2 3 4 5',
+	'reconciling erases the previous identifier of a row that moved');
 is(sql('SELECT sum(generation) FROM kept.months_profile'),
-	0, 'reconciling does not notice that a column has changed');
+	0, 'reconciling does not notice that a refresh column has changed');
 sql('TRUNCATE kept.month_2');
-is(tracked('kept.months'), '2 3 4 5', 'profiles of a truncated partition stay');
-is(sql($track_month), 0, 'reconciling after a partition was truncated tracks nothing new');
+is(tracked('kept.months'), '2 3 4 5', 'profiles of a truncated partition stay tracked');
+is(sql($track_month), 0, 'reconciling after a partition was truncated tracks no other profile');
 is(tracked('kept.months'), '3', 'reconciling erases the profiles of a truncated partition');
 
 #
-# Indexes are used, whatever type and collation keys have
+# Indexes are used for keys of any type and collation
 #
 sql(q{SET ROLE keeper;
 	CREATE DOMAIN kept.number AS bigint CHECK (VALUE <> 0);
@@ -541,7 +546,7 @@ is( sql(q{SET ROLE keeper; BEGIN;
 		AND relname ~ '^by_._profile$|^key$'}
 	),
 	'9|0',
-	'a DELETE reads neither candidates nor profiles from end to end');
+	'a DELETE scans neither the candidates nor the profiles sequentially');
 sql('SET ROLE keeper; DELETE FROM kept.key WHERE i % 4 = 0');
 foreach my $column (qw(t c v b i s u d))
 {
@@ -549,14 +554,14 @@ foreach my $column (qw(t c v b i s u d))
 		LEFT JOIN kept.key k ON k.$column\::text = p.profile_id}
 		),
 		'15000|15000',
-		"a DELETE erases the right profiles by the key $column");
+		"a DELETE erases the right profiles with the key $column");
 }
 sql(q{SET ROLE keeper; DROP TABLE kept.key});
 
-# Keys that a collation takes for the same are not
+# Keys that are equal in a nondeterministic collation are different identifiers
 SKIP:
 {
-	skip 'ICU is not to be had', 3
+	skip 'PostgreSQL was built without ICU', 3
 	  unless $node->psql(
 		'postgres',
 		q{CREATE COLLATION anycase (provider = icu, locale = 'und-u-ks-level2',
@@ -567,17 +572,18 @@ SKIP:
 		SELECT hrflow_track_table('kept.letters', 'kept.letter', 'id', 'acme');
 		INSERT INTO kept.letter VALUES ('abc'), ('Abc'), ('DEF');});
 	is(tracked('kept.letters'), 'Abc DEF abc',
-		'identifiers that differ in case are distinct where the collation says they are equal');
+		'identifiers that differ in case are distinct even if their collation ignores case');
 	sql(q{SET ROLE keeper; UPDATE kept.letter SET id = 'def' WHERE id = 'DEF'});
 	is(tracked('kept.letters'), 'Abc abc def',
-		'an identifier that changes its case is another identifier');
+		'changing the case of an identifier makes it another identifier');
 	sql(q{SET ROLE keeper; DELETE FROM kept.letter WHERE id COLLATE "C" = 'abc'});
-	is(tracked('kept.letters'), 'Abc def', 'deleting a row erases only the identifier in its case');
+	is(tracked('kept.letters'), 'Abc def',
+		'deleting a row erases only the identifier with the same case');
 }
 
 #
-# A store that is dropped where a dump was restored, which does not know that
-# triggers depend on it
+# A store that is dropped after it was restored from a dump, which does not
+# contain the dependency of the triggers on it
 #
 sql(q{CREATE SCHEMA moved AUTHORIZATION keeper;
 	SET ROLE keeper;
@@ -599,11 +605,11 @@ sub restore
 	$node->safe_psql($database, 'CREATE EXTENSION hrflow_embed');
 	$node->command_ok(
 		[ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($database), '-f', $dump ],
-		"the dump is restored into $database");
+		"a dump with a store can be restored into database $database");
 	return;
 }
 $node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-n', 'moved', '-f', $dump ],
-	'the schema is dumped');
+	'a schema with a store can be dumped');
 restore('quoted');
 $node->safe_psql(
 	'quoted', q{INSERT INTO moved.candidate VALUES ('4');
@@ -611,7 +617,7 @@ $node->safe_psql(
 is( $node->safe_psql(
 		'quoted', 'SELECT string_agg(profile_id, $$ $$ ORDER BY 1) FROM moved.embedding_profile'),
 	'1 2 4',
-	'quote_all_identifiers does not erase profiles that another table wants');
+	'a DELETE with quote_all_identifiers keeps profiles that belong to another table, too');
 restore('dropped');
 $node->safe_psql('dropped', 'DROP TABLE moved.embedding, moved.embedding_profile');
 foreach my $statement (
@@ -623,19 +629,20 @@ foreach my $statement (
 	'TRUNCATE moved.candidate, moved.part')
 {
 	my ($status, $out, $err) = $node->psql('dropped', "SET ROLE keeper; $statement");
-	is($status, 0, "a table whose store was dropped can be written: $statement");
+	is($status, 0, "a table whose store was dropped can be written by: $statement");
 	my @warnings = $err =~ /WARNING:  store moved.embedding of trigger "\w+" does not exist/g;
 	is( scalar(@warnings),
 		$statement =~ /TRUNCATE/ ? 2 : 1,
-		"there is one warning for each table by: $statement");
+		"one warning for each table is raised by: $statement");
 	like(
 		$err,
 		qr/HINT:  DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/,
-		"the warning names the trigger to drop by: $statement");
+		"the hint names the trigger to drop after: $statement");
 }
 
 #
-# Made anew one after the other, tables do not erase what the others want
+# Tables that are tracked again one after the other, after the extension was
+# re-created, do not erase profiles of the other tables
 #
 restore('anew');
 
@@ -661,7 +668,7 @@ $node->safe_psql(
 		CREATE EXTENSION hrflow_embed;
 	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO keeper');
 anew(q{DELETE FROM moved.candidate WHERE id = '3'});
-is(anew($track_candidate), 0, 'a table is tracked again after DROP EXTENSION');
+is(anew($track_candidate), 0, 'a table can be tracked again after the extension was re-created');
 is(tracked_anew(), '1 2 3 4', 'the profiles of a table that is not tracked again yet are kept');
 is(anew(q{SELECT hrflow_untrack_table('moved.embedding', 'moved.part')}),
 	0, 'a table cannot be untracked before it is tracked again');
@@ -671,12 +678,11 @@ is( anew(
 		"$track_part SELECT hrflow_track_table('moved.embedding', 'moved.candidate', 'id', 'acme')"
 	),
 	"0\n0",
-	'all tables are tracked again');
-is(tracked_anew(), '1 2 4',
-	'profiles that no table wants are erased once all tables are tracked again');
+	'tracking all tables again tracks no further profile');
+is(tracked_anew(), '1 2 4', 'profiles without rows are erased once all tables are tracked again');
 
 #
-# What is renamed
+# Renamed tables, columns and stores
 #
 sub fails_with
 {
@@ -687,7 +693,8 @@ sub fails_with
 }
 sql(q{SET ROLE keeper; ALTER TABLE moved.candidate RENAME TO people;
 	INSERT INTO moved.people VALUES ('5'); DELETE FROM moved.people WHERE id = '3'});
-is(tracked('moved.embedding'), '1 2 4 5', 'a table that is renamed still feeds the store');
+is(tracked('moved.embedding'),
+	'1 2 4 5', 'a table still feeds its store after the table was renamed');
 
 sql(q{ALTER TABLE moved.people RENAME id TO key});
 foreach my $statement (
@@ -701,15 +708,16 @@ foreach my $statement (
 		fails_with($statement),
 		qr/ERROR:\ \ table\ "people"\ has\ no\ column\ "id"\n
 			HINT:\ \ If\ it\ was\ renamed,\ call\ hrflow_track_table\(\)\ again/x,
-		"after a column was renamed the error tells what to do: $statement");
+		"an error has a hint after a column was renamed: $statement");
 }
 is( fails_with(
 		q{SELECT hrflow_track_table('moved.embedding', 'moved.people', 'key', 'acme',
 			refresh_columns => '{cv}');
 	INSERT INTO moved.people VALUES ('6'); DELETE FROM moved.people WHERE key = '2'}),
 	'',
-	'tracking the table again is enough after a column was renamed');
-is(tracked('moved.embedding'), '1 4 5 6', 'profiles stay tracked after a column was renamed');
+	'a table can be written once it is tracked again after a column was renamed');
+is(tracked('moved.embedding'),
+	'1 4 5 6', 'the right profiles are tracked after a column was renamed');
 
 sql(q{ALTER TABLE moved.embedding RENAME TO renamed;
 	ALTER TABLE moved.embedding_profile RENAME TO renamed_profile}
@@ -724,7 +732,7 @@ foreach my $statement (
 		fails_with($statement),
 		qr/ERROR:\ \ store\ moved.embedding\ of\ trigger\ "\w+"\ does\ not\ exist\n
 			HINT:\ \ If\ it\ was\ renamed,\ call\ hrflow_track_table\(\)\ again/x,
-		"after the store was renamed the error tells what to do: $statement");
+		"an error has a hint after the store was renamed: $statement");
 }
 is( fails_with(
 		q{SELECT hrflow_track_table('moved.renamed', 'moved.people', 'key', 'acme',
@@ -733,17 +741,18 @@ is( fails_with(
 		refresh_columns => '{cv}');
 	INSERT INTO moved.people VALUES ('7'); DELETE FROM moved.people WHERE key = '5'}),
 	'',
-	'tracking a table again is enough after the store was renamed');
+	'a table can be written once it is tracked again after its store was renamed');
 is(tracked('moved.renamed'),
-	'1 4 6 7', 'profiles of the other tables are kept after the store was renamed');
+	'1 4 6 7', 'profiles of other tables are kept after the store was renamed');
 is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'moved.people'::regclass}),
-	4, 'tracking a table again drops the triggers of the old name');
+	4, 'tracking a table again drops the triggers for the old name of the store');
 sql(q{SET ROLE keeper; SELECT hrflow_drop_store('moved.renamed')});
 is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VALUES ('9', 1)}),
-	'', 'dropping a store that was renamed drops all triggers that feed it');
+	'', 'tables can be written after a store that was renamed is dropped');
 
 #
-# A store's vectors may feed another store, and keep nothing in their own
+# The vectors of a store can feed another store, but do not keep profiles tracked
+# in their own
 #
 sql(q{GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;
 	SET ROLE keeper;
@@ -759,11 +768,13 @@ sql(q{GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;
 is(tracked('kept.first'), 'nurse-2', 'a profile is erased although the vectors feed another store');
 is(sql('SELECT string_agg(profile_id, $$ $$) FROM kept.first'),
 	'nurse-2', 'the vectors of a profile are erased although they feed another store');
-is(tracked('kept.second'), 'nurse-2', 'a profile is erased from the other store as well');
+is(tracked('kept.second'), 'nurse-2',
+	'a profile is erased from a store that is fed by the vectors of another');
 
 #
-# At a higher level of isolation, what others have written since the snapshot is
-# seen by what erases, and ends what tracks
+# At higher isolation levels, changes made by other sessions since the snapshot
+# are respected when profiles are erased, and raise a serialization failure when
+# profiles are tracked
 #
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.level (id text, cv text);
@@ -789,7 +800,10 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		[ $wanted, "INSERT INTO kept.level VALUES ('n')", undef ])
 	{
 		my ($meanwhile, $statement, $tracked) = @$case;
-		my $name = ($meanwhile eq $leased ? 'leased' : 'wanted') . " meanwhile, $level: $statement";
+		my $name =
+			"$level, with "
+		  . ($meanwhile eq $leased ? 'a profile leased' : 'rows inserted')
+		  . " since the snapshot: $statement";
 
 		sql(q{TRUNCATE kept.level; INSERT INTO kept.level VALUES ('m')});
 		$session->ask("SET ROLE keeper; BEGIN ISOLATION LEVEL $level; SELECT FROM kept.level;");
@@ -798,17 +812,17 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		$session->ask('COMMIT; RESET ROLE;');
 		if (defined $tracked)
 		{
-			is($answer, "-- done\n", $name);
-			is(tracked('kept.levels'), $tracked, "the store is as it should be $name");
+			is($answer, "-- done\n", "$name succeeds");
+			is(tracked('kept.levels'), $tracked, "$name leaves the right profiles tracked");
 		}
 		else
 		{
-			like($answer, qr/ERROR:  40001:/, $name);
+			like($answer, qr/ERROR:  40001:/, "$name raises a serialization failure");
 		}
 	}
 }
 
-# A refresh is at one level, whatever the session's is
+# hrflow_refresh() always runs at READ COMMITTED
 my $shop = Hrflow::Store->new($node, $api, 'shop');
 foreach my $level ('repeatable read', 'serializable')
 {
@@ -816,7 +830,7 @@ foreach my $level ('repeatable read', 'serializable')
 	$shop->fill(40);
 	$api->reset;
 
-	# Both have their snapshots when all rows are written
+	# Update all rows after both runs have taken their snapshots
 	$session->ask('BEGIN; LOCK TABLE shop.embedding_profile IN SHARE MODE;');
 	my @calls = map {
 		$shop->start_call('max_profiles => 20, batch_size => 5',
@@ -831,15 +845,15 @@ foreach my $level ('repeatable read', 'serializable')
 		like(
 			$shop->finish_call($call),
 			qr/^INFO:  .*: 20 refreshed, 0 to be tried again/m,
-			"$level: each of two runs refreshes half of the profiles");
+			"each of two runs at $level refreshes half of the profiles");
 	}
-	is($shop->states, 'ok 40', "$level: two runs refresh all profiles");
+	is($shop->states, 'ok 40', "two runs at $level refresh all profiles");
 	is(join(' ', grep { $_ != 1 } values %{ $shop->asked }),
-		'', "$level: two runs request no profile twice");
+		'', "two runs at $level request no profile twice");
 }
 
 #
-# Rows that logical replication brings fire no trigger
+# Changes applied by logical replication fire no trigger
 #
 my $copied = q{CREATE TABLE kept.copied (id text PRIMARY KEY, cv text)};
 my $track_copied = q{SET ROLE keeper;
@@ -862,13 +876,14 @@ upstream(
 sql("SET ROLE keeper; $copied; SELECT hrflow_create_store('kept.copies', 'real[]')");
 sql($track_copied);
 
-# In one server the slot must be there first: who makes it waits for all others
+# The slot must already exist if publisher and subscriber are the same server:
+# creating it waits for all transactions, including that of CREATE SUBSCRIPTION
 my $connection = $node->connstr('upstream') =~ s/'/''/gr;
 sql("CREATE SUBSCRIPTION candidates CONNECTION '$connection' PUBLICATION candidates
 	WITH (create_slot = false, slot_name = 'hrflow')");
 copied('1 2 3');
-is(tracked('kept.copies'), '', "the initial copy of logical replication is not tracked");
-is(sql($track_copied), 3, 'reconciling tracks the initial copy of logical replication');
+is(tracked('kept.copies'), '', "rows copied initially by logical replication are not tracked");
+is(sql($track_copied), 3, 'reconciling tracks rows copied initially by logical replication');
 upstream(
 	q{INSERT INTO kept.copied VALUES ('4');
 	UPDATE kept.copied SET id = '5' WHERE id = '2';
@@ -876,21 +891,21 @@ upstream(
 	DELETE FROM kept.copied WHERE id = '1'});
 copied('3 4 5');
 is(tracked('kept.copies'), '1 2 3',
-	'changes by logical replication are neither tracked nor erased');
-is(sql($track_copied), 2, 'reconciling tracks the changes by logical replication');
+	'changes applied by logical replication neither track nor erase profiles');
+is(sql($track_copied), 2, 'reconciling tracks rows inserted by logical replication');
 is( sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id)
 	FROM kept.copies_profile'
 	),
 	'30 40 50',
-	'reconciling does not notice that logical replication has changed a column');
+	'reconciling does not notice that logical replication changed a refresh column');
 upstream('TRUNCATE kept.copied');
 copied('');
 is(tracked('kept.copies'), '3 4 5', 'TRUNCATE by logical replication erases nothing');
-is(sql($track_copied), 0, 'reconciling after TRUNCATE by logical replication tracks nothing new');
+is(sql($track_copied), 0, 'reconciling after TRUNCATE by logical replication tracks no profile');
 is(tracked('kept.copies'), '',
-	'reconciling after TRUNCATE by logical replication erases everything');
+	'reconciling after TRUNCATE by logical replication erases all profiles');
 
-# Some of the triggers can be made to
+# Some of these changes fire triggers that are enabled ALWAYS
 upstream(q{INSERT INTO kept.copied VALUES ('1'), ('2'), ('3')});
 copied('1 2 3');
 sql("$track_copied;
@@ -910,10 +925,11 @@ is( sql('SELECT string_agg(profile_id || generation, $$ $$ ORDER BY profile_id)
 upstream('TRUNCATE kept.copied');
 copied('');
 is(tracked('kept.copies'),
-	'3', 'triggers enabled ALWAYS erase what TRUNCATE by logical replication deletes');
+	'3', 'triggers enabled ALWAYS erase profiles after TRUNCATE by logical replication');
 sql('DROP SUBSCRIPTION candidates');
 
-# Columns of two tables are renamed: one must be the first to be tracked again
+# After columns of two tables were renamed, either can be the first to be tracked
+# again
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.left (id text);
 	CREATE TABLE kept.right (id text, source text);
@@ -933,21 +949,23 @@ is( fails_with(
 	'',
 	'the second of two tables with renamed columns can be tracked again');
 is(tracked('kept.sides'), '1 3 4',
-	'tracking the second of two tables again erases what no table wants');
+	'tracking the second of two tables again erases profiles without rows');
 is(fails_with(q{DELETE FROM kept.left; DELETE FROM kept.right WHERE id = '3'}),
 	'', 'rows of both tables can be deleted once they are tracked again');
 is(tracked('kept.sides'), '4', 'deleting rows of both tables erases their profiles');
 
-# A temporary table would be asked by other sessions, which cannot read it
+# A temporary table cannot feed a permanent store, because other sessions would
+# have to read it
 like(
 	$session->ask(
 		q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
 	SELECT hrflow_track_table('kept.sides', 'passing', 'id', 'acme');}),
 	qr/ERROR:  42809: table "passing" is temporary, and store kept.sides is not/,
 	'a temporary table cannot feed a permanent store');
-is(fails_with('DELETE FROM kept.right'), '', 'a refused temporary table prevents no writes');
+is(fails_with('DELETE FROM kept.right'),
+	'', 'other tables can be written after a temporary table was refused');
 
-# Keys may be generated, if they are there when a trigger looks
+# Keys may be generated columns, if these are stored
 foreach my $case ([ 'STORED', '', '3' ],
 	$node->pg_version < 18 ? () : [ 'VIRTUAL', 'is generated when it is read', '' ])
 {
@@ -961,14 +979,14 @@ foreach my $case ([ 'STORED', '', '3' ],
 		fails_with(
 			"SELECT hrflow_track_table('kept.numbers_$kind', 'kept.number_$kind', 'id', 'acme')"),
 		qr/\Q$error\E/,
-		"a key that is generated and $kind" . ($error ? ' is refused' : ''));
+		"a key that is a $kind generated column is " . ($error ? 'refused' : 'accepted'));
 	is( fails_with(
 			"INSERT INTO kept.number_$kind VALUES (1), (2);
 		UPDATE kept.number_$kind SET n = 3 WHERE n = 2; DELETE FROM kept.number_$kind WHERE n = 1"),
 		'',
-		"a table whose key is generated and $kind can be written");
+		"a table whose key is a $kind generated column can be written");
 	is(tracked("kept.numbers_$kind"),
-		$tracked, "a key that is generated and $kind is tracked if it can be");
+		$tracked, "the right profiles are tracked if the key is a $kind generated column");
 }
 
 $_->finish foreach $session, $other;

@@ -1,7 +1,6 @@
-# Whom tracking keeps waiting, what it writes and what it reads: hrflow_track_table()
-# for a table that is tracked already beside sessions that write to the table,
-# and triggers in a database of many stores.  It takes several sessions, and the
-# statistics of the server.
+# Locks, writes and reads of tracking: hrflow_track_table() for a table that is
+# already tracked, while other sessions write to the table, and triggers in a
+# database with many stores.  A regression test has only one session.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -12,7 +11,7 @@ use Test::More;
 my $api = Hrflow::StandIn->new('--dim' => 16);
 my $node = Hrflow::Node->new('locks', $api);
 
-# It changes relations, after which triggers are read again.
+# autovacuum invalidates relations, and then their triggers are read again.
 $node->append_conf('postgresql.conf', 'autovacuum = off');
 $node->reload;
 
@@ -50,7 +49,8 @@ my $reconciler = Hrflow::Session->new($node);
 $_->ask("SET ROLE keeper; SET lock_timeout = '30s';") foreach $writer, $reconciler;
 
 #
-# hrflow_track_table(), called again, beside who writes to the table
+# Reconciling a table, that is, calling hrflow_track_table() again, while other
+# sessions write to the table
 #
 $writer->ask(
 	q{BEGIN; INSERT INTO candidate VALUES ('open'); UPDATE candidate SET cv = 'new' WHERE id = '1';
@@ -58,27 +58,27 @@ $writer->ask(
 like(
 	$reconciler->ask($reconcile),
 	qr/^tracked 0$/m,
-	'a table is reconciled while a transaction is open that writes to it');
+	'a table can be reconciled while an open transaction has written to it');
 $writer->ask('COMMIT;');
 
 like(
 	$reconciler->ask("BEGIN; $reconcile"),
 	qr/^tracked 0$/m,
-	'nothing is to be tracked where all is right');
+	'reconciling a table that is up to date tracks no profile');
 like(
 	$reconciler->ask("SELECT 'xid: ' || coalesce(pg_current_xact_id_if_assigned()::text, 'none');"),
 	qr/^xid: none$/m,
-	'where all is right, reconciling a table writes and locks no row');
+	'reconciling a table that is up to date writes and locks no row');
 unlike(
 	$writer->ask(
 		q{INSERT INTO candidate VALUES ('late'); UPDATE candidate SET cv = 'newer' WHERE id = '1';
 		DELETE FROM candidate WHERE id = '3'; INSERT INTO candidate VALUES ('2'), ('3');}),
 	qr/ERROR/,
-	'rows are written while a transaction is open that has reconciled their table');
+	'a table can be written while an open transaction has reconciled it');
 $reconciler->ask('COMMIT;');
 
 #
-# A row whose profile is not tracked is deleted at the same time
+# A row whose profile is not tracked is deleted concurrently
 #
 my $lose = q{DELETE FROM embedding_profile WHERE profile_id IN ('1', '2')};
 my $left = q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
@@ -92,7 +92,7 @@ like(
 	$reconciler->wait_for(qr/^tracked|ERROR/m),
 	qr/^tracked 1$/m,
 	'a row that is deleted while its table is reconciled is not tracked');
-is(sql($left), '2', 'no profile is left of a row that was deleted before it was reconciled');
+is(sql($left), '2', 'no profile is left for a row that was deleted before it was reconciled');
 
 sql("$lose; INSERT INTO candidate VALUES ('1'); $lose");
 $reconciler->ask("BEGIN; $reconcile");
@@ -101,10 +101,10 @@ waits($writer);
 $reconciler->ask('COMMIT;');
 like($writer->wait_for(qr/^deleted|ERROR/m),
 	qr/^deleted$/m, 'a row can be deleted after it was reconciled');
-is(sql($left), '2', 'no profile is left of a row that was deleted after it was reconciled');
+is(sql($left), '2', 'no profile is left for a row that was deleted after it was reconciled');
 
 #
-# A row takes an identifier at the same time that no row wanted
+# A row concurrently takes an identifier that no row had
 #
 my $unwanted = q{INSERT INTO embedding_profile (source_id, profile_id, state, due_at, manual)
 	VALUES ('acme', 'spare', 'due', now(), false);};
@@ -115,12 +115,12 @@ $writer->ask(q{BEGIN; SELECT FROM candidate WHERE id = '2' FOR UPDATE;});
 $reconciler->send($reconcile);
 waits($reconciler);
 unlike($writer->ask(q{UPDATE candidate SET id = 'spare' WHERE id = '2'; COMMIT;}),
-	qr/ERROR/, 'a row takes an identifier that no row wanted while reconciling waits for it');
+	qr/ERROR/, 'a row can take an identifier that no row had while reconciling waits for it');
 like(
 	$reconciler->wait_for(qr/^tracked|ERROR/m),
 	qr/^tracked 0$/m,
-	'reconciling does not deadlock with a row that takes an identifier that no row wanted');
-is(sql($spare), 'spare', 'a profile that a row has taken meanwhile is kept');
+	'reconciling does not deadlock with a row that takes an identifier that no row had');
+is(sql($spare), 'spare', 'reconciling keeps a profile whose identifier a row has taken meanwhile');
 
 $writer->ask(q{UPDATE candidate SET id = '2' WHERE id = 'spare';});
 sql($unwanted);
@@ -130,11 +130,11 @@ like(
 	qr/^tracked 0$/m,
 	'reconciling does not wait for a profile that another session has locked');
 $writer->ask('COMMIT;');
-is(sql($spare), 'spare', 'a profile that another session had locked is kept');
+is(sql($spare), 'spare', 'reconciling keeps a profile that another session had locked');
 $writer->ask(q{UPDATE candidate SET id = '2' WHERE id = 'spare';});
 
 #
-# Triggers that are as they should be stay
+# Reconciling keeps correct triggers
 #
 my $triggers = q{SELECT string_agg(tgenabled, '' ORDER BY tgname) FROM pg_trigger
 	WHERE tgrelid = 'candidate'::regclass};
@@ -145,14 +145,14 @@ sql(q{DO $$ DECLARE name text; BEGIN
 END $$;} . $reconcile);
 is(sql($triggers), 'AAAA', 'reconciling a table leaves its triggers as they are');
 sql("ALTER TABLE candidate DISABLE TRIGGER USER; $reconcile");
-is(sql($triggers), 'OOOO', 'hrflow_track_table() makes triggers anew that are disabled');
+is(sql($triggers), 'OOOO', 'reconciling a table re-creates triggers that are disabled');
 sql(q{REVOKE UPDATE ON candidate FROM keeper});
 is(sql("DELETE FROM embedding_profile WHERE profile_id = '7'; $reconcile"),
-	'tracked 1', 'a table is reconciled whose owner may not lock its rows');
+	'tracked 1', 'a table can be reconciled even if its owner may not lock its rows');
 
 #
-# Very many profiles are untracked in batches.  Another session has locked one in
-# the middle, so that the batch with it waits.
+# A large number of profiles is untracked in batches.  Another session has locked
+# a profile in the middle, so that its batch waits.
 #
 my $some = q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM embedding_profile
 	WHERE profile_id LIKE 'batch-_' AND state <> 'unwanted'};
@@ -169,23 +169,23 @@ $reconciler->send(
 waits($reconciler);
 is( sql($some),
 	'batch-3 batch-4 batch-5 batch-6',
-	'hrflow_untrack_batches has committed what it erased before the batch that waits');
+	'hrflow_untrack_batches() has committed the batches before one that waits');
 sql(q{INSERT INTO batched VALUES ('batch-7'); UPDATE batched SET cv = 'new' WHERE id = 'batch-1';
 	DELETE FROM batched WHERE id = 'batch-2'; INSERT INTO batched VALUES ('batch-2');});
 is( sql($some),
 	'batch-2 batch-3 batch-4 batch-5 batch-6 batch-7',
-	'a profile is tracked again while hrflow_untrack_batches waits');
+	'a profile can be tracked again while hrflow_untrack_batches() waits');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($reconciler->{pid})");
-like($reconciler->wait_for(qr/57014/), qr/57014/, 'hrflow_untrack_batches is cancelled');
+like($reconciler->wait_for(qr/57014/), qr/57014/, 'hrflow_untrack_batches() can be canceled');
 $writer->ask('COMMIT;');
 is( sql($some),
 	'batch-2 batch-3 batch-4 batch-5 batch-6 batch-7',
-	'what hrflow_untrack_batches has not erased before a cancel is tracked');
+	'profiles that a canceled hrflow_untrack_batches() has not erased stay tracked');
 like(
 	$reconciler->ask(
 		q{CALL hrflow_untrack_batches('embedding', 'acme', '{batch-1,batch-2,batch-3}', 2);}),
 	qr/INFO:.*: 2 profiles are no longer tracked/,
-	'hrflow_untrack_batches goes on where it was cancelled');
+	'hrflow_untrack_batches() continues after a cancel');
 sql(q{SELECT hrflow_track_table('embedding', 'batched', 'id', 'acme', refresh_columns => '{cv}');
 	INSERT INTO embedding SELECT 'acme', id, 'profile', 0, '{1}' FROM batched ON CONFLICT DO NOTHING;}
 );
@@ -195,11 +195,11 @@ $reconciler->send(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2)
 waits($reconciler);
 is( sql($some),
 	'batch-3 batch-4 batch-5 batch-6 batch-7',
-	'hrflow_untrack_table_batches has committed what it put aside before the batch that waits');
+	'hrflow_untrack_table_batches() has committed the batches before one that waits');
 is( sql(q{SET lock_timeout = '60s'; UPDATE batched SET cv = 'newer'; SELECT count(*) FROM batched;}
 	),
 	7,
-	'a table is read and written while its profiles are put aside');
+	'a table can be read and written while its vectors are put aside');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($reconciler->{pid})");
 $reconciler->finish;
 $writer->ask('COMMIT;');
@@ -207,16 +207,16 @@ $reconciler = Hrflow::Session->new($node);
 $reconciler->ask('SET ROLE keeper;');
 is( sql($some),
 	'batch-3 batch-4 batch-5 batch-6 batch-7',
-	'what was not put aside before the session was terminated is tracked');
+	'profiles that a terminated session has not put aside stay tracked');
 like(
 	$reconciler->ask(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);}),
 	qr/WARNING:.*the vectors of 5 profiles .*INFO:.*: 5 profiles are no longer tracked/s,
-	'hrflow_untrack_table_batches goes on where its session was terminated');
-is(sql($some), '', 'all profiles of a table are put aside in batches');
+	'hrflow_untrack_table_batches() continues after its session was terminated');
+is(sql($some), '', 'hrflow_untrack_table_batches() untracks all profiles of a table');
 is( sql(q{SELECT count(*), count(DISTINCT reason) FROM embedding_aside WHERE profile_id ~ '^batch'}
 	),
 	'7|1',
-	'the vectors of all profiles of a table are put aside in batches');
+	'hrflow_untrack_table_batches() puts aside the vectors of all profiles of a table');
 
 #
 # Many stores
@@ -224,8 +224,8 @@ is( sql(q{SELECT count(*), count(DISTINCT reason) FROM embedding_aside WHERE pro
 my $scans = q{SELECT pg_stat_force_next_flush();
 	SELECT idx_scan FROM pg_stat_sys_tables WHERE relname = 'pg_trigger';};
 
-# How often a DELETE of one row reads pg_trigger by an index, once the session
-# has deleted another one.
+# Return how often a DELETE of one row scans an index of pg_trigger, after the
+# session has deleted another row.
 sub trigger_reads
 {
 	my ($session, $id, $other) = @_;
@@ -249,9 +249,9 @@ sql(q{DO $$ BEGIN
 END $$;});
 cmp_ok($few, '>', 0, 'a DELETE reads the triggers of its store');
 is(trigger_reads($writer, 13, 14),
-	$few, 'a DELETE reads no more triggers where there are many stores');
+	$few, 'a DELETE reads no more triggers if there are many other stores');
 
-# What is made meanwhile is seen
+# Another table begins to feed the store
 sql(q{CREATE TABLE other (id text PRIMARY KEY); INSERT INTO other VALUES ('15');
 	SELECT hrflow_track_table('embedding', 'other', 'id', 'acme');});
 $writer->ask(q{DELETE FROM candidate WHERE id IN ('15', '16');});
@@ -259,11 +259,11 @@ is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
 			WHERE profile_id IN ('15', '16')}
 	),
 	'15',
-	'a DELETE knows a table that another session has made feed the store');
+	'a DELETE considers a table that another session has just begun to track');
 
 #
-# An INSERT of many rows, of which one names a profile that is tracked, and two
-# name the same
+# An INSERT of many rows, in which one row has the identifier of a tracked profile
+# and two rows have the same identifier
 #
 my $inserted = q{SELECT pg_stat_force_next_flush();
 	SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'embedding_profile';};
@@ -273,12 +273,12 @@ $writer->ask(
 	INSERT INTO other SELECT 'many ' || i % 2000 FROM generate_series(1, 2001) i;
 	INSERT INTO other SELECT 'many ' || i FROM generate_series(1999, 3999) i;});
 my ($after) = $writer->ask($inserted) =~ /^(\d+)$/m;
-is($after - $before, 4000, 'no profile is written twice because others are tracked');
+is($after - $before, 4000, 'an INSERT writes no profile twice if some are already tracked');
 is(sql(q{SELECT count(*) FROM embedding_profile WHERE profile_id LIKE 'many %'}),
-	4000, 'all profiles of an INSERT are tracked where some are already');
+	4000, 'an INSERT tracks all profiles if some are already tracked');
 
 #
-# A store that takes another one's name
+# A store that takes the name of another one
 #
 sql(q{ALTER TABLE embedding RENAME TO old;
 	ALTER TABLE embedding_profile RENAME TO old_profile;
@@ -293,7 +293,7 @@ is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
 			WHERE profile_id IN ('20', '21')}
 	),
 	'21',
-	'a table feeds the store that has taken the name of another, which was dropped');
+	'a table can feed a store that has taken the name of a store that was dropped');
 
 $_->finish foreach $writer, $reconciler;
 $node->stop;

@@ -1,7 +1,7 @@
-# What a store's refresh does where something beside it is wrong: an answer that
-# is wrong for all, an error or a lock of the owner's own, a limit set too low.
-# And that its memory stays what it is, and when it asks again.  SQL sees neither
-# what is asked nor other sessions.
+# Refreshing a store when something else fails: replies that are wrong for all
+# profiles, errors and locks caused by the owner, and limits that are too low.
+# Also the memory use of a run, and when profiles are due again.  A regression
+# test could see neither the requests that are sent nor other sessions.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -13,8 +13,8 @@ use List::Util qw(max);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
-# Failures in a row pause their account, for up to a minute and for all sessions
-# where they share memory: what fails has accounts of its own.
+# Consecutive failures pause their account, for all sessions if they share
+# memory.  So use accounts of their own for tests with failures.
 my $api = Hrflow::StandIn->new(
 	'--dim' => 64,
 	map { ('--key' => $_) } $Hrflow::StandIn::KEY,
@@ -34,8 +34,8 @@ sub anonymous_memory
 
 SKIP:
 {
-	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
-	skip 'Linux tells what is a process\'s own', 1 unless -e "/proc/$$/status";
+	skip 'an instrument uses memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
+	skip 'only Linux reports the private memory of a process', 1 unless -e "/proc/$$/status";
 
 	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 6000) i");
 	my $call = $store->start_call;
@@ -50,17 +50,21 @@ SKIP:
 		  if $pid && $requests > 1500;
 		sleep 0.02;
 	}
-	like($store->finish_call($call), qr/: 6000 refreshed/, 'many batches are refreshed');
+	like(
+		$store->finish_call($call),
+		qr/: 6000 refreshed/,
+		'a run of many batches refreshes all profiles');
 
-	# Where each batch stays, it is 11 MB; the allocator's is some hundred kB.
+	# If each batch leaked, the growth would be 11 MB.  The allocator accounts for
+	# some hundred kB.
 	my $growth = max(@late, 0) - max(@early, 0);
 	ok(@early && @late && $growth < 2000,
-		"later batches take no more memory than the first ones ($growth kB more)");
+		"later batches use no more memory than the first ones ($growth kB more)");
 	note("@early / @late");
 }
 
 #
-# An answer that is wrong for all erases nothing, however small the runs
+# Replies that are wrong for all profiles erase nothing, even in small runs
 #
 my $nowhere = Hrflow::RawPeer->new(
 	sub {
@@ -86,20 +90,20 @@ for my $round (1, 2)
 	$store->hasten('true');
 	my @printed = map { $store->call('max_profiles => 3', %nowhere) } 1 .. 10;
 	is(scalar(grep { / 3 not found, 0 gone/ } @printed),
-		10, "in round $round runs of three profiles find none, and none is gone");
+		10, "runs of three profiles in round $round find no profile, but none is gone");
 	is( scalar(grep { /WARNING/ } @printed),
 		$round == 1 ? 0 : 10,
-		"in round $round a profile that is missing for days gives a warning") or diag(@printed);
+		"runs in round $round warn only if profiles have been missing for days") or diag(@printed);
 	like(
 		$printed[0],
 		qr/WARNING:\ \ .*shop\.embedding\ keeps\ 3\ profiles\ that\ the\ API\ does\ not\ know\n
 			DETAIL:\ \ .*no\ other/x,
-		"in round $round the warning tells why profiles are kept") if $round == 2;
+		"the warning in round $round says why profiles are kept") if $round == 2;
 }
 is($store->states, 'missing 30', 'profiles that were not found twice are missing');
 is($store->wrong_vectors, 0, 'profiles that were not found twice keep their vectors');
 
-# Nor a small store as a whole
+# Neither do they in a small store that is refreshed as a whole
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
 $store->call;
 for (1 .. 3)
@@ -108,11 +112,12 @@ for (1 .. 3)
 	$store->hasten('true');
 	$store->call(undef, %nowhere);
 }
-is($store->states, 'missing 5', 'a small store is missing, not gone, when no profile is found');
+is($store->states, 'missing 5',
+	'all profiles of a small store are missing, not gone, if the API finds none');
 is($store->sql('SELECT count(*) FROM shop.embedding'),
-	10, 'a small store keeps its vectors when no profile is found');
+	10, 'a small store keeps its vectors if the API finds no profile');
 
-# They are asked for soon at first, then each day, and then less and less
+# Missing profiles are requested again soon at first, then daily, then less often
 foreach my $case (
 	[ '0', 1 ],
 	[ '1 minute', 5 ],
@@ -136,14 +141,15 @@ foreach my $case (
 				AND now() + interval '$minutes minutes'"
 		),
 		'missing|t',
-		"a profile missing for $age is due in $minutes minutes");
+		"a profile that has been missing for $age is due in $minutes minutes");
 }
 $store->hasten('true');
 like($store->call, qr/: 5 refreshed/, 'missing profiles are refreshed once the API finds them');
 is($store->profiles('state, attempts, last_error'),
-	'ok|0|', 'missing profiles that were found have no attempts and no error left');
+	'ok|0|', 'profiles that are no longer missing have no attempts and no error');
 
-# Where the source lives, who was deleted is erased: with others in one run, ...
+# If others prove that the API knows the source, a profile deleted from the account
+# is erased: others in the same run ...
 sub delete_from_account
 {
 	$store->sql(
@@ -160,9 +166,9 @@ $store->age('4 days');
 $store->hasten('true');
 like($store->call, qr/: 4 refreshed, .* 1 gone/, 'a profile deleted from the account is gone');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"),
-	0, 'a profile deleted from the account loses its vectors');
+	0, 'the vectors of a profile deleted from the account are erased');
 
-# ... or alone, where another was refreshed since
+# ... or others refreshed since
 delete_from_account("profile_id = 'cook-2'");
 $store->hasten("profile_id ~ 'cook-2'");
 $store->call;
@@ -173,7 +179,10 @@ like(
 	$printed,
 	qr/ 1 not found, 0 gone/,
 	'a profile that is not found is kept if no other was refreshed since');
-like($printed, qr/keeps 1 profile that the API/, 'a warning says that a profile is kept');
+like(
+	$printed,
+	qr/keeps 1 profile that the API/,
+	'a run warns that it keeps a profile that the API does not know');
 $store->sql(
 	"INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('another', 'driver-1')");
 $store->call;
@@ -181,51 +190,58 @@ $store->hasten("profile_id ~ 'cook-2'");
 like(
 	$store->call,
 	qr/ 1 not found, 0 gone/,
-	'a profile of another source does not count as refreshed since');
+	'a refreshed profile of another source does not prove that a profile is gone');
 $store->hasten("profile_id = 'cook-3'");
 $store->call;
 $store->hasten("profile_id ~ 'cook-2'");
 like(
 	$store->call,
 	qr/ 0 not found, 1 gone/,
-	'a profile that is not found is gone once another of its source was refreshed');
+	'a profile that is not found is gone once another of its source has been refreshed');
 
-# That is of this life only
+# Profiles refreshed before a profile became missing again prove nothing
 $store->sql("SELECT hrflow_mark_due('shop.embedding', 'acme', '{missing-cook-2}')");
 like(
 	$store->call,
 	qr/ 1 not found, 0 gone/,
-	'a profile that is marked due after it was gone is missing at first');
+	'a profile that is marked due after it was gone is missing again at first');
 $store->age('4 days');
 $store->hasten("profile_id ~ 'cook-2'");
-like($store->call, qr/ 1 not found, 0 gone/, 'only refreshes after a profile became missing count');
+like(
+	$store->call,
+	qr/ 1 not found, 0 gone/,
+	'only profiles refreshed after a profile became missing prove that it is gone');
 
-# A new one that is not indexed yet, and changes meanwhile
+# A new profile that is not indexed yet, and changes in the meantime
 $store->track("SELECT unnest('{missing-1,cook-1}'::text[])");
 $store->call;
 $store->age('4 days');
 $store->sql("UPDATE shop.candidate SET cv = 'new'");
-like($store->call, qr/: 1 refreshed, .* 1 not found, 0 gone/, 'a change begins the days anew');
+like(
+	$store->call,
+	qr/: 1 refreshed, .* 1 not found, 0 gone/,
+	'a change of its row restarts the time that a profile has been missing');
 $store->hasten('true');
 like(
 	$store->call,
 	qr/: 1 refreshed, .* 1 not found, 0 gone/,
-	'a profile is not gone days after it was new, but days after it has changed');
+	'a profile is not gone until days after its row last changed');
 
 #
-# Errors that are not the profiles' fault
+# Errors caused by the owner, not by profiles
 #
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
 $store->sql("ALTER TABLE shop.embedding_profile ADD CONSTRAINT never CHECK (state <> 'ok')");
 my @errors = map { $store->call } 1 .. 6;
-is(scalar(grep { /ERROR:  23514/ } @errors), 6, "a constraint of the owner's fails every run");
+is(scalar(grep { /ERROR:  23514/ } @errors),
+	6, "every run fails if the owner adds a constraint that it violates");
 is($store->profiles('state, attempts, lease_until'),
-	'due|0|', "a constraint of the owner's counts no attempt and leaves no lease");
+	'due|0|', "a run that violates a constraint counts no attempt and leaves no lease");
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
 like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once the constraint is dropped');
 
 #
-# Many that are never answered do not keep the others waiting
+# Many profiles whose requests always fail do not keep the others waiting
 #
 $store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 300) i");
 $store->sql(
@@ -234,27 +250,27 @@ $store->change_account;
 like(
 	$store->call,
 	qr/WARNING:  .*was stopped: nothing was answered/,
-	'a batch without any answer stops the run');
+	'a run stops after a batch of requests that all fail');
 
-# Besides what is in flight at the end: what was in flight when the account's
-# pause began is sent again after it.
+# In addition to the requests in flight at the end, those that were in flight when
+# the pause of the account began are sent again after it.
 cmp_ok(
 	$api->stats->{requests},
 	'<',
 	256 + 4 * 32,
-	'a batch without any answer is the last of its run, but for what is in flight');
+	'a run sends no further batch after one in which all requests fail');
 is( $store->profiles(
 		"state, attempts, lease_until, due_at BETWEEN now() AND now() + interval '70 seconds'",
 		'http_status = 500'),
 	'due|0||t',
-	'profiles without an answer are due a minute later');
+	'profiles whose requests failed are due a minute later');
 like(
 	$store->call,
 	qr/: 100 refreshed, \d+ to be tried again/,
 	'the next run refreshes other profiles');
 
 #
-# Nor do those of a source that the API does not know
+# Neither do profiles of a source that the API does not know
 #
 sub asked_of_unknown
 {
@@ -268,15 +284,15 @@ $store->sql(
 like(
 	$store->call('max_profiles => 100'),
 	qr/WARNING:  .*leaves a source out.* (?!0)\d+ refreshed/s,
-	'newer profiles are refreshed in the run that leaves a source out');
+	'newer profiles are refreshed by the run that skips an unknown source');
 cmp_ok(asked_of_unknown(), '<=', 32,
-	'no more is asked of an unknown source than what was in flight');
+	'no more profiles of an unknown source are requested than were in flight');
 is($store->profiles('attempts, due_at > now()', "source_id = 'unknown-1'"),
-	'0|t', 'all profiles of an unknown source have to wait');
+	'0|t', 'all profiles of an unknown source are due later');
 $api->reset;
 $store->call('max_profiles => 100');
-is($store->states, 'due 2000, ok 100', 'the next run refreshes the others');
-is(asked_of_unknown(), 0, 'the next run asks nothing of an unknown source');
+is($store->states, 'due 2000, ok 100', 'the next run refreshes the profiles of the known source');
+is(asked_of_unknown(), 0, 'the next run requests no profile of an unknown source');
 
 foreach my $age ([ '3 hours', '150 minutes', '3 hours' ], [ '8 days', '21 hours', '1 day' ])
 {
@@ -285,12 +301,12 @@ foreach my $age ([ '3 hours', '150 minutes', '3 hours' ], [ '8 days', '21 hours'
 	$api->reset;
 	$store->call;
 	is(asked_of_unknown(), 1,
-		"a source that is unknown for $age->[0] is asked for one profile only");
+		"one profile of a source that has been unknown for $age->[0] is requested");
 	is( $store->profiles(
 			"due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'",
 			"source_id = 'unknown-1'"),
 		't',
-		"a source unknown for $age->[0] is asked again between $age->[1] and $age->[2] later");
+		"a source unknown for $age->[0] is tried again after $age->[1] to $age->[2]");
 }
 $store->sql(
 	"DELETE FROM shop.embedding_profile WHERE profile_id > 'p2';
@@ -302,7 +318,7 @@ like(
 	'all profiles of a source are refreshed once the API knows it');
 
 #
-# New candidates do not wait for the many that are fetched again
+# New profiles do not wait for a large number of profiles that are due again
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 200) i");
 $store->call;
@@ -313,9 +329,9 @@ $store->call('max_profiles => 15');
 is($store->profiles('state', "profile_id ~ 'cook'"),
 	'ok', 'new profiles are fetched before older ones that are due again');
 is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()'),
-	15, 'the rest of a run are those that are due again');
+	15, 'a run with max_profiles also refreshes profiles that are due again');
 
-# Longer and longer
+# Profiles wait longer after each failure
 $store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
 foreach my $age (
 	[ '0', '50 seconds', '65 seconds' ],
@@ -331,16 +347,16 @@ foreach my $age (
 				due_at BETWEEN now() + interval '$age->[1]' AND now() + interval '$age->[2]'"
 		),
 		'due|0|t',
-		"profiles that failed first $age->[0] ago wait between $age->[1] and $age->[2]");
+		"profiles that first failed $age->[0] ago wait between $age->[1] and $age->[2]");
 }
 
 #
-# What a setting or an argument makes of all is no profile's fault
+# Failures caused by a setting or an argument do not count as attempts
 #
 foreach my $case (
-	[   'hosts of links that are not those', undef,
+	[   'links to hosts not in link_hosts', undef,
 		'none.example', qr/not in hrflow_embed\.link_hosts/ ],
-	[ 'fields that there are not', qq(fields => '{"profiles": 1}'), '127.0.0.1', qr/HTTP 400/ ])
+	[ 'unknown fields', qq(fields => '{"profiles": 1}'), '127.0.0.1', qr/HTTP 400/ ])
 {
 	my ($name, $arguments, $hosts, $says) = @$case;
 	foreach my $n (8, 7)
@@ -356,25 +372,25 @@ foreach my $case (
 			like(
 				$printed,
 				qr/WARNING:  .*was stopped: all profiles met the same; .*$says/s,
-				"$name end a run");
+				"a run that fails because of $name stops");
 			is( $store->profiles(
 					"state, attempts, lease_until,
 						due_at BETWEEN now() AND now() + interval '70 seconds'"
 				),
 				'due|0||t',
-				"$name count no attempt");
+				"a run that stops because of $name counts no attempt");
 		}
 		else
 		{
 			like(
 				$printed,
 				qr/: 0 refreshed, 7 to be tried again/,
-				"$name met by a few profiles alone are retried");
+				"a few profiles that fail because of $name will be retried");
 		}
 	}
 }
 
-# Nor what they meet for reasons of their own
+# Failures for different reasons do
 foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,message=two' ],
 	[ 'refusals and errors', 'status=422', 'status=500' ])
 {
@@ -384,11 +400,14 @@ foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,
 		"SELECT 'fault:' || f || ',id=' || i
 			FROM generate_series(1, 8) i, unnest('{\"$faults[0]\",\"$faults[1]\"}'::text[]) f"
 	);
-	like($store->call, qr/: 0 refreshed, 16 to be tried again/, "$name are counted as attempts");
+	like(
+		$store->call,
+		qr/: 0 refreshed, 16 to be tried again/,
+		"profiles that fail because of $name will be retried");
 }
 
 #
-# A limit that is too low for anything ends a run
+# A run stops if its time limit is too low for any request
 #
 $store->track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
 my $call = $store->start_call(
@@ -398,13 +417,13 @@ my $call = $store->start_call(
 like(
 	$store->finish_call($call),
 	qr/WARNING:  .*was stopped: nothing was answered within 200 ms/,
-	'a batch_timeout that is too low ends a run');
+	'a run with a batch_timeout that is too low stops');
 is($api->stats->{requests},
-	5, 'a batch_timeout that is too low lets each profile be requested once');
+	5, 'a run with a batch_timeout that is too low requests each profile once');
 is($store->profiles('state, attempts, lease_until, due_at > now()'),
-	'due|0||t', 'a batch_timeout that is too low counts no attempt');
+	'due|0||t', 'a run with a batch_timeout that is too low counts no attempt');
 
-# However few have failed by then
+# So does a run in a slow outage, in which only a few requests have failed by then
 $store->track("SELECT 'fault:status=500,latency=200,id=' || i FROM generate_series(1, 30) i");
 like(
 	$store->call(
@@ -415,19 +434,22 @@ like(
 			'hrflow_embed.max_concurrency' => 1,
 			'hrflow_embed.max_attempts' => 1 }),
 	qr/WARNING:  .*was stopped: nothing was answered; .*HTTP 500/,
-	'a slow outage ends a run');
-cmp_ok($api->stats->{requests}, '<', 8, 'a slow outage ends a run after a few requests');
+	'a run in a slow outage stops');
+cmp_ok($api->stats->{requests}, '<', 8, 'a run in a slow outage stops after a few requests');
 is($store->profiles('state, attempts, lease_until, due_at > now()', 'http_status = 500'),
-	'due|0||t', 'a slow outage counts no attempt');
+	'due|0||t', 'a run in a slow outage counts no attempt');
 
-# Where its time is the run's, what is in flight is still waited for
+# At the end of time_budget, a run waits for the requests in flight
 $store->track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
 $printed = $store->call("time_budget => '300ms'");
-unlike($printed, qr/WARNING/, 'the end of time_budget gives no warning');
-like($printed, qr/: 5 refreshed/, 'what is in flight at the end of time_budget is kept');
+unlike($printed, qr/WARNING/, 'a run does not warn at the end of time_budget');
+like(
+	$printed,
+	qr/: 5 refreshed/,
+	'replies to requests in flight at the end of time_budget are kept');
 
 #
-# What the owner's triggers throw comes as it is
+# Errors of the owner's triggers are rethrown unchanged
 #
 $store->sql(
 	q{
@@ -445,19 +467,19 @@ my $trigger = "CREATE TRIGGER planted BEFORE UPDATE ON shop.embedding_profile FO
 	EXECUTE FUNCTION shop.%s()";
 $store->sql(sprintf $trigger, "NEW.state = 'ok'", 'fail');
 $printed = $store->call;
-like($printed, qr/ERROR:  XX123: the owner says no/, "the caller sees the error of a trigger");
-unlike($printed, qr/WARNING/, 'there is no warning beside the error of a trigger');
+like($printed, qr/ERROR:  XX123: the owner says no/, "the caller gets the error of a trigger");
+unlike($printed, qr/WARNING/, 'a run that fails because of a trigger does not warn');
 is($store->profiles('state, attempts, lease_until'),
-	'due|0|', 'the error of a trigger gives the leases back');
+	'due|0|', 'a run that fails because of a trigger releases its leases');
 
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->sql(sprintf $trigger, "NEW.state = 'ok'", 'sleep');
 like(
 	$store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' }),
 	qr/ERROR:  57014: canceling statement due to statement timeout/,
-	'the caller sees a statement_timeout in a trigger');
+	'the caller gets the error of statement_timeout in a trigger');
 is($store->profiles('state, attempts, lease_until'),
-	'due|0|', 'a statement_timeout in a trigger gives the leases back');
+	'due|0|', 'a run that is canceled in a trigger releases its leases');
 
 $store->sql(
 	'DROP TRIGGER planted ON shop.embedding_profile;
@@ -469,31 +491,31 @@ like(
 	$store->call,
 	qr/ERROR:\ \ 55000:\ .*\n
 		DETAIL:\ \ Constraint\ "planted"\ of\ table\ "embedding_profile"\ is\ INITIALLY\ DEFERRED/x,
-	'a deferred trigger of the owner is refused');
-is($api->stats->{requests}, 0, 'a deferred trigger of the owner is refused without a request');
+	'a run refuses a deferred trigger of the owner');
+is($api->stats->{requests}, 0, 'a run refuses a deferred trigger before it sends any request');
 is($store->profiles('state, attempts, lease_until'),
-	'due|0|', 'the refusal of a deferred trigger leaves no lease');
+	'due|0|', 'a run that refuses a deferred trigger leaves no lease');
 
-# Even where they cannot be given back
+# The error of a trigger even prevents leases from being released
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->sql(sprintf $trigger, "OLD.lease_until IS NOT NULL", 'fail');
 $printed = $store->call;
 like(
 	$printed,
 	qr/ERROR:  XX123: the owner says no/,
-	'the caller sees the first error where leases cannot be given back');
+	'the caller gets the first error if leases cannot be released');
 like(
 	$printed,
 	qr/WARNING:  .*leases could not be given back: the owner says no/,
-	'a warning says that leases cannot be given back');
-is($store->profiles('state, lease_until > now()'), 'due|t',
-	'leases that cannot be given back stay');
+	'a run warns if leases cannot be released');
+is($store->profiles('state, lease_until > now()'),
+	'due|t', 'leases that could not be released remain');
 $store->sql('DROP TRIGGER planted ON shop.embedding_profile');
 $store->hasten('true');
 like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once their leases have ended');
 
 #
-# Locks of the application's
+# Locks held by the application
 #
 $store->track("SELECT 'fault:latency=1500,id=' || o FROM unnest('{cook,driver,nurse}'::text[]) o");
 my $application = Hrflow::Session->new($node);
@@ -505,16 +527,16 @@ $application->ask(
 like(
 	$store->finish_call($call),
 	qr/: 2 refreshed/,
-	'a run does not wait for rows that others have locked');
+	'a run does not wait for rows locked by other sessions');
 is( $store->profiles('profile_id, lease_until > now()'),
 	"fault:latency=1500,id=cook|\nfault:latency=1500,id=driver|\nfault:latency=1500,id=nurse|t",
-	'a profile that others have locked keeps its lease');
+	'a profile locked by another session keeps its lease');
 unlike($application->ask("UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id ~ 'cook'; COMMIT;"),
-	qr/ERROR/, 'a run does not deadlock with those who lock rows');
+	qr/ERROR/, 'a run does not deadlock with sessions that lock rows');
 $store->hasten('true');
-like($store->call, qr/: 3 refreshed/, 'a profile that others had locked is fetched again');
+like($store->call, qr/: 3 refreshed/, 'a profile that another session had locked is fetched again');
 
-# Nor while leases are given back
+# Releasing leases does not wait for locked rows, either
 $store->hasten('true');
 $store->sql(
 	"ALTER TABLE shop.embedding_profile
@@ -528,14 +550,14 @@ my $began = time;
 like(
 	$store->finish_call($call),
 	qr/ERROR:  23514/,
-	'an error of the run is raised although a row is locked');
-cmp_ok(time - $began, '<', 10, 'an error of the run is raised at once although a row is locked');
+	'the error of a run is raised although a row is locked');
+cmp_ok(time - $began, '<', 10, 'the error of a run is raised at once although a row is locked');
 unlike(
 	$application->ask("UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id ~ 'cook'; COMMIT;"),
-	qr/ERROR/, 'nobody waits for leases to be given back');
+	qr/ERROR/, 'other sessions do not wait for leases to be released');
 $store->sql('ALTER TABLE shop.embedding_profile DROP CONSTRAINT never');
 
-# Nor where they cannot be given back for a lock on the table
+# A lock on the table prevents leases from being released
 $store->track("SELECT 'fault:silent,id=cook'");
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 1 });
@@ -544,22 +566,22 @@ $node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->bac
 ok( $node->poll_query_until(
 		'postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity
 	WHERE query LIKE 'CALL hrflow_refresh%' AND state = 'active')"),
-	'one cancel ends a run whose table is locked');
+	'a single cancel ends a run whose table is locked');
 $application->ask('COMMIT;');
 $printed = $store->finish_call($call);
 like(
 	$printed,
 	qr/ERROR:  57014: canceling statement/,
-	'a run whose table is locked raises the cancel');
+	'a run whose table is locked raises the error of a cancel');
 like(
 	$printed,
 	qr/WARNING:  55P03: leases could not be given back/,
-	'a run whose table is locked warns that leases cannot be given back');
-is($store->profiles('state, lease_until > now()'), 'due|t', 'leases stay when the table is locked');
+	'a run whose table is locked warns that leases cannot be released');
+is($store->profiles('state, lease_until > now()'), 'due|t', 'leases remain if the table is locked');
 $application->finish;
 
 #
-# A lease begins when it is taken
+# The time of a lease begins when the lease is taken
 #
 $store->track("SELECT 'fault:latency=3000,id=cook'");
 my $locker = Hrflow::Session->new($node);
@@ -575,7 +597,7 @@ cmp_ok($store->profiles('extract(epoch FROM lease_until - now())'),
 $store->finish_call($call);
 
 #
-# A lock on a vector is not the profile's fault
+# A locked vector does not count as an attempt
 #
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 2) i");
 $store->call;
@@ -585,9 +607,9 @@ $locker->ask("BEGIN; SELECT FROM shop.embedding WHERE profile_id = 'cook-1' FOR 
 like(
 	$store->call(undef, role => 'keeper', settings => { lock_timeout => '100ms' }),
 	qr/ERROR:  55P03: canceling statement due to lock timeout/,
-	'a lock timeout fails a run');
+	'lock_timeout ends a run with its error');
 is($store->profiles('state, attempts, last_error, lease_until'),
-	'ok|0||', 'a lock timeout does not count as an attempt');
+	'ok|0||', 'a run that is ended by lock_timeout counts no attempt');
 $locker->ask('COMMIT;');
 like(
 	$store->call,
@@ -596,7 +618,7 @@ like(
 $locker->finish;
 
 #
-# A lease ends by itself, and is one session's
+# Leases of other sessions, which expire by themselves
 #
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
 $store->sql(
@@ -616,7 +638,8 @@ is( $store->sql(
 is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
 	"cook-1\ncook-3", 'a profile leased by another session has no vector');
 
-# Another one has it by the time the answer comes, or the run is cancelled
+# Another session has taken over the lease when the reply arrives, or when the run
+# is canceled
 foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 failed/ ],
 	[ 'silent', qr/57014: canceling statement/ ])
 {
@@ -630,15 +653,16 @@ foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 fai
 	{
 		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
 	}
-	like($store->finish_call($call), $end, "$fault: a run whose lease was taken over ends");
+	like($store->finish_call($call),
+		$end, "a run whose lease was taken over ends as usual ($fault)");
 	is( $store->profiles(
 			"state, attempts, refreshed_at, http_status,
 				lease_until > now() + interval '50 minutes'"
 		),
 		'due|0|||t',
-		"$fault: a run whose lease was taken over leaves the profile alone");
+		"a run whose lease was taken over does not change the profile ($fault)");
 	is($store->sql('SELECT count(*) FROM shop.embedding'),
-		0, "$fault: a run whose lease was taken over writes no vector");
+		0, "a run whose lease was taken over writes no vector ($fault)");
 }
 
 #
@@ -652,31 +676,32 @@ foreach my $case ([ undef, 27, 30 ], [ "max_age => '10 days'", 9, 10 ])
 	like(
 		$store->call($arguments, role => 'keeper', settings => { TimeZone => 'UTC' }),
 		qr/: 20 refreshed/,
-		"20 profiles to be due in $least to $most days are fetched");
+		"profiles that will be due in $least to $most days are fetched");
 	my $days = 'extract(epoch FROM due_at - refreshed_at) / 86400';
 	is( $store->sql(
 			"SELECT min($days) > $least - 0.001
 				AND max($days) <= $most, max($days) - min($days) > ($most - $least) / 4.0
 			FROM shop.embedding_profile"),
 		't|t',
-		"profiles are due at different times, $least to $most days later");
+		"profiles are due at different times that are $least to $most days later");
 	like(
 		$store->call,
 		qr/: 0 refreshed/,
-		"profiles to be due in $least to $most days are not due before");
+		"profiles that will be due in $least to $most days are not due before");
 }
 
-# At once, where max_age is nothing: by the next run, not the same
+# With a max_age of zero, profiles are due at once, but only for the next run
 $store->track("SELECT unnest('{cook-1,cook-2,missing-1}'::text[])");
 like(
 	$store->call("max_age => '0', time_budget => '5 seconds'"),
 	qr/: 2 refreshed, .* 1 not found, 0 gone/,
-	'a run with a max_age of zero ends');
+	'a run with a max_age of zero ends after all profiles');
 is_deeply(
 	$store->asked,
 	{ 'cook-1' => 1, 'cook-2' => 1, 'missing-1' => 1 },
 	'a run with a max_age of zero requests each profile once');
-is($store->states, 'missing 1, ok 2', 'a run with a max_age of zero leaves its states');
+is($store->states, 'missing 1, ok 2',
+	'a run with a max_age of zero sets the state of each profile');
 is($store->profiles('due_at <= clock_timestamp()'),
 	't', 'a max_age of zero leaves all profiles due');
 like(
@@ -684,14 +709,14 @@ like(
 	qr/: 2 refreshed, .* 1 not found, 0 gone/,
 	'the next run fetches all profiles again after a max_age of zero');
 
-# After a failure later and later
+# After each failure, profiles are due later
 $store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 7) i");
 my $attempt = 0;
 foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 * 60, 24 * 60 ])
 {
 	my ($least, $most) = @$minutes;
 
-	# The last time after many more, of which a day is the end
+	# The last case is a later attempt, when the pause has reached its limit of a day
 	$attempt = $most == 24 * 60 ? 12 : $attempt + 1;
 	$store->sql("UPDATE shop.embedding_profile SET attempts = $attempt - 1");
 	$store->hasten;
@@ -699,14 +724,14 @@ foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 *
 	like(
 		$store->call('max_attempts => 20'),
 		qr/: 0 refreshed, 7 to be tried again/,
-		"attempt $attempt fails");
+		"attempt $attempt of each profile fails");
 	is( $store->profiles(
 			"attempts, due_at - failed_at
 				BETWEEN interval '$least minutes' - interval '1 second'
 				AND interval '$most minutes'"
 		),
 		"$attempt|t",
-		"attempt $attempt is followed by another $least to $most minutes later");
+		"attempt $attempt is followed by another one $least to $most minutes later");
 }
 
 #
@@ -714,7 +739,7 @@ foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 *
 #
 SKIP:
 {
-	skip 'pg_cron is not to be had', 8
+	skip 'pg_cron is not available', 8
 	  unless -e $node->config_data('--sharedir') . '/extension/pg_cron.control';
 	my $cron = Hrflow::Node->new(
 		'jobs', $api,
@@ -740,9 +765,9 @@ SKIP:
 	is( $jobs->(),
 		qq{hrflow_refresh "other db".public.embedding|other db\n}
 		  . 'hrflow_refresh postgres.public.embedding|postgres',
-		'stores of one name in two databases have a job each');
+		'stores with the same name in two databases have separate jobs');
 
-	# Of a store that is renamed, or dropped
+	# Jobs of a store that is renamed or dropped
 	$cron->safe_psql(
 		'postgres',
 		"ALTER TABLE embedding RENAME TO vectors;
@@ -751,12 +776,12 @@ SKIP:
 	is( $jobs->(),
 		qq{hrflow_refresh "other db".public.embedding|other db\n}
 		  . 'hrflow_refresh postgres.public.vectors|postgres',
-		'the job of the old name is removed when a renamed store is scheduled');
+		'scheduling a renamed store removes the job for its old name');
 	$cron->safe_psql(
 		'postgres', "SELECT hrflow_create_store('second', 'real[]');
 		SELECT hrflow_schedule('second'), hrflow_schedule('vectors')");
 	like($jobs->(), qr/public\.second/,
-		'the job of another store stays when a renamed store is scheduled');
+		'scheduling a renamed store keeps the job of another store');
 	$cron->safe_psql('postgres', "SELECT hrflow_drop_store('vectors')");
 	unlike($jobs->(), qr/vectors/, 'dropping a store removes its job');
 	$cron->safe_psql('postgres',
@@ -764,12 +789,12 @@ SKIP:
 	is( $cron->safe_psql(
 			'postgres', "SELECT hrflow_unschedule('third'), hrflow_unschedule('third')"),
 		't|f',
-		'hrflow_unschedule() removes the job of the old name');
+		'hrflow_unschedule() removes the job for the old name of a store');
 	is( $jobs->(),
 		qq{hrflow_refresh "other db".public.embedding|other db},
-		'hrflow_unschedule() keeps the job of the other database');
+		'hrflow_unschedule() keeps the job of a store in another database');
 
-	# A role that has no right on pg_cron drops its store all the same
+	# A role without privileges on pg_cron
 	$cron->safe_psql(
 		'postgres',
 		'REVOKE USAGE ON SCHEMA cron FROM PUBLIC; CREATE ROLE keeper;
@@ -781,7 +806,7 @@ SKIP:
 			SELECT hrflow_drop_store('shop.e')"
 	);
 	is($cron->safe_psql('postgres', "SELECT to_regclass('shop.e')"),
-		'', 'a role without rights on pg_cron can drop a store');
+		'', 'a role without privileges on pg_cron can drop its store');
 	like($cron->error_of("SELECT hrflow_schedule('third', max_age => '-1 day')"),
 		qr/^22023/, 'a negative max_age is refused');
 }

@@ -1,6 +1,7 @@
-# What was paid for is kept: a refresh writes as it goes, and what has arrived is
-# written whatever ends the run.  And no profile waits for another's answer.  SQL
-# sees neither what is asked nor other sessions, and cannot end a run.
+# A refresh keeps what was paid for: it stores replies continually, and stores all
+# that have arrived when the run is ended, for whatever reason.  Also, no profile
+# waits for the reply for another one.  A regression test could see neither the
+# requests that are sent nor other sessions, and could not end a run.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -20,14 +21,14 @@ my $store = Hrflow::Store->new($node, $api, 'shop');
 my $slow_api = Hrflow::StandIn->new('--latency' => 200, '--dim' => 64);
 my %slow = ('hrflow_embed.base_url' => $slow_api->base_url);
 
-# The API's requests, not those for links
+# Return the number of requests to the API, without those for links
 sub paid
 {
 	my ($from) = @_;
 	return scalar(() = $from->get('/log') =~ /profile_id=/g);
 }
 
-# The profiles that the API had answered by then, by its own clock
+# Return the profiles for which the API had replied by a time of its own clock
 sub answered
 {
 	my ($from, $until) = @_;
@@ -36,7 +37,7 @@ sub answered
 }
 
 #
-# Profiles that are never answered hold no other profile up
+# Profiles for which no reply arrives do not hold up others
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 2040) i");
 $store->sql(
@@ -51,25 +52,26 @@ $node->poll_query_until('postgres',
 my $took = time - $began;
 my $printed = $store->finish_call($call);
 
-# One after another they would take 40 s.
-cmp_ok(time - $began, '<', 30, 'eight profiles that are never answered wait at the same time');
+# If the run waited for one at a time, it would take 40 s.
+cmp_ok(time - $began,
+	'<', 30, 'a run waits at the same time for eight profiles for which no reply arrives');
 like(
 	$printed,
 	qr/: 2040 refreshed, 8 to be tried again/,
-	'profiles that are never answered are tried again, and the others refreshed');
+	'profiles for which no reply arrives are retried, and all others are refreshed');
 note("2040 of 2048 profiles were refreshed after $took s");
 
 #
-# A limit that comes again and again
+# Time limits that end a run repeatedly
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 500) i");
 like(
 	$store->call(undef, role => 'keeper', settings => { %slow, statement_timeout => '1500ms' }),
 	qr/ERROR:  57014: canceling statement due to statement timeout/,
 	'statement_timeout ends a run with its error');
-cmp_ok($store->refreshed, '>', 0, 'what was fetched before statement_timeout is written');
+cmp_ok($store->refreshed, '>', 0, 'vectors fetched before statement_timeout are stored');
 is($store->profiles('attempts, lease_until'),
-	'0|', 'statement_timeout leaves no lease and no attempt');
+	'0|', 'a run that is ended by statement_timeout leaves no lease and counts no attempt');
 
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 200) i");
 $slow_api->reset;
@@ -77,24 +79,24 @@ foreach my $run (1 .. 3)
 {
 	$store->call("time_budget => '300ms'", role => 'keeper', settings => \%slow);
 	is(paid($slow_api), $store->refreshed,
-		"nothing that was paid for is lost to time_budget in run $run");
+		"all replies in run $run are stored although time_budget ends it");
 }
 
 SKIP:
 {
-	skip 'transaction_timeout came with PostgreSQL 17', 2
+	skip 'transaction_timeout was added in PostgreSQL 17', 2
 	  if $node->safe_psql('postgres', 'SHOW server_version_num') < 170000;
 	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
 	$slow_api->reset;
 	like(
 		$store->call(undef, role => 'keeper', settings => { %slow, transaction_timeout => '1s' }),
 		qr/: 300 refreshed/,
-		'no transaction of a run lasts as long as transaction_timeout');
-	is(paid($slow_api), 300, 'transaction_timeout costs no request');
+		'transactions of a run do not last long enough for transaction_timeout');
+	is(paid($slow_api), 300, 'no request is sent twice because of transaction_timeout');
 }
 
 #
-# Cancels at random, and the end of the session
+# Sessions that are canceled or terminated at random times
 #
 my $rounds = $ENV{HRFLOW_CANCELS} // 10;
 foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
@@ -108,9 +110,9 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 		$api->wait_until(sub { $_[0]{requests} >= 1 });
 		sleep rand 0.5;
 
-		# An answer takes 20 ms, and the run waits 100 ms for it, in which a busy
-		# machine can take 32 of them with their vectors.  Where it takes longer,
-		# only those count that came in time.
+		# A reply takes 20 ms, and the run waits 100 ms for it.  Even a busy machine
+		# can process 32 replies with their vectors in that time.  Count only the
+		# replies that were sent soon enough.
 		my $until = $api->stats->{now} + 50;
 		$node->safe_psql('postgres', "SELECT $function($_)") foreach $store->backends;
 		my $printed = $store->finish_call($call);
@@ -123,13 +125,13 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 		$paid += @answered;
 		$lost += grep { !$kept{$_} } @answered;
 	}
-	cmp_ok($ended, '>', 0, "$function() ends runs with its error");
-	is($lost, 0, "no answer is lost to $function()");
+	cmp_ok($ended, '>', 0, "$function() ends a run with its error");
+	is($lost, 0, "all replies are stored although $function() ends the run");
 	note("$lost of $paid answers were lost to $ended calls of $function()");
 }
 
 #
-# A client that is gone
+# A client that has been killed
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
 my $lost_call = $store->start_call(
@@ -140,13 +142,14 @@ $api->wait_until(sub { $_[0]{requests} >= 1 });
 $lost_call->{process}->kill_kill(grace => 0.1);
 my $is_gone = $node->poll_query_until('postgres',
 	"SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%'");
-ok($is_gone, 'a run ends whose client is gone');
-cmp_ok($store->refreshed, '<', 3000, 'a run whose client is gone ends before all is fetched');
-is(paid($api), $store->refreshed, 'no answer is lost where the client is gone');
+ok($is_gone, 'a run ends if its client is gone');
+cmp_ok($store->refreshed, '<', 3000,
+	'a run whose client is gone ends before all profiles are fetched');
+is(paid($api), $store->refreshed, 'all replies are stored although the client is gone');
 is($store->profiles('lease_until'), '', 'a run whose client is gone leaves no lease');
 
 #
-# Cancels that come again and again
+# Cancels in quick succession
 #
 my $ended = 0;
 foreach my $round (1 .. $rounds)
@@ -162,10 +165,11 @@ foreach my $round (1 .. $rounds)
 	kill 'KILL', $backend unless $has_ended;
 	$ended++ if $store->finish_call($call) =~ /57014/ && $has_ended;
 }
-is($ended, $rounds, 'every run that is cancelled again and again ends with the error of a cancel');
+is($ended, $rounds,
+	'a run that is canceled many times in quick succession ends with the error of a cancel');
 
 #
-# A profile that changes all the time
+# A profile whose row changes constantly
 #
 $store->track("SELECT 'fault:latency=400,id=cook'");
 my $writer = Hrflow::Session->new($node);
@@ -182,14 +186,15 @@ while (time - $began < 4)
 	}
 	$store->finish_call($call);
 }
-is(paid($api), 1, 'a profile that changes all the time is paid for once a minute');
-is($store->sql('SELECT count(*) FROM shop.embedding'), 2, 'its vectors are kept');
+is(paid($api), 1, 'a profile whose row changes constantly is requested once a minute');
+is($store->sql('SELECT count(*) FROM shop.embedding'),
+	2, 'the vectors of a profile whose row changes constantly are stored');
 is($store->profiles("state, due_at BETWEEN now() AND now() + interval '60 seconds'"),
-	'due|t', 'and it is due again within the minute');
+	'due|t', 'a profile whose row changes constantly is due again within a minute');
 $writer->finish;
 
 #
-# A change does not send a profile to the back
+# A change of its row does not move a due profile to the end of the queue
 #
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
 $store->sql(
@@ -197,12 +202,15 @@ $store->sql(
 		WHERE profile_id = 'cook-5';
 	UPDATE shop.candidate SET cv = 'new' WHERE hrflow_id = 'cook-5';
 	SELECT hrflow_mark_due('shop.embedding', 'acme', '{cook-5}')");
-like($store->call('max_profiles => 1'), qr/: 1 refreshed/, 'a run of one profile');
+like(
+	$store->call('max_profiles => 1'),
+	qr/: 1 refreshed/,
+	'a run with max_profiles refreshes one profile');
 is($store->sql("SELECT state FROM shop.embedding_profile WHERE profile_id = 'cook-5'"),
-	'ok', 'fetches the one that is due longest, though it has changed since');
+	'ok', 'a run refreshes the profile that has been due longest, although its row changed');
 
 #
-# A due_at that is set during the fetch
+# due_at is updated while the profile is being fetched
 #
 $store->track("SELECT 'fault:latency=1000,id=cook'");
 $call = $store->start_call;
@@ -210,10 +218,10 @@ $api->wait_until(sub { $_[0]{requests} >= 1 });
 $store->sql('UPDATE shop.embedding_profile SET due_at = now()');
 $store->finish_call($call);
 is($store->profiles("state, due_at < now() + interval '2 minutes'"),
-	'due|t', 'a due_at that is set while the profile is fetched is not lost');
+	'due|t', 'an update of due_at while the profile is being fetched is not lost');
 
 #
-# A profile that the application has locked, for four seconds and for good
+# A profile that the application has locked, for four seconds or until the run ends
 #
 $store->track("SELECT 'fault:latency=1000,id=cook'");
 my $application = Hrflow::Session->new($node);
@@ -222,10 +230,7 @@ $api->wait_until(sub { $_[0]{requests} >= 1 });
 $application->ask(
 	'SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE; SELECT pg_sleep(4);
 	COMMIT;');
-like(
-	$store->finish_call($call),
-	qr/: 1 refreshed/,
-	'a run waits at its end for the lock of a profile to be released');
+like($store->finish_call($call), qr/: 1 refreshed/, 'a run waits at its end for a locked profile');
 
 $store->track("SELECT 'fault:latency=1000,id=cook'");
 $call = $store->start_call('max_attempts => 1');
@@ -237,13 +242,13 @@ like(
 	$printed,
 	qr/WARNING:\ .*could\ not\ store\ what\ was\ fetched\ for\ 1\ profile\n
 		DETAIL:\ .*No\ attempt\ was\ counted/x,
-	'a run warns of a profile that was locked until its end');
+	'a run warns about a profile that is locked until its end');
 is($store->profiles('state, attempts'),
-	'due|0', 'a profile that is locked when it is to be written does not fail');
+	'due|0', 'a profile that is locked until the end of a run does not fail');
 $application->finish;
 
 #
-# What is claimed for nothing
+# Leases that are undone by a trigger
 #
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 64) i");
 $store->sql(
@@ -257,7 +262,7 @@ $store->sql(
 like(
 	$store->call,
 	qr/nothing of what is fetched is kept/,
-	'a run stops that claims profiles whose leases are undone');
+	'a run stops if the leases of the profiles that it claims are undone');
 $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 
 #
@@ -267,12 +272,12 @@ $store->track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 12) 
 like(
 	$store->call,
 	qr/was stopped: all profiles met the same|12 to be tried again/,
-	'a run in which no link works is stopped');
+	'a run in which no link works stops or will retry the profiles');
 is($store->profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
 
 #
-# Some whose links never work, beside others: they are given up, however many runs
-# there are
+# Profiles whose links never work are given up even if others succeed, and even if
+# there are many runs
 #
 $store->track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 30) i");
 $store->sql(
@@ -282,16 +287,17 @@ foreach (1 .. 8)
 	$store->call("fields => '{\"profile\": 1}'");
 	$store->hasten("due_at IS NOT NULL");
 }
-is($store->states, 'failed 30, ok 10',
-	'profiles whose links never work are given up beside others');
+is( $store->states,
+	'failed 30, ok 10',
+	'profiles whose links never work are given up although others succeed');
 my $asked = $store->asked;
 is(scalar(grep { /403/ && $asked->{$_} > 5 } keys %$asked),
-	0, 'a profile whose link never works is requested max_attempts times at most');
+	0, 'a profile whose link never works is requested at most max_attempts times');
 
 #
-# A snapshot that is held elsewhere keeps the versions of rows and their entries in
-# indexes that were claimed already: a claim does not read them again and again.
-# Once a second one does, since something may be due there again.
+# A snapshot held by another session keeps old versions of the rows claimed so
+# far, and their index entries.  Claims do not read them all again, except for one
+# claim per second, because profiles may have become due there again.
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 4000) i");
 my $holder = Hrflow::Session->new($node);
@@ -315,19 +321,22 @@ foreach my $plan (split /^(?=NOTICE:)/m, $explained)
 	  && $1 >= 32;
 }
 $holder->finish;
-like($explained, qr/: 4000 refreshed/, 'a run refreshes all while an old snapshot is held');
-cmp_ok(scalar(@buffers), '>=', 40, 'claims of a run were explained');
+like(
+	$explained,
+	qr/: 4000 refreshed/,
+	'a run refreshes all profiles while another session holds an old snapshot');
+cmp_ok(scalar(@buffers), '>=', 40, 'auto_explain logs the claims of a run');
 my ($first, $last) =
   map {
 	(sort { $a <=> $b } @$_)[ @$_ / 2 ]
   }[ @buffers[ 0 .. 14 ] ], [ @buffers[ -15 .. -1 ] ];
 cmp_ok($last, '<', 2 * $first,
-	'a claim reads no more while an old snapshot keeps what was claimed before');
-note("a claim reads $first buffers at first, and $last at last");
+	'later claims read no more than early ones although an old snapshot is held');
+note("early claims read $first buffers, and late claims $last");
 
 #
-# How much is claimed at a time: 64 profiles where as many are soon asked for.  The
-# rate is of an account of its own.
+# The number of profiles claimed at a time: 64, unless they could not be requested
+# soon.  The rate limit belongs to a separate account.
 #
 my $limited_api = Hrflow::StandIn->new('--dim' => 64);
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
@@ -343,7 +352,7 @@ cmp_ok(
 	32 + 2 * 5,
 	'a run that may send five requests a minute claims five profiles at a time');
 
-# A limit that comes again and again, while the rate does not let a batch come
+# Time limits that end a run repeatedly while it waits because of the rate limit
 foreach my $run (1 .. 3)
 {
 	$store->track("SELECT 'nurse-$run-' || i FROM generate_series(1, 300) i");
@@ -357,9 +366,9 @@ foreach my $run (1 .. 3)
 				'hrflow_embed.max_requests_per_minute' => 600,
 				statement_timeout => '1500ms' }),
 		qr/57014/,
-		"statement_timeout ends run $run, which waits for the rate");
+		"statement_timeout ends run $run, which waits because of the rate limit");
 	is(paid($limited_api), $store->refreshed,
-		"nothing that was paid for is lost where run $run waits for the rate");
+		"all replies in run $run are stored although it waits because of the rate limit");
 }
 
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");

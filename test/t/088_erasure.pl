@@ -1,7 +1,7 @@
-# What is erased, when, and what is not: rows that are deleted and put back in
-# one transaction keep their vectors; people whose rows stay deleted are gone when
-# it has committed.  SQL of one session shows neither what the API is asked nor
-# what two sessions do at the same time, nor a prepared transaction.
+# Erasure when rows are deleted: the vectors of rows that are deleted and inserted
+# again in one transaction are kept, and those of all other deleted rows are
+# erased when it commits.  A regression test could see no requests to the API, and
+# has neither concurrent sessions nor prepared transactions.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -17,7 +17,7 @@ my $node = Hrflow::Node->new(
 	max_prepared_transactions => 2);
 my $store = Hrflow::Store->new($node, $api, 'shop');
 
-# Profiles, and profiles with vectors, as "990 990"
+# Return the numbers of profiles and of profiles with vectors, as "990 990"
 sub tracked
 {
 	my ($where) = @_;
@@ -27,7 +27,7 @@ sub tracked
 			|| (SELECT count(DISTINCT profile_id) FROM shop.embedding WHERE $where)");
 }
 
-# What psql prints on standard error
+# Return the standard error of psql
 sub warnings_of
 {
 	my ($sql) = @_;
@@ -55,36 +55,39 @@ foreach my $delete (
 
 	$api->reset;
 	is(warnings_of("BEGIN; $delete; $load COMMIT"),
-		'', "$delete, then INSERT of the rows, in one transaction, warns of nothing");
+		'', "$delete, then INSERT of the rows, in one transaction, raises no WARNING");
 	is(tracked(), '1000 1000', "$delete, then INSERT of the rows, erases no vector");
 	is($store->profiles('profile_id, state, due_at, generation'),
-		$before, "$delete, then INSERT of the rows, makes nothing due, not even what is gone");
+		$before,
+		"$delete, then INSERT of the rows, makes no profile due, not even one that is gone");
 	$store->call;
 	is($api->stats->{requests}, 0, "$delete, then INSERT of the rows, costs no request");
 }
 is(warnings_of('BEGIN; TRUNCATE shop.candidate; ROLLBACK'),
-	'', 'TRUNCATE that is rolled back warns of nothing');
-is(tracked(), '1000 1000', 'TRUNCATE that is rolled back erases nothing');
+	'', 'a TRUNCATE that is rolled back raises no WARNING');
+is(tracked(), '1000 1000', 'a TRUNCATE that is rolled back erases nothing');
 $store->sql(
 	"UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
 	WHERE state = 'gone'");
 
-# Rows that do not come back are erased at the end of the transaction
+# Profiles whose rows are not inserted again are erased at the end of the
+# transaction
 my $session = Hrflow::Session->new($node);
 $session->ask("SET ROLE keeper; DELETE FROM shop.staging WHERE hrflow_id ~ '-1\$';");
 $session->ask("BEGIN; TRUNCATE shop.candidate; $load");
 is( $session->ask('SELECT count(*) FROM shop.embedding_profile;'),
 	"1000\n-- done\n",
-	'a transaction that has deleted rows has erased nothing before it commits');
+	'a transaction that deletes rows erases nothing before it commits');
 $session->ask('COMMIT;');
-is(tracked(), '999 999', 'a profile whose row was not put back is erased by the commit');
-is(tracked("profile_id ~ '-1\$'"), '0 0', 'a deleted profile is in neither table after the commit');
+is(tracked(), '999 999', 'a profile whose row was not inserted again is erased by the commit');
+is(tracked("profile_id ~ '-1\$'"),
+	'0 0', 'a profile whose row was deleted is in neither table after the commit');
 $session->ask(
 	"BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-2\$'; SAVEPOINT s;
 	DELETE FROM shop.candidate WHERE hrflow_id ~ '-3\$'; ROLLBACK TO s;
 	UPDATE shop.candidate SET hrflow_id = 'new-5' WHERE hrflow_id ~ '-5\$'; COMMIT;");
 is(tracked("profile_id ~ '-[235]\$'"),
-	'2 1', 'a commit erases what was deleted or renamed, and not what was rolled back');
+	'2 1', 'a commit erases profiles of deleted and renamed rows, unless rolled back');
 $session->ask(
 	"BEGIN; UPDATE shop.candidate SET hrflow_id = 'x' WHERE hrflow_id ~ '-6\$';
 	UPDATE shop.candidate SET hrflow_id = 'cook-6' WHERE hrflow_id = 'x'; COMMIT;");
@@ -96,17 +99,19 @@ $store->sql(
 	COMMIT;
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-7');
 	END \$\$");
-is(tracked("profile_id ~ '-7\$'"), '1 0', 'COMMIT within a DO block erases what it has deleted');
+is(tracked("profile_id ~ '-7\$'"),
+	'1 0', 'COMMIT in a DO block erases the profiles of rows that it has deleted');
 $store->sql("BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-9\$'; PREPARE TRANSACTION 'p'");
-is(tracked("profile_id ~ '-9\$'"), '1 1', 'a prepared transaction has not erased yet');
+is(tracked("profile_id ~ '-9\$'"), '1 1', 'a prepared transaction has not erased any profile yet');
 $store->sql("COMMIT PREPARED 'p'");
-is(tracked("profile_id ~ '-9\$'"), '0 0', 'a prepared transaction erases when it is committed');
+is(tracked("profile_id ~ '-9\$'"),
+	'0 0', 'a prepared transaction erases profiles when it is committed');
 
 #
-# Deleting many is not limited, but told
+# Deleting many rows is not limited, but reported
 #
 is( warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 40)'),
-	'', 'a DELETE of less than 5 % of the profiles warns of nothing');
+	'', 'a DELETE of less than 5 % of the profiles raises no WARNING');
 like(
 	warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 60)'),
 	qr/WARNING:\ .*erased\ 60\ profiles\ and\ their\ vectors\ from\ store\ shop\.embedding\n
@@ -117,11 +122,11 @@ my ($n) = $before =~ /(\d+)/;
 like(
 	warnings_of('TRUNCATE shop.candidate'),
 	qr/WARNING:\ .*erased\ $n\ profiles/,
-	'a TRUNCATE that nothing follows raises a WARNING');
-is(tracked(), '0 0', 'a TRUNCATE that nothing follows erases every profile');
+	'a TRUNCATE without a subsequent INSERT raises a WARNING');
+is(tracked(), '0 0', 'a TRUNCATE without a subsequent INSERT erases all profiles');
 
 #
-# Two tables that want the same profile
+# Two tables with rows for the same profile
 #
 $store->sql(
 	q{CREATE TABLE shop.other (id text);
@@ -130,7 +135,8 @@ $store->sql(
 	INSERT INTO shop.other VALUES ('nurse-1'), ('nurse-2')});
 $store->sql('BEGIN; TRUNCATE shop.candidate; INSERT INTO shop.other SELECT $$nurse-3$$; COMMIT');
 is($store->profiles('profile_id'),
-	"nurse-1\nnurse-2\nnurse-3", 'TRUNCATE of one table erases nothing that another one wants');
+	"nurse-1\nnurse-2\nnurse-3",
+	'TRUNCATE of one table keeps profiles that have rows in another table');
 $store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
 my $other = Hrflow::Session->new($node);
 $session->ask("BEGIN; DELETE FROM shop.other WHERE id = 'nurse-1';");
@@ -138,12 +144,13 @@ $other->ask(
 	"SET ROLE keeper; BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; COMMIT;");
 is($store->profiles('profile_id'),
 	"nurse-1\nnurse-2\nnurse-3",
-	'a profile stays while a row that wants it is only deleted by a transaction in progress');
+	'a profile is kept while the deletion of its last row is uncommitted');
 $session->ask('COMMIT;');
 is($store->profiles('profile_id'),
-	"nurse-2\nnurse-3", 'the last of two transactions that delete the rows of a profile erases it');
+	"nurse-2\nnurse-3", 'a profile is erased by the last of two transactions that delete its rows');
 
-# Both are committing: one waits for the other, which still sees its row
+# Two transactions are committing: one waits for the other, which can still see the
+# row of the first
 $store->sql(
 	q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-2');
 	CREATE FUNCTION shop.wait() RETURNS trigger LANGUAGE plpgsql AS
@@ -158,10 +165,10 @@ $store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2'});
 $session->ask('SELECT pg_advisory_unlock(1);');
 $other->ask('SELECT 1;');
 is($store->profiles('profile_id'),
-	'nurse-3', 'of two transactions that commit at the same time one erases the profile');
+	'nurse-3', 'a profile is erased by one of two transactions that commit at the same time');
 $store->sql('DROP TRIGGER wait ON shop.other');
 
-# Another table is tracked while a deletion waits for it
+# Another table is tracked while a DELETE waits for that
 $store->sql(
 	q{CREATE TABLE shop.late (id text);
 	INSERT INTO shop.late VALUES ('nurse-4');
@@ -173,10 +180,10 @@ $node->poll_query_until('postgres',
 $session->ask('COMMIT;');
 $other->ask('SELECT 1;');
 is($store->profiles('profile_id'),
-	"nurse-3\nnurse-4", 'a deletion asks a table that was tracked while it waited');
+	"nurse-3\nnurse-4", 'a DELETE considers a table that was tracked while the DELETE waited');
 $store->sql('DELETE FROM shop.late; DROP TABLE shop.late');
 
-# A table that was tracked and has another owner
+# A tracked table whose owner has changed
 $node->safe_psql('postgres', 'CREATE ROLE somebody');
 $store->sql(
 	q{CREATE TABLE shop.lost (id text);
@@ -187,7 +194,7 @@ $node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO somebody');
 like(
 	warnings_of(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-5'}),
 	qr/WARNING:\ .*nothing\ is\ erased\ .*"lost",\ which\ was\ tracked,\ has\ another\ owner/x,
-	'a DELETE warns of a tracked table that has another owner');
+	'a DELETE warns about a tracked table that has another owner');
 is($store->profiles('profile_id'),
 	"nurse-3\nnurse-5", 'a DELETE erases nothing while a tracked table has another owner');
 $node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO keeper');
@@ -195,7 +202,7 @@ $store->sql('DELETE FROM shop.lost; DROP TABLE shop.lost');
 is($store->profiles('profile_id'),
 	'nurse-3', 'a DELETE erases again once all tables have the same owner');
 
-# A deletion that an erasure brings about
+# A trigger that deletes rows when profiles are erased
 $store->sql(
 	q{CREATE TABLE shop.third (id text);
 	SELECT hrflow_track_table('shop.embedding', 'shop.third', 'id', 'acme');
@@ -205,11 +212,12 @@ $store->sql(
 	CREATE TRIGGER also AFTER DELETE ON shop.embedding_profile
 		FOR EACH ROW EXECUTE FUNCTION shop.also();
 	DELETE FROM shop.other});
-is(tracked(), '0 0', 'what a trigger on the store deletes at the commit is erased as well');
+is(tracked(), '0 0',
+	'profiles of rows that a trigger on the store deletes at the commit are erased, too');
 $store->sql('DROP TRIGGER also ON shop.embedding_profile');
 
 #
-# The record of what was erased
+# The record of erased profiles
 #
 my $erased =
   'SELECT reason, vectors, count(*) FROM shop.embedding_erased GROUP BY 1, 2 ORDER BY 1, 2';
@@ -224,8 +232,7 @@ $store->sql(
 	UPDATE shop.candidate SET hrflow_id = 'nurse-5' WHERE hrflow_id = 'nurse-3';
 	UPDATE shop.candidate SET hrflow_id = 'nurse-6' WHERE hrflow_id = 'nurse-5';});
 is($store->sql($erased),
-	"delete|0|1\ndelete|2|2",
-	'what a DELETE or another identifier erases is recorded when it is committed');
+	"delete|0|1\ndelete|2|2", 'profiles erased by a DELETE or UPDATE are recorded when it commits');
 is( $store->sql(
 		q{SELECT reason, vectors FROM shop.embedding_erased
 		WHERE fingerprint = hrflow_fingerprint('acme', 'nurse-2')}),
@@ -235,23 +242,23 @@ is( $store->sql(
 		q{SELECT hrflow_fingerprint('acme', 'nurse-2') =
 		sha256(sha256('acme'::bytea) || sha256('nurse-2'::bytea))}),
 	't',
-	'the fingerprint is the documented hash');
+	'hrflow_fingerprint() returns the documented hash');
 is($store->sql(q{SELECT count(*) FROM shop.embedding_erased e WHERE e::text ~ 'nurse|acme'}),
-	0, 'the record keeps no identifier');
+	0, 'the record of erased profiles contains no identifiers');
 is($store->sql(q{SELECT * FROM hrflow_store_orphans('shop.embedding')}),
-	'acme|orphan|1', 'vectors that no profile goes with are found');
+	'acme|orphan|1', 'hrflow_store_orphans() returns vectors without a profile');
 is( $store->sql(
 		q{SELECT hrflow_untrack('shop.embedding', 'acme', '{nurse-1,nurse-6,orphan,nobody}')}),
 	2,
 	'hrflow_untrack() returns the number of profiles that were tracked');
 is( $store->sql("$erased"),
 	"delete|0|1\ndelete|2|2\nuntrack|0|1\nuntrack|1|1\nuntrack|2|1",
-	'hrflow_untrack() records what it has erased, orphans included');
+	'hrflow_untrack() records what it has erased, including orphans');
 is($store->sql(q{SELECT count(*) FROM hrflow_store_orphans('shop.embedding')}),
 	0, 'hrflow_untrack() erases orphans');
 
 #
-# What becomes of the store in the meantime
+# The store is renamed or dropped before the transaction commits
 #
 $store->sql('DELETE FROM shop.candidate');
 $store->sql(q{INSERT INTO shop.third VALUES ('cook-1'), ('cook-2')});
@@ -270,7 +277,7 @@ is( $node->error_of(
 	'',
 	'a store can be renamed by a transaction that has deleted rows');
 is($store->sql('SELECT profile_id FROM shop.e_profile'),
-	'cook-2', 'what was deleted is erased from a store that was renamed since');
+	'cook-2', 'profiles of deleted rows are erased from a store that was renamed since');
 $store->sql(q{SELECT hrflow_track_table('shop.e', 'shop.third', 'id', 'acme')});
 is($node->error_of(q{BEGIN; TRUNCATE shop.third; DROP TABLE shop.e, shop.e_profile; COMMIT}),
 	'', 'a store can be dropped by a transaction that has deleted rows');

@@ -1,6 +1,7 @@
-# What vectors were fetched with decides what a later refresh fetches, keeps and
-# erases: other "fields" fetch what is lacking, and nothing else, and a run stops
-# where another model answers.  SQL does not see what is asked for.
+# The "fields", API key and dimension that vectors were fetched with determine what
+# a later refresh fetches, keeps and erases: with other "fields", only what is
+# lacking is fetched, and a run stops if another model returns the vectors.  A
+# regression test could not see the requests that are sent.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -15,7 +16,7 @@ my $node = Hrflow::Node->new('fetched_with', $api, link_hosts => '127.0.0.1', ma
 my $store = Hrflow::Store->new($node, $api, 'shop');
 my $due = 'UPDATE shop.embedding_profile SET due_at = now()';
 
-# The items that are stored of a section, and with "fields" refreshed before
+# Return the stored items of a section, with "fields" after refreshing the profile
 sub items
 {
 	my ($section, $fields) = @_;
@@ -25,7 +26,7 @@ sub items
 		like(
 			$store->call("fields => '$fields'"),
 			qr/: 1 refreshed/,
-			"one profile is refreshed with $fields");
+			"a run refreshes one profile with $fields");
 	}
 	return $store->sql(
 		"SELECT string_agg(item::text, ' ' ORDER BY item) FROM shop.embedding
@@ -33,7 +34,7 @@ sub items
 }
 
 #
-# Elements that are not asked for are kept
+# Elements that are not requested are kept
 #
 my $profile = $node->safe_psql(
 	'postgres', q{SELECT profile_id FROM hrflow_profile_vectors('acme',
@@ -45,18 +46,19 @@ $store->sql(
 	SELECT source_id, profile_id, 'experiences', i, '{1}' FROM shop.embedding_profile,
 		generate_series(7, 9) i});
 is(items('experiences', '{"experiences": [0, 1, 2]}'),
-	'0 1 2 7 8 9', 'a list of elements keeps those that it does not name');
+	'0 1 2 7 8 9', 'elements that a list does not name are kept');
 is(items('experiences', '{"experiences": [0]}'),
-	'0 1 2 7 8 9', 'a shorter list of elements keeps those of a longer one');
+	'0 1 2 7 8 9', 'elements of a longer list are kept when a shorter one is requested');
 is($store->sql('SELECT last_error FROM shop.embedding_profile'),
-	'', 'a shorter list of elements is no error');
+	'', 'requesting a shorter list of elements records no error');
 is(items('experiences', '{"experiences": [1, 7]}'),
 	'0 1 2 8 9', 'an element that the reply to a list lacks is deleted');
 is(items('experiences', '{"experiences": 1}'),
-	'0 1 2 3', 'a section that is asked for as a whole replaces all elements');
+	'0 1 2 3', 'all elements are replaced if the section is requested as a whole');
 
 #
-# What the API no longer has is told of a profile that changes meanwhile, too
+# A section that the API no longer has is also reported for a profile that changes
+# while it is fetched
 #
 $store->track("SELECT 'novector-nurse'");
 $store->sql(
@@ -69,14 +71,15 @@ $store->sql(q{SELECT hrflow_mark_due('shop.embedding', 'acme', '{novector-nurse}
 $store->finish_call($call);
 is( $store->profiles('state, last_error, failed_at > refreshed_at - interval $$1 s$$'),
 	'due|HrFlow no longer has vectors of sections asked for: skills|t',
-	'the error of a profile that changes while it is fetched names the sections that it lost');
+	'the error of a profile that changes while it is fetched names the section it lost');
 
 #
-# Other fields fetch what is lacking
+# With other fields, only what is lacking is fetched
 #
 my $fetched = 'SELECT DISTINCT dimension, sections, account FROM shop.embedding_profile ORDER BY 2';
 
-# A run with "fields": what it prints, and the profiles that were asked for
+# Run a refresh with "fields".  Return its output and the number of profiles that
+# were requested.
 sub refresh
 {
 	my ($fields, %options) = @_;
@@ -90,26 +93,26 @@ $store->track("SELECT 'nurse-' || i FROM generate_series(1, 9) i UNION SELECT 'n
 refresh(q('{"profile": 1}'));
 is($store->sql($fetched),
 	"8|{profile}|$account",
-	'a profile tells the dimension, the sections and the key that it was fetched with');
+	'the dimension, sections and key that a profile was fetched with are stored');
 
 foreach my $case (
-	[ q('{"profile": 1, "skills": 1}'), 10, 'a section more' ],
-	[ q('{"profile": 1, "skills": 1}'), 0, 'the same sections, one of which a profile lacks' ],
+	[ q('{"profile": 1, "skills": 1}'), 10, 'another section' ],
+	[ q('{"profile": 1, "skills": 1}'), 0, 'the same sections, one of which one profile lacks' ],
 	[ q('{"skills": true}'), 0, 'fewer sections' ],
 	[ 'NULL', 0, 'no fields' ],
 	[ q('{"profile": 1, "experiences": [0, 1]}'), 10, 'elements' ],
 	[ q('{"experiences": [1], "skills": 1, "interests": 0}'), 0, 'fewer elements' ],
 	[ q('{"profile": 1, "experiences": [2]}'), 10, 'another element' ],
 	[ q('{"experiences": 1}'), 10, 'all elements' ],
-	[ q('{"experiences": [7]}'), 0, 'an element of a section that was asked for' ])
+	[ q('{"experiences": [7]}'), 0, 'an element of a section that was requested before' ])
 {
 	my ($fields, $n, $what) = @$case;
 	my ($printed, $asked) = refresh($fields);
-	is($asked, $n, "a run that asks for $what requests $n of 10 profiles");
+	is($asked, $n, "a run that requests $what sends requests for $n of 10 profiles");
 }
 is( $store->sql($fetched),
 	"8|{experiences,experiences[0],experiences[1],experiences[2],profile,skills}|$account",
-	'a profile tells all sections that it was asked for');
+	'all sections that were requested for a profile are stored');
 
 $store->sql(
 	"INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-10');
@@ -123,7 +126,8 @@ like(
 is(($api->log)[0]{query} =~ /profile_id=([^&]+)/ && $1,
 	'nurse-10', 'a new profile is requested before those that lack a section');
 
-# Only what this run asks for is made due: another would not ask for what is lacking
+# A run makes only those profiles due that it requests itself, because another run
+# might not request the section that they lack
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 10) i");
 refresh(q('{"profile": 1}'));
 is( $store->sql(
@@ -131,37 +135,39 @@ is( $store->sql(
 		FROM hrflow_refresh_estimate('shop.embedding', '{"profile": 1, "skills": 1}', days => 1)
 		WHERE day = 0}),
 	'10|10',
-	'profiles that lack a section are estimated to be due now');
+	'hrflow_refresh_estimate() counts profiles that lack a section as due now');
 is((refresh(q('{"profile": 1, "skills": 1}', max_profiles => 2)))[1],
-	2, 'a run with a limit requests no more profiles for a section that they lack');
+	2, 'a run with max_profiles requests no more profiles even if all lack a section');
 is((refresh(q('{"profile": 1}')))[1],
-	0, 'a run with a limit makes no profiles due that it does not request');
+	0, 'a run with max_profiles makes no profiles due that it does not request');
 
-# That the API has no vector of a section is an answer, for another job as well
+# That the API has no vector of a section is remembered even if other jobs request
+# other sections
 $store->track(q{SELECT unnest('{nurse-1,novector-nurse}'::text[])});
 refresh(q('{"profile": 1}'));
-is((refresh(q('{"skills": 1}')))[1], 2, 'another job requests another section');
+is((refresh(q('{"skills": 1}')))[1],
+	2, 'a run requests profiles for a section that another job does not request');
 $store->hasten('true');
 refresh(q('{"profile": 1}'));
 is((refresh(q('{"skills": 1}')))[1],
-	0, 'a profile without a vector of a section is not requested for it again and again');
+	0, 'a profile is not requested repeatedly for a section of which the API has no vector');
 
-# Elements that nobody has asked for are not gone
+# Elements that were not requested are not gone
 $store->track(qq{SELECT unnest('{nurse-1,$profile}'::text[])});
 refresh(q('{"experiences": [0, 1]}'));
 $store->sql($due);
 refresh(q('{"experiences": [90]}'));
-is($store->states, 'missing 2', 'profiles without an element that is asked for are missing');
+is($store->states, 'missing 2', 'profiles that lack a requested element are missing');
 $store->age('5 days');
 $store->sql("UPDATE shop.embedding_profile SET refreshed_at = now() WHERE profile_id = 'nurse-1'");
 $store->hasten("profile_id = '$profile'");
 refresh(q('{"experiences": [90]}'));
 is($store->profiles('state', "profile_id = '$profile'"),
-	'missing', 'a profile with elements that were not asked for is not gone');
+	'missing', 'a profile with other elements than the requested one is not gone');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id = '$profile'"),
-	2, 'elements that were not asked for are not erased');
+	2, 'elements that were not requested are not erased');
 
-# A profile that is neither fetched nor due is not asked for before its time
+# A profile that is missing or failed is not requested before it is due
 $store->track(q{SELECT unnest(ARRAY['nurse-1', 'missing-1', 'fault:status=400,message=odd'])});
 refresh(q('{"profile": 1}'));
 my $times = 'SELECT profile_id, state, due_at FROM shop.embedding_profile ORDER BY 1';
@@ -172,9 +178,9 @@ my @before = grep { !/nurse/ } split /\n/, $store->sql($times);
 is((refresh(q('{"profile": 1, "skills": 1}')))[1],
 	1, 'a profile that is missing or failed is not requested for a section that it lacks');
 is_deeply([ grep { !/nurse/ } split /\n/, $store->sql($times) ],
-	\@before, 'a profile that is missing or failed stays due when it was');
+	\@before, 'the time at which a missing or failed profile is due does not change');
 
-# One that had no vector at all is asked for all sections when it has some
+# A profile without any vectors loses its record of requested sections
 foreach my $case ([ 'nurse-1', 'missing-2', '' ], [ 'missing-2', 'nurse-1', '{profile}' ])
 {
 	my ($from, $to, $sections) = @$case;
@@ -183,7 +189,7 @@ foreach my $case ([ 'nurse-1', 'missing-2', '' ], [ 'missing-2', 'nurse-1', '{pr
 		WHERE profile_id = '$from'");
 	refresh(q('{"profile": 1}'));
 	is($store->sql("SELECT sections FROM shop.embedding_profile WHERE profile_id = '$to'"),
-		$sections, "a profile that was $from and is $to has been asked for '$sections'");
+		$sections, "a profile that was $from and is $to has the requested sections '$sections'");
 }
 
 #
@@ -195,7 +201,8 @@ my %new = (
 	'hrflow_embed.base_url' => $new_api->base_url,
 	'hrflow_embed.api_key' => $new_key);
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 2) i");
-unlike((refresh(q('{"profile": 1}')))[0], qr/WARNING/, 'the first API key gives no warning');
+unlike((refresh(q('{"profile": 1}')))[0],
+	qr/WARNING/, 'a run with the first API key raises no warning');
 $store->sql("UPDATE shop.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-1'");
 my ($printed) = refresh(q('{"profile": 1}'), settings => \%new);
 like(
@@ -203,12 +210,15 @@ like(
 	qr/WARNING:\ .*\ store\ shop\.embedding\ has\ vectors\ that\ were\ fetched\ with\ another\ API\ key
 		.*UPDATE\ shop\.embedding_profile\ SET\ due_at\ =\ now\(\)\ WHERE\ account\ <>\ '[0-9a-f]{8}'/sx,
 	'a run with another API key warns that vectors may not be comparable');
-unlike($printed, qr/\Q$new_key\E|\Q$Hrflow::StandIn::KEY\E/, 'the warning has no API key');
+unlike(
+	$printed,
+	qr/\Q$new_key\E|\Q$Hrflow::StandIn::KEY\E/,
+	'the warning about another API key does not contain any key');
 $store->sql($printed =~ /(UPDATE shop.*')/);
 unlike((refresh(q('{"profile": 1}'), settings => \%new))[0],
-	qr/WARNING/, 'a run with the same API key again gives no warning');
+	qr/WARNING/, 'another run with the new API key raises no warning');
 is($store->sql('SELECT count(DISTINCT account) FROM shop.embedding_profile'),
-	1, 'the statement of the hint fetches all vectors with the new API key');
+	1, 'all profiles are fetched with the new API key after the statement in the hint');
 
 #
 # Another model
@@ -228,7 +238,7 @@ $store->sql(
 		RETURN $1;
 	END $$});
 
-# Tables of vectors of 8 dimensions, by what they take
+# Change the type and the index of the vectors in the store, which becomes empty
 sub set_column
 {
 	my ($type, $index) = @_;
@@ -238,7 +248,8 @@ sub set_column
 	return;
 }
 
-# A run that asks the other model: what it prints, and the number of requests
+# Run a refresh that gets vectors of the other model.  Return its output and the
+# number of requests.
 sub refresh_wide
 {
 	$wide_api->reset;
@@ -276,31 +287,30 @@ foreach my $case (@takes)
 			qr/WARNING:\ .*\ refresh\ of\ shop\.embedding\ was\ stopped:\ the\ API\ returned\ vectors\ of
 				\ 16\ dimensions,\ and\ those\ of\ the\ store\ have\ 8
 				.*DETAIL:\ .*\ not\ stored.*HINT:\ .*create\ another\ store/sx,
-			"a run with $due profiles due is stopped if the model changed and the table takes $what"
-		);
+			"a run with $due profiles due stops if the model changed and the table takes $what");
 		cmp_ok($requests, '<=', 32,
 			"a run with $due profiles due sends at most 32 requests if the table takes $what");
 		is(scalar(() = $printed =~ /WARNING/g),
-			1, "a run with $due profiles due gives one warning if the table takes $what");
+			1, "a run with $due profiles due raises one warning if the table takes $what");
 		is( $store->sql('SELECT stop_reason FROM shop.embedding_run ORDER BY run DESC LIMIT 1'),
 			'not_kept',
-			"the history tells of a run with $due profiles due if the table takes $what");
+			"the history shows why a run with $due profiles due stopped if the table takes $what");
 		is($store->sql($state),
-			'ok|0||8', "no state of $due profiles due changes if the table takes $what");
+			'ok|0||8', "a run with $due profiles due changes no state if the table takes $what");
 		is($store->sql($vectors),
-			'600|8|8', "no vector of $due profiles due changes if the table takes $what");
+			'600|8|8', "a run with $due profiles due changes no vector if the table takes $what");
 	}
 	$store->sql($due);
-	is((refresh_wide())[1], 1,
-		"the run after that sends a single request if the table takes $what");
+	is((refresh_wide())[1],
+		1, "the next run with another model sends a single request if the table takes $what");
 	$store->sql($due);
 	like(
 		$store->call,
 		qr/: 300 refreshed/,
-		"the run after the model is the same again refreshes all if the table takes $what");
+		"a run with the original model refreshes all profiles if the table takes $what");
 }
 
-# A store that is empty has no dimension but the type of its column
+# The dimension of an empty store is determined by its column and index only
 foreach my $case (@takes)
 {
 	my ($what, $type, $index) = @$case;
@@ -310,23 +320,24 @@ foreach my $case (@takes)
 	my ($printed, $requests) = refresh_wide();
 	if ($what eq 'any dimension')
 	{
-		like($printed, qr/: 300 refreshed/, 'an empty store that takes any dimension is filled');
+		like($printed, qr/: 300 refreshed/, 'a run fills an empty store that takes any dimension');
 		next;
 	}
 	like(
 		$printed,
 		qr/WARNING: .* was stopped: the (API returned vectors of 16 dimensions|store takes nothing)/,
-		"a run is stopped that finds an empty table that takes $what");
+		"a run with another model stops if the table is empty and takes $what");
 	cmp_ok($requests, '<=', 32,
-		"a run sends at most 32 requests that finds an empty table that takes $what");
+		"a run sends at most 32 requests if the table is empty and takes $what");
 	is($store->profiles('state, attempts, lease_until'),
-		'due|0|', "no attempt is counted where an empty table takes $what");
+		'due|0|',
+		"a run with another model counts no attempt if the table is empty and takes $what");
 	$store->sql($due);
 	is((refresh_wide())[1],
-		1, "the run after that sends a single request if an empty table takes $what");
+		1, "the next run sends a single request if the table is empty and takes $what");
 }
 
-# One profile that differs is its own fault, or its own affair
+# A single profile whose vector has another dimension
 my $link = encode_base64url(
 	'{"profile": "' . $node->safe_psql(
 		'postgres', "SET hrflow_embed.base_url = '$wide{'hrflow_embed.base_url'}';
@@ -342,9 +353,11 @@ foreach my $case ([ 'any dimension', 'real[]', undef, 'ok|16' ],
 	$store->call(q(fields => '{"profile": 1}'));
 	$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:data=$link'); $due");
 	unlike($store->call(q(fields => '{"profile": 1}')),
-		qr/stopped/, "a single vector of another dimension stops no run if the table takes $what");
+		qr/stopped/,
+		"a single vector of another dimension does not stop a run if the table takes $what");
 	is($store->profiles('state, dimension', "profile_id ~ 'fault'"),
-		$expected, "a single vector of another dimension is stored if the table takes $what");
+		$expected,
+		"the state of a profile with another dimension is right if the table takes $what");
 }
 
 # The dimensions of a store are those that many of its profiles have
@@ -363,7 +376,8 @@ foreach my $case ([ 2, qr/ stopped: the API returned vectors of 16 dimensions/ ]
 			FROM (SELECT profile_id AS id, substr(profile_id, 7)::int <= $wide AS is_wide
 				FROM shop.embedding_profile) p WHERE id = profile_id");
 	like((refresh_wide())[0],
-		$expected, "a run fetches 16 dimensions where $wide other profiles of 40 have them");
+		$expected,
+		"a run that gets 16 dimensions ends as it should if $wide of 40 profiles have them");
 }
 
 done_testing();

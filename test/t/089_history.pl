@@ -1,6 +1,6 @@
-# The history of a store's runs, where a run ends by what SQL cannot do: several at
-# once, a cancel, the end of the session, kill -9; and what pg_cron is told.  That
-# each request is counted is seen at the stand-in alone.
+# The history of the runs of a store: concurrent runs, runs that are ended by a
+# cancel, the end of the session or a crash, and the errors that pg_cron gets.  A
+# regression test has only one session, and could not see the requests.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -15,7 +15,8 @@ my $api = Hrflow::StandIn->new('--latency' => 20, '--dim' => 16);
 my %settings = (link_hosts => '127.0.0.1');
 my $wrong_key = 'askr_' . 'f' x 32;
 
-# pg_cron begins a job with the minute: meanwhile all else is tested
+# pg_cron starts jobs at the beginning of a minute, so schedule them now, and test
+# everything else in the meantime
 my ($cron, $cron_api, %denied);
 my ($share) = PostgreSQL::Test::Utils::run_command([ 'pg_config', '--sharedir' ]);
 if (-e "$share/extension/pg_cron.control")
@@ -70,18 +71,18 @@ sub last_run
 
 sub paid { return scalar(() = $api->get('/log') =~ /profile_id=/g); }
 
-# Wait until a run has asked for something, and return its process
+# Wait until a run has sent a request, and return its process
 sub wait_for_run
 {
 	my ($pid);
 
-	$api->wait_until(sub { $_[0]{requests} >= 1 }) or die 'no run asks for anything';
+	$api->wait_until(sub { $_[0]{requests} >= 1 }) or die 'no run sends a request';
 	($pid) = $store->backends;
 	return $pid;
 }
 
 #
-# Several at once, and what is retried
+# Concurrent runs, and retries
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 400) i");
 $store->sql(
@@ -92,19 +93,19 @@ my @calls = map { $store->start_call } 1 .. 3;
 $store->finish_call($_) foreach @calls;
 is( runs('stop_reason, error IS NULL, ended_at >= started_at'),
 	join("\n", ('done|t|t') x 3),
-	'three runs at once have a row each');
+	'each of three concurrent runs has a row in the history');
 is( $store->sql(
 		'SELECT count(DISTINCT pid), sum(asked), sum(ok), sum(failed), sum(missing)
 			FROM shop.embedding_run'
 	),
 	'3|404|402|1|1',
-	'the rows of three runs at once have together what was asked and what came of it');
+	'the rows of three concurrent runs count all profiles and their outcomes');
 is($store->sql('SELECT sum(requests) FROM shop.embedding_run'),
-	paid(), 'the rows of three runs at once have all requests, retries included');
-is(last_run(), 'succeeded|', 'the last run has succeeded');
+	paid(), 'the rows of three concurrent runs count all requests, including retries');
+is(last_run(), 'succeeded|', 'hrflow_store_status() shows that the last run succeeded');
 
 #
-# Cancelled, terminated, killed
+# Runs that are canceled, terminated or killed
 #
 foreach my $case ([ 'pg_cancel_backend', 'cancelled', 'canceling statement due to user request' ],
 	[ 'pg_terminate_backend', 'terminated', '' ])
@@ -115,18 +116,20 @@ foreach my $case ([ 'pg_cancel_backend', 'cancelled', 'canceling statement due t
 	forget_runs();
 	my $call = $store->start_call;
 	my $pid = wait_for_run();
-	is(last_run(), 'running|', "a run that is to be $reason is running before that");
+	is(last_run(), 'running|', "hrflow_store_status() shows a running run before it is $reason");
 	$node->safe_psql('postgres', "SELECT $function($pid)");
 	$store->finish_call($call);
-	is(runs('stop_reason, error'), "$reason|$error", "the row of a run that was $reason says so");
+	is(runs('stop_reason, error'),
+		"$reason|$error", "the row of a run that was $reason has that as its reason");
 	is( $store->sql(
 			'SELECT ok - (SELECT count(*) FROM shop.embedding_profile
 			WHERE refreshed_at IS NOT NULL) FROM shop.embedding_run'),
 		0,
-		"the row of a run that was $reason has what was kept");
+		"the row of a run that was $reason counts the profiles that were stored");
 	is(runs('requests >= ok AND asked >= ok'),
-		't', "the row of a run that was $reason has what it has asked for");
-	is(last_run(), "failed|$error", "a run that was $reason has failed");
+		't', "the row of a run that was $reason counts its requests");
+	is(last_run(), "failed|$error",
+		"hrflow_store_status() shows that a run that was $reason failed");
 	is( $store->sql(
 			"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 'shop.embedding_run'::regclass"
 		),
@@ -134,7 +137,7 @@ foreach my $case ([ 'pg_cancel_backend', 'cancelled', 'canceling statement due t
 		"a run that was $reason leaves no lock");
 }
 
-# An error of the owner's own
+# A run that ends with an error
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
 forget_runs();
 $store->sql(
@@ -147,7 +150,7 @@ like($store->call, qr/ERROR:  53100: disk full/, 'an error of the server ends a 
 like(
 	runs('stop_reason, asked, ok, error'),
 	qr/^error\|\d+\|0\|disk full$/,
-	'the row of a run that an error ended has it');
+	'the row of a run that ended with an error contains the error');
 $store->sql('DROP TRIGGER refuse ON shop.embedding');
 
 $store->track("SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 200) i");
@@ -158,11 +161,11 @@ $node->stop('immediate');
 $store->finish_call($call);
 $node->start;
 is(runs('ended_at, stop_reason, asked'),
-	'||', 'the row of a run that a crash has killed has a beginning and no end');
-is(last_run(), 'killed|', 'hrflow_store_status() says that a run was killed');
+	'||', 'the row of a run that a crash has killed has a start time but no end time');
+is(last_run(), 'killed|', 'hrflow_store_status() shows that a run was killed');
 
 #
-# The history is locked, when a run begins and when it ends
+# The history is locked when a run begins, or when it ends
 #
 my $locker = Hrflow::Session->new($node);
 my $warning = qr/WARNING: .*run\ is\ not\ entered\ in\ the\ history\ of\ store\ shop\.embedding
@@ -170,10 +173,10 @@ my $warning = qr/WARNING: .*run\ is\ not\ entered\ in\ the\ history\ of\ store\ 
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 10) i");
 forget_runs();
 $locker->ask('BEGIN; LOCK TABLE shop.embedding_run;');
-like($store->call, $warning, 'a run gives up waiting for its history when it begins');
+like($store->call, $warning, 'a run that begins does not wait long for a locked history');
 $locker->ask('ROLLBACK;');
-is($store->states, 'ok 10', 'a run that cannot begin its row refreshes all the same');
-is(runs('run'), '', 'a run that cannot begin its row has none');
+is($store->states, 'ok 10', 'a run that cannot insert its row still refreshes the store');
+is(runs('run'), '', 'a run that cannot insert its row when it begins does not insert it later');
 
 $store->sql(
 	q{CREATE FUNCTION shop.wait() RETURNS trigger LANGUAGE plpgsql AS
@@ -186,16 +189,18 @@ $locker->ask('SELECT pg_advisory_lock(1);');
 $call = $store->start_call;
 $node->poll_query_until('postgres', 'SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)');
 $locker->ask('BEGIN; LOCK TABLE shop.embedding_run; SELECT pg_advisory_unlock(1);');
-like($store->finish_call($call), $warning, 'a run gives up waiting for its history when it ends');
+like($store->finish_call($call),
+	$warning, 'a run that ends does not wait long for a locked history');
 $locker->ask('ROLLBACK;');
 $locker->finish;
-is($store->states, 'ok 10', 'a run that cannot complete its row refreshes all the same');
-is(last_run(), 'killed|', 'a run that cannot complete its row seems to have been killed');
+is($store->states, 'ok 10', 'a run that cannot update its row still refreshes the store');
+is(last_run(), 'killed|',
+	'hrflow_store_status() shows a run that could not update its row as killed');
 $store->sql('DROP TRIGGER wait ON shop.embedding');
 
 #
-# What a scheduler is told.  Failures are of an account of their own, which is a key
-# at an address: they may pause it.
+# Errors that a scheduler gets.  Failures can pause their account, which is a key at
+# an address, so use a separate account for them.
 #
 my $down_api = Hrflow::StandIn->new;
 foreach my $case (
@@ -215,14 +220,16 @@ foreach my $case (
 			? ('hrflow_embed.api_key' => $wrong_key)
 			: ('hrflow_embed.base_url' => $down_api->base_url) });
 	my $printed = $store->call('batch_size => 8', %options, application => 'pg_cron scheduler');
-	like($printed, $message, "$name is an error to a scheduler");
-	is(runs('stop_reason'), $reason, "the row of a run that met $name is there despite the error");
+	like($printed, $message, "$name raises an error in a run of a scheduler");
+	is(runs('stop_reason'), $reason,
+		"the row of a run that $name stopped is kept despite the error");
 	$store->hasten('true');
 	like(
 		$store->call('batch_size => 8', %options),
 		qr/WARNING:  .*was stopped: /,
-		"$name is a warning to a person");
-	like(last_run(), qr/^failed\|./, "a run that met $name has failed");
+		"$name raises a warning in a run of a user");
+	like(last_run(), qr/^failed\|./,
+		"hrflow_store_status() shows that a run that $name stopped failed");
 }
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 30) i");
 $store->sql(
@@ -230,11 +237,12 @@ $store->sql(
 like(
 	$store->call('batch_size => 4', application => 'pg_cron'),
 	qr/ERROR:  53400: .*was stopped: HrFlow account is over its quota/,
-	'the end of the quota is an error to a scheduler');
-is($store->states, 'due 1, ok 30', 'what was fetched before the end of the quota is kept');
+	'a quota that is exceeded raises an error in a run of a scheduler');
+is($store->states, 'due 1, ok 30',
+	'profiles fetched before the quota was exceeded are stored despite the error');
 
 #
-# Data alone, restored as docs/refresh.md says
+# Restoring a dump of data only, as docs/refresh.md describes
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
 $store->call;
@@ -266,10 +274,13 @@ sub restore
 		\$err);
 	return $err;
 }
-is(restore('schema', ''), '', 'the dump of a schema is restored without its data');
-like(restore('data', ''), qr/duplicate key/, 'data alone is not restored while triggers fire');
+is(restore('schema', ''), '', 'a dump of the schema only can be restored');
+like(
+	restore('data', ''),
+	qr/duplicate key/,
+	'a dump of data only cannot be restored while triggers are enabled');
 is(restore('data', '-c session_replication_role=replica'),
-	'', 'data alone is restored without triggers');
+	'', 'a dump of data only can be restored while triggers are disabled');
 $api->reset;
 $node->safe_psql(
 	'restored', "SET ROLE keeper;
@@ -277,7 +288,7 @@ $node->safe_psql(
 		source_id => 'acme', refresh_columns => '{cv}');
 	SET application_name = pg_cron;
 	CALL hrflow_refresh('shop.embedding')");
-is($api->stats->{requests}, 0, 'nothing is requested after data alone was restored');
+is($api->stats->{requests}, 0, 'no profile is requested after data only was restored');
 is( $node->safe_psql(
 		'restored',
 		'SELECT count(*), (SELECT count(*) FROM shop.embedding_profile),
@@ -285,14 +296,14 @@ is( $node->safe_psql(
 				> (SELECT min(run) FROM shop.embedding_run) FROM shop.embedding'
 	),
 	'40|20|t',
-	'vectors, states and the history are there after data alone was restored');
+	'vectors, states and the history are the same after data only was restored');
 
 #
-# pg_cron, meanwhile
+# The jobs of pg_cron that were scheduled first
 #
 SKIP:
 {
-	skip 'pg_cron is not to be had', 5 unless $cron;
+	skip 'pg_cron is not available', 5 unless $cron;
 
 	foreach my $owner (sort keys %denied)
 	{
@@ -301,7 +312,7 @@ SKIP:
 				"SELECT count(*) > 0 FROM cron.job_run_details
 					WHERE username = '$owner' AND status NOT IN ('starting', 'running')"
 			),
-			"pg_cron has tried the job of the role that is $owner");
+			"pg_cron has run the job of the role $owner");
 	}
 	my %status = map {
 		(   $_ => $denied{$_}->sql(
@@ -312,28 +323,34 @@ SKIP:
 	like(
 		$status{mistaken},
 		qr/^failed\|HrFlow API refused the API key.*\|failed: .*was stopped: HrFlow API refused/s,
-		'a job with a wrong key has failed, to pg_cron and in the history');
+		'both pg_cron and the history show that a job with a wrong key failed');
 	like($status{absent}, qr/^\|\|failed/,
-		'a job that could not connect has failed, and is in no history');
+		'only pg_cron shows that a job that could not connect failed');
 	is($cron->safe_psql('postgres', 'SELECT count(*) FROM shop_of_absent.embedding_run'),
-		0, 'a job that could not connect is no run');
+		0, 'the history has no row for a job that could not connect');
 }
 
-# A history that cannot be written, and a table of the user's own with its name
+# A history that cannot be written, and an unrelated table with its name
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 3) i");
 $store->sql('ALTER TABLE shop.embedding_run ADD CONSTRAINT closed CHECK (false) NOT VALID');
 my $printed = $store->call;
 like(
 	$printed,
 	qr/WARNING:  .*run is not entered in the history of store shop\.embedding\n/,
-	'a run that cannot be entered in the history says so');
-like($printed, qr/: 3 refreshed/, 'a run that cannot be entered in the history refreshes');
+	'a run that cannot be entered in the history raises a warning');
+like(
+	$printed,
+	qr/: 3 refreshed/,
+	'a run that cannot be entered in the history refreshes all profiles');
 $store->sql(
 	'ALTER TABLE shop.embedding_run RENAME TO closed_run;
 	CREATE TABLE shop.embedding_run (note text)');
-like($store->call, qr/: 0 refreshed/, 'a table that is no history disturbs no run');
+like(
+	$store->call,
+	qr/: 0 refreshed/,
+	'a run is not affected by an unrelated table with the name of the history');
 $store->sql("SELECT hrflow_drop_store('shop.embedding')");
 is($store->sql('SELECT count(*) FROM shop.embedding_run'),
-	0, 'a table that is no history is not dropped with the store');
+	0, 'an unrelated table with the name of the history is not dropped with the store');
 
 done_testing();

@@ -1,6 +1,6 @@
-# Vectors that are lost without anybody's having deleted them are put aside: for
-# how long, what brings them back, and what deletes them.  SQL of one session
-# shows neither what the API is asked nor what becomes of a dump.
+# Vectors that are lost although nobody deleted their profiles are put aside: for
+# how long, how they are restored, and when they are deleted.  A regression test
+# could neither see the requests that are sent nor restore a dump.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -15,7 +15,7 @@ my $store = Hrflow::Store->new($node, $api, 'shop');
 my $track = q{SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id',
 	source_id => 'acme', refresh_columns => '{cv}')};
 
-# What psql prints on standard error
+# Return the standard error of psql
 sub warnings_of
 {
 	my ($sql) = @_;
@@ -23,7 +23,8 @@ sub warnings_of
 	return $err;
 }
 
-# How many vectors of some profiles are in the store, and how many aside
+# Return how many vectors of some profiles are in the store, and how many have been
+# put aside
 sub vectors
 {
 	my ($where) = @_;
@@ -32,8 +33,8 @@ sub vectors
 			|| (SELECT count(*) FROM shop.embedding_aside WHERE $where)");
 }
 
-# Profiles are deleted from the account, and were missing for days: the next run
-# finds them gone
+# Delete profiles from the account, and pretend that they have been missing for
+# days, so that they are gone after the next run
 sub lose
 {
 	my ($name) = @_;
@@ -58,7 +59,7 @@ $store->call;
 is($store->states, 'ok 100', 'a store of 100 profiles is refreshed');
 
 #
-# What is gone
+# Profiles that are gone
 #
 lose('-1$');
 like(
@@ -70,57 +71,61 @@ like(
 is(vectors("profile_id = 'missing-welder-1'"),
 	'0 1', 'the vectors of a profile that is gone are put aside');
 is($store->sql(q{SELECT reason, delete_at - put_aside_at FROM shop.embedding_aside}),
-	'gone|1 day', 'what is put aside is kept for a day by default');
+	'gone|1 day', 'vectors that are put aside are kept for a day by default');
 is($store->sql(q{SELECT gone, put_aside FROM hrflow_store_status('shop.embedding')}),
-	'1|1', 'the status shows what is put aside');
+	'1|1', 'hrflow_store_status() counts profiles whose vectors are put aside');
 is($store->sql('SELECT count(*) FROM shop.embedding_erased WHERE reason = $$gone$$'),
-	0, 'what is put aside is not yet recorded as erased');
+	0, 'vectors that are put aside are not recorded as erased yet');
 is( $store->sql(
 		q{SELECT profile_id FROM hrflow_match('shop.embedding',
 		(SELECT array_agg(i::int::real) FROM (VALUES (1), (0)) v(i)), 1)}),
 	'',
-	'what is put aside is not ranked');
-unlike($store->call, qr/put aside/, 'a run that puts nothing aside says nothing');
+	'vectors that are put aside are not ranked');
+unlike($store->call, qr/put aside/, 'a run that puts nothing aside raises no WARNING about that');
 is($store->sql(q{SELECT hrflow_restore('shop.embedding', 'other')}),
-	0, 'hrflow_restore() brings back the vectors of one source');
+	0, 'hrflow_restore() with source_id restores only vectors of that source');
 is($store->sql(q{SELECT hrflow_restore('shop.embedding', profile_ids => '{nobody}')}),
-	0, 'hrflow_restore() brings back the vectors of some profiles');
+	0, 'hrflow_restore() with profile_ids restores only vectors of those profiles');
 is($store->sql(q{SELECT hrflow_restore('shop.embedding')}),
-	1, 'hrflow_restore() brings back what was put aside');
+	1, 'hrflow_restore() restores all vectors that were put aside');
 is( $store->sql(
 		q{SELECT vector, (SELECT state FROM shop.embedding_profile p
 		WHERE p.profile_id = e.profile_id) FROM shop.embedding e WHERE profile_id ~ '^missing'}),
 	'{1,0}|due',
-	'a profile that was gone has its vectors again and is due');
-like($store->call, qr/ 1 not found, 0 gone/, 'a profile that was brought back is missing at first');
+	'a restored profile that was gone has its vectors again and is due');
+like(
+	$store->call,
+	qr/ 1 not found, 0 gone/,
+	'a restored profile that the API does not know is missing again at first');
 is(vectors("profile_id = 'missing-welder-1'"),
-	'1 0', 'a profile that was brought back keeps its vectors for days');
+	'1 0', 'a restored profile keeps its vectors while it is missing');
 
-# When its time is over
+# Vectors that have been put aside long enough
 lose('-2$');
 $store->call;
 $store->sql('UPDATE shop.embedding_aside SET delete_at = now()');
 $store->call;
-is(vectors("profile_id = 'missing-cook-2'"), '0 0', 'a run deletes what was put aside long enough');
+is(vectors("profile_id = 'missing-cook-2'"),
+	'0 0', 'a run deletes vectors that were put aside long enough');
 is( $store->sql(
 		q{SELECT reason, vectors, put_aside_at < erased_at FROM shop.embedding_erased
 			WHERE fingerprint = hrflow_fingerprint('acme', 'missing-cook-2')}),
 	'gone|1|t',
-	'what is deleted after that is recorded');
+	'vectors that are deleted after being put aside are recorded');
 is($store->sql(q{SELECT hrflow_restore('shop.embedding')}),
-	0, 'what was deleted cannot be brought back');
+	0, 'hrflow_restore() cannot restore vectors that were deleted');
 
-# At once
+# No grace period
 $store->sql('ALTER TABLE shop.embedding_aside ALTER COLUMN delete_at SET DEFAULT now()');
 lose('-3$');
 $store->call;
 is(vectors("profile_id = 'missing-driver-3'"),
-	'0 0', 'without a grace what is lost is deleted at once');
+	'0 0', 'lost vectors are deleted at once if there is no grace period');
 is( $store->sql(
 		q{SELECT count(*) FROM shop.embedding_erased
 			WHERE fingerprint = hrflow_fingerprint('acme', 'missing-driver-3')}),
 	1,
-	'what is deleted at once is recorded');
+	'vectors that are deleted without a grace period are recorded');
 $store->sql(
 	q{ALTER TABLE shop.embedding_aside ALTER COLUMN delete_at SET DEFAULT now() + interval '1 day'}
 );
@@ -134,38 +139,42 @@ $store->sql(
 	q{INSERT INTO shop.embedding (source_id, profile_id, section, item, vector)
 		VALUES ('acme', 'novector-cook', 'skills', 0, '{1,0}');
 	SELECT hrflow_mark_due('shop.embedding', 'acme', '{novector-cook}')});
-like($store->call, qr/put aside vectors of 1 profile/, 'a run warns of a section that is lost');
+like(
+	$store->call,
+	qr/put aside vectors of 1 profile/,
+	'a run warns about vectors of a section that the API no longer has');
 is( $store->sql(q{SELECT section, reason FROM shop.embedding_aside}),
 	'skills|no vector',
-	'the vectors of a section that is lost are put aside');
+	'vectors of a section that the API no longer has are put aside');
 my $before = $store->profiles('state, due_at', q{profile_id = 'novector-cook'});
 is($store->sql(q{SELECT hrflow_restore('shop.embedding', 'acme', '{novector-cook}')}),
-	1, 'the vectors of a section are brought back');
+	1, 'hrflow_restore() restores the vectors of a section');
 is($store->profiles('state, due_at', q{profile_id = 'novector-cook'}),
-	$before, 'a profile that was not gone is due when it was before');
+	$before, 'restoring a profile that was not gone does not change when it is due');
 $store->sql(q{SELECT hrflow_mark_due('shop.embedding', 'acme', '{novector-cook}')});
 $store->call;
-is(vectors("profile_id = 'novector-cook' AND section = 'skills'"), '0 1', 'it is lost again');
+is(vectors("profile_id = 'novector-cook' AND section = 'skills'"),
+	'0 1', 'restored vectors that the API still does not have are put aside again');
 
-# A person's own erasure does not wait
+# The erasure of a person is not delayed
 $store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'novector-cook'});
 is(vectors("profile_id = 'novector-cook'"),
-	'0 0', 'a DELETE erases what is put aside in the same transaction');
+	'0 0', 'a DELETE erases vectors that are put aside in the same transaction');
 lose('-5$');
 $store->call;
 is($store->sql(q{SELECT hrflow_untrack('shop.embedding', 'acme', '{missing-welder-5}')}),
-	1, 'a profile that is gone is untracked');
+	1, 'hrflow_untrack() counts a profile that is gone');
 is(vectors("profile_id = 'missing-welder-5'"),
-	'0 0', 'hrflow_untrack() erases what is put aside in the same transaction');
+	'0 0', 'hrflow_untrack() erases vectors that are put aside in the same transaction');
 is( $store->sql(
 		q{SELECT reason, vectors FROM shop.embedding_erased
 			WHERE fingerprint IN (hrflow_fingerprint('acme', 'novector-cook'),
 				hrflow_fingerprint('acme', 'missing-welder-5')) ORDER BY 1}),
 	"delete|2\nuntrack|1",
-	'what was put aside is recorded when a person is erased');
+	'vectors that were put aside are recorded when their profile is erased');
 
 #
-# What nothing wants
+# Profiles without rows
 #
 my $unseen = 'SET session_replication_role = replica';
 $store->track(q{SELECT 'nurse-' || i FROM generate_series(1, 100) i});
@@ -180,73 +189,74 @@ like(
 	warnings_of($track),
 	qr/WARNING:\ .*vectors\ of\ 3\ profiles\ of\ store\ shop\.embedding\ were\ put\ aside\n
 		DETAIL:.*\nHINT:.*hrflow_restore/x,
-	'reconciling warns of profiles that nothing wants');
-is($store->states, 'ok 97, unwanted 3', 'profiles that nothing wants are unwanted');
-is(vectors('true'), '194 6', 'the vectors of profiles that nothing wants are put aside');
+	'reconciling warns about profiles without rows');
+is($store->states, 'ok 97, unwanted 3', 'reconciling sets profiles without rows to unwanted');
+is(vectors('true'), '194 6', 'reconciling puts aside the vectors of profiles without rows');
 is( $store->sql(
 		q{SELECT tracked, put_aside, erased_last_day FROM hrflow_store_status('shop.embedding')}),
 	'97|3|3',
-	'profiles that nothing wants are not counted as tracked');
-is(warnings_of($track), '', 'reconciling again puts nothing aside again');
+	'profiles without rows are not counted as tracked');
+is(warnings_of($track), '', 'reconciling again raises no WARNING about vectors put aside before');
 $api->reset;
 $store->call;
 $node->safe_psql(
 	'postgres', "$unseen; INSERT INTO shop.candidate (hrflow_id, cv, note)
 	SELECT hrflow_id, cv, note FROM shop.away");
-is($store->sql($track), 0, 'profiles that are wanted again were not untracked');
+is($store->sql($track), 0, 'unwanted profiles that have rows again do not count as newly tracked');
 is($store->profiles('profile_id, state, due_at, refreshed_at'),
-	$fresh, 'profiles that are wanted again are as fresh as they were');
-is(vectors('true'), '200 0', 'profiles that are wanted again have their vectors again');
+	$fresh, 'unwanted profiles that have rows again are due when they were before');
+is(vectors('true'), '200 0', 'unwanted profiles that have rows again have their vectors again');
 $store->call;
-is($api->stats->{requests}, 0, 'profiles that nothing wanted for a while cost no request');
+is($api->stats->{requests}, 0, 'profiles without rows for some time cost no request');
 
 $node->safe_psql('postgres',
 	"$unseen; DELETE FROM shop.candidate WHERE hrflow_id IN ('nurse-1', 'nurse-2')");
 $store->sql($track);
-is($store->sql(q{SELECT hrflow_restore('shop.embedding')}), 2,
-	'unwanted profiles are brought back');
+is($store->sql(q{SELECT hrflow_restore('shop.embedding')}),
+	2, 'hrflow_restore() restores unwanted profiles');
 is($store->profiles('profile_id, state, due_at, refreshed_at'),
-	$fresh, 'unwanted profiles are brought back as fresh as they were');
+	$fresh, 'restoring unwanted profiles does not change when they are due');
 $store->sql($track);
 $store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
 is($store->profiles('state', q{profile_id = 'nurse-1'}),
-	'due', 'INSERT makes an unwanted profile due');
+	'due', 'an INSERT makes an unwanted profile due');
 $store->sql('UPDATE shop.embedding_aside SET delete_at = now()');
 $store->sql($track);
-is($store->states, 'due 1, ok 98', 'reconciling deletes unwanted profiles when their time is over');
+is($store->states, 'due 1, ok 98', 'reconciling deletes profiles that were unwanted long enough');
 is(vectors('profile_id IN ($$nurse-1$$, $$nurse-2$$)'),
-	'0 0', 'reconciling deletes what was put aside long enough');
+	'0 0', 'reconciling deletes vectors that were put aside long enough');
 is($store->sql(q{SELECT reason, vectors, count(*) FROM shop.embedding_erased GROUP BY 1, 2}),
-	'reconcile|2|2', 'what reconciling deletes is recorded');
+	'reconcile|2|2', 'profiles that reconciling deletes are recorded');
 
-# Too many
+# Too many profiles without rows
 $node->safe_psql('postgres', "$unseen; DELETE FROM shop.candidate WHERE hrflow_id ~ '-[5-7]'");
 like(
 	warnings_of($track),
 	qr/WARNING:\ .*keeps\ the\ vectors\ of\ 33\ profiles\ that\ no\ table\ wants\n/x,
-	'reconciling warns of profiles that nothing wants and that are too many');
-is(vectors('true'), '196 0', 'profiles that nothing wants are kept if they are too many');
+	'reconciling warns if too many profiles have no rows');
+is(vectors('true'), '196 0',
+	'reconciling keeps the vectors of profiles without rows if these are too many');
 $store->sql(
 	q{INSERT INTO shop.candidate (hrflow_id) SELECT profile_id FROM shop.embedding_profile
 	WHERE profile_id ~ '-[5-7]'});
 
-# What is untracked on purpose is not limited
+# Untracking a table is not limited
 $store->call;
 $fresh = $store->profiles('profile_id, state, due_at, refreshed_at');
 my $erased = $store->sql(q{SELECT erased_last_day FROM hrflow_store_status('shop.embedding')});
 like(
 	warnings_of(q{SELECT hrflow_untrack_table('shop.embedding', 'shop.candidate')}),
 	qr/vectors of 99 profiles .* were put aside/,
-	'hrflow_untrack_table() puts aside what nothing else wants');
-is(vectors('true'), '0 198', 'hrflow_untrack_table() is not limited');
+	'hrflow_untrack_table() warns about vectors that it puts aside');
+is(vectors('true'), '0 198', 'hrflow_untrack_table() puts aside any number of vectors');
 is($store->sql(q{SELECT erased_last_day FROM hrflow_store_status('shop.embedding')}),
-	$erased, 'what is untracked on purpose does not count');
+	$erased, 'profiles untracked by hrflow_untrack_table() do not count towards the limit');
 $store->sql($track);
 is($store->profiles('profile_id, state, due_at, refreshed_at'),
-	$fresh, 'a table that is tracked again has its profiles again as fresh as they were');
+	$fresh, 'profiles of a table that is tracked again are due when they were before');
 
 #
-# One table of two gets another owner
+# One of two tables has another owner
 #
 $node->safe_psql('postgres', 'CREATE ROLE other');
 $store->sql(
@@ -258,9 +268,9 @@ $node->safe_psql('postgres', 'ALTER TABLE shop.second OWNER TO other');
 like(
 	warnings_of($track),
 	qr/WARNING:\ .*nothing\ is\ erased\ .*"second",\ which\ was\ tracked,\ has\ another\ owner/x,
-	'reconciling warns of a table that has another owner');
+	'reconciling warns about a table that has another owner');
 is(vectors(q{profile_id ~ 'cook'}),
-	'10 0', 'reconciling erases nothing where a table has another owner');
+	'10 0', 'reconciling erases nothing while a table has another owner');
 $node->safe_psql('postgres', 'ALTER TABLE shop.second OWNER TO keeper');
 
 #
@@ -274,13 +284,13 @@ $tracker->ask(q{BEGIN; SELECT hrflow_track_table('shop.embedding', 'shop.late', 
 $store->sql($track);
 $tracker->ask('COMMIT;');
 is(vectors(q{profile_id = 'nurse-10'}),
-	'2 0', 'reconciling leaves a profile that another session is about to track');
+	'2 0', 'reconciling keeps a profile that another session is about to track');
 $store->sql(
 	q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-10');
 	DELETE FROM shop.late; DROP TABLE shop.late});
 
 #
-# Dumped, restored, renamed; a person deleted; reconciled twice
+# A store that is dumped, restored and renamed, and whose tables are tracked again
 #
 my $dump = $node->basedir . '/shop.sql';
 $store->sql(q{INSERT INTO shop.second SELECT 'cook-' || i FROM generate_series(6, 40) i});
@@ -289,24 +299,25 @@ $store->sql(q{UPDATE shop.embedding_profile SET due_at = now() + interval '20 da
 lose('nurse-9$');
 $store->call;
 $node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-f', $dump ],
-	'the store is dumped');
+	'a store with vectors put aside can be dumped');
 $node->safe_psql('postgres', 'CREATE DATABASE copy');
 $node->command_ok(
 	[ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('copy'), '-f', $dump ],
-	'the store is restored');
+	'a store with vectors put aside can be restored from a dump');
 
 sub copy
 {
 	return $node->safe_psql('copy', "SET client_min_messages = error; SET ROLE keeper; $_[0]");
 }
 
-# Profiles of the two tables and of a person
+# Count the profiles of the two tables, and one of a person who is deleted
 my $counts = q{SELECT count(*) FILTER (WHERE profile_id ~ 'nurse-'),
 	count(*) FILTER (WHERE profile_id ~ 'cook-'), count(*) FILTER (WHERE profile_id = 'nurse-8')
 	FROM (SELECT DISTINCT profile_id FROM shop.vectors) v};
 is(copy(q{SELECT count(*) FROM shop.embedding_aside}),
-	1, 'what is put aside is dumped and restored');
-is(copy(q{SELECT hrflow_restore('shop.embedding')}), 1, 'what was restored can be brought back');
+	1, 'vectors that are put aside are included in a dump');
+is(copy(q{SELECT hrflow_restore('shop.embedding')}),
+	1, 'hrflow_restore() restores vectors that were put aside before the dump');
 copy(
 	q{ALTER TABLE shop.embedding RENAME TO vectors;
 	ALTER TABLE shop.embedding_profile RENAME TO vectors_profile;
@@ -318,18 +329,18 @@ copy(
 my $first = q{SELECT hrflow_track_table('shop.vectors', 'shop.people', 'hrflow_id', 'acme')};
 my $other = q{SELECT hrflow_track_table('shop.vectors', 'shop.others', 'id', 'acme')};
 copy("$first; $first");
-is(copy($counts), '99|40|1', 'what a table wants that is not tracked again yet is not erased');
+is(copy($counts), '99|40|1', 'reconciling keeps profiles of a table that is not tracked again yet');
 copy("$other; $first");
 is(copy($counts), '98|40|0',
-	'a person who was deleted meanwhile is put aside when all tables are tracked again');
+	'reconciling puts aside a deleted person once all tables are tracked again');
 is( copy(
 		q{SELECT count(*) FROM shop.vectors_profile
 			WHERE due_at <= now() AND profile_id !~ 'nurse-9'}
 	),
 	0,
-	'a restored store buys nothing again');
+	'no profile is due because a store was restored');
 
-# Data alone: triggers must not fire
+# A dump of data only, which must be restored without triggers
 $node->safe_psql('postgres', 'CREATE DATABASE data');
 foreach my $part (qw(schema-only data-only))
 {
@@ -337,17 +348,17 @@ foreach my $part (qw(schema-only data-only))
 		[   'pg_dump', '-d', $node->connstr('postgres'),
 			"--$part", $part =~ /data/ ? '--disable-triggers' : (),
 			'-f', $dump ],
-		"the store is dumped, $part");
+		"a store can be dumped by pg_dump --$part");
 	$node->command_ok(
 		[ 'psql', '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('data'), '-f', $dump ],
-		"the store is restored, $part");
+		"a store can be restored from a dump by pg_dump --$part");
 }
 my $all = q{SELECT profile_id, state, due_at FROM shop.embedding_profile ORDER BY 1};
 is($node->safe_psql('data', $all),
-	$store->sql($all), 'data alone is restored without a trigger as it was');
+	$store->sql($all), 'restoring a dump of data only without triggers changes no profile');
 
 #
-# A store without the table
+# A store without the table of vectors that are put aside
 #
 $store->sql('DROP TABLE shop.embedding_aside');
 $node->safe_psql('postgres', "$unseen; DELETE FROM shop.second WHERE id = 'cook-1'");
@@ -355,11 +366,11 @@ like(
 	warnings_of($track),
 	qr/WARNING:\ .*keeps\ profiles\ that\ no\ table\ wants\n
 		DETAIL:.*"embedding_aside"/x,
-	'reconciling warns that there is no table to put vectors aside');
+	'reconciling warns if there is no table to put vectors aside');
 is($store->profiles('state', q{profile_id = 'cook-1'}),
-	'ok', 'a profile that nothing wants stays where there is no table to put it aside');
+	'ok', 'reconciling keeps a profile without rows if there is no table to put it aside');
 $store->sql(q{DELETE FROM shop.second WHERE id = 'cook-2'});
 is($store->profiles('state', q{profile_id = 'cook-2'}),
-	'', 'a DELETE erases though there is no table to put vectors aside');
+	'', 'a DELETE erases a profile even if there is no table to put vectors aside');
 
 done_testing();
