@@ -1,6 +1,6 @@
-# Candidates are ranked for a job: rightly, one row each, through pgvector's
-# index where there is one, and without a request where nothing is executed.
-# Needs a store that was filled over the network, and the stand-in's log.
+# Ranking candidates for a job: the ranking is correct, has one row per profile,
+# uses an index of pgvector if there is one, and planning it sends no request.
+# This is not a regression test because it needs pgvector and the stand-in's log.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -15,7 +15,7 @@ sub sql { return $node->safe_psql('postgres', @_); }
 my @occupations = ('nurse', 'welder', 'cook', 'teacher');
 my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
 
-# A store of 400 profiles of four occupations, with three sections.
+# Create a store of 400 profiles of four occupations, with three sections.
 sub make_store
 {
 	my ($name, $type) = @_;
@@ -27,13 +27,14 @@ sub make_store
 			FROM generate_series(1, 400) i});
 	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
 	is(sql("SELECT ok FROM hrflow_store_status('$name')"),
-		'400', "$name: all profiles are refreshed");
+		'400', "all profiles of $name are refreshed");
 	return;
 }
 
-# A second refresh, of which nothing has changed, writes no vector.  A session's
-# counts come when it ends: once those of the table of profiles have, with a
-# claim and a result of each and our own, so have those of the vectors.
+# Check that a second refresh, for which nothing has changed, writes no vector.  A
+# session reports its counts when it ends.  Once they include all updates of the
+# table of profiles, which each claim, each result and our UPDATE make, those of
+# the vectors are complete.
 sub check_unchanged
 {
 	my ($name) = @_;
@@ -45,22 +46,22 @@ sub check_unchanged
 			'postgres',
 			"SELECT n_tup_upd >= $updates FROM pg_stat_user_tables
 				WHERE relid = '${name}_profile'::regclass"
-		) or die "no $updates updates are counted";
+		) or die "fewer than $updates updates were counted";
 	};
 
 	$wait->(2 * 400);
 	my $written = sql($counts);
-	like($written, qr/^[1-9]\d*\|0\|0$/, "$name: every vector was written once");
+	like($written, qr/^[1-9]\d*\|0\|0$/, "every vector of $name was written once");
 	sql("UPDATE ${name}_profile SET due_at = now()");
 	sql(qq{CALL hrflow_refresh('$name', '{"profile": 1, "skills": 1, "experiences": [0, 1]}')});
 	is(sql("SELECT count(*) FROM ${name}_profile WHERE due_at > now()"),
-		'400', "$name: all profiles are refreshed again");
+		'400', "all profiles of $name are refreshed again");
 	$wait->(5 * 400);
-	is(sql($counts), $written, "$name: a second refresh writes no vector");
+	is(sql($counts), $written, "a second refresh writes no vector of $name");
 	return;
 }
 
-# What every kind of store must answer.
+# Check the rankings that every kind of store must return.
 sub check_ranking
 {
 	my ($name) = @_;
@@ -70,7 +71,7 @@ sub check_ranking
 		my @best = split /\n/,
 		  sql("SELECT profile_id FROM hrflow_match('$name', hrflow_job_vector('$occupation-job'))");
 		is(scalar(grep { /^$occupation-/ } @best),
-			10, "$name: the ten best matches for a $occupation are ${occupation}s");
+			10, "the ten best matches in $name for a $occupation are ${occupation}s");
 	}
 	my $one = sql("SELECT min(profile_id) FROM $name WHERE section = 'experiences' AND item = 1");
 	is( sql("SELECT count(*), count(DISTINCT profile_id), bool_and(section = 'experiences')
@@ -79,15 +80,15 @@ sub check_ranking
 					AND section = 'experiences' AND item = 1), 50, 'experiences')"
 		),
 		'50|50|t',
-		"$name: a profile with several items of a section is returned once");
+		"a profile in $name with several items of a section is returned once");
 	is( sql("SELECT profile_id, item, round(similarity::numeric, 3) FROM hrflow_match(
 				'$name', (SELECT vector::real[] FROM $name WHERE profile_id = '$one'
 					AND section = 'experiences' AND item = 1), 1, 'experiences')"
 		),
 		"$one|1|1.000",
-		"$name: a profile is returned with its nearest item");
+		"a profile in $name is returned with its nearest item");
 
-	# By its definition, in SQL.
+	# Compute the expected result by its definition, in SQL.
 	my $query =
 	  "(SELECT vector::real[] FROM $name WHERE profile_id = 'welder-1' AND section = 'profile')";
 	is( sql(qq{SELECT profile_id, section, item, round(similarity::numeric, 4)
@@ -103,14 +104,14 @@ sub check_ranking
 			SELECT profile_id, (array_agg(section ORDER BY part DESC))[1],
 				   (array_agg(item ORDER BY part DESC))[1], round(sum(part)::numeric, 4)
 			  FROM near GROUP BY profile_id ORDER BY sum(part) DESC LIMIT 5}),
-		"$name: hrflow_match_weighted() agrees with its definition in SQL");
+		"hrflow_match_weighted() for $name agrees with its definition in SQL");
 	return;
 }
 
 make_store('plain', 'real[]');
 check_ranking('plain');
 
-# Planning asks for nothing
+# Planning sends no requests
 $api->reset;
 sql("EXPLAIN $_")
   foreach (
@@ -126,7 +127,7 @@ is(scalar($api->log), 0, 'EXPLAIN of the documented queries sends no request');
 
 SKIP:
 {
-	skip 'pgvector is not to be had', 1 unless $has_pgvector;
+	skip 'pgvector is not available', 1 unless $has_pgvector;
 
 	sql('CREATE SCHEMA "odd schema"; CREATE EXTENSION vector SCHEMA "odd schema"');
 	foreach my $case (
@@ -142,14 +143,14 @@ SKIP:
 			WHERE attrelid = '$name'::regclass AND attname = 'vector'"
 			),
 			$column,
-			"$name: the vectors have the type $column");
+			"the vectors of $name have the type $column");
 		check_unchanged($name);
 		foreach my $section ('profile', 'skills', 'experiences')
 		{
 			sql(sql("SELECT hrflow_index_statement('$name', '$section')"));
 		}
 		is( sql("SELECT count(*) FROM pg_indexes WHERE tablename = '$name' AND indexdef ~ 'hnsw'"),
-			'3', "$name: the statements of hrflow_index_statement() create indexes");
+			'3', "the statements returned by hrflow_index_statement() for $name create indexes");
 		sql("ANALYZE $name");
 		check_ranking($name);
 
@@ -165,10 +166,10 @@ SKIP:
 		like(
 			$plan,
 			qr/Index Scan using ${name}_vector\w*_idx/,
-			"$name: hrflow_match() uses the index");
+			"hrflow_match() for $name uses the index");
 	}
 
-	# The same as plain SQL
+	# Ranking in plain SQL
 	my $query = q{
 		SELECT e.profile_id FROM untyped e WHERE e.section = 'profile'
 		ORDER BY e.vector::"odd schema".vector(64) OPERATOR("odd schema".<=>)
@@ -177,13 +178,13 @@ SKIP:
 	like(
 		sql("SET enable_seqscan = off; SET enable_bitmapscan = off; EXPLAIN $query"),
 		qr/Index Scan using untyped_vector/,
-		'plain SQL uses the index');
-	is(scalar($api->log), 0, 'EXPLAIN of plain SQL sends no request');
+		'a query in plain SQL uses the index');
+	is(scalar($api->log), 0, 'EXPLAIN of a query in plain SQL sends no request');
 	is(scalar(grep { /^cook-/ } split /\n/, sql($query)),
-		10, 'plain SQL finds the ten best matches');
+		10, 'a query in plain SQL finds the ten best matches');
 
-	# Only an index of the vectors is theirs: not of another column, nor of
-	# what is computed from them
+	# Only indexes of the vectors themselves are used, not those of other columns
+	# or of expressions
 	sql(q{
 		SELECT hrflow_create_store('several', 'real[]'), hrflow_create_store('parts', 'vector(6)');
 		INSERT INTO several VALUES ('acme', 'near', 'profile', 0, '{1,0,0}'),
@@ -201,7 +202,7 @@ SKIP:
 	is(sql("SELECT count(*) FROM hrflow_match('parts', '{1,0,0}')"),
 		'0', 'an index on a part of the vectors is not used');
 
-	# The length of a query is nothing to its direction
+	# The length of a query vector does not matter
 	foreach my $type ('halfvec', 'vector')
 	{
 		my $name = "of_$type";
@@ -211,12 +212,13 @@ SKIP:
 		sql(sql("SELECT hrflow_index_statement('$name')"));
 		foreach my $length ('1e-45', '1e-30', '1e-9', '70000', '3e38')
 		{
-			is(sql("SELECT profile_id, similarity FROM hrflow_match('$name', '{$length,0,0}')"),
-				"near|1\nfar|0", "a query of the length $length finds what is indexed as $type");
+			is( sql("SELECT profile_id, similarity FROM hrflow_match('$name', '{$length,0,0}')"),
+				"near|1\nfar|0",
+				"a query of length $length finds the vectors in an index of type $type");
 		}
 	}
 
-	# What is shown is not what is found
+	# Settings for the output of numbers do not affect similarities
 	is( sql(q{SET extra_float_digits = -13;
 			SELECT similarity BETWEEN 0.883 AND 0.885
 				FROM hrflow_match('parts', '{1,0.5,0,0.9,0.5,0}', 1)}),
@@ -229,39 +231,39 @@ SKIP:
 		't',
 		'extra_float_digits does not round a similarity with an index');
 
-	# A table that a person made may hold nulls
+	# A table created by a user may contain nulls
 	sql("CREATE TABLE loose AS TABLE typed WITH NO DATA;
 		CREATE TABLE loose_profile AS TABLE typed_profile WITH NO DATA;
 		INSERT INTO loose VALUES ('acme', 'nurse-1', 'profile', 0, NULL, now())");
 	like(
 		$node->error_of("SELECT hrflow_index_statement('loose', 'profile')"),
 		qr/^55000: store public.loose has no vector/,
-		'hrflow_index_statement() needs a vector that is not null');
+		'hrflow_index_statement() raises an error if all vectors are null');
 	sql("SELECT hrflow_create_store('empty', 'real[]');
 		INSERT INTO empty VALUES ('acme', 'a', 'profile', 0, '{}')"
 	);
 	like(
 		$node->error_of("SELECT hrflow_index_statement('empty', 'profile')"),
 		qr/^55000: store public.empty has no vector/,
-		'hrflow_index_statement() needs a vector that is not empty');
+		'hrflow_index_statement() raises an error if all vectors are empty');
 	sql("INSERT INTO empty VALUES ('acme', 'b', 'profile', 0, '{1,0}')");
 	like(sql("SELECT hrflow_index_statement('empty', 'profile')"),
-		qr/vector\(2\)/, 'hrflow_index_statement() finds a vector beside an empty one');
+		qr/vector\(2\)/, 'hrflow_index_statement() ignores empty vectors');
 	sql("CREATE INDEX ON loose USING hnsw (vector \"odd schema\".vector_cosine_ops)
 		WHERE section = 'profile'"
 	);
 	is(sql("SELECT count(*) FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"),
-		0, 'a null vector is not returned');
+		0, 'hrflow_match() does not return a null vector');
 	sql("INSERT INTO loose VALUES (NULL, NULL, 'profile', 0, array_fill(1::real, ARRAY[64]), now())"
 	);
 	like(
 		$node->error_of("SELECT * FROM hrflow_match('loose', array_fill(1::real, ARRAY[64]))"),
 		qr/^22004: column "source_id"/,
-		'a vector without a source is an error');
+		'hrflow_match() raises an error for a vector whose source is null');
 }
 
-# A vector is what hrflow_cosine_similarity() takes: one that had a null once is
-# one, a matrix is none
+# Any array that hrflow_cosine_similarity() accepts is ranked, including one that
+# used to contain a null
 sql(q{
 	SELECT hrflow_create_store('arrays', 'real[]');
 	INSERT INTO arrays VALUES ('acme', 'plain', 'profile', 0, '{1,0}'),
@@ -277,14 +279,14 @@ foreach my $call ("hrflow_match('arrays', '{1,0}')",
 		"$call ranks one-dimensional arrays without nulls");
 }
 
-# Of many items of a profile each is the best one for a while
+# A large table in which successive items of a profile may each be its best so far
 sql(q{
 	SELECT hrflow_create_store('many', 'real[]');
 	INSERT INTO many SELECT 'source-' || i % 3, 'profile-' || i % 4000, 'profile', i / 12000,
 			ARRAY[cos(i * 0.7), sin(i * 0.7), cos(i * 1.1)] FROM generate_series(0, 179999) i;
 	ANALYZE many});
 
-# The k best of them are those by the definition.
+# Check that the k best matches are those by the definition.
 sub check_many
 {
 	my ($how) = @_;
@@ -306,16 +308,16 @@ sub check_many
 			  FROM found f JOIN wanted USING (n)
 			  JOIN many v USING (source_id, profile_id, section, item)}),
 			"$k|$k|t|t",
-			"the $k best of many are right $how");
+			"the $k best of 180,000 vectors found $how are right");
 	}
 	SKIP:
 	{
-		skip 'an instrument takes its time', 1 if $ENV{HRFLOW_INSTRUMENT};
+		skip 'an instrument would exceed the time limit', 1 if $ENV{HRFLOW_INSTRUMENT};
 		my ($code, $out, $err) = $node->psql(
 			'postgres', q{
 			SET statement_timeout = '2s';
 			SELECT count(*) FROM hrflow_match('many', '{1,0.5,0.2}', 10000)});
-		is("$out$err", '10000', "the 10,000 best of many do not take long $how");
+		is("$out$err", '10000', "the 10,000 best of 180,000 vectors are found in two seconds $how");
 	}
 	return;
 }
@@ -324,7 +326,7 @@ check_many('by comparing');
 
 SKIP:
 {
-	skip 'pgvector is not to be had', 5 unless $has_pgvector;
+	skip 'pgvector is not available', 5 unless $has_pgvector;
 
 	sql(q{
 		SET search_path = public, "odd schema";
@@ -334,7 +336,8 @@ SKIP:
 	check_many('through an index');
 }
 
-# A profile whose items fill what workers return first does not hide the next one
+# A profile with so many items that they fill the first results of workers does not
+# hide the next profile
 sql(q{
 	SELECT hrflow_create_store('crowd', 'real[]');
 	INSERT INTO crowd SELECT 'acme', 'busy', 'profile', i, '{1,0}' FROM generate_series(0, 99) i;
@@ -348,8 +351,8 @@ is( sql(q{SET max_parallel_workers_per_gather = 0;
 	'busy next',
 	'a profile of 100 items leaves room for the next profile without parallel workers');
 
-# Long vectors are stored out of line, compressed where the table says so, and
-# not in the order of the rows
+# Long vectors that are stored out of line, with or without compression, and after
+# an update not in the order of the rows
 foreach my $storage ('EXTERNAL', 'EXTENDED')
 {
 	my $ranked = "SELECT string_agg(profile_id, ' ' ORDER BY similarity DESC)
@@ -367,12 +370,12 @@ foreach my $storage ('EXTERNAL', 'EXTENDED')
 	is(sql($ranked), 'p1 p2 p3 p4 p5', "vectors with $storage storage are ranked after an update");
 }
 
-# Nor do those that were better for a while stay in memory.  The first call, for
-# which the first is the best, has touched the table.
+# Matches that are replaced by better ones do not stay in memory.  In the first
+# call, which reads the whole table, the first match is the best.
 SKIP:
 {
-	skip '/proc is not to be had', 1 unless -e '/proc/self/status';
-	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
+	skip '/proc does not exist', 1 unless -e '/proc/self/status';
+	skip 'an instrument uses memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
 	sql(q{
 		SELECT hrflow_create_store('climb', 'real[]');
 		INSERT INTO climb SELECT repeat('s', 200), lpad(i::text, 200, '0'), 'profile', 0,
@@ -389,8 +392,7 @@ SKIP:
 	cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
 }
 
-# A query of another model's finds nothing, and is told why; not where there is
-# nothing to find
+# A query vector of another model matches nothing, which causes a warning
 foreach my $call ("hrflow_match('plain', '{1}')",
 	"hrflow_match_weighted('plain', '{1}', '{\"profile\": 1, \"skills\": 1}')")
 {
@@ -403,7 +405,7 @@ foreach my $call ("hrflow_match('plain', '{1}')",
 		"$call warns about the number of dimensions");
 }
 
-# What cannot be ranked
+# Invalid arguments
 foreach my $case (
 	[ "hrflow_match('plain', NULL)", '' ],
 	[ "hrflow_match_weighted('plain', NULL, '{\"profile\": 1}')", '' ],
@@ -439,7 +441,7 @@ foreach my $case (
 	my ($code, $out, $err) = $node->psql('postgres', "SELECT * FROM $call");
 
 	$wanted eq ''
-	  ? is("$out$err", '', "$call gives no row")
+	  ? is("$out$err", '', "$call returns no row")
 	  : like($err, qr/\Q$wanted\E/, "$call is refused");
 }
 

@@ -1,7 +1,7 @@
-# Ranking under a condition, through an index that returns too few, and for a
-# reader whom row-level security shows a part of the store; what hrflow_match()
-# warns about, and why a profile is ranked where it is.  Needs several sessions'
-# statistics, pgvector and roles.
+# Ranking under a condition, with an index that returns too few rows, and for roles
+# to whom row-level security shows only a part of the store; also the warnings of
+# hrflow_match(), and the parts of a weighted similarity.  This is not a regression
+# test because it needs pgvector.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -13,7 +13,7 @@ my $node = Hrflow::Node->new('conditions', $api);
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# Output, and what was said on the way.
+# Return the output of a statement, and the messages that it raises.
 sub output_and_notices
 {
 	my ($statement) = @_;
@@ -26,10 +26,10 @@ my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name
 my $nprofiles = 3000;
 my $query = "(SELECT array_agg(sin(i * 0.37)::real) FROM generate_series(1, 16) i)";
 
-# Profiles of two sources with a vector of each of two sections, and of some
-# more items of the second.  The vectors are in all directions, or around eleven
-# of them that count so much more: ivfflat makes lists of what is together, while
-# the graph of HNSW may lose a group that is far from all others.
+# Create profiles of two sources, with vectors of two sections, one of which has
+# several items.  The vectors have random directions, or if $grouped is large, are
+# grouped around eleven directions.  ivfflat needs groups for its lists, while the
+# graph of HNSW may lose a group that is far from all others.
 sub make_store
 {
 	my ($name, $type, $grouped) = @_;
@@ -50,7 +50,7 @@ sub make_store
 	return;
 }
 
-# The answer by its definition, in SQL.
+# Return the expected result by its definition, in SQL.
 sub definition
 {
 	my ($name, $k, $section, $condition) = @_;
@@ -80,21 +80,23 @@ sub check_conditions
 	  sub { "(SELECT array_agg('p' || i * $_[0]) FROM generate_series(1, $nprofiles) i)" };
 
 	foreach my $case (
-		[   'few profiles',
+		[   'a few profiles',
 			"profiles => '{p1,p20,p300,p300,nobody,NULL}'",
 			"profile_id IN ('p1', 'p20', 'p300')" ],
-		[   'one in a hundred',
+		[   'one in a hundred profiles',
 			'profiles => ' . $every->(100),
 			'substr(profile_id, 2)::int % 100 = 0' ],
-		[ 'one in two', 'profiles => ' . $every->(2), 'substr(profile_id, 2)::int % 2 = 0' ],
+		[   'every second profile',
+			'profiles => ' . $every->(2),
+			'substr(profile_id, 2)::int % 2 = 0' ],
 		[ 'a small source', "source_id => 'small'", "source_id = 'small'" ],
 		[ 'a large source', "source_id => 'large'", "source_id = 'large'" ],
-		[   'some of a source',
+		[   'some profiles of a source',
 			"source_id => 'small', profiles => '{p10,p11,p20}'",
 			"source_id = 'small' AND profile_id IN ('p10', 'p11', 'p20')" ],
 		[ 'no profile', "profiles => '{}'", 'false' ],
-		[ 'nobody but NULL', "profiles => '{NULL}'", 'false' ],
-		[ 'a source that is not there', "source_id => 'none'", 'false' ])
+		[ 'the identifier NULL', "profiles => '{NULL}'", 'false' ],
+		[ 'a source that does not exist', "source_id => 'none'", 'false' ])
 	{
 		my ($what, $arguments, $condition) = @$case;
 
@@ -105,30 +107,30 @@ sub check_conditions
 			my %is_wanted = map { $_ => 1 } @wanted;
 
 			is(scalar(@found), scalar(@wanted),
-				"$how: of $what there are as many rows of $section as there can be");
+				"a search $how in $section for $what returns as many rows as exist");
 			cmp_ok(
 				scalar(grep { $is_wanted{$_} } @found),
 				'>=',
 				$recall * @wanted,
-				"$how: of $what the best of $section are found");
+				"a search $how in $section for $what finds the best profiles");
 		}
 	}
 	is( sql(qq{SELECT count(*), bool_and(profile_id IN ('p10', 'p11'))
 		FROM hrflow_match_weighted('$name',
 			$query, '{"profile": 1, "skills": 2}', 5, '{p10,p11,nobody}')}),
 		'2|t',
-		"$how: weights are added up for the profiles asked for alone");
+		"a weighted search $how returns only the requested profiles");
 	is( sql(qq{SELECT count(*), bool_and(source_id = 'small') FROM hrflow_match_weighted('$name',
 			$query, '{"profile": 1, "skills": 2}', 500, source_id => 'small')}),
 		$nprofiles / 10 . '|t',
-		"$how: and for all profiles of the source asked for");
+		"a weighted search $how returns all profiles of the requested source");
 	return;
 }
 
 make_store('plain', 'real[]');
 check_conditions('plain', 'without an index', 1);
 
-# A hundred sources are more than are looked up one by one.
+# A hundred sources are too many to look up the profiles of each separately.
 sql(q{
 	SELECT hrflow_create_store('sources', 'real[]');
 	INSERT INTO sources SELECT 'source ' || i % 100, 'p' || i / 100, 'profile', 0, ARRAY[i, 1]
@@ -136,10 +138,10 @@ sql(q{
 is( sql(q{SELECT count(*), count(DISTINCT source_id), min(profile_id), max(profile_id)
 		FROM hrflow_match('sources', '{1,0}', 1000, profiles => '{p3,p7}')}),
 	'200|100|p3|p7',
-	'an identifier is found in every source');
+	'an identifier is found in each of a hundred sources');
 
-# Of vectors that are stored out of line, those of one section are read by one
-# scan of the TOAST table's index, and not by one for each of them.
+# Vectors that are stored out of line are read by a few scans of the index of the
+# TOAST table, rather than by one scan for each vector.
 sql(q{
 	SELECT hrflow_create_store('long', 'real[]');
 	INSERT INTO long SELECT 'acme', 'p' || p, section, 0,
@@ -154,7 +156,8 @@ my @scans = split /\n/, sql(
 	"$scans SELECT string_agg(profile_id, ' ') FROM hrflow_match('long',
 		(SELECT vector FROM long WHERE profile_id = 'p7' AND section = 'bb'), 1, 'bb'); $scans");
 is($scans[1], 'p7', 'a vector that is stored out of line is found');
-cmp_ok($scans[2] - $scans[0], '<', 10, 'the TOAST index is not scanned for each of 500 vectors');
+cmp_ok($scans[2] - $scans[0],
+	'<', 10, 'a search does not scan the TOAST index for each of 500 vectors');
 is( sql(q{
 		SELECT string_agg(profile_id, ' ' ORDER BY profile_id)
 		  FROM hrflow_match('long', (SELECT vector FROM long WHERE profile_id = 'p7' AND section = 'bb'),
@@ -162,7 +165,7 @@ is( sql(q{
 	'p194 p291 p388 p485 p97',
 	'vectors that are stored out of line are found in any order');
 
-# Sections, and dimensions
+# Unknown sections
 foreach my $case (
 	[ "hrflow_match('plain', $query, 10, 'profil')", '^$', 'profil' ],
 	[   qq{hrflow_match_weighted('plain', $query, '{"profile": 1, "skils": 1}')}, '^(.+\n){9}.+$',
@@ -171,12 +174,12 @@ foreach my $case (
 	my ($call, $rows, $section) = @$case;
 	my ($out, $err) = output_and_notices("SELECT profile_id FROM $call");
 
-	like($out, qr/$rows/, "a misspelt section adds no row");
+	like($out, qr/$rows/, "the misspelled section $section matches no vector");
 	like(
 		$err,
 		qr/WARNING:\ \ store\ public\.plain\ has\ no\ vector\ of\ section\ "$section"\n
 			DETAIL:\ \ It\ has\ vectors\ of\ "profile",\ "skills"\./x,
-		"of $section there is a warning that names the sections there are");
+		"a warning about section $section names the existing sections");
 }
 foreach my $call (
 	"hrflow_match('plain', $query)",
@@ -185,10 +188,10 @@ foreach my $call (
 {
 	my ($out, $err) = output_and_notices("SELECT count(*) FROM $call");
 
-	is($err, '', "no warning is raised by $call");
+	is($err, '', "$call raises no warning");
 }
 
-# What is computed in double precision is right however large or small
+# Very large and very small elements
 sql(q{
 	SELECT hrflow_create_store('edges', 'real[]');
 	INSERT INTO edges VALUES ('acme', 'large', 'profile', 0, '{1e20,1e20,1}'),
@@ -201,9 +204,9 @@ is( sql(q{SELECT string_agg(profile_id || ' ' || round(similarity::numeric, 6), 
 	ORDER BY profile_id)
 		FROM hrflow_match('edges', '{1,1,0}')}),
 	'large 1.000000, largest 0.816497, small 1.000000',
-	'large and small elements have their similarity, infinite ones none');
+	'vectors with very large or small elements are ranked, but not infinite ones');
 
-# Why
+# The parts of a weighted similarity
 is( sql(q{
 		SELECT profile_id, parts, round(similarity::numeric, 6) =
 			   (SELECT round(sum(value::numeric), 6) FROM jsonb_each_text(parts)), section
@@ -211,7 +214,7 @@ is( sql(q{
 			  (SELECT vector FROM plain WHERE profile_id = 'p7' AND section = 'profile'),
 			  '{"profile": 0.25}', 1)}),
 	'p7|{"profile": 0.25}|t|profile',
-	'the parts of a weighted sum are returned');
+	'hrflow_match_weighted() returns the parts of the similarity');
 sql(q{DELETE FROM plain WHERE profile_id = 'p7' AND section = 'skills'});
 is( sql(q{
 		SELECT profile_id, parts ? 'skills', parts ? 'profile'
@@ -219,9 +222,9 @@ is( sql(q{
 			  (SELECT vector FROM plain WHERE profile_id = 'p7' AND section = 'profile'),
 			  '{"profile": 1, "skills": 1}', 10, '{p7,p8}') ORDER BY 1}),
 	"p7|f|t\np8|t|t",
-	'a section that a profile lacks is not among them');
+	'a section that a profile lacks is not among the parts of its similarity');
 
-# A table of vectors alone: a partition, a shard
+# A table of vectors without a table of profiles, such as a partition or a shard
 sql(q{
 	CREATE TABLE whole (LIKE plain) PARTITION BY LIST (source_id);
 	CREATE TABLE part PARTITION OF whole FOR VALUES IN ('small');
@@ -232,9 +235,9 @@ is( sql("SELECT count(*), count(DISTINCT source_id) FROM hrflow_match('part', $q
 	'a partition without a table of profiles is ranked');
 is( sql("SELECT * FROM hrflow_match('whole', $query)"),
 	sql("SELECT * FROM hrflow_match('plain', $query)"),
-	'and so are all of them together');
+	'a partitioned table without a table of profiles is ranked');
 
-# A reader under row-level security sees a part
+# A role to which row-level security shows a part of the store
 sql(q{
 	CREATE ROLE reader;
 	GRANT SELECT ON plain TO reader;
@@ -253,18 +256,19 @@ foreach my $source ('small', 'large')
 is( sql("SET ROLE reader; SET app.source = 'small';
 		SELECT count(*) FROM hrflow_match('plain', $query, 10, profiles => '{p10,p11,p20}')"),
 	'2',
-	'and no other profile by its identifier');
+	'a reader does not get profiles hidden by a policy by their identifiers');
 is(sql("SET ROLE reader; SELECT count(*) FROM hrflow_match('plain', $query)"),
-	'0', 'a reader to whom the policy shows nothing gets nothing');
-is(sql("SELECT count(*) FROM hrflow_match('plain', $query)"), '10', 'its owner gets all');
+	'0', 'a reader from whom a policy hides all profiles gets none');
+is(sql("SELECT count(*) FROM hrflow_match('plain', $query)"),
+	'10', 'the owner of the table is not restricted by its policy');
 sql('REVOKE SELECT ON plain FROM reader');
 like(
 	$node->error_of("SET ROLE reader; SELECT * FROM hrflow_match('plain', $query)"),
 	qr/^42501: permission denied for table plain/,
-	'who may not SELECT is refused');
+	'a role without the privilege to SELECT is refused');
 sql('ALTER TABLE plain DISABLE ROW LEVEL SECURITY');
 
-# By similarity and by full text, as docs/ranking.md has it
+# Ranking by similarity and full-text search, as described in docs/ranking.md
 sql(q{
 	SELECT hrflow_create_store('hybrid', 'real[]');
 	INSERT INTO hybrid VALUES ('acme', 'near', 'profile', 0, '{1,0}'),
@@ -289,11 +293,11 @@ is( sql(q{
 		  FROM near FULL JOIN said USING (profile_id)
 		 ORDER BY score DESC LIMIT 10}),
 	"both|2|1|0.03252\nsaid|3|2|0.03200\nnear|1||0.01639",
-	'reciprocal rank fusion joins the ranking by similarity with that by full text');
+	'reciprocal rank fusion combines rankings by similarity and full-text search');
 
 SKIP:
 {
-	skip 'pgvector is not to be had', 1 unless $has_pgvector;
+	skip 'pgvector is not available', 1 unless $has_pgvector;
 
 	my ($status, $out, $err);
 
@@ -316,20 +320,20 @@ SKIP:
 		}
 		check_conditions($name, "through $method on $type", $recall);
 		cmp_ok(sql("SELECT hrflow_match_recall('$name', 'profile', 10)"),
-			'>=', $recall, "$name: the recall is measured");
+			'>=', $recall, "hrflow_match_recall() measures the recall of $name");
 		cmp_ok(sql("SELECT hrflow_match_recall('$name', 'skills', 3, 50)"),
-			'<=', 1, "$name: and is at most 1");
+			'<=', 1, "hrflow_match_recall() returns at most 1 for $name");
 	}
 	like(
 		$node->error_of("SELECT hrflow_match_recall('plain')"),
 		qr/^55000: store public\.plain has no index for section "profile"/,
-		'without an index there is no recall');
+		'hrflow_match_recall() raises an error if there is no index');
 	is(sql("SELECT hrflow_match_recall('vectors', k => NULL)"),
-		'', 'hrflow_match_recall() of a null argument is null');
+		'', 'hrflow_match_recall() returns null for a null argument');
 
-	# An index returns what meets a condition as it comes to it: of clusters that
-	# are far from the query, what is nearest may not be among the first.  Where
-	# few meet it, it is cheaper to compare them, and the answer is exact.
+	# An index may return profiles that satisfy a condition in the wrong order if
+	# they are in clusters far from the query.  If only a few profiles satisfy it,
+	# it is cheaper to compare all of these, and the result is exact.
 	sql(q{
 		SELECT hrflow_create_store('clusters', 'vector(16)');
 		INSERT INTO clusters SELECT 'acme', 'p' || p, 'profile', 0,
@@ -339,32 +343,32 @@ SKIP:
 		VACUUM ANALYZE clusters});
 	sql(sql("SELECT hrflow_index_statement('clusters')"));
 	foreach my $case (
-		[ '1 % in all clusters', 'p BETWEEN 701 AND 900' ],
-		[ '1 %, which are a cluster,', 'p % 100 = 7' ],
-		[ '5 % in all clusters', 'p <= 1000' ],
-		[ '5 %, which are five clusters,', 'p % 100 < 5' ])
+		[ '1 % of the profiles in all clusters', 'p BETWEEN 701 AND 900' ],
+		[ '1 % of the profiles in one cluster', 'p % 100 = 7' ],
+		[ '5 % of the profiles in all clusters', 'p <= 1000' ],
+		[ '5 % of the profiles in five clusters', 'p % 100 < 5' ])
 	{
 		my ($what, $condition) = @$case;
 		my $profiles =
 		  "(SELECT array_agg('p' || p) FROM generate_series(1, 20000) p WHERE $condition)";
 
 		is(sql("SELECT hrflow_match_recall('clusters', sample => 30, profiles => $profiles)"),
-			'1', "of $what all of the nearest are found");
+			'1', "a search among $what has a recall of 1");
 		($status, $out, $err) = $node->psql(
 			'postgres', qq{
 			LOAD 'auto_explain';
 			SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
 			SET auto_explain.log_level = notice;
 			SELECT count(*) FROM hrflow_match('clusters', $query, profiles => $profiles)});
-		is($out, '10', "of $what there are ten rows");
-		unlike($err, qr/clusters_vector_idx/, "of $what every vector is compared");
+		is($out, '10', "a search among $what returns ten rows");
+		unlike($err, qr/clusters_vector_idx/, "a search among $what does not use the index");
 	}
 
-	# In the first statement of a session pgvector's library is not loaded.
+	# The library of pgvector is not loaded before the first statement of a session.
 	is( sql("SELECT count(*) FROM hrflow_match('vectors', $query, 10,
 			profiles => (SELECT array_agg('p' || i) FROM generate_series(1, 3000, 3) i))"),
 		'10',
-		'an index is searched iteratively from the first statement on');
+		'an index is scanned iteratively even in the first statement of a session');
 
 	# Stored vectors whose squares overflow single precision
 	sql(q{
@@ -375,15 +379,16 @@ SKIP:
 	is( sql("SELECT profile_id, round(similarity::numeric, 6) FROM hrflow_match('huge', '{1,1,0}')"
 		),
 		"huge|1.000000\nother|0.707107",
-		'a stored vector of huge elements has its similarity');
+		'a stored vector with huge elements is ranked');
 	sql(sql("SELECT hrflow_index_statement('huge')"));
 	is( sql("SELECT profile_id, round(similarity::numeric, 6) FROM hrflow_match('huge', '{1,1,0}')"
 		),
 		"huge|1.000000\nother|0.707107",
-		'and has it through an index');
+		'a stored vector with huge elements is ranked by an index');
 
-	# Dead tuples in front of all that is alive.  HNSW draws its graph at random;
-	# in some of them the living are reached after all, and nothing is to be said.
+	# All dead tuples are nearer to the query than the live ones.  The graph of
+	# HNSW is random.  In some graphs the scan reaches the live tuples anyway, and
+	# no message is raised, so try several.
 	my ($dead, $search);
 	foreach my $graph (1 .. 12)
 	{
@@ -402,20 +407,20 @@ SKIP:
 		sql("DELETE FROM $dead WHERE profile_id LIKE 'dead%'");
 		$node->poll_query_until('postgres',
 			"SELECT pg_stat_get_dead_tuples('$dead'::regclass) >= 21000")
-		  or die 'dead rows are not counted';
+		  or die 'the dead rows were not counted';
 		$search = "SELECT count(*) FROM hrflow_match('$dead', array_fill(1::real, ARRAY[8]))";
 		($out, $err) = output_and_notices($search);
 		last if $err ne '' || $out ne '10';
 	}
-	is($out, '10', 'dead rows in front of an index keep no row back');
+	is($out, '10', 'live profiles are returned although the index finds only dead tuples');
 	like(
 		$err,
 		qr/NOTICE:\ \ index\ \S+\ found\ \d\ of\ 10\ profiles,\ so\ all\ vectors\ were\ compared\n
 			.*\nHINT:\ \ VACUUM\ public\.$dead\./x,
-		'and the client is told to VACUUM');
+		'a message recommends to VACUUM if the index finds only dead tuples');
 	sql("VACUUM $dead");
 	($out, $err) = output_and_notices($search);
-	is("$out$err", '10', 'after which nothing is said');
+	is("$out$err", '10', 'no message is raised after VACUUM has removed the dead tuples');
 }
 
 $node->stop('fast');

@@ -1,7 +1,7 @@
-# What hrflow_match() and hrflow_match_weighted() return is what NumPy finds in
-# random stores: ties, vectors of zeros, elements of 1e30 and 1e-30, mixed
-# dimensions, several items, conditions and weights.  HRFLOW_SEED repeats a run,
-# HRFLOW_CASES says how many there are.
+# hrflow_match() and hrflow_match_weighted() return the same profiles as NumPy for
+# random stores with ties, zero vectors, elements of 1e30 and 1e-30, mixed
+# dimensions, several items, conditions and weights.  HRFLOW_SEED repeats a run;
+# HRFLOW_CASES is the number of cases.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -14,7 +14,7 @@ use Test::More;
 my $seed = $ENV{HRFLOW_SEED} // int rand 2**31;
 my $ncases = $ENV{HRFLOW_CASES} // 90;
 
-plan skip_all => 'NumPy is not to be had'
+plan skip_all => 'NumPy is not available'
   unless eval { IPC::Run::run([ 'python3', '-c', 'import numpy' ], '>&', \my $output) };
 note("HRFLOW_SEED=$seed HRFLOW_CASES=$ncases");
 
@@ -27,10 +27,11 @@ $node->safe_psql('postgres', 'CREATE EXTENSION vector') if $has_pgvector;
 IPC::Run::run(
 	[ 'python3', dirname(__FILE__) . '/092_ranking_numpy.py', $seed, $ncases, $has_pgvector ],
 	'>', \my $cases)
-  or die 'NumPy ended with an error';
+  or die 'the script with NumPy failed';
 
-# Compare in order: rows of equal similarity may come in any order, so each is
-# looked up by its profile, and the similarities are compared by their rank.
+# Return a description of the first difference, or an empty string.  Rows with equal
+# similarities may be in any order, so each row is looked up by its profile, and
+# only similarities are compared by their rank.
 sub difference
 {
 	my ($case, @rows) = @_;
@@ -43,10 +44,11 @@ sub difference
 		my ($profile, $similarity) = $rows[$rank] =~ /^(.*)\|(.*)$/;
 		my $wanted = $case->{all}{$profile};
 
-		return "$profile is returned twice"            if $seen{$profile}++;
-		return "$profile is not among those asked for" if !defined $wanted;
-		return "$profile has $similarity, not $wanted" if abs($similarity - $wanted) > 1e-9;
-		return "row $rank has $similarity, not $best[$rank]"
+		return "$profile is returned twice" if $seen{$profile}++;
+		return "$profile was not requested" if !defined $wanted;
+		return "$profile has the similarity $similarity, not $wanted"
+		  if abs($similarity - $wanted) > 1e-9;
+		return "row $rank has the similarity $similarity, not $best[$rank]"
 		  if abs($similarity - $best[$rank]) > 1e-9;
 	}
 	return '';
@@ -59,7 +61,7 @@ my ($status, $out, $err) = $node->psql(
 		'SET client_min_messages = error;',
 		map { ($_->{setup}, '\echo case', $_->{query}) } @cases),
 	on_error_stop => 1);
-is("$status$err", '0', 'all stores are filled and searched');
+is("$status$err", '0', 'all random stores are filled and searched');
 
 my @answers = split /^case\n?/m, $out;
 my ($compared, $wrong) = (0, 0);
@@ -73,7 +75,7 @@ foreach my $case (@cases)
 	$wrong++;
 	diag("$difference: $case->{query}");
 }
-is($wrong, 0, "none of $ncases random searches differs from NumPy's");
-cmp_ok($compared, '>', $ncases, 'and most of them have rows');
+is($wrong, 0, "NumPy gets the same result for each of $ncases random searches");
+cmp_ok($compared, '>', $ncases, 'most of the random searches return rows');
 
 done_testing();

@@ -1,10 +1,10 @@
-# Random stores and searches, ranked by NumPy in double precision.
+# Generate random stores and searches, and rank them by NumPy in double precision.
 #
 #   092_ranking_numpy.py SEED NCASES HAS_PGVECTOR
 #
-# Prints a JSON object a line: "setup" and "query" are SQL; "all" has the
-# similarity of every profile that may be returned, by "source/identifier", and
-# "best" the k largest of them.
+# Each line of the output is a JSON object: "setup" and "query" are SQL, "all"
+# contains the similarity of every profile that may be returned, with the key
+# "source/identifier", and "best" the k highest similarities.
 import json
 import sys
 
@@ -20,7 +20,7 @@ def literal(text):
 
 
 def similarity(a, b):
-    """The cosine, or None where the two have none."""
+    """Return the cosine similarity, or None if it is undefined."""
     if a.shape != b.shape:
         return None
     a, b = a.astype(np.float64), b.astype(np.float64)

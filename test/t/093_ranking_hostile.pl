@@ -1,8 +1,8 @@
-# Ranking where something is odd: values and indexes that a search must not use,
-# identifiers by the hundred thousand, rows that are deleted while it runs, a
-# cancel, a standby.  Also which statements a search executes, which shows by
-# auto_explain that no work is done which the search does not need.  Needs several
-# sessions and servers.
+# Ranking in unusual situations: values and indexes that a search must not use,
+# hundreds of thousands of identifiers, rows that are deleted during the search, a
+# cancel, and a standby.  Also the statements that a search executes, as logged by
+# auto_explain, to show that it does no unnecessary work.  A regression test has
+# only one session and one server.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -30,7 +30,7 @@ sub make_store
 	return;
 }
 
-# The rows of a search, and the statements it executed with their plans.
+# Return the rows of a search, and the statements that it executed, with their plans.
 sub explained
 {
 	my ($settings, $call) = @_;
@@ -49,21 +49,24 @@ sub explained
 make_store('plain', 'real[]', 20000);
 my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 
-# What a search executes
+# Statements that a search executes
 {
 	my $allowed = "profiles => (SELECT array_agg('p' || i * 200) FROM generate_series(1, 100) i)";
 	my ($out, $plans) = explained('', "hrflow_match('plain', $query)");
 
-	is($out, $best, 'a search returns the same under auto_explain');
+	is($out, $best, 'a search returns the same rows with auto_explain');
 	unlike($plans, qr/pg_index/,
-		'a table without an index of vectors is not looked up in pg_index');
+		'a search in a table without an index on vectors does not read pg_index');
 
 	($out, $plans) = explained('', "hrflow_match('plain', $query, $allowed)");
 	like(
 		$plans,
 		qr/(Index Scan using|Bitmap Index Scan on) plain_pkey/,
 		'a hundred of 20,000 profiles are looked up by their key');
-	unlike($plans, qr/Join|Nested Loop|Gather/, 'they are looked up by one scan, without a join');
+	unlike(
+		$plans,
+		qr/Join|Nested Loop|Gather/,
+		'a hundred of 20,000 profiles are looked up without a join');
 
 	my $workers = 'ALTER TABLE plain SET (parallel_workers = 2);
 		SET parallel_setup_cost = 0;';
@@ -77,13 +80,13 @@ my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 	sql('ALTER TABLE plain RESET (parallel_workers)');
 }
 
-# Identifiers
+# Arrays of identifiers
 is( sql("SELECT profile_id FROM hrflow_match('plain', $query, profiles =>
 			(SELECT array_agg(CASE WHEN i % 5 > 0 THEN 'p' || i % 30000 END)
 			   FROM generate_series(0, 249999) i))"),
 	sql("SELECT profile_id FROM hrflow_match('plain', $query, 100)
 			WHERE substr(profile_id, 2)::int % 5 > 0 LIMIT 10"),
-	'of 250,000 identifiers, most of them repeated and a fifth NULL, the ten best are returned');
+	'the ten best of 250,000 identifiers, with repetitions and NULLs, are returned');
 is( sql("SELECT count(*), count(DISTINCT profile_id) FROM hrflow_match('plain', $query, 10,
 			profiles => (SELECT array_agg('p' || i % 3) FROM generate_series(1, 9000) i))"),
 	'2|2',
@@ -91,7 +94,7 @@ is( sql("SELECT count(*), count(DISTINCT profile_id) FROM hrflow_match('plain', 
 is(sql("SELECT count(*) FROM hrflow_match('plain', $query, profiles => '{{p1,p2},{p3,NULL}}')"),
 	'3', 'an array of identifiers may have two dimensions');
 
-# Vectors that have no similarity are no error, wherever they are met
+# Vectors whose similarity is undefined are ignored
 sql(q{
 	SELECT hrflow_create_store('odd', 'real[]');
 	INSERT INTO odd SELECT 'acme', n, 'profile', 0, v::real[] FROM (VALUES
@@ -101,18 +104,18 @@ sql(q{
 foreach my $settings ('', 'SET min_parallel_table_scan_size = 0;')
 {
 	is(sql("$settings SELECT string_agg(profile_id, ' ') FROM hrflow_match('odd', '{2,1}')"),
-		'good shifted', 'of odd vectors only those with a similarity are returned');
+		'good shifted', 'only vectors whose similarity is defined are returned');
 	is( sql("$settings SELECT string_agg(profile_id, ' ') FROM hrflow_match('odd', '{2,1}',
 			profiles => '{null,square,empty,good,NULL}')"),
 		'good',
-		'of odd vectors that are looked up likewise');
+		'only vectors whose similarity is defined are returned for given profiles');
 	is( sql(qq{$settings SELECT string_agg(profile_id, ' ')
 			FROM hrflow_match_weighted('odd', '{2,1}', '{"profile": 2}')}),
 		'good shifted',
-		'odd vectors add nothing to a weighted sum');
+		'only vectors whose similarity is defined are returned by a weighted search');
 }
 
-# Weights whose sum is infinite could not be told apart
+# With an infinite sum of weights, similarities would be meaningless
 like(
 	$node->error_of(
 		qq{SELECT * FROM hrflow_match_weighted('plain', $query,
@@ -120,7 +123,7 @@ like(
 	qr/^22023: sum of weights is out of range for double precision/,
 	'weights whose sum is infinite are refused');
 
-# A column that was dropped in front of the others, and one that was added
+# Columns that were dropped before and between the others, and one that was added
 sql(q{
 	CREATE TABLE reshaped (gone int, source_id text, profile_id text, more text, section text,
 		item int, gone2 text, vector real[], fetched_at timestamptz);
@@ -130,8 +133,8 @@ sql(q{
 is(sql("SELECT profile_id FROM hrflow_match('reshaped', $query)"),
 	$best, 'a table with dropped columns and without a key is ranked');
 
-# Rows that are deleted and vacuumed away while a search waits between two of
-# them.  The policy makes it wait in the middle, for a lock that we hold.
+# Rows are deleted and vacuumed while a search is reading them.  A policy makes the
+# search wait at a row in the middle, for a lock that we hold.
 {
 	my $deleting = $node->background_psql('postgres');
 
@@ -165,15 +168,15 @@ is(sql("SELECT profile_id FROM hrflow_match('reshaped', $query)"),
 	});
 	$node->poll_query_until('postgres',
 		q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted})
-	  or die 'the search does not wait';
+	  or die 'the search did not wait';
 	sql('DELETE FROM long');
 	sql('VACUUM long');
 	$deleting->query_safe('SELECT pg_advisory_unlock(7)');
 	like($search->query_until(qr/done/, ''),
-		qr/200\|t/, 'a search returns the rows that are deleted and vacuumed while it runs');
+		qr/200\|t/, 'a search returns rows that are deleted and vacuumed while it runs');
 	$search->quit;
 
-	# A cancel ends it there as well.
+	# The search is canceled at the same row.
 	sql("INSERT INTO long SELECT 'acme', 'p' || p, 'profile', 0, '{1,0}'
 		FROM generate_series(1, 200) p");
 	$deleting->query_safe('SELECT pg_advisory_lock(7)');
@@ -190,16 +193,16 @@ is(sql("SELECT profile_id FROM hrflow_match('reshaped', $query)"),
 	$node->poll_query_until(
 		'postgres',
 		q{SELECT count(pg_cancel_backend(pid)) = 1
-			FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}) or die 'the search does not wait';
+			FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}) or die 'the search did not wait';
 	like(
 		$search->query_until(qr/done/, ''),
 		qr/^10\|"\$user", public$/m,
-		'after a cancel the session ranks again, with its settings as they were');
+		'a session can search again after a cancel, and its settings are unchanged');
 	$search->quit;
 	$deleting->quit;
 }
 
-# A standby is read-only
+# A standby, which is read-only
 {
 	my $standby = PostgreSQL::Test::Cluster->new('standby');
 
@@ -208,27 +211,27 @@ is(sql("SELECT profile_id FROM hrflow_match('reshaped', $query)"),
 	$standby->start;
 	$node->wait_for_catchup($standby);
 	is($standby->safe_psql('postgres', "SELECT profile_id FROM hrflow_match('plain', $query)"),
-		$best, 'a standby ranks as its primary does');
+		$best, 'hrflow_match() returns the same on a standby as on its primary');
 	is( $standby->safe_psql(
 			'postgres',
 			qq{SELECT profile_id FROM hrflow_match_weighted('plain', $query, '{"profile": 1}')}),
 		$best,
-		'a standby ranks by weights');
+		'hrflow_match_weighted() returns the same on a standby as on its primary');
 	$standby->stop;
 }
 
 SKIP:
 {
-	skip 'pgvector is not to be had', 1 unless $has_pgvector;
+	skip 'pgvector is not available', 1 unless $has_pgvector;
 
 	sql('CREATE EXTENSION vector');
 	make_store('indexed', 'vector(16)', 2000);
 
-	# Indexes that must not be searched: the answer is exact without them.
+	# Indexes that must not be used.  The result is exact without them.
 	my $exact = sql("SELECT profile_id FROM hrflow_match('indexed', $query)");
 	foreach my $case (
-		[ 'is partial by another condition', "WHERE section = 'profile' AND item = 1" ],
-		[ 'is partial by another section', "WHERE section = 'skills'" ],
+		[ 'has another condition', "WHERE section = 'profile' AND item = 1" ],
+		[ 'is for another section', "WHERE section = 'skills'" ],
 		[ 'is invalid', "WHERE section = 'profile'" ])
 	{
 		my ($what, $condition) = @$case;
@@ -238,21 +241,21 @@ SKIP:
 		  if $what eq 'is invalid';
 		my ($out, $plans) = explained('', "hrflow_match('indexed', $query)");
 
-		is($out, $exact, "the ten best are returned beside an index that $what");
-		unlike($plans, qr/ on bad /, "an index that $what is not searched");
+		is($out, $exact, "a search returns the ten best although there is an index that $what");
+		unlike($plans, qr/ on bad /, "a search does not use an index that $what");
 		sql('DROP INDEX bad');
 	}
 
-	# The memory of a measurement does not grow with what its searches return.
+	# The memory used by hrflow_match_recall() does not grow with the sample.
 	sql(sql("SELECT hrflow_index_statement('indexed')"));
-	skip '/proc is not to be had', 1 unless -e '/proc/self/status';
-	skip 'an instrument keeps memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
+	skip '/proc does not exist', 1 unless -e '/proc/self/status';
+	skip 'an instrument uses memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
 	my $peak = q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');};
 	my @peaks = split /\n/, sql(
 		"SELECT hrflow_match_recall('indexed', sample => 20, profiles => '{p1}'); $peak
 		SELECT hrflow_match_recall('indexed', sample => 1500, profiles => '{p1}'); $peak");
 	cmp_ok($peaks[3] - $peaks[1],
-		'<', 4096, 'the recall of 1,500 samples takes as much memory as that of 20');
+		'<', 4096, 'hrflow_match_recall() uses no more memory for 1,500 samples than for 20');
 }
 
 $node->stop('fast');
