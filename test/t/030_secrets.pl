@@ -239,7 +239,7 @@ cmp_ok(time - $began, '<', 2, 'a FIFO is refused without waiting for it');
 unlink $path;
 SKIP:
 {
-	skip '/proc is not to be had', 1 unless -e '/proc/self/mem';
+	skip '/proc is not available', 1 unless -e '/proc/self/mem';
 	like(
 		$session->ask(
 			"SET hrflow_embed.api_key_file = '/proc/self/mem';
@@ -269,7 +269,7 @@ SKIP:
 		my $io = '/proc/' . $session->pid . '/io';
 		return -r $io && PostgreSQL::Test::Utils::slurp_file($io) =~ /^syscr: (\d+)/m ? $1 : undef;
 	};
-	skip '/proc is not to be had', 5 unless defined $reads->();
+	skip '/proc is not available', 5 unless defined $reads->();
 
 	my $calls =
 	  q{SELECT count(hrflow_profile_embedding('s', 'p' || i)) FROM generate_series(1, 100) i;};

@@ -87,7 +87,7 @@ my $numpy = IPC::Run::run([ '/usr/bin/python3', '-c', $python, $dir ], '>', \$ou
 
 SKIP:
 {
-	skip 'python3-numpy is not to be had', 2
+	skip 'python3-numpy is not available', 2
 	  if !$numpy && $err =~ /No module named/;
 	is($err, '', 'NumPy writes its files');
 
@@ -120,7 +120,7 @@ for n, a in enumerate([np.array([1, "a", None], dtype=object), np.array([1 + 2j]
 END
 SKIP:
 {
-	skip 'python3-numpy is not to be had', 1 unless $numpy;
+	skip 'python3-numpy is not available', 1 unless $numpy;
 	IPC::Run::run([ '/usr/bin/python3', '-c', $refused, $dir ]) or die;
 	my @codes = map {
 		$node->error_of("SELECT hrflow_decode_vector(pg_read_binary_file('$dir/r$_.npy'));") =~

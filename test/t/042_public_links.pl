@@ -102,7 +102,7 @@ foreach my $name (sort keys %public)
 {
 	SKIP:
 	{
-		skip 'IPv6 is not to be had', 1 if $public{$name} =~ /:/ && !$has_ipv6;
+		skip 'IPv6 is not available', 1 if $public{$name} =~ /:/ && !$has_ipv6;
 		is(ask("SELECT cardinality(hrflow_fetch_vector('" . ($link =~ s/four/$name/r) . "'))"),
 			'1024', "a host at $public{$name} is connected to");
 	}
@@ -150,7 +150,7 @@ $session->finish;
 # Scarce descriptors: each host needs a lookup and a connection of its own
 SKIP:
 {
-	skip 'prlimit is not to be had', 3 unless -x '/usr/bin/prlimit';
+	skip 'prlimit is not available', 3 unless -x '/usr/bin/prlimit';
 
 	my $short = Hrflow::Session->new($node, timeout => 120);
 	my $links =

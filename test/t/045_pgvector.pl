@@ -13,7 +13,7 @@ my $node = Hrflow::Node->new('pgvector', $api, link_hosts => '127.0.0.1');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-plan skip_all => 'pgvector is not to be had'
+plan skip_all => 'pgvector is not available'
   unless sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
 
 sql('CREATE EXTENSION vector');

@@ -96,7 +96,7 @@ my $CALLS = 2000;
 
 SKIP:
 {
-	skip '/proc is not to be had', 4 unless -e '/proc/self/fd';
+	skip '/proc is not available', 4 unless -e '/proc/self/fd';
 
 	my $before = call_all(1000);
 	my @states = ($before);

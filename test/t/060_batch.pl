@@ -151,7 +151,7 @@ SKIP:
 SKIP:
 {
 	my $nghttpx = '/usr/sbin/nghttpx';
-	skip 'nghttp2-proxy is not to be had', 5 unless -x $nghttpx;
+	skip 'nghttp2-proxy is not available', 5 unless -x $nghttpx;
 
 	# It cannot choose a free port and report it, so try others if necessary.
 	my ($port, $proxy);

@@ -206,7 +206,7 @@ my ($nghttpx, $nghttpx_port) = start_nghttpx();
 
 SKIP:
 {
-	skip 'nghttp2-proxy is not to be had', 2 unless $nghttpx;
+	skip 'nghttp2-proxy is not available', 2 unless $nghttpx;
 
 	# The first connection is dropped as by a NAT, without notice to either end.
 	my $dropped = PostgreSQL::Test::Utils::tempdir() . '/dropped';
@@ -249,7 +249,7 @@ SKIP:
 # processed it.
 SKIP:
 {
-	skip 'nghttp2-proxy is not to be had', 2 unless $nghttpx;
+	skip 'nghttp2-proxy is not available', 2 unless $nghttpx;
 
 	my $session = Hrflow::Session->new($node);
 	my $opened = 'SELECT max(connections_opened) FROM hrflow_embed_stats;';
@@ -466,7 +466,7 @@ cmp_ok($api->stats->{max_in_flight},
 	'<', 32, 'a batch with few file descriptors has fewer requests in flight');
 SKIP:
 {
-	skip 'dblink is not to be had',
+	skip 'dblink is not available',
 	  3
 	  unless $few->safe_psql('postgres',
 		q{SELECT count(*) FROM pg_available_extensions WHERE name = 'dblink'});

@@ -110,7 +110,7 @@ $session->ask('RESET hrflow_embed.base_url;');
 #
 SKIP:
 {
-	skip '/proc is not to be had', 5 unless -e "/proc/$session->{pid}/task";
+	skip '/proc is not available', 5 unless -e "/proc/$session->{pid}/task";
 
 	my $count = sub { my ($what) = @_; return scalar(() = glob("/proc/$session->{pid}/$what/*")); };
 	my %before = map { $_ => $count->($_) } qw(task fd);

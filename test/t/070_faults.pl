@@ -373,7 +373,7 @@ sub play
 	}
 	SKIP:
 	{
-		skip '/proc is not to be had', 1 unless $descriptors_are_seen;
+		skip '/proc is not available', 1 unless $descriptors_are_seen;
 		is( join(
 				' ',
 				grep { $_ } map {
@@ -925,7 +925,7 @@ SKIP:
 {
 	my $session = Hrflow::Session->new($node);
 
-	skip 'dblink is not to be had', 1 if $session->ask('CREATE EXTENSION dblink;') =~ /ERROR/;
+	skip 'dblink is not available', 1 if $session->ask('CREATE EXTENSION dblink;') =~ /ERROR/;
 	$session->ask(
 		"SET hrflow_embed.base_url = 'http://127.0.0.1:" . $deaf->port . "/v1';
 		SET hrflow_embed.connect_timeout = '200ms';
@@ -1154,7 +1154,7 @@ sub start_proxy
 
 SKIP:
 {
-	skip "$nghttpx is not to be had", 1 unless -x $nghttpx;
+	skip "$nghttpx is not available", 1 unless -x $nghttpx;
 
 	my $backend = Hrflow::StandIn->new(@keys);
 	my ($port, $proxy) = start_proxy($backend);

@@ -62,7 +62,7 @@ sub sum_to { return $_[0] * ($_[0] + 1) / 2; }
 
 SKIP:
 {
-	skip '/proc is not to be had', 7 unless -e '/proc/self/status';
+	skip '/proc is not available', 7 unless -e '/proc/self/status';
 
 	my $base = measure(1000);
 	is($base->{counts}, '1000 1000 ' . sum_to(1000), 'a batch of 1,000 elements returns each once');

@@ -124,7 +124,7 @@ sql('DROP TABLE million, million_profile, quarter, quarter_profile');
 
 SKIP:
 {
-	skip 'pgvector is not to be had', 1
+	skip 'pgvector is not available', 1
 	  unless sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
 
 	sql("CREATE EXTENSION vector");

@@ -29,7 +29,7 @@ my $node = Hrflow::Node->new(
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-plan skip_all => '/proc is not to be had' unless -e '/proc/self/fd';
+plan skip_all => '/proc is not available' unless -e '/proc/self/fd';
 note("HRFLOW_SEED=$seed HRFLOW_SOAK=$seconds");
 srand $seed;
 

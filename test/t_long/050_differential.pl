@@ -15,7 +15,7 @@ my $seed = $ENV{HRFLOW_SEED} // int rand 2**31;
 my $ncases = $ENV{HRFLOW_CASES} // 8000;
 my @python = ('python3', dirname(__FILE__) . '/050_differential.py');
 
-plan skip_all => 'python3 is not to be had'
+plan skip_all => 'python3 is not available'
   unless eval { IPC::Run::run([ 'python3', '--version' ], '>&', \my $version) };
 note("HRFLOW_SEED=$seed HRFLOW_CASES=$ncases");
 
