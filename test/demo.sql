@@ -8,47 +8,47 @@ INSERT INTO candidate VALUES
 	('Dan Cook', 'dan-cook'), ('Eve, not parsed yet', NULL);
 SELECT * FROM candidate;
 
-\echo == One profile, as the API answers (links shortened here)
+\echo == One profile, as the API returns it (links are shortened here)
 \echo
 \set short 'regexp_replace(link, ''^(https://[^/]+)/.*/embedding/(.*)\\?.*$'', ''\\1/…/\\2?…'')'
 SELECT jsonb_pretty(regexp_replace(
 	hrflow_profile_embedding('source-1', 'ada-nurse', '{"profile": 1, "experiences": [0]}')::text,
 	'/teams/[^"]*/embedding/([^"?]*)\?[^"]*"', '/…/\1?…"', 'g')::jsonb) AS hrflow_profile_embedding;
 
-\echo == The same as rows: by its reference in your own system, and by e-mail
+\echo == Links as rows, by the reference in your own system, and by e-mail address
 \echo
 SELECT section, item, :short AS link
 FROM hrflow_profile_embedding_links('source-1', profile_reference => 'ATS 4711/b', fields => '{"profile": 1, "skills": 1}');
 SELECT section, item, :short AS link
 FROM hrflow_profile_embedding_links('source-1', profile_email => 'bob+cv@example.com', fields => '{"profile": 1}');
 
-\echo == Links beside the candidates
+\echo == Links joined with the candidates
 \echo
 SELECT c.name, l.section, :short AS link
 FROM candidate c
 LEFT JOIN LATERAL hrflow_profile_embedding_links('source-1', c.hrflow_id, '{"profile": 1}') l ON true;
 
-\echo == All candidates at once: a row for each, whatever becomes of it
+\echo == All candidates at once: a row for each, even if its request fails
 \echo
 SELECT ordinality, profile_id, status, left(data::text, 40) || '…' AS data, error
 FROM hrflow_profile_embeddings('source-1', (SELECT array_agg(hrflow_id) FROM candidate) || '{missing-1}', '{"profile": 1}')
 ORDER BY ordinality;
 
-\echo == The vectors themselves, and who is like Ada
+\echo == The vectors, and the candidates most similar to Ada
 \echo
 ALTER TABLE candidate ADD embedding real[];
 WITH v AS MATERIALIZED (
     SELECT * FROM hrflow_profile_vectors('source-1', (SELECT array_agg(hrflow_id) FROM candidate), '{"profile": 1}'))
 UPDATE candidate c SET embedding = v.vector
 FROM v WHERE v.profile_id = c.hrflow_id AND v.status = 'ok';
-SELECT name, cardinality(embedding) AS dimension, embedding[1:3] AS begins
+SELECT name, cardinality(embedding) AS dimension, embedding[1:3] AS first_elements
 FROM candidate WHERE embedding IS NOT NULL;
 SELECT c.name, round(hrflow_cosine_similarity(c.embedding, ada.embedding)::numeric, 3) AS similarity
 FROM candidate c, candidate ada
 WHERE ada.name = 'Ada Nurse' AND c.embedding IS NOT NULL
 ORDER BY 2 DESC;
 
-\echo == A store: kept beside the candidates, and kept fresh
+\echo == A store of vectors, which follows the table of candidates
 \echo
 SELECT hrflow_create_store('embedding');
 SELECT hrflow_track_table('embedding', 'candidate', 'hrflow_id', source_id => 'source-1');
@@ -58,14 +58,14 @@ FROM unnest('{nurse,welder,cook,teacher}'::text[]) occupation, generate_series(1
 CALL hrflow_refresh('embedding', '{"profile": 1, "skills": 1}');
 SELECT tracked, due, ok, failed, missing, gone FROM hrflow_store_status('embedding');
 
-\echo == The ten best for a job, and why
+\echo == The ten best candidates for a job, and the section that counts most
 \echo
-SELECT c.name, round(m.similarity::numeric, 3) AS similarity, m.section AS because_of
+SELECT c.name, round(m.similarity::numeric, 3) AS similarity, m.section AS best_section
 FROM hrflow_match_weighted('embedding', (SELECT hrflow_job_vector('nurse-job')), '{"profile": 0.7, "skills": 0.3}') m
 JOIN candidate c ON c.hrflow_id = m.profile_id
 ORDER BY similarity DESC;
 
-\echo == In both directions: jobs in a store of their own, the jobs for Ada, and each job's candidates
+\echo == Both directions: the best jobs for Ada, and the best candidates for each job, from a store of jobs
 \echo
 SELECT hrflow_create_store('opening', content => 'job');
 SELECT hrflow_track('opening', '', '{nurse-job,welder-job,cook-job,teacher-job}');
@@ -79,7 +79,7 @@ FROM hrflow_match_all('opening', 'embedding', 2) m
 JOIN candidate c ON c.hrflow_id = m.other_profile_id
 ORDER BY job, m.similarity DESC;
 
-\echo == The same in plain SQL
+\echo == The best candidates for a job in plain SQL
 \echo
 SELECT c.name, round(hrflow_cosine_similarity(e.vector::real[], job.vector)::numeric, 3) AS similarity
 FROM embedding e JOIN candidate c ON c.hrflow_id = e.profile_id,
@@ -96,16 +96,17 @@ GROUP BY status;
 \timing off
 SELECT calls, requests, connections_opened, connections_reused, rows_by_status FROM hrflow_embed_stats;
 
-\echo == A profile that is not there
+\echo == A profile that does not exist
 \echo
 SELECT hrflow_profile_embedding('source-1', 'missing-1');
 
 \echo
-\echo == A key that is refused, and not told
+\echo == A key that is refused, and not revealed
 \echo
 SET hrflow_embed.api_key_file = :'old_key';
 SELECT hrflow_profile_embedding('source-1', 'ada-nurse');
--- In a setting it is not told either: SHOW has stars, pg_settings does not list it
+-- A key in a setting is not revealed, either: SHOW prints asterisks, and
+-- pg_settings omits it
 SET hrflow_embed.api_key = 'askr_this_key_was_revoked_last_week';
 SHOW hrflow_embed.api_key;
 SELECT count(*) AS in_pg_settings FROM pg_settings WHERE name = 'hrflow_embed.api_key';

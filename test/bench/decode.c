@@ -1,10 +1,11 @@
 /*
  * decode.c
- *		What decoding a vector costs, beside the tightest loop in C that does
- *		as much without checking anything.
+ *		Compares the time to decode a vector with that of the tightest loop in
+ *		C that does the same without any checks.
  *
- * Prints, for 1,024 and 2,048 elements, microseconds of a decoding (the best
- * of 25 rounds: other programs only ever add to it) and the ratio.
+ * Prints the time in microseconds for 1,024 and 2,048 elements and the ratio.
+ * Each time is the best of 25 rounds, because other programs can only make a
+ * round slower.
  */
 #include "postgres.h"
 
@@ -32,7 +33,7 @@ microseconds(void)
 	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
 }
 
-/* Opponents, which know the number of elements. */
+/* The loops to compare with.  They rely on the given number of elements. */
 
 static void
 loop_base64(const char *payload, int n)
@@ -180,7 +181,7 @@ write_json(char *payload, int n)
 {
 	char	   *p = payload;
 
-	/* As Python writes doubles that were reals: 17 digits or so. */
+	/* Python prints such numbers with about 17 digits, too. */
 	for (int i = 0; i < n; i++)
 		p += sprintf(p, "%s%.17g", i == 0 ? "[" : ", ", (double) floats[i]);
 	p += sprintf(p, "]");

@@ -1,21 +1,22 @@
 /*
  * hrflow-bench.c
- *		What a good C program on libcurl needs to ask the HrFlow API: the
- *		opponent of the benchmark.
+ *		A C program that sends requests to the HrFlow API by libcurl, with
+ *		which the benchmark compares the extension.
  *
  *	hrflow-bench serial BASE N
  *	hrflow-bench multi BASE N CONCURRENCY [--http2 CAFILE | --tls CAFILE]
  *	hrflow-bench vectors BASE N CONCURRENCY
  *	hrflow-bench get URL
  *
- * Prints seconds, seconds of CPU, connections opened, and the KiB by which
- * the peak of its memory exceeds what it had at the start.  It is done when
- * every answer was 200 and is in memory; nothing is made of an answer but the
- * links of "vectors".  "get" prints a body.  With --tls it speaks HTTP/1.1 over
- * TLS, and makes all connections at once.
+ * Prints seconds, seconds of CPU, the number of connections opened, and the KiB
+ * by which the peak of its memory exceeds its memory at the start.  The program
+ * ends when the answers to all requests, which must have status 200, are in
+ * memory.  It parses an answer only to find the links for "vectors".  "get"
+ * prints a body.  With --tls it uses HTTP/1.1 over TLS, and opens all
+ * connections at once.
  *
- * It checks and keeps less than the extension must, on purpose: no limits, no
- * further tries, one buffer for each request in flight.
+ * On purpose, it checks and keeps less than the extension must: it has no
+ * limits, does not retry, and has one buffer for each request in flight.
  */
 #define _GNU_SOURCE
 #include <curl/curl.h>
@@ -30,13 +31,13 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Before "serial" is timed, as many as the extension's session has had. */
+/* Number of requests before "serial" is timed, as for the extension. */
 #define WARM_UP 100
 
-#define LINKS 3					/* a profile, in "vectors" */
+#define LINKS 3					/* links of each profile in "vectors" */
 #define MAX_FD 4096
 
-/* One request in flight, and what is used again for the next. */
+/* A request in flight.  Its handle and buffer are reused for the next one. */
 typedef struct Transfer
 {
 	CURL	   *easy;
@@ -64,7 +65,7 @@ static struct
 
 static long connections;
 
-/* Links that wait for their turn, first in, first out. */
+/* Queue of links, in the order in which they were received. */
 static char **links;
 static long first_link;
 static long nlinks;
@@ -100,7 +101,10 @@ cpu_seconds(void)
 		(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
-/* Not ru_maxrss: that begins with what the shell had. */
+/*
+ * Return a field of /proc/self/status.  We cannot use ru_maxrss, which includes
+ * the memory that the shell had.
+ */
 static long
 status_kib(const char *name)
 {
@@ -214,7 +218,8 @@ check(Transfer *transfer, CURLcode code)
 }
 
 /*
- * Queue the links of an answer.  They are its only strings that begin so.
+ * Queue the links of an answer, which are its only strings that begin with
+ * "http".
  */
 static void
 take_links(Transfer *transfer)
@@ -247,13 +252,13 @@ take_links(Transfer *transfer)
 
 /*
  * ------------------------------------------------------------------------
- * Many at once
+ * Concurrent requests
  * ------------------------------------------------------------------------
  */
 
 /*
- * As the extension does, leave a connection watched when libcurl loses its
- * interest at the end of a request: it comes back with the next one.
+ * Like the extension, continue to watch a connection when libcurl loses
+ * interest in it at the end of a request, since the next request will use it.
  */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
@@ -348,7 +353,8 @@ make_multi(long concurrency)
 }
 
 /*
- * Start what comes next, links first; false when there is nothing now.
+ * Start the next request, with priority for links.  Returns false if there is
+ * none at the moment.
  */
 static bool
 start_next(Transfer *transfer, long *asked, long n)
@@ -422,9 +428,9 @@ main(int argc, char **argv)
 	long		memory;
 
 	/*
-	 * Linux shares the processors out among sessions first (autogroups), and a
-	 * backend has one of its own: without, what answers would seldom be
-	 * interrupted for us, and we would have fewer and larger pieces to read.
+	 * Linux divides the time of processors among sessions first (autogroups).
+	 * A backend has a session of its own.  Without one, the servers would seldom
+	 * be preempted for us, and we would have fewer and larger pieces to read.
 	 */
 	(void) setsid();
 
