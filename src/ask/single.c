@@ -248,17 +248,17 @@ read_document_arguments(HrflowCall *call, const NullableDatum *args)
 }
 
 /*
- * Several vectors cannot be separated without knowing their dimension, so send
- * no request, which would have to be paid for, until it is configured.
+ * The vectors of a document cannot be separated unless their dimension is
+ * configured.  If it is not, send no request, which would have to be paid for.
  */
 static char *
 make_document_url(HrflowCall *call)
 {
 	if (call->returns_sequences && call->settings->vector_dimension == 0)
 	{
-		call->problem.message = "dimension of the account's vectors is not known";
-		call->problem.detail = "The API returns the vectors of a document one after another, without their number.";
-		call->problem.hint = "Set hrflow_embed.vector_dimension, such as to cardinality(hrflow_text_embedding('a')).";
+		call->problem.message = "dimension of the account's vectors is unknown";
+		call->problem.detail = "The API concatenates the vectors of a document, so they can be separated only by their dimension.";
+		call->problem.hint = "Set hrflow_embed.vector_dimension, for example to the value of cardinality(hrflow_text_embedding('a')).";
 		return NULL;
 	}
 	return hrflow_request_url(call->settings->base_url, HRFLOW_DOCUMENT);

@@ -549,7 +549,7 @@ hrflow_settings_define(void)
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.vector_dimension",
 							"Sets the number of elements of the vectors of the account's model.",
-							"It is needed to separate the vectors of a document, which the API returns without their number. Zero means unknown.",
+							"It is needed to separate the vectors of a document, which the API concatenates. Zero means unknown.",
 							&vector_dimension, 0, 0, 16000,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);

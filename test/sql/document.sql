@@ -1,5 +1,5 @@
 --
--- Documents: hrflow_document_embedding(), hrflow_document_embeddings()
+-- Documents: hrflow_document_embedding() and hrflow_document_embeddings()
 --
 CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
@@ -8,7 +8,8 @@ CREATE FUNCTION base64url(value text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN translate(encode(convert_to(value, 'UTF8'), 'base64'), E'+/=\n', '-_');
 
--- A vector for the JSON of a profile or a job; those of one occupation are similar
+-- A vector for the JSON of a profile or a job.  Vectors of the same occupation are
+-- similar.
 SELECT array_ndims(v), cardinality(v), round(hrflow_cosine_similarity(v, v)::numeric, 6) AS self
 FROM hrflow_document_embedding('profile', '{"info": {"summary": "A nurse"}, "skills": [{"name": "triage"}]}') v;
 SELECT hrflow_cosine_similarity(job, hrflow_document_embedding('profile', '{"key": "nurse"}')) > 0.5 AS nurse,
@@ -16,7 +17,8 @@ SELECT hrflow_cosine_similarity(job, hrflow_document_embedding('profile', '{"key
 	hrflow_cosine_similarity(job, hrflow_text_embedding('a nurse')) > 0.5 AS text
 FROM hrflow_document_embedding('job', '{"name": "Nurse wanted"}') job;
 
--- Several vectors have no shape: their dimension must be known, before anything is sent
+-- Several vectors are concatenated, so no request is sent unless their dimension is
+-- known
 SELECT hrflow_embed_stats_reset();
 SELECT hrflow_document_embedding('profile', '{"name": "nurse"}', true); -- error
 \echo :LAST_ERROR_SQLSTATE
@@ -34,7 +36,8 @@ SELECT vector, status, http_status, error FROM hrflow_document_embeddings('profi
 SET hrflow_embed.vector_dimension = 16001; -- error
 RESET hrflow_embed.vector_dimension;
 
--- NULL, another type, nothing, too much: no request, so that a wrong URL does not matter
+-- NULL, an invalid type, an empty item and one that is too long send no request, so
+-- a wrong URL does not matter
 SET hrflow_embed.base_url = 'http://127.0.0.1:1';
 SELECT hrflow_document_embedding(NULL, '{"a": 1}') IS NULL AS no_type, hrflow_document_embedding('job', NULL) IS NULL AS no_item,
 	hrflow_document_embedding('job', '{"a": 1}', NULL) IS NULL AS no_choice;
@@ -47,7 +50,7 @@ SELECT hrflow_document_embedding('job', '"{}"'); -- error
 SELECT hrflow_document_embedding('job', '{}'); -- error
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', repeat('x', 1048576))); -- error
 \echo :LAST_ERROR_SQLSTATE
--- Small in a jsonb, and too long as JSON
+-- An item that is small as jsonb, but too long as JSON
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', array_fill(1e100000, ARRAY[11]))); -- error
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', (SELECT jsonb_object_agg(i, 1e100000) FROM generate_series(1, 200) i))); -- error
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', repeat(E'\x01', 200000))); -- error
@@ -70,20 +73,20 @@ FROM hrflow_document_embeddings('profile', ARRAY(SELECT jsonb_build_object('key'
 	|| ARRAY[NULL, '{}']::jsonb[])
 ORDER BY ordinality;
 
--- Equal elements are asked once: what is equal as jsonb, and written alike
+-- Elements are requested once if they are equal as jsonb and have the same text
 SELECT hrflow_embed_stats_reset();
 SELECT count(*), count(DISTINCT ordinality), count(DISTINCT vector)
 FROM hrflow_document_embeddings('job', array_fill('{"a": 1, "b": 2}'::jsonb, ARRAY[1000]) || '{"b": 2, "a":1}'::jsonb || '{"a": 1.0, "b": 2}'::jsonb);
 SELECT calls, requests, retries, rows_by_status FROM hrflow_embed_stats;
 
--- It is a POST: what is sent is not sent again where it may have been processed
+-- A POST is not sent again if it may have been processed
 SELECT hrflow_embed_stats_reset();
 SET hrflow_embed.max_attempts = 3;
 SELECT status, http_status FROM hrflow_document_embeddings('job', '{"{\"key\": \"fault:first=1,status=500\"}"}');
 SELECT requests, retries FROM hrflow_embed_stats;
 SET hrflow_embed.max_attempts = 1;
 
--- Refusals that concern all
+-- Refusals that apply to all elements
 SET hrflow_embed.max_concurrency = 1;
 SELECT * FROM hrflow_document_embeddings('job', ARRAY(SELECT jsonb_build_object('key', key) FROM unnest('{fault:status=401,a,b}'::text[]) key)); -- error
 \echo :SQLSTATE
@@ -91,7 +94,7 @@ SELECT ordinality, status, http_status
 FROM hrflow_document_embeddings('job', ARRAY(SELECT jsonb_build_object('key', key) FROM unnest('{a,fault:status=402,b,a,c}'::text[]) key));
 RESET hrflow_embed.max_concurrency;
 
--- What is wrong with an answer, and what is right
+-- Invalid and valid answers
 CREATE FUNCTION outcome(text)
 RETURNS text LANGUAGE plpgsql SET client_min_messages = error AS $$
 DECLARE
@@ -123,11 +126,11 @@ UNION ALL
 SELECT fault, left(outcome('fault:' || fault), 23)
 FROM (VALUES ('reset'), ('charset'), ('gzip')) v(fault);
 
--- How an error is shown
+-- The complete messages
 SELECT hrflow_document_embedding('job', '{"key": "fault:status=422", "name": "Jane Doe"}'); -- error
 SELECT hrflow_document_embedding('job', '{"key": "fault:status=401,echo"}'); -- error
 
--- Calls over a table are read ahead, and EXPLAIN asks for nothing
+-- Calls for the rows of a table are read ahead, and EXPLAIN sends no request
 SELECT hrflow_embed_stats_reset();
 CREATE TEMP TABLE posting AS SELECT jsonb_build_object('name', i) AS item FROM generate_series(1, 7) i;
 EXPLAIN (COSTS OFF) SELECT hrflow_document_embedding('job', item) FROM posting;
