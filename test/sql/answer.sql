@@ -1,6 +1,6 @@
 --
--- Answers as they are read: JSON, the content type, and which item each link of
--- a section is of
+-- How answers are interpreted: JSON, the content type, and the items of the links
+-- of a section
 --
 CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
@@ -9,7 +9,7 @@ CREATE FUNCTION base64url(value text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN translate(encode(convert_to(value, 'UTF8'), 'base64'), E'+/=\n', '-_');
 
--- The answer's data, or why there is none
+-- Return the data of an answer, or the error
 CREATE FUNCTION answer(data text) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -22,7 +22,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- JSON that is read as PostgreSQL does ...
+-- JSON that is parsed as PostgreSQL does
 SELECT data, answer(data) = data::jsonb::text AS same
 FROM (VALUES (1, '{"a": true, "b": false, "c": null}'),
 	(2, '{"\"\\\/\b\f\n\r\t": "\u00e9\u00E9\u20ac\uD83D\uDE00\ud83d\ude00 ok"}'),
@@ -35,7 +35,7 @@ FROM (VALUES (1, '{"a": true, "b": false, "c": null}'),
 	(8, '{"a": ' || repeat('9', 100) || '}')) v(n, data)
 ORDER BY n;
 
--- ... and what is not JSON, or more than jsonb holds
+-- Invalid JSON, and values that jsonb cannot store
 SELECT data, answer(data)
 FROM (VALUES (1, '{"a": "\u00g0"}'), (2, '{"a": "\ud83d"}'), (3, '{"a": "\ud83dx"}'), (4, '{"a": "\ud83d\u0041"}'),
 	(5, '{"a": "\ud83d\uxxxx"}'), (6, '{"a": "\ude00"}'), (7, '{"a": "\x"}'), (8, '{"a": "\'), (9, '{"a": "x'),
@@ -46,18 +46,18 @@ FROM (VALUES (1, '{"a": "\u00g0"}'), (2, '{"a": "\ud83d"}'), (3, '{"a": "\ud83dx
 ORDER BY n;
 SELECT answer('{"a": ' || repeat('9', 101) || '}');
 
--- The content type.  Batches of one warn when it fails.
+-- The content type.  Suppress the warnings of batches whose only element fails.
 SET client_min_messages = error;
 SELECT type, (SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['fault:type=' || type]))
 FROM (VALUES (1, 'application/json'), (2, 'Application/JSON;charset=utf-8'), (3, E'application/json \t; charset=utf-8'),
 	(4, 'application/json2'), (5, 'application/json x'), (6, 'application')) v(n, type)
 ORDER BY n;
 
--- What looks like a key is masked in a message, and nothing else is
+-- Only text that looks like a key is masked in a message
 SELECT error FROM hrflow_profile_embeddings('acme', '{"fault:status=400,message=ask askr asking ask_me askr_ ask_0123456789abcdef0123456789abcdef"}');
 RESET client_min_messages;
 
--- Items.  A link ends with …/SECTION/INDEX.hflw, where it tells.
+-- Items.  The path of a link ends with /SECTION/INDEX.hflw if it names its item.
 CREATE FUNCTION items(fields jsonb, data text) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -92,7 +92,7 @@ FROM (VALUES (1, '{"a": [5, 3]}'::jsonb, '{"a": ["x", "y"]}'),
 	(19, NULL, '{"a": 1}')) v(n, fields, data)
 ORDER BY n;
 
--- 1,000 links are the most
+-- An answer may have at most 1,000 links
 SELECT items(NULL, '{"a": [' || repeat('"", ', 999) || '""]}') LIKE '%a 999%' AS as_many;
 SELECT items(NULL, '{"a": [' || repeat('"", ', 1000) || '""]}');
 SELECT items(NULL, '{"a": [' || repeat('"", ', 999) || '""], "b": "x"}');

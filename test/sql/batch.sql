@@ -1,17 +1,17 @@
 --
--- Many profiles at once: hrflow_profile_embeddings()
+-- Requests for many profiles: hrflow_profile_embeddings()
 --
 CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
 
--- A row for every element: duplicates, NULLs and what cannot be asked too
+-- A row for every element, including duplicates, NULLs and invalid identifiers
 SELECT ordinality, profile_id, status, http_status, data ? 'profile' AS has_profile, error
 FROM hrflow_profile_embeddings('acme',
 	'{nurse-1,missing-1,nurse-1,NULL,"",novector-1,fault:status=500,fault:truncated,fault:status=403}',
 	'{"profile": 1, "skills": 1}')
 ORDER BY ordinality;
 
--- By reference and by e-mail; together they go in one request
+-- References and e-mail addresses, separately or together in one request
 SELECT ordinality, profile_id, profile_reference, profile_email, status
 FROM hrflow_profile_embeddings('acme', '{nurse-1,NULL,NULL,NULL}', '{"profile": 1}',
 	'{ref-1,ref-2,NULL,NULL}', '{NULL,NULL,a@example.com,NULL}')
@@ -23,8 +23,8 @@ SELECT ordinality, profile_email, status
 FROM hrflow_profile_embeddings('acme', profile_emails => '{a@x,b@x,missing@x}')
 ORDER BY ordinality;
 
--- Equal elements are asked once; elements that differ in one identifier do not
--- count as equal
+-- Equal elements are requested once.  Elements that differ in any identifier are
+-- not equal.
 SELECT hrflow_embed_stats_reset();
 SELECT count(*), count(DISTINCT ordinality)
 FROM hrflow_profile_embeddings('acme', array_fill('nurse-1'::text, ARRAY[1000]));
@@ -34,8 +34,8 @@ SELECT count(*), count(DISTINCT ordinality)
 FROM hrflow_profile_embeddings('acme', '{NULL,NULL,NULL}', NULL, '{c,c,d}');
 SELECT calls, requests, retries, rate_limits, rows_by_status FROM hrflow_embed_stats;
 
--- Elements that differ are, though their hashes are equal; that of a reference is
--- counted on by one
+-- Elements with equal hashes are still compared.  The hash of a reference is
+-- incremented by one.
 CREATE TEMP TABLE hashed AS SELECT 'p' || i AS id, hashtext('p' || i) AS hash FROM generate_series(1, 200000) i;
 SELECT min(id) AS a, max(id) AS b FROM hashed GROUP BY hash HAVING count(*) > 1 LIMIT 1 \gset
 SELECT count(DISTINCT data ->> 'profile')
@@ -46,7 +46,7 @@ GROUP BY hash HAVING count(a) > 0 AND count(b) > 0 LIMIT 1 \gset
 SELECT count(DISTINCT data ->> 'profile')
 FROM hrflow_profile_embeddings('acme', ARRAY[:'a', NULL], '{"profile": 1}', ARRAY[NULL, :'b']);
 
--- It joins with what the rows came from
+-- A join with the table that the identifiers came from
 CREATE TEMP TABLE candidate (name text, hrflow_id text);
 INSERT INTO candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-2'), ('Cleo', NULL), ('Dan', 'missing-4');
 SELECT c.name, e.status
@@ -55,8 +55,8 @@ LEFT JOIN hrflow_profile_embeddings('acme', (SELECT array_agg(hrflow_id) FROM ca
 ON e.profile_id = c.hrflow_id
 ORDER BY c.name;
 
--- No elements, no rows: nor where an array is NULL, as array_agg() is for no
--- rows
+-- No elements result in no rows.  So does a NULL array, as array_agg() returns for
+-- no rows.
 SELECT count(*) FROM hrflow_profile_embeddings('acme', '{}');
 SELECT hrflow_embed_stats_reset();
 SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg(hrflow_id) FROM candidate WHERE false));
@@ -74,18 +74,18 @@ BEGIN
 END $$;
 SELECT requests FROM hrflow_embed_stats;
 
--- No source, no request
+-- Without a source, no request is sent
 SELECT ordinality, status, error FROM hrflow_profile_embeddings(NULL, '{a,b}') ORDER BY 1;
 SELECT ordinality, status, error FROM hrflow_profile_embeddings('', '{a}') ORDER BY 1;
 
--- What is too long is not sent; its neighbours are
+-- An identifier that is too long is not sent, but the other elements are
 SELECT hrflow_embed_stats_reset();
 SELECT ordinality, length(profile_id), status, http_status, error
 FROM hrflow_profile_embeddings('acme', ARRAY['a', repeat('x', 1000000), 'b', NULL])
 ORDER BY 1;
 SELECT requests FROM hrflow_embed_stats;
 
--- Arguments that fit nothing
+-- Invalid arguments
 SELECT * FROM hrflow_profile_embeddings('acme'); -- error
 \echo :SQLSTATE
 SELECT * FROM hrflow_profile_embeddings('acme', '{a,b}', NULL, '{a}'); -- error
@@ -96,7 +96,7 @@ SELECT * FROM hrflow_profile_embeddings('acme', '{a}', '[1]'); -- error
 \echo :SQLSTATE
 
 --
--- Refusals that concern all
+-- Refusals that apply to all elements
 --
 SELECT * FROM hrflow_profile_embeddings('unknown-source', '{a,b,c}'); -- error
 SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=401,a,b,c}') WHERE ordinality = 0;
@@ -107,20 +107,20 @@ SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=402,a,b,c}'); -- 
 \echo :SQLSTATE
 SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=429,a,b,c}'); -- error
 \echo :SQLSTATE
--- what was had before is kept
+-- results received before the refusal are kept
 SELECT hrflow_embed_stats_reset();
 SELECT ordinality, status, http_status
 FROM hrflow_profile_embeddings('acme', '{a,missing,fault:status=402,b,a,c}');
 SELECT requests, rows_by_status FROM hrflow_embed_stats;
--- one 403 is its row's, the second concerns all
+-- one 403 applies to its element only, but a second one to all elements
 SELECT ordinality, status, http_status
 FROM hrflow_profile_embeddings('acme', '{a,fault:status=403,b,"fault:status=403,id=2",c}');
 SELECT * FROM hrflow_profile_embeddings('acme', '{fault:status=403,"fault:status=403,id=2",c}'); -- error
 \echo :SQLSTATE
 RESET hrflow_embed.max_concurrency;
 
--- Where most of a batch fails, or none of it succeeds, a WARNING says so; NULLs,
--- and a few that fail, are no reason
+-- A WARNING is raised if most elements of a batch fail or none succeeds, but not
+-- because of NULLs or a few failures
 SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,missing-1,missing-2,missing-3}') GROUP BY status ORDER BY 1;
 SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{missing-1,missing-2,missing-3}') GROUP BY status;
 SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{missing-1,"",novector-1}') GROUP BY status ORDER BY 1;
@@ -128,13 +128,13 @@ SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,b,missing-1,m
 SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{a,NULL,NULL,NULL}') GROUP BY status ORDER BY 1;
 SELECT status, count(*) FROM hrflow_profile_embeddings('acme', '{NULL,NULL}') GROUP BY status ORDER BY 1;
 
--- What is refused alike from the first element on is not about the profiles: no
--- more than 32 are asked for
+-- If all elements are refused for the same reason, at most 32 are requested,
+-- because the reason does not lie in the profiles
 SELECT hrflow_embed_stats_reset();
 SELECT count(*) FROM hrflow_profile_embeddings('acme', (SELECT array_agg('p' || i) FROM generate_series(1, 1000) i), '{"profil": 1}'); -- error
 \echo :SQLSTATE
 SELECT requests FROM hrflow_embed_stats;
--- nor where no link may be followed
+-- neither are more if no link may be fetched
 SET hrflow_embed.link_hosts = 'example.com';
 SELECT hrflow_embed_stats_reset();
 \set VERBOSITY terse
@@ -143,13 +143,13 @@ SELECT count(*) FROM hrflow_profile_vectors('acme', (SELECT array_agg('p' || i) 
 \echo :SQLSTATE
 SELECT requests FROM hrflow_embed_stats;
 RESET hrflow_embed.link_hosts;
--- unknown ids are answers: all are asked for
+-- unknown profiles are not refusals, so all are requested
 SELECT hrflow_embed_stats_reset();
 SELECT status, count(*)
 FROM hrflow_profile_embeddings('acme', (SELECT array_agg('missing-' || i) FROM generate_series(1, 200) i)) GROUP BY status;
 SELECT requests FROM hrflow_embed_stats;
 
--- Time is up for the whole batch: what was had is kept
+-- When the time limit of a batch expires, results received so far are kept
 SET hrflow_embed.batch_timeout = '300ms';
 SELECT ordinality, status, http_status, error
 FROM hrflow_profile_embeddings('acme', '{a,fault:silent,b}')
@@ -161,7 +161,7 @@ ORDER BY ordinality;
 RESET hrflow_embed.max_concurrency;
 RESET hrflow_embed.batch_timeout;
 
--- Further tries go on beside the others
+-- Retries are sent while other elements are requested
 SET hrflow_embed.max_attempts = 3;
 SELECT status, count(*)
 FROM hrflow_profile_embeddings('acme',
@@ -174,7 +174,8 @@ FROM hrflow_profile_embeddings('acme',
 	 FROM generate_series(1, 100) i))
 GROUP BY status;
 
--- In the select list, in a cursor closed early, in a savepoint that goes
+-- In a target list, in a cursor that is closed early, and in a savepoint that is
+-- rolled back
 SELECT (hrflow_profile_embeddings('acme', '{a}')).status;
 BEGIN;
 DECLARE c CURSOR FOR SELECT status FROM hrflow_profile_embeddings('acme', '{a,b,c}');
@@ -186,8 +187,8 @@ ROLLBACK TO s;
 SELECT count(*) FROM hrflow_profile_embeddings('acme', '{a,b}');
 COMMIT;
 
--- A row for each link: those that hrflow_profile_embedding_links() returns for
--- each profile
+-- hrflow_profile_links() returns a row for each link that
+-- hrflow_profile_embedding_links() returns for each profile
 SELECT ordinality, profile_id, section, item, link IS NOT NULL AS has_link, status, http_status
 FROM hrflow_profile_links('acme', '{nurse-2,missing-1,NULL,novector-1,nurse-2}', '{"profile": 1, "experiences": [0, 2]}')
 ORDER BY ordinality, section, item;
@@ -196,7 +197,7 @@ FROM hrflow_profile_links('acme', '{nurse-1,welder-2}', '{"profile": 1, "skills"
 JOIN LATERAL hrflow_profile_embedding_links('acme', many.profile_id, '{"profile": 1, "skills": 1}') one
 USING (section, item) WHERE regexp_replace(one.link, '\?.*', '') = regexp_replace(many.link, '\?.*', '');
 
--- The planner knows the number of rows where it knows that of elements
+-- The planner knows the number of rows if it knows the number of elements
 CREATE FUNCTION estimated_rows(query text) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -224,14 +225,14 @@ SELECT estimated_rows($$(SELECT array_agg(id) AS ids FROM known) k
 	WHERE (SELECT count(*) FROM hrflow_text_embeddings(k.ids)) > 0$$) AS of_another_query;
 DROP FUNCTION estimated_rows;
 
--- EXPLAIN asks for nothing
+-- EXPLAIN sends no request
 SELECT hrflow_embed_stats_reset();
 EXPLAIN (COSTS OFF) SELECT hrflow_profile_embedding('acme', 'a');
 EXPLAIN (COSTS OFF) SELECT * FROM hrflow_profile_embeddings('acme', '{a}') WHERE status = 'ok' ORDER BY ordinality LIMIT 1;
 EXPLAIN (COSTS OFF) SELECT c.name, l.link FROM candidate c, hrflow_profile_embedding_links('acme', c.hrflow_id) l;
 SELECT requests FROM hrflow_embed_stats;
 
--- In a query that Citus runs on a shard, each shard would ask for everything
+-- In a query that Citus runs on a shard, each shard would send all requests
 SET application_name = 'citus_internal gpid=10000000042';
 SELECT * FROM hrflow_profile_embeddings('acme', '{a,b}'); -- error
 SELECT * FROM hrflow_profile_vectors('acme', '{a,b}'); -- error

@@ -1,11 +1,11 @@
 --
--- What a batch would cost
+-- The estimated cost of a batch: hrflow_estimate()
 --
 CREATE EXTENSION hrflow_embed;
 SELECT hrflow_embed_stats_reset();
 
--- Distinct elements, requests and links.  The elements are those of a batch: equal
--- ones count once, and what cannot be asked for sends no request
+-- Distinct elements, requests and links.  As in a batch, equal elements count once,
+-- and invalid elements send no request.
 SELECT elements, requests, links
 FROM hrflow_estimate('acme', '{a,a,b,NULL,NULL,""}', '{"profile": 1, "skills": 1}');
 SELECT elements, requests, links
@@ -17,7 +17,7 @@ SELECT elements, requests, links FROM hrflow_estimate(NULL, '{a,b}', '{"profile"
 SELECT elements, requests, links, seconds FROM hrflow_estimate('acme', '{}', '{"profile": 1}');
 SELECT elements, requests, links FROM hrflow_estimate('acme', (SELECT array_agg(x) FROM (VALUES ('a')) v (x) WHERE false), '{"profile": 1}');
 
--- Seconds within the rate: a second's requests are sent at once
+-- Seconds with a rate limit.  The requests of one second are sent at once.
 SET hrflow_embed.api_key = 'askr_estimate';
 SET hrflow_embed.max_requests_per_minute = 120;
 SELECT elements, requests, round(seconds::numeric, 1) AS seconds
@@ -27,7 +27,7 @@ RESET hrflow_embed.max_requests_per_minute;
 -- No request was sent
 SELECT requests FROM hrflow_embed_stats;
 
--- Arguments that fit nothing
+-- Invalid arguments
 SELECT * FROM hrflow_estimate('acme'); -- error
 SELECT * FROM hrflow_estimate('acme', '{a,b}', NULL, '{a}'); -- error
 SELECT * FROM hrflow_estimate('acme', '{a}', '[1]'); -- error

@@ -1,12 +1,13 @@
--- Tables that feed a store: which ones are refused, and how their columns are
--- changed.
+-- Tables that feed a store: which tables are refused, and how their columns can be
+-- changed
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 CREATE EXTENSION hrflow_embed;
 CREATE SCHEMA talent;
 SELECT hrflow_create_store('talent.embedding', 'real[]');
 
--- A table that has children, or is one, is refused: its triggers would miss statements
+-- A table with inheritance children, an inheritance child and a partition are
+-- refused, because their triggers would miss statements
 CREATE TABLE talent.person (name text, hrflow_id text);
 CREATE TABLE talent.nurse (ward text) INHERITS (talent.person);
 CREATE TABLE talent.parted (hrflow_id text, year int) PARTITION BY LIST (year);
@@ -16,12 +17,13 @@ SELECT hrflow_track_table('talent.embedding', 'talent.nurse', 'hrflow_id', 'acme
 SELECT hrflow_track_table('talent.embedding', 'talent.part', 'hrflow_id', 'acme'); -- error
 SELECT hrflow_track_table('talent.embedding', 'talent.parted', 'hrflow_id', 'acme');
 
--- It is tracked once it has none
+-- A table can be tracked once it has no children
 ALTER TABLE talent.nurse NO INHERIT talent.person;
 SELECT hrflow_track_table('talent.embedding', 'talent.person', 'hrflow_id', 'acme');
 INSERT INTO talent.person VALUES ('Ada', 'nurse-1');
 
--- A child that comes later is noticed when the table is reconciled, and nothing is erased
+-- A child that is created later is detected when the table is reconciled, and
+-- nothing is erased
 INSERT INTO talent.nurse VALUES ('Bob', 'nurse-2');
 ALTER TABLE talent.nurse INHERIT talent.person;
 SELECT hrflow_track_table('talent.embedding', 'talent.person', 'hrflow_id', 'acme'); -- error
@@ -30,7 +32,7 @@ DROP TABLE talent.nurse;
 SELECT hrflow_track_table('talent.embedding', 'talent.person', 'hrflow_id', 'acme');
 SELECT hrflow_untrack_table('talent.embedding', 'talent.person');
 
--- The type of a tracked column is changed, and no vector is lost
+-- Changing the type of a tracked column does not lose vectors
 CREATE TABLE talent.candidate (id int, "Hrflow id" varchar(20), cv text, "seen at" text, note text);
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', 'it''s', refresh_columns => '{cv,"seen at"}');
 INSERT INTO talent.candidate VALUES (1, 'cook-1', '{"a": 1}', '2026-01-01'), (2, 'cook-2', '{}', NULL);
@@ -51,7 +53,7 @@ UPDATE talent.embedding_profile SET state = 'ok', due_at = NULL;
 UPDATE talent.candidate SET cv = '{"a": 2}' WHERE id = 1;
 SELECT profile_id, state FROM talent.embedding_profile ORDER BY 1;
 
--- What identifies the source may be a column, too
+-- The column that identifies the source
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', source_column => 'note');
 BEGIN;
 SELECT hrflow_release_columns('talent.embedding', 'talent.candidate');
@@ -59,7 +61,7 @@ SELECT hrflow_release_columns('talent.embedding', 'talent.candidate'); -- error
 ROLLBACK;
 SELECT hrflow_release_columns('talent.embedding', 'talent.person'); -- error
 
--- Many profiles are erased in batches, and a table is untracked in batches
+-- Erasing many profiles in batches, and untracking a table in batches
 INSERT INTO talent.candidate SELECT i, 'many-' || i, NULL, NULL, 'acme' FROM generate_series(1, 7) i;
 INSERT INTO talent.embedding SELECT source_id, profile_id, 'profile', 0, '{1}' FROM talent.embedding_profile
 	WHERE profile_id <> 'many-2' ON CONFLICT DO NOTHING;
@@ -72,7 +74,7 @@ CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate', batch_
 SELECT profile_id, state FROM talent.embedding_profile ORDER BY 1;
 SELECT profile_id, reason FROM talent.embedding_aside ORDER BY 1;
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
--- A table that is no longer tracked leaves nothing to put aside
+-- Nothing is put aside if the table is no longer tracked
 CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');
 
 CALL hrflow_untrack_batches('talent.embedding', 'acme', NULL); -- error

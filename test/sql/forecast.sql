@@ -1,15 +1,15 @@
--- What refreshing a store will cost, and what is said of arguments that would cost
--- more than was meant
+-- Forecasts of the cost of refreshing a store, and warnings about arguments that
+-- would probably cost more than intended
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 CREATE EXTENSION hrflow_embed;
-SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET application_name = 'pg_cron'; -- omit progress reports, which contain times
 SET hrflow_embed.link_hosts = '127.0.0.1';
 SET hrflow_embed.max_attempts = 1;
 CREATE SCHEMA talent;
 SELECT hrflow_create_store('talent.embedding', 'real[]');
 
--- Nothing is due
+-- No profile is due
 SELECT day, until - now() > '-1 second' AND until - now() < '1 minute' AS now, profiles, requests, duration FROM hrflow_refresh_estimate('talent.embedding', days => 0);
 SELECT count(*), sum(profiles), sum(requests) FROM hrflow_refresh_estimate('talent.embedding');
 
@@ -19,7 +19,8 @@ SELECT day, profiles, requests, duration FROM hrflow_refresh_estimate('talent.em
 SELECT day, profiles, requests FROM hrflow_refresh_estimate('talent.embedding', max_age => '10 days') WHERE profiles > 0;
 SELECT day, profiles FROM hrflow_refresh_estimate('talent.embedding', max_age => '12 hours', days => 3);
 
--- At the rate and the concurrency that are configured, and as fast as the last runs were
+-- The duration depends on the configured rate and concurrency, and on the speed of
+-- the latest runs
 SET hrflow_embed.max_concurrency = 4;
 SELECT duration FROM hrflow_refresh_estimate('talent.embedding', days => 0);
 SET hrflow_embed.max_requests_per_minute = 60;
@@ -30,7 +31,8 @@ INSERT INTO talent.embedding_run (started_at, ended_at, pid, stop_reason, reques
 VALUES ('2026-01-01', '2026-01-01 00:00:10', 1, 'done', 320), ('2026-01-02', '2026-01-02 00:10', 1, 'outage', 1), ('2026-01-03', '2026-01-04', 1, 'done', 0);
 SELECT duration FROM hrflow_refresh_estimate('talent.embedding', days => 0);
 
--- A profile that lacks a section takes one more for each; those never refreshed lack as many as the others
+-- A profile that lacks a section takes one more request for each section.  Profiles
+-- that were never refreshed are assumed to lack sections as often as the others.
 UPDATE talent.embedding_profile SET state = 'ok', refreshed_at = now() WHERE profile_id <= 'nurse-2';
 INSERT INTO talent.embedding SELECT source_id, profile_id, s, 0, '{1}' FROM talent.embedding_profile, unnest('{profile,skills}'::text[]) s
 WHERE refreshed_at IS NOT NULL AND NOT (s = 'skills' AND profile_id IN ('nurse-1', 'nurse-10', 'nurse-11'));
@@ -39,7 +41,7 @@ SELECT profiles, requests FROM hrflow_refresh_estimate('talent.embedding', '{"pr
 SELECT profiles, requests FROM hrflow_refresh_estimate('talent.embedding', '{"profile": 1, "skills": 1}', days => 0);
 SELECT profiles, requests FROM hrflow_refresh_estimate('talent.embedding', NULL, days => 0);
 
--- What a run then sends is what was said
+-- The next run sends as many requests as forecast
 SELECT hrflow_untrack('talent.embedding', 'acme', (SELECT array_agg(profile_id) FROM talent.embedding_profile));
 SELECT hrflow_track('talent.embedding', 'acme', '{cook-1,cook-2,novector-cook}');
 CALL hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 1}');
@@ -48,7 +50,7 @@ SELECT profiles, requests FROM hrflow_refresh_estimate('talent.embedding', '{"pr
 CALL hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 1}');
 SELECT requests FROM talent.embedding_run ORDER BY run DESC LIMIT 1;
 
--- By day; what is leased or never due is left out
+-- The forecast by day, without profiles that are leased or never due
 UPDATE talent.embedding_profile SET due_at = now() + interval '36 hours' WHERE profile_id = 'cook-1';
 UPDATE talent.embedding_profile SET lease_until = now() + interval '1 hour' WHERE profile_id = 'cook-2';
 UPDATE talent.embedding_profile SET due_at = NULL WHERE profile_id = 'novector-cook';
@@ -62,7 +64,7 @@ CALL hrflow_refresh('talent.embedding', max_age => '90');
 SELECT hrflow_schedule('talent.embedding', '30'); -- error
 SELECT hrflow_schedule('talent.embedding', ' 5 '); -- error
 
--- Sections that there are not
+-- Unknown sections
 SELECT profiles FROM hrflow_refresh_estimate('talent.embedding', '{"profil": 1, "skills": 1}', days => 0);
 SELECT profiles FROM hrflow_refresh_estimate('talent.embedding', jsonb_build_object(repeat('profile', 20), 1), days => 0);
 CALL hrflow_refresh('talent.embedding', '{"skils": 1}', max_profiles => 1);
@@ -75,7 +77,7 @@ SELECT hrflow_create_store('talent.empty', 'real[]');
 SELECT count(*) FROM hrflow_match('talent.empty', '{1}', section => 'profil');
 SELECT count(*) FROM hrflow_match('talent.empty', '{1}', section => 'profile');
 
--- What else is refused
+-- Other errors
 SELECT hrflow_refresh_estimate(NULL); -- error
 SELECT hrflow_refresh_estimate('talent.embedding', days => -1); -- error
 SELECT hrflow_refresh_estimate('talent.embedding', days => NULL); -- error

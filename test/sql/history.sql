@@ -1,8 +1,8 @@
--- The history of a store's runs, and what a scheduler is told
+-- The history of the runs of a store, and the errors that a scheduler gets
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 CREATE EXTENSION hrflow_embed;
-SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET application_name = 'pg_cron'; -- omit progress reports, which contain times
 SET hrflow_embed.link_hosts = '127.0.0.1';
 SET hrflow_embed.max_attempts = 1;
 CREATE SCHEMA talent;
@@ -10,7 +10,7 @@ SELECT hrflow_create_store('talent.embedding', 'real[]');
 \d talent.embedding_run
 SELECT last_run, last_run_status, last_run_error, last_job_status FROM hrflow_store_status('talent.embedding');
 
--- Each run has a row, whatever it came to
+-- Each run has a row, regardless of its outcome
 SELECT hrflow_track('talent.embedding', 'acme', '{nurse-1,nurse-2,cook-1,missing-1,"fault:status=422,id=x"}');
 CALL hrflow_refresh('talent.embedding');
 CALL hrflow_refresh('talent.embedding');
@@ -29,7 +29,8 @@ CREATE VIEW talent.run AS
 SELECT * FROM talent.run;
 SELECT now() - last_run < interval '5 minutes' AS recent, last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
 
--- A refusal is an error to a scheduler, once all else is committed
+-- A refusal raises an error if a scheduler runs the refresh, after everything else
+-- has been committed
 UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id ~ 'nurse';
 SET hrflow_embed.api_key = 'askr_ffffffffffffffffffffffffffffffff';
 CALL hrflow_refresh('talent.embedding'); -- error
@@ -45,28 +46,28 @@ RESET hrflow_embed.max_concurrency;
 SELECT profile_id, state, due_at > now() AS later FROM talent.embedding_profile WHERE profile_id ~ 'nurse|402' ORDER BY 1;
 SELECT hrflow_untrack('talent.embedding', 'acme', '{"fault:status=402,id=y"}');
 
--- So is an error, such as a store that cannot take what is fetched
+-- Other errors are raised too, for example if vectors cannot be stored
 ALTER TABLE talent.embedding DROP CONSTRAINT embedding_pkey;
 CALL hrflow_refresh('talent.embedding'); -- error
 ALTER TABLE talent.embedding ADD PRIMARY KEY (source_id, profile_id, section, item);
 SELECT * FROM talent.run WHERE run > 5;
 SELECT last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
 
--- A reason that is none of ours is taken for a failure
+-- An unknown reason is shown as a failure
 UPDATE talent.embedding_run SET stop_reason = 'for lunch' WHERE run = (SELECT max(run) FROM talent.embedding_run);
 SELECT last_run_status FROM hrflow_store_status('talent.embedding');
 
--- A run without an end, whose session is no more, was killed
+-- A run without an end whose session no longer exists was killed
 UPDATE talent.embedding_run SET ended_at = NULL, stop_reason = NULL, error = NULL WHERE run = (SELECT max(run) FROM talent.embedding_run);
 SELECT last_run_status, last_run_error FROM hrflow_store_status('talent.embedding');
 
--- Old runs are forgotten
+-- Old rows are deleted
 ALTER TABLE talent.embedding_run ALTER run RESTART WITH 10003;
 CALL hrflow_refresh('talent.embedding');
 SELECT min(run), max(run) FROM talent.embedding_run;
 SELECT last_run_status FROM hrflow_store_status('talent.embedding');
 
--- A trigger of the owner's may keep the row from being there, and somebody else's table is not the store's
+-- A trigger may suppress the row, and a table of another owner is not the history
 CREATE FUNCTION talent.leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 CREATE TRIGGER leave_out BEFORE INSERT ON talent.embedding_run FOR EACH ROW EXECUTE FUNCTION talent.leave_out();
 CALL hrflow_refresh('talent.embedding');
@@ -79,7 +80,8 @@ SELECT max(run) FROM talent.embedding_run;
 SELECT last_run, last_run_status FROM hrflow_store_status('talent.embedding');
 ALTER TABLE talent.embedding_run OWNER TO CURRENT_USER;
 
--- It is renamed and dropped with the store; without it nothing is noted
+-- The history is renamed separately, and dropped with the store.  Without it, runs
+-- are not recorded.
 ALTER TABLE talent.embedding RENAME TO renamed;
 ALTER TABLE talent.embedding_profile RENAME TO renamed_profile;
 ALTER TABLE talent.embedding_aside RENAME TO renamed_aside;

@@ -1,14 +1,14 @@
 --
--- Jobs, and the account: hrflow_job_embedding(), hrflow_job_vector(),
+-- Jobs and the account: hrflow_job_embedding(), hrflow_job_vector() and
 -- hrflow_auth()
 --
 CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
 
--- Whose the key is
+-- Owner and permissions of the API key
 SELECT jsonb_pretty(hrflow_auth());
 
--- A link is secret and differs from run to run: show what of it does not.
+-- Links are secret and differ between runs.  Show only the part that does not.
 CREATE FUNCTION shorten(link jsonb) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN jsonb_typeof(link) || ' ' || regexp_replace(link #>> '{}', '^https?://[^/]+(/[^?]*)\?X-Amz-.*$', '\1');
@@ -16,7 +16,7 @@ CREATE FUNCTION base64url(value text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN translate(encode(convert_to(value, 'UTF8'), 'base64'), E'+/=\n', '-_');
 
--- The answer's data: a link
+-- The data of an answer is a link
 SELECT shorten(hrflow_job_embedding('nurse-job'));
 SELECT shorten(hrflow_job_embedding(job_reference => 'REQ 4711/b', board_id => 'jobs'));
 SELECT shorten(hrflow_job_embedding('nurse-job', 'REQ 4711/b', 'jobs'));
@@ -27,7 +27,7 @@ SELECT shorten(hrflow_job_embedding(job_reference => 'nurse-job'));
 RESET hrflow_embed.api_dialect;
 RESET hrflow_embed.api_user;
 
--- The vector: its host must be allowed, as any link's
+-- The host of the link must be allowed
 \set VERBOSITY sqlstate
 SELECT hrflow_job_vector('nurse-job'); -- error
 \set VERBOSITY default
@@ -36,17 +36,17 @@ SELECT array_ndims(v), cardinality(v), round(hrflow_cosine_similarity(v, v)::num
 FROM hrflow_job_vector('nurse-job') v;
 SELECT hrflow_job_vector('nurse-job') = hrflow_fetch_vector(hrflow_job_embedding('nurse-job') #>> '{}') AS same;
 
--- Both are one call
+-- Each function counts as one call
 SELECT hrflow_embed_stats_reset();
 SELECT cardinality(hrflow_job_vector('nurse-job'));
 SELECT calls, requests FROM hrflow_embed_stats;
 
--- Nothing to ask for: no request, so that a wrong URL does not matter
+-- Without an identifier, no request is sent, so a wrong URL does not matter
 SET hrflow_embed.base_url = 'http://127.0.0.1:1';
 SELECT hrflow_job_embedding() IS NULL AS embedding, hrflow_job_vector() IS NULL AS vector;
 SELECT hrflow_job_embedding(NULL, NULL, 'jobs') IS NULL AS embedding, hrflow_job_vector(NULL, NULL, 'jobs') IS NULL AS vector;
 
--- Refused without a request
+-- Invalid arguments, for which no request is sent
 SELECT hrflow_job_embedding(''); -- error
 \echo :LAST_ERROR_SQLSTATE
 SELECT hrflow_job_embedding('a', ''); -- error
@@ -55,7 +55,7 @@ SELECT hrflow_job_vector(repeat('x', 100000)) \g (format=unaligned) /dev/null
 \echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
 RESET hrflow_embed.base_url;
 
--- What the API refuses
+-- Errors returned by the API
 SELECT hrflow_job_embedding('missing-1'); -- error
 \echo :LAST_ERROR_SQLSTATE
 SELECT hrflow_job_vector(job_reference => 'missing-1'); -- error
@@ -69,7 +69,7 @@ SELECT hrflow_job_embedding('fault:status=422'); -- error
 SELECT hrflow_job_embedding('fault:status=403'); -- error
 SELECT hrflow_job_embedding('fault:status=401,echo'); -- error
 
--- Answers that are none
+-- Invalid answers
 CREATE FUNCTION outcome(call text)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -93,7 +93,7 @@ SELECT hrflow_auth(); -- error
 \echo :LAST_ERROR_SQLSTATE
 RESET hrflow_embed.api_key;
 
--- EXPLAIN asks for nothing
+-- EXPLAIN sends no request
 SELECT hrflow_embed_stats_reset();
 EXPLAIN (COSTS OFF) SELECT hrflow_job_embedding('a'), hrflow_job_vector('a'), hrflow_auth();
 EXPLAIN (COSTS OFF) SELECT * FROM hrflow_job_vector('a') v ORDER BY hrflow_cosine_similarity(v, (SELECT hrflow_job_vector('b'))) \g /dev/null

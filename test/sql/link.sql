@@ -1,24 +1,24 @@
 --
--- Links and what they lead to: hrflow_profile_vectors(), hrflow_fetch_vector(),
+-- Fetching links: hrflow_profile_vectors(), hrflow_fetch_vector() and
 -- hrflow_fetch_vectors()
 --
 CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
 
--- Loopback addresses are for tests; they must be named like any other host
+-- A loopback address, as used by tests, must be listed like any other host
 \set VERBOSITY terse
 SELECT status, count(*) FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1, "skills": 1}') GROUP BY 1;
 \set VERBOSITY default
 SET hrflow_embed.link_hosts = '127.0.0.1';
 
--- A row for every vector; the vectors have length 1
+-- A row for every vector.  The vectors have length 1.
 SELECT ordinality, profile_id, section, item, array_length(vector, 1) AS dimension,
 	round(hrflow_cosine_similarity(vector, vector)::numeric, 6) AS self, status, http_status, error
 FROM hrflow_profile_vectors('acme', '{nurse-2,missing-1,NULL,welder-2,nurse-2}',
 	'{"profile": 1, "experiences": [0, 2]}')
 ORDER BY ordinality, section, item;
 
--- Those of one occupation are similar
+-- Vectors of the same occupation are similar
 WITH v AS (
 	SELECT profile_id, vector
 	FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2,welder-1}', '{"profile": 1}'))
@@ -26,11 +26,11 @@ SELECT a.profile_id, b.profile_id, hrflow_cosine_similarity(a.vector, b.vector) 
 FROM v a JOIN v b ON a.profile_id < b.profile_id
 ORDER BY 1, 2;
 
--- Nothing to ask for, no vectors
+-- NULL identifiers return no vectors
 SELECT count(*) FROM hrflow_profile_vectors('acme', '{}');
 SELECT section, item, vector, status FROM hrflow_profile_vectors('acme', '{"fault:data=e30"}');
 
--- Every encoding a link may lead to gives the same vector
+-- All encodings of a vector give the same result
 SELECT fault, bool_and(v.vector = plain.vector) AS same, min(v.status) AS status
 FROM (VALUES ('<f4'), ('>f4'), ('<f8'), ('>f8')) f(fault),
 	LATERAL hrflow_profile_vectors('acme', ARRAY['fault:v.dtype=' || fault || ',id=1'], '{"profile": 1}') v,
@@ -56,7 +56,7 @@ BEGIN
 	END;
 	SELECT v.status INTO STRICT status FROM hrflow_fetch_vectors(ARRAY[link]) v;
 	IF raised = '08006' THEN
-		detail := NULL;	-- libcurl's own words
+		detail := NULL;	-- the text of libcurl's messages varies
 	END IF;
 	RETURN format('%s, raises %s: %s%s', status, raised, message, ' | ' || nullif(detail, ''));
 END
@@ -68,7 +68,8 @@ FROM (VALUES ('status=403'), ('status=404'), ('status=500'), ('status=429'), ('s
 	('version=3'), ('encoding=base64'), ('big=1000000'), ('bomb=1000000'), ('reset'), ('break=100')) f(fault);
 RESET hrflow_embed.max_response_size;
 
--- An object store's code decides, not its HTTP status; nothing else is shown
+-- The error code of an object store, rather than its HTTP status, determines the
+-- status, and is the only part of its answer that is shown
 SELECT fault, outcome(fault)
 FROM (VALUES ('error=AccessDenied'), ('error=SignatureDoesNotMatch'), ('error=RequestTimeTooSkewed'),
 	('status=400,v.error=ExpiredToken'), ('status=404,v.error=NoSuchKey'), ('status=404,v.error=NoSuchBucket'),
@@ -84,7 +85,7 @@ FROM hrflow_fetch_vectors(ARRAY(
 	SELECT regexp_replace(link, 'X-Amz-Signature=.', 'X-Amz-Signature=x')
 	FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}')));
 
--- What the caller may name
+-- Links that the caller may pass
 \set VERBOSITY terse
 SELECT link, status, error
 FROM hrflow_fetch_vectors(ARRAY[NULL, '', 'x', 'file:///etc/passwd', 'ftp://127.0.0.1/x', 'http://example.com/x',
@@ -99,16 +100,16 @@ SELECT hrflow_fetch_vectors('{{a,b},{c,d}}'); -- error
 SELECT hrflow_fetch_vector('https://example.com/x?X-Amz-Signature=abc'); -- error
 \echo :LAST_ERROR_SQLSTATE
 
--- A host that is named is still asked in its usual way only
+-- Only https links to the default port of a listed host are fetched
 SET hrflow_embed.link_hosts = 'example.com';
 SELECT status, error FROM hrflow_fetch_vectors('{http://example.com/x,https://example.com:8443/x}') ORDER BY ordinality;
 
--- A host that only a pattern names may not have a private address
+-- A host that matches only a pattern must not have a private address
 SET hrflow_embed.link_hosts = 'local*, 127.0.0.*, *.1';
 SELECT status, error FROM hrflow_fetch_vectors('{https://127.0.0.1/x}');
 SELECT status FROM hrflow_fetch_vectors('{https://localhost:1/x}');
 
--- One without a path, and one with a fragment, are requested as libcurl has them
+-- Links without a path and with a fragment are requested as libcurl normalizes them
 SET hrflow_embed.link_hosts = '127.0.0.1';
 SELECT rest, status, http_status
 FROM unnest(ARRAY['?a', '/x?a#b']) rest,

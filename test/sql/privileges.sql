@@ -1,10 +1,10 @@
 --
--- Who may do what
+-- Privileges
 --
 CREATE EXTENSION hrflow_embed;
 
--- Everything that reaches the network or changes something is revoked from
--- PUBLIC; what this lists is not
+-- EXECUTE is revoked from PUBLIC for all functions that use the network or change
+-- anything.  List the functions for which it is not.
 SELECT p.oid::regprocedure AS for_all
 FROM pg_depend d JOIN pg_proc p ON d.objid = p.oid
 WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
@@ -12,14 +12,14 @@ WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
   AND has_function_privilege('public', p.oid, 'EXECUTE')
 ORDER BY p.proname;
 
--- Each is volatile if it reaches the network, and says what it costs
+-- Functions that use the network are volatile, and their cost is set
 SELECT p.proname, p.provolatile, p.proparallel, p.proisstrict, p.prosecdef, p.procost, p.prorows
 FROM pg_depend d JOIN pg_proc p ON d.objid = p.oid
 WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
   AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'hrflow_embed')
 ORDER BY p.proname;
 
--- Each has a comment
+-- Every function has a comment
 SELECT p.oid::regprocedure AS without_comment
 FROM pg_depend d JOIN pg_proc p ON d.objid = p.oid
 WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e'
@@ -44,7 +44,7 @@ SELECT hrflow_auth(); -- error
 SELECT hrflow_embed_stats_reset(); -- error
 SELECT count(*) FROM hrflow_embed_stats;
 
--- A reader uses the key without being able to read it, or to send it elsewhere
+-- A reader can use the key, but can neither read it nor send it elsewhere
 SET ROLE regress_hrflow_reader;
 SELECT section FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}');
 SHOW hrflow_embed.api_key;
@@ -60,7 +60,7 @@ SET hrflow_embed.proxy = 'http://attacker.example.com'; -- error
 SET hrflow_embed.api_dialect = 'key'; -- error
 SET hrflow_embed.max_response_size = '64MB'; -- error
 SET hrflow_embed.max_requests_per_minute = 0; -- error
--- These are a reader's own
+-- Settings that a reader may change
 SET hrflow_embed.connect_timeout = '1s';
 SET hrflow_embed.request_timeout = '10s';
 SET hrflow_embed.batch_timeout = '10s';

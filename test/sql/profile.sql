@@ -1,9 +1,10 @@
 --
--- One profile: hrflow_profile_embedding() and its links
+-- Requests for one profile: hrflow_profile_embedding() and
+-- hrflow_profile_embedding_links()
 --
 CREATE EXTENSION hrflow_embed;
 
--- A link is secret and differs from run to run: show what of it does not.
+-- Links are secret and differ between runs.  Show only the part that does not.
 CREATE FUNCTION shorten(link text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN regexp_replace(link, '^https?://[^/]+(/[^?]*)\?X-Amz-.*$', '\1');
@@ -14,12 +15,12 @@ CREATE FUNCTION base64url(value text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN translate(encode(convert_to(value, 'UTF8'), 'base64'), E'+/=\n', '-_');
 
--- The answer's data, and the same as rows
+-- The data of an answer, and its links as rows
 SELECT jsonb_pretty(shorten(hrflow_profile_embedding('acme', 'nurse-1', '{"profile": 1, "skills": 1, "experiences": [0]}')));
 SELECT section, item, shorten(link)
 FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1, "skills": 1, "experiences": [0]}');
 
--- By reference, by e-mail, and by several at once
+-- Requests by reference, by e-mail address, and by several identifiers
 SELECT section, item, link LIKE 'http%/profile.hflw?%' AS is_link
 FROM hrflow_profile_embedding_links('acme', fields => '{"profile": 1}', profile_reference => 'ATS 4711/b');
 SELECT section, item, link LIKE 'http%/profile.hflw?%' AS is_link
@@ -27,18 +28,18 @@ FROM hrflow_profile_embedding_links('acme', fields => '{"profile": 1}', profile_
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}', 'ATS 4711/b', 'ada+cv@example.com');
 
--- Without fields the API decides; {} is the same
+-- Without fields, or with {}, the API chooses the sections
 SELECT count(*) > 2 AS several,
        count(*) = (SELECT count(*) FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{}')) AS same
 FROM hrflow_profile_embedding_links('acme', 'nurse-1');
 
--- It joins, and a LATERAL call asks once a row
+-- A call in a join, and a LATERAL call, which sends a request for each row
 SELECT c.name, l.section
 FROM (VALUES (1, 'Ada', 'nurse-1'), (2, 'Bob', 'welder-2'), (3, 'Cleo', NULL)) AS c (n, name, hrflow_id)
 LEFT JOIN LATERAL hrflow_profile_embedding_links('acme', c.hrflow_id, '{"profile": 1}') l ON true
 ORDER BY c.n;
 
--- The other dialect of the API
+-- The key dialect of the API
 SET hrflow_embed.api_dialect = 'key';
 SET hrflow_embed.api_user = 'founder@example.com';
 SELECT section, item FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}');
@@ -47,11 +48,11 @@ SELECT section, item FROM hrflow_profile_embedding_links('acme', NULL, '{"profil
 RESET hrflow_embed.api_dialect;
 RESET hrflow_embed.api_user;
 
--- A slash at the end of the URL is none
+-- A slash at the end of base_url is ignored
 SELECT set_config('hrflow_embed.base_url', current_setting('hrflow_embed.base_url') || '//', false) LIKE '%//' AS set;
 SELECT section, item FROM hrflow_profile_embedding_links('acme', 'nurse-1', '{"profile": 1}');
 
--- Nothing to ask for: no request, so that a wrong URL does not matter
+-- Without an identifier, no request is sent, so a wrong URL does not matter
 SET hrflow_embed.base_url = 'http://127.0.0.1:1';
 SELECT hrflow_profile_embedding(NULL, 'nurse-1') IS NULL AS is_null;
 SELECT hrflow_profile_embedding('acme') IS NULL AS is_null;
@@ -59,7 +60,7 @@ SELECT hrflow_profile_embedding('acme', NULL, '{"profile": 1}', NULL, NULL) IS N
 SELECT * FROM hrflow_profile_embedding_links(NULL, 'nurse-1');
 SELECT * FROM hrflow_profile_embedding_links('acme');
 
--- Refused without a request
+-- Invalid arguments, for which no request is sent
 SELECT hrflow_profile_embedding('acme', repeat('x', 100000), NULL, 'ref-1'); -- error
 SELECT hrflow_profile_embedding('', 'nurse-1'); -- error
 SELECT hrflow_profile_embedding('acme', ''); -- error
@@ -76,16 +77,16 @@ SELECT hrflow_profile_embedding('acme', 'nurse-1', jsonb_build_object('profile',
 RESET hrflow_embed.base_url;
 
 --
--- Which item is it?
+-- The item of each link
 --
 
--- as asked for, in the order asked
+-- the requested items, in the order of the request
 SELECT section, item, shorten(link)
 FROM hrflow_profile_embedding_links('acme', 'fault:id=items', '{"experiences": [0]}');
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/a", "https://h/b"]}'), '{"experiences": [4, 2]}');
--- in another order than asked for: the paths tell
+-- items in another order, which are determined by the paths
 SELECT section, item, link
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/experiences/2.hflw"]}'), '{"experiences": [2, 0]}');
@@ -95,11 +96,11 @@ FROM hrflow_profile_embedding_links('acme',
 SELECT section, item, link
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": "https://h/experiences/0.hflw"}'), '{"experiences": [2]}');
--- one item asked for twice
+-- an item that is requested twice
 SELECT section, item, link
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/experiences/2.hflw", "https://h/experiences/2.hflw"]}'), '{"experiences": [2, 2]}');
--- paths that contradict the order, and each other or not all of them
+-- paths that contradict the order, but name the same item or only some items
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/experiences/0.hflw"]}'), '{"experiences": [2, 0]}') \g /dev/null
@@ -108,11 +109,12 @@ SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/opaque"]}'), '{"experiences": [2, 0]}') \g /dev/null
 \echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
--- fewer than asked for: the paths tell
+-- fewer items than requested, which are determined by the paths
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/v/experiences/2.hflw?x=/experiences/9.hflw"]}'), '{"experiences": [4, 2]}');
--- the paths tell nothing: better no vector than one with the wrong name
+-- fewer items than requested, and paths that do not name them: raise an error
+-- rather than return a vector as that of a wrong item
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/opaque"]}'), '{"experiences": [4, 2]}') \g /dev/null
@@ -121,21 +123,22 @@ SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/v/myexperiences/2.hflw"]}'), '{"experiences": [4, 2]}') \g /dev/null
 \echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
--- the whole section: by position, or by path where that knows of a gap
+-- a whole section, whose items are determined by position, or by the paths, which
+-- reflect gaps
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/a", "https://h/b"], "profile": "https://h/c"}'));
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/experiences/0.hflw", "https://h/experiences/3.hflw"]}'), '{"experiences": 1}');
--- null has no link, and keeps its place
+-- null elements, which have no link but count as positions
 SELECT section, item
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"skills": null, "experiences": [null, "https://h/b"]}'), '{"experiences": [7, 8], "skills": 1}');
--- no vectors at all
+-- a profile without vectors
 SELECT * FROM hrflow_profile_embedding_links('acme', 'fault:data=' || base64url('{}'));
 SELECT hrflow_profile_embedding('acme', 'fault:data=' || base64url('{}'));
--- neither a link nor a list of links
+-- values that are neither a link nor a list of links
 SELECT *
 FROM hrflow_profile_embedding_links('acme', 'fault:data=' || base64url('{"profile": {"a": 1}}')) \g /dev/null
 \echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
@@ -143,7 +146,7 @@ SELECT *
 FROM hrflow_profile_embedding_links('acme', 'fault:data=' || base64url('{"experiences": [1]}')) \g /dev/null
 \echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
 
--- paths that tell of some items only, or of one twice; too many links
+-- paths that name only some items, or one item twice; and too many links
 SELECT *
 FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"experiences": ["https://h/v/experiences/1.hflw", "https://h/x"]}')) \g /dev/null
@@ -160,7 +163,7 @@ FROM hrflow_profile_embedding_links('acme',
 	'fault:data=' || base64url('{"a": [' || repeat('"h",', 999) || '"h"], "b": ["h"]}')) \g /dev/null
 \echo :LAST_ERROR_SQLSTATE :LAST_ERROR_MESSAGE
 
--- many strings with escapes are read in no time
+-- parsing many strings with escapes is fast
 SELECT jsonb_array_length(hrflow_profile_embedding('acme',
 	'fault:data=' || base64url('{"e": [' || repeat('"\u0026\n",', 3000) || '""]}')) -> 'e');
 

@@ -1,23 +1,23 @@
--- Calls of a query that are issued ahead of their rows: where the plan has the
--- node HrflowReadAhead.  That results, errors and requests are those of one
--- call after another is shown by the TAP test of that name.
+-- Calls that are issued ahead of their rows: which plans contain the node
+-- HrflowReadAhead.  t/066_read_ahead.pl shows that results, errors and requests
+-- are the same as without it.
 CREATE EXTENSION hrflow_embed;
 CREATE TEMP TABLE candidate (id int PRIMARY KEY, hid text, email text, note text, active bool, e jsonb, v real[]);
 INSERT INTO candidate
 SELECT i, 'p' || i, 'p' || i || '@example.com', 'a nurse', i % 2 = 0 FROM generate_series(1, 5) i;
 ANALYZE candidate;
 
--- A call of a target list is read ahead, without anything having been preloaded
+-- A call in a target list is read ahead, even if nothing was preloaded
 EXPLAIN (COSTS OFF)
 SELECT id, hrflow_profile_embedding('S', hid) FROM candidate;
 EXPLAIN (COSTS OFF, VERBOSE)
 SELECT id, hrflow_text_embedding(note), lower(email) FROM candidate ORDER BY id LIMIT 3;
 
--- Each level of nested calls has a node
+-- Each level of nested calls has a node of its own
 EXPLAIN (COSTS OFF)
 SELECT id, hrflow_fetch_vector(hrflow_profile_embedding('S', hid) ->> 'profile') FROM candidate;
 
--- What writes has it below
+-- In statements that write, the node is below ModifyTable
 EXPLAIN (COSTS OFF)
 UPDATE candidate SET v = hrflow_job_vector(hid), e = hrflow_job_embedding(hid);
 
@@ -27,7 +27,7 @@ SELECT DISTINCT hrflow_profile_embedding('S', hid) FROM candidate;
 EXPLAIN (COSTS OFF)
 SELECT hrflow_profile_embedding('S', max(hid)) FROM candidate;
 
--- Not where a row may not need the call
+-- A call that may not be needed for each row is not read ahead
 EXPLAIN (COSTS OFF)
 SELECT CASE WHEN active THEN hrflow_profile_embedding('S', hid) END,
 	COALESCE(e, hrflow_profile_embedding('S', hid))
@@ -35,13 +35,13 @@ FROM candidate WHERE hrflow_profile_embedding('S', hid) IS NOT NULL;
 EXPLAIN (COSTS OFF)
 SELECT hrflow_profile_embedding('S', 'alone');
 
--- Nor where the function is not called directly
+-- Neither is one whose function cannot be called directly
 CREATE FUNCTION pg_temp.definer(text) RETURNS jsonb LANGUAGE sql SECURITY DEFINER
 AS $$SELECT hrflow_profile_embedding('S', $1)$$;
 EXPLAIN (COSTS OFF)
 SELECT pg_temp.definer(hid) FROM candidate;
 
--- EXPLAIN ANALYZE counts.  What else it prints differs between versions.
+-- EXPLAIN ANALYZE shows counters.  The rest of its output differs between versions.
 CREATE FUNCTION pg_temp.counts(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
 	line text;
@@ -55,7 +55,7 @@ END$$;
 SELECT pg_temp.counts($$SELECT id, hrflow_profile_embedding('S', hid) FROM candidate LIMIT 3$$);
 SELECT pg_temp.counts($$SELECT hrflow_profile_embedding('S', 'the same') FROM candidate$$);
 
--- Off, for a plan made before too: the node is there, and reads nothing ahead
+-- read_ahead = off affects existing plans, too: the node reads nothing ahead
 PREPARE q AS SELECT id, hrflow_profile_embedding('S', hid) IS NOT NULL AS answered FROM candidate ORDER BY id;
 EXECUTE q;
 SET hrflow_embed.read_ahead = off;
@@ -63,7 +63,7 @@ SELECT pg_temp.counts('EXECUTE q');
 EXECUTE q;
 RESET hrflow_embed.read_ahead;
 
--- An error has its CONTEXT, and comes with its row
+-- An error is raised when its row is reached, and has its CONTEXT
 UPDATE candidate SET hid = 'missing' WHERE id = 4;
 BEGIN;
 DECLARE c CURSOR FOR SELECT id, hrflow_profile_embedding('S', hid) IS NOT NULL FROM candidate ORDER BY id;
@@ -74,7 +74,7 @@ UPDATE candidate SET hid = '' WHERE id = 4;
 SELECT id, hrflow_profile_embedding('S', hid) IS NOT NULL FROM candidate ORDER BY id; -- error
 SELECT id, hrflow_profile_embedding('S', hid) IS NOT NULL FROM candidate ORDER BY id LIMIT 3;
 
--- Who may not execute the function is told so
+-- The privilege to execute the function is checked
 CREATE ROLE regress_hrflow_ahead;
 GRANT SELECT ON candidate TO regress_hrflow_ahead;
 SET ROLE regress_hrflow_ahead;

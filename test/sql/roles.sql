@@ -1,14 +1,14 @@
 --
--- The roles of docs/refresh.md: what they can do, and what not
+-- The roles described in docs/refresh.md: what they can and cannot do
 --
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 CREATE EXTENSION hrflow_embed;
-SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET application_name = 'pg_cron'; -- omit progress reports, which contain times
 SET hrflow_embed.link_hosts = '127.0.0.1';
 CREATE SCHEMA talent;
 
--- An owner makes stores beside tables of his own, and refreshes them
+-- An owner creates stores, which their own tables feed, and refreshes them
 CREATE ROLE regress_hrflow_owner LOGIN;
 GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
 GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text), hrflow_drop_store(regclass),
@@ -21,7 +21,7 @@ GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text), hrflow_dr
 GRANT EXECUTE ON PROCEDURE
 	hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) TO regress_hrflow_owner;
 
--- He makes a store beside his table, and fills it
+-- The owner creates a table and a store, and fills the store
 SET ROLE regress_hrflow_owner;
 CREATE TABLE talent.candidate (name text, hrflow_id text UNIQUE);
 SELECT hrflow_create_store('talent.embedding', 'real[]');
@@ -38,7 +38,7 @@ SELECT hrflow_job_vector('nurse-job'); -- error
 SELECT * FROM hrflow_match('talent.embedding', '{1}'); -- error
 RESET ROLE;
 
--- Who does not log in has no jobs that run
+-- An owner who may not log in cannot schedule a store
 SET ROLE regress_hrflow_owner;
 \set VERBOSITY terse
 SELECT hrflow_schedule('talent.embedding'); -- error
@@ -50,7 +50,7 @@ RESET ROLE;
 ALTER ROLE regress_hrflow_owner LOGIN;
 \set VERBOSITY sqlstate
 
--- A reader ranks candidates and looks at the store: no requests
+-- A reader ranks candidates and monitors the store, but sends no requests
 CREATE ROLE regress_hrflow_reader;
 GRANT USAGE ON SCHEMA talent TO regress_hrflow_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA talent TO regress_hrflow_reader;
@@ -59,7 +59,7 @@ GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text
 	hrflow_match_all(regclass, regclass, int, text, text),
 	hrflow_store_status(regclass), hrflow_store_failures(regclass) TO regress_hrflow_reader;
 
--- He ranks, looks, and does no more
+-- The reader can rank and monitor, but nothing else
 CREATE FUNCTION talent.best(query real[]) RETURNS SETOF text LANGUAGE sql AS $$
 	SELECT c.name FROM hrflow_match('talent.embedding', query) m JOIN talent.candidate c ON c.hrflow_id = m.profile_id ORDER BY m.similarity DESC $$;
 SET ROLE regress_hrflow_reader;
@@ -76,7 +76,7 @@ CALL hrflow_refresh('talent.embedding'); -- error
 DELETE FROM talent.embedding; -- error
 RESET ROLE;
 
--- An operator asks the API as well, and says what is fetched anew or erased
+-- An operator also sends requests, and decides what is fetched again or erased
 CREATE ROLE regress_hrflow_operator;
 GRANT regress_hrflow_reader TO regress_hrflow_operator;
 GRANT INSERT, UPDATE, DELETE ON talent.embedding, talent.embedding_profile TO regress_hrflow_operator;
@@ -89,7 +89,7 @@ GRANT EXECUTE ON FUNCTION hrflow_auth(), hrflow_job_vector(text, text, text),
 	hrflow_retry(regclass) TO regress_hrflow_operator;
 GRANT EXECUTE ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) TO regress_hrflow_operator;
 
--- He asks, and has what is to be fetched anew or erased
+-- The operator can send requests, and have profiles fetched again or erased
 SET ROLE regress_hrflow_operator;
 SELECT hrflow_auth() ->> 'api_key_permission' AS permission;
 SELECT talent.best(hrflow_job_vector('nurse-job'));
@@ -107,7 +107,7 @@ SELECT hrflow_create_store('talent.other'); -- error
 TRUNCATE talent.embedding; -- error
 \set VERBOSITY default
 RESET ROLE;
--- Who may become the owner is told to; superusers are no exception
+-- Others must become the owner, even superusers.  A hint says so to those who can.
 GRANT EXECUTE ON FUNCTION hrflow_drop_store(regclass) TO regress_hrflow_operator;
 SELECT hrflow_drop_store('talent.embedding'); -- error
 SELECT hrflow_schedule('talent.embedding'); -- error
@@ -125,7 +125,7 @@ REVOKE regress_hrflow_owner FROM regress_hrflow_operator;
 REVOKE EXECUTE ON FUNCTION hrflow_drop_store(regclass) FROM regress_hrflow_operator;
 SET ROLE regress_hrflow_operator;
 \set VERBOSITY sqlstate
--- The key is nobody's to see or to send elsewhere
+-- No role can read the key or send it elsewhere
 SHOW hrflow_embed.api_key;
 SET hrflow_embed.base_url = 'https://attacker.example.com'; -- error
 SET hrflow_embed.link_hosts = '*.example.com'; -- error

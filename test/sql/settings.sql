@@ -1,5 +1,5 @@
 --
--- Settings: who may set them, what they refuse, and what they never show
+-- Settings: who may set them, which values are rejected, and what is never shown
 --
 CREATE EXTENSION hrflow_embed;
 LOAD 'hrflow_embed';
@@ -9,7 +9,7 @@ FROM pg_settings
 WHERE name LIKE 'hrflow\_embed.%' AND name <> 'hrflow_embed.base_url'
 ORDER BY name;
 
--- The key: neither SHOW nor a view tells it
+-- Neither SHOW nor a view reveals the key
 SET hrflow_embed.api_key = 'askr_ffffffffffffffffffffffffffffffff';
 SHOW hrflow_embed.api_key;
 SELECT current_setting('hrflow_embed.api_key');
@@ -18,7 +18,7 @@ SET hrflow_embed.api_key = '';
 SHOW hrflow_embed.api_key;
 RESET hrflow_embed.api_key;
 
--- No refused value is repeated in the message
+-- Messages do not repeat a rejected value
 SET hrflow_embed.api_key = '********'; -- error
 SET hrflow_embed.api_key = E'secret\r\nX-Injected: 1'; -- error
 SET hrflow_embed.api_key = 'secret with spaces'; -- error
@@ -70,7 +70,7 @@ SET hrflow_embed.no_such_setting = 1; -- error
 SET hrflow_embed.max_response_size = '1GB'; -- error
 \set VERBOSITY default
 
--- What is accepted
+-- Valid values
 SET hrflow_embed.base_url = 'http://127.0.0.2:8080/v1/';
 SET hrflow_embed.base_url = 'http://[::1]:8080/v1';
 SET hrflow_embed.base_url = 'http://localhost/v1';
@@ -83,19 +83,19 @@ RESET hrflow_embed.base_url;
 RESET hrflow_embed.request_timeout;
 RESET hrflow_embed.max_response_size;
 
--- The key is not to be kept where every role can read it
+-- The key must not be stored in a catalog that every role can read
 ALTER ROLE CURRENT_USER SET hrflow_embed.api_key = 'secret'; -- error
 ALTER DATABASE contrib_regression SET hrflow_embed.api_key = 'secret'; -- error
 CREATE FUNCTION f() RETURNS int LANGUAGE sql SET hrflow_embed.api_key = 'secret' RETURN 1; -- error
 
--- No key at all
+-- No key is configured
 SET hrflow_embed.api_key = '';
 SET hrflow_embed.api_key_file = '';
 SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 SELECT * FROM hrflow_profile_embeddings('acme', '{nurse-1}'); -- error
 \echo :SQLSTATE
 
--- A file that cannot be used: the message names the setting
+-- Messages about a file that cannot be used name the setting
 SET hrflow_embed.api_key_file = '/no/such/file';
 SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 \echo :SQLSTATE
@@ -106,8 +106,8 @@ SET hrflow_embed.api_key_file = '/';
 SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 \echo :SQLSTATE
 
--- A proxy's URL is read as strictly as ours, for what libcurl cannot parse it
--- quotes; its password does not go where all can read it
+-- The URL of a proxy is validated as strictly as base_url, because messages of
+-- libcurl quote what it cannot parse.  A password must not be stored in a catalog.
 SET hrflow_embed.proxy = 'http://user:s3cret/pw@proxy.example.com:3128'; -- error
 SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:99999'; -- error
 SET hrflow_embed.proxy = 'http://user:s3 cret@proxy.example.com:3128'; -- error

@@ -1,5 +1,5 @@
 --
--- What can go wrong with one call: SQLSTATE, message, and what the user sees
+-- Errors of a single call: SQLSTATE, message and detail
 --
 CREATE EXTENSION hrflow_embed;
 \getenv https HRFLOW_API_HTTPS
@@ -11,7 +11,7 @@ CREATE FUNCTION base64url(value bytea) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN translate(encode(value, 'base64'), E'+/=\n', '-_');
 
--- What one call comes to.
+-- Return the outcome of a call
 CREATE FUNCTION outcome(id text, OUT state text, OUT message text, OUT detail text)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -23,10 +23,10 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- As a user sees it
+-- The complete messages
 SELECT hrflow_profile_embedding('acme', 'missing-1'); -- error
 SELECT hrflow_profile_embedding('unknown-source', 'nurse-1'); -- error
--- by a reference or an e-mail it is told by a fingerprint
+-- a reference or an e-mail address is only identified by a hash
 SELECT hrflow_profile_embedding('acme', NULL, NULL, 'missing-reference'); -- error
 SELECT hrflow_profile_embedding('acme', NULL, NULL, NULL, 'missing@example.com'); -- error
 SELECT encode(substr(sha256(convert_to(identifier, 'UTF8')), 1, 4), 'hex') AS fingerprint
@@ -34,10 +34,10 @@ FROM unnest('{missing-reference,missing@example.com}'::text[]) identifier;
 SELECT hrflow_profile_embedding('acme', 'novector-1', '{"skills": 1}'); -- error
 SELECT hrflow_profile_embedding('acme', repeat('missing', 30)); -- error
 
--- One try each, so that nothing waits
+-- Don't wait for retries
 SET hrflow_embed.max_attempts = 1;
 
--- Statuses, by HTTP status and by the body's code
+-- Statuses by HTTP status and by the code in the body
 SELECT fault, o.*
 FROM (VALUES
 	(1, 'status=400'),
@@ -69,10 +69,10 @@ FROM (VALUES
 ) AS f (n, fault), outcome('fault:' || fault) AS o
 ORDER BY n;
 
--- 429, in a statement of its own for the pause that it begins
+-- 429, in a separate statement because it causes a pause
 SELECT * FROM outcome('fault:status=429');
 
--- Replies that are none
+-- Invalid replies
 SELECT fault, o.*
 FROM (VALUES
 	(1, 'status=200,html'),
@@ -90,7 +90,7 @@ FROM (VALUES
 ) AS f (n, fault), outcome('fault:' || fault) AS o
 ORDER BY n;
 
--- Bodies of any kind
+-- Bodies of various kinds
 SELECT body, o.state, o.detail
 FROM (VALUES
 	(1, 'null'), (2, '[]'), (3, '"x"'), (4, '42'), (5, '{}'), (6, '{"code": 200}'),
@@ -104,14 +104,15 @@ FROM (VALUES
 ) AS f (n, body), outcome('fault:body=' || base64url(body)) AS o
 ORDER BY n;
 
--- The key is masked wherever the server repeats it, whole or in part
+-- The key is masked wherever the server repeats it or a part of it
 SELECT detail FROM outcome('fault:echo,status=401');
 SELECT detail FROM outcome('fault:status=400,message=key ASKR_0123456789ABCDEF is bad');
 SELECT detail FROM outcome('fault:status=400,message=key 89abcdef0123 is bad');
 SELECT detail FROM outcome('fault:status=400,message=another askw_deadbeefdeadbeef00000000 is bad');
 SELECT length(detail) < 600 AS is_clipped FROM outcome('fault:status=400,message=' || repeat('long ', 400));
 
--- Too large: as it comes, as it unfolds, its headers
+-- Replies that are too large as received or after decompression, or whose headers
+-- are too large
 SET hrflow_embed.max_response_size = '64kB';
 SELECT fault, o.*
 FROM (VALUES
@@ -124,7 +125,7 @@ FROM (VALUES
 ORDER BY n;
 RESET hrflow_embed.max_response_size;
 
--- The network.  What libcurl says is not ours to test.
+-- Network errors.  The messages of libcurl are not tested.
 SET hrflow_embed.request_timeout = '300ms';
 SELECT fault, o.state, o.message
 FROM (VALUES
@@ -143,12 +144,12 @@ SELECT state, message FROM outcome('nurse-1');
 SET hrflow_embed.base_url = 'https://host.invalid/v1';
 SELECT state, message FROM outcome('nurse-1');
 
--- A proxy that is nowhere, whose password is not told
+-- A proxy that does not exist.  The message does not contain its password.
 SET hrflow_embed.proxy = 'http://user:s3cret@proxy.invalid:3128';
 SELECT * FROM outcome('nurse-1');
 RESET hrflow_embed.proxy;
 
--- Certificates that are not there
+-- A file of certificates that does not exist
 SELECT 'https://localhost:' || :'https' || '/v1' AS url \gset
 SET hrflow_embed.base_url = :'url';
 SET hrflow_embed.ca_file = '/no/such/file.pem';
@@ -156,7 +157,7 @@ SELECT * FROM outcome('nurse-1');
 RESET hrflow_embed.ca_file;
 RESET hrflow_embed.base_url;
 
--- Tries: the first ones fail, the last one is had
+-- Retries: the first attempts fail, and the last one succeeds
 SET hrflow_embed.max_attempts = 3;
 SELECT fault, o.state, o.detail
 FROM (VALUES
@@ -173,18 +174,18 @@ FROM (VALUES
 ) AS f (n, fault), outcome('fault:' || fault || gen_random_uuid()) AS o
 ORDER BY n;
 
--- One that is missing need not destroy a query
+-- A profile that is not found can be returned as NULL
 SET hrflow_embed.on_missing = 'null';
 SELECT id, hrflow_profile_embedding('acme', id, '{"skills": 1}') IS NULL AS is_null
 FROM unnest('{nurse-1,missing-1,novector-1,NULL,missing-2}'::text[]) WITH ORDINALITY AS u(id, n) ORDER BY n;
 SELECT hrflow_job_vector('missing-job') IS NULL AS is_null, hrflow_job_embedding('missing-job') IS NULL AS is_null;
 SELECT * FROM hrflow_profile_embedding_links('acme', 'missing-1');
--- statements that run inside another do not warn, and calls outside of any do
+-- nested statements do not warn, but calls outside of any statement do
 CREATE FUNCTION has_embedding(id text) RETURNS boolean
 LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT hrflow_profile_embedding('acme', id) FROM (VALUES (1)) v) IS NOT NULL; END $$;
 SELECT has_embedding('missing-' || i) FROM generate_series(1, 3) i;
 DO $$ BEGIN ASSERT hrflow_profile_embedding('acme', 'missing-1') IS NULL; END $$;
--- what concerns all is an error still; what an error ends is not counted
+-- other errors are still raised, and a statement that fails is not counted
 SELECT hrflow_profile_embedding('unknown-source', 'nurse-1'); -- error
 SELECT hrflow_profile_embedding('acme', id) FROM (VALUES ('missing-1'), ('fault:status=422')) v(id); -- error
 SELECT 1 AS one;

@@ -1,9 +1,9 @@
--- Stores: made, fed, refreshed, looked at. What needs several sessions, time or
--- crashes is in t/080_refresh.pl.
+-- Stores: creating, tracking, refreshing and monitoring.  Tests that need several
+-- sessions, time or crashes are in t/080_refresh.pl.
 \set SHOW_CONTEXT never
 SET client_min_messages = warning;
 CREATE EXTENSION hrflow_embed;
-SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET application_name = 'pg_cron'; -- omit progress reports, which contain times
 SET hrflow_embed.link_hosts = '127.0.0.1';
 CREATE SCHEMA talent;
 SELECT hrflow_create_store('talent.embedding', 'real[]');
@@ -13,7 +13,7 @@ SELECT hrflow_create_store('talent.embedding', 'real[]');
 \d talent.embedding_erased
 SELECT attstorage FROM pg_attribute WHERE attrelid = 'talent.embedding'::regclass AND attname = 'vector';
 
--- A table feeds it
+-- A table feeds the store
 CREATE TABLE talent.candidate (name text, "Hrflow id" text UNIQUE, cv_updated_at timestamptz, cv json, note text);
 INSERT INTO talent.candidate VALUES ('Ada', 'nurse-1'), ('Bob', 'welder-1'), ('Cleo', NULL), ('Dan', '');
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id',
@@ -24,17 +24,17 @@ CREATE VIEW talent.state AS
 	FROM talent.embedding_profile ORDER BY profile_id COLLATE "C";
 SELECT * FROM talent.state;
 
--- INSERT tracks, once; twice the same profile too
+-- INSERT tracks profiles
 INSERT INTO talent.candidate SELECT 'Eve ' || i, 'cook-' || i FROM generate_series(1, 2) i;
 SELECT profile_id, state FROM talent.state;
 
--- What is due is fetched
+-- A refresh fetches profiles that are due
 CALL hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 1}');
 SELECT * FROM talent.state;
 SELECT profile_id, section, item, cardinality(vector) FROM talent.embedding ORDER BY profile_id COLLATE "C", section;
 SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due, refreshed_last_minute, requests_due, last_error, last_run_status FROM hrflow_store_status('talent.embedding');
 
--- An UPDATE of what matters marks due, one of anything else does not
+-- Only an UPDATE of refresh columns makes a profile due
 UPDATE talent.candidate SET note = 'seen';
 UPDATE talent.candidate SET cv_updated_at = cv_updated_at, cv = cv;
 SELECT count(*) FILTER (WHERE due) FROM talent.state;
@@ -42,14 +42,14 @@ UPDATE talent.candidate SET cv_updated_at = '2026-01-01' WHERE name = 'Ada';
 UPDATE talent.candidate SET cv = '{"a": 1}' WHERE name = 'Bob';
 SELECT profile_id, state, due, generation FROM talent.state;
 
--- Another identifier is another profile; none is none
+-- Changing an identifier tracks another profile, or none
 UPDATE talent.candidate SET "Hrflow id" = 'teacher-1' WHERE name = 'Eve 1';
 UPDATE talent.candidate SET "Hrflow id" = NULL WHERE name = 'Eve 2';
 UPDATE talent.candidate SET "Hrflow id" = 'cook-3' WHERE name = 'Cleo';
 SELECT profile_id, state, due FROM talent.state;
 SELECT DISTINCT profile_id FROM talent.embedding ORDER BY 1;
 
--- DELETE erases, unless somebody else wants the profile
+-- DELETE erases a profile, unless it was tracked by hand or has other rows
 SELECT hrflow_track('talent.embedding', 'acme', '{nurse-1,nurse-1}');
 CREATE TABLE talent.other (id text, source text);
 INSERT INTO talent.other VALUES ('welder-1', 'acme'), ('welder-1', 'beta');
@@ -75,7 +75,7 @@ SELECT profile_id, manual FROM talent.state;
 SELECT hrflow_untrack('talent.embedding', 'acme', '{nurse-1,nobody}');
 SELECT count(*) FROM talent.embedding;
 
--- Reconciled: what the triggers have missed
+-- Reconciling finds changes that triggers have missed
 INSERT INTO talent.candidate VALUES ('Ada', 'nurse-1');
 SET session_replication_role = replica;
 INSERT INTO talent.candidate VALUES ('Fay', 'nurse-2');
@@ -87,7 +87,8 @@ SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
 SELECT count(*) FROM talent.embedding_profile;
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 
--- Not found is missing, however often, and gone after days, where another is found
+-- A profile that is not found is missing, and gone after some days if another one of
+-- its source is found
 SELECT hrflow_track('talent.embedding', 'acme', '{missing-1,nurse-1}');
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due, last_error FROM talent.state;
@@ -100,14 +101,14 @@ UPDATE talent.embedding_profile SET failed_at = now() - interval '4 days', due_a
 CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, due, generation FROM talent.state;
 
--- So is one of which there is no vector
+-- So is a profile without a vector
 SELECT hrflow_track('talent.embedding', 'acme', '{novector-cook,"fault:data=e30,id=cook"}');
 CALL hrflow_refresh('talent.embedding', '{"skills": 1}');
 SELECT profile_id, state, attempts, http_status, last_error FROM hrflow_store_failures('talent.embedding') WHERE profile_id ~ 'cook';
 SELECT hrflow_untrack('talent.embedding', 'acme', '{novector-cook,"fault:data=e30,id=cook"}');
 
--- A state that a user has added is taken for due; a URL that would be too long is
--- not sent
+-- An unknown state, added by a user, is treated as due.  A URL that would be too
+-- long is not sent.
 SELECT hrflow_create_store('talent.loose', 'real[]');
 ALTER TABLE talent.loose_profile DROP CONSTRAINT loose_profile_state_check;
 INSERT INTO talent.loose_profile (source_id, profile_id, state)
@@ -116,7 +117,8 @@ CALL hrflow_refresh('talent.loose');
 SELECT left(profile_id, 9) AS profile, state, due_at > now() AS later, attempts, http_status, last_error
 FROM talent.loose_profile ORDER BY 1;
 
--- Of one that does not tell since when a profile is missing, nothing is erased
+-- Nothing is erased from a store that does not record since when profiles are
+-- missing
 ALTER TABLE talent.loose_profile DROP COLUMN failed_at, DROP COLUMN erased_at;
 INSERT INTO talent.loose_profile (source_id, profile_id, state, due_at)
 VALUES ('acme', 'missing-1', 'missing', now() - interval '9 days');
@@ -129,7 +131,8 @@ SELECT erased_last_day FROM hrflow_store_status('talent.loose');
 SELECT hrflow_restore(NULL); -- error
 SELECT hrflow_drop_store('talent.loose');
 
--- One that is gone is listed, and due again when it is asked for, but not because its table is tracked again
+-- A profile that is gone is listed as a failure.  hrflow_retry() and
+-- hrflow_mark_due() make it due again, but tracking its table again does not.
 SELECT profile_id, state, attempts, http_status FROM hrflow_store_failures('talent.embedding');
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', source_id => 'acme');
 UPDATE talent.embedding_profile SET state = 'gone', due_at = NULL WHERE profile_id = 'nurse-2';
@@ -143,13 +146,13 @@ SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{missing-1}');
 SELECT profile_id, state, due, generation FROM talent.state;
 
--- A failure is tried again later, and not for ever
+-- A profile that fails is retried later, but not forever
 SELECT hrflow_untrack('talent.embedding', 'acme', '{missing-1}');
 SELECT hrflow_track('talent.embedding', 'acme', '{"fault:status=403,id=x"}');
 SET hrflow_embed.max_attempts = 1;
 CALL hrflow_refresh('talent.embedding', max_attempts => 2);
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
--- meanwhile it is tracked, and counted nowhere else
+-- meanwhile it is counted as tracked, but in no other column
 SELECT tracked, due, leased, ok, failed, missing, gone FROM hrflow_store_status('talent.embedding');
 SELECT profile_id, attempts FROM talent.embedding_profile WHERE state = 'due' AND due_at > now() AND (lease_until <= now()) IS NOT FALSE;
 UPDATE talent.embedding_profile SET due_at = now() WHERE state = 'due';
@@ -158,7 +161,7 @@ SELECT profile_id, state, due, attempts, http_status FROM talent.state;
 SELECT hrflow_retry('talent.embedding');
 SELECT profile_id, state, due, attempts, http_status FROM talent.state;
 
--- All that is counted, each a different number of times
+-- All counters, each with a different value
 SELECT hrflow_create_store('talent.counted', 'real[]');
 BEGIN;
 INSERT INTO talent.counted_profile (source_id, profile_id, state, due_at, lease_until, refreshed_at, last_error, failed_at)
@@ -181,7 +184,7 @@ SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due - now() AS ol
 COMMIT;
 SELECT hrflow_drop_store('talent.counted');
 
--- What the API does not know the source of is not asked for one by one
+-- Profiles of a source that the API does not know are not requested one by one
 UPDATE talent.embedding_profile SET state = 'failed', due_at = NULL WHERE profile_id LIKE 'fault:%';
 SELECT hrflow_track('talent.embedding', 'unknown-source', (SELECT array_agg('p' || i) FROM generate_series(1, 9) i));
 SELECT hrflow_embed_stats_reset();
@@ -192,7 +195,7 @@ SELECT state, attempts, count(*), max(last_error) ~ 'source not found' AS told F
 SELECT requests FROM hrflow_embed_stats;
 SELECT hrflow_untrack('talent.embedding', 'unknown-source', (SELECT array_agg('p' || i) FROM generate_series(1, 9) i));
 
--- Fields: none, those that are not asked for
+-- Empty fields, and fields that exclude a section
 SELECT hrflow_track('talent.embedding', 'acme', '{baker-1}');
 CALL hrflow_refresh('talent.embedding', '{}');
 SELECT count(DISTINCT section) > 2 AS several FROM talent.embedding WHERE profile_id = 'baker-1';
@@ -201,7 +204,7 @@ CALL hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 0}');
 SELECT section FROM talent.embedding WHERE profile_id = 'baker-1';
 SELECT hrflow_untrack('talent.embedding', 'acme', '{baker-1}');
 
--- A vector that the column does not take fails its profile only
+-- A vector that the table does not accept fails only its profile
 ALTER TABLE talent.embedding ADD CHECK (profile_id <> 'cook-1');
 SELECT hrflow_track('talent.embedding', 'acme', '{cook-1,cook-2}');
 SELECT hrflow_untrack('talent.embedding', 'acme', '{"fault:status=403,id=x"}');
@@ -209,7 +212,7 @@ CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, attempts, last_error FROM talent.state;
 SELECT DISTINCT profile_id FROM talent.embedding ORDER BY 1;
 
--- So does a trigger, whatever it throws but for what is the server's
+-- So does an error of a trigger, unless its class is about the server itself
 CREATE FUNCTION talent.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	RAISE 'no teachers' USING ERRCODE = TG_ARGV[0];
@@ -226,7 +229,8 @@ CALL hrflow_refresh('talent.embedding'); -- error
 SELECT profile_id, state, attempts, lease_until FROM talent.state WHERE profile_id = 'teacher-1';
 DROP TRIGGER refuse ON talent.embedding;
 
--- A write that was rolled back leaves no mark: a vector is refused by two writes, and then its state is
+-- Writes that are rolled back have no effect: a vector is refused twice, and then
+-- the update of its profile is
 CREATE SEQUENCE talent.tries;
 CREATE FUNCTION talent.refuse_at_first() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -245,7 +249,7 @@ DROP TRIGGER refuse_at_first ON talent.embedding;
 DROP TRIGGER refuse_at_first ON talent.embedding_profile;
 SELECT hrflow_untrack('talent.embedding', 'acme', '{teacher-1,driver-1}');
 
--- Many at once that are refused: the error can be caught
+-- The error of a statement that tracks many profiles can be caught
 ALTER TABLE talent.embedding_profile ADD CONSTRAINT no_bakers CHECK (profile_id NOT LIKE 'baker%');
 CREATE TABLE talent.many (id text);
 SELECT hrflow_track_table('talent.embedding', 'talent.many', 'id', source_id => 'acme');
@@ -265,7 +269,7 @@ DROP TABLE talent.many;
 SELECT hrflow_untrack('talent.embedding', 'acme', '{driver-1,driver-2}');
 ALTER TABLE talent.embedding_profile DROP CONSTRAINT no_bakers;
 
--- Tables of that shape that a person made may hold nulls
+-- A store that was not made by hrflow_create_store() may contain nulls
 CREATE TABLE talent.loose AS TABLE talent.embedding WITH NO DATA;
 CREATE TABLE talent.loose_profile AS TABLE talent.embedding_profile WITH NO DATA;
 INSERT INTO talent.loose VALUES ('acme', 'cook-1', 'profile', 0, NULL, now()), ('acme', 'cook-2', 'profile', 0, '{1,0}', now());
@@ -284,7 +288,7 @@ UPDATE talent.loose_profile SET generation = 0, state = NULL;
 CALL hrflow_refresh('talent.loose'); -- error
 DROP TABLE talent.loose, talent.loose_profile;
 
--- By reference, by e-mail
+-- Stores of profiles by reference and by e-mail address
 SELECT hrflow_create_store('talent.by_reference', 'real[]', 'reference');
 SELECT hrflow_create_store('talent.by_email', 'real[]', 'email');
 SELECT hrflow_track('talent.by_reference', 'acme', '{ATS 1}'), hrflow_track('talent.by_email', 'acme', '{a+b@example.com}');
@@ -294,8 +298,8 @@ SELECT profile_reference, section FROM talent.by_reference UNION ALL SELECT prof
 SELECT m.profile_id FROM talent.by_email e, hrflow_match('talent.by_email', e.vector) m;
 SELECT hrflow_drop_store('talent.by_reference'), hrflow_drop_store('talent.by_email');
 
--- Ranked: by the nearest vector of a profile; a section that it does not have,
--- or whose vector is zero, adds nothing
+-- Ranking uses the nearest vector of a profile.  A section without a vector, or
+-- with a zero vector, adds nothing.
 SELECT hrflow_create_store('talent.ranked', 'real[]');
 INSERT INTO talent.ranked (source_id, profile_id, section, item, vector)
 VALUES ('acme', 'both', 'profile', 0, '{3,4}'), ('acme', 'both', 'skills', 0, '{0,1}'), ('acme', 'both', 'skills', 1, '{1,0}'),
@@ -306,14 +310,14 @@ SELECT profile_id, section, item, round(similarity::numeric, 6) AS similarity FR
 SELECT profile_id, section, item, round(similarity::numeric, 6) AS similarity FROM hrflow_match_weighted('talent.ranked', '{1,0}', '{"profile": 0.5, "skills": 0.5}', 5);
 SELECT hrflow_drop_store('talent.ranked');
 
--- Names are whatever names are
+-- Names and sources that must be quoted
 SELECT hrflow_create_store('talent."Odd %I ''name"', 'real[]');
 SELECT hrflow_track_table('talent."Odd %I ''name"', 'talent.candidate', 'Hrflow id', source_id => 'it''s %V');
 SELECT source_id FROM talent."Odd %I 'name_profile";
 DROP TABLE talent."Odd %I 'name", talent."Odd %I 'name_profile";
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 
--- Two stores are fed by one table, whatever they are called
+-- One table can feed several stores, even if their triggers would have equal names
 CREATE SCHEMA talent_a;
 CREATE SCHEMA talent_embedding_of_the_department_of_human_resources;
 CREATE TABLE talent.shared (id text);
@@ -328,7 +332,7 @@ SELECT (SELECT count(*) FROM talent_a.b_profile), (SELECT count(*) FROM talent.a
 	(SELECT count(*) FROM talent_embedding_of_the_department_of_human_resources.candidates_in_the_north_2_profile);
 SELECT tgname FROM pg_trigger WHERE tgrelid = 'talent.shared'::regclass AND tgname LIKE '%insert' ORDER BY tgname COLLATE "C";
 
--- A trigger of that name, but another's, is not replaced
+-- An unrelated trigger with the same name is not replaced
 SELECT tgname AS taken FROM pg_trigger WHERE tgrelid = 'talent.shared'::regclass AND tgname LIKE '%insert' AND encode(tgargs, 'escape') ~ 'a_b' \gset
 SELECT hrflow_untrack_table('talent.a_b', 'talent.shared');
 CREATE FUNCTION talent.nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
@@ -339,7 +343,8 @@ SET client_min_messages = error;
 DROP SCHEMA talent_a, talent_embedding_of_the_department_of_human_resources CASCADE;
 SET client_min_messages = warning;
 
--- By one column at a time: the other's profiles go, which it says
+-- A table feeds a store through one column.  Tracking it by another column drops the
+-- profiles of the first one, with a WARNING.
 CREATE TABLE talent.two_columns (id text, old_id text, source text);
 INSERT INTO talent.two_columns VALUES ('cook-1', 'cook-1', 'acme'), ('cook-2', 'cook-9', 'acme');
 SELECT hrflow_create_store('talent.columns', 'real[]');
@@ -354,7 +359,8 @@ SELECT hrflow_track_table('talent.columns', 'talent.two_columns', 'new_id', 'bet
 SELECT hrflow_drop_store('talent.columns');
 DROP TABLE talent.two_columns;
 
--- Columns that mark due are forgotten when they are not given again, which it says
+-- Refresh columns that are omitted when a table is tracked again are dropped, with a
+-- WARNING
 CREATE TABLE talent.watched (id text, source text, cv text, "Note" text);
 SELECT hrflow_create_store('talent.watching', 'real[]');
 SELECT hrflow_track_table('talent.watching', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{cv,Note,id}');
@@ -371,7 +377,7 @@ SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');
 SELECT hrflow_drop_store('talent.watcher');
 DROP TABLE talent.watched;
 
--- What is refused
+-- Errors
 \set VERBOSITY sqlstate
 SELECT hrflow_create_store('talent.embedding', 'real[]'); -- error
 SELECT hrflow_create_store('talent.x', 'text'); -- error
@@ -428,7 +434,7 @@ SELECT hrflow_schedule('talent.embedding', max_age => NULL); -- error
 SELECT hrflow_schedule('talent.embedding', max_age => '-1 day'); -- error
 SELECT hrflow_unschedule('talent.embedding'); -- error
 
--- A scheduled run has a little less time than there is to the next
+-- The time_budget of a job is a little less than the time between two runs
 CREATE FUNCTION pg_temp.time_budget(schedule text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
 	hint text;
@@ -444,7 +450,7 @@ FROM (VALUES ('* * * * *'), ('30 seconds'), ('1 second'), ('9223372036854775807 
 	('0 3 * * *'), ('59 23 * * *'), ('55 * * * *'), ('0,59 0,23 * * *'), ('5/9223372036854775807 * * * *'), ('5-0 * * * *'),
 	('@daily'), ('x * * * *'), ('60 * * * *'), ('-1 * * * *'), ('*/0 * * * *'), ('1-x * * * *'), ('5 5'), ('* 24 * * *'), ('')) v(schedule);
 
--- What was renamed is found when the table is tracked again
+-- After a column or the store is renamed, the table must be tracked again
 \set VERBOSITY default
 CREATE TABLE talent.fed (id text, source text, cv text);
 SELECT hrflow_track_table('talent.embedding', 'talent.fed', 'id', source_column => 'source', refresh_columns => '{cv}');
@@ -463,7 +469,7 @@ SELECT hrflow_track_table('talent.renamed', 'talent.fed', 'identifier', source_c
 UPDATE talent.fed SET cv = 'f';
 SELECT profile_id, generation FROM talent.renamed_profile WHERE profile_id = 'teacher-1';
 
--- Triggers that hrflow_track_table() did not make
+-- Triggers that were not created by hrflow_track_table()
 CREATE TRIGGER of_ours BEFORE UPDATE ON talent.fed FOR EACH ROW EXECUTE FUNCTION hrflow_track_trigger('talent.renamed');
 UPDATE talent.fed SET cv = 'g'; -- error
 DROP TRIGGER of_ours ON talent.fed;
@@ -474,10 +480,10 @@ CREATE TRIGGER of_ours AFTER INSERT ON talent.fed REFERENCING NEW TABLE AS n FOR
 INSERT INTO talent.fed SELECT * FROM talent.fed LIMIT 0; -- error
 DROP TRIGGER of_ours ON talent.fed;
 CREATE TRIGGER of_ours AFTER INSERT ON talent.fed REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION hrflow_track_trigger('renamed', 'identifier', 'acme', '');
-INSERT INTO talent.fed SELECT * FROM talent.fed LIMIT 0; -- no store: it is named with its schema
+INSERT INTO talent.fed SELECT * FROM talent.fed LIMIT 0; -- no such store: the name must include the schema
 DROP TRIGGER of_ours ON talent.fed;
 
--- Owners that differ
+-- Tables with different owners
 CREATE ROLE regress_hrflow_other;
 GRANT ALL ON SCHEMA talent TO regress_hrflow_other;
 ALTER TABLE talent.fed OWNER TO regress_hrflow_other;
@@ -488,7 +494,7 @@ SELECT hrflow_store_status('talent.renamed'); -- error
 ALTER TABLE talent.renamed_profile OWNER TO CURRENT_USER;
 DROP TABLE talent.fed;
 
--- Who may read a store, and write to it
+-- Privileges to read a store and to write to it
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO regress_hrflow_other;
 SET ROLE regress_hrflow_other;
 SELECT hrflow_store_status('talent.renamed'); -- error
@@ -508,7 +514,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM regress_hrflow_other;
 DROP OWNED BY regress_hrflow_other;
 DROP ROLE regress_hrflow_other;
 
--- A state that somebody made NULL is not counted
+-- A null state, which a user has allowed, is not counted
 DROP VIEW talent.state;
 BEGIN;
 ALTER TABLE talent.renamed_profile ALTER COLUMN state DROP NOT NULL;
@@ -516,7 +522,7 @@ UPDATE talent.renamed_profile SET state = NULL;
 SELECT tracked, due, ok FROM hrflow_store_status('talent.renamed');
 ROLLBACK;
 
--- Not a store any more
+-- Tables that are no longer a store
 CREATE VIEW talent.view AS SELECT * FROM talent.renamed;
 CREATE VIEW talent.view_profile AS SELECT * FROM talent.renamed_profile;
 SELECT hrflow_store_status('talent.view'); -- error

@@ -1,5 +1,5 @@
 --
--- Texts: hrflow_text_embedding(), hrflow_text_embeddings()
+-- Texts: hrflow_text_embedding() and hrflow_text_embeddings()
 --
 CREATE EXTENSION hrflow_embed;
 SET hrflow_embed.max_attempts = 1;
@@ -8,18 +8,19 @@ CREATE FUNCTION base64url(value text) RETURNS text
 LANGUAGE sql IMMUTABLE
 RETURN translate(encode(convert_to(value, 'UTF8'), 'base64'), E'+/=\n', '-_');
 
--- A vector for a text; those of one occupation are similar
+-- A vector for a text.  Vectors of the same occupation are similar.
 SELECT array_ndims(v), cardinality(v), round(hrflow_cosine_similarity(v, v)::numeric, 6) AS self
 FROM hrflow_text_embedding('A nurse, with 12 years in intensive care') v;
 SELECT hrflow_cosine_similarity(nurse, hrflow_text_embedding('Nurse wanted')) > 0.5 AS nurse,
 	hrflow_cosine_similarity(nurse, hrflow_text_embedding('Welder wanted')) > 0.5 AS welder
 FROM hrflow_text_embedding('I am a nurse') nurse;
 
--- What JSON must escape is the same text there
+-- Characters that JSON must escape arrive unchanged
 SELECT vector = (SELECT hrflow_text_embedding(E'tab\tquote"backslash\\ slash/ \x01\x1f\x7f\b\f\r\nZoë 张伟 😀 \\u0041 \u2028')) AS same, status
 FROM hrflow_text_embeddings(ARRAY[E'tab\tquote"backslash\\ slash/ \x01\x1f\x7f\b\f\r\nZoë 张伟 😀 \\u0041 \u2028']);
 
--- NULL, nothing, too much: no request, so that a wrong URL does not matter
+-- NULL, an empty text and one that is too long send no request, so a wrong URL does
+-- not matter
 SET hrflow_embed.base_url = 'http://127.0.0.1:1';
 SELECT hrflow_text_embedding(NULL) IS NULL AS is_null;
 SELECT hrflow_text_embedding(''); -- error
@@ -42,19 +43,19 @@ SELECT ordinality, cardinality(vector) AS dimension, status, http_status, error
 FROM hrflow_text_embeddings('{nurse,"",nurse,NULL,fault:status=500,fault:truncated,"fault:status=400,message=Invalid text",fault:html,fault:status=403}')
 ORDER BY ordinality;
 
--- Equal elements are asked once
+-- Equal elements are requested once
 SELECT hrflow_embed_stats_reset();
 SELECT count(*), count(DISTINCT ordinality), count(DISTINCT vector)
 FROM hrflow_text_embeddings(array_fill('nurse'::text, ARRAY[1000]) || '{welder}');
 SELECT calls, requests, retries, rows_by_status FROM hrflow_embed_stats;
 
--- It joins with what the texts came from
+-- A join with the table that the texts came from
 SELECT t.input, e.status, cardinality(e.vector) AS dimension
 FROM unnest('{a nurse,a welder,NULL}'::text[]) WITH ORDINALITY t(input, n)
 JOIN hrflow_text_embeddings('{a nurse,a welder,NULL}') e ON e.ordinality = t.n
 ORDER BY t.n;
 
--- Refusals that concern all
+-- Refusals that apply to all elements
 SET hrflow_embed.max_concurrency = 1;
 SELECT * FROM hrflow_text_embeddings('{fault:status=401,a,b,c}'); -- error
 \echo :SQLSTATE
@@ -68,7 +69,7 @@ SELECT ordinality, status, http_status, error FROM hrflow_text_embeddings('{a,fa
 RESET hrflow_embed.batch_timeout;
 RESET hrflow_embed.max_concurrency;
 
--- What is wrong with an answer, and what is right
+-- Invalid and valid answers
 CREATE FUNCTION outcome(text)
 RETURNS text LANGUAGE plpgsql SET client_min_messages = error AS $$
 DECLARE
@@ -101,11 +102,11 @@ UNION ALL
 SELECT fault, left(outcome('fault:' || fault), 23)
 FROM (VALUES ('reset'), ('charset'), ('gzip')) v(fault);
 
--- How an error is shown
+-- The complete messages
 SELECT hrflow_text_embedding('fault:status=422'); -- error
 SELECT hrflow_text_embedding('fault:status=401,echo'); -- error
 
--- EXPLAIN asks for nothing
+-- EXPLAIN sends no request
 SELECT hrflow_embed_stats_reset();
 CREATE TEMP TABLE candidate (name text, embedding real[]);
 EXPLAIN (COSTS OFF) SELECT hrflow_text_embedding('a');

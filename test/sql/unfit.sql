@@ -1,7 +1,7 @@
--- Stores whose tables cannot take what is fetched are refused before anything is
--- paid for, by hrflow_refresh() and by hrflow_schedule().
+-- hrflow_refresh() and hrflow_schedule() refuse a store whose tables cannot store
+-- vectors, before any request is paid for
 CREATE EXTENSION hrflow_embed;
-SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET application_name = 'pg_cron'; -- omit progress reports, which contain times
 SET hrflow_embed.link_hosts = '127.0.0.1';
 CREATE ROLE regress_hrflow_unfit;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO regress_hrflow_unfit;
@@ -17,12 +17,12 @@ RESET ROLE;
 SELECT hrflow_embed_stats_reset();
 SET ROLE regress_hrflow_unfit;
 
--- No key
+-- No primary key
 ALTER TABLE unfit.store DROP CONSTRAINT store_pkey;
 CALL hrflow_refresh('unfit.store'); -- error
 SELECT hrflow_schedule('unfit.store'); -- error
 
--- One that is deferrable, or is about something else
+-- A key that is deferrable, or has other columns
 ALTER TABLE unfit.store ADD PRIMARY KEY (source_id, profile_id, section, item) DEFERRABLE;
 CALL hrflow_refresh('unfit.store'); -- error
 ALTER TABLE unfit.store DROP CONSTRAINT store_pkey, ADD PRIMARY KEY (source_id, profile_id, section);
@@ -32,7 +32,7 @@ ALTER TABLE unfit.store DROP CONSTRAINT store_pkey,
 CALL hrflow_refresh('unfit.store'); -- error
 ALTER TABLE unfit.store DROP CONSTRAINT store_pkey, ADD PRIMARY KEY (profile_id, source_id, section, item);
 
--- A column that nothing fills, and one that cannot be filled
+-- A column without a default, and one that cannot be written
 ALTER TABLE unfit.store ADD COLUMN batch int NOT NULL;
 CALL hrflow_refresh('unfit.store'); -- error
 ALTER TABLE unfit.store ALTER COLUMN batch SET DEFAULT 0;
@@ -40,7 +40,7 @@ ALTER TABLE unfit.store_profile DROP COLUMN attempts, ADD COLUMN attempts int GE
 CALL hrflow_refresh('unfit.store'); -- error
 ALTER TABLE unfit.store_profile DROP COLUMN attempts, ADD COLUMN attempts int NOT NULL DEFAULT 0;
 
--- A deferred constraint, of either table
+-- A deferred constraint on either table
 ALTER TABLE unfit.store ADD CONSTRAINT tracked FOREIGN KEY (source_id, profile_id) REFERENCES unfit.store_profile
 	DEFERRABLE INITIALLY DEFERRED;
 CALL hrflow_refresh('unfit.store'); -- error
@@ -50,7 +50,7 @@ ALTER TABLE unfit.store_profile ADD CONSTRAINT due_once UNIQUE (due_at, profile_
 CALL hrflow_refresh('unfit.store'); -- error
 ALTER TABLE unfit.store_profile DROP CONSTRAINT due_once;
 
--- No privilege
+-- Lack of privileges
 REVOKE INSERT ON unfit.store FROM regress_hrflow_unfit;
 CALL hrflow_refresh('unfit.store'); -- error
 GRANT INSERT ON unfit.store TO regress_hrflow_unfit;
@@ -61,7 +61,7 @@ REVOKE UPDATE ON unfit.store_profile FROM regress_hrflow_unfit;
 CALL hrflow_refresh('unfit.store'); -- error
 GRANT UPDATE ON unfit.store_profile TO regress_hrflow_unfit;
 
--- A part that is elsewhere
+-- A partition that is a foreign table
 CREATE TABLE unfit.parts (LIKE unfit.store) PARTITION BY HASH (profile_id);
 CREATE TABLE unfit.part_0 PARTITION OF unfit.parts FOR VALUES WITH (MODULUS 2, REMAINDER 0);
 CREATE FOREIGN TABLE unfit.part_1 PARTITION OF unfit.parts FOR VALUES WITH (MODULUS 2, REMAINDER 1)
@@ -69,7 +69,7 @@ CREATE FOREIGN TABLE unfit.part_1 PARTITION OF unfit.parts FOR VALUES WITH (MODU
 CALL hrflow_refresh('unfit.parts', profiles => 'unfit.store_profile'); -- error
 DROP TABLE unfit.parts;
 
--- Nothing was asked for until now, and now all is
+-- No request was sent so far, but now all profiles are requested
 RESET ROLE;
 SELECT requests FROM hrflow_embed_stats;
 SET ROLE regress_hrflow_unfit;

@@ -1,11 +1,11 @@
 --
--- Bytes to vectors, and their similarity: no network
+-- Decoding and comparing vectors, without using the network
 --
 \set VERBOSITY terse
 
 CREATE EXTENSION hrflow_embed;
 
--- A NumPy file of one version, header and elements
+-- Return a NumPy file with the given version, header and elements
 CREATE FUNCTION npy(header text, elements bytea, version int DEFAULT 1)
 RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
 	SELECT '\x934e554d5059'::bytea || set_byte('\x0000', 0, version)
@@ -16,7 +16,7 @@ RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
 	FROM octet_length(header) n
 $$;
 
--- What is wrong with a payload
+-- Return the error for a payload
 CREATE FUNCTION problem(payload bytea)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -29,7 +29,7 @@ EXCEPTION WHEN invalid_binary_representation THEN
 END
 $$;
 
--- Every type in either byte order: 1, 2 and, where there is one, -1
+-- Every type in both byte orders: 1, 2 and, for signed types, -1
 SELECT descr, hrflow_decode_vector(npy(format(
 	'{''descr'': ''%s'', ''fortran_order'': False, ''shape'': (3,), }', descr), elements))
 FROM (VALUES
@@ -51,8 +51,8 @@ FROM (VALUES
 	('>i8', '\x00000000000000010000000000000002ffffffffffffffff'),
 	('<u8', '\x01000000000000000200000000000000ffffffffffffffff')) v(descr, elements);
 
--- Halves: the smallest, the largest below normal, the smallest normal, the
--- largest, and zeros of both signs
+-- Half precision: the smallest number, the largest subnormal, the smallest normal
+-- and the largest number, and zeros of both signs
 SELECT hrflow_decode_vector(npy('{"descr": "<f2", "fortran_order": False, "shape": (6,)}',
 	'\x0100ff030004ff7b00000080'));
 
@@ -65,7 +65,7 @@ FROM (VALUES (1, '(6,)', 'False'), (2, '(6,)', 'False'), (3, '(6,)', 'True'),
 	(1, '(2, 3)', 'True'), (1, '(6, 1)', 'False'), (1, '(3,2,)', 'True'),
 	(1, '(6L,)', 'False'), (2, '(2L, 3L)', 'False')) v(version, shape, fortran);
 
--- What is wrong with a NumPy file
+-- Invalid NumPy files
 SELECT header, problem(npy(header, '\x0000803f00000040'))
 FROM (VALUES
 	('{''descr'': ''|O'', ''fortran_order'': False, ''shape'': (2,)}'),
@@ -101,13 +101,13 @@ FROM (VALUES (3, '(2L,)'), (1, '(2LL,)'), (1, '(L,)'), (1, '(2l,)')) v(version, 
 SELECT problem(npy('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (0,)}', ''));
 SELECT problem(npy('{}', '', 4)), problem('\x934e554d5059'), problem('\x934e554d50590100ffff7b'), problem('\x934e554d505902001000');
 
--- Elements that a real cannot hold
+-- Elements that type real cannot represent
 SELECT problem(npy('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (2,)}', '\x0000803f0000c07f')) AS nan,
 	problem(npy('{''descr'': ''<f2'', ''fortran_order'': False, ''shape'': (1,)}', '\x007c')) AS infinity,
 	problem(npy('{''descr'': ''>f8'', ''fortran_order'': False, ''shape'': (1,)}', '\x7fe0000000000000')) AS overflow,
 	problem(npy('{''descr'': ''>f8'', ''fortran_order'': False, ''shape'': (1,)}', '\x0010000000000000')) AS underflow;
 
--- JSON
+-- JSON arrays
 SELECT payload, problem(payload::text::bytea)
 FROM (VALUES ('[1]'), (' [ 1 , -2.5e-1,3E+2, 0, -0, 0.1 ] '), ('[[1,2],[3,4]]'), ('[[1,2]]'),
 	('[1e-50, 1e-45, 1.1754942e-38, 3.4028235e38]'),
@@ -115,11 +115,11 @@ FROM (VALUES ('[1]'), (' [ 1 , -2.5e-1,3E+2, 0, -0, 0.1 ] '), ('[[1,2],[3,4]]'),
 	('[[[1]]]'), ('[1] 2'), ('["1"]'), ('[null]'), ('[NaN]'), ('[Infinity]'), ('[1e39]'), ('[-1e400]'),
 	('[01]'), ('[.5]'), ('[5.]'), ('[+1]'), ('[1e]'), ('[0x1]'), ('[1 2]'), ('{"embedding": [1]}')) v(payload);
 
--- More numbers than the payload's length made room for
+-- More numbers than memory was allocated for according to the length of the payload
 SELECT hrflow_decode_vector(convert_to('[' || repeat('1,', 9999) || '2]', 'UTF8'))
 	= array_append(array_fill(1::real, ARRAY[9999]), 2::real) AS all_of_them;
 
--- As PostgreSQL itself reads them
+-- The result is the same as that of PostgreSQL's input function
 SELECT count(*) AS numbers,
 	count(*) FILTER (WHERE float4send((hrflow_decode_vector(convert_to('[' || number || ']', 'UTF8')))[1])
 		IS DISTINCT FROM float4send(number::real)) AS different
@@ -128,7 +128,7 @@ FROM (SELECT format('%s%s.%se%s', CASE WHEN i % 2 = 0 THEN '-' END, i % 10,
 	FROM (SELECT i, translate(encode(sha512(i::text::bytea), 'hex'), 'abcdef', '123456') AS md5num
 		FROM generate_series(1, 20000) i) s) t;
 
--- Just at, below and above the midpoint of two reals
+-- Numbers at, just below and just above the midpoint of two reals
 SELECT left(number, 60) AS number, hrflow_decode_vector(convert_to('[' || number || ']', 'UTF8')) = ARRAY[number::real] AS same
 FROM (VALUES ('16777217'), ('16777217.0000000000000000000000001'), ('16777216.9999999999999999999999'),
 	('33554434'), ('33554433.99999999999999999999'), ('1.00000005960464477539062500000'),
@@ -148,10 +148,10 @@ SELECT payload, problem(payload::bytea)
 FROM (VALUES (''), (' '), ('P4AAAA=='), ('P4AAAA'), ('P4AAAA='), ('P4AAAB=='), ('P4AAAA==='), ('P4AA=A=='),
 	('P4AAAEAA'), ('P-AAAA=='), ('f8AAAA=='), ('f4AAAA=='), ('<html>'), ('====')) v(payload);
 
--- NULL is NULL
+-- The functions return NULL for NULL
 SELECT hrflow_decode_vector(NULL) IS NULL AS decoded, hrflow_cosine_similarity(NULL, '{1}') IS NULL AS similarity;
 
--- Similarity
+-- Cosine similarity
 SELECT a, b, round(hrflow_cosine_similarity(a, b)::numeric, 12) AS similarity
 FROM (VALUES ('{1,0}'::real[], '{0,1}'::real[]), ('{1,2,3,4,5}', '{2,4,6,8,10}'), ('{1,1}', '{-1,-1}'),
 	('{3,4}', '{4,3}'), ('{1e38,1e38}', '{1e38,1e38}'), ('{1e-40,0}', '{1e-45,0}'), ('{-7}', '{3}'),
