@@ -1,20 +1,21 @@
 # hrflow_embed: HrFlow.ai embeddings from SQL
 #
-# Everyday targets
+# Targets:
 #   make, make install    build and install for the PostgreSQL of PG_CONFIG
-#   make installcheck     run the suites against a running server
+#   make installcheck     run all tests with a running server
 #   make installcheck-citus  run the statements of docs/scaling.md on a Citus cluster
-#   make check            all of it, on a private server and a stand-in API
-#   make demo             the main job, shown
-#   make check-versions   make check on PostgreSQL 17, 18 and 19
+#   make check            run all tests with a private server
+#   make demo             demonstrate the main features
+#   make check-versions   run "make check" on PostgreSQL 17, 18 and 19
 #   make check-packages   build and test the Debian packages
-#   make check-long       what takes long, check-packages included
-#   make check-asan       make check under address and undefined sanitizers
-#   make check-valgrind   the regress suites under Valgrind
-#   make coverage         which lines of src the suites reach
-#   make analyze          what compilers and checkers say of src
-#   make bench            the benchmarks
-#   make dist             archives of the release, from the last commit
+#   make check-long       run slow tests, and check-packages
+#   make check-asan       run "make check" with AddressSanitizer and
+#                         UndefinedBehaviorSanitizer
+#   make check-valgrind   run the regression tests in Valgrind
+#   make coverage         report the lines of src that the tests reach
+#   make analyze          check src with static analyzers
+#   make bench            run the benchmark
+#   make dist             make archives of the release from the last commit
 #   make indent           format the C and Perl sources
 
 GATES = check check-versions check-packages check-long check-asan \
@@ -22,9 +23,8 @@ GATES = check check-versions check-packages check-long check-asan \
 
 ifneq (,$(filter $(GATES),$(MAKECMDGOALS)))
 
-# The gates bring their own copy, PostgreSQL and server: on a machine that has
-# none of it yet, there is nothing to include. Other goals beside them are for
-# a make of their own.
+# These targets copy the sources and install PostgreSQL themselves, so PGXS may not
+# exist yet and is not included. Other goals are passed to another make.
 .PHONY: $(MAKECMDGOALS)
 
 check check-long check-asan check-valgrind coverage analyze demo bench:
@@ -42,16 +42,16 @@ EXTENSION = hrflow_embed
 MODULE_big = hrflow_embed
 PGFILEDESC = "hrflow_embed - HrFlow.ai embeddings from SQL"
 
-# The folder of this file; "make -f" builds in another one.
+# The directory of this file. "make -f" builds in another one.
 TOP := $(dir $(firstword $(MAKEFILE_LIST)))
-# The names of files in that folder, relative to it.
+# The names of files in that directory, relative to it.
 files = $(sort $(patsubst $(TOP)%,%,$(wildcard $(addprefix $(TOP),$(1)))))
 
 DATA := $(call files,sql/hrflow_embed--*.sql)
 OBJS := $(patsubst %.c,%.o,$(call files,src/*.c src/*/*.c))
 OWN_HEADERS := $(addprefix $(TOP),$(call files,src/*.h src/*/*.h))
 
-# The version is written in the control file alone.
+# The version is defined in the control file.
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(TOP)hrflow_embed.control)
 
 CURL_CONFIG = curl-config
@@ -59,10 +59,9 @@ PG_CPPFLAGS = -I$(TOP)src -DHRFLOW_EMBED_VERSION='"$(EXTVERSION)"' \
 	$(shell $(CURL_CONFIG) --cflags)
 SHLIB_LINK = $(shell $(CURL_CONFIG) --libs) -lz
 
-# Inputs are in test/sql. Expected results are looked for in expected/, below
-# the current folder: the suites run from this one only.
-# Expanded at once, for PGXS asks whether they are empty: a suite without tests
-# is not run.
+# The inputs of regression tests are in test/sql. pg_regress looks for expected/ in the
+# current directory, so the tests can only be run in this one. Expand these variables
+# immediately, because PGXS tests whether they are empty.
 REGRESS := $(patsubst test/sql/%.sql,%,$(call files,test/sql/*.sql))
 REGRESS_OPTS = --inputdir=$(TOP)test
 PROVE_TESTS := $(call files,test/t/*.pl)
@@ -73,21 +72,20 @@ PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
 # Objects depend on all headers, even if PostgreSQL was not configured to track
-# dependencies. Their folders are named in full, or make would find those of
-# the sources instead, when it builds elsewhere.
+# dependencies. Use absolute names of directories, because make would otherwise find
+# those of the sources when it builds in another directory.
 FOLDERS := $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS))))
 $(OBJS): $(OWN_HEADERS) $(TOP)Makefile $(TOP)hrflow_embed.control | $(FOLDERS)
 
 $(FOLDERS):
 	@mkdir -p $@
 
-# Loops over the elements of vectors, and the characters of links.
+# Vectorize loops over the elements of vectors and the characters of links.
 $(addprefix src/ask/,vector.o similarity.o products.o npy.o numbers.o base64.o json.o): CFLAGS += $(CFLAGS_VECTORIZE)
 
-# Both kinds of suites get a stand-in API. PostgreSQL's own definitions are
-# expanded when their recipe runs, and run a program each: it is put behind
-# with-api. TAP tests configure servers of their own, so the settings for the
-# running one are kept from them.
+# Run regression and TAP tests by with-api, which starts a stand-in for the API. This
+# redefines variables of PGXS, which are expanded when their recipe runs. TAP tests
+# configure servers of their own, so remove the settings for the running server.
 TEST_DIR := $(abspath $(srcdir)/test)
 pg_regress_installcheck = $(TEST_DIR)/with-api \
 	$(top_builddir)/src/test/regress/pg_regress --bindir='$(bindir)' \
@@ -95,13 +93,13 @@ pg_regress_installcheck = $(TEST_DIR)/with-api \
 PROVE := $(TEST_DIR)/with-api env -u PGOPTIONS $(TEST_DIR)/prove-counted
 override PROVE_FLAGS += -I $(TEST_DIR)/perl
 
-# Not part of installcheck, for it needs a cluster: see test/scale/README.md.
+# Not part of installcheck, because it needs a cluster; see test/scale/README.md.
 .PHONY: installcheck-citus
 installcheck-citus:
 	@$(TEST_DIR)/scale/run
 
-# What is committed, as PGXN wants it: versions have three parts, and all files
-# are in a folder named after the release.
+# Archives for PGXN, which requires versions of three parts, and a directory named
+# after the release that contains all files.
 RELEASE = $(EXTENSION)-$(EXTVERSION).0
 
 .PHONY: dist

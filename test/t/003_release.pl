@@ -1,6 +1,5 @@
-# The files that describe a release agree with the control file and with each
-# other.  The version is written in the control file; formats of other tools
-# want it in their own.
+# The files that describe a release agree with each other.  The version is defined in
+# the control file, but the formats of other tools require it in their own files.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -8,7 +7,7 @@ use JSON::PP;
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
-# PGXS runs the suite in the folder of the sources or in another one.
+# PGXS may run the tests in the directory of the sources or in another one.
 my $root = dirname(__FILE__) . '/../..';
 
 sub read_file { return PostgreSQL::Test::Utils::slurp_file("$root/$_[0]"); }
@@ -25,14 +24,14 @@ is( $provided->{file},
 	'META.json names the script of that version.');
 foreach my $file (@$provided{qw(file docfile)})
 {
-	ok(-f "$root/$file", "META.json names $file, which exists.");
+	ok(-f "$root/$file", "The file $file named by META.json exists.");
 }
 
 # https://pgxn.org/spec/, version 1.0.0.
 my @missing =
   grep { !defined $meta->{$_} } qw(name version abstract maintainer license provides meta-spec);
-is("@missing", '', 'META.json has all fields that PGXN demands.');
-is($meta->{'meta-spec'}{version}, '1.0.0', 'META.json names the version of its specification.');
+is("@missing", '', 'META.json has all fields that PGXN requires.');
+is($meta->{'meta-spec'}{version}, '1.0.0', 'META.json has the version of the specification.');
 
 like(
 	read_file('CHANGELOG.md'),
@@ -44,7 +43,7 @@ like(
 #
 SKIP:
 {
-	skip 'the archive of a release has no packaging', 6 unless -d "$root/debian";
+	skip 'archives of a release do not contain debian/', 6 unless -d "$root/debian";
 
 	my ($packaged, $distribution, $packager) =
 	  read_file('debian/changelog') =~ /^hrflow-embed \(([^-)]+)-[^)]+\) (\S+);.*?^ -- (.*?)  /ms;
@@ -63,7 +62,7 @@ SKIP:
 		read_file('debian/control.in') =~ s/PGVERSION/$oldest/gr,
 		'debian/control is debian/control.in for the oldest PostgreSQL.');
 	is(read_file('debian/pgversions'),
-		"$oldest+\n", 'Packages are built for the versions of PostgreSQL that META.json names.');
+		"$oldest+\n", 'Packages are built for the versions of PostgreSQL in META.json.');
 	is(read_file('debian/copyright') =~ s/^ \.?//mgr =~ s/.*?(?=^Permission)//msr,
 		$licence, 'debian/copyright has the text of LICENSE.');
 }

@@ -1,6 +1,5 @@
-# The SQL of the README and of docs runs as it stands there, against a stand-in,
-# as a superuser would run it from its first block to its last; and where a recipe
-# promises something, its result is looked at.
+# The SQL of the README and of docs works as printed, executed by a superuser from
+# the first block of each page to the last, and recipes have the promised results.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -25,7 +24,7 @@ my $node = Hrflow::Node->new(
 
 sub value_of { return $node->safe_psql('postgres', $_[0]); }
 
-# What the README takes for granted: candidates, a role, the key's file.
+# Create what the README assumes: candidates, a role, and the file of the key.
 value_of(
 	q{DROP EXTENSION hrflow_embed;
 	CREATE TABLE candidate (name text, city text, hrflow_id text);
@@ -35,12 +34,12 @@ value_of(
 value_of('CREATE EXTENSION vector')  if $has_pgvector;
 value_of('CREATE EXTENSION pg_cron') if $has_pg_cron;
 
-# The key of another account, which this one's API does not accept
+# The key of another account, which the stand-in does not accept
 my $other_key_file = $node->key_file . '2';
 PostgreSQL::Test::Utils::append_to_file($other_key_file, "askr_fedcba9876543210fedcba9876543210\n");
 chmod 0600, $other_key_file or die;
 
-# Vectors of candidates that are those of their profiles, not of their skills
+# Count candidates that have the vectors of their profiles, rather than skills
 my $right_vectors = q{
 	SELECT count(*) FROM candidate c JOIN candidate_embedding e ON e.profile_id = c.hrflow_id
 	WHERE e.section = 'profile' AND e.vector::real[] = c.embedding};
@@ -50,7 +49,7 @@ sub requests_of_profiles
 	return grep { $_->{path} =~ m{/profile/embedding} } $api->log;
 }
 
-# Runs a statement as the role "recruiter".
+# Run a statement as the role "recruiter".
 sub as_recruiter
 {
 	my ($sql) = @_;
@@ -64,9 +63,9 @@ sub as_recruiter
 }
 
 #
-# What is to be seen of blocks.  A block is found by a pattern.  Before it runs,
-# "before" is executed; "prints" is what it prints, without alignment; "then" is
-# called with a name that says what it looks at.
+# Checks of the results of blocks.  A block is found by a pattern.  "before" is
+# executed before the block, its unaligned output must match "prints", with the
+# label "name", and finally "then" is called.
 #
 my $element = qr/(?:(?:Ada|Bob|Cleo)\|ok\|\{.*|\|invalid_request\|\|.+)/;
 my $begins_with_nurses = qr/\A(nurse \d+\|.*\n){9}nurse \d+\|.*\z/;
@@ -74,26 +73,25 @@ my %looks = (
 	'README.md' => [
 		[   qr/^ALTER SYSTEM/m,
 			prints => qr/"api_key_permission": "read"/,
-			name => 'hrflow_auth() prints what the key permits' ],
+			name => 'hrflow_auth() prints the permissions of the key' ],
 		[   qr/^GRANT EXECUTE/,
 			then => sub {
 				is( as_recruiter(
 						"SELECT count(hrflow_profile_embedding('acme', hrflow_id)) FROM candidate"),
 					'3',
-					"the README's GRANTs let the recruiter run its first query");
+					"a recruiter can run the first query after the README's GRANTs");
 			}
 		],
 		[   qr/'PROFILE_ID', '\{"profile": 1, "skills": 1\}'/,
 			prints => qr/\A\{"skills": "http.*", "profile": "http.*"\}\z/,
-			name => 'one profile has the sections that were asked for' ],
+			name => 'the request for one profile returns the requested sections' ],
 		[   qr/^WITH .* hrflow_profile_embeddings/ms,
 			prints => qr/\A1\|$element\n2\|$element\n3\|$element\n4\|$element\z/,
-			name => 'the batch has a status for each element' ],
+			name => 'the batch of the README returns a status for each element' ],
 		[   qr/^SELECT hrflow_create_store/m,
 			then => sub {
 				is(value_of($right_vectors),
-					'3',
-					"the README's UPDATE stores the vectors of the profiles, not of their skills");
+					'3', "the README's UPDATE stores the vectors of profiles, not of skills");
 			}
 		],
 		[   qr/^SELECT hrflow_schedule/m,
@@ -103,19 +101,19 @@ my %looks = (
 						SELECT cron.unschedule(jobid) FROM cron.job'
 					),
 					"* * * * *|t\nt",
-					"the README's call of hrflow_schedule() makes one job");
+					"the README's call of hrflow_schedule() creates one job");
 			}
 		],
 		[   qr/hrflow_match/,
 			prints => qr/\A(Ada\|0\.\d+\nCleo|Cleo\|0\.\d+\nAda)\|0\.\d+\z/,
-			name => 'the ranking under a condition has the candidates in Paris' ] ],
+			name => 'the ranking under a condition returns the candidates in Paris' ] ],
 	'docs/operation.md' => [
 		[   qr/hrflow_cosine_similarity/,
 			prints => qr/\AAda\|(1|0\.99999\d*)\nCleo\|0\.\d+\nBob\|-?0\.\d+\z/,
-			name => 'the other nurse is the nearest to a nurse' ],
+			name => 'the cosine similarity finds that another nurse is nearest to a nurse' ],
 		[   qr/<=>/,
 			prints => qr/\Anurse-[12]\nnurse-[12]\nwelder-1\z/,
-			name => "pgvector's nearest to a nurse are the nurses" ] ],
+			name => "the query with pgvector finds that nurses are nearest to a nurse" ] ],
 	'docs/recipes.md' => [
 		[   qr/purge cron/,
 			then => sub {
@@ -123,30 +121,32 @@ my %looks = (
 						'SELECT jobname FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
 					),
 					"purge cron.job_run_details\nt",
-					'docs/recipes.md purges the log of pg_cron by a job');
+					'the recipe for pg_cron creates a job that purges its log');
 			}
 		],
 		[   qr/profile_references/,
 			prints => qr/\Anurse-7\|ok\|1024\z/,
-			name => 'a profile is found by its reference' ],
+			name => 'the recipe for ids finds a profile by its reference' ],
 		[   qr/^DO/,
 			before => q{UPDATE candidate SET embedding = NULL WHERE name <> 'Ada'},
 			then => sub {
-				is(value_of($right_vectors), '3', 'chunks store the vectors that were missing');
+				is(value_of($right_vectors),
+					'3', 'the recipe for chunks stores the vectors that were missing');
 				is( join(' ',
 						sort map { $_->{query} =~ /profile_id=([^&]*)/ } requests_of_profiles()),
 					'nurse-2 welder-1',
-					'chunks ask for no profile whose vector is stored');
+					'the recipe for chunks requests no profile whose vector is stored');
 			}
 		],
 		[   qr/LATERAL/,
 			before => 'UPDATE candidate SET embedding = NULL',
 			then => sub {
-				is(value_of($right_vectors), '3', 'vectors of several sources are stored');
+				is(value_of($right_vectors),
+					'3', 'the recipe for several sources stores all vectors');
 				is( join(' ',
 						sort map { $_->{query} =~ /source_id=([^&]*)/ } requests_of_profiles()),
 					'acme acme other',
-					'each profile is asked for in its own source');
+					'the recipe for several sources requests each profile from its source');
 			}
 		],
 		[   qr/source_column/,
@@ -154,51 +154,51 @@ my %looks = (
 				is( value_of(
 						'SELECT source_id, profile_id FROM source_embedding ORDER BY profile_id'),
 					"acme|nurse-1\nacme|nurse-2\nother|welder-1",
-					'a store takes the source of each row from its column');
+					'the recipe for a source column tracks each profile in its source');
 			}
 		],
 		[   qr/VIEW candidate_link/,
 			prints => qr/\AAda\|http\S+\z/,
-			name => 'the view has the link of the row asked for',
+			name => 'the view over single calls returns the link of the requested row',
 			then => sub {
-				is(scalar(requests_of_profiles()),
-					1, 'the view sends a request for the row that is returned, and for no other');
+				is(scalar(requests_of_profiles()), 1,
+					'the view over single calls sends a request only for the row that is returned');
 			}
 		],
 		[   qr/VIEW candidate_profile_vector/,
 			then => sub {
 				is(value_of('SELECT count(*) FROM candidate_profile_vector'),
-					'3', 'the view over the store has the vectors of the profiles');
+					'3', 'the view over the store returns the vectors of the profiles');
 			}
 		],
 		[   qr/batch_timeout/,
 			prints => qr/\Ainvalid_request\|1\nok\|3\z/,
-			name => 'a batch within batch_timeout has all its rows' ],
+			name => 'a batch that ends within batch_timeout returns all rows' ],
 		[   qr/^ALTER ROLE recruiter/,
 			then => sub {
 				like(
 					as_recruiter("SELECT hrflow_profile_embedding('acme', 'nurse-1')"),
 					qr/HrFlow API refused the API key/,
-					"a role's own file of the key is used in its sessions");
+					"sessions of a role with its own key file use that key");
 				like(value_of("SELECT hrflow_profile_embedding('acme', 'nurse-1')"),
-					qr/^\{/, "another role's sessions use the key of the configuration");
+					qr/^\{/, "sessions of other roles use the key of the configuration");
 			}
 		] ],
 	'docs/troubleshooting.md' => [
 		[   qr/GROUP BY status/,
 			prints => qr/\Aok\|200\|\|3\ninvalid_request\|\|.+\|1\z/,
-			name => 'the statuses of a batch are counted' ] ],
+			name => 'the query for statuses counts those of a batch' ] ],
 	'docs/refresh.md' => [
 		[   qr/CREATE TABLE talent.candidate/,
 			prints => qr/^(Ada|Bob)\|profile\|.*\n(?!\1)(?:Ada|Bob)\|profile\|/m,
-			name => 'the store has the vectors of the candidates' ],
+			name => 'the first store of docs/refresh.md has the vectors of the candidates' ],
 		[   qr/^SELECT hrflow_schedule\('talent.embedding_2'/m,
 			then => sub {
 				is( value_of(
 						'SELECT jobname FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
 					),
 					"hrflow_refresh postgres.talent.embedding_2\nt",
-					'of the store beside the first there is a job, and of the first there is none');
+					'the recipe for another model leaves a job for the new store only');
 			}
 		],
 		[   qr/^SELECT hrflow_schedule\('talent.embedding',/m,
@@ -207,12 +207,13 @@ my %looks = (
 						'SELECT jobname FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
 					),
 					"hrflow_refresh postgres.talent.embedding\nt",
-					"docs/refresh.md's call of hrflow_schedule() makes the job of the store");
+					"the call of hrflow_schedule() in docs/refresh.md creates the job of the store"
+				);
 			}
 		],
 		[   qr/^SELECT tracked, due/,
 			prints => qr/\A2\|0\|0\|2\|0\|0\|0\|\n0\z/,
-			name => 'all profiles of the store are fetched' ] ],
+			name => 'hrflow_store_status() shows that all profiles were fetched' ] ],
 	'docs/ranking.md' => [
 		[   qr/\ASELECT c.name, m.similarity\n.*hrflow_job_vector\('nurse-job'\)\)\) m/,
 			prints => $begins_with_nurses,
@@ -266,7 +267,7 @@ my %looks = (
 			}
 		] ]);
 
-# Runs a block, and says whether it succeeded and printed nothing but INFO.
+# Run a block, and check that it succeeds with no messages other than INFO.
 sub run_block
 {
 	my ($block, $name, @looks) = @_;
@@ -302,7 +303,7 @@ foreach my $file ('README.md',
 	my @looks = @{ $looks{$file} };
 	my %used;
 
-	cmp_ok(scalar(@blocks), '>=', 1, "$file has SQL");
+	cmp_ok(scalar(@blocks), '>=', 1, "$file contains blocks of SQL");
 	foreach my $block (@blocks)
 	{
 		my @numbers = grep { $block =~ $looks[$_][0] } 0 .. $#looks;
@@ -310,32 +311,32 @@ foreach my $file ('README.md',
 		@used{@numbers} = ();
 		SKIP:
 		{
-			skip 'pgvector cannot be installed', 1
+			skip 'pgvector is not available', 1
 			  if !$has_pgvector && $block =~ /\bvector\(|hnsw/;
-			skip 'pg_cron cannot be installed', 1
+			skip 'pg_cron is not available', 1
 			  if !$has_pg_cron && $block =~ /SELECT (?:hrflow_|cron\.)schedule/;
 			run_block($block, $file, map { my (undef, %look) = @{ $looks[$_] }; \%look } @numbers);
 		}
 	}
-	is(scalar(keys %used), scalar(@looks), "$file has every recipe whose result is looked at");
+	is(scalar(keys %used), scalar(@looks), "$file contains every recipe whose result is checked");
 }
 
-cmp_ok(-s "$root/README.md", '<=', 10_000, 'the README has at most 10 kB');
+cmp_ok(-s "$root/README.md", '<=', 10_000, 'README.md has at most 10 kB');
 
-# The drawing has every file: "store.c, store.h" and "refresh.c, .h" name two.
+# The drawing contains every file.  "store.c, store.h" and "refresh.c, .h" name two.
 my ($drawing) =
   PostgreSQL::Test::Utils::slurp_file("$root/docs/hacking.md") =~ /^## How it works$(.*?)^## /ms;
 $drawing =~ s/\b(\w+)\.c, \.h\b/$1.c, $1.h/g;
 is(join(' ', grep { $drawing !~ /\b\Q$_\E\b/ } map { s{.*/}{}r } glob("$root/src/{,*/}*.[ch]")),
-	'', 'every file of src is named in the drawing of docs/hacking.md');
+	'', 'the drawing in docs/hacking.md names every file of src');
 
 my $sources = join "\n", map { PostgreSQL::Test::Utils::slurp_file($_) } glob("$root/src/{,*/}*.c");
 my %sql = map { $_ => 1 } qw(hrflow_refresh hrflow_match hrflow_track_table
   hrflow_profile_embedding hrflow_profile_vectors);
 is(join(' ', grep { !$sql{$_} && $sources !~ /^\Q$_\E\(/m } $drawing =~ /\b(hrflow_\w+)\(\)/g),
-	'', 'every function that the drawing names is in src');
+	'', 'every function that the drawing in docs/hacking.md names exists');
 
-# Links between the pages lead to files and headings that exist.
+# Links between pages
 my @dead;
 foreach my $file ('README.md', map { s{^\Q$root\E/}{}r } glob("$root/docs/*.md"))
 {
@@ -358,6 +359,6 @@ foreach my $file ('README.md', map { s{^\Q$root\E/}{}r } glob("$root/docs/*.md")
 		push @dead, "$file: $path#$anchor" unless grep { $_ eq $anchor } @anchors;
 	}
 }
-is(join("\n", @dead), '', 'the links between the pages lead somewhere');
+is(join("\n", @dead), '', 'links between pages lead to existing files and headings');
 
 done_testing();

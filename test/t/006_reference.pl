@@ -1,8 +1,7 @@
-# docs/reference.md says what the catalog and the sources say.  Functions with
-# their arguments and results, settings, statuses with their SQLSTATEs, columns
-# and the rights of PUBLIC are compared in both directions: whatever is missing on
-# either side, or differs, is a failure.  The other pages name no function,
-# setting or message that does not exist.
+# docs/reference.md agrees with the catalog and the sources.  Functions with their
+# arguments and results, settings, statuses with their SQLSTATEs, columns and the
+# privileges of PUBLIC are compared in both directions.  The other pages do not name
+# functions, settings or messages that do not exist.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -20,7 +19,8 @@ sub rows_of   { return split(/\n/, $node->safe_psql('postgres', $_[0])); }
 
 my $reference = read_file('docs/reference.md');
 
-# Lines in byte order, so that neither a collation nor the order of the page matters
+# Sort lines in byte order, so that neither a collation nor the order of the page
+# matters
 sub sorted
 {
 	return join("\n", sort @_) . "\n";
@@ -34,7 +34,8 @@ sub section_of
 	return $section // '';
 }
 
-# The first cells of the rows of the tables below a heading, without backquotes
+# Return the first cells of each row of the tables below a heading, without
+# backquotes
 sub cells_below
 {
 	my ($page, $heading, $columns) = @_;
@@ -67,32 +68,33 @@ while ($reference =~ /^### (hrflow_\w+)\n\n```\n(.*?)\n```\n/msg)
 
 	$signature =~ s/\(\s+/(/g;
 	$signature =~ s/\s+/ /g;
-	like($signature, qr/^$name\(/, "$name is described below its own heading");
+	like($signature, qr/^$name\(/,
+		"the heading $name is followed by the signature of that function");
 	push @documented, $signature;
 }
 is(sorted(@documented), sorted(@functions),
-	'the reference has every function with its arguments, its defaults and its result, and no other'
-);
+	'the reference has exactly the existing functions, with arguments, defaults and results');
 
 my ($executable) = $reference =~ /^PUBLIC may execute (.*?)\. /ms;
 is( sorted($executable =~ /(hrflow_\w+)\(\)/g),
 	sorted(
 		rows_of("SELECT proname $members AND has_function_privilege('public', p.oid, 'EXECUTE')")),
-	'the reference names the functions that PUBLIC may execute, and no other');
+	'the reference names exactly the functions that PUBLIC may execute');
 
 my $ahead = read_file('docs/read_ahead.md');
 my ($read_ahead) = $ahead =~ /ahead of the rows, up to (.*?)\. /ms;
 my @read_ahead = rows_of("SELECT proname $members AND p.prosupport::text ~ 'hrflow_support'");
 is(sorted($read_ahead =~ /`(hrflow_\w+)`/g),
-	sorted(@read_ahead), 'docs/read_ahead.md lists the functions whose calls are read ahead');
+	sorted(@read_ahead),
+	'docs/read_ahead.md lists exactly the functions whose calls are read ahead');
 my @said_ahead =
   grep { $reference =~ /^### $_\n(?:(?!^##).)*read\s+ahead/ms } map { /^(\w+)/ } @functions;
 is(sorted(grep { $_ ne 'hrflow_support' } @said_ahead),
 	sorted(@read_ahead),
-	'the reference says of these functions, and of no other, that their calls are read ahead');
+	'the reference describes read-ahead for exactly the functions that support it');
 
 #
-# Settings.  The key is not in pg_settings at all: the page has a paragraph on it.
+# Settings, except the key, which pg_settings omits
 #
 my @settings = rows_of(
 	q{LOAD 'hrflow_embed';
@@ -102,10 +104,9 @@ my @settings = rows_of(
 		coalesce(min_val || ' to ' || max_val, array_to_string(enumvals, ', '), '-'),
 		context)
 	FROM pg_settings WHERE name LIKE 'hrflow\_embed.%'});
-is( sorted(cells_below($reference, 'Settings', 6)),
+is(sorted(cells_below($reference, 'Settings', 6)),
 	sorted(@settings),
-	'the reference has every setting with its type, default, unit, range and context, and no other'
-);
+	'the reference has exactly the existing settings, with all their properties');
 
 #
 # Columns
@@ -124,7 +125,7 @@ foreach my $view (
 				"SELECT attname || ' | ' || format_type(atttypid, NULL)
 				FROM pg_attribute WHERE attrelid = '$name'::regclass AND attnum > 0
 				ORDER BY attnum")),
-		"the reference has every column of $name with its type, in its order");
+		"the reference has the columns of $name with their types, in the right order");
 }
 
 $node->safe_psql('postgres', q{SELECT hrflow_create_store('name', 'real[]')});
@@ -147,10 +148,10 @@ is( sorted(map { split /, / } cells_below($refresh, 'What is put aside', 1)),
 	'docs/refresh.md has the columns of the table of vectors put aside');
 is( sorted(cells_below($refresh, 'What was erased', 1)),
 	sorted(rows_of(sprintf $columns_of, 'name_erased')),
-	'docs/refresh.md has the columns of the record of what was erased');
+	'docs/refresh.md has the columns of the record of erased profiles');
 
 #
-# Statuses and SQLSTATEs, as the sources have them
+# Statuses and SQLSTATEs, compared with the sources
 #
 my $sources =
   join("\n", map { PostgreSQL::Test::Utils::slurp_file($_) } glob("$root/src/{,*/}*.c"));
@@ -166,19 +167,19 @@ my %status_code = $sources =~ /^\t\[(HRFLOW_\w+)\] = \{\s+\.sqlerrcode = (ERRCOD
 my %raised = map { ("$status_name{$_} | $sqlstate{ $status_code{$_} }" => 1) }
   grep { $status_code{$_} } keys %status_name;
 my @errors = section_of($reference, 'Errors') =~ /\| (`\w+` \| \w+) \|$/mg;
-cmp_ok(scalar(keys %raised), '>=', 16, 'the sources name statuses and their SQLSTATEs');
+cmp_ok(scalar(keys %raised), '>=', 16, 'statuses and their SQLSTATEs are found in the sources');
 is( sorted(map { s/`//gr } @errors),
 	sorted(keys %raised),
-	'the reference has every status with the SQLSTATEs that it is raised with, and no other');
+	'the reference has exactly the existing statuses, with their SQLSTATEs');
 
 my %known = map { ($_ => 1) } values %sqlstate;
 my @codes = map { /\b([0-9A-Z]{5})\b/g } $reference =~ /^\*Errors:\* (.*?)\n\n/msg;
-cmp_ok(scalar(@codes), '>=', 50, 'the reference has SQLSTATEs of functions');
-is(join(' ', grep { !$known{$_} } @codes),
-	'', 'the SQLSTATEs of the reference are all of PostgreSQL');
+cmp_ok(scalar(@codes), '>=', 50, 'SQLSTATEs of functions are found in the reference');
+is(join(' ', grep { !$known{$_} } @codes), '',
+	'all SQLSTATEs in the reference exist in PostgreSQL');
 
 #
-# What the pages for users name exists
+# Functions and settings that the pages for users name
 #
 my %exists = map { ($_ => 1) } map { /^(\w+)/ } @functions;
 my %setting = map { ("hrflow_embed.$_" => 1) } 'api_key', map { /^(\w+)/ } @settings;
@@ -192,13 +193,13 @@ foreach my $page ('README.md',
 
 	delete @names{qw(hrflow_embed hrflow_embed_stats hrflow_id)};
 	is(join(' ', grep { !$exists{$_} } sort keys %names),
-		'', "the functions that $page names exist");
+		'', "all functions that $page names exist");
 	is(join(' ', grep { !$setting{$_} } sort keys %settings),
-		'', "the settings that $page names exist");
+		'', "all settings that $page names exist");
 }
 
 #
-# The headings of the page of symptoms that are messages: ours, or PostgreSQL's
+# Messages that are headings of docs/troubleshooting.md
 #
 my @messages =
   map { s/"\s*\n\s*"//gr } $sources =~ /"((?:[^"\\\n]|\\.)+(?:"\s*\n\s*"(?:[^"\\\n]|\\.)+)*)"/g;
@@ -211,10 +212,11 @@ foreach my $message (@messages)
 	push @patterns, join('.+', map { quotemeta } @parts) if length(join('', @parts)) >= 10;
 }
 my @headings = read_file('docs/troubleshooting.md') =~ /^### "(.*)"$/mg;
-cmp_ok(scalar(@headings), '>=', 10, 'the page of symptoms has messages as headings');
+cmp_ok(scalar(@headings), '>=', 10, 'docs/troubleshooting.md has messages as headings');
 foreach my $heading (@headings)
 {
-	ok((grep { $heading =~ /^$_$/ } @patterns), "a message of the sources reads: $heading");
+	ok((grep { $heading =~ /^$_$/ } @patterns),
+		"a heading of docs/troubleshooting.md is a message of the sources: $heading");
 }
 
 done_testing();

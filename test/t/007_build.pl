@@ -1,6 +1,6 @@
-# The extension builds in its folder and outside of it, installs what a package
-# needs and nothing else, and leaves nothing behind; and the check of the
-# sources' layers finds what it looks for.  None of this is SQL.
+# The extension can be built inside and outside of its directory, installs exactly
+# the files that a package needs, and cleans up; and the check of the layers detects
+# violations.  None of this can be tested in SQL.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename          qw(dirname);
@@ -15,10 +15,10 @@ my $source = PostgreSQL::Test::Utils::tempdir();
 my $elsewhere = PostgreSQL::Test::Utils::tempdir();
 my $destination = PostgreSQL::Test::Utils::tempdir();
 
-# We may be run by a make ourselves, whose targets and variables are not ours.
+# Ignore the options of a make that may be running this test.
 delete @ENV{qw(MAKEFLAGS MFLAGS MAKELEVEL)};
 
-# The files below a folder, relative to it.
+# Return the files below a directory, relative to it.
 sub files_in
 {
 	my ($folder) = @_;
@@ -28,7 +28,7 @@ sub files_in
 	return sort @files;
 }
 
-# Runs make in a folder; returns whether it succeeded.
+# Run make in a directory, and return whether it succeeded.
 sub make
 {
 	my ($folder, @arguments) = @_;
@@ -45,13 +45,14 @@ find(sub { unlink if /\.(o|bc|gcno|gcda)$/ }, $source);
 my @sources = files_in($source);
 
 #
-# In the folder of the sources
+# Builds in the directory of the sources
 #
-ok(make($source, 'src/module.o', 'src/base/clock.o'), 'objects are built beside their sources');
+ok( make($source, 'src/module.o', 'src/base/clock.o'),
+	'objects can be built in the directory of the sources');
 is( join(' ', grep { /\.o$/ } files_in($source)),
 	'src/base/clock.o src/module.o',
-	'objects are named as their sources');
-ok(make($source, '-q', 'src/module.o'), 'an object is up to date after it was built');
+	'objects are in the same directories as their sources');
+ok(make($source, '-q', 'src/module.o'), 'an object is up to date after it has been built');
 utime(2, 2, "$source/src/module.o")                         or die;
 utime(1, 1, map { "$source/$_" } grep { !/\.h$/ } @sources) or die;
 ok(!make($source, '-q', 'src/module.o'), 'an object is out of date when a header is newer');
@@ -59,20 +60,21 @@ ok(make($source, 'clean'), 'make clean succeeds');
 is_deeply([ files_in($source) ], \@sources, 'make clean leaves nothing but the sources');
 
 #
-# In another one
+# Builds in another directory
 #
 my @from = ('-f', "$source/Makefile");
-ok(make($elsewhere, @from), 'the extension is built outside of its folder');
+ok(make($elsewhere, @from), 'the extension can be built in another directory');
 ok(make($elsewhere, @from, 'install', "DESTDIR=$destination"), 'make install obeys DESTDIR');
 is( join(' ', sort map { s{.*/}{}r } files_in($destination)),
 	join(' ', sort 'hrflow_embed.control', 'hrflow_embed.so', map { s{.*/}{}r } <$source/sql/*>),
 	'the library, the control file and the scripts are installed, and nothing else');
-ok(make($elsewhere, @from, 'clean'), 'make clean succeeds outside of the folder');
-is_deeply([ files_in($elsewhere) ], [], 'make clean leaves nothing outside of the folder');
-is_deeply([ files_in($source) ], \@sources, 'a build outside of the folder writes nothing to it');
+ok(make($elsewhere, @from, 'clean'), 'make clean succeeds in another directory');
+is_deeply([ files_in($elsewhere) ], [], 'make clean in another directory removes all files');
+is_deeply([ files_in($source) ],
+	\@sources, 'a build in another directory writes nothing to that of the sources');
 
 #
-# The layers, of a few files with one line each
+# The check of the layers, with a few small files
 #
 foreach my $case (
 	[ undef, undef, '' ],
@@ -125,7 +127,7 @@ foreach my $case (
 		? "the check of the layers finds "
 		  . ($line =~ /\S/ ? $line : 'too many lines')
 		  . " in $where"
-		: 'the layers may be as they are');
+		: 'the check of the layers accepts files without violations');
 }
 
 done_testing();
