@@ -1,5 +1,5 @@
-# What takes long of batches: memory and time from 1,000 to 1,000,000 elements,
-# and a rate over a whole minute.
+# Slow tests of batches: memory and time with 1,000 to 1,000,000 elements, and the
+# rate limit over a whole minute.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -12,8 +12,8 @@ use Time::HiRes qw(time);
 my $api = Hrflow::StandIn->new('--log' => 5000);
 my $node = Hrflow::Node->new('long_batch', $api, shared_preload_libraries => 'hrflow_embed');
 
-# The arrays are made by another backend, and stored as they are: in the one that
-# is measured there is nothing but its argument.
+# Arrays are made by another backend and stored uncompressed, so that a backend
+# that is measured needs no memory for anything else.
 $node->safe_psql(
 	'postgres', q{
 	CREATE TABLE input (n int, ids text[]);
@@ -29,9 +29,9 @@ $node->safe_psql(
 			|| '/stat') FROM '.*\) (.*)'), ' ') f $$}
 );
 
-# Runs a batch so many times, in a backend of its own; returns what the last one
-# printed, the peak of memory and the array's size in MB, and for each profile the
-# microseconds that passed and those of CPU.
+# Run a batch several times in a new backend.  Return the counts printed by the last
+# run, the peak of memory and the size of the array in MB, and the elapsed time and
+# the CPU time for each profile in microseconds.
 sub measure
 {
 	my ($n, $times, $from) = (@_, 1, $api);
@@ -72,16 +72,18 @@ SKIP:
 		my $allowed = $base->{peak} + 8 + 64 * $n / 1024 / 1024 + $m->{array};
 
 		is($m->{counts}, "$n $n " . sum_to($n), "a batch of $n elements returns each once");
-		cmp_ok($m->{peak}, '<=', $allowed, sprintf '%d take %.1f MB where 1,000 take %.1f MB',
+		cmp_ok($m->{peak}, '<=', $allowed,
+			sprintf 'a batch of %d elements takes %.1f MB, and one of 1,000 %.1f MB',
 			$n, $m->{peak}, $base->{peak});
 		note(sprintf '%d: %.1f us each, %.1f MB, array %.1f MB',
 			$n, $m->{time}, $m->{peak}, $m->{array});
 	}
 
-	# Time grows with the number of profiles.  What passes is that of a server with
-	# a latency: what else this machine does counts for less.  It also hides what
-	# takes CPU, which is looked at by itself; a result that spills to disk takes
-	# some more.  A small batch is repeated, and they take turns.
+	# Time must be proportional to the number of profiles.  Use a server with a
+	# latency, so that other processes affect the elapsed time less.  Since this
+	# also hides the use of CPU, compare that separately; a result that spills to
+	# disk takes somewhat more.  Repeat a small batch, and alternate with the large
+	# one.
 	my $slow = Hrflow::StandIn->new('--log' => 0, '--latency' => 5);
 	my (@small, @large);
 	foreach my $round (1 .. 3)
@@ -98,12 +100,12 @@ SKIP:
 		cmp_ok(
 			$large, '<=',
 			$small * $limits{$what},
-			sprintf 'of 100,000 each takes %.1f us of %s, of 1,000 each %.1f us',
+			sprintf 'each of 100,000 elements takes %.1f us of %s, and each of 1,000 %.1f us',
 			$large, $what, $small);
 	}
 }
 
-# Four backends share 600 a minute, for two minutes and a bit
+# Four backends share a limit of 600 requests per minute, for more than two minutes
 $node->append_conf('postgresql.conf', 'hrflow_embed.max_requests_per_minute = 600');
 $node->reload;
 $api->reset;
@@ -116,7 +118,7 @@ my @running = map {
 } 1 .. 4;
 $_->finish foreach @running;
 my @ms = sort { $a <=> $b } map { $_->{ms} } $api->log;
-is(scalar(@ms), 1300, 'all of 1,300 requests are sent');
+is(scalar(@ms), 1300, 'four backends that share a rate limit send all of 1,300 requests');
 my ($most, $from, $fewest) = (0, 0, 1e9);
 foreach my $to (0 .. $#ms)
 {

@@ -1,8 +1,8 @@
-# Ranking at the size of a company's candidates: 20,000 profiles of 1,024
-# dimensions.  What pgvector's index finds is compared with an exact search,
-# and the exact search without pgvector with the same in plain SQL.  Takes
-# minutes, most of them for filling the store and building the index.  Then
-# 1,000,000 profiles of 64 dimensions, of which time and memory are looked at.
+# Ranking of 20,000 profiles of 1,024 dimensions, as many as a company might have:
+# results of an index of pgvector are compared with an exact search, and the time of
+# an exact search without pgvector with that of plain SQL.  Most of the time of this
+# test is for filling the store and building the index.  Then time and memory of
+# ranking 1,000,000 profiles of 64 dimensions are measured.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -19,7 +19,7 @@ $node->restart;
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# The statement's time in milliseconds, the best of three.
+# Return the time of a statement in milliseconds, the best of three.
 sub best_time
 {
 	my ($statement) = @_;
@@ -47,7 +47,8 @@ sub fill
 			FROM generate_series(1, $nprofiles) i"
 	);
 	sql("CALL hrflow_refresh('$store')");
-	is(sql("SELECT count(*) FROM $store"), $nprofiles, "$store has its vectors");
+	is(sql("SELECT count(*) FROM $store"),
+		$nprofiles, "store $store has the vectors of all profiles");
 	return;
 }
 
@@ -68,8 +69,8 @@ note(
 		$nprofiles, $ours, $theirs, $theirs / $ours));
 cmp_ok($theirs / $ours, '>=', 20, 'an exact search is 20 times as fast as with unnest and sum');
 
-# A million: each vector is one of a thousand halves and one of another thousand,
-# so that no two are alike.
+# Fill a store with different vectors, each of which consists of one of a thousand
+# first halves and one of a thousand second halves.
 sub fill_million
 {
 	my ($store, $nprofiles) = @_;
@@ -98,15 +99,15 @@ my $nearest = sql(
 			 FROM million ORDER BY similarity DESC LIMIT 10) AS nearest});
 
 is(sql("$best hrflow_match('million', $query)"),
-	$nearest, 'of a million profiles the ten best are those by definition');
+	$nearest, 'the ten best of a million profiles are those by definition');
 is( sql("$best hrflow_match('million', $query,
 			profiles => ARRAY(SELECT 'p' || i FROM generate_series(1, 1000000) i))"),
 	$nearest,
-	'a million profiles can be allowed');
+	'hrflow_match() can rank a million given profiles');
 is(sql("$best hrflow_match('million', $query, profiles => string_to_array('$nearest', ' '))"),
-	$nearest, 'ten of a million can be allowed');
+	$nearest, 'hrflow_match() can rank ten given profiles of a million');
 
-# In one session, so that what each search adds to its peak can be told.
+# Use a single session, so that the growth of its peak by each search is known.
 my $peak = q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');};
 my @peaks = split /\n/, sql(
 	"SET max_parallel_workers_per_gather = 0;
@@ -114,12 +115,13 @@ my @peaks = split /\n/, sql(
 	SELECT count(*) FROM million WHERE vector IS NULL; $peak
 	SELECT count(*) FROM hrflow_match('million', $query); $peak");
 cmp_ok($peaks[5] - $peaks[3],
-	'<', 4096, 'a search of a million takes no more memory than one of a quarter of them');
+	'<', 4096, 'a search among a million profiles takes no more memory than among 250,000');
 
 my ($quarter, $million) =
   map { best_time("SELECT count(*) FROM hrflow_match('$_', $query)") } 'quarter', 'million';
 note(sprintf('exact search of 250,000: %.0f ms; of 1,000,000: %.0f ms', $quarter, $million));
-cmp_ok($million / $quarter, '<=', 6, 'the time of an exact search is linear');
+cmp_ok($million / $quarter,
+	'<=', 6, 'the time of an exact search is proportional to the number of profiles');
 sql('DROP TABLE million, million_profile, quarter, quarter_profile');
 
 SKIP:
@@ -146,7 +148,7 @@ SKIP:
 		$all += keys %exact;
 	}
 	note(sprintf('recall at 10: %.3f', $found / $all));
-	cmp_ok($found / $all, '>=', 0.95, 'the index finds 95 % of the ten best');
+	cmp_ok($found / $all, '>=', 0.95, 'an index of pgvector finds 95 % of the ten best');
 }
 
 $node->stop('fast');

@@ -1,10 +1,12 @@
-# A whole database with a store goes to another server by pg_dump and pg_restore
-# and goes on there: the extension, the store and its states, the tracked table,
-# who may do what.  To a server of the same version; make check-long, as root,
-# has it also done to those that make check-versions has built roots of:
+# A database with a store can be moved to another server by pg_dump and pg_restore:
+# the extension, the store with its states, the tracked table and the privileges are
+# preserved, and the store can be refreshed.  The other server has the same version.
+# If run by root, make check-long also restores the dump into the versions whose roots
+# make check-versions has built.
 #
-#   HRFLOW_DUMP_TO=DIR     leaves the dump there
-#   HRFLOW_DUMP_FROM=DIR   restores one that was left there, and makes none
+# Environment variables:
+#   HRFLOW_DUMP_TO=DIR     write the dump to this directory, and keep it
+#   HRFLOW_DUMP_FROM=DIR   restore a dump from this directory, instead of making one
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -19,7 +21,7 @@ my %settings = (link_hosts => '127.0.0.1', max_attempts => 1);
 my $api = Hrflow::StandIn->new('--dim' => 64);
 my $dir = $ENV{HRFLOW_DUMP_FROM};
 
-# What must be the same there.  Times are, too.
+# Queries whose results must be the same after the restore
 my %picture = (
 	states => q{SELECT * FROM shop.embedding_profile ORDER BY source_id, profile_id COLLATE "C"},
 	vectors => q{SELECT md5(string_agg(
@@ -94,12 +96,13 @@ if (!$dir)
 		ALTER DATABASE postgres SET hrflow_embed.max_concurrency = 7});
 	$dir = $ENV{HRFLOW_DUMP_TO} // $node->basedir;
 
-	# Settings of the database come with pg_restore --create only.
+	# Settings of the database are restored only by pg_restore --create.
 	foreach my $command (
 		[ 'pg_dump', '-Fc', '-d', $node->connstr('postgres'), '-f', "$dir/shop.dump" ],
 		[ 'pg_dumpall', '--roles-only', '-d', $node->connstr('postgres'), '-f', "$dir/roles.sql" ])
 	{
-		ok(IPC::Run::run($command), "$command->[0] of PostgreSQL " . $node->pg_version);
+		ok(IPC::Run::run($command),
+			"$command->[0] of PostgreSQL " . $node->pg_version . ' succeeds');
 	}
 	open(my $file, '>', "$dir/picture.json") or die $!;
 	print $file encode_json({ version => $node->pg_version . '', %{ picture($store) } });
@@ -118,34 +121,37 @@ $there->safe_psql(
 	LOAD 'hrflow_embed';
 	ALTER DATABASE postgres SET hrflow_embed.max_concurrency = 7});
 
-# The superuser is there already.
+# Ignore the error for the superuser, which exists already.
 $there->psql('postgres', PostgreSQL::Test::Utils::slurp_file("$dir/roles.sql"), on_error_stop => 0);
 my $err;
 ok( IPC::Run::run(
 		[ 'pg_restore', '--exit-on-error', '-d', $there->connstr('postgres'), "$dir/shop.dump" ],
 		'2>', \$err),
-	"a dump of PostgreSQL $from is restored into $to") or diag($err);
+	"a dump of PostgreSQL $from can be restored into $to") or diag($err);
 
 my $store = bless { node => $there, api => $api, name => 'shop', owner => 'keeper' },
   'Hrflow::Store';
 my $after = picture($store);
-ok($after->{$_} eq $before->{$_}, "$_: they are as in the dump") foreach sort keys %picture;
-isnt($before->{$_}, '', "$_: there are some") foreach sort keys %picture;
+ok($after->{$_} eq $before->{$_}, "$_ are the same as before the dump") foreach sort keys %picture;
+isnt($before->{$_}, '', "$_ are not empty") foreach sort keys %picture;
 
-# It goes on
-is($store->states, 'due 3, failed 1, missing 1, ok 200',
-	'the profiles have the states of the dump');
+# Using the restored store
+is( $store->states,
+	'due 3, failed 1, missing 1, ok 200',
+	'the profiles have the same states as before the dump');
 $there->safe_psql('postgres',
 	q{SET ROLE reader; INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-9999')});
 is($store->sql(q{SELECT state FROM shop.embedding_profile WHERE profile_id = 'driver-9999'}),
-	'due', 'a row written by a role without rights on the store is tracked');
+	'due', 'a row written by a role without privileges on the store is tracked');
 $store->sql(q{UPDATE shop.candidate SET cv = 'newer' WHERE hrflow_id = 'welder-1'});
 $store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'cook-2'});
-is($store->states, 'due 5, failed 1, missing 1, ok 198', 'an UPDATE and a DELETE are tracked');
+is( $store->states,
+	'due 5, failed 1, missing 1, ok 198',
+	'an UPDATE and a DELETE of candidates are tracked');
 is($store->sql(q{SELECT count(*) FROM shop.embedding WHERE profile_id = 'cook-2'}),
-	0, 'a DELETE erases vectors');
+	0, 'a DELETE of a candidate erases vectors');
 like($there->error_of(q{SET ROLE reader; SELECT hrflow_track('shop.embedding', 'acme', '{a}')}),
-	qr/^42501/, 'a function that was not granted is refused');
+	qr/^42501/, 'a role cannot execute a function that was not granted to it');
 like(
 	$there->safe_psql(
 		'postgres',
@@ -154,7 +160,7 @@ like(
 		SET ROLE reader;
 		SELECT profile_id FROM hrflow_match('shop.embedding', :'vector', 1)}),
 	qr/^nurse-8$/m,
-	'a function that was granted works');
+	'a role can execute a function that was granted to it');
 
 my $printed = $store->call('max_attempts => 1');
 like(
@@ -167,21 +173,21 @@ like($store->call, qr/: 1 refreshed/,
 is($store->sql(q{SELECT hrflow_retry('shop.embedding')}),
 	1, 'hrflow_retry() makes a failed profile due');
 $store->call('max_attempts => 1');
-is($store->states, 'failed 1, missing 1, ok 203', 'all profiles end in the right state');
+is($store->states, 'failed 1, missing 1, ok 203', 'all profiles finally have the right states');
 is($store->wrong_vectors(q{profile_id !~ '^(fault|missing)'}),
-	0, 'all profiles have the right vectors');
+	0, 'all profiles finally have the right vectors');
 is( $store->sql(
 		q{SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme', NULL,
 			'{cv}')}
 	),
 	0,
-	'the triggers have missed no row');
+	'the restored triggers have missed no row');
 is( $store->sql(
 		q{SELECT hrflow_drop_store('shop.embedding');
 			SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal}
 	),
 	"\n0",
-	'the store can be dropped with its triggers');
+	'dropping a restored store drops its triggers');
 $there->stop;
 
 done_testing();

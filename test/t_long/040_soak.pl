@@ -1,8 +1,8 @@
-# Five minutes of everything at once, or HRFLOW_SOAK seconds: eight backends
-# call all there is to call, a tenth of what they ask for is faulty, they are
-# cancelled and terminated at random, and the stand-in goes down now and then.
-# Nothing crashes or hangs, nothing leaks, every element has its row and every
-# profile ends in its right state.
+# Everything at the same time, for five minutes or HRFLOW_SOAK seconds: eight backends
+# call all functions, a tenth of their requests have faults, backends are canceled and
+# terminated at random times, and the stand-in is restarted now and then.  Nothing
+# crashes, hangs or leaks, every element has its row, and every profile finally has the
+# right state.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -33,9 +33,9 @@ plan skip_all => '/proc is not available' unless -e '/proc/self/fd';
 note("HRFLOW_SEED=$seed HRFLOW_SOAK=$seconds");
 srand $seed;
 
-# What a fault makes of a profile, and of its vector.  A stand-in that is down
-# makes what it can of anything; one that was started anew does not know how
-# often it was asked.
+# Status of a profile, and of its vector, with each fault.  All requests may fail while
+# the stand-in is down, and after a restart it does not know which requests it has
+# received before.
 my %faults = (
 	'fault:reset' => [ 'connection_failed', 'connection_failed' ],
 	'fault:status=500' => [ 'http_error', 'http_error' ],
@@ -69,7 +69,7 @@ sql(qq{
 			ELSE (ARRAY['nurse', 'welder', 'cook', 'driver'])[1 + floor(random() * 4)] || '-'
 				|| floor(random() * 10000) END $$;
 
-	-- Is it what is to be expected?
+	-- Is this an expected status?
 	CREATE FUNCTION fits(id text, is_vector boolean, status text) RETURNS boolean
 		LANGUAGE sql STABLE AS $$
 		SELECT status IN ('connection_failed', 'timeout') OR status = ANY (string_to_array(
@@ -181,7 +181,8 @@ $store->sql(
 sql('GRANT pg_read_all_stats TO keeper');
 
 #
-# The backends: 0 to 3 survive, 4 to 7 may be terminated; 0 and 4 refresh.
+# The backends.  0 to 3 survive, and 4 to 7 may be terminated.  0 and 4 refresh the
+# store.
 #
 my $refresh =
 	q{CALL hrflow_refresh('shop.embedding', '}
@@ -253,7 +254,7 @@ while (time < $ends)
 
 		if (!eval { $session->{psql}->pump_nb; 1 } || !$session->{psql}->pumpable)
 		{
-			# Its backend was terminated, or it has been waited for in vain.
+			# The backend was terminated, or did not end in time.
 			$count{lost}++;
 			push @broken, "session $i: $@ $session->{err}"
 			  if $i < 4
@@ -302,9 +303,9 @@ foreach my $i (0 .. 7)
 note(join(', ', map { "$_ $count{$_}" } sort keys %count));
 
 #
-# Nothing broke
+# Unexpected errors
 #
-is_deeply(\@broken, [], 'no session met an unexpected error');
+is_deeply(\@broken, [], 'no session has an unexpected error');
 my $log = PostgreSQL::Test::Utils::slurp_file($node->logfile);
 unlike(
 	$log,
@@ -314,10 +315,11 @@ unlike(
 	$log,
 	qr/WARNING:  .*(leak|not closed)/,
 	'the server has not warned about a leak of its resources');
-cmp_ok($count{$_}, '>', 0, "there were some $_") foreach qw(cancelled terminated restarts);
+cmp_ok($count{$_}, '>', 0, "there are some $_ during the test")
+  foreach qw(cancelled terminated restarts);
 
 #
-# Nothing leaks
+# Leaks
 #
 my $warm = $began + ($seconds >= 300 ? 60 : $seconds / 5);
 my $window = max(20, $seconds / 10);
@@ -327,24 +329,26 @@ foreach my $i (0 .. 3)
 	my @early = grep { $_->{at} >= $warm && $_->{at} < $warm + $window } @{ $measured[$i] };
 	my @late = grep { $_->{at} >= $ends - $window } @{ $measured[$i] };
 
-	cmp_ok(scalar(@early) * scalar(@late), '>', 0, "backend $i was measured early and late");
+	cmp_ok(scalar(@early) * scalar(@late),
+		'>', 0, "backend $i is measured at the beginning and at the end");
 	foreach my $what (sort keys %allowed)
 	{
 		my $from = max(0, map { $_->{$what} } @early);
 		my $to = max(0, map { $_->{$what} } @late);
 
-		cmp_ok($to, '<=', $from + $allowed{$what}, "backend $i: $what has not grown ($from, $to)");
+		cmp_ok($to, '<=', $from + $allowed{$what},
+			"$what of backend $i does not grow ($from, $to)");
 	}
 }
 
 #
-# Every element has its row, and what it should say
+# The rows of batches
 #
 note(
 	sql(q{SELECT kind, count(*), sum(n), sum(ok), sum(faulty), string_agg(DISTINCT state, ' ')
 		FROM tally GROUP BY 1 ORDER BY 1}
 	));
-is(sql(q{SELECT count(DISTINCT kind) FROM tally}), 10, 'every kind of call was made');
+is(sql(q{SELECT count(DISTINCT kind) FROM tally}), 10, 'every kind of call is made');
 is( sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'fetch') AND state IS NULL
 	AND row_count IS DISTINCT FROM n}
 	),
@@ -364,30 +368,30 @@ is( sql(q{SELECT count(*) FROM tally WHERE kind IN ('batch', 'texts', 'vectors')
 	AND state IS NOT NULL}
 	),
 	0,
-	'no batch was lost to an error');
+	'no batch fails as a whole');
 is( sql(q{SELECT string_agg(DISTINCT kind || ' ' || state, ', ') FROM tally
 		WHERE state NOT IN ('08001', '08006')
 			AND NOT (kind IN ('single', 'links') AND state IN ('58000', '08P01', '54000'))
 		AND NOT (kind = 'error' AND state = '22P03')}),
 	'',
-	'no call met an error that was not meant for it');
+	'no call has an error other than those of its faults');
 is(sql(q{SELECT count(*) FROM tally WHERE kind = 'error' AND state IS DISTINCT FROM '22P03'}),
-	0, 'every call that should fail failed');
+	0, 'every call that should fail does');
 cmp_ok(
 	sql(q{SELECT round(100.0 * sum(ok) / sum(n - faulty)) FROM tally
 		WHERE kind IN ('batch', 'vectors')}
 	),
 	'>=',
 	90,
-	'nine of ten sound elements succeeded, whatever happened to the stand-in');
+	'nine of ten elements without a fault succeed although the stand-in is restarted');
 
 #
-# Every profile ends in its right state
+# The final states of profiles
 #
 
-# All of them, as some are leased by backends that were terminated; and those
-# that are sound beside those that are not: where nothing is answered a run
-# ends, and counts no attempt.
+# Make all profiles due, because some are leased by backends that were terminated.
+# Include profiles without a fault, because a run in which all requests fail stops and
+# counts no attempt.
 foreach my $try (1 .. 5)
 {
 	$store->sql(
@@ -406,7 +410,7 @@ is( $store->sql(
 			WHEN hrflow_id LIKE 'fault:status%' THEN 'failed' ELSE 'ok' END
 			OR p.profile_id IS NULL OR c.hrflow_id IS NULL OR p.lease_until IS NOT NULL}),
 	'',
-	'every candidate is tracked and in the right state');
+	'every candidate is tracked, and its profile has the right state');
 note($store->states);
 is($store->wrong_vectors(q{profile_id !~ '^(missing|fault)'}),
 	0, 'every candidate has the right vectors');

@@ -1,7 +1,7 @@
-# What is asked is what arrives: thousands of random identifiers, fields and
-# texts, of all that UTF-8 has, in both dialects, and what the stand-in received
-# is read by Python's decoders, which know nothing of ours.  HRFLOW_SEED
-# repeats a run, HRFLOW_CASES says how many.
+# Requests contain exactly what was passed: thousands of random identifiers, fields and
+# texts, with all characters of UTF-8, in both dialects, are compared with what
+# decoders of Python, which are independent of our encoders, read in the requests that
+# the stand-in received.  HRFLOW_SEED repeats a run; HRFLOW_CASES is the number of cases.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -23,7 +23,7 @@ my $api = Hrflow::StandIn->new('--dim' => 8);
 my $node = Hrflow::Node->new('differential', $api, max_attempts => 1);
 my %path = map { $_ => $node->basedir . "/$_" } qw(cases log outcome);
 
-# A case a call, and a request for /auth behind each: where the next begins.
+# Make the call of each case, followed by a request for /auth that separates cases.
 $node->safe_psql(
 	'postgres', q{
 	CREATE TABLE outcome (n bigint, state text);
@@ -66,7 +66,8 @@ $node->safe_psql(
 		END LOOP;
 	END $$});
 
-ok(IPC::Run::run([ @python, 'make', $seed, $ncases, $path{cases} ]), "$ncases cases are made");
+ok(IPC::Run::run([ @python, 'make', $seed, $ncases, $path{cases} ]),
+	"the script makes $ncases cases");
 $api->reset;
 $node->safe_psql('postgres', "CALL ask('$path{cases}')");
 foreach my $what ([ 'log', $api->get('/log') ],
@@ -81,21 +82,21 @@ my $said = '';
 ok( IPC::Run::run(
 		[ @python, 'check', @path{qw(cases log outcome)}, $api->base_url ],
 		'>', \$said, '2>&1'),
-	'the requests are compared with the cases');
+	'the script compares all requests with the cases');
 my ($last) = $said =~ /^(\{.*\})\s*\z/m;
 my $counts = decode_json($last // '{"wrong": 1}');
 is($counts->{wrong} // 0,
-	0, 'each request is what was asked, in its order, and encoded as RFC 3986 has it')
+	0, 'each request contains what was passed, in order, and encoded according to RFC 3986')
   or diag($said);
-cmp_ok($counts->{$_} // 0, '>', 0, "there were cases of: $_")
+cmp_ok($counts->{$_} // 0, '>', 0, "there are cases of this kind: $_")
   foreach 'batch', 'job', 'nothing to ask', 'profile', 'refused', 'text', 'too long';
-cmp_ok($counts->{requests} // 0, '>=', $ncases / 2, 'many requests are compared');
+cmp_ok($counts->{requests} // 0, '>=', $ncases / 2, 'at least half of the cases send requests');
 note($last // $said);
 
-# 400 is for identifiers and sections that the stand-in does not take, which a
-# batch survives: it stops for no refusal before all is asked.
+# The stand-in answers 400 for identifiers and sections that it does not accept.  A
+# batch does not stop because of these.
 my $by_status = $api->stats->{by_status};
-is(join(' ', sort keys %$by_status), '200 400', 'every request is answered 200 or 400');
+is(join(' ', sort keys %$by_status), '200 400', 'every request is answered with 200 or 400');
 note(encode_json($by_status));
 $node->stop;
 

@@ -1,12 +1,12 @@
-"""What 050_differential.pl compares requests with: made and read with Python's
-own encoders and decoders, which know nothing of ours.
+"""Make cases for 050_differential.pl, and check its requests with the encoders and
+decoders of Python, which are independent of ours.
 
-    make SEED N FILE        writes N cases, a line of JSON each
+    make SEED N FILE        write N cases, each as a line of JSON
     check FILE LOG OUTCOME BASE_URL
-                            compares what the stand-in received (its /log, with
-                            a request for /auth behind each case's) and what
-                            the calls returned (an SQLSTATE a line) with them;
-                            prints what is wrong, then the counts
+                            compare the cases with the requests that the stand-in
+                            received (its /log, in which a request for /auth follows
+                            those of each case), and with the outcomes of the calls
+                            (one SQLSTATE per line); print differences and counts
 """
 import json
 import random
@@ -28,10 +28,10 @@ PATHS = {"profile": "/v1/profile/embedding", "batch": "/v1/profile/embedding",
          "job": "/v1/job/embedding", "text": "/v1/text/embedding"}
 
 
-# Making
+# Making cases
 
 def character(rng):
-    """Any character a text may have: all of UTF-8 but NUL."""
+    """Return a character of a text: any character of UTF-8 except NUL."""
     kind = rng.random()
     if kind < 0.25:
         return rng.choice("&=?#%+;/\\\"'<>[]{}|^`~!@$*(),:. \t\r\n-_")
@@ -87,7 +87,7 @@ def fields(rng):
 
 
 def identifiers(rng):
-    """Of a profile: any combination, sometimes none."""
+    """Return identifiers of a profile: any combination, sometimes none."""
     return [maker(rng) if rng.random() < 0.6 else None for maker in (string, string, email)]
 
 
@@ -128,16 +128,16 @@ def make(seed, n, path):
             out.write(json.dumps(make_case(rng)) + "\n")
 
 
-# Checking
+# Checking requests
 
 def object_of(pairs):
     if len(set(name for name, _ in pairs)) < len(pairs):
-        raise ValueError("a key twice")
+        raise ValueError("duplicate key")
     return dict(pairs)
 
 
 def parse(text):
-    """JSON with exact numbers, told apart from strings."""
+    """Parse JSON. Numbers remain exact, and distinct from strings."""
     return json.loads(text, parse_float=number, parse_int=number, object_pairs_hook=object_of)
 
 
@@ -146,7 +146,7 @@ def number(text):
 
 
 def expect_query(kind, dialect, values):
-    """The pairs to be sent, in order, or why nothing is."""
+    """Return the parameters to be sent, in order, or the reason why nothing is."""
     if any(v == "" for v in values[:4]):
         return "22023"
     needed = values[1:4] if kind == "profile" else values[1:]
@@ -157,22 +157,22 @@ def expect_query(kind, dialect, values):
 
 
 def query_of(pairs):
-    """What tells two requests apart: fields as a value, not as a text."""
+    """Return a key that identifies a request, with fields as a value, not a text."""
     return json.dumps([[n, v if n != "fields" else parse(json.dumps(v))] for n, v in pairs],
                       sort_keys=True)
 
 
 def read_query(raw):
-    """Decoded strictly, and encoded again to the same bytes."""
+    """Decode a query strictly, and verify that encoding it again gives the same bytes."""
     pairs = []
     for part in raw.split("&"):
         name, encoded = part.split("=", 1)
         decoded = unquote_to_bytes(encoded).decode("utf-8", "strict")
         if quote(decoded, safe="") != encoded:
-            raise ValueError("not encoded as RFC 3986 has it")
+            raise ValueError("not encoded according to RFC 3986")
         pairs.append((name, decoded))
     if parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict") != pairs:
-        raise ValueError("read otherwise as a form")
+        raise ValueError("a form decoder reads it differently")
     return query_of([(n, v if n != "fields" else parse(v)) for n, v in pairs])
 
 
@@ -193,13 +193,13 @@ def check_common(case, request):
 
 
 def is_too_long(base_url, kind, pairs):
-    """Of pairs without fields, whose text is the server's."""
+    """Is the URL too long? The pairs must not contain fields, whose text may differ."""
     query = "&".join(name + "=" + quote(v, safe="") for name, v in pairs)
     return len(base_url) - len("/v1") + len(PATHS[kind]) + 1 + len(query) > MAX_URL
 
 
 def compare(case, requests, state, base_url):
-    """Returns what the case was, or raises Wrong."""
+    """Return the kind of the case, or raise Wrong."""
     kind = case["kind"]
     for request in requests:
         check_common(case, request)
@@ -207,7 +207,7 @@ def compare(case, requests, state, base_url):
         text = case["text"]
         if len(text.encode()) > MAX_TEXT:
             if requests or state != "22023":
-                raise Wrong("a text too long was taken")
+                raise Wrong("a text that is too long was accepted")
             return "refused"
         if len(requests) != 1:
             raise Wrong("%d requests" % len(requests))
@@ -227,22 +227,22 @@ def compare(case, requests, state, base_url):
         pairs = expect_query(kind, case["dialect"], case["values"])
         if pairs == "22023":
             if requests or state != pairs:
-                raise Wrong("an empty identifier was taken")
+                raise Wrong("an empty identifier was accepted")
             return "refused"
         if pairs and not any(n == "fields" for n, _ in pairs) and is_too_long(base_url, kind, pairs):
             if requests or state != "22023":
-                raise Wrong("a URL too long was taken")
+                raise Wrong("a URL that is too long was accepted")
             return "too long"
         wanted = Counter([query_of(pairs)] if pairs else [])
 
     got = Counter(read_query(request["query"]) for request in requests)
     if got != wanted:
-        raise Wrong("asked %s, not %s" % (dict(got - wanted), dict(wanted - got)))
+        raise Wrong("sent %s instead of %s" % (dict(got - wanted), dict(wanted - got)))
     return kind if requests else "nothing to ask"
 
 
 def split_log(path):
-    """The requests of each case."""
+    """Return the requests of each case."""
     groups = [[]]
     with open(path, encoding="ascii") as file:
         for line in file:

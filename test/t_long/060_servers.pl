@@ -1,7 +1,7 @@
-# Batches, links and texts through the web servers and proxies that people have,
-# from Debian's packages, over HTTP/1.1 and HTTP/2: what they do to connections,
-# URLs and bodies costs no element.  docs/servers.md tells what each of them did.
-# A server that is not installed is skipped.
+# Batches, links and texts through common web servers and proxies, from Debian's
+# packages, over HTTP/1.1 and HTTP/2: no element fails because of how they treat
+# connections, URLs and bodies.  docs/servers.md describes the behavior of each server.
+# Servers that are not installed are skipped.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -13,7 +13,7 @@ use Test::More;
 my $api = Hrflow::StandIn->new('--latency' => 5);
 my $node = Hrflow::Node->new('servers', $api, shared_preload_libraries => 'hrflow_embed');
 
-# The statuses of a batch's rows, and how many there are of each.
+# Return a query for the number of rows with each status in a batch.
 sub statuses_of
 {
 	my ($call) = @_;
@@ -30,10 +30,10 @@ sub profiles
 
 sub batch { return "hrflow_profile_embeddings('acme', " . profiles(@_) . q{, '{"profile": 1}')}; }
 
-# How many requests the API has received for one that was to be sent.
+# Return the number of requests that the API has received.
 sub requests { return $api->stats->{api_requests}; }
 
-# A statement's rows, and nothing else: a warning shows.
+# Return the output of a statement, including warnings.
 sub answer { return $_[0] =~ s/\n?-- done\n//r; }
 
 sub try_server
@@ -44,16 +44,17 @@ sub try_server
 
 	$ask->($server->settings);
 
-	# Connections that end after 20 requests
+	# Connections that the server closes after 20 requests
 	$api->reset;
-	is($ask->(statuses_of(batch(500))), 'ok 500', "$name: 500 profiles");
-	cmp_ok(requests(), '<=', 510, 'hardly a request is sent twice') or diag(requests());
+	is($ask->(statuses_of(batch(500))), 'ok 500', "$name passes on a batch of 500 profiles");
+	cmp_ok(requests(), '<=', 510, "hardly any request is sent twice through $name")
+	  or diag(requests());
 	$api->reset;
 	is( $ask->(
 			statuses_of("hrflow_profile_vectors('acme', " . profiles(150) . q{, '{"profile": 1}')})
 		),
 		'ok 150',
-		"$name: the vectors of 150 profiles");
+		"$name passes on the vectors of 150 profiles");
 	is( $ask->(
 			q{SELECT count(*)
 				FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2}', '{"profile": 1}') a
@@ -61,36 +62,37 @@ sub try_server
 				hrflow_profile_embedding_links('acme', p, '{"profile": 1}'))) b USING (ordinality)
 			WHERE a.vector = b.vector;}),
 		'2',
-		'are the right ones');
+		"the vectors passed on by $name are the right ones");
 	$api->reset;
 
-	# A text is not sent again when its connection turns out to have ended.
+	# A text is not sent again if its connection has been closed.
 	like(
 		$ask->(statuses_of("hrflow_text_embeddings(" . profiles(100) . ')')),
 		qr/^(?:connection_failed \d, )?ok (?:9\d|100)$/,
-		"$name: 100 texts");
-	cmp_ok(requests(), '<=', 100, 'none is sent twice');
+		"$name passes on 100 texts");
+	cmp_ok(requests(), '<=', 100, "no text is sent twice through $name");
 
 	# Kept connections that the server has closed
 	foreach my $call (batch(3), "hrflow_text_embeddings('{a,b,c}')")
 	{
 		next unless $server->has('idle');
-		ok($server->wait_for_close, "$name: connections that are idle are closed");
+		ok($server->wait_for_close, "$name closes idle connections");
 		$api->reset;
 		is($ask->(statuses_of($call)),
-			'ok 3', 'and those that were asked over them are not sent in vain');
-		cmp_ok(requests(), '<=', 3, 'and are sent once');
+			'ok 3', "no element fails because $name has closed an idle connection");
+		cmp_ok(requests(), '<=', 3,
+			"elements are sent once after $name has closed an idle connection");
 	}
 
-	# Odd identifiers arrive as they are
+	# Unusual identifiers
 	is( $ask->(
 			q{SELECT count(*) FROM unnest(ARRAY['a/b', 'a//b', 'a/../b', 'a%2Fb', 'a+b c', 'é✓',
 				'a?b#c', '.', '..', 'a;b']) id,
 			hrflow_profile_vectors('acme', ARRAY[id], '{"profile": 1}') v WHERE v.status = 'ok';}),
 		'10',
-		"$name: links with odd characters in their paths");
+		"$name passes on links with unusual characters in their paths");
 
-	# URLs that may be too long for it
+	# URLs that may be too long for the server
 	my $references =
 	  q{ARRAY(SELECT CASE WHEN i % 18 = 0 THEN repeat('x', 17000) || i ELSE 'nurse-' || i END
 		FROM generate_series(1, 300) i)};
@@ -105,21 +107,21 @@ sub try_server
 				WHERE profile_reference ~ 'x';}
 		  ));
 	is($ask->(statuses_of(q{long WHERE profile_reference !~ 'x'})),
-		'ok 284', "$name: URLs of 17,000 characters cost no other profile of their batch");
+		'ok 284', "no other profile fails because of URLs of 17,000 characters through $name");
 
-	# The server is restarted in the middle of a batch
+	# The server is restarted during a batch
 	$api->reset;
 	$session->send(statuses_of(batch(600, 100)) . "\\echo -- done");
 	$api->wait_until(sub { $_[0]{api_requests} >= 100 });
 	$server->restart;
 	is(answer($session->wait_for(qr/-- done/)),
-		'ok 600', "$name: a restart in the middle of a batch");
+		'ok 600', "no profile of a batch fails because $name is restarted");
 	$session->finish;
 	return;
 }
 
-# More than the server lets through in a second, which it refuses without a word
-# of when to come back.
+# Send more requests than the server admits per second.  It refuses the others, without
+# saying when to retry.
 sub try_limit
 {
 	my ($server, $name) = @_;
@@ -129,13 +131,12 @@ sub try_limit
 	$session->ask(
 		$server->settings . "SET hrflow_embed.base_url = '" . $server->limited_url . "';");
 	is(answer($session->ask(statuses_of(batch($n)))),
-		"ok $n",
-		"$name: three times as many as it lets through in a second, refused with 429 beyond");
+		"ok $n", "no profile of a batch fails because $name limits the rate with 429");
 	$session->finish;
 	return;
 }
 
-# nghttpx has its own tests; it rewrites paths such as a/../b.
+# nghttpx has tests of its own, because it rewrites paths such as a/../b.
 foreach my $name (grep { $_ ne 'nghttpx' } Hrflow::Server::names())
 {
 	my $any = 0;
@@ -158,6 +159,6 @@ foreach my $name (grep { $_ ne 'nghttpx' } Hrflow::Server::names())
 unlike(
 	PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/PANIC|terminated by signal|XX000/,
-	'no backend has met what cannot happen');
+	'no backend has crashed or raised an internal error');
 
 done_testing();

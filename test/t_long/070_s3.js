@@ -1,9 +1,9 @@
-// An object store as people run it, s3rver, on loopback, with vectors under odd
-// keys; their links are presigned by the vendor's SDK.
+// Run s3rver, an object store, on loopback, store vectors with unusual keys, and have
+// links to them presigned by the vendor's SDK.
 //
 //     node 070_s3.js DIRECTORY
 //
-// It prints one line of JSON, and ends when its input does.
+// Prints one line of JSON, and ends when its input ends.
 const { S3Client, GetObjectCommand, PutObjectCommand } = require("@aws-sdk/client-s3");
 const { getSignedUrl } = require("@aws-sdk/s3-request-presigner");
 const S3rver = require("s3rver");
@@ -12,7 +12,7 @@ const keys = [
 	"profile.npy", "a b.npy", "a+b.npy", "a%2Fb.npy", "a/b/c.npy", "é✓.npy", "a'b(c)!*.npy",
 	"a=b&c;d.npy", "a?b.npy", "a#b.npy", "~user/a.npy", "a:b@c,d$e.npy", '"<>`{}|^.npy', "%.npy"];
 
-// What NumPy writes of the vector [n, 0.5].
+// Return a NumPy file with the vector [n, 0.5].
 function npy(n) {
 	const header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }".padEnd(117) + "\n";
 	const head = Buffer.from([0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0, header.length, 0]);

@@ -1,9 +1,10 @@
-# Links that the SDK of object stores has presigned, for keys with odd characters,
-# lead to their vectors in an object store by other authors than the stand-in's; and
-# what that says of a link decides.  It does not check the signatures themselves.
+# Links presigned by the SDK for object stores, with unusual characters in their keys,
+# lead to their vectors in an object store that is independent of our stand-in, and its
+# error codes determine statuses.  The store does not verify the signatures themselves.
 #
-# It takes Node.js with s3rver, @aws-sdk/client-s3 and @aws-sdk/s3-request-presigner,
-# which are not packaged: see HRFLOW_NODE_MODULES in test/run.
+# This requires Node.js with s3rver, @aws-sdk/client-s3 and
+# @aws-sdk/s3-request-presigner, which are not packaged: see HRFLOW_NODE_MODULES in
+# test/run.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -16,10 +17,10 @@ use Test::More;
 use Time::HiRes qw(time);
 
 my $modules = $ENV{HRFLOW_NODE_MODULES} // '';
-plan skip_all => 'HRFLOW_NODE_MODULES does not name a folder with s3rver'
+plan skip_all => 'HRFLOW_NODE_MODULES does not name a directory with s3rver'
   unless -d "$modules/s3rver";
 
-# Node looks for modules beside the program.
+# Node looks for modules in the directory of the program.
 my $folder = PostgreSQL::Test::Utils::tempdir();
 symlink($modules, "$folder/node_modules") or die $!;
 PostgreSQL::Test::Utils::system_or_bail('cp', dirname(__FILE__) . '/070_s3.js', $folder);
@@ -54,21 +55,21 @@ foreach my $n (0 .. $#{ $said->{links} })
 	is(outcome($object->{link}),
 		"ok|{$n,0.5}|", "a presigned link to the key $key leads to its vector");
 }
-cmp_ok(scalar(@{ $said->{links} }), '>=', 14, 'there were odd keys');
+cmp_ok(scalar(@{ $said->{links} }), '>=', 14, 'there are at least 14 keys');
 
 like(outcome($said->{missing}),
-	qr/^no_vector\|.*NoSuchKey/, 'a key that is not there has no vector');
+	qr/^no_vector\|.*NoSuchKey/, 'a link to a key that does not exist has no vector');
 
 my $foreign = $said->{links}[0]{link} =~ s/Credential=S3RVER/Credential=OTHER/r;
 like(
 	outcome($foreign),
 	qr/^http_error\|.*InvalidAccessKeyId/,
-	'a link that is signed with an unknown access key has not expired');
+	'a link signed with an unknown access key is not reported as expired');
 
 my $now;
 my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
 do { $now = outcome($said->{expiring}) } until $now !~ /^ok/ || time > $deadline;
-like($now, qr/^link_expired\|.*AccessDenied/, 'a link that has expired says so');
+like($now, qr/^link_expired\|.*AccessDenied/, 'a link that has expired is reported as expired');
 
 $store->kill_kill;
 done_testing();

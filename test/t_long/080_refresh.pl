@@ -1,4 +1,4 @@
-# A refresh disturbed twenty times, at random points: see Hrflow::Disturb.
+# Refreshes that are disturbed twenty times, at random points; see Hrflow::Disturb.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Disturb;

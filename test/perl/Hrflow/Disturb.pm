@@ -136,17 +136,17 @@ sub run
 		# The log is lost when the stand-in is stopped
 		my @backends = wait_for_work($node, $todo - 600 - int rand 400);
 		$collect->($store) if $disturbance eq 'network';
-		is(scalar(@backends), 2, "$disturbance: two runs are at work");
+		is(scalar(@backends), 2, "two runs are in progress before the disturbance ($disturbance)");
 		$disturb{$disturbance}->($node, $api, @backends);
 		my @printed = map { $store->finish_call($_) } @calls;
 		$node->poll_query_until('postgres', 'SELECT true') or die;
-		ok(scalar(grep { /$says{$disturbance}/ } @printed), "$disturbance: they are disturbed")
-		  or diag(@printed);
+		ok( scalar(grep { /$says{$disturbance}/ } @printed),
+			"at least one run reports the disturbance ($disturbance)") or diag(@printed);
 		$collect->($store);
 		my $left = $store->sql('SELECT count(lease_until) FROM disturbed.embedding_profile');
 		note("$disturbance: " . $store->states . ", leased $left");
-		is($left, 0, 'a run that is cancelled gives its leases back') if $disturbance eq 'cancel';
-		cmp_ok($left, '>', 0, "$disturbance: leases are left")
+		is($left, 0, 'a canceled run releases its leases') if $disturbance eq 'cancel';
+		cmp_ok($left, '>', 0, "disturbed runs leave leases behind ($disturbance)")
 		  if $disturbance =~ /kill|crash/;
 		$store->hasten("state = 'due'");
 		$store->sql(
@@ -166,15 +166,15 @@ sub run
 	cmp_ok($deleted, '>', 0, "some profiles were deleted while they were fetched, $of");
 	is( $store->states,
 		'failed 1, missing 3, ok ' . ($n + 2 - $deleted),
-		"all $n profiles that are left are ok, $of");
+		"all remaining profiles of $n are ok, $of");
 	is($store->wrong_vectors("profile_id !~ '^novector'"),
-		0, "the profiles that are left have the right vectors, $of");
+		0, "the remaining profiles have the right vectors, $of");
 	is( $store->sql(
 			"SELECT profile_id, section FROM disturbed.embedding WHERE profile_id ~ '^novector'
 				ORDER BY 1"
 		),
 		"novector-cook|profile\nnovector-nurse|profile",
-		"profiles with a section without a vector have the others, $of");
+		"profiles that lack a section have their other vectors, $of");
 	is( $store->sql(
 			"SELECT profile_id, state, http_status FROM disturbed.embedding_profile
 				WHERE state IN ('missing', 'failed') ORDER BY 1"
@@ -185,7 +185,7 @@ sub run
 		"the other profiles are missing or failed, $of");
 	$api->reset;
 	is($store->sql("SELECT count(*) FROM disturbed.claim WHERE state <> 'due'"),
-		0, "no profile was claimed that was ok, $of");
+		0, "no profile that is ok was claimed, $of");
 	my %claims = map { split /\|/ } split /\n/,
 	  $store->sql('SELECT profile_id, count(*) FROM disturbed.claim GROUP BY 1');
 	is(scalar(keys %claims), $n + @others, "all profiles were claimed, $of");
