@@ -14,8 +14,8 @@
 typedef struct StatusInfo
 {
 	int			sqlerrcode;
-	const char *message;		/* primary message; %s is replaced by who
-								 * answered */
+	const char *message;		/* primary message; %s is replaced by the name
+								 * of the server */
 	const char *hint;			/* or NULL */
 	const char *link_hint;		/* hint if a link was fetched; or NULL */
 	const char *link_message;	/* message if a link was fetched; NULL: use

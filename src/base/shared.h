@@ -63,7 +63,7 @@ typedef struct HrflowAllowance
 	int64		spare;			/* requests that may be admitted before the
 								 * slots must be added up again */
 	int64		raised_at;		/* earliest time to raise "allowed" */
-	int			raise;			/* by 1/2 to the power of this */
+	int			raise;			/* exponent of the next raise, by 1/2^raise */
 	int64		spread_at;		/* when the next request is due, to spread
 								 * those of a period over a part of it */
 

@@ -1,6 +1,6 @@
 /*
  * body.c
- *		What the body of a POST says.
+ *		Parses the bodies of POST requests.
  */
 #include <ctype.h>
 #include <stdlib.h>
@@ -34,7 +34,10 @@ add_utf8(Buffer *out, unsigned c)
 	buffer_add(out, bytes, n);
 }
 
-/* Four hexadecimal digits; sscanf would look for the end of the text. */
+/*
+ * Read four hexadecimal digits.  Do not use sscanf(), which would search for the
+ * end of the text.
+ */
 static bool
 parse_hex(const char *p, unsigned *value)
 {
@@ -49,7 +52,7 @@ parse_hex(const char *p, unsigned *value)
 	return true;
 }
 
-/* Read what follows a backslash.  NULL: it is no escape. */
+/* Read an escape, after its backslash.  Returns NULL if it is not valid. */
 static const char *
 parse_escape(const char *p, Buffer *out)
 {
@@ -84,7 +87,10 @@ skip_space(const char *p)
 	return p + strspn(p, " \t\n\r");
 }
 
-/* Skip this character, and the space around it.  NULL: another one is there. */
+/*
+ * Skip a character and the space around it.  Returns NULL if there is another
+ * one.
+ */
 static const char *
 take(const char *p, char c)
 {
@@ -92,7 +98,7 @@ take(const char *p, char c)
 	return *p == c ? skip_space(p + 1) : NULL;
 }
 
-/* Read a string, its quotes included.  NULL: it is none. */
+/* Read a string with its quotes.  Returns NULL if it is not valid. */
 static const char *
 parse_string(const char *p, Buffer *out)
 {
@@ -111,7 +117,10 @@ parse_string(const char *p, Buffer *out)
 	return p ? p + 1 : NULL;
 }
 
-/* Find the end of a value.  Of what is nested only the ends are looked for. */
+/*
+ * Find the end of a value.  In nested values, check only that brackets and
+ * strings are closed.
+ */
 static const char *
 skip_value(const char *p)
 {
@@ -144,8 +153,9 @@ skip_value(const char *p)
 }
 
 /*
- * The value of a member of an object, to be freed; NULL: it has none of this
- * name.  *n is the number of members, or -1 if this is no object.
+ * Return the value of a member of an object, to be freed, or NULL if there is
+ * no member with this name.  *n is set to the number of members, or -1 if the
+ * JSON is not an object.
  */
 static char *
 member_of(const char *p, const char *name, int *n)
@@ -190,7 +200,7 @@ member_of(const char *p, const char *name, int *n)
 	return NULL;
 }
 
-/* A string without its quotes and escapes, to be freed; NULL: it is none. */
+/* Decode a JSON string, to be freed.  Returns NULL if it is not a string. */
 static char *
 string_of(const char *value)
 {
@@ -219,8 +229,8 @@ read_text(Request *request)
 
 /*
  * Read {"item_type": "…", "item": {…}, "return_sequences": "True" or "False"},
- * and nothing else.  The identifier is the item's "key", which chooses faults,
- * or else all of the item.
+ * and nothing else.  The identifier, which can request faults, is the "key" of
+ * the item, or the whole item if it has none.
  */
 static void
 read_document(Request *request)
@@ -250,7 +260,7 @@ read_document(Request *request)
 }
 
 /*
- * Read the body of a request, as its path wants it.
+ * Parse the body of a request as its endpoint requires.
  */
 void
 body_read(Request *request)

@@ -1,10 +1,10 @@
 /*
  * backend.c
- *		As much of a backend as the pure sources need to run outside of one:
- *		memory from malloc, errors that end the program.  For fuzzers and
- *		micro-benchmarks.
+ *		Replacements for the functions of a backend that the decoders use, so
+ *		that fuzzers and micro-benchmarks can run them outside of one.
  *
- * Memory is freed all at once by backend_reset(), as a memory context's is.
+ * palloc() gets its memory from malloc(), and backend_reset() frees all of it,
+ * as resetting a memory context does.  An error ends the program.
  */
 #include "postgres.h"
 
@@ -21,7 +21,7 @@
 
 size_t		backend_largest = 0;
 
-/* Before each piece of memory; its size keeps what follows aligned. */
+/* Precedes each piece of memory.  Its size keeps the piece aligned. */
 typedef struct Piece
 {
 	struct Piece *next;
@@ -155,7 +155,7 @@ ProcessInterrupts(void)
 }
 
 /*
- * What only the SQL functions call, which nobody calls here.
+ * Functions used only by the SQL functions, which are never called here.
  */
 bool
 errstart(int elevel, const char *domain)

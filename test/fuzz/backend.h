@@ -1,13 +1,13 @@
 /*
  * backend.h
- *		What backend.c has beside PostgreSQL's own functions.
+ *		Functions of backend.c that PostgreSQL does not have.
  */
 #ifndef BACKEND_H
 #define BACKEND_H
 
 #include <stddef.h>
 
-/* The largest piece asked for since the last reset, in bytes. */
+/* Largest piece of memory requested since the last reset, in bytes. */
 extern size_t backend_largest;
 
 extern void backend_reset(void);

@@ -1,7 +1,8 @@
 /*
  * decimals.c
- *		Millions of decimals, at random and where rounding is hard, read as
- *		JSON: each must be the real that strtof() makes of it.
+ *		Compares the reals that our JSON decoder reads with those that strtof()
+ *		returns, for millions of decimals: random ones, and those that are hard
+ *		to round.
  */
 #include "postgres.h"
 
@@ -48,7 +49,7 @@ check(const char *decimal)
 }
 
 /*
- * Digits and an exponent, of any length.
+ * Check a decimal with random digits and a random exponent.
  */
 static void
 check_random(void)
@@ -74,7 +75,7 @@ check_random(void)
 }
 
 /*
- * Midpoints of two neighbouring reals, and what is just beside them.
+ * Check the midpoint of two adjacent reals, and numbers close to it.
  */
 static void
 check_midpoint(void)

@@ -1,11 +1,11 @@
 /*
  * fuzz_backend.c
- *		The fuzzers of what needs a backend around it, such as jsonb: a
- *		library with a function that runs libFuzzer in the backend that calls
- *		it, which is to be a single-user one.
+ *		Fuzzers for functions that need a backend, for example because they use
+ *		jsonb.  This is a library with a SQL function that runs libFuzzer in
+ *		the backend that calls it, which must be a single-user backend.
  *
- * None of the functions fuzzed here may raise an error for what it is given.
- * Inputs end where a page ends that cannot be read.
+ * None of the functions fuzzed here may raise an error because of its input.
+ * The page after the end of an input cannot be read.
  */
 #include "postgres.h"
 
@@ -35,7 +35,8 @@ static MemoryContext context;
 #define KEY "askr_0123456789abcdef0123456789abcdef"
 
 /*
- * A reply: two bytes of status and content type, and the body.
+ * Interpret a reply.  The input consists of two bytes for status and content
+ * type, and the body.
  */
 static void
 fuzz_reply(const char *data, size_t size)
@@ -99,14 +100,14 @@ fuzz_reply(const char *data, size_t size)
 	hrflow_response_parse_vector(&reply, &result);
 	if ((result.status == HRFLOW_OK) != (result.vector != NULL))
 		abort();
-	/* Of an error's body its code may be shown and nothing else. */
+	/* The detail of an error may contain nothing of its body except the code. */
 	if (reply.http_status >= 300 &&
 		(result.detail == NULL || strlen(result.detail) > 120))
 		abort();
 }
 
 /*
- * What jsonb_in makes of a text, or NULL.
+ * Parse a text by jsonb_in.  Returns NULL if it raises an error.
  */
 static Jsonb *
 parse_by_jsonb_in(const char *text)
@@ -129,8 +130,8 @@ parse_by_jsonb_in(const char *text)
 }
 
 /*
- * JSON, which must become what jsonb_in makes of it.  We refuse scalars, what
- * is too deep, and long numbers.
+ * Parse JSON, and compare the result with that of jsonb_in.  Our parser refuses
+ * scalars, values that nest too deeply, and long numbers.
  */
 static void
 fuzz_json(const char *data, size_t size)
@@ -155,7 +156,7 @@ fuzz_json(const char *data, size_t size)
 	if (ours == NULL && theirs != NULL && !too_deep &&
 		(*begin == '{' || *begin == '['))
 	{
-		/* There must be a number of many characters or a large exponent. */
+		/* There must be a number with many characters or a large exponent. */
 		bool		found = false;
 
 		for (const char *p = data; *p; p++)
@@ -171,8 +172,9 @@ fuzz_json(const char *data, size_t size)
 }
 
 /*
- * Hosts and a link, a line each.  Where we let a link through, libcurl must
- * read the same host, port and scheme in it.
+ * Check a link.  The input consists of a line with hosts, and a line with a
+ * link.  If we allow the link, libcurl must find the same host, port and scheme
+ * in it.
  */
 static void
 fuzz_link(const char *data, size_t size)
@@ -205,7 +207,7 @@ fuzz_link(const char *data, size_t size)
 	if (curl_url_set(url, CURLUPART_URL, link, CURLU_PATH_AS_IS | CURLU_DISALLOW_USER) == CURLUE_OK &&
 		curl_url_get(url, CURLUPART_HOST, &host, 0) == CURLUE_OK)
 	{
-		/* It writes addresses of IPv6 anew. */
+		/* libcurl normalizes IPv6 addresses. */
 		if (host[0] != '[' &&
 			(strlen(host) != parsed.host_length ||
 			 pg_strncasecmp(host, parsed.host, parsed.host_length) != 0))
@@ -222,8 +224,8 @@ hex_value(char c)
 }
 
 /*
- * The next value of a query, decoded; NULL at the end.  Nothing may stand in
- * it that is neither unreserved nor percent-encoded.
+ * Return the next value of a query, decoded.  All of its characters must be
+ * unreserved or percent-encoded.
  */
 static char *
 next_value(const char **p, const char *name)
@@ -253,7 +255,7 @@ next_value(const char **p, const char *name)
 }
 
 /*
- * A text, whose JSON must be read as that text.
+ * Make the JSON for a text, and check that it is parsed as that text.
  */
 static void
 fuzz_text(const char *text)
@@ -279,8 +281,8 @@ fuzz_text(const char *text)
 }
 
 /*
- * A query, whose parts are a line each; what is sent must say the same, of a
- * profile and of a job.
+ * Make the URLs for a profile and a job, and check that decoding them results
+ * in the same parameters.  Each line of the input is a parameter.
  */
 static void
 fuzz_request(const char *data, size_t size)
@@ -343,7 +345,8 @@ fuzz_request(const char *data, size_t size)
 }
 
 /*
- * Run a target on a copy that ends, with a NUL behind it, where a page ends.
+ * Run a target on a copy of the input that is terminated by a NUL at the end of
+ * a page, after which memory cannot be accessed.
  */
 static int
 run_one(const uint8_t *data, size_t size)
@@ -381,7 +384,9 @@ run_one(const uint8_t *data, size_t size)
 }
 
 /*
- * hrflow_fuzz(target text, VARIADIC arguments text[]): does not return.
+ * hrflow_fuzz(target text, VARIADIC arguments text[]) RETURNS void
+ *
+ * Does not return.
  */
 Datum
 hrflow_fuzz(PG_FUNCTION_ARGS)

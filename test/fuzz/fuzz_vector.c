@@ -1,7 +1,8 @@
 /*
  * fuzz_vector.c
- *		Any bytes, decoded: no crash, nothing allocated that the payload does
- *		not pay for, and numbers of JSON equal to strtof()'s.
+ *		Fuzzer for the decoders of vectors: they must not crash, the memory
+ *		that they allocate must be in proportion to the payload, and numbers in
+ *		JSON must be the same as strtof() returns.
  */
 #include "postgres.h"
 
@@ -14,7 +15,7 @@
 int			LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /*
- * A JSON array of numbers again, by strtof() alone.
+ * Compare an array with the numbers in JSON as read by strtof().
  */
 static void
 check_json(const char *text, size_t size, ArrayType *array)
@@ -44,7 +45,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	array = hrflow_vector_decode((const char *) data, size, size % 3, &problem);
 
-	/* At most a real for a byte, and twice that while an array grows. */
+	/* At most one real per byte, and twice as much while an array grows. */
 	if (backend_largest > 8 * size + 4096)
 		abort();
 	if ((array == NULL) != (problem != NULL))

@@ -1,9 +1,9 @@
 /*
  * similarity.c
- *		The loops for AVX2 against those for any processor, over vectors of
- *		random dimensions and elements of all magnitudes: their similarities
- *		must agree within the tolerance that src/ask/similarity.c promises.
- *		Every half must become the real that the processor makes of it.
+ *		Compares the loops for AVX2 with those for any processor, for vectors of
+ *		random dimensions with elements of all magnitudes.  Their results must
+ *		agree within the tolerance documented in src/ask/similarity.c.  Also
+ *		compares the conversion of every half with that of the processor.
  */
 #include "ask/similarity.c"
 

@@ -1,7 +1,7 @@
-# A waiting statement ends at once when it is cancelled, times out or is
-# terminated, whatever it is waiting for.  It takes no more than 100 ms and
+# A waiting statement ends at once when it is canceled, times out or is
+# terminated, whatever it is waiting for.  That takes no more than 100 ms and
 # leaves nothing open, and the next statement works.  Other sessions see the
-# wait event.  SQL cannot interrupt itself.
+# wait event.  A regression test cannot interrupt itself.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;

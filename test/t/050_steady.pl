@@ -77,7 +77,7 @@ sub cancel_some
 }
 
 # Calls of all kinds: $n that end soon, some that time out, and some that are
-# cancelled.
+# canceled.
 sub call_all
 {
 	my ($n) = @_;

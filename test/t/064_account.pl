@@ -74,7 +74,7 @@ foreach my $wording ('none', '0', 'past', 'soon')
 }
 
 #
-# What was learnt of the rate is known to all backends
+# All backends know the rate that one of them has learned
 #
 {
 	my $limited =
@@ -88,7 +88,7 @@ foreach my $wording ('none', '0', 'past', 'soon')
 			q{SELECT seconds BETWEEN 15 AND 25 FROM hrflow_estimate('acme', }
 			  . ids(1000, 'q') . ');'),
 		't',
-		'hrflow_estimate() knows the rate that was learnt');
+		'hrflow_estimate() uses the rate that was learned');
 
 	my @backends;
 	foreach my $prefix ('a' .. 'd')
@@ -109,10 +109,10 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	is_deeply(
 		[ map { $_->{out} } @backends ],
 		[ ("ok 150\n") x 4 ],
-		'four backends succeed together, at a rate that was learnt');
+		'four backends succeed together, at a rate that was learned');
 
 	my $after = refused($limited);
-	cmp_ok($after - $before, '<=', 30, 'hardly any request exceeds a rate that was learnt');
+	cmp_ok($after - $before, '<=', 30, 'hardly any request exceeds a rate that was learned');
 
 	my @ours = grep { $_->{status} == 200 && $_->{query} =~ /=[a-d]\d/ } $limited->log;
 	my %share;

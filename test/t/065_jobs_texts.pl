@@ -386,7 +386,7 @@ like(
 	'a text whose attempts are all answered 429 fails');
 is(scalar($api->log), 3, 'a text that is answered 429 is sent max_attempts times');
 
-# libcurl itself sends a request again if a kept connection did not take it
+# libcurl retries a request by itself if a kept connection turns out to be closed
 my $reply = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s";
 my $answer = '{"code": 200, "data": [{"embedding": [1, 2]}]}';
 my $count = PostgreSQL::Test::Utils::tempdir() . '/requests';
@@ -455,7 +455,7 @@ foreach my $name ('nginx', 'haproxy')
 	}
 }
 
-# A connection that cannot be established has sent nothing
+# A text is sent again if no connection could be established
 my $closed = Hrflow::RawPeer->new(undef);
 my $port = $closed->port;
 $closed->stop;
@@ -471,7 +471,7 @@ is( sql(qq{SET hrflow_embed.base_url = 'http://127.0.0.1:$port/v1';
 #
 my $control = Hrflow::Session->new($node);
 
-# This is a different account, because of its origin, so nobody else waits for
+# This is a different account, because of its origin, so no other test waits for
 # its pause.
 my $elsewhere = $api->base_url =~ s/127\.0\.0\.1/localhost/r;
 foreach my $case (

@@ -1,8 +1,8 @@
-# Whatever goes wrong on the way, a statement comes back in time with the status
-# and SQLSTATE that docs/reference.md promises, or the states that docs/refresh.md does,
-# what was asked beside it is had, nothing is left open, and the backend's next
-# call works.  SQL sees neither time nor descriptors, and nothing that regress
-# could start breaks HTTP, TLS or DNS.
+# With each fault of a server or the network, a statement ends in time with the status
+# and SQLSTATE documented in docs/reference.md, or the states documented in
+# docs/refresh.md; its other requests succeed, nothing is left open, and the next call
+# works.  A regression test could see neither time nor descriptors, and could not
+# simulate faults of HTTP, TLS and DNS.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -19,28 +19,27 @@ use Socket                  qw(SO_LINGER SOL_SOCKET);
 use Test::More;
 use Time::HiRes qw(sleep);
 
-# No fault may take a statement longer than this, in milliseconds: generous
-# beside the time limits of those that are about time, and far below those of
-# the others.
+# Maximum duration of a statement with a fault, in milliseconds.  This is longer than
+# the time limits that apply to faults of timing, and much shorter than the limits that
+# apply to all others.
 my $most_time = 5000;
 my $short = "'1s'";
 my $long = '20s';
 
 #
-# The paths a fault takes, from the API's reply or from that of a link's host.
-# Each has a backend of its own, and a key of its own, since a 429 pauses all
-# that use the key.  What is asked gets identifiers, as literals; it returns one
-# row with its status, or one for all of them in their order, and maybe errors
-# and their HTTP statuses.  "before" and "after" are sent around it; then the row
-# is that of "after".
+# The paths of a fault, which is in a reply of the API or of the host of a link.  Each
+# path has its own backend, and its own key, because a 429 pauses all that use the key.
+# "sql" makes a statement from literals of identifiers, which returns a row with the
+# statuses of all of them, in order, and perhaps their errors and HTTP statuses.
+# "before" and "after" are executed before and after it; then the row is that of
+# "after".
 #
 my $statuses = q{string_agg(status, ' ' ORDER BY ordinality), string_agg(DISTINCT error, '; '),
 	string_agg(DISTINCT http_status::text, ' ')};
 my $links = sub { "hrflow_profile_embedding_links('acme', $_[0], $_[1])" };
 my $array = sub { 'ARRAY[' . join(', ', @_) . ']' };
 
-# A store has an old vector of everything that is to be refreshed in it, in the
-# section that is asked for.
+# Track profiles in the store, with an old vector in the requested section.
 my $track = sub {
 	my ($fields, @ids) = @_;
 	return "SELECT hrflow_track('faulty', 'acme', " . $array->(@ids) . ") \\gset ignored_
@@ -116,9 +115,8 @@ my @paths = (
 		}
 	});
 
-# What docs/refresh.md says becomes of a profile, when a batch gives it this
-# status: its state, attempts, when it is due, and its vector.  Where the run
-# says why it was ended, or what it left out, there is a WARNING.
+# Documented outcomes of refreshing a profile: its state, attempts, when it is due, and
+# its vector.  If the run stops or skips a source, there is a pattern for its WARNING.
 my %states = (
 	fetched => ['ok 0 later new'],
 	missing => ['missing 0 soon old'],
@@ -146,7 +144,7 @@ my %refreshed = (
 		qw(invalid_request connection_failed timeout invalid_reply http_error
 		  too_large link_refused link_expired invalid_vector)));
 
-# So many failures of the network, and nothing else, are an outage.
+# This many failures of the network without a success are an outage.
 my $outage = 8;
 my %whole = (
 	map({ $_ => 'outage' } qw(connection_failed timeout invalid_reply http_error)),
@@ -176,16 +174,16 @@ my $descriptors_are_seen = -e '/proc/self/fd';
 
 sub literal { return "'" . ($_[0] =~ s/'/''/gr) . "'"; }
 
-# Of how many elements.
+# Return the number of elements of a statement.
 sub elements
 {
 	my ($path, $whole) = @_;
 	return $path->{single} ? 1 : $path->{after} && $whole ? $outage : 3;
 }
 
-# What a path asks, of one identifier or of that between two good ones; a refresh
-# of so many that it may be an outage, if all meet the fault.  The statement is the
-# second of three.
+# Return the three statements of a path, for one identifier or for that identifier
+# between two good ones.  A refresh in which all meet the fault has as many as an
+# outage takes.
 sub question
 {
 	my ($path, $id, $fields, $beside, $whole) = @_;
@@ -200,7 +198,7 @@ sub question
 	return map { $path->{$_} ? $path->{$_}->($fields, @ids) : '' } qw(before sql after);
 }
 
-# Files of tables are PostgreSQL's to open and close.
+# Count open descriptors, except those of files of tables.
 sub descriptors
 {
 	my ($path) = @_;
@@ -209,7 +207,7 @@ sub descriptors
 	  glob("/proc/$path->{session}{pid}/fd/*");
 }
 
-# New backends, which have as many connections open as a question takes.
+# Start new backends, and let them open as many connections as a statement needs.
 sub warm_up
 {
 	foreach my $path (@paths)
@@ -231,8 +229,8 @@ sub warm_up
 	return;
 }
 
-# How many more descriptors has a backend open than it had?  What another has
-# closed is closed when it is next looked at.
+# Return how many more descriptors a backend has than after warm_up().  Connections
+# closed by a server are closed by the next statement.
 sub descriptors_left
 {
 	my ($path, $may_stay) = @_;
@@ -249,23 +247,23 @@ sub descriptors_left
 }
 
 #
-# Play one fault, to every path it can take.
+# Test a fault on all of its paths.
 #
-# A case is a name, the stand-in's faults (or a function that makes an identifier
-# of a word), what comes of it ("STATUS SQLSTATE") and perhaps
-#   settings => {...}     for the statement that meets it
-#   vectors => '...'      what hrflow_profile_vectors makes of it
-#   refreshed => '...'    what hrflow_refresh makes of it, when not what the status
-#                         tells: a word of %states
-#   whole => 1            all elements meet it
-#   fields => '...'
-#   says => qr/.../       found in the errors of the rows
-#   kept => N             descriptors that may stay; or a function of the path
-#   spare_key => 1        met with a key that is not used again
-#   first => 1            the same is asked with other identifiers before
-#   beside => '...'       asked for beside it, instead of what is good
-#   meanwhile => sub {}   called while the statement runs; gets the number of
-#                         elements asked for
+# A case consists of a name, faults of the stand-in (or a function that makes an
+# identifier from a word), the expected outcome ("STATUS SQLSTATE"), and optionally
+#   settings => {...}     settings for the statement
+#   vectors => '...'      outcome of hrflow_profile_vectors()
+#   refreshed => '...'    outcome of hrflow_refresh() (a key of %states), unless it
+#                         follows from the status
+#   whole => 1            all elements have the fault
+#   fields => '...'       "fields" to request
+#   says => qr/.../       pattern of the errors in rows
+#   kept => N             number of descriptors that may stay open, or a function of
+#                         the path
+#   spare_key => 1        use a key that is not used again
+#   first => 1            execute the statement with other identifiers first
+#   beside => '...'       the other elements, instead of good ones
+#   meanwhile => sub {}   called during the statement, with the number of elements
 #
 sub play
 {
@@ -334,22 +332,23 @@ sub play
 		}
 		my $got = !defined $state ? "no answer: $printed" : $state eq '00000' ? $statuses : $state;
 
-		is($got, $expected, "$name: $path->{name}() gives $expected");
+		is($got, $expected, "with $name, $path->{name}() gives $expected");
 		diag($errors) if $got ne $expected && $errors;
-		like($errors, $more{says}, "$name: $path->{name}() explains the failure")
+		like($errors, $more{says}, "with $name, $path->{name}() explains the failure")
 		  if $more{says} && !$path->{single};
-		cmp_ok($ms // 1e9, '<=', $most_time, sprintf "$name: $path->{name}() ends in time (%d ms)",
+		cmp_ok($ms // 1e9, '<=', $most_time,
+			sprintf "with $name, $path->{name}() ends in time (%d ms)",
 			$ms // -1);
 		like(
 			$next // '',
 			$path->{single} ? qr/^ok/
 			: $path->{after} ? qr/^(?:ok 0 later new(?:, |\|)){3}/
 			: qr/^ok ok ok\|/,
-			"$name: the next call of $path->{name}() works");
+			"after $name, the next call of $path->{name}() works");
 
-		# The store has what the rows have, but no error of those that are well, and
-		# one of those that have no rows.
-		# Of broken connections libcurl's words vary.
+		# The store records the same errors as the rows of a batch, except that
+		# profiles that are ok have no error, and those without vectors have one.
+		# Ignore libcurl's messages about broken connections, because they vary.
 		my @said = (
 			$http // '',
 			uniq(
@@ -365,11 +364,11 @@ sub play
 		  if ($more{refreshed} // '') eq 'empty';
 		is( join('|', @said),
 			join('|', @said_in_rows),
-			"$name: the store records what the rows of a batch say");
+			"with $name, the store records the same errors as the rows of a batch");
 		like(
 			join('', $printed =~ /WARNING:  .*/g),
 			$warning // qr/^$/,
-			"$name: the run " . ($warning ? 'warns' : 'does not warn'));
+			"with $name, the run " . ($warning ? 'warns' : 'does not warn'));
 	}
 	SKIP:
 	{
@@ -380,7 +379,7 @@ sub play
 					descriptors_left($_, ref $more{kept} ? $more{kept}->($_) : $more{kept} // 0)
 				} @takers),
 			'',
-			"$name: no descriptor is left open");
+			"after $name, no descriptor is left open");
 	}
 	return;
 }
@@ -388,11 +387,11 @@ sub play
 sub base64_of { return encode_base64url($_[0]); }
 
 #
-# What the stand-in can play
+# Faults that the stand-in can simulate
 #
 my %late = (settings => { request_timeout => $short });
 
-# A peer in Perl takes longer to answer the requests beside the one that is late.
+# A peer in Perl takes longer to answer the other requests.
 my %late_in_perl = (settings => { request_timeout => "'3s'" });
 my %twice = (settings => { max_attempts => 2 });
 my $lost = 'connection_failed 08006';
@@ -418,7 +417,7 @@ play('api', @$_)
 	[ 'HTTP 402', 'status=402', 'over_quota 53400' ],
 	[ 'HTTP 403', 'status=403', 'unauthorized 28000', refreshed => 'failed' ],
 	[ 'HTTP 404', 'status=404', 'not_found P0002' ],
-	[ 'HTTP 404 of somebody else', 'status=404,html', 'http_error 58000' ],
+	[ 'HTTP 404 with a page', 'status=404,html', 'http_error 58000' ],
 	[ 'HTTP 408', 'status=408', 'timeout 08006' ],
 	[ 'HTTP 418', 'status=418', 'http_error 58000' ],
 	[ 'HTTP 422', 'status=422', 'invalid_request 22023' ],
@@ -458,7 +457,7 @@ play('api', @$_)
 		'body=' . base64_of('{"code": 200, "data": {"x": 1e999999}}'), $invalid ],
 	[ 'a list instead of an envelope', 'body=' . base64_of('[1]'), $invalid ],
 	[ 'no data', 'body=' . base64_of('{"code": 200, "message": "OK"}'), $invalid ],
-	[ 'a code that is none', 'body=' . base64_of('{"code": "200", "data": {}}'), $invalid ],
+	[ 'a code that is a string', 'body=' . base64_of('{"code": "200", "data": {}}'), $invalid ],
 	[ 'data that is text', 'data=' . base64_of('"x"'), $invalid ],
 	[ 'data without a section', 'data=' . base64_of('{}'), 'ok 00000', refreshed => 'empty' ],
 	[   'a section that is a number',
@@ -468,7 +467,7 @@ play('api', @$_)
 	[   'a list without its first link', 'drop', 'ok 00000',
 		fields => '{"experiences": [0]}',
 		refreshed => 'empty' ],
-	[ 'links that tell nothing', 'opaque', 'ok 00000' ],
+	[ 'links whose paths name no item', 'opaque', 'ok 00000' ],
 
 	[ 'a compressed reply', 'gzip', 'ok 00000' ],
 	[ 'a large reply', 'big=1000000', 'too_large 54000' ],
@@ -484,7 +483,7 @@ play('api', @$_)
 	[ 'a body that breaks at once', 'break=0', $lost ],
 	[ 'a body that breaks', 'break=20', $lost ],
 	[ 'a late reply', 'latency=60000', 'timeout 08006', %late ],
-	[ 'a reply that comes in the end', 'latency=100', 'ok 00000' ],
+	[ 'a reply after 100 ms', 'latency=100', 'ok 00000' ],
 	[ 'silence', 'silent', 'timeout 08006', %late ],
 	[ 'silence for all', 'silent', 'timeout 08006', %late, whole => 1, beside => 'fault:silent' ],
 	[ 'a body that stalls', 'stall=20', 'timeout 08006', %late ],
@@ -500,7 +499,7 @@ play('store', @$_)
 	[   'a link in clear',
 		'data=' . base64_of('{"profile": "http://other.example/x.hflw"}'),
 		'link_refused 42501' ],
-	[   'a link that is none',
+	[   'a link to a file',
 		'data=' . base64_of('{"profile": "file:///etc/passwd"}'),
 		'link_refused 42501' ],
 
@@ -540,7 +539,7 @@ play('store', @$_)
 	[ 'a vector of objects', 'v.dtype=|O', 'invalid_vector 22P03' ],
 	[ 'a vector with NaN', 'v.nan', 'invalid_vector 22P03' ],
 	[ 'a vector cut short', 'v.short', 'invalid_vector 22P03' ],
-	[ 'a vector with more behind it', 'v.trailing', 'invalid_vector 22P03' ],
+	[ 'a vector with trailing data', 'v.trailing', 'invalid_vector 22P03' ],
 	[ 'two rows in one vector', 'v.shape=2xd', 'ok 00000' ],
 	[ 'a vector of doubles, big-endian', 'v.dtype=>f8', 'ok 00000' ],
 	[ "a vector in Fortran's order", 'v.order=F', 'ok 00000' ],
@@ -564,11 +563,11 @@ play('store', @$_)
 	[ 'a vector that dribbles', 'v.slow=5000', 'timeout 08006', %late ]);
 
 #
-# What only a socket can
+# Faults simulated by a peer in Perl
 #
-# A peer has an answer of the API and one of a link's host, and spoils them for
-# raw-FAULT-N by these.  They are given the socket, the head of the answer and its
-# body.
+# The peer has an answer of the API and one of the host of a link.  For identifiers
+# raw-FAULT-N it spoils them by these functions, whose arguments are the socket, the
+# head of the answer and its body.
 #
 sub without_length { return $_[0] =~ s/^Content-Length:.*\r\n//mir; }
 sub with_length    { return without_length($_[0]) . "Content-Length: $_[1]\r\n"; }
@@ -576,7 +575,7 @@ sub with_status    { return $_[0] =~ s/^HTTP.*?\r\n/$_[1]\r\n/r; }
 sub chunked        { return without_length($_[0]) . "Transfer-Encoding: chunked\r\n\r\n"; }
 sub chunk          { return sprintf "%x\r\n%s\r\n", length $_[0], $_[0]; }
 
-# A chunk whose size is a lie.
+# Return a chunk with a wrong size.
 sub bad_chunk { return "$_[0]\r\n$_[1]\r\n0\r\n\r\n"; }
 
 sub reset_connection
@@ -735,13 +734,13 @@ my %raw = (
 		reset_connection($s);
 	},
 
-	# Of a connection that has served before
+	# Faults of connections that have been used before
 	then_close => sub { },
 	then_reset => sub { my ($s) = @_; reset_connection($s) },
 	then_silent => sub { sleep 600 },
 	then_half => sub { my ($s, $head) = @_; print $s substr($head, 0, 50) });
 
-# The stand-in's answer to a GET, head and body.
+# Return the head and the body of the stand-in's answer to a GET.
 sub answer_of_api
 {
 	my ($path) = @_;
@@ -759,8 +758,8 @@ my @api_answer = answer_of_api(
 my ($link_path) = $api_answer[1] =~ m{"http://[^/]+(/[^"]+)"};
 my @link_answer = answer_of_api($link_path);
 
-# It closes after an answer, unless it keeps connections: then faults wait for
-# one that has served.
+# Serve a connection, which is closed after an answer unless $keeps is true.  In that
+# case, faults happen only to connections that have been used before.
 sub serve_raw
 {
 	my ($socket, $keeps) = @_;
@@ -776,7 +775,7 @@ sub serve_raw
 			return;
 		}
 
-		# All of a question's elements get connections of their own.
+		# Be slow, so that each element of a statement uses its own connection.
 		sleep 0.05 if $request =~ /raw-\w+-first/;
 		print $socket "$head\r\n$body";
 		return unless $keeps;
@@ -787,8 +786,8 @@ sub serve_raw
 my $raw = Hrflow::RawPeer->new(sub { serve_raw($_[0], 0) });
 my $keeping = Hrflow::RawPeer->new(sub { serve_raw($_[0], 1) });
 
-# Play a fault to the API's answer, and to that of a link's host, which comes to
-# the same or to "link" (undef where that is libcurl's version's to say).
+# Test a fault in the answer of the API and in that of the host of a link.  The outcome
+# for the latter is the same, or "link"; undef means that it depends on libcurl.
 sub play_raw
 {
 	my ($name, $fault, $outcome, %more) = @_;
@@ -798,7 +797,7 @@ sub play_raw
 		$outcome, %more, settings => { %{ $more{settings} // {} }, base_url => "'$peer/v1'" });
 	play(
 		'store',
-		"$name, of a link",
+		"$name in the reply for a link",
 		sub { 'fault:data=' . base64_of(qq({"profile": "$peer/raw-$fault-$_[0].hflw"})) },
 		$more{link} // $outcome, %more) unless exists $more{link} && !$more{link};
 	return;
@@ -810,13 +809,13 @@ play_raw(@$_)
   foreach (
 	[ 'garbage before the status line', 'garbage', $invalid ],
 	[ 'HTTP/0.9', 'http09', $invalid ],
-	[ 'HTTP/2 that nobody asked for', 'http2', $invalid ],
+	[ 'HTTP/2 that was not requested', 'http2', $invalid ],
 	[ 'a status line without status', 'no_status', $invalid ],
 	[ 'HTTP/9.9', 'version', $invalid ],
 	[ 'HTTP 101', 'switching', 'http_error 58000' ],
 	[ 'HTTP 204', 'no_content', $invalid, %cut ],
 	[ 'HTTP 100 before the reply', 'continue', 'ok 00000' ],
-	[ 'HTTP 100 for ever', 'continues', 'too_large 54000' ],
+	[ 'an endless series of HTTP 100', 'continues', 'too_large 54000' ],
 	[ '10,000 headers', 'headers', 'too_large 54000' ],
 	[ 'a header of 1 MB', 'header', 'too_large 54000' ],
 	[ 'the name of a header of 1 MB', 'header_name', 'too_large 54000' ],
@@ -826,34 +825,35 @@ play_raw(@$_)
 	[ 'lines that end in LF', 'line_feeds', 'ok 00000' ],
 	[ 'two replies', 'more', 'ok 00000' ],
 	[ 'headers that dribble', 'slow_headers', 'timeout 08006', %late_in_perl ],
-	[ 'a Retry-After that is no time', 'retry_after', 'http_error 58000', %twice ],
-	[ 'a Retry-After of an age', 'retry_never', 'http_error 58000', %twice ],
+	[ 'a Retry-After that is not a time', 'retry_after', 'http_error 58000', %twice ],
+	[ 'a Retry-After that is very long', 'retry_never', 'http_error 58000', %twice ],
 
 	[ 'a body without length', 'length_none', 'ok 00000' ],
 	[ 'a body that is too short', 'length_long', $lost ],
-	[ 'a body that is too short, and open', 'length_open', 'timeout 08006', %late_in_perl ],
+	[   'a body that is too short on an open connection', 'length_open',
+		'timeout 08006', %late_in_perl ],
 	[ 'a body that is too long', 'length_short', $invalid, %cut ],
 	[ 'a length of 5 GB', 'length_huge', $lost ],
 	[ 'a negative length', 'length_negative', $invalid ],
-	[ 'a length that is none', 'length_text', $invalid ],
-	[ 'a length that nothing can hold', 'length_overflow', 'ok 00000' ],
+	[ 'a length that is not a number', 'length_text', $invalid ],
+	[ 'a length that overflows', 'length_overflow', 'ok 00000' ],
 	[ 'two lengths', 'length_twice', $invalid, link => undef ],
 
 	[ 'small chunks', 'chunks', 'ok 00000' ],
 	[ 'chunks, and a length', 'chunks_and_length', 'ok 00000' ],
 	[ 'a chunk that is too short', 'chunk_long', $lost ],
 	[ 'a chunk that is too long', 'chunk_short', $lost ],
-	[ 'a chunk whose size is no number', 'chunk_text', $lost ],
+	[ 'a chunk whose size is not a number', 'chunk_text', $lost ],
 	[ 'a chunk that is too large', 'chunk_huge', $lost ],
 	[ 'a chunk of negative size', 'chunk_negative', $lost ],
 	[ 'a chunk with an extension of 1 MB', 'chunk_extension', 'ok 00000' ],
 	[ 'chunks without end', 'no_end', $lost ],
-	[ 'chunks without end, and open', 'no_end_open', 'timeout 08006', %late_in_perl ],
+	[ 'chunks without end on an open connection', 'no_end_open', 'timeout 08006', %late_in_perl ],
 	[ 'a trailer', 'trailer', 'ok 00000' ],
 	[ '100,000 trailers', 'trailers', 'too_large 54000' ],
-	[ 'a transfer encoding that is none', 'transfer', $invalid ],
+	[ 'an unknown transfer encoding', 'transfer', $invalid ],
 
-	[ 'a content encoding that is none', 'encoding', $invalid ],
+	[ 'an unknown content encoding', 'encoding', $invalid ],
 	[ 'a body that is not compressed', 'encoding_lie', $invalid ],
 	[ 'a compressed body that is cut', 'encoding_cut', $invalid, %cut ],
 	[ 'a body compressed 100 times', 'encodings', $invalid ],
@@ -878,9 +878,11 @@ undef $keeping;
 warm_up();
 
 #
-# Hosts that cannot be reached, or not be trusted
+# Hosts that cannot be reached or trusted
 #
-# A fault of a whole host: the API's, which all elements meet, or a link's.
+
+# Test a fault of a host, which is that of the API, so that all elements have the
+# fault, or that of a link.
 sub play_host
 {
 	my ($name, $origin, $outcome, %more) = @_;
@@ -901,7 +903,8 @@ sub play_host
 my %no_connection = (settings => { connect_timeout => $short });
 my $closed = do { my $peer = Hrflow::RawPeer->new(undef); $peer->port };
 
-# Nobody accepts: when its queue is full, a connection is never made.
+# This peer never accepts connections, so when its backlog is full, connections are
+# never established.
 my $deaf = Hrflow::RawPeer->new(undef, backlog => 0);
 my @queue =
   map { IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $deaf->port, Blocking => 0) }
@@ -912,15 +915,15 @@ play_host(
 	'a host that does not accept',
 	'http://127.0.0.1:' . $deaf->port,
 	$unreachable, %no_connection);
-play_host('a name that nobody has', 'https://nobody.example', $unreachable);
+play_host('a name that does not exist', 'https://nobody.example', $unreachable);
 play(
 	'store',
 	'a public name of a private address',
 	'data=' . base64_of('{"profile": "https://a.private.example/x.hflw"}'),
 	'link_refused 42501');
 
-# Of connections that were not made in time, no descriptor stays reserved: with
-# some hundred of them nobody else in the backend could have one.
+# Connections that are not established in time do not leave descriptors reserved.  A
+# few hundred of them would use up all descriptors of the backend.
 SKIP:
 {
 	my $session = Hrflow::Session->new($node);
@@ -941,7 +944,7 @@ SKIP:
 			  . literal($node->connstr('postgres'))
 			  . '), dblink_disconnect();'),
 		qr/OK\|OK/,
-		'after 400 failed connections others can be made');
+		'other connections can be opened after 400 failed connections');
 	$session->finish;
 }
 
@@ -984,7 +987,7 @@ sub openssl
 	return;
 }
 
-# A server with one of them.  Whoever trusts it gets a page.
+# Start a server with one of the certificates, which answers with a page.
 sub tls_server
 {
 	my ($certificate, @options) = @_;
@@ -1074,8 +1077,7 @@ foreach my $case (
 		settings => { ca_file => literal("$certificates/ca.pem") });
 }
 
-# A CA that is revoked: who trusted it takes it out of the file.  Nobody asks
-# for lists of what others have revoked.
+# A CA that is no longer trusted, because it was removed from the file.
 {
 	my $port = tls_server('good');
 	foreach
@@ -1086,9 +1088,9 @@ foreach my $case (
 		unlink "$certificates/trusted.pem";
 		PostgreSQL::Test::Utils::append_to_file("$certificates/trusted.pem",
 			PostgreSQL::Test::Utils::slurp_file("$certificates/$ca.pem"));
-		sleep 1;    # it is looked at once a second
+		sleep 1;    # the file is checked once a second
 		play_host(
-			($ca eq 'ca' ? 'before' : 'after') . ' its CA is revoked, a certificate',
+			'a certificate ' . ($ca eq 'ca' ? 'before' : 'after') . ' its CA was removed',
 			"https://localhost:$port",
 			$outcome,
 			%more,
@@ -1102,8 +1104,8 @@ foreach my $server (@servers)
 }
 
 #
-# A name server that never answers: threads that wait for it stay, those of both
-# questions, and each holds a descriptor
+# A name server that never answers.  The threads that wait for it remain, and each has
+# a descriptor
 #
 play_host('a name server that is silent',
 	'https://silent.example', $unreachable, %no_connection,
@@ -1113,8 +1115,8 @@ warm_up();
 #
 # HTTP/2
 #
-# nghttpx speaks it to us, and HTTP/1.1 to a stand-in that can end.  It cannot
-# take any free port and tell which: another is tried if need be.
+# nghttpx is an HTTP/2 proxy for a stand-in that can be stopped.  It cannot report a
+# port chosen by the system, so try several.
 #
 my $nghttpx = '/usr/sbin/nghttpx';
 my $proxy_log = PostgreSQL::Test::Utils::tempdir() . '/nghttpx.log';
@@ -1159,13 +1161,13 @@ SKIP:
 	my $backend = Hrflow::StandIn->new(@keys);
 	my ($port, $proxy) = start_proxy($backend);
 
-	# A backend keeps one connection, or two when one of them has just ended; and two
-	# of HTTP/1.1, since a request that is lost over HTTP/2 is sent again so.
+	# A backend keeps one connection, or two if one of them has just been closed, and
+	# two HTTP/1.1 connections, over which lost requests are sent again.
 	my $play = sub {
 		my ($of, $name, $fault, $outcome, %more) = @_;
 		play(
 			$of,
-			"HTTP/2: $name",
+			"HTTP/2 and $name",
 			$fault, $outcome, %more,
 			kept => 4,
 			settings => {
@@ -1177,13 +1179,13 @@ SKIP:
 	$play->('api', @$_)
 	  foreach (
 		[ 'no fault', 'id=a', 'ok 00000' ],
-		[ 'a server behind it that resets', 'reset', 'http_error 58000' ],
+		[ 'a reset by the server of the proxy', 'reset', 'http_error 58000' ],
 		[ 'a stream that is reset', 'break=20', $lost ],
 		[ 'a stream that is reset once', 'first=1,break=20', 'ok 00000', %twice ],
 		[ 'a stream that is silent', 'silent', 'timeout 08006', %late ],
 		[ 'a stream that stalls', 'stall=20', 'timeout 08006', %late ],
 		[ 'a large reply', 'big=1000000', 'too_large 54000' ],
-		[ 'a header of 80 kB', 'header_size=80000', 'http_error 58000' ],   # nghttpx makes it a 502
+		[ 'a header of 80 kB', 'header_size=80000', 'http_error 58000' ],    # nghttpx answers 502
 		[ 'a redirect', 'redirect', $invalid ]);
 	$play->('store', @$_)
 	  foreach (
@@ -1192,10 +1194,10 @@ SKIP:
 		[ "a link's stream that is silent", 'v.silent', 'timeout 08006', %late ],
 		[ 'a large vector', 'v.big=1000000', 'too_large 54000' ]);
 
-	# All that is asked is in flight when something happens.
+	# Let something happen when all requests are in flight.
 	my $happens = sub {
 		my ($name, $fault, $outcome, $what, %more) = @_;
-		my $before = $backend->stats->{in_flight};    # silent ones are, still
+		my $before = $backend->stats->{in_flight};    # silent requests remain
 		$play->(
 			'api', $name, $fault, $outcome, %more,
 			beside => "fault:$fault",
@@ -1207,30 +1209,34 @@ SKIP:
 			});
 	};
 
-	# What is in flight is finished, and nothing new is begun.
+	# After GOAWAY, requests in flight are completed, but no others are accepted.
 	$happens->(
-		'it ends with GOAWAY', 'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },
+		'a proxy that ends with GOAWAY', 'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },
 		whole => 1,
 		vectors => $unreachable);
 	$proxy->finish;
-	$play->('api', 'it is gone', 'id=a', $unreachable, whole => 1);
+	$play->('api', 'a proxy that is gone', 'id=a', $unreachable, whole => 1);
 	($port, $proxy) = start_proxy($backend, $port);
-	$play->('api', 'it is back', 'id=a', 'ok 00000');
+	$play->('api', 'a proxy that is back after GOAWAY', 'id=a', 'ok 00000');
 
-	# Connections that break have narrowed the window of requests to this port.
+	# Use another port, because broken connections have reduced the number of requests
+	# in flight to this one.
 	my $use_another_port = sub {
 		$proxy->signal('TERM');
 		$proxy->finish;
 		($port, $proxy) = start_proxy($backend);
 	};
 	$use_another_port->();
-	$happens->('it is killed', 'silent', $lost, sub { $proxy->signal('KILL') }, whole => 1);
+	$happens->(
+		'a proxy that is killed',
+		'silent', $lost, sub { $proxy->signal('KILL') },
+		whole => 1);
 	$proxy->finish;
 	($port, $proxy) = start_proxy($backend, $port);
-	$play->('api', 'it is back again', 'id=a', 'ok 00000');
+	$play->('api', 'a proxy that is back after it was killed', 'id=a', 'ok 00000');
 	$use_another_port->();
 	$happens->(
-		'the server behind it ends',
+		'a server of the proxy that is killed',
 		'silent',
 		'http_error 58000',
 		sub { $backend->{process}->signal('KILL') },
@@ -1241,16 +1247,16 @@ SKIP:
 }
 
 #
-# The API's server ends, and begins anew
+# The API is restarted
 #
 warm_up();
 $api->restart(@keys);
-play($_, "a restart before $_", 'id=a', 'ok 00000') foreach qw(api store);
+play($_, "a restart of the API before requests to $_", 'id=a', 'ok 00000') foreach qw(api store);
 
 unlike(
 	PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/PANIC|terminated by signal|XX000/,
-	'no backend reached what cannot happen');
+	'no backend has crashed or raised an internal error');
 
 $_->{session}->finish foreach @paths;
 

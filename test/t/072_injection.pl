@@ -4,7 +4,7 @@
 # neither at a chosen point.
 #
 # Each allocation of a statement, in libcurl and in the extension, is made to
-# fail, one at a time, and the statement is cancelled at each wakeup of its
+# fail, one at a time, and the statement is canceled at each wakeup of its
 # backend.
 use strict;
 use warnings FATAL => 'all';

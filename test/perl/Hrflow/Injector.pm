@@ -3,7 +3,7 @@
 #
 #   my $injector = Hrflow::Injector->new;
 #   $injector->arm($pid, 'memory', 3)   the third allocation fails; 0: none;
-#                                       'wakeups': the third wait is cancelled;
+#                                       'wakeups': the third wait is canceled;
 #                                       'bodies': the third enlargement of a
 #                                       reply's body fails
 #   my $seen = $injector->disarm        a hash with the number of events seen,
