@@ -1,6 +1,6 @@
 # Requests contain exactly what was passed, whatever characters it consists of,
 # and go to the right server.  This needs the logs of the API, of another host
-# and of a proxy, because SQL does not see what is sent.
+# and of a proxy, which a regression test cannot see.
 use strict;
 use warnings FATAL => 'all';
 use utf8;

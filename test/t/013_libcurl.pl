@@ -20,7 +20,7 @@ system('gcc', '-shared', '-fPIC', '-O1', '-o', $library,
 
 my $node = Hrflow::Node->new('libcurl', $api, max_attempts => 1);
 
-# Restarts the server with a libcurl that lacks a feature.
+# Restart the server with a libcurl that lacks a feature.
 sub restart_without
 {
 	my ($feature) = @_;

@@ -40,7 +40,7 @@ my $node;
 
 my $control = Hrflow::Session->new($node);
 
-# The wait event of a backend, as other sessions see it
+# Return the wait event of a backend, as other sessions see it.
 sub waits_for
 {
 	my ($session) = @_;

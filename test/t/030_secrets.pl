@@ -32,7 +32,7 @@ sub roles
 	return;
 }
 
-# Everything that a role can read about settings in a new session.
+# Return everything that a role can read about settings in a new session.
 sub everything
 {
 	my ($node, $role, $first) = @_;

@@ -1,7 +1,7 @@
 # Vectors are correct, and links are safe to fetch: files written by NumPy, the
 # stand-in's vectors bit for bit in every encoding, what the host of a link
-# receives, and which hosts are allowed.  SQL alone has neither NumPy nor a
-# second host.
+# receives, and which hosts are allowed.  A regression test has neither NumPy nor
+# a second host.
 use strict;
 use warnings FATAL => 'all';
 use Digest::MD5 qw(md5_hex);
@@ -143,7 +143,7 @@ sub expected_hex
 	return unpack('H*', pack('N*', unpack('V*', $api->vector($profile, $section, $item))));
 }
 
-# An identifier, encoded for the stand-in's own page.
+# Encode an identifier for the stand-in's page of vectors.
 sub escape
 {
 	my ($text) = @_;

@@ -71,7 +71,7 @@ my $has_ipv6 = socket(my $socket, AF_INET6, SOCK_STREAM, 0);
 my $session = Hrflow::Session->new($node);
 sub ask { return $session->ask("$_[0];") =~ s/\n?-- done\n.*//sr; }
 
-# The requests for vectors.
+# Return the requests for vectors.
 sub fetched
 {
 	return grep { $_->{path} =~ /hflw/ } $api->log;

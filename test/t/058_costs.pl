@@ -23,7 +23,7 @@ my $node = Hrflow::Node->new(
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# Requests to the API and for links, as the stand-in counts them.
+# Return the requests to the API and for links that the stand-in has counted.
 sub received
 {
 	my $stats = $api->stats;

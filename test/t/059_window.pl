@@ -15,7 +15,7 @@ my $key = $Hrflow::StandIn::KEY;
 my $api = Hrflow::StandIn->new('--latency' => 300);
 my $node = Hrflow::Node->new('window', $api);
 
-# A batch of this many distinct profiles.
+# Return a batch of this many distinct profiles.
 sub batch
 {
 	my ($n, %with) = @_;
@@ -25,7 +25,7 @@ sub batch
 		GROUP BY status ORDER BY 1;\n};
 }
 
-# Number of requests that arrived before one was answered.
+# Return the number of requests that arrived before one was answered.
 sub sent_first
 {
 	my @log = @_;

@@ -1,7 +1,7 @@
 # Batches as seen by the API: the number of requests in flight, their
 # connections and their rate; no answer is lost when many fail; refusals stop a
-# batch; and the counters agree with what was sent.  SQL sees neither requests
-# nor other backends.
+# batch; and the counters agree with what was sent.  A regression test could see
+# neither requests nor other backends.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -20,7 +20,7 @@ my $node = Hrflow::Node->new('batch', $api, shared_preload_libraries => 'hrflow_
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# This many distinct identifiers.
+# Return this many distinct identifiers.
 sub ids
 {
 	my ($n, $prefix) = (@_, 'p');

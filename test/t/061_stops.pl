@@ -31,7 +31,7 @@ sub batch
 	return ($out, $err);
 }
 
-# This many distinct identifiers.
+# Return this many distinct identifiers.
 sub ids
 {
 	my ($n, $prefix) = (@_, 'p');

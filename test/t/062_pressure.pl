@@ -1,7 +1,7 @@
 # Batches under pressure: replies that exhaust the memory for them, a connection
 # that is dead without notice, a backend that is terminated or busy with other
-# work, and a server that requests a pause.  SQL sees neither requests in flight
-# nor other backends.
+# work, and a server that requests a pause.  A regression test could see neither
+# requests in flight nor other backends.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -22,14 +22,14 @@ my $began;
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# This many distinct identifiers.
+# Return this many distinct identifiers.
 sub ids
 {
 	my ($n, $prefix) = (@_, 'p');
 	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
 }
 
-# The number of rows with each status.
+# Return the number of rows with each status.
 sub batch
 {
 	my ($ids, $function) = (@_, 'hrflow_profile_embeddings');
@@ -37,7 +37,7 @@ sub batch
 		GROUP BY status ORDER BY 1;\n};
 }
 
-# The times, in milliseconds, at which matching requests were answered.
+# Return the times, in milliseconds, at which matching requests were answered.
 sub answered
 {
 	my ($pattern) = @_;

@@ -1,7 +1,7 @@
 # A statement does not exceed its limit of requests, however it is written:
 # results received are kept, the other rows say why they failed, and only
 # superusers can raise a limit set by one of them.  The stand-in counts the
-# requests, which SQL cannot.
+# requests, which a regression test cannot see.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;

@@ -1,8 +1,8 @@
 # Refusals and failures of the API apply to all requests with the account's key:
 # after a refusal of the rate, however it is worded, all backends pause and one
 # request is sent as a probe.  No row is lost that a pause would have saved, and
-# no backend waits longer than the server requested.  SQL sees neither time nor
-# other backends.
+# no backend waits longer than the server requested.  A regression test could see
+# neither time nor other backends.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -31,7 +31,7 @@ sub ids
 	return "(SELECT array_agg('$prefix' || i) FROM generate_series(1, $n) i)";
 }
 
-# The output of a statement, and the seconds it took.
+# Return the output of a statement, and the seconds it took.
 sub timed
 {
 	my ($sql) = @_;
@@ -41,7 +41,7 @@ sub timed
 	return ($out, time - $began, $err);
 }
 
-# How many requests were refused
+# Return the number of requests that were refused.
 sub refused
 {
 	my ($standin) = @_;

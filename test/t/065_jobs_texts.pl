@@ -1,7 +1,7 @@
 # Requests to the other endpoints contain exactly what was passed, whatever
 # characters it consists of.  A POST is not sent again unless the API cannot
 # have processed it, and interrupts and the key are handled as in other
-# functions.  SQL does not see what is sent, and cannot interrupt itself.
+# functions.  A regression test cannot see requests or interrupt itself.
 use strict;
 use warnings FATAL => 'all';
 use utf8;
@@ -49,7 +49,7 @@ sub decode_query
 		-1 ];
 }
 
-# A body as received; in the log each of its bytes is a character.
+# Return a body as received.  In the log, each of its bytes is a character.
 sub body { return $_[0]{body}; }
 
 my @nasty = (

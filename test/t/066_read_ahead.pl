@@ -1,7 +1,7 @@
 # A query whose calls are read ahead returns the same rows in the same order, or
 # the same error, as without read-ahead, and sends no more requests than
 # docs/read_ahead.md allows.  Each query below runs with hrflow_embed.read_ahead
-# off and on.  The stand-in counts the requests, which SQL cannot see.
+# off and on.  The stand-in counts the requests.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;

@@ -1,5 +1,5 @@
 # Details of the protocol: encodings, a proxy that refuses, dead connections,
-# servers that use TLS.  SQL sees neither requests nor time.
+# servers that use TLS.  A regression test could see neither requests nor time.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -28,7 +28,7 @@ sub status_of
 	return sql("$set SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['$id'])");
 }
 
-# Connections of a session's backend to a port in a TCP state: 01 is
+# Count connections of a session's backend to a port in a TCP state: 01 is
 # ESTABLISHED; in 08, CLOSE_WAIT, the peer has closed the connection, but the
 # backend has not.
 sub count_connections

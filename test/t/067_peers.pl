@@ -37,7 +37,7 @@ foreach my $database (sort keys %encodings)
 		"the extension can be created in a database in $encodings{$database}");
 }
 
-# The status and error of a statement's rows, in UTF-8; or the error if they are
+# Return the status and error of a statement's rows, in UTF-8, or the error if they are
 # not valid in the database.
 sub rows
 {

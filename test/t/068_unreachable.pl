@@ -1,8 +1,8 @@
 # The cost of hosts that cannot be reached: over TLS they take no more time than
 # over plain HTTP, although requests share a connection there, and if names
 # cannot be resolved, the number of threads and descriptors is limited, although
-# lookups cannot be stopped.  SQL sees neither, and regress cannot start a
-# server that does not answer.
+# lookups cannot be stopped.  A regression test could see neither, and could not
+# start a server that does not answer.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -37,7 +37,7 @@ sub batch
 	  . ') GROUP BY status ORDER BY 1;';
 }
 
-# The output of a statement, and the seconds it took.
+# Return the output of a statement, and the seconds it took.
 sub timed
 {
 	my ($statement) = @_;

@@ -21,7 +21,7 @@ $session->ask($server->settings);
 
 my $ids = q{(SELECT array_agg('nurse-' || i) FROM generate_series(1, 200) i)};
 
-# The number of rows, and of those with the reply to their own request.
+# Count the rows, and those with the reply to their own request.
 sub own_replies
 {
 	my ($of) = @_;

@@ -19,7 +19,7 @@ my $node = Hrflow::Node->new(
 	ca_file => $api->ca);
 my $stats = 'SELECT requests, retries FROM hrflow_embed_stats';
 
-# The number of rows of forty profiles with each status, with a given number of
+# Return the number of rows of forty profiles with each status, with a given number of
 # requests in flight, and the result of a query after them.
 sub batch
 {

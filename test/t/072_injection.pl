@@ -1,7 +1,7 @@
 # If an allocation fails, or a cancel arrives, at any point of a statement, it
 # ends with an error or rows as documented in docs/reference.md, the backend's
-# next statement works, and nothing is left open or leased.  SQL can cause
-# neither at a chosen point.
+# next statement works, and nothing is left open or leased.  A regression test
+# could cause neither at a chosen point.
 #
 # Each allocation of a statement, in libcurl and in the extension, is made to
 # fail, one at a time, and the statement is canceled at each wakeup of its
@@ -109,7 +109,7 @@ my $refresh = {
 	before => "UPDATE kept_profile SET due_at = now();",
 	sql => "CALL hrflow_refresh('kept', batch_size => 8);" };
 
-# A new backend, with settings that cost it no statement.
+# Start a new backend, whose settings are not set by statements.
 sub new_session
 {
 	my ($tls) = @_;
@@ -134,7 +134,7 @@ sub descriptors
 	  glob("/proc/" . $session->pid . '/fd/*');
 }
 
-# The output of a statement, and its effects on the backend.
+# Execute a statement.  Return its output, and its effects on the backend.
 sub ask
 {
 	my ($session, $statement, $what, $nth) = @_;
@@ -150,7 +150,7 @@ sub ask
 	return ($printed, $seen);
 }
 
-# The points to test, out of this many.
+# Choose the points to test, out of this many.
 sub points
 {
 	my ($n) = @_;

@@ -24,7 +24,7 @@ my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
-# The output of a statement in another database: its error or its rows.
+# Return the error or the rows of a statement in another database.
 sub said
 {
 	my ($database, $sql, %options) = @_;

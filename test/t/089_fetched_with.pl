@@ -141,8 +141,8 @@ is((refresh(q('{"profile": 1, "skills": 1}', max_profiles => 2)))[1],
 is((refresh(q('{"profile": 1}')))[1],
 	0, 'a run with max_profiles makes no profiles due that it does not request');
 
-# That the API has no vector of a section is remembered even if other jobs request
-# other sections
+# A run remembers that the API has no vector of a section, even if another job
+# requests other sections
 $store->track(q{SELECT unnest('{nurse-1,novector-nurse}'::text[])});
 refresh(q('{"profile": 1}'));
 is((refresh(q('{"skills": 1}')))[1],

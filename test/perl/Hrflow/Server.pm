@@ -367,7 +367,7 @@ sub has { return $_[0]{has}{ $_[1] }; }
 
 sub port { return $_[0]{port}; }
 
-# Rate limit of limited_url, in requests per second.
+# Return the rate limit of limited_url, in requests per second.
 sub rate { return $_[0]{rate}; }
 
 sub base_url
@@ -399,7 +399,7 @@ sub settings
 	return join ' ', map { "SET hrflow_embed.$_ = '$settings{$_}';" } sort keys %settings;
 }
 
-# Number of connections that it has not closed, as seen by the kernel.
+# Count connections that the server has not closed, as seen by the kernel.
 sub open_connections
 {
 	my ($self) = @_;

@@ -135,7 +135,7 @@ sub start_call
 	return \%call;
 }
 
-# The key of the nth additional account.
+# Return the key of the nth additional account.
 sub key_of
 {
 	my ($n) = @_;
@@ -186,7 +186,8 @@ sub refreshed
 		"SELECT count(*) FROM $self->{name}.embedding_profile WHERE refreshed_at IS NOT NULL");
 }
 
-# Profiles that are not due yet, or leased by a session that no longer exists.
+# Make profiles due that are due later, or leased by a session that no longer
+# exists.
 sub hasten
 {
 	my ($self, $where) = @_;
@@ -238,7 +239,7 @@ sub asked
 	return \%asked;
 }
 
-# The backends that are running a refresh.
+# Return the backends that are running a refresh.
 sub backends
 {
 	my ($self) = @_;
