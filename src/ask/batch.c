@@ -331,8 +331,8 @@ refill_transport(Batch *batch)
  */
 
 /*
- * Does this result mean that all other elements would be refused, too?  A 403
- * does only when a second element is refused by it.
+ * Does this result mean that all other elements would be refused, too?  A
+ * single 403 does not, but the second one does.
  */
 static bool
 is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)

@@ -305,7 +305,7 @@ read_npy_element(const char *p, const NpyHeader *header)
 {
 	uint64		raw = 0;
 
-	/* Assemble the bytes to a 64-bit integer. */
+	/* Assemble the bytes into a 64-bit integer. */
 	for (int i = 0; i < header->width; i++)
 	{
 #ifdef WORDS_BIGENDIAN

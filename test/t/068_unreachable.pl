@@ -1,8 +1,8 @@
-# The cost of hosts that cannot be reached: over TLS they take no more time than
-# over plain HTTP, although requests share a connection there, and if names
-# cannot be resolved, the number of threads and descriptors is limited, although
-# lookups cannot be stopped.  A regression test could see neither, and could not
-# start a server that does not answer.
+# The cost of hosts that cannot be reached.  Over TLS they take no more time than
+# over plain HTTP, although requests share a connection there.  While names cannot
+# be resolved, the number of threads and descriptors is limited, although lookups
+# cannot be stopped.  A regression test could not see any of this, or start a
+# server that does not answer.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;

@@ -148,8 +148,8 @@ like($store->call, qr/: 5 refreshed/, 'missing profiles are refreshed once the A
 is($store->profiles('state, attempts, last_error'),
 	'ok|0|', 'profiles that are no longer missing have no attempts and no error');
 
-# If others prove that the API knows the source, a profile deleted from the account
-# is erased: others in the same run ...
+# A profile deleted from the account is erased if others prove that the API knows
+# the source.  Here the others are refreshed in the same run.
 sub delete_from_account
 {
 	$store->sql(
@@ -168,7 +168,7 @@ like($store->call, qr/: 4 refreshed, .* 1 gone/, 'a profile deleted from the acc
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"),
 	0, 'the vectors of a profile deleted from the account are erased');
 
-# ... or others refreshed since
+# Here the others were refreshed after it was found to be missing
 delete_from_account("profile_id = 'cook-2'");
 $store->hasten("profile_id ~ 'cook-2'");
 $store->call;
