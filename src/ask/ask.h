@@ -105,7 +105,7 @@ typedef struct HrflowLink
 	char	   *url;
 } HrflowLink;
 
-/* Maximum number of identifiers by which something can be asked for. */
+/* Maximum number of identifiers in a request for a profile or job. */
 #define HRFLOW_NIDENTIFIERS 3
 
 /*

@@ -320,10 +320,10 @@ hrflow_error_raise(const HrflowResult *result)
 }
 
 /*
- * Add a hint to an error that is a conflict with recovery on a standby; for error
- * context callbacks.  What the statement has fetched is lost: PostgreSQL repeats
- * the cancel until the snapshot is gone, so that returning the rows would not
- * help.
+ * Add a hint to an error that is a conflict with recovery on a standby.  To be
+ * called from error context callbacks.  The answers that the statement has
+ * received are lost: returning their rows would not help, because PostgreSQL
+ * repeats the cancel until the snapshot has been released.
  */
 void
 hrflow_error_hint_conflict(void)

@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * products.c
- *		Inner products of many vectors with many others.
+ *		Computes the inner products of many vectors with many others.
  *
- * Rows are compared in single precision, which takes a quarter of the time that
- * double precision does: it leaves out what cannot be among the nearest, and
- * hrflow_similarity_compare() computes what is left.  An inner product is off by
- * at most the number of elements times 2^-24 of the product of the two lengths,
- * in whatever order it is summed up.
+ * Rows are multiplied in single precision, which takes a quarter of the time of
+ * double precision.  The products serve to exclude rows that cannot be among
+ * the nearest; hrflow_similarity_compare() computes the similarity of the other
+ * rows.  The error of an inner product is at most the number of elements times
+ * 2^-24 of the product of the two lengths, in whatever order it is summed up.
  *
- * Groups of a few rows of each side are multiplied at a time, which all stay in
- * the first level of the processor's cache, so that each element that is loaded
- * is used several times.  There is one set of loops for each instruction set.
+ * A few rows of each side are multiplied at a time.  They fit into the first
+ * level of the processor's cache, so each element that is loaded is used several
+ * times.  There is one set of loops for each instruction set.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,7 +33,7 @@ typedef void (*Multiply) (const float4 *a, const float4 *b, int n,
 
 typedef struct Kernel
 {
-	int			rows;			/* of a, that one call takes; divides
+	int			rows;			/* rows of a multiplied by a call; a divisor of
 								 * HRFLOW_PRODUCTS_ROWS */
 	int			columns;		/* rows of b, likewise */
 	Multiply	multiply;
@@ -85,7 +85,10 @@ add_up_eight(__m256 x)
 	return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/* A row of b with three of a; 12 sums, 3 elements of a and one of b are held. */
+/*
+ * Multiply a row of b with three of a.  Together with the other rows of b, this
+ * uses 16 registers: for 12 sums, three rows of a, and one of b.
+ */
 #define WITH_THREE(column) \
 	y = _mm256_loadu_ps(b + (column) * n + i); \
 	sums0##column = _mm256_fmadd_ps(x0, y, sums0##column); \
@@ -129,7 +132,7 @@ multiply_three_by_four(const float4 *a, const float4 *b, int n,
 	STORE_THREE(3);
 }
 
-/* The same of four rows of a, with twice as many registers of twice the size. */
+/* Do the same with four rows of a and twice as many registers, twice as wide. */
 #define WITH_FOUR(column) \
 	y = _mm512_loadu_ps(b + (column) * n + i); \
 	sums0##column = _mm512_fmadd_ps(x0, y, sums0##column); \
@@ -185,8 +188,8 @@ multiply_four_by_six(const float4 *a, const float4 *b, int n,
 #endif							/* HAVE_X86_LOOPS */
 
 /*
- * Return the best loops of this machine.  __builtin_cpu_supports() also asks
- * whether the operating system saves the registers.
+ * Return the fastest loops for this machine.  __builtin_cpu_supports() also
+ * checks whether the operating system saves the registers.
  */
 static const Kernel *
 choose_kernel(void)
@@ -209,8 +212,8 @@ choose_kernel(void)
 /*
  * Compute the inner product of each of na rows of a with each of nb rows of b:
  * products[i * nb + j] is that of the rows i and j.  Both numbers must be
- * multiples of HRFLOW_PRODUCTS_ROWS, and the number of elements of a row, n, one
- * of HRFLOW_PRODUCTS_STEP: what is missing is filled up with zeros.
+ * multiples of HRFLOW_PRODUCTS_ROWS, and the number of elements of a row, n, a
+ * multiple of HRFLOW_PRODUCTS_STEP.  Callers pad rows and elements with zeros.
  */
 void
 hrflow_products(const float4 *a, int na, const float4 *b, int nb, int n,

@@ -96,8 +96,8 @@ reject_source_of_wanted(HrflowSource *source, int element)
 }
 
 /*
- * Replace a string, which may be NULL, by the same in UTF-8.  Returns false if
- * that is not possible.
+ * Convert a string, which may be NULL, to UTF-8.  Returns false if that is not
+ * possible.
  */
 static bool
 convert_wanted_text(const char **text)

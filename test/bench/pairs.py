@@ -1,13 +1,13 @@
-# Find the 10 best of 20,000 vectors for each of 5,000, with NumPy: a matrix product
-# and a partition.  Prints the seconds and the seconds of CPU that it takes once the
-# vectors are in memory and of length 1.
+# Find the 10 best of 20,000 vectors for each of 5,000, by a matrix product and a
+# partition in NumPy.  Print the time and CPU time in seconds, without the time to
+# make the vectors.
 import time
 
 import numpy as np
 
 
 def vectors(n):
-    """Random vectors of 1,024 dimensions and length 1, a row each."""
+    """Return n random vectors of 1,024 dimensions and length 1, one in each row."""
     rows = np.random.default_rng(n).standard_normal((n, 1024), dtype=np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 

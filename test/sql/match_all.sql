@@ -1,10 +1,10 @@
 --
--- hrflow_match_all(): what hrflow_match() returns for each vector, all at once
+-- hrflow_match_all() returns what hrflow_match() returns for each vector, all at once
 --
 CREATE EXTENSION hrflow_embed;
 SELECT hrflow_create_store('opening', 'real[]', content => 'job'), hrflow_create_store('candidate', 'real[]');
 
--- Of one dimension or of another, very long and very short, without length, with several items, equal
+-- Vectors of different dimensions, very long and very short ones, some of length zero, and equal ones; profiles with several items
 CREATE FUNCTION random_vector(dimension int, factor float8) RETURNS real[] LANGUAGE sql VOLATILE
 RETURN ARRAY(SELECT ((random() - 0.5) * factor)::real FROM generate_series(1, dimension));
 SELECT setseed(0.25);
@@ -20,7 +20,7 @@ FROM unnest('{profile,skills}'::text[]) section, generate_series(1, 500) i;
 INSERT INTO candidate SELECT source_id, 'twin of ' || profile_id, section, item, vector
 FROM candidate WHERE profile_id LIKE '%7' AND section = 'profile';
 
--- The rows of hrflow_match() for each vector, and whether all are there
+-- Count the rows, and those that differ from hrflow_match() for each vector
 CREATE FUNCTION differs(k int, other_section text DEFAULT 'profile')
 RETURNS TABLE (matches bigint, wrong bigint) LANGUAGE sql AS $$
 	WITH every AS (
@@ -38,7 +38,7 @@ SELECT k, d.* FROM unnest('{1,3,10,1000}'::int[]) k, differs(k) d;
 SELECT d.* FROM differs(3, 'skills') d;
 RESET client_min_messages;
 
--- Each profile once, with its best item; what is returned is right by itself
+-- Each profile is returned once, with its best item and their similarity
 SELECT count(*) AS repeated
 FROM (SELECT source_id, profile_id, other_profile_id FROM hrflow_match_all('opening', 'candidate', 20) GROUP BY 1, 2, 3 HAVING count(*) > 1) r;
 SELECT count(*), count(*) FILTER (WHERE abs(m.similarity - hrflow_vector_similarity(o.vector, c.vector)) < 1e-9) AS right
@@ -46,17 +46,17 @@ FROM hrflow_match_all('opening', 'candidate', 5) m
 JOIN opening o ON (o.source_id, o.job_id) = (m.source_id, m.profile_id)
 JOIN candidate c ON (c.source_id, c.profile_id, c.section, c.item) = (m.other_source_id, m.other_profile_id, 'profile', m.other_item);
 
--- Best first
+-- The best profiles come first
 SELECT bool_and(similarity <= previous) AS sorted
 FROM (SELECT similarity, lag(similarity) OVER (PARTITION BY source_id, profile_id ORDER BY n) AS previous
 	FROM hrflow_match_all('opening', 'candidate', 5) WITH ORDINALITY AS m(source_id, profile_id, item, s, p, i, similarity, n)) m;
 
--- Duplicates: a profile is not its own match
+-- Duplicates are found within a store, in which no profile is compared with itself
 SELECT profile_id, item, other_profile_id, other_item, round(similarity::numeric, 9) AS similarity
 FROM hrflow_match_all('candidate', 'candidate', 1)
 WHERE similarity > 0.999999 AND profile_id LIKE 'candidate 1_7' ORDER BY 1, 2, 3;
 
--- Nothing to compare, and what is not allowed
+-- Calls that have nothing to compare, and invalid ones
 SELECT count(*) FROM hrflow_match_all('candidate', 'opening', 3, 'no such section');
 SELECT count(*) FROM hrflow_match_all('opening', 'candidate', 3, other_section => 'no such section');
 SELECT count(*) FROM hrflow_match_all('opening', NULL);
@@ -74,7 +74,7 @@ SELECT * FROM hrflow_match_all('candidate', 'opening', 1); -- error
 SELECT * FROM hrflow_match_all('opening', 'candidate', 1); -- error
 RESET ROLE;
 
--- Of the rows that a policy shows to the reader
+-- Only rows that policies show to the caller are compared
 GRANT SELECT ON opening TO regress_hrflow_reader;
 ALTER TABLE candidate ENABLE ROW LEVEL SECURITY;
 CREATE POLICY few ON candidate TO regress_hrflow_reader USING (profile_id = 'candidate 100');

@@ -1,12 +1,12 @@
 --
--- Stores of jobs: what differs from one of profiles, and that nothing else does
+-- Stores of jobs: their differences from stores of profiles, and what they have in common
 --
 CREATE EXTENSION hrflow_embed;
-SET application_name = 'pg_cron'; -- no progress, which tells the time
+SET application_name = 'pg_cron'; -- no progress messages, which contain times
 SET hrflow_embed.link_hosts = '127.0.0.1';
 SET hrflow_embed.max_attempts = 1;
 
--- The columns are named for what the store holds
+-- The names of the columns depend on what the store contains
 SELECT hrflow_create_store('opening', 'real[]', content => 'job');
 SELECT hrflow_create_store('posting', 'real[]', 'reference', 'job');
 SELECT attrelid::regclass, string_agg(attname, ', ' ORDER BY attnum) AS columns
@@ -19,7 +19,7 @@ SELECT hrflow_create_store('other', 'real[]', 'key'); -- error
 SELECT hrflow_create_store('other', 'real[]', content => 'cv'); -- error
 \echo :LAST_ERROR_SQLSTATE
 
--- A table feeds it: the board is a column, one for all, or none
+-- A table feeds the store, with a column of boards or without a board
 CREATE TABLE job (title text, board text, hrflow_id text);
 INSERT INTO job VALUES ('Nurse', 'north', 'nurse-job'), ('Welder', NULL, 'welder-job'), ('Cook', '', 'cook-job'),
 	('Driver', 'unknown-board', 'driver-job'), ('Teacher', 'north', 'missing-job'), ('Nobody', 'north', NULL), ('Nobody', NULL, '');
@@ -41,7 +41,7 @@ SELECT source_id, profile_id, state FROM hrflow_store_failures('opening');
 CALL hrflow_refresh('posting');
 SELECT count(*) FROM posting;
 
--- What is fresh is not asked for again, whatever the whole of a job is called
+-- Fresh jobs are not requested again, whether or not "fields" names their section
 SELECT hrflow_embed_stats_reset();
 CALL hrflow_refresh('opening', '{"job": 1}');
 CALL hrflow_refresh('opening', NULL);
@@ -50,7 +50,7 @@ CALL hrflow_refresh('opening', '{"job": 1, "skills": 1}'); -- error
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM hrflow_refresh_estimate('opening', '{"experiences": [0]}'); -- error
 
--- Triggers: a board that is NULL is the empty one
+-- In triggers, too, a board that is NULL means the empty source
 SELECT hrflow_embed_stats_reset();
 UPDATE job SET board = '' WHERE hrflow_id = 'welder-job';
 UPDATE job SET board = NULL WHERE hrflow_id = 'cook-job';
@@ -67,7 +67,7 @@ SELECT hrflow_release_columns('opening', 'job');
 SELECT hrflow_release_columns('posting', 'job');
 SELECT hrflow_track_table('opening', 'job', 'hrflow_id', source_column => 'board') AS made_again;
 
--- By hand
+-- Jobs that are tracked by calling functions
 SELECT hrflow_track('opening', '', '{accountant-job}'), hrflow_track('opening', 'north', '{accountant-job}');
 CALL hrflow_refresh('opening');
 SELECT hrflow_mark_due('opening', '', '{accountant-job}'), hrflow_untrack('opening', 'north', '{accountant-job}'), hrflow_retry('opening');
@@ -81,7 +81,7 @@ SELECT count(*) FROM opening;
 DELETE FROM opening_profile WHERE job_id = 'accountant-job';
 SELECT * FROM hrflow_store_orphans('opening');
 
--- Ranking: 'profile', the default, is the whole of a job
+-- In ranking, 'profile', the default, means the section 'job'
 SELECT profile_id, section, item, similarity > 0.5 AS near
 FROM hrflow_match('opening', (SELECT vector FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1}')), 2);
 SELECT profile_id, section FROM hrflow_match('opening', hrflow_text_embedding('a welder'), 1, 'job', source_id => '');
@@ -90,7 +90,7 @@ SELECT profile_id FROM hrflow_match('opening', hrflow_text_embedding('a welder')
 SELECT hrflow_match_recall('opening'); -- error
 \echo :LAST_ERROR_SQLSTATE
 
--- Nothing tells a store of jobs but its column; those that users add do not matter
+-- A store of jobs is recognized by its column of identifiers; columns added by users do not matter
 ALTER TABLE opening ADD profile_id text, ADD job_reference text;
 SELECT profile_id, section FROM hrflow_match('opening', hrflow_text_embedding('a welder'), 1);
 ALTER TABLE opening DROP profile_id, DROP job_reference;

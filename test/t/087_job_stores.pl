@@ -1,7 +1,7 @@
-# A store of jobs is refreshed as one of profiles is: what is on the wire names the
-# board only where there is one; and a session that is killed or cancelled, a loss
-# of many rows and an erasure leave what they leave of profiles.  SQL sees neither
-# the requests nor other sessions.
+# Stores of jobs are refreshed like stores of profiles: requests name the board only
+# if there is one; and a session that is killed or canceled, a loss of many rows and
+# an erasure have the same effects.  A regression test could see neither requests
+# nor other sessions.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -18,7 +18,7 @@ my $node = Hrflow::Node->new(
 
 sub sql { return $node->safe_psql('postgres', $_[0]); }
 
-# The queries of the API's requests, decoded, in byte order
+# Return the query strings of the requests to the API, decoded, in byte order.
 sub queries
 {
 	return sort map { $_->{query} =~ s/%([0-9A-F]{2})/chr(hex($1))/ger }
@@ -40,29 +40,29 @@ sql(q{SELECT hrflow_create_store('vectors', 'real[]', content => 'job');
 		refresh_columns => '{changed_at}')});
 
 #
-# On the wire
+# Requests
 #
 sql(q{INSERT INTO job VALUES ('north & south', 'nurse/1'), (NULL, 'cook 1'), ('', 'welder-1')});
 $api->reset;
 sql(q{CALL hrflow_refresh('vectors')});
 is( join("\n", queries()),
 	"board_id=north & south&job_id=nurse/1\njob_id=cook 1\njob_id=welder-1",
-	'a refresh sends the board of a job that has one');
+	'a refresh names the board of each job that has one');
 is($api->stats->{requests}, 6, 'a refresh sends a request for each job, and fetches its link');
 sql(q{UPDATE job SET changed_at = now()});
 $api->reset;
 sql(q{SET hrflow_embed.api_dialect = 'key'; CALL hrflow_refresh('vectors')});
 is( join("\n", queries()),
 	"board_key=north & south&key=nurse/1\nkey=cook 1\nkey=welder-1",
-	'in the key dialect the parameters have its names');
+	'a refresh uses the names of parameters of the key dialect');
 sql(q{SELECT hrflow_create_store('by_reference', 'real[]', 'reference', 'job');
 	SELECT hrflow_track('by_reference', '', '{"R 1"}')});
 $api->reset;
 sql(q{CALL hrflow_refresh('by_reference')});
-is(join("\n", queries()), 'job_reference=R 1', 'a job is asked for by its reference');
+is(join("\n", queries()), 'job_reference=R 1', 'a job is requested by its reference');
 
 #
-# A session that is killed or cancelled
+# A session that is killed or canceled
 #
 foreach my $disturbance (qw(kill cancel))
 {
@@ -88,45 +88,45 @@ foreach my $disturbance (qw(kill cancel))
 	my $kept = sql(q{SELECT count(*) FROM vectors});
 	my $leased = sql(q{SELECT count(lease_until) FROM vectors_profile});
 	my $asked = () = queries();
-	cmp_ok($kept, '>=', 100, "what has come before a $disturbance is kept");
-	is($leased, 0, 'a run that is cancelled gives its leases back') if $disturbance eq 'cancel';
+	cmp_ok($kept, '>=', 100, "vectors that were written before a $disturbance are kept");
+	is($leased, 0, 'a run that is canceled releases its leases') if $disturbance eq 'cancel';
 	cmp_ok(
 		$asked - $kept,
 		'<=',
 		$disturbance eq 'kill' ? $leased : 16,
-		"no more is lost by a $disturbance than what was in flight or not yet written");
+		"a $disturbance loses only jobs that were in flight or not yet written");
 	sql(q{UPDATE vectors_profile SET lease_until = NULL, due_at = now() WHERE state = 'due'});
 	sql(q{CALL hrflow_refresh('vectors')});
 	is(states(), 'ok 400', "all jobs are refreshed after a $disturbance");
 	is( scalar(() = queries()),
 		400 + $asked - $kept,
-		"no job is asked for again after a $disturbance that was written before");
+		"jobs that were written before a $disturbance are not requested again");
 	is( sql(q{SELECT count(*) FROM vectors v
 			WHERE vector <> hrflow_job_vector(job_id, board_id => source_id)}
 		),
 		0,
-		"the vectors are those of the jobs after a $disturbance");
+		"each job has its own vector after a $disturbance");
 }
 
 #
-# The brake
+# A loss of many rows
 #
 is( sql(q{SET session_replication_role = replica; DELETE FROM job; RESET session_replication_role;
 		SET client_min_messages = error;
 		SELECT hrflow_track_table('vectors', 'job', 'hrflow_id', source_column => 'board',
 			refresh_columns => '{changed_at}')}),
 	0,
-	'a table that has lost its rows unseen is reconciled');
+	'a table that has lost its rows without triggers is reconciled');
 is(sql(q{SELECT count(*) FROM vectors}),
-	400, 'jobs that are too many to be unwanted at once keep their vectors');
+	400, 'jobs keep their vectors if too many become unwanted at once');
 
 #
-# A job's own erasure
+# Erasure of a job
 #
 sql(q{INSERT INTO job VALUES ('north', 'cancel nurse 1')});
 sql(q{DELETE FROM job WHERE hrflow_id = 'cancel nurse 1'});
 is(sql(q{SELECT count(*) FROM vectors WHERE job_id = 'cancel nurse 1'}),
-	0, 'a job that is deleted loses its vector at once');
+	0, 'the vector of a deleted job is erased immediately');
 is( sql(q{SELECT count(*) FROM vectors_erased
 		WHERE fingerprint = hrflow_fingerprint('north', 'cancel nurse 1')}
 	),

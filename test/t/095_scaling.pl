@@ -3,8 +3,8 @@
 # a standby whose recovery conflicts with a batch.  That takes several databases
 # and servers, and counts of the requests that they send.
 #
-# There is no Citus here: its catalog is imitated, which shows what we make of it,
-# and nothing of Citus.  ../scale needs a cluster.
+# Citus itself is not used.  Its catalog is imitated, which shows how the extension
+# interprets it, but not how Citus behaves; the tests in ../scale need a cluster.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -22,14 +22,14 @@ my $node = Hrflow::Node->new(
 my $fields = q{'{"profile": 1}'};
 my $query = q{(SELECT array_agg(sin(i)::real) FROM generate_series(1, 16) i)};
 
-# Statements in a database, of this server or of another one.
+# Execute statements in a database of this server or of another one.
 sub in_db
 {
 	my ($database, $sql, $server) = @_;
 	return ($server // $node)->safe_psql($database, $sql);
 }
 
-# What a statement prints: its rows, or its error in full.
+# Return the rows of a statement, or its error with all fields.
 sub said
 {
 	my ($database, $sql, $server) = @_;
@@ -47,7 +47,7 @@ sub make_database
 	return;
 }
 
-# A store of real[] with these profiles, refreshed.
+# Create a store of real[] with these profiles, and refresh it.
 sub make_store
 {
 	my ($database, $store, @profiles) = @_;
@@ -62,7 +62,7 @@ sub make_store
 
 my $hint = qr/HINT:  .*docs\/scaling\.md/;
 
-# Every function that would change a store, or fill it.
+# Calls of every function that would change or fill a store.
 my @refused = (
 	q{SELECT hrflow_track('STORE', 'acme', '{new-1}')},
 	q{SELECT hrflow_mark_due('STORE', 'acme', '{nurse-1}')},
@@ -82,7 +82,7 @@ sub refuses
 	{
 		like(said($database, $statement), qr/ERROR:  $message.*$hint/s, "$name: $statement");
 	}
-	is($api->stats->{requests}, 0, "$name: nothing was requested");
+	is($api->stats->{requests}, 0, "$name: no request is sent");
 	return;
 }
 
@@ -118,7 +118,7 @@ in_db(
 	CREATE TABLE everything AS SELECT * FROM part;
 	CREATE TABLE everything_profile AS SELECT * FROM part_profile;});
 
-# What the two ways of counting are compared by: all but what is not counted.
+# The columns that are the same whichever way the status is counted.
 my $counts = q{SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due,
 	refreshed_last_hour, last_error};
 is(in_db('postgres', q{SELECT tracked, due, ok FROM hrflow_store_status('part')}),
@@ -133,15 +133,16 @@ in_db('shelf', $change);
 in_db('postgres', 'TRUNCATE everything_profile; INSERT INTO everything_profile TABLE part_profile');
 is( in_db('postgres', "$counts FROM hrflow_store_status('part')"),
 	in_db('postgres', "$counts FROM hrflow_store_status('everything')"),
-	'the status of a store with foreign partitions is that of one table with the same rows');
+	'the status of a store with foreign partitions equals that of an ordinary store with the same rows'
+);
 is( in_db('postgres', "SELECT * FROM hrflow_match('part', $query)"),
 	in_db('postgres', "SELECT * FROM hrflow_match('everything', $query)"),
-	'the profiles of foreign partitions are ranked with the others');
+	'the profiles of foreign partitions are ranked together with the others');
 is( in_db('postgres', qq{SELECT * FROM hrflow_match_weighted('part', $query, '{"profile": 1}')}),
 	in_db(
 		'postgres', qq{SELECT * FROM hrflow_match_weighted('everything', $query, '{"profile": 1}')}
 	),
-	'the profiles of foreign partitions are ranked by weights with the others');
+	'the profiles of foreign partitions are ranked by weights together with the others');
 refuses(
 	'postgres', 'part',
 	qr/0A000: table "part" has rows on other servers/, 'a store with foreign partitions');
@@ -200,7 +201,7 @@ is(in_db('citus', q{SELECT to_regclass('embedding_profile') IS NULL}),
 	't', 'a distributed store can be dropped');
 
 #
-# A replica of the vectors alone
+# A replica of only the vectors
 #
 make_database('ranker');
 make_store('ranker', 'embedding');
@@ -220,25 +221,25 @@ foreach my $statement ("SELECT * FROM hrflow_match('embedding', $query)",
 {
 	is( in_db('ranker', $statement),
 		in_db('shelf', $statement),
-		"a replica of the vectors answers as the publisher does: $statement");
+		"a replica of the vectors returns the same as the publisher: $statement");
 }
 is(in_db('ranker', q{SELECT hrflow_profile_embedding('acme', 'nurse-1') ? 'profile'}),
-	't', 'a subscriber asks the API');
+	't', 'a subscriber can send requests to the API');
 $api->reset;
 foreach my $statement (q{CALL hrflow_refresh('embedding')}, q{SELECT hrflow_schedule('embedding')})
 {
 	like(
 		said('ranker', $statement),
 		qr/ERROR:  25006: .*subscriber.*$hint/s,
-		"on a subscriber: $statement");
+		"a subscriber refuses $statement");
 }
 is(in_db('ranker', 'SELECT count(*) FROM embedding_run'),
 	0, 'a refresh that a subscriber refuses is not in the history');
 in_db('shelf', q{SELECT hrflow_untrack('embedding', 'acme', '{nurse-3}')});
 ok( $node->poll_query_until(
 		'ranker', q{SELECT count(*) = 0 FROM embedding WHERE profile_id = 'nurse-3'}),
-	'what is erased on the publisher is erased on the subscriber');
-is($api->stats->{requests}, 0, 'a refresh that a subscriber refuses requests nothing');
+	'vectors that are erased on the publisher are erased on the subscriber');
+is($api->stats->{requests}, 0, 'a refresh that a subscriber refuses sends no requests');
 in_db(
 	'ranker', q{ALTER SUBSCRIPTION vectors DISABLE;
 	SELECT hrflow_track('embedding', 'acme', '{nurse-8}')});
@@ -263,7 +264,7 @@ SKIP:
 	  /^```pgsql\n(CREATE EXTENSION plproxy;\n.*?)^```/ms;
 	ok(defined $front, 'docs/scaling.md has a recipe for PL/Proxy');
 
-	# The recipe's servers are databases of ours.
+	# Let databases of this server stand for the servers of the recipe.
 	$front =~ s/host=node-(\d)/"dbname=node_$1 host=" . $node->host . ' port=' . $node->port/ge;
 	foreach my $n (0, 1)
 	{
@@ -310,7 +311,7 @@ $standby->append_conf('postgresql.conf',
 $standby->start;
 $node->wait_for_catchup($standby);
 
-# A batch whose last profile is not answered, with two that are.
+# Start a batch of three profiles, for the last of which there is no answer.
 sub start_batch
 {
 	my $session = Hrflow::Session->new($standby);
@@ -337,7 +338,7 @@ churn();
 like(
 	$batch->wait_for(qr/^CONTEXT: .*\n/m),
 	qr/ERROR:  40001: .*recovery.*HINT:  Set hot_standby_feedback.*CONTEXT:  HrFlow batch of 3/s,
-	'a batch that recovery has cancelled says how to avoid it');
+	'the error of a batch that recovery has canceled tells how to avoid it');
 $batch->finish;
 $standby->append_conf('postgresql.conf', 'hot_standby_feedback = on');
 $standby->reload;
@@ -347,9 +348,9 @@ ok( $node->poll_query_until(
 	'the standby reports which rows its batch may see');
 churn();
 is(in_db('postgres', "SELECT state FROM pg_stat_activity WHERE pid = $batch->{pid}", $standby),
-	'active', 'a batch goes on if its standby sends feedback');
+	'active', 'a batch continues if its standby sends feedback');
 in_db('postgres', "SELECT pg_cancel_backend($batch->{pid})", $standby);
-like($batch->wait_for(qr/ERROR/), qr/57014/, 'the batch is cancelled by a person');
+like($batch->wait_for(qr/ERROR/), qr/57014/, 'a batch that continues can be canceled');
 $batch->finish;
 
 # Promotion
@@ -358,7 +359,8 @@ $node->wait_for_catchup($standby);
 $standby->promote;
 $api->reset;
 in_db('postgres', "CALL hrflow_refresh('here', $fields)", $standby);
-is($api->stats->{api_requests}, 2, 'a promoted standby requests what was due on its primary');
+is($api->stats->{api_requests},
+	2, 'a promoted standby requests the profiles that were due on its primary');
 is(in_db('postgres', q{SELECT tracked, ok FROM hrflow_store_status('here')}, $standby),
 	'4|4', 'a promoted standby has the whole store');
 $standby->stop;
