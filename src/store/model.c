@@ -166,8 +166,6 @@ lacks_section(const HrflowRun *run, const List *sections)
 {
 	ListCell   *cell;
 
-	if (run->fields == NULL)
-		return false;
 	foreach(cell, run->parts)
 	{
 		const HrflowPart *part = lfirst(cell);
