@@ -67,7 +67,7 @@ CALL hrflow_refresh('talent.embedding');
 SELECT min(run), max(run) FROM talent.embedding_run;
 SELECT last_run_status FROM hrflow_store_status('talent.embedding');
 
--- A trigger may suppress the row, and a table of another owner is not the history
+-- A trigger may suppress the row; a table of another owner, or a view, is not the history
 CREATE FUNCTION talent.leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 CREATE TRIGGER leave_out BEFORE INSERT ON talent.embedding_run FOR EACH ROW EXECUTE FUNCTION talent.leave_out();
 CALL hrflow_refresh('talent.embedding');
@@ -79,6 +79,13 @@ CALL hrflow_refresh('talent.embedding');
 SELECT max(run) FROM talent.embedding_run;
 SELECT last_run, last_run_status FROM hrflow_store_status('talent.embedding');
 ALTER TABLE talent.embedding_run OWNER TO CURRENT_USER;
+ALTER TABLE talent.embedding_run RENAME TO run_kept;
+CREATE VIEW talent.embedding_run AS TABLE talent.run_kept;
+CALL hrflow_refresh('talent.embedding');
+SELECT max(run) FROM talent.embedding_run;
+SELECT last_run, last_run_status FROM hrflow_store_status('talent.embedding');
+DROP VIEW talent.embedding_run;
+ALTER TABLE talent.run_kept RENAME TO embedding_run;
 
 -- The history is renamed separately, and dropped with the store.  Without it, runs
 -- are not recorded.

@@ -716,6 +716,9 @@ sql(q{SELECT hrflow_create_store('kept'); SELECT hrflow_track('kept', 'acme', '{
 	CREATE TABLE fed (id text)}
 );
 sql(q{CALL hrflow_refresh('kept')});
+sql(q{UPDATE kept_run SET ended_at = NULL, stop_reason = NULL});
+is(sql(q{SELECT last_run_status FROM hrflow_store_status('kept')}),
+	'killed', 'a run without an end that no session holds was killed');
 $node->backup('base');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);
@@ -739,6 +742,9 @@ foreach my $case (
 		FROM hrflow_match_weighted('kept', hrflow_job_vector('nurse-job'), '{"profile": 1}', 1)},
 		qr/^nurse-1$/ ],
 	[ q{SELECT tracked, ok FROM hrflow_store_status('kept')}, qr/^2\|2$/ ],
+
+	# A standby does not know the sessions of the primary.
+	[ q{SELECT last_run_status FROM hrflow_store_status('kept')}, qr/^running$/ ],
 	[ q{SELECT count(*) FROM hrflow_store_failures('kept')}, qr/^0$/ ],
 	[   q{SELECT requests > 0 FROM hrflow_embed_stats; SELECT hrflow_embed_stats_reset()},
 		qr/^(t|f)\n?$/ ],

@@ -348,16 +348,21 @@ foreach my $case ([ 'any dimension', 'real[]', undef, 'ok|16' ],
 {
 	my ($what, $type, $index, $expected) = @$case;
 
-	set_column($type, $index);
-	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
-	$store->call(q(fields => '{"profile": 1}'));
-	$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('fault:data=$link'); $due");
-	unlike($store->call(q(fields => '{"profile": 1}')),
-		qr/stopped/,
-		"a single vector of another dimension does not stop a run if the table takes $what");
-	is($store->profiles('state, dimension', "profile_id ~ 'fault'"),
-		$expected,
-		"the state of a profile with another dimension is right if the table takes $what");
+	foreach my $fault ("fault:data=$link", "fault:latency=500,data=$link")
+	{
+		my $when = $fault =~ /latency/ ? 'last' : 'among others';
+
+		set_column($type, $index);
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
+		$store->call(q(fields => '{"profile": 1}'));
+		$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('$fault'); $due");
+		unlike($store->call(q(fields => '{"profile": 1}')),
+			qr/stopped/,
+			"a single vector of another dimension, $when, does not stop a run if the table takes $what");
+		is($store->profiles('state, dimension', "profile_id ~ 'fault'"),
+			$expected,
+			"the state of a profile with another dimension, $when, is right if the table takes $what");
+	}
 }
 
 # The dimensions of a store are those that many of its profiles have

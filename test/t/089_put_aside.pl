@@ -202,6 +202,19 @@ $store->call;
 $node->safe_psql(
 	'postgres', "$unseen; INSERT INTO shop.candidate (hrflow_id, cv, note)
 	SELECT hrflow_id, cv, note FROM shop.away");
+
+# If the disk is full, nothing that could be restored later is fetched again
+$store->sql(
+	q{CREATE FUNCTION shop.fill_disk() RETURNS trigger LANGUAGE plpgsql
+		AS $$BEGIN RAISE disk_full; END$$;
+	CREATE TRIGGER fill_disk BEFORE INSERT ON shop.embedding FOR EACH ROW
+		EXECUTE FUNCTION shop.fill_disk()});
+like(
+	warnings_of($track),
+	qr/ERROR:  disk_full/,
+	'an error of the server ends reconciling that would bring vectors back');
+is($store->states, 'ok 97, unwanted 3', 'profiles stay put aside after an error of the server');
+$store->sql('DROP TRIGGER fill_disk ON shop.embedding');
 is($store->sql($track), 0, 'unwanted profiles that have rows again do not count as newly tracked');
 is($store->profiles('profile_id, state, due_at, refreshed_at'),
 	$fresh, 'unwanted profiles that have rows again are due when they were before');
@@ -271,6 +284,16 @@ like(
 	'reconciling warns about a table that has another owner');
 is(vectors(q{profile_id ~ 'cook'}),
 	'10 0', 'reconciling erases nothing while a table has another owner');
+$store->sql(
+	q{CREATE TABLE shop.third (id text);
+	SELECT hrflow_track_table('shop.embedding', 'shop.third', 'id', 'acme');
+	INSERT INTO shop.third VALUES ('nurse-1')});
+like(
+	warnings_of(q{CALL hrflow_untrack_table_batches('shop.embedding', 'shop.third')}),
+	qr/WARNING:\ .*nothing\ is\ erased\ .*"second",\ which\ was\ tracked,\ has\ another\ owner/x,
+	'untracking a table in batches warns about another table that has another owner');
+is(vectors(q{profile_id ~ 'cook'}),
+	'10 0', 'untracking a table in batches erases nothing while another has another owner');
 $node->safe_psql('postgres', 'ALTER TABLE shop.second OWNER TO keeper');
 
 #
@@ -372,5 +395,16 @@ is($store->profiles('state', q{profile_id = 'cook-1'}),
 $store->sql(q{DELETE FROM shop.second WHERE id = 'cook-2'});
 is($store->profiles('state', q{profile_id = 'cook-2'}),
 	'', 'a DELETE erases a profile even if there is no table to put vectors aside');
+$store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('novector-cook')});
+$store->call;
+$store->sql(
+	q{INSERT INTO shop.embedding (source_id, profile_id, section, item, vector)
+		VALUES ('acme', 'novector-cook', 'skills', 0, '{1,0}');
+	SELECT hrflow_mark_due('shop.embedding', 'acme', '{novector-cook}')});
+$store->call;
+is( $store->sql(
+		q{SELECT section FROM shop.embedding WHERE profile_id = 'novector-cook' ORDER BY 1}),
+	"profile\nskills",
+	'a section of which the API no longer has a vector stays if it cannot be put aside');
 
 done_testing();
