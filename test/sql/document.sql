@@ -50,6 +50,8 @@ SELECT hrflow_document_embedding('job', '"{}"'); -- error
 SELECT hrflow_document_embedding('job', '{}'); -- error
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', repeat('x', 1048576))); -- error
 \echo :LAST_ERROR_SQLSTATE
+-- An item that is too large even as jsonb
+SELECT hrflow_document_embedding('job', jsonb_build_object('a', repeat('x', 17000000))); -- error
 -- An item that is small as jsonb, but too long as JSON
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', array_fill(1e100000, ARRAY[11]))); -- error
 SELECT hrflow_document_embedding('job', jsonb_build_object('a', (SELECT jsonb_object_agg(i, 1e100000) FROM generate_series(1, 200) i))); -- error

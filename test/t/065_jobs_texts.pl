@@ -316,11 +316,15 @@ my (undef, $out, $err) = $node->psql(
 	  . 'SELECT hrflow_text_embedding('
 	  . sprintf($ascii, 'eb')
 	  . '); SELECT status FROM hrflow_text_embeddings(ARRAY['
-	  . sprintf($ascii, 'eb') . ']);',
+	  . sprintf($ascii, 'eb')
+	  . ']); SELECT status, error FROM hrflow_document_embeddings(\'job\', ARRAY[jsonb_build_object(\'a\', '
+	  . sprintf($ascii, 'eb') . ')]);',
 	on_error_stop => 0);
 like($err, qr/ERROR:  22023/, 'a text in a database in SQL_ASCII is refused if it is not UTF-8');
-is($out, 'invalid_request', 'a text that is not UTF-8 fails its row of a batch');
-is(scalar($api->log), 1, 'a text that is not UTF-8 sends no request');
+is( $out,
+	"invalid_request\ninvalid_request|invalid request to the HrFlow API: The item cannot be converted to UTF-8.",
+	'a text or an item that is not UTF-8 fails its row of a batch');
+is(scalar($api->log), 1, 'a text or an item that is not UTF-8 sends no request');
 
 #
 # Which requests are sent again
