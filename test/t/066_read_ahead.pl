@@ -135,6 +135,9 @@ my @shapes = (
 	[   A => "SELECT n, hrflow_profile_embedding(source, hid, '{\"profile\": 1}') FROM holes
 			ORDER BY n"
 	],
+	[   A => "SELECT id, hrflow_document_embedding('job', CASE WHEN active THEN doc END) FROM c
+			ORDER BY id"
+	],
 	[ A => "SELECT n, $e FROM twice ORDER BY n" ],
 	[ A => "SELECT i, hrflow_profile_embedding('S', 'p' || i) FROM generate_series(1, 20) i" ],
 	[ A => "SELECT v.*, hrflow_profile_embedding('S', x) FROM (VALUES ('a'), ('b'), ('c')) v (x)" ],
@@ -181,6 +184,9 @@ my @shapes = (
 	],
 	[ A => "SELECT hrflow_profile_embedding('S', max(hid)), grp FROM c GROUP BY grp ORDER BY grp" ],
 	[ A => "SELECT hrflow_profile_embedding('S', max(hid)) FROM c" ],
+	[   A => "SELECT (ARRAY[hrflow_profile_embedding('S', max(hid)) ->> 'profile', max(name)])[1]
+			FROM c"
+	],
 	[ '' => "SELECT hrflow_profile_embedding('S', max(id)::text) FROM c" ],
 	[   A => "SELECT hrflow_profile_embedding('S', name) FROM c GROUP BY name HAVING count(*) > 5
 			ORDER BY name"
@@ -236,6 +242,9 @@ my @shapes = (
 	[ Ag => "SELECT * FROM (SELECT id, $e FROM c OFFSET 0) s JOIN few f USING (id) ORDER BY id" ],
 	[ Ag => "SELECT * FROM (SELECT id, $e FROM c OFFSET 0) s JOIN few f USING (id) LIMIT 2" ],
 	[ Ag => "SELECT * FROM (SELECT id, $e FROM c OFFSET 0) s CROSS JOIN few f LIMIT 2" ],
+	[   A => "SELECT * FROM (SELECT id, $e FROM c OFFSET 0) s LEFT JOIN few f ON f.id > s.id
+			ORDER BY s.id, f.id"
+	],
 	[   Ag => "SELECT f.id, s.* FROM few f, LATERAL (SELECT c.id, $ce FROM c WHERE c.id > f.id
 			ORDER BY c.id LIMIT 3) s ORDER BY 1, 2"
 	],
@@ -258,9 +267,15 @@ my @shapes = (
 	],
 	[ A => "SELECT id, $e FROM c WHERE id < 10 UNION ALL SELECT id, $e FROM c WHERE id > 30" ],
 	[ A => "SELECT id, $e FROM c UNION ALL SELECT id, $e FROM c LIMIT 45" ],
-	[ A => "SELECT $e FROM c WHERE id < 10 UNION SELECT $e FROM c WHERE id < 12 ORDER BY 1" ],
-	[ A => "SELECT $e FROM c WHERE id < 10 INTERSECT SELECT $e FROM c WHERE id > 5 ORDER BY 1" ],
-	[ A => "SELECT $e FROM c WHERE id < 10 EXCEPT SELECT $e FROM c WHERE id > 5 ORDER BY 1" ],
+	[   A => "SELECT hrflow_text_embedding(hid) FROM c WHERE id < 10
+			UNION SELECT hrflow_text_embedding(hid) FROM c WHERE id < 12 ORDER BY 1"
+	],
+	[   A => "SELECT hrflow_text_embedding(hid) FROM c WHERE id < 10
+			INTERSECT SELECT hrflow_text_embedding(hid) FROM c WHERE id > 5 ORDER BY 1"
+	],
+	[   A => "SELECT hrflow_text_embedding(hid) FROM c WHERE id < 10
+			EXCEPT SELECT hrflow_text_embedding(hid) FROM c WHERE id > 5 ORDER BY 1"
+	],
 	[ g => "SELECT f.id, (SELECT $ce FROM c WHERE c.id = f.id) FROM few f ORDER BY id" ],
 	[   g => "SELECT f.id, (SELECT $ce FROM c WHERE c.id > f.id ORDER BY c.id LIMIT 1) FROM few f
 			ORDER BY id"
@@ -604,6 +619,29 @@ like(
 	ask('on', "SELECT hrflow_profile_embedding('S', scarce(n)) FROM bad; SELECT 'goes on'"),
 	qr/goes on.*53200/s,
 	'a session continues after running out of memory while reading ahead');
+
+# A cursor whose query does not tell how many rows are needed reads ahead, but
+# none of its requests is in flight while the session is idle
+{
+	$session{on}->ask(
+		"DISCARD ALL; BEGIN; DECLARE q CURSOR FOR WITH s AS MATERIALIZED (
+			SELECT $e AS e FROM (SELECT CASE n WHEN 4 THEN 'fault:latency=1000,id=4'
+				ELSE 'p' || n END AS hid FROM generate_series(1, 20) n) t)
+		SELECT e ->> 'profile' FROM s;");
+	$api->reset;
+	my $fetched = $session{on}->ask('FETCH 3 FROM q;');
+	my $in_flight = $api->stats->{in_flight};
+	my @requested = map { $_->{query} } $api->log;
+
+	is(scalar(() = $fetched =~ m{/p\d}g), 3, 'a cursor returns the rows that are fetched');
+	is(scalar(grep { /fault/ } @requested), 1, 'a cursor reads ahead');
+	is($in_flight, 0, 'a cursor leaves no request in flight when FETCH has returned');
+	like($session{on}->ask('FETCH 1 FROM q;'),
+		qr/fault/, 'a cursor returns later what it has read ahead');
+	is(scalar(grep { $_->{query} =~ /fault/ } $api->log),
+		1, 'a cursor does not request again what it has read ahead');
+	$session{on}->ask('ROLLBACK;');
+}
 
 # A row changed by another session is computed from its new values
 {
