@@ -156,6 +156,16 @@ sub drop_packets
 	return;
 }
 
+# Can packets be dropped?  Some kernels, such as Linux 6.18, let only root filter
+# those of a TCP connection.
+sub can_drop_packets
+{
+	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1)
+	  or die "could not listen: $!";
+
+	return eval { drop_packets($socket); 1 };
+}
+
 sub stop
 {
 	my ($self) = @_;
