@@ -54,6 +54,9 @@ static const Name names[] = {
 	{"retry_after", NUMBER, AT(retry_after), 0},
 	{"retry_after_date", NUMBER, AT(retry_after_date), 0},
 	{"retry_after_text", TEXT, AT(retry_after_text), 0},
+	{"left", TEXT, AT(left), 0},
+	{"left_reset", TEXT, AT(left_reset), 0},
+	{"left_reset_date", NUMBER, AT(left_reset_date), 0},
 	{"close", FLAG, AT(close), 0},
 	{"break", NUMBER, AT(break_at), 0},
 	{"reset", FLAG, AT(reset), 0},
@@ -175,6 +178,7 @@ fault_parse(const char *identifier, bool store, Fault *fault)
 
 	memset(fault, 0, sizeof(*fault));
 	fault->retry_after = fault->retry_after_date = LONG_MIN;
+	fault->left_reset_date = LONG_MIN;
 	fault->break_at = fault->stall = -1;
 	fault->version = 1;
 	if (identifier == NULL || strncmp(identifier, "fault:", 6) != 0)
@@ -208,6 +212,8 @@ fault_free(Fault *fault)
 	free(fault->redirect);
 	free(fault->coding);
 	free(fault->retry_after_text);
+	free(fault->left);
+	free(fault->left_reset);
 	free(fault->error);
 	free(fault->dtype);
 	free(fault->shape);

@@ -234,6 +234,17 @@ add_headers(struct MHD_Response *response, const Request *request,
 	if (fault->retry_after_text)
 		MHD_add_response_header(response, "Retry-After",
 								fault->retry_after_text);
+	if (fault->left)
+		MHD_add_response_header(response, "RateLimit-Remaining", fault->left);
+	if (fault->left_reset)
+		MHD_add_response_header(response, "RateLimit-Reset",
+								fault->left_reset);
+	if (fault->left_reset_date != LONG_MIN)
+	{
+		snprintf(text, sizeof(text), "%ld",
+				 (long) time(NULL) + fault->left_reset_date);
+		MHD_add_response_header(response, "RateLimit-Reset", text);
+	}
 	if (fault->close || options.close)
 		MHD_add_response_header(response, "Connection", "close");
 	if (strncmp(request->path, "/v1/", 4) == 0)

@@ -84,6 +84,10 @@ typedef struct Fault
 	long		retry_after;	/* LONG_MIN: none */
 	long		retry_after_date;	/* LONG_MIN: none */
 	char	   *retry_after_text;
+	char	   *left;			/* RateLimit-Remaining */
+	char	   *left_reset;		/* RateLimit-Reset */
+	long		left_reset_date;	/* the same as Unix time, from now; LONG_MIN:
+									 * none */
 	bool		close;
 	long		break_at;		/* -1: none */
 	bool		reset;

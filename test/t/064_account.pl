@@ -41,11 +41,24 @@ sub timed
 	return ($out, time - $began, $err);
 }
 
+# Return the output of a batch.
+sub outcome
+{
+	return (timed(batch(@_)))[0];
+}
+
 # Return the number of requests that were refused.
 sub refused
 {
 	my ($standin) = @_;
 	return $standin->stats->{by_status}{429} // 0;
+}
+
+# Return the seconds that hrflow_estimate() expects a number of requests to take.
+sub estimated
+{
+	my ($standin, $n) = @_;
+	return sql_at($standin, 'SELECT seconds FROM hrflow_estimate(\'acme\', ' . ids($n, 'q') . ')');
 }
 
 sub sql_at
@@ -54,6 +67,13 @@ sub sql_at
 	return $node->safe_psql('postgres',
 		"SET hrflow_embed.base_url = '" . $standin->base_url . "'; $sql");
 }
+
+#
+# An account that will have been used for some time when it meets its limit,
+# further below
+#
+my $used = Hrflow::StandIn->new('--rate' => '20/1', '--retry-after' => 'none', '--free-refusals');
+is(outcome($used, ids(1)), 'ok 1', 'an account that is not limited yet is used');
 
 #
 # 100 requests in two seconds, from a server that does not say how long to wait
@@ -83,14 +103,13 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	timed(batch($limited, ids(200)));
 	my $before = refused($limited);
 	cmp_ok($before, '>=', 4, 'a rate that is not known is exceeded at first');
-	is( sql_at(
-			$limited,
-			q{SELECT seconds BETWEEN 15 AND 25 FROM hrflow_estimate('acme', }
-			  . ids(1000, 'q') . ');'),
-		't',
-		'hrflow_estimate() uses the rate that was learned');
+	my $estimated = estimated($limited, 600);
+
+	# The server allows 100 requests at once, and the others in 10 seconds.
+	cmp_ok($estimated, '>=', 8, 'hrflow_estimate() knows a limit that was learned');
 
 	my @backends;
+	my $began = time;
 	foreach my $prefix ('a' .. 'd')
 	{
 		my %backend = (out => '');
@@ -106,6 +125,14 @@ foreach my $wording ('none', '0', 'past', 'soon')
 		push @backends, \%backend;
 	}
 	$_->{process}->finish foreach @backends;
+
+	# On a busy machine, a probe that is late makes the rate appear lower than
+	# the server's; then the batches are as slow as that.
+	cmp_ok(
+		time - $began,
+		'>=',
+		0.8 * $estimated,
+		'batches take as long as hrflow_estimate() expects with a limit that was learned');
 	is_deeply(
 		[ map { $_->{out} } @backends ],
 		[ ("ok 150\n") x 4 ],
@@ -120,6 +147,68 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	cmp_ok($share{$_} // 0, '>=', 50, "backend $_ gets at least half its share of the rate")
 	  foreach 'a' .. 'd';
 	note("refused $before, then " . ($after - $before));
+}
+
+#
+# Few requests per second: a second has too few to learn a limit from, so those of
+# a longer time are counted
+#
+{
+	my $limited =
+	  Hrflow::StandIn->new('--rate' => '8/1', '--retry-after' => 'none', '--free-refusals');
+
+	is(outcome($limited, ids(1)), 'ok 1', 'an account that allows few requests is used');
+	my $other =
+	  Hrflow::StandIn->new('--rate' => '20/4', '--retry-after' => 'none', '--free-refusals');
+	is(outcome($other, ids(40)), 'ok 40', 'a batch takes two periods of a limit');
+
+	# Requests of the second period are not all sent at once, so that others get
+	# their share.
+	my @begun = sort { $a <=> $b } map { $_->{begun} } grep { $_->{status} == 200 } $other->log;
+	cmp_ok($begun[39] - $begun[21],
+		'>=', 12, 'requests of the second period of a limit are spread over some milliseconds');
+	note('20/4: ', join ' ', map { int($_ - $begun[0]) } @begun);
+
+	my ($out, $seconds) = timed(batch($limited, ids(24)));
+	is($out, 'ok 24', 'a batch succeeds where very few requests are allowed in a second');
+	note("8/1: $seconds s, refused " . refused($limited));
+}
+
+#
+# A limit that no longer exists
+#
+{
+	my $limited =
+	  Hrflow::StandIn->new('--rate' => '20/1', '--retry-after' => 'none', '--free-refusals');
+
+	is(outcome($limited, ids(60)), 'ok 60', 'a batch succeeds at a rate that will be raised');
+	my $estimated = estimated($limited, 1000);
+	$limited->restart;
+	my $batches = 0;
+	foreach my $prefix ('a' .. 't')
+	{
+		is(outcome($limited, ids(50, $prefix)),
+			'ok 50', "batch $prefix succeeds at a rate that was learned, or a higher one");
+		$batches++;
+		last if estimated($limited, 1000) < $estimated;
+	}
+	cmp_ok(estimated($limited, 1000),
+		'<', $estimated, 'a rate at which nothing is refused for long is raised');
+	cmp_ok($batches, '>', 1, 'a rate that was learned is not raised at once');
+	note("$batches batches; $estimated s, then " . estimated($limited, 1000));
+}
+
+#
+# An account whose first requests are refused: nothing is known to have been
+# admitted
+#
+{
+	my $closed = Hrflow::StandIn->new;
+
+	$closed->script('status=429', count => 2);
+	is(outcome($closed, ids(1)), 'ok 1', 'a profile whose first two requests are refused succeeds');
+	is($closed->stats->{requests}, 3,
+		'a profile is requested once for each refusal, and once more');
 }
 
 #
@@ -139,6 +228,36 @@ foreach my $prefix ('RateLimit', 'X-RateLimit')
 	cmp_ok(refused($limited),
 		'<=', 16, "fewer requests are refused than are in flight where $prefix tells the rate");
 	note("$prefix: refused " . refused($limited));
+}
+
+#
+# The second number may be a time, and either may be none: then it is taken for
+# absent, as if the server sent no such header
+#
+foreach my $case (
+	[ 'left_reset_date=3', 1900, 'a time in three seconds' ],
+	[ 'left_reset=soon', 900, 'no number' ],
+	[ 'left_reset=99999999999', 900, 'too large a number' ])
+{
+	my ($reset, $least, $name) = @$case;
+	my $told = Hrflow::StandIn->new;
+
+	$told->script("left=0,$reset", count => 1);
+	is(outcome($told, ids(2), max_concurrency => 1),
+		'ok 2', "a batch succeeds if no request is left, and RateLimit-Reset is $name");
+	my @begun = map { $_->{begun} } $told->log;
+	cmp_ok($begun[1] - $begun[0],
+		'>=', $least, "a request waits if none is left, and RateLimit-Reset is $name");
+}
+foreach my $left ('', 'none', '99999999999')
+{
+	my $told = Hrflow::StandIn->new;
+
+	$told->script("latency=50,left=$left,left_reset=60");
+	is(outcome($told, ids(40), max_concurrency => 4),
+		'ok 40', "a batch succeeds if RateLimit-Remaining is '$left'");
+	cmp_ok((sort { $b <=> $a } map { $_->{in_flight} } ($told->log)[ 20 .. 39 ])[0],
+		'>', 1, "requests do not wait for each other if RateLimit-Remaining is '$left'");
 }
 
 #
@@ -168,6 +287,21 @@ foreach my $prefix ('RateLimit', 'X-RateLimit')
 	is( $one,
 		"ok 1\ntimeout 1\n",
 		'the backend whose probe got no answer continues with its other request');
+}
+
+#
+# A limit that is met by an account that has been used for some time: when each
+# request was sent is no longer known as exactly as a period of a second needs
+#
+{
+	is(outcome($used, ids(60)), 'ok 60', 'a batch succeeds at a rate that a used account meets');
+	my $before = refused($used);
+
+	cmp_ok(estimated($used, 1000), '>=', 45, 'the rate that a used account meets is learned');
+	is(outcome($used, ids(60, 'q')), 'ok 60', 'a batch succeeds at the rate of a used account');
+	cmp_ok(refused($used) - $before,
+		'<=', 8, 'hardly any request exceeds the rate of a used account');
+	note("20/1: refused $before, then " . (refused($used) - $before));
 }
 
 #
