@@ -4,48 +4,113 @@
 \echo Use "CREATE EXTENSION hrflow_embed" to load this file. \quit
 
 --
+-- About the comments of this script
+--
+-- The comment above each function says what it returns, describes its arguments
+-- and result columns, and ends with these paragraphs where they apply:
+--
+--   Endpoint  method and path, below hrflow_embed.base_url, of the requests
+--             that the function sends to the HrFlow API, and the heading under
+--             which https://developers.hrflow.ai documents it
+--   Cost      number of requests to the API, which may be billed; without this
+--             paragraph a function sends none
+--   Requires  privileges, in addition to EXECUTE; 42501 is raised without them
+--   Errors    SQLSTATEs, each followed by the condition that raises it
+--
+-- Conditions that many functions have in common are listed here.  Those that
+-- can occur in any function, such as 53200 (out of memory) and 57014
+-- (canceled), are not listed.
+--
+-- API errors, of every function with an endpoint:
+--
+--   0A000  libcurl was built without TLS or without an asynchronous resolver
+--   08001  cannot resolve the name of the server, connect to it or verify its
+--          certificate
+--   08006  connection lost or no reply in time, in the last attempt
+--   08P01  reply is a redirect, is not JSON, or lacks a required member
+--   22023  a setting is invalid, or the API refused the request as invalid
+--   28000  the API refused the key or the access, or the proxy its password
+--   53400  the account is over its quota or rate, or the statement or the key
+--          has reached a limit of requests that a setting imposes
+--   54000  reply exceeds hrflow_embed.max_response_size
+--   55000  no API key is configured, or the library was loaded during a
+--          parallel query
+--   58000  server error (HTTP 5xx) in the last attempt, or another HTTP status
+--          that the API does not document
+--
+-- Store errors, of every function with the argument "store":
+--
+--   0A000  a table of the store is a foreign table
+--   22004  a row of the store has a null in a column that must not have one
+--   42501  the caller lacks the privileges under "Requires"
+--   42809  the table, or the store's table of profiles, lacks a column of a
+--          store
+--   42P01  the table, or the store's table of profiles, does not exist
+--
+-- Two groups of functions only read, and yet are not STABLE and PARALLEL SAFE.
+--
+-- Functions that send requests are VOLATILE because a call may cost money, and
+-- the planner executes STABLE functions to estimate selectivities, even for
+-- EXPLAIN.  They are PARALLEL RESTRICTED because connections, the number of
+-- requests in flight and the number sent by a statement belong to a backend:
+-- each parallel worker would open its own connections and count from zero.
+--
+-- Functions that read a store are VOLATILE because they execute statements with
+-- new snapshots, where a STABLE function has to use that of the calling query;
+-- they also see what the calling statement has tracked or erased before.  They
+-- are PARALLEL UNSAFE because these statements advance the command counter and
+-- may start parallel workers, both of which PostgreSQL restricts in a query
+-- that is executed in parallel itself.
+--
+
+--
 -- The planner
 --
 
--- The support function of the functions below whose calls are read ahead: in a
--- query that calls one for each of its rows, up to hrflow_embed.max_concurrency
--- calls are under way at a time (see hrflow_embed.read_ahead).  It has the
--- library loaded while the first such query is planned, and does nothing else.
+-- Support function of the functions whose calls over a table are read ahead: a
+-- query that evaluates such a function for each of its rows has up to
+-- hrflow_embed.max_concurrency calls in flight (see hrflow_embed.read_ahead).
+-- The support function does nothing, but the planner loads the library in order
+-- to call it, so that the hooks that implement reading ahead are installed
+-- while the first such query of a session is planned.
 CREATE FUNCTION hrflow_support(internal)
 RETURNS internal
 AS 'MODULE_PATHNAME'
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 
 COMMENT ON FUNCTION hrflow_support(internal) IS
-'planner support for functions whose calls are read ahead';
+'planner support for functions whose calls over a table are read ahead';
 
 --
 -- One profile
 --
 
--- The "data" object of GET /profile/embedding: for every section asked for, a
--- link to its vector, or a list of links.
+-- Returns the links to a profile's vectors: the "data" object of the API's
+-- reply, which has for each requested section a link, or a list of links.  A
+-- link is valid for 20 minutes, and gives access to a person's data to whoever
+-- has it.
 --
---   source_id          the source the profile is in
---   profile_id         \
---   profile_reference   > which profile: at least one; those given are sent
---   profile_email      /  together
---   fields             the sections, such as
+--   source_id          identifier of the source that contains the profile
+--   profile_id         identifier of the profile
+--   fields             sections to request, a JSON object such as
 --                      {"profile": 1, "skills": 1, "experiences": [0, 2]};
---                      any JSON object is passed on as it is; NULL and {} are
---                      left out, and the API decides
+--                      a list has indexes of items, from 0.  NULL and {} are
+--                      not sent, and the API chooses the sections.
+--   profile_reference  the customer's own reference of the profile
+--   profile_email      e-mail address of the profile
 --
--- Returns NULL, without a request, when source_id or all three identifiers
--- are NULL.  A link grants whoever has it a person's data, for 20 minutes.
--- With hrflow_embed.on_missing = null, NULL also for a profile that is not found
--- or has no vector; a WARNING at the end of the statement counts these.
+-- The identifiers of the profile that are not NULL are sent together.  Returns
+-- NULL, without a request, if source_id or all three identifiers are NULL.  If
+-- hrflow_embed.on_missing is "null", also returns NULL for a profile that does
+-- not exist or lacks a vector, and a WARNING at the end of the statement
+-- reports the number of such profiles.
 --
--- Cost: one request, and one more for every further try.
--- Errors: 22023 invalid argument, setting, source or request; P0002 no such
--- profile, or no vector for a section; 55000 no API key; 28000 API key
--- refused; 53400 over quota or rate; 08001, 08006 network; 08P01 invalid
--- reply; 54000 reply too large; 58000 error of the API.
--- Source: https://developers.hrflow.ai, "Get Profile Embedding".
+-- Endpoint: GET /profile/embedding ("Get Profile Embedding")
+-- Cost: one request, and one more for each retry
+-- Errors: API errors, and
+--   22023  an argument is an empty string, fields is not an object, or the
+--          source does not exist
+--   P0002  the profile does not exist, or has no vector of a requested section
 CREATE FUNCTION hrflow_profile_embedding(
 	source_id text,
 	profile_id text DEFAULT NULL,
@@ -59,19 +124,36 @@ SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) IS
-'links to a profile''s embeddings, as the HrFlow API answers; one request; calls over a table are read ahead';
+'links to the vectors of a profile, as the HrFlow API returns them; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) FROM PUBLIC;
 
--- The same, a row for every link.
+-- Returns the links to a profile's vectors, one row for each.
 --
---   section   such as 'profile', 'skills', 'experiences'
---   item      counts from 0 within the section, as the API does; 0 where the
---             section has one vector.  It is the index asked for at the link's
---             place, unless the links' paths name other items
---   link      URL of the vector, valid for 20 minutes
+--   source_id          identifier of the source that contains the profile
+--   profile_id         identifier of the profile
+--   fields             sections to request, a JSON object; see
+--                      hrflow_profile_embedding()
+--   profile_reference  the customer's own reference of the profile
+--   profile_email      e-mail address of the profile
 --
--- No rows, without a request, where the above returns NULL.
+--   section            name of the section, such as 'profile' or 'experiences'
+--   item               index within the section, from 0; it is 0 if the section
+--                      has a single vector.  This is the index that "fields"
+--                      requested at the position of the link, unless the path
+--                      of the link names another item.
+--   link               URL of the vector, valid for 20 minutes
+--
+-- Returns no rows, without a request, if source_id or all three identifiers are
+-- NULL.  If hrflow_embed.on_missing is "null", also returns no rows for a
+-- profile that does not exist or lacks a vector.
+--
+-- Endpoint: GET /profile/embedding ("Get Profile Embedding")
+-- Cost: one request, and one more for each retry
+-- Errors: API errors, and
+--   22023  an argument is an empty string, fields is not an object, or the
+--          source does not exist
+--   P0002  the profile does not exist, or has no vector of a requested section
 CREATE FUNCTION hrflow_profile_embedding_links(
 	source_id text,
 	profile_id text DEFAULT NULL,
@@ -84,7 +166,7 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
 COST 1000 ROWS 5;
 
 COMMENT ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) IS
-'links to a profile''s embeddings, a row each; one request';
+'links to the vectors of a profile, one row for each; one request';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) FROM PUBLIC;
 
@@ -92,73 +174,114 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, t
 -- Support for the planner
 --
 
--- Support functions of the functions for many: the number of rows they return,
--- by the number of elements of their arrays and, where there is a row for each
--- item, by what "fields" asks for.
+-- Estimates the number of rows of a batch that returns one row for each
+-- element: the length of its longest array, if the planner knows it.
 CREATE FUNCTION hrflow_elements_support(internal)
 RETURNS internal
 AS 'MODULE_PATHNAME'
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 
 COMMENT ON FUNCTION hrflow_elements_support(internal) IS
-'planner support for functions with a row for each element of their arrays';
+'planner support for batches that return one row for each element';
 
 REVOKE ALL ON FUNCTION hrflow_elements_support(internal) FROM PUBLIC;
 
+-- Estimates the number of rows of a batch that returns one row for each link or
+-- vector: the length of its longest array times the number of items that
+-- "fields" requests, if the planner knows them.
 CREATE FUNCTION hrflow_items_support(internal)
 RETURNS internal
 AS 'MODULE_PATHNAME'
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 
 COMMENT ON FUNCTION hrflow_items_support(internal) IS
-'planner support for functions with a row for each item of a profile';
+'planner support for batches that return one row for each link or vector';
 
 REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 
 --
--- Many profiles at once
+-- Batches
+--
+-- A function that takes arrays is a batch: it has up to
+-- hrflow_embed.max_concurrency requests in flight, and returns at least one row
+-- for each element, in the order of completion.  Equal elements are requested
+-- once.  An array that is NULL, as array_agg() returns for no rows, has no
+-- elements: the batch returns no rows and sends no requests.  A function in
+-- FROM runs to its end, so LIMIT saves no requests; pass a shorter array
+-- instead.
+--
+-- All batches have these columns:
+--
+--   status       "ok", or the reason why the element has no result:
+--                invalid_request    the element is invalid or was refused
+--                not_found          the API does not know the profile
+--                no_vector          a requested section has no vector, or the
+--                                   link leads to none
+--                unauthorized       key, access or proxy password refused
+--                over_quota         quota of the account exhausted
+--                rate_limited       rate exceeded, in the last attempt
+--                over_budget        limit of requests of a setting reached
+--                connection_failed  cannot connect, or connection lost
+--                timeout            no reply in time
+--                invalid_reply      reply is not what the API documents
+--                http_error         server error, or unexpected HTTP status
+--                too_large          reply exceeds max_response_size
+--                link_refused       link_hosts does not allow the link
+--                link_expired       the link is no longer valid
+--                invalid_vector     reply is not a vector that can be decoded
+--   http_status  HTTP status of the last attempt; NULL if there was no reply
+--   error        description of the failure; NULL if the status is "ok"
+--
+-- A failure of one element does not end the batch.  A refusal that concerns all
+-- elements does: of the key, the quota, the rate or the source; one that the
+-- first 32 elements have in common, such as fields that the API does not know
+-- or links that link_hosts does not allow; or an API that has not replied for
+-- 10 seconds.  If no element has succeeded by then, it is raised as an error.
+-- Otherwise the remaining rows have its status, and a WARNING reports it.
+-- Requests that failed in a shorter outage are sent again after it.  A WARNING
+-- also reports that no element succeeded, or that more than half of the rows
+-- failed with the same status.
+--
+-- Batch errors, of every function in this script that takes arrays of elements:
+--
+--   0A000  Citus has sent the query to a shard, and every shard would send all
+--          requests (see hrflow_embed.allow_in_shard_queries)
+--   22023  an array has several dimensions, a setting is invalid, or the API
+--          refused all elements as invalid
+--   and the API errors 08001, 08006, 28000, 53400, 55000 and 58000, if they
+--   concern all elements and none has succeeded
 --
 
--- Asks for many profiles, up to hrflow_embed.max_concurrency at a time, and returns
--- a row for every element of the arrays.
 --
---   source_id            the source all of them are in
---   profile_ids          \
---   profile_references    > which profiles: arrays of one length; the
---   profile_emails       /  identifiers at one position are sent together, and
---                           a NULL beside a value is left out
---   fields               as above
+-- Many profiles
 --
---   ordinality           position in the arrays, from 1
---   profile_id, ...      the element's identifiers, as they were given
---   status               'ok', 'invalid_request', 'not_found', 'no_vector',
---                        'unauthorized', 'over_quota', 'rate_limited',
---                        'over_budget', 'connection_failed', 'timeout',
---                        'invalid_reply', 'http_error' or 'too_large'
---   http_status          of the last try; NULL when there was no answer
---   data                 when 'ok', as hrflow_profile_embedding() returns it
---   error                when not, what went wrong
+
+-- Returns the links to the vectors of many profiles, one row for each element.
 --
--- Arrays that are NULL, as array_agg() returns for no rows, have no elements:
--- there are no rows and no requests.  A call that names no array is an error.
+--   source_id            identifier of the source that contains all of them
+--   profile_ids          identifiers of the profiles
+--   fields               sections to request, a JSON object; see
+--                        hrflow_profile_embedding()
+--   profile_references   the customer's own references of the profiles
+--   profile_emails       e-mail addresses of the profiles
 --
--- Rows come in the order of completion.  Equal elements are asked once.  A
--- function in FROM runs to its end: LIMIT saves no requests, slice the array.
--- When a refusal concerns all (key, quota, source, rate) nothing more is
--- asked: it is raised when no element has succeeded, else the rows not asked
--- carry it, with a WARNING.  The same goes for a refusal that the first 32
--- elements all meet (fields that the API does not know, links that link_hosts
--- does not allow), and for an API that has not answered for 10 seconds; after a
--- shorter outage the requests that failed in it are sent again.  A WARNING also
--- ends a batch in which nothing succeeded, or in which more than half of the
--- rows failed with one status.
+--   ordinality           position of the element in the arrays, from 1
+--   profile_id, profile_reference, profile_email
+--                        identifiers of the element, as passed
+--   status, http_status, error
+--                        result of the element; see "Batches"
+--   data                 links as hrflow_profile_embedding() returns them, if
+--                        the status is "ok"
 --
--- Cost: one request for each distinct element, and one for each further try.
--- Errors: 22023 arrays that do not fit, an invalid setting or source; 55000
--- no API key; 28000, 53400 refused as above; 08001, 08006, 58000 the API is
--- down; 42501 links are not allowed (of hrflow_profile_vectors); 0A000 in a
--- query that Citus runs on a shard, where every shard would ask for all.
--- Source: https://developers.hrflow.ai, "Get Profile Embedding".
+-- At least one of the three arrays of identifiers must be passed, and all that
+-- are must have the same length.  The identifiers at one position that are not
+-- NULL are sent together.
+--
+-- Endpoint: GET /profile/embedding ("Get Profile Embedding")
+-- Cost: one request for each distinct element, and one more for each retry
+-- Errors: batch errors, and
+--   22023  no array is passed, arrays differ in length, fields is not an
+--          object, or the source does not exist
 CREATE FUNCTION hrflow_profile_embeddings(
 	source_id text,
 	profile_ids text[] DEFAULT NULL,
@@ -173,20 +296,40 @@ COST 10000 ROWS 1000
 SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) IS
-'links to the embeddings of many profiles at once; one request for each';
+'links to the vectors of many profiles, one row for each profile; one request for each';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
--- The same, with a row for each link: one where there is none.
+-- Returns the links to the vectors of many profiles, one row for each link.
 --
---   section, item        as hrflow_profile_embedding_links() returns them;
---                        NULL where the row is about the profile as a whole,
---                        or where it has no links ('ok', and link NULL)
---   link                 when 'ok'; it is valid for 20 minutes, and grants
---                        whoever has it a person's data
+--   source_id            identifier of the source that contains all of them
+--   profile_ids          identifiers of the profiles
+--   fields               sections to request, a JSON object; see
+--                        hrflow_profile_embedding()
+--   profile_references   the customer's own references of the profiles
+--   profile_emails       e-mail addresses of the profiles
 --
--- Cost: one request for each distinct element, and one for each further try.
--- Errors: as hrflow_profile_embeddings().
+--   ordinality           position of the element in the arrays, from 1
+--   profile_id, profile_reference, profile_email
+--                        identifiers of the element, as passed
+--   section              name of the section, such as 'profile'
+--   item                 index within the section, from 0; it is 0 if the
+--                        section has a single vector
+--   link                 URL of the vector, valid for 20 minutes, if the status
+--                        is "ok"; it gives access to a person's data to whoever
+--                        has it
+--   status, http_status, error
+--                        result of the element; see "Batches"
+--
+-- An element without links has one row, in which section, item and link are
+-- NULL.  At least one of the three arrays of identifiers must be passed, and
+-- all that are must have the same length.
+--
+-- Endpoint: GET /profile/embedding ("Get Profile Embedding")
+-- Cost: one request for each distinct element, and one more for each retry
+-- Errors: batch errors, and
+--   22023  no array is passed, arrays differ in length, fields is not an
+--          object, or the source does not exist
 CREATE FUNCTION hrflow_profile_links(
 	source_id text,
 	profile_ids text[] DEFAULT NULL,
@@ -202,23 +345,42 @@ COST 10000 ROWS 1000
 SUPPORT @extschema@.hrflow_items_support;
 
 COMMENT ON FUNCTION hrflow_profile_links(text, text[], jsonb, text[], text[]) IS
-'links to the embeddings of many profiles, a row each; one request for each profile';
+'links to the vectors of many profiles, one row for each link; one request for each profile';
 
 REVOKE ALL ON FUNCTION hrflow_profile_links(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
--- The same again, and the vectors themselves: each profile's links are fetched as
--- they arrive.  A row for every vector, or one where there is none.
+-- Returns the vectors of many profiles, one row for each vector.  The links of
+-- a profile are fetched as soon as they arrive.
 --
---   section, item        as hrflow_profile_embedding_links() returns them;
---                        NULL where the row is about the profile as a whole,
---                        or where it has no vectors ('ok', and vector NULL)
---   vector               when 'ok'
---   status               as above, and 'link_refused', 'link_expired' or
---                        'invalid_vector'
+--   source_id            identifier of the source that contains all of them
+--   profile_ids          identifiers of the profiles
+--   fields               sections to request, a JSON object; see
+--                        hrflow_profile_embedding()
+--   profile_references   the customer's own references of the profiles
+--   profile_emails       e-mail addresses of the profiles
 --
--- Cost: one request of the API for each distinct element, as above; fetching
--- links is free.
--- Errors: as above.
+--   ordinality           position of the element in the arrays, from 1
+--   profile_id, profile_reference, profile_email
+--                        identifiers of the element, as passed
+--   section              name of the section, such as 'profile'
+--   item                 index within the section, from 0; it is 0 if the
+--                        section has a single vector
+--   vector               the vector, if the status is "ok"
+--   status, http_status, error
+--                        result of the vector, or of the element if it has no
+--                        vectors; see "Batches"
+--
+-- An element without vectors has one row, in which section, item and vector are
+-- NULL.  At least one of the three arrays of identifiers must be passed, and
+-- all that are must have the same length.
+--
+-- Endpoint: GET /profile/embedding ("Get Profile Embedding"), and the links
+-- Cost: one request for each distinct element, and one more for each retry;
+-- fetching links is free
+-- Errors: batch errors, and
+--   22023  no array is passed, arrays differ in length, fields is not an
+--          object, or the source does not exist
+--   42501  hrflow_embed.link_hosts does not allow any of the links
 CREATE FUNCTION hrflow_profile_vectors(
 	source_id text,
 	profile_ids text[] DEFAULT NULL,
@@ -234,25 +396,39 @@ COST 10000 ROWS 1000
 SUPPORT @extschema@.hrflow_items_support;
 
 COMMENT ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) IS
-'embeddings of many profiles at once, a row for each vector; one request for each profile';
+'vectors of many profiles, one row for each vector; one request for each profile';
 
 REVOKE ALL ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
--- What hrflow_profile_vectors() would cost with these arguments, in one row.
+-- Returns, in one row, what hrflow_profile_vectors() would cost with the same
+-- arguments.
 --
---   elements             distinct elements
---   requests             that the API would get, if none had to be retried:
+--   source_id            identifier of the source that contains all profiles
+--   profile_ids          identifiers of the profiles
+--   fields               sections to request, a JSON object; see
+--                        hrflow_profile_embedding()
+--   profile_references   the customer's own references of the profiles
+--   profile_emails       e-mail addresses of the profiles
+--
+--   elements             number of distinct elements
+--   requests             number of requests to the API without retries;
 --                        elements that are NULL or invalid are not sent
---   links                that would be fetched: one for each section, or for each
---                        item of its list.  A section such as
---                        {"experiences": 1} may have more; NULL where "fields"
---                        leaves the sections to the API
---   seconds              at the latency of late and the account's rate; NULL
---                        where neither is known, as before the first request
+--   links                number of links that would be fetched, one for each
+--                        section or for each item of its list.  A section such
+--                        as {"experiences": 1} may have more.  NULL if "fields"
+--                        leaves the choice of sections to the API.
+--   seconds              duration at the recent latency and within the rate of
+--                        the account; NULL if neither is known, as before the
+--                        first request
 --
--- Cost: none, no network.
--- Errors: 22023 arrays that do not fit, or an invalid setting; 55000 no API
--- key.
+-- VOLATILE because the recent latency and rate change at any time, and PARALLEL
+-- RESTRICTED because a backend may be the only one that knows them.
+--
+-- Errors:
+--   22023  no array is passed, arrays differ in length or have several
+--          dimensions, fields is not an object, or a setting is invalid
+--   55000  no API key is configured, or the library was loaded during a
+--          parallel query
 CREATE FUNCTION hrflow_estimate(
 	source_id text,
 	profile_ids text[] DEFAULT NULL,
@@ -266,7 +442,7 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
 COST 10000 ROWS 1;
 
 COMMENT ON FUNCTION hrflow_estimate(text, text[], jsonb, text[], text[]) IS
-'what hrflow_profile_vectors() would cost; sends no request';
+'cost of hrflow_profile_vectors() with the same arguments; sends no request';
 
 REVOKE ALL ON FUNCTION hrflow_estimate(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
@@ -274,18 +450,33 @@ REVOKE ALL ON FUNCTION hrflow_estimate(text, text[], jsonb, text[], text[]) FROM
 -- Links to vectors
 --
 
--- Fetches one link and decodes what it holds; see hrflow_decode_vector().
--- NULL for NULL.
+-- Returns the vector that a link leads to; see hrflow_decode_vector() for its
+-- encodings.  Returns NULL for NULL.
 --
--- Only https links to a host in hrflow_embed.link_hosts are fetched, and none
--- to a private address unless that setting names the very host.  No HrFlow
--- key is sent, and none is needed.
+--   link    URL of a vector, as hrflow_profile_embedding_links() returns it
 --
--- Cost: no request of the API.
--- Errors: 42501 link not allowed; 58000 link expired, or error of its host, with
--- an object store's error code in the DETAIL; P0002 no vector there; 22P03 not
--- a vector; 08001, 08006 network; 08P01 redirect; 54000 too large; 53400 the
--- host limits the rate.
+-- Fetches https links to the hosts in hrflow_embed.link_hosts only, and never
+-- from a private address unless the setting contains that exact host.  The API
+-- key is neither needed nor sent.  If hrflow_embed.on_missing is "null",
+-- returns NULL if the link leads to no vector, and a WARNING at the end of the
+-- statement reports the number of such links.
+--
+-- Errors:
+--   0A000  libcurl was built without TLS or without an asynchronous resolver
+--   08001  cannot resolve the name of the host, connect to it or verify its
+--          certificate
+--   08006  connection lost or no reply in time, in the last attempt
+--   08P01  reply is a redirect
+--   22023  a setting is invalid
+--   22P03  reply is not a vector that can be decoded
+--   28000  the proxy refused its user or password
+--   42501  hrflow_embed.link_hosts does not allow the link
+--   53400  the host limited the rate, in the last attempt
+--   54000  reply exceeds hrflow_embed.max_response_size
+--   55000  the library was loaded during a parallel query
+--   58000  the link has expired, or the host had an error; DETAIL has the error
+--          code of the object store
+--   P0002  the link leads to no vector
 CREATE FUNCTION hrflow_fetch_vector(link text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
@@ -298,7 +489,22 @@ COMMENT ON FUNCTION hrflow_fetch_vector(text) IS
 
 REVOKE ALL ON FUNCTION hrflow_fetch_vector(text) FROM PUBLIC;
 
--- The same for many links at once, a row for every element.
+-- Returns the vectors that many links lead to, one row for each link.
+--
+--   links        URLs of vectors, as hrflow_profile_links() returns them
+--
+--   ordinality   position of the link in the array, from 1
+--   link         the link, as passed
+--   vector       the vector, if the status is "ok"
+--   status, http_status, error
+--                result of the link; see "Batches"
+--
+-- Fetches https links to the hosts in hrflow_embed.link_hosts only, and never
+-- from a private address unless the setting contains that exact host.  The API
+-- key is neither needed nor sent.
+--
+-- Errors: batch errors, and
+--   42501  hrflow_embed.link_hosts does not allow any of the links
 CREATE FUNCTION hrflow_fetch_vectors(links text[])
 RETURNS TABLE (ordinality bigint, link text, vector real[], status text,
 	http_status int, error text)
@@ -308,7 +514,7 @@ COST 10000 ROWS 1000
 SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_fetch_vectors(text[]) IS
-'vectors that many links of the HrFlow API lead to';
+'vectors that many links of the HrFlow API lead to, one row for each link';
 
 REVOKE ALL ON FUNCTION hrflow_fetch_vectors(text[]) FROM PUBLIC;
 
@@ -316,20 +522,24 @@ REVOKE ALL ON FUNCTION hrflow_fetch_vectors(text[]) FROM PUBLIC;
 -- Jobs
 --
 
--- The "data" of GET /job/embedding: a JSON string, the link to the job's
--- vector.
+-- Returns the link to a job's vector: the "data" of the API's reply, which is a
+-- JSON string.  A link is valid for 20 minutes.
 --
---   job_id           \  which job: at least one; those given are sent together
---   job_reference    /
---   board_id         the board the job is in; NULL is left out
+--   job_id          identifier of the job
+--   job_reference   the customer's own reference of the job
+--   board_id        identifier of the board that contains the job; not sent if
+--                   it is NULL
 --
--- Returns NULL, without a request, when both identifiers are NULL.  A link is
--- valid for 20 minutes.
+-- The identifiers that are not NULL are sent together.  Returns NULL, without a
+-- request, if both identifiers of the job are NULL.  If hrflow_embed.on_missing
+-- is "null", also returns NULL for a job that does not exist or has no vector,
+-- and a WARNING at the end of the statement reports the number of such jobs.
 --
--- Cost: one request, and one more for every further try.
--- Errors: 22023 invalid argument, setting, board or request; P0002 no such
--- job; the others as hrflow_profile_embedding().
--- Source: https://developers.hrflow.ai, "Get Job Embedding".
+-- Endpoint: GET /job/embedding ("Get Job Embedding")
+-- Cost: one request, and one more for each retry
+-- Errors: API errors, and
+--   22023  an argument is an empty string, or the board does not exist
+--   P0002  the job does not exist, or has no vector
 CREATE FUNCTION hrflow_job_embedding(
 	job_id text DEFAULT NULL,
 	job_reference text DEFAULT NULL,
@@ -341,15 +551,27 @@ SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_job_embedding(text, text, text) IS
-'link to a job''s embedding, as the HrFlow API answers; one request; calls over a table are read ahead';
+'link to the vector of a job, as the HrFlow API returns it; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_job_embedding(text, text, text) FROM PUBLIC;
 
--- The same, and the vector itself: the link is fetched as
--- hrflow_fetch_vector() does.
+-- Returns a job's vector: requests its link, and fetches it.
 --
--- Cost: one request of the API, as above; fetching the link is free.
--- Errors: as above, and those of hrflow_fetch_vector().
+--   job_id          identifier of the job
+--   job_reference   the customer's own reference of the job
+--   board_id        identifier of the board that contains the job; not sent if
+--                   it is NULL
+--
+-- The identifiers that are not NULL are sent together.  Returns NULL, without a
+-- request, if both identifiers of the job are NULL.  If hrflow_embed.on_missing
+-- is "null", also returns NULL for a job that does not exist or has no vector,
+-- and a WARNING at the end of the statement reports the number of such jobs.
+--
+-- Endpoint: GET /job/embedding ("Get Job Embedding"), and the link
+-- Cost: one request, and one more for each retry; fetching the link is free
+-- Errors: API errors, those of hrflow_fetch_vector(), and
+--   22023  an argument is an empty string, or the board does not exist
+--   P0002  the job does not exist, or has no vector
 CREATE FUNCTION hrflow_job_vector(
 	job_id text DEFAULT NULL,
 	job_reference text DEFAULT NULL,
@@ -361,7 +583,7 @@ SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_job_vector(text, text, text) IS
-'a job''s embedding; one request; calls over a table are read ahead';
+'vector of a job; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_job_vector(text, text, text) FROM PUBLIC;
 
@@ -369,19 +591,20 @@ REVOKE ALL ON FUNCTION hrflow_job_vector(text, text, text) FROM PUBLIC;
 -- Texts
 --
 
--- The vector of a text, of POST /text/embedding.  NULL for NULL.
+-- Returns the vector of a text.  Returns NULL for NULL.
 --
---   input            any text that is not empty, of 1 MB at most (1,048,576
---                    bytes, in the database's encoding and in UTF-8); how much
---                    of it counts is the API's matter
+--   input   text that is not empty, of at most 1 MB (1,048,576 bytes, both in
+--           the encoding of the database and in UTF-8); the API determines how
+--           much of it affects the vector
 --
--- A POST is tried again only where it cannot have been processed: after a
--- connection that could not be made, 429, and 503 with Retry-After.
+-- A POST is retried only if the API cannot have processed it: if no connection
+-- could be established, after HTTP 429, and after 503 with Retry-After.
 --
--- Cost: one request, and one more for every further try.
--- Errors: 22023 empty or too long, or an invalid setting or request; 22P03
--- not a vector; the others as hrflow_profile_embedding(), but P0002.
--- Source: https://developers.hrflow.ai, "Embed a Text".
+-- Endpoint: POST /text/embedding ("Embed a Text")
+-- Cost: one request, and one more for each retry
+-- Errors: API errors, and
+--   22023  the text is empty or too long
+--   22P03  reply has no vector that can be decoded
 CREATE FUNCTION hrflow_text_embedding(input text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
@@ -390,28 +613,25 @@ SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_text_embedding(text) IS
-'a text''s embedding; one request; calls over a table are read ahead';
+'vector of a text; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_text_embedding(text) FROM PUBLIC;
 
--- The same for many texts, up to hrflow_embed.max_concurrency at a time, with a row
--- for every element.
+-- Returns the vectors of many texts, one row for each text.
 --
---   ordinality       position in the array, from 1
---   vector           when 'ok'
---   status           'ok', 'invalid_request', 'unauthorized', 'over_quota',
---                    'rate_limited', 'over_budget', 'connection_failed',
---                    'timeout', 'invalid_reply', 'http_error', 'too_large'
---                    or 'invalid_vector'
---   http_status      of the last try; NULL when there was no answer
---   error            when not 'ok', what went wrong
+--   inputs       texts that are not empty, of at most 1 MB each
 --
--- Order, equal elements and refusals that concern all are as with
--- hrflow_profile_embeddings().
+--   ordinality   position of the text in the array, from 1
+--   vector       the vector, if the status is "ok"
+--   status, http_status, error
+--                result of the text; see "Batches"
 --
--- Cost: one request for each distinct element, and one for each further try.
--- Errors: 22023 not an array of one dimension, or an invalid setting; 55000 no
--- API key; 28000, 53400 refused as above.
+-- A POST is retried only if the API cannot have processed it: if no connection
+-- could be established, after HTTP 429, and after 503 with Retry-After.
+--
+-- Endpoint: POST /text/embedding ("Embed a Text")
+-- Cost: one request for each distinct element, and one more for each retry
+-- Errors: batch errors
 CREATE FUNCTION hrflow_text_embeddings(inputs text[])
 RETURNS TABLE (ordinality bigint, vector real[], status text, http_status int,
 	error text)
@@ -421,7 +641,7 @@ COST 10000 ROWS 1000
 SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_text_embeddings(text[]) IS
-'embeddings of many texts at once; one request for each';
+'vectors of many texts, one row for each text; one request for each';
 
 REVOKE ALL ON FUNCTION hrflow_text_embeddings(text[]) FROM PUBLIC;
 
@@ -429,26 +649,30 @@ REVOKE ALL ON FUNCTION hrflow_text_embeddings(text[]) FROM PUBLIC;
 -- Documents
 --
 
--- The vector of a profile or a job that HrFlow need not have, of POST
--- /document/embedding: of its JSON.  NULL if an argument is NULL.
+-- Returns the vector of a profile or a job that HrFlow need not have indexed,
+-- from its JSON.  Returns NULL if an argument is NULL.
 --
---   item_type           'profile' or 'job'
---   item                a JSON object that is not empty, of 1 MB at most as text
---   return_sequences    whether the API is to return a vector for each part of
---                       the item; hrflow_embed.vector_dimension must be set then
+--   item_type          'profile' or 'job'
+--   item               JSON object that describes the profile or job; it is not
+--                      empty, and its text has at most 1 MB
+--   return_sequences   whether the API is to return one vector for each part of
+--                      the item; requires hrflow_embed.vector_dimension
 --
--- Returns one dimension for one vector, and two for several.  The answer is
--- base64, which has no shape: it is divided into vectors of
--- hrflow_embed.vector_dimension elements, unless that is 0.
+-- The result has one dimension if the API returned one vector, and two if it
+-- returned several.  Its reply is base64 without a shape, which is divided into
+-- vectors of hrflow_embed.vector_dimension elements, unless the setting is 0.
 --
--- A POST is tried again only as with hrflow_text_embedding().
+-- A POST is retried only if the API cannot have processed it: if no connection
+-- could be established, after HTTP 429, and after 503 with Retry-After.
 --
--- Cost: one request, and one more for every further try.
--- Errors: 22023 another item_type, an item that is not an object, empty or too
--- long, an invalid setting or request; 22P03 not a vector, or not vectors of
--- hrflow_embed.vector_dimension; the others as hrflow_profile_embedding(), but
--- P0002.
--- Source: https://developers.hrflow.ai, "Embed a Document".
+-- Endpoint: POST /document/embedding ("Embed a Document")
+-- Cost: one request, and one more for each retry
+-- Errors: API errors, and
+--   22023  item_type is neither 'profile' nor 'job'; item is not an object, is
+--          empty or is too long; or return_sequences is true, but
+--          hrflow_embed.vector_dimension is not set
+--   22P03  reply has no vectors that can be decoded, or they do not have
+--          hrflow_embed.vector_dimension elements
 CREATE FUNCTION hrflow_document_embedding(
 	item_type text,
 	item jsonb,
@@ -460,17 +684,28 @@ SUPPORT hrflow_support
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_document_embedding(text, jsonb, boolean) IS
-'embedding of a profile''s or a job''s own JSON; one request; calls over a table are read ahead';
+'vector of the JSON of a profile or a job; one request; calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_document_embedding(text, jsonb, boolean) FROM PUBLIC;
 
--- The same for many items of one type, hrflow_embed.max_concurrency at a time,
--- with a row for every element.  Columns, statuses, order, equal elements and
--- refusals that concern all are as with hrflow_text_embeddings().
+-- Returns the vectors of many profiles or jobs from their JSON, one row for
+-- each.
 --
--- Cost: one request for each distinct element, and one for each further try.
--- Errors: 22023 another item_type, or NULL, not an array of one dimension, or an
--- invalid setting; 55000 no API key; 28000, 53400 refused as above.
+--   item_type    'profile' or 'job', for all items
+--   items        JSON objects that are not empty, of at most 1 MB each as text
+--
+--   ordinality   position of the item in the array, from 1
+--   vector       the vector, if the status is "ok"
+--   status, http_status, error
+--                result of the item; see "Batches"
+--
+-- A POST is retried only if the API cannot have processed it: if no connection
+-- could be established, after HTTP 429, and after 503 with Retry-After.
+--
+-- Endpoint: POST /document/embedding ("Embed a Document")
+-- Cost: one request for each distinct element, and one more for each retry
+-- Errors: batch errors, and
+--   22023  item_type is NULL, or neither 'profile' nor 'job'
 CREATE FUNCTION hrflow_document_embeddings(item_type text, items jsonb[])
 RETURNS TABLE (ordinality bigint, vector real[], status text, http_status int,
 	error text)
@@ -480,7 +715,7 @@ COST 10000 ROWS 1000
 SUPPORT @extschema@.hrflow_elements_support;
 
 COMMENT ON FUNCTION hrflow_document_embeddings(text, jsonb[]) IS
-'embeddings of the JSON of many profiles or jobs at once; one request for each';
+'vectors of the JSON of many profiles or jobs, one row for each; one request for each';
 
 REVOKE ALL ON FUNCTION hrflow_document_embeddings(text, jsonb[]) FROM PUBLIC;
 
@@ -488,13 +723,12 @@ REVOKE ALL ON FUNCTION hrflow_document_embeddings(text, jsonb[]) FROM PUBLIC;
 -- The account
 --
 
--- The "data" object of GET /auth: whose the API key is, and what it may do.
--- The first thing to run when a key has been set.
+-- Returns the owner and the permissions of the API key: the "data" object of
+-- the API's reply.  Call it first to verify a new key.
 --
--- Cost: one request, and one more for every further try.
--- Errors: 28000 API key refused; 55000 none set; the others as
--- hrflow_profile_embedding(), but P0002.
--- Source: https://developers.hrflow.ai, "Authentication".
+-- Endpoint: GET /auth ("Authentication")
+-- Cost: one request, and one more for each retry
+-- Errors: API errors
 CREATE FUNCTION hrflow_auth()
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
@@ -502,7 +736,7 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_auth() IS
-'whose the API key is and what it may do, as the HrFlow API answers; one request';
+'owner and the permissions of the API key, as the HrFlow API returns them; one request';
 
 REVOKE ALL ON FUNCTION hrflow_auth() FROM PUBLIC;
 
@@ -510,32 +744,35 @@ REVOKE ALL ON FUNCTION hrflow_auth() FROM PUBLIC;
 -- Vectors
 --
 
--- Decodes a vector: a NumPy file (.npy 1.0 to 3.0; real or integer elements of
--- any size and byte order; what links lead to), a JSON array of numbers or of
--- such arrays, or base64 of big-endian floats of 4 bytes.  They are told apart
--- by how they begin.
+-- Decodes a vector.  The encoding is recognized by its first bytes:
 --
--- Returns one dimension for one vector, of shape (d) or (1, d), and two for
--- shape (n, d).  Base64 has no shape: n vectors come as one of n * d elements.
--- Elements are rounded to the nearest real; one too large for it, infinity and
--- NaN are refused, one too small becomes zero.
+--   NumPy file   of version 1.0 to 3.0 (.npy), as links lead to: real or integer
+--                elements of any size and byte order, of shape (d), (1, d) or
+--                (n, d); object arrays are refused
+--   JSON array   of numbers, or of such arrays
+--   base64       of big-endian floats of 4 bytes; it has no shape, so n vectors
+--                are decoded as a single one
 --
--- Cost: none, no network.
--- Errors: 22P03 not that, or not all of it.
+-- The result has one dimension for one vector, and two for shape (n, d).
+-- Elements are rounded to the nearest real.  Elements that are too large for
+-- it, infinity and NaN are refused; those that are too small become zero.
+--
+-- Errors:
+--   22P03  payload is in none of these encodings, or is incomplete
 CREATE FUNCTION hrflow_decode_vector(payload bytea)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 
 COMMENT ON FUNCTION hrflow_decode_vector(bytea) IS
-'vector in a NumPy file, a JSON array, or base64 of big-endian floats';
+'decode a vector in a NumPy file, a JSON array, or base64 of big-endian floats';
 
--- Cosine of the angle between two vectors of one dimension: 1 for the same
--- direction, 0 for a right angle, -1 for opposite ones.
+-- Returns the cosine similarity of two vectors of the same dimension: 1 for the
+-- same direction, 0 for a right angle, -1 for opposite directions.
 --
--- Cost: none, no network.
--- Errors: 22023 different dimensions, more than one, nulls, infinity or NaN,
--- or a vector of zeros, which has no direction.
+-- Errors:
+--   22023  dimensions differ, or a vector has several dimensions, nulls,
+--          infinity or NaN, or only zeros
 CREATE FUNCTION hrflow_cosine_similarity(a real[], b real[])
 RETURNS double precision
 AS 'MODULE_PATHNAME'
