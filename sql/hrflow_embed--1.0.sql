@@ -746,9 +746,9 @@ REVOKE ALL ON FUNCTION hrflow_auth() FROM PUBLIC;
 
 -- Decodes a vector.  The encoding is recognized by its first bytes:
 --
---   NumPy file   of version 1.0 to 3.0 (.npy), as links lead to: real or integer
---                elements of any size and byte order, of shape (d), (1, d) or
---                (n, d); object arrays are refused
+--   NumPy file   of version 1.0 to 3.0 (.npy), the encoding of links: real or
+--                integer elements of any size and byte order, of shape (d),
+--                (1, d) or (n, d); object arrays are refused
 --   JSON array   of numbers, or of such arrays
 --   base64       of big-endian floats of 4 bytes; it has no shape, so n vectors
 --                are decoded as a single one
@@ -783,38 +783,51 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 'cosine similarity of two vectors';
 
 --
--- Stores: vectors kept, and kept fresh
+-- Stores
+--
+-- A store is a set of ordinary tables that belong to one role and are not
+-- members of the extension:
+--
+--   NAME           a row for each vector: (source_id, profile_id, section,
+--                  item, vector, fetched_at); functions identify the store by it
+--   NAME_profile   a row for each tracked profile, with its state
+--   NAME_run       a row for each run of hrflow_refresh()
+--   NAME_aside     vectors that were put aside before they are deleted
+--   NAME_erased    a record of what was erased
+--
+-- A store contains profiles or jobs.  What is said of profiles below applies to
+-- the jobs of a store of jobs, too, in which source_id is the identifier of the
+-- board, or empty if there is none.  A job has one vector, in section 'job';
+-- the section 'profile', which is the default of many arguments, means the same
+-- there.
+--
+-- These functions execute statements as the owner of the store, in a
+-- security-restricted operation.  Only hrflow_refresh() sends requests.
 --
 
--- Makes a store: ordinary tables of the caller's, which are not members of the
--- extension.
+-- Creates the tables of a store, which the caller then owns.  Returns the table
+-- of vectors.
 --
---   name          of the table of vectors, qualified or not; that of the state
---                 of the profiles is name || '_profile', that of the history
---                 of runs is name || '_run', that of vectors put aside is
---                 name || '_aside', and that of what was erased is
---                 name || '_erased'
---   vector_type   'real[]', or pgvector's 'vector', 'vector(n)', 'halfvec',
---                 'halfvec(n)'; 'auto' is 'vector' where pgvector is
---                 installed, else 'real[]'
---   identifier    'id', 'reference' or 'email': what profiles are known by,
---                 and so the column profile_id, profile_reference or
---                 profile_email; of jobs 'id' or 'reference', and so job_id or
---                 job_reference
---   content       'profile' or 'job': what the store holds.  In a store of jobs
---                 source_id is the board's id, and empty where there is none
+--   name          name of the table of vectors, optionally qualified by a
+--                 schema; the other tables have the same name with a suffix
+--   vector_type   type of the column of vectors: 'real[]', or pgvector's
+--                 'vector', 'vector(n)', 'halfvec' or 'halfvec(n)'; 'auto'
+--                 means 'vector' if pgvector is installed, and 'real[]' if not
+--   identifier    what identifies a profile: 'id', 'reference' or 'email'; the
+--                 column is then called profile_id, profile_reference or
+--                 profile_email.  Jobs have 'id' (job_id) or 'reference'
+--                 (job_reference).
+--   content       what the store contains: 'profile' or 'job'
 --
--- Returns the table of vectors, by which all functions below know the store:
--- (source_id, profile_id, section, item, vector, fetched_at).
---
--- What is said below of profiles goes for jobs in a store of jobs.  A job has
--- one vector, of section 'job', for which 'profile', the default of many
--- arguments, stands as well; other sections cannot be asked for (22023).
---
--- Cost: none, no network.
--- Errors: 22023 invalid argument; 42602 not a name; 42622 it is too long with
--- '_profile'; 3F000 no such schema; 42P07 there is such a table; 42704 no such
--- type; 42501 no right to create in the schema.
+-- Requires: CREATE on the schema
+-- Errors:
+--   22023  invalid vector_type, identifier or content
+--   3F000  the schema does not exist
+--   42501  the caller may not create tables in the schema
+--   42602  name is not a valid name
+--   42622  name is too long with the suffix "_profile"
+--   42704  vector_type is a type of pgvector, which is not installed
+--   42P07  a table of that name exists
 CREATE FUNCTION hrflow_create_store(
 	name text,
 	vector_type text DEFAULT 'auto',
@@ -825,86 +838,127 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_create_store(text, text, text, text) IS
-'makes the tables of a store of vectors';
+'create the tables of a store of vectors';
 
 REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text, text) FROM PUBLIC;
 
--- Drops the tables of a store, the triggers that feed it, and its job.
+-- Drops the tables of a store, the triggers that feed it, and its pg_cron job.
 --
--- Errors: 42501 the caller is not the owner, superusers included: SET ROLE
--- first; 42P01 not a store: there is no NAME_profile; 42809 there is, but the
--- tables have another shape.
+--   store    table of vectors
+--
+-- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Errors: store errors, and
+--   2BP01  other objects depend on the tables
 CREATE FUNCTION hrflow_drop_store(store regclass)
 RETURNS void
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_drop_store(regclass) IS
-'drops a store of vectors and the triggers that feed it';
+'drop a store of vectors, the triggers that feed it, and its job';
 
 REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 
--- Tracks profiles: they are due at once.  One tracked so stays until
--- hrflow_untrack(), whatever the tables say that feed the store.
---
---   profile_ids   identifiers of the store's kind; repeated ones count once
---
+-- Tracks profiles, which are due at once.  They stay tracked until
+-- hrflow_untrack() is called, whatever the tables that feed the store contain.
 -- Returns the number of profiles that were not tracked before.
 --
--- Cost: none now; a request each at the next refresh.
--- Errors: 22023 nulls or empty strings; 42501 the caller may not INSERT,
--- UPDATE and DELETE in both tables; 42P01, 42809 not a store, as above; 0A000
--- the store has rows on other servers.
+--   store         table of vectors
+--   source_id     identifier of the source that contains the profiles
+--   profile_ids   identifiers of the profiles, of the kind that the store uses;
+--                 duplicates count once
+--
+-- Cost: none at once; one request for each profile in the next refresh
+-- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
+-- row-level security applies to the caller
+-- Errors: store errors, and
+--   0A000  the store has rows on other servers
+--   22023  an argument is NULL, source_id is empty in a store of profiles, or
+--          profile_ids has several dimensions, nulls or empty strings
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_track(regclass, text, text[]) IS
-'tracks profiles in a store';
+'track profiles in a store';
 
 REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 
--- Says that profiles have changed: they are due now. What is being fetched of
--- them is kept, and they are due again after hrflow_embed.refresh_debounce.
+-- Makes profiles due because they have changed.  If a profile is being fetched
+-- at that time, the result is kept, and it is due again after
+-- hrflow_embed.refresh_debounce.  Returns the number of the given profiles that
+-- are tracked.
 --
--- Returns the number of profiles, of those given, that are tracked.
--- Errors: as above.
+--   store         table of vectors
+--   source_id     identifier of the source that contains the profiles
+--   profile_ids   identifiers of the profiles, of the kind that the store uses
+--
+-- Cost: none at once; one request for each profile in the next refresh
+-- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
+-- row-level security applies to the caller
+-- Errors: store errors, and
+--   0A000  the store has rows on other servers
+--   22023  an argument is NULL, source_id is empty in a store of profiles, or
+--          profile_ids has several dimensions, nulls or empty strings
 CREATE FUNCTION hrflow_mark_due(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_mark_due(regclass, text, text[]) IS
-'says that profiles of a store have changed';
+'make profiles of a store due because they have changed';
 
 REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
 
--- Erases profiles: their vectors and that they were tracked.  NAME_erased keeps
--- a record of it, with hrflow_fingerprint().
+-- Erases profiles: deletes their vectors, and no longer tracks them.
+-- NAME_erased records that under hrflow_fingerprint().  Returns the number of
+-- the given profiles that were tracked.
 --
--- Returns the number of profiles that were tracked.  One that a table still
--- has comes back when hrflow_track_table() is called again for it.
--- Errors: as above.
+--   store         table of vectors
+--   source_id     identifier of the source that contains the profiles
+--   profile_ids   identifiers of the profiles, of the kind that the store uses
+--
+-- A profile that a table which feeds the store still contains is tracked again
+-- when hrflow_track_table() is called again for that table.
+--
+-- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
+-- row-level security applies to the caller
+-- Errors: store errors, and
+--   0A000  the store has rows on other servers
+--   22023  an argument is NULL, source_id is empty in a store of profiles, or
+--          profile_ids has several dimensions, nulls or empty strings
 CREATE FUNCTION hrflow_untrack(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_untrack(regclass, text, text[]) IS
-'erases profiles and their vectors from a store';
+'erase profiles and their vectors from a store';
 
 REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 
--- Erases very many profiles, as hrflow_untrack() does, but commits after each
--- batch of them, so that whoever changes one of them does not wait for all.  It is
--- not within a transaction: what was erased before an error or a cancel stays so,
--- and the same call erases the rest.  An INFO tells how many were tracked.
+-- Erases very many profiles like hrflow_untrack(), but commits after each
+-- batch, so that sessions that change one of the profiles wait for one batch
+-- only.  An INFO message reports how many of them were tracked.
 --
---   batch_size    number of identifiers in a transaction, 1 to 100000
+--   store         table of vectors
+--   source_id     identifier of the source that contains the profiles
+--   profile_ids   identifiers of the profiles, of the kind that the store uses
+--   batch_size    number of identifiers in each transaction, from 1 to 100000
 --
--- Errors: as above; 2D000 in a transaction block, in a function, or after another
--- statement in one string.
+-- The procedure is not atomic: what was erased before an error or a cancel
+-- stays erased, and the same call erases the rest.
+--
+-- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
+-- row-level security applies to the caller
+-- Errors: store errors, and
+--   0A000  the store has rows on other servers
+--   22023  an argument is NULL, source_id is empty in a store of profiles,
+--          profile_ids has several dimensions, nulls or empty strings, or
+--          batch_size is out of range
+--   2D000  called in a transaction block, in a function, or after another
+--          statement in one string
 CREATE PROCEDURE hrflow_untrack_batches(
 	store regclass,
 	source_id text,
@@ -914,44 +968,63 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C;
 
 COMMENT ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) IS
-'erases profiles and their vectors from a store, a batch in a transaction';
+'erase profiles and their vectors from a store, one batch per transaction';
 
 REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM PUBLIC;
 
--- Lets a table feed a store: from now on its rows decide, through triggers,
--- what is tracked.  INSERT tracks; a change of the identifier or the source
--- tracks anew; a change of a refresh column marks due; DELETE and TRUNCATE
--- erase, unless another row or hrflow_track() wants the profile when the
--- transaction commits: rows that it puts back keep their vectors.  Nulls and
--- empty strings name no profile.
+-- Lets a table feed a store: creates triggers by which its rows determine the
+-- profiles that the store tracks.
 --
---   source_table      of the store's owner; not temporary unless the store is
---   profile_column    text, varchar, uuid or integer: the identifier.  Index
---                     it: a DELETE looks whether another row has it.  If it is
---                     generated it must be stored
---                     A table feeds a store by one column, the one given last
---   source_id         \  one of them: the source of all rows, or the column
---   source_column     /  with each row's.  For a store of jobs at most one: else
---                        none has a board
---   refresh_columns   when one of them changes, so has the profile.  Called
---                     again without them they are forgotten, with a WARNING
+--   store             table of vectors
+--   source_table      table of the store's owner; a temporary table can feed a
+--                     temporary store only
+--   profile_column    column with the identifiers, of type text, varchar, uuid
+--                     or an integer type; a generated column must be stored.
+--                     Index it, because DELETE looks for other rows with the
+--                     identifier.  A table feeds a store through one column,
+--                     the one that was passed last.
+--   source_id         identifier of the source that contains all profiles
+--   source_column     column with the source of each row.  Exactly one of these
+--                     two must be passed, or at most one for a store of jobs:
+--                     without it, the jobs have no board.
+--   refresh_columns   columns whose changes make a profile due
 --
--- Returns the number of rows newly tracked.  Called again it reconciles: what
--- triggers have missed (logical replication, rows written to a partition,
--- session_replication_role) is tracked, or put aside where nothing wants it, up
--- to a limit and with a WARNING; what was put aside and is wanted again is brought
--- back.  The first call, as after DROP EXTENSION, puts nothing aside: another table
--- may still have to be tracked.
--- Writers of the table wait for the first call, and for one with other
--- arguments; when it reconciles, nobody waits.
+-- INSERT tracks a profile; a change of its identifier or source tracks the new
+-- one; a change of a refresh column makes it due; DELETE and TRUNCATE erase it,
+-- unless another row or hrflow_track() wants it when the transaction commits,
+-- so that rows that are deleted and inserted again keep their vectors.  Rows
+-- whose identifier is NULL or empty are ignored.
 --
--- Cost: none now, no network, in the triggers neither.
--- Errors: 22023 invalid argument; 42703 no such column; 42804 type of a
--- column; 0A000 it is a virtual one, or the table or the store has rows on other
--- servers, or the table is a partition or takes part
--- in inheritance: its triggers miss statements that name the other tables;
--- 42501 the caller is not the owner of both,
--- superusers included; 42P01, 42809 not a store; 42809 not a table for it either.
+-- Returns the number of profiles newly tracked.  If it is called again, the
+-- function reconciles the store with the table: it tracks the profiles that the
+-- triggers have missed (for example those of logical replication, of rows
+-- written to a partition, or with session_replication_role), puts aside
+-- profiles that are no longer wanted, up to a limit and with a WARNING, and
+-- restores those that are wanted again.  The first call, also after DROP
+-- EXTENSION, puts nothing aside, because other tables may still have to be
+-- tracked.  Refresh columns that are omitted in a later call are dropped, with
+-- a WARNING.
+--
+-- The first call, and one with other arguments, blocks writers of the table
+-- until the transaction ends.  Reconciling blocks no session that reads or
+-- writes the table.
+--
+-- Cost: none at once, nor in the triggers; one request for each profile in the
+-- next refresh
+-- Requires: ownership of the store and the table, even for superusers, who can
+-- SET ROLE
+-- Errors: store errors, and
+--   0A000  a column is a virtual generated column, the table or the store has
+--          rows on other servers, or the table is a partition or takes part in
+--          inheritance, where statements that name another table do not fire its
+--          triggers
+--   22023  an argument is NULL that must not be, or source_id and source_column
+--          are not passed as required
+--   42703  a column does not exist
+--   42710  another trigger has the name of one of the triggers
+--   42804  a column has a type that is not supported
+--   42809  source_table is not a table, or is temporary while the store is not
+--   54011  refresh_columns has more elements than a table can have columns
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
 	source_table regclass,
@@ -964,36 +1037,49 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) IS
-'lets a table''s rows decide which profiles a store tracks';
+'let the rows of a table determine which profiles a store tracks';
 
 REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) FROM PUBLIC;
 
--- Ends that, and puts aside the profiles that nothing else wants: a later run
--- erases them, unless hrflow_restore() has brought them back.
+-- Removes the triggers by which a table feeds a store, and puts aside the
+-- profiles that nothing else wants.  A later run of hrflow_refresh() erases
+-- them, unless hrflow_restore() has restored them.  Returns the number of
+-- profiles that were put aside, which is 0 if the table did not feed the store.
 --
--- Returns their number; 0 where the table did not feed the store.
--- Errors: 42501 the caller is not the owner of both, superusers included;
--- 42P01, 42809 not a store.
+--   store          table of vectors
+--   source_table   table that feeds the store
+--
+-- Requires: ownership of the store and the table, even for superusers, who can
+-- SET ROLE
+-- Errors: store errors
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
-'ends that a table feeds a store';
+'stop a table from feeding a store';
 
 REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
 
--- Ends that likewise, but commits once the table no longer feeds the store, and
--- after each batch of profiles that are put aside: readers and writers of the table
--- do not wait for that.  After an error or a cancel the same call puts aside the
--- rest, whether the table still feeds the store or not; until then it is tracked.
--- An INFO tells how many are no longer tracked.
+-- Like hrflow_untrack_table(), but commits after it has removed the triggers,
+-- and after each batch of profiles that it puts aside, so that readers and
+-- writers of the table do not wait for that.  An INFO message reports how many
+-- profiles are no longer tracked.
 --
---   batch_size    number of profiles in a transaction, 1 to 100000
+--   store          table of vectors
+--   source_table   table that feeds the store
+--   batch_size     number of profiles in each transaction, from 1 to 100000
 --
--- Errors: as above; 22023 invalid argument; 2D000 in a transaction block, in a
--- function, or after another statement in one string.
+-- After an error or a cancel, the same call puts aside the rest, whether the
+-- table still feeds the store or not.  Until then, these profiles are tracked.
+--
+-- Requires: ownership of the store and the table, even for superusers, who can
+-- SET ROLE
+-- Errors: store errors, and
+--   22023  an argument is NULL, or batch_size is out of range
+--   2D000  called in a transaction block, in a function, or after another
+--          statement in one string
 CREATE PROCEDURE hrflow_untrack_table_batches(
 	store regclass,
 	source_table regclass,
@@ -1002,41 +1088,52 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C;
 
 COMMENT ON PROCEDURE hrflow_untrack_table_batches(regclass, regclass, int) IS
-'ends that a table feeds a store, a batch of profiles in a transaction';
+'stop a table from feeding a store, one batch of profiles per transaction';
 
 REVOKE ALL ON PROCEDURE hrflow_untrack_table_batches(regclass, regclass, int) FROM PUBLIC;
 
--- Releases the columns of a table that feeds a store, so that ALTER TABLE ...
--- ALTER COLUMN ... TYPE can change them: drops the trigger on UPDATE alone.
--- Nothing is erased.  Until the statement that is returned is executed, changes
--- of these columns are missed: do all three in one transaction.
+-- Drops the trigger on UPDATE of a table that feeds a store, so that ALTER
+-- TABLE ... ALTER COLUMN ... TYPE can change the columns that it refers to.
+-- Erases nothing.  Returns the call of hrflow_track_table(), with the arguments
+-- that the table was tracked with, that creates the trigger again.  Changes of
+-- these columns are missed until it is executed, so do all three in one
+-- transaction.
 --
--- Returns the call of hrflow_track_table() that makes the trigger again, with
--- the arguments that the table was tracked with.
--- Errors: 42704 the table does not feed the store; 55000 the trigger is not
--- there; 42501 the caller is not the store's owner, superusers included; 42P01,
--- 42809 not a store.
+--   store          table of vectors
+--   source_table   table that feeds the store
+--
+-- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Errors: store errors, and
+--   42704  the table does not feed the store
+--   55000  the trigger does not exist, so the columns have been released already
 CREATE FUNCTION hrflow_release_columns(store regclass, source_table regclass)
 RETURNS text
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_release_columns(regclass, regclass) IS
-'releases the tracked columns of a table, so that their types can be changed';
+'release the tracked columns of a table, so that their types can be changed';
 
 REVOKE ALL ON FUNCTION hrflow_release_columns(regclass, regclass) FROM PUBLIC;
 
--- The triggers' function: works as the table's owner, who must be the
--- store's.  Whoever may write to the table needs no right on the store, nor on
--- the function; the owner gets the right to execute it by
--- hrflow_track_table().
+-- Function of the triggers that hrflow_track_table() creates.  It acts as the
+-- owner of the table, who must also own the store: roles that write to the
+-- table need no privileges on the store, nor on this function.
+-- hrflow_track_table() grants the owner EXECUTE on it.
+--
+-- Errors:
+--   39P01  not called as a trigger that hrflow_track_table() has created
+--   42501  the table and the store do not have the same owner
+--   42703  a column of the trigger's arguments does not exist
+--   42P01  the store has been renamed; if it has been dropped, a WARNING
+--          reports that instead
 CREATE FUNCTION hrflow_track_trigger()
 RETURNS trigger
 AS 'MODULE_PATHNAME'
 LANGUAGE C;
 
 COMMENT ON FUNCTION hrflow_track_trigger() IS
-'keeps a store in step with a table; made a trigger by hrflow_track_table()';
+'trigger function by which a table feeds a store, used by hrflow_track_table()';
 
 REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 
