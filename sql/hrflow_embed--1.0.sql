@@ -789,7 +789,8 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 -- members of the extension:
 --
 --   NAME           a row for each vector: (source_id, profile_id, section,
---                  item, vector, fetched_at); functions identify the store by it
+--                  item, vector, fetched_at); functions identify the store by
+--                  it
 --   NAME_profile   a row for each tracked profile, with its state
 --   NAME_run       a row for each run of hrflow_refresh()
 --   NAME_aside     vectors that were put aside before they are deleted
@@ -1016,8 +1017,8 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM
 -- Errors: store errors, and
 --   0A000  a column is a virtual generated column, the table or the store has
 --          rows on other servers, or the table is a partition or takes part in
---          inheritance, where statements that name another table do not fire its
---          triggers
+--          inheritance, where statements that name another table do not fire
+--          its triggers
 --   22023  an argument is NULL that must not be, or source_id and source_column
 --          are not passed as required
 --   42703  a column does not exist
@@ -1105,7 +1106,8 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_table_batches(regclass, regclass, int) FR
 -- Requires: ownership of the store, even for superusers, who can SET ROLE
 -- Errors: store errors, and
 --   42704  the table does not feed the store
---   55000  the trigger does not exist, so the columns have been released already
+--   55000  the trigger does not exist, so the columns have been released
+--          already
 CREATE FUNCTION hrflow_release_columns(store regclass, source_table regclass)
 RETURNS text
 AS 'MODULE_PATHNAME'
@@ -1137,37 +1139,53 @@ COMMENT ON FUNCTION hrflow_track_trigger() IS
 
 REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 
--- Fetches what is due, until nothing is, or time or number are up. Profiles are
--- claimed a few at a time, fetched with no transaction open, and written every
--- second or whenever batch_size have arrived; what has arrived is written
--- whatever ends the run.  Several may run at once: they share the work.
+-- Fetches the vectors that are due in a store, until nothing is due or a limit
+-- is reached.  Profiles are claimed a few at a time and fetched with no
+-- transaction open; results are written every second, or whenever batch_size
+-- profiles have arrived.  What has arrived is written however the run ends.
+-- Several runs at once share the work.
 --
---   fields         as above; the sections and elements asked for are replaced,
---                  others stay.  Profiles that are fresh, but were never asked
---                  for one of them, are fetched when nothing else is due
---   max_age        when a profile that is fetched now is due again, at the
---                  latest; those fetched before are due as it was said then
---   time_budget    how long to ask; what is in flight then is waited for. NULL:
---                  until nothing is due
---   max_profiles   how many to fetch, from 1; NULL: all that are due
---   batch_size     most profiles written at once, 1 to 10000
---   max_attempts   tries, runs apart, before a profile is 'failed', 1 to 1000
---   profiles       the table of state, where its name is not the store's with
---                  "_profile": such as a shard's
+--   store          table of vectors
+--   fields         sections to request, a JSON object; see
+--                  hrflow_profile_embedding().  The vectors of these sections
+--                  and items are replaced, and all others are kept.  Profiles
+--                  for which one of them was never requested are fetched when
+--                  nothing else is due.
+--   max_age        time after which a profile fetched now is due again; a
+--                  profile fetched before is due when that run has determined.
+--                  Since '30' means 30 seconds, less than an hour raises a
+--                  WARNING, and less than a minute is refused unless it is zero.
+--   time_budget    time after which no more requests are started; those in
+--                  flight are awaited.  NULL means no limit.
+--   max_profiles   maximum number of profiles to fetch, at least 1; NULL means
+--                  no limit
+--   batch_size     maximum number of profiles written at once, from 1 to 10000
+--   max_attempts   number of runs that fail to fetch a profile until its state
+--                  is 'failed', from 1 to 1000
+--   profiles       table of the profiles' states, if its name is not that of
+--                  the store with "_profile", as for a shard
 --
--- Must be called alone, outside a transaction block, by the store's owner.
+-- A refusal that concerns all profiles, an unreachable API, and vectors of
+-- another dimension than those of the store end the run with a WARNING.  If a
+-- scheduler has called the procedure, they end it with an error that has the
+-- SQLSTATE of the condition, after what was fetched and the run's row in
+-- NAME_run have been committed.
 --
--- Cost: one request of the API for each profile due or fetched without a section
--- asked for, and one for each section when one of a profile's sections has no
--- vector.
--- Errors: 2D000 in a transaction block; 42501 the caller is not the owner,
--- superusers included; 25006 on a standby or a logical subscriber of the store;
--- 0A000 the store has rows on other servers; 22023 invalid argument; 42P01, 42809
--- not a store; 55000 no API key, or the tables cannot take what would be
--- fetched.  A refusal that concerns all, a network that fails, and vectors of
--- another dimension than the store's end it with a WARNING; where a scheduler
--- calls it, with the error of its status, once what was fetched and the run's row
--- in NAME_run are committed.
+-- Endpoint: GET /profile/embedding ("Get Profile Embedding") or GET
+-- /job/embedding ("Get Job Embedding"), and the links
+-- Cost: one request for each profile that is due or for which a section was
+-- never requested, one for each section if one of a profile's sections has no
+-- vector, and one more for each retry
+-- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Errors: store errors, and
+--   0A000  the store has rows on other servers
+--   22023  invalid argument or setting
+--   25006  a subscription of logical replication fills the store
+--   2D000  called in a transaction block, in a function, or after another
+--          statement in one string
+--   55000  no API key is configured, or the store's tables cannot hold the
+--          vectors
+--   and API errors, if a scheduler has called the procedure
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -1181,29 +1199,35 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C;
 
 COMMENT ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) IS
-'fetches the vectors that are due in a store';
+'fetch the vectors that are due in a store';
 
 REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) FROM PUBLIC;
 
--- What refreshing a store will cost, without a request: what is due now (day 0),
--- and what will be within each 24 hours from now on.
+-- Returns what refreshing a store will cost: in the first row what is due now,
+-- and in a row for each following period of 24 hours what will be due in it.
 --
---   fields, max_age   as above
---   days              of the forecast, 0 to 366
+--   store      table of vectors
+--   fields     sections to request, a JSON object; see hrflow_refresh()
+--   max_age    time after which a refreshed profile is due again
+--   days       number of periods, from 0 to 366
 --
---   until      the end of these 24 hours
---   profiles   that are due; what is refreshed is due again after max_age, and
---              each refresh is taken to succeed.  Those that were never asked for
---              a section of "fields" are due now
---   requests   of the API, at least: those for each section of a profile that
---              lacks vectors of one are counted
---   duration   with max_concurrency requests in flight, but at most 32, within
---              the rate that is known, and at the latency of the store's last
---              runs; before the first, at 200 ms per request
+--   day        number of the period; 0 means now
+--   until      end of the period
+--   profiles   number of profiles that are due.  Each refresh is assumed to
+--              succeed, so that the profile is due again after max_age.
+--              Profiles for which a section of "fields" was never requested are
+--              due now.
+--   requests   minimum number of requests to the API; those for each section of
+--              a profile that lacks vectors of one are included
+--   duration   time that the requests take with max_concurrency requests in
+--              flight, but at most 32, within the known rate, and at the
+--              latency of the store's last runs, or 200 ms per request if there
+--              were none
 --
--- Cost: none, no network.
--- Errors: 22023 invalid argument; 42501 the caller may not SELECT from both
--- tables; 42P01, 42809 not a store.
+-- Requires: SELECT on both tables, and that no row-level security applies to
+-- the caller
+-- Errors: store errors, and
+--   22023  invalid argument
 CREATE FUNCTION hrflow_refresh_estimate(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -1216,25 +1240,31 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 ROWS 31;
 
 COMMENT ON FUNCTION hrflow_refresh_estimate(regclass, jsonb, interval, int) IS
-'what refreshing a store will cost, now and each day';
+'cost of refreshing a store, now and on each day';
 
 REVOKE ALL ON FUNCTION hrflow_refresh_estimate(regclass, jsonb, interval, int) FROM PUBLIC;
 
--- Has pg_cron refresh a store; called again, it changes that.  The caller's jobs
--- for stores of this database that are no more, renamed ones too, are dropped.
+-- Creates the pg_cron job that refreshes a store, or changes it if it exists.
+-- Returns the id of the job.  Also removes the caller's jobs for stores of this
+-- database that have been dropped or renamed.
 --
---   schedule   as pg_cron takes it; a run ends a little before the next one
---   fields     \
---   max_age    /  as above
+--   store      table of vectors
+--   schedule   schedule that pg_cron accepts, except a single number; each run
+--              ends shortly before the next one starts
+--   fields     sections to request, a JSON object; see hrflow_refresh()
+--   max_age    time after which a refreshed profile is due again
 --
--- Returns the job's id.
+-- A WARNING reports that the owner may not log in, because the job would fail.
 --
--- Errors: 0A000, 25006 as for hrflow_refresh(); 55000 the tables cannot take what
--- would be fetched, or pg_cron is not
--- in this database: the hint is what to run in the one that has it; 22023 invalid
--- argument; 42501 the caller is not the owner, superusers included; 42P01, 42809
--- not a store; what pg_cron raises.  A WARNING where the owner may not log in:
--- the job would fail.
+-- Cost: none at once; that of hrflow_refresh() for each run
+-- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Errors: store errors, those of pg_cron, and
+--   0A000  the store has rows on other servers
+--   22023  invalid argument
+--   25006  a subscription of logical replication fills the store
+--   55000  the store's tables cannot hold the vectors, or pg_cron is not
+--          installed in this database; HINT has the statement to run in the
+--          database that has it
 CREATE FUNCTION hrflow_schedule(
 	store regclass,
 	schedule text DEFAULT '* * * * *',
@@ -1245,55 +1275,68 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) IS
-'has pg_cron refresh a store';
+'create or change the pg_cron job that refreshes a store';
 
 REVOKE ALL ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) FROM PUBLIC;
 
--- Ends that, and drops those jobs.  Returns whether there was any.
+-- Removes the pg_cron job that refreshes a store, and the caller's jobs for
+-- stores of this database that have been dropped or renamed.  Returns whether a
+-- job was removed.
 --
--- Errors: 55000, 42501, 42P01, 42809 and pg_cron's, as above.
+--   store    table of vectors
+--
+-- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Errors: store errors, those of pg_cron, and
+--   55000  pg_cron is not installed in this database; HINT has the statement to
+--          run in the database that has it
 CREATE FUNCTION hrflow_unschedule(store regclass)
 RETURNS boolean
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_unschedule(regclass) IS
-'has pg_cron refresh a store no more';
+'remove the pg_cron job that refreshes a store';
 
 REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 
--- How a store is.
+-- Returns the state of a store, in one row.
 --
---   tracked                profiles, all of them
---   due                    to be claimed now, in any state
---   leased                 being fetched, or lost with their session; likewise
---   ok, failed, missing, gone   by state: fetched; given up after
---                          max_attempts; unknown to the API, or without any
---                          vector; for days
---   oldest_due             since when the first of the due ones waits
---   refreshed_last_minute, refreshed_last_hour
---   requests_due           what the due ones will cost, at least
---   time_due               how long they will take at last minute's rate
---   last_error             of the profile that failed last
---   last_run               when the last run of hrflow_refresh() began,
---                          whoever called it, as NAME_run has it
---   last_run_status        of it: running, succeeded, failed, or killed: its
---                          session has ended without a word
---   erased_last_day        profiles that have lost vectors within 24 hours
---                          because the API no longer had them, or because no
---                          table was found to want them
---   last_run_error         of the last run, or why it was stopped
---   last_job_status        what pg_cron says of the job of hrflow_schedule()
---                          when it last ran it or failed to, where the owner
---                          may read pg_cron's tables
---   put_aside              profiles of which vectors are put aside
+--   store                  table of vectors
 --
--- Those that wait for another try are tracked, and in none of the other
--- columns: in NAME_profile their state is 'due', their due_at is still to come
--- and no lease is running.
+--   tracked                number of profiles
+--   due                    profiles that can be claimed now, in any state
+--   leased                 profiles that are being fetched, or whose session
+--                          was lost while it fetched them, in any state
+--   ok, failed, missing, gone
+--                          profiles by state: fetched; failed in max_attempts
+--                          runs; unknown to the API or without any vector;
+--                          missing for days
+--   oldest_due             when the first of the due profiles became due
+--   refreshed_last_minute  profiles refreshed in the last minute
+--   refreshed_last_hour    profiles refreshed in the last hour
+--   requests_due           minimum number of requests for the due profiles
+--   time_due               how long these take at the rate of the last minute
+--   last_error             error of the profile that failed last
+--   last_run               when the last run of hrflow_refresh() started,
+--                          according to NAME_run
+--   last_run_status        its status: 'running', 'succeeded', 'failed', or
+--                          'killed' if its session ended before it
+--   erased_last_day        profiles that lost vectors within 24 hours because
+--                          the API no longer had them, or because no table was
+--                          found to want them
+--   last_run_error         error of the last run, or why it was stopped
+--   last_job_status        status that pg_cron has recorded for the last run of
+--                          the job of hrflow_schedule(), if the owner may read
+--                          pg_cron's tables
+--   put_aside              profiles whose vectors are put aside
 --
--- Errors: 42501 the caller may not SELECT from both tables; 42P01, 42809 not a
--- store.
+-- Profiles that wait to be retried are counted as tracked, and in no other
+-- column: their state in NAME_profile is 'due', but their due_at is in the
+-- future.
+--
+-- Requires: SELECT on both tables, and that no row-level security applies to
+-- the caller
+-- Errors: store errors
 CREATE FUNCTION hrflow_store_status(store regclass)
 RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
 	failed bigint, missing bigint, gone bigint, oldest_due timestamptz,
@@ -1306,13 +1349,28 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 1;
 
 COMMENT ON FUNCTION hrflow_store_status(regclass) IS
-'how many profiles of a store are due, fresh, failed or gone';
+'number of profiles of a store that are due, fetched, failed, missing or gone, and its last run';
 
 REVOKE ALL ON FUNCTION hrflow_store_status(regclass) FROM PUBLIC;
 
--- The profiles that failed after max_attempts, those that the API did not know, or
--- had no vector of, when it was asked last, and those that are gone.  profile_id is
--- the store's identifier: the reference or the e-mail where it was made so.
+-- Returns the profiles of a store that are 'failed' (in max_attempts runs),
+-- 'missing' (the API did not know them, or had no vector, when it was last
+-- asked) or 'gone' (missing for days).
+--
+--   store          table of vectors
+--
+--   source_id      identifier of the source that contains the profile
+--   profile_id     identifier of the profile, of the kind that the store uses:
+--                  id, reference or e-mail address
+--   state          'failed', 'missing' or 'gone'
+--   attempts       failed attempts since the last success
+--   http_status    HTTP status of the last reply
+--   last_error     error of the last attempt
+--   refreshed_at   when the profile was last fetched; NULL if it never was
+--
+-- Requires: SELECT on both tables, and that no row-level security applies to
+-- the caller
+-- Errors: store errors
 CREATE FUNCTION hrflow_store_failures(store regclass)
 RETURNS TABLE (source_id text, profile_id text, state text, attempts int,
 	http_status int, last_error text, refreshed_at timestamptz)
@@ -1321,16 +1379,24 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 100;
 
 COMMENT ON FUNCTION hrflow_store_failures(regclass) IS
-'profiles of a store that failed, are missing or are gone';
+'profiles of a store that are failed, missing or gone';
 
 REVOKE ALL ON FUNCTION hrflow_store_failures(regclass) FROM PUBLIC;
 
--- The profiles that have vectors, but are not tracked: rows of your own, or what
--- somebody else has left.  No refresh writes to them, and no deletion of a
--- candidate erases them; hrflow_untrack() does.
+-- Returns the profiles that have vectors in a store but are not tracked: rows
+-- that the owner wrote, or that something outside of the extension left.  A
+-- refresh does not change them, and the deletion of a candidate does not erase
+-- them, but hrflow_untrack() does.
 --
--- Errors: 42501 the caller may not SELECT from both tables; 42P01, 42809 not a
--- store.
+--   store        table of vectors
+--
+--   source_id    identifier of the source that contains the profile
+--   profile_id   identifier of the profile, of the kind that the store uses
+--   vectors      number of its vectors
+--
+-- Requires: SELECT on both tables, and that no row-level security applies to
+-- the caller
+-- Errors: store errors
 CREATE FUNCTION hrflow_store_orphans(store regclass)
 RETURNS TABLE (source_id text, profile_id text, vectors bigint)
 AS 'MODULE_PATHNAME'
@@ -1338,14 +1404,18 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 100;
 
 COMMENT ON FUNCTION hrflow_store_orphans(regclass) IS
-'profiles that have vectors in a store, but are not tracked';
+'profiles that have vectors in a store but are not tracked';
 
 REVOKE ALL ON FUNCTION hrflow_store_orphans(regclass) FROM PUBLIC;
 
--- The fingerprint by which NAME_erased knows a profile that was erased: the
--- SHA-256 of the SHA-256 of its source's id and of the SHA-256 of its own
--- identifier, one after the other; both of the text in the encoding of the
--- database.
+-- Returns the fingerprint under which NAME_erased records that a profile was
+-- erased: sha256(sha256(source_id) || sha256(profile_id)), of the texts in the
+-- encoding of the database.
+--
+--   source_id    identifier of the source that contained the profile
+--   profile_id   identifier of the profile, of the kind that the store uses
+--
+-- STABLE rather than IMMUTABLE, as convert_to() is.
 CREATE FUNCTION hrflow_fingerprint(source_id text, profile_id text)
 RETURNS bytea
 LANGUAGE SQL STABLE STRICT PARALLEL SAFE
@@ -1353,22 +1423,27 @@ RETURN sha256(sha256(convert_to(source_id, getdatabaseencoding()))
 	|| sha256(convert_to(profile_id, getdatabaseencoding())));
 
 COMMENT ON FUNCTION hrflow_fingerprint(text, text) IS
-'fingerprint of a profile in the record of what was erased';
+'fingerprint of a profile in the record of erased profiles';
 
--- Brings back vectors that were put aside: all of them, those of a source, or
--- those of some profiles.  Vectors that were fetched since are left as they are.
--- A profile that was gone is due again.  One that nothing wants is put aside again
--- when a table is tracked again that feeds the store, unless a row wants it then.
+-- Restores vectors that were put aside.  Vectors that were fetched since then
+-- are not changed.  Returns the number of profiles.
 --
---   source_id     \  which ones; NULL: any
---   profile_ids   /
+--   store         table of vectors
+--   source_id     source whose profiles are restored; NULL means any
+--   profile_ids   identifiers of the profiles that are restored; NULL means all
 --
--- Returns the number of profiles.
+-- A profile that was gone is due again.  One that nothing wants is put aside
+-- again by the next hrflow_track_table() for a table that feeds the store,
+-- unless a row wants it by then.
 --
--- Cost: none now; a request at the next refresh for each that was gone.
--- Errors: 42501 the caller may not INSERT, UPDATE and DELETE in both tables;
--- 42P01, 42809 not a store; 0A000 it has rows on other servers; what the table of
--- vectors raises.
+-- Cost: none at once; one request in the next refresh for each profile that was
+-- gone
+-- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
+-- row-level security applies to the caller
+-- Errors: store errors, those of the table of vectors, such as 22000 if its
+-- dimension has been changed, and
+--   0A000  the store has rows on other servers
+--   22023  store is NULL
 CREATE FUNCTION hrflow_restore(
 	store regclass,
 	source_id text DEFAULT NULL,
@@ -1378,18 +1453,27 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_restore(regclass, text, text[]) IS
-'brings back vectors of a store that were put aside';
+'restore vectors of a store that were put aside';
 
 REVOKE ALL ON FUNCTION hrflow_restore(regclass, text, text[]) FROM PUBLIC;
 
--- Makes the profiles due again that failed or are gone.  Returns their number.
+-- Makes the profiles of a store due that are failed or gone.  Returns their
+-- number.
+--
+--   store    table of vectors
+--
+-- Cost: none at once; one request for each profile in the next refresh
+-- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
+-- row-level security applies to the caller
+-- Errors: store errors, and
+--   0A000  the store has rows on other servers
 CREATE FUNCTION hrflow_retry(store regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_retry(regclass) IS
-'makes the profiles of a store due again that failed or are gone';
+'make the profiles of a store due that are failed or gone';
 
 REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 
@@ -1499,8 +1583,8 @@ REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[
 -- are nearest to it: every open job's best candidates, at once.
 --
 --   store           whose vectors are compared, each of them for itself
---   others          whose profiles are ranked.  In one and the same store a profile
---                   is not its own match
+--   others          whose profiles are ranked.  In one and the same store a
+--                   profile is not its own match
 --   k               number of rows for each vector, 1 to 1000: one for each
 --                   profile, with its best item of the section
 --   section         of the vectors of "store"
@@ -1624,11 +1708,11 @@ COMMENT ON FUNCTION hrflow_embed_activity() IS
 --
 --   pid              of the backend, as in pg_stat_activity
 --   role             that the client has set
---   function         without its arguments; where calls of several functions are
---                    read ahead, one of them
+--   function         without its arguments; where calls of several functions
+--                    are read ahead, one of them
 --   store            that is refreshed
---   started_at       when the function was called, or the first of the calls that
---                    are read ahead was sent
+--   started_at       when the function was called, or the first of the calls
+--                    that are read ahead was sent
 --   elements_total   elements of a batch, or profiles that a refresh had to
 --                    fetch when it began; NULL where that is not known: calls
 --                    that are read ahead, or a refresh without a client that
