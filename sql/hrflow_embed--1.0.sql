@@ -87,8 +87,8 @@ COMMENT ON FUNCTION hrflow_support(internal) IS
 
 -- Returns the links to a profile's vectors: the "data" object of the API's
 -- reply, which has for each requested section a link, or a list of links.  A
--- link is valid for 20 minutes, and gives access to a person's data to whoever
--- has it.
+-- link is valid for 20 minutes, and gives anyone who has it access to a
+-- person's data.
 --
 --   source_id          identifier of the source that contains the profile
 --   profile_id         identifier of the profile
@@ -316,8 +316,8 @@ REVOKE ALL ON FUNCTION hrflow_profile_embeddings(text, text[], jsonb, text[], te
 --   item                 index within the section, from 0; it is 0 if the
 --                        section has a single vector
 --   link                 URL of the vector, valid for 20 minutes, if the status
---                        is "ok"; it gives access to a person's data to whoever
---                        has it
+--                        is "ok"; it gives anyone who has it access to a
+--                        person's data
 --   status, http_status, error
 --                        result of the element; see "Batches"
 --
@@ -1154,7 +1154,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 --   max_age        time after which a profile fetched now is due again; a
 --                  profile fetched before is due when that run has determined.
 --                  Since '30' means 30 seconds, less than an hour raises a
---                  WARNING, and less than a minute is refused unless it is zero.
+--                  WARNING, and less than a minute is refused unless it is
+--                  zero.
 --   time_budget    time after which no more requests are started; those in
 --                  flight are awaited.  NULL means no limit.
 --   max_profiles   maximum number of profiles to fetch, at least 1; NULL means
@@ -1480,14 +1481,21 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 --
 -- Ranking
 --
-
--- Cosine similarity of a stored vector, as real[] or as pgvector's vector or
--- halfvec, with a query, computed in double precision.  NULL where there is
--- none: the dimensions differ, or one of the two is zero, infinite or NaN, has
--- nulls, or is an array of two dimensions.
+-- These functions read only the table of vectors, with the snapshot of the
+-- calling statement.  They execute as the owner of the store, except that a
+-- caller to whom row-level security applies gets the rows that the policies
+-- show to them; the policies are then evaluated as in a query of the caller.
 --
--- Cost: none, no network.
--- Errors: 42804 the first argument is of another type.
+
+-- Returns the cosine similarity of a stored vector with a query, computed in
+-- double precision.  Returns NULL if they have none: if the dimensions differ,
+-- or one of the two has only zeros, infinity or NaN, nulls, or two dimensions.
+--
+--   vector   real[], or pgvector's vector or halfvec
+--   query    vector to compare it with
+--
+-- Errors:
+--   42804  vector has another type
 CREATE FUNCTION hrflow_vector_similarity(vector "any", query real[])
 RETURNS double precision
 AS 'MODULE_PATHNAME'
@@ -1497,37 +1505,44 @@ COST 20;
 COMMENT ON FUNCTION hrflow_vector_similarity("any", real[]) IS
 'cosine similarity of a stored vector with a query, or NULL';
 
--- The profiles of a store that are nearest to a vector, by cosine similarity,
--- best first: k of them, or as many as there are.
+-- Returns the profiles of a store that are most similar to a vector by cosine
+-- similarity, best first.
 --
---   query       such as hrflow_job_vector() or hrflow_text_embedding()
---   k           number of rows, 1 to 10000: one for each profile, with its best
---               item of the section
---   section     of the profiles
---   profiles    identifiers of the only profiles that are ranked, such as
---               ARRAY(SELECT hrflow_id FROM candidate WHERE city = 'Paris');
---               NULLs among them are ignored.  NULL, which array_agg() returns
---               for no rows, stands for all profiles
---   source_id   the only source whose profiles are ranked.  NULL: every source
+--   store        table of vectors
+--   query        vector such as hrflow_job_vector() or hrflow_text_embedding()
+--                returns
+--   k            maximum number of rows, from 1 to 10000; each profile has one
+--                row, with its best item of the section
+--   section      section of the profiles
+--   profiles     identifiers of the profiles to rank, such as ARRAY(SELECT
+--                hrflow_id FROM candidate WHERE city = 'Paris'); nulls in the
+--                array are ignored.  NULL, which array_agg() returns for no
+--                rows, means all profiles.
+--   source_id    source of the profiles to rank; NULL means any source
 --
--- If the store has an index of pgvector's for the section, as
--- hrflow_index_statement() makes it, it is searched, and the result is as
--- approximate as the index.  Without an index, where few profiles are to be
--- ranked, and where the index returns fewer than k rows though there are more,
--- every vector is compared; a NOTICE says where VACUUM would help.
+--   source_id, profile_id
+--                source and identifier of the profile, of the kind that the
+--                store uses: id, reference or e-mail address
+--   section      the section, as passed; 'job' in a store of jobs
+--   item         index of the most similar vector within the section, from 0
+--   similarity   cosine similarity, from -1 to 1
 --
--- Vectors of another dimension than the query's are left out (with a WARNING
--- where all are), as are vectors of zeros, arrays of two dimensions and arrays
--- with nulls.  A section that no vector has gets a WARNING.  profile_id is the
--- store's identifier: the reference or the e-mail where it was created so.
+-- If pgvector has an index for the section, as created by the statement that
+-- hrflow_index_statement() returns, it is searched, and the result is as
+-- approximate as the index.  All vectors are compared if there is no index, if
+-- few profiles are to be ranked, or if the index returns fewer than k profiles
+-- although there are more; then a NOTICE recommends VACUUM if dead rows may be
+-- the reason.
 --
--- Only the table of vectors is read.  A caller to whom its row-level security
--- applies gets the rows that its policies show them, which are then evaluated
--- as in a query of their own.
+-- Vectors of another dimension than the query are ignored, with a WARNING if
+-- all are; so are vectors of zeros, arrays of two dimensions and arrays with
+-- nulls.  A WARNING also reports a section that no vector has.  Returns no rows
+-- if an argument other than "profiles" and "source_id" is NULL.
 --
--- Cost: none, no network.
--- Errors: 22023 invalid argument; 42501 the caller may not SELECT from the
--- table of vectors; 42P01, 42809 not a store.
+-- Requires: SELECT on the table of vectors
+-- Errors: store errors, and
+--   22023  k is out of range, or query has several dimensions, nulls, infinity
+--          or NaN, or only zeros
 CREATE FUNCTION hrflow_match(
 	store regclass,
 	query real[],
@@ -1542,25 +1557,43 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000 ROWS 10;
 
 COMMENT ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) IS
-'profiles of a store that are nearest to a vector';
+'profiles of a store that are most similar to a vector';
 
 REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) FROM PUBLIC;
 
--- The same by several sections: the similarity is the sum of that of each
--- section's best item, times the section's weight; a section that a profile
--- lacks adds nothing.
+-- Returns the profiles of a store that are most similar to a vector in several
+-- sections, best first.  The similarity of a profile is the weighted sum of the
+-- cosine similarities of its best item of each section; a section that the
+-- profile lacks contributes nothing.
 --
---   weights    such as {"profile": 0.6, "skills": 0.3, "experiences": 0.1}
+--   store        table of vectors
+--   query        vector such as hrflow_job_vector() or hrflow_text_embedding()
+--                returns
+--   weights      weight of each section, a JSON object such as
+--                {"profile": 0.6, "skills": 0.3, "experiences": 0.1}
+--   k            maximum number of rows, from 1 to 10000; each profile has one
+--                row
+--   profiles     identifiers of the profiles to rank; NULL means all
+--   source_id    source of the profiles to rank; NULL means any source
 --
---   section, item   of the vector that adds most
---   parts           what each section adds, such as {"profile": 0.55,
---                   "skills": 0.21}; a section that the profile lacks is not
---                   there
+--   source_id, profile_id
+--                source and identifier of the profile, of the kind that the
+--                store uses
+--   section, item
+--                the vector that contributes most
+--   similarity   weighted sum
+--   parts        contribution of each section, such as {"profile": 0.55,
+--                "skills": 0.21}, without sections that the profile lacks
 --
--- Where every section has an index, candidates are the 10 * k best profiles of
--- each section, 10000 at most.
+-- If every section has an index, only the 10 * k best profiles of each section,
+-- at most 10000, are candidates.  Returns no rows if an argument other than
+-- "profiles" and "source_id" is NULL.
 --
--- Other arguments, cost and errors: as hrflow_match().
+-- Requires: SELECT on the table of vectors
+-- Errors: store errors, and
+--   22023  k is out of range; query has several dimensions, nulls, infinity or
+--          NaN, or only zeros; or weights is not an object, is empty, or has a
+--          value that is not a number greater than zero
 CREATE FUNCTION hrflow_match_weighted(
 	store regclass,
 	query real[],
@@ -1575,33 +1608,36 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000 ROWS 10;
 
 COMMENT ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) IS
-'profiles of a store that are nearest to a vector, by several sections';
+'profiles of a store that are most similar to a vector, by several sections';
 
 REVOKE ALL ON FUNCTION hrflow_match_weighted(regclass, real[], jsonb, int, text[], text) FROM PUBLIC;
 
--- For every vector of a section of a store, the profiles of another store that
--- are nearest to it: every open job's best candidates, at once.
+-- Returns, for every vector of a section of a store, the profiles of another
+-- store that are most similar to it, such as the best candidates of every open
+-- job.
 --
---   store           whose vectors are compared, each of them for itself
---   others          whose profiles are ranked.  In one and the same store a
---                   profile is not its own match
---   k               number of rows for each vector, 1 to 1000: one for each
---                   profile, with its best item of the section
---   section         of the vectors of "store"
---   other_section   of the profiles of "others"
+--   store           table of the vectors that are compared, each by itself
+--   others          table of vectors of the store whose profiles are ranked; if
+--                   it is the same store, no profile is compared with itself
+--   k               maximum number of rows for each vector, from 1 to 1000;
+--                   each profile has one row, with its best item of the section
+--   section         section of the vectors of "store"
+--   other_section   section of the profiles of "others"
 --
---   source_id, profile_id, item   of the vector of "store"
---   other_...                     of the match
---   similarity                    as hrflow_match() returns it
+--   source_id, profile_id, item
+--                   the vector of "store"
+--   other_source_id, other_profile_id, other_item
+--                   the profile of "others", and its most similar item
+--   similarity      cosine similarity, from -1 to 1
 --
--- The rows of a vector come together, best first.  All vectors are compared, in
--- blocks of up to 40 MB, for each of which "others" is read once: no index is
--- used, and no parallel worker.  A vector is compared with those of its own
--- dimension.  Only the tables of vectors are read, as hrflow_match() reads them.
+-- The rows of a vector are adjacent, best first.  All vectors are compared, in
+-- blocks of up to 40 MB, and "others" is read once for each block.  Neither an
+-- index nor parallel workers are used.  A vector is compared only with those of
+-- its own dimension.
 --
--- Cost: none, no network.
--- Errors: 22023 k is out of range; 42501 the caller may not SELECT from a table
--- of vectors; 42P01, 42809 not a store.
+-- Requires: SELECT on both tables of vectors
+-- Errors: store errors, and
+--   22023  k is out of range
 CREATE FUNCTION hrflow_match_all(
 	store regclass,
 	others regclass,
@@ -1616,27 +1652,32 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 COST 100000 ROWS 10000;
 
 COMMENT ON FUNCTION hrflow_match_all(regclass, regclass, int, text, text) IS
-'for all vectors of a store, the profiles of another one that are nearest';
+'for all vectors of a store, the most similar profiles of another store';
 
 REVOKE ALL ON FUNCTION hrflow_match_all(regclass, regclass, int, text, text) FROM PUBLIC;
 
--- How much of the exact answer hrflow_match() returns through the index of a
--- section: the average part of the k nearest profiles, between 0 and 1, for a
--- random sample of the section's vectors.  NULL where there is no vector.
+-- Returns the recall of hrflow_match() for a section that has an index: the
+-- average fraction of the k most similar profiles that it returns, from 0 to 1,
+-- for a random sample of the section's vectors.  Returns NULL if the section
+-- has no vectors, or if an argument other than "profiles" and "source_id" is
+-- NULL.
 --
---   sample     number of vectors, 1 to 10000; every vector of the section that
---              is searched is compared with each
---   k          number of rows, 1 to 10000
---   profiles   identifiers of the only profiles that are searched, as in
---              hrflow_match().  NULL: all
---   source_id  the only source whose profiles are searched.  NULL: every source
+--   store        table of vectors
+--   section      section of the profiles
+--   sample       number of vectors, from 1 to 10000; each is compared with
+--                every vector of the section that is searched
+--   k            number of rows, from 1 to 10000
+--   profiles     identifiers of the profiles to search; NULL means all
+--   source_id    source of the profiles to search; NULL means any source
 --
--- Where a condition leaves so few profiles that hrflow_match() compares them
--- all, and where the index returns fewer than k profiles though there are more,
--- the answer is exact, so that the result is 1.
+-- The result is 1 if hrflow_match() compares all vectors, and is therefore
+-- exact: if few profiles are to be searched, or if the index returns fewer than
+-- k profiles although there are more.
 --
--- Cost: none, no network.
--- Errors: 55000 no index serves the section; others as hrflow_match().
+-- Requires: SELECT on the table of vectors
+-- Errors: store errors, and
+--   22023  k or sample is out of range
+--   55000  the section has no index
 CREATE FUNCTION hrflow_match_recall(
 	store regclass,
 	section text DEFAULT 'profile',
@@ -1650,16 +1691,22 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_match_recall(regclass, text, int, int, text[], text) IS
-'part of the nearest profiles that is found through the index of a section';
+'fraction of the most similar profiles that the index of a section finds';
 
 REVOKE ALL ON FUNCTION hrflow_match_recall(regclass, text, int, int, text[], text) FROM PUBLIC;
 
--- The statement that makes pgvector's HNSW index for a section, to be run
--- alone: in psql, with \gexec.  The dimension is that of a vector found that
--- is not empty; beyond 2000 halfvec is indexed, up to 4000.
+-- Returns the statement that creates pgvector's HNSW index for a section.
+-- Execute it by itself, in psql with \gexec.  The dimension of the index is
+-- that of a vector of the section.  Up to 2000 dimensions are indexed as
+-- vector, or as halfvec if the store has that type, and up to 4000 as halfvec.
 --
--- Errors: 55000 no pgvector, or no vector yet; 54000 too many dimensions;
--- 42501, 42P01, 42809 as above.
+--   store      table of vectors
+--   section    section to index
+--
+-- Requires: SELECT on the table of vectors
+-- Errors: store errors, and
+--   54000  the vectors have more than 4000 dimensions
+--   55000  pgvector is not installed, or the section has no vectors
 CREATE FUNCTION hrflow_index_statement(
 	store regclass,
 	section text DEFAULT 'profile')
@@ -1668,15 +1715,17 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_index_statement(regclass, text) IS
-'statement that creates the index of a store''s section';
+'statement that creates the index of a section of a store';
 
 REVOKE ALL ON FUNCTION hrflow_index_statement(regclass, text) FROM PUBLIC;
 
 --
--- What runs now
+-- Activity
 --
 
--- What each backend is doing; see the view.
+-- Returns the rows of the view hrflow_embed_activity.  VOLATILE because they
+-- change at any time, and PARALLEL RESTRICTED because a NOTICE is raised once
+-- in a session.
 CREATE FUNCTION hrflow_embed_activity(
 	OUT pid int,
 	OUT role name,
@@ -1699,46 +1748,51 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED
 ROWS 10;
 
 COMMENT ON FUNCTION hrflow_embed_activity() IS
-'what backends are doing in functions that send requests; the view of the same name shows it';
+'rows of the view hrflow_embed_activity';
 
--- A row for each backend of the server, whatever its database, that is in a
--- function that sends requests.  Where such functions are nested, the row is
--- about the one that began last, since the others wait for it; a cursor that
--- is not being fetched from has no row.
+-- Progress of functions that send requests: one row for each backend of the
+-- server, of whatever database, that is executing one.  If such functions are
+-- nested, the row shows the one that began last, for which the others are
+-- waiting.  A cursor has no row while no FETCH is running.
 --
---   pid              of the backend, as in pg_stat_activity
---   role             that the client has set
---   function         without its arguments; where calls of several functions
+--   pid              process ID of the backend, as in pg_stat_activity
+--   role             role that the client has set
+--   function         name of the function; if the calls of several functions
 --                    are read ahead, one of them
---   store            that is refreshed
---   started_at       when the function was called, or the first of the calls
---                    that are read ahead was sent
---   elements_total   elements of a batch, or profiles that a refresh had to
---                    fetch when it began; NULL where that is not known: calls
---                    that are read ahead, or a refresh without a client that
---                    would see its progress, as pg_cron's
---   elements_done    of these, or calls; never older than a second
---   ok, failed       of those that are done: whether all of the element's
---                    results have the status 'ok'
---   requests         sent to the API and for links, retries included
---   retries          of these, retries
---   in_flight        requests
---   waiting_for      'network', 'rate' (of the account, or a pause that the API
---                    has asked for), 'retry', 'memory' (for replies), 'lock'
---                    (on rows of the store); NULL: it is working
---   resumes_at       when 'rate' or 'retry' are over
---   eta              when it will be done, at the speed so far
+--   store            store that is being refreshed
+--   started_at       when the function was called, or when the first of the
+--                    calls that are read ahead was sent
+--   elements_total   number of elements of a batch, or of profiles that were
+--                    due when a refresh began; NULL if it is unknown, as for
+--                    calls that are read ahead and for a refresh that reports
+--                    no progress to a client
+--   elements_done    number of these, or of calls, that are complete, at most a
+--                    second ago
+--   ok               complete elements whose results are all "ok"
+--   failed           other complete elements
+--   requests         requests to the API and for links, retries included
+--   retries          retries among these requests
+--   in_flight        requests in flight
+--   waiting_for      'network'; 'rate': a turn within the rate of the account,
+--                    or the end of a pause that the API has requested; 'retry':
+--                    the time of a retry; 'memory': memory for replies; 'lock':
+--                    rows of the store that other sessions have locked; NULL
+--                    while it is working
+--   resumes_at       when the wait for 'rate' or 'retry' ends
+--   eta              when all elements will be complete, at the average speed
+--                    so far
 --
--- Roles that have neither the privileges of the row's role nor those of
--- pg_read_all_stats see its pid and role, and NULL otherwise.
+-- A role that has neither the privileges of the row's role nor those of
+-- pg_read_all_stats sees pid and role, and NULL in all other columns.
 --
--- On PostgreSQL 15 and 16 hrflow_embed must be in shared_preload_libraries; else
--- there are no rows, and a NOTICE says so, once in a session.
+-- On PostgreSQL 15 and 16 this requires hrflow_embed in
+-- shared_preload_libraries.  Otherwise there are no rows, and a NOTICE says so
+-- once in a session.
 CREATE VIEW hrflow_embed_activity AS
 	SELECT * FROM @extschema@.hrflow_embed_activity();
 
 COMMENT ON VIEW hrflow_embed_activity IS
-'what backends are doing in functions that send requests';
+'progress of functions that send requests, one row for each backend';
 
 GRANT SELECT ON hrflow_embed_activity TO PUBLIC;
 
@@ -1746,7 +1800,9 @@ GRANT SELECT ON hrflow_embed_activity TO PUBLIC;
 -- Statistics
 --
 
--- What has been done since reset_at; see the view.
+-- Returns the row of the view hrflow_embed_stats.  VOLATILE because the
+-- counters change at any time, and PARALLEL RESTRICTED because they may be
+-- those of the backend alone.
 CREATE FUNCTION hrflow_embed_stats(
 	OUT scope text,
 	OUT calls bigint,
@@ -1765,46 +1821,50 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
 COMMENT ON FUNCTION hrflow_embed_stats() IS
-'what hrflow_embed has done; the view of the same name shows it';
+'row of the view hrflow_embed_stats';
 
--- Counts what a statement does once a second, and when it ends.
+-- Statistics since reset_at, in one row.  A backend adds the counts of a
+-- statement once a second, and when the statement ends.
 --
---   scope               'server': all backends, on PostgreSQL 17 and later or
---                       with hrflow_embed in shared_preload_libraries; else
---                       'session'
---   calls               of functions that reach the network
---   requests            sent, further tries included
---   retries             of these, further tries
---   rate_limits         answers that were 429
---   bytes_received      of bodies, before decompression
---   wait_seconds        backends slept for the network, for a turn within
---                       max_requests_per_minute or before another try
---   connections_opened
---   connections_reused  requests that went over an open one
---   rows_by_status      of the functions for many profiles, such as
---                       {"ok": 990, "not_found": 10}
---   api_requests        of the requests, those to the API, which may be billed
---   link_requests       of the requests, those for links, which are not
+--   scope               'server' if all backends are counted, on PostgreSQL 17
+--                       and later or with hrflow_embed in
+--                       shared_preload_libraries; 'session' otherwise
+--   calls               calls of functions that use the network
+--   requests            requests sent, retries included
+--   retries             retries among these requests
+--   rate_limits         replies with HTTP status 429
+--   bytes_received      bytes of bodies, before decompression
+--   wait_seconds        time that backends waited for the network, for a turn
+--                       within max_requests_per_minute, or for a retry
+--   connections_opened  connections opened
+--   connections_reused  requests sent on a connection that was open
+--   rows_by_status      rows of batches, such as {"ok": 990, "not_found": 10}
+--   reset_at            when the counters were set to zero
+--   api_requests        requests to the API, which may be billed
+--   link_requests       requests for links, which are not billed
 CREATE VIEW hrflow_embed_stats AS
 	SELECT * FROM @extschema@.hrflow_embed_stats();
 
 COMMENT ON VIEW hrflow_embed_stats IS
-'what hrflow_embed has done since reset_at';
+'statistics of hrflow_embed since they were reset';
 
 GRANT SELECT ON hrflow_embed_stats TO PUBLIC;
 
--- Sets all of it to zero.
+-- Sets the counters of hrflow_embed_stats to zero, and reset_at to the current
+-- time.
 CREATE FUNCTION hrflow_embed_stats_reset()
 RETURNS void
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
 COMMENT ON FUNCTION hrflow_embed_stats_reset() IS
-'sets the counters of hrflow_embed_stats to zero';
+'reset the statistics of hrflow_embed_stats';
 
 REVOKE ALL ON FUNCTION hrflow_embed_stats_reset() FROM PUBLIC;
 
--- Requests by day, role and function; see the view.
+-- Returns the rows of the view hrflow_embed_usage.  VOLATILE because they
+-- change at any time, and PARALLEL RESTRICTED because it first adds the counts
+-- of the backend that calls it, and a NOTICE is raised once in a session.
 CREATE FUNCTION hrflow_embed_usage(
 	OUT day date,
 	OUT role name,
@@ -1816,28 +1876,29 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 
 COMMENT ON FUNCTION hrflow_embed_usage() IS
-'requests by day, role and function; the view of the same name shows it';
+'rows of the view hrflow_embed_usage';
 
--- What requests have cost, to be set beside the bill: all that the server has
--- sent, of all databases, counted once a second and when a statement ends.
+-- Number of requests of the whole server by day, role and function, for
+-- comparison with the bill.  A backend adds the counts of a statement once a
+-- second, and when the statement ends.
 --
---   day             in UTC
---   role            that the client had set; NULL where it has been dropped
---   function        without its arguments
---   api_requests    sent to the API, retries included
---   link_requests   sent for links, which are not billed
+--   day             day in UTC
+--   role            role that the client had set; NULL if it has been dropped
+--   function        name of the function
+--   api_requests    requests to the API, retries included
+--   link_requests   requests for links, which are not billed
 --
--- A role sees its own rows, and those of the roles whose privileges it has; all
--- where it has those of pg_read_all_stats.
+-- A role sees its own rows and those of roles whose privileges it has, or all
+-- rows if it has the privileges of pg_read_all_stats.
 --
--- Kept over a restart if hrflow_embed is in shared_preload_libraries, but not over
--- a crash.  The 4096 latest rows are kept.  hrflow_embed_stats_reset() does not
--- concern them.  On PostgreSQL 15 and 16 nothing is counted without
--- shared_preload_libraries: then a NOTICE says so, once in a session.
+-- The latest 4096 rows are kept.  hrflow_embed_stats_reset() does not change
+-- them.  They survive a restart if hrflow_embed is in shared_preload_libraries,
+-- but not a crash of the server.  On PostgreSQL 15 and 16 nothing is counted
+-- without shared_preload_libraries, and a NOTICE says so once in a session.
 CREATE VIEW hrflow_embed_usage AS
 	SELECT * FROM @extschema@.hrflow_embed_usage();
 
 COMMENT ON VIEW hrflow_embed_usage IS
-'requests by day, role and function';
+'number of requests by day, role and function';
 
 GRANT SELECT ON hrflow_embed_usage TO PUBLIC;
