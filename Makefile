@@ -93,7 +93,8 @@ pg_regress_installcheck = $(TEST_DIR)/with-api \
 PROVE := $(TEST_DIR)/with-api env -u PGOPTIONS $(TEST_DIR)/prove-counted
 override PROVE_FLAGS += -I $(TEST_DIR)/perl
 
-# Not part of installcheck, because it needs a cluster; see test/scale/README.md.
+# This is not part of installcheck, because it needs a cluster; see
+# test/scale/README.md.
 .PHONY: installcheck-citus
 installcheck-citus:
 	@$(TEST_DIR)/scale/run

@@ -188,9 +188,9 @@ static const HrflowSinkMethods vector_row_sink_methods = {
  * it to every shard, and each of these queries would send all requests.  Citus
  * marks the connections for such queries by application_name, and those of
  * functions such as run_command_on_workers() differently.  A CTE is computed on
- * the coordinator if it has no other table and its arguments are known, as those
- * that an aggregate returns are; ARRAY(SELECT ...) is left to each shard, for its
- * own rows (tested with Citus 13.2.2, by test/scale).
+ * the coordinator if it has no other table and its arguments are known, such as
+ * the result of an aggregate.  But ARRAY(SELECT ...) is computed by each shard for
+ * its own rows (tested with Citus 13.2.2, by test/scale).
  */
 static void
 check_not_in_shard_query(const HrflowSettings *settings)

@@ -1,9 +1,9 @@
-# The statements of docs/scaling.md for Citus run as they stand there, on an
-# existing cluster, and send the requests that they should.  "make
-# installcheck-citus" runs this; README.md says what the cluster must be like.
+# The statements for Citus in docs/scaling.md work on an existing cluster, and send
+# as many requests as documented.  "make installcheck-citus" runs this; README.md
+# describes the requirements.
 #
-# All of it is in a database of its own, which is created on every node and
-# dropped at the end.  Citus creates the extension on the workers.
+# The test uses a database of its own, which it creates on every node and drops at
+# the end.  Citus creates the extension on the workers.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -23,7 +23,7 @@ my $key_file = 'regress_hrflow_scale.key';
 my $coordinator = {};
 my (@nodes, @everywhere);
 
-# Run statements on a node; what they print, and their error.
+# Execute statements on a node.  Return what they print, and their error.
 sub psql
 {
 	my ($node, $sql) = @_;
@@ -37,7 +37,7 @@ sub psql
 	return ($out, $err);
 }
 
-# What statements print, which must succeed.
+# Return what statements print, which must succeed.
 sub value_of
 {
 	my ($sql, $node) = @_;
@@ -54,7 +54,7 @@ sub standin
 	return HTTP::Tiny->new->get("http://127.0.0.1:$ENV{HRFLOW_API_HTTP}/$_[0]")->{content};
 }
 
-# The number of API requests that some code leads to.
+# Return the number of API requests that are sent during some code.
 sub requests_of
 {
 	my ($code) = @_;
@@ -64,7 +64,7 @@ sub requests_of
 	return decode_json(standin('stats'))->{api_requests};
 }
 
-# The blocks of SQL below a heading of docs/scaling.md, for a schema.
+# Return the blocks of SQL below a heading of docs/scaling.md, for a schema.
 my $docs = do
 {
 	local $/;
@@ -82,7 +82,7 @@ sub blocks
 	  $text =~ /^```(?:pgsql|sql)\n(.*?)^```/msg;
 }
 
-# Rows of run_command_on_*(): nodename, nodeport, …, success and result.
+# Check rows of run_command_on_*(): nodename, nodeport, …, success and result.
 sub all_succeed
 {
 	my ($rows, $name) = @_;
@@ -167,7 +167,7 @@ is( requests_of(
 				'a batch that Citus sends to every shard is refused');
 		}),
 	0,
-	'a batch that Citus sends to every shard requests nothing');
+	'a batch that Citus sends to every shard sends no requests');
 is(requests_of(sub { value_of("SET search_path = talent, public; $update") }),
 	$nprofiles, 'an UPDATE from a materialized batch requests each profile once');
 is(value_of('SELECT count(*) FROM talent.candidate WHERE embedding IS NULL'),
@@ -184,11 +184,11 @@ my $status = q{SELECT sum(result::int) FROM run_command_on_workers($$
 	SELECT STATUS FROM hrflow_store_status('talent.embedding') $$)};
 is(value_of($status =~ s/STATUS/ok/r), $nprofiles, 'the workers have all profiles');
 
-# What a merged ranking should be
+# The expected result of a merged ranking
 my $best = q{SELECT hrflow_id FROM talent.candidate, hrflow_job_vector('nurse-job') AS j
 	ORDER BY hrflow_cosine_similarity(embedding, j) DESC LIMIT 10};
 is(join("\n", map { (split /\|/)[1] } split /\n/, value_of($match)),
-	value_of($best), 'the merged ranking is that of all candidates');
+	value_of($best), 'merging the rankings of all workers gives the ranking of all candidates');
 
 like(value_of($due), qr/\|0\n.*\|0$/, 'after a refresh nothing is due on any worker');
 value_of(q{DELETE FROM talent.candidate WHERE hrflow_id = 'nurse-2'});
@@ -211,7 +211,7 @@ all_succeed(
 	'the shards are tracked again after one was moved');
 value_of($refresh);
 is(value_of($status =~ s/STATUS/ok/r),
-	$nprofiles, 'after a shard was moved each profile is in one store');
+	$nprofiles, 'after a shard was moved, each profile is in one store');
 value_of("SET citus.multi_shard_modify_mode = 'sequential'; TRUNCATE talent.candidate");
 is(value_of($status =~ s/STATUS/tracked/r), 0, 'TRUNCATE of the candidates empties the stores');
 
@@ -240,7 +240,7 @@ is( requests_of(
 			}
 		}),
 	0,
-	'a distributed store that is refused requests nothing');
+	'a distributed store that is refused sends no requests');
 is(requests_of(sub { all_succeed(value_of($fetch), 'every pair of shards is refreshed') }),
 	$nprofiles, 'the shards request each profile once');
 is(value_of(q{SELECT tracked, ok FROM hrflow_store_status('spread.embedding')}),

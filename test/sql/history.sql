@@ -67,7 +67,7 @@ CALL hrflow_refresh('talent.embedding');
 SELECT min(run), max(run) FROM talent.embedding_run;
 SELECT last_run_status FROM hrflow_store_status('talent.embedding');
 
--- A trigger may suppress the row; a table of another owner, or a view, is not the history
+-- A trigger may suppress the row; a table of another owner, or a view, is not used as the history
 CREATE FUNCTION talent.leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 CREATE TRIGGER leave_out BEFORE INSERT ON talent.embedding_run FOR EACH ROW EXECUTE FUNCTION talent.leave_out();
 CALL hrflow_refresh('talent.embedding');

@@ -338,7 +338,7 @@ SELECT hrflow_untrack_table('talent.a_b', 'talent.shared');
 CREATE FUNCTION talent.nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 CREATE TRIGGER :"taken" AFTER INSERT ON talent.shared FOR EACH STATEMENT EXECUTE FUNCTION talent.nothing();
 SELECT hrflow_track_table('talent.a_b', 'talent.shared', 'id', 'acme'); -- error
--- Nor is one that feeds another store
+-- A trigger that feeds another store is not replaced, either
 SELECT tgname AS others FROM pg_trigger WHERE tgrelid = 'talent.shared'::regclass AND tgname LIKE '%insert' AND encode(tgargs, 'escape') ~ '^talent_a' \gset
 DROP TRIGGER :"taken" ON talent.shared;
 ALTER TRIGGER :"others" ON talent.shared RENAME TO :"taken";

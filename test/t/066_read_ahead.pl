@@ -637,9 +637,9 @@ like(
 	is(scalar(grep { /fault/ } @requested), 1, 'a cursor reads ahead');
 	is($in_flight, 0, 'a cursor leaves no request in flight when FETCH has returned');
 	like($session{on}->ask('FETCH 1 FROM q;'),
-		qr/fault/, 'a cursor returns later what it has read ahead');
+		qr/fault/, 'a cursor later returns the rows that it has read ahead');
 	is(scalar(grep { $_->{query} =~ /fault/ } $api->log),
-		1, 'a cursor does not request again what it has read ahead');
+		1, 'a cursor does not request rows again that it has read ahead');
 	$session{on}->ask('ROLLBACK;');
 }
 

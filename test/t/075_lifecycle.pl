@@ -718,7 +718,7 @@ sql(q{SELECT hrflow_create_store('kept'); SELECT hrflow_track('kept', 'acme', '{
 sql(q{CALL hrflow_refresh('kept')});
 sql(q{UPDATE kept_run SET ended_at = NULL, stop_reason = NULL});
 is(sql(q{SELECT last_run_status FROM hrflow_store_status('kept')}),
-	'killed', 'a run without an end that no session holds was killed');
+	'killed', 'a run without an end that no session is executing was killed');
 $node->backup('base');
 my $standby = PostgreSQL::Test::Cluster->new('standby');
 $standby->init_from_backup($node, 'base', has_streaming => 1);

@@ -212,8 +212,8 @@ $store->sql(
 like(
 	warnings_of($track),
 	qr/ERROR:  disk_full/,
-	'an error of the server ends reconciling that would bring vectors back');
-is($store->states, 'ok 97, unwanted 3', 'profiles stay put aside after an error of the server');
+	'an error of the server ends a reconciliation that would restore vectors');
+is($store->states, 'ok 97, unwanted 3', 'profiles remain put aside after an error of the server');
 $store->sql('DROP TRIGGER fill_disk ON shop.embedding');
 is($store->sql($track), 0, 'unwanted profiles that have rows again do not count as newly tracked');
 is($store->profiles('profile_id, state, due_at, refreshed_at'),
@@ -405,6 +405,6 @@ $store->call;
 is( $store->sql(
 		q{SELECT section FROM shop.embedding WHERE profile_id = 'novector-cook' ORDER BY 1}),
 	"profile\nskills",
-	'a section of which the API no longer has a vector stays if it cannot be put aside');
+	'a section of which the API no longer has a vector is kept if it cannot be put aside');
 
 done_testing();
