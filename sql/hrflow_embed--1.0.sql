@@ -6,8 +6,8 @@
 --
 -- About the comments of this script
 --
--- The comment above each function says what it returns, describes its arguments
--- and result columns, and ends with these paragraphs where they apply:
+-- The comment above each function describes its result, its arguments and its
+-- result columns, in this order, and ends with these paragraphs if they apply:
 --
 --   Endpoint  method and path, below hrflow_embed.base_url, of the requests
 --             that the function sends to the HrFlow API, and the heading under
@@ -35,16 +35,17 @@
 --   54000  reply exceeds hrflow_embed.max_response_size
 --   55000  no API key is configured, or the library was loaded during a
 --          parallel query
---   58000  server error (HTTP 5xx) in the last attempt, or another HTTP status
---          that the API does not document
+--   58000  server error (HTTP 5xx) in the last attempt, or an unexpected HTTP
+--          status
 --
 -- Store errors, of every function with the argument "store":
 --
 --   0A000  a table of the store is a foreign table
 --   22004  a row of the store has a null in a column that must not have one
+--   25006  the function changes the store, and the server is a standby
 --   42501  the caller lacks the privileges under "Requires"
---   42809  the table, or the store's table of profiles, lacks a column of a
---          store
+--   42809  the table, or the store's table of profiles, is not a table with
+--          the columns of a store
 --   42P01  the table, or the store's table of profiles, does not exist
 --
 -- Two groups of functions only read, and yet are not STABLE and PARALLEL SAFE.
@@ -56,11 +57,11 @@
 -- each parallel worker would open its own connections and count from zero.
 --
 -- Functions that read a store are VOLATILE because they execute statements with
--- new snapshots, where a STABLE function has to use that of the calling query;
--- they also see what the calling statement has tracked or erased before.  They
--- are PARALLEL UNSAFE because these statements advance the command counter and
--- may start parallel workers, both of which PostgreSQL restricts in a query
--- that is executed in parallel itself.
+-- new snapshots, where a STABLE function has to use that of the calling query.
+-- (Those that rank read the vectors with the latter, but find indexes and
+-- dimensions with new ones.)  They are PARALLEL UNSAFE because these statements
+-- advance the command counter and may start parallel workers, both of which
+-- PostgreSQL restricts in a query that is executed in parallel itself.
 --
 
 --
@@ -248,8 +249,10 @@ REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 --          requests (see hrflow_embed.allow_in_shard_queries)
 --   22023  an array has several dimensions, a setting is invalid, or the API
 --          refused all elements as invalid
---   and the API errors 08001, 08006, 28000, 53400, 55000 and 58000, if they
---   concern all elements and none has succeeded
+--   55000  no API key is configured, or the library was loaded during a
+--          parallel query
+--   08001, 08006, 28000, 53400, 58000
+--          API errors that concern all elements, if none has succeeded
 --
 
 --
@@ -400,8 +403,8 @@ COMMENT ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) 
 
 REVOKE ALL ON FUNCTION hrflow_profile_vectors(text, text[], jsonb, text[], text[]) FROM PUBLIC;
 
--- Returns, in one row, what hrflow_profile_vectors() would cost with the same
--- arguments.
+-- Returns, in one row, the expected cost of hrflow_profile_vectors() with the
+-- same arguments.
 --
 --   source_id            identifier of the source that contains all profiles
 --   profile_ids          identifiers of the profiles
@@ -796,14 +799,14 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 --   NAME_aside     vectors that were put aside before they are deleted
 --   NAME_erased    a record of what was erased
 --
--- A store contains profiles or jobs.  What is said of profiles below applies to
--- the jobs of a store of jobs, too, in which source_id is the identifier of the
+-- A store contains profiles or jobs.  Comments about profiles apply to the jobs
+-- of a store of jobs as well, in which source_id is the identifier of the
 -- board, or empty if there is none.  A job has one vector, in section 'job';
--- the section 'profile', which is the default of many arguments, means the same
--- there.
+-- there, 'profile', which is the default of many arguments, means 'job'.
 --
--- These functions execute statements as the owner of the store, in a
--- security-restricted operation.  Only hrflow_refresh() sends requests.
+-- Except for hrflow_create_store(), these functions execute statements as the
+-- owner of the store, in a security-restricted operation.  Only
+-- hrflow_refresh() sends requests.
 --
 
 -- Creates the tables of a store, which the caller then owns.  Returns the table
@@ -814,11 +817,11 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 --   vector_type   type of the column of vectors: 'real[]', or pgvector's
 --                 'vector', 'vector(n)', 'halfvec' or 'halfvec(n)'; 'auto'
 --                 means 'vector' if pgvector is installed, and 'real[]' if not
---   identifier    what identifies a profile: 'id', 'reference' or 'email'; the
---                 column is then called profile_id, profile_reference or
---                 profile_email.  Jobs have 'id' (job_id) or 'reference'
---                 (job_reference).
---   content       what the store contains: 'profile' or 'job'
+--   identifier    kind of identifier of the profiles: 'id', 'reference' or
+--                 'email'; the column is then called profile_id,
+--                 profile_reference or profile_email.  Jobs have 'id' (job_id)
+--                 or 'reference' (job_reference).
+--   content       contents of the store: 'profile' or 'job'
 --
 -- Requires: CREATE on the schema
 -- Errors:
@@ -847,7 +850,7 @@ REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text, text) FROM PUBLIC;
 --
 --   store    table of vectors
 --
--- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Requires: ownership of the store, even for superusers (use SET ROLE)
 -- Errors: store errors, and
 --   2BP01  other objects depend on the tables
 CREATE FUNCTION hrflow_drop_store(store regclass)
@@ -870,8 +873,8 @@ REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 --                 duplicates count once
 --
 -- Cost: none at once; one request for each profile in the next refresh
--- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
--- row-level security applies to the caller
+-- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
+-- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
 --   22023  an argument is NULL, source_id is empty in a store of profiles, or
@@ -896,8 +899,8 @@ REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 --   profile_ids   identifiers of the profiles, of the kind that the store uses
 --
 -- Cost: none at once; one request for each profile in the next refresh
--- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
--- row-level security applies to the caller
+-- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
+-- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
 --   22023  an argument is NULL, source_id is empty in a store of profiles, or
@@ -913,18 +916,18 @@ COMMENT ON FUNCTION hrflow_mark_due(regclass, text, text[]) IS
 REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
 
 -- Erases profiles: deletes their vectors, and no longer tracks them.
--- NAME_erased records that under hrflow_fingerprint().  Returns the number of
--- the given profiles that were tracked.
+-- NAME_erased records the erasure under hrflow_fingerprint().  Returns the
+-- number of the given profiles that were tracked.
 --
 --   store         table of vectors
 --   source_id     identifier of the source that contains the profiles
 --   profile_ids   identifiers of the profiles, of the kind that the store uses
 --
--- A profile that a table which feeds the store still contains is tracked again
--- when hrflow_track_table() is called again for that table.
+-- If a table that feeds the store still has a row with the identifier, the next
+-- hrflow_track_table() for that table tracks the profile again.
 --
--- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
--- row-level security applies to the caller
+-- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
+-- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
 --   22023  an argument is NULL, source_id is empty in a store of profiles, or
@@ -948,11 +951,11 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --   profile_ids   identifiers of the profiles, of the kind that the store uses
 --   batch_size    number of identifiers in each transaction, from 1 to 100000
 --
--- The procedure is not atomic: what was erased before an error or a cancel
--- stays erased, and the same call erases the rest.
+-- The procedure is not atomic: profiles that were erased before an error or a
+-- cancel stay erased, and the same call erases the rest.
 --
--- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
--- row-level security applies to the caller
+-- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
+-- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
 --   22023  an argument is NULL, source_id is empty in a store of profiles,
@@ -1012,8 +1015,8 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM
 --
 -- Cost: none at once, nor in the triggers; one request for each profile in the
 -- next refresh
--- Requires: ownership of the store and the table, even for superusers, who can
--- SET ROLE
+-- Requires: ownership of the store and the table, even for superusers (use SET
+-- ROLE)
 -- Errors: store errors, and
 --   0A000  a column is a virtual generated column, the table or the store has
 --          rows on other servers, or the table is a partition or takes part in
@@ -1050,8 +1053,8 @@ REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, 
 --   store          table of vectors
 --   source_table   table that feeds the store
 --
--- Requires: ownership of the store and the table, even for superusers, who can
--- SET ROLE
+-- Requires: ownership of the store and the table, even for superusers (use SET
+-- ROLE)
 -- Errors: store errors
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
@@ -1075,8 +1078,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
 -- After an error or a cancel, the same call puts aside the rest, whether the
 -- table still feeds the store or not.  Until then, these profiles are tracked.
 --
--- Requires: ownership of the store and the table, even for superusers, who can
--- SET ROLE
+-- Requires: ownership of the store and the table, even for superusers (use SET
+-- ROLE)
 -- Errors: store errors, and
 --   22023  an argument is NULL, or batch_size is out of range
 --   2D000  called in a transaction block, in a function, or after another
@@ -1097,13 +1100,13 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_table_batches(regclass, regclass, int) FR
 -- TABLE ... ALTER COLUMN ... TYPE can change the columns that it refers to.
 -- Erases nothing.  Returns the call of hrflow_track_table(), with the arguments
 -- that the table was tracked with, that creates the trigger again.  Changes of
--- these columns are missed until it is executed, so do all three in one
--- transaction.
+-- these columns are missed until it is executed, so execute this function, the
+-- ALTER TABLE and that call in one transaction.
 --
 --   store          table of vectors
 --   source_table   table that feeds the store
 --
--- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Requires: ownership of the store, even for superusers (use SET ROLE)
 -- Errors: store errors, and
 --   42704  the table does not feed the store
 --   55000  the trigger does not exist, so the columns have been released
@@ -1142,8 +1145,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- Fetches the vectors that are due in a store, until nothing is due or a limit
 -- is reached.  Profiles are claimed a few at a time and fetched with no
 -- transaction open; results are written every second, or whenever batch_size
--- profiles have arrived.  What has arrived is written however the run ends.
--- Several runs at once share the work.
+-- profiles have arrived.  Results that have arrived are written however the run
+-- ends.  Several runs at once share the work.
 --
 --   store          table of vectors
 --   fields         sections to request, a JSON object; see
@@ -1151,8 +1154,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 --                  and items are replaced, and all others are kept.  Profiles
 --                  for which one of them was never requested are fetched when
 --                  nothing else is due.
---   max_age        time after which a profile fetched now is due again; a
---                  profile fetched before is due when that run has determined.
+--   max_age        time after which a profile fetched now is due again;
+--                  the due time of profiles fetched before does not change.
 --                  Since '30' means 30 seconds, less than an hour raises a
 --                  WARNING, and less than a minute is refused unless it is
 --                  zero.
@@ -1177,7 +1180,7 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 -- Cost: one request for each profile that is due or for which a section was
 -- never requested, one for each section if one of a profile's sections has no
 -- vector, and one more for each retry
--- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Requires: ownership of the store, even for superusers (use SET ROLE)
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
 --   22023  invalid argument or setting
@@ -1186,7 +1189,8 @@ REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 --          statement in one string
 --   55000  no API key is configured, or the store's tables cannot hold the
 --          vectors
---   and API errors, if a scheduler has called the procedure
+--   and the SQLSTATE of the condition that ended the run, if a scheduler has
+--   called the procedure
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -1204,8 +1208,9 @@ COMMENT ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint,
 
 REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) FROM PUBLIC;
 
--- Returns what refreshing a store will cost: in the first row what is due now,
--- and in a row for each following period of 24 hours what will be due in it.
+-- Returns the expected cost of refreshing a store: in the first row for the
+-- profiles that are due now, and in one row for each following period of 24
+-- hours for those that will be due in it.
 --
 --   store      table of vectors
 --   fields     sections to request, a JSON object; see hrflow_refresh()
@@ -1225,8 +1230,8 @@ REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigi
 --              latency of the store's last runs, or 200 ms per request if there
 --              were none
 --
--- Requires: SELECT on both tables, and that no row-level security applies to
--- the caller
+-- Requires: SELECT on NAME and NAME_profile, and that no row-level security
+-- applies to the caller
 -- Errors: store errors, and
 --   22023  invalid argument
 CREATE FUNCTION hrflow_refresh_estimate(
@@ -1255,10 +1260,10 @@ REVOKE ALL ON FUNCTION hrflow_refresh_estimate(regclass, jsonb, interval, int) F
 --   fields     sections to request, a JSON object; see hrflow_refresh()
 --   max_age    time after which a refreshed profile is due again
 --
--- A WARNING reports that the owner may not log in, because the job would fail.
+-- A WARNING is raised if the owner may not log in, because the job would fail.
 --
 -- Cost: none at once; that of hrflow_refresh() for each run
--- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Requires: ownership of the store, even for superusers (use SET ROLE)
 -- Errors: store errors, those of pg_cron, and
 --   0A000  the store has rows on other servers
 --   22023  invalid argument
@@ -1286,7 +1291,7 @@ REVOKE ALL ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) FROM PUB
 --
 --   store    table of vectors
 --
--- Requires: ownership of the store, even for superusers, who can SET ROLE
+-- Requires: ownership of the store, even for superusers (use SET ROLE)
 -- Errors: store errors, those of pg_cron, and
 --   55000  pg_cron is not installed in this database; HINT has the statement to
 --          run in the database that has it
@@ -1316,7 +1321,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   refreshed_last_minute  profiles refreshed in the last minute
 --   refreshed_last_hour    profiles refreshed in the last hour
 --   requests_due           minimum number of requests for the due profiles
---   time_due               how long these take at the rate of the last minute
+--   time_due               duration of these requests at the rate of the last
+--                          minute
 --   last_error             error of the profile that failed last
 --   last_run               when the last run of hrflow_refresh() started,
 --                          according to NAME_run
@@ -1335,8 +1341,8 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 -- column: their state in NAME_profile is 'due', but their due_at is in the
 -- future.
 --
--- Requires: SELECT on both tables, and that no row-level security applies to
--- the caller
+-- Requires: SELECT on NAME and NAME_profile, and that no row-level security
+-- applies to the caller
 -- Errors: store errors
 CREATE FUNCTION hrflow_store_status(store regclass)
 RETURNS TABLE (tracked bigint, due bigint, leased bigint, ok bigint,
@@ -1369,8 +1375,8 @@ REVOKE ALL ON FUNCTION hrflow_store_status(regclass) FROM PUBLIC;
 --   last_error     error of the last attempt
 --   refreshed_at   when the profile was last fetched; NULL if it never was
 --
--- Requires: SELECT on both tables, and that no row-level security applies to
--- the caller
+-- Requires: SELECT on NAME and NAME_profile, and that no row-level security
+-- applies to the caller
 -- Errors: store errors
 CREATE FUNCTION hrflow_store_failures(store regclass)
 RETURNS TABLE (source_id text, profile_id text, state text, attempts int,
@@ -1395,8 +1401,8 @@ REVOKE ALL ON FUNCTION hrflow_store_failures(regclass) FROM PUBLIC;
 --   profile_id   identifier of the profile, of the kind that the store uses
 --   vectors      number of its vectors
 --
--- Requires: SELECT on both tables, and that no row-level security applies to
--- the caller
+-- Requires: SELECT on NAME and NAME_profile, and that no row-level security
+-- applies to the caller
 -- Errors: store errors
 CREATE FUNCTION hrflow_store_orphans(store regclass)
 RETURNS TABLE (source_id text, profile_id text, vectors bigint)
@@ -1416,7 +1422,7 @@ REVOKE ALL ON FUNCTION hrflow_store_orphans(regclass) FROM PUBLIC;
 --   source_id    identifier of the source that contained the profile
 --   profile_id   identifier of the profile, of the kind that the store uses
 --
--- STABLE rather than IMMUTABLE, as convert_to() is.
+-- STABLE rather than IMMUTABLE, because convert_to() is.
 CREATE FUNCTION hrflow_fingerprint(source_id text, profile_id text)
 RETURNS bytea
 LANGUAGE SQL STABLE STRICT PARALLEL SAFE
@@ -1439,8 +1445,8 @@ COMMENT ON FUNCTION hrflow_fingerprint(text, text) IS
 --
 -- Cost: none at once; one request in the next refresh for each profile that was
 -- gone
--- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
--- row-level security applies to the caller
+-- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
+-- that no row-level security applies to the caller
 -- Errors: store errors, those of the table of vectors, such as 22000 if its
 -- dimension has been changed, and
 --   0A000  the store has rows on other servers
@@ -1464,8 +1470,8 @@ REVOKE ALL ON FUNCTION hrflow_restore(regclass, text, text[]) FROM PUBLIC;
 --   store    table of vectors
 --
 -- Cost: none at once; one request for each profile in the next refresh
--- Requires: SELECT, INSERT, UPDATE and DELETE on both tables, and that no
--- row-level security applies to the caller
+-- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
+-- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
 CREATE FUNCTION hrflow_retry(store regclass)
