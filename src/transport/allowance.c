@@ -63,12 +63,6 @@ static const uint8 usual_periods[] = {
 #define MIN_REFUSED 4
 
 /*
- * Minimum number of requests per period.  If fewer are allowed, use a longer
- * period, provided that the history spans it.
- */
-#define MIN_ALLOWED 10
-
-/*
  * After PERIODS_BEFORE_RAISE periods without a refusal, raise the number of
  * requests by 1/2 to the power of FIRST_RAISE, that is, by 1/64.  The next
  * raise is by 1/32, and so on up to LAST_RAISE, that is, by 1/4 per period.
@@ -474,10 +468,9 @@ fit_slots(HrflowAllowance *allowance, int64 now)
  * answered during the pause are included: they were in flight when it began.
  */
 static int64
-count_before_pause(const HrflowAllowance *allowance, int64 now)
+count_before_pause(const HrflowAllowance *allowance, int64 period, int64 now)
 {
-	int64		n = count_admitted(allowance,
-								   allowance->refused_at - allowance->period,
+	int64		n = count_admitted(allowance, allowance->refused_at - period,
 								   now);
 
 	return Max(n - 1, 0);		/* without the probe */
@@ -485,36 +478,40 @@ count_before_pause(const HrflowAllowance *allowance, int64 now)
 
 /*
  * Learn the limit, after a probe sent at "now" has ended the pause.
+ *
+ * If the pause could have ended because of several lengths of the period, use
+ * the one that allows the highest rate.  The longer ones may include time in
+ * which the account sent few requests, and a limit that is too low is not
+ * noticed, whereas one that is too high is learnt again.  Of n requests we count
+ * the intervals between them, which favors the longer period if requests were
+ * sent at a constant rate.
  */
 void
 hrflow_allowance_learn(HrflowAllowance *allowance, int64 now)
 {
+	bool		was_known = allowance->period > 0;
+	double		best = -1;
 	int64		n;
 
-	for (int i = lengthof(usual_periods) - 1;
-		 i >= 0 && allowance->period == 0; i--)
+	for (int i = 0; i < lengthof(usual_periods) && !was_known; i++)
 	{
-		int64		end = end_of_pause(allowance, length_of(i));
+		int64		period = length_of(i);
+		int64		end = end_of_pause(allowance, period);
+		double		rate;
 
-		if (end != 0 && end <= now + allowance->width &&
-			end + length_of(i) / PERIOD_MARGIN >= allowance->full_at)
-			allowance->period = with_margin(length_of(i));
+		if (end == 0 || end > now + allowance->width ||
+			end + period / PERIOD_MARGIN < allowance->full_at)
+			continue;
+		rate = (double) (count_before_pause(allowance, with_margin(period),
+											now) - 1) / period;
+		if (rate <= best)
+			continue;
+		best = rate;
+		allowance->period = with_margin(period);
 	}
 	if (allowance->period == 0)
 		return;
-	n = count_before_pause(allowance, now);
-	for (int i = 0; i < lengthof(usual_periods) && n < MIN_ALLOWED; i++)
-	{
-		if (with_margin(length_of(i)) <= allowance->period)
-			continue;
-		allowance->period = with_margin(length_of(i));
-		if (allowance->refused_at - allowance->period < allowance->began)
-		{
-			forget(allowance);
-			return;
-		}
-		n = count_before_pause(allowance, now);
-	}
+	n = count_before_pause(allowance, allowance->period, now);
 	fit_slots(allowance, now);
 	if (allowance->allowed == 0 && allowance->nrefused < MIN_REFUSED)
 		return;

@@ -150,8 +150,8 @@ foreach my $wording ('none', '0', 'past', 'soon')
 }
 
 #
-# Few requests per second: a second has too few to learn a limit from, so those of
-# a longer time are counted
+# Few requests per second, by an account that had sent one some time before: the
+# time in between does not count
 #
 {
 	my $limited =
@@ -171,7 +171,9 @@ foreach my $wording ('none', '0', 'past', 'soon')
 
 	my ($out, $seconds) = timed(batch($limited, ids(24)));
 	is($out, 'ok 24', 'a batch succeeds where very few requests are allowed in a second');
-	note("8/1: $seconds s, refused " . refused($limited));
+	cmp_ok(estimated($limited, 400),
+		'<=', 110, 'the limit that is learned is not one per time in which little was sent');
+	note("8/1: $seconds s, refused " . refused($limited) . ', ' . estimated($limited, 400));
 }
 
 #
@@ -298,6 +300,8 @@ foreach my $left ('', 'none', '99999999999')
 	my $before = refused($used);
 
 	cmp_ok(estimated($used, 1000), '>=', 45, 'the rate that a used account meets is learned');
+	cmp_ok(estimated($used, 1000),
+		'<=', 110, 'the rate that a used account meets is not that of its whole history');
 	is(outcome($used, ids(60, 'q')), 'ok 60', 'a batch succeeds at the rate of a used account');
 	cmp_ok(refused($used) - $before,
 		'<=', 8, 'hardly any request exceeds the rate of a used account');
