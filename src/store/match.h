@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * match.h
- *		What the files that rank a store's profiles share.
+ *		Data structures and functions for ranking the profiles of a store.
  *
- * match.c has the SQL functions that rank and decides how a search is made;
- * exact.c compares every vector, and index.c asks an index of pgvector's; best.c
- * keeps the best matches, and stream.c executes queries.  recall.c compares what
- * an index returns with the exact answer.
+ * match.c has the SQL functions and chooses how to search: exact.c compares
+ * every vector, and index.c scans an index of pgvector.  best.c keeps the best
+ * matches, and stream.c executes queries.  recall.c compares the results of an
+ * index with those of an exact search, and pairs.c ranks one store for every
+ * vector of another.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,8 +25,8 @@
 #define HRFLOW_MAX_K 10000
 
 /*
- * The arguments of hrflow_match(), in their order.  Other functions that rank have
- * most of them in the same place.
+ * Arguments of hrflow_match(), in order.  In other functions that rank, most
+ * of these arguments have the same position.
  */
 enum
 {
@@ -38,93 +39,97 @@ enum
 };
 
 /*
- * A vector that was found, and how near to the query it is.
+ * A vector that was found, and its similarity to the query.
  */
 typedef struct HrflowMatch
 {
-	/* The key of HrflowBest's hash table, so these two come first. */
+	/* Key of HrflowBest's hash table; these two must be first. */
 	char	   *source_id;
 	char	   *identifier;
 
 	char	   *section;
 	int			item;
 	double		similarity;
-	double	   *parts;			/* of a weighted sum: each section's part, or
-								 * NaN; NULL: no sum */
+	double	   *parts;			/* addends of a weighted sum, one per section,
+								 * or NaN where the profile lacks the section;
+								 * NULL: not a weighted sum */
 } HrflowMatch;
 
 /*
- * The k best matches so far, one for each profile.
+ * The k best matches so far, at most one per profile.
  */
 typedef struct HrflowBest
 {
 	MemoryContext context;		/* holds the matches and their strings */
 	int			k;
 	int			n;
-	int			nparts;			/* number of each match's parts */
-	HrflowMatch **matches;		/* n of them, best first */
-	HTAB	   *by_profile;		/* the same matches */
+	int			nparts;			/* number of parts of each match */
+	HrflowMatch **matches;		/* array of n matches, best first */
+	HTAB	   *by_profile;		/* hash table of the matches, by profile */
 } HrflowBest;
 
 /*
- * What is searched for, and among which vectors.
+ * A search: the query, and the vectors to be compared with it.
  */
 typedef struct HrflowSearch
 {
 	const HrflowStore *store;
-	const char *function;		/* hrflow_vector_similarity, qualified */
+	const char *function;		/* qualified name of
+								 * hrflow_vector_similarity() */
 	ArrayType  *query;			/* one-dimensional, without nulls, not zero */
-	const double *elements;		/* of the query, "dimension" of them */
-	int			dimension;
-	double		norm;			/* the query's length */
+	const double *elements;		/* elements of the query */
+	int			dimension;		/* number of elements */
+	double		norm;			/* length of the query */
 
-	/* Which profiles are searched. */
-	text	   *source_id;		/* NULL: those of every source */
-	ArrayType  *profiles;		/* text[]: their identifiers; NULL: all */
+	/* Restrictions. */
+	text	   *source_id;		/* search only this source; NULL: all */
+	ArrayType  *profiles;		/* search only these identifiers, a text[];
+								 * NULL: all */
 	int			nprofiles;		/* number of elements of "profiles" */
-	ArrayType  *sources;		/* the sources that have vectors, once they
-								 * have been looked up; NULL: not yet, or
-								 * there are too many */
-	bool		knows_sources;
+	ArrayType  *sources;		/* sources that have vectors, a text[]; NULL:
+								 * not looked up, or too many */
+	bool		knows_sources;	/* have the sources been looked up? */
 
-	bool		has_reported;	/* was the client told of dead tuples? */
+	bool		has_reported;	/* have dead tuples been reported? */
 } HrflowSearch;
 
 /*
- * A reader of values that are stored out of line.
+ * State of a reader of TOASTed values; see toast.c.
  */
 typedef struct HrflowToast HrflowToast;
 
 /*
- * Takes a match.  Its strings live until the visitor returns.
+ * A callback that receives a match, whose strings live until it returns.
  */
 typedef void (*HrflowVisitor) (void *arg, const HrflowMatch *match);
 
 /*
- * Takes a row of a query.  Returns false when it wants no more.
+ * A callback that receives a row of a query.  Returns false to end the query.
  */
 typedef bool (*HrflowTake) (void *arg, TupleTableSlot *slot);
 
 /*
- * An index of pgvector's that serves a section.
+ * An index of pgvector that can be used for searching a section.
  */
 typedef struct HrflowIndex
 {
 	char	   *name;			/* quoted and qualified */
-	char	   *expression;		/* what is indexed, as SQL */
-	char	   *type;			/* its type */
-	char	   *schema;			/* pgvector's, quoted */
-	Oid			method;			/* of pg_am */
-	bool		is_hnsw;		/* else it is of the type ivfflat */
-	int			lists;			/* of ivfflat; 0: the default */
-	double		tuples;			/* estimated number of vectors in it */
+	char	   *expression;		/* indexed expression, as SQL */
+	char	   *type;			/* type of the expression */
+	char	   *schema;			/* schema of pgvector, quoted */
+	Oid			method;			/* OID of the access method */
+	bool		is_hnsw;		/* is the access method hnsw?  If not, it is
+								 * ivfflat */
+	int			lists;			/* the option "lists" of ivfflat; 0: default */
+	double		tuples;			/* estimated number of vectors in the index */
 } HrflowIndex;
 
 /*
- * Begin to load the row that is most likely read next into the processor's cache.
- * A heap page is filled from its end, so this is the row in front of a value that
- * is stored in it, and of about the same size.  A search otherwise waits for memory
- * between two rows.  Where something else is there, no harm is done.
+ * Prefetch the row that will most likely be read next into the processor's
+ * cache; otherwise a search waits for memory between two rows.  A heap page is
+ * filled from its end, so the next row is in front of the current value, and
+ * of about the same size.  If that guess is wrong, the prefetch is merely
+ * useless.
  */
 static inline void
 hrflow_prefetch_next(const struct varlena *value)
@@ -133,7 +138,7 @@ hrflow_prefetch_next(const struct varlena *value)
 	const char *end = (const char *) value;
 	const char *start = end - Min(VARSIZE_ANY(value), BLCKSZ) - 64;
 
-	/* 64 bytes are a cache line of most processors. */
+	/* The cache lines of most processors have 64 bytes. */
 	for (const char *line = start; line < end; line += 64)
 		__builtin_prefetch(line);
 #endif

@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * refresh.h
- *		What the files share of which a refresh is made.
+ *		Data structures and functions of a refresh.
  *
- * A profile passes through the lists of a run: it is claimed, in flight, split
- * into its sections perhaps, and has arrived; then it is written and forgotten.
+ * A profile moves through the lists of a run: it is claimed, then in flight,
+ * perhaps split into its sections, and then arrived.  Finally it is written
+ * and freed.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,25 +16,26 @@
 #include "store/store.h"
 
 /*
- * The state of a profile, in the column "state".
+ * State of a profile, which is stored in the column "state".
  */
 typedef enum HrflowState
 {
-	HRFLOW_STATE_DUE,			/* never fetched, or to be fetched again */
+	HRFLOW_STATE_DUE,			/* not fetched yet, or to be fetched again */
 	HRFLOW_STATE_OK,
-	HRFLOW_STATE_MISSING,		/* the API has no vector of it */
-	HRFLOW_STATE_GONE,			/* for days; its vectors are put aside */
-	HRFLOW_STATE_FAILED			/* given up */
+	HRFLOW_STATE_MISSING,		/* the API has no vector of the profile */
+	HRFLOW_STATE_GONE,			/* missing for days; vectors put aside */
+	HRFLOW_STATE_FAILED			/* all attempts failed */
 } HrflowState;
 
 /*
- * Profiles are claimed by turns from these: those that are new or have changed
- * or failed do not wait for the many that are only fetched again each month.
+ * Queues from which profiles are claimed in turn, so that new, changed and
+ * failed profiles need not wait for the many that are only fetched again each
+ * month.
  */
 typedef enum HrflowClaimQueue
 {
-	HRFLOW_QUEUE_DUE,			/* in the state of that name */
-	HRFLOW_QUEUE_OLD			/* in any other state */
+	HRFLOW_QUEUE_DUE,			/* profiles in the state HRFLOW_STATE_DUE */
+	HRFLOW_QUEUE_OLD			/* profiles in any other state */
 } HrflowClaimQueue;
 
 #define HRFLOW_NQUEUES (HRFLOW_QUEUE_OLD + 1)
@@ -45,53 +47,58 @@ typedef struct HrflowBadSource
 {
 	char	   *source_id;
 	char	   *error;
-	TimestampTz due_at;			/* when to ask again, or 0: not known yet */
-	bool		is_to_be_postponed; /* all of it, until then */
-	bool		has_more;		/* than were postponed at once */
+	TimestampTz due_at;			/* when to ask for its profiles again; 0: not
+								 * known yet */
+	bool		is_to_be_postponed; /* are all its profiles to be postponed
+									 * until due_at? */
+	bool		has_more;		/* does it have more profiles than were
+								 * postponed in one statement? */
 } HrflowBadSource;
 
 /*
- * What a run counts a profile as, once it is written.
+ * How a run counts a profile after writing it.
  */
 typedef enum HrflowRunTally
 {
-	HRFLOW_TALLY_NONE,			/* it was not asked to the end, or not counted */
+	HRFLOW_TALLY_NONE,			/* requests incomplete, or not counted */
 	HRFLOW_TALLY_OK,
-	HRFLOW_TALLY_RETRY,			/* failed, and to be tried again */
-	HRFLOW_TALLY_FAILED,		/* for the last time */
+	HRFLOW_TALLY_RETRY,			/* failed, will be retried */
+	HRFLOW_TALLY_FAILED,		/* failed for the last time */
 	HRFLOW_TALLY_MISSING
 } HrflowRunTally;
 
 #define HRFLOW_NTALLIES (HRFLOW_TALLY_MISSING + 1)
 
 /*
- * What "fields" asks for: a section, or one element of it.
+ * A section that "fields" requests, or a single element of a section.
  */
 typedef struct HrflowPart
 {
-	Jsonb	   *fields;			/* that ask for it alone */
+	Jsonb	   *fields;			/* value of "fields" that requests only this
+								 * part */
 	char	   *name;			/* "skills", or "experiences[0]" */
 	char	   *section;
 	bool		is_element;
-	int			item;			/* of an element; -1: it is not given by its
+	int			item;			/* index of the element; -1: not given by
 								 * index */
 } HrflowPart;
 
 /*
- * Why a run has ended, in the order of the names in history.c.
+ * Why a run ended.  history.c has the names.
  */
 typedef enum HrflowStop
 {
-	HRFLOW_STOP_DONE,			/* nothing is due any longer */
+	HRFLOW_STOP_DONE,			/* no profile is due any longer */
 	HRFLOW_STOP_TIME_BUDGET,
 	HRFLOW_STOP_MAX_PROFILES,
-	HRFLOW_STOP_REQUEST_LIMIT,	/* of a statement */
-	HRFLOW_STOP_REFUSED,		/* the API refuses us: the key, the quota */
-	HRFLOW_STOP_OUTAGE,			/* nothing is answered, or the same to all */
-	HRFLOW_STOP_NOT_KEPT,		/* nothing of what is fetched is kept */
+	HRFLOW_STOP_REQUEST_LIMIT,	/* the limit of a statement */
+	HRFLOW_STOP_REFUSED,		/* the API rejects the key, or the quota is
+								 * used up */
+	HRFLOW_STOP_OUTAGE,			/* no replies, or the same failure for all */
+	HRFLOW_STOP_NOT_KEPT,		/* fetched vectors could not be stored */
 	HRFLOW_STOP_ERROR,
 	HRFLOW_STOP_CANCELLED,
-	HRFLOW_STOP_TERMINATED		/* the session was to end */
+	HRFLOW_STOP_TERMINATED		/* the session was terminated */
 } HrflowStop;
 
 typedef struct HrflowVector
@@ -102,7 +109,8 @@ typedef struct HrflowVector
 } HrflowVector;
 
 /*
- * What the table of profiles has of a profile, or is to have.
+ * The contents of a profile's row in the table of profiles, or the contents to
+ * be written.
  */
 typedef struct HrflowProfileRow
 {
@@ -114,201 +122,229 @@ typedef struct HrflowProfileRow
 	char	   *error;			/* or NULL */
 	TimestampTz failed_at;		/* see set_failed_at() */
 	bool		has_failed_at;
-	bool		is_refreshed;	/* refreshed_at becomes the present time */
-	ArrayType  *sections;		/* names of those it was asked for so far, or
+	bool		is_refreshed;	/* set refreshed_at to the current time? */
+	ArrayType  *sections;		/* names of the sections requested so far, or
 								 * NULL */
 } HrflowProfileRow;
 
 /*
- * A profile that was claimed, and what becomes of it.
+ * A claimed profile.
  */
 typedef struct HrflowProfile
 {
 	dlist_node	node;			/* in one of the run's lists */
-	MemoryContext context;		/* of all that is about this profile */
+	MemoryContext context;		/* contains this struct and everything it
+								 * refers to */
 	char	   *source_id;
 	char	   *identifier;
-	TimestampTz lease;			/* when it ends */
-	TimestampTz renewed;		/* when it ends after the commit, or 0 */
+	TimestampTz lease;			/* end of the lease */
+	TimestampTz renewed;		/* end of the lease once the transaction
+								 * commits, or 0 */
 
-	/* When it was claimed. */
+	/* State of the row when the profile was claimed. */
 	int64		generation;
 	TimestampTz claimed_due_at;
-	bool		is_suspect;		/* the API did not know its source */
-	int			old_dimension;	/* of its vectors; 0: there are none */
+	bool		is_suspect;		/* did the API not know its source? */
+	int			old_dimension;	/* dimension of its stored vectors; 0: it has
+								 * none */
 
-	/* What the fetch gives. */
-	int64		asked_at;		/* by our clock */
-	int			nopen;			/* requests for it without their last outcome */
-	bool		is_probe;		/* others of its source wait for its answer */
-	bool		is_split;		/* its sections are asked for one by one */
-	int			next_part;		/* the first of them not yet asked for */
-	bool		is_trial;		/* counted in ntrial of the run */
-	HrflowStatus status;		/* the first that is neither HRFLOW_OK nor
+	/* Results of fetching it. */
+	int64		asked_at;		/* time of the first request, by our clock */
+	int			nopen;			/* number of its requests that are incomplete */
+	bool		is_probe;		/* do other profiles of its source wait for
+								 * its reply? */
+	bool		is_split;		/* are its sections requested one by one? */
+	int			next_part;		/* index of the next part to be requested */
+	bool		is_trial;		/* is it counted in HrflowRun.ntrial? */
+	HrflowStatus status;		/* first status other than HRFLOW_OK and
 								 * HRFLOW_NO_VECTOR */
-	bool		is_link;		/* of a link, not of the API */
-	bool		unasked;		/* it was not asked for to the end */
-	bool		is_postponed;	/* what it met says nothing about it */
-	bool		no_vector;		/* some section has none, */
-	char	   *no_vector_error;	/* and how the API has said so first */
+	bool		is_link;		/* is it the status of a link? */
+	bool		unasked;		/* were its requests not completed? */
+	bool		is_postponed;	/* is its failure unrelated to the profile? */
+	bool		no_vector;		/* does some section have no vector? */
+	char	   *no_vector_error;	/* the API's first message about that */
 	int			http_status;	/* 0: none */
 	char	   *error;
 	List	   *vectors;		/* HrflowVector */
 
-	/* What becomes of that. */
-	bool		is_ours;		/* the lease is still ours, */
-	bool		is_locked;		/* it is, but others have locked the row */
-	bool		is_current;		/* and nothing has changed since */
-	bool		is_stuck;		/* its vectors are locked by others */
-	bool		is_held;		/* its vectors were refused, and are to be
-								 * tried again */
-	bool		is_known;		/* the API knows it, but has no vector of it */
-	int64		locked_at;		/* since when, by our clock; 0: never */
-	char	   *write_error;	/* why the table of vectors did not take its
-								 * vectors, or NULL */
-	char	   *lost;			/* sections of which the API no longer has
-								 * vectors, for an error; or NULL */
-	bool		is_kept;		/* their vectors are, for they are too many */
+	/* Results of writing it. */
+	bool		is_ours;		/* is the lease still ours? */
+	bool		is_locked;		/* is it ours, but the row locked by another
+								 * session? */
+	bool		is_current;		/* is it ours, and the row unchanged since the
+								 * claim? */
+	bool		is_stuck;		/* are its vectors locked by another session? */
+	bool		is_held;		/* is it held back, to be written later? */
+	bool		is_known;		/* does the API know it, without having a
+								 * vector of it? */
+	int64		locked_at;		/* when its row or vectors were first found
+								 * locked, by our clock; 0: never */
+	char	   *write_error;	/* why its vectors could not be stored, or
+								 * NULL */
+	char	   *lost;			/* error message that names the sections of
+								 * which the API no longer has vectors, or
+								 * NULL */
+	bool		is_kept;		/* are the vectors of these sections kept,
+								 * because too many profiles have lost some? */
 	HrflowRunTally tally;
 	HrflowProfileRow row;
 } HrflowProfile;
 
 /*
- * A missing profile may be gone when the API has had no vector of it for this
- * long: while one is indexed, which takes minutes, it is asked for several times,
- * and then at three days more.
+ * Minimum time for which the API must have had no vector of a profile before
+ * the profile can be considered gone.  The API needs minutes to index a
+ * profile, during which it is requested several times; then it is requested on
+ * three more days.
  */
 #define HRFLOW_GONE_AGE (4 * USECS_PER_DAY)
 
 /*
- * A profile of which the API has had no vector for days.
+ * A profile of which the API has not had a vector for HRFLOW_GONE_AGE.
  */
 typedef struct HrflowGone
 {
 	char	   *source_id;
 	char	   *identifier;
 	int64		generation;
-	bool		is_known;		/* but only lacks the sections asked for */
+	bool		is_known;		/* does it lack only the sections requested? */
 } HrflowGone;
 
+/*
+ * A run of hrflow_refresh().
+ */
 typedef struct HrflowRun
 {
-	MemoryContext context;		/* as long as the call */
-	MemoryContext work_context; /* as long as a transaction */
+	MemoryContext context;		/* lives until the call returns */
+	MemoryContext work_context; /* lives until the transaction ends */
 
-	/* The arguments. */
+	/* Arguments. */
 	Oid			vectors;
-	Oid			profiles;		/* InvalidOid: by its name */
-	Jsonb	   *fields;			/* NULL: left out */
+	Oid			profiles;		/* InvalidOid: find it by its name */
+	Jsonb	   *fields;			/* NULL: not given */
 	const char *fields_text;
-	ArrayType  *sections;		/* those of "fields"; if that is left out,
-								 * those that are known */
-	List	   *parts;			/* HrflowPart, likewise */
+	ArrayType  *sections;		/* sections of "fields", or if it is not
+								 * given, all sections that we know */
+	List	   *parts;			/* list of HrflowPart, for the same sections */
 	Interval   *max_age;
-	TimestampTz deadline;		/* of the time budget */
+	TimestampTz deadline;		/* end of the time budget */
 	int64		max_profiles;
 	int			batch_size;
 	int			max_attempts;
 
 	/* Settings. */
-	int			claim_size;		/* the most profiles claimed at once */
-	int			write_interval; /* between two writes, at most; ms */
-	int			patience;		/* how long nothing may be answered; ms */
-	int			debounce;		/* how long a profile that changed while it
-								 * was fetched has to wait; ms */
+	int			claim_size;		/* maximum number of profiles per claim */
+	int			write_interval; /* maximum time between two writes, in ms */
+	int			patience;		/* maximum time without any reply, in ms */
+	int			debounce;		/* delay of a profile that changed while it
+								 * was fetched, in ms */
 	char	   *account;		/* fingerprint of the API key */
 
-	char	   *name;			/* of the store */
-	HrflowActivity *activity;	/* shows the run */
-	char	   *profiles_name;	/* of its table of profiles */
-	const HrflowKind *kind;		/* of the store, */
-	int			identifier;		/* and of its profiles */
+	char	   *name;			/* name of the store */
+	HrflowActivity *activity;	/* entry in hrflow_embed_activity */
+	char	   *profiles_name;	/* name of the table of profiles */
+	const HrflowKind *kind;		/* kind of the store */
+	int			identifier;		/* index into kind->identifiers */
 	TimestampTz started;
 
-	/* Profiles, by where they are. */
-	dlist_head	claimed;		/* not yet asked for */
+	/* Lists of profiles, of which each is in one. */
+	dlist_head	claimed;		/* not requested yet */
 	dlist_head	in_flight;
-	dlist_head	split;			/* with sections still to be asked for */
-	dlist_head	suspects;		/* failed in a way that may be an outage */
-	dlist_head	foreign;		/* their vectors are of another dimension than
-								 * the store's */
+	dlist_head	split;			/* with sections that are not requested yet */
+	dlist_head	suspects;		/* failed, possibly because of an outage */
+	dlist_head	foreign;		/* with vectors of a dimension that differs
+								 * from the store's */
 	dlist_head	arrived;		/* to be written */
 	int			nsuspects;
 	int			nforeign;
 	int			narrived;
 
-	List	   *dimensions;		/* of the store's vectors; NIL: any */
-	bool		is_typed;		/* the column takes no other */
-	bool		is_wary;		/* the last run ended for the vectors'
-								 * dimension */
-	int64		fits_at;		/* when a profile came last whose vectors have
-								 * one of these, by our clock */
-	bool		is_foreign;		/* the run stops for the vectors' dimension */
-	int			ntrial;			/* profiles that are asked for, or whose
-								 * vectors are to be stored */
-	bool		has_trial;		/* vectors have come since the last write */
-	bool		is_trusted;		/* the store has taken a profile's vectors */
-	bool		is_settling;	/* nothing more comes before what has arrived
-								 * is written */
-	int			nrefused;		/* profiles that are not stored because of
-								 * what was the same for all */
+	List	   *dimensions;		/* dimensions of stored vectors; NIL: any */
+	bool		is_typed;		/* does the column accept no other dimension? */
+	bool		is_wary;		/* did the last run stop because the store did
+								 * not accept what it fetched? */
+	int64		fits_at;		/* when the last vectors of one of these
+								 * dimensions arrived, by our clock */
+	bool		is_foreign;		/* does this run stop because of the vectors'
+								 * dimension? */
+	int			ntrial;			/* number of profiles requested, or with
+								 * vectors to be stored */
+	bool		has_trial;		/* have vectors arrived since the last write? */
+	bool		is_trusted;		/* have the vectors of some profile been
+								 * stored? */
+	bool		is_settling;	/* write arrived profiles before requesting
+								 * more? */
+	int			nrefused;		/* number of profiles not stored for a reason
+								 * common to all */
 
-	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* no profile due before is to be
-											 * claimed */
+	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* claim only profiles due at this
+											 * time or later */
 	int64		looked_back_at; /* see look_back(), by our clock */
-	bool		is_drained;		/* the last claim found none */
-	List	   *bad_sources;	/* HrflowBadSource */
+	bool		is_drained;		/* did the last claim find no profile? */
+	List	   *bad_sources;	/* list of HrflowBadSource */
 
-	int64		alive_at;		/* when the API last answered for a profile, */
-	int64		answered_at;	/* and when it last answered at all */
-	int64		written_at;		/* all by our clock */
-	bool		is_stopping;	/* nothing more is to be asked for */
-	bool		is_outage;		/* because of this, or of ... */
-	bool		is_unanswered;	/* its patience is at an end */
-	HrflowStop	stop;			/* why, where the run stopped by itself */
-	const char *stop_reason;	/* for a WARNING, or NULL */
-	const char *stop_detail;	/* likewise, and so is the hint */
-	const char *stop_hint;
-	int			stop_code;		/* the SQLSTATE, where it is an error */
-	ErrorData  *error;			/* to be thrown when all is written, or NULL */
-	bool		is_ending;		/* the session is to end */
-	HrflowFatalInterrupts held; /* what ends it, besides SIGTERM */
-	int64		drain_until;	/* what is in flight is waited for */
+	int64		alive_at;		/* when the API last replied for a profile, by
+								 * our clock */
+	int64		answered_at;	/* when the API last replied at all, by our
+								 * clock */
+	int64		written_at;		/* time of the last write, by our clock */
+	bool		is_stopping;	/* are no more requests to be sent? */
+	bool		is_outage;		/* did the run stop because of an outage? */
+	bool		is_unanswered;	/* did it stop because "patience" was
+								 * exceeded? */
+	HrflowStop	stop;			/* why the run stopped */
+	const char *stop_reason;	/* message for a WARNING, or NULL */
+	const char *stop_detail;	/* its DETAIL, or NULL */
+	const char *stop_hint;		/* its HINT, or NULL */
+	int			stop_code;		/* its SQLSTATE, if it is to be an ERROR */
+	ErrorData  *error;			/* error to throw after the last write, or
+								 * NULL */
+	bool		is_ending;		/* is the session being terminated? */
+	HrflowFatalInterrupts held; /* pending interrupts other than SIGTERM that
+								 * terminate it */
+	int64		drain_until;	/* how long to wait for requests in flight, by
+								 * our clock */
 
-	int			nforbidden;		/* profiles that met a 403 */
+	int			nforbidden;		/* number of profiles that received a 403 */
 
 	/* The run's row in the table of runs. */
-	Oid			runs;			/* InvalidOid: there is none */
-	int64		number;
-	bool		has_lock;		/* which says that the run goes on */
+	Oid			runs;			/* table of runs; InvalidOid: there is none */
+	int64		number;			/* key of the row */
+	bool		has_lock;		/* is the lock held that shows that the run is
+								 * in progress? */
 
 	int64		nclaimed;
-	int64		nasked;			/* profiles that were asked for */
-	int64		nsent_before;	/* requests of the statement before the run */
-	int64		nerased;		/* profiles that have lost vectors of sections
-								 * of which the API no longer has any; they
-								 * were put aside */
+	int64		nasked;			/* number of profiles requested */
+	int64		nsent_before;	/* number of requests that the statement sent
+								 * before the run */
+	int64		nerased;		/* number of profiles of which vectors were
+								 * put aside, because the API no longer has
+								 * any of their sections */
 	int64		tallies[HRFLOW_NTALLIES];
-	int64		ncounted;		/* all of these except HRFLOW_TALLY_NONE */
-	int			nvain;			/* profiles since that came to nothing */
-	int64		nunwritten;		/* profiles that others have locked too long */
-	List	   *gone;			/* those that may be gone: HrflowGone */
-	int64		ngone;
-	int64		ngone_put;		/* those of them that had vectors, which were
-								 * put aside */
-	bool		is_new_account; /* vectors are there, and none was fetched
-								 * with this key when the run began */
-	int64		nlacking;		/* profiles that the run has made due, as they
-								 * lacked sections */
-	int64		nkept;			/* profiles that keep vectors which the API no
-								 * longer has, for they are too many */
+	int64		ncounted;		/* sum of these except HRFLOW_TALLY_NONE */
+	int			nvain;			/* number of profiles without a result since
+								 * the last one that was counted */
+	int64		nunwritten;		/* number of profiles that other sessions have
+								 * locked for too long */
+	List	   *gone;			/* list of HrflowGone: profiles that may be
+								 * gone */
+	int64		ngone;			/* number of profiles found to be gone */
+	int64		ngone_put;		/* number of these that had vectors, which
+								 * were put aside */
+	bool		is_new_account; /* did the store have vectors when the run
+								 * began, but none fetched with this key? */
+	int64		nlacking;		/* number of profiles that the run made due
+								 * because they lacked sections */
+	int64		nkept;			/* number of profiles that keep vectors which
+								 * the API no longer has, because there are
+								 * too many such profiles */
 
-	bool		is_scheduled;	/* nobody reads what is reported */
-	int64		ndue;			/* when the run began; for a person */
-	TimestampTz reported;		/* when progress was last shown */
+	bool		is_scheduled;	/* is there no client to report progress to? */
+	int64		ndue;			/* number of profiles due when the run began,
+								 * for reporting progress */
+	TimestampTz reported;		/* when progress was last reported */
 } HrflowRun;
 
-/* What is done in a transaction. */
+/* A function to be executed in a transaction; see work.c. */
 typedef void (*HrflowWork) (HrflowRun *run, const HrflowStore *store);
 
 /* in state.c */

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * store.h
- *		What the files that work on stores share.
+ *		Data structures and functions of stores.
  *
  * A store is two ordinary tables of one owner: NAME, with the vectors, and
- * NAME_profile, with the state of each profile.  Beside them are tables that it
- * may lack: see history.c, aside.c and erased.c.  There is no registry: what a
- * function needs is in these tables, in its arguments, or in the arguments of the
- * triggers that feed the store.
+ * NAME_profile, with the state of each profile.  Three more tables are
+ * optional: see history.c, aside.c and erased.c.  There is no registry:
+ * everything a function needs is in these tables, in its arguments, or in the
+ * arguments of the triggers that feed the store.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,32 +24,33 @@
 #include "utils/rel.h"
 
 /*
- * On whose behalf a store is opened.
+ * What a store is opened for, and which privileges that requires.
  */
 typedef enum HrflowStoreAccess
 {
-	HRFLOW_STORE_READ,			/* by who may SELECT from both tables */
-	HRFLOW_STORE_RANK,			/* by who may SELECT from the vectors, which
-								 * alone are opened */
-	HRFLOW_STORE_WRITE,			/* by who may write to both tables */
-	HRFLOW_STORE_OWN,			/* by its owner alone, superusers included */
-	HRFLOW_STORE_FEED			/* by a trigger of a table of the owner's */
+	HRFLOW_STORE_READ,			/* requires SELECT on both tables */
+	HRFLOW_STORE_RANK,			/* requires SELECT on the table of vectors;
+								 * the table of profiles is not opened */
+	HRFLOW_STORE_WRITE,			/* requires SELECT, INSERT, UPDATE and DELETE
+								 * on both tables */
+	HRFLOW_STORE_OWN,			/* requires ownership, even of superusers */
+	HRFLOW_STORE_FEED			/* for a trigger, which has checked the owner */
 } HrflowStoreAccess;
 
 /*
- * What a store may hold.
+ * A kind of content that a store may have.
  */
 typedef struct HrflowKind
 {
-	const char *content;		/* as the argument of that name has it */
-	const char *plural;			/* likewise, in messages and comments */
-	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* columns; the rest are
-													 * NULL */
-	bool		needs_source;	/* else source_id may be empty */
-	bool		has_sections;	/* "fields" says which are asked for; else
-								 * there is the whole alone */
-	const char *whole;			/* section of all of a profile or a job */
-	HrflowWantedKind asked;		/* how the API is asked */
+	const char *content;		/* value of the argument "content" */
+	const char *plural;			/* noun for messages and comments */
+	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* names of columns, then
+													 * NULLs */
+	bool		needs_source;	/* must source_id be nonempty? */
+	bool		has_sections;	/* does "fields" choose sections?  If not,
+								 * "whole" is the only section */
+	const char *whole;			/* section for a complete profile or job */
+	HrflowWantedKind asked;		/* how to request it from the API */
 } HrflowKind;
 
 /*
@@ -71,19 +72,20 @@ typedef struct HrflowStore
 	Relation	vectors;
 	Relation	profiles;		/* NULL for HRFLOW_STORE_RANK */
 	char	   *vectors_name;
-	char	   *profiles_name;	/* likewise */
+	char	   *profiles_name;	/* NULL for HRFLOW_STORE_RANK */
 	const HrflowKind *kind;
-	int			identifier;		/* one of the kind's, */
-	const char *identifier_name;	/* and its column: "profile_id", ... */
-	char	   *vector_type;	/* of the column */
-	HrflowLayout layout;		/* likewise */
-	bool		has_manual;		/* profiles have the column "manual" */
-	bool		has_failed_at;	/* profiles have the column "failed_at" */
-	bool		has_erased_at;	/* profiles have the column "erased_at" */
-	bool		has_fetched_with;	/* profiles have the columns "dimension",
-									 * "sections" and "account" */
+	int			identifier;		/* index into kind->identifiers */
+	const char *identifier_name;	/* name of the identifier's column, such
+									 * as "profile_id" */
+	char	   *vector_type;	/* type of the column "vector" */
+	HrflowLayout layout;		/* layout of the column "vector" */
+	bool		has_manual;		/* does "profiles" have a column "manual"? */
+	bool		has_failed_at;	/* does it have a column "failed_at"? */
+	bool		has_erased_at;	/* does it have a column "erased_at"? */
+	bool		has_fetched_with;	/* does it have columns "dimension",
+									 * "sections" and "account"? */
 
-	/* What hrflow_store_close() sets back. */
+	/* State that hrflow_store_close() restores. */
 	Oid			saved_user;
 	int			saved_context;
 	int			saved_nestlevel;
@@ -103,30 +105,34 @@ typedef struct HrflowParameters
 } HrflowParameters;
 
 /*
- * Rows that become parameters of a statement, an array for each column, for
- * unnest() to put together again.
+ * Rows to be passed to a statement as parameters, one array per column, which
+ * unnest() turns into rows again.
  */
 typedef struct HrflowRows
 {
 	int			ncolumns;
-	const Oid  *types;			/* of the columns */
-	int			n;				/* rows so far, */
-	int			max;			/* and at most */
-	Datum	  **values;			/* by column, then by row */
-	bool	  **nulls;
+	const Oid  *types;			/* types of the columns */
+	int			n;				/* number of rows so far */
+	int			max;			/* maximum number of rows */
+	Datum	  **values;			/* indexed by column, then by row */
+	bool	  **nulls;			/* indexed like "values" */
 } HrflowRows;
 
 /*
- * A table that feeds a store, as the arguments of its triggers tell.
+ * Arguments of the triggers on a table that feeds a store.
  */
 enum
 {
-	HRFLOW_TRIGGER_STORE,		/* quoted and qualified */
+	HRFLOW_TRIGGER_STORE,		/* name, quoted and qualified */
 	HRFLOW_TRIGGER_PROFILE_COLUMN,
-	HRFLOW_TRIGGER_SOURCE_ID,	/* one of these two is empty */
-	HRFLOW_TRIGGER_SOURCE_COLUMN,
+	HRFLOW_TRIGGER_SOURCE_ID,	/* empty if SOURCE_COLUMN is not */
+	HRFLOW_TRIGGER_SOURCE_COLUMN,	/* empty if SOURCE_ID is not */
 	HRFLOW_TRIGGER_NARGS
 };
+
+/*
+ * A trigger on a table that feeds a store.
+ */
 
 typedef struct HrflowFeeder
 {
@@ -135,28 +141,30 @@ typedef struct HrflowFeeder
 	char	   *trigger_name;
 	int16		type;			/* pg_trigger.tgtype */
 	char		enabled;		/* pg_trigger.tgenabled */
-	bool		is_insert;		/* this trigger is the one on INSERT */
-	bool		is_update;		/* it is the one on UPDATE */
+	bool		is_insert;		/* is this the trigger on INSERT? */
+	bool		is_update;		/* is this the trigger on UPDATE? */
 	char	   *args[HRFLOW_TRIGGER_NARGS];
 } HrflowFeeder;
 
 /*
- * How far profiles that nothing wants have been put aside, a batch at a time; see
+ * Progress in putting aside, in batches, the profiles that no table wants; see
  * hrflow_aside_put_batch().
  */
 typedef struct HrflowAsideBatch
 {
 	int			size;			/* number of profiles in a batch */
-	MemoryContext context;		/* of the key; outlasts the transactions */
-	char	   *source_id;		/* key of the last profile so far, or NULL */
-	char	   *identifier;
-	int64		nerased;		/* profiles that had no vectors */
-	int64		nput;			/* profiles that were put aside */
+	MemoryContext context;		/* contains the key for the whole call */
+	char	   *source_id;		/* source of the last profile so far, or NULL */
+	char	   *identifier;		/* identifier of that profile, or NULL */
+	int64		nerased;		/* number of profiles erased at once, because
+								 * they had no vectors */
+	int64		nput;			/* number of profiles put aside */
 } HrflowAsideBatch;
 
 /*
- * Texts are compared byte by byte, as the keys of a store are, whatever the
- * collation of the column they come from.
+ * Collation in which texts are compared with the keys of a store, regardless
+ * of the collation of the column that they come from.  It is deterministic, so
+ * texts are equal only if all their bytes are.
  */
 #define HRFLOW_PLAIN_COLLATION " COLLATE pg_catalog.\"default\""
 
@@ -255,7 +263,7 @@ extern char *hrflow_feeder_want_sql(const HrflowStore *store,
 extern void hrflow_feeder_want_inserted(const HrflowStore *store,
 										const char *profiles);
 
-/* The keys (s, i) of profiles that were deleted; see hrflow_deferred_register() */
+/* Table with the keys of deleted profiles; see hrflow_deferred_register() */
 #define HRFLOW_DELETED "hrflow_deleted"
 
 /* in deferred.c */
