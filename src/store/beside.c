@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * beside.c
- *		Tables beside a store: their names are the store's and a suffix.
+ *		Optional tables of a store, named after the store with a suffix.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,7 +15,8 @@
 #include "utils/syscache.h"
 
 /*
- * The name of a table, quoted and qualified, that goes with a table of vectors.
+ * Return the quoted and qualified name of an optional table.  "vectors" is the
+ * name of the table of vectors.
  */
 const char *
 hrflow_beside_name(const char *schema, const char *vectors,
@@ -37,9 +38,9 @@ has_columns(Oid table, const char *const *names)
 }
 
 /*
- * Find such a table of a store, or InvalidOid.  One of that name that belongs to
- * somebody else, or lacks one of these columns, is not the store's.  "columns"
- * ends with NULL.
+ * Find an optional table of a store, or return InvalidOid.  A table of that
+ * name that has another owner, or that lacks one of the columns, is ignored.
+ * "columns" ends with NULL.
  */
 Oid
 hrflow_beside_find(const HrflowStore *store, const char *suffix,

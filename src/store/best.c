@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * best.c
- *		The k best matches of a search, one for each profile.
+ *		The k best matches of a search, at most one per profile.
  *
- * Matches are kept in an array in order of their similarity, and found by
- * their profile in a hash table: a profile that comes again, with another
- * vector, must not take two of the k places.
+ * Matches are kept in an array, sorted by similarity, and in a hash table by
+ * profile, so that a profile with several vectors takes only one of the k
+ * places.
  *
  *-------------------------------------------------------------------------
  */
@@ -37,8 +37,8 @@ compare_profiles(const void *a, const void *b, Size keysize)
 }
 
 /*
- * Make room for the k best matches, in the current memory context.  Each has
- * "nparts" parts.
+ * Allocate a list of the k best matches in the current memory context.
+ * "nparts" is the number of parts of each match.
  */
 HrflowBest *
 hrflow_best_make(int k, int nparts)
@@ -89,7 +89,7 @@ drop_worst(HrflowBest *best)
 }
 
 /*
- * Enter a profile that is not among the best yet, at the end of the array.
+ * Add a profile that is not among the best yet, at the end of the array.
  */
 static HrflowMatch *
 enter_profile(HrflowBest *best, const HrflowMatch *match)
@@ -111,15 +111,15 @@ enter_profile(HrflowBest *best, const HrflowMatch *match)
 }
 
 /*
- * Keep a copy of a match if it is among the best, and of a profile that has
- * several the best one.
+ * Keep a copy of a match if it is among the best.  If the profile already has
+ * a match, keep only the better one.
  */
 void
 hrflow_best_keep(HrflowBest *best, const HrflowMatch *match)
 {
 	HrflowMatch **matches = best->matches;
 	HrflowMatch *kept;
-	int			from;			/* where the profile is now */
+	int			from;			/* current index of the match */
 	int			low = 0;
 	int			high;
 
@@ -145,7 +145,7 @@ hrflow_best_keep(HrflowBest *best, const HrflowMatch *match)
 	if (best->nparts > 0)
 		memcpy(kept->parts, match->parts, sizeof(double) * best->nparts);
 
-	/* Move it forward to its place, behind its equals. */
+	/* Move the match forward to its place, after equal ones. */
 	high = from;
 	while (low < high)
 	{

@@ -1,15 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.c
- *		Reads triggers, names, and what depends on what, from the system
- *		catalogs.
+ *		Reads triggers, names and dependencies from the system catalogs.
  *
- * No index leads from a store to the triggers that name it, and where a dump
- * was restored no dependency does either.  So a session reads all triggers that
- * call our function once, keeps which store each of them names, and reads them
- * again only after some relation has changed: whoever makes, alters or drops a
- * trigger invalidates the relation it is on.  Otherwise a DELETE of one row
- * would read the triggers of all stores.
+ * There is no index by which to find the triggers that name a store, and no
+ * dependency either if they come from a dump.  So a session reads all triggers
+ * that call our function once, and remembers which store each of them names.
+ * Otherwise a DELETE of a single row would read the triggers of all stores.
+ * They are read again after any relation has changed, because creating,
+ * altering or dropping a trigger invalidates the relation that it is on.
  *
  *-------------------------------------------------------------------------
  */
@@ -37,24 +36,25 @@
 typedef struct NamedTrigger
 {
 	Oid			trigger;
-	uint32		name_hash;		/* of the store's name in its arguments */
+	uint32		name_hash;		/* hash of the store's name in its arguments */
 } NamedTrigger;
 
 /*
- * All of them, as they were when no relation had changed since.
+ * All such triggers, if no relation has changed since they were read.
  */
 static struct
 {
-	Oid			function;		/* InvalidOid: they have to be read */
+	Oid			function;		/* our function; InvalidOid: read them again */
 	NamedTrigger *triggers;		/* in TopMemoryContext, or NULL */
 	int			n;
 }			known = {.function = InvalidOid};
 
-/* Number of times that a relation has changed. */
+/* Number of relation cache invalidations seen by this session. */
 static uint64 nchanges = 0;
 
 /*
- * A row of pg_trigger, or NULL where there is none; the caller's.
+ * Return a copy of a row of pg_trigger, which the caller may free, or NULL if
+ * there is none.
  */
 HeapTuple
 hrflow_catalog_trigger(Relation triggers, Oid trigger)
@@ -75,8 +75,8 @@ hrflow_catalog_trigger(Relation triggers, Oid trigger)
 }
 
 /*
- * The rows of pg_depend of the triggers that depend on an object, or, where
- * the object is a trigger, of what it depends on: Form_pg_depend.
+ * Return the rows of pg_depend that say which triggers depend on an object or,
+ * if the object is a trigger, what it depends on, as a list of Form_pg_depend.
  */
 List *
 hrflow_catalog_dependencies(Oid class, Oid object)
@@ -112,9 +112,10 @@ hrflow_catalog_dependencies(Oid class, Oid object)
 }
 
 /*
- * The arguments of a trigger as its function finds them: each ends with a zero
- * byte.  NULL unless it calls our function with as many as ours have, and is not
- * a partition's copy.
+ * Return the arguments of a trigger, each terminated by a zero byte, or NULL
+ * if the trigger is not one of ours: it must call our function with
+ * HRFLOW_TRIGGER_NARGS arguments, and must not be a copy that belongs to a
+ * partition.
  */
 char *
 hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple, Oid function)
@@ -137,7 +138,7 @@ hash_name(const char *name)
 }
 
 /*
- * A relation has changed: the triggers on it may have.
+ * Relation cache callback: triggers on the relation may have changed.
  */
 static void
 forget_triggers(Datum arg, Oid relation)
@@ -190,13 +191,14 @@ read_triggers(Oid function)
 	memcpy(known.triggers, named, sizeof(NamedTrigger) * n);
 	known.n = n;
 
-	/* What has changed while they were read has to be read again next time. */
+	/* Read them again next time if a relation has changed meanwhile. */
 	known.function = nchanges == before ? function : InvalidOid;
 }
 
 /*
- * The OIDs of triggers that call our function and may name a store: others may
- * be among them, and some may be gone.
+ * Return the OIDs of the triggers that call our function and may name a store.
+ * The result may include triggers of other stores, and triggers that no longer
+ * exist.
  */
 List *
 hrflow_catalog_triggers_of(Oid function, const char *store)
@@ -215,8 +217,8 @@ hrflow_catalog_triggers_of(Oid function, const char *store)
 }
 
 /*
- * The name of a function of the extension, quoted and qualified with the schema
- * in which another of its functions is.
+ * Return the quoted name of a function of the extension, qualified with the
+ * schema of another of its functions.
  */
 char *
 hrflow_catalog_function_name(const char *name, Oid other)

@@ -1,13 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * erased.c
- *		The record of what was erased from a store, in the table NAME_erased
- *		beside it.
+ *		Records erasures of profiles, in the table NAME_erased of a store.
  *
- * It has a row for every profile that was erased, without its identifier: a
- * fingerprint lets who knows a person's identifier show that their vectors were
- * erased, and when.  The table is as much the owner's as the others, who purges
- * it as long ago as they like.  A store without it keeps no record.
+ * The table has a row for every erased profile.  Instead of the identifier it
+ * has a fingerprint, by which anybody who knows the identifier of a person can
+ * show that, and when, the person's vectors were erased.  The owner may delete
+ * old rows, or drop the table.  A store without it keeps no record.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +15,7 @@
 #include "compat.h"
 #include "store/store.h"
 
-/* The name of the table is that of the vectors and this. */
+/* Suffix that the name of the table of vectors is extended by. */
 #define SUFFIX "_erased"
 
 static const char *const create_erased_sql[] = {
@@ -33,8 +32,9 @@ static const char *const create_erased_sql[] = {
 };
 
 /*
- * The fingerprint is the one of hrflow_fingerprint().  It is computed of bytes
- * as they are, since a conversion could fail, and what is deleted must go.
+ * Compute the same fingerprint as hrflow_fingerprint(), from the bytes in the
+ * encoding of the database: converting them could fail, and nothing may
+ * prevent an erasure.
  */
 static const char note_sql[] =
 ", noted AS (INSERT INTO %R AS n (reason, vectors, put_aside_at, fingerprint)"
@@ -44,8 +44,8 @@ static const char note_sql[] =
 " FROM (%s) AS x GROUP BY x.source_id, x.%I, (%s)::text)";
 
 /*
- * Create the table for a store that is being created.  "vectors" is the name of
- * its table of vectors.
+ * Create the table for a store that is being created.  "vectors" is the name
+ * of the table of vectors.
  */
 void
 hrflow_erased_create(const char *schema, const char *vectors)
@@ -57,7 +57,7 @@ hrflow_erased_create(const char *schema, const char *vectors)
 }
 
 /*
- * The record of a store, or InvalidOid where there is none.
+ * Return the table of a store, or InvalidOid if there is none.
  */
 Oid
 hrflow_erased_find(const HrflowStore *store)
@@ -70,10 +70,10 @@ hrflow_erased_find(const HrflowStore *store)
 }
 
 /*
- * A part of a WITH clause that records what was erased.  "reason" and "erased"
- * are SQL: the latter returns the keys of profiles, each with a number "n" of
- * vectors and with "put_aside_at", and repeated for more vectors.  Nothing where
- * the store has no record.
+ * Return a WITH query that records erasures, or an empty string if the store
+ * keeps no record.  "reason" is an SQL expression.  "erased" is a query that
+ * returns the key of each profile with a number "n" of vectors and with
+ * "put_aside_at"; rows with the same key are added up.
  */
 const char *
 hrflow_erased_note_sql(const HrflowStore *store, const char *reason,

@@ -1,13 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * interrupt.c
- *		What ends a run waits until the answers that have arrived are written.
+ *		Delays whatever ends a run until the replies that have arrived are
+ *		written.
  *
- * An error can be caught, written after, and thrown again.  A FATAL cannot, so
- * nothing may raise one while there are answers to be written: neither where
- * the network is awaited nor in a transaction that writes.  For the first,
- * interrupts are held, and taken between replies.  For the second, SIGTERM is
- * at first a cancel, which is an error, during a run.
+ * An ERROR can be caught and rethrown after the replies are written.  A FATAL
+ * cannot, so nothing may raise one while there are replies to be written,
+ * neither while waiting for the network nor in a transaction that writes.  For
+ * the former, interrupts are held, and processed between replies.  For the
+ * latter, the first SIGTERM during a run acts as a query cancel, which is an
+ * ERROR.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,27 +24,27 @@
 #include "utils/timeout.h"
 
 /*
- * As libpq/libpq.h declares it, which includes headers of GSSAPI where the server
- * was built with that.
+ * Declared in libpq/libpq.h, which we do not include because it includes
+ * headers of GSSAPI if the server was built with it.
  */
 extern bool pq_check_connection(void);
 
 /* The action for SIGTERM outside of a run. */
 static struct sigaction outer_sigterm;
 
-/* Has SIGTERM come since the run began? */
+/* Has SIGTERM been received since the run began? */
 static volatile sig_atomic_t is_terminated;
 
 /*
- * Handle SIGTERM during a run: cancel what is being done, once.  The session
- * ends in hrflow_interrupts_end().
+ * Handle SIGTERM during a run: cancel the current statement, once.
+ * hrflow_interrupts_end() terminates the session.
  */
 static void
 handle_sigterm(int signo, siginfo_t *info, void *context)
 {
 	int			save_errno = errno;
 
-	/* It knows what else is to be done, such as to count how sessions end. */
+	/* The outer handler does more, such as counting how sessions end. */
 	if (outer_sigterm.sa_flags & SA_SIGINFO)
 		outer_sigterm.sa_sigaction(signo, info, context);
 	else if (outer_sigterm.sa_handler != SIG_IGN &&
@@ -60,8 +62,8 @@ handle_sigterm(int signo, siginfo_t *info, void *context)
 }
 
 /*
- * Stop the timer of client_connection_check_interval: the check is a FATAL
- * wherever it happens to be done.  The next statement starts it again.
+ * Stop the timer of client_connection_check_interval, because the check may
+ * raise a FATAL anywhere.  The next statement starts the timer again.
  */
 static void
 leave_client_unchecked(void)
@@ -71,7 +73,8 @@ leave_client_unchecked(void)
 }
 
 /*
- * A run begins.  hrflow_interrupts_end() must follow, after an error too.
+ * Begin a run.  The caller must call hrflow_interrupts_end() even after an
+ * error.
  */
 void
 hrflow_interrupts_begin(void)
@@ -89,7 +92,7 @@ hrflow_interrupts_begin(void)
 }
 
 /*
- * The run is over: interrupts that were held back are pending now.
+ * End a run: interrupts that were held back become pending.
  */
 void
 hrflow_interrupts_end(const HrflowRun *run)
@@ -101,8 +104,8 @@ hrflow_interrupts_end(const HrflowRun *run)
 }
 
 /*
- * Take the interrupts that are pending.  An error is kept for the end of the
- * run; where the session is to end, that is noted.
+ * Process pending interrupts.  An error is kept until the end of the run; if
+ * the session is to be terminated, "is_ending" is set.
  */
 void
 hrflow_interrupts_take(HrflowRun *run)
@@ -110,7 +113,7 @@ hrflow_interrupts_take(HrflowRun *run)
 	MemoryContext context = CurrentMemoryContext;
 	uint32		holdoff = InterruptHoldoffCount;
 
-	/* The cancel may have been caught, such as by a trigger of the owner's. */
+	/* A trigger that a user has created may have caught the cancel. */
 	if (is_terminated)
 		run->is_ending = true;
 	if (!InterruptPending)
@@ -135,9 +138,9 @@ hrflow_interrupts_take(HrflowRun *run)
 }
 
 /*
- * Check whether the client is still there, where client_connection_check_interval
- * asks for that.  If it is not, the run is to end, and the session with it.  A
- * background worker, such as one of pg_cron's, has no client.
+ * Check whether the client is still connected, if
+ * client_connection_check_interval is set.  If it is not, end the run and the
+ * session.  A background worker, such as one of pg_cron, has no client.
  */
 void
 hrflow_interrupts_check_client(HrflowRun *run)

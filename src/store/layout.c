@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * layout.c
- *		How types store vectors: real[], and pgvector's vector and halfvec.
+ *		Layouts of stored vectors: real[], and pgvector's vector and
+ *		halfvec.
  *
  * This is the only place that knows pgvector's layout.
  *
@@ -18,7 +19,8 @@
 #include "utils/builtins.h"
 
 /*
- * The layout of both of pgvector's types, since its versions 0.1 and 0.7.
+ * The layout of pgvector's vector, unchanged since pgvector 0.1, and of its
+ * halfvec, unchanged since 0.7 (src/vector.h and src/halfvec.h of pgvector).
  */
 typedef struct PgVector
 {
@@ -30,7 +32,7 @@ typedef struct PgVector
 
 /*
  * Find the layout in which a type stores vectors: real[], or pgvector's vector
- * or halfvec.  Returns false where the type is another one.
+ * or halfvec.  Returns false for any other type.
  */
 bool
 hrflow_layout_find(Oid type, HrflowLayout *layout)
@@ -53,10 +55,11 @@ hrflow_layout_find(Oid type, HrflowLayout *layout)
 }
 
 /*
- * Find the elements of a vector, which is not toasted.  *n is 0 where it is
- * none: an array of no or of more dimensions, or with nulls.
+ * Find the elements of a detoasted vector.  Sets *n to their number, or to 0
+ * if the value is not a vector: an array that is not one-dimensional, or that
+ * has nulls.
  *
- * Throws XX001 where a value has another layout.
+ * Throws XX001 if a value has an unknown layout.
  */
 const void *
 hrflow_layout_read(HrflowLayout layout, const struct varlena *value, int *n)
