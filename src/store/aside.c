@@ -1,17 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * aside.c
- *		Vectors that are put aside, in the table NAME_aside beside the store.
+ *		Puts vectors aside, into the table NAME_aside of a store.
  *
- * What the API no longer has, and what nothing wants any longer, is not deleted
- * at once: it is moved to this table, where no ranking and no query of the store
- * finds it, and can be brought back until its time is over.  How long that is,
- * the default of the column "delete_at" says, so that it is dumped and restored
- * with the table.  Vectors are real[] there, whatever type the store's have by
- * the time they are brought back.
+ * Vectors that the API no longer has, and vectors of profiles that no table
+ * wants any longer, are not deleted at once.  They are moved to this table,
+ * where ranking and queries of the store do not find them, and can be brought
+ * back until they expire.  The retention time is the default of the column
+ * "delete_at", so it is dumped and restored with the table.  The table stores
+ * vectors as real[], because the type of the store's vectors may have changed
+ * when they are brought back.
  *
- * The table is as much the owner's as the others.  In a store without it nothing
- * is put aside, and so nothing is erased but what somebody deletes.
+ * The owner may drop the table.  A store without it erases only profiles that
+ * a user deletes.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +30,7 @@
 
 PG_FUNCTION_INFO_V1(hrflow_restore);
 
-/* The name of the table is that of the vectors and this. */
+/* Suffix that the name of the table of vectors is extended by. */
 #define SUFFIX "_aside"
 
 static const char *const create_aside_sql[] = {
@@ -52,8 +53,9 @@ static const char *const create_aside_sql[] = {
 };
 
 /*
- * Of the same vector, only the one that was put aside last can be brought back.
- * "due_at" is when its profile was due, if it is to be so again.
+ * If a vector is put aside twice, only its last value can be brought back.
+ * "due_at" is when its profile was due; it is restored with the vector, unless
+ * it is NULL.
  */
 static const char put_sql[] =
 ", aside AS (INSERT INTO %R AS a (source_id, %I, section, item, vector,"
@@ -68,11 +70,11 @@ static const char put_sql[] =
 static const char count_sql[] =
 "SELECT count(*) FROM (SELECT DISTINCT a.source_id, a.%I FROM %R AS a) AS a";
 
-/* What is brought back: all, or all of the source $1, or the profiles $2. */
+/* Restrict to the source $1 and to the identifiers $2, unless they are NULL. */
 static const char chosen_sql[] =
 "($1 IS NULL OR a.source_id = $1) AND ($2 IS NULL OR a.%I = ANY ($2))";
 
-/* What is wanted again. */
+/* The profiles that were unwanted and are wanted again. */
 static const char wanted_sql[] = "p.state = 'unwanted' AND NOT (%s)";
 
 static const char lock_sql[] =
@@ -83,7 +85,7 @@ static const char lock_sql[] =
 static const char lock_all_sql[] = " FOR UPDATE OF p";
 static const char lock_free_sql[] = " FOR UPDATE OF p SKIP LOCKED";
 
-/* $1 is the size of a batch; $2 and $3 are the last key of the batch before it. */
+/* $1 is the size of a batch; $2 and $3 are the previous batch's last key. */
 static const char lock_batch_sql[] = " LIMIT $1 FOR UPDATE OF p";
 static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
 
@@ -92,9 +94,9 @@ static const char has_aside_sql[] =
 " WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s)";
 
 /*
- * Bring back the profiles $1 and $2, which are locked.  One that has been fetched
- * since keeps what was fetched.  One that nothing wanted is as fresh as it was; one
- * that was gone is asked for again.
+ * Bring back the profiles with the keys $1 and $2, which are locked.  A
+ * profile that has been fetched meanwhile keeps its new vectors.  An unwanted
+ * profile becomes due when it was due before; a gone profile becomes due now.
  */
 static const char restore_sql[] =
 "WITH back AS (DELETE FROM %R AS a USING %P AS p, unnest($1, $2) AS l(s, i)"
@@ -124,9 +126,10 @@ static const char make_due_sql[] =
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
 /*
- * Put aside those of the profiles $2 and $3, which are locked, that meet a
- * condition: that nothing wants.  Those that have no vectors, neither here nor
- * aside, are erased at once.  If more than $1 of the others do, these are kept.
+ * Put aside the profiles with the keys $2 and $3, which are locked, that meet
+ * a condition, namely that no table wants them.  Profiles that have no
+ * vectors, neither in the store nor put aside, are erased at once.  If more
+ * than $1 other profiles meet the condition, all of them are kept.
  */
 static const char put_unwanted_sql[] =
 "WITH found AS MATERIALIZED"
@@ -160,18 +163,18 @@ static const char set_unwanted_erased_at_sql[] =
 static const char not_yet_unwanted_sql[] =
 "%s AND p.state IS DISTINCT FROM 'unwanted'";
 
-/* Number of columns of its result. */
+/* Number of columns that put_unwanted_sql returns. */
 #define NCOUNTS 3
 
-/* What was erased at once, for the record. */
+/* The profiles that were erased at once, for the record of erasures. */
 static const char erased_at_once_sql[] =
 "SELECT e.source_id, e.%I, 0 AS n, NULL::timestamptz AS put_aside_at"
 " FROM erased AS e";
 
 /*
- * Erase what was put aside until $1 or earlier, and the profiles that nothing
- * wants of which nothing is put aside any longer.  What others have locked is
- * left to the next one: they may be bringing it back.
+ * Erase vectors that expired at $1 or earlier, and the unwanted profiles that
+ * have no vectors put aside any longer.  Skip rows that another session has
+ * locked, because it may be bringing them back.
  */
 static const char erase_expired_sql[] =
 "WITH expired AS MATERIALIZED"
@@ -202,8 +205,8 @@ static const char expired_sql[] =
  */
 
 /*
- * Create the table for a store that is being created, of which "store" has the
- * identifier.  "vectors" is the name of its table of vectors.
+ * Create the table for a store that is being created.  Of "store", only the
+ * identifier needs to be set.  "vectors" is the name of the table of vectors.
  */
 void
 hrflow_aside_create(const HrflowStore *store, const char *schema,
@@ -217,7 +220,7 @@ hrflow_aside_create(const HrflowStore *store, const char *schema,
 }
 
 /*
- * The table of a store, or InvalidOid where there is none.
+ * Return the table of a store, or InvalidOid if there is none.
  */
 Oid
 hrflow_aside_find(const HrflowStore *store)
@@ -231,9 +234,10 @@ hrflow_aside_find(const HrflowStore *store)
 }
 
 /*
- * A part of a WITH clause that puts aside what its part "vectors" returns: the
- * columns of vectors and "due_at".  Nothing where the store has no such table:
- * then there must be no vectors.
+ * Return a WITH query that puts aside the rows of the WITH query "vectors",
+ * which must have the columns of the table of vectors and "due_at".  Returns
+ * an empty string if the store has no table for it; then "vectors" must return
+ * no rows.
  */
 const char *
 hrflow_aside_put_sql(const HrflowStore *store, const char *reason)
@@ -245,7 +249,7 @@ hrflow_aside_put_sql(const HrflowStore *store, const char *reason)
 }
 
 /*
- * Number of profiles that have vectors put aside.
+ * Count the profiles that have vectors put aside.
  */
 int64
 hrflow_aside_count(const HrflowStore *store)
@@ -266,9 +270,9 @@ hrflow_aside_count(const HrflowStore *store)
 
 /*
  * Lock the profiles that meet a condition, in the order of their keys, and add
- * these keys to the parameters "keys", as two arrays.  "how" is one of the clauses
- * above: they are waited for where others have locked them, or left out.  Returns
- * whether there are any.
+ * the keys to the parameters "keys", as two arrays.  "how" is one of
+ * lock_all_sql, lock_free_sql, which skips rows locked by other sessions, and
+ * lock_batch_sql.  Returns false if there are no such profiles.
  */
 static bool
 lock_keys(const HrflowStore *store, const char *condition, const char *how,
@@ -291,12 +295,12 @@ lock_keys(const HrflowStore *store, const char *condition, const char *how,
 
 /*
  * ------------------------------------------------------------------------
- * Out of the store
+ * Moving vectors out of a store
  * ------------------------------------------------------------------------
  */
 
 /*
- * Erase what was put aside long enough ago.
+ * Erase what has expired.
  */
 void
 hrflow_aside_erase_expired(const HrflowStore *store)
@@ -316,8 +320,8 @@ hrflow_aside_erase_expired(const HrflowStore *store)
 }
 
 /*
- * Warn of profiles that were put aside because nothing wants them, and of those
- * that were not, because they are too many.
+ * Warn about profiles that were put aside because no table wants them, and
+ * about profiles that were kept because there were too many.
  */
 static void
 warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
@@ -339,8 +343,8 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 }
 
 /*
- * SQL for: nothing wants the profile of the state table's row "p", and it has not
- * been put aside for that yet.
+ * Return an SQL condition that is true if no table wants the profile in row
+ * "p", and it is not in the state "unwanted" yet.
  */
 static char *
 unwanted_now(const HrflowStore *store, Oid function)
@@ -350,12 +354,16 @@ unwanted_now(const HrflowStore *store, Oid function)
 }
 
 /*
- * Put aside those of some profiles that nothing wants; "keys" are theirs, and they
- * are locked.  "is_limited": if they are not too many.  Whether anything wants a
- * profile must be asked after it is locked, of the tables that feed the store by
- * then: a session that had it locked may have tracked another table.  "counts"
- * become the numbers of profiles that were erased at once, put aside, and kept.
- * Returns false where nothing can be put aside, with a WARNING.
+ * Put aside those of the profiles with the given keys, which are locked, that
+ * no table wants.  If "is_limited", keep them if there are too many.
+ *
+ * The caller must have locked the profiles before we find out whether a table
+ * wants them, and we must do so for the tables that feed the store by then,
+ * because a session that had a profile locked may have tracked another table.
+ *
+ * Sets "counts" to the numbers of profiles that were erased at once, put
+ * aside, and kept.  Returns false, after a WARNING, if nothing can be put
+ * aside.
  */
 static bool
 put_locked(const HrflowStore *store, Oid function, bool is_limited,
@@ -399,11 +407,11 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 }
 
 /*
- * Put aside all profiles that nothing wants.  "is_limited": if they are not too
- * many, and but for those that another session has locked, which may be about to
- * want them: a session that reconciles a table waits for its rows, and whoever has
- * changed one of them waits for the profile.  Returns the number of profiles that
- * are no longer tracked.
+ * Put aside all profiles that no table wants.  If "is_limited", keep them if
+ * there are too many, and skip profiles that another session has locked.  Such
+ * a session may be about to want them, and we must not wait for it: it may
+ * wait for a row of the table that we are reconciling.  Returns the number of
+ * profiles that are no longer tracked.
  */
 uint64
 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
@@ -421,7 +429,7 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
 }
 
 /*
- * Replace "last" by the last one of the texts in an array that is not empty.
+ * Replace "last" with the last text of a nonempty array.
  */
 static void
 keep_last(MemoryContext context, Datum array, char **last)
@@ -438,10 +446,10 @@ keep_last(MemoryContext context, Datum array, char **last)
 }
 
 /*
- * Put aside the next profiles that nothing wants, in the order of their keys: as
- * many as there are in a batch.  The caller commits, and calls again while this
- * returns true.  No batch looks at the keys of the batches before it, so that the
- * whole takes as long as in one transaction.
+ * Put aside the next batch of profiles that no table wants, in the order of
+ * their keys.  The caller commits, and calls again while this returns true.  A
+ * batch begins after the last key of the previous one, so that all batches
+ * together do not take longer than a single transaction.
  */
 bool
 hrflow_aside_put_batch(const HrflowStore *store, Oid function,
@@ -473,8 +481,8 @@ hrflow_aside_put_batch(const HrflowStore *store, Oid function,
 }
 
 /*
- * Tell what was put aside in batches, and erase what was put aside long enough
- * ago.  Returns the number of profiles that are no longer tracked.
+ * Report what was put aside in batches, and erase what has expired.  Returns
+ * the number of profiles that are no longer tracked.
  */
 uint64
 hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)
@@ -486,13 +494,13 @@ hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)
 
 /*
  * ------------------------------------------------------------------------
- * Back into it
+ * Bringing vectors back
  * ------------------------------------------------------------------------
  */
 
 /*
- * Bring back the profiles that meet a condition; see lock_keys().  Returns their
- * number.
+ * Bring back the profiles that meet a condition, and return their number.  See
+ * lock_keys() for the arguments.
  */
 static uint64
 restore(const HrflowStore *store, const char *condition, const char *how,
@@ -510,7 +518,7 @@ restore(const HrflowStore *store, const char *condition, const char *how,
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
-/* What restore_wanted() is to do. */
+/* Arguments of restore_wanted(). */
 typedef struct Wanted
 {
 	const HrflowStore *store;
@@ -526,10 +534,10 @@ restore_wanted(void *arg)
 }
 
 /*
- * Bring back the profiles that were put aside because nothing wanted them, and
- * that are wanted again, but for those that another session has locked.  Those
- * whose vectors the store does not take any longer, such as another model's, are
- * fetched again.
+ * Bring back the unwanted profiles that are wanted again, except those that
+ * another session has locked.  If that fails, because the store no longer
+ * accepts the vectors, such as those of another model, make the profiles due
+ * instead.
  */
 void
 hrflow_aside_restore_wanted(const HrflowStore *store, Oid function)

@@ -1,20 +1,21 @@
 /*-------------------------------------------------------------------------
  *
  * deferred.c
- *		What a transaction has deleted is erased when it commits.
+ *		Erases at commit the profiles that a transaction has deleted.
  *
- * A transaction that deletes rows of a table that feeds a store may put them
- * back, as a nightly reload does.  So the triggers only keep the keys of the
- * profiles whose rows were deleted, and whether anything still wants these
- * profiles is asked at the end of the transaction, before it commits.
+ * A transaction that deletes rows of a table that feeds a store may insert
+ * them again, as a nightly reload does.  So the triggers only collect the keys
+ * of the deleted profiles, and we find out before the transaction commits
+ * whether any table still wants these profiles.
  *
- * A deferred constraint trigger would be the usual way, but TRUNCATE fires none,
- * and none may be queued within a security-restricted operation.  A callback
- * before the commit runs when all deferred triggers have been fired; because it
- * erases within such an operation, it cannot queue others.
+ * A deferred constraint trigger would be the usual way, but TRUNCATE does not
+ * fire constraint triggers, and deferred triggers cannot be queued within a
+ * security-restricted operation.  Instead we use a pre-commit callback, which
+ * runs after all deferred triggers.  The callback erases within a
+ * security-restricted operation, so that it cannot queue further ones.
  *
- * Keys of a subtransaction that was rolled back are kept as well: the rows are
- * there again, and want their profiles.
+ * Keys of a subtransaction that was rolled back are kept.  That does no harm,
+ * because its rows exist again and want their profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,23 +36,22 @@
 #include "utils/tuplestore.h"
 
 /*
- * The deleted profiles of one store.  All of it lives as long as the
- * transaction.
+ * The deleted profiles of a store.  Lives in TopTransactionContext.
  */
 typedef struct Deleted
 {
-	Oid			vectors;		/* the store */
-	Oid			function;		/* of the triggers that feed it */
-	TupleDesc	desc;			/* of their keys, (s, i) */
+	Oid			vectors;		/* the store's table of vectors */
+	Oid			function;		/* function of the triggers that feed it */
+	TupleDesc	desc;			/* row type of the keys, (s, i) */
 	Tuplestorestate *keys;
 } Deleted;
 
-/* Those of the current transaction: in TopTransactionContext. */
+/* List of Deleted of the current transaction, in TopTransactionContext. */
 static List *all_deleted = NIL;
 
 /*
  * ------------------------------------------------------------------------
- * Keeping
+ * Collecting keys
  * ------------------------------------------------------------------------
  */
 
@@ -73,7 +73,7 @@ find_deleted(Oid vectors)
 static void at_end_of_transaction(XactEvent event, void *arg);
 
 /*
- * Find where the keys of a store are kept, or begin to keep them.
+ * Find the entry of a store, or create it.
  */
 static Deleted *
 get_deleted(const HrflowStore *store, Oid function)
@@ -91,7 +91,7 @@ get_deleted(const HrflowStore *store, Oid function)
 		is_registered = true;
 	}
 
-	/* The end of a subtransaction must not take a temporary file away. */
+	/* The end of a subtransaction must not delete a temporary file. */
 	context = MemoryContextSwitchTo(TopTransactionContext);
 	owner = CurrentResourceOwner;
 	CurrentResourceOwner = TopTransactionResourceOwner;
@@ -110,7 +110,7 @@ get_deleted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Erase a profile at the end of the transaction, unless it is wanted then.
+ * Erase a profile at the end of the transaction, unless a table wants it then.
  */
 void
 hrflow_deferred_add(const HrflowStore *store, Oid function,
@@ -125,9 +125,10 @@ hrflow_deferred_add(const HrflowStore *store, Oid function,
 }
 
 /*
- * Likewise profiles; "profiles" is SQL for their keys, as (s, i).  All rows that
- * are committed by now are seen, since TRUNCATE deletes those as well that the
- * transaction's snapshot does not show.
+ * Erase profiles at the end of the transaction, unless a table wants them
+ * then.  "profiles" is a query that returns their keys, as (s, i).  It sees
+ * all rows that are committed by now, because TRUNCATE also deletes rows that
+ * are not visible to the transaction's snapshot.
  */
 void
 hrflow_deferred_add_all(const HrflowStore *store, Oid function,
@@ -153,7 +154,7 @@ hrflow_deferred_add_all(const HrflowStore *store, Oid function,
 }
 
 /*
- * Make keys a table, HRFLOW_DELETED, of what is executed until SPI_finish().
+ * Make keys available as the table HRFLOW_DELETED until SPI_finish().
  */
 static void
 register_keys(const Deleted *deleted)
@@ -174,8 +175,9 @@ register_keys(const Deleted *deleted)
 }
 
 /*
- * Do that with the keys of the profiles that the transaction has deleted from a
- * store's tables so far.  Returns false where there are none.
+ * Make the keys of the profiles that the transaction has deleted from a
+ * store's tables so far available as the table HRFLOW_DELETED until
+ * SPI_finish().  Returns false if there are none.
  */
 bool
 hrflow_deferred_register(const HrflowStore *store)
@@ -195,7 +197,7 @@ hrflow_deferred_register(const HrflowStore *store)
  */
 
 /*
- * Tell in which store there is an error: COMMIT names none.
+ * Error context callback: name the store, which COMMIT does not.
  */
 static void
 add_context(void *arg)
@@ -204,9 +206,9 @@ add_context(void *arg)
 }
 
 /*
- * Erase what was deleted from one store.  Nothing is left to erase where the
- * store has been dropped since.  Where the extension has, nobody could be asked
- * whether a profile is still wanted.
+ * Erase the deleted profiles of a store, unless the store has been dropped.
+ * If the extension has been dropped, we cannot find out whether a profile is
+ * still wanted, so throw an error.
  */
 static void
 erase_deleted(const Deleted *deleted)
@@ -243,9 +245,9 @@ compare_stores(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Erase what was deleted, store by store in the order of their OIDs.  A trigger
- * of the owner's on a store may delete from a table that feeds one: that is
- * erased in its turn.
+ * Erase the deleted profiles of all stores, in the order of their OIDs.  A
+ * trigger that a user has created on a store may delete from a table that
+ * feeds a store; these profiles are erased, too.
  */
 static void
 erase_all_deleted(void)
@@ -279,5 +281,5 @@ at_end_of_transaction(XactEvent event, void *arg)
 			erase_all_deleted();
 	}
 	else
-		all_deleted = NIL;		/* its memory goes with the transaction's */
+		all_deleted = NIL;		/* its memory is freed with the transaction */
 }
