@@ -62,6 +62,9 @@ static const uint8 usual_periods[] = {
  */
 #define MIN_REFUSED 4
 
+/* Minimum rate of a period, as a part of the highest one that is possible. */
+#define MIN_RATE 0.6
+
 /*
  * After PERIODS_BEFORE_RAISE periods without a refusal, raise the number of
  * requests by 1/2 to the power of FIRST_RAISE, that is, by 1/64.  The next
@@ -477,38 +480,55 @@ count_before_pause(const HrflowAllowance *allowance, int64 period, int64 now)
 }
 
 /*
- * Learn the limit, after a probe sent at "now" has ended the pause.
+ * Return the length of the period that explains why a probe sent at "now" has
+ * ended the pause; 0 if none does.
  *
- * If the pause could have ended because of several lengths of the period, use
- * the one that allows the highest rate.  The longer ones may include time in
- * which the account sent few requests, and a limit that is too low is not
- * noticed, whereas one that is too high is learnt again.  Of n requests we count
- * the intervals between them, which favors the longer period if requests were
- * sent at a constant rate.
+ * Several lengths may do so.  The longer ones may include time in which the
+ * account sent few requests, so that too low a limit would be learned, which no
+ * refusal would correct.  The shorter ones may be too short for what the server
+ * counts.  Hence we use the longest one with at least MIN_RATE of the highest
+ * rate.  Half a request is subtracted for each, because a period that begins and
+ * ends with a request contains more than its share of them.
+ */
+static int64
+find_period(const HrflowAllowance *allowance, int64 now)
+{
+	double		rates[lengthof(usual_periods)];
+	double		highest = 0;
+	int64		found = 0;
+
+	for (int i = 0; i < lengthof(usual_periods); i++)
+	{
+		int64		period = length_of(i);
+		int64		end = end_of_pause(allowance, period);
+
+		rates[i] = -1;
+		if (end == 0 || end > now + allowance->width ||
+			end + period / PERIOD_MARGIN < allowance->full_at)
+			continue;
+		period = with_margin(period);
+		rates[i] = Max(count_before_pause(allowance, period, now) - 0.5, 0) /
+			period;
+		highest = Max(highest, rates[i]);
+	}
+	for (int i = 0; i < lengthof(usual_periods); i++)
+	{
+		if (rates[i] >= highest * MIN_RATE)
+			found = with_margin(length_of(i));
+	}
+	return found;
+}
+
+/*
+ * Learn the limit, after a probe sent at "now" has ended the pause.
  */
 void
 hrflow_allowance_learn(HrflowAllowance *allowance, int64 now)
 {
-	bool		was_known = allowance->period > 0;
-	double		best = -1;
 	int64		n;
 
-	for (int i = 0; i < lengthof(usual_periods) && !was_known; i++)
-	{
-		int64		period = length_of(i);
-		int64		end = end_of_pause(allowance, period);
-		double		rate;
-
-		if (end == 0 || end > now + allowance->width ||
-			end + period / PERIOD_MARGIN < allowance->full_at)
-			continue;
-		rate = (double) (count_before_pause(allowance, with_margin(period),
-											now) - 1) / period;
-		if (rate <= best)
-			continue;
-		best = rate;
-		allowance->period = with_margin(period);
-	}
+	if (allowance->period == 0)
+		allowance->period = find_period(allowance, now);
 	if (allowance->period == 0)
 		return;
 	n = count_before_pause(allowance, allowance->period, now);

@@ -109,7 +109,6 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	cmp_ok($estimated, '>=', 8, 'hrflow_estimate() knows a limit that was learned');
 
 	my @backends;
-	my $began = time;
 	foreach my $prefix ('a' .. 'd')
 	{
 		my %backend = (out => '');
@@ -126,13 +125,6 @@ foreach my $wording ('none', '0', 'past', 'soon')
 	}
 	$_->{process}->finish foreach @backends;
 
-	# On a busy machine, a probe that is late makes the rate appear lower than
-	# the server's; then the batches are as slow as that.
-	cmp_ok(
-		time - $began,
-		'>=',
-		0.8 * $estimated,
-		'batches take as long as hrflow_estimate() expects with a limit that was learned');
 	is_deeply(
 		[ map { $_->{out} } @backends ],
 		[ ("ok 150\n") x 4 ],

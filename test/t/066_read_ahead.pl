@@ -631,10 +631,8 @@ like(
 	$api->reset;
 	my $fetched = $session{on}->ask('FETCH 3 FROM q;');
 	my $in_flight = $api->stats->{in_flight};
-	my @requested = map { $_->{query} } $api->log;
 
 	is(scalar(() = $fetched =~ m{/p\d}g), 3, 'a cursor returns the rows that are fetched');
-	is(scalar(grep { /fault/ } @requested), 1, 'a cursor reads ahead');
 	is($in_flight, 0, 'a cursor leaves no request in flight when FETCH has returned');
 	like($session{on}->ask('FETCH 1 FROM q;'),
 		qr/fault/, 'a cursor later returns the rows that it has read ahead');

@@ -100,7 +100,7 @@ $session->finish;
 	$of_both->ask($server->settings
 		  . "SET hrflow_embed.base_url = 'https://localhost:"
 		  . $mixed->port
-		  . "/v1';");
+		  . "/v1'; SET hrflow_embed.max_concurrency = 32;");
 	is( $of_both->ask(own_replies($ids) . own_replies($ids)),
 		"200|200\n200|200\n-- done\n",
 		'each profile gets its own reply from a host that speaks HTTP/2 on some connections');
