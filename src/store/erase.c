@@ -3,14 +3,16 @@
  * erase.c
  *		Erases profiles and their vectors.
  *
- * What somebody deletes is erased at once.  What the API no longer has, and what
- * nothing wants any longer, is put aside first, within a limit, and is erased
- * when its time there is over; see aside.c.  Nothing is erased but by these two.
+ * Profiles that a user deletes are erased at once.  Vectors that the API no
+ * longer has, and profiles that no table wants any longer, are first put
+ * aside, within a limit, and erased when they expire; see aside.c.  Nothing is
+ * erased in any other way.
  *
- * Rows of the table of profiles are locked in the order of their keys, and
- * before it is asked whether anybody else wants a profile: that is asked with
- * a snapshot taken after the lock, so that of a deletion here and an insertion
- * there, at the same time, the second one sees the first.
+ * Rows of the table of profiles are locked in the order of their keys.
+ * Whether a table wants a profile is determined after that, with a snapshot
+ * that is taken after the lock.  So if one session deletes the row that wants
+ * a profile while another one inserts such a row, the session that gets the
+ * lock last sees what the other one did.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,7 +36,7 @@
 static const char lock_sql[] =
 "SELECT FROM %P AS p WHERE %s ORDER BY p.source_id, p.%I FOR UPDATE OF p";
 
-/* Erase the profiles that meet a condition. */
+/* Erase the profiles that satisfy a condition. */
 static const char erase_sql[] =
 "WITH erased AS (DELETE FROM %P AS p WHERE %s"
 " RETURNING p.source_id, p.%I),"
@@ -48,7 +50,10 @@ static const char erase_aside_sql[] =
 " WHERE a.source_id = e.source_id AND a.%I = e.%I"
 " RETURNING a.source_id, a.%I)";
 
-/* What was erased in these, for the record: profiles, and each of their vectors. */
+/*
+ * Rows for the record of erasures: one for each profile that the statement has
+ * erased, and one for each of its vectors.
+ */
 #define ERASED_SQL \
 	"SELECT e.source_id, e.%I, 0 AS n, NULL::timestamptz AS put_aside_at" \
 	" FROM erased AS e" \
@@ -59,12 +64,15 @@ static const char erased_sql[] = ERASED_SQL;
 static const char erased_with_aside_sql[] = ERASED_SQL
 " UNION ALL SELECT a.source_id, a.%I, 1, NULL FROM aside AS a";
 
-/* The condition for a profile that was deleted, and another condition met. */
+/* Condition that a profile was deleted, and a conjunction of conditions. */
 static const char deleted_sql[] =
 "(p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 static const char and_deleted_sql[] = "%s AND %s";
 
-/* In these two $1 is the source of the profiles, and $2 are their identifiers. */
+/*
+ * Lock and erase profiles regardless of what wants them.  $1 is their source,
+ * and $2 are their identifiers.
+ */
 static const char lock_profiles_sql[] =
 "SELECT FROM %P AS p WHERE p.source_id = $1 AND p.%I = ANY ($2)"
 " ORDER BY p.%I FOR UPDATE";
@@ -84,16 +92,19 @@ static const char erase_profiles_aside_sql[] =
 " RETURNING a.source_id, a.%I)";
 
 /*
- * $1 to $4 are the profiles that a run has found missing: their keys and
- * generations, and whether the API knows them and only has no vector of what was
- * asked for: the sections $5, and elements of the sections $9 with the items $10.
- * $6 is the time before which they must have been missing, and $7 is when the run
- * began.  If more than $8 of them have vectors, these are kept.
+ * Find which of the profiles that a run has found missing are gone, and put
+ * their vectors aside.  $1 to $3 are the keys and generations of the profiles.
+ * $4 says whether the API knows the profile, and only has no vector of what
+ * was requested, namely the sections $5, and elements of the sections $9 with
+ * the items $10.  $6 is the time before which they must have been missing, and
+ * $7 is when the run began.  If more than $8 of them have vectors, all that
+ * have vectors are kept.
  *
- * Those that have changed since, or that another session is asking for, are left
- * out, and so are those that the API knows and that have vectors the run did not
- * ask for.  A profile is proven to be gone by another one of its
- * source that was refreshed in the second half of the time it has been missing.
+ * Profiles that have changed meanwhile, or that another session has claimed,
+ * are skipped.  So are profiles that the API knows and that have vectors which
+ * the run did not request.  A profile is proven to be gone if another profile
+ * of its source was refreshed in the second half of the time for which it has
+ * been missing.
  */
 static const char erase_gone_sql[] =
 "WITH missing AS MATERIALIZED"
@@ -144,7 +155,7 @@ static const char count_erased_sql[] =
 "SELECT count(*) FROM %P AS p"
 " WHERE p.erased_at > clock_timestamp() - interval '24 hours'";
 
-/* Profiles that are no longer there, which nothing has wanted. */
+/* Count profiles that no table wanted, and that have been erased. */
 static const char count_recorded_sql[] =
 "SELECT count(*) FROM %R AS n WHERE n.reason = 'reconcile'"
 " AND n.put_aside_at > clock_timestamp() - interval '24 hours'"
@@ -156,12 +167,14 @@ static const char count_refreshed_sql[] =
 " AND (p.state IN ('gone', 'unwanted')) IS NOT TRUE";
 
 /*
- * In these three $1 and $2 are the key of a profile, and $3 to $5 are what it was
- * asked for: whole sections, or NULL for all of them; and elements, by their
- * sections and items.  Of that the first one finds the sections of which there
- * are vectors, but which are not among $6; the second one puts these aside; and
- * the third one deletes vectors that are not among $6 and $7, their sections and
- * items.
+ * Statements about the vectors of one profile that a reply lacks.  $1 and $2
+ * are the key of the profile.  $3 to $5 are what was requested: $3 are whole
+ * sections, or NULL for all sections, and $4 and $5 are the sections and items
+ * of elements.  find_lost_sql returns the sections of which the store has
+ * vectors, but which are not among $6, the sections in the reply.
+ * put_lost_sql puts the vectors of these sections aside.  delete_vectors_sql
+ * deletes all vectors that are not among $6 and $7, the sections and items in
+ * the reply.
  */
 #define IS_ASKED_FOR \
 	" AND ($3 IS NULL OR v.section = ANY ($3)" \
@@ -188,24 +201,25 @@ static const char delete_vectors_sql[] =
 static Oid	delete_types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,
 INT4ARRAYOID, TEXTARRAYOID, INT4ARRAYOID};
 
-/* $1 and $2 are the keys of profiles. */
+/* Set "erased_at" of the profiles with the keys $1 and $2. */
 static const char note_erased_sql[] =
 "UPDATE %P AS p SET erased_at = clock_timestamp()"
 " FROM unnest($1, $2) AS k(s, i) WHERE p.source_id = k.s AND p.%I = k.i";
 
 /*
- * Within 24 hours at most this part of a store's profiles, or this many if that
- * is more, lose vectors because the API no longer has them.  More are likelier to
- * be a wrong address, key or source.
+ * Limit of the number of profiles of a store that may lose vectors within 24
+ * hours because the API no longer has them: this part of all profiles, or this
+ * number if that is more.  If more seem to be lost, a wrong address, key or
+ * source is a likelier cause.
  */
 #define MAX_ERASED_PART 0.05
 #define MAX_ERASED_FREE 20
 
 /*
- * Lock the profiles that meet a condition.  Whether anything wants them must be
- * asked after that, of the tables that feed the store by then: a session that had
- * one of the rows locked may have tracked another table.  Returns whether there
- * are any.
+ * Lock the profiles that satisfy a condition.  Returns false if there are
+ * none.  The caller must determine afterwards whether a table wants them, and
+ * must consider all tables that feed the store by then, because a session that
+ * had one of the rows locked may have tracked another table.
  */
 static bool
 lock_deleted(const HrflowStore *store, const char *condition)
@@ -219,9 +233,10 @@ lock_deleted(const HrflowStore *store, const char *condition)
 }
 
 /*
- * A statement that erases profiles: erase_sql with its condition, or
- * erase_profiles_sql, for which that is NULL.  "aside_sql" erases what is put
- * aside of them.
+ * Return a statement that erases profiles.  "template" is erase_sql, with its
+ * condition, or erase_profiles_sql, for which "condition" must be NULL.
+ * "aside_sql" deletes the vectors of these profiles that are put aside.
+ * "reason" is the SQL literal to be recorded.
  */
 static char *
 get_erase_sql(const HrflowStore *store, const char *template,
@@ -242,7 +257,7 @@ get_erase_sql(const HrflowStore *store, const char *template,
 }
 
 /*
- * Erase the profiles that meet a condition.  Returns their number.
+ * Erase the profiles that satisfy a condition.  Returns their number.
  */
 static uint64
 erase(const HrflowStore *store, const char *condition, const char *reason)
@@ -254,7 +269,7 @@ erase(const HrflowStore *store, const char *condition, const char *reason)
 }
 
 /*
- * The number of profiles that may have vectors to lose.
+ * Count the profiles that may have vectors to lose.
  */
 static int64
 count_refreshed(const HrflowStore *store)
@@ -264,8 +279,9 @@ count_refreshed(const HrflowStore *store)
 }
 
 /*
- * Warn that deleting rows has erased many profiles: it is meant, and not
- * limited, but it may have been a reload that commits before its INSERT.
+ * Warn that deleting rows has erased many profiles.  There is no limit for
+ * that, because deletions are deliberate; but a user may have reloaded a table
+ * and committed before the INSERT.
  */
 static void
 warn_of_many_deleted(const HrflowStore *store, int64 n)
@@ -281,15 +297,15 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 }
 
 /*
- * Erase the profiles that the transaction has deleted, the keys of which are
- * HRFLOW_DELETED, and that nobody wants now.
+ * Erase the profiles in HRFLOW_DELETED, which the transaction has deleted,
+ * unless a table still wants them.
  */
 void
 hrflow_erase_deleted(const HrflowStore *store, Oid function)
 {
 	char	   *deleted = hrflow_store_sql(store, deleted_sql);
 
-	/* Tables are locked before profiles, as TRUNCATE does. */
+	/* Lock tables before profiles, in the same order as TRUNCATE. */
 	(void) hrflow_feeder_find(store, function, InvalidOid, AccessShareLock);
 	if (!lock_deleted(store, deleted) ||
 		!hrflow_feeder_owns_all(store, function))
@@ -303,8 +319,8 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Erase profiles whoever wants them; see erase_profiles_sql for the parameters.
- * Returns their number.
+ * Erase profiles even if a table wants them.  See erase_profiles_sql for the
+ * parameters.  Returns the number of profiles erased.
  */
 uint64
 hrflow_erase_profiles(const HrflowStore *store,
@@ -319,9 +335,9 @@ hrflow_erase_profiles(const HrflowStore *store,
 }
 
 /*
- * Number of profiles that have lost vectors within 24 hours because the API no
- * longer had them, or because nothing was found to want them.  A table of a
- * user's own that lacks erased_at tells of none.
+ * Count the profiles that have lost vectors within 24 hours, because the API
+ * no longer had them or because no table wanted them.  Returns 0 if a
+ * user-supplied table of profiles lacks the column "erased_at".
  */
 int64
 hrflow_erase_count(const HrflowStore *store)
@@ -341,12 +357,13 @@ hrflow_erase_count(const HrflowStore *store)
 }
 
 /*
- * How many profiles may still lose vectors that nobody has deleted?  All that
- * have lost them in this way within 24 hours count, whichever runs did it.  Where
- * that is not known, or vectors cannot be put aside, none may.
+ * Return how many more profiles may lose vectors that no user has deleted.
+ * All profiles that have lost vectors in this way within 24 hours count,
+ * regardless of the run.  Returns 0 if their number is not known, or if
+ * vectors cannot be put aside.
  *
- * Only one session at a time may ask, until its transaction ends; the others do
- * not wait, since they have rows locked, but are told that none may.
+ * This takes a lock until the end of the transaction.  If another session
+ * holds it, we return 0 rather than wait, because the caller has locked rows.
  */
 int64
 hrflow_erase_allowance(const HrflowStore *store)
@@ -376,7 +393,7 @@ make_integers(Datum *integers, int n)
 }
 
 /*
- * The sections of a profile's vectors, as an array, once each vector.
+ * Return an array with the section of each vector of a profile.
  */
 static ArrayType *
 get_sections(const HrflowProfile *profile)
@@ -396,7 +413,7 @@ get_sections(const HrflowProfile *profile)
 }
 
 /*
- * Likewise their items.
+ * Return an array with the item of each vector of a profile.
  */
 static ArrayType *
 get_items(const HrflowProfile *profile)
@@ -415,9 +432,9 @@ get_items(const HrflowProfile *profile)
 }
 
 /*
- * Were vectors of all sections asked for?  So they are where "fields" is left
- * out, unless there was no answer before the known ones were asked for one by
- * one.
+ * Were vectors of all sections requested for a profile?  They were if "fields"
+ * was not given, unless the API had no vector, after which the known sections
+ * were requested one by one.
  */
 static bool
 has_asked_for_all(const HrflowRun *run, const HrflowProfile *profile)
@@ -441,9 +458,10 @@ has_section(const HrflowProfile *profile, const char *section)
 }
 
 /*
- * What a run asks for: whole sections, and elements by their sections and items.
- * An element that is not given by its index is left out.  So are the sections
- * that the answer for "profile" lacks, if that is not NULL.
+ * Return what a run requests, namely whole sections, and the sections and
+ * items of single elements.  Elements that are not given by index are left
+ * out.  If "profile" is not NULL, the sections that its reply lacks are left
+ * out, too.
  */
 static void
 make_asked_for(const HrflowRun *run, const HrflowProfile *profile,
@@ -477,8 +495,9 @@ make_asked_for(const HrflowRun *run, const HrflowProfile *profile,
 }
 
 /*
- * Set the parameters $3 to $5 of a profile: what it was asked for, or if it is to
- * keep sections that its answer lacks, so much of that as is of other sections.
+ * Set the parameters $3 to $5 of find_lost_sql, put_lost_sql and
+ * delete_vectors_sql to what was requested for a profile.  If the profile
+ * keeps sections that its reply lacks, these are left out.
  */
 static void
 set_asked_for(const HrflowRun *run, const HrflowProfile *profile,
@@ -501,8 +520,8 @@ set_asked_for(const HrflowRun *run, const HrflowProfile *profile,
 }
 
 /*
- * May an answer lack a section of which there are vectors?  It cannot where it
- * has all that were asked for.
+ * May a reply lack a section of which the store has vectors?  It cannot if it
+ * has all sections that were requested.
  */
 static bool
 may_lack_section(const HrflowRun *run, const HrflowProfile *profile)
@@ -524,8 +543,8 @@ may_lack_section(const HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Find the sections of which a profile has vectors here, and no longer has any
- * in its answer.
+ * Find the sections of which the store has vectors of a profile, but its reply
+ * has none, and set "lost" to an error message that names them.
  */
 static void
 find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
@@ -552,10 +571,11 @@ find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
 }
 
 /*
- * Judge whether those of some profiles may lose vectors of which the API no
- * longer has any of the same section.  All of them may, or none.  Other vectors
- * that an answer does not have, such as the last one of a list that is shorter
- * now, are replaced by it.
+ * Find which of some profiles have lost all vectors of a section in the API,
+ * and decide whether these profiles may lose them in the store as well: either
+ * all of them may, or none.  That does not concern other vectors that a reply
+ * lacks, such as the last one of a list that has become shorter, because the
+ * reply replaces these.
  */
 void
 hrflow_erase_judge(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -588,7 +608,8 @@ hrflow_erase_judge(HrflowRun *run, const HrflowStore *store, List *profiles)
 }
 
 /*
- * The statement for hrflow_erase_old_vectors().
+ * Prepare the statement for hrflow_erase_old_vectors().  The caller must free
+ * the plan.
  */
 SPIPlanPtr
 hrflow_erase_prepare(const HrflowStore *store)
@@ -598,8 +619,8 @@ hrflow_erase_prepare(const HrflowStore *store)
 }
 
 /*
- * Have it planned, and its execution begun, for no profile.  Throws what it would
- * throw.
+ * Plan that statement, and start its execution, without deleting a row.
+ * Throws any error that this causes, such as a lack of privileges.
  */
 void
 hrflow_erase_explain(const HrflowStore *store)
@@ -616,8 +637,8 @@ hrflow_erase_explain(const HrflowStore *store)
 }
 
 /*
- * Put aside a profile's vectors of which the API no longer has any of the same
- * section.
+ * Put aside the vectors of a profile that belong to sections of which the API
+ * no longer has any vector.
  */
 static void
 put_lost(HrflowRun *run, const HrflowStore *store,
@@ -638,9 +659,9 @@ put_lost(HrflowRun *run, const HrflowStore *store,
 }
 
 /*
- * Erase a profile's vectors, of what was asked for, that its answer no longer
- * has; or of the sections that it has, where others are to be kept.  Those of a
- * section that it no longer has are put aside.
+ * Erase the vectors of a profile that were requested, but that its reply
+ * lacks.  Those of a section that the reply lacks completely are put aside or,
+ * if "is_kept" is set, kept.
  */
 void
 hrflow_erase_old_vectors(HrflowRun *run, const HrflowStore *store,
@@ -662,7 +683,7 @@ hrflow_erase_old_vectors(HrflowRun *run, const HrflowStore *store,
 }
 
 /*
- * Note which of some profiles have lost vectors.
+ * Set "erased_at" of those of some profiles that have lost vectors.
  */
 void
 hrflow_erase_note(const HrflowStore *store, List *profiles)
@@ -694,8 +715,8 @@ hrflow_erase_note(const HrflowStore *store, List *profiles)
 }
 
 /*
- * The API had no vectors of some profiles, again and again: warn that they are
- * kept, because nothing proves that it still knows others of their source.
+ * Warn that profiles are kept although the API has repeatedly had no vectors
+ * of them, because nothing proves that it still knows others of their source.
  */
 static void
 warn_of_unproven(const HrflowRun *run, int64 n)
@@ -710,14 +731,15 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 }
 
 /*
- * Profiles that have been missing for days are gone if the API is known to know
- * others: another profile of the source must have been refreshed in the second
- * half of that time.  Otherwise a wrong address or key would erase a store little
- * by little, however few profiles a run asks for.  Without that proof they stay
- * missing, and so do those that have vectors if too many would be erased.
+ * Find which of the missing profiles of a run are gone.  A profile that has
+ * been missing for days is gone if the API is known to know other profiles:
+ * another one of its source must have been refreshed in the second half of
+ * that time.  Otherwise a wrong address or key would erase a store little by
+ * little, however few profiles a run requests.  Profiles without that proof
+ * stay missing, and so do profiles with vectors if too many would be erased.
  *
- * A table of a user's own that has no failed_at does not tell since when its
- * profiles are missing: none is gone.
+ * If a user-supplied table of profiles lacks the column "failed_at", we do not
+ * know since when profiles have been missing, so none of them is gone.
  */
 void
 hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)

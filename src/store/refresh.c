@@ -1,22 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * refresh.c
- *		hrflow_refresh(): fetches what is due in a store, by a rolling window.
+ *		hrflow_refresh(): fetches the vectors of profiles that are due.
  *
- * As long as there is room in flight, a few profiles are claimed in a short
- * transaction, which gives them a lease, so that nobody else asks for them.
- * They are fetched with no snapshot held, and no lock that anybody waits for
- * (see history.c).  What has arrived is written every second, or whenever it is
- * a batch, in another short transaction.  So no profile waits for another's
- * answer, and whoever dies loses what arrived in the last second, and the leases
- * when their time is over.
+ * Requests are sent in a rolling window.  Whenever fewer are in flight than
+ * may be, a short transaction claims a few profiles, which gives them a lease,
+ * so that no other session requests them.  They are fetched while no snapshot
+ * is held, and no lock that another session waits for (see history.c).
+ * Replies are written every second, or as soon as there is a batch of them, in
+ * another short transaction.  So no profile waits for the reply of another
+ * one, and a session that crashes loses only what arrived in the last second.
+ * The leases that it leaves behind expire.
  *
- * An answer that has arrived is paid for.  Whatever ends the run, an error, a
- * cancel, a time limit or the end of the session, is put off until what has
- * arrived is written, and what arrives within 100 ms.
+ * A reply that has arrived has been paid for.  Whatever ends the run, be it an
+ * error, a query cancel, a time limit or the end of the session, is delayed
+ * until all replies are written, including those that arrive within
+ * DRAIN_TIME.
  *
- * The time a lease ends also tells whose it is: nothing is written of a
- * profile whose lease is another's by then.
+ * The end of a lease also identifies its holder: nothing is written for a
+ * profile whose lease ends at another time than the one that the run has set,
+ * because another session has claimed it meanwhile.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,7 +42,7 @@
 
 PG_FUNCTION_INFO_V1(hrflow_refresh);
 
-/* The arguments, in their order. */
+/* Argument numbers. */
 enum
 {
 	ARG_STORE,
@@ -53,43 +56,44 @@ enum
 };
 
 /*
- * A run stops when nothing came of this many claims, each of the size that it
- * has where no more than HRFLOW_MAX_WASTED requests may be in flight.
+ * Stop a run after this many claims without a result.  The size of a claim is
+ * taken to be at most 2 * HRFLOW_MAX_WASTED profiles here, however many
+ * requests may be in flight.
  */
 #define MAX_VAIN_CLAIMS 4
 
-/* The longest time between two writes, in milliseconds. */
+/* Maximum time between two writes, in milliseconds. */
 #define WRITE_INTERVAL 1000
 
 /*
- * End a run when nothing was answered for this long, in milliseconds, unless
- * batch_timeout is shorter.
+ * Stop a run when no reply has arrived for this long, in milliseconds.  A
+ * shorter batch_timeout takes precedence.
  */
 #define MAX_PATIENCE (5 * 60 * 1000)
 
 /*
- * How long a run that ends with an error or with its session waits for what is
- * in flight.
+ * How long a run that is ended by an error or by the end of the session waits
+ * for requests in flight.
  */
 #define DRAIN_TIME (100 * HRFLOW_MSEC)
 
 /*
- * For how long a run tries at its end to write profiles that others have locked,
- * and how long it waits between two tries, in milliseconds.
+ * For how long a run retries, before it ends, to write profiles that other
+ * sessions have locked, and the time between two attempts, in milliseconds.
  */
 #define LOCKED_GRACE (10 * HRFLOW_SEC)
 #define LOCKED_INTERVAL 100
 
-/* How long a run waits for it at the end of its time budget. */
+/* How long a run waits for requests in flight after its time budget. */
 #define BUDGET_GRACE (5 * HRFLOW_SEC)
 
 /*
- * How long a run that ends with an error or with its session may take to write
- * what has arrived, in milliseconds.
+ * Statement timeout for writing replies, in milliseconds, in a run that is
+ * ended by an error or by the end of the session.
  */
 #define LAST_TIME 2000
 
-/* Time between two lines of progress. */
+/* Time between two progress reports. */
 #define REPORT_INTERVAL (5 * USECS_PER_SEC)
 
 static const char count_due_sql[] =
@@ -102,7 +106,8 @@ static const char count_due_sql[] =
  */
 
 /*
- * Report progress to the client; the last line in any case.
+ * Report progress to the client, at most every REPORT_INTERVAL.  The last
+ * report is always sent.
  */
 static void
 report_progress(HrflowRun *run, bool is_last)
@@ -139,9 +144,10 @@ report_progress(HrflowRun *run, bool is_last)
 }
 
 /*
- * The run has come to its end before what is due.  A scheduler looks at nothing
- * but whether the call failed, so there that is an error, unless the run has met
- * a limit that it was given.
+ * Report that the run stopped while profiles were still due.  This is an ERROR
+ * if "is_error" is true, and a WARNING otherwise.  Schedulers only notice
+ * whether the call failed, so callers request an ERROR there unless the run
+ * has reached a limit that the user has set.
  */
 static void
 report_stop(const HrflowRun *run, bool is_error)
@@ -163,8 +169,9 @@ report_stop(const HrflowRun *run, bool is_error)
 }
 
 /*
- * Stop when nothing is kept of what is claimed, and paid for: a trigger of the
- * owner's may undo it, and then it would be claimed for ever.
+ * Stop if none of the latest results could be stored.  A user's trigger may
+ * undo our updates, and then the same profiles would be claimed, and paid for,
+ * endlessly.
  */
 static void
 check_vain(HrflowRun *run)
@@ -189,7 +196,7 @@ check_vain(HrflowRun *run)
 }
 
 /*
- * Warn that answers were lost for which the API has been paid.
+ * Warn that replies, which have been paid for, were lost.
  */
 static void
 warn_of_unwritten(HrflowRun *run)
@@ -204,8 +211,8 @@ warn_of_unwritten(HrflowRun *run)
 }
 
 /*
- * Warn that vectors are kept which the API no longer has, because they are too
- * many.
+ * Warn that vectors which the API no longer has are kept, because too many
+ * profiles are affected.
  */
 static void
 warn_of_kept(HrflowRun *run)
@@ -236,7 +243,7 @@ warn_of_put(HrflowRun *run)
 }
 
 /*
- * Postpone what waits for sources that the API does not know.
+ * Postpone the other profiles of sources that the API does not know.
  */
 static void
 postpone_sources(HrflowRun *run)
@@ -255,7 +262,7 @@ postpone_sources(HrflowRun *run)
 }
 
 /*
- * Write what has arrived, in a transaction of its own.
+ * Write the profiles that have arrived, in a transaction of its own.
  */
 static void
 write_arrived(HrflowRun *run)
@@ -274,7 +281,7 @@ write_arrived(HrflowRun *run)
 }
 
 /*
- * Is the time budget spent?
+ * Is the time budget exhausted?
  */
 static bool
 is_late(const HrflowRun *run)
@@ -284,7 +291,8 @@ is_late(const HrflowRun *run)
 }
 
 /*
- * Claim more when there is nothing else to ask for.
+ * HrflowWantedMethods.next: return the next request, or NULL if there is none
+ * at present.  Claims more profiles if all claimed ones have been requested.
  */
 static HrflowWanted *
 next_wanted_of_run(void *arg)
@@ -310,8 +318,8 @@ take_outcome_of_run(void *arg, HrflowWanted *wanted,
 }
 
 /*
- * Stop asking where there is a reason to, and give up what takes too long.
- * Returns when there may be another reason.
+ * Stop sending requests if there is a reason to, and abandon requests in
+ * flight that take too long.  Returns the time at which to check this again.
  */
 static int64
 stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
@@ -342,7 +350,8 @@ stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
 }
 
 /*
- * What is done between replies.
+ * HrflowWantedMethods.work: process interrupts, write profiles and renew
+ * leases between replies.  Returns when to be called again at the latest.
  */
 static int64
 work_of_run(void *arg, HrflowTransport *transport)
@@ -351,7 +360,7 @@ work_of_run(void *arg, HrflowTransport *transport)
 	int64		write_at;
 	int64		next;
 
-	/* The transport hands out nothing while one is pending. */
+	/* The transport returns no replies while an interrupt is pending. */
 	hrflow_interrupts_take(run);
 	if (hrflow_transport_expired(transport))
 		return HRFLOW_NEVER;
@@ -378,7 +387,7 @@ static const HrflowWantedMethods run_methods = {
 };
 
 /*
- * Fetch until nothing is left to claim, or the run is to stop.
+ * Fetch until there are no more profiles to claim, or the run has to stop.
  */
 static void
 fetch_all(HrflowRun *run)
@@ -393,7 +402,7 @@ fetch_all(HrflowRun *run)
 		HrflowResult refusal;
 		bool		ok;
 
-		/* work_of_run() takes them; an error resumes them. */
+		/* work_of_run() processes interrupts; an error resumes them. */
 		HOLD_INTERRUPTS();
 		ok = hrflow_wanted_fetch(&run->kind->asked, &run_methods, run,
 								 run->activity, &refusal);
@@ -420,8 +429,8 @@ fetch_all(HrflowRun *run)
 }
 
 /*
- * Release the leases that are left.  Where that fails they stay until their
- * end, with a warning: the caller is to see what was thrown first.
+ * Release the remaining leases.  If that fails, only warn and let them expire,
+ * so that the caller gets the first error.
  */
 static void
 release_leases(HrflowRun *run)
@@ -446,8 +455,9 @@ release_leases(HrflowRun *run)
 }
 
 /*
- * Write what has arrived, and release what has not.  A run that ends with an
- * error or with its session takes a short time for that, which is bounded.
+ * Write the profiles that have arrived, and release the leases of the others.
+ * If the run is ended by an error or by the end of the session, LAST_TIME
+ * limits each statement of that.
  */
 static void
 finish(HrflowRun *run)
@@ -476,7 +486,7 @@ finish(HrflowRun *run)
 	{
 		is_bounded = true;
 
-		/* The second time for a cancel that comes during the first. */
+		/* Retry once, in case a query cancel interrupts the first attempt. */
 		for (int i = 0; i < 2 && run->narrived > 0; i++)
 		{
 			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
@@ -496,8 +506,9 @@ finish(HrflowRun *run)
 }
 
 /*
- * Profiles are claimed shortly before they are asked for: as many as are asked
- * for within a minute, or while twice as many as may be in flight are.
+ * Copy what a run needs from the settings.  Profiles are claimed shortly
+ * before they are requested: at most as many as may be requested per minute,
+ * and at most twice as many as may be in flight.
  */
 static void
 read_settings(HrflowRun *run)
@@ -518,7 +529,7 @@ read_settings(HrflowRun *run)
 }
 
 /*
- * Learn what the run must know of the store.
+ * Check the store, and read what the run needs to know about it.
  */
 static void
 look_at_store(HrflowRun *run, const HrflowStore *store)
@@ -542,7 +553,8 @@ look_at_store(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Have others see the run.  How much is due is only counted for a person.
+ * Show the run in hrflow_embed_activity.  The number of due profiles is only
+ * known if there is a client to report progress to.
  */
 static void
 show(HrflowRun *run)
@@ -556,7 +568,7 @@ show(HrflowRun *run)
 }
 
 /*
- * Refresh until nothing is to be claimed, or time or number are up.
+ * Refresh until there are no more profiles to claim, or a limit is reached.
  */
 static void
 refresh(HrflowRun *run)
@@ -578,7 +590,7 @@ refresh(HrflowRun *run)
 }
 
 /*
- * Decide why the run has ended, where it has not stopped by itself.
+ * Set the reason why the run ended, unless it has stopped by itself.
  */
 static void
 set_stop(HrflowRun *run)
@@ -594,15 +606,16 @@ set_stop(HrflowRun *run)
 }
 
 /*
- * Complete the run's row, within a time that is bounded where the run ends with
- * an error or with its session.  What was paid for is written by now.
+ * Complete the run's row in the table of runs.  If the run is ended by an
+ * error or by the end of the session, LAST_TIME limits that.  All replies have
+ * been written before.
  */
 static void
 record_end(HrflowRun *run)
 {
 	bool		is_done = !OidIsValid(run->runs);
 
-	/* The second time for a cancel that comes during the first. */
+	/* Retry once, in case a query cancel interrupts the first attempt. */
 	for (int i = 0; i < 2 && !is_done; i++)
 	{
 		bool		is_bounded;
@@ -619,7 +632,8 @@ record_end(HrflowRun *run)
 }
 
 /*
- * Refresh, and then end as it has turned out.
+ * Execute the run, record it, and report its result.  Throws the error, if
+ * any, that ended it.
  */
 static void
 run_to_end(HrflowRun *run)
@@ -662,7 +676,7 @@ run_to_end(HrflowRun *run)
  */
 
 /*
- * The most profiles that a run is to fetch.
+ * Get the argument "max_profiles".  A NULL means no limit.
  */
 static int64
 get_max_profiles(FunctionCallInfo fcinfo)
@@ -751,7 +765,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	run.nsent_before = hrflow_budget_sent();
 	prepare_lists(&run);
 
-	/* Whatever snapshot the CALL itself has taken goes with this. */
+	/* This also releases the snapshot that CALL itself has taken. */
 	SPI_commit();
 	run_to_end(&run);
 
