@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * exact.c
- *		Exact search: every vector that a search is about is compared.
+ *		Exact search: compares every vector in the scope of a search.
  *
- * In a large store, where parallel workers may take part, the comparison is part
- * of the query, as hrflow_vector_similarity(), and the executor keeps the best
- * rows.  Otherwise the query returns vectors as they are stored, out of line most
- * often, and we read and compare them ourselves, which takes less than a query that
- * compares and sorts (BENCH_ONLY=10 make bench).
+ * If the store is large and parallel workers may be used, the comparison is
+ * part of the query, as hrflow_vector_similarity(), and the executor selects
+ * the best rows.  Otherwise the query returns the stored values, most of which
+ * are TOAST pointers, and we read and compare the vectors ourselves.  That is
+ * faster than a query that compares and sorts (measured by BENCH_ONLY=10 make
+ * bench).
  *
  *-------------------------------------------------------------------------
  */
@@ -30,15 +31,18 @@
 PG_FUNCTION_INFO_V1(hrflow_vector_similarity);
 
 /*
- * Parameters of the statements below, by their number.
+ * Parameters of the statements below, in order.
  */
 enum
 {
 	PARAMETER_QUERY,			/* $1, real[] */
 	PARAMETER_SECTIONS,			/* $2, text[] */
-	PARAMETER_SOURCE,			/* $3, text: the only source, or NULL */
-	PARAMETER_PROFILES,			/* $4, text[]: the only profiles */
-	PARAMETER_SOURCES,			/* $5, text[]: the sources of these */
+	PARAMETER_SOURCE,			/* $3, text: search only this source, or
+								 * NULL */
+	PARAMETER_PROFILES,			/* $4, text[]: search only these identifiers,
+								 * or NULL */
+	PARAMETER_SOURCES,			/* $5, text[]: sources to look $4 up in, or
+								 * NULL */
 	PARAMETER_LIMIT				/* $6, bigint */
 };
 
@@ -49,14 +53,16 @@ enum
 	"SELECT v.source_id, v.%I, v.section, v.item, v.vector" \
 	" FROM %V AS v WHERE v.section = ANY ($2)"
 
-/* Which vectors: the statements' variants, in this order. */
+/* Scope of a search; selects a variant of the statements below. */
 typedef enum Among
 {
 	AMONG_ALL,
-	AMONG_PROFILES,				/* of any source, or of one */
-	AMONG_KEYS,					/* each of the sources with each identifier */
-	AMONG_FEW_KEYS,				/* likewise, for few identifiers */
-	AMONG_PAIRS,				/* a source with an identifier */
+	AMONG_PROFILES,				/* the identifiers $4, of source $3 if not
+								 * NULL */
+	AMONG_KEYS,					/* each of the sources $5 with each of $4 */
+	AMONG_FEW_KEYS,				/* like AMONG_KEYS, for few identifiers */
+	AMONG_PAIRS,				/* each of $5 with the element of $4 at the
+								 * same position */
 	NAMONG
 } Among;
 
@@ -77,7 +83,7 @@ typedef enum Among
 #define BEST_FIRST \
 	" ORDER BY 5 DESC NULLS LAST LIMIT $6"
 
-/* A profile's vectors together. */
+/* Return all vectors of a profile in a row. */
 #define BY_PROFILE \
 	" ORDER BY v.source_id, v.%I"
 
@@ -106,8 +112,9 @@ static const char *const vector_statements[NAMONG] = {
 };
 
 /*
- * The sources, one after the other along the primary key, however many
- * vectors each has.  Ends after MAX_SOURCES + 1.
+ * Return the sources of a store, by an index skip scan of the primary key, so
+ * that the number of vectors of a source does not matter.  Returns at most
+ * MAX_SOURCES + 1 rows.
  */
 static const char sources_statement[] =
 "WITH RECURSIVE sources (id) AS"
@@ -118,25 +125,26 @@ static const char sources_statement[] =
 " SELECT s.id FROM sources AS s WHERE s.id IS NOT NULL LIMIT 17";
 
 /*
- * Maximum number of sources with each of which an identifier is looked up; a
- * store of more is scanned instead.
+ * Maximum number of sources in each of which identifiers are looked up.  A
+ * store with more sources is scanned instead.
  */
 #define MAX_SOURCES 16
 
 /*
- * Maximum number of identifiers that are looked up as an array: in one scan of
- * the primary key, or by a hash table while the table is scanned.  The planner
- * estimates the selectivity of each element of an array, so that more of them are
- * planned and executed faster as a join.
+ * Maximum number of identifiers that are looked up as an array, which is done
+ * in a single scan of the primary key, or by a hash table while the table is
+ * scanned.  The planner estimates the selectivity of each element of an array,
+ * so a join with more identifiers is planned and executed faster.
  */
 #define MAX_FEW_KEYS 10000
 
 /*
- * Vectors must fill this many times min_parallel_table_scan_size, together with
- * their TOAST table, before parallel workers take part: 256 MB unless it is set
- * to something else.  Each worker first has to start, to load the libraries of the
- * session and to map the buffers that it reads; the number is an estimate of the
- * size from which on that is saved again.
+ * Use parallel workers only if the table of vectors and its TOAST table have
+ * at least this many times min_parallel_table_scan_size, that is 256 MB by
+ * default.  Each worker must start, load the session's libraries and map the
+ * buffers that it reads.  The number is an estimate of the size at which
+ * workers save more time than that takes; if it is wrong, searches are slower
+ * than they could be.
  */
 #define PARALLEL_SIZE_FACTOR 32
 
@@ -147,11 +155,11 @@ static const char sources_statement[] =
  */
 
 /*
- * What hrflow_vector_similarity() keeps between two calls.
+ * State of hrflow_vector_similarity(), kept in fn_extra between calls.
  */
 typedef struct Comparison
 {
-	HrflowLayout layout;		/* of the first argument */
+	HrflowLayout layout;		/* layout of the first argument */
 	bool		is_fixed;		/* is the query the same in every call? */
 	const double *query;		/* NULL: not read yet */
 	int			dimension;
@@ -230,8 +238,9 @@ hrflow_vector_similarity(PG_FUNCTION_ARGS)
 }
 
 /*
- * Compare a stored vector, which is not toasted, with the query.  Returns false
- * where they have no similarity, as hrflow_vector_similarity() returns NULL.
+ * Compare a stored vector, which must be detoasted, with the query.  Returns
+ * false if their similarity is undefined, in the cases in which
+ * hrflow_vector_similarity() returns NULL.
  */
 bool
 hrflow_exact_compare(const HrflowSearch *search, struct varlena *vector,
@@ -243,12 +252,13 @@ hrflow_exact_compare(const HrflowSearch *search, struct varlena *vector,
 
 /*
  * ------------------------------------------------------------------------
- * Which vectors
+ * Scope of a search
  * ------------------------------------------------------------------------
  */
 
 /*
- * Look up the sources that a search by key needs.
+ * Look up the sources that are needed to search by key, once per search.
+ * "sources" remains NULL if there are too many.
  */
 static void
 find_sources(HrflowSearch *search)
@@ -272,7 +282,7 @@ find_sources(HrflowSearch *search)
 			sources[i] = hrflow_store_datum(i, 1);
 	}
 
-	/* They live as long as the search, which may be made more than once. */
+	/* Keep them as long as the search, which may be executed repeatedly. */
 	old = MemoryContextSwitchTo(GetMemoryChunkContext(search));
 	search->sources = construct_array(sources, n, TEXTOID, -1, false,
 									  TYPALIGN_INT);
@@ -288,8 +298,8 @@ add_or_null(HrflowParameters *parameters, Oid type, void *value)
 }
 
 /*
- * Set the parameters of a statement but for the limit, and tell which variant
- * it is.
+ * Set all parameters of a statement except PARAMETER_LIMIT, and return which
+ * variant of the statement to execute.
  */
 static Among
 set_parameters(HrflowSearch *search, ArrayType *sections,
@@ -323,13 +333,14 @@ make_statement(const HrflowSearch *search, const char *template)
  */
 
 /*
- * Rows with a similarity on their way to a visitor.
+ * State of visit_row(), which passes rows with a similarity to a visitor.
  */
 typedef struct Visit
 {
 	HrflowVisitor visitor;
 	void	   *arg;
-	const HrflowBest *best;		/* leaves out what is not wanted; or NULL */
+	const HrflowBest *best;		/* skip matches that it does not want; or
+								 * NULL */
 	int64		nrows;			/* number of rows seen */
 } Visit;
 
@@ -358,7 +369,7 @@ keep_match(void *arg, const HrflowMatch *match)
 }
 
 /*
- * Vectors on their way to the best matches.
+ * State of compare_row(), which compares vectors and keeps the best ones.
  */
 typedef struct Comparing
 {
@@ -388,7 +399,7 @@ compare_row(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Number of blocks of a table and its TOAST table.
+ * Return the number of blocks of a table and its TOAST table.
  */
 static uint64
 count_blocks(Relation relation)
@@ -407,9 +418,9 @@ count_blocks(Relation relation)
 }
 
 /*
- * May parallel workers take part, and is it worth it?  How many the planner wants
- * depends on the size of the table without its TOAST table, or is set for the
- * table.
+ * May parallel workers be used, and are they worth it?  The planner derives
+ * the number of workers from the size of the table without its TOAST table, or
+ * uses the table's parallel_workers.
  */
 static bool
 is_parallel(const HrflowSearch *search)
@@ -431,10 +442,11 @@ is_parallel(const HrflowSearch *search)
 }
 
 /*
- * Find the best vectors in the executor, and so in its parallel workers.
+ * Find the best vectors in the executor, which may use parallel workers.
  *
- * A profile may have several of them.  If so many that there are not enough
- * profiles, the query is repeated with a higher limit; most often it is not.
+ * A profile may have several of the best vectors.  If the rows therefore
+ * contain too few profiles, which is rare, repeat the query with a higher
+ * limit.
  */
 static void
 search_in_executor(const HrflowSearch *search, Among among,
@@ -457,7 +469,7 @@ search_in_executor(const HrflowSearch *search, Among among,
 }
 
 /*
- * Find the best matches of a section.
+ * Find the best matches of a section and add them to "best".
  */
 void
 hrflow_exact_search(HrflowSearch *search, const char *section,
@@ -486,8 +498,9 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 }
 
 /*
- * Visit the vectors of several sections, a profile's together: those that the
- * search is about, or of the given candidates alone.
+ * Visit the vectors of several sections, with all vectors of a profile in a
+ * row.  Visits only the profiles in "candidates" or, if that is NULL, the
+ * scope of the search.
  */
 void
 hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
@@ -523,14 +536,16 @@ hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
 }
 
 /*
- * What dimensions stored vectors have.
+ * State of look_at_dimension(), which looks for a vector of a dimension.
  */
 typedef struct Dimensions
 {
 	HrflowLayout layout;
 	int			wanted;
-	int			other;			/* of the last vector; 0: there is none */
-	bool		met;			/* does one have the wanted dimension? */
+	int			other;			/* dimension of the last vector; 0: no vector
+								 * yet */
+	bool		met;			/* was a vector of the wanted dimension
+								 * found? */
 } Dimensions;
 
 static bool
@@ -549,9 +564,9 @@ look_at_dimension(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Have the vectors that a search is about another dimension than the query?
- * Returns that of one of them; 0 where there is no vector, or one of the
- * query's dimension.
+ * Check whether all vectors in the scope of a search have another dimension
+ * than the query.  If so, return the dimension of one of them.  Returns 0 if
+ * there is no vector, or any vector of the query's dimension.
  */
 int
 hrflow_exact_other_dimension(HrflowSearch *search, ArrayType *sections)

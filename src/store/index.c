@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * index.c
- *		Search through an index of pgvector's.
+ *		Searches by an index of pgvector.
  *
- * An index of pgvector's returns vectors from the nearest on, and may return
- * too few of them: an HNSW scan takes hnsw.ef_search candidates before dead
- * tuples are dropped and conditions are applied, and gives up at
- * hnsw.max_scan_tuples; one of ivfflat reads ivfflat.probes lists.  Rows are
- * taken from it until there are enough profiles; if it ends before, the caller
- * compares every vector instead.
+ * An index of pgvector returns vectors in the order of their distance, but it
+ * may return too few of them.  An HNSW scan takes hnsw.ef_search candidates
+ * before dead tuples are removed and conditions are applied, and stops at
+ * hnsw.max_scan_tuples; an IVFFlat scan reads ivfflat.probes lists.  We read
+ * rows from the index until we have enough profiles.  If the scan ends before
+ * that, the caller compares every vector instead.
  *
  *-------------------------------------------------------------------------
  */
@@ -37,10 +37,10 @@
 PG_FUNCTION_INFO_V1(hrflow_index_statement);
 
 /*
- * An index for the cosine distance of the vectors of section $2 of the table
- * $1, which have $3 dimensions: of the column "vector", or of the cast of it
- * to the index's type that hrflow_index_statement() writes.  Not of another
- * column of the table, nor of anything computed from it.
+ * Find an index for the cosine distance of the vectors of section $2 of the
+ * table $1, which have $3 dimensions.  It must index the column "vector", or
+ * its cast to the index's type as hrflow_index_statement() writes it, but no
+ * other column or expression.
  */
 static const char find_statement[] =
 "SELECT i.indexrelid::regclass, pg_get_indexdef(i.indexrelid, 1, false),"
@@ -70,16 +70,16 @@ static const char find_statement[] =
 " ORDER BY i.indpred IS NULL, a.amname LIMIT 1";
 
 /*
- * The vectors of a section by their distance, as the index has it: the
- * indexed expression, pgvector's schema, the index's type.  No limit: whoever
- * takes the rows ends the scan.
+ * Return the vectors of a section, ordered by their distance as the index has
+ * it.  The arguments are the indexed expression, pgvector's schema and the
+ * index's type.  There is no LIMIT; keep_row() ends the scan.
  */
 static const char search_statement[] =
 "SELECT v.source_id, v.%I, v.section, v.item, v.vector"
 " FROM %V AS v WHERE v.section = $2 AND ($3 IS NULL OR v.source_id = $3)"
 " ORDER BY %s OPERATOR(%s.<=>) $1::%s";
 
-/* How many vectors of a section and a source there are, up to a limit. */
+/* Count the vectors of section $1 and source $2, up to the limit $3. */
 static const char count_statement[] =
 "SELECT count(*) FROM (SELECT FROM %V AS v"
 " WHERE v.section = $1 AND v.source_id = $2 LIMIT $3) AS v";
@@ -94,7 +94,7 @@ static const char dimension_statement[] =
 " WHERE v.section = $1 AND cardinality(v.vector::real[]) > 0 LIMIT 1";
 
 /*
- * What hrflow_index_statement() returns.  The user who runs it may have any
+ * The statement that hrflow_index_statement() returns.  It must work with any
  * search_path.
  */
 static const char index_statement[] =
@@ -102,20 +102,20 @@ static const char index_statement[] =
 " WHERE section OPERATOR(pg_catalog.=) %L";
 
 /*
- * Number of candidates that an HNSW scan takes at a time: for each of the k
- * rows this many, within the bounds.  pgvector allows no more than the upper
- * one.
+ * Number of candidates that an HNSW scan takes at a time (hnsw.ef_search):
+ * this many for each of the k rows, but within these bounds.  MAX_CANDIDATES
+ * is the maximum that pgvector allows.
  */
 #define CANDIDATES_PER_ROW 8
 #define MIN_CANDIDATES 200
 #define MAX_CANDIDATES 1000
 
 /*
- * Number of rows that meet a condition to take from an index, for each of the
- * k rows.  A scan that goes on because of the condition returns what it comes
- * to next, sorted, and later what may be nearer.  If this is too few, recall
- * under a condition is lower than without one; each further row costs about as
- * much as a comparison.
+ * Number of rows that satisfy a condition to take from an index, for each of
+ * the k rows.  When a scan has to continue because of the condition, it
+ * returns the next vectors that it reaches, sorted; nearer ones may follow
+ * later.  If this number is too low, recall with a condition is lower than
+ * without; each further row costs about as much as a comparison.
  */
 #define ROWS_UNDER_CONDITION 4
 
@@ -128,7 +128,7 @@ static const char index_statement[] =
 
 /*
  * ------------------------------------------------------------------------
- * Finding
+ * Finding an index
  * ------------------------------------------------------------------------
  */
 
@@ -146,7 +146,7 @@ has_vector_index(Relation relation)
 											ObjectIdGetDatum(lfirst_oid(cell)));
 		char	   *method;
 
-		/* It may have been dropped concurrently. */
+		/* The index may have been dropped concurrently. */
 		if (!HeapTupleIsValid(index))
 			continue;
 		method = get_am_name(((Form_pg_class) GETSTRUCT(index))->relam);
@@ -159,7 +159,8 @@ has_vector_index(Relation relation)
 }
 
 /*
- * Find the index that serves a section, or NULL.
+ * Find an index that can be used for searching a section.  Returns NULL if
+ * there is none.
  */
 HrflowIndex *
 hrflow_index_find(const HrflowSearch *search, const char *section)
@@ -190,7 +191,7 @@ hrflow_index_find(const HrflowSearch *search, const char *section)
 }
 
 /*
- * Number of candidates that a search for k rows takes at a time.
+ * Return the number of candidates that a search for k rows takes at a time.
  */
 static int
 count_candidates(int k)
@@ -199,8 +200,9 @@ count_candidates(int k)
 }
 
 /*
- * How many vectors may be compared one by one at the cost of an index search,
- * if "among" of them are what is searched.
+ * Return the number of vectors that can be compared one by one at the cost of
+ * an index search.  "among" is the number of vectors in the scope of the
+ * search.
  */
 static double
 allowed_comparisons(const HrflowIndex *index, int k, double among)
@@ -212,9 +214,10 @@ allowed_comparisons(const HrflowIndex *index, int k, double among)
 }
 
 /*
- * Is it cheaper to search the index than to compare the vectors that are
- * searched?  Those of a few profiles, or of a small source, are looked up by
- * their key: an index would return a hundred others for each of them.
+ * Is it cheaper to search the index than to compare all vectors in the scope
+ * of the search?  The vectors of a few profiles, or of a small source, are
+ * better looked up by key, because the index may return a hundred other
+ * vectors for each of them.
  */
 bool
 hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
@@ -229,7 +232,7 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
 	if (search->source_id == NULL)
 		return true;
 
-	/* The number at which either is as cheap, which is all we must know. */
+	/* At this number of vectors the costs are equal, so count no further. */
 	few = ceil(Max(sqrt(COST_OF_INDEX * ROWS_UNDER_CONDITION * k *
 						Max(index->tuples, 1)),
 				   COST_OF_INDEX * count_candidates(k)));
@@ -249,7 +252,7 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
  */
 
 /*
- * The identifiers that a search is restricted to.
+ * Entry of a hash table of the identifiers that a search is restricted to.
  */
 typedef struct Allowed
 {
@@ -306,21 +309,22 @@ make_allowed(const HrflowSearch *search)
 }
 
 /*
- * Rows on their way from an index.
+ * State of keep_row(), which receives the rows of an index scan.
  */
 typedef struct IndexRows
 {
 	const HrflowSearch *search;
-	allowed_hash *allowed;		/* NULL: all */
+	allowed_hash *allowed;		/* identifiers to keep; NULL: all */
 	HrflowBest *best;
-	int64		ntaken;			/* rows that meet the condition */
-	int64		nwanted;		/* at least so many of them */
+	int64		ntaken;			/* number of rows that satisfied the
+								 * condition */
+	int64		nwanted;		/* take at least this many of them */
 } IndexRows;
 
 /*
- * Take a row, until there are enough profiles and rows.  The similarity is computed
- * from the vector itself, for pgvector sums in single precision, in which
- * large elements overflow.
+ * Keep a row, and return whether more profiles or rows are needed.  We compute
+ * the similarity from the vector itself, because pgvector adds in single
+ * precision, in which large elements overflow.
  */
 static bool
 keep_row(void *arg, TupleTableSlot *slot)
@@ -351,7 +355,7 @@ set_option(const char *name, const char *value)
 }
 
 /*
- * Set an option of pgvector's to a number, unless it is greater already.
+ * Set an option of pgvector to a number, unless its value is already greater.
  */
 static void
 raise_option(const char *name, int value)
@@ -363,16 +367,16 @@ raise_option(const char *name, int value)
 }
 
 /*
- * Have the index used, and searched well enough for k rows.  From pgvector 0.8
- * on a scan goes on where a condition or dead tuples leave too few; it need
- * not go on for longer than a comparison of all vectors would take.
+ * Make the planner use the index, and make its scan good enough for k rows.
+ * With pgvector 0.8 or later, a scan continues if a condition or dead tuples
+ * leave too few rows.  We limit it to about the cost of comparing all vectors.
  *
- * The order of rows need not be strict, for we sort them ourselves.
+ * The rows need not be returned in strict order, because we sort them.
  */
 static void
 tune_search(const HrflowIndex *index, int k)
 {
-	/* Plans without the index, which the planner takes for cheaper. */
+	/* Disable plans without the index, which the planner may prefer. */
 	set_option("enable_seqscan", "off");
 	set_option("enable_bitmapscan", "off");
 	set_option("enable_sort", "off");
@@ -395,7 +399,7 @@ tune_search(const HrflowIndex *index, int k)
 	}
 	else
 	{
-		/* pgvector makes 100 lists where it is not told how many. */
+		/* The default of pgvector's option "lists" is 100. */
 		raise_option("ivfflat.probes",
 					 ceil(sqrt(index->lists > 0 ? index->lists : 100)));
 		if (GetConfigOption("ivfflat.iterative_scan", true, false) != NULL)
@@ -404,9 +408,9 @@ tune_search(const HrflowIndex *index, int k)
 }
 
 /*
- * Make a copy of the query of the length 1.  Its length does not matter to its
- * direction, but might be too large or too small for a halfvec, or for the
- * squares that pgvector adds up in single precision.
+ * Return a copy of the query that is scaled to length 1.  Scaling does not
+ * change its direction, but otherwise its elements might be out of range for
+ * halfvec, or their squares for single precision, in which pgvector adds them.
  */
 static ArrayType *
 normalize(const HrflowSearch *search)
@@ -422,8 +426,8 @@ normalize(const HrflowSearch *search)
 }
 
 /*
- * Find the best matches of a section through an index: fewer than asked for
- * where the index returns too few.
+ * Find the best matches of a section by an index and add them to "best".
+ * There are fewer than k of them if the index returns too few rows.
  */
 void
 hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
@@ -463,12 +467,13 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 
 /*
  * ------------------------------------------------------------------------
- * Making
+ * Creating an index
  * ------------------------------------------------------------------------
  */
 
 /*
- * The dimension of a vector of a section, found first; 0 if there is none.
+ * Return the dimension of the first vector found of a section, or 0 if there
+ * is none.
  */
 int
 hrflow_index_dimension(const HrflowStore *store, const char *section)
@@ -524,7 +529,7 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 				 errmsg("vectors of %d dimensions cannot be indexed", dimension),
 				 errdetail("pgvector's HNSW indexes halfvec up to 4000.")));
 
-	/* A column of that very type is indexed as it is. */
+	/* If the column has exactly this type, index it without a cast. */
 	type = psprintf("%s.%s(%d)", schema, is_half ? "halfvec" : "vector",
 					dimension);
 	expression = strcmp(store.vector_type, type) == 0 ? pstrdup("vector") :

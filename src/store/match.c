@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * match.c
- *		The profiles of a store that are nearest to a vector.
+ *		Finds the profiles of a store that are nearest to a vector.
  *
- * Where an index of pgvector's serves the section and is cheaper, it is
- * searched; else, and where it returns too few profiles, every vector that the
- * search is about is compared.
+ * If an index of pgvector can be used for the section and is cheaper, it is
+ * searched.  Otherwise, and if the index returns too few profiles, every
+ * vector in the scope of the search is compared.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,22 +32,22 @@
 PG_FUNCTION_INFO_V1(hrflow_match);
 PG_FUNCTION_INFO_V1(hrflow_match_weighted);
 
-/* Those of hrflow_match_weighted() that stand in another place. */
+/* Arguments of hrflow_match_weighted() with other positions. */
 #define ARG_WEIGHTS 2
 #define ARG_WEIGHTED_K 3
 
 /*
- * Of each section of a weighted search, this many times k profiles are
- * candidates where they come from an index.
+ * In a weighted search by indexes, take this many times k profiles of each
+ * section as candidates.
  */
 #define CANDIDATES 10
 
-/* Which of the sections $1 no vector has. */
+/* Return those of the sections $1 that have no vector. */
 static const char missing_statement[] =
 "SELECT s FROM unnest($1) AS s"
 " WHERE (SELECT true FROM %V AS v WHERE v.section = s LIMIT 1) IS NULL";
 
-/* Which sections there are, as a list to show. */
+/* Return a list of at most 20 sections of the store, for a message. */
 static const char sections_statement[] =
 "SELECT string_agg('\"' || s.section || '\"', ', ' ORDER BY s.section)"
 " FROM (SELECT DISTINCT v.section FROM %V AS v LIMIT 20) AS s";
@@ -55,7 +55,7 @@ static const char sections_statement[] =
 static const char dead_statement[] = "SELECT pg_stat_get_dead_tuples($1)";
 
 /*
- * The weight of a section.
+ * A section of a weighted search.
  */
 typedef struct Weight
 {
@@ -70,7 +70,7 @@ typedef struct Weight
  */
 
 /*
- * The query vector, not toasted.
+ * Get the query vector, detoasted.  Throws 22023 if it has no direction.
  */
 static ArrayType *
 get_query(FunctionCallInfo fcinfo)
@@ -101,7 +101,8 @@ get_query(FunctionCallInfo fcinfo)
 }
 
 /*
- * An argument that is a number of rows.  Throws 22023 where it is out of range.
+ * Get an argument that is a number of rows.  Throws 22023 if it is out of
+ * range.
  */
 int
 hrflow_match_get_number(FunctionCallInfo fcinfo, int argno, const char *name)
@@ -116,7 +117,7 @@ hrflow_match_get_number(FunctionCallInfo fcinfo, int argno, const char *name)
 }
 
 /*
- * Read the weights: an object with a number for each section.
+ * Read the argument "weights", an object with a number for each section.
  */
 static Weight *
 get_weights(FunctionCallInfo fcinfo, int *nweights)
@@ -146,7 +147,7 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 			double		weight = -1;
 
 			Assert(section != NULL);
-			/* Beyond double precision it becomes infinite, or zero. */
+			/* A number that is out of range becomes infinity or zero. */
 			if (value.type == jbvNumeric)
 				weight = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
 															NumericGetDatum(value.val.numeric)));
@@ -170,8 +171,8 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 }
 
 /*
- * Is one of the arguments null that have no meaning for null?  Then there are
- * no rows, as of a STRICT function.
+ * Is any argument null for which null has no meaning?  If so, the function
+ * must return no rows, like a STRICT one.
  */
 bool
 hrflow_match_lacks_argument(FunctionCallInfo fcinfo)
@@ -185,7 +186,7 @@ hrflow_match_lacks_argument(FunctionCallInfo fcinfo)
 }
 
 /*
- * Set what is searched for.  The search keeps the array.
+ * Set the query of a search.  The search keeps a pointer to the array.
  */
 void
 hrflow_match_set_query(HrflowSearch *search, ArrayType *query)
@@ -198,8 +199,9 @@ hrflow_match_set_query(HrflowSearch *search, ArrayType *query)
 }
 
 /*
- * Begin a search of an open store.  hrflow_vector_similarity() is looked for
- * beside the SQL function that is called.
+ * Create a search of an open store, in the current memory context.  It uses
+ * the function hrflow_vector_similarity() in the schema of the SQL function
+ * that was called.
  */
 HrflowSearch *
 hrflow_match_make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
@@ -214,7 +216,7 @@ hrflow_match_make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
 }
 
 /*
- * Restrict a search to what the arguments allow.
+ * Restrict a search as the arguments "profiles" and "source_id" say.
  */
 void
 hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
@@ -236,8 +238,8 @@ hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
  */
 
 /*
- * An index has returned fewer profiles than there are.  Tell the client, once,
- * where dead tuples may be why.
+ * Report, once per search, that an index returned fewer profiles than there
+ * are, if dead tuples may be the reason.
  */
 static void
 report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
@@ -263,7 +265,8 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 }
 
 /*
- * Find the best matches of a section: as many as there is room for, or all.
+ * Find the best matches of a section, by an index or by comparing all vectors,
+ * and add them to "best".
  */
 void
 hrflow_match_search_section(HrflowSearch *search, const char *section,
@@ -295,24 +298,27 @@ hrflow_match_search_section(HrflowSearch *search, const char *section,
  */
 
 /*
- * The sum of a profile's sections, while its vectors go by.
+ * State of a weighted search, which visits the vectors of one profile after
+ * the other and adds up the weighted similarities of its sections.
  */
 typedef struct Weighing
 {
 	const Weight *weights;
 	int			nweights;
-	bool	   *seen;			/* has the section come? */
+	bool	   *seen;			/* has a vector of the section been visited? */
 	double	   *nearest;		/* similarity of each section's best item, or
 								 * NaN */
 	int		   *items;
 	double	   *parts;
-	char	   *source_id;		/* of the present profile; NULL: none yet */
+	char	   *source_id;		/* source of the current profile; NULL: none
+								 * yet */
 	char	   *identifier;
 	HrflowBest *best;
 } Weighing;
 
 /*
- * All vectors of a profile have gone by.
+ * All vectors of the current profile have been visited: compute its weighted
+ * sum and keep it, if it is among the best.
  */
 static void
 finish_profile(Weighing *weighing)
@@ -377,9 +383,9 @@ visit_vector(void *arg, const HrflowMatch *match)
 }
 
 /*
- * Find the profiles that are near the query in one section at least, through
- * the sections' indexes.  Returns NULL where one has no index, or where it is
- * cheaper to compare all vectors that the search is about.
+ * Find the profiles that are near the query in at least one section, by the
+ * indexes of the sections.  Returns NULL if a section has no index, or if it
+ * is cheaper to compare all vectors in the scope of the search.
  */
 static HrflowBest *
 find_candidates(HrflowSearch *search, const Weight *weights, int nweights,
@@ -410,8 +416,8 @@ find_candidates(HrflowSearch *search, const Weight *weights, int nweights,
 }
 
 /*
- * Find the best matches by the weighted sum of several sections.  "seen" is
- * set for those that have come.
+ * Find the best matches by the weighted sum of several sections.  Sets "seen"
+ * for the sections of which a vector was visited.
  */
 static void
 search_weighted(HrflowSearch *search, const Weight *weights, int nweights,
@@ -444,8 +450,9 @@ search_weighted(HrflowSearch *search, const Weight *weights, int nweights,
  */
 
 /*
- * Warn about a section that no vector has.  "there" are those that the store has,
- * or NULL: of a store without vectors nothing is said but that a name is wrong.
+ * Warn about a section that has no vectors.  "there" is a list of the sections
+ * that do, or NULL if the store has no vectors.  In that case, only warn if
+ * the API does not know the section.
  */
 static void
 warn_about_section(const HrflowStore *store, const char *section,
@@ -465,9 +472,10 @@ warn_about_section(const HrflowStore *store, const char *section,
 }
 
 /*
- * Warn about sections that no vector has, which are most often misspelt, and
- * about a query that another model made.  Nothing is said of a search of which
- * nobody was to be found.
+ * Warn if a search may have found too little because of a mistake: a section
+ * has no vectors, mostly because its name is misspelled, or the search is
+ * empty because the query was made by another model.  Callers must not call
+ * this if the search was restricted to no profiles at all.
  */
 static void
 warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
@@ -515,7 +523,8 @@ make_sections(const Weight *weights, int n)
 }
 
 /*
- * A match's parts as an object.  A section that the profile lacks is left out.
+ * Return a match's parts as a JSON object, without the sections that the
+ * profile lacks.
  */
 static Datum
 make_parts(const HrflowMatch *match, const Weight *weights, int nweights)
@@ -545,8 +554,8 @@ make_parts(const HrflowMatch *match, const Weight *weights, int nweights)
 }
 
 /*
- * Return the matches.  "weights" are those of hrflow_match_weighted(), or
- * NULL.
+ * Return the matches as rows.  "weights" are the weights of
+ * hrflow_match_weighted(); NULL means that there is no column "parts".
  */
 static void
 put_matches(FunctionCallInfo fcinfo, const HrflowBest *best,
