@@ -1,11 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * forecast.c
- *		What refreshing a store will cost: now, and each day from now on.
+ *		Forecasts the requests that refreshing a store will take, now and on
+ *		each of the next days.
  *
- * Nothing is asked for.  What is due and when is in the table of profiles, which
- * profiles take a request for each section is seen from the vectors that they
- * lack, and how long a request takes from the store's history.
+ * No request is sent.  The table of profiles says when each profile is due.
+ * Vectors that are missing from the store show which profiles take a request
+ * for each section, and the table of runs shows how long a request takes.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,7 +25,7 @@
 
 PG_FUNCTION_INFO_V1(hrflow_refresh_estimate);
 
-/* The arguments, in their order. */
+/* Argument numbers. */
 enum
 {
 	ARG_STORE,
@@ -33,23 +34,23 @@ enum
 	ARG_DAYS
 };
 
-/* The longest forecast, in days. */
+/* Maximum length of a forecast, in days. */
 #define MAX_DAYS 366
 
-/* How long a request is assumed to take where no run tells; seconds. */
+/* Assumed latency of a request if there are no runs yet, in seconds. */
 #define USUAL_LATENCY 0.2
 
 /*
- * On average a profile is due a little before max_age: see
+ * Average age at which a profile is due, as a fraction of max_age; see
  * hrflow_state_due_after().
  */
 #define AVERAGE_AGE 0.95
 
 /*
- * Profiles by the day on which they are due: how many, how many of these were
- * ever refreshed, and how many of those lack vectors of a section.  $1 is the
- * present time, and $2 is the last day; those that are due later, or never, are
- * of the day after.
+ * Count profiles by the day on which they are due: all of them, those that
+ * were ever refreshed, and, of the latter, those that lack vectors of a
+ * section.  $1 is the current time, and $2 is the last day of the forecast.
+ * Profiles that are due later, or never, are counted under the day after it.
  */
 static const char due_sql[] =
 "SELECT CASE WHEN p.due_at <= $1%s THEN 0"
@@ -62,8 +63,9 @@ static const char due_sql[] =
 " GROUP BY 1";
 
 /*
- * $5 are the names of what is asked for, and $6 their sections.  What was never
- * asked for is due at once; see hrflow_model_make_due().
+ * Condition that a profile was never requested with some part of "fields".
+ * Such profiles are due at once; see hrflow_model_make_due().  $5 are the
+ * names of the parts, and $6 are their sections.
  */
 #define NEVER_ASKED \
 	"(p.state = 'ok' AND p.last_error IS NULL AND p.sections IS NOT NULL" \
@@ -73,10 +75,10 @@ static const char due_sql[] =
 static const char or_never_asked_sql[] = " OR " NEVER_ASKED;
 static const char and_asked_sql[] = " AND NOT " NEVER_ASKED;
 
-/* The count of those that lack a section, where none can */
+/* Replaces count_lacking_sql if no profile can lack a section. */
 static const char none_sql[] = "0::bigint";
 
-/* $3 are the sections, and $4 is their number. */
+/* Count profiles without all of the sections $3, the number of which is $4. */
 static const char count_lacking_sql[] =
 "count(*) FILTER (WHERE p.refreshed_at IS NOT NULL"
 " AND (v.n >= $4) IS NOT TRUE%s)";
@@ -87,8 +89,8 @@ static const char join_sections_sql[] =
 " ON v.source_id = p.source_id AND v.%I = p.%I";
 
 /*
- * How long a request took in the latest runs, on average.  $1 is how many may be
- * in flight.
+ * Compute the average latency of a request in the latest runs, in seconds.  $1
+ * is the number of requests that may be in flight.
  */
 static const char latency_sql[] =
 "SELECT (sum(extract(epoch FROM h.ended_at - h.started_at)"
@@ -98,7 +100,7 @@ static const char latency_sql[] =
 " ORDER BY r.run DESC LIMIT 20) AS h";
 
 /*
- * What is due on a day.
+ * Profiles that are due on a day, and requests that they take.
  */
 typedef struct Day
 {
@@ -109,17 +111,20 @@ typedef struct Day
 typedef struct Forecast
 {
 	TimestampTz now;
-	int			ndays;			/* after the present time */
-	Day		   *days;			/* [0] is due now */
-	int			nparts;			/* requests for a profile that lacks a
-								 * section, after the first one */
-	double		lacking;		/* part of all profiles that does */
-	double		latency;		/* of a request, in seconds */
-	double		interval;		/* between two requests, at best; seconds */
+	int			ndays;			/* last day of the forecast; day 0 is now */
+	Day		   *days;			/* array of ndays + 1 elements; [0] is due
+								 * now */
+	int			nparts;			/* number of further requests for a profile
+								 * that lacks a section */
+	double		lacking;		/* fraction of all profiles that lack a
+								 * section */
+	double		latency;		/* latency of a request, in seconds */
+	double		interval;		/* minimum time between two requests, in
+								 * seconds */
 } Forecast;
 
 /*
- * Add the names of what is asked for to the parameters, and their sections.
+ * Add the names and the sections of the parts of "fields" to the parameters.
  */
 static void
 add_parts(HrflowParameters *parameters, const HrflowRun *run)
@@ -146,7 +151,7 @@ add_parts(HrflowParameters *parameters, const HrflowRun *run)
 }
 
 /*
- * Count the profiles by the day on which they are due.
+ * Count the profiles, and their requests, by the day on which they are due.
  */
 static void
 count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
@@ -195,7 +200,7 @@ count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
 			count + (double) lacking * forecast->nparts;
 	}
 
-	/* Those never refreshed lack as many as the others. */
+	/* Assume that new profiles lack sections as often as the others do. */
 	forecast->lacking = nrefreshed > 0 ? (double) nlacking / nrefreshed : 0;
 	for (int day = 0; day <= forecast->ndays; day++)
 		forecast->days[day].nrequests +=
@@ -203,7 +208,7 @@ count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
 }
 
 /*
- * Add to a day profiles that are due again.
+ * Add profiles that are due again to a day.
  */
 static void
 add_again(const Forecast *forecast, int day, double nprofiles)
@@ -214,13 +219,13 @@ add_again(const Forecast *forecast, int day, double nprofiles)
 }
 
 /*
- * What is refreshed on one day is due again when it is "age" days old, which may
- * be several times a day.
+ * Add the profiles that are due again because they were refreshed "age" days
+ * before, where "age" may be less than a day.
  */
 static void
 add_repeats(Forecast *forecast, double age)
 {
-	double		nbefore = 0;	/* profiles that were due once by then */
+	double		nbefore = 0;	/* number of profiles due on earlier days */
 
 	for (int day = 0; day <= forecast->ndays; day++)
 	{
@@ -248,8 +253,9 @@ add_repeats(Forecast *forecast, double age)
 }
 
 /*
- * Learn how fast requests are, as the settings are now.  Count on as many in
- * flight as a run begins with: whether the server takes more is not known.
+ * Set the latency and the interval of requests, for the current settings.
+ * Assume the number of requests in flight with which a run begins, because we
+ * do not know whether the server accepts more.
  */
 static void
 find_speed(Forecast *forecast, const HrflowStore *store)
@@ -280,7 +286,7 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 }
 
 /*
- * How long so many requests take.
+ * Return how long a number of requests takes.
  */
 static Interval *
 time_of(const Forecast *forecast, double nrequests)
@@ -314,7 +320,7 @@ put_days(FunctionCallInfo fcinfo, const Forecast *forecast)
 }
 
 /*
- * An interval in days, of 30 to a month.
+ * Convert an interval to days, with 30 days per month.
  */
 static double
 days_of(const Interval *interval)

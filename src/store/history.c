@@ -1,15 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * history.c
- *		The history of a store's runs, in the table NAME_run beside it.
+ *		Records the runs of a store in its table NAME_run.
  *
- * A run inserts its row before it asks for anything, and completes it in the
- * last of its transactions, so a row without an end is of a run that goes on or
- * that was killed.  To tell these apart, a run holds a lock of its session for
- * as long as it goes on, which PostgreSQL releases however the session ends.
+ * A run inserts its row before it sends a request, and completes the row in
+ * its last transaction.  A row without an end therefore belongs to a run that
+ * is still in progress or that was killed.  To distinguish these, a run holds
+ * a session-level lock, which PostgreSQL releases no matter how the session
+ * ends.
  *
- * The table is as much the owner's as the other two: it is dumped, dropped and
- * restored with them.  A store without it keeps no history.
+ * Like the other tables of a store, the table belongs to the owner, and is
+ * dumped, restored and dropped with them.  A store without it has no history.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,15 +27,16 @@
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
-/* The name of the table is that of the vectors and this. */
+/* Suffix that the name of the table of vectors is extended by. */
 #define SUFFIX "_run"
 
-/* Number of runs that are kept: a week of one each minute. */
+/* Number of runs to keep: a week's worth, if there is a run each minute. */
 #define MAX_RUNS 10000
 
 /*
- * Maximum time to wait for a lock on the history, in milliseconds.  An open
- * transaction that has locked it must not keep a store from being refreshed.
+ * Maximum time to wait for a lock on the table, in milliseconds, so that an
+ * open transaction that has locked it cannot keep a store from being
+ * refreshed.
  */
 #define MAX_LOCK_WAIT 1000
 
@@ -76,17 +78,17 @@ static const char comment_sql[] =
 "COMMENT ON TABLE %s IS"
 " 'runs of hrflow_refresh(); see hrflow_store_status()'";
 
-/* $1 is when the run began, and $2 the process. */
+/* $1 is when the run began, and $2 is the process ID. */
 static const char begin_sql[] =
 "INSERT INTO %R AS r (started_at, pid) VALUES ($1, $2) RETURNING r.run";
 
-/* $1 is the run's number; the others are in the order of the columns. */
+/* $1 is the run's number; $2 and up are new values in column order. */
 static const char end_sql[] =
 "UPDATE %R AS r SET ended_at = clock_timestamp(), stop_reason = $2,"
 " asked = $3, ok = $4, failed = $5, missing = $6, erased = $7,"
 " requests = $8, error = $9 WHERE r.run = $1";
 
-/* Runs that end at the same time do not wait for each other. */
+/* Delete old runs.  Runs that end at the same time must not wait here. */
 static const char forget_sql[] =
 "DELETE FROM %R AS r WHERE r.run IN"
 " (SELECT o.run FROM %R AS o WHERE o.run <= $1 FOR UPDATE SKIP LOCKED)";
@@ -102,8 +104,8 @@ static const char last_sql[] =
  */
 
 /*
- * Create the table for a store that is being created.  "vectors" is the name of
- * its table of vectors.
+ * Create the table for a store that is being created.  "vectors" is the name
+ * of the store's table of vectors.
  */
 void
 hrflow_history_create(const char *schema, const char *vectors)
@@ -115,7 +117,7 @@ hrflow_history_create(const char *schema, const char *vectors)
 }
 
 /*
- * The table of runs of a store, or InvalidOid where there is none.
+ * Return the table of runs of a store, or InvalidOid if there is none.
  */
 Oid
 hrflow_history_find(const HrflowStore *store)
@@ -135,10 +137,11 @@ hrflow_history_find(const HrflowStore *store)
  */
 
 /*
- * The lock of a run.  It is an advisory one, since a session keeps no others when
- * a transaction aborts; the last number sets it apart from those of SQL, which
- * have 1 and 2 there.  Two runs whose numbers differ by a multiple of 2^32 would
- * share it, but by then the first is forgotten.
+ * Set the tag of the lock of a run.  It is an advisory lock, because those are
+ * the only ones that a session keeps when a transaction aborts.  The last
+ * field distinguishes it from the locks of SQL functions, which have 1 or 2
+ * there.  Two runs whose numbers differ by a multiple of 2^32 would share a
+ * lock, but the first one's row has been deleted by then.
  */
 static void
 set_run_tag(LOCKTAG *tag, Oid runs, int64 run)
@@ -147,8 +150,8 @@ set_run_tag(LOCKTAG *tag, Oid runs, int64 run)
 }
 
 /*
- * Is the session of a run that has no end still there?  A standby does not
- * know, and takes it for granted.
+ * Is a run whose row has no end still in progress?  A standby cannot see the
+ * lock, so it assumes that the run is.
  */
 static bool
 is_running(Oid runs, int64 run)
@@ -170,18 +173,20 @@ is_running(Oid runs, int64 run)
  * ------------------------------------------------------------------------
  */
 
-/* What insert_row() and complete_row() are to do. */
+/* Argument of insert_row() and complete_row(). */
 typedef struct Entry
 {
 	HrflowRun  *run;
 	const HrflowStore *store;
 	Oid			runs;
-	bool		is_there;		/* unless a trigger of the owner's undoes it */
+	bool		is_there;		/* was the row inserted?  A user's trigger may
+								 * prevent that */
 } Entry;
 
 /*
- * Write to the history.  Where that fails, the run goes on without, with a WARNING:
- * vectors matter more.  Returns whether it was done.
+ * Write to the table of runs.  If that fails, the run continues with a
+ * WARNING, because vectors matter more than their history.  Returns whether it
+ * succeeded.  Rethrows errors that are to end the run, such as a query cancel.
  */
 static bool
 write_entry(Entry *entry, void (*work) (void *arg))
@@ -224,8 +229,8 @@ insert_row(void *arg)
 }
 
 /*
- * A run begins: insert its row.  Its lock is held until
- * hrflow_history_unlock().
+ * Insert the row of a run that begins, and acquire its lock, which is held
+ * until hrflow_history_unlock().
  */
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
@@ -235,7 +240,7 @@ hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 	};
 	LOCKTAG		tag;
 
-	/* On a subscriber the row could have the number of one that arrives. */
+	/* On a subscriber, the number could conflict with a replicated row. */
 	hrflow_remote_check_subscription(store);
 	if (!OidIsValid(entry.runs) || !write_entry(&entry, insert_row) ||
 		!entry.is_there)
@@ -247,7 +252,7 @@ hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Add a count to the parameters.
+ * Add a count to parameters.
  */
 static void
 add_count(HrflowParameters *parameters, int64 n)
@@ -256,7 +261,7 @@ add_count(HrflowParameters *parameters, int64 n)
 }
 
 /*
- * Add a text, or NULL.
+ * Add a text, or NULL, to parameters.
  */
 static void
 add_text(HrflowParameters *parameters, const char *value)
@@ -296,8 +301,8 @@ complete_row(void *arg)
 }
 
 /*
- * A run ends: complete its row, and forget the oldest ones.  The user may have
- * dropped the table meanwhile.
+ * Complete the row of a run that ends, and delete the oldest rows.  Does
+ * nothing if the table has been dropped meanwhile.
  */
 void
 hrflow_history_end(HrflowRun *run, const HrflowStore *store)
@@ -311,7 +316,8 @@ hrflow_history_end(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Release the lock of a run, however it has ended.
+ * Release the lock of a run, if it is held.  Must be called even after an
+ * error.
  */
 void
 hrflow_history_unlock(HrflowRun *run)
@@ -326,8 +332,8 @@ hrflow_history_unlock(HrflowRun *run)
 }
 
 /*
- * Has a run failed that ended for this reason?  It has not where it met a limit
- * that it was given.
+ * Did a run that ended for this reason fail?  Reaching a limit that the user
+ * has set is not a failure.
  */
 bool
 hrflow_history_is_failure(HrflowStop stop)
@@ -336,8 +342,8 @@ hrflow_history_is_failure(HrflowStop stop)
 }
 
 /*
- * The status of a run, in pg_cron's words.  "reason" is NULL for one that has no
- * end.
+ * Return the status of a run, with the names that pg_cron uses.  "reason" is
+ * the reason for its end, or NULL if it has not ended.
  */
 static const char *
 status_of_run(Oid runs, int64 run, const char *reason)
@@ -349,11 +355,11 @@ status_of_run(Oid runs, int64 run, const char *reason)
 		if (strcmp(reason, stop_names[i]) == 0)
 			return hrflow_history_is_failure(i) ? "failed" : "succeeded";
 	}
-	return "failed";			/* someone else has written it */
+	return "failed";			/* unknown reason, not written by us */
 }
 
 /*
- * The last run of a store: when it began, its status and its error, as
+ * Get the start, the status and the error of the last run of a store, as
  * "values" and "nulls" of three columns.
  */
 void

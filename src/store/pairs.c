@@ -1,12 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * pairs.c
- *		For all vectors of a store, those of another store that are nearest.
+ *		hrflow_match_all(): finds the nearest vectors of one store for all
+ *		vectors of another one.
  *
- * The first store is read in blocks, and the second one once for each of them.
- * Its vectors are collected in tiles, which stay in the second level of the
- * processor's cache while they are compared with the block.  Single precision
- * tells which pairs may be among the best; their similarity is then computed as
+ * The first store is read in blocks, and for each block the second store is
+ * read once.  The vectors of the second store are collected in tiles, which
+ * stay in the second-level cache of the processor while they are compared with
+ * the block.  This is done in single precision, which suffices to tell which
+ * pairs may be among the best.  The similarity of these is then computed as
  * hrflow_match() does.
  *
  *-------------------------------------------------------------------------
@@ -28,7 +30,7 @@
 
 PG_FUNCTION_INFO_V1(hrflow_match_all);
 
-/* The arguments of hrflow_match_all(), in their order. */
+/* Argument numbers of hrflow_match_all(). */
 enum
 {
 	ARG_ALL_STORE,
@@ -39,20 +41,24 @@ enum
 };
 
 /*
- * Bytes that a block may take, its best matches included.  With the tile and what
- * the executor needs a call stays below 64 MB.
+ * Maximum size of a block, including its best matches, in bytes.  Together
+ * with the tile and the executor's memory, a call then needs less than 64 MB.
  */
 #define MAX_BLOCK_SIZE (40 * 1024 * 1024)
 
-/* Maximum number of matches of each vector: each new one looks at the others. */
+/*
+ * Maximum number of matches of each vector.  It is limited because adding a
+ * match takes a linear search of the others.
+ */
 #define MAX_ALL_K 1000
 
-/* Estimated size of the names of a match, in bytes. */
+/* Estimated size of the source and identifier of a match, in bytes. */
 #define NAMES_SIZE 160
 
 /*
- * Number of vectors of the block that are compared with the tile at a time, and
- * of vectors in a tile.  Of 1,024 elements both are 400 kB.
+ * Number of vectors of the block that are compared with the tile at a time,
+ * and number of vectors in a tile.  With 1,024 elements per vector, both
+ * together take 400 kB.
  */
 #define CHUNK_ROWS (2 * HRFLOW_PRODUCTS_ROWS)
 #define TILE_ROWS (6 * HRFLOW_PRODUCTS_ROWS)
@@ -64,7 +70,7 @@ enum
  */
 
 /*
- * The first $2 vectors of section $1, or the next ones after the one with the key
+ * Return the first $2 vectors of section $1, or the next ones after the key
  * ($3, $4, $5).
  */
 static const char first_page_sql[] =
@@ -83,7 +89,7 @@ static const char others_sql[] =
 
 /*
  * ------------------------------------------------------------------------
- * What is kept
+ * Data structures
  * ------------------------------------------------------------------------
  */
 
@@ -98,16 +104,16 @@ typedef struct Key
 } Key;
 
 /*
- * A vector of the second store that is among the best of some vectors of the
- * block.  It is freed with the last of these.
+ * A vector of the second store that is among the best matches of some vectors
+ * of the block.  It is freed with the last reference.
  */
 typedef struct Other
 {
 	int			nrefs;
 	int			item;
-	uint32		hash;			/* of the two names */
+	uint32		hash;			/* hash of source_id and identifier */
 	char	   *source_id;
-	char	   *identifier;		/* in the same chunk of memory */
+	char	   *identifier;		/* allocated together with this struct */
 } Other;
 
 typedef struct Pair
@@ -117,16 +123,17 @@ typedef struct Pair
 } Pair;
 
 /*
- * A vector of the block, and the best matches so far.
+ * A vector of the block, and its best matches so far.
  */
 typedef struct Row
 {
 	Key			key;
 	double		norm;
-	float4		limit;			/* a product below this one, divided by the
-								 * other's length, is too small */
-	int			n;				/* matches, best first, */
-	Pair	   *pairs;			/* one for each profile */
+	float4		limit;			/* minimum scalar product with a vector of
+								 * length 1 for being among the best */
+	int			n;				/* number of matches */
+	Pair	   *pairs;			/* matches, best first, at most one per
+								 * profile */
 } Row;
 
 /*
@@ -138,7 +145,8 @@ typedef struct TileRow
 	float4		inverse;		/* 1 / length */
 	double	   *elements;		/* in double precision; NULL: not needed yet */
 	double		norm;
-	Other	   *other;			/* NULL: it is not kept */
+	Other	   *other;			/* NULL: not among the best of any vector so
+								 * far */
 } TileRow;
 
 typedef struct Pairing
@@ -149,31 +157,33 @@ typedef struct Pairing
 	char	   *section;
 	char	   *other_section;
 	int			k;
-	bool		is_same;		/* a profile is not its own match */
+	bool		is_same;		/* are both stores the same?  If so, a profile
+								 * must not match itself */
 
-	/* The dimension that is compared now, and those that have been seen. */
+	/* Dimension that is being compared, and all that have been found. */
 	List	   *dimensions;
 	int			dimension;
-	int			width;			/* elements of a row, those added included */
-	double		margin;			/* beyond which single precision is right */
+	int			width;			/* elements of a row, including padding */
+	double		margin;			/* upper bound of the error of a similarity in
+								 * single precision */
 
 	/* The block. */
-	MemoryContext context;		/* of all of it, and the matches */
-	HrflowLayout layout;		/* of the store that is read */
-	HrflowToast *toast;			/* likewise */
+	MemoryContext context;		/* contains the block and its matches */
+	HrflowLayout layout;		/* layout of the store that is being read */
+	HrflowToast *toast;			/* reads its TOASTed values */
 	int			nrows;
 	int			max_rows;		/* a multiple of CHUNK_ROWS */
 	Row		   *rows;
 	float4	   *elements;
 
-	/* The last row that was read of the first store. */
+	/* Key of the last row that was read from the first store. */
 	MemoryContext key_context;
 	Key			last;
 	bool		has_last;
-	int64		nread;			/* of this page */
+	int64		nread;			/* number of rows read for this block */
 
 	/* The tile. */
-	MemoryContext tile_context; /* of its keys, reset after each */
+	MemoryContext tile_context; /* contains the keys; reset after each tile */
 	int			ntile;
 	TileRow		tile[TILE_ROWS];
 	float4	   *tile_elements;
@@ -223,8 +233,8 @@ is_of_profile(const Other *other, const Other *another)
 }
 
 /*
- * Keep a match among the best of a row: in place of a worse one of the same
- * profile, or of the worst one if there are enough.
+ * Add a match to the best matches of a row, if it is better than the profile's
+ * previous match, which it replaces, or better than the worst of k matches.
  */
 static void
 keep_pair(Pairing *pairing, Row *row, double similarity, Other *other)
@@ -267,7 +277,8 @@ keep_pair(Pairing *pairing, Row *row, double similarity, Other *other)
  */
 
 /*
- * A pair may be among the best of a row of the block: compute its similarity.
+ * Compute the exact similarity of a pair that may be among the best of a row,
+ * and keep the pair if it is.
  */
 static void
 look_at_pair(Pairing *pairing, Row *row, const float4 *elements,
@@ -290,7 +301,7 @@ look_at_pair(Pairing *pairing, Row *row, const float4 *elements,
 		return;
 	if (other->other == NULL)
 	{
-		/* The tile has a reference of its own. */
+		/* The tile holds a reference, too. */
 		other->other = make_other(pairing->context, &other->key);
 		other->other->nrefs = 1;
 	}
@@ -298,7 +309,7 @@ look_at_pair(Pairing *pairing, Row *row, const float4 *elements,
 }
 
 /*
- * Compare the tile with the block, and begin another one.
+ * Compare the tile with the block, and empty the tile.
  */
 static void
 compare_tile(Pairing *pairing)
@@ -353,7 +364,7 @@ compare_tile(Pairing *pairing)
  */
 
 /*
- * Copy a key, in the current memory context.
+ * Copy the key of a match into the current memory context.
  */
 static void
 copy_key(Key *key, const HrflowMatch *match)
@@ -364,9 +375,10 @@ copy_key(Key *key, const HrflowMatch *match)
 }
 
 /*
- * Read the vector in a row of a query, as one of the block or the tile.  Returns
- * false where it is of another dimension, or has no similarity with any.  *n is
- * set to its dimension; 0: it has none.
+ * Read the vector in a row of a query, scale it, and store it in "elements",
+ * which is a row of the block or the tile.  Returns false if the vector has
+ * another dimension than the one being compared, or no similarity with any
+ * vector.  Sets *n to its dimension, or to 0 if it is not a vector.
  */
 static bool
 read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
@@ -391,7 +403,7 @@ read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
 }
 
 /*
- * Choose the dimension that is compared, and how many rows a block has.
+ * Set the dimension to be compared, and the number of rows of a block.
  */
 static void
 set_dimension(Pairing *pairing, int dimension)
@@ -404,7 +416,7 @@ set_dimension(Pairing *pairing, int dimension)
 	pairing->dimension = dimension;
 	pairing->width = width;
 
-	/* Twice the bound of products.c, for what is rounded besides. */
+	/* Twice the error bound of products.c, to cover other rounding errors. */
 	pairing->margin = (width + 16) * ldexp(1, -23);
 	pairing->max_rows = Max(MAX_BLOCK_SIZE / row_size / CHUNK_ROWS, 1) *
 		CHUNK_ROWS;
@@ -412,7 +424,7 @@ set_dimension(Pairing *pairing, int dimension)
 }
 
 /*
- * Take a vector of the first store into the block.
+ * HrflowTake callback: add a vector of the first store to the block.
  */
 static bool
 take_row_of_block(void *arg, TupleTableSlot *slot)
@@ -449,8 +461,8 @@ take_row_of_block(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Take a vector of the second store into the tile, which is compared when it is
- * full.
+ * HrflowTake callback: add a vector of the second store to the tile, and
+ * compare the tile when it is full.
  */
 static bool
 take_row_of_tile(void *arg, TupleTableSlot *slot)
@@ -477,8 +489,8 @@ take_row_of_tile(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Read vectors of a section of a store, and hand them out.  The store is opened
- * as the caller, who may SELECT from it or not.
+ * Read vectors of a section of a store, and pass them to take().  The store is
+ * opened each time with the privileges of the caller.
  */
 static void
 read_store(Pairing *pairing, Oid relid, char *section, bool is_block,
@@ -538,14 +550,14 @@ read_block(Pairing *pairing)
 	read_store(pairing, pairing->store, pairing->section, true,
 			   take_row_of_block);
 
-	/* The last chunk may have fewer rows. */
+	/* Fill up the last chunk with zeroes. */
 	memset(pairing->elements + (size_t) pairing->nrows * pairing->width, 0,
 		   sizeof(float4) * pairing->width *
 		   Min(CHUNK_ROWS, pairing->max_rows - pairing->nrows));
 }
 
 /*
- * Return the best matches of the block.
+ * Return the best matches of the block as rows.
  */
 static void
 put_pairs(const Pairing *pairing)
@@ -584,7 +596,8 @@ put_pairs(const Pairing *pairing)
 }
 
 /*
- * The dimension of a vector of the section of the first store; 0 if it has none.
+ * Return the dimension of some vector of the section of the first store, or 0
+ * if there is none.
  */
 static int
 find_dimension(const Pairing *pairing)
@@ -638,7 +651,7 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 												  "hrflow_embed tile",
 												  ALLOCSET_DEFAULT_SIZES);
 
-	/* Vectors of other dimensions that are met are compared after these. */
+	/* Reading a block may add further dimensions, which are compared later. */
 	dimension = find_dimension(pairing);
 	if (dimension > 0)
 		pairing->dimensions = list_make1_int(dimension);
