@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * ready.c
- *		Can a store take what a refresh fetches?  Asked before that is paid for.
+ *		Checks that vectors can be stored before they are fetched and paid
+ *		for.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,7 +22,8 @@
 #define KEY_COLUMNS 4
 
 /*
- * A store is refused.  "detail" and "hint" are translated.
+ * Throw an error for a store that hrflow_refresh() cannot write to.  The
+ * caller must have translated "detail" and "hint".
  */
 HRFLOW_NORETURN static void
 refuse_store(const HrflowStore *store, const char *detail, const char *hint)
@@ -35,9 +37,9 @@ refuse_store(const HrflowStore *store, const char *detail, const char *hint)
 }
 
 /*
- * Check that a table has no trigger that is deferred to the end of the
- * transaction, as that of a constraint may be: such an operation on the owner's
- * behalf takes none.
+ * Check that a table has no trigger that is initially deferred, such as a
+ * deferred constraint.  Such triggers cannot be queued within a
+ * security-restricted operation, in which we write on behalf of the owner.
  */
 static void
 check_triggers(const HrflowStore *store, Relation table)
@@ -58,7 +60,7 @@ check_triggers(const HrflowStore *store, Relation table)
 }
 
 /*
- * Check a table of a store and its partitions.
+ * Check the triggers of a table of a store and of its partitions.
  */
 static void
 check_table(const HrflowStore *store, Relation root)
@@ -87,7 +89,7 @@ is_in_key(const HrflowStore *store, const char *column)
 }
 
 /*
- * Does a refresh write this column of the table of vectors?
+ * Does a refresh set this column of the table of vectors?
  */
 static bool
 is_refreshed_column(const HrflowStore *store, const char *column)
@@ -97,8 +99,8 @@ is_refreshed_column(const HrflowStore *store, const char *column)
 }
 
 /*
- * Is this an index that ON CONFLICT takes for the key?  It would take one of a
- * deferrable constraint, too, but fail when it is executed.
+ * Can ON CONFLICT infer this index from the key?  This includes the index of a
+ * deferrable constraint, with which ON CONFLICT would fail during execution.
  */
 static bool
 is_of_key(const HrflowStore *store, Relation index)
@@ -122,7 +124,7 @@ is_of_key(const HrflowStore *store, Relation index)
 }
 
 /*
- * Check that the table of vectors has a key, and one that is not deferrable.
+ * Check that the table of vectors has a key that is not deferrable.
  */
 static void
 check_key(const HrflowStore *store)
@@ -155,8 +157,8 @@ check_key(const HrflowStore *store)
 }
 
 /*
- * Check that the table of vectors has no column that must be given a value, and
- * would not be.
+ * Check that the table of vectors has no NOT NULL column that a refresh would
+ * leave null.
  */
 static void
 check_columns(const HrflowStore *store)
@@ -164,7 +166,7 @@ check_columns(const HrflowStore *store)
 	TupleDesc	desc = RelationGetDescr(store->vectors);
 	TriggerDesc *triggers = store->vectors->trigdesc;
 
-	/* A trigger may give it one. */
+	/* A trigger may set the column. */
 	if (triggers != NULL && triggers->trig_insert_before_row)
 		return;
 
@@ -193,8 +195,9 @@ explain_statements(void *arg)
 }
 
 /*
- * Check that the statements can be planned, and their execution begun: that the
- * columns may be written, and that the owner may do what they do.
+ * Check that our statements can be planned and their execution started, which
+ * verifies that the columns are writable and that the owner has the necessary
+ * privileges.
  */
 static void
 check_statements(const HrflowStore *store)
@@ -218,11 +221,12 @@ check_statements(const HrflowStore *store)
 }
 
 /*
- * Refuse a store whose tables cannot take what a refresh writes, whatever it
- * fetches: else each profile would be paid for again and again.  SPI is
- * connected.
+ * Check that a refresh can write to the tables of a store.  Otherwise each
+ * profile would be fetched, and paid for, again and again.  The caller must
+ * have connected to SPI.
  *
- * Throws 55000, 0A000 where rows are on other servers, and 25006 on a subscriber.
+ * Throws 55000 if it cannot, 0A000 if rows are on other servers, and 25006 on
+ * a subscriber.
  */
 void
 hrflow_ready_check(const HrflowStore *store)

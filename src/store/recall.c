@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * recall.c
- *		How much of the exact answer hrflow_match() returns through an index.
+ *		hrflow_match_recall(): measures how much of the exact result an
+ *		index returns.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,20 +20,20 @@
 PG_FUNCTION_INFO_V1(hrflow_match_recall);
 
 /*
- * The arguments of hrflow_match_recall() that are not where those of
- * hrflow_match() are.
+ * Arguments of hrflow_match_recall() whose positions differ from those of
+ * hrflow_match().
  */
 #define ARG_RECALL_SECTION 1
 #define ARG_RECALL_SAMPLE 2
 #define ARG_RECALL_K 3
 
 /*
- * Similarities that differ by less are equal: two loops may add in a
- * different order.
+ * Similarities that differ by less than this are considered equal, because
+ * different loops may add in a different order.
  */
 #define TOLERANCE 1e-9
 
-/* The keys of a random sample of a section's vectors. */
+/* Return the keys of a random sample of $2 vectors of section $1. */
 static const char sample_statement[] =
 "SELECT v.source_id, v.%I, v.section, v.item FROM %V AS v"
 " WHERE v.section = $1 ORDER BY random() LIMIT $2";
@@ -42,8 +43,8 @@ static const char vector_statement[] =
 " AND v.section = $3 AND v.item = $4 AND v.vector IS NOT NULL";
 
 /*
- * Which part of the k profiles that are nearest to a search's query does
- * hrflow_match() return?
+ * Return the fraction of the k profiles nearest to the query of a search that
+ * hrflow_match() finds.
  */
 static double
 measure_recall(HrflowSearch *search, const char *section, int k)
@@ -61,8 +62,9 @@ measure_recall(HrflowSearch *search, const char *section, int k)
 }
 
 /*
- * Make the vector of a row of the sample a search's query.  Returns false if it
- * is in no index because it has no direction, or if it has been deleted.
+ * Set the query of a search to the vector in a row of the sample.  Returns
+ * false if the vector has been deleted meanwhile, or has no direction, in
+ * which case no index contains it.
  */
 static bool
 set_sampled_query(HrflowSearch *search, SPITupleTable *sample, uint64 row)
@@ -131,7 +133,7 @@ hrflow_match_recall(PG_FUNCTION_ARGS)
 	keys = SPI_tuptable;
 	for (uint64 i = 0; i < n; i++)
 	{
-		/* Its end frees what this search's statements return. */
+		/* Nest SPI, to free the results of each search's statements. */
 		SPI_connect();
 		if (set_sampled_query(search, keys, i))
 		{

@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * remote.c
- *		Finds out whether a store's tables have rows on other servers, or get
- *		their rows from one.
+ *		Checks whether a store's tables have rows on other servers, or
+ *		receive rows from another server.
  *
- * Triggers, row locks and ON CONFLICT, by which a store is tracked and
- * refreshed, work on the rows of one server.  Rows are elsewhere where a table or
- * one of its partitions is a foreign table, and where Citus has distributed the
- * table.  What would have to change such rows is refused before any request is
- * sent; docs/scaling.md describes what to do instead.
+ * A store is tracked and refreshed by triggers, row locks and ON CONFLICT,
+ * which work on the rows of a single server.  Rows are on other servers if a
+ * table or one of its partitions is a foreign table, or if Citus has
+ * distributed the table.  Operations that would have to change such rows are
+ * refused before any request is sent; docs/scaling.md describes what to do
+ * instead.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,16 +31,17 @@
 #include "utils/syscache.h"
 
 /*
- * Citus lists its tables in a catalog of its own, one row for each table, and
- * creates it in pg_catalog, where nobody but a superuser could create another
- * relation of that name (src/backend/distributed/sql/citus--8.0-1.sql of Citus).
- * The shards are not listed: to PostgreSQL they are ordinary tables.
+ * Citus has a catalog with one row for each of its tables.  It creates the
+ * catalog in pg_catalog, where only a superuser could create another relation
+ * of that name (see src/backend/distributed/sql/citus--8.0-1.sql of Citus).
+ * Shards have no rows there: to PostgreSQL they are ordinary tables.
  */
 #define CITUS_CATALOG "pg_dist_partition"
 #define CITUS_CATALOG_TABLE "logicalrelid"
 
 /*
- * Is this a table of Citus's: a distributed, a reference or a managed local one?
+ * Does Citus manage this table, be it a distributed table, a reference table
+ * or a local table?
  */
 static bool
 is_distributed(Oid table)
@@ -67,8 +69,8 @@ is_distributed(Oid table)
 }
 
 /*
- * Return a foreign table that is a partition or an inheritance child of a table,
- * or InvalidOid.
+ * Return a foreign table that is a partition or an inheritance child of a
+ * table, or InvalidOid if there is none.
  */
 static Oid
 find_foreign_part(Relation table)
@@ -87,8 +89,8 @@ find_foreign_part(Relation table)
 }
 
 /*
- * Return why a table has rows on other servers, as a sentence in the caller's
- * memory context, or NULL where all rows are on this one.
+ * Return why a table has rows on other servers, as a translated sentence in
+ * the current memory context, or NULL if all its rows are on this server.
  */
 char *
 hrflow_remote_reason(Relation table)
@@ -107,7 +109,7 @@ hrflow_remote_reason(Relation table)
 }
 
 /*
- * Refuse a table that has rows on other servers.
+ * Check that a table has no rows on other servers.
  *
  * Throws 0A000.
  */
@@ -126,7 +128,7 @@ hrflow_remote_check_table(Relation table)
 }
 
 /*
- * Refuse a store whose tables have rows on other servers.
+ * Check that the tables of a store have no rows on other servers.
  *
  * Throws 0A000.
  */
@@ -138,7 +140,7 @@ hrflow_remote_check(const HrflowStore *store)
 }
 
 /*
- * Is a table filled by an enabled subscription of logical replication?
+ * Does an enabled subscription of logical replication write to a table?
  */
 static bool
 is_subscribed(Oid table)
@@ -170,8 +172,9 @@ is_subscribed(Oid table)
 }
 
 /*
- * Refuse to refresh a store that logical replication fills.  What a refresh wrote
- * would conflict with the rows that arrive, and be paid for twice.
+ * Check that no subscription writes to the tables of a store.  If one did,
+ * rows that a refresh writes would conflict with replicated rows, and vectors
+ * would be paid for twice.
  *
  * Throws 25006, as on a standby.
  */

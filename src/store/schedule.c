@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * schedule.c
- *		Refreshing by pg_cron.
+ *		Schedules refreshes with pg_cron.
  *
- * What is done here is done as the caller, who must be the store's owner: the
- * job that pg_cron makes is his.
+ * The functions in this file execute their statements as the caller, who must
+ * be the store's owner, because a pg_cron job belongs to the role that creates
+ * it.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +29,7 @@
 PG_FUNCTION_INFO_V1(hrflow_schedule);
 PG_FUNCTION_INFO_V1(hrflow_unschedule);
 
-/* The arguments of hrflow_schedule, in their order. */
+/* Argument numbers of hrflow_schedule(). */
 enum
 {
 	ARG_STORE,
@@ -37,7 +38,7 @@ enum
 	ARG_MAX_AGE
 };
 
-/* The statement of a job begins so; the store's name follows, as a literal. */
+/* Beginning of a job's statement; the store's name follows as a literal. */
 static const char command_prefix_sql[] = "CALL %s(";
 
 static const char command_sql[] =
@@ -46,8 +47,9 @@ static const char command_sql[] =
 static const char schedule_sql[] = "SELECT cron.schedule($1, $2, $3)";
 
 /*
- * $1 is the prefix of the names of this database's jobs, $2 that of their
- * statements, and $3 the name of a job to drop in any case.
+ * Drop jobs of stores that no longer exist.  $1 is the prefix of the names of
+ * this database's jobs, $2 is the prefix of their statements, and $3 is the
+ * name of a job to drop in any case.
  */
 static const char drop_jobs_sql[] =
 "SELECT count(cron.unschedule(j.jobid))"
@@ -74,8 +76,9 @@ static const char may_read_cron_sql[] =
 " AND has_table_privilege('cron.job_run_details', 'SELECT')";
 
 /*
- * $1 is the name of the store's job.  A job that could not connect has neither
- * a start nor an end.
+ * Return the status of the last execution of the job with the name $1.  Order
+ * by runid, because an execution that could not connect has neither a start
+ * nor an end time.
  */
 static const char last_status_sql[] =
 "SELECT d.status || CASE WHEN d.status = 'failed'"
@@ -84,17 +87,18 @@ static const char last_status_sql[] =
 " JOIN cron.job AS j ON j.jobid = d.jobid"
 " WHERE j.jobname = $1 ORDER BY d.runid DESC LIMIT 1";
 
-/* What to run where pg_cron is in another database. */
+/* Statements to be executed in the database that has pg_cron. */
 static const char schedule_elsewhere_sql[] =
 "SELECT cron.schedule_in_database(%L, %L, %L, %L, %L);";
 static const char unschedule_elsewhere_sql[] = "SELECT cron.unschedule(%L);";
 
-/* A schedule that is not understood here is taken for an hourly one. */
+/* Assumed interval of a schedule that we cannot parse, in seconds. */
 #define UNKNOWN_INTERVAL (60 * 60)
 
 /*
- * What the names of this database's jobs begin with: pg_cron has those of all
- * databases in one table.
+ * Return the prefix of the names of this database's jobs.  The prefix names
+ * the database, because pg_cron has a single table for the jobs of all
+ * databases.
  */
 static char *
 job_prefix(void)
@@ -104,7 +108,7 @@ job_prefix(void)
 }
 
 /*
- * The name of a store's job.
+ * Return the name of a store's job.
  */
 static char *
 job_name(const HrflowStore *store)
@@ -113,8 +117,9 @@ job_name(const HrflowStore *store)
 }
 
 /*
- * What pg_cron says of the store's job when it last ran it, or tried to; NULL
- * where it says nothing, or not to the owner.
+ * Return the status that pg_cron has recorded for the last execution of a
+ * store's job.  Returns NULL if there is none, or if the owner may not read
+ * it.
  */
 char *
 hrflow_schedule_last_status(const HrflowStore *store)
@@ -134,8 +139,9 @@ hrflow_schedule_last_status(const HrflowStore *store)
 }
 
 /*
- * Read one field of a cron schedule, of values below "max", into "set".
- * Returns what is behind it, or NULL.
+ * Parse a field of a cron schedule, the values of which must be less than
+ * "max", and set the elements of "set" that it contains.  Returns a pointer to
+ * the text after the field, or NULL if we cannot parse it.
  */
 static const char *
 read_field(const char *p, int max, bool *set)
@@ -180,8 +186,9 @@ read_field(const char *p, int max, bool *set)
 }
 
 /*
- * The shortest time between two runs of a schedule, in seconds: "n seconds",
- * or the minutes and hours of a cron schedule.
+ * Return the minimum time between two runs of a schedule, in seconds.  Only
+ * the syntax "n seconds" and the minutes and hours of a cron schedule are
+ * considered.
  */
 static int
 schedule_interval(const char *schedule)
@@ -215,7 +222,8 @@ schedule_interval(const char *schedule)
 }
 
 /*
- * Refuse a schedule that is a number alone: it may mean seconds or minutes.
+ * Check that a schedule is not just a number, which may mean seconds or
+ * minutes.
  *
  * Throws 22023.
  */
@@ -233,7 +241,8 @@ check_unit(const char *schedule)
 }
 
 /*
- * The beginning of the statement of a job.  "caller" is one of our functions.
+ * Return the beginning of a job's statement.  "caller" is the OID of any SQL
+ * function of the extension.
  */
 static char *
 command_prefix(Oid caller)
@@ -244,8 +253,8 @@ command_prefix(Oid caller)
 }
 
 /*
- * The statement that a job executes.  It ends a little before the next run,
- * that the two do not overlap: they might, but to no use.
+ * Return the statement that a job executes.  Its time budget ends a little
+ * before the next run, because there is no use in overlapping runs.
  */
 static char *
 make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
@@ -272,12 +281,13 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 }
 
 /*
- * Drop the caller's jobs that refresh stores that are no more, for that they
- * were dropped as tables, or renamed; and that of a store, if it is given.
- * Returns whether there was any.
+ * Drop those of the caller's jobs that belong to stores that no longer exist,
+ * because their tables were dropped or renamed.  If "store" is not NULL, drop
+ * its job as well.  Returns whether any job was dropped.
  *
- * A job is of a store that is no more where it is called as one of this
- * database's, does what we had it do for that name, and no table is called so.
+ * A job belongs to such a store if its name has this database's prefix, its
+ * statement begins like those that we create for that name, and there is no
+ * table of that name.
  */
 static bool
 drop_jobs(const HrflowStore *store, Oid caller)
@@ -295,8 +305,9 @@ drop_jobs(const HrflowStore *store, Oid caller)
 }
 
 /*
- * A store is about to be dropped: drop its job, where pg_cron is in this
- * database and the caller may.  SPI is connected.
+ * Drop the job of a store that is about to be dropped, if pg_cron is in this
+ * database and the caller has the privileges.  The caller must have connected
+ * to SPI.
  */
 void
 hrflow_schedule_forget(const HrflowStore *store, Oid caller)
@@ -309,7 +320,8 @@ hrflow_schedule_forget(const HrflowStore *store, Oid caller)
 }
 
 /*
- * pg_cron is not here: say what to do where it is.
+ * Throw an error because pg_cron is not in this database, with a hint that
+ * gives the statement to be executed in the database that has it.
  */
 HRFLOW_NORETURN static void
 refuse_schedule(const char *statement)
@@ -325,8 +337,9 @@ refuse_schedule(const char *statement)
 }
 
 /*
- * A job runs in a session of the store's owner, who may be a role that nobody
- * logs in as: pg_cron takes the job, and it fails whenever it is due.
+ * Warn if the owner of a store cannot log in.  A job runs in a session of the
+ * owner; pg_cron accepts the job of a role without LOGIN, but it fails
+ * whenever it is started.
  */
 static void
 warn_of_login(const HrflowStore *store)
@@ -353,7 +366,7 @@ warn_of_login(const HrflowStore *store)
  * hrflow_schedule(store regclass, schedule text, fields jsonb,
  *				   max_age interval) RETURNS bigint
  *
- * The job of the name that a store had before goes.
+ * If the store has been renamed, this also drops the job with its former name.
  */
 Datum
 hrflow_schedule(PG_FUNCTION_ARGS)
