@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * release.c
- *		Releases the columns of a table that feeds a store, so that their types
- *		can be changed.
+ *		hrflow_release_columns(): allows changing the types of the columns
+ *		of a table that feeds a store.
  *
- * PostgreSQL refuses ALTER COLUMN TYPE for a column that a trigger's WHEN
- * refers to, and the trigger on UPDATE refers to all that are tracked.  It is
- * dropped alone: without the others the table would no longer feed the store,
- * and what it wants would be put aside when one of the store's is reconciled.
+ * PostgreSQL rejects ALTER COLUMN TYPE for a column that the WHEN condition of
+ * a trigger refers to, and the condition of our trigger on UPDATE refers to
+ * all tracked columns.  Only that trigger is dropped.  Without the others, the
+ * table would no longer feed the store, and reconciling any table of the store
+ * would put aside the profiles that only this table wants.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,13 +28,14 @@
 
 PG_FUNCTION_INFO_V1(hrflow_release_columns);
 
-/* The statement that makes the trigger again. */
+/* The statement that re-creates the trigger. */
 static const char track_again_sql[] =
 "SELECT %s(%L, %L, %L, %s => %L%s)";
 static const char refresh_columns_sql[] = ", refresh_columns => %L";
 
 /*
- * SQL for the argument "refresh_columns", or nothing where there are none.
+ * Return SQL for the argument "refresh_columns", or an empty string if there
+ * are no columns.
  */
 static char *
 refresh_columns_argument(Relation table, const Bitmapset *columns)
@@ -56,7 +58,8 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
 }
 
 /*
- * The statement that tracks a table as "feeder" does, with these columns.
+ * Return the statement that tracks a table with the arguments of "feeder" and
+ * with these columns.
  */
 static char *
 make_track_statement(const HrflowStore *store, Relation table,
@@ -81,7 +84,7 @@ make_track_statement(const HrflowStore *store, Relation table,
 
 /*
  * Drop the trigger on UPDATE of a table that feeds a store.  Returns the
- * statement that makes it again.
+ * statement that re-creates it.
  */
 static char *
 release(const HrflowStore *store, Relation table, Oid caller)

@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * stream.c
- *		A query whose rows are looked at one by one as the executor makes them.
+ *		Executes queries, and passes each row to a callback as soon as the
+ *		executor returns it.
  *
- * A search may look at every vector of a store and keep ten of them.  A cursor
- * would copy each row, and would not let parallel workers take part.
+ * A search may read every vector of a store and keep only ten.  A cursor would
+ * copy each row, and would not allow parallel workers.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +18,7 @@
 #include "utils/memutils.h"
 
 /*
- * A destination of rows.
+ * A DestReceiver that passes rows to a callback.
  */
 typedef struct Stream
 {
@@ -52,10 +53,10 @@ take_row(TupleTableSlot *slot, DestReceiver *receiver)
 }
 
 /*
- * Execute a query, and call take() for each row until it returns false, in a
- * memory context that is reset after each row.  The slot's attributes are
- * there, but belong to the executor.  The query sees what the statement that
- * called us sees.
+ * Execute a query, and call take() for each row until it returns false.  It is
+ * called in a memory context that is reset after each row.  All attributes of
+ * the slot have been extracted, but belong to the executor.  The query uses
+ * the snapshot of the calling statement.
  */
 void
 hrflow_stream(const char *sql, const HrflowParameters *parameters,
@@ -80,7 +81,7 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 	stream.context = AllocSetContextCreate(context, "hrflow_embed row",
 										   ALLOCSET_DEFAULT_SIZES);
 
-	/* As constants, from which the planner can see how many rows to expect. */
+	/* Pass constants, so that the planner can estimate the number of rows. */
 	for (int i = 0; i < parameters->n; i++)
 	{
 		params->params[i].value = parameters->values[i];
@@ -102,9 +103,10 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 }
 
 /*
- * Read which vector a row is: its columns begin with source_id, the
- * identifier, section and item.  Throws 22004 where one is null, which is
- * possible in a table that a person made.
+ * Read the key of the vector in a row, the first columns of which must be
+ * source_id, the identifier, section and item.  The strings are allocated in
+ * the current memory context.  Throws 22004 if any of these is null, which is
+ * possible in a user-supplied table.
  */
 void
 hrflow_stream_read(const TupleTableSlot *slot, HrflowMatch *match)

@@ -1,23 +1,23 @@
 /*-------------------------------------------------------------------------
  *
  * toast.c
- *		Vectors that are stored out of line, read one after the other.
+ *		Fast sequential access to vectors that are stored out of line.
  *
  * A vector of more than about 500 dimensions is stored out of line, in chunks
- * of about 2 kB, and most of the time of an exact search is spent fetching the
- * chunks: for each value PostgreSQL opens and locks the TOAST
- * table and its index, and descends the index from its root.
+ * of about 2 kB, and an exact search spends most of its time fetching the
+ * chunks: for each value, PostgreSQL opens and locks the TOAST table and its
+ * index, and descends the index from its root.
  *
- * Rows that were written one after the other have their chunks next to each
- * other, in the TOAST table and in its index.  So we keep one index scan, and
- * go on from where the last value ended, passing over the entries of a few
- * other values without reading their chunks.  If the wanted value is further
- * away, the scan starts again from the index's root, and returns this value
- * alone: a scan that is to go on reads all of a page of the index at once.
+ * Rows that were written one after the other have adjacent chunks, both in the
+ * TOAST table and in its index.  So we keep an index scan open, and continue
+ * it from the end of the last value, skipping the entries of a few other
+ * values without reading their chunks.  If the wanted value is farther away,
+ * we restart the scan at the index's root, for this value only, because a scan
+ * without an upper bound always reads a whole index page.
  *
- * Whatever is not as expected here (a value that is compressed or in memory, a
- * table of another access method, a missing chunk) is left to PostgreSQL, which
- * raises the error if there is one.
+ * We leave everything unexpected (a value that is compressed or in memory, a
+ * table of another access method, a missing chunk) to PostgreSQL's detoasting
+ * code, which throws an error if necessary.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,34 +38,36 @@
 #include "utils/rel.h"
 
 /*
- * Maximum distance of two values between which a scan goes on.  A store has a
- * few vectors of each profile, which were written together, and a search reads
- * one of them.
+ * Maximum distance between the OIDs of two values for continuing the scan from
+ * one to the other.  A store has a few vectors per profile, which were written
+ * together, and a search reads one of them.
  */
 #define MAX_PASSED 16
 
 /*
- * A TOAST table that is read.
+ * State of reading from a TOAST table.
  */
 struct HrflowToast
 {
-	MemoryContext context;		/* holds all of this */
-	Oid			relid;			/* of the TOAST table; InvalidOid: none yet */
-	bool		is_heap;		/* does it have the layout we know? */
+	MemoryContext context;		/* contains this struct and its data */
+	Oid			relid;			/* OID of the TOAST table; InvalidOid: none is
+								 * open */
+	bool		is_heap;		/* is its access method heap? */
 	Relation	relation;
 	Relation   *indexes;
 	int			nindexes;
 	SnapshotData snapshot;
 	IndexScanDesc scan;
-	bool		goes_on;		/* does the scan go on to later values? */
-	Oid			at;				/* the value of its last entry */
-	TupleTableSlot *slot;		/* the chunk that was read last */
-	struct varlena *value;		/* the value that was read last */
-	Size		size;			/* allocated */
+	bool		goes_on;		/* does the scan continue to later values? */
+	Oid			at;				/* OID of the value of the last index entry */
+	TupleTableSlot *slot;		/* last chunk */
+	struct varlena *value;		/* buffer for values */
+	Size		size;			/* allocated size of "value" */
 };
 
 /*
- * Begin to read values, in the current memory context.  Nothing is opened yet.
+ * Create a reader of TOASTed values in the current memory context.  This does
+ * not open any table yet.
  */
 HrflowToast *
 hrflow_toast_begin(void)
@@ -94,7 +96,8 @@ close_table(HrflowToast *toast)
 }
 
 /*
- * Close what was opened.  After an error the resource owner does.
+ * Close the table, and free the reader.  After an error, the resource owner
+ * closes the table.
  */
 void
 hrflow_toast_end(HrflowToast *toast)
@@ -133,7 +136,8 @@ open_table(HrflowToast *toast, Oid relid)
 }
 
 /*
- * Go on to the index's entry of this chunk.  Returns false if it is not there.
+ * Advance the scan to the index entry of a chunk.  Returns false if there is
+ * no such entry.
  */
 static bool
 find_entry(HrflowToast *toast, Oid value, int number)
@@ -160,7 +164,8 @@ find_entry(HrflowToast *toast, Oid value, int number)
 }
 
 /*
- * Go on to this chunk.  Returns its bytes, or NULL.
+ * Advance the scan to a visible chunk.  Returns its data, which is valid until
+ * the next call, or NULL if the chunk was not found.
  */
 static struct varlena *
 read_chunk(HrflowToast *toast, Oid value, int number)
@@ -181,8 +186,8 @@ read_chunk(HrflowToast *toast, Oid value, int number)
 }
 
 /*
- * Find the first chunk of a value: from where the last one ended, or from the
- * index's root.
+ * Find the first chunk of a value, either by continuing the scan or by
+ * descending the index from its root.
  */
 static struct varlena *
 find_value(HrflowToast *toast, Oid value)
@@ -204,7 +209,8 @@ find_value(HrflowToast *toast, Oid value)
 }
 
 /*
- * Copy the chunks of a value of "length" bytes.
+ * Copy the chunks of a value of "length" bytes into the buffer.  Returns false
+ * if a chunk is missing or has an unexpected size.
  */
 static bool
 copy_chunks(HrflowToast *toast, Oid value, Size length)
@@ -230,8 +236,9 @@ copy_chunks(HrflowToast *toast, Oid value, Size length)
 }
 
 /*
- * Return a value in one piece: valid until the next call, or in the current
- * memory context.
+ * Return a detoasted value.  It is either in our buffer, where it is valid
+ * until the next call, or in the current memory context; the caller must not
+ * free it.
  */
 struct varlena *
 hrflow_toast_read(HrflowToast *toast, Datum datum)
@@ -263,7 +270,7 @@ hrflow_toast_read(HrflowToast *toast, Datum datum)
 		toast->size = length + VARHDRSZ;
 	}
 
-	/* An index scan allocates some of its memory when it needs it. */
+	/* Index scans allocate some of their memory on demand. */
 	old = MemoryContextSwitchTo(toast->context);
 	is_whole = copy_chunks(toast, external.va_valueid, length);
 	MemoryContextSwitchTo(old);

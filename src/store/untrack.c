@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * untrack.c
- *		Ends that a table feeds a store, and erases very many profiles.
+ *		Stops a table from feeding a store, and erases profiles in batches.
  *
- * A function works in one transaction, at whose end it gives back its locks: on
- * the table, against those who read it, and on every profile that it has erased
- * or put aside.  The procedures here do the same in batches, with a transaction
- * for each, so that nobody waits for longer than a batch.  What a batch has done
- * is committed: after an error or a cancel the same call goes on with the rest.
+ * A function runs in a single transaction, and holds its locks until the end:
+ * on the table, against readers, and on every profile that it has erased or
+ * put aside.  The procedures in this file do the same work in batches, each in
+ * a transaction of its own, so that no other session waits for longer than a
+ * batch.  Completed batches are committed; after an error or a query cancel,
+ * repeating the call continues with the rest.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,36 +28,37 @@ PG_FUNCTION_INFO_V1(hrflow_untrack_table);
 PG_FUNCTION_INFO_V1(hrflow_untrack_batches);
 PG_FUNCTION_INFO_V1(hrflow_untrack_table_batches);
 
-/* Largest number of profiles in a batch. */
+/* Maximum number of profiles in a batch. */
 #define MAX_BATCH_SIZE 100000
 
 /*
- * A call of one of the procedures.  It lives in a memory context of its own,
- * which outlasts the transactions.
+ * State of a call of one of the procedures, in a memory context that outlives
+ * the transactions.
  */
 typedef struct Untracking
 {
 	MemoryContext context;
 	MemoryContext batch_context;	/* reset after each batch */
-	Oid			vectors;		/* the store */
+	Oid			vectors;		/* the store's table of vectors */
 	HrflowStoreAccess access;
 	int			batch_size;
-	int64		nuntracked;		/* profiles so far */
+	int64		nuntracked;		/* number of profiles untracked so far */
 
-	/* hrflow_untrack_batches() */
+	/* For hrflow_untrack_batches(). */
 	Datum		source_id;
 	Datum	   *identifiers;
 	int			nidentifiers;
-	int			nasked;			/* of these, so far */
+	int			nasked;			/* number of these processed so far */
 
-	/* hrflow_untrack_table_batches() */
+	/* For hrflow_untrack_table_batches(). */
 	Oid			table;
-	Oid			function;		/* of the triggers */
+	Oid			function;		/* function of the triggers */
 	HrflowAsideBatch aside;
 } Untracking;
 
 /*
- * What is done in one transaction.  Returns whether more is to be done.
+ * A callback that does the work of one transaction.  Returns whether there is
+ * more work to do.
  */
 typedef bool (*UntrackWork) (Untracking *untracking, const HrflowStore *store);
 
@@ -67,7 +69,7 @@ typedef bool (*UntrackWork) (Untracking *untracking, const HrflowStore *store);
  */
 
 /*
- * Make a table no feeder of a store any longer.  Returns whether it was one.
+ * Stop a table from feeding a store.  Returns whether it did so before.
  */
 static bool
 drop_triggers(const HrflowStore *store, Oid function, Oid table)
@@ -107,9 +109,9 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
  */
 
 /*
- * Begin a call: SPI is connected, and the caller is in the call's context.  "names"
- * are those of the first "n" arguments, which must not be null; the size of a batch
- * follows them.
+ * Begin a call: check the arguments, connect to SPI, and switch to the memory
+ * context of the call.  "names" are the names of the first "n" arguments,
+ * which must not be null.  The next argument is the size of a batch.
  *
  * Throws 2D000, 25006 and 22023.
  */
@@ -146,7 +148,7 @@ begin_untracking(FunctionCallInfo fcinfo, const char *procedure,
 }
 
 /*
- * Do some work with the store in a transaction, and commit it.
+ * Open the store, do some work with it, and commit the transaction.
  */
 static bool
 do_batch(Untracking *untracking, UntrackWork work)
@@ -157,7 +159,10 @@ do_batch(Untracking *untracking, UntrackWork work)
 
 	CHECK_FOR_INTERRUPTS();
 
-	/* A profile that others write to meanwhile is waited for. */
+	/*
+	 * READ COMMITTED waits for profiles that other sessions are updating;
+	 * higher isolation levels would throw a serialization failure.
+	 */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	hrflow_store_open(&store, untracking->vectors, InvalidOid,
@@ -175,7 +180,7 @@ do_batch(Untracking *untracking, UntrackWork work)
 }
 
 /*
- * Tell how many profiles were untracked, as hrflow_untrack() returns it.
+ * Report the number of profiles untracked, which hrflow_untrack() returns.
  */
 static void
 report_untracked(const Untracking *untracking)
@@ -187,7 +192,7 @@ report_untracked(const Untracking *untracking)
 }
 
 /*
- * Erase the next identifiers of those that were given.
+ * UntrackWork callback: erase the next batch of the given profiles.
  */
 static bool
 erase_batch(Untracking *untracking, const HrflowStore *store)
@@ -231,7 +236,7 @@ hrflow_untrack_batches(PG_FUNCTION_ARGS)
 					  &untracking->identifiers, &nulls,
 					  &untracking->nidentifiers);
 
-	/* Whatever snapshot the CALL itself has taken goes with this. */
+	/* This also releases the snapshot that CALL itself has taken. */
 	SPI_commit();
 	while (do_batch(untracking, erase_batch))
 		;
@@ -243,8 +248,8 @@ hrflow_untrack_batches(PG_FUNCTION_ARGS)
 }
 
 /*
- * Drop the triggers of the table.  It is locked against those who read it, until
- * this is committed.
+ * UntrackWork callback: drop the triggers of the table.  This locks the table
+ * against readers until the transaction is committed.
  */
 static bool
 drop_triggers_of_table(Untracking *untracking, const HrflowStore *store)
@@ -254,7 +259,7 @@ drop_triggers_of_table(Untracking *untracking, const HrflowStore *store)
 }
 
 /*
- * Put aside the next profiles that nothing wants.
+ * UntrackWork callback: put aside the next batch of unwanted profiles.
  */
 static bool
 put_aside_batch(Untracking *untracking, const HrflowStore *store)
@@ -264,7 +269,7 @@ put_aside_batch(Untracking *untracking, const HrflowStore *store)
 }
 
 /*
- * All are put aside.
+ * UntrackWork callback: finish after all batches have been put aside.
  */
 static bool
 end_put_aside(Untracking *untracking, const HrflowStore *store)
