@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * model.c
- *		What the vectors of profiles were fetched with.
+ *		Keeps track of how vectors were fetched, and stops runs that fetch
+ *		vectors which the store does not accept.
  *
- * The table of profiles keeps, for each of them, the dimension of its vectors,
- * the sections that it was asked for and that the API has answered, and a
- * fingerprint of the API key.  Few combinations of these occur in a store: an
- * index finds them without reading the profiles.
+ * For each profile, the table of profiles records the dimension of its
+ * vectors, the sections that were requested and that the API has replied to,
+ * and a fingerprint of the API key.  A store has few different combinations of
+ * these, which can be found by an index without reading the profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,12 +22,12 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 
-/* Number of bytes of a fingerprint: enough to tell the keys of a store apart. */
+/* Bytes of a fingerprint: enough to distinguish the API keys of a store. */
 #define FINGERPRINT_BYTES 4
 
 /*
- * Find the first combination after that of $1, $2 and $3.  The index on the
- * table of profiles that hrflow_create_store() makes has this order.
+ * Return the next combination after ($1, $2, $3).  This uses the index on the
+ * table of profiles that hrflow_create_store() creates, which has this order.
  */
 static const char next_combination_sql[] =
 "SELECT p.dimension, p.account, hash_array_extended(p.sections, 0),"
@@ -38,11 +39,12 @@ static const char next_combination_sql[] =
 " LIMIT 1";
 
 /*
- * Make profiles of such a combination due, as if since $4, when the run began.
- * $5 is the time now, and $6 the largest number: those that the run claims next,
- * for others that claim them would not ask for what they lack.  A profile that has
- * an error is asked for again soon in any case, and not before others of its
- * source.
+ * Make profiles of the combination ($1, $2, $3) due.  They become due at $4,
+ * when the run began.  $5 is the current time.  $6 is the maximum number of
+ * profiles, namely those that the run claims next, because another run that
+ * claimed them might not request the sections that they lack.  Profiles with
+ * an error are skipped: they are requested again soon in any case, and must
+ * not overtake other profiles of their source.
  */
 static const char make_due_sql[] =
 "WITH lacking AS MATERIALIZED"
@@ -63,8 +65,8 @@ static const char count_dimension_sql[] =
 #define MOST_COUNTED 1000
 
 /*
- * Find out whether one of $1 begins one of the $2 last errors: then the last run
- * was stopped for it.
+ * Count the last $2 errors that begin with one of $1.  If there are any, the
+ * last run was stopped because of this error.
  */
 static const char was_stopped_sql[] =
 "SELECT count(*) FROM (SELECT p.last_error FROM %P AS p"
@@ -76,27 +78,29 @@ static const char was_stopped_sql[] =
 #define REFUSED_ERROR "Nothing could be stored"
 
 /*
- * Maximum number of profiles to ask for before the store has taken the vectors of
- * any, and minimum number of those that it does not take, with no other, for which
- * a run is stopped.  Both are 1 if the last run was stopped for this reason.
+ * Maximum number of profiles to request before the vectors of any profile have
+ * been stored, and minimum number of profiles whose vectors could not be
+ * stored, with no other vectors being stored, for stopping a run.  Both are 1
+ * if the last run was stopped for this reason.
  */
 #define MAX_TRIAL 32
 #define MIN_REFUSED 8
 
 /*
- * What some profiles of a store were fetched with.
+ * How some profiles of a store were fetched.
  */
 typedef struct Combination
 {
 	int			dimension;
 	char	   *account;
-	int64		hash;			/* of the sections */
-	List	   *sections;		/* their names, and those of elements */
+	int64		hash;			/* hash of the column "sections" */
+	List	   *sections;		/* names of sections, and of elements of
+								 * sections */
 } Combination;
 
 /*
- * A fingerprint of an API key, from which the key cannot be told: the beginning
- * of its SHA-256, in hexadecimal.
+ * Return a fingerprint of an API key, which does not reveal the key: the
+ * beginning of its SHA-256 hash, in hexadecimal.
  */
 char *
 hrflow_model_account(const char *api_key)
@@ -122,7 +126,8 @@ hrflow_model_account(const char *api_key)
  */
 
 /*
- * The names of sections and elements in the column "sections", or NIL for NULL.
+ * Return the names of sections and elements in the column "sections", as a
+ * list of strings.  "array" may be NULL.
  */
 static List *
 read_sections(ArrayType *array)
@@ -158,8 +163,8 @@ has_name(const List *names, const char *name)
 }
 
 /*
- * Does a run ask for a section that is not among these, or for an element where
- * neither that nor its section is?
+ * Does a run request a section that is not in the list, or an element of which
+ * neither the name nor the section is in the list?
  */
 static bool
 lacks_section(const HrflowRun *run, const List *sections)
@@ -190,10 +195,11 @@ compare_names(const ListCell *a, const ListCell *b)
 }
 
 /*
- * The text of the array that the column "sections" is to be after a profile was
- * answered: the names of all that it was asked for, by this run or before.  If
- * "fields" is left out, these are the sections that have come.  NULL if the column
- * is to stay as it is, which a profile that is missing has to say.
+ * Return the new value of the column "sections" of a profile that the API has
+ * replied for, as the text of an array: the names of all that was requested
+ * for it, by this run or before.  If "fields" was not given, the sections in
+ * the reply are used.  Returns NULL if the column does not change, except for
+ * a missing profile, where NULL would clear the column.
  */
 char *
 hrflow_model_sections(const HrflowRun *run, const HrflowProfile *profile)
@@ -240,7 +246,8 @@ dimension_of(const HrflowVector *vector)
 }
 
 /*
- * The dimension of a profile's vectors: of the first one, or 0 if there is none.
+ * Return the dimension of a profile's first fetched vector, or 0 if there is
+ * none.
  */
 int
 hrflow_model_dimension(const HrflowProfile *profile)
@@ -256,8 +263,8 @@ hrflow_model_dimension(const HrflowProfile *profile)
  */
 
 /*
- * Find the combination that follows another one, or the first if that is NULL.
- * Returns NULL after the last.
+ * Find the combination after "last", or the first one if "last" is NULL.
+ * Returns NULL if there are no more.
  */
 static Combination *
 find_next(const HrflowStore *store, const Combination *last)
@@ -284,7 +291,8 @@ find_next(const HrflowStore *store, const Combination *last)
 }
 
 /*
- * The dimension of the column's type, or 0 if it takes any.
+ * Return the dimension of the type of the column "vector", or 0 if it accepts
+ * any dimension.
  */
 static int
 column_dimension(const HrflowStore *store)
@@ -294,15 +302,15 @@ column_dimension(const HrflowStore *store)
 	Form_pg_attribute column =
 	TupleDescAttr(RelationGetDescr(store->vectors), number - 1);
 
-	/* The modifier of pgvector's types is the dimension. */
+	/* The type modifier of pgvector's types is the dimension. */
 	return store->layout == HRFLOW_LAYOUT_ARRAY ? 0 :
 		Max(column->atttypmod, 0);
 }
 
 /*
- * Of the dimensions of a store's vectors, those that at least half as many
- * profiles have as the most frequent one: the others are left from a model
- * before, or came with a few answers when it changed.
+ * Return those dimensions of a store's vectors that at least half as many
+ * profiles have as the most frequent dimension.  Others are leftovers of an
+ * earlier model, or came with a few replies when the model changed.
  */
 static List *
 choose_dimensions(const HrflowStore *store, List *dimensions)
@@ -337,7 +345,7 @@ choose_dimensions(const HrflowStore *store, List *dimensions)
 }
 
 /*
- * Was the last run stopped because the store did not take what it fetched?
+ * Was the last run stopped because fetched vectors could not be stored?
  */
 static bool
 was_stopped(const HrflowStore *store)
@@ -358,8 +366,8 @@ was_stopped(const HrflowStore *store)
 }
 
 /*
- * Learn what the vectors of a store were fetched with: their dimension, and
- * whether none was with the run's API key.
+ * Find the dimensions of a store's vectors, and whether none of them were
+ * fetched with the run's API key.
  */
 void
 hrflow_model_look(HrflowRun *run, const HrflowStore *store)
@@ -390,8 +398,8 @@ hrflow_model_look(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Vectors that were fetched with another API key are now beside such of the
- * run's: warn, for it may be another account's.
+ * Warn if the run has added vectors to a store that had only vectors fetched
+ * with another API key, which may belong to another account.
  */
 void
 hrflow_model_warn_of_account(const HrflowRun *run)
@@ -406,8 +414,7 @@ hrflow_model_warn_of_account(const HrflowRun *run)
 }
 
 /*
- * Make some profiles due of a combination, at most so many.  Returns their
- * number.
+ * Make at most "most" profiles of a combination due.  Returns their number.
  */
 static uint64
 make_due(const HrflowRun *run, const HrflowStore *store,
@@ -430,8 +437,8 @@ make_due(const HrflowRun *run, const HrflowStore *store,
 }
 
 /*
- * Make profiles due that were fetched without a section, or an element of one,
- * that the run asks for: at most so many.  Returns whether there were any.
+ * Make at most "most" profiles due that were fetched without a section, or an
+ * element of one, that the run requests.  Returns whether there were any.
  */
 bool
 hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
@@ -456,13 +463,14 @@ hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
 
 /*
  * ------------------------------------------------------------------------
- * What the store does not take
+ * Vectors that the store does not accept
  * ------------------------------------------------------------------------
  */
 
 /*
- * How many more profiles may be asked for now, as far as it is known what the store
- * takes?
+ * Return how many more profiles may be requested now.  As long as no vectors
+ * have been stored, their number is limited, so that little is paid in vain if
+ * the store accepts none.
  */
 int64
 hrflow_model_room(const HrflowRun *run)
@@ -472,8 +480,8 @@ hrflow_model_room(const HrflowRun *run)
 }
 
 /*
- * A profile no longer counts among those whose vectors are to show what the store
- * takes.
+ * Stop counting a profile among those whose vectors show what the store
+ * accepts.
  */
 void
 hrflow_model_end_trial(HrflowRun *run, HrflowProfile *profile)
@@ -483,7 +491,7 @@ hrflow_model_end_trial(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Have so many profiles met the same that the run is to stop?
+ * Are "n" profiles whose vectors are not accepted enough for stopping the run?
  */
 static bool
 are_enough(const HrflowRun *run, int n)
@@ -492,8 +500,8 @@ are_enough(const HrflowRun *run, int n)
 }
 
 /*
- * Do vectors of a profile have the dimension of the store's, or of its own that
- * are there?
+ * Does any fetched vector of a profile have a dimension of the store's
+ * vectors, or the dimension of the profile's stored vectors?
  */
 static bool
 fits(const HrflowRun *run, const HrflowProfile *profile)
@@ -512,7 +520,8 @@ fits(const HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Stop the run because of the dimension of what comes.
+ * Stop the run because of the dimension of the fetched vectors, and discard
+ * the vectors that were held back.
  */
 static void
 stop_for_dimension(HrflowRun *run)
@@ -554,8 +563,8 @@ stop_for_dimension(HrflowRun *run)
 }
 
 /*
- * Have the profiles written that were held back: they alone have vectors of another
- * dimension.
+ * Release the profiles that were held back for writing, because only they, and
+ * not all profiles, have vectors of another dimension.
  */
 static void
 clear_foreign(HrflowRun *run)
@@ -567,9 +576,10 @@ clear_foreign(HrflowRun *run)
 }
 
 /*
- * Nothing more comes of a profile.  If its vectors have another dimension than
- * the store's it is held back until another one shows whether that is so of all.
- * Returns whether it is.
+ * Called when all requests of a profile are complete.  If its vectors have
+ * another dimension than the store's, hold the profile back until another
+ * profile shows whether all of them have, and return true.  Otherwise return
+ * false.
  */
 bool
 hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
@@ -598,7 +608,8 @@ hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Nothing more comes: all that has come is of another dimension.
+ * Called when all requests of a run are complete.  If profiles are still held
+ * back, all fetched vectors have another dimension.
  */
 void
 hrflow_model_settle(HrflowRun *run)
@@ -608,7 +619,8 @@ hrflow_model_settle(HrflowRun *run)
 }
 
 /*
- * Stop the run because the store takes nothing: these profiles are not to blame.
+ * Stop the run because the store accepts no vectors, which is not the fault of
+ * the profiles in "refused".
  */
 static void
 stop_for_refusal(HrflowRun *run, List *refused)
@@ -645,9 +657,9 @@ hold(HrflowProfile *profile)
 }
 
 /*
- * While a few profiles are written to see whether the store takes them, hold back
- * those that would lose sections: whether these are too many is judged of all that
- * arrive together.
+ * While a few profiles are written to find out whether the store accepts their
+ * vectors, hold back profiles that would lose sections, because whether there
+ * are too many of these must be decided for all that arrive together.
  */
 void
 hrflow_model_spare(HrflowRun *run, List *profiles)
@@ -666,9 +678,10 @@ hrflow_model_spare(HrflowRun *run, List *profiles)
 }
 
 /*
- * After vectors were written, and before the states of their profiles are: is the
- * store to blame for those that it did not take?  It is if it has taken none so
- * far, and refused several; fewer are held back.
+ * Called after vectors were written, but before the states of their profiles
+ * are.  Stop the run if the store has accepted no vectors so far, and has
+ * rejected those of several profiles.  Hold back fewer rejected profiles, to
+ * try again later.
  */
 void
 hrflow_model_judge(HrflowRun *run, List *profiles)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * state.c
- *		What becomes of a profile after an answer, and when it is asked for again.
+ *		Decides about the state of a profile after a reply, and about when
+ *		to request it again.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,9 +18,10 @@
 #include "utils/timestamp.h"
 
 /*
- * When a missing one is asked for again: the API indexes profiles some time
- * after they were sent, so soon at first, then each day, and after
- * HRFLOW_GONE_AGE, where it is kept for want of proof, less and less often.
+ * Waits before a missing profile is requested again.  The API indexes profiles
+ * some time after they were sent, so the first waits are short.  Then the
+ * profile is requested each day and, after HRFLOW_GONE_AGE, if it is kept
+ * because nothing proves that it is gone, less and less often.
  */
 static const int64 missing_waits[] = {
 	USECS_PER_MINUTE, 5 * USECS_PER_MINUTE, 30 * USECS_PER_MINUTE,
@@ -30,16 +32,16 @@ static const int64 missing_waits[] = {
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
 /*
- * End a run after at least this many failures that may be none of the profiles',
- * where nothing else is answered.
+ * Stop a run after at least this many failures that may not be specific to a
+ * profile, without any other reply.
  */
 #define MIN_OUTAGE 8
 
-/* How long profiles have to wait that met an outage. */
+/* Bounds of the wait of profiles that failed because of an outage. */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
-/* Likewise, where the API does not know their source. */
+/* Maximum wait of profiles of a source that the API does not know. */
 #define MAX_SOURCE_POSTPONEMENT USECS_PER_DAY
 
 static const char *const state_names[] = {
@@ -51,7 +53,7 @@ static const char *const state_names[] = {
 };
 
 /*
- * The name of a state, as it is in the column.
+ * Return the name of a state, as it is stored in the column "state".
  */
 const char *
 hrflow_state_name(HrflowState state)
@@ -60,8 +62,8 @@ hrflow_state_name(HrflowState state)
 }
 
 /*
- * The state of a name.  A user's own table may have others: they are taken for
- * "due".
+ * Return the state with a name.  A user-supplied table may contain other
+ * names, which are treated as "due".
  */
 HrflowState
 hrflow_state_parse(const char *name)
@@ -75,7 +77,7 @@ hrflow_state_parse(const char *name)
 }
 
 /*
- * What has become of a profile: of its request, or of what came of it.
+ * Return the status of a profile, which covers both fetching and writing it.
  */
 static HrflowStatus
 get_status(const HrflowProfile *profile)
@@ -85,7 +87,7 @@ get_status(const HrflowProfile *profile)
 }
 
 /*
- * The error that goes with it, or NULL.
+ * Return the error message of a profile, or NULL.
  */
 static char *
 get_error(const HrflowProfile *profile)
@@ -95,8 +97,8 @@ get_error(const HrflowProfile *profile)
 }
 
 /*
- * Does the API refuse us, rather than this profile?  One 403 may be about the
- * profile.
+ * Does the API reject our requests in general, rather than this profile?  A
+ * single 403 may be specific to the profile.
  */
 static bool
 is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
@@ -120,8 +122,9 @@ is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * "age" from now, and up to a tenth less, so that what was fetched together
- * is not due together for ever.
+ * Return a time that is "age" from now, less a random jitter of up to a tenth,
+ * so that profiles that were fetched together do not become due together
+ * forever.
  */
 TimestampTz
 hrflow_state_due_after(const Interval *age)
@@ -147,7 +150,7 @@ is_shorter(const Interval *a, const Interval *b)
 /*
  * Return an argument that is an interval.
  *
- * Throws 22023 where it is null or negative.
+ * Throws 22023 if it is null or negative.
  */
 Interval *
 hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
@@ -164,9 +167,10 @@ hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 }
 
 /*
- * The argument "max_age".  PostgreSQL takes '30' for 30 seconds, where 30 days
- * were meant, and all profiles would be paid for all the time: what is shorter
- * than a minute is refused, but for zero, which is meant.
+ * Return the argument "max_age".  PostgreSQL reads '30' as 30 seconds.  If the
+ * user meant 30 days, all profiles would be fetched, and paid for, all the
+ * time.  So anything shorter than a minute is rejected, except zero, which
+ * must be deliberate, and anything shorter than an hour causes a WARNING.
  *
  * Throws 22023.
  */
@@ -191,7 +195,8 @@ hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * When to try again: after 1, 5, 25 minutes, and so on to a day.
+ * Return when to retry after a number of failed attempts: after 1, 5, 25
+ * minutes and so on, up to a day, less a random jitter of up to half of that.
  */
 static TimestampTz
 retry_at(int attempts)
@@ -204,9 +209,10 @@ retry_at(int attempts)
 }
 
 /*
- * When to ask again for a profile that the API has no vector of, which is
- * missing since "age".  However late it was asked for this time, the wait goes
- * with its age: it is the first that is more than twice that.
+ * Return when to request a profile again that the API has had no vector of for
+ * "age".  The wait depends on this age, no matter how late the last request
+ * was: it is the first of missing_waits that is greater than twice the age, or
+ * a day.
  */
 static TimestampTz
 missing_until(HrflowRun *run, int64 age)
@@ -227,8 +233,9 @@ missing_until(HrflowRun *run, int64 age)
 }
 
 /*
- * For how long has the API had no vector of a profile?  A table of a user's own
- * may lack failed_at, and does not tell then: it takes a day.
+ * Return for how long the API has had no vector of a profile, in microseconds.
+ * If a user-supplied table lacks the column "failed_at", we do not know, and
+ * assume a day.
  */
 static int64
 missing_age(const HrflowProfileRow *row)
@@ -241,7 +248,7 @@ missing_age(const HrflowProfileRow *row)
 }
 
 /*
- * Is a profile's error the one it had before?
+ * Does a profile have the same error as before?
  */
 static bool
 has_old_error(const HrflowProfile *profile)
@@ -251,10 +258,11 @@ has_old_error(const HrflowProfile *profile)
 }
 
 /*
- * When to ask again for a profile that met what says nothing about it:
- * after a minute, and while its error stays the same as long as it has had it,
- * up to an hour, or a day where the API does not know its source.  So the next
- * run begins with others.  One that was out of time has met no error now.
+ * Return when to request a profile again whose failure is not specific to it.
+ * The wait is a minute or, if the error is the same as before, as long as the
+ * profile has had it, up to an hour, or a day if the API does not know its
+ * source.  So the next run begins with other profiles.  A profile whose
+ * requests were not completed counts as having no error.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
@@ -271,9 +279,10 @@ postponed_until(const HrflowProfile *profile)
 }
 
 /*
- * Set failed_at: when it failed the last time.  Of a missing one that is since
- * when it is missing, which hrflow_erase_gone() must know; and of one that was
- * not answered, when that error came first.
+ * Set "failed_at", the time of the last failure.  For a missing profile, it is
+ * the time since which the profile has been missing, on which
+ * hrflow_erase_gone() relies.  For a failure that is not counted as an
+ * attempt, it is the time at which the error first occurred.
  */
 static void
 set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
@@ -295,8 +304,9 @@ set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
 }
 
 /*
- * A profile was not asked for to the end, or what it met says nothing about
- * it: as if it had not been claimed.
+ * Set the row of a profile whose requests were not completed, or whose failure
+ * is not specific to it.  Apart from the error and, if "is_postponed" is true,
+ * from when it is due, the row remains as if the profile had not been claimed.
  */
 static void
 set_not_counted(HrflowProfile *profile, bool is_postponed)
@@ -304,7 +314,7 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 	HrflowProfileRow *row = &profile->row;
 	TimestampTz due_at = is_postponed ? postponed_until(profile) : 0;
 
-	/* No error where there was no time. */
+	/* Running out of time is not an error of the profile. */
 	if (get_error(profile) != NULL &&
 		!(profile->unasked && get_status(profile) == HRFLOW_TIMEOUT))
 	{
@@ -317,9 +327,9 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 }
 
 /*
- * When to ask again for a profile that was fetched: after max_age, or a day if
- * that is sooner and it has lost vectors that the API no longer has, which may be
- * a mistake.
+ * Return when to request a profile again that was fetched: after max_age.  If
+ * the profile has lost vectors that the API no longer has, which may be a
+ * mistake, request it after a day if that is sooner.
  */
 static TimestampTz
 ok_until(HrflowRun *run, const HrflowProfile *profile)
@@ -332,7 +342,7 @@ ok_until(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * A profile was answered.
+ * Set the row of a profile that the API has replied for.
  */
 static void
 set_answered(HrflowRun *run, HrflowProfile *profile)
@@ -378,9 +388,10 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * A profile was answered, and has changed since it was claimed.  What came is
- * kept; it is due again, but not at once, so that a profile that changes all
- * the time is not paid for all the time.
+ * Set the row of a profile that the API has replied for, but that has changed
+ * since it was claimed.  Its vectors are stored, and it is due again, but only
+ * after a delay, so that a profile that changes continually is not fetched,
+ * and paid for, continually.
  */
 static void
 set_changed(HrflowRun *run, HrflowProfile *profile)
@@ -404,8 +415,9 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * A run that goes on is not to claim again at once what has come to nothing.  It
- * does not go on where the API refuses us, though it may not know yet.
+ * Postpone a profile without a result, so that a run that continues does not
+ * claim it again at once.  This is not necessary if the API rejects our
+ * requests in general: then the run stops, even if it does not know that yet.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -422,7 +434,8 @@ put_beyond_run(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Decide what becomes of a profile that is ours, whose row is as it is now.
+ * Set the new contents of a profile's row, which holds its current contents,
+ * and count the profile.  The lease must still be ours.
  */
 void
 hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
@@ -451,12 +464,12 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
  */
 
 /*
- * What an answer may be a sign of, if it is the only one that comes.
+ * The cause that a failure indicates, if there are no other replies.
  */
 typedef enum Sign
 {
-	SIGN_NONE,					/* the API answers for profiles */
-	SIGN_OF_NETWORK,			/* nothing is answered */
+	SIGN_NONE,					/* the API replies for profiles */
+	SIGN_OF_NETWORK,			/* there are no replies */
 	SIGN_OF_SETTING,			/* a setting or "fields" is wrong */
 	SIGN_OF_LINKS				/* no link works */
 } Sign;
@@ -476,7 +489,7 @@ sign_of(const HrflowProfile *profile)
 		case HRFLOW_INVALID_REQUEST:
 			return SIGN_OF_SETTING;
 		case HRFLOW_LINK_EXPIRED:
-		case HRFLOW_NO_VECTOR:	/* says the host of a link */
+		case HRFLOW_NO_VECTOR:	/* a reply of the link's host */
 			return SIGN_OF_LINKS;
 		default:
 			return SIGN_NONE;
@@ -484,7 +497,7 @@ sign_of(const HrflowProfile *profile)
 }
 
 /*
- * Have two profiles met the same?
+ * Do the failures of two profiles indicate the same cause?
  */
 static bool
 have_met_the_same(const HrflowProfile *a, const HrflowProfile *b)
@@ -497,7 +510,7 @@ have_met_the_same(const HrflowProfile *a, const HrflowProfile *b)
 }
 
 /*
- * A profile is to be written.
+ * Move a profile to the list of those to be written.
  */
 void
 hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
@@ -510,7 +523,8 @@ hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * The suspects are at fault themselves, or they are not, as "is_outage" says.
+ * Move all suspects to the list of profiles to be written.  "is_outage" says
+ * whether an outage caused their failures, or the profiles themselves did.
  */
 static void
 clear_suspects(HrflowRun *run, bool is_outage)
@@ -527,9 +541,10 @@ clear_suspects(HrflowRun *run, bool is_outage)
 }
 
 /*
- * All suspects have met the same, and nothing else was met: that is not theirs.
- * Of links it is, however many meet it: the API has answered, and has been
- * paid.
+ * Stop the run because all suspects failed for the same reason, and there were
+ * no other replies, so the failures are not specific to the profiles.
+ * Failures of links remain specific to them, however many there are, because
+ * the API has replied, and has been paid.
  */
 static void
 note_outage(HrflowRun *run)
@@ -549,9 +564,9 @@ note_outage(HrflowRun *run)
 }
 
 /*
- * Nothing more comes of a profile: it is written next, unless what it has met
- * may be an outage.  It is not if the API has answered anything else since the
- * profile was asked for.
+ * Called when all requests of a profile are complete.  It is written next,
+ * unless its failure may be caused by an outage.  That is impossible if the
+ * API has sent any other reply since the profile was requested.
  */
 void
 hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
@@ -598,9 +613,11 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Nothing more comes at all: decide about the suspects.  A few are at fault
- * themselves, so that profiles that are alone come to an end, unless the time
- * was too short for others.
+ * Called when all requests of a run are complete, to decide about the
+ * suspects.  If there are only a few, their failures are considered specific
+ * to them, because otherwise a store with few profiles would never record a
+ * failure.  If the run stopped for lack of replies, they are not, because
+ * there was no time for other replies.
  */
 void
 hrflow_state_settle_suspects(HrflowRun *run)
