@@ -112,9 +112,9 @@ static const char *const vector_statements[NAMONG] = {
 };
 
 /*
- * Return the sources of a store, by an index skip scan of the primary key, so
- * that the number of vectors of a source does not matter.  Returns at most
- * MAX_SOURCES + 1 rows.
+ * Return the sources of a store, by skipping along the primary key from source
+ * to source, so that the number of vectors of a source does not matter.
+ * Returns at most MAX_SOURCES + 1 rows.
  */
 static const char sources_statement[] =
 "WITH RECURSIVE sources (id) AS"

@@ -3,14 +3,15 @@
  * refresh.c
  *		hrflow_refresh(): fetches the vectors of profiles that are due.
  *
- * Requests are sent in a rolling window.  Whenever fewer are in flight than
- * may be, a short transaction claims a few profiles, which gives them a lease,
- * so that no other session requests them.  They are fetched while no snapshot
- * is held, and no lock that another session waits for (see history.c).
- * Replies are written every second, or as soon as there is a batch of them, in
- * another short transaction.  So no profile waits for the reply of another
- * one, and a session that crashes loses only what arrived in the last second.
- * The leases that it leaves behind expire.
+ * Requests are sent in a rolling window.  Whenever another request may be
+ * sent, and no claimed profile is left, a short transaction claims a few
+ * profiles.  A claim gives them a lease, so that no other session requests
+ * them.  While they are fetched, the run holds no snapshot, and no lock that
+ * another session waits for (see history.c).  Replies are written every
+ * second, or as soon as there is a batch of them, in another short
+ * transaction.  So no profile waits for the reply of another one, and a
+ * session that crashes loses only what arrived in the last second.  The leases
+ * that it leaves behind expire.
  *
  * A reply that has arrived has been paid for.  Whatever ends the run, be it an
  * error, a query cancel, a time limit or the end of the session, is delayed
@@ -18,8 +19,8 @@
  * DRAIN_TIME.
  *
  * The end of a lease also identifies its holder: nothing is written for a
- * profile whose lease ends at another time than the one that the run has set,
- * because another session has claimed it meanwhile.
+ * profile whose lease no longer ends when the run has set it to end, because
+ * another session has claimed the profile meanwhile.
  *
  *-------------------------------------------------------------------------
  */
@@ -457,7 +458,7 @@ release_leases(HrflowRun *run)
 /*
  * Write the profiles that have arrived, and release the leases of the others.
  * If the run is ended by an error or by the end of the session, LAST_TIME
- * limits each statement of that.
+ * limits each of these steps.
  */
 static void
 finish(HrflowRun *run)
@@ -607,8 +608,8 @@ set_stop(HrflowRun *run)
 
 /*
  * Complete the run's row in the table of runs.  If the run is ended by an
- * error or by the end of the session, LAST_TIME limits that.  All replies have
- * been written before.
+ * error or by the end of the session, LAST_TIME limits the time that this
+ * takes.  All replies have been written before.
  */
 static void
 record_end(HrflowRun *run)

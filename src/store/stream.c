@@ -53,10 +53,10 @@ take_row(TupleTableSlot *slot, DestReceiver *receiver)
 }
 
 /*
- * Execute a query, and call take() for each row until it returns false.  It is
- * called in a memory context that is reset after each row.  All attributes of
- * the slot have been extracted, but belong to the executor.  The query uses
- * the snapshot of the calling statement.
+ * Execute a query, and call take() for each row until take() returns false.
+ * It is called in a memory context that is reset after each row.  All
+ * attributes of the slot have been extracted, but belong to the executor.  The
+ * query uses the snapshot of the calling statement.
  */
 void
 hrflow_stream(const char *sql, const HrflowParameters *parameters,

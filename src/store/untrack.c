@@ -3,12 +3,12 @@
  * untrack.c
  *		Stops a table from feeding a store, and erases profiles in batches.
  *
- * A function runs in a single transaction, and holds its locks until the end:
- * on the table, against readers, and on every profile that it has erased or
- * put aside.  The procedures in this file do the same work in batches, each in
- * a transaction of its own, so that no other session waits for longer than a
- * batch.  Completed batches are committed; after an error or a query cancel,
- * repeating the call continues with the rest.
+ * A function runs in a single transaction, and holds its locks until the end
+ * of that: on the table, against readers, and on every profile that it has
+ * erased or put aside.  The procedures in this file do the same work in
+ * batches, each in a transaction of its own, so that no other session waits
+ * for longer than a batch.  Completed batches are committed; after an error or
+ * a query cancel, repeating the call continues with the rest.
  *
  *-------------------------------------------------------------------------
  */
