@@ -37,8 +37,7 @@ enum
 {
 	PARAMETER_QUERY,			/* $1, real[] */
 	PARAMETER_SECTIONS,			/* $2, text[] */
-	PARAMETER_SOURCE,			/* $3, text: search only this source, or
-								 * NULL */
+	PARAMETER_SOURCE,			/* $3, text: the only source, or NULL */
 	PARAMETER_PROFILES,			/* $4, text[]: search only these identifiers,
 								 * or NULL */
 	PARAMETER_SOURCES,			/* $5, text[]: sources to look $4 up in, or
@@ -339,8 +338,7 @@ typedef struct Visit
 {
 	HrflowVisitor visitor;
 	void	   *arg;
-	const HrflowBest *best;		/* skip matches that it does not want; or
-								 * NULL */
+	const HrflowBest *best;		/* to skip matches that are worse, or NULL */
 	int64		nrows;			/* number of rows seen */
 } Visit;
 
@@ -544,8 +542,7 @@ typedef struct Dimensions
 	int			wanted;
 	int			other;			/* dimension of the last vector; 0: no vector
 								 * yet */
-	bool		met;			/* was a vector of the wanted dimension
-								 * found? */
+	bool		met;			/* does a vector have the wanted dimension? */
 } Dimensions;
 
 static bool

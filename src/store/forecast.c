@@ -112,8 +112,7 @@ typedef struct Forecast
 {
 	TimestampTz now;
 	int			ndays;			/* last day of the forecast; day 0 is now */
-	Day		   *days;			/* array of ndays + 1 elements; [0] is due
-								 * now */
+	Day		   *days;			/* array of ndays + 1 days; [0] is due now */
 	int			nparts;			/* number of further requests for a profile
 								 * that lacks a section */
 	double		lacking;		/* fraction of all profiles that lack a

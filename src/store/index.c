@@ -316,8 +316,7 @@ typedef struct IndexRows
 	const HrflowSearch *search;
 	allowed_hash *allowed;		/* identifiers to keep; NULL: all */
 	HrflowBest *best;
-	int64		ntaken;			/* number of rows that satisfied the
-								 * condition */
+	int64		ntaken;			/* number of rows that met the condition */
 	int64		nwanted;		/* take at least this many of them */
 } IndexRows;
 
