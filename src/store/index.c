@@ -169,7 +169,10 @@ hrflow_index_find(const HrflowSearch *search, const char *section)
 	HrflowParameters parameters = {0};
 	HrflowIndex *index;
 
-	/* Planning the statement takes as long as comparing a thousand vectors. */
+	/*
+	 * Avoid the statement if there is no index, because planning it takes as
+	 * long as comparing a thousand vectors.
+	 */
 	if (!has_vector_index(search->store->vectors))
 		return NULL;
 	hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(relid));

@@ -143,7 +143,8 @@ typedef struct TileRow
 {
 	Key			key;
 	float4		inverse;		/* 1 / length */
-	double	   *elements;		/* in double precision; NULL: not needed yet */
+	double	   *elements;		/* elements in double precision; NULL: not
+								 * needed yet */
 	double		norm;
 	Other	   *other;			/* NULL: not among the best of any vector so
 								 * far */

@@ -758,7 +758,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 											  "batch_size", 10000);
 	run.max_attempts = hrflow_work_get_positive(fcinfo, ARG_MAX_ATTEMPTS,
 												"max_attempts", 1000);
-	(void) hrflow_state_due_after(run.max_age); /* in range? */
+	(void) hrflow_state_due_after(run.max_age); /* may throw */
 	run.is_scheduled = MyBackendType != B_BACKEND ||
 		whereToSendOutput != DestRemote ||
 		strncmp(application_name, "pg_cron", strlen("pg_cron")) == 0;
