@@ -66,7 +66,7 @@ static const Column profiles_columns[] = {
  * ------------------------------------------------------------------------
  */
 
-static const char explain_sql[] = "EXPLAIN %s";
+static const char explain_sql[] = "EXPLAIN %s"; /* for psprintf() */
 
 /*
  * A relation's name, quoted and qualified.
@@ -291,7 +291,7 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 void
 hrflow_store_explain(const char *sql, const HrflowParameters *parameters)
 {
-	hrflow_store_execute(hrflow_store_sql(NULL, explain_sql, sql), parameters);
+	hrflow_store_execute(psprintf(explain_sql, sql), parameters);
 }
 
 /*

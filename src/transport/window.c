@@ -61,6 +61,13 @@
  */
 #define MIN_WAITED 0.25
 
+/*
+ * The window counts as fully used if this part of it is in flight.  It may never
+ * be used completely, because connections that are kept for other hosts count
+ * towards the same maximum.
+ */
+#define FULL_PART 0.75
+
 /* Factor by which a refusal cuts the window. */
 #define REFUSAL_FACTOR 0.7
 
@@ -178,7 +185,7 @@ hrflow_window_enter(HrflowTransfer *transfer)
 
 	window->nin_flight++;
 	window->used_at = transfer->try.began;
-	if (window->nin_flight >=
+	if (window->nin_flight >= FULL_PART *
 		Min((int) window->size, transfer->transport->settings->max_concurrency))
 		window->full_at = transfer->try.began;
 	transfer->try.nbeside = window->nin_flight;
