@@ -62,9 +62,8 @@
 #define MIN_WAITED 0.25
 
 /*
- * The window counts as fully used if this part of it is in flight.  It may never
- * be used completely, because connections that are kept for other hosts count
- * towards the same maximum.
+ * The window counts as fully used if at least this part of it is in flight, so
+ * that queueing is noticed, too, if a few requests fewer are in flight.
  */
 #define FULL_PART 0.75
 
