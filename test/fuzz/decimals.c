@@ -13,19 +13,9 @@
 
 #include "backend.h"
 #include "ask/ask.h"
+#include "random.h"
 
 static unsigned long ndecimals = 0;
-
-static uint64
-random_bits(void)
-{
-	static uint64 state = UINT64CONST(0x9E3779B97F4A7C15);
-
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state;
-}
 
 static void
 check(const char *decimal)

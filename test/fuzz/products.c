@@ -12,18 +12,9 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "random.h"
+
 #define MAX_STEPS (2100 / HRFLOW_PRODUCTS_STEP)
-
-static uint64
-random_bits(void)
-{
-	static uint64 state = UINT64CONST(0x9E3779B97F4A7C15);
-
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state;
-}
 
 /*
  * Fill rows with reals of about the given power of two; one in eight is zero.

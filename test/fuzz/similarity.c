@@ -11,23 +11,14 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "random.h"
+
 #define MAX_DIMENSION 2100
 #define TOLERANCE 1e-12
 
 static unsigned long ncomparisons = 0;
 
 #ifdef HAVE_AVX2
-
-static uint64
-random_bits(void)
-{
-	static uint64 state = UINT64CONST(0x9E3779B97F4A7C15);
-
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state;
-}
 
 /*
  * A real of about the given power of two; one in eight is zero.

@@ -638,6 +638,8 @@ like(
 		qr/fault/, 'a cursor later returns the rows that it has read ahead');
 	is(scalar(grep { $_->{query} =~ /fault/ } $api->log),
 		1, 'a cursor does not request rows again that it has read ahead');
+	$session{on}->ask('FETCH ALL FROM q;');
+	cmp_ok($api->stats->{max_in_flight}, '>', 1, 'a cursor reads ahead');
 	$session{on}->ask('ROLLBACK;');
 }
 
