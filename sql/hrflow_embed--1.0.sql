@@ -82,6 +82,8 @@ LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION hrflow_support(internal) IS
 'planner support for functions whose calls over a table are read ahead';
 
+REVOKE ALL ON FUNCTION hrflow_support(internal) FROM PUBLIC;
+
 --
 -- One profile
 --
@@ -1829,6 +1831,9 @@ LANGUAGE C VOLATILE PARALLEL RESTRICTED;
 COMMENT ON FUNCTION hrflow_embed_stats() IS
 'row of the view hrflow_embed_stats';
 
+REVOKE ALL ON FUNCTION hrflow_embed_stats() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION hrflow_embed_stats() TO pg_read_all_stats;
+
 -- Statistics since reset_at, in one row.  A backend adds the counts of a
 -- statement once a second, and when the statement ends.
 --
@@ -1848,13 +1853,16 @@ COMMENT ON FUNCTION hrflow_embed_stats() IS
 --   reset_at            when the counters were set to zero
 --   api_requests        requests to the API, which may be billed
 --   link_requests       requests for links, which are not billed
+--
+-- Only roles that have the privileges of pg_read_all_stats may read it, because
+-- it counts what all roles do.
 CREATE VIEW hrflow_embed_stats AS
 	SELECT * FROM @extschema@.hrflow_embed_stats();
 
 COMMENT ON VIEW hrflow_embed_stats IS
 'statistics of hrflow_embed since they were reset';
 
-GRANT SELECT ON hrflow_embed_stats TO PUBLIC;
+GRANT SELECT ON hrflow_embed_stats TO pg_read_all_stats;
 
 -- Sets the counters of hrflow_embed_stats to zero, and reset_at to the current
 -- time.

@@ -42,7 +42,14 @@ SELECT hrflow_document_embedding('job', '{"name": "nurse"}'); -- error
 SELECT hrflow_document_embeddings('job', '{}'); -- error
 SELECT hrflow_auth(); -- error
 SELECT hrflow_embed_stats_reset(); -- error
+SELECT count(*) FROM hrflow_embed_stats; -- error
+SELECT * FROM hrflow_embed_stats(); -- error
+RESET ROLE;
+GRANT pg_read_all_stats TO regress_hrflow_plain;
+SET ROLE regress_hrflow_plain;
 SELECT count(*) FROM hrflow_embed_stats;
+RESET ROLE;
+REVOKE pg_read_all_stats FROM regress_hrflow_plain;
 
 -- A reader can use the key, but can neither read it nor send it elsewhere
 SET ROLE regress_hrflow_reader;
