@@ -52,8 +52,8 @@ report_missing(void)
 	nmissing = 0;
 	if (n > 0)
 		ereport(WARNING,
-				(errmsg_plural(INT64_FORMAT " HrFlow profile or job that is not found or has no vector was returned as NULL",
-							   INT64_FORMAT " HrFlow profiles or jobs that are not found or have no vector were returned as NULL",
+				(errmsg_plural(INT64_FORMAT " call returned NULL because the profile, job or link was not found or has no vector",
+							   INT64_FORMAT " calls returned NULL because the profile, job or link was not found or has no vector",
 							   n, n),
 				 errhint("Set hrflow_embed.on_missing to \"error\" to see the first of them.")));
 }
