@@ -975,11 +975,16 @@ foreach my $case ([ 'STORED', '', '3' ],
 		CREATE TABLE kept.number_$kind (n numeric, id text GENERATED ALWAYS AS (n::text) $kind,
 		day int);
 		SELECT hrflow_create_store('kept.numbers_$kind', 'real[]')");
-	like(
-		fails_with(
-			"SELECT hrflow_track_table('kept.numbers_$kind', 'kept.number_$kind', 'id', 'acme')"),
-		qr/\Q$error\E/,
-		"a key that is a $kind generated column is " . ($error ? 'refused' : 'accepted'));
+	my $raised = fails_with(
+		"SELECT hrflow_track_table('kept.numbers_$kind', 'kept.number_$kind', 'id', 'acme')");
+	if ($error)
+	{
+		like($raised, qr/\Q$error\E/, "a key that is a $kind generated column is refused");
+	}
+	else
+	{
+		is($raised, '', "a key that is a $kind generated column is accepted");
+	}
 	is( fails_with(
 			"INSERT INTO kept.number_$kind VALUES (1), (2);
 		UPDATE kept.number_$kind SET n = 3 WHERE n = 2; DELETE FROM kept.number_$kind WHERE n = 1"),
