@@ -166,10 +166,11 @@ CREATE FUNCTION hrflow_profile_embedding_links(
 RETURNS TABLE (section text, item int, link text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 1000 ROWS 5;
+COST 1000 ROWS 5
+SUPPORT hrflow_support;
 
 COMMENT ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) IS
-'links to the vectors of a profile, one row for each; one request';
+'links to the vectors of a profile, one row for each; one request; calls in LATERAL are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) FROM PUBLIC;
 

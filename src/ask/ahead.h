@@ -10,6 +10,11 @@
  * (ahead_node.c), but only as many rows as the query is certain to need
  * (ahead_bound.c).
  *
+ * A call in FROM whose arguments come from other tables is executed by a
+ * function scan on the inner side of a nested loop.  The node is then put on
+ * the outer side, returns the rows of its child unchanged, and holds the answer
+ * that the function takes (ahead_live.c).
+ *
  *-------------------------------------------------------------------------
  */
 #ifndef HRFLOW_AHEAD_H
@@ -26,18 +31,21 @@
 #define HRFLOW_AHEAD_NAME "HrflowReadAhead"
 
 /*
- * A call that is a column of the node's scan tuple.
+ * A call that is a column of the node's scan tuple, or the call of a function
+ * scan.
  */
 typedef struct HrflowAheadColumn
 {
 	const HrflowFunction *function;
-	int			attno;			/* index in the scan tuple, from 0 */
+	FuncExpr   *call;			/* the call as in the query, for EXPLAIN */
+	int			attno;			/* index in the scan tuple, from 0; not used
+								 * for a function scan */
 	int			nargs;
 	ExprState **args;			/* expressions over the columns of the child */
 	NullableDatum *values;		/* values of the arguments for the row read
 								 * last */
 	ExprState  *whole;			/* the whole call, for evaluating it when its
-								 * row is returned */
+								 * row is returned; NULL for a function scan */
 	bool		is_safe;		/* can the arguments be evaluated without
 								 * raising an error? */
 } HrflowAheadColumn;
@@ -83,6 +91,8 @@ typedef struct HrflowAheadState
 	/* Fixed when the node is initialized. */
 	int			nchild;			/* number of columns of the child, with which
 								 * the scan tuple begins */
+	bool		is_lateral;		/* does a function scan execute the only call,
+								 * which then is not in the scan tuple? */
 	int			ncolumns;
 	HrflowAheadColumn *columns;
 	bool		needs_key;		/* does any call send a request to the API? */
@@ -123,7 +133,8 @@ typedef struct HrflowAheadState
 	bool		child_ended;	/* has the child reported the end of the scan? */
 	bool		has_ended;		/* has the node reported the end of the scan? */
 	Size		bytes;			/* memory used by rows and completed calls */
-	Size		largest;		/* size in bytes of the largest call so far */
+	Size		largest;		/* size in bytes of the largest call that is
+								 * complete; 0: none is */
 
 	/* For EXPLAIN ANALYZE. */
 	int64		nrequests;
@@ -135,10 +146,15 @@ typedef struct HrflowAheadState
 extern const CustomScanMethods hrflow_ahead_scan_methods;
 extern const CustomExecMethods hrflow_ahead_exec_methods;
 
-/* in ahead_bound.c */
-extern void hrflow_ahead_install_executor(void);
+/* in ahead_live.c */
+extern dlist_head hrflow_ahead_live;
 extern void hrflow_ahead_add_live(HrflowAheadState *state);
 extern void hrflow_ahead_remove_live(HrflowAheadState *state);
+extern bool hrflow_ahead_equal(const HrflowCall *a, const HrflowCall *b,
+							   const char *first_url);
+
+/* in ahead_bound.c */
+extern void hrflow_ahead_install_executor(void);
 extern int	hrflow_ahead_rows_allowed(HrflowAheadState *state, int most);
 
 #endif							/* HRFLOW_AHEAD_H */

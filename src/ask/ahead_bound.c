@@ -20,9 +20,6 @@
 static ExecutorStart_hook_type previous_start_hook = NULL;
 static ExecutorRun_hook_type previous_run_hook = NULL;
 
-/* All states that have been initialized but not ended. */
-static dlist_head live_states = DLIST_STATIC_INIT(live_states);
-
 /* A number of rows that is larger than any other. */
 #define ALL_ROWS PG_INT64_MAX
 
@@ -244,7 +241,7 @@ start_with_read_ahead(QueryDesc *query, int eflags)
 	else
 		standard_ExecutorStart(query, eflags);
 
-	dlist_foreach(iter, &live_states)
+	dlist_foreach(iter, &hrflow_ahead_live)
 	{
 		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
 
@@ -267,7 +264,7 @@ set_bound(EState *estate, bool is_bounded, uint64 count)
 {
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &live_states)
+	dlist_foreach(iter, &hrflow_ahead_live)
 	{
 		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
 
@@ -288,7 +285,7 @@ pause_states(EState *estate)
 {
 	dlist_iter	iter;
 
-	dlist_foreach(iter, &live_states)
+	dlist_foreach(iter, &hrflow_ahead_live)
 	{
 		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
 
@@ -316,39 +313,4 @@ hrflow_ahead_install_executor(void)
 	ExecutorStart_hook = start_with_read_ahead;
 	previous_run_hook = ExecutorRun_hook;
 	ExecutorRun_hook = run_with_read_ahead;
-}
-
-/*
- * ------------------------------------------------------------------------
- * Live states
- * ------------------------------------------------------------------------
- */
-
-void
-hrflow_ahead_remove_live(HrflowAheadState *state)
-{
-	if (state->is_live)
-		dlist_delete(&state->live);
-	state->is_live = false;
-}
-
-static void
-forget_state(void *arg)
-{
-	hrflow_ahead_remove_live(arg);
-}
-
-/*
- * Add a state to the list.  After an error the executor does not end its
- * nodes, so a reset callback on the memory of the query removes it.
- */
-void
-hrflow_ahead_add_live(HrflowAheadState *state)
-{
-	dlist_push_tail(&live_states, &state->live);
-	state->is_live = true;
-	state->on_reset.func = forget_state;
-	state->on_reset.arg = state;
-	MemoryContextRegisterResetCallback(state->css.ss.ps.state->es_query_cxt,
-									   &state->on_reset);
 }

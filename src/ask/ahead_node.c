@@ -155,21 +155,14 @@ hash_request(const HrflowCall *call)
 static HrflowAheadCall *
 find_equal_call(HrflowAheadState *state, const HrflowAheadCall *wanted)
 {
-	const HrflowCall *a = &wanted->call;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &state->calls)
 	{
 		HrflowAheadCall *other = dlist_container(HrflowAheadCall, node, iter.cur);
-		const HrflowCall *b = &other->call;
 
-		/*
-		 * call.url of a call that is fetching its link is no longer the first
-		 * URL.
-		 */
-		if (other->hash == wanted->hash && a->function == b->function &&
-			(a->body != NULL ? strcmp(a->body, b->body) :
-			 strcmp(a->url, other->request)) == 0)
+		if (other->hash == wanted->hash &&
+			hrflow_ahead_equal(&wanted->call, &other->call, other->request))
 			return other;
 	}
 	return NULL;
@@ -360,7 +353,7 @@ store_scan_tuple(HrflowAheadState *state, TupleTableSlot *scan,
 	memcpy(scan->tts_values, child->tts_values,
 		   state->nchild * sizeof(Datum));
 	memcpy(scan->tts_isnull, child->tts_isnull, state->nchild * sizeof(bool));
-	for (int i = 0; i < state->ncolumns; i++)
+	for (int i = 0; i < state->ncolumns && !state->is_lateral; i++)
 	{
 		scan->tts_values[state->nchild + i] = (Datum) 0;
 		scan->tts_isnull[state->nchild + i] = true;
@@ -420,9 +413,10 @@ drop_row(HrflowAheadState *state, HrflowAheadRow *row)
 static bool
 has_memory(const HrflowAheadState *state)
 {
+	Size		each = state->largest > 0 ? state->largest : DEFAULT_CALL_SIZE;
+
 	return state->nrows == 0 ||
-		state->bytes + (state->nsent + 1) * state->largest <=
-		(Size) work_mem * 1024;
+		state->bytes + (state->nsent + 1) * each <= (Size) work_mem * 1024;
 }
 
 /*
@@ -502,7 +496,7 @@ return_row(HrflowAheadState *state, TupleTableSlot *child,
 	ResetExprContext(econtext);
 	store_scan_tuple(state, scan, child);
 	econtext->ecxt_scantuple = scan;
-	for (int i = 0; i < state->ncolumns; i++)
+	for (int i = 0; i < state->ncolumns && !state->is_lateral; i++)
 	{
 		HrflowAheadColumn *column = &state->columns[i];
 		HrflowAheadCall *ahead = calls == NULL ? NULL : calls[i];
@@ -552,6 +546,25 @@ return_previous_row(HrflowAheadState *state)
 }
 
 /*
+ * Wait for the replies to a call.  In the meantime, read more rows if the
+ * number of rows that may be read ahead has grown.
+ */
+static void
+complete_call(HrflowAheadState *state, HrflowAheadCall *ahead)
+{
+	ErrorContextCallback context;
+
+	while (ahead->call.state == HRFLOW_CALL_SENT)
+	{
+		hrflow_context_push(&context, hrflow_call_add_context, &ahead->call);
+		receive_reply(state, hrflow_transport_next(state->transport));
+		hrflow_context_pop(&context);
+		if (hrflow_settings_read_ahead())
+			read_rows(state);
+	}
+}
+
+/*
  * Return the first of the rows that were read ahead, once its replies have
  * arrived.
  */
@@ -560,18 +573,11 @@ return_first_row(HrflowAheadState *state)
 {
 	HrflowAheadRow *row = dlist_container(HrflowAheadRow, node,
 										  dlist_head_node(&state->rows));
-	ErrorContextCallback context;
 
 	for (int i = 0; i < state->ncolumns; i++)
 	{
-		HrflowAheadCall *ahead = row->calls[i];
-
-		if (ahead == NULL)
-			continue;
-		hrflow_context_push(&context, hrflow_call_add_context, &ahead->call);
-		while (ahead->call.state == HRFLOW_CALL_SENT)
-			receive_reply(state, hrflow_transport_next(state->transport));
-		hrflow_context_pop(&context);
+		if (row->calls[i] != NULL)
+			complete_call(state, row->calls[i]);
 	}
 
 	dlist_delete(&row->node);
@@ -644,27 +650,33 @@ may_raise_walker(Node *node, void *context)
  * "args" those of the scan tuple.
  *
  * ExecInitExpr() checks that the user may execute the function, as it does for
- * a call in a target list.
+ * a call in a target list.  A function scan does that itself.
  */
 static void
 init_column(HrflowAheadState *state, HrflowAheadColumn *column,
 			FuncExpr *call, List *args, int attno)
 {
 	PlanState  *ps = &state->css.ss.ps;
-	FuncExpr   *whole = copyObject(call);
 	FmgrInfo	finfo;
 	ListCell   *cell;
 
-	whole->args = args;
 	fmgr_info(call->funcid, &finfo);
 	column->function = hrflow_single_find(finfo.fn_addr);
+	column->call = call;
 	column->attno = attno;
-	column->whole = ExecInitExpr((Expr *) whole, ps);
 	column->is_safe = !may_raise_walker((Node *) args, NULL);
 	column->args = palloc(list_length(args) * sizeof(ExprState *));
 	column->values = palloc0(list_length(args) * sizeof(NullableDatum));
 	foreach(cell, args)
 		column->args[column->nargs++] = ExecInitExpr(lfirst(cell), ps);
+	if (!state->is_lateral)
+	{
+		FuncExpr   *whole = copyObject(call);
+
+		whole->args = args;
+		column->whole = ExecInitExpr((Expr *) whole, ps);
+	}
+	state->needs_key |= column->function->needs_key;
 }
 
 static void
@@ -681,14 +693,21 @@ begin_read_ahead(CustomScanState *css, EState *estate, int eflags)
 	state->nchild = child_desc->natts;
 	state->ncolumns = list_length(scan->custom_exprs);
 	state->columns = palloc0(state->ncolumns * sizeof(HrflowAheadColumn));
-	for (int i = 0; i < state->ncolumns; i++)
+	state->is_lateral = scan->custom_private != NIL;
+	if (state->is_lateral)
+	{
+		FuncExpr   *call = copyObject(linitial(scan->custom_private));
+
+		call->args = linitial(scan->custom_exprs);
+		init_column(state, &state->columns[0], call, call->args, -1);
+	}
+	for (int i = 0; i < state->ncolumns && !state->is_lateral; i++)
 	{
 		TargetEntry *entry = list_nth(scan->custom_scan_tlist,
 									  state->nchild + i);
 
 		init_column(state, &state->columns[i], (FuncExpr *) entry->expr,
 					list_nth(scan->custom_exprs, i), state->nchild + i);
-		state->needs_key |= state->columns[i].function->needs_key;
 	}
 	state->args_context = CreateExprContext(estate);
 	state->args_slot = ExecInitExtraTupleSlot(estate, scan_desc,
@@ -698,7 +717,6 @@ begin_read_ahead(CustomScanState *css, EState *estate, int eflags)
 	state->context = AllocSetContextCreate(estate->es_query_cxt,
 										   "hrflow_embed read-ahead",
 										   ALLOCSET_DEFAULT_SIZES);
-	state->largest = DEFAULT_CALL_SIZE;
 	state->stops_at = PG_INT64_MAX;
 	dlist_init(&state->rows);
 	dlist_init(&state->calls);
@@ -740,20 +758,15 @@ static void
 explain_read_ahead(CustomScanState *css, List *ancestors, ExplainState *es)
 {
 	HrflowAheadState *state = (HrflowAheadState *) css;
-	CustomScan *scan = (CustomScan *) css->ss.ps.plan;
 	List	   *context = set_deparse_context_plan(es->deparse_cxt,
 												   css->ss.ps.plan, ancestors);
 	bool		prefix = list_length(es->rtable) > 1 || es->verbose;
 	List	   *calls = NIL;
 
 	for (int i = 0; i < state->ncolumns; i++)
-	{
-		TargetEntry *entry = list_nth(scan->custom_scan_tlist,
-									  state->nchild + i);
-
-		calls = lappend(calls, deparse_expression((Node *) entry->expr, context,
-												  prefix, false));
-	}
+		calls = lappend(calls,
+						deparse_expression((Node *) state->columns[i].call,
+										   context, prefix, false));
 	ExplainPropertyList("Calls", calls, es);
 	if (!es->analyze)
 		return;

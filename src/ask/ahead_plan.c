@@ -16,6 +16,10 @@
  * 		CustomPath, with the same target
  * 		  -> the same path, with a target that lacks the calls
  *
+ * A set-returning function in FROM is executed by a function scan.  If its
+ * arguments are columns of other relations, that scan is the inner side of a
+ * nested loop, and we put the CustomPath on the outer side.
+ *
  * We need not look for calls that are computed below a volatile function,
  * because there are none: subqueries with volatile targets are never pulled
  * up, and grouping_planner() computes volatile columns above a sort unless the
@@ -76,7 +80,8 @@ hrflow_support(PG_FUNCTION_ARGS)
  */
 
 /*
- * Is this a call of one of our functions that can be issued ahead?
+ * Is this a call of one of our functions that can be issued ahead?  These
+ * return one value, or ("returns_set") rows.
  *
  * fmgr_info() returns the address of our C function only if that can be called
  * directly, that is, unless the function is SECURITY DEFINER or has a SET
@@ -84,19 +89,25 @@ hrflow_support(PG_FUNCTION_ARGS)
  * of role or settings would not apply.
  */
 static bool
-is_our_call(Node *node)
+is_call_of_kind(Node *node, bool returns_set)
 {
 	FuncExpr   *call = (FuncExpr *) node;
 	FmgrInfo	finfo;
-	const HrflowFunction *function;
 
-	if (!IsA(node, FuncExpr) || call->funcretset ||
+	if (!IsA(node, FuncExpr) || call->funcretset != returns_set ||
 		(call->funcresulttype != JSONBOID &&
-		 call->funcresulttype != FLOAT4ARRAYOID))
+		 call->funcresulttype != FLOAT4ARRAYOID &&
+		 call->funcresulttype != RECORDOID))
 		return false;
 	fmgr_info(call->funcid, &finfo);
-	function = hrflow_single_find(finfo.fn_addr);
-	return function != NULL && list_length(call->args) > 0;
+	return hrflow_single_find(finfo.fn_addr) != NULL &&
+		list_length(call->args) > 0;
+}
+
+static bool
+is_our_call(Node *node)
+{
+	return is_call_of_kind(node, false);
 }
 
 static bool
@@ -229,18 +240,27 @@ find_inputs_walker(Node *node, void *context)
 static Plan *plan_read_ahead(PlannerInfo *root, RelOptInfo *rel,
 							 CustomPath *best_path, List *tlist,
 							 List *clauses, List *custom_plans);
+static Plan *plan_lateral(PlannerInfo *root, RelOptInfo *rel,
+						  CustomPath *best_path, List *tlist,
+						  List *clauses, List *custom_plans);
 
 static const CustomPathMethods path_methods = {
 	.CustomName = HRFLOW_AHEAD_NAME,
 	.PlanCustomPath = plan_read_ahead
 };
 
+static const CustomPathMethods lateral_methods = {
+	.CustomName = HRFLOW_AHEAD_NAME,
+	.PlanCustomPath = plan_lateral
+};
+
 /*
- * Make a path that computes "calls" on top of a path that does not.  It has
- * the same cost as that path, so that the choice among paths does not change.
+ * Make a path on top of another one.  It has the same cost as that path, so
+ * that the choice among paths does not change.
  */
 static Path *
-make_read_ahead_path(Path *subpath, PathTarget *target, List *calls)
+make_read_ahead_path(Path *subpath, PathTarget *target,
+					 const CustomPathMethods *methods, List *private)
 {
 	CustomPath *path = makeNode(CustomPath);
 
@@ -254,8 +274,8 @@ make_read_ahead_path(Path *subpath, PathTarget *target, List *calls)
 	path->path.pathkeys = subpath->pathkeys;
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
 	path->custom_paths = list_make1(subpath);
-	path->custom_private = calls;
-	path->methods = &path_methods;
+	path->custom_private = private;
+	path->methods = methods;
 	return (Path *) path;
 }
 
@@ -298,7 +318,8 @@ add_levels(PlannerInfo *root, Path *path, Path *child, List *calls)
 		calls = list_difference(calls, ready);
 		computed = list_concat(computed, ready);
 		exprs = list_concat_copy(child->pathtarget->exprs, ready);
-		child = make_read_ahead_path(child, make_target(root, exprs), ready);
+		child = make_read_ahead_path(child, make_target(root, exprs),
+									 &path_methods, ready);
 	}
 	if (computed == NIL)
 		return path;
@@ -453,6 +474,140 @@ find_computing_path(PlannerInfo *root, Path *path)
 }
 
 /*
+ * Return the call of one of our set-returning functions that a path executes
+ * for each row of "outer", or NULL.  The arguments must consist of columns of
+ * "outer".
+ *
+ * A scan below a Memoize node is not executed for each row.  The planner hardly
+ * ever puts it there, because it ignores the cost of a function when it
+ * estimates that of a rescan.
+ */
+static FuncExpr *
+find_lateral_call(PlannerInfo *root, Path *inner, Path *outer)
+{
+	CallSearch	search = {NIL, NIL};
+	RangeTblEntry *rte;
+	FuncExpr   *call;
+
+	if (inner->pathtype != T_FunctionScan)
+		return NULL;
+
+	rte = root->simple_rte_array[inner->parent->relid];
+	if (list_length(rte->functions) != 1)
+		return NULL;
+	call = (FuncExpr *) linitial_node(RangeTblFunction, rte->functions)->funcexpr;
+	if (!is_call_of_kind((Node *) call, true) || !may_read_ahead(call, NIL))
+		return NULL;
+
+	find_inputs_walker((Node *) call->args, &search);
+	if (search.calls == NIL ||
+		list_difference(search.calls, outer->pathtarget->exprs) != NIL)
+		return NULL;
+	return call;
+}
+
+/*
+ * Read ahead the calls of function scans in "path" and the paths below it,
+ * where a nested loop executes the scan for each row of its outer side.
+ */
+static void
+read_lateral_ahead(PlannerInfo *root, Path *path)
+{
+	NestPath   *loop;
+	Path	  **outer;
+	FuncExpr   *call;
+	ListCell   *cell;
+
+	check_stack_depth();
+
+	switch (nodeTag(path))
+	{
+		case T_LimitPath:
+			read_lateral_ahead(root, ((LimitPath *) path)->subpath);
+			return;
+		case T_LockRowsPath:
+			read_lateral_ahead(root, ((LockRowsPath *) path)->subpath);
+			return;
+		case T_SortPath:
+		case T_IncrementalSortPath:
+			read_lateral_ahead(root, ((SortPath *) path)->subpath);
+			return;
+		case T_UpperUniquePath:
+			read_lateral_ahead(root, ((UpperUniquePath *) path)->subpath);
+			return;
+		case T_ModifyTablePath:
+			read_lateral_ahead(root, ((ModifyTablePath *) path)->subpath);
+			return;
+		case T_ProjectionPath:
+			read_lateral_ahead(root, ((ProjectionPath *) path)->subpath);
+			return;
+		case T_AggPath:
+			read_lateral_ahead(root, ((AggPath *) path)->subpath);
+			return;
+		case T_GroupPath:
+			read_lateral_ahead(root, ((GroupPath *) path)->subpath);
+			return;
+		case T_WindowAggPath:
+			read_lateral_ahead(root, ((WindowAggPath *) path)->subpath);
+			return;
+		case T_MaterialPath:
+			read_lateral_ahead(root, ((MaterialPath *) path)->subpath);
+			return;
+		case T_CustomPath:
+			if (((CustomPath *) path)->methods != &path_methods)
+				return;
+			foreach(cell, ((CustomPath *) path)->custom_paths)
+				read_lateral_ahead(root, lfirst(cell));
+			return;
+		case T_MergePath:
+		case T_HashPath:
+			read_lateral_ahead(root, ((JoinPath *) path)->outerjoinpath);
+			read_lateral_ahead(root, ((JoinPath *) path)->innerjoinpath);
+			return;
+		case T_NestPath:
+			break;
+		default:
+			return;
+	}
+
+	loop = (NestPath *) path;
+	outer = &loop->jpath.outerjoinpath;
+	read_lateral_ahead(root, *outer);
+	call = find_lateral_call(root, loop->jpath.innerjoinpath, *outer);
+
+	/* The path may be part of several others. */
+	if (call != NULL &&
+		!(IsA(*outer, CustomPath) &&
+		  ((CustomPath *) *outer)->methods == &lateral_methods))
+		*outer = make_read_ahead_path(*outer, (*outer)->pathtarget,
+									  &lateral_methods, list_make1(call));
+}
+
+/*
+ * Does FROM have a call of one of our set-returning functions?
+ */
+static bool
+has_lateral_call(PlannerInfo *root)
+{
+	for (int i = 1; i < root->simple_rel_array_size; i++)
+	{
+		RelOptInfo *rel = root->simple_rel_array[i];
+		RangeTblEntry *rte = root->simple_rte_array[i];
+		ListCell   *cell;
+
+		if (rel == NULL || rte->rtekind != RTE_FUNCTION)
+			continue;
+		foreach(cell, rte->functions)
+		{
+			if (is_call_of_kind(lfirst_node(RangeTblFunction, cell)->funcexpr,
+								true))
+				return true;
+		}
+	}
+	return false;
+}
+
+/*
  * Can this query have calls that are evaluated for each of its rows?  A query
  * without FROM has one row, and PL/pgSQL expects a Result node for it.
  * Queries with set-returning functions in the target list or with grouping
@@ -482,9 +637,19 @@ read_ahead_upper_paths(PlannerInfo *root, UpperRelationKind stage,
 {
 	if (previous_upper_paths_hook != NULL)
 		previous_upper_paths_hook(root, stage, input_rel, output_rel, extra);
-	if (stage == UPPERREL_FINAL && calls_seen && is_candidate(root) &&
-		contains_call((Node *) root->processed_tlist))
+	if (stage != UPPERREL_FINAL || !calls_seen || !is_candidate(root))
+		return;
+	if (contains_call((Node *) root->processed_tlist))
 		replace_in_list(root, output_rel->pathlist);
+
+	/* A scan with a qualification without columns may not be executed. */
+	if (!root->hasPseudoConstantQuals && has_lateral_call(root))
+	{
+		ListCell   *cell;
+
+		foreach(cell, output_rel->pathlist)
+			read_lateral_ahead(root, lfirst(cell));
+	}
 }
 
 /*
@@ -494,24 +659,17 @@ read_ahead_upper_paths(PlannerInfo *root, UpperRelationKind stage,
  */
 
 /*
- * Create the plan node for a path.
- *
- * Its scan tuple consists of the columns of the child, followed by a column
- * for each call.  set_customscan_references() replaces each expression that
- * equals an entry of custom_scan_tlist by a reference to that column, both in
- * the target list and in custom_exprs.  Therefore custom_exprs contains, for
- * each call, the list of its arguments rather than the call itself.
+ * Create a plan node whose scan tuple consists of the columns of the child.
  */
-static Plan *
-plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
-				List *tlist, List *clauses, List *custom_plans)
+static CustomScan *
+make_scan(CustomPath *path, List *tlist, List *custom_plans)
 {
 	CustomScan *scan = makeNode(CustomScan);
 	Plan	   *child = linitial(custom_plans);
 	ListCell   *cell;
 
 	scan->scan.plan.targetlist = tlist;
-	scan->flags = best_path->flags;
+	scan->flags = path->flags;
 	if (ExecSupportsBackwardScan(child))
 		scan->flags |= CUSTOMPATH_SUPPORT_BACKWARD_SCAN;
 	scan->custom_plans = custom_plans;
@@ -526,6 +684,25 @@ plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 					makeTargetEntry(copyObject(entry->expr), entry->resno,
 									NULL, false));
 	}
+	return scan;
+}
+
+/*
+ * Create the plan node for a path that computes calls.
+ *
+ * Its scan tuple consists of the columns of the child, followed by a column
+ * for each call.  set_customscan_references() replaces each expression that
+ * equals an entry of custom_scan_tlist by a reference to that column, both in
+ * the target list and in custom_exprs.  Therefore custom_exprs contains, for
+ * each call, the list of its arguments rather than the call itself.
+ */
+static Plan *
+plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
+				List *tlist, List *clauses, List *custom_plans)
+{
+	CustomScan *scan = make_scan(best_path, tlist, custom_plans);
+	ListCell   *cell;
+
 	foreach(cell, best_path->custom_private)
 	{
 		FuncExpr   *call = lfirst(cell);
@@ -538,6 +715,24 @@ plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 		scan->custom_exprs = lappend(scan->custom_exprs,
 									 copyObject(call->args));
 	}
+	return (Plan *) scan;
+}
+
+/*
+ * Create the plan node for a path whose rows are the arguments of a function
+ * scan.  custom_private contains the call without its arguments, because it is
+ * not subject to set_customscan_references().
+ */
+static Plan *
+plan_lateral(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
+			 List *tlist, List *clauses, List *custom_plans)
+{
+	CustomScan *scan = make_scan(best_path, tlist, custom_plans);
+	FuncExpr   *call = copyObject(linitial(best_path->custom_private));
+
+	scan->custom_exprs = list_make1(call->args);
+	call->args = NIL;
+	scan->custom_private = list_make1(call);
 	return (Plan *) scan;
 }
 

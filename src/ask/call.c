@@ -9,6 +9,9 @@
 #include "postgres.h"
 
 #include "ask/call.h"
+#include "nodes/execnodes.h"
+#include "utils/array.h"
+#include "utils/memutils.h"
 
 /*
  * Error context callback: add the link being fetched, if any, and the object
@@ -114,6 +117,35 @@ hrflow_call_submit(HrflowCall *call, HrflowTransport *transport)
 }
 
 /*
+ * Parse a reply into the result of a call.  Parsing takes several times the
+ * memory of the value, and the read-ahead keeps many values, so keep nothing
+ * else of a reply that is good.
+ */
+static void
+parse_reply(HrflowCall *call, HrflowReply *reply, bool is_link)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed reply",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	HrflowResult *result = &call->result;
+
+	if (is_link)
+		hrflow_response_parse_vector(reply, result);
+	else
+		hrflow_response_parse(reply, call->function->endpoint,
+							  call->settings, result);
+	MemoryContextSwitchTo(old);
+	if (result->status != HRFLOW_OK)
+		return;
+	if (result->data != NULL)
+		result->data = DatumGetJsonbPCopy(JsonbPGetDatum(result->data));
+	if (result->vector != NULL)
+		result->vector = DatumGetArrayTypePCopy(PointerGetDatum(result->vector));
+	MemoryContextDelete(context);
+}
+
+/*
  * Process a reply of the transport.  Afterwards the call is complete, or its
  * request is being retried, or its next request is ready to be submitted.  If
  * the transport abandoned the request because it was stopped, the request is
@@ -134,11 +166,7 @@ hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
 		return;
 	}
 
-	if (is_link)
-		hrflow_response_parse_vector(reply, &call->result);
-	else
-		hrflow_response_parse(reply, call->function->endpoint,
-							  call->settings, &call->result);
+	parse_reply(call, reply, is_link);
 	if (hrflow_transport_retry(transport, reply, call->result.status,
 							   call->result.transient))
 		return;
@@ -217,17 +245,13 @@ hrflow_call_links(HrflowCall *call)
 }
 
 /*
- * Send the requests of a call, and wait for their replies.
+ * Send the requests of a call that is ready, and wait for their replies.
  */
 static void
 run_requests(HrflowCall *call)
 {
 	HrflowActivity *activity;
 	HrflowTransport *transport;
-
-	hrflow_call_prepare(call, hrflow_settings_get(call->function->needs_key));
-	if (call->state != HRFLOW_CALL_READY)
-		return;
 
 	activity = hrflow_activity_begin(call->function->caller, NULL);
 	activity->state.ntotal = 1;
@@ -245,6 +269,20 @@ run_requests(HrflowCall *call)
 }
 
 /*
+ * Take the answer to a call that is ready, if it was read ahead.  Only calls of
+ * set-returning functions are executed by a node of their own, which may take
+ * it; others are columns of the read-ahead node.
+ */
+static bool
+take_answer(HrflowCall *call, FunctionCallInfo fcinfo)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+
+	return rsinfo != NULL && IsA(rsinfo, ReturnSetInfo) &&
+		hrflow_ahead_take(rsinfo->econtext->ecxt_estate, call);
+}
+
+/*
  * Run a call from beginning to end, for a SQL function.  Returns its value or
  * raises its error.
  */
@@ -259,7 +297,9 @@ hrflow_call_run(HrflowCall *call, const HrflowFunction *function,
 	{
 		hrflow_context_push(&context, hrflow_call_add_context, call);
 
-		run_requests(call);
+		hrflow_call_prepare(call, hrflow_settings_get(function->needs_key));
+		if (call->state == HRFLOW_CALL_READY && !take_answer(call, fcinfo))
+			run_requests(call);
 
 		hrflow_context_pop(&context);
 	}

@@ -100,6 +100,9 @@ struct HrflowCall
 /* in single.c */
 extern const HrflowFunction *hrflow_single_find(PGFunction entry);
 
+/* in ahead_live.c */
+extern bool hrflow_ahead_take(struct EState *estate, HrflowCall *call);
+
 /* in call.c */
 extern void hrflow_call_add_context(void *call);
 extern void hrflow_call_read(HrflowCall *call, const HrflowFunction *function,

@@ -209,13 +209,13 @@ hrflow_transport_room(const HrflowTransport *transport)
 }
 
 /*
- * Return how many requests to the API may currently be in flight.
+ * Return the maximum number of requests to the API that may be in flight,
+ * whatever the size of the window is now.
  */
 int
 hrflow_transport_width(const HrflowTransport *transport)
 {
-	int			width = Min(hrflow_window_limit(transport),
-							hrflow_window_size(transport->window));
+	int			width = hrflow_window_limit(transport);
 
 	return transport->is_answered ? width : Min(width, HRFLOW_MAX_WASTED);
 }

@@ -79,6 +79,7 @@ $node->safe_psql(
 
 my $e = q{hrflow_profile_embedding('S', hid, '{"profile": 1}')};
 my $ce = q{hrflow_profile_embedding('S', c.hid, '{"profile": 1}')};
+my $links = q{LATERAL hrflow_profile_embedding_links('S', c.hid)};
 
 #
 # The queries.  Flags:
@@ -398,15 +399,107 @@ my @shapes = (
 	],
 
 	# LATERAL
-	[   '' => "SELECT c.id, l.* FROM c, LATERAL hrflow_profile_embedding_links('S', c.hid) l
+	[ A => "SELECT c.id, l.* FROM c, $links l ORDER BY 1, 2, 3" ],
+	[ A => "SELECT c.id, l.* FROM c, $links l" ],
+	[ A => "SELECT c.name, l.section, l.item FROM c, $links l ORDER BY c.at, 2, 3" ],
+	[ A => "SELECT c.id, l.* FROM c CROSS JOIN $links l WHERE c.active ORDER BY 1, 2, 3" ],
+	[ A => "SELECT c.id, l.* FROM c LEFT JOIN $links l ON l.item = 1 ORDER BY 1, 2, 3" ],
+	[ A => "SELECT c.id, l.link FROM c JOIN $links l ON l.section = 'skills' ORDER BY 1" ],
+	[ A => "SELECT c.id, l.link FROM c, $links l WHERE l.section = c.name ORDER BY 1" ],
+	[ A => "SELECT c.id, l.* FROM c, $links WITH ORDINALITY l ORDER BY 1, 2, 3" ],
+	[ A => "SELECT count(*), count(DISTINCT c.id) FROM c, $links l" ],
+	[ A => "SELECT c.grp, count(l.link) FROM c, $links l GROUP BY c.grp ORDER BY 1" ],
+	[ A => "SELECT c.id, count(*) FROM c, $links l GROUP BY c.id HAVING count(*) > 1 ORDER BY 1" ],
+	[ A => "SELECT DISTINCT l.section FROM c, $links l ORDER BY 1" ],
+	[ A => "SELECT c.id, row_number() OVER (ORDER BY c.id, l.section, l.item) FROM c, $links l" ],
+	[ A => "SELECT c.id, l.section FROM c, $links l UNION ALL SELECT 0, 'none'" ],
+	[ A => "SELECT * FROM (SELECT c.id, l.* FROM c, $links l OFFSET 0) s ORDER BY 1, 2, 3" ],
+	[   A => "WITH s AS MATERIALIZED (SELECT c.id, l.link FROM c, $links l)
+			SELECT count(*), max(id) FROM s"
+	],
+	[ A => "SELECT c.id, f.id, l.* FROM c JOIN few f USING (id), $links l ORDER BY 1, 3, 4" ],
+	[ A => "SELECT f.hid, l.* FROM c JOIN few f ON f.id = c.grp, $links l ORDER BY c.id, 2, 3" ],
+	[   A => "SELECT c.id, l.link, m.link FROM c, $links l,
+			LATERAL hrflow_profile_embedding_links('S', 'm' || c.id, '{\"skills\": 1}') m
 			ORDER BY 1, 2, 3"
 	],
-	[   g => "SELECT c.id, l.section FROM c, LATERAL hrflow_profile_embedding_links('S', c.hid) l
-			LIMIT 5"
+	[   A => "SELECT c.id, l.section, m.section FROM c, $links l,
+			LATERAL hrflow_profile_embedding_links('S', c.hid || l.section, '{\"profile\": 1}') m
+			ORDER BY 1, 2, 3"
 	],
+	[ A => "SELECT c.id, l.link, $ce FROM c, $links l ORDER BY 1, 2" ],
 	[   A => "SELECT c.id, hrflow_fetch_vector(l.link) FROM c,
 			LATERAL hrflow_profile_embedding_links('S', c.hid, '{\"profile\": 1}') l ORDER BY 1"
 	],
+	[   A => "SELECT c.id, l.* FROM c,
+			LATERAL hrflow_profile_embedding_links('S', fields => '{\"profile\": 1}',
+				profile_email => c.hid || '\@example.com') l ORDER BY 1"
+	],
+	[   A => "SELECT t.n, l.link FROM twice t,
+			LATERAL hrflow_profile_embedding_links('S', t.hid, '{\"profile\": 1}') l"
+	],
+	[   A => "SELECT h.n, l.* FROM holes h
+			LEFT JOIN LATERAL hrflow_profile_embedding_links(h.source, h.hid) l ON true
+			WHERE h.source IS NOT NULL AND h.hid IS NOT NULL ORDER BY 1, 2, 3"
+	],
+	[ A => "INSERT INTO sink (id, e) SELECT c.id, to_jsonb(l.link) FROM c, $links l" ],
+	[   A => "UPDATE sink SET e = to_jsonb(l.link) FROM c,
+			LATERAL hrflow_profile_embedding_links('S', c.hid, '{\"profile\": 1}') l
+			WHERE sink.id = c.id"
+	],
+	[ A => "SELECT p.id, l.* FROM part p, LATERAL hrflow_profile_embedding_links('S', p.hid) l" ],
+	[   A => "SELECT x.id, l.link FROM generate_series(1, 30) x(id),
+			LATERAL hrflow_profile_embedding_links('S', 'g' || x.id, '{\"profile\": 1}') l"
+	],
+	[   A => "SELECT x.id, l.* FROM (SELECT id, hid FROM c ORDER BY at LIMIT 9) x,
+			LATERAL hrflow_profile_embedding_links('S', x.hid) l ORDER BY 1, 2, 3"
+	],
+
+	# LATERAL, where more rows may be read than are needed
+	[ Ag => "SELECT c.id, l.section FROM c, $links l LIMIT 5" ],
+	[ Ag => "SELECT c.id, l.section FROM c, $links l OFFSET 7 LIMIT 5" ],
+	[   Ag => "SELECT c.id, (SELECT l.link FROM few f,
+			LATERAL hrflow_profile_embedding_links('S', f.hid || c.id) l LIMIT 1) FROM c ORDER BY 1"
+	],
+	[   Ag => "SELECT c.id, EXISTS (SELECT FROM few f,
+			LATERAL hrflow_profile_embedding_links('S', f.hid || c.id) l
+			WHERE l.section = 'skills') FROM c ORDER BY 1"
+	],
+	[   Ag => "SELECT f.id, s.* FROM few f, LATERAL (SELECT c.id, l.section FROM c, $links l
+			WHERE c.id > f.id LIMIT 4) s"
+	],
+
+	# LATERAL that fails
+	[ Ae => "SELECT b.n, l.* FROM bad b, LATERAL hrflow_profile_embedding_links('S', b.hid) l" ],
+	[   Ae => "SELECT b.n, l.* FROM bad b
+			LEFT JOIN LATERAL hrflow_profile_embedding_links('S', b.empty_hid) l ON true"
+	],
+	[   Ae => "SELECT b.n, l.* FROM bad b,
+			LATERAL hrflow_profile_embedding_links('S', (100 / b.zero_at_20)::text) l"
+	],
+	[   Ae => "SELECT h.n, l.* FROM holes h,
+			LATERAL hrflow_profile_embedding_links(h.source, h.hid) l"
+	],
+
+	# LATERAL that is not read ahead
+	[   N => "SELECT c.id, l.* FROM c,
+			LATERAL hrflow_profile_embedding_links('S', c.hid || left(random()::text, 0)) l
+			ORDER BY 1, 2, 3"
+	],
+	[   N => "SELECT c.id, l.* FROM c,
+			LATERAL ROWS FROM (hrflow_profile_embedding_links('S', c.hid), unnest(ARRAY[1, 2])) l
+			ORDER BY 1, 2, 3"
+	],
+	[   N =>
+		  "SELECT c.id, l.* FROM c, hrflow_profile_embedding_links('S', 'same') l ORDER BY 1, 2, 3"
+	],
+	[   N => "SELECT c.id, l.* FROM c,
+			LATERAL hrflow_profile_embedding_links('S', (SELECT c.hid)) l ORDER BY 1, 2, 3"
+	],
+	[   N => "SELECT c.id FROM c
+			WHERE EXISTS (SELECT FROM hrflow_profile_embedding_links('S', c.hid) l) ORDER BY 1"
+	],
+	[ N => "SELECT l.* FROM hrflow_profile_embedding_links('S', 'p1') l ORDER BY 1, 2" ],
 
 	# Partitions and inheritance
 	[ A => "SELECT id, $e FROM part ORDER BY id" ],

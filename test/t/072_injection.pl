@@ -98,6 +98,15 @@ my $vectors = sub {
 		sql => counted("hrflow_profile_vectors('acme', " . of_ids($n) . q{, '{"profile": 1}')})
 		  . ';' };
 };
+my $ahead = sub {
+	my ($n) = @_;
+	return {
+		name => 'read-ahead in a target list and in LATERAL',
+		ok => "ok=$n",
+		sql => qq{SELECT 'ok=' || count(v) FROM (SELECT hrflow_fetch_vector(l.link) AS v
+			FROM generate_series(1, $n) i, LATERAL hrflow_profile_embedding_links('acme',
+				'fault:latency=2,id=' || i, '{"profile": 1}') l OFFSET 0) s;} };
+};
 my $caught = {
 	name => 'hrflow_profile_vectors in a block that catches errors',
 	ok => 'ok=12',
@@ -269,6 +278,7 @@ foreach my $case (
 	[ $batch->(3) ],
 	[ $vectors->(3) ],
 	[ $vectors->(3), tls => 1 ],
+	[ $ahead->(3) ],
 	[$refresh],
 	[$caught],
 	[ $single->('nurse'), first => 1 ],
@@ -330,6 +340,7 @@ foreach my $case (
 	[ $batch->(40) ],
 	[ $vectors->(20) ],
 	[ $vectors->(20), tls => 1 ],
+	[ $ahead->(20) ],
 	[$refresh], [$caught])
 {
 	my ($statement, %more) = @$case;
