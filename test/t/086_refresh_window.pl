@@ -316,6 +316,7 @@ my $explained = $store->call(
 		'hrflow_embed.max_concurrency' => 32 });
 my $seconds = time - $claiming_since;
 my @buffers;
+
 foreach my $plan (split /^(?=NOTICE:)/m, $explained)
 {
 	push @buffers, $2
@@ -330,9 +331,12 @@ like(
 cmp_ok(scalar(@buffers), '>=', 40, 'auto_explain logs the claims of a run');
 my $early = (sort { $a <=> $b } @buffers[ 0 .. 14 ])[3];
 my $large = grep { $_ >= 2 * $early } @buffers;
-cmp_ok($large, '<=', $seconds + 2,
+cmp_ok(
+	$large, '<=',
+	$seconds + 2,
 	'while an old snapshot is held, at most one claim per second reads more than early ones');
-note("early claims read $early buffers; $large of ", scalar(@buffers), " claims read twice as many");
+note("early claims read $early buffers; $large of ", scalar(@buffers),
+	" claims read twice as many");
 
 #
 # The number of profiles claimed at a time: 64, unless they could not be requested
