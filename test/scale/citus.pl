@@ -13,6 +13,7 @@ use JSON::PP;
 use Test::More;
 
 my $database = 'regress_hrflow_scale';
+my $role = 'regress_hrflow_scale';
 my $nprofiles = 40;
 my $key = 'askr_0123456789abcdef0123456789abcdef';
 
@@ -119,7 +120,9 @@ END
 		psql(
 			{ %$node, database => $home },
 			"DROP DATABASE IF EXISTS $database WITH (FORCE);
-			COPY (SELECT) TO PROGRAM 'rm -f $key_file'");
+			COPY (SELECT) TO PROGRAM 'rm -f $key_file';
+			SET citus.enable_ddl_propagation = off;
+			DROP ROLE IF EXISTS $role");
 	}
 }
 
@@ -176,8 +179,16 @@ is(value_of('SELECT count(*) FROM talent.candidate WHERE embedding IS NULL'),
 #
 # A store on each worker
 #
-my ($setup, $refresh, $match, $due) = blocks('A store on each Citus worker', 'talent');
+my ($setup, $refresh, $match, $due, $grant) = blocks('A store on each Citus worker', 'talent');
 all_succeed(value_of($setup), 'a store on each worker tracks its shards');
+value_of("CREATE ROLE $role");
+all_succeed(value_of($grant =~ s/\banalyst\b/$role/gr), 'GRANT is sent to the workers');
+is( value_of(
+		qq{SELECT string_agg(result, '') FROM run_command_on_workers(\$\$
+		SELECT has_schema_privilege('$role', 'talent', 'USAGE')
+			AND has_table_privilege('$role', 'talent.embedding', 'SELECT') \$\$)}),
+	't' x @nodes,
+	'the role can read the store on every worker');
 is(requests_of(sub { all_succeed(value_of($refresh), 'every worker refreshes its store') }),
 	$nprofiles, 'the workers request each profile once');
 my $status = q{SELECT sum(result::int) FROM run_command_on_workers($$
@@ -255,5 +266,32 @@ is( value_of(
 		FROM hrflow_match('spread.embedding', hrflow_job_vector('nurse-job'), 10)}),
 	$ranked,
 	'hrflow_match() ranks the profiles of all shards');
+
+#
+# A batch joined with shards on the coordinator, which are executed in its session
+#
+value_of("SELECT citus_set_coordinator_host('127.0.0.1', current_setting('port')::int);
+	SELECT citus_set_node_property('127.0.0.1', current_setting('port')::int,
+		'shouldhaveshards', true)");
+value_of("SELECT citus_set_node_property('$_->{host}', $_->{port}, 'shouldhaveshards', false)")
+  foreach @nodes;
+value_of("SET citus.shard_count = 8;
+	CREATE SCHEMA here;
+	CREATE TABLE here.candidate (hrflow_id text PRIMARY KEY, embedding real[]);
+	SELECT create_distributed_table('here.candidate', 'hrflow_id', colocate_with => 'none');
+	INSERT INTO here.candidate SELECT 'nurse-' || i FROM generate_series(1, $nprofiles) i");
+is(requests_of(sub { value_of($pushed_down =~ s/talent/here/gr) }),
+	8 * $nprofiles, 'each shard on the coordinator requests all profiles without the CTE');
+is(requests_of(sub { value_of("SET search_path = here, public; $update") }),
+	$nprofiles, 'the materialized CTE requests each profile once for such shards');
+is( requests_of(
+		sub {
+			like(
+				error_of("SET citus.enable_local_execution = off; " . $pushed_down =~ s/talent/here/gr),
+				qr/ERROR:  0A000: .*MATERIALIZED/s,
+				'without local execution the batch is refused');
+		}),
+	0,
+	'without local execution the batch sends no requests');
 
 done_testing();
