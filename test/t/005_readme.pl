@@ -192,12 +192,12 @@ my %looks = (
 		[   qr/CREATE TABLE talent.candidate/,
 			prints => qr/^(Ada|Bob)\|profile\|.*\n(?!\1)(?:Ada|Bob)\|profile\|/m,
 			name => 'the first store of docs/refresh.md has the vectors of the candidates' ],
-		[   qr/^SELECT hrflow_schedule\('talent.embedding_2'/m,
+		[   qr/^SELECT hrflow_schedule\('talent.embedding_next'/m,
 			then => sub {
 				is( value_of(
 						'SELECT jobname FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
 					),
-					"hrflow_refresh postgres.talent.embedding_2\nt",
+					"hrflow_refresh postgres.talent.embedding_next\nt",
 					'the recipe for another model leaves a job for the new store only');
 			}
 		],
