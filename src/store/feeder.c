@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * feeder.c
- *		The tables that feed a store, and which profiles they want.
+ *		Finds the tables that feed a store, and the profiles that they want.
  *
- * A table feeds a store where our triggers on it say so; there is no other
- * registry.
+ * A table feeds a store if our triggers on it name the store; there is no
+ * other registry.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,24 +36,24 @@
 
 static const char drop_trigger_sql[] = "DROP TRIGGER %q ON %R";
 
-/* A key's part of a row "f" of a feeding table; the second, of an optional source. */
+/* Part of the key in a row "f" of a feeding table; the source may be null. */
 static const char key_column_sql[] = "f.%q::text" HRFLOW_PLAIN_COLLATION;
 static const char optional_column_sql[] =
 "coalesce(f.%q::text, '')" HRFLOW_PLAIN_COLLATION;
 
-/* One that is the same in all rows. */
+/* Part of the key that is the same in all rows. */
 static const char key_constant_sql[] = "%L::text";
 
-/* The keys in the rows that name a profile, of a feeding or a transition table. */
+/* Conditions that a row names a profile, and a query for such profiles. */
 static const char names_profile_sql[] = "%s <> '' AND %s <> ''";
 static const char names_by_identifier_sql[] = "%s <> ''";
 static const char profiles_sql[] =
 "(SELECT %s %s AS s, %s AS i FROM %s AS f WHERE %s)";
 
 /*
- * A column of a row "f" is, as text, the value of an expression.  It is the
- * expression that is converted, if it is a text that the column's type writes,
- * for the column's index is of the column's own type and collation.
+ * Conditions that a column of a row "f", as text, equals an expression.  They
+ * convert the expression, if its text is one that the type of the column
+ * outputs: an index on the column requires the type and collation of that.
  */
 static const char integer_is_sql[] =
 "f.%q = CASE WHEN %s COLLATE \"C\" ~ '^(0|-?[1-9][0-9]{0,18})$' THEN"
@@ -69,13 +69,13 @@ static const char text_is_sql[] = "f.%q::text = %s COLLATE %s";
 static const char nondeterministic_text_is_sql[] =
 "f.%q::text" HRFLOW_PLAIN_COLLATION " = %s";
 
-/* A row "f" wants the profile of the state table's row "p". */
+/* Conditions that a row "f" wants the profile of row "p" of the profiles. */
 static const char wants_of_column_sql[] = "%s AND %s";
 static const char wants_of_optional_column_sql[] =
 "%s AND (%s OR p.source_id = '' AND f.%q IS NULL)";
 static const char wants_of_source_sql[] = "%s AND p.source_id = %L";
 
-/* No row of a feeding table wants it; the next table's follows. */
+/* Condition that no table wants the profile, to which each table is added. */
 static const char unwanted_sql[] = "NOT p.manual";
 static const char unwanted_by_table_sql[] =
 "%s AND NOT EXISTS (SELECT FROM %R AS f WHERE %s)";
@@ -96,10 +96,9 @@ static const char track_untracked_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = p.state WHERE false";
 
 /*
- * The rows of a feeding table whose profiles are not tracked are locked: whoever
- * deletes one at the same time, or has another identifier in it, either did so
- * before, and it is not found here, or does so after the transaction that tracks
- * the profile, and erases it.
+ * Rows whose profiles are not tracked are locked.  If another transaction
+ * deletes such a row, or changes its identifier, it did so before, and the row
+ * is not found here, or it waits for this one, and then erases the profile.
  */
 static const char track_missing_sql[] =
 "INSERT INTO %P AS p"
@@ -126,7 +125,7 @@ static const char not_deleted_sql[] =
  */
 
 /*
- * The trigger function, in the schema of the function that calls.
+ * Return the trigger function in the schema of the function "caller".
  */
 Oid
 hrflow_feeder_function(Oid caller)
@@ -139,9 +138,10 @@ hrflow_feeder_function(Oid caller)
 }
 
 /*
- * Is this a table that may feed a store: one of its owner's?  Who reads it on
- * the owner's behalf runs what its owner has put there: policies, types, their
- * casts.  A temporary one cannot be read by other sessions.
+ * May this table feed a store?  It must belong to the store's owner, because
+ * reading it on the owner's behalf executes what its own owner has attached
+ * to it, such as policies, types and casts.  A temporary table can feed only
+ * a temporary store, because other sessions cannot read it.
  */
 static bool
 may_feed(const HrflowStore *store, Oid table)
@@ -163,7 +163,7 @@ may_feed(const HrflowStore *store, Oid table)
 }
 
 /*
- * The owner of a table, or InvalidOid where it has gone.
+ * Return the owner of a table, or InvalidOid if the table no longer exists.
  */
 static Oid
 get_owner(Oid table)
@@ -180,7 +180,7 @@ get_owner(Oid table)
 }
 
 /*
- * Check that a table, if there is one, is the store's owner's.
+ * Check that a table, if it exists, belongs to the store's owner.
  */
 void
 hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
@@ -195,7 +195,7 @@ hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
 }
 
 /*
- * Was a trigger made for a store, as its dependencies tell?
+ * Is a trigger among those that depend on a table of vectors?
  */
 static bool
 was_made_for(const List *dependencies, Oid trigger)
@@ -211,11 +211,11 @@ was_made_for(const List *dependencies, Oid trigger)
 }
 
 /*
- * Read a trigger, unless there is none, or it is another's or a partition's
- * copy.  Anybody may have made it, and named any store.  One that names another
- * is the store's if it is among those that were made for it, "made_for_it":
- * then it has been renamed since.  (Those on the store's own table depend on it
- * as well, whatever they feed.)
+ * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is a
+ * partition's copy, or does not feed the store.  Any role can create a trigger
+ * that names any store.  A trigger that names another store feeds this one if
+ * it is in "made_for_it": the store has then been renamed.  (Triggers on the
+ * store's own table depend on it as well, whatever store they feed.)
  */
 static HrflowFeeder *
 read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
@@ -261,7 +261,7 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 }
 
 /*
- * A trigger that names a store, or NULL.
+ * Return a trigger, or NULL if it does not feed the store.
  */
 HrflowFeeder *
 hrflow_feeder_get(const HrflowStore *store, Oid function, Oid trigger)
@@ -284,11 +284,11 @@ compare_tables(const ListCell *a, const ListCell *b)
 }
 
 /*
- * The triggers that feed a store: those of its owner's tables that call our
- * function and name the store, or were made for it; on one table only unless
- * that is InvalidOid.  The tables are locked, in the order of their OIDs;
- * triggers that are gone once the lock is held are left out.  Tables of others
- * are not waited for.
+ * Return the triggers that feed a store, as a list of HrflowFeeder: those on
+ * tables of its owner that call our function, and name the store or were
+ * created for it.  If "table" is valid, return only those on this table.
+ * Locks the tables, in the order of their OIDs, except those of other owners.
+ * Omits triggers that no longer exist once the lock is held.
  */
 List *
 hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
@@ -331,8 +331,8 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 }
 
 /*
- * The trigger of which a partition's is a copy, or the trigger itself; "table"
- * becomes its table.
+ * Return the trigger of which a partition's trigger is a copy, or the trigger
+ * itself.  Sets *table to its table.
  */
 Oid
 hrflow_feeder_original(Oid trigger, Oid *table)
@@ -357,8 +357,8 @@ hrflow_feeder_original(Oid trigger, Oid *table)
 }
 
 /*
- * Was a trigger made for the store with this table of vectors?  Another one may
- * have had the name that is in its arguments.
+ * Was a trigger created for the store with this table of vectors?  The name
+ * in its arguments does not show that, because another store may have had it.
  */
 bool
 hrflow_feeder_is_of(Oid trigger, Oid vectors)
@@ -376,8 +376,8 @@ hrflow_feeder_is_of(Oid trigger, Oid vectors)
 }
 
 /*
- * Does a trigger on a table depend on another table?  That is the store it was
- * made for.
+ * Does a trigger on a table depend on another table?  That table is the store
+ * that the trigger was created for.
  */
 bool
 hrflow_feeder_has_store(Oid trigger, Oid table)
@@ -395,9 +395,10 @@ hrflow_feeder_has_store(Oid trigger, Oid table)
 }
 
 /*
- * The columns, by their numbers, whose change marks profiles due: those that
- * the triggers of a table depend on for their WHEN, but for its keys.  They are
- * in no argument of a trigger; and a number outlasts that the column is renamed.
+ * Return the numbers of the columns whose changes mark profiles due: those
+ * that the WHEN conditions of the triggers refer to, except columns of keys.
+ * The triggers have no arguments that name them; numbers also remain valid if
+ * a column is renamed.
  */
 Bitmapset *
 hrflow_feeder_columns(Relation table, List *feeders)
@@ -446,8 +447,8 @@ hrflow_feeder_drop(const HrflowFeeder *feeder)
 }
 
 /*
- * Drop the triggers on a table that feed a store; on any where the table is
- * InvalidOid.  Returns whether there was one.
+ * Drop the triggers by which a table feeds a store, or those on all tables if
+ * "table" is InvalidOid.  Returns whether there were any.
  */
 bool
 hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
@@ -468,9 +469,9 @@ hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
  */
 
 /*
- * Check that a column is there; and, where it is to hold keys, that its type
- * has one text only for each value.  "tracked": it was there when the table was
- * tracked.
+ * Check that a table has a column and, if the column holds keys, that each
+ * value of its type has only one text representation.  "tracked" means that
+ * the column existed when the table was tracked.
  */
 void
 hrflow_feeder_check_column(Relation table, const char *name, bool is_key,
@@ -522,7 +523,7 @@ hrflow_feeder_check_keys(Relation table, char *const *args, bool tracked)
  */
 
 /*
- * SQL for the source and for the identifier of a row "f" of a feeding table.
+ * Return SQL for the source, or the identifier, of a feeding table's row "f".
  */
 static char *
 source_of(const HrflowStore *store, char *const *args)
@@ -543,7 +544,7 @@ identifier_of(char *const *args)
 }
 
 /*
- * SQL for: a row "f" of a feeding table names a profile.
+ * Return the condition that a row "f" of a feeding table names a profile.
  */
 static char *
 row_names(const HrflowStore *store, char *const *args)
@@ -554,8 +555,8 @@ row_names(const HrflowStore *store, char *const *args)
 }
 
 /*
- * SQL for the profiles that a table's rows name, as (s, i).  "table" is SQL,
- * and so is "distinct": "DISTINCT" or nothing.
+ * Return SQL for the keys of the profiles that the rows of a table name, as
+ * columns "s" and "i".  "table" and "distinct" (DISTINCT or empty) are SQL.
  */
 char *
 hrflow_feeder_profiles(const HrflowStore *store, char *const *args,
@@ -567,7 +568,7 @@ hrflow_feeder_profiles(const HrflowStore *store, char *const *args,
 }
 
 /*
- * SQL for: column "name" of a row "f" is, as text, the value of "text".
+ * Return the condition that column "name" of row "f" equals "text", as text.
  */
 static char *
 column_is(Relation table, const char *name, const char *text)
@@ -588,7 +589,7 @@ column_is(Relation table, const char *name, const char *text)
 			return hrflow_store_sql(NULL, uuid_is_sql, name, text, text);
 		default:
 
-			/* All that tell texts apart tell the same ones apart. */
+			/* All deterministic collations consider the same texts equal. */
 			if (get_collation_isdeterministic(collation))
 				return hrflow_store_sql(NULL, text_is_sql, name, text,
 										DatumGetCString(DirectFunctionCall1(regcollationout,
@@ -599,8 +600,8 @@ column_is(Relation table, const char *name, const char *text)
 }
 
 /*
- * SQL for: a row "f" of a feeding table wants the profile of the state table's
- * row "p".
+ * Return the SQL condition that a row "f" of a feeding table wants the
+ * profile of row "p" of the table of profiles.
  */
 static char *
 row_wants(const HrflowStore *store, Relation table, char *const *args)
@@ -622,8 +623,8 @@ row_wants(const HrflowStore *store, Relation table, char *const *args)
 }
 
 /*
- * SQL for: no table wants the profile of the state table's row "p", and
- * hrflow_track() has not.
+ * Return the SQL condition that neither a table nor hrflow_track() wants the
+ * profile of row "p" of the table of profiles.
  */
 char *
 hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
@@ -650,8 +651,8 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Can all tables that feed a store be asked what they want?  Where a column was
- * renamed, not before its table is tracked again.
+ * Can all tables that feed a store be queried for the profiles that they want?
+ * A table cannot after a key column was renamed, until it is tracked again.
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
@@ -680,9 +681,9 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 }
 
 /*
- * Is every table still the owner's that was tracked for a store?  A table of
- * another owner is not asked what it wants, though it may have changed hands only
- * by mistake: then nothing may be erased, and a WARNING tells so.
+ * Does every table that was tracked for a store still belong to its owner?  A
+ * table of another owner is not queried.  Its owner may have been changed by
+ * mistake, so nothing may be erased then, which is reported by a WARNING.
  */
 bool
 hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
@@ -722,7 +723,7 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
  */
 
 /*
- * Is one of some profiles tracked?  "profiles" is SQL for their keys, as (s, i).
+ * Is any of these profiles tracked?  "profiles" is SQL for their keys (s, i).
  */
 bool
 hrflow_feeder_has_tracked(const HrflowStore *store, const char *profiles)
@@ -732,7 +733,7 @@ hrflow_feeder_has_tracked(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * Track profiles of which none is tracked; else it throws 23505.
+ * Track profiles.  Throws 23505 if one of them is already tracked.
  */
 void
 hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)
@@ -742,9 +743,8 @@ hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * Track profiles whose rows are looked at once more.  One that is tracked is
- * locked, for it must not be erased meanwhile.  Returns the number of profiles
- * that were not tracked.
+ * Track profiles, and return how many were not tracked.  Tracked profiles are
+ * locked, so that they are not erased concurrently.
  */
 uint64
 hrflow_feeder_track(const HrflowStore *store, const char *profiles,
@@ -756,8 +756,8 @@ hrflow_feeder_track(const HrflowStore *store, const char *profiles,
 }
 
 /*
- * Track those profiles that the rows of a feeding table name and that are not
- * tracked; the others are neither written nor locked.  Returns their number.
+ * Track the profiles that the rows of a feeding table name, and return how
+ * many were not tracked.  Tracked profiles are neither written nor locked.
  */
 uint64
 hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
@@ -774,8 +774,9 @@ hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 }
 
 /*
- * SQL that tracks profiles of rows that are new or have another identifier.  One
- * that is tracked is locked, likewise; one that was unwanted or gone is due again.
+ * Return SQL that tracks the profiles of rows that are new or whose identifier
+ * has changed.  Tracked profiles are locked; unwanted and gone ones become
+ * due.
  */
 char *
 hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
@@ -784,9 +785,9 @@ hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * Track profiles of rows that are inserted, likewise.  A profile that was gone is
- * not due again if the transaction has deleted a row of it: this may be that row,
- * put back.
+ * Track the profiles of inserted rows, as hrflow_feeder_want_sql() does.  But
+ * a profile that is gone does not become due if this transaction has deleted a
+ * row that names it: the inserted row may be the same row, restored.
  */
 void
 hrflow_feeder_want_inserted(const HrflowStore *store, const char *profiles)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * fetch.c
- *		Profiles that were claimed are asked for, section by section if need be.
+ *		Requests claimed profiles from the API, section by section if
+ *		necessary.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,7 +33,7 @@ jsonb_text(JsonbValue *value)
 }
 
 /*
- * Make a part of "fields": a section, or one element of it.
+ * Make a part of "fields", which is a section or one element of it.
  */
 static HrflowPart *
 make_part(char *section, const char *value, bool is_element)
@@ -55,7 +56,9 @@ make_part(char *section, const char *value, bool is_element)
 }
 
 /*
- * What the API is asked for section by section where "fields" is left out.
+ * Return a value of "fields" that requests all known sections.  If "fields"
+ * is omitted, the parts of this value are used to request sections one by
+ * one.
  */
 static Jsonb *
 make_all_fields(void)
@@ -84,7 +87,7 @@ set_sections(HrflowRun *run, List *sections)
 }
 
 /*
- * Read "fields": which sections are asked for, and its parts.
+ * Read "fields", and set the sections and the parts that the run requests.
  */
 void
 hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
@@ -112,12 +115,12 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 		if (token != WJB_VALUE && token != WJB_ELEM)
 			continue;
 
-		Assert(key != NULL);	/* for they are an object */
+		Assert(key != NULL);	/* because it is an object */
 		text = jsonb_text(&value);
 		if (token == WJB_VALUE &&
 			(strcmp(text, "0") == 0 || strcmp(text, "false") == 0 ||
 			 strcmp(text, "null") == 0))
-			continue;			/* not asked for */
+			continue;			/* not requested */
 		run->parts = lappend(run->parts, make_part(key, text, token == WJB_ELEM));
 		if (sections == NIL || strcmp(llast(sections), key) != 0)
 			sections = lappend(sections, key);
@@ -126,9 +129,9 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 }
 
 /*
- * Learn of which kind the store is, whose "fields" were read.  Where that has no
- * sections there is nothing but the whole to ask for.  Throws 22023 for fields
- * that do not suit it.
+ * Set the kind of the store, after "fields" was read.  If stores of this kind
+ * have no sections, only the complete content can be requested.  Throws 22023
+ * if "fields" does not suit the kind.
  */
 void
 hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
@@ -154,11 +157,12 @@ hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
  */
 
 /*
- * Take a result; the transport's memory is not ours to keep.
+ * Record a result in its profile.  The result is copied, because it belongs
+ * to the transport.
  *
- * That a section has no vector is for the API to say.  Where it gives a link
- * to one that the link's host does not have, the profile has failed: a host
- * that has lost its objects must not erase ours.
+ * Only the API can tell that a section has no vector.  If it returns a link,
+ * but the host of the link does not have the vector, the profile has failed:
+ * a host that has lost its objects must not cause vectors to be erased.
  */
 static void
 take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
@@ -196,7 +200,8 @@ take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
 }
 
 /*
- * Find a source among those that the API does not know, or NULL.
+ * Return the entry of a source if the API does not know the source, else
+ * NULL.
  */
 HrflowBadSource *
 hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
@@ -214,7 +219,7 @@ hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
 }
 
 /*
- * Remember a source that the API does not know, and say so.
+ * Record a source that the API does not know, and report it.
  */
 static void
 note_bad_source(HrflowRun *run, const HrflowProfile *profile)
@@ -239,9 +244,9 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * The next one of those claimed that is to be asked for, or NULL.  Of a source
- * that the API did not know when it was last asked, one has to be answered before
- * the others are asked for.
+ * Return the next claimed profile to be requested, or NULL.  If the API did
+ * not know a source when it was last requested, a single profile of it is
+ * requested first, and the others wait for the reply.
  */
 static HrflowProfile *
 next_claimed(HrflowRun *run)
@@ -274,7 +279,8 @@ next_claimed(HrflowRun *run)
 }
 
 /*
- * One was answered that others of its source wait for: the API may know it now.
+ * The API has replied for a profile that others of its source were waiting
+ * for.  Request these, because the API may know the source now.
  */
 static void
 clear_source(HrflowRun *run, HrflowProfile *probe)
@@ -292,7 +298,7 @@ clear_source(HrflowRun *run, HrflowProfile *probe)
 }
 
 /*
- * A request for a profile, or for one of its sections.
+ * Make a request for a profile, or for one of its sections.
  */
 static HrflowWanted *
 make_wanted(HrflowRun *run, HrflowProfile *profile, Jsonb *fields)
@@ -319,8 +325,8 @@ move_to(dlist_head *list, HrflowProfile *profile)
 }
 
 /*
- * What to ask for next: the sections of a profile that is split, or a profile
- * that was claimed.  NULL for neither.
+ * Return the next request: for a section of a split profile, or for a claimed
+ * profile.  Returns NULL if there is neither.
  */
 HrflowWanted *
 hrflow_fetch_next(HrflowRun *run)
@@ -351,9 +357,9 @@ hrflow_fetch_next(HrflowRun *run)
 }
 
 /*
- * The API has answered, and without any vector: the profile is missing, as if it
- * were unknown.  It may not have been indexed yet, and what is stored of it must
- * not be erased because of one answer.
+ * The API has replied without any vector: consider the profile missing, as if
+ * it were unknown.  It may not have been indexed yet, and its stored vectors
+ * must not be erased because of a single reply.
  */
 static void
 set_missing(HrflowProfile *profile)
@@ -367,10 +373,10 @@ set_missing(HrflowProfile *profile)
 }
 
 /*
- * Take what becomes of a request.
+ * Process the outcome of a request.
  *
- * Where a section has no vector, the API answers nothing at all: then the
- * sections are asked for one by one, so that the others are fetched.
+ * If a section has no vector, the API returns no vector at all.  In that
+ * case, request the sections one by one, so that the others are fetched.
  */
 void
 hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
@@ -402,7 +408,8 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 }
 
 /*
- * Take what is still in flight as it is: nothing more will come.
+ * Let the profiles in flight arrive as they are, because there will be no
+ * more replies.
  */
 void
 hrflow_fetch_give_up(HrflowRun *run)

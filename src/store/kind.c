@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * kind.c
- *		What a store may hold, and all in which the kinds of that differ.
+ *		Kinds of stores, and all differences between them.
  *
- * No other file of this layer asks of which kind a store is: each takes what it
- * needs from the store's HrflowKind.  There is no registry of kinds either; that
- * of a store shows in the name of its identifier's column.
+ * No other file of this layer tests the kind of a store: each takes what it
+ * needs from the store's HrflowKind.  There is no registry of kinds either:
+ * the name of the identifier's column shows the kind of a store.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,7 +53,7 @@ make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
  * ------------------------------------------------------------------------
  */
 
-/* The first one is the kind that is meant where nothing tells. */
+/* The first entry is the default. */
 static const HrflowKind kinds[] = {
 	{
 		.content = "profile",
@@ -80,7 +80,8 @@ static const HrflowKind kinds[] = {
 };
 
 /*
- * The kind that is meant by the argument "content".  Throws 22023.
+ * Return the kind that the argument "content" names.  Throws 22023 if there
+ * is no such kind.
  */
 const HrflowKind *
 hrflow_kind_find(const char *content)
@@ -97,8 +98,9 @@ hrflow_kind_find(const char *content)
 }
 
 /*
- * The number of an identifier of a kind by its name without the kind's, such as
- * "id" for "job_id".  Throws 22023.
+ * Return the index of an identifier of a kind, given its name without the
+ * prefix for the kind, such as "id" for "job_id".  Throws 22023 if there is
+ * no such identifier.
  */
 int
 hrflow_kind_identifier(const HrflowKind *kind, const char *name)
@@ -126,10 +128,11 @@ hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 }
 
 /*
- * The kind of a store, and the number of its identifier, by the first column of
- * its table of vectors that has the name of an identifier: columns that users
- * have added, whatever their names are, come after ours.  If there is none, the
- * caller finds the column missing.
+ * Return the kind of a store, and set *identifier to the index of its
+ * identifier.  Both follow from the first column of its table of vectors that
+ * has the name of an identifier: columns that users have added come after
+ * ours, whatever their names are.  If there is no such column, return the
+ * default; the caller then reports that its column does not exist.
  */
 const HrflowKind *
 hrflow_kind_of(Relation vectors, int *identifier)
@@ -164,8 +167,9 @@ hrflow_kind_of(Relation vectors, int *identifier)
  */
 
 /*
- * The section that is meant by a name.  Functions have "profile" as their
- * default, which stands for what the store holds as a whole.
+ * Return the section that a name refers to.  The default of SQL functions is
+ * "profile", which refers to the complete content whatever the kind of the
+ * store is.
  */
 char *
 hrflow_kind_section(const HrflowKind *kind, char *name)
@@ -175,9 +179,9 @@ hrflow_kind_section(const HrflowKind *kind, char *name)
 }
 
 /*
- * Check "fields" (or NULL), an object.  Warns of sections that the API is not
- * known to have.  Throws 22023 where the store has no sections, and others than
- * the whole are asked for.
+ * Check "fields", which is an object or NULL.  Warns about sections that the
+ * API is not known to have.  Throws 22023 if the store has no sections and
+ * "fields" contains any other than the one for complete content.
  */
 void
 hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields)

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * track.c
- *		Tables made to feed a store, by triggers that keep it in step.
+ *		Creates the triggers on tables that feed a store.
  *
- * Every feeding table has four: INSERT, DELETE and TRUNCATE by statement (the
- * last one before, while the rows are there), and UPDATE by row, with a WHEN that
- * lets through only what matters here, so that an UPDATE of other columns costs
- * nothing.  (PostgreSQL allows neither a WHEN on rows nor a list of columns
- * together with transition tables.)
+ * Each feeding table has four triggers.  Those on INSERT, DELETE and TRUNCATE
+ * are statement-level triggers; the last fires before the statement, while the
+ * rows still exist.  The trigger on UPDATE is a row-level trigger with a WHEN
+ * condition on the relevant columns, so that an UPDATE of other columns costs
+ * nothing.  (PostgreSQL allows neither a WHEN condition on rows nor a list of
+ * columns together with transition tables.)
  *
  *-------------------------------------------------------------------------
  */
@@ -44,7 +45,7 @@
 
 PG_FUNCTION_INFO_V1(hrflow_track_table);
 
-/* The arguments of hrflow_track_table, in their order. */
+/* Numbers of the arguments of hrflow_track_table(). */
 enum
 {
 	ARG_STORE,
@@ -61,7 +62,7 @@ enum
  * ------------------------------------------------------------------------
  */
 
-/* A change of one column, in a trigger's WHEN; the others' come before it. */
+/* Condition that a column has changed, added to those for other columns. */
 static const char column_changed_sql[] =
 "%s%sOLD.%q%s IS DISTINCT FROM NEW.%q%s";
 
@@ -79,14 +80,14 @@ static const char on_update_sql[] = "FOR EACH ROW WHEN (%s)";
 static const char on_truncate_sql[] = "FOR EACH STATEMENT";
 
 /*
- * The triggers of a table that feeds a store.
+ * Definition of one of the triggers on a table that feeds a store.
  */
 typedef struct TriggerKind
 {
-	const char *when;			/* it fires, as in SQL */
-	const char *event;			/* likewise, and in the trigger's name */
-	const char *clauses;		/* takes the condition on which an UPDATE
-								 * matters */
+	const char *when;			/* BEFORE or AFTER */
+	const char *event;			/* event, and suffix of the name */
+	const char *clauses;		/* remaining clauses; %s is the condition on
+								 * which an UPDATE is relevant */
 	int16		type;			/* pg_trigger.tgtype */
 } TriggerKind;
 
@@ -106,11 +107,11 @@ static const TriggerKind trigger_kinds[] = {
  */
 
 /*
- * Refuse a table that has children or a parent.  A statement fires the triggers
- * of the table that it names, and not those that the other tables have for
- * statements.  Rows that are deleted by way of the parent, or in a child, would
- * therefore be missed, and their vectors would stay.  Partitions of a table that
- * is tracked are not concerned: their rows fire the triggers of their parent.
+ * Refuse a table that has children or a parent.  A statement fires only the
+ * statement-level triggers of the table that it names.  Rows deleted through
+ * the parent, or in a child, would therefore be missed, and their vectors
+ * would remain.  Partitioned tables are accepted: statements that name a
+ * partitioned table fire its triggers, whichever partitions contain the rows.
  */
 static void
 check_inheritance(Relation table)
@@ -142,7 +143,8 @@ check_inheritance(Relation table)
 }
 
 /*
- * Open a table of the store's owner, which may feed the store.
+ * Open a table that is to feed the store, which must belong to the store's
+ * owner.  Throws 42809, 42501 and 0A000.
  */
 static Relation
 open_source(Oid relid, const HrflowStore *store)
@@ -167,8 +169,8 @@ open_source(Oid relid, const HrflowStore *store)
 				 errdetail("Other sessions could not read what it wants.")));
 
 	/*
-	 * Only what is the owner's is locked against others: against another
-	 * session that makes or drops triggers, and against no reader or writer.
+	 * Lock the table only now that its owner has been checked.  This excludes
+	 * sessions that create or drop triggers, but not readers or writers.
 	 */
 	LockRelationOid(relid, ShareUpdateExclusiveLock);
 	check_inheritance(table);
@@ -176,10 +178,11 @@ open_source(Oid relid, const HrflowStore *store)
 }
 
 /*
- * The condition under which an UPDATE of a row matters.  A type whose equality
- * is not PostgreSQL's own, or that has none, such as json, is compared as
- * text: it would not be found by every search_path.  Texts that a collation
- * takes for the same are not.
+ * Return the condition on which an UPDATE of a row is relevant.  Values of a
+ * type such as json, which has no equality operator, or of a type whose
+ * equality operator is not built-in, and may not be in search_path, are
+ * compared as text.  Texts that are equal only according to a
+ * nondeterministic collation count as different.
  */
 static char *
 update_condition(Relation table, char *const *columns, int ncolumns)
@@ -210,7 +213,7 @@ update_condition(Relation table, char *const *columns, int ncolumns)
 }
 
 /*
- * A function's name, quoted and qualified.
+ * Return the quoted and qualified name of a function.
  */
 static char *
 function_name(Oid function)
@@ -220,11 +223,12 @@ function_name(Oid function)
 }
 
 /*
- * Let the store's owner execute the triggers' function, as the function's
- * owner.  It is not PUBLIC's: whoever makes a trigger with it makes a table a
- * candidate for feeding any store.  But who may call hrflow_track_table() may
- * have triggers made; PostgreSQL asks for the right again whenever a partition
- * is made, so that it is not enough to have it here and now.
+ * Grant EXECUTE on the trigger function to the store's owner, as the owner of
+ * the function.  PUBLIC does not have that privilege, because a trigger that
+ * calls the function makes its table a candidate for feeding any store.
+ * However, roles that may call hrflow_track_table() may have such triggers.
+ * Acquiring the privilege temporarily would not suffice: PostgreSQL checks it
+ * again whenever a partition is created.
  */
 static void
 grant_function(const HrflowStore *store, Oid function)
@@ -241,7 +245,7 @@ grant_function(const HrflowStore *store, Oid function)
 										 execute)))
 		return;
 
-	/* Of two that do this at the same time one would fail. */
+	/* Without a lock, one of two concurrent GRANTs would fail. */
 	LockDatabaseObject(ProcedureRelationId, function, 0,
 					   ShareUpdateExclusiveLock);
 	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
@@ -261,9 +265,10 @@ grant_function(const HrflowStore *store, Oid function)
 }
 
 /*
- * The name of a trigger.  Names of a schema and a table can be put together to
- * the same in two ways, or be cut to it, so there is a checksum of both in it,
- * which is the same wherever a dump is restored.
+ * Return the name of a trigger.  It contains a checksum of the qualified name
+ * of the store, because different names of schemas and tables may become
+ * equal when they are joined or truncated.  The checksum is the same wherever
+ * a dump is restored.
  */
 static char *
 trigger_name(const HrflowStore *store, const char *event)
@@ -280,7 +285,8 @@ trigger_name(const HrflowStore *store, const char *event)
 }
 
 /*
- * A trigger of that name is replaced if it feeds the store.
+ * Check that a trigger with this name, if it exists, feeds the store, so that
+ * it may be replaced.  Throws 42710.
  */
 static void
 check_trigger_name(const HrflowStore *store, Relation table, Oid function,
@@ -299,8 +305,8 @@ check_trigger_name(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Make one of the triggers, or make it anew.  It goes when the store goes.
- * Returns its name.
+ * Create or replace one of the triggers.  It depends on the store, so that it
+ * is dropped with it.  Returns its name.
  */
 static char *
 create_trigger(const HrflowStore *store, Relation table, Oid function,
@@ -330,9 +336,10 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Say so where a table has fed the store by other keys: its profiles are
- * put aside, which had better not be found out later.  A column that is no more
- * was renamed.
+ * Warn if a table has fed the store through other keys: its previous profiles
+ * are put aside, which the user should learn immediately.  If a previous
+ * column no longer exists, it was renamed, and there is nothing to warn
+ * about.
  */
 static void
 warn_of_other_keys(const HrflowStore *store, Relation table,
@@ -359,8 +366,8 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 }
 
 /*
- * Say so where columns have marked profiles due and do so no more: whoever
- * calls again, only to reconcile, may not have meant it.
+ * Warn if columns no longer mark profiles due.  The user may have omitted
+ * them by mistake, for example when only reconciling the table.
  */
 static void
 warn_of_columns(const HrflowStore *store, Relation table,
@@ -386,9 +393,9 @@ warn_of_columns(const HrflowStore *store, Relation table,
 }
 
 /*
- * Make the triggers of a table, or make them anew.  "condition" is that on
- * which an UPDATE matters, and "columns" are what it compares.  Returns whether
- * the table has fed the store before.
+ * Create or replace the triggers of a table.  "condition" is the condition on
+ * which an UPDATE is relevant, and "columns" are the columns that it
+ * compares.  Returns whether the table fed the store before.
  */
 static bool
 create_triggers(const HrflowStore *store, Relation table, Oid function,
@@ -410,7 +417,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 												   trigger_kinds[i].clauses,
 												   condition));
 
-	/* Any others would do all that once more. */
+	/* Other triggers would only do the same work again, so drop them. */
 	foreach(cell, old)
 	{
 		HrflowFeeder *feeder = lfirst(cell);
@@ -429,8 +436,8 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Is a trigger as create_trigger() would make it, or set to ENABLE ALWAYS since?
- * What its WHEN compares is for the caller to check.
+ * Is a trigger as create_trigger() would create it, except that it may be set
+ * to ENABLE ALWAYS?  The columns in its WHEN condition are not checked.
  */
 static bool
 is_as_made(const HrflowStore *store, const HrflowFeeder *feeder,
@@ -451,8 +458,9 @@ is_as_made(const HrflowStore *store, const HrflowFeeder *feeder,
 }
 
 /*
- * Does a table feed the store by the triggers that create_triggers() would make,
- * and no others?  Takes no lock that anybody waits for.
+ * Does a table feed the store through exactly the triggers that
+ * create_triggers() would create?  Acquires no lock stronger than
+ * AccessShareLock.
  */
 static bool
 is_tracked(const HrflowStore *store, Relation table, Oid function,
@@ -485,7 +493,8 @@ is_tracked(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Read the names of columns in an array.
+ * Read an array of column names into "columns", unless that is NULL.  Returns
+ * the number of names.  Throws 22023 and 54011.
  */
 static int
 get_columns(ArrayType *array, char **columns)
@@ -512,8 +521,9 @@ get_columns(ArrayType *array, char **columns)
 }
 
 /*
- * Check the arguments of hrflow_track_table(), and read them: into "args" for
- * the triggers, "condition" and "numbers" as create_triggers() takes them.
+ * Check and read the arguments of hrflow_track_table().  Sets "args" to the
+ * arguments of the triggers, and *condition and *numbers to the arguments
+ * "condition" and "columns" of create_triggers().
  */
 static void
 get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
@@ -564,7 +574,8 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 }
 
 /*
- * Put aside what nothing wants, if all tables can be asked what they want.
+ * Put aside the profiles that nothing wants, if all tables can be queried for
+ * the profiles that they want.
  */
 static void
 put_unwanted(const HrflowStore *store, Oid function)
@@ -574,7 +585,8 @@ put_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Bring back what is wanted again, and erase what was put aside long enough ago.
+ * Restore profiles that are wanted again, and erase those that were put aside
+ * long enough ago.
  */
 static void
 tidy_aside(const HrflowStore *store, Oid function)
@@ -585,9 +597,9 @@ tidy_aside(const HrflowStore *store, Oid function)
 }
 
 /*
- * Have a table feed the store from now on, and track what its rows name.  Nobody
- * else writes to it meanwhile.  Returns the number of profiles that were not
- * tracked.
+ * Let a table feed the store from now on, and track the profiles that its
+ * rows name.  The table is locked against writers meanwhile.  Returns the
+ * number of profiles that were not tracked before.
  */
 static uint64
 track(const HrflowStore *store, Relation table, Oid function,
@@ -601,10 +613,11 @@ track(const HrflowStore *store, Relation table, Oid function,
 	CommandCounterIncrement();
 
 	/*
-	 * A table that feeds the store from now on makes nothing unwanted.  What
-	 * it does not want may be another's, whose triggers are still to be made
-	 * anew, as after DROP EXTENSION; or who cannot be asked until then, as
-	 * where columns of several tables were renamed.
+	 * A table that did not feed the store before makes no profile unwanted.
+	 * Profiles that it does not want may be wanted by another table, whose
+	 * triggers have not been re-created yet, as after DROP EXTENSION, or
+	 * which cannot be queried until then, as after columns of several tables
+	 * were renamed.
 	 */
 	if (had_triggers)
 		put_unwanted(store, function);
@@ -616,8 +629,8 @@ track(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * May the owner lock rows of a table?  They may have revoked that from
- * themselves.
+ * May the owner lock rows of a table?  Owners may have revoked that privilege
+ * from themselves.
  */
 static bool
 may_lock_rows(const HrflowStore *store, Relation table)
@@ -627,11 +640,12 @@ may_lock_rows(const HrflowStore *store, Relation table)
 }
 
 /*
- * Track what the rows of a table name that feeds the store already, and put aside
- * what nothing wants, while others read and write the table.  Rows of profiles
- * that are tracked and wanted are not written.  It waits for rows of the table, so
- * it does that before it locks profiles.  Returns the number of profiles that were
- * not tracked.
+ * Reconcile the store with a table that feeds it already: track the profiles
+ * that its rows name, and put aside the profiles that nothing wants, while
+ * other sessions read and write the table.  Profiles that are tracked and
+ * wanted are not written.  Waits for locks on rows of the table before it
+ * locks any profile.  Returns the number of profiles that were not tracked
+ * before.
  */
 static uint64
 reconcile(const HrflowStore *store, Relation table, Oid function,

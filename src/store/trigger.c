@@ -1,11 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * trigger.c
- *		What the triggers do that are on the tables that feed a store.
+ *		The trigger function of the tables that feed a store.
  *
- * Rows of the state table are locked in the order of their keys; by an UPDATE
- * row by row, for it does not know the next one.  What is deleted is erased at
- * the end of the transaction; see deferred.c.
+ * Rows of the table of profiles are locked in the order of their keys, except
+ * that UPDATE locks them one row at a time, because it does not know the next
+ * one.  Deleted profiles are erased at the end of the transaction; see
+ * deferred.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,9 +31,9 @@
 PG_FUNCTION_INFO_V1(hrflow_track_trigger);
 
 /*
- * From this number of rows on, INSERT first looks whether one of their profiles
- * is tracked.  If none is, the profiles are inserted without ON CONFLICT, which
- * would cost half as much again.
+ * Number of rows from which INSERT checks first whether any of their profiles
+ * is tracked.  If none is, the profiles are inserted without ON CONFLICT,
+ * which would take 50% longer.
  */
 #define MANY_ROWS 1000
 
@@ -43,11 +44,11 @@ PG_FUNCTION_INFO_V1(hrflow_track_trigger);
  */
 
 /*
- * In these $1 is the source of a profile, and $2 its identifier.
+ * In these statements, $1 is the source of a profile, and $2 its identifier.
  *
- * A change never sends a profile back that waits for its turn, nor makes one
- * due again earlier that has changed while it was fetched.  One that was missing
- * is as good as new: the API may not have indexed yet what has changed.
+ * A change never moves a profile back in its queue, nor makes a profile due
+ * earlier that changed while it was fetched.  A missing profile is treated
+ * like a new one, because the API may not have indexed the change yet.
  */
 static const char mark_changed_sql[] =
 "UPDATE %P AS p SET due_at = CASE"
@@ -68,7 +69,7 @@ static const char one_profile_sql[] = "(SELECT $1 AS s, $2 AS i)";
  */
 
 /*
- * Profiles to be tracked; see hrflow_feeder_track_new().
+ * Argument of insert_new(): profiles to be tracked.
  */
 typedef struct NewProfiles
 {
@@ -85,8 +86,9 @@ insert_new(void *arg)
 }
 
 /*
- * Track many profiles, of which none was tracked a moment ago.  Returns false,
- * having done nothing, when another session has tracked one since.
+ * Track many profiles, none of which was tracked a moment ago.  Returns
+ * false, without having changed anything, if another session has tracked one
+ * since.
  */
 static bool
 track_new(const HrflowStore *store, const char *profiles)
@@ -101,7 +103,8 @@ track_new(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * A statement about one profile, whose source is $1 and whose identifier is $2.
+ * Statements about a single profile, whose source is $1 and whose identifier
+ * is $2.
  */
 typedef enum OneStatement
 {
@@ -111,9 +114,9 @@ typedef enum OneStatement
 } OneStatement;
 
 /*
- * Such a statement that was planned for a store's table of profiles, kept for the
- * next rows of an UPDATE of many: planning it takes several times as long as
- * executing it.
+ * Key of the plan of such a statement, for a table of profiles.  Plans are
+ * kept for the next rows of an UPDATE of many, because planning a statement
+ * takes several times as long as executing it.
  */
 typedef struct OnePlanKey
 {
@@ -124,7 +127,7 @@ typedef struct OnePlanKey
 typedef struct OnePlan
 {
 	OnePlanKey	key;
-	char	   *sql;			/* what it was made of */
+	char	   *sql;			/* the planned statement */
 	SPIPlanPtr	plan;
 } OnePlan;
 
@@ -144,7 +147,8 @@ one_sql(const HrflowStore *store, OneStatement statement)
 }
 
 /*
- * The plan of a statement for a store.
+ * Return the plan of a statement for a store, which is made again if the SQL
+ * of the statement has changed.
  */
 static SPIPlanPtr
 get_plan(const HrflowStore *store, OneStatement statement)
@@ -201,7 +205,8 @@ execute_for_one(const HrflowStore *store, OneStatement statement,
  */
 
 /*
- * A column of a row as text, or NULL.  It is known to be there.
+ * Return a column of a row as text, or NULL if it is null.  The column must
+ * exist.
  */
 static char *
 get_column(TriggerData *trigdata, HeapTuple tuple, const char *name)
@@ -212,7 +217,8 @@ get_column(TriggerData *trigdata, HeapTuple tuple, const char *name)
 }
 
 /*
- * A row's key as parameters.  False where it names no profile.
+ * Get the key in a row as parameters.  Returns false if the row names no
+ * profile.
  */
 static bool
 get_key(const HrflowStore *store, TriggerData *trigdata, HeapTuple tuple,
@@ -253,8 +259,8 @@ compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 }
 
 /*
- * Lock a profile's row, if there is one, whatever has become of it since the
- * transaction's snapshot.
+ * Lock the latest version of the row of a profile, if there is one, even if
+ * the snapshot of the transaction does not contain it.
  */
 static void
 lock_profile(const HrflowStore *store, HrflowParameters *key)
@@ -264,7 +270,7 @@ lock_profile(const HrflowStore *store, HrflowParameters *key)
 }
 
 /*
- * A row was updated, and in what matters here.
+ * Handle an UPDATE that changed a relevant column of a row.
  */
 static void
 row_updated(const HrflowStore *store, TriggerData *trigdata)
@@ -289,7 +295,7 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
- * Rows were inserted.
+ * Handle inserted rows.
  */
 static void
 rows_inserted(const HrflowStore *store, TriggerData *trigdata)
@@ -306,7 +312,7 @@ rows_inserted(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
- * All rows of a table are about to be deleted.
+ * Handle a TRUNCATE of a table, before its rows are deleted.
  */
 static void
 table_truncated(const HrflowStore *store, TriggerData *trigdata)
@@ -321,7 +327,7 @@ table_truncated(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
- * Rows were deleted.
+ * Handle deleted rows.
  */
 static void
 rows_deleted(const HrflowStore *store, TriggerData *trigdata)
@@ -335,8 +341,9 @@ rows_deleted(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
- * The table of vectors that a trigger names, or InvalidOid.  Whoever writes to
- * the trigger's table needs no right on the store's schema.
+ * Return the table of vectors that a trigger names, or InvalidOid.  Roles
+ * that write to the trigger's table need no privileges on the schema of the
+ * store.
  */
 static Oid
 find_fed_store(const char *name)
@@ -352,10 +359,11 @@ find_fed_store(const char *name)
 }
 
 /*
- * The store that a trigger names is not there.  Where it was renamed that is
- * an error, for its profiles are still to be kept in step.  Where it was
- * dropped the trigger went with it, but a dump does not tell that it would:
- * then there is nothing to do, and nobody's writing is to fail for that.
+ * Report that the store that a trigger names does not exist.  If the store
+ * was renamed, that is an error, because its profiles must still be kept in
+ * step.  If it was dropped, its triggers were dropped with it, but a dump
+ * does not preserve that dependency.  In that case there is nothing to do,
+ * and writing to the table must not fail, so it is only a WARNING.
  */
 static void
 report_missing_store(TriggerData *trigdata)
@@ -374,7 +382,7 @@ report_missing_store(TriggerData *trigdata)
 						trigger->tgname),
 				 errhint("If it was renamed, call hrflow_track_table() again.")));
 
-	/* Once a statement, of however many rows. */
+	/* Warn once per statement, regardless of its number of rows. */
 	if (warned == trigger->tgoid &&
 		warned_at == GetCurrentStatementStartTimestamp())
 		return;
@@ -390,8 +398,9 @@ report_missing_store(TriggerData *trigdata)
 }
 
 /*
- * Open the store that a trigger feeds.  Who acts is the owner of the table,
- * who must be the store's.  False where there is no store any more.
+ * Open the store that a trigger feeds, on behalf of the owner of the
+ * trigger's table, who must be the owner of the store.  Returns false if the
+ * store no longer exists.
  */
 static bool
 open_fed_store(HrflowStore *store, TriggerData *trigdata)
