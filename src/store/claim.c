@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * claim.c
- *		Which profiles a run fetches next.
+ *		Claims the profiles that a run fetches next.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,17 +19,19 @@
 #include "utils/timestamp.h"
 
 /*
- * How long a lease lasts, in milliseconds, and how long before its end it is
- * renewed.  It bounds how long the profiles of a backend that died wait.
+ * A lease lasts for LEASE_TIME + LEASE_MARGIN milliseconds, and is renewed
+ * LEASE_MARGIN before it ends.  The profiles of a backend that has crashed
+ * cannot be claimed again until their leases have ended.
  */
 #define LEASE_TIME (5 * 60 * 1000)
 #define LEASE_MARGIN (30 * 1000)
 
 /*
- * $1 is the time now, $2 when the run began, $3 how many, $4 when the lease
- * ends, $5 sources to leave out and $6 when the last one claimed was due.  Below
- * that the index has nothing but what was claimed already, which a snapshot
- * held elsewhere keeps from being removed.
+ * $1 is the current time, $2 the start of the run, $3 the maximum number of
+ * profiles, $4 the end of the lease, $5 an array of sources to be skipped,
+ * and $6 the due_at of the last profile claimed before.  Below $6, the index
+ * contains only entries of profiles that were claimed already, which cannot
+ * be removed while another session holds an old snapshot.
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
@@ -46,8 +48,9 @@ static const char claim_sql[] =
 " p.state, p.attempts, %s";
 
 /*
- * What is in each queue.  What this run has refreshed and is due again, max_age
- * being short, is the next one's.
+ * Condition on which a profile is in a queue.  If max_age is short, profiles
+ * that this run has refreshed are due again before it ends; they are left to
+ * the next run.
  */
 static const char *const queues_sql[] = {
 	[HRFLOW_QUEUE_DUE] = "p.state = 'due'",
@@ -55,9 +58,11 @@ static const char *const queues_sql[] = {
 };
 
 /*
- * $1 is a source that the API does not know, $2 the time now, $3 when it is to be
- * asked for again, and $4 the error.  All its profiles that would be due earlier
- * wait until then; $5 at a time, for others may be waiting for their rows.
+ * $1 is a source that the API does not know, $2 the current time, $3 when to
+ * request the source again, $4 the error, and $5 the maximum number of
+ * profiles.  All profiles of the source that would be due earlier are
+ * postponed until $3, but at most $5 per statement, because other sessions
+ * may be waiting for their rows.
  */
 static const char postpone_sql[] =
 "WITH due AS MATERIALIZED"
@@ -70,6 +75,7 @@ static const char postpone_sql[] =
 " %s last_error = $4"
 " FROM due WHERE p.source_id = due.s AND p.%I = due.i";
 
+/* Maximum number of profiles to be postponed by one statement. */
 #define POSTPONED_AT_ONCE 10000
 
 static const char postpone_since_sql[] =
@@ -77,8 +83,9 @@ static const char postpone_since_sql[] =
 " THEN p.failed_at ELSE $2 END,";
 
 /*
- * $1 to $3 are the keys and leases, and $4 is when they end now.  Those that
- * others have locked stay as they are.
+ * $1 to $3 are arrays of the sources, identifiers and leases of profiles, and
+ * $4 is the new end of the leases.  Rows that other sessions have locked are
+ * skipped.
  */
 static const char change_leases_sql[] =
 "WITH locked AS MATERIALIZED"
@@ -94,7 +101,7 @@ static const char change_leases_sql[] =
 " RETURNING k.n::integer";
 
 /*
- * When a lease ends that is given now.
+ * Return the end of a lease that begins now.
  */
 static TimestampTz
 lease_end(void)
@@ -104,7 +111,7 @@ lease_end(void)
 }
 
 /*
- * The sources that the API does not know, as an array.
+ * Return an array of the sources that the API does not know.
  */
 static ArrayType *
 bad_sources(HrflowRun *run)
@@ -137,7 +144,8 @@ is_of_source(const char *error)
 }
 
 /*
- * Read a profile that was claimed.
+ * Read a claimed profile from a row of the last statement's result, and add
+ * it to the claimed profiles of the run.
  */
 static void
 read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lease)
@@ -161,7 +169,7 @@ read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lea
 							  8, &is_null);
 	profile->old_dimension = is_null ? 0 : DatumGetInt32(dimension);
 
-	/* What must not be null is refused before it is paid for. */
+	/* Refuse nulls now, before sending requests that cost money. */
 	for (int i = 6; i <= 7; i++)
 		(void) hrflow_store_value(row, i);
 	run->claimed_to[queue] = Max(run->claimed_to[queue],
@@ -171,7 +179,7 @@ read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lea
 }
 
 /*
- * Claim so many profiles from one queue.  Returns their number.
+ * Claim at most "size" profiles from one queue.  Returns their number.
  */
 static uint64
 claim_from(HrflowRun *run, const HrflowStore *store, HrflowClaimQueue queue,
@@ -203,7 +211,8 @@ claim_from(HrflowRun *run, const HrflowStore *store, HrflowClaimQueue queue,
 }
 
 /*
- * Likewise from all of them, one after the other.
+ * Claim at most "size" profiles from all queues, one after the other.
+ * Returns their number.
  */
 static uint64
 claim_from_all(HrflowRun *run, const HrflowStore *store, int64 size,
@@ -217,8 +226,10 @@ claim_from_all(HrflowRun *run, const HrflowStore *store, int64 size,
 }
 
 /*
- * What was due long ago when it changed, and what others had locked, has come to
- * the queue below the bound: once a second, look from the beginning.
+ * Once a second, let the next claim search the queue of due profiles from its
+ * beginning.  Profiles that had long been due when they changed, or that
+ * other sessions had locked, have a due_at below that of the last profile
+ * claimed.
  */
 static void
 look_back(HrflowRun *run)
@@ -232,7 +243,8 @@ look_back(HrflowRun *run)
 }
 
 /*
- * Claim what is due longest in its queue, as much as is soon asked for.
+ * Claim the profiles that have been due longest in their queue, as many as
+ * will be requested soon.
  */
 void
 hrflow_claim(HrflowRun *run, const HrflowStore *store)
@@ -242,18 +254,18 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	TimestampTz lease;
 	uint64		n;
 
-	/* A lease begins when it is given, however long the table was locked. */
+	/* The lease must not begin before the table could be locked. */
 	LockRelationOid(RelationGetRelid(store->profiles), RowExclusiveLock);
 	lease = lease_end();
 
-	/* A lease that a crash takes back is not missed. */
+	/* It does no harm if a crash undoes a claim. */
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	look_back(run);
 	n = claim_from_all(run, store, size, lease);
 	if (n == 0)
 	{
-		/* Something may be due since long ago that was locked, or is new. */
+		/* Profiles due earlier may be new, or may have been locked. */
 		for (int i = 0; i < HRFLOW_NQUEUES; i++)
 			run->claimed_to[i] = DT_NOBEGIN;
 		n = claim_from_all(run, store, size, lease);
@@ -265,8 +277,8 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Have all of a source wait that the API does not know, as one of its profiles
- * does: others are not to wait for what cannot be fetched.
+ * Postpone all profiles of each source that the API does not know, so that
+ * profiles of other sources do not wait for them.
  */
 void
 hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
@@ -300,7 +312,7 @@ hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * That is committed.
+ * To be called after the commit of hrflow_claim_postpone().
  */
 void
 hrflow_claim_postpone_done(HrflowRun *run)
@@ -316,7 +328,7 @@ hrflow_claim_postpone_done(HrflowRun *run)
 }
 
 /*
- * The profiles of all lists whose leases would end before a time.
+ * Return the profiles of all lists whose leases end no later than "before".
  */
 static List *
 find_leases(HrflowRun *run, TimestampTz before)
@@ -341,9 +353,9 @@ find_leases(HrflowRun *run, TimestampTz before)
 }
 
 /*
- * Have all leases that would end before a time end at another one instead, or
- * never have been where "lease" is DT_NOBEGIN.  Returns the profiles of which
- * that is so once this is committed.
+ * Change the end of all leases that end no later than "before".  If "lease"
+ * is DT_NOBEGIN, release them.  Returns the profiles whose leases will have
+ * changed after the commit.
  */
 static List *
 change_leases(HrflowRun *run, const HrflowStore *store, TimestampTz before,
@@ -385,7 +397,8 @@ change_leases(HrflowRun *run, const HrflowStore *store, TimestampTz before,
 }
 
 /*
- * Renew the leases that end soon, as of profiles that wait for the rate.  See
+ * Renew the leases that end soon, such as those of profiles that wait because
+ * of the rate limit.  After the commit, the caller must call
  * hrflow_claim_renew_done().
  */
 void
@@ -403,8 +416,8 @@ hrflow_claim_renew(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * What was renewed is committed.  Not before: an answer is written only where
- * the lease is the one that the table has.
+ * To be called after the commit of hrflow_claim_renew(), and not before: a
+ * profile is written only if its lease is the one in the table.
  */
 void
 hrflow_claim_renew_done(HrflowRun *run)
@@ -428,7 +441,7 @@ hrflow_claim_renew_done(HrflowRun *run)
 }
 
 /*
- * Give the leases back of all profiles that were not written.
+ * Release the leases of all profiles that were not written.
  */
 void
 hrflow_claim_release(HrflowRun *run, const HrflowStore *store)
@@ -437,7 +450,7 @@ hrflow_claim_release(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Forget a profile: it is in none of the lists any more.
+ * Remove a profile from its list, and free it.
  */
 void
 hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
@@ -448,8 +461,8 @@ hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Forget all that were not written.  What has arrived of a profile that others
- * have locked is lost.
+ * Free all profiles that were not written.  Vectors of profiles that other
+ * sessions have locked are lost.
  */
 void
 hrflow_claim_forget_all(HrflowRun *run)

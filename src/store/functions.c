@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * functions.c
- *		The SQL functions that make and drop a store, track its profiles by
- *		hand and look at it.
+ *		SQL functions that create and drop stores, track profiles
+ *		explicitly, and show the state of stores.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,7 +51,7 @@ static const char find_pgvector_sql[] =
 " ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
 " WHERE e.extname OPERATOR(pg_catalog.=) 'vector'";
 
-/* The argument is what the store holds. */
+/* The argument is the plural noun of the store's kind. */
 static const char *const create_sql[] = {
 	"CREATE TABLE %V ("
 	" source_id text NOT NULL,"
@@ -66,8 +66,8 @@ static const char *const create_sql[] = {
 	"ALTER TABLE %V ALTER COLUMN vector SET STORAGE EXTERNAL",
 
 	/*
-	 * Room on each page for the version of a row that a lease makes, which no
-	 * index is told of.
+	 * The fillfactor leaves space on each page for the row versions that
+	 * leases create, so that these are HOT updates.
 	 */
 	"CREATE TABLE %P ("
 	" source_id text NOT NULL,"
@@ -90,8 +90,9 @@ static const char *const create_sql[] = {
 	" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)",
 
 	/*
-	 * What is to be claimed; what is not well; which error is the last; what
-	 * was erased of late; what vectors were fetched with.
+	 * Indexes for claiming profiles (two), for listing failures, for the most
+	 * recent error, for counting what was erased recently, and for what
+	 * vectors were fetched with.
 	 */
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
 	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
@@ -112,11 +113,11 @@ static const char drop_sql[] = "DROP TABLE %V, %P";
 static const char also_sql[] = "%s, %R";
 
 /*
- * In the statements about some profiles $1 is their source, and $2 are their
- * identifiers.
+ * In the statements about given profiles, $1 is their source, and $2 is an
+ * array of their identifiers.
  *
- * Rows that are there are not changed by this one, nor counted, but locked:
- * else a DELETE could erase them before the next statement.
+ * This one neither changes nor counts existing rows, but locks them, so that
+ * a DELETE cannot erase them before the next statement.
  */
 static const char track_sql[] =
 "INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
@@ -136,8 +137,8 @@ static const char want_gone_sql[] =
 " AND p.state IN ('gone', 'unwanted')";
 
 /*
- * One that was missing is as good as new: the API may not have indexed yet what
- * has changed.
+ * A missing profile is treated like a new one, because the API may not have
+ * indexed the change yet.
  */
 static const char mark_due_sql[] =
 "WITH locked AS MATERIALIZED"
@@ -171,7 +172,7 @@ static const char orphans_sql[] =
 " GROUP BY v.source_id, v.%I ORDER BY v.source_id, v.%I";
 
 /*
- * What hrflow_store_status() counts.  $1 is the present time.
+ * Counts for hrflow_store_status().  $1 is the current time.
  */
 static const char count_sql[] =
 "SELECT count(*),"
@@ -195,12 +196,14 @@ static const char last_error_sql[] =
 
 /*
  * ------------------------------------------------------------------------
- * Making and dropping
+ * Creating and dropping stores
  * ------------------------------------------------------------------------
  */
 
 /*
- * The type that is meant by the argument "vector_type".
+ * Return the type that the argument "vector_type" names, qualified with the
+ * schema of pgvector if necessary.  Throws 22023 if it names no supported
+ * type, and 42704 if the type requires pgvector, which is not installed.
  */
 static char *
 choose_vector_type(const char *wanted)
@@ -246,7 +249,7 @@ choose_vector_type(const char *wanted)
  *					   content text)
  *		RETURNS regclass
  *
- * As the caller, who becomes the owner.
+ * Runs as the caller, who becomes the owner of the store.
  */
 Datum
 hrflow_create_store(PG_FUNCTION_ARGS)
@@ -290,7 +293,7 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 /*
  * hrflow_drop_store(store regclass) RETURNS void
  *
- * As the caller, who must be the owner.
+ * The caller must be the owner of the store.
  */
 Datum
 hrflow_drop_store(PG_FUNCTION_ARGS)
@@ -323,14 +326,15 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 
 /*
  * ------------------------------------------------------------------------
- * Tracking by hand
+ * Tracking profiles explicitly
  * ------------------------------------------------------------------------
  */
 
 /*
- * An argument that is an array of identifiers, each of which is something.
+ * Return an argument that is an array of identifiers.
  *
- * Throws 22023.
+ * Throws 22023 if the array has more than one dimension, or contains a null
+ * or an empty string.
  */
 ArrayType *
 hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
@@ -359,7 +363,7 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Refuse an argument that is the empty string where it must name a source.
+ * Refuse an empty string as the source if the store requires a source.
  *
  * Throws 22023.
  */
@@ -374,8 +378,9 @@ hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
 }
 
 /*
- * Open the store in the first argument to change some of its profiles, whose
- * source and identifiers are the next two: they become parameters.
+ * Open the store in the first argument for changing some of its profiles.
+ * The source and the identifiers of these, which are the next two arguments,
+ * become parameters of statements.
  */
 static void
 open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
@@ -474,7 +479,7 @@ hrflow_retry(PG_FUNCTION_ARGS)
 
 /*
  * ------------------------------------------------------------------------
- * Looking
+ * Showing the state of stores
  * ------------------------------------------------------------------------
  */
 
@@ -523,7 +528,7 @@ hrflow_store_orphans(PG_FUNCTION_ARGS)
 }
 
 /*
- * What hrflow_store_status() counts.
+ * Counts for hrflow_store_status().
  */
 typedef struct Counts
 {
@@ -536,7 +541,8 @@ typedef struct Counts
 	int64		gone;
 	int64		last_minute;
 	int64		last_hour;
-	TimestampTz oldest;			/* of the due ones; DT_NOEND: none */
+	TimestampTz oldest;			/* earliest due_at of profiles that are due;
+								 * DT_NOEND: none is */
 } Counts;
 
 static void
@@ -575,9 +581,9 @@ count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
 }
 
 /*
- * Count the profiles of a table, or of one partition.  A query that counts all
- * this takes four times as long; one for each count, from an index, does too
- * unless the table was vacuumed a moment ago.
+ * Count the profiles of a table, or of one partition, and add them to
+ * *counts.  A single query for all counts takes four times as long.  So do
+ * separate queries that use indexes, unless the table was vacuumed recently.
  */
 static void
 count_profiles(Counts *counts, Oid relid)
@@ -629,7 +635,7 @@ count_profiles(Counts *counts, Oid relid)
 }
 
 /*
- * Count the profiles of a table of which some are on other servers.
+ * Count the profiles of a table of which some rows are on other servers.
  */
 static void
 count_remote_profiles(Counts *counts, const HrflowStore *store)
@@ -651,7 +657,7 @@ count_remote_profiles(Counts *counts, const HrflowStore *store)
 }
 
 /*
- * The error of the profile that failed last, or NULL.
+ * Return the error of the profile that failed most recently, or NULL.
  */
 static char *
 get_last_error(const HrflowStore *store)
@@ -662,7 +668,9 @@ get_last_error(const HrflowStore *store)
 }
 
 /*
- * hrflow_store_status(store regclass), one row; see the SQL script.
+ * hrflow_store_status(store regclass)
+ *
+ * Returns one row; see the SQL script for its columns.
  */
 Datum
 hrflow_store_status(PG_FUNCTION_ARGS)
@@ -704,7 +712,7 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	values[n++] = TimestampTzGetDatum(counts.oldest);
 	values[n++] = Int64GetDatum(counts.last_minute);
 	values[n++] = Int64GetDatum(counts.last_hour);
-	values[n++] = Int64GetDatum(counts.due);	/* a request each */
+	values[n++] = Int64GetDatum(counts.due);	/* one request each */
 	nulls[n] = counts.last_minute == 0;
 	if (counts.last_minute > 0)
 		time_due.time = (double) counts.due / counts.last_minute *

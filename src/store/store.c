@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * store.c
- *		Stores: opened, closed and reached by SQL.
+ *		Opens and closes stores, and executes SQL on their tables.
  *
- * Whoever calls, a store's tables are read and written as their owner, with a
- * fixed search_path and as a security-restricted operation, as VACUUM does:
- * triggers, policies and expressions that the owner has put on them are the
- * owner's to run, never the caller's.  What the caller may do is checked
- * first.
+ * Regardless of the caller, the tables of a store are read and written as
+ * their owner, with a fixed search_path and in a security-restricted
+ * operation, as in VACUUM.  Triggers, policies and expressions that the owner
+ * has attached to the tables thus run with the privileges of the owner, never
+ * with those of the caller.  The privileges of the caller are checked first.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,14 +31,16 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 
-/* The name of the table of profiles is that of the vectors and this. */
+/*
+ * Suffix of the table of profiles, added to the name of the table of vectors.
+ */
 #define SUFFIX "_profile"
 
 /* A column that a store must have. */
 typedef struct Column
 {
 	const char *name;
-	Oid			type;			/* InvalidOid: a type of vectors */
+	Oid			type;			/* InvalidOid: any type of vectors */
 } Column;
 
 static const Column vectors_columns[] = {
@@ -69,7 +71,7 @@ static const Column profiles_columns[] = {
 static const char explain_sql[] = "EXPLAIN %s"; /* for psprintf() */
 
 /*
- * A relation's name, quoted and qualified.
+ * Return the quoted and qualified name of a relation.
  */
 char *
 hrflow_store_relation_name(Oid relation)
@@ -79,21 +81,22 @@ hrflow_store_relation_name(Oid relation)
 }
 
 /*
- * Make a statement, or a part of one, of a template.  All SQL that is executed
- * for a store is such a template, a constant at the top of its file:
+ * Make a statement, or a part of one, from a template.  All SQL that is
+ * executed on a store is such a template, a constant at the top of its file:
  *
  *		%V	the table of vectors
  *		%P	the table of profiles
- *		%I	the identifier's column
- *		%T	the type of a vector
- *		%F	when a profile failed, of a row "p"
- *		%s	the next argument, which is SQL itself
- *		%q	the next argument, a name, quoted
- *		%L	the next argument, a text, as a literal
- *		%R	the next argument, a relation's OID: its qualified name
+ *		%I	the name of the identifier's column
+ *		%T	the type of the vectors
+ *		%F	column "failed_at" of a row "p", or a null if there is none
+ *		%s	the next argument, which is SQL
+ *		%q	the next argument, as a quoted identifier
+ *		%L	the next argument, as a literal
+ *		%R	the qualified name of the relation whose OID is the next argument
  *		%%	a percent sign
  *
- * "store" is needed for the first five alone.  The result is the caller's.
+ * Only the first five require "store", which may otherwise be NULL.  The
+ * result is palloc'd.
  */
 char *
 hrflow_store_sql(const HrflowStore *store, const char *template,...)
@@ -155,7 +158,8 @@ hrflow_store_sql(const HrflowStore *store, const char *template,...)
 }
 
 /*
- * Add a parameter of a statement: $1, $2 and so on.
+ * Add a parameter to those of a statement, which are numbered $1, $2 and so
+ * on.
  */
 void
 hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
@@ -169,8 +173,8 @@ hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
 }
 
 /*
- * Begin to collect at most "max" rows of columns of these types, which the
- * caller keeps for as long as the rows.
+ * Return an empty collection of at most "max" rows.  The caller must keep
+ * "types", the types of the columns, for as long as the rows.
  */
 HrflowRows *
 hrflow_store_make_rows(const Oid *types, int ncolumns, int max)
@@ -191,7 +195,7 @@ hrflow_store_make_rows(const Oid *types, int ncolumns, int max)
 }
 
 /*
- * Add a row.  No value of it is null where "nulls" is NULL.
+ * Add a row.  If "nulls" is NULL, none of its values is null.
  */
 void
 hrflow_store_add_row(HrflowRows *rows, const Datum *values, const bool *nulls)
@@ -207,7 +211,7 @@ hrflow_store_add_row(HrflowRows *rows, const Datum *values, const bool *nulls)
 }
 
 /*
- * Add rows to the parameters of a statement, an array for each column.
+ * Add rows to the parameters of a statement, as one array per column.
  */
 void
 hrflow_store_add_rows(HrflowParameters *parameters, const HrflowRows *rows)
@@ -231,9 +235,10 @@ hrflow_store_add_rows(HrflowParameters *parameters, const HrflowRows *rows)
 }
 
 /*
- * Do some work in a subtransaction.  Returns NULL, or the error, when
- * nothing of it is left: not even the levels of SPI that a trigger of the
- * owner's was at, which would keep us from ending the transaction.
+ * Call a function in a subtransaction.  Returns NULL, or the error that it
+ * threw, after rolling back all its effects.  These include the levels of SPI
+ * that triggers of the owner have opened, which would keep us from ending the
+ * transaction.
  */
 ErrorData *
 hrflow_store_try(void (*work) (void *arg), void *arg)
@@ -263,10 +268,10 @@ hrflow_store_try(void (*work) (void *arg), void *arg)
 }
 
 /*
- * Execute a statement.  Returns the number of rows, which are in
- * SPI_tuptable when it returns rows: until SPI_finish(), unless they are
- * freed.  The memory context stays the caller's; SPI would leave its own,
- * which a procedure keeps for as long as it runs.
+ * Execute a statement.  Returns the number of rows.  If the statement returns
+ * rows, they are in SPI_tuptable until SPI_finish(), unless they are freed
+ * earlier.  Does not change the current memory context; SPI would leave its
+ * own, which a procedure keeps for as long as it runs.
  */
 uint64
 hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
@@ -286,7 +291,7 @@ hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
 }
 
 /*
- * Have a statement planned and its execution begun, no more.
+ * Plan a statement and initialize its execution, but do not execute it.
  */
 void
 hrflow_store_explain(const char *sql, const HrflowParameters *parameters)
@@ -296,7 +301,7 @@ hrflow_store_explain(const char *sql, const HrflowParameters *parameters)
 
 /*
  * Prepare a statement.  The plan lives until SPI_finish(), unless it is kept
- * or freed before.
+ * or freed earlier.
  */
 SPIPlanPtr
 hrflow_store_prepare(const char *sql, int nargs, Oid *types)
@@ -312,7 +317,7 @@ hrflow_store_prepare(const char *sql, int nargs, Oid *types)
 }
 
 /*
- * Execute what was prepared.
+ * Execute a prepared statement.
  */
 void
 hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
@@ -327,7 +332,8 @@ hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 }
 
 /*
- * Likewise, but see all that is committed by now at every isolation level.
+ * Execute a prepared statement with the latest snapshot, at every isolation
+ * level, so that it sees everything that is committed.
  */
 void
 hrflow_store_execute_plan_latest(SPIPlanPtr plan, Datum *values,
@@ -348,7 +354,8 @@ hrflow_store_execute_plan_latest(SPIPlanPtr plan, Datum *values,
 }
 
 /*
- * Likewise a statement.  Returns the number of rows.
+ * Execute a statement with the latest snapshot, at every isolation level.
+ * Returns the number of rows.
  */
 uint64
 hrflow_store_execute_latest(const char *sql,
@@ -375,7 +382,8 @@ hrflow_store_refuse_null(const char *column)
 }
 
 /*
- * A value of the last statement's result as text, or NULL.
+ * Return a value in the last statement's result as text, or NULL if it is
+ * null.
  */
 char *
 hrflow_store_value_or_null(uint64 row, int column)
@@ -385,8 +393,9 @@ hrflow_store_value_or_null(uint64 row, int column)
 }
 
 /*
- * The same of what is never null in a store that we made.  A person may have
- * made the tables without NOT NULL: then it throws 22004.
+ * Return a value in the last statement's result as text, for a column that is
+ * never null in a store that we created.  Throws 22004 if it is null, because
+ * a user has created the tables without NOT NULL.
  */
 char *
 hrflow_store_value(uint64 row, int column)
@@ -399,8 +408,9 @@ hrflow_store_value(uint64 row, int column)
 }
 
 /*
- * The same as a Datum.  Where the type is passed by reference, as 8-byte types
- * are on 32-bit machines, it points into the result and is valid for as long.
+ * Like hrflow_store_value(), but return a Datum.  If the type is passed by
+ * reference, as 8-byte types are on 32-bit machines, the Datum points into
+ * the result, and is valid for as long as that.
  */
 Datum
 hrflow_store_datum(uint64 row, int column)
@@ -421,8 +431,8 @@ hrflow_store_datum(uint64 row, int column)
  */
 
 /*
- * The name of the table of profiles that goes with a table of vectors.  Throws
- * 42622 where it is too long.
+ * Return the name of the table of profiles that belongs to a table of
+ * vectors.  Throws 42622 if it is too long.
  */
 char *
 hrflow_store_profiles_name(const char *vectors)
@@ -437,7 +447,8 @@ hrflow_store_profiles_name(const char *vectors)
 }
 
 /*
- * The table of profiles that goes with a table of vectors, by its name.
+ * Return the table of profiles that belongs to a table of vectors, by its
+ * name.  Throws 42P01 if there is none.
  */
 Oid
 hrflow_store_profiles(Oid vectors)
@@ -460,7 +471,7 @@ hrflow_store_profiles(Oid vectors)
 }
 
 /*
- * Find a column, or NULL.
+ * Return a column of a relation, or NULL if there is none with this name.
  */
 static Form_pg_attribute
 find_column(Relation relation, const char *name)
@@ -489,8 +500,9 @@ refuse_shape(Relation relation, const char *detail)
 }
 
 /*
- * Check that a table of a store has a column, of a type unless that is
- * InvalidOid: then it must be one of vectors.  Returns its number.
+ * Check that a table of a store has a column of a certain type, or of any
+ * type of vectors if "type" is InvalidOid.  Returns the number of the column.
+ * Throws 42809.
  */
 AttrNumber
 hrflow_store_check_column(Relation relation, const char *name, Oid type)
@@ -521,8 +533,8 @@ check_kind(Relation relation)
 }
 
 /*
- * Check the shape of the table of vectors, and learn what differs between
- * stores.
+ * Check the columns of the table of vectors, and set the fields of the store
+ * that depend on them.
  */
 static void
 check_vectors(HrflowStore *store)
@@ -549,7 +561,8 @@ check_vectors(HrflowStore *store)
 }
 
 /*
- * Has a table of a store this column, which a user's own table may lack?
+ * Does a table of a store have this column, which a table created by a user
+ * may lack?  Throws 42809 if the column has another type.
  */
 static bool
 has_column(Relation relation, const char *name, Oid type)
@@ -561,8 +574,8 @@ has_column(Relation relation, const char *name, Oid type)
 }
 
 /*
- * Likewise a column whose name is a common one: where it has another type, it is
- * the user's own.
+ * Does a table of a store have this column, whose name is a common one?  If
+ * the column has another type, it was added by the user for other purposes.
  */
 static bool
 is_column(Relation relation, const char *name, Oid type)
@@ -573,8 +586,8 @@ is_column(Relation relation, const char *name, Oid type)
 }
 
 /*
- * Likewise that of the table of profiles, which goes with the table of
- * vectors.
+ * Check the owner and the columns of the table of profiles, and set the
+ * fields of the store that depend on them.
  */
 static void
 check_profiles(HrflowStore *store)
@@ -601,7 +614,8 @@ check_profiles(HrflowStore *store)
 }
 
 /*
- * Who tracks marks whether it was by hand; the store must have where.
+ * Check that the store has the column "manual", where tracking a profile
+ * records whether it was requested explicitly.  Throws 42809.
  */
 void
 hrflow_store_check_manual(const HrflowStore *store)
@@ -612,7 +626,7 @@ hrflow_store_check_manual(const HrflowStore *store)
 }
 
 /*
- * The caller is not the owner of a table of a store.
+ * Refuse a caller who is not the owner of a table of a store.  Throws 42501.
  */
 HRFLOW_NORETURN static void
 refuse_caller(Relation relation)
@@ -631,7 +645,8 @@ refuse_caller(Relation relation)
 }
 
 /*
- * May the caller do this with a table?
+ * Check that the caller has the privileges on a table that an access
+ * requires.  Throws 42501.
  */
 static void
 check_access(Relation relation, HrflowStoreAccess access)
@@ -640,7 +655,7 @@ check_access(Relation relation, HrflowStoreAccess access)
 	AclMode		mode = ACL_SELECT;
 
 	if (access == HRFLOW_STORE_FEED)
-		return;					/* the trigger has checked */
+		return;					/* checked by the trigger */
 	if (access == HRFLOW_STORE_OWN)
 	{
 		if (GetUserId() != relation->rd_rel->relowner)
@@ -662,24 +677,27 @@ check_access(Relation relation, HrflowStoreAccess access)
 }
 
 /*
- * Open a store whose table of vectors is given, and of profiles too where it
- * has another name than usual.  Until hrflow_store_close(), or the end of the
- * (sub)transaction, the current user is the store's owner and search_path is
- * PostgreSQL's own catalog.  For HRFLOW_STORE_RANK the table of profiles need
- * not exist.
+ * Open a store, given its table of vectors and, if that does not have the
+ * usual name, its table of profiles, which is otherwise InvalidOid.  Until
+ * hrflow_store_close(), or the end of the (sub)transaction, the current user
+ * is the owner of the store, and search_path is pg_catalog.  For
+ * HRFLOW_STORE_RANK, the table of profiles need not exist.
  *
- * The operation is restricted for the owner as well: who has become him by SET
- * ROLE could be made somebody else again by RESET ROLE in a trigger.  That also
- * refuses deferred triggers, which would fire when this is over.  Of what is
- * done to a store, restriction hinders nothing: triggers may be made and
- * dropped under it.  hrflow_create_store() and the DROP TABLE of
- * hrflow_drop_store() are outside, for a temporary table may not be made under
- * it, nor one dropped that is open; neither runs anything of the owner's.
+ * The operation is security-restricted even if the caller is the owner: after
+ * SET ROLE, a trigger could otherwise execute RESET ROLE and continue with
+ * the privileges of the session user.  The restriction also refuses deferred
+ * triggers, which would fire after the store is closed.  It does not hinder
+ * anything that is done to a store: triggers can be created and dropped.
+ * Only hrflow_create_store() and the DROP TABLE of hrflow_drop_store() run
+ * without it, because a temporary table cannot be created in a
+ * security-restricted operation, and an open table cannot be dropped.
+ * Neither of them executes code of the owner.
  *
- * Whoever commits must close first, for a transaction begins unrestricted.
+ * Before a commit, the store must be closed, because a new transaction starts
+ * without the restriction.
  *
- * Throws 42P01, 42809 and 42501; and 0A000 if a table is a foreign table or, for
- * HRFLOW_STORE_WRITE, has rows on other servers.
+ * Throws 42P01, 42809 and 42501; also 0A000 if a table is a foreign table or,
+ * for HRFLOW_STORE_WRITE, has rows on other servers.
  */
 void
 hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
@@ -704,8 +722,8 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	}
 
 	/*
-	 * Names are compared with those in triggers, so they must be quoted in
-	 * one way.
+	 * Names are compared with those in the arguments of triggers, so they
+	 * must always be quoted in the same way.
 	 */
 	store->saved_nestlevel = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
@@ -728,12 +746,14 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 			hrflow_store_relation_name(RelationGetRelid(store->profiles));
 
 	/*
-	 * A reader to whom row-level security applies ranks the rows that it lets
-	 * them see, so it is evaluated for them, as in a query of their own.
+	 * If row-level security applies to readers, they rank only the rows that
+	 * it lets them see, so policies are evaluated for them, as in a query of
+	 * their own.
 	 *
-	 * Otherwise policies that are forced on the owner are not asked, as
-	 * foreign keys do not: who keeps a store in step must see all that is
-	 * wanted.  Whether one applies to the caller was asked above.
+	 * Otherwise, policies are bypassed even if they are forced on the owner,
+	 * as in the checks of foreign keys, because keeping a store in step
+	 * requires seeing all rows.  check_access() has found out whether a
+	 * policy applies to the caller.
 	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
 	if (access == HRFLOW_STORE_RANK &&
@@ -747,7 +767,7 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 }
 
 /*
- * Close it.  The locks stay until the transaction's end.
+ * Close a store.  Locks are kept until the end of the transaction.
  */
 void
 hrflow_store_close(HrflowStore *store)

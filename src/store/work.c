@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * work.c
- *		The transactions of a refresh, and what procedures have in common.
+ *		Transactions of a refresh, and functions that procedures share.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,12 +18,13 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* How long a lock is waited for by a run that is to end, in milliseconds. */
+/* Maximum time to wait for a lock when the run is ending, in milliseconds. */
 #define LAST_LOCK_TIMEOUT 1000
 
 /*
- * What has no other way than one that is off seems to cost 10^10 before 18: it
- * is not worth compiling for that.
+ * Settings to be turned off.  Before PostgreSQL 18, a plan that cannot avoid
+ * a disabled node costs at least disable_cost, which is 10^10; "jit" is
+ * turned off because it is not worth compiling statements for that reason.
  */
 static const char *const planner_settings[] = {
 	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin",
@@ -31,9 +32,9 @@ static const char *const planner_settings[] = {
 };
 
 /*
- * Give up waiting for a lock before transaction_timeout ends the session; and
- * soon, where the run is to end: whoever cancelled it does not want to do so
- * again.
+ * Stop waiting for locks before transaction_timeout terminates the session.
+ * If the run is ending, stop even sooner, so that a user who cancelled it
+ * need not cancel it again.
  */
 static void
 limit_lock_timeout(const HrflowRun *run)
@@ -50,12 +51,12 @@ limit_lock_timeout(const HrflowRun *run)
 }
 
 /*
- * Begin with a store: a snapshot is there until end_work().
+ * Open a store, with an active snapshot that exists until end_work().
  */
 static void
 begin_work(HrflowRun *run, HrflowStore *store)
 {
-	/* Claiming skips what is locked: other levels would fail instead. */
+	/* Claims skip locked rows; at other isolation levels, they would fail. */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	PushActiveSnapshot(GetTransactionSnapshot());
 
@@ -63,8 +64,8 @@ begin_work(HrflowRun *run, HrflowStore *store)
 	hrflow_store_open(store, run->vectors, run->profiles, HRFLOW_STORE_OWN);
 
 	/*
-	 * Every statement is about a batch's rows, and finds them by their keys,
-	 * however small the tables were when they were last analyzed.
+	 * Every statement should find the rows of a batch by their keys, even if
+	 * the tables were small when they were last analyzed.
 	 */
 	for (int i = 0; i < lengthof(planner_settings); i++)
 		(void) set_config_option(planner_settings[i], "off", PGC_USERSET,
@@ -79,7 +80,7 @@ end_work(HrflowStore *store)
 	PopActiveSnapshot();
 	SPI_commit();
 
-	/* No snapshot is kept while the network is awaited. */
+	/* Hold no snapshot while waiting for the network. */
 	InvalidateCatalogSnapshot();
 }
 
@@ -102,9 +103,9 @@ do_work_in_store(void *arg)
 }
 
 /*
- * After an error was caught: keep it for the end of the run, if it is the first
- * one, and end the transaction.  Another cancel must not come in between, for
- * nobody would catch it.
+ * Keep an error that was caught, to be thrown at the end of the run, unless
+ * there is an earlier one.  Ends the transaction.  Interrupts are held,
+ * because nothing would catch another cancel.
  */
 void
 hrflow_work_keep_error(HrflowRun *run)
@@ -124,10 +125,11 @@ hrflow_work_keep_error(HrflowRun *run)
 }
 
 /*
- * Do some work in a transaction, and commit it.  It is done in a
- * subtransaction, because an error within a trigger would leave SPI at a level
- * where we could not end the transaction; and at a level of SPI of its own,
- * because the procedure's keeps every result until its end.
+ * Call a function in a transaction, and commit it.  The function runs in a
+ * subtransaction, because an error within a trigger would leave SPI at a
+ * level where we could not end the transaction.  It also runs at an SPI level
+ * of its own, because that of the procedure keeps all results until the
+ * procedure ends.
  */
 void
 hrflow_work_do(HrflowRun *run, HrflowWork work)
@@ -146,8 +148,9 @@ hrflow_work_do(HrflowRun *run, HrflowWork work)
 }
 
 /*
- * Likewise, but keep an error for the end of the run, if it is the first one.
- * Returns whether there was none.
+ * Like hrflow_work_do(), but if there is an error, keep it, to be thrown at
+ * the end of the run, unless there is an earlier one.  Returns whether there
+ * was none.
  */
 bool
 hrflow_work_try(HrflowRun *run, HrflowWork work)
@@ -156,7 +159,7 @@ hrflow_work_try(HrflowRun *run, HrflowWork work)
 	uint32		holdoff = InterruptHoldoffCount;
 	volatile bool ok = true;
 
-	/* A lock that is waited for must be given up where a time limit says so. */
+	/* Time limits must be able to end a wait for a lock. */
 	InterruptHoldoffCount = 0;
 	PG_TRY();
 	{
@@ -176,7 +179,7 @@ hrflow_work_try(HrflowRun *run, HrflowWork work)
 }
 
 /*
- * Begin another transaction, so that none is old.
+ * Begin a new transaction, so that no transaction lasts for long.
  */
 void
 hrflow_work_pause(HrflowRun *run)
@@ -195,10 +198,9 @@ hrflow_work_pause(HrflowRun *run)
  */
 
 /*
- * Refuse a CALL of a procedure of this name where it cannot have transactions of
- * its own.
+ * Refuse a CALL of a procedure if it cannot have transactions of its own.
  *
- * Throws 2D000 and 25006.
+ * Throws 2D000 and, on a standby, 25006.
  */
 void
 hrflow_work_check_context(FunctionCallInfo fcinfo, const char *procedure)
@@ -218,7 +220,7 @@ hrflow_work_check_context(FunctionCallInfo fcinfo, const char *procedure)
 }
 
 /*
- * An argument that is a number from 1 to "max".
+ * Return an argument, which must be between 1 and "max".
  *
  * Throws 22023.
  */

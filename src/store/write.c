@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * write.c
- *		What was fetched is written: vectors, and the state of their profiles.
+ *		Writes fetched vectors, and the states of their profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,12 +16,14 @@
 #include "utils/timestamp.h"
 
 /*
- * Try for this long to write a profile that others have locked.
+ * Maximum time for which to retry writing a profile whose row is locked by
+ * another session, by our clock.
  */
 #define MAX_LOCKED_TIME (60 * HRFLOW_SEC)
 
 /*
- * $1 to $3 are the keys and leases of profiles.
+ * In these two statements, $1 to $3 are arrays of the sources, identifiers
+ * and leases of profiles.
  */
 static const char lock_arrived_sql[] =
 "SELECT k.n::integer, p.generation, p.state, p.due_at,"
@@ -32,7 +34,7 @@ static const char lock_arrived_sql[] =
 " ORDER BY p.source_id, p.%I"
 " FOR UPDATE OF p SKIP LOCKED";
 
-/* Likewise: which of them are ours, though they cannot be locked? */
+/* Find the profiles whose leases are still ours, even if they are locked. */
 static const char find_locked_sql[] =
 "SELECT k.n::integer"
 " FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
@@ -40,8 +42,8 @@ static const char find_locked_sql[] =
 " WHERE p.lease_until = k.lease";
 
 /*
- * $1 and $2 are the key of a profile, and then comes a vector, which is written
- * where it differs from what is there.
+ * $1 and $2 are the key of a profile, $3 to $6 a vector, which is written
+ * only if it differs from the stored one.
  */
 static const char insert_vector_sql[] =
 "INSERT INTO %V AS v"
@@ -66,8 +68,9 @@ static const char write_states_sql[] =
 " WHERE p.source_id = k.s AND p.%I = k.i";
 
 /*
- * $12 is the account.  A profile that the API does not know is asked for all
- * sections again when it does.  That it has no vector of a section is an answer.
+ * $12 is the account.  If the API does not know a profile, all its sections
+ * are requested again once it does.  If the API knows it, but has no vector
+ * of a section, the section counts as requested.
  */
 static const char fetched_with_sql[] =
 "dimension = COALESCE(k.dimension, p.dimension),"
@@ -76,8 +79,8 @@ static const char fetched_with_sql[] =
 " account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $12 END,";
 
 /*
- * Copy a timestamp of the last statement's result to "value".  Returns false,
- * and leaves "value" as it is, where it is NULL.
+ * Copy a timestamp in the last statement's result to *value.  Returns false,
+ * and leaves *value unchanged, if it is null.
  */
 static bool
 get_timestamp(uint64 row, int column, TimestampTz *value)
@@ -92,7 +95,7 @@ get_timestamp(uint64 row, int column, TimestampTz *value)
 }
 
 /*
- * A copy of an array of the last statement's result, or NULL.
+ * Return a copy of an array in the last statement's result, or NULL.
  */
 static ArrayType *
 get_array(uint64 row, int column)
@@ -105,9 +108,9 @@ get_array(uint64 row, int column)
 }
 
 /*
- * Lock the rows of profiles, and see what they are by now.  What another
- * session has locked is left out: an application that writes several rows
- * locks them in its own order, and would deadlock with us.
+ * Lock the rows of profiles, and read their current contents.  Rows that
+ * other sessions have locked are skipped: an application that writes several
+ * rows locks them in its own order, and could deadlock with us.
  */
 static void
 lock_profiles(const HrflowStore *store, List *profiles)
@@ -124,7 +127,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		HrflowProfile *profile = lfirst(cell);
 		Datum		values[lengthof(types)];
 
-		/* A write that was rolled back leaves no mark. */
+		/* Discard the results of a write that was rolled back. */
 		profile->is_ours = profile->is_locked = profile->is_held = false;
 		profile->write_error = NULL;
 		profile->lost = NULL;
@@ -182,7 +185,7 @@ static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
 
 /*
- * Was all of a profile answered?
+ * Did the API reply to all requests for a profile, without a failure?
  */
 static bool
 is_complete(const HrflowProfile *profile)
@@ -190,7 +193,7 @@ is_complete(const HrflowProfile *profile)
 	return !profile->unasked && profile->status == HRFLOW_OK;
 }
 
-/* What write_vectors() is to do. */
+/* Argument of write_vectors(). */
 typedef struct Writing
 {
 	HrflowRun  *run;
@@ -201,7 +204,8 @@ typedef struct Writing
 } Writing;
 
 /*
- * Write the vectors of some profiles, where they differ from what is there.
+ * Write the vectors of some profiles, except those that are stored already.
+ * If a profile was fetched completely, also erase its old vectors.
  */
 static void
 write_vectors(void *arg)
@@ -238,9 +242,10 @@ write_vectors(void *arg)
 
 /*
  * Was this error caused by the server or by user intervention rather than by
- * the data?  Of class 55 only what is about locks, and of class XX only what is
- * about corruption: a trigger may well throw the rest of both for one profile.
- * XX000 is what elog() throws, and every function in C without an errcode.
+ * the data?  Of class 55, only errors about locks count, and of class XX only
+ * those about corruption, because a trigger may throw any other error of
+ * these classes for a single profile.  XX000 is the SQLSTATE of elog(), and
+ * of ereport() without an errcode.
  */
 bool
 hrflow_write_is_of_server(int sqlerrcode)
@@ -258,7 +263,7 @@ hrflow_write_is_of_server(int sqlerrcode)
 }
 
 /*
- * Is this an error about rows that others have locked?
+ * Is this an error about rows that other sessions have locked?
  */
 static bool
 is_of_lock(int sqlerrcode)
@@ -268,8 +273,9 @@ is_of_lock(int sqlerrcode)
 }
 
 /*
- * Write the vectors of some profiles in a subtransaction.  Returns NULL, or an
- * error that is the profiles' or about locks.  Any other is thrown.
+ * Write the vectors of some profiles in a subtransaction.  Returns NULL, or
+ * an error that is specific to the profiles or about locks.  Rethrows any
+ * other error.
  */
 static ErrorData *
 try_write_vectors(Writing *writing, List *profiles)
@@ -286,8 +292,8 @@ try_write_vectors(Writing *writing, List *profiles)
 }
 
 /*
- * Keep an error, of which this is a copy, for the end of the run.  Leaves another
- * memory context current.
+ * Keep an error, of which "error" is a copy, to be thrown at the end of the
+ * run.  Changes the current memory context.
  */
 static pg_noinline void
 keep_error(HrflowRun *run, ErrorData *error)
@@ -306,9 +312,10 @@ keep_error(HrflowRun *run, ErrorData *error)
 }
 
 /*
- * A profile's vectors could not be written: for an error of its own, or because
- * they are locked.  The latter ends the run, but not before all others are
- * written; the profile is left to its lease until then.
+ * Record that the vectors of a profile could not be written, either because
+ * of an error specific to the profile, or because they are locked.  A lock
+ * ends the run, but only after all other profiles are written; the profile
+ * keeps its lease until then.
  */
 static void
 note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
@@ -331,7 +338,8 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 }
 
 /*
- * Write the vectors of profiles; of those that give an error, alone, none.
+ * Write the vectors of profiles.  If there is an error, write each profile
+ * separately, so that only the profiles that cause errors are not written.
  */
 static void
 write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -360,7 +368,7 @@ write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 }
 
 /*
- * The statement that writes states.
+ * Return the statement that writes states.
  */
 static char *
 get_write_states_sql(const HrflowStore *store)
@@ -371,7 +379,7 @@ get_write_states_sql(const HrflowStore *store)
 }
 
 /*
- * Write the state of the profiles that are ours.
+ * Write the states of the profiles whose leases are still ours.
  */
 static void
 write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -428,8 +436,9 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 }
 
 /*
- * Have the statements that write planned, and their execution begun, of nothing.
- * Throws what they would throw.
+ * Plan the statements that write vectors and states, and initialize their
+ * execution, without any rows.  Throws the errors that the statements would
+ * throw.
  */
 void
 hrflow_write_explain(const HrflowStore *store)
@@ -451,8 +460,8 @@ hrflow_write_explain(const HrflowStore *store)
 }
 
 /*
- * Note a profile of which the API has had no vector for so long that it may be
- * gone.
+ * Record a profile of which the API has had no vector for so long that the
+ * profile may be gone.
  */
 static void
 note_long_missing(HrflowRun *run, const HrflowProfile *profile)
@@ -475,7 +484,8 @@ note_long_missing(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Those of some profiles that are ours, and of which all was answered.
+ * Return the profiles whose leases are still ours, and that were fetched
+ * completely.
  */
 static List *
 list_complete(List *profiles)
@@ -494,7 +504,8 @@ list_complete(List *profiles)
 }
 
 /*
- * Write what has arrived.  See hrflow_write_done().
+ * Write the profiles that have arrived.  After the commit, the caller must
+ * call hrflow_write_done().
  */
 void
 hrflow_write(HrflowRun *run, const HrflowStore *store)
@@ -521,8 +532,8 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Is a profile kept for another try?  Its row is locked by others, and has not
- * been for too long.
+ * Is writing a profile to be retried?  This is so if its row is locked by
+ * another session, for at most MAX_LOCKED_TIME.
  */
 static bool
 is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
@@ -538,9 +549,9 @@ is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * A profile was written whose source the API does not know: the others of the
- * source wait as long.  Those that were claimed, and then not asked for, do not
- * count as claimed.
+ * Handle a profile that was written, if the API does not know its source: the
+ * other profiles of the source are postponed for as long.  Profiles that were
+ * claimed, but then not requested, do not count as claimed.
  */
 static void
 note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
@@ -551,7 +562,7 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 		return;
 	source = hrflow_fetch_bad_source(run, profile->source_id);
 	if (source == NULL)
-		return;					/* a part of it was not asked for */
+		return;					/* some of its requests were not completed */
 	if (profile->unasked)
 		run->nclaimed--;
 	else if (profile->is_current && profile->row.has_due_at)
@@ -560,8 +571,9 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * What was written is committed: count it, and forget it.  Profiles that others
- * had locked stay for another try; those whose lease is no longer ours do not.
+ * Count and free the profiles that were written, after the commit.  Profiles
+ * that are locked by other sessions are kept for a retry, but not those whose
+ * leases are no longer ours.
  */
 void
 hrflow_write_done(HrflowRun *run)
