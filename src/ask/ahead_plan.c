@@ -426,7 +426,7 @@ find_computing_path(PlannerInfo *root, Path *path)
 			replace_in_list(root, ((MergeAppendPath *) path)->subpaths);
 			return path;
 
-			/* These compute their target from the rows of another path. */
+			/* Paths that compute their target from the rows of a subpath. */
 		case T_ProjectionPath:
 			below = &((ProjectionPath *) path)->subpath;
 			*below = find_computing_path(root, *below);

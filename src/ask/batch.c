@@ -54,7 +54,7 @@ static const HrflowResult time_over = {
 	.detail = "hrflow_embed.batch_timeout expired."
 };
 
-/* What happens to a request after an attempt. */
+/* State of a request after an attempt. */
 typedef enum RequestFate
 {
 	REQUEST_RETRIED,			/* the transport retries it */

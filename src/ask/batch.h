@@ -128,7 +128,7 @@ typedef struct HrflowBatchSummary
 } HrflowBatchSummary;
 
 /*
- * What to do with the links in a profile's answer.
+ * How to process the links in a profile's answer.
  */
 typedef enum HrflowLinkUse
 {
@@ -250,7 +250,7 @@ typedef struct HrflowTally
 } HrflowTally;
 
 /*
- * Does the API, or the host of links, answer?
+ * Evidence of whether the API, or the host of links, is replying.
  */
 typedef struct HrflowServerHealth
 {

@@ -30,7 +30,7 @@
 
 PG_FUNCTION_INFO_V1(hrflow_restore);
 
-/* Suffix that the name of the table of vectors is extended by. */
+/* Suffix of this table, added to the name of the table of vectors. */
 #define SUFFIX "_aside"
 
 static const char *const create_aside_sql[] = {
@@ -94,7 +94,7 @@ static const char has_aside_sql[] =
 " WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s)";
 
 /*
- * Bring back the profiles with the keys $1 and $2, which are locked.  A
+ * Restore the profiles with the keys $1 and $2, which are locked.  A
  * profile that has been fetched meanwhile keeps its new vectors.  An unwanted
  * profile becomes due when it was due before; a gone profile becomes due now.
  */
@@ -499,7 +499,7 @@ hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)
  */
 
 /*
- * Bring back the profiles that meet a condition, and return their number.  See
+ * Restore the profiles that meet a condition, and return their number.  See
  * lock_keys() for the arguments.
  */
 static uint64

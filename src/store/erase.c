@@ -269,7 +269,7 @@ erase(const HrflowStore *store, const char *condition, const char *reason)
 }
 
 /*
- * Count the profiles that may have vectors to lose.
+ * Count the profiles that have been refreshed, and so may have vectors.
  */
 static int64
 count_refreshed(const HrflowStore *store)

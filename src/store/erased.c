@@ -15,7 +15,7 @@
 #include "compat.h"
 #include "store/store.h"
 
-/* Suffix that the name of the table of vectors is extended by. */
+/* Suffix of this table, added to the name of the table of vectors. */
 #define SUFFIX "_erased"
 
 static const char *const create_erased_sql[] = {

@@ -239,7 +239,8 @@ struct HrflowTransport
 								 * none */
 	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */
 	bool		was_told;		/* was the user informed of a long pause? */
-	bool		suspended;		/* starts no requests until it is used again */
+	bool		suspended;		/* are no requests to be started until it is
+								 * used again? */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
 	bool		stopped;		/* sends no more requests to the API */
 	bool		expired;		/* has the time limit expired? */
@@ -253,7 +254,8 @@ typedef enum HrflowAdmission
 	HRFLOW_ADMIT,
 	HRFLOW_ADMIT_PROBE,			/* admitted, as the only request after a pause */
 	HRFLOW_WAIT,				/* not admitted yet */
-	HRFLOW_REFUSE				/* not admitted for longer than we ever wait */
+	HRFLOW_REFUSE				/* would not be admitted until after the
+								 * longest time that we wait */
 } HrflowAdmission;
 
 /*

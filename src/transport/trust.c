@@ -12,7 +12,9 @@
 
 #include "transport/libcurl.h"
 
-/* What to trust if hrflow_embed.ca_file is not set; determined once. */
+/*
+ * Certificates to trust if hrflow_embed.ca_file is not set; determined once.
+ */
 static struct
 {
 	bool		is_known;
