@@ -351,7 +351,6 @@ extern void hrflow_speed_note(const HrflowTransfer *transfer);
 
 /* in window.c */
 extern HrflowWindow *hrflow_window_find(const char *url);
-extern int	hrflow_window_size(const HrflowWindow *window);
 extern int	hrflow_window_room(const HrflowWindow *window);
 extern void hrflow_window_enter(HrflowTransfer *transfer);
 extern void hrflow_window_leave(HrflowTransfer *transfer);

@@ -157,15 +157,6 @@ static struct
 }			memory;
 
 /*
- * Return the maximum number of requests in flight.
- */
-int
-hrflow_window_size(const HrflowWindow *window)
-{
-	return window->size;
-}
-
-/*
  * Return how many more requests may be started.
  */
 int
