@@ -27,6 +27,17 @@
 #define LEASE_MARGIN (30 * 1000)
 
 /*
+ * The statements below find the rows that they have just locked by "ctid".
+ * If they did so by key, the planner would read the whole table, once for
+ * each statement, when the statistics say that it has a single row, as after
+ * all rows of a table have been deleted and loaded again.  For the same
+ * reason, keys are looked up in a LATERAL subquery, which cannot be the outer
+ * side of the join.  If a row is changed between the snapshot of a statement
+ * and the lock, a claim does not find the new version, and leaves it to the
+ * next claim.
+ */
+
+/*
  * $1 is the current time, $2 the start of the run, $3 the maximum number of
  * profiles, $4 the end of the lease, $5 an array of sources to be skipped,
  * and $6 the due_at of the last profile claimed before.  Below $6, the index
@@ -35,15 +46,14 @@
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
-" (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
+" (SELECT p.ctid AS row FROM %P AS p"
 " WHERE p.due_at >= $6 AND p.due_at <= $1"
 " AND (p.lease_until IS NULL OR p.lease_until <= $1)"
 " AND %s AND p.source_id <> ALL ($5)"
 " ORDER BY p.due_at LIMIT $3"
 " FOR UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET lease_until = $4"
-" FROM claimed AS c"
-" WHERE p.source_id = c.s AND p.%I = c.i"
+" FROM claimed AS c WHERE p.ctid = c.row"
 " RETURNING p.source_id, p.%I, p.generation, p.due_at, p.last_error,"
 " p.state, p.attempts, %s";
 
@@ -66,14 +76,14 @@ static const char *const queues_sql[] = {
  */
 static const char postpone_sql[] =
 "WITH due AS MATERIALIZED"
-" (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
+" (SELECT p.ctid AS row FROM %P AS p"
 " WHERE p.source_id = $1 AND p.due_at < $3"
 " AND (p.lease_until IS NULL OR p.lease_until <= $2)"
 " ORDER BY p.due_at LIMIT $5"
 " FOR UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET due_at = $3,"
 " %s last_error = $4"
-" FROM due WHERE p.source_id = due.s AND p.%I = due.i";
+" FROM due WHERE p.ctid = due.row";
 
 /* Maximum number of profiles to be postponed by one statement. */
 #define POSTPONED_AT_ONCE 10000
@@ -89,16 +99,14 @@ static const char postpone_since_sql[] =
  */
 static const char change_leases_sql[] =
 "WITH locked AS MATERIALIZED"
-" (SELECT p.source_id AS s, p.%I AS i, k.n FROM %P AS p"
-" JOIN unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
-" ON p.source_id = k.s AND p.%I = k.i"
-" WHERE p.lease_until = k.lease"
-" ORDER BY p.source_id, p.%I"
-" FOR UPDATE OF p SKIP LOCKED)"
+" (SELECT l.row, k.n"
+" FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
+" CROSS JOIN LATERAL (SELECT p.ctid AS row FROM %P AS p"
+" WHERE p.source_id = k.s AND p.%I = k.i AND p.lease_until = k.lease"
+" FOR UPDATE SKIP LOCKED) AS l)"
 " UPDATE %P AS p SET lease_until = $4"
-" FROM locked AS k"
-" WHERE p.source_id = k.s AND p.%I = k.i"
-" RETURNING k.n::integer";
+" FROM locked AS l WHERE p.ctid = l.row"
+" RETURNING l.n::integer";
 
 /*
  * Return the end of a lease that begins now.

@@ -23,23 +23,23 @@
 
 /*
  * In these two statements, $1 to $3 are arrays of the sources, identifiers
- * and leases of profiles.
+ * and leases of profiles.  Like the statements in claim.c, they do not depend
+ * on the statistics of the table.
  */
 static const char lock_arrived_sql[] =
-"SELECT k.n::integer, p.generation, p.state, p.due_at,"
-" p.attempts, p.http_status, p.last_error, %F, %s"
+"SELECT k.n::integer, l.*"
 " FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
-" JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i"
-" WHERE p.lease_until = k.lease"
-" ORDER BY p.source_id, p.%I"
-" FOR UPDATE OF p SKIP LOCKED";
+" CROSS JOIN LATERAL (SELECT p.generation, p.state, p.due_at,"
+" p.attempts, p.http_status, p.last_error, %F, %s FROM %P AS p"
+" WHERE p.source_id = k.s AND p.%I = k.i AND p.lease_until = k.lease"
+" FOR UPDATE SKIP LOCKED) AS l";
 
 /* Find the profiles whose leases are still ours, even if they are locked. */
 static const char find_locked_sql[] =
 "SELECT k.n::integer"
 " FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
-" JOIN %P AS p ON p.source_id = k.s AND p.%I = k.i"
-" WHERE p.lease_until = k.lease";
+" WHERE k.lease = (SELECT p.lease_until FROM %P AS p"
+" WHERE p.source_id = k.s AND p.%I = k.i)";
 
 /*
  * $1 and $2 are the key of a profile, $3 to $6 a vector, which is written
@@ -65,7 +65,8 @@ static const char write_states_sql[] =
 " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 " AS k(s, i, state, due_at, attempts, http_status,"
 " refreshed_at, error, failed_at, dimension, sections)"
-" WHERE p.source_id = k.s AND p.%I = k.i";
+" WHERE p.ctid = (SELECT o.ctid FROM %P AS o"
+" WHERE o.source_id = k.s AND o.%I = k.i)";
 
 /*
  * $12 is the account.  If the API does not know a profile, all its sections
