@@ -332,14 +332,14 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 							   "the vectors of " INT64_FORMAT " profiles of store %s were put aside",
 							   nput, nput, store->vectors_name),
 				 errdetail("No table that feeds the store wants them any longer."),
-				 errhint("Until they are deleted, hrflow_restore() brings them back, and so does hrflow_track_table() for a table that wants them.")));
+				 errhint("Until they are erased, call hrflow_restore() to restore them, or hrflow_track_table() for a table that wants them.")));
 	if (nkept > 0)
 		ereport(WARNING,
 				(errmsg_plural("store %s keeps the vectors of " INT64_FORMAT " profile that no table wants",
 							   "store %s keeps the vectors of " INT64_FORMAT " profiles that no table wants",
 							   nkept, store->vectors_name, nkept),
-				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, are put aside in this way."),
-				 errhint("Call hrflow_track_table() for each table that feeds the store. If nothing is to want these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
+				 errdetail("At most 5 %% of the profiles of a store, or 20 if that is more, are put aside in this way within 24 hours."),
+				 errhint("Call hrflow_track_table() for each table that feeds the store. If these profiles should be unwanted, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
 }
 
 /*
@@ -381,9 +381,9 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 		ereport(WARNING,
 				(errmsg("store %s keeps profiles that no table wants",
 						store->vectors_name),
-				 errdetail("It has no table \"%s" SUFFIX "\", to which vectors are put aside.",
+				 errdetail("The store has no table \"%s" SUFFIX "\" for vectors that are put aside.",
 						   RelationGetRelationName(store->vectors)),
-				 errhint("Erase profiles with hrflow_untrack().")));
+				 errhint("Use hrflow_untrack() to erase profiles.")));
 		return false;
 	}
 	hrflow_store_add(&parameters, INT8OID,

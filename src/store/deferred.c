@@ -224,7 +224,7 @@ erase_deleted(const Deleted *deleted)
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("cannot drop extension \"%s\" in a transaction that has deleted rows of a table that feeds a store",
 						"hrflow_embed"),
-				 errhint("Commit before you drop the extension.")));
+				 errhint("Commit the transaction before dropping the extension.")));
 	SPI_connect();
 	hrflow_store_open(&store, deleted->vectors, InvalidOid, HRFLOW_STORE_FEED);
 	hrflow_context_push(&context, add_context, store.vectors_name);

@@ -290,10 +290,10 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 		n <= MAX_ERASED_PART * (n + count_refreshed(store)))
 		return;
 	ereport(WARNING,
-			(errmsg("deleting rows has erased " INT64_FORMAT " profiles and their vectors from store %s",
+			(errmsg("deletion of rows erased " INT64_FORMAT " profiles and their vectors from store %s",
 					n, store->vectors_name),
 			 errdetail("More than 5 %% of the profiles of the store, or 20 if that is more, are no longer in any table that feeds it."),
-			 errhint("To reload a table without that, delete its rows and insert them in one transaction.")));
+			 errhint("To reload a table without erasing vectors, delete and insert its rows in a single transaction.")));
 }
 
 /*
@@ -564,7 +564,7 @@ find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
 	{
 		MemoryContext old = MemoryContextSwitchTo(profile->context);
 
-		profile->lost = psprintf("HrFlow no longer has vectors of sections asked for: %s",
+		profile->lost = psprintf("HrFlow no longer has vectors of the requested sections: %s",
 								 lost);
 		MemoryContextSwitchTo(old);
 	}
@@ -726,7 +726,7 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
 							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
 							   n, run->name, n),
-				 errdetail("In the second half of the time that each has been missing, no other profile of its source was refreshed."),
+				 errdetail("No other profile of the same source was refreshed in the second half of the time for which each has been missing."),
 				 errhint("Check hrflow_embed.base_url, the API key and the source. If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 

@@ -180,7 +180,7 @@ get_comparison(FunctionCallInfo fcinfo)
 		if (!hrflow_layout_find(type, &comparison->layout))
 			ereport(ERROR,
 					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("type %s is not a type of vectors",
+					 errmsg("type %s is not supported for vectors",
 							format_type_be(type)),
 					 errhint("Use real[], or pgvector's vector or halfvec.")));
 		comparison->is_fixed = get_fn_expr_arg_stable(flinfo, 1);

@@ -483,9 +483,9 @@ hrflow_feeder_check_column(Relation table, const char *name, bool is_key,
 	if (number <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("table \"%s\" has no column \"%s\"",
-						RelationGetRelationName(table), name),
-				 tracked ? errhint("If it was renamed, call hrflow_track_table() again.") : 0));
+				 errmsg("column \"%s\" of relation \"%s\" does not exist",
+						name, RelationGetRelationName(table)),
+				 tracked ? errhint("If the column was renamed, call hrflow_track_table() again.") : 0));
 	if (!is_key)
 		return;
 	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
@@ -493,16 +493,16 @@ hrflow_feeder_check_column(Relation table, const char *name, bool is_key,
 		type != INT8OID && type != INT4OID && type != INT2OID)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("column \"%s\" has the type %s", name,
+				 errmsg("column \"%s\" has unsupported type %s", name,
 						format_type_be(type)),
-				 errhint("Identifiers are text, varchar, uuid or integers; a stored generated column can convert others.")));
+				 errhint("Use a column of type text, varchar, uuid, bigint, integer or smallint. A stored generated column can convert values of other types.")));
 	if (TupleDescAttr(RelationGetDescr(table), number - 1)->attgenerated ==
 		ATTRIBUTE_GENERATED_VIRTUAL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("column \"%s\" is generated when it is read", name),
-				 errdetail("Triggers do not see what it holds."),
-				 errhint("Make it STORED.")));
+				 errmsg("column \"%s\" is a virtual generated column", name),
+				 errdetail("Triggers do not see the values of virtual generated columns."),
+				 errhint("Make it a stored generated column.")));
 }
 
 /*
@@ -710,9 +710,9 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 	table_close(triggers, AccessShareLock);
 	if (OidIsValid(lost))
 		ereport(WARNING,
-				(errmsg("nothing is erased from store %s: table \"%s\", which was tracked, has another owner",
+				(errmsg("not erasing profiles from store %s: the owner of tracked table \"%s\" has changed",
 						store->vectors_name, get_rel_name(lost)),
-				 errhint("Make the store's owner the owner of the table again, or drop its triggers that feed the store.")));
+				 errhint("Change the owner of the table to the owner of the store, or drop the triggers by which the table feeds the store.")));
 	return !OidIsValid(lost);
 }
 

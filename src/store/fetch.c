@@ -234,11 +234,10 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 		source->error = pstrdup(profile->error);
 		run->bad_sources = lappend(run->bad_sources, source);
 		ereport(WARNING,
-				(errmsg("refresh of %s leaves a source out: the API does not know it",
-						run->name),
-				 errdetail("Source \"%s\": %s", profile->source_id,
-						   profile->error),
-				 errhint("Check the source's id, and whose API key it is.")));
+				(errmsg("skipping source \"%s\" in refresh of %s: source not found",
+						profile->source_id, run->name),
+				 errdetail_internal("%s", profile->error),
+				 errhint("Check the id of the source, and that the API key belongs to the same account.")));
 	}
 	MemoryContextSwitchTo(old);
 }

@@ -239,9 +239,9 @@ choose_vector_type(const char *wanted)
 		return pstrdup("real[]");
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_OBJECT),
-			 errmsg("type \"%s\" needs the extension \"vector\" in this database",
+			 errmsg("type \"%s\" requires extension \"vector\", which is not installed",
 					name),
-			 errhint("CREATE EXTENSION vector, or use real[].")));
+			 errhint("Use CREATE EXTENSION vector to install the extension, or use real[].")));
 }
 
 /*
@@ -357,7 +357,7 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("%s must not contain nulls or empty strings",
 							"profile_ids"),
-					 errdetail("Element %d is one.", i + 1)));
+					 errdetail("Element %d is null or empty.", i + 1)));
 	}
 	return array;
 }

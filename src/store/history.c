@@ -205,7 +205,7 @@ write_entry(Entry *entry, void (*work) (void *arg))
 		ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION))
 		ReThrowError(error);
 	ereport(WARNING,
-			(errmsg("run is not entered in the history of store %s",
+			(errmsg("could not record the run in the history of store %s",
 					entry->store->vectors_name),
 			 errdetail_internal("%s", error->message)));
 	return false;

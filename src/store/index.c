@@ -511,8 +511,8 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 	if (hrflow_store_execute(pgvector_statement, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("an index of vectors needs pgvector"),
-				 errhint("CREATE EXTENSION vector.")));
+				 errmsg("indexes of vectors require extension \"vector\", which is not installed"),
+				 errhint("Use CREATE EXTENSION vector to install the extension.")));
 	schema = hrflow_store_value(0, 1);
 
 	dimension = hrflow_index_dimension(&store, section);
@@ -521,15 +521,15 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("store %s has no vector of section \"%s\"",
 						store.vectors_name, section),
-				 errdetail("The dimension of an index is that of a vector of the section."),
-				 errhint("CALL hrflow_refresh() first.")));
+				 errdetail("The dimension of the index is determined from a vector of the section."),
+				 errhint("Call hrflow_refresh() first.")));
 	is_half = dimension > 2000 ||
 		strstr(store.vector_type, ".halfvec") != NULL;
 	if (dimension > 4000)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("vectors of %d dimensions cannot be indexed", dimension),
-				 errdetail("pgvector's HNSW indexes halfvec up to 4000.")));
+				 errmsg("vectors with %d dimensions cannot be indexed", dimension),
+				 errdetail("HNSW indexes of pgvector support halfvec with at most 4000 dimensions.")));
 
 	/* If the column has exactly this type, index it without a cast. */
 	type = psprintf("%s.%s(%d)", schema, is_half ? "halfvec" : "vector",

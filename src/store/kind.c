@@ -206,9 +206,9 @@ hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields)
 		if (strcmp(hrflow_kind_section(kind, name), kind->whole) != 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a store of %s has no section \"%s\"",
+					 errmsg("stores of %s do not have a section \"%s\"",
 							kind->plural, name),
-					 errdetail("Each has a single vector."),
-					 errhint("Leave fields out.")));
+					 errdetail("Such a store has a single vector for each element."),
+					 errhint("Omit \"fields\".")));
 	}
 }

@@ -80,8 +80,8 @@ hrflow_layout_read(HrflowLayout layout, const struct varlena *value, int *n)
 		VARSIZE(value) != offsetof(PgVector, elements) + vector->dimension * width)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("vector of pgvector's has an unknown layout"),
-				 errhint("Use a version of hrflow_embed that knows this version of pgvector.")));
+				 errmsg("vector of pgvector has an unknown layout"),
+				 errhint("Use a version of hrflow_embed that supports this version of pgvector.")));
 	*n = vector->dimension;
 	return vector->elements;
 }

@@ -156,7 +156,7 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("weight of section \"%s\" must be a number greater than zero",
 								section),
-						 errdetail("Weights are double precision.")));
+						 errdetail("Weights have type double precision.")));
 			sum += weight;
 			weights[n].section = section;
 			weights[n++].weight = weight;
@@ -261,7 +261,7 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 						index->name, found, k),
 				 errdetail("Store %s has about " INT64_FORMAT " dead rows, which the index still returns.",
 						   search->store->vectors_name, dead),
-				 errhint("VACUUM %s.", search->store->vectors_name)));
+				 errhint("Run VACUUM %s.", search->store->vectors_name)));
 }
 
 /*
@@ -466,7 +466,7 @@ warn_about_section(const HrflowStore *store, const char *section,
 		ereport(WARNING,
 				(errmsg("store %s has no vector of section \"%s\"",
 						store->vectors_name, section),
-				 errdetail("It has vectors of %s.", there),
+				 errdetail("The store has vectors of %s.", there),
 				 nearest != NULL && strcmp(nearest, section) != 0 ?
 				 errhint("Perhaps you meant \"%s\".", nearest) : 0));
 }
@@ -507,9 +507,9 @@ warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
 		ereport(WARNING,
 				(errmsg("no vector of store %s has the query's %d dimensions",
 						store->vectors_name, search->dimension),
-				 errdetail("Those of the sections asked for have others, such as %d.",
+				 errdetail("The vectors of the requested sections have other dimensions, such as %d.",
 						   other),
-				 errhint("Compare what one model made.")));
+				 errhint("Compare only vectors that were made by the same model.")));
 }
 
 static ArrayType *

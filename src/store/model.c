@@ -408,8 +408,8 @@ hrflow_model_warn_of_account(const HrflowRun *run)
 		ereport(WARNING,
 				(errmsg("store %s has vectors that were fetched with another API key",
 						run->name),
-				 errdetail("Vectors can be compared only if one model has made them, which those of another account may not share."),
-				 errhint("If the key is of another account, fetch them again: UPDATE %s SET due_at = now() WHERE account <> '%s'.",
+				 errdetail("Vectors are comparable only if they were made by the same model, and another account may use another model."),
+				 errhint("If the key belongs to another account, fetch the vectors again: UPDATE %s SET due_at = now() WHERE account <> '%s'.",
 						 run->profiles_name, run->account)));
 }
 
@@ -633,7 +633,7 @@ stop_for_refusal(HrflowRun *run, List *refused)
 	run->is_stopping = true;
 	run->stop = HRFLOW_STOP_NOT_KEPT;
 	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	run->stop_reason = psprintf("the store takes nothing of what is fetched; %s",
+	run->stop_reason = psprintf("the store does not accept fetched vectors; %s",
 								first->write_error);
 	run->stop_hint = _("Check the type of the column \"vector\", and the indexes, constraints and triggers of the table.");
 	foreach(cell, refused)

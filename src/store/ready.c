@@ -30,7 +30,7 @@ refuse_store(const HrflowStore *store, const char *detail, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("store %s cannot take what hrflow_refresh() fetches",
+			 errmsg("store %s cannot accept the vectors that hrflow_refresh() fetches",
 					store->vectors_name),
 			 errdetail_internal("%s", detail),
 			 errhint("%s", hint)));
@@ -204,7 +204,7 @@ check_statements(const HrflowStore *store)
 {
 	ErrorData  *error = hrflow_store_try(explain_statements,
 										 unconstify(HrflowStore *, store));
-	const char *hint = _("Make the tables as hrflow_create_store() does.");
+	const char *hint = _("Create the tables as hrflow_create_store() does.");
 
 	if (error == NULL)
 		return;

@@ -127,17 +127,17 @@ report_progress(HrflowRun *run, bool is_last)
 		return;
 	if (is_last)
 		ereport(INFO,
-				(errmsg("%s: " INT64_FORMAT " refreshed, " INT64_FORMAT " to be tried again, " INT64_FORMAT " failed, " INT64_FORMAT " not found, " INT64_FORMAT " gone, in %.1f s",
+				(errmsg("%s: " INT64_FORMAT " refreshed, " INT64_FORMAT " to be retried, " INT64_FORMAT " failed, " INT64_FORMAT " not found, " INT64_FORMAT " gone, in %.1f s",
 						run->name, nok, nretry, nfailed,
 						Max(nmissing - run->ngone, 0), run->ngone, seconds),
 				 run->nlacking == 0 ? 0 :
-				 errdetail_plural(INT64_FORMAT " profile was not due, but had never been asked for all of \"fields\".",
-								  INT64_FORMAT " profiles were not due, but had never been asked for all of \"fields\".",
+				 errdetail_plural(INT64_FORMAT " profile was not due, but not all of \"fields\" had been requested for it.",
+								  INT64_FORMAT " profiles were not due, but not all of \"fields\" had been requested for them.",
 								  run->nlacking, run->nlacking)));
 	else if (now - run->reported >= REPORT_INTERVAL)
 	{
 		ereport(INFO,
-				(errmsg("%s: " INT64_FORMAT " done, " INT64_FORMAT " of them not well, " INT64_FORMAT " remaining, %.0f a second, about %.0f s to go",
+				(errmsg("%s: " INT64_FORMAT " done, " INT64_FORMAT " of them unsuccessful, " INT64_FORMAT " remaining, %.0f per second, about %.0f s left",
 						run->name, ndone, ndone - nok, remaining, rate,
 						remaining / Max(rate, 1e-3))));
 		run->reported = now;
@@ -162,9 +162,9 @@ report_stop(const HrflowRun *run, bool is_error)
 			 run->stop_detail != NULL ?
 			 errdetail_internal("%s", run->stop_detail) :
 			 run->nrefused == 0 ?
-			 errdetail("What was fetched is kept, and no attempts were counted.") :
-			 errdetail_plural("What was fetched for %d profile is not stored, and no attempt was counted.",
-							  "What was fetched for %d profiles is not stored, and no attempts were counted.",
+			 errdetail("Fetched vectors are kept, and no attempts were counted.") :
+			 errdetail_plural("The vectors fetched for %d profile were not stored, and no attempt was counted.",
+							  "The vectors fetched for %d profiles were not stored, and no attempts were counted.",
 							  run->nrefused, run->nrefused),
 			 run->stop_hint != NULL ? errhint("%s", run->stop_hint) : 0));
 }
@@ -188,9 +188,9 @@ check_vain(HrflowRun *run)
 	run->is_stopping = true;
 	run->stop = HRFLOW_STOP_NOT_KEPT;
 	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	run->stop_reason = "nothing of what is fetched is kept";
+	run->stop_reason = "fetched vectors are not kept";
 	run->stop_detail =
-		psprintf(_("None of the last %d profiles had the lease any more that it was claimed with."),
+		psprintf(_("None of the last %d profiles still had the lease with which it was claimed."),
 				 run->nvain);
 	run->stop_hint = _("Check the triggers of the table of profiles.");
 	MemoryContextSwitchTo(old);
@@ -204,11 +204,11 @@ warn_of_unwritten(HrflowRun *run)
 {
 	if (run->nunwritten > 0)
 		ereport(WARNING,
-				(errmsg_plural("refresh of %s could not store what was fetched for " INT64_FORMAT " profile",
-							   "refresh of %s could not store what was fetched for " INT64_FORMAT " profiles",
+				(errmsg_plural("refresh of %s could not store the vectors fetched for " INT64_FORMAT " profile",
+							   "refresh of %s could not store the vectors fetched for " INT64_FORMAT " profiles",
 							   run->nunwritten, run->name, run->nunwritten),
-				 errdetail("Other sessions have locked the rows for too long. No attempt was counted."),
-				 errhint("Keep transactions short that lock rows of the store.")));
+				 errdetail("Other sessions held locks on the rows for too long. No attempt was counted."),
+				 errhint("Keep transactions that lock rows of the store short.")));
 }
 
 /*
@@ -223,7 +223,7 @@ warn_of_kept(HrflowRun *run)
 				(errmsg_plural("refresh of %s keeps the vectors of " INT64_FORMAT " profile that the API no longer has",
 							   "refresh of %s keeps the vectors of " INT64_FORMAT " profiles that the API no longer has",
 							   run->nkept, run->name, run->nkept),
-				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, lose vectors in this way."),
+				 errdetail("At most 5 %% of the profiles of a store, or 20 if that is more, lose vectors in this way within 24 hours."),
 				 errhint("Check hrflow_embed.base_url, the API key and the source. If the profiles were deleted, untrack them with hrflow_untrack().")));
 }
 
@@ -240,7 +240,7 @@ warn_of_put(HrflowRun *run)
 				(errmsg_plural("refresh of %s has put aside vectors of " INT64_FORMAT " profile that the API no longer has",
 							   "refresh of %s has put aside vectors of " INT64_FORMAT " profiles that the API no longer has",
 							   n, run->name, n),
-				 errhint("Until they are deleted, hrflow_restore() brings them back.")));
+				 errhint("Until they are erased, call hrflow_restore() to restore them.")));
 }
 
 /*
@@ -447,9 +447,9 @@ release_leases(HrflowRun *run)
 		error = run->error;
 		ereport(WARNING,
 				(errcode(error->sqlerrcode),
-				 errmsg("leases could not be given back: %s",
+				 errmsg("could not release leases: %s",
 						error->message ? error->message : "unknown error"),
-				 errdetail("They end by themselves.")));
+				 errdetail("The leases will expire.")));
 	}
 	run->error = first;
 	run->is_ending = was_ending;

@@ -112,9 +112,9 @@ release(const HrflowStore *store, Relation table, Oid caller)
 	if (on_update == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("columns of table \"%s\" are released already",
+				 errmsg("columns of table \"%s\" are already released",
 						RelationGetRelationName(table)),
-				 errhint("Call hrflow_track_table() with the arguments that the table was tracked with.")));
+				 errhint("Call hrflow_track_table() with the same arguments as before.")));
 	statement = make_track_statement(store, table, on_update,
 									 hrflow_feeder_columns(table, feeders), caller);
 	foreach(cell, feeders)

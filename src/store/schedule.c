@@ -237,7 +237,7 @@ check_unit(const char *schedule)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("schedule \"%s\" has no unit", schedule),
-				 errhint("Write '30 seconds', or a schedule of cron such as '*/5 * * * *'.")));
+				 errhint("For example, use '30 seconds', or a cron schedule such as '*/5 * * * *'.")));
 }
 
 /*
@@ -330,8 +330,8 @@ refuse_schedule(const char *statement)
 
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("pg_cron is not in this database"),
-			 errhint("In the database that has it%s%s, run: %s",
+			 errmsg("extension \"pg_cron\" is not installed in this database"),
+			 errhint("In the database where it is installed%s%s, run: %s",
 					 database ? ", " : "", database ? database : "",
 					 statement)));
 }
@@ -355,9 +355,9 @@ warn_of_login(const HrflowStore *store)
 		ereport(WARNING,
 				(errmsg("role \"%s\" is not permitted to log in",
 						NameStr(role->rolname)),
-				 errdetail("pg_cron runs jobs in sessions of their owner: those of store %s will fail.",
+				 errdetail("pg_cron runs jobs in sessions of their owner, so jobs of store %s will fail.",
 						   store->vectors_name),
-				 errhint("ALTER ROLE %s LOGIN.",
+				 errhint("Run ALTER ROLE %s LOGIN.",
 						 quote_identifier(NameStr(role->rolname)))));
 	ReleaseSysCache(tuple);
 }

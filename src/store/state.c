@@ -555,8 +555,8 @@ note_outage(HrflowRun *run)
 
 	run->is_outage = run->is_stopping = true;
 	run->stop_reason = sign_of(profile) == SIGN_OF_NETWORK ?
-		psprintf("nothing was answered; %s", profile->error) :
-		psprintf("all profiles met the same; %s", profile->error);
+		psprintf("the API did not reply; %s", profile->error) :
+		psprintf("all profiles failed in the same way; %s", profile->error);
 	run->stop = HRFLOW_STOP_OUTAGE;
 	run->stop_code = hrflow_error_code(profile->status);
 	MemoryContextSwitchTo(old);
@@ -629,7 +629,7 @@ hrflow_state_settle_suspects(HrflowRun *run)
 	{
 		MemoryContext old = MemoryContextSwitchTo(run->context);
 
-		run->stop_reason = psprintf("nothing was answered within %d ms",
+		run->stop_reason = psprintf("the API did not reply within %d ms",
 									run->patience);
 		run->stop = HRFLOW_STOP_OUTAGE;
 		run->stop_code = hrflow_error_code(HRFLOW_TIMEOUT);

@@ -441,7 +441,7 @@ hrflow_store_profiles_name(const char *vectors)
 		ereport(ERROR,
 				(errcode(ERRCODE_NAME_TOO_LONG),
 				 errmsg("name of the store is too long"),
-				 errdetail("With \"" SUFFIX "\" it must have less than %d bytes.",
+				 errdetail("Including the suffix \"" SUFFIX "\", it must be shorter than %d bytes.",
 						   NAMEDATALEN)));
 	return psprintf("%s" SUFFIX, vectors);
 }
@@ -464,9 +464,9 @@ hrflow_store_profiles(Oid vectors)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("\"%s\" is not a store of vectors",
 						name ? name : psprintf("%u", vectors)),
-				 errdetail("There is no table \"%s" SUFFIX "\" beside it.",
+				 errdetail("There is no table \"%s" SUFFIX "\" in the same schema.",
 						   name ? name : psprintf("%u", vectors)),
-				 errhint("Make a store with hrflow_create_store().")));
+				 errhint("Use hrflow_create_store() to create a store.")));
 	return profiles;
 }
 
@@ -496,7 +496,7 @@ refuse_shape(Relation relation, const char *detail)
 			 errmsg("\"%s\" is not a table of a store of vectors",
 					RelationGetRelationName(relation)),
 			 errdetail_internal("%s", detail),
-			 errhint("Make a store with hrflow_create_store().")));
+			 errhint("Use hrflow_create_store() to create a store.")));
 }
 
 /*
@@ -512,11 +512,11 @@ hrflow_store_check_column(Relation relation, const char *name, Oid type)
 
 	if (column == NULL)
 		refuse_shape(relation,
-					 psprintf(_("It has no column \"%s\"."), name));
+					 psprintf(_("The table has no column \"%s\"."), name));
 	if (OidIsValid(type) ? column->atttypid != type :
 		!hrflow_layout_find(column->atttypid, &layout))
 		refuse_shape(relation,
-					 psprintf(_("Its column \"%s\" has the type %s."), name,
+					 psprintf(_("Column \"%s\" has type %s."), name,
 							  format_type_be(column->atttypid)));
 	return column->attnum;
 }
@@ -529,7 +529,7 @@ check_kind(Relation relation)
 	if (kind == RELKIND_FOREIGN_TABLE)
 		hrflow_remote_check_table(relation);
 	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
-		refuse_shape(relation, _("It is not a table."));
+		refuse_shape(relation, _("The relation is not a table."));
 }
 
 /*
@@ -595,7 +595,7 @@ check_profiles(HrflowStore *store)
 	check_kind(store->profiles);
 	if (store->profiles->rd_rel->relowner != store->owner)
 		refuse_shape(store->profiles,
-					 psprintf(_("Its owner is not that of \"%s\"."),
+					 psprintf(_("Its owner is not the owner of \"%s\"."),
 							  RelationGetRelationName(store->vectors)));
 	for (int i = 0; i < lengthof(profiles_columns); i++)
 		hrflow_store_check_column(store->profiles, profiles_columns[i].name,
@@ -622,7 +622,7 @@ hrflow_store_check_manual(const HrflowStore *store)
 {
 	if (!store->has_manual)
 		refuse_shape(store->profiles,
-					 psprintf(_("It has no column \"%s\"."), "manual"));
+					 psprintf(_("The table has no column \"%s\"."), "manual"));
 }
 
 /*
@@ -638,10 +638,10 @@ refuse_caller(Relation relation)
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("must be owner of store %s",
 					hrflow_store_relation_name(RelationGetRelid(relation))),
-			 errdetail("Its owner's triggers would run as the caller."),
+			 errdetail("Triggers of the owner would run with the privileges of the caller."),
 			 hrflow_compat_can_set_role(GetSessionUserId(), owner) ?
-			 errhint("SET ROLE %s first.", quote_identifier(name)) :
-			 errhint("Have its owner, %s, do it.", quote_identifier(name))));
+			 errhint("Run SET ROLE %s first.", quote_identifier(name)) :
+			 errhint("Ask the owner, %s, to do this.", quote_identifier(name))));
 }
 
 /*
@@ -671,9 +671,9 @@ check_access(Relation relation, HrflowStoreAccess access)
 		check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("row-level security of table \"%s\" applies to you",
+				 errmsg("query would be affected by row-level security policy for table \"%s\"",
 						RelationGetRelationName(relation)),
-				 errhint("Read and write the table itself.")));
+				 errhint("Access the table directly.")));
 }
 
 /*

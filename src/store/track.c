@@ -131,7 +131,7 @@ check_inheritance(Relation table)
 				 errmsg("cannot track inheritance child \"%s\"",
 						RelationGetRelationName(table)),
 				 errdetail("Statements that name the parent do not fire the triggers of its children."),
-				 errhint("ALTER TABLE ... NO INHERIT, or make the parent a partitioned table and track that.")));
+				 errhint("Use ALTER TABLE ... NO INHERIT, or make the parent a partitioned table and track that.")));
 	if (table->rd_rel->relkind == RELKIND_RELATION &&
 		find_inheritance_children(relid, NoLock) != NIL)
 		ereport(ERROR,
@@ -139,7 +139,7 @@ check_inheritance(Relation table)
 				 errmsg("cannot track table \"%s\", which has inheritance children",
 						RelationGetRelationName(table)),
 				 errdetail("Statements that name a child do not fire the triggers of its parent."),
-				 errhint("ALTER TABLE ... NO INHERIT for each child, or make the table a partitioned table.")));
+				 errhint("Use ALTER TABLE ... NO INHERIT for each child, or make the table a partitioned table.")));
 }
 
 /*
@@ -164,9 +164,9 @@ open_source(Oid relid, const HrflowStore *store)
 		!RelationUsesLocalBuffers(store->vectors))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("table \"%s\" is temporary, and store %s is not",
+				 errmsg("temporary table \"%s\" cannot feed store %s, which is not temporary",
 						RelationGetRelationName(table), store->vectors_name),
-				 errdetail("Other sessions could not read what it wants.")));
+				 errdetail("Other sessions cannot read temporary tables.")));
 
 	/*
 	 * Lock the table only now that its owner has been checked.  This excludes
@@ -301,7 +301,7 @@ check_trigger_name(const HrflowStore *store, Relation table, Oid function,
 				 errmsg("trigger \"%s\" of table \"%s\" does not feed store %s",
 						name, RelationGetRelationName(table),
 						store->vectors_name),
-				 errhint("Rename it: hrflow_track_table() needs the name.")));
+				 errhint("Rename the trigger, because hrflow_track_table() requires its name.")));
 }
 
 /*
@@ -359,10 +359,10 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 	}
 	if (!same)
 		ereport(WARNING,
-				(errmsg("table \"%s\" feeds store %s by column \"%s\" no more",
+				(errmsg("table \"%s\" no longer feeds store %s through column \"%s\"",
 						RelationGetRelationName(table), store->vectors_name,
 						feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN]),
-				 errdetail("A table feeds a store by one column, and from one source or column of sources. Profiles that nothing else wants are put aside.")));
+				 errdetail("A table feeds a store through a single column of identifiers, and a single source or column of sources. Profiles that nothing else wants are put aside.")));
 }
 
 /*
@@ -384,12 +384,12 @@ warn_of_columns(const HrflowStore *store, Relation table,
 						 NameStr(TupleDescAttr(RelationGetDescr(table),
 											   number - 1)->attname));
 	ereport(WARNING,
-			(errmsg_plural("table \"%s\" marks profiles of store %s due by column %s no more",
-						   "table \"%s\" marks profiles of store %s due by columns %s no more",
+			(errmsg_plural("table \"%s\" no longer marks profiles of store %s due when column %s changes",
+						   "table \"%s\" no longer marks profiles of store %s due when columns %s change",
 						   bms_num_members(columns),
 						   RelationGetRelationName(table), store->vectors_name,
 						   names.data),
-			 errhint("Pass all columns that are to do so in refresh_columns, each time.")));
+			 errhint("List all columns whose changes should mark profiles due in refresh_columns, in every call.")));
 }
 
 /*
@@ -550,7 +550,7 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("either source_id or source_column must be given"),
-				 errhint("source_id is for a table whose profiles are all in one source, source_column for one that says for each row which.")));
+				 errhint("Use source_id if all profiles of the table are in one source, or source_column if a column contains the source of each row.")));
 
 	columns = palloc(sizeof(char *) *
 					 (2 + (refresh == NULL ? 0 : get_columns(refresh, NULL))));

@@ -380,7 +380,7 @@ report_missing_store(TriggerData *trigdata)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("store %s of trigger \"%s\" does not exist", store,
 						trigger->tgname),
-				 errhint("If it was renamed, call hrflow_track_table() again.")));
+				 errhint("If the store was renamed, call hrflow_track_table() again.")));
 
 	/* Warn once per statement, regardless of its number of rows. */
 	if (warned == trigger->tgoid &&
@@ -392,7 +392,7 @@ report_missing_store(TriggerData *trigdata)
 			(errcode(ERRCODE_UNDEFINED_TABLE),
 			 errmsg("store %s of trigger \"%s\" does not exist", store,
 					trigger->tgname),
-			 errhint("DROP TRIGGER %s ON %s. If the store was renamed, call hrflow_track_table() for it as well.",
+			 errhint("Run DROP TRIGGER %s ON %s. If the store was renamed, also call hrflow_track_table() for it.",
 					 quote_identifier(trigger->tgname),
 					 hrflow_store_relation_name(table))));
 }
@@ -411,7 +411,7 @@ open_fed_store(HrflowStore *store, TriggerData *trigdata)
 	if (trigger->tgnargs != HRFLOW_TRIGGER_NARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
+				 errmsg("trigger \"%s\" was not created by hrflow_track_table()",
 						trigger->tgname)));
 	vectors = find_fed_store(trigger->tgargs[HRFLOW_TRIGGER_STORE]);
 	if (!OidIsValid(vectors))
@@ -450,7 +450,7 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_AFTER(event) == TRIGGER_FIRED_BY_TRUNCATE(event))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
+				 errmsg("trigger \"%s\" was not created by hrflow_track_table()",
 						trigdata->tg_trigger->tgname)));
 	SPI_connect();
 	SPI_register_trigger_data(trigdata);
@@ -470,7 +470,7 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("trigger \"%s\" was not made by hrflow_track_table()",
+				 errmsg("trigger \"%s\" was not created by hrflow_track_table()",
 						trigdata->tg_trigger->tgname)));
 	hrflow_store_close(&store);
 	SPI_finish();

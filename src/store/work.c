@@ -211,12 +211,12 @@ hrflow_work_check_context(FunctionCallInfo fcinfo, const char *procedure)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
 				 errmsg("%s cannot run inside a transaction block", procedure),
-				 errhint("CALL it alone: outside BEGIN and COMMIT, not in a function, and not in one string with other statements.")));
+				 errhint("Call it outside of transaction blocks and functions, and not in a query string that contains other statements.")));
 	if (RecoveryInProgress())
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
-				 errmsg("%s cannot run on a standby", procedure),
-				 errhint("CALL it on the primary server.")));
+				 errmsg("cannot execute %s during recovery", procedure),
+				 errhint("Call it on the primary server.")));
 }
 
 /*

@@ -124,18 +124,18 @@ my %states = (
 	failed => ['due 1 soon old'],
 	refused => [
 		'due 0 now old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: (?!nothing was answered)/ ],
+		qr/WARNING:  .*refresh of public\.faulty was stopped: (?!the API did not reply)/ ],
 	outage => [
 		'due 0 soon old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: nothing was answered; / ],
+		qr/WARNING:  .*refresh of public\.faulty was stopped: the API did not reply; / ],
 	alike => [
 		'due 0 soon old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles met the same; / ],
+		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles failed in the same way; / ],
 	alike_links => [
 		'due 1 soon old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles met the same; / ],
+		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles failed in the same way; / ],
 	left_out =>
-	  [ 'due 0 soon old', qr/WARNING:  .*refresh of public\.faulty leaves a source out: / ]);
+	  [ 'due 0 soon old', qr/WARNING:  .*skipping source .* in refresh of public\.faulty: / ]);
 my %refreshed = (
 	ok => 'fetched',
 	map({ $_ => 'missing' } qw(no_vector not_found)),

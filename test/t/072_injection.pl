@@ -270,7 +270,7 @@ my $of_memory =
 		|58000:\ link)
 	|(?:timeout=\d\ ?|connection_failed=\d\ ?|invalid_request=\d\ ?|link_expired=\d\ ?
 		|ok=\d+\ ?|too_large=\d\ ?)+
-	|caught\ ok=12|ok|WARNING:.*leaves\ a\ source\ out|)/xm;
+	|caught\ ok=12|ok|WARNING:.*skipping\ source|)/xm;
 
 foreach my $case (
 	[ $single->('nurse') ],

@@ -279,7 +279,7 @@ foreach my $case (
 		: ()),
 	[   'hrflow_schedule',
 		q{SELECT s.hrflow_schedule('talent.embedding')},
-		qr/ERROR:  55000: pg_cron is not in this database/ ],
+		qr/ERROR:  55000: extension "pg_cron" is not installed in this database/ ],
 	[   'hrflow_unschedule',
 		q{SELECT s.hrflow_unschedule('talent.embedding')},
 		qr/^f$|ERROR:  55000/m ],
@@ -748,7 +748,7 @@ foreach my $case (
 	[ q{SELECT count(*) FROM hrflow_store_failures('kept')}, qr/^0$/ ],
 	[   q{SELECT requests > 0 FROM hrflow_embed_stats; SELECT hrflow_embed_stats_reset()},
 		qr/^(t|f)\n?$/ ],
-	[ q{CALL hrflow_refresh('kept')}, qr/ERROR:  25006: .*standby/ ],
+	[ q{CALL hrflow_refresh('kept')}, qr/ERROR:  25006: .*during recovery/ ],
 	[ q{SELECT hrflow_track('kept', 'acme', '{cook-2}')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_mark_due('kept', 'acme', '{cook-1}')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_untrack('kept', 'acme', '{cook-1}')}, qr/ERROR:  25006/ ],
@@ -760,7 +760,7 @@ foreach my $case (
 	[ q{SELECT hrflow_drop_store('kept')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_track_table('kept', 'fed', 'id', 'acme')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_untrack_table('kept', 'fed')}, qr/ERROR:  25006/ ],
-	[ q{SELECT hrflow_schedule('kept')}, qr/ERROR:  (25006|55000: pg_cron is not)/ ])
+	[ q{SELECT hrflow_schedule('kept')}, qr/ERROR:  (25006|55000: extension "pg_cron" is not)/ ])
 {
 	my ($statement, $expected) = @$case;
 

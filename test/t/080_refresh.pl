@@ -52,7 +52,7 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 		$warning,
 		qr/WARNING:\ \ role\ "keeper"\ is\ not\ permitted\ to\ log\ in\n
 			DETAIL:\ .*\ store\ shop\.embedding\ .*\n
-			HINT:\ \ ALTER\ ROLE\ keeper\ LOGIN/x,
+			HINT:\ \ Run\ ALTER\ ROLE\ keeper\ LOGIN/x,
 		'hrflow_schedule() warns if the owner is not permitted to log in');
 	$cron->safe_psql('postgres', 'ALTER ROLE keeper LOGIN');
 
@@ -89,7 +89,7 @@ my @calls = map { $store->start_call } 1 .. 4;
 my @printed = map { $store->finish_call($_) } @calls;
 like(
 	$_,
-	qr/^INFO:.*\ shop\.embedding:\ \d+\ refreshed,\ 0\ to\ be\ tried\ again,
+	qr/^INFO:.*\ shop\.embedding:\ \d+\ refreshed,\ 0\ to\ be\ retried,
 		\ 0\ failed,\ 0\ not\ found,\ 0\ gone/mx,
 	'each of four runs at once succeeds') foreach @printed;
 is(sum(map { /: (\d+) refreshed/ } @printed), 5000, 'four runs at once refresh all profiles');
@@ -291,7 +291,7 @@ $api->wait_until(sub { $_[0]{requests} >= 1 });
 $store->sql('DELETE FROM shop.candidate');
 like(
 	$store->finish_call($call),
-	qr/ 0 refreshed, 0 to be tried again, 0 failed/,
+	qr/ 0 refreshed, 0 to be retried, 0 failed/,
 	'a profile that is no longer tracked when its reply arrives is ignored');
 is($store->sql('SELECT count(*) FROM shop.embedding'),
 	0, 'the vectors of a profile that is no longer tracked are not stored');
@@ -356,7 +356,7 @@ sub lose
 like(
 	$second,
 	qr/WARNING:\ .*\ keeps\ the\ vectors\ of\ 21\ profiles\ .*\n
-		DETAIL:\ .*\ at\ most\ 5\ %/x,
+		DETAIL:\ .*At\ most\ 5\ %/x,
 	'a run warns if more than 20 profiles and more than 5 % of all would be gone');
 is($store->states, 'missing 21, ok 390', 'no profile is gone if too many are missing');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),
@@ -443,7 +443,7 @@ like(
 is($store->sql('SELECT section, count(*) FROM shop.embedding GROUP BY 1 ORDER BY 1'),
 	"profile|60\nskills|60", 'missing sections are kept if too many are missing');
 is( $store->profiles("state, last_error, due_at > now() + interval '20 days'"),
-	'ok|HrFlow no longer has vectors of sections asked for: skills|t',
+	'ok|HrFlow no longer has vectors of the requested sections: skills|t',
 	'a profile that keeps a missing section says so, and is not due again for weeks');
 $store->hasten("profile_id < 'novector-cook-2'");
 like($store->call, qr/: 11 refreshed/, 'a run refreshes a few profiles that lack a section');
@@ -495,7 +495,7 @@ for my $run (1 .. 2)
 	$store->hasten('true');
 	like(
 		$store->call(undef, role => 'keeper', settings => \%nowhere),
-		qr/WARNING:  .*refresh of shop\.embedding was stopped: nothing was answered/,
+		qr/WARNING:  .*refresh of shop\.embedding was stopped: the API did not reply/,
 		"run $run stops at an address that answers 404 to every request");
 }
 $peer->stop;
@@ -530,7 +530,7 @@ for my $run (1 .. 2)
 	my $out = $store->call;
 	like(
 		$out,
-		qr/WARNING:  .*leaves a source out: the API does not know it\nDETAIL:  Source "unknown-1"/,
+		qr/WARNING:  .*skipping source "unknown-1" in refresh of shop\.embedding: source not found\n/,
 		"run $run skips a source of another account");
 	like($out, qr/: 40 refreshed/, "run $run refreshes the profiles of the known source");
 	is($store->sql('SELECT count(*) FROM shop.embedding'),
@@ -571,7 +571,7 @@ $store->sql(
 $api->reset;
 like(
 	$store->call,
-	qr/: 1 refreshed, 1 to be tried again/,
+	qr/: 1 refreshed, 1 to be retried/,
 	'a profile without skills is refreshed, and one that fails will be retried');
 is($store->asked->{'novector-nurse'},
 	3, 'a profile that lacks a section is requested section by section');
@@ -628,8 +628,8 @@ $store->sql("DELETE FROM shop.candidate WHERE hrflow_id ~ 'File'");
 
 like(
 	$slow->finish_call($slow_call),
-	qr/INFO:\ .*\ slow\.embedding:\ \d+\ done,\ 0\ of\ them\ not\ well,\ \d+\ remaining,
-		\ \d+\ a\ second,\ about\ \d+\ s\ to\ go.*slow\.embedding:\ 100\ refreshed/sx,
+	qr/INFO:\ .*\ slow\.embedding:\ \d+\ done,\ 0\ of\ them\ unsuccessful,\ \d+\ remaining,
+		\ \d+\ per\ second,\ about\ \d+\ s\ left.*slow\.embedding:\ 100\ refreshed/sx,
 	'a long run reports its progress');
 
 #
@@ -711,7 +711,7 @@ my (undef, undef, $in_block) = $node->psql(
 like(
 	$in_block,
 	qr/ERROR:\ \ 2D000:\ hrflow_refresh\ cannot\ run\ inside\ a\ transaction\ block\n
-		HINT:\ \ CALL\ it\ alone:\ outside\ BEGIN\ and\ COMMIT/x,
+		HINT:\ \ Call\ it\ outside\ of\ transaction\ blocks/x,
 	'hrflow_refresh() in a transaction block raises an error with a hint how to call it');
 
 #
@@ -844,7 +844,7 @@ foreach my $case (
 	my $name = "as $who" . ($security && ', to whom no policy applies');
 	is(scalar(() = $errors =~ /must be owner of store/g),
 		6, "$name, functions that require the owner are refused");
-	is(scalar(() = $errors =~ /row-level security of table/g),
+	is(scalar(() = $errors =~ /row-level security policy for table/g),
 		$refused, "$name, functions that would miss rows because of a policy are refused");
 	is( sql(q{SELECT string_agg(DISTINCT who || ' ' || how, ', ') FROM trap_log
 		WHERE who <> 'mallory'}

@@ -97,7 +97,7 @@ for my $round (1, 2)
 	like(
 		$printed[0],
 		qr/WARNING:\ \ .*shop\.embedding\ keeps\ 3\ profiles\ that\ the\ API\ does\ not\ know\n
-			DETAIL:\ \ .*no\ other/x,
+			DETAIL:\ \ No\ other/x,
 		"the warning in round $round says why profiles are kept") if $round == 2;
 }
 is($store->states, 'missing 30', 'profiles that were not found twice are missing');
@@ -249,7 +249,7 @@ $store->sql(
 $store->change_account;
 like(
 	$store->call,
-	qr/WARNING:  .*was stopped: nothing was answered/,
+	qr/WARNING:  .*was stopped: the API did not reply/,
 	'a run stops after a batch of requests that all fail');
 
 # In addition to the requests in flight at the end, those that were in flight when
@@ -266,7 +266,7 @@ is( $store->profiles(
 	'profiles whose requests failed are due a minute later');
 like(
 	$store->call,
-	qr/: 100 refreshed, \d+ to be tried again/,
+	qr/: 100 refreshed, \d+ to be retried/,
 	'the next run refreshes other profiles');
 
 #
@@ -283,7 +283,7 @@ $store->sql(
 );
 like(
 	$store->call('max_profiles => 100'),
-	qr/WARNING:  .*leaves a source out.* (?!0)\d+ refreshed/s,
+	qr/WARNING:  .*skipping source .* (?!0)\d+ refreshed/s,
 	'newer profiles are refreshed by the run that skips an unknown source');
 cmp_ok(asked_of_unknown(), '<=', 32,
 	'no more profiles of an unknown source are requested than were in flight');
@@ -371,7 +371,7 @@ foreach my $case (
 		{
 			like(
 				$printed,
-				qr/WARNING:  .*was stopped: all profiles met the same; .*$says/s,
+				qr/WARNING:  .*was stopped: all profiles failed in the same way; .*$says/s,
 				"a run that fails because of $name stops");
 			is( $store->profiles(
 					"state, attempts, lease_until,
@@ -384,7 +384,7 @@ foreach my $case (
 		{
 			like(
 				$printed,
-				qr/: 0 refreshed, 7 to be tried again/,
+				qr/: 0 refreshed, 7 to be retried/,
 				"a few profiles that fail because of $name will be retried");
 		}
 	}
@@ -402,7 +402,7 @@ foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,
 	);
 	like(
 		$store->call,
-		qr/: 0 refreshed, 16 to be tried again/,
+		qr/: 0 refreshed, 16 to be retried/,
 		"profiles that fail because of $name will be retried");
 }
 
@@ -416,7 +416,7 @@ my $call = $store->start_call(
 	settings => { 'hrflow_embed.batch_timeout' => '200ms', statement_timeout => '10s' });
 like(
 	$store->finish_call($call),
-	qr/WARNING:  .*was stopped: nothing was answered within 200 ms/,
+	qr/WARNING:  .*was stopped: the API did not reply within 200 ms/,
 	'a run with a batch_timeout that is too low stops');
 is($api->stats->{requests},
 	5, 'a run with a batch_timeout that is too low requests each profile once');
@@ -433,7 +433,7 @@ like(
 			'hrflow_embed.batch_timeout' => '1s',
 			'hrflow_embed.max_concurrency' => 1,
 			'hrflow_embed.max_attempts' => 1 }),
-	qr/WARNING:  .*was stopped: nothing was answered; .*HTTP 500/,
+	qr/WARNING:  .*was stopped: the API did not reply; .*HTTP 500/,
 	'a run in a slow outage stops');
 cmp_ok($api->stats->{requests}, '<', 8, 'a run in a slow outage stops after a few requests');
 is($store->profiles('state, attempts, lease_until, due_at > now()', 'http_status = 500'),
@@ -506,7 +506,7 @@ like(
 	'the caller gets the first error if leases cannot be released');
 like(
 	$printed,
-	qr/WARNING:  .*leases could not be given back: the owner says no/,
+	qr/WARNING:  .*could not release leases: the owner says no/,
 	'a run warns if leases cannot be released');
 is($store->profiles('state, lease_until > now()'),
 	'due|t', 'leases that could not be released remain');
@@ -575,7 +575,7 @@ like(
 	'a run whose table is locked raises the error of a cancel');
 like(
 	$printed,
-	qr/WARNING:  55P03: leases could not be given back/,
+	qr/WARNING:  55P03: could not release leases/,
 	'a run whose table is locked warns that leases cannot be released');
 is($store->profiles('state, lease_until > now()'), 'due|t', 'leases remain if the table is locked');
 $application->finish;
@@ -640,7 +640,7 @@ is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
 
 # Another session has taken over the lease when the reply arrives, or when the run
 # is canceled
-foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be tried again, 0 failed/ ],
+foreach my $case ([ 'latency=1500', qr/: 0 refreshed, 0 to be retried, 0 failed/ ],
 	[ 'silent', qr/57014: canceling statement/ ])
 {
 	my ($fault, $end) = @$case;
@@ -723,7 +723,7 @@ foreach my $minutes ([ 0.5, 1 ], [ 2.5, 5 ], [ 12.5, 25 ], [ 62.5, 125 ], [ 12 *
 	$store->change_account;
 	like(
 		$store->call('max_attempts => 20'),
-		qr/: 0 refreshed, 7 to be tried again/,
+		qr/: 0 refreshed, 7 to be retried/,
 		"attempt $attempt of each profile fails");
 	is( $store->profiles(
 			"attempts, due_at - failed_at

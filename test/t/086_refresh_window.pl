@@ -57,7 +57,7 @@ cmp_ok(time - $began,
 	'<', 30, 'a run waits at the same time for eight profiles for which no reply arrives');
 like(
 	$printed,
-	qr/: 2040 refreshed, 8 to be tried again/,
+	qr/: 2040 refreshed, 8 to be retried/,
 	'profiles for which no reply arrives are retried, and all others are refreshed');
 note("2040 of 2048 profiles were refreshed after $took s");
 
@@ -240,7 +240,7 @@ $printed = $store->finish_call($call);
 $application->ask('COMMIT;');
 like(
 	$printed,
-	qr/WARNING:\ .*could\ not\ store\ what\ was\ fetched\ for\ 1\ profile\n
+	qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 1\ profile\n
 		DETAIL:\ .*No\ attempt\ was\ counted/x,
 	'a run warns about a profile that is locked until its end');
 is($store->profiles('state, attempts'),
@@ -261,7 +261,7 @@ $store->sql(
 		FOR EACH ROW EXECUTE FUNCTION shop.unlease()');
 like(
 	$store->call,
-	qr/nothing of what is fetched is kept/,
+	qr/fetched vectors are not kept/,
 	'a run stops if the leases of the profiles that it claims are undone');
 $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 
@@ -271,7 +271,7 @@ $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 $store->track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 12) i");
 like(
 	$store->call,
-	qr/was stopped: all profiles met the same|12 to be tried again/,
+	qr/was stopped: all profiles failed in the same way|12 to be retried/,
 	'a run in which no link works stops or will retry the profiles');
 is($store->profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
 

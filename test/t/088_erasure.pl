@@ -193,7 +193,7 @@ $store->sql(
 $node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO somebody');
 like(
 	warnings_of(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-5'}),
-	qr/WARNING:\ .*nothing\ is\ erased\ .*"lost",\ which\ was\ tracked,\ has\ another\ owner/x,
+	qr/WARNING:\ .*not\ erasing\ profiles\ .*the\ owner\ of\ tracked\ table\ "lost"\ has\ changed/x,
 	'a DELETE warns about a tracked table that has another owner');
 is($store->profiles('profile_id'),
 	"nurse-3\nnurse-5", 'a DELETE erases nothing while a tracked table has another owner');

@@ -70,7 +70,7 @@ $api->wait_until(sub { $_[0]{requests} >= 1 });
 $store->sql(q{SELECT hrflow_mark_due('shop.embedding', 'acme', '{novector-nurse}')});
 $store->finish_call($call);
 is( $store->profiles('state, last_error, failed_at > refreshed_at - interval $$1 s$$'),
-	'due|HrFlow no longer has vectors of sections asked for: skills|t',
+	'due|HrFlow no longer has vectors of the requested sections: skills|t',
 	'the error of a profile that changes while it is fetched names the section it lost');
 
 #
@@ -325,7 +325,7 @@ foreach my $case (@takes)
 	}
 	like(
 		$printed,
-		qr/WARNING: .* was stopped: the (API returned vectors of 16 dimensions|store takes nothing)/,
+		qr/WARNING: .* was stopped: the (API returned vectors of 16|store does not accept fetched)/,
 		"a run with another model stops if the table is empty and takes $what");
 	cmp_ok($requests, '<=', 32,
 		"a run sends at most 32 requests if the table is empty and takes $what");

@@ -168,7 +168,8 @@ is(last_run(), 'killed|', 'hrflow_store_status() shows that a run was killed');
 # The history is locked when a run begins, or when it ends
 #
 my $locker = Hrflow::Session->new($node);
-my $warning = qr/WARNING: .*run\ is\ not\ entered\ in\ the\ history\ of\ store\ shop\.embedding
+my $warning = qr/WARNING: .*could\ not\ record\ the\ run\ in\ the\ history
+	\ of\ store\ shop\.embedding
 	\nDETAIL: .*lock\ timeout/x;
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 10) i");
 forget_runs();
@@ -206,7 +207,7 @@ my $down_api = Hrflow::StandIn->new;
 foreach my $case (
 	[   'a wrong key', 'refused',
 		qr/ERROR:  28000: .*shop\.embedding was stopped: HrFlow API refused the API key/ ],
-	[ 'an outage', 'outage', qr/ERROR:  58000: .*was stopped: nothing was answered; / ])
+	[ 'an outage', 'outage', qr/ERROR:  58000: .*was stopped: the API did not reply; / ])
 {
 	my ($name, $reason, $message) = @$case;
 	my $fault = $reason eq 'outage' ? 'fault:status=500,id=' : 'nurse-';
@@ -336,7 +337,7 @@ $store->sql('ALTER TABLE shop.embedding_run ADD CONSTRAINT closed CHECK (false) 
 my $printed = $store->call;
 like(
 	$printed,
-	qr/WARNING:  .*run is not entered in the history of store shop\.embedding\n/,
+	qr/WARNING:  .*could not record the run in the history of store shop\.embedding\n/,
 	'a run that cannot be entered in the history raises a warning');
 like(
 	$printed,

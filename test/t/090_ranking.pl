@@ -412,7 +412,7 @@ foreach my $case (
 	[   "hrflow_match(4294967295::regclass, '{1}')",
 		'ERROR:  relation with OID 4294967295 does not exist' ],
 	[   "hrflow_vector_similarity('{1}'::int[], '{1}')",
-		'ERROR:  type integer[] is not a type of vectors' ],
+		'ERROR:  type integer[] is not supported for vectors' ],
 	[   "hrflow_match('plain', '{}')",
 		'ERROR:  query must be a one-dimensional array without nulls' ],
 	[ "hrflow_match('plain', '{0,0}')", 'ERROR:  a zero vector has no cosine similarity' ],

@@ -178,7 +178,7 @@ foreach my $case (
 	like(
 		$err,
 		qr/WARNING:\ \ store\ public\.plain\ has\ no\ vector\ of\ section\ "$section"\n
-			DETAIL:\ \ It\ has\ vectors\ of\ "profile",\ "skills"\./x,
+			DETAIL:\ \ The\ store\ has\ vectors\ of\ "profile",\ "skills"\./x,
 		"a warning about section $section names the existing sections");
 }
 foreach my $call (
@@ -416,7 +416,7 @@ SKIP:
 	like(
 		$err,
 		qr/NOTICE:\ \ index\ \S+\ found\ \d\ of\ 10\ profiles,\ so\ all\ vectors\ were\ compared\n
-			.*\nHINT:\ \ VACUUM\ public\.$dead\./x,
+			.*\nHINT:\ \ Run\ VACUUM\ public\.$dead\./x,
 		'a message recommends to VACUUM if the index finds only dead tuples');
 	sql("VACUUM $dead");
 	($out, $err) = output_and_notices($search);

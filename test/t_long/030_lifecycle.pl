@@ -165,7 +165,7 @@ like(
 my $printed = $store->call('max_attempts => 1');
 like(
 	$printed,
-	qr/: 4 refreshed, 0 to be tried again, 0 failed, 0 not found, 0 gone/,
+	qr/: 4 refreshed, 0 to be retried, 0 failed, 0 not found, 0 gone/,
 	'a refresh fetches profiles that are due and not leased');
 $store->hasten("state = 'due'");
 like($store->call, qr/: 1 refreshed/,

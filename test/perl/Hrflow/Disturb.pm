@@ -45,7 +45,7 @@ my %says = (
 	terminate => qr/57P01/,
 	cancel => qr/57014/,
 	crash => qr/server closed the connection|terminating connection/,
-	network => qr/WARNING|([2-9]|\d\d+) to be tried again/);    # one is refused in any case
+	network => qr/WARNING|([2-9]|\d\d+) to be retried/);    # one is refused in any case
 
 # Wait until two runs have claimed a batch each, and at most the given number of
 # profiles, but more than none, are left.  Returns the backends.
