@@ -394,50 +394,6 @@ hrflow_feeder_has_store(Oid trigger, Oid table)
 	return false;
 }
 
-/*
- * Return the numbers of the columns whose changes mark profiles due: those
- * that the WHEN conditions of the triggers refer to, except columns of keys.
- * The triggers have no arguments that name them; numbers also remain valid if
- * a column is renamed.
- */
-Bitmapset *
-hrflow_feeder_columns(Relation table, List *feeders)
-{
-	Bitmapset  *columns = NULL;
-	ListCell   *cell;
-	ListCell   *inner;
-
-	foreach(cell, feeders)
-	{
-		HrflowFeeder *feeder = lfirst(cell);
-
-		foreach(inner, hrflow_catalog_dependencies(TriggerRelationId, feeder->trigger))
-		{
-			Form_pg_depend form = lfirst(inner);
-
-			if (form->refclassid == RelationRelationId &&
-				form->refobjid == feeder->table && form->refobjsubid > 0)
-				columns = bms_add_member(columns, form->refobjsubid);
-		}
-	}
-
-	foreach(cell, feeders)
-	{
-		HrflowFeeder *feeder = lfirst(cell);
-
-		for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NARGS;
-			 i++)
-		{
-			int			number = i == HRFLOW_TRIGGER_SOURCE_ID ? 0 :
-			SPI_fnumber(RelationGetDescr(table), feeder->args[i]);
-
-			if (number > 0)
-				columns = bms_del_member(columns, number);
-		}
-	}
-	return columns;
-}
-
 void
 hrflow_feeder_drop(const HrflowFeeder *feeder)
 {
@@ -460,60 +416,6 @@ hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
 	foreach(cell, feeders)
 		hrflow_feeder_drop(lfirst(cell));
 	return feeders != NIL;
-}
-
-/*
- * ------------------------------------------------------------------------
- * Columns
- * ------------------------------------------------------------------------
- */
-
-/*
- * Check that a table has a column and, if the column holds keys, that each
- * value of its type has only one text representation.  "tracked" means that
- * the column existed when the table was tracked.
- */
-void
-hrflow_feeder_check_column(Relation table, const char *name, bool is_key,
-						   bool tracked)
-{
-	int			number = SPI_fnumber(RelationGetDescr(table), name);
-	Oid			type;
-
-	if (number <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of relation \"%s\" does not exist",
-						name, RelationGetRelationName(table)),
-				 tracked ? errhint("If the column was renamed, call hrflow_track_table() again.") : 0));
-	if (!is_key)
-		return;
-	type = getBaseType(SPI_gettypeid(RelationGetDescr(table), number));
-	if (type != TEXTOID && type != VARCHAROID && type != UUIDOID &&
-		type != INT8OID && type != INT4OID && type != INT2OID)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATATYPE_MISMATCH),
-				 errmsg("column \"%s\" has unsupported type %s", name,
-						format_type_be(type)),
-				 errhint("Use a column of type text, varchar, uuid, bigint, integer or smallint. A stored generated column can convert values of other types.")));
-	if (TupleDescAttr(RelationGetDescr(table), number - 1)->attgenerated ==
-		ATTRIBUTE_GENERATED_VIRTUAL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("column \"%s\" is a virtual generated column", name),
-				 errdetail("Triggers do not see the values of virtual generated columns."),
-				 errhint("Make it a stored generated column.")));
-}
-
-/*
- * Check the columns that hold a table's keys.
- */
-void
-hrflow_feeder_check_keys(Relation table, char *const *args, bool tracked)
-{
-	hrflow_feeder_check_column(table, args[HRFLOW_TRIGGER_PROFILE_COLUMN], true, tracked);
-	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
-		hrflow_feeder_check_column(table, args[HRFLOW_TRIGGER_SOURCE_COLUMN], true, tracked);
 }
 
 /*
@@ -641,7 +543,7 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 		if (!feeder->is_insert)
 			continue;
 		table = relation_open(feeder->table, NoLock);
-		hrflow_feeder_check_keys(table, feeder->args, true);
+		hrflow_columns_check_keys(table, feeder->args, true);
 		sql = hrflow_store_sql(store, unwanted_by_table_sql, sql,
 							   feeder->table,
 							   row_wants(store, table, feeder->args));

@@ -116,7 +116,7 @@ release(const HrflowStore *store, Relation table, Oid caller)
 						RelationGetRelationName(table)),
 				 errhint("Call hrflow_track_table() with the same arguments as before.")));
 	statement = make_track_statement(store, table, on_update,
-									 hrflow_feeder_columns(table, feeders), caller);
+									 hrflow_columns_watched(table, feeders), caller);
 	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);

@@ -235,14 +235,9 @@ extern Oid	hrflow_feeder_original(Oid trigger, Oid *table);
 extern void hrflow_feeder_check_owner(const HrflowStore *store, Oid table);
 extern bool hrflow_feeder_is_of(Oid trigger, Oid vectors);
 extern bool hrflow_feeder_has_store(Oid trigger, Oid table);
-extern Bitmapset *hrflow_feeder_columns(Relation table, List *feeders);
 extern void hrflow_feeder_drop(const HrflowFeeder *feeder);
 extern bool hrflow_feeder_drop_all(const HrflowStore *store, Oid function,
 								   Oid table);
-extern void hrflow_feeder_check_column(Relation table, const char *name,
-									   bool is_key, bool tracked);
-extern void hrflow_feeder_check_keys(Relation table, char *const *args,
-									 bool tracked);
 extern bool hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function);
 extern bool hrflow_feeder_owns_all(const HrflowStore *store, Oid function);
 extern char *hrflow_feeder_profiles(const HrflowStore *store,
@@ -262,6 +257,13 @@ extern char *hrflow_feeder_want_sql(const HrflowStore *store,
 									const char *profiles);
 extern void hrflow_feeder_want_inserted(const HrflowStore *store,
 										const char *profiles);
+
+/* in columns.c */
+extern Bitmapset *hrflow_columns_watched(Relation table, List *feeders);
+extern void hrflow_columns_check(Relation table, const char *name,
+								 bool is_key, bool tracked);
+extern void hrflow_columns_check_keys(Relation table, char *const *args,
+									  bool tracked);
 
 /* Table with the keys of deleted profiles; see hrflow_deferred_register() */
 #define HRFLOW_DELETED "hrflow_deleted"

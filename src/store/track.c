@@ -404,7 +404,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 {
 	List	   *old = hrflow_feeder_find(store, function, RelationGetRelid(table),
 										 ShareRowExclusiveLock);
-	Bitmapset  *old_columns = hrflow_feeder_columns(table, old);
+	Bitmapset  *old_columns = hrflow_columns_watched(table, old);
 	char	   *names[lengthof(trigger_kinds)];
 	ListCell   *cell;
 
@@ -488,7 +488,7 @@ is_tracked(const HrflowStore *store, Relation table, Oid function,
 		if (number > 0)
 			keys = bms_add_member(keys, number);
 	}
-	return bms_equal(hrflow_feeder_columns(table, feeders),
+	return bms_equal(hrflow_columns_watched(table, feeders),
 					 bms_difference(columns, keys));
 }
 
@@ -554,7 +554,7 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 
 	columns = palloc(sizeof(char *) *
 					 (2 + (refresh == NULL ? 0 : get_columns(refresh, NULL))));
-	hrflow_feeder_check_keys(table, args, false);
+	hrflow_columns_check_keys(table, args, false);
 	columns[ncolumns++] = args[HRFLOW_TRIGGER_PROFILE_COLUMN];
 	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
 		columns[ncolumns++] = args[HRFLOW_TRIGGER_SOURCE_COLUMN];
@@ -563,7 +563,7 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 		int			n = get_columns(refresh, columns + ncolumns);
 
 		for (int i = 0; i < n; i++)
-			hrflow_feeder_check_column(table, columns[ncolumns++], false, false);
+			hrflow_columns_check(table, columns[ncolumns++], false, false);
 	}
 	*condition = update_condition(table, columns, ncolumns);
 	*numbers = NULL;
