@@ -802,10 +802,12 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 --   NAME_aside     vectors that were put aside before they are deleted
 --   NAME_erased    a record of what was erased
 --
--- A store contains profiles or jobs.  Comments about profiles apply to the jobs
--- of a store of jobs as well, in which source_id is the identifier of the
--- board, or empty if there is none.  A job has one vector, in section 'job';
--- there, 'profile', which is the default of many arguments, means 'job'.
+-- A store contains profiles, jobs, texts or documents.  Comments about profiles
+-- apply to the others as well.  For jobs, source_id is the identifier of the
+-- board, or empty if there is none.  Texts and documents are identified by keys
+-- of the user, and come from columns of tables; their source_id is empty.  They
+-- and jobs have one vector each, in section 'job', 'text' or 'document'; there,
+-- 'profile', which is the default of many arguments, means this section.
 --
 -- Except for hrflow_create_store(), these functions execute statements as the
 -- owner of the store, in a security-restricted operation.  Only
@@ -823,8 +825,11 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 --   identifier    kind of identifier of the profiles: 'id', 'reference' or
 --                 'email'; the column is then called profile_id,
 --                 profile_reference or profile_email.  Jobs have 'id' (job_id)
---                 or 'reference' (job_reference).
---   content       contents of the store: 'profile' or 'job'
+--                 or 'reference' (job_reference), and texts and documents have
+--                 'key' (key).  NULL means the first one.
+--   content       contents of the store: 'profile', 'job', 'text' or 'document'
+--
+-- Returns NULL if another argument is NULL.
 --
 -- Requires: CREATE on the schema
 -- Errors:
@@ -838,11 +843,11 @@ COMMENT ON FUNCTION hrflow_cosine_similarity(real[], real[]) IS
 CREATE FUNCTION hrflow_create_store(
 	name text,
 	vector_type text DEFAULT 'auto',
-	identifier text DEFAULT 'id',
+	identifier text DEFAULT NULL,
 	content text DEFAULT 'profile')
 RETURNS regclass
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_create_store(text, text, text, text) IS
 'create the tables of a store of vectors';
@@ -880,8 +885,9 @@ REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 -- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
---   22023  an argument is NULL, source_id is empty in a store of profiles, or
---          profile_ids has several dimensions, nulls or empty strings
+--   22023  an argument is NULL, source_id is empty in a store of profiles or not
+--          empty in a store of texts or documents, or profile_ids has several
+--          dimensions, nulls or empty strings
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -906,8 +912,9 @@ REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 -- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
---   22023  an argument is NULL, source_id is empty in a store of profiles, or
---          profile_ids has several dimensions, nulls or empty strings
+--   22023  an argument is NULL, source_id is empty in a store of profiles or not
+--          empty in a store of texts or documents, or profile_ids has several
+--          dimensions, nulls or empty strings
 CREATE FUNCTION hrflow_mark_due(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -933,8 +940,9 @@ REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
 -- that no row-level security applies to the caller
 -- Errors: store errors, and
 --   0A000  the store has rows on other servers
---   22023  an argument is NULL, source_id is empty in a store of profiles, or
---          profile_ids has several dimensions, nulls or empty strings
+--   22023  an argument is NULL, source_id is empty in a store of profiles or not
+--          empty in a store of texts or documents, or profile_ids has several
+--          dimensions, nulls or empty strings
 CREATE FUNCTION hrflow_untrack(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -993,8 +1001,20 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM
 --   source_id         identifier of the source that contains all profiles
 --   source_column     column with the source of each row.  Exactly one of these
 --                     two must be passed, or at most one for a store of jobs:
---                     without it, the jobs have no board.
+--                     without it, the jobs have no board.  Neither may be
+--                     passed for a store of texts or documents.
 --   refresh_columns   columns whose changes make a profile due
+--   content_columns   columns that the contents come from, for a store of texts
+--                     or documents only: for texts, columns of type text,
+--                     varchar, char or name, which are joined by two newlines
+--                     without those that are NULL; for documents, one column of
+--                     type jsonb.  Changes of these columns make a profile due.
+--   item_type         what documents are: 'profile' or 'job'
+--
+-- Contents are read when they are requested, as the owner of the store.  If
+-- several rows have the same identifier, the content that sorts first by its
+-- bytes is used.  A content for which the store has a vector is not requested
+-- again.  If the content is empty, the profile has no vector.
 --
 -- INSERT tracks a profile; a change of its identifier or source tracks the new
 -- one; a change of a refresh column makes it due; DELETE and TRUNCATE erase it,
@@ -1025,28 +1045,32 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM
 --          rows on other servers, or the table is a partition or takes part in
 --          inheritance, where statements that name another table do not fire
 --          its triggers
---   22023  an argument is NULL that must not be, or source_id and source_column
---          are not passed as required
+--   22023  an argument is NULL that must not be, item_type is invalid, or
+--          source_id, source_column and content_columns are not passed as
+--          required
 --   42703  a column does not exist
 --   42710  another trigger has the name of one of the triggers
 --   42804  a column has a type that is not supported
 --   42809  source_table is not a table, or is temporary while the store is not
---   54011  refresh_columns has more elements than a table can have columns
+--   54011  refresh_columns or content_columns has more elements than a table can
+--          have columns
 CREATE FUNCTION hrflow_track_table(
 	store regclass,
 	source_table regclass,
 	profile_column name,
 	source_id text DEFAULT NULL,
 	source_column name DEFAULT NULL,
-	refresh_columns name[] DEFAULT NULL)
+	refresh_columns name[] DEFAULT NULL,
+	content_columns name[] DEFAULT NULL,
+	item_type text DEFAULT 'profile')
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
-COMMENT ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) IS
+COMMENT ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text) IS
 'let the rows of a table determine which profiles a store tracks';
 
-REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text) FROM PUBLIC;
 
 -- Removes the triggers by which a table feeds a store, and puts aside the
 -- profiles that nothing else wants.  A later run of hrflow_refresh() erases

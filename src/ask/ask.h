@@ -86,6 +86,8 @@ typedef struct HrflowResult
 								 * the API? */
 	HrflowEndpoint endpoint;	/* endpoint of the API; not used for links */
 	bool		transient;		/* might a retry succeed? */
+	bool		was_sent;		/* if there is no reply, may the server have
+								 * processed the request? */
 	int			http_status;	/* 0: no reply was received */
 	Jsonb	   *data;			/* "data" of the API's answer if status is
 								 * HRFLOW_OK */
@@ -109,8 +111,8 @@ typedef struct HrflowLink
 #define HRFLOW_NIDENTIFIERS 3
 
 /*
- * A profile or job for hrflow_wanted_fetch() to fetch.  Strings are in the server
- * encoding.
+ * A profile, job, text or document for hrflow_wanted_fetch() to fetch.  Strings
+ * are in the server encoding, except "body".
  */
 typedef struct HrflowWanted
 {
@@ -120,11 +122,12 @@ typedef struct HrflowWanted
 													 * is not NULL */
 	Jsonb	   *fields;			/* NULL: omitted */
 	const char *fields_text;	/* "fields" as UTF-8 text */
+	const char *body;			/* JSON to POST; NULL: use GET */
 	void	   *tag;			/* for use by the caller */
 } HrflowWanted;
 
 /*
- * How profiles or jobs are requested.
+ * How the contents of a store are requested.
  */
 typedef struct HrflowWantedKind
 {
@@ -132,7 +135,7 @@ typedef struct HrflowWantedKind
 
 	/*
 	 * Returns the URL of a request, palloc'd, or NULL if it would be too
-	 * long.  All strings are in UTF-8.
+	 * long.  All strings are in UTF-8.  NULL if requests have a body.
 	 */
 	char	   *(*make_url) (const HrflowSettings *settings,
 							 const HrflowWanted *wanted);
@@ -284,6 +287,8 @@ extern void hrflow_response_parse(const HrflowReply *reply,
 								  HrflowEndpoint endpoint,
 								  const HrflowSettings *settings,
 								  HrflowResult *result);
+extern void hrflow_response_set_abandoned(const HrflowReply *reply,
+										  HrflowResult *result);
 extern void hrflow_response_parse_vector(const HrflowReply *reply,
 										 HrflowResult *result);
 extern char *hrflow_response_scrub(const char *message, const char *secret);

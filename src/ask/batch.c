@@ -532,8 +532,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 	if (reply->stopped)
 	{
 		result = reply->expired ? time_over : batch->summary->refusal;
-		result.is_link = is_link;
-		result.http_status = 0;
+		hrflow_response_set_abandoned(reply, &result);
 		put_result_of_request(batch, request, &result, true);
 		return REQUEST_DONE;
 	}

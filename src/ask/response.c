@@ -363,6 +363,8 @@ copy_failure(const HrflowReply *reply, const char *secret,
 {
 	result->status = reply->status;
 	result->transient = reply->transient;
+	result->was_sent = reply->status == HRFLOW_TIMEOUT ||
+		reply->status == HRFLOW_CONNECTION_LOST;
 	if (reply->detail == NULL)
 		return;
 	result->detail = show_text(reply->detail, secret);
@@ -514,6 +516,18 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 	}
 	else
 		result->data = envelope.data;
+}
+
+/*
+ * Complete the result of a request that was abandoned, whose status and detail
+ * are set.
+ */
+void
+hrflow_response_set_abandoned(const HrflowReply *reply, HrflowResult *result)
+{
+	result->is_link = HRFLOW_IS_LINK(reply->target);
+	result->http_status = 0;
+	result->was_sent = reply->was_sent;
 }
 
 /*

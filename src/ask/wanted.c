@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * wanted.c
- *		Fetches the vectors of profiles or jobs for a store.
+ *		Fetches the vectors of the contents of a store.
  *
- * Unlike in the SQL functions for batches, each of them has its own HrFlow
- * source, or board, and "fields".
+ * Unlike in the SQL functions for batches, each profile has its own HrFlow
+ * source and "fields", and each job its own board.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,6 +18,7 @@ typedef struct WantedSource
 	const HrflowWantedKind *kind;
 	const HrflowWantedMethods *methods;
 	void	   *arg;			/* argument of the methods */
+	const char *post_url;		/* URL of requests with a body */
 	HrflowWanted **wanted;		/* profiles by element number; NULL: the
 								 * number is free */
 	int			size;			/* allocated length of this array */
@@ -122,6 +123,12 @@ make_wanted_request(HrflowSource *source, int element,
 		problem->detail = "The HrFlow API does not know the source.";
 		return HRFLOW_ELEMENT_UNASKED;
 	}
+	if (wanted.body != NULL)
+	{
+		request->url = self->post_url;
+		request->body = wanted.body;
+		return HRFLOW_ELEMENT_ASKED;
+	}
 	is_converted = convert_wanted_text(&wanted.source_id);
 	for (int i = 0; i < HRFLOW_NIDENTIFIERS && is_converted; i++)
 		is_converted = convert_wanted_text(&wanted.identifiers[i]);
@@ -182,7 +189,7 @@ static const HrflowSinkMethods wanted_sink_methods = {
 };
 
 /*
- * Fetch the vectors of profiles or jobs until methods->next() returns no more.
+ * Fetch the vectors of the contents of a store until methods->next() returns no more.
  * Everything is allocated in the current memory context, whose reset, also
  * after an error, releases all resources.  Returns false and sets *refusal if
  * the batch was stopped.  "activity" shows the requests, but the caller must
@@ -216,6 +223,8 @@ hrflow_wanted_fetch(const HrflowWantedKind *kind,
 	};
 	HrflowBatchSummary summary;
 
+	source.post_url = hrflow_request_url(source.base.settings->base_url,
+										 kind->endpoint);
 	source.wanted = palloc0(sizeof(HrflowWanted *) * source.size);
 	hrflow_batch_run(&source.base, &sink.base, 0, &summary);
 	*refusal = summary.refusal;

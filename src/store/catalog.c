@@ -114,7 +114,7 @@ hrflow_catalog_dependencies(Oid class, Oid object)
 /*
  * Return the arguments of a trigger, each terminated by a zero byte, or NULL
  * if the trigger is not one of ours: it must call our function with
- * HRFLOW_TRIGGER_NARGS arguments, and must not be a copy that belongs to a
+ * as many arguments as hrflow_track_table() passes, and must not be a copy that belongs to a
  * partition.
  */
 char *
@@ -125,7 +125,8 @@ hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple, Oid function)
 	Datum		args = heap_getattr(tuple, Anum_pg_trigger_tgargs,
 									RelationGetDescr(triggers), &is_null);
 
-	if (is_null || form->tgnargs != HRFLOW_TRIGGER_NARGS ||
+	if (is_null || (form->tgnargs != HRFLOW_TRIGGER_NKEYS &&
+					form->tgnargs != HRFLOW_TRIGGER_NARGS) ||
 		form->tgfoid != function || OidIsValid(form->tgparentid))
 		return NULL;
 	return VARDATA_ANY(DatumGetByteaPCopy(args));

@@ -259,6 +259,8 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 {
 	int64		size = Min(Min(run->claim_size, hrflow_model_room(run)),
 						   run->max_profiles - run->nclaimed);
+	List	   *feeders = store->has_content ?
+	hrflow_content_feeders(run, store) : NIL;
 	TimestampTz lease;
 	uint64		n;
 
@@ -266,9 +268,15 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	LockRelationOid(RelationGetRelid(store->profiles), RowExclusiveLock);
 	lease = lease_end();
 
-	/* It does no harm if a crash undoes a claim. */
-	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	/*
+	 * It does no harm if a crash undoes a claim, unless the claim records
+	 * that a content may be sent: otherwise it could be paid for twice.
+	 */
+	if (!store->has_content || synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		(void) set_config_option("synchronous_commit",
+								 store->has_content ? "local" : "off",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
 	look_back(run);
 	n = claim_from_all(run, store, size, lease);
 	if (n == 0)
@@ -280,6 +288,8 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	}
 	if (n == 0 && hrflow_model_make_due(run, store, size))
 		n = claim_from_all(run, store, size, lease);
+	if (store->has_content && n > 0)
+		hrflow_content_read(run, store, feeders, lease);
 	run->nclaimed += n;
 	run->is_drained = n == 0;
 }
@@ -341,8 +351,8 @@ hrflow_claim_postpone_done(HrflowRun *run)
 static List *
 find_leases(HrflowRun *run, TimestampTz before)
 {
-	dlist_head *lists[] = {&run->claimed, &run->in_flight, &run->split,
-	&run->suspects, &run->foreign, &run->arrived};
+	dlist_head *lists[] = {&run->claimed, &run->waiting, &run->in_flight,
+	&run->split, &run->suspects, &run->foreign, &run->arrived};
 	List	   *profiles = NIL;
 	dlist_iter	iter;
 
@@ -430,8 +440,8 @@ hrflow_claim_renew(HrflowRun *run, const HrflowStore *store)
 void
 hrflow_claim_renew_done(HrflowRun *run)
 {
-	dlist_head *lists[] = {&run->claimed, &run->in_flight, &run->split,
-	&run->suspects, &run->foreign, &run->arrived};
+	dlist_head *lists[] = {&run->claimed, &run->waiting, &run->in_flight,
+	&run->split, &run->suspects, &run->foreign, &run->arrived};
 	dlist_iter	iter;
 
 	for (int i = 0; i < lengthof(lists); i++)
@@ -454,6 +464,8 @@ hrflow_claim_renew_done(HrflowRun *run)
 void
 hrflow_claim_release(HrflowRun *run, const HrflowStore *store)
 {
+	if (store->has_content)
+		hrflow_content_unmark(run, store);
 	(void) change_leases(run, store, DT_NOEND, DT_NOBEGIN);
 }
 
@@ -475,7 +487,7 @@ hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 void
 hrflow_claim_forget_all(HrflowRun *run)
 {
-	dlist_head *lists[] = {&run->claimed, &run->arrived};
+	dlist_head *lists[] = {&run->claimed, &run->waiting, &run->arrived};
 
 	for (int i = 0; i < lengthof(lists); i++)
 	{

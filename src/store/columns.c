@@ -7,6 +7,8 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_depend.h"
@@ -14,7 +16,11 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "nodes/bitmapset.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/primnodes.h"
+#include "rewrite/prs2lock.h"
 #include "store/store.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
@@ -49,7 +55,7 @@ hrflow_columns_watched(Relation table, List *feeders)
 	{
 		HrflowFeeder *feeder = lfirst(cell);
 
-		for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NARGS;
+		for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NKEYS;
 			 i++)
 		{
 			int			number = i == HRFLOW_TRIGGER_SOURCE_ID ? 0 :
@@ -60,6 +66,21 @@ hrflow_columns_watched(Relation table, List *feeders)
 		}
 	}
 	return columns;
+}
+
+/*
+ * Refuse a virtual generated column.
+ */
+static void
+check_not_virtual(Form_pg_attribute column)
+{
+	if (column->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" is a virtual generated column",
+						NameStr(column->attname)),
+				 errdetail("Triggers do not see the values of virtual generated columns."),
+				 errhint("Make it a stored generated column.")));
 }
 
 /*
@@ -90,13 +111,7 @@ hrflow_columns_check(Relation table, const char *name, bool is_key,
 				 errmsg("column \"%s\" has unsupported type %s", name,
 						format_type_be(type)),
 				 errhint("Use a column of type text, varchar, uuid, bigint, integer or smallint. A stored generated column can convert values of other types.")));
-	if (TupleDescAttr(RelationGetDescr(table), number - 1)->attgenerated ==
-		ATTRIBUTE_GENERATED_VIRTUAL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("column \"%s\" is a virtual generated column", name),
-				 errdetail("Triggers do not see the values of virtual generated columns."),
-				 errhint("Make it a stored generated column.")));
+	check_not_virtual(TupleDescAttr(RelationGetDescr(table), number - 1));
 }
 
 /*
@@ -108,4 +123,197 @@ hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
 	hrflow_columns_check(table, args[HRFLOW_TRIGGER_PROFILE_COLUMN], true, tracked);
 	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
 		hrflow_columns_check(table, args[HRFLOW_TRIGGER_SOURCE_COLUMN], true, tracked);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Content
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Append the numbers of the columns of OLD in an expression to a list, in the
+ * order in which they are there.
+ */
+static bool
+collect_columns(Node *node, void *list)
+{
+	List	  **columns = list;
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, Var))
+	{
+		if (((Var *) node)->varno == PRS2_OLD_VARNO)
+			*columns = lappend_int(*columns, ((Var *) node)->varattno);
+		return false;
+	}
+	return expression_tree_walker(node, collect_columns, list);
+}
+
+/*
+ * The columns whose values a store's contents are read from, by their numbers
+ * and in order.  The WHEN of the trigger on UPDATE compares them right after
+ * the key.  It knows them by their numbers, so that they can be renamed, and a
+ * dump names them.  "args" are the trigger's arguments.
+ *
+ * Throws 55000 if the trigger does not compare them.
+ */
+List *
+hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
+{
+	int			n = atoi(args[HRFLOW_TRIGGER_NCOLUMNS]);
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	HeapTuple	tuple = hrflow_catalog_trigger(triggers, trigger);
+	List	   *columns = NIL;
+	List	   *content = NIL;
+	bool		is_null = true;
+	Datum		condition = (Datum) 0;
+
+	if (HeapTupleIsValid(tuple))
+		condition = heap_getattr(tuple, Anum_pg_trigger_tgqual,
+								 RelationGetDescr(triggers), &is_null);
+	if (!is_null)
+		(void) collect_columns(stringToNode(TextDatumGetCString(condition)),
+							   &columns);
+	table_close(triggers, AccessShareLock);
+
+	if (n < 1 || list_length(columns) <= n)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot tell which columns of table \"%s\" the contents of the store come from",
+						RelationGetRelationName(table)),
+				 errhint("Call hrflow_track_table() again.")));
+	for (int i = 1; i <= n; i++)
+		content = lappend_int(content, list_nth_int(columns, i));
+	return content;
+}
+
+/*
+ * The columns that contents are read from by these triggers of a table, by their
+ * numbers and in order; NIL if there are none, or they are released.
+ */
+List *
+hrflow_columns_of_feeders(Relation table, List *feeders)
+{
+	ListCell   *cell;
+
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder->is_update && *feeder->args[HRFLOW_TRIGGER_NCOLUMNS] != '\0')
+			return hrflow_columns_of_content(table, feeder->trigger,
+											 feeder->args);
+	}
+	return NIL;
+}
+
+/*
+ * Check that the contents of a store can be read from a column.
+ *
+ * Throws 42703, 42804 and 0A000.
+ */
+static void
+check_content(const HrflowStore *store, Relation table, const char *name)
+{
+	const HrflowReading *reading = store->kind->reading;
+	Form_pg_attribute column;
+	Oid			type;
+	int			i = 0;
+
+	hrflow_columns_check(table, name, false, false);
+	column = TupleDescAttr(RelationGetDescr(table),
+						   SPI_fnumber(RelationGetDescr(table), name) - 1);
+	type = getBaseType(column->atttypid);
+	while (i < reading->ntypes && reading->types[i] != type)
+		i++;
+	if (i == reading->ntypes)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" has unsupported type %s", name,
+						format_type_be(type)),
+				 errhint("The contents of a store of %s come from columns of the type %s.",
+						 store->kind->plural, reading->type_names)));
+	check_not_virtual(column);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Arguments
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Read the names of columns in an array, which is an argument of this name.
+ */
+int
+hrflow_columns_get(const char *argument, ArrayType *array, char **columns)
+{
+	Datum	   *values;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(array, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR,
+					  &values, &nulls, &n);
+	if (ARR_NDIM(array) > 1 || array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be a one-dimensional array without nulls",
+						argument)));
+	if (n > MaxTupleAttributeNumber)
+		ereport(ERROR,
+				(errcode(ERRCODE_TOO_MANY_COLUMNS),
+				 errmsg("%s has more elements than a table has columns",
+						argument)));
+	for (int i = 0; columns != NULL && i < n; i++)
+		columns[i] = NameStr(*DatumGetName(values[i]));
+	return n;
+}
+
+/*
+ * Read the arguments that say where contents come from: the names of columns into
+ * "columns", and the rest into "args".  Returns the number of columns.
+ *
+ * Throws 22023, and what check_content() throws.
+ */
+int
+hrflow_columns_get_content(const HrflowStore *store, Relation table,
+						   ArrayType *array, const NullableDatum *type,
+						   char **args, char **columns)
+{
+	const HrflowReading *reading = store->kind->reading;
+	HrflowProblem problem = {NULL};
+	const char *item_type = hrflow_argument_item_type(type, &problem);
+	int			n = array == NULL ? 0 :
+	hrflow_columns_get("content_columns", array, columns);
+
+	args[HRFLOW_TRIGGER_NCOLUMNS] = args[HRFLOW_TRIGGER_ITEM_TYPE] = pstrdup("");
+	if (problem.message != NULL)
+		hrflow_argument_raise(&problem);
+	if (reading == NULL)
+	{
+		if (array != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("%s must not be given", "content_columns"),
+					 errdetail("The API has the contents of a store of %s.",
+							   store->kind->plural),
+					 errhint("To make profiles due when columns change, use refresh_columns.")));
+		return 0;
+	}
+	if (n < 1 || n > reading->max_columns)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg(reading->max_columns == 1 ?
+						"content_columns must name one column" :
+						"content_columns must name at least one column"),
+				 errhint("Pass the columns that the contents of a store of %s come from, of the type %s.",
+						 store->kind->plural, reading->type_names)));
+	for (int i = 0; i < n; i++)
+		check_content(store, table, columns[i]);
+	args[HRFLOW_TRIGGER_NCOLUMNS] = psprintf("%d", n);
+	if (reading->takes_item_type)
+		args[HRFLOW_TRIGGER_ITEM_TYPE] = pstrdup(item_type);
+	return n;
 }

@@ -564,7 +564,9 @@ find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
 	{
 		MemoryContext old = MemoryContextSwitchTo(profile->context);
 
-		profile->lost = psprintf("HrFlow no longer has vectors of the requested sections: %s",
+		profile->lost = psprintf(profile->is_empty ?
+								 "The content has become empty, but there are vectors of sections: %s" :
+								 "HrFlow no longer has vectors of the requested sections: %s",
 								 lost);
 		MemoryContextSwitchTo(old);
 	}

@@ -236,6 +236,9 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 	feeder = palloc(sizeof(HrflowFeeder));
 	for (int i = 0; i < HRFLOW_TRIGGER_NARGS; i++)
 	{
+		feeder->args[i] = pstrdup("");
+		if (i >= form->tgnargs)
+			continue;
 		feeder->args[i] = args;
 		args += strlen(args) + 1;
 	}
@@ -505,8 +508,9 @@ column_is(Relation table, const char *name, const char *text)
  * Return the SQL condition that a row "f" of a feeding table wants the
  * profile of row "p" of the table of profiles.
  */
-static char *
-row_wants(const HrflowStore *store, Relation table, char *const *args)
+char *
+hrflow_feeder_wants(const HrflowStore *store, Relation table,
+					char *const *args)
 {
 	char	   *identifier = column_is(table,
 									   args[HRFLOW_TRIGGER_PROFILE_COLUMN],
@@ -546,7 +550,8 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 		hrflow_columns_check_keys(table, feeder->args, true);
 		sql = hrflow_store_sql(store, unwanted_by_table_sql, sql,
 							   feeder->table,
-							   row_wants(store, table, feeder->args));
+							   hrflow_feeder_wants(store, table,
+												   feeder->args));
 		relation_close(table, NoLock);
 	}
 	return sql;

@@ -165,20 +165,24 @@ hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
  * a host that has lost its objects must not cause vectors to be erased.
  */
 static void
-take_result(HrflowProfile *profile, const HrflowWantedOutcome *outcome)
+take_result(const HrflowRun *run, HrflowProfile *profile,
+			const HrflowWantedOutcome *outcome)
 {
 	const HrflowResult *result = outcome->result;
+	const char *section = outcome->section == NULL && result->vector != NULL ?
+	run->kind->whole : outcome->section;
 	MemoryContext old = MemoryContextSwitchTo(profile->context);
 
 	if (result->http_status != 0)
 		profile->http_status = result->http_status;
 	if (outcome->unasked)
 		profile->unasked = true;
-	if (result->status == HRFLOW_OK && outcome->section != NULL)
+	profile->was_sent = profile->body != NULL && result->was_sent;
+	if (result->status == HRFLOW_OK && section != NULL)
 	{
 		HrflowVector *vector = palloc(sizeof(HrflowVector));
 
-		vector->section = pstrdup(outcome->section);
+		vector->section = pstrdup(section);
 		vector->item = outcome->item;
 		vector->value = (ArrayType *) palloc(VARSIZE(result->vector));
 		memcpy(vector->value, result->vector, VARSIZE(result->vector));
@@ -310,6 +314,7 @@ make_wanted(HrflowRun *run, HrflowProfile *profile, Jsonb *fields)
 	wanted->fields = fields;
 	wanted->fields_text = fields == run->fields ? run->fields_text :
 		hrflow_fields_text(fields);
+	wanted->body = profile->body;
 	wanted->tag = profile;
 	profile->nopen++;
 	MemoryContextSwitchTo(old);
@@ -383,7 +388,7 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 {
 	HrflowProfile *profile = wanted->tag;
 
-	take_result(profile, outcome);
+	take_result(run, profile, outcome);
 	if (!outcome->is_last || --profile->nopen > 0)
 		return;
 	if (profile->no_vector && !profile->is_split && !profile->unasked &&
@@ -403,6 +408,7 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 		note_bad_source(run, profile);
 	if (profile->is_probe)
 		clear_source(run, profile);
+	hrflow_content_share(run, profile);
 	hrflow_state_land(run, profile);
 }
 
@@ -423,6 +429,8 @@ hrflow_fetch_give_up(HrflowRun *run)
 														lists[i]);
 
 			profile->unasked = true;
+			profile->was_sent = profile->body != NULL;
+			hrflow_content_share(run, profile);
 			hrflow_state_land(run, profile);
 		}
 	}

@@ -51,43 +51,57 @@ static const char find_pgvector_sql[] =
 " ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
 " WHERE e.extname OPERATOR(pg_catalog.=) 'vector'";
 
-/* The argument is the plural noun of the store's kind. */
-static const char *const create_sql[] = {
-	"CREATE TABLE %V ("
-	" source_id text NOT NULL,"
-	" %I text NOT NULL,"
-	" section text NOT NULL,"
-	" item integer NOT NULL,"
-	" vector %T NOT NULL,"
-	" fetched_at timestamptz NOT NULL DEFAULT now(),"
-	" PRIMARY KEY (source_id, %I, section, item))",
+/* Parts of the statements below for stores whose contents are in columns. */
+static const char section_default_sql[] = " DEFAULT %L";
+static const char content_states_sql[] = ", 'empty'";
+static const char content_columns_sql[] =
+" content_hash text, sent_hash text,";
+static const char *const create_content_sql[] = {
+	"CREATE INDEX ON %P (content_hash) WHERE content_hash IS NOT NULL",
+	"CREATE INDEX ON %P (sent_hash) WHERE sent_hash IS NOT NULL"
+};
 
+/* The argument is the default of a column. */
+static const char create_vectors_sql[] =
+"CREATE TABLE %V ("
+" source_id text NOT NULL,"
+" %I text NOT NULL,"
+" section text NOT NULL%s,"
+" item integer NOT NULL,"
+" vector %T NOT NULL,"
+" fetched_at timestamptz NOT NULL DEFAULT now(),"
+" PRIMARY KEY (source_id, %I, section, item))";
+
+/*
+ * The arguments are additional states and columns.  The fillfactor leaves space
+ * on each page for the row versions that leases create, so that these are HOT
+ * updates.
+ */
+static const char create_profiles_sql[] =
+"CREATE TABLE %P ("
+" source_id text NOT NULL,"
+" %I text NOT NULL,"
+" state text NOT NULL DEFAULT 'due'"
+" CHECK (state IN ('due', 'ok', 'missing', 'gone', 'failed', 'unwanted'%s)),"
+" due_at timestamptz DEFAULT now(),"
+" lease_until timestamptz,"
+" attempts integer NOT NULL DEFAULT 0,"
+" generation bigint NOT NULL DEFAULT 0,"
+" refreshed_at timestamptz,"
+" http_status integer,"
+" last_error text,"
+" failed_at timestamptz,"
+" manual boolean NOT NULL DEFAULT true,"
+" erased_at timestamptz,"
+" dimension integer,"
+" sections text[],"
+" account text,%s"
+" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)";
+
+/* The argument is the plural noun of the store's kind. */
+static const char *const create_more_sql[] = {
 	/* Floats do not compress. */
 	"ALTER TABLE %V ALTER COLUMN vector SET STORAGE EXTERNAL",
-
-	/*
-	 * The fillfactor leaves space on each page for the row versions that
-	 * leases create, so that these are HOT updates.
-	 */
-	"CREATE TABLE %P ("
-	" source_id text NOT NULL,"
-	" %I text NOT NULL,"
-	" state text NOT NULL DEFAULT 'due'"
-	" CHECK (state IN ('due', 'ok', 'missing', 'gone', 'failed', 'unwanted')),"
-	" due_at timestamptz DEFAULT now(),"
-	" lease_until timestamptz,"
-	" attempts integer NOT NULL DEFAULT 0,"
-	" generation bigint NOT NULL DEFAULT 0,"
-	" refreshed_at timestamptz,"
-	" http_status integer,"
-	" last_error text,"
-	" failed_at timestamptz,"
-	" manual boolean NOT NULL DEFAULT true,"
-	" erased_at timestamptz,"
-	" dimension integer,"
-	" sections text[],"
-	" account text,"
-	" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)",
 
 	/*
 	 * Indexes for claiming profiles (two), for listing failures, for the most
@@ -155,9 +169,12 @@ static const char retry_sql[] =
 " WHERE p.state IN ('failed', 'gone')"
 " ORDER BY p.source_id, p.%I FOR UPDATE)"
 " UPDATE %P AS p SET state = 'due',"
-" due_at = clock_timestamp(), attempts = 0"
+" due_at = clock_timestamp(), attempts = 0%s"
 " FROM locked WHERE p.source_id = locked.s"
 " AND p.%I = locked.i AND p.state IN ('failed', 'gone')";
+
+/* Forget that a request with the content may have been sent. */
+static const char forget_sent_sql[] = ", sent_hash = NULL";
 
 static const char failures_sql[] =
 "SELECT source_id, %I, state, attempts, http_status,"
@@ -245,6 +262,31 @@ choose_vector_type(const char *wanted)
 }
 
 /*
+ * Create the tables that every store has.
+ */
+static void
+create_tables(const HrflowStore *store)
+{
+	bool		reads = store->kind->reading != NULL;
+
+	hrflow_store_execute(hrflow_store_sql(store, create_vectors_sql, !reads ? "" :
+										  hrflow_store_sql(store, section_default_sql,
+														   store->kind->whole)),
+						 NULL);
+	hrflow_store_execute(hrflow_store_sql(store, create_profiles_sql,
+										  reads ? content_states_sql : "",
+										  reads ? content_columns_sql : ""),
+						 NULL);
+	for (int i = 0; i < lengthof(create_more_sql); i++)
+		hrflow_store_execute(hrflow_store_sql(store, create_more_sql[i],
+											  store->kind->plural),
+							 NULL);
+	for (int i = 0; reads && i < lengthof(create_content_sql); i++)
+		hrflow_store_execute(hrflow_store_sql(store, create_content_sql[i]),
+							 NULL);
+}
+
+/*
  * hrflow_create_store(name text, vector_type text, identifier text,
  *					   content text)
  *		RETURNS regclass
@@ -254,15 +296,23 @@ choose_vector_type(const char *wanted)
 Datum
 hrflow_create_store(PG_FUNCTION_ARGS)
 {
-	text	   *name = PG_GETARG_TEXT_PP(0);
-	char	   *wanted_type = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	char	   *wanted_identifier = text_to_cstring(PG_GETARG_TEXT_PP(2));
-	char	   *content = text_to_cstring(PG_GETARG_TEXT_PP(3));
-	RangeVar   *table = makeRangeVarFromNameList(textToQualifiedNameList(name));
-	Oid			namespace = RangeVarGetCreationNamespace(table);
-	char	   *schema = get_namespace_name(namespace);
+	char	   *wanted_type;
+	char	   *wanted_identifier;
+	char	   *content;
+	RangeVar   *table;
+	Oid			namespace;
+	char	   *schema;
 	HrflowStore store;
 
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(3))
+		PG_RETURN_NULL();
+	wanted_type = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	wanted_identifier = PG_ARGISNULL(2) ? NULL :
+		text_to_cstring(PG_GETARG_TEXT_PP(2));
+	content = text_to_cstring(PG_GETARG_TEXT_PP(3));
+	table = makeRangeVarFromNameList(textToQualifiedNameList(PG_GETARG_TEXT_PP(0)));
+	namespace = RangeVarGetCreationNamespace(table);
+	schema = get_namespace_name(namespace);
 	store.vectors_name = quote_qualified_identifier(schema, table->relname);
 	store.profiles_name =
 		quote_qualified_identifier(schema,
@@ -277,10 +327,7 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 							 true, 0, false);
 	store.vector_type = choose_vector_type(wanted_type);
-	for (int i = 0; i < lengthof(create_sql); i++)
-		hrflow_store_execute(hrflow_store_sql(&store, create_sql[i],
-											  store.kind->plural),
-							 NULL);
+	create_tables(&store);
 	hrflow_history_create(schema, table->relname);
 	hrflow_aside_create(&store, schema, table->relname);
 	hrflow_erased_create(schema, table->relname);
@@ -363,7 +410,8 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Refuse an empty string as the source if the store requires a source.
+ * Refuse an empty string as the source if the store requires a source, and
+ * anything else if the items of the store have no source.
  *
  * Throws 22023.
  */
@@ -375,6 +423,13 @@ hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s must not be empty", "source_id")));
+	if (store->kind->has_no_source &&
+		VARSIZE_ANY_EXHDR(DatumGetTextPP(source_id)) > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must be empty", "source_id"),
+				 errdetail("A store of %s has no sources.",
+						   store->kind->plural)));
 }
 
 /*
@@ -471,7 +526,10 @@ hrflow_retry(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid,
 					  HRFLOW_STORE_WRITE);
-	n = hrflow_store_execute(hrflow_store_sql(&store, retry_sql), NULL);
+	n = hrflow_store_execute(hrflow_store_sql(&store, retry_sql,
+											  store.has_content ?
+											  forget_sent_sql : ""),
+							 NULL);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

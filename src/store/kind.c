@@ -11,7 +11,11 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
+#include "nodes/primnodes.h"
+#include "rewrite/rewriteHandler.h"
 #include "store/store.h"
+#include "utils/builtins.h"
 
 /*
  * ------------------------------------------------------------------------
@@ -49,6 +53,66 @@ make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
 
 /*
  * ------------------------------------------------------------------------
+ * Content
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * The columns of a text are joined by two newlines, without those that are
+ * NULL.  A text is cut beyond the length that the API accepts, which a longer
+ * one exceeds nonetheless.
+ */
+static const char text_column_sql[] = "f.%q::text COLLATE \"C\"";
+static const char text_value_sql[] =
+"left(array_to_string(ARRAY[%s], E'\\n\\n'), 1048577)";
+static const char text_present_sql[] =
+"btrim(c.value, E' \\t\\n\\x0b\\f\\r') <> ''";
+
+static const char document_column_sql[] = "f.%q::jsonb";
+static const char document_value_sql[] = "%s";
+static const char document_present_sql[] =
+"c.value <> 'null' AND c.value <> '{}'";
+
+static const Oid text_types[] = {TEXTOID, VARCHAROID, BPCHAROID, NAMEOID};
+static const Oid document_types[] = {JSONBOID};
+
+static char *
+make_body_of_text(const char *item_type, Datum value, char **problem)
+{
+	return hrflow_make_text_body(value, problem);
+}
+
+static char *
+make_body_of_document(const char *item_type, Datum value, char **problem)
+{
+	return hrflow_make_document_body(item_type, value, false, problem);
+}
+
+static const HrflowReading text_reading = {
+	.max_columns = MaxTupleAttributeNumber,
+	.types = text_types,
+	.ntypes = lengthof(text_types),
+	.type_names = "text, varchar, char or name",
+	.column_sql = text_column_sql,
+	.value_sql = text_value_sql,
+	.present_sql = text_present_sql,
+	.make_body = make_body_of_text
+};
+
+static const HrflowReading document_reading = {
+	.max_columns = 1,
+	.takes_item_type = true,
+	.types = document_types,
+	.ntypes = lengthof(document_types),
+	.type_names = "jsonb",
+	.column_sql = document_column_sql,
+	.value_sql = document_value_sql,
+	.present_sql = document_present_sql,
+	.make_body = make_body_of_document
+};
+
+/*
+ * ------------------------------------------------------------------------
  * Kinds
  * ------------------------------------------------------------------------
  */
@@ -76,6 +140,24 @@ static const HrflowKind kinds[] = {
 			.endpoint = HRFLOW_JOB,
 			.make_url = make_wanted_job_url
 		}
+	},
+	{
+		.content = "text",
+		.plural = "texts",
+		.identifiers = {"key"},
+		.has_no_source = true,
+		.whole = "text",
+		.asked = {.endpoint = HRFLOW_TEXT},
+		.reading = &text_reading
+	},
+	{
+		.content = "document",
+		.plural = "documents",
+		.identifiers = {"key"},
+		.has_no_source = true,
+		.whole = "document",
+		.asked = {.endpoint = HRFLOW_DOCUMENT},
+		.reading = &document_reading
 	}
 };
 
@@ -94,27 +176,42 @@ hrflow_kind_find(const char *content)
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("invalid content: \"%s\"", content),
-			 errhint("Use profile or job.")));
+			 errhint("Use profile, job, text or document.")));
+}
+
+/*
+ * Return the name of an identifier without the prefix for the kind, such as
+ * "id" for "job_id".
+ */
+static const char *
+bare_name(const HrflowKind *kind, const char *identifier)
+{
+	int			length = strlen(kind->content);
+
+	return strncmp(identifier, kind->content, length) == 0 &&
+		identifier[length] == '_' ? identifier + length + 1 : identifier;
 }
 
 /*
  * Return the index of an identifier of a kind, given its name without the
- * prefix for the kind, such as "id" for "job_id".  Throws 22023 if there is
- * no such identifier.
+ * prefix for the kind.  NULL means the first identifier.  Throws 22023 if
+ * there is no such identifier.
  */
 int
 hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 {
-	int			prefix = strlen(kind->content) + strlen("_");
 	int			n = 0;
 	StringInfoData names;
+
+	if (name == NULL)
+		return 0;
 
 	while (n < HRFLOW_NIDENTIFIERS && kind->identifiers[n] != NULL)
 		n++;
 	initStringInfo(&names);
 	for (int i = 0; i < n; i++)
 	{
-		const char *known = kind->identifiers[i] + prefix;
+		const char *known = bare_name(kind, kind->identifiers[i]);
 
 		if (strcmp(name, known) == 0)
 			return i;
@@ -128,11 +225,31 @@ hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 }
 
 /*
+ * Is the name that a kind gives to the whole the default of "section"?
+ */
+static bool
+has_default_section(Relation vectors, const HrflowKind *kind)
+{
+	int			number = SPI_fnumber(RelationGetDescr(vectors), "section");
+	Node	   *value = number <= 0 ||
+	!TupleDescAttr(RelationGetDescr(vectors), number - 1)->atthasdef ? NULL :
+	build_column_default(vectors, number);
+
+	return value != NULL && IsA(value, Const) &&
+		((Const *) value)->consttype == TEXTOID &&
+		!((Const *) value)->constisnull &&
+		strcmp(TextDatumGetCString(((Const *) value)->constvalue),
+			   kind->whole) == 0;
+}
+
+/*
  * Return the kind of a store, and set *identifier to the index of its
  * identifier.  Both follow from the first column of its table of vectors that
  * has the name of an identifier: columns that users have added come after
- * ours, whatever their names are.  If there is no such column, return the
- * default; the caller then reports that its column does not exist.
+ * ours, whatever their names are.  The column "key" may be that of a text or
+ * of a document, which the default of the column "section" distinguishes.  If
+ * there is no such column, return the default; the caller then reports that
+ * its column does not exist.
  */
 const HrflowKind *
 hrflow_kind_of(Relation vectors, int *identifier)
@@ -149,7 +266,9 @@ hrflow_kind_of(Relation vectors, int *identifier)
 			int			number = column == NULL ? 0 :
 			SPI_fnumber(RelationGetDescr(vectors), column);
 
-			if (number > 0 && number < first)
+			if (number > 0 && number < first &&
+				(kinds[i].reading == NULL ||
+				 has_default_section(vectors, &kinds[i])))
 			{
 				first = number;
 				*identifier = j;

@@ -300,10 +300,12 @@ next_wanted_of_run(void *arg)
 {
 	HrflowRun  *run = arg;
 
-	if (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
-		!run->is_drained && !run->is_stopping && run->error == NULL &&
-		!run->is_ending && run->nclaimed < run->max_profiles &&
-		hrflow_model_room(run) > 0 && !is_late(run))
+	/* What need not be requested has arrived when it is claimed. */
+	while (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
+		   run->narrived < run->batch_size &&
+		   !run->is_drained && !run->is_stopping && run->error == NULL &&
+		   !run->is_ending && run->nclaimed < run->max_profiles &&
+		   hrflow_model_room(run) > 0 && !is_late(run))
 		hrflow_work_try(run, hrflow_claim);
 	if (dlist_is_empty(&run->in_flight) && run->nsuspects == 0)
 		run->answered_at = hrflow_clock_now();
@@ -494,7 +496,8 @@ finish(HrflowRun *run)
 			write_arrived(run);
 		}
 	}
-	if (!dlist_is_empty(&run->claimed) || !dlist_is_empty(&run->arrived))
+	if (!dlist_is_empty(&run->claimed) || !dlist_is_empty(&run->waiting) ||
+		!dlist_is_empty(&run->arrived))
 	{
 		if (is_bounded)
 			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
@@ -663,8 +666,13 @@ run_to_end(HrflowRun *run)
 	is_failure = run->is_scheduled && hrflow_history_is_failure(run->stop);
 	if (!is_failure)
 		report_stop(run, false);
-	warn_of_put(run);
-	warn_of_kept(run);
+	if (run->kind->reading != NULL)
+		hrflow_content_warn(run);
+	else
+	{
+		warn_of_put(run);
+		warn_of_kept(run);
+	}
 	report_progress(run, true);
 	if (is_failure)
 		report_stop(run, true);
@@ -697,6 +705,7 @@ static void
 prepare_lists(HrflowRun *run)
 {
 	dlist_init(&run->claimed);
+	dlist_init(&run->waiting);
 	dlist_init(&run->in_flight);
 	dlist_init(&run->split);
 	dlist_init(&run->suspects);
@@ -734,6 +743,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	old = MemoryContextSwitchTo(run.context);
 
 	run.vectors = PG_GETARG_OID(ARG_STORE);
+	run.function = hrflow_feeder_function(fcinfo->flinfo->fn_oid);
 	run.profiles = PG_ARGISNULL(ARG_PROFILES) ? InvalidOid :
 		PG_GETARG_OID(ARG_PROFILES);
 	hrflow_fetch_read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :

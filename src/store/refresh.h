@@ -24,7 +24,9 @@ typedef enum HrflowState
 	HRFLOW_STATE_OK,
 	HRFLOW_STATE_MISSING,		/* the API has no vector of the profile */
 	HRFLOW_STATE_GONE,			/* missing for days; vectors put aside */
-	HRFLOW_STATE_FAILED			/* all attempts failed */
+	HRFLOW_STATE_FAILED,		/* all attempts failed */
+	HRFLOW_STATE_EMPTY			/* its content is empty, so that there is
+								 * nothing to request */
 } HrflowState;
 
 /*
@@ -148,6 +150,16 @@ typedef struct HrflowProfile
 	int			old_dimension;	/* dimension of its stored vectors; 0: it has
 								 * none */
 
+	/* Its content, if the API does not have it; see content.c. */
+	char	   *body;			/* JSON to POST, or NULL */
+	char	   *hash;			/* hash of "body", or NULL */
+	char	   *problem;		/* why the content cannot be sent, or NULL */
+	bool		is_empty;		/* is there no content? */
+	struct HrflowProfile *leader;	/* profile with the same content whose
+									 * result it waits for, or NULL */
+	bool		was_sent;		/* may the content have been sent without an
+								 * answer? */
+
 	/* Results of fetching it. */
 	int64		asked_at;		/* time of the first request, by our clock */
 	int			nopen;			/* number of its requests that are incomplete */
@@ -161,6 +173,7 @@ typedef struct HrflowProfile
 	bool		is_link;		/* is it the status of a link? */
 	bool		unasked;		/* were its requests not completed? */
 	bool		is_postponed;	/* is its failure unrelated to the profile? */
+	bool		is_final;		/* is it pointless to try again? */
 	bool		no_vector;		/* does some section have no vector? */
 	char	   *no_vector_error;	/* the API's first message about that */
 	int			http_status;	/* 0: none */
@@ -222,6 +235,7 @@ typedef struct HrflowRun
 	Oid			profiles;		/* InvalidOid: find it by its name */
 	Jsonb	   *fields;			/* NULL: not given */
 	const char *fields_text;
+	Oid			function;		/* function of the triggers that feed stores */
 	ArrayType  *sections;		/* sections of "fields", or if it is not
 								 * given, all sections that we know */
 	List	   *parts;			/* list of HrflowPart, for the same sections */
@@ -248,6 +262,7 @@ typedef struct HrflowRun
 
 	/* Lists of profiles, of which each is in one. */
 	dlist_head	claimed;		/* not requested yet */
+	dlist_head	waiting;		/* for a profile with the same content */
 	dlist_head	in_flight;
 	dlist_head	split;			/* with sections that are not requested yet */
 	dlist_head	suspects;		/* failed, possibly because of an outage */
@@ -400,6 +415,15 @@ extern HrflowWanted *hrflow_fetch_next(HrflowRun *run);
 extern void hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 							  const HrflowWantedOutcome *outcome);
 extern void hrflow_fetch_give_up(HrflowRun *run);
+
+/* in content.c */
+extern List *hrflow_content_feeders(const HrflowRun *run,
+									const HrflowStore *store);
+extern void hrflow_content_read(HrflowRun *run, const HrflowStore *store,
+								List *feeders, TimestampTz lease);
+extern void hrflow_content_unmark(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_content_warn(const HrflowRun *run);
+extern void hrflow_content_share(HrflowRun *run, const HrflowProfile *leader);
 
 /* in model.c */
 extern char *hrflow_model_account(const char *api_key);

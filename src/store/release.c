@@ -31,7 +31,32 @@ PG_FUNCTION_INFO_V1(hrflow_release_columns);
 /* The statement that re-creates the trigger. */
 static const char track_again_sql[] =
 "SELECT %s(%L, %L, %L, %s => %L%s)";
+static const char track_content_again_sql[] =
+"SELECT %s(%L, %L, %L, content_columns => %L%s%s)";
+static const char item_type_sql[] = ", item_type => %L";
 static const char refresh_columns_sql[] = ", refresh_columns => %L";
+
+/*
+ * Return an array of the names of columns, as text.
+ */
+static char *
+make_names(Relation table, const List *columns)
+{
+	Datum	   *names = palloc(sizeof(Datum) * Max(list_length(columns), 1));
+	ListCell   *cell;
+
+	foreach(cell, columns)
+		names[foreach_current_index(cell)] =
+		NameGetDatum(&TupleDescAttr(RelationGetDescr(table),
+									lfirst_int(cell) - 1)->attname);
+	return OidOutputFunctionCall(F_ARRAY_OUT,
+								 PointerGetDatum(construct_array(names,
+																 list_length(columns),
+																 NAMEOID,
+																 NAMEDATALEN,
+																 false,
+																 TYPALIGN_CHAR)));
+}
 
 /*
  * Return SQL for the argument "refresh_columns", or an empty string if there
@@ -40,21 +65,14 @@ static const char refresh_columns_sql[] = ", refresh_columns => %L";
 static char *
 refresh_columns_argument(Relation table, const Bitmapset *columns)
 {
-	Datum	   *names = palloc(sizeof(Datum) * Max(bms_num_members(columns), 1));
-	int			n = 0;
+	List	   *numbers = NIL;
 	int			number = -1;
-	ArrayType  *array;
 
-	if (bms_is_empty(columns))
-		return pstrdup("");
 	while ((number = bms_next_member(columns, number)) >= 0)
-		names[n++] = NameGetDatum(&TupleDescAttr(RelationGetDescr(table),
-												 number - 1)->attname);
-	array = construct_array(names, n, NAMEOID, NAMEDATALEN, false,
-							TYPALIGN_CHAR);
-	return hrflow_store_sql(NULL, refresh_columns_sql,
-							OidOutputFunctionCall(F_ARRAY_OUT,
-												  PointerGetDatum(array)));
+		numbers = lappend_int(numbers, number);
+	return numbers == NIL ? pstrdup("") :
+		hrflow_store_sql(NULL, refresh_columns_sql,
+						 make_names(table, numbers));
 }
 
 /*
@@ -63,11 +81,31 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
  */
 static char *
 make_track_statement(const HrflowStore *store, Relation table,
-					 const HrflowFeeder *feeder, const Bitmapset *columns,
+					 const HrflowFeeder *feeder, Bitmapset *columns,
 					 Oid caller)
 {
 	bool		has_column =
 	feeder->args[HRFLOW_TRIGGER_SOURCE_COLUMN][0] != '\0';
+	const char *item_type = feeder->args[HRFLOW_TRIGGER_ITEM_TYPE];
+	List	   *content;
+
+	if (*feeder->args[HRFLOW_TRIGGER_NCOLUMNS] != '\0')
+	{
+		content = hrflow_columns_of_content(table, feeder->trigger,
+											feeder->args);
+		for (int i = 0; i < list_length(content); i++)
+			columns = bms_del_member(columns, list_nth_int(content, i));
+		return hrflow_store_sql(store, track_content_again_sql,
+								hrflow_catalog_function_name("hrflow_track_table",
+															 caller),
+								store->vectors_name,
+								hrflow_store_relation_name(RelationGetRelid(table)),
+								feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN],
+								make_names(table, content),
+								*item_type == '\0' ? "" :
+								hrflow_store_sql(NULL, item_type_sql, item_type),
+								refresh_columns_argument(table, columns));
+	}
 
 	return hrflow_store_sql(store, track_again_sql,
 							hrflow_catalog_function_name("hrflow_track_table",

@@ -49,7 +49,8 @@ static const char *const state_names[] = {
 	[HRFLOW_STATE_OK] = "ok",
 	[HRFLOW_STATE_MISSING] = "missing",
 	[HRFLOW_STATE_GONE] = "gone",
-	[HRFLOW_STATE_FAILED] = "failed"
+	[HRFLOW_STATE_FAILED] = "failed",
+	[HRFLOW_STATE_EMPTY] = "empty"
 };
 
 /*
@@ -354,7 +355,7 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 	if (get_status(profile) == HRFLOW_OK)
 	{
 		profile->tally = HRFLOW_TALLY_OK;
-		row->state = HRFLOW_STATE_OK;
+		row->state = profile->is_empty ? HRFLOW_STATE_EMPTY : HRFLOW_STATE_OK;
 		row->due_at = ok_until(run, profile);
 		row->attempts = 0;
 		row->is_refreshed = true;
@@ -370,7 +371,7 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 	else
 	{
 		set_failed_at(profile, HRFLOW_STATE_DUE, true);
-		if (row->attempts >= run->max_attempts)
+		if (row->attempts >= run->max_attempts || profile->is_final)
 		{
 			profile->tally = HRFLOW_TALLY_FAILED;
 			row->state = HRFLOW_STATE_FAILED;

@@ -607,6 +607,12 @@ check_profiles(HrflowStore *store)
 									  TIMESTAMPTZOID);
 	store->has_erased_at = has_column(store->profiles, "erased_at",
 									  TIMESTAMPTZOID);
+	if (store->kind->reading != NULL)
+	{
+		hrflow_store_check_column(store->profiles, "content_hash", TEXTOID);
+		hrflow_store_check_column(store->profiles, "sent_hash", TEXTOID);
+		store->has_content = true;
+	}
 	store->has_fetched_with =
 		is_column(store->profiles, "dimension", INT4OID) &&
 		is_column(store->profiles, "sections", TEXTARRAYOID) &&

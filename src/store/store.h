@@ -38,6 +38,30 @@ typedef enum HrflowStoreAccess
 } HrflowStoreAccess;
 
 /*
+ * How the content to be sent is read from the columns of a feeding table, if
+ * the API does not have it.  The SQL has the conventions of
+ * hrflow_store_sql().
+ */
+typedef struct HrflowReading
+{
+	int			max_columns;
+	bool		takes_item_type;	/* is there a type of items? */
+	const Oid  *types;			/* types that a column may have */
+	int			ntypes;
+	const char *type_names;		/* their names, for a hint */
+	const char *column_sql;		/* a column of row "f"; takes its name */
+	const char *value_sql;		/* the content; takes the columns */
+	const char *present_sql;	/* condition that c.value is not empty */
+
+	/*
+	 * Make the JSON to POST, palloc'd; or return NULL, with *problem set to
+	 * the reason as a whole sentence.
+	 */
+	char	   *(*make_body) (const char *item_type, Datum value,
+							  char **problem);
+} HrflowReading;
+
+/*
  * A kind of content that a store may have.
  */
 typedef struct HrflowKind
@@ -47,10 +71,12 @@ typedef struct HrflowKind
 	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* names of columns, then
 													 * NULLs */
 	bool		needs_source;	/* must source_id be nonempty? */
+	bool		has_no_source;	/* must source_id be empty? */
 	bool		has_sections;	/* does "fields" choose sections?  If not,
 								 * "whole" is the only section */
 	const char *whole;			/* section for a complete profile or job */
 	HrflowWantedKind asked;		/* how to request it from the API */
+	const HrflowReading *reading;	/* NULL: the API has the content */
 } HrflowKind;
 
 /*
@@ -82,6 +108,8 @@ typedef struct HrflowStore
 	bool		has_manual;		/* does "profiles" have a column "manual"? */
 	bool		has_failed_at;	/* does it have a column "failed_at"? */
 	bool		has_erased_at;	/* does it have a column "erased_at"? */
+	bool		has_content;	/* does it have columns "content_hash" and
+								 * "sent_hash"? */
 	bool		has_fetched_with;	/* does it have columns "dimension",
 									 * "sections" and "account"? */
 
@@ -94,7 +122,7 @@ typedef struct HrflowStore
 /*
  * Parameters of a statement.
  */
-#define HRFLOW_MAX_PARAMETERS 16
+#define HRFLOW_MAX_PARAMETERS 20
 
 typedef struct HrflowParameters
 {
@@ -127,8 +155,15 @@ enum
 	HRFLOW_TRIGGER_PROFILE_COLUMN,
 	HRFLOW_TRIGGER_SOURCE_ID,	/* empty if SOURCE_COLUMN is not */
 	HRFLOW_TRIGGER_SOURCE_COLUMN,	/* empty if SOURCE_ID is not */
+
+	/* Only if the content comes from columns of the table: */
+	HRFLOW_TRIGGER_NCOLUMNS,	/* number of these columns */
+	HRFLOW_TRIGGER_ITEM_TYPE,	/* may be empty */
 	HRFLOW_TRIGGER_NARGS
 };
+
+/* Number of arguments of a trigger without columns of content. */
+#define HRFLOW_TRIGGER_NKEYS HRFLOW_TRIGGER_NCOLUMNS
 
 /*
  * A trigger on a table that feeds a store.
@@ -143,7 +178,7 @@ typedef struct HrflowFeeder
 	char		enabled;		/* pg_trigger.tgenabled */
 	bool		is_insert;		/* is this the trigger on INSERT? */
 	bool		is_update;		/* is this the trigger on UPDATE? */
-	char	   *args[HRFLOW_TRIGGER_NARGS];
+	char	   *args[HRFLOW_TRIGGER_NARGS]; /* those that it lacks are empty */
 } HrflowFeeder;
 
 /*
@@ -243,6 +278,8 @@ extern bool hrflow_feeder_owns_all(const HrflowStore *store, Oid function);
 extern char *hrflow_feeder_profiles(const HrflowStore *store,
 									char *const *args, const char *table,
 									const char *distinct);
+extern char *hrflow_feeder_wants(const HrflowStore *store, Relation table,
+								 char *const *args);
 extern char *hrflow_feeder_unwanted(const HrflowStore *store, Oid function);
 extern bool hrflow_feeder_has_tracked(const HrflowStore *store,
 									  const char *profiles);
@@ -264,6 +301,15 @@ extern void hrflow_columns_check(Relation table, const char *name,
 								 bool is_key, bool tracked);
 extern void hrflow_columns_check_keys(Relation table, char *const *args,
 									  bool tracked);
+extern List *hrflow_columns_of_content(Relation table, Oid trigger,
+									   char *const *args);
+extern List *hrflow_columns_of_feeders(Relation table, List *feeders);
+extern int	hrflow_columns_get(const char *argument, ArrayType *array,
+							   char **columns);
+extern int	hrflow_columns_get_content(const HrflowStore *store,
+									   Relation table, ArrayType *array,
+									   const NullableDatum *type, char **args,
+									   char **columns);
 
 /* Table with the keys of deleted profiles; see hrflow_deferred_register() */
 #define HRFLOW_DELETED "hrflow_deleted"

@@ -53,7 +53,9 @@ enum
 	ARG_PROFILE_COLUMN,
 	ARG_SOURCE_ID,
 	ARG_SOURCE_COLUMN,
-	ARG_REFRESH_COLUMNS
+	ARG_REFRESH_COLUMNS,
+	ARG_CONTENT_COLUMNS,
+	ARG_ITEM_TYPE
 };
 
 /*
@@ -70,7 +72,20 @@ static const char grant_sql[] = "GRANT EXECUTE ON FUNCTION %s() TO %q";
 
 static const char create_trigger_sql[] =
 "CREATE OR REPLACE TRIGGER %q %s %s ON %R %s"
-" EXECUTE FUNCTION %s(%L, %L, %L, %L)";
+" EXECUTE FUNCTION %s(%L, %L, %L, %L%s)";
+static const char content_arguments_sql[] = ", %L, %L";
+
+/*
+ * The contents come from other columns than before.  What has not changed is not
+ * requested.
+ */
+static const char mark_all_changed_sql[] =
+"UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
+" attempts = 0, generation = p.generation + 1, state = 'due'"
+" FROM (SELECT o.source_id AS s, o.%I AS i FROM %P AS o"
+" WHERE o.state NOT IN ('unwanted', 'gone')"
+" ORDER BY o.source_id, o.%I FOR UPDATE) AS l"
+" WHERE p.source_id = l.s AND p.%I = l.i";
 
 static const char on_insert_sql[] =
 "REFERENCING NEW TABLE AS hrflow_new FOR EACH STATEMENT";
@@ -324,7 +339,12 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 										  args[HRFLOW_TRIGGER_STORE],
 										  args[HRFLOW_TRIGGER_PROFILE_COLUMN],
 										  args[HRFLOW_TRIGGER_SOURCE_ID],
-										  args[HRFLOW_TRIGGER_SOURCE_COLUMN]),
+										  args[HRFLOW_TRIGGER_SOURCE_COLUMN],
+										  *args[HRFLOW_TRIGGER_NCOLUMNS] == '\0' ? "" :
+										  hrflow_store_sql(NULL,
+														   content_arguments_sql,
+														   args[HRFLOW_TRIGGER_NCOLUMNS],
+														   args[HRFLOW_TRIGGER_ITEM_TYPE])),
 						 NULL);
 
 	ObjectAddressSet(trigger, TriggerRelationId,
@@ -348,7 +368,7 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 	TupleDesc	desc = RelationGetDescr(table);
 	bool		same = true;
 
-	for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NARGS; i++)
+	for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NKEYS; i++)
 	{
 		const char *old = feeder->args[i];
 
@@ -464,7 +484,7 @@ is_as_made(const HrflowStore *store, const HrflowFeeder *feeder,
  */
 static bool
 is_tracked(const HrflowStore *store, Relation table, Oid function,
-		   char *const *args, const Bitmapset *columns)
+		   char *const *args, const Bitmapset *columns, const List *content)
 {
 	List	   *feeders = hrflow_feeder_find(store, function,
 											 RelationGetRelid(table),
@@ -480,7 +500,7 @@ is_tracked(const HrflowStore *store, Relation table, Oid function,
 	}
 	if (nmade != lengthof(trigger_kinds) || list_length(feeders) != nmade)
 		return false;
-	for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NARGS; i++)
+	for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NKEYS; i++)
 	{
 		int			number = i == HRFLOW_TRIGGER_SOURCE_ID ? 0 :
 		SPI_fnumber(RelationGetDescr(table), args[i]);
@@ -489,46 +509,20 @@ is_tracked(const HrflowStore *store, Relation table, Oid function,
 			keys = bms_add_member(keys, number);
 	}
 	return bms_equal(hrflow_columns_watched(table, feeders),
-					 bms_difference(columns, keys));
-}
-
-/*
- * Read an array of column names into "columns", unless that is NULL.  Returns
- * the number of names.  Throws 22023 and 54011.
- */
-static int
-get_columns(ArrayType *array, char **columns)
-{
-	Datum	   *values;
-	bool	   *nulls;
-	int			n;
-
-	deconstruct_array(array, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR,
-					  &values, &nulls, &n);
-	if (ARR_NDIM(array) > 1 || array_contains_nulls(array))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a one-dimensional array without nulls",
-						"refresh_columns")));
-	if (n > MaxTupleAttributeNumber)
-		ereport(ERROR,
-				(errcode(ERRCODE_TOO_MANY_COLUMNS),
-				 errmsg("%s has more elements than a table has columns",
-						"refresh_columns")));
-	for (int i = 0; columns != NULL && i < n; i++)
-		columns[i] = NameStr(*DatumGetName(values[i]));
-	return n;
+					 bms_difference(columns, keys)) &&
+		equal(content, hrflow_columns_of_feeders(table, feeders));
 }
 
 /*
  * Check and read the arguments of hrflow_track_table().  Sets "args" to the
- * arguments of the triggers, and *condition and *numbers to the arguments
- * "condition" and "columns" of create_triggers().
+ * arguments of the triggers, *condition and *numbers to the arguments
+ * "condition" and "columns" of create_triggers(), and *content to the argument
+ * of is_tracked().
  */
 static void
 get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 			  Relation table, char **args, char **condition,
-			  Bitmapset **numbers)
+			  Bitmapset **numbers, List **content)
 {
 	bool		has_source_id;
 	bool		has_source_column;
@@ -536,6 +530,8 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 	int			ncolumns = 0;
 	ArrayType  *refresh = PG_ARGISNULL(ARG_REFRESH_COLUMNS) ? NULL :
 	PG_GETARG_ARRAYTYPE_P(ARG_REFRESH_COLUMNS);
+	ArrayType  *given = PG_ARGISNULL(ARG_CONTENT_COLUMNS) ? NULL :
+	PG_GETARG_ARRAYTYPE_P(ARG_CONTENT_COLUMNS);
 
 	args[HRFLOW_TRIGGER_PROFILE_COLUMN] =
 		NameStr(*PG_GETARG_NAME(ARG_PROFILE_COLUMN));
@@ -545,7 +541,13 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 		pstrdup("") : NameStr(*PG_GETARG_NAME(ARG_SOURCE_COLUMN));
 	has_source_id = *args[HRFLOW_TRIGGER_SOURCE_ID] != '\0';
 	has_source_column = *args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0';
-	if (has_source_id == has_source_column &&
+	if (store->kind->has_no_source && (has_source_id || has_source_column))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("source_id and source_column must not be given"),
+				 errdetail("A store of %s has no sources.",
+						   store->kind->plural)));
+	if (!store->kind->has_no_source && has_source_id == has_source_column &&
 		(has_source_id || store->kind->needs_source))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -553,14 +555,26 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 				 errhint("Use source_id if all profiles of the table are in one source, or source_column if a column contains the source of each row.")));
 
 	columns = palloc(sizeof(char *) *
-					 (2 + (refresh == NULL ? 0 : get_columns(refresh, NULL))));
+					 (2 + (refresh == NULL ? 0 :
+						   hrflow_columns_get("refresh_columns", refresh, NULL)) +
+					  (given == NULL ? 0 :
+					   hrflow_columns_get("content_columns", given, NULL))));
 	hrflow_columns_check_keys(table, args, false);
 	columns[ncolumns++] = args[HRFLOW_TRIGGER_PROFILE_COLUMN];
 	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
 		columns[ncolumns++] = args[HRFLOW_TRIGGER_SOURCE_COLUMN];
+	*content = NIL;
+	for (int i = hrflow_columns_get_content(store, table, given,
+											&fcinfo->args[ARG_ITEM_TYPE],
+											args, columns + ncolumns);
+		 i > 0; i--)
+		*content = lappend_int(*content,
+							   SPI_fnumber(RelationGetDescr(table),
+										   columns[ncolumns++]));
 	if (refresh != NULL)
 	{
-		int			n = get_columns(refresh, columns + ncolumns);
+		int			n = hrflow_columns_get("refresh_columns", refresh,
+										   columns + ncolumns);
 
 		for (int i = 0; i < n; i++)
 			hrflow_columns_check(table, columns[ncolumns++], false, false);
@@ -597,20 +611,44 @@ tidy_aside(const HrflowStore *store, Oid function)
 }
 
 /*
+ * Did a table feed the store with contents that were read in another way?
+ */
+static bool
+reads_otherwise(const HrflowStore *store, Relation table, Oid function,
+				char *const *args, const List *content)
+{
+	List	   *feeders = hrflow_feeder_find(store, function,
+											 RelationGetRelid(table),
+											 AccessShareLock);
+
+	if (feeders == NIL || content == NIL)
+		return false;
+	return !equal(content, hrflow_columns_of_feeders(table, feeders)) ||
+		strcmp(((HrflowFeeder *) linitial(feeders))->args[HRFLOW_TRIGGER_ITEM_TYPE],
+			   args[HRFLOW_TRIGGER_ITEM_TYPE]) != 0;
+}
+
+/*
  * Let a table feed the store from now on, and track the profiles that its
  * rows name.  The table is locked against writers meanwhile.  Returns the
  * number of profiles that were not tracked before.
  */
 static uint64
 track(const HrflowStore *store, Relation table, Oid function,
-	  char *const *args, const char *condition, const Bitmapset *columns)
+	  char *const *args, const char *condition, const Bitmapset *columns,
+	  const List *content)
 {
 	bool		had_triggers;
+	bool		has_changed;
 
 	LockRelationOid(RelationGetRelid(table), ShareRowExclusiveLock);
+	has_changed = reads_otherwise(store, table, function, args, content);
 	had_triggers = create_triggers(store, table, function, args, condition,
 								   columns);
 	CommandCounterIncrement();
+	if (has_changed)
+		hrflow_store_execute(hrflow_store_sql(store, mark_all_changed_sql),
+							 NULL);
 
 	/*
 	 * A table that did not feed the store before makes no profile unwanted.
@@ -662,7 +700,8 @@ reconcile(const HrflowStore *store, Relation table, Oid function,
 /*
  * hrflow_track_table(store regclass, source_table regclass,
  *					  profile_column name, source_id text, source_column name,
- *					  refresh_columns name[]) RETURNS bigint
+ *					  refresh_columns name[], content_columns name[],
+ *					  item_type text) RETURNS bigint
  */
 Datum
 hrflow_track_table(PG_FUNCTION_ARGS)
@@ -671,6 +710,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	char	   *args[HRFLOW_TRIGGER_NARGS];
 	char	   *condition;
 	Bitmapset  *columns;
+	List	   *content;
 	HrflowStore store;
 	Relation	table;
 	uint64		n;
@@ -692,13 +732,14 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 	hrflow_store_check_manual(&store);
 	table = open_source(PG_GETARG_OID(ARG_TABLE), &store);
 	args[HRFLOW_TRIGGER_STORE] = store.vectors_name;
-	get_arguments(fcinfo, &store, table, args, &condition, &columns);
+	get_arguments(fcinfo, &store, table, args, &condition, &columns,
+				  &content);
 
-	if (is_tracked(&store, table, function, args, columns) &&
+	if (is_tracked(&store, table, function, args, columns, content) &&
 		may_lock_rows(&store, table))
 		n = reconcile(&store, table, function, args);
 	else
-		n = track(&store, table, function, args, condition, columns);
+		n = track(&store, table, function, args, condition, columns, content);
 	tidy_aside(&store, function);
 
 	relation_close(table, NoLock);

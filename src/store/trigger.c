@@ -408,7 +408,8 @@ open_fed_store(HrflowStore *store, TriggerData *trigdata)
 	Trigger    *trigger = trigdata->tg_trigger;
 	Oid			vectors;
 
-	if (trigger->tgnargs != HRFLOW_TRIGGER_NARGS)
+	if (trigger->tgnargs != HRFLOW_TRIGGER_NKEYS &&
+		trigger->tgnargs != HRFLOW_TRIGGER_NARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" was not created by hrflow_track_table()",

@@ -61,15 +61,15 @@ static const char write_states_sql[] =
 "UPDATE %P AS p SET state = k.state, due_at = k.due_at,"
 " lease_until = NULL, attempts = k.attempts,"
 " refreshed_at = COALESCE(k.refreshed_at, p.refreshed_at),"
-" %s %s http_status = k.http_status, last_error = k.error"
-" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+" %s %s %s http_status = k.http_status, last_error = k.error"
+" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 " AS k(s, i, state, due_at, attempts, http_status,"
-" refreshed_at, error, failed_at, dimension, sections)"
+" refreshed_at, error, failed_at, dimension, sections, hash, was_sent)"
 " WHERE p.ctid = (SELECT o.ctid FROM %P AS o"
 " WHERE o.source_id = k.s AND o.%I = k.i)";
 
 /*
- * $12 is the account.  If the API does not know a profile, all its sections
+ * $14 is the account.  If the API does not know a profile, all its sections
  * are requested again once it does.  If the API knows it, but has no vector
  * of a section, the section counts as requested.
  */
@@ -77,7 +77,16 @@ static const char fetched_with_sql[] =
 "dimension = COALESCE(k.dimension, p.dimension),"
 " sections = CASE WHEN k.state = 'missing' THEN k.sections::text[]"
 " ELSE COALESCE(k.sections::text[], p.sections) END,"
-" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $12 END,";
+" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $14 END,";
+
+/*
+ * The hash of a content is stored with its vector.  A content that may have
+ * been sent, but has no reply, remains marked.
+ */
+static const char content_sql[] =
+"content_hash = CASE WHEN k.refreshed_at IS NULL THEN p.content_hash"
+" ELSE k.hash END,"
+" sent_hash = CASE WHEN k.was_sent THEN p.sent_hash END,";
 
 /*
  * Copy a timestamp in the last statement's result to *value.  Returns false,
@@ -180,7 +189,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 }
 
 static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, INT4OID, TEXTOID};
+INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID, BOOLOID};
 
 static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
@@ -376,7 +385,8 @@ get_write_states_sql(const HrflowStore *store)
 {
 	return hrflow_store_sql(store, write_states_sql, store->has_failed_at ?
 							"failed_at = k.failed_at," : "",
-							store->has_fetched_with ? fetched_with_sql : "");
+							store->has_fetched_with ? fetched_with_sql : "",
+							store->has_content ? content_sql : "");
 }
 
 /*
@@ -425,6 +435,11 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		nulls[i] = sections == NULL;
 		values[i++] = sections == NULL ? (Datum) 0 :
 			CStringGetTextDatum(sections);
+		nulls[i] = profile->hash == NULL;
+		values[i++] = profile->hash == NULL ? (Datum) 0 :
+			CStringGetTextDatum(profile->hash);
+		values[i++] = BoolGetDatum(profile->was_sent &&
+								   profile->status != HRFLOW_OK);
 		Assert(i == lengthof(state_types));
 		hrflow_store_add_row(rows, values, nulls);
 	}

@@ -147,6 +147,8 @@ void
 hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
 {
 	HrflowTransport *transport = transfer->transport;
+	bool		was_sent = transfer->state == HRFLOW_SENT ||
+	transfer->state == HRFLOW_RECEIVING;
 
 	leave(transfer);
 	hrflow_account_give_back_probe(transfer);
@@ -156,6 +158,7 @@ hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
 	{
 		transfer->reply.stopped = true;
 		transfer->reply.expired = transport->expired;
+		transfer->reply.was_sent = was_sent;
 		state = HRFLOW_DONE;
 	}
 	enter(transfer, state);

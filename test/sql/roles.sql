@@ -12,7 +12,7 @@ CREATE SCHEMA talent;
 CREATE ROLE regress_hrflow_owner LOGIN;
 GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
 GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text), hrflow_drop_store(regclass),
-	hrflow_track_table(regclass, regclass, name, text, name, name[]),
+	hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text),
 	hrflow_untrack_table(regclass, regclass), hrflow_index_statement(regclass, text),
 	hrflow_release_columns(regclass, regclass),
 	hrflow_refresh_estimate(regclass, jsonb, interval, int),

@@ -122,7 +122,7 @@ sql('DROP TRIGGER t ON hr.candidate; ALTER TABLE hr.candidate DROP c');
 # A role that may call hrflow_track_table() needs no other privilege
 sql(q{CREATE ROLE keeper LOGIN;
 	GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text) TO keeper;
-	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[])
+	GRANT EXECUTE ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text)
 		TO keeper;
 	CREATE SCHEMA kept AUTHORIZATION keeper;
 	SET ROLE keeper;

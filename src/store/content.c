@@ -1,0 +1,577 @@
+/*-------------------------------------------------------------------------
+ *
+ * content.c
+ *		Reads the contents that a run sends to the API from the tables that
+ *		feed the store, and avoids sending them more than once.
+ *
+ * Contents are read in the transaction that claims their keys.  A hash of the
+ * request that was answered is kept with each key, in the column
+ * "content_hash".  A content that has a vector in the store, of whatever key,
+ * is not sent again; nor is one that is already in flight.
+ *
+ * Before requests are sent, their hashes are committed in the column
+ * "sent_hash", which is cleared when the answer is written.  So if a session
+ * ends in between, the next one knows which contents may have been sent, and
+ * paid for.  It reports them as failed, and only hrflow_retry() has them sent
+ * again.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/cryptohash.h"
+#include "common/sha2.h"
+#include "compat.h"
+#include "store/refresh.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+
+/*
+ * The contents of the keys $1 in one table.  Of several rows with one key, the
+ * content that sorts first is used.
+ */
+static const char read_sql[] =
+"SELECT DISTINCT ON (p.n) p.n::integer, c.value FROM"
+" (SELECT ''::text AS source_id, u.i AS %I, u.n"
+" FROM unnest($1) WITH ORDINALITY AS u(i, n)) AS p"
+" JOIN %R AS f ON %s CROSS JOIN LATERAL (SELECT %s AS value) AS c"
+" WHERE %s ORDER BY p.n, c.value";
+
+static const char next_column_sql[] = "%s, %s";
+
+/*
+ * The vectors that the store has of contents.  $1 are the keys and $2 the hashes
+ * of the contents, $3 is the account, $4 the section, and $5 are the dimensions
+ * of the store's vectors, or none if any will do.  A key's own vector is
+ * preferred.
+ */
+static const char find_vectors_sql[] =
+"SELECT h.n::integer, e.vector"
+" FROM unnest($1, $2) WITH ORDINALITY AS h(i, hash, n)"
+" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %P AS p"
+" JOIN %V AS v ON v.source_id = p.source_id AND v.%I = p.%I"
+" WHERE p.content_hash = h.hash AND p.account = $3"
+" AND v.section = $4 AND v.item = 0"
+" AND (cardinality($5) = 0 OR p.dimension = ANY ($5))"
+" ORDER BY p.%I = h.i DESC LIMIT 1) AS e";
+
+/*
+ * Which of the hashes $1 belong to requests that a session may have sent without
+ * writing the answer?  $2 is the present time, and $3 is the end of the lease of
+ * the keys that were just claimed.
+ */
+static const char find_sent_sql[] =
+"SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
+" WHERE EXISTS (SELECT FROM %P AS p WHERE p.sent_hash = h.hash"
+" AND (p.lease_until IS NULL OR p.lease_until <= $2 OR p.lease_until = $3))";
+
+/* $1 are keys, and $2 the hashes of requests that are about to be sent. */
+static const char mark_sql[] =
+"UPDATE %P AS p SET sent_hash = k.hash FROM unnest($1, $2) AS k(i, hash)"
+" WHERE p.source_id = '' AND p.%I = k.i";
+
+/* $1 are keys, and $2 the ends of the leases, of requests that were not sent. */
+static const char unmark_sql[] =
+"WITH locked AS MATERIALIZED"
+" (SELECT p.%I AS i FROM unnest($1, $2) AS k(i, lease)"
+" JOIN %P AS p ON p.source_id = '' AND p.%I = k.i"
+" WHERE p.lease_until = k.lease ORDER BY p.%I FOR UPDATE OF p SKIP LOCKED)"
+" UPDATE %P AS p SET sent_hash = NULL FROM locked AS k"
+" WHERE p.source_id = '' AND p.%I = k.i";
+
+/* The planner may choose how it finds the rows of a feeding table. */
+static const char *const read_settings[] = {
+	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin"
+};
+
+/*
+ * Find the triggers that tell which tables feed the store.  This locks the
+ * tables, and comes before rows of the store are locked, as in TRUNCATE.
+ */
+List *
+hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)
+{
+	List	   *feeders = NIL;
+	ListCell   *cell;
+
+	foreach(cell, hrflow_feeder_find(store, run->function, InvalidOid,
+									 AccessShareLock))
+	{
+		HrflowFeeder *feeder = lfirst(cell);
+
+		/*
+		 * The trigger on UPDATE also knows the columns.  Without it, which is
+		 * after hrflow_release_columns(), do not take the contents for
+		 * missing.
+		 */
+		if (feeder->is_insert || feeder->is_update)
+			feeders = lappend(feeders, feeder);
+	}
+	return feeders;
+}
+
+/*
+ * Return the trigger on UPDATE of a table, or InvalidOid.
+ */
+static Oid
+find_update_trigger(List *feeders, Oid table)
+{
+	ListCell   *cell;
+
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder->is_update && feeder->table == table)
+			return feeder->trigger;
+	}
+	return InvalidOid;
+}
+
+/*
+ * Return the statement that reads the contents of a table.
+ */
+static char *
+make_read_sql(const HrflowStore *store, Relation table,
+			  const HrflowFeeder *feeder, Oid trigger)
+{
+	const HrflowReading *reading = store->kind->reading;
+	char	   *columns = NULL;
+	ListCell   *cell;
+
+	hrflow_columns_check_keys(table, feeder->args, true);
+	foreach(cell, hrflow_columns_of_content(table, trigger, feeder->args))
+	{
+		char	   *name = SPI_fname(RelationGetDescr(table), lfirst_int(cell));
+		char	   *column = hrflow_store_sql(NULL, reading->column_sql, name);
+
+		columns = columns == NULL ? column :
+			hrflow_store_sql(NULL, next_column_sql, columns, column);
+	}
+	return hrflow_store_sql(store, read_sql, RelationGetRelid(table),
+							hrflow_feeder_wants(store, table, feeder->args),
+							hrflow_store_sql(NULL, reading->value_sql, columns),
+							reading->present_sql);
+}
+
+/*
+ * Return the SHA-256 hash of a string, in hexadecimal.
+ */
+static char *
+make_hash(const char *string)
+{
+	uint8		digest[PG_SHA256_DIGEST_LENGTH];
+	char	   *hash = palloc0(2 * PG_SHA256_DIGEST_LENGTH + 1);
+	pg_cryptohash_ctx *context = pg_cryptohash_create(PG_SHA256);
+
+	if (pg_cryptohash_init(context) < 0 ||
+		pg_cryptohash_update(context, (const uint8 *) string,
+							 strlen(string)) < 0 ||
+		pg_cryptohash_final(context, digest, sizeof(digest)) < 0)
+		elog(ERROR, "could not compute the SHA-256 hash of a request");
+	pg_cryptohash_free(context);
+	hex_encode((const char *) digest, PG_SHA256_DIGEST_LENGTH, hash);
+	return hash;
+}
+
+/*
+ * Take a content of a profile.  Of the contents in several tables, the one that
+ * sorts first is used; one that cannot be sent only if there is no other.
+ */
+static void
+take_content(HrflowProfile *profile, const HrflowReading *reading,
+			 const char *item_type, Datum value)
+{
+	MemoryContext old = MemoryContextSwitchTo(profile->context);
+	char	   *problem = NULL;
+	char	   *body = reading->make_body(item_type, value, &problem);
+
+	if (body == NULL)
+		profile->problem = problem;
+	else if (profile->body == NULL || strcmp(body, profile->body) < 0)
+		profile->body = body;
+	MemoryContextSwitchTo(old);
+}
+
+static ArrayType *
+make_texts_of(List *profiles, bool of_hashes)
+{
+	Datum	   *texts = palloc(sizeof(Datum) * Max(list_length(profiles), 1));
+	ListCell   *cell;
+
+	foreach(cell, profiles)
+	{
+		const HrflowProfile *profile = lfirst(cell);
+
+		texts[foreach_current_index(cell)] =
+			CStringGetTextDatum(of_hashes ? profile->hash :
+								profile->identifier);
+	}
+	return construct_array(texts, list_length(profiles), TEXTOID, -1, false,
+						   TYPALIGN_INT);
+}
+
+/*
+ * Read the contents of profiles from one table.
+ */
+static void
+read_table(const HrflowStore *store, List *feeders, const HrflowFeeder *feeder,
+		   List *profiles)
+{
+	Relation	table = relation_open(feeder->table, NoLock);
+	HrflowParameters parameters = {0};
+	uint64		n;
+
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(make_texts_of(profiles, false)));
+	n = hrflow_store_execute(make_read_sql(store, table, feeder,
+										   find_update_trigger(feeders,
+															   feeder->table)),
+							 &parameters);
+	for (uint64 i = 0; i < n; i++)
+		take_content(list_nth(profiles,
+							  DatumGetInt32(hrflow_store_datum(i, 1)) - 1),
+					 store->kind->reading,
+					 feeder->args[HRFLOW_TRIGGER_ITEM_TYPE],
+					 hrflow_store_datum(i, 2));
+	SPI_freetuptable(SPI_tuptable);
+	relation_close(table, NoLock);
+}
+
+/*
+ * Read the contents of profiles from all tables.
+ */
+static void
+read_tables(const HrflowStore *store, List *feeders, List *profiles)
+{
+	int			level = NewGUCNestLevel();
+	ListCell   *cell;
+
+	for (int i = 0; i < lengthof(read_settings); i++)
+		(void) set_config_option(read_settings[i], "on", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0,
+								 false);
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder->is_insert)
+			read_table(store, feeders, feeder, profiles);
+	}
+	AtEOXact_GUC(false, level);
+}
+
+/*
+ * Give a profile a copy of a vector.
+ */
+static void
+give_vector(const HrflowRun *run, HrflowProfile *profile, ArrayType *value)
+{
+	MemoryContext old = MemoryContextSwitchTo(profile->context);
+	HrflowVector *vector = palloc0(sizeof(HrflowVector));
+
+	vector->section = pstrdup(run->kind->whole);
+	vector->value = (ArrayType *) palloc(VARSIZE(value));
+	memcpy(vector->value, value, VARSIZE(value));
+	profile->vectors = list_make1(vector);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Give those of some profiles a vector whose contents have one in the store.
+ */
+static void
+find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
+{
+	int			ndimensions = list_length(run->dimensions);
+	Datum	   *dimensions = palloc(sizeof(Datum) * Max(ndimensions, 1));
+	HrflowParameters parameters = {0};
+	ListCell   *cell;
+	uint64		n;
+
+	foreach(cell, run->dimensions)
+		dimensions[foreach_current_index(cell)] = Int32GetDatum(lfirst_int(cell));
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(make_texts_of(profiles, false)));
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(make_texts_of(profiles, true)));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(run->account));
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(run->kind->whole));
+	hrflow_store_add(&parameters, INT4ARRAYOID,
+					 PointerGetDatum(construct_array(dimensions, ndimensions,
+													 INT4OID, sizeof(int32),
+													 true, TYPALIGN_INT)));
+	n = hrflow_store_execute(hrflow_store_sql(store, find_vectors_sql),
+							 &parameters);
+	for (uint64 i = 0; i < n; i++)
+		give_vector(run,
+					list_nth(profiles,
+							 DatumGetInt32(hrflow_store_datum(i, 1)) - 1),
+					DatumGetArrayTypeP(hrflow_store_datum(i, 2)));
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Find the profiles whose contents may have been sent by a session that did not
+ * write the answer.
+ */
+static void
+find_sent(const HrflowStore *store, List *profiles, TimestampTz lease)
+{
+	HrflowParameters parameters = {0};
+	uint64		n;
+
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(make_texts_of(profiles, true)));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID,
+					 TimestampTzGetDatum(GetCurrentTimestamp()));
+	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
+	n = hrflow_store_execute(hrflow_store_sql(store, find_sent_sql),
+							 &parameters);
+	for (uint64 i = 0; i < n; i++)
+	{
+		HrflowProfile *profile = list_nth(profiles,
+										  DatumGetInt32(hrflow_store_datum(i, 1)) - 1);
+
+		profile->was_sent = true;
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Let a profile fail without a request.
+ */
+static void
+fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,
+	 const char *detail)
+{
+	HrflowResult result = {
+		.status = status,
+		.endpoint = run->kind->asked.endpoint,
+		.detail = unconstify(char *, detail)
+	};
+	MemoryContext old = MemoryContextSwitchTo(profile->context);
+
+	profile->status = status;
+	profile->is_final = true;
+	profile->error = hrflow_error_describe(&result);
+	MemoryContextSwitchTo(old);
+	hrflow_state_arrive(run, profile);
+}
+
+/*
+ * Find a profile of the run with the same content that is being requested, or
+ * that has a vector to be written.  Returns NULL if there is none.
+ */
+static HrflowProfile *
+find_leader(HrflowRun *run, const HrflowProfile *profile)
+{
+	dlist_head *lists[] = {&run->in_flight, &run->claimed, &run->arrived};
+	dlist_iter	iter;
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			HrflowProfile *other = dlist_container(HrflowProfile, node,
+												   iter.cur);
+
+			if (other == profile)
+				break;			/* the next ones wait for this one */
+			if (other->hash != NULL && strcmp(other->hash, profile->hash) == 0 &&
+				(lists[i] != &run->arrived || other->vectors != NIL))
+				return other;
+		}
+	}
+	return NULL;
+}
+
+/*
+ * Decide what becomes of a profile that was claimed.  Returns whether its content
+ * is to be sent, for it or for another one.
+ */
+static bool
+settle(HrflowRun *run, HrflowProfile *profile)
+{
+	HrflowProfile *leader;
+
+	if (profile->body == NULL && profile->problem != NULL)
+		fail(run, profile, HRFLOW_INVALID_REQUEST, profile->problem);
+	else if (profile->body == NULL)
+	{
+		profile->is_empty = true;
+		hrflow_state_arrive(run, profile);
+	}
+	else if (profile->vectors != NIL)
+		hrflow_state_arrive(run, profile);
+	else if ((leader = find_leader(run, profile)) == NULL)
+	{
+		if (!profile->was_sent)
+			return true;
+		fail(run, profile, HRFLOW_CONNECTION_LOST,
+			 "It may have been sent, and paid for, by a session that ended before it wrote the answer. hrflow_retry() sends it again.");
+	}
+	else if (leader->vectors != NIL)
+	{
+		give_vector(run, profile,
+					((HrflowVector *) linitial(leader->vectors))->value);
+		hrflow_state_arrive(run, profile);
+	}
+	else
+	{
+		profile->leader = leader;
+		profile->was_sent = false;
+		dlist_delete(&profile->node);
+		dlist_push_tail(&run->waiting, &profile->node);
+		return true;
+	}
+	return false;
+}
+
+/*
+ * Read the contents of the profiles that were just claimed, with leases until
+ * "lease".  Those that need not be sent, or cannot be, have arrived.  The others
+ * stay claimed, or wait for one with the same content; that they may be sent is
+ * recorded.
+ */
+void
+hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
+					TimestampTz lease)
+{
+	List	   *profiles = NIL;
+	List	   *present = NIL;
+	List	   *sent = NIL;
+	HrflowParameters parameters = {0};
+	dlist_iter	iter;
+	ListCell   *cell;
+
+	dlist_foreach(iter, &run->claimed)
+		profiles = lappend(profiles,
+						   dlist_container(HrflowProfile, node, iter.cur));
+	if (profiles == NIL)
+		return;
+	read_tables(store, feeders, profiles);
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+		MemoryContext old = MemoryContextSwitchTo(profile->context);
+
+		if (profile->body != NULL)
+			profile->hash = make_hash(profile->body);
+		MemoryContextSwitchTo(old);
+		if (profile->hash != NULL)
+			present = lappend(present, profile);
+	}
+	if (present != NIL)
+	{
+		find_vectors(run, store, present);
+		find_sent(store, present, lease);
+	}
+	foreach(cell, profiles)
+	{
+		if (settle(run, lfirst(cell)))
+			sent = lappend(sent, lfirst(cell));
+	}
+	if (sent == NIL)
+		return;
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(make_texts_of(sent, false)));
+	hrflow_store_add(&parameters, TEXTARRAYOID,
+					 PointerGetDatum(make_texts_of(sent, true)));
+	hrflow_store_execute(hrflow_store_sql(store, mark_sql), &parameters);
+}
+
+/*
+ * Record that the profiles that are still claimed were not sent.
+ */
+void
+hrflow_content_unmark(HrflowRun *run, const HrflowStore *store)
+{
+	static const Oid types[] = {TEXTOID, TIMESTAMPTZOID};
+	dlist_head *lists[] = {&run->claimed, &run->waiting};
+	HrflowRows *rows;
+	HrflowParameters parameters = {0};
+	dlist_iter	iter;
+	int			n = 0;
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+			n++;
+	}
+	if (n == 0)
+		return;
+	rows = hrflow_store_make_rows(types, lengthof(types), n);
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_foreach(iter, lists[i])
+		{
+			const HrflowProfile *profile = dlist_container(HrflowProfile, node,
+														   iter.cur);
+			Datum		values[lengthof(types)];
+
+			values[0] = CStringGetTextDatum(profile->identifier);
+			values[1] = TimestampTzGetDatum(profile->lease);
+			hrflow_store_add_row(rows, values, NULL);
+		}
+	}
+	hrflow_store_add_rows(&parameters, rows);
+	hrflow_store_execute(hrflow_store_sql(store, unmark_sql), &parameters);
+}
+
+/*
+ * Give the result of a profile to those that wait for it.
+ */
+void
+hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &run->waiting)
+	{
+		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
+
+		if (profile->leader != leader)
+			continue;
+		profile->leader = NULL;
+		profile->asked_at = leader->asked_at;
+		profile->status = leader->status;
+		profile->http_status = leader->http_status;
+		profile->unasked = leader->unasked;
+		profile->was_sent = leader->was_sent;
+		if (leader->error != NULL)
+			profile->error = MemoryContextStrdup(profile->context,
+												 leader->error);
+		if (leader->vectors != NIL)
+			give_vector(run, profile,
+						((HrflowVector *) linitial(leader->vectors))->value);
+		hrflow_state_land(run, profile);
+	}
+}
+
+/*
+ * Warn that contents have become empty, and that their vectors were put aside,
+ * or are kept, because there are too many.
+ */
+void
+hrflow_content_warn(const HrflowRun *run)
+{
+	if (run->nerased > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s has put aside the vector of " INT64_FORMAT " key whose content has become empty",
+							   "refresh of %s has put aside the vectors of " INT64_FORMAT " keys whose contents have become empty",
+							   run->nerased, run->name, run->nerased),
+				 errhint("Until they are deleted, hrflow_restore() brings them back.")));
+	if (run->nkept > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s keeps the vector of " INT64_FORMAT " key whose content has become empty",
+							   "refresh of %s keeps the vectors of " INT64_FORMAT " keys whose contents have become empty",
+							   run->nkept, run->name, run->nkept),
+				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, lose vectors in this way."),
+				 errhint("If the rows are no longer needed, delete them or untrack their keys with hrflow_untrack().")));
+}

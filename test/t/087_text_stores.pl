@@ -1,0 +1,297 @@
+# Texts and documents are sent once: not again because a row was updated, nor because
+# another row has the same text, nor because a session was lost that may have sent
+# them.  Stores of them survive what stores of profiles survive: a dump, a rename, a
+# kill and a loss of many rows.  A regression test could see neither requests nor
+# other sessions.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 64);
+my $node = Hrflow::Node->new('texts', $api, link_hosts => '127.0.0.1', max_concurrency => 8);
+
+sub sql { return $node->safe_psql('postgres', $_[0]); }
+
+# Number of texts and documents that the API was asked for since the last reset.
+sub requests
+{
+	return scalar grep { $_->{path} =~ m{^/v1/(text|document)/embedding$} } $api->log;
+}
+
+sub states
+{
+	return sql(
+		q{SELECT string_agg(state || ' ' || n, ', ' ORDER BY state)
+		FROM (SELECT state, count(*) AS n FROM vectors_profile GROUP BY 1) s});
+}
+
+# Number of vectors that are not those of the text in the row with their key.
+sub wrong
+{
+	return sql(
+		q{SELECT count(*) FROM vectors v LEFT JOIN job ON job.id = v.key
+		WHERE vector IS DISTINCT FROM hrflow_text_embedding(title || E'\n\n' || body)}
+	);
+}
+
+sub refresh { return sql(q{CALL hrflow_refresh('vectors')}); }
+
+sql('ALTER SYSTEM SET restart_after_crash = on');
+sql('SELECT pg_reload_conf()');
+sql(q{SELECT hrflow_create_store('vectors', 'real[]', content => 'text');
+	CREATE TABLE job (id text PRIMARY KEY, title text, body text, seen timestamptz);
+	SELECT hrflow_track_table('vectors', 'job', 'id', content_columns => '{title,body}',
+		refresh_columns => '{seen}')});
+
+#
+# Equal texts, and texts that have not changed
+#
+my $n = $ENV{HRFLOW_TEXTS} // 1000;
+my $distinct = $n * 6 / 10;
+sql(qq{INSERT INTO job SELECT i, 'Nurse', 'in room ' || (i % $distinct) FROM generate_series(1, $n) i}
+);
+$api->reset;
+refresh();
+is(states(), "ok $n", 'a refresh gets a vector for each text');
+is(requests(), $distinct, "$n texts of which only $distinct are distinct take $distinct requests");
+is(wrong(), 0, 'each text has its own vector') if $n <= 1000;
+$api->reset;
+sql('UPDATE job SET title = title, body = body');
+is(states(), "ok $n", 'a text that is updated to itself is not due');
+sql('UPDATE job SET seen = now()');
+is(states(), "due $n", 'a change of a refresh column makes texts due');
+refresh();
+is(states(), "ok $n", 'texts that have not changed are refreshed');
+sql(q{UPDATE vectors_profile SET due_at = now()});
+refresh();
+is(requests(), 0, 'texts that have not changed take no request');
+sql(q{UPDATE job SET body = 'in room 2' WHERE id = '1'});
+refresh();
+is(requests(), 0, 'a text that another row has takes no request');
+sql(q{UPDATE job SET body = 'elsewhere' WHERE id = '1'});
+refresh();
+is(requests(), 1, 'a text that has changed is requested once');
+sql(q{UPDATE vectors_profile SET content_hash = NULL, due_at = now() WHERE key IN ('1', '2')});
+refresh();
+is(requests(), 2, 'a text whose hash was removed is requested again, unless another row has it');
+sql(q{TRUNCATE job});
+is(sql('SELECT count(*) FROM vectors'), 0, 'TRUNCATE erases all vectors');
+
+#
+# Texts that are not sent
+#
+$api->reset;
+sql(q{INSERT INTO job VALUES ('long', repeat('x', 1048577), NULL), ('null', NULL, NULL),
+	('empty', '', ''), ('blank', E' \n\t', NULL)});
+refresh();
+is(requests(), 0, 'neither a text over the limit nor an empty one is sent');
+is(states(), 'empty 3, failed 1', 'only a text over the limit fails');
+like(
+	sql(q{SELECT last_error FROM hrflow_store_failures('vectors')}),
+	qr/The text is longer than 1048576 bytes/,
+	'a text over the limit is reported');
+sql(q{UPDATE job SET title = 'Nurse' WHERE id IN ('long', 'null')});
+refresh();
+is(states(), 'empty 2, ok 2', 'a text that was shortened or filled in gets a vector');
+is(requests(), 1, 'and takes one request');
+
+#
+# A loss of many texts
+#
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Cook', 'number ' || i FROM generate_series(1, 40) i}
+);
+refresh();
+my ($out, $err);
+sql(q{UPDATE job SET title = NULL, body = NULL});
+$node->psql('postgres', q{CALL hrflow_refresh('vectors')}, stdout => \$out, stderr => \$err);
+like(
+	$err,
+	qr/keeps the vectors of 40 keys whose contents have become empty/,
+	'vectors are kept if too many texts become empty at once');
+is(sql('SELECT count(*) FROM vectors'), 40, 'all of them');
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Cook', 'number ' || i FROM generate_series(1, 40) i}
+);
+refresh();
+sql(q{UPDATE job SET title = NULL, body = ' ' WHERE id::int <= 3});
+refresh();
+is(sql('SELECT count(*) FROM vectors_aside'),
+	3, 'vectors of a few texts that became empty are put aside');
+is(states(), 'empty 3, ok 37', 'their keys have nothing to request');
+is(sql(q{SELECT count(*) FROM vectors_profile WHERE content_hash IS NULL}),
+	3, 'nor do they keep a hash');
+
+#
+# Erasure
+#
+sql(q{UPDATE job SET id = 'person' WHERE id = '40'});
+refresh();
+sql(q{DELETE FROM job WHERE id = 'person'});
+is( sql(q{SELECT (SELECT count(*) FROM vectors WHERE key = 'person')
+		+ (SELECT count(*) FROM vectors_profile WHERE key = 'person')}),
+	0,
+	'the vector and the hash of a deleted text are erased immediately');
+is( sql(q{SELECT count(*) FROM vectors_erased WHERE fingerprint = hrflow_fingerprint('', 'person')}
+	),
+	1,
+	'the erasure of a text is recorded');
+
+#
+# A dump, and columns that are renamed.  A column was dropped before, so that columns
+# have other numbers in the copy.
+#
+sql(q{SET client_min_messages = error;
+	SELECT hrflow_track_table('vectors', 'job', 'id', content_columns => '{title,body}')});
+sql(q{ALTER TABLE job DROP COLUMN seen; ALTER TABLE job ADD later text;
+	ALTER TABLE job RENAME body TO older; ALTER TABLE job RENAME later TO body;
+	UPDATE job SET body = older;
+	SELECT hrflow_track_table('vectors', 'job', 'id', content_columns => '{title,body}');
+	ALTER TABLE job DROP COLUMN older});
+sql('CREATE DATABASE copy');
+my $dump = $node->basedir . '/texts.sql';
+$node->command_ok([ 'pg_dump', '-d', $node->connstr('postgres'), '-f', $dump ],
+	'a store of texts can be dumped');
+$node->command_ok(
+	[ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('copy'), '-f', $dump ],
+	'the dump can be restored');
+$api->reset;
+foreach my $database ('copy', 'postgres')
+{
+	$node->safe_psql(
+		$database, q{ALTER TABLE job RENAME body TO words; ALTER TABLE job RENAME TO post;
+		UPDATE post SET words = 'in Rome' WHERE id = '20'; INSERT INTO post VALUES ('new', 'Cook', 'in Paris');
+		CALL hrflow_refresh('vectors')});
+	is( $node->safe_psql(
+			$database,
+			q{SELECT string_agg(key, ' ' ORDER BY key) FROM vectors WHERE vector =
+				hrflow_text_embedding(E'Cook\n\n' || CASE key WHEN 'new' THEN 'in Paris' ELSE 'in Rome' END)}
+		),
+		'20 new',
+		"texts are read from renamed columns of a renamed table in database $database");
+	$node->safe_psql($database,
+		q{ALTER TABLE post RENAME TO job; ALTER TABLE job RENAME words TO body});
+}
+
+#
+# Two tables that feed a store
+#
+sql(q{CREATE TABLE note (id text, words text);
+	INSERT INTO note VALUES ('19', 'A cook'), ('other', 'A cook');
+	SELECT hrflow_track_table('vectors', 'note', 'id', content_columns => '{words}');
+	UPDATE vectors_profile SET due_at = now()});
+$api->reset;
+refresh();
+is(requests(), 1, 'two tables feed a store');
+is( sql(q{SELECT count(*) FROM vectors WHERE key IN ('19', 'other')
+		AND vector = hrflow_text_embedding('A cook')}),
+	2,
+	'of the texts of two tables with one key, the one that sorts first is used');
+sql(q{DELETE FROM note WHERE id = '19'});
+sql(q{SELECT hrflow_mark_due('vectors', '', '{19}')});
+refresh();
+is( sql(q{SELECT vector = hrflow_text_embedding(E'Cook\n\nnumber 19') FROM vectors WHERE key = '19'}
+	),
+	't',
+	'without it the other one is');
+sql('DELETE FROM note; DROP TABLE note');
+
+#
+# A session that is killed or canceled
+#
+foreach my $disturbance (qw(cancel kill))
+{
+	sql(qq{TRUNCATE job; INSERT INTO job SELECT '$disturbance ' || i, 'Nurse',
+		'$disturbance number ' || i FROM generate_series(1, 400) i});
+	$api->restart('--latency' => 20, '--dim' => 64);
+	my $session = Hrflow::Session->new($node);
+	$session->send(q{CALL hrflow_refresh('vectors', batch_size => 50);});
+	$node->poll_query_until('postgres',
+		q{SELECT count(*) BETWEEN 100 AND 350 FROM vectors_profile WHERE state = 'ok'})
+	  or die;
+	if ($disturbance eq 'kill')
+	{
+		kill 'KILL', $session->{pid};
+		$session->wait_for(qr/server closed|terminat|connection to server was lost/);
+	}
+	else
+	{
+		sql("SELECT pg_cancel_backend($session->{pid})");
+		$session->wait_for(qr/57014/);
+	}
+	$node->poll_query_until('postgres', 'SELECT true') or die;
+	my $asked = requests();
+	my $kept = sql('SELECT count(*) FROM vectors');
+	my $marked = sql('SELECT count(sent_hash) FROM vectors_profile');
+	cmp_ok($asked - $kept, '<=', $marked, "what was sent before a $disturbance is known");
+	sql(q{UPDATE vectors_profile SET lease_until = NULL, due_at = now() WHERE state = 'due'});
+	refresh();
+	is( states(),
+		$marked == 0 ? 'ok 400' : "failed $marked, ok " . (400 - $marked),
+		"what may have been sent before a $disturbance is reported");
+	is(requests(), 400 - $marked + $asked - $kept, "nothing is sent twice after a $disturbance");
+	is( sql(q{SELECT count(*) FROM hrflow_store_failures('vectors')
+			WHERE last_error LIKE '%may have been sent, and paid for%'}),
+		$marked,
+		"the failures of a $disturbance say so");
+	sql(q{UPDATE vectors_profile SET due_at = now()});
+	refresh();
+	is(requests(), 400 - $marked + $asked - $kept, 'nor later');
+	sql(q{SELECT hrflow_retry('vectors')});
+	refresh();
+	is(states(), 'ok 400', "hrflow_retry() sends it again after a $disturbance");
+	is(wrong(), 0, "each text has its own vector after a $disturbance");
+}
+
+#
+# A request without an answer, whose lease is lost
+#
+sql(q{TRUNCATE job; INSERT INTO job VALUES ('lost', 'Baker', '1')});
+$api->restart('--dim' => 64);
+$api->script('silent', count => 1);
+my $session = Hrflow::Session->new($node);
+$session->send(q{CALL hrflow_refresh('vectors');});
+$node->poll_query_until('postgres', q{SELECT count(sent_hash) = 1 FROM vectors_profile}) or die;
+for (1 .. 100) { last if $api->stats->{requests} > 0; select(undef, undef, undef, 0.05); }
+sql(q{UPDATE vectors_profile SET lease_until = now() - interval '1 minute'});
+refresh();
+is(states(), 'failed 1', 'a text that another session still waits for is not sent again');
+sql(qq{SELECT pg_terminate_backend($session->{pid})});
+$session->wait_for(qr/57P01|server closed/);
+$api->reset;
+sql(q{UPDATE job SET body = '2'});
+refresh();
+is(states(), 'ok 1', 'a text that has changed since is sent');
+is(requests(), 1, 'once');
+
+# A reset connection
+sql(q{INSERT INTO job VALUES ('reset', 'Baker', '3')});
+$api->reset;
+$api->script('reset', count => 1);
+refresh();
+sql(q{UPDATE vectors_profile SET due_at = now()});
+refresh();
+is(states(), 'failed 1, ok 1', 'a text whose connection was lost is not sent again');
+is( scalar(
+		() =
+		  sql(q{SELECT last_error FROM hrflow_store_failures('vectors')}) =~ /may have been sent/g),
+	1,
+	'which is reported');
+
+#
+# Documents
+#
+sql(q{SELECT hrflow_create_store('cv', 'real[]', content => 'document');
+	CREATE TABLE person (id int, cv jsonb);
+	INSERT INTO person SELECT i, jsonb_build_object('name', 'nurse ' || i % 6) FROM generate_series(1, 10) i;
+	SELECT hrflow_track_table('cv', 'person', 'id', content_columns => '{cv}')});
+$api->reset;
+sql(q{CALL hrflow_refresh('cv'); UPDATE person SET cv = cv || '{}'; CALL hrflow_refresh('cv')});
+is(requests(), 6, 'equal documents are requested once');
+is( sql(q{SELECT count(*) FROM cv JOIN person ON id::text = key
+		WHERE vector = hrflow_document_embedding('profile', cv)}),
+	10,
+	'each document has its own vector');
+
+done_testing();
