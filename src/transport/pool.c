@@ -527,13 +527,24 @@ hrflow_pool_is_short(void)
  * one request at a time is allowed, so if none is in flight we check only if a
  * connection has been opened since, which should perhaps not be kept.
  * "count_unsent" returns how many requests in flight have not been sent.
+ *
+ * If descriptors are scarce and no requests are in flight, all connections are
+ * closed: those that are kept, and those that libcurl 8.10 and later close
+ * gracefully, which takes up to two seconds.
  */
 bool
-hrflow_pool_reserve_descriptor(int nin_flight, int (*count_unsent) (void))
+hrflow_pool_reserve_descriptor(const HrflowSettings *settings, int nin_flight,
+							   int (*count_unsent) (void))
 {
 	if (pool.nadmitted == 0 &&
 		(nin_flight > 0 || pool.is_short || pool.has_opened))
 		check_descriptors(nin_flight, count_unsent());
+	if (pool.is_short && nin_flight == 0 && pool.sockets > 0)
+	{
+		pool.is_stale = true;
+		hrflow_pool_prepare(settings, false);
+		check_descriptors(0, 0);
+	}
 	if (pool.nadmitted > 0)
 		pool.nadmitted--;
 	if (pool.is_short && nin_flight > 0)

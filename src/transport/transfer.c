@@ -599,7 +599,8 @@ start_ready(HrflowTransport *transport, int64 now)
 		if (hrflow_transfer_room(transport) <= 0 ||
 			(transport->nin_flight > 0 &&
 			 hrflow_advance_may_be_refused(transport->settings)) ||
-			!hrflow_pool_reserve_descriptor(scheduler.nin_flight,
+			!hrflow_pool_reserve_descriptor(transport->settings,
+											scheduler.nin_flight,
 											count_unsent))
 			return false;
 		if (!start(transfer, now))

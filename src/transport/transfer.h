@@ -315,7 +315,8 @@ extern void hrflow_curl_abandon(HrflowTransfer *transfer);
 extern void hrflow_pool_prepare(const HrflowSettings *settings,
 								bool in_flight);
 extern bool hrflow_pool_is_broken(void);
-extern bool hrflow_pool_reserve_descriptor(int nin_flight,
+extern bool hrflow_pool_reserve_descriptor(const HrflowSettings *settings,
+										   int nin_flight,
 										   int (*count_unsent) (void));
 extern void hrflow_pool_balance_descriptors(int nin_flight);
 extern void hrflow_pool_run_timer(void);

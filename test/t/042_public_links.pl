@@ -150,7 +150,7 @@ $session->finish;
 # Scarce descriptors: each host needs a lookup and a connection of its own
 SKIP:
 {
-	skip 'prlimit is not available', 3 unless -x '/usr/bin/prlimit';
+	skip 'prlimit is not available', 5 unless -x '/usr/bin/prlimit';
 
 	my $short = Hrflow::Session->new($node, timeout => 120);
 	my $links =
@@ -163,12 +163,17 @@ SKIP:
 	is( $short->ask("SELECT status, count(*) FROM hrflow_fetch_vectors($links) GROUP BY 1;"),
 		"ok|200\n-- done\n",
 		'the vectors of 200 hosts are fetched with 34 file descriptors');
-	is( $short->ask(
-			q{SET hrflow_embed.base_url = 'https://four.store.example/v1';
-			SELECT status, count(*) FROM hrflow_text_embeddings(
-				ARRAY(SELECT 'nurse ' || i FROM generate_series(1, 200) i)) GROUP BY 1;}),
-		"ok|200\n-- done\n",
-		'200 texts are embedded with 34 file descriptors');
+	$short->ask(q{SET hrflow_embed.base_url = 'https://four.store.example/v1';});
+
+	# Connections that were kept, or are still being closed, take no descriptors away.
+	foreach my $time (1 .. 3)
+	{
+		is( $short->ask(
+				q{SELECT status, count(*) FROM hrflow_text_embeddings(
+					ARRAY(SELECT 'nurse ' || i FROM generate_series(1, 200) i)) GROUP BY 1;}),
+			"ok|200\n-- done\n",
+			"200 texts are embedded with 34 file descriptors, time $time");
+	}
 	is( $short->ask("SELECT status, count(*) FROM hrflow_fetch_vectors($links) GROUP BY 1;"),
 		"ok|200\n-- done\n",
 		'the vectors of 200 hosts are fetched after texts whose connections were kept');
