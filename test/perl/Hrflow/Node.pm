@@ -53,6 +53,21 @@ sub teardown_node
 	return;
 }
 
+# psql may end before it has read the query, if the server is not yet accepting
+# connections.  IPC::Run throws then.
+sub poll_query_until
+{
+	my ($self, @arguments) = @_;
+	my $met;
+
+	for (1 .. 100)
+	{
+		return $met if eval { $met = $self->SUPER::poll_query_until(@arguments); 1 };
+		die $@ if $@ !~ /Broken pipe/;
+	}
+	die $@;
+}
+
 sub key_file { return $_[0]->basedir . '/hrflow.key'; }
 
 sub write_key
