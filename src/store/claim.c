@@ -27,12 +27,12 @@
 #define LEASE_MARGIN (30 * 1000)
 
 /*
- * The statements below find the rows that they have just locked by "ctid".
- * If they did so by key, the planner would read the whole table, once for
- * each statement, when the statistics say that it has a single row, as after
- * all rows of a table have been deleted and loaded again.  For the same
- * reason, keys are looked up in a LATERAL subquery, which cannot be the outer
- * side of the join.  If a row is changed between the snapshot of a statement
+ * The statements below find the rows that they have just locked by "ctid" and,
+ * because the table may be partitioned, by "tableoid".  If they did so by key,
+ * the planner would read the whole table, once for each statement, when the
+ * statistics say that it has a single row, as after all rows of a table have
+ * been deleted and loaded again.  For the same reason, keys are looked up in a
+ * LATERAL subquery, which cannot be the outer side of the join.  If a row is changed between the snapshot of a statement
  * and the lock, a claim does not find the new version, and leaves it to the
  * next claim.
  */
@@ -46,14 +46,14 @@
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
-" (SELECT p.ctid AS row FROM %P AS p"
+" (SELECT p.tableoid AS part, p.ctid AS row FROM %P AS p"
 " WHERE p.due_at >= $6 AND p.due_at <= $1"
 " AND (p.lease_until IS NULL OR p.lease_until <= $1)"
 " AND %s AND p.source_id <> ALL ($5)"
 " ORDER BY p.due_at LIMIT $3"
 " FOR UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET lease_until = $4"
-" FROM claimed AS c WHERE p.ctid = c.row"
+" FROM claimed AS c WHERE p.tableoid = c.part AND p.ctid = c.row"
 " RETURNING p.source_id, p.%I, p.generation, p.due_at, p.last_error,"
 " p.state, p.attempts, %s";
 
@@ -76,14 +76,14 @@ static const char *const queues_sql[] = {
  */
 static const char postpone_sql[] =
 "WITH due AS MATERIALIZED"
-" (SELECT p.ctid AS row FROM %P AS p"
+" (SELECT p.tableoid AS part, p.ctid AS row FROM %P AS p"
 " WHERE p.source_id = $1 AND p.due_at < $3"
 " AND (p.lease_until IS NULL OR p.lease_until <= $2)"
 " ORDER BY p.due_at LIMIT $5"
 " FOR UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET due_at = $3,"
 " %s last_error = $4"
-" FROM due WHERE p.ctid = due.row";
+" FROM due WHERE p.tableoid = due.part AND p.ctid = due.row";
 
 /* Maximum number of profiles to be postponed by one statement. */
 #define POSTPONED_AT_ONCE 10000
@@ -99,13 +99,14 @@ static const char postpone_since_sql[] =
  */
 static const char change_leases_sql[] =
 "WITH locked AS MATERIALIZED"
-" (SELECT l.row, k.n"
+" (SELECT l.part, l.row, k.n"
 " FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
-" CROSS JOIN LATERAL (SELECT p.ctid AS row FROM %P AS p"
+" CROSS JOIN LATERAL"
+" (SELECT p.tableoid AS part, p.ctid AS row FROM %P AS p"
 " WHERE p.source_id = k.s AND p.%I = k.i AND p.lease_until = k.lease"
 " FOR UPDATE SKIP LOCKED) AS l)"
 " UPDATE %P AS p SET lease_until = $4"
-" FROM locked AS l WHERE p.ctid = l.row"
+" FROM locked AS l WHERE p.tableoid = l.part AND p.ctid = l.row"
 " RETURNING l.n::integer";
 
 /*

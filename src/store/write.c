@@ -65,8 +65,9 @@ static const char write_states_sql[] =
 " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 " AS k(s, i, state, due_at, attempts, http_status,"
 " refreshed_at, error, failed_at, dimension, sections, hash, was_sent)"
-" WHERE p.ctid = (SELECT o.ctid FROM %P AS o"
-" WHERE o.source_id = k.s AND o.%I = k.i)";
+" CROSS JOIN LATERAL (SELECT o.tableoid AS part, o.ctid AS row FROM %P AS o"
+" WHERE o.source_id = k.s AND o.%I = k.i OFFSET 0) AS l"
+" WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /*
  * $14 is the account.  If the API does not know a profile, all its sections

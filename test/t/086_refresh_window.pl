@@ -395,4 +395,32 @@ is($store->states, 'ok 300', 'a run with 100 requests in flight refreshes all pr
 cmp_ok($slow_api->stats->{max_in_flight},
 	'>', 80, 'a run keeps nearly as many requests in flight as max_concurrency allows');
 
+#
+# A table of profiles that is partitioned.  Rows of different partitions have the same
+# physical locations; a run writes only those that it has claimed.
+#
+$store->sql(
+	q{CREATE TABLE shop.split (LIKE shop.embedding INCLUDING ALL);
+	CREATE TABLE shop.split_profile (LIKE shop.embedding_profile INCLUDING ALL)
+		PARTITION BY HASH (profile_id);
+	CREATE TABLE shop.split_profile_0 PARTITION OF shop.split_profile
+		FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+	CREATE TABLE shop.split_profile_1 PARTITION OF shop.split_profile
+		FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+	SELECT hrflow_track('shop.split', 'acme', array_agg(i)) FROM
+		(SELECT CASE WHEN i % 4 = 0 THEN 'missing' ELSE 'nurse-' END || i AS i
+		FROM generate_series(1, 40) i) AS k;});
+my ($failed) = $store->sql(
+	q{CALL hrflow_refresh('shop.split', max_profiles => 10, batch_size => 5);
+	SELECT count(*) FROM shop.split_profile WHERE state <> 'due' OR lease_until IS NOT NULL});
+is($failed, 10, 'a run of a partitioned store claims no more profiles than it may');
+is( $store->sql(
+		q{CALL hrflow_refresh('shop.split', '{"profile": 1}', batch_size => 7);
+		SELECT string_agg(DISTINCT concat_ws(' ', p.state, p.profile_id ~ 'missing',
+			EXISTS (SELECT FROM shop.split v WHERE v.profile_id = p.profile_id),
+			p.last_error IS NULL), ', ')
+		FROM shop.split_profile p}),
+	'missing t f f, ok f t t',
+	'each profile of a partitioned store has its own state');
+
 done_testing();
