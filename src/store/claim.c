@@ -271,13 +271,12 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 
 	/*
 	 * It does no harm if a crash undoes a claim, unless the claim records
-	 * that a content may be sent: otherwise it could be paid for twice.
+	 * that a content may be sent: see hrflow_content_read().
 	 */
-	if (!store->has_content || synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
-		(void) set_config_option("synchronous_commit",
-								 store->has_content ? "local" : "off",
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-								 true, 0, false);
+	if (!store->has_content)
+		(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
+								 false);
 	look_back(run);
 	n = claim_from_all(run, store, size, lease);
 	if (n == 0)

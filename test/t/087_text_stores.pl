@@ -280,6 +280,27 @@ is( scalar(
 	'which is reported');
 
 #
+# A crash while commits are asynchronous
+#
+sql('ALTER SYSTEM SET synchronous_commit = off');
+sql(q{ALTER SYSTEM SET wal_writer_delay = '10s'});
+$node->restart;
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'number ' || i FROM generate_series(1, 8) i});
+sql('SET synchronous_commit = on; CREATE TABLE flushed ()');
+$api->reset;
+$api->script('latency=1000', count => 8);
+$session = Hrflow::Session->new($node);
+$session->send(q{CALL hrflow_refresh('vectors');});
+$api->wait_until(sub { $_[0]->{requests} >= 8 }) or die;
+kill 'KILL', $session->{pid};
+$session->wait_for(qr/server closed|terminat|connection to server was lost/);
+$node->poll_query_until('postgres', 'SELECT true') or die;
+sql('UPDATE vectors_profile SET lease_until = NULL, due_at = now()');
+refresh();
+is($api->stats->{requests}, 8, 'nothing is sent twice after a crash, with synchronous_commit off');
+is(states(), 'failed 8', 'and all of it is reported');
+
+#
 # Documents
 #
 sql(q{SELECT hrflow_create_store('cv', 'real[]', content => 'document');
