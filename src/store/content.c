@@ -366,16 +366,21 @@ fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,
 
 /*
  * Find a profile of the run with the same content that is being requested, or
- * that has a vector to be written.  Returns NULL if there is none.
+ * that has a vector to be written, or whose request may have been processed
+ * although there is no answer.  Returns NULL if there is none.
  */
 static HrflowProfile *
 find_leader(HrflowRun *run, const HrflowProfile *profile)
 {
-	dlist_head *lists[] = {&run->in_flight, &run->claimed, &run->arrived};
+	dlist_head *lists[] = {&run->in_flight, &run->claimed, &run->suspects,
+	&run->arrived};
 	dlist_iter	iter;
 
 	for (int i = 0; i < lengthof(lists); i++)
 	{
+		bool		is_open = lists[i] == &run->in_flight ||
+		lists[i] == &run->claimed;
+
 		dlist_foreach(iter, lists[i])
 		{
 			HrflowProfile *other = dlist_container(HrflowProfile, node,
@@ -384,7 +389,7 @@ find_leader(HrflowRun *run, const HrflowProfile *profile)
 			if (other == profile)
 				break;			/* the next ones wait for this one */
 			if (other->hash != NULL && strcmp(other->hash, profile->hash) == 0 &&
-				(lists[i] != &run->arrived || other->vectors != NIL))
+				(is_open || other->vectors != NIL || other->was_sent))
 				return other;
 		}
 	}
@@ -409,12 +414,13 @@ settle(HrflowRun *run, HrflowProfile *profile)
 	}
 	else if (profile->vectors != NIL)
 		hrflow_state_arrive(run, profile);
-	else if ((leader = find_leader(run, profile)) == NULL)
+	else if ((leader = find_leader(run, profile)) == NULL && !profile->was_sent)
+		return true;
+	else if (leader == NULL || (leader->vectors == NIL && leader->was_sent))
 	{
-		if (!profile->was_sent)
-			return true;
+		profile->was_sent = true;
 		fail(run, profile, HRFLOW_CONNECTION_LOST,
-			 "It may have been sent, and paid for, by a session that ended before it wrote the answer. hrflow_retry() sends it again.");
+			 "It may have been sent, and paid for, but no answer was written. hrflow_retry() sends it again.");
 	}
 	else if (leader->vectors != NIL)
 	{

@@ -280,6 +280,18 @@ is( scalar(
 	'which is reported');
 
 #
+# A text that another row has, while the request of that one has no answer
+#
+sql(q{TRUNCATE job; INSERT INTO job VALUES ('a', 'Baker', 'same'), ('b', 'Baker', 'same')});
+$api->reset;
+$api->script('silent', count => 1);
+sql(
+	q{SET hrflow_embed.request_timeout = '1s'; SET hrflow_embed.max_concurrency = 1;
+}
+	  . q{CALL hrflow_refresh('vectors', batch_size => 1)});
+is($api->stats->{requests}, 1, 'a text without an answer is not sent for another row');
+
+#
 # A crash while commits are asynchronous
 #
 sql('ALTER SYSTEM SET synchronous_commit = off');
