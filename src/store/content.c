@@ -266,6 +266,33 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
 }
 
 /*
+ * Refuse to take contents for empty if they may be in a table that cannot be
+ * read because its owner has changed, which may be a mistake.
+ *
+ * Throws 55000.
+ */
+static void
+check_all_readable(const HrflowRun *run, const HrflowStore *store,
+				   List *profiles)
+{
+	bool		is_empty = false;
+	ListCell   *cell;
+
+	foreach(cell, profiles)
+	{
+		const HrflowProfile *profile = lfirst(cell);
+
+		is_empty |= profile->body == NULL && profile->problem == NULL;
+	}
+	if (is_empty && !hrflow_feeder_owns_all(store, run->function))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot read the contents of store %s",
+						store->vectors_name),
+				 errdetail("The owner of a table that feeds the store has changed.")));
+}
+
+/*
  * Give a profile a copy of a vector.
  */
 static void
@@ -462,6 +489,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 	if (profiles == NIL)
 		return;
 	read_tables(store, feeders, profiles);
+	check_all_readable(run, store, profiles);
 	foreach(cell, profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);

@@ -124,6 +124,21 @@ is(sql(q{SELECT count(*) FROM vectors_profile WHERE content_hash IS NULL}),
 	3, 'nor do they keep a hash');
 
 #
+# A table whose owner is changed cannot be read, which does not mean that it is empty
+#
+sql(q{CREATE ROLE stranger; ALTER TABLE job OWNER TO stranger;
+	UPDATE vectors_profile SET due_at = now()});
+like(
+	$node->error_of(q{CALL hrflow_refresh('vectors')}),
+	qr/55000: cannot read the contents of store public\.vectors/,
+	'a run is refused while a table belongs to another owner');
+is(states(), 'empty 3, ok 37', 'which changes no state');
+$api->reset;
+sql('ALTER TABLE job OWNER TO CURRENT_USER; DROP ROLE stranger');
+refresh();
+is(requests(), 0, 'nor is anything sent again when the owner is restored');
+
+#
 # Erasure
 #
 sql(q{UPDATE job SET id = 'person' WHERE id = '40'});
