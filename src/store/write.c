@@ -62,15 +62,16 @@ static const char write_states_sql[] =
 " lease_until = NULL, attempts = k.attempts,"
 " refreshed_at = COALESCE(k.refreshed_at, p.refreshed_at),"
 " %s %s %s http_status = k.http_status, last_error = k.error"
-" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 " AS k(s, i, state, due_at, attempts, http_status,"
-" refreshed_at, error, failed_at, dimension, sections, hash, was_sent)"
+" refreshed_at, error, failed_at, dimension, sections, hash, was_sent,"
+" is_kept)"
 " CROSS JOIN LATERAL (SELECT o.tableoid AS part, o.ctid AS row FROM %P AS o"
 " WHERE o.source_id = k.s AND o.%I = k.i OFFSET 0) AS l"
 " WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /*
- * $14 is the account.  If the API does not know a profile, all its sections
+ * $15 is the account.  If the API does not know a profile, all its sections
  * are requested again once it does.  If the API knows it, but has no vector
  * of a section, the section counts as requested.
  */
@@ -78,15 +79,15 @@ static const char fetched_with_sql[] =
 "dimension = COALESCE(k.dimension, p.dimension),"
 " sections = CASE WHEN k.state = 'missing' THEN k.sections::text[]"
 " ELSE COALESCE(k.sections::text[], p.sections) END,"
-" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $14 END,";
+" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $15 END,";
 
 /*
- * The hash of a content is stored with its vector.  A content that may have
- * been sent, but has no reply, remains marked.
+ * The hash of a content is stored with its vector, and kept with it.  A content
+ * that may have been sent, but has no reply, remains marked.
  */
 static const char content_sql[] =
-"content_hash = CASE WHEN k.refreshed_at IS NULL THEN p.content_hash"
-" ELSE k.hash END,"
+"content_hash = CASE WHEN k.refreshed_at IS NULL OR k.is_kept"
+" THEN p.content_hash ELSE k.hash END,"
 " sent_hash = CASE WHEN k.was_sent THEN p.sent_hash END,";
 
 /*
@@ -190,7 +191,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 }
 
 static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID, BOOLOID};
+INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID, BOOLOID, BOOLOID};
 
 static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
@@ -408,6 +409,7 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		HrflowProfileRow *row = &profile->row;
 		Datum		values[lengthof(state_types)];
 		bool		nulls[lengthof(state_types)] = {false};
+		bool		is_kept = profile->is_kept && profile->is_empty;
 		char	   *sections;
 		int			i = 0;
 
@@ -429,7 +431,7 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 			CStringGetTextDatum(row->error);
 		nulls[i] = !row->has_failed_at;
 		values[i++] = TimestampTzGetDatum(row->failed_at);
-		nulls[i] = !row->is_refreshed;
+		nulls[i] = !row->is_refreshed || is_kept;
 		values[i++] = Int32GetDatum(hrflow_model_dimension(profile));
 		sections = row->is_refreshed || profile->is_known ?
 			hrflow_model_sections(run, profile) : NULL;
@@ -441,6 +443,7 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 			CStringGetTextDatum(profile->hash);
 		values[i++] = BoolGetDatum(profile->was_sent &&
 								   profile->status != HRFLOW_OK);
+		values[i++] = BoolGetDatum(is_kept);
 		Assert(i == lengthof(state_types));
 		hrflow_store_add_row(rows, values, nulls);
 	}

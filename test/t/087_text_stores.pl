@@ -112,6 +112,11 @@ like(
 	qr/keeps the vectors of 40 keys whose contents have become empty/,
 	'vectors are kept if too many texts become empty at once');
 is(sql('SELECT count(*) FROM vectors'), 40, 'all of them');
+$api->reset;
+sql(q{UPDATE job SET title = 'Cook', body = 'number ' || id});
+refresh();
+is(requests(), 0, 'and found again when the texts are restored');
+is(states(), 'ok 40', 'so that all texts are refreshed');
 sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Cook', 'number ' || i FROM generate_series(1, 40) i}
 );
 refresh();
