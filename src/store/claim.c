@@ -252,6 +252,18 @@ look_back(HrflowRun *run)
 }
 
 /*
+ * May a claim wait for locks on the tables that contents are read from?  These
+ * are the user's, so it could wait for long, as for ALTER TABLE.  Requests in
+ * flight would time out, and what has arrived would not be written.
+ */
+bool
+hrflow_claim_may_wait(HrflowRun *run)
+{
+	return dlist_is_empty(&run->in_flight) && run->narrived == 0 &&
+		run->nsuspects == 0 && run->nforeign == 0;
+}
+
+/*
  * Claim the profiles that have been due longest in their queue, as many as
  * will be requested soon.
  */
@@ -260,10 +272,18 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 {
 	int64		size = Min(Min(run->claim_size, hrflow_model_room(run)),
 						   run->max_profiles - run->nclaimed);
-	List	   *feeders = store->has_content ?
-	hrflow_content_feeders(run, store) : NIL;
+	List	   *feeders = NIL;
 	TimestampTz lease;
 	uint64		n;
+
+	if (store->has_content)
+	{
+		run->is_blocked = !hrflow_claim_may_wait(run) &&
+			!hrflow_content_can_lock(run, store);
+		if (run->is_blocked)
+			return;
+		feeders = hrflow_content_feeders(run, store);
+	}
 
 	/* The lease must not begin before the table could be locked. */
 	LockRelationOid(RelationGetRelid(store->profiles), RowExclusiveLock);

@@ -21,10 +21,12 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "common/cryptohash.h"
 #include "common/sha2.h"
 #include "compat.h"
+#include "storage/lmgr.h"
 #include "store/refresh.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -87,6 +89,32 @@ static const char unmark_sql[] =
 static const char *const read_settings[] = {
 	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin"
 };
+
+/*
+ * Can the tables that feed the store be locked at once?  If another session
+ * holds a lock on one, locks those before it nevertheless.
+ */
+bool
+hrflow_content_can_lock(const HrflowRun *run, const HrflowStore *store)
+{
+	ListCell   *cell;
+	ListCell   *inner;
+
+	foreach(cell, hrflow_feeder_find(store, run->function, InvalidOid, NoLock))
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (!feeder->is_insert)
+			continue;
+		foreach(inner, find_all_inheritors(feeder->table, NoLock, NULL))
+		{
+			if (!ConditionalLockRelationOid(lfirst_oid(inner),
+											AccessShareLock))
+				return false;
+		}
+	}
+	return true;
+}
 
 /*
  * Find the triggers that tell which tables feed the store.  This locks the

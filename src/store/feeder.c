@@ -290,8 +290,9 @@ compare_tables(const ListCell *a, const ListCell *b)
  * Return the triggers that feed a store, as a list of HrflowFeeder: those on
  * tables of its owner that call our function, and name the store or were
  * created for it.  If "table" is valid, return only those on this table.
- * Locks the tables, in the order of their OIDs, except those of other owners.
- * Omits triggers that no longer exist once the lock is held.
+ * Locks the tables, in the order of their OIDs, except those of other owners,
+ * unless "lockmode" is NoLock.  Omits triggers that no longer exist once the
+ * lock is held.
  */
 List *
 hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
@@ -323,7 +324,8 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 	{
 		HrflowFeeder *feeder = lfirst(cell);
 
-		LockRelationOid(feeder->table, lockmode);
+		if (lockmode != NoLock)
+			LockRelationOid(feeder->table, lockmode);
 		feeder = read_trigger(triggers, feeder->trigger, store, function,
 							  made_for_it);
 		if (feeder != NULL)

@@ -295,6 +295,8 @@ typedef struct HrflowRun
 											 * time or later */
 	int64		looked_back_at; /* see look_back(), by our clock */
 	bool		is_drained;		/* did the last claim find no profile? */
+	bool		is_blocked;		/* did another session lock a table from which
+								 * it was to read contents? */
 	List	   *bad_sources;	/* list of HrflowBadSource */
 
 	int64		alive_at;		/* when the API last replied for a profile, by
@@ -397,6 +399,7 @@ extern void hrflow_history_unlock(HrflowRun *run);
 extern bool hrflow_history_is_failure(HrflowStop stop);
 
 /* in claim.c */
+extern bool hrflow_claim_may_wait(HrflowRun *run);
 extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew_done(HrflowRun *run);
@@ -417,6 +420,8 @@ extern void hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 extern void hrflow_fetch_give_up(HrflowRun *run);
 
 /* in content.c */
+extern bool hrflow_content_can_lock(const HrflowRun *run,
+									const HrflowStore *store);
 extern List *hrflow_content_feeders(const HrflowRun *run,
 									const HrflowStore *store);
 extern void hrflow_content_read(HrflowRun *run, const HrflowStore *store,

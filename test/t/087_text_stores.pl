@@ -312,6 +312,28 @@ sql(
 is($api->stats->{requests}, 1, 'a text without an answer is not sent for another row');
 
 #
+# A table that another session has locked
+#
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Welder', 'number ' || i FROM generate_series(1, 100) i}
+);
+$api->restart('--latency' => 200, '--dim' => 64);
+$session = Hrflow::Session->new($node);
+$session->send(q{CALL hrflow_refresh('vectors');});
+$api->wait_until(sub { $_[0]->{requests} >= 16 }) or die;
+my $locker = Hrflow::Session->new($node);
+$locker->ask('BEGIN; LOCK TABLE job IN ACCESS EXCLUSIVE MODE;');
+$node->poll_query_until('postgres',
+	q{SELECT count(*) = 1 FROM pg_locks WHERE relation = 'job'::regclass AND NOT granted})
+  or die;
+is(sql('SELECT count(sent_hash) FROM vectors_profile'),
+	0, 'a run waits for a lock on a table only when all answers have been written');
+$locker->ask('COMMIT;');
+$session->ask('SELECT 1;');
+is(states(), 'ok 100', 'no answer is lost because a table was locked');
+is($api->stats->{requests}, 100, 'nor is anything sent twice');
+$api->restart('--dim' => 64);
+
+#
 # A crash while commits are asynchronous
 #
 sql('ALTER SYSTEM SET synchronous_commit = off');
