@@ -49,17 +49,22 @@ static const char next_column_sql[] = "%s, %s";
  * The vectors that the store has of contents.  $1 are the keys and $2 the hashes
  * of the contents, $3 is the account, $4 the section, and $5 are the dimensions
  * of the store's vectors, or none if any will do.  A key's own vector is
- * preferred.
+ * preferred.  Neither the statistics nor the number of keys with a content
+ * decide how many rows this reads.
  */
+#define VECTOR_SQL \
+	" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %V AS v" \
+	" WHERE v.source_id = p.source_id AND v.%I = p.%I" \
+	" AND v.section = $4 AND v.item = 0 OFFSET 0) AS e" \
+	" WHERE p.content_hash = h.hash AND p.account = $3" \
+	" AND (cardinality($5) = 0 OR p.dimension = ANY ($5))"
+
 static const char find_vectors_sql[] =
-"SELECT h.n::integer, e.vector"
+"SELECT h.n::integer, f.vector"
 " FROM unnest($1, $2) WITH ORDINALITY AS h(i, hash, n)"
-" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %P AS p"
-" JOIN %V AS v ON v.source_id = p.source_id AND v.%I = p.%I"
-" WHERE p.content_hash = h.hash AND p.account = $3"
-" AND v.section = $4 AND v.item = 0"
-" AND (cardinality($5) = 0 OR p.dimension = ANY ($5))"
-" ORDER BY p.%I = h.i DESC LIMIT 1) AS e";
+" CROSS JOIN LATERAL (SELECT e.vector FROM (SELECT * FROM %P AS o"
+" WHERE o.source_id = '' AND o.%I = h.i OFFSET 0) AS p" VECTOR_SQL
+" UNION ALL SELECT e.vector FROM %P AS p" VECTOR_SQL " LIMIT 1) AS f";
 
 /*
  * Which of the hashes $1 belong to requests that a session may have sent without
@@ -68,22 +73,31 @@ static const char find_vectors_sql[] =
  */
 static const char find_sent_sql[] =
 "SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
-" WHERE EXISTS (SELECT FROM %P AS p WHERE p.sent_hash = h.hash"
-" AND (p.lease_until IS NULL OR p.lease_until <= $2 OR p.lease_until = $3))";
+" CROSS JOIN LATERAL (SELECT FROM %P AS p WHERE p.sent_hash = h.hash"
+" AND (p.lease_until IS NULL OR p.lease_until <= $2 OR p.lease_until = $3)"
+" LIMIT 1) AS s";
 
-/* $1 are keys, and $2 the hashes of requests that are about to be sent. */
+/*
+ * $1 are keys, and $2 the hashes of requests that are about to be sent.  Like
+ * the statements in claim.c, this one and the next do not depend on the
+ * statistics of the table.
+ */
 static const char mark_sql[] =
 "UPDATE %P AS p SET sent_hash = k.hash FROM unnest($1, $2) AS k(i, hash)"
-" WHERE p.source_id = '' AND p.%I = k.i";
+" CROSS JOIN LATERAL (SELECT o.tableoid AS part, o.ctid AS row FROM %P AS o"
+" WHERE o.source_id = '' AND o.%I = k.i OFFSET 0) AS l"
+" WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /* $1 are keys, and $2 the ends of the leases, of requests that were not sent. */
 static const char unmark_sql[] =
 "WITH locked AS MATERIALIZED"
-" (SELECT p.%I AS i FROM unnest($1, $2) AS k(i, lease)"
-" JOIN %P AS p ON p.source_id = '' AND p.%I = k.i"
-" WHERE p.lease_until = k.lease ORDER BY p.%I FOR UPDATE OF p SKIP LOCKED)"
-" UPDATE %P AS p SET sent_hash = NULL FROM locked AS k"
-" WHERE p.source_id = '' AND p.%I = k.i";
+" (SELECT l.part, l.row FROM unnest($1, $2) AS k(i, lease)"
+" CROSS JOIN LATERAL"
+" (SELECT p.tableoid AS part, p.ctid AS row FROM %P AS p"
+" WHERE p.source_id = '' AND p.%I = k.i AND p.lease_until = k.lease"
+" FOR UPDATE SKIP LOCKED) AS l)"
+" UPDATE %P AS p SET sent_hash = NULL"
+" FROM locked AS l WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /* The planner may choose how it finds the rows of a feeding table. */
 static const char *const read_settings[] = {

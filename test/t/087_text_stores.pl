@@ -334,6 +334,41 @@ is($api->stats->{requests}, 100, 'nor is anything sent twice');
 $api->restart('--dim' => 64);
 
 #
+# Statistics that are wrong, as after all rows have been deleted and loaded again
+#
+sql(
+	q{ALTER TABLE vectors SET (autovacuum_enabled = off);
+	ALTER TABLE vectors_profile SET (autovacuum_enabled = off); TRUNCATE job;
+	INSERT INTO job SELECT i, 'Driver', 'number ' || i FROM generate_series(1, 1000) i; ANALYZE job;
+	UPDATE pg_class SET reltuples = 1, relpages = 100 WHERE EXISTS
+		(SELECT FROM unnest('{vectors,vectors_profile}'::regclass[]) AS t WHERE t IN (pg_class.oid,
+			(SELECT indrelid FROM pg_index WHERE indexrelid = pg_class.oid)))});
+$node->psql(
+	'postgres', q{LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0;
+	SET auto_explain.log_nested_statements = on; SET auto_explain.log_analyze = on;
+	SET auto_explain.log_timing = off; SET auto_explain.log_level = notice;
+}
+	  . q{CALL hrflow_refresh('vectors')}, stderr => \$err);
+my @plans = grep { /_hash/ } split /^(?=\S*\s*NOTICE:)/m, $err;
+cmp_ok(scalar(@plans), '>=', 30, 'auto_explain logs the statements about contents');
+is( join("\n", grep { /Rows Removed by .*: (\d+)/ && $1 > 500 } @plans),
+	'', 'no statement about contents reads the whole store, although the statistics are wrong');
+sql('ALTER TABLE vectors RESET (autovacuum_enabled); ALTER TABLE vectors_profile RESET (autovacuum_enabled)');
+
+#
+# A text that all rows have
+#
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'same' FROM generate_series(1, 1000) i});
+refresh();
+sql('UPDATE vectors_profile SET due_at = now()');
+my $count_reads = q{SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'vectors_profile'};
+my $before = sql($count_reads);
+refresh();
+cmp_ok(sql($count_reads) - $before,
+	'<', 50 * 1000, 'a text that all rows have is not looked up in all of them, for each row');
+is(states(), 'ok 1000', 'texts that are equal are refreshed');
+
+#
 # A crash while commits are asynchronous
 #
 sql('ALTER SYSTEM SET synchronous_commit = off');
