@@ -343,6 +343,9 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 		MemoryContextSwitchTo(old);
 		return;
 	}
+	/* An answer that was paid for is not requested again. */
+	if (profile->body != NULL && profile->asked_at != 0)
+		profile->was_sent = profile->is_final = true;
 	MemoryContextSwitchTo(profile->context);
 	profile->write_error = psprintf("Could not be stored: %s", error->message ?
 									error->message : "unknown error");
@@ -442,7 +445,8 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		values[i++] = profile->hash == NULL ? (Datum) 0 :
 			CStringGetTextDatum(profile->hash);
 		values[i++] = BoolGetDatum(profile->was_sent &&
-								   profile->status != HRFLOW_OK);
+								   (profile->status != HRFLOW_OK ||
+									profile->write_error != NULL));
 		values[i++] = BoolGetDatum(is_kept);
 		Assert(i == lengthof(state_types));
 		hrflow_store_add_row(rows, values, nulls);

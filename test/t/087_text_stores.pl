@@ -369,6 +369,26 @@ cmp_ok(sql($count_reads) - $before,
 is(states(), 'ok 1000', 'texts that are equal are refreshed');
 
 #
+# A vector that the store does not accept
+#
+sql(
+	q{TRUNCATE job; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+	AS $$ BEGIN IF NEW.key = 'bad' THEN RAISE 'refused'; END IF; RETURN NEW; END $$;
+	CREATE TRIGGER refuse BEFORE INSERT ON vectors FOR EACH ROW EXECUTE FUNCTION refuse();
+	INSERT INTO job VALUES ('bad', 'Baker', '1'), ('good', 'Baker', '2')});
+$api->reset;
+for (1 .. 3)
+{
+	refresh();
+	sql('UPDATE vectors_profile SET due_at = now()');
+}
+is(requests(), 2, 'a text whose vector could not be stored is not sent again');
+is(states(), 'failed 1, ok 1', 'but has failed');
+sql(q{DROP TRIGGER refuse ON vectors; SELECT hrflow_retry('vectors')});
+refresh();
+is(states() . ' ' . requests(), 'ok 2 3', 'until hrflow_retry() has it sent again');
+
+#
 # A crash while commits are asynchronous
 #
 sql('ALTER SYSTEM SET synchronous_commit = off');
