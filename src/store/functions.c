@@ -173,8 +173,9 @@ static const char retry_sql[] =
 " FROM locked WHERE p.source_id = locked.s"
 " AND p.%I = locked.i AND p.state IN ('failed', 'gone')";
 
-/* Forget that a request with the content may have been sent. */
-static const char forget_sent_sql[] = ", sent_hash = NULL";
+/* Forget that a request may have been sent, unless it may be in flight. */
+static const char forget_sent_sql[] = ", sent_hash = CASE"
+" WHEN p.lease_until > clock_timestamp() THEN p.sent_hash END";
 
 static const char failures_sql[] =
 "SELECT source_id, %I, state, attempts, http_status,"

@@ -389,6 +389,22 @@ refresh();
 is(states() . ' ' . requests(), 'ok 2 3', 'until hrflow_retry() has it sent again');
 
 #
+# hrflow_retry() while the text of a failed key is in flight again
+#
+sql(q{TRUNCATE job; INSERT INTO job VALUES ('retry', 'Baker', '1')});
+$api->script('status=422', count => 1);
+sql(q{CALL hrflow_refresh('vectors', max_attempts => 1)});
+is(states(), 'failed 1', 'a text fails that the API refuses');
+$api->script('latency=1000', count => 1);
+sql('UPDATE vectors_profile SET due_at = now()');
+$session->send(q{CALL hrflow_refresh('vectors');});
+$node->poll_query_until('postgres', 'SELECT count(sent_hash) = 1 FROM vectors_profile') or die;
+sql(q{SELECT hrflow_retry('vectors')});
+is(sql('SELECT count(sent_hash) FROM vectors_profile'),
+	1, 'hrflow_retry() does not forget a request that is in flight');
+$session->ask('SELECT 1;');
+
+#
 # A crash while commits are asynchronous
 #
 sql('ALTER SYSTEM SET synchronous_commit = off');
