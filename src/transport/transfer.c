@@ -147,8 +147,7 @@ void
 hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
 {
 	HrflowTransport *transport = transfer->transport;
-	bool		was_sent = transfer->state == HRFLOW_SENT ||
-	transfer->state == HRFLOW_RECEIVING;
+	bool		was_sent = HRFLOW_IN_FLIGHT(transfer) && transfer->try.nsent > 0;
 
 	leave(transfer);
 	hrflow_account_give_back_probe(transfer);
