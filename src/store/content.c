@@ -308,14 +308,15 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
 }
 
 /*
- * Refuse to take contents for empty if they may be in a table that cannot be
- * read because its owner has changed, which may be a mistake.
+ * Refuse to take contents for empty if no table feeds the store, as when it is
+ * a partition of the store that tables feed, or if they may be in a table that
+ * cannot be read because its owner has changed.  Either may be a mistake.
  *
  * Throws 55000.
  */
 static void
 check_all_readable(const HrflowRun *run, const HrflowStore *store,
-				   List *profiles)
+				   List *feeders, List *profiles)
 {
 	bool		is_empty = false;
 	ListCell   *cell;
@@ -332,6 +333,13 @@ check_all_readable(const HrflowRun *run, const HrflowStore *store,
 				 errmsg("cannot read the contents of store %s",
 						store->vectors_name),
 				 errdetail("The owner of a table that feeds the store has changed.")));
+	if (is_empty && feeders == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot read the contents of store %s",
+						store->vectors_name),
+				 errdetail("No table feeds the store."),
+				 errhint("Use hrflow_track_table(), and refresh the store that tables feed, not one of its partitions.")));
 }
 
 /*
@@ -531,7 +539,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 	if (profiles == NIL)
 		return;
 	read_tables(store, feeders, profiles);
-	check_all_readable(run, store, profiles);
+	check_all_readable(run, store, feeders, profiles);
 	foreach(cell, profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);

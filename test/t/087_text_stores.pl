@@ -144,6 +144,21 @@ refresh();
 is(requests(), 0, 'nor is anything sent again when the owner is restored');
 
 #
+# Nor does a store without tables have empty contents, such as a part of another one
+#
+sql(q{CREATE TABLE part (LIKE vectors INCLUDING ALL);
+	CREATE TABLE part_profile (LIKE vectors_profile INCLUDING ALL);
+	INSERT INTO part SELECT * FROM vectors; INSERT INTO part_profile SELECT * FROM vectors_profile;
+	UPDATE part_profile SET due_at = now()});
+like(
+	$node->error_of(q{CALL hrflow_refresh('part')}),
+	qr/55000: cannot read the contents of store public\.part/,
+	'a run is refused if no table feeds the store');
+is(sql('SELECT count(content_hash) FROM part_profile') . ' ' . sql('SELECT count(*) FROM part'),
+	'37 37', 'which keeps its hashes and vectors');
+sql('DROP TABLE part, part_profile');
+
+#
 # Erasure
 #
 sql(q{UPDATE job SET id = 'person' WHERE id = '40'});
