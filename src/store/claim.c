@@ -32,9 +32,9 @@
  * the planner would read the whole table, once for each statement, when the
  * statistics say that it has a single row, as after all rows of a table have
  * been deleted and loaded again.  For the same reason, keys are looked up in a
- * LATERAL subquery, which cannot be the outer side of the join.  If a row is changed between the snapshot of a statement
- * and the lock, a claim does not find the new version, and leaves it to the
- * next claim.
+ * LATERAL subquery, which cannot be the outer side of the join.  If a row is
+ * changed between the snapshot of a statement and the lock, a claim does not
+ * find the new version, and leaves it to the next claim.
  */
 
 /*

@@ -54,8 +54,7 @@ static const char find_pgvector_sql[] =
 /* Parts of the statements below for stores whose contents are in columns. */
 static const char section_default_sql[] = " DEFAULT %L";
 static const char content_states_sql[] = ", 'empty'";
-static const char content_columns_sql[] =
-" content_hash text, sent_hash text,";
+static const char content_columns_sql[] = " content_hash text, sent_hash text,";
 static const char *const create_content_sql[] = {
 	"CREATE INDEX ON %P (content_hash) WHERE content_hash IS NOT NULL",
 	"CREATE INDEX ON %P (sent_hash) WHERE sent_hash IS NOT NULL"
@@ -159,8 +158,7 @@ static const char mark_due_sql[] =
 " (SELECT p.%I AS i FROM %P AS p"
 " WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
 " UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
-" attempts = 0,"
-" generation = p.generation + 1, state = 'due'"
+" attempts = 0, generation = p.generation + 1, state = 'due'"
 " FROM locked WHERE p.source_id = $1 AND p.%I = locked.i";
 
 static const char retry_sql[] =
