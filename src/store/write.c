@@ -445,7 +445,7 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		values[i++] = profile->hash == NULL ? (Datum) 0 :
 			CStringGetTextDatum(profile->hash);
 		values[i++] = BoolGetDatum(profile->was_sent &&
-								   (profile->status != HRFLOW_OK ||
+								   (!is_complete(profile) ||
 									profile->write_error != NULL));
 		values[i++] = BoolGetDatum(is_kept);
 		Assert(i == lengthof(state_types));
