@@ -670,6 +670,8 @@ job_embedding(Request *request, const char *key)
 	buffer_add(&link, "\"", 1);
 	add_link(&link, request, path.data);
 	buffer_add(&link, "\"", 1);
+	if (request->fault.truncated)
+		link.data[link.length / 2] = '\0';
 	result = answer_envelope(request, 200, 200, "Job embedding", link.data);
 	free(link.data);
 	free(path.data);

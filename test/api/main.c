@@ -117,7 +117,7 @@ parse_options(int argc, char **argv, bool *watch_stdin)
 				options.dir = optarg;
 				break;
 			case 'k':
-				if (options.nkeys < 16)
+				if (options.nkeys < (int) (sizeof(options.keys) / sizeof(options.keys[0])))
 					options.keys[options.nkeys++] = optarg;
 				break;
 			case 'n':

@@ -17,7 +17,7 @@
 /* Command-line options. */
 typedef struct Options
 {
-	const char *keys[16];
+	const char *keys[32];
 	int			nkeys;
 	const char *dir;
 	const char *link_base;		/* NULL: scheme and host of the request */

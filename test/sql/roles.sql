@@ -131,10 +131,69 @@ SET hrflow_embed.base_url = 'https://attacker.example.com'; -- error
 SET hrflow_embed.link_hosts = '*.example.com'; -- error
 RESET ROLE;
 
+-- What each role may do with each kind of store.  A writer may only write the tables
+-- that feed them, whose contents are read as the owner.  Procedures that a role may
+-- call end with 2D000, because they cannot run inside a function.
+CREATE ROLE regress_hrflow_writer;
+GRANT USAGE ON SCHEMA talent TO regress_hrflow_writer;
+CREATE TEMP TABLE kind AS SELECT * FROM (VALUES
+	('profile', 'acme', $$source_id => 'acme'$$), ('job', 'acme', $$source_id => 'acme'$$),
+	('text', '', $$content_columns => '{word}'$$), ('document', '', $$content_columns => '{item}'$$))
+	AS k(content, source, track);
+GRANT SELECT ON kind TO regress_hrflow_owner;
+SET ROLE regress_hrflow_owner;
+SELECT format('CREATE TABLE talent.feeds_%1$s (word text, item jsonb)', content),
+	format('SELECT hrflow_create_store(%L, %L, content => %L)', 'talent.' || content, 'real[]', content),
+	format('SELECT hrflow_track_table(%L, %L, %L, %s)', 'talent.' || content, 'talent.feeds_' || content, 'word', track),
+	format('GRANT SELECT ON talent.%1$s, talent.%1$s_profile, talent.%1$s_aside TO regress_hrflow_reader', content),
+	format('GRANT INSERT, UPDATE, DELETE ON talent.%1$s, talent.%1$s_profile, talent.%1$s_aside TO regress_hrflow_operator', content),
+	format('GRANT SELECT, INSERT, UPDATE, DELETE ON talent.feeds_%s TO regress_hrflow_writer', content)
+FROM kind \gexec
+RESET ROLE;
+SET ROLE regress_hrflow_writer;
+INSERT INTO talent.feeds_profile VALUES ('nurse-1');
+INSERT INTO talent.feeds_job VALUES ('nurse-1');
+INSERT INTO talent.feeds_text VALUES ('nurse-1');
+INSERT INTO talent.feeds_document VALUES ('nurse-1', '{"key": "nurse-1"}');
+RESET ROLE;
+SET ROLE regress_hrflow_owner;
+CALL hrflow_refresh('talent.profile', '{"profile": 1}');
+CALL hrflow_refresh('talent.job');
+CALL hrflow_refresh('talent.text');
+CALL hrflow_refresh('talent.document');
+RESET ROLE;
+CREATE FUNCTION talent.outcome(who text, statement text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM set_config('role', 'regress_hrflow_' || who, true);
+	EXECUTE statement;
+	RAISE EXCEPTION USING ERRCODE = '00OK0', MESSAGE = 'undo it';
+EXCEPTION WHEN OTHERS THEN
+	RETURN replace(SQLSTATE, '00OK0', 'ok');
+END $$;
+SET client_min_messages = error;
+WITH outcome AS MATERIALIZED
+	(SELECT n, statement, content, talent.outcome('owner', filled) AS owner, talent.outcome('reader', filled) AS reader,
+		talent.outcome('operator', filled) AS operator, talent.outcome('writer', filled) AS writer
+	FROM (VALUES (1, $$SELECT vector FROM talent.KIND$$), (2, $$SELECT word, item FROM talent.feeds_KIND$$),
+		(3, $$UPDATE talent.feeds_KIND SET word = 'cook-1', item = '{"key": "cook-1"}'$$), (4, $$DELETE FROM talent.feeds_KIND$$),
+		(5, $$SELECT hrflow_match('talent.KIND', '{1,0}')$$), (6, $$SELECT hrflow_match_all('talent.KIND', 'talent.KIND', 1)$$),
+		(7, $$SELECT hrflow_store_status('talent.KIND')$$), (8, $$SELECT hrflow_store_failures('talent.KIND')$$),
+		(9, $$SELECT hrflow_track('talent.KIND', 'SOURCE', '{a}')$$), (10, $$SELECT hrflow_mark_due('talent.KIND', 'SOURCE', '{nurse-1}')$$),
+		(11, $$SELECT hrflow_untrack('talent.KIND', 'SOURCE', '{nurse-1}')$$), (12, $$SELECT hrflow_restore('talent.KIND')$$),
+		(13, $$SELECT hrflow_retry('talent.KIND')$$), (14, $$CALL hrflow_untrack_batches('talent.KIND', 'SOURCE', '{nurse-1}')$$),
+		(15, $$CALL hrflow_refresh('talent.KIND')$$), (16, $$SELECT hrflow_refresh_estimate('talent.KIND')$$),
+		(17, $$SELECT hrflow_track_table('talent.KIND', 'talent.feeds_KIND', 'word', TRACK)$$),
+		(18, $$SELECT hrflow_release_columns('talent.KIND', 'talent.feeds_KIND')$$),
+		(19, $$SELECT hrflow_untrack_table('talent.KIND', 'talent.feeds_KIND')$$), (20, $$SELECT hrflow_drop_store('talent.KIND')$$)) AS s(n, statement),
+		kind, LATERAL (SELECT replace(replace(replace(statement, 'KIND', content), 'SOURCE', source), 'TRACK', track) AS filled) AS f)
+SELECT statement, owner, reader, operator, writer, string_agg(content, ' ' ORDER BY content) AS kinds
+FROM outcome GROUP BY n, statement, owner, reader, operator, writer ORDER BY n, kinds;
+SET client_min_messages = warning;
+
 SET ROLE regress_hrflow_owner;
 SELECT hrflow_drop_store('talent.embedding');
 RESET ROLE;
 DROP SCHEMA talent CASCADE;
-DROP OWNED BY regress_hrflow_reader, regress_hrflow_operator, regress_hrflow_owner;
-DROP ROLE regress_hrflow_reader, regress_hrflow_operator, regress_hrflow_owner;
+DROP OWNED BY regress_hrflow_reader, regress_hrflow_operator, regress_hrflow_owner, regress_hrflow_writer;
+DROP ROLE regress_hrflow_reader, regress_hrflow_operator, regress_hrflow_owner, regress_hrflow_writer;
 DROP EXTENSION hrflow_embed;

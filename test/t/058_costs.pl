@@ -14,7 +14,7 @@ use PostgreSQL::Test::Utils ();
 use Test::More;
 
 # Requests per day are counted for each key.
-my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 4);
+my @keys = ($Hrflow::StandIn::KEY, map { "askr_key$_" } 1 .. 5);
 my $api = Hrflow::StandIn->new('--latency' => 20, map { ('--key' => $_) } @keys);
 my $node = Hrflow::Node->new(
 	'costs', $api,
@@ -306,6 +306,28 @@ $_->{process}->finish foreach @sessions;
 my $sum = 0;
 $sum += $_ foreach map { $_->{out} =~ /ok\|(\d+)/ ? $1 : 0 } @sessions;
 is($sum, 50, 'concurrent sessions do not exceed the daily limit together');
+
+# Refreshes of all kinds of stores
+my $sent = 0;
+foreach my $content (qw(profile job text document))
+{
+	my $limited = Hrflow::Store->new($node, $api, $content . 's', content => $content);
+	$limited->fill(15);
+	$api->reset;
+	$sent += 10;
+	like(
+		$limited->finish_call(
+			$limited->start_call(
+				undef,
+				settings => {
+					'hrflow_embed.api_key' => $keys[5],
+					'hrflow_embed.max_requests_per_day' => $sent })),
+		qr/was stopped: account reached its daily limit/,
+		"the daily limit stops a refresh of ${content}s");
+	is($api->stats->{api_requests}, 10, "a refresh of ${content}s does not exceed the daily limit");
+	is($limited->states, 'due 5, ok 10',
+		"a refresh of ${content}s keeps what was sent before the daily limit");
+}
 
 $node->stop('fast');
 done_testing();

@@ -1,7 +1,8 @@
 # A statement does not exceed its limit of requests, however it is written:
 # results received are kept, the other rows say why they failed, and only
-# superusers can raise a limit set by one of them.  The stand-in counts the
-# requests, which a regression test cannot see.
+# superusers can raise a limit set by one of them.  Limits, refusals and outages
+# stop refreshes of all kinds of stores.  The stand-in counts the requests, which a
+# regression test cannot see.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -9,7 +10,9 @@ use Hrflow::StandIn;
 use Hrflow::Store;
 use Test::More;
 
-my $api = Hrflow::StandIn->new;
+# A refusal may pause an account for all sessions, so failures have their own.
+my $api = Hrflow::StandIn->new(map { ('--key' => $_) } $Hrflow::StandIn::KEY,
+	map { Hrflow::Store::key_of($_) } 1 .. 20);
 my $node = Hrflow::Node->new('budget', $api, link_hosts => '127.0.0.1');
 my $limit = 'SET hrflow_embed.max_requests_per_statement = ';
 
@@ -105,29 +108,105 @@ is_run("$limit 1; SELECT hrflow_auth() IS NOT NULL; SELECT hrflow_text_embedding
 	"t\nt", qr/^$/, 2, 'a check of the key, which has its own');
 
 #
-# A refresh keeps results, and the next one continues
+# Limits, refusals and outages end a refresh of any kind of store: results are kept,
+# no attempt is counted, and the next run continues.  No text or document is taken for
+# one that may have been sent, unless it was and had no answer.
 #
-my $store = Hrflow::Store->new($node, $api, 'shop');
-$store->fill(30);
-$api->reset;
-like($store->call, qr/: 30 refreshed/, 'without a limit a refresh asks for all that is due');
-$store->sql('UPDATE shop.embedding_profile SET due_at = now()');
-foreach my $left (20, 10, 0)
+my $accounts = 0;
+foreach my $content (qw(profile job text document))
 {
-	$api->reset;
-	my $printed = $store->finish_call(
-		$store->start_call(undef, settings => { 'hrflow_embed.max_requests_per_statement' => 10 }));
-	is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at <= now()'),
-		$left, "a refresh with 10 requests left keeps its results: $left profiles are due");
-	is($api->stats->{api_requests},
-		10, "a refresh with 10 requests left sends 10 when $left profiles remain");
+	my $store = Hrflow::Store->new($node, $api, $content . 's', content => $content);
+	my $table = $content . 's.embedding_profile';
+	my $due = "SELECT count(*) FROM $table WHERE due_at <= now()";
+	my $marked = $store->{posts} ? "SELECT count(sent_hash) FROM $table" : 'SELECT 0';
+	my $add = sub {
+		$store->sql(
+			"INSERT INTO ${content}s.candidate (hrflow_id)
+			SELECT '$_[0] ' || i FROM generate_series(1, 40) i");
+		$api->reset;
+		return;
+	};
+	my $refresh = sub {
+		my ($arguments, %settings) = @_;
+		return $store->finish_call(
+			$store->start_call(
+				$arguments,
+				settings => { map { ("hrflow_embed.$_" => $settings{$_}) } sort keys %settings }));
+	};
+
+	$store->{accounts} = $accounts;
+	$store->fill(30);
+	foreach my $left (20, 10, 0)
+	{
+		$api->reset;
+		my $printed = $refresh->(undef, max_requests_per_statement => 10);
+		is($store->sql($due), $left,
+			"a refresh of ${content}s with 10 requests left keeps its results: $left are due");
+		is($api->stats->{api_requests},
+			10, "a refresh of ${content}s with 10 requests left sends 10 when $left remain");
+		is($store->sql($marked),
+			0, "no $content may have been sent without an answer when $left remain");
+		like(
+			$printed,
+			$left ? qr/WARNING:.*statement reached its limit/ : qr/: 10 refreshed/,
+			"a refresh of ${content}s reports that it reached the limit when $left remain");
+	}
+
+	$add->('rate');
+	$refresh->("time_budget => '200ms'", max_requests_per_minute => 5);
+	cmp_ok($api->stats->{api_requests}, '<=', 6, "a refresh of ${content}s obeys a rate");
+	cmp_ok($store->sql("SELECT count(*) FROM ${content}s.claim WHERE profile_id ~ 'rate'"),
+		'<', 40, "a refresh of ${content}s does not claim what the rate does not admit");
+	is($store->sql($marked), 0, "no $content that the rate has held back counts as sent");
+
+	foreach my $case (
+		[ 'status=402', qr/over its quota/ ],
+		[ 'status=429,retry_after=1000', qr/limited the rate/ ],
+		[ 'status=401', qr/refused the API key/ ],
+		[ 'status=500', qr/the API did not reply/ ])
+	{
+		my ($fault, $reason) = @$case;
+
+		$add->($fault =~ s/\W/ /gr);
+		$api->script($fault);
+		like(
+			$refresh->('batch_size => 8', max_concurrency => 4, max_attempts => 1),
+			qr/WARNING:  .*refresh of ${content}s.embedding was stopped: .*$reason/,
+			"$fault stops a refresh of ${content}s");
+		cmp_ok($api->stats->{api_requests},
+			'<=', 12, "$fault: few more ${content}s are requested by the run that it stops");
+		is($store->sql($marked), 0, "$fault: no $content counts as sent");
+		$store->hasten;
+		$store->change_account;
+		$api->reset;
+		$store->call;
+		like($store->states, qr/^ok \d+$/, "$fault: the next run refreshes all ${content}s");
+	}
+
+	# An outage in which requests are lost
+	$add->('lost');
+	$api->script('reset');
 	like(
-		$printed,
-		$left ? qr/WARNING:.*statement reached its limit/ : qr/: 10 refreshed/,
-		"a refresh reports that it reached the limit when $left profiles remain");
+		$refresh->('batch_size => 8', max_concurrency => 4, max_attempts => 1),
+		qr/was stopped: the API did not reply/,
+		"lost connections stop a refresh of ${content}s");
+	my $lost = $api->stats->{api_requests};
+	cmp_ok($lost, '<=', 12, "few more ${content}s are lost by a run that lost connections stop");
+	$store->hasten;
+	$store->change_account;
+	$accounts = $store->{accounts};
+	$api->reset;
+	$store->call;
+	is( $store->sql(
+			"SELECT state, count(*) FROM $table WHERE $store->{id} ~ 'lost' GROUP BY 1 ORDER BY 1"),
+		$store->{posts} ? "failed|$lost\nok|" . (40 - $lost) : 'ok|40',
+		"the next run refreshes all ${content}s that may be sent again");
+	is( $api->stats->{api_requests},
+		$store->{posts} ? 40 - $lost : 40,
+		"the next run requests all ${content}s that may be sent again");
+	is($store->sql("SELECT sum(attempts) FROM $table WHERE state <> 'failed'"),
+		0, "neither limits, refusals nor outages count as attempts of ${content}s");
 }
-is($store->sql('SELECT sum(attempts) FROM shop.embedding_profile'),
-	0, 'reaching a limit does not count as an attempt of a profile');
 
 #
 # Portions of a result

@@ -38,6 +38,7 @@ my $statuses = q{string_agg(status, ' ' ORDER BY ordinality), string_agg(DISTINC
 	string_agg(DISTINCT http_status::text, ' ')};
 my $links = sub { "hrflow_profile_embedding_links('acme', $_[0], $_[1])" };
 my $array = sub { 'ARRAY[' . join(', ', @_) . ']' };
+my $outcome_of;
 
 # Track profiles in the store, with an old vector in the requested section.
 my $track = sub {
@@ -47,7 +48,38 @@ my $track = sub {
 			FROM unnest("
 	  . $array->(@ids) . ') id;';
 };
-my $outcome_of = sub {
+
+# Make the path of a refresh of another kind of store, from that for profiles.
+# Identifiers of texts and documents are also their contents.
+my $refresh_of = sub {
+	my ($kind, $id, $source) = @_;
+	my $of_kind = sub {
+		return $_[0] =~ s/faulty/faulty_$kind/gr =~ s/profile_id/$id/gr =~ s/'acme'/'$source'/gr;
+	};
+	my $posts = $kind ne 'job';
+	return {
+		name => "hrflow_refresh of ${kind}s",
+		of => $posts ? 'kinds' : 'kinds links',
+		posts => $posts,
+		before => sub {
+			my ($fields, @ids) = @_;
+			my $tracked = $of_kind->($track->(qq('{"$kind": 1}'), @ids));
+			return $tracked if !$posts;
+			return
+				"INSERT INTO feeds_$kind SELECT id, jsonb_build_object('key', id) FROM unnest("
+			  . $array->(@ids) . ') id;'
+			  . $tracked =~ s/SELECT hrflow_track.*\n//r;
+		},
+		after => sub {
+			my ($fields, @ids) = @_;
+			my $outcome = $of_kind->($outcome_of->($fields, @ids));
+			$outcome =~ s/'none'\)/$&, CASE WHEN sent_hash IS NOT NULL THEN 'sent' END/ if $posts;
+			$outcome .= "DELETE FROM feeds_$kind;"                                      if $posts;
+			return $outcome;
+		},
+		sql => sub { return "CALL hrflow_refresh('faulty_$kind');" } };
+};
+$outcome_of = sub {
 	my ($fields, @ids) = @_;
 	return "SELECT string_agg(concat_ws(' ', state, attempts,
 			CASE WHEN lease_until IS NOT NULL THEN 'leased' WHEN due_at IS NULL THEN 'never'
@@ -94,6 +126,9 @@ my @paths = (
 		before => $track,
 		after => $outcome_of,
 		sql => sub { my ($fields) = @_; "CALL hrflow_refresh('faulty', $fields);" } },
+	$refresh_of->('job', 'job_id', 'acme'),
+	$refresh_of->('text', 'key', ''),
+	$refresh_of->('document', 'key', ''),
 	{   name => 'hrflow_fetch_vector',
 		of => 'store',
 		single => 1,
@@ -124,18 +159,20 @@ my %states = (
 	failed => ['due 1 soon old'],
 	refused => [
 		'due 0 now old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: (?!the API did not reply)/ ],
+		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: (?!the API did not reply)/ ],
 	outage => [
 		'due 0 soon old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: the API did not reply; / ],
+		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: the API did not reply; / ],
 	alike => [
 		'due 0 soon old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles failed in the same way; / ],
+		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: all profiles failed in the same way; /
+	],
 	alike_links => [
 		'due 1 soon old',
-		qr/WARNING:  .*refresh of public\.faulty was stopped: all profiles failed in the same way; / ],
+		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: all profiles failed in the same way; /
+	],
 	left_out =>
-	  [ 'due 0 soon old', qr/WARNING:  .*skipping source .* in refresh of public\.faulty: / ]);
+	  [ 'due 0 soon old', qr/WARNING:  .*skipping source .* in refresh of public\.faulty\w*: / ]);
 my %refreshed = (
 	ok => 'fetched',
 	map({ $_ => 'missing' } qw(no_vector not_found)),
@@ -169,7 +206,16 @@ my $node;
 		link_hosts => '127.0.0.1, localhost, silent.example, nobody.example, *.private.example',
 		max_response_size => '64kB');
 }
-$node->safe_psql('postgres', "SELECT hrflow_create_store('faulty')");
+$node->safe_psql(
+	'postgres', q{SELECT hrflow_create_store('faulty');
+	SELECT hrflow_create_store('faulty_job', content => 'job');
+	SELECT hrflow_create_store('faulty_text', content => 'text');
+	SELECT hrflow_create_store('faulty_document', content => 'document');
+	CREATE TABLE feeds_text (word text, item jsonb);
+	SELECT hrflow_track_table('faulty_text', 'feeds_text', 'word', content_columns => '{word}');
+	CREATE TABLE feeds_document (word text, item jsonb);
+	SELECT hrflow_track_table('faulty_document', 'feeds_document', 'word',
+		content_columns => '{item}');});
 my $descriptors_are_seen = -e '/proc/self/fd';
 
 sub literal { return "'" . ($_[0] =~ s/'/''/gr) . "'"; }
@@ -260,6 +306,10 @@ sub descriptors_left
 #   says => qr/.../       pattern of the errors in rows
 #   kept => N             number of descriptors that may stay open, or a function of
 #                         the path
+#   all_kinds => 1        also refresh stores of jobs, texts and documents, unless
+#   of_profiles => 1      the fault is specific to profiles
+#   posts => '...'        outcome for texts and documents, whose requests may not be
+#                         repeated after this fault
 #   spare_key => 1        use a key that is not used again
 #   first => 1            execute the statement with other identifiers first
 #   beside => '...'       the other elements, instead of good ones
@@ -268,7 +318,10 @@ sub descriptors_left
 sub play
 {
 	my ($of, $name, $fault, $outcome, %more) = @_;
-	my @takers = grep { $_->{of} =~ /$of/ } @paths;
+	my $kinds = $of eq 'api' ? 'kinds' : 'links';
+	my @takers =
+	  grep { $_->{of} =~ /$of/ || $more{all_kinds} && !$more{of_profiles} && $_->{of} =~ /$kinds/ }
+	  @paths;
 	my %settings = %{ $more{settings} // {} };
 	my $identifier = sub { ref $fault ? $fault->($_[0]) : "fault:$fault,id=$_[0]" };
 
@@ -313,8 +366,11 @@ sub play
 		  $printed =~
 		  /^fault\n(.*\n)?Time: ([\d.]+) ms.*\nstate (\w+)\n(.*\n)?next\n(.*)\n?-- done/m;
 		my ($statuses, $errors, $http) = split /\|/, ($after // $row // '') =~ s/\n//r, 3;
-		my ($status, $sqlstate) = split / /,
-		  $path->{of} =~ /api store/ && $more{vectors} ? $more{vectors} : $outcome;
+		my ($status, $sqlstate) =
+		  split / /,
+		  $path->{of} =~ /api store/ && $more{vectors} ? $more{vectors}
+		  : $path->{posts} && $more{posts} ? $more{posts}
+		  : $outcome;
 		my $expected =
 			$path->{single} ? ($sqlstate eq '00000' ? 'ok' : $sqlstate)
 		  : $more{whole} ? "$status $status $status"
@@ -327,7 +383,10 @@ sub play
 			  // ($more{whole} && $whole{$status} || $refreshed{$status});
 			my $good = $states{fetched}[0];
 
+			$state = $refreshed{$status} if $path->{posts} && $more{posts};
 			($expected, $warning) = @{ $states{$state} };
+			$expected .= ' sent'
+			  if $path->{posts} && $sqlstate eq '08006' && $fault !~ /status=408/;
 			$expected = join ', ', $more{whole} ? ($expected) x $outage : ($good, $expected, $good);
 		}
 		my $got = !defined $state ? "no answer: $printed" : $state eq '00000' ? $statuses : $state;
@@ -364,7 +423,8 @@ sub play
 		  if ($more{refreshed} // '') eq 'empty';
 		is( join('|', @said),
 			join('|', @said_in_rows),
-			"with $name, the store records the same errors as the rows of a batch");
+			"with $name, the store records the same errors as the rows of a batch"
+		) if $path->{of} =~ /api/;
 		like(
 			join('', $printed =~ /WARNING:  .*/g),
 			$warning // qr/^$/,
@@ -399,24 +459,29 @@ my $unreachable = 'connection_failed 08001';
 my $invalid = 'invalid_reply 08P01';
 
 warm_up();
-play('api', @$_)
+play('api', @$_, all_kinds => 1)
   foreach (
 	[ 'no fault', 'id=a', 'ok 00000' ],
 
 	[ 'HTTP 400', 'status=400', 'invalid_request 22023' ],
-	[ 'HTTP 400 for a profile', 'status=400,message=Invalid profile array', 'not_found P0002' ],
+	[   'HTTP 400 for a profile',
+		'status=400,message=Invalid profile array',
+		'not_found P0002',
+		of_profiles => 1 ],
 	[   'HTTP 400 for the source',
 		'status=400,message=Invalid source array',
 		'invalid_request 22023',
+		of_profiles => 1,
 		refreshed => 'left_out' ],
 	[   'HTTP 400 for a section',
 		q{status=400,message=Invalid key. File doesn't exist},
-		'no_vector P0002' ],
+		'no_vector P0002',
+		posts => 'invalid_request 22023' ],
 	[ 'HTTP 401', 'status=401', 'unauthorized 28000' ],
 	[ 'HTTP 401 that repeats the key', 'status=401,echo', 'unauthorized 28000' ],
 	[ 'HTTP 402', 'status=402', 'over_quota 53400' ],
 	[ 'HTTP 403', 'status=403', 'unauthorized 28000', refreshed => 'failed' ],
-	[ 'HTTP 404', 'status=404', 'not_found P0002' ],
+	[ 'HTTP 404', 'status=404', 'not_found P0002', posts => 'http_error 58000' ],
 	[ 'HTTP 404 with a page', 'status=404,html', 'http_error 58000' ],
 	[ 'HTTP 408', 'status=408', 'timeout 08006' ],
 	[ 'HTTP 418', 'status=418', 'http_error 58000' ],
@@ -438,11 +503,11 @@ play('api', @$_)
 	[ 'a redirect', 'redirect', $invalid ],
 	[ 'a redirect for good', 'redirect,status=308', $invalid ],
 
-	[ 'a reset once', 'first=1,reset', 'ok 00000', %twice ],
-	[ 'a broken body once', 'first=1,break=20', 'ok 00000', %twice ],
-	[ 'HTTP 408 once', 'first=1,status=408', 'ok 00000', %twice ],
+	[ 'a reset once', 'first=1,reset', 'ok 00000', %twice, posts => $lost ],
+	[ 'a broken body once', 'first=1,break=20', 'ok 00000', %twice, posts => $lost ],
+	[ 'HTTP 408 once', 'first=1,status=408', 'ok 00000', %twice, posts => 'timeout 08006' ],
 	[ 'HTTP 429 once', 'first=1,status=429', 'ok 00000', %twice ],
-	[ 'HTTP 503 once', 'first=1,status=503', 'ok 00000', %twice ],
+	[ 'HTTP 503 once', 'first=1,status=503', 'ok 00000', %twice, posts => 'http_error 58000' ],
 
 	[ 'a page', 'html,status=200', $invalid ],
 	[ 'no body', 'empty', $invalid ],
@@ -458,16 +523,20 @@ play('api', @$_)
 	[ 'a list instead of an envelope', 'body=' . base64_of('[1]'), $invalid ],
 	[ 'no data', 'body=' . base64_of('{"code": 200, "message": "OK"}'), $invalid ],
 	[ 'a code that is a string', 'body=' . base64_of('{"code": "200", "data": {}}'), $invalid ],
-	[ 'data that is text', 'data=' . base64_of('"x"'), $invalid ],
-	[ 'data without a section', 'data=' . base64_of('{}'), 'ok 00000', refreshed => 'empty' ],
+	[ 'data that is text', 'data=' . base64_of('"x"'), $invalid, of_profiles => 1 ],
+	[   'data without a section', 'data=' . base64_of('{}'), 'ok 00000',
+		of_profiles => 1,
+		refreshed => 'empty' ],
 	[   'a section that is a number',
 		'data=' . base64_of('{"profile": 1}'),
 		'ok 00000',
+		of_profiles => 1,
 		vectors => $invalid ],
 	[   'a list without its first link', 'drop', 'ok 00000',
 		fields => '{"experiences": [0]}',
+		of_profiles => 1,
 		refreshed => 'empty' ],
-	[ 'links whose paths name no item', 'opaque', 'ok 00000' ],
+	[ 'links whose paths name no item', 'opaque', 'ok 00000', of_profiles => 1 ],
 
 	[ 'a compressed reply', 'gzip', 'ok 00000' ],
 	[ 'a large reply', 'big=1000000', 'too_large 54000' ],
@@ -490,18 +559,21 @@ play('api', @$_)
 	[ 'a body that dribbles too slowly', 'slow=5000', 'timeout 08006', %late ],
 	[ 'a body that dribbles', 'slow=5', 'ok 00000' ]);
 
-play('store', @$_)
+play('store', @$_, all_kinds => 1)
   foreach (
 	[ "no fault of a link's host", 'id=a', 'ok 00000' ],
 	[   'a link to another host',
 		'data=' . base64_of('{"profile": "https://other.example/x.hflw"}'),
-		'link_refused 42501' ],
+		'link_refused 42501',
+		of_profiles => 1 ],
 	[   'a link in clear',
 		'data=' . base64_of('{"profile": "http://other.example/x.hflw"}'),
-		'link_refused 42501' ],
+		'link_refused 42501',
+		of_profiles => 1 ],
 	[   'a link to a file',
 		'data=' . base64_of('{"profile": "file:///etc/passwd"}'),
-		'link_refused 42501' ],
+		'link_refused 42501',
+		of_profiles => 1 ],
 
 	[ 'a link that has expired', 'v.status=403', 'link_expired 58000' ],
 	[ 'a link whose signature is wrong', 'v.error=SignatureDoesNotMatch', 'http_error 58000' ],
@@ -1221,8 +1293,7 @@ SKIP:
 	# After GOAWAY, requests in flight are completed.  Others may or may not be accepted,
 	# depending on when GOAWAY arrives, so let the links lead elsewhere.
 	my $first_backend = $backend;
-	$backend =
-	  Hrflow::StandIn->new(@keys, '--link-base', $api->base_url('https') =~ s{/v1$}{}r);
+	$backend = Hrflow::StandIn->new(@keys, '--link-base', $api->base_url('https') =~ s{/v1$}{}r);
 	$use_another_port->();
 	$happens->(
 		'a proxy that ends with GOAWAY', 'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },

@@ -733,7 +733,7 @@ is($api->stats->{requests}, 0, 'triggers send no request');
 # Runs at random points of which a backend is killed, the server crashes, or the
 # network fails
 #
-Hrflow::Disturb::run($node, $api, 2000, qw(kill crash network));
+Hrflow::Disturb::run($node, $api, 'profile', 2000, qw(kill crash network));
 
 #
 # Privileges

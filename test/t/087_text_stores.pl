@@ -5,6 +5,7 @@
 # other sessions.
 use strict;
 use warnings FATAL => 'all';
+use Hrflow::Disturb;
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
@@ -32,8 +33,9 @@ sub states
 sub wrong
 {
 	return sql(
-		q{SELECT count(*) FROM vectors v LEFT JOIN job ON job.id = v.key
-		WHERE vector IS DISTINCT FROM hrflow_text_embedding(title || E'\n\n' || body)}
+		q{SELECT count(*) FROM (SELECT vector, hrflow_text_embedding(title || E'\n\n' || body) AS own
+			FROM vectors v LEFT JOIN job ON job.id = v.key) v
+		WHERE vector IS DISTINCT FROM own}
 	);
 }
 
@@ -454,5 +456,10 @@ is( sql(q{SELECT count(*) FROM cv JOIN person ON id::text = key
 		WHERE vector = hrflow_document_embedding('profile', cv)}),
 	10,
 	'each document has its own vector');
+
+#
+# Sessions that are killed, crash, or lose the network
+#
+Hrflow::Disturb::run($node, $api, $_, 600, qw(kill crash network)) foreach qw(text document);
 
 done_testing();

@@ -1,7 +1,8 @@
 # Erasure when rows are deleted: the vectors of rows that are deleted and inserted
 # again in one transaction are kept, and those of all other deleted rows are
-# erased when it commits.  A regression test could see no requests to the API, and
-# has neither concurrent sessions nor prepared transactions.
+# erased when it commits.  This holds for all kinds of stores.  A regression test
+# could see no requests to the API, and has neither concurrent sessions nor prepared
+# transactions.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -15,7 +16,8 @@ my $node = Hrflow::Node->new(
 	'erasure', $api,
 	link_hosts => '127.0.0.1',
 	max_prepared_transactions => 2);
-my $store = Hrflow::Store->new($node, $api, 'shop');
+my ($store, $id);
+
 
 # Return the numbers of profiles and of profiles with vectors, as "990 990"
 sub tracked
@@ -24,7 +26,7 @@ sub tracked
 	$where //= 'true';
 	return $store->sql(
 		"SELECT (SELECT count(*) FROM shop.embedding_profile WHERE $where) || ' '
-			|| (SELECT count(DISTINCT profile_id) FROM shop.embedding WHERE $where)");
+			|| (SELECT count(DISTINCT $id) FROM shop.embedding WHERE $where)");
 }
 
 # Return the standard error of psql
@@ -35,251 +37,271 @@ sub warnings_of
 	return $err;
 }
 
-#
-# A table that is reloaded
-#
-my $load = 'INSERT INTO shop.candidate (hrflow_id, cv) SELECT hrflow_id, cv FROM shop.staging;';
-$store->fill(1000);
-$store->sql('CREATE TABLE shop.staging AS SELECT hrflow_id, cv FROM shop.candidate');
-$store->call;
-is($store->states, 'ok 1000', 'a store of 1,000 profiles is refreshed');
-$store->sql(
-	"UPDATE shop.embedding_profile SET state = 'gone', due_at = NULL
-	WHERE profile_id IN ('nurse-4', 'nurse-8')");
-foreach my $delete (
-	'TRUNCATE shop.candidate',
-	'DELETE FROM shop.candidate',
-	'SAVEPOINT s; TRUNCATE shop.candidate; ROLLBACK TO s; DELETE FROM shop.candidate')
-{
-	my $before = $store->profiles('profile_id, state, due_at, generation');
-
-	$api->reset;
-	is(warnings_of("BEGIN; $delete; $load COMMIT"),
-		'', "$delete, then INSERT of the rows, in one transaction, raises no WARNING");
-	is(tracked(), '1000 1000', "$delete, then INSERT of the rows, erases no vector");
-	is($store->profiles('profile_id, state, due_at, generation'),
-		$before,
-		"$delete, then INSERT of the rows, makes no profile due, not even one that is gone");
-	$store->call;
-	is($api->stats->{requests}, 0, "$delete, then INSERT of the rows, costs no request");
-}
-is(warnings_of('BEGIN; TRUNCATE shop.candidate; ROLLBACK'),
-	'', 'a TRUNCATE that is rolled back raises no WARNING');
-is(tracked(), '1000 1000', 'a TRUNCATE that is rolled back erases nothing');
-$store->sql(
-	"UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
-	WHERE state = 'gone'");
-
-# Profiles whose rows are not inserted again are erased at the end of the
-# transaction
-my $session = Hrflow::Session->new($node);
-$session->ask("SET ROLE keeper; DELETE FROM shop.staging WHERE hrflow_id ~ '-1\$';");
-$session->ask("BEGIN; TRUNCATE shop.candidate; $load");
-is( $session->ask('SELECT count(*) FROM shop.embedding_profile;'),
-	"1000\n-- done\n",
-	'a transaction that deletes rows erases nothing before it commits');
-$session->ask('COMMIT;');
-is(tracked(), '999 999', 'a profile whose row was not inserted again is erased by the commit');
-is(tracked("profile_id ~ '-1\$'"),
-	'0 0', 'a profile whose row was deleted is in neither table after the commit');
-$session->ask(
-	"BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-2\$'; SAVEPOINT s;
-	DELETE FROM shop.candidate WHERE hrflow_id ~ '-3\$'; ROLLBACK TO s;
-	UPDATE shop.candidate SET hrflow_id = 'new-5' WHERE hrflow_id ~ '-5\$'; COMMIT;");
-is(tracked("profile_id ~ '-[235]\$'"),
-	'2 1', 'a commit erases profiles of deleted and renamed rows, unless rolled back');
-$session->ask(
-	"BEGIN; UPDATE shop.candidate SET hrflow_id = 'x' WHERE hrflow_id ~ '-6\$';
-	UPDATE shop.candidate SET hrflow_id = 'cook-6' WHERE hrflow_id = 'x'; COMMIT;");
-is(tracked("profile_id IN ('x', 'cook-6')"),
-	'1 1', 'an identifier that is changed and changed back keeps its vectors');
-$store->sql(
-	"DO \$\$ BEGIN
-	DELETE FROM shop.candidate WHERE hrflow_id ~ '-7\$';
-	COMMIT;
-	INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-7');
-	END \$\$");
-is(tracked("profile_id ~ '-7\$'"),
-	'1 0', 'COMMIT in a DO block erases the profiles of rows that it has deleted');
-$store->sql("BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-9\$'; PREPARE TRANSACTION 'p'");
-is(tracked("profile_id ~ '-9\$'"), '1 1', 'a prepared transaction has not erased any profile yet');
-$store->sql("COMMIT PREPARED 'p'");
-is(tracked("profile_id ~ '-9\$'"),
-	'0 0', 'a prepared transaction erases profiles when it is committed');
-
-#
-# Deleting many rows is not limited, but reported
-#
-is( warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 40)'),
-	'', 'a DELETE of less than 5 % of the profiles raises no WARNING');
-like(
-	warnings_of('DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 60)'),
-	qr/WARNING:\ .*erased\ 60\ profiles\ and\ their\ vectors\ from\ store\ shop\.embedding\n
-		DETAIL:.*5\ %/x,
-	'a DELETE of more than 5 % of the profiles raises a WARNING');
-my $before = tracked();
-my ($n) = $before =~ /(\d+)/;
-like(
-	warnings_of('TRUNCATE shop.candidate'),
-	qr/WARNING:\ .*erased\ $n\ profiles/,
-	'a TRUNCATE without a subsequent INSERT raises a WARNING');
-is(tracked(), '0 0', 'a TRUNCATE without a subsequent INSERT erases all profiles');
-
-#
-# Two tables with rows for the same profile
-#
-$store->sql(
-	q{CREATE TABLE shop.other (id text);
-	SELECT hrflow_track_table('shop.embedding', 'shop.other', 'id', 'acme');
-	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('nurse-2'), ('nurse-3');
-	INSERT INTO shop.other VALUES ('nurse-1'), ('nurse-2')});
-$store->sql('BEGIN; TRUNCATE shop.candidate; INSERT INTO shop.other SELECT $$nurse-3$$; COMMIT');
-is($store->profiles('profile_id'),
-	"nurse-1\nnurse-2\nnurse-3",
-	'TRUNCATE of one table keeps profiles that have rows in another table');
-$store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
-my $other = Hrflow::Session->new($node);
-$session->ask("BEGIN; DELETE FROM shop.other WHERE id = 'nurse-1';");
-$other->ask(
-	"SET ROLE keeper; BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; COMMIT;");
-is($store->profiles('profile_id'),
-	"nurse-1\nnurse-2\nnurse-3",
-	'a profile is kept while the deletion of its last row is uncommitted');
-$session->ask('COMMIT;');
-is($store->profiles('profile_id'),
-	"nurse-2\nnurse-3", 'a profile is erased by the last of two transactions that delete its rows');
-
-# Two transactions are committing: one waits for the other, which can still see the
-# row of the first
-$store->sql(
-	q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-2');
-	CREATE FUNCTION shop.wait() RETURNS trigger LANGUAGE plpgsql AS
-	$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
-	CREATE CONSTRAINT TRIGGER wait AFTER DELETE ON shop.other DEFERRABLE INITIALLY DEFERRED
-		FOR EACH ROW EXECUTE FUNCTION shop.wait()});
-$session->ask('SELECT pg_advisory_lock(1);');
-$other->send("DELETE FROM shop.other WHERE id = 'nurse-2';");
-$node->poll_query_until('postgres',
-	"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
-$store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2'});
-$session->ask('SELECT pg_advisory_unlock(1);');
-$other->ask('SELECT 1;');
-is($store->profiles('profile_id'),
-	'nurse-3', 'a profile is erased by one of two transactions that commit at the same time');
-$store->sql('DROP TRIGGER wait ON shop.other');
-
-# Another table is tracked while a DELETE waits for that
-$store->sql(
-	q{CREATE TABLE shop.late (id text);
-	INSERT INTO shop.late VALUES ('nurse-4');
-	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-4')});
-$session->ask(q{BEGIN; SELECT hrflow_track_table('shop.embedding', 'shop.late', 'id', 'acme');});
-$other->send(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-4';});
-$node->poll_query_until('postgres',
-	"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
-$session->ask('COMMIT;');
-$other->ask('SELECT 1;');
-is($store->profiles('profile_id'),
-	"nurse-3\nnurse-4", 'a DELETE considers a table that was tracked while the DELETE waited');
-$store->sql('DELETE FROM shop.late; DROP TABLE shop.late');
-
-# A tracked table whose owner has changed
 $node->safe_psql('postgres', 'CREATE ROLE somebody');
-$store->sql(
-	q{CREATE TABLE shop.lost (id text);
-	SELECT hrflow_track_table('shop.embedding', 'shop.lost', 'id', 'acme');
-	INSERT INTO shop.lost VALUES ('nurse-5');
-	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-5')});
-$node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO somebody');
-like(
-	warnings_of(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-5'}),
-	qr/WARNING:\ .*not\ erasing\ profiles\ .*the\ owner\ of\ tracked\ table\ "lost"\ has\ changed/x,
-	'a DELETE warns about a tracked table that has another owner');
-is($store->profiles('profile_id'),
-	"nurse-3\nnurse-5", 'a DELETE erases nothing while a tracked table has another owner');
-$node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO keeper');
-$store->sql('DELETE FROM shop.lost; DROP TABLE shop.lost');
-is($store->profiles('profile_id'),
-	'nurse-3', 'a DELETE erases again once all tables have the same owner');
+foreach my $content (qw(profile job text document))
+{
+	$store = Hrflow::Store->new($node, $api, 'shop', content => $content);
+	$id = $store->{id};
+	my ($source, $n) = @$store{qw(source vectors)};
 
-# A trigger that deletes rows when profiles are erased
-$store->sql(
-	q{CREATE TABLE shop.third (id text);
-	SELECT hrflow_track_table('shop.embedding', 'shop.third', 'id', 'acme');
-	INSERT INTO shop.third VALUES ('cook-1');
-	CREATE FUNCTION shop.also() RETURNS trigger LANGUAGE plpgsql AS
-	$$ BEGIN DELETE FROM shop.third; RETURN NULL; END $$;
-	CREATE TRIGGER also AFTER DELETE ON shop.embedding_profile
-		FOR EACH ROW EXECUTE FUNCTION shop.also();
-	DELETE FROM shop.other});
-is(tracked(), '0 0',
-	'profiles of rows that a trigger on the store deletes at the commit are erased, too');
-$store->sql('DROP TRIGGER also ON shop.embedding_profile');
+	note("stores of ${content}s");
+	#
+	# A table that is reloaded
+	#
+	my $load = 'INSERT INTO shop.candidate (hrflow_id, cv) SELECT hrflow_id, cv FROM shop.staging;';
+	$store->fill(1000);
+	$store->sql('CREATE TABLE shop.staging AS SELECT hrflow_id, cv FROM shop.candidate');
+	$store->call;
+	is($store->states, 'ok 1000', 'a store of 1,000 profiles is refreshed');
+	$store->sql(
+		"UPDATE shop.embedding_profile SET state = 'gone', due_at = NULL
+		WHERE $id IN ('nurse-4', 'nurse-8')");
+	foreach my $delete (
+		'TRUNCATE shop.candidate',
+		'DELETE FROM shop.candidate',
+		'SAVEPOINT s; TRUNCATE shop.candidate; ROLLBACK TO s; DELETE FROM shop.candidate')
+	{
+		my $before = $store->profiles("$id, state, due_at, generation");
 
-#
-# The record of erased profiles
-#
-my $erased =
-  'SELECT reason, vectors, count(*) FROM shop.embedding_erased GROUP BY 1, 2 ORDER BY 1, 2';
-$store->sql('TRUNCATE shop.embedding_erased');
-$store->track(q{SELECT unnest('{nurse-1,nurse-2,nurse-3,nurse-4}'::text[])});
-$store->call;
-$store->sql(
-	q{DELETE FROM shop.embedding_erased;
-	INSERT INTO shop.embedding VALUES ('acme', 'orphan', 'profile', 0, '{1}');
-	BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; ROLLBACK;
-	DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2';
-	UPDATE shop.candidate SET hrflow_id = 'nurse-5' WHERE hrflow_id = 'nurse-3';
-	UPDATE shop.candidate SET hrflow_id = 'nurse-6' WHERE hrflow_id = 'nurse-5';});
-is($store->sql($erased),
-	"delete|0|1\ndelete|2|2", 'profiles erased by a DELETE or UPDATE are recorded when it commits');
-is( $store->sql(
-		q{SELECT reason, vectors FROM shop.embedding_erased
-		WHERE fingerprint = hrflow_fingerprint('acme', 'nurse-2')}),
-	'delete|2',
-	'an erased profile is found by its fingerprint');
-is( $store->sql(
-		q{SELECT hrflow_fingerprint('acme', 'nurse-2') =
-		sha256(sha256('acme'::bytea) || sha256('nurse-2'::bytea))}),
-	't',
-	'hrflow_fingerprint() returns the documented hash');
-is($store->sql(q{SELECT count(*) FROM shop.embedding_erased e WHERE e::text ~ 'nurse|acme'}),
-	0, 'the record of erased profiles contains no identifiers');
-is($store->sql(q{SELECT * FROM hrflow_store_orphans('shop.embedding')}),
-	'acme|orphan|1', 'hrflow_store_orphans() returns vectors without a profile');
-is( $store->sql(
-		q{SELECT hrflow_untrack('shop.embedding', 'acme', '{nurse-1,nurse-6,orphan,nobody}')}),
-	2,
-	'hrflow_untrack() returns the number of profiles that were tracked');
-is( $store->sql("$erased"),
-	"delete|0|1\ndelete|2|2\nuntrack|0|1\nuntrack|1|1\nuntrack|2|1",
-	'hrflow_untrack() records what it has erased, including orphans');
-is($store->sql(q{SELECT count(*) FROM hrflow_store_orphans('shop.embedding')}),
-	0, 'hrflow_untrack() erases orphans');
+		$api->reset;
+		is(warnings_of("BEGIN; $delete; $load COMMIT"),
+			'', "$delete, then INSERT of the rows, in one transaction, raises no WARNING");
+		is(tracked(), '1000 1000', "$delete, then INSERT of the rows, erases no vector");
+		is($store->profiles("$id, state, due_at, generation"),
+			$before,
+			"$delete, then INSERT of the rows, makes no profile due, not even one that is gone");
+		$store->call;
+		is($api->stats->{requests}, 0, "$delete, then INSERT of the rows, costs no request");
+	}
+	is(warnings_of('BEGIN; TRUNCATE shop.candidate; ROLLBACK'),
+		'', 'a TRUNCATE that is rolled back raises no WARNING');
+	is(tracked(), '1000 1000', 'a TRUNCATE that is rolled back erases nothing');
+	$store->sql(
+		"UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
+		WHERE state = 'gone'");
 
-#
-# The store is renamed or dropped before the transaction commits
-#
-$store->sql('DELETE FROM shop.candidate');
-$store->sql(q{INSERT INTO shop.third VALUES ('cook-1'), ('cook-2')});
-like(
-	$node->error_of(
-		q{BEGIN; DELETE FROM shop.third WHERE id = 'cook-1';
-			DROP EXTENSION hrflow_embed CASCADE; COMMIT}
-	),
-	qr/^55006: cannot drop extension/,
-	'a transaction that has deleted rows cannot drop the extension');
-is(tracked(), '2 0', 'a transaction that cannot commit has erased nothing');
-is( $node->error_of(
-		q{BEGIN; DELETE FROM shop.third WHERE id = 'cook-1'; ALTER TABLE shop.embedding RENAME TO e;
-		ALTER TABLE shop.embedding_profile RENAME TO e_profile; COMMIT}
-	),
-	'',
-	'a store can be renamed by a transaction that has deleted rows');
-is($store->sql('SELECT profile_id FROM shop.e_profile'),
-	'cook-2', 'profiles of deleted rows are erased from a store that was renamed since');
-$store->sql(q{SELECT hrflow_track_table('shop.e', 'shop.third', 'id', 'acme')});
-is($node->error_of(q{BEGIN; TRUNCATE shop.third; DROP TABLE shop.e, shop.e_profile; COMMIT}),
-	'', 'a store can be dropped by a transaction that has deleted rows');
+	# Profiles whose rows are not inserted again are erased at the end of the
+	# transaction
+	my $session = Hrflow::Session->new($node);
+	$session->ask("SET ROLE keeper; DELETE FROM shop.staging WHERE hrflow_id ~ '-1\$';");
+	$session->ask("BEGIN; TRUNCATE shop.candidate; $load");
+	is( $session->ask('SELECT count(*) FROM shop.embedding_profile;'),
+		"1000\n-- done\n",
+		'a transaction that deletes rows erases nothing before it commits');
+	$session->ask('COMMIT;');
+	is(tracked(), '999 999', 'a profile whose row was not inserted again is erased by the commit');
+	is(tracked("$id ~ '-1\$'"),
+		'0 0', 'a profile whose row was deleted is in neither table after the commit');
+	$session->ask(
+		"BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-2\$'; SAVEPOINT s;
+		DELETE FROM shop.candidate WHERE hrflow_id ~ '-3\$'; ROLLBACK TO s;
+		UPDATE shop.candidate SET hrflow_id = 'new-5' WHERE hrflow_id ~ '-5\$'; COMMIT;");
+	is(tracked("$id ~ '-[235]\$'"),
+		'2 1', 'a commit erases profiles of deleted and renamed rows, unless rolled back');
+	$session->ask(
+		"BEGIN; UPDATE shop.candidate SET hrflow_id = 'x' WHERE hrflow_id ~ '-6\$';
+		UPDATE shop.candidate SET hrflow_id = 'cook-6' WHERE hrflow_id = 'x'; COMMIT;");
+	is(tracked("$id IN ('x', 'cook-6')"),
+		'1 1', 'an identifier that is changed and changed back keeps its vectors');
+	$store->sql(
+		"DO \$\$ BEGIN
+		DELETE FROM shop.candidate WHERE hrflow_id ~ '-7\$';
+		COMMIT;
+		INSERT INTO shop.candidate (hrflow_id) VALUES ('driver-7');
+		END \$\$");
+	is(tracked("$id ~ '-7\$'"),
+		'1 0', 'COMMIT in a DO block erases the profiles of rows that it has deleted');
+	$store->sql(
+		"BEGIN; DELETE FROM shop.candidate WHERE hrflow_id ~ '-9\$'; PREPARE TRANSACTION 'p'");
+	is(tracked("$id ~ '-9\$'"), '1 1', 'a prepared transaction has not erased any profile yet');
+	$store->sql("COMMIT PREPARED 'p'");
+	is(tracked("$id ~ '-9\$'"),
+		'0 0', 'a prepared transaction erases profiles when it is committed');
+
+	#
+	# Deleting many rows is not limited, but reported
+	#
+	is( warnings_of(
+			'DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 40)'),
+		'',
+		'a DELETE of less than 5 % of the profiles raises no WARNING');
+	like(
+		warnings_of(
+			'DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 60)'),
+		qr/WARNING:\ .*erased\ 60\ profiles\ and\ their\ vectors\ from\ store\ shop\.embedding\n
+			DETAIL:.*5\ %/x,
+		'a DELETE of more than 5 % of the profiles raises a WARNING');
+	my $before = tracked();
+	my ($left) = $before =~ /(\d+)/;
+	like(
+		warnings_of('TRUNCATE shop.candidate'),
+		qr/WARNING:\ .*erased\ $left\ profiles/,
+		'a TRUNCATE without a subsequent INSERT raises a WARNING');
+	is(tracked(), '0 0', 'a TRUNCATE without a subsequent INSERT erases all profiles');
+
+	#
+	# Two tables with rows for the same profile
+	#
+	$store->add_table('other');
+	$store->sql(
+		q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('nurse-2'), ('nurse-3');
+		INSERT INTO shop.other VALUES ('nurse-1'), ('nurse-2')});
+	$store->sql(
+		'BEGIN; TRUNCATE shop.candidate; INSERT INTO shop.other SELECT $$nurse-3$$; COMMIT');
+	is($store->profiles($id),
+		"nurse-1\nnurse-2\nnurse-3",
+		'TRUNCATE of one table keeps profiles that have rows in another table');
+	$store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
+	my $other = Hrflow::Session->new($node);
+	$session->ask("BEGIN; DELETE FROM shop.other WHERE hrflow_id = 'nurse-1';");
+	$other->ask(
+		"SET ROLE keeper; BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; COMMIT;");
+	is($store->profiles($id),
+		"nurse-1\nnurse-2\nnurse-3",
+		'a profile is kept while the deletion of its last row is uncommitted');
+	$session->ask('COMMIT;');
+	is($store->profiles($id),
+		"nurse-2\nnurse-3",
+		'a profile is erased by the last of two transactions that delete its rows');
+
+	# Two transactions are committing: one waits for the other, which can still see the
+	# row of the first
+	$store->sql(
+		q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-2');
+		CREATE FUNCTION shop.wait() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+		CREATE CONSTRAINT TRIGGER wait AFTER DELETE ON shop.other DEFERRABLE INITIALLY DEFERRED
+			FOR EACH ROW EXECUTE FUNCTION shop.wait()});
+	$session->ask('SELECT pg_advisory_lock(1);');
+	$other->send("DELETE FROM shop.other WHERE hrflow_id = 'nurse-2';");
+	$node->poll_query_until('postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
+	$store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2'});
+	$session->ask('SELECT pg_advisory_unlock(1);');
+	$other->ask('SELECT 1;');
+	is($store->profiles($id),
+		'nurse-3', 'a profile is erased by one of two transactions that commit at the same time');
+	$store->sql('DROP TRIGGER wait ON shop.other');
+
+	# Another table is tracked while a DELETE waits for that
+	$store->sql(
+		qq{CREATE TABLE shop.late (hrflow_id text $store->{columns});
+		INSERT INTO shop.late VALUES ('nurse-4');
+		INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-4')});
+	$session->ask(
+		"BEGIN; SELECT hrflow_track_table('shop.embedding', 'shop.late', 'hrflow_id', $store->{track});"
+	);
+	$other->send(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-4';});
+	$node->poll_query_until('postgres',
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
+	$session->ask('COMMIT;');
+	$other->ask('SELECT 1;');
+	is($store->profiles($id),
+		"nurse-3\nnurse-4", 'a DELETE considers a table that was tracked while the DELETE waited');
+	$store->sql('DELETE FROM shop.late; DROP TABLE shop.late');
+
+	# A tracked table whose owner has changed
+	$store->add_table('lost');
+	$store->sql(
+		q{INSERT INTO shop.lost VALUES ('nurse-5');
+		INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-5')});
+	$node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO somebody');
+	like(
+		warnings_of(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-5'}),
+		qr/WARNING:\ .*not\ erasing\ profiles\ .*the\ owner\ of\ tracked\ table\ "lost"\ has\ changed/x,
+		'a DELETE warns about a tracked table that has another owner');
+	is($store->profiles($id),
+		"nurse-3\nnurse-5", 'a DELETE erases nothing while a tracked table has another owner');
+	$node->safe_psql('postgres', 'ALTER TABLE shop.lost OWNER TO keeper');
+	$store->sql('DELETE FROM shop.lost; DROP TABLE shop.lost');
+	is($store->profiles($id),
+		'nurse-3', 'a DELETE erases again once all tables have the same owner');
+
+	# A trigger that deletes rows when profiles are erased
+	$store->add_table('third');
+	$store->sql(
+		q{INSERT INTO shop.third VALUES ('cook-1');
+		CREATE FUNCTION shop.also() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN DELETE FROM shop.third; RETURN NULL; END $$;
+		CREATE TRIGGER also AFTER DELETE ON shop.embedding_profile
+			FOR EACH ROW EXECUTE FUNCTION shop.also();
+		DELETE FROM shop.other});
+	is(tracked(), '0 0',
+		'profiles of rows that a trigger on the store deletes at the commit are erased, too');
+	$store->sql('DROP TRIGGER also ON shop.embedding_profile');
+
+	#
+	# The record of erased profiles
+	#
+	my $erased =
+	  'SELECT reason, vectors, count(*) FROM shop.embedding_erased GROUP BY 1, 2 ORDER BY 1, 2';
+	$store->sql('TRUNCATE shop.embedding_erased');
+	$store->track(q{SELECT unnest('{nurse-1,nurse-2,nurse-3,nurse-4}'::text[])});
+	$store->call;
+	$store->sql(
+		qq{DELETE FROM shop.embedding_erased;
+		INSERT INTO shop.embedding (source_id, $id, section, item, vector)
+			VALUES ('$source', 'orphan', 'profile', 0, '{1}');
+		BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'; ROLLBACK;
+		DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2';
+		UPDATE shop.candidate SET hrflow_id = 'nurse-5' WHERE hrflow_id = 'nurse-3';
+		UPDATE shop.candidate SET hrflow_id = 'nurse-6' WHERE hrflow_id = 'nurse-5';});
+	is($store->sql($erased),
+		"delete|0|1\ndelete|$n|2",
+		'profiles erased by a DELETE or UPDATE are recorded when it commits');
+	is( $store->sql(
+			"SELECT reason, vectors FROM shop.embedding_erased
+			WHERE fingerprint = hrflow_fingerprint('$source', 'nurse-2')"),
+		"delete|$n",
+		'an erased profile is found by its fingerprint');
+	is( $store->sql(
+			"SELECT hrflow_fingerprint('$source', 'nurse-2') =
+			sha256(sha256('$source'::bytea) || sha256('nurse-2'::bytea))"),
+		't',
+		'hrflow_fingerprint() returns the documented hash');
+	is($store->sql(q{SELECT count(*) FROM shop.embedding_erased e WHERE e::text ~ 'nurse|acme'}),
+		0, 'the record of erased profiles contains no identifiers');
+	is($store->sql(q{SELECT * FROM hrflow_store_orphans('shop.embedding')}),
+		"$source|orphan|1", 'hrflow_store_orphans() returns vectors without a profile');
+	is( $store->sql(
+			"SELECT hrflow_untrack('shop.embedding', '$source', '{nurse-1,nurse-6,orphan,nobody}')"
+		),
+		2,
+		'hrflow_untrack() returns the number of profiles that were tracked');
+	is( $store->sql("$erased"),
+		"delete|0|1\ndelete|$n|2\nuntrack|0|1\n"
+		  . ($n == 2 ? "untrack|1|1\nuntrack|2|1" : 'untrack|1|2'),
+		'hrflow_untrack() records what it has erased, including orphans');
+	is($store->sql(q{SELECT count(*) FROM hrflow_store_orphans('shop.embedding')}),
+		0, 'hrflow_untrack() erases orphans');
+
+	#
+	# The store is renamed or dropped before the transaction commits
+	#
+	$store->sql('DELETE FROM shop.candidate');
+	$store->sql(q{INSERT INTO shop.third VALUES ('cook-1'), ('cook-2')});
+	like(
+		$node->error_of(
+			q{BEGIN; DELETE FROM shop.third WHERE hrflow_id = 'cook-1';
+				DROP EXTENSION hrflow_embed CASCADE; COMMIT}
+		),
+		qr/^55006: cannot drop extension/,
+		'a transaction that has deleted rows cannot drop the extension');
+	is(tracked(), '2 0', 'a transaction that cannot commit has erased nothing');
+	is( $node->error_of(
+			q{BEGIN; DELETE FROM shop.third WHERE hrflow_id = 'cook-1';
+			ALTER TABLE shop.embedding RENAME TO e;
+			ALTER TABLE shop.embedding_profile RENAME TO e_profile; COMMIT}
+		),
+		'',
+		'a store can be renamed by a transaction that has deleted rows');
+	is($store->sql("SELECT $id FROM shop.e_profile"),
+		'cook-2', 'profiles of deleted rows are erased from a store that was renamed since');
+	$store->sql("SELECT hrflow_track_table('shop.e', 'shop.third', 'hrflow_id', $store->{track})");
+	is($node->error_of(q{BEGIN; TRUNCATE shop.third; DROP TABLE shop.e, shop.e_profile; COMMIT}),
+		'', 'a store can be dropped by a transaction that has deleted rows');
+	$_->finish foreach $session, $other;
+	$store->sql('DROP SCHEMA shop CASCADE');
+}
 
 done_testing();

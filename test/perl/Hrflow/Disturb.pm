@@ -1,10 +1,13 @@
 # Refreshes a store while sessions are killed, servers crash and the network
 # fails, and checks that no vectors are lost and no requests wasted.
 #
-#   Hrflow::Disturb::run($node, $api, 2000, qw(kill crash network cancel terminate))
+#   Hrflow::Disturb::run($node, $api, 'profile', 2000,
+#		qw(kill crash network cancel terminate))
 #
 # Each word is a disturbance, which happens at a random point of a run.  Some
-# profiles fail in various ways, and some are changed or removed meanwhile.
+# profiles fail in various ways, and some are changed or removed meanwhile.  Texts
+# and documents that may have been sent are reported, and not sent again before
+# hrflow_retry().
 package Hrflow::Disturb;
 
 use strict;
@@ -74,9 +77,9 @@ sub wait_for_work
 
 sub run
 {
-	my ($node, $api, $n, @disturbances) = @_;
+	my ($node, $api, $content, $n, @disturbances) = @_;
 	my $seed = $ENV{HRFLOW_SEED} // int rand 2**31;
-	my %asked;
+	my (%asked, %allowed);
 	my $collect = sub {
 		my ($store) = @_;
 		my $asked = $store->asked;
@@ -88,7 +91,8 @@ sub run
 	srand $seed;
 	$node->safe_psql('postgres', 'ALTER SYSTEM SET restart_after_crash = on');
 	$node->safe_psql('postgres', 'SELECT pg_reload_conf()');
-	my $store = Hrflow::Store->new($node, $api, 'disturbed');
+	my $store = Hrflow::Store->new($node, $api, 'disturbed', content => $content);
+	my ($id, $source, $posts) = @$store{qw(id source posts)};
 	$store->fill($n);
 	my @others = (
 		'missing-1', 'missing-2',
@@ -103,29 +107,42 @@ sub run
 	foreach my $disturbance (@disturbances)
 	{
 		# Let requests be slow, so that runs are not complete when they are
-		# disturbed
-		$store->sql(
-			"SELECT hrflow_mark_due('disturbed.embedding', 'acme', ARRAY(
-			SELECT profile_id FROM disturbed.embedding_profile WHERE state = 'ok' ORDER BY random()
-			LIMIT (SELECT GREATEST(1500 - count(*), 0) FROM disturbed.embedding_profile
-				WHERE due_at <= now())))"
+		# disturbed.  Let texts and documents be written often, because those that
+		# have not been written count as sent.
+		my @again = split /\n/, $store->sql(
+			"SELECT $id FROM disturbed.embedding_profile WHERE state = 'ok' ORDER BY random()
+			LIMIT (SELECT GREATEST(0.75 * $n - count(*), 0) FROM disturbed.embedding_profile
+				WHERE due_at <= now())"
 		);
+		my $again = "'{" . join(',', map { qq("$_") } @again) . "}'";
+		$store->sql("SELECT hrflow_mark_due('disturbed.embedding', '$source', $again)");
+		if ($posts)
+		{
+			# Let them be sent again although they have not changed
+			$store->sql(
+				"UPDATE disturbed.embedding_profile SET content_hash = NULL
+				WHERE $id = ANY ($again)");
+			$allowed{$_}++ foreach @again;
+		}
 		my ($todo) =
 		  $store->sql('SELECT count(*) FROM disturbed.embedding_profile WHERE due_at <= now()');
 		my @calls = map {
 			$store->start_call(
-				"time_budget => '20s', batch_size => " . (100 + int rand 150),
-				settings => { 'hrflow_embed.max_concurrency' => 12 })
+				"time_budget => '20s', batch_size => "
+				  . ($posts ? 20 + int rand 20 : 100 + int rand 150),
+				settings => {
+					'hrflow_embed.max_attempts' => 1,
+					'hrflow_embed.max_concurrency' => $n < 2000 ? 4 : 12 })
 		} 1 .. 2;
 		wait_for_work($node, $todo);
 
 		# Change some profiles that are being fetched, and untrack others
 		$store->sql(
-			q{INSERT INTO disturbed.picked
-			SELECT profile_id, (SELECT count(*) FROM disturbed.claim c
-				WHERE c.profile_id = p.profile_id), row_number() OVER () > 3
-			FROM (SELECT profile_id FROM disturbed.embedding_profile
-				WHERE lease_until > now() AND profile_id !~ '^(missing|novector|fault)'
+			qq{INSERT INTO disturbed.picked
+			SELECT p.id, (SELECT count(*) FROM disturbed.claim c
+				WHERE c.profile_id = p.id), row_number() OVER () > 3
+			FROM (SELECT $id AS id FROM disturbed.embedding_profile
+				WHERE lease_until > now() AND $id !~ '^(missing|novector|fault)'
 					ORDER BY random() LIMIT 6) p;
 			UPDATE disturbed.candidate SET cv = clock_timestamp()
 			WHERE hrflow_id IN (SELECT profile_id FROM disturbed.picked WHERE NOT is_deleted);
@@ -134,7 +151,7 @@ sub run
 		);
 
 		# The log is lost when the stand-in is stopped
-		my @backends = wait_for_work($node, $todo - 600 - int rand 400);
+		my @backends = wait_for_work($node, $todo - int $n * (0.3 + rand 0.2));
 		$collect->($store) if $disturbance eq 'network';
 		is(scalar(@backends), 2, "two runs are in progress before the disturbance ($disturbance)");
 		$disturb{$disturbance}->($node, $api, @backends);
@@ -149,46 +166,64 @@ sub run
 		cmp_ok($left, '>', 0, "disturbed runs leave leases behind ($disturbance)")
 		  if $disturbance =~ /kill|crash/;
 		$store->hasten("state = 'due'");
-		$store->sql(
-			"UPDATE disturbed.embedding_profile SET attempts = 0 WHERE profile_id ~ '^fault'");
+		$store->sql("UPDATE disturbed.embedding_profile SET attempts = 0 WHERE $id ~ '^fault'");
 	}
 
 	# Repeat until the profile that is refused has been given up
-	for (1 .. 5)
-	{
-		$store->call;
-		$store->hasten("state = 'due'");
-	}
-	$collect->($store);
-
 	my $of = "disturbed by @disturbances";
+	my $complete = sub {
+		for (1 .. 5)
+		{
+			$store->call;
+			$store->hasten("state = 'due'");
+		}
+		$collect->($store);
+	};
+	$complete->();
+	if ($posts)
+	{
+		is_deeply([ grep { !/^fault/ && $asked{$_} > 1 + ($allowed{$_} // 0) } keys %asked ],
+			[], "no $content was sent twice, $of");
+		is( $store->sql(
+				"SELECT count(*) FROM disturbed.embedding_profile
+				WHERE $id !~ '^fault' AND ((sent_hash IS NOT NULL) <> (state = 'failed')
+					OR (state = 'failed')
+						<> (coalesce(last_error, '') ~ 'may have been sent, and paid for'))"),
+			0,
+			"each $content that may have been sent is reported, $of");
+		$store->sql("SELECT hrflow_retry('disturbed.embedding')");
+		$complete->();
+	}
+
 	my $deleted = $store->sql('SELECT count(*) FROM disturbed.picked WHERE is_deleted');
-	cmp_ok($deleted, '>', 0, "some profiles were deleted while they were fetched, $of");
+	cmp_ok($deleted, '>', 0, "some ${content}s were deleted while they were fetched, $of");
 	is( $store->states,
-		'failed 1, missing 3, ok ' . ($n + 2 - $deleted),
-		"all remaining profiles of $n are ok, $of");
-	is($store->wrong_vectors("profile_id !~ '^novector'"),
-		0, "the remaining profiles have the right vectors, $of");
+		$posts
+		? 'failed 1, ok ' . ($n + 5 - $deleted)
+		: 'failed 1, missing 3, ok ' . ($n + 2 - $deleted),
+		"all remaining ${content}s of $n are ok, $of");
+	is($store->wrong_vectors("$id !~ '^(novector|missing|fault)'"),
+		0, "the remaining ${content}s have the right vectors, $of");
 	is( $store->sql(
 			"SELECT profile_id, section FROM disturbed.embedding WHERE profile_id ~ '^novector'
 				ORDER BY 1"
 		),
 		"novector-cook|profile\nnovector-nurse|profile",
-		"profiles that lack a section have their other vectors, $of");
+		"profiles that lack a section have their other vectors, $of") if $content eq 'profile';
 	is( $store->sql(
-			"SELECT profile_id, state, http_status FROM disturbed.embedding_profile
+			"SELECT $id, state, http_status FROM disturbed.embedding_profile
 				WHERE state IN ('missing', 'failed') ORDER BY 1"
 		),
 		join("\n",
-			'fault:status=403,id=driver|failed|403', 'missing-1|missing|400',
-			'missing-2|missing|400', 'missing-3|missing|400'),
-		"the other profiles are missing or failed, $of");
+			'fault:status=403,id=driver|failed|403',
+			$posts ? () : map { "missing-$_|missing|400" } 1 .. 3),
+		"the other ${content}s are missing or failed, $of");
 	$api->reset;
 	is($store->sql("SELECT count(*) FROM disturbed.claim WHERE state <> 'due'"),
-		0, "no profile that is ok was claimed, $of");
+		0, "no $content that is ok was claimed, $of");
 	my %claims = map { split /\|/ } split /\n/,
 	  $store->sql('SELECT profile_id, count(*) FROM disturbed.claim GROUP BY 1');
-	is(scalar(keys %claims), $n + @others, "all profiles were claimed, $of");
+	is(scalar(keys %claims), $n + @others, "all ${content}s were claimed, $of");
 	is( $store->sql(
 			'SELECT count(*) FROM disturbed.picked p WHERE NOT is_deleted
 		AND (SELECT count(*) FROM disturbed.claim c WHERE c.profile_id = p.profile_id) <= claims
@@ -196,11 +231,14 @@ sub run
 			AND d.is_deleted)'
 		),
 		0,
-		"profiles that changed while they were fetched were claimed again, $of");
+		"${content}s that changed while they were fetched were claimed again, $of");
 
 	# Refresh once more, requesting each section separately
-	is_deeply([ grep { $asked{$_} > $claims{$_} * (/^novector/ ? 3 : 1) } keys %asked ],
-		[], "no profile was requested more often than it was claimed, $of");
+	is_deeply(
+		[   grep { $asked{$_} > $claims{$_} * (/^novector/ && $content eq 'profile' ? 3 : 1) }
+			  keys %asked ],
+		[],
+		"no $content was requested more often than it was claimed, $of");
 	note(scalar(grep { $_ > 1 } values %asked) . ' were asked for more than once');
 	$store->sql('DROP SCHEMA disturbed CASCADE');
 	return;

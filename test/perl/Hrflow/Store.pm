@@ -1,7 +1,9 @@
 # A store that is fed by a table of candidates, for tests that refresh it.
 #
-#   my $store = Hrflow::Store->new($node, $api, 'shop', owner => 'ROLE');
+#   my $store = Hrflow::Store->new($node, $api, 'shop', owner => 'ROLE',
+#		content => 'job');
 #   $store->fill(1000)         adds candidates, cycling through occupations
+#   $store->add_table('other') creates another table that feeds the store
 #   $store->track("SELECT 'nurse-1'")   replaces all candidates by these, due
 #   $store->call('fields => ...')       CALL hrflow_refresh; returns its output
 #   $store->start_call(...)    likewise, without waiting; returns a handle for
@@ -18,6 +20,15 @@
 # The store is in the schema SHOP, which contains the tables candidate (id,
 # hrflow_id, cv, note), embedding and embedding_profile, and claim, with a row
 # for each lease that was taken.
+#
+# A store may also contain jobs, texts or documents.  For texts and documents, the
+# identifiers are both the keys and the contents, so that they also request faults
+# of the stand-in.  Differences between kinds of stores are members of the object:
+#
+#   $store->{id}               column with the identifier
+#   $store->{source}           source of all candidates
+#   $store->{vectors}          number of vectors of each
+#   $store->{posts}            are contents sent, which is not repeated?
 package Hrflow::Store;
 
 use strict;
@@ -26,15 +37,50 @@ use IPC::Run ();
 
 our $FIELDS = '{"profile": 1, "skills": 1}';
 
+# Besides the members above, there are more columns of tables that feed the store,
+# arguments of hrflow_track_table() that tell how they do ("track"), arguments of
+# hrflow_refresh() ("fields"), and an expression for the right vector.
+my %kinds = (
+	profile => {
+		id => 'profile_id',
+		source => 'acme',
+		vectors => 2,
+		fields => "fields => '$FIELDS'",
+		track => "source_id => 'acme'" },
+	job => {
+		id => 'job_id',
+		source => 'acme',
+		vectors => 1,
+		track => "source_id => 'acme'",
+		vector => "hrflow_job_vector(job_id, board_id => 'acme')" },
+	text => {
+		id => 'key',
+		source => '',
+		vectors => 1,
+		posts => 1,
+		track => "content_columns => '{hrflow_id}'",
+		vector => 'hrflow_text_embedding(key)' },
+	document => {
+		id => 'key',
+		source => '',
+		vectors => 1,
+		posts => 1,
+		columns => ', item jsonb GENERATED ALWAYS AS (SHOP.item_of(hrflow_id)) STORED',
+		track => "content_columns => '{item}'",
+		vector => "hrflow_document_embedding('profile', jsonb_build_object('key', key))" });
+
 sub new
 {
 	my ($class, $node, $api, $name, %options) = @_;
+	my $content = $options{content} // 'profile';
 	my $self = bless {
+		%{ $kinds{$content} },
 		node => $node,
 		api => $api,
 		name => $name,
 		owner => $options{owner} // 'keeper' }, $class;
-	my $owner = $self->{owner};
+	my ($owner, $id) = @$self{qw(owner id)};
+	my $columns = $self->{columns} = ($self->{columns} // '') =~ s/SHOP/$name/gr;
 
 	$node->safe_psql('postgres', <<"END");
 DO \$\$ BEGIN
@@ -47,15 +93,17 @@ GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO $owner;
 CREATE SCHEMA $name AUTHORIZATION $owner;
 END
 	$self->sql(<<"END");
+CREATE FUNCTION $name.item_of(text) RETURNS jsonb LANGUAGE sql IMMUTABLE
+	RETURN pg_catalog.jsonb_build_object('key', \$1);
 CREATE TABLE $name.candidate (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-	hrflow_id text UNIQUE, cv text, note text);
-SELECT hrflow_create_store('$name.embedding', 'real[]');
+	hrflow_id text UNIQUE, cv text, note text $columns);
+SELECT hrflow_create_store('$name.embedding', 'real[]', content => '$content');
 SELECT hrflow_track_table('$name.embedding', '$name.candidate', 'hrflow_id',
-	source_id => 'acme', refresh_columns => '{cv}');
+	$self->{track}, refresh_columns => '{cv}');
 CREATE TABLE $name.claim (profile_id text, state text, pid int DEFAULT pg_backend_pid());
 CREATE FUNCTION $name.note_claim() RETURNS trigger LANGUAGE plpgsql AS \$\$
 BEGIN
-	INSERT INTO $name.claim VALUES (OLD.profile_id, OLD.state);
+	INSERT INTO $name.claim VALUES (OLD.$id, OLD.state);
 	RETURN NULL;
 END \$\$;
 CREATE TRIGGER note_claim AFTER UPDATE ON $name.embedding_profile FOR EACH ROW
@@ -71,6 +119,18 @@ sub sql
 {
 	my ($self, $sql) = @_;
 	return $self->{node}->safe_psql('postgres', "SET ROLE $self->{owner};\n$sql");
+}
+
+# Create another table that feeds the store, with a column hrflow_id.
+sub add_table
+{
+	my ($self, $table) = @_;
+
+	$self->sql(
+		"CREATE TABLE $self->{name}.$table (hrflow_id text $self->{columns});
+		SELECT hrflow_track_table('$self->{name}.embedding', '$self->{name}.$table',
+			'hrflow_id', $self->{track})");
+	return;
 }
 
 sub fill
@@ -102,10 +162,11 @@ sub track
 sub _statement
 {
 	my ($self, $arguments) = @_;
-	return "CALL hrflow_refresh('$self->{name}.embedding', "
+	return 'CALL hrflow_refresh('
 	  . join(', ',
+		"'$self->{name}.embedding'",
 		$arguments // (),
-		$arguments && $arguments =~ /fields/ ? () : "fields => '$FIELDS'")
+		$arguments && $arguments =~ /fields/ ? () : $self->{fields} // ())
 	  . ')';
 }
 
@@ -216,6 +277,12 @@ sub wrong_vectors
 {
 	my ($self, $where) = @_;
 	$where //= 'true';
+	return $self->sql(<<"END") if $self->{vector};
+SELECT count(*) FROM (SELECT vector, $self->{vector} AS right_one
+	FROM $self->{name}.embedding_profile LEFT JOIN $self->{name}.embedding
+		USING (source_id, $self->{id}) WHERE $where) v
+WHERE vector IS DISTINCT FROM right_one
+END
 	return $self->sql(<<"END");
 SELECT count(*) FROM (SELECT profile_id, section, item, vector FROM $self->{name}.embedding
 	WHERE $where) e
@@ -234,7 +301,10 @@ sub asked
 
 	foreach my $line (split /\n/, $self->{api}->get('/log'))
 	{
-		$asked{$1}++ if $line =~ /"query":"[^"]*?profile_id=([^&"]+)/;
+		$asked{$1}++
+		  if $line =~ /"query":"[^"]*?(?:profile|job)_id=([^&"]+)/
+		  || $line =~ /"body":"\{\\"text\\": ?\\"(.*?)\\"/
+		  || $line =~ /"body":"\{.*\\"key\\": ?\\"(.*?)\\"/;
 	}
 	return \%asked;
 }
