@@ -14,7 +14,6 @@
 #include "store/refresh.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -293,10 +292,7 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	 * It does no harm if a crash undoes a claim, unless the claim records
 	 * that a content may be sent: see hrflow_content_read().
 	 */
-	if (!store->has_content)
-		(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
-								 false);
+	run->may_lose_work = !store->has_content;
 	look_back(run);
 	n = claim_from_all(run, store, size, lease);
 	if (n == 0)

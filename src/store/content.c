@@ -569,11 +569,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 					 PointerGetDatum(make_texts_of(sent, true)));
 	hrflow_store_execute(hrflow_store_sql(store, mark_sql), &parameters);
 
-	/*
-	 * A crash must not undo this.  Changing synchronous_commit would have no
-	 * effect, because the store is closed, which restores all settings,
-	 * before the commit.
-	 */
+	/* A crash must not undo this, whatever synchronous_commit is. */
 	ForceSyncCommit();
 }
 
