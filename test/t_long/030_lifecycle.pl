@@ -21,51 +21,6 @@ my %settings = (link_hosts => '127.0.0.1', max_attempts => 1);
 my $api = Hrflow::StandIn->new('--dim' => 64);
 my $dir = $ENV{HRFLOW_DUMP_FROM};
 
-# Queries whose results must be the same after the restore
-my %picture = (
-	states => q{SELECT * FROM shop.embedding_profile ORDER BY source_id, profile_id COLLATE "C"},
-	vectors => q{SELECT md5(string_agg(
-		concat_ws('|', source_id, profile_id, section, item, vector, fetched_at), E'\n'
-		ORDER BY profile_id COLLATE "C", section COLLATE "C", item)) FROM shop.embedding},
-	status =>
-	  q{SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due, requests_due, last_error
-		FROM hrflow_store_status('shop.embedding')},
-	failures =>
-	  q{SELECT * FROM hrflow_store_failures('shop.embedding') ORDER BY profile_id COLLATE "C"},
-	candidates => 'SELECT * FROM shop.candidate ORDER BY id',
-	triggers => q{SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
-		ORDER BY tgname COLLATE "C"},
-	constraints => q{SELECT conrelid::regclass, pg_get_constraintdef(oid) FROM pg_constraint
-		WHERE connamespace = 'shop'::regnamespace AND contype <> 'n' ORDER BY 1, 2},
-	indexes =>
-	  q{SELECT indexdef FROM pg_indexes WHERE schemaname = 'shop' ORDER BY indexname COLLATE "C"},
-	storage => q{SELECT attrelid::regclass, attname, attstorage FROM pg_attribute
-		WHERE attrelid = 'shop.embedding'::regclass AND attnum > 0 ORDER BY attnum},
-	extension =>
-	  q{SELECT extversion, n.nspname, (SELECT count(*) FROM pg_depend WHERE refobjid = e.oid
-		AND refclassid = 'pg_extension'::regclass AND deptype = 'e'
-		AND classid IN ('pg_proc'::regclass, 'pg_class'::regclass)) FROM pg_extension e
-		JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'hrflow_embed'},
-	functions =>
-	  q{SELECT rolname, oid::regprocedure FROM (VALUES ('keeper'), ('reader')) r (rolname), pg_proc
-		WHERE proname LIKE 'hrflow%' AND has_function_privilege(rolname, oid, 'EXECUTE')
-		ORDER BY rolname, oid::regprocedure::text COLLATE "C"},
-	tables =>
-	  q{SELECT rolname, relname, p FROM (VALUES ('keeper'), ('reader')) r (rolname), pg_class,
-		unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) p WHERE relnamespace = 'shop'::regnamespace
-		AND relkind = 'r' AND has_table_privilege(rolname, oid, p) ORDER BY 1, 2, 3},
-	setting => q{SHOW hrflow_embed.max_concurrency});
-
-sub picture
-{
-	my ($store) = @_;
-	return {
-		map {
-			$_ => $store->{node}
-			  ->safe_psql('postgres', "SET timezone = 'UTC'; LOAD 'hrflow_embed'; $picture{$_}")
-		} keys %picture };
-}
-
 if (!$dir)
 {
 	my $node = Hrflow::Node->new('dumped', $api, %settings);
@@ -105,7 +60,7 @@ if (!$dir)
 			"$command->[0] of PostgreSQL " . $node->pg_version . ' succeeds');
 	}
 	open(my $file, '>', "$dir/picture.json") or die $!;
-	print $file encode_json({ version => $node->pg_version . '', %{ picture($store) } });
+	print $file encode_json({ version => $node->pg_version . '', %{ $store->picture } });
 	close $file or die $!;
 	$node->stop;
 }
@@ -131,9 +86,9 @@ ok( IPC::Run::run(
 
 my $store = bless { node => $there, api => $api, name => 'shop', owner => 'keeper' },
   'Hrflow::Store';
-my $after = picture($store);
-ok($after->{$_} eq $before->{$_}, "$_ are the same as before the dump") foreach sort keys %picture;
-isnt($before->{$_}, '', "$_ are not empty") foreach sort keys %picture;
+my $after = $store->picture;
+ok($after->{$_} eq $before->{$_}, "$_ are the same as before the dump") foreach sort keys %$before;
+isnt($before->{$_}, '', "$_ are not empty") foreach sort keys %$before;
 
 # Using the restored store
 is( $store->states,

@@ -3,7 +3,8 @@
 #
 #   my $node = Hrflow::Node->new('main', $api, setting => 'value', ...);
 #
-# Settings without a dot are those of hrflow_embed.  The object is a
+# Settings without a dot are those of hrflow_embed, except that install_path is the
+# directory of another PostgreSQL version to use.  The object is a
 # PostgreSQL::Test::Cluster with two more methods:
 #   error_of($sql)            SQLSTATE and message of the statement's error
 #   key_file                  path of the key file
@@ -20,7 +21,9 @@ use parent -norequire, 'PostgreSQL::Test::Cluster';
 sub new
 {
 	my ($class, $name, $api, %settings) = @_;
-	my $self = bless PostgreSQL::Test::Cluster->new($name), $class;
+	my @options =
+	  exists $settings{install_path} ? (install_path => delete $settings{install_path}) : ();
+	my $self = bless PostgreSQL::Test::Cluster->new($name, @options), $class;
 
 	$self->init;
 	$self->write_key($Hrflow::StandIn::KEY);

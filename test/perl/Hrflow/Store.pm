@@ -15,6 +15,8 @@
 #   $store->refreshed          number of profiles that were ever refreshed
 #   $store->age('5 days')      moves all times into the past by this much
 #   $store->wrong_vectors      number of vectors that are wrong or missing
+#   $store->picture            all that must survive a move to another server, as a
+#                              hash of texts
 #   $store->asked              number of requests for each profile, as a hash
 #
 # The store is in the schema SHOP, which contains the tables candidate (id,
@@ -34,6 +36,43 @@ package Hrflow::Store;
 use strict;
 use warnings FATAL => 'all';
 use IPC::Run ();
+
+# Queries whose results must be the same after the database was moved to another
+# server
+my %picture = (
+	states => q{SELECT * FROM SHOP.embedding_profile ORDER BY source_id, profile_id COLLATE "C"},
+	vectors => q{SELECT md5(string_agg(
+		concat_ws('|', source_id, profile_id, section, item, vector, fetched_at), E'\n'
+		ORDER BY profile_id COLLATE "C", section COLLATE "C", item)) FROM SHOP.embedding},
+	status =>
+	  q{SELECT tracked, due, leased, ok, failed, missing, gone, oldest_due, requests_due, last_error
+		FROM hrflow_store_status('SHOP.embedding')},
+	failures =>
+	  q{SELECT * FROM hrflow_store_failures('SHOP.embedding') ORDER BY profile_id COLLATE "C"},
+	candidates => 'SELECT * FROM SHOP.candidate ORDER BY id',
+	triggers => q{SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+		ORDER BY tgname COLLATE "C"},
+	constraints => q{SELECT conrelid::regclass, pg_get_constraintdef(oid) FROM pg_constraint
+		WHERE connamespace = 'SHOP'::regnamespace AND contype <> 'n' ORDER BY 1, 2},
+	indexes =>
+	  q{SELECT indexdef FROM pg_indexes WHERE schemaname = 'SHOP' ORDER BY indexname COLLATE "C"},
+	storage => q{SELECT attrelid::regclass, attname, attstorage FROM pg_attribute
+		WHERE attrelid = 'SHOP.embedding'::regclass AND attnum > 0 ORDER BY attnum},
+	extension =>
+	  q{SELECT extversion, n.nspname, (SELECT count(*) FROM pg_depend WHERE refobjid = e.oid
+		AND refclassid = 'pg_extension'::regclass AND deptype = 'e'
+		AND classid IN ('pg_proc'::regclass, 'pg_class'::regclass)) FROM pg_extension e
+		JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'hrflow_embed'},
+	functions =>
+	  q{SELECT rolname, oid::regprocedure FROM pg_proc, unnest(ARRAY(SELECT rolname FROM pg_roles
+		WHERE NOT rolsuper AND rolname !~ '^pg_')) rolname
+		WHERE proname LIKE 'hrflow%' AND has_function_privilege(rolname, oid, 'EXECUTE')
+		ORDER BY rolname, oid::regprocedure::text COLLATE "C"},
+	tables => q{SELECT rolname, relname, p FROM pg_class, unnest(ARRAY(SELECT rolname FROM pg_roles
+		WHERE NOT rolsuper AND rolname !~ '^pg_')) rolname,
+		unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) p WHERE relnamespace = 'SHOP'::regnamespace
+		AND relkind = 'r' AND has_table_privilege(rolname, oid, p) ORDER BY 1, 2, 3},
+	setting => q{SHOW hrflow_embed.max_concurrency});
 
 our $FIELDS = '{"profile": 1, "skills": 1}';
 
@@ -271,6 +310,17 @@ sub age
 			failed_at = failed_at - interval '$interval',
 			erased_at = erased_at - interval '$interval' WHERE $where");
 	return;
+}
+
+sub picture
+{
+	my ($self) = @_;
+	return {
+		map {
+			$_ => $self->{node}->safe_psql('postgres',
+				"SET timezone = 'UTC'; LOAD 'hrflow_embed'; " . $picture{$_} =~
+				  s/\bSHOP\b/$self->{name}/gr)
+		} keys %picture };
 }
 
 sub wrong_vectors
