@@ -52,7 +52,8 @@ my %picture = (
 	candidates => 'SELECT * FROM SHOP.candidate ORDER BY id',
 	triggers => q{SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
 		ORDER BY tgname COLLATE "C"},
-	constraints => q{SELECT conrelid::regclass, pg_get_constraintdef(oid) FROM pg_constraint
+	constraints => q{SELECT conrelid::regclass::text COLLATE "C", pg_get_constraintdef(oid)
+		FROM pg_constraint
 		WHERE connamespace = 'SHOP'::regnamespace AND contype <> 'n' ORDER BY 1, 2},
 	indexes =>
 	  q{SELECT indexdef FROM pg_indexes WHERE schemaname = 'SHOP' ORDER BY indexname COLLATE "C"},
