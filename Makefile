@@ -8,7 +8,8 @@
 #   make demo             demonstrate the main features
 #   make check-versions   run "make check" on PostgreSQL 17, 18 and 19
 #   make check-packages   build and test the Debian packages
-#   make check-long       run slow tests, and check-packages
+#   make check-long       run slow tests, check-packages, and tests on other
+#                         architectures
 #   make check-asan       run "make check" with AddressSanitizer and
 #                         UndefinedBehaviorSanitizer
 #   make check-valgrind   run the regression tests in Valgrind

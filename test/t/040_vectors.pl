@@ -178,15 +178,19 @@ foreach my $format ('%.9g', '%.17g', '%.25e', '%.40f')
 }
 
 #
-# As many elements as PostgreSQL's own functions support
+# As many elements as PostgreSQL's own functions support (MaxArraySize), which depends
+# on the size of a Datum
 #
-my $too_many = "{'descr': '|i1', 'fortran_order': False, 'shape': (134217728,)}";
+my $n = sql(
+	q{SELECT 1073741823 / CASE WHEN float8_pass_by_value THEN 8 ELSE 4 END + 1
+		FROM pg_control_init()});
+my $too_many = "{'descr': '|i1', 'fortran_order': False, 'shape': ($n,)}";
 my (undef, undef, $refusal) = $node->psql(
 	'postgres',
-	sprintf
-	  q{SELECT cardinality(hrflow_decode_vector('\x%s'::bytea || convert_to(repeat('a', 134217728),
+	sprintf q{SELECT cardinality(hrflow_decode_vector('\x%s'::bytea || convert_to(repeat('a', %d),
 		'UTF8')))},
-	unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $too_many) . $too_many));
+	unpack('H*', "\x93NUMPY\x01\x00" . pack('v', length $too_many) . $too_many),
+	$n);
 like(
 	$refusal,
 	qr/invalid vector\nDETAIL:  The vector has too many elements/,

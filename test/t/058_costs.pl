@@ -177,12 +177,15 @@ ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while th
 	my $file = $node->data_dir . '/pg_stat/hrflow_embed.stat';
 	my $text = "SELECT hrflow_text_embedding('a')";
 
+	# Structs are padded, which depends on the architecture.
+	my $align = sql('SELECT max_data_alignment FROM pg_control_init()');
+
 	$node->stop;
 	my ($magic) = unpack('L', PostgreSQL::Test::Utils::slurp_file($file));
 	open(my $fh, '>:raw', $file) or die $!;
 	print $fh pack('L l', $magic, 4096);
-	print $fh pack('l L l x4 Q2', $then, 10, 0, $_ == 7 ? 1 : 2, 1) foreach 1 .. 4096;
-	print $fh pack('Q2', $_, ($_ == 7 ? $then : $today) << 32 | 5)  foreach 1 .. 64;
+	print $fh pack("l L l x!$align Q2", $then, 10, 0, $_ == 7 ? 1 : 2, 1) foreach 1 .. 4096;
+	print $fh pack('Q2', $_, ($_ == 7 ? $then : $today) << 32 | 5) foreach 1 .. 64;
 	close($fh);
 	$node->start;
 
