@@ -79,7 +79,7 @@ static const uint8 usual_periods[] = {
  * backends get their share.  SPREAD_SLACK allows for the resolution of the
  * timeouts with which they wait.
  */
-#define SPREAD_PART 128
+#define SPREAD_PART 32
 #define SPREAD_SLACK (4 * HRFLOW_MSEC)
 
 /*

@@ -135,7 +135,7 @@ foreach my $wording ('none', '0', 'past', 'soon')
 
 	# Consider only the time in which all four send requests.  There is no queue: each
 	# tries again when the next request may be sent.  On an idle machine each gets more
-	# than half its share, on a busy one sometimes less, but none starves.
+	# than half its share; allow for a busy one.
 	my (%nsent, %share);
 	my $nshared = 0;
 	foreach my $request ($limited->log)
@@ -147,7 +147,8 @@ foreach my $wording ('none', '0', 'past', 'soon')
 		$share{$backend}++;
 		$nshared++;
 	}
-	cmp_ok($share{$_} // 0, '>=', $nshared / 40, "backend $_ does not starve")
+	cmp_ok($share{$_} // 0,
+		'>=', $nshared / 16, "backend $_ gets at least a quarter of its share of the rate")
 	  foreach 'a' .. 'd';
 	note("of $nshared requests they get ", join(' ', map { $share{$_} // 0 } 'a' .. 'd'));
 	note("refused $before, then " . ($after - $before));
