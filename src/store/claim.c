@@ -288,11 +288,6 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	LockRelationOid(RelationGetRelid(store->profiles), RowExclusiveLock);
 	lease = lease_end();
 
-	/*
-	 * It does no harm if a crash undoes a claim, unless the claim records
-	 * that a content may be sent: see hrflow_content_read().
-	 */
-	run->may_lose_work = !store->has_content;
 	look_back(run);
 	n = claim_from_all(run, store, size, lease);
 	if (n == 0)

@@ -295,7 +295,6 @@ typedef struct HrflowRun
 											 * time or later */
 	int64		looked_back_at; /* see look_back(), by our clock */
 	bool		is_drained;		/* did the last claim find no profile? */
-	bool		may_lose_work;	/* may a crash undo the current transaction? */
 	bool		is_blocked;		/* did another session lock a table from which
 								 * it was to read contents? */
 	List	   *bad_sources;	/* list of HrflowBadSource */

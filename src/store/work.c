@@ -74,16 +74,10 @@ begin_work(HrflowRun *run, HrflowStore *store)
 }
 
 static void
-end_work(HrflowRun *run, HrflowStore *store)
+end_work(HrflowStore *store)
 {
 	hrflow_store_close(store);
 	PopActiveSnapshot();
-
-	/* hrflow_store_close() restores all settings, so do this after it. */
-	if (run->may_lose_work)
-		(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
-								 false);
 	SPI_commit();
 
 	/* Hold no snapshot while waiting for the network. */
@@ -144,12 +138,11 @@ hrflow_work_do(HrflowRun *run, HrflowWork work)
 	WorkInStore arg = {.run = run, .work = work};
 	ErrorData  *error;
 
-	run->may_lose_work = false;
 	begin_work(run, &arg.store);
 	error = hrflow_store_try(do_work_in_store, &arg);
 	if (error != NULL)
 		ReThrowError(error);
-	end_work(run, &arg.store);
+	end_work(&arg.store);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->work_context);
 }

@@ -396,20 +396,6 @@ cmp_ok($slow_api->stats->{max_in_flight},
 	'>', 80, 'a run keeps nearly as many requests in flight as max_concurrency allows');
 
 #
-# The commit of a claim does not wait until it is on disk, since it does no harm if a
-# crash undoes a claim.  The WAL writer would flush it soon.
-#
-$node->append_conf('postgresql.conf', "wal_writer_delay = 10s\nwal_writer_flush_after = 1GB");
-$node->reload;
-$store->track("SELECT 'fault:latency=3000,id=' || i FROM generate_series(1, 32) i");
-$call = $store->start_call;
-$api->wait_until(sub { $_[0]{requests} >= 32 });
-is($store->sql('SELECT pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn()'),
-	't', 'claims are committed asynchronously');
-$store->finish_call($call);
-is($store->states, 'ok 32', 'what was claimed by an asynchronous commit is refreshed');
-
-#
 # A table of profiles that is partitioned.  Rows of different partitions have the same
 # physical locations; a run writes only those that it has claimed.
 #
