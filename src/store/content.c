@@ -484,7 +484,7 @@ settle(HrflowRun *run, HrflowProfile *profile)
 
 	if (profile->body == NULL && profile->problem != NULL)
 		fail(run, profile, HRFLOW_INVALID_REQUEST, profile->problem);
-	else if (profile->body == NULL)
+	else if (profile->hash == NULL)
 	{
 		profile->is_empty = true;
 		hrflow_state_arrive(run, profile);
