@@ -133,7 +133,7 @@ hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
 
 /*
  * Append the numbers of the columns of OLD in an expression to a list, in the
- * order in which they are there.
+ * order in which they occur.
  */
 static bool
 collect_columns(Node *node, void *list)
@@ -152,10 +152,10 @@ collect_columns(Node *node, void *list)
 }
 
 /*
- * The columns whose values a store's contents are read from, by their numbers
- * and in order.  The WHEN of the trigger on UPDATE compares them right after
- * the key.  It knows them by their numbers, so that they can be renamed, and a
- * dump names them.  "args" are the trigger's arguments.
+ * Return the numbers of the columns from which a store's contents are read, in
+ * order.  The WHEN condition of the trigger on UPDATE compares them right after
+ * the key.  It refers to columns by their numbers, so they can be renamed, and
+ * a dump contains their names.  "args" are the trigger's arguments.
  *
  * Throws 55000 if the trigger does not compare them.
  */
@@ -190,8 +190,8 @@ hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
 }
 
 /*
- * The columns that contents are read from by these triggers of a table, by their
- * numbers and in order; NIL if there are none, or they are released.
+ * Return the numbers of the columns from which these triggers of a table read
+ * contents, in order; NIL if there are none, or if they have been released.
  */
 List *
 hrflow_columns_of_feeders(Relation table, List *feeders)
@@ -245,7 +245,9 @@ check_content(const HrflowStore *store, Relation table, const char *name)
  */
 
 /*
- * Read the names of columns in an array, which is an argument of this name.
+ * Read an array of column names, which is the argument "argument", into
+ * "columns", unless that is NULL.  Returns the number of names.  Throws 22023
+ * and 54011.
  */
 int
 hrflow_columns_get(const char *argument, ArrayType *array, char **columns)
@@ -272,8 +274,8 @@ hrflow_columns_get(const char *argument, ArrayType *array, char **columns)
 }
 
 /*
- * Read the arguments that say where contents come from: the names of columns into
- * "columns", and the rest into "args".  Returns the number of columns.
+ * Read the arguments that say where contents come from: the names of columns
+ * into "columns", and the rest into "args".  Returns the number of columns.
  *
  * Throws 22023, and what check_content() throws.
  */

@@ -33,8 +33,8 @@
 #include "utils/guc.h"
 
 /*
- * The contents of the keys $1 in one table.  Of several rows with one key, the
- * content that sorts first is used.
+ * Read the contents of the keys $1 from one table.  Of several rows with one
+ * key, the content that sorts first is used.
  */
 static const char read_sql[] =
 "SELECT DISTINCT ON (p.n) p.n::integer, c.value FROM"
@@ -46,11 +46,11 @@ static const char read_sql[] =
 static const char next_column_sql[] = "%s, %s";
 
 /*
- * The vectors that the store has of contents.  $1 are the keys and $2 the hashes
- * of the contents, $3 is the account, $4 the section, and $5 are the dimensions
- * of the store's vectors, or none if any will do.  A key's own vector is
- * preferred.  Neither the statistics nor the number of keys with a content
- * decide how many rows this reads.
+ * Find the vectors that the store has of contents.  $1 are the keys and $2 the
+ * hashes of the contents, $3 is the account, $4 the section, and $5 are the
+ * dimensions of the store's vectors, or none if any will do.  A key's own
+ * vector is preferred.  Neither the statistics nor the number of keys with a
+ * content decide how many rows this reads.
  */
 #define VECTOR_SQL \
 	" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %V AS v" \
@@ -421,7 +421,7 @@ find_sent(const HrflowStore *store, List *profiles, TimestampTz lease)
 }
 
 /*
- * Let a profile fail without a request.
+ * Record that a profile has failed, without a request.
  */
 static void
 fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,

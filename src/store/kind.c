@@ -58,9 +58,9 @@ make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
  */
 
 /*
- * The columns of a text are joined by two newlines, without those that are
- * NULL.  A text is cut beyond the length that the API accepts, which a longer
- * one exceeds nonetheless.
+ * Columns that are NULL are omitted from a text, and the others are joined by
+ * two newlines.  Only one character more than the API accepts is read, which
+ * is enough for the text to be refused.
  */
 static const char text_column_sql[] = "f.%q::text COLLATE \"C\"";
 static const char text_value_sql[] =
