@@ -16,6 +16,7 @@ static double started;
 
 static char **entries;			/* ring buffer of options.log lines */
 static unsigned long nentries;	/* number of lines since the start */
+static unsigned long nresets;
 
 static struct
 {
@@ -182,6 +183,7 @@ log_begin(Request *request)
 	if (++stats.in_flight > stats.max_in_flight)
 		stats.max_in_flight = stats.in_flight;
 	request->in_flight = stats.in_flight;
+	request->begun_after_resets = nresets;
 	pthread_mutex_unlock(&mutex);
 	request->begun = true;
 	request->begun_at = log_now();
@@ -218,18 +220,21 @@ log_connection_closed(void)
 
 /*
  * Log a request that is being answered with a status; 0: it will not be
- * answered.
+ * answered.  A request that began before the log was reset does not belong to
+ * what is logged now.
  */
 void
 log_request(Request *request, int status)
 {
 	Buffer		line = {0};
+	bool		belongs;
 
 	pthread_mutex_lock(&mutex);
-	if (status > 0 && status < 600)
+	belongs = request->begun_after_resets == nresets;
+	if (belongs && status > 0 && status < 600)
 		stats.by_status[status]++;
 	pthread_mutex_unlock(&mutex);
-	if (options.log <= 0)
+	if (!belongs || options.log <= 0)
 		return;
 
 	buffer_printf(&line, "\"ms\":%.3f,\"begun\":%.3f,\"in_flight\":%lu,\"listener\":\"%s\",\"connection\":%lu,\"method\":\"%s\",\"path\":",
@@ -304,6 +309,7 @@ void
 log_reset(void)
 {
 	pthread_mutex_lock(&mutex);
+	nresets++;
 	for (long i = 0; i < options.log; i++)
 	{
 		free(entries[i]);

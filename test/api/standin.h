@@ -123,6 +123,7 @@ typedef struct Request
 	long		rate_left;		/* requests */
 	double		rate_wait;		/* milliseconds; 0: none */
 	double		begun_at;		/* milliseconds since the start */
+	unsigned long begun_after_resets;	/* of the log */
 	unsigned long in_flight;	/* requests in flight on arrival, including itself */
 	char	   *uri;
 	char	   *path;			/* raw */

@@ -16,11 +16,9 @@ my $node = Hrflow::Node->new('texts', $api, link_hosts => '127.0.0.1', max_concu
 
 sub sql { return $node->safe_psql('postgres', $_[0]); }
 
-# Number of texts and documents that the API was asked for since the last reset.
-sub requests
-{
-	return scalar grep { $_->{path} =~ m{^/v1/(text|document)/embedding$} } $api->log;
-}
+# Number of requests since the last reset, also of those without an answer yet, which
+# the log does not contain.
+sub requests { return $api->stats->{api_requests}; }
 
 sub states
 {
