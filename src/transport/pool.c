@@ -529,8 +529,8 @@ hrflow_pool_is_short(void)
  * "count_unsent" returns how many requests in flight have not been sent.
  *
  * If descriptors are scarce and no requests are in flight, all connections are
- * closed: those that are kept, and those that libcurl 8.10 and later close
- * gracefully, which takes up to two seconds.
+ * closed: those that are kept, and those that newer versions of libcurl (8.14,
+ * but not 7.88) close gracefully, which takes up to two seconds.
  */
 bool
 hrflow_pool_reserve_descriptor(const HrflowSettings *settings, int nin_flight,
