@@ -34,6 +34,13 @@
 #define KEEP_CONNECTIONS 64
 
 /*
+ * Maximum number of requests in flight, with any max_concurrency.  At least as
+ * many connections are allowed, because another transport may have more requests
+ * in flight than our own settings allow.
+ */
+#define MAX_IN_FLIGHT 256
+
+/*
  * Maximum number of descriptors that a request needs at any time: two for the
  * thread that resolves its host, one that the system's resolver opens there,
  * and one for the connection.
@@ -223,6 +230,9 @@ hrflow_pool_close_socket(void *arg, curl_socket_t fd)
  * ------------------------------------------------------------------------
  */
 
+static void begin_libcurl(sigset_t *old);
+static void end_libcurl(const sigset_t *old, CURLMcode code);
+
 static void
 make_poller(void)
 {
@@ -307,6 +317,24 @@ make_wait_set(void)
 }
 
 /*
+ * Let libcurl finish closing connections.  It waits up to two seconds for the
+ * server to close its side of a TLS connection, but from 8.21 to at least 8.23
+ * curl_multi_socket_action() does not look at these sockets (curl issue 22282).
+ * No requests are in flight, so there is nothing else to do.
+ */
+static void
+finish_closing(void)
+{
+	CURLMcode	code;
+	sigset_t	old;
+	int			running;
+
+	begin_libcurl(&old);
+	code = curl_multi_perform(pool.multi, &running);
+	end_libcurl(&old, code);
+}
+
+/*
  * Prepare for requests with these settings.  The first call in a backend
  * initializes libcurl, which must never happen in the postmaster.
  *
@@ -352,6 +380,12 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	MULTI_SETOPT(CURLMOPT_MAX_CONCURRENT_STREAMS,
 				 (long) settings->max_concurrency);
 	MULTI_SETOPT(CURLMOPT_MAXCONNECTS, (long) keep);
+
+	/* This also limits the connections that libcurl is closing. */
+	MULTI_SETOPT(CURLMOPT_MAX_TOTAL_CONNECTIONS,
+				 (long) Max(keep, MAX_IN_FLIGHT));
+	if (!in_flight && pool.sockets > 0)
+		finish_closing();
 
 	if (pool.wait_set == NULL)
 		make_wait_set();

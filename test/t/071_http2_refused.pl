@@ -1,11 +1,13 @@
 # Servers that offer HTTP/2 and refuse it, connection by connection or request
 # by request: every profile is answered nevertheless, the number of connections
 # is limited, and requests that libcurl sends again are counted.  This needs a
-# server that does so on purpose, which is written in Python.
+# server that does so on purpose, which is written in Python.  It can also leave
+# connections open.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Http2Peer;
 use Hrflow::Node;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use Test::More;
 
@@ -92,6 +94,33 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 		'>',
 		(80 - 20 - 2) * 0.05,
 		'requests that are sent again after REFUSED_STREAM count towards the rate');
+}
+
+# A server that leaves connections open which it says it closes.  libcurl waits for
+# it, and from 8.21 on does not notice when it has waited long enough.
+SKIP:
+{
+	skip 'sockets of a process are counted in /proc', 3 unless -d '/proc/self/fd';
+	my $peer = Hrflow::Http2Peer->new('linger', $api);
+	my $session = Hrflow::Session->new($node);
+	my $sockets = sub {
+		return scalar grep { (readlink($_) // '') =~ /^socket:/ } glob "/proc/$session->{pid}/fd/*";
+	};
+	my $ask = sub {
+		my ($n) = @_;
+		return $session->ask(
+			"SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('p' || i) FROM generate_series(1, $n) i)) GROUP BY status;");
+	};
+
+	$session->ask("SET hrflow_embed.base_url = '"
+		  . $peer->base_url
+		  . "'; SET hrflow_embed.max_concurrency = 8;");
+	like($ask->(400), qr/^ok 400/, 'a batch succeeds at a server that leaves connections open');
+	cmp_ok($sockets->(), '<', 300, 'not all connections that the server leaves open are kept');
+	sleep 3;
+	$ask->(1);
+	cmp_ok($sockets->(), '<', 10, 'nor are any for more than some seconds');
 }
 
 done_testing();

@@ -1,8 +1,12 @@
 """A TLS server that refuses HTTP/2, in the way that its first argument names.
 
-    http2_peer.py goaway|refuse|alternate|close CERTIFICATE KEY LOG
+    http2_peer.py goaway|refuse|alternate|close|linger CERTIFICATE KEY LOG
 
-It offers HTTP/2 and HTTP/1.1.  Over HTTP/1.1 it answers every request.  Over
+With "linger" it offers only HTTP/1.1, and answers one request on each connection,
+which says that the connection is closed.  But it neither closes it nor notices
+that the client does.
+
+Otherwise it offers HTTP/2 and HTTP/1.1.  Over HTTP/1.1 it answers every request.  Over
 HTTP/2 it answers them too, but
 
     goaway   ends every connection at its first request, with GOAWAY and the
@@ -104,7 +108,10 @@ def serve_http1(connection):
             note("request")
             connection.sendall(
                 b"HTTP/1.1 200 OK\r\nContent-Type: " + TYPE +
+                (b"\r\nConnection: close" if how == "linger" else b"") +
                 b"\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+            if how == "linger":
+                threading.Event().wait()
 
 
 def serve(connection, number):
@@ -132,7 +139,7 @@ def accept():
 
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(certificate, key)
-context.set_alpn_protocols(["h2", "http/1.1"])
+context.set_alpn_protocols(["http/1.1"] if how == "linger" else ["h2", "http/1.1"])
 listener = socket.create_server(("127.0.0.1", 0), backlog=512)
 threading.Thread(target=accept, daemon=True).start()
 print(listener.getsockname()[1], flush=True)
