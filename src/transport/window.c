@@ -9,8 +9,9 @@
  * are medians, because individual latencies of a server vary by far more than
  * a factor of 1.5 even if there is no queue.
  *
- * - While the window is opening, it grows by two requests with each answer,
- *   that is, by a factor of three in each round trip, as in TCP's slow start.
+ * - While the window is opening, it grows by three requests with each answer,
+ *   that is, by a factor of four in each round trip: from 32 to the default of
+ *   max_concurrency in one.  (TCP's slow start doubles its window.)
  *   After the first cut it grows by an eighth of a request with each answer.
  *   It grows only while it is fully used, not while the latency is more than
  *   1.2 times the lowest, and not by answers during which we waited for less
@@ -52,7 +53,7 @@
 #define INITIAL_SIZE HRFLOW_MAX_WASTED
 
 /* Growth in requests per answer, while the window is opening and later. */
-#define OPENING_GROWTH 2
+#define OPENING_GROWTH 3
 #define GROWTH 0.125
 
 /*
