@@ -23,6 +23,10 @@ use Scalar::Util            qw(weaken);
 
 my @started;
 
+# Ports of all stand-ins so far. The kernel may assign a port again, but what a backend
+# has learned about an origin, such as its rate, must not apply to another stand-in.
+my %used;
+
 our $KEY = 'askr_0123456789abcdef0123456789abcdef';
 
 sub new
@@ -33,7 +37,12 @@ sub new
 	croak "HRFLOW_API does not name the stand-in's program"
 	  unless $ENV{HRFLOW_API};
 	$self->{dir} = PostgreSQL::Test::Utils::tempdir_short();
-	$self->_start(@options);
+	do
+	{
+		$self->stop;
+		$self->_start(@options);
+	} while (!(grep { /^--https?$/ } @options)
+		&& (grep { $used{$_}++ } $self->{http}, $self->{https}));
 	weaken($started[@started] = $self);
 	return $self;
 }
