@@ -102,9 +102,11 @@ typedef struct HrflowAheadState
 	TupleTableSlot *row_slot;	/* the child's columns of the row being
 								 * returned */
 	MemoryContext context;		/* contains rows and calls */
-	bool		is_placed;		/* is "ancestors" set?  False for nodes in a
-								 * subplan */
+	bool		is_placed;		/* is the node in the main plan rather than in
+								 * a subplan? */
 	List	   *ancestors;		/* PlanStates above the node, topmost first */
+	bool		has_filter;		/* could reading one more row take any number
+								 * of calls of volatile functions? */
 
 	/* Of the execution. */
 	dlist_node	live;			/* in ahead_bound.c's list of states */

@@ -16,6 +16,8 @@
 #include "ask/ahead.h"
 #include "compat.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
 
 static ExecutorStart_hook_type previous_start_hook = NULL;
 static ExecutorRun_hook_type previous_run_hook = NULL;
@@ -75,6 +77,34 @@ pass_limit(const LimitState *limit, RowsNeeded needed)
 }
 
 /*
+ * Return how many rows may be read ahead if we don't know how many are needed:
+ * one more than have been returned, so that the wasted requests exceed the
+ * useful ones by at most one.  Read only the one to be returned if another one
+ * could cost any number of requests.
+ */
+static int64
+uncertain_rows(const HrflowAheadState *ahead)
+{
+	return ahead->has_filter ? 1 : ahead->nreturned + 1;
+}
+
+/*
+ * Compute what a read-ahead node needs from its child.  If we don't know what
+ * is needed from the node, its child must read no more rows ahead than the node
+ * does, because the child's requests would be wasted as well.
+ */
+static RowsNeeded
+pass_ahead(const HrflowAheadState *ahead, RowsNeeded needed)
+{
+	if (!needed.is_certain)
+		needed.most = Min(needed.most, uncertain_rows(ahead));
+	needed.is_certain = true;
+	if (needed.most != ALL_ROWS)
+		needed.most = Max(needed.most - ahead->nrows, 1);
+	return needed;
+}
+
+/*
  * Compute what a node needs from the node below it, given what is needed from
  * the node.
  */
@@ -84,6 +114,7 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 	static const RowsNeeded all = {ALL_ROWS, true};
 	static const RowsNeeded unknown = {ALL_ROWS, false};
 	HrflowAheadState *ahead;
+	Agg		   *agg;
 
 	switch (nodeTag(ps))
 	{
@@ -106,18 +137,21 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 			return needed;
 		case T_CustomScanState:
 			ahead = get_ahead_state(ps);
-			if (ahead == NULL)
-				return unknown;
-			if (needed.most != ALL_ROWS)
-				needed.most = Max(needed.most - ahead->nrows, 1);
-			return needed;
+			return ahead != NULL ? pass_ahead(ahead, needed) : unknown;
 
 			/* These read all rows before they return one. */
 		case T_SortState:
 		case T_HashState:
 			return all;
 		case T_AggState:
-			return ((Agg *) ps->plan)->aggstrategy == AGG_SORTED ? needed : all;
+			agg = (Agg *) ps->plan;
+			if (agg->aggstrategy == AGG_PLAIN ||
+				agg->aggstrategy == AGG_HASHED)
+				return all;
+			/* A row may complete the groups of several grouping sets. */
+			if (agg->groupingSets != NIL && needed.most != ALL_ROWS)
+				needed.is_certain = false;
+			return needed;
 		case T_ModifyTableState:
 			return ((ModifyTable *) ps->plan)->returningLists == NIL ? all :
 				needed;
@@ -138,9 +172,6 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 /*
  * Return how many rows may be read ahead, including the one to be returned
  * next: at least 1, and at most "most".
- *
- * If we don't know how many rows are needed, allow one more than have been
- * returned, so that the wasted requests exceed the useful ones by at most one.
  */
 int
 hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
@@ -155,17 +186,17 @@ hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
 		if (state->count > 0)
 			needed.most = Max((int64) (state->count -
 									   state->css.ss.ps.state->es_processed), 1);
-		foreach(cell, state->ancestors)
-		{
-			ListCell   *next = lnext(state->ancestors, cell);
+	}
+	foreach(cell, state->ancestors)
+	{
+		ListCell   *next = lnext(state->ancestors, cell);
 
-			needed = pass_node(lfirst(cell), next != NULL ? lfirst(next) :
-							   &state->css.ss.ps, needed);
-		}
+		needed = pass_node(lfirst(cell), next != NULL ? lfirst(next) :
+						   &state->css.ss.ps, needed);
 	}
 	allowed = Min(needed.most, most);
 	if (!needed.is_certain)
-		allowed = Min(allowed, state->nreturned + 1);
+		allowed = Min(allowed, uncertain_rows(state));
 	return (int) allowed;
 }
 
@@ -175,21 +206,52 @@ hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
  * ------------------------------------------------------------------------
  */
 
-static void find_states(PlanState *ps, List *ancestors);
+/*
+ * Is there a read-ahead node at or below "ps"?
+ */
+static bool
+contains_state(PlanState *ps, void *context)
+{
+	return get_ahead_state(ps) != NULL ||
+		planstate_tree_walker(ps, contains_state, context);
+}
+
+/*
+ * Does a node at or below "ps" discard rows for which a volatile function,
+ * such as one of ours, has been called?  Reading one more row could then take
+ * any number of such calls.
+ */
+static bool
+contains_filter(PlanState *ps, void *context)
+{
+	Plan	   *plan = ps->plan;
+	List	   *quals = plan->qual;
+	bool		is_filter;
+
+	if (IsA(ps, NestLoopState) || IsA(ps, MergeJoinState) ||
+		IsA(ps, HashJoinState))
+		quals = list_concat_copy(quals, ((Join *) plan)->joinqual);
+	is_filter = quals != NIL || IsA(ps, MergeJoinState) ||
+		IsA(ps, HashJoinState);
+	return contain_volatile_functions((Node *) quals) ||
+		(is_filter && contains_state(ps, NULL)) ||
+		planstate_tree_walker(ps, contains_filter, context);
+}
+
+static void find_states(PlanState *ps, List *ancestors, bool is_placed);
 
 static void
-find_states_in(PlanState **children, int n, List *ancestors)
+find_states_in(PlanState **children, int n, List *ancestors, bool is_placed)
 {
 	for (int i = 0; i < n; i++)
-		find_states(children[i], ancestors);
+		find_states(children[i], ancestors, is_placed);
 }
 
 /*
  * Find the read-ahead nodes at or below "ps", and record the nodes above each.
- * Skip subplans, because we don't know how often and how far they will be run.
  */
 static void
-find_states(PlanState *ps, List *ancestors)
+find_states(PlanState *ps, List *ancestors, bool is_placed)
 {
 	HrflowAheadState *ahead;
 	List	   *path;
@@ -202,28 +264,30 @@ find_states(PlanState *ps, List *ancestors)
 	if (ahead != NULL)
 	{
 		ahead->ancestors = ancestors;
-		ahead->is_placed = true;
+		ahead->is_placed = is_placed;
+		ahead->has_filter = contains_filter(linitial(ahead->css.custom_ps),
+											NULL);
 	}
 
 	path = lappend(list_copy(ancestors), ps);
-	find_states(outerPlanState(ps), path);
-	find_states(innerPlanState(ps), path);
+	find_states(outerPlanState(ps), path, is_placed);
+	find_states(innerPlanState(ps), path, is_placed);
 	switch (nodeTag(ps))
 	{
 		case T_AppendState:
 			find_states_in(((AppendState *) ps)->appendplans,
-						   ((AppendState *) ps)->as_nplans, path);
+						   ((AppendState *) ps)->as_nplans, path, is_placed);
 			break;
 		case T_MergeAppendState:
 			find_states_in(((MergeAppendState *) ps)->mergeplans,
-						   ((MergeAppendState *) ps)->ms_nplans, path);
+						   ((MergeAppendState *) ps)->ms_nplans, path, is_placed);
 			break;
 		case T_SubqueryScanState:
-			find_states(((SubqueryScanState *) ps)->subplan, path);
+			find_states(((SubqueryScanState *) ps)->subplan, path, is_placed);
 			break;
 		case T_CustomScanState:
 			if (ahead != NULL)
-				find_states(linitial(ahead->css.custom_ps), path);
+				find_states(linitial(ahead->css.custom_ps), path, is_placed);
 			break;
 		default:
 			break;
@@ -234,6 +298,7 @@ static void
 start_with_read_ahead(QueryDesc *query, int eflags)
 {
 	dlist_iter	iter;
+	ListCell   *cell;
 	bool		found = false;
 
 	if (previous_start_hook != NULL)
@@ -251,7 +316,9 @@ start_with_read_ahead(QueryDesc *query, int eflags)
 	{
 		MemoryContext old = MemoryContextSwitchTo(query->estate->es_query_cxt);
 
-		find_states(query->planstate, NIL);
+		find_states(query->planstate, NIL, true);
+		foreach(cell, query->estate->es_subplanstates)
+			find_states(lfirst(cell), NIL, false);
 		MemoryContextSwitchTo(old);
 	}
 }

@@ -294,6 +294,20 @@ my @shapes = (
 			SELECT n, e FROM r"
 	],
 	[ A => "SELECT count(*), count(e) FROM (SELECT $e e FROM c) s" ],
+	[   Ag => "SELECT * FROM (SELECT id, e, hrflow_text_embedding(id::text)
+			FROM (SELECT id, $e e FROM c OFFSET 0) s OFFSET 0) t
+			CROSS JOIN (SELECT id FROM few WHERE id = 1 OFFSET 0) f LIMIT 9"
+	],
+	[   Ag => "WITH s AS MATERIALIZED (SELECT id, hrflow_profile_embedding('S', name) FROM c
+			WHERE $e ->> 'profile' ~ '/p(1|2|40)/') SELECT * FROM s LIMIT 2"
+	],
+	[   Ag => "WITH s AS MATERIALIZED (SELECT id, hrflow_profile_embedding('S', name)
+			FROM (SELECT *, $e e FROM c OFFSET 0) t WHERE e ->> 'profile' ~ '/p(1|2|40)/')
+			SELECT * FROM s LIMIT 2"
+	],
+	[   Ag => "SELECT grp, name, count(e) FROM (SELECT grp, name, $e e FROM c
+			ORDER BY grp, name OFFSET 0) s GROUP BY CUBE (grp, name) LIMIT 2"
+	],
 	[   A => "SELECT grp, jsonb_agg(e ORDER BY id) FROM (SELECT grp, id, $e e FROM c) s GROUP BY grp
 			ORDER BY grp"
 	],
