@@ -63,7 +63,8 @@ typedef struct HrflowAheadCall
 	uint32		hash;			/* hash of the first request's URL or body */
 	int			nrows;			/* number of rows that refer to this call */
 	int64		first_row;		/* number of the first such row */
-	Size		bytes;			/* size, once complete; included in
+	Size		bytes;			/* size, once complete, before that only if it
+								 * has a body; included in
 								 * HrflowAheadState.bytes */
 } HrflowAheadCall;
 
@@ -152,8 +153,8 @@ extern const CustomExecMethods hrflow_ahead_exec_methods;
 extern dlist_head hrflow_ahead_live;
 extern void hrflow_ahead_add_live(HrflowAheadState *state);
 extern void hrflow_ahead_remove_live(HrflowAheadState *state);
-extern bool hrflow_ahead_equal(const HrflowCall *a, const HrflowCall *b,
-							   const char *first_url);
+extern HrflowAheadCall *hrflow_ahead_find_equal(HrflowAheadState *state,
+												const HrflowAheadCall *wanted);
 
 /* in ahead_bound.c */
 extern void hrflow_ahead_install_executor(void);

@@ -52,13 +52,32 @@ hrflow_ahead_add_live(HrflowAheadState *state)
  * Do two calls make the same request?  "first_url" is the URL of the first
  * request of "b", because b->url is no longer that while its link is fetched.
  */
-bool
-hrflow_ahead_equal(const HrflowCall *a, const HrflowCall *b,
-				   const char *first_url)
+static bool
+equals_call(const HrflowCall *a, const HrflowCall *b,
+			const char *first_url)
 {
 	return a->function == b->function &&
 		(a->body != NULL ? strcmp(a->body, b->body) :
 		 strcmp(a->url, first_url)) == 0;
+}
+
+/*
+ * Find a call of a node that makes the same request, or return NULL.
+ */
+HrflowAheadCall *
+hrflow_ahead_find_equal(HrflowAheadState *state, const HrflowAheadCall *wanted)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &state->calls)
+	{
+		HrflowAheadCall *other = dlist_container(HrflowAheadCall, node, iter.cur);
+
+		if (other->hash == wanted->hash &&
+			equals_call(&wanted->call, &other->call, other->request))
+			return other;
+	}
+	return NULL;
 }
 
 /*
@@ -81,7 +100,7 @@ hrflow_ahead_take(EState *estate, HrflowCall *call)
 			continue;
 		ahead = state->current->calls[0];
 		if (ahead != NULL && ahead->call.state == HRFLOW_CALL_DONE &&
-			hrflow_ahead_equal(call, &ahead->call, ahead->request))
+			equals_call(call, &ahead->call, ahead->request))
 		{
 			*call = ahead->call;
 			return true;

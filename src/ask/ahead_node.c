@@ -120,6 +120,7 @@ receive_reply(HrflowAheadState *state, HrflowReply *reply)
 	hrflow_activity_count(state->activity,
 						  ahead->call.state == HRFLOW_CALL_DONE &&
 						  ahead->call.result.status == HRFLOW_OK);
+	state->bytes -= ahead->bytes;
 	ahead->bytes = MemoryContextMemAllocated(ahead->context, true);
 	state->bytes += ahead->bytes;
 	state->largest = Max(state->largest, ahead->bytes);
@@ -147,25 +148,6 @@ hash_request(const HrflowCall *call)
 	const char *sent = call->body != NULL ? call->body : call->url;
 
 	return hash_bytes((const unsigned char *) sent, strlen(sent));
-}
-
-/*
- * Find a call that makes the same request, or return NULL.
- */
-static HrflowAheadCall *
-find_equal_call(HrflowAheadState *state, const HrflowAheadCall *wanted)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &state->calls)
-	{
-		HrflowAheadCall *other = dlist_container(HrflowAheadCall, node, iter.cur);
-
-		if (other->hash == wanted->hash &&
-			hrflow_ahead_equal(&wanted->call, &other->call, other->request))
-			return other;
-	}
-	return NULL;
 }
 
 /*
@@ -318,7 +300,7 @@ make_call(HrflowAheadState *state, HrflowAheadRow *row,
 	{
 		ahead->hash = hash_request(&ahead->call);
 		ahead->request = ahead->call.url;
-		equal = find_equal_call(state, ahead);
+		equal = hrflow_ahead_find_equal(state, ahead);
 		if (equal != NULL)
 		{
 			MemoryContextDelete(context);
@@ -327,6 +309,12 @@ make_call(HrflowAheadState *state, HrflowAheadRow *row,
 		}
 	}
 	dlist_push_tail(&state->calls, &ahead->node);
+
+	/* A body may be large although the row is not, because of TOAST. */
+	if (ahead->call.body != NULL)
+		ahead->bytes = MemoryContextMemAllocated(context, true);
+	state->bytes += ahead->bytes;
+
 	if (has_failed(&ahead->call))
 		stop_at(state, row->number);
 	else if (ahead->call.state == HRFLOW_CALL_READY &&

@@ -73,6 +73,8 @@ $node->safe_psql(
 				RETURN NEXT r.e; EXIT WHEN r.e ->> 'profile' LIKE '%p5/%'; END LOOP; END$$;
 	CREATE FUNCTION rows_of_sql() RETURNS SETOF jsonb LANGUAGE sql VOLATILE
 		AS $$SELECT hrflow_profile_embedding('S', hid, '{"profile": 1}') FROM c ORDER BY id$$;
+	CREATE TABLE long AS SELECT i AS n, repeat(md5(i::text), 30000) AS txt
+		FROM generate_series(1, 20) i;
 	CREATE INDEX ON c (at);
 	ANALYZE;
 });
@@ -719,6 +721,17 @@ foreach my $shape (@shapes)
 			is($has, $wanted, 'is read ahead where it should be') or diag($plan);
 		}
 	};
+}
+
+# The requests for texts can be much larger than the rows, because of TOAST
+{
+	my $plan = ask(
+		'on',
+		"SET work_mem = '4MB';
+		EXPLAIN (ANALYZE, COSTS OFF) SELECT hrflow_text_embedding(txt) FROM long");
+	my ($rows) = $plan =~ /Maximum Rows Ahead: (\d+)/ or diag($plan);
+
+	cmp_ok($rows, '<=', 5, 'no more requests of 1 MB are read ahead than fit into work_mem');
 }
 
 # An error unrelated to the row ends the statement, but nothing else
