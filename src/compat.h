@@ -19,6 +19,7 @@
 #include "access/tableam.h"
 #include "access/genam.h"
 #include "access/toast_internals.h"
+#include "access/xact.h"
 #include "catalog/pg_attribute.h"
 #include "commands/explain.h"
 #if PG_VERSION_NUM >= 180000
@@ -67,6 +68,20 @@
 #else
 #define HRFLOW_NORETURN pg_attribute_noreturn()
 #endif
+
+/*
+ * May a subtransaction be started to recover from an error?  Before PostgreSQL
+ * 17 it may not while parallel workers are running.
+ */
+static inline bool
+hrflow_compat_allows_subtransaction(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return true;
+#else
+	return !IsInParallelMode();
+#endif
+}
 
 /*
  * Create a WaitEventSet that lives as long as the backend.  In PostgreSQL 17

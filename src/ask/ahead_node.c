@@ -192,7 +192,7 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 	ErrorData  *volatile error = NULL;
 	int			category;
 
-	if (IsInParallelMode())
+	if (!hrflow_compat_allows_subtransaction())
 		return false;
 
 	BeginInternalSubTransaction(NULL);

@@ -662,7 +662,12 @@ my @shapes = (
 		"SELECT id, hrflow_profile_embedding('S', lower(hid)) FROM c ORDER BY id",
 		"SELECT name, hrflow_profile_embedding('S', name), count(*) FROM c GROUP BY name
 			ORDER BY name",
-		"SELECT c.id, $ce FROM c JOIN twice t ON t.n = c.id ORDER BY 1"),);
+		"SELECT c.id, $ce FROM c JOIN twice t ON t.n = c.id ORDER BY 1"),
+	[   Ae => "SET max_parallel_workers_per_gather = 2; SET parallel_setup_cost = 0;
+			SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;
+			SELECT n, hrflow_profile_embedding('S', 'p' || 1 / zero_at_20) FROM bad
+			WHERE n < 100 ORDER BY n"
+	],);
 
 # Use two sessions, so that a query need not wait for a connection.
 my %session = map { $_ => Hrflow::Session->new($node) } 'off', 'on';
@@ -721,6 +726,25 @@ foreach my $shape (@shapes)
 			is($has, $wanted, 'is read ahead where it should be') or diag($plan);
 		}
 	};
+}
+
+# Arguments that may raise an error are evaluated in a subtransaction, which is
+# possible above parallel workers since PostgreSQL 17
+if ($node->pg_version >= 17)
+{
+	my $parallel = 'SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
+		SET min_parallel_table_scan_size = 0;';
+	my $statement =
+	  "SELECT id, hrflow_profile_embedding('S', 'fault:latency=50,id=' || id) FROM c WHERE at < 1000";
+
+	like(
+		ask('on', "$parallel EXPLAIN $statement"),
+		qr/HrflowReadAhead.*Gather/s,
+		'calls above parallel workers are read ahead');
+	$api->reset;
+	ask('on', "$parallel $statement");
+	cmp_ok($api->stats->{max_in_flight},
+		'>', 1, 'requests above parallel workers overlap even if arguments may raise an error');
 }
 
 # The requests for texts can be much larger than the rows, because of TOAST
