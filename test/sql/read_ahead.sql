@@ -40,6 +40,11 @@ CREATE FUNCTION pg_temp.definer(text) RETURNS jsonb LANGUAGE sql SECURITY DEFINE
 AS $$SELECT hrflow_profile_embedding('S', $1)$$;
 EXPLAIN (COSTS OFF)
 SELECT pg_temp.definer(hid) FROM candidate;
+BEGIN;
+ALTER FUNCTION hrflow_profile_embedding SECURITY DEFINER;
+EXPLAIN (COSTS OFF)
+SELECT hrflow_profile_embedding('S', hid) FROM candidate;
+ROLLBACK;
 
 -- EXPLAIN ANALYZE shows counters.  The rest of its output differs between versions.
 CREATE FUNCTION pg_temp.counts(query text) RETURNS SETOF text LANGUAGE plpgsql AS $$

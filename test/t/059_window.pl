@@ -96,8 +96,8 @@ $session->ask('RESET hrflow_embed.base_url;');
 foreach my $case (
 	[ 'a batch', batch(500) ],
 	[   'read-ahead',
-		q{SELECT count(hrflow_profile_embedding('acme', 'p' || i, '{"profile": 1}'))
-			FROM generate_series(1, 500) i;}
+		q{SELECT count(e) FROM (SELECT hrflow_profile_embedding('acme', 'p' || i, '{"profile": 1}')
+			AS e FROM generate_series(1, 500) i OFFSET 0) s;}
 	],
 	[   'texts',
 		q{SELECT count(*) FROM hrflow_text_embeddings(

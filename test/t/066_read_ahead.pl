@@ -73,6 +73,28 @@ $node->safe_psql(
 				RETURN NEXT r.e; EXIT WHEN r.e ->> 'profile' LIKE '%p5/%'; END LOOP; END$$;
 	CREATE FUNCTION rows_of_sql() RETURNS SETOF jsonb LANGUAGE sql VOLATILE
 		AS $$SELECT hrflow_profile_embedding('S', hid, '{"profile": 1}') FROM c ORDER BY id$$;
+	CREATE FUNCTION slow_rows() RETURNS SETOF jsonb LANGUAGE plpgsql VOLATILE
+		AS $$DECLARE r record; BEGIN
+			FOR r IN SELECT hrflow_profile_embedding('S', 'fault:latency=50,id=' || id) e
+				FROM c LOOP RETURN NEXT r.e; EXIT; END LOOP; END$$;
+	CREATE FUNCTION catching() RETURNS SETOF jsonb LANGUAGE plpgsql VOLATILE
+		AS $$DECLARE r record; BEGIN
+			FOR r IN SELECT n, hrflow_profile_embedding('S', lower(hid), '{"profile": 1}') e
+				FROM bad WHERE n < 12 ORDER BY n LOOP
+				BEGIN RETURN NEXT r.e; PERFORM 1 / (r.n % 2);
+				EXCEPTION WHEN division_by_zero THEN RAISE NOTICE 'caught %', r.n; END;
+			END LOOP; END$$;
+	CREATE TABLE triggered (id int, e jsonb, w jsonb);
+	CREATE FUNCTION before_row() RETURNS trigger LANGUAGE plpgsql
+		AS $$BEGIN NEW.w := wrapped('w' || NEW.id); RETURN CASE WHEN NEW.id <> 5 THEN NEW END; END$$;
+	CREATE TRIGGER before_row BEFORE INSERT OR UPDATE ON triggered
+		FOR EACH ROW EXECUTE FUNCTION before_row();
+	CREATE TABLE visible AS SELECT id, hid FROM c;
+	ALTER TABLE visible ENABLE ROW LEVEL SECURITY;
+	CREATE POLICY even ON visible USING (id % 2 = 0);
+	CREATE ROLE regress_hrflow_ahead;
+	GRANT SELECT ON visible TO regress_hrflow_ahead;
+	GRANT EXECUTE ON FUNCTION hrflow_profile_embedding TO regress_hrflow_ahead;
 	CREATE TABLE long AS SELECT i AS n, repeat(md5(i::text), 30000) AS txt
 		FROM generate_series(1, 20) i;
 	CREATE INDEX ON c (at);
@@ -356,6 +378,13 @@ my @shapes = (
 	[ Ae => "SELECT n, hrflow_profile_embedding('S', 'p' || 1 / zero_at_20) FROM bad ORDER BY n" ],
 	[ Ae => "SELECT n, hrflow_profile_embedding('S', hid, to_jsonb(n)) FROM bad ORDER BY n" ],
 	[ Ae => "SELECT 1 / zero_at_20, hrflow_profile_embedding('S', n::text) FROM bad ORDER BY n" ],
+	[ A => "SET hrflow_embed.on_missing = 'null'; SELECT n, $e FROM bad ORDER BY n" ],
+	[   A => "SET hrflow_embed.on_missing = 'null'; SELECT n, hrflow_fetch_vector($e ->> 'profile')
+			FROM bad ORDER BY n LIMIT 14"
+	],
+	[   A => "SET hrflow_embed.on_missing = 'null'; SELECT b.n, l.section
+			FROM bad b, LATERAL hrflow_profile_embedding_links('S', b.hid) l ORDER BY 1, 2"
+	],
 	[ A => "SELECT n, $e FROM bad ORDER BY n LIMIT 11" ],
 	[ Ae => "SELECT n, $e FROM bad ORDER BY n LIMIT 12" ],
 	[ A => "SELECT n, hrflow_profile_embedding('S', empty_hid) FROM bad ORDER BY n LIMIT 14" ],
@@ -584,6 +613,18 @@ my @shapes = (
 	[ e => "INSERT INTO sink (id, e) SELECT n, $e FROM bad ORDER BY n" ],
 	[ e => "UPDATE bad SET hid = $e ->> 'profile'" ],
 
+	# Triggers, row-level security, WHERE CURRENT OF
+	[   '' => "BEGIN; INSERT INTO triggered SELECT id, $e FROM c WHERE id < 12;
+			UPDATE triggered SET e = hrflow_profile_embedding('S', id::text);
+			SELECT * FROM triggered ORDER BY id; ROLLBACK"
+	],
+	[   '' => "SET ROLE regress_hrflow_ahead; SELECT id, $e FROM visible;
+			SELECT id, $e FROM visible LIMIT 3; SELECT id, hrflow_job_embedding(hid) FROM visible"
+	],
+	[   '' => "BEGIN; DECLARE q CURSOR FOR SELECT id FROM c FOR UPDATE; FETCH 3 FROM q;
+			UPDATE c SET d = $e WHERE CURRENT OF q RETURNING id, d; ROLLBACK"
+	],
+
 	# Locks, cursors, prepared statements, PL/pgSQL
 	[ A => "SELECT id, $e FROM c ORDER BY id FOR UPDATE" ],
 	[ A => "SELECT id, $e FROM c ORDER BY id LIMIT 6 FOR SHARE SKIP LOCKED" ],
@@ -620,6 +661,15 @@ my @shapes = (
 		  "BEGIN; DECLARE q CURSOR WITH HOLD FOR SELECT id, $e FROM c ORDER BY id; COMMIT; FETCH 5
 			FROM q; CLOSE q"
 	],
+	[   g => "BEGIN; DECLARE q CURSOR FOR WITH s AS MATERIALIZED (SELECT n,
+			hrflow_profile_embedding('S', lower(hid)) FROM bad) SELECT * FROM s; SAVEPOINT s;
+			FETCH 3 FROM q; ROLLBACK TO s; FETCH 3 FROM q; SAVEPOINT s; SELECT 1 / 0; ROLLBACK TO s;
+			FETCH 2 FROM q; SET LOCAL hrflow_embed.read_ahead = off; FETCH 3 FROM q; ROLLBACK"
+	],
+	[   '' => "BEGIN; DECLARE q CURSOR FOR SELECT id, $e FROM c LIMIT 12 OFFSET 3; FETCH 5 FROM q;
+			FETCH BACKWARD 2 FROM q; FETCH ALL FROM q; FETCH BACKWARD 4 FROM q; FETCH 9 FROM q;
+			ROLLBACK"
+	],
 	[   '' => "BEGIN; DECLARE q CURSOR FOR SELECT id, $e FROM c FOR UPDATE; FETCH 3 FROM q; UPDATE c
 			SET name = 'x' WHERE CURRENT OF q RETURNING id; FETCH 1 FROM q; DELETE FROM c
 			WHERE CURRENT OF q RETURNING id; FETCH 2 FROM q; ROLLBACK"
@@ -645,6 +695,10 @@ my @shapes = (
 	[   e => "DO \$\$BEGIN PERFORM $e FROM bad ORDER BY n; EXCEPTION
 			WHEN no_data_found THEN RAISE NOTICE 'caught'; END\$\$; SELECT id, $e FROM c
 			ORDER BY id LIMIT 3"
+	],
+	[ g => "SELECT * FROM catching()" ],
+	[   '' => "DO \$\$DECLARE r record; BEGIN FOR r IN SELECT id, $e e FROM c ORDER BY id
+			LOOP RAISE NOTICE '% %', r.id, r.e; COMMIT; END LOOP; END\$\$"
 	],
 	[ '' => "SELECT id, $e, e(name) FROM c ORDER BY id" ],
 	[ '' => "SELECT id, $e, wrapped(name) FROM c ORDER BY id" ],
@@ -728,14 +782,30 @@ foreach my $shape (@shapes)
 	};
 }
 
+# Statements whose plans EXPLAIN does not show above
+my $slow = q{hrflow_profile_embedding('S', 'fault:latency=50,id=' || id)};
+foreach my $statement (
+	"INSERT INTO sink (id, e) SELECT id, $slow FROM c WHERE id < 9",
+	"UPDATE c SET d = $slow WHERE id < 9",
+	"CREATE TABLE t AS SELECT id, $slow FROM c WHERE id < 9",
+	"CREATE MATERIALIZED VIEW m AS SELECT id, $slow FROM c WHERE id < 9 WITH NO DATA;
+		REFRESH MATERIALIZED VIEW m",
+	"COPY (SELECT id, $slow FROM c WHERE id < 9) TO STDOUT",
+	"DECLARE q CURSOR FOR SELECT id, $slow FROM c; FETCH 8 FROM q",
+	'SELECT * FROM slow_rows()')
+{
+	$api->reset;
+	ask('on', "BEGIN; $statement; ROLLBACK");
+	cmp_ok($api->stats->{max_in_flight}, '>', 1, 'requests overlap in ' . $statement =~ s/\s+/ /gr);
+}
+
 # Arguments that may raise an error are evaluated in a subtransaction, which is
 # possible above parallel workers since PostgreSQL 17
 if ($node->pg_version >= 17)
 {
 	my $parallel = 'SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;
 		SET min_parallel_table_scan_size = 0;';
-	my $statement =
-	  "SELECT id, hrflow_profile_embedding('S', 'fault:latency=50,id=' || id) FROM c WHERE at < 1000";
+	my $statement = "SELECT id, $slow FROM c WHERE at < 1000";
 
 	like(
 		ask('on', "$parallel EXPLAIN $statement"),
@@ -756,6 +826,21 @@ if ($node->pg_version >= 17)
 	my ($rows) = $plan =~ /Maximum Rows Ahead: (\d+)/ or diag($plan);
 
 	cmp_ok($rows, '<=', 5, 'no more requests of 1 MB are read ahead than fit into work_mem');
+}
+
+# The requests of a query and those of a function that it calls wait for the end
+# of the same pause
+{
+	my $limited = Hrflow::StandIn->new;
+
+	$limited->script('status=429,retry_after=1', count => 1);
+	my $began = time;
+	my $printed = ask('on',
+			"SET hrflow_embed.max_attempts = 5; SET hrflow_embed.base_url = '"
+		  . $limited->base_url
+		  . "'; SELECT id, $e IS NOT NULL, wrapped(name) IS NOT NULL FROM c LIMIT 12");
+	is(scalar(() = $printed =~ /^\d+\|t\|t$/mg), 12, 'a query with nested calls outlasts a pause');
+	cmp_ok(time - $began, '<', 10, 'nested calls do not wait for a probe of the same backend');
 }
 
 # An error unrelated to the row ends the statement, but nothing else
@@ -792,6 +877,7 @@ like(
 	my $other = Hrflow::Session->new($node);
 
 	$other->ask("BEGIN; UPDATE c SET hid = 'changed' WHERE id = 3;");
+	$api->reset;
 	$session{on}->send(
 		"DISCARD ALL; BEGIN;
 		UPDATE c SET d = $e WHERE id < 6 RETURNING id, d ->> 'profile'; ROLLBACK;\n\\echo -- done");
@@ -802,6 +888,7 @@ like(
 	my %link = $session{on}->wait_for(qr/-- done/) =~ /^(\d+)\|(.*)$/mg;
 	like($link{3}, qr{changed/}, 'an UPDATE requests the profile to which a row has been changed');
 	like($link{4}, qr{p4/}, 'an UPDATE continues after a row that has been changed');
+	is(scalar($api->log), 6, 'an UPDATE makes only the call of a changed row again');
 	$other->finish;
 }
 

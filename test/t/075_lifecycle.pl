@@ -727,6 +727,9 @@ $node->wait_for_catchup($standby);
 
 foreach my $case (
 	[ q{SELECT hrflow_profile_embedding('acme', 'nurse-1') ? 'profile'}, qr/^t$/ ],
+	[   q{SELECT count(e), count(DISTINCT e) FROM (SELECT hrflow_text_embedding(upper('text ' || i)) e
+		FROM generate_series(1, 5) i OFFSET 0) s},
+		qr/^5\|5$/ ],
 	[   q{SELECT string_agg(status, ' ' ORDER BY ordinality)
 		FROM hrflow_profile_embeddings('acme', '{nurse-1,missing-1}')},
 		qr/^ok not_found$/ ],
