@@ -511,5 +511,5 @@ hrflow_claim_forget_all(HrflowRun *run)
 			hrflow_claim_forget(run, profile);
 		}
 	}
-	run->narrived = 0;
+	run->narrived = run->nwaiting = 0;
 }

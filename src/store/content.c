@@ -223,20 +223,31 @@ make_hash(const char *string)
 /*
  * Take a content of a profile.  Of the contents in several tables, the one that
  * sorts first is used; one that cannot be sent only if there is no other.
+ *
+ * Making the body of a request takes several times its size, so only the
+ * result is allocated in the profile's memory context.
  */
 static void
 take_content(HrflowProfile *profile, const HrflowReading *reading,
 			 const char *item_type, Datum value)
 {
-	MemoryContext old = MemoryContextSwitchTo(profile->context);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "hrflow_embed content",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
 	char	   *problem = NULL;
 	char	   *body = reading->make_body(item_type, value, &problem);
 
 	if (body == NULL)
-		profile->problem = problem;
+		profile->problem = MemoryContextStrdup(profile->context, problem);
 	else if (profile->body == NULL || strcmp(body, profile->body) < 0)
-		profile->body = body;
+	{
+		if (profile->body != NULL)
+			pfree(profile->body);
+		profile->body = MemoryContextStrdup(profile->context, body);
+	}
 	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
 }
 
 static ArrayType *
@@ -511,6 +522,7 @@ settle(HrflowRun *run, HrflowProfile *profile)
 		profile->was_sent = false;
 		dlist_delete(&profile->node);
 		dlist_push_tail(&run->waiting, &profile->node);
+		run->nwaiting++;
 		return true;
 	}
 	return false;
@@ -558,8 +570,18 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 	}
 	foreach(cell, profiles)
 	{
-		if (settle(run, lfirst(cell)))
-			sent = lappend(sent, lfirst(cell));
+		HrflowProfile *profile = lfirst(cell);
+		bool		is_sent = settle(run, profile);
+
+		if (is_sent)
+			sent = lappend(sent, profile);
+
+		/* Only the profile that is requested still needs its content. */
+		if (profile->body != NULL && (!is_sent || profile->leader != NULL))
+		{
+			pfree(profile->body);
+			profile->body = NULL;
+		}
 	}
 	if (sent == NIL)
 		return;
@@ -626,6 +648,7 @@ hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
 		if (profile->leader != leader)
 			continue;
 		profile->leader = NULL;
+		run->nwaiting--;
 		profile->asked_at = leader->asked_at;
 		profile->status = leader->status;
 		profile->http_status = leader->http_status;

@@ -302,7 +302,7 @@ next_wanted_of_run(void *arg)
 
 	/* What need not be requested has arrived when it is claimed. */
 	while (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
-		   run->narrived < run->batch_size &&
+		   run->narrived + run->nwaiting < run->batch_size &&
 		   (!run->is_blocked || hrflow_claim_may_wait(run)) &&
 		   !run->is_drained && !run->is_stopping && run->error == NULL &&
 		   !run->is_ending && run->nclaimed < run->max_profiles &&

@@ -151,8 +151,9 @@ typedef struct HrflowProfile
 								 * none */
 
 	/* Its content, if the API does not have it; see content.c. */
-	char	   *body;			/* JSON to POST, or NULL */
-	char	   *hash;			/* hash of "body", or NULL */
+	char	   *body;			/* JSON to POST; NULL: there is none, or it
+								 * need not be sent for this profile */
+	char	   *hash;			/* hash of the JSON, or NULL */
 	char	   *problem;		/* why the content cannot be sent, or NULL */
 	bool		is_empty;		/* is there no content? */
 	struct HrflowProfile *leader;	/* profile with the same content whose
@@ -269,6 +270,7 @@ typedef struct HrflowRun
 	dlist_head	foreign;		/* with vectors of a dimension that differs
 								 * from the store's */
 	dlist_head	arrived;		/* to be written */
+	int			nwaiting;
 	int			nsuspects;
 	int			nforeign;
 	int			narrived;

@@ -345,7 +345,7 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 		return;
 	}
 	/* An answer that was paid for is not requested again. */
-	if (profile->body != NULL && profile->asked_at != 0)
+	if (profile->hash != NULL && profile->asked_at != 0)
 		profile->was_sent = profile->is_final = true;
 	MemoryContextSwitchTo(profile->context);
 	profile->write_error = psprintf("Could not be stored: %s", error->message ?

@@ -384,6 +384,41 @@ cmp_ok(sql($count_reads) - $before,
 is(states(), 'ok 1000', 'texts that are equal are refreshed');
 
 #
+# A text that many rows have, while its request has no answer
+#
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'again' FROM generate_series(1, 1000) i});
+$api->reset;
+$api->script('latency=2000', count => 1);
+$session->send(q{CALL hrflow_refresh('vectors', batch_size => 50);});
+$api->wait_until(sub { $_[0]->{requests} >= 1 }) or die;
+$node->poll_query_until('postgres', q{SELECT count(lease_until) >= 50 FROM vectors_profile}) or die;
+is( sql(q{SELECT count(*) < 100 FROM (SELECT pg_sleep(0.5)) s, vectors_profile
+		WHERE lease_until > now()}),
+	't',
+	'no more rows than a batch wait for the answer to one request');
+$session->ask('SELECT 1;');
+is(states() . ' ' . requests(), 'ok 1000 1', 'all rows get the vector of one request');
+
+#
+# Long texts
+#
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, repeat('x', 1000000) FROM generate_series(1, 150) i});
+for (1 .. 2)
+{
+	my $other = Hrflow::Session->new($node);
+
+	$other->ask(q{CALL hrflow_refresh('vectors');});
+	my ($peak) = $other->ask(
+		q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');}) =~ /(\d+)/;
+	cmp_ok($peak, '<', 200_000,
+		$_ == 1
+		? 'the texts of rows that wait for one request take no memory'
+		: 'nor do texts that have not changed');
+	$other->finish;
+	sql('UPDATE vectors_profile SET due_at = now()');
+}
+
+#
 # A vector that the store does not accept
 #
 sql(
