@@ -648,6 +648,7 @@ hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
 		if (profile->leader != leader)
 			continue;
 		profile->leader = NULL;
+		profile->is_copy = true;
 		run->nwaiting--;
 		profile->asked_at = leader->asked_at;
 		profile->status = leader->status;

@@ -158,6 +158,7 @@ typedef struct HrflowProfile
 	bool		is_empty;		/* is there no content? */
 	struct HrflowProfile *leader;	/* profile with the same content whose
 									 * result it waits for, or NULL */
+	bool		is_copy;		/* is its result that of its leader? */
 	bool		was_sent;		/* may the content have been sent without an
 								 * answer? */
 
@@ -271,7 +272,8 @@ typedef struct HrflowRun
 								 * from the store's */
 	dlist_head	arrived;		/* to be written */
 	int			nwaiting;
-	int			nsuspects;
+	int			nsuspects;		/* number of requests that failed; fewer than
+								 * profiles if these have the same content */
 	int			nforeign;
 	int			narrived;
 

@@ -602,7 +602,10 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 	{
 		dlist_delete(&profile->node);
 		dlist_push_tail(&run->suspects, &profile->node);
-		if (++run->nsuspects >= run->batch_size &&
+
+		/* A single request that failed for many profiles is no outage. */
+		run->nsuspects += !profile->is_copy;
+		if (run->nsuspects >= run->batch_size &&
 			run->nsuspects >= MIN_OUTAGE)
 			note_outage(run);
 		return;

@@ -400,6 +400,19 @@ $session->ask('SELECT 1;');
 is(states() . ' ' . requests(), 'ok 1000 1', 'all rows get the vector of one request');
 
 #
+# A text that the API refuses, and that many rows have
+#
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'fault:status=422' FROM generate_series(1, 20) i});
+$api->reset;
+for (1 .. 2)
+{
+	sql(q{CALL hrflow_refresh('vectors', max_attempts => 1)});
+	sql('UPDATE vectors_profile SET due_at = now() WHERE due_at IS NOT NULL');
+}
+is(states() . ' ' . requests(),
+	'failed 20 1', 'one request that is refused for many rows is not taken for an outage');
+
+#
 # Long texts
 #
 sql(q{TRUNCATE job; INSERT INTO job SELECT i, repeat('x', 1000000) FROM generate_series(1, 150) i});
