@@ -617,8 +617,9 @@ hrflow_write_done(HrflowRun *run)
 		run->nunwritten += profile->is_locked;
 		if (profile->is_ours)
 		{
+			/* A copy of a stored vector does not show what the API returns. */
 			run->is_trusted |= profile->vectors != NIL &&
-				profile->write_error == NULL;
+				profile->asked_at != 0 && profile->write_error == NULL;
 			run->tallies[profile->tally]++;
 			if (profile->tally != HRFLOW_TALLY_NONE)
 			{

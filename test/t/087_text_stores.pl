@@ -432,6 +432,28 @@ for (1 .. 2)
 }
 
 #
+# Vectors of another dimension, while others are found in the store.  The requests
+# before let the number of requests in flight grow.
+#
+$session->ask('SET hrflow_embed.max_concurrency = 128;');
+$api->restart('--dim' => 64, '--latency' => 50);
+sql(q{TRUNCATE job;
+	INSERT INTO job SELECT 'known ' || i, 'Driver', 'known' FROM generate_series(1, 300) i;
+	INSERT INTO job SELECT i, 'Driver', 'number ' || i FROM generate_series(1, 1000) i});
+$session->ask(q{CALL hrflow_refresh('vectors');});
+$api->restart('--dim' => 32, '--latency' => 200);
+sql(q{UPDATE vectors_profile SET due_at = now() - interval '1 hour', state = 'due'
+	WHERE key ~ 'known';
+	INSERT INTO job SELECT 'new ' || i, 'Driver', 'new ' || i FROM generate_series(1, 400) i});
+like(
+	$session->ask(q{CALL hrflow_refresh('vectors');}),
+	qr/vectors of 32 dimensions, and those of the store have 64/,
+	'a run is stopped if the API returns vectors of another dimension');
+cmp_ok(requests(), '<=', 32, 'as soon as if no vector had been found in the store');
+$session->ask('RESET hrflow_embed.max_concurrency;');
+$api->restart('--dim' => 64);
+
+#
 # A vector that the store does not accept
 #
 sql(
