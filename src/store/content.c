@@ -34,14 +34,15 @@
 
 /*
  * Read the contents of the keys $1 from one table.  Of several rows with one
- * key, the content that sorts first is used.
+ * key, the content that sorts first is used; one that cannot be sent only if
+ * there is no other.
  */
 static const char read_sql[] =
 "SELECT DISTINCT ON (p.n) p.n::integer, c.value FROM"
 " (SELECT ''::text AS source_id, u.i AS %I, u.n"
 " FROM unnest($1) WITH ORDINALITY AS u(i, n)) AS p"
 " JOIN %R AS f ON %s CROSS JOIN LATERAL (SELECT %s AS value) AS c"
-" WHERE %s ORDER BY p.n, c.value";
+" WHERE %s ORDER BY p.n, NOT (%s), c.value";
 
 static const char next_column_sql[] = "%s, %s";
 
@@ -197,7 +198,7 @@ make_read_sql(const HrflowStore *store, Relation table,
 	return hrflow_store_sql(store, read_sql, RelationGetRelid(table),
 							hrflow_feeder_wants(store, table, feeder->args),
 							hrflow_store_sql(NULL, reading->value_sql, columns),
-							reading->present_sql);
+							reading->present_sql, reading->sendable_sql);
 }
 
 /*

@@ -59,19 +59,25 @@ make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
 
 /*
  * Columns that are NULL are omitted from a text, and the others are joined by
- * two newlines.  Only one character more than the API accepts is read, which
- * is enough for the text to be refused.
+ * two newlines.  Of each column, and of the result, only one character more
+ * than the API accepts is read, which is enough for the text to be refused.
+ * Longer columns could together exceed the maximum size of a value, which
+ * would end the run.
  */
-static const char text_column_sql[] = "f.%q::text COLLATE \"C\"";
+static const char text_column_sql[] =
+"left(f.%q::text, 1048577) COLLATE \"C\"";
 static const char text_value_sql[] =
 "left(array_to_string(ARRAY[%s], E'\\n\\n'), 1048577)";
 static const char text_present_sql[] =
 "btrim(c.value, E' \\t\\n\\x0b\\f\\r') <> ''";
+static const char text_sendable_sql[] = "octet_length(c.value) <= 1048576";
 
 static const char document_column_sql[] = "f.%q::jsonb";
 static const char document_value_sql[] = "%s";
 static const char document_present_sql[] =
 "c.value <> 'null' AND c.value <> '{}'";
+static const char document_sendable_sql[] =
+"jsonb_typeof(c.value) = 'object'";
 
 static const Oid text_types[] = {TEXTOID, VARCHAROID, BPCHAROID, NAMEOID};
 static const Oid document_types[] = {JSONBOID};
@@ -96,6 +102,7 @@ static const HrflowReading text_reading = {
 	.column_sql = text_column_sql,
 	.value_sql = text_value_sql,
 	.present_sql = text_present_sql,
+	.sendable_sql = text_sendable_sql,
 	.make_body = make_body_of_text
 };
 
@@ -108,6 +115,7 @@ static const HrflowReading document_reading = {
 	.column_sql = document_column_sql,
 	.value_sql = document_value_sql,
 	.present_sql = document_present_sql,
+	.sendable_sql = document_sendable_sql,
 	.make_body = make_body_of_document
 };
 

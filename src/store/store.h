@@ -52,6 +52,8 @@ typedef struct HrflowReading
 	const char *column_sql;		/* a column of row "f"; takes its name */
 	const char *value_sql;		/* the content; takes the columns */
 	const char *present_sql;	/* condition that c.value is not empty */
+	const char *sendable_sql;	/* condition that c.value can probably be
+								 * sent, which only make_body() knows */
 
 	/*
 	 * Make the JSON to POST, palloc'd; or return NULL, with *problem set to

@@ -230,6 +230,10 @@ is( sql(q{SELECT vector = hrflow_text_embedding(E'Cook\n\nnumber 19') FROM vecto
 	),
 	't',
 	'without it the other one is');
+sql(q{INSERT INTO note VALUES ('several', 'a' || repeat('x', 1048576)), ('several', 'b')});
+refresh();
+is( sql(q{SELECT vector = hrflow_text_embedding('b') FROM vectors WHERE key = 'several'}),
+	't', 'of several rows with one key, one is used whose text can be sent');
 sql('DELETE FROM note; DROP TABLE note');
 
 #
@@ -524,6 +528,15 @@ is( sql(q{SELECT count(*) FROM cv JOIN person ON id::text = key
 		WHERE vector = hrflow_document_embedding('profile', cv)}),
 	10,
 	'each document has its own vector');
+sql(q{INSERT INTO person VALUES (11, '[1]'), (11, '{"name": "cook"}');
+}
+	  . q{CALL hrflow_refresh('cv')});
+is( sql(
+		q{SELECT vector = hrflow_document_embedding('profile', '{"name": "cook"}') FROM cv
+			WHERE key = '11'}
+	),
+	't',
+	'of several rows with one key, one is used whose document can be sent');
 
 #
 # Sessions that are killed, crash, or lose the network
