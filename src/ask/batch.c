@@ -540,8 +540,14 @@ take_reply(Batch *batch, HrflowReply *reply)
 	if (is_link)
 		hrflow_response_parse_vector(reply, &result);
 	else
+	{
+		HrflowSettings settings = *batch->settings;
+
+		if (batch->source->is_one_vector)
+			settings.vector_dimension = 0;
 		hrflow_response_parse(reply, batch->source->methods->endpoint,
-							  batch->settings, &result);
+							  &settings, &result);
+	}
 	note_try(batch, &result);
 	if (hrflow_transport_retry(batch->transport, reply, result.status,
 							   result.transient))

@@ -111,6 +111,8 @@ struct HrflowSource
 	HrflowActivity *activity;	/* shows the progress of the batch */
 	int			nelements;		/* number of elements; if "next" is set, of
 								 * those requested so far */
+	bool		is_one_vector;	/* is the vector of a reply not to be divided
+								 * according to vector_dimension? */
 };
 
 /*

@@ -529,6 +529,7 @@ is( sql(q{SELECT count(*) FROM cv JOIN person ON id::text = key
 	10,
 	'each document has its own vector');
 sql(q{INSERT INTO person VALUES (11, '[1]'), (11, '{"name": "cook"}');
+	SET hrflow_embed.vector_dimension = 32;
 }
 	  . q{CALL hrflow_refresh('cv')});
 is( sql(
@@ -537,6 +538,13 @@ is( sql(
 	),
 	't',
 	'of several rows with one key, one is used whose document can be sent');
+$api->restart('--dim' => 128);
+sql(q{UPDATE person SET cv = cv || '{"new": 1}'; SET hrflow_embed.vector_dimension = 64;
+}
+	  . q{CALL hrflow_refresh('cv')});
+is(sql('SELECT DISTINCT array_dims(vector) FROM cv'),
+	'[1:64]', 'a vector of twice the dimension is not stored, whatever vector_dimension is');
+$api->restart('--dim' => 64);
 
 #
 # Sessions that are killed, crash, or lose the network
