@@ -316,6 +316,7 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 												hrflow_feeder_unwanted(store, function),
 												deleted),
 							   "'delete'"));
+	hrflow_feeder_mark_kept(store);
 }
 
 /*

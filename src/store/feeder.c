@@ -115,6 +115,25 @@ static const char want_sql[] = TRACK_SQL
 " due_at = clock_timestamp(), attempts = 0, generation = p.generation + 1"
 " WHERE p.state = 'unwanted' OR p.state = 'gone'%s";
 
+/*
+ * If contents come from rows, the content of a key may change with a new row,
+ * and with the deletion of one of several.
+ */
+#define MARK_CHANGED_SQL \
+	" state = 'due', due_at = CASE" \
+	" WHEN p.state = 'due' AND p.attempts = 0 AND p.due_at IS NOT NULL" \
+	" THEN p.due_at ELSE LEAST(p.due_at, clock_timestamp()) END," \
+	" attempts = 0, generation = p.generation + 1"
+
+static const char want_content_sql[] = TRACK_SQL
+" ON CONFLICT (source_id, %I) DO UPDATE SET" MARK_CHANGED_SQL
+" WHERE p.state <> 'gone' OR (true%s)";
+
+static const char mark_kept_sql[] =
+"UPDATE %P AS p SET" MARK_CHANGED_SQL
+" WHERE p.state <> 'gone' AND p.state <> 'unwanted'"
+" AND (p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
+
 static const char not_deleted_sql[] =
 " AND (p.source_id, p.%I) NOT IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 
@@ -685,12 +704,13 @@ hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 /*
  * Return SQL that tracks the profiles of rows that are new or whose identifier
  * has changed.  Tracked profiles are locked; unwanted and gone ones become
- * due.
+ * due, and so do all if their contents come from the rows.
  */
 char *
 hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
 {
-	return hrflow_store_sql(store, want_sql, profiles, "");
+	return hrflow_store_sql(store, store->has_content ?
+							want_content_sql : want_sql, profiles, "");
 }
 
 /*
@@ -704,6 +724,20 @@ hrflow_feeder_want_inserted(const HrflowStore *store, const char *profiles)
 	const char *but = hrflow_deferred_register(store) ?
 	hrflow_store_sql(store, not_deleted_sql) : "";
 
-	hrflow_store_execute(hrflow_store_sql(store, want_sql, profiles, but),
+	hrflow_store_execute(hrflow_store_sql(store, store->has_content ?
+										  want_content_sql : want_sql,
+										  profiles, but),
 						 NULL);
+}
+
+/*
+ * Mark the profiles in HRFLOW_DELETED due that were not erased, because a
+ * table still wants them, if their contents come from rows.
+ */
+void
+hrflow_feeder_mark_kept(const HrflowStore *store)
+{
+	if (store->has_content)
+		hrflow_store_execute_latest(hrflow_store_sql(store, mark_kept_sql),
+									NULL);
 }

@@ -296,6 +296,7 @@ extern char *hrflow_feeder_want_sql(const HrflowStore *store,
 									const char *profiles);
 extern void hrflow_feeder_want_inserted(const HrflowStore *store,
 										const char *profiles);
+extern void hrflow_feeder_mark_kept(const HrflowStore *store);
 
 /* in columns.c */
 extern Bitmapset *hrflow_columns_watched(Relation table, List *feeders);

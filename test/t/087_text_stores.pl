@@ -77,8 +77,30 @@ is(requests(), 1, 'a text that has changed is requested once');
 sql(q{UPDATE vectors_profile SET content_hash = NULL, due_at = now() WHERE key IN ('1', '2')});
 refresh();
 is(requests(), 2, 'a text whose hash was removed is requested again, unless another row has it');
+
+# Rows that are new or deleted, while others have their keys
+sql('ALTER TABLE job DROP CONSTRAINT job_pkey');
+foreach my $change (
+	q{UPDATE job SET id = 5 - id::int WHERE id IN ('2', '3')},
+	q{BEGIN; CREATE TEMP TABLE saved AS SELECT * FROM job; DELETE FROM job;
+		INSERT INTO job SELECT id, title, 'now ' || body FROM saved; COMMIT},
+	q{INSERT INTO job VALUES ('4', 'A', 'first'), ('5', 'A', 'first')},
+	q{DELETE FROM job WHERE title = 'A' AND id = '4'},
+	q{UPDATE job SET id = '6' WHERE title = 'A'})
+{
+	sql($change);
+	refresh();
+	is( sql(
+			q{SELECT count(*) FROM vectors WHERE key::int <= 40 AND vector <>
+				hrflow_text_embedding((SELECT min((title || E'\n\n' || body) COLLATE "C")
+					FROM job WHERE id = key))}
+		),
+		0,
+		"each key has the vector of its text after $change");
+}
 sql(q{TRUNCATE job});
 is(sql('SELECT count(*) FROM vectors'), 0, 'TRUNCATE erases all vectors');
+sql('ALTER TABLE job ADD PRIMARY KEY (id)');
 
 #
 # Texts that are not sent
@@ -224,7 +246,6 @@ is( sql(q{SELECT count(*) FROM vectors WHERE key IN ('19', 'other')
 	2,
 	'of the texts of two tables with one key, the one that sorts first is used');
 sql(q{DELETE FROM note WHERE id = '19'});
-sql(q{SELECT hrflow_mark_due('vectors', '', '{19}')});
 refresh();
 is( sql(q{SELECT vector = hrflow_text_embedding(E'Cook\n\nnumber 19') FROM vectors WHERE key = '19'}
 	),
