@@ -35,13 +35,16 @@
 /*
  * Read the contents of the keys $1 from one table.  Of several rows with one
  * key, the content that sorts first is used; one that cannot be sent only if
- * there is no other.
+ * there is no other.  The subquery makes sure that only contents of these keys
+ * are computed, and only once: it depends on "p", and OFFSET keeps the planner
+ * from flattening it.
  */
 static const char read_sql[] =
 "SELECT DISTINCT ON (p.n) p.n::integer, c.value FROM"
 " (SELECT ''::text AS source_id, u.i AS %I, u.n"
 " FROM unnest($1) WITH ORDINALITY AS u(i, n)) AS p"
-" JOIN %R AS f ON %s CROSS JOIN LATERAL (SELECT %s AS value) AS c"
+" JOIN %R AS f ON %s CROSS JOIN LATERAL"
+" (SELECT %s AS value WHERE p.n > 0 OFFSET 0) AS c"
 " WHERE %s ORDER BY p.n, NOT (%s), c.value";
 
 static const char next_column_sql[] = "%s, %s";

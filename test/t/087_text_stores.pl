@@ -455,6 +455,14 @@ for (1 .. 2)
 	$other->finish;
 	sql('UPDATE vectors_profile SET due_at = now()');
 }
+my $count_blocks = q{SELECT toast_blks_read + toast_blks_hit FROM pg_statio_user_tables
+	WHERE relname = 'job'};
+sql('ALTER TABLE job DROP CONSTRAINT job_pkey; ANALYZE job');
+$before = sql($count_blocks);
+refresh();
+cmp_ok(sql($count_blocks) - $before,
+	'<', 5000, 'a claim reads only the texts of the keys that it has claimed');
+sql('ALTER TABLE job ADD PRIMARY KEY (id)');
 
 #
 # Vectors of another dimension, while others are found in the store.  The requests
