@@ -12,8 +12,8 @@
  *
  * A call in FROM whose arguments come from other tables is executed by a
  * function scan on the inner side of a nested loop.  The node is then put on
- * the outer side, returns the rows of its child unchanged, and holds the answer
- * that the function takes (ahead_live.c).
+ * the outer side, returns the rows of its child unchanged, and holds the
+ * answer that the function takes (ahead_live.c).
  *
  *-------------------------------------------------------------------------
  */

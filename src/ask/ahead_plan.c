@@ -478,8 +478,8 @@ find_computing_path(PlannerInfo *root, Path *path)
  * for each row of "outer", or NULL.  The arguments must consist of columns of
  * "outer".
  *
- * A scan below a Memoize node is not executed for each row.  The planner hardly
- * ever puts it there, because it ignores the cost of a function when it
+ * A scan below a Memoize node is not executed for each row.  The planner
+ * hardly ever puts it there, because it ignores the cost of a function when it
  * estimates that of a rescan.
  */
 static FuncExpr *

@@ -111,8 +111,8 @@ typedef struct HrflowLink
 #define HRFLOW_NIDENTIFIERS 3
 
 /*
- * A profile, job, text or document for hrflow_wanted_fetch() to fetch.  Strings
- * are in the server encoding, except "body".
+ * A profile, job, text or document for hrflow_wanted_fetch() to fetch.
+ * Strings are in the server encoding, except "body".
  */
 typedef struct HrflowWanted
 {

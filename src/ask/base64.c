@@ -117,8 +117,8 @@ without_space(const char *payload, size_t *length)
 
 /*
  * Decode base64 of vectors of "dimension" elements each, one after another; 0
- * means a single vector of any dimension.  Returns a palloc'd array, or NULL with
- * *problem set.
+ * means a single vector of any dimension.  Returns a palloc'd array, or NULL
+ * with *problem set.
  */
 ArrayType *
 hrflow_base64_decode(const char *payload, size_t length, int dimension,

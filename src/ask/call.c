@@ -269,9 +269,9 @@ run_requests(HrflowCall *call)
 }
 
 /*
- * Take the answer to a call that is ready, if it was read ahead.  Only calls of
- * set-returning functions are executed by a node of their own, which may take
- * it; others are columns of the read-ahead node.
+ * Take the answer to a call that is ready, if it was read ahead.  Only calls
+ * of set-returning functions are executed by a node of their own, which may
+ * take it; others are columns of the read-ahead node.
  */
 static bool
 take_answer(HrflowCall *call, FunctionCallInfo fcinfo)

@@ -255,9 +255,9 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 }
 
 /*
- * Extract the links in the data of an answer, as a list of HrflowLink.  The data
- * of a job is its link, whose section is named "job".
- * "fields" is what was requested, or NULL; "secret" is the key that was sent.
+ * Extract the links in the data of an answer, as a list of HrflowLink.  The
+ * data of a job is its link, whose section is named "job".  "fields" is what
+ * was requested, or NULL; "secret" is the key that was sent.
  *
  * If "fields" lists the indexes of a section, and the answer has as many
  * elements, the item of each link is the index requested, unless the paths of

@@ -4,8 +4,8 @@
  *		The SQL functions that request many profiles, texts or documents, or
  *		fetch many links, at once.
  *
- * Each runs a batch, which connects a source that reads arrays with a sink that
- * stores rows.
+ * Each runs a batch, which connects a source that reads arrays with a sink
+ * that stores rows.
  *
  *-------------------------------------------------------------------------
  */
@@ -187,10 +187,10 @@ static const HrflowSinkMethods vector_row_sink_methods = {
  * Once the arguments of a function in FROM are known, Citus sends a join with
  * it to every shard, and each of these queries would send all requests.  Citus
  * marks the connections for such queries by application_name, and those of
- * functions such as run_command_on_workers() differently.  A CTE is computed on
- * the coordinator if it has no other table and its arguments are known, such as
- * the result of an aggregate.  But ARRAY(SELECT ...) is computed by each shard for
- * its own rows (tested with Citus 13.2.2, by test/scale).
+ * functions such as run_command_on_workers() differently.  A CTE is computed
+ * on the coordinator if it has no other table and its arguments are known,
+ * such as the result of an aggregate.  But ARRAY(SELECT ...) is computed by
+ * each shard for its own rows (tested with Citus 13.2.2, by test/scale).
  */
 static void
 check_not_in_shard_query(const HrflowSettings *settings)

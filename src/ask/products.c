@@ -3,15 +3,16 @@
  * products.c
  *		Computes the inner products of many vectors with many others.
  *
- * Rows are multiplied in single precision, which takes a quarter of the time of
- * double precision.  The products serve to exclude rows that cannot be among
- * the nearest; hrflow_similarity_compare() computes the similarity of the other
- * rows.  The error of an inner product is at most the number of elements times
- * 2^-24 of the product of the two lengths, in whatever order it is summed up.
+ * Rows are multiplied in single precision, which takes a quarter of the time
+ * of double precision.  The products serve to exclude rows that cannot be
+ * among the nearest; hrflow_similarity_compare() computes the similarity of
+ * the other rows.  The error of an inner product is at most the number of
+ * elements times 2^-24 of the product of the two lengths, in whatever order it
+ * is summed up.
  *
  * A few rows of each side are multiplied at a time.  They fit into the first
- * level of the processor's cache, so each element that is loaded is used several
- * times.  There is one set of loops for each instruction set.
+ * level of the processor's cache, so each element that is loaded is used
+ * several times.  There is one set of loops for each instruction set.
  *
  *-------------------------------------------------------------------------
  */
@@ -86,8 +87,8 @@ add_up_eight(__m256 x)
 }
 
 /*
- * Multiply a row of b with three of a.  Together with the other rows of b, this
- * uses 16 registers: for 12 sums, three rows of a, and one of b.
+ * Multiply a row of b with three of a.  Together with the other rows of b,
+ * this uses 16 registers: for 12 sums, three rows of a, and one of b.
  */
 #define WITH_THREE(column) \
 	y = _mm256_loadu_ps(b + (column) * n + i); \
@@ -132,7 +133,9 @@ multiply_three_by_four(const float4 *a, const float4 *b, int n,
 	STORE_THREE(3);
 }
 
-/* Do the same with four rows of a and twice as many registers, twice as wide. */
+/*
+ * Do the same with four rows of a and twice as many registers, twice as wide.
+ */
 #define WITH_FOUR(column) \
 	y = _mm512_loadu_ps(b + (column) * n + i); \
 	sums0##column = _mm512_fmadd_ps(x0, y, sums0##column); \

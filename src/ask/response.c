@@ -374,8 +374,8 @@ copy_failure(const HrflowReply *reply, const char *secret,
 }
 
 /*
- * Decode the vector in a reply, or several vectors of "dimension" elements each
- * if that is not 0.
+ * Decode the vector in a reply, or several vectors of "dimension" elements
+ * each if that is not 0.
  */
 static void
 take_vector(const char *payload, size_t length, int dimension,
@@ -447,8 +447,8 @@ check_data(HrflowEndpoint endpoint, const Envelope *envelope)
 
 /*
  * Interpret a reply of the API to a request that was sent with these settings.
- * The result is palloc'd in the current memory context, and does not point into
- * the reply.
+ * The result is palloc'd in the current memory context, and does not point
+ * into the reply.
  *
  * The HTTP status and the code in the body may disagree.  If either is an
  * error the result is an error, and if both are, the code in the body

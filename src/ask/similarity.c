@@ -283,10 +283,10 @@ hrflow_similarity_prepare(const float4 *a, int n, double *norm)
 }
 
 /*
- * Copy n elements of the given type as reals, multiplied by a power of two such
- * that the length of the copy, *norm, is at least 0.5 and less than 1.  Nothing
- * is rounded, except elements of less than 2^-126 times the length.  Returns
- * false if the length is 0 or not finite.
+ * Copy n elements of the given type as reals, multiplied by a power of two
+ * such that the length of the copy, *norm, is at least 0.5 and less than 1.
+ * Nothing is rounded, except elements of less than 2^-126 times the length.
+ * Returns false if the length is 0 or not finite.
  */
 bool
 hrflow_similarity_scale(const void *a, HrflowElement element, int n,

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * single.c
- *		The SQL functions that request one profile, job, text or document, or the
- *		account, or fetch one link.
+ *		The SQL functions that request one profile, job, text or document, or
+ *		the account, or fetch one link.
  *
  *-------------------------------------------------------------------------
  */

@@ -189,11 +189,11 @@ static const HrflowSinkMethods wanted_sink_methods = {
 };
 
 /*
- * Fetch the vectors of the contents of a store until methods->next() returns no more.
- * Everything is allocated in the current memory context, whose reset, also
- * after an error, releases all resources.  Returns false and sets *refusal if
- * the batch was stopped.  "activity" shows the requests, but the caller must
- * count the elements in it.
+ * Fetch the vectors of the contents of a store until methods->next() returns
+ * no more.  Everything is allocated in the current memory context, whose
+ * reset, also after an error, releases all resources.  Returns false and sets
+ * *refusal if the batch was stopped.  "activity" shows the requests, but the
+ * caller must count the elements in it.
  */
 bool
 hrflow_wanted_fetch(const HrflowWantedKind *kind,

@@ -2,8 +2,8 @@
  *
  * shared.h
  *		Layout of the state that all backends of a server share.  Used by
- *		shared.c, rate.c, allowance.c, stats.c, usage.c, saved.c, activity.c and
- *		a few files of the transport.
+ *		shared.c, rate.c, allowance.c, stats.c, usage.c, saved.c, activity.c
+ *		and a few files of the transport.
  *
  *-------------------------------------------------------------------------
  */

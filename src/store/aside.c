@@ -70,7 +70,9 @@ static const char put_sql[] =
 static const char count_sql[] =
 "SELECT count(*) FROM (SELECT DISTINCT a.source_id, a.%I FROM %R AS a) AS a";
 
-/* Restrict to the source $1 and to the identifiers $2, unless they are NULL. */
+/*
+ * Restrict to the source $1 and to the identifiers $2, unless they are NULL.
+ */
 static const char chosen_sql[] =
 "($1 IS NULL OR a.source_id = $1) AND ($2 IS NULL OR a.%I = ANY ($2))";
 

@@ -113,9 +113,9 @@ hrflow_catalog_dependencies(Oid class, Oid object)
 
 /*
  * Return the arguments of a trigger, each terminated by a zero byte, or NULL
- * if the trigger is not one of ours: it must call our function with
- * as many arguments as hrflow_track_table() passes, and must not be a copy that belongs to a
- * partition.
+ * if the trigger is not one of ours: it must call our function with as many
+ * arguments as hrflow_track_table() passes, and must not be a copy that
+ * belongs to a partition.
  */
 char *
 hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple, Oid function)

@@ -153,9 +153,10 @@ collect_columns(Node *node, void *list)
 
 /*
  * Return the numbers of the columns from which a store's contents are read, in
- * order.  The WHEN condition of the trigger on UPDATE compares them right after
- * the key.  It refers to columns by their numbers, so they can be renamed, and
- * a dump contains their names.  "args" are the trigger's arguments.
+ * order.  The WHEN condition of the trigger on UPDATE compares them right
+ * after the key.  It refers to columns by their numbers, so they can be
+ * renamed, and a dump contains their names.  "args" are the trigger's
+ * arguments.
  *
  * Throws 55000 if the trigger does not compare them.
  */

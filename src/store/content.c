@@ -71,9 +71,9 @@ static const char find_vectors_sql[] =
 " UNION ALL SELECT e.vector FROM %P AS p" VECTOR_SQL " LIMIT 1) AS f";
 
 /*
- * Which of the hashes $1 belong to requests that a session may have sent without
- * writing the answer?  $2 is the present time, and $3 is the end of the lease of
- * the keys that were just claimed.
+ * Which of the hashes $1 belong to requests that a session may have sent
+ * without writing the answer?  $2 is the present time, and $3 is the end of
+ * the lease of the keys that were just claimed.
  */
 static const char find_sent_sql[] =
 "SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
@@ -92,7 +92,9 @@ static const char mark_sql[] =
 " WHERE o.source_id = '' AND o.%I = k.i OFFSET 0) AS l"
 " WHERE p.tableoid = l.part AND p.ctid = l.row";
 
-/* $1 are keys, and $2 the ends of the leases, of requests that were not sent. */
+/*
+ * $1 are keys, and $2 the ends of the leases, of requests that were not sent.
+ */
 static const char unmark_sql[] =
 "WITH locked AS MATERIALIZED"
 " (SELECT l.part, l.row FROM unnest($1, $2) AS k(i, lease)"
@@ -409,8 +411,8 @@ find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 }
 
 /*
- * Find the profiles whose contents may have been sent by a session that did not
- * write the answer.
+ * Find the profiles whose contents may have been sent by a session that did
+ * not write the answer.
  */
 static void
 find_sent(const HrflowStore *store, List *profiles, TimestampTz lease)
@@ -489,8 +491,8 @@ find_leader(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Decide what becomes of a profile that was claimed.  Returns whether its content
- * is to be sent, for it or for another one.
+ * Decide what becomes of a profile that was claimed.  Returns whether its
+ * content is to be sent, for it or for another one.
  */
 static bool
 settle(HrflowRun *run, HrflowProfile *profile)
@@ -534,9 +536,9 @@ settle(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Read the contents of the profiles that were just claimed, with leases until
- * "lease".  Those that need not be sent, or cannot be, have arrived.  The others
- * stay claimed, or wait for one with the same content; that they may be sent is
- * recorded.
+ * "lease".  Those that need not be sent, or cannot be, have arrived.  The
+ * others stay claimed, or wait for one with the same content; that they may be
+ * sent is recorded.
  */
 void
 hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,

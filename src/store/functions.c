@@ -72,9 +72,9 @@ static const char create_vectors_sql[] =
 " PRIMARY KEY (source_id, %I, section, item))";
 
 /*
- * The arguments are additional states and columns.  The fillfactor leaves space
- * on each page for the row versions that leases create, so that these are HOT
- * updates.
+ * The arguments are additional states and columns.  The fillfactor leaves
+ * space on each page for the row versions that leases create, so that these
+ * are HOT updates.
  */
 static const char create_profiles_sql[] =
 "CREATE TABLE %P ("

@@ -76,8 +76,8 @@ static const char create_trigger_sql[] =
 static const char content_arguments_sql[] = ", %L, %L";
 
 /*
- * The contents come from other columns than before.  What has not changed is not
- * requested.
+ * The contents come from other columns than before.  What has not changed is
+ * not requested.
  */
 static const char mark_all_changed_sql[] =
 "UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"

@@ -82,8 +82,8 @@ static const char fetched_with_sql[] =
 " account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $15 END,";
 
 /*
- * The hash of a content is stored with its vector, and kept with it.  A content
- * that may have been sent, but has no reply, remains marked.
+ * The hash of a content is stored with its vector, and kept with it.  A
+ * content that may have been sent, but has no reply, remains marked.
  */
 static const char content_sql[] =
 "content_hash = CASE WHEN k.refreshed_at IS NULL OR k.is_kept"

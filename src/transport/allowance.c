@@ -484,11 +484,11 @@ count_before_pause(const HrflowAllowance *allowance, int64 period, int64 now)
  * ended the pause; 0 if none does.
  *
  * Several lengths may do so.  The longer ones may include time in which the
- * account sent few requests, so that too low a limit would be learned, which no
- * refusal would correct.  The shorter ones may be too short for what the server
- * counts.  Hence we use the longest one with at least MIN_RATE of the highest
- * rate.  Half a request is subtracted for each, because a period that begins and
- * ends with a request contains more than its share of them.
+ * account sent few requests, so that too low a limit would be learned, which
+ * no refusal would correct.  The shorter ones may be too short for what the
+ * server counts.  Hence we use the longest one with at least MIN_RATE of the
+ * highest rate.  Half a request is subtracted for each, because a period that
+ * begins and ends with a request contains more than its share of them.
  */
 static int64
 find_period(const HrflowAllowance *allowance, int64 now)

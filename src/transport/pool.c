@@ -152,8 +152,8 @@ notice_closed(int fd)
 }
 
 /*
- * libcurl's callback that sets the events to watch a socket for.  A socket that
- * is not a connection belongs to the thread that resolves a name.
+ * libcurl's callback that sets the events to watch a socket for.  A socket
+ * that is not a connection belongs to the thread that resolves a name.
  */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)

@@ -34,11 +34,11 @@
  *   round to measure the latency without one (as BBR does in its ProbeRTT
  *   state).
  * - 429, 503 and connections that break cut the window to 0.7 of its size, at
- *   most once in a round trip (as CUBIC does, RFC 9438), but not below MIN_CUT:
- *   a server that breaks a few connections at random should not make requests
- *   wait for one another.  Timeouts and connections that cannot be established
- *   do so too, but not below the size of a new window: they mostly mean an
- *   outage, and the more requests try, the sooner its end is noticed.
+ *   most once in a round trip (as CUBIC does, RFC 9438), but not below
+ *   MIN_CUT: a server that breaks a few connections at random should not make
+ *   requests wait for one another.  Timeouts and connections that cannot be
+ *   established do so too, but not below the size of a new window: they mostly
+ *   mean an outage, and the more requests try, the sooner its end is noticed.
  *
  * Two more limits are the memory for replies, and the number of requests that
  * a refusal may waste.  Nothing here throws.
@@ -82,7 +82,9 @@
 #define GROW_SLACK (HRFLOW_MSEC / 2)
 #define CUT_SLACK (5 * HRFLOW_MSEC)
 
-/* Minimum size to which latency, refusals and broken connections cut a window. */
+/*
+ * Minimum size to which latency, refusals and broken connections cut a window.
+ */
 #define MIN_CUT 8
 
 /* Minimum and maximum number of requests in a round. */
@@ -509,8 +511,8 @@ hrflow_window_is_narrow(int nin_flight)
 
 /*
  * Return the number of requests to the API that are likely to be in flight
- * with these settings.  That is the initial number if this backend has not sent
- * any requests recently.
+ * with these settings.  That is the initial number if this backend has not
+ * sent any requests recently.
  */
 int
 hrflow_window_expected(const HrflowSettings *settings)

@@ -35,8 +35,8 @@ add_utf8(Buffer *out, unsigned c)
 }
 
 /*
- * Read four hexadecimal digits.  Do not use sscanf(), which would search for the
- * end of the text.
+ * Read four hexadecimal digits.  Do not use sscanf(), which would search for
+ * the end of the text.
  */
 static bool
 parse_hex(const char *p, unsigned *value)

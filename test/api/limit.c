@@ -1,7 +1,7 @@
 /*
  * limit.c
- *		Limits of a whole account: the rate of requests, the number served at the
- *		same time, and the faults of the next requests.
+ *		Limits of a whole account: the rate of requests, the number served at
+ *		the same time, and the faults of the next requests.
  */
 #include <math.h>
 #include <pthread.h>

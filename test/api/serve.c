@@ -1,7 +1,7 @@
 /*
  * serve.c
- *		HTTP: two listeners, delayed requests, and sending answers with faults that
- *		concern their bytes.
+ *		HTTP: two listeners, delayed requests, and sending answers with faults
+ *		that concern their bytes.
  */
 #include <limits.h>
 #include <netinet/in.h>
