@@ -54,8 +54,8 @@ static const char *const create_aside_sql[] = {
 
 /*
  * If a vector is put aside twice, only its last value can be brought back.
- * "due_at" is when its profile was due; it is restored with the vector, unless
- * it is NULL.
+ * "due_at" is the time at which its profile was due; it is restored with the
+ * vector, unless it is NULL.
  */
 static const char put_sql[] =
 ", aside AS (INSERT INTO %R AS a (source_id, %I, section, item, vector,"
@@ -76,7 +76,7 @@ static const char count_sql[] =
 static const char chosen_sql[] =
 "($1 IS NULL OR a.source_id = $1) AND ($2 IS NULL OR a.%I = ANY ($2))";
 
-/* The profiles that were unwanted and are wanted again. */
+/* Condition that a profile was unwanted, and is wanted again. */
 static const char wanted_sql[] = "p.state = 'unwanted' AND NOT (%s)";
 
 static const char lock_sql[] =
@@ -128,10 +128,10 @@ static const char make_due_sql[] =
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
 /*
- * Put aside the profiles with the keys $2 and $3, which are locked, that meet
- * a condition, namely that no table wants them.  Profiles that have no
- * vectors, neither in the store nor put aside, are erased at once.  If more
- * than $1 other profiles meet the condition, all of them are kept.
+ * Put aside the profiles with the keys $2 and $3, which are locked, if they
+ * meet the condition that no table wants them.  Profiles that have no vectors,
+ * neither in the store nor put aside, are erased at once.  If more than $1
+ * other profiles meet the condition, all of them are kept.
  */
 static const char put_unwanted_sql[] =
 "WITH found AS MATERIALIZED"
@@ -302,7 +302,7 @@ lock_keys(const HrflowStore *store, const char *condition, const char *how,
  */
 
 /*
- * Erase what has expired.
+ * Erase the vectors put aside that have expired, and their unwanted profiles.
  */
 void
 hrflow_aside_erase_expired(const HrflowStore *store)
@@ -356,12 +356,12 @@ unwanted_now(const HrflowStore *store, Oid function)
 }
 
 /*
- * Put aside those of the profiles with the given keys, which are locked, that
- * no table wants.  If "is_limited", keep them if there are too many.
+ * Put aside those of the profiles with the given keys that no table wants.  If
+ * "is_limited", keep them if there are too many.
  *
- * The caller must have locked the profiles before we find out whether a table
- * wants them, and we must do so for the tables that feed the store by then,
- * because a session that had a profile locked may have tracked another table.
+ * The caller must have locked the profiles; only then may the tables that feed
+ * the store be looked up and queried, because a session that held the locks
+ * before may have tracked another table.
  *
  * Sets "counts" to the numbers of profiles that were erased at once, put
  * aside, and kept.  Returns false, after a WARNING, if nothing can be put
@@ -483,8 +483,8 @@ hrflow_aside_put_batch(const HrflowStore *store, Oid function,
 }
 
 /*
- * Report what was put aside in batches, and erase what has expired.  Returns
- * the number of profiles that are no longer tracked.
+ * Report the profiles that were put aside in batches, and erase expired
+ * vectors.  Returns the number of profiles that are no longer tracked.
  */
 uint64
 hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)
@@ -537,9 +537,9 @@ restore_wanted(void *arg)
 
 /*
  * Bring back the unwanted profiles that are wanted again, except those that
- * another session has locked.  If that fails, because the store no longer
- * accepts the vectors, such as those of another model, make the profiles due
- * instead.
+ * another session has locked.  If that fails because the store no longer
+ * accepts their vectors, for example because they are of another model, make
+ * the profiles due instead.
  */
 void
 hrflow_aside_restore_wanted(const HrflowStore *store, Oid function)

@@ -75,8 +75,9 @@ hrflow_catalog_trigger(Relation triggers, Oid trigger)
 }
 
 /*
- * Return the rows of pg_depend that say which triggers depend on an object or,
- * if the object is a trigger, what it depends on, as a list of Form_pg_depend.
+ * Return rows of pg_depend as a list of Form_pg_depend: for a trigger, those
+ * of the objects on which it depends, and for any other object, those of the
+ * triggers that depend on it.
  */
 List *
 hrflow_catalog_dependencies(Oid class, Oid object)

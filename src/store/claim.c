@@ -26,22 +26,23 @@
 #define LEASE_MARGIN (30 * 1000)
 
 /*
- * The statements below find the rows that they have just locked by "ctid" and,
- * because the table may be partitioned, by "tableoid".  If they did so by key,
- * the planner would read the whole table, once for each statement, when the
- * statistics say that it has a single row, as after all rows of a table have
- * been deleted and loaded again.  For the same reason, keys are looked up in a
- * LATERAL subquery, which cannot be the outer side of the join.  If a row is
- * changed between the snapshot of a statement and the lock, a claim does not
- * find the new version, and leaves it to the next claim.
+ * The statements below find the rows that they have just locked by "ctid"
+ * and, because the table may be partitioned, by "tableoid".  If they did so
+ * by key, the planner would scan the whole table in each statement if the
+ * statistics say that it has a single row, for example after all rows of a
+ * table have been deleted and loaded again.  For the same reason, keys are
+ * looked up in a LATERAL subquery, which cannot be the outer side of the
+ * join.  If a row is changed between the snapshot of a statement and the
+ * lock, a claim does not find the new version, and leaves it to the next
+ * claim.
  */
 
 /*
  * $1 is the current time, $2 the start of the run, $3 the maximum number of
  * profiles, $4 the end of the lease, $5 an array of sources to be skipped,
  * and $6 the due_at of the last profile claimed before.  Below $6, the index
- * contains only entries of profiles that were claimed already, which cannot
- * be removed while another session holds an old snapshot.
+ * contains only entries of profiles that were claimed already; they cannot be
+ * removed while another session holds an old snapshot.
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
@@ -57,7 +58,7 @@ static const char claim_sql[] =
 " p.state, p.attempts, %s";
 
 /*
- * Condition on which a profile is in a queue.  If max_age is short, profiles
+ * Condition for a profile to be in a queue.  If max_age is short, profiles
  * that this run has refreshed are due again before it ends; they are left to
  * the next run.
  */
@@ -67,11 +68,11 @@ static const char *const queues_sql[] = {
 };
 
 /*
- * $1 is a source that the API does not know, $2 the current time, $3 when to
- * request the source again, $4 the error, and $5 the maximum number of
- * profiles.  All profiles of the source that would be due earlier are
- * postponed until $3, but at most $5 per statement, because other sessions
- * may be waiting for their rows.
+ * $1 is a source that the API does not know, $2 the current time, $3 the time
+ * at which to request the source again, $4 the error, and $5 the maximum
+ * number of profiles.  All profiles of the source that would be due before $3
+ * are postponed until then, but at most $5 per statement, because other
+ * sessions may be waiting for their rows.
  */
 static const char postpone_sql[] =
 "WITH due AS MATERIALIZED"
@@ -235,9 +236,9 @@ claim_from_all(HrflowRun *run, const HrflowStore *store, int64 size,
 
 /*
  * Once a second, let the next claim search the queue of due profiles from its
- * beginning.  Profiles that had long been due when they changed, or that
- * other sessions had locked, have a due_at below that of the last profile
- * claimed.
+ * beginning.  A profile may have a due_at below that of the last profile
+ * claimed if it had long been due when it changed, or if another session had
+ * locked it.
  */
 static void
 look_back(HrflowRun *run)
@@ -251,9 +252,10 @@ look_back(HrflowRun *run)
 }
 
 /*
- * May a claim wait for locks on the tables that contents are read from?  These
- * are the user's, so it could wait for long, as for ALTER TABLE.  Requests in
- * flight would time out, and what has arrived would not be written.
+ * May a claim wait for locks on the tables from which contents are read?
+ * Sessions of the user may hold such a lock for long, for example ALTER
+ * TABLE.  Meanwhile requests in flight would time out, and profiles that have
+ * arrived would not be written.
  */
 bool
 hrflow_claim_may_wait(HrflowRun *run)
@@ -284,7 +286,7 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 		feeders = hrflow_content_feeders(run, store);
 	}
 
-	/* The lease must not begin before the table could be locked. */
+	/* Lock the table before the lease begins, because this may take long. */
 	LockRelationOid(RelationGetRelid(store->profiles), RowExclusiveLock);
 	lease = lease_end();
 
@@ -292,7 +294,7 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	n = claim_from_all(run, store, size, lease);
 	if (n == 0)
 	{
-		/* Profiles due earlier may be new, or may have been locked. */
+		/* Profiles with an earlier due_at may have been added or unlocked. */
 		for (int i = 0; i < HRFLOW_NQUEUES; i++)
 			run->claimed_to[i] = DT_NOBEGIN;
 		n = claim_from_all(run, store, size, lease);
@@ -341,7 +343,8 @@ hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * To be called after the commit of hrflow_claim_postpone().
+ * Record that sources were postponed.  The caller must have committed
+ * hrflow_claim_postpone().
  */
 void
 hrflow_claim_postpone_done(HrflowRun *run)
@@ -357,7 +360,7 @@ hrflow_claim_postpone_done(HrflowRun *run)
 }
 
 /*
- * Return the profiles of all lists whose leases end no later than "before".
+ * Return the profiles, of all lists, whose leases end no later than "before".
  */
 static List *
 find_leases(HrflowRun *run, TimestampTz before)
@@ -382,9 +385,9 @@ find_leases(HrflowRun *run, TimestampTz before)
 }
 
 /*
- * Change the end of all leases that end no later than "before".  If "lease"
- * is DT_NOBEGIN, release them.  Returns the profiles whose leases will have
- * changed after the commit.
+ * Set the end of all leases that end no later than "before" to "lease", or
+ * release them if "lease" is DT_NOBEGIN.  Returns the profiles whose leases
+ * will have changed after the commit.
  */
 static List *
 change_leases(HrflowRun *run, const HrflowStore *store, TimestampTz before,
@@ -445,8 +448,9 @@ hrflow_claim_renew(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * To be called after the commit of hrflow_claim_renew(), and not before: a
- * profile is written only if its lease is the one in the table.
+ * Record the renewed leases.  The caller must have committed
+ * hrflow_claim_renew(), because a profile is written only if its lease is the
+ * one in the table.
  */
 void
 hrflow_claim_renew_done(HrflowRun *run)
@@ -492,8 +496,8 @@ hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Free all profiles that were not written.  Vectors of profiles that other
- * sessions have locked are lost.
+ * Free all profiles that were not written.  This loses fetched vectors of
+ * profiles whose rows other sessions have locked.
  */
 void
 hrflow_claim_forget_all(HrflowRun *run)

@@ -275,10 +275,9 @@ hrflow_columns_get(const char *argument, ArrayType *array, char **columns)
 }
 
 /*
- * Read the arguments that say where contents come from: the names of columns
- * into "columns", and the rest into "args".  Returns the number of columns.
- *
- * Throws 22023, and what check_content() throws.
+ * Read the arguments that specify where contents come from: the names of
+ * columns into "columns", and the rest into "args".  Returns the number of
+ * columns.  Throws 22023, and the errors of check_content().
  */
 int
 hrflow_columns_get_content(const HrflowStore *store, Relation table,

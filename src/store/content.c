@@ -6,14 +6,14 @@
  *
  * Contents are read in the transaction that claims their keys.  A hash of the
  * request that was answered is kept with each key, in the column
- * "content_hash".  A content that has a vector in the store, of whatever key,
- * is not sent again; nor is one that is already in flight.
+ * "content_hash".  A content is not sent again if the store has a vector of it
+ * for any key, or while it is in flight.
  *
  * Before requests are sent, their hashes are committed in the column
  * "sent_hash", which is cleared when the answer is written.  So if a session
- * ends in between, the next one knows which contents may have been sent, and
- * paid for.  It reports them as failed, and only hrflow_retry() has them sent
- * again.
+ * ends in between, the next session knows which contents may have been sent,
+ * and paid for.  It marks their keys as failed, and sends the contents again
+ * only after hrflow_retry().
  *
  *-------------------------------------------------------------------------
  */
@@ -50,11 +50,11 @@ static const char read_sql[] =
 static const char next_column_sql[] = "%s, %s";
 
 /*
- * Find the vectors that the store has of contents.  $1 are the keys and $2 the
- * hashes of the contents, $3 is the account, $4 the section, and $5 are the
- * dimensions of the store's vectors, or none if any will do.  A key's own
- * vector is preferred.  Neither the statistics nor the number of keys with a
- * content decide how many rows this reads.
+ * Find stored vectors of contents.  $1 are the keys and $2 the hashes of the
+ * contents, $3 is the account, $4 the section, and $5 are the dimensions of
+ * the store's vectors; an empty array means any dimension.  A key's own vector
+ * is preferred.  The number of rows that this reads depends neither on
+ * statistics nor on the number of keys that share a content.
  */
 #define VECTOR_SQL \
 	" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %V AS v" \
@@ -71,8 +71,8 @@ static const char find_vectors_sql[] =
 " UNION ALL SELECT e.vector FROM %P AS p" VECTOR_SQL " LIMIT 1) AS f";
 
 /*
- * Which of the hashes $1 belong to requests that a session may have sent
- * without writing the answer?  $2 is the present time, and $3 is the end of
+ * Find which of the hashes $1 belong to requests that a session may have sent
+ * without writing the answer.  $2 is the current time, and $3 is the end of
  * the lease of the keys that were just claimed.
  */
 static const char find_sent_sql[] =
@@ -105,14 +105,17 @@ static const char unmark_sql[] =
 " UPDATE %P AS p SET sent_hash = NULL"
 " FROM locked AS l WHERE p.tableoid = l.part AND p.ctid = l.row";
 
-/* The planner may choose how it finds the rows of a feeding table. */
+/*
+ * Settings to be turned on while a feeding table is read, so that the planner
+ * may choose how to find its rows.
+ */
 static const char *const read_settings[] = {
 	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin"
 };
 
 /*
- * Can the tables that feed the store be locked at once?  If another session
- * holds a lock on one, locks those before it nevertheless.
+ * Can the tables that feed the store be locked without waiting?  Acquires the
+ * locks one by one, so it may hold some of them even if it returns false.
  */
 bool
 hrflow_content_can_lock(const HrflowRun *run, const HrflowStore *store)
@@ -137,8 +140,9 @@ hrflow_content_can_lock(const HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Find the triggers that tell which tables feed the store.  This locks the
- * tables, and comes before rows of the store are locked, as in TRUNCATE.
+ * Find the triggers on INSERT and UPDATE of the tables that feed the store,
+ * and lock these tables.  Must be called before rows of the store are locked,
+ * which is also the order of TRUNCATE.
  */
 List *
 hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)
@@ -152,9 +156,9 @@ hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)
 		HrflowFeeder *feeder = lfirst(cell);
 
 		/*
-		 * The trigger on UPDATE also knows the columns.  Without it, which is
-		 * after hrflow_release_columns(), do not take the contents for
-		 * missing.
+		 * The trigger on UPDATE specifies the columns.  Include the trigger
+		 * on INSERT too, because hrflow_release_columns() drops the former,
+		 * and the contents must not be considered missing then.
 		 */
 		if (feeder->is_insert || feeder->is_update)
 			feeders = lappend(feeders, feeder);
@@ -227,8 +231,9 @@ make_hash(const char *string)
 }
 
 /*
- * Take a content of a profile.  Of the contents in several tables, the one that
- * sorts first is used; one that cannot be sent only if there is no other.
+ * Set the content of a profile to a value read from a table.  If several
+ * tables have contents of it, the one that sorts first is used.  Contents that
+ * cannot be sent are used only if there are no others.
  *
  * Making the body of a request takes several times its size, so only the
  * result is allocated in the profile's memory context.
@@ -325,11 +330,10 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
 }
 
 /*
- * Refuse to take contents for empty if no table feeds the store, as when it is
- * a partition of the store that tables feed, or if they may be in a table that
- * cannot be read because its owner has changed.  Either may be a mistake.
- *
- * Throws 55000.
+ * Check that contents that were not found may be considered empty.  Throws
+ * 55000 if no table feeds the store, for example because it is a partition of
+ * the store that tables feed, or if a table cannot be read because its owner
+ * has changed.  Either may be a mistake.
  */
 static void
 check_all_readable(const HrflowRun *run, const HrflowStore *store,
@@ -376,7 +380,8 @@ give_vector(const HrflowRun *run, HrflowProfile *profile, ArrayType *value)
 }
 
 /*
- * Give those of some profiles a vector whose contents have one in the store.
+ * For each of some profiles, copy the stored vector of its content, if the
+ * store has one.
  */
 static void
 find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -481,7 +486,7 @@ find_leader(HrflowRun *run, const HrflowProfile *profile)
 												   iter.cur);
 
 			if (other == profile)
-				break;			/* the next ones wait for this one */
+				break;			/* later profiles wait for this one */
 			if (other->hash != NULL && strcmp(other->hash, profile->hash) == 0 &&
 				(is_open || other->vectors != NIL || other->was_sent))
 				return other;
@@ -491,8 +496,9 @@ find_leader(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Decide what becomes of a profile that was claimed.  Returns whether its
- * content is to be sent, for it or for another one.
+ * Determine whether the content of a claimed profile is to be sent, be it by a
+ * request of this profile or of another one.  If not, the profile has arrived,
+ * with a vector, without a content, or with an error.
  */
 static bool
 settle(HrflowRun *run, HrflowProfile *profile)
@@ -536,9 +542,9 @@ settle(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Read the contents of the profiles that were just claimed, with leases until
- * "lease".  Those that need not be sent, or cannot be, have arrived.  The
- * others stay claimed, or wait for one with the same content; that they may be
- * sent is recorded.
+ * "lease".  Profiles whose contents need not or cannot be sent have arrived.
+ * The others remain claimed, or wait for a profile with the same content;
+ * their contents are marked as possibly sent.
  */
 void
 hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
@@ -597,7 +603,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 					 PointerGetDatum(make_texts_of(sent, true)));
 	hrflow_store_execute(hrflow_store_sql(store, mark_sql), &parameters);
 
-	/* A crash must not undo this, whatever synchronous_commit is. */
+	/* A crash must not lose the marks, whatever synchronous_commit is. */
 	ForceSyncCommit();
 }
 
@@ -640,7 +646,7 @@ hrflow_content_unmark(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Give the result of a profile to those that wait for it.
+ * Give the result of a profile to the profiles that wait for it.
  */
 void
 hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
@@ -672,8 +678,8 @@ hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
 }
 
 /*
- * Warn that contents have become empty, and that their vectors were put aside,
- * or are kept, because there are too many.
+ * Warn that contents have become empty, and whether their vectors were put
+ * aside or, because there are too many, kept.
  */
 void
 hrflow_content_warn(const HrflowRun *run)

@@ -41,7 +41,8 @@
 typedef struct Deleted
 {
 	Oid			vectors;		/* the store's table of vectors */
-	Oid			function;		/* function of the triggers that feed it */
+	Oid			function;		/* function of the triggers that feed the
+								 * store */
 	TupleDesc	desc;			/* row type of the keys, (s, i) */
 	Tuplestorestate *keys;
 } Deleted;
@@ -110,7 +111,8 @@ get_deleted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Erase a profile at the end of the transaction, unless a table wants it then.
+ * Erase a profile at the end of the transaction, unless a table wants it by
+ * then.
  */
 void
 hrflow_deferred_add(const HrflowStore *store, Oid function,
@@ -125,7 +127,7 @@ hrflow_deferred_add(const HrflowStore *store, Oid function,
 }
 
 /*
- * Erase profiles at the end of the transaction, unless a table wants them
+ * Erase profiles at the end of the transaction, unless a table wants them by
  * then.  "profiles" is a query that returns their keys, as (s, i).  It sees
  * all rows that are committed by now, because TRUNCATE also deletes rows that
  * are not visible to the transaction's snapshot.
@@ -175,9 +177,9 @@ register_keys(const Deleted *deleted)
 }
 
 /*
- * Make the keys of the profiles that the transaction has deleted from a
- * store's tables so far available as the table HRFLOW_DELETED until
- * SPI_finish().  Returns false if there are none.
+ * Make the keys of the profiles that the transaction has deleted so far from a
+ * store's tables available, as the table HRFLOW_DELETED, until SPI_finish().
+ * Returns false if there are none.
  */
 bool
 hrflow_deferred_register(const HrflowStore *store)

@@ -70,8 +70,8 @@ static const char deleted_sql[] =
 static const char and_deleted_sql[] = "%s AND %s";
 
 /*
- * Lock and erase profiles regardless of what wants them.  $1 is their source,
- * and $2 are their identifiers.
+ * Lock and erase profiles even if a table wants them.  $1 is their source, and
+ * $2 are their identifiers.
  */
 static const char lock_profiles_sql[] =
 "SELECT FROM %P AS p WHERE p.source_id = $1 AND p.%I = ANY ($2)"
@@ -459,7 +459,7 @@ has_section(const HrflowProfile *profile, const char *section)
 }
 
 /*
- * Return what a run requests, namely whole sections, and the sections and
+ * Return the parts that a run requests: whole sections, and the sections and
  * items of single elements.  Elements that are not given by index are left
  * out.  If "profile" is not NULL, the sections that its reply lacks are left
  * out, too.
@@ -576,7 +576,7 @@ find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
 /*
  * Find which of some profiles have lost all vectors of a section in the API,
  * and decide whether these profiles may lose them in the store as well: either
- * all of them may, or none.  That does not concern other vectors that a reply
+ * all of them may, or none.  This does not apply to other vectors that a reply
  * lacks, such as the last one of a list that has become shorter, because the
  * reply replaces these.
  */
@@ -622,8 +622,9 @@ hrflow_erase_prepare(const HrflowStore *store)
 }
 
 /*
- * Plan that statement, and start its execution, without deleting a row.
- * Throws any error that this causes, such as a lack of privileges.
+ * Plan the statement of hrflow_erase_prepare(), and start its execution,
+ * without deleting a row.  Throws any error that this causes, such as a lack
+ * of privileges.
  */
 void
 hrflow_erase_explain(const HrflowStore *store)
@@ -663,8 +664,8 @@ put_lost(HrflowRun *run, const HrflowStore *store,
 
 /*
  * Erase the vectors of a profile that were requested, but that its reply
- * lacks.  Those of a section that the reply lacks completely are put aside or,
- * if "is_kept" is set, kept.
+ * lacks.  The vectors of sections that the reply lacks completely are put
+ * aside or, if "is_kept" is set, kept.
  */
 void
 hrflow_erase_old_vectors(HrflowRun *run, const HrflowStore *store,
@@ -686,7 +687,7 @@ hrflow_erase_old_vectors(HrflowRun *run, const HrflowStore *store,
 }
 
 /*
- * Set "erased_at" of those of some profiles that have lost vectors.
+ * Of some profiles, set "erased_at" of those that have lost vectors.
  */
 void
 hrflow_erase_note(const HrflowStore *store, List *profiles)
@@ -734,12 +735,14 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 }
 
 /*
- * Find which of the missing profiles of a run are gone.  A profile that has
- * been missing for days is gone if the API is known to know other profiles:
- * another one of its source must have been refreshed in the second half of
- * that time.  Otherwise a wrong address or key would erase a store little by
- * little, however few profiles a run requests.  Profiles without that proof
- * stay missing, and so do profiles with vectors if too many would be erased.
+ * Find which of the missing profiles of a run are gone.
+ *
+ * A profile that has been missing for days is gone if there is proof that the
+ * API knows other profiles: another profile of its source must have been
+ * refreshed in the second half of that time.  Otherwise a wrong address or key
+ * would erase a store little by little, however few profiles a run requests.
+ * Profiles without that proof stay missing, and so do profiles with vectors if
+ * too many would be erased.
  *
  * If a user-supplied table of profiles lacks the column "failed_at", we do not
  * know since when profiles have been missing, so none of them is gone.

@@ -82,7 +82,7 @@ typedef enum Among
 #define BEST_FIRST \
 	" ORDER BY 5 DESC NULLS LAST LIMIT $6"
 
-/* Return all vectors of a profile in a row. */
+/* Return all vectors of a profile consecutively. */
 #define BY_PROFILE \
 	" ORDER BY v.source_id, v.%I"
 
@@ -332,7 +332,8 @@ make_statement(const HrflowSearch *search, const char *template)
  */
 
 /*
- * State of visit_row(), which passes rows with a similarity to a visitor.
+ * State of visit_row(), which passes rows whose similarity is not null to a
+ * visitor.
  */
 typedef struct Visit
 {
@@ -367,7 +368,7 @@ keep_match(void *arg, const HrflowMatch *match)
 }
 
 /*
- * State of compare_row(), which compares vectors and keeps the best ones.
+ * State of compare_row(), which compares vectors and keeps the best matches.
  */
 typedef struct Comparing
 {
@@ -496,9 +497,9 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 }
 
 /*
- * Visit the vectors of several sections, with all vectors of a profile in a
- * row.  Visits only the profiles in "candidates" or, if that is NULL, the
- * scope of the search.
+ * Visit the vectors of several sections, those of each profile consecutively.
+ * Visits only the profiles in "candidates" or, if that is NULL, the scope of
+ * the search.
  */
 void
 hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
@@ -561,9 +562,9 @@ look_at_dimension(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Check whether all vectors in the scope of a search have another dimension
- * than the query.  If so, return the dimension of one of them.  Returns 0 if
- * there is no vector, or any vector of the query's dimension.
+ * Check whether no vector in the scope of a search has the dimension of the
+ * query.  If so, return the dimension of one of them.  Returns 0 if there is
+ * no vector, or if some vector has that dimension.
  */
 int
 hrflow_exact_other_dimension(HrflowSearch *search, ArrayType *sections)

@@ -44,16 +44,19 @@ static const char optional_column_sql[] =
 /* Part of the key that is the same in all rows. */
 static const char key_constant_sql[] = "%L::text";
 
-/* Conditions that a row names a profile, and a query for such profiles. */
+/*
+ * Conditions for a row to name a profile, and a query for the profiles named.
+ */
 static const char names_profile_sql[] = "%s <> '' AND %s <> ''";
 static const char names_by_identifier_sql[] = "%s <> ''";
 static const char profiles_sql[] =
 "(SELECT %s %s AS s, %s AS i FROM %s AS f WHERE %s)";
 
 /*
- * Conditions that a column of a row "f", as text, equals an expression.  They
- * convert the expression, if its text is one that the type of the column
- * outputs: an index on the column requires the type and collation of that.
+ * Conditions that compare a column of a row "f", as text, with an expression.
+ * They convert the expression to the type and collation of the column, if the
+ * type could have output it as text, so that an index on the column can be
+ * used.
  */
 static const char integer_is_sql[] =
 "f.%q = CASE WHEN %s COLLATE \"C\" ~ '^(0|-?[1-9][0-9]{0,18})$' THEN"
@@ -69,13 +72,19 @@ static const char text_is_sql[] = "f.%q::text = %s COLLATE %s";
 static const char nondeterministic_text_is_sql[] =
 "f.%q::text" HRFLOW_PLAIN_COLLATION " = %s";
 
-/* Conditions that a row "f" wants the profile of row "p" of the profiles. */
+/*
+ * Conditions for a row "f" to want the profile of row "p" of the table of
+ * profiles.
+ */
 static const char wants_of_column_sql[] = "%s AND %s";
 static const char wants_of_optional_column_sql[] =
 "%s AND (%s OR p.source_id = '' AND f.%q IS NULL)";
 static const char wants_of_source_sql[] = "%s AND p.source_id = %L";
 
-/* Condition that no table wants the profile, to which each table is added. */
+/*
+ * Condition for a profile to be unwanted: it was not tracked explicitly, and
+ * no table wants it.  The second template is added for each table.
+ */
 static const char unwanted_sql[] = "NOT p.manual";
 static const char unwanted_by_table_sql[] =
 "%s AND NOT EXISTS (SELECT FROM %R AS f WHERE %s)";
@@ -96,9 +105,10 @@ static const char track_untracked_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = p.state WHERE false";
 
 /*
- * Rows whose profiles are not tracked are locked.  If another transaction
- * deletes such a row, or changes its identifier, it did so before, and the row
- * is not found here, or it waits for this one, and then erases the profile.
+ * Locks the rows whose profiles are not tracked.  A transaction that deletes
+ * such a row, or changes its identifier, has either committed, so that the
+ * row is not found here, or waits for our transaction, and then erases the
+ * profile.
  */
 static const char track_missing_sql[] =
 "INSERT INTO %P AS p"
@@ -158,9 +168,9 @@ hrflow_feeder_function(Oid caller)
 
 /*
  * May this table feed a store?  It must belong to the store's owner, because
- * reading it on the owner's behalf executes what its own owner has attached
- * to it, such as policies, types and casts.  A temporary table can feed only
- * a temporary store, because other sessions cannot read it.
+ * reading a table on that owner's behalf executes code that the table's owner
+ * has attached to it, such as policies, types and casts.  A temporary table
+ * can feed only a temporary store, because other sessions cannot read it.
  */
 static bool
 may_feed(const HrflowStore *store, Oid table)
@@ -214,7 +224,8 @@ hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
 }
 
 /*
- * Is a trigger among those that depend on a table of vectors?
+ * Is a trigger in "dependencies", the objects that depend on a table of
+ * vectors?
  */
 static bool
 was_made_for(const List *dependencies, Oid trigger)
@@ -230,11 +241,12 @@ was_made_for(const List *dependencies, Oid trigger)
 }
 
 /*
- * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is a
- * partition's copy, or does not feed the store.  Any role can create a trigger
- * that names any store.  A trigger that names another store feeds this one if
- * it is in "made_for_it": the store has then been renamed.  (Triggers on the
- * store's own table depend on it as well, whatever store they feed.)
+ * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is
+ * a partition's copy, or does not feed the store.  The name of the store in
+ * its arguments does not suffice, because any role can create a trigger that
+ * names any store.  A trigger that names another store feeds this one if it
+ * is in "made_for_it": the store has then been renamed.  (Triggers on the
+ * store's own table also depend on it, whatever store they feed.)
  */
 static HrflowFeeder *
 read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
@@ -382,7 +394,8 @@ hrflow_feeder_original(Oid trigger, Oid *table)
 
 /*
  * Was a trigger created for the store with this table of vectors?  The name
- * in its arguments does not show that, because another store may have had it.
+ * in its arguments does not prove that, because it may have been the name of
+ * another store.
  */
 bool
 hrflow_feeder_is_of(Oid trigger, Oid vectors)
@@ -400,8 +413,8 @@ hrflow_feeder_is_of(Oid trigger, Oid vectors)
 }
 
 /*
- * Does a trigger on a table depend on another table?  That table is the store
- * that the trigger was created for.
+ * Does a trigger on "table" depend on another table?  If so, that is the
+ * table of the store for which the trigger was created.
  */
 bool
 hrflow_feeder_has_store(Oid trigger, Oid table)
@@ -444,12 +457,13 @@ hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
 
 /*
  * ------------------------------------------------------------------------
- * Which profiles are wanted
+ * Wanted profiles
  * ------------------------------------------------------------------------
  */
 
 /*
- * Return SQL for the source, or the identifier, of a feeding table's row "f".
+ * Return SQL for the source, or the identifier, in row "f" of a feeding
+ * table.
  */
 static char *
 source_of(const HrflowStore *store, char *const *args)
@@ -470,7 +484,7 @@ identifier_of(char *const *args)
 }
 
 /*
- * Return the condition that a row "f" of a feeding table names a profile.
+ * Return the condition for a row "f" of a feeding table to name a profile.
  */
 static char *
 row_names(const HrflowStore *store, char *const *args)
@@ -494,7 +508,7 @@ hrflow_feeder_profiles(const HrflowStore *store, char *const *args,
 }
 
 /*
- * Return the condition that column "name" of row "f" equals "text", as text.
+ * Return the condition that column "name" of row "f", as text, equals "text".
  */
 static char *
 column_is(Relation table, const char *name, const char *text)
@@ -526,7 +540,7 @@ column_is(Relation table, const char *name, const char *text)
 }
 
 /*
- * Return the SQL condition that a row "f" of a feeding table wants the
+ * Return the SQL condition for a row "f" of a feeding table to want the
  * profile of row "p" of the table of profiles.
  */
 char *
@@ -550,8 +564,8 @@ hrflow_feeder_wants(const HrflowStore *store, Relation table,
 }
 
 /*
- * Return the SQL condition that neither a table nor hrflow_track() wants the
- * profile of row "p" of the table of profiles.
+ * Return the SQL condition for the profile of row "p" of the table of
+ * profiles to be wanted neither by a table nor by hrflow_track().
  */
 char *
 hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
@@ -579,8 +593,9 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Can all tables that feed a store be queried for the profiles that they want?
- * A table cannot after a key column was renamed, until it is tracked again.
+ * Can all tables that feed a store be queried for the profiles that they
+ * want?  After a key column was renamed, its table cannot be queried until
+ * hrflow_track_table() is called for it again.
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
@@ -609,9 +624,10 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 }
 
 /*
- * Does every table that was tracked for a store still belong to its owner?  A
- * table of another owner is not queried.  Its owner may have been changed by
- * mistake, so nothing may be erased then, which is reported by a WARNING.
+ * Does every table that was tracked for a store still belong to the store's
+ * owner?  We do not query tables of other owners.  The owner of a table may
+ * have been changed by mistake, so the caller must not erase anything if this
+ * returns false; a WARNING then reports that.
  */
 bool
 hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
@@ -651,7 +667,8 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
  */
 
 /*
- * Is any of these profiles tracked?  "profiles" is SQL for their keys (s, i).
+ * Is any of the given profiles tracked?  "profiles" is SQL for their keys, as
+ * columns "s" and "i".
  */
 bool
 hrflow_feeder_has_tracked(const HrflowStore *store, const char *profiles)
@@ -671,8 +688,8 @@ hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * Track profiles, and return how many were not tracked.  Tracked profiles are
- * locked, so that they are not erased concurrently.
+ * Track profiles, and return how many were not tracked before.  Profiles that
+ * were tracked already are locked, so that they are not erased concurrently.
  */
 uint64
 hrflow_feeder_track(const HrflowStore *store, const char *profiles,
@@ -685,7 +702,8 @@ hrflow_feeder_track(const HrflowStore *store, const char *profiles,
 
 /*
  * Track the profiles that the rows of a feeding table name, and return how
- * many were not tracked.  Tracked profiles are neither written nor locked.
+ * many were not tracked before.  Profiles that were tracked already are
+ * neither written nor locked.
  */
 uint64
 hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
@@ -702,9 +720,9 @@ hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 }
 
 /*
- * Return SQL that tracks the profiles of rows that are new or whose identifier
- * has changed.  Tracked profiles are locked; unwanted and gone ones become
- * due, and so do all if their contents come from the rows.
+ * Return SQL that tracks the profiles of rows that are new or whose
+ * identifier has changed.  Profiles that are tracked already are locked, and
+ * become due if they are unwanted or gone, or if contents come from the rows.
  */
 char *
 hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
@@ -714,9 +732,9 @@ hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * Track the profiles of inserted rows, as hrflow_feeder_want_sql() does.  But
- * a profile that is gone does not become due if this transaction has deleted a
- * row that names it: the inserted row may be the same row, restored.
+ * Track the profiles of inserted rows, as hrflow_feeder_want_sql() does,
+ * except that a profile that is gone does not become due if this transaction
+ * has deleted a row that names it: the transaction may be reloading the row.
  */
 void
 hrflow_feeder_want_inserted(const HrflowStore *store, const char *profiles)

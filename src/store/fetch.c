@@ -115,12 +115,12 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 		if (token != WJB_VALUE && token != WJB_ELEM)
 			continue;
 
-		Assert(key != NULL);	/* because it is an object */
+		Assert(key != NULL);	/* "fields" is an object */
 		text = jsonb_text(&value);
 		if (token == WJB_VALUE &&
 			(strcmp(text, "0") == 0 || strcmp(text, "false") == 0 ||
 			 strcmp(text, "null") == 0))
-			continue;			/* not requested */
+			continue;			/* the section is not requested */
 		run->parts = lappend(run->parts, make_part(key, text, token == WJB_ELEM));
 		if (sections == NIL || strcmp(llast(sections), key) != 0)
 			sections = lappend(sections, key);
@@ -131,7 +131,7 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 /*
  * Set the kind of the store, after "fields" was read.  If stores of this kind
  * have no sections, only the complete content can be requested.  Throws 22023
- * if "fields" does not suit the kind.
+ * if "fields" is not valid for the kind.
  */
 void
 hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
@@ -160,9 +160,10 @@ hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
  * Record a result in its profile.  The result is copied, because it belongs
  * to the transport.
  *
- * Only the API can tell that a section has no vector.  If it returns a link,
- * but the host of the link does not have the vector, the profile has failed:
- * a host that has lost its objects must not cause vectors to be erased.
+ * A section has no vector only if the API says so.  If the API returns a
+ * link, but the host of the link does not have the vector, the profile has
+ * failed: a host that has lost its objects must not cause vectors to be
+ * erased.
  */
 static void
 take_result(const HrflowRun *run, HrflowProfile *profile,
@@ -204,8 +205,8 @@ take_result(const HrflowRun *run, HrflowProfile *profile,
 }
 
 /*
- * Return the entry of a source if the API does not know the source, else
- * NULL.
+ * Return the entry of a source in the list of sources that the API does not
+ * know, or NULL if it is not in the list.
  */
 HrflowBadSource *
 hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
@@ -248,8 +249,8 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 
 /*
  * Return the next claimed profile to be requested, or NULL.  If the API did
- * not know a source when it was last requested, a single profile of it is
- * requested first, and the others wait for the reply.
+ * not know a source when it was last requested, a single profile of the
+ * source is requested first, as a probe, and the others wait for the reply.
  */
 static HrflowProfile *
 next_claimed(HrflowRun *run)
@@ -282,8 +283,8 @@ next_claimed(HrflowRun *run)
 }
 
 /*
- * The API has replied for a profile that others of its source were waiting
- * for.  Request these, because the API may know the source now.
+ * The API has replied to a probe.  Let the other profiles of its source be
+ * requested, because the API may know the source now.
  */
 static void
 clear_source(HrflowRun *run, HrflowProfile *probe)
@@ -361,9 +362,9 @@ hrflow_fetch_next(HrflowRun *run)
 }
 
 /*
- * The API has replied without any vector: consider the profile missing, as if
- * it were unknown.  It may not have been indexed yet, and its stored vectors
- * must not be erased because of a single reply.
+ * Consider a profile missing, as if the API did not know it, because the
+ * reply contained no vector at all.  The profile may not have been indexed
+ * yet, and its stored vectors must not be erased because of a single reply.
  */
 static void
 set_missing(HrflowProfile *profile)
@@ -379,8 +380,9 @@ set_missing(HrflowProfile *profile)
 /*
  * Process the outcome of a request.
  *
- * If a section has no vector, the API returns no vector at all.  In that
- * case, request the sections one by one, so that the others are fetched.
+ * If any of the requested sections has no vector, the API returns no vector
+ * at all.  In that case, request the sections one by one, so that the vectors
+ * of the others are fetched.
  */
 void
 hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
@@ -413,8 +415,8 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 }
 
 /*
- * Let the profiles in flight arrive as they are, because there will be no
- * more replies.
+ * There will be no more replies.  Regard the profiles in flight as arrived,
+ * without the results that are missing.
  */
 void
 hrflow_fetch_give_up(HrflowRun *run)

@@ -47,8 +47,8 @@ enum
 #define AVERAGE_AGE 0.95
 
 /*
- * Count profiles by the day on which they are due: all of them, those that
- * were ever refreshed, and, of the latter, those that lack vectors of a
+ * Count profiles by the day on which they are due: all profiles, profiles that
+ * were ever refreshed, and, among the latter, profiles that lack vectors of a
  * section.  $1 is the current time, and $2 is the last day of the forecast.
  * Profiles that are due later, or never, are counted under the day after it.
  */
@@ -207,7 +207,7 @@ count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
 }
 
 /*
- * Add profiles that are due again to a day.
+ * Add to the counts of a day a number of profiles that are due again then.
  */
 static void
 add_again(const Forecast *forecast, int day, double nprofiles)
@@ -285,7 +285,7 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 }
 
 /*
- * Return how long a number of requests takes.
+ * Return the time that a number of requests takes.
  */
 static Interval *
 time_of(const Forecast *forecast, double nrequests)

@@ -51,7 +51,7 @@ static const char find_pgvector_sql[] =
 " ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
 " WHERE e.extname OPERATOR(pg_catalog.=) 'vector'";
 
-/* Parts of the statements below for stores whose contents are in columns. */
+/* Parts of the statements below for stores that read contents from columns. */
 static const char section_default_sql[] = " DEFAULT %L";
 static const char content_states_sql[] = ", 'empty'";
 static const char content_columns_sql[] = " content_hash text, sent_hash text,";
@@ -60,7 +60,7 @@ static const char *const create_content_sql[] = {
 	"CREATE INDEX ON %P (sent_hash) WHERE sent_hash IS NOT NULL"
 };
 
-/* The argument is the default of a column. */
+/* The argument is empty or the DEFAULT clause of the column "section". */
 static const char create_vectors_sql[] =
 "CREATE TABLE %V ("
 " source_id text NOT NULL,"
@@ -73,8 +73,8 @@ static const char create_vectors_sql[] =
 
 /*
  * The arguments are additional states and columns.  The fillfactor leaves
- * space on each page for the row versions that leases create, so that these
- * are HOT updates.
+ * space on each page for the new versions of rows when they are leased, so
+ * that these are HOT updates.
  */
 static const char create_profiles_sql[] =
 "CREATE TABLE %P ("
@@ -129,8 +129,8 @@ static const char also_sql[] = "%s, %R";
  * In the statements about given profiles, $1 is their source, and $2 is an
  * array of their identifiers.
  *
- * This one neither changes nor counts existing rows, but locks them, so that
- * a DELETE cannot erase them before the next statement.
+ * track_sql neither changes nor counts existing rows, but locks them, so that
+ * a DELETE cannot erase them before the statements below are executed.
  */
 static const char track_sql[] =
 "INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
@@ -171,7 +171,7 @@ static const char retry_sql[] =
 " FROM locked WHERE p.source_id = locked.s"
 " AND p.%I = locked.i AND p.state IN ('failed', 'gone')";
 
-/* Forget that a request may have been sent, unless it may be in flight. */
+/* Unmark requests that may have been sent, unless they may be in flight. */
 static const char forget_sent_sql[] = ", sent_hash = CASE"
 " WHEN p.lease_until > clock_timestamp() THEN p.sent_hash END";
 
@@ -409,10 +409,8 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Refuse an empty string as the source if the store requires a source, and
- * anything else if the items of the store have no source.
- *
- * Throws 22023.
+ * Check the source of profiles: it must not be empty if the store requires a
+ * source, and must be empty if its items have no source.  Throws 22023.
  */
 void
 hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
@@ -433,7 +431,7 @@ hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
 
 /*
  * Open the store in the first argument for changing some of its profiles.
- * The source and the identifiers of these, which are the next two arguments,
+ * The next two arguments, the source and the identifiers of these profiles,
  * become parameters of statements.
  */
 static void
@@ -598,8 +596,8 @@ typedef struct Counts
 	int64		gone;
 	int64		last_minute;
 	int64		last_hour;
-	TimestampTz oldest;			/* earliest due_at of profiles that are due;
-								 * DT_NOEND: none is */
+	TimestampTz oldest;			/* earliest due_at of due profiles; DT_NOEND
+								 * if there are none */
 } Counts;
 
 static void
@@ -639,8 +637,9 @@ count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
 
 /*
  * Count the profiles of a table, or of one partition, and add them to
- * *counts.  A single query for all counts takes four times as long.  So do
- * separate queries that use indexes, unless the table was vacuumed recently.
+ * *counts.  Scans the table directly, because a query for all counts takes
+ * four times as long, and so do separate queries that use indexes, unless the
+ * table was vacuumed recently.
  */
 static void
 count_profiles(Counts *counts, Oid relid)
@@ -692,7 +691,7 @@ count_profiles(Counts *counts, Oid relid)
 }
 
 /*
- * Count the profiles of a table of which some rows are on other servers.
+ * Count the profiles of a table that has rows on other servers.
  */
 static void
 count_remote_profiles(Counts *counts, const HrflowStore *store)
@@ -769,7 +768,7 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	values[n++] = TimestampTzGetDatum(counts.oldest);
 	values[n++] = Int64GetDatum(counts.last_minute);
 	values[n++] = Int64GetDatum(counts.last_hour);
-	values[n++] = Int64GetDatum(counts.due);	/* one request each */
+	values[n++] = Int64GetDatum(counts.due);	/* requests: one each */
 	nulls[n] = counts.last_minute == 0;
 	if (counts.last_minute > 0)
 		time_due.time = (double) counts.due / counts.last_minute *

@@ -27,7 +27,7 @@
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
-/* Suffix that the name of the table of vectors is extended by. */
+/* Suffix of this table, added to the name of the table of vectors. */
 #define SUFFIX "_run"
 
 /* Number of runs to keep: a week's worth, if there is a run each minute. */
@@ -88,7 +88,10 @@ static const char end_sql[] =
 " asked = $3, ok = $4, failed = $5, missing = $6, erased = $7,"
 " requests = $8, error = $9 WHERE r.run = $1";
 
-/* Delete old runs.  Runs that end at the same time must not wait here. */
+/*
+ * Delete old runs.  Skip locked rows, so that runs that end at the same time
+ * do not wait for one another.
+ */
 static const char forget_sql[] =
 "DELETE FROM %R AS r WHERE r.run IN"
 " (SELECT o.run FROM %R AS o WHERE o.run <= $1 FOR UPDATE SKIP LOCKED)";
@@ -137,11 +140,11 @@ hrflow_history_find(const HrflowStore *store)
  */
 
 /*
- * Set the tag of the lock of a run.  It is an advisory lock, because those are
- * the only ones that a session keeps when a transaction aborts.  The last
- * field distinguishes it from the locks of SQL functions, which have 1 or 2
- * there.  Two runs whose numbers differ by a multiple of 2^32 would share a
- * lock, but the first one's row has been deleted by then.
+ * Set the tag of the lock of a run.  It is an advisory lock, because a session
+ * keeps no other locks when a transaction aborts.  The last field of the tag
+ * is neither 1 nor 2, which are used by the SQL functions for advisory locks.
+ * Two runs whose numbers differ by a multiple of 2^32 would share a lock, but
+ * the row of the first one has been deleted by then.
  */
 static void
 set_run_tag(LOCKTAG *tag, Oid runs, int64 run)
@@ -180,7 +183,7 @@ typedef struct Entry
 	const HrflowStore *store;
 	Oid			runs;
 	bool		is_there;		/* was the row inserted?  A user's trigger may
-								 * prevent that */
+								 * have prevented it */
 } Entry;
 
 /*

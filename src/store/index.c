@@ -70,9 +70,9 @@ static const char find_statement[] =
 " ORDER BY i.indpred IS NULL, a.amname LIMIT 1";
 
 /*
- * Return the vectors of a section, ordered by their distance as the index has
- * it.  The arguments are the indexed expression, pgvector's schema and the
- * index's type.  There is no LIMIT; keep_row() ends the scan.
+ * Return the vectors of a section, ordered by their distance as the index
+ * computes it.  The arguments are the indexed expression, pgvector's schema
+ * and the index's type.  There is no LIMIT; keep_row() ends the scan.
  */
 static const char search_statement[] =
 "SELECT v.source_id, v.%I, v.section, v.item, v.vector"
@@ -113,7 +113,7 @@ static const char index_statement[] =
 /*
  * Number of rows that satisfy a condition to take from an index, for each of
  * the k rows.  When a scan has to continue because of the condition, it
- * returns the next vectors that it reaches, sorted; nearer ones may follow
+ * returns the next vectors that it reaches, sorted; nearer vectors may follow
  * later.  If this number is too low, recall with a condition is lower than
  * without; each further row costs about as much as a comparison.
  */
@@ -235,7 +235,10 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
 	if (search->source_id == NULL)
 		return true;
 
-	/* At this number of vectors the costs are equal, so count no further. */
+	/*
+	 * The costs are equal at this number of vectors, so there is no need to
+	 * count further.
+	 */
 	few = ceil(Max(sqrt(COST_OF_INDEX * ROWS_UNDER_CONDITION * k *
 						Max(index->tuples, 1)),
 				   COST_OF_INDEX * count_candidates(k)));
@@ -255,7 +258,7 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
  */
 
 /*
- * Entry of a hash table of the identifiers that a search is restricted to.
+ * Entry of a hash table of the identifiers to which a search is restricted.
  */
 typedef struct Allowed
 {

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * interrupt.c
- *		Delays whatever ends a run until the replies that have arrived are
+ *		Delays the end of a run until the replies that have arrived are
  *		written.
  *
  * An ERROR can be caught and rethrown after the replies are written.  A FATAL

@@ -3,9 +3,9 @@
  * kind.c
  *		Kinds of stores, and all differences between them.
  *
- * No other file of this layer tests the kind of a store: each takes what it
- * needs from the store's HrflowKind.  There is no registry of kinds either:
- * the name of the identifier's column shows the kind of a store.
+ * Other files of this layer never test the kind of a store, but use the
+ * properties in its HrflowKind.  The kind of a store is not recorded anywhere:
+ * hrflow_kind_of() determines it from the columns of the store.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,11 +58,10 @@ make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
  */
 
 /*
- * Columns that are NULL are omitted from a text, and the others are joined by
- * two newlines.  Of each column, and of the result, only one character more
- * than the API accepts is read, which is enough for the text to be refused.
- * Longer columns could together exceed the maximum size of a value, which
- * would end the run.
+ * A text consists of the columns that are not null, separated by blank lines.
+ * Each column and the text are cut off one character beyond the maximum length,
+ * which suffices for refusing a text that is too long.  Longer columns could
+ * together exceed the maximum size of a value, which would end the run.
  */
 static const char text_column_sql[] =
 "left(f.%q::text, 1048577) COLLATE \"C\"";
@@ -233,7 +232,8 @@ hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 }
 
 /*
- * Is the name that a kind gives to the whole the default of "section"?
+ * Is the section for the complete content of this kind the default of the
+ * column "section"?
  */
 static bool
 has_default_section(Relation vectors, const HrflowKind *kind)
@@ -252,12 +252,11 @@ has_default_section(Relation vectors, const HrflowKind *kind)
 
 /*
  * Return the kind of a store, and set *identifier to the index of its
- * identifier.  Both follow from the first column of its table of vectors that
- * has the name of an identifier: columns that users have added come after
- * ours, whatever their names are.  The column "key" may be that of a text or
- * of a document, which the default of the column "section" distinguishes.  If
- * there is no such column, return the default; the caller then reports that
- * its column does not exist.
+ * identifier.  Both are determined by the first column of its table of vectors
+ * that is named like an identifier; columns that users have added come later.
+ * Texts and documents both have the column "key", but different defaults of
+ * the column "section".  If there is no such column, return the default kind;
+ * the caller then reports the missing column.
  */
 const HrflowKind *
 hrflow_kind_of(Relation vectors, int *identifier)
@@ -295,8 +294,7 @@ hrflow_kind_of(Relation vectors, int *identifier)
 
 /*
  * Return the section that a name refers to.  The default of SQL functions is
- * "profile", which refers to the complete content whatever the kind of the
- * store is.
+ * "profile", which refers to the complete content in stores of any kind.
  */
 char *
 hrflow_kind_section(const HrflowKind *kind, char *name)
@@ -308,7 +306,7 @@ hrflow_kind_section(const HrflowKind *kind, char *name)
 /*
  * Check "fields", which is an object or NULL.  Warns about sections that the
  * API is not known to have.  Throws 22023 if the store has no sections and
- * "fields" contains any other than the one for complete content.
+ * "fields" names any section other than the complete content.
  */
 void
 hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields)

@@ -216,7 +216,7 @@ hrflow_match_make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
 }
 
 /*
- * Restrict a search as the arguments "profiles" and "source_id" say.
+ * Restrict a search according to the arguments "profiles" and "source_id".
  */
 void
 hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
@@ -472,9 +472,9 @@ warn_about_section(const HrflowStore *store, const char *section,
 }
 
 /*
- * Warn if a search may have found too little because of a mistake: a section
- * has no vectors, mostly because its name is misspelled, or the search is
- * empty because the query was made by another model.  Callers must not call
+ * Warn if a search may have found too few profiles because of a mistake: a
+ * section has no vectors, mostly because its name is misspelled, or the search
+ * is empty because the query was made by another model.  Callers must not call
  * this if the search was restricted to no profiles at all.
  */
 static void

@@ -78,16 +78,17 @@ static const char was_stopped_sql[] =
 #define REFUSED_ERROR "Nothing could be stored"
 
 /*
- * Maximum number of profiles to request before the vectors of any profile have
- * been stored, and minimum number of profiles whose vectors could not be
- * stored, with no other vectors being stored, for stopping a run.  Both are 1
- * if the last run was stopped for this reason.
+ * MAX_TRIAL is the maximum number of profiles to request before the vectors of
+ * any profile have been stored.  A run stops when the vectors of at least
+ * MIN_REFUSED profiles could not be stored, and none have been stored.  Both
+ * numbers are 1 if the last run was stopped for this reason.
  */
 #define MAX_TRIAL 32
 #define MIN_REFUSED 8
 
 /*
- * How some profiles of a store were fetched.
+ * A combination of dimension, API key and sections with which some profiles of
+ * a store were fetched.
  */
 typedef struct Combination
 {
@@ -308,9 +309,10 @@ column_dimension(const HrflowStore *store)
 }
 
 /*
- * Return those dimensions of a store's vectors that at least half as many
- * profiles have as the most frequent dimension.  Others are leftovers of an
- * earlier model, or came with a few replies when the model changed.
+ * Return the dimensions of a store's vectors, except those that fewer than
+ * half as many profiles have as the most frequent dimension.  Rare dimensions
+ * are leftovers of an earlier model, or came with a few replies when the model
+ * changed.
  */
 static List *
 choose_dimensions(const HrflowStore *store, List *dimensions)
@@ -437,8 +439,9 @@ make_due(const HrflowRun *run, const HrflowStore *store,
 }
 
 /*
- * Make at most "most" profiles due that were fetched without a section, or an
- * element of one, that the run requests.  Returns whether there were any.
+ * Make at most "most" profiles due that were fetched without a section, or
+ * without an element of a section, that the run requests.  Returns whether
+ * there were any.
  */
 bool
 hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
@@ -469,8 +472,8 @@ hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
 
 /*
  * Return how many more profiles may be requested now.  As long as no vectors
- * have been stored, their number is limited, so that little is paid in vain if
- * the store accepts none.
+ * have been stored, their number is limited, so that few requests are paid for
+ * if the store accepts no vectors.
  */
 int64
 hrflow_model_room(const HrflowRun *run)
@@ -678,10 +681,10 @@ hrflow_model_spare(HrflowRun *run, List *profiles)
 }
 
 /*
- * Called after vectors were written, but before the states of their profiles
- * are.  Stop the run if the store has accepted no vectors so far, and has
- * rejected those of several profiles.  Hold back fewer rejected profiles, to
- * try again later.
+ * Stop the run if the store has accepted no vectors so far, and has rejected
+ * those of enough profiles.  If it has rejected those of fewer profiles, hold
+ * these back, to try again later.  Called after vectors were written, but
+ * before the states of their profiles are.
  */
 void
 hrflow_model_judge(HrflowRun *run, List *profiles)

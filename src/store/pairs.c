@@ -377,8 +377,8 @@ copy_key(Key *key, const HrflowMatch *match)
 
 /*
  * Read the vector in a row of a query, scale it, and store it in "elements",
- * which is a row of the block or the tile.  Returns false if the vector has
- * another dimension than the one being compared, or no similarity with any
+ * which is a row of the block or the tile.  Returns false if the vector does
+ * not have the dimension that is being compared, or has no similarity with any
  * vector.  Sets *n to its dimension, or to 0 if it is not a vector.
  */
 static bool

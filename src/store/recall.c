@@ -43,7 +43,7 @@ static const char vector_statement[] =
 " AND v.section = $3 AND v.item = $4 AND v.vector IS NOT NULL";
 
 /*
- * Return the fraction of the k profiles nearest to the query of a search that
+ * Of the k profiles nearest to the query of a search, return the fraction that
  * hrflow_match() finds.
  */
 static double

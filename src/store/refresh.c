@@ -13,13 +13,12 @@
  * session that crashes loses only what arrived in the last second.  The leases
  * that it leaves behind expire.
  *
- * A reply that has arrived has been paid for.  Whatever ends the run, be it an
- * error, a query cancel, a time limit or the end of the session, is delayed
- * until all replies are written, including those that arrive within
- * DRAIN_TIME.
+ * A reply that has arrived has been paid for.  If the run is ended by an
+ * error, a query cancel, a time limit or the end of the session, it first
+ * writes all replies, including those that arrive within DRAIN_TIME.
  *
  * The end of a lease also identifies its holder: nothing is written for a
- * profile whose lease no longer ends when the run has set it to end, because
+ * profile if the end of its lease is not the one that the run has set, because
  * another session has claimed the profile meanwhile.
  *
  *-------------------------------------------------------------------------
@@ -73,19 +72,20 @@ enum
 #define MAX_PATIENCE (5 * 60 * 1000)
 
 /*
- * How long a run that is ended by an error or by the end of the session waits
- * for requests in flight.
+ * Time for which a run waits for requests in flight after an error or the end
+ * of the session.
  */
 #define DRAIN_TIME (100 * HRFLOW_MSEC)
 
 /*
- * For how long a run retries, before it ends, to write profiles that other
- * sessions have locked, and the time between two attempts, in milliseconds.
+ * Time for which a run that is about to end retries writing profiles that
+ * other sessions have locked, and the time between two attempts, in
+ * milliseconds.
  */
 #define LOCKED_GRACE (10 * HRFLOW_SEC)
 #define LOCKED_INTERVAL 100
 
-/* How long a run waits for requests in flight after its time budget. */
+/* Time for which a run waits for requests in flight after its time budget. */
 #define BUDGET_GRACE (5 * HRFLOW_SEC)
 
 /*
@@ -145,9 +145,9 @@ report_progress(HrflowRun *run, bool is_last)
 }
 
 /*
- * Report that the run stopped while profiles were still due.  This is an ERROR
- * if "is_error" is true, and a WARNING otherwise.  Schedulers only notice
- * whether the call failed, so callers request an ERROR there unless the run
+ * Report that the run stopped while profiles were still due, as an ERROR if
+ * "is_error" is true, or else as a WARNING.  A scheduler only notices whether
+ * the call failed, so for a scheduled run callers pass true, unless the run
  * has reached a limit that the user has set.
  */
 static void
@@ -293,14 +293,15 @@ is_late(const HrflowRun *run)
 
 /*
  * HrflowWantedMethods.next: return the next request, or NULL if there is none
- * at present.  Claims more profiles if all claimed ones have been requested.
+ * at present.  Claims more profiles if all claimed profiles have been
+ * requested.
  */
 static HrflowWanted *
 next_wanted_of_run(void *arg)
 {
 	HrflowRun  *run = arg;
 
-	/* What need not be requested has arrived when it is claimed. */
+	/* Profiles that need not be requested arrive when they are claimed. */
 	while (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
 		   run->narrived + run->nwaiting < run->batch_size &&
 		   (!run->is_blocked || hrflow_claim_may_wait(run)) &&
@@ -511,9 +512,9 @@ finish(HrflowRun *run)
 }
 
 /*
- * Copy what a run needs from the settings.  Profiles are claimed shortly
- * before they are requested: at most as many as may be requested per minute,
- * and at most twice as many as may be in flight.
+ * Copy the values that a run needs from the settings.  Profiles are claimed
+ * shortly before they are requested: at most as many as may be requested per
+ * minute, and at most twice as many as may be in flight.
  */
 static void
 read_settings(HrflowRun *run)

@@ -31,8 +31,8 @@ typedef enum HrflowState
 
 /*
  * Queues from which profiles are claimed in turn, so that new, changed and
- * failed profiles need not wait for the many that are only fetched again each
- * month.
+ * failed profiles need not wait for the many profiles that are merely
+ * requested again after max_age.
  */
 typedef enum HrflowClaimQueue
 {
@@ -49,7 +49,7 @@ typedef struct HrflowBadSource
 {
 	char	   *source_id;
 	char	   *error;
-	TimestampTz due_at;			/* when to ask for its profiles again; 0: not
+	TimestampTz due_at;			/* when to request its profiles again; 0: not
 								 * known yet */
 	bool		is_to_be_postponed; /* are all its profiles to be postponed
 									 * until due_at? */
@@ -58,7 +58,7 @@ typedef struct HrflowBadSource
 } HrflowBadSource;
 
 /*
- * How a run counts a profile after writing it.
+ * Category in which a run counts a profile after writing it.
  */
 typedef enum HrflowRunTally
 {
@@ -86,7 +86,7 @@ typedef struct HrflowPart
 } HrflowPart;
 
 /*
- * Why a run ended.  history.c has the names.
+ * Reason for which a run ended.  history.c has the names.
  */
 typedef enum HrflowStop
 {
@@ -121,7 +121,7 @@ typedef struct HrflowProfileRow
 	bool		has_due_at;
 	int			attempts;
 	int			http_status;	/* 0: none */
-	char	   *error;			/* or NULL */
+	char	   *error;			/* error message, or NULL */
 	TimestampTz failed_at;		/* see set_failed_at() */
 	bool		has_failed_at;
 	bool		is_refreshed;	/* set refreshed_at to the current time? */
@@ -130,7 +130,7 @@ typedef struct HrflowProfileRow
 } HrflowProfileRow;
 
 /*
- * A claimed profile.
+ * A claimed profile.  Times of type int64 are those of hrflow_clock_now().
  */
 typedef struct HrflowProfile
 {
@@ -154,7 +154,8 @@ typedef struct HrflowProfile
 	char	   *body;			/* JSON to POST; NULL: there is none, or it
 								 * need not be sent for this profile */
 	char	   *hash;			/* hash of the JSON, or NULL */
-	char	   *problem;		/* why the content cannot be sent, or NULL */
+	char	   *problem;		/* reason for which the content cannot be
+								 * sent, or NULL */
 	bool		is_empty;		/* is there no content? */
 	struct HrflowProfile *leader;	/* profile with the same content whose
 									 * result it waits for, or NULL */
@@ -163,7 +164,7 @@ typedef struct HrflowProfile
 								 * answer? */
 
 	/* Results of fetching it. */
-	int64		asked_at;		/* time of the first request, by our clock */
+	int64		asked_at;		/* time of the first request */
 	int			nopen;			/* number of its requests that are incomplete */
 	bool		is_probe;		/* do other profiles of its source wait for
 								 * its reply? */
@@ -172,35 +173,37 @@ typedef struct HrflowProfile
 	bool		is_trial;		/* is it counted in HrflowRun.ntrial? */
 	HrflowStatus status;		/* first status other than HRFLOW_OK and
 								 * HRFLOW_NO_VECTOR */
-	bool		is_link;		/* is it the status of a link? */
+	bool		is_link;		/* is "status" the status of a link? */
 	bool		unasked;		/* were its requests not completed? */
 	bool		is_postponed;	/* is its failure unrelated to the profile? */
-	bool		is_final;		/* is it pointless to try again? */
+	bool		is_final;		/* should the profile not be requested again? */
 	bool		no_vector;		/* does some section have no vector? */
-	char	   *no_vector_error;	/* the API's first message about that */
+	char	   *no_vector_error;	/* the API's first message about a section
+									 * without a vector */
 	int			http_status;	/* 0: none */
 	char	   *error;
 	List	   *vectors;		/* HrflowVector */
 
 	/* Results of writing it. */
 	bool		is_ours;		/* is the lease still ours? */
-	bool		is_locked;		/* is it ours, but the row locked by another
+	bool		is_locked;		/* is the row ours, but locked by another
 								 * session? */
-	bool		is_current;		/* is it ours, and the row unchanged since the
+	bool		is_current;		/* is the row ours, and unchanged since the
 								 * claim? */
 	bool		is_stuck;		/* are its vectors locked by another session? */
 	bool		is_held;		/* is it held back, to be written later? */
 	bool		is_known;		/* does the API know it, without having a
 								 * vector of it? */
 	int64		locked_at;		/* when its row or vectors were first found
-								 * locked, by our clock; 0: never */
-	char	   *write_error;	/* why its vectors could not be stored, or
-								 * NULL */
+								 * locked; 0: never */
+	char	   *write_error;	/* reason for which its vectors could not be
+								 * stored, or NULL */
 	char	   *lost;			/* error message that names the sections of
 								 * which the API no longer has vectors, or
 								 * NULL */
-	bool		is_kept;		/* are the vectors of these sections kept,
-								 * because too many profiles have lost some? */
+	bool		is_kept;		/* are the vectors of the sections in "lost"
+								 * kept, because too many profiles have lost
+								 * some? */
 	HrflowRunTally tally;
 	HrflowProfileRow row;
 } HrflowProfile;
@@ -225,7 +228,8 @@ typedef struct HrflowGone
 } HrflowGone;
 
 /*
- * A run of hrflow_refresh().
+ * A run of hrflow_refresh().  Times of type int64 are those of
+ * hrflow_clock_now().
  */
 typedef struct HrflowRun
 {
@@ -240,7 +244,8 @@ typedef struct HrflowRun
 	Oid			function;		/* function of the triggers that feed stores */
 	ArrayType  *sections;		/* sections of "fields", or if it is not
 								 * given, all sections that we know */
-	List	   *parts;			/* list of HrflowPart, for the same sections */
+	List	   *parts;			/* list of HrflowPart, for the sections in
+								 * "sections" */
 	Interval   *max_age;
 	TimestampTz deadline;		/* end of the time budget */
 	int64		max_profiles;
@@ -262,9 +267,9 @@ typedef struct HrflowRun
 	int			identifier;		/* index into kind->identifiers */
 	TimestampTz started;
 
-	/* Lists of profiles, of which each is in one. */
-	dlist_head	claimed;		/* not requested yet */
-	dlist_head	waiting;		/* for a profile with the same content */
+	/* Lists of profiles.  Each profile is in one of them. */
+	dlist_head	claimed;		/* claimed, but not requested yet */
+	dlist_head	waiting;		/* waiting for a profile with the same content */
 	dlist_head	in_flight;
 	dlist_head	split;			/* with sections that are not requested yet */
 	dlist_head	suspects;		/* failed, possibly because of an outage */
@@ -280,9 +285,9 @@ typedef struct HrflowRun
 	List	   *dimensions;		/* dimensions of stored vectors; NIL: any */
 	bool		is_typed;		/* does the column accept no other dimension? */
 	bool		is_wary;		/* did the last run stop because the store did
-								 * not accept what it fetched? */
-	int64		fits_at;		/* when the last vectors of one of these
-								 * dimensions arrived, by our clock */
+								 * not accept the vectors that it fetched? */
+	int64		fits_at;		/* when vectors of one of "dimensions" last
+								 * arrived */
 	bool		is_foreign;		/* does this run stop because of the vectors'
 								 * dimension? */
 	int			ntrial;			/* number of profiles requested, or with
@@ -297,41 +302,39 @@ typedef struct HrflowRun
 
 	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* claim only profiles due at this
 											 * time or later */
-	int64		looked_back_at; /* see look_back(), by our clock */
+	int64		looked_back_at; /* when look_back() last reset claimed_to */
 	bool		is_drained;		/* did the last claim find no profile? */
 	bool		is_blocked;		/* did another session lock a table from which
-								 * it was to read contents? */
+								 * the last claim was to read contents? */
 	List	   *bad_sources;	/* list of HrflowBadSource */
 
-	int64		alive_at;		/* when the API last replied for a profile, by
-								 * our clock */
-	int64		answered_at;	/* when the API last replied at all, by our
-								 * clock */
-	int64		written_at;		/* time of the last write, by our clock */
+	int64		alive_at;		/* when the API last replied for a profile */
+	int64		answered_at;	/* when the API last replied at all */
+	int64		written_at;		/* time of the last write */
 	bool		is_stopping;	/* are no more requests to be sent? */
 	bool		is_outage;		/* did the run stop because of an outage? */
-	bool		is_unanswered;	/* did it stop because "patience" was
+	bool		is_unanswered;	/* did the run stop because "patience" was
 								 * exceeded? */
 	HrflowStop	stop;			/* why the run stopped */
 	const char *stop_reason;	/* message for a WARNING, or NULL */
-	const char *stop_detail;	/* its DETAIL, or NULL */
-	const char *stop_hint;		/* its HINT, or NULL */
-	int			stop_code;		/* its SQLSTATE, if it is to be an ERROR */
+	const char *stop_detail;	/* DETAIL of the message, or NULL */
+	const char *stop_hint;		/* HINT of the message, or NULL */
+	int			stop_code;		/* SQLSTATE of the message if it is an ERROR */
 	ErrorData  *error;			/* error to throw after the last write, or
 								 * NULL */
 	bool		is_ending;		/* is the session being terminated? */
-	HrflowFatalInterrupts held; /* pending interrupts other than SIGTERM that
-								 * terminate it */
-	int64		drain_until;	/* how long to wait for requests in flight, by
-								 * our clock */
+	HrflowFatalInterrupts held; /* pending interrupts, other than SIGTERM,
+								 * that will terminate the session */
+	int64		drain_until;	/* time until which to wait for requests in
+								 * flight */
 
 	int			nforbidden;		/* number of profiles that received a 403 */
 
 	/* The run's row in the table of runs. */
 	Oid			runs;			/* table of runs; InvalidOid: there is none */
 	int64		number;			/* key of the row */
-	bool		has_lock;		/* is the lock held that shows that the run is
-								 * in progress? */
+	bool		has_lock;		/* is the lock held that marks the run as in
+								 * progress? */
 
 	int64		nclaimed;
 	int64		nasked;			/* number of profiles requested */
@@ -341,7 +344,7 @@ typedef struct HrflowRun
 								 * put aside, because the API no longer has
 								 * any of their sections */
 	int64		tallies[HRFLOW_NTALLIES];
-	int64		ncounted;		/* sum of these except HRFLOW_TALLY_NONE */
+	int64		ncounted;		/* sum of "tallies", except HRFLOW_TALLY_NONE */
 	int			nvain;			/* number of profiles without a result since
 								 * the last one that was counted */
 	int64		nunwritten;		/* number of profiles that other sessions have
@@ -349,8 +352,8 @@ typedef struct HrflowRun
 	List	   *gone;			/* list of HrflowGone: profiles that may be
 								 * gone */
 	int64		ngone;			/* number of profiles found to be gone */
-	int64		ngone_put;		/* number of these that had vectors, which
-								 * were put aside */
+	int64		ngone_put;		/* number of gone profiles that had vectors,
+								 * which were put aside */
 	bool		is_new_account; /* did the store have vectors when the run
 								 * began, but none fetched with this key? */
 	int64		nlacking;		/* number of profiles that the run made due

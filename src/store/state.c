@@ -261,9 +261,9 @@ has_old_error(const HrflowProfile *profile)
 /*
  * Return when to request a profile again whose failure is not specific to it.
  * The wait is a minute or, if the error is the same as before, as long as the
- * profile has had it, up to an hour, or a day if the API does not know its
- * source.  So the next run begins with other profiles.  A profile whose
- * requests were not completed counts as having no error.
+ * profile has had that error, but at most an hour, or a day if the API does
+ * not know its source.  So the next run begins with other profiles.  A profile
+ * whose requests were not completed counts as having no error.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
@@ -418,7 +418,8 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 /*
  * Postpone a profile without a result, so that a run that continues does not
  * claim it again at once.  This is not necessary if the API rejects our
- * requests in general: then the run stops, even if it does not know that yet.
+ * requests in general, because the run then stops, even if that has not been
+ * decided yet.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -511,7 +512,7 @@ have_met_the_same(const HrflowProfile *a, const HrflowProfile *b)
 }
 
 /*
- * Move a profile to the list of those to be written.
+ * Move a profile to the list of profiles to be written.
  */
 void
 hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
@@ -525,7 +526,7 @@ hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Move all suspects to the list of profiles to be written.  "is_outage" says
- * whether an outage caused their failures, or the profiles themselves did.
+ * whether their failures were caused by an outage or by the profiles.
  */
 static void
 clear_suspects(HrflowRun *run, bool is_outage)
@@ -544,8 +545,8 @@ clear_suspects(HrflowRun *run, bool is_outage)
 /*
  * Stop the run because all suspects failed for the same reason, and there were
  * no other replies, so the failures are not specific to the profiles.
- * Failures of links remain specific to them, however many there are, because
- * the API has replied, and has been paid.
+ * Failures of links remain specific to the profiles, however many there are,
+ * because the API has replied, and each reply was paid for.
  */
 static void
 note_outage(HrflowRun *run)

@@ -40,7 +40,7 @@
 typedef struct Column
 {
 	const char *name;
-	Oid			type;			/* InvalidOid: any type of vectors */
+	Oid			type;			/* InvalidOid stands for any type of vectors */
 } Column;
 
 static const Column vectors_columns[] = {
@@ -68,7 +68,7 @@ static const Column profiles_columns[] = {
  * ------------------------------------------------------------------------
  */
 
-static const char explain_sql[] = "EXPLAIN %s"; /* for psprintf() */
+static const char explain_sql[] = "EXPLAIN %s"; /* a format for psprintf() */
 
 /*
  * Return the quoted and qualified name of a relation.
@@ -174,7 +174,7 @@ hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
 
 /*
  * Return an empty collection of at most "max" rows.  The caller must keep
- * "types", the types of the columns, for as long as the rows.
+ * "types", the types of the columns, as long as the collection is used.
  */
 HrflowRows *
 hrflow_store_make_rows(const Oid *types, int ncolumns, int max)
@@ -235,10 +235,10 @@ hrflow_store_add_rows(HrflowParameters *parameters, const HrflowRows *rows)
 }
 
 /*
- * Call a function in a subtransaction.  Returns NULL, or the error that it
- * threw, after rolling back all its effects.  These include the levels of SPI
- * that triggers of the owner have opened, which would keep us from ending the
- * transaction.
+ * Call a function in a subtransaction.  Returns NULL on success.  If the
+ * function throws an error, rolls back all its effects and returns the error.
+ * The effects include levels of SPI opened by triggers of the owner, which
+ * would keep us from ending the transaction.
  */
 ErrorData *
 hrflow_store_try(void (*work) (void *arg), void *arg)
@@ -270,8 +270,8 @@ hrflow_store_try(void (*work) (void *arg), void *arg)
 /*
  * Execute a statement.  Returns the number of rows.  If the statement returns
  * rows, they are in SPI_tuptable until SPI_finish(), unless they are freed
- * earlier.  Does not change the current memory context; SPI would leave its
- * own, which a procedure keeps for as long as it runs.
+ * earlier.  Preserves the current memory context; SPI would switch to its
+ * own, which exists until the procedure ends if a procedure has opened it.
  */
 uint64
 hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
@@ -333,7 +333,7 @@ hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values, const char *nulls)
 
 /*
  * Execute a prepared statement with the latest snapshot, at every isolation
- * level, so that it sees everything that is committed.
+ * level, so that it sees everything that has been committed.
  */
 void
 hrflow_store_execute_plan_latest(SPIPlanPtr plan, Datum *values,
@@ -370,7 +370,8 @@ hrflow_store_execute_latest(const char *sql,
 }
 
 /*
- * Refuse a null in a column that is never null in a store that we created.
+ * Raise the error for a null in a column that hrflow_create_store() declares
+ * NOT NULL.
  */
 void
 hrflow_store_refuse_null(const char *column)
@@ -393,9 +394,9 @@ hrflow_store_value_or_null(uint64 row, int column)
 }
 
 /*
- * Return a value in the last statement's result as text, for a column that is
- * never null in a store that we created.  Throws 22004 if it is null, because
- * a user has created the tables without NOT NULL.
+ * Return a value in the last statement's result as text.  Throws 22004 if it
+ * is null, which is possible only if a user has created the tables, without
+ * NOT NULL.
  */
 char *
 hrflow_store_value(uint64 row, int column)
@@ -410,7 +411,7 @@ hrflow_store_value(uint64 row, int column)
 /*
  * Like hrflow_store_value(), but return a Datum.  If the type is passed by
  * reference, as 8-byte types are on 32-bit machines, the Datum points into
- * the result, and is valid for as long as that.
+ * the result, and is valid only as long as the result.
  */
 Datum
 hrflow_store_datum(uint64 row, int column)
@@ -561,8 +562,8 @@ check_vectors(HrflowStore *store)
 }
 
 /*
- * Does a table of a store have this column, which a table created by a user
- * may lack?  Throws 42809 if the column has another type.
+ * Does a table of a store have this column, which tables created by users may
+ * lack?  Throws 42809 if the column has another type.
  */
 static bool
 has_column(Relation relation, const char *name, Oid type)
@@ -574,8 +575,8 @@ has_column(Relation relation, const char *name, Oid type)
 }
 
 /*
- * Does a table of a store have this column, whose name is a common one?  If
- * the column has another type, it was added by the user for other purposes.
+ * Like has_column(), but for a column with a common name.  A column of
+ * another type does not count: the user has added it for other purposes.
  */
 static bool
 is_column(Relation relation, const char *name, Oid type)
@@ -632,7 +633,8 @@ hrflow_store_check_manual(const HrflowStore *store)
 }
 
 /*
- * Refuse a caller who is not the owner of a table of a store.  Throws 42501.
+ * Raise the error for a caller who is not the owner of a table of a store:
+ * 42501.
  */
 HRFLOW_NORETURN static void
 refuse_caller(Relation relation)
@@ -752,13 +754,12 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 			hrflow_store_relation_name(RelationGetRelid(store->profiles));
 
 	/*
-	 * If row-level security applies to readers, they rank only the rows that
-	 * it lets them see, so policies are evaluated for them, as in a query of
-	 * their own.
+	 * Readers to whom row-level security applies rank only the rows that they
+	 * may see: policies are evaluated for them, as in a query of their own.
 	 *
 	 * Otherwise, policies are bypassed even if they are forced on the owner,
-	 * as in the checks of foreign keys, because keeping a store in step
-	 * requires seeing all rows.  check_access() has found out whether a
+	 * as in the checks of foreign keys, because keeping a store up to date
+	 * requires seeing all rows.  check_access() has determined whether a
 	 * policy applies to the caller.
 	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);

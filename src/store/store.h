@@ -24,7 +24,8 @@
 #include "utils/rel.h"
 
 /*
- * What a store is opened for, and which privileges that requires.
+ * Purpose for which a store is opened, which determines the privileges that
+ * are required.
  */
 typedef enum HrflowStoreAccess
 {
@@ -38,8 +39,8 @@ typedef enum HrflowStoreAccess
 } HrflowStoreAccess;
 
 /*
- * How the content to be sent is read from the columns of a feeding table, if
- * the API does not have it.  The SQL has the conventions of
+ * Describes how to read the contents to be sent from the columns of a feeding
+ * table, if the API does not have them.  The SQL has the conventions of
  * hrflow_store_sql().
  */
 typedef struct HrflowReading
@@ -48,7 +49,7 @@ typedef struct HrflowReading
 	bool		takes_item_type;	/* is there a type of items? */
 	const Oid  *types;			/* types that a column may have */
 	int			ntypes;
-	const char *type_names;		/* their names, for a hint */
+	const char *type_names;		/* names of these types, for a hint */
 	const char *column_sql;		/* a column of row "f"; takes its name */
 	const char *value_sql;		/* the content; takes the columns */
 	const char *present_sql;	/* condition that c.value is not empty */
@@ -77,8 +78,9 @@ typedef struct HrflowKind
 	bool		has_sections;	/* does "fields" choose sections?  If not,
 								 * "whole" is the only section */
 	const char *whole;			/* section for a complete profile or job */
-	HrflowWantedKind asked;		/* how to request it from the API */
-	const HrflowReading *reading;	/* NULL: the API has the content */
+	HrflowWantedKind asked;		/* describes its requests to the API */
+	const HrflowReading *reading;	/* how to read contents; NULL: the API has
+									 * them */
 } HrflowKind;
 
 /*
@@ -108,11 +110,11 @@ typedef struct HrflowStore
 	char	   *vector_type;	/* type of the column "vector" */
 	HrflowLayout layout;		/* layout of the column "vector" */
 	bool		has_manual;		/* does "profiles" have a column "manual"? */
-	bool		has_failed_at;	/* does it have a column "failed_at"? */
-	bool		has_erased_at;	/* does it have a column "erased_at"? */
-	bool		has_content;	/* does it have columns "content_hash" and
-								 * "sent_hash"? */
-	bool		has_fetched_with;	/* does it have columns "dimension",
+	bool		has_failed_at;	/* does "profiles" have a column "failed_at"? */
+	bool		has_erased_at;	/* does "profiles" have a column "erased_at"? */
+	bool		has_content;	/* does "profiles" have columns "content_hash"
+								 * and "sent_hash"? */
+	bool		has_fetched_with;	/* does "profiles" have "dimension",
 									 * "sections" and "account"? */
 
 	/* State that hrflow_store_close() restores. */
@@ -158,9 +160,9 @@ enum
 	HRFLOW_TRIGGER_SOURCE_ID,	/* empty if SOURCE_COLUMN is not */
 	HRFLOW_TRIGGER_SOURCE_COLUMN,	/* empty if SOURCE_ID is not */
 
-	/* Only if the content comes from columns of the table: */
-	HRFLOW_TRIGGER_NCOLUMNS,	/* number of these columns */
-	HRFLOW_TRIGGER_ITEM_TYPE,	/* may be empty */
+	/* Passed only if the content comes from columns of the table. */
+	HRFLOW_TRIGGER_NCOLUMNS,	/* number of columns of content */
+	HRFLOW_TRIGGER_ITEM_TYPE,	/* type of the items; may be empty */
 	HRFLOW_TRIGGER_NARGS
 };
 
@@ -180,7 +182,8 @@ typedef struct HrflowFeeder
 	char		enabled;		/* pg_trigger.tgenabled */
 	bool		is_insert;		/* is this the trigger on INSERT? */
 	bool		is_update;		/* is this the trigger on UPDATE? */
-	char	   *args[HRFLOW_TRIGGER_NARGS]; /* those that it lacks are empty */
+	char	   *args[HRFLOW_TRIGGER_NARGS]; /* arguments, empty if the trigger
+											 * lacks them */
 } HrflowFeeder;
 
 /*
@@ -192,7 +195,8 @@ typedef struct HrflowAsideBatch
 	int			size;			/* number of profiles in a batch */
 	MemoryContext context;		/* contains the key for the whole call */
 	char	   *source_id;		/* source of the last profile so far, or NULL */
-	char	   *identifier;		/* identifier of that profile, or NULL */
+	char	   *identifier;		/* identifier of the last profile so far, or
+								 * NULL */
 	int64		nerased;		/* number of profiles erased at once, because
 								 * they had no vectors */
 	int64		nput;			/* number of profiles put aside */

@@ -50,8 +50,8 @@
 struct HrflowToast
 {
 	MemoryContext context;		/* contains this struct and its data */
-	Oid			relid;			/* OID of the TOAST table; InvalidOid: none is
-								 * open */
+	Oid			relid;			/* OID of the TOAST table; InvalidOid if none
+								 * is open */
 	bool		is_heap;		/* is its access method heap? */
 	Relation	relation;
 	Relation   *indexes;

@@ -64,7 +64,10 @@ enum
  * ------------------------------------------------------------------------
  */
 
-/* Condition that a column has changed, added to those for other columns. */
+/*
+ * Condition that a column has changed.  The first two arguments are the
+ * condition for the previous columns, and " OR " or an empty string.
+ */
 static const char column_changed_sql[] =
 "%s%sOLD.%q%s IS DISTINCT FROM NEW.%q%s";
 
@@ -76,8 +79,8 @@ static const char create_trigger_sql[] =
 static const char content_arguments_sql[] = ", %L, %L";
 
 /*
- * The contents come from other columns than before.  What has not changed is
- * not requested.
+ * Used when contents will be read from other columns.  Contents that turn out
+ * to be unchanged are not requested again.
  */
 static const char mark_all_changed_sql[] =
 "UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
@@ -184,7 +187,7 @@ open_source(Oid relid, const HrflowStore *store)
 				 errdetail("Other sessions cannot read temporary tables.")));
 
 	/*
-	 * Lock the table only now that its owner has been checked.  This excludes
+	 * The owner has been checked, so the table may be locked.  This excludes
 	 * sessions that create or drop triggers, but not readers or writers.
 	 */
 	LockRelationOid(relid, ShareUpdateExclusiveLock);
@@ -193,11 +196,11 @@ open_source(Oid relid, const HrflowStore *store)
 }
 
 /*
- * Return the condition on which an UPDATE of a row is relevant.  Values of a
- * type such as json, which has no equality operator, or of a type whose
- * equality operator is not built-in, and may not be in search_path, are
- * compared as text.  Texts that are equal only according to a
- * nondeterministic collation count as different.
+ * Return the condition on which an UPDATE of a row is relevant.  Columns are
+ * compared as text if their type has no equality operator, such as json, or
+ * if its equality operator is not built-in, and may not be in search_path.
+ * Texts that are equal only according to a nondeterministic collation count
+ * as different.
  */
 static char *
 update_condition(Relation table, char *const *columns, int ncolumns)
@@ -386,8 +389,9 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 }
 
 /*
- * Warn if columns no longer mark profiles due.  The user may have omitted
- * them by mistake, for example when only reconciling the table.
+ * Warn if profiles will no longer become due when some columns change.  The
+ * user may have omitted these by mistake, for example when only reconciling
+ * the table.
  */
 static void
 warn_of_columns(const HrflowStore *store, Relation table,
@@ -437,7 +441,10 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 												   trigger_kinds[i].clauses,
 												   condition));
 
-	/* Other triggers would only do the same work again, so drop them. */
+	/*
+	 * Drop any other triggers by which the table fed the store, which would
+	 * only repeat the same work.
+	 */
 	foreach(cell, old)
 	{
 		HrflowFeeder *feeder = lfirst(cell);
@@ -599,8 +606,8 @@ put_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Restore profiles that are wanted again, and erase those that were put aside
- * long enough ago.
+ * Restore profiles that are wanted again, and erase those whose time aside
+ * has expired.
  */
 static void
 tidy_aside(const HrflowStore *store, Oid function)
@@ -611,7 +618,8 @@ tidy_aside(const HrflowStore *store, Oid function)
 }
 
 /*
- * Did a table feed the store with contents that were read in another way?
+ * Has the table fed the store with contents of other columns or of another
+ * item type?
  */
 static bool
 reads_otherwise(const HrflowStore *store, Relation table, Oid function,
@@ -652,10 +660,10 @@ track(const HrflowStore *store, Relation table, Oid function,
 
 	/*
 	 * A table that did not feed the store before makes no profile unwanted.
-	 * Profiles that it does not want may be wanted by another table, whose
-	 * triggers have not been re-created yet, as after DROP EXTENSION, or
-	 * which cannot be queried until then, as after columns of several tables
-	 * were renamed.
+	 * The profiles that it does not want may be wanted by another table whose
+	 * triggers do not exist yet, for example after DROP EXTENSION, or that
+	 * cannot be queried yet, for example after columns of several tables were
+	 * renamed.
 	 */
 	if (had_triggers)
 		put_unwanted(store, function);

@@ -4,9 +4,9 @@
  *		The trigger function of the tables that feed a store.
  *
  * Rows of the table of profiles are locked in the order of their keys, except
- * that UPDATE locks them one row at a time, because it does not know the next
- * one.  Deleted profiles are erased at the end of the transaction; see
- * deferred.c.
+ * that UPDATE locks them in the order of its rows, because its trigger is a
+ * row-level trigger.  Deleted profiles are erased at the end of the
+ * transaction; see deferred.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,9 +31,9 @@
 PG_FUNCTION_INFO_V1(hrflow_track_trigger);
 
 /*
- * Number of rows from which INSERT checks first whether any of their profiles
- * is tracked.  If none is, the profiles are inserted without ON CONFLICT,
- * which would take 50% longer.
+ * Minimum number of rows for which INSERT first checks whether any of their
+ * profiles is tracked.  If none is, the profiles are inserted without ON
+ * CONFLICT, which would take 50% longer.
  */
 #define MANY_ROWS 1000
 
@@ -46,9 +46,10 @@ PG_FUNCTION_INFO_V1(hrflow_track_trigger);
 /*
  * In these statements, $1 is the source of a profile, and $2 its identifier.
  *
- * A change never moves a profile back in its queue, nor makes a profile due
- * earlier that changed while it was fetched.  A missing profile is treated
- * like a new one, because the API may not have indexed the change yet.
+ * A change never moves a profile back in its queue.  If a profile changed
+ * while it was fetched, another change does not make it due earlier.  A
+ * missing profile is treated like a new one, because the API may not have
+ * indexed the change yet.
  */
 static const char mark_changed_sql[] =
 "UPDATE %P AS p SET due_at = CASE"
@@ -86,8 +87,8 @@ insert_new(void *arg)
 }
 
 /*
- * Track many profiles, none of which was tracked a moment ago.  Returns
- * false, without having changed anything, if another session has tracked one
+ * Track many profiles, none of which was tracked a moment ago.  Returns false,
+ * without having changed anything, if another session has tracked any of them
  * since.
  */
 static bool
@@ -115,8 +116,8 @@ typedef enum OneStatement
 
 /*
  * Key of the plan of such a statement, for a table of profiles.  Plans are
- * kept for the next rows of an UPDATE of many, because planning a statement
- * takes several times as long as executing it.
+ * kept for all rows of an UPDATE, because planning a statement takes several
+ * times as long as executing it.
  */
 typedef struct OnePlanKey
 {
@@ -147,8 +148,8 @@ one_sql(const HrflowStore *store, OneStatement statement)
 }
 
 /*
- * Return the plan of a statement for a store, which is made again if the SQL
- * of the statement has changed.
+ * Return the plan of a statement for a store.  Plans it again if its SQL has
+ * changed.
  */
 static SPIPlanPtr
 get_plan(const HrflowStore *store, OneStatement statement)
@@ -259,8 +260,8 @@ compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 }
 
 /*
- * Lock the latest version of the row of a profile, if there is one, even if
- * the snapshot of the transaction does not contain it.
+ * Lock the latest version of the row of a profile, if it exists, even if the
+ * snapshot of the transaction does not contain that version.
  */
 static void
 lock_profile(const HrflowStore *store, HrflowParameters *key)
@@ -359,11 +360,12 @@ find_fed_store(const char *name)
 }
 
 /*
- * Report that the store that a trigger names does not exist.  If the store
- * was renamed, that is an error, because its profiles must still be kept in
- * step.  If it was dropped, its triggers were dropped with it, but a dump
- * does not preserve that dependency.  In that case there is nothing to do,
- * and writing to the table must not fail, so it is only a WARNING.
+ * Report that the store that a trigger names does not exist.  If the store was
+ * renamed, this is an error, because its profiles must still be kept up to
+ * date.  If it was dropped, its triggers were dropped with it, unless the
+ * table was restored from a dump, which does not preserve that dependency.  In
+ * that case there is nothing to do, and writing to the table must not fail, so
+ * it is only a WARNING.
  */
 static void
 report_missing_store(TriggerData *trigdata)

@@ -48,7 +48,7 @@ typedef struct Untracking
 	Datum		source_id;
 	Datum	   *identifiers;
 	int			nidentifiers;
-	int			nasked;			/* number of these processed so far */
+	int			nasked;			/* number of identifiers processed so far */
 
 	/* For hrflow_untrack_table_batches(). */
 	Oid			table;

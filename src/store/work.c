@@ -23,8 +23,9 @@
 
 /*
  * Settings to be turned off.  Before PostgreSQL 18, a plan that cannot avoid
- * a disabled node costs at least disable_cost, which is 10^10; "jit" is
- * turned off because it is not worth compiling statements for that reason.
+ * a disabled node costs at least disable_cost, which is 10^10.  "jit" is
+ * turned off because such a cost would cause statements to be compiled, which
+ * is not worth it.
  */
 static const char *const planner_settings[] = {
 	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin",
@@ -56,7 +57,10 @@ limit_lock_timeout(const HrflowRun *run)
 static void
 begin_work(HrflowRun *run, HrflowStore *store)
 {
-	/* Claims skip locked rows; at other isolation levels, they would fail. */
+	/*
+	 * At other isolation levels, claims would fail instead of skipping rows
+	 * that have changed.
+	 */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	PushActiveSnapshot(GetTransactionSnapshot());
 
@@ -104,8 +108,8 @@ do_work_in_store(void *arg)
 
 /*
  * Keep an error that was caught, to be thrown at the end of the run, unless
- * there is an earlier one.  Ends the transaction.  Interrupts are held,
- * because nothing would catch another cancel.
+ * there is an earlier one.  Ends the transaction.  Holds interrupts
+ * meanwhile, because nothing would catch the error of another cancel.
  */
 void
 hrflow_work_keep_error(HrflowRun *run)
@@ -127,8 +131,8 @@ hrflow_work_keep_error(HrflowRun *run)
 /*
  * Call a function in a transaction, and commit it.  The function runs in a
  * subtransaction, because an error within a trigger would leave SPI at a
- * level where we could not end the transaction.  It also runs at an SPI level
- * of its own, because that of the procedure keeps all results until the
+ * level where we could not end the transaction.  It also runs at its own SPI
+ * level, because results at the level of the procedure are kept until the
  * procedure ends.
  */
 void
@@ -148,9 +152,8 @@ hrflow_work_do(HrflowRun *run, HrflowWork work)
 }
 
 /*
- * Like hrflow_work_do(), but if there is an error, keep it, to be thrown at
- * the end of the run, unless there is an earlier one.  Returns whether there
- * was none.
+ * Like hrflow_work_do(), but keep an error, to be thrown at the end of the
+ * run, unless there is an earlier one.  Returns true if there was no error.
  */
 bool
 hrflow_work_try(HrflowRun *run, HrflowWork work)

@@ -17,7 +17,7 @@
 
 /*
  * Maximum time for which to retry writing a profile whose row is locked by
- * another session, by our clock.
+ * another session, in units of hrflow_clock_now().
  */
 #define MAX_LOCKED_TIME (60 * HRFLOW_SEC)
 
@@ -34,7 +34,7 @@ static const char lock_arrived_sql[] =
 " WHERE p.source_id = k.s AND p.%I = k.i AND p.lease_until = k.lease"
 " FOR UPDATE SKIP LOCKED) AS l";
 
-/* Find the profiles whose leases are still ours, even if they are locked. */
+/* Finds the profiles whose leases are still ours, even if they are locked. */
 static const char find_locked_sql[] =
 "SELECT k.n::integer"
 " FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
@@ -42,7 +42,7 @@ static const char find_locked_sql[] =
 " WHERE p.source_id = k.s AND p.%I = k.i)";
 
 /*
- * $1 and $2 are the key of a profile, $3 to $6 a vector, which is written
+ * $1 and $2 are the key of a profile.  $3 to $6 are a vector; it is written
  * only if it differs from the stored one.
  */
 static const char insert_vector_sql[] =
@@ -73,7 +73,7 @@ static const char write_states_sql[] =
 /*
  * $15 is the account.  If the API does not know a profile, all its sections
  * are requested again once it does.  If the API knows it, but has no vector
- * of a section, the section counts as requested.
+ * for a section, the section counts as requested.
  */
 static const char fetched_with_sql[] =
 "dimension = COALESCE(k.dimension, p.dimension),"
@@ -82,8 +82,8 @@ static const char fetched_with_sql[] =
 " account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $15 END,";
 
 /*
- * The hash of a content is stored with its vector, and kept with it.  A
- * content that may have been sent, but has no reply, remains marked.
+ * The hash of a content is updated only together with its vector.  A content
+ * that may have been sent remains marked if there was no reply.
  */
 static const char content_sql[] =
 "content_hash = CASE WHEN k.refreshed_at IS NULL OR k.is_kept"
@@ -305,8 +305,8 @@ try_write_vectors(Writing *writing, List *profiles)
 }
 
 /*
- * Keep an error, of which "error" is a copy, to be thrown at the end of the
- * run.  Changes the current memory context.
+ * Keep an error, to be thrown at the end of the run.  "error" is a copy of
+ * it.  Changes the current memory context.
  */
 static pg_noinline void
 keep_error(HrflowRun *run, ErrorData *error)
@@ -326,9 +326,9 @@ keep_error(HrflowRun *run, ErrorData *error)
 
 /*
  * Record that the vectors of a profile could not be written, either because
- * of an error specific to the profile, or because they are locked.  A lock
- * ends the run, but only after all other profiles are written; the profile
- * keeps its lease until then.
+ * of an error specific to the profile, or because their rows are locked.  A
+ * lock ends the run, but only after all other profiles are written; the
+ * profile keeps its lease until then.
  */
 static void
 note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
@@ -344,7 +344,7 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 		MemoryContextSwitchTo(old);
 		return;
 	}
-	/* An answer that was paid for is not requested again. */
+	/* Do not pay again for an answer that was received. */
 	if (profile->hash != NULL && profile->asked_at != 0)
 		profile->was_sent = profile->is_final = true;
 	MemoryContextSwitchTo(profile->context);
@@ -355,7 +355,7 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 
 /*
  * Write the vectors of profiles.  If there is an error, write each profile
- * separately, so that only the profiles that cause errors are not written.
+ * separately, so that only the profiles that cause errors remain unwritten.
  */
 static void
 write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -485,8 +485,8 @@ hrflow_write_explain(const HrflowStore *store)
 }
 
 /*
- * Record a profile of which the API has had no vector for so long that the
- * profile may be gone.
+ * Add a profile to run->gone if the API has had no vector of it for at least
+ * HRFLOW_GONE_AGE.
  */
 static void
 note_long_missing(HrflowRun *run, const HrflowProfile *profile)
@@ -557,8 +557,8 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Is writing a profile to be retried?  This is so if its row is locked by
- * another session, for at most MAX_LOCKED_TIME.
+ * Should writing a profile be retried?  It should if its row is locked by
+ * another session, but for at most MAX_LOCKED_TIME.
  */
 static bool
 is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
@@ -574,9 +574,9 @@ is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Handle a profile that was written, if the API does not know its source: the
- * other profiles of the source are postponed for as long.  Profiles that were
- * claimed, but then not requested, do not count as claimed.
+ * If the API does not know the source of a profile that was written, let the
+ * other profiles of the source be postponed until the same time.  A profile
+ * that was claimed, but not requested, does not count as claimed.
  */
 static void
 note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
@@ -587,7 +587,8 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 		return;
 	source = hrflow_fetch_bad_source(run, profile->source_id);
 	if (source == NULL)
-		return;					/* some of its requests were not completed */
+		return;					/* some requests for the profile were not
+								 * completed */
 	if (profile->unasked)
 		run->nclaimed--;
 	else if (profile->is_current && profile->row.has_due_at)
