@@ -62,7 +62,7 @@ typedef struct HrflowAheadCall
 	const char *request;		/* URL of the first request of the call */
 	uint32		hash;			/* hash of the first request's URL or body */
 	int			nrows;			/* number of rows that refer to this call */
-	int64		first_row;		/* number of the first such row */
+	int64		first_row;		/* number of the first row that refers to it */
 	Size		bytes;			/* size, once complete, before that only if it
 								 * has a body; included in
 								 * HrflowAheadState.bytes */
@@ -109,23 +109,24 @@ typedef struct HrflowAheadState
 	bool		has_filter;		/* could reading one more row take any number
 								 * of calls of volatile functions? */
 
-	/* Of the execution. */
+	/* State of the execution. */
 	dlist_node	live;			/* in ahead_bound.c's list of states */
-	bool		is_live;		/* is the state in that list? */
+	bool		is_live;		/* is the state in the list of states? */
 	MemoryContextCallback on_reset;
 	bool		is_bounded;		/* is "count" valid?  Only while ExecutorRun
 								 * is running */
-	uint64		count;			/* number of rows that ExecutorRun was asked
-								 * for; 0: all */
+	uint64		count;			/* number of rows requested by ExecutorRun; 0:
+								 * all */
 
-	/* Of the scan. */
+	/* State of the scan. */
 	const HrflowSettings *settings; /* NULL until the first request of the
 									 * scan */
 	HrflowTransport *transport; /* NULL if there is none */
 	HrflowActivity *activity;	/* NULL if there is no transport */
 	dlist_head	rows;			/* rows read but not returned, in order */
 	int			nrows;
-	dlist_head	calls;			/* calls of these rows and of "current" */
+	dlist_head	calls;			/* calls of the rows in "rows" and of
+								 * "current" */
 	int			nsent;			/* number of calls waiting for a reply */
 	HrflowAheadRow *current;	/* the row that was returned last, or NULL */
 	int64		next_number;	/* number of the next row to be read */
@@ -136,8 +137,8 @@ typedef struct HrflowAheadState
 	bool		child_ended;	/* has the child reported the end of the scan? */
 	bool		has_ended;		/* has the node reported the end of the scan? */
 	Size		bytes;			/* memory used by rows and completed calls */
-	Size		largest;		/* size in bytes of the largest call that is
-								 * complete; 0: none is */
+	Size		largest;		/* size in bytes of the largest complete call;
+								 * 0 if none is complete */
 
 	/* For EXPLAIN ANALYZE. */
 	int64		nrequests;

@@ -22,12 +22,12 @@
 static ExecutorStart_hook_type previous_start_hook = NULL;
 static ExecutorRun_hook_type previous_run_hook = NULL;
 
-/* A number of rows that is larger than any other. */
+/* Stands for an unlimited number of rows. */
 #define ALL_ROWS PG_INT64_MAX
 
 /*
- * How many more rows a node will be asked for, including the one it is about
- * to return.
+ * Number of rows for which a node will still be asked, including the one it is
+ * about to return.
  */
 typedef struct RowsNeeded
 {

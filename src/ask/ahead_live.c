@@ -50,7 +50,7 @@ hrflow_ahead_add_live(HrflowAheadState *state)
 
 /*
  * Do two calls make the same request?  "first_url" is the URL of the first
- * request of "b", because b->url is no longer that while its link is fetched.
+ * request of "b"; while the link of "b" is fetched, b->url is the link.
  */
 static bool
 equals_call(const HrflowCall *a, const HrflowCall *b,

@@ -217,9 +217,9 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 
 	/*
 	 * Do not postpone a cancel, or a lack of resources of the server, until
-	 * the row is due: neither is caused by the row.  (An account that has
-	 * reached its limit is, although its SQLSTATE is in that class.)  The
-	 * subtransaction must have been rolled back before the error is raised.
+	 * the row is due: they are not caused by the row.  (Limits of the account
+	 * are, although their SQLSTATE is in the same class.)  The subtransaction
+	 * must have been rolled back before the error is raised.
 	 */
 	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 	if (category == ERRCODE_OPERATOR_INTERVENTION ||

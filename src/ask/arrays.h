@@ -40,7 +40,7 @@ typedef struct HrflowArraySource
 
 	/* For profiles: */
 	const char *source_id;		/* in UTF-8; NULL: all elements are invalid */
-	const char *bad_source_id;	/* the reason for that */
+	const char *bad_source_id;	/* why source_id is invalid, or NULL */
 	Jsonb	   *fields;			/* NULL: omitted */
 	const char *fields_text;	/* "fields" as UTF-8 text */
 

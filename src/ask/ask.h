@@ -116,7 +116,8 @@ typedef struct HrflowLink
  */
 typedef struct HrflowWanted
 {
-	const char *source_id;		/* or the id of the board, which may be empty */
+	const char *source_id;		/* id of the source, or of the board, which
+								 * may be empty */
 	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* id, reference, e-mail
 													 * address; at least one
 													 * is not NULL */
@@ -127,7 +128,7 @@ typedef struct HrflowWanted
 } HrflowWanted;
 
 /*
- * How the contents of a store are requested.
+ * Describes the requests for the contents of a store.
  */
 typedef struct HrflowWantedKind
 {
@@ -192,9 +193,9 @@ typedef enum HrflowElement
 typedef struct HrflowSpan
 {
 	int			n;				/* number of arrays skipped */
-	const char *start;			/* opening bracket of the last one */
-	size_t		length;			/* its length in bytes, including both
-								 * brackets */
+	const char *start;			/* opening bracket of the last array skipped */
+	size_t		length;			/* length of that array in bytes, including
+								 * both brackets */
 } HrflowSpan;
 
 /* in error.c */

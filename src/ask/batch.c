@@ -69,7 +69,8 @@ typedef enum RequestFate
  */
 
 /*
- * Pass an outcome of an element, and of those equal to it, to the sink.
+ * Pass an outcome to the sink, for an element and for the elements equal to
+ * it.
  */
 static void
 put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
@@ -155,8 +156,8 @@ refuse_rest(Batch *batch, const HrflowResult *result)
 
 /*
  * Should the batch be suspended or stopped if the API does not answer or
- * refuses everything?  Not if the elements are links, which can lead to many
- * different hosts.
+ * refuses everything?  It should not if the elements are links, which can lead
+ * to many different hosts.
  */
 static bool
 watches_for_outage(const Batch *batch)
@@ -332,7 +333,8 @@ refill_transport(Batch *batch)
 
 /*
  * Does this result mean that all other elements would be refused, too?  A
- * single 403 does not, but the second one does.
+ * single 403 may be specific to its element, but a second one shows that it is
+ * not.
  */
 static bool
 is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
@@ -379,8 +381,8 @@ note_answer(Batch *batch, int element, const HrflowResult *result)
 }
 
 /*
- * May a request be sent again after all its attempts have failed?  A text only
- * if the API cannot have processed it.
+ * May a request be sent again after all its attempts have failed?  A text may
+ * be sent again only if the API cannot have processed it.
  */
 static bool
 may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
@@ -588,8 +590,8 @@ process_reply(Batch *batch, HrflowReply *reply)
 }
 
 /*
- * Pass the links that were still queued when the time limit expired to the
- * sink.
+ * Pass to the sink the links that were still queued when the time limit
+ * expired.
  */
 static void
 put_unsent_links(Batch *batch)
@@ -763,9 +765,8 @@ add_batch_context(void *arg)
 /*
  * Request all elements of a source, within "time_limit" milliseconds (0: no
  * limit), and pass the outcomes to a sink.  The detail of the summary's
- * refusal is palloc'd in the current memory context.
- *
- * Raises whatever hrflow_transport_next() and the sink raise.
+ * refusal is palloc'd in the current memory context.  Raises the errors of
+ * hrflow_transport_next() and of the sink.
  */
 void
 hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,

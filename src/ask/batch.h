@@ -109,8 +109,8 @@ struct HrflowSource
 	const HrflowSourceMethods *methods;
 	const HrflowSettings *settings;
 	HrflowActivity *activity;	/* shows the progress of the batch */
-	int			nelements;		/* number of elements; if "next" is set, of
-								 * those requested so far */
+	int			nelements;		/* number of elements or, if "next" is set, of
+								 * elements requested so far */
 	bool		is_one_vector;	/* is the vector of a reply not to be divided
 								 * according to vector_dimension? */
 };
@@ -123,14 +123,14 @@ typedef struct HrflowBatchSummary
 	int			nelements;
 	int			nanswered;		/* number of elements for which the API sent a
 								 * reply */
-	bool		any_ok;			/* was any of these replies successful? */
+	bool		any_ok;			/* was any reply of the API successful? */
 	bool		expired;		/* did the time limit end the batch? */
 	bool		refused;		/* did "refusal" stop the batch? */
 	HrflowResult refusal;
 } HrflowBatchSummary;
 
 /*
- * How to process the links in a profile's answer.
+ * Use of the links in a profile's answer.
  */
 typedef enum HrflowLinkUse
 {
@@ -190,7 +190,7 @@ typedef struct HrflowEqualElements
  */
 typedef struct HrflowOpenLinks
 {
-	int			n;				/* number of such links */
+	int			n;				/* number of links without an outcome */
 	bool		any_failed;		/* has any other link failed? */
 } HrflowOpenLinks;
 
@@ -204,13 +204,13 @@ typedef struct HrflowBatchRequest
 	const char *post_url;		/* URL to POST the body to; NULL: use GET */
 	int			element;
 	HrflowOpenLinks *links;		/* shared by the links of an answer; NULL: not
-								 * such a link */
+								 * a link of an answer */
 	char	   *section;		/* section of a profile's link, else NULL */
 	int			item;
 	HrflowResult *failure;		/* result of the failed attempts; NULL unless
-								 * it was parked */
-	int64		resent_at;		/* when it was last sent again after being
-								 * parked; 0: never */
+								 * the request was parked */
+	int64		resent_at;		/* when the request was last sent again after
+								 * being parked; 0: never */
 	size_t		size;			/* size of "sent" */
 	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL to GET */
 } HrflowBatchRequest;
@@ -259,7 +259,7 @@ typedef struct HrflowServerHealth
 	int64		answered_at;	/* time of the last answer, or of the
 								 * beginning of the batch */
 	int			nfailures;		/* number of attempts without an answer since
-								 * then */
+								 * answered_at */
 } HrflowServerHealth;
 
 /*

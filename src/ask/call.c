@@ -224,8 +224,8 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 }
 
 /*
- * Return the links (a list of HrflowLink) in the answer for a profile, or
- * raise an error if they cannot be told apart.
+ * Return the links in the answer for a profile, as a list of HrflowLink.
+ * Raises an error if the answer is not valid.
  */
 List *
 hrflow_call_links(HrflowCall *call)

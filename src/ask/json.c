@@ -50,8 +50,8 @@ typedef struct Reader
 	const char *converted;		/* member of the outermost object whose
 								 * strings are converted to the server
 								 * encoding; or NULL */
-	bool		converts;		/* are we inside of that member? */
-	const char *name;			/* name of the members to skip; or NULL */
+	bool		converts;		/* are we inside of the member "converted"? */
+	const char *name;			/* name of the members to skip, or NULL */
 	HrflowSpan *left_out;
 	HrflowJsonbState state;
 } Reader;
@@ -98,9 +98,9 @@ read_hex(Reader *r, pg_wchar *unit)
 }
 
 /*
- * Read what follows "\u", including the second half of a surrogate pair, and
- * append it to *to as UTF-8.  A NUL is not accepted, since jsonb cannot store
- * it.
+ * Read the rest of an escape that begins with "\u", including the second half
+ * of a surrogate pair, and append it to *to as UTF-8.  A NUL is not accepted,
+ * since jsonb cannot store it.
  */
 static bool
 read_unicode(Reader *r, char **to)
@@ -329,9 +329,10 @@ is_named(const JsonbValue *key, const char *name)
 }
 
 /*
- * Skip the value of a member, if it has the name of those to be skipped and is
- * an array that can only contain numbers.  It is replaced by null.  Such an
- * array ends at the first closing bracket, so its content need not be parsed.
+ * If a member has the name of the members to skip, and its value is an array
+ * that can only contain numbers, skip the value, which is replaced by null.
+ * Such an array ends at the first closing bracket, so its content need not be
+ * parsed.
  */
 static bool
 skip_array(Reader *r, const JsonbValue *key)

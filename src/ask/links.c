@@ -67,12 +67,13 @@ index_in_path(const char *url, const char *section)
 }
 
 /*
- * How "fields" requested a section.
+ * Describes how "fields" requested a section.
  */
 typedef struct SectionAsked
 {
 	char	   *name;
-	bool		as_list;		/* by a list, whatever its elements are */
+	bool		as_list;		/* was it requested by a list, of indexes or
+								 * anything else? */
 	int		   *indexes;		/* the elements of the list, palloc'd; NULL
 								 * unless all are indexes */
 	int			nindexes;
@@ -118,7 +119,7 @@ find_asked(Jsonb *fields, const JsonbValue *key, SectionAsked *asked)
 }
 
 /*
- * How to determine the item of each link of a section.
+ * Rule by which to determine the item of each link of a section.
  */
 typedef enum ItemRule
 {
@@ -211,8 +212,8 @@ add_single_link(List **links, const SectionAsked *asked,
 
 /*
  * Add the links of a section, whose value is a link, a list of links, or null
- * if there is no vector.  Null elements of a list count as positions. Returns
- * NULL, or what is wrong with the value, as a clause.
+ * if there is no vector.  Null elements of a list count as positions.  Returns
+ * NULL, or a clause that describes what is wrong with the value.
  */
 static const char *
 add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
@@ -256,15 +257,16 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 
 /*
  * Extract the links in the data of an answer, as a list of HrflowLink.  The
- * data of a job is its link, whose section is named "job".  "fields" is what
- * was requested, or NULL; "secret" is the key that was sent.
+ * data of a job is its link, whose section is named "job".  "fields" is the
+ * value that was sent, or NULL; "secret" is the key that was sent.
  *
  * If "fields" lists the indexes of a section, and the answer has as many
  * elements, the item of each link is the index requested, unless the paths of
  * the links name different items.  In that case, and if the lengths differ,
- * the item is taken from the path.  In a section that was requested as a
- * whole, the item is taken from the paths too, since these reflect gaps;
- * without such paths items are counted from 0.
+ * the item is taken from the path.
+ *
+ * In a section that was requested as a whole, the item is taken from the paths
+ * too, since these reflect gaps; without such paths items are counted from 0.
  *
  * Returns false and sets *detail if the data is not valid.
  */

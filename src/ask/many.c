@@ -82,7 +82,8 @@ typedef struct RowSink
 									 * 1 */
 	int			nidentifiers;
 	const RowColumn *columns;	/* the remaining columns of "desc" */
-	Datum		values[MAX_COLUMNS];	/* of the row that was stored last */
+	Datum		values[MAX_COLUMNS];	/* values of the row that was stored
+										 * last */
 	bool		nulls[MAX_COLUMNS];
 } RowSink;
 

@@ -23,7 +23,8 @@ typedef struct NpyHeader
 {
 	char		kind;			/* 'f', 'i' or 'u' */
 	int			width;			/* size of an element, in bytes */
-	bool		swapped;		/* is the byte order not this machine's? */
+	bool		swapped;		/* is the byte order the opposite of this
+								 * machine's? */
 	bool		fortran_order;	/* does the first index vary fastest? */
 	HrflowShape shape;
 } NpyHeader;
@@ -43,7 +44,8 @@ skip_blanks(NpyCursor *c)
 }
 
 /*
- * Skip blanks and the given character.  Returns false if another one is next.
+ * Skip blanks and the given character.  Returns false if another character is
+ * next.
  */
 static bool
 take_character(NpyCursor *c, char wanted)

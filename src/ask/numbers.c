@@ -93,8 +93,8 @@ convert_fast(uint64 digits, int64 exponent, float4 *result)
 
 /*
  * Read the JSON number at *text, and advance *text past it.  Returns false if
- * there is none.  A number too large for float4 becomes infinite, which is
- * detected later; one too small becomes zero.
+ * there is none.  A number that is too large for float4 becomes infinite,
+ * which is detected later; a number that is too small becomes zero.
  */
 static inline bool
 read_decimal(const char **text, const char *end, float4 *result)

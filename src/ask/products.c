@@ -34,9 +34,10 @@ typedef void (*Multiply) (const float4 *a, const float4 *b, int n,
 
 typedef struct Kernel
 {
-	int			rows;			/* rows of a multiplied by a call; a divisor of
-								 * HRFLOW_PRODUCTS_ROWS */
-	int			columns;		/* rows of b, likewise */
+	int			rows;			/* rows of a multiplied by a call; a divisor
+								 * of HRFLOW_PRODUCTS_ROWS */
+	int			columns;		/* rows of b multiplied by a call; also a
+								 * divisor of HRFLOW_PRODUCTS_ROWS */
 	Multiply	multiply;
 } Kernel;
 
@@ -134,7 +135,8 @@ multiply_three_by_four(const float4 *a, const float4 *b, int n,
 }
 
 /*
- * Do the same with four rows of a and twice as many registers, twice as wide.
+ * Multiply a row of b with four of a, using twice as many registers, which are
+ * twice as wide.
  */
 #define WITH_FOUR(column) \
 	y = _mm512_loadu_ps(b + (column) * n + i); \

@@ -222,8 +222,8 @@ numeric_code(Numeric number)
 }
 
 /*
- * Parse the envelope.  Returns NULL, or what is wrong with the reply, as a
- * clause to follow a colon.
+ * Parse the envelope.  Returns NULL, or a clause that describes what is wrong
+ * with the reply, to follow a colon.
  */
 static const char *
 parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
@@ -414,8 +414,8 @@ is_one_embedding(const Envelope *envelope)
 }
 
 /*
- * Check the data of an answer.  Returns NULL, or what is wrong with it, as a
- * clause.
+ * Check the data of an answer.  Returns NULL, or a clause that describes what
+ * is wrong with the data.
  */
 static const char *
 check_data(HrflowEndpoint endpoint, const Envelope *envelope)

@@ -217,7 +217,7 @@ sum_halves_avx2(const void *a, const double *b, int n, Sums *sums)
 /*
  * Can this processor run the loops above?  __builtin_cpu_supports() also
  * checks that the operating system saves the registers.  Not every compiler
- * supports asking it for F16C, which is bit 29 of ECX of CPUID leaf 1.
+ * allows asking it for F16C, which is bit 29 of ECX of CPUID leaf 1.
  */
 static bool
 has_avx2(void)

@@ -56,8 +56,8 @@ hrflow_vector_make(const HrflowShape *shape, char **problem)
 
 /*
  * Check that all elements are finite.  If not, set *problem to name the first
- * that is not; a second loop looks for it, so that the first can be
- * vectorized.
+ * that is not.  A second loop searches for it, so that the loop that checks
+ * can be vectorized.
  */
 bool
 hrflow_vector_check_finite(const float4 *elements, size_t n, char **problem)

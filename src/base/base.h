@@ -159,14 +159,15 @@ typedef struct HrflowSettings
 									 * is not found or has no vector, rather
 									 * than raise an error? */
 	int			max_concurrency;	/* maximum number of requests in flight */
-	int			max_requests_per_minute;	/* maximum for one account;
-											 * excludes links; 0: no limit */
+	int			max_requests_per_minute;	/* requests per minute for one
+											 * account, excluding links; 0: no
+											 * limit */
 	int			max_requests_per_statement; /* the lower of
 											 * max_requests_per_statement and
-											 * statement_request_limit;
-											 * excludes links; 0: no limit */
-	int			max_requests_per_day;	/* maximum for one account; excludes
-										 * links; 0: no limit */
+											 * statement_request_limit,
+											 * excluding links; 0: no limit */
+	int			max_requests_per_day;	/* requests per day for one account,
+										 * excluding links; 0: no limit */
 	size_t		max_response_size;	/* bytes, after decompression */
 	int			vector_dimension;	/* number of elements of the vectors of
 									 * the account's model; 0: unknown */
@@ -198,14 +199,15 @@ typedef enum HrflowCounter
 {
 	HRFLOW_CALLS,				/* calls of our functions that use the network */
 	HRFLOW_REQUESTS,			/* requests sent, including retries */
-	HRFLOW_RETRIES,				/* requests that were retries */
+	HRFLOW_RETRIES,				/* number of HRFLOW_REQUESTS that were retries */
 	HRFLOW_RATE_LIMITS,			/* replies with HTTP status 429 */
 	HRFLOW_BYTES_RECEIVED,		/* size of the reply bodies before
 								 * decompression */
 	HRFLOW_WAITED_USEC,			/* microseconds spent waiting */
 	HRFLOW_CONNECTIONS_OPENED,
 	HRFLOW_CONNECTIONS_REUSED,	/* requests sent on an open connection */
-	HRFLOW_LINK_REQUESTS		/* how many of HRFLOW_REQUESTS were for links */
+	HRFLOW_LINK_REQUESTS		/* number of HRFLOW_REQUESTS that were for
+								 * links */
 } HrflowCounter;
 
 #define HRFLOW_NCOUNTERS (HRFLOW_LINK_REQUESTS + 1)

@@ -19,7 +19,7 @@
 
 /*
  * Check that a string such as a key can be the value of an HTTP header.
- * Returns NULL, or what is wrong with it as a predicate ("is ...").
+ * Returns NULL, or a predicate ("is ...") that describes the problem.
  */
 const char *
 hrflow_key_problem(const char *value)
@@ -76,7 +76,7 @@ is_same_key_file(const char *path, const struct stat *st)
 
 /*
  * Check the content of a key file, including for common mistakes that a header
- * would accept.  Returns NULL, or what is wrong with the key as a predicate.
+ * would accept.  Returns NULL, or a predicate that describes the problem.
  */
 static const char *
 bad_key_file(const char *key)
@@ -99,7 +99,8 @@ bad_key_file(const char *key)
 static void
 warn_if_file_is_readable(const struct stat *st)
 {
-	static time_t warned_of = 0;	/* st_ctime of that version */
+	static time_t warned_of = 0;	/* st_ctime of the version that was warned
+									 * of */
 
 	if ((st->st_mode & S_IRWXO) == 0 || st->st_ctime == warned_of)
 		return;

@@ -67,8 +67,8 @@ next_host(const char **list, int *length)
 }
 
 /*
- * Check a value for hrflow_embed.link_hosts.  Returns NULL, or what is wrong
- * with it as a predicate ("has ...").
+ * Check a value for hrflow_embed.link_hosts.  Returns NULL, or a predicate
+ * ("has ...") that describes the problem.
  */
 const char *
 hrflow_link_bad_hosts(const char *hosts)
@@ -231,8 +231,8 @@ is_private_v6(const unsigned char *a)
 }
 
 /*
- * Is this address one that a host allowed only by a pattern must not have?
- * Called from callbacks of libcurl, so it must not throw.
+ * Is this an address that a host must not have if it is allowed only by a
+ * pattern?  Called from callbacks of libcurl, so it must not throw.
  */
 bool
 hrflow_link_is_private(const struct sockaddr *address)

@@ -215,8 +215,8 @@ check_ca_file(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Check a value for hrflow_embed.base_url.  Returns NULL, or what is wrong
- * with it as a predicate.
+ * Check a value for hrflow_embed.base_url.  Returns NULL, or a predicate that
+ * describes the problem.
  */
 static const char *
 bad_base_url(const char *value)
@@ -244,9 +244,10 @@ check_base_url(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Check a value for hrflow_embed.proxy.  Returns NULL, or what is wrong with
- * it as a predicate.  The part after a user and a password must be valid by
- * hrflow_url_parse(), because libcurl's messages quote what it cannot parse.
+ * Check a value for hrflow_embed.proxy.  Returns NULL, or a predicate that
+ * describes the problem.  The part after a user and a password must be valid
+ * by hrflow_url_parse(), because libcurl's messages quote what it cannot
+ * parse.
  */
 static const char *
 bad_proxy(const char *value)
@@ -570,7 +571,7 @@ hrflow_settings_define(void)
 	MarkGUCPrefixReserved("hrflow_embed");
 
 	defining = false;
-	defined = true;				/* only now, so that the next call fails if a
+	defined = true;				/* set last, so that the next call fails if a
 								 * definition failed */
 	warn_if_key_was_readable();
 }
@@ -712,8 +713,8 @@ hrflow_settings_pin(const HrflowSettings *settings)
  * if the value of a setting is invalid.
  *
  * A new snapshot is taken only if a setting or the key has changed; the
- * transport compares its serial to decide whether what it has prepared is
- * still valid.
+ * transport compares its serial to decide whether prepared handles and headers
+ * are still valid.
  */
 const HrflowSettings *
 hrflow_settings_get(bool need_key)

@@ -64,13 +64,15 @@ typedef struct HrflowAllowance
 								 * slots must be added up again */
 	int64		raised_at;		/* earliest time to raise "allowed" */
 	int			raise;			/* exponent of the next raise, by 1/2^raise */
-	int64		spread_at;		/* when the next request is due, to spread
-								 * those of a period over a part of it */
+	int64		spread_at;		/* earliest time of the next request, which
+								 * spreads the requests of a period over a
+								 * part of it */
 
 	/* The limit given by headers of replies */
-	bool		is_told;		/* did the last answer have such headers? */
+	bool		is_told;		/* did the last answer have headers about the
+								 * limit? */
 	int64		left;			/* requests that may be sent until left_until */
-	int64		left_until;		/* when at least one more may be sent */
+	int64		left_until;		/* when at least one more request may be sent */
 	uint64		nadmitted;		/* requests admitted so far */
 
 	/* The current pause, or the last one */
@@ -101,8 +103,8 @@ typedef struct HrflowBucket
 	int64		pause_asked_at; /* when a reply last requested a pause */
 	int64		probe_sent_at;	/* when the last probe was sent */
 	int64		probe_until;	/* deadline of the outstanding probe, after
-								 * which another backend may send one; 0: none
-								 * is outstanding */
+								 * which another backend may send one; 0: no
+								 * probe is outstanding */
 	int			failures;		/* consecutive failures since the last answer */
 	int64		answered_at;	/* when the last answer was received */
 	HrflowAllowance allowance;

@@ -42,8 +42,8 @@ is_loopback(const char *host, int length)
 /*
  * Would a resolver take this host for an IPv4 address although it is not in
  * dotted-quad form, such as "2130706433", "127.1", "0x7f.1" or "0177.0.0.1"?
- * libcurl would normalize such a host after we have checked it.  No valid name
- * ends with a number, so it is enough to look at the last label.
+ * libcurl would normalize such a host after we have checked it.  The last
+ * label of a valid name is not a number, so it suffices to look at that label.
  */
 static bool
 is_odd_address(const char *host, int length)
@@ -100,9 +100,8 @@ parse_port(const char **p, int *port)
 }
 
 /*
- * Parse a URL.
- *
- * Returns NULL, or what is wrong with the URL as a predicate ("has ...").
+ * Parse a URL.  Returns NULL, or a predicate ("has ...") that describes the
+ * problem.
  *
  * This is stricter than RFC 3986, so that libcurl cannot interpret an accepted
  * URL differently: the scheme must be http or https, there is no userinfo, the

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * advance.c
- *		Records how far attempts have got, as libcurl's callbacks report, and
- *		detects overdue ones.
+ *		Records the progress of attempts, as libcurl's callbacks report it, and
+ *		detects overdue attempts.
  *
  * All other changes of the state of a transfer are in transfer.c.
  *
@@ -27,7 +27,10 @@ static uint32 this_round = 0;
  */
 static bool has_connected = false;
 
-/* Serial of the settings whose proxy has not refused the last request. */
+/*
+ * Serial of the settings with which a request last passed the proxy, if there
+ * is one.
+ */
 static uint64 passed_proxy = 0;
 
 /*
@@ -59,9 +62,9 @@ hrflow_advance_end_try(const HrflowTransfer *transfer)
 }
 
 /*
- * Might the proxy refuse the password that these settings have for it?
- * Proxies may lock the account after a few wrong passwords, so the caller
- * sends only one request until one has passed.
+ * Might the proxy refuse the user and password in these settings?  Proxies
+ * may lock the account after a few wrong passwords, so the caller sends a
+ * single request, and no others until the proxy has accepted it.
  */
 bool
 hrflow_advance_may_be_refused(const HrflowSettings *settings)
@@ -89,8 +92,8 @@ hrflow_advance_end_round(void)
 }
 
 /*
- * Has a connection for which other requests may be waiting been established
- * since the last call?
+ * Since the last call, has a connection been established for which other
+ * requests may be waiting?
  */
 bool
 hrflow_advance_take_connected(void)

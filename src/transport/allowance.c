@@ -62,7 +62,7 @@ static const uint8 usual_periods[] = {
  */
 #define MIN_REFUSED 4
 
-/* Minimum rate of a period, as a part of the highest one that is possible. */
+/* Minimum rate of a period, as a fraction of the highest possible rate. */
 #define MIN_RATE 0.6
 
 /*
@@ -254,7 +254,7 @@ forget(HrflowAllowance *allowance)
  * Does the limit allow a request now?  As time passes, requests leave the
  * period, so the number that may still be sent does not decrease by itself.
  * Hence the slots, which are many for a spinlock, are added up only when the
- * number found the last time has been used up.
+ * number that was computed last has been used up.
  */
 static bool
 has_spare(HrflowAllowance *allowance, int64 now)

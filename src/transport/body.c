@@ -73,8 +73,8 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 		HRFLOW_MAX_BUFFERED + HRFLOW_KEEP_HANDLES * HRFLOW_KEEP_BUFFER)
 	{
 		/*
-		 * By the time of the next attempt other transfers may have freed
-		 * their buffers.  Free ours at once for them to use.
+		 * Other transfers may free their buffers before the next attempt.
+		 * Free ours at once for them to use.
 		 */
 		transfer->try.fault = HRFLOW_EXCEEDS_BUDGET;
 		hrflow_body_drop(transfer);
@@ -279,7 +279,7 @@ number_of_header(const char *line, size_t length, const char *name)
 
 /*
  * Record how many requests the account may still send, and when it may send
- * others.  Some servers say the latter as a time of the Unix clock.
+ * others.  Some servers specify the latter as Unix time.
  */
 static void
 note_left(HrflowTransfer *transfer, const char *line, size_t length)

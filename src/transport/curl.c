@@ -96,7 +96,9 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 		return CURL_SOCKET_BAD;
 	}
 
-	/* A host may have both kinds of addresses; then its public one counts. */
+	/*
+	 * A host may have both kinds of addresses; if so, the public one counts.
+	 */
 	transfer->try.opened = true;
 	transfer->try.fault = HRFLOW_NO_FAULT;
 	hrflow_transfer_advance(transfer, HRFLOW_CONNECTING);
@@ -298,8 +300,8 @@ hrflow_curl_release_headers(HrflowHeaders *headers)
 
 /*
  * Give a transfer a new easy handle.  curl_easy_reset() would not report a
- * failure to allocate libcurl's defaults, and leave a handle without some of
- * them.
+ * failure to allocate libcurl's defaults, and would leave the handle without
+ * some of them.
  */
 static void
 renew_easy(HrflowTransfer *transfer)
@@ -518,7 +520,10 @@ hrflow_curl_start(HrflowTransfer *transfer)
 		return false;
 	}
 
-	/* A POST is not sent again if its connection turns out to be closed. */
+	/*
+	 * Drop closed connections, because a POST is not sent again if its
+	 * connection turns out to be closed.
+	 */
 	if (transfer->post != NULL)
 		hrflow_poller_drop_closed();
 
@@ -630,10 +635,10 @@ hrflow_curl_stop_waiting(HrflowTransfer *transfer)
  * received over it all that time.  It may be dead without notice, for example
  * if a NAT has dropped it, and an HTTP/2 connection would be reused forever.
  * If the server is merely slow, other requests on the connection are sent
- * again over another one.
+ * again over another connection.
  *
- * libcurl would tell the descriptor only for the last request on a connection,
- * so find it by its local port.
+ * libcurl reports the descriptor only for the last request on a connection, so
+ * find the connection by its local port.
  */
 static void
 shut_if_silent(const HrflowTransfer *transfer)
@@ -648,7 +653,7 @@ shut_if_silent(const HrflowTransfer *transfer)
 
 /*
  * Return the next transfer that libcurl has completed, with its reply filled
- * in, or NULL.  It must still be removed from libcurl.
+ * in, or NULL.  The caller must remove it from libcurl.
  */
 HrflowTransfer *
 hrflow_curl_next_done(void)

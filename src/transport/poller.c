@@ -91,10 +91,9 @@ change_filter(int poller, int fd, int filter, bool wanted)
 #endif
 
 /*
- * Update what the kernel watches for to what is wanted.
- *
- * If a descriptor was closed without our knowledge, the kernel no longer
- * watches it, even if we have recorded that it does.
+ * Make the kernel watch for the events that are wanted.  If a descriptor was
+ * closed without our knowledge, the kernel no longer watches it, even if we
+ * have recorded that it does.
  */
 static bool
 update(int poller, int fd)
@@ -151,8 +150,8 @@ enlarge(int fd)
 }
 
 /*
- * Set what to watch for on a descriptor.  Returns false if the kernel refuses
- * or there is not enough memory.
+ * Set the events to watch for on a descriptor.  Returns false if the kernel
+ * refuses or there is not enough memory.
  */
 bool
 hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
@@ -275,7 +274,7 @@ hrflow_poller_shut_idle(int local_port, int64 since)
 }
 
 /*
- * If the peer has closed a connection, discard what it sent before.
+ * If the peer has closed a connection, discard the data that it sent before.
  */
 static void
 drain_if_closed(const struct pollfd *state)

@@ -35,8 +35,8 @@
 
 /*
  * Maximum number of requests in flight, with any max_concurrency.  At least as
- * many connections are allowed, because another transport may have more requests
- * in flight than our own settings allow.
+ * many connections are allowed, because another transport may have more
+ * requests in flight than our own settings allow.
  */
 #define MAX_IN_FLIGHT 256
 
@@ -79,14 +79,15 @@ static struct
 	int			poller;			/* valid if has_poller */
 	WaitEventSet *wait_set;
 	uint32		wait_event;		/* wait event while requests are in flight */
-	uint32		delay_event;	/* wait event while none are */
+	uint32		delay_event;	/* wait event while no requests are in flight */
 	int			reserved;		/* number of descriptors reserved with fd.c */
 	bool		is_short;		/* too few descriptors for another request */
 	int			nadmitted;		/* number of requests that may be started
 								 * before the next check */
-	bool		has_opened;		/* has a socket been opened since that check? */
-	int64		dropped_at;		/* when closed connections were last checked
-								 * for */
+	bool		has_opened;		/* has a socket been opened since the last
+								 * check of descriptors? */
+	int64		dropped_at;		/* time of the last check for closed
+								 * connections */
 
 	/* Maintained by the callbacks. */
 	int64		timer;			/* when libcurl wants to be called, or
@@ -96,7 +97,7 @@ static struct
 
 	int64		attended_at;	/* when the sockets were last checked */
 	bool		was_away;		/* had they not been checked for AWAY_LIMIT
-								 * then? */
+								 * before attended_at? */
 	int64		waited;			/* microseconds that the backend has waited
 								 * for sockets, timers or delays */
 }			pool = {.timer = HRFLOW_NEVER, .has_opened = true};
@@ -139,9 +140,9 @@ check_multi(CURLMcode code, const char *what)
  */
 
 /*
- * Notice that a socket was closed.  libcurl 7.88 closes a socket that could
- * not be connected in time by itself, and tells us only afterwards.
- * Connections over which something has been received cannot be affected.
+ * Notice that a socket was closed.  libcurl 7.88 itself closes a socket that
+ * could not be connected in time, and tells us only afterwards.  Connections
+ * over which something has been received cannot be affected.
  */
 static void
 notice_closed(int fd)
@@ -295,7 +296,7 @@ make_wait_set(void)
 	if (half_made != NULL)
 		FreeWaitEventSet(half_made);
 
-	/* Otherwise PostgreSQL would raise an internal error. */
+	/* CreateWaitEventSet() would raise an internal error instead. */
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -319,8 +320,8 @@ make_wait_set(void)
 /*
  * Let libcurl finish closing connections.  It waits up to two seconds for the
  * server to close its side of a TLS connection, but from 8.21 to at least 8.23
- * curl_multi_socket_action() does not look at these sockets (curl issue 22282).
- * No requests are in flight, so there is nothing else to do.
+ * curl_multi_socket_action() does not look at these sockets (curl issue
+ * 22282).  No requests are in flight, so there is nothing else to do.
  */
 static void
 finish_closing(void)
@@ -667,7 +668,7 @@ work_on_sockets(int64 since)
 }
 
 /*
- * Might the replies received last have arrived some time before?
+ * Might the latest replies have arrived some time before they were received?
  */
 bool
 hrflow_pool_was_away(void)
@@ -729,7 +730,8 @@ milliseconds_until(int64 when, int64 now)
 
 /*
  * Wait until a socket is ready, a timer of libcurl expires, the latch is set,
- * or the given time.  "is_delay" means that no requests are in flight.
+ * or the time "until" is reached.  "is_delay" means that no requests are in
+ * flight.
  */
 void
 hrflow_pool_wait(int64 until, bool is_delay)

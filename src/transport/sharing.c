@@ -19,7 +19,7 @@
 #include "common/hashfn.h"
 #include "transport/transfer.h"
 
-/* Requests in flight that have been sent. */
+/* Requests that have been sent and are still in flight. */
 static dlist_head sent = DLIST_STATIC_INIT(sent);
 
 /*

@@ -31,9 +31,10 @@ hrflow_show_sent(HrflowTransfer *transfer)
 }
 
 /*
- * Record what the backend is about to wait for.  "retry_at" is when the
- * transport's next retry is due; "is_narrowed" means that no request may be
- * started until the memory of a reply has been released.  Does not throw.
+ * Record the reason for which the backend is about to wait.  "retry_at" is
+ * when the transport's next retry is due; "is_narrowed" means that no request
+ * may be started until the memory of a reply has been released.  Does not
+ * throw.
  */
 void
 hrflow_show_wait(HrflowTransport *transport, int64 retry_at, bool is_narrowed)

@@ -360,7 +360,7 @@ is_connected(const HrflowTransfer *transfer)
 
 /*
  * Is a request waiting for the connection that "failed" could not establish,
- * or was it waiting until libcurl made it open its own just now?
+ * or has libcurl just made it stop waiting and open its own connection?
  */
 static bool
 waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
@@ -475,7 +475,7 @@ lose_in_flight(void)
 }
 
 /*
- * Receive what has arrived, for all transports, without waiting.
+ * Receive the data that has arrived, for all transports, without waiting.
  */
 void
 hrflow_transfer_receive(void)
@@ -580,8 +580,8 @@ next_ready(HrflowTransport *transport)
 
 /*
  * Start the ready requests of a transport while there is room, a descriptor is
- * available and the account admits them.  Returns false if there was no room
- * or descriptor for another one.
+ * available and the account admits them.  Returns false if the room or the
+ * descriptors did not suffice for all of them.
  */
 static bool
 start_ready(HrflowTransport *transport, int64 now)

@@ -122,8 +122,8 @@ typedef struct HrflowTry
 	int64		waited;			/* hrflow_pool_waited() when it started */
 	int			nbeside;		/* requests in flight in its window when it
 								 * started, including itself */
-	int64		pause;			/* how long the account pauses because of the
-								 * outcome, in microseconds; 0: not at all */
+	int64		pause;			/* length of the account's pause caused by the
+								 * outcome, in microseconds; 0: no pause */
 	bool		is_probe;		/* the first request of the account after a
 								 * pause */
 	bool		is_alone;		/* no other request may be in flight */
@@ -148,11 +148,13 @@ typedef struct HrflowTry
 								 * not sent */
 	dlist_node	sent;			/* in sharing.c's list of requests */
 	uint64		serial;			/* its number among the account's requests */
-	int64		nleft;			/* requests that the account may still send
+	int64		nleft;			/* requests that the account may still send,
 								 * according to the reply; -1: unknown */
-	int64		reset;			/* seconds until it may send others */
-	size_t		header_bytes;	/* received */
-	size_t		body_bytes;		/* received, before decompression */
+	int64		reset;			/* seconds until the account may send other
+								 * requests */
+	size_t		header_bytes;	/* size of the headers received */
+	size_t		body_bytes;		/* size of the body received, before
+								 * decompression */
 } HrflowTry;
 
 /*
@@ -207,7 +209,8 @@ typedef struct HrflowHeaders HrflowHeaders;
 struct HrflowTransport
 {
 	dlist_node	node;			/* in the scheduler's list of transports */
-	bool		has_ended;		/* has it been removed from that list? */
+	bool		has_ended;		/* has it been removed from the scheduler's
+								 * list? */
 	const HrflowSettings *settings; /* pinned */
 	HrflowHeaders *headers;
 	HrflowActivity *activity;	/* shows what the transport is doing */
@@ -221,7 +224,7 @@ struct HrflowTransport
 								 * this order */
 	dlist_head	ready;			/* ready requests to the API, in order */
 	pairingheap *delayed;		/* delayed requests, ordered by "due" */
-	dlist_head	all_delayed;	/* the same requests as a list */
+	dlist_head	all_delayed;	/* delayed requests, as a list */
 	dlist_head	in_flight;		/* in the order of their start */
 	dlist_head	done;
 	dlist_head	handed_out;
@@ -239,8 +242,8 @@ struct HrflowTransport
 								 * none */
 	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */
 	bool		was_told;		/* was the user informed of a long pause? */
-	bool		suspended;		/* are no requests to be started until it is
-								 * used again? */
+	bool		suspended;		/* must no requests be started until the
+								 * transport is used again? */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
 	bool		stopped;		/* sends no more requests to the API */
 	bool		expired;		/* has the time limit expired? */
@@ -254,8 +257,8 @@ typedef enum HrflowAdmission
 	HRFLOW_ADMIT,
 	HRFLOW_ADMIT_PROBE,			/* admitted, as the only request after a pause */
 	HRFLOW_WAIT,				/* not admitted yet */
-	HRFLOW_REFUSE				/* would not be admitted until after the
-								 * longest time that we wait */
+	HRFLOW_REFUSE				/* will not be admitted within the longest
+								 * time that we wait */
 } HrflowAdmission;
 
 /*

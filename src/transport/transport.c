@@ -294,9 +294,9 @@ hrflow_transport_expired(const HrflowTransport *transport)
  */
 
 /*
- * Receive what has arrived, without waiting and without returning it. Callers
- * that are busy for a long time must call this now and then, because a reply
- * that is not read in time is timed out.
+ * Receive the data that has arrived, without waiting and without returning any
+ * reply.  Callers that are busy for a long time must call this now and then,
+ * because a request times out if its reply is not read in time.
  */
 void
 hrflow_transport_work(HrflowTransport *transport)
@@ -401,7 +401,7 @@ tell_pause(HrflowTransport *transport, int64 now)
 
 /*
  * End the requests that have timed out: all requests of a transport whose time
- * limit has expired, and those that libcurl has lost.
+ * limit has expired, and requests that libcurl has lost.
  */
 static void
 end_late_requests(HrflowTransport *transport, int64 now)
@@ -415,9 +415,8 @@ end_late_requests(HrflowTransport *transport, int64 now)
  * Wait for the next reply.  Returns NULL if there are no requests left.
  * Requests of the backend's other transports continue meanwhile.
  *
- * A reply is that to one attempt.  The caller must interpret it, and then call
- * hrflow_transport_retry() to find out whether there will be another one.
- *
+ * A reply belongs to a single attempt.  The caller must interpret it, and then
+ * call hrflow_transport_retry() to find out whether the request is retried.
  * Raises 57014, 57P01 and the like from CHECK_FOR_INTERRUPTS(), and 53200.
  */
 HrflowReply *
@@ -489,12 +488,10 @@ hrflow_transport_poll(HrflowTransport *transport)
 /*
  * Wait until no requests of a transport are in flight, and start no more until
  * it is used again by submit, post, next or poll.  Must be called before
- * control leaves us for an unknown time, as with an open cursor.
- *
- * This takes no longer than request_timeout.  Replies are kept until they are
- * asked for, but their outcomes have been reported to the account.
- *
- * Raises whatever CHECK_FOR_INTERRUPTS() does.
+ * control leaves us for an unknown time, as with an open cursor.  This takes
+ * no longer than request_timeout.  Replies are kept until they are asked for,
+ * but their outcomes have been reported to the account.  Raises the errors of
+ * CHECK_FOR_INTERRUPTS().
  */
 void
 hrflow_transport_suspend(HrflowTransport *transport)

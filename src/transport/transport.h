@@ -50,8 +50,8 @@ typedef struct HrflowReply
 								 * transport was stopped or the batch's time
 								 * limit expired */
 	bool		expired;		/* did the time limit expire? */
-	bool		was_sent;		/* if it was abandoned, may the server have
-								 * received it? */
+	bool		was_sent;		/* if the request was abandoned, may the
+								 * server have received it? */
 	HrflowTarget target;
 	void	   *tag;			/* passed by the submitter */
 	struct HrflowTransfer *transfer;	/* internal to the transport */

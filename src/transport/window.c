@@ -64,7 +64,7 @@
 
 /*
  * The window counts as fully used if at least this part of it is in flight, so
- * that queueing is noticed, too, if a few requests fewer are in flight.
+ * that queueing is also noticed if slightly fewer requests are in flight.
  */
 #define FULL_PART 0.75
 
@@ -133,7 +133,8 @@ struct HrflowWindow
 	int64		counts_from;
 	int64		round_began;
 	int			length;			/* number of requests of the round */
-	int			n;				/* number of these that have been answered */
+	int			n;				/* number of its requests that have been
+								 * answered */
 	int32		latencies[MAX_ROUND];
 	int64		sum_beside;		/* sum of "nbeside" of the answered requests */
 
@@ -143,7 +144,8 @@ struct HrflowWindow
 	int64		period_began;
 
 	WindowTrial trial;
-	double		size_before;	/* values before the trial, if there is one */
+	double		size_before;	/* values before the trial, if one is in
+								 * progress */
 	double		beside_before;
 	int32		latency_before;
 };
@@ -484,9 +486,9 @@ hrflow_window_narrow(const HrflowTransport *transport, int nin_flight)
 }
 
 /*
- * Record that a reply was within the limit of memory.  After as many
- * consecutive such replies as may be in flight, double that number if the
- * buffers used at most half of the memory.
+ * Record that a reply was within the limit of memory.  When the number of
+ * consecutive such replies reaches the number of requests that may be in
+ * flight, double the latter if the buffers used at most half of the memory.
  */
 void
 hrflow_window_widen(const HrflowTransport *transport)
