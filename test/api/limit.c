@@ -26,7 +26,7 @@ static long window_first,
 			window_count;
 
 /*
- * Number of requests to remember: one more than the rate shows that it is
+ * Number of requests to remember: one more than the rate, to detect that it is
  * exceeded.
  */
 static long
@@ -179,7 +179,8 @@ limit_queue(long milliseconds)
 typedef struct Step
 {
 	struct Step *next;
-	char	   *fault;			/* as in an identifier, including "fault:" */
+	char	   *fault;			/* faults in the form of an identifier,
+								 * including "fault:" */
 	bool		store;
 	long		count;			/* remaining requests; 0: no limit */
 	double		lasts;			/* duration from its first request, in milliseconds; 0: no limit */

@@ -219,9 +219,9 @@ log_connection_closed(void)
 }
 
 /*
- * Log a request that is being answered with a status; 0: it will not be
- * answered.  A request that began before the log was reset does not belong to
- * what is logged now.
+ * Log a request, and the status with which it is being answered, or 0 if it
+ * will not be answered.  Requests that began before the log was reset are
+ * ignored.
  */
 void
 log_request(Request *request, int status)

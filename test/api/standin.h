@@ -86,8 +86,8 @@ typedef struct Fault
 	char	   *retry_after_text;
 	char	   *left;			/* RateLimit-Remaining */
 	char	   *left_reset;		/* RateLimit-Reset */
-	long		left_reset_date;	/* the same as Unix time, from now; LONG_MIN:
-									 * none */
+	long		left_reset_date;	/* RateLimit-Reset as Unix time, from now;
+									 * LONG_MIN: none */
 	bool		close;
 	long		break_at;		/* -1: none */
 	bool		reset;
@@ -137,7 +137,8 @@ typedef struct Request
 	size_t		body_in_length;
 	char	   *text;			/* the text in the body, decoded, or what
 								 * identifies its document; NULL: none */
-	char	   *item_type;		/* of the document; NULL: it is no string */
+	char	   *item_type;		/* type of the items in the document; NULL: not
+								 * a string */
 	bool		sequences;		/* a vector for each part of the document */
 } Request;
 

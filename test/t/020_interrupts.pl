@@ -188,7 +188,7 @@ foreach my $case (@cases)
 }
 
 #
-# What other sessions see and can do meanwhile
+# Wait events of a waiting backend, and statements of other sessions meanwhile
 #
 foreach my $case (
 	[ 'a reply', 'HrflowApi', '', $one->('fault:silent'), sub { $_[0]{requests} >= 1 } ],
@@ -197,7 +197,7 @@ foreach my $case (
 		"SET hrflow_embed.api_key = '$keys[3]'; SET hrflow_embed.max_requests_per_minute = 1;",
 		$one->('a') . $one->('b'),
 		sub { ($_[0]{by_status}{200} // 0) >= 1 } ],
-	[   'another try',
+	[   'a retry',
 		'HrflowDelay',
 		"SET hrflow_embed.api_key = '$keys[5]';",
 		$one->('fault:status=503,retry_after=60'),

@@ -229,7 +229,7 @@ foreach my $case (
 }
 
 #
-# What the host of a link receives
+# Requests that the host of a link receives
 #
 $store->reset;
 sql(q{SELECT count(*) FROM hrflow_profile_vectors('acme', '{nurse-1,nurse-2,fault:v.status=403}')});
@@ -248,7 +248,7 @@ unlike(
 	"a link's host receives neither the key nor the account");
 
 #
-# Which hosts of links are allowed
+# Hosts of links that are allowed
 #
 $api->reset;
 my $elsewhere = encode_base64url($api->base_url . '/auth');

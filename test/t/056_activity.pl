@@ -119,7 +119,7 @@ is(sees('SELECT count(*) FROM hrflow_embed_activity'),
 $session->ask('COMMIT;');
 
 #
-# What backends are waiting for
+# Reasons for which backends wait
 #
 like(
 	shown(
@@ -192,7 +192,7 @@ $watcher->ask('COMMIT;');
 $session->wait_for(qr/-- done/);
 
 #
-# Who may see what
+# Privileges to see the activity of other roles
 #
 $node->safe_psql(
 	'postgres', q{

@@ -480,7 +480,7 @@ is( sql("$settings SET hrflow_embed.batch_timeout = '300ms'; SELECT hrflow_embed
 	'the connections of abandoned requests are counted');
 
 #
-# What other sessions see of a running batch
+# Activity of a running batch, as shown to other sessions
 #
 sql('SELECT hrflow_embed_stats_reset()');
 my $batch = IPC::Run::start(

@@ -370,7 +370,7 @@ cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 }
 
 #
-# A backend that is busy
+# Replies that arrive while the backend is busy
 #
 my $stalled =
   'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[1000000]))";

@@ -10,7 +10,8 @@ use Hrflow::StandIn;
 use Hrflow::Store;
 use Test::More;
 
-# A refusal may pause an account for all sessions, so failures have their own.
+# A refusal may pause an account for all sessions, so statements that fail have
+# keys of their own.
 my $api = Hrflow::StandIn->new(map { ('--key' => $_) } $Hrflow::StandIn::KEY,
 	map { Hrflow::Store::key_of($_) } 1 .. 20);
 my $node = Hrflow::Node->new('budget', $api, link_hosts => '127.0.0.1');

@@ -327,7 +327,7 @@ is( $out,
 is(scalar($api->log), 1, 'a text or an item that is not UTF-8 sends no request');
 
 #
-# Which requests are sent again
+# Requests that are retried
 #
 my @cases = (
 

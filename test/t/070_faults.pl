@@ -29,10 +29,10 @@ my $long = '20s';
 #
 # The paths of a fault, which is in a reply of the API or of the host of a link.  Each
 # path has its own backend, and its own key, because a 429 pauses all that use the key.
-# "sql" makes a statement from literals of identifiers, which returns a row with the
-# statuses of all of them, in order, and perhaps their errors and HTTP statuses.
-# "before" and "after" are executed before and after it; then the row is that of
-# "after".
+# "sql" makes a statement from literals of identifiers.  It returns a row with the
+# statuses of all identifiers, in order, and perhaps their errors and HTTP statuses.
+# "before" and "after" are executed before and after it; if there is an "after", that
+# statement returns the row.
 #
 my $statuses = q{string_agg(status, ' ' ORDER BY ordinality), string_agg(DISTINCT error, '; '),
 	string_agg(DISTINCT http_status::text, ' ')};
@@ -227,9 +227,9 @@ sub elements
 	return $path->{single} ? 1 : $path->{after} && $whole ? $outage : 3;
 }
 
-# Return the three statements of a path, for one identifier or for that identifier
-# between two good ones.  A refresh in which all meet the fault has as many as an
-# outage takes.
+# Return the three statements of a path, for an identifier, alone or between two
+# identifiers without a fault.  A refresh in which all identifiers have the fault has as
+# many of them as an outage takes.
 sub question
 {
 	my ($path, $id, $fields, $beside, $whole) = @_;

@@ -1,7 +1,7 @@
-# What only later versions of PostgreSQL offer: an extension that is installed in a
-# directory of extension_control_path (18), REPACK (CONCURRENTLY) of the tables of a
-# store while it is refreshed, and INSERT ... ON CONFLICT DO SELECT on a tracked table
-# (19).  The expected files of regression tests are the same for all versions.
+# The extension works with features of later versions of PostgreSQL: when it is installed
+# in a directory of extension_control_path (18), during REPACK (CONCURRENTLY) of the tables
+# of a store while it is refreshed, and with INSERT ... ON CONFLICT DO SELECT on a tracked
+# table (19).  The expected files of regression tests are the same for all versions.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(basename);

@@ -103,7 +103,7 @@ for my $round (1, 2)
 is($store->states, 'missing 30', 'profiles that were not found twice are missing');
 is($store->wrong_vectors, 0, 'profiles that were not found twice keep their vectors');
 
-# Neither do they in a small store that is refreshed as a whole
+# Vectors are also kept in a small store, whose profiles are all refreshed in each run
 $store->track("SELECT 'cook-' || i FROM generate_series(1, 5) i");
 $store->call;
 for (1 .. 3)
