@@ -1413,7 +1413,7 @@ LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 ROWS 100;
 
 COMMENT ON FUNCTION hrflow_store_failures(regclass) IS
-'profiles of a store that are failed, missing or gone';
+'failed, missing or gone profiles of a store';
 
 REVOKE ALL ON FUNCTION hrflow_store_failures(regclass) FROM PUBLIC;
 
@@ -1507,7 +1507,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_retry(regclass) IS
-'make the profiles of a store due that are failed or gone';
+'make failed or gone profiles of a store due';
 
 REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 

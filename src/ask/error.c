@@ -120,7 +120,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_LINK_REFUSED] = {
 		.sqlerrcode = ERRCODE_INSUFFICIENT_PRIVILEGE,
 		.message = "link to a vector is not allowed",
-		.link_hint = "Only https links to a host in hrflow_embed.link_hosts are fetched; a superuser can add one."
+		.link_hint = "Use an https link to a host in hrflow_embed.link_hosts, or ask a superuser to add the host."
 	},
 	[HRFLOW_LINK_EXPIRED] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,

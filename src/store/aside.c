@@ -333,7 +333,7 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 				(errmsg_plural("the vectors of " INT64_FORMAT " profile of store %s were put aside",
 							   "the vectors of " INT64_FORMAT " profiles of store %s were put aside",
 							   nput, nput, store->vectors_name),
-				 errdetail("No table that feeds the store wants them any longer."),
+				 errdetail("No table that feeds the store wants these profiles any longer."),
 				 errhint("Until they are erased, call hrflow_restore() to restore them, or hrflow_track_table() for a table that wants them.")));
 	if (nkept > 0)
 		ereport(WARNING,
@@ -341,7 +341,7 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 							   "store %s keeps the vectors of " INT64_FORMAT " profiles that no table wants",
 							   nkept, store->vectors_name, nkept),
 				 errdetail("At most 5 %% of the profiles of a store, or 20 if that is more, are put aside in this way within 24 hours."),
-				 errhint("Call hrflow_track_table() for each table that feeds the store. If these profiles should be unwanted, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
+				 errhint("Call hrflow_track_table() for each table that feeds the store. If no table should want these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
 }
 
 /*

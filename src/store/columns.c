@@ -182,7 +182,7 @@ hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
 	if (n < 1 || list_length(columns) <= n)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot tell which columns of table \"%s\" the contents of the store come from",
+				 errmsg("cannot determine the content columns of table \"%s\"",
 						RelationGetRelationName(table)),
 				 errhint("Call hrflow_track_table() again.")));
 	for (int i = 1; i <= n; i++)
@@ -234,7 +234,7 @@ check_content(const HrflowStore *store, Relation table, const char *name)
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" has unsupported type %s", name,
 						format_type_be(type)),
-				 errhint("The contents of a store of %s come from columns of the type %s.",
+				 errhint("For a store of %s, use columns of type %s.",
 						 store->kind->plural, reading->type_names)));
 	check_not_virtual(column);
 }
@@ -299,7 +299,7 @@ hrflow_columns_get_content(const HrflowStore *store, Relation table,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("%s must not be given", "content_columns"),
-					 errdetail("The API has the contents of a store of %s.",
+					 errdetail("A store of %s does not read contents from columns.",
 							   store->kind->plural),
 					 errhint("To make profiles due when columns change, use refresh_columns.")));
 		return 0;
@@ -310,7 +310,7 @@ hrflow_columns_get_content(const HrflowStore *store, Relation table,
 				 errmsg(reading->max_columns == 1 ?
 						"content_columns must name one column" :
 						"content_columns must name at least one column"),
-				 errhint("Pass the columns that the contents of a store of %s come from, of the type %s.",
+				 errhint("For a store of %s, pass columns of type %s.",
 						 store->kind->plural, reading->type_names)));
 	for (int i = 0; i < n; i++)
 		check_content(store, table, columns[i]);

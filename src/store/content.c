@@ -520,7 +520,7 @@ settle(HrflowRun *run, HrflowProfile *profile)
 	{
 		profile->was_sent = true;
 		fail(run, profile, HRFLOW_CONNECTION_LOST,
-			 "It may have been sent, and paid for, but no answer was written. hrflow_retry() sends it again.");
+			 "The content may have been sent, and paid for, but no answer was written. hrflow_retry() sends it again.");
 	}
 	else if (leader->vectors != NIL)
 	{
@@ -689,12 +689,12 @@ hrflow_content_warn(const HrflowRun *run)
 				(errmsg_plural("refresh of %s has put aside the vector of " INT64_FORMAT " key whose content has become empty",
 							   "refresh of %s has put aside the vectors of " INT64_FORMAT " keys whose contents have become empty",
 							   run->nerased, run->name, run->nerased),
-				 errhint("Until they are deleted, hrflow_restore() brings them back.")));
+				 errhint("Until they are erased, call hrflow_restore() to restore them.")));
 	if (run->nkept > 0)
 		ereport(WARNING,
 				(errmsg_plural("refresh of %s keeps the vector of " INT64_FORMAT " key whose content has become empty",
 							   "refresh of %s keeps the vectors of " INT64_FORMAT " keys whose contents have become empty",
 							   run->nkept, run->name, run->nkept),
-				 errdetail("Within 24 hours at most 5 %% of a store's profiles, or 20 if that is more, lose vectors in this way."),
+				 errdetail("At most 5 %% of the profiles of a store, or 20 if that is more, lose vectors in this way within 24 hours."),
 				 errhint("If the rows are no longer needed, delete them or untrack their keys with hrflow_untrack().")));
 }

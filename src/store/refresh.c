@@ -188,7 +188,7 @@ check_vain(HrflowRun *run)
 	run->is_stopping = true;
 	run->stop = HRFLOW_STOP_NOT_KEPT;
 	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	run->stop_reason = "fetched vectors are not kept";
+	run->stop_reason = "fetched vectors could not be stored";
 	run->stop_detail =
 		psprintf(_("None of the last %d profiles still had the lease with which it was claimed."),
 				 run->nvain);
@@ -453,7 +453,7 @@ release_leases(HrflowRun *run)
 				(errcode(error->sqlerrcode),
 				 errmsg("could not release leases: %s",
 						error->message ? error->message : "unknown error"),
-				 errdetail("The leases will expire.")));
+				 errdetail("Profiles cannot be claimed until their leases expire.")));
 	}
 	run->error = first;
 	run->is_ending = was_ending;

@@ -261,7 +261,7 @@ $store->sql(
 		FOR EACH ROW EXECUTE FUNCTION shop.unlease()');
 like(
 	$store->call,
-	qr/fetched vectors are not kept/,
+	qr/fetched vectors could not be stored/,
 	'a run stops if the leases of the profiles that it claims are undone');
 $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 
