@@ -542,14 +542,8 @@ take_reply(Batch *batch, HrflowReply *reply)
 	if (is_link)
 		hrflow_response_parse_vector(reply, &result);
 	else
-	{
-		HrflowSettings settings = *batch->settings;
-
-		if (batch->source->is_one_vector)
-			settings.vector_dimension = 0;
 		hrflow_response_parse(reply, batch->source->methods->endpoint,
-							  &settings, &result);
-	}
+							  batch->settings, &result);
 	note_try(batch, &result);
 	if (hrflow_transport_retry(batch->transport, reply, result.status,
 							   result.transient))

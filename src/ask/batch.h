@@ -111,8 +111,6 @@ struct HrflowSource
 	HrflowActivity *activity;	/* shows the progress of the batch */
 	int			nelements;		/* number of elements or, if "next" is set, of
 								 * elements requested so far */
-	bool		is_one_vector;	/* is the vector of a reply not to be divided
-								 * according to vector_dimension? */
 };
 
 /*

@@ -207,11 +207,11 @@ hrflow_wanted_fetch(const HrflowWantedKind *kind,
 		.fields = fields_of_wanted,
 		.reject_hrflow_source = reject_source_of_wanted
 	};
+	HrflowSettings *settings = palloc(sizeof(HrflowSettings));
 	WantedSource source = {
 		.base.methods = &source_methods,
-		.base.settings = hrflow_settings_get(true),
+		.base.settings = settings,
 		.base.activity = activity,
-		.base.is_one_vector = true,
 		.kind = kind,
 		.methods = methods,
 		.arg = arg,
@@ -223,6 +223,10 @@ hrflow_wanted_fetch(const HrflowWantedKind *kind,
 		.source = &source
 	};
 	HrflowBatchSummary summary;
+
+	/* A store keeps one vector of a document, so do not divide it. */
+	*settings = *hrflow_settings_get(true);
+	settings->vector_dimension = 0;
 
 	source.post_url = hrflow_request_url(source.base.settings->base_url,
 										 kind->endpoint);
