@@ -105,6 +105,12 @@ my $e = q{hrflow_profile_embedding('S', hid, '{"profile": 1}')};
 my $ce = q{hrflow_profile_embedding('S', c.hid, '{"profile": 1}')};
 my $links = q{LATERAL hrflow_profile_embedding_links('S', c.hid)};
 
+my $memoized = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
+	SELECT s.id, s.e ->> 'profile', d.name
+	FROM (SELECT id, grp, $e e FROM c OFFSET 0) s JOIN c d ON d.id = s.grp";
+my $partly_sorted = "SET enable_seqscan = off;
+	SELECT at, id, e FROM (SELECT at, id, $e e FROM c ORDER BY at OFFSET 0) s ORDER BY at, id";
+
 #
 # The queries.  Flags:
 #   A    the plan contains the node; N: it does not; neither: not checked
@@ -192,6 +198,12 @@ my @shapes = (
 	],
 	[ A => "SELECT * FROM seen LIMIT 5" ],
 	[ A => "SELECT * FROM seen ORDER BY id LIMIT 5" ],
+
+	# Nodes above that keep or sort rows in part
+	[ A => $memoized ],
+	[ A => $partly_sorted ],
+	[ A => "SET work_mem = '64kB'; SELECT id, $e FROM c ORDER BY name, id" ],
+	[ A => "SET work_mem = '64kB'; SELECT n, hrflow_text_embedding(hid) FROM twice ORDER BY n" ],
 
 	# DISTINCT, GROUP BY, windows.  Links of one profile differ from second to
 	# second; vectors of one text are the same.
@@ -780,6 +792,45 @@ foreach my $shape (@shapes)
 			is($has, $wanted, 'is read ahead where it should be') or diag($plan);
 		}
 	};
+}
+
+foreach my $case ([ 'Memoize', $memoized ], [ 'Incremental Sort', $partly_sorted ])
+{
+	my ($node_above, $sql) = @$case;
+	my ($settings, $statement) = $sql =~ /^(.*;)\s*(.*)$/s;
+
+	like(ask('on', "$settings EXPLAIN (COSTS OFF) $statement"),
+		qr/$node_above.*HrflowReadAhead|HrflowReadAhead.*$node_above/s,
+		"a plan with $node_above is read ahead");
+}
+
+# 100 candidates, each of which is joined with four rows, take 100 requests
+{
+	$api->reset;
+	my $printed = ask(
+		'on',
+		"SELECT count(e) FROM (SELECT $e AS e FROM (SELECT 'h' || i AS hid
+			FROM generate_series(1, 100) i) s CROSS JOIN generate_series(1, 4) n
+			ORDER BY hid OFFSET 0) t");
+	like($printed, qr/^400$/m, 'each of 400 joined rows has a result');
+	is($api->stats->{api_requests}, 100, '400 joined rows of 100 candidates take 100 requests');
+}
+
+# The statistics count the requests as they count those of a batch
+{
+	my $counts = q{SELECT 'counted', requests, retries, api_requests FROM hrflow_embed_stats};
+	my @counted;
+
+	foreach my $statement (
+		"SELECT count(e) FROM (SELECT $e AS e FROM c OFFSET 0) t",
+		q{SELECT count(*) FROM hrflow_profile_embeddings('S', (SELECT array_agg(hid) FROM c),
+			'{"profile": 1}')})
+	{
+		ask('on', 'SELECT hrflow_embed_stats_reset()');
+		push @counted, ask('on', "$statement; $counts") =~ /^(counted.*)$/m;
+	}
+	is($counted[0], 'counted|40|0|40', 'statistics count the requests of a query');
+	is($counted[1], $counted[0], 'and those of a batch in the same way');
 }
 
 # Statements whose plans EXPLAIN does not show above
