@@ -905,8 +905,9 @@ like(
 {
 	$session{on}->ask(
 		"DISCARD ALL; BEGIN; DECLARE q CURSOR FOR WITH s AS MATERIALIZED (
-			SELECT $e AS e FROM (SELECT CASE n WHEN 4 THEN 'fault:latency=1000,id=4'
-				ELSE 'p' || n END AS hid FROM generate_series(1, 20) n) t)
+			SELECT $e AS e FROM (SELECT CASE WHEN n = 4 THEN 'fault:latency=1000,id=4'
+				WHEN n > 12 THEN 'fault:latency=100,id=' || n ELSE 'p' || n END AS hid
+				FROM generate_series(1, 20) n) t)
 		SELECT e ->> 'profile' FROM s;");
 	$api->reset;
 	my $fetched = $session{on}->ask('FETCH 3 FROM q;');
