@@ -370,6 +370,8 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	if (now - pool.dropped_at >= DROP_INTERVAL)
 	{
 		hrflow_poller_drop_closed();
+		if (!in_flight && pool.multi != NULL && !pool.is_broken)
+			finish_closing();
 		pool.dropped_at = now;
 	}
 	if (pool.sockets > keep)
@@ -385,8 +387,6 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	/* This also limits the connections that libcurl is closing. */
 	MULTI_SETOPT(CURLMOPT_MAX_TOTAL_CONNECTIONS,
 				 (long) Max(keep, MAX_IN_FLIGHT));
-	if (!in_flight && pool.sockets > 0)
-		finish_closing();
 
 	if (pool.wait_set == NULL)
 		make_wait_set();
