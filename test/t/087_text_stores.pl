@@ -557,6 +557,15 @@ is( sql(q{SELECT count(*) FROM cv JOIN person ON id::text = key
 		WHERE vector = hrflow_document_embedding('profile', cv)}),
 	10,
 	'each document has its own vector');
+sql(q{INSERT INTO person SELECT i, jsonb_build_object('name', 'cook ' || i)
+		FROM generate_series(11, 40) i;
+	CALL hrflow_refresh('cv'); UPDATE person SET cv = '{}'});
+$node->psql('postgres', q{CALL hrflow_refresh('cv')}, stdout => \$out, stderr => \$err);
+like(
+	$err,
+	qr/keeps the vectors of 40 keys whose contents have become empty/,
+	'vectors are kept if too many documents become empty at once');
+is(sql('SELECT count(*) FROM cv'), 40, 'all those of documents');
 sql(q{INSERT INTO person VALUES (11, '[1]'), (11, '{"name": "cook"}');
 	SET hrflow_embed.vector_dimension = 32;
 }
