@@ -24,7 +24,7 @@ my $node = Hrflow::Node->new(
 $node->safe_psql(
 	'postgres', q{
 	CREATE TABLE c (id int PRIMARY KEY, hid text, name text, source text, grp int,
-		active bool, at int, doc jsonb, v real[], d jsonb);
+		active bool, at int, doc jsonb, v real[], d jsonb) WITH (autovacuum_enabled = off);
 	INSERT INTO c
 	SELECT i, 'p' || i, 'n' || i % 7, 'S', i % 5, i % 3 > 0, 100 - i,
 		jsonb_build_object('hid', 'q' || i)
@@ -108,7 +108,7 @@ my $links = q{LATERAL hrflow_profile_embedding_links('S', c.hid)};
 my $memoized = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
 	SELECT s.id, s.e ->> 'profile', d.name
 	FROM (SELECT id, grp, $e e FROM c OFFSET 0) s JOIN c d ON d.id = s.grp";
-my $partly_sorted = "SET enable_seqscan = off;
+my $partly_sorted = "SET enable_seqscan = off; SET enable_sort = off;
 	SELECT at, id, e FROM (SELECT at, id, $e e FROM c ORDER BY at OFFSET 0) s ORDER BY at, id";
 
 #
