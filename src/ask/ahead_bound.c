@@ -126,12 +126,22 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 		case T_SubqueryScanState:
 		case T_LockRowsState:
 		case T_MaterialState:
-		case T_IncrementalSortState:
 		case T_UniqueState:
 		case T_GroupState:
 		case T_AppendState:
 			return needed;
+
+			/*
+			 * These keep rows that they have not returned yet, so below a
+			 * LIMIT we don't know how many more they need.
+			 */
+		case T_IncrementalSortState:
+			if (needed.most != ALL_ROWS)
+				needed.most = 1;
+			return needed;
 		case T_WindowAggState:
+			if (needed.most != ALL_ROWS)
+				needed.most = 1;
 			if (((WindowAgg *) ps->plan)->runCondition != NIL)
 				needed.is_certain = false;
 			return needed;

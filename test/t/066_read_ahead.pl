@@ -202,6 +202,10 @@ my @shapes = (
 	# Nodes above that keep or sort rows in part
 	[ A => $memoized ],
 	[ A => $partly_sorted ],
+	[ A => "$partly_sorted LIMIT 9" ],
+	[   A => "SELECT id, e, count(*) OVER (PARTITION BY name) FROM (SELECT id, name, $e e FROM c
+			ORDER BY name, id OFFSET 0) s ORDER BY name, id LIMIT 9"
+	],
 	[ A => "SET work_mem = '64kB'; SELECT id, $e FROM c ORDER BY name, id" ],
 	[ A => "SET work_mem = '64kB'; SELECT n, hrflow_text_embedding(hid) FROM twice ORDER BY n" ],
 
