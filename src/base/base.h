@@ -41,6 +41,9 @@
  */
 #define HRFLOW_MAX_WASTED 32
 
+/* Upper limit of hrflow_embed.max_concurrency. */
+#define HRFLOW_MAX_CONCURRENCY 256
+
 /*
  * Maximum total size of the reply bodies a backend holds in memory at any
  * time, in bytes (64 MB).  It is also the upper limit of

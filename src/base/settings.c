@@ -502,7 +502,8 @@ hrflow_settings_define(void)
 	DefineCustomIntVariable("hrflow_embed.max_concurrency",
 							"Sets the maximum number of requests in flight per backend.",
 							"The actual number starts at no more than 32 and adapts to the server.",
-							&max_concurrency, 128, 1, 256,
+							&max_concurrency,
+							128, 1, HRFLOW_MAX_CONCURRENCY,
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_minute",

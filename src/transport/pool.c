@@ -34,13 +34,6 @@
 #define KEEP_CONNECTIONS 64
 
 /*
- * Maximum number of requests in flight, with any max_concurrency.  At least as
- * many connections are allowed, because another transport may have more
- * requests in flight than our own settings allow.
- */
-#define MAX_IN_FLIGHT 256
-
-/*
  * Maximum number of descriptors that a request needs at any time: two for the
  * thread that resolves its host, one that the system's resolver opens there,
  * and one for the connection.
@@ -384,9 +377,12 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 				 (long) settings->max_concurrency);
 	MULTI_SETOPT(CURLMOPT_MAXCONNECTS, (long) keep);
 
-	/* This also limits the connections that libcurl is closing. */
+	/*
+	 * This limits the connections that libcurl is closing.  It must not limit
+	 * those in use, of which another transport may have more than we keep.
+	 */
 	MULTI_SETOPT(CURLMOPT_MAX_TOTAL_CONNECTIONS,
-				 (long) Max(keep, MAX_IN_FLIGHT));
+				 (long) Max(keep, HRFLOW_MAX_CONCURRENCY));
 
 	if (pool.wait_set == NULL)
 		make_wait_set();
