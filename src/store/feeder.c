@@ -127,20 +127,14 @@ static const char want_sql[] = TRACK_SQL
 
 /*
  * If contents come from rows, the content of a key may change with a new row,
- * and with the deletion of one of several.
+ * and with the deletion of one of several rows with the key.
  */
-#define MARK_CHANGED_SQL \
-	" state = 'due', due_at = CASE" \
-	" WHEN p.state = 'due' AND p.attempts = 0 AND p.due_at IS NOT NULL" \
-	" THEN p.due_at ELSE LEAST(p.due_at, clock_timestamp()) END," \
-	" attempts = 0, generation = p.generation + 1"
-
 static const char want_content_sql[] = TRACK_SQL
-" ON CONFLICT (source_id, %I) DO UPDATE SET" MARK_CHANGED_SQL
+" ON CONFLICT (source_id, %I) DO UPDATE SET" HRFLOW_MARK_CHANGED
 " WHERE p.state <> 'gone' OR (true%s)";
 
 static const char mark_kept_sql[] =
-"UPDATE %P AS p SET" MARK_CHANGED_SQL
+"UPDATE %P AS p SET" HRFLOW_MARK_CHANGED
 " WHERE p.state <> 'gone' AND p.state <> 'unwanted'"
 " AND (p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 

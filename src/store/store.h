@@ -321,6 +321,18 @@ extern int	hrflow_columns_get_content(const HrflowStore *store,
 /* Table with the keys of deleted profiles; see hrflow_deferred_register() */
 #define HRFLOW_DELETED "hrflow_deleted"
 
+/*
+ * Assignments that mark row "p" of the table of profiles as changed.  A change
+ * never moves a profile back in its queue.  If a profile changed while it was
+ * fetched, another change does not make it due earlier.  A missing profile is
+ * treated like a new one, because the API may not have indexed the change yet.
+ */
+#define HRFLOW_MARK_CHANGED \
+	" state = 'due', due_at = CASE" \
+	" WHEN p.state = 'due' AND p.attempts = 0 AND p.due_at IS NOT NULL" \
+	" THEN p.due_at ELSE LEAST(p.due_at, clock_timestamp()) END," \
+	" attempts = 0, generation = p.generation + 1"
+
 /* in deferred.c */
 extern void hrflow_deferred_add(const HrflowStore *store, Oid function,
 								HrflowParameters *key);

@@ -45,17 +45,9 @@ PG_FUNCTION_INFO_V1(hrflow_track_trigger);
 
 /*
  * In these statements, $1 is the source of a profile, and $2 its identifier.
- *
- * A change never moves a profile back in its queue.  If a profile changed
- * while it was fetched, another change does not make it due earlier.  A
- * missing profile is treated like a new one, because the API may not have
- * indexed the change yet.
  */
 static const char mark_changed_sql[] =
-"UPDATE %P AS p SET due_at = CASE"
-" WHEN p.state = 'due' AND p.attempts = 0 AND p.due_at IS NOT NULL"
-" THEN p.due_at ELSE LEAST(p.due_at, clock_timestamp()) END,"
-" attempts = 0, generation = p.generation + 1, state = 'due'"
+"UPDATE %P AS p SET" HRFLOW_MARK_CHANGED
 " WHERE p.source_id = $1 AND p.%I = $2";
 
 static const char lock_profile_sql[] =
