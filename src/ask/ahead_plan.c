@@ -384,6 +384,47 @@ replace_in_list(PlannerInfo *root, List *paths)
 }
 
 /*
+ * Return where a path stores the only path below it, or NULL if it is not one
+ * of the paths that we look below.
+ */
+static Path **
+get_subpath(Path *path)
+{
+	switch (nodeTag(path))
+	{
+			/* These return all or some rows of another path. */
+		case T_LimitPath:
+			return &((LimitPath *) path)->subpath;
+		case T_LockRowsPath:
+			return &((LockRowsPath *) path)->subpath;
+		case T_SortPath:
+		case T_IncrementalSortPath:
+			return &((SortPath *) path)->subpath;
+		case T_UpperUniquePath:
+			return &((UpperUniquePath *) path)->subpath;
+		case T_MaterialPath:
+			return &((MaterialPath *) path)->subpath;
+
+			/* The subpath's target does not include RETURNING and ON CONFLICT. */
+		case T_ModifyTablePath:
+			return &((ModifyTablePath *) path)->subpath;
+
+			/* These compute their target from the rows of another path. */
+		case T_ProjectionPath:
+			return &((ProjectionPath *) path)->subpath;
+		case T_AggPath:
+			return &((AggPath *) path)->subpath;
+		case T_GroupPath:
+			return &((GroupPath *) path)->subpath;
+		case T_WindowAggPath:
+			return &((WindowAggPath *) path)->subpath;
+
+		default:
+			return NULL;
+	}
+}
+
+/*
  * Replace "path", and the paths it gets its rows from, where they compute
  * calls.  A path may be referenced by several others; it is modified only
  * once.
@@ -391,34 +432,15 @@ replace_in_list(PlannerInfo *root, List *paths)
 static Path *
 find_computing_path(PlannerInfo *root, Path *path)
 {
-	Path	  **below = NULL;
+	Path	  **below = get_subpath(path);
 
 	check_stack_depth();
 
+	if (below != NULL)
+		*below = find_computing_path(root, *below);
+
 	switch (nodeTag(path))
 	{
-			/* These return all or some rows of another path. */
-		case T_LimitPath:
-			below = &((LimitPath *) path)->subpath;
-			break;
-		case T_LockRowsPath:
-			below = &((LockRowsPath *) path)->subpath;
-			break;
-		case T_SortPath:
-		case T_IncrementalSortPath:
-			below = &((SortPath *) path)->subpath;
-			break;
-		case T_UpperUniquePath:
-			below = &((UpperUniquePath *) path)->subpath;
-			break;
-		case T_ModifyTablePath:
-
-			/*
-			 * The subpath's target does not include RETURNING and ON
-			 * CONFLICT.
-			 */
-			below = &((ModifyTablePath *) path)->subpath;
-			break;
 		case T_AppendPath:
 			replace_in_list(root, ((AppendPath *) path)->subpaths);
 			return path;
@@ -428,20 +450,9 @@ find_computing_path(PlannerInfo *root, Path *path)
 
 			/* Paths that compute their target from the rows of a subpath. */
 		case T_ProjectionPath:
-			below = &((ProjectionPath *) path)->subpath;
-			*below = find_computing_path(root, *below);
-			return read_calls_ahead(root, path, *below);
 		case T_AggPath:
-			below = &((AggPath *) path)->subpath;
-			*below = find_computing_path(root, *below);
-			return read_calls_ahead(root, path, *below);
 		case T_GroupPath:
-			below = &((GroupPath *) path)->subpath;
-			*below = find_computing_path(root, *below);
-			return read_calls_ahead(root, path, *below);
 		case T_WindowAggPath:
-			below = &((WindowAggPath *) path)->subpath;
-			*below = find_computing_path(root, *below);
 			return read_calls_ahead(root, path, *below);
 		case T_GatherPath:
 			return read_calls_ahead(root, path, ((GatherPath *) path)->subpath);
@@ -468,9 +479,6 @@ find_computing_path(PlannerInfo *root, Path *path)
 		default:
 			return path;
 	}
-
-	*below = find_computing_path(root, *below);
-	return path;
 }
 
 /*
@@ -513,6 +521,7 @@ find_lateral_call(PlannerInfo *root, Path *inner, Path *outer)
 static void
 read_lateral_ahead(PlannerInfo *root, Path *path)
 {
+	Path	  **below = get_subpath(path);
 	NestPath   *loop;
 	Path	  **outer;
 	FuncExpr   *call;
@@ -520,39 +529,14 @@ read_lateral_ahead(PlannerInfo *root, Path *path)
 
 	check_stack_depth();
 
+	if (below != NULL)
+	{
+		read_lateral_ahead(root, *below);
+		return;
+	}
+
 	switch (nodeTag(path))
 	{
-		case T_LimitPath:
-			read_lateral_ahead(root, ((LimitPath *) path)->subpath);
-			return;
-		case T_LockRowsPath:
-			read_lateral_ahead(root, ((LockRowsPath *) path)->subpath);
-			return;
-		case T_SortPath:
-		case T_IncrementalSortPath:
-			read_lateral_ahead(root, ((SortPath *) path)->subpath);
-			return;
-		case T_UpperUniquePath:
-			read_lateral_ahead(root, ((UpperUniquePath *) path)->subpath);
-			return;
-		case T_ModifyTablePath:
-			read_lateral_ahead(root, ((ModifyTablePath *) path)->subpath);
-			return;
-		case T_ProjectionPath:
-			read_lateral_ahead(root, ((ProjectionPath *) path)->subpath);
-			return;
-		case T_AggPath:
-			read_lateral_ahead(root, ((AggPath *) path)->subpath);
-			return;
-		case T_GroupPath:
-			read_lateral_ahead(root, ((GroupPath *) path)->subpath);
-			return;
-		case T_WindowAggPath:
-			read_lateral_ahead(root, ((WindowAggPath *) path)->subpath);
-			return;
-		case T_MaterialPath:
-			read_lateral_ahead(root, ((MaterialPath *) path)->subpath);
-			return;
 		case T_CustomPath:
 			if (((CustomPath *) path)->methods != &path_methods)
 				return;

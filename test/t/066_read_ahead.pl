@@ -472,6 +472,11 @@ my @shapes = (
 	[ A => "SELECT c.grp, count(l.link) FROM c, $links l GROUP BY c.grp ORDER BY 1" ],
 	[ A => "SELECT c.id, count(*) FROM c, $links l GROUP BY c.id HAVING count(*) > 1 ORDER BY 1" ],
 	[ A => "SELECT DISTINCT l.section FROM c, $links l ORDER BY 1" ],
+	[ A => "SELECT DISTINCT ON (c.id) c.id, l.* FROM c, $links l ORDER BY c.id, l.section DESC" ],
+	[   A => "SET enable_hashagg = off;
+			SELECT c.id, l.section FROM c, $links l GROUP BY c.id, l.section ORDER BY 1, 2"
+	],
+	[ A => "SELECT c.id, l.* FROM c, $links l ORDER BY c.id, l.section, l.item FOR UPDATE OF c" ],
 	[ A => "SELECT c.id, row_number() OVER (ORDER BY c.id, l.section, l.item) FROM c, $links l" ],
 	[ A => "SELECT c.id, l.section FROM c, $links l UNION ALL SELECT 0, 'none'" ],
 	[ A => "SELECT * FROM (SELECT c.id, l.* FROM c, $links l OFFSET 0) s ORDER BY 1, 2, 3" ],
@@ -556,6 +561,10 @@ my @shapes = (
 	],
 	[   N => "SELECT c.id, l.* FROM c,
 			LATERAL hrflow_profile_embedding_links('S', (SELECT c.hid)) l ORDER BY 1, 2, 3"
+	],
+	[   N => "SELECT c.id, f.id, l.* FROM c LEFT JOIN
+			(few f CROSS JOIN LATERAL hrflow_profile_embedding_links('S', c.hid) l)
+			ON f.id < 3 ORDER BY 1, 2, 3, 4"
 	],
 	[   N => "SELECT c.id FROM c
 			WHERE EXISTS (SELECT FROM hrflow_profile_embedding_links('S', c.hid) l) ORDER BY 1"
