@@ -625,8 +625,6 @@ hrflow_content_unmark(HrflowRun *run, const HrflowStore *store)
 		dlist_foreach(iter, lists[i])
 			n++;
 	}
-	if (n == 0)
-		return;
 	rows = hrflow_store_make_rows(types, lengthof(types), n);
 	for (int i = 0; i < lengthof(lists); i++)
 	{

@@ -20,6 +20,12 @@ FROM unnest('{profile,skills}'::text[]) section, generate_series(1, 500) i;
 INSERT INTO candidate SELECT source_id, 'twin of ' || profile_id, section, item, vector
 FROM candidate WHERE profile_id LIKE '%7' AND section = 'profile';
 
+-- The owner of a table may permit nulls
+ALTER TABLE opening ALTER vector DROP NOT NULL;
+ALTER TABLE candidate ALTER vector DROP NOT NULL;
+INSERT INTO opening VALUES ('', 'job without a vector', 'job', 0, NULL);
+INSERT INTO candidate VALUES ('acme', 'candidate without a vector', 'profile', 0, NULL);
+
 -- Count the rows, and those that differ from hrflow_match() for each vector
 CREATE FUNCTION differs(k int, other_section text DEFAULT 'profile')
 RETURNS TABLE (matches bigint, wrong bigint) LANGUAGE sql AS $$

@@ -392,7 +392,11 @@ SKIP:
 	cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
 }
 
-# A query vector of another model matches nothing, which causes a warning
+# A query vector of another model matches nothing, which causes a warning.  A null
+# vector has no dimension.
+sql("ALTER TABLE plain ALTER vector DROP NOT NULL;
+	INSERT INTO plain VALUES ('acme', 'without a vector', 'profile', 0, NULL, now())"
+);
 foreach my $call ("hrflow_match('plain', '{1}')",
 	"hrflow_match_weighted('plain', '{1}', '{\"profile\": 1, \"skills\": 1}')")
 {
