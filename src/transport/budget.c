@@ -158,19 +158,25 @@ hrflow_budget_take(HrflowTransfer *transfer)
 					 transport->settings->max_requests_per_day))
 		return false;
 	nsent++;
+	transfer->try.is_counted = true;
 	return true;
 }
 
 /*
  * Undo the counting of an attempt that ended before it was sent because there
  * was no connection, so that a network outage does not use up the limits.  It
- * remains counted if a different statement or day has begun.  Does not throw.
+ * remains counted if a different statement or day has begun.  Does nothing if
+ * the attempt was not counted.  Does not throw.
  */
 void
-hrflow_budget_give_back(const HrflowTransfer *transfer)
+hrflow_budget_give_back(HrflowTransfer *transfer)
 {
-	DateADT		today = hrflow_usage_today();
+	DateADT		today;
 
+	if (!transfer->try.is_counted)
+		return;
+	transfer->try.is_counted = false;
+	today = hrflow_usage_today();
 	if (transfer->try.day == today)
 	{
 		pg_atomic_uint64 *counter =

@@ -80,6 +80,21 @@ is_guarded(const HrflowTransfer *transfer)
 }
 
 /*
+ * Is a numeric address public?
+ */
+static bool
+is_public(const char *address)
+{
+	struct sockaddr_in v4 = {.sin_family = AF_INET};
+	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+
+	if (inet_pton(AF_INET, address, &v4.sin_addr) == 1)
+		return !hrflow_link_is_private((struct sockaddr *) &v4);
+	return inet_pton(AF_INET6, address, &v6.sin6_addr) == 1 &&
+		!hrflow_link_is_private((struct sockaddr *) &v6);
+}
+
+/*
  * libcurl's callback for opening a socket.  Refuse a private address if a
  * link's host is allowed only by a pattern; the address of a proxy may be
  * private.
@@ -148,16 +163,17 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 		   int local_port)
 {
 	HrflowTransfer *transfer = arg;
-	struct sockaddr_in v4 = {.sin_family = AF_INET};
-	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
 
+	if (transfer->try.fault == HRFLOW_NO_FAULT)
+	{
+		if (transfer->try.nsent > 0 && transfer->post != NULL)
+			transfer->try.fault = HRFLOW_SENT_TWICE;
+		else if (is_guarded(transfer) && !is_public(remote))
+			transfer->try.fault = HRFLOW_PRIVATE_ADDRESS;
+	}
 	if (transfer->try.fault != HRFLOW_NO_FAULT)
 		return CURL_PREREQFUNC_ABORT;
-	if (transfer->try.nsent > 0 && transfer->post != NULL)
-	{
-		transfer->try.fault = HRFLOW_SENT_TWICE;
-		return CURL_PREREQFUNC_ABORT;
-	}
+
 	transfer->try.sent_at = hrflow_clock_now();
 	transfer->try.local_port = local_port;
 	if (transfer->try.nsent++ > 0)
@@ -168,16 +184,7 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 	hrflow_show_sent(transfer);
 	hrflow_sharing_note_sent(transfer, remote, remote_port, local, local_port);
 	hrflow_transfer_advance(transfer, HRFLOW_SENT);
-	if (!is_guarded(transfer))
-		return CURL_PREREQFUNC_OK;
-	if (inet_pton(AF_INET, remote, &v4.sin_addr) == 1 &&
-		!hrflow_link_is_private((struct sockaddr *) &v4))
-		return CURL_PREREQFUNC_OK;
-	if (inet_pton(AF_INET6, remote, &v6.sin6_addr) == 1 &&
-		!hrflow_link_is_private((struct sockaddr *) &v6))
-		return CURL_PREREQFUNC_OK;
-	transfer->try.fault = HRFLOW_PRIVATE_ADDRESS;
-	return CURL_PREREQFUNC_ABORT;
+	return CURL_PREREQFUNC_OK;
 }
 
 /*
@@ -195,8 +202,11 @@ add_header(struct curl_slist **headers, const char *name, const char *value)
 {
 	char		line[HRFLOW_MAX_KEY + 32];
 	struct curl_slist *list;
+	int			length = snprintf(line, sizeof(line), "%s: %s", name, value);
 
-	snprintf(line, sizeof(line), "%s: %s", name, value);
+	/* Keys and users longer than HRFLOW_MAX_KEY have been refused. */
+	Assert(length < (int) sizeof(line));
+	(void) length;
 	list = curl_slist_append(*headers, line);
 	if (list != NULL)
 		*headers = list;
@@ -245,7 +255,8 @@ free_headers(HrflowHeaders *headers)
 
 /*
  * Return the headers for requests with these settings.  The caller must
- * release them once no request that uses them is in flight.  Raises 53200.
+ * release them once no request that uses them is in flight.  Throws if there is
+ * not enough memory.
  */
 HrflowHeaders *
 hrflow_curl_get_headers(const HrflowSettings *settings)
@@ -396,13 +407,12 @@ too_many_abandoned(bool is_link, int64 now)
  * Set the HTTP version, and whether to wait for a connection that is being
  * established for other requests and might be shared: see origin.c.
  *
- * A POST gets a connection of its own.  HTTP/2 servers close a connection
- * after some number of requests, and refuse requests that they have not
- * processed. libcurl would send these again, but also those that may have been
- * processed: see on_request().
+ * A POST uses HTTP/1.1.  An HTTP/2 server may close a connection at any time,
+ * and libcurl then sends all requests on it again, including those that the
+ * server may have processed: see on_request().
  *
- * So does a long URL, because nginx and haproxy close the whole HTTP/2
- * connection in cases where they answer 414 or 400 over HTTP/1.1.
+ * A long URL uses HTTP/1.1, too, because nginx and haproxy close the whole
+ * HTTP/2 connection in cases where they answer 414 or 400 over HTTP/1.1.
  */
 static void
 set_version(HrflowTransfer *transfer)
@@ -516,7 +526,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	{
 		reply->status = HRFLOW_CONNECT_FAILED;
 		reply->transient = true;
-		reply->detail = "Too many name lookups have not been answered.";
+		reply->detail = "Too many name lookups are still pending.";
 		return false;
 	}
 
@@ -676,8 +686,9 @@ hrflow_curl_next_done(void)
 }
 
 /*
- * Fill in the reply of a transfer that has timed out but that libcurl has
- * lost.
+ * Give up on a transfer that is overdue, but that libcurl has not reported.
+ * Discard the multi handle, which can no longer be trusted, and fill in the
+ * reply as for a timeout.
  */
 void
 hrflow_curl_abandon(HrflowTransfer *transfer)

@@ -42,16 +42,6 @@ static struct
  */
 
 /*
- * If an attempt that has ended was not sent, do not count it.
- */
-static void
-give_back_unsent(const HrflowTransfer *transfer)
-{
-	if (transfer->try.nsent == 0 && !HRFLOW_IS_LINK(transfer->reply.target))
-		hrflow_budget_give_back(transfer);
-}
-
-/*
  * Remove a transfer from the list for its state, and if it is in flight, from
  * libcurl.
  */
@@ -79,7 +69,6 @@ leave(HrflowTransfer *transfer)
 		case HRFLOW_SENT:
 		case HRFLOW_RECEIVING:
 			hrflow_curl_remove(transfer);
-			give_back_unsent(transfer);
 			hrflow_window_leave(transfer);
 			dlist_delete(&transfer->node);
 			transport->nin_flight--;
@@ -150,6 +139,8 @@ hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)
 	bool		was_sent = HRFLOW_IN_FLIGHT(transfer) && transfer->try.nsent > 0;
 
 	leave(transfer);
+	if (transfer->try.nsent == 0)
+		hrflow_budget_give_back(transfer);
 	hrflow_account_give_back_probe(transfer);
 	if ((state == HRFLOW_READY || state == HRFLOW_DELAYED) &&
 		(transport->expired ||
@@ -175,15 +166,19 @@ hrflow_transfer_queue(HrflowTransfer *transfer, bool first)
 }
 
 /*
- * Abandon the requests in a list.  The transport must be stopped or expired,
- * so that none of them may be sent.
+ * Abandon the requests in a list, none of which may be sent any more.
  */
 static void
 give_up_list(dlist_head *list)
 {
 	while (!dlist_is_empty(list))
-		hrflow_transfer_move(dlist_head_element(HrflowTransfer, node, list),
-							 HRFLOW_READY);
+	{
+		HrflowTransfer *transfer = dlist_head_element(HrflowTransfer, node, list);
+
+		/* Since it may not be sent, this makes it done. */
+		hrflow_transfer_move(transfer, HRFLOW_READY);
+		Assert(transfer->state == HRFLOW_DONE);
+	}
 }
 
 /*
@@ -211,7 +206,7 @@ hrflow_transfer_give_up(HrflowTransport *transport)
 }
 
 /*
- * Let a request fail without having been sent.
+ * Fail a request that has not been sent.
  */
 static void
 refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
@@ -225,7 +220,7 @@ refuse(HrflowTransfer *transfer, HrflowStatus status, const char *detail)
 }
 
 /*
- * Let a request fail because a limit of requests has been reached.
+ * Fail a request because a limit of requests has been reached.
  */
 static void
 refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
@@ -240,7 +235,8 @@ refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
  * immediately.  Returns false, and leaves it in its state, if the account does
  * not admit it now.  The caller must have reserved a descriptor.
  *
- * May throw, in which case nothing has been moved.
+ * May throw, in which case nothing has been moved.  A probe and a counted
+ * request are given back when the transport is dismissed.
  */
 static bool
 start(HrflowTransfer *transfer, int64 now)
@@ -272,7 +268,7 @@ start(HrflowTransfer *transfer, int64 now)
 	};
 	if (admission == HRFLOW_REFUSE)
 	{
-		/* We never wait that long. */
+		/* The API asked for a longer pause than we are willing to make. */
 		refuse(transfer, HRFLOW_RATE_LIMITED,
 			   "The API requested a pause of more than five minutes.");
 		return true;
@@ -284,10 +280,7 @@ start(HrflowTransfer *transfer, int64 now)
 		return true;
 	}
 	if (!hrflow_curl_start(transfer))
-	{
-		give_back_unsent(transfer);
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
-	}
 	else
 	{
 		leave(transfer);
@@ -372,7 +365,7 @@ waited_for(const HrflowTransfer *transfer, const HrflowTransfer *failed)
 }
 
 /*
- * Let the requests that are waiting for a connection fail when it could not be
+ * Fail the requests that are waiting for a connection that could not be
  * established.  libcurl would make them try one after another, each for as
  * long as the first one, until most of them time out.  If there is no other
  * connection to the origin, they fail as if each had tried by itself, which is
@@ -449,8 +442,8 @@ collect(void)
 }
 
 /*
- * Let all requests in flight fail after an error of the multi handle itself,
- * which must no longer be used.
+ * Fail all requests in flight after an error of the multi handle itself, which
+ * must no longer be used.
  */
 static void
 lose_in_flight(void)
@@ -468,7 +461,7 @@ lose_in_flight(void)
 
 			transfer->reply.status = HRFLOW_CONNECTION_LOST;
 			transfer->reply.transient = true;
-			transfer->reply.detail = "The connection was closed after an internal error.";
+			transfer->reply.detail = "The request was abandoned after an internal error of libcurl.";
 			hrflow_transfer_move(transfer, HRFLOW_DONE);
 		}
 	}
@@ -654,7 +647,7 @@ hrflow_transfer_work(void)
 }
 
 /*
- * Wait until something happens or the given time.
+ * Wait for an event, but no longer than until the given time.
  */
 void
 hrflow_transfer_wait(int64 until)

@@ -140,6 +140,8 @@ typedef struct HrflowTry
 								 * waiting for a connection */
 	HrflowFault fault;			/* the first fault that a callback found */
 	int			nsent;			/* number of times that libcurl has sent it */
+	bool		is_counted;		/* does it count towards the limits of
+								 * requests? */
 	TimestampTz statement;		/* start of the statement for which the
 								 * attempt was counted */
 	DateADT		day;			/* day for which the attempt was counted */
@@ -395,7 +397,7 @@ extern void hrflow_budget_describe(const HrflowTransport *transport,
 								   HrflowStatus status, char *detail,
 								   size_t size);
 extern bool hrflow_budget_take(HrflowTransfer *transfer);
-extern void hrflow_budget_give_back(const HrflowTransfer *transfer);
+extern void hrflow_budget_give_back(HrflowTransfer *transfer);
 extern void hrflow_budget_charge(const HrflowTransport *transport);
 
 /* in rate.c */

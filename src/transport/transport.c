@@ -333,7 +333,7 @@ hand_out(HrflowTransport *transport)
 }
 
 /*
- * Are there no requests left?  Raises 53200 if there was not enough memory for
+ * Are there no requests left?  Throws if there was not enough memory for
  * a reply.
  */
 static bool
@@ -473,7 +473,8 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
  * Return the next reply if it is complete now, else NULL.  Sends and receives
  * what is possible without waiting.
  *
- * Raises 53200, and errors of libcurl itself; does not process interrupts.
+ * Throws if there is not enough memory or libcurl itself fails.  Does not
+ * process interrupts.
  */
 HrflowReply *
 hrflow_transport_poll(HrflowTransport *transport)
