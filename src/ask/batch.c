@@ -40,7 +40,7 @@ typedef struct Batch
 	HrflowQueue queue;
 	int			next;			/* first element not considered yet */
 	int64		nrows;			/* number of rows passed to the sink */
-	bool		any_forbidden;	/* has an element been answered with 403? */
+	int			nforbidden;		/* number of answers with 403 */
 
 	/* Used if the sink reports to the user: */
 	HrflowHealth health;
@@ -49,7 +49,7 @@ typedef struct Batch
 } Batch;
 
 /* The result of elements that are not complete when the time limit expires. */
-static const HrflowResult time_over = {
+static const HrflowResult timed_out = {
 	.status = HRFLOW_TIMEOUT,
 	.detail = "hrflow_embed.batch_timeout expired."
 };
@@ -70,7 +70,7 @@ typedef enum RequestFate
 
 /*
  * Pass an outcome to the sink, for an element and for the elements equal to
- * it.
+ * it.  The transport may have ended.
  */
 static void
 put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
@@ -181,7 +181,7 @@ note_outcome(Batch *batch, int element, const HrflowResult *result)
 
 /*
  * Queue a link to be fetched, or if it may not be, pass the reason to the
- * sink. "section" and "links" are NULL if the link is the element.
+ * sink.  "section" and "links" are NULL if the link is the element.
  */
 static void
 queue_link(Batch *batch, int element, const char *url, const char *section,
@@ -277,7 +277,8 @@ next_element(Batch *batch)
 	{
 		int			element = source->methods->next(source);
 
-		source->nelements += element >= 0;
+		if (element >= 0)
+			source->nelements++;
 		return element;
 	}
 	while (batch->next < source->nelements &&
@@ -287,7 +288,22 @@ next_element(Batch *batch)
 }
 
 /*
- * May another element be requested?
+ * Request the next element.  Returns false if there is none.
+ */
+static bool
+ask_for_next_element(Batch *batch)
+{
+	int			element = next_element(batch);
+
+	if (element < 0)
+		return false;
+	ask_for_element(batch, element);
+	return true;
+}
+
+/*
+ * May another element be requested?  Texts can be long, so limit the total size
+ * of the requests that are not complete to that of the replies.
  */
 static bool
 may_ask(const Batch *batch)
@@ -302,9 +318,8 @@ may_ask(const Batch *batch)
 }
 
 /*
- * Submit requests while the transport has room for them.  Texts can be long,
- * so limit the total size of requests to that of the replies, but submit at
- * least one.
+ * Submit requests while the transport has room for them and may_ask() permits
+ * it.
  */
 static void
 refill_transport(Batch *batch)
@@ -313,13 +328,8 @@ refill_transport(Batch *batch)
 
 	hrflow_queue_send_links(&batch->queue);
 	room = hrflow_transport_room(batch->transport);
-	while (room > 0 && may_ask(batch))
+	while (room > 0 && may_ask(batch) && ask_for_next_element(batch))
 	{
-		int			element = next_element(batch);
-
-		if (element < 0)
-			break;
-		ask_for_element(batch, element);
 		hrflow_queue_send_links(&batch->queue);
 		room = hrflow_transport_room(batch->transport);
 	}
@@ -332,12 +342,12 @@ refill_transport(Batch *batch)
  */
 
 /*
- * Does this result mean that all other elements would be refused, too?  A
- * single 403 may be specific to its element, but a second one shows that it is
- * not.
+ * Does this result, which has been counted, mean that all other elements would
+ * be refused, too?  A single 403 may be specific to its element, but a second
+ * one shows that it is not.
  */
 static bool
-is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
+is_refusal_of_all(const Batch *batch, int element, const HrflowResult *result)
 {
 	const HrflowSourceMethods *methods = batch->source->methods;
 
@@ -354,10 +364,7 @@ is_refusal_of_all(Batch *batch, int element, const HrflowResult *result)
 			return methods->reject_hrflow_source == NULL ||
 				methods->reject_hrflow_source(batch->source, element);
 		case HRFLOW_FORBIDDEN:
-			if (batch->any_forbidden)
-				return true;
-			batch->any_forbidden = true;
-			return false;
+			return batch->nforbidden > 1;
 		default:
 			return false;
 	}
@@ -372,10 +379,15 @@ note_answer(Batch *batch, int element, const HrflowResult *result)
 {
 	HrflowBatchSummary *summary = batch->summary;
 
-	for (int i = element; i >= 0 && result->http_status != 0;
-		 i = hrflow_equal_next(&batch->equal, i))
-		summary->nanswered++;
-	summary->any_ok |= result->status == HRFLOW_OK;
+	if (result->http_status != 0)
+	{
+		for (int i = element; i >= 0; i = hrflow_equal_next(&batch->equal, i))
+			summary->nanswered++;
+	}
+	if (result->status == HRFLOW_OK)
+		summary->any_ok = true;
+	if (result->status == HRFLOW_FORBIDDEN)
+		batch->nforbidden++;
 	if (is_refusal_of_all(batch, element, result) && !summary->refused)
 		refuse_rest(batch, result);
 }
@@ -413,7 +425,7 @@ park_request(Batch *batch, HrflowBatchRequest *request, const HrflowResult *resu
 }
 
 /*
- * Let the parked requests fail.
+ * Fail all parked requests to the API, or all parked links.
  */
 static void
 fail_all_parked(Batch *batch, bool is_link)
@@ -432,8 +444,8 @@ fail_all_parked(Batch *batch, bool is_link)
 
 /*
  * Handle the parked requests after the API, or the host of links, has
- * answered. After an outage send them again; if there are only a few, there
- * was no outage, so let them fail.
+ * answered.  Send them again, because an outage is over; if there are only a
+ * few, there was no outage, so fail them.
  */
 static void
 settle_parked(Batch *batch, bool is_link)
@@ -504,19 +516,19 @@ take_links_of_answer(Batch *batch, int element, HrflowResult *result)
 	}
 	else
 	{
-		HrflowOpenLinks *open =
-		MemoryContextAllocZero(batch->kept_context, sizeof(HrflowOpenLinks));
+		HrflowOpenLinks *open_links = MemoryContextAllocZero(batch->kept_context,
+															 sizeof(HrflowOpenLinks));
 
-		open->n = list_length(links);
+		open_links->n = list_length(links);
 		foreach(cell, links)
 		{
 			HrflowLink *link = lfirst(cell);
 
 			if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
-				put_link(batch, element, result, link, open);
+				put_link(batch, element, result, link, open_links);
 			else
 				queue_link(batch, element, link->url, link->section,
-						   link->item, open);
+						   link->item, open_links);
 		}
 	}
 }
@@ -533,7 +545,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 
 	if (reply->stopped)
 	{
-		result = reply->expired ? time_over : batch->summary->refusal;
+		result = reply->expired ? timed_out : batch->summary->refusal;
 		hrflow_response_set_abandoned(reply, &result);
 		put_result_of_request(batch, request, &result, true);
 		return REQUEST_DONE;
@@ -590,7 +602,7 @@ process_reply(Batch *batch, HrflowReply *reply)
 static void
 put_unsent_links(Batch *batch)
 {
-	HrflowResult late = time_over;
+	HrflowResult late = timed_out;
 	HrflowBatchRequest *request;
 
 	late.is_link = true;
@@ -630,26 +642,13 @@ put_unasked_elements(Batch *batch)
  */
 
 /*
- * Request the next element.  Returns false if there is none.
+ * Continue when nothing is in flight, because the batch is complete or requests
+ * are parked.  During an outage, pause and then send one request as a probe.
+ * If too few elements remain to tell an outage from their own failures, fail
+ * the parked requests.  Returns false at the end of the batch.
  */
 static bool
-ask_for_next_element(Batch *batch)
-{
-	int			element = next_element(batch);
-
-	if (element >= 0)
-		ask_for_element(batch, element);
-	return element >= 0;
-}
-
-/*
- * Continue when no requests are in flight, because the batch is complete or
- * attempts have failed.  During an outage, send one request some time after
- * the last attempt, to see whether it is over; but when no other elements are
- * left, let the parked requests fail.  Returns false at the end of the batch.
- */
-static bool
-ask_although_failing(Batch *batch)
+continue_when_idle(Batch *batch)
 {
 	int			nunasked = batch->source->methods->next != NULL ? 0 :
 	batch->source->nelements - batch->next;
@@ -722,13 +721,13 @@ ask_for_all(Batch *batch, int time_limit)
 		if (expired && !summary->refused)
 		{
 			summary->expired = true;
-			summary->refusal = time_over;
+			summary->refusal = timed_out;
 		}
 		hrflow_progress_show(&batch->progress, &batch->tally, batch->next,
 							 batch->source->nelements);
 		if (reply != NULL)
 			process_reply(batch, reply);
-		else if (!woken && !ask_although_failing(batch))
+		else if (!woken && !continue_when_idle(batch))
 			break;
 	}
 	hrflow_transport_end(batch->transport);
@@ -751,8 +750,8 @@ add_batch_context(void *arg)
 {
 	const Batch *batch = arg;
 
-	errcontext("HrFlow batch of %d elements, " INT64_FORMAT " rows so far",
-			   batch->source->nelements, batch->nrows);
+	errcontext("HrFlow batch of %d elements, %lld rows so far",
+			   batch->source->nelements, (long long) batch->nrows);
 	hrflow_error_hint_conflict();
 }
 
