@@ -255,9 +255,18 @@ extern char *hrflow_request_document_body(const char *item_type,
 extern char *hrflow_request_url(const char *base_url,
 								HrflowEndpoint endpoint);
 
+/*
+ * Why a payload could not be decoded.
+ */
+typedef struct HrflowBadVector
+{
+	int			sqlerrcode;
+	char	   *detail;			/* a palloc'd sentence in ASCII */
+} HrflowBadVector;
+
 /* in decode.c */
 extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
-									   int dimension, char **problem);
+									   int dimension, HrflowBadVector *bad);
 
 /* in similarity.c */
 extern double *hrflow_similarity_prepare(const float4 *a, int n,

@@ -118,11 +118,11 @@ without_space(const char *payload, size_t *length)
 /*
  * Decode base64 of vectors of "dimension" elements each, one after another; 0
  * means a single vector of any dimension.  Returns a palloc'd array, or NULL
- * with *problem set.
+ * with *bad set.
  */
 ArrayType *
 hrflow_base64_decode(const char *payload, size_t length, int dimension,
-					 char **problem)
+					 HrflowBadVector *bad)
 {
 	const char *end;
 	HrflowShape shape = {1};
@@ -141,14 +141,14 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 	bytes = length / 4 * 3 - padding;
 	if (length % 4 != 0 || bytes % sizeof(float4) != 0)
 	{
-		*problem = psprintf("The payload is neither a NumPy file nor a JSON array, and its %zu characters are not base64 of 4-byte floats: \"%s\".",
+		bad->detail = psprintf("The payload is neither a NumPy file nor a JSON array, and its %zu characters are not base64 of 4-byte floats: \"%s\".",
 							length, hrflow_vector_quote(payload, length));
 		return NULL;
 	}
 	n = bytes / sizeof(float4);
 	if (dimension != 0 && n % dimension != 0)
 	{
-		*problem = psprintf("The payload has %zu elements, which is not a multiple of hrflow_embed.vector_dimension (%d).",
+		bad->detail = psprintf("The payload has %zu elements, which is not a multiple of hrflow_embed.vector_dimension (%d).",
 							n, dimension);
 		return NULL;
 	}
@@ -159,16 +159,16 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 		shape.rows = n / dimension;
 		shape.columns = dimension;
 	}
-	array = hrflow_vector_make(&shape, problem);
+	array = hrflow_vector_make(&shape, bad);
 	if (array == NULL)
 		return NULL;
 	if (!decode_digits((const unsigned char *) payload,
 					   hrflow_vector_elements(array), n))
 	{
-		*problem = psprintf("The payload is not a NumPy file, a JSON array or base64: \"%s\".",
+		bad->detail = psprintf("The payload is not a NumPy file, a JSON array or base64: \"%s\".",
 							hrflow_vector_quote(payload, length));
 		return NULL;
 	}
 	return hrflow_vector_check_finite(hrflow_vector_elements(array), n,
-									  problem) ? array : NULL;
+									  bad) ? array : NULL;
 }

@@ -25,28 +25,30 @@ PG_FUNCTION_INFO_V1(hrflow_decode_vector);
 
 /*
  * Decode a payload.  Returns a palloc'd array of real with one or two
- * dimensions, or NULL with *problem set to an ASCII sentence.
+ * dimensions, or NULL with *bad set.
  *
  * "dimension" is the number of elements of each vector in base64, which
  * specifies no shape; 0 means that it is one vector.
  */
 ArrayType *
 hrflow_vector_decode(const char *payload, size_t length, int dimension,
-					 char **problem)
+					 HrflowBadVector *bad)
 {
 	const char *start = hrflow_skip_space(payload, payload + length);
 
-	*problem = NULL;
+	*bad = (HrflowBadVector) {
+		.sqlerrcode = ERRCODE_INVALID_BINARY_REPRESENTATION
+	};
 	if (start == payload + length)
 	{
-		*problem = pstrdup("The payload is empty.");
+		bad->detail = pstrdup("The payload is empty.");
 		return NULL;
 	}
 	if (hrflow_npy_recognize(payload, length))
-		return hrflow_npy_decode(payload, length, problem);
+		return hrflow_npy_decode(payload, length, bad);
 	if (*start == '[')
-		return hrflow_numbers_decode(payload, length, problem);
-	return hrflow_base64_decode(payload, length, dimension, problem);
+		return hrflow_numbers_decode(payload, length, bad);
+	return hrflow_base64_decode(payload, length, dimension, bad);
 }
 
 /*
@@ -56,15 +58,15 @@ Datum
 hrflow_decode_vector(PG_FUNCTION_ARGS)
 {
 	bytea	   *payload = PG_GETARG_BYTEA_PP(0);
-	char	   *problem;
+	HrflowBadVector bad;
 	ArrayType  *vector;
 
 	vector = hrflow_vector_decode(VARDATA_ANY(payload),
-								  VARSIZE_ANY_EXHDR(payload), 0, &problem);
+								  VARSIZE_ANY_EXHDR(payload), 0, &bad);
 	if (vector == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+				(errcode(bad.sqlerrcode),
 				 errmsg("invalid vector"),
-				 errdetail("%s", problem)));
+				 errdetail("%s", bad.detail)));
 	PG_RETURN_ARRAYTYPE_P(vector);
 }

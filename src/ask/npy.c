@@ -276,29 +276,6 @@ read_npy_header(const char *payload, size_t length, NpyHeader *header,
 }
 
 /*
- * Convert an IEEE binary16 number to float4, which is always exact.
- */
-static inline float4
-half_to_float(uint16 half)
-{
-	uint32		sign = (uint32) (half & 0x8000) << 16;
-	uint32		exponent = half >> 10 & 0x1F;
-	uint32		fraction = half & 0x3FF;
-	uint32		bits;
-	float4		result;
-
-	if (exponent == 0)
-	{
-		result = (float4) fraction / (1 << 24);
-		return sign ? -result : result;
-	}
-	bits = sign | fraction << 13 |
-		(exponent == 0x1F ? 0x7F800000 : (exponent + 112) << 23);
-	memcpy(&result, &bits, sizeof(result));
-	return result;
-}
-
-/*
  * Read an element of any supported type.  A double that float4 cannot
  * represent becomes infinite, which is detected later.
  */
@@ -328,7 +305,7 @@ read_npy_element(const char *p, const NpyHeader *header)
 		return (float4) ((int64) (raw << unused) >> unused);
 	}
 	if (header->width == 2)
-		return half_to_float((uint16) raw);
+		return hrflow_half_to_real((uint16) raw);
 	if (header->width == 4)
 	{
 		uint32		bits = (uint32) raw;
@@ -357,10 +334,10 @@ hrflow_npy_recognize(const char *payload, size_t length)
 }
 
 /*
- * Decode a NumPy file.  Returns a palloc'd array, or NULL with *problem set.
+ * Decode a NumPy file.  Returns a palloc'd array, or NULL with *bad set.
  */
 ArrayType *
-hrflow_npy_decode(const char *payload, size_t length, char **problem)
+hrflow_npy_decode(const char *payload, size_t length, HrflowBadVector *bad)
 {
 	NpyHeader	header = {0};
 	const char *data = payload;
@@ -368,9 +345,10 @@ hrflow_npy_decode(const char *payload, size_t length, char **problem)
 	float4	   *elements;
 	uint64		n;
 	uint64		columns;
+	bool		fits;
 
-	*problem = read_npy_header(payload, length, &header, &data);
-	if (*problem != NULL)
+	bad->detail = read_npy_header(payload, length, &header, &data);
+	if (bad->detail != NULL)
 		return NULL;
 
 	/*
@@ -381,16 +359,16 @@ hrflow_npy_decode(const char *payload, size_t length, char **problem)
 	columns = header.shape.columns;
 	length -= data - payload;
 	n = length / header.width;
-	if (length % header.width != 0 ||
-		(columns == 0 ? n != 0 : n / columns != header.shape.rows ||
-		 n % columns != 0))
+	fits = columns == 0 ? n == 0 :
+		n % columns == 0 && n / columns == header.shape.rows;
+	if (length % header.width != 0 || !fits)
 	{
-		*problem = psprintf("The NumPy file has %zu bytes of elements, which does not match a shape of " UINT64_FORMAT " x " UINT64_FORMAT " elements of %d bytes.",
+		bad->detail = psprintf("The NumPy file has %zu bytes of elements, which do not fit a shape of " UINT64_FORMAT " x " UINT64_FORMAT " elements of %d bytes.",
 							length, header.shape.rows, columns, header.width);
 		return NULL;
 	}
 
-	array = hrflow_vector_make(&header.shape, problem);
+	array = hrflow_vector_make(&header.shape, bad);
 	if (array == NULL)
 		return NULL;
 	elements = hrflow_vector_elements(array);
@@ -420,5 +398,5 @@ hrflow_npy_decode(const char *payload, size_t length, char **problem)
 			elements[i] = read_npy_element(data + i * header.width, &header);
 		}
 	}
-	return hrflow_vector_check_finite(elements, n, problem) ? array : NULL;
+	return hrflow_vector_check_finite(elements, n, bad) ? array : NULL;
 }

@@ -177,11 +177,11 @@ typedef struct Numbers
 
 /*
  * Skip the comma or closing bracket that must follow an element.  Returns NULL
- * with *problem set if there is neither.
+ * with *bad set if there is neither.
  */
 static inline const char *
 skip_separator(const char *p, const char *start, const char *end, bool *ended,
-			   char **problem)
+			   HrflowBadVector *bad)
 {
 	p = hrflow_skip_space(p, end);
 	if (p < end && (*p == ',' || *p == ']'))
@@ -189,18 +189,18 @@ skip_separator(const char *p, const char *start, const char *end, bool *ended,
 		*ended = *p == ']';
 		return p + 1;
 	}
-	*problem = psprintf("Expected \",\" or \"]\" at byte %zu of the JSON, but found \"%s\".",
+	bad->detail = psprintf("Expected \",\" or \"]\" at byte %zu of the JSON, but found \"%s\".",
 						(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 	return NULL;
 }
 
 /*
  * Read an array of numbers, after its opening bracket.  Returns the position
- * after the closing bracket, or NULL with *problem set.
+ * after the closing bracket, or NULL with *bad set.
  */
 static const char *
 read_json_row(const char *p, const char *start, const char *end,
-			  Numbers *numbers, char **problem)
+			  Numbers *numbers, HrflowBadVector *bad)
 {
 	bool		ended = false;
 
@@ -212,7 +212,8 @@ read_json_row(const char *p, const char *start, const char *end,
 		{
 			if (numbers->capacity == HRFLOW_MAX_ELEMENTS)
 			{
-				*problem = pstrdup("The vector has too many elements.");
+				bad->sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+				bad->detail = pstrdup("The vector has too many elements.");
 				return NULL;
 			}
 			numbers->capacity = Min(numbers->capacity * 2, HRFLOW_MAX_ELEMENTS);
@@ -221,23 +222,23 @@ read_json_row(const char *p, const char *start, const char *end,
 		}
 		if (!read_decimal(&p, end, &numbers->elements[numbers->n]))
 		{
-			*problem = psprintf("Expected a number at byte %zu of the JSON, but found \"%s\".",
+			bad->detail = psprintf("Expected a number at byte %zu of the JSON, but found \"%s\".",
 								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 			return NULL;
 		}
 		numbers->n++;
-		p = skip_separator(p, start, end, &ended, problem);
+		p = skip_separator(p, start, end, &ended, bad);
 	}
 	return p;
 }
 
 /*
  * Read an array of arrays of numbers, after its opening bracket.  Returns the
- * position after the closing bracket, or NULL with *problem set.
+ * position after the closing bracket, or NULL with *bad set.
  */
 static const char *
 read_json_rows(const char *p, const char *start, const char *end,
-			   Numbers *numbers, HrflowShape *shape, char **problem)
+			   Numbers *numbers, HrflowShape *shape, HrflowBadVector *bad)
 {
 	bool		ended = false;
 
@@ -248,33 +249,33 @@ read_json_rows(const char *p, const char *start, const char *end,
 		p = hrflow_skip_space(p, end);
 		if (p >= end || *p != '[')
 		{
-			*problem = psprintf("Expected \"[\" at byte %zu of the JSON, but found \"%s\".",
+			bad->detail = psprintf("Expected \"[\" at byte %zu of the JSON, but found \"%s\".",
 								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 			return NULL;
 		}
-		p = read_json_row(p + 1, start, end, numbers, problem);
+		p = read_json_row(p + 1, start, end, numbers, bad);
 		if (p == NULL)
 			return NULL;
 		if (shape->rows++ == 0)
 			shape->columns = numbers->n;
 		else if (numbers->n - before != shape->columns)
 		{
-			*problem = psprintf("Vector " UINT64_FORMAT " has %zu elements, but the first vector has " UINT64_FORMAT ".",
+			bad->detail = psprintf("Vector " UINT64_FORMAT " has %zu elements, but the first vector has " UINT64_FORMAT ".",
 								shape->rows, numbers->n - before,
 								shape->columns);
 			return NULL;
 		}
-		p = skip_separator(p, start, end, &ended, problem);
+		p = skip_separator(p, start, end, &ended, bad);
 	}
 	return p;
 }
 
 /*
  * Decode a JSON array, which may be preceded by whitespace.  Returns a
- * palloc'd array, or NULL with *problem set.
+ * palloc'd array, or NULL with *bad set.
  */
 ArrayType *
-hrflow_numbers_decode(const char *payload, size_t length, char **problem)
+hrflow_numbers_decode(const char *payload, size_t length, HrflowBadVector *bad)
 {
 	const char *end = payload + length;
 	const char *p = hrflow_skip_space(payload, end) + 1;	/* after the bracket */
@@ -289,25 +290,25 @@ hrflow_numbers_decode(const char *payload, size_t length, char **problem)
 
 	p = hrflow_skip_space(p, end);
 	if (p < end && *p == '[')
-		p = read_json_rows(p, payload, end, &numbers, &shape, problem);
+		p = read_json_rows(p, payload, end, &numbers, &shape, bad);
 	else if (p < end && *p == ']')
 		p++;
 	else
 	{
-		p = read_json_row(p, payload, end, &numbers, problem);
+		p = read_json_row(p, payload, end, &numbers, bad);
 		shape.rows = 1;
 		shape.columns = numbers.n;
 	}
 
 	if (p != NULL && hrflow_skip_space(p, end) < end)
-		*problem = pstrdup("The payload contains data after the end of the JSON array.");
+		bad->detail = pstrdup("The payload contains data after the end of the JSON array.");
 	else if (p != NULL)
-		array = hrflow_vector_make(&shape, problem);
+		array = hrflow_vector_make(&shape, bad);
 	if (array != NULL)
 	{
 		memcpy(hrflow_vector_elements(array), numbers.elements,
 			   numbers.n * sizeof(float4));
-		if (!hrflow_vector_check_finite(numbers.elements, numbers.n, problem))
+		if (!hrflow_vector_check_finite(numbers.elements, numbers.n, bad))
 			array = NULL;
 	}
 	pfree(numbers.elements);

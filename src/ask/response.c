@@ -381,14 +381,13 @@ static void
 take_vector(const char *payload, size_t length, int dimension,
 			const char *secret, HrflowResult *result)
 {
-	char	   *problem;
+	HrflowBadVector bad;
 
-	result->vector = hrflow_vector_decode(payload, length, dimension,
-										  &problem);
+	result->vector = hrflow_vector_decode(payload, length, dimension, &bad);
 	if (result->vector == NULL)
 	{
 		result->status = HRFLOW_INVALID_VECTOR;
-		result->detail = hrflow_response_scrub(problem, secret);
+		result->detail = hrflow_response_scrub(bad.detail, secret);
 	}
 }
 

@@ -13,7 +13,9 @@
  *
  * There are loops for different instruction sets, chosen when the first
  * vectors are compared.  They add the same products in a different order, so
- * their results may differ, but by no more than 1e-12.
+ * their results may differ, but by no more than 1e-12.  hrflow_cosine_similarity()
+ * is IMMUTABLE nonetheless, as are PostgreSQL's functions that depend on the
+ * C library; compare its results with a tolerance.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +30,7 @@
 #endif
 
 #include "fmgr.h"
-#include "ask/ask.h"
+#include "ask/vector.h"
 #include "utils/array.h"
 
 PG_FUNCTION_INFO_V1(hrflow_cosine_similarity);
@@ -43,7 +45,7 @@ typedef struct Sums
 	double		aa;				/* sum of the squares of the elements of a */
 } Sums;
 
-typedef void (*Loop) (const void *a, const double *b, int n, Sums *sums);
+typedef void (*SumFunction) (const void *a, const double *b, int n, Sums *sums);
 
 /*
  * ------------------------------------------------------------------------
@@ -79,36 +81,6 @@ sum_reals(const void *a, const double *b, int n, Sums *sums)
 	sums->aa = (aa[0] + aa[1]) + (aa[2] + aa[3]);
 }
 
-/*
- * Convert a half (IEEE 754 binary16) to a real.
- */
-static inline float4
-real_of_half(uint16 half)
-{
-	uint32		sign = (uint32) (half & 0x8000) << 16;
-	uint32		exponent = (half >> 10) & 0x1F;
-	uint32		fraction = half & 0x3FF;
-	union
-	{
-		uint32		bits;
-		float4		real;
-	}			result;
-
-	if (exponent == 0)
-	{
-		/* Zero or a subnormal half, which is a normal float4. */
-		float4		magnitude = ldexpf((float4) fraction, -24);
-
-		return sign != 0 ? -magnitude : magnitude;
-	}
-	if (exponent == 0x1F)
-		exponent = 0xFF;		/* infinity or NaN */
-	else
-		exponent += 127 - 15;
-	result.bits = sign | exponent << 23 | fraction << 13;
-	return result.real;
-}
-
 static void
 sum_halves(const void *a, const double *b, int n, Sums *sums)
 {
@@ -118,7 +90,7 @@ sum_halves(const void *a, const double *b, int n, Sums *sums)
 
 	for (int i = 0; i < n; i++)
 	{
-		double		x = real_of_half(halves[i]);
+		double		x = hrflow_half_to_real(halves[i]);
 
 		ab += x * b[i];
 		aa += x * x;
@@ -217,7 +189,7 @@ sum_halves_avx2(const void *a, const double *b, int n, Sums *sums)
 /*
  * Can this processor run the loops above?  __builtin_cpu_supports() also
  * checks that the operating system saves the registers.  Not every compiler
- * allows asking it for F16C, which is bit 29 of ECX of CPUID leaf 1.
+ * accepts "f16c" there, so read that bit from CPUID.
  */
 static bool
 has_avx2(void)
@@ -229,7 +201,7 @@ has_avx2(void)
 
 	__builtin_cpu_init();
 	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-		__get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1 << 29)) != 0;
+		__get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
 }
 #endif							/* HAVE_AVX2 */
 
@@ -240,27 +212,27 @@ has_avx2(void)
  */
 
 /*
- * The best loop of this machine for each type of elements; NULL: not chosen
- * yet.
+ * The fastest function on this machine for each type of elements; NULL until
+ * the first use.
  */
-static Loop loops[2];
+static SumFunction sum_functions[2];
 
 static void
-sum(const void *a, HrflowElement element, const double *b, int n, Sums *sums)
+compute_sums(const void *a, HrflowElement element, const double *b, int n, Sums *sums)
 {
-	if (unlikely(loops[element] == NULL))
+	if (unlikely(sum_functions[element] == NULL))
 	{
-		loops[HRFLOW_REAL] = sum_reals;
-		loops[HRFLOW_HALF] = sum_halves;
+		sum_functions[HRFLOW_REAL] = sum_reals;
+		sum_functions[HRFLOW_HALF] = sum_halves;
 #ifdef HAVE_AVX2
 		if (has_avx2())
 		{
-			loops[HRFLOW_REAL] = sum_reals_avx2;
-			loops[HRFLOW_HALF] = sum_halves_avx2;
+			sum_functions[HRFLOW_REAL] = sum_reals_avx2;
+			sum_functions[HRFLOW_HALF] = sum_halves_avx2;
 		}
 #endif
 	}
-	loops[element] (a, b, n, sums);
+	sum_functions[element] (a, b, n, sums);
 }
 
 /*
@@ -277,7 +249,7 @@ hrflow_similarity_prepare(const float4 *a, int n, double *norm)
 
 	for (int i = 0; i < n; i++)
 		b[i] = a[i];
-	sum(a, HRFLOW_REAL, b, n, &sums);
+	compute_sums(a, HRFLOW_REAL, b, n, &sums);
 	*norm = sqrt(sums.aa);
 	return b;
 }
@@ -292,24 +264,24 @@ bool
 hrflow_similarity_scale(const void *a, HrflowElement element, int n,
 						float4 *scaled, double *norm)
 {
-	double		sum = 0;
+	double		squares = 0;
 	double		factor;
 	int			exponent;
 
 	for (int i = 0; i < n; i++)
 	{
 		double		x = element == HRFLOW_HALF ?
-		real_of_half(((const uint16 *) a)[i]) : ((const float4 *) a)[i];
+		hrflow_half_to_real(((const uint16 *) a)[i]) : ((const float4 *) a)[i];
 
-		sum += x * x;
+		squares += x * x;
 	}
-	if (sum == 0 || !isfinite(sum))
+	if (squares == 0 || !isfinite(squares))
 		return false;
-	*norm = frexp(sqrt(sum), &exponent);
+	*norm = frexp(sqrt(squares), &exponent);
 	factor = ldexp(1, -exponent);
 	for (int i = 0; i < n; i++)
 		scaled[i] = factor * (element == HRFLOW_HALF ?
-							  real_of_half(((const uint16 *) a)[i]) :
+							  hrflow_half_to_real(((const uint16 *) a)[i]) :
 							  ((const float4 *) a)[i]);
 	return true;
 }
@@ -329,7 +301,7 @@ hrflow_similarity_compare(const void *a, HrflowElement element,
 {
 	Sums		sums;
 
-	sum(a, element, b, n, &sums);
+	compute_sums(a, element, b, n, &sums);
 	*norms = sqrt(sums.aa) * norm;
 	if (*norms == 0 || !isfinite(*norms))
 		return false;
@@ -393,7 +365,7 @@ hrflow_cosine_similarity(PG_FUNCTION_ARGS)
 		if (norms == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a zero vector has no cosine similarity")));
+					 errmsg("cosine similarity is undefined for a zero vector")));
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("vector must not contain infinity or NaN")));

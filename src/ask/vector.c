@@ -17,11 +17,11 @@
 
 /*
  * Allocate an array of real with the given shape, for the caller to fill.  A
- * matrix with one row becomes a vector.  Returns NULL with *problem set if the
+ * matrix with one row becomes a vector.  Returns NULL with *bad set if the
  * shape is empty or too large.
  */
 ArrayType *
-hrflow_vector_make(const HrflowShape *shape, char **problem)
+hrflow_vector_make(const HrflowShape *shape, HrflowBadVector *bad)
 {
 	int			ndim = shape->rows == 1 ? 1 : 2;
 	Size		header = ARR_OVERHEAD_NONULLS(ndim);
@@ -30,13 +30,15 @@ hrflow_vector_make(const HrflowShape *shape, char **problem)
 
 	if (shape->rows == 0 || shape->columns == 0)
 	{
-		*problem = pstrdup("The vector has no elements.");
+		bad->sqlerrcode = ERRCODE_DATA_EXCEPTION;
+		bad->detail = pstrdup("The vector has no elements.");
 		return NULL;
 	}
 	if (shape->columns > HRFLOW_MAX_ELEMENTS ||
 		shape->rows > HRFLOW_MAX_ELEMENTS / shape->columns)
 	{
-		*problem = pstrdup("The vector has too many elements.");
+		bad->sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+		bad->detail = pstrdup("The vector has too many elements.");
 		return NULL;
 	}
 
@@ -55,12 +57,13 @@ hrflow_vector_make(const HrflowShape *shape, char **problem)
 }
 
 /*
- * Check that all elements are finite.  If not, set *problem to name the first
+ * Check that all elements are finite.  If not, set *bad to name the first
  * that is not.  A second loop searches for it, so that the loop that checks
  * can be vectorized.
  */
 bool
-hrflow_vector_check_finite(const float4 *elements, size_t n, char **problem)
+hrflow_vector_check_finite(const float4 *elements, size_t n,
+						   HrflowBadVector *bad)
 {
 	uint32		any = 0;
 
@@ -78,7 +81,7 @@ hrflow_vector_check_finite(const float4 *elements, size_t n, char **problem)
 	{
 		if (!isfinite(elements[i]))
 		{
-			*problem = psprintf("Element %zu is infinite, NaN, or out of range for type real.", i + 1);
+			bad->detail = psprintf("Element %zu is infinite, NaN, or out of range for type real.", i + 1);
 			break;
 		}
 	}

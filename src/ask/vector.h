@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.h
- *		Functions shared by the decoders of vectors.
+ *		Functions shared by the files that read vectors.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,6 +10,7 @@
 
 #include "postgres.h"
 
+#include "ask/ask.h"
 #include "utils/array.h"
 #include "utils/memutils.h"
 
@@ -54,24 +55,48 @@ hrflow_vector_elements(ArrayType *array)
 	return (float4 *) ARR_DATA_PTR(array);
 }
 
+/*
+ * Convert a half (IEEE 754 binary16) to a real, which is always exact.
+ */
+static inline float4
+hrflow_half_to_real(uint16 half)
+{
+	uint32		sign = (uint32) (half & 0x8000) << 16;
+	uint32		exponent = half >> 10 & 0x1F;
+	uint32		fraction = half & 0x3FF;
+	uint32		bits;
+	float4		result;
+
+	if (exponent == 0)
+	{
+		/* Zero or a subnormal half, which is a normal float4. */
+		result = (float4) fraction / (1 << 24);
+		return sign ? -result : result;
+	}
+	bits = sign | fraction << 13 |
+		(exponent == 0x1F ? 0x7F800000 : (exponent + 112) << 23);
+	memcpy(&result, &bits, sizeof(result));
+	return result;
+}
+
 /* in vector.c */
 extern ArrayType *hrflow_vector_make(const HrflowShape *shape,
-									 char **problem);
+									 HrflowBadVector *bad);
 extern bool hrflow_vector_check_finite(const float4 *elements, size_t n,
-									   char **problem);
+									   HrflowBadVector *bad);
 extern char *hrflow_vector_quote(const char *text, size_t length);
 
 /* in npy.c */
 extern bool hrflow_npy_recognize(const char *payload, size_t length);
 extern ArrayType *hrflow_npy_decode(const char *payload, size_t length,
-									char **problem);
+									HrflowBadVector *bad);
 
 /* in numbers.c */
 extern ArrayType *hrflow_numbers_decode(const char *payload, size_t length,
-										char **problem);
+										HrflowBadVector *bad);
 
 /* in base64.c */
 extern ArrayType *hrflow_base64_decode(const char *payload, size_t length,
-									   int dimension, char **problem);
+									   int dimension, HrflowBadVector *bad);
 
 #endif							/* HRFLOW_VECTOR_H */

@@ -21,12 +21,12 @@ static void
 check(const char *decimal)
 {
 	char		json[512];
-	char	   *problem;
+	HrflowBadVector bad;
 	float		wanted = strtof(decimal, NULL);
 	ArrayType  *array;
 
 	snprintf(json, sizeof(json), "[%s]", decimal);
-	array = hrflow_vector_decode(json, strlen(json), 0, &problem);
+	array = hrflow_vector_decode(json, strlen(json), 0, &bad);
 	if (isfinite(wanted) ? array == NULL || memcmp(ARR_DATA_PTR(array), &wanted, 4) != 0 :
 		array != NULL)
 	{

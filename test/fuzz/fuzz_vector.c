@@ -40,15 +40,15 @@ check_json(const char *text, size_t size, ArrayType *array)
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	char	   *problem;
+	HrflowBadVector bad;
 	ArrayType  *array;
 
-	array = hrflow_vector_decode((const char *) data, size, size % 3, &problem);
+	array = hrflow_vector_decode((const char *) data, size, size % 3, &bad);
 
 	/* At most one real per byte, and twice as much while an array grows. */
 	if (backend_largest > 8 * size + 4096)
 		abort();
-	if ((array == NULL) != (problem != NULL))
+	if ((array == NULL) != (bad.detail != NULL))
 		abort();
 	if (array != NULL)
 	{

@@ -87,7 +87,7 @@ compare_conversions(void)
 	{
 		uint16		halves[4] = {i};
 		float4		wanted[4];
-		float4		found = real_of_half(i);
+		float4		found = hrflow_half_to_real(i);
 
 		_mm_storeu_ps(wanted, load_four_halves(halves));
 		if (isnan(wanted[0]) ? !isnan(found) :

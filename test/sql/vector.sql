@@ -23,7 +23,7 @@ DECLARE
 	detail text;
 BEGIN
 	RETURN 'no problem: ' || hrflow_decode_vector(payload)::text;
-EXCEPTION WHEN invalid_binary_representation THEN
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
 	GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
 	RETURN detail;
 END
@@ -167,6 +167,7 @@ SELECT hrflow_cosine_similarity('{1,Infinity}', '{1,1}');	-- error
 \set VERBOSITY sqlstate
 SELECT hrflow_cosine_similarity('{0,0}', '{1,1}');	-- error
 SELECT hrflow_decode_vector('[]');	-- error
+SELECT hrflow_decode_vector('[1');	-- error
 
 DROP FUNCTION npy, problem;
 DROP EXTENSION hrflow_embed;
