@@ -48,6 +48,14 @@
 --          the columns of a store
 --   42P01  the table, or the store's table of profiles, does not exist
 --
+-- Identifier errors, of functions that change the profiles of a store that are
+-- given by "source_id" and "profile_ids":
+--
+--   0A000  the store has rows on other servers
+--   22023  an argument is NULL, source_id is empty in a store of profiles or not
+--          empty in a store of texts or documents, or profile_ids has several
+--          dimensions, nulls or empty strings
+--
 -- Two groups of functions only read, and yet are not STABLE and PARALLEL SAFE.
 --
 -- Functions that send requests are VOLATILE because a call may cost money, and
@@ -65,7 +73,7 @@
 --
 
 --
--- The planner
+-- Support functions of the planner
 --
 
 -- Support function of the functions whose calls over a table are read ahead: a
@@ -83,6 +91,31 @@ COMMENT ON FUNCTION hrflow_support(internal) IS
 'planner support for functions whose calls over a table are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_support(internal) FROM PUBLIC;
+
+-- Estimates the number of rows of a batch that returns one row for each
+-- element: the length of its longest array, if the planner knows it.
+CREATE FUNCTION hrflow_elements_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_elements_support(internal) IS
+'planner support for batches that return one row for each element';
+
+REVOKE ALL ON FUNCTION hrflow_elements_support(internal) FROM PUBLIC;
+
+-- Estimates the number of rows of a batch that returns one row for each link or
+-- vector: the length of its longest array times the number of items that
+-- "fields" requests, if the planner knows them.
+CREATE FUNCTION hrflow_items_support(internal)
+RETURNS internal
+AS 'MODULE_PATHNAME'
+LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION hrflow_items_support(internal) IS
+'planner support for batches that return one row for each link or vector';
+
+REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 
 --
 -- One profile
@@ -123,8 +156,8 @@ CREATE FUNCTION hrflow_profile_embedding(
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-SUPPORT hrflow_support
-COST 1000;
+COST 1000
+SUPPORT @extschema@.hrflow_support;
 
 COMMENT ON FUNCTION hrflow_profile_embedding(text, text, jsonb, text, text) IS
 'links to the vectors of a profile, as the HrFlow API returns them; one request; calls over a table are read ahead';
@@ -167,41 +200,12 @@ RETURNS TABLE (section text, item int, link text)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
 COST 1000 ROWS 5
-SUPPORT hrflow_support;
+SUPPORT @extschema@.hrflow_support;
 
 COMMENT ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) IS
 'links to the vectors of a profile, one row for each; one request; calls in LATERAL are read ahead';
 
 REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, text) FROM PUBLIC;
-
---
--- Support for the planner
---
-
--- Estimates the number of rows of a batch that returns one row for each
--- element: the length of its longest array, if the planner knows it.
-CREATE FUNCTION hrflow_elements_support(internal)
-RETURNS internal
-AS 'MODULE_PATHNAME'
-LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
-
-COMMENT ON FUNCTION hrflow_elements_support(internal) IS
-'planner support for batches that return one row for each element';
-
-REVOKE ALL ON FUNCTION hrflow_elements_support(internal) FROM PUBLIC;
-
--- Estimates the number of rows of a batch that returns one row for each link or
--- vector: the length of its longest array times the number of items that
--- "fields" requests, if the planner knows them.
-CREATE FUNCTION hrflow_items_support(internal)
-RETURNS internal
-AS 'MODULE_PATHNAME'
-LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
-
-COMMENT ON FUNCTION hrflow_items_support(internal) IS
-'planner support for batches that return one row for each link or vector';
-
-REVOKE ALL ON FUNCTION hrflow_items_support(internal) FROM PUBLIC;
 
 --
 -- Batches
@@ -487,8 +491,8 @@ CREATE FUNCTION hrflow_fetch_vector(link text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
-SUPPORT hrflow_support
-COST 1000;
+COST 1000
+SUPPORT @extschema@.hrflow_support;
 
 COMMENT ON FUNCTION hrflow_fetch_vector(text) IS
 'vector that a link of the HrFlow API leads to; calls over a table are read ahead';
@@ -553,8 +557,8 @@ CREATE FUNCTION hrflow_job_embedding(
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-SUPPORT hrflow_support
-COST 1000;
+COST 1000
+SUPPORT @extschema@.hrflow_support;
 
 COMMENT ON FUNCTION hrflow_job_embedding(text, text, text) IS
 'link to the vector of a job, as the HrFlow API returns it; one request; calls over a table are read ahead';
@@ -585,8 +589,8 @@ CREATE FUNCTION hrflow_job_vector(
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-SUPPORT hrflow_support
-COST 1000;
+COST 1000
+SUPPORT @extschema@.hrflow_support;
 
 COMMENT ON FUNCTION hrflow_job_vector(text, text, text) IS
 'vector of a job; one request; calls over a table are read ahead';
@@ -615,8 +619,8 @@ CREATE FUNCTION hrflow_text_embedding(input text)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
-SUPPORT hrflow_support
-COST 1000;
+COST 1000
+SUPPORT @extschema@.hrflow_support;
 
 COMMENT ON FUNCTION hrflow_text_embedding(text) IS
 'vector of a text; one request; calls over a table are read ahead';
@@ -686,8 +690,8 @@ CREATE FUNCTION hrflow_document_embedding(
 RETURNS real[]
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED
-SUPPORT hrflow_support
-COST 1000;
+COST 1000
+SUPPORT @extschema@.hrflow_support;
 
 COMMENT ON FUNCTION hrflow_document_embedding(text, jsonb, boolean) IS
 'vector of the JSON of a profile or a job; one request; calls over a table are read ahead';
@@ -742,7 +746,7 @@ LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_auth() IS
-'owner and the permissions of the API key, as the HrFlow API returns them; one request';
+'owner and permissions of the API key, as the HrFlow API returns them; one request';
 
 REVOKE ALL ON FUNCTION hrflow_auth() FROM PUBLIC;
 
@@ -765,6 +769,8 @@ REVOKE ALL ON FUNCTION hrflow_auth() FROM PUBLIC;
 --
 -- Errors:
 --   22P03  payload is in none of these encodings, or is incomplete
+--   22000  it has no elements
+--   54000  it has more elements than an array can have
 CREATE FUNCTION hrflow_decode_vector(payload bytea)
 RETURNS real[]
 AS 'MODULE_PATHNAME'
@@ -880,14 +886,10 @@ REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 --   profile_ids   identifiers of the profiles, of the kind that the store uses;
 --                 duplicates count once
 --
--- Cost: none at once; one request for each profile in the next refresh
+-- Cost: none immediately; one request for each profile in the next refresh
 -- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
 -- that no row-level security applies to the caller
--- Errors: store errors, and
---   0A000  the store has rows on other servers
---   22023  an argument is NULL, source_id is empty in a store of profiles or not
---          empty in a store of texts or documents, or profile_ids has several
---          dimensions, nulls or empty strings
+-- Errors: store errors, identifier errors
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -907,14 +909,10 @@ REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 --   source_id     identifier of the source that contains the profiles
 --   profile_ids   identifiers of the profiles, of the kind that the store uses
 --
--- Cost: none at once; one request for each profile in the next refresh
+-- Cost: none immediately; one request for each profile in the next refresh
 -- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
 -- that no row-level security applies to the caller
--- Errors: store errors, and
---   0A000  the store has rows on other servers
---   22023  an argument is NULL, source_id is empty in a store of profiles or not
---          empty in a store of texts or documents, or profile_ids has several
---          dimensions, nulls or empty strings
+-- Errors: store errors, identifier errors
 CREATE FUNCTION hrflow_mark_due(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -938,11 +936,7 @@ REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
 --
 -- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
 -- that no row-level security applies to the caller
--- Errors: store errors, and
---   0A000  the store has rows on other servers
---   22023  an argument is NULL, source_id is empty in a store of profiles or not
---          empty in a store of texts or documents, or profile_ids has several
---          dimensions, nulls or empty strings
+-- Errors: store errors, identifier errors
 CREATE FUNCTION hrflow_untrack(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -967,11 +961,8 @@ REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 --
 -- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
 -- that no row-level security applies to the caller
--- Errors: store errors, and
---   0A000  the store has rows on other servers
---   22023  an argument is NULL, source_id is empty in a store of profiles,
---          profile_ids has several dimensions, nulls or empty strings, or
---          batch_size is out of range
+-- Errors: store errors, identifier errors, and
+--   22023  batch_size is out of range
 --   2D000  called in a transaction block, in a function, or after another
 --          statement in one string
 CREATE PROCEDURE hrflow_untrack_batches(
@@ -1036,8 +1027,8 @@ REVOKE ALL ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) FROM
 -- until the transaction ends.  Reconciling blocks no session that reads or
 -- writes the table.
 --
--- Cost: none at once, nor in the triggers; one request for each profile in the
--- next refresh
+-- Cost: none immediately, nor in the triggers; one request for each profile in
+-- the next refresh
 -- Requires: ownership of the store and the table, even for superusers (use SET
 -- ROLE)
 -- Errors: store errors, and
@@ -1289,7 +1280,7 @@ REVOKE ALL ON FUNCTION hrflow_refresh_estimate(regclass, jsonb, interval, int) F
 --
 -- A WARNING is raised if the owner may not log in, because the job would fail.
 --
--- Cost: none at once; that of hrflow_refresh() for each run
+-- Cost: none immediately; that of hrflow_refresh() for each run
 -- Requires: ownership of the store, even for superusers (use SET ROLE)
 -- Errors: store errors, those of pg_cron, and
 --   0A000  the store has rows on other servers
@@ -1354,7 +1345,7 @@ REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 --   last_run               when the last run of hrflow_refresh() started,
 --                          according to NAME_run
 --   last_run_status        its status: 'running', 'succeeded', 'failed', or
---                          'killed' if its session ended before it
+--                          'killed' if its session ended before the run
 --   erased_last_day        profiles that lost vectors within 24 hours because
 --                          the API no longer had them, or because no table was
 --                          found to want them
@@ -1444,7 +1435,8 @@ REVOKE ALL ON FUNCTION hrflow_store_orphans(regclass) FROM PUBLIC;
 
 -- Returns the fingerprint under which NAME_erased records that a profile was
 -- erased: sha256(sha256(source_id) || sha256(profile_id)), of the texts in the
--- encoding of the database.
+-- encoding of the database.  Anyone who can read the record and guess an
+-- identifier, such as an e-mail address, can tell whether it was erased.
 --
 --   source_id    identifier of the source that contained the profile
 --   profile_id   identifier of the profile, of the kind that the store uses
@@ -1470,8 +1462,8 @@ COMMENT ON FUNCTION hrflow_fingerprint(text, text) IS
 -- again by the next hrflow_track_table() for a table that feeds the store,
 -- unless a row wants it by then.
 --
--- Cost: none at once; one request in the next refresh for each profile that was
--- gone
+-- Cost: none immediately; one request in the next refresh for each profile that
+-- was gone
 -- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
 -- that no row-level security applies to the caller
 -- Errors: store errors, those of the table of vectors, such as 22000 if its
@@ -1491,12 +1483,12 @@ COMMENT ON FUNCTION hrflow_restore(regclass, text, text[]) IS
 
 REVOKE ALL ON FUNCTION hrflow_restore(regclass, text, text[]) FROM PUBLIC;
 
--- Makes the profiles of a store due that are failed or gone.  Returns their
--- number.
+-- Makes all failed or gone profiles of a store due again.  Returns the number of
+-- such profiles.
 --
 --   store    table of vectors
 --
--- Cost: none at once; one request for each profile in the next refresh
+-- Cost: none immediately; one request for each profile in the next refresh
 -- Requires: SELECT, INSERT, UPDATE and DELETE on NAME and NAME_profile, and
 -- that no row-level security applies to the caller
 -- Errors: store errors, and
