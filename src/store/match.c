@@ -96,7 +96,7 @@ get_query(FunctionCallInfo fcinfo)
 	if (is_zero)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a zero vector has no cosine similarity")));
+				 errmsg("cosine similarity is undefined for a zero vector")));
 	return query;
 }
 

@@ -419,7 +419,7 @@ foreach my $case (
 		'ERROR:  type integer[] is not supported for vectors' ],
 	[   "hrflow_match('plain', '{}')",
 		'ERROR:  query must be a one-dimensional array without nulls' ],
-	[ "hrflow_match('plain', '{0,0}')", 'ERROR:  a zero vector has no cosine similarity' ],
+	[ "hrflow_match('plain', '{0,0}')", 'ERROR:  cosine similarity is undefined for a zero vector' ],
 	[ "hrflow_match('plain', '{1,NaN}')", 'ERROR:  vector must not contain infinity or NaN' ],
 	[   "hrflow_match('plain', '{{1,2}}')",
 		'ERROR:  query must be a one-dimensional array without nulls' ],
