@@ -4,7 +4,7 @@
  *		Decodes base64 (RFC 4648, with padding) of big-endian 4-byte IEEE
  *		floats.
  *
- * This is pure, as described in decode.c.
+ * These functions are pure in the sense described in decode.c.
  *
  *-------------------------------------------------------------------------
  */

@@ -3,7 +3,7 @@
  * decode.c
  *		Decodes vectors.
  *
- * Three encodings are supported, which differ in how they begin:
+ * Three encodings are supported, and recognized by their first bytes:
  *
  * 	0x93 "NUMPY"	NumPy's .npy format, used for links; see npy.c
  * 	"["				JSON array of numbers, or of such arrays; see numbers.c
@@ -67,6 +67,6 @@ hrflow_decode_vector(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(bad.sqlerrcode),
 				 errmsg("invalid vector"),
-				 errdetail("%s", bad.detail)));
+				 errdetail_internal("%s", bad.detail)));
 	PG_RETURN_ARRAYTYPE_P(vector);
 }

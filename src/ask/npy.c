@@ -6,7 +6,7 @@
  * The format is described at
  * https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
  *
- * This is pure, as described in decode.c.
+ * These functions are pure in the sense described in decode.c.
  *
  *-------------------------------------------------------------------------
  */
