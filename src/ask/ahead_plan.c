@@ -433,11 +433,15 @@ static Path *
 find_computing_path(PlannerInfo *root, Path *path)
 {
 	Path	  **below = get_subpath(path);
+	Path	   *subpath = NULL;
 
 	check_stack_depth();
 
 	if (below != NULL)
-		*below = find_computing_path(root, *below);
+	{
+		subpath = find_computing_path(root, *below);
+		*below = subpath;
+	}
 
 	switch (nodeTag(path))
 	{
@@ -453,7 +457,7 @@ find_computing_path(PlannerInfo *root, Path *path)
 		case T_AggPath:
 		case T_GroupPath:
 		case T_WindowAggPath:
-			return read_calls_ahead(root, path, *below);
+			return read_calls_ahead(root, path, subpath);
 		case T_GatherPath:
 			return read_calls_ahead(root, path, ((GatherPath *) path)->subpath);
 		case T_GatherMergePath:
