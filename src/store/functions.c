@@ -726,7 +726,7 @@ get_last_error(const HrflowStore *store)
 /*
  * hrflow_store_status(store regclass)
  *
- * Returns one row; see the SQL script for its columns.
+ * Returns one row; docs/reference.md describes its columns.
  */
 Datum
 hrflow_store_status(PG_FUNCTION_ARGS)

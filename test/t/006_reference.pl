@@ -1,7 +1,8 @@
 # docs/reference.md agrees with the catalog and the sources.  Functions with their
 # arguments and results, settings, statuses with their SQLSTATEs, columns and the
-# privileges of PUBLIC are compared in both directions.  The other pages do not name
-# functions, settings or messages that do not exist.
+# privileges of PUBLIC are compared in both directions.  Every function has an entry that
+# describes its arguments and columns, and says what it requests, requires and raises.
+# The other pages do not name functions, settings or messages that do not exist.
 use strict;
 use warnings FATAL => 'all';
 use File::Basename qw(dirname);
@@ -92,6 +93,80 @@ my @said_ahead =
 is(sorted(grep { $_ ne 'hrflow_support' } @said_ahead),
 	sorted(@read_ahead),
 	'the reference describes read-ahead for exactly the functions that support it');
+
+#
+# Entries of functions
+#
+my (%description, %paragraphs);
+foreach my $section (split /^(?=## )/m, $reference)
+{
+	my ($introduction, @entries) = split /^(?=### hrflow_)/m, $section;
+
+	foreach my $entry (@entries)
+	{
+		my ($name, $text) = $entry =~ /^### (\w+)\n\n```\n.*?\n```\n(.*)/s;
+
+		$description{$name} = "$introduction$text";
+		$paragraphs{$name} = { $text =~ /^\*(\w+):\* (.*?)(?=\n\*|\n\n|\z)/msg };
+		like(
+			join(' ', $text =~ /^\*(\w+):\*/mg),
+			qr/^(Endpoint ?)?(Requests ?)?(Requires ?)?(Errors)?$/,
+			"the paragraphs about $name have the usual names and order");
+	}
+}
+
+# Return the functions whose entry has a paragraph that matches a pattern.
+sub with_paragraph
+{
+	my ($label, $pattern) = @_;
+
+	return grep { ($paragraphs{$_}{$label} // '') =~ $pattern } keys %paragraphs;
+}
+
+my $in_general = section_of($reference, 'Calls in general');
+my @undescribed = grep {
+	my ($name, $argument) = split / /;
+	"$in_general$description{$name}" !~ /`$argument`/
+} rows_of("SELECT proname || ' ' || unnest(proargnames) $members");
+is(join("\n", @undescribed), '', 'the reference describes every argument and result column');
+
+my $callers = read_file('src/base/caller.c');
+my @callers = $callers =~ /^\t\[HRFLOW_BY_\w+\] = "(\w+)"/mg;
+is(sorted(with_paragraph('Requests', qr/^(?!none\.$|none now)./)),
+	sorted(@callers),
+	'the reference has the number of requests of exactly the functions that send any');
+is( sorted(with_paragraph('Endpoint', qr/./)),
+	sorted(grep { !/^hrflow_fetch_/ } @callers),
+	'the reference has the endpoint of exactly the functions that use the API');
+
+# Arguments come before result columns in proargnames.
+my @of_stores = rows_of("SELECT proname $members AND proargnames[1] = 'store' AND pronargs > 0");
+is(sorted(with_paragraph('Errors', qr/^store errors\b/)),
+	sorted(@of_stores),
+	'the reference lists store errors of exactly the functions that take a store');
+is( sorted(with_paragraph('Requires', qr/./)),
+	sorted(@of_stores, 'hrflow_create_store'),
+	'the reference lists the privileges that functions require for stores');
+is( sorted(with_paragraph('Errors', qr/^batch errors\b/)),
+	sorted(
+		rows_of(
+			"SELECT proname $members AND proretset AND prosupport <> 0
+			AND (proargtypes::oid[] && '{text[],jsonb[]}'::regtype[]::oid[])")),
+	'the reference lists batch errors of exactly the batches');
+
+# hrflow_restore() is not one of these, since its last two arguments are optional.
+is( sorted(with_paragraph('Errors', qr/\bidentifier errors\b/)),
+	sorted(
+		rows_of(
+			"SELECT proname $members AND proargnames[1] = 'store'
+			AND proargnames[3] = 'profile_ids' AND pronargdefaults < 2")),
+	'the reference lists identifier errors of exactly the functions that take identifiers');
+is( sorted(
+		grep   { !$paragraphs{$_}{Errors} }
+		  grep { $description{$_} !~ /^## (?:Activity|Statistics|Usage|Internal)/ }
+		  keys %paragraphs),
+	sorted(),
+	'the reference lists the errors of every function');
 
 #
 # Settings, except the key, which pg_settings omits
