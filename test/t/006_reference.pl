@@ -97,7 +97,7 @@ is(sorted(grep { $_ ne 'hrflow_support' } @said_ahead),
 #
 # Entries of functions
 #
-my (%description, %paragraphs);
+my (@in_order, %description, %paragraphs);
 foreach my $section (split /^(?=## )/m, $reference)
 {
 	my ($introduction, @entries) = split /^(?=### hrflow_)/m, $section;
@@ -106,6 +106,7 @@ foreach my $section (split /^(?=## )/m, $reference)
 	{
 		my ($name, $text) = $entry =~ /^### (\w+)\n\n```\n.*?\n```\n(.*)/s;
 
+		push @in_order, $name unless $introduction =~ /^## Internal functions$/m;
 		$description{$name} = "$introduction$text";
 		$paragraphs{$name} = { $text =~ /^\*(\w+):\* (.*?)(?=\n\*|\n\n|\z)/msg };
 		like(
@@ -122,6 +123,14 @@ sub with_paragraph
 
 	return grep { ($paragraphs{$_}{$label} // '') =~ $pattern } keys %paragraphs;
 }
+
+is( join("\n", @in_order),
+	join(
+		"\n",
+		rows_of(
+			"SELECT proname $members
+			AND prorettype NOT IN ('internal'::regtype, 'trigger'::regtype) ORDER BY p.oid")),
+	'the reference has the functions in the order of the SQL script');
 
 my $in_general = section_of($reference, 'Calls in general');
 my @undescribed = grep {
