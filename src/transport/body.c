@@ -162,6 +162,7 @@ note_protocol(HrflowTransfer *transfer, char version)
 	bool		is_ours = version == '2' || hrflow_sharing_check(transfer);
 	bool		refuses;
 
+	hrflow_poller_note_version(transfer->try.socket, version);
 	if (!transfer->try.offers_http2 && !transfer->avoids_http2)
 		return is_ours;
 	refuses = hrflow_origin_protocol(transfer->url) == HRFLOW_PROTOCOL_UNKNOWN &&

@@ -151,6 +151,23 @@ suspect_idle_connections(const HrflowTransfer *transfer)
 }
 
 /*
+ * May a request be sent over its connection?  Over HTTP/1.1 replies follow the
+ * order of the requests, so there must be no other request whose reply is not
+ * complete, and nothing to read.  libcurl 7.88 does not check the latter, and
+ * not always the former: see sharing.c.  If it does not, use only HTTP/1.1
+ * with this origin from now on.
+ */
+static bool
+is_usable(const HrflowTransfer *transfer)
+{
+	bool		is_busy = hrflow_poller_is_busy(transfer->try.socket);
+
+	if (is_busy && transfer->try.offers_http2)
+		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1_ONLY);
+	return !is_busy && !hrflow_poller_has_input(transfer->try.socket);
+}
+
+/*
  * libcurl's callback before a request is sent.  The connection may have been
  * opened for another request, which was not guarded.
  *
@@ -164,12 +181,15 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 {
 	HrflowTransfer *transfer = arg;
 
+	transfer->try.socket = hrflow_poller_find(local_port);
 	if (transfer->try.fault == HRFLOW_NO_FAULT)
 	{
 		if (transfer->try.nsent > 0 && transfer->post != NULL)
 			transfer->try.fault = HRFLOW_SENT_TWICE;
 		else if (is_guarded(transfer) && !is_public(remote))
 			transfer->try.fault = HRFLOW_PRIVATE_ADDRESS;
+		else if (!is_usable(transfer))
+			transfer->try.fault = HRFLOW_UNUSABLE;
 	}
 	if (transfer->try.fault != HRFLOW_NO_FAULT)
 		return CURL_PREREQFUNC_ABORT;
@@ -495,6 +515,8 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	/* Don't keep connections if descriptors are scarce. */
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_FORBID_REUSE,
 				  (long) hrflow_pool_is_short());
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_FRESH_CONNECT,
+				  (long) transfer->needs_fresh);
 
 	set_version(transfer);
 	set_target(transfer);
@@ -584,7 +606,8 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 		if (reply->detail == NULL)
 			reply->detail = transfer->error[0] != '\0' ? transfer->error :
 				curl_easy_strerror(code);
-		if (reply->status == HRFLOW_CONNECTION_LOST && http_status == 0)
+		if (reply->status == HRFLOW_CONNECTION_LOST && http_status == 0 &&
+			transfer->try.fault != HRFLOW_UNUSABLE)
 		{
 			suspect_idle_connections(transfer);
 			transfer->avoids_http2 |= transfer->try.offers_http2 &&

@@ -68,8 +68,9 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 			reply->detail = "Several requests were sent over one HTTP/1.1 connection at the same time.";
 			return HRFLOW_CONNECTION_LOST;
 		case HRFLOW_BAD_ENCODING:
-			reply->detail = "The Content-Encoding of the reply was not requested, or its content is not valid.";
+			reply->detail = "The encoding of the reply was not requested, or its content is not valid.";
 			return HRFLOW_INVALID_REPLY;
+		case HRFLOW_UNUSABLE:	/* sent again: see transfer.c */
 		case HRFLOW_NO_MEMORY:
 		case HRFLOW_NO_FAULT:
 			break;

@@ -55,6 +55,9 @@ typedef struct Watched
 	unsigned char is;
 	unsigned char wanted;
 	bool		is_connection;
+	char		version;		/* first digit of the HTTP version of the
+								 * replies received over it; 0: none yet */
+	int			local_port;		/* 0: not known yet */
 	int64		heard_at;		/* when it was last readable */
 } Watched;
 
@@ -217,7 +220,7 @@ hrflow_poller_has_heard(int fd)
 }
 
 /*
- * Return the local port of a connection, or -1.
+ * Return the local port of a connection, or 0 if it has none yet.
  */
 static int
 get_local_port(int fd)
@@ -230,10 +233,61 @@ get_local_port(int fd)
 	}			address = {0};
 	socklen_t	length = sizeof(address);
 
-	if (getsockname(fd, &address.any, &length) != 0)
+	if (watched[fd].local_port == 0 &&
+		getsockname(fd, &address.any, &length) == 0)
+		watched[fd].local_port = ntohs(address.any.sa_family == AF_INET6 ?
+									   address.v6.sin6_port : address.v4.sin_port);
+	return watched[fd].local_port;
+}
+
+/*
+ * Return the connection with this local port, or -1.
+ */
+int
+hrflow_poller_find(int local_port)
+{
+	if (local_port == 0)
 		return -1;
-	return ntohs(address.any.sa_family == AF_INET6 ?
-				 address.v6.sin6_port : address.v4.sin_port);
+	for (int fd = 0; fd < nwatched; fd++)
+	{
+		if (watched[fd].is_connection && get_local_port(fd) == local_port)
+			return fd;
+	}
+	return -1;
+}
+
+/*
+ * Record the first digit of the HTTP version of a reply received over a
+ * connection.  "fd" may be -1.
+ */
+void
+hrflow_poller_note_version(int fd, char version)
+{
+	if (fd >= 0 && fd < nwatched)
+		watched[fd].version = version;
+}
+
+/*
+ * Is a request in progress on a connection that uses HTTP/1.1?  A request that
+ * is about to be sent over it must not have been added yet.  "fd" may be -1.
+ */
+bool
+hrflow_poller_is_busy(int fd)
+{
+	return fd >= 0 && fd < nwatched && watched[fd].version == '1' &&
+		watched[fd].wanted != 0;
+}
+
+/*
+ * Is there data to read from a connection that uses HTTP/1.1?  "fd" may be -1.
+ */
+bool
+hrflow_poller_has_input(int fd)
+{
+	char		byte;
+
+	return fd >= 0 && fd < nwatched && watched[fd].version == '1' &&
+		recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 /*
@@ -244,16 +298,11 @@ get_local_port(int fd)
 int
 hrflow_poller_find_silent(int local_port, int64 since)
 {
-	for (int fd = 0; fd < nwatched; fd++)
-	{
-		char		byte;
+	int			fd = hrflow_poller_find(local_port);
+	char		byte;
 
-		if (watched[fd].is_connection && watched[fd].heard_at < since &&
-			get_local_port(fd) == local_port &&
-			recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0)
-			return fd;
-	}
-	return -1;
+	return fd >= 0 && watched[fd].heard_at < since &&
+		recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0 ? fd : -1;
 }
 
 /*

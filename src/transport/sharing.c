@@ -8,7 +8,8 @@
  * has an HTTP/2 connection, it treats all of the host's connections as such,
  * and assigns each reply to whichever request reads first (069_http2.pl).
  * Nothing in a reply tells which request it belongs to, so all of them must
- * fail.
+ * fail.  This is possible only until the first reply over the connection: once
+ * its version is known, is_usable() in curl.c prevents it.
  *
  * Nothing here throws, since this is called from libcurl's callbacks.
  *

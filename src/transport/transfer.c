@@ -263,6 +263,7 @@ start(HrflowTransfer *transfer, int64 now)
 		.began = now,
 			.serial = transport->serial,
 			.nleft = -1,
+			.socket = -1,
 			.is_probe = admission == HRFLOW_ADMIT_PROBE,
 			.is_alone = hrflow_window_limit(transport) == 1
 	};
@@ -296,6 +297,18 @@ start(HrflowTransfer *transfer, int64 now)
  */
 
 /*
+ * Start a request again that was not sent, because libcurl chose a connection
+ * that cannot be used.  This does not count as an attempt.
+ */
+static void
+restart(HrflowTransfer *transfer)
+{
+	transfer->needs_fresh = true;
+	transfer->reply.attempts--;
+	hrflow_transfer_move(transfer, HRFLOW_READY);
+}
+
+/*
  * Move a transfer whose attempt has ended out of libcurl.  Report the outcome
  * to the account immediately, since it may take a long time until the
  * submitter gets the reply.
@@ -307,6 +320,11 @@ start(HrflowTransfer *transfer, int64 now)
 static void
 end_try(HrflowTransfer *transfer)
 {
+	if (transfer->try.fault == HRFLOW_UNUSABLE)
+	{
+		restart(transfer);
+		return;
+	}
 	hrflow_advance_end_try(transfer);
 	hrflow_window_settle(transfer);
 	hrflow_account_settle(transfer);

@@ -96,6 +96,8 @@ typedef enum HrflowFault
 	HRFLOW_BAD_ENCODING,
 	HRFLOW_PRIVATE_ADDRESS,		/* link to a private address */
 	HRFLOW_SENT_TWICE,			/* libcurl was about to send a POST again */
+	HRFLOW_UNUSABLE,			/* libcurl was about to send it over a
+								 * connection that cannot be used */
 	HRFLOW_MIXED_UP				/* the reply cannot be attributed to a request */
 } HrflowFault;
 
@@ -146,6 +148,7 @@ typedef struct HrflowTry
 								 * attempt was counted */
 	DateADT		day;			/* day for which the attempt was counted */
 	int			local_port;		/* local port of its connection */
+	int			socket;			/* descriptor of its connection; -1: unknown */
 	uint64		connection;		/* hash of the endpoints of its connection; 0:
 								 * not sent */
 	dlist_node	sent;			/* in sharing.c's list of requests */
@@ -184,6 +187,7 @@ typedef struct HrflowTransfer
 	bool		was_sent;		/* has any attempt been sent? */
 	bool		avoids_http2;	/* has an attempt over HTTP/2 failed without
 								 * any reply? */
+	bool		needs_fresh;	/* must it be sent over a new connection? */
 
 	HrflowTransferState state;
 	dlist_node	node;			/* in the list for its state */
@@ -436,6 +440,10 @@ extern bool hrflow_poller_opened(int fd);
 extern bool hrflow_poller_closed(int fd);
 extern bool hrflow_poller_is_connection(int fd);
 extern bool hrflow_poller_has_heard(int fd);
+extern int	hrflow_poller_find(int local_port);
+extern void hrflow_poller_note_version(int fd, char version);
+extern bool hrflow_poller_is_busy(int fd);
+extern bool hrflow_poller_has_input(int fd);
 extern int	hrflow_poller_find_silent(int local_port, int64 since);
 extern void hrflow_poller_shut_idle(int local_port, int64 since);
 extern void hrflow_poller_drop_closed(void);

@@ -164,6 +164,7 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->caller = transport->activity->state.caller;
 	transfer->was_sent = false;
 	transfer->avoids_http2 = false;
+	transfer->needs_fresh = false;
 	transfer->try = (HrflowTry)
 	{
 		0

@@ -2,6 +2,7 @@
 # servers that use TLS.  A regression test could see neither requests nor time.
 use strict;
 use warnings FATAL => 'all';
+use Hrflow::Http2Peer;
 use Hrflow::Node;
 use Hrflow::Proxy;
 use Hrflow::RawPeer;
@@ -292,6 +293,66 @@ foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
 		'>',
 		(59 - 20 - 2) * 0.05,
 		'requests that libcurl sends again by itself count towards the rate');
+}
+
+#
+# A reply that nobody requested, on a kept connection: it must not be taken for the reply
+# to the next request.  libcurl 7.88 would do that
+#
+foreach my $scheme ('http', 'https')
+{
+	my $strays = PostgreSQL::Test::Utils::tempdir() . '/strays';
+	my ($peer, $base_url);
+
+	if ($scheme eq 'http')
+	{
+		$peer = Hrflow::RawPeer->new(
+			sub {
+				my ($socket) = @_;
+
+				while (Hrflow::RawPeer::read_request($socket))
+				{
+					foreach my $data ('{}', '{"stray": 1}')
+					{
+						my $body = qq({"code": 200, "message": "ok", "data": $data});
+						print $socket "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",
+						  'Content-Length: ', length($body), "\r\n\r\n$body";
+						select(undef, undef, undef, 0.05) if $data eq '{}';
+					}
+					PostgreSQL::Test::Utils::append_to_file($strays, "stray\n");
+				}
+			});
+		$base_url = 'http://127.0.0.1:' . $peer->port . '/v1';
+	}
+	else
+	{
+		$peer = Hrflow::Http2Peer->new('stray', $api);
+		$base_url = $peer && $peer->base_url;
+		$strays = $peer && $peer->{log};
+	}
+
+	SKIP:
+	{
+		skip 'Python with TLS is not installed', 3 unless $peer;
+		my $session = Hrflow::Session->new($node);
+
+		$session->ask(
+			"SET hrflow_embed.base_url = '$base_url'; SET hrflow_embed.max_attempts = 1;");
+		foreach my $n (1 .. 3)
+		{
+			is( $session->ask("SELECT hrflow_profile_embedding('acme', 'p$n');"),
+				"{}\n-- done\n",
+				"call $n over $scheme gets its own reply");
+			for (1 .. 500)
+			{
+				last
+				  if -e $strays
+				  && (() = PostgreSQL::Test::Utils::slurp_file($strays) =~ /^stray/mg) >= $n;
+				select(undef, undef, undef, 0.02);
+			}
+		}
+		$session->finish;
+	}
 }
 
 #

@@ -102,18 +102,38 @@ $session->finish;
 		  . $mixed->port
 		  . "/v1'; SET hrflow_embed.max_concurrency = 32;");
 
-	# With libcurl 7.88, two requests of 200 sometimes fail with "Received HTTP/0.9 when
-	# not allowed".  The cause is not known.
 	my $replies = qq{SELECT
 			count(*) FILTER (WHERE data->>'profile' NOT LIKE '%/profiles/' || profile_id || '/%'),
-			count(*) FILTER (WHERE status = 'ok') >= 196,
-			coalesce(string_agg(DISTINCT error, '; ')
-				FILTER (WHERE error NOT LIKE '%HTTP/0.9%'), 'none')
+			count(*) FILTER (WHERE status = 'ok'), coalesce(string_agg(DISTINCT error, '; '), 'none')
 		FROM hrflow_profile_embeddings('acme', $ids, '{"profile": 1}');};
 	is( $of_both->ask($replies x 2),
-		"0|t|none\n0|t|none\n-- done\n",
+		"0|200|none\n0|200|none\n-- done\n",
 		'no profile gets the reply to another one from a host that mixes versions of HTTP');
 	$of_both->finish;
+
+	# Bodies that arrive piece by piece: no other request may read one of these.  Which
+	# connection is used when depends on the server, so try several times.
+	my $split =
+	  q{(SELECT array_agg('fault:v.slow=3,id=nurse-' || i) FROM generate_series(1, 200) i)};
+	my %outcomes;
+	foreach (1 .. 6)
+	{
+		my $session = Hrflow::Session->new($node, timeout => 60);
+
+		$session->ask($server->settings
+			  . "SET hrflow_embed.base_url = 'https://localhost:"
+			  . $mixed->port
+			  . "/v1'; SET hrflow_embed.max_concurrency = 32;");
+		$outcomes{
+			$session->ask(
+				qq{SELECT status, count(*), max(error), bool_or((
+					SELECT abs(sum(x::float8 * x) - 1) > 0.001 FROM unnest(vector) x))
+				FROM hrflow_profile_vectors('acme', $split, '{"profile": 1}') GROUP BY 1;}) }++;
+		$session->finish;
+	}
+	is( join('', sort keys %outcomes),
+		"ok|200||f\n-- done\n",
+		'no vector has parts of another reply from a host that mixes versions of HTTP');
 }
 
 done_testing();

@@ -1,10 +1,11 @@
 """A TLS server that refuses HTTP/2, in the way that its first argument names.
 
-    http2_peer.py goaway|refuse|alternate|close|linger CERTIFICATE KEY LOG
+    http2_peer.py goaway|refuse|alternate|close|linger|stray CERTIFICATE KEY LOG
 
 With "linger" it offers only HTTP/1.1, and answers one request on each connection,
 which says that the connection is closed.  But it neither closes it nor notices
-that the client does.
+that the client does.  With "stray" it offers only HTTP/1.1, and after each reply
+sends another one that nobody requested.
 
 Otherwise it offers HTTP/2 and HTTP/1.1.  Over HTTP/1.1 it answers every request.  Over
 HTTP/2 it answers them too, but
@@ -18,7 +19,8 @@ HTTP/2 it answers them too, but
     close    closes every connection at its first request
 
 It prints its port, appends "h2", "http/1.1" or "none" to LOG for every
-connection and "request" for every request, each with the time in seconds, and
+connection, "request" for every request and "stray" for every reply that nobody
+requested, each with the time in seconds, and
 ends when its input does.
 """
 import itertools
@@ -36,6 +38,7 @@ END_STREAM, ACK, END_HEADERS = 1, 1, 4
 REFUSED_STREAM, HTTP_1_1_REQUIRED = 7, 13
 
 BODY = b'{"code": 200, "message": "Profile embedding", "data": {}}'
+STRAY = b'{"code": 200, "message": "Profile embedding", "data": {"stray": 1}}'
 TYPE = b"application/json"
 
 # :status 200, and content-type without an entry in the table: RFC 7541
@@ -99,6 +102,13 @@ def serve_http2(connection, number):
                 frame(DATA, END_STREAM, stream, BODY))
 
 
+def answer(connection, body):
+    connection.sendall(
+        b"HTTP/1.1 200 OK\r\nContent-Type: " + TYPE +
+        (b"\r\nConnection: close" if how == "linger" else b"") +
+        b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
 def serve_http1(connection):
     head = b""
     while True:
@@ -106,12 +116,13 @@ def serve_http1(connection):
         if head.endswith(b"\r\n\r\n"):
             head = b""
             note("request")
-            connection.sendall(
-                b"HTTP/1.1 200 OK\r\nContent-Type: " + TYPE +
-                (b"\r\nConnection: close" if how == "linger" else b"") +
-                b"\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+            answer(connection, BODY)
             if how == "linger":
                 threading.Event().wait()
+            if how == "stray":
+                time.sleep(0.05)
+                answer(connection, STRAY)
+                note("stray")
 
 
 def serve(connection, number):
@@ -139,7 +150,7 @@ def accept():
 
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(certificate, key)
-context.set_alpn_protocols(["http/1.1"] if how == "linger" else ["h2", "http/1.1"])
+context.set_alpn_protocols(["http/1.1"] if how in ("linger", "stray") else ["h2", "http/1.1"])
 listener = socket.create_server(("127.0.0.1", 0), backlog=512)
 threading.Thread(target=accept, daemon=True).start()
 print(listener.getsockname()[1], flush=True)
