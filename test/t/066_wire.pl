@@ -1,4 +1,4 @@
-# Details of the protocol: encodings, a proxy that refuses, dead connections,
+# Details of the protocol: encodings, a proxy that refuses, broken connections,
 # servers that use TLS.  A regression test could see neither requests nor time.
 use strict;
 use warnings FATAL => 'all';
@@ -6,7 +6,6 @@ use Hrflow::Http2Peer;
 use Hrflow::Node;
 use Hrflow::Proxy;
 use Hrflow::RawPeer;
-use Hrflow::Server;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use POSIX                   ();
@@ -185,74 +184,6 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		SELECT hrflow_text_embedding(repeat('text ', 200000))});
 	like($err, qr/lost the connection/, 'a connection that takes no more bytes is given up');
 	cmp_ok(time - $began, '<', 15, 'a dead connection is closed long before request_timeout');
-}
-
-#
-# Kept connections that a NAT has forgotten: nothing sent over them arrives, and
-# neither end is notified.  A GET is sent again before it times out, over a new
-# connection
-#
-foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
-{
-	my ($name, $n) = @$case;
-	my $dir = PostgreSQL::Test::Utils::tempdir();
-	my $front = $name eq 'HTTP/2' && Hrflow::Server->new('nghttpx', $api, http2 => 1);
-	my $to = $front ? $front->port : $name eq 'http' ? $api->http : $api->https;
-	my $session = Hrflow::Session->new($node);
-	my $scheme = $name eq 'http' ? 'http' : 'https';
-
-	SKIP:
-	{
-		skip 'nghttp2-proxy is not installed', 4 if $name eq 'HTTP/2' && !$front;
-		skip 'this kernel lets only root drop packets', 4
-		  unless Hrflow::RawPeer::can_drop_packets();
-
-		my $nat = Hrflow::RawPeer->new(
-			sub {
-				my ($socket) = @_;
-				my $is_old = !-e "$dir/forget";
-				local $SIG{ALRM} = sub {
-					return unless $is_old && -e "$dir/forget";
-					Hrflow::RawPeer::drop_packets($socket);
-					PostgreSQL::Test::Utils::append_to_file("$dir/forgotten", '.');
-					$is_old = 0;
-				};
-
-				Time::HiRes::ualarm(50_000, 50_000);
-				Hrflow::RawPeer::forward($socket, $to);
-			});
-
-		is( $session->ask(
-					"SET hrflow_embed.base_url = '$scheme://localhost:"
-				  . $nat->port
-				  . "/v1'; SET hrflow_embed.connect_timeout = '3s';
-				SET hrflow_embed.request_timeout = '15s'; SET hrflow_embed.max_concurrency = 8;
-				SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-					(SELECT array_agg('fault:latency=1000,id=' || i) FROM generate_series(1, 8) i))
-				GROUP BY 1;"
-			),
-			"ok|8\n-- done\n",
-			"a batch makes $n connections through a NAT, over $name");
-		PostgreSQL::Test::Utils::append_to_file("$dir/forget", '');
-		my $forgotten = 0;
-		foreach (1 .. 500)
-		{
-			$forgotten = -s "$dir/forgotten" // 0;
-			last if $forgotten >= $n;
-			select(undef, undef, undef, 0.02);
-		}
-		is($forgotten, $n, "a NAT forgets $n connections, over $name");
-		is( $session->ask(q{SELECT status FROM hrflow_profile_embeddings('acme', '{p1}');}),
-			"ok\n-- done\n",
-			"a profile is requested again when a NAT has forgotten $n connections, over $name");
-		is( $session->ask(
-				q{SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-					(SELECT array_agg('q' || i) FROM generate_series(1, 40) i)) GROUP BY 1;}
-			),
-			"ok|40\n-- done\n",
-			"the profiles of the next batch are requested again as well, over $name");
-	}
-	$session->finish;
 }
 
 #

@@ -20,13 +20,16 @@
 # By combining these, a peer in front of a TLS server can reset a particular
 # handshake:
 #       sysread($socket, my $hello, 1) if $n == 4;    # of the fifth connection
+#
+# Some kernels let only root drop packets.  A test that does so begins with
+#       BEGIN { Hrflow::RawPeer::obtain_right_to_drop_packets() }
 package Hrflow::RawPeer;
 
 use strict;
 use warnings FATAL => 'all';
 use IO::Socket::INET;
 use POSIX  qw(WNOHANG);
-use Socket qw(IPPROTO_TCP SO_LINGER SOL_SOCKET TCP_NODELAY);
+use Socket qw(AF_INET IPPROTO_TCP SOCK_DGRAM SO_LINGER SOL_SOCKET TCP_NODELAY);
 
 sub new
 {
@@ -164,6 +167,27 @@ sub can_drop_packets
 	  or die "could not listen: $!";
 
 	return eval { drop_packets($socket); 1 };
+}
+
+# If packets cannot be dropped, run this program again in user and network namespaces of
+# its own, if possible, in which it has the capabilities of root but the same user.  Must
+# be called before anything else is done.
+sub obtain_right_to_drop_packets
+{
+	my @unshare = ('unshare', '--user', '--map-current-user', '--keep-caps', '--net');
+
+	if ($ENV{HRFLOW_NAMESPACE})
+	{
+		# Enable loopback: netdevice(7).  The numbers are SIOCSIFFLAGS and IFF_UP.
+		my $request = pack('a16 s x22', 'lo', 1);
+		socket(my $socket, AF_INET, SOCK_DGRAM, 0) or die $!;
+		ioctl($socket, 0x8914, $request)           or die "could not enable loopback: $!";
+		return;
+	}
+	return if can_drop_packets();
+	return unless system("@unshare true 2>/dev/null") == 0;
+	$ENV{HRFLOW_NAMESPACE} = 1;
+	exec @unshare, $^X, (map { "-I$_" } @INC), $0 or die "could not run unshare: $!";
 }
 
 sub stop
