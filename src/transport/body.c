@@ -192,53 +192,101 @@ is_among(const char *name, size_t length, const char *const names[], int n)
 }
 
 /*
+ * Take the first name from a list separated by commas.  Returns its length, or
+ * -1 at the end of the list.
+ */
+static int
+take_name(const char **list, const char *end, const char **name)
+{
+	const char *comma;
+	const char *last;
+
+	if (*list >= end)
+		return -1;
+	comma = memchr(*list, ',', end - *list);
+	last = comma != NULL ? comma : end;
+	*name = *list;
+	*list = last + 1;
+	while (*name < last && strchr(" \t\r\n", **name) != NULL)
+		(*name)++;
+	while (last > *name && strchr(" \t\r\n", last[-1]) != NULL)
+		last--;
+	return last - *name;
+}
+
+/*
  * Parse the value of a Content-Encoding header.  Some values denote no
  * transformation, because object stores return whatever they were given when
  * the object was written.  Returns false if the encoding is not supported.
  */
 static bool
-read_encoding(HrflowTransfer *transfer, const char *names, size_t length)
+read_encoding(HrflowTransfer *transfer, const char *value, const char *end)
 {
 	static const char *const compressed[] = {"gzip", "x-gzip"};
 	static const char *const plain[] = {"identity", "aws-chunked", "none", ""};
-	const char *end = names + length;
+	const char *name;
+	int			length;
 
-	while (names < end)
+	while ((length = take_name(&value, end, &name)) >= 0)
 	{
-		const char *comma = memchr(names, ',', end - names);
-		const char *last = comma != NULL ? comma : end;
-		const char *next = last + 1;
-
-		while (names < last && strchr(" \t\r\n", *names) != NULL)
-			names++;
-		while (last > names && strchr(" \t\r\n", last[-1]) != NULL)
-			last--;
-		if (is_among(names, last - names, compressed, lengthof(compressed)) &&
+		if (is_among(name, length, compressed, lengthof(compressed)) &&
 			!transfer->try.is_gzip)
 			transfer->try.is_gzip = true;
-		else if (!is_among(names, last - names, plain, lengthof(plain)))
+		else if (!is_among(name, length, plain, lengthof(plain)))
 			return false;
-		names = next;
 	}
 	return true;
 }
 
 /*
- * If this header line is Content-Encoding, prepare to decode the body.
+ * Check the value of a Transfer-Encoding header.  Compression, which we do not
+ * request, must be refused: libcurl 7.88 would decompress whatever it can, and
+ * our limits of memory do not include what that takes.
+ */
+static bool
+is_framing(const char *value, const char *end)
+{
+	static const char *const framing[] = {"chunked", "identity", ""};
+	const char *name;
+	int			length;
+
+	while ((length = take_name(&value, end, &name)) >= 0)
+	{
+		if (!is_among(name, length, framing, lengthof(framing)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * If a header line has this name, return its value, else NULL.
+ */
+static const char *
+value_of_header(const char *line, size_t length, const char *name)
+{
+	return length >= strlen(name) &&
+		pg_strncasecmp(line, name, strlen(name)) == 0 ?
+		line + strlen(name) : NULL;
+}
+
+/*
+ * If this header line is Content-Encoding, prepare to decode the body; if it
+ * is Transfer-Encoding, check it.
  */
 static bool
 note_encoding(HrflowTransfer *transfer, const char *line, size_t length)
 {
-	static const char name[] = "Content-Encoding:";
+	const char *end = line + length;
+	const char *content = value_of_header(line, length, "Content-Encoding:");
+	const char *framing = value_of_header(line, length, "Transfer-Encoding:");
 
-	if (length < strlen(name) || pg_strncasecmp(line, name, strlen(name)) != 0)
-		return true;
-	if (!read_encoding(transfer, line + strlen(name), length - strlen(name)))
+	if ((content != NULL && !read_encoding(transfer, content, end)) ||
+		(framing != NULL && !is_framing(framing, end)))
 	{
 		transfer->try.fault = HRFLOW_BAD_ENCODING;
 		return false;
 	}
-	if (!transfer->try.is_gzip)
+	if (content == NULL || !transfer->try.is_gzip)
 		return true;
 	if (transfer->gunzip == NULL)
 		transfer->gunzip = hrflow_gunzip_create();
@@ -310,9 +358,10 @@ hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 
 	/*
 	 * The headers end with an empty line.  If they are those of an interim
-	 * response (HTTP 1xx), another status line follows.
+	 * response (HTTP 1xx), another status line follows.  Any other line that
+	 * looks like one is a header or a trailer.
 	 */
-	if (length >= 6 && memcmp(data, "HTTP/", 5) == 0)
+	if (!transfer->try.has_reply && length >= 6 && memcmp(data, "HTTP/", 5) == 0)
 	{
 		const char *space = memchr(data, ' ', length);
 
@@ -332,7 +381,7 @@ hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
 		return 0;
 	}
-	if (transfer->try.headers_ended)
+	if (transfer->try.headers_ended || !transfer->try.has_reply)
 		return length;
 	note_left(transfer, data, length);
 	return note_encoding(transfer, data, length) ? length : 0;

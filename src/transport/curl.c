@@ -585,6 +585,9 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 	hrflow_stats_count(HRFLOW_RATE_LIMITS, http_status == 429);
 	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, transfer->try.body_bytes);
 
+	/* The status of an interim response is not that of a reply. */
+	if (http_status / 100 == 1 && http_status != 101)
+		http_status = 0;
 	reply->http_status = http_status;
 	reply->content_type = content_type;
 	reply->retry_after = Max(0, Min(retry_after, INT_MAX));
@@ -596,9 +599,13 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 	}
 
 	/*
-	 * libcurl reports success if the connection is closed within the headers.
+	 * libcurl reports success if the connection is closed within the headers,
+	 * and does not decompress the body.
 	 */
-	if (code == CURLE_OK && !transfer->try.headers_ended)
+	if (code == CURLE_OK &&
+		(!transfer->try.headers_ended ||
+		 (transfer->try.is_gzip && transfer->try.body_bytes > 0 &&
+		  !hrflow_gunzip_is_complete(transfer->gunzip))))
 		code = CURLE_PARTIAL_FILE;
 	if (code != CURLE_OK)
 	{

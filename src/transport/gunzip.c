@@ -68,6 +68,15 @@ hrflow_gunzip_reset(HrflowGunzip *gunzip)
 }
 
 /*
+ * Has the body ended where a member ends?
+ */
+bool
+hrflow_gunzip_is_complete(const HrflowGunzip *gunzip)
+{
+	return gunzip->is_complete;
+}
+
+/*
  * Decompress a part of the body, which may contain several members, and pass
  * the result to "sink".  Returns false if it is not valid gzip data, or if
  * "sink" returned false.

@@ -350,6 +350,7 @@ extern void hrflow_gunzip_reset(HrflowGunzip *gunzip);
 extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
 							   size_t length, HrflowGunzipSink sink,
 							   void *arg);
+extern bool hrflow_gunzip_is_complete(const HrflowGunzip *gunzip);
 
 /* in show.c */
 extern void hrflow_show_sent(HrflowTransfer *transfer);

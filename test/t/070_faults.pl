@@ -10,6 +10,7 @@ use Hrflow::RawPeer;
 use Hrflow::Resolver;
 use Hrflow::Session;
 use Hrflow::StandIn;
+use IO::Compress::Gzip ();
 use IO::Socket::INET;
 use IPC::Run                ();
 use List::Util              qw(max sum uniq);
@@ -646,6 +647,7 @@ sub with_length    { return without_length($_[0]) . "Content-Length: $_[1]\r\n";
 sub with_status    { return $_[0] =~ s/^HTTP.*?\r\n/$_[1]\r\n/r; }
 sub chunked        { return without_length($_[0]) . "Transfer-Encoding: chunked\r\n\r\n"; }
 sub chunk          { return sprintf "%x\r\n%s\r\n", length $_[0], $_[0]; }
+sub gzip           { IO::Compress::Gzip::gzip(\$_[0] => \my $out) or die; return $out; }
 
 # Return a chunk with a wrong size.
 sub bad_chunk { return "$_[0]\r\n$_[1]\r\n0\r\n\r\n"; }
@@ -677,6 +679,10 @@ my %raw = (
 	continue =>
 	  sub { my ($s, $head, $body) = @_; print $s "HTTP/1.1 100 Continue\r\n\r\n", "$head\r\n$body" }
 	,
+	hints => sub {
+		my ($s, $head, $body) = @_;
+		print $s "HTTP/1.1 103 Early Hints\r\nContent-Encoding: br\r\n\r\n", "$head\r\n$body";
+	},
 	continues => sub {
 		my ($s, $head, $body) = @_;
 		print $s "HTTP/1.1 100 Continue\r\n\r\n" x 10000, "$head\r\n$body";
@@ -694,6 +700,11 @@ my %raw = (
 		print $s with_status($head, 'HTTP/1.1 200 ' . 'x' x 1000000), "\r\n$body";
 	},
 	no_colon => sub { my ($s, $head, $body) = @_; print $s $head, "X\r\n\r\n$body" },
+	like_status => sub {
+		my ($s, $head, $body) = @_;
+		print $s with_length($head, length gzip($body)),
+		  "Content-Encoding: gzip\r\nHTTP/2: x\r\n\r\n", gzip($body);
+	},
 	nul => sub { my ($s, $head, $body) = @_; print $s $head, "X: a\0b\r\n\r\n$body" },
 	line_feeds => sub { my ($s, $head, $body) = @_; print $s "$head\r\n" =~ s/\r//gr, $body },
 	more => sub { my ($s, $head, $body) = @_; print $s "$head\r\n$body", "$head\r\n$body" },
@@ -775,6 +786,17 @@ my %raw = (
 		my ($s, $head, $body) = @_;
 		print $s chunked($head), chunk($body), "0\r\n", "X: x\r\n" x 100000, "\r\n";
 	},
+	transfer_gzip => sub {
+		my ($s, $head, $body) = @_;
+		print $s chunked($head) =~ s/: chunked/: gzip, chunked/r, chunk(gzip($body)), $last_chunk;
+	},
+
+	# zstd: a frame with a window of 128 MB, and a block that repeats one byte (RFC 8878)
+	transfer_zstd => sub {
+		my ($s, $head, $body) = @_;
+		my $frame = pack('VCCVX', 0xFD2FB528, 0, 17 << 3, (1 << 17) * 8 + 3) . ' ';
+		print $s chunked($head) =~ s/: chunked/: zstd, chunked/r, chunk($frame), $last_chunk;
+	},
 	transfer => sub {
 		my ($s, $head, $body) = @_;
 		print $s without_length($head), "Transfer-Encoding: nonsense\r\n\r\n$body";
@@ -789,12 +811,18 @@ my %raw = (
 		print $s with_length($head, 10),
 		  "Content-Encoding: gzip\r\n\r\n\x1f\x8b\x08\0\0\0\0\0\0\x03";
 	},
+	encoding_no_end => sub {
+		my ($s, $head, $body) = @_;
+		my $cut = substr(gzip($body), 0, -8);    # without its checksum and length
+		print $s with_length($head, length $cut), "Content-Encoding: gzip\r\n\r\n$cut";
+	},
 	encodings => sub {
 		my ($s, $head, $body) = @_;
 		print $s $head, 'Content-Encoding: ', join(', ', ('gzip') x 100), "\r\n\r\n$body";
 	},
 
 	close => sub { },
+	close_after_continue => sub { my ($s) = @_; print $s "HTTP/1.1 100 Continue\r\n\r\n" },
 	close_in_status => sub { my ($s) = @_; print $s 'HTTP/1.' },
 	close_in_headers => sub { my ($s, $head) = @_; print $s $head },
 	close_in_header => sub { my ($s, $head) = @_; print $s "${head}X-Half" },
@@ -887,11 +915,13 @@ play_raw(@$_)
 	[ 'HTTP 101', 'switching', 'http_error 58000' ],
 	[ 'HTTP 204', 'no_content', $invalid, %cut ],
 	[ 'HTTP 100 before the reply', 'continue', 'ok 00000' ],
+	[ 'HTTP 103 with an encoding before the reply', 'hints', 'ok 00000' ],
 	[ 'an endless series of HTTP 100', 'continues', 'too_large 54000' ],
 	[ '10,000 headers', 'headers', 'too_large 54000' ],
 	[ 'a header of 1 MB', 'header', 'too_large 54000' ],
 	[ 'the name of a header of 1 MB', 'header_name', 'too_large 54000' ],
 	[ 'a status line of 1 MB', 'status_line', 'too_large 54000' ],
+	[ 'a header that looks like a status line', 'like_status', 'ok 00000' ],
 	[ 'a header without a colon', 'no_colon', $invalid ],
 	[ 'a header with a NUL', 'nul', $invalid ],
 	[ 'lines that end in LF', 'line_feeds', 'ok 00000' ],
@@ -924,13 +954,17 @@ play_raw(@$_)
 	[ 'a trailer', 'trailer', 'ok 00000' ],
 	[ '100,000 trailers', 'trailers', 'too_large 54000' ],
 	[ 'an unknown transfer encoding', 'transfer', $invalid ],
+	[ 'gzip as a transfer encoding', 'transfer_gzip', $invalid ],
+	[ 'zstd as a transfer encoding', 'transfer_zstd', $invalid ],
 
 	[ 'an unknown content encoding', 'encoding', $invalid ],
 	[ 'a body that is not compressed', 'encoding_lie', $invalid ],
-	[ 'a compressed body that is cut', 'encoding_cut', $invalid, %cut ],
+	[ 'a compressed body that is cut', 'encoding_cut', $lost ],
+	[ 'a compressed body without its end', 'encoding_no_end', $lost ],
 	[ 'a body compressed 100 times', 'encodings', $invalid ],
 
 	[ 'an end before the reply', 'close', $lost ],
+	[ 'an end after HTTP 100', 'close_after_continue', $lost ],
 	[ 'an end in the status line', 'close_in_status', $lost ],
 	[ 'an end between headers', 'close_in_headers', $lost ],
 	[ 'an end in a header', 'close_in_header', $lost ],
