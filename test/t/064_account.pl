@@ -410,4 +410,31 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 	note("503 $name: $seconds s, " . $restarted->stats->{by_status}{503});
 }
 
+#
+# A server that is restarted: requests in flight are reset, and no connection is
+# accepted for three seconds
+#
+{
+	my $restarted = Hrflow::StandIn->new('--latency' => 20);
+	my $out = '';
+	my $batch = IPC::Run::start(
+		[   'psql', '-XAtq',
+			'-d', $node->connstr('postgres'),
+			'-c', batch($restarted, ids(2000), max_attempts => 3) ],
+		'>',
+		\$out,
+		'2>&1',
+		IPC::Run::timer(60));
+
+	ok($restarted->wait_until(sub { $_[0]{requests} >= 100 }), 'a server is used');
+	$restarted->stop;
+	my $stopped = time;
+	sleep 3;
+	$restarted->restart('--latency' => 20);
+	$batch->finish;
+	is($out, "ok 2000\n", 'no row is lost while a server is restarted');
+	cmp_ok(time - $stopped, '<', 20, 'a batch continues soon after a server was restarted');
+	note('restart: ' . (time - $stopped) . ' s');
+}
+
 done_testing();

@@ -392,7 +392,7 @@ foreach my $scheme ('http', 'https')
 	  . $api->base_url('https')
 	  . q{'; SET hrflow_embed.request_timeout = '5s';};
 	is( sql("$set SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme',
-			(SELECT array_append(array_agg('p' || i), 'fault:silent')
+			(SELECT array_prepend('fault:silent', array_agg('p' || i))
 				FROM generate_series(1, 31) i)) GROUP BY status ORDER BY 1"
 		),
 		"ok 31\ntimeout 1",
@@ -401,6 +401,22 @@ foreach my $scheme ('http', 'https')
 		SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['p1'])"),
 		'ok',
 		'http_version = 1.1 is used over TLS');
+
+	# Requests must not wait for a connection that the server will close.  One after
+	# another, they would take 4 s.
+	my $closing = Hrflow::StandIn->new('--latency' => 200, '--close');
+	my $began = time;
+	is( sql(    "SET hrflow_embed.base_url = '"
+			  . $closing->base_url('https')
+			  . "'; SET hrflow_embed.ca_file = '"
+			  . $closing->ca
+			  . q{'; SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+				(SELECT array_agg('p' || i) FROM generate_series(1, 20) i)) GROUP BY status}
+		),
+		'ok|20',
+		'a batch succeeds over TLS at a server that closes each connection');
+	cmp_ok(time - $began,
+		'<', 2, 'requests do not wait for each other at a server that closes each connection');
 
 	# Connection 5 is reset during its handshake.
 	my $resetting = Hrflow::RawPeer->new(
