@@ -682,22 +682,36 @@ hrflow_pool_waited(void)
 }
 
 /*
- * Let libcurl process its timers that have expired.
+ * Are there fewer connections than requests in flight?  If so, libcurl opens
+ * more when its timer is run, except if requests can share connections.
  */
-void
+bool
+hrflow_pool_lacks_connections(int nin_flight)
+{
+	return pool.sockets < nin_flight;
+}
+
+/*
+ * Let libcurl process its timers that have expired, which include those of
+ * requests that have just been added.  Returns whether it has opened any
+ * connections.
+ */
+bool
 hrflow_pool_run_timer(void)
 {
+	int			before = pool.sockets;
 	CURLMcode	code;
 	sigset_t	old;
 	int			running;
 
 	if (pool.timer > hrflow_clock_now())
-		return;
+		return false;
 	pool.timer = HRFLOW_NEVER;
 	begin_libcurl(&old);
 	code = curl_multi_socket_action(pool.multi, CURL_SOCKET_TIMEOUT, 0,
 									&running);
 	end_libcurl(&old, code);
+	return pool.sockets > before;
 }
 
 /*
@@ -707,7 +721,7 @@ void
 hrflow_pool_receive(void)
 {
 	work_on_sockets(hrflow_clock_now());
-	hrflow_pool_run_timer();
+	(void) hrflow_pool_run_timer();
 }
 
 /*

@@ -328,7 +328,8 @@ extern bool hrflow_pool_reserve_descriptor(const HrflowSettings *settings,
 										   int nin_flight,
 										   int (*count_unsent) (void));
 extern void hrflow_pool_balance_descriptors(int nin_flight);
-extern void hrflow_pool_run_timer(void);
+extern bool hrflow_pool_lacks_connections(int nin_flight);
+extern bool hrflow_pool_run_timer(void);
 extern void hrflow_pool_receive(void);
 extern bool hrflow_pool_was_away(void);
 extern int64 hrflow_pool_waited(void);
