@@ -444,21 +444,15 @@ fail_all_parked(Batch *batch, bool is_link)
 
 /*
  * Handle the parked requests after the API, or the host of links, has
- * answered.  Send them again, because an outage is over; if there are only a
- * few, there was no outage, so fail them.
+ * answered: send them again if it was down, else fail them.
  */
 static void
-settle_parked(Batch *batch, bool is_link)
+settle_parked(Batch *batch, bool is_link, bool was_down)
 {
-	int			n = batch->queue.nparked[is_link];
-
-	if (n < HRFLOW_MIN_OUTAGE)
+	if (!was_down)
 		fail_all_parked(batch, is_link);
-	else
-	{
-		while (n-- > 0)
-			hrflow_queue_resend(&batch->queue, is_link);
-	}
+	for (int n = batch->queue.nparked[is_link]; n > 0; n--)
+		hrflow_queue_resend(&batch->queue, is_link);
 }
 
 /*
@@ -468,13 +462,15 @@ settle_parked(Batch *batch, bool is_link)
 static void
 note_try(Batch *batch, const HrflowResult *result)
 {
+	bool		was_down = hrflow_health_in_trouble(&batch->health, result->is_link);
+
 	if (!watches_for_outage(batch))
 		return;
 	if (hrflow_health_note_try(&batch->health, result) &&
 		batch->next < batch->source->nelements && !batch->summary->refused)
 		refuse_rest(batch, result);
 	if (!hrflow_health_is_outage(result))
-		settle_parked(batch, result->is_link);
+		settle_parked(batch, result->is_link, was_down);
 }
 
 /*

@@ -437,4 +437,27 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 	note('restart: ' . (time - $stopped) . ' s');
 }
 
+#
+# An outage that another backend has noticed: only few requests of a batch use up
+# their attempts before the account is paused
+#
+{
+	my $restarted = Hrflow::StandIn->new;
+
+	is(outcome($restarted, ids(1)), 'ok 1', 'an account is used before an outage');
+	$restarted->script('status=503', ms => 4000);
+	sql_at(
+		$restarted, q{SET hrflow_embed.max_attempts = 1;
+		DO $$ BEGIN
+			FOR i IN 1 .. 12 LOOP
+				BEGIN
+					PERFORM hrflow_text_embedding('text ' || i);
+				EXCEPTION WHEN OTHERS THEN
+				END;
+			END LOOP;
+		END $$});
+	is(outcome($restarted, ids(200), max_attempts => 1),
+		'ok 200', 'no row is lost in an outage, even if few requests use up their attempts');
+}
+
 done_testing();
