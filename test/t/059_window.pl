@@ -75,11 +75,20 @@ cmp_ok(max(map { $_->{in_flight} } ($api->log)[ 500 .. 799 ]),
 #
 # Reduction
 #
-$api->script('status=503', count => 8);
-like($session->ask(batch(40)), qr/^ok 40$/m, 'A batch that meets 503 succeeds.');
-$api->reset;
-$session->ask(batch(300));
-cmp_ok($api->stats->{max_in_flight}, '<', 120, 'After 503, fewer requests are in flight.');
+foreach my $fault ('status=503', 'break=1')
+{
+	my $cut = Hrflow::Session->new($node);
+
+	$cut->ask(batch(800));
+	$api->reset;
+	$api->script($fault, count => 8);
+	like($cut->ask(batch(40)), qr/^ok 40$/m, "A batch that meets \"$fault\" succeeds.");
+	$api->reset;
+	$cut->ask(batch(200));
+	cmp_ok($api->stats->{max_in_flight},
+		'<', 120, "After \"$fault\", fewer requests are in flight.");
+	$cut->finish;
+}
 
 my $queueing = Hrflow::StandIn->new('--latency' => 100, '--serve' => 20);
 $session->ask("SET hrflow_embed.base_url = '" . $queueing->base_url . "';" . batch(1500));
