@@ -537,7 +537,7 @@ hrflow_settings_define(void)
 							PGC_USERSET, 0,
 							NULL, assign_int, NULL);
 	DefineCustomEnumVariable("hrflow_embed.on_missing",
-							 "Sets what happens if a profile or job is not found or has no vector.",
+							 "Sets what happens if a profile, job or link is not found or has no vector.",
 							 "\"error\": raise an error; \"null\": functions that return one value return NULL, and a WARNING reports how many did.",
 							 &on_missing, ON_MISSING_ERROR, on_missing_options,
 							 PGC_USERSET, 0,
