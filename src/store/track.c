@@ -637,6 +637,41 @@ reads_otherwise(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
+ * May the owner lock rows of a table?  Owners may have revoked that privilege
+ * from themselves.
+ */
+static bool
+may_lock_rows(const HrflowStore *store, Relation table)
+{
+	return pg_class_aclcheck(RelationGetRelid(table), store->owner,
+							 ACL_UPDATE) == ACLCHECK_OK;
+}
+
+/*
+ * Does the table feed the store through these keys?
+ */
+static bool
+has_keys(const HrflowStore *store, Relation table, Oid function,
+		 char *const *args)
+{
+	ListCell   *cell;
+
+	foreach(cell, hrflow_feeder_find(store, function, RelationGetRelid(table),
+									 AccessShareLock))
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+		int			i = HRFLOW_TRIGGER_PROFILE_COLUMN;
+
+		while (i < HRFLOW_TRIGGER_NKEYS &&
+			   strcmp(feeder->args[i], args[i]) == 0)
+			i++;
+		if (feeder->is_insert && i == HRFLOW_TRIGGER_NKEYS)
+			return true;
+	}
+	return false;
+}
+
+/*
  * Let a table feed the store from now on, and track the profiles that its
  * rows name.  The table is locked against writers meanwhile.  Returns the
  * number of profiles that were not tracked before.
@@ -647,9 +682,11 @@ track(const HrflowStore *store, Relation table, Oid function,
 	  const List *content)
 {
 	bool		had_triggers;
+	bool		had_keys;
 	bool		has_changed;
 
 	LockRelationOid(RelationGetRelid(table), ShareRowExclusiveLock);
+	had_keys = has_keys(store, table, function, args);
 	has_changed = reads_otherwise(store, table, function, args, content);
 	had_triggers = create_triggers(store, table, function, args, condition,
 								   columns);
@@ -667,22 +704,13 @@ track(const HrflowStore *store, Relation table, Oid function,
 	 */
 	if (had_triggers)
 		put_unwanted(store, function);
+	if (had_keys && may_lock_rows(store, table))
+		return hrflow_feeder_track_missing(store, table, args);
 	return hrflow_feeder_track(store,
 							   hrflow_feeder_profiles(store, args,
 													  hrflow_store_relation_name(RelationGetRelid(table)),
 													  ""),
 							   NULL);
-}
-
-/*
- * May the owner lock rows of a table?  Owners may have revoked that privilege
- * from themselves.
- */
-static bool
-may_lock_rows(const HrflowStore *store, Relation table)
-{
-	return pg_class_aclcheck(RelationGetRelid(table), store->owner,
-							 ACL_UPDATE) == ACLCHECK_OK;
 }
 
 /*

@@ -146,6 +146,12 @@ END $$;} . $reconcile);
 is(sql($triggers), 'AAAA', 'reconciling a table leaves its triggers as they are');
 sql("ALTER TABLE candidate DISABLE TRIGGER USER; $reconcile");
 is(sql($triggers), 'OOOO', 'reconciling a table re-creates triggers that are disabled');
+$reconciler->ask(
+	q{SET client_min_messages = error; BEGIN;
+	SELECT hrflow_track_table('embedding', 'candidate', 'id', 'acme');});
+unlike($writer->ask('SELECT FROM embedding_profile FOR UPDATE NOWAIT;'),
+	qr/ERROR/, 'tracking a table again with other refresh columns locks no profile');
+$reconciler->ask('ROLLBACK; RESET client_min_messages;');
 sql(q{REVOKE UPDATE ON candidate FROM keeper});
 is(sql("DELETE FROM embedding_profile WHERE profile_id = '7'; $reconcile"),
 	'tracked 1', 'a table can be reconciled even if its owner may not lock its rows');
