@@ -73,8 +73,9 @@ static const char create_vectors_sql[] =
 
 /*
  * The arguments are additional states and columns.  The fillfactor leaves
- * space on each page for the new versions of rows when they are leased, so
- * that these are HOT updates.
+ * space on each page for a new version of every row, because the rows of a
+ * page are usually leased at the same time: these updates are then HOT.
+ * (Those that write the result cannot be, because due_at is indexed.)
  */
 static const char create_profiles_sql[] =
 "CREATE TABLE %P ("
@@ -95,7 +96,7 @@ static const char create_profiles_sql[] =
 " dimension integer,"
 " sections text[],"
 " account text,%s"
-" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 80)";
+" PRIMARY KEY (source_id, %I)) WITH (fillfactor = 50)";
 
 /* The argument is the plural noun of the store's kind. */
 static const char *const create_more_sql[] = {
