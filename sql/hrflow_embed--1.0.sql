@@ -675,29 +675,6 @@ COMMENT ON FUNCTION hrflow_retry(regclass) IS
 
 REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 
--- Creates a second store, NAME_next, for the vectors of another model, and lets
--- the tables that feed a store feed both.  Profiles tracked by hrflow_track()
--- are tracked by both as well.  Returns the table of vectors of the second
--- store; a NOTICE reports how many profiles it will request.  The first store
--- keeps its vectors, and may be searched, until hrflow_switch_model() is
--- called.  The pg_cron job of the first store, if the caller may change it,
--- refreshes the second one from now on.
---
---   store         table of vectors
---   vector_type   type of the column of vectors, as in hrflow_create_store();
---                 NULL means that of the first store, without a dimension
---
--- To keep the first store after all, drop the second one, and call
--- hrflow_schedule() again.
---
--- Cost: none at once; one request for each profile in the refreshes of NAME_next
--- Requires: ownership of the store, even for superusers (use SET ROLE), and
--- what hrflow_create_store() and hrflow_track_table() require
--- Errors: store errors, those of hrflow_create_store() and
--- hrflow_track_table(), and
---   0A000  the store is partitioned, or has rows on other servers
---   55000  the owner of a table that feeds the store has changed, or its
---          columns have been released
 CREATE FUNCTION hrflow_change_model(
 	store regclass,
 	vector_type text DEFAULT NULL)
@@ -710,37 +687,6 @@ COMMENT ON FUNCTION hrflow_change_model(regclass, text) IS
 
 REVOKE ALL ON FUNCTION hrflow_change_model(regclass, text) FROM PUBLIC;
 
--- Replaces a store by the second one, NAME_next: drops the first one with its
--- vectors, including those put aside, and gives its name to the second one.
--- Returns the statements that create the indexes of vectors which the first
--- store had and the second one lacks.
---
---   store   table of vectors
---   part    part of the profiles with vectors in the first store that must have
---           vectors in the second one, from 0 to 1
---
--- A WARNING reports the number of profiles that no longer have vectors, and
--- NAME_erased records them with reason 'model'.  The record of what was erased
--- is kept, and the privileges and row-level security policies of the first
--- store's tables are copied.  Views, publications, triggers and columns that
--- users have added are not; the function fails if views depend on the tables.
--- Profiles that hrflow_track() or hrflow_untrack() was called for in the first
--- store only are tracked by, or erased from, the second one too.  The pg_cron
--- job of the second store, if the caller may change it, refreshes the store
--- under its new name.  The tables that feed the store are locked until the
--- transaction ends.
---
--- Requires: ownership of both stores, even for superusers (use SET ROLE), and
--- EXECUTE on hrflow_drop_store(), hrflow_track_table() and
--- hrflow_index_statement()
--- Errors: store errors, those of hrflow_drop_store() and hrflow_track_table(),
--- and
---   0A000  the store has rows on other servers
---   22023  part is out of range
---   42P01  there is no store NAME_next
---   55000  NAME_next has vectors of too few profiles, is not fed like the store,
---          or has another content; or the owner of a table that feeds one of
---          them has changed, or its columns have been released
 CREATE FUNCTION hrflow_switch_model(
 	store regclass,
 	part double precision DEFAULT 0.95)
