@@ -24,6 +24,7 @@
 #include "commands/extension.h"
 #include "common/hashfn.h"
 #include "compat.h"
+#include "executor/spi.h"
 #include "miscadmin.h"
 #include "store/match.h"
 #include "utils/array.h"
@@ -165,20 +166,32 @@ has_vector_index(Relation relation)
 HrflowIndex *
 hrflow_index_find(const HrflowSearch *search, const char *section)
 {
+	static SPIPlanPtr plan = NULL;
 	Oid			relid = RelationGetRelid(search->store->vectors);
 	HrflowParameters parameters = {0};
 	HrflowIndex *index;
 
 	/*
-	 * Avoid the statement if there is no index, because planning it takes as
-	 * long as comparing a thousand vectors.
+	 * Avoid the statement if there is no index, and plan it only once in a
+	 * session, because planning it takes as long as comparing a thousand
+	 * vectors.
 	 */
 	if (!has_vector_index(search->store->vectors))
 		return NULL;
 	hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(relid));
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
 	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(search->dimension));
-	if (hrflow_store_execute(find_statement, &parameters) == 0)
+	if (plan == NULL)
+	{
+		SPIPlanPtr	prepared = hrflow_store_prepare(find_statement,
+													parameters.n,
+													parameters.types);
+
+		SPI_keepplan(prepared);
+		plan = prepared;
+	}
+	hrflow_store_execute_plan(plan, parameters.values, parameters.nulls);
+	if (SPI_processed == 0)
 		return NULL;
 
 	index = palloc(sizeof(HrflowIndex));
