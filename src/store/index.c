@@ -41,7 +41,8 @@ PG_FUNCTION_INFO_V1(hrflow_index_statement);
  * Find an index for the cosine distance of the vectors of section $2 of the
  * table $1, which have $3 dimensions.  It must index the column "vector", or
  * its cast to the index's type as hrflow_index_statement() writes it, but no
- * other column or expression.
+ * other column or expression.  pg_get_expr() doubles single quotes and, unlike
+ * format('%L'), does not escape backslashes.
  */
 static const char find_statement[] =
 "SELECT i.indexrelid::regclass, pg_get_indexdef(i.indexrelid, 1, false),"
@@ -64,7 +65,7 @@ static const char find_statement[] =
 " AND a.amname IN ('hnsw', 'ivfflat')"
 " AND o.opcname IN ('vector_cosine_ops', 'halfvec_cosine_ops')"
 " AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid)"
-" = format('(section = %L::text)', $2))"
+" = '(section = ''' || replace($2, '''', '''''') || '''::text)')"
 " AND (t.atttypmod = $3 OR t.atttypmod = -1)"
 " AND pg_get_indexdef(i.indexrelid, 1, false) IN ('vector',"
 " format('((vector)::%s)', format_type(t.atttypid, t.atttypmod)))"

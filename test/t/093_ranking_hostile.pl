@@ -248,6 +248,13 @@ SKIP:
 
 	sql(sql("SELECT hrflow_index_statement('indexed')"));
 
+	# hrflow_match_recall() raises an error if it does not find the index.
+	sql(q{INSERT INTO indexed SELECT source_id, profile_id, 'it''s "a" \b', item, vector
+			FROM indexed});
+	sql(sql(q{SELECT hrflow_index_statement('indexed', 'it''s "a" \b')}));
+	cmp_ok(sql(q{SELECT hrflow_match_recall('indexed', 'it''s "a" \b')}),
+		'>=', 0.9, 'the index of a section with quotes and a backslash is used');
+
 	# Planning the statement that finds an index takes about 2 ms, which is a quarter of
 	# the time of a search among 20,000 profiles of 1,024 dimensions.
 	is( sql(qq{
