@@ -33,6 +33,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/syscache.h"
 
 PG_FUNCTION_INFO_V1(hrflow_index_statement);
@@ -460,7 +461,9 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 	MemoryContext old = MemoryContextSwitchTo(context);
 	int			nestlevel = NewGUCNestLevel();
 	bool		has_condition = search->profiles != NULL ||
-	search->source_id != NULL;
+	search->source_id != NULL ||
+	check_enable_rls(RelationGetRelid(store->vectors), InvalidOid,
+					 true) == RLS_ENABLED;
 	IndexRows	scan = {.search = search, .best = best};
 
 	if (has_condition)

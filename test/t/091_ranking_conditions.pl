@@ -364,6 +364,39 @@ SKIP:
 		unlike($err, qr/clusters_vector_idx/, "a search among $what does not use the index");
 	}
 
+	# A policy is a condition that only the executor knows, so the index is searched.
+	# As many further rows are taken from it as under other conditions.
+	sql(q{
+		GRANT SELECT ON clusters TO reader;
+		CREATE TABLE query AS SELECT n,
+				(SELECT array_agg(sin(i * 0.37 * n)::real) FROM generate_series(1, 16) i) AS vector
+			FROM generate_series(1, 30) n;
+		GRANT SELECT ON query TO reader;
+		ALTER TABLE clusters ENABLE ROW LEVEL SECURITY;
+		CREATE POLICY five_clusters ON clusters FOR SELECT TO reader
+			USING (substr(profile_id, 2)::int % 100 < 5)});
+	my ($rows, $best) = split /\|/, sql(
+		q{
+		SET ROLE reader;
+		SELECT count(*), count(*) FILTER (WHERE m.profile_id IN (
+				SELECT c.profile_id FROM clusters c
+				ORDER BY hrflow_vector_similarity(c.vector, q.vector) DESC LIMIT 10))
+			FROM query q, LATERAL hrflow_match('clusters', q.vector) m});
+	is($rows, '300', 'a reader to whom a policy shows 5 % of the profiles gets ten in each search');
+	cmp_ok($best, '>=', 294,
+		'a reader to whom a policy shows 5 % of the profiles gets the best of these by an index');
+	($status, $out, $err) = $node->psql(
+		'postgres', qq{
+		LOAD 'auto_explain';
+		SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+		SET auto_explain.log_level = notice;
+		SET ROLE reader;
+		SELECT count(*) FROM hrflow_match('clusters', $query)});
+	like(
+		$err,
+		qr/Index Scan using clusters_vector_idx/,
+		'a search by a reader to whom a policy applies uses the index');
+
 	# The library of pgvector is not loaded before the first statement of a session.
 	is( sql("SELECT count(*) FROM hrflow_match('vectors', $query, 10,
 			profiles => (SELECT array_agg('p' || i) FROM generate_series(1, 3000, 3) i))"),
