@@ -52,7 +52,14 @@ static const char sections_statement[] =
 "SELECT string_agg('\"' || s.section || '\"', ', ' ORDER BY s.section)"
 " FROM (SELECT DISTINCT v.section FROM %V AS v LIMIT 20) AS s";
 
-static const char dead_statement[] = "SELECT pg_stat_get_dead_tuples($1)";
+/*
+ * Return the number of dead tuples of a table or, if it is partitioned, of its
+ * partitions.
+ */
+static const char dead_statement[] =
+"SELECT pg_stat_get_dead_tuples($1) + COALESCE(("
+"SELECT sum(pg_stat_get_dead_tuples(p.relid))::bigint"
+" FROM pg_partition_tree($1) AS p WHERE p.relid <> $1), 0)";
 
 /*
  * A section of a weighted search.

@@ -451,7 +451,19 @@ SKIP:
 		qr/NOTICE:\ \ index\ \S+\ found\ \d\ of\ 10\ profiles,\ so\ all\ vectors\ were\ compared\n
 			.*\nHINT:\ \ Run\ VACUUM\ public\.$dead\./x,
 		'a message recommends to VACUUM if the index finds only dead tuples');
-	sql("VACUUM $dead");
+
+	# The same table and index as a partition.  The dead rows are counted there.
+	sql(qq{
+		CREATE TABLE parent (LIKE $dead INCLUDING ALL) PARTITION BY LIST (source_id);
+		ALTER TABLE parent ATTACH PARTITION $dead DEFAULT});
+	($out, $err) = output_and_notices($search =~ s/$dead/parent/r);
+	is($out, '10', 'live profiles of a partition are returned although it has dead tuples');
+	like(
+		$err,
+		qr/NOTICE:\ \ index\ \S+\ found\ \d\ of\ 10\ profiles,\ so\ all\ vectors\ were\ compared\n
+			.*\nHINT:\ \ Run\ VACUUM\ public\.parent\./x,
+		'a message recommends to VACUUM a partitioned table with dead tuples');
+	sql("VACUUM parent");
 	($out, $err) = output_and_notices($search);
 	is("$out$err", '10', 'no message is raised after VACUUM has removed the dead tuples');
 }
