@@ -107,12 +107,15 @@ is( sql("$best hrflow_match('million', $query,
 is(sql("$best hrflow_match('million', $query, profiles => string_to_array('$nearest', ' '))"),
 	$nearest, 'hrflow_match() can rank ten given profiles of a million');
 
-# Use a single session, so that the growth of its peak by each search is known.
+# Use a single session, so that the growth of its peak by each search is known.  The
+# second query maps the buffers of the larger table, which count as memory of the
+# session.  It must access a column, because PostgreSQL 17 does not scan a table for
+# nulls in a column that is NOT NULL.
 my $peak = q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');};
 my @peaks = split /\n/, sql(
 	"SET max_parallel_workers_per_gather = 0;
 	SELECT count(*) FROM hrflow_match('quarter', $query); $peak
-	SELECT count(*) FROM million WHERE vector IS NULL; $peak
+	SELECT count(vector[1]) FROM million; $peak
 	SELECT count(*) FROM hrflow_match('million', $query); $peak");
 cmp_ok($peaks[5] - $peaks[3],
 	'<', 4096, 'a search among a million profiles takes no more memory than among 250,000');
