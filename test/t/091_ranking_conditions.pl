@@ -397,6 +397,27 @@ SKIP:
 		qr/Index Scan using clusters_vector_idx/,
 		'a search by a reader to whom a policy applies uses the index');
 
+	# A profile with more items than a scan takes at a time
+	sql(q{
+		SELECT hrflow_create_store('crowd', 'vector(16)');
+		INSERT INTO crowd SELECT 'acme', 'busy', 'skills', i,
+				(SELECT array_agg(1 + sin(i * 7.3 + j + j * j * i) / 50)
+				   FROM generate_series(1, 16) j)::real[]
+			FROM generate_series(1, 3000) i;
+		INSERT INTO crowd SELECT 'acme', 'other ' || i, 'skills', 0,
+				(SELECT array_agg(sin(i * 7.3 + j + j * j * i)) FROM generate_series(1, 16) j)::real[]
+			FROM generate_series(1, 15) i;
+		VACUUM ANALYZE crowd});
+	sql(sql("SELECT hrflow_index_statement('crowd', 'skills')"));
+	foreach my $call ("hrflow_match('crowd', array_fill(1::real, ARRAY[16]), 10, 'skills')",
+		"hrflow_match_weighted('crowd', array_fill(1::real, ARRAY[16]), '{\"skills\": 1}', 10)")
+	{
+		is( sql("SELECT count(*), count(DISTINCT profile_id), bool_or(profile_id = 'busy') FROM $call"
+			),
+			'10|10|t',
+			"$call returns ten profiles although one has the 3,000 nearest items");
+	}
+
 	# The library of pgvector is not loaded before the first statement of a session.
 	is( sql("SELECT count(*) FROM hrflow_match('vectors', $query, 10,
 			profiles => (SELECT array_agg('p' || i) FROM generate_series(1, 3000, 3) i))"),
@@ -418,6 +439,19 @@ SKIP:
 		),
 		"huge|1.000000\nother|0.707107",
 		'a stored vector with huge elements is ranked by an index');
+	sql(q{INSERT INTO huge SELECT 'acme', 'p' || i, 'profile', 0,
+			ARRAY[sin(i), cos(i), sin(i * i)]::real[] FROM generate_series(1, 2000) i});
+	($status, $out, $err) = $node->psql(
+		'postgres', q{
+		LOAD 'auto_explain';
+		SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+		SET auto_explain.log_level = notice;
+		SELECT profile_id FROM hrflow_match('huge', '{1e20,1e20,1}', 1)});
+	is($out, 'huge', 'a stored vector with huge elements is found among 2,000 others');
+	like(
+		$err,
+		qr/Index Scan using huge_vector_idx/,
+		'a stored vector with huge elements is found by an index');
 
 	# All dead tuples are nearer to the query than the live ones.  The graph of
 	# HNSW is random.  In some graphs the scan reaches the live tuples anyway, and
