@@ -88,7 +88,8 @@ is_openssl(const char *tls)
  * OpenSSL 3 takes 21 ms to parse Debian's bundle of certificates, and libcurl
  * makes it do so for every connection if a directory is set as well, which is
  * the default.  A hashed directory alone is read file by file as needed, and
- * libcurl caches a bundle alone.  For other TLS libraries keep the defaults.
+ * libcurl caches a bundle alone, except for 8.22.0 (060_batch.pl).  For other
+ * TLS libraries keep the defaults.
  */
 static void
 find_trust(CURL *easy)
