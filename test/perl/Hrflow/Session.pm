@@ -6,11 +6,16 @@
 #   $session->wait_for(qr//)   waits until the output matches
 #   $session->pid              pid of the backend
 #   $session->sockets          number of sockets that the backend has open
+#   $session->finish           ends psql; dies if psql fails, other than by losing its
+#                              connection when a test has terminated the backend
 package Hrflow::Session;
 
 use strict;
 use warnings FATAL => 'all';
 use IPC::Run ();
+
+# Status of psql when it has lost its connection
+my $LOST_CONNECTION = 2 << 8;
 
 sub new
 {
@@ -68,7 +73,19 @@ sub finish
 {
 	my ($self) = @_;
 
-	eval { $self->{in} .= "\\q\n"; $self->{psql}->finish };
+	# The session may have been idle for longer than its timeout.
+	$self->{timeout}->start;
+	$self->{in} .= "\\q\n";
+	if (!eval { $self->{psql}->finish; 1 })
+	{
+		die "psql did not end in time: $self->{out}$self->{err}" if $self->{timeout}->is_expired;
+
+		# It ended before it could read this, because its connection was lost.
+		return;
+	}
+	my $status = $self->{psql}->full_result;
+	die "psql ended with $status: $self->{out}$self->{err}"
+	  if $status != 0 && $status != $LOST_CONNECTION;
 	return;
 }
 
