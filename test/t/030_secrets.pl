@@ -233,9 +233,9 @@ mkdir $path;
 like($session->ask($call), qr/ERROR:  55000:/, 'a directory is refused as a key file');
 rmdir $path;
 system('mkfifo', $path) == 0 or die;
-my $began = time;
-like($session->ask($call), qr/ERROR:  55000:/, 'a FIFO is refused as a key file');
-cmp_ok(time - $began, '<', 2, 'a FIFO is refused without waiting for it');
+
+# Opening it would wait for a process that writes, until the session's time limit.
+like($session->ask($call), qr/ERROR:  55000:/, 'a FIFO is refused without waiting for it');
 unlink $path;
 SKIP:
 {

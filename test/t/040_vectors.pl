@@ -8,6 +8,7 @@ use Digest::MD5 qw(md5_hex);
 use Hrflow::Node;
 use Hrflow::Resolver;
 use Hrflow::StandIn;
+use IPC::Run ();
 use JSON::PP;
 use List::Util              qw(min);
 use MIME::Base64            qw(encode_base64url);
@@ -224,6 +225,8 @@ foreach my $case (
 		"$out$err",
 		qr/^t\n.*canceling statement due to statement timeout/s,
 		"$name: decoding obeys statement_timeout");
+
+	# Compared with the whole time, which grows with that on a slow machine
 	cmp_ok($interrupted, '<', $all / 2,
 		sprintf "$name: statement_timeout takes effect at once (%d ms of %d)",
 		$interrupted, $all);

@@ -24,7 +24,9 @@ sub sql { return $node->safe_psql('postgres', @_); }
 
 sub status_of
 {
-	my ($id, $set) = (@_, '');
+	my ($id, $set) = @_;
+
+	$set //= '';
 	return sql("$set SELECT status FROM hrflow_profile_embeddings('acme', ARRAY['$id'])");
 }
 
@@ -174,16 +176,19 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 # A connection over which nothing is acknowledged
 #
 {
-	my $deaf = Hrflow::RawPeer->new(sub { sleep 30; });
-	my $began = time;
+	my $deaf = Hrflow::RawPeer->new(sub { sleep 600; });
 	my ($result, $out, $err) = $node->psql(
 		'postgres',
 		"SET hrflow_embed.base_url = 'http://127.0.0.1:"
 		  . $deaf->port . q{/v1';
 		SET hrflow_embed.connect_timeout = '1s'; SET hrflow_embed.max_attempts = 1;
 		SELECT hrflow_text_embedding(repeat('text ', 200000))});
-	like($err, qr/lost the connection/, 'a connection that takes no more bytes is given up');
-	cmp_ok(time - $began, '<', 15, 'a dead connection is closed long before request_timeout');
+
+	# At request_timeout, the error would be that there was no reply in time.
+	like(
+		$err,
+		qr/lost the connection/,
+		'a connection that takes no more bytes is given up before request_timeout');
 }
 
 #

@@ -34,7 +34,10 @@ $node->safe_psql(
 # the CPU time for each profile in microseconds.
 sub measure
 {
-	my ($n, $times, $from) = (@_, 1, $api);
+	my ($n, $times, $from) = @_;
+
+	$times //= 1;
+	$from  //= $api;
 	my $batch = qq{
 		SELECT count(*) || ' ' || count(*) FILTER (WHERE status = 'ok') || ' ' || sum(ordinality)
 		FROM hrflow_profile_embeddings('acme', (SELECT ids FROM input WHERE n = $n),
