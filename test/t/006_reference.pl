@@ -107,7 +107,7 @@ foreach my $section (split /^(?=## )/m, $reference)
 		my ($name, $text) = $entry =~ /^### (\w+)\n\n```\n.*?\n```\n(.*)/s;
 
 		push @in_order, $name unless $introduction =~ /^## Internal functions$/m;
-		$description{$name} = "$introduction$text";
+		$description{$name} = $introduction . $text =~ s/^\*Errors:\* .*?(?=\n\n|\z)//msr;
 		$paragraphs{$name} = { $text =~ /^\*(\w+):\* (.*?)(?=\n\*|\n\n|\z)/msg };
 		like(
 			join(' ', $text =~ /^\*(\w+):\*/mg),
