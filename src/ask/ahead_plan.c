@@ -405,7 +405,10 @@ get_subpath(Path *path)
 		case T_MaterialPath:
 			return &((MaterialPath *) path)->subpath;
 
-			/* The subpath's target does not include RETURNING and ON CONFLICT. */
+			/*
+			 * The subpath's target does not include RETURNING and ON
+			 * CONFLICT.
+			 */
 		case T_ModifyTablePath:
 			return &((ModifyTablePath *) path)->subpath;
 

@@ -142,14 +142,14 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 	if (length % 4 != 0 || bytes % sizeof(float4) != 0)
 	{
 		bad->detail = psprintf("The payload is neither a NumPy file nor a JSON array, and its %zu characters are not base64 of 4-byte floats: \"%s\".",
-							length, hrflow_vector_quote(payload, length));
+							   length, hrflow_vector_quote(payload, length));
 		return NULL;
 	}
 	n = bytes / sizeof(float4);
 	if (dimension != 0 && n % dimension != 0)
 	{
 		bad->detail = psprintf("The payload has %zu elements, which is not a multiple of hrflow_embed.vector_dimension (%d).",
-							n, dimension);
+							   n, dimension);
 		return NULL;
 	}
 
@@ -166,7 +166,7 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 					   hrflow_vector_elements(array), n))
 	{
 		bad->detail = psprintf("The payload is not a NumPy file, a JSON array or base64: \"%s\".",
-							hrflow_vector_quote(payload, length));
+							   hrflow_vector_quote(payload, length));
 		return NULL;
 	}
 	return hrflow_vector_check_finite(hrflow_vector_elements(array), n,

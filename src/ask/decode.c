@@ -36,7 +36,8 @@ hrflow_vector_decode(const char *payload, size_t length, int dimension,
 {
 	const char *start = hrflow_skip_space(payload, payload + length);
 
-	*bad = (HrflowBadVector) {
+	*bad = (HrflowBadVector)
+	{
 		.sqlerrcode = ERRCODE_INVALID_BINARY_REPRESENTATION
 	};
 	if (start == payload + length)

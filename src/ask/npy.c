@@ -364,7 +364,7 @@ hrflow_npy_decode(const char *payload, size_t length, HrflowBadVector *bad)
 	if (length % header.width != 0 || !fits)
 	{
 		bad->detail = psprintf("The NumPy file has %zu bytes of elements, which do not fit a shape of " UINT64_FORMAT " x " UINT64_FORMAT " elements of %d bytes.",
-							length, header.shape.rows, columns, header.width);
+							   length, header.shape.rows, columns, header.width);
 		return NULL;
 	}
 

@@ -190,7 +190,7 @@ skip_separator(const char *p, const char *start, const char *end, bool *ended,
 		return p + 1;
 	}
 	bad->detail = psprintf("Expected \",\" or \"]\" at byte %zu of the JSON, but found \"%s\".",
-						(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+						   (size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 	return NULL;
 }
 
@@ -223,7 +223,7 @@ read_json_row(const char *p, const char *start, const char *end,
 		if (!read_decimal(&p, end, &numbers->elements[numbers->n]))
 		{
 			bad->detail = psprintf("Expected a number at byte %zu of the JSON, but found \"%s\".",
-								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+								   (size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 			return NULL;
 		}
 		numbers->n++;
@@ -250,7 +250,7 @@ read_json_rows(const char *p, const char *start, const char *end,
 		if (p >= end || *p != '[')
 		{
 			bad->detail = psprintf("Expected \"[\" at byte %zu of the JSON, but found \"%s\".",
-								(size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+								   (size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
 			return NULL;
 		}
 		p = read_json_row(p + 1, start, end, numbers, bad);
@@ -261,8 +261,8 @@ read_json_rows(const char *p, const char *start, const char *end,
 		else if (numbers->n - before != shape->columns)
 		{
 			bad->detail = psprintf("Vector " UINT64_FORMAT " has %zu elements, but the first vector has " UINT64_FORMAT ".",
-								shape->rows, numbers->n - before,
-								shape->columns);
+								   shape->rows, numbers->n - before,
+								   shape->columns);
 			return NULL;
 		}
 		p = skip_separator(p, start, end, &ended, bad);

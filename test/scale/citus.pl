@@ -270,24 +270,28 @@ is( value_of(
 #
 # A batch joined with shards on the coordinator, which are executed in its session
 #
-value_of("SELECT citus_set_coordinator_host('127.0.0.1', current_setting('port')::int);
+value_of(
+	"SELECT citus_set_coordinator_host('127.0.0.1', current_setting('port')::int);
 	SELECT citus_set_node_property('127.0.0.1', current_setting('port')::int,
 		'shouldhaveshards', true)");
 value_of("SELECT citus_set_node_property('$_->{host}', $_->{port}, 'shouldhaveshards', false)")
   foreach @nodes;
-value_of("SET citus.shard_count = 8;
+value_of(
+	"SET citus.shard_count = 8;
 	CREATE SCHEMA here;
 	CREATE TABLE here.candidate (hrflow_id text PRIMARY KEY, embedding real[]);
 	SELECT create_distributed_table('here.candidate', 'hrflow_id', colocate_with => 'none');
 	INSERT INTO here.candidate SELECT 'nurse-' || i FROM generate_series(1, $nprofiles) i");
-is(requests_of(sub { value_of($pushed_down =~ s/talent/here/gr) }),
-	8 * $nprofiles, 'each shard on the coordinator requests all profiles without the CTE');
+is( requests_of(sub { value_of($pushed_down =~ s/talent/here/gr) }),
+	8 * $nprofiles,
+	'each shard on the coordinator requests all profiles without the CTE');
 is(requests_of(sub { value_of("SET search_path = here, public; $update") }),
 	$nprofiles, 'the materialized CTE requests each profile once for such shards');
 is( requests_of(
 		sub {
 			like(
-				error_of("SET citus.enable_local_execution = off; " . $pushed_down =~ s/talent/here/gr),
+				error_of(
+					"SET citus.enable_local_execution = off; " . $pushed_down =~ s/talent/here/gr),
 				qr/ERROR:  0A000: .*MATERIALIZED/s,
 				'without local execution the batch is refused');
 		}),

@@ -152,9 +152,11 @@ foreach my $wording ('none', '0', 'past', 'soon')
 		$share{$backend}++;
 		$nshared++;
 	}
-	cmp_ok($share{$_} // 0,
-		'>=', $nshared / 16, "backend $_ gets at least a quarter of its share of the rate")
-	  foreach 'a' .. 'd';
+	cmp_ok(
+		$share{$_} // 0,
+		'>=',
+		$nshared / 16,
+		"backend $_ gets at least a quarter of its share of the rate") foreach 'a' .. 'd';
 	note("of $nshared requests they get ", join(' ', map { $share{$_} // 0 } 'a' .. 'd'));
 	note("refused $before, then " . ($after - $before));
 }

@@ -1276,8 +1276,7 @@ SKIP:
 		play(
 			$of,
 			"HTTP/2 and $name",
-			$fault, $outcome,
-			%more,
+			$fault, $outcome, %more,
 			kept => 6,
 			settings => {
 				%{ $more{settings} // {} },
@@ -1332,7 +1331,8 @@ SKIP:
 	$backend = Hrflow::StandIn->new(@keys, '--link-base', $api->base_url('https') =~ s{/v1$}{}r);
 	$use_another_port->();
 	$happens->(
-		'a proxy that ends with GOAWAY', 'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },
+		'a proxy that ends with GOAWAY',
+		'latency=1000', 'ok 00000', sub { $proxy->signal('QUIT') },
 		whole => 1);
 	$proxy->finish;
 	$play->('api', 'a proxy that is gone', 'id=a', $unreachable, whole => 1);

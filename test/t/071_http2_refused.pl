@@ -119,7 +119,8 @@ SKIP:
 	like($ask->(400), qr/^ok 400/, 'a batch succeeds at a server that leaves connections open');
 	cmp_ok($sockets->(), '<', 300, 'not all connections that the server leaves open are kept');
 	$ask->(40);    # few enough to be kept, if the server had kept them
-	cmp_ok($sockets->(), '<', 64, 'connections that are left open are closed at the next statement');
+	cmp_ok($sockets->(), '<', 64,
+		'connections that are left open are closed at the next statement');
 	sleep 3;
 	$ask->(1);
 	cmp_ok($sockets->(), '<', 10, 'no connection is left open for more than some seconds');

@@ -90,8 +90,7 @@ foreach my $change (
 {
 	sql($change);
 	refresh();
-	is( sql(
-			q{SELECT count(*) FROM vectors WHERE key::int <= 40 AND vector <>
+	is( sql(q{SELECT count(*) FROM vectors WHERE key::int <= 40 AND vector <>
 				hrflow_text_embedding((SELECT min((title || E'\n\n' || body) COLLATE "C")
 					FROM job WHERE id = key))}
 		),
@@ -253,7 +252,7 @@ is( sql(q{SELECT vector = hrflow_text_embedding(E'Cook\n\nnumber 19') FROM vecto
 	'without it the other one is');
 sql(q{INSERT INTO note VALUES ('several', 'a' || repeat('x', 1048576)), ('several', 'b')});
 refresh();
-is( sql(q{SELECT vector = hrflow_text_embedding('b') FROM vectors WHERE key = 'several'}),
+is(sql(q{SELECT vector = hrflow_text_embedding('b') FROM vectors WHERE key = 'several'}),
 	't', 'of several rows with one key, one is used whose text can be sent');
 sql('DELETE FROM note; DROP TABLE note');
 
@@ -345,8 +344,7 @@ is( scalar(
 sql(q{TRUNCATE job; INSERT INTO job VALUES ('a', 'Baker', 'same'), ('b', 'Baker', 'same')});
 $api->reset;
 $api->script('silent', count => 1);
-sql(
-	q{SET hrflow_embed.request_timeout = '1s'; SET hrflow_embed.max_concurrency = 1;
+sql(q{SET hrflow_embed.request_timeout = '1s'; SET hrflow_embed.max_concurrency = 1;
 }
 	  . q{CALL hrflow_refresh('vectors', batch_size => 1)});
 is($api->stats->{requests}, 1, 'a text without an answer is not sent for another row');
@@ -376,8 +374,7 @@ $api->restart('--dim' => 64);
 #
 # Statistics that are wrong, as after all rows have been deleted and loaded again
 #
-sql(
-	q{ALTER TABLE vectors SET (autovacuum_enabled = off);
+sql(q{ALTER TABLE vectors SET (autovacuum_enabled = off);
 	ALTER TABLE vectors_profile SET (autovacuum_enabled = off); TRUNCATE job;
 	INSERT INTO job SELECT i, 'Driver', 'number ' || i FROM generate_series(1, 1000) i; ANALYZE job;
 	UPDATE pg_class SET reltuples = 1, relpages = 100 WHERE EXISTS
@@ -391,9 +388,10 @@ $node->psql(
 	  . q{CALL hrflow_refresh('vectors')}, stderr => \$err);
 my @plans = grep { /_hash/ } split /^(?=\S*\s*NOTICE:)/m, $err;
 cmp_ok(scalar(@plans), '>=', 30, 'auto_explain logs the statements about contents');
-is( join("\n", grep { /Rows Removed by .*: (\d+)/ && $1 > 500 } @plans),
+is(join("\n", grep { /Rows Removed by .*: (\d+)/ && $1 > 500 } @plans),
 	'', 'no statement about contents reads the whole store, although the statistics are wrong');
-sql('ALTER TABLE vectors RESET (autovacuum_enabled); ALTER TABLE vectors_profile RESET (autovacuum_enabled)');
+sql('ALTER TABLE vectors RESET (autovacuum_enabled); ALTER TABLE vectors_profile RESET (autovacuum_enabled)'
+);
 
 #
 # A text that all rows have
@@ -401,7 +399,8 @@ sql('ALTER TABLE vectors RESET (autovacuum_enabled); ALTER TABLE vectors_profile
 sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'same' FROM generate_series(1, 1000) i});
 refresh();
 sql('UPDATE vectors_profile SET due_at = now()');
-my $count_reads = q{SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'vectors_profile'};
+my $count_reads =
+  q{SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'vectors_profile'};
 my $before = sql($count_reads);
 refresh();
 cmp_ok(sql($count_reads) - $before,
@@ -415,7 +414,7 @@ sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'again' FROM generate_se
 $api->reset;
 $api->script('latency=2000', count => 1);
 $session->send(q{CALL hrflow_refresh('vectors', batch_size => 50);});
-$api->wait_until(sub { $_[0]->{requests} >= 1 }) or die;
+$api->wait_until(sub { $_[0]->{requests} >= 1 })                                             or die;
 $node->poll_query_until('postgres', q{SELECT count(lease_until) >= 50 FROM vectors_profile}) or die;
 is( sql(q{SELECT count(*) < 100 FROM (SELECT pg_sleep(0.5)) s, vectors_profile
 		WHERE lease_until > now()}),
@@ -446,8 +445,9 @@ for (1 .. 2)
 	my $other = Hrflow::Session->new($node);
 
 	$other->ask(q{CALL hrflow_refresh('vectors');});
-	my ($peak) = $other->ask(
-		q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');}) =~ /(\d+)/;
+	my ($peak) =
+	  $other->ask(q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');}) =~
+	  /(\d+)/;
 	cmp_ok($peak, '<', 200_000,
 		$_ == 1
 		? 'the texts of rows that wait for one request take no memory'
@@ -489,8 +489,7 @@ $api->restart('--dim' => 64);
 #
 # A vector that the store does not accept
 #
-sql(
-	q{TRUNCATE job; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+sql(q{TRUNCATE job; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
 	AS $$ BEGIN IF NEW.key = 'bad' THEN RAISE 'refused'; END IF; RETURN NEW; END $$;
 	CREATE TRIGGER refuse BEFORE INSERT ON vectors FOR EACH ROW EXECUTE FUNCTION refuse();
 	INSERT INTO job VALUES ('bad', 'Baker', '1'), ('good', 'Baker', '2')});
@@ -528,7 +527,8 @@ $session->ask('SELECT 1;');
 sql('ALTER SYSTEM SET synchronous_commit = off');
 sql(q{ALTER SYSTEM SET wal_writer_delay = '10s'});
 $node->restart;
-sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'number ' || i FROM generate_series(1, 8) i});
+sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'number ' || i FROM generate_series(1, 8) i}
+);
 sql('SET synchronous_commit = on; CREATE TABLE flushed ()');
 $api->reset;
 $api->script('latency=1000', count => 8);
@@ -570,8 +570,7 @@ sql(q{INSERT INTO person VALUES (11, '[1]'), (11, '{"name": "cook"}');
 	SET hrflow_embed.vector_dimension = 32;
 }
 	  . q{CALL hrflow_refresh('cv')});
-is( sql(
-		q{SELECT vector = hrflow_document_embedding('profile', '{"name": "cook"}') FROM cv
+is( sql(q{SELECT vector = hrflow_document_embedding('profile', '{"name": "cook"}') FROM cv
 			WHERE key = '11'}
 	),
 	't',

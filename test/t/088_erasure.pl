@@ -67,7 +67,7 @@ foreach my $content (qw(profile job text document))
 		is(warnings_of("BEGIN; $delete; $load COMMIT"),
 			'', "$delete, then INSERT of the rows, in one transaction, raises no WARNING");
 		is(tracked(), '1000 1000', "$delete, then INSERT of the rows, erases no vector");
-		is( $store->profiles("$id, state, due_at, generation"),
+		is($store->profiles("$id, state, due_at, generation"),
 			$before,
 			"$delete, then INSERT of the rows, makes no profile due, not even one that is gone")
 		  if !$store->{posts};    # their contents may have changed

@@ -265,8 +265,8 @@ $store->track("SELECT 'nurse-' || i FROM generate_series(1, 40) i");
 $store->call;
 $store->sql("SET client_min_messages = error; ${\ sprintf $change, '' }");
 refresh_next('');
-my $nerased = $store->sql(
-	'DROP TABLE shop.embedding_next_erased; SELECT count(*) FROM shop.embedding_erased');
+my $nerased =
+  $store->sql('DROP TABLE shop.embedding_next_erased; SELECT count(*) FROM shop.embedding_erased');
 my $writer = Hrflow::Session->new($node);
 my $switcher = Hrflow::Session->new($node);
 $switcher->ask("SET ROLE keeper; BEGIN; ${\ sprintf $switch, '' };");
@@ -281,8 +281,9 @@ like($writer->wait_for(qr/^written|ERROR/m),
 is($store->states, 'due 1, ok 39', 'rows that waited for a switch are tracked and erased');
 is($store->sql(sprintf $dimensions, 'embedding'),
 	'16|78', 'a person who is deleted during a switch has no vectors');
-is($store->sql('SELECT count(*) FROM shop.embedding_erased'),
-	$nerased + 1, 'the record of what was erased is kept if the second store has none');
+is( $store->sql('SELECT count(*) FROM shop.embedding_erased'),
+	$nerased + 1,
+	'the record of what was erased is kept if the second store has none');
 $_->finish foreach $writer, $switcher;
 $store->sql('DROP SCHEMA shop CASCADE');
 

@@ -356,12 +356,13 @@ foreach my $case ([ 'any dimension', 'real[]', undef, 'ok|16' ],
 		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
 		$store->call(q(fields => '{"profile": 1}'));
 		$store->sql("INSERT INTO shop.candidate (hrflow_id) VALUES ('$fault'); $due");
-		unlike($store->call(q(fields => '{"profile": 1}')),
-			qr/stopped/,
-			"a single vector of another dimension, $when, does not stop a run if the table takes $what");
-		is($store->profiles('state, dimension', "profile_id ~ 'fault'"),
+		unlike($store->call(q(fields => '{"profile": 1}')), qr/stopped/,
+			"a single vector of another dimension, $when, does not stop a run if the table takes $what"
+		);
+		is( $store->profiles('state, dimension', "profile_id ~ 'fault'"),
 			$expected,
-			"the state of a profile with another dimension, $when, is right if the table takes $what");
+			"the state of a profile with another dimension, $when, is right if the table takes $what"
+		);
 	}
 }
 

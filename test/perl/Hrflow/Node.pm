@@ -66,7 +66,7 @@ sub poll_query_until
 	for (1 .. 100)
 	{
 		return $met if eval { $met = $self->SUPER::poll_query_until(@arguments); 1 };
-		die $@ if $@ !~ /Broken pipe/;
+		die $@      if $@ !~ /Broken pipe/;
 	}
 	die $@;
 }
