@@ -136,10 +136,15 @@ report_progress(HrflowRun *run, bool is_last)
 								  run->nlacking, run->nlacking)));
 	else if (now - run->reported >= REPORT_INTERVAL)
 	{
-		ereport(INFO,
-				(errmsg("%s: " INT64_FORMAT " done, " INT64_FORMAT " of them unsuccessful, " INT64_FORMAT " remaining, %.0f per second, about %.0f s left",
-						run->name, ndone, ndone - nok, remaining, rate,
-						remaining / Max(rate, 1e-3))));
+		if (ndone == 0)
+			ereport(INFO,
+					(errmsg("%s: nothing done yet, " INT64_FORMAT " remaining",
+							run->name, remaining)));
+		else
+			ereport(INFO,
+					(errmsg("%s: " INT64_FORMAT " done, " INT64_FORMAT " of them unsuccessful, " INT64_FORMAT " remaining, %.0f per second, about %.0f s left",
+							run->name, ndone, ndone - nok, remaining, rate,
+							remaining / Max(rate, 1e-3))));
 		run->reported = now;
 	}
 }

@@ -375,20 +375,25 @@ hrflow_schedule_move(const char *from, const char *to, Oid caller)
 }
 
 /*
- * Throw an error because pg_cron is not in this database, with a hint that
- * gives the statement to be executed in the database that has it.
+ * Throw an error because pg_cron is not in this database.  If another database
+ * has it, a hint gives the statement to be executed there.
  */
 HRFLOW_NORETURN static void
 refuse_schedule(const char *statement)
 {
 	const char *database = GetConfigOption("cron.database_name", true, false);
+	bool		is_here = database != NULL &&
+	strcmp(database, get_database_name(MyDatabaseId)) == 0;
 
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("extension \"pg_cron\" is not installed in this database"),
-			 errhint("In the database where it is installed%s%s, run: %s",
-					 database ? ", " : "", database ? database : "",
-					 statement)));
+			 database == NULL ?
+			 errhint("Add pg_cron to shared_preload_libraries, or call hrflow_refresh() from another scheduler.") :
+			 is_here ?
+			 errhint("Run CREATE EXTENSION pg_cron.") :
+			 errhint("In the database where it is installed, %s, run: %s",
+					 database, statement)));
 }
 
 /*
