@@ -36,8 +36,15 @@ if (-e $node->config_data('--sharedir') . '/extension/pg_cron.control')
 		'cron.database_name' => 'postgres',
 		'cron.use_background_workers' => 'on',
 		client_connection_check_interval => '1s');    # of a worker, which has no client
-	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
 	$cron_store = Hrflow::Store->new($cron, $cron_api, 'shop');
+	(undef, undef, my $refusal) =
+	  $cron->psql('postgres', "SET ROLE keeper; SELECT hrflow_schedule('shop.embedding')");
+	like(
+		$refusal,
+		qr/ERROR:\ \ extension\ "pg_cron"\ is\ not\ installed\ in\ this\ database\n
+			HINT:\ \ Run\ CREATE\ EXTENSION\ pg_cron\./x,
+		'hrflow_schedule() says if pg_cron only has to be created');
+	$cron->safe_psql('postgres', 'CREATE EXTENSION pg_cron');
 	my $last_run = "SELECT last_run, last_run_status FROM hrflow_store_status('shop.embedding')";
 	is($cron_store->sql($last_run),
 		'|', 'hrflow_store_status() shows no last run to a role without privileges on pg_cron');
