@@ -375,25 +375,29 @@ hrflow_schedule_move(const char *from, const char *to, Oid caller)
 }
 
 /*
- * Throw an error because pg_cron is not in this database.  If another database
- * has it, a hint gives the statement to be executed there.
+ * Throw an error because pg_cron is not in this database, with a hint: how to
+ * get it for a job that executes "command" (NULL: a job is to be removed), or
+ * the statement to be executed in another database that has it.
  */
 HRFLOW_NORETURN static void
-refuse_schedule(const char *statement)
+refuse_schedule(const char *command, const char *statement)
 {
 	const char *database = GetConfigOption("cron.database_name", true, false);
-	bool		is_here = database != NULL &&
-	strcmp(database, get_database_name(MyDatabaseId)) == 0;
+	char	   *hint = NULL;
 
+	if (database != NULL &&
+		strcmp(database, get_database_name(MyDatabaseId)) != 0)
+		hint = psprintf("In the database where it is installed, %s, run: %s",
+						database, statement);
+	else if (command != NULL && database != NULL)
+		hint = "Run CREATE EXTENSION pg_cron.";
+	else if (command != NULL)
+		hint = psprintf("Add pg_cron to shared_preload_libraries, or let another scheduler run: %s",
+						command);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("extension \"pg_cron\" is not installed in this database"),
-			 database == NULL ?
-			 errhint("Add pg_cron to shared_preload_libraries, or call hrflow_refresh() from another scheduler.") :
-			 is_here ?
-			 errhint("Run CREATE EXTENSION pg_cron.") :
-			 errhint("In the database where it is installed, %s, run: %s",
-					 database, statement)));
+			 hint ? errhint("%s", hint) : 0));
 }
 
 /*
@@ -459,7 +463,8 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	command = make_command(fcinfo, &store, schedule);
 	warn_of_login(&store);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		refuse_schedule(hrflow_store_sql(&store, schedule_elsewhere_sql, job,
+		refuse_schedule(command,
+						hrflow_store_sql(&store, schedule_elsewhere_sql, job,
 										 schedule, command,
 										 get_database_name(MyDatabaseId),
 										 GetUserNameFromId(GetUserId(), false)));
@@ -488,8 +493,8 @@ hrflow_unschedule(PG_FUNCTION_ARGS)
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		refuse_schedule(hrflow_store_sql(&store, unschedule_elsewhere_sql,
-										 job_name(store.vectors_name)));
+		refuse_schedule(NULL, hrflow_store_sql(&store, unschedule_elsewhere_sql,
+											   job_name(store.vectors_name)));
 	found = drop_jobs(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	SPI_finish();

@@ -447,7 +447,7 @@ BEGIN
 	PERFORM hrflow_schedule('talent.embedding', schedule);
 EXCEPTION WHEN object_not_in_prerequisite_state THEN
 	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
-	RETURN substring(hint FROM 'time_budget => ''''(.*?)''''');
+	RETURN substring(hint FROM 'time_budget => ''(.*?)''');
 END $$;
 SELECT schedule, pg_temp.time_budget(schedule)
 FROM (VALUES ('* * * * *'), ('30 seconds'), ('1 second'), ('9223372036854775807 seconds'), ('-9223372036854775807 seconds'),
