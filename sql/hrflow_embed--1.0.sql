@@ -675,31 +675,6 @@ COMMENT ON FUNCTION hrflow_retry(regclass) IS
 
 REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 
-CREATE FUNCTION hrflow_change_model(
-	store regclass,
-	vector_type text DEFAULT NULL)
-RETURNS regclass
-AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
-
-COMMENT ON FUNCTION hrflow_change_model(regclass, text) IS
-'create a second store for the vectors of another model';
-
-REVOKE ALL ON FUNCTION hrflow_change_model(regclass, text) FROM PUBLIC;
-
-CREATE FUNCTION hrflow_switch_model(
-	store regclass,
-	part double precision DEFAULT 0.95)
-RETURNS SETOF text
-AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
-ROWS 2;
-
-COMMENT ON FUNCTION hrflow_switch_model(regclass, double precision) IS
-'replace a store by the second one that hrflow_change_model() has created';
-
-REVOKE ALL ON FUNCTION hrflow_switch_model(regclass, double precision) FROM PUBLIC;
-
 --
 -- Ranking
 --

@@ -618,11 +618,13 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 }
 
 /*
- * Return a table that was tracked for a store and no longer belongs to the
- * store's owner, or InvalidOid if there is none.
+ * Does every table that was tracked for a store still belong to the store's
+ * owner?  We do not query tables of other owners.  The owner of a table may
+ * have been changed by mistake, so the caller must not erase anything if this
+ * returns false; a WARNING then reports that.
  */
-Oid
-hrflow_feeder_find_lost(const HrflowStore *store, Oid function)
+bool
+hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 {
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
 	Oid			lost = InvalidOid;
@@ -644,20 +646,6 @@ hrflow_feeder_find_lost(const HrflowStore *store, Oid function)
 			lost = form->tgrelid;
 	}
 	table_close(triggers, AccessShareLock);
-	return lost;
-}
-
-/*
- * Does every table that was tracked for a store still belong to the store's
- * owner?  We do not query tables of other owners.  The owner of a table may
- * have been changed by mistake, so the caller must not erase anything if this
- * returns false; a WARNING then reports that.
- */
-bool
-hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
-{
-	Oid			lost = hrflow_feeder_find_lost(store, function);
-
 	if (OidIsValid(lost))
 		ereport(WARNING,
 				(errmsg("not erasing profiles from store %s: the owner of tracked table \"%s\" has changed",

@@ -200,15 +200,6 @@ bare_name(const HrflowKind *kind, const char *identifier)
 }
 
 /*
- * Return the argument "identifier" of hrflow_create_store() for a store.
- */
-const char *
-hrflow_kind_bare_identifier(const HrflowStore *store)
-{
-	return bare_name(store->kind, store->identifier_name);
-}
-
-/*
  * Return the index of an identifier of a kind, given its name without the
  * prefix for the kind.  NULL means the first identifier.  Throws 22023 if
  * there is no such identifier.

@@ -76,11 +76,11 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
 }
 
 /*
- * Return the statement that tracks a table for the store "name", with the
- * arguments of "feeder" and with these columns.
+ * Return the statement that tracks a table with the arguments of "feeder" and
+ * with these columns.
  */
 static char *
-make_track_statement(const char *name, Relation table,
+make_track_statement(const HrflowStore *store, Relation table,
 					 const HrflowFeeder *feeder, Bitmapset *columns,
 					 Oid caller)
 {
@@ -95,10 +95,10 @@ make_track_statement(const char *name, Relation table,
 											feeder->args);
 		for (int i = 0; i < list_length(content); i++)
 			columns = bms_del_member(columns, list_nth_int(content, i));
-		return hrflow_store_sql(NULL, track_content_again_sql,
+		return hrflow_store_sql(store, track_content_again_sql,
 								hrflow_catalog_function_name("hrflow_track_table",
 															 caller),
-								name,
+								store->vectors_name,
 								hrflow_store_relation_name(RelationGetRelid(table)),
 								feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN],
 								make_names(table, content),
@@ -107,10 +107,10 @@ make_track_statement(const char *name, Relation table,
 								refresh_columns_argument(table, columns));
 	}
 
-	return hrflow_store_sql(NULL, track_again_sql,
+	return hrflow_store_sql(store, track_again_sql,
 							hrflow_catalog_function_name("hrflow_track_table",
 														 caller),
-							name,
+							store->vectors_name,
 							hrflow_store_relation_name(RelationGetRelid(table)),
 							feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN],
 							has_column ? "source_column" : "source_id",
@@ -118,35 +118,6 @@ make_track_statement(const char *name, Relation table,
 										 HRFLOW_TRIGGER_SOURCE_COLUMN :
 										 HRFLOW_TRIGGER_SOURCE_ID],
 							refresh_columns_argument(table, columns));
-}
-
-/*
- * Return the statement that lets a table feed the store "name" through the
- * same columns as "feeders", the triggers through which it feeds a store.
- * "caller" is the OID of any SQL function of the extension.
- *
- * Throws 55000 if the columns of the table have been released.
- */
-char *
-hrflow_release_statement(const char *name, Relation table,
-						 List *feeders, Oid caller)
-{
-	ListCell   *cell;
-
-	foreach(cell, feeders)
-	{
-		const HrflowFeeder *feeder = lfirst(cell);
-
-		if (feeder->is_update)
-			return make_track_statement(name, table, feeder,
-										hrflow_columns_watched(table, feeders),
-										caller);
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("columns of table \"%s\" are already released",
-					RelationGetRelationName(table)),
-			 errhint("Call hrflow_track_table() with the same arguments as before.")));
 }
 
 /*
@@ -160,6 +131,7 @@ release(const HrflowStore *store, Relation table, Oid caller)
 											 hrflow_feeder_function(caller),
 											 RelationGetRelid(table),
 											 AccessExclusiveLock);
+	const HrflowFeeder *on_update = NULL;
 	char	   *statement;
 	ListCell   *cell;
 
@@ -168,8 +140,21 @@ release(const HrflowStore *store, Relation table, Oid caller)
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("table \"%s\" does not feed store %s",
 						RelationGetRelationName(table), store->vectors_name)));
-	statement = hrflow_release_statement(store->vectors_name, table, feeders,
-										 caller);
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder->is_update)
+			on_update = feeder;
+	}
+	if (on_update == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("columns of table \"%s\" are already released",
+						RelationGetRelationName(table)),
+				 errhint("Call hrflow_track_table() with the same arguments as before.")));
+	statement = make_track_statement(store, table, on_update,
+									 hrflow_columns_watched(table, feeders), caller);
 	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);

@@ -64,26 +64,11 @@ static const char drop_jobs_sql[] =
 " WHERE ARRAY[n.nspname::text, c.relname::text]"
 " = parse_ident(j.store)) END";
 
-/*
- * Create a job with the name $2 that executes what the caller's job with the
- * name $1 does, but whose statement begins with $4 instead of $3; then drop
- * the latter.
- */
-static const char move_job_sql[] =
-"SELECT cron.schedule($2, j.schedule,"
-" $4 || substr(j.command, length($3) + 1)), cron.unschedule(j.jobid)"
-" FROM cron.job AS j WHERE j.jobname = $1 AND j.active"
-" AND j.username = CURRENT_USER AND j.database = current_database()"
-" AND starts_with(j.command, $3)";
-
 static const char may_drop_jobs_sql[] =
 "SELECT CASE WHEN has_schema_privilege('cron', 'USAGE')"
 " THEN has_table_privilege('cron.job', 'SELECT')"
 " AND has_function_privilege('cron.unschedule(bigint)', 'EXECUTE')"
 " ELSE false END";
-
-static const char may_make_jobs_sql[] =
-"SELECT has_function_privilege('cron.schedule(text, text, text)', 'EXECUTE')";
 
 static const char may_read_cron_sql[] =
 "SELECT has_schema_privilege('cron', 'USAGE')"
@@ -123,12 +108,12 @@ job_prefix(void)
 }
 
 /*
- * Return the name of the job of a store with this name.
+ * Return the name of a store's job.
  */
 static char *
-job_name(const char *store)
+job_name(const HrflowStore *store)
 {
-	return psprintf("%s%s", job_prefix(), store);
+	return psprintf("%s%s", job_prefix(), store->vectors_name);
 }
 
 /*
@@ -147,7 +132,7 @@ hrflow_schedule_last_status(const HrflowStore *store)
 	if (!DatumGetBool(hrflow_store_datum(0, 1)))
 		return NULL;
 	hrflow_store_add(&parameters, TEXTOID,
-					 CStringGetTextDatum(job_name(store->vectors_name)));
+					 CStringGetTextDatum(job_name(store)));
 	if (hrflow_store_execute(last_status_sql, &parameters) == 0)
 		return NULL;
 	return hrflow_store_value_or_null(0, 1);
@@ -314,21 +299,9 @@ drop_jobs(const HrflowStore *store, Oid caller)
 					 CStringGetTextDatum(command_prefix(caller)));
 	hrflow_store_add(&parameters, TEXTOID,
 					 CStringGetTextDatum(store == NULL ? "" :
-										 job_name(store->vectors_name)));
+										 job_name(store)));
 	hrflow_store_execute(drop_jobs_sql, &parameters);
 	return DatumGetInt64(hrflow_store_datum(0, 1)) > 0;
-}
-
-/*
- * Is pg_cron in this database, and may the current user drop their jobs?
- */
-static bool
-may_drop_jobs(void)
-{
-	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		return false;
-	hrflow_store_execute(may_drop_jobs_sql, NULL);
-	return DatumGetBool(hrflow_store_datum(0, 1));
 }
 
 /*
@@ -339,39 +312,11 @@ may_drop_jobs(void)
 void
 hrflow_schedule_forget(const HrflowStore *store, Oid caller)
 {
-	if (may_drop_jobs())
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		return;
+	hrflow_store_execute(may_drop_jobs_sql, NULL);
+	if (DatumGetBool(hrflow_store_datum(0, 1)))
 		drop_jobs(store, caller);
-}
-
-/*
- * Let the job of the store "from" refresh the store "to" instead, if there is
- * such a job, pg_cron is in this database, and the caller has the privileges.
- * A NOTICE reports that.  The caller must have connected to SPI, and set
- * search_path to pg_catalog.
- */
-void
-hrflow_schedule_move(const char *from, const char *to, Oid caller)
-{
-	const char *const names[] = {from, to};
-	HrflowParameters parameters = {0};
-
-	if (!may_drop_jobs())
-		return;
-	hrflow_store_execute(may_make_jobs_sql, NULL);
-	if (!DatumGetBool(hrflow_store_datum(0, 1)))
-		return;
-	for (int i = 0; i < lengthof(names); i++)
-		hrflow_store_add(&parameters, TEXTOID,
-						 CStringGetTextDatum(job_name(names[i])));
-	for (int i = 0; i < lengthof(names); i++)
-		hrflow_store_add(&parameters, TEXTOID,
-						 CStringGetTextDatum(psprintf("%s%s,",
-													  command_prefix(caller),
-													  quote_literal_cstr(names[i]))));
-	if (hrflow_store_execute(move_job_sql, &parameters) > 0)
-		ereport(NOTICE,
-				(errmsg("pg_cron job of store %s now refreshes store %s",
-						from, to)));
 }
 
 /*
@@ -459,7 +404,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
 	hrflow_ready_check(&store);
-	job = job_name(store.vectors_name);
+	job = job_name(&store);
 	command = make_command(fcinfo, &store, schedule);
 	warn_of_login(&store);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
@@ -494,7 +439,7 @@ hrflow_unschedule(PG_FUNCTION_ARGS)
 					  HRFLOW_STORE_OWN);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		refuse_schedule(NULL, hrflow_store_sql(&store, unschedule_elsewhere_sql,
-											   job_name(store.vectors_name)));
+											   job_name(&store)));
 	found = drop_jobs(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	SPI_finish();

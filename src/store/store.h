@@ -249,7 +249,6 @@ extern void hrflow_store_close(HrflowStore *store);
 /* in kind.c */
 extern const HrflowKind *hrflow_kind_find(const char *content);
 extern int	hrflow_kind_identifier(const HrflowKind *kind, const char *name);
-extern const char *hrflow_kind_bare_identifier(const HrflowStore *store);
 extern const HrflowKind *hrflow_kind_of(Relation vectors, int *identifier);
 extern char *hrflow_kind_section(const HrflowKind *kind, char *name);
 extern void hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields);
@@ -281,7 +280,6 @@ extern void hrflow_feeder_drop(const HrflowFeeder *feeder);
 extern bool hrflow_feeder_drop_all(const HrflowStore *store, Oid function,
 								   Oid table);
 extern bool hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function);
-extern Oid	hrflow_feeder_find_lost(const HrflowStore *store, Oid function);
 extern bool hrflow_feeder_owns_all(const HrflowStore *store, Oid function);
 extern char *hrflow_feeder_profiles(const HrflowStore *store,
 									char *const *args, const char *table,
@@ -397,16 +395,11 @@ extern void hrflow_remote_check_table(Relation table);
 extern void hrflow_remote_check(const HrflowStore *store);
 extern void hrflow_remote_check_subscription(const HrflowStore *store);
 
-/* in release.c */
-extern char *hrflow_release_statement(const char *name, Relation table,
-									  List *feeders, Oid caller);
-
 /* in ready.c */
 extern void hrflow_ready_check(const HrflowStore *store);
 
 /* in schedule.c */
 extern char *hrflow_schedule_last_status(const HrflowStore *store);
 extern void hrflow_schedule_forget(const HrflowStore *store, Oid caller);
-extern void hrflow_schedule_move(const char *from, const char *to, Oid caller);
 
 #endif							/* HRFLOW_STORE_H */

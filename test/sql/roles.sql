@@ -15,7 +15,6 @@ GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text), hrflow_dr
 	hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text),
 	hrflow_untrack_table(regclass, regclass), hrflow_index_statement(regclass, text),
 	hrflow_release_columns(regclass, regclass),
-	hrflow_change_model(regclass, text), hrflow_switch_model(regclass, double precision),
 	hrflow_refresh_estimate(regclass, jsonb, interval, int),
 	hrflow_schedule(regclass, text, jsonb, interval), hrflow_unschedule(regclass),
 	hrflow_store_status(regclass), hrflow_store_failures(regclass), hrflow_retry(regclass) TO regress_hrflow_owner;
@@ -185,8 +184,7 @@ WITH outcome AS MATERIALIZED
 		(15, $$CALL hrflow_refresh('talent.KIND')$$), (16, $$SELECT hrflow_refresh_estimate('talent.KIND')$$),
 		(17, $$SELECT hrflow_track_table('talent.KIND', 'talent.feeds_KIND', 'word', TRACK)$$),
 		(18, $$SELECT hrflow_release_columns('talent.KIND', 'talent.feeds_KIND')$$),
-		(19, $$SELECT hrflow_change_model('talent.KIND')$$), (20, $$SELECT hrflow_switch_model('talent.KIND')$$),
-		(21, $$SELECT hrflow_untrack_table('talent.KIND', 'talent.feeds_KIND')$$), (22, $$SELECT hrflow_drop_store('talent.KIND')$$)) AS s(n, statement),
+		(19, $$SELECT hrflow_untrack_table('talent.KIND', 'talent.feeds_KIND')$$), (20, $$SELECT hrflow_drop_store('talent.KIND')$$)) AS s(n, statement),
 		kind, LATERAL (SELECT replace(replace(replace(statement, 'KIND', content), 'SOURCE', source), 'TRACK', track) AS filled) AS f)
 SELECT statement, owner, reader, operator, writer, string_agg(content, ' ' ORDER BY content) AS kinds
 FROM outcome GROUP BY n, statement, owner, reader, operator, writer ORDER BY n, kinds;

@@ -295,18 +295,6 @@ foreach my $case (
 	[   'hrflow_release_columns',
 		q{SELECT s.hrflow_release_columns('talent.embedding', 'talent.candidate')},
 		qr/^SELECT s\.hrflow_track_table\('talent\.embedding', 'talent\.candidate'/m ],
-	[   'hrflow_track_table, after hrflow_release_columns',
-		q{SELECT s.hrflow_track_table('talent.embedding', 'talent.candidate', 'hrflow_id', 'acme')},
-		qr/^0$/m ],
-	[   'hrflow_change_model',
-		q{SELECT s.hrflow_change_model('talent.embedding')},
-		qr/^talent\.embedding_next(?:NOTICE|$)/m ],
-	[   'hrflow_refresh of the second store',
-		q{CALL s.hrflow_refresh('talent.embedding_next', max_attempts => 1)},
-		qr/^(?!.*(ERROR|WARNING))/s ],
-	[   'hrflow_switch_model',
-		q{SELECT s.hrflow_switch_model('talent.embedding')},
-		$has_pgvector ? qr/^CREATE INDEX CONCURRENTLY ON talent\.embedding /m : qr/^(?!.*ERROR)/s ],
 	[   'hrflow_untrack_table',
 		q{SELECT s.hrflow_untrack_table('talent.embedding', 'talent.candidate')},
 		qr/^2WARNING: .* were put aside$/m ],
@@ -775,8 +763,6 @@ foreach my $case (
 	[ q{SELECT hrflow_drop_store('kept')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_track_table('kept', 'fed', 'id', 'acme')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_untrack_table('kept', 'fed')}, qr/ERROR:  25006/ ],
-	[ q{SELECT hrflow_change_model('kept')}, qr/ERROR:  25006/ ],
-	[ q{SELECT hrflow_switch_model('kept')}, qr/ERROR:  25006/ ],
 	[ q{SELECT hrflow_schedule('kept')}, qr/ERROR:  (25006|55000: extension "pg_cron" is not)/ ])
 {
 	my ($statement, $expected) = @$case;

@@ -286,7 +286,7 @@ foreach my $case (@takes)
 			$printed,
 			qr/WARNING:\ .*\ refresh\ of\ shop\.embedding\ was\ stopped:\ the\ API\ returned\ vectors\ of
 				\ 16\ dimensions,\ and\ those\ of\ the\ store\ have\ 8
-				.*DETAIL:\ .*\ not\ stored.*HINT:\ .*call\ hrflow_change_model/sx,
+				.*DETAIL:\ .*\ not\ stored.*HINT:\ .*create\ another\ store/sx,
 			"a run with $due profiles due stops if the model changed and the table takes $what");
 		cmp_ok($requests, '<=', 32,
 			"a run with $due profiles due sends at most 32 requests if the table takes $what");

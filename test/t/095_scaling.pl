@@ -69,8 +69,6 @@ my @refused = (
 	q{SELECT hrflow_untrack('STORE', 'acme', '{nurse-1}')},
 	q{SELECT hrflow_retry('STORE')},
 	q{SELECT hrflow_restore('STORE')},
-	q{SELECT hrflow_change_model('STORE')},
-	q{SELECT hrflow_switch_model('STORE')},
 	q{SELECT hrflow_track_table('STORE', 'fed', 'id', 'acme')},
 	q{SELECT hrflow_schedule('STORE')},
 	q{CALL hrflow_refresh('STORE')});
