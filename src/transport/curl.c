@@ -517,6 +517,7 @@ hrflow_curl_start(HrflowTransfer *transfer)
 				  (long) hrflow_pool_is_short());
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_FRESH_CONNECT,
 				  (long) transfer->needs_fresh);
+	transfer->needs_fresh = false;
 
 	set_version(transfer);
 	set_target(transfer);

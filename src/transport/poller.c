@@ -241,19 +241,26 @@ get_local_port(int fd)
 }
 
 /*
- * Return the connection with this local port, or -1.
+ * Return the connection with this local port, or -1 if there is none, or if
+ * several connections, to different servers, have it.
  */
 int
 hrflow_poller_find(int local_port)
 {
+	int			found = -1;
+
 	if (local_port == 0)
 		return -1;
 	for (int fd = 0; fd < nwatched; fd++)
 	{
 		if (watched[fd].is_connection && get_local_port(fd) == local_port)
-			return fd;
+		{
+			if (found >= 0)
+				return -1;
+			found = fd;
+		}
 	}
-	return -1;
+	return found;
 }
 
 /*

@@ -312,7 +312,8 @@ static void
 restart(HrflowTransfer *transfer)
 {
 	transfer->needs_fresh = true;
-	transfer->reply.attempts--;
+	if (transfer->try.nsent == 0)
+		transfer->reply.attempts--;
 	hrflow_transfer_move(transfer, HRFLOW_READY);
 }
 
