@@ -305,8 +305,9 @@ start(HrflowTransfer *transfer, int64 now)
  */
 
 /*
- * Start a request again that was not sent, because libcurl chose a connection
- * that cannot be used.  This does not count as an attempt.
+ * Start a request again over a new connection, because libcurl was about to
+ * send it over one that cannot be used.  Unless libcurl had sent it before, this
+ * does not count as an attempt.
  */
 static void
 restart(HrflowTransfer *transfer)
