@@ -328,7 +328,7 @@ HRFLOW_NORETURN static void
 refuse_schedule(const char *command, const char *statement)
 {
 	const char *database = GetConfigOption("cron.database_name", true, false);
-	char	   *hint = NULL;
+	const char *hint = NULL;
 
 	if (database != NULL &&
 		strcmp(database, get_database_name(MyDatabaseId)) != 0)
