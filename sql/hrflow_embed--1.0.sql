@@ -32,20 +32,19 @@
 --
 -- Costs
 --
--- Functions that send requests have a high COST, so that the planner evaluates
--- other conditions before them.
+-- Functions that send requests or compare many vectors have a high COST, so that
+-- the planner evaluates other conditions before them.
 --
 -- Nulls
 --
 -- Functions with an argument for which a null has a meaning or is an error are
--- CALLED ON NULL INPUT.
+-- CALLED ON NULL INPUT.  The others return a null, or no rows.
 --
 -- Privileges
 --
 -- EXECUTE is revoked from PUBLIC for functions that send requests, access a
 -- store or reset statistics, and for those that only the extension itself
--- needs.  Blocks without REVOKE are about functions that compute something from
--- their arguments, or hide what the caller may not see.
+-- needs.  Where PUBLIC may execute a function, a comment says why.
 --
 
 --
@@ -204,7 +203,7 @@ RETURNS TABLE (elements bigint, requests bigint, links bigint,
 	seconds double precision)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
-COST 10000 ROWS 1;
+ROWS 1;
 
 COMMENT ON FUNCTION hrflow_estimate(text, text[], jsonb, text[], text[]) IS
 'expected cost of hrflow_profile_vectors() with the same arguments; sends no request';
@@ -348,7 +347,7 @@ REVOKE ALL ON FUNCTION hrflow_document_embeddings(text, jsonb[]) FROM PUBLIC;
 CREATE FUNCTION hrflow_auth()
 RETURNS jsonb
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL RESTRICTED
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
 COST 1000;
 
 COMMENT ON FUNCTION hrflow_auth() IS
@@ -358,6 +357,9 @@ REVOKE ALL ON FUNCTION hrflow_auth() FROM PUBLIC;
 
 --
 -- Vectors
+--
+-- PUBLIC may execute these functions because they only compute something from
+-- their arguments.
 --
 
 CREATE FUNCTION hrflow_decode_vector(payload bytea)
@@ -386,7 +388,7 @@ LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
 COST 20;
 
 COMMENT ON FUNCTION hrflow_vector_similarity("any", real[]) IS
-'cosine similarity of a stored vector with a query, or NULL';
+'cosine similarity of a stored vector with a query, or NULL if it is undefined';
 
 --
 -- Stores
@@ -406,7 +408,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_create_store(text, text, text, text) IS
-'create the tables of a store of vectors';
+'create the tables of a vector store';
 
 REVOKE ALL ON FUNCTION hrflow_create_store(text, text, text, text) FROM PUBLIC;
 
@@ -416,7 +418,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_drop_store(regclass) IS
-'drop a store of vectors, the triggers that feed it, and its pg_cron job';
+'drop a vector store, the triggers that feed it, and its pg_cron job';
 
 REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 
@@ -428,7 +430,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_track(regclass, text, text[]) IS
-'track profiles in a store';
+'track profiles in a store, and return the number of new ones';
 
 REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 
@@ -440,7 +442,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_mark_due(regclass, text, text[]) IS
-'make profiles of a store due because they have changed';
+'make profiles of a store due because they have changed, and return their number';
 
 REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
 
@@ -452,7 +454,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_untrack(regclass, text, text[]) IS
-'erase profiles and their vectors from a store';
+'erase profiles and their vectors from a store, and return their number';
 
 REVOKE ALL ON FUNCTION hrflow_untrack(regclass, text, text[]) FROM PUBLIC;
 
@@ -487,19 +489,19 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text) IS
-'let the rows of a table determine which profiles a store tracks';
+'let the rows of a table determine which profiles a store tracks, and return the number of new ones';
 
 REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text) FROM PUBLIC;
 
--- The function drops the triggers, and puts aside the profiles that nothing
--- else wants.
+-- The function drops the triggers, and puts aside the profiles that are in no
+-- other table that feeds the store.
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
-'stop a table from feeding a store';
+'stop a table from feeding a store, and return the number of profiles put aside';
 
 REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
 
@@ -535,7 +537,7 @@ REVOKE ALL ON FUNCTION hrflow_release_columns(regclass, regclass) FROM PUBLIC;
 CREATE FUNCTION hrflow_track_trigger()
 RETURNS trigger
 AS 'MODULE_PATHNAME'
-LANGUAGE C;
+LANGUAGE C VOLATILE;
 
 COMMENT ON FUNCTION hrflow_track_trigger() IS
 'trigger function by which a table feeds a store, used by hrflow_track_table()';
@@ -589,7 +591,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) IS
-'create or change the pg_cron job that refreshes a store';
+'create or change the pg_cron job that refreshes a store, and return its jobid';
 
 REVOKE ALL ON FUNCTION hrflow_schedule(regclass, text, jsonb, interval) FROM PUBLIC;
 
@@ -599,7 +601,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_unschedule(regclass) IS
-'remove the pg_cron job that refreshes a store';
+'remove the pg_cron job that refreshes a store, and return whether there was one';
 
 REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 
@@ -642,7 +644,8 @@ COMMENT ON FUNCTION hrflow_store_orphans(regclass) IS
 
 REVOKE ALL ON FUNCTION hrflow_store_orphans(regclass) FROM PUBLIC;
 
--- This is STABLE rather than IMMUTABLE because convert_to() is.
+-- This is STABLE rather than IMMUTABLE because convert_to() is.  PUBLIC may
+-- execute it because it only computes something from its arguments.
 CREATE FUNCTION hrflow_fingerprint(source_id text, profile_id text)
 RETURNS bytea
 LANGUAGE SQL STABLE STRICT PARALLEL SAFE
@@ -661,7 +664,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_restore(regclass, text, text[]) IS
-'restore vectors of a store that were put aside';
+'restore vectors of a store that were put aside, and return the number of profiles';
 
 REVOKE ALL ON FUNCTION hrflow_restore(regclass, text, text[]) FROM PUBLIC;
 
@@ -671,7 +674,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_retry(regclass) IS
-'make failed and gone profiles of a store due again';
+'make failed and gone profiles of a store due again, and return their number';
 
 REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 
@@ -781,23 +784,13 @@ REVOKE ALL ON FUNCTION hrflow_index_statement(regclass, text) FROM PUBLIC;
 -- Activity
 --
 
-CREATE FUNCTION hrflow_embed_activity(
-	OUT pid int,
-	OUT role name,
-	OUT function text,
-	OUT store text,
-	OUT started_at timestamptz,
-	OUT elements_total bigint,
-	OUT elements_done bigint,
-	OUT ok bigint,
-	OUT failed bigint,
-	OUT requests bigint,
-	OUT retries bigint,
-	OUT in_flight int,
-	OUT waiting_for text,
-	OUT resumes_at timestamptz,
-	OUT eta timestamptz)
-RETURNS SETOF record
+-- PUBLIC may execute this and read the view because they show only the process
+-- ID and the role of backends that the caller has no privileges on.
+CREATE FUNCTION hrflow_embed_activity()
+RETURNS TABLE (pid int, role name, function text, store text,
+	started_at timestamptz, elements_total bigint, elements_done bigint,
+	ok bigint, failed bigint, requests bigint, retries bigint, in_flight int,
+	waiting_for text, resumes_at timestamptz, eta timestamptz)
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE PARALLEL RESTRICTED
 ROWS 10;
@@ -805,10 +798,11 @@ ROWS 10;
 COMMENT ON FUNCTION hrflow_embed_activity() IS
 'rows of the view hrflow_embed_activity';
 
--- PUBLIC may read the view because it shows only the process ID and the role of
--- backends that the reader has no privileges on.
 CREATE VIEW hrflow_embed_activity AS
-	SELECT * FROM @extschema@.hrflow_embed_activity();
+	SELECT pid, role, function, store, started_at, elements_total,
+		elements_done, ok, failed, requests, retries, in_flight, waiting_for,
+		resumes_at, eta
+	FROM @extschema@.hrflow_embed_activity();
 
 COMMENT ON VIEW hrflow_embed_activity IS
 'progress of functions that send requests, one row for each backend';
@@ -845,7 +839,10 @@ REVOKE ALL ON FUNCTION hrflow_embed_stats() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION hrflow_embed_stats() TO pg_read_all_stats;
 
 CREATE VIEW hrflow_embed_stats AS
-	SELECT * FROM @extschema@.hrflow_embed_stats();
+	SELECT scope, calls, requests, retries, rate_limits, bytes_received,
+		wait_seconds, connections_opened, connections_reused, rows_by_status,
+		reset_at, api_requests, link_requests
+	FROM @extschema@.hrflow_embed_stats();
 
 COMMENT ON VIEW hrflow_embed_stats IS
 'statistics of hrflow_embed since they were reset';
@@ -866,23 +863,21 @@ REVOKE ALL ON FUNCTION hrflow_embed_stats_reset() FROM PUBLIC;
 -- Usage
 --
 
-CREATE FUNCTION hrflow_embed_usage(
-	OUT day date,
-	OUT role name,
-	OUT function text,
-	OUT api_requests bigint,
-	OUT link_requests bigint)
-RETURNS SETOF record
+-- PUBLIC may execute this and read the view because they show only the rows of
+-- roles whose privileges the caller has.
+CREATE FUNCTION hrflow_embed_usage()
+RETURNS TABLE (day date, role name, function text, api_requests bigint,
+	link_requests bigint)
 AS 'MODULE_PATHNAME'
-LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+LANGUAGE C VOLATILE PARALLEL RESTRICTED
+ROWS 100;
 
 COMMENT ON FUNCTION hrflow_embed_usage() IS
 'rows of the view hrflow_embed_usage';
 
--- PUBLIC may read the view because it shows only the rows of roles whose
--- privileges the reader has.
 CREATE VIEW hrflow_embed_usage AS
-	SELECT * FROM @extschema@.hrflow_embed_usage();
+	SELECT day, role, function, api_requests, link_requests
+	FROM @extschema@.hrflow_embed_usage();
 
 COMMENT ON VIEW hrflow_embed_usage IS
 'number of requests by day, role and function';

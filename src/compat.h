@@ -31,6 +31,7 @@
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
 #endif
+#include "nodes/pathnodes.h"
 #if PG_VERSION_NUM >= 170000
 #include "storage/dsm_registry.h"
 #endif
@@ -51,7 +52,8 @@
 #endif
 
 /*
- * PostgreSQL 18 added the name and version of a module to its magic block.
+ * Since PostgreSQL 18, the magic block can contain the module's name and
+ * version.
  */
 #if PG_VERSION_NUM >= 180000
 #define HRFLOW_MODULE_MAGIC \
@@ -61,7 +63,7 @@
 #endif
 
 /*
- * Marks a function that does not return; goes before its declaration.
+ * Marks a function that does not return.  Precedes the function's declaration.
  */
 #if PG_VERSION_NUM >= 180000
 #define HRFLOW_NORETURN pg_noreturn
@@ -70,8 +72,8 @@
 #endif
 
 /*
- * May a subtransaction be started to recover from an error?  Before PostgreSQL
- * 17 it may not while parallel workers are running.
+ * Can a subtransaction be started now, to recover from an error?  Before
+ * PostgreSQL 17, it cannot be started in parallel mode.
  */
 static inline bool
 hrflow_compat_allows_subtransaction(void)
@@ -85,8 +87,8 @@ hrflow_compat_allows_subtransaction(void)
 
 /*
  * Create a WaitEventSet that lives as long as the backend.  In PostgreSQL 17
- * and later the set belongs to a resource owner (here none) instead of a
- * memory context.
+ * and later, the set can belong to a resource owner (we pass none) instead of
+ * a memory context.
  */
 static inline WaitEventSet *
 hrflow_compat_wait_set(int nevents)
@@ -127,7 +129,7 @@ hrflow_compat_backend_number(void)
 
 /*
  * Can one role SET ROLE to another?  PostgreSQL 16 added memberships that do
- * not allow that.
+ * not allow SET ROLE.
  */
 static inline bool
 hrflow_compat_can_set_role(Oid member, Oid role)
@@ -174,9 +176,9 @@ hrflow_compat_named_segment(const char *name, size_t size,
 #endif
 
 /*
- * Initialize a lock in shared memory, and register its name in this backend.
- * In PostgreSQL 19 and later the name is in shared memory too, so that the
- * other backends need not register it.
+ * Initialize a lock in shared memory.  Each backend must then register the
+ * lock's name, except in PostgreSQL 19 and later, where the name is in shared
+ * memory, too.
  */
 static inline void
 hrflow_compat_init_lock(LWLock *lock, const char *name)
@@ -214,21 +216,23 @@ hrflow_compat_finalize_desc(TupleDesc desc)
 #define HRFLOW_CURLE_TOO_LARGE 100
 
 /*
- * Does libcurl return CURLE_OUT_OF_MEMORY in place of CURLE_TOO_LARGE?
+ * Does libcurl return CURLE_OUT_OF_MEMORY where versions since 8.6 return
+ * CURLE_TOO_LARGE?
  */
 #define HRFLOW_CURL_TOO_LARGE_IS_MEMORY() \
 	(curl_version_info(CURLVERSION_NOW)->version_num < 0x080600)
 
 /*
  * libcurl's CURLMOPT_QUICK_EXIT, which was added in 8.20; our headers may be
- * older than the library.  With it curl_multi_cleanup() does not wait for
- * abandoned lookups.
+ * older than the library.  With this option, curl_multi_cleanup() does not
+ * wait for abandoned name lookups.
  */
 #define HRFLOW_CURLMOPT_QUICK_EXIT ((CURLMoption) (CURLOPTTYPE_LONG + 21))
 
 /*
- * Return the snapshot for reading chunks of out-of-line values.  Before
- * PostgreSQL 18 it is built in the caller's "memory".
+ * Return the snapshot with which to read the chunks of out-of-line values.
+ * Before PostgreSQL 18, the snapshot is built in "memory", which the caller
+ * provides.
  */
 static inline Snapshot
 hrflow_compat_toast_snapshot(SnapshotData *memory)
@@ -242,7 +246,8 @@ hrflow_compat_toast_snapshot(SnapshotData *memory)
 }
 
 /*
- * Begin an index scan without instrumentation, which PostgreSQL 18 added.
+ * Begin an index scan.  PostgreSQL 18 added a parameter for instrumentation,
+ * and PostgreSQL 19 one for scan flags; we use neither.
  */
 static inline IndexScanDesc
 hrflow_compat_begin_index_scan(Relation table, Relation index,
@@ -258,7 +263,7 @@ hrflow_compat_begin_index_scan(Relation table, Relation index,
 }
 
 /*
- * Builds a jsonb value.
+ * State for building a jsonb value.
  */
 #if PG_VERSION_NUM >= 190000
 typedef JsonbInState HrflowJsonbState;
@@ -283,8 +288,8 @@ hrflow_compat_push_jsonb(HrflowJsonbState *state, JsonbIteratorToken token,
 }
 
 /*
- * Begin a sequential scan of a whole table.  PostgreSQL 19 added flags for
- * what the caller does besides reading; we do nothing else.
+ * Begin a sequential scan of a whole table.  PostgreSQL 19 added a parameter
+ * for scan flags; we use none.
  */
 static inline TableScanDesc
 hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
@@ -298,7 +303,7 @@ hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
 
 /*
  * PostgreSQL 19 renamed UpperUniquePath to UniquePath, and removed the path
- * that had that name before.
+ * type that had that name before.
  */
 #if PG_VERSION_NUM >= 190000
 #define UpperUniquePath UniquePath
@@ -306,8 +311,21 @@ hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
 #endif
 
 /*
- * Load the library of an index access method.  Before PostgreSQL 19 the
- * routine is palloc'd for the caller; since then it is a constant.
+ * Copy a path's number of disabled nodes, which includes those below it.
+ * Before PostgreSQL 18 there is no such number; disabled nodes merely have a
+ * high cost.
+ */
+static inline void
+hrflow_compat_copy_disabled_nodes(Path *to, const Path *from)
+{
+#if PG_VERSION_NUM >= 180000
+	to->disabled_nodes = from->disabled_nodes;
+#endif
+}
+
+/*
+ * Load the library that implements an index access method.  Before PostgreSQL
+ * 19, GetIndexAmRoutineByAmId() returns a palloc'd struct.
  */
 static inline void
 hrflow_compat_load_index_method(Oid method)
@@ -328,7 +346,8 @@ hrflow_compat_load_index_method(Oid method)
 #endif
 
 /*
- * PostgreSQL 18 dropped the parameter "execute_once" of ExecutorRun().
+ * Parameters and arguments of ExecutorRun().  PostgreSQL 18 dropped
+ * "execute_once".
  */
 #if PG_VERSION_NUM >= 180000
 #define HRFLOW_EXECUTOR_RUN_PARAMETERS \
@@ -361,8 +380,8 @@ hrflow_compat_fatal_interrupt_pending(void)
 }
 
 /*
- * Clear such interrupts until hrflow_compat_restore_interrupts() sets them
- * again.
+ * Clear the pending fatal interrupts, and record them in "held", so that
+ * hrflow_compat_restore_interrupts() can set them again.
  */
 static inline void
 hrflow_compat_hold_interrupts(HrflowFatalInterrupts *held)
@@ -393,8 +412,8 @@ hrflow_compat_restore_interrupts(const HrflowFatalInterrupts *held)
 }
 
 /*
- * Return transaction_timeout, in milliseconds.  0 means no limit, as it always
- * is before PostgreSQL 17.
+ * Return transaction_timeout, in milliseconds.  0 means no limit, which is
+ * always the case before PostgreSQL 17.
  */
 static inline int
 hrflow_compat_transaction_timeout(void)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * module.c
- *		Initialization of the library.
+ *		Initializes the library when it is loaded.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,6 +9,7 @@
 
 #include "ask/ask.h"
 #include "base/base.h"
+#include "store/store.h"
 
 HRFLOW_MODULE_MAGIC;
 
@@ -21,4 +22,5 @@ _PG_init(void)
 	hrflow_shared_define();
 	hrflow_missing_define();
 	hrflow_ahead_install();
+	hrflow_updated_define();
 }

@@ -1,3 +1,14 @@
+-- Run by "demo".  Each statement is shown before its result.
+\set ECHO none
+CREATE FUNCTION short(text) RETURNS text LANGUAGE sql
+RETURN regexp_replace($1, '^(https://[^/]+)/.*/embedding/(.*)\?.*$', '\1/…/\2?…');
+CREATE FUNCTION short(jsonb) RETURNS text LANGUAGE sql
+RETURN jsonb_pretty(regexp_replace($1::text, '/teams/[^"]*/embedding/([^"?]*)\?[^"]*"', '/…/\1?…"', 'g')::jsonb);
+\echo
+\echo 'All candidates, jobs and vectors below are made up: a program on this machine stands'
+\echo 'in for the HrFlow API. Vectors of the same occupation have a similarity of about 0.6,'
+\echo 'others of about 0. The function short() shortens links, and is not part of the extension.'
+\set ECHO queries
 \echo
 \echo == Candidates in PostgreSQL, profiles at HrFlow
 \echo
@@ -8,23 +19,20 @@ INSERT INTO candidate VALUES
 	('Dan Cook', 'dan-cook'), ('Eve, not parsed yet', NULL);
 SELECT * FROM candidate;
 
-\echo == One profile, as the API returns it (links are shortened here)
+\echo == One profile, as the API returns it
 \echo
-\set short 'regexp_replace(link, ''^(https://[^/]+)/.*/embedding/(.*)\\?.*$'', ''\\1/…/\\2?…'')'
-SELECT jsonb_pretty(regexp_replace(
-	hrflow_profile_embedding('source-1', 'ada-nurse', '{"profile": 1, "experiences": [0]}')::text,
-	'/teams/[^"]*/embedding/([^"?]*)\?[^"]*"', '/…/\1?…"', 'g')::jsonb) AS hrflow_profile_embedding;
+SELECT short(hrflow_profile_embedding('source-1', 'ada-nurse', '{"profile": 1, "experiences": [0]}'));
 
 \echo == Links as rows, by the reference in your own system, and by e-mail address
 \echo
-SELECT section, item, :short AS link
+SELECT section, item, short(link) AS link
 FROM hrflow_profile_embedding_links('source-1', profile_reference => 'ATS 4711/b', fields => '{"profile": 1, "skills": 1}');
-SELECT section, item, :short AS link
-FROM hrflow_profile_embedding_links('source-1', profile_email => 'bob+cv@example.com', fields => '{"profile": 1}');
+SELECT section, item, short(link) AS link
+FROM hrflow_profile_embedding_links('source-1', profile_email => 'bob.welder@example.com', fields => '{"profile": 1}');
 
 \echo == Links joined with the candidates
 \echo
-SELECT c.name, l.section, :short AS link
+SELECT c.name, l.section, short(link) AS link
 FROM candidate c
 LEFT JOIN LATERAL hrflow_profile_embedding_links('source-1', c.hrflow_id, '{"profile": 1}') l ON true;
 
@@ -60,6 +68,10 @@ SELECT tracked, due, ok, failed, missing, gone FROM hrflow_store_status('embeddi
 
 \echo == The ten best candidates for a job, and the section that counts most
 \echo
+\echo 'The similarity is 0.7 times that of the profiles plus 0.3 times that of the skills. The'
+\echo 'vectors of skills have little in common with that of a job here, so the sum is about 0.45,'
+\echo 'where the similarity of the profiles alone, further below, is about 0.64.'
+\echo
 SELECT c.name, round(m.similarity::numeric, 3) AS similarity, m.section AS best_section
 FROM hrflow_match_weighted('embedding', (SELECT hrflow_job_vector('nurse-job')), '{"profile": 0.7, "skills": 0.3}') m
 JOIN candidate c ON c.hrflow_id = m.profile_id
@@ -87,7 +99,7 @@ FROM embedding e JOIN candidate c ON c.hrflow_id = e.profile_id,
 WHERE e.section = 'profile'
 ORDER BY 2 DESC LIMIT 3;
 
-\echo == 2,000 profiles, 32 requests in flight
+\echo == 2,000 profiles at once
 \echo
 \timing on
 SELECT status, count(*)
@@ -105,8 +117,18 @@ SELECT hrflow_profile_embedding('source-1', 'missing-1');
 \echo
 SET hrflow_embed.api_key_file = :'old_key';
 SELECT hrflow_profile_embedding('source-1', 'ada-nurse');
--- A key in a setting is not revealed, either: SHOW prints asterisks, and
--- pg_settings omits it
+\echo 'A key in a setting is not revealed, either: SHOW prints asterisks, and pg_settings omits it.'
+\echo
 SET hrflow_embed.api_key = 'askr_this_key_was_revoked_last_week';
 SHOW hrflow_embed.api_key;
 SELECT count(*) AS in_pg_settings FROM pg_settings WHERE name = 'hrflow_embed.api_key';
+
+\set ECHO none
+\echo == Next, with your own account
+\echo
+\echo '    sudo make install'
+\echo '    CREATE EXTENSION hrflow_embed;   -- in your database, with the key in a file: see README.md'
+\echo '    SELECT hrflow_auth();            -- whose key it is, and what it may do'
+\echo
+\echo 'Without an account, "test/with-api psql -U postgres" starts the same private server and API.'
+\echo

@@ -3,17 +3,17 @@
  * ahead.h
  *		Data structures of the read-ahead.
  *
- * The planner puts a CustomScan node, HrflowReadAhead, on top of the lowest
- * plan node that would compute calls of our functions for each of its rows
- * (ahead_plan.c).  The node reads rows of its child before they are requested
- * from it, so that the requests of several rows are in flight at the same time
- * (ahead_node.c), but only as many rows as the query is certain to need
- * (ahead_bound.c).
+ * A planner hook puts a CustomScan node, HrflowReadAhead, on top of the lowest
+ * plan node that would evaluate calls of our functions for each of its rows
+ * (ahead_plan.c).  HrflowReadAhead reads rows from its child before its own
+ * parent requests them, so that the requests of several rows are in flight at
+ * the same time (ahead_node.c).  It reads no more rows than the query needs,
+ * as far as that is known (ahead_bound.c).
  *
  * A call in FROM whose arguments come from other tables is executed by a
- * function scan on the inner side of a nested loop.  The node is then put on
- * the outer side, returns the rows of its child unchanged, and holds the
- * answer that the function takes (ahead_live.c).
+ * function scan on the inner side of a nested loop.  HrflowReadAhead is then
+ * on the outer side: it returns the rows of its child unchanged, and keeps the
+ * result of each row's call until the function takes it (ahead_live.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -27,45 +27,56 @@
 #include "lib/ilist.h"
 #include "nodes/extensible.h"
 
-/* Name of the node in EXPLAIN, and of its methods. */
+/* Name of the node's methods, and of the node in EXPLAIN. */
 #define HRFLOW_AHEAD_NAME "HrflowReadAhead"
 
 /*
- * A call that is a column of the node's scan tuple, or the call of a function
- * scan.
+ * A call that is issued ahead.  It is a column of the node's scan tuple, or it
+ * is executed by a function scan.
  */
 typedef struct HrflowAheadColumn
 {
-	const HrflowFunction *function;
-	FuncExpr   *call;			/* the call as in the query, for EXPLAIN */
+	const HrflowFunction *function; /* NULL: the SQL function was altered
+									 * after planning, so its calls are not
+									 * issued ahead */
+	FuncExpr   *call;			/* the call as it appears in the query, for
+								 * EXPLAIN */
 	int			attno;			/* index in the scan tuple, from 0; not used
 								 * for a function scan */
 	int			nargs;
-	ExprState **args;			/* expressions over the columns of the child */
-	NullableDatum *values;		/* values of the arguments for the row read
-								 * last */
-	ExprState  *whole;			/* the whole call, for evaluating it when its
+	ExprState **args;			/* argument expressions, which refer to the
+								 * child's columns */
+	NullableDatum *values;		/* argument values for the row read last */
+	ExprState  *whole;			/* the call itself, to be evaluated when its
 								 * row is returned; NULL for a function scan */
 	bool		is_safe;		/* can the arguments be evaluated without
-								 * raising an error? */
+								 * raising an error, apart from errors of
+								 * initplans? */
+	Bitmapset  *params;			/* numbers of the executor parameters
+								 * (PARAM_EXEC) in the arguments, which
+								 * include results of initplans */
+	void	  **initplans;		/* saved ParamExecData.execPlan of each of
+								 * "params" while initplans are blocked */
 } HrflowAheadColumn;
 
 /*
- * A call that was issued ahead.  Rows with equal calls share it.
+ * A call that was issued ahead.  Rows with equal calls share one
+ * HrflowAheadCall.
  */
 typedef struct HrflowAheadCall
 {
 	dlist_node	node;			/* in HrflowAheadState.calls */
-	MemoryContext context;		/* contains this struct and everything that
-								 * the call refers to */
+	MemoryContext context;		/* memory context of this struct and of
+								 * everything to which the call refers */
 	HrflowCall	call;
 	const char *request;		/* URL of the first request of the call */
 	uint32		hash;			/* hash of the first request's URL or body */
 	int			nrows;			/* number of rows that refer to this call */
-	int64		first_row;		/* number of the first row that refers to it */
-	Size		bytes;			/* size, once complete, before that only if it
-								 * has a body; included in
-								 * HrflowAheadState.bytes */
+	int64		first_row;		/* position in the scan of the first row that
+								 * refers to this call, from 0 */
+	Size		bytes;			/* this call's share of
+								 * HrflowAheadState.bytes; 0 while a call
+								 * without a body is incomplete */
 } HrflowAheadCall;
 
 /*
@@ -76,52 +87,79 @@ typedef struct HrflowAheadRow
 	dlist_node	node;			/* in HrflowAheadState.rows */
 	MinimalTuple tuple;			/* the child's columns */
 	int64		number;			/* position of the row in the scan, from 0 */
-	HrflowAheadCall *calls[FLEXIBLE_ARRAY_MEMBER];	/* the call of each
-													 * column; NULL: evaluate
-													 * it when the row is
+	HrflowAheadCall *calls[FLEXIBLE_ARRAY_MEMBER];	/* for each column, the
+													 * call issued ahead, or
+													 * NULL to evaluate the
+													 * call when the row is
 													 * returned */
 } HrflowAheadRow;
 
 /*
- * Executor state of the node.
+ * Kind of the plan or subplan that contains a node.
+ */
+typedef enum HrflowAheadRoot
+{
+	HRFLOW_ROOT_UNKNOWN,		/* a subplan that might be read partially */
+	HRFLOW_ROOT_SUBPLAN_ALL,	/* a subplan that is read to its end */
+	HRFLOW_ROOT_MAIN			/* the main plan, or a CTE whose only scan is
+								 * in the main plan */
+} HrflowAheadRoot;
+
+/*
+ * Executor state of an HrflowReadAhead node.
  */
 typedef struct HrflowAheadState
 {
 	CustomScanState css;		/* must be first */
 
-	/* Fixed when the node is initialized. */
-	int			nchild;			/* number of columns of the child, with which
-								 * the scan tuple begins */
-	bool		is_lateral;		/* does a function scan execute the only call,
-								 * which then is not in the scan tuple? */
+	/*
+	 * These fields, except "blocker", do not change while the node is
+	 * executed.
+	 */
+	int			nchild;			/* number of the child's columns, which come
+								 * first in the scan tuple */
+	bool		is_lateral;		/* is there a single call, executed by a
+								 * function scan (and so not in the scan
+								 * tuple)? */
 	int			ncolumns;
 	HrflowAheadColumn *columns;
 	bool		needs_key;		/* does any call send a request to the API? */
-	ExprContext *args_context;	/* for evaluating arguments ahead */
-	TupleTableSlot *args_slot;	/* scan tuple for evaluating arguments, in
-								 * which calls are NULL */
+	SubPlanState *blocker;		/* replaces an initplan that must not be
+								 * executed; NULL until it is needed */
+	ExprContext *args_context;	/* expression context for evaluating arguments
+								 * ahead of their row */
+	TupleTableSlot *args_slot;	/* scan tuple for evaluating arguments; the
+								 * columns of calls are NULL */
 	TupleTableSlot *row_slot;	/* the child's columns of the row being
 								 * returned */
 	MemoryContext context;		/* contains rows and calls */
-	bool		is_placed;		/* is the node in the main plan rather than in
-								 * a subplan? */
+	HrflowAheadRoot root;
 	List	   *ancestors;		/* PlanStates above the node, topmost first */
-	bool		has_filter;		/* could reading one more row take any number
-								 * of calls of volatile functions? */
+	struct HrflowAheadState *asked; /* read-ahead node whose rows the child
+									 * returns one by one, or NULL; before a
+									 * row is read ahead, this node is asked
+									 * whether any of the row's calls has
+									 * failed */
+	bool		is_risky;		/* could reading a row that is not needed
+								 * raise an error, or have an effect other
+								 * than requests? */
 
 	/* State of the execution. */
-	dlist_node	live;			/* in ahead_bound.c's list of states */
-	bool		is_live;		/* is the state in the list of states? */
+	dlist_node	live;			/* in hrflow_ahead_live */
+	bool		is_live;		/* is the state in hrflow_ahead_live? */
 	MemoryContextCallback on_reset;
-	bool		is_bounded;		/* is "count" valid?  Only while ExecutorRun
-								 * is running */
-	uint64		count;			/* number of rows requested by ExecutorRun; 0:
-								 * all */
+	bool		is_bounded;		/* is "count" valid (only while ExecutorRun()
+								 * is running)? */
+	uint64		count;			/* number of rows that the caller of
+								 * ExecutorRun() wants, or 0 if it wants all
+								 * rows */
 
 	/* State of the scan. */
-	const HrflowSettings *settings; /* NULL until the first request of the
-									 * scan */
-	HrflowTransport *transport; /* NULL if there is none */
+	bool		is_limit_passed;	/* has hrflow_ahead_pass_limit() been
+									 * called for this scan? */
+	const HrflowSettings *settings; /* NULL until the scan makes its first
+									 * request */
+	HrflowTransport *transport; /* NULL until the first request is submitted */
 	HrflowActivity *activity;	/* NULL if there is no transport */
 	dlist_head	rows;			/* rows read but not returned, in order */
 	int			nrows;
@@ -131,12 +169,17 @@ typedef struct HrflowAheadState
 	HrflowAheadRow *current;	/* the row that was returned last, or NULL */
 	int64		next_number;	/* number of the next row to be read */
 	int64		nreturned;		/* number of rows returned in this scan */
-	int64		stops_at;		/* last row that may be read, because its call
-								 * has failed or will fail; PG_INT64_MAX: none
-								 * has */
+	int64		stops_at;		/* number of the first row with a call that
+								 * has failed or will fail, or PG_INT64_MAX if
+								 * there is none; no rows after this row are
+								 * read */
+	bool		is_asked;		/* is the next row read only to find out
+								 * whether its calls have failed, rather than
+								 * because it is needed? */
 	bool		child_ended;	/* has the child reported the end of the scan? */
 	bool		has_ended;		/* has the node reported the end of the scan? */
-	Size		bytes;			/* memory used by rows and completed calls */
+	Size		bytes;			/* memory used by rows, complete calls and
+								 * bodies, in bytes */
 	Size		largest;		/* size in bytes of the largest complete call;
 								 * 0 if none is complete */
 
@@ -150,6 +193,12 @@ typedef struct HrflowAheadState
 extern const CustomScanMethods hrflow_ahead_scan_methods;
 extern const CustomExecMethods hrflow_ahead_exec_methods;
 
+/* in ahead_args.c */
+extern void hrflow_ahead_init_arguments(HrflowAheadColumn *column, List *args,
+										PlanState *ps);
+extern bool hrflow_ahead_evaluate_arguments(HrflowAheadState *state,
+											HrflowAheadColumn *column);
+
 /* in ahead_live.c */
 extern dlist_head hrflow_ahead_live;
 extern void hrflow_ahead_add_live(HrflowAheadState *state);
@@ -157,8 +206,13 @@ extern void hrflow_ahead_remove_live(HrflowAheadState *state);
 extern HrflowAheadCall *hrflow_ahead_find_equal(HrflowAheadState *state,
 												const HrflowAheadCall *wanted);
 
+/* in ahead_risk.c */
+extern void hrflow_ahead_assess(HrflowAheadState *state);
+
 /* in ahead_bound.c */
+extern HrflowAheadState *hrflow_ahead_get(PlanState *ps);
 extern void hrflow_ahead_install_executor(void);
 extern int	hrflow_ahead_rows_allowed(HrflowAheadState *state, int most);
+extern void hrflow_ahead_pass_limit(HrflowAheadState *state);
 
 #endif							/* HRFLOW_AHEAD_H */

@@ -1,46 +1,48 @@
 /*-------------------------------------------------------------------------
  *
  * ahead_bound.c
- *		Determines how many rows of a read-ahead node its query needs.
+ *		Determines how many rows a query needs from a read-ahead node.
  *
- * Every request is paid for, so none may be sent for a row that the query may
- * not return.  Two hooks provide information that the executor does not give
- * to a node: ExecutorStart finds the nodes above it, which may need fewer rows
- * than it has, and ExecutorRun the number of rows that the caller wants, such
- * as 10 for FETCH 10.
+ * Every request costs money, so avoid requests for rows that the query will
+ * not return.  The executor does not tell a node how many rows are needed, so
+ * two hooks collect that information: our ExecutorStart_hook finds the nodes
+ * above each read-ahead node, some of which may need only part of its rows,
+ * and our ExecutorRun_hook records the number of rows that the caller wants,
+ * such as 10 for FETCH 10.
+ *
+ * We also pass the count of a LIMIT on to a sort below the read-ahead node.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "ask/ahead.h"
+#include "common/int.h"
 #include "compat.h"
 #include "miscadmin.h"
-#include "nodes/nodeFuncs.h"
-#include "optimizer/optimizer.h"
 
 static ExecutorStart_hook_type previous_start_hook = NULL;
 static ExecutorRun_hook_type previous_run_hook = NULL;
 
-/* Stands for an unlimited number of rows. */
+/* An unlimited number of rows. */
 #define ALL_ROWS PG_INT64_MAX
 
 /*
- * Number of rows for which a node will still be asked, including the one it is
- * about to return.
+ * Number of rows that will still be requested from a node, including the row
+ * that it is about to return.
  */
 typedef struct RowsNeeded
 {
 	int64		most;			/* upper limit, or ALL_ROWS */
-	bool		is_certain;		/* will the node be asked for all of these
-								 * rows, unless it has fewer? */
+	bool		is_certain;		/* will this many rows be requested, unless
+								 * the node has fewer? */
 } RowsNeeded;
 
 /*
- * Return the state of a read-ahead node, or NULL if "ps" is any other node.
+ * Return the state of a read-ahead node, or NULL if "ps" is not one.
  */
-static HrflowAheadState *
-get_ahead_state(PlanState *ps)
+HrflowAheadState *
+hrflow_ahead_get(PlanState *ps)
 {
 	if (IsA(ps, CustomScanState) &&
 		((CustomScanState *) ps)->methods == &hrflow_ahead_exec_methods)
@@ -55,43 +57,48 @@ get_ahead_state(PlanState *ps)
  */
 
 /*
- * Compute what a Limit node needs from its child.  The node has computed its
- * count and offset before it asks for a row.  nodeLimit.c's "position" counts
- * the rows that it has received.
+ * Compute how many rows a Limit node needs from its child.  The node computes
+ * its count and offset before it requests a row.  LimitState.position is the
+ * number of rows that the node has received.
  */
 static RowsNeeded
 pass_limit(const LimitState *limit, RowsNeeded needed)
 {
-	int64		skipped = Max(limit->offset - limit->position, 0);
+	int64		skipped = limit->offset - limit->position;
+	int64		left;
 
-	if (needed.most != ALL_ROWS)
-		needed.most += skipped;
-	if (!limit->noCount)
+	if (needed.most != ALL_ROWS &&
+		pg_add_s64_overflow(needed.most, Max(skipped, 0), &needed.most))
+		needed.most = ALL_ROWS;
+	if (!limit->noCount &&
+		!pg_add_s64_overflow(limit->count, skipped, &left))
 	{
-		/* WITH TIES reads one more row, to see that it is not a tie. */
-		needed.most = Min(needed.most, limit->offset + limit->count -
-						  limit->position);
-		needed.most = Max(needed.most, 1);
+		/*
+		 * At least one row is needed, because WITH TIES reads rows until one
+		 * is not a tie.
+		 */
+		needed.most = Max(Min(needed.most, left), 1);
 	}
 	return needed;
 }
 
 /*
  * Return how many rows may be read ahead if we don't know how many are needed:
- * one more than have been returned, so that the wasted requests exceed the
- * useful ones by at most one.  Read only the one to be returned if another one
- * could cost any number of requests.
+ * one more than have been returned, so that wasted requests exceed useful ones
+ * by at most one.  If reading a row could have effects other than requests,
+ * read only the row to be returned.
  */
 static int64
 uncertain_rows(const HrflowAheadState *ahead)
 {
-	return ahead->has_filter ? 1 : ahead->nreturned + 1;
+	return ahead->is_risky ? 1 : ahead->nreturned + 1;
 }
 
 /*
- * Compute what a read-ahead node needs from its child.  If we don't know what
- * is needed from the node, its child must read no more rows ahead than the node
- * does, because the child's requests would be wasted as well.
+ * Compute how many rows a read-ahead node needs from its child.  If we don't
+ * know how many rows are needed from the node, a read-ahead node below it must
+ * not read further ahead than this node, because its requests would be wasted,
+ * too.
  */
 static RowsNeeded
 pass_ahead(const HrflowAheadState *ahead, RowsNeeded needed)
@@ -105,8 +112,8 @@ pass_ahead(const HrflowAheadState *ahead, RowsNeeded needed)
 }
 
 /*
- * Compute what a node needs from the node below it, given what is needed from
- * the node.
+ * Compute how many rows "ps" needs from "below", given how many rows are
+ * needed from "ps".
  */
 static RowsNeeded
 pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
@@ -121,19 +128,27 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 		case T_LimitState:
 			return pass_limit((LimitState *) ps, needed);
 
-			/* These return at most one row for each row from below. */
+			/*
+			 * These nodes return at most one row for each row that they read.
+			 * Even if other children of an Append are asynchronous, this
+			 * child is read to its end without interruption, because
+			 * ExecAppend() looks for asynchronous events only when a child
+			 * has ended.
+			 */
+		case T_AppendState:
 		case T_ResultState:
 		case T_SubqueryScanState:
+		case T_CteScanState:
 		case T_LockRowsState:
 		case T_MaterialState:
 		case T_UniqueState:
 		case T_GroupState:
-		case T_AppendState:
 			return needed;
 
 			/*
-			 * These keep rows that they have not returned yet, so below a
-			 * LIMIT we don't know how many more they need.
+			 * These nodes read rows that they do not return yet, so unless
+			 * all rows are needed, we don't know how many more rows they will
+			 * read.
 			 */
 		case T_IncrementalSortState:
 			if (needed.most != ALL_ROWS)
@@ -146,10 +161,10 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 				needed.is_certain = false;
 			return needed;
 		case T_CustomScanState:
-			ahead = get_ahead_state(ps);
+			ahead = hrflow_ahead_get(ps);
 			return ahead != NULL ? pass_ahead(ahead, needed) : unknown;
 
-			/* These read all rows before they return one. */
+			/* These nodes read all rows before they return one. */
 		case T_SortState:
 		case T_HashState:
 			return all;
@@ -158,17 +173,36 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 			if (agg->aggstrategy == AGG_PLAIN ||
 				agg->aggstrategy == AGG_HASHED)
 				return all;
-			/* A row may complete the groups of several grouping sets. */
+
+			/*
+			 * One input row may complete groups of several grouping sets, and
+			 * so yield several rows.
+			 */
 			if (agg->groupingSets != NIL && needed.most != ALL_ROWS)
 				needed.is_certain = false;
 			return needed;
-		case T_ModifyTableState:
-			return ((ModifyTable *) ps->plan)->returningLists == NIL ? all :
-				needed;
 
-			/* These read all rows if they return all rows. */
+			/* A data-modifying CTE is always executed to completion. */
+		case T_ModifyTableState:
+			return ((ModifyTable *) ps->plan)->returningLists == NIL ||
+				!((ModifyTable *) ps->plan)->canSetTag ? all : needed;
+
+			/*
+			 * If all rows of these nodes are needed, they read all rows of
+			 * their children, with two exceptions: a semijoin, an antijoin or
+			 * a join to a unique inner side may stop reading its inner side,
+			 * and a hash join may stop before it has a hash table.
+			 */
 		case T_NestLoopState:
-			if (below == outerPlanState(ps) && needed.most == ALL_ROWS)
+			if (needed.most == ALL_ROWS &&
+				(below == outerPlanState(ps) ||
+				 (!((JoinState *) ps)->single_match &&
+				  ((JoinState *) ps)->jointype != JOIN_ANTI)))
+				return needed;
+			return unknown;
+		case T_HashJoinState:
+			if (needed.most == ALL_ROWS &&
+				((HashJoinState *) ps)->hj_HashTable != NULL)
 				return needed;
 			return unknown;
 		case T_MergeAppendState:
@@ -190,7 +224,9 @@ hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
 	int64		allowed;
 	ListCell   *cell;
 
-	if (state->is_bounded && state->is_placed)
+	if (state->root == HRFLOW_ROOT_SUBPLAN_ALL)
+		needed.is_certain = true;
+	else if (state->root == HRFLOW_ROOT_MAIN && state->is_bounded)
 	{
 		needed.is_certain = true;
 		if (state->count > 0)
@@ -211,57 +247,130 @@ hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
 }
 
 /*
+ * Return the Limit node that receives each row of a read-ahead node, or NULL
+ * if there is none or a node in between could discard rows.
+ */
+static LimitState *
+find_limit(const HrflowAheadState *state)
+{
+	for (int i = list_length(state->ancestors) - 1; i >= 0; i--)
+	{
+		PlanState  *ps = list_nth(state->ancestors, i);
+
+		if (IsA(ps, LimitState))
+			return (LimitState *) ps;
+		if (ps->plan->qual != NIL ||
+			(!IsA(ps, ResultState) && !IsA(ps, SubqueryScanState) &&
+			 hrflow_ahead_get(ps) == NULL))
+			return NULL;
+	}
+	return NULL;
+}
+
+/*
+ * If there is a LIMIT above a read-ahead node, tell the nodes below how many
+ * rows are needed, so that a sort keeps only as many rows.  ExecSetTupleBound()
+ * does this for the nodes that it knows, but stops at a CustomScan.
+ *
+ * Call this before the scan's first row is read.  In a rescan, call it before
+ * the child is rescanned, because a sort whose bound changes must sort again.
+ * Limit nodes have computed their count and offset by then.
+ *
+ * A sort raises an error if more rows than its bound are requested, so
+ * hrflow_ahead_rows_allowed() must never allow more.
+ */
+void
+hrflow_ahead_pass_limit(HrflowAheadState *state)
+{
+	LimitState *limit = find_limit(state);
+	int64		bound;
+
+	state->is_limit_passed = true;
+	if (limit == NULL)
+		return;
+	if (limit->noCount || limit->limitOption == LIMIT_OPTION_WITH_TIES ||
+		pg_add_s64_overflow(limit->count, limit->offset, &bound))
+		bound = -1;				/* all rows */
+	ExecSetTupleBound(bound, linitial(state->css.custom_ps));
+}
+
+/*
  * ------------------------------------------------------------------------
  * Hooks
  * ------------------------------------------------------------------------
  */
 
 /*
- * Is there a read-ahead node at or below "ps"?
+ * State of find_states().
  */
-static bool
-contains_state(PlanState *ps, void *context)
+typedef struct Search
 {
-	return get_ahead_state(ps) != NULL ||
-		planstate_tree_walker(ps, contains_state, context);
-}
+	List	   *visited;		/* subplans that were visited */
+	List	   *shared;			/* subplans that were visited more than once */
+} Search;
 
-/*
- * Does a node at or below "ps" discard rows for which a volatile function,
- * such as one of ours, has been called?  Reading one more row could then take
- * any number of such calls.
- */
-static bool
-contains_filter(PlanState *ps, void *context)
-{
-	Plan	   *plan = ps->plan;
-	List	   *quals = plan->qual;
-	bool		is_filter;
-
-	if (IsA(ps, NestLoopState) || IsA(ps, MergeJoinState) ||
-		IsA(ps, HashJoinState))
-		quals = list_concat_copy(quals, ((Join *) plan)->joinqual);
-	is_filter = quals != NIL || IsA(ps, MergeJoinState) ||
-		IsA(ps, HashJoinState);
-	return contain_volatile_functions((Node *) quals) ||
-		(is_filter && contains_state(ps, NULL)) ||
-		planstate_tree_walker(ps, contains_filter, context);
-}
-
-static void find_states(PlanState *ps, List *ancestors, bool is_placed);
+static void find_states(Search *search, PlanState *ps, List *ancestors,
+						HrflowAheadRoot root);
 
 static void
-find_states_in(PlanState **children, int n, List *ancestors, bool is_placed)
+find_states_in(Search *search, PlanState **children, int n, List *ancestors,
+			   HrflowAheadRoot root)
 {
 	for (int i = 0; i < n; i++)
-		find_states(children[i], ancestors, is_placed);
+		find_states(search, children[i], ancestors, root);
 }
 
 /*
- * Find the read-ahead nodes at or below "ps", and record the nodes above each.
+ * Find the read-ahead nodes in a subplan.  If the subplan is executed from
+ * several places, we don't know how many of its rows are needed.
  */
 static void
-find_states(PlanState *ps, List *ancestors, bool is_placed)
+find_states_in_subplan(Search *search, PlanState *subplan, List *ancestors,
+					   HrflowAheadRoot root)
+{
+	if (!list_member_ptr(search->visited, subplan))
+	{
+		search->visited = lappend(search->visited, subplan);
+		find_states(search, subplan, ancestors, root);
+	}
+	else if (!list_member_ptr(search->shared, subplan))
+	{
+		search->shared = lappend(search->shared, subplan);
+		find_states(search, subplan, NIL, HRFLOW_ROOT_UNKNOWN);
+	}
+}
+
+/*
+ * Find the read-ahead nodes in the subplans of a node's expressions.  ARRAY(),
+ * and IN with a hash table, read all rows.  CTEs are skipped here, and found
+ * from the nodes that scan them.
+ */
+static void
+find_states_in_expressions(Search *search, List *subplans)
+{
+	ListCell   *cell;
+
+	foreach(cell, subplans)
+	{
+		SubPlanState *state = lfirst(cell);
+		SubPlan    *subplan = state->subplan;
+
+		if (subplan->subLinkType == CTE_SUBLINK)
+			continue;
+		find_states_in_subplan(search, state->planstate, NIL,
+							   subplan->subLinkType == ARRAY_SUBLINK ||
+							   subplan->useHashTable ?
+							   HRFLOW_ROOT_SUBPLAN_ALL : HRFLOW_ROOT_UNKNOWN);
+	}
+}
+
+/*
+ * Find the read-ahead nodes at or below "ps", and record in each the nodes
+ * above it.
+ */
+static void
+find_states(Search *search, PlanState *ps, List *ancestors,
+			HrflowAheadRoot root)
 {
 	HrflowAheadState *ahead;
 	List	   *path;
@@ -270,34 +379,39 @@ find_states(PlanState *ps, List *ancestors, bool is_placed)
 		return;
 	check_stack_depth();
 
-	ahead = get_ahead_state(ps);
-	if (ahead != NULL)
-	{
-		ahead->ancestors = ancestors;
-		ahead->is_placed = is_placed;
-		ahead->has_filter = contains_filter(linitial(ahead->css.custom_ps),
-											NULL);
-	}
-
 	path = lappend(list_copy(ancestors), ps);
-	find_states(outerPlanState(ps), path, is_placed);
-	find_states(innerPlanState(ps), path, is_placed);
+	find_states_in_expressions(search, ps->initPlan);
+	find_states_in_expressions(search, ps->subPlan);
+	find_states(search, outerPlanState(ps), path, root);
+	find_states(search, innerPlanState(ps), path, root);
 	switch (nodeTag(ps))
 	{
 		case T_AppendState:
-			find_states_in(((AppendState *) ps)->appendplans,
-						   ((AppendState *) ps)->as_nplans, path, is_placed);
+			find_states_in(search, ((AppendState *) ps)->appendplans,
+						   ((AppendState *) ps)->as_nplans, path, root);
 			break;
 		case T_MergeAppendState:
-			find_states_in(((MergeAppendState *) ps)->mergeplans,
-						   ((MergeAppendState *) ps)->ms_nplans, path, is_placed);
+			find_states_in(search, ((MergeAppendState *) ps)->mergeplans,
+						   ((MergeAppendState *) ps)->ms_nplans, path, root);
 			break;
 		case T_SubqueryScanState:
-			find_states(((SubqueryScanState *) ps)->subplan, path, is_placed);
+			find_states(search, ((SubqueryScanState *) ps)->subplan, path,
+						root);
+			break;
+		case T_CteScanState:
+			find_states_in_subplan(search, ((CteScanState *) ps)->cteplanstate,
+								   path, root);
 			break;
 		case T_CustomScanState:
+			ahead = hrflow_ahead_get(ps);
 			if (ahead != NULL)
-				find_states(linitial(ahead->css.custom_ps), path, is_placed);
+			{
+				ahead->ancestors = ancestors;
+				ahead->root = root;
+				find_states(search, linitial(ahead->css.custom_ps), path,
+							root);
+				hrflow_ahead_assess(ahead);
+			}
 			break;
 		default:
 			break;
@@ -325,16 +439,23 @@ start_with_read_ahead(QueryDesc *query, int eflags)
 	if (found)
 	{
 		MemoryContext old = MemoryContextSwitchTo(query->estate->es_query_cxt);
+		Search		search = {NIL, NIL};
 
-		find_states(query->planstate, NIL, true);
+		find_states(&search, query->planstate, NIL, HRFLOW_ROOT_MAIN);
+
+		/* The other subplans are data-modifying CTEs that nothing reads. */
 		foreach(cell, query->estate->es_subplanstates)
-			find_states(lfirst(cell), NIL, false);
+		{
+			if (!list_member_ptr(search.visited, lfirst(cell)))
+				find_states(&search, lfirst(cell), NIL, HRFLOW_ROOT_UNKNOWN);
+		}
 		MemoryContextSwitchTo(old);
 	}
 }
 
 /*
- * Set, or clear, how many rows the caller of a query wants.
+ * In all read-ahead nodes of a query, set or clear the number of rows that the
+ * caller of ExecutorRun() wants.
  */
 static void
 set_bound(EState *estate, bool is_bounded, uint64 count)
@@ -354,8 +475,8 @@ set_bound(EState *estate, bool is_bounded, uint64 count)
 
 /*
  * Complete the requests in flight before the executor returns to its caller.
- * The caller may never ask for more rows, and an open cursor must hold neither
- * a connection nor the account's probe, for which other backends wait.
+ * The caller may never request more rows, and an open cursor must hold neither
+ * a connection nor the account's probe, whose result other backends wait for.
  */
 static void
 pause_states(EState *estate)

@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * ahead_live.c
- *		The read-ahead nodes that are being executed in this backend, and the
- *		calls that function scans take from them.
+ *		Lists the read-ahead nodes that are being executed in this backend, and
+ *		passes the results of their calls to function scans.
  *
- * The call of a set-returning function in FROM is executed by a function scan.
- * If its arguments come from other tables (LATERAL), that scan is the inner
+ * A set-returning function in FROM is executed by a function scan.  If its
+ * arguments come from other tables (LATERAL), the function scan is the inner
  * side of a nested loop, and a read-ahead node on the outer side issues the
- * calls of the rows ahead.  When the scan executes the function for a row, the
- * function finds the answer here.
+ * calls ahead of their rows.  When the function is then executed for a row, it
+ * takes the result of the call with hrflow_ahead_take().
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +16,7 @@
 
 #include "ask/ahead.h"
 
-/* All states that have been initialized but not ended. */
+/* Read-ahead nodes that have been initialized, but not ended. */
 dlist_head	hrflow_ahead_live = DLIST_STATIC_INIT(hrflow_ahead_live);
 
 void
@@ -34,8 +34,9 @@ forget_state(void *arg)
 }
 
 /*
- * Add a state to the list.  After an error the executor does not end its
- * nodes, so a reset callback on the memory of the query removes it.
+ * Add a state to hrflow_ahead_live.  The executor does not call the node's end
+ * method after an error, so register a reset callback on the per-query memory
+ * context to remove the state from the list.
  */
 void
 hrflow_ahead_add_live(HrflowAheadState *state)
@@ -50,7 +51,8 @@ hrflow_ahead_add_live(HrflowAheadState *state)
 
 /*
  * Do two calls make the same request?  "first_url" is the URL of the first
- * request of "b"; while the link of "b" is fetched, b->url is the link.
+ * request of "b", because b->url may already be the link that the API
+ * returned.
  */
 static bool
 equals_call(const HrflowCall *a, const HrflowCall *b,
@@ -62,7 +64,8 @@ equals_call(const HrflowCall *a, const HrflowCall *b,
 }
 
 /*
- * Find a call of a node that makes the same request, or return NULL.
+ * Find a call of a node that makes the same request as "wanted".  Returns NULL
+ * if there is none.
  */
 HrflowAheadCall *
 hrflow_ahead_find_equal(HrflowAheadState *state, const HrflowAheadCall *wanted)
@@ -73,7 +76,7 @@ hrflow_ahead_find_equal(HrflowAheadState *state, const HrflowAheadCall *wanted)
 	{
 		HrflowAheadCall *other = dlist_container(HrflowAheadCall, node, iter.cur);
 
-		if (other->hash == wanted->hash &&
+		if (other->request != NULL && other->hash == wanted->hash &&
 			equals_call(&wanted->call, &other->call, other->request))
 			return other;
 	}
@@ -81,9 +84,10 @@ hrflow_ahead_find_equal(HrflowAheadState *state, const HrflowAheadCall *wanted)
 }
 
 /*
- * If the answer to a call, which is ready to be submitted, has been read ahead
- * for the current row of the query, set *call to the completed call.  Its
- * memory is valid until the function scan is executed for the next row.
+ * Look for the result of "call", which is ready to be submitted.  If an equal
+ * call was issued ahead for the current outer row and is complete, copy it to
+ * *call and return true.  The copy refers to memory that is valid until the
+ * nested loop reads its next outer row.
  */
 bool
 hrflow_ahead_take(EState *estate, HrflowCall *call)

@@ -1,42 +1,38 @@
 /*-------------------------------------------------------------------------
  *
  * ahead_node.c
- *		The executor's part of the read-ahead: the plan node HrflowReadAhead.
+ *		Executes the plan node of the read-ahead, HrflowReadAhead.
  *
- * The node keeps a queue of rows of its child.  When it reads a row, it
+ * The node keeps a queue of rows read from its child.  When it reads a row, it
  * evaluates the arguments of the row's calls and submits their requests to its
- * transport.  It returns the row when the replies to its calls have arrived.
- * Rows are returned in the order of the child, and an error is raised only
- * when its row is due.
+ * transport.  It returns the row after the replies to these calls have
+ * arrived.  Rows are returned in the order of the child, and an error is
+ * raised only when the row that causes it would be returned.
  *
  * Everything except the calls is computed by the node's projection when the
- * row is returned.  So are calls that cannot be issued ahead: the node
- * evaluates the call itself, which then works as without read-ahead.
+ * row is returned.  A call that cannot be issued ahead is also evaluated then,
+ * as it would be without read-ahead.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "ask/ahead.h"
 #include "common/hashfn.h"
-#include "compat.h"
 #include "miscadmin.h"
-#include "nodes/nodeFuncs.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/ruleutils.h"
 
 /*
- * Maximum number of rows to read ahead, per request that may be in flight.
- * This allows other rows to proceed while a slow reply holds up the row that
- * is due.
+ * Maximum number of rows to read ahead for each request that may be in flight.
+ * The factor allows requests for later rows to be sent while the first row
+ * waits for a slow reply.
  */
 #define ROWS_PER_REQUEST 4
 
 /*
- * Estimated memory use of a call before any is complete, in bytes: that of a
- * vector of 2,048 elements.
+ * Estimated memory use of a call while no call is complete yet, in bytes: the
+ * size of a vector of 2,048 elements.
  */
 #define DEFAULT_CALL_SIZE 8192
 
@@ -47,20 +43,20 @@
  */
 
 /*
- * Send no more requests for rows after this one.  They will not be returned,
- * because one of this row's calls has failed or will fail.
+ * Send no more requests for the rows after "row".  They will not be returned,
+ * because one of the calls of "row" has failed or will fail.
  */
 static void
 stop_at(HrflowAheadState *state, int64 row)
 {
 	state->stops_at = Min(state->stops_at, row);
 	if (state->next_number > row + 1)
-		hrflow_transport_stop(state->transport);
+		hrflow_transport_stop(state->transport, false);
 }
 
 /*
- * Will this call raise an error?  If hrflow_embed.on_missing is null, a
- * missing profile does not.
+ * Will this call raise an error?  If hrflow_embed.on_missing is "null", a
+ * missing profile, job or vector does not cause an error.
  */
 static bool
 has_failed(const HrflowCall *call)
@@ -129,8 +125,9 @@ receive_reply(HrflowAheadState *state, HrflowReply *reply)
 }
 
 /*
- * Process the replies that have arrived, without waiting, and send requests
- * that are due.  The query may take a long time between two rows.
+ * Process the replies that have arrived, and send requests that can be sent
+ * now, without waiting.  This is done before each row is returned, because the
+ * query may spend a long time on a row.
  */
 static void
 take_replies(HrflowAheadState *state)
@@ -151,7 +148,8 @@ hash_request(const HrflowCall *call)
 }
 
 /*
- * Release a row's reference to a call.
+ * Release a row's reference to a call, and free the call if this was the last
+ * reference.
  */
 static void
 drop_call(HrflowAheadState *state, HrflowAheadCall *ahead)
@@ -170,70 +168,12 @@ drop_call(HrflowAheadState *state, HrflowAheadCall *ahead)
  * ------------------------------------------------------------------------
  */
 
-static void
-evaluate_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
-{
-	for (int i = 0; i < column->nargs; i++)
-		column->values[i].value =
-			ExecEvalExprSwitchContext(column->args[i], state->args_context,
-									  &column->values[i].isnull);
-}
-
 /*
- * Evaluate arguments that may raise an error.  Returns false if they do, or if
- * we cannot find out; they are then evaluated again when the row is due. As in
- * PL/pgSQL, a subtransaction makes it safe to continue after an error.
- */
-static bool
-try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
-{
-	MemoryContext old_context = CurrentMemoryContext;
-	ResourceOwner old_owner = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-	int			category;
-
-	if (!hrflow_compat_allows_subtransaction())
-		return false;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old_context);
-	PG_TRY();
-	{
-		evaluate_arguments(state, column);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(old_context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(old_context);
-	CurrentResourceOwner = old_owner;
-	if (error == NULL)
-		return true;
-
-	/*
-	 * Do not postpone a cancel, or a lack of resources of the server, until
-	 * the row is due: they are not caused by the row.  (Limits of the account
-	 * are, although their SQLSTATE is in the same class.)  The subtransaction
-	 * must have been rolled back before the error is raised.
-	 */
-	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
-	if (category == ERRCODE_OPERATOR_INTERVENTION ||
-		(category == ERRCODE_INSUFFICIENT_RESOURCES &&
-		 error->sqlerrcode != ERRCODE_CONFIGURATION_LIMIT_EXCEEDED))
-		ReThrowError(error);
-	FreeErrorData(error);
-	return false;
-}
-
-/*
- * Get the settings for the scan when its first request is to be made.  That
- * raises an error if there is no key, so it must not happen before the row is
- * due: returns false if this row is not the next one to be returned.
+ * Get the settings for the scan before its first request is made.  If there is
+ * no key, this raises an error, which must not happen before the row is
+ * requested.  Therefore, if the row has not been requested yet, return false
+ * without getting the settings.  Also return false if other calls of the node
+ * need a key but this one does not.
  */
 static bool
 take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
@@ -244,7 +184,8 @@ take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
 
 	if (state->settings != NULL)
 		return true;
-	if (state->nrows > 0 || call->function->needs_key != state->needs_key)
+	if (state->nrows > 0 || state->is_asked ||
+		call->function->needs_key != state->needs_key)
 		return false;
 
 	hrflow_context_push(&context, hrflow_call_add_context, call);
@@ -257,7 +198,7 @@ take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
 
 /*
  * Make the call of a column for the row in args_slot, and submit its request.
- * Returns NULL if the call must be evaluated when the row is due.
+ * Returns NULL if the call must be evaluated when the row is returned.
  */
 static HrflowAheadCall *
 make_call(HrflowAheadState *state, HrflowAheadRow *row,
@@ -268,9 +209,9 @@ make_call(HrflowAheadState *state, HrflowAheadRow *row,
 	HrflowAheadCall *ahead;
 	HrflowAheadCall *equal;
 
-	if (column->is_safe)
-		evaluate_arguments(state, column);
-	else if (!try_arguments(state, column))
+	if (column->function == NULL)
+		return NULL;
+	if (!hrflow_ahead_evaluate_arguments(state, column))
 	{
 		stop_at(state, row->number);
 		return NULL;
@@ -310,7 +251,7 @@ make_call(HrflowAheadState *state, HrflowAheadRow *row,
 	}
 	dlist_push_tail(&state->calls, &ahead->node);
 
-	/* A body may be large although the row is not, because of TOAST. */
+	/* The body can be large even if the row is small, because of TOAST. */
 	if (ahead->call.body != NULL)
 		ahead->bytes = MemoryContextMemAllocated(context, true);
 	state->bytes += ahead->bytes;
@@ -330,7 +271,8 @@ make_call(HrflowAheadState *state, HrflowAheadRow *row,
  */
 
 /*
- * Store a row of the child in a scan tuple, with NULL for each call.
+ * Store a row of the child in a scan tuple, with NULLs in the columns of the
+ * calls.
  */
 static void
 store_scan_tuple(HrflowAheadState *state, TupleTableSlot *scan,
@@ -395,16 +337,33 @@ drop_row(HrflowAheadState *state, HrflowAheadRow *row)
 }
 
 /*
- * Does work_mem allow reading one more row ahead?  The first one is always
- * allowed.
+ * Does work_mem allow reading one more row ahead?  The first row is always
+ * allowed.  The estimated sizes of all calls may exceed the range of a 32-bit
+ * Size.
  */
 static bool
 has_memory(const HrflowAheadState *state)
 {
-	Size		each = state->largest > 0 ? state->largest : DEFAULT_CALL_SIZE;
+	uint64		each = state->largest > 0 ? state->largest : DEFAULT_CALL_SIZE;
 
 	return state->nrows == 0 ||
-		state->bytes + (state->nsent + 1) * each <= (Size) work_mem * 1024;
+		state->bytes + (state->nsent + 1) * each <= (uint64) work_mem * 1024;
+}
+
+static bool next_row_may_fail(HrflowAheadState *state);
+
+/*
+ * May the next row be read now?  A row that is being requested may always be
+ * read.  Any other row must not be read if reading it raises an error, because
+ * the query might not need the row, and because the rows before it have not
+ * been returned.
+ */
+static bool
+may_read_row(HrflowAheadState *state)
+{
+	if (state->nrows == 0 && !state->is_asked)
+		return true;
+	return state->asked == NULL || !next_row_may_fail(state->asked);
 }
 
 /*
@@ -424,7 +383,8 @@ read_rows(HrflowAheadState *state)
 			most = ROWS_PER_REQUEST * hrflow_transport_width(state->transport);
 		allowed = hrflow_ahead_rows_allowed(state, most);
 		if (state->child_ended || state->nrows >= allowed ||
-			state->next_number > state->stops_at || !has_memory(state))
+			state->next_number > state->stops_at || !has_memory(state) ||
+			!may_read_row(state))
 			break;
 		read_row(state);
 	} while (true);
@@ -470,8 +430,10 @@ project_row(HrflowAheadState *state)
 }
 
 /*
- * Return a row of the child.  "calls" has the call of each column; if it or an
- * element is NULL, evaluate the call itself.
+ * Compute the node's output for a row of the child.  "calls" contains the call
+ * that was issued ahead for each column.  If "calls" or the element is NULL,
+ * or the call has not been submitted, evaluate the column's expression
+ * instead.
  */
 static TupleTableSlot *
 return_row(HrflowAheadState *state, TupleTableSlot *child,
@@ -553,11 +515,11 @@ complete_call(HrflowAheadState *state, HrflowAheadCall *ahead)
 }
 
 /*
- * Return the first of the rows that were read ahead, once its replies have
- * arrived.
+ * Wait for the replies to the calls of the first row that was read ahead, and
+ * return the row.
  */
-static TupleTableSlot *
-return_first_row(HrflowAheadState *state)
+static HrflowAheadRow *
+complete_first_row(HrflowAheadState *state)
 {
 	HrflowAheadRow *row = dlist_container(HrflowAheadRow, node,
 										  dlist_head_node(&state->rows));
@@ -567,6 +529,50 @@ return_first_row(HrflowAheadState *state)
 		if (row->calls[i] != NULL)
 			complete_call(state, row->calls[i]);
 	}
+	return row;
+}
+
+/*
+ * Could a call raise an error when the node returns its next row?  To find
+ * out, read this row and complete its calls.  Return true also if the row
+ * cannot be read, or one of its calls cannot be evaluated, before the row is
+ * needed.
+ */
+static bool
+next_row_may_fail(HrflowAheadState *state)
+{
+	HrflowAheadRow *row;
+	bool		may_fail = false;
+
+	if (state->css.ss.ps.chgParam != NULL)
+		return true;
+
+	state->is_asked = true;
+	take_replies(state);
+	if (state->nrows > 0 || state->settings != NULL)
+		read_rows(state);
+	if (state->nrows > 0)
+	{
+		row = complete_first_row(state);
+		for (int i = 0; i < state->ncolumns; i++)
+			may_fail |= row->calls[i] == NULL ||
+				row->calls[i]->call.state == HRFLOW_CALL_READY ||
+				has_failed(&row->calls[i]->call);
+	}
+	else
+		may_fail = !state->child_ended;
+	state->is_asked = false;
+	return may_fail;
+}
+
+/*
+ * Return the first row that was read ahead, after the replies to its calls
+ * have arrived.
+ */
+static TupleTableSlot *
+return_first_row(HrflowAheadState *state)
+{
+	HrflowAheadRow *row = complete_first_row(state);
 
 	dlist_delete(&row->node);
 	state->nrows--;
@@ -586,10 +592,12 @@ exec_read_ahead(CustomScanState *css)
 
 	/*
 	 * EvalPlanQual() rechecks a single row that was concurrently changed.  It
-	 * has a plan state of its own, in which nothing is read ahead.
+	 * uses separate plan states, in which nothing is read ahead.
 	 */
 	if (estate->es_epq_active != NULL)
 		return return_row_alone(state);
+	if (!state->is_limit_passed)
+		hrflow_ahead_pass_limit(state);
 	if (!ScanDirectionIsForward(estate->es_direction))
 		return return_previous_row(state);
 
@@ -616,29 +624,21 @@ exec_read_ahead(CustomScanState *css)
 
 /*
  * ------------------------------------------------------------------------
- * The other methods of the node
+ * Other executor methods of the node
  * ------------------------------------------------------------------------
  */
 
 /*
- * Can evaluating an expression raise an error?
- */
-static bool
-may_raise_walker(Node *node, void *context)
-{
-	if (node == NULL || IsA(node, Var) || IsA(node, Const) || IsA(node, Param))
-		return false;
-	if (IsA(node, RelabelType) || IsA(node, List))
-		return expression_tree_walker(node, may_raise_walker, context);
-	return true;
-}
-
-/*
- * Initialize the column of a call.  "call" contains the Vars of the query,
- * "args" those of the scan tuple.
+ * Initialize the HrflowAheadColumn of a call.  The Vars in "call" are those of
+ * the query, and the Vars in "args" refer to the scan tuple.
+ *
+ * If the function was altered after the query was planned, our C function may
+ * no longer be called directly.  Then column->function is NULL.  This can
+ * happen in a long UPDATE, because EvalPlanQual() initializes its plan states
+ * when it first finds a row that was changed concurrently.
  *
  * ExecInitExpr() checks that the user may execute the function, as it does for
- * a call in a target list.  A function scan does that itself.
+ * a call in a target list.  A function scan checks this itself.
  */
 static void
 init_column(HrflowAheadState *state, HrflowAheadColumn *column,
@@ -646,17 +646,12 @@ init_column(HrflowAheadState *state, HrflowAheadColumn *column,
 {
 	PlanState  *ps = &state->css.ss.ps;
 	FmgrInfo	finfo;
-	ListCell   *cell;
 
 	fmgr_info(call->funcid, &finfo);
 	column->function = hrflow_single_find(finfo.fn_addr);
 	column->call = call;
 	column->attno = attno;
-	column->is_safe = !may_raise_walker((Node *) args, NULL);
-	column->args = palloc(list_length(args) * sizeof(ExprState *));
-	column->values = palloc0(list_length(args) * sizeof(NullableDatum));
-	foreach(cell, args)
-		column->args[column->nargs++] = ExecInitExpr(lfirst(cell), ps);
+	hrflow_ahead_init_arguments(column, args, ps);
 	if (!state->is_lateral)
 	{
 		FuncExpr   *whole = copyObject(call);
@@ -664,7 +659,8 @@ init_column(HrflowAheadState *state, HrflowAheadColumn *column,
 		whole->args = args;
 		column->whole = ExecInitExpr((Expr *) whole, ps);
 	}
-	state->needs_key |= column->function->needs_key;
+	if (column->function != NULL)
+		state->needs_key |= column->function->needs_key;
 }
 
 static void
@@ -705,6 +701,7 @@ begin_read_ahead(CustomScanState *css, EState *estate, int eflags)
 	state->context = AllocSetContextCreate(estate->es_query_cxt,
 										   "hrflow_embed read-ahead",
 										   ALLOCSET_DEFAULT_SIZES);
+	state->is_risky = true;
 	state->stops_at = PG_INT64_MAX;
 	dlist_init(&state->rows);
 	dlist_init(&state->calls);
@@ -735,7 +732,11 @@ rescan_read_ahead(CustomScanState *css)
 	state->next_number = 0;
 	state->stops_at = PG_INT64_MAX;
 
-	/* ExecReScan() does this only for the children it knows. */
+	hrflow_ahead_pass_limit(state);
+
+	/*
+	 * ExecReScan() does not pass changed parameters on to custom_ps.
+	 */
 	if (css->ss.ps.chgParam != NULL)
 		UpdateChangedParamSet(child, css->ss.ps.chgParam);
 	if (child->chgParam == NULL)

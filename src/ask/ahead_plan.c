@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * ahead_plan.c
- *		The planner's part of the read-ahead: decides which calls are issued
- *		ahead of their rows.
+ *		Planner part of the read-ahead: decides which calls are issued ahead
+ *		of their rows.
  *
- * Each SQL function has the support function hrflow_support().  It does not
- * simplify anything, but because eval_const_expressions() calls it, this
- * library is loaded before the planner makes the paths of the first query that
- * uses one of our functions.  Therefore nothing needs to be preloaded.
+ * Each SQL function whose calls can be issued ahead has the support function
+ * hrflow_support().  This function does not simplify anything, but
+ * eval_const_expressions() calls it, so our library is loaded before the
+ * planner creates the paths of the session's first query that uses one of our
+ * functions.  Therefore nothing needs to be preloaded.
  *
  * grouping_planner() calls create_upper_paths_hook for UPPERREL_FINAL when the
  * paths of a query, or of a subquery that is planned separately, are complete.
@@ -17,13 +18,20 @@
  * 		  -> the same path, with a target that lacks the calls
  *
  * A set-returning function in FROM is executed by a function scan.  If its
- * arguments are columns of other relations, that scan is the inner side of a
- * nested loop, and we put the CustomPath on the outer side.
+ * arguments are columns of other relations, the function scan is the inner
+ * side of a nested loop, and we put the CustomPath on the outer side.
  *
- * We need not look for calls that are computed below a volatile function,
- * because there are none: subqueries with volatile targets are never pulled
- * up, and grouping_planner() computes volatile columns above a sort unless the
- * sort needs them.
+ * Since our functions are volatile, the planner has decided in which path's
+ * target each call is computed: it never pulls up a subquery whose target
+ * contains a volatile function, and it computes a volatile column above a sort
+ * unless the sort needs the column.  We split the path that computes the call
+ * in two, but never move a call above or below another path.
+ *
+ * Other volatile functions stay where they are.  Those in the same target are
+ * executed when the row is returned, so a call that has one in its arguments
+ * is not issued ahead.  Those in the path below are executed when a row is
+ * read, so the rows of this path are read ahead only if it is certain that the
+ * query needs them (ahead_risk.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -31,6 +39,7 @@
 
 #include "ask/ahead.h"
 #include "catalog/pg_type.h"
+#include "compat.h"
 #include "fmgr.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -48,23 +57,23 @@
 PG_FUNCTION_INFO_V1(hrflow_support);
 
 /*
- * Maximum number of nested calls that are issued ahead.  Each level needs a
- * node of its own.
+ * Maximum nesting depth of calls that are issued ahead.  Each level adds a
+ * plan node; queries rarely need more than two levels.
  */
 #define MAX_LEVELS 4
 
 static create_upper_paths_hook_type previous_upper_paths_hook = NULL;
 
 /*
- * Has one of our functions been planned in this backend?  If not, there is
- * nothing to do for the hook.
+ * Has a query with one of our functions been planned in this backend?  If not,
+ * the planner hook has nothing to do.
  */
 static bool calls_seen = false;
 
 /*
  * hrflow_support(internal) RETURNS internal
  *
- * Planner support function of the functions whose calls are read ahead.
+ * Planner support function of the functions whose calls can be issued ahead.
  */
 Datum
 hrflow_support(PG_FUNCTION_ARGS)
@@ -80,13 +89,14 @@ hrflow_support(PG_FUNCTION_ARGS)
  */
 
 /*
- * Is this a call of one of our functions that can be issued ahead?  These
- * return one value, or ("returns_set") rows.
+ * Is this a call of one of our functions that can be issued ahead?
+ * "returns_set" selects set-returning functions rather than those that return
+ * one value.
  *
- * fmgr_info() returns the address of our C function only if that can be called
- * directly, that is, unless the function is SECURITY DEFINER or has a SET
- * clause.  Calls of such functions cannot be issued ahead, because the change
- * of role or settings would not apply.
+ * fmgr_info() returns the address of our C function only if the function can
+ * be called directly, that is, if the SQL function neither is SECURITY DEFINER
+ * nor has a SET clause.  Calls of functions with these attributes cannot be
+ * issued ahead, because the change of role or settings would not apply.
  */
 static bool
 is_call_of_kind(Node *node, bool returns_set)
@@ -131,16 +141,16 @@ contains_call(Node *node)
 typedef struct CallSearch
 {
 	List	   *inputs;			/* expressions that the path below computes;
-								 * not searched */
+								 * they are not searched */
 	List	   *calls;			/* result: calls or inputs found, without
 								 * duplicates */
 } CallSearch;
 
 /*
- * Collect the calls that are evaluated whenever an expression is.  Descend
- * only into nodes that are known to evaluate all their arguments: a call below
- * CASE, COALESCE, AND, OR, a subplan and so on may not be needed for a row,
- * and aggregates and window functions are computed below.
+ * Collect the calls that are evaluated whenever an expression is evaluated.
+ * Descend only into nodes that are known to evaluate all their arguments: a
+ * call inside CASE, COALESCE, AND, OR, a subplan and so on might not be needed
+ * for a row, and aggregates and window functions are computed by lower paths.
  */
 static bool
 find_calls_walker(Node *node, void *context)
@@ -182,7 +192,7 @@ find_calls_walker(Node *node, void *context)
 }
 
 /*
- * Replace the calls in a list by NULL constants.
+ * Replace the calls that are listed in "context" by NULL constants.
  */
 static Node *
 remove_calls_mutator(Node *node, void *context)
@@ -197,9 +207,9 @@ remove_calls_mutator(Node *node, void *context)
 }
 
 /*
- * Can the arguments of a call be evaluated before their row is due, given the
- * values of the calls in "computed"?  Volatile functions must not be called
- * before that, and subplans hold executor resources between evaluations.
+ * Can the arguments of a call be evaluated before their row is returned, given
+ * the values of the calls in "computed"?  Volatile functions must not be
+ * called early, and subplans hold executor resources between evaluations.
  */
 static bool
 may_read_ahead(FuncExpr *call, List *computed)
@@ -255,8 +265,8 @@ static const CustomPathMethods lateral_methods = {
 };
 
 /*
- * Make a path on top of another one.  It has the same cost as that path, so
- * that the choice among paths does not change.
+ * Create a read-ahead path on top of "subpath".  It has the same cost as
+ * "subpath", so that the choice among paths does not change.
  */
 static Path *
 make_read_ahead_path(Path *subpath, PathTarget *target,
@@ -271,6 +281,7 @@ make_read_ahead_path(Path *subpath, PathTarget *target,
 	path->path.rows = subpath->rows;
 	path->path.startup_cost = subpath->startup_cost;
 	path->path.total_cost = subpath->total_cost;
+	hrflow_compat_copy_disabled_nodes(&path->path, subpath);
 	path->path.pathkeys = subpath->pathkeys;
 	path->flags = CUSTOMPATH_SUPPORT_PROJECTION;
 	path->custom_paths = list_make1(subpath);
@@ -280,7 +291,7 @@ make_read_ahead_path(Path *subpath, PathTarget *target,
 }
 
 /*
- * Make a target from a list of expressions.
+ * Create a target from a list of expressions.
  */
 static PathTarget *
 make_target(PlannerInfo *root, List *exprs)
@@ -295,7 +306,8 @@ make_target(PlannerInfo *root, List *exprs)
 
 /*
  * Add read-ahead paths, one for each level of nested calls, on top of "child",
- * which computes none of "calls".  The topmost one gets the target of "path".
+ * which computes none of "calls".  The topmost path gets the target of "path".
+ * Returns "path" if no call can be issued ahead.
  */
 static Path *
 add_levels(PlannerInfo *root, Path *path, Path *child, List *calls)
@@ -328,8 +340,29 @@ add_levels(PlannerInfo *root, Path *path, Path *child, List *calls)
 }
 
 /*
- * Replace a path that computes calls by one that issues them ahead.  "below"
- * is the path it gets its rows from, or NULL if it is a scan or join.
+ * Does a list contain two equal volatile expressions?
+ */
+static bool
+has_equal_volatile(List *exprs)
+{
+	List	   *seen = NIL;
+	ListCell   *cell;
+
+	foreach(cell, exprs)
+	{
+		if (!contain_volatile_functions(lfirst(cell)))
+			continue;
+		if (list_member(seen, lfirst(cell)))
+			return true;
+		seen = lappend(seen, lfirst(cell));
+	}
+	return false;
+}
+
+/*
+ * Replace a path that computes calls by one that issues the calls ahead.
+ * "below" is the path that provides the rows of "path", or NULL if "path" is a
+ * scan or join.
  */
 static Path *
 read_calls_ahead(PlannerInfo *root, Path *path, Path *below)
@@ -343,10 +376,18 @@ read_calls_ahead(PlannerInfo *root, Path *path, Path *below)
 
 	/*
 	 * PostgreSQL 18's ruleutils.c looks for the window of a WindowFunc only
-	 * in a WindowAgg node, so EXPLAIN could not print one in our
+	 * in a WindowAgg node, so EXPLAIN could not print a WindowFunc in our
 	 * custom_scan_tlist.
 	 */
 	if (contain_windowfuncs((Node *) path->pathtarget->exprs))
+		return path;
+
+	/*
+	 * set_customscan_references() identifies columns of the path below by
+	 * their expressions alone, so it could not tell apart the columns of
+	 * SELECT random() AS a, random() AS b ... ORDER BY a, b.
+	 */
+	if (below != NULL && has_equal_volatile(below->pathtarget->exprs))
 		return path;
 	if (below != NULL)
 		search.inputs = below->pathtarget->exprs;
@@ -355,7 +396,7 @@ read_calls_ahead(PlannerInfo *root, Path *path, Path *below)
 		return path;
 
 	/*
-	 * The child of a projection has all the inputs.  Any other path can
+	 * The path below a projection provides all inputs.  Any other path can
 	 * project, so create_projection_plan() merely replaces its target list.
 	 */
 	if (IsA(path, ProjectionPath))
@@ -384,15 +425,15 @@ replace_in_list(PlannerInfo *root, List *paths)
 }
 
 /*
- * Return where a path stores the only path below it, or NULL if it is not one
- * of the paths that we look below.
+ * Return the address of a path's pointer to its only subpath, or NULL if we do
+ * not descend into paths of this type.
  */
 static Path **
 get_subpath(Path *path)
 {
 	switch (nodeTag(path))
 	{
-			/* These return all or some rows of another path. */
+			/* These paths return all or some rows of their subpath. */
 		case T_LimitPath:
 			return &((LimitPath *) path)->subpath;
 		case T_LockRowsPath:
@@ -402,17 +443,18 @@ get_subpath(Path *path)
 			return &((SortPath *) path)->subpath;
 		case T_UpperUniquePath:
 			return &((UpperUniquePath *) path)->subpath;
-		case T_MaterialPath:
-			return &((MaterialPath *) path)->subpath;
 
 			/*
-			 * The subpath's target does not include RETURNING and ON
-			 * CONFLICT.
+			 * RETURNING and ON CONFLICT are safe: their expressions are not
+			 * in the subpath's target.
 			 */
 		case T_ModifyTablePath:
 			return &((ModifyTablePath *) path)->subpath;
 
-			/* These compute their target from the rows of another path. */
+			/*
+			 * These paths compute their target from the rows of their
+			 * subpath.
+			 */
 		case T_ProjectionPath:
 			return &((ProjectionPath *) path)->subpath;
 		case T_AggPath:
@@ -428,9 +470,9 @@ get_subpath(Path *path)
 }
 
 /*
- * Replace "path", and the paths it gets its rows from, where they compute
- * calls.  A path may be referenced by several others; it is modified only
- * once.
+ * In the tree whose root is "path", replace each path that computes calls by
+ * one that issues the calls ahead.  Returns the new root.  A path that several
+ * other paths refer to is modified only once.
  */
 static Path *
 find_computing_path(PlannerInfo *root, Path *path)
@@ -455,7 +497,9 @@ find_computing_path(PlannerInfo *root, Path *path)
 			replace_in_list(root, ((MergeAppendPath *) path)->subpaths);
 			return path;
 
-			/* Paths that compute their target from the rows of a subpath. */
+			/*
+			 * Paths that compute their target from the rows of their subpath.
+			 */
 		case T_ProjectionPath:
 		case T_AggPath:
 		case T_GroupPath:
@@ -482,20 +526,21 @@ find_computing_path(PlannerInfo *root, Path *path)
 		case T_HashPath:
 			return read_calls_ahead(root, path, NULL);
 
-			/* Other paths, including those that we have replaced before. */
+			/* Other paths, including those that we have created. */
 		default:
 			return path;
 	}
 }
 
 /*
- * Return the call of one of our set-returning functions that a path executes
- * for each row of "outer", or NULL.  The arguments must consist of columns of
- * "outer".
+ * If "inner" executes a call of one of our set-returning functions for each
+ * row of "outer", return the call, else NULL.  All columns in the arguments of
+ * the call must be columns of "outer".
  *
- * A scan below a Memoize node is not executed for each row.  The planner
- * hardly ever puts it there, because it ignores the cost of a function when it
- * estimates that of a rescan.
+ * A function scan below a Memoize node is not supported, because it is not
+ * executed for each row.  The planner hardly ever creates a Memoize node above
+ * a function scan, because it ignores the cost of a function when it estimates
+ * the cost of a rescan.
  */
 static FuncExpr *
 find_lateral_call(PlannerInfo *root, Path *inner, Path *outer)
@@ -522,8 +567,9 @@ find_lateral_call(PlannerInfo *root, Path *inner, Path *outer)
 }
 
 /*
- * Read ahead the calls of function scans in "path" and the paths below it,
- * where a nested loop executes the scan for each row of its outer side.
+ * In "path" and the paths below it, find the nested loops that execute a
+ * function scan with one of our calls for each outer row, and issue these
+ * calls ahead.
  */
 static void
 read_lateral_ahead(PlannerInfo *root, Path *path)
@@ -566,7 +612,10 @@ read_lateral_ahead(PlannerInfo *root, Path *path)
 	read_lateral_ahead(root, *outer);
 	call = find_lateral_call(root, loop->jpath.innerjoinpath, *outer);
 
-	/* The path may be part of several others. */
+	/*
+	 * The nested loop may be part of several paths, so it may already have
+	 * been modified.
+	 */
 	if (call != NULL &&
 		!(IsA(*outer, CustomPath) &&
 		  ((CustomPath *) *outer)->methods == &lateral_methods))
@@ -575,7 +624,7 @@ read_lateral_ahead(PlannerInfo *root, Path *path)
 }
 
 /*
- * Does FROM have a call of one of our set-returning functions?
+ * Does FROM contain a call of one of our set-returning functions?
  */
 static bool
 has_lateral_call(PlannerInfo *root)
@@ -599,10 +648,10 @@ has_lateral_call(PlannerInfo *root)
 }
 
 /*
- * Can this query have calls that are evaluated for each of its rows?  A query
- * without FROM has one row, and PL/pgSQL expects a Result node for it.
- * Queries with set-returning functions in the target list or with grouping
- * sets are not supported.
+ * Can this query contain calls that are evaluated for each of its rows?  A
+ * query without FROM has one row, and PL/pgSQL expects its plan to be a Result
+ * node.  Queries with set-returning functions in the target list or with
+ * grouping sets are not supported.
  */
 static bool
 is_candidate(PlannerInfo *root)
@@ -633,7 +682,7 @@ read_ahead_upper_paths(PlannerInfo *root, UpperRelationKind stage,
 	if (contains_call((Node *) root->processed_tlist))
 		replace_in_list(root, output_rel->pathlist);
 
-	/* A scan with a qualification without columns may not be executed. */
+	/* A pseudoconstant qual may prevent a scan from being executed at all. */
 	if (!root->hasPseudoConstantQuals && has_lateral_call(root))
 	{
 		ListCell   *cell;
@@ -650,7 +699,7 @@ read_ahead_upper_paths(PlannerInfo *root, UpperRelationKind stage,
  */
 
 /*
- * Create a plan node whose scan tuple consists of the columns of the child.
+ * Create a plan node whose scan tuple consists of the child's columns.
  */
 static CustomScan *
 make_scan(CustomPath *path, List *tlist, List *custom_plans)
@@ -681,11 +730,12 @@ make_scan(CustomPath *path, List *tlist, List *custom_plans)
 /*
  * Create the plan node for a path that computes calls.
  *
- * Its scan tuple consists of the columns of the child, followed by a column
- * for each call.  set_customscan_references() replaces each expression that
- * equals an entry of custom_scan_tlist by a reference to that column, both in
- * the target list and in custom_exprs.  Therefore custom_exprs contains, for
- * each call, the list of its arguments rather than the call itself.
+ * The node's scan tuple consists of the child's columns, followed by a column
+ * for each call.  In the target list and in custom_exprs,
+ * set_customscan_references() replaces each expression that equals an entry of
+ * custom_scan_tlist by a reference to that entry's column.  Therefore
+ * custom_exprs contains, for each call, the list of its arguments rather than
+ * the call itself.
  */
 static Plan *
 plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
@@ -710,9 +760,10 @@ plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 }
 
 /*
- * Create the plan node for a path whose rows are the arguments of a function
- * scan.  custom_private contains the call without its arguments, because it is
- * not subject to set_customscan_references().
+ * Create the plan node for the outer side of a nested loop that executes a
+ * function scan.  The arguments of the call are in custom_exprs;
+ * custom_private contains the call without its arguments, because
+ * set_customscan_references() does not process custom_private.
  */
 static Plan *
 plan_lateral(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
@@ -728,9 +779,9 @@ plan_lateral(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 }
 
 /*
- * Install the hooks.  Called when the library is loaded, which can be while a
- * query is being planned: this hook and those of the executor take effect in
- * that same query, because they are looked up later.
+ * Install the hooks.  The library can be loaded while a query is being
+ * planned.  create_upper_paths_hook and the executor hooks then already apply
+ * to that query, because the server has not read them yet.
  */
 void
 hrflow_ahead_install(void)

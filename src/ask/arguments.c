@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * arguments.c
- *		Checks of arguments that several SQL functions have in common.
+ *		Checks arguments that several SQL functions have in common.
  *
  * The functions that take an HrflowProblem do not raise errors about the
  * content of an argument.  They store the first such error, and the caller
- * raises it when it is due: immediately, or for arguments that were read
- * ahead, when the row of their call is returned.
+ * raises it immediately or, if the arguments were read ahead, when the row of
+ * the call is returned.
  *
  *-------------------------------------------------------------------------
  */
@@ -47,13 +47,14 @@ hrflow_argument_identifier(const NullableDatum *argument, const char *name,
 	value = TextDatumGetCString(argument->value);
 	if (*value == '\0')
 	{
-		problem->message = psprintf("%s must not be empty", name);
+		problem->message = psprintf("argument \"%s\" must not be empty", name);
 		problem->hint = "Pass NULL to omit an identifier.";
 		return NULL;
 	}
 	value = hrflow_text_to_utf8(value);
 	if (value == NULL)
-		problem->message = psprintf("%s cannot be converted to UTF-8", name);
+		problem->message = psprintf("argument \"%s\" cannot be converted to UTF-8",
+									name);
 	return value;
 }
 
@@ -68,7 +69,7 @@ check_fields(Jsonb *fields, HrflowProblem *problem)
 		return NULL;
 	if (!JB_ROOT_IS_OBJECT(fields))
 	{
-		problem->message = "fields must be a JSON object";
+		problem->message = "argument \"fields\" must be a JSON object";
 		problem->hint = "For example: {\"profile\": 1, \"experiences\": [0, 2]}.";
 		return NULL;
 	}
@@ -77,7 +78,7 @@ check_fields(Jsonb *fields, HrflowProblem *problem)
 
 /*
  * Return "fields", which may be NULL, as JSON text in UTF-8.  Returns NULL if
- * there are none or there is a problem.
+ * "fields" is NULL or there is a problem.
  */
 static const char *
 make_fields_text(Jsonb *fields, HrflowProblem *problem)
@@ -89,13 +90,15 @@ make_fields_text(Jsonb *fields, HrflowProblem *problem)
 	text = hrflow_text_to_utf8(JsonbToCString(NULL, &fields->root,
 											  VARSIZE(fields)));
 	if (text == NULL)
-		problem->message = "fields cannot be converted to UTF-8";
+		problem->message = "argument \"fields\" cannot be converted to UTF-8";
 	return text;
 }
 
 /*
- * Read the argument "fields", and convert it to the text to send.  Both
- * results are NULL if the parameter is to be omitted or there is a problem.
+ * Read the argument "fields", and convert it to the JSON text to send.
+ * Returns a copy of the argument, palloc'd, which remains valid when the
+ * argument is freed.  Returns NULL and sets *text to NULL if the parameter is
+ * to be omitted from the request.  If there is a problem, *text is NULL.
  */
 Jsonb *
 hrflow_argument_fields(const NullableDatum *argument, const char **text,
@@ -104,15 +107,15 @@ hrflow_argument_fields(const NullableDatum *argument, const char **text,
 	Jsonb	   *fields = NULL;
 
 	if (!argument->isnull && problem->message == NULL)
-		fields = check_fields(DatumGetJsonbP(argument->value), problem);
+		fields = check_fields(DatumGetJsonbPCopy(argument->value), problem);
 	*text = make_fields_text(fields, problem);
 	return fields;
 }
 
 /*
  * Check the argument "fields", which may be NULL.  Returns NULL if the
- * parameter is to be omitted from the request.  Raises 22023 if it is not a
- * JSON object.
+ * parameter is to be omitted from the request.  Raises 22023 if the argument
+ * is not a JSON object.
  */
 Jsonb *
 hrflow_check_fields(Jsonb *fields)
@@ -126,8 +129,8 @@ hrflow_check_fields(Jsonb *fields)
 }
 
 /*
- * Return "fields" as JSON text in UTF-8, or NULL for NULL.  Raises 22023 if it
- * cannot be converted.
+ * Return "fields" as JSON text in UTF-8, or NULL if "fields" is NULL.  Raises
+ * 22023 if the text cannot be converted.
  */
 const char *
 hrflow_fields_text(Jsonb *fields)
@@ -141,8 +144,9 @@ hrflow_fields_text(Jsonb *fields)
 }
 
 /*
- * Return the JSON that requests the vector of a text datum, palloc'd; or NULL,
- * with *problem set to the reason as a whole sentence.
+ * Return the JSON body that requests the vector of a text datum, palloc'd.  If
+ * the text is not valid, return NULL and set *problem to the reason, in a
+ * whole sentence.
  */
 char *
 hrflow_make_text_body(Datum input, char **problem)
@@ -171,25 +175,28 @@ hrflow_make_text_body(Datum input, char **problem)
 }
 
 /*
- * Read the type of the items to embed.  Returns NULL if there is a problem.
+ * Read the type of the items to embed.  If the type is invalid, set *problem
+ * and return NULL.
  */
 const char *
 hrflow_argument_item_type(const NullableDatum *argument, HrflowProblem *problem)
 {
 	static const char *const types[] = {"profile", "job"};
 
+	Assert(problem->message == NULL);
+
 	for (int i = 0; i < lengthof(types) && !argument->isnull; i++)
 	{
 		if (strcmp(TextDatumGetCString(argument->value), types[i]) == 0)
 			return types[i];
 	}
-	problem->message = "item_type must be \"profile\" or \"job\"";
+	problem->message = "argument \"item_type\" must be \"profile\" or \"job\"";
 	return NULL;
 }
 
 /*
- * Are the numbers of a jsonb alone longer than HRFLOW_MAX_TEXT when written as
- * JSON?  A number such as 1e100000 takes 8 bytes in a jsonb but 100,001 in
+ * Do the numbers in a jsonb alone take more than HRFLOW_MAX_TEXT bytes as JSON
+ * text?  A number such as 1e100000 takes 8 bytes in a jsonb but 100,001 in
  * JSON, so the text of a small jsonb could exceed the available memory.
  */
 static bool
@@ -218,9 +225,9 @@ numbers_are_oversized(Jsonb *item)
 }
 
 /*
- * Return the JSON text of an item in UTF-8; or NULL if it is longer than
- * HRFLOW_MAX_TEXT or cannot be converted, with *problem set to the reason as a
- * whole sentence.
+ * Return the JSON text of an item in UTF-8.  If the text is longer than
+ * HRFLOW_MAX_TEXT or cannot be converted, return NULL and set *problem to the
+ * reason, in a whole sentence.
  */
 static const char *
 make_item_text(Jsonb *item, char **problem)
@@ -244,8 +251,9 @@ make_item_text(Jsonb *item, char **problem)
 }
 
 /*
- * Return the JSON that requests the vectors of a jsonb datum, palloc'd; or
- * NULL, with *problem set to the reason as a whole sentence.
+ * Return the JSON body that requests the vectors of a jsonb datum, palloc'd.
+ * If the item is not valid, return NULL and set *problem to the reason, in a
+ * whole sentence.
  */
 char *
 hrflow_make_document_body(const char *item_type, Datum item,
@@ -254,7 +262,11 @@ hrflow_make_document_body(const char *item_type, Datum item,
 	Jsonb	   *value;
 	const char *text;
 
-	/* No value takes 16 times as many bytes in a jsonb as in JSON. */
+	/*
+	 * A jsonb value takes less than 16 times as many bytes as its JSON text,
+	 * so the text of this item would be too long.  Reject the item without
+	 * detoasting it.
+	 */
 	if (toast_raw_datum_size(item) / 16 > HRFLOW_MAX_TEXT)
 	{
 		*problem = psprintf("The item is longer than %d bytes.", HRFLOW_MAX_TEXT);

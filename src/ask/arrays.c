@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * arrays.c
- *		Sources of batches whose elements come from the array arguments of a
- *		SQL function.
+ *		Batch sources whose elements come from the array arguments of a SQL
+ *		function.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,7 +15,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 
-/* Argument numbers of the functions for profiles. */
+/* Argument numbers of the functions that request profiles. */
 enum
 {
 	ARG_SOURCE_ID,
@@ -51,21 +51,23 @@ add_array(HrflowArraySource *source, FunctionCallInfo fcinfo, int argno,
 	if (ARR_NDIM(argument) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a one-dimensional array", plural)));
+				 errmsg("argument \"%s\" must be a one-dimensional array",
+						plural)));
 	deconstruct_array(argument, ARR_ELEMTYPE(argument), -1, false, TYPALIGN_INT,
 					  &array->values, &array->nulls, &n);
 	if (source->base.nelements >= 0 && n != source->base.nelements)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("arrays of identifiers must have the same length"),
-				 errdetail("%s has %d elements, but another array has %d.",
+				 errdetail("The length of argument \"%s\" is %d, but that of another array is %d.",
 						   plural, n, source->base.nelements)));
 	source->base.nelements = n;
 }
 
 /*
  * Initialize the source of a function that has only one array.  NULL is
- * treated as an empty array, because array_agg returns NULL for no rows.
+ * treated as an empty array, because array_agg() returns NULL if there are no
+ * rows.
  */
 static void
 take_single_array(HrflowArraySource *source, FunctionCallInfo fcinfo, int argno,
@@ -139,10 +141,11 @@ elements_are_equal(const HrflowSource *source, int a, int b)
  */
 
 /*
- * Was an argument specified in the call, or is it the default?  Both may be a
- * constant NULL, but a default is read from the catalogs, where expressions
- * have no location in the text of a query.  A NULL that results from constant
- * folding is mistaken for a default.
+ * Was an argument specified in the call, rather than being the default?  Both
+ * a specified argument and the default can be a constant NULL, but the default
+ * is read from the catalogs, where expressions have no location in the text of
+ * a query.  A specified expression that constant folding reduces to NULL is
+ * mistaken for the default.
  */
 static bool
 is_specified(FunctionCallInfo fcinfo, int argno)
@@ -231,7 +234,7 @@ static const HrflowSourceMethods profile_source_methods = {
 };
 
 /*
- * Read the arguments of a function for profiles.
+ * Initialize a source from the arguments of a function that requests profiles.
  */
 void
 hrflow_arrays_take_profiles(HrflowArraySource *source, FunctionCallInfo fcinfo)
@@ -250,10 +253,13 @@ hrflow_arrays_take_profiles(HrflowArraySource *source, FunctionCallInfo fcinfo)
 			!is_specified(fcinfo, ARG_PROFILE_EMAILS))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("no identifiers were given"),
+					 errmsg("no identifiers were specified"),
 					 errhint("Pass profile_ids, profile_references or profile_emails.")));
 
-		/* array_agg returns NULL for no rows. */
+		/*
+		 * Treat NULL as an empty array, because array_agg() returns NULL if
+		 * there are no rows.
+		 */
 		source->base.nelements = 0;
 	}
 
@@ -357,7 +363,7 @@ static const HrflowSourceMethods document_source_methods = {
 };
 
 /*
- * Read the argument of a function for links.
+ * Initialize a source from the argument of a function that fetches links.
  */
 void
 hrflow_arrays_take_links(HrflowArraySource *source, FunctionCallInfo fcinfo)
@@ -367,7 +373,7 @@ hrflow_arrays_take_links(HrflowArraySource *source, FunctionCallInfo fcinfo)
 }
 
 /*
- * Read the argument of a function for texts.
+ * Initialize a source from the argument of a function that embeds texts.
  */
 void
 hrflow_arrays_take_texts(HrflowArraySource *source, FunctionCallInfo fcinfo)
@@ -377,7 +383,7 @@ hrflow_arrays_take_texts(HrflowArraySource *source, FunctionCallInfo fcinfo)
 }
 
 /*
- * Read the arguments of a function for documents.
+ * Initialize a source from the arguments of a function that embeds documents.
  */
 void
 hrflow_arrays_take_documents(HrflowArraySource *source, FunctionCallInfo fcinfo)

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * arrays.h
- *		Sources of batches whose elements come from the array arguments of a
- *		SQL function.
+ *		Batch sources whose elements come from the array arguments of a SQL
+ *		function.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,20 +34,23 @@ typedef struct HrflowArraySource
 {
 	HrflowSource base;
 	HrflowArray arrays[HRFLOW_MAX_ARRAYS];	/* ids, references and e-mail
-											 * addresses; or links; or texts;
-											 * or items */
+											 * addresses of profiles; or a
+											 * single array of links, texts or
+											 * items */
 	int			narrays;
 
 	/* For profiles: */
-	const char *source_id;		/* in UTF-8; NULL: all elements are invalid */
-	const char *bad_source_id;	/* why source_id is invalid, or NULL */
-	Jsonb	   *fields;			/* NULL: omitted */
-	const char *fields_text;	/* "fields" as UTF-8 text */
+	const char *source_id;		/* in UTF-8, or NULL if all elements are
+								 * invalid */
+	const char *bad_source_id;	/* the reason why all elements are invalid if
+								 * source_id is NULL */
+	Jsonb	   *fields;			/* "fields" parameter, or NULL to omit it */
+	const char *fields_text;	/* "fields" as JSON text in UTF-8 */
 
 	/* For documents: the type of all items. */
 	const char *item_type;
 
-	/* For texts and documents: URL to send them to, which the caller sets. */
+	/* For texts and documents: the URL to POST to, which the caller sets. */
 	const char *post_url;
 } HrflowArraySource;
 

@@ -17,34 +17,35 @@
 #include "utils/jsonb.h"
 
 /*
- * Maximum nesting depth of the JSON in a reply.  Answers of the API nest 3
- * deep.  The limit exists because our parser recurses.
+ * Maximum nesting depth of the JSON in a reply.  The API's replies have 3
+ * levels.  The limit protects the stack, because our parser is recursive.
  */
 #define HRFLOW_MAX_JSON_DEPTH	64
 
 /*
- * Maximum number of links in one answer.  A profile has a few dozen
- * experiences and educations.  Each link costs a request, and a few kB of
- * memory while it is fetched.
+ * Maximum number of links in one reply.  Each link costs a request, and a few
+ * kB of memory while it is being fetched.  Profiles have far fewer: a link for
+ * each of a few dozen experiences and educations.
  */
 #define HRFLOW_MAX_LINKS		1000
 
 /*
- * Endpoints of the API, and the "data" that their answers must contain.
+ * Endpoints of the API, and the "data" that their replies must contain.
  */
 typedef enum HrflowEndpoint
 {
-	HRFLOW_PROFILE,				/* an object with the links of each section */
-	HRFLOW_JOB,					/* a string, the link */
-	HRFLOW_TEXT,				/* a list of one object that contains the
+	HRFLOW_PROFILE,				/* an object that contains the links of each
+								 * section */
+	HRFLOW_JOB,					/* a string: the link to the vector */
+	HRFLOW_TEXT,				/* a list of one object, which contains the
 								 * vector */
-	HRFLOW_DOCUMENT,			/* a string, base64 of one or more vectors */
+	HRFLOW_DOCUMENT,			/* a string: one or more vectors in base64 */
 	HRFLOW_AUTH					/* an object */
 } HrflowEndpoint;
 
 /*
- * Parameters of a request for a profile, as NUL-terminated UTF-8.  Parameters
- * that are NULL are omitted from the request.
+ * Parameters of a request for a profile, as NUL-terminated UTF-8 strings.
+ * Parameters that are NULL are omitted from the request.
  */
 typedef struct HrflowQuery
 {
@@ -56,7 +57,7 @@ typedef struct HrflowQuery
 } HrflowQuery;
 
 /*
- * Parameters of a request for a job, as in HrflowQuery.
+ * Parameters of a request for a job, in the same form as in HrflowQuery.
  */
 typedef struct HrflowJobQuery
 {
@@ -66,7 +67,8 @@ typedef struct HrflowJobQuery
 } HrflowJobQuery;
 
 /*
- * An error about the arguments of a call that has not been raised yet.
+ * An error in a call's arguments or request, which the caller raises later
+ * with hrflow_argument_raise().
  */
 typedef struct HrflowProblem
 {
@@ -82,78 +84,83 @@ typedef struct HrflowProblem
 typedef struct HrflowResult
 {
 	HrflowStatus status;
-	bool		is_link;		/* was this a link rather than a request to
-								 * the API? */
-	HrflowEndpoint endpoint;	/* endpoint of the API; not used for links */
+	bool		is_link;		/* is this the result of fetching a link,
+								 * rather than of a request to the API? */
+	HrflowEndpoint endpoint;	/* endpoint requested; not used for links */
 	bool		transient;		/* might a retry succeed? */
-	bool		was_sent;		/* if there is no reply, may the server have
-								 * processed the request? */
-	int			http_status;	/* 0: no reply was received */
-	Jsonb	   *data;			/* "data" of the API's answer if status is
+	bool		was_sent;		/* if no reply was received, could the server
+								 * have processed the request? */
+	int			http_status;	/* 0 if no reply was received */
+	Jsonb	   *data;			/* "data" of a reply for a profile, a job or
+								 * the account, if status is HRFLOW_OK */
+	ArrayType  *vector;			/* the vector of a link or text, or the
+								 * vectors of a document, if status is
 								 * HRFLOW_OK */
-	ArrayType  *vector;			/* vector of a link or a text, or vectors of a
-								 * document, if status is HRFLOW_OK */
 	char	   *detail;			/* error detail, in one line; NULL if status
 								 * is HRFLOW_OK */
 } HrflowResult;
 
 /*
- * One link of an answer.
+ * A link in a reply.
  */
 typedef struct HrflowLink
 {
-	char	   *section;		/* in the server encoding */
-	int			item;			/* 0-based within the section */
-	char	   *url;
+	const char *section;		/* in the server encoding; NULL if the link is
+								 * not from a reply */
+	int			item;			/* 0-based index within the section */
+	const char *url;
 } HrflowLink;
 
 /* Maximum number of identifiers in a request for a profile or job. */
 #define HRFLOW_NIDENTIFIERS 3
 
 /*
- * A profile, job, text or document for hrflow_wanted_fetch() to fetch.
- * Strings are in the server encoding, except "body".
+ * An object to fetch with hrflow_wanted_fetch(): a profile, job, text or
+ * document, each of which is called a profile below.  Strings are in the
+ * server encoding, except "fields_text" and "body", which are in UTF-8.
  */
 typedef struct HrflowWanted
 {
-	const char *source_id;		/* id of the source, or of the board, which
-								 * may be empty */
+	const char *source_id;		/* id of the HrFlow source; for a job, id of
+								 * the board, or an empty string */
 	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* id, reference, e-mail
 													 * address; at least one
 													 * is not NULL */
-	Jsonb	   *fields;			/* NULL: omitted */
-	const char *fields_text;	/* "fields" as UTF-8 text */
-	const char *body;			/* JSON to POST; NULL: use GET */
+	Jsonb	   *fields;			/* "fields" parameter, or NULL to omit it */
+	const char *fields_text;	/* "fields" as JSON text */
+	const char *body;			/* JSON to POST, or NULL to use GET */
 	void	   *tag;			/* for use by the caller */
 } HrflowWanted;
 
 /*
- * Describes the requests for the contents of a store.
+ * Describes how to request the contents of a store.
  */
 typedef struct HrflowWantedKind
 {
 	HrflowEndpoint endpoint;
 
 	/*
-	 * Returns the URL of a request, palloc'd, or NULL if it would be too
-	 * long.  All strings are in UTF-8.  NULL if requests have a body.
+	 * Return the URL to request, palloc'd, or NULL if the URL would be too
+	 * long.  All strings in "wanted" are in UTF-8.  This callback is NULL if
+	 * the requests have a body.
 	 */
 	char	   *(*make_url) (const HrflowSettings *settings,
 							 const HrflowWanted *wanted);
 } HrflowWantedKind;
 
 /*
- * The outcome of fetching one vector of a profile, or, if "section" is NULL,
- * the profile as a whole.  "result" lives until the callback returns.
+ * The outcome of fetching one vector of a profile or, if "section" is NULL,
+ * the outcome for the profile as a whole.  "result" is valid until the
+ * callback returns.
  */
 typedef struct HrflowWantedOutcome
 {
 	const char *section;
 	int			item;
 	const HrflowResult *result;
-	bool		unasked;		/* requests were omitted or abandoned, for a
-								 * reason unrelated to the profile */
-	bool		is_last;		/* last outcome of this profile */
+	bool		unasked;		/* was a request omitted or abandoned for a
+								 * reason unrelated to the profile? */
+	bool		is_last;		/* is this the profile's last outcome? */
 } HrflowWantedOutcome;
 
 /*
@@ -171,15 +178,16 @@ typedef struct HrflowWantedMethods
 						 const HrflowWantedOutcome *outcome);
 
 	/*
-	 * Do other work between replies.  Returns the time of hrflow_clock_now()
-	 * by which to be called again.  May stop the transport.  It is called at
-	 * once when an interrupt is pending, and must process that itself.
+	 * Do other work between replies.  Returns the time, according to
+	 * hrflow_clock_now(), at which to call it again.  May stop the transport.
+	 * When an interrupt is pending, this callback is called without delay,
+	 * and must process the interrupt itself.
 	 */
 	int64		(*work) (void *arg, HrflowTransport *transport);
 } HrflowWantedMethods;
 
 /*
- * Type of the elements of a vector.
+ * Element type of a vector.
  */
 typedef enum HrflowElement
 {
@@ -256,17 +264,18 @@ extern char *hrflow_request_url(const char *base_url,
 								HrflowEndpoint endpoint);
 
 /*
- * Why a payload could not be decoded.
+ * The reason why a payload could not be decoded.
  */
 typedef struct HrflowBadVector
 {
 	int			sqlerrcode;
-	char	   *detail;			/* a palloc'd sentence in ASCII */
+	char	   *detail;			/* the reason as a whole sentence in ASCII,
+								 * palloc'd */
 } HrflowBadVector;
 
 /* in decode.c */
-extern ArrayType *hrflow_vector_decode(const char *payload, size_t length,
-									   int dimension, HrflowBadVector *bad);
+extern ArrayType *hrflow_decode_payload(const char *payload, size_t length,
+										int dimension, HrflowBadVector *bad);
 
 /* in similarity.c */
 extern double *hrflow_similarity_prepare(const float4 *a, int n,

@@ -32,14 +32,22 @@ static const int8 base64_digits[256] = {
 	-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1
 };
 
+/* The first 6 bytes of a NumPy file, in base64. */
+static const char npy_digits[] = "k05VTVBZ";
+
+#define NPY_DIGITS_LENGTH 8
+
 /*
  * Decode four digits to 24 bits.  Returns a negative number if any of the
- * characters is not a digit.
+ * characters is not a base64 digit.
  */
 static inline int32
 read_digits(const unsigned char *p)
 {
-	/* Shift unsigned values; the sign of -1 remains in the upper bits. */
+	/*
+	 * Shift unsigned values, because shifting a negative value is undefined.
+	 * If any of the values is -1, the sign bit of the result is set.
+	 */
 	return (int32) ((uint32) (int32) base64_digits[p[0]] << 18 |
 					(uint32) (int32) base64_digits[p[1]] << 12 |
 					(uint32) (int32) base64_digits[p[2]] << 6 |
@@ -60,8 +68,8 @@ put_float(float4 *element, uint32 bits)
 static bool
 decode_digits(const unsigned char *p, float4 *elements, size_t n)
 {
-	static const int ndigits[] = {0, 6, 11};	/* number of digits of n % 3
-												 * floats */
+	static const int ndigits[] = {0, 6, 11};	/* number of digits that
+												 * encode n % 3 floats */
 	unsigned char last[16];
 	int32		v[4];
 	int32		bad = 0;
@@ -96,8 +104,17 @@ decode_digits(const unsigned char *p, float4 *elements, size_t n)
 	return bad >= 0;
 }
 
+static bool
+contains_space(const char *payload, size_t length)
+{
+	return memchr(payload, '\n', length) != NULL ||
+		memchr(payload, ' ', length) != NULL ||
+		memchr(payload, '\t', length) != NULL ||
+		memchr(payload, '\r', length) != NULL;
+}
+
 /*
- * Copy the payload without whitespace, such as the line ends that encode()
+ * Copy the payload without whitespace, such as the line breaks that encode()
  * inserts.
  */
 static char *
@@ -116,30 +133,41 @@ without_space(const char *payload, size_t *length)
 }
 
 /*
- * Decode base64 of vectors of "dimension" elements each, one after another; 0
- * means a single vector of any dimension.  Returns a palloc'd array, or NULL
- * with *bad set.
+ * Decode one or more vectors of "dimension" elements each, whose concatenation
+ * is encoded in base64.  If "dimension" is 0, decode a single vector of any
+ * dimension.  Returns a palloc'd array, or NULL with *bad set.
  */
 ArrayType *
 hrflow_base64_decode(const char *payload, size_t length, int dimension,
 					 HrflowBadVector *bad)
 {
-	const char *end;
+	const char *digits = payload;
+	size_t		ndigits = length;	/* including padding */
 	HrflowShape shape = {1};
 	ArrayType  *array;
 	size_t		padding = 0;
 	size_t		bytes;
 	size_t		n;
 
-	if (memchr(payload, '\n', length) != NULL || hrflow_is_space(payload[0]) ||
-		hrflow_is_space(payload[length - 1]))
-		payload = without_space(payload, &length);
+	if (contains_space(payload, length))
+		digits = without_space(payload, &ndigits);
 
-	end = payload + length;
-	while (padding < Min(length, 2) && end[-1 - (int) padding] == '=')
+	/*
+	 * A NumPy file in base64 often has a valid number of bytes, and would be
+	 * decoded to a wrong vector.  The first two elements of a right one
+	 * cannot plausibly be -2.6e-27 and 1.46e10.
+	 */
+	if (ndigits >= NPY_DIGITS_LENGTH &&
+		memcmp(digits, npy_digits, NPY_DIGITS_LENGTH) == 0)
+	{
+		bad->detail = pstrdup("The payload is a NumPy file in base64, which is not a supported encoding.");
+		return NULL;
+	}
+
+	while (padding < Min(ndigits, 2) && digits[ndigits - 1 - padding] == '=')
 		padding++;
-	bytes = length / 4 * 3 - padding;
-	if (length % 4 != 0 || bytes % sizeof(float4) != 0)
+	bytes = ndigits / 4 * 3 - padding;
+	if (ndigits % 4 != 0 || bytes % sizeof(float4) != 0)
 	{
 		bad->detail = psprintf("The payload is neither a NumPy file nor a JSON array, and its %zu characters are not base64 of 4-byte floats: \"%s\".",
 							   length, hrflow_vector_quote(payload, length));
@@ -162,7 +190,7 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 	array = hrflow_vector_make(&shape, bad);
 	if (array == NULL)
 		return NULL;
-	if (!decode_digits((const unsigned char *) payload,
+	if (!decode_digits((const unsigned char *) digits,
 					   hrflow_vector_elements(array), n))
 	{
 		bad->detail = psprintf("The payload is not a NumPy file, a JSON array or base64: \"%s\".",

@@ -5,47 +5,55 @@
  *
  * Elements are requested in order, as many at a time as the transport has room
  * for, and their results are passed to the sink in the order of completion.
- * Equal elements are requested once, and each gets the result.  If vectors are
- * wanted, the links of a profile are fetched as soon as its answer arrives,
- * along with the requests for further profiles.
+ * Equal elements are requested only once, and the result is passed on for
+ * each.  If the sink wants vectors, a profile's links are fetched as soon as
+ * its reply arrives, while further profiles are requested.
+ *
+ * An element passes through these steps:
+ *
+ * 1. ask_for_element() makes its request and submits it.  If there is none,
+ *    because the element is invalid, for example, its outcome follows at once.
+ * 2. take_reply() interprets the reply to each attempt, and outage.c counts it.
+ *    During an outage, no further elements are requested until the server
+ *    replies, and the batch stops if it does not do so in time.
+ * 3. The transport retries the request if it may.  When the attempts are used
+ *    up, outage.c may park the request, and resends it later; or fail_parked()
+ *    treats it as failed.
+ * 4. Any other result is final.  record_answer() stops the batch if it applies
+ *    to all elements.  An answer with links leads to a request for each link,
+ *    which passes through steps 2 to 4 itself.
+ * 5. put_outcome() passes the outcome to the sink.  It stops the batch if all
+ *    elements so far were refused for the same reason.
+ *
+ * After the batch was stopped or its time limit has expired, the transport
+ * abandons the remaining requests, and finish_batch() passes on outcomes for
+ * links and elements that were not requested.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "ask/batch.h"
-#include "miscadmin.h"
 #include "utils/memutils.h"
-
-/* Number of rows to store (about 2 ms) before serving the transport again. */
-#define ROWS_OF_WORK 1024
-
-/*
- * Minimum pause, in microseconds, before a parked request is sent again during
- * an outage, in addition to the pauses between its attempts.
- */
-#define PROBE_PAUSE (250 * HRFLOW_MSEC)
 
 typedef struct Batch
 {
 	HrflowSource *source;
 	HrflowSink *sink;
-	const HrflowSettings *settings; /* settings of the source */
 	HrflowTransport *transport;
 	HrflowBatchSummary *summary;
-	MemoryContext reply_context;	/* reset after each element */
-	MemoryContext kept_context; /* lives until the end of the batch */
+	MemoryContext reply_context;	/* memory context that is reset after each
+									 * reply or element */
+	MemoryContext kept_context; /* memory context that lives until the end of
+								 * the batch, and is the parent of the other
+								 * contexts */
 
-	HrflowEqualElements equal;
+	HrflowOutcomes outcomes;
 	HrflowQueue queue;
-	int			next;			/* first element not considered yet */
-	int64		nrows;			/* number of rows passed to the sink */
-	int			nforbidden;		/* number of answers with 403 */
-
-	/* Used if the sink reports to the user: */
-	HrflowHealth health;
-	HrflowTally tally;
+	HrflowOutage outage;
+	HrflowRefusal refusal;
 	HrflowProgress progress;
+	int			next;			/* first element not considered yet */
 } Batch;
 
 /* The result of elements that are not complete when the time limit expires. */
@@ -54,82 +62,122 @@ static const HrflowResult timed_out = {
 	.detail = "hrflow_embed.batch_timeout expired."
 };
 
-/* State of a request after an attempt. */
-typedef enum RequestFate
-{
-	REQUEST_RETRIED,			/* the transport retries it */
-	REQUEST_PARKED,				/* it waits until the outage is over */
-	REQUEST_DONE				/* its result was passed to the sink */
-} RequestFate;
-
 /*
  * ------------------------------------------------------------------------
- * Results
+ * Outcomes
  * ------------------------------------------------------------------------
  */
 
 /*
- * Pass an outcome to the sink, for an element and for the elements equal to
- * it.  The transport may have ended.
+ * May the batch wait for the end of an outage, and request further elements?
+ * Not after it was stopped or its time limit has expired.
  */
-static void
-put_outcome(Batch *batch, int element, const HrflowOutcome *outcome,
-			bool is_empty)
+static bool
+may_continue(const Batch *batch)
 {
-	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
-	bool		repeated = false;
-
-	for (; element >= 0; element = hrflow_equal_next(&batch->equal, element))
-	{
-		if (repeated)
-			CHECK_FOR_INTERRUPTS();
-		batch->sink->methods->put(batch->sink, element, outcome, repeated);
-		repeated = true;
-		hrflow_stats_count_row(outcome->result->status);
-		if (batch->sink->methods->reports && !is_empty)
-			hrflow_tally_count(&batch->tally, outcome->result);
-		if (batch->sink->methods->reports && outcome->is_last)
-			hrflow_activity_count(batch->source->activity,
-								  outcome->result->status == HRFLOW_OK &&
-								  !outcome->is_spoilt);
-		if (++batch->nrows % ROWS_OF_WORK == 0)
-			hrflow_transport_work(batch->transport);
-	}
-	MemoryContextSwitchTo(old);
+	return !batch->summary->refused &&
+		!hrflow_transport_expired(batch->transport);
 }
 
 /*
- * Pass the result of an element as a whole to the sink.
+ * Keep a result as the reason for which the batch ends early.  Its data and
+ * vector are not kept, because they do not outlive the reply.
  */
 static void
-put_result(Batch *batch, int element, const HrflowResult *result,
-		   bool unasked)
+set_reason(Batch *batch, const HrflowResult *result)
 {
-	HrflowOutcome outcome = {
-		.result = result,
-		.unasked = unasked,
-		.is_last = true
-	};
+	HrflowResult *reason = &batch->summary->reason;
 
-	put_outcome(batch, element, &outcome, false);
+	reason->status = result->status;
+	reason->is_link = result->is_link;
+	reason->http_status = result->http_status;
+	reason->detail = result->detail == NULL ? NULL :
+		MemoryContextStrdup(batch->kept_context, result->detail);
 }
 
 /*
- * Pass the result of a request to the sink.
+ * Stop the batch because of this result, unless it was stopped before: request
+ * no more elements.
  */
 static void
-put_result_of_request(Batch *batch, const HrflowBatchRequest *request,
-					  const HrflowResult *result, bool unasked)
+refuse_rest(Batch *batch, const HrflowResult *result)
+{
+	if (batch->summary->refused)
+		return;
+	set_reason(batch, result);
+	batch->summary->refused = true;
+	hrflow_transport_stop(batch->transport,
+						  result->status == HRFLOW_OVER_BUDGET ||
+						  result->status == HRFLOW_OVER_DAY);
+}
+
+/*
+ * Pass an outcome to the sink.  Stop the batch if all elements so far have been
+ * refused for the same reason, because then the elements themselves are not
+ * the cause.
+ */
+static void
+put_outcome(Batch *batch, int element, HrflowOpenLinks *links,
+			HrflowOutcome *outcome)
+{
+	hrflow_outcome_put(&batch->outcomes, element, links, outcome);
+	if (outcome->evidence == HRFLOW_EVIDENCE_ALL &&
+		hrflow_refusal_count_outcome(&batch->refusal, element,
+									 outcome->result))
+		refuse_rest(batch, outcome->result);
+}
+
+/*
+ * Pass the result of a request to the sink, and free the request.
+ */
+static void
+finish_request(Batch *batch, HrflowBatchRequest *request,
+			   const HrflowResult *result, HrflowEvidence evidence)
 {
 	HrflowOutcome outcome = {
 		.result = result,
 		.section = request->section,
 		.item = request->item,
-		.unasked = unasked
+		.evidence = evidence
 	};
 
-	hrflow_queue_close_link(request->links, &outcome);
-	put_outcome(batch, request->element, &outcome, false);
+	put_outcome(batch, request->element, request->links, &outcome);
+	hrflow_queue_free(&batch->queue, request);
+}
+
+/*
+ * Pass a link to the sink that is only listed, or is not allowed.
+ */
+static void
+put_link(Batch *batch, int element, const HrflowLink *link,
+		 HrflowOpenLinks *links, const HrflowResult *result)
+{
+	HrflowOutcome outcome = {
+		.result = result,
+		.section = link->section,
+		.item = link->item,
+		.link = link->url,
+		.evidence = HRFLOW_EVIDENCE_ALL
+	};
+
+	put_outcome(batch, element, links, &outcome);
+}
+
+/*
+ * Pass an element for which there is no request to the sink.
+ */
+static void
+put_element(Batch *batch, int element, HrflowElementKind kind,
+			const HrflowResult *problem)
+{
+	HrflowOutcome outcome = {
+		.result = problem,
+		.is_empty = kind == HRFLOW_ELEMENT_EMPTY,
+		.evidence = kind == HRFLOW_ELEMENT_UNASKED ? HRFLOW_EVIDENCE_NONE :
+		HRFLOW_EVIDENCE_ELEMENT
+	};
+
+	put_outcome(batch, element, NULL, &outcome);
 }
 
 /*
@@ -139,93 +187,36 @@ put_result_of_request(Batch *batch, const HrflowBatchRequest *request,
  */
 
 /*
- * Stop the batch because of this result: request no more elements.
+ * Queue a link to be fetched or, if it is not allowed, pass the reason to the
+ * sink.  "links" is NULL if the element is itself the link.
  */
 static void
-refuse_rest(Batch *batch, const HrflowResult *result)
+ask_for_link(Batch *batch, int element, const HrflowLink *link,
+			 HrflowOpenLinks *links)
 {
-	HrflowResult *refusal = &batch->summary->refusal;
-
-	*refusal = *result;
-	if (result->detail != NULL)
-		refusal->detail = MemoryContextStrdup(batch->kept_context,
-											  result->detail);
-	batch->summary->refused = true;
-	hrflow_transport_stop(batch->transport);
-}
-
-/*
- * Should the batch be suspended or stopped if the API does not answer or
- * refuses everything?  It should not if the elements are links, which can lead
- * to many different hosts.
- */
-static bool
-watches_for_outage(const Batch *batch)
-{
-	return batch->sink->methods->reports && !batch->source->methods->is_links;
-}
-
-/*
- * Record an outcome of an element that was requested from the API.  Stop the
- * batch if all elements so far have been refused for the same reason, which
- * then does not lie in the elements.
- */
-static void
-note_outcome(Batch *batch, int element, const HrflowResult *result)
-{
-	if (watches_for_outage(batch) &&
-		hrflow_health_note_outcome(&batch->health, element, result) &&
-		!batch->summary->refused)
-		refuse_rest(batch, result);
-}
-
-/*
- * Queue a link to be fetched, or if it may not be, pass the reason to the
- * sink.  "section" and "links" are NULL if the link is the element.
- */
-static void
-queue_link(Batch *batch, int element, const char *url, const char *section,
-		   int item, HrflowOpenLinks *links)
-{
+	const HrflowSettings *settings = batch->source->settings;
 	bool		by_name;
-	const char *refusal = hrflow_link_refusal(url, batch->settings->link_hosts,
+	const char *refusal = hrflow_link_refusal(link->url, settings->link_hosts,
 											  &by_name);
 
 	if (refusal == NULL)
-	{
-		HrflowBatchRequest *request = hrflow_queue_make(&batch->queue, element, url);
-
-		request->target = by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK;
-		if (section != NULL)
-			request->section = MemoryContextStrdup(batch->kept_context,
-												   section);
-		request->item = item;
-		request->links = links;
-		hrflow_queue_add_link(&batch->queue, request);
-	}
+		hrflow_queue_add_link(&batch->queue, element, link, by_name, links);
 	else
 	{
-		const char *shown = hrflow_response_scrub(hrflow_link_describe(url),
-												  batch->settings->api_key);
+		const char *shown = hrflow_response_scrub(hrflow_link_describe(link->url),
+												  settings->api_key);
 		HrflowResult result = {
 			.status = HRFLOW_LINK_REFUSED,
 			.is_link = true,
 			.detail = psprintf("%s Link: %s", refusal, shown)
 		};
-		HrflowOutcome outcome = {
-			.result = &result,
-			.section = section,
-			.item = item
-		};
 
-		hrflow_queue_close_link(links, &outcome);
-		put_outcome(batch, element, &outcome, false);
-		note_outcome(batch, element, &result);
+		put_link(batch, element, link, links, &result);
 	}
 }
 
 /*
- * Request an element, or if it is not valid, pass the reason to the sink.
+ * Request an element, or pass the reason to the sink if there is no request.
  */
 static void
 ask_for_element(Batch *batch, int element)
@@ -238,27 +229,21 @@ ask_for_element(Batch *batch, int element)
 		.is_link = methods->is_links,
 		.endpoint = methods->endpoint
 	};
-	HrflowOutcome outcome = {.result = &problem, .is_last = true};
 	HrflowElementKind kind = methods->make_request(batch->source, element,
 												   &wanted, &problem);
 
 	if (kind != HRFLOW_ELEMENT_ASKED)
-	{
-		outcome.unasked = kind == HRFLOW_ELEMENT_UNASKED;
-		put_outcome(batch, element, &outcome, kind == HRFLOW_ELEMENT_EMPTY);
-	}
+		put_element(batch, element, kind, &problem);
 	else if (methods->is_links)
-		queue_link(batch, element, wanted.url, NULL, 0, NULL);
+	{
+		HrflowLink	link = {.url = wanted.url};
+
+		ask_for_link(batch, element, &link, NULL);
+	}
 	else
 	{
-		bool		is_post = wanted.body != NULL;
-		HrflowBatchRequest *request = hrflow_queue_make(&batch->queue, element,
-														is_post ? wanted.body :
-														wanted.url);
-
-		request->post_url = is_post ? wanted.url : NULL;
-		hrflow_queue_send(&batch->queue, request);
-		hrflow_health_note_asked(&batch->health);
+		hrflow_queue_add_element(&batch->queue, element, &wanted);
+		hrflow_refusal_count_asked(&batch->refusal);
 	}
 
 	MemoryContextSwitchTo(old);
@@ -282,9 +267,20 @@ next_element(Batch *batch)
 		return element;
 	}
 	while (batch->next < source->nelements &&
-		   hrflow_equal_is_repeated(&batch->equal, batch->next))
+		   hrflow_equal_is_repeated(&batch->outcomes.equal, batch->next))
 		batch->next++;
 	return batch->next < source->nelements ? batch->next++ : -1;
+}
+
+/*
+ * Return the number of elements that have not been considered yet; 0 if the
+ * source has not said how many there are.
+ */
+static int
+count_unasked(const Batch *batch)
+{
+	return batch->source->methods->next != NULL ? 0 :
+		batch->source->nelements - batch->next;
 }
 
 /*
@@ -295,26 +291,22 @@ ask_for_next_element(Batch *batch)
 {
 	int			element = next_element(batch);
 
-	if (element < 0)
-		return false;
-	ask_for_element(batch, element);
-	return true;
+	if (element >= 0)
+		ask_for_element(batch, element);
+	return element >= 0;
 }
 
 /*
- * May another element be requested?  Texts can be long, so limit the total size
- * of the requests that are not complete to that of the replies.
+ * May another element be requested?  Texts can be long, so the total size of
+ * incomplete requests is limited, like the total size of replies.
  */
 static bool
 may_ask(const Batch *batch)
 {
 	if (batch->queue.pending >= HRFLOW_MAX_BUFFERED)
 		return false;
-	if (!watches_for_outage(batch))
-		return true;
-	return !hrflow_health_in_trouble(&batch->health, false) &&
-		!hrflow_health_in_trouble(&batch->health, true) &&
-		hrflow_health_may_ask(&batch->health);
+	return hrflow_outage_may_ask(&batch->outage) &&
+		hrflow_refusal_may_ask(&batch->refusal);
 }
 
 /*
@@ -324,15 +316,10 @@ may_ask(const Batch *batch)
 static void
 refill_transport(Batch *batch)
 {
-	int			room;
-
-	hrflow_queue_send_links(&batch->queue);
-	room = hrflow_transport_room(batch->transport);
-	while (room > 0 && may_ask(batch) && ask_for_next_element(batch))
-	{
+	do
 		hrflow_queue_send_links(&batch->queue);
-		room = hrflow_transport_room(batch->transport);
-	}
+	while (hrflow_transport_room(batch->transport) > 0 &&
+		   may_ask(batch) && ask_for_next_element(batch));
 }
 
 /*
@@ -342,117 +329,40 @@ refill_transport(Batch *batch)
  */
 
 /*
- * Does this result, which has been counted, mean that all other elements would
- * be refused, too?  A single 403 may be specific to its element, but a second
- * one shows that it is not.
- */
-static bool
-is_refusal_of_all(const Batch *batch, int element, const HrflowResult *result)
-{
-	const HrflowSourceMethods *methods = batch->source->methods;
-
-	switch (result->status)
-	{
-		case HRFLOW_UNAUTHORIZED:
-		case HRFLOW_PROXY_REFUSED:
-		case HRFLOW_OVER_QUOTA:
-		case HRFLOW_RATE_LIMITED:
-		case HRFLOW_OVER_BUDGET:
-		case HRFLOW_OVER_DAY:
-			return true;
-		case HRFLOW_INVALID_SOURCE:
-			return methods->reject_hrflow_source == NULL ||
-				methods->reject_hrflow_source(batch->source, element);
-		case HRFLOW_FORBIDDEN:
-			return batch->nforbidden > 1;
-		default:
-			return false;
-	}
-}
-
-/*
- * Record the API's answer for an element.  Stop the batch if the answer
- * applies to all elements.
+ * Record the final result of an element's request to the API.  Stop the batch
+ * if the result applies to all elements.
  */
 static void
-note_answer(Batch *batch, int element, const HrflowResult *result)
+record_answer(Batch *batch, int element, const HrflowResult *result)
 {
-	HrflowBatchSummary *summary = batch->summary;
-
 	if (result->http_status != 0)
 	{
-		for (int i = element; i >= 0; i = hrflow_equal_next(&batch->equal, i))
-			summary->nanswered++;
+		for (int i = element; i >= 0; i = hrflow_equal_next(&batch->outcomes.equal, i))
+			batch->summary->nanswered++;
 	}
 	if (result->status == HRFLOW_OK)
-		summary->any_ok = true;
-	if (result->status == HRFLOW_FORBIDDEN)
-		batch->nforbidden++;
-	if (is_refusal_of_all(batch, element, result) && !summary->refused)
+		batch->summary->any_ok = true;
+	if (hrflow_refusal_count_answer(&batch->refusal, batch->source, element,
+									result))
 		refuse_rest(batch, result);
 }
 
 /*
- * May a request be sent again after all its attempts have failed?  A text may
- * be sent again only if the API cannot have processed it.
- */
-static bool
-may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
-{
-	return request->post_url == NULL ||
-		result->status == HRFLOW_CONNECT_FAILED;
-}
-
-/*
- * Park a request all of whose attempts have failed, if that may be due to an
- * outage and there was no answer since it was last sent again.  Returns
- * whether it was parked.
- */
-static bool
-park_request(Batch *batch, HrflowBatchRequest *request, const HrflowResult *result)
-{
-	const HrflowHealth *health = &batch->health;
-
-	if (!watches_for_outage(batch) || batch->summary->refused ||
-		hrflow_transport_expired(batch->transport) ||
-		!hrflow_health_is_outage(result) || !may_resend(request, result) ||
-		(request->resent_at != 0 &&
-		 request->resent_at < health->servers[result->is_link].answered_at))
-		return false;
-
-	hrflow_queue_park(&batch->queue, request, result);
-	return true;
-}
-
-/*
- * Fail all parked requests to the API, or all parked links.
+ * Treat the requests that are parked for a server as failed.
  */
 static void
-fail_all_parked(Batch *batch, bool is_link)
+fail_parked(Batch *batch, HrflowServer server)
 {
-	while (batch->queue.nparked[is_link] > 0)
+	HrflowBatchRequest *request;
+
+	while ((request = hrflow_outage_unpark(&batch->outage, server)) != NULL)
 	{
-		HrflowBatchRequest *request = hrflow_queue_unpark(&batch->queue, is_link);
-
-		if (!is_link)
-			note_answer(batch, request->element, request->failure);
-		put_result_of_request(batch, request, request->failure,
-							  batch->summary->refused);
-		hrflow_queue_free(&batch->queue, request);
+		if (server == HRFLOW_SERVER_API)
+			record_answer(batch, request->element, request->failure);
+		finish_request(batch, request, request->failure,
+					   batch->summary->refused ? HRFLOW_EVIDENCE_NONE :
+					   HRFLOW_EVIDENCE_ELEMENT);
 	}
-}
-
-/*
- * Handle the parked requests after the API, or the host of links, has
- * answered: send them again if it was down, else fail them.
- */
-static void
-settle_parked(Batch *batch, bool is_link, bool was_down)
-{
-	if (!was_down)
-		fail_all_parked(batch, is_link);
-	for (int n = batch->queue.nparked[is_link]; n > 0; n--)
-		hrflow_queue_resend(&batch->queue, is_link);
 }
 
 /*
@@ -460,133 +370,131 @@ settle_parked(Batch *batch, bool is_link, bool was_down)
  * too long.
  */
 static void
-note_try(Batch *batch, const HrflowResult *result)
+record_attempt(Batch *batch, const HrflowResult *result)
 {
-	bool		was_down = hrflow_health_in_trouble(&batch->health, result->is_link);
-
-	if (!watches_for_outage(batch))
-		return;
-	if (hrflow_health_note_try(&batch->health, result) &&
-		batch->next < batch->source->nelements && !batch->summary->refused)
-		refuse_rest(batch, result);
-	if (!hrflow_health_is_outage(result))
-		settle_parked(batch, result->is_link, was_down);
+	switch (hrflow_outage_count_attempt(&batch->outage, result))
+	{
+		case HRFLOW_OUTAGE_NONE:
+			fail_parked(batch, hrflow_server_of(result));
+			break;
+		case HRFLOW_OUTAGE_POSSIBLE:
+			break;
+		case HRFLOW_OUTAGE_LASTING:
+			if (count_unasked(batch) > 0)
+				refuse_rest(batch, result);
+			break;
+	}
 }
 
 /*
- * Pass a link in the answer for a profile to the sink.
+ * Return the links in the answer for a profile, as a list of HrflowLink.  If
+ * the answer is not valid, change its result, and return NIL.
  */
-static void
-put_link(Batch *batch, int element, const HrflowResult *result,
-		 const HrflowLink *link, HrflowOpenLinks *links)
+static List *
+links_of_answer(Batch *batch, int element, HrflowResult *result)
 {
-	HrflowOutcome outcome = {
-		.result = result,
-		.section = link->section,
-		.item = link->item,
-		.link = link->url
-	};
-
-	hrflow_queue_close_link(links, &outcome);
-	put_outcome(batch, element, &outcome, false);
-	note_outcome(batch, element, result);
-}
-
-/*
- * Fetch the links in the answer for a profile, or pass them to the sink.
- */
-static void
-take_links_of_answer(Batch *batch, int element, HrflowResult *result)
-{
-	Jsonb	   *fields = batch->source->methods->fields(batch->source, element);
+	HrflowSource *source = batch->source;
 	List	   *links;
+
+	if (hrflow_links_collect(result->data,
+							 source->methods->fields(source, element),
+							 source->settings->api_key, &links,
+							 &result->detail))
+		return links;
+	result->status = HRFLOW_INVALID_REPLY;
+	return NIL;
+}
+
+/*
+ * Fetch the links in an answer, or pass them to the sink.
+ */
+static void
+take_links(Batch *batch, int element, List *links, const HrflowResult *result)
+{
+	HrflowOpenLinks *open_links = MemoryContextAllocZero(batch->kept_context,
+														 sizeof(HrflowOpenLinks));
 	ListCell   *cell;
 
-	if (!hrflow_links_collect(result->data, fields, batch->settings->api_key,
-							  &links, &result->detail))
-		result->status = HRFLOW_INVALID_REPLY;
-	if (result->status != HRFLOW_OK || links == NIL)
+	open_links->n = list_length(links);
+	foreach(cell, links)
 	{
-		put_result(batch, element, result, false);
-		note_outcome(batch, element, result);
-	}
-	else
-	{
-		HrflowOpenLinks *open_links = MemoryContextAllocZero(batch->kept_context,
-															 sizeof(HrflowOpenLinks));
+		HrflowLink *link = lfirst(cell);
 
-		open_links->n = list_length(links);
-		foreach(cell, links)
-		{
-			HrflowLink *link = lfirst(cell);
-
-			if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
-				put_link(batch, element, result, link, open_links);
-			else
-				queue_link(batch, element, link->url, link->section,
-						   link->item, open_links);
-		}
+		if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
+			put_link(batch, element, link, open_links, result);
+		else
+			ask_for_link(batch, element, link, open_links);
 	}
 }
 
 /*
- * Process the reply to one attempt.  Returns what happens to the request.
+ * Process the final answer of the API to a request.
  */
-static RequestFate
+static void
+take_final_answer(Batch *batch, HrflowBatchRequest *request, HrflowResult *result)
+{
+	List	   *links = NIL;
+
+	record_answer(batch, request->element, result);
+	if (result->status == HRFLOW_OK && result->data != NULL &&
+		batch->sink->methods->link_use != HRFLOW_LINKS_KEPT)
+		links = links_of_answer(batch, request->element, result);
+	if (links == NIL)
+		finish_request(batch, request, result, HRFLOW_EVIDENCE_ALL);
+	else
+	{
+		take_links(batch, request->element, links, result);
+		hrflow_queue_free(&batch->queue, request);
+	}
+}
+
+/*
+ * Process the reply to one attempt.  The result does not point into the reply,
+ * which is released unless the transport retries the request.
+ */
+static void
 take_reply(Batch *batch, HrflowReply *reply)
 {
 	HrflowBatchRequest *request = reply->tag;
-	bool		is_link = HRFLOW_IS_LINK(reply->target);
 	HrflowResult result;
 
 	if (reply->stopped)
 	{
-		result = reply->expired ? timed_out : batch->summary->refusal;
+		result = reply->expired ? timed_out : batch->summary->reason;
 		hrflow_response_set_abandoned(reply, &result);
-		put_result_of_request(batch, request, &result, true);
-		return REQUEST_DONE;
+		hrflow_transport_release(batch->transport, reply);
+		finish_request(batch, request, &result, HRFLOW_EVIDENCE_NONE);
+		return;
 	}
 
-	if (is_link)
+	if (HRFLOW_IS_LINK(reply->target))
 		hrflow_response_parse_vector(reply, &result);
 	else
 		hrflow_response_parse(reply, batch->source->methods->endpoint,
-							  batch->settings, &result);
-	note_try(batch, &result);
+							  batch->source->settings, &result);
+	record_attempt(batch, &result);
 	if (hrflow_transport_retry(batch->transport, reply, result.status,
 							   result.transient))
-		return REQUEST_RETRIED;
-	if (park_request(batch, request, &result))
-		return REQUEST_PARKED;
-
-	if (!is_link)
-		note_answer(batch, request->element, &result);
-	if (!is_link && result.status == HRFLOW_OK &&
-		batch->sink->methods->link_use != HRFLOW_LINKS_KEPT &&
-		result.data != NULL)
-		take_links_of_answer(batch, request->element, &result);
+		return;
+	hrflow_transport_release(batch->transport, reply);
+	if (may_continue(batch) &&
+		hrflow_outage_park(&batch->outage, request, &result))
+		return;
+	if (result.is_link)
+		finish_request(batch, request, &result, HRFLOW_EVIDENCE_ALL);
 	else
-	{
-		put_result_of_request(batch, request, &result, false);
-		note_outcome(batch, request->element, &result);
-	}
-	return REQUEST_DONE;
+		take_final_answer(batch, request, &result);
 }
 
 /*
- * Process the reply to one attempt, and free what is no longer needed.
+ * Process the reply to one attempt, and free the memory this used.
  */
 static void
 process_reply(Batch *batch, HrflowReply *reply)
 {
 	MemoryContext old = MemoryContextSwitchTo(batch->reply_context);
-	HrflowBatchRequest *request = reply->tag;
-	RequestFate fate = take_reply(batch, reply);
 
-	if (fate != REQUEST_RETRIED)
-		hrflow_transport_release(batch->transport, reply);
-	if (fate == REQUEST_DONE)
-		hrflow_queue_free(&batch->queue, request);
+	take_reply(batch, reply);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(batch->reply_context);
 }
@@ -603,11 +511,7 @@ put_unsent_links(Batch *batch)
 
 	late.is_link = true;
 	while ((request = hrflow_queue_take_link(&batch->queue)) != NULL)
-	{
-		put_result_of_request(batch, request, &late, true);
-		MemoryContextReset(batch->reply_context);
-		hrflow_queue_free(&batch->queue, request);
-	}
+		finish_request(batch, request, &late, HRFLOW_EVIDENCE_NONE);
 }
 
 /*
@@ -616,19 +520,15 @@ put_unsent_links(Batch *batch)
 static void
 put_unasked_elements(Batch *batch)
 {
-	HrflowResult rest = batch->summary->refusal;
+	HrflowResult rest = batch->summary->reason;
+	int			element;
 
 	if (batch->source->methods->next != NULL)
 		return;
 	rest.http_status = 0;
 	rest.is_link = batch->source->methods->is_links;
-	for (; batch->next < batch->source->nelements; batch->next++)
-	{
-		if (hrflow_equal_is_repeated(&batch->equal, batch->next))
-			continue;
-		put_result(batch, batch->next, &rest, true);
-		MemoryContextReset(batch->reply_context);
-	}
+	while ((element = next_element(batch)) >= 0)
+		put_element(batch, element, HRFLOW_ELEMENT_UNASKED, &rest);
 }
 
 /*
@@ -638,47 +538,60 @@ put_unasked_elements(Batch *batch)
  */
 
 /*
- * Continue when nothing is in flight, because the batch is complete or requests
- * are parked.  During an outage, pause and then send one request as a probe.
- * If too few elements remain to tell an outage from their own failures, fail
- * the parked requests.  Returns false at the end of the batch.
+ * Continue when nothing is in flight because the batch is complete or requests
+ * are parked.  During an outage, send one request as a probe.  Returns false
+ * at the end of the batch.
  */
 static bool
 continue_when_idle(Batch *batch)
 {
-	int			nunasked = batch->source->methods->next != NULL ? 0 :
-	batch->source->nelements - batch->next;
-	int			nwaiting = batch->queue.nparked[false] + batch->queue.nparked[true] +
-	nunasked;
-	bool		at_end = batch->summary->refused ||
-	hrflow_transport_expired(batch->transport);
+	bool		continues = may_continue(batch);
 
-	if (at_end || nunasked == 0 || nwaiting < HRFLOW_MIN_OUTAGE)
-	{
-		fail_all_parked(batch, true);
-		fail_all_parked(batch, false);
-		return !at_end && ask_for_next_element(batch);
-	}
-	hrflow_transport_pause(batch->transport, PROBE_PAUSE);
-	if (batch->queue.nparked[true] > 0)
-		hrflow_queue_resend(&batch->queue, true);
-	else if (batch->queue.nparked[false] > 0)
-		hrflow_queue_resend(&batch->queue, false);
-	else
-		return ask_for_next_element(batch);
-	return true;
+	if (continues &&
+		hrflow_outage_should_wait(&batch->outage, count_unasked(batch)))
+		return hrflow_outage_probe(&batch->outage) ||
+			ask_for_next_element(batch);
+	fail_parked(batch, HRFLOW_SERVER_LINKS);
+	fail_parked(batch, HRFLOW_SERVER_API);
+	return continues && ask_for_next_element(batch);
 }
 
 /*
- * Has the batch produced anything worth keeping?  Answers of the API are,
- * since they are paid for, but if their links cannot be fetched they are
- * useless.
+ * Let the sink do its work, submit requests, and wait for a reply.  Returns
+ * NULL if there are no requests left or, with *woken set to true, if the sink
+ * is to be called again first.
  */
-static bool
-has_succeeded(const Batch *batch)
+static HrflowReply *
+wait_for_reply(Batch *batch, bool *woken)
 {
-	return batch->summary->refusal.is_link ?
-		batch->tally.by_status[HRFLOW_OK] > 0 : batch->summary->any_ok;
+	bool		has_work = batch->sink->methods->work != NULL;
+	int64		wake = HRFLOW_NEVER;
+
+	*woken = false;
+	if (has_work)
+		wake = batch->sink->methods->work(batch->sink, batch->transport);
+	refill_transport(batch);
+	return hrflow_transport_next_until(batch->transport, wake,
+									   has_work ? woken : NULL);
+}
+
+/*
+ * After the last reply, pass outcomes for the remaining links and elements to
+ * the sink, and report to the user.
+ */
+static void
+finish_batch(Batch *batch)
+{
+	HrflowBatchSummary *summary = batch->summary;
+
+	if (summary->refused && batch->sink->methods->reports &&
+		!hrflow_tally_has_succeeded(&batch->outcomes.tally, summary))
+		hrflow_error_raise(&summary->reason);
+	put_unsent_links(batch);
+	put_unasked_elements(batch);
+	if (batch->sink->methods->reports)
+		hrflow_tally_report(&batch->outcomes.tally, summary);
+	hrflow_stats_flush();
 }
 
 /*
@@ -688,54 +601,32 @@ static void
 ask_for_all(Batch *batch, int time_limit)
 {
 	HrflowBatchSummary *summary = batch->summary;
-	HrflowReply *reply;
 
-	batch->transport = hrflow_transport_begin(batch->settings,
+	batch->transport = hrflow_transport_begin(batch->source->settings,
 											  batch->source->activity,
 											  time_limit);
+	batch->outcomes.transport = batch->transport;
 	hrflow_queue_init(&batch->queue, batch->kept_context, batch->transport);
 	for (;;)
 	{
-		bool		expired;
-		bool		woken = false;
+		bool		woken;
+		HrflowReply *reply = wait_for_reply(batch, &woken);
 
-		if (batch->sink->methods->work == NULL)
-		{
-			refill_transport(batch);
-			reply = hrflow_transport_next(batch->transport);
-		}
-		else
-		{
-			int64		wake = batch->sink->methods->work(batch->sink,
-														  batch->transport);
-
-			refill_transport(batch);
-			reply = hrflow_transport_next_until(batch->transport, wake,
-												&woken);
-		}
-		expired = hrflow_transport_expired(batch->transport);
-		if (expired && !summary->refused)
+		if (hrflow_transport_expired(batch->transport) &&
+			!summary->expired && !summary->refused)
 		{
 			summary->expired = true;
-			summary->refusal = timed_out;
+			set_reason(batch, &timed_out);
 		}
-		hrflow_progress_show(&batch->progress, &batch->tally, batch->next,
-							 batch->source->nelements);
+		hrflow_progress_show(&batch->progress, &batch->outcomes.tally,
+							 batch->next, batch->source->nelements);
 		if (reply != NULL)
 			process_reply(batch, reply);
 		else if (!woken && !continue_when_idle(batch))
 			break;
 	}
 	hrflow_transport_end(batch->transport);
-
-	if (summary->refused && batch->sink->methods->reports &&
-		!has_succeeded(batch))
-		hrflow_error_raise(&summary->refusal);
-	put_unsent_links(batch);
-	put_unasked_elements(batch);
-	if (batch->sink->methods->reports)
-		hrflow_tally_report(&batch->tally, summary);
-	hrflow_stats_flush();
+	finish_batch(batch);
 }
 
 /*
@@ -747,15 +638,44 @@ add_batch_context(void *arg)
 	const Batch *batch = arg;
 
 	errcontext("HrFlow batch of %d elements, %lld rows so far",
-			   batch->source->nelements, (long long) batch->nrows);
+			   batch->source->nelements, (long long) batch->outcomes.nrows);
 	hrflow_error_hint_conflict();
+}
+
+/*
+ * Create the memory contexts of a batch, and initialize its parts.
+ */
+static void
+init_batch(Batch *batch)
+{
+	HrflowSource *source = batch->source;
+	MemoryContext kept = AllocSetContextCreate(CurrentMemoryContext,
+											   "hrflow_embed batch",
+											   ALLOCSET_DEFAULT_SIZES);
+	bool		is_watched;
+
+	batch->kept_context = kept;
+	batch->reply_context = AllocSetContextCreate(kept, "hrflow_embed reply",
+												 ALLOCSET_DEFAULT_SIZES);
+	hrflow_outcome_init(&batch->outcomes, batch->sink, source->activity, kept);
+	hrflow_progress_begin(&batch->progress, batch->sink);
+
+	/*
+	 * Should the batch pause or stop if the API does not reply or refuses
+	 * everything?  Links are excluded, because they may lead to many
+	 * different hosts.
+	 */
+	is_watched = batch->sink->methods->reports && !source->methods->is_links;
+	hrflow_outage_init(&batch->outage, &batch->queue, is_watched);
+	hrflow_refusal_init(&batch->refusal, kept, is_watched);
 }
 
 /*
  * Request all elements of a source, within "time_limit" milliseconds (0: no
  * limit), and pass the outcomes to a sink.  The detail of the summary's
- * refusal is palloc'd in the current memory context.  Raises the errors of
- * hrflow_transport_next() and of the sink.
+ * reason is palloc'd in the current memory context.  Raises errors of the
+ * transport and the sink and, as described at HrflowSinkMethods.reports, a
+ * refusal.
  */
 void
 hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
@@ -764,32 +684,20 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 	Batch		batch = {
 		.source = source,
 		.sink = sink,
-		.settings = source->settings,
 		.summary = summary
 	};
 	ErrorContextCallback context;
 
 	memset(summary, 0, sizeof(*summary));
 	summary->nelements = source->nelements;
-	summary->refusal.endpoint = source->methods->endpoint;
+	summary->reason.endpoint = source->methods->endpoint;
 
-	batch.reply_context = AllocSetContextCreate(CurrentMemoryContext,
-												"hrflow_embed reply",
-												ALLOCSET_DEFAULT_SIZES);
-	batch.kept_context = AllocSetContextCreate(CurrentMemoryContext,
-											   "hrflow_embed batch",
-											   ALLOCSET_DEFAULT_SIZES);
-
-	hrflow_health_init(&batch.health, batch.kept_context);
-	batch.tally.context = batch.kept_context;
-	hrflow_progress_begin(&batch.progress, sink);
+	init_batch(&batch);
 	hrflow_context_push(&context, add_batch_context, &batch);
-
-	hrflow_equal_find(&batch.equal, source);
+	hrflow_equal_find(&batch.outcomes.equal, source);
 	ask_for_all(&batch, time_limit);
 	hrflow_context_pop(&context);
-	if (summary->refusal.detail != NULL)
-		summary->refusal.detail = pstrdup(summary->refusal.detail);
-	MemoryContextDelete(batch.reply_context);
+	if (summary->reason.detail != NULL)
+		summary->reason.detail = pstrdup(summary->reason.detail);
 	MemoryContextDelete(batch.kept_context);
 }

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * batch.h
- *		Interface of batches, and of the parts they consist of.
+ *		Interface of batches and of their parts.
  *
  * A batch connects a source, which makes the requests for numbered elements,
- * with a sink, which receives their outcomes.  Sources and sinks are structs
- * that begin with one of the structs below, as a DestReceiver's private state
- * does.
+ * with a sink, which receives the outcomes.  Each kind of source or sink is a
+ * struct that begins with HrflowSource or HrflowSink, just as each kind of
+ * DestReceiver is a struct that begins with DestReceiver.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,7 +16,21 @@
 #include "postgres.h"
 
 #include "ask/ask.h"
+#include "base/shared.h"
 #include "lib/ilist.h"
+
+/*
+ * Information that an outcome gives about the elements of a batch.
+ */
+typedef enum HrflowEvidence
+{
+	HRFLOW_EVIDENCE_NONE,		/* nothing: a request was omitted or abandoned
+								 * for a reason unrelated to the element */
+	HRFLOW_EVIDENCE_ELEMENT,	/* only something about this element: there
+								 * was no request, or it failed in an outage */
+	HRFLOW_EVIDENCE_ALL			/* something about all elements: whether they
+								 * are refused for the same reason */
+} HrflowEvidence;
 
 /*
  * The outcome of an element, or of one of its links.
@@ -24,15 +38,18 @@
 typedef struct HrflowOutcome
 {
 	const HrflowResult *result;
-	const char *section;		/* section of the link; NULL: the element as a
-								 * whole */
-	int			item;			/* 0-based within the section */
-	const char *link;			/* the link, if links are listed; else NULL */
-	bool		unasked;		/* requests were omitted or abandoned, for a
-								 * reason unrelated to the element */
-	bool		is_last;		/* last outcome of the element */
-	bool		is_spoilt;		/* was any earlier outcome of the element not
-								 * "ok"? */
+	const char *section;		/* section of the link, or NULL if this is the
+								 * outcome of the element as a whole */
+	int			item;			/* 0-based index within the section */
+	const char *link;			/* the link, if it is only listed or is not
+								 * allowed; else NULL */
+	HrflowEvidence evidence;
+	bool		is_empty;		/* is the element NULL? */
+
+	/* Set by hrflow_outcome_put(): */
+	bool		is_last;		/* is this the element's last outcome? */
+	bool		is_spoilt;		/* did an earlier outcome of the element have
+								 * a status other than "ok"? */
 } HrflowOutcome;
 
 /*
@@ -40,13 +57,13 @@ typedef struct HrflowOutcome
  */
 typedef struct HrflowElementRequest
 {
-	const char *url;			/* URL of the API, or the link */
-	const char *body;			/* JSON to POST to "url", which then must live
-								 * as long as the batch; NULL: use GET */
+	const char *url;			/* URL to which the request is sent; if there
+								 * is a body, must live as long as the batch */
+	const char *body;			/* JSON to POST, or NULL to use GET */
 } HrflowElementRequest;
 
 /*
- * Is there a request for an element?
+ * Result of making the request for an element.
  */
 typedef enum HrflowElementKind
 {
@@ -54,7 +71,7 @@ typedef enum HrflowElementKind
 	HRFLOW_ELEMENT_EMPTY,		/* element is NULL, so there is nothing to
 								 * request */
 	HRFLOW_ELEMENT_INVALID,		/* element is invalid */
-	HRFLOW_ELEMENT_UNASKED		/* request is omitted, for a reason unrelated
+	HRFLOW_ELEMENT_UNASKED		/* request was omitted for a reason unrelated
 								 * to the element */
 } HrflowElementKind;
 
@@ -64,42 +81,43 @@ typedef struct HrflowSink HrflowSink;
 typedef struct HrflowSourceMethods
 {
 	bool		is_links;		/* are the elements links, rather than objects
-								 * of "endpoint"? */
+								 * to request from "endpoint"? */
 	HrflowEndpoint endpoint;
 
 	/*
 	 * Return the next element to request, or -1 if there is none at the
 	 * moment.  The number of an element may be reused after its last outcome.
-	 * If this is NULL, all elements are requested in order.
+	 * If this callback is NULL, all elements are requested in order.
 	 */
 	int			(*next) (HrflowSource *source);
 
 	/*
-	 * Equal elements are requested once.  If these are NULL, no elements are
-	 * equal.
+	 * Callbacks that hash an element, and tell whether two elements are
+	 * equal.  Equal elements are requested only once.  If both callbacks are
+	 * NULL, no two elements are considered equal.
 	 */
 	uint32		(*hash) (const HrflowSource *source, int element);
 	bool		(*equal) (const HrflowSource *source, int a, int b);
 
 	/*
-	 * Make the request for an element, in the current memory context.  If
-	 * there is none, set problem->detail, and problem->status unless that is
-	 * HRFLOW_INVALID_REQUEST.
+	 * Make the request for an element, in the current memory context.  If no
+	 * request can be made, set problem->detail, and change problem->status
+	 * unless HRFLOW_INVALID_REQUEST, its initial value, is right.
 	 */
 	HrflowElementKind (*make_request) (HrflowSource *source, int element,
 									   HrflowElementRequest *request,
 									   HrflowResult *problem);
 
 	/*
-	 * Return the "fields" to request for an element, or NULL to omit them.
-	 * Not used for links.
+	 * Return the "fields" parameter of an element's request, or NULL if there
+	 * is none.  Not used for links.
 	 */
 	Jsonb	   *(*fields) (const HrflowSource *source, int element);
 
 	/*
 	 * Record that the API does not know the HrFlow source of an element.
-	 * Returns whether that applies to all elements.  If this is NULL, it
-	 * does.
+	 * Returns whether all elements are affected.  If this callback is NULL,
+	 * they are.
 	 */
 	bool		(*reject_hrflow_source) (HrflowSource *source, int element);
 } HrflowSourceMethods;
@@ -109,8 +127,8 @@ struct HrflowSource
 	const HrflowSourceMethods *methods;
 	const HrflowSettings *settings;
 	HrflowActivity *activity;	/* shows the progress of the batch */
-	int			nelements;		/* number of elements or, if "next" is set, of
-								 * elements requested so far */
+	int			nelements;		/* number of elements or, if "next" is set,
+								 * number of elements requested so far */
 };
 
 /*
@@ -118,23 +136,27 @@ struct HrflowSource
  */
 typedef struct HrflowBatchSummary
 {
-	int			nelements;
+	int			nelements;		/* number of elements; not used if the source
+								 * has a callback "next" */
 	int			nanswered;		/* number of elements for which the API sent a
 								 * reply */
-	bool		any_ok;			/* was any reply of the API successful? */
+	bool		any_ok;			/* did the API send any successful reply? */
 	bool		expired;		/* did the time limit end the batch? */
-	bool		refused;		/* did "refusal" stop the batch? */
-	HrflowResult refusal;
+	bool		refused;		/* was the batch stopped? */
+	HrflowResult reason;		/* why the batch ended early; only status,
+								 * is_link, endpoint, http_status and detail
+								 * are set */
 } HrflowBatchSummary;
 
 /*
- * Use of the links in a profile's answer.
+ * Treatment of the links in the reply for a profile.
  */
 typedef enum HrflowLinkUse
 {
-	HRFLOW_LINKS_KEPT,			/* leave them in the answer's data */
-	HRFLOW_LINKS_LISTED,		/* each link is an outcome */
-	HRFLOW_LINKS_FOLLOWED		/* fetch each link; its vector is an outcome */
+	HRFLOW_LINKS_KEPT,			/* leave the links in the data */
+	HRFLOW_LINKS_LISTED,		/* each link is an outcome of its own */
+	HRFLOW_LINKS_FOLLOWED		/* fetch each link; its vector is an outcome
+								 * of its own */
 } HrflowLinkUse;
 
 typedef struct HrflowSinkMethods
@@ -142,27 +164,27 @@ typedef struct HrflowSinkMethods
 	HrflowLinkUse link_use;
 
 	/*
-	 * Report to the user?  If so, a refusal is raised as an error if nothing
-	 * has succeeded, a WARNING at the end reports why the batch failed or
-	 * stopped early, and the batch stops during an outage or if all requests
-	 * are refused for the same reason.
+	 * Does the batch report to the user?  If so, a refusal is raised as an
+	 * error unless something has succeeded; a WARNING at the end says why
+	 * most of the batch failed or why it stopped early; and the batch stops
+	 * during an outage or if all requests are refused for the same reason.
 	 */
 	bool		reports;
 
 	/*
 	 * Receive an outcome of an element.  "repeated" means that this element
 	 * is equal to the previous one and has the same outcome.  The outcome is
-	 * valid until this returns; the current memory context is reset some time
-	 * after the last equal element.
+	 * valid until this callback returns.  The current memory context is reset
+	 * at some time after the last equal element.
 	 */
 	void		(*put) (HrflowSink *sink, int element,
 						const HrflowOutcome *outcome, bool repeated);
 
 	/*
-	 * Do other work between replies.  Returns the time of hrflow_clock_now()
-	 * by which to be called again.  May stop the transport.  It is called at
-	 * once when an interrupt is pending, and must process that itself.  May
-	 * be NULL.
+	 * Do other work between replies.  Returns the time, according to
+	 * hrflow_clock_now(), at which to call it again.  May stop the transport.
+	 * When an interrupt is pending, this callback is called without delay,
+	 * and must process the interrupt itself.  May be NULL.
 	 */
 	int64		(*work) (HrflowSink *sink, HrflowTransport *transport);
 } HrflowSinkMethods;
@@ -173,44 +195,59 @@ struct HrflowSink
 };
 
 /*
- * Sets of equal elements.  Both arrays are NULL if no elements are equal.
+ * Sets of equal elements.  Both arrays are NULL if the source does not compare
+ * its elements.
  */
 typedef struct HrflowEqualElements
 {
-	int		   *next;			/* for each element, the next one that is
-								 * equal to it, or -1 */
-	bool	   *is_repeated;	/* for each element, is an earlier one equal
-								 * to it? */
+	int		   *next;			/* for each element, the next element equal to
+								 * it, or -1 */
+	bool	   *is_repeated;	/* for each element, is an earlier element
+								 * equal to it? */
 } HrflowEqualElements;
 
 /*
- * Keeps track of the links of one answer that have no outcome yet.
+ * Return the server that a result came from.
+ */
+static inline HrflowServer
+hrflow_server_of(const HrflowResult *result)
+{
+	return result->is_link ? HRFLOW_SERVER_LINKS : HRFLOW_SERVER_API;
+}
+
+/*
+ * The links of one reply that have no outcome yet.
  */
 typedef struct HrflowOpenLinks
 {
 	int			n;				/* number of links without an outcome */
-	bool		any_failed;		/* has any other link failed? */
+	bool		any_failed;		/* has any of the reply's links failed so far? */
 } HrflowOpenLinks;
 
 /*
- * A request of a batch.  It is the tag of its reply.
+ * A request of a batch.  The transport returns a pointer to this struct as the
+ * tag of each reply.
  */
 typedef struct HrflowBatchRequest
 {
-	dlist_node	node;			/* in HrflowQueue.links or HrflowQueue.parked */
+	dlist_node	node;			/* in HrflowQueue.links or
+								 * HrflowWatchedServer.parked */
 	HrflowTarget target;
-	const char *post_url;		/* URL to POST the body to; NULL: use GET */
+	const char *url;
+	const char *body;			/* JSON to POST, or NULL to use GET */
 	int			element;
-	HrflowOpenLinks *links;		/* shared by the links of an answer; NULL: not
-								 * a link of an answer */
-	char	   *section;		/* section of a profile's link, else NULL */
+	HrflowOpenLinks *links;		/* shared by all links of one reply; NULL
+								 * unless this is a link from a reply */
+	char	   *section;		/* section of a link from a reply, else NULL */
 	int			item;
-	HrflowResult *failure;		/* result of the failed attempts; NULL unless
-								 * the request was parked */
-	int64		resent_at;		/* when the request was last sent again after
-								 * being parked; 0: never */
-	size_t		size;			/* size of "sent" */
-	char		sent[FLEXIBLE_ARRAY_MEMBER];	/* body to POST, or URL to GET */
+	HrflowResult *failure;		/* result of the last attempt before the
+								 * request was parked; NULL if the request has
+								 * not been parked */
+	int64		resent_at;		/* when the request was last resent after
+								 * being parked, or 0 if it never was */
+	size_t		size;			/* size of "copy" in bytes, including the NUL */
+	char		copy[FLEXIBLE_ARRAY_MEMBER];	/* copy of "body", or of "url"
+												 * if there is no body */
 } HrflowBatchRequest;
 
 /*
@@ -220,11 +257,9 @@ typedef struct HrflowQueue
 {
 	MemoryContext context;
 	HrflowTransport *transport;
-	dlist_head	links;			/* links that have not been sent, in order */
-	dlist_head	parked[2];		/* [0]: to the API; [1]: for links; requests
-								 * all of whose attempts failed in an outage */
-	int			nparked[2];
-	size_t		pending;		/* total size of URLs and bodies, in bytes */
+	dlist_head	links;			/* links not submitted yet, in order */
+	size_t		pending;		/* total size of "copy" in these requests, in
+								 * bytes */
 } HrflowQueue;
 
 /*
@@ -238,7 +273,7 @@ typedef struct HrflowProgress
 } HrflowProgress;
 
 /*
- * Number of rows of a batch with each status.
+ * Number of rows of a batch, in total and by status.
  */
 typedef struct HrflowTally
 {
@@ -250,36 +285,67 @@ typedef struct HrflowTally
 } HrflowTally;
 
 /*
- * Evidence of whether the API, or the host of links, is replying.
+ * Passes outcomes to the sink.
  */
-typedef struct HrflowServerHealth
+typedef struct HrflowOutcomes
 {
-	int64		answered_at;	/* time of the last answer, or of the
-								 * beginning of the batch */
-	int			nfailures;		/* number of attempts without an answer since
-								 * answered_at */
-} HrflowServerHealth;
+	HrflowSink *sink;
+	HrflowActivity *activity;
+	HrflowTransport *transport;
+	MemoryContext context;		/* memory context in which the sink is called;
+								 * reset after each outcome */
+	HrflowEqualElements equal;
+	int64		nrows;			/* number of rows passed to the sink */
+	HrflowTally tally;			/* used if the sink reports to the user */
+} HrflowOutcomes;
 
 /*
- * Detects when it is pointless to continue a batch.
+ * A server that is watched for outages.
  */
-typedef struct HrflowHealth
+typedef struct HrflowWatchedServer
 {
-	MemoryContext context;		/* contains the strings in "refusal" */
-	HrflowServerHealth servers[2];	/* [0]: the API; [1]: the host of links */
+	int64		answered_at;	/* time of the last result that rules out an
+								 * outage, or 0 if there is none */
+	int			nfailures;		/* number of failed attempts since answered_at */
+	int64		failing_since;	/* time of the first of these failures */
+	dlist_head	parked;			/* requests that wait for the end of an outage */
+	int			nparked;		/* length of "parked" */
+} HrflowWatchedServer;
+
+/*
+ * State used to detect outages, and the requests that wait for their end.
+ */
+typedef struct HrflowOutage
+{
+	HrflowQueue *queue;			/* resends requests */
+	bool		is_watched;		/* are outages detected? */
+	HrflowWatchedServer servers[HRFLOW_NSERVERS];
+} HrflowOutage;
+
+/*
+ * State of a server, as far as an attempt shows it.
+ */
+typedef enum HrflowOutageState
+{
+	HRFLOW_OUTAGE_NONE,			/* the server has replied, or is not watched */
+	HRFLOW_OUTAGE_POSSIBLE,		/* the server may be down */
+	HRFLOW_OUTAGE_LASTING		/* the server has been down for too long */
+} HrflowOutageState;
+
+/*
+ * State used to detect that all elements are refused.
+ */
+typedef struct HrflowRefusal
+{
+	MemoryContext context;		/* contains the strings in "first" */
 	bool		on_trial;		/* have all elements so far been refused for
 								 * the same reason? */
 	int			nasked;			/* number of elements requested from the API */
+	int			nforbidden;		/* number of results with HRFLOW_FORBIDDEN */
 	int			nrefused;		/* number of elements refused */
 	int			last_refused;	/* the element refused last, or -1 */
-	HrflowResult refusal;		/* the first refusal */
-} HrflowHealth;
-
-/*
- * Number of consecutive attempts without an answer, and of elements affected,
- * that we consider an outage.
- */
-#define HRFLOW_MIN_OUTAGE 8
+	HrflowResult first;			/* the first refusal */
+} HrflowRefusal;
 
 /* in equal.c */
 extern void hrflow_equal_find(HrflowEqualElements *elements,
@@ -289,38 +355,60 @@ extern int	hrflow_equal_next(const HrflowEqualElements *elements,
 extern bool hrflow_equal_is_repeated(const HrflowEqualElements *elements,
 									 int element);
 
+/* in outcome.c */
+extern void hrflow_outcome_init(HrflowOutcomes *outcomes, HrflowSink *sink,
+								HrflowActivity *activity,
+								MemoryContext context);
+extern void hrflow_outcome_put(HrflowOutcomes *outcomes, int element,
+							   HrflowOpenLinks *links, HrflowOutcome *outcome);
+
 /* in queue.c */
 extern void hrflow_queue_init(HrflowQueue *queue, MemoryContext context,
 							  HrflowTransport *transport);
-extern HrflowBatchRequest *hrflow_queue_make(HrflowQueue *queue, int element,
-											 const char *sent);
+extern void hrflow_queue_add_element(HrflowQueue *queue, int element,
+									 const HrflowElementRequest *wanted);
+extern void hrflow_queue_add_link(HrflowQueue *queue, int element,
+								  const HrflowLink *link, bool by_name,
+								  HrflowOpenLinks *links);
+extern void hrflow_queue_resend(HrflowQueue *queue,
+								HrflowBatchRequest *request);
+extern void hrflow_queue_keep_failure(HrflowQueue *queue,
+									  HrflowBatchRequest *request,
+									  const HrflowResult *result);
 extern void hrflow_queue_free(HrflowQueue *queue, HrflowBatchRequest *request);
-extern void hrflow_queue_send(HrflowQueue *queue, HrflowBatchRequest *request);
-extern void hrflow_queue_add_link(HrflowQueue *queue,
-								  HrflowBatchRequest *request);
 extern HrflowBatchRequest *hrflow_queue_take_link(HrflowQueue *queue);
 extern void hrflow_queue_send_links(HrflowQueue *queue);
-extern void hrflow_queue_close_link(HrflowOpenLinks *links,
-									HrflowOutcome *outcome);
-extern void hrflow_queue_park(HrflowQueue *queue, HrflowBatchRequest *request,
-							  const HrflowResult *result);
-extern HrflowBatchRequest *hrflow_queue_unpark(HrflowQueue *queue,
-											   bool is_link);
-extern void hrflow_queue_resend(HrflowQueue *queue, bool is_link);
 
-/* in health.c */
-extern void hrflow_health_init(HrflowHealth *health, MemoryContext context);
-extern bool hrflow_health_is_outage(const HrflowResult *result);
-extern bool hrflow_health_note_try(HrflowHealth *health,
-								   const HrflowResult *result);
-extern bool hrflow_health_in_trouble(const HrflowHealth *health, bool is_link);
-extern bool hrflow_health_may_ask(const HrflowHealth *health);
-extern void hrflow_health_note_asked(HrflowHealth *health);
-extern bool hrflow_health_note_outcome(HrflowHealth *health, int element,
-									   const HrflowResult *result);
+/* in outage.c */
+extern void hrflow_outage_init(HrflowOutage *outage, HrflowQueue *queue,
+							   bool is_watched);
+extern bool hrflow_outage_may_ask(const HrflowOutage *outage);
+extern bool hrflow_outage_park(HrflowOutage *outage,
+							   HrflowBatchRequest *request,
+							   const HrflowResult *result);
+extern HrflowBatchRequest *hrflow_outage_unpark(HrflowOutage *outage,
+												HrflowServer server);
+extern HrflowOutageState hrflow_outage_count_attempt(HrflowOutage *outage,
+													 const HrflowResult *result);
+extern bool hrflow_outage_should_wait(const HrflowOutage *outage,
+									  int nunasked);
+extern bool hrflow_outage_probe(HrflowOutage *outage);
+
+/* in refusal.c */
+extern void hrflow_refusal_init(HrflowRefusal *refusal, MemoryContext context,
+								bool on_trial);
+extern bool hrflow_refusal_may_ask(const HrflowRefusal *refusal);
+extern void hrflow_refusal_count_asked(HrflowRefusal *refusal);
+extern bool hrflow_refusal_count_answer(HrflowRefusal *refusal,
+										HrflowSource *source, int element,
+										const HrflowResult *result);
+extern bool hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
+										 const HrflowResult *result);
 
 /* in tally.c */
 extern void hrflow_tally_count(HrflowTally *tally, const HrflowResult *result);
+extern bool hrflow_tally_has_succeeded(const HrflowTally *tally,
+									   const HrflowBatchSummary *summary);
 extern void hrflow_tally_report(const HrflowTally *tally,
 								const HrflowBatchSummary *summary);
 

@@ -15,14 +15,15 @@
 
 /*
  * Error context callback: add the link being fetched, if any, and the object
- * that was requested.
+ * that was requested.  If the settings could not be read, omit the link: the
+ * API key is then unknown, so it could not be masked in the link.
  */
 void
 hrflow_call_add_context(void *arg)
 {
 	const HrflowCall *call = arg;
 
-	if (call->link != NULL)
+	if (call->link != NULL && call->settings != NULL)
 		errcontext("HrFlow link %s",
 				   hrflow_response_scrub(hrflow_link_describe(call->link),
 										 call->settings->api_key));
@@ -31,8 +32,8 @@ hrflow_call_add_context(void *arg)
 }
 
 /*
- * Read the arguments.  If their content is not valid, the call's state is
- * HRFLOW_CALL_INVALID; no error is raised.
+ * Initialize a call and read its arguments.  If the arguments are not valid,
+ * set the call's state to HRFLOW_CALL_INVALID rather than raise an error.
  */
 void
 hrflow_call_read(HrflowCall *call, const HrflowFunction *function,
@@ -47,8 +48,8 @@ hrflow_call_read(HrflowCall *call, const HrflowFunction *function,
 }
 
 /*
- * Make the request for a link, or complete the call if the link may not be
- * fetched.
+ * Prepare the request for a link, or complete the call if the link is not
+ * allowed.
  */
 static void
 prepare_link(HrflowCall *call, char *link)
@@ -74,7 +75,7 @@ prepare_link(HrflowCall *call, char *link)
 }
 
 /*
- * Make the first request of a call whose arguments have been read.
+ * Prepare the first request of a call whose arguments have been read.
  */
 void
 hrflow_call_prepare(HrflowCall *call, const HrflowSettings *settings)
@@ -102,7 +103,8 @@ hrflow_call_prepare(HrflowCall *call, const HrflowSettings *settings)
 }
 
 /*
- * Submit the request to a transport, with the call as its tag.
+ * Submit the prepared request to a transport, with a pointer to the call as
+ * the tag.
  */
 void
 hrflow_call_submit(HrflowCall *call, HrflowTransport *transport)
@@ -117,9 +119,9 @@ hrflow_call_submit(HrflowCall *call, HrflowTransport *transport)
 }
 
 /*
- * Parse a reply into the result of a call.  Parsing takes several times the
- * memory of the value, and the read-ahead keeps many values, so keep nothing
- * else of a reply that is good.
+ * Parse a reply into the result of a call.  Parsing takes several times as
+ * much memory as the value, and the read-ahead keeps many values, so after
+ * success free all memory except that of the value.
  */
 static void
 parse_reply(HrflowCall *call, HrflowReply *reply, bool is_link)
@@ -146,9 +148,9 @@ parse_reply(HrflowCall *call, HrflowReply *reply, bool is_link)
 }
 
 /*
- * Process a reply of the transport.  Afterwards the call is complete, or its
+ * Process a reply from the transport.  Afterwards the call is complete, or its
  * request is being retried, or its next request is ready to be submitted.  If
- * the transport abandoned the request because it was stopped, the request is
+ * the transport was stopped and abandoned the request, the same request is
  * ready to be submitted again.
  */
 void
@@ -185,8 +187,8 @@ hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
 }
 
 /*
- * Return the value of a call that is done, invalid or empty, or raise its
- * error.
+ * Return the value of a call that is done, invalid or empty, or raise the
+ * call's error.
  */
 Datum
 hrflow_call_value(HrflowCall *call, bool *isnull)
@@ -198,7 +200,7 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 		return (Datum) 0;
 
 	/*
-	 * Errors about the arguments have no context of ours, only the caller's.
+	 * The error is in the arguments, so raise it without our error context.
 	 */
 	if (call->state == HRFLOW_CALL_INVALID && call->settings == NULL)
 		hrflow_argument_raise(&call->problem);
@@ -224,8 +226,8 @@ hrflow_call_value(HrflowCall *call, bool *isnull)
 }
 
 /*
- * Return the links in the answer for a profile, as a list of HrflowLink.
- * Raises an error if the answer is not valid.
+ * Return the links in the reply for a profile, as a list of HrflowLink.
+ * Raises an error if the reply is not valid.
  */
 List *
 hrflow_call_links(HrflowCall *call)
@@ -269,9 +271,9 @@ run_requests(HrflowCall *call)
 }
 
 /*
- * Take the answer to a call that is ready, if it was read ahead.  Only calls
- * of set-returning functions are executed by a node of their own, which may
- * take it; others are columns of the read-ahead node.
+ * If a call that is ready to be submitted was issued ahead, take its result
+ * and return true.  This applies only to set-returning functions: the calls of
+ * other functions are columns of the read-ahead node.
  */
 static bool
 take_answer(HrflowCall *call, FunctionCallInfo fcinfo)

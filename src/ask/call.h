@@ -3,9 +3,9 @@
  * call.h
  *		One call of a SQL function that returns one value.
  *
- * A call goes through its states in order: read the arguments, make the
- * request and submit it to a transport, take the replies, and finally return
- * the value or raise the error.  The SQL functions do all of that at once; the
+ * A call is processed in these steps: read its arguments, make a request and
+ * submit it to a transport, take the replies, and finally return the value or
+ * raise the error.  The SQL functions perform all steps at once; the
  * read-ahead has many calls in progress at the same time.
  *
  *-------------------------------------------------------------------------
@@ -28,25 +28,30 @@ typedef struct HrflowFunction
 {
 	PGFunction	entry;			/* C function */
 	HrflowCaller caller;
-	bool		needs_key;		/* does it send a request to the API, rather
-								 * than fetch a link? */
-	HrflowEndpoint endpoint;	/* endpoint of the API, if needs_key */
-	bool		follows_link;	/* is the API's answer a link that is to be
-								 * fetched? */
-	bool		returns_vector; /* does it return real[], rather than jsonb? */
+	bool		needs_key;		/* does the function send a request to the
+								 * API, rather than only fetch a link? */
+	HrflowEndpoint endpoint;	/* endpoint requested, if needs_key */
+	bool		follows_link;	/* does the API reply with a link, which the
+								 * function then fetches? */
+	bool		returns_vector; /* does the function return real[], rather
+								 * than jsonb? */
 
-	/* Reads the arguments into the call.  May set call->problem. */
+	/*
+	 * Read the arguments into the call.  May set call->problem, or set
+	 * call->state to HRFLOW_CALL_EMPTY.
+	 */
 	void		(*read) (HrflowCall *call, const NullableDatum *args);
 
 	/*
-	 * Returns the URL of the request to the API, palloc'd, or NULL if it
-	 * would be too long, or the settings do not allow the request, in which
-	 * case the problem of the call is set.
+	 * Return the URL of the request to the API, palloc'd.  Return NULL if the
+	 * URL would be too long or, with call->problem set, if the settings do
+	 * not allow the request.
 	 */
 	char	   *(*make_url) (HrflowCall *call);
 
 	/*
-	 * Calls errcontext().  NULL if the context line about the link suffices.
+	 * Add an error context line that identifies the requested object.  This
+	 * callback is NULL if the function needs no such line.
 	 */
 	void		(*add_context) (const HrflowCall *call);
 } HrflowFunction;
@@ -62,16 +67,18 @@ typedef enum HrflowCallState
 } HrflowCallState;
 
 /*
- * Everything a call refers to lives in the memory context that is current in
- * the functions below, which must be the same for all of them.
+ * Everything that a call refers to, except the settings, is allocated in the
+ * memory context that is current in hrflow_call_read(), hrflow_call_prepare()
+ * and hrflow_call_take_reply(), which must be the same in all three.
  */
 struct HrflowCall
 {
 	const HrflowFunction *function;
-	const HrflowSettings *settings; /* NULL until the first request is made;
-									 * must outlive the call */
+	const HrflowSettings *settings; /* NULL until hrflow_call_prepare(); must
+									 * outlive the call */
 	HrflowCallState state;
-	HrflowProblem problem;		/* an error about the arguments or the request */
+	HrflowProblem problem;		/* error in the arguments or the request; its
+								 * message is NULL if there is none */
 
 	/* The arguments. */
 	union
@@ -79,7 +86,7 @@ struct HrflowCall
 		HrflowQuery profile;
 		HrflowJobQuery job;
 	}			query;
-	Jsonb	   *fields;			/* NULL: omitted */
+	Jsonb	   *fields;			/* "fields" parameter, or NULL to omit it */
 	const char *id;				/* id of the profile or job in the server
 								 * encoding, or NULL */
 	int			length;			/* length of the text, or of the request for a
@@ -91,8 +98,8 @@ struct HrflowCall
 	HrflowTarget target;
 	char	   *url;
 	char	   *body;			/* JSON to POST, or NULL */
-	char	   *link;			/* the link that is being or has been fetched,
-								 * in the server encoding; else NULL */
+	char	   *link;			/* link to fetch, in the server encoding; NULL
+								 * if no link is known */
 
 	HrflowResult result;
 };

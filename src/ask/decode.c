@@ -6,12 +6,15 @@
  * Three encodings are supported, and recognized by their first bytes:
  *
  * 	0x93 "NUMPY"	NumPy's .npy format, used for links; see npy.c
- * 	"["				JSON array of numbers, or of such arrays; see numbers.c
+ * 	"["				JSON array (or array of arrays) of numbers; see numbers.c
  * 	else			base64 of big-endian 4-byte IEEE floats; see base64.c
  *
  * The decoders are pure: their results depend on their arguments alone.  They
- * do not raise errors about the content of the payload, and allocate at most 4
- * bytes for each of its bytes.  Slow loops check for interrupts.
+ * do not raise errors about the content of the payload, but can be canceled
+ * and can run out of memory.  At any time, they have allocated less than 8
+ * bytes for each byte of the payload, apart from a small constant.  Loops
+ * check for interrupts unless they take only a few nanoseconds for each
+ * element or byte.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,12 +30,13 @@ PG_FUNCTION_INFO_V1(hrflow_decode_vector);
  * Decode a payload.  Returns a palloc'd array of real with one or two
  * dimensions, or NULL with *bad set.
  *
- * "dimension" is the number of elements of each vector in base64, which
- * specifies no shape; 0 means that it is one vector.
+ * "dimension" is the number of elements of each vector in a base64 payload,
+ * which does not describe its shape; 0 means that the payload is a single
+ * vector.
  */
 ArrayType *
-hrflow_vector_decode(const char *payload, size_t length, int dimension,
-					 HrflowBadVector *bad)
+hrflow_decode_payload(const char *payload, size_t length, int dimension,
+					  HrflowBadVector *bad)
 {
 	const char *start = hrflow_skip_space(payload, payload + length);
 
@@ -62,8 +66,8 @@ hrflow_decode_vector(PG_FUNCTION_ARGS)
 	HrflowBadVector bad;
 	ArrayType  *vector;
 
-	vector = hrflow_vector_decode(VARDATA_ANY(payload),
-								  VARSIZE_ANY_EXHDR(payload), 0, &bad);
+	vector = hrflow_decode_payload(VARDATA_ANY(payload),
+								   VARSIZE_ANY_EXHDR(payload), 0, &bad);
 	if (vector == NULL)
 		ereport(ERROR,
 				(errcode(bad.sqlerrcode),

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * error.c
- *		Converts results to error messages, for the rows of a batch and for
- *		errors.
+ *		Converts results to error messages, both in the rows of a batch and
+ *		in errors that are raised.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,8 +17,8 @@ typedef struct StatusInfo
 	const char *message;		/* primary message; %s is replaced by the name
 								 * of the server */
 	const char *hint;			/* or NULL */
-	const char *link_hint;		/* hint if a link was fetched; or NULL */
-	const char *link_message;	/* message if a link was fetched; NULL: use
+	const char *link_hint;		/* hint about a link, or NULL */
+	const char *link_message;	/* message about a link, or NULL to use
 								 * "message" */
 } StatusInfo;
 
@@ -51,7 +51,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_UNAUTHORIZED] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
 		.message = "HrFlow API refused the API key",
-		.hint = "Check hrflow_embed.api_key_file (or api_key), hrflow_embed.api_user and hrflow_embed.base_url. A key that may only write cannot read embeddings."
+		.hint = "Check hrflow_embed.api_key_file (or hrflow_embed.api_key), hrflow_embed.api_user and hrflow_embed.base_url.  A key that may only write cannot read embeddings."
 	},
 	[HRFLOW_FORBIDDEN] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -76,7 +76,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_OVER_BUDGET] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		.message = "statement reached its limit of requests to %s",
-		.hint = "Request less in one statement, or raise hrflow_embed.max_requests_per_statement. Only a superuser can raise hrflow_embed.statement_request_limit."
+		.hint = "Send fewer requests in one statement, or raise hrflow_embed.max_requests_per_statement.  Only a superuser can raise hrflow_embed.statement_request_limit."
 	},
 	[HRFLOW_OVER_DAY] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -86,8 +86,8 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_CONNECT_FAILED] = {
 		.sqlerrcode = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
 		.message = "could not connect to %s",
-		.hint = "Check hrflow_embed.base_url, proxy and ca_file, and that the database server can reach the network.",
-		.link_hint = "Check hrflow_embed.proxy and ca_file, and that the database server can reach the link's host."
+		.hint = "Check hrflow_embed.base_url, hrflow_embed.proxy and hrflow_embed.ca_file, and that the database server can reach the network.",
+		.link_hint = "Check hrflow_embed.proxy and hrflow_embed.ca_file, and that the database server can reach the link's host."
 	},
 	[HRFLOW_CONNECTION_LOST] = {
 		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
@@ -109,7 +109,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_HTTP_ERROR] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
 		.message = "%s returned an error",
-		.hint = "Try again later. If the error persists, check hrflow_embed.base_url."
+		.hint = "Try again later.  If the error persists, check hrflow_embed.base_url."
 	},
 	[HRFLOW_TOO_LARGE] = {
 		.sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -125,7 +125,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_LINK_EXPIRED] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
 		.message = "link to a vector has expired or is not valid",
-		.link_hint = "Links are valid for 20 minutes. Request the profile again to get a new one."
+		.link_hint = "Links are valid for 20 minutes.  Request the profile again to get a new one."
 	},
 	[HRFLOW_INVALID_VECTOR] = {
 		.sqlerrcode = ERRCODE_INVALID_BINARY_REPRESENTATION,
@@ -134,13 +134,14 @@ static const StatusInfo status_info[] = {
 };
 
 /*
- * Messages and hints that differ for endpoints other than HRFLOW_PROFILE.
+ * Messages and hints for endpoints other than HRFLOW_PROFILE, where they
+ * differ from status_info.
  */
 static const struct
 {
 	HrflowEndpoint endpoint;
 	HrflowStatus status;
-	const char *message;		/* NULL: use status_info's */
+	const char *message;		/* NULL to use the message in status_info */
 	const char *hint;
 }			endpoint_messages[] = {
 
@@ -292,7 +293,7 @@ hrflow_error_hint(const HrflowResult *result)
 }
 
 /*
- * Return the SQLSTATE of a status.
+ * Return the SQLSTATE for a status.
  */
 int
 hrflow_error_code(HrflowStatus status)
@@ -320,10 +321,10 @@ hrflow_error_raise(const HrflowResult *result)
 }
 
 /*
- * Add a hint to an error that is a conflict with recovery on a standby.  To be
- * called from error context callbacks.  The answers that the statement has
- * received are lost: returning their rows would not help, because PostgreSQL
- * repeats the cancel until the snapshot has been released.
+ * Add a hint to an error that is a recovery conflict on a standby.  Must be
+ * called from an error context callback.  We do not try to return the rows for
+ * the replies received so far, because PostgreSQL repeats the cancel until the
+ * snapshot has been released.
  */
 void
 hrflow_error_hint_conflict(void)

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * estimate.c
- *		Estimates for the planner how many rows the batch functions return: one
- *		for each element of their arrays, or for each vector or link.
+ *		Planner support functions that estimate how many rows the batch
+ *		functions return: one for each array element, vector or link.
  *		hrflow_estimate(), which estimates the cost of a batch for users, is in
  *		many.c.
  *
@@ -30,9 +30,22 @@ PG_FUNCTION_INFO_V1(hrflow_items_support);
 static double
 aggregated_rows(Path *path)
 {
+	Path	   *input;
+
 	if (!IsA(path, AggPath) || ((AggPath *) path)->groupClause != NIL)
 		return -1;
-	return ((AggPath *) path)->subpath->rows;
+	input = ((AggPath *) path)->subpath;
+	if (!DO_AGGSPLIT_COMBINE(((AggPath *) path)->aggsplit))
+		return input->rows;
+
+	/*
+	 * This aggregate only combines the results of parallel workers, each of
+	 * which aggregates a part of the rows.
+	 */
+	if (IsA(input, GatherPath))
+		input = ((GatherPath *) input)->subpath;
+	return IsA(input, AggPath) ?
+		((AggPath *) input)->subpath->parent->rows : -1;
 }
 
 /*
@@ -115,8 +128,8 @@ hrflow_estimate_items(Jsonb *fields)
 }
 
 /*
- * Return the number of items that the argument "fields" requests, or 1 if that
- * is unknown.
+ * Return the number of items that the argument "fields" requests, or 1 if its
+ * value is unknown.
  */
 static double
 items_of_argument(Node *node)
@@ -129,9 +142,9 @@ items_of_argument(Node *node)
 }
 
 /*
- * Support function: estimate the number of rows from the longest array
- * argument.  Returns NULL if the length of an array is unknown, and for any
- * other request.
+ * Process a support request: estimate the number of rows from the longest
+ * array argument.  Returns NULL if the length of an array is unknown, and for
+ * requests other than SupportRequestRows.
  */
 static Node *
 estimate_rows(Node *request, bool by_item)

@@ -1,17 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * json.c
- *		Parses the JSON of a reply to jsonb, without raising errors.
+ *		Parses the JSON of a reply into a JsonbValue, without raising errors.
  *
- * We do not use jsonb_in, because it raises errors for much that a reply may
- * contain (before PostgreSQL 16 for all invalid input), recurses as deep as
- * the text nests, and before PostgreSQL 16 examines each character of a string
- * three times, which took two fifths of the time of a call with links of 1,700
- * characters.  Within the limits below, this parser accepts the same input as
- * jsonb_in, with the same result; a fuzzer compares the two.
+ * We do not use jsonb_in(), because it raises errors for input that a reply
+ * may contain (before PostgreSQL 16, for all invalid input), and recurses once
+ * for each level of nesting.  Before PostgreSQL 16, it also examines each
+ * character of a string three times, which took two fifths of the time of a
+ * call with links of 1,700 characters.  Within the limits below, this parser
+ * accepts the same input as jsonb_in(), with the same result; a fuzzer
+ * compares the two.
  *
- * Strings remain in UTF-8, except those that are going to become jsonb: the
- * others may contain characters that the server encoding lacks.
+ * Only strings that will be stored as jsonb are converted to the server
+ * encoding.  All other strings remain in UTF-8, because they may contain
+ * characters that the server encoding lacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,10 +27,15 @@
 #include "utils/numeric.h"
 
 /*
- * Maximum length of a number, and of the digits of its exponent.  Such a
- * number fits into numeric; the numbers in replies are status codes.
+ * Maximum length of a number, in characters.  The numbers in replies are
+ * three-digit status codes.
  */
 #define MAX_NUMBER 100
+
+/*
+ * Maximum number of digits in the exponent of a number.  A number of at most
+ * MAX_NUMBER characters with such an exponent fits into numeric.
+ */
 #define MAX_EXPONENT_DIGITS 3
 
 /* Any number with fewer digits than this fits into an int64. */
@@ -36,7 +43,7 @@
 
 /*
  * Maximum number of values in a reply.  Each takes about 40 bytes while the
- * reply is parsed.  Answers of the API contain dozens.
+ * reply is parsed.  The API's replies contain dozens of values.
  */
 #define MAX_VALUES 1000000
 
@@ -47,11 +54,13 @@ typedef struct Reader
 	bool		too_deep;
 	int			nvalues;		/* number of elements and members so far,
 								 * including those that are skipped */
-	const char *converted;		/* member of the outermost object whose
-								 * strings are converted to the server
-								 * encoding; or NULL */
-	bool		converts;		/* are we inside of the member "converted"? */
-	const char *name;			/* name of the members to skip, or NULL */
+	const char *converted;		/* name of the member of the outermost object
+								 * in which strings are converted to the
+								 * server encoding, or NULL */
+	bool		converts;		/* is the position inside the member
+								 * "converted"? */
+	const char *name;			/* name of the members whose arrays are
+								 * skipped, or NULL */
 	HrflowSpan *left_out;
 	HrflowJsonbState state;
 } Reader;
@@ -125,8 +134,8 @@ read_unicode(Reader *r, char **to)
 }
 
 /*
- * Find the quote that ends the string whose remaining text is "p".  Returns
- * the end of the text if there is none.
+ * Find the closing quote of the string that continues at "p".  Returns the end
+ * of the text if there is none.
  */
 static const char *
 end_of_string(const char *p)
@@ -141,8 +150,9 @@ end_of_string(const char *p)
 }
 
 /*
- * Read the rest of a string that contains escapes.  "length" bytes at "start"
- * have been read already.  Replacing escapes never makes a string longer.
+ * Read the rest of a string that contains escapes.  The first "length" bytes,
+ * which begin at "start", have been read already.  Replacing escapes never
+ * makes a string longer.
  */
 static bool
 read_escapes(Reader *r, const char *start, size_t length, JsonbValue *value)
@@ -183,7 +193,8 @@ read_escapes(Reader *r, const char *start, size_t length, JsonbValue *value)
 
 /*
  * Does the text contain a control character, which JSON requires to be
- * escaped?  This loop can be vectorized, which matters because links are long.
+ * escaped?  The compiler can vectorize this loop, which matters because links
+ * are long.
  */
 static bool
 has_control(const char *text, size_t length)
@@ -329,10 +340,10 @@ is_named(const JsonbValue *key, const char *name)
 }
 
 /*
- * If a member has the name of the members to skip, and its value is an array
- * that can only contain numbers, skip the value, which is replaced by null.
- * Such an array ends at the first closing bracket, so its content need not be
- * parsed.
+ * If a member has the name r->name, and its value is an array that begins with
+ * a number or is empty, skip the array, store null instead, and return true.
+ * The array is assumed to contain only numbers, so it ends at the first
+ * closing bracket, and its content need not be parsed.
  */
 static bool
 skip_array(Reader *r, const JsonbValue *key)
@@ -412,7 +423,8 @@ read_container(Reader *r, bool is_object)
 }
 
 /*
- * Read a value that is an element or that follows a key.
+ * Read a value: an array element if "token" is WJB_ELEM, or the value of a
+ * member if it is WJB_VALUE.
  */
 static bool
 read_value(Reader *r, JsonbIteratorToken token)
@@ -471,14 +483,14 @@ parse(Reader *r, bool *too_deep)
 
 /*
  * Parse an object or an array.  "text" must be valid UTF-8 and terminated by
- * its only NUL.  Returns NULL if it is not valid JSON or jsonb cannot store
- * it; *too_deep is set to whether the reason is that it nests deeper than
+ * its only NUL.  Returns NULL if the text is not valid JSON or jsonb cannot
+ * store it.  Sets *too_deep to whether the JSON has more levels than
  * HRFLOW_MAX_JSON_DEPTH.
  *
  * The result is palloc'd, and its strings may point into "text".  Strings in
  * the member "converted" of the outermost object are converted to the server
- * encoding; NULL is returned if that is not possible.  All others remain in
- * UTF-8.
+ * encoding; NULL is returned if that is not possible.  All other strings
+ * remain in UTF-8.
  */
 JsonbValue *
 hrflow_json_parse(const char *text, const char *converted, bool *too_deep)
@@ -489,10 +501,10 @@ hrflow_json_parse(const char *text, const char *converted, bool *too_deep)
 }
 
 /*
- * Like hrflow_json_parse(), but replace each member with the given ASCII name
- * whose value is an array of numbers by null, and report in *left_out where
- * the array is in the text.  Its content is not validated; the caller must do
- * that.
+ * Like hrflow_json_parse(), but if the value of a member with the given ASCII
+ * name is an array of numbers, replace the array by null, and store the
+ * position of the array in *left_out.  The caller must validate the content of
+ * the array.
  */
 JsonbValue *
 hrflow_json_parse_without(const char *text, const char *converted,

@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * links.c
- *		Extracts the links from an answer of the API, with the section and item
- *		of each.
+ *		Extracts the links from the API's replies, with the section and item of
+ *		each link.
  *
- * This is pure: the results depend on the arguments alone.  No errors are
- * raised about the content of an answer.
+ * The functions in this file are pure: their results depend on their arguments
+ * alone.  They do not raise errors about the content of a reply.
  *
  *-------------------------------------------------------------------------
  */
@@ -72,10 +72,10 @@ index_in_path(const char *url, const char *section)
 typedef struct SectionAsked
 {
 	char	   *name;
-	bool		as_list;		/* was it requested by a list, of indexes or
-								 * anything else? */
-	int		   *indexes;		/* the elements of the list, palloc'd; NULL
-								 * unless all are indexes */
+	bool		as_list;		/* was the section requested by a list,
+								 * whether or not its elements are indexes? */
+	int		   *indexes;		/* the elements of the list, palloc'd; NULL if
+								 * any of them is not an index */
 	int			nindexes;
 } SectionAsked;
 
@@ -119,21 +119,22 @@ find_asked(Jsonb *fields, const JsonbValue *key, SectionAsked *asked)
 }
 
 /*
- * Rule by which to determine the item of each link of a section.
+ * Rule for determining the item of each link in a section.
  */
 typedef enum ItemRule
 {
-	ITEM_AS_ASKED,				/* from the requested indexes, by position */
-	ITEM_OF_PATH,				/* from the path of the link */
-	ITEM_BY_PLACE				/* the position in the answer */
+	ITEM_AS_ASKED,				/* the requested index at the same position */
+	ITEM_OF_PATH,				/* the index in the path of the link */
+	ITEM_BY_PLACE				/* the position of the link in the list */
 } ItemRule;
 
 /*
- * Choose the rule for a list of "count" elements.  Use the order of the
- * requested indexes unless the path of a link names another item; it is not
- * documented that the API preserves this order.  Otherwise use the paths if
- * every path names an item, and positions if no path does and the section was
- * not requested by a list.  Returns false if no rule applies.
+ * Choose the rule for a list of "count" elements.  Use the requested indexes
+ * if there are as many of them, and no path of a link contains a different
+ * index: the API is not documented to preserve the order of the indexes.
+ * Otherwise use the paths if every path contains an index, or the positions if
+ * no path does and the section was not requested by a list.  Returns false if
+ * no rule applies.
  */
 static bool
 choose_rule(const SectionAsked *asked, JsonbContainer *list, int count,
@@ -166,8 +167,8 @@ choose_rule(const SectionAsked *asked, JsonbContainer *list, int count,
 
 /*
  * Add a link, with its item determined by the given rule.  Returns false if
- * the section already has a link of the same item: no vector is better than
- * one with the wrong item.
+ * the path names an item for which the section already has a link: a missing
+ * vector is better than a vector with the wrong item.
  */
 static bool
 add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
@@ -193,9 +194,10 @@ add_link(List **links, const SectionAsked *asked, const JsonbValue *value,
 }
 
 /*
- * Add the only link of a section that is not a list.  Its item is the one
- * named by its path, or the index in a list of one that requested it, or 0.
- * Returns false if the item cannot be determined.
+ * Add the link of a section whose value is a single link.  The item is the
+ * index in the path of the link; or else the only requested index; or else 0,
+ * if the section was not requested by a list.  Returns false if the item
+ * cannot be determined.
  */
 static bool
 add_single_link(List **links, const SectionAsked *asked,
@@ -212,8 +214,9 @@ add_single_link(List **links, const SectionAsked *asked,
 
 /*
  * Add the links of a section, whose value is a link, a list of links, or null
- * if there is no vector.  Null elements of a list count as positions.  Returns
- * NULL, or a clause that describes what is wrong with the value.
+ * if there is no vector.  Null elements of a list are skipped, but their
+ * positions are counted.  Returns NULL, or a clause that describes what is
+ * wrong with the value.
  */
 static const char *
 add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
@@ -256,17 +259,19 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 }
 
 /*
- * Extract the links in the data of an answer, as a list of HrflowLink.  The
- * data of a job is its link, whose section is named "job".  "fields" is the
- * value that was sent, or NULL; "secret" is the key that was sent.
+ * Extract the links in the data of a reply, as a list of HrflowLink.  The data
+ * of a job is a link, for which we use the section name "job".  "fields" is
+ * the parameter that was sent, or NULL.  "secret" is the API key, which is
+ * masked in *detail.
  *
- * If "fields" lists the indexes of a section, and the answer has as many
- * elements, the item of each link is the index requested, unless the paths of
- * the links name different items.  In that case, and if the lengths differ,
- * the item is taken from the path.
+ * If "fields" lists indexes of a section, and the reply contains as many
+ * elements, the item of each link is the requested index at the same position.
+ * If the numbers differ, or if the path of a link contains a different index,
+ * the items are taken from the paths.
  *
- * In a section that was requested as a whole, the item is taken from the paths
- * too, since these reflect gaps; without such paths items are counted from 0.
+ * If a section was requested as a whole, the items are also taken from the
+ * paths, because some items may have no link.  If the paths contain no
+ * indexes, the links are numbered from 0.
  *
  * Returns false and sets *detail if the data is not valid.
  */

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * many.c
- *		The SQL functions that request many profiles, texts or documents, or
- *		fetch many links, at once.
+ *		Implements the SQL functions for many profiles, texts, documents or
+ *		links at once.
  *
  * Each runs a batch, which connects a source that reads arrays with a sink
  * that stores rows.
@@ -78,12 +78,12 @@ typedef struct RowSink
 	HrflowSink	base;
 	Tuplestorestate *store;
 	TupleDesc	desc;
-	const HrflowArray *identifiers; /* contents of columns 2 to nidentifiers +
-									 * 1 */
+	const HrflowArray *identifiers; /* arrays that contain columns 2 to
+									 * nidentifiers + 1 */
 	int			nidentifiers;
 	const RowColumn *columns;	/* the remaining columns of "desc" */
-	Datum		values[MAX_COLUMNS];	/* values of the row that was stored
-										 * last */
+	Datum		values[MAX_COLUMNS];	/* values of the row stored last,
+										 * which a repeated row reuses */
 	bool		nulls[MAX_COLUMNS];
 } RowSink;
 
@@ -185,13 +185,14 @@ static const HrflowSinkMethods vector_row_sink_methods = {
 /*
  * Raise an error in a query that Citus runs on a shard of a table.
  *
- * Once the arguments of a function in FROM are known, Citus sends a join with
- * it to every shard, and each of these queries would send all requests.  Citus
- * marks the connections for such queries by application_name, and those of
- * functions such as run_command_on_workers() differently.  A CTE is computed
- * on the coordinator if it has no other table and its arguments are known,
- * such as the result of an aggregate.  But ARRAY(SELECT ...) is computed by
- * each shard for its own rows (tested with Citus 13.2.2, by test/scale).
+ * If the arguments of a function in FROM are known, Citus sends a join with
+ * the function to every shard, and the query on each shard would send all
+ * requests.  Citus identifies the connections for these queries by
+ * application_name; functions such as run_command_on_workers() use a different
+ * name.  A CTE is computed on the coordinator if it refers to no other table
+ * and its arguments are known, for example as the result of an aggregate.
+ * However, each shard computes ARRAY(SELECT ...) for its own rows (tested with
+ * Citus 13.2.2, by test/scale).
  */
 static void
 check_not_in_shard_query(const HrflowSettings *settings)
@@ -204,7 +205,7 @@ check_not_in_shard_query(const HrflowSettings *settings)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot run a batch in a query on a shard"),
 				 errdetail("Every shard of the table would send all requests of the batch."),
-				 errhint("Move the function call into WITH v AS MATERIALIZED (...), and replace ARRAY(SELECT ...) by (SELECT array_agg(...) ...), or set hrflow_embed.allow_in_shard_queries.")));
+				 errhint("Move the function call into WITH v AS MATERIALIZED (...), and replace ARRAY(SELECT ...) with (SELECT array_agg(...) ...), or set hrflow_embed.allow_in_shard_queries.")));
 }
 
 /*
@@ -298,8 +299,8 @@ hrflow_profile_vectors(PG_FUNCTION_ARGS)
 }
 
 /*
- * Count the requests that a batch would send if each was answered, and its
- * distinct elements.
+ * Return the number of requests to the API that a batch would send without
+ * retries, and set *ndistinct to the number of distinct elements.
  */
 static int64
 count_requests(HrflowSource *source, int64 *ndistinct)

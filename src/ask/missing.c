@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * missing.c
- *		Implements hrflow_embed.on_missing = null: a call for a profile or job
- *		that is not found or has no vector returns NULL, and a WARNING at the
- *		end of the statement reports how many calls did.
+ *		Implements hrflow_embed.on_missing = null: a call returns NULL if the
+ *		profile, job or link is not found or has no vector, and a WARNING at
+ *		the end of the statement reports the number of these calls.
  *
- * The statement is the one sent by the client; statements that functions run
- * inside of it do not warn.  Calls that are not part of a query, such as
- * PL/pgSQL's simple expressions, are reported by the next statement that ends,
- * or when the transaction commits.
+ * The WARNING is issued at the end of each top-level statement, which is
+ * usually a statement sent by the client.  Statements executed within another
+ * one, such as by a trigger, by DO or by CALL, are not top-level.  When a
+ * transaction commits, the calls that have not been reported yet are reported,
+ * so a procedure that commits causes a WARNING for each of its transactions.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,15 +19,20 @@
 #include "ask/ask.h"
 #include "compat.h"
 #include "executor/executor.h"
+#include "tcop/pquery.h"
+#include "tcop/utility.h"
 
 /* Number of calls that returned NULL and have not been reported yet. */
 static int64 nmissing = 0;
 
-/* Nesting depth of ExecutorRun. */
-static int	run_depth = 0;
+/*
+ * Nesting depth of ExecutorRun(), ExecutorFinish() and ProcessUtility() calls.
+ */
+static int	statement_depth = 0;
 
 static ExecutorRun_hook_type previous_run = NULL;
 static ExecutorFinish_hook_type previous_finish = NULL;
+static ProcessUtility_hook_type previous_utility = NULL;
 
 /*
  * Should this result be returned as NULL rather than raised as an error?  If
@@ -55,13 +61,29 @@ report_missing(void)
 				(errmsg_plural(INT64_FORMAT " call returned NULL because the profile, job or link was not found or has no vector",
 							   INT64_FORMAT " calls returned NULL because the profile, job or link was not found or has no vector",
 							   n, n),
-				 errhint("Set hrflow_embed.on_missing to \"error\" to see the first of them.")));
+				 errhint("Set hrflow_embed.on_missing to \"error\" to raise an error for the first of these calls.")));
+}
+
+/*
+ * Report the calls at the end of a top-level statement.
+ *
+ * Also check for an enclosing DO or CALL: it is not included in
+ * "statement_depth" if it began before our library was loaded.
+ */
+static void
+report_at_end_of_statement(void)
+{
+	if (statement_depth > 0 ||
+		(ActivePortal != NULL && (ActivePortal->commandTag == CMDTAG_DO ||
+								  ActivePortal->commandTag == CMDTAG_CALL)))
+		return;
+	report_missing();
 }
 
 static void
 run_counting_depth(HRFLOW_EXECUTOR_RUN_PARAMETERS)
 {
-	run_depth++;
+	statement_depth++;
 	PG_TRY();
 	{
 		if (previous_run)
@@ -71,19 +93,58 @@ run_counting_depth(HRFLOW_EXECUTOR_RUN_PARAMETERS)
 	}
 	PG_FINALLY();
 	{
-		run_depth--;
+		statement_depth--;
 	}
 	PG_END_TRY();
 }
 
+/*
+ * ExecutorFinish() executes AFTER triggers, whose statements are not
+ * top-level.
+ */
 static void
 finish_and_report(QueryDesc *query)
 {
-	if (previous_finish)
-		previous_finish(query);
-	else
-		standard_ExecutorFinish(query);
-	if (run_depth == 0)
+	statement_depth++;
+	PG_TRY();
+	{
+		if (previous_finish)
+			previous_finish(query);
+		else
+			standard_ExecutorFinish(query);
+	}
+	PG_FINALLY();
+	{
+		statement_depth--;
+	}
+	PG_END_TRY();
+	report_at_end_of_statement();
+}
+
+static void
+execute_utility_and_report(PlannedStmt *statement, const char *query,
+						   bool read_only_tree, ProcessUtilityContext context,
+						   ParamListInfo params, QueryEnvironment *environment,
+						   DestReceiver *destination,
+						   QueryCompletion *completion)
+{
+	statement_depth++;
+	PG_TRY();
+	{
+		if (previous_utility)
+			previous_utility(statement, query, read_only_tree, context, params,
+							 environment, destination, completion);
+		else
+			standard_ProcessUtility(statement, query, read_only_tree, context,
+									params, environment, destination,
+									completion);
+	}
+	PG_FINALLY();
+	{
+		statement_depth--;
+	}
+	PG_END_TRY();
+	if (statement_depth == 0)
 		report_missing();
 }
 
@@ -106,5 +167,7 @@ hrflow_missing_define(void)
 	ExecutorRun_hook = run_counting_depth;
 	previous_finish = ExecutorFinish_hook;
 	ExecutorFinish_hook = finish_and_report;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = execute_utility_and_report;
 	RegisterXactCallback(at_end_of_transaction, NULL);
 }

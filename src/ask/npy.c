@@ -19,6 +19,12 @@ static const char npy_magic[] = "\x93NUMPY";
 
 #define NPY_MAGIC_LENGTH 6
 
+/*
+ * Maximum length of a header, in bytes.  NumPy's reader has the same limit by
+ * default.
+ */
+#define NPY_MAX_HEADER 10000
+
 typedef struct NpyHeader
 {
 	char		kind;			/* 'f', 'i' or 'u' */
@@ -125,7 +131,10 @@ read_dtype(NpyCursor *c, NpyHeader *header)
 	if (!take_string(c, &dtype, &length))
 		return pstrdup("The NumPy header has no dtype.");
 
-	/* "|O", formerly written as "|O8".  The data is a pickle. */
+	/*
+	 * An object array has the dtype "|O", formerly written as "|O8"; its data
+	 * is a pickle.
+	 */
 	if (length >= 2 && dtype[1] == 'O')
 		return pstrdup("The NumPy file contains an object array, which is never unpickled.");
 
@@ -149,11 +158,12 @@ read_dtype(NpyCursor *c, NpyHeader *header)
 }
 
 /*
- * Read a "shape": (d,) or (n, d).  Returns NULL, or an error detail.
+ * Read a "shape": (d,) or (n, d).  Returns NULL, or an error detail.  As in
+ * Python, (d) is not a tuple.
  *
- * Python 2 appended the suffix of a long integer, as in (2L,), if the
- * platform's int was too narrow for a size, as on Windows.  NumPy still reads
- * that in files of versions 1.0 and 2.0, which are those that Python 2 could
+ * If the platform's int was too narrow for a size, as on Windows, Python 2
+ * wrote the size with the suffix of a long integer, as in (2L,).  NumPy still
+ * accepts the suffix in files of versions 1.0 and 2.0, which Python 2 could
  * write; see _filter_header() in numpy/lib/format.py.
  */
 static char *
@@ -181,6 +191,8 @@ read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
 		n++;
 		comma = take_character(c, ',');
 	}
+	if (n == 1 && !comma)
+		return pstrdup("The NumPy header has an invalid shape.");
 	if (n < 1 || n > 2)
 		return psprintf("The NumPy shape %s does not have one or two dimensions.",
 						hrflow_vector_quote(start, c->p - start));
@@ -190,8 +202,8 @@ read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)
 }
 
 /*
- * Read the dictionary.  Like NumPy, require exactly these three keys.  Returns
- * NULL, or an error detail.
+ * Read the dictionary.  Like NumPy, require exactly the keys "descr",
+ * "fortran_order" and "shape".  Returns NULL, or an error detail.
  */
 static char *
 read_npy_dictionary(NpyCursor *c, bool allow_long, NpyHeader *header)
@@ -269,6 +281,9 @@ read_npy_header(const char *payload, size_t length, NpyHeader *header,
 		size |= bytes[10] << 16 | (size_t) bytes[11] << 24;
 	if (length - fixed < size)
 		return pstrdup("The NumPy file is truncated.");
+	if (size > NPY_MAX_HEADER)
+		return psprintf("The NumPy header is longer than %d bytes.",
+						NPY_MAX_HEADER);
 
 	c.p = payload + fixed;
 	c.end = *data = payload + fixed + size;
@@ -276,8 +291,8 @@ read_npy_header(const char *payload, size_t length, NpyHeader *header,
 }
 
 /*
- * Read an element of any supported type.  A double that float4 cannot
- * represent becomes infinite, which is detected later.
+ * Read an element of any supported type.  A double that is too large for
+ * float4 becomes infinite, which hrflow_vector_check_finite() detects.
  */
 static float4
 read_npy_element(const char *p, const NpyHeader *header)

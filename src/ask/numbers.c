@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * numbers.c
- *		Decodes JSON arrays of numbers, or of such arrays.
+ *		Decodes JSON arrays of numbers, or of arrays of numbers.
  *
- * Each number becomes the nearest float4, as strtof() returns it.  This is
- * pure, as described in decode.c.
+ * Each number is converted to the nearest float4, as by strtof().  The
+ * functions are pure in the sense described in decode.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,8 +16,8 @@
 #include "miscadmin.h"
 
 /*
- * Powers of ten, each rounded to the nearest double.  Together with up to 19
- * digits they cover the whole range of float4.
+ * Powers of ten, each rounded to the nearest double.  Applied to numbers of up
+ * to 19 digits, they cover the whole range of float4.
  */
 static const double powers_of_ten[] = {
 	1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13,
@@ -29,17 +29,19 @@ static const double powers_of_ten[] = {
 
 #define MAX_POWER ((int) lengthof(powers_of_ten) - 1)
 
-/* Number of decimal digits that always fit into 64 bits. */
+/* Maximum number of decimal digits that always fit into 64 bits. */
 #define MAX_DIGITS 19
 
 /*
- * Limit of the exponent we compute, which no text has enough digits to
- * compensate.
+ * Value beyond which further digits of an exponent are ignored.  The other
+ * digits of a number can never compensate for such an exponent, because no
+ * payload is that long.
  */
 #define MAX_EXPONENT INT64CONST(10000000000)
 
 /*
- * Convert the text of a number by strtof(), which is exact for every number.
+ * Convert the text of a number with strtof(), which rounds every number
+ * correctly.
  */
 static float4
 convert_by_strtof(const char *text, size_t length)
@@ -58,17 +60,18 @@ convert_by_strtof(const char *text, size_t length)
 
 /*
  * Compute digits * 10^exponent, rounded to the nearest float4.  Returns false
- * if that cannot be done exactly here.
+ * if the result might not be rounded correctly.
  *
- * The double computed here differs from the true value by about 3 units in its
- * last place at most, because each of three steps (conversion of the digits to
+ * The double computed here differs from the true value by at most about 3
+ * units in its last place: each of three steps (conversion of the digits to
  * double, the power of ten, and the multiplication or division) is off by half
- * a unit to one unit, and ignoring digits after the 19th by less than a
- * hundredth. Rounding it to float4 gives the same result as rounding the true
- * value, unless a midpoint between two adjacent float4 values, which is a
- * double whose last 29 bits are 1 followed by zeros, lies between the two.
- * Return false if the double is within 4 units of a midpoint, and if the
- * number is subnormal or out of range for float4.
+ * a unit to one unit, and ignoring digits after the 19th adds less than a
+ * hundredth of a unit.  Rounding the double to float4 gives the same result as
+ * rounding the true value, unless a midpoint between two adjacent float4
+ * values lies between the double and the true value.  A midpoint is a double
+ * whose last 29 bits are 1 followed by zeros.  Therefore return false if the
+ * double is within 4 units of a midpoint, or if the number is subnormal or out
+ * of range for float4.
  */
 static inline bool
 convert_fast(uint64 digits, int64 exponent, float4 *result)
@@ -94,7 +97,8 @@ convert_fast(uint64 digits, int64 exponent, float4 *result)
 /*
  * Read the JSON number at *text, and advance *text past it.  Returns false if
  * there is none.  A number that is too large for float4 becomes infinite,
- * which is detected later; a number that is too small becomes zero.
+ * which hrflow_vector_check_finite() detects; a number that is too small
+ * becomes zero.
  */
 static inline bool
 read_decimal(const char **text, const char *end, float4 *result)
@@ -176,6 +180,23 @@ typedef struct Numbers
 } Numbers;
 
 /*
+ * Set bad->detail to say that "expected" was not found at "p".
+ */
+static void
+report_unexpected(const char *expected, const char *p, const char *start,
+				  const char *end, HrflowBadVector *bad)
+{
+	size_t		byte = p - start + 1;
+
+	if (p == end)
+		bad->detail = psprintf("Expected %s at byte %zu of the JSON, but the JSON ends there.",
+							   expected, byte);
+	else
+		bad->detail = psprintf("Expected %s at byte %zu of the JSON, but found \"%s\".",
+							   expected, byte, hrflow_vector_quote(p, end - p));
+}
+
+/*
  * Skip the comma or closing bracket that must follow an element.  Returns NULL
  * with *bad set if there is neither.
  */
@@ -189,14 +210,13 @@ skip_separator(const char *p, const char *start, const char *end, bool *ended,
 		*ended = *p == ']';
 		return p + 1;
 	}
-	bad->detail = psprintf("Expected \",\" or \"]\" at byte %zu of the JSON, but found \"%s\".",
-						   (size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+	report_unexpected("\",\" or \"]\"", p, start, end, bad);
 	return NULL;
 }
 
 /*
- * Read an array of numbers, after its opening bracket.  Returns the position
- * after the closing bracket, or NULL with *bad set.
+ * Read an array of numbers, which may be empty, after its opening bracket.
+ * Returns the position after the closing bracket, or NULL with *bad set.
  */
 static const char *
 read_json_row(const char *p, const char *start, const char *end,
@@ -204,6 +224,9 @@ read_json_row(const char *p, const char *start, const char *end,
 {
 	bool		ended = false;
 
+	p = hrflow_skip_space(p, end);
+	if (p < end && *p == ']')
+		return p + 1;
 	while (p != NULL && !ended)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -222,8 +245,7 @@ read_json_row(const char *p, const char *start, const char *end,
 		}
 		if (!read_decimal(&p, end, &numbers->elements[numbers->n]))
 		{
-			bad->detail = psprintf("Expected a number at byte %zu of the JSON, but found \"%s\".",
-								   (size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+			report_unexpected("a number", p, start, end, bad);
 			return NULL;
 		}
 		numbers->n++;
@@ -246,11 +268,11 @@ read_json_rows(const char *p, const char *start, const char *end,
 	{
 		size_t		before = numbers->n;
 
+		CHECK_FOR_INTERRUPTS();
 		p = hrflow_skip_space(p, end);
 		if (p >= end || *p != '[')
 		{
-			bad->detail = psprintf("Expected \"[\" at byte %zu of the JSON, but found \"%s\".",
-								   (size_t) (p - start) + 1, hrflow_vector_quote(p, end - p));
+			report_unexpected("\"[\"", p, start, end, bad);
 			return NULL;
 		}
 		p = read_json_row(p + 1, start, end, numbers, bad);
@@ -283,7 +305,10 @@ hrflow_numbers_decode(const char *payload, size_t length, HrflowBadVector *bad)
 	HrflowShape shape = {0};
 	ArrayType  *array = NULL;
 
-	/* In embeddings a number and its comma take 10 to 22 bytes. */
+	/*
+	 * Start with room for one number per 8 bytes.  In embeddings, a number
+	 * and its comma take 10 to 22 bytes.
+	 */
 	numbers.n = 0;
 	numbers.capacity = Min(length / 8 + 16, HRFLOW_MAX_ELEMENTS);
 	numbers.elements = palloc(numbers.capacity * sizeof(float4));
@@ -291,8 +316,6 @@ hrflow_numbers_decode(const char *payload, size_t length, HrflowBadVector *bad)
 	p = hrflow_skip_space(p, end);
 	if (p < end && *p == '[')
 		p = read_json_rows(p, payload, end, &numbers, &shape, bad);
-	else if (p < end && *p == ']')
-		p++;
 	else
 	{
 		p = read_json_row(p, payload, end, &numbers, bad);

@@ -6,13 +6,13 @@
  * Rows are multiplied in single precision, which takes a quarter of the time
  * of double precision.  The products serve to exclude rows that cannot be
  * among the nearest; hrflow_similarity_compare() computes the similarity of
- * the other rows.  The error of an inner product is at most the number of
- * elements times 2^-24 of the product of the two lengths, in whatever order it
- * is summed up.
+ * the remaining rows.  Whatever the order of summation, the error of an inner
+ * product is at most 2^-24 times the number of elements times the product of
+ * the two vectors' lengths.
  *
- * A few rows of each side are multiplied at a time.  They fit into the first
- * level of the processor's cache, so each element that is loaded is used
- * several times.  There is one set of loops for each instruction set.
+ * A few rows of each array are multiplied at a time, so that each element that
+ * is loaded into a register is used several times.  There is one set of loops
+ * for each instruction set.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,18 +26,19 @@
 #endif
 
 /*
- * Multiplies "rows" rows of a with "columns" rows of b, each of n elements.  A
- * row of the products has "width" elements.
+ * A function that multiplies Kernel.rows rows of "a" by Kernel.columns rows of
+ * "b", each with "n" elements.  "width" is the number of elements in a row of
+ * "products".
  */
 typedef void (*Multiply) (const float4 *a, const float4 *b, int n,
 						  float4 *products, int width);
 
 typedef struct Kernel
 {
-	int			rows;			/* rows of a multiplied by a call; a divisor
-								 * of HRFLOW_PRODUCTS_ROWS */
-	int			columns;		/* rows of b multiplied by a call; also a
-								 * divisor of HRFLOW_PRODUCTS_ROWS */
+	int			rows;			/* number of rows of "a" in each call; divides
+								 * HRFLOW_PRODUCTS_ROWS */
+	int			columns;		/* number of rows of "b" in each call; divides
+								 * HRFLOW_PRODUCTS_ROWS */
 	Multiply	multiply;
 } Kernel;
 
@@ -47,7 +48,10 @@ typedef struct Kernel
  * ------------------------------------------------------------------------
  */
 
-/* Number of partial sums, which the compiler may compute side by side. */
+/*
+ * Number of partial sums.  They are independent, so the compiler can vectorize
+ * the loop.
+ */
 #define LANES 16
 
 static void
@@ -88,8 +92,8 @@ add_up_eight(__m256 x)
 }
 
 /*
- * Multiply a row of b with three of a.  Together with the other rows of b,
- * this uses 16 registers: for 12 sums, three rows of a, and one of b.
+ * Multiply one row of "b" by three rows of "a".  For four rows of "b", this
+ * uses 16 registers: 12 for sums, 3 for rows of "a", and 1 for a row of "b".
  */
 #define WITH_THREE(column) \
 	y = _mm256_loadu_ps(b + (column) * n + i); \
@@ -135,8 +139,9 @@ multiply_three_by_four(const float4 *a, const float4 *b, int n,
 }
 
 /*
- * Multiply a row of b with four of a, using twice as many registers, which are
- * twice as wide.
+ * Multiply one row of "b" by four rows of "a".  For six rows of "b", this uses
+ * 29 of the 32 AVX-512 registers, each of which is twice as wide as an AVX2
+ * register.
  */
 #define WITH_FOUR(column) \
 	y = _mm512_loadu_ps(b + (column) * n + i); \
@@ -193,8 +198,8 @@ multiply_four_by_six(const float4 *a, const float4 *b, int n,
 #endif							/* HAVE_X86_LOOPS */
 
 /*
- * Return the fastest loops for this machine.  __builtin_cpu_supports() also
- * checks whether the operating system saves the registers.
+ * Return the fastest kernel for this machine.  __builtin_cpu_supports() also
+ * checks whether the operating system saves the vector registers.
  */
 static const Kernel *
 choose_kernel(void)
@@ -215,10 +220,11 @@ choose_kernel(void)
 }
 
 /*
- * Compute the inner product of each of na rows of a with each of nb rows of b:
- * products[i * nb + j] is that of the rows i and j.  Both numbers must be
- * multiples of HRFLOW_PRODUCTS_ROWS, and the number of elements of a row, n, a
- * multiple of HRFLOW_PRODUCTS_STEP.  Callers pad rows and elements with zeros.
+ * Compute the inner product of each of the "na" rows of "a" with each of the
+ * "nb" rows of "b": products[i * nb + j] is the product of row i of "a" and
+ * row j of "b".  "na" and "nb" must be multiples of HRFLOW_PRODUCTS_ROWS, and
+ * "n", the number of elements of a row, must be a multiple of
+ * HRFLOW_PRODUCTS_STEP.  Callers pad rows and elements with zeros.
  */
 void
 hrflow_products(const float4 *a, int na, const float4 *b, int nb, int n,

@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * queue.c
- *		The requests of a batch that have no result yet.
+ *		Keeps the requests of a batch that have no result yet.
  *
- * Most are in the transport.  The others are waiting here: links until there
- * is room for them, and requests all of whose attempts failed until the outage
- * is over.
+ * Most of these requests have been submitted to the transport.  Links that
+ * have not been submitted are in a queue until the transport has room for
+ * them.  Requests that have been parked are in the lists of outage.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,69 +21,88 @@ hrflow_queue_init(HrflowQueue *queue, MemoryContext context,
 	queue->context = context;
 	queue->transport = transport;
 	dlist_init(&queue->links);
-	dlist_init(&queue->parked[false]);
-	dlist_init(&queue->parked[true]);
 }
 
 /*
- * Create a request for an element.  "sent" is its URL, or the body to POST.
+ * Create a request for an element: a POST if there is a body, otherwise a GET.
+ * The URL of a POST must live as long as the request, because all elements
+ * share it; what differs between elements is copied.
  */
-HrflowBatchRequest *
-hrflow_queue_make(HrflowQueue *queue, int element, const char *sent)
+static HrflowBatchRequest *
+make_batch_request(HrflowQueue *queue, int element, HrflowTarget target,
+				   const char *url, const char *body)
 {
-	size_t		size = strlen(sent) + 1;
+	const char *copied = body != NULL ? body : url;
+	size_t		size = strlen(copied) + 1;
 	HrflowBatchRequest *request;
 
 	request = MemoryContextAlloc(queue->context,
-								 offsetof(HrflowBatchRequest, sent) + size);
-	memset(request, 0, offsetof(HrflowBatchRequest, sent));
-	request->target = HRFLOW_TO_API;
+								 offsetof(HrflowBatchRequest, copy) + size);
+	memset(request, 0, offsetof(HrflowBatchRequest, copy));
+	request->target = target;
 	request->element = element;
 	request->size = size;
-	memcpy(request->sent, sent, size);
+	memcpy(request->copy, copied, size);
+	request->url = body != NULL ? url : request->copy;
+	request->body = body != NULL ? request->copy : NULL;
 	queue->pending += size;
 	return request;
 }
 
-/*
- * Free a request that has its result.
- */
-void
-hrflow_queue_free(HrflowQueue *queue, HrflowBatchRequest *request)
+static void
+submit_batch_request(HrflowQueue *queue, HrflowBatchRequest *request)
 {
-	queue->pending -= request->size;
-	if (request->section != NULL)
-		pfree(request->section);
-	if (request->failure != NULL)
-	{
-		if (request->failure->detail != NULL)
-			pfree(request->failure->detail);
-		pfree(request->failure);
-	}
-	pfree(request);
-}
-
-/*
- * Submit a request to the transport.
- */
-void
-hrflow_queue_send(HrflowQueue *queue, HrflowBatchRequest *request)
-{
-	if (request->post_url != NULL)
-		hrflow_transport_post(queue->transport, request->post_url,
-							  request->sent, request);
+	if (request->body != NULL)
+		hrflow_transport_post(queue->transport, request->url, request->body,
+							  request);
 	else
 		hrflow_transport_submit(queue->transport, request->target,
-								request->sent, request);
+								request->url, request);
 }
 
 /*
- * Queue a link, to be sent when there is room for it.
+ * Submit a request for an element to the transport.
  */
 void
-hrflow_queue_add_link(HrflowQueue *queue, HrflowBatchRequest *request)
+hrflow_queue_add_element(HrflowQueue *queue, int element,
+						 const HrflowElementRequest *wanted)
 {
+	submit_batch_request(queue,
+						 make_batch_request(queue, element, HRFLOW_TO_API,
+											wanted->url, wanted->body));
+}
+
+/*
+ * Queue a link, to be submitted when the transport has room for it.  "by_name"
+ * is that of hrflow_link_refusal(); "links" is NULL if the element is itself
+ * the link.
+ */
+void
+hrflow_queue_add_link(HrflowQueue *queue, int element, const HrflowLink *link,
+					  bool by_name, HrflowOpenLinks *links)
+{
+	HrflowTarget target = by_name ? HRFLOW_TO_LINK : HRFLOW_TO_GUARDED_LINK;
+	HrflowBatchRequest *request = make_batch_request(queue, element, target,
+													 link->url, NULL);
+
+	if (link->section != NULL)
+		request->section = MemoryContextStrdup(queue->context, link->section);
+	request->item = link->item;
+	request->links = links;
 	dlist_push_tail(&queue->links, &request->node);
+}
+
+/*
+ * Submit a request to the transport again, or queue it if it is for a link.
+ */
+void
+hrflow_queue_resend(HrflowQueue *queue, HrflowBatchRequest *request)
+{
+	request->resent_at = hrflow_clock_now();
+	if (HRFLOW_IS_LINK(request->target))
+		dlist_push_tail(&queue->links, &request->node);
+	else
+		submit_batch_request(queue, request);
 }
 
 /*
@@ -99,9 +118,9 @@ hrflow_queue_take_link(HrflowQueue *queue)
 }
 
 /*
- * Send queued links while there is room.  An answer can have a thousand links,
- * and there can be as many answers as requests in flight; in the transport
- * each request would take 6 kB.
+ * Submit queued links while the transport has room.  A reply can have a
+ * thousand links, and there can be as many replies as requests in flight.  In
+ * the transport, each of these links would take 6 kB.
  */
 void
 hrflow_queue_send_links(HrflowQueue *queue)
@@ -113,69 +132,45 @@ hrflow_queue_send_links(HrflowQueue *queue)
 		return;
 	room = hrflow_transport_room_for_links(queue->transport);
 	while (room-- > 0 && (request = hrflow_queue_take_link(queue)) != NULL)
-		hrflow_queue_send(queue, request);
+		submit_batch_request(queue, request);
 }
 
-/*
- * Set is_last and is_spoilt of an outcome that is about to be passed to the
- * sink.  "links" is NULL unless the outcome is that of an answer's link.
- */
-void
-hrflow_queue_close_link(HrflowOpenLinks *links, HrflowOutcome *outcome)
+static void
+free_failure(HrflowBatchRequest *request)
 {
-	outcome->is_last = links == NULL || --links->n == 0;
-	if (links == NULL)
+	if (request->failure == NULL)
 		return;
-	outcome->is_spoilt = links->any_failed;
-	links->any_failed |= outcome->result->status != HRFLOW_OK;
-	if (outcome->is_last)
-		pfree(links);
+	if (request->failure->detail != NULL)
+		pfree(request->failure->detail);
+	pfree(request->failure);
 }
 
 /*
- * Park a request all of whose attempts have failed, and save its result.
+ * Record the result of the last attempt of a request in request->failure.
  */
 void
-hrflow_queue_park(HrflowQueue *queue, HrflowBatchRequest *request,
-				  const HrflowResult *result)
+hrflow_queue_keep_failure(HrflowQueue *queue, HrflowBatchRequest *request,
+						  const HrflowResult *result)
 {
 	MemoryContext old = MemoryContextSwitchTo(queue->context);
 
-	if (request->failure == NULL)
-		request->failure = palloc0(sizeof(HrflowResult));
-	else if (request->failure->detail != NULL)
-		pfree(request->failure->detail);
+	free_failure(request);
+	request->failure = palloc(sizeof(HrflowResult));
 	*request->failure = *result;
 	if (result->detail != NULL)
 		request->failure->detail = pstrdup(result->detail);
 	MemoryContextSwitchTo(old);
-
-	dlist_push_tail(&queue->parked[result->is_link], &request->node);
-	queue->nparked[result->is_link]++;
 }
 
 /*
- * Remove and return the request that was parked first.  There must be one.
- */
-HrflowBatchRequest *
-hrflow_queue_unpark(HrflowQueue *queue, bool is_link)
-{
-	queue->nparked[is_link]--;
-	return dlist_container(HrflowBatchRequest, node,
-						   dlist_pop_head_node(&queue->parked[is_link]));
-}
-
-/*
- * Send the request that was parked first again.
+ * Free a request whose result has been passed to the sink.
  */
 void
-hrflow_queue_resend(HrflowQueue *queue, bool is_link)
+hrflow_queue_free(HrflowQueue *queue, HrflowBatchRequest *request)
 {
-	HrflowBatchRequest *request = hrflow_queue_unpark(queue, is_link);
-
-	request->resent_at = hrflow_clock_now();
-	if (is_link)
-		hrflow_queue_add_link(queue, request);
-	else
-		hrflow_queue_send(queue, request);
+	queue->pending -= request->size;
+	if (request->section != NULL)
+		pfree(request->section);
+	free_failure(request);
+	pfree(request);
 }

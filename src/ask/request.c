@@ -1,9 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * request.c
- *		Makes the URLs and bodies of requests from arguments.
+ *		Makes the URLs and bodies of requests.
  *
- * This is pure: no settings are read, and the network is not used.
+ * The functions in this file are pure: they do not read settings or use the
+ * network.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,9 +24,9 @@ static const char *const paths[] = {
 };
 
 /*
- * Names of the parameters in each dialect of the API.  In the key dialect the
- * documentation says "email", but the Python SDK sends "profile_email"; we
- * follow the SDK.
+ * Names of the parameters in each dialect of the API.  For e-mail addresses in
+ * the key dialect, the documentation says "email", but the Python SDK sends
+ * "profile_email"; we follow the SDK.
  */
 typedef struct ParameterNames
 {
@@ -109,9 +110,9 @@ append_parameter(StringInfo url, char *separator, const char *name,
 		return;
 
 	/*
-	 * Do not encode all of a value that exceeds the limit, because encoding
-	 * could triple its size.  The caller checks only the length of the
-	 * result.
+	 * If the value alone exceeds the limit, encode only its beginning,
+	 * because encoding could triple its size.  finish_url() will then reject
+	 * the URL.
 	 */
 	appendStringInfoCharMacro(url, *separator);
 	appendStringInfoString(url, name);
@@ -192,8 +193,8 @@ hrflow_request_url(const char *base_url, HrflowEndpoint endpoint)
 
 /*
  * Make the JSON that requests the embedding of a text, palloc'd.  "text" must
- * be UTF-8, and no longer than HRFLOW_MAX_TEXT; escapes can make it up to six
- * times as long.
+ * be UTF-8, and no longer than HRFLOW_MAX_TEXT; escapes can make the JSON up
+ * to six times as long as "text".
  */
 char *
 hrflow_request_text_body(const char *text)
@@ -209,8 +210,8 @@ hrflow_request_text_body(const char *text)
 
 /*
  * Make the JSON that requests the embedding of a document, palloc'd.  "item"
- * must be a JSON object in UTF-8.  return_sequences is a string in the API's
- * documentation.
+ * must be a JSON object in UTF-8.  According to the API's documentation,
+ * return_sequences is a string.
  */
 char *
 hrflow_request_document_body(const char *item_type, const char *item,

@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * response.c
- *		Interprets replies of the API and of the hosts of links.
+ *		Interprets replies from the API and from the hosts of links.
  *
  * No reply is trusted.  The checks are, in this order: status, content type,
  * size (done by the transport), NUL, UTF-8, nesting depth, JSON, envelope,
  * data.
  *
- * This is pure: the results depend on the arguments alone.  No errors are
- * raised about the content of a reply.
+ * The functions in this file are pure: their results depend on their arguments
+ * alone.  They do not raise errors about the content of a reply.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,12 +28,12 @@
 #define SCRUB_MIN 8
 
 /*
- * Maximum length of a text that we mask, in bytes.  It is more than the length
- * that is shown, because masking keys makes a text shorter.
+ * Maximum length of a text in which we mask keys, in bytes.  It exceeds the
+ * maximum length that is shown, because masking makes a text shorter.
  */
 #define MAX_SCRUBBED (16 * HRFLOW_MAX_MESSAGE)
 
-/* The envelope of an answer: {"code": ..., "message": ..., "data": ...}. */
+/* The envelope of a reply: {"code": ..., "message": ..., "data": ...}. */
 typedef struct Envelope
 {
 	int			code;			/* 0: none */
@@ -49,7 +49,8 @@ typedef struct Envelope
  */
 
 /*
- * Return the length of the longest part of the secret that "text" begins with.
+ * Return the length of the longest substring of the secret with which "text"
+ * begins.
  */
 static int
 matching_run(const char *text, const char *secret)
@@ -70,7 +71,8 @@ matching_run(const char *text, const char *secret)
 }
 
 /*
- * Does the text begin with any HrFlow key?  Returns its length, or 0.
+ * If the text begins with an HrFlow key, ours or another, return the length of
+ * the key, else 0.
  */
 static int
 foreign_key_length(const char *text)
@@ -88,9 +90,10 @@ foreign_key_length(const char *text)
 }
 
 /*
- * Make a text that a server sent safe to show: mask keys and parts of them,
- * replace control characters by spaces so that no log line can be forged, and
- * truncate it.  "message" must be valid in the server encoding.  palloc'd.
+ * Make text from a server safe to show: mask keys and parts of keys, replace
+ * control characters by spaces so that no log line can be forged, and truncate
+ * the text.  "message" must be valid in the server encoding.  The result is
+ * palloc'd.
  */
 char *
 hrflow_response_scrub(const char *message, const char *secret)
@@ -134,16 +137,19 @@ show_text(const char *text, const char *secret)
 {
 	size_t		length = strlen(text);
 
-	/* The text may have been truncated in the middle of a character. */
+	/*
+	 * The length that pg_encoding_mbcliplen() returns exceeds that of the
+	 * text if the text ends in the middle of a character.
+	 */
 	length = Min(length, pg_encoding_mbcliplen(PG_UTF8, text, length,
 											   MAX_SCRUBBED));
 	return hrflow_response_scrub(hrflow_text_show_utf8(text, length), secret);
 }
 
 /*
- * Describe an answer, for example "The HrFlow API answered HTTP 400, code 400:
- * Invalid profile array".  Includes the number of attempts if there were
- * several.
+ * Describe a reply from the API, for example "The HrFlow API answered HTTP
+ * 400, code 400: Invalid profile array".  Includes the number of attempts if
+ * there were several.
  */
 static char *
 describe_answer(const HrflowReply *reply, const Envelope *envelope,
@@ -191,7 +197,7 @@ is_json_type(const char *type)
 }
 
 /*
- * Return the value of a member of an object, or NULL.
+ * Return the value of an object's member, or NULL if there is no such member.
  */
 static JsonbValue *
 get_member(const JsonbValue *object, const char *key)
@@ -208,7 +214,8 @@ get_member(const JsonbValue *object, const char *key)
 }
 
 /*
- * Return a number that is a three-digit status code, or -1.
+ * Convert a numeric to a three-digit status code.  Returns -1 if it is not
+ * one.
  */
 static int
 numeric_code(Numeric number)
@@ -223,7 +230,7 @@ numeric_code(Numeric number)
 
 /*
  * Parse the envelope.  Returns NULL, or a clause that describes what is wrong
- * with the reply, to follow a colon.
+ * with the reply.  The clause can follow a colon.
  */
 static const char *
 parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
@@ -288,7 +295,7 @@ begins_with(const char *text, const char *prefix)
 }
 
 /*
- * Does the endpoint return objects that may not exist?
+ * Does the endpoint return stored objects, so that an object can be missing?
  */
 static bool
 has_objects(HrflowEndpoint endpoint)
@@ -297,8 +304,8 @@ has_objects(HrflowEndpoint endpoint)
 }
 
 /*
- * Return the status for code 400, which the API uses for several errors that
- * only the message distinguishes.
+ * Return the status for code 400, which the API uses for several errors.  Only
+ * the message distinguishes them.
  */
 static HrflowStatus
 classify_400(HrflowEndpoint endpoint, const char *message)
@@ -354,8 +361,9 @@ is_success(int code)
 }
 
 /*
- * Make the result of an attempt without a reply.  libcurl's message may quote
- * what the peer sent, such as the name in a certificate, so mask it too.
+ * Make the result of an attempt without a complete reply.  libcurl's message
+ * may quote data from the peer, such as the name in a certificate, so mask
+ * keys in the message, too.
  */
 static void
 copy_failure(const HrflowReply *reply, const char *secret,
@@ -374,8 +382,8 @@ copy_failure(const HrflowReply *reply, const char *secret,
 }
 
 /*
- * Decode the vector in a reply, or several vectors of "dimension" elements
- * each if that is not 0.
+ * Decode the vector in a reply or, if "dimension" is not 0, several vectors of
+ * "dimension" elements each.
  */
 static void
 take_vector(const char *payload, size_t length, int dimension,
@@ -383,7 +391,7 @@ take_vector(const char *payload, size_t length, int dimension,
 {
 	HrflowBadVector bad;
 
-	result->vector = hrflow_vector_decode(payload, length, dimension, &bad);
+	result->vector = hrflow_decode_payload(payload, length, dimension, &bad);
 	if (result->vector == NULL)
 	{
 		result->status = HRFLOW_INVALID_VECTOR;
@@ -392,7 +400,8 @@ take_vector(const char *payload, size_t length, int dimension,
 }
 
 /*
- * Is the data a list of one object, whose embedding the parser skipped?
+ * Is the data a list of one object with an embedding, which the parser
+ * skipped?
  */
 static bool
 is_one_embedding(const Envelope *envelope)
@@ -413,8 +422,8 @@ is_one_embedding(const Envelope *envelope)
 }
 
 /*
- * Check the data of an answer.  Returns NULL, or a clause that describes what
- * is wrong with the data.
+ * Check the data of a reply.  Returns NULL, or a clause that describes what is
+ * wrong with the data.
  */
 static const char *
 check_data(HrflowEndpoint endpoint, const Envelope *envelope)
@@ -445,13 +454,13 @@ check_data(HrflowEndpoint endpoint, const Envelope *envelope)
 }
 
 /*
- * Interpret a reply of the API to a request that was sent with these settings.
- * The result is palloc'd in the current memory context, and does not point
- * into the reply.
+ * Interpret the API's reply to a request that was sent with the given
+ * settings.  The result is palloc'd in the current memory context, and does
+ * not point into the reply.
  *
  * The HTTP status and the code in the body may disagree.  If either is an
- * error the result is an error, and if both are, the code in the body
- * determines the status.
+ * error, the result is an error; if both are, the code in the body determines
+ * the status.
  */
 void
 hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
@@ -480,7 +489,7 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 
 	if (!is_success(code))
 	{
-		/* An error is an error even if its body is not JSON. */
+		/* Report the error even if the body is not valid JSON. */
 		result->status = classify_error(endpoint, code, problem == NULL &&
 										envelope.code != 0,
 										envelope.message);
@@ -518,8 +527,8 @@ hrflow_response_parse(const HrflowReply *reply, HrflowEndpoint endpoint,
 }
 
 /*
- * Complete the result of a request that was abandoned, whose status and detail
- * are set.
+ * Complete the result of a request that was abandoned.  The caller must
+ * already have set the status and detail.
  */
 void
 hrflow_response_set_abandoned(const HrflowReply *reply, HrflowResult *result)
@@ -530,10 +539,10 @@ hrflow_response_set_abandoned(const HrflowReply *reply, HrflowResult *result)
 }
 
 /*
- * Return the status for an HTTP status of a link's host, if
- * hrflow_s3_read_error() does not know more.  A 403 with an error code does
- * not mean that the link has expired, since that function would have
- * recognized it.
+ * Return the status for an HTTP error from a link's host, if
+ * hrflow_s3_read_error() has not determined it.  A 403 with an error code does
+ * not mean that the link has expired, because hrflow_s3_read_error() would
+ * have recognized that error.
  */
 static HrflowStatus
 classify_link_error(int http_status, bool has_code)
@@ -554,9 +563,9 @@ classify_link_error(int http_status, bool has_code)
 }
 
 /*
- * Interpret a reply of a link's host.  The detail contains only the HTTP
- * status and the error code, because the rest of an error may repeat the
- * secrets of the link.
+ * Interpret a reply from a link's host.  The detail contains only the HTTP
+ * status and the error code, because the rest of the body may repeat secrets
+ * from the link.
  */
 void
 hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)

@@ -1,16 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * s3.c
- *		Interprets errors of object stores that implement the Amazon S3
+ *		Interprets errors from object stores that implement the Amazon S3
  *		protocol.
  *
  * https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
  *
- * The body of an error is a small XML document, whose <Code> is meant for
- * programs.  Everything else may repeat what was signed, such as the signature
- * of the link and the name of the object, so it must not be shown.
+ * The body of an error is a small XML document with an element <Code>, which
+ * is meant for programs.  All other elements may repeat data that was signed,
+ * such as the signature of the link and the name of the object, so they must
+ * not be shown.
  *
- * This is pure: the results depend on the arguments alone.
+ * The functions in this file are pure: their results depend on their arguments
+ * alone.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,7 +26,7 @@
  */
 #define MAX_CODE 48
 
-/* Codes that say more than the HTTP status. */
+/* An error code that is more specific than the HTTP status. */
 typedef struct CodeInfo
 {
 	const char *code;
@@ -39,7 +41,7 @@ static const CodeInfo known_codes[] = {
 	/* HTTP 404, like NoSuchKey, but not caused by a missing vector. */
 	{.code = "NoSuchBucket", .status = HRFLOW_HTTP_ERROR},
 	{.code = "SlowDown", .status = HRFLOW_RATE_LIMITED, .transient = true},
-	/* sent by MinIO */
+	/* Sent by MinIO. */
 	{.code = "SlowDownRead", .status = HRFLOW_RATE_LIMITED, .transient = true},
 	/* HTTP 400: the store closed an idle connection. */
 	{.code = "RequestTimeout", .status = HRFLOW_TIMEOUT, .transient = true},
@@ -48,7 +50,8 @@ static const CodeInfo known_codes[] = {
 };
 
 /*
- * Find a string, and return the position after it, or NULL.
+ * Find a string between "start" and "end".  Returns the position after it, or
+ * NULL if it is not found.
  */
 static const char *
 find_after(const char *start, const char *end, const char *string)
@@ -64,8 +67,8 @@ find_after(const char *start, const char *end, const char *string)
 }
 
 /*
- * Return where the content of the root element <Error> begins, or NULL if the
- * body is not such a document.
+ * Return the start of the content of the root element <Error>, or NULL if the
+ * body is not a document with this root element.
  */
 static const char *
 find_error(const char *body, const char *end)
@@ -120,9 +123,9 @@ read_code(const char *error, const char *end)
 }
 
 /*
- * Was access denied because the link has expired?  There is no code for that.
- * Amazon S3 includes the time of expiry; others, such as MinIO, only have a
- * message.
+ * Was access denied because the link has expired?  No error code is specific
+ * to this case.  Amazon S3 includes the time of expiry; other object stores,
+ * such as MinIO, send only a message.
  */
 static bool
 has_expired(const char *error, const char *end)
@@ -132,10 +135,10 @@ has_expired(const char *error, const char *end)
 }
 
 /*
- * Interpret the body of an error of an object store.  Returns its code,
- * palloc'd, or NULL if the body is not such an error.  Sets *status to the
- * meaning of the code and *transient to whether a retry might succeed, unless
- * the HTTP status determines these.
+ * Interpret the body of an error from an object store.  Returns the error
+ * code, palloc'd, or NULL if the body is not such an error.  If the code is
+ * more specific than the HTTP status, sets *status, and sets *transient to
+ * whether a retry might succeed.
  */
 char *
 hrflow_s3_read_error(const char *body, size_t length, HrflowStatus *status,

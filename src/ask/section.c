@@ -15,10 +15,16 @@ const char *const hrflow_sections[HRFLOW_NSECTIONS] = {
 	"profile", "skills", "interests", "experiences", "educations"
 };
 
-/* Maximum edit distance between a misspelled name and the name suggested. */
+/*
+ * Maximum edit distance between a misspelled name and the name suggested; like
+ * PostgreSQL's MAX_FUZZY_DISTANCE.
+ */
 #define MAX_DISTANCE 3
 
-/* Maximum length of a name to look for a suggestion, in bytes. */
+/*
+ * Maximum length of a name for which to look for a suggestion, in bytes.  All
+ * names of sections are much shorter.
+ */
 #define MAX_NAME 64
 
 static bool
@@ -53,8 +59,8 @@ hrflow_section_nearest(const char *name)
 									  1, 1, 1, least, true);
 
 		/*
-		 * Like PostgreSQL for columns, require that half of the name is
-		 * right.
+		 * As PostgreSQL does for misspelled columns, require at least half of
+		 * the name to match.
 		 */
 		if (distance < least && distance <= length / 2)
 		{
@@ -66,8 +72,8 @@ hrflow_section_nearest(const char *name)
 }
 
 /*
- * Warn about a section that the API is not known to have.  This is not an
- * error, because the API may have added it.
+ * Warn if the API is not known to have a section of this name.  This is not an
+ * error, because the API may have added the section.
  */
 void
 hrflow_section_check(const char *name)
@@ -78,7 +84,7 @@ hrflow_section_check(const char *name)
 		return;
 	nearest = hrflow_section_nearest(name);
 	ereport(WARNING,
-			(errmsg("section \"%s\" is not known to the HrFlow API", name),
+			(errmsg("unrecognized section \"%s\"", name),
 			 nearest != NULL ?
 			 errhint("Perhaps you meant \"%s\".", nearest) :
 			 errhint("The sections are profile, skills, interests, experiences and educations.")));

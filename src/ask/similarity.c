@@ -1,21 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * similarity.c
- *		Cosine similarity of two vectors.
+ *		Computes the cosine similarity of two vectors.
  *
- * All products and sums are computed in double precision, in which elements of
- * type real or halfvec can neither overflow nor underflow: the square of the
- * smallest real is 2e-90, and the sum of 16,000 squares of the largest is
- * 2e81.
+ * All products and sums are computed in double precision, in which the squares
+ * of real and halfvec elements can neither overflow nor underflow: the square
+ * of the smallest real is 2e-90, and the sum of 16,000 squares of the largest
+ * is 2e81.
  *
  * One of the two vectors, usually that of a query, is compared with many
- * others, so it is converted to double precision only once.
+ * others, so it is converted to double precision once for all comparisons.
  *
- * There are loops for different instruction sets, chosen when the first
- * vectors are compared.  They add the same products in a different order, so
- * their results may differ, but by no more than 1e-12.  hrflow_cosine_similarity()
- * is IMMUTABLE nonetheless, as are PostgreSQL's functions that depend on the
- * C library; compare its results with a tolerance.
+ * The loops for the machine's instruction set are chosen when the first
+ * vectors are compared.  Loops for different instruction sets add the same
+ * products in a different order, so their results may differ, but by no more
+ * than 1e-12.  Nonetheless, hrflow_cosine_similarity() is IMMUTABLE, as are
+ * PostgreSQL's functions that depend on the C library; compare its results
+ * with a tolerance.
  *
  *-------------------------------------------------------------------------
  */
@@ -40,9 +41,9 @@ PG_FUNCTION_INFO_V1(hrflow_cosine_similarity);
  */
 typedef struct Sums
 {
-	double		ab;				/* sum of the products of the elements of a
-								 * and b */
-	double		aa;				/* sum of the squares of the elements of a */
+	double		ab;				/* sum of the products of the elements of "a"
+								 * and "b" */
+	double		aa;				/* sum of the squares of the elements of "a" */
 } Sums;
 
 typedef void (*SumFunction) (const void *a, const double *b, int n, Sums *sums);
@@ -53,7 +54,10 @@ typedef void (*SumFunction) (const void *a, const double *b, int n, Sums *sums);
  * ------------------------------------------------------------------------
  */
 
-/* Number of independent partial sums, so that the compiler can vectorize. */
+/*
+ * Number of partial sums.  They are independent, so the compiler can vectorize
+ * the loop.
+ */
 #define LANES 4
 
 static void
@@ -112,7 +116,7 @@ sum_halves(const void *a, const double *b, int n, Sums *sums)
 #define STEP 16
 
 /*
- * Add four elements of each vector to partial sums.
+ * Add the products of four elements of each vector to partial sums.
  */
 AVX2 static inline void
 add_four(__m128 a, const double *b, __m256d *ab, __m256d *aa)
@@ -188,8 +192,9 @@ sum_halves_avx2(const void *a, const double *b, int n, Sums *sums)
 
 /*
  * Can this processor run the loops above?  __builtin_cpu_supports() also
- * checks that the operating system saves the registers.  Not every compiler
- * accepts "f16c" there, so read that bit from CPUID.
+ * checks whether the operating system saves the vector registers.  Not every
+ * compiler's __builtin_cpu_supports() accepts "f16c", so read the bit for F16C
+ * from CPUID.
  */
 static bool
 has_avx2(void)
@@ -212,8 +217,8 @@ has_avx2(void)
  */
 
 /*
- * The fastest function on this machine for each type of elements; NULL until
- * the first use.
+ * The fastest function on this machine for each element type; NULL until the
+ * first use.
  */
 static SumFunction sum_functions[2];
 
@@ -236,10 +241,10 @@ compute_sums(const void *a, HrflowElement element, const double *b, int n, Sums 
 }
 
 /*
- * Convert n elements to double precision for hrflow_similarity_compare().  The
- * result is allocated in the current memory context.  Sets *norm to the length
- * of the vector, which is 0 for a vector of zeros, and infinite or NaN if an
- * element is.
+ * Convert "n" elements to double precision for hrflow_similarity_compare().
+ * The result is allocated in the current memory context.  Sets *norm to the
+ * length of the vector, which is 0 for a vector of zeros, and infinite or NaN
+ * if any element is.
  */
 double *
 hrflow_similarity_prepare(const float4 *a, int n, double *norm)
@@ -255,10 +260,11 @@ hrflow_similarity_prepare(const float4 *a, int n, double *norm)
 }
 
 /*
- * Copy n elements of the given type as reals, multiplied by a power of two
- * such that the length of the copy, *norm, is at least 0.5 and less than 1.
- * Nothing is rounded, except elements of less than 2^-126 times the length.
- * Returns false if the length is 0 or not finite.
+ * Copy "n" elements of the given type as reals.  Multiply them by a power of
+ * two, so that the length of the copied vector is at least 0.5 and less than
+ * 1.  Set *norm to this length.  Only elements smaller than 2^-125 times the
+ * length of the original vector can lose precision.  Returns false if the
+ * length is 0 or not finite.
  */
 bool
 hrflow_similarity_scale(const void *a, HrflowElement element, int n,
@@ -287,9 +293,9 @@ hrflow_similarity_scale(const void *a, HrflowElement element, int n,
 }
 
 /*
- * Compute the cosine similarity of two vectors of n elements: "a", with
- * elements of the given type, and "b", which hrflow_similarity_prepare()
- * returned together with its length "norm".
+ * Compute the cosine similarity of two vectors of "n" elements: "a", with
+ * elements of the given type, and "b", as returned by
+ * hrflow_similarity_prepare().  "norm" is the length of "b".
  *
  * Returns false if the similarity is undefined, because the product of the
  * lengths is 0, infinite or NaN.  Sets *norms to this product in any case.
@@ -306,7 +312,10 @@ hrflow_similarity_compare(const void *a, HrflowElement element,
 	if (*norms == 0 || !isfinite(*norms))
 		return false;
 
-	/* Rounding errors may exceed the range of a cosine. */
+	/*
+	 * Because of rounding errors, the quotient may be slightly greater than 1
+	 * or less than -1.
+	 */
 	*similarity = Max(-1.0, Min(1.0, sums.ab / *norms));
 	return true;
 }
@@ -318,7 +327,8 @@ hrflow_similarity_compare(const void *a, HrflowElement element,
  */
 
 /*
- * Return the elements of an argument, which must be a vector.
+ * Return the elements of an argument.  Raises 22023 if the argument is not a
+ * one-dimensional array without nulls.
  */
 static const float4 *
 get_vector(FunctionCallInfo fcinfo, int argno, int *n)
@@ -328,8 +338,7 @@ get_vector(FunctionCallInfo fcinfo, int argno, int *n)
 	if (ARR_NDIM(array) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("vector must have one dimension, not %d",
-						ARR_NDIM(array))));
+				 errmsg("vector must be a one-dimensional array")));
 	if (array_contains_nulls(array))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * single.c
- *		The SQL functions that request one profile, job, text or document, or
- *		the account, or fetch one link.
+ *		Implements the SQL functions for a single profile, job, text, document
+ *		or link, and for the account.
  *
  *-------------------------------------------------------------------------
  */
@@ -104,8 +104,8 @@ make_profile_url(HrflowCall *call)
 
 /*
  * Add a context line about an identifier that is personal data and must not be
- * logged.  The first 4 bytes of its SHA-256 allow those who have the data to
- * find it.
+ * logged.  People who have the identifier can recognize it by the first 4
+ * bytes of its SHA-256.
  */
 static void
 add_fingerprint_context(const char *kind, const char *identifier)
@@ -202,7 +202,7 @@ read_text_argument(HrflowCall *call, const NullableDatum *args)
 	call->length = toast_raw_datum_size(args[0].value) - VARHDRSZ;
 	if (call->body == NULL)
 	{
-		call->problem.message = "input cannot be embedded";
+		call->problem.message = "argument \"input\" cannot be embedded";
 		call->problem.detail = detail;
 	}
 }
@@ -240,7 +240,7 @@ read_document_arguments(HrflowCall *call, const NullableDatum *args)
 										   call->returns_sequences, &detail);
 	if (call->body == NULL)
 	{
-		call->problem.message = "item cannot be embedded";
+		call->problem.message = "argument \"item\" cannot be embedded";
 		call->problem.detail = detail;
 		return;
 	}
@@ -248,8 +248,10 @@ read_document_arguments(HrflowCall *call, const NullableDatum *args)
 }
 
 /*
- * The vectors of a document cannot be separated unless their dimension is
- * configured.  If it is not, send no request, which would have to be paid for.
+ * Return the URL for documents.  If a vector for each part of the document is
+ * requested, the vectors can be separated only by their dimension.  If the
+ * dimension is not configured, return NULL rather than send a request that
+ * would have to be paid for.
  */
 static char *
 make_document_url(HrflowCall *call)
@@ -405,7 +407,7 @@ run_function(FunctionCallInfo fcinfo, PGFunction entry)
  * 						  profile_reference text, profile_email text)
  * 		RETURNS jsonb
  *
- * Returns the "data" of the API's answer.
+ * Returns the "data" of the API's reply.
  */
 Datum
 hrflow_profile_embedding(PG_FUNCTION_ARGS)
@@ -452,7 +454,7 @@ hrflow_profile_embedding_links(PG_FUNCTION_ARGS)
  * hrflow_job_embedding(job_id text, job_reference text, board_id text)
  * 		RETURNS jsonb
  *
- * Returns the "data" of the API's answer, which is a string, the link.
+ * Returns the "data" of the API's reply: a string, the link to the vector.
  */
 Datum
 hrflow_job_embedding(PG_FUNCTION_ARGS)
@@ -502,7 +504,7 @@ hrflow_fetch_vector(PG_FUNCTION_ARGS)
 /*
  * hrflow_auth() RETURNS jsonb
  *
- * Returns the "data" of the API's answer.
+ * Returns the "data" of the API's reply.
  */
 Datum
 hrflow_auth(PG_FUNCTION_ARGS)

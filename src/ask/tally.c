@@ -28,6 +28,19 @@ hrflow_tally_count(HrflowTally *tally, const HrflowResult *result)
 }
 
 /*
+ * Has the batch produced anything worth keeping?  A successful reply from the
+ * API is, because it has been paid for.  But if the batch was stopped because
+ * links cannot be fetched, only vectors count.
+ */
+bool
+hrflow_tally_has_succeeded(const HrflowTally *tally,
+						   const HrflowBatchSummary *summary)
+{
+	return summary->reason.is_link ? tally->by_status[HRFLOW_OK] > 0 :
+		summary->any_ok;
+}
+
+/*
  * Return the most frequent status among the rows that failed, or HRFLOW_OK if
  * none did.
  */
@@ -51,14 +64,14 @@ most_frequent_failure(const HrflowTally *tally)
 static void
 warn_that_stopped(const HrflowBatchSummary *summary)
 {
-	const char *hint = hrflow_error_hint(&summary->refusal);
+	const char *hint = hrflow_error_hint(&summary->reason);
 
 	ereport(WARNING,
 			(errmsg("batch stopped early: %s",
-					hrflow_error_describe(&summary->refusal)),
-			 errdetail("%d of %d elements were answered; the rest have the status \"%s\".",
+					hrflow_error_describe(&summary->reason)),
+			 errdetail("%d of %d elements were processed; the rest have the status \"%s\".",
 					   summary->nanswered, summary->nelements,
-					   hrflow_status_name(summary->refusal.status)),
+					   hrflow_status_name(summary->reason.status)),
 			 hint ? errhint("%s", hint) : 0));
 }
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.c
- *		Functions shared by the decoders of vectors.
+ *		Provides the functions that all vector decoders use.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,7 +12,7 @@
 #include "catalog/pg_type.h"
 #include "ask/vector.h"
 
-/* Maximum length of a payload quoted in a message, in bytes. */
+/* Maximum number of bytes of a payload to quote in a message. */
 #define MAX_QUOTED 40
 
 /*
@@ -57,9 +57,10 @@ hrflow_vector_make(const HrflowShape *shape, HrflowBadVector *bad)
 }
 
 /*
- * Check that all elements are finite.  If not, set *bad to name the first
- * that is not.  A second loop searches for it, so that the loop that checks
- * can be vectorized.
+ * Check that all elements are finite.  If not, set bad->detail, which names
+ * the first element that is not finite, and return false.  A second loop
+ * searches for this element, so that the compiler can vectorize the first
+ * loop.
  */
 bool
 hrflow_vector_check_finite(const float4 *elements, size_t n,
@@ -89,7 +90,8 @@ hrflow_vector_check_finite(const float4 *elements, size_t n,
 }
 
 /*
- * Return the beginning of a payload in printable ASCII, palloc'd.
+ * Return the beginning of a payload in printable ASCII, palloc'd, followed by
+ * "..." if this is not the whole payload.
  */
 char *
 hrflow_vector_quote(const char *text, size_t length)
@@ -101,5 +103,5 @@ hrflow_vector_quote(const char *text, size_t length)
 		if (*p < ' ' || *p > '~')
 			*p = '?';
 	}
-	return quoted;
+	return length > MAX_QUOTED ? psprintf("%s...", quoted) : quoted;
 }

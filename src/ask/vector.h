@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.h
- *		Functions shared by the files that read vectors.
+ *		Declarations shared by the files that decode vectors.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,7 +14,7 @@
 #include "utils/array.h"
 #include "utils/memutils.h"
 
-/* Maximum number of elements of an array in PostgreSQL. */
+/* Maximum number of elements in a PostgreSQL array. */
 #define HRFLOW_MAX_ELEMENTS MaxArraySize
 
 /*
@@ -56,7 +56,8 @@ hrflow_vector_elements(ArrayType *array)
 }
 
 /*
- * Convert a half (IEEE 754 binary16) to a real, which is always exact.
+ * Convert a half (IEEE 754 binary16) to a real.  The conversion is always
+ * exact.
  */
 static inline float4
 hrflow_half_to_real(uint16 half)
@@ -69,7 +70,7 @@ hrflow_half_to_real(uint16 half)
 
 	if (exponent == 0)
 	{
-		/* Zero or a subnormal half, which is a normal float4. */
+		/* Zero, or a subnormal half, which is a normal number as a float4. */
 		result = (float4) fraction / (1 << 24);
 		return sign ? -result : result;
 	}

@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * wanted.c
- *		Fetches the vectors of the contents of a store.
+ *		Fetches the vectors for a store.
  *
- * Unlike in the SQL functions for batches, each profile has its own HrFlow
- * source and "fields", and each job its own board.
+ * In the SQL functions that run a batch, all profiles have the same HrFlow
+ * source and "fields".  Here, each profile has its own, and each job its own
+ * board.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,14 +19,14 @@ typedef struct WantedSource
 	const HrflowWantedKind *kind;
 	const HrflowWantedMethods *methods;
 	void	   *arg;			/* argument of the methods */
-	const char *post_url;		/* URL of requests with a body */
-	HrflowWanted **wanted;		/* profiles by element number; NULL: the
-								 * number is free */
-	int			size;			/* allocated length of this array */
+	const char *post_url;		/* URL to POST bodies to */
+	HrflowWanted **wanted;		/* profiles by element number; an element is
+								 * NULL if the number is not in use */
+	int			size;			/* allocated length of "wanted" */
 	int			first_free;		/* no smaller number is free */
 	List	   *unknown;		/* palloc'd ids of HrFlow sources that the API
 								 * does not know */
-	MemoryContext context;		/* contains the array and the list */
+	MemoryContext context;		/* memory context of "wanted" and "unknown" */
 } WantedSource;
 
 typedef struct WantedSink
@@ -80,8 +81,9 @@ is_in_unknown_source(const WantedSource *source, int element)
 }
 
 /*
- * Skip all other profiles of an HrFlow source that the API does not know.
- * Returns false, because profiles of other sources are still requested.
+ * Record that the API does not know the HrFlow source of a profile, so that
+ * all other profiles of this source are skipped.  Returns false, because
+ * profiles of other sources are still requested.
  */
 static bool
 reject_source_of_wanted(HrflowSource *source, int element)
@@ -97,8 +99,8 @@ reject_source_of_wanted(HrflowSource *source, int element)
 }
 
 /*
- * Convert a string, which may be NULL, to UTF-8.  Returns false if that is not
- * possible.
+ * Convert a string, which may be NULL, to UTF-8.  Returns false if the string
+ * cannot be converted.
  */
 static bool
 convert_wanted_text(const char **text)
@@ -162,7 +164,7 @@ put_wanted(HrflowSink *sink, int element, const HrflowOutcome *outcome,
 		.section = outcome->section,
 		.item = outcome->item,
 		.result = outcome->result,
-		.unasked = outcome->unasked,
+		.unasked = outcome->evidence == HRFLOW_EVIDENCE_NONE,
 		.is_last = outcome->is_last
 	};
 
@@ -189,11 +191,12 @@ static const HrflowSinkMethods wanted_sink_methods = {
 };
 
 /*
- * Fetch the vectors of the contents of a store until methods->next() returns
- * no more.  Everything is allocated in the current memory context, whose
- * reset, also after an error, releases all resources.  Returns false and sets
- * *refusal if the batch was stopped.  "activity" shows the requests, but the
- * caller must count the elements in it.
+ * Fetch the vectors for a store, until methods->next() returns NULL while no
+ * request is in flight.  Everything is allocated in the current memory
+ * context; resetting this context, even after an error, releases all
+ * resources.  Returns false if the batch was stopped, and sets *refusal to the
+ * reason.  "activity" shows the requests, but the caller must count the
+ * elements in it.
  */
 bool
 hrflow_wanted_fetch(const HrflowWantedKind *kind,
@@ -207,7 +210,7 @@ hrflow_wanted_fetch(const HrflowWantedKind *kind,
 		.fields = fields_of_wanted,
 		.reject_hrflow_source = reject_source_of_wanted
 	};
-	HrflowSettings *settings = palloc(sizeof(HrflowSettings));
+	HrflowSettings *settings = hrflow_settings_copy(hrflow_settings_get(true));
 	WantedSource source = {
 		.base.methods = &source_methods,
 		.base.settings = settings,
@@ -224,14 +227,16 @@ hrflow_wanted_fetch(const HrflowWantedKind *kind,
 	};
 	HrflowBatchSummary summary;
 
-	/* A store keeps one vector of a document, so do not divide it. */
-	*settings = *hrflow_settings_get(true);
+	/*
+	 * A store keeps one vector for each document, so do not split the payload
+	 * into several vectors.
+	 */
 	settings->vector_dimension = 0;
 
 	source.post_url = hrflow_request_url(source.base.settings->base_url,
 										 kind->endpoint);
 	source.wanted = palloc0(sizeof(HrflowWanted *) * source.size);
 	hrflow_batch_run(&source.base, &sink.base, 0, &summary);
-	*refusal = summary.refusal;
+	*refusal = summary.reason;
 	return !summary.refused;
 }

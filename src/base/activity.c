@@ -5,18 +5,22 @@
  *		hrflow_embed_activity.
  *
  * A backend can be in several of our functions at once: a query whose calls
- * are read ahead may call a PL/pgSQL function that runs a batch, and so may a
- * trigger that fires during a refresh.  We show the activity that began last,
- * since the others are waiting for it; when it ends, the previous one is shown
- * again.  A cursor is not shown while the client is not fetching from it.
+ * are issued ahead may call a PL/pgSQL function that runs a batch, and so may
+ * a trigger that fires during a refresh.  We show the activity that began
+ * last, since the others are waiting for it; when it ends, the previous one is
+ * shown again.  A cursor is not shown while the client is not fetching from
+ * it.
  *
- * Each activity belongs to a memory context, whose reset ends it, so that no
- * activity outlives an error.
+ * Each activity belongs to a memory context, and ends when the context is
+ * reset, so that no activity outlives an error.  After an error in a
+ * transaction block, the contexts of PL/pgSQL and SPI are not reset until the
+ * client sends ROLLBACK, so activities also end when the transaction fails.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "base/activity.h"
 #include "base/shared.h"
 #include "catalog/pg_authid.h"
@@ -41,7 +45,7 @@ static const char *const wait_names[] = {
 	[HRFLOW_FOR_LOCK] = "lock"
 };
 
-/* The activities of this backend, most recent first. */
+/* This backend's activities, most recent first. */
 static dlist_head activities = DLIST_STATIC_INIT(activities);
 
 /* This backend's entry in shared memory; NULL if it has none. */
@@ -54,7 +58,8 @@ static HrflowActivitySlot *my_slot = NULL;
  */
 
 /*
- * Publish an activity, or (NULL) that there is none.  Does not throw.
+ * Write an activity to this backend's entry in shared memory, or clear the
+ * entry if "activity" is NULL.  Does not throw.
  */
 static void
 write_slot(const HrflowActivity *activity)
@@ -73,9 +78,9 @@ write_slot(const HrflowActivity *activity)
 }
 
 /*
- * Clear this backend's entry when it exits, and stop using it.  The abort of
- * the transaction, which ends its activities, may happen only after shared
- * memory has been detached.
+ * Callback for the exit of the backend: clear its entry in shared memory, and
+ * stop using the entry.  The list may still contain activities of the current
+ * transaction, which is aborted later.
  */
 static void
 leave_slot(int code, Datum arg)
@@ -85,7 +90,7 @@ leave_slot(int code, Datum arg)
 }
 
 /*
- * Find this backend's entry, the first time this is called.  May throw.
+ * On the first call, find this backend's entry in shared memory.  May throw.
  */
 static void
 take_slot(void)
@@ -99,7 +104,10 @@ take_slot(void)
 	is_taken = true;
 	my_slot = &shared->activity[hrflow_compat_backend_number()];
 
-	/* The entry's previous owner may have been killed while writing. */
+	/*
+	 * Make "changes" even: the previous owner of the entry may have been
+	 * killed while it was writing.
+	 */
 	my_slot->changes += my_slot->changes % 2;
 }
 
@@ -140,8 +148,42 @@ on_activity_reset(void *arg)
 }
 
 /*
- * Begin an activity, which lives in the current memory context and ends when
- * that is reset.  "store" is the name of the store being refreshed, or NULL.
+ * Callback for the end of a transaction: end the activities of a transaction
+ * that has failed.
+ */
+static void
+end_failed_activities(XactEvent event, void *arg)
+{
+	dlist_mutable_iter iter;
+
+	if (event != XACT_EVENT_ABORT)
+		return;
+	dlist_foreach_modify(iter, &activities)
+	{
+		HrflowActivity *activity = dlist_container(HrflowActivity, node, iter.cur);
+
+		if (!activity->outlives_transactions)
+			hrflow_activity_end(activity);
+	}
+}
+
+/*
+ * On the first call, register end_failed_activities().  May throw.
+ */
+static void
+watch_transactions(void)
+{
+	static bool is_watching = false;
+
+	if (!is_watching)
+		RegisterXactCallback(end_failed_activities, NULL);
+	is_watching = true;
+}
+
+/*
+ * Begin an activity.  It is allocated in the current memory context, and ends
+ * when the context is reset.  "store" is the name of the store being
+ * refreshed, or NULL.
  */
 HrflowActivity *
 hrflow_activity_begin(HrflowCaller caller, const char *store)
@@ -150,6 +192,7 @@ hrflow_activity_begin(HrflowCaller caller, const char *store)
 	HrflowActivityState *state = &activity->state;
 
 	take_slot();
+	watch_transactions();
 	state->caller = caller;
 	state->role = GetOuterUserId();
 	state->started_at = GetCurrentTimestamp();
@@ -179,8 +222,8 @@ hrflow_activity_end(HrflowActivity *activity)
 }
 
 /*
- * Record that control passes to the client, or returns from it.  Does not
- * throw.
+ * Hide an activity while the client is not fetching from its cursor, or show
+ * it again.  Does not throw.
  */
 void
 hrflow_activity_suspend(HrflowActivity *activity, bool is_suspended)
@@ -192,8 +235,9 @@ hrflow_activity_suspend(HrflowActivity *activity, bool is_suspended)
 }
 
 /*
- * Count a completed element, and publish it at once, since the backend may not
- * wait for a long time.  Does not throw.
+ * Count a completed element.  Publish the counts at once, because the backend
+ * may work for a long time before it waits and publishes them.  Does not
+ * throw.
  */
 void
 hrflow_activity_count(HrflowActivity *activity, bool is_ok)
@@ -204,9 +248,9 @@ hrflow_activity_count(HrflowActivity *activity, bool is_ok)
 }
 
 /*
- * Record that the backend is about to wait for a reason, until a time of
- * hrflow_clock_now(), or HRFLOW_NEVER if that is unknown.  Does not publish,
- * and does not throw.
+ * Record why the backend is about to wait.  "resumes_at" is when the wait is
+ * expected to end, according to hrflow_clock_now(), or HRFLOW_NEVER if
+ * unknown.  Does not publish the activity, and does not throw.
  */
 void
 hrflow_activity_wait(HrflowActivity *activity, HrflowWaitReason reason,
@@ -242,7 +286,8 @@ hrflow_activity_go_on(void)
  */
 
 /*
- * Copy a backend's entry.  Returns false if it is in none of our functions.
+ * Copy a backend's entry.  Returns false if the backend is not executing any
+ * of our functions.
  */
 static bool
 read_slot(volatile HrflowActivitySlot *slot, HrflowActivitySlot *copy)
@@ -262,7 +307,7 @@ read_slot(volatile HrflowActivitySlot *slot, HrflowActivitySlot *copy)
 
 /*
  * Estimate when all elements will be complete, at the average speed so far.
- * Returns 0 if that is unknown.
+ * Returns 0 if there is no estimate.
  */
 static TimestampTz
 estimate_end(const HrflowActivityState *state)
@@ -289,10 +334,12 @@ text_or_null(const char *value)
 	return value == NULL ? (Datum) 0 : CStringGetTextDatum(value);
 }
 
-/*
- * Number of columns, and how many of them (pid and role) are not restricted.
- */
+/* Number of columns of the view hrflow_embed_activity. */
 #define NCOLUMNS 15
+
+/*
+ * Number of leading columns of the view that every role may see: pid and role.
+ */
 #define NPUBLIC_COLUMNS 2
 
 static void
@@ -310,7 +357,10 @@ put_activity(ReturnSetInfo *rsinfo, const HrflowActivitySlot *slot)
 	bool		nulls[NCOLUMNS];
 	int			n = 0;
 
-	/* The database of the backend may have another encoding. */
+	/*
+	 * The store's name is in the encoding of the other backend's database, so
+	 * it may be invalid in ours.
+	 */
 	if (*store == '\0' || !pg_verifymbstr(store, strlen(store), true))
 		store = NULL;
 	namestrcpy(&role_name, role != NULL ? role : "");
@@ -344,7 +394,9 @@ put_activity(ReturnSetInfo *rsinfo, const HrflowActivitySlot *slot)
 }
 
 /*
- * hrflow_embed_activity() RETURNS SETOF rows: see the view of that name.
+ * hrflow_embed_activity() RETURNS TABLE (...)
+ *
+ * Returns the rows of the view hrflow_embed_activity.
  */
 Datum
 hrflow_embed_activity(PG_FUNCTION_ARGS)

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * activity.h
- *		Activity of each backend in our functions, as shown by
- *		hrflow_embed_activity.
+ *		Declarations for tracking what each backend is doing in our functions,
+ *		which the view hrflow_embed_activity shows.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,8 +25,8 @@ typedef enum HrflowWaitReason
 	HRFLOW_FOR_RATE,			/* the account's rate limit or pause does not
 								 * admit the next request yet */
 	HRFLOW_FOR_RETRY,			/* the next retry is not due yet */
-	HRFLOW_FOR_MEMORY,			/* replies use all the memory they may
-								 * (HRFLOW_MAX_BUFFERED) */
+	HRFLOW_FOR_MEMORY,			/* the memory limit for replies
+								 * (HRFLOW_MAX_BUFFERED) has been reached */
 	HRFLOW_FOR_LOCK				/* other transactions hold locks on rows of
 								 * the store */
 } HrflowWaitReason;
@@ -43,46 +43,52 @@ typedef struct HrflowActivityState
 	HrflowCaller caller;
 	Oid			role;			/* GetOuterUserId() when the activity began */
 	TimestampTz started_at;
-	int64		ntotal;			/* number of elements; -1: unknown */
-	int64		ndone;			/* elements that are complete */
-	int64		nok;			/* complete elements whose results are all
-								 * "ok" */
-	int64		nrequests;		/* requests sent, to the API and for links,
-								 * including retries */
+	int64		ntotal;			/* number of elements, or -1 if unknown */
+	int64		ndone;			/* number of complete elements */
+	int64		nok;			/* number of complete elements whose results
+								 * are all "ok" */
+	int64		nrequests;		/* number of requests sent to the API and for
+								 * links, including retries */
 	int64		nretries;
 	int			nin_flight;		/* requests in flight */
 	HrflowWaitReason waiting_for;
-	TimestampTz resumes_at;		/* expected end of the wait; 0: unknown */
+	TimestampTz resumes_at;		/* when the wait is expected to end, or 0 if
+								 * unknown */
 	char		store[HRFLOW_SHOWN_STORE];	/* store being refreshed, in the
 											 * encoding of the backend's
-											 * database; empty: none */
+											 * database; empty if there is
+											 * none */
 } HrflowActivityState;
 
 /*
  * A call of one of our SQL functions, or a scan that issues calls ahead of
- * their rows.  Other backends see the content of "state" as of the last call
- * of hrflow_activity_publish().
+ * their rows.  Other backends see "state" as it was when
+ * hrflow_activity_publish() was last called.
  */
 typedef struct HrflowActivity
 {
 	HrflowActivityState state;
 	dlist_node	node;			/* in activity.c's list of this backend's
 								 * activities */
-	bool		is_suspended;	/* a cursor from which the client is not
-								 * fetching */
+	bool		is_suspended;	/* does the activity belong to a cursor from
+								 * which the client is not fetching? */
+	bool		outlives_transactions;	/* does the activity belong to a
+										 * procedure that commits and rolls
+										 * back? */
 	bool		has_ended;
 	MemoryContextCallback on_reset;
 } HrflowActivity;
 
 /*
- * One backend's entry in shared memory.  Only that backend writes to it,
- * without a lock: "changes" is odd while it does, as in PostgreSQL's
- * PgBackendStatus.
+ * One backend's entry in shared memory.  Only that backend writes to it.
+ * There is no lock; instead, "changes" is odd during a write, like
+ * st_changecount in PostgreSQL's PgBackendStatus.
  */
 typedef struct HrflowActivitySlot
 {
 	uint32		changes;
-	int			pid;			/* 0: not in any of our functions */
+	int			pid;			/* 0 if the backend is not executing any of
+								 * our functions */
 	HrflowActivityState state;
 } HrflowActivitySlot;
 

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * base.h
- *		Limits, statuses, settings, and declarations of the lowest layer:
+ *		Declarations of the lowest layer: limits, statuses, settings,
  *		encodings, URLs, links, the clock and the statistics.
  *
  *-------------------------------------------------------------------------
@@ -29,23 +29,27 @@
 #define HRFLOW_MAX_KEY			512
 
 /*
- * Maximum total size of the headers of one reply, in bytes.  Servers send 1 to
- * 2 kB.
+ * Maximum total size of the headers of one reply, in bytes.  Typical headers
+ * take 1 to 2 kB.
  */
 #define HRFLOW_MAX_HEADERS		(64 * 1024)
 
 /*
- * Maximum number of requests that a statement sends before one of them has
- * succeeded.  This many are wasted if all are refused, for example because of
- * a wrong key.
+ * Maximum number of requests that a statement has in flight before any of its
+ * requests has succeeded.  If the server refuses all requests, for example
+ * because of a wrong key, this many are wasted.
  */
 #define HRFLOW_MAX_WASTED 32
 
-/* Upper limit of hrflow_embed.max_concurrency. */
+/*
+ * Upper limit of hrflow_embed.max_concurrency.  Each request in flight may
+ * need a connection, and thus a file descriptor; max_files_per_process is 1000
+ * by default.
+ */
 #define HRFLOW_MAX_CONCURRENCY 256
 
 /*
- * Maximum total size of the reply bodies a backend holds in memory at any
+ * Maximum total size of the reply bodies that a backend holds in memory at any
  * time, in bytes (64 MB).  It is also the upper limit of
  * hrflow_embed.max_response_size, so that one reply always fits.
  */
@@ -59,21 +63,22 @@
 #define HRFLOW_MAX_TEXT			(1024 * 1024)
 
 /*
- * Maximum length of a server's message that we repeat, in bytes.
+ * Maximum length of a server's message quoted in one of ours, in bytes.  A few
+ * sentences fit.
  */
 #define HRFLOW_MAX_MESSAGE		500
 
-/*
- * A millisecond and a second in microseconds, the unit of hrflow_clock_now().
- */
+/* Microseconds per millisecond.  hrflow_clock_now() counts microseconds. */
 #define HRFLOW_MSEC		INT64CONST(1000)
+
+/* Microseconds per second. */
 #define HRFLOW_SEC		INT64CONST(1000000)
 
-/* A time that is later than any other. */
+/* A time later than any other. */
 #define HRFLOW_NEVER	PG_INT64_MAX
 
 /*
- * Outcome of a request.  status.c has a name for each.
+ * Outcome of a request.  status.c defines the names shown to users.
  */
 typedef enum HrflowStatus
 {
@@ -87,8 +92,10 @@ typedef enum HrflowStatus
 	HRFLOW_PROXY_REFUSED,
 	HRFLOW_OVER_QUOTA,
 	HRFLOW_RATE_LIMITED,
-	HRFLOW_OVER_BUDGET,			/* limit of the statement */
-	HRFLOW_OVER_DAY,			/* limit of the day */
+	HRFLOW_OVER_BUDGET,			/* the statement's limit on requests is
+								 * reached */
+	HRFLOW_OVER_DAY,			/* the account's daily limit on requests is
+								 * reached */
 	HRFLOW_CONNECT_FAILED,
 	HRFLOW_CONNECTION_LOST,
 	HRFLOW_TIMEOUT,
@@ -128,52 +135,60 @@ typedef enum HrflowCaller
 
 typedef enum HrflowDialect
 {
-	HRFLOW_DIALECT_ID,			/* source_id, profile_id, ... */
-	HRFLOW_DIALECT_KEY			/* source_key, key, ... */
+	HRFLOW_DIALECT_ID,			/* parameters are named source_id, profile_id,
+								 * ... */
+	HRFLOW_DIALECT_KEY			/* parameters are named source_key, key, ... */
 } HrflowDialect;
 
 /*
  * A snapshot of the settings, taken when a statement starts.  It is immutable,
- * and lives until the memory context that was current in hrflow_settings_get()
- * or hrflow_settings_pin() is reset.  No string is NULL.
+ * and remains valid until the memory context that was current in
+ * hrflow_settings_get() or hrflow_settings_pin() is reset.  No string is NULL.
+ * Only settings.c may create this struct, because it is part of a larger one.
  */
 typedef struct HrflowSettings
 {
 	uint64		serial;			/* unique to each snapshot */
-	const char *api_key;		/* safe in a header; empty only if the caller
-								 * did not need a key */
-	const char *api_user;		/* sent as X-USER-EMAIL; empty: not sent */
+	const char *api_key;		/* valid as the value of a header; empty only
+								 * if the caller did not need a key */
+	const char *api_user;		/* value of the header X-USER-EMAIL; empty to
+								 * omit the header */
 	const char *base_url;		/* without trailing slashes */
 	HrflowDialect dialect;
-	const char *ca_file;		/* path; empty: use the system's certificates */
-	const char *proxy;			/* URL; empty: no proxy */
+	const char *ca_file;		/* path; empty to use the system's
+								 * certificates */
+	const char *proxy;			/* URL; empty to use no proxy */
 	const char *link_hosts;		/* comma-separated hosts and patterns */
-	int			connect_timeout;	/* milliseconds, for one attempt */
-	int			request_timeout;	/* milliseconds, for one attempt from
-									 * connecting to the last byte */
-	int			batch_timeout;	/* milliseconds, for a whole statement; 0: no
-								 * limit */
-	int			refresh_debounce;	/* milliseconds before a profile that
-									 * changed while it was being fetched is
-									 * fetched again */
+	int			connect_timeout;	/* maximum time to connect in one attempt,
+									 * in milliseconds */
+	int			request_timeout;	/* maximum duration of one attempt, from
+									 * connecting to the last byte of the
+									 * reply, in milliseconds */
+	int			batch_timeout;	/* maximum duration of a whole statement, in
+								 * milliseconds, or 0 for no limit */
+	int			refresh_debounce;	/* milliseconds to wait before a profile
+									 * that changed while it was being fetched
+									 * is fetched again */
 	int			max_attempts;	/* attempts per request, including the first */
-	bool		missing_is_null;	/* do functions that return one value
-									 * return NULL for a profile or job that
-									 * is not found or has no vector, rather
-									 * than raise an error? */
+	bool		missing_is_null;	/* should functions that return one value
+									 * return NULL, rather than raise an
+									 * error, if a profile, job or vector is
+									 * missing? */
 	int			max_concurrency;	/* maximum number of requests in flight */
 	int			max_requests_per_minute;	/* requests per minute for one
-											 * account, excluding links; 0: no
-											 * limit */
+											 * account, excluding links, or 0
+											 * for no limit */
 	int			max_requests_per_statement; /* the lower of
 											 * max_requests_per_statement and
 											 * statement_request_limit,
-											 * excluding links; 0: no limit */
+											 * excluding links, or 0 for no
+											 * limit */
 	int			max_requests_per_day;	/* requests per day for one account,
-										 * excluding links; 0: no limit */
-	size_t		max_response_size;	/* bytes, after decompression */
-	int			vector_dimension;	/* number of elements of the vectors of
-									 * the account's model; 0: unknown */
+										 * excluding links, or 0 for no limit */
+	size_t		max_response_size;	/* maximum size of the body of a reply
+									 * after decompression, in bytes */
+	int			vector_dimension;	/* dimension of the vectors of the
+									 * account's model, or 0 if unknown */
 	bool		allow_in_shard_queries; /* are batches allowed in queries that
 										 * Citus runs on shards? */
 	bool		http2;			/* offer HTTP/2 over TLS? */
@@ -185,32 +200,34 @@ typedef struct HrflowSettings
  */
 typedef struct HrflowUrl
 {
-	bool		https;			/* scheme is https rather than http */
-	const char *host;			/* an IPv6 address without its brackets */
+	bool		https;			/* is the scheme https rather than http? */
+	const char *host;			/* host; without brackets if it is an IPv6
+								 * address */
 	int			host_length;
-	bool		loopback;		/* localhost, 127.0.0.0/8 or ::1 */
+	bool		loopback;		/* is the host localhost, ::1, or in
+								 * 127.0.0.0/8? */
 	int			port;			/* explicit port, or the scheme's default */
 	const char *path;			/* everything after host and port, including
 								 * query and fragment; may be empty */
 } HrflowUrl;
 
 /*
- * Counters.  All but the last are columns of hrflow_embed_stats, in this
- * order.
+ * Counters, as shown by hrflow_embed_stats.  All but the last are in the order
+ * of its columns.
  */
 typedef enum HrflowCounter
 {
 	HRFLOW_CALLS,				/* calls of our functions that use the network */
 	HRFLOW_REQUESTS,			/* requests sent, including retries */
-	HRFLOW_RETRIES,				/* number of HRFLOW_REQUESTS that were retries */
+	HRFLOW_RETRIES,				/* requests that are retries */
 	HRFLOW_RATE_LIMITS,			/* replies with HTTP status 429 */
 	HRFLOW_BYTES_RECEIVED,		/* size of the reply bodies before
 								 * decompression */
-	HRFLOW_WAITED_USEC,			/* microseconds spent waiting */
+	HRFLOW_WAITED_USEC,			/* time spent waiting, in microseconds */
 	HRFLOW_CONNECTIONS_OPENED,
-	HRFLOW_CONNECTIONS_REUSED,	/* requests sent on an open connection */
-	HRFLOW_LINK_REQUESTS		/* number of HRFLOW_REQUESTS that were for
-								 * links */
+	HRFLOW_CONNECTIONS_REUSED,	/* requests sent over a connection that was
+								 * already open */
+	HRFLOW_LINK_REQUESTS		/* requests for links, including retries */
 } HrflowCounter;
 
 #define HRFLOW_NCOUNTERS (HRFLOW_LINK_REQUESTS + 1)
@@ -240,6 +257,7 @@ hrflow_context_pop(ErrorContextCallback *context)
 extern void hrflow_settings_define(void);
 extern const HrflowSettings *hrflow_settings_get(bool need_key);
 extern const HrflowSettings *hrflow_settings_pin(const HrflowSettings *settings);
+extern HrflowSettings *hrflow_settings_copy(const HrflowSettings *settings);
 extern bool hrflow_settings_read_ahead(void);
 
 /* in key.c */
@@ -247,6 +265,7 @@ extern const char *hrflow_key_problem(const char *value);
 extern const char *hrflow_key_read(const char *path);
 
 /* in status.c */
+extern bool hrflow_status_concerns_all(HrflowStatus status);
 extern const char *hrflow_status_name(HrflowStatus status);
 
 /* in caller.c */

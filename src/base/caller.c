@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * caller.c
- *		The names of the SQL functions that send requests.
+ *		Names the SQL functions that send requests.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +28,7 @@ static const char *const caller_names[] = {
 };
 
 /*
- * Return the name of a function, without schema or arguments.
+ * Return the name of a SQL function, without schema or arguments.
  */
 const char *
 hrflow_caller_name(HrflowCaller caller)

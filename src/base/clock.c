@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * clock.c
- *		The clock that all timeouts and pauses use.
+ *		Reads the clock that all timeouts and pauses use.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,7 +13,7 @@
 
 /*
  * Return the current time of the monotonic clock, in microseconds.  All
- * processes of a machine see the same clock, and nobody can set it.
+ * processes on a machine see the same clock, which cannot be set.
  */
 int64
 hrflow_clock_now(void)

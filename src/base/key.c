@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * key.c
- *		Reading the API key from its file, and checking keys.
+ *		Reads the API key from its file, and checks keys.
  *
  * No message may contain a key or anything else read from its file.
  *
@@ -18,8 +18,9 @@
 #include "storage/fd.h"
 
 /*
- * Check that a string such as a key can be the value of an HTTP header.
- * Returns NULL, or a predicate ("is ...") that describes the problem.
+ * Check whether a string, such as an API key, is valid as the value of an HTTP
+ * header.  Returns NULL if so, else a predicate ("is ...") that describes the
+ * problem.
  */
 const char *
 hrflow_key_problem(const char *value)
@@ -39,13 +40,13 @@ raise_no_key(const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("no HrFlow API key in \"%s\"",
+			 errmsg("no HrFlow API key in file specified by \"%s\"",
 					"hrflow_embed.api_key_file"),
 			 errdetail("%s", detail)));
 }
 
 /*
- * The key file as of the last time it was read.
+ * State of the key file when it was last read.
  */
 static struct
 {
@@ -56,13 +57,13 @@ static struct
 	off_t		size;
 	time_t		mtime;
 	time_t		ctime;
-	bool		is_settled;		/* would any later change of the file alter
+	bool		is_settled;		/* would any later change to the file alter
 								 * ctime? */
-	char		key[HRFLOW_MAX_KEY + 4];	/* safe in a header */
+	char		key[HRFLOW_MAX_KEY + 4];	/* valid in a header */
 }			key_file;
 
 /*
- * Is this the file that was read last, and is it unchanged?
+ * Is this the file that was read last, and is it unchanged since then?
  */
 static bool
 is_same_key_file(const char *path, const struct stat *st)
@@ -75,8 +76,9 @@ is_same_key_file(const char *path, const struct stat *st)
 }
 
 /*
- * Check the content of a key file, including for common mistakes that a header
- * would accept.  Returns NULL, or a predicate that describes the problem.
+ * Check the content of a key file.  Besides invalid characters, detect common
+ * mistakes, such as quotes around the key.  Returns NULL if there is no
+ * problem, else a predicate that describes it.
  */
 static const char *
 bad_key_file(const char *key)
@@ -93,30 +95,29 @@ bad_key_file(const char *key)
 }
 
 /*
- * Warn if every operating system user can read the file, once for each version
- * of the file.
+ * Warn if the file has world access, but only once until the file changes.
  */
 static void
 warn_if_file_is_readable(const struct stat *st)
 {
-	static time_t warned_of = 0;	/* st_ctime of the version that was warned
-									 * of */
+	static time_t warned_of = 0;	/* st_ctime of the file at the last
+									 * warning */
 
 	if ((st->st_mode & S_IRWXO) == 0 || st->st_ctime == warned_of)
 		return;
 	warned_of = st->st_ctime;
 	ereport(WARNING,
-			(errmsg("the file that \"%s\" names has world access",
+			(errmsg("file specified by \"%s\" has world access",
 					"hrflow_embed.api_key_file"),
 			 errdetail("Every operating system user of the database server can use the API key."),
-			 errhint("Set its permissions to u=rw (0600).")));
+			 errhint("Set the permissions of the file to u=rw (0600).")));
 }
 
 /*
  * Read a key file into key_file.
  *
- * Open it without blocking, because opening a FIFO would otherwise block the
- * backend uninterruptibly.
+ * Open the file in nonblocking mode, because opening a FIFO could otherwise
+ * block the backend uninterruptibly.
  */
 static void
 read_key_file(const char *path)
@@ -133,25 +134,25 @@ read_key_file(const char *path)
 	if (fd < 0 || fstat(fd, &st) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read the file that \"%s\" names: %m",
+				 errmsg("could not read file specified by \"%s\": %m",
 						"hrflow_embed.api_key_file"),
-				 errhint("The operating system user of the database server must be able to read it.")));
+				 errhint("Check that the file exists, and that the operating system user of the database server can read it.")));
 	if (!S_ISREG(st.st_mode))
 		raise_no_key("The path does not name a regular file.");
 
-	/* Allow for a line ending, and read one more byte to detect an excess. */
+	/* Allow for a line ending, plus one byte to detect a longer file. */
 	length = read(fd, key, HRFLOW_MAX_KEY + 3);
 	if (length < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read the file that \"%s\" names: %m",
+				 errmsg("could not read file specified by \"%s\": %m",
 						"hrflow_embed.api_key_file")));
 	CloseTransientFile(fd);
 
 	if (length > HRFLOW_MAX_KEY + 2)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"",
+				 errmsg("invalid HrFlow API key in file specified by \"%s\"",
 						"hrflow_embed.api_key_file"),
 				 errdetail("The file is longer than %d bytes.",
 						   HRFLOW_MAX_KEY)));
@@ -168,7 +169,7 @@ read_key_file(const char *path)
 	if (why != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid HrFlow API key in \"%s\"",
+				 errmsg("invalid HrFlow API key in file specified by \"%s\"",
 						"hrflow_embed.api_key_file"),
 				 errdetail("The key %s.", why)));
 
@@ -181,7 +182,8 @@ read_key_file(const char *path)
 
 	/*
 	 * File times may have a resolution of one or two seconds, so a file that
-	 * was changed so recently could change again without altering its times.
+	 * was changed in the last two seconds could change again without altering
+	 * its times.
 	 */
 	key_file.is_settled = now - st.st_ctime > 2;
 	key_file.is_known = true;
@@ -189,8 +191,9 @@ read_key_file(const char *path)
 }
 
 /*
- * Return the key in a file; the string is valid until the next call.  Raises
- * 55000 if there is no key, and 22023 if it is invalid.
+ * Return the API key in a file; the string is valid until the next call.
+ * Raises 55000 if the file cannot be read or contains no key, and 22023 if the
+ * key is invalid.
  *
  * Each call checks whether the file has changed, so that a rotated key takes
  * effect at once, but reads the file only if it has.

@@ -49,8 +49,9 @@ matches(const char *host, int host_length, const char *pattern,
 }
 
 /*
- * Return the next element of a list of hosts, which is not NUL-terminated, and
- * advance *list past it.  Returns NULL at the end of the list.
+ * Return the next element of a list of hosts, and advance *list past it.  The
+ * element is not NUL-terminated; *length is set to its length.  Returns NULL
+ * at the end of the list.
  */
 static const char *
 next_host(const char **list, int *length)
@@ -94,7 +95,10 @@ hrflow_link_bad_hosts(const char *hosts)
 			stars += host[i] == '*';
 		}
 
-		/* matches() may try each asterisk at every character of the host. */
+		/*
+		 * Limit the number of asterisks, because matches() backtracks over
+		 * them.
+		 */
 		if (stars > 4)
 			return "has a host with more than four asterisks";
 	}
@@ -102,12 +106,12 @@ hrflow_link_bad_hosts(const char *hosts)
 }
 
 /*
- * Check whether a link may be fetched.  Returns NULL if so, else the reason as
- * a whole sentence.
+ * Check whether a link may be fetched, according to "hosts", a list of host
+ * names and patterns.  Returns NULL if so, else the reason as a whole
+ * sentence.
  *
- * *by_name is set to true if the list contains exactly this host, without
- * asterisks.  The administrator has then allowed the host even if its address
- * is private.
+ * Sets *by_name to whether the list contains the exact name of the link's
+ * host, without asterisks.  Only such a host may have a private address.
  */
 const char *
 hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
@@ -144,9 +148,9 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 }
 
 /*
- * Return a printable description of a link: scheme, host and path, without the
- * query, which usually contains a signature, and without user and password.
- * The result is palloc'd.
+ * Return a printable description of a link, palloc'd: its scheme, host and
+ * path, without the query, which usually contains a signature, and without
+ * user and password.
  */
 char *
 hrflow_link_describe(const char *link)
@@ -156,8 +160,8 @@ hrflow_link_describe(const char *link)
 	char	   *at = strrchr(shown, '@');
 
 	/*
-	 * Cut up to the last "@", even one in the path, so that nothing that a
-	 * parser might take for a password is shown.
+	 * Remove everything between the scheme and the last "@", even if the "@"
+	 * is in the path, because a parser might take that part for a password.
 	 */
 	if (at != NULL)
 	{
@@ -186,7 +190,7 @@ is_private_v4(uint32 a)
 		{0x0A000000, 8},		/* private */
 		{0x64400000, 10},		/* carrier-grade NAT */
 		{0x7F000000, 8},		/* loopback */
-		{0xA9FE0000, 16},		/* link-local, and the clouds' metadata
+		{0xA9FE0000, 16},		/* link-local, including cloud metadata
 								 * services */
 		{0xAC100000, 12},		/* private */
 		{0xC0000000, 24},		/* IETF protocol assignments */
@@ -204,9 +208,9 @@ is_private_v4(uint32 a)
 }
 
 /*
- * Is this an address that a public name should not resolve to: loopback,
- * link-local, private, multicast or reserved?  IPv6 addresses that embed an
- * IPv4 address are private if that is.
+ * Is this an address to which a public name should not resolve: loopback,
+ * link-local, private, multicast or reserved?  An IPv6 address that embeds an
+ * IPv4 address is private if the IPv4 address is.
  */
 static bool
 is_private_v6(const unsigned char *a)
@@ -225,14 +229,17 @@ is_private_v6(const unsigned char *a)
 		return is_private_v4((uint32) v4[0] << 24 | v4[1] << 16 |
 							 v4[2] << 8 | v4[3]);
 
-	/* Among the rest only 2000::/3 is global, except for 2001::/23. */
+	/*
+	 * Apart from the ranges above, an address is global only if it is in
+	 * 2000::/3 and not in 2001::/23.
+	 */
 	return (a[0] & 0xe0) != 0x20 ||
 		(a[0] == 0x20 && a[1] == 0x01 && (a[2] & 0xfe) == 0);
 }
 
 /*
- * Is this an address that a host must not have if it is allowed only by a
- * pattern?  Called from callbacks of libcurl, so it must not throw.
+ * Is this a private address, which a host must not have if only a pattern
+ * allows the host?  Must not throw, because libcurl's callbacks call this.
  */
 bool
 hrflow_link_is_private(const struct sockaddr *address)

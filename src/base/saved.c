@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * saved.c
- *		Keeps the counts of requests across a restart, in a file.
+ *		Keeps the request counts in a file across restarts.
  *
- * The postmaster writes the file when it shuts down and after a backend has
- * crashed, and reads and removes it when it starts.  This requires that the
- * library is in shared_preload_libraries.  After a crash of the postmaster or
- * the machine there is no file, and all counts start from zero.
+ * The postmaster writes the file when it shuts down and after a backend crash.
+ * It reads and removes the file when it initializes shared memory.  This
+ * requires the library to be in shared_preload_libraries.  If the postmaster
+ * or the machine crashes, there is no file, and all counts start from zero.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,14 +20,18 @@
 
 #define SAVED_FILE PGSTAT_STAT_PERMANENT_DIRECTORY "/hrflow_embed.stat"
 
-/* Identifies the file format; change it whenever the structs below change. */
+/*
+ * Identifies the file format.  Must be changed whenever one of the structs
+ * below, HRFLOW_NDAYS or a number in HrflowCaller changes.
+ */
 #define SAVED_MAGIC 0x48524603
 
 typedef struct SavedHeader
 {
 	uint32		magic;
-	int32		nusage;			/* number of SavedUsage structs that follow;
-								 * after these come HRFLOW_NDAYS of SavedDay */
+	int32		nusage;			/* number of SavedUsage structs between the
+								 * header and the HRFLOW_NDAYS SavedDay
+								 * structs */
 } SavedHeader;
 
 typedef struct SavedUsage
@@ -45,7 +49,7 @@ typedef struct SavedDay
 } SavedDay;
 
 /*
- * Read the content of the file.  Returns false if it is not valid.
+ * Read the file into shared memory.  Returns false if the file is not valid.
  */
 static bool
 read_saved(FILE *file, HrflowShared *shared)
@@ -84,8 +88,8 @@ read_saved(FILE *file, HrflowShared *shared)
 }
 
 /*
- * Load the file, if there is one, into shared memory.  Called by the
- * postmaster before any other process uses that.
+ * Load the saved counts, if there are any.  Called by the postmaster before
+ * any other process uses shared memory.
  */
 void
 hrflow_saved_load(HrflowShared *shared)
@@ -128,7 +132,7 @@ write_saved(FILE *file, HrflowShared *shared)
 {
 	SavedHeader header = {SAVED_MAGIC, shared->usage.nentries};
 
-	/* A backend that crashed may have overwritten the count. */
+	/* A crashed backend may have corrupted this number. */
 	if (header.nusage < 0 || header.nusage > HRFLOW_NUSAGE)
 		header.nusage = 0;
 	if (fwrite(&header, sizeof(header), 1, file) != 1)

@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * settings.c
- *		The settings hrflow_embed.*, their check hooks, and the snapshots of
- *		them that statements use.
+ *		Defines the settings (hrflow_embed.*), checks their values, and takes
+ *		the snapshots of them that statements use.
  *
  * PostgreSQL's settings are not designed to hold secrets such as the API key.
- * To protect it, no check hook lets PostgreSQL print a rejected value, SHOW
- * prints asterisks, pg_settings omits it, and it cannot be stored in a catalog
- * that everyone can read.  docs/reference.md describes what we cannot prevent,
- * and recommends api_key_file.
+ * To protect the key, check hooks keep PostgreSQL from printing rejected
+ * values, SHOW prints asterisks, pg_settings omits the setting, and the key
+ * cannot be stored in a catalog that everyone can read.  docs/reference.md
+ * describes what we cannot prevent, and recommends api_key_file.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,7 +58,7 @@ static const struct config_enum_entry http_version_options[] = {
 	{NULL, 0, false}
 };
 
-/* The variables behind the settings. */
+/* Values of the settings, assigned by PostgreSQL. */
 static char *api_key = NULL;
 static char *api_key_file = NULL;
 static char *api_user = NULL;
@@ -85,17 +85,19 @@ static bool read_ahead = true;
 static int	http_version = HRFLOW_HTTP_AUTO;
 
 /*
- * A snapshot of the settings.  It is immutable, and lives as long as it is the
- * current one or a memory context pins it.
+ * A snapshot of the settings.  It is immutable, and is freed when it is no
+ * longer "current" and no memory context pins it.
  */
 typedef struct SettingsCopy
 {
 	HrflowSettings settings;
-	MemoryContext context;		/* contains this struct and its strings */
-	int			npins;			/* including one for being "current" */
+	MemoryContext context;		/* memory context of this struct and its
+								 * strings */
+	int			npins;			/* number of pins, plus one if this is
+								 * "current" */
 } SettingsCopy;
 
-/* A pin held by a memory context, released when that is reset. */
+/* A pin held by a memory context, released when the context is reset. */
 typedef struct Pin
 {
 	MemoryContextCallback on_reset;
@@ -108,8 +110,10 @@ typedef struct Pin
  */
 static uint64 assignments = 1;
 
-/* The latest snapshot, and the value of "assignments" when it was taken. */
+/* The latest snapshot, or NULL if none has been taken. */
 static SettingsCopy *current = NULL;
+
+/* Value of "assignments" when "current" was taken. */
 static uint64 current_assignments = 0;
 
 /*
@@ -126,15 +130,15 @@ static bool key_was_in_file = false;
 
 /*
  * ------------------------------------------------------------------------
- * Check hooks.  Each sets its own message, because PostgreSQL's default
- * message includes the value.
+ * Check hooks.  Each hook sets its own message, because PostgreSQL's default
+ * message would include the rejected value.
  * ------------------------------------------------------------------------
  */
 
 /*
- * Reject a value without printing it.  Parallel workers accept every value of
- * their leader, because the context of an error there would include the value;
- * no worker uses the settings.
+ * Reject a value without printing it.  Parallel workers accept all of their
+ * leader's values, because the context of an error raised in a worker would
+ * include the value.  No worker uses the settings.
  */
 static bool
 refuse_value(const char *name, const char *why)
@@ -148,7 +152,7 @@ refuse_value(const char *name, const char *why)
 }
 
 /*
- * Is this value going to be stored in, or has it been read from,
+ * Does this source mean that the value is, or will be, stored in
  * pg_db_role_setting or pg_proc, which everyone can read?
  */
 static bool
@@ -245,9 +249,9 @@ check_base_url(char **newval, void **extra, GucSource source)
 
 /*
  * Check a value for hrflow_embed.proxy.  Returns NULL, or a predicate that
- * describes the problem.  The part after a user and a password must be valid
- * by hrflow_url_parse(), because libcurl's messages quote what it cannot
- * parse.
+ * describes the problem.  The host and port must be valid, because libcurl's
+ * message about a proxy that it cannot parse quotes the whole value, including
+ * the password.
  */
 static const char *
 bad_proxy(const char *value)
@@ -362,8 +366,9 @@ is_listed(const char *libraries)
 }
 
 /*
- * Until this library is loaded, a key in a configuration file is a placeholder
- * that every role can SHOW.  Warn if that has been the case.
+ * Until this library is loaded, "hrflow_embed.api_key" is a placeholder that
+ * every role can SHOW.  Warn if a configuration file set the key before the
+ * library was loaded.
  */
 static void
 warn_if_key_was_readable(void)
@@ -375,15 +380,15 @@ warn_if_key_was_readable(void)
 		return;
 
 	ereport(WARNING,
-			(errmsg("every role could read \"%s\" until hrflow_embed was loaded",
+			(errmsg("every role could read parameter \"%s\" until hrflow_embed was loaded",
 					"hrflow_embed.api_key"),
 			 errhint("Set hrflow_embed.api_key_file instead, or add hrflow_embed to shared_preload_libraries.")));
 }
 
 /*
- * Define the settings at the end of a transaction, when parallel mode is
- * certainly over.  If an earlier attempt failed, do nothing: it would fail
- * again, and must not prevent the session from committing.
+ * Transaction callback: define the settings before the commit, when parallel
+ * mode has certainly ended.  Do nothing if an earlier attempt failed, because
+ * another attempt would fail, too, and the session could never commit.
  */
 static void
 define_deferred(XactEvent event, void *arg)
@@ -397,11 +402,11 @@ define_deferred(XactEvent event, void *arg)
  * postmaster, so this must not initialize libcurl.
  *
  * In parallel mode the definitions are deferred, because PostgreSQL would
- * discard values that were set before with a mere warning, and leave the
- * defaults in effect.  They are then made by the first statement outside of
- * parallel mode that needs the settings, or at the end of the transaction.
- * Until then workers, which do define the settings, may reject values of the
- * session.
+ * discard values that were set earlier, with only a warning, and use the
+ * defaults.  The settings are then defined by the first statement that needs
+ * them outside of parallel mode, or at the end of the transaction.  Until
+ * then, parallel workers, which do define the settings, may reject the
+ * session's values.
  */
 void
 hrflow_settings_define(void)
@@ -572,8 +577,8 @@ hrflow_settings_define(void)
 	MarkGUCPrefixReserved("hrflow_embed");
 
 	defining = false;
-	defined = true;				/* set last, so that the next call fails if a
-								 * definition failed */
+	defined = true;				/* set last, so that if a definition fails,
+								 * the next call fails, too */
 	warn_if_key_was_readable();
 }
 
@@ -584,8 +589,8 @@ hrflow_settings_define(void)
  */
 
 /*
- * Check a setting when it is used.  Its check hook did not run if the value
- * was set before the library was loaded.
+ * Check a setting again when it is used, since its check hook may have
+ * accepted an invalid value: see refuse_value().
  */
 static void
 check_at_use(const char *setting, const char *why)
@@ -623,7 +628,8 @@ copy_string(MemoryContext context, const char *value)
 }
 
 /*
- * Take a snapshot of the settings, with this API key.
+ * Take a snapshot of the settings, with "key" as the API key.  The caller owns
+ * the only pin.
  */
 static SettingsCopy *
 take_copy(const char *key)
@@ -633,7 +639,10 @@ take_copy(const char *key)
 	SettingsCopy *copy;
 	char	   *url;
 
-	/* Until the snapshot is complete, an error frees it with this context. */
+	/*
+	 * Until the snapshot is complete, its context is a child of the current
+	 * one, so that an error frees it.
+	 */
 	context = AllocSetContextCreate(CurrentMemoryContext,
 									"hrflow_embed settings",
 									ALLOCSET_SMALL_SIZES);
@@ -673,7 +682,8 @@ take_copy(const char *key)
 }
 
 /*
- * Release a pin.  Does not throw.
+ * Release a pin, and free the snapshot if no other pin is left.  Does not
+ * throw.
  */
 static void
 unpin(SettingsCopy *copy)
@@ -691,7 +701,7 @@ on_pin_reset(void *arg)
 }
 
 /*
- * Pin settings until the current memory context is reset.
+ * Keep a snapshot valid until the current memory context is reset.
  */
 const HrflowSettings *
 hrflow_settings_pin(const HrflowSettings *settings)
@@ -700,11 +710,28 @@ hrflow_settings_pin(const HrflowSettings *settings)
 
 	pin->copy = (SettingsCopy *) ((char *) unconstify(HrflowSettings *, settings) -
 								  offsetof(SettingsCopy, settings));
+	Assert(pin->copy->npins > 0);
 	pin->copy->npins++;
 	pin->on_reset.func = on_pin_reset;
 	pin->on_reset.arg = pin;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext, &pin->on_reset);
 	return settings;
+}
+
+/*
+ * Return a copy of "settings" that the caller may modify before passing it to
+ * other functions.  The copy is allocated in the current memory context, and
+ * pins do not extend its life.  It shares the strings of "settings".
+ */
+HrflowSettings *
+hrflow_settings_copy(const HrflowSettings *settings)
+{
+	SettingsCopy *copy = palloc0(sizeof(SettingsCopy));
+
+	copy->settings = *settings;
+	copy->context = NULL;		/* freed with the current context */
+	copy->npins = 1;
+	return &copy->settings;
 }
 
 /*
@@ -714,7 +741,7 @@ hrflow_settings_pin(const HrflowSettings *settings)
  * if the value of a setting is invalid.
  *
  * A new snapshot is taken only if a setting or the key has changed; the
- * transport compares its serial to decide whether prepared handles and headers
+ * transport compares serials to decide whether prepared handles and headers
  * are still valid.
  */
 const HrflowSettings *

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * shared.c
- *		State that all backends of a server share: rate limits, statistics, and
- *		what each backend is doing.
+ *		Manages the state that all backends of a server share: rate limits,
+ *		statistics, and the activity of each backend.
  *
  * If the library is in shared_preload_libraries, the state is in the main
- * shared memory segment.  Otherwise it is in a segment of the DSM registry on
- * PostgreSQL 17 and later, and each backend has its own state on older
- * versions.
+ * shared memory segment.  Otherwise, on PostgreSQL 17 and later, it is in a
+ * segment of the DSM registry, and on older versions each backend has its own
+ * state.
  *
  *-------------------------------------------------------------------------
  */
@@ -98,10 +98,11 @@ request_shared(void)
 }
 
 /*
- * Save the counts, when the postmaster shuts down, fails to start, or resets
- * shared memory after a crash of a backend.  Unlike pg_stat_statements we save
- * in every case: a crash must not lift a limit on the daily cost, and a
- * mistake in pg_hba.conf must not lose the counts that were just loaded.
+ * Save the counts when the postmaster shuts down, fails to start, or resets
+ * shared memory after a backend crash.  Unlike pg_stat_statements, we save
+ * them in each of these cases: a crash must not reset the count that a daily
+ * limit applies to, and a start that fails because of a mistake in pg_hba.conf
+ * must not lose the counts that were just loaded.
  */
 static void
 save_shared(int code, Datum arg)
@@ -205,7 +206,8 @@ hrflow_shared_is_shared(void)
 }
 
 /*
- * Return the counts of requests per day, or NULL if nothing is shared.
+ * Return the shared request counts per role, function and day, or NULL if
+ * nothing is shared.
  */
 HrflowUsage *
 hrflow_shared_usage(void)

@@ -20,28 +20,45 @@
 #include "utils/date.h"
 
 /*
- * Number of accounts (an account is an API key at an origin) whose rate is
- * limited at the same time.  When all entries are in use, the least recently
- * used one is replaced.  Servers have one account or a few.
+ * Number of accounts whose rate limits and pauses are kept.  An account is an
+ * API key at an origin; most servers use only a few.  When all entries are in
+ * use, the least recently used one is replaced.
  */
 #define HRFLOW_NBUCKETS 64
 
 #define HRFLOW_NSTATUSES (HRFLOW_LAST_STATUS + 1)
 
 /*
- * Outcome of a request to the API, as reported to the account.
+ * The servers to which requests are sent.
+ */
+typedef enum HrflowServer
+{
+	HRFLOW_SERVER_API,
+	HRFLOW_SERVER_LINKS			/* the hosts of links */
+} HrflowServer;
+
+#define HRFLOW_NSERVERS (HRFLOW_SERVER_LINKS + 1)
+
+/*
+ * Outcome of a request to the API, as passed to hrflow_rate_report().
  */
 typedef enum HrflowAccountOutcome
 {
-	HRFLOW_ANSWERED,
+	HRFLOW_ANSWERED,			/* any other outcome */
 	HRFLOW_LIMITED,				/* 429 */
 	HRFLOW_OVERLOADED,			/* 503 with Retry-After */
-	HRFLOW_FAILED,				/* 5xx, or no connection */
-	HRFLOW_TIMED_OUT,
-	HRFLOW_GIVEN_UP				/* abandoned by us */
+	HRFLOW_FAILED,				/* HTTP 5xx, or the connection failed or broke */
+	HRFLOW_TIMED_OUT,			/* HTTP 408, a timeout, or a connection
+								 * failure that a retry would repeat */
+	HRFLOW_GIVEN_UP				/* abandoned by us, or refused by the proxy;
+								 * the API's outcome is unknown */
 } HrflowAccountOutcome;
 
-/* Number of slots in the history of an account's requests. */
+/*
+ * Number of slots in the history of an account's requests.  At their maximum
+ * width (half a second), the slots span 80 seconds, which is more than the
+ * longest period of a limit (60 seconds).
+ */
 #define HRFLOW_NSLOTS 160
 
 /*
@@ -50,36 +67,41 @@ typedef enum HrflowAccountOutcome
  */
 typedef struct HrflowAllowance
 {
-	/* History of the requests that the server has not refused */
+	/* Counts of the requests that the server has not refused, by time */
 	int64		began;			/* start of the first slot */
-	int64		width;			/* width of each slot, in microseconds; 0: no
-								 * request has been admitted yet */
-	uint32		slots[HRFLOW_NSLOTS];	/* requests admitted during each slot */
+	int64		width;			/* width of each slot, in microseconds, or 0
+								 * if no request has been admitted yet */
+	uint32		slots[HRFLOW_NSLOTS];	/* number of requests admitted in each
+										 * slot */
 
 	/* The limit learned from refusals */
-	int64		period;			/* period of the limit, in microseconds; 0:
+	int64		period;			/* period of the limit, in microseconds, or 0
+								 * if unknown */
+	int64		allowed;		/* requests allowed per period, or 0 if
 								 * unknown */
-	int64		allowed;		/* requests allowed per period; 0: unknown */
 	int64		spare;			/* requests that may be admitted before the
 								 * slots must be added up again */
 	int64		raised_at;		/* earliest time to raise "allowed" */
-	int			raise;			/* exponent of the next raise, by 1/2^raise */
-	int64		spread_at;		/* earliest time of the next request, which
-								 * spreads the requests of a period over a
-								 * part of it */
+	int			raise;			/* the next raise adds "allowed"/2^raise */
+	int64		spread_at;		/* earliest time of the next request; see
+								 * SPREAD_PART in allowance.c */
 
-	/* The limit given by headers of replies */
-	bool		is_told;		/* did the last answer have headers about the
-								 * limit? */
-	int64		left;			/* requests that may be sent until left_until */
-	int64		left_until;		/* when at least one more request may be sent */
+	/* The limit that the headers of the last reply state */
+	bool		is_told;		/* did the last reply have valid headers about
+								 * the limit? */
+	int64		left;			/* number of requests that may be sent until
+								 * left_until */
+	int64		left_until;		/* time at which at least one more request may
+								 * be sent */
 	uint64		nadmitted;		/* requests admitted so far */
 
-	/* The current pause, or the last one */
+	/* The current or last pause */
 	int64		refused_at;		/* start of the pause */
-	int64		full_at;		/* when the last request was refused */
-	int			nrefused;		/* refused requests, without probes */
-	int			nprobes;		/* refused probes */
+	int64		full_at;		/* last time at which the server is known to
+								 * have refused requests */
+	int			nrefused;		/* number of refused requests, not counting
+								 * probes */
+	int			nprobes;		/* number of refused probes */
 } HrflowAllowance;
 
 /*
@@ -87,47 +109,55 @@ typedef struct HrflowAllowance
  */
 typedef struct HrflowBucket
 {
-	uint64		account;		/* hash of key and origin; 0: unused */
+	uint64		account;		/* hash of key and origin, or 0 if this entry
+								 * is unused */
 	int64		used_at;
-	int			limit;			/* requests per minute; 0: no limit */
-	int64		limit_used_at;	/* when a backend with this limit last asked */
+	int			limit;			/* requests per minute, or 0 for no limit */
+	int64		limit_used_at;	/* when a backend with this limit last asked
+								 * to send a request */
 	int64		next_at;		/* when the next request would be due if
 								 * bursts were not allowed */
-	bool		paused;			/* no requests but probes, until a probe
-								 * succeeds */
+	bool		paused;			/* is the account paused?  If so, only probes
+								 * are sent until one succeeds */
 	HrflowAccountOutcome cause; /* outcome that started the pause */
-	bool		refuses;		/* server requested a pause longer than we
-								 * ever wait */
-	int			level;			/* number of failed probes during this pause */
+	bool		refuses;		/* did the server request a pause longer than
+								 * HRFLOW_RETRY_AFTER_LIMIT? */
+	int			level;			/* number of probes that have failed during
+								 * this pause */
 	int64		paused_until;
-	int64		pause_asked_at; /* when a reply last requested a pause */
+	int64		pause_asked_at; /* when the pause was last started or extended */
 	int64		probe_sent_at;	/* when the last probe was sent */
 	int64		probe_until;	/* deadline of the outstanding probe, after
-								 * which another backend may send one; 0: no
-								 * probe is outstanding */
-	int			failures;		/* consecutive failures since the last answer */
-	int64		answered_at;	/* when the last answer was received */
+								 * which another backend may send one, or 0 if
+								 * no probe is outstanding */
+	int			failures;		/* consecutive failures since HRFLOW_ANSWERED
+								 * was last reported */
+	int64		answered_at;	/* when HRFLOW_ANSWERED was last reported */
 	HrflowAllowance allowance;
 } HrflowBucket;
 
-/* Number of origins whose HTTP version is remembered. */
+/*
+ * Number of origins whose HTTP version is remembered.  Each takes only 8
+ * bytes.
+ */
 #define HRFLOW_NORIGINS 256
 
 /* Number of accounts whose requests are counted per day. */
 #define HRFLOW_NDAYS HRFLOW_NBUCKETS
 
 /*
- * Number of requests an account has sent today; see budget.c.
+ * Number of requests that an account has sent today; see budget.c.
  */
 typedef struct HrflowDay
 {
-	pg_atomic_uint64 account;	/* as in HrflowBucket; 0: unused */
+	pg_atomic_uint64 account;	/* hash of key and origin, as in HrflowBucket,
+								 * or 0 if this entry is unused */
 	pg_atomic_uint64 sent;		/* the day (a DateADT) in the upper 32 bits,
 								 * and the number of requests on that day in
 								 * the lower 32 */
 } HrflowDay;
 
-/* Maximum number of rows of hrflow_embed_usage. */
+/* Maximum number of rows of hrflow_embed_usage.  They take 128 kB. */
 #define HRFLOW_NUSAGE 4096
 
 /*
@@ -138,12 +168,14 @@ typedef struct HrflowUsageEntry
 	DateADT		day;			/* UTC */
 	Oid			role;
 	HrflowCaller caller;
-	pg_atomic_uint64 requests[2];	/* [0]: to the API; [1]: for links */
+	pg_atomic_uint64 requests[2];	/* requests to the API in element 0, and
+									 * requests for links in element 1 */
 } HrflowUsageEntry;
 
 /*
- * Adding to an existing entry requires the lock in shared mode; creating or
- * replacing an entry requires exclusive mode.
+ * Numbers of requests by role, function and day.  To add to an existing entry,
+ * hold the lock in shared mode; to create or replace an entry, hold the lock
+ * in exclusive mode.
  */
 typedef struct HrflowUsage
 {
@@ -157,14 +189,14 @@ typedef struct HrflowShared
 	slock_t		mutex;			/* protects "buckets" */
 	HrflowBucket buckets[HRFLOW_NBUCKETS];
 
-	pg_atomic_uint64 origins[HRFLOW_NORIGINS];	/* format described in
-												 * origin.c */
+	pg_atomic_uint64 origins[HRFLOW_NORIGINS];	/* HTTP versions; see origin.c
+												 * for the format */
 
 	/*
-	 * Smoothed latency of requests to the API and for links, in microseconds;
-	 * 0: no request yet.  See speed.c.
+	 * Moving average of the latency of requests to each server, in
+	 * microseconds, or 0 if no request has succeeded yet.  See speed.c.
 	 */
-	pg_atomic_uint64 latency[2];
+	pg_atomic_uint64 latency[HRFLOW_NSERVERS];
 
 	pg_atomic_uint64 counters[HRFLOW_NCOUNTERS];
 	pg_atomic_uint64 rows[HRFLOW_NSTATUSES];
@@ -172,7 +204,7 @@ typedef struct HrflowShared
 
 	HrflowDay	days[HRFLOW_NDAYS];
 
-	/* The following fields exist only if the state is really shared. */
+	/* The following fields exist only if all backends share the state. */
 	HrflowUsage usage;
 
 	/* One entry per backend, MaxBackends in all. */

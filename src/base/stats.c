@@ -3,8 +3,8 @@
  * stats.c
  *		Counters, and the function behind the view hrflow_embed_stats.
  *
- * Each backend counts locally, and adds its counts to the shared ones once a
- * second while a statement waits, and when the statement ends.
+ * Each backend counts locally, and adds its counts to the shared counters once
+ * a second while a statement waits, and when the statement ends.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,8 +23,12 @@
 PG_FUNCTION_INFO_V1(hrflow_embed_stats);
 PG_FUNCTION_INFO_V1(hrflow_embed_stats_reset);
 
-/* Counts that have not been added to the shared ones yet. */
+/*
+ * This backend's counts that have not been added to the shared counters yet.
+ */
 static uint64 pending[HRFLOW_NCOUNTERS];
+
+/* Number of rows with each status, not added to the shared counters yet. */
 static uint64 pending_rows[HRFLOW_NSTATUSES];
 
 /*
@@ -46,7 +50,7 @@ hrflow_stats_count_row(HrflowStatus status)
 }
 
 /*
- * Add this backend's counts to the shared ones.  Does not throw once
+ * Add this backend's counts to the shared counters.  Does not throw once
  * hrflow_shared_get() has succeeded in this backend.
  */
 void
@@ -102,7 +106,9 @@ rows_by_status(HrflowShared *shared)
 }
 
 /*
- * hrflow_embed_stats() RETURNS a row: see the view of that name.
+ * hrflow_embed_stats() RETURNS record
+ *
+ * Returns the row of the view hrflow_embed_stats.
  */
 Datum
 hrflow_embed_stats(PG_FUNCTION_ARGS)
@@ -118,7 +124,7 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	/* A statement that failed may have left counts behind. */
+	/* Add the counts that a failed statement may have left. */
 	hrflow_stats_flush();
 
 	values[n++] = CStringGetTextDatum(hrflow_shared_is_shared() ?
@@ -144,6 +150,8 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 
 /*
  * hrflow_embed_stats_reset() RETURNS void
+ *
+ * Sets all counters to zero, after adding this backend's pending counts.
  */
 Datum
 hrflow_embed_stats_reset(PG_FUNCTION_ARGS)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * status.c
- *		Names of statuses, as SQL shows them.
+ *		Converts statuses to names, and tells which statuses concern all
+ *		requests.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,7 +10,10 @@
 
 #include "base/base.h"
 
-/* Several statuses may have the same name. */
+/*
+ * Names of statuses, as shown by SQL functions and views.  Several statuses
+ * may share a name.
+ */
 static const char *const status_names[] = {
 	[HRFLOW_OK] = "ok",
 	[HRFLOW_INVALID_REQUEST] = "invalid_request",
@@ -33,6 +37,27 @@ static const char *const status_names[] = {
 	[HRFLOW_LINK_EXPIRED] = "link_expired",
 	[HRFLOW_INVALID_VECTOR] = "invalid_vector"
 };
+
+/*
+ * Does this status mean that all other requests with the same settings would
+ * fail, too?
+ */
+bool
+hrflow_status_concerns_all(HrflowStatus status)
+{
+	switch (status)
+	{
+		case HRFLOW_UNAUTHORIZED:
+		case HRFLOW_PROXY_REFUSED:
+		case HRFLOW_OVER_QUOTA:
+		case HRFLOW_RATE_LIMITED:
+		case HRFLOW_OVER_BUDGET:
+		case HRFLOW_OVER_DAY:
+			return true;
+		default:
+			return false;
+	}
+}
 
 /*
  * Return the name of a status.

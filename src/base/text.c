@@ -1,10 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * text.c
- *		Conversion between the server encoding and UTF-8 without errors.
+ *		Converts text between the server encoding and UTF-8 without raising
+ *		errors.
  *
  * pg_server_to_any() and pg_any_to_server() raise an error for a character
- * that the other encoding lacks, but in a batch that must fail only one row.
+ * that does not exist in the target encoding.  In a batch, such a character
+ * must cause only its own row to fail.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,9 +17,9 @@
 #include "mb/pg_wchar.h"
 
 /*
- * Convert "length" bytes of text, which must be followed by a NUL.  Returns
- * the text itself if no conversion is needed, a palloc'd copy, or NULL if the
- * text cannot be converted.
+ * Convert "length" bytes of text, which must be followed by a NUL, from one
+ * encoding to another.  Returns "text" itself if no conversion is needed, NULL
+ * if the text cannot be converted, or else a palloc'd copy.
  */
 static const char *
 convert(const char *text, size_t length, int from, int to)
@@ -46,9 +48,9 @@ convert(const char *text, size_t length, int from, int to)
 }
 
 /*
- * Convert from the server encoding to UTF-8.  Returns NULL if that is not
- * possible.  The encoding of text in a SQL_ASCII database is unknown, so it is
- * accepted if it is valid UTF-8.
+ * Convert NUL-terminated text from the server encoding to UTF-8.  Returns NULL
+ * if the text cannot be converted.  In a SQL_ASCII database, whose text has no
+ * known encoding, the text is accepted if it is valid UTF-8.
  */
 const char *
 hrflow_text_to_utf8(const char *text)
@@ -62,8 +64,9 @@ hrflow_text_to_utf8(const char *text)
 }
 
 /*
- * Convert valid UTF-8 to the server encoding, which must not be SQL_ASCII.
- * Returns NULL if that is not possible.
+ * Convert valid UTF-8, which must be followed by a NUL, to the server
+ * encoding, which must not be SQL_ASCII.  Returns NULL if the text cannot be
+ * converted.
  */
 const char *
 hrflow_text_from_utf8(const char *text, size_t length)
@@ -72,9 +75,10 @@ hrflow_text_from_utf8(const char *text, size_t length)
 }
 
 /*
- * Convert what should be UTF-8 to the server encoding for use in a message.
- * Characters that the server encoding lacks become question marks; if the text
- * is not valid UTF-8, so does each non-ASCII byte.  The result is palloc'd.
+ * Convert text that should be UTF-8 to the server encoding, for use in a
+ * message.  Question marks replace the characters that do not exist in the
+ * server encoding or, if the text is not valid UTF-8, all non-ASCII bytes.
+ * The result is palloc'd.
  */
 char *
 hrflow_text_show_utf8(const char *text, size_t length)

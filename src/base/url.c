@@ -15,7 +15,7 @@
 
 /*
  * Does this host denote the loopback interface?  IPv4 addresses are recognized
- * in dotted-quad form only, not in others that resolvers accept, such as
+ * in dotted-quad form only, not in other forms that resolvers accept, such as
  * "127.1" and "0x7f.1".
  */
 static bool
@@ -77,7 +77,8 @@ is_odd_address(const char *host, int length)
 }
 
 /*
- * Parse the port at *p, if there is one, and advance *p past it.
+ * Parse the port at *p, if there is one, and advance *p past it.  Returns
+ * false if the port is not valid.
  */
 static bool
 parse_port(const char **p, int *port)
@@ -103,11 +104,12 @@ parse_port(const char **p, int *port)
  * Parse a URL.  Returns NULL, or a predicate ("has ...") that describes the
  * problem.
  *
- * This is stricter than RFC 3986, so that libcurl cannot interpret an accepted
- * URL differently: the scheme must be http or https, there is no userinfo, the
- * host consists of letters, digits, dots, hyphens and underscores or is an
- * IPv6 address in brackets, IPv4 addresses must be dotted quads, and all
- * characters must be printable ASCII other than space and backslash.
+ * The rules are stricter than RFC 3986, so that libcurl cannot interpret an
+ * accepted URL differently: the scheme must be http or https, there is no
+ * userinfo, the host consists of letters, digits, dots, hyphens and
+ * underscores or is an IPv6 address in brackets, IPv4 addresses must be dotted
+ * quads, and all characters must be printable ASCII other than space and
+ * backslash.
  */
 const char *
 hrflow_url_parse(const char *url, HrflowUrl *parsed)

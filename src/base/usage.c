@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * usage.c
- *		Number of requests that each role has sent on each day: the view
+ *		Counts the requests that each role sends per day, for the view
  *		hrflow_embed_usage.
  *
- * Each backend counts locally, and adds its counts to the shared ones together
- * with its statistics: once a second while a statement runs, and when the
- * statement ends.  The shared counts survive a restart; see saved.c.
+ * Each backend counts locally, and adds its counts to the shared counts
+ * together with its statistics: once a second while a statement waits, and
+ * when the statement ends.  The shared counts survive a restart; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,7 +27,7 @@
 PG_FUNCTION_INFO_V1(hrflow_embed_usage);
 
 /*
- * Counts of one role that have not been added to the shared ones yet.
+ * Counts of one role that have not been added to the shared counts yet.
  */
 struct HrflowUsageCounts
 {
@@ -86,13 +86,16 @@ hrflow_usage_count(HrflowUsageCounts *counts, HrflowCaller caller,
 }
 
 /*
- * Find today's entry for a role and a function, or return NULL.  The caller
- * must hold the lock.
+ * Find today's entry for a role and a function.  Returns NULL if there is
+ * none.  The caller must hold the lock.
  */
 static HrflowUsageEntry *
 find_usage(HrflowUsage *usage, DateADT today, Oid role, HrflowCaller caller)
 {
-	/* Start with the entry that was found last, which is likely to match. */
+	/*
+	 * Index of the last entry found for each function, where the search
+	 * begins because the entry is likely to match again.
+	 */
 	static int	last[HRFLOW_NCALLERS];
 
 	for (int i = 0; i < usage->nentries; i++)
@@ -150,7 +153,7 @@ make_entry(HrflowUsage *usage, DateADT today, Oid role, HrflowCaller caller)
 }
 
 /*
- * Add a role's counts for one function to the shared ones.
+ * Add a role's counts for one function to the shared counts.
  */
 static void
 flush_function(HrflowUsage *usage, HrflowUsageCounts *counts,
@@ -176,9 +179,9 @@ flush_function(HrflowUsage *usage, HrflowUsageCounts *counts,
 }
 
 /*
- * Add all counts of this backend to the shared ones.  Does not throw once
+ * Add all counts of this backend to the shared counts.  Does not throw once
  * hrflow_shared_get() has succeeded in this backend.  Must not be called from
- * callbacks of libcurl, because it may wait for a lock.
+ * libcurl's callbacks, because it may wait for a lock.
  */
 void
 hrflow_usage_flush(void)
@@ -211,7 +214,7 @@ hrflow_usage_flush(void)
  */
 
 /*
- * A copy of an entry of shared memory.
+ * A copy of an HrflowUsageEntry, made while the lock is held.
  */
 typedef struct Usage
 {
@@ -240,7 +243,9 @@ put_usage(ReturnSetInfo *rsinfo, const Usage *entry)
 }
 
 /*
- * hrflow_embed_usage() RETURNS SETOF rows: see the view of that name.
+ * hrflow_embed_usage() RETURNS TABLE (...)
+ *
+ * Returns the rows of the view hrflow_embed_usage.
  */
 Datum
 hrflow_embed_usage(PG_FUNCTION_ARGS)
@@ -257,13 +262,13 @@ hrflow_embed_usage(PG_FUNCTION_ARGS)
 	{
 		if (!was_told)
 			ereport(NOTICE,
-					(errmsg("the usage of the HrFlow API is not counted"),
+					(errmsg("usage of the HrFlow API is not counted"),
 					 errhint("Add hrflow_embed to shared_preload_libraries.")));
 		was_told = true;
 		return (Datum) 0;
 	}
 
-	/* A statement that failed may have left counts behind. */
+	/* Add the counts that a failed statement may have left. */
 	hrflow_usage_flush();
 
 	copy = palloc(sizeof(Usage) * HRFLOW_NUSAGE);

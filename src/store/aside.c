@@ -3,16 +3,16 @@
  * aside.c
  *		Puts vectors aside, into the table NAME_aside of a store.
  *
- * Vectors that the API no longer has, and vectors of profiles that no table
- * wants any longer, are not deleted at once.  They are moved to this table,
- * where ranking and queries of the store do not find them, and can be brought
- * back until they expire.  The retention time is the default of the column
- * "delete_at", so it is dumped and restored with the table.  The table stores
- * vectors as real[], because the type of the store's vectors may have changed
- * when they are brought back.
+ * Vectors that the API no longer has, and vectors of unwanted profiles (see
+ * feeder.c), are not deleted immediately.  Instead, they are moved to
+ * NAME_aside, where searches do not find them, and can be restored until they
+ * expire.  The default of the column "delete_at" sets the retention time,
+ * which is therefore dumped and restored together with the table.  Vectors are
+ * put aside as real[], because the type of the store's vectors may change
+ * before they are restored.
  *
- * The owner may drop the table.  A store without it erases only profiles that
- * a user deletes.
+ * The owner may drop the table.  Without it, only profiles that a user deletes
+ * are erased.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,16 +21,20 @@
 #include "access/xlog.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "store/refresh.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 PG_FUNCTION_INFO_V1(hrflow_restore);
+PG_FUNCTION_INFO_V1(hrflow_store_orphans);
 
-/* Suffix of this table, added to the name of the table of vectors. */
+/* Suffix of the name of the table NAME_aside. */
 #define SUFFIX "_aside"
 
 static const char *const create_aside_sql[] = {
@@ -53,9 +57,10 @@ static const char *const create_aside_sql[] = {
 };
 
 /*
- * If a vector is put aside twice, only its last value can be brought back.
- * "due_at" is the time at which its profile was due; it is restored with the
- * vector, unless it is NULL.
+ * WITH query that inserts the rows of the WITH query "vectors" into
+ * NAME_aside.  If a vector was put aside before, the new row replaces the old
+ * one.  "due_at" is the time at which the vector's profile would have been
+ * due; if it is not null, it is restored together with the vector.
  */
 static const char put_sql[] =
 ", aside AS (INSERT INTO %R AS a (source_id, %I, section, item, vector,"
@@ -71,12 +76,17 @@ static const char count_sql[] =
 "SELECT count(*) FROM (SELECT DISTINCT a.source_id, a.%I FROM %R AS a) AS a";
 
 /*
- * Restrict to the source $1 and to the identifiers $2, unless they are NULL.
+ * SQL condition that selects the source $1 and the identifiers $2.  If either
+ * is null, it selects all sources or all identifiers.
  */
 static const char chosen_sql[] =
 "($1 IS NULL OR a.source_id = $1) AND ($2 IS NULL OR a.%I = ANY ($2))";
 
-/* Condition that a profile was unwanted, and is wanted again. */
+/*
+ * SQL condition for profiles whose state is "unwanted", although a table wants
+ * them or they are tracked explicitly.  The argument is the condition for a
+ * profile to be unwanted.
+ */
 static const char wanted_sql[] = "p.state = 'unwanted' AND NOT (%s)";
 
 static const char lock_sql[] =
@@ -84,26 +94,43 @@ static const char lock_sql[] =
 " FROM (SELECT p.source_id AS s, p.%I AS i FROM %P AS p WHERE %s"
 " ORDER BY p.source_id, p.%I%s) AS l";
 
+/* Locking clauses for profiles that may be erased. */
 static const char lock_all_sql[] = " FOR UPDATE OF p";
 static const char lock_free_sql[] = " FOR UPDATE OF p SKIP LOCKED";
 
-/* $1 is the size of a batch; $2 and $3 are the previous batch's last key. */
+/* Locking clauses for profiles that will be restored. */
+static const char restore_all_sql[] = " FOR NO KEY UPDATE OF p";
+static const char restore_free_sql[] = " FOR NO KEY UPDATE OF p SKIP LOCKED";
+
+/* LIMIT and locking clause for a batch of $1 profiles. */
 static const char lock_batch_sql[] = " LIMIT $1 FOR UPDATE OF p";
+
+/*
+ * SQL condition that a batch begins after the last key of the previous batch,
+ * which consists of $2 and $3.
+ */
 static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
 
 static const char has_aside_sql[] =
 "EXISTS (SELECT FROM %R AS a"
-" WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s)";
+" WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s%s)";
 
 /*
- * Restore the profiles with the keys $1 and $2, which are locked.  A
- * profile that has been fetched meanwhile keeps its new vectors.  An unwanted
- * profile becomes due when it was due before; a gone profile becomes due now.
+ * Condition that a vector was put aside because its profile was unwanted,
+ * rather than because the API no longer had the vector.
+ */
+static const char of_unwanted_sql[] =
+" AND a.reason IN ('reconcile', 'untrack')";
+
+/*
+ * Restore the profiles whose sources and identifiers are in the arrays $1 and
+ * $2.  The profiles must be locked.  Vectors that have been fetched meanwhile
+ * are not overwritten.  The second argument sets the state and due_at.
  */
 static const char restore_sql[] =
 "WITH back AS (DELETE FROM %R AS a USING %P AS p, unnest($1, $2) AS l(s, i)"
 " WHERE p.source_id = l.s AND p.%I = l.i"
-" AND a.source_id = p.source_id AND a.%I = p.%I"
+" AND a.source_id = p.source_id AND a.%I = p.%I%s"
 " RETURNING a.source_id, a.%I, a.section, a.item, a.vector, a.fetched_at,"
 " a.due_at),"
 " vectors AS (INSERT INTO %V AS v"
@@ -112,26 +139,41 @@ static const char restore_sql[] =
 " FROM back AS b ON CONFLICT (source_id, %I, section, item) DO NOTHING),"
 " profiles AS (SELECT b.source_id AS s, b.%I AS i, max(b.due_at) AS due_at"
 " FROM back AS b GROUP BY b.source_id, b.%I),"
-" restored AS (UPDATE %P AS p SET"
-" state = CASE p.state WHEN 'unwanted' THEN 'ok' ELSE 'due' END,"
-" due_at = COALESCE(k.due_at, clock_timestamp()), attempts = 0,"
+" restored AS (UPDATE %P AS p SET %s, attempts = 0,"
 " generation = p.generation + 1 FROM profiles AS k"
 " WHERE p.source_id = k.s AND p.%I = k.i"
 " AND p.state IN ('gone', 'unwanted'))"
 " SELECT count(*) FROM profiles";
 
+/*
+ * An unwanted profile becomes due at the time at which it was due before it was
+ * put aside; a gone profile becomes due immediately.
+ */
+static const char due_as_before_sql[] =
+"state = CASE p.state WHEN 'unwanted' THEN 'ok' ELSE 'due' END,"
+" due_at = COALESCE(k.due_at, clock_timestamp())";
+
+/*
+ * While no table wanted a key, changes of its content were not noticed.  So the
+ * content must be read; if neither the content nor the API key has changed, no
+ * request is sent.
+ */
+static const char due_now_sql[] =
+"state = 'due', due_at = clock_timestamp()";
+
 static const char make_due_sql[] =
 "UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(), attempts = 0,"
 " generation = p.generation + 1"
 " FROM (SELECT p.source_id AS s, p.%I AS i FROM %P AS p WHERE %s"
-" FOR UPDATE OF p SKIP LOCKED) AS l"
+" FOR NO KEY UPDATE OF p SKIP LOCKED) AS l"
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
 /*
- * Put aside the profiles with the keys $2 and $3, which are locked, if they
- * meet the condition that no table wants them.  Profiles that have no vectors,
- * neither in the store nor put aside, are erased at once.  If more than $1
- * other profiles meet the condition, all of them are kept.
+ * Statement that puts aside the unwanted profiles among those whose sources
+ * and identifiers are in the arrays $2 and $3.  The profiles must be locked.
+ * Unwanted profiles that have no vectors, neither in the store nor in
+ * NAME_aside, are erased immediately.  If more than $1 unwanted profiles have
+ * vectors, all of these are kept.
  */
 static const char put_unwanted_sql[] =
 "WITH found AS MATERIALIZED"
@@ -168,37 +210,27 @@ static const char not_yet_unwanted_sql[] =
 /* Number of columns that put_unwanted_sql returns. */
 #define NCOUNTS 3
 
-/* The profiles that were erased at once, for the record of erasures. */
+/*
+ * Query for the keys of the profiles that put_unwanted_sql has erased, to be
+ * recorded in NAME_erased.
+ */
 static const char erased_at_once_sql[] =
 "SELECT e.source_id, e.%I, 0 AS n, NULL::timestamptz AS put_aside_at"
 " FROM erased AS e";
 
 /*
- * Erase vectors that expired at $1 or earlier, and the unwanted profiles that
- * have no vectors put aside any longer.  Skip rows that another session has
- * locked, because it may be bringing them back.
+ * Statement that counts the vectors for each key that has no row in the table
+ * of profiles.
  */
-static const char erase_expired_sql[] =
-"WITH expired AS MATERIALIZED"
-" (SELECT a.source_id AS s, a.%I AS i, a.section, a.item FROM %R AS a"
-" WHERE a.delete_at <= $1 FOR UPDATE SKIP LOCKED),"
-" aside AS (DELETE FROM %R AS a USING expired AS x"
-" WHERE a.source_id = x.s AND a.%I = x.i AND a.section = x.section"
-" AND a.item = x.item"
-" RETURNING a.source_id, a.%I, a.reason, a.put_aside_at),"
-" unwanted AS MATERIALIZED"
-" (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
-" WHERE p.state = 'unwanted' AND NOT EXISTS (SELECT FROM %R AS a"
-" WHERE a.source_id = p.source_id AND a.%I = p.%I AND a.delete_at > $1)"
-" FOR UPDATE OF p SKIP LOCKED),"
-" profiles AS (DELETE FROM %P AS p USING unwanted AS u"
-" WHERE p.source_id = u.s AND p.%I = u.i)%s"
-" SELECT count(*) FROM aside";
+static const char orphans_sql[] =
+"SELECT o.source_id, o.i, count(*)"
+" FROM (SELECT v.source_id, v.%I AS i FROM %V AS v%s) AS o"
+" WHERE NOT EXISTS (SELECT FROM %P AS p"
+" WHERE p.source_id = o.source_id AND p.%I = o.i)"
+" GROUP BY o.source_id, o.i ORDER BY o.source_id, o.i";
 
-static const char expired_reason_sql[] = "x.reason";
-
-static const char expired_sql[] =
-"SELECT a.source_id, a.%I, a.reason, 1 AS n, a.put_aside_at FROM aside AS a";
+static const char and_aside_sql[] =
+" UNION ALL SELECT a.source_id, a.%I FROM %R AS a";
 
 /*
  * ------------------------------------------------------------------------
@@ -207,8 +239,9 @@ static const char expired_sql[] =
  */
 
 /*
- * Create the table for a store that is being created.  Of "store", only the
- * identifier needs to be set.  "vectors" is the name of the table of vectors.
+ * Create the table NAME_aside for a store that is being created.  Of "store",
+ * only "identifier_name" needs to be set.  "vectors" is the name of the table
+ * of vectors, without its schema.
  */
 void
 hrflow_aside_create(const HrflowStore *store, const char *schema,
@@ -222,24 +255,56 @@ hrflow_aside_create(const HrflowStore *store, const char *schema,
 }
 
 /*
- * Return the table of a store, or InvalidOid if there is none.
+ * Return the table NAME_aside of a store, or InvalidOid if there is none.
  */
 Oid
 hrflow_aside_find(const HrflowStore *store)
 {
-	static const char *const columns[] = {
-		"source_id", "section", "item", "vector", "fetched_at", "reason",
-		"due_at", "put_aside_at", "delete_at", NULL
+	const HrflowColumn columns[] = {
+		{.name = "source_id", .type = TEXTOID},
+		{.name = store->identifier_name, .type = TEXTOID},
+		{.name = "section", .type = TEXTOID},
+		{.name = "item", .type = INT4OID},
+		{.name = "vector"},		/* of any type */
+		{.name = "fetched_at", .type = TIMESTAMPTZOID},
+		{.name = "reason", .type = TEXTOID},
+		{.name = "due_at", .type = TIMESTAMPTZOID},
+		{.name = "put_aside_at", .type = TIMESTAMPTZOID},
+		{.name = "delete_at", .type = TIMESTAMPTZOID}
 	};
 
-	return hrflow_beside_find(store, SUFFIX, columns);
+	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns));
 }
 
 /*
- * Return a WITH query that puts aside the rows of the WITH query "vectors",
- * which must have the columns of the table of vectors and "due_at".  Returns
- * an empty string if the store has no table for it; then "vectors" must return
- * no rows.
+ * Find the table NAME_aside of a store, and lock it until the end of the
+ * transaction, so that it cannot be dropped before vectors are put there.
+ * Sets *table to its OID, or to InvalidOid if there is no such table.  If
+ * another session holds a conflicting lock, waits if "wait" is set, and
+ * otherwise returns false.
+ */
+bool
+hrflow_aside_lock(const HrflowStore *store, bool wait, Oid *table)
+{
+	*table = hrflow_aside_find(store);
+	if (!OidIsValid(*table))
+		return true;
+	if (wait)
+		LockRelationOid(*table, RowExclusiveLock);
+	else if (!ConditionalLockRelationOid(*table, RowExclusiveLock))
+		return false;
+
+	/* The table may have been dropped or renamed before it was locked. */
+	if (hrflow_aside_find(store) != *table)
+		*table = InvalidOid;
+	return true;
+}
+
+/*
+ * Return a WITH query that inserts the rows of the WITH query "vectors" into
+ * NAME_aside.  "vectors" must have the columns of the table of vectors, and
+ * "due_at".  If the store has no table NAME_aside, returns an empty string;
+ * "vectors" must then return no rows.
  */
 const char *
 hrflow_aside_put_sql(const HrflowStore *store, const char *reason)
@@ -251,7 +316,7 @@ hrflow_aside_put_sql(const HrflowStore *store, const char *reason)
 }
 
 /*
- * Count the profiles that have vectors put aside.
+ * Count the profiles that have vectors in NAME_aside.
  */
 int64
 hrflow_aside_count(const HrflowStore *store)
@@ -272,9 +337,10 @@ hrflow_aside_count(const HrflowStore *store)
 
 /*
  * Lock the profiles that meet a condition, in the order of their keys, and add
- * the keys to the parameters "keys", as two arrays.  "how" is one of
- * lock_all_sql, lock_free_sql, which skips rows locked by other sessions, and
- * lock_batch_sql.  Returns false if there are no such profiles.
+ * the keys to the parameters "keys", as two arrays.  "how" is the locking
+ * clause: lock_all_sql, lock_free_sql, lock_batch_sql, restore_all_sql or
+ * restore_free_sql.  The clauses with "free" in their names skip rows that
+ * other sessions have locked.  Returns false if no profile was locked.
  */
 static bool
 lock_keys(const HrflowStore *store, const char *condition, const char *how,
@@ -302,28 +368,8 @@ lock_keys(const HrflowStore *store, const char *condition, const char *how,
  */
 
 /*
- * Erase the vectors put aside that have expired, and their unwanted profiles.
- */
-void
-hrflow_aside_erase_expired(const HrflowStore *store)
-{
-	Oid			aside = hrflow_aside_find(store);
-	HrflowParameters parameters = {0};
-
-	if (!OidIsValid(aside))
-		return;
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(GetCurrentTimestamp()));
-	hrflow_store_execute(hrflow_store_sql(store, erase_expired_sql, aside,
-										  aside, aside,
-										  hrflow_erased_note_sql(store, expired_reason_sql,
-																 expired_sql)),
-						 &parameters);
-}
-
-/*
- * Warn about profiles that were put aside because no table wants them, and
- * about profiles that were kept because there were too many.
+ * Warn about "nput" unwanted profiles that were put aside, and about "nkept"
+ * unwanted profiles that were kept because there were too many.
  */
 static void
 warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
@@ -333,20 +379,20 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 				(errmsg_plural("the vectors of " INT64_FORMAT " profile of store %s were put aside",
 							   "the vectors of " INT64_FORMAT " profiles of store %s were put aside",
 							   nput, nput, store->vectors_name),
-				 errdetail("No table that feeds the store wants these profiles any longer."),
-				 errhint("Until they are erased, call hrflow_restore() to restore them, or hrflow_track_table() for a table that wants them.")));
+				 errdetail("These profiles are no longer in any table that feeds the store."),
+				 errhint("To restore the vectors, call hrflow_restore() before they are erased, or hrflow_track_table() for a table that contains the profiles.")));
 	if (nkept > 0)
 		ereport(WARNING,
-				(errmsg_plural("store %s keeps the vectors of " INT64_FORMAT " profile that no table wants",
-							   "store %s keeps the vectors of " INT64_FORMAT " profiles that no table wants",
+				(errmsg_plural("store %s keeps the vectors of " INT64_FORMAT " profile that is in no table that feeds it",
+							   "store %s keeps the vectors of " INT64_FORMAT " profiles that are in no table that feeds it",
 							   nkept, store->vectors_name, nkept),
-				 errdetail("At most 5 %% of the profiles of a store, or 20 if that is more, are put aside in this way within 24 hours."),
-				 errhint("Call hrflow_track_table() for each table that feeds the store. If no table should want these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for it again.")));
+				 errdetail("At most 5 %% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours."),
+				 errhint("Call hrflow_track_table() for each table that feeds the store.  To erase these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.")));
 }
 
 /*
- * Return an SQL condition that is true if no table wants the profile in row
- * "p", and it is not in the state "unwanted" yet.
+ * Return the SQL condition for the profile in row "p" to be unwanted although
+ * its state is not "unwanted" yet.
  */
 static char *
 unwanted_now(const HrflowStore *store, Oid function)
@@ -356,41 +402,44 @@ unwanted_now(const HrflowStore *store, Oid function)
 }
 
 /*
- * Put aside those of the profiles with the given keys that no table wants.  If
+ * Put aside the unwanted profiles among those with the given keys.  If
  * "is_limited", keep them if there are too many.
  *
- * The caller must have locked the profiles; only then may the tables that feed
- * the store be looked up and queried, because a session that held the locks
+ * The caller must have locked the profiles.  The tables that feed the store
+ * are looked up and queried only now, because a session that held the locks
  * before may have tracked another table.
  *
- * Sets "counts" to the numbers of profiles that were erased at once, put
- * aside, and kept.  Returns false, after a WARNING, if nothing can be put
- * aside.
+ * Sets the elements of "counts" to the number of profiles that were erased
+ * immediately, the number that were put aside, and the number that were kept
+ * because there were too many.  Returns false, after a WARNING, if nothing can
+ * be put aside.
  */
 static bool
 put_locked(const HrflowStore *store, Oid function, bool is_limited,
 		   const HrflowParameters *keys, int64 *counts)
 {
 	const char *reason = is_limited ? "reconcile" : "untrack";
-	Oid			aside = hrflow_aside_find(store);
+	int64		allowance = PG_INT64_MAX;
+	Oid			aside;
 	HrflowParameters parameters = {0};
 
 	AcceptInvalidationMessages();
 	if (!hrflow_feeder_owns_all(store, function))
 		return false;
+	(void) hrflow_aside_lock(store, true, &aside);
 	if (!OidIsValid(aside))
 	{
 		ereport(WARNING,
-				(errmsg("store %s keeps profiles that no table wants",
+				(errmsg("store %s keeps profiles that are in no table that feeds it",
 						store->vectors_name),
 				 errdetail("The store has no table \"%s" SUFFIX "\" for vectors that are put aside.",
 						   RelationGetRelationName(store->vectors)),
 				 errhint("Use hrflow_untrack() to erase profiles.")));
 		return false;
 	}
-	hrflow_store_add(&parameters, INT8OID,
-					 Int64GetDatum(is_limited ? hrflow_erase_allowance(store) :
-								   PG_INT64_MAX));
+	if (is_limited)
+		allowance = hrflow_erase_allowance(store);
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(Max(allowance, 0)));
 	for (int i = 0; i < keys->n; i++)
 		hrflow_store_add(&parameters, keys->types[i], keys->values[i]);
 	hrflow_store_execute_latest(hrflow_store_sql(store, put_unwanted_sql,
@@ -405,15 +454,17 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 								&parameters);
 	for (int i = 0; i < NCOUNTS; i++)
 		counts[i] = DatumGetInt64(hrflow_store_datum(0, i + 1));
+	if (allowance == HRFLOW_ERASE_UNDECIDED)
+		counts[2] = 0;			/* kept for another reason */
 	return true;
 }
 
 /*
- * Put aside all profiles that no table wants.  If "is_limited", keep them if
- * there are too many, and skip profiles that another session has locked.  Such
- * a session may be about to want them, and we must not wait for it: it may
- * wait for a row of the table that we are reconciling.  Returns the number of
- * profiles that are no longer tracked.
+ * Put aside all unwanted profiles.  If "is_limited", keep them if there are
+ * too many, and skip profiles that another session has locked.  We must not
+ * wait for such a session: it may be about to insert rows that refer to these
+ * profiles, and may be waiting for a row of the table that we are reconciling.
+ * Returns the number of profiles that are no longer tracked.
  */
 uint64
 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
@@ -426,12 +477,12 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
 		!put_locked(store, function, is_limited, &keys, counts))
 		return 0;
 	warn_of_unwanted(store, counts[1], counts[2]);
-	hrflow_aside_erase_expired(store);
+	(void) hrflow_expire_batch(store);
 	return counts[0] + counts[1];
 }
 
 /*
- * Replace "last" with the last text of a nonempty array.
+ * Replace *last with a copy of the last text in a nonempty array.
  */
 static void
 keep_last(MemoryContext context, Datum array, char **last)
@@ -448,10 +499,10 @@ keep_last(MemoryContext context, Datum array, char **last)
 }
 
 /*
- * Put aside the next batch of profiles that no table wants, in the order of
- * their keys.  The caller commits, and calls again while this returns true.  A
- * batch begins after the last key of the previous one, so that all batches
- * together do not take longer than a single transaction.
+ * Put aside the next batch of unwanted profiles, in the order of their keys.
+ * The caller must commit, and call this function again until it returns false.
+ * Each batch begins after the last key of the previous batch, so no batch
+ * searches the keys of previous batches again.
  */
 bool
 hrflow_aside_put_batch(const HrflowStore *store, Oid function,
@@ -475,7 +526,8 @@ hrflow_aside_put_batch(const HrflowStore *store, Oid function,
 		return false;
 	keep_last(batch->context, keys.values[0], &batch->source_id);
 	keep_last(batch->context, keys.values[1], &batch->identifier);
-	if (!put_locked(store, function, false, &keys, counts))
+	batch->is_refused = !put_locked(store, function, false, &keys, counts);
+	if (batch->is_refused)
 		return false;
 	batch->nerased += counts[0];
 	batch->nput += counts[1];
@@ -483,14 +535,13 @@ hrflow_aside_put_batch(const HrflowStore *store, Oid function,
 }
 
 /*
- * Report the profiles that were put aside in batches, and erase expired
- * vectors.  Returns the number of profiles that are no longer tracked.
+ * Warn about the profiles that were put aside, after the last batch.  Returns
+ * the number of profiles that are no longer tracked.
  */
 uint64
 hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)
 {
 	warn_of_unwanted(store, batch->nput, 0);
-	hrflow_aside_erase_expired(store);
 	return batch->nerased + batch->nput;
 }
 
@@ -501,22 +552,27 @@ hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)
  */
 
 /*
- * Restore the profiles that meet a condition, and return their number.  See
- * lock_keys() for the arguments.
+ * Restore the profiles that meet a condition and have vectors in NAME_aside,
+ * and return their number.  "reasons" is an additional condition on these
+ * vectors: of_unwanted_sql, or an empty string.  "due" is due_as_before_sql or
+ * due_now_sql.  See lock_keys() for the other arguments.
  */
 static uint64
-restore(const HrflowStore *store, const char *condition, const char *how,
-		const HrflowParameters *parameters)
+restore(const HrflowStore *store, const char *condition, const char *reasons,
+		const char *due, const char *how, const HrflowParameters *parameters)
 {
 	Oid			table = hrflow_aside_find(store);
 	HrflowParameters keys = {0};
 
 	if (!OidIsValid(table) ||
 		!lock_keys(store,
-				   hrflow_store_sql(store, has_aside_sql, table, condition),
+				   hrflow_store_sql(store, has_aside_sql, table, condition,
+									reasons),
 				   how, parameters, &keys))
 		return 0;
-	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table), &keys);
+	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table, reasons,
+										  due),
+						 &keys);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
@@ -532,14 +588,18 @@ restore_wanted(void *arg)
 {
 	const Wanted *wanted = arg;
 
-	(void) restore(wanted->store, wanted->condition, lock_free_sql, NULL);
+	(void) restore(wanted->store, wanted->condition, of_unwanted_sql,
+				   wanted->store->has_content ? due_now_sql :
+				   due_as_before_sql, restore_free_sql, NULL);
 }
 
 /*
- * Bring back the unwanted profiles that are wanted again, except those that
- * another session has locked.  If that fails because the store no longer
- * accepts their vectors, for example because they are of another model, make
- * the profiles due instead.
+ * Restore the profiles that have the state "unwanted" although a table refers
+ * to them again, except those that another session has locked.  If the store
+ * does not accept their vectors, for example because another model made them,
+ * all of these profiles become due instead.  If the store has contents, the
+ * restored profiles are due as well.  Profiles without vectors in
+ * NAME_aside become due in any case.
  */
 void
 hrflow_aside_restore_wanted(const HrflowStore *store, Oid function)
@@ -571,7 +631,7 @@ hrflow_restore(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null", "store")));
+				 errmsg("argument \"%s\" must not be null", "store")));
 	PreventCommandDuringRecovery("hrflow_restore()");
 	hrflow_store_add(&parameters, TEXTOID, PG_GETARG_DATUM(1));
 	hrflow_store_add(&parameters, TEXTARRAYOID, PG_GETARG_DATUM(2));
@@ -579,9 +639,37 @@ hrflow_restore(PG_FUNCTION_ARGS)
 		parameters.nulls[i] = PG_ARGISNULL(i + 1) ? 'n' : ' ';
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_WRITE);
-	n = restore(&store, hrflow_store_sql(&store, chosen_sql), lock_all_sql,
-				&parameters);
+	n = restore(&store, hrflow_store_sql(&store, chosen_sql), "",
+				due_as_before_sql, restore_all_sql, &parameters);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);
+}
+
+/*
+ * hrflow_store_orphans(store regclass)
+ *		RETURNS TABLE (source_id text, profile_id text, vectors bigint)
+ */
+Datum
+hrflow_store_orphans(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	HrflowStore store;
+	Oid			table;
+	uint64		n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	SPI_connect();
+	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
+	table = hrflow_aside_find(&store);
+	n = hrflow_store_execute(hrflow_store_sql(&store, orphans_sql,
+											  !OidIsValid(table) ? "" :
+											  hrflow_store_sql(&store,
+															   and_aside_sql,
+															   table)), NULL);
+	for (uint64 i = 0; i < n; i++)
+		tuplestore_puttuple(rsinfo->setResult, SPI_tuptable->vals[i]);
+	hrflow_store_close(&store);
+	SPI_finish();
+	return (Datum) 0;
 }

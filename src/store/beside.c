@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * beside.c
- *		Optional tables of a store, named after the store with a suffix.
+ *		Finds optional tables of a store, whose names consist of the name of
+ *		the store and a suffix.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,6 +10,7 @@
 
 #include "catalog/pg_class.h"
 #include "compat.h"
+#include "parser/parse_coerce.h"
 #include "store/store.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -16,7 +18,7 @@
 
 /*
  * Return the quoted and qualified name of an optional table.  "vectors" is the
- * name of the table of vectors.
+ * name of the table of vectors, without its schema.
  */
 const char *
 hrflow_beside_name(const char *schema, const char *vectors,
@@ -27,24 +29,33 @@ hrflow_beside_name(const char *schema, const char *vectors,
 }
 
 static bool
-has_columns(Oid table, const char *const *names)
+has_columns(Oid table, const HrflowColumn *columns, int n)
 {
-	for (; *names != NULL; names++)
+	for (int i = 0; i < n; i++)
 	{
-		if (get_attnum(table, *names) == InvalidAttrNumber)
+		AttrNumber	number = get_attnum(table, columns[i].name);
+
+		if (number == InvalidAttrNumber ||
+			(OidIsValid(columns[i].type) &&
+			 !IsBinaryCoercible(get_atttype(table, number),
+								columns[i].type)))
 			return false;
 	}
 	return true;
 }
 
 /*
- * Find an optional table of a store, or return InvalidOid.  A table of that
- * name that has another owner, or that lacks one of the columns, is ignored.
- * "columns" ends with NULL.
+ * Return the OID of an optional table of a store, or InvalidOid if there is
+ * none.  A table that has the expected name, but another owner than the store,
+ * or not all of the given columns with types that are binary coercible to the
+ * given types, is ignored.
+ *
+ * The table is not locked, so it may be altered before a statement uses it.
+ * Values read from it must therefore be cast to the expected types.
  */
 Oid
 hrflow_beside_find(const HrflowStore *store, const char *suffix,
-				   const char *const *columns)
+				   const HrflowColumn *columns, int ncolumns)
 {
 	Oid			table = get_relname_relid(psprintf("%s%s",
 												   RelationGetRelationName(store->vectors),
@@ -58,7 +69,8 @@ hrflow_beside_find(const HrflowStore *store, const char *suffix,
 	form = (Form_pg_class) GETSTRUCT(tuple);
 	if ((form->relkind != RELKIND_RELATION &&
 		 form->relkind != RELKIND_PARTITIONED_TABLE) ||
-		form->relowner != store->owner || !has_columns(table, columns))
+		form->relowner != store->owner ||
+		!has_columns(table, columns, ncolumns))
 		table = InvalidOid;
 	ReleaseSysCache(tuple);
 	return table;

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * best.c
- *		The k best matches of a search, at most one per profile.
+ *		Keeps the k best matches of a search, at most one per profile.
  *
  * Matches are kept in an array, sorted by similarity, and in a hash table by
  * profile, so that a profile with several vectors takes only one of the k
@@ -37,8 +37,8 @@ compare_profiles(const void *a, const void *b, Size keysize)
 }
 
 /*
- * Allocate a list of the k best matches in the current memory context.
- * "nparts" is the number of parts of each match.
+ * Return an empty list for the k best matches, allocated in the current memory
+ * context.  "nparts" is the number of parts of each match, or 0.
  */
 HrflowBest *
 hrflow_best_make(int k, int nparts)
@@ -62,7 +62,7 @@ hrflow_best_make(int k, int nparts)
 }
 
 /*
- * Would a match of this similarity be among the best?
+ * Would a match with this similarity be among the k best?
  */
 bool
 hrflow_best_wants(const HrflowBest *best, double similarity)
@@ -72,7 +72,7 @@ hrflow_best_wants(const HrflowBest *best, double similarity)
 }
 
 /*
- * Drop the worst match.
+ * Remove and free the worst match.
  */
 static void
 drop_worst(HrflowBest *best)
@@ -89,7 +89,9 @@ drop_worst(HrflowBest *best)
 }
 
 /*
- * Add a profile that is not among the best yet, at the end of the array.
+ * Add a hash table entry for a profile that has none.  If there are k matches
+ * already, remove the worst one first.  The caller must add the entry to the
+ * array.
  */
 static HrflowMatch *
 enter_profile(HrflowBest *best, const HrflowMatch *match)
@@ -111,15 +113,16 @@ enter_profile(HrflowBest *best, const HrflowMatch *match)
 }
 
 /*
- * Keep a copy of a match if it is among the best.  If the profile already has
- * a match, keep only the better one.
+ * Keep a copy of a match if it is among the k best.  If the profile already
+ * has a match, keep only the better of the two.
  */
 void
 hrflow_best_keep(HrflowBest *best, const HrflowMatch *match)
 {
 	HrflowMatch **matches = best->matches;
 	HrflowMatch *kept;
-	int			from;			/* current index of the match */
+	int			from;			/* index of the match in the array before the
+								 * match is moved forward */
 	int			low = 0;
 	int			high;
 
@@ -145,7 +148,9 @@ hrflow_best_keep(HrflowBest *best, const HrflowMatch *match)
 	if (best->nparts > 0)
 		memcpy(kept->parts, match->parts, sizeof(double) * best->nparts);
 
-	/* Move the match forward to its place, after equal ones. */
+	/*
+	 * Move the match forward, but not ahead of matches that are equally good.
+	 */
 	high = from;
 	while (low < high)
 	{

@@ -3,12 +3,13 @@
  * catalog.c
  *		Reads triggers, names and dependencies from the system catalogs.
  *
- * There is no index by which to find the triggers that name a store, and no
- * dependency either if they come from a dump.  So a session reads all triggers
- * that call our function once, and remembers which store each of them names.
- * Otherwise a DELETE of a single row would read the triggers of all stores.
- * They are read again after any relation has changed, because creating,
- * altering or dropping a trigger invalidates the relation that it is on.
+ * Triggers name their store in their arguments, which are not indexed, and
+ * triggers that were restored from a dump do not depend on the store either.
+ * So a session reads all triggers that call hrflow_track_trigger() once, and
+ * caches a hash of the store's name for each of them.  Otherwise a DELETE of a
+ * single row would read the triggers of all stores.  The cache is rebuilt
+ * after any relation has changed, because creating, altering or dropping a
+ * trigger causes a relation cache invalidation for its table.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,9 +30,10 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 
 /*
- * A trigger that calls our function.
+ * A trigger that calls hrflow_track_trigger().
  */
 typedef struct NamedTrigger
 {
@@ -40,11 +42,13 @@ typedef struct NamedTrigger
 } NamedTrigger;
 
 /*
- * All such triggers, if no relation has changed since they were read.
+ * Cache of all triggers that call hrflow_track_trigger().  It is valid as long
+ * as no relation changes.
  */
 static struct
 {
-	Oid			function;		/* our function; InvalidOid: read them again */
+	Oid			function;		/* hrflow_track_trigger(), or InvalidOid if
+								 * the cache is invalid */
 	NamedTrigger *triggers;		/* in TopMemoryContext, or NULL */
 	int			n;
 }			known = {.function = InvalidOid};
@@ -53,8 +57,8 @@ static struct
 static uint64 nchanges = 0;
 
 /*
- * Return a copy of a row of pg_trigger, which the caller may free, or NULL if
- * there is none.
+ * Return a palloc'd copy of the row of pg_trigger for a trigger, or NULL if
+ * there is no such trigger.
  */
 HeapTuple
 hrflow_catalog_trigger(Relation triggers, Oid trigger)
@@ -75,9 +79,9 @@ hrflow_catalog_trigger(Relation triggers, Oid trigger)
 }
 
 /*
- * Return rows of pg_depend as a list of Form_pg_depend: for a trigger, those
- * of the objects on which it depends, and for any other object, those of the
- * triggers that depend on it.
+ * Return rows of pg_depend as a list of Form_pg_depend.  For a trigger, these
+ * are its dependencies on other objects; for any other object, these are the
+ * dependencies of triggers on the object.
  */
 List *
 hrflow_catalog_dependencies(Oid class, Oid object)
@@ -113,10 +117,10 @@ hrflow_catalog_dependencies(Oid class, Oid object)
 }
 
 /*
- * Return the arguments of a trigger, each terminated by a zero byte, or NULL
- * if the trigger is not one of ours: it must call our function with as many
- * arguments as hrflow_track_table() passes, and must not be a copy that
- * belongs to a partition.
+ * Return the arguments of a trigger, each terminated by a zero byte.  Returns
+ * NULL if the trigger is not one of ours.  Our triggers call "function" with
+ * as many arguments as hrflow_track_table() passes, and are not copies on
+ * partitions.
  */
 char *
 hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple, Oid function)
@@ -140,7 +144,8 @@ hash_name(const char *name)
 }
 
 /*
- * Relation cache callback: triggers on the relation may have changed.
+ * Relation cache callback: invalidate the cache, because triggers on the
+ * relation may have changed.
  */
 static void
 forget_triggers(Datum arg, Oid relation)
@@ -150,7 +155,7 @@ forget_triggers(Datum arg, Oid relation)
 }
 
 /*
- * Read all triggers that call our function.
+ * Fill the cache with all triggers that call "function".
  */
 static void
 read_triggers(Oid function)
@@ -193,13 +198,17 @@ read_triggers(Oid function)
 	memcpy(known.triggers, named, sizeof(NamedTrigger) * n);
 	known.n = n;
 
-	/* Read them again next time if a relation has changed meanwhile. */
+	/*
+	 * Leave the cache invalid if a relation has changed while the cache was
+	 * being filled.
+	 */
 	known.function = nchanges == before ? function : InvalidOid;
 }
 
 /*
- * Return the OIDs of the triggers that call our function and may name a store.
- * The result may include triggers of other stores, and triggers that no longer
+ * Return the OIDs of the triggers that call "function" and may name a store.
+ * Because names are compared by their hashes, and the cache may be outdated,
+ * the result may include triggers of other stores, and triggers that no longer
  * exist.
  */
 List *
@@ -219,12 +228,52 @@ hrflow_catalog_triggers_of(Oid function, const char *store)
 }
 
 /*
- * Return the quoted name of a function of the extension, qualified with the
- * schema of another of its functions.
+ * Return the name of the schema of a function of this extension.  Throws 42883
+ * if the function no longer exists: the extension may be dropped while one of
+ * its functions waits for a lock.
+ */
+char *
+hrflow_catalog_schema(Oid function)
+{
+	char	   *schema = get_namespace_name(get_func_namespace(function));
+
+	if (schema == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function with OID %u does not exist", function),
+				 errdetail("The extension \"%s\" has been dropped.",
+						   "hrflow_embed")));
+	return schema;
+}
+
+/*
+ * Return the OID of the function with the given name and exactly the given
+ * argument types in the schema of "other", which may be any function of this
+ * extension.
+ *
+ * A call by name alone would not be safe, because anyone who may create
+ * functions in the schema could overload the name.
+ */
+Oid
+hrflow_catalog_function(const char *name, const Oid *types, int nargs,
+						Oid other)
+{
+	Oid			function =
+	GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(name),
+					PointerGetDatum(buildoidvector(types, nargs)),
+					ObjectIdGetDatum(get_func_namespace(other)));
+
+	if (!OidIsValid(function))
+		elog(ERROR, "could not find function %s", name);
+	return function;
+}
+
+/*
+ * Return the quoted name of a function of this extension, qualified with the
+ * schema of "other", which may be any function of this extension.
  */
 char *
 hrflow_catalog_function_name(const char *name, Oid other)
 {
-	return quote_qualified_identifier(get_namespace_name(get_func_namespace(other)),
-									  name);
+	return quote_qualified_identifier(hrflow_catalog_schema(other), name);
 }

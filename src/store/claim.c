@@ -18,49 +18,57 @@
 #include "utils/timestamp.h"
 
 /*
- * A lease lasts for LEASE_TIME + LEASE_MARGIN milliseconds, and is renewed
- * LEASE_MARGIN before it ends.  The profiles of a backend that has crashed
- * cannot be claimed again until their leases have ended.
+ * Time from the beginning of a lease until it is renewed, in milliseconds.  A
+ * longer time would cost fewer renewals, but after a crash of a backend, its
+ * profiles cannot be claimed again until their leases have ended.
  */
 #define LEASE_TIME (5 * 60 * 1000)
+
+/*
+ * Time from the renewal of a lease until the lease would end, in milliseconds,
+ * so that a renewal that is delayed by a lock is still in time.
+ */
 #define LEASE_MARGIN (30 * 1000)
 
 /*
- * The statements below find the rows that they have just locked by "ctid"
- * and, because the table may be partitioned, by "tableoid".  If they did so
- * by key, the planner would scan the whole table in each statement if the
- * statistics say that it has a single row, for example after all rows of a
- * table have been deleted and loaded again.  For the same reason, keys are
- * looked up in a LATERAL subquery, which cannot be the outer side of the
- * join.  If a row is changed between the snapshot of a statement and the
- * lock, a claim does not find the new version, and leaves it to the next
- * claim.
+ * The statements below lock rows, and then find these rows by "ctid" and,
+ * because the table may be partitioned, by "tableoid".  With a join by key,
+ * the planner would choose a scan of the whole table if the statistics say
+ * that the table has a single row, for example after all its rows have been
+ * deleted and loaded again.  For the same reason, keys are looked up in a
+ * LATERAL subquery, which cannot be the outer side of a join.  If a row
+ * changes after the snapshot of a claim was taken, but before the row is
+ * locked, the claim does not find the new version of the row, and leaves it to
+ * the next claim.
  */
 
 /*
- * $1 is the current time, $2 the start of the run, $3 the maximum number of
- * profiles, $4 the end of the lease, $5 an array of sources to be skipped,
- * and $6 the due_at of the last profile claimed before.  Below $6, the index
- * contains only entries of profiles that were claimed already; they cannot be
- * removed while another session holds an old snapshot.
+ * Statement that leases the profiles that have been due longest.  $1 is the
+ * current time, $2 the start of the run, $3 the maximum number of profiles, $4
+ * the end of the lease, $5 an array of sources to be skipped, and $6 the
+ * due_at of the last profile claimed before.  Index entries before $6 belong
+ * to profiles that have been claimed already.  They are skipped, because
+ * VACUUM cannot remove them while another session holds an old snapshot.
+ * Unwanted profiles are never claimed, even if a user has set their due_at.
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
 " (SELECT p.tableoid AS part, p.ctid AS row FROM %P AS p"
 " WHERE p.due_at >= $6 AND p.due_at <= $1"
+" AND p.state IS DISTINCT FROM 'unwanted'"
 " AND (p.lease_until IS NULL OR p.lease_until <= $1)"
 " AND %s AND p.source_id <> ALL ($5)"
 " ORDER BY p.due_at LIMIT $3"
-" FOR UPDATE SKIP LOCKED)"
+" FOR NO KEY UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET lease_until = $4"
 " FROM claimed AS c WHERE p.tableoid = c.part AND p.ctid = c.row"
 " RETURNING p.source_id, p.%I, p.generation, p.due_at, p.last_error,"
 " p.state, p.attempts, %s";
 
 /*
- * Condition for a profile to be in a queue.  If max_age is short, profiles
- * that this run has refreshed are due again before it ends; they are left to
- * the next run.
+ * SQL conditions for a profile to be in a queue.  If max_age is short,
+ * profiles that a run has refreshed become due again before the run ends; the
+ * second condition leaves them to the next run.
  */
 static const char *const queues_sql[] = {
 	[HRFLOW_QUEUE_DUE] = "p.state = 'due'",
@@ -68,11 +76,12 @@ static const char *const queues_sql[] = {
 };
 
 /*
- * $1 is a source that the API does not know, $2 the current time, $3 the time
- * at which to request the source again, $4 the error, and $5 the maximum
- * number of profiles.  All profiles of the source that would be due before $3
- * are postponed until then, but at most $5 per statement, because other
- * sessions may be waiting for their rows.
+ * Statement that postpones the profiles of a source that the API does not
+ * know.  $1 is the source, $2 the current time, $3 the time at which to
+ * request its profiles again, $4 the error, and $5 the maximum number of
+ * profiles.  All profiles of the source that would be due before $3 are
+ * postponed until then, but at most $5 per statement, because other sessions
+ * may be waiting for the locked rows.
  */
 static const char postpone_sql[] =
 "WITH due AS MATERIALIZED"
@@ -80,12 +89,15 @@ static const char postpone_sql[] =
 " WHERE p.source_id = $1 AND p.due_at < $3"
 " AND (p.lease_until IS NULL OR p.lease_until <= $2)"
 " ORDER BY p.due_at LIMIT $5"
-" FOR UPDATE SKIP LOCKED)"
+" FOR NO KEY UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET due_at = $3,"
 " %s last_error = $4"
 " FROM due WHERE p.tableoid = due.part AND p.ctid = due.row";
 
-/* Maximum number of profiles to be postponed by one statement. */
+/*
+ * Maximum number of profiles to be postponed by one statement, so that other
+ * sessions do not wait long for the rows that it locks.
+ */
 #define POSTPONED_AT_ONCE 10000
 
 static const char postpone_since_sql[] =
@@ -93,9 +105,10 @@ static const char postpone_since_sql[] =
 " THEN p.failed_at ELSE $2 END,";
 
 /*
- * $1 to $3 are arrays of the sources, identifiers and leases of profiles, and
- * $4 is the new end of the leases.  Rows that other sessions have locked are
- * skipped.
+ * Statement that renews or releases the leases of profiles.  $1 to $3 are
+ * arrays with one element per profile: the source, the identifier, and the
+ * current end of the lease.  $4 is the new end of all leases.  Rows that other
+ * sessions have locked are skipped.
  */
 static const char change_leases_sql[] =
 "WITH locked AS MATERIALIZED"
@@ -104,7 +117,7 @@ static const char change_leases_sql[] =
 " CROSS JOIN LATERAL"
 " (SELECT p.tableoid AS part, p.ctid AS row FROM %P AS p"
 " WHERE p.source_id = k.s AND p.%I = k.i AND p.lease_until = k.lease"
-" FOR UPDATE SKIP LOCKED) AS l)"
+" FOR NO KEY UPDATE SKIP LOCKED) AS l)"
 " UPDATE %P AS p SET lease_until = $4"
 " FROM locked AS l WHERE p.tableoid = l.part AND p.ctid = l.row"
 " RETURNING l.n::integer";
@@ -140,7 +153,8 @@ bad_sources(HrflowRun *run)
 }
 
 /*
- * Is this the error of a profile whose source the API does not know?
+ * Does an error message, which may be NULL, say that the API does not know the
+ * source of a profile?
  */
 static bool
 is_of_source(const char *error)
@@ -178,7 +192,7 @@ read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lea
 							  8, &is_null);
 	profile->old_dimension = is_null ? 0 : DatumGetInt32(dimension);
 
-	/* Refuse nulls now, before sending requests that cost money. */
+	/* Refuse nulls before any request is sent, because requests cost money. */
 	for (int i = 6; i <= 7; i++)
 		(void) hrflow_store_value(row, i);
 	run->claimed_to[queue] = Max(run->claimed_to[queue],
@@ -236,9 +250,9 @@ claim_from_all(HrflowRun *run, const HrflowStore *store, int64 size,
 
 /*
  * Once a second, let the next claim search the queue of due profiles from its
- * beginning.  A profile may have a due_at below that of the last profile
- * claimed if it had long been due when it changed, or if another session had
- * locked it.
+ * beginning.  A profile that enters the queue late may have an earlier due_at
+ * than the last claimed profile, either because it had long been due when it
+ * changed, or because another session had locked it.
  */
 static void
 look_back(HrflowRun *run)
@@ -252,21 +266,21 @@ look_back(HrflowRun *run)
 }
 
 /*
- * May a claim wait for locks on the tables from which contents are read?
- * Sessions of the user may hold such a lock for long, for example ALTER
- * TABLE.  Meanwhile requests in flight would time out, and profiles that have
- * arrived would not be written.
+ * Can all tables that a claim reads and writes be locked without waiting?
+ * Acquires the locks one by one, so it may hold some of them even if it
+ * returns false.
  */
-bool
-hrflow_claim_may_wait(HrflowRun *run)
+static bool
+can_lock(const HrflowRun *run, const HrflowStore *store)
 {
-	return dlist_is_empty(&run->in_flight) && run->narrived == 0 &&
-		run->nsuspects == 0 && run->nforeign == 0;
+	return (!store->has_content || hrflow_content_can_lock(run, store)) &&
+		ConditionalLockRelationOid(RelationGetRelid(store->profiles),
+								   RowExclusiveLock);
 }
 
 /*
- * Claim the profiles that have been due longest in their queue, as many as
- * will be requested soon.
+ * Claim as many profiles as can be requested soon.  From each queue, the
+ * profiles that have been due longest are claimed first.
  */
 void
 hrflow_claim(HrflowRun *run, const HrflowStore *store)
@@ -277,18 +291,19 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	TimestampTz lease;
 	uint64		n;
 
+	run->is_blocked = !hrflow_work_may_wait(run) && !can_lock(run, store);
+	if (run->is_blocked)
+		return;
 	if (store->has_content)
-	{
-		run->is_blocked = !hrflow_claim_may_wait(run) &&
-			!hrflow_content_can_lock(run, store);
-		if (run->is_blocked)
-			return;
 		feeders = hrflow_content_feeders(run, store);
-	}
 
-	/* Lock the table before the lease begins, because this may take long. */
+	/*
+	 * Lock the table before the lease begins, because waiting for the lock
+	 * may take long.
+	 */
 	LockRelationOid(RelationGetRelid(store->profiles), RowExclusiveLock);
-	lease = lease_end();
+	run->has_locks = true;
+	lease = run->claim_lease = lease_end();
 
 	look_back(run);
 	n = claim_from_all(run, store, size, lease);
@@ -308,8 +323,39 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
+ * After a claim was rolled back, forget its profiles, so that they are not
+ * requested.
+ */
+void
+hrflow_claim_undo(HrflowRun *run)
+{
+	dlist_head *lists[] = {&run->claimed, &run->waiting, &run->foreign,
+	&run->arrived};
+
+	for (int i = 0; i < lengthof(lists); i++)
+	{
+		dlist_mutable_iter iter;
+
+		dlist_foreach_modify(iter, lists[i])
+		{
+			HrflowProfile *profile = dlist_container(HrflowProfile, node,
+													 iter.cur);
+
+			if (profile->lease != run->claim_lease)
+				continue;
+			run->nwaiting -= lists[i] == &run->waiting;
+			run->narrived -= lists[i] == &run->arrived;
+			hrflow_claim_forget(run, profile);
+		}
+	}
+	for (int i = 0; i < HRFLOW_NQUEUES; i++)
+		run->claimed_to[i] = DT_NOBEGIN;
+	run->is_blocked = true;
+}
+
+/*
  * Postpone all profiles of each source that the API does not know, so that
- * profiles of other sources do not wait for them.
+ * profiles of other sources do not have to wait for them.
  */
 void
 hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
@@ -343,8 +389,8 @@ hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Record that sources were postponed.  The caller must have committed
- * hrflow_claim_postpone().
+ * Record that sources were postponed.  Must be called after the transaction of
+ * hrflow_claim_postpone() has committed.
  */
 void
 hrflow_claim_postpone_done(HrflowRun *run)
@@ -360,7 +406,7 @@ hrflow_claim_postpone_done(HrflowRun *run)
 }
 
 /*
- * Return the profiles, of all lists, whose leases end no later than "before".
+ * Return all profiles of a run whose leases end no later than "before".
  */
 static List *
 find_leases(HrflowRun *run, TimestampTz before)
@@ -385,9 +431,9 @@ find_leases(HrflowRun *run, TimestampTz before)
 }
 
 /*
- * Set the end of all leases that end no later than "before" to "lease", or
- * release them if "lease" is DT_NOBEGIN.  Returns the profiles whose leases
- * will have changed after the commit.
+ * Change all leases that end no later than "before" so that they end at
+ * "lease", or release them if "lease" is DT_NOBEGIN.  Returns the profiles
+ * whose leases were changed; the change takes effect at the commit.
  */
 static List *
 change_leases(HrflowRun *run, const HrflowStore *store, TimestampTz before,
@@ -437,20 +483,24 @@ void
 hrflow_claim_renew(HrflowRun *run, const HrflowStore *store)
 {
 	TimestampTz lease = lease_end();
-	List	   *renewed = change_leases(run, store,
-										TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-																	LEASE_MARGIN),
-										lease);
+	List	   *renewed;
 	ListCell   *cell;
 
+	/* An earlier renewal may have been rolled back. */
+	foreach(cell, find_leases(run, DT_NOEND))
+		((HrflowProfile *) lfirst(cell))->renewed = 0;
+	renewed = change_leases(run, store,
+							TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														LEASE_MARGIN),
+							lease);
 	foreach(cell, renewed)
 		((HrflowProfile *) lfirst(cell))->renewed = lease;
 }
 
 /*
- * Record the renewed leases.  The caller must have committed
- * hrflow_claim_renew(), because a profile is written only if its lease is the
- * one in the table.
+ * Record the ends of renewed leases.  Must be called after the transaction of
+ * hrflow_claim_renew() has committed, because a profile is written only if the
+ * end of its lease equals "lease_until" in the table.
  */
 void
 hrflow_claim_renew_done(HrflowRun *run)
@@ -496,8 +546,31 @@ hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Free all profiles that were not written.  This loses fetched vectors of
- * profiles whose rows other sessions have locked.
+ * Count and free the arrived profiles that other sessions have locked.  Their
+ * leases are not released, because another claim would then request, and pay
+ * for, the same profiles again at once.
+ */
+void
+hrflow_claim_forget_locked(HrflowRun *run)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &run->arrived)
+	{
+		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
+
+		if (!hrflow_write_is_locked(profile))
+			continue;
+		run->nlocked++;
+		run->nunwritten++;
+		run->narrived--;
+		hrflow_claim_forget(run, profile);
+	}
+}
+
+/*
+ * Free all profiles that were not written, and count those whose fetched
+ * vectors are lost.
  */
 void
 hrflow_claim_forget_all(HrflowRun *run)
@@ -511,7 +584,8 @@ hrflow_claim_forget_all(HrflowRun *run)
 			HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
 														lists[i]);
 
-			run->nunwritten += profile->is_locked || profile->is_stuck;
+			run->nunwritten += profile->vectors != NIL &&
+				profile->asked_at != 0;
 			hrflow_claim_forget(run, profile);
 		}
 	}

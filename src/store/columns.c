@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * columns.c
- *		The columns by which a table feeds a store.
+ *		Finds and checks the columns through which a table feeds a store.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,10 +25,10 @@
 #include "utils/lsyscache.h"
 
 /*
- * Return the numbers of the columns whose changes mark profiles due: those
- * that the WHEN conditions of the triggers refer to, except columns of keys.
- * The triggers have no arguments that name them; numbers also remain valid if
- * a column is renamed.
+ * Return the numbers of the columns whose changes make profiles due: the
+ * columns in the WHEN conditions of the triggers, except key columns.  They
+ * are found through the dependencies of the triggers, rather than by names in
+ * the triggers' arguments, so that columns can be renamed.
  */
 Bitmapset *
 hrflow_columns_watched(Relation table, List *feeders)
@@ -69,7 +69,7 @@ hrflow_columns_watched(Relation table, List *feeders)
 }
 
 /*
- * Refuse a virtual generated column.
+ * Throw 0A000 if a column is a virtual generated column.
  */
 static void
 check_not_virtual(Form_pg_attribute column)
@@ -80,13 +80,14 @@ check_not_virtual(Form_pg_attribute column)
 				 errmsg("column \"%s\" is a virtual generated column",
 						NameStr(column->attname)),
 				 errdetail("Triggers do not see the values of virtual generated columns."),
-				 errhint("Make it a stored generated column.")));
+				 errhint("Use a stored generated column.")));
 }
 
 /*
- * Check that a table has a column and, if the column holds keys, that each
- * value of its type has only one text representation.  "tracked" means that
- * the column existed when the table was tracked.
+ * Check that a table has a column.  If "is_key", also check that each value of
+ * the column's type has only one text representation, and that the column is
+ * not a virtual generated column.  "tracked" means that the column existed
+ * when the table was tracked, so it may have been renamed since.
  */
 void
 hrflow_columns_check(Relation table, const char *name, bool is_key,
@@ -110,12 +111,12 @@ hrflow_columns_check(Relation table, const char *name, bool is_key,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" has unsupported type %s", name,
 						format_type_be(type)),
-				 errhint("Use a column of type text, varchar, uuid, bigint, integer or smallint. A stored generated column can convert values of other types.")));
+				 errhint("Use a column of type text, varchar, uuid, bigint, integer or smallint.  A stored generated column can convert values of other types.")));
 	check_not_virtual(TupleDescAttr(RelationGetDescr(table), number - 1));
 }
 
 /*
- * Check the columns that hold a table's keys.
+ * Check the key columns of a table.
  */
 void
 hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
@@ -132,8 +133,8 @@ hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
  */
 
 /*
- * Append the numbers of the columns of OLD in an expression to a list, in the
- * order in which they occur.
+ * Expression walker: append to a list the numbers of the columns of OLD to
+ * which an expression refers, in order of occurrence.
  */
 static bool
 collect_columns(Node *node, void *list)
@@ -152,16 +153,18 @@ collect_columns(Node *node, void *list)
 }
 
 /*
- * Return the numbers of the columns from which a store's contents are read, in
- * order.  The WHEN condition of the trigger on UPDATE compares them right
- * after the key.  It refers to columns by their numbers, so they can be
- * renamed, and a dump contains their names.  "args" are the trigger's
- * arguments.
+ * Return the numbers of the columns from which contents are read, in order.
+ * "args" are the arguments of the trigger on UPDATE, which include the number
+ * of these columns.  In the WHEN condition of the trigger, these columns
+ * follow the key column.  The condition stores column numbers, so columns can
+ * be renamed; in a dump, it contains column names.
  *
- * Throws 55000 if the trigger does not compare them.
+ * Returns NIL if the condition does not contain enough columns, or refers to
+ * the whole row or a system column in their place.  This is possible only if
+ * a user has created the trigger.
  */
-List *
-hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
+static List *
+find_content(Oid trigger, char *const *args)
 {
 	int			n = atoi(args[HRFLOW_TRIGGER_NCOLUMNS]);
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
@@ -180,22 +183,44 @@ hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
 	table_close(triggers, AccessShareLock);
 
 	if (n < 1 || list_length(columns) <= n)
+		return NIL;
+	for (int i = 1; i <= n; i++)
+	{
+		int			number = list_nth_int(columns, i);
+
+		if (!AttrNumberIsForUserDefinedAttr(number))
+			return NIL;
+		content = lappend_int(content, number);
+	}
+	return content;
+}
+
+/*
+ * Return the numbers of the columns from which contents are read, in order;
+ * see find_content().  Throws 55000 if they cannot be determined.
+ */
+List *
+hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
+{
+	List	   *content = find_content(trigger, args);
+
+	if (content == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot determine the content columns of table \"%s\"",
 						RelationGetRelationName(table)),
 				 errhint("Call hrflow_track_table() again.")));
-	for (int i = 1; i <= n; i++)
-		content = lappend_int(content, list_nth_int(columns, i));
 	return content;
 }
 
 /*
- * Return the numbers of the columns from which these triggers of a table read
- * contents, in order; NIL if there are none, or if they have been released.
+ * Given the triggers of a table, return the numbers of the columns from which
+ * contents are read, in order.  Returns NIL if contents are not read from the
+ * table, if hrflow_release_columns() has released the columns, or if they
+ * cannot be determined; then hrflow_track_table() re-creates the triggers.
  */
 List *
-hrflow_columns_of_feeders(Relation table, List *feeders)
+hrflow_columns_of_feeders(List *feeders)
 {
 	ListCell   *cell;
 
@@ -204,8 +229,7 @@ hrflow_columns_of_feeders(Relation table, List *feeders)
 		const HrflowFeeder *feeder = lfirst(cell);
 
 		if (feeder->is_update && *feeder->args[HRFLOW_TRIGGER_NCOLUMNS] != '\0')
-			return hrflow_columns_of_content(table, feeder->trigger,
-											 feeder->args);
+			return find_content(feeder->trigger, feeder->args);
 	}
 	return NIL;
 }
@@ -213,7 +237,8 @@ hrflow_columns_of_feeders(Relation table, List *feeders)
 /*
  * Check that the contents of a store can be read from a column.
  *
- * Throws 42703, 42804 and 0A000.
+ * Throws 42703 if the column does not exist, 42804 if its type is not
+ * supported, and 0A000 if it is a virtual generated column.
  */
 static void
 check_content(const HrflowStore *store, Relation table, const char *name)
@@ -246,9 +271,10 @@ check_content(const HrflowStore *store, Relation table, const char *name)
  */
 
 /*
- * Read an array of column names, which is the argument "argument", into
- * "columns", unless that is NULL.  Returns the number of names.  Throws 22023
- * and 54011.
+ * Read an array of column names into "columns", unless "columns" is NULL.
+ * "argument" is the name of the SQL argument, for messages.  Returns the
+ * number of column names.  Throws 22023 if the array has several dimensions or
+ * contains nulls, and 54011 if it has too many elements.
  */
 int
 hrflow_columns_get(const char *argument, ArrayType *array, char **columns)
@@ -262,22 +288,23 @@ hrflow_columns_get(const char *argument, ArrayType *array, char **columns)
 	if (ARR_NDIM(array) > 1 || array_contains_nulls(array))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a one-dimensional array without nulls",
+				 errmsg("argument \"%s\" must be a one-dimensional array without nulls",
 						argument)));
 	if (n > MaxTupleAttributeNumber)
 		ereport(ERROR,
 				(errcode(ERRCODE_TOO_MANY_COLUMNS),
-				 errmsg("%s has more elements than a table has columns",
-						argument)));
+				 errmsg("argument \"%s\" must not have more than %d elements",
+						argument, MaxTupleAttributeNumber)));
 	for (int i = 0; columns != NULL && i < n; i++)
 		columns[i] = NameStr(*DatumGetName(values[i]));
 	return n;
 }
 
 /*
- * Read the arguments that specify where contents come from: the names of
- * columns into "columns", and the rest into "args".  Returns the number of
- * columns.  Throws 22023, and the errors of check_content().
+ * Read the arguments that specify the columns from which contents are read.
+ * Stores the column names in "columns", and the arguments for the triggers in
+ * "args".  Returns the number of columns.  Throws 22023, 54011, and the errors
+ * of check_content().
  */
 int
 hrflow_columns_get_content(const HrflowStore *store, Relation table,
@@ -298,7 +325,8 @@ hrflow_columns_get_content(const HrflowStore *store, Relation table,
 		if (array != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must not be given", "content_columns"),
+					 errmsg("argument \"%s\" must not be specified",
+							"content_columns"),
 					 errdetail("A store of %s does not read contents from columns.",
 							   store->kind->plural),
 					 errhint("To make profiles due when columns change, use refresh_columns.")));
@@ -308,8 +336,8 @@ hrflow_columns_get_content(const HrflowStore *store, Relation table,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg(reading->max_columns == 1 ?
-						"content_columns must name one column" :
-						"content_columns must name at least one column"),
+						"argument \"content_columns\" must name one column" :
+						"argument \"content_columns\" must name at least one column"),
 				 errhint("For a store of %s, pass columns of type %s.",
 						 store->kind->plural, reading->type_names)));
 	for (int i = 0; i < n; i++)

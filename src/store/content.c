@@ -1,16 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * content.c
- *		Reads the contents that a run sends to the API from the tables that
- *		feed the store, and avoids sending them more than once.
+ *		Reads contents from the tables that feed a store, to be sent to the
+ *		API, and avoids sending the same content twice.
  *
- * Contents are read in the transaction that claims their keys.  A hash of the
- * request that was answered is kept with each key, in the column
- * "content_hash".  A content is not sent again if the store has a vector of it
- * for any key, or while it is in flight.
+ * Contents are read in the transaction that claims their keys.  For each key,
+ * the column "content_hash" has a hash of the request to which the key's
+ * vector belongs.  A content is not sent again while it is in flight, or if
+ * the store has its vector, under any key.
  *
  * Before requests are sent, their hashes are committed in the column
- * "sent_hash", which is cleared when the answer is written.  So if a session
+ * "sent_hash", which is cleared when the reply is written.  So if a session
  * ends in between, the next session knows which contents may have been sent,
  * and paid for.  It marks their keys as failed, and sends the contents again
  * only after hrflow_retry().
@@ -33,11 +33,11 @@
 #include "utils/guc.h"
 
 /*
- * Read the contents of the keys $1 from one table.  Of several rows with one
- * key, the content that sorts first is used; one that cannot be sent only if
- * there is no other.  The subquery makes sure that only contents of these keys
- * are computed, and only once: it depends on "p", and OFFSET keeps the planner
- * from flattening it.
+ * Statement that reads the contents of the keys $1 from one table.  If several
+ * rows have the same key, it returns the content that sorts first, but prefers
+ * contents that can be sent.  The LATERAL subquery ensures that contents are
+ * computed only for these keys, and only once: it depends on "p", and OFFSET
+ * keeps the planner from flattening it.
  */
 static const char read_sql[] =
 "SELECT DISTINCT ON (p.n) p.n::integer, c.value FROM"
@@ -50,11 +50,12 @@ static const char read_sql[] =
 static const char next_column_sql[] = "%s, %s";
 
 /*
- * Find stored vectors of contents.  $1 are the keys and $2 the hashes of the
- * contents, $3 is the account, $4 the section, and $5 are the dimensions of
- * the store's vectors; an empty array means any dimension.  A key's own vector
- * is preferred.  The number of rows that this reads depends neither on
- * statistics nor on the number of keys that share a content.
+ * Statement that finds the stored vectors of contents.  $1 is an array of
+ * keys, and $2 an array of the hashes of their contents.  $3 is the account,
+ * and $4 the section.  $5 is an array of the dimensions of the store's
+ * vectors, which is empty if any dimension is accepted.  A key's own vector is
+ * preferred.  The number of rows read depends neither on the statistics of the
+ * table nor on the number of keys that share a content.
  */
 #define VECTOR_SQL \
 	" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %V AS v" \
@@ -71,9 +72,9 @@ static const char find_vectors_sql[] =
 " UNION ALL SELECT e.vector FROM %P AS p" VECTOR_SQL " LIMIT 1) AS f";
 
 /*
- * Find which of the hashes $1 belong to requests that a session may have sent
- * without writing the answer.  $2 is the current time, and $3 is the end of
- * the lease of the keys that were just claimed.
+ * Statement that finds which of the hashes $1 belong to requests that may have
+ * been sent, but whose replies were not written.  $2 is the current time, and
+ * $3 the end of the lease of the keys that were just claimed.
  */
 static const char find_sent_sql[] =
 "SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
@@ -82,9 +83,10 @@ static const char find_sent_sql[] =
 " LIMIT 1) AS s";
 
 /*
- * $1 are keys, and $2 the hashes of requests that are about to be sent.  Like
- * the statements in claim.c, this one and the next do not depend on the
- * statistics of the table.
+ * Statement that sets "sent_hash" for requests that are about to be sent.  $1
+ * is an array of keys, and $2 an array of the hashes of their requests.  The
+ * plans of this statement and of unmark_sql, like those of the statements in
+ * claim.c, do not depend on the statistics of the table.
  */
 static const char mark_sql[] =
 "UPDATE %P AS p SET sent_hash = k.hash FROM unnest($1, $2) AS k(i, hash)"
@@ -93,7 +95,9 @@ static const char mark_sql[] =
 " WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /*
- * $1 are keys, and $2 the ends of the leases, of requests that were not sent.
+ * Statement that clears "sent_hash" for requests that were not sent.  $1 is an
+ * array of their keys, and $2 an array of the ends of the leases of these
+ * keys.
  */
 static const char unmark_sql[] =
 "WITH locked AS MATERIALIZED"
@@ -101,13 +105,14 @@ static const char unmark_sql[] =
 " CROSS JOIN LATERAL"
 " (SELECT p.tableoid AS part, p.ctid AS row FROM %P AS p"
 " WHERE p.source_id = '' AND p.%I = k.i AND p.lease_until = k.lease"
-" FOR UPDATE SKIP LOCKED) AS l)"
+" FOR NO KEY UPDATE SKIP LOCKED) AS l)"
 " UPDATE %P AS p SET sent_hash = NULL"
 " FROM locked AS l WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /*
- * Settings to be turned on while a feeding table is read, so that the planner
- * may choose how to find its rows.
+ * Planner settings that work.c turns off, and that are turned on again while a
+ * table that feeds the store is read, so that the planner is free to choose
+ * how to find the rows.
  */
 static const char *const read_settings[] = {
 	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin"
@@ -142,7 +147,8 @@ hrflow_content_can_lock(const HrflowRun *run, const HrflowStore *store)
 /*
  * Find the triggers on INSERT and UPDATE of the tables that feed the store,
  * and lock these tables.  Must be called before rows of the store are locked,
- * which is also the order of TRUNCATE.
+ * because TRUNCATE of one of these tables locks the table before it locks rows
+ * of the store.
  */
 List *
 hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)
@@ -157,8 +163,8 @@ hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)
 
 		/*
 		 * The trigger on UPDATE specifies the columns.  Include the trigger
-		 * on INSERT too, because hrflow_release_columns() drops the former,
-		 * and the contents must not be considered missing then.
+		 * on INSERT, too: hrflow_release_columns() drops only the trigger on
+		 * UPDATE, and the contents must not be considered empty after that.
 		 */
 		if (feeder->is_insert || feeder->is_update)
 			feeders = lappend(feeders, feeder);
@@ -167,7 +173,7 @@ hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Return the trigger on UPDATE of a table, or InvalidOid.
+ * Return the trigger on UPDATE of a table, or InvalidOid if there is none.
  */
 static Oid
 find_update_trigger(List *feeders, Oid table)
@@ -185,7 +191,7 @@ find_update_trigger(List *feeders, Oid table)
 }
 
 /*
- * Return the statement that reads the contents of a table.
+ * Return the statement that reads contents from a table.
  */
 static char *
 make_read_sql(const HrflowStore *store, Relation table,
@@ -232,11 +238,11 @@ make_hash(const char *string)
 
 /*
  * Set the content of a profile to a value read from a table.  If several
- * tables have contents of it, the one that sorts first is used.  Contents that
- * cannot be sent are used only if there are no others.
+ * tables have contents for the profile, the content that sorts first is used,
+ * but contents that can be sent are preferred.
  *
- * Making the body of a request takes several times its size, so only the
- * result is allocated in the profile's memory context.
+ * Making the body of a request takes several times the memory of the body, so
+ * only the result is allocated in the profile's memory context.
  */
 static void
 take_content(HrflowProfile *profile, const HrflowReading *reading,
@@ -307,7 +313,7 @@ read_table(const HrflowStore *store, List *feeders, const HrflowFeeder *feeder,
 }
 
 /*
- * Read the contents of profiles from all tables.
+ * Read the contents of profiles from all tables that feed a store.
  */
 static void
 read_tables(const HrflowStore *store, List *feeders, List *profiles)
@@ -330,10 +336,11 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
 }
 
 /*
- * Check that contents that were not found may be considered empty.  Throws
- * 55000 if no table feeds the store, for example because it is a partition of
- * the store that tables feed, or if a table cannot be read because its owner
- * has changed.  Either may be a mistake.
+ * Check that profiles for which no content was found may be considered empty.
+ * Throws 55000 if no table feeds the store, for example because tables feed
+ * only the partitioned store of which this one is a partition, or if a table
+ * cannot be read because its owner has changed.  In both cases, the contents
+ * may exist.
  */
 static void
 check_all_readable(const HrflowRun *run, const HrflowStore *store,
@@ -360,11 +367,11 @@ check_all_readable(const HrflowRun *run, const HrflowStore *store,
 				 errmsg("cannot read the contents of store %s",
 						store->vectors_name),
 				 errdetail("No table feeds the store."),
-				 errhint("Use hrflow_track_table(), and refresh the store that tables feed, not one of its partitions.")));
+				 errhint("Call hrflow_track_table() for the table to read from.  If the store is a partition of another store, refresh that store.")));
 }
 
 /*
- * Give a profile a copy of a vector.
+ * Set the vectors of a profile to a copy of a single vector.
  */
 static void
 give_vector(const HrflowRun *run, HrflowProfile *profile, ArrayType *value)
@@ -380,8 +387,8 @@ give_vector(const HrflowRun *run, HrflowProfile *profile, ArrayType *value)
 }
 
 /*
- * For each of some profiles, copy the stored vector of its content, if the
- * store has one.
+ * For each of the given profiles, copy the vector of its content if the store
+ * already has that vector.
  */
 static void
 find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -416,8 +423,8 @@ find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 }
 
 /*
- * Find the profiles whose contents may have been sent by a session that did
- * not write the answer.
+ * Set "was_sent" of the profiles whose contents may have been sent by a
+ * session that did not write the replies.
  */
 static void
 find_sent(const HrflowStore *store, List *profiles, TimestampTz lease)
@@ -443,7 +450,7 @@ find_sent(const HrflowStore *store, List *profiles, TimestampTz lease)
 }
 
 /*
- * Record that a profile has failed, without a request.
+ * Record the final failure of a profile for which no request is sent.
  */
 static void
 fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,
@@ -464,15 +471,16 @@ fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,
 }
 
 /*
- * Find a profile of the run with the same content that is being requested, or
- * that has a vector to be written, or whose request may have been processed
- * although there is no answer.  Returns NULL if there is none.
+ * Find another profile of the run with the same content that is claimed or in
+ * flight, that has a vector to be written, or whose request may have been
+ * processed although there was no reply.  Returns NULL if there is none.  Sets
+ * *is_held if the vector is held back because of its dimension.
  */
 static HrflowProfile *
-find_leader(HrflowRun *run, const HrflowProfile *profile)
+find_leader(HrflowRun *run, const HrflowProfile *profile, bool *is_held)
 {
 	dlist_head *lists[] = {&run->in_flight, &run->claimed, &run->suspects,
-	&run->arrived};
+	&run->foreign, &run->arrived};
 	dlist_iter	iter;
 
 	for (int i = 0; i < lengthof(lists); i++)
@@ -486,24 +494,30 @@ find_leader(HrflowRun *run, const HrflowProfile *profile)
 												   iter.cur);
 
 			if (other == profile)
-				break;			/* later profiles wait for this one */
+				break;			/* later profiles in the list wait for the
+								 * result of this profile */
 			if (other->hash != NULL && strcmp(other->hash, profile->hash) == 0 &&
 				(is_open || other->vectors != NIL || other->was_sent))
+			{
+				*is_held = lists[i] == &run->foreign;
 				return other;
+			}
 		}
 	}
 	return NULL;
 }
 
 /*
- * Determine whether the content of a claimed profile is to be sent, be it by a
- * request of this profile or of another one.  If not, the profile has arrived,
- * with a vector, without a content, or with an error.
+ * Is the content of a claimed profile to be sent, by a request for this
+ * profile or for another profile with the same content?  If not, moves the
+ * profile to the list "arrived", either with a vector, as empty, or with an
+ * error.
  */
 static bool
 settle(HrflowRun *run, HrflowProfile *profile)
 {
 	HrflowProfile *leader;
+	bool		is_held = false;
 
 	if (profile->body == NULL && profile->problem != NULL)
 		fail(run, profile, HRFLOW_INVALID_REQUEST, profile->problem);
@@ -514,19 +528,27 @@ settle(HrflowRun *run, HrflowProfile *profile)
 	}
 	else if (profile->vectors != NIL)
 		hrflow_state_arrive(run, profile);
-	else if ((leader = find_leader(run, profile)) == NULL && !profile->was_sent)
+	else if ((leader = find_leader(run, profile, &is_held)) == NULL &&
+			 !profile->was_sent)
 		return true;
 	else if (leader == NULL || (leader->vectors == NIL && leader->was_sent))
 	{
 		profile->was_sent = true;
 		fail(run, profile, HRFLOW_CONNECTION_LOST,
-			 "The content may have been sent, and paid for, but no answer was written. hrflow_retry() sends it again.");
+			 "The content may have been sent, and paid for, but no reply was written.  hrflow_retry() sends it again.");
 	}
 	else if (leader->vectors != NIL)
 	{
+		profile->asked_at = leader->asked_at;
 		give_vector(run, profile,
 					((HrflowVector *) linitial(leader->vectors))->value);
-		hrflow_state_arrive(run, profile);
+		if (is_held)
+		{
+			dlist_delete(&profile->node);
+			dlist_push_tail(&run->foreign, &profile->node);
+		}
+		else
+			hrflow_state_arrive(run, profile);
 	}
 	else
 	{
@@ -542,9 +564,9 @@ settle(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Read the contents of the profiles that were just claimed, with leases until
- * "lease".  Profiles whose contents need not or cannot be sent have arrived.
- * The others remain claimed, or wait for a profile with the same content;
- * their contents are marked as possibly sent.
+ * "lease".  Profiles whose contents need not or cannot be sent are moved to
+ * the list "arrived" immediately.  The others remain claimed, or wait for a
+ * profile with the same content; their contents are marked as possibly sent.
  */
 void
 hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
@@ -588,7 +610,9 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 		if (is_sent)
 			sent = lappend(sent, profile);
 
-		/* Only the profile that is requested still needs its content. */
+		/*
+		 * Only a profile for which a request is sent still needs its content.
+		 */
 		if (profile->body != NULL && (!is_sent || profile->leader != NULL))
 		{
 			pfree(profile->body);
@@ -603,12 +627,13 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 					 PointerGetDatum(make_texts_of(sent, true)));
 	hrflow_store_execute(hrflow_store_sql(store, mark_sql), &parameters);
 
-	/* A crash must not lose the marks, whatever synchronous_commit is. */
+	/* A crash must not lose "sent_hash", even if synchronous_commit is off. */
 	ForceSyncCommit();
 }
 
 /*
- * Record that the profiles that are still claimed were not sent.
+ * Clear "sent_hash" of the profiles that are still claimed, or waiting,
+ * because their contents were not sent.
  */
 void
 hrflow_content_unmark(HrflowRun *run, const HrflowStore *store)
@@ -644,7 +669,8 @@ hrflow_content_unmark(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Give the result of a profile to the profiles that wait for it.
+ * Copy the result of a profile to the profiles with the same content that wait
+ * for it.
  */
 void
 hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
@@ -676,8 +702,8 @@ hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
 }
 
 /*
- * Warn that contents have become empty, and whether their vectors were put
- * aside or, because there are too many, kept.
+ * Warn about contents that have become empty.  Their vectors were put aside
+ * or, if there were too many, kept.
  */
 void
 hrflow_content_warn(const HrflowRun *run)
@@ -687,12 +713,12 @@ hrflow_content_warn(const HrflowRun *run)
 				(errmsg_plural("refresh of %s has put aside the vector of " INT64_FORMAT " key whose content has become empty",
 							   "refresh of %s has put aside the vectors of " INT64_FORMAT " keys whose contents have become empty",
 							   run->nerased, run->name, run->nerased),
-				 errhint("Until they are erased, call hrflow_restore() to restore them.")));
+				 errhint("To restore the vectors, call hrflow_restore() before they are erased.")));
 	if (run->nkept > 0)
 		ereport(WARNING,
 				(errmsg_plural("refresh of %s keeps the vector of " INT64_FORMAT " key whose content has become empty",
 							   "refresh of %s keeps the vectors of " INT64_FORMAT " keys whose contents have become empty",
 							   run->nkept, run->name, run->nkept),
-				 errdetail("At most 5 %% of the profiles of a store, or 20 if that is more, lose vectors in this way within 24 hours."),
+				 errdetail_internal("%s", hrflow_lost_why_kept(run)),
 				 errhint("If the rows are no longer needed, delete them or untrack their keys with hrflow_untrack().")));
 }

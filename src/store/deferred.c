@@ -1,21 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * deferred.c
- *		Erases at commit the profiles that a transaction has deleted.
+ *		Erases the profiles that a transaction has deleted, before it commits.
  *
- * A transaction that deletes rows of a table that feeds a store may insert
+ * A transaction that deletes rows from a table that feeds a store may insert
  * them again, as a nightly reload does.  So the triggers only collect the keys
  * of the deleted profiles, and we find out before the transaction commits
- * whether any table still wants these profiles.
+ * whether any table still refers to these profiles.
  *
  * A deferred constraint trigger would be the usual way, but TRUNCATE does not
  * fire constraint triggers, and deferred triggers cannot be queued within a
  * security-restricted operation.  Instead we use a pre-commit callback, which
  * runs after all deferred triggers.  The callback erases within a
- * security-restricted operation, so that it cannot queue further ones.
+ * security-restricted operation, so that it cannot queue deferred triggers.
  *
- * Keys of a subtransaction that was rolled back are kept.  That does no harm,
- * because its rows exist again and want their profiles.
+ * Keys that were collected in a subtransaction are kept even if the
+ * subtransaction is rolled back.  That does no harm, because the rows that the
+ * subtransaction deleted exist again and refer to their profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +26,6 @@
 #include "base/base.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
-#include "executor/tstoreReceiver.h"
 #include "miscadmin.h"
 #include "store/store.h"
 #include "utils/memutils.h"
@@ -35,19 +35,33 @@
 #include "utils/syscache.h"
 #include "utils/tuplestore.h"
 
+/* Number of columns of a profile's key: its source and its identifier. */
+#define NKEYS 2
+
 /*
- * The deleted profiles of a store.  Lives in TopTransactionContext.
+ * Keys of the profiles that a transaction has deleted from the tables of a
+ * store.  Lives in TopTransactionContext.
  */
 typedef struct Deleted
 {
 	Oid			vectors;		/* the store's table of vectors */
-	Oid			function;		/* function of the triggers that feed the
-								 * store */
-	TupleDesc	desc;			/* row type of the keys, (s, i) */
+	Oid			function;		/* hrflow_track_trigger(), which the triggers
+								 * on the store's tables call */
+	TupleDesc	desc;			/* row type of "keys": (s text, i text) */
 	Tuplestorestate *keys;
+	bool		is_broken;		/* did adding a key to "keys" fail? */
 } Deleted;
 
-/* List of Deleted of the current transaction, in TopTransactionContext. */
+/*
+ * A DestReceiver that adds the keys returned by a query to "deleted".
+ */
+typedef struct KeyReceiver
+{
+	DestReceiver base;
+	Deleted    *deleted;
+} KeyReceiver;
+
+/* The current transaction's list of Deleted, in TopTransactionContext. */
 static List *all_deleted = NIL;
 
 /*
@@ -71,10 +85,26 @@ find_deleted(Oid vectors)
 	return NULL;
 }
 
+/*
+ * Throw 55000 if adding a key has failed, for example because a temporary file
+ * exceeded temp_file_limit.  If that error was caught in a subtransaction, the
+ * tuplestore may lack keys that were added earlier, or be inconsistent.
+ */
+static void
+check_keys(const Deleted *deleted, const char *store)
+{
+	if (deleted->is_broken)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot erase deleted profiles from store %s", store),
+				 errdetail("The identifiers of some deleted profiles were lost because of an earlier error in the transaction."),
+				 errhint("Roll back the transaction and retry it.")));
+}
+
 static void at_end_of_transaction(XactEvent event, void *arg);
 
 /*
- * Find the entry of a store, or create it.
+ * Return the entry of a store in "all_deleted", and create it if necessary.
  */
 static Deleted *
 get_deleted(const HrflowStore *store, Oid function)
@@ -85,21 +115,24 @@ get_deleted(const HrflowStore *store, Oid function)
 	ResourceOwner owner;
 
 	if (deleted != NULL)
+	{
+		check_keys(deleted, store->vectors_name);
 		return deleted;
+	}
 	if (!is_registered)
 	{
 		RegisterXactCallback(at_end_of_transaction, NULL);
 		is_registered = true;
 	}
 
-	/* The end of a subtransaction must not delete a temporary file. */
+	/* A temporary file of the tuplestore must outlive a subtransaction. */
 	context = MemoryContextSwitchTo(TopTransactionContext);
 	owner = CurrentResourceOwner;
 	CurrentResourceOwner = TopTransactionResourceOwner;
 	deleted = palloc0(sizeof(Deleted));
 	deleted->vectors = RelationGetRelid(store->vectors);
 	deleted->function = function;
-	deleted->desc = CreateTemplateTupleDesc(2);
+	deleted->desc = CreateTemplateTupleDesc(NKEYS);
 	TupleDescInitEntry(deleted->desc, 1, "s", TEXTOID, -1, 0);
 	TupleDescInitEntry(deleted->desc, 2, "i", TEXTOID, -1, 0);
 	hrflow_compat_finalize_desc(deleted->desc);
@@ -111,39 +144,88 @@ get_deleted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Erase a profile at the end of the transaction, unless a table wants it by
- * then.
+ * Add a key.
+ */
+static void
+add_key(Deleted *deleted, Datum *values, bool *nulls)
+{
+	deleted->is_broken = true;
+	tuplestore_putvalues(deleted->keys, deleted->desc, values, nulls);
+	deleted->is_broken = false;
+}
+
+/*
+ * Record that a profile has been deleted.  It is erased before the commit,
+ * unless a table refers to it by then.
  */
 void
 hrflow_deferred_add(const HrflowStore *store, Oid function,
 					HrflowParameters *key)
 {
-	Deleted    *deleted = get_deleted(store, function);
-	bool		nulls[2] = {false, false};
+	bool		nulls[NKEYS] = {false, false};
 
-	Assert(key->n == lengthof(nulls));
-	tuplestore_putvalues(deleted->keys, deleted->desc,
-						 key->values, nulls);
+	Assert(key->n == NKEYS);
+	add_key(get_deleted(store, function), key->values, nulls);
+}
+
+static void
+start_keys(DestReceiver *receiver, int operation, TupleDesc desc)
+{
+	Assert(desc->natts == NKEYS);
 }
 
 /*
- * Erase profiles at the end of the transaction, unless a table wants them by
- * then.  "profiles" is a query that returns their keys, as (s, i).  It sees
- * all rows that are committed by now, because TRUNCATE also deletes rows that
- * are not visible to the transaction's snapshot.
+ * Add a key that a query has returned.  A value may be stored out of line in a
+ * row that will be removed before the key is read, so detoast it.
+ */
+static bool
+receive_key(TupleTableSlot *slot, DestReceiver *receiver)
+{
+	Datum		values[NKEYS];
+
+	slot_getallattrs(slot);
+	for (int i = 0; i < NKEYS; i++)
+		values[i] = slot->tts_isnull[i] ? (Datum) 0 :
+			PointerGetDatum(PG_DETOAST_DATUM_PACKED(slot->tts_values[i]));
+	add_key(((KeyReceiver *) receiver)->deleted, values, slot->tts_isnull);
+	for (int i = 0; i < NKEYS; i++)
+	{
+		if (!slot->tts_isnull[i] && values[i] != slot->tts_values[i])
+			pfree(DatumGetPointer(values[i]));
+	}
+	return true;
+}
+
+static void
+ignore_end_of_keys(DestReceiver *receiver)
+{
+}
+
+/*
+ * Record that profiles have been deleted.  They are erased before the commit,
+ * unless a table refers to them by then.  "profiles" is a query that returns
+ * their keys as columns "s" and "i".  The query sees all rows that are
+ * committed by now, because TRUNCATE also deletes rows that are not visible to
+ * the transaction's snapshot.
  */
 void
 hrflow_deferred_add_all(const HrflowStore *store, Oid function,
 						const char *profiles)
 {
-	Deleted    *deleted = get_deleted(store, function);
-	DestReceiver *receiver = CreateDestReceiver(DestTuplestore);
-	SPIExecuteOptions options = {.read_only = true, .dest = receiver};
+	KeyReceiver receiver = {
+		.base = {
+			.receiveSlot = receive_key,
+			.rStartup = start_keys,
+			.rShutdown = ignore_end_of_keys,
+			.rDestroy = ignore_end_of_keys,
+			.mydest = DestTuplestore
+		},
+		.deleted = get_deleted(store, function)
+	};
+	SPIExecuteOptions options = {.read_only = true, .dest = &receiver.base};
 	MemoryContext context = CurrentMemoryContext;
 	int			code;
 
-	SetTuplestoreDestReceiverParams(receiver, deleted->keys,
-									TopTransactionContext, true, NULL, NULL);
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetLatestSnapshot());
 	code = SPI_execute_extended(profiles, &options);
@@ -152,24 +234,25 @@ hrflow_deferred_add_all(const HrflowStore *store, Oid function,
 	if (code < 0)
 		elog(ERROR, "SPI_execute_extended failed: %s",
 			 SPI_result_code_string(code));
-	receiver->rDestroy(receiver);
 }
 
 /*
- * Make keys available as the table HRFLOW_DELETED until SPI_finish().
+ * Make the rows of a tuplestore available to SPI queries as a table with the
+ * given name, until SPI_finish().
  */
-static void
-register_keys(const Deleted *deleted)
+void
+hrflow_deferred_register_rows(char *name, TupleDesc desc,
+							  Tuplestorestate *rows)
 {
 	EphemeralNamedRelation relation =
 	palloc0(sizeof(EphemeralNamedRelationData));
 	int			code;
 
-	relation->md.name = HRFLOW_DELETED;
-	relation->md.tupdesc = deleted->desc;
+	relation->md.name = name;
+	relation->md.tupdesc = desc;
 	relation->md.enrtype = ENR_NAMED_TUPLESTORE;
-	relation->md.enrtuples = tuplestore_tuple_count(deleted->keys);
-	relation->reldata = deleted->keys;
+	relation->md.enrtuples = tuplestore_tuple_count(rows);
+	relation->reldata = rows;
 	code = SPI_register_relation(relation);
 	if (code != SPI_OK_REL_REGISTER)
 		elog(ERROR, "SPI_register_relation failed: %s",
@@ -177,9 +260,9 @@ register_keys(const Deleted *deleted)
 }
 
 /*
- * Make the keys of the profiles that the transaction has deleted so far from a
- * store's tables available, as the table HRFLOW_DELETED, until SPI_finish().
- * Returns false if there are none.
+ * Make the keys of the profiles that the transaction has deleted so far
+ * available to SPI queries as the table HRFLOW_DELETED, until SPI_finish().
+ * Returns false if no profile of the store was deleted.
  */
 bool
 hrflow_deferred_register(const HrflowStore *store)
@@ -188,7 +271,9 @@ hrflow_deferred_register(const HrflowStore *store)
 
 	if (deleted == NULL)
 		return false;
-	register_keys(deleted);
+	check_keys(deleted, store->vectors_name);
+	hrflow_deferred_register_rows(HRFLOW_DELETED, deleted->desc,
+								  deleted->keys);
 	return true;
 }
 
@@ -199,7 +284,8 @@ hrflow_deferred_register(const HrflowStore *store)
  */
 
 /*
- * Error context callback: name the store, which COMMIT does not.
+ * Error context callback: add the name of the store, because a COMMIT does not
+ * contain it.
  */
 static void
 add_context(void *arg)
@@ -209,8 +295,8 @@ add_context(void *arg)
 
 /*
  * Erase the deleted profiles of a store, unless the store has been dropped.
- * If the extension has been dropped, we cannot find out whether a profile is
- * still wanted, so throw an error.
+ * If the extension has been dropped, we cannot find out whether tables still
+ * refer to these profiles, so throw 55006.
  */
 static void
 erase_deleted(const Deleted *deleted)
@@ -218,19 +304,21 @@ erase_deleted(const Deleted *deleted)
 	HrflowStore store;
 	ErrorContextCallback context;
 
-	if (tuplestore_tuple_count(deleted->keys) == 0 ||
+	if ((tuplestore_tuple_count(deleted->keys) == 0 && !deleted->is_broken) ||
 		!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(deleted->vectors)))
 		return;
 	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(deleted->function)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("cannot drop extension \"%s\" in a transaction that has deleted rows of a table that feeds a store",
+				 errmsg("cannot drop extension \"%s\" in a transaction that has deleted rows from a table that feeds a store",
 						"hrflow_embed"),
 				 errhint("Commit the transaction before dropping the extension.")));
 	SPI_connect();
 	hrflow_store_open(&store, deleted->vectors, InvalidOid, HRFLOW_STORE_FEED);
 	hrflow_context_push(&context, add_context, store.vectors_name);
-	register_keys(deleted);
+	check_keys(deleted, store.vectors_name);
+	hrflow_deferred_register_rows(HRFLOW_DELETED, deleted->desc,
+								  deleted->keys);
 	hrflow_erase_deleted(&store, deleted->function);
 	hrflow_context_pop(&context);
 	hrflow_store_close(&store);
@@ -247,9 +335,11 @@ compare_stores(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Erase the deleted profiles of all stores, in the order of their OIDs.  A
- * trigger that a user has created on a store may delete from a table that
- * feeds a store; these profiles are erased, too.
+ * Erase the deleted profiles of all stores, in the order of the OIDs of the
+ * stores.  While a profile is erased, a user's trigger on the store may delete
+ * rows from a table that feeds a store; the profiles of these rows are erased,
+ * too.  So the list is sorted again before each store.  (If a trigger adds a
+ * store with a lower OID than the current one, the order cannot be kept.)
  */
 static void
 erase_all_deleted(void)
@@ -259,12 +349,13 @@ erase_all_deleted(void)
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 
-	list_sort(all_deleted, compare_stores);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	while (all_deleted != NIL)
 	{
-		Deleted    *deleted = linitial(all_deleted);
+		Deleted    *deleted;
 
+		list_sort(all_deleted, compare_stores);
+		deleted = linitial(all_deleted);
 		all_deleted = list_delete_first(all_deleted);
 		erase_deleted(deleted);
 		tuplestore_end(deleted->keys);
@@ -283,5 +374,6 @@ at_end_of_transaction(XactEvent event, void *arg)
 			erase_all_deleted();
 	}
 	else
-		all_deleted = NIL;		/* its memory is freed with the transaction */
+		all_deleted = NIL;		/* the list's memory is freed with the
+								 * transaction */
 }

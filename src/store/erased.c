@@ -3,19 +3,21 @@
  * erased.c
  *		Records erasures of profiles, in the table NAME_erased of a store.
  *
- * The table has a row for every erased profile.  Instead of the identifier it
- * has a fingerprint, by which anybody who knows the identifier of a person can
- * show that, and when, the person's vectors were erased.  The owner may delete
- * old rows, or drop the table.  A store without it keeps no record.
+ * The table has a row for every erased profile.  Instead of the identifier,
+ * the row has a fingerprint.  Anyone who knows a person's identifier can use
+ * the fingerprint to show that the person's vectors were erased, and when.
+ * The owner may delete old rows, or drop the table.  Without the table,
+ * erasures are not recorded.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "compat.h"
 #include "store/store.h"
 
-/* Suffix of this table, added to the name of the table of vectors. */
+/* Suffix of the name of the table NAME_erased. */
 #define SUFFIX "_erased"
 
 static const char *const create_erased_sql[] = {
@@ -25,6 +27,11 @@ static const char *const create_erased_sql[] = {
 	" vectors bigint NOT NULL,"
 	" put_aside_at timestamptz,"
 	" fingerprint bytea NOT NULL)",
+
+	/*
+	 * The table has no key, so publishing DELETE requires a replica identity.
+	 */
+	"ALTER TABLE %s REPLICA IDENTITY FULL",
 	"CREATE INDEX ON %s (fingerprint)",
 	"CREATE INDEX ON %s (erased_at)",
 	"COMMENT ON TABLE %s IS"
@@ -32,9 +39,10 @@ static const char *const create_erased_sql[] = {
 };
 
 /*
- * Compute the same fingerprint as hrflow_fingerprint(), from the bytes in the
- * encoding of the database: converting them could fail, and nothing may
- * prevent an erasure.
+ * WITH query that records erasures.  The fingerprint is the same as that of
+ * hrflow_fingerprint().  It is computed from the bytes in the database
+ * encoding, because converting them to another encoding could fail, and
+ * nothing may prevent an erasure.
  */
 static const char note_sql[] =
 ", noted AS (INSERT INTO %R AS n (reason, vectors, put_aside_at, fingerprint)"
@@ -44,8 +52,8 @@ static const char note_sql[] =
 " FROM (%s) AS x GROUP BY x.source_id, x.%I, (%s)::text)";
 
 /*
- * Create the table for a store that is being created.  "vectors" is the name
- * of the table of vectors.
+ * Create the table NAME_erased for a store that is being created.  "vectors"
+ * is the name of the table of vectors, without its schema.
  */
 void
 hrflow_erased_create(const char *schema, const char *vectors)
@@ -57,23 +65,27 @@ hrflow_erased_create(const char *schema, const char *vectors)
 }
 
 /*
- * Return the table of a store, or InvalidOid if there is none.
+ * Return the table NAME_erased of a store, or InvalidOid if there is none.
  */
 Oid
 hrflow_erased_find(const HrflowStore *store)
 {
-	static const char *const columns[] = {
-		"erased_at", "reason", "vectors", "put_aside_at", "fingerprint", NULL
+	static const HrflowColumn columns[] = {
+		{.name = "erased_at", .type = TIMESTAMPTZOID},
+		{.name = "reason", .type = TEXTOID},
+		{.name = "vectors", .type = INT8OID},
+		{.name = "put_aside_at", .type = TIMESTAMPTZOID},
+		{.name = "fingerprint", .type = BYTEAOID}
 	};
 
-	return hrflow_beside_find(store, SUFFIX, columns);
+	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns));
 }
 
 /*
  * Return a WITH query that records erasures, or an empty string if the store
- * keeps no record.  "reason" is an SQL expression.  "erased" is a query that
- * returns the key of each profile with a number "n" of vectors and with
- * "put_aside_at"; rows with the same key are added up.
+ * has no table NAME_erased.  "reason" is an SQL expression.  "erased" is a
+ * query that returns the keys of profiles, a number "n" of vectors, and
+ * "put_aside_at"; the values of "n" are added up for each key.
  */
 const char *
 hrflow_erased_note_sql(const HrflowStore *store, const char *reason,

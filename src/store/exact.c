@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * exact.c
- *		Exact search: compares every vector in the scope of a search.
+ *		Implements the exact search, which compares every vector in the scope
+ *		of a search with the query.
  *
- * If the store is large and parallel workers may be used, the comparison is
- * part of the query, as hrflow_vector_similarity(), and the executor selects
- * the best rows.  Otherwise the query returns the stored values, most of which
- * are TOAST pointers, and we read and compare the vectors ourselves.  That is
- * faster than a query that compares and sorts (measured by BENCH_ONLY=10 make
- * bench).
+ * If the store is large and parallel workers may be used, the query itself
+ * compares the vectors with hrflow_vector_similarity(), and the executor
+ * selects the best rows.  Otherwise the query returns the stored values, most
+ * of which are TOAST pointers, and we read and compare the vectors ourselves,
+ * which is faster than a query that compares and sorts (measured by
+ * BENCH_ONLY=10 make bench).
  *
  *-------------------------------------------------------------------------
  */
@@ -19,12 +20,14 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "fmgr.h"
+#include "nodes/primnodes.h"
 #include "optimizer/cost.h"
 #include "optimizer/paths.h"
 #include "storage/bufmgr.h"
 #include "store/match.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
@@ -37,16 +40,17 @@ enum
 {
 	PARAMETER_QUERY,			/* $1, real[] */
 	PARAMETER_SECTIONS,			/* $2, text[] */
-	PARAMETER_SOURCE,			/* $3, text: the only source, or NULL */
-	PARAMETER_PROFILES,			/* $4, text[]: search only these identifiers,
-								 * or NULL */
-	PARAMETER_SOURCES,			/* $5, text[]: sources to look $4 up in, or
-								 * NULL */
+	PARAMETER_SOURCE,			/* $3, text: source to search, or NULL for all */
+	PARAMETER_PROFILES,			/* $4, text[]: identifiers to search, or NULL
+								 * for all */
+	PARAMETER_SOURCES,			/* $5, text[]: sources in which to look up the
+								 * identifiers $4, or NULL */
 	PARAMETER_LIMIT				/* $6, bigint */
 };
 
+/* $7 is not a parameter; hrflow_stream() replaces it with the similarity. */
 #define SELECT_SIMILARITIES \
-	"SELECT v.source_id, v.%I, v.section, v.item, %s(v.vector, $1)" \
+	"SELECT v.source_id, v.%I, v.section, v.item, $7" \
 	" FROM %V AS v WHERE v.section = ANY ($2)"
 #define SELECT_VECTORS \
 	"SELECT v.source_id, v.%I, v.section, v.item, v.vector" \
@@ -56,12 +60,12 @@ enum
 typedef enum Among
 {
 	AMONG_ALL,
-	AMONG_PROFILES,				/* the identifiers $4, of source $3 if not
-								 * NULL */
-	AMONG_KEYS,					/* each of the sources $5 with each of $4 */
+	AMONG_PROFILES,				/* the identifiers $4, in source $3, or in all
+								 * sources if $3 is NULL */
+	AMONG_KEYS,					/* each identifier $4 in each source $5 */
 	AMONG_FEW_KEYS,				/* like AMONG_KEYS, for few identifiers */
-	AMONG_PAIRS,				/* each of $5 with the element of $4 at the
-								 * same position */
+	AMONG_PAIRS,				/* each identifier in $4 in the source at the
+								 * same position in $5 */
 	NAMONG
 } Among;
 
@@ -82,7 +86,7 @@ typedef enum Among
 #define BEST_FIRST \
 	" ORDER BY 5 DESC NULLS LAST LIMIT $6"
 
-/* Return all vectors of a profile consecutively. */
+/* SQL clause that makes the vectors of each profile consecutive. */
 #define BY_PROFILE \
 	" ORDER BY v.source_id, v.%I"
 
@@ -111,9 +115,16 @@ static const char *const vector_statements[NAMONG] = {
 };
 
 /*
- * Return the sources of a store, by skipping along the primary key from source
- * to source, so that the number of vectors of a source does not matter.
- * Returns at most MAX_SOURCES + 1 rows.
+ * Maximum number of sources in which to look up identifiers by key; every
+ * identifier is looked up in every source.  If a store has more sources, its
+ * table of vectors is scanned instead.
+ */
+#define MAX_SOURCES 16
+
+/*
+ * Statement that returns the sources of a store.  Each source is found by a
+ * single lookup in the primary key, so the number of vectors in a source does
+ * not matter.  The statement returns at most MAX_SOURCES + 1 rows.
  */
 static const char sources_statement[] =
 "WITH RECURSIVE sources (id) AS"
@@ -121,28 +132,27 @@ static const char sources_statement[] =
 " UNION ALL"
 " SELECT (SELECT v.source_id FROM %V AS v WHERE v.source_id > s.id"
 " ORDER BY 1 LIMIT 1) FROM sources AS s WHERE s.id IS NOT NULL)"
-" SELECT s.id FROM sources AS s WHERE s.id IS NOT NULL LIMIT 17";
+" SELECT s.id FROM sources AS s WHERE s.id IS NOT NULL"
+" LIMIT 17";
+
+StaticAssertDecl(MAX_SOURCES == 16,
+				 "sources_statement must return MAX_SOURCES + 1 rows");
 
 /*
- * Maximum number of sources in each of which identifiers are looked up.  A
- * store with more sources is scanned instead.
- */
-#define MAX_SOURCES 16
-
-/*
- * Maximum number of identifiers that are looked up as an array, which is done
- * in a single scan of the primary key, or by a hash table while the table is
- * scanned.  The planner estimates the selectivity of each element of an array,
- * so a join with more identifiers is planned and executed faster.
+ * Maximum number of identifiers to pass in an array comparison, which is
+ * executed as a single scan of the primary key, or with a hash table that is
+ * probed while the table is scanned.  The planner estimates the selectivity of
+ * each element of an array, so for more identifiers, a join is planned and
+ * executed faster.
  */
 #define MAX_FEW_KEYS 10000
 
 /*
  * Use parallel workers only if the table of vectors and its TOAST table have
- * at least this many times min_parallel_table_scan_size, that is 256 MB by
+ * at least this many times min_parallel_table_scan_size, which is 256 MB by
  * default.  Each worker must start, load the session's libraries and map the
- * buffers that it reads.  The number is an estimate of the size at which
- * workers save more time than that takes; if it is wrong, searches are slower
+ * buffers that it reads.  The factor is an estimate of the size from which
+ * workers save more time than they take; if it is wrong, searches are slower
  * than they could be.
  */
 #define PARALLEL_SIZE_FACTOR 32
@@ -159,48 +169,101 @@ static const char sources_statement[] =
 typedef struct Comparison
 {
 	HrflowLayout layout;		/* layout of the first argument */
-	bool		is_fixed;		/* is the query the same in every call? */
+	bool		is_constant;	/* is the query a constant in the plan? */
+	struct varlena *stored;		/* detoasted copy of the query, to be compared
+								 * with the next one; NULL if the query was
+								 * not read yet or is_constant */
 	const double *query;		/* NULL: not read yet */
 	int			dimension;
 	double		norm;
 } Comparison;
 
+/*
+ * Is an argument a constant in the plan?  A parameter is not, although
+ * get_fn_expr_arg_stable() returns true for it: PL/pgSQL evaluates an
+ * expression with the same FmgrInfo in the whole transaction, during which a
+ * variable may have many values.
+ */
+static bool
+is_constant(const FmgrInfo *flinfo, int argno)
+{
+	const Node *expression = flinfo->fn_expr;
+
+	return expression != NULL && IsA(expression, FuncExpr) &&
+		IsA(list_nth(((const FuncExpr *) expression)->args, argno), Const);
+}
+
+static Comparison *
+make_comparison(FmgrInfo *flinfo)
+{
+	Oid			type = get_fn_expr_argtype(flinfo, 0);
+	Comparison *comparison = MemoryContextAllocZero(flinfo->fn_mcxt,
+													sizeof(Comparison));
+
+	if (!hrflow_layout_find(type, &comparison->layout))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("type %s is not supported for vectors",
+						format_type_be(type)),
+				 errhint("Use real[], or pgvector's vector or halfvec.")));
+	comparison->is_constant = is_constant(flinfo, 1);
+	return comparison;
+}
+
+/*
+ * Forget the query, and free its memory.
+ */
+static void
+forget_query(Comparison *comparison)
+{
+	struct varlena *stored = comparison->stored;
+	const double *query = comparison->query;
+
+	comparison->stored = NULL;
+	comparison->query = NULL;
+	if (stored != NULL)
+		pfree(stored);
+	if (query != NULL)
+		pfree(unconstify(double *, query));
+}
+
+/*
+ * Return the state of hrflow_vector_similarity(), updated for the query that
+ * is passed to this call.  The query is converted only if it differs from the
+ * query of the previous call.
+ */
 static Comparison *
 get_comparison(FunctionCallInfo fcinfo)
 {
 	FmgrInfo   *flinfo = fcinfo->flinfo;
 	Comparison *comparison = flinfo->fn_extra;
+	struct varlena *given;
+	const float4 *elements;
+	MemoryContext old;
 
 	if (comparison == NULL)
-	{
-		Oid			type = get_fn_expr_argtype(flinfo, 0);
+		comparison = flinfo->fn_extra = make_comparison(flinfo);
+	if (comparison->query != NULL && comparison->is_constant)
+		return comparison;
+	given = PG_DETOAST_DATUM(PG_GETARG_DATUM(1));
+	if (comparison->query != NULL &&
+		VARSIZE(comparison->stored) == VARSIZE(given) &&
+		memcmp(comparison->stored, given, VARSIZE(given)) == 0)
+		return comparison;
 
-		comparison = MemoryContextAllocZero(flinfo->fn_mcxt,
-											sizeof(Comparison));
-		if (!hrflow_layout_find(type, &comparison->layout))
-			ereport(ERROR,
-					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("type %s is not supported for vectors",
-							format_type_be(type)),
-					 errhint("Use real[], or pgvector's vector or halfvec.")));
-		comparison->is_fixed = get_fn_expr_arg_stable(flinfo, 1);
-		flinfo->fn_extra = comparison;
-	}
-	if (comparison->query == NULL || !comparison->is_fixed)
+	forget_query(comparison);
+	old = MemoryContextSwitchTo(flinfo->fn_mcxt);
+	if (!comparison->is_constant)
 	{
-		MemoryContext old = CurrentMemoryContext;
-		const float4 *elements;
-
-		if (comparison->is_fixed)
-			MemoryContextSwitchTo(flinfo->fn_mcxt);
-		elements = hrflow_layout_read(HRFLOW_LAYOUT_ARRAY,
-									  PG_DETOAST_DATUM(PG_GETARG_DATUM(1)),
-									  &comparison->dimension);
-		comparison->query = hrflow_similarity_prepare(elements,
-													  comparison->dimension,
-													  &comparison->norm);
-		MemoryContextSwitchTo(old);
+		comparison->stored = palloc(VARSIZE(given));
+		memcpy(comparison->stored, given, VARSIZE(given));
 	}
+	elements = hrflow_layout_read(HRFLOW_LAYOUT_ARRAY, given,
+								  &comparison->dimension);
+	comparison->query = hrflow_similarity_prepare(elements,
+												  comparison->dimension,
+												  &comparison->norm);
+	MemoryContextSwitchTo(old);
 	return comparison;
 }
 
@@ -238,8 +301,8 @@ hrflow_vector_similarity(PG_FUNCTION_ARGS)
 
 /*
  * Compare a stored vector, which must be detoasted, with the query.  Returns
- * false if their similarity is undefined, in the cases in which
- * hrflow_vector_similarity() returns NULL.
+ * false if their similarity is undefined; hrflow_vector_similarity() returns
+ * NULL in the same cases.
  */
 bool
 hrflow_exact_compare(const HrflowSearch *search, struct varlena *vector,
@@ -256,35 +319,70 @@ hrflow_exact_compare(const HrflowSearch *search, struct varlena *vector,
  */
 
 /*
- * Look up the sources that are needed to search by key, once per search.
- * "sources" remains NULL if there are too many.
+ * Execute a statement of a search, and pass each row to take().
+ */
+static void
+execute(const HrflowSearch *search, const char *template,
+		const HrflowParameters *parameters, HrflowTake take, void *arg)
+{
+	hrflow_stream(hrflow_store_sql(search->store, template), parameters,
+				  search->function, take, arg);
+}
+
+/*
+ * State of take_source(), which collects the sources of a store.
+ */
+typedef struct Sources
+{
+	MemoryContext context;		/* contains the sources */
+	Datum		sources[MAX_SOURCES];
+	int			n;				/* number of sources found; MAX_SOURCES + 1 if
+								 * there are too many */
+} Sources;
+
+static bool
+take_source(void *arg, TupleTableSlot *slot)
+{
+	Sources    *sources = arg;
+	MemoryContext old;
+
+	if (sources->n < MAX_SOURCES)
+	{
+		old = MemoryContextSwitchTo(sources->context);
+		sources->sources[sources->n] = datumCopy(slot->tts_values[0], false, -1);
+		MemoryContextSwitchTo(old);
+	}
+	sources->n++;
+	return true;
+}
+
+/*
+ * Look up the sources of the store, once per search, for searching by key.
+ * "sources" remains NULL if there are too many.  The lookup must use the
+ * snapshot of the search: with a newer one, the search would miss all vectors
+ * of a source whose last vector has just been deleted.
  */
 static void
 find_sources(HrflowSearch *search)
 {
-	Datum		sources[MAX_SOURCES];
-	uint64		n = 1;
+	HrflowParameters none = {0};
+	Sources		found = {.context = CurrentMemoryContext};
 	MemoryContext old;
 
 	if (search->knows_sources)
 		return;
 	search->knows_sources = true;
 	if (search->source_id != NULL)
-		sources[0] = PointerGetDatum(search->source_id);
+		found.sources[found.n++] = PointerGetDatum(search->source_id);
 	else
-	{
-		n = hrflow_store_execute(hrflow_store_sql(search->store,
-												  sources_statement), NULL);
-		if (n > MAX_SOURCES)
-			return;
-		for (uint64 i = 0; i < n; i++)
-			sources[i] = hrflow_store_datum(i, 1);
-	}
+		execute(search, sources_statement, &none, take_source, &found);
+	if (found.n > MAX_SOURCES)
+		return;
 
-	/* Keep them as long as the search, which may be executed repeatedly. */
+	/* Keep the array for the search, which may be executed repeatedly. */
 	old = MemoryContextSwitchTo(GetMemoryChunkContext(search));
-	search->sources = construct_array(sources, n, TEXTOID, -1, false,
-									  TYPALIGN_INT);
+	search->sources = construct_array(found.sources, found.n, TEXTOID, -1,
+									  false, TYPALIGN_INT);
 	MemoryContextSwitchTo(old);
 }
 
@@ -297,8 +395,8 @@ add_or_null(HrflowParameters *parameters, Oid type, void *value)
 }
 
 /*
- * Set all parameters of a statement except PARAMETER_LIMIT, and return which
- * variant of the statement to execute.
+ * Set all parameters of a statement except PARAMETER_LIMIT, and return the
+ * variant of the statement that is to be executed.
  */
 static Among
 set_parameters(HrflowSearch *search, ArrayType *sections,
@@ -319,12 +417,6 @@ set_parameters(HrflowSearch *search, ArrayType *sections,
 	return search->nprofiles <= MAX_FEW_KEYS ? AMONG_FEW_KEYS : AMONG_KEYS;
 }
 
-static char *
-make_statement(const HrflowSearch *search, const char *template)
-{
-	return hrflow_store_sql(search->store, template, search->function);
-}
-
 /*
  * ------------------------------------------------------------------------
  * Searching
@@ -339,7 +431,8 @@ typedef struct Visit
 {
 	HrflowVisitor visitor;
 	void	   *arg;
-	const HrflowBest *best;		/* to skip matches that are worse, or NULL */
+	const HrflowBest *best;		/* best matches so far, to skip rows that are
+								 * worse, or NULL to skip none */
 	int64		nrows;			/* number of rows seen */
 } Visit;
 
@@ -417,9 +510,9 @@ count_blocks(Relation relation)
 }
 
 /*
- * May parallel workers be used, and are they worth it?  The planner derives
- * the number of workers from the size of the table without its TOAST table, or
- * uses the table's parallel_workers.
+ * May parallel workers be used, and will they make the search faster?  The
+ * planner derives the number of workers from the size of the table without its
+ * TOAST table, or from the storage parameter parallel_workers.
  */
 static bool
 is_parallel(const HrflowSearch *search)
@@ -441,17 +534,16 @@ is_parallel(const HrflowSearch *search)
 }
 
 /*
- * Find the best vectors in the executor, which may use parallel workers.
+ * Let the executor find the best vectors, possibly with parallel workers.
  *
- * A profile may have several of the best vectors.  If the rows therefore
- * contain too few profiles, which is rare, repeat the query with a higher
- * limit.
+ * Several of the best vectors may belong to the same profile.  If the rows
+ * therefore contain too few profiles, which is rare, repeat the query with a
+ * higher limit.
  */
 static void
 search_in_executor(const HrflowSearch *search, Among among,
 				   HrflowParameters *parameters, HrflowBest *best)
 {
-	char	   *sql = make_statement(search, best_statements[among]);
 	int64		limit = 4 * (int64) best->k;
 
 	hrflow_store_add(parameters, INT8OID, Int64GetDatum(limit));
@@ -460,7 +552,7 @@ search_in_executor(const HrflowSearch *search, Among among,
 		Visit		visit = {.visitor = keep_match, .arg = best, .best = best};
 
 		parameters->values[PARAMETER_LIMIT] = Int64GetDatum(limit);
-		hrflow_stream(sql, parameters, visit_row, &visit);
+		execute(search, best_statements[among], parameters, visit_row, &visit);
 		if (best->n == best->k || visit.nrows < limit)
 			break;
 		limit *= 16;
@@ -490,15 +582,16 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 			.best = best
 		};
 
-		hrflow_stream(make_statement(search, vector_statements[among]),
-					  &parameters, compare_row, &comparing);
+		execute(search, vector_statements[among], &parameters, compare_row,
+				&comparing);
 		hrflow_toast_end(comparing.toast);
 	}
 }
 
 /*
- * Visit the vectors of several sections, those of each profile consecutively.
- * Visits only the profiles in "candidates" or, if that is NULL, the scope of
+ * Pass the vectors of several sections to a visitor, so that all vectors of a
+ * profile are passed consecutively.  If "candidates" is not NULL, only the
+ * profiles in "candidates" are visited; otherwise all profiles in the scope of
  * the search.
  */
 void
@@ -530,19 +623,19 @@ hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
 		parameters.nulls[PARAMETER_PROFILES] = ' ';
 		among = AMONG_PAIRS;
 	}
-	hrflow_stream(make_statement(search, all_statements[among]), &parameters,
-				  visit_row, &visit);
+	execute(search, all_statements[among], &parameters, visit_row, &visit);
 }
 
 /*
- * State of look_at_dimension(), which looks for a vector of a dimension.
+ * State of look_at_dimension(), which looks for a vector with a given
+ * dimension.
  */
 typedef struct Dimensions
 {
 	HrflowLayout layout;
 	int			wanted;
-	int			other;			/* dimension of the last vector; 0: no vector
-								 * yet */
+	int			other;			/* dimension of the last nonempty vector, or 0
+								 * if there is none yet */
 	bool		met;			/* does a vector have the wanted dimension? */
 } Dimensions;
 
@@ -562,9 +655,9 @@ look_at_dimension(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Check whether no vector in the scope of a search has the dimension of the
- * query.  If so, return the dimension of one of them.  Returns 0 if there is
- * no vector, or if some vector has that dimension.
+ * If no vector in the scope of a search has the dimension of the query, return
+ * the dimension of one of the vectors.  Returns 0 if there are no vectors, or
+ * if at least one has the dimension of the query.
  */
 int
 hrflow_exact_other_dimension(HrflowSearch *search, ArrayType *sections)
@@ -576,7 +669,7 @@ hrflow_exact_other_dimension(HrflowSearch *search, ArrayType *sections)
 		.wanted = search->dimension
 	};
 
-	hrflow_stream(make_statement(search, vector_statements[among]),
-				  &parameters, look_at_dimension, &dimensions);
+	execute(search, vector_statements[among], &parameters, look_at_dimension,
+			&dimensions);
 	return dimensions.met ? 0 : dimensions.other;
 }

@@ -3,8 +3,10 @@
  * feeder.c
  *		Finds the tables that feed a store, and the profiles that they want.
  *
- * A table feeds a store if our triggers on it name the store; there is no
- * other registry.
+ * A table feeds a store if our triggers on the table name the store; there is
+ * no other registry.  A table wants a profile, or refers to it, if one of the
+ * table's rows has the profile's key.  A profile is unwanted if no table wants
+ * it, and it was not tracked explicitly.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,27 +38,29 @@
 
 static const char drop_trigger_sql[] = "DROP TRIGGER %q ON %R";
 
-/* Part of the key in a row "f" of a feeding table; the source may be null. */
+/* SQL for the key column of row "f" of a table that feeds a store. */
 static const char key_column_sql[] = "f.%q::text" HRFLOW_PLAIN_COLLATION;
+
+/* SQL for the source column of row "f", if the source may be null. */
 static const char optional_column_sql[] =
 "coalesce(f.%q::text, '')" HRFLOW_PLAIN_COLLATION;
 
-/* Part of the key that is the same in all rows. */
+/* SQL for the source, if all rows of the table have the same source. */
 static const char key_constant_sql[] = "%L::text";
 
-/*
- * Conditions for a row to name a profile, and a query for the profiles named.
- */
+/* SQL conditions for a row to name a profile: its key must not be empty. */
 static const char names_profile_sql[] = "%s <> '' AND %s <> ''";
 static const char names_by_identifier_sql[] = "%s <> ''";
+
+/* SQL query for the keys of the profiles that the rows of a table name. */
 static const char profiles_sql[] =
 "(SELECT %s %s AS s, %s AS i FROM %s AS f WHERE %s)";
 
 /*
- * Conditions that compare a column of a row "f", as text, with an expression.
- * They convert the expression to the type and collation of the column, if the
- * type could have output it as text, so that an index on the column can be
- * used.
+ * SQL conditions that compare a column of a row "f", as text, with an
+ * expression.  So that an index on the column can be used, they convert the
+ * expression to the type and collation of the column.  If the expression is
+ * not in the output format of the type, the column cannot be equal to it.
  */
 static const char integer_is_sql[] =
 "f.%q = CASE WHEN %s COLLATE \"C\" ~ '^(0|-?[1-9][0-9]{0,18})$' THEN"
@@ -72,18 +76,15 @@ static const char text_is_sql[] = "f.%q::text = %s COLLATE %s";
 static const char nondeterministic_text_is_sql[] =
 "f.%q::text" HRFLOW_PLAIN_COLLATION " = %s";
 
-/*
- * Conditions for a row "f" to want the profile of row "p" of the table of
- * profiles.
- */
+/* SQL conditions for row "f" of a table to want the profile in row "p". */
 static const char wants_of_column_sql[] = "%s AND %s";
 static const char wants_of_optional_column_sql[] =
 "%s AND (%s OR p.source_id = '' AND f.%q IS NULL)";
 static const char wants_of_source_sql[] = "%s AND p.source_id = %L";
 
 /*
- * Condition for a profile to be unwanted: it was not tracked explicitly, and
- * no table wants it.  The second template is added for each table.
+ * SQL condition for a profile to be unwanted: it was not tracked explicitly,
+ * and no table wants it.  The second template is appended for each table.
  */
 static const char unwanted_sql[] = "NOT p.manual";
 static const char unwanted_by_table_sql[] =
@@ -105,10 +106,10 @@ static const char track_untracked_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = p.state WHERE false";
 
 /*
- * Locks the rows whose profiles are not tracked.  A transaction that deletes
- * such a row, or changes its identifier, has either committed, so that the
- * row is not found here, or waits for our transaction, and then erases the
- * profile.
+ * Statement that tracks the profiles that are not tracked yet, and locks the
+ * rows that name them.  So a transaction that deletes such a row, or changes
+ * its identifier, has either committed before, so that the row is not found
+ * here, or waits for our transaction, and then erases the profile.
  */
 static const char track_missing_sql[] =
 "INSERT INTO %P AS p"
@@ -123,23 +124,28 @@ static const char track_missing_sql[] =
 static const char want_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET state = 'due',"
 " due_at = clock_timestamp(), attempts = 0, generation = p.generation + 1"
-" WHERE p.state = 'unwanted' OR p.state = 'gone'%s";
+" WHERE p.state = 'unwanted'%s";
 
 /*
- * If contents come from rows, the content of a key may change with a new row,
- * and with the deletion of one of several rows with the key.
+ * If contents are read from rows, the content of a key may change when a row
+ * is inserted, or when one of several rows with the same key is deleted.
  */
 static const char want_content_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET" HRFLOW_MARK_CHANGED
-" WHERE p.state <> 'gone' OR (true%s)";
+" WHERE p.state <> 'gone'%s";
+
+static const char or_gone_sql[] = " OR p.state = 'gone'";
 
 static const char mark_kept_sql[] =
 "UPDATE %P AS p SET" HRFLOW_MARK_CHANGED
 " WHERE p.state <> 'gone' AND p.state <> 'unwanted'"
 " AND (p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 
-static const char not_deleted_sql[] =
-" AND (p.source_id, p.%I) NOT IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
+static const char want_gone_but_deleted_sql[] =
+"UPDATE %P AS p SET" HRFLOW_MARK_CHANGED " FROM %s AS k"
+" WHERE p.source_id = k.s AND p.%I = k.i AND p.state = 'gone'"
+" AND NOT EXISTS (SELECT FROM " HRFLOW_DELETED " AS d"
+" WHERE d.s = p.source_id AND d.i = p.%I)";
 
 /*
  * ------------------------------------------------------------------------
@@ -148,14 +154,13 @@ static const char not_deleted_sql[] =
  */
 
 /*
- * Return the trigger function in the schema of the function "caller".
+ * Return hrflow_track_trigger() in the schema of the function "caller".  Throws
+ * 42883 if either function no longer exists.
  */
 Oid
 hrflow_feeder_function(Oid caller)
 {
-	char	   *schema = get_namespace_name(get_func_namespace(caller));
-
-	return LookupFuncName(list_make2(makeString(schema),
+	return LookupFuncName(list_make2(makeString(hrflow_catalog_schema(caller)),
 									 makeString("hrflow_track_trigger")),
 						  0, NULL, false);
 }
@@ -218,8 +223,8 @@ hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
 }
 
 /*
- * Is a trigger in "dependencies", the objects that depend on a table of
- * vectors?
+ * Does a list of dependencies, as returned by hrflow_catalog_dependencies()
+ * for a table of vectors, contain a trigger?
  */
 static bool
 was_made_for(const List *dependencies, Oid trigger)
@@ -235,12 +240,37 @@ was_made_for(const List *dependencies, Oid trigger)
 }
 
 /*
- * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is
- * a partition's copy, or does not feed the store.  The name of the store in
- * its arguments does not suffice, because any role can create a trigger that
- * names any store.  A trigger that names another store feeds this one if it
- * is in "made_for_it": the store has then been renamed.  (Triggers on the
- * store's own table also depend on it, whatever store they feed.)
+ * Return the table of vectors of the store for which a trigger on "table" was
+ * created, that is, the other table on which the trigger depends.  Returns
+ * InvalidOid if there is no such table, for example after the tables were
+ * restored from a dump, which does not preserve that dependency.
+ */
+Oid
+hrflow_feeder_store(Oid trigger, Oid table)
+{
+	ListCell   *cell;
+
+	foreach(cell, hrflow_catalog_dependencies(TriggerRelationId, trigger))
+	{
+		Form_pg_depend form = lfirst(cell);
+
+		if (form->refclassid == RelationRelationId && form->refobjid != table)
+			return form->refobjid;
+	}
+	return InvalidOid;
+}
+
+/*
+ * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is a
+ * partition's copy, or does not feed the store.
+ *
+ * A trigger that names the store does not necessarily feed it, because any
+ * role can create a trigger that names any store; the trigger's table must
+ * also be one that may feed the store.  If a trigger names the store, but was
+ * created for another one, it feeds that other store, which has been renamed.
+ * Conversely, a trigger that names another store feeds this store if it is in
+ * "made_for_it", because this store has been renamed.  (Triggers on the
+ * store's own table also depend on that table, whatever store they feed.)
  */
 static HrflowFeeder *
 read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
@@ -267,9 +297,16 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 		feeder->args[i] = args;
 		args += strlen(args) + 1;
 	}
-	if (strcmp(feeder->args[HRFLOW_TRIGGER_STORE], store->vectors_name) != 0 &&
-		(form->tgrelid == RelationGetRelid(store->vectors) ||
-		 !was_made_for(made_for_it, trigger)))
+	if (strcmp(feeder->args[HRFLOW_TRIGGER_STORE], store->vectors_name) == 0)
+	{
+		Oid			of = was_made_for(made_for_it, trigger) ? InvalidOid :
+		hrflow_feeder_store(trigger, form->tgrelid);
+
+		if (OidIsValid(of) && of != RelationGetRelid(store->vectors))
+			return NULL;
+	}
+	else if (form->tgrelid == RelationGetRelid(store->vectors) ||
+			 !was_made_for(made_for_it, trigger))
 		return NULL;
 	if (!may_feed(store, form->tgrelid))
 		return NULL;
@@ -289,7 +326,7 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 }
 
 /*
- * Return a trigger, or NULL if it does not feed the store.
+ * Read a trigger.  Returns NULL if the trigger does not feed the store.
  */
 HrflowFeeder *
 hrflow_feeder_get(const HrflowStore *store, Oid function, Oid trigger)
@@ -312,12 +349,12 @@ compare_tables(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Return the triggers that feed a store, as a list of HrflowFeeder: those on
- * tables of its owner that call our function, and name the store or were
- * created for it.  If "table" is valid, return only those on this table.
- * Locks the tables, in the order of their OIDs, except those of other owners,
- * unless "lockmode" is NoLock.  Omits triggers that no longer exist once the
- * lock is held.
+ * Return the triggers that feed a store, as a list of HrflowFeeder: triggers
+ * on tables of the store's owner that call our function, and name the store or
+ * were created for it.  If "table" is valid, return only triggers on this
+ * table.  Unless "lockmode" is NoLock, lock the tables, in the order of their
+ * OIDs, and omit triggers that no longer exist once the tables are locked.
+ * Tables of other owners are not locked.
  */
 List *
 hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
@@ -361,8 +398,9 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 }
 
 /*
- * Return the trigger of which a partition's trigger is a copy, or the trigger
- * itself.  Sets *table to its table.
+ * Return the original of a partition's copy of a trigger, or the trigger
+ * itself if it is not a copy.  Sets *table to the table of the returned
+ * trigger.
  */
 Oid
 hrflow_feeder_original(Oid trigger, Oid *table)
@@ -387,9 +425,9 @@ hrflow_feeder_original(Oid trigger, Oid *table)
 }
 
 /*
- * Was a trigger created for the store with this table of vectors?  The name
- * in its arguments does not prove that, because it may have been the name of
- * another store.
+ * Was a trigger created for the store with this table of vectors?  Checks the
+ * trigger's dependency rather than the store name in its arguments, because
+ * another store may have had that name when the trigger was created.
  */
 bool
 hrflow_feeder_is_of(Oid trigger, Oid vectors)
@@ -406,25 +444,6 @@ hrflow_feeder_is_of(Oid trigger, Oid vectors)
 	return false;
 }
 
-/*
- * Does a trigger on "table" depend on another table?  If so, that is the
- * table of the store for which the trigger was created.
- */
-bool
-hrflow_feeder_has_store(Oid trigger, Oid table)
-{
-	ListCell   *cell;
-
-	foreach(cell, hrflow_catalog_dependencies(TriggerRelationId, trigger))
-	{
-		Form_pg_depend form = lfirst(cell);
-
-		if (form->refclassid == RelationRelationId && form->refobjid != table)
-			return true;
-	}
-	return false;
-}
-
 void
 hrflow_feeder_drop(const HrflowFeeder *feeder)
 {
@@ -434,8 +453,8 @@ hrflow_feeder_drop(const HrflowFeeder *feeder)
 }
 
 /*
- * Drop the triggers by which a table feeds a store, or those on all tables if
- * "table" is InvalidOid.  Returns whether there were any.
+ * Drop the triggers through which a table feeds a store, or those on all
+ * tables if "table" is InvalidOid.  Returns whether there were any triggers.
  */
 bool
 hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
@@ -456,8 +475,7 @@ hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
  */
 
 /*
- * Return SQL for the source, or the identifier, in row "f" of a feeding
- * table.
+ * Return an SQL expression for the source of row "f" of a tracked table.
  */
 static char *
 source_of(const HrflowStore *store, char *const *args)
@@ -470,6 +488,9 @@ source_of(const HrflowStore *store, char *const *args)
 							args[HRFLOW_TRIGGER_SOURCE_COLUMN]);
 }
 
+/*
+ * Return an SQL expression for the identifier in row "f" of a tracked table.
+ */
 static char *
 identifier_of(char *const *args)
 {
@@ -478,7 +499,7 @@ identifier_of(char *const *args)
 }
 
 /*
- * Return the condition for a row "f" of a feeding table to name a profile.
+ * Return the SQL condition for a row "f" of a tracked table to name a profile.
  */
 static char *
 row_names(const HrflowStore *store, char *const *args)
@@ -489,8 +510,8 @@ row_names(const HrflowStore *store, char *const *args)
 }
 
 /*
- * Return SQL for the keys of the profiles that the rows of a table name, as
- * columns "s" and "i".  "table" and "distinct" (DISTINCT or empty) are SQL.
+ * Return a subquery for the keys (s, i) of the profiles that the rows of a
+ * table name.  "table" is SQL for the table; "distinct" is DISTINCT or empty.
  */
 char *
 hrflow_feeder_profiles(const HrflowStore *store, char *const *args,
@@ -534,7 +555,7 @@ column_is(Relation table, const char *name, const char *text)
 }
 
 /*
- * Return the SQL condition for a row "f" of a feeding table to want the
+ * Return the SQL condition for a row "f" of a tracked table to want the
  * profile of row "p" of the table of profiles.
  */
 char *
@@ -558,8 +579,8 @@ hrflow_feeder_wants(const HrflowStore *store, Relation table,
 }
 
 /*
- * Return the SQL condition for the profile of row "p" of the table of
- * profiles to be wanted neither by a table nor by hrflow_track().
+ * Return the SQL condition for the profile in row "p" of the table of profiles
+ * to be unwanted.
  */
 char *
 hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
@@ -587,9 +608,9 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Can all tables that feed a store be queried for the profiles that they
- * want?  After a key column was renamed, its table cannot be queried until
- * hrflow_track_table() is called for it again.
+ * Can all tables that feed a store be queried for the profiles that they want?
+ * After a key column has been renamed, its table cannot be queried until
+ * hrflow_track_table() is called for the table again.
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
@@ -619,9 +640,9 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 
 /*
  * Does every table that was tracked for a store still belong to the store's
- * owner?  We do not query tables of other owners.  The owner of a table may
- * have been changed by mistake, so the caller must not erase anything if this
- * returns false; a WARNING then reports that.
+ * owner?  If not, returns false after a WARNING; the caller must then not
+ * erase anything, because the owner of a table may have been changed by
+ * mistake, and we do not query tables of other owners.
  */
 bool
 hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
@@ -661,8 +682,8 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
  */
 
 /*
- * Is any of the given profiles tracked?  "profiles" is SQL for their keys, as
- * columns "s" and "i".
+ * Is any of the given profiles tracked?  "profiles" is a subquery that returns
+ * their keys as columns "s" and "i".
  */
 bool
 hrflow_feeder_has_tracked(const HrflowStore *store, const char *profiles)
@@ -684,67 +705,89 @@ hrflow_feeder_track_new(const HrflowStore *store, const char *profiles)
 /*
  * Track profiles, and return how many were not tracked before.  Profiles that
  * were tracked already are locked, so that they are not erased concurrently.
+ *
+ * Reads the latest rows at every isolation level, because triggers that have
+ * just been created have missed changes since the transaction's snapshot.
  */
 uint64
 hrflow_feeder_track(const HrflowStore *store, const char *profiles,
 					const HrflowParameters *parameters)
 {
-	return hrflow_store_execute(hrflow_store_sql(store, track_untracked_sql,
-												 profiles),
-								parameters);
+	return hrflow_store_execute_latest(hrflow_store_sql(store,
+														track_untracked_sql,
+														profiles),
+									   parameters);
 }
 
 /*
- * Track the profiles that the rows of a feeding table name, and return how
+ * Track the profiles that the rows of a tracked table name, and return how
  * many were not tracked before.  Profiles that were tracked already are
- * neither written nor locked.
+ * neither written nor locked.  Reads the latest rows at every isolation level.
  */
 uint64
 hrflow_feeder_track_missing(const HrflowStore *store, Relation table,
 							char *const *args)
 {
-	return hrflow_store_execute(hrflow_store_sql(store, track_missing_sql,
-												 source_of(store, args),
-												 identifier_of(args),
-												 RelationGetRelid(table),
-												 row_names(store, args),
-												 source_of(store, args),
-												 identifier_of(args)),
-								NULL);
+	return hrflow_store_execute_latest(hrflow_store_sql(store,
+														track_missing_sql,
+														source_of(store, args),
+														identifier_of(args),
+														RelationGetRelid(table),
+														row_names(store, args),
+														source_of(store, args),
+														identifier_of(args)),
+									   NULL);
 }
 
 /*
- * Return SQL that tracks the profiles of rows that are new or whose
- * identifier has changed.  Profiles that are tracked already are locked, and
+ * Return a statement that tracks the profiles to which rows now refer.
+ * Profiles that are tracked already are locked.  They become due if they are
+ * unwanted, or if contents are read from the rows; but gone profiles become
+ * due only if "or_gone".
+ */
+static char *
+want(const HrflowStore *store, const char *profiles, bool or_gone)
+{
+	return hrflow_store_sql(store, store->has_content ?
+							want_content_sql : want_sql, profiles,
+							or_gone ? or_gone_sql : "");
+}
+
+/*
+ * Return a statement that tracks the profiles of new rows, or of rows whose
+ * identifiers have changed.  Profiles that are tracked already are locked, and
  * become due if they are unwanted or gone, or if contents come from the rows.
  */
 char *
 hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
 {
-	return hrflow_store_sql(store, store->has_content ?
-							want_content_sql : want_sql, profiles, "");
+	return want(store, profiles, true);
 }
 
 /*
- * Track the profiles of inserted rows, as hrflow_feeder_want_sql() does,
- * except that a profile that is gone does not become due if this transaction
- * has deleted a row that names it: the transaction may be reloading the row.
+ * Track the profiles of inserted rows like hrflow_feeder_want_sql().  However,
+ * a gone profile stays gone if this transaction has deleted a row that names
+ * it, because the transaction may be reloading the row.
+ *
+ * If the transaction has deleted rows, a second statement makes the other gone
+ * profiles due, with an anti-join.  The first statement has locked them.
  */
 void
 hrflow_feeder_want_inserted(const HrflowStore *store, const char *profiles)
 {
-	const char *but = hrflow_deferred_register(store) ?
-	hrflow_store_sql(store, not_deleted_sql) : "";
+	bool		has_deleted = hrflow_deferred_register(store);
 
-	hrflow_store_execute(hrflow_store_sql(store, store->has_content ?
-										  want_content_sql : want_sql,
-										  profiles, but),
-						 NULL);
+	hrflow_store_execute(want(store, profiles, !has_deleted), NULL);
+	if (has_deleted)
+		hrflow_store_execute(hrflow_store_sql(store,
+											  want_gone_but_deleted_sql,
+											  profiles),
+							 NULL);
 }
 
 /*
- * Mark the profiles in HRFLOW_DELETED due that were not erased, because a
- * table still wants them, if their contents come from rows.
+ * If contents are read from rows, mark as due those profiles in HRFLOW_DELETED
+ * that were not erased because a table still wants them.
  */
 void
 hrflow_feeder_mark_kept(const HrflowStore *store)

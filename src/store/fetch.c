@@ -33,7 +33,7 @@ jsonb_text(JsonbValue *value)
 }
 
 /*
- * Make a part of "fields", which is a section or one element of it.
+ * Make a part of "fields": a section, or one element of a section.
  */
 static HrflowPart *
 make_part(char *section, const char *value, bool is_element)
@@ -56,9 +56,8 @@ make_part(char *section, const char *value, bool is_element)
 }
 
 /*
- * Return a value of "fields" that requests all known sections.  If "fields"
- * is omitted, the parts of this value are used to request sections one by
- * one.
+ * Return a value of "fields" that requests all known sections.  Its parts are
+ * used to request sections one by one if "fields" is not given.
  */
 static Jsonb *
 make_all_fields(void)
@@ -129,9 +128,9 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 }
 
 /*
- * Set the kind of the store, after "fields" was read.  If stores of this kind
- * have no sections, only the complete content can be requested.  Throws 22023
- * if "fields" is not valid for the kind.
+ * Set the kind of the store.  Must be called after hrflow_fetch_read_fields().
+ * If stores of this kind have no sections, only the complete content can be
+ * requested.  Throws 22023 if "fields" is not valid for the kind.
  */
 void
 hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
@@ -157,13 +156,12 @@ hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
  */
 
 /*
- * Record a result in its profile.  The result is copied, because it belongs
- * to the transport.
+ * Record a result in its profile.  The result is copied, because it belongs to
+ * the transport.
  *
- * A section has no vector only if the API says so.  If the API returns a
- * link, but the host of the link does not have the vector, the profile has
- * failed: a host that has lost its objects must not cause vectors to be
- * erased.
+ * Only the API can tell that a section has no vector.  If the API returns a
+ * link, but the link's host does not have the vector, the profile has failed:
+ * a host that has lost its objects must not cause vectors to be erased.
  */
 static void
 take_result(const HrflowRun *run, HrflowProfile *profile,
@@ -224,7 +222,7 @@ hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
 }
 
 /*
- * Record a source that the API does not know, and report it.
+ * Record a source that the API does not know, and warn about it.
  */
 static void
 note_bad_source(HrflowRun *run, const HrflowProfile *profile)
@@ -242,15 +240,16 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 				(errmsg("skipping source \"%s\" in refresh of %s: source not found",
 						profile->source_id, run->name),
 				 errdetail_internal("%s", profile->error),
-				 errhint("Check the id of the source, and that the API key belongs to the same account.")));
+				 errhint("Check the source id, and that the API key belongs to the source's workspace.")));
 	}
 	MemoryContextSwitchTo(old);
 }
 
 /*
  * Return the next claimed profile to be requested, or NULL.  If the API did
- * not know a source when it was last requested, a single profile of the
- * source is requested first, as a probe, and the others wait for the reply.
+ * not know a source when it was last requested, a single profile of the source
+ * is requested first, as a probe, and the source's other profiles wait for the
+ * reply.
  */
 static HrflowProfile *
 next_claimed(HrflowRun *run)
@@ -283,8 +282,8 @@ next_claimed(HrflowRun *run)
 }
 
 /*
- * The API has replied to a probe.  Let the other profiles of its source be
- * requested, because the API may know the source now.
+ * After the API has replied to a probe, allow requests for the other claimed
+ * profiles of its source, because the API may know the source now.
  */
 static void
 clear_source(HrflowRun *run, HrflowProfile *probe)
@@ -362,9 +361,10 @@ hrflow_fetch_next(HrflowRun *run)
 }
 
 /*
- * Consider a profile missing, as if the API did not know it, because the
- * reply contained no vector at all.  The profile may not have been indexed
- * yet, and its stored vectors must not be erased because of a single reply.
+ * Consider a profile missing, like a profile that the API does not know,
+ * because the reply contained no vector at all.  The profile may not have been
+ * indexed yet, and its stored vectors must not be erased because of a single
+ * reply.
  */
 static void
 set_missing(HrflowProfile *profile)
@@ -380,9 +380,9 @@ set_missing(HrflowProfile *profile)
 /*
  * Process the outcome of a request.
  *
- * If any of the requested sections has no vector, the API returns no vector
- * at all.  In that case, request the sections one by one, so that the vectors
- * of the others are fetched.
+ * If any of the requested sections has no vector, the API returns no vector at
+ * all.  In that case, request the sections one by one, so that the vectors of
+ * the other sections are fetched.
  */
 void
 hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
@@ -415,8 +415,8 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 }
 
 /*
- * There will be no more replies.  Regard the profiles in flight as arrived,
- * without the results that are missing.
+ * Stop waiting for replies.  The profiles in flight are processed with the
+ * results that were received so far.
  */
 void
 hrflow_fetch_give_up(HrflowRun *run)

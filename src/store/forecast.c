@@ -5,8 +5,8 @@
  *		each of the next days.
  *
  * No request is sent.  The table of profiles says when each profile is due.
- * Vectors that are missing from the store show which profiles take a request
- * for each section, and the table of runs shows how long a request takes.
+ * Profiles that lack vectors of a section are expected to take an additional
+ * request for each section.  The table of runs shows how long a request takes.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,10 +34,12 @@ enum
 	ARG_DAYS
 };
 
-/* Maximum length of a forecast, in days. */
+/* Maximum length of a forecast, in days: a year. */
 #define MAX_DAYS 366
 
-/* Assumed latency of a request if there are no runs yet, in seconds. */
+/*
+ * Assumed latency of a request, in seconds, if there are no recorded runs.
+ */
 #define USUAL_LATENCY 0.2
 
 /*
@@ -47,10 +49,11 @@ enum
 #define AVERAGE_AGE 0.95
 
 /*
- * Count profiles by the day on which they are due: all profiles, profiles that
- * were ever refreshed, and, among the latter, profiles that lack vectors of a
- * section.  $1 is the current time, and $2 is the last day of the forecast.
- * Profiles that are due later, or never, are counted under the day after it.
+ * Statement that counts profiles by the day on which they are due.  It returns
+ * the number of all profiles, the number of profiles that have been refreshed,
+ * and the number of refreshed profiles that lack vectors of a section.  $1 is
+ * the current time, and $2 is the last day of the forecast.  Profiles that are
+ * due later, or never, are counted under day $2 + 1.
  */
 static const char due_sql[] =
 "SELECT CASE WHEN p.due_at <= $1%s THEN 0"
@@ -59,13 +62,14 @@ static const char due_sql[] =
 " ELSE $2 + 1 END,"
 " count(*), count(p.refreshed_at), %s"
 " FROM %P AS p%s"
-" WHERE p.lease_until IS NULL OR p.lease_until <= $1"
+" WHERE (p.lease_until IS NULL OR p.lease_until <= $1)"
+" AND p.state IS DISTINCT FROM 'unwanted'"
 " GROUP BY 1";
 
 /*
- * Condition that a profile was never requested with some part of "fields".
- * Such profiles are due at once; see hrflow_model_make_due().  $5 are the
- * names of the parts, and $6 are their sections.
+ * SQL condition that at least one part of "fields" has never been requested
+ * for a profile.  Such profiles are due at once; see hrflow_model_make_due().
+ * $5 is the array of the parts' names, and $6 the array of their sections.
  */
 #define NEVER_ASKED \
 	"(p.state = 'ok' AND p.last_error IS NULL AND p.sections IS NOT NULL" \
@@ -75,10 +79,16 @@ static const char due_sql[] =
 static const char or_never_asked_sql[] = " OR " NEVER_ASKED;
 static const char and_asked_sql[] = " AND NOT " NEVER_ASKED;
 
-/* Replaces count_lacking_sql if no profile can lack a section. */
+/*
+ * SQL expression that replaces count_lacking_sql if no profile can lack a
+ * section.
+ */
 static const char none_sql[] = "0::bigint";
 
-/* Count profiles without all of the sections $3, the number of which is $4. */
+/*
+ * SQL expression that counts the refreshed profiles that lack vectors of at
+ * least one of the $4 sections in the array $3.
+ */
 static const char count_lacking_sql[] =
 "count(*) FILTER (WHERE p.refreshed_at IS NOT NULL"
 " AND (v.n >= $4) IS NOT TRUE%s)";
@@ -89,8 +99,8 @@ static const char join_sections_sql[] =
 " ON v.source_id = p.source_id AND v.%I = p.%I";
 
 /*
- * Compute the average latency of a request in the latest runs, in seconds.  $1
- * is the number of requests that may be in flight.
+ * Statement that computes the average latency of a request in the latest runs,
+ * in seconds.  $1 is the maximum number of requests in flight.
  */
 static const char latency_sql[] =
 "SELECT (sum(extract(epoch FROM h.ended_at - h.started_at)"
@@ -100,7 +110,7 @@ static const char latency_sql[] =
 " ORDER BY r.run DESC LIMIT 20) AS h";
 
 /*
- * Profiles that are due on a day, and requests that they take.
+ * Number of profiles that are due on a day, and number of requests for them.
  */
 typedef struct Day
 {
@@ -112,11 +122,11 @@ typedef struct Forecast
 {
 	TimestampTz now;
 	int			ndays;			/* last day of the forecast; day 0 is now */
-	Day		   *days;			/* array of ndays + 1 days; [0] is due now */
-	int			nparts;			/* number of further requests for a profile
+	Day		   *days;			/* array of ndays + 1 days; days[0] is for
+								 * profiles due now */
+	int			nparts;			/* number of additional requests for a profile
 								 * that lacks a section */
-	double		lacking;		/* fraction of all profiles that lack a
-								 * section */
+	double		lacking;		/* fraction of profiles that lack a section */
 	double		latency;		/* latency of a request, in seconds */
 	double		interval;		/* minimum time between two requests, in
 								 * seconds */
@@ -150,7 +160,8 @@ add_parts(HrflowParameters *parameters, const HrflowRun *run)
 }
 
 /*
- * Count the profiles, and their requests, by the day on which they are due.
+ * For each day, count the profiles that are due, and the requests that they
+ * will take.
  */
 static void
 count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
@@ -207,7 +218,8 @@ count_due(Forecast *forecast, const HrflowStore *store, const HrflowRun *run)
 }
 
 /*
- * Add to the counts of a day a number of profiles that are due again then.
+ * Add "nprofiles" profiles that are due again on a day to the counts of that
+ * day.
  */
 static void
 add_again(const Forecast *forecast, int day, double nprofiles)
@@ -218,8 +230,8 @@ add_again(const Forecast *forecast, int day, double nprofiles)
 }
 
 /*
- * Add the profiles that are due again because they were refreshed "age" days
- * before, where "age" may be less than a day.
+ * Add the profiles that become due again on each day, "age" days after they
+ * were refreshed.  "age" may be less than 1.
  */
 static void
 add_repeats(Forecast *forecast, double age)
@@ -252,9 +264,9 @@ add_repeats(Forecast *forecast, double age)
 }
 
 /*
- * Set the latency and the interval of requests, for the current settings.
- * Assume the number of requests in flight with which a run begins, because we
- * do not know whether the server accepts more.
+ * Set the latency of a request, and the interval between two requests, for the
+ * current settings.  Assume the number of requests in flight with which a run
+ * begins, because it is not known whether the server accepts more.
  */
 static void
 find_speed(Forecast *forecast, const HrflowStore *store)
@@ -345,12 +357,13 @@ hrflow_refresh_estimate(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(ARG_STORE))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null", "store")));
+				 errmsg("argument \"%s\" must not be null", "store")));
 	forecast.ndays = PG_ARGISNULL(ARG_DAYS) ? -1 : PG_GETARG_INT32(ARG_DAYS);
 	if (forecast.ndays < 0 || forecast.ndays > MAX_DAYS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between %d and %d", "days", 0, MAX_DAYS)));
+				 errmsg("argument \"%s\" must be between %d and %d",
+						"days", 0, MAX_DAYS)));
 	max_age = hrflow_state_get_max_age(fcinfo, ARG_MAX_AGE);
 	InitMaterializedSRF(fcinfo, 0);
 	hrflow_fetch_read_fields(&run, PG_ARGISNULL(ARG_FIELDS) ? NULL :

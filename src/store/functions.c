@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * functions.c
- *		SQL functions that create and drop stores, track profiles
- *		explicitly, and show the state of stores.
+ *		Implements the SQL functions that create and drop stores, track
+ *		profiles explicitly, and show the state of stores.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,7 +35,6 @@ PG_FUNCTION_INFO_V1(hrflow_mark_due);
 PG_FUNCTION_INFO_V1(hrflow_untrack);
 PG_FUNCTION_INFO_V1(hrflow_retry);
 PG_FUNCTION_INFO_V1(hrflow_store_failures);
-PG_FUNCTION_INFO_V1(hrflow_store_orphans);
 PG_FUNCTION_INFO_V1(hrflow_store_status);
 
 /*
@@ -51,7 +50,10 @@ static const char find_pgvector_sql[] =
 " ON n.oid OPERATOR(pg_catalog.=) e.extnamespace"
 " WHERE e.extname OPERATOR(pg_catalog.=) 'vector'";
 
-/* Parts of the statements below for stores that read contents from columns. */
+/*
+ * SQL that the statements below contain only for stores whose contents are
+ * read from columns.
+ */
 static const char section_default_sql[] = " DEFAULT %L";
 static const char content_states_sql[] = ", 'empty'";
 static const char content_columns_sql[] = " content_hash text, sent_hash text,";
@@ -60,7 +62,10 @@ static const char *const create_content_sql[] = {
 	"CREATE INDEX ON %P (sent_hash) WHERE sent_hash IS NOT NULL"
 };
 
-/* The argument is empty or the DEFAULT clause of the column "section". */
+/*
+ * Statement that creates the table of vectors.  %s is the DEFAULT clause of
+ * the column "section", or empty.
+ */
 static const char create_vectors_sql[] =
 "CREATE TABLE %V ("
 " source_id text NOT NULL,"
@@ -72,10 +77,11 @@ static const char create_vectors_sql[] =
 " PRIMARY KEY (source_id, %I, section, item))";
 
 /*
- * The arguments are additional states and columns.  The fillfactor leaves
- * space on each page for a new version of every row, because the rows of a
- * page are usually leased at the same time: these updates are then HOT.
- * (Those that write the result cannot be, because due_at is indexed.)
+ * Statement that creates the table of profiles.  The arguments are additional
+ * states and additional columns.  The fillfactor leaves space on each page for
+ * a new version of every row, so that leases are set by HOT updates: the rows
+ * of a page are usually leased at the same time.  (Updates that write results
+ * cannot be HOT, because due_at is indexed.)
  */
 static const char create_profiles_sql[] =
 "CREATE TABLE %P ("
@@ -98,15 +104,18 @@ static const char create_profiles_sql[] =
 " account text,%s"
 " PRIMARY KEY (source_id, %I)) WITH (fillfactor = 50)";
 
-/* The argument is the plural noun of the store's kind. */
+/*
+ * Statements that complete the tables after their creation.  %s is the plural
+ * noun for the store's kind, such as "profiles".
+ */
 static const char *const create_more_sql[] = {
 	/* Floats do not compress. */
 	"ALTER TABLE %V ALTER COLUMN vector SET STORAGE EXTERNAL",
 
 	/*
-	 * Indexes for claiming profiles (two), for listing failures, for the most
-	 * recent error, for counting what was erased recently, and for what
-	 * vectors were fetched with.
+	 * Two indexes for claiming profiles, and one index each for listing
+	 * failures, finding the most recent error, counting recent erasures, and
+	 * finding out how vectors were fetched (see model.c).
 	 */
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
 	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
@@ -127,11 +136,11 @@ static const char drop_sql[] = "DROP TABLE %V, %P";
 static const char also_sql[] = "%s, %R";
 
 /*
- * In the statements about given profiles, $1 is their source, and $2 is an
+ * Statements for a given list of profiles.  $1 is their source, and $2 is an
  * array of their identifiers.
  *
  * track_sql neither changes nor counts existing rows, but locks them, so that
- * a DELETE cannot erase them before the statements below are executed.
+ * they are not erased before set_manual_sql and want_gone_sql are executed.
  */
 static const char track_sql[] =
 "INSERT INTO %P AS p (source_id, %I, state, due_at, attempts,"
@@ -151,13 +160,14 @@ static const char want_gone_sql[] =
 " AND p.state IN ('gone', 'unwanted')";
 
 /*
- * A missing profile is treated like a new one, because the API may not have
- * indexed the change yet.
+ * Statement that marks profiles as due.  A missing profile is treated like a
+ * new profile, because the API may not have indexed the change of the profile
+ * yet.
  */
 static const char mark_due_sql[] =
-"WITH locked AS MATERIALIZED"
-" (SELECT p.%I AS i FROM %P AS p"
-" WHERE p.source_id = $1 AND p.%I = ANY ($2) ORDER BY p.%I FOR UPDATE)"
+"WITH locked AS MATERIALIZED (SELECT p.%I AS i FROM %P AS p"
+" WHERE p.source_id = $1 AND p.%I = ANY ($2)"
+" AND p.state IS DISTINCT FROM 'unwanted' ORDER BY p.%I FOR NO KEY UPDATE)"
 " UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
 " attempts = 0, generation = p.generation + 1, state = 'due'"
 " FROM locked WHERE p.source_id = $1 AND p.%I = locked.i";
@@ -166,13 +176,16 @@ static const char retry_sql[] =
 "WITH locked AS MATERIALIZED"
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
 " WHERE p.state IN ('failed', 'gone')"
-" ORDER BY p.source_id, p.%I FOR UPDATE)"
+" ORDER BY p.source_id, p.%I FOR NO KEY UPDATE)"
 " UPDATE %P AS p SET state = 'due',"
 " due_at = clock_timestamp(), attempts = 0%s"
 " FROM locked WHERE p.source_id = locked.s"
 " AND p.%I = locked.i AND p.state IN ('failed', 'gone')";
 
-/* Unmark requests that may have been sent, unless they may be in flight. */
+/*
+ * SQL assignment that clears "sent_hash", except for leased profiles, whose
+ * requests may be in flight.
+ */
 static const char forget_sent_sql[] = ", sent_hash = CASE"
 " WHEN p.lease_until > clock_timestamp() THEN p.sent_hash END";
 
@@ -182,14 +195,9 @@ static const char failures_sql[] =
 " WHERE state IN ('missing', 'gone', 'failed')"
 " ORDER BY state, source_id, %I";
 
-static const char orphans_sql[] =
-"SELECT v.source_id, v.%I, count(*) FROM %V AS v"
-" WHERE NOT EXISTS (SELECT FROM %P AS p"
-" WHERE p.source_id = v.source_id AND p.%I = v.%I)"
-" GROUP BY v.source_id, v.%I ORDER BY v.source_id, v.%I";
-
 /*
- * Counts for hrflow_store_status().  $1 is the current time.
+ * Statement that returns the counts for hrflow_store_status().  $1 is the
+ * current time.
  */
 static const char count_sql[] =
 "SELECT count(*),"
@@ -246,7 +254,7 @@ choose_vector_type(const char *wanted)
 	if (name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid vector_type: \"%s\"", wanted),
+				 errmsg("invalid value for parameter \"vector_type\": \"%s\"", wanted),
 				 errhint("Use auto, real[], vector, vector(n), halfvec or halfvec(n).")));
 
 	if (hrflow_store_execute(find_pgvector_sql, NULL) > 0)
@@ -394,7 +402,8 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 	if (ARR_NDIM(array) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a one-dimensional array", "profile_ids")));
+				 errmsg("argument \"%s\" must be a one-dimensional array",
+						"profile_ids")));
 	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls,
 					  &n);
 	for (int i = 0; i < n; i++)
@@ -402,7 +411,7 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 		if (nulls[i] || VARSIZE_ANY_EXHDR(DatumGetPointer(values[i])) == 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must not contain nulls or empty strings",
+					 errmsg("argument \"%s\" must not contain nulls or empty strings",
 							"profile_ids"),
 					 errdetail("Element %d is null or empty.", i + 1)));
 	}
@@ -410,8 +419,9 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Check the source of profiles: it must not be empty if the store requires a
- * source, and must be empty if its items have no source.  Throws 22023.
+ * Check the source of profiles.  The source must not be empty if the store
+ * requires one, and must be empty if stores of this kind have no sources.
+ * Throws 22023 otherwise.
  */
 void
 hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
@@ -420,20 +430,20 @@ hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
 		VARSIZE_ANY_EXHDR(DatumGetTextPP(source_id)) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be empty", "source_id")));
+				 errmsg("argument \"%s\" must not be empty", "source_id")));
 	if (store->kind->has_no_source &&
 		VARSIZE_ANY_EXHDR(DatumGetTextPP(source_id)) > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be empty", "source_id"),
+				 errmsg("argument \"%s\" must be empty", "source_id"),
 				 errdetail("A store of %s has no sources.",
 						   store->kind->plural)));
 }
 
 /*
- * Open the store in the first argument for changing some of its profiles.
- * The next two arguments, the source and the identifiers of these profiles,
- * become parameters of statements.
+ * Open the store in the first argument, to change some of its profiles.  Sets
+ * the parameters of statements to the next two arguments, which are the source
+ * and the identifiers of these profiles.
  */
 static void
 open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
@@ -442,7 +452,7 @@ open_for_profiles(FunctionCallInfo fcinfo, HrflowStore *store,
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1) || PG_ARGISNULL(2))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null",
+				 errmsg("argument \"%s\" must not be null",
 						PG_ARGISNULL(0) ? "store" :
 						PG_ARGISNULL(1) ? "source_id" : "profile_ids")));
 	parameters->n = 0;
@@ -540,7 +550,7 @@ hrflow_retry(PG_FUNCTION_ARGS)
  */
 
 /*
- * Return the rows of a query about the store in the first argument.
+ * Execute a query on the store in the first argument, and return its rows.
  */
 static void
 return_query(FunctionCallInfo fcinfo, const char *template)
@@ -569,17 +579,6 @@ Datum
 hrflow_store_failures(PG_FUNCTION_ARGS)
 {
 	return_query(fcinfo, failures_sql);
-	return (Datum) 0;
-}
-
-/*
- * hrflow_store_orphans(store regclass)
- *		RETURNS TABLE (source_id text, profile_id text, vectors bigint)
- */
-Datum
-hrflow_store_orphans(PG_FUNCTION_ARGS)
-{
-	return_query(fcinfo, orphans_sql);
 	return (Datum) 0;
 }
 
@@ -637,10 +636,10 @@ count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
 }
 
 /*
- * Count the profiles of a table, or of one partition, and add them to
- * *counts.  Scans the table directly, because a query for all counts takes
- * four times as long, and so do separate queries that use indexes, unless the
- * table was vacuumed recently.
+ * Count the profiles of a table, or of one partition, and add them to *counts.
+ * Scans the table directly.  A query for all counts takes four times as long,
+ * and so do separate queries that use indexes, unless the table was vacuumed
+ * recently.
  */
 static void
 count_profiles(Counts *counts, Oid relid)
@@ -769,7 +768,7 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	values[n++] = TimestampTzGetDatum(counts.oldest);
 	values[n++] = Int64GetDatum(counts.last_minute);
 	values[n++] = Int64GetDatum(counts.last_hour);
-	values[n++] = Int64GetDatum(counts.due);	/* requests: one each */
+	values[n++] = Int64GetDatum(counts.due);	/* one request for each */
 	nulls[n] = counts.last_minute == 0;
 	if (counts.last_minute > 0)
 		time_due.time = (double) counts.due / counts.last_minute *

@@ -4,13 +4,14 @@
  *		Records the runs of a store in its table NAME_run.
  *
  * A run inserts its row before it sends a request, and completes the row in
- * its last transaction.  A row without an end therefore belongs to a run that
- * is still in progress or that was killed.  To distinguish these, a run holds
- * a session-level lock, which PostgreSQL releases no matter how the session
- * ends.
+ * its last transaction.  A row without "ended_at" therefore belongs to a run
+ * that is still in progress or that was killed.  To distinguish the two, a run
+ * holds a session-level lock, which PostgreSQL releases no matter how the
+ * session ends.
  *
- * Like the other tables of a store, the table belongs to the owner, and is
- * dumped, restored and dropped with them.  A store without it has no history.
+ * The table belongs to the store's owner, and is dumped, restored and dropped
+ * together with the store's other tables.  A store without NAME_run has no
+ * history.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,15 +28,15 @@
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
-/* Suffix of this table, added to the name of the table of vectors. */
+/* Suffix of the name of the table NAME_run. */
 #define SUFFIX "_run"
 
-/* Number of runs to keep: a week's worth, if there is a run each minute. */
+/* Number of runs to keep: about one week, if there is a run each minute. */
 #define MAX_RUNS 10000
 
 /*
- * Maximum time to wait for a lock on the table, in milliseconds, so that an
- * open transaction that has locked it cannot keep a store from being
+ * Maximum time to wait for a lock on NAME_run, in milliseconds, so that an
+ * open transaction that has locked the table cannot keep a store from being
  * refreshed.
  */
 #define MAX_LOCK_WAIT 1000
@@ -78,26 +79,29 @@ static const char comment_sql[] =
 "COMMENT ON TABLE %s IS"
 " 'runs of hrflow_refresh(); see hrflow_store_status()'";
 
-/* $1 is when the run began, and $2 is the process ID. */
+/* Insert the row of a run.  $1 is its start, and $2 is the process ID. */
 static const char begin_sql[] =
-"INSERT INTO %R AS r (started_at, pid) VALUES ($1, $2) RETURNING r.run";
+"INSERT INTO %R AS r (started_at, pid) VALUES ($1, $2)"
+" RETURNING r.run::bigint";
 
-/* $1 is the run's number; $2 and up are new values in column order. */
+/*
+ * Complete the row of a run.  $1 is its number; $2 to $9 are the new values.
+ */
 static const char end_sql[] =
 "UPDATE %R AS r SET ended_at = clock_timestamp(), stop_reason = $2,"
 " asked = $3, ok = $4, failed = $5, missing = $6, erased = $7,"
 " requests = $8, error = $9 WHERE r.run = $1";
 
 /*
- * Delete old runs.  Skip locked rows, so that runs that end at the same time
- * do not wait for one another.
+ * Statement that deletes old runs.  It skips locked rows, so that runs that
+ * end at the same time do not wait for one another.
  */
 static const char forget_sql[] =
 "DELETE FROM %R AS r WHERE r.run IN"
 " (SELECT o.run FROM %R AS o WHERE o.run <= $1 FOR UPDATE SKIP LOCKED)";
 
 static const char last_sql[] =
-"SELECT r.started_at, r.run, r.stop_reason, r.error"
+"SELECT r.started_at::timestamptz, r.run::bigint, r.stop_reason, r.error"
 " FROM %R AS r ORDER BY r.run DESC LIMIT 1";
 
 /*
@@ -107,8 +111,8 @@ static const char last_sql[] =
  */
 
 /*
- * Create the table for a store that is being created.  "vectors" is the name
- * of the store's table of vectors.
+ * Create the table NAME_run for a store that is being created.  "vectors" is
+ * the name of the table of vectors, without its schema.
  */
 void
 hrflow_history_create(const char *schema, const char *vectors)
@@ -125,12 +129,16 @@ hrflow_history_create(const char *schema, const char *vectors)
 Oid
 hrflow_history_find(const HrflowStore *store)
 {
-	static const char *const columns[] = {
-		"run", "started_at", "ended_at", "stop_reason", "requests", "error",
-		NULL
+	static const HrflowColumn columns[] = {
+		{.name = "run", .type = INT8OID},
+		{.name = "started_at", .type = TIMESTAMPTZOID},
+		{.name = "ended_at", .type = TIMESTAMPTZOID},
+		{.name = "stop_reason", .type = TEXTOID},
+		{.name = "requests", .type = INT8OID},
+		{.name = "error", .type = TEXTOID}
 	};
 
-	return hrflow_beside_find(store, SUFFIX, columns);
+	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns));
 }
 
 /*
@@ -140,11 +148,11 @@ hrflow_history_find(const HrflowStore *store)
  */
 
 /*
- * Set the tag of the lock of a run.  It is an advisory lock, because a session
- * keeps no other locks when a transaction aborts.  The last field of the tag
- * is neither 1 nor 2, which are used by the SQL functions for advisory locks.
- * Two runs whose numbers differ by a multiple of 2^32 would share a lock, but
- * the row of the first one has been deleted by then.
+ * Set the lock tag of a run.  We use an advisory lock, because other
+ * session-level locks are released when a transaction aborts.  The last field
+ * of the tag differs from 1 and 2, which the SQL functions for advisory locks
+ * use.  Two runs whose numbers differ by a multiple of 2^32 would share a
+ * lock, but the row of the earlier run has been deleted by then.
  */
 static void
 set_run_tag(LOCKTAG *tag, Oid runs, int64 run)
@@ -153,8 +161,8 @@ set_run_tag(LOCKTAG *tag, Oid runs, int64 run)
 }
 
 /*
- * Is a run whose row has no end still in progress?  A standby cannot see the
- * lock, so it assumes that the run is.
+ * Is a run still in progress whose row lacks "ended_at"?  On a standby, where
+ * the lock cannot be seen, assume that it is.
  */
 static bool
 is_running(Oid runs, int64 run)
@@ -183,13 +191,14 @@ typedef struct Entry
 	const HrflowStore *store;
 	Oid			runs;
 	bool		is_there;		/* was the row inserted?  A user's trigger may
-								 * have prevented it */
+								 * have prevented the insertion */
 } Entry;
 
 /*
- * Write to the table of runs.  If that fails, the run continues with a
- * WARNING, because vectors matter more than their history.  Returns whether it
- * succeeded.  Rethrows errors that are to end the run, such as a query cancel.
+ * Write to the table of runs, and return whether that succeeded.  A failure
+ * causes only a WARNING, because writing vectors is more important than
+ * recording the run.  Rethrows errors that must end the run, such as a query
+ * cancel.
  */
 static bool
 write_entry(Entry *entry, void (*work) (void *arg))
@@ -238,13 +247,14 @@ insert_row(void *arg)
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 {
-	Entry		entry = {
-		.run = run, .store = store, .runs = hrflow_history_find(store)
-	};
+	Entry		entry = {.run = run, .store = store};
 	LOCKTAG		tag;
 
-	/* On a subscriber, the number could conflict with a replicated row. */
+	/*
+	 * Refuse to run on a subscriber, where rows of the store are replicated.
+	 */
 	hrflow_remote_check_subscription(store);
+	entry.runs = hrflow_history_find(store);
 	if (!OidIsValid(entry.runs) || !write_entry(&entry, insert_row) ||
 		!entry.is_there)
 		return;
@@ -255,7 +265,7 @@ hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Add a count to parameters.
+ * Add a parameter of type bigint.
  */
 static void
 add_count(HrflowParameters *parameters, int64 n)
@@ -264,7 +274,7 @@ add_count(HrflowParameters *parameters, int64 n)
 }
 
 /*
- * Add a text, or NULL, to parameters.
+ * Add a parameter of type text, which is null if "value" is NULL.
  */
 static void
 add_text(HrflowParameters *parameters, const char *value)
@@ -290,7 +300,7 @@ complete_row(void *arg)
 	add_count(&parameters, run->tallies[HRFLOW_TALLY_RETRY] +
 			  run->tallies[HRFLOW_TALLY_FAILED]);
 	add_count(&parameters, run->tallies[HRFLOW_TALLY_MISSING]);
-	add_count(&parameters, run->nerased + run->ngone);
+	add_count(&parameters, run->nerased + run->nshortened + run->ngone);
 	add_count(&parameters, hrflow_budget_sent() - run->nsent_before);
 	add_text(&parameters, run->stop == HRFLOW_STOP_TERMINATED ? NULL :
 			 run->error != NULL ? run->error->message : run->stop_reason);
@@ -345,8 +355,8 @@ hrflow_history_is_failure(HrflowStop stop)
 }
 
 /*
- * Return the status of a run, with the names that pg_cron uses.  "reason" is
- * the reason for its end, or NULL if it has not ended.
+ * Return the status of a run, with the terms that pg_cron uses.  "reason" is
+ * the reason why the run ended, or NULL if it has not ended.
  */
 static const char *
 status_of_run(Oid runs, int64 run, const char *reason)
@@ -358,12 +368,12 @@ status_of_run(Oid runs, int64 run, const char *reason)
 		if (strcmp(reason, stop_names[i]) == 0)
 			return hrflow_history_is_failure(i) ? "failed" : "succeeded";
 	}
-	return "failed";			/* unknown reason, not written by us */
+	return "failed";			/* not one of the reasons that we write */
 }
 
 /*
- * Get the start, the status and the error of the last run of a store, as
- * "values" and "nulls" of three columns.
+ * Get the start, the status and the error of the last run of a store, which
+ * are stored in the three elements of "values" and "nulls".
  */
 void
 hrflow_history_last(const HrflowStore *store, Datum *values, bool *nulls)

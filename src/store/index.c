@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * index.c
- *		Searches by an index of pgvector.
+ *		Searches a store with a pgvector index.
  *
- * An index of pgvector returns vectors in the order of their distance, but it
- * may return too few of them.  An HNSW scan takes hnsw.ef_search candidates
- * before dead tuples are removed and conditions are applied, and stops at
+ * A pgvector index returns vectors in the order of their distance, but it may
+ * return too few of them.  An HNSW scan takes hnsw.ef_search candidates before
+ * dead tuples are removed and conditions are applied, and stops at
  * hnsw.max_scan_tuples; an IVFFlat scan reads ivfflat.probes lists.  We read
  * rows from the index until we have enough profiles.  If the scan ends before
  * that, the caller compares every vector instead.
@@ -39,10 +39,11 @@
 PG_FUNCTION_INFO_V1(hrflow_index_statement);
 
 /*
- * Find an index for the cosine distance of the vectors of section $2 of the
- * table $1, which have $3 dimensions.  It must index the column "vector", or
- * its cast to the index's type as hrflow_index_statement() writes it, but no
- * other column or expression.  pg_get_expr() doubles single quotes and, unlike
+ * Statement that finds an index on table $1 for the cosine distance of vectors
+ * that belong to section $2 and have $3 dimensions.  The only indexed
+ * expression must be the column "vector", or a cast of this column as in the
+ * statement that hrflow_index_statement() returns.  The predicate is compared
+ * with the output of pg_get_expr(), which doubles single quotes and, unlike
  * format('%L'), does not escape backslashes.
  */
 static const char find_statement[] =
@@ -52,7 +53,7 @@ static const char find_statement[] =
 " COALESCE((SELECT option_value::int FROM pg_options_to_table(c.reloptions)"
 " WHERE option_name = 'lists'), 0),"
 " (CASE WHEN c.relkind = 'I' THEN"
-" (SELECT sum(greatest(leaf.reltuples, 0))"
+" (SELECT COALESCE(sum(greatest(leaf.reltuples, 0)), 0)"
 " FROM pg_partition_tree(i.indexrelid) AS tree"
 " JOIN pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf)"
 " ELSE c.reltuples END)::float8"
@@ -73,16 +74,20 @@ static const char find_statement[] =
 " ORDER BY i.indpred IS NULL, a.amname LIMIT 1";
 
 /*
- * Return the vectors of a section, ordered by their distance as the index
- * computes it.  The arguments are the indexed expression, pgvector's schema
- * and the index's type.  There is no LIMIT; keep_row() ends the scan.
+ * Statement that returns the vectors of a section, ordered by their distance
+ * as the index computes it.  The arguments are the indexed expression,
+ * pgvector's schema, and the type of the indexed expression.  There is no
+ * LIMIT; keep_row() ends the scan.
  */
 static const char search_statement[] =
 "SELECT v.source_id, v.%I, v.section, v.item, v.vector"
 " FROM %V AS v WHERE v.section = $2 AND ($3 IS NULL OR v.source_id = $3)"
 " ORDER BY %s OPERATOR(%s.<=>) $1::%s";
 
-/* Count the vectors of section $1 and source $2, up to the limit $3. */
+/*
+ * Statement that counts the vectors of section $1 and source $2, but stops
+ * counting at $3.
+ */
 static const char count_statement[] =
 "SELECT count(*) FROM (SELECT FROM %V AS v"
 " WHERE v.section = $1 AND v.source_id = $2 LIMIT $3) AS v";
@@ -105,27 +110,32 @@ static const char index_statement[] =
 " WHERE section OPERATOR(pg_catalog.=) %L";
 
 /*
- * Number of candidates that an HNSW scan takes at a time (hnsw.ef_search):
- * this many for each of the k rows, but within these bounds.  MAX_CANDIDATES
- * is the maximum that pgvector allows.
+ * Number of candidates that an HNSW scan takes at a time (hnsw.ef_search) for
+ * each of the k rows.  More candidates increase both the recall and the cost
+ * of a search.
  */
 #define CANDIDATES_PER_ROW 8
+
+/* Minimum number of candidates, which keeps the recall high for a small k. */
 #define MIN_CANDIDATES 200
+
+/* Maximum number of candidates, which is the maximum that pgvector allows. */
 #define MAX_CANDIDATES 1000
 
 /*
- * Number of rows that satisfy a condition to take from an index, for each of
- * the k rows.  When a scan has to continue because of the condition, it
- * returns the next vectors that it reaches, sorted; nearer vectors may follow
- * later.  If this number is too low, recall with a condition is lower than
- * without; each further row costs about as much as a comparison.
+ * Number of rows to take from an index for each of the k rows, if the search
+ * has a condition; only rows that satisfy the condition are counted.  If a
+ * scan has to continue because of the condition, it returns further vectors in
+ * sorted groups, so nearer vectors may follow in a later group.  With a lower
+ * number, searches with a condition would have a lower recall than others;
+ * each additional row costs about as much as a comparison.
  */
 #define ROWS_UNDER_CONDITION 4
 
 /*
  * Cost of taking the next vector from an index, as a multiple of the cost of
- * fetching a vector by its key and comparing it.  This is an estimate.  If it
- * is wrong the result is the same, and the search takes longer than it could.
+ * fetching a vector by its key and comparing it.  This is an estimate; if it
+ * is wrong, searches are slower than they could be.
  */
 #define COST_OF_INDEX 3.0
 
@@ -174,8 +184,8 @@ hrflow_index_find(const HrflowSearch *search, const char *section)
 	HrflowIndex *index;
 
 	/*
-	 * Avoid the statement if there is no index, and plan it only once in a
-	 * session, because planning it takes as long as comparing a thousand
+	 * Avoid find_statement if there is no vector index, and plan it only once
+	 * in a session, because planning it takes as long as comparing a thousand
 	 * vectors.
 	 */
 	if (!has_vector_index(search->store->vectors))
@@ -218,9 +228,9 @@ count_candidates(int k)
 }
 
 /*
- * Return the number of vectors that can be compared one by one at the cost of
- * an index search.  "among" is the number of vectors in the scope of the
- * search.
+ * Return the number of vectors that can be looked up by key and compared at
+ * the cost of a single index search.  "among" is the number of vectors in the
+ * scope of the search.
  */
 static double
 allowed_comparisons(const HrflowIndex *index, int k, double among)
@@ -251,8 +261,8 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
 		return true;
 
 	/*
-	 * The costs are equal at this number of vectors, so there is no need to
-	 * count further.
+	 * Both methods cost the same for this number of vectors, so there is no
+	 * need to count further.
 	 */
 	few = ceil(Max(sqrt(COST_OF_INDEX * ROWS_UNDER_CONDITION * k *
 						Max(index->tuples, 1)),
@@ -335,16 +345,18 @@ make_allowed(const HrflowSearch *search)
 typedef struct IndexRows
 {
 	const HrflowSearch *search;
-	allowed_hash *allowed;		/* identifiers to keep; NULL: all */
+	allowed_hash *allowed;		/* identifiers to keep, or NULL to keep all */
 	HrflowBest *best;
-	int64		ntaken;			/* number of rows that met the condition */
-	int64		nwanted;		/* take at least this many of them */
+	int64		ntaken;			/* number of rows taken so far that satisfy
+								 * the condition */
+	int64		nwanted;		/* value that "ntaken" must reach before the
+								 * scan may end */
 } IndexRows;
 
 /*
  * Keep a row, and return whether more profiles or rows are needed.  We compute
- * the similarity from the vector itself, because pgvector adds in single
- * precision, in which large elements overflow.
+ * the similarity from the vector itself, because pgvector computes sums in
+ * single precision, which overflows for large elements.
  */
 static bool
 keep_row(void *arg, TupleTableSlot *slot)
@@ -375,7 +387,8 @@ set_option(const char *name, const char *value)
 }
 
 /*
- * Set an option of pgvector to a number, unless its value is already greater.
+ * Set an option of pgvector to a number, unless its value is already at least
+ * as great.
  */
 static void
 raise_option(const char *name, int value)
@@ -387,22 +400,23 @@ raise_option(const char *name, int value)
 }
 
 /*
- * Make the planner use the index, and make its scan good enough for k rows.
- * With pgvector 0.8 or later, a scan continues if a condition or dead tuples
- * leave too few rows.  We limit it to about the cost of comparing all vectors.
+ * Make the planner use the index, and make the scan consider enough candidates
+ * to find the k nearest rows.  With pgvector 0.8 or later, the scan continues
+ * if a condition or dead tuples leave too few rows; the cost of an HNSW scan
+ * is limited to about that of comparing all vectors.
  *
  * The rows need not be returned in strict order, because we sort them.
  */
 static void
 tune_search(const HrflowIndex *index, int k)
 {
-	/* Disable plans without the index, which the planner may prefer. */
+	/* Disable plans that do not use the index; the planner may prefer them. */
 	set_option("enable_seqscan", "off");
 	set_option("enable_bitmapscan", "off");
 	set_option("enable_sort", "off");
 	set_option("enable_indexscan", "on");
 
-	/* The options are unknown before pgvector's library is loaded. */
+	/* pgvector's options are unknown before its library is loaded. */
 	hrflow_compat_load_index_method(index->method);
 
 	if (index->is_hnsw)
@@ -419,7 +433,9 @@ tune_search(const HrflowIndex *index, int k)
 	}
 	else
 	{
-		/* The default of pgvector's option "lists" is 100. */
+		/*
+		 * If an index does not set "lists", pgvector uses the default of 100.
+		 */
 		raise_option("ivfflat.probes",
 					 ceil(sqrt(index->lists > 0 ? index->lists : 100)));
 		if (GetConfigOption("ivfflat.iterative_scan", true, false) != NULL)
@@ -428,9 +444,10 @@ tune_search(const HrflowIndex *index, int k)
 }
 
 /*
- * Return a copy of the query that is scaled to length 1.  Scaling does not
- * change its direction, but otherwise its elements might be out of range for
- * halfvec, or their squares for single precision, in which pgvector adds them.
+ * Return a copy of the query that is scaled to length 1.  This does not change
+ * cosine similarities, but ensures that no element is out of range for
+ * halfvec, and that sums of squares do not overflow in pgvector, which
+ * computes them in single precision.
  */
 static ArrayType *
 normalize(const HrflowSearch *search)
@@ -446,8 +463,8 @@ normalize(const HrflowSearch *search)
 }
 
 /*
- * Find the best matches of a section by an index and add them to "best".
- * There are fewer than k of them if the index returns too few rows.
+ * Find the best matches of a section with an index, and add them to "best".
+ * If the index returns too few rows, "best" contains fewer than k matches.
  */
 void
 hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
@@ -480,7 +497,7 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 		parameters.nulls[2] = 'n';
 	hrflow_stream(hrflow_store_sql(store, search_statement, index->expression,
 								   index->schema, index->type),
-				  &parameters, keep_row, &scan);
+				  &parameters, InvalidOid, keep_row, &scan);
 
 	AtEOXact_GUC(false, nestlevel);
 	MemoryContextSwitchTo(old);
@@ -493,20 +510,29 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
  * ------------------------------------------------------------------------
  */
 
+static bool
+take_dimension(void *arg, TupleTableSlot *slot)
+{
+	int		   *dimension = arg;
+
+	*dimension = DatumGetInt32(slot->tts_values[0]);
+	return false;
+}
+
 /*
- * Return the dimension of the first vector found of a section, or 0 if there
- * is none.
+ * Return the dimension of any vector of a section, or 0 if there is none, in
+ * the snapshot of the calling statement.
  */
 int
 hrflow_index_dimension(const HrflowStore *store, const char *section)
 {
 	HrflowParameters parameters = {0};
+	int			dimension = 0;
 
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
-	if (hrflow_store_execute(hrflow_store_sql(store, dimension_statement),
-							 &parameters) == 0)
-		return 0;
-	return DatumGetInt32(hrflow_store_datum(0, 1));
+	hrflow_stream(hrflow_store_sql(store, dimension_statement), &parameters,
+				  InvalidOid, take_dimension, &dimension);
+	return dimension;
 }
 
 /*
@@ -531,7 +557,7 @@ hrflow_index_statement(PG_FUNCTION_ARGS)
 	if (hrflow_store_execute(pgvector_statement, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("indexes of vectors require extension \"vector\", which is not installed"),
+				 errmsg("vector indexes require extension \"vector\", which is not installed"),
 				 errhint("Use CREATE EXTENSION vector to install the extension.")));
 	schema = hrflow_store_value(0, 1);
 

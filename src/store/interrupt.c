@@ -4,11 +4,11 @@
  *		Delays the end of a run until the replies that have arrived are
  *		written.
  *
- * An ERROR can be caught and rethrown after the replies are written.  A FATAL
- * cannot, so nothing may raise one while there are replies to be written,
- * neither while waiting for the network nor in a transaction that writes.  For
- * the former, interrupts are held, and processed between replies.  For the
- * latter, the first SIGTERM during a run acts as a query cancel, which is an
+ * An ERROR can be caught, and rethrown after the replies are written.  A FATAL
+ * error cannot be caught, so none may be raised while there are replies to be
+ * written.  While a run waits for the network, interrupts are held off, and
+ * processed between replies.  Our SIGTERM handler protects transactions:
+ * during a run, the first SIGTERM acts as a query cancel, which raises an
  * ERROR.
  *
  *-------------------------------------------------------------------------
@@ -24,27 +24,30 @@
 #include "utils/timeout.h"
 
 /*
- * Declared in libpq/libpq.h, which we do not include because it includes
- * headers of GSSAPI if the server was built with it.
+ * Declared in libpq/libpq.h, which we do not include, because it includes
+ * GSSAPI headers if the server was built with GSSAPI.
  */
 extern bool pq_check_connection(void);
 
-/* The action for SIGTERM outside of a run. */
+/* SIGTERM action that handle_sigterm() replaces during a run. */
 static struct sigaction outer_sigterm;
 
 /* Has SIGTERM been received since the run began? */
 static volatile sig_atomic_t is_terminated;
 
 /*
- * Handle SIGTERM during a run: cancel the current statement, once.
- * hrflow_interrupts_end() terminates the session.
+ * Handle SIGTERM during a run: the first SIGTERM cancels the current
+ * statement.  hrflow_interrupts_end() then terminates the session.
  */
 static void
 handle_sigterm(int signo, siginfo_t *info, void *context)
 {
 	int			save_errno = errno;
 
-	/* The outer handler does more, such as counting how sessions end. */
+	/*
+	 * Call the replaced handler, because it does more than set
+	 * ProcDiePending; for example, die() records why the session ended.
+	 */
 	if (outer_sigterm.sa_flags & SA_SIGINFO)
 		outer_sigterm.sa_sigaction(signo, info, context);
 	else if (outer_sigterm.sa_handler != SIG_IGN &&
@@ -62,8 +65,9 @@ handle_sigterm(int signo, siginfo_t *info, void *context)
 }
 
 /*
- * Stop the timer of client_connection_check_interval, because the check may
- * raise a FATAL anywhere.  The next statement starts the timer again.
+ * Stop the timer for client_connection_check_interval, because the check may
+ * raise a FATAL error at any CHECK_FOR_INTERRUPTS().  The next statement
+ * starts the timer again.
  */
 static void
 leave_client_unchecked(void)
@@ -92,7 +96,8 @@ hrflow_interrupts_begin(void)
 }
 
 /*
- * End a run: interrupts that were held back become pending.
+ * End a run: restore the SIGTERM handler, and the pending interrupts that were
+ * held back.
  */
 void
 hrflow_interrupts_end(const HrflowRun *run)
@@ -104,8 +109,8 @@ hrflow_interrupts_end(const HrflowRun *run)
 }
 
 /*
- * Process pending interrupts.  An error is kept until the end of the run; if
- * the session is to be terminated, "is_ending" is set.
+ * Process pending interrupts.  If one raises an error, the error is kept until
+ * the end of the run.  If the session is to be terminated, "is_ending" is set.
  */
 void
 hrflow_interrupts_take(HrflowRun *run)
@@ -113,16 +118,12 @@ hrflow_interrupts_take(HrflowRun *run)
 	MemoryContext context = CurrentMemoryContext;
 	uint32		holdoff = InterruptHoldoffCount;
 
-	/* A trigger that a user has created may have caught the cancel. */
+	/* A user's trigger may have caught the error of the query cancel. */
 	if (is_terminated)
 		run->is_ending = true;
 	if (!InterruptPending)
 		return;
-	if (hrflow_compat_fatal_interrupt_pending())
-	{
-		hrflow_compat_hold_interrupts(&run->held);
-		run->is_ending = true;
-	}
+	hrflow_work_hold_fatal(run);
 	InterruptHoldoffCount = 0;
 	PG_TRY();
 	{
@@ -139,8 +140,9 @@ hrflow_interrupts_take(HrflowRun *run)
 
 /*
  * Check whether the client is still connected, if
- * client_connection_check_interval is set.  If it is not, end the run and the
- * session.  A background worker, such as one of pg_cron, has no client.
+ * client_connection_check_interval is set.  If the connection is lost, end the
+ * run and the session.  A background worker, such as a worker of pg_cron, has
+ * no client.
  */
 void
 hrflow_interrupts_check_client(HrflowRun *run)
@@ -149,4 +151,5 @@ hrflow_interrupts_check_client(HrflowRun *run)
 		pq_check_connection())
 		return;
 	run->held.connection_lost = run->is_ending = true;
+	whereToSendOutput = DestNone;
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * kind.c
- *		Kinds of stores, and all differences between them.
+ *		Defines the kinds of stores, and all differences between them.
  *
  * Other files of this layer never test the kind of a store, but use the
  * properties in its HrflowKind.  The kind of a store is not recorded anywhere:
@@ -59,9 +59,10 @@ make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
 
 /*
  * A text consists of the columns that are not null, separated by blank lines.
- * Each column and the text are cut off one character beyond the maximum length,
- * which suffices for refusing a text that is too long.  Longer columns could
- * together exceed the maximum size of a value, which would end the run.
+ * Each column, and then the text, is truncated one character after the maximum
+ * length, so that a text that is too long can still be refused.  Without
+ * truncation, long columns could together exceed the maximum size of a value,
+ * and the error would end the run.
  */
 static const char text_column_sql[] =
 "left(f.%q::text, 1048577) COLLATE \"C\"";
@@ -124,7 +125,7 @@ static const HrflowReading document_reading = {
  * ------------------------------------------------------------------------
  */
 
-/* The first entry is the default. */
+/* Kinds of stores.  The first one is the default. */
 static const HrflowKind kinds[] = {
 	{
 		.content = "profile",
@@ -182,7 +183,7 @@ hrflow_kind_find(const char *content)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid content: \"%s\"", content),
+			 errmsg("invalid value for parameter \"content\": \"%s\"", content),
 			 errhint("Use profile, job, text or document.")));
 }
 
@@ -227,13 +228,13 @@ hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid identifier: \"%s\"", name),
+			 errmsg("invalid value for parameter \"identifier\": \"%s\"", name),
 			 errhint("Use %s.", names.data)));
 }
 
 /*
- * Is the section for the complete content of this kind the default of the
- * column "section"?
+ * Is the default of the column "section" the section for the complete content,
+ * as in stores of this kind?
  */
 static bool
 has_default_section(Relation vectors, const HrflowKind *kind)
@@ -252,11 +253,11 @@ has_default_section(Relation vectors, const HrflowKind *kind)
 
 /*
  * Return the kind of a store, and set *identifier to the index of its
- * identifier.  Both are determined by the first column of its table of vectors
+ * identifier.  Both are determined by the first column of the table of vectors
  * that is named like an identifier; columns that users have added come later.
- * Texts and documents both have the column "key", but different defaults of
- * the column "section".  If there is no such column, return the default kind;
- * the caller then reports the missing column.
+ * Texts and documents both have the column "key", but different defaults for
+ * the column "section".  If no column is named like an identifier, return the
+ * default kind; the caller then reports the missing column.
  */
 const HrflowKind *
 hrflow_kind_of(Relation vectors, int *identifier)
@@ -293,8 +294,8 @@ hrflow_kind_of(Relation vectors, int *identifier)
  */
 
 /*
- * Return the section that a name refers to.  The default of SQL functions is
- * "profile", which refers to the complete content in stores of any kind.
+ * Return the section to which a name refers.  "profile", the default in SQL
+ * functions, refers to the complete content in stores of any kind.
  */
 char *
 hrflow_kind_section(const HrflowKind *kind, char *name)
@@ -333,7 +334,8 @@ hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("stores of %s do not have a section \"%s\"",
 							kind->plural, name),
-					 errdetail("Such a store has a single vector for each element."),
+					 errdetail("A store of %s has a single vector for each %s.",
+							   kind->plural, kind->content),
 					 errhint("Omit \"fields\".")));
 	}
 }

@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * layout.c
- *		Layouts of stored vectors: real[], and pgvector's vector and
- *		halfvec.
+ *		Identifies and reads the layouts in which vectors are stored: real[],
+ *		and pgvector's vector and halfvec.
  *
- * This is the only place that knows pgvector's layout.
+ * No other file depends on pgvector's layout.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,9 +55,9 @@ hrflow_layout_find(Oid type, HrflowLayout *layout)
 }
 
 /*
- * Find the elements of a detoasted vector.  Sets *n to their number, or to 0
- * if the value is not a vector: an array that is not one-dimensional, or that
- * has nulls.
+ * Return the elements of a detoasted vector, and set *n to their number.  For
+ * an array that is not a vector, because it is not one-dimensional or contains
+ * nulls, *n is set to 0.
  *
  * Throws XX001 if a value has an unknown layout.
  */
@@ -80,7 +80,7 @@ hrflow_layout_read(HrflowLayout layout, const struct varlena *value, int *n)
 		VARSIZE(value) != offsetof(PgVector, elements) + vector->dimension * width)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("vector of pgvector has an unknown layout"),
+				 errmsg("pgvector value has an unrecognized layout"),
 				 errhint("Use a version of hrflow_embed that supports this version of pgvector.")));
 	*n = vector->dimension;
 	return vector->elements;

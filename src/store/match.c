@@ -3,9 +3,9 @@
  * match.c
  *		Finds the profiles of a store that are nearest to a vector.
  *
- * If an index of pgvector can be used for the section and is cheaper, it is
- * searched.  Otherwise, and if the index returns too few profiles, every
- * vector in the scope of the search is compared.
+ * If a pgvector index can be used for the section and is cheaper, the index is
+ * searched.  Otherwise, or if the index returns too few profiles, every vector
+ * in the scope of the search is compared.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,29 +32,37 @@
 PG_FUNCTION_INFO_V1(hrflow_match);
 PG_FUNCTION_INFO_V1(hrflow_match_weighted);
 
-/* Arguments of hrflow_match_weighted() with other positions. */
+/*
+ * Arguments of hrflow_match_weighted() whose positions differ from those of
+ * hrflow_match().
+ */
 #define ARG_WEIGHTS 2
 #define ARG_WEIGHTED_K 3
 
 /*
- * In a weighted search by indexes, take this many times k profiles of each
- * section as candidates.
+ * Number of candidates that a weighted search takes from the index of each
+ * section, as a multiple of k.
  */
 #define CANDIDATES 10
 
-/* Return those of the sections $1 that have no vector. */
+/*
+ * Statement that returns the sections in $1 for which the store has no vector.
+ */
 static const char missing_statement[] =
 "SELECT s FROM unnest($1) AS s"
 " WHERE (SELECT true FROM %V AS v WHERE v.section = s LIMIT 1) IS NULL";
 
-/* Return a list of at most 20 sections of the store, for a message. */
+/*
+ * Statement that returns a list of at most 20 sections of the store, for a
+ * message.
+ */
 static const char sections_statement[] =
 "SELECT string_agg('\"' || s.section || '\"', ', ' ORDER BY s.section)"
 " FROM (SELECT DISTINCT v.section FROM %V AS v LIMIT 20) AS s";
 
 /*
- * Return the number of dead tuples of a table or, if it is partitioned, of its
- * partitions.
+ * Statement that returns the number of dead tuples of a table or, if it is
+ * partitioned, of its partitions.
  */
 static const char dead_statement[] =
 "SELECT pg_stat_get_dead_tuples($1) + COALESCE(("
@@ -62,7 +70,7 @@ static const char dead_statement[] =
 " FROM pg_partition_tree($1) AS p WHERE p.relid <> $1), 0)";
 
 /*
- * A section of a weighted search.
+ * A section and its weight in a weighted search.
  */
 typedef struct Weight
 {
@@ -77,7 +85,8 @@ typedef struct Weight
  */
 
 /*
- * Get the query vector, detoasted.  Throws 22023 if it has no direction.
+ * Return the query vector, detoasted.  Throws 22023 if it is not a
+ * one-dimensional array of finite numbers, or is zero.
  */
 static ArrayType *
 get_query(FunctionCallInfo fcinfo)
@@ -90,7 +99,7 @@ get_query(FunctionCallInfo fcinfo)
 	if (ARR_NDIM(query) != 1 || array_contains_nulls(query))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be a one-dimensional array without nulls",
+				 errmsg("argument \"%s\" must be a one-dimensional array without nulls",
 						"query")));
 	for (int i = 0; i < n; i++)
 	{
@@ -119,12 +128,14 @@ hrflow_match_get_number(FunctionCallInfo fcinfo, int argno, const char *name)
 	if (number < 1 || number > HRFLOW_MAX_K)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between 1 and %d", name, HRFLOW_MAX_K)));
+				 errmsg("argument \"%s\" must be between 1 and %d",
+						name, HRFLOW_MAX_K)));
 	return number;
 }
 
 /*
- * Read the argument "weights", an object with a number for each section.
+ * Read the argument "weights", a JSON object with a number for each section.
+ * Throws 22023 if it is not valid.
  */
 static Weight *
 get_weights(FunctionCallInfo fcinfo, int *nweights)
@@ -141,8 +152,8 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 	if (!JB_ROOT_IS_OBJECT(jsonb) || JB_ROOT_COUNT(jsonb) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("weights must be a JSON object with a number for each section"),
-				 errhint("For example: {\"profile\": 0.6, \"skills\": 0.4}.")));
+				 errmsg("argument \"weights\" must be a JSON object with a number for each section"),
+				 errhint("Specify a JSON object with a weight for each section, for example {\"profile\": 0.6, \"skills\": 0.4}.")));
 	weights = palloc(sizeof(Weight) * JB_ROOT_COUNT(jsonb));
 	iterator = JsonbIteratorInit(&jsonb->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
@@ -178,8 +189,37 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 }
 
 /*
- * Is any argument null for which null has no meaning?  If so, the function
- * must return no rows, like a STRICT one.
+ * Replace section names with the names that the store uses, and add up the
+ * weights of names that refer to the same section.  For example, "profile" and
+ * "job" refer to the same section in a store of jobs.
+ */
+static void
+merge_weights(const HrflowStore *store, Weight *weights, int *nweights)
+{
+	int			n = 0;
+
+	for (int i = 0; i < *nweights; i++)
+	{
+		char	   *section = hrflow_kind_section(store->kind,
+												  weights[i].section);
+		double		weight = weights[i].weight;
+		int			at = 0;
+
+		while (at < n && strcmp(weights[at].section, section) != 0)
+			at++;
+		if (at == n)
+		{
+			weights[n].section = section;
+			weights[n++].weight = 0;
+		}
+		weights[at].weight += weight;
+	}
+	*nweights = n;
+}
+
+/*
+ * Is any argument null that must not be null?  If so, the SQL function must
+ * behave as if it were STRICT.
  */
 bool
 hrflow_match_lacks_argument(FunctionCallInfo fcinfo)
@@ -206,19 +246,20 @@ hrflow_match_set_query(HrflowSearch *search, ArrayType *query)
 }
 
 /*
- * Create a search of an open store, in the current memory context.  It uses
- * the function hrflow_vector_similarity() in the schema of the SQL function
- * that was called.
+ * Create a search of an open store, in the current memory context.  The search
+ * calls hrflow_vector_similarity() in the schema of the SQL function that was
+ * called.
  */
 HrflowSearch *
 hrflow_match_make_search(FunctionCallInfo fcinfo, const HrflowStore *store)
 {
+	static const Oid types[] = {ANYOID, FLOAT4ARRAYOID};
 	HrflowSearch *search = palloc0(sizeof(HrflowSearch));
 
 	search->store = store;
-	search->function =
-		hrflow_catalog_function_name("hrflow_vector_similarity",
-									 fcinfo->flinfo->fn_oid);
+	search->function = hrflow_catalog_function("hrflow_vector_similarity",
+											   types, lengthof(types),
+											   fcinfo->flinfo->fn_oid);
 	return search;
 }
 
@@ -245,8 +286,8 @@ hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
  */
 
 /*
- * Report, once per search, that an index returned fewer profiles than there
- * are, if dead tuples may be the reason.
+ * If dead tuples may be the reason why an index returned too few profiles,
+ * report their number in a NOTICE, at most once per search.
  */
 static void
 report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
@@ -272,8 +313,8 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 }
 
 /*
- * Find the best matches of a section, by an index or by comparing all vectors,
- * and add them to "best".
+ * Find the best matches in a section, through an index or by comparing all
+ * vectors, and add them to "best".
  */
 void
 hrflow_match_search_section(HrflowSearch *search, const char *section,
@@ -305,27 +346,29 @@ hrflow_match_search_section(HrflowSearch *search, const char *section,
  */
 
 /*
- * State of a weighted search, which visits the vectors of one profile after
- * the other and adds up the weighted similarities of its sections.
+ * State of a weighted search.  The search visits all vectors of a profile
+ * before those of the next profile, and adds up the weighted similarities of
+ * each profile's sections.
  */
 typedef struct Weighing
 {
 	const Weight *weights;
 	int			nweights;
-	bool	   *seen;			/* has a vector of the section been visited? */
-	double	   *nearest;		/* similarity of each section's best item, or
-								 * NaN */
+	bool	   *seen;			/* per section: was at least one vector
+								 * visited? */
+	double	   *nearest;		/* per section: similarity of the profile's
+								 * best item, or NaN */
 	int		   *items;
 	double	   *parts;
-	char	   *source_id;		/* source of the current profile; NULL: none
-								 * yet */
+	char	   *source_id;		/* source of the current profile, or NULL
+								 * before the first profile */
 	char	   *identifier;
 	HrflowBest *best;
 } Weighing;
 
 /*
- * All vectors of the current profile have been visited: compute its weighted
- * sum and keep it, if it is among the best.
+ * Called when all vectors of the current profile have been visited.  Computes
+ * the weighted sum, and keeps the profile if it is among the best.
  */
 static void
 finish_profile(Weighing *weighing)
@@ -390,9 +433,9 @@ visit_vector(void *arg, const HrflowMatch *match)
 }
 
 /*
- * Find the profiles that are near the query in at least one section, by the
- * indexes of the sections.  Returns NULL if a section has no index, or if it
- * is cheaper to compare all vectors in the scope of the search.
+ * Use the indexes of the sections to find profiles that are near the query in
+ * at least one section.  Returns NULL if a section has no index, or if it is
+ * cheaper to compare all vectors in the scope of the search.
  */
 static HrflowBest *
 find_candidates(HrflowSearch *search, const Weight *weights, int nweights,
@@ -423,8 +466,9 @@ find_candidates(HrflowSearch *search, const Weight *weights, int nweights,
 }
 
 /*
- * Find the best matches by the weighted sum of several sections.  Sets "seen"
- * for the sections of which a vector was visited.
+ * Find the profiles with the greatest weighted sums of similarities, over
+ * several sections.  Sets seen[] to true for each section in which at least
+ * one vector was visited.
  */
 static void
 search_weighted(HrflowSearch *search, const Weight *weights, int nweights,
@@ -457,8 +501,8 @@ search_weighted(HrflowSearch *search, const Weight *weights, int nweights,
  */
 
 /*
- * Warn about a section that has no vectors.  "there" is a list of the sections
- * that do, or NULL if the store has no vectors.  In that case, only warn if
+ * Warn about a section that has no vectors.  "there" lists the sections that
+ * have vectors, and is NULL if the store is empty.  In that case, warn only if
  * the API does not know the section.
  */
 static void
@@ -480,9 +524,9 @@ warn_about_section(const HrflowStore *store, const char *section,
 
 /*
  * Warn if a search may have found too few profiles because of a mistake: a
- * section has no vectors, mostly because its name is misspelled, or the search
- * is empty because the query was made by another model.  Callers must not call
- * this if the search was restricted to no profiles at all.
+ * section has no vectors, usually because its name is misspelled, or nothing
+ * was found because another model made the query vector.  Must not be called
+ * for a search that was restricted to an empty list of profiles.
  */
 static void
 warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
@@ -512,9 +556,9 @@ warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
 	other = is_empty ? hrflow_exact_other_dimension(search, sections) : 0;
 	if (other > 0)
 		ereport(WARNING,
-				(errmsg("no vector of store %s has the query's %d dimensions",
+				(errmsg("store %s has no vectors with %d dimensions",
 						store->vectors_name, search->dimension),
-				 errdetail("The vectors of the requested sections have other dimensions, such as %d.",
+				 errdetail("At least one vector of the requested sections has %d dimensions.",
 						   other),
 				 errhint("Compare only vectors that were made by the same model.")));
 }
@@ -530,8 +574,8 @@ make_sections(const Weight *weights, int n)
 }
 
 /*
- * Return a match's parts as a JSON object, without the sections that the
- * profile lacks.
+ * Return the weighted similarities of a match as a JSON object with one member
+ * per section, except sections that the profile lacks.
  */
 static Datum
 make_parts(const HrflowMatch *match, const Weight *weights, int nweights)
@@ -663,9 +707,7 @@ hrflow_match_weighted(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(HRFLOW_MATCH_STORE), InvalidOid,
 					  HRFLOW_STORE_RANK);
-	for (int i = 0; i < nweights; i++)
-		weights[i].section = hrflow_kind_section(store.kind,
-												 weights[i].section);
+	merge_weights(&store, weights, &nweights);
 	search = hrflow_match_make_search(fcinfo, &store);
 	hrflow_match_set_query(search, query);
 	hrflow_match_restrict_search(fcinfo, search);

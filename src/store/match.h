@@ -25,8 +25,8 @@
 #define HRFLOW_MAX_K 10000
 
 /*
- * Arguments of hrflow_match(), in order.  In other functions that rank, most
- * of these arguments have the same position.
+ * Argument numbers of hrflow_match().  Most of these arguments have the same
+ * position in the other functions that rank.
  */
 enum
 {
@@ -43,16 +43,16 @@ enum
  */
 typedef struct HrflowMatch
 {
-	/* Key of HrflowBest's hash table; these two must be first. */
+	/* Key of HrflowBest.by_profile.  These two fields must be the first. */
 	char	   *source_id;
 	char	   *identifier;
 
 	char	   *section;
 	int			item;
 	double		similarity;
-	double	   *parts;			/* addends of a weighted sum, one per section,
-								 * or NaN where the profile lacks the section;
-								 * NULL: not a weighted sum */
+	double	   *parts;			/* weighted similarities, one per section; NaN
+								 * if the profile lacks the section; NULL if
+								 * the search is not weighted */
 } HrflowMatch;
 
 /*
@@ -60,37 +60,42 @@ typedef struct HrflowMatch
  */
 typedef struct HrflowBest
 {
-	MemoryContext context;		/* holds the matches and their strings */
+	MemoryContext context;		/* memory context of the matches and their
+								 * strings */
 	int			k;
 	int			n;
-	int			nparts;			/* number of parts of each match */
+	int			nparts;			/* number of elements of HrflowMatch.parts, or
+								 * 0 if the search is not weighted */
 	HrflowMatch **matches;		/* array of n matches, best first */
 	HTAB	   *by_profile;		/* hash table of the matches, by profile */
 } HrflowBest;
 
 /*
- * A search: the query, and the vectors to be compared with it.
+ * A search: the query vector, and restrictions on the vectors with which it is
+ * compared.
  */
 typedef struct HrflowSearch
 {
 	const HrflowStore *store;
-	const char *function;		/* qualified name of
-								 * hrflow_vector_similarity() */
-	ArrayType  *query;			/* one-dimensional, without nulls, not zero */
+	Oid			function;		/* OID of hrflow_vector_similarity() */
+	ArrayType  *query;			/* query vector: one-dimensional, without
+								 * nulls, not zero */
 	const double *elements;		/* elements of the query */
 	int			dimension;		/* number of elements */
 	double		norm;			/* length of the query */
 
-	/* Restrictions. */
-	text	   *source_id;		/* search only this source; NULL: all */
-	ArrayType  *profiles;		/* search only these identifiers, a text[];
-								 * NULL: all */
+	/* Restrictions on the vectors that are compared. */
+	text	   *source_id;		/* source to search, or NULL to search all
+								 * sources */
+	ArrayType  *profiles;		/* identifiers to search (text[]), or NULL to
+								 * search all profiles */
 	int			nprofiles;		/* number of elements of "profiles" */
-	ArrayType  *sources;		/* sources that have vectors, a text[]; NULL:
-								 * not looked up, or too many */
+	ArrayType  *sources;		/* sources that have vectors (text[]), or NULL
+								 * if they have not been looked up yet or are
+								 * too many */
 	bool		knows_sources;	/* have the sources been looked up? */
 
-	bool		has_reported;	/* have dead tuples been reported? */
+	bool		has_reported;	/* has a NOTICE about dead tuples been sent? */
 } HrflowSearch;
 
 /*
@@ -99,7 +104,8 @@ typedef struct HrflowSearch
 typedef struct HrflowToast HrflowToast;
 
 /*
- * A callback that receives a match, whose strings live until it returns.
+ * A callback that receives a match.  The strings of the match live until the
+ * callback returns.
  */
 typedef void (*HrflowVisitor) (void *arg, const HrflowMatch *match);
 
@@ -109,26 +115,27 @@ typedef void (*HrflowVisitor) (void *arg, const HrflowMatch *match);
 typedef bool (*HrflowTake) (void *arg, TupleTableSlot *slot);
 
 /*
- * An index of pgvector that can be used for searching a section.
+ * A pgvector index that can be used to search a section.
  */
 typedef struct HrflowIndex
 {
 	char	   *name;			/* quoted and qualified */
 	char	   *expression;		/* indexed expression, as SQL */
 	char	   *type;			/* type of the expression */
-	char	   *schema;			/* schema of pgvector, quoted */
+	char	   *schema;			/* schema of the extension pgvector, quoted */
 	Oid			method;			/* OID of the access method */
 	bool		is_hnsw;		/* is the access method hnsw?  If not, it is
 								 * ivfflat */
-	int			lists;			/* the option "lists" of ivfflat; 0: default */
+	int			lists;			/* storage parameter "lists" of ivfflat, or 0
+								 * if not set */
 	double		tuples;			/* estimated number of vectors in the index */
 } HrflowIndex;
 
 /*
- * Prefetch the row that will most likely be read next into the processor's
- * cache; otherwise a search waits for memory between two rows.  A heap page is
- * filled from its end, so the next row is in front of the current value, and
- * of about the same size.  If that guess is wrong, the prefetch is merely
+ * Prefetch the next row into the processor's cache, so that a search does not
+ * wait for memory between two rows.  We assume that the next row is stored in
+ * front of the current value, because a heap page is filled from its end, and
+ * that it has about the same size.  A wrong assumption only makes the prefetch
  * useless.
  */
 static inline void
@@ -164,7 +171,7 @@ extern void hrflow_best_keep(HrflowBest *best, const HrflowMatch *match);
 
 /* in stream.c */
 extern void hrflow_stream(const char *sql, const HrflowParameters *parameters,
-						  HrflowTake take, void *arg);
+						  Oid similarity, HrflowTake take, void *arg);
 extern void hrflow_stream_read(const TupleTableSlot *slot, HrflowMatch *match);
 
 /* in toast.c */

@@ -5,9 +5,9 @@
  *		vectors which the store does not accept.
  *
  * For each profile, the table of profiles records the dimension of its
- * vectors, the sections that were requested and that the API has replied to,
+ * vectors, the sections that were requested and for which the API has replied,
  * and a fingerprint of the API key.  A store has few different combinations of
- * these, which can be found by an index without reading the profiles.
+ * these values, and an index finds them without reading all profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,12 +22,16 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 
-/* Bytes of a fingerprint: enough to distinguish the API keys of a store. */
+/*
+ * Number of bytes in a fingerprint.  Four bytes are enough to distinguish the
+ * few API keys that are used with one store.
+ */
 #define FINGERPRINT_BYTES 4
 
 /*
- * Return the next combination after ($1, $2, $3).  This uses the index on the
- * table of profiles that hrflow_create_store() creates, which has this order.
+ * Statement that returns the first combination of dimension, account and
+ * sections that follows ($1, $2, $3).  hrflow_create_store() creates an index
+ * on the table of profiles for this order.
  */
 static const char next_combination_sql[] =
 "SELECT p.dimension, p.account, hash_array_extended(p.sections, 0),"
@@ -39,12 +43,12 @@ static const char next_combination_sql[] =
 " LIMIT 1";
 
 /*
- * Make profiles of the combination ($1, $2, $3) due.  They become due at $4,
- * when the run began.  $5 is the current time.  $6 is the maximum number of
- * profiles, namely those that the run claims next, because another run that
- * claimed them might not request the sections that they lack.  Profiles with
- * an error are skipped: they are requested again soon in any case, and must
- * not overtake other profiles of their source.
+ * Statement that makes at most $6 profiles of the combination ($1, $2, $3) due
+ * at $4, the time when the run began.  $5 is the current time.  The limit $6
+ * is the number of profiles that the run claims next: further profiles might
+ * be claimed by another run, which might not request the sections that the
+ * profiles lack.  Profiles with an error are skipped: they are requested again
+ * soon in any case, and must not overtake other profiles of their source.
  */
 static const char make_due_sql[] =
 "WITH lacking AS MATERIALIZED"
@@ -53,11 +57,14 @@ static const char make_due_sql[] =
 " AND hash_array_extended(p.sections, 0) = $3"
 " AND p.state = 'ok' AND p.due_at > $4 AND p.last_error IS NULL"
 " AND (p.lease_until IS NULL OR p.lease_until <= $5)"
-" LIMIT $6 FOR UPDATE SKIP LOCKED)"
+" LIMIT $6 FOR NO KEY UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET due_at = $4 FROM lacking AS l"
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
-/* Count profiles whose vectors have the dimension $1, up to $2. */
+/*
+ * Statement that counts the profiles whose vectors have the dimension $1, but
+ * stops counting at $2.
+ */
 static const char count_dimension_sql[] =
 "SELECT count(*) FROM (SELECT FROM %P AS p WHERE p.sections IS NOT NULL"
 " AND p.dimension = $1 LIMIT $2) AS d";
@@ -65,8 +72,9 @@ static const char count_dimension_sql[] =
 #define MOST_COUNTED 1000
 
 /*
- * Count the last $2 errors that begin with one of $1.  If there are any, the
- * last run was stopped because of this error.
+ * Statement that counts the errors, among the latest $2, that begin with one
+ * of the texts in $1.  If there are any, the last run was stopped because
+ * fetched vectors could not be stored.
  */
 static const char was_stopped_sql[] =
 "SELECT count(*) FROM (SELECT p.last_error FROM %P AS p"
@@ -78,25 +86,30 @@ static const char was_stopped_sql[] =
 #define REFUSED_ERROR "Nothing could be stored"
 
 /*
- * MAX_TRIAL is the maximum number of profiles to request before the vectors of
- * any profile have been stored.  A run stops when the vectors of at least
- * MIN_REFUSED profiles could not be stored, and none have been stored.  Both
- * numbers are 1 if the last run was stopped for this reason.
+ * Maximum number of profiles to request before the vectors of any profile have
+ * been stored.  It limits the number of requests that are paid for in vain if
+ * the store accepts no vectors.
  */
 #define MAX_TRIAL 32
+
+/*
+ * Minimum number of profiles with rejected vectors to stop a run.  If the last
+ * run was stopped for this reason, a run first requests a single profile, and
+ * stops if its vectors are rejected.
+ */
 #define MIN_REFUSED 8
 
 /*
- * A combination of dimension, API key and sections with which some profiles of
- * a store were fetched.
+ * A combination of dimension, API key and sections with which at least one
+ * profile of a store was fetched.
  */
 typedef struct Combination
 {
 	int			dimension;
 	char	   *account;
 	int64		hash;			/* hash of the column "sections" */
-	List	   *sections;		/* names of sections, and of elements of
-								 * sections */
+	List	   *sections;		/* names of sections, and of single elements
+								 * such as "experiences[0]" */
 } Combination;
 
 /*
@@ -127,8 +140,8 @@ hrflow_model_account(const char *api_key)
  */
 
 /*
- * Return the names of sections and elements in the column "sections", as a
- * list of strings.  "array" may be NULL.
+ * Return the names of sections and of single elements in the column
+ * "sections", as a list of strings.  "array" may be NULL.
  */
 static List *
 read_sections(ArrayType *array)
@@ -196,11 +209,12 @@ compare_names(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Return the new value of the column "sections" of a profile that the API has
- * replied for, as the text of an array: the names of all that was requested
- * for it, by this run or before.  If "fields" was not given, the sections in
- * the reply are used.  Returns NULL if the column does not change, except for
- * a missing profile, where NULL would clear the column.
+ * Return the new value of the column "sections" for a profile to which the API
+ * has replied, as the text form of an array.  The value names everything that
+ * has been requested for the profile, by this run or earlier; if "fields" was
+ * not given, these are the sections in the reply.  Returns NULL to leave the
+ * column unchanged.  The value for a missing profile is always returned,
+ * because NULL would clear its column.
  */
 char *
 hrflow_model_sections(const HrflowRun *run, const HrflowProfile *profile)
@@ -264,8 +278,8 @@ hrflow_model_dimension(const HrflowProfile *profile)
  */
 
 /*
- * Find the combination after "last", or the first one if "last" is NULL.
- * Returns NULL if there are no more.
+ * Find the combination that follows "last", or the first combination if "last"
+ * is NULL.  Returns NULL if there are no more.
  */
 static Combination *
 find_next(const HrflowStore *store, const Combination *last)
@@ -292,8 +306,8 @@ find_next(const HrflowStore *store, const Combination *last)
 }
 
 /*
- * Return the dimension of the type of the column "vector", or 0 if it accepts
- * any dimension.
+ * Return the dimension declared for the column "vector", or 0 if the column
+ * accepts any dimension.
  */
 static int
 column_dimension(const HrflowStore *store)
@@ -303,16 +317,16 @@ column_dimension(const HrflowStore *store)
 	Form_pg_attribute column =
 	TupleDescAttr(RelationGetDescr(store->vectors), number - 1);
 
-	/* The type modifier of pgvector's types is the dimension. */
+	/* The type modifier of a pgvector type is the dimension. */
 	return store->layout == HRFLOW_LAYOUT_ARRAY ? 0 :
 		Max(column->atttypmod, 0);
 }
 
 /*
- * Return the dimensions of a store's vectors, except those that fewer than
- * half as many profiles have as the most frequent dimension.  Rare dimensions
- * are leftovers of an earlier model, or came with a few replies when the model
- * changed.
+ * Return the dimensions of a store's vectors, except rare dimensions.  A
+ * dimension is rare if fewer than half as many profiles have it as have the
+ * most frequent dimension.  Vectors with a rare dimension are left from an
+ * earlier model, or came with a few replies after the model had changed.
  */
 static List *
 choose_dimensions(const HrflowStore *store, List *dimensions)
@@ -368,8 +382,9 @@ was_stopped(const HrflowStore *store)
 }
 
 /*
- * Find the dimensions of a store's vectors, and whether none of them were
- * fetched with the run's API key.
+ * Read the properties of a store's vectors into the run: their dimensions,
+ * whether all of them were fetched with other API keys, and whether the last
+ * run was stopped because fetched vectors could not be stored.
  */
 void
 hrflow_model_look(HrflowRun *run, const HrflowStore *store)
@@ -411,12 +426,12 @@ hrflow_model_warn_of_account(const HrflowRun *run)
 				(errmsg("store %s has vectors that were fetched with another API key",
 						run->name),
 				 errdetail("Vectors are comparable only if they were made by the same model, and another account may use another model."),
-				 errhint("If the key belongs to another account, fetch the vectors again: UPDATE %s SET due_at = now() WHERE account <> '%s'.",
+				 errhint("If the key belongs to another account, fetch the vectors again: UPDATE %s SET due_at = now() WHERE state = 'ok' AND account <> '%s'.",
 						 run->profiles_name, run->account)));
 }
 
 /*
- * Make at most "most" profiles of a combination due.  Returns their number.
+ * Make at most "most" profiles of a combination due, and return their number.
  */
 static uint64
 make_due(const HrflowRun *run, const HrflowStore *store,
@@ -439,9 +454,9 @@ make_due(const HrflowRun *run, const HrflowStore *store,
 }
 
 /*
- * Make at most "most" profiles due that were fetched without a section, or
- * without an element of a section, that the run requests.  Returns whether
- * there were any.
+ * Find profiles for which a section, or an element of a section, that this run
+ * requests has never been requested.  Make at most "most" of these profiles
+ * due, and return whether there were any.
  */
 bool
 hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
@@ -471,9 +486,9 @@ hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
  */
 
 /*
- * Return how many more profiles may be requested now.  As long as no vectors
- * have been stored, their number is limited, so that few requests are paid for
- * if the store accepts no vectors.
+ * Return how many more profiles may be requested now.  The number is limited
+ * until vectors have been stored, so that few requests are paid for if the
+ * store accepts no vectors.
  */
 int64
 hrflow_model_room(const HrflowRun *run)
@@ -483,8 +498,8 @@ hrflow_model_room(const HrflowRun *run)
 }
 
 /*
- * Stop counting a profile among those whose vectors show what the store
- * accepts.
+ * Stop counting a profile as a trial profile.  The number of trial profiles is
+ * limited until the store is known to accept vectors; see hrflow_model_room().
  */
 void
 hrflow_model_end_trial(HrflowRun *run, HrflowProfile *profile)
@@ -494,7 +509,7 @@ hrflow_model_end_trial(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Are "n" profiles whose vectors are not accepted enough for stopping the run?
+ * Should the run be stopped if the vectors of "n" profiles were not accepted?
  */
 static bool
 are_enough(const HrflowRun *run, int n)
@@ -503,8 +518,8 @@ are_enough(const HrflowRun *run, int n)
 }
 
 /*
- * Does any fetched vector of a profile have a dimension of the store's
- * vectors, or the dimension of the profile's stored vectors?
+ * Does any fetched vector of a profile have one of the dimensions of the
+ * store, or the dimension of the profile's stored vectors?
  */
 static bool
 fits(const HrflowRun *run, const HrflowProfile *profile)
@@ -542,7 +557,7 @@ stop_for_dimension(HrflowRun *run)
 		run->stop_reason = psprintf("the API returned vectors of %d dimensions, and those of the store have %d",
 									hrflow_model_dimension(profile),
 									linitial_int(run->dimensions));
-		run->stop_hint = _("If the model has changed, create another store, refresh it, and drop this one. Otherwise check hrflow_embed.base_url and the API key.");
+		run->stop_hint = _("If the model has changed, create another store, refresh it, and drop this one.  Otherwise, check hrflow_embed.base_url and the API key.");
 	}
 	MemoryContextSwitchTo(old);
 
@@ -566,8 +581,9 @@ stop_for_dimension(HrflowRun *run)
 }
 
 /*
- * Release the profiles that were held back for writing, because only they, and
- * not all profiles, have vectors of another dimension.
+ * Release the profiles that were held back because of their dimension, so that
+ * they are written.  Called when a fetched vector has a dimension of the
+ * store, which shows that the mismatch does not affect all profiles.
  */
 static void
 clear_foreign(HrflowRun *run)
@@ -579,10 +595,10 @@ clear_foreign(HrflowRun *run)
 }
 
 /*
- * Called when all requests of a profile are complete.  If its vectors have
- * another dimension than the store's, hold the profile back until another
- * profile shows whether all of them have, and return true.  Otherwise return
- * false.
+ * Called when all requests for a profile are complete.  If the dimension of
+ * the fetched vectors differs from the store's, holds the profile back until
+ * other profiles show whether all fetched vectors differ, and returns true.
+ * Otherwise returns false.
  */
 bool
 hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
@@ -611,8 +627,8 @@ hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Called when all requests of a run are complete.  If profiles are still held
- * back, all fetched vectors have another dimension.
+ * Called when all requests of a run are complete.  Stops the run if profiles
+ * are still held back, which means that no later vector fits the store.
  */
 void
 hrflow_model_settle(HrflowRun *run)
@@ -622,8 +638,8 @@ hrflow_model_settle(HrflowRun *run)
 }
 
 /*
- * Stop the run because the store accepts no vectors, which is not the fault of
- * the profiles in "refused".
+ * Stop the run because the store accepts no vectors, and postpone the profiles
+ * in "refused", because the error is not specific to them.
  */
 static void
 stop_for_refusal(HrflowRun *run, List *refused)
@@ -660,9 +676,9 @@ hold(HrflowProfile *profile)
 }
 
 /*
- * While a few profiles are written to find out whether the store accepts their
- * vectors, hold back profiles that would lose sections, because whether there
- * are too many of these must be decided for all that arrive together.
+ * Hold back profiles that would lose sections, while a few profiles are
+ * written to find out whether the store accepts vectors.  The limit on lost
+ * sections must be applied to all profiles that arrive together.
  */
 void
 hrflow_model_spare(HrflowRun *run, List *profiles)
@@ -681,10 +697,10 @@ hrflow_model_spare(HrflowRun *run, List *profiles)
 }
 
 /*
- * Stop the run if the store has accepted no vectors so far, and has rejected
- * those of enough profiles.  If it has rejected those of fewer profiles, hold
- * these back, to try again later.  Called after vectors were written, but
- * before the states of their profiles are.
+ * Called after vectors were written, but before the states of their profiles
+ * are written.  If the store has accepted no vector in this run, stops the run
+ * once the vectors of enough profiles were rejected; until then, holds back the
+ * profiles whose vectors were rejected, so that the write is retried later.
  */
 void
 hrflow_model_judge(HrflowRun *run, List *profiles)

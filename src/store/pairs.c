@@ -1,15 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * pairs.c
- *		hrflow_match_all(): finds the nearest vectors of one store for all
- *		vectors of another one.
+ *		Implements hrflow_match_all(), which finds, for each vector of a store,
+ *		the nearest vectors of another store.
  *
  * The first store is read in blocks, and for each block the second store is
  * read once.  The vectors of the second store are collected in tiles, which
- * stay in the second-level cache of the processor while they are compared with
- * the block.  This is done in single precision, which suffices to tell which
- * pairs may be among the best.  The similarity of these is then computed as
- * hrflow_match() does.
+ * stay in the processor's second-level cache while they are compared with the
+ * block.  This comparison uses single precision, which suffices to find the
+ * pairs that may be among the best.  For these pairs, the similarity is then
+ * computed in the same way as in hrflow_match().
  *
  *-------------------------------------------------------------------------
  */
@@ -41,26 +41,28 @@ enum
 };
 
 /*
- * Maximum size of a block, including its best matches, in bytes.  Together
- * with the tile and the executor's memory, a call then needs less than 64 MB.
+ * Maximum size of a block, including its best matches, in bytes.  It keeps the
+ * memory of a call, including the tile and the executor's memory, below 64 MB.
  */
 #define MAX_BLOCK_SIZE (40 * 1024 * 1024)
 
 /*
- * Maximum number of matches of each vector.  It is limited because adding a
- * match takes a linear search of the others.
+ * Maximum number of matches per vector.  The number is limited because adding
+ * a match requires a linear search through the vector's other matches.
  */
 #define MAX_ALL_K 1000
 
-/* Estimated size of the source and identifier of a match, in bytes. */
+/* Estimated size of a match's source and identifier, in bytes. */
 #define NAMES_SIZE 160
 
-/*
- * Number of vectors of the block that are compared with the tile at a time,
- * and number of vectors in a tile.  With 1,024 elements per vector, both
- * together take 400 kB.
- */
+/* Number of vectors of the block that are compared with the tile at a time. */
 #define CHUNK_ROWS (2 * HRFLOW_PRODUCTS_ROWS)
+
+/*
+ * Number of vectors in a tile.  With 1,024 elements per vector, a tile and
+ * CHUNK_ROWS vectors of the block take 400 kB together, so that they fit into
+ * the processor's second-level cache.
+ */
 #define TILE_ROWS (6 * HRFLOW_PRODUCTS_ROWS)
 
 /*
@@ -70,19 +72,24 @@ enum
  */
 
 /*
- * Return the first $2 vectors of section $1, or the next ones after the key
- * ($3, $4, $5).
+ * Statement that returns the first $2 vectors of section $1, in the order of
+ * their keys.
  */
 static const char first_page_sql[] =
 "SELECT v.source_id, v.%I, v.section, v.item, v.vector FROM %V AS v"
 " WHERE v.section = $1"
 " ORDER BY v.source_id, v.%I, v.item LIMIT $2";
 
+/*
+ * Statement that returns the $2 vectors of section $1 that follow the key ($3,
+ * $4, $5), in the order of their keys.
+ */
 static const char next_page_sql[] =
 "SELECT v.source_id, v.%I, v.section, v.item, v.vector FROM %V AS v"
 " WHERE v.section = $1 AND (v.source_id, v.%I, v.item) > ($3, $4, $5)"
 " ORDER BY v.source_id, v.%I, v.item LIMIT $2";
 
+/* Statement that returns all vectors of section $1. */
 static const char others_sql[] =
 "SELECT v.source_id, v.%I, v.section, v.item, v.vector FROM %V AS v"
 " WHERE v.section = $1";
@@ -104,8 +111,8 @@ typedef struct Key
 } Key;
 
 /*
- * A vector of the second store that is among the best matches of some vectors
- * of the block.  It is freed with the last reference.
+ * A vector of the second store that is among the best matches of at least one
+ * vector of the block.  It is freed when the last reference is released.
  */
 typedef struct Other
 {
@@ -129,8 +136,10 @@ typedef struct Row
 {
 	Key			key;
 	double		norm;
-	float4		limit;			/* minimum scalar product with a vector of
-								 * length 1 for being among the best */
+	float4		limit;			/* a vector of the second store, scaled to
+								 * length 1, is a possible match if its scalar
+								 * product with this vector is at least
+								 * "limit" */
 	int			n;				/* number of matches */
 	Pair	   *pairs;			/* matches, best first, at most one per
 								 * profile */
@@ -143,11 +152,11 @@ typedef struct TileRow
 {
 	Key			key;
 	float4		inverse;		/* 1 / length */
-	double	   *elements;		/* elements in double precision; NULL: not
-								 * needed yet */
+	double	   *elements;		/* vector in double precision, or NULL until
+								 * it is needed */
 	double		norm;
-	Other	   *other;			/* NULL: not among the best of any vector so
-								 * far */
+	Other	   *other;			/* NULL until the vector is a possible match
+								 * of a vector in the block */
 } TileRow;
 
 typedef struct Pairing
@@ -161,17 +170,18 @@ typedef struct Pairing
 	bool		is_same;		/* are both stores the same?  If so, a profile
 								 * must not match itself */
 
-	/* Dimension that is being compared, and all that have been found. */
-	List	   *dimensions;
-	int			dimension;
-	int			width;			/* elements of a row, including padding */
-	double		margin;			/* upper bound of the error of a similarity in
-								 * single precision */
+	List	   *dimensions;		/* all dimensions found so far */
+	int			dimension;		/* dimension that is being compared */
+	int			width;			/* number of elements per row, including
+								 * padding */
+	double		margin;			/* upper bound on the error of a similarity
+								 * that is computed in single precision */
 
 	/* The block. */
-	MemoryContext context;		/* contains the block and its matches */
-	HrflowLayout layout;		/* layout of the store that is being read */
-	HrflowToast *toast;			/* reads its TOASTed values */
+	MemoryContext context;		/* memory context of the block and its matches */
+	HrflowLayout layout;		/* vector layout of the store that is being
+								 * read */
+	HrflowToast *toast;			/* reader of the store's TOASTed vectors */
 	int			nrows;
 	int			max_rows;		/* a multiple of CHUNK_ROWS */
 	Row		   *rows;
@@ -181,10 +191,12 @@ typedef struct Pairing
 	MemoryContext key_context;
 	Key			last;
 	bool		has_last;
-	int64		nread;			/* number of rows read for this block */
+	int64		nread;			/* number of rows read for the block,
+								 * including rows that cannot be compared */
 
 	/* The tile. */
-	MemoryContext tile_context; /* contains the keys; reset after each tile */
+	MemoryContext tile_context; /* memory context of the keys in the tile;
+								 * reset after each tile */
 	int			ntile;
 	TileRow		tile[TILE_ROWS];
 	float4	   *tile_elements;
@@ -234,8 +246,9 @@ is_of_profile(const Other *other, const Other *another)
 }
 
 /*
- * Add a match to the best matches of a row, if it is better than the profile's
- * previous match, which it replaces, or better than the worst of k matches.
+ * Add a match to the k best matches of a row, if it is one of them.  The match
+ * replaces a worse match with the same profile or, if there already are k
+ * matches, the worst match.
  */
 static void
 keep_pair(Pairing *pairing, Row *row, double similarity, Other *other)
@@ -278,8 +291,8 @@ keep_pair(Pairing *pairing, Row *row, double similarity, Other *other)
  */
 
 /*
- * Compute the exact similarity of a pair that may be among the best of a row,
- * and keep the pair if it is.
+ * Compute the exact similarity of a row and a possible match, and keep the
+ * match if it is among the k best of the row.
  */
 static void
 look_at_pair(Pairing *pairing, Row *row, const float4 *elements,
@@ -302,7 +315,7 @@ look_at_pair(Pairing *pairing, Row *row, const float4 *elements,
 		return;
 	if (other->other == NULL)
 	{
-		/* The tile holds a reference, too. */
+		/* Count the reference that the tile holds. */
 		other->other = make_other(pairing->context, &other->key);
 		other->other->nrefs = 1;
 	}
@@ -376,10 +389,11 @@ copy_key(Key *key, const HrflowMatch *match)
 }
 
 /*
- * Read the vector in a row of a query, scale it, and store it in "elements",
- * which is a row of the block or the tile.  Returns false if the vector does
- * not have the dimension that is being compared, or has no similarity with any
- * vector.  Sets *n to its dimension, or to 0 if it is not a vector.
+ * Read the vector in a result row, scale it, and store it in "elements", which
+ * is a row of the block or the tile.  Returns false if the vector does not
+ * have the dimension that is being compared, or has no similarity with any
+ * vector.  Sets *n to the dimension of the vector, or to 0 if the value is not
+ * a vector.
  */
 static bool
 read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
@@ -417,7 +431,10 @@ set_dimension(Pairing *pairing, int dimension)
 	pairing->dimension = dimension;
 	pairing->width = width;
 
-	/* Twice the error bound of products.c, to cover other rounding errors. */
+	/*
+	 * Use twice the error bound given in products.c, to cover other rounding
+	 * errors.
+	 */
 	pairing->margin = (width + 16) * ldexp(1, -23);
 	pairing->max_rows = Max(MAX_BLOCK_SIZE / row_size / CHUNK_ROWS, 1) *
 		CHUNK_ROWS;
@@ -490,8 +507,8 @@ take_row_of_tile(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Read vectors of a section of a store, and pass them to take().  The store is
- * opened each time with the privileges of the caller.
+ * Read vectors of a section of a store, and pass them to take().  Each call
+ * opens the store, with the privileges of the caller.
  */
 static void
 read_store(Pairing *pairing, Oid relid, char *section, bool is_block,
@@ -524,8 +541,8 @@ read_store(Pairing *pairing, Oid relid, char *section, bool is_block,
 	}
 	pairing->layout = store.layout;
 	pairing->toast = hrflow_toast_begin();
-	hrflow_stream(hrflow_store_sql(&store, template), &parameters, take,
-				  pairing);
+	hrflow_stream(hrflow_store_sql(&store, template), &parameters, InvalidOid,
+				  take, pairing);
 	hrflow_toast_end(pairing->toast);
 	hrflow_store_close(&store);
 	SPI_finish();
@@ -597,8 +614,8 @@ put_pairs(const Pairing *pairing)
 }
 
 /*
- * Return the dimension of some vector of the section of the first store, or 0
- * if there is none.
+ * Return the dimension of an arbitrary vector in the requested section of the
+ * first store, or 0 if the section has no vector.
  */
 static int
 find_dimension(const Pairing *pairing)
@@ -637,7 +654,8 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 	if (pairing->k < 1 || pairing->k > MAX_ALL_K)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between 1 and %d", "k", MAX_ALL_K)));
+				 errmsg("argument \"%s\" must be between 1 and %d",
+						"k", MAX_ALL_K)));
 	pairing->section = text_to_cstring(PG_GETARG_TEXT_PP(ARG_ALL_SECTION));
 	pairing->other_section =
 		text_to_cstring(PG_GETARG_TEXT_PP(ARG_ALL_OTHER_SECTION));
@@ -652,7 +670,10 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 												  "hrflow_embed tile",
 												  ALLOCSET_DEFAULT_SIZES);
 
-	/* Reading a block may add further dimensions, which are compared later. */
+	/*
+	 * Reading a block may append other dimensions to the list.  Vectors with
+	 * those dimensions are compared in later iterations.
+	 */
 	dimension = find_dimension(pairing);
 	if (dimension > 0)
 		pairing->dimensions = list_make1_int(dimension);

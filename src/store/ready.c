@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * ready.c
- *		Checks that vectors can be stored before they are fetched and paid
- *		for.
+ *		Checks, before vectors are fetched and paid for, that they can be
+ *		stored.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,7 +18,7 @@
 #include "store/refresh.h"
 #include "utils/lsyscache.h"
 
-/* Number of columns of the key of the table of vectors. */
+/* Number of key columns of the table of vectors. */
 #define KEY_COLUMNS 4
 
 /*
@@ -55,12 +55,13 @@ check_triggers(const HrflowStore *store, Relation table)
 						 psprintf(_("Constraint \"%s\" of table \"%s\" is INITIALLY DEFERRED."),
 								  get_constraint_name(trigger->tgconstraint),
 								  RelationGetRelationName(table)),
-						 _("Make it NOT DEFERRABLE or INITIALLY IMMEDIATE."));
+						 _("Make the constraint NOT DEFERRABLE or INITIALLY IMMEDIATE."));
 	}
 }
 
 /*
- * Check the triggers of a table of a store and of its partitions.
+ * Check the triggers on one of a store's tables, and on the partitions of the
+ * table.
  */
 static void
 check_table(const HrflowStore *store, Relation root)
@@ -99,8 +100,9 @@ is_refreshed_column(const HrflowStore *store, const char *column)
 }
 
 /*
- * Can ON CONFLICT infer this index from the key?  This includes the index of a
- * deferrable constraint, with which ON CONFLICT would fail during execution.
+ * Can ON CONFLICT infer this index from the key columns?  This is also true
+ * for the index of a deferrable constraint, although ON CONFLICT would fail
+ * during execution.
  */
 static bool
 is_of_key(const HrflowStore *store, Relation index)
@@ -142,7 +144,7 @@ check_key(const HrflowStore *store)
 				refuse_store(store,
 							 psprintf(_("The constraint of index \"%s\" is DEFERRABLE."),
 									  RelationGetRelationName(index)),
-							 _("Make it NOT DEFERRABLE."));
+							 _("Make the constraint NOT DEFERRABLE."));
 			has_key = true;
 		}
 		index_close(index, NoLock);
@@ -152,7 +154,7 @@ check_key(const HrflowStore *store)
 					 psprintf(_("Table \"%s\" has no unique index on (source_id, %s, section, item)."),
 							  RelationGetRelationName(store->vectors),
 							  store->identifier_name),
-					 psprintf(_("ALTER TABLE %s ADD PRIMARY KEY (source_id, %s, section, item)."),
+					 psprintf(_("Run ALTER TABLE %s ADD PRIMARY KEY (source_id, %s, section, item)."),
 							  store->vectors_name, store->identifier_name));
 }
 
@@ -166,7 +168,7 @@ check_columns(const HrflowStore *store)
 	TupleDesc	desc = RelationGetDescr(store->vectors);
 	TriggerDesc *triggers = store->vectors->trigdesc;
 
-	/* A trigger may set the column. */
+	/* A BEFORE INSERT trigger may set such columns. */
 	if (triggers != NULL && triggers->trig_insert_before_row)
 		return;
 
@@ -181,7 +183,7 @@ check_columns(const HrflowStore *store)
 						 psprintf(_("Column \"%s\" of table \"%s\" is NOT NULL and has no default."),
 								  NameStr(column->attname),
 								  RelationGetRelationName(store->vectors)),
-						 _("Give it a default, or allow nulls."));
+						 _("Give the column a default, or allow nulls."));
 	}
 }
 
@@ -191,13 +193,13 @@ explain_statements(void *arg)
 	const HrflowStore *store = arg;
 
 	hrflow_write_explain(store);
-	hrflow_erase_explain(store);
+	hrflow_lost_explain(store);
 }
 
 /*
- * Check that our statements can be planned and their execution started, which
- * verifies that the columns are writable and that the owner has the necessary
- * privileges.
+ * Check that the statements of a refresh can be planned, and their execution
+ * initialized.  This verifies that the columns are writable, and that the
+ * owner has the necessary privileges.
  */
 static void
 check_statements(const HrflowStore *store)
@@ -221,12 +223,12 @@ check_statements(const HrflowStore *store)
 }
 
 /*
- * Check that a refresh can write to the tables of a store.  Otherwise each
- * profile would be fetched, and paid for, again and again.  The caller must
- * have connected to SPI.
+ * Check that a refresh can write to the tables of a store.  If it could not,
+ * each profile would be fetched, and paid for, again and again.  The caller
+ * must have connected to SPI.
  *
- * Throws 55000 if it cannot, 0A000 if rows are on other servers, and 25006 on
- * a subscriber.
+ * Throws 55000 if a refresh cannot write, 0A000 if rows are on other servers,
+ * and 25006 on a logical replication subscriber.
  */
 void
 hrflow_ready_check(const HrflowStore *store)

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * recall.c
- *		hrflow_match_recall(): measures how much of the exact result an
- *		index returns.
+ *		Implements hrflow_match_recall(), which measures how much of the exact
+ *		result an index returns.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,12 +28,16 @@ PG_FUNCTION_INFO_V1(hrflow_match_recall);
 #define ARG_RECALL_K 3
 
 /*
- * Similarities that differ by less than this are considered equal, because
- * different loops may add in a different order.
+ * Maximum difference between two similarities that are considered equal.
+ * Products may be added in a different order, which changes a similarity
+ * slightly.
  */
 #define TOLERANCE 1e-9
 
-/* Return the keys of a random sample of $2 vectors of section $1. */
+/*
+ * Statement that returns the keys of a random sample of $2 vectors of section
+ * $1.
+ */
 static const char sample_statement[] =
 "SELECT v.source_id, v.%I, v.section, v.item FROM %V AS v"
 " WHERE v.section = $1 ORDER BY random() LIMIT $2";
@@ -62,9 +66,9 @@ measure_recall(HrflowSearch *search, const char *section, int k)
 }
 
 /*
- * Set the query of a search to the vector in a row of the sample.  Returns
- * false if the vector has been deleted meanwhile, or has no direction, in
- * which case no index contains it.
+ * Set the query of a search to a vector of the sample.  Returns false if the
+ * vector has been deleted since it was sampled, or if no index can contain it
+ * because its length is not a positive finite number.
  */
 static bool
 set_sampled_query(HrflowSearch *search, SPITupleTable *sample, uint64 row)
@@ -133,7 +137,9 @@ hrflow_match_recall(PG_FUNCTION_ARGS)
 	keys = SPI_tuptable;
 	for (uint64 i = 0; i < n; i++)
 	{
-		/* Nest SPI, to free the results of each search's statements. */
+		/*
+		 * Connect for each search, so that SPI_finish() frees its results.
+		 */
 		SPI_connect();
 		if (set_sampled_query(search, keys, i))
 		{

@@ -1,25 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * refresh.c
- *		hrflow_refresh(): fetches the vectors of profiles that are due.
+ *		Implements hrflow_refresh(), which fetches the vectors of profiles that
+ *		are due.
  *
  * Requests are sent in a rolling window.  Whenever another request may be
  * sent, and no claimed profile is left, a short transaction claims a few
  * profiles.  A claim gives them a lease, so that no other session requests
- * them.  While they are fetched, the run holds no snapshot, and no lock that
- * another session waits for (see history.c).  Replies are written every
+ * them.  While it fetches profiles, the run holds no snapshot, and no lock for
+ * which another session waits (see history.c).  Replies are written every
  * second, or as soon as there is a batch of them, in another short
- * transaction.  So no profile waits for the reply of another one, and a
- * session that crashes loses only what arrived in the last second.  The leases
- * that it leaves behind expire.
+ * transaction.  So writing a reply does not wait for any other reply, and a
+ * session that crashes loses only the replies of the last second.  The leases
+ * of such a session expire.
  *
  * A reply that has arrived has been paid for.  If the run is ended by an
  * error, a query cancel, a time limit or the end of the session, it first
  * writes all replies, including those that arrive within DRAIN_TIME.
  *
- * The end of a lease also identifies its holder: nothing is written for a
- * profile if the end of its lease is not the one that the run has set, because
- * another session has claimed the profile meanwhile.
+ * The time at which a lease ends also identifies its holder.  If a profile's
+ * lease no longer has the end that the run has set, another session has
+ * claimed the profile in the meantime, and the run writes nothing for the
+ * profile.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,46 +57,32 @@ enum
 	ARG_PROFILES
 };
 
-/*
- * Stop a run after this many claims without a result.  The size of a claim is
- * taken to be at most 2 * HRFLOW_MAX_WASTED profiles here, however many
- * requests may be in flight.
- */
-#define MAX_VAIN_CLAIMS 4
-
 /* Maximum time between two writes, in milliseconds. */
 #define WRITE_INTERVAL 1000
 
 /*
- * Stop a run when no reply has arrived for this long, in milliseconds.  A
+ * Maximum time without any reply before a run stops, in milliseconds.  A
  * shorter batch_timeout takes precedence.
  */
 #define MAX_PATIENCE (5 * 60 * 1000)
 
 /*
- * Time for which a run waits for requests in flight after an error or the end
- * of the session.
+ * Time for which a run waits for requests in flight after an error or at the
+ * end of the session.  It is short, so that a query cancel takes effect almost
+ * immediately.
  */
 #define DRAIN_TIME (100 * HRFLOW_MSEC)
 
-/*
- * Time for which a run that is about to end retries writing profiles that
- * other sessions have locked, and the time between two attempts, in
- * milliseconds.
- */
-#define LOCKED_GRACE (10 * HRFLOW_SEC)
-#define LOCKED_INTERVAL 100
-
-/* Time for which a run waits for requests in flight after its time budget. */
+/* Time to wait for requests in flight after the end of the time budget. */
 #define BUDGET_GRACE (5 * HRFLOW_SEC)
 
 /*
- * Statement timeout for writing replies, in milliseconds, in a run that is
+ * Statement timeout, in milliseconds, for recording the end of a run that is
  * ended by an error or by the end of the session.
  */
-#define LAST_TIME 2000
+#define LAST_ENTRY_TIME 2000
 
-/* Time between two progress reports. */
+/* Minimum time between two progress reports. */
 #define REPORT_INTERVAL (5 * USECS_PER_SEC)
 
 static const char count_due_sql[] =
@@ -107,8 +95,8 @@ static const char count_due_sql[] =
  */
 
 /*
- * Report progress to the client, at most every REPORT_INTERVAL.  The last
- * report is always sent.
+ * Report progress to the client, if there is one, at most every
+ * REPORT_INTERVAL.  The last report is always sent.
  */
 static void
 report_progress(HrflowRun *run, bool is_last)
@@ -138,7 +126,7 @@ report_progress(HrflowRun *run, bool is_last)
 	{
 		if (ndone == 0)
 			ereport(INFO,
-					(errmsg("%s: nothing done yet, " INT64_FORMAT " remaining",
+					(errmsg("%s: no profiles processed yet, " INT64_FORMAT " remaining",
 							run->name, remaining)));
 		else
 			ereport(INFO,
@@ -150,10 +138,10 @@ report_progress(HrflowRun *run, bool is_last)
 }
 
 /*
- * Report that the run stopped while profiles were still due, as an ERROR if
- * "is_error" is true, or else as a WARNING.  A scheduler only notices whether
- * the call failed, so for a scheduled run callers pass true, unless the run
- * has reached a limit that the user has set.
+ * If the run stopped while profiles were still due, report that as an ERROR if
+ * "is_error" is true, or else as a WARNING.  A scheduler notices only whether
+ * the call failed, so a scheduled run reports an ERROR, unless it has reached
+ * a limit that the user has set.
  */
 static void
 report_stop(const HrflowRun *run, bool is_error)
@@ -172,118 +160,6 @@ report_stop(const HrflowRun *run, bool is_error)
 							  "The vectors fetched for %d profiles were not stored, and no attempts were counted.",
 							  run->nrefused, run->nrefused),
 			 run->stop_hint != NULL ? errhint("%s", run->stop_hint) : 0));
-}
-
-/*
- * Stop if none of the latest results could be stored.  A user's trigger may
- * undo our updates, and then the same profiles would be claimed, and paid for,
- * endlessly.
- */
-static void
-check_vain(HrflowRun *run)
-{
-	MemoryContext old;
-
-	int			most = MAX_VAIN_CLAIMS * Min(run->claim_size,
-											 2 * HRFLOW_MAX_WASTED);
-
-	if (run->nvain < most || run->is_stopping)
-		return;
-	old = MemoryContextSwitchTo(run->context);
-	run->is_stopping = true;
-	run->stop = HRFLOW_STOP_NOT_KEPT;
-	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	run->stop_reason = "fetched vectors could not be stored";
-	run->stop_detail =
-		psprintf(_("None of the last %d profiles still had the lease with which it was claimed."),
-				 run->nvain);
-	run->stop_hint = _("Check the triggers of the table of profiles.");
-	MemoryContextSwitchTo(old);
-}
-
-/*
- * Warn that replies, which have been paid for, were lost.
- */
-static void
-warn_of_unwritten(HrflowRun *run)
-{
-	if (run->nunwritten > 0)
-		ereport(WARNING,
-				(errmsg_plural("refresh of %s could not store the vectors fetched for " INT64_FORMAT " profile",
-							   "refresh of %s could not store the vectors fetched for " INT64_FORMAT " profiles",
-							   run->nunwritten, run->name, run->nunwritten),
-				 errdetail("Other sessions held locks on the rows for too long. No attempt was counted."),
-				 errhint("Keep transactions that lock rows of the store short.")));
-}
-
-/*
- * Warn that vectors which the API no longer has are kept, because too many
- * profiles are affected.
- */
-static void
-warn_of_kept(HrflowRun *run)
-{
-	if (run->nkept > 0)
-		ereport(WARNING,
-				(errmsg_plural("refresh of %s keeps the vectors of " INT64_FORMAT " profile that the API no longer has",
-							   "refresh of %s keeps the vectors of " INT64_FORMAT " profiles that the API no longer has",
-							   run->nkept, run->name, run->nkept),
-				 errdetail("At most 5 %% of the profiles of a store, or 20 if that is more, lose vectors in this way within 24 hours."),
-				 errhint("Check hrflow_embed.base_url, the API key and the source. If the profiles were deleted, untrack them with hrflow_untrack().")));
-}
-
-/*
- * Warn that vectors which the API no longer has were put aside.
- */
-static void
-warn_of_put(HrflowRun *run)
-{
-	int64		n = run->nerased + run->ngone_put;
-
-	if (n > 0)
-		ereport(WARNING,
-				(errmsg_plural("refresh of %s has put aside vectors of " INT64_FORMAT " profile that the API no longer has",
-							   "refresh of %s has put aside vectors of " INT64_FORMAT " profiles that the API no longer has",
-							   n, run->name, n),
-				 errhint("Until they are erased, call hrflow_restore() to restore them.")));
-}
-
-/*
- * Postpone the other profiles of sources that the API does not know.
- */
-static void
-postpone_sources(HrflowRun *run)
-{
-	bool		is_necessary = false;
-	ListCell   *cell;
-
-	foreach(cell, run->bad_sources)
-	{
-		const HrflowBadSource *source = lfirst(cell);
-
-		is_necessary |= source->is_to_be_postponed;
-	}
-	if (is_necessary && hrflow_work_try(run, hrflow_claim_postpone))
-		hrflow_claim_postpone_done(run);
-}
-
-/*
- * Write the profiles that have arrived, in a transaction of its own.
- */
-static void
-write_arrived(HrflowRun *run)
-{
-	run->written_at = hrflow_clock_now();
-	run->has_trial = false;
-	if (run->narrived == 0)
-		hrflow_work_pause(run);
-	else if (hrflow_work_try(run, hrflow_write))
-	{
-		hrflow_write_done(run);
-		check_vain(run);
-		postpone_sources(run);
-		run->is_drained = false;
-	}
 }
 
 /*
@@ -306,14 +182,23 @@ next_wanted_of_run(void *arg)
 {
 	HrflowRun  *run = arg;
 
-	/* Profiles that need not be requested arrive when they are claimed. */
+	/*
+	 * End the run if the connection to the client has been lost since
+	 * work_of_run() was called.  Claim repeatedly, because a claim may find
+	 * only profiles that need not be requested.
+	 */
+	hrflow_work_hold_fatal(run);
 	while (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
 		   run->narrived + run->nwaiting < run->batch_size &&
-		   (!run->is_blocked || hrflow_claim_may_wait(run)) &&
+		   (!run->is_blocked || hrflow_work_may_wait(run)) &&
 		   !run->is_drained && !run->is_stopping && run->error == NULL &&
 		   !run->is_ending && run->nclaimed < run->max_profiles &&
 		   hrflow_model_room(run) > 0 && !is_late(run))
-		hrflow_work_try(run, hrflow_claim);
+	{
+		run->claim_lease = DT_NOBEGIN;
+		if (!hrflow_work_try(run, hrflow_claim))
+			hrflow_claim_undo(run);
+	}
 	if (dlist_is_empty(&run->in_flight) && run->nsuspects == 0)
 		run->answered_at = hrflow_clock_now();
 	return run->is_stopping || run->error != NULL || run->is_ending ? NULL :
@@ -329,7 +214,8 @@ take_outcome_of_run(void *arg, HrflowWanted *wanted,
 
 /*
  * Stop sending requests if there is a reason to, and abandon requests in
- * flight that take too long.  Returns the time at which to check this again.
+ * flight that take too long.  Returns the time at which to call this function
+ * again.
  */
 static int64
 stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
@@ -353,7 +239,7 @@ stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
 	if (now >= impatient_at)
 		run->is_unanswered = run->is_stopping = true;
 	if (run->is_stopping)
-		hrflow_transport_stop(transport);
+		hrflow_transport_stop(transport, false);
 	if (run->is_unanswered || now >= run->drain_until)
 		hrflow_transport_expire(transport);
 	return Min(Min(impatient_at, budget_end), run->drain_until);
@@ -361,7 +247,8 @@ stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
 
 /*
  * HrflowWantedMethods.work: process interrupts, write profiles and renew
- * leases between replies.  Returns when to be called again at the latest.
+ * leases between replies.  Returns the latest time at which to call this
+ * function again.
  */
 static int64
 work_of_run(void *arg, HrflowTransport *transport)
@@ -370,18 +257,26 @@ work_of_run(void *arg, HrflowTransport *transport)
 	int64		write_at;
 	int64		next;
 
-	/* The transport returns no replies while an interrupt is pending. */
+	run->transport = transport;
+
+	/*
+	 * Process interrupts first, because the transport returns no replies
+	 * while an interrupt is pending.
+	 */
 	hrflow_interrupts_take(run);
 	if (hrflow_transport_expired(transport))
 		return HRFLOW_NEVER;
 	write_at = run->written_at + run->write_interval * HRFLOW_MSEC;
 	if (run->error == NULL && !run->is_ending &&
-		(run->narrived >= run->batch_size || hrflow_clock_now() >= write_at ||
+		(run->narrived - run->nleft >= run->batch_size ||
+		 hrflow_clock_now() >= write_at ||
 		 (run->has_trial && !run->is_trusted)))
 	{
-		write_arrived(run);
+		hrflow_settle_write(run);
+		run->is_blocked = false;
 		if (run->error == NULL && hrflow_work_try(run, hrflow_claim_renew))
 			hrflow_claim_renew_done(run);
+		hrflow_expire_some(run);
 		report_progress(run, false);
 		hrflow_interrupts_check_client(run);
 		write_at = run->written_at + run->write_interval * HRFLOW_MSEC;
@@ -397,7 +292,7 @@ static const HrflowWantedMethods run_methods = {
 };
 
 /*
- * Fetch until there are no more profiles to claim, or the run has to stop.
+ * Fetch profiles until no more can be claimed, or the run has to stop.
  */
 static void
 fetch_all(HrflowRun *run)
@@ -406,18 +301,14 @@ fetch_all(HrflowRun *run)
 												  "hrflow_embed fetch",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
+	uint32		holdoff = InterruptHoldoffCount;
 
 	PG_TRY();
 	{
 		HrflowResult refusal;
-		bool		ok;
 
-		/* work_of_run() processes interrupts; an error resumes them. */
-		HOLD_INTERRUPTS();
-		ok = hrflow_wanted_fetch(&run->kind->asked, &run_methods, run,
-								 run->activity, &refusal);
-		RESUME_INTERRUPTS();
-		if (!ok)
+		if (!hrflow_wanted_fetch(&run->kind->asked, &run_methods, run,
+								 run->activity, &refusal))
 		{
 			run->is_stopping = true;
 			MemoryContextSwitchTo(run->context);
@@ -433,93 +324,17 @@ fetch_all(HrflowRun *run)
 		hrflow_work_keep_error(run);
 	}
 	PG_END_TRY();
+	InterruptHoldoffCount = holdoff;
+	run->transport = NULL;
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	hrflow_fetch_give_up(run);
 }
 
 /*
- * Release the remaining leases.  If that fails, only warn and let them expire,
- * so that the caller gets the first error.
- */
-static void
-release_leases(HrflowRun *run)
-{
-	ErrorData  *first = run->error;
-	bool		was_ending = run->is_ending;
-	ErrorData  *error;
-
-	run->error = NULL;
-	run->is_ending |= first != NULL;
-	if (!hrflow_work_try(run, hrflow_claim_release))
-	{
-		error = run->error;
-		ereport(WARNING,
-				(errcode(error->sqlerrcode),
-				 errmsg("could not release leases: %s",
-						error->message ? error->message : "unknown error"),
-				 errdetail("Profiles cannot be claimed until their leases expire.")));
-	}
-	run->error = first;
-	run->is_ending = was_ending;
-}
-
-/*
- * Write the profiles that have arrived, and release the leases of the others.
- * If the run is ended by an error or by the end of the session, LAST_TIME
- * limits each of these steps.
- */
-static void
-finish(HrflowRun *run)
-{
-	bool		is_bounded = false;
-	int64		give_up_at = hrflow_clock_now() + LOCKED_GRACE;
-
-	hrflow_state_settle_suspects(run);
-	hrflow_model_settle(run);
-	run->is_settling = true;
-	while (run->error == NULL && !run->is_ending)
-	{
-		write_arrived(run);
-		if (run->narrived == 0 || hrflow_clock_now() >= give_up_at)
-			break;
-		hrflow_activity_wait(run->activity, HRFLOW_FOR_LOCK, HRFLOW_NEVER);
-		hrflow_activity_publish();
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 LOCKED_INTERVAL, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		hrflow_activity_go_on();
-		hrflow_interrupts_take(run);
-		hrflow_interrupts_check_client(run);
-	}
-	if (run->error != NULL || run->is_ending)
-	{
-		is_bounded = true;
-
-		/* Retry once, in case a query cancel interrupts the first attempt. */
-		for (int i = 0; i < 2 && run->narrived > 0; i++)
-		{
-			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
-			write_arrived(run);
-		}
-	}
-	if (!dlist_is_empty(&run->claimed) || !dlist_is_empty(&run->waiting) ||
-		!dlist_is_empty(&run->arrived))
-	{
-		if (is_bounded)
-			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
-		release_leases(run);
-	}
-	if (is_bounded)
-		disable_timeout(STATEMENT_TIMEOUT, false);
-	run->is_settling = false;
-	hrflow_claim_forget_all(run);
-}
-
-/*
- * Copy the values that a run needs from the settings.  Profiles are claimed
- * shortly before they are requested: at most as many as may be requested per
- * minute, and at most twice as many as may be in flight.
+ * Copy the settings that a run needs.  Profiles are claimed shortly before
+ * they are requested.  Therefore, a claim takes at most as many profiles as
+ * may be requested per minute, and at most twice as many as may be in flight.
  */
 static void
 read_settings(HrflowRun *run)
@@ -527,6 +342,7 @@ read_settings(HrflowRun *run)
 	const HrflowSettings *settings = hrflow_settings_get(true);
 	int			timeout = hrflow_compat_transaction_timeout();
 
+	hrflow_work_read_settings(run, settings->request_timeout);
 	run->claim_size = Min(run->batch_size, 2 * settings->max_concurrency);
 	if (settings->max_requests_per_minute > 0)
 		run->claim_size = Min(run->claim_size,
@@ -540,7 +356,8 @@ read_settings(HrflowRun *run)
 }
 
 /*
- * Check the store, and read what the run needs to know about it.
+ * Check the store, and read the settings and the properties of the store on
+ * which the run depends.
  */
 static void
 look_at_store(HrflowRun *run, const HrflowStore *store)
@@ -551,7 +368,6 @@ look_at_store(HrflowRun *run, const HrflowStore *store)
 	hrflow_fetch_set_kind(run, store);
 	MemoryContextSwitchTo(old);
 	hrflow_ready_check(store);
-	hrflow_aside_erase_expired(store);
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
 	run->profiles_name = MemoryContextStrdup(run->context,
 											 store->profiles_name);
@@ -573,13 +389,16 @@ show(HrflowRun *run)
 	MemoryContext old = MemoryContextSwitchTo(run->context);
 
 	run->activity = hrflow_activity_begin(HRFLOW_BY_REFRESH, run->name);
+	run->activity->outlives_transactions = true;
 	if (!run->is_scheduled)
 		run->activity->state.ntotal = Min(run->ndue, run->max_profiles);
 	MemoryContextSwitchTo(old);
 }
 
 /*
- * Refresh until there are no more profiles to claim, or a limit is reached.
+ * Fetch and write profiles until no more can be claimed, or a limit is
+ * reached.  Then put aside the vectors of profiles that no longer exist in the
+ * API, and erase expired vectors.
  */
 static void
 refresh(HrflowRun *run)
@@ -590,18 +409,20 @@ refresh(HrflowRun *run)
 	{
 		run->is_drained = false;
 		fetch_all(run);
-		finish(run);
+		hrflow_settle(run);
 	} while (!run->is_drained && run->error == NULL && !run->is_ending &&
 			 !run->is_stopping && run->nclaimed < run->max_profiles &&
 			 !is_late(run));
-	warn_of_unwritten(run);
+	hrflow_settle_warn(run);
 	if (run->error == NULL && !run->is_ending && run->gone != NIL)
 		(void) hrflow_work_try(run, hrflow_erase_gone);
+	hrflow_expire_all(run);
 	hrflow_activity_end(run->activity);
 }
 
 /*
- * Set the reason why the run ended, unless it has stopped by itself.
+ * Set the reason why the run ended, unless it has been set.  An error, or the
+ * end of the session, overrides another reason.
  */
 static void
 set_stop(HrflowRun *run)
@@ -618,8 +439,8 @@ set_stop(HrflowRun *run)
 
 /*
  * Complete the run's row in the table of runs.  If the run is ended by an
- * error or by the end of the session, LAST_TIME limits the time that this
- * takes.  All replies have been written before.
+ * error or by the end of the session, LAST_ENTRY_TIME limits the time that
+ * this takes.  All replies have been written already.
  */
 static void
 record_end(HrflowRun *run)
@@ -635,7 +456,7 @@ record_end(HrflowRun *run)
 		set_stop(run);
 		is_bounded = run->error != NULL || run->is_ending;
 		if (is_bounded)
-			enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
+			enable_timeout_after(STATEMENT_TIMEOUT, LAST_ENTRY_TIME);
 		is_done = hrflow_work_try(run, hrflow_history_end);
 		if (is_bounded)
 			disable_timeout(STATEMENT_TIMEOUT, false);
@@ -655,9 +476,16 @@ run_to_end(HrflowRun *run)
 	PG_TRY();
 	{
 		hrflow_work_do(run, hrflow_history_begin);
+
+		/*
+		 * Process interrupts only in work_of_run() and in transactions.  An
+		 * error that is thrown resets the holdoff count.
+		 */
+		HOLD_INTERRUPTS();
 		if (hrflow_work_try(run, look_at_store))
 			refresh(run);
 		record_end(run);
+		RESUME_INTERRUPTS();
 	}
 	PG_FINALLY();
 	{
@@ -676,10 +504,7 @@ run_to_end(HrflowRun *run)
 	if (run->kind->reading != NULL)
 		hrflow_content_warn(run);
 	else
-	{
-		warn_of_put(run);
-		warn_of_kept(run);
-	}
+		hrflow_lost_warn(run);
 	report_progress(run, true);
 	if (is_failure)
 		report_stop(run, true);
@@ -692,7 +517,7 @@ run_to_end(HrflowRun *run)
  */
 
 /*
- * Get the argument "max_profiles".  A NULL means no limit.
+ * Get the argument "max_profiles".  NULL means no limit.
  */
 static int64
 get_max_profiles(FunctionCallInfo fcinfo)
@@ -703,7 +528,7 @@ get_max_profiles(FunctionCallInfo fcinfo)
 	if (value < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between 1 and " INT64_FORMAT,
+				 errmsg("argument \"%s\" must be between 1 and " INT64_FORMAT,
 						"max_profiles", PG_INT64_MAX)));
 	return value;
 }
@@ -738,7 +563,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	if (PG_ARGISNULL(ARG_STORE))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null", "store")));
+				 errmsg("argument \"%s\" must not be null", "store")));
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	run.context = AllocSetContextCreate(CurrentMemoryContext,
@@ -783,7 +608,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 	run.nsent_before = hrflow_budget_sent();
 	prepare_lists(&run);
 
-	/* This also releases the snapshot that CALL itself has taken. */
+	/* Commit, which also releases the snapshot that CALL has taken. */
 	SPI_commit();
 	run_to_end(&run);
 

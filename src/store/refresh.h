@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * refresh.h
- *		Data structures and functions of a refresh.
+ *		Data structures and functions for refreshing a store.
  *
- * A profile moves through the lists of a run: it is claimed, then in flight,
- * perhaps split into its sections, and then arrived.  Finally it is written
- * and freed.
+ * A profile moves through the lists of a run: first "claimed", then
+ * "in_flight", perhaps "split" while its sections are requested one by one,
+ * and then "arrived".  After it has been written, it is freed.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,19 +20,19 @@
  */
 typedef enum HrflowState
 {
-	HRFLOW_STATE_DUE,			/* not fetched yet, or to be fetched again */
+	HRFLOW_STATE_DUE,			/* to be fetched, for the first time or again */
 	HRFLOW_STATE_OK,
-	HRFLOW_STATE_MISSING,		/* the API has no vector of the profile */
-	HRFLOW_STATE_GONE,			/* missing for days; vectors put aside */
+	HRFLOW_STATE_MISSING,		/* the API has no vector for the profile */
+	HRFLOW_STATE_GONE,			/* missing for HRFLOW_GONE_AGE; the vectors
+								 * were put aside */
 	HRFLOW_STATE_FAILED,		/* all attempts failed */
-	HRFLOW_STATE_EMPTY			/* its content is empty, so that there is
-								 * nothing to request */
+	HRFLOW_STATE_EMPTY			/* no content, so there is nothing to request */
 } HrflowState;
 
 /*
- * Queues from which profiles are claimed in turn, so that new, changed and
- * failed profiles need not wait for the many profiles that are merely
- * requested again after max_age.
+ * Queues from which profiles are claimed, in order of precedence.  New,
+ * changed and failed profiles take precedence over profiles that are requested
+ * again only because of max_age.
  */
 typedef enum HrflowClaimQueue
 {
@@ -49,12 +49,13 @@ typedef struct HrflowBadSource
 {
 	char	   *source_id;
 	char	   *error;
-	TimestampTz due_at;			/* when to request its profiles again; 0: not
-								 * known yet */
-	bool		is_to_be_postponed; /* are all its profiles to be postponed
-									 * until due_at? */
-	bool		has_more;		/* does it have more profiles than were
-								 * postponed in one statement? */
+	TimestampTz due_at;			/* when to request the profiles again, or 0 if
+								 * not known yet */
+	bool		is_to_be_postponed; /* are all profiles of the source to be
+									 * postponed until due_at? */
+	bool		has_more;		/* did the last statement reach its limit, so
+								 * that there may be more profiles to
+								 * postpone? */
 } HrflowBadSource;
 
 /*
@@ -62,7 +63,8 @@ typedef struct HrflowBadSource
  */
 typedef enum HrflowRunTally
 {
-	HRFLOW_TALLY_NONE,			/* requests incomplete, or not counted */
+	HRFLOW_TALLY_NONE,			/* not counted, for example because requests
+								 * are incomplete */
 	HRFLOW_TALLY_OK,
 	HRFLOW_TALLY_RETRY,			/* failed, will be retried */
 	HRFLOW_TALLY_FAILED,		/* failed for the last time */
@@ -72,7 +74,7 @@ typedef enum HrflowRunTally
 #define HRFLOW_NTALLIES (HRFLOW_TALLY_MISSING + 1)
 
 /*
- * A section that "fields" requests, or a single element of a section.
+ * A part of "fields": a section, or a single element of a section.
  */
 typedef struct HrflowPart
 {
@@ -81,22 +83,24 @@ typedef struct HrflowPart
 	char	   *name;			/* "skills", or "experiences[0]" */
 	char	   *section;
 	bool		is_element;
-	int			item;			/* index of the element; -1: not given by
-								 * index */
+	int			item;			/* index of the element, or -1 if the element
+								 * is not identified by an index */
 } HrflowPart;
 
 /*
- * Reason for which a run ended.  history.c has the names.
+ * Reason why a run ended.  The names of the reasons are in history.c.
  */
 typedef enum HrflowStop
 {
-	HRFLOW_STOP_DONE,			/* no profile is due any longer */
+	HRFLOW_STOP_DONE,			/* no more profiles are due */
 	HRFLOW_STOP_TIME_BUDGET,
 	HRFLOW_STOP_MAX_PROFILES,
-	HRFLOW_STOP_REQUEST_LIMIT,	/* the limit of a statement */
+	HRFLOW_STOP_REQUEST_LIMIT,	/* max_requests_per_statement or
+								 * max_requests_per_day was reached */
 	HRFLOW_STOP_REFUSED,		/* the API rejects the key, or the quota is
 								 * used up */
-	HRFLOW_STOP_OUTAGE,			/* no replies, or the same failure for all */
+	HRFLOW_STOP_OUTAGE,			/* no replies, or all profiles failed in the
+								 * same way */
 	HRFLOW_STOP_NOT_KEPT,		/* fetched vectors could not be stored */
 	HRFLOW_STOP_ERROR,
 	HRFLOW_STOP_CANCELLED,
@@ -111,8 +115,7 @@ typedef struct HrflowVector
 } HrflowVector;
 
 /*
- * The contents of a profile's row in the table of profiles, or the contents to
- * be written.
+ * The current or new contents of a profile's row in the table of profiles.
  */
 typedef struct HrflowProfileRow
 {
@@ -130,120 +133,148 @@ typedef struct HrflowProfileRow
 } HrflowProfileRow;
 
 /*
- * A claimed profile.  Times of type int64 are those of hrflow_clock_now().
+ * A claimed profile.  Times of type int64 have the units of
+ * hrflow_clock_now().
  */
 typedef struct HrflowProfile
 {
 	dlist_node	node;			/* in one of the run's lists */
-	MemoryContext context;		/* contains this struct and everything it
-								 * refers to */
+	MemoryContext context;		/* memory context of this struct and of
+								 * everything to which the struct refers */
 	char	   *source_id;
 	char	   *identifier;
 	TimestampTz lease;			/* end of the lease */
-	TimestampTz renewed;		/* end of the lease once the transaction
-								 * commits, or 0 */
+	TimestampTz renewed;		/* new end of the lease that has not been
+								 * committed yet, or 0 if the lease was not
+								 * renewed */
 
 	/* State of the row when the profile was claimed. */
 	int64		generation;
 	TimestampTz claimed_due_at;
-	bool		is_suspect;		/* did the API not know its source? */
-	int			old_dimension;	/* dimension of its stored vectors; 0: it has
-								 * none */
+	bool		is_suspect;		/* did the last error say that the API does
+								 * not know the source? */
+	int			old_dimension;	/* dimension of the stored vectors, or 0 if
+								 * there are none */
 
-	/* Its content, if the API does not have it; see content.c. */
-	char	   *body;			/* JSON to POST; NULL: there is none, or it
-								 * need not be sent for this profile */
+	/*
+	 * The content, if the store's contents are read from tables; see
+	 * content.c.
+	 */
+	char	   *body;			/* JSON to POST, or NULL if there is no
+								 * content or this profile needs no request */
 	char	   *hash;			/* hash of the JSON, or NULL */
-	char	   *problem;		/* reason for which the content cannot be
-								 * sent, or NULL */
+	char	   *problem;		/* reason why the content cannot be sent, or
+								 * NULL */
 	bool		is_empty;		/* is there no content? */
-	struct HrflowProfile *leader;	/* profile with the same content whose
-									 * result it waits for, or NULL */
-	bool		is_copy;		/* is its result that of its leader? */
-	bool		was_sent;		/* may the content have been sent without an
-								 * answer? */
+	struct HrflowProfile *leader;	/* profile with the same content, whose
+									 * result this profile awaits; or NULL */
+	bool		is_copy;		/* was the result copied from "leader"? */
+	bool		was_sent;		/* was a request sent that the API may have
+								 * processed, although no reply arrived? */
 
-	/* Results of fetching it. */
+	/* Results of fetching the profile. */
 	int64		asked_at;		/* time of the first request */
-	int			nopen;			/* number of its requests that are incomplete */
-	bool		is_probe;		/* do other profiles of its source wait for
-								 * its reply? */
-	bool		is_split;		/* are its sections requested one by one? */
+	int			nopen;			/* number of requests in progress */
+	bool		is_probe;		/* do other profiles of the source wait for
+								 * the reply? */
+	bool		is_split;		/* are the sections requested one by one? */
 	int			next_part;		/* index of the next part to be requested */
-	bool		is_trial;		/* is it counted in HrflowRun.ntrial? */
+	bool		is_trial;		/* is the profile counted in HrflowRun.ntrial? */
 	HrflowStatus status;		/* first status other than HRFLOW_OK and
 								 * HRFLOW_NO_VECTOR */
-	bool		is_link;		/* is "status" the status of a link? */
-	bool		unasked;		/* were its requests not completed? */
-	bool		is_postponed;	/* is its failure unrelated to the profile? */
-	bool		is_final;		/* should the profile not be requested again? */
-	bool		no_vector;		/* does some section have no vector? */
-	char	   *no_vector_error;	/* the API's first message about a section
-									 * without a vector */
+	bool		is_link;		/* does "status" concern a link, rather than a
+								 * request to the API? */
+	bool		unasked;		/* was at least one request not completed? */
+	bool		is_postponed;	/* is the profile postponed, because the
+								 * failure is not specific to the profile? */
+	bool		is_final;		/* is the failure final, whatever the number
+								 * of attempts? */
+	bool		no_vector;		/* does at least one section have no vector? */
+	char	   *no_vector_error;	/* first message of the API that says that
+									 * a section has no vector, or NULL */
 	int			http_status;	/* 0: none */
 	char	   *error;
 	List	   *vectors;		/* HrflowVector */
 
-	/* Results of writing it. */
+	/* Results of writing the profile. */
 	bool		is_ours;		/* is the lease still ours? */
-	bool		is_locked;		/* is the row ours, but locked by another
-								 * session? */
-	bool		is_current;		/* is the row ours, and unchanged since the
-								 * claim? */
-	bool		is_stuck;		/* are its vectors locked by another session? */
-	bool		is_held;		/* is it held back, to be written later? */
-	bool		is_known;		/* does the API know it, without having a
-								 * vector of it? */
-	int64		locked_at;		/* when its row or vectors were first found
-								 * locked; 0: never */
-	char	   *write_error;	/* reason for which its vectors could not be
-								 * stored, or NULL */
+	bool		is_locked;		/* is the lease ours, but the row locked by
+								 * another session? */
+	bool		is_current;		/* is the lease ours, and the row unchanged
+								 * since the claim? */
+	bool		is_stuck;		/* are the vectors locked by another session? */
+	bool		is_held;		/* is the profile held back, to be written
+								 * later? */
+	bool		is_known;		/* is the profile known to the API, but
+								 * without a vector? */
+	int64		locked_at;		/* when the row or the vectors were first
+								 * found locked, or 0 if they never were */
+	char	   *write_error;	/* reason why the vectors could not be stored,
+								 * or NULL */
+	bool		has_lost;		/* does the reply lack stored vectors that
+								 * were requested? */
 	char	   *lost;			/* error message that names the sections of
-								 * which the API no longer has vectors, or
+								 * which the reply lacks more than half, or
 								 * NULL */
-	bool		is_kept;		/* are the vectors of the sections in "lost"
-								 * kept, because too many profiles have lost
-								 * some? */
+	bool		is_kept;		/* are stored vectors kept although the reply
+								 * lacks them, because too many profiles have
+								 * lost vectors, or because vectors cannot be
+								 * put aside? */
+	bool		is_undecided;	/* is "is_kept" set only because another
+								 * session held a lock that the decision
+								 * requires? */
+	bool		was_kept;		/* was "is_kept" set when the profile was held
+								 * back? */
 	HrflowRunTally tally;
 	HrflowProfileRow row;
 } HrflowProfile;
 
 /*
- * Minimum time for which the API must have had no vector of a profile before
- * the profile can be considered gone.  The API needs minutes to index a
- * profile, during which it is requested several times; then it is requested on
- * three more days.
+ * Time for which the API must have had no vector for a profile before the
+ * profile can be considered to no longer exist in the API.  By then, the
+ * profile has been requested several times on the first day, when the API may
+ * not have indexed it yet, and about once on each of the following days.
  */
 #define HRFLOW_GONE_AGE (4 * USECS_PER_DAY)
 
 /*
- * A profile of which the API has not had a vector for HRFLOW_GONE_AGE.
+ * A profile for which the API has had no vector for at least HRFLOW_GONE_AGE.
  */
 typedef struct HrflowGone
 {
 	char	   *source_id;
 	char	   *identifier;
 	int64		generation;
-	bool		is_known;		/* does it lack only the sections requested? */
+	bool		is_known;		/* is the profile known to the API, but
+								 * without any requested vectors? */
 } HrflowGone;
 
 /*
- * A run of hrflow_refresh().  Times of type int64 are those of
+ * A run of hrflow_refresh().  Times of type int64 have the units of
  * hrflow_clock_now().
  */
-typedef struct HrflowRun
+typedef struct HrflowRun HrflowRun;
+
+/* A function to be executed in a transaction; see work.c. */
+typedef void (*HrflowWork) (HrflowRun *run, const HrflowStore *store);
+
+struct HrflowRun
 {
-	MemoryContext context;		/* lives until the call returns */
-	MemoryContext work_context; /* lives until the transaction ends */
+	MemoryContext context;		/* memory context that lives until the
+								 * procedure returns */
+	MemoryContext work_context; /* memory context that lives until the
+								 * transaction ends */
 
 	/* Arguments. */
 	Oid			vectors;
-	Oid			profiles;		/* InvalidOid: find it by its name */
+	Oid			profiles;		/* table of profiles, or InvalidOid to find
+								 * the table by its name */
 	Jsonb	   *fields;			/* NULL: not given */
 	const char *fields_text;
-	Oid			function;		/* function of the triggers that feed stores */
-	ArrayType  *sections;		/* sections of "fields", or if it is not
-								 * given, all sections that we know */
+	Oid			function;		/* OID of hrflow_track_trigger(), which the
+								 * triggers that feed stores call */
+	ArrayType  *sections;		/* sections in "fields"; all known sections if
+								 * "fields" is not given */
 	List	   *parts;			/* list of HrflowPart, for the sections in
 								 * "sections" */
 	Interval   *max_age;
@@ -256,6 +287,11 @@ typedef struct HrflowRun
 	int			claim_size;		/* maximum number of profiles per claim */
 	int			write_interval; /* maximum time between two writes, in ms */
 	int			patience;		/* maximum time without any reply, in ms */
+	int			lock_timeout;	/* lock_timeout of the caller, in ms, or 0 if
+								 * there is none */
+	int			lock_limit;		/* maximum time to wait for locks while
+								 * requests are in flight or replies are to be
+								 * written, in ms */
 	int			debounce;		/* delay of a profile that changed while it
 								 * was fetched, in ms */
 	char	   *account;		/* fingerprint of the API key */
@@ -267,56 +303,90 @@ typedef struct HrflowRun
 	int			identifier;		/* index into kind->identifiers */
 	TimestampTz started;
 
-	/* Lists of profiles.  Each profile is in one of them. */
+	/* Lists of profiles.  Each claimed profile is in exactly one of them. */
 	dlist_head	claimed;		/* claimed, but not requested yet */
-	dlist_head	waiting;		/* waiting for a profile with the same content */
+	dlist_head	waiting;		/* profiles that wait for a profile with the
+								 * same content */
 	dlist_head	in_flight;
-	dlist_head	split;			/* with sections that are not requested yet */
-	dlist_head	suspects;		/* failed, possibly because of an outage */
-	dlist_head	foreign;		/* with vectors of a dimension that differs
-								 * from the store's */
+	dlist_head	split;			/* profiles with sections that have not been
+								 * requested */
+	dlist_head	suspects;		/* profiles that failed, possibly because of
+								 * an outage */
+	dlist_head	foreign;		/* profiles with vectors whose dimension
+								 * differs from the store's */
 	dlist_head	arrived;		/* to be written */
 	int			nwaiting;
-	int			nsuspects;		/* number of requests that failed; fewer than
-								 * profiles if these have the same content */
+	int			nsuspects;		/* number of failed requests for the profiles
+								 * in "suspects"; profiles with the same
+								 * content share a request */
 	int			nforeign;
 	int			narrived;
 
-	List	   *dimensions;		/* dimensions of stored vectors; NIL: any */
-	bool		is_typed;		/* does the column accept no other dimension? */
-	bool		is_wary;		/* did the last run stop because the store did
-								 * not accept the vectors that it fetched? */
-	int64		fits_at;		/* when vectors of one of "dimensions" last
-								 * arrived */
-	bool		is_foreign;		/* does this run stop because of the vectors'
-								 * dimension? */
-	int			ntrial;			/* number of profiles requested, or with
-								 * vectors to be stored */
+	List	   *dimensions;		/* dimensions of stored vectors, or NIL to
+								 * accept any dimension */
+	bool		is_typed;		/* does the column "vector" accept vectors of
+								 * one dimension only? */
+	bool		is_wary;		/* was the last run stopped because the store
+								 * did not accept fetched vectors? */
+	int64		fits_at;		/* when vectors that fit the store last
+								 * arrived; see fits() */
+	bool		is_foreign;		/* was the run stopped because of the
+								 * dimension of fetched vectors? */
+	int			ntrial;			/* number of profiles with "is_trial": in
+								 * flight, or with vectors that are not stored
+								 * yet */
 	bool		has_trial;		/* have vectors arrived since the last write? */
-	bool		is_trusted;		/* have the vectors of some profile been
-								 * stored? */
-	bool		is_settling;	/* write arrived profiles before requesting
-								 * more? */
-	int			nrefused;		/* number of profiles not stored for a reason
-								 * common to all */
+	bool		is_trusted;		/* have fetched vectors of at least one
+								 * profile been stored? */
+	bool		is_settling;	/* are all requests complete, so that no
+								 * profile is held back any longer? */
+	int			nrefused;		/* number of profiles whose vectors were not
+								 * stored, for a reason that is not specific
+								 * to a profile */
 
 	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* claim only profiles due at this
 											 * time or later */
 	int64		looked_back_at; /* when look_back() last reset claimed_to */
 	bool		is_drained;		/* did the last claim find no profile? */
-	bool		is_blocked;		/* did another session lock a table from which
-								 * the last claim was to read contents? */
+	bool		is_blocked;		/* was the last claim skipped because another
+								 * session holds a lock? */
+	TimestampTz claim_lease;	/* time at which the leases of the last claim
+								 * end, or DT_NOBEGIN if the claim has taken
+								 * no lease yet */
 	List	   *bad_sources;	/* list of HrflowBadSource */
 
-	int64		alive_at;		/* when the API last replied for a profile */
-	int64		answered_at;	/* when the API last replied at all */
+	int64		alive_at;		/* when the outcome of a request last ruled
+								 * out an outage */
+	int64		answered_at;	/* when the API last replied, or when nothing
+								 * was in flight */
 	int64		written_at;		/* time of the last write */
+	int			nleft;			/* value of "narrived" after the last write */
+	bool		has_more;		/* did the last write run out of time? */
+
+	/* Locks of other sessions; see work.c. */
+	int			lock_time;		/* maximum time for which the current
+								 * transaction waits for locks, in ms */
+	int64		locks_until;	/* end of the time for which the current
+								 * transaction may wait for locks */
+	bool		has_locks;		/* has the current transaction locked the
+								 * tables that it writes? */
+	HrflowWork	locked_out;		/* work that was last rolled back because of a
+								 * lock, or NULL if it has succeeded since */
+	bool		is_shut;		/* was "locked_out" rolled back because of a
+								 * table lock? */
+	int64		locked_out_at;	/* when work was first rolled back because of
+								 * a lock, if "locked_out" is set */
+
+	HrflowTransport *transport; /* transport that sends the requests, or NULL
+								 * if no request is in flight */
+	int64		received_at;	/* when hrflow_work_receive() last received
+								 * replies */
 	bool		is_stopping;	/* are no more requests to be sent? */
 	bool		is_outage;		/* did the run stop because of an outage? */
 	bool		is_unanswered;	/* did the run stop because "patience" was
 								 * exceeded? */
 	HrflowStop	stop;			/* why the run stopped */
-	const char *stop_reason;	/* message for a WARNING, or NULL */
+	const char *stop_reason;	/* message for a WARNING or ERROR, or NULL */
 	const char *stop_detail;	/* DETAIL of the message, or NULL */
 	const char *stop_hint;		/* HINT of the message, or NULL */
 	int			stop_code;		/* SQLSTATE of the message if it is an ERROR */
@@ -328,48 +398,59 @@ typedef struct HrflowRun
 	int64		drain_until;	/* time until which to wait for requests in
 								 * flight */
 
-	int			nforbidden;		/* number of profiles that received a 403 */
+	int			nforbidden;		/* number of profiles that failed with HTTP
+								 * status 403 */
 
 	/* The run's row in the table of runs. */
-	Oid			runs;			/* table of runs; InvalidOid: there is none */
+	Oid			runs;			/* table of runs, or InvalidOid if there is
+								 * none */
 	int64		number;			/* key of the row */
-	bool		has_lock;		/* is the lock held that marks the run as in
-								 * progress? */
+	bool		has_lock;		/* does the run hold the lock that marks it as
+								 * in progress? */
 
 	int64		nclaimed;
 	int64		nasked;			/* number of profiles requested */
 	int64		nsent_before;	/* number of requests that the statement sent
 								 * before the run */
-	int64		nerased;		/* number of profiles of which vectors were
-								 * put aside, because the API no longer has
-								 * any of their sections */
+	int64		nerased;		/* number of profiles of which more than half
+								 * of a section was put aside, because the API
+								 * no longer has it */
 	int64		tallies[HRFLOW_NTALLIES];
 	int64		ncounted;		/* sum of "tallies", except HRFLOW_TALLY_NONE */
-	int			nvain;			/* number of profiles without a result since
-								 * the last one that was counted */
-	int64		nunwritten;		/* number of profiles that other sessions have
-								 * locked for too long */
-	List	   *gone;			/* list of HrflowGone: profiles that may be
-								 * gone */
-	int64		ngone;			/* number of profiles found to be gone */
-	int64		ngone_put;		/* number of gone profiles that had vectors,
-								 * which were put aside */
-	bool		is_new_account; /* did the store have vectors when the run
-								 * began, but none fetched with this key? */
+	int			nvain;			/* number of profiles processed since the last
+								 * one that was counted in "tallies" */
+	int64		nunwritten;		/* number of profiles whose vectors were
+								 * fetched, but not written */
+	int64		nlocked;		/* number of profiles in "nunwritten" that
+								 * other sessions have locked for too long */
+	List	   *gone;			/* list of HrflowGone, the profiles that may
+								 * no longer exist in the API */
+	int64		ngone;			/* number of profiles found to no longer exist
+								 * in the API */
+	int64		ngone_put;		/* number of profiles in "ngone" that had
+								 * vectors, which were put aside */
+	bool		expired_done;	/* has the run erased all vectors that were
+								 * put aside and had expired? */
+	bool		is_new_account; /* when the run began, did the store have
+								 * vectors, all of which were fetched with
+								 * other API keys? */
 	int64		nlacking;		/* number of profiles that the run made due
 								 * because they lacked sections */
+	int64		nshortened;		/* number of profiles, not counted in
+								 * "nerased", with vectors that were put aside
+								 * because lists of section elements have
+								 * become shorter */
+	bool		has_no_aside;	/* did the store have no table to put vectors
+								 * aside? */
 	int64		nkept;			/* number of profiles that keep vectors which
-								 * the API no longer has, because there are
-								 * too many such profiles */
+								 * the API no longer has, because too many
+								 * profiles have lost vectors */
 
 	bool		is_scheduled;	/* is there no client to report progress to? */
 	int64		ndue;			/* number of profiles due when the run began,
 								 * for reporting progress */
 	TimestampTz reported;		/* when progress was last reported */
-} HrflowRun;
-
-/* A function to be executed in a transaction; see work.c. */
-typedef void (*HrflowWork) (HrflowRun *run, const HrflowStore *store);
+};
 
 /* in state.c */
 extern const char *hrflow_state_name(HrflowState state);
@@ -391,6 +472,11 @@ extern void hrflow_interrupts_take(HrflowRun *run);
 
 /* in work.c */
 extern void hrflow_work_do(HrflowRun *run, HrflowWork work);
+extern void hrflow_work_hold_fatal(HrflowRun *run);
+extern bool hrflow_work_may_wait(HrflowRun *run);
+extern void hrflow_work_limit_locks(int limit);
+extern void hrflow_work_read_settings(HrflowRun *run, int request_timeout);
+extern void hrflow_work_receive(HrflowRun *run);
 extern void hrflow_work_keep_error(HrflowRun *run);
 extern bool hrflow_work_try(HrflowRun *run, HrflowWork work);
 extern void hrflow_work_pause(HrflowRun *run);
@@ -406,14 +492,15 @@ extern void hrflow_history_unlock(HrflowRun *run);
 extern bool hrflow_history_is_failure(HrflowStop stop);
 
 /* in claim.c */
-extern bool hrflow_claim_may_wait(HrflowRun *run);
 extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);
+extern void hrflow_claim_undo(HrflowRun *run);
 extern void hrflow_claim_renew(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew_done(HrflowRun *run);
 extern void hrflow_claim_release(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_postpone_done(HrflowRun *run);
 extern void hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile);
+extern void hrflow_claim_forget_locked(HrflowRun *run);
 extern void hrflow_claim_forget_all(HrflowRun *run);
 
 /* in fetch.c */
@@ -453,21 +540,44 @@ extern void hrflow_model_warn_of_account(const HrflowRun *run);
 extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store,
 								  int64 most);
 
+/*
+ * Does this SQLSTATE mean that another session holds a lock?
+ */
+#define HRFLOW_IS_OF_LOCK(sqlerrcode) \
+	((sqlerrcode) == ERRCODE_LOCK_NOT_AVAILABLE || \
+	 (sqlerrcode) == ERRCODE_T_R_DEADLOCK_DETECTED)
+
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_write_done(HrflowRun *run);
 extern void hrflow_write_explain(const HrflowStore *store);
 extern bool hrflow_write_is_of_server(int sqlerrcode);
+extern bool hrflow_write_is_locked(const HrflowProfile *profile);
+
+/* in expire.c */
+extern void hrflow_expire_some(HrflowRun *run);
+extern void hrflow_expire_all(HrflowRun *run);
+
+/* in lost.c */
+extern void hrflow_lost_asked_for(const HrflowRun *run, ArrayType **whole,
+								  ArrayType **sections, ArrayType **items);
+extern void hrflow_lost_judge(HrflowRun *run, const HrflowStore *store,
+							  List *profiles);
+extern SPIPlanPtr hrflow_lost_prepare(const HrflowStore *store,
+									  List *profiles);
+extern void hrflow_lost_explain(const HrflowStore *store);
+extern void hrflow_lost_put(const HrflowRun *run, SPIPlanPtr plan,
+							const HrflowProfile *profile);
+extern void hrflow_lost_note(const HrflowStore *store, List *profiles);
+extern const char *hrflow_lost_why_kept(const HrflowRun *run);
+extern void hrflow_lost_warn(const HrflowRun *run);
+
+/* in settle.c */
+extern void hrflow_settle_write(HrflowRun *run);
+extern void hrflow_settle(HrflowRun *run);
+extern void hrflow_settle_warn(const HrflowRun *run);
 
 /* in erase.c */
-extern void hrflow_erase_judge(HrflowRun *run, const HrflowStore *store,
-							   List *profiles);
-extern SPIPlanPtr hrflow_erase_prepare(const HrflowStore *store);
-extern void hrflow_erase_old_vectors(HrflowRun *run,
-									 const HrflowStore *store,
-									 SPIPlanPtr plan, HrflowProfile *profile);
-extern void hrflow_erase_explain(const HrflowStore *store);
-extern void hrflow_erase_note(const HrflowStore *store, List *profiles);
 extern void hrflow_erase_gone(HrflowRun *run, const HrflowStore *store);
 
 #endif							/* HRFLOW_REFRESH_H */

@@ -1,14 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * release.c
- *		hrflow_release_columns(): allows changing the types of the columns
- *		of a table that feeds a store.
+ *		Implements hrflow_release_columns(), which allows changing the types of
+ *		the columns of a table that feeds a store.
  *
  * PostgreSQL rejects ALTER COLUMN TYPE for a column that the WHEN condition of
  * a trigger refers to, and the condition of our trigger on UPDATE refers to
- * all tracked columns.  Only that trigger is dropped.  Without the others, the
- * table would no longer feed the store, and reconciling any table of the store
- * would put aside the profiles that only this table wants.
+ * all tracked columns.  Therefore, hrflow_release_columns() drops the trigger
+ * on UPDATE, but no other trigger.  Without the others, the table would no
+ * longer feed the store, and reconciling another table that feeds the store
+ * would put aside profiles to which only this table refers.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,7 +29,11 @@
 
 PG_FUNCTION_INFO_V1(hrflow_release_columns);
 
-/* The statement that re-creates the trigger. */
+/*
+ * SQL templates for the statements that re-create the triggers of a table
+ * without and with content columns, and for the optional arguments of these
+ * statements.
+ */
 static const char track_again_sql[] =
 "SELECT %s(%L, %L, %L, %s => %L%s)";
 static const char track_content_again_sql[] =
@@ -37,7 +42,7 @@ static const char item_type_sql[] = ", item_type => %L";
 static const char refresh_columns_sql[] = ", refresh_columns => %L";
 
 /*
- * Return an array of the names of columns, as text.
+ * Return the names of columns as the text form of an array.
  */
 static char *
 make_names(Relation table, const List *columns)
@@ -59,8 +64,8 @@ make_names(Relation table, const List *columns)
 }
 
 /*
- * Return SQL for the argument "refresh_columns", or an empty string if there
- * are no columns.
+ * Return the SQL of the argument "refresh_columns", or an empty string if
+ * there are no columns.
  */
 static char *
 refresh_columns_argument(Relation table, const Bitmapset *columns)
@@ -76,8 +81,9 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
 }
 
 /*
- * Return the statement that tracks a table with the arguments of "feeder" and
- * with these columns.
+ * Return the statement that tracks a table again, with the arguments of
+ * "feeder".  The argument "refresh_columns" lists the members of "columns"
+ * that are not content columns.
  */
 static char *
 make_track_statement(const HrflowStore *store, Relation table,
@@ -121,8 +127,8 @@ make_track_statement(const HrflowStore *store, Relation table,
 }
 
 /*
- * Drop the trigger on UPDATE of a table that feeds a store.  Returns the
- * statement that re-creates it.
+ * Drop the UPDATE trigger on a table that feeds a store, and return the
+ * statement that re-creates the trigger.
  */
 static char *
 release(const HrflowStore *store, Relation table, Oid caller)

@@ -4,12 +4,11 @@
  *		Checks whether a store's tables have rows on other servers, or
  *		receive rows from another server.
  *
- * A store is tracked and refreshed by triggers, row locks and ON CONFLICT,
- * which work on the rows of a single server.  Rows are on other servers if a
- * table or one of its partitions is a foreign table, or if Citus has
- * distributed the table.  Operations that would have to change such rows are
- * refused before any request is sent; docs/scaling.md describes what to do
- * instead.
+ * Tracking and refreshing rely on triggers, row locks and ON CONFLICT, which
+ * work on the rows of a single server.  Rows are on other servers if a table
+ * or one of its partitions is a foreign table, or if Citus has distributed the
+ * table.  Operations that would have to change such rows are refused before
+ * any request is sent; docs/scaling.md describes what to do instead.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,14 +33,15 @@
  * Citus has a catalog with one row for each of its tables.  It creates the
  * catalog in pg_catalog, where only a superuser could create another relation
  * of that name (see src/backend/distributed/sql/citus--8.0-1.sql of Citus).
- * Shards have no rows there: to PostgreSQL they are ordinary tables.
+ * Shards are not listed in the catalog: to PostgreSQL, they are ordinary
+ * tables.
  */
 #define CITUS_CATALOG "pg_dist_partition"
 #define CITUS_CATALOG_TABLE "logicalrelid"
 
 /*
- * Does Citus manage this table, be it a distributed table, a reference table
- * or a local table?
+ * Does Citus manage this table, as a distributed table, a reference table or a
+ * local table?
  */
 static bool
 is_distributed(Oid table)
@@ -89,8 +89,8 @@ find_foreign_part(Relation table)
 }
 
 /*
- * Return why a table has rows on other servers, as a translated sentence in
- * the current memory context, or NULL if all its rows are on this server.
+ * If a table has rows on other servers, return the reason as a translated
+ * sentence, allocated in the current memory context.  Otherwise return NULL.
  */
 char *
 hrflow_remote_reason(Relation table)
@@ -98,12 +98,12 @@ hrflow_remote_reason(Relation table)
 	Oid			part;
 
 	if (table->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
-		return pstrdup(_("It is a foreign table."));
+		return pstrdup(_("The table is a foreign table."));
 	if (is_distributed(RelationGetRelid(table)))
-		return pstrdup(_("It is managed by Citus."));
+		return pstrdup(_("The table is managed by Citus."));
 	part = find_foreign_part(table);
 	if (OidIsValid(part))
-		return psprintf(_("Its partition \"%s\" is a foreign table."),
+		return psprintf(_("Child table \"%s\" is a foreign table."),
 						get_rel_name(part));
 	return NULL;
 }
@@ -124,7 +124,7 @@ hrflow_remote_check_table(Relation table)
 				 errmsg("table \"%s\" has rows on other servers",
 						RelationGetRelationName(table)),
 				 errdetail_internal("%s", reason),
-				 errhint("Make a store on each server that has rows, fed by tables of that server: see docs/scaling.md of hrflow_embed.")));
+				 errhint("Create a store on each server that has rows, fed by tables of that server; see docs/scaling.md of hrflow_embed.")));
 }
 
 /*
@@ -140,7 +140,7 @@ hrflow_remote_check(const HrflowStore *store)
 }
 
 /*
- * Does an enabled subscription of logical replication write to a table?
+ * Does an enabled logical replication subscription write to a table?
  */
 static bool
 is_subscribed(Oid table)
@@ -187,6 +187,6 @@ hrflow_remote_check_subscription(const HrflowStore *store)
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("store %s cannot be refreshed on a subscriber",
 						store->vectors_name),
-				 errdetail("Logical replication writes to its tables."),
-				 errhint("Refresh it on the publisher, or disable the subscription first: see docs/scaling.md of hrflow_embed.")));
+				 errdetail("Logical replication writes to the tables of the store."),
+				 errhint("Refresh the store on the publisher, or disable the subscription first.  See docs/scaling.md.")));
 }

@@ -38,18 +38,27 @@ enum
 	ARG_MAX_AGE
 };
 
-/* Beginning of a job's statement; the store's name follows as a literal. */
+/*
+ * SQL template for the beginning of a job's statement, before the store's
+ * name.
+ */
 static const char command_prefix_sql[] = "CALL %s(";
 
+/*
+ * SQL template for the statement of a job.  It casts the arguments to the
+ * exact parameter types of hrflow_refresh(), so that it cannot call an
+ * overloaded procedure that another role has created in the same schema.
+ */
 static const char command_sql[] =
-"%s%L, %s, max_age => %L, time_budget => %L)";
+"%s%L::regclass, %s::jsonb, max_age => %L::interval,"
+" time_budget => %L::interval)";
 
 static const char schedule_sql[] = "SELECT cron.schedule($1, $2, $3)";
 
 /*
- * Drop jobs of stores that no longer exist.  $1 is the prefix of the names of
- * this database's jobs, $2 is the prefix of their statements, and $3 is the
- * name of a job to drop in any case.
+ * Statement that drops jobs of stores that no longer exist.  $1 is the prefix
+ * of the names of this database's jobs, and $2 is the prefix of their
+ * statements.  The job with the name $3 is dropped even if its store exists.
  */
 static const char drop_jobs_sql[] =
 "SELECT count(cron.unschedule(j.jobid))"
@@ -58,7 +67,7 @@ static const char drop_jobs_sql[] =
 " AND starts_with(j.jobname, $1) OFFSET 0) AS j"
 " WHERE j.jobname = $3"
 " OR CASE WHEN j.database = current_database()"
-" AND starts_with(j.command, $2 || quote_literal(j.store) || ',')"
+" AND starts_with(j.command, $2 || quote_literal(j.store) || '::regclass,')"
 " THEN NOT EXISTS (SELECT FROM pg_class AS c"
 " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
 " WHERE ARRAY[n.nspname::text, c.relname::text]"
@@ -71,14 +80,18 @@ static const char may_drop_jobs_sql[] =
 " ELSE false END";
 
 static const char may_read_cron_sql[] =
-"SELECT has_schema_privilege('cron', 'USAGE')"
-" AND has_table_privilege('cron.job', 'SELECT')"
-" AND has_table_privilege('cron.job_run_details', 'SELECT')";
+"SELECT CASE WHEN has_schema_privilege('cron', 'USAGE')"
+" THEN has_table_privilege('cron.job', 'SELECT')"
+" AND has_table_privilege('cron.job_run_details', 'SELECT')"
+" ELSE false END";
+
+static const char may_use_cron_sql[] =
+"SELECT has_schema_privilege('cron', 'USAGE')";
 
 /*
- * Return the status of the last execution of the job with the name $1.  Order
- * by runid, because an execution that could not connect has neither a start
- * nor an end time.
+ * Statement that returns the status of the last execution of the job with the
+ * name $1.  It orders by runid, because an execution that could not connect
+ * has neither a start nor an end time.
  */
 static const char last_status_sql[] =
 "SELECT d.status || CASE WHEN d.status = 'failed'"
@@ -87,7 +100,10 @@ static const char last_status_sql[] =
 " JOIN cron.job AS j ON j.jobid = d.jobid"
 " WHERE j.jobname = $1 ORDER BY d.runid DESC LIMIT 1";
 
-/* Statements to be executed in the database that has pg_cron. */
+/*
+ * SQL templates for statements that the user must execute in the database that
+ * has pg_cron.
+ */
 static const char schedule_elsewhere_sql[] =
 "SELECT cron.schedule_in_database(%L, %L, %L, %L, %L);";
 static const char unschedule_elsewhere_sql[] = "SELECT cron.unschedule(%L);";
@@ -96,9 +112,9 @@ static const char unschedule_elsewhere_sql[] = "SELECT cron.unschedule(%L);";
 #define UNKNOWN_INTERVAL (60 * 60)
 
 /*
- * Return the prefix of the names of this database's jobs.  The prefix names
- * the database, because pg_cron has a single table for the jobs of all
- * databases.
+ * Return the prefix of the names of this database's jobs.  The prefix includes
+ * the name of the database, because pg_cron keeps the jobs of all databases in
+ * a single table.
  */
 static char *
 job_prefix(void)
@@ -118,8 +134,8 @@ job_name(const HrflowStore *store)
 
 /*
  * Return the status that pg_cron has recorded for the last execution of a
- * store's job.  Returns NULL if there is none, or if the owner may not read
- * it.
+ * store's job.  Returns NULL if no status has been recorded, or if the owner
+ * lacks the privileges to read the status.
  */
 char *
 hrflow_schedule_last_status(const HrflowStore *store)
@@ -139,9 +155,9 @@ hrflow_schedule_last_status(const HrflowStore *store)
 }
 
 /*
- * Parse a field of a cron schedule, the values of which must be less than
- * "max", and set the elements of "set" that it contains.  Returns a pointer to
- * the text after the field, or NULL if we cannot parse it.
+ * Parse one field of a cron schedule, and set element i of "set" to true for
+ * each value i of the field.  All values must be less than "max".  Returns a
+ * pointer to the text after the field, or NULL if the field cannot be parsed.
  */
 static const char *
 read_field(const char *p, int max, bool *set)
@@ -200,9 +216,9 @@ schedule_interval(const char *schedule)
 	int			interval = 24 * 60;
 	char	   *end;
 	long		seconds = strtol(schedule, &end, 10);
-	const char *p;
+	const char *p = end + strspn(end, " \t");
 
-	if (end != schedule && strncmp(end, " second", strlen(" second")) == 0)
+	if (end != schedule && pg_strncasecmp(p, "second", strlen("second")) == 0)
 		return Max(1, Min(seconds, UNKNOWN_INTERVAL));
 
 	p = read_field(schedule, lengthof(minutes), minutes);
@@ -254,7 +270,7 @@ command_prefix(Oid caller)
 
 /*
  * Return the statement that a job executes.  Its time budget ends a little
- * before the next run, because there is no use in overlapping runs.
+ * before the next run, so that runs do not overlap.
  */
 static char *
 make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
@@ -281,13 +297,14 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 }
 
 /*
- * Drop those of the caller's jobs that belong to stores that no longer exist,
- * because their tables were dropped or renamed.  If "store" is not NULL, drop
- * its job as well.  Returns whether any job was dropped.
+ * Drop the caller's jobs for stores that no longer exist, because their tables
+ * were dropped or renamed.  If "store" is not NULL, drop the job of that store
+ * as well.  Returns whether any job was dropped.
  *
- * A job belongs to such a store if its name has this database's prefix, its
- * statement begins like those that we create for that name, and there is no
- * table of that name.
+ * A job's store is considered not to exist if the name of the job has this
+ * database's prefix, the job's statement begins like a statement that
+ * hrflow_schedule() creates for that store, and there is no table with the
+ * store's name.
  */
 static bool
 drop_jobs(const HrflowStore *store, Oid caller)
@@ -305,9 +322,9 @@ drop_jobs(const HrflowStore *store, Oid caller)
 }
 
 /*
- * Drop the job of a store that is about to be dropped, if pg_cron is in this
- * database and the caller has the privileges.  The caller must have connected
- * to SPI.
+ * Drop the job of a store that is about to be dropped, if pg_cron is installed
+ * in this database and the caller has the privileges.  The caller must have
+ * connected to SPI.
  */
 void
 hrflow_schedule_forget(const HrflowStore *store, Oid caller)
@@ -320,9 +337,10 @@ hrflow_schedule_forget(const HrflowStore *store, Oid caller)
 }
 
 /*
- * Throw an error because pg_cron is not in this database, with a hint: how to
- * get it for a job that executes "command" (NULL: a job is to be removed), or
- * the statement to be executed in another database that has it.
+ * Throw an error because pg_cron is not installed in this database.  If
+ * pg_cron is installed in another database, the hint is to execute "statement"
+ * there.  Otherwise, the hint says how to have "command" executed; there is no
+ * hint if "command" is NULL, because a job is to be removed.
  */
 HRFLOW_NORETURN static void
 refuse_schedule(const char *command, const char *statement)
@@ -346,8 +364,27 @@ refuse_schedule(const char *command, const char *statement)
 }
 
 /*
+ * Check that the caller may use pg_cron, which must be installed in this
+ * database.
+ *
+ * Throws 42501.
+ */
+static void
+check_cron_privileges(void)
+{
+	hrflow_store_execute(may_use_cron_sql, NULL);
+	if (!DatumGetBool(hrflow_store_datum(0, 1)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for schema %s", "cron"),
+				 errhint("As a superuser, run GRANT USAGE ON SCHEMA cron TO %s.",
+						 quote_identifier(GetUserNameFromId(GetUserId(),
+															false)))));
+}
+
+/*
  * Warn if the owner of a store cannot log in.  A job runs in a session of the
- * owner; pg_cron accepts the job of a role without LOGIN, but it fails
+ * owner.  pg_cron accepts a job of a role without LOGIN, but the job fails
  * whenever it is started.
  */
 static void
@@ -375,7 +412,7 @@ warn_of_login(const HrflowStore *store)
  * hrflow_schedule(store regclass, schedule text, fields jsonb,
  *				   max_age interval) RETURNS bigint
  *
- * If the store has been renamed, this also drops the job with its former name.
+ * Also drops the job that a renamed store had under its former name.
  */
 Datum
 hrflow_schedule(PG_FUNCTION_ARGS)
@@ -392,7 +429,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 		if (i != ARG_FIELDS && PG_ARGISNULL(i))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must not be null",
+					 errmsg("argument \"%s\" must not be null",
 							i == ARG_STORE ? "store" :
 							i == ARG_SCHEDULE ? "schedule" : "max_age")));
 	}
@@ -413,6 +450,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 										 schedule, command,
 										 get_database_name(MyDatabaseId),
 										 GetUserNameFromId(GetUserId(), false)));
+	check_cron_privileges();
 
 	drop_jobs(NULL, fcinfo->flinfo->fn_oid);
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job));
@@ -440,6 +478,7 @@ hrflow_unschedule(PG_FUNCTION_ARGS)
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		refuse_schedule(NULL, hrflow_store_sql(&store, unschedule_elsewhere_sql,
 											   job_name(&store)));
+	check_cron_privileges();
 	found = drop_jobs(&store, fcinfo->flinfo->fn_oid);
 	hrflow_store_close(&store);
 	SPI_finish();

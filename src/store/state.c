@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * state.c
- *		Decides about the state of a profile after a reply, and about when
- *		to request it again.
+ *		Determines the state of a profile after a reply, and when to request
+ *		the profile again.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,9 +19,10 @@
 
 /*
  * Waits before a missing profile is requested again.  The API indexes profiles
- * some time after they were sent, so the first waits are short.  Then the
- * profile is requested each day and, after HRFLOW_GONE_AGE, if it is kept
- * because nothing proves that it is gone, less and less often.
+ * some time after they were sent, so the first waits are short.  Later, the
+ * profile is requested once a day.  If it has been missing for
+ * HRFLOW_GONE_AGE, but is kept because nothing proves that it no longer exists
+ * in the API, it is requested less and less often.
  */
 static const int64 missing_waits[] = {
 	USECS_PER_MINUTE, 5 * USECS_PER_MINUTE, 30 * USECS_PER_MINUTE,
@@ -32,16 +33,24 @@ static const int64 missing_waits[] = {
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
 /*
- * Stop a run after at least this many failures that may not be specific to a
- * profile, without any other reply.
+ * Minimum number of failed requests, without any other reply, from which a run
+ * concludes that the cause is not specific to the profiles.
  */
 #define MIN_OUTAGE 8
 
-/* Bounds of the wait of profiles that failed because of an outage. */
+/*
+ * Minimum delay before a profile is requested again after a failure that is
+ * not specific to the profile.
+ */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
+
+/*
+ * Maximum delay before a profile is requested again after a failure that is
+ * not specific to the profile.
+ */
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
-/* Maximum wait of profiles of a source that the API does not know. */
+/* Maximum delay before a profile of an unknown source is requested again. */
 #define MAX_SOURCE_POSTPONEMENT USECS_PER_DAY
 
 static const char *const state_names[] = {
@@ -63,8 +72,8 @@ hrflow_state_name(HrflowState state)
 }
 
 /*
- * Return the state with a name.  A user-supplied table may contain other
- * names, which are treated as "due".
+ * Return the state with this name.  Unknown names, which a user-supplied table
+ * may contain, are treated as "due".
  */
 HrflowState
 hrflow_state_parse(const char *name)
@@ -106,20 +115,9 @@ is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 {
 	if (profile->is_link)
 		return false;
-	switch (get_status(profile))
-	{
-		case HRFLOW_UNAUTHORIZED:
-		case HRFLOW_PROXY_REFUSED:
-		case HRFLOW_OVER_QUOTA:
-		case HRFLOW_RATE_LIMITED:
-		case HRFLOW_OVER_BUDGET:
-		case HRFLOW_OVER_DAY:
-			return true;
-		case HRFLOW_FORBIDDEN:
-			return run->nforbidden > 1;
-		default:
-			return false;
-	}
+	if (get_status(profile) == HRFLOW_FORBIDDEN)
+		return run->nforbidden > 1;
+	return hrflow_status_concerns_all(get_status(profile));
 }
 
 /*
@@ -163,7 +161,8 @@ hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 	if (value == NULL || is_shorter(value, &zero))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be negative or null", name)));
+				 errmsg("argument \"%s\" must not be negative or null",
+						name)));
 	return value;
 }
 
@@ -187,17 +186,20 @@ hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
 		ereport(is_shorter(age, &minute) ? ERROR : WARNING,
 				(errcode(is_shorter(age, &minute) ?
 						 ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_WARNING),
-				 errmsg("max_age is only %s",
+				 errmsg(is_shorter(age, &minute) ?
+						"argument \"max_age\" must be at least one minute, not %s" :
+						"argument \"max_age\" is only %s",
 						DatumGetCString(DirectFunctionCall1(interval_out,
 															IntervalPGetDatum(age)))),
-				 errdetail("Each profile would be fetched, and paid for, again after this time."),
-				 errhint("An interval without a unit is in seconds: write '30 days'.")));
+				 errdetail("Each profile would be fetched and paid for again after this time."),
+				 errhint("Specify a unit, as in '30 days'.  Without a unit, an interval is in seconds.")));
 	return age;
 }
 
 /*
- * Return when to retry after a number of failed attempts: after 1, 5, 25
- * minutes and so on, up to a day, less a random jitter of up to half of that.
+ * Return the time of the next attempt after a number of failed attempts.  The
+ * delay is a minute after the first failure, and is multiplied by 5 with each
+ * further failure, up to a day.  A random jitter shortens it by up to a half.
  */
 static TimestampTz
 retry_at(int attempts)
@@ -210,10 +212,12 @@ retry_at(int attempts)
 }
 
 /*
- * Return when to request a profile again that the API has had no vector of for
- * "age".  The wait depends on this age, no matter how late the last request
- * was: it is the first of missing_waits that is greater than twice the age, or
- * a day.
+ * Return the time at which to request a missing profile again.  "age" is the
+ * time for which the API has had no vector for the profile.  The wait depends
+ * on "age", no matter how late the last request was: it is the first element
+ * of missing_waits that is greater than twice the age, or else a day, but at
+ * most max_age.  From HRFLOW_GONE_AGE on, the wait is as long as the age, but
+ * at most MAX_MISSING_WAIT.
  */
 static TimestampTz
 missing_until(HrflowRun *run, int64 age)
@@ -234,9 +238,9 @@ missing_until(HrflowRun *run, int64 age)
 }
 
 /*
- * Return for how long the API has had no vector of a profile, in microseconds.
- * If a user-supplied table lacks the column "failed_at", we do not know, and
- * assume a day.
+ * Return for how long the API has had no vector for a profile, in
+ * microseconds.  If a user-supplied table lacks the column "failed_at", the
+ * time is unknown, and we assume a day.
  */
 static int64
 missing_age(const HrflowProfileRow *row)
@@ -259,11 +263,12 @@ has_old_error(const HrflowProfile *profile)
 }
 
 /*
- * Return when to request a profile again whose failure is not specific to it.
- * The wait is a minute or, if the error is the same as before, as long as the
- * profile has had that error, but at most an hour, or a day if the API does
- * not know its source.  So the next run begins with other profiles.  A profile
- * whose requests were not completed counts as having no error.
+ * Return the time at which to request a profile again after a failure that is
+ * not specific to the profile.  The wait is a minute if the error is new.
+ * Otherwise, it is as long as the profile has had the error, but at most an
+ * hour, or a day if the API does not know the profile's source.  Thus the next
+ * run begins with other profiles.  An error counts as new if requests for the
+ * profile were not completed.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
@@ -281,9 +286,9 @@ postponed_until(const HrflowProfile *profile)
 
 /*
  * Set "failed_at", the time of the last failure.  For a missing profile, it is
- * the time since which the profile has been missing, on which
- * hrflow_erase_gone() relies.  For a failure that is not counted as an
- * attempt, it is the time at which the error first occurred.
+ * the time since which the profile has been missing; hrflow_erase_gone()
+ * relies on this.  For a failure that is not counted as an attempt, it is the
+ * time at which the error first occurred.
  */
 static void
 set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
@@ -306,8 +311,9 @@ set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
 
 /*
  * Set the row of a profile whose requests were not completed, or whose failure
- * is not specific to it.  Apart from the error and, if "is_postponed" is true,
- * from when it is due, the row remains as if the profile had not been claimed.
+ * is not specific to the profile.  Only the error changes and, if
+ * "is_postponed" is true, due_at; otherwise the row remains as if the profile
+ * had not been claimed.
  */
 static void
 set_not_counted(HrflowProfile *profile, bool is_postponed)
@@ -315,7 +321,7 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 	HrflowProfileRow *row = &profile->row;
 	TimestampTz due_at = is_postponed ? postponed_until(profile) : 0;
 
-	/* Running out of time is not an error of the profile. */
+	/* A timeout of the run is not an error of the profile. */
 	if (get_error(profile) != NULL &&
 		!(profile->unasked && get_status(profile) == HRFLOW_TIMEOUT))
 	{
@@ -328,9 +334,11 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 }
 
 /*
- * Return when to request a profile again that was fetched: after max_age.  If
- * the profile has lost vectors that the API no longer has, which may be a
- * mistake, request it after a day if that is sooner.
+ * Return the time at which to request a profile again that was fetched
+ * successfully: usually after max_age.  If vectors were put aside because the
+ * API no longer has them, which may be a mistake, the wait is at most a day.
+ * If another session prevented the decision whether to put vectors aside, the
+ * wait is at most a minute.
  */
 static TimestampTz
 ok_until(HrflowRun *run, const HrflowProfile *profile)
@@ -338,12 +346,14 @@ ok_until(HrflowRun *run, const HrflowProfile *profile)
 	Interval	day = {.day = 1};
 	TimestampTz due = hrflow_state_due_after(run->max_age);
 
+	if (profile->is_undecided)
+		return Min(due, GetCurrentTimestamp() + MIN_POSTPONEMENT);
 	return profile->lost == NULL || profile->is_kept ? due :
 		Min(due, hrflow_state_due_after(&day));
 }
 
 /*
- * Set the row of a profile that the API has replied for.
+ * Set the row of a profile for which the API has replied.
  */
 static void
 set_answered(HrflowRun *run, HrflowProfile *profile)
@@ -389,10 +399,10 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Set the row of a profile that the API has replied for, but that has changed
- * since it was claimed.  Its vectors are stored, and it is due again, but only
- * after a delay, so that a profile that changes continually is not fetched,
- * and paid for, continually.
+ * Set the row of a profile for which the API has replied, but which has
+ * changed since it was claimed.  The vectors are stored, but the profile
+ * becomes due again only after a delay, so that a profile that changes
+ * continually is not fetched, and paid for, continually.
  */
 static void
 set_changed(HrflowRun *run, HrflowProfile *profile)
@@ -417,9 +427,8 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Postpone a profile without a result, so that a run that continues does not
- * claim it again at once.  This is not necessary if the API rejects our
- * requests in general, because the run then stops, even if that has not been
- * decided yet.
+ * claim it again immediately.  This is not necessary if the API rejects our
+ * requests in general, because the run is then about to stop.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -436,8 +445,8 @@ put_beyond_run(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Set the new contents of a profile's row, which holds its current contents,
- * and count the profile.  The lease must still be ours.
+ * Replace the current contents of a profile's row in profile->row by the new
+ * contents, and set the tally of the profile.  The lease must still be ours.
  */
 void
 hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
@@ -466,11 +475,11 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
  */
 
 /*
- * The cause that a failure indicates, if there are no other replies.
+ * The probable cause of a failure, if there are no other replies.
  */
 typedef enum Sign
 {
-	SIGN_NONE,					/* the API replies for profiles */
+	SIGN_NONE,					/* no common cause, or no failure */
 	SIGN_OF_NETWORK,			/* there are no replies */
 	SIGN_OF_SETTING,			/* a setting or "fields" is wrong */
 	SIGN_OF_LINKS				/* no link works */
@@ -491,7 +500,8 @@ sign_of(const HrflowProfile *profile)
 		case HRFLOW_INVALID_REQUEST:
 			return SIGN_OF_SETTING;
 		case HRFLOW_LINK_EXPIRED:
-		case HRFLOW_NO_VECTOR:	/* a reply of the link's host */
+		case HRFLOW_NO_VECTOR:	/* the link's host replied, but without a
+								 * vector */
 			return SIGN_OF_LINKS;
 		default:
 			return SIGN_NONE;
@@ -526,7 +536,8 @@ hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Move all suspects to the list of profiles to be written.  "is_outage" says
- * whether their failures were caused by an outage or by the profiles.
+ * whether their failures were caused by an outage, rather than by the
+ * profiles.
  */
 static void
 clear_suspects(HrflowRun *run, bool is_outage)
@@ -545,8 +556,8 @@ clear_suspects(HrflowRun *run, bool is_outage)
 /*
  * Stop the run because all suspects failed for the same reason, and there were
  * no other replies, so the failures are not specific to the profiles.
- * Failures of links remain specific to the profiles, however many there are,
- * because the API has replied, and each reply was paid for.
+ * However, failures of links are still attributed to the profiles, because the
+ * API has replied for each profile, and the replies were paid for.
  */
 static void
 note_outage(HrflowRun *run)
@@ -566,9 +577,9 @@ note_outage(HrflowRun *run)
 }
 
 /*
- * Called when all requests of a profile are complete.  It is written next,
- * unless its failure may be caused by an outage.  That is impossible if the
- * API has sent any other reply since the profile was requested.
+ * Called when all requests for a profile are complete.  The profile is written
+ * next, unless its failure may be caused by an outage.  An outage is ruled out
+ * if the API has sent any other reply since the profile was requested.
  */
 void
 hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
@@ -604,7 +615,7 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 		dlist_delete(&profile->node);
 		dlist_push_tail(&run->suspects, &profile->node);
 
-		/* A single request that failed for many profiles is no outage. */
+		/* Count a failed request once, even if several profiles share it. */
 		run->nsuspects += !profile->is_copy;
 		if (run->nsuspects >= run->batch_size &&
 			run->nsuspects >= MIN_OUTAGE)
@@ -619,10 +630,10 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Called when all requests of a run are complete, to decide about the
- * suspects.  If there are only a few, their failures are considered specific
- * to them, because otherwise a store with few profiles would never record a
- * failure.  If the run stopped for lack of replies, they are not, because
- * there was no time for other replies.
+ * suspects.  If there are fewer than MIN_OUTAGE, their failures are considered
+ * specific to the profiles; otherwise, a store with few profiles would never
+ * record a failure.  However, if the run stopped because there were no
+ * replies, an outage is assumed, because there was no time for other replies.
  */
 void
 hrflow_state_settle_suspects(HrflowRun *run)

@@ -36,21 +36,14 @@
  */
 #define SUFFIX "_profile"
 
-/* A column that a store must have. */
-typedef struct Column
-{
-	const char *name;
-	Oid			type;			/* InvalidOid stands for any type of vectors */
-} Column;
-
-static const Column vectors_columns[] = {
+static const HrflowColumn vectors_columns[] = {
 	{.name = "source_id", .type = TEXTOID},
 	{.name = "section", .type = TEXTOID},
 	{.name = "item", .type = INT4OID},
 	{.name = "fetched_at", .type = TIMESTAMPTZOID}
 };
 
-static const Column profiles_columns[] = {
+static const HrflowColumn profiles_columns[] = {
 	{.name = "source_id", .type = TEXTOID},
 	{.name = "state", .type = TEXTOID},
 	{.name = "due_at", .type = TIMESTAMPTZOID},
@@ -71,18 +64,26 @@ static const Column profiles_columns[] = {
 static const char explain_sql[] = "EXPLAIN %s"; /* a format for psprintf() */
 
 /*
- * Return the quoted and qualified name of a relation.
+ * Return the quoted and qualified name of a relation.  Throws 42P01 if the
+ * relation, which need not be locked, has been dropped.
  */
 char *
 hrflow_store_relation_name(Oid relation)
 {
-	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relation)),
-									  get_rel_name(relation));
+	char	   *schema = get_namespace_name(get_rel_namespace(relation));
+	char	   *name = get_rel_name(relation);
+
+	if (schema == NULL || name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relation)));
+	return quote_qualified_identifier(schema, name);
 }
 
 /*
  * Make a statement, or a part of one, from a template.  All SQL that is
- * executed on a store is such a template, a constant at the top of its file:
+ * executed on a store comes from templates, which are constants at the top of
+ * their files.  A template may contain:
  *
  *		%V	the table of vectors
  *		%P	the table of profiles
@@ -158,8 +159,8 @@ hrflow_store_sql(const HrflowStore *store, const char *template,...)
 }
 
 /*
- * Add a parameter to those of a statement, which are numbered $1, $2 and so
- * on.
+ * Append a parameter, which must not be null, to the parameters of a
+ * statement.  The first parameter is $1, the next one is $2, and so on.
  */
 void
 hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
@@ -195,7 +196,8 @@ hrflow_store_make_rows(const Oid *types, int ncolumns, int max)
 }
 
 /*
- * Add a row.  If "nulls" is NULL, none of its values is null.
+ * Add a row to a collection.  "nulls" may be NULL if no value is null.  Values
+ * passed by reference are not copied.
  */
 void
 hrflow_store_add_row(HrflowRows *rows, const Datum *values, const bool *nulls)
@@ -237,7 +239,7 @@ hrflow_store_add_rows(HrflowParameters *parameters, const HrflowRows *rows)
 /*
  * Call a function in a subtransaction.  Returns NULL on success.  If the
  * function throws an error, rolls back all its effects and returns the error.
- * The effects include levels of SPI opened by triggers of the owner, which
+ * The effects include SPI levels that the owner's triggers have opened, which
  * would keep us from ending the transaction.
  */
 ErrorData *
@@ -268,10 +270,11 @@ hrflow_store_try(void (*work) (void *arg), void *arg)
 }
 
 /*
- * Execute a statement.  Returns the number of rows.  If the statement returns
- * rows, they are in SPI_tuptable until SPI_finish(), unless they are freed
- * earlier.  Preserves the current memory context; SPI would switch to its
- * own, which exists until the procedure ends if a procedure has opened it.
+ * Execute a statement, and return the number of rows.  If the statement
+ * returns rows, they are in SPI_tuptable until SPI_finish(), unless they are
+ * freed earlier.  Preserves the current memory context, because SPI would
+ * leave its own context current, which in a procedure exists until the
+ * procedure ends.
  */
 uint64
 hrflow_store_execute(const char *sql, const HrflowParameters *parameters)
@@ -394,9 +397,9 @@ hrflow_store_value_or_null(uint64 row, int column)
 }
 
 /*
- * Return a value in the last statement's result as text.  Throws 22004 if it
- * is null, which is possible only if a user has created the tables, without
- * NOT NULL.
+ * Return a value in the last statement's result as text.  Throws 22004 if the
+ * value is null, which is possible only in a user-supplied table without the
+ * NOT NULL constraint.
  */
 char *
 hrflow_store_value(uint64 row, int column)
@@ -441,15 +444,15 @@ hrflow_store_profiles_name(const char *vectors)
 	if (strlen(vectors) + strlen(SUFFIX) >= NAMEDATALEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_NAME_TOO_LONG),
-				 errmsg("name of the store is too long"),
-				 errdetail("Including the suffix \"" SUFFIX "\", it must be shorter than %d bytes.",
+				 errmsg("store name \"%s\" is too long", vectors),
+				 errdetail("The name, including the suffix \"" SUFFIX "\", must be shorter than %d bytes.",
 						   NAMEDATALEN)));
 	return psprintf("%s" SUFFIX, vectors);
 }
 
 /*
- * Return the table of profiles that belongs to a table of vectors, by its
- * name.  Throws 42P01 if there is none.
+ * Find a store's table of profiles by its name, which is the name of the table
+ * of vectors with a suffix.  Throws 42P01 if there is none.
  */
 Oid
 hrflow_store_profiles(Oid vectors)
@@ -463,7 +466,7 @@ hrflow_store_profiles(Oid vectors)
 	if (!OidIsValid(profiles))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("\"%s\" is not a store of vectors",
+				 errmsg("\"%s\" is not a vector store",
 						name ? name : psprintf("%u", vectors)),
 				 errdetail("There is no table \"%s" SUFFIX "\" in the same schema.",
 						   name ? name : psprintf("%u", vectors)),
@@ -494,15 +497,15 @@ refuse_shape(Relation relation, const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-			 errmsg("\"%s\" is not a table of a store of vectors",
+			 errmsg("\"%s\" is not a table of a vector store",
 					RelationGetRelationName(relation)),
 			 errdetail_internal("%s", detail),
 			 errhint("Use hrflow_create_store() to create a store.")));
 }
 
 /*
- * Check that a table of a store has a column of a certain type, or of any
- * type of vectors if "type" is InvalidOid.  Returns the number of the column.
+ * Check that a table of a store has a column of the given type, or of any
+ * vector type if "type" is InvalidOid.  Returns the number of the column.
  * Throws 42809.
  */
 AttrNumber
@@ -562,8 +565,8 @@ check_vectors(HrflowStore *store)
 }
 
 /*
- * Does a table of a store have this column, which tables created by users may
- * lack?  Throws 42809 if the column has another type.
+ * Does a table of a store have this optional column?  User-supplied tables may
+ * lack it.  Throws 42809 if the column has another type.
  */
 static bool
 has_column(Relation relation, const char *name, Oid type)
@@ -575,8 +578,8 @@ has_column(Relation relation, const char *name, Oid type)
 }
 
 /*
- * Like has_column(), but for a column with a common name.  A column of
- * another type does not count: the user has added it for other purposes.
+ * Like has_column(), but for a column with a common name.  A column of another
+ * type is ignored, because a user may have added it for another purpose.
  */
 static bool
 is_column(Relation relation, const char *name, Oid type)
@@ -596,7 +599,7 @@ check_profiles(HrflowStore *store)
 	check_kind(store->profiles);
 	if (store->profiles->rd_rel->relowner != store->owner)
 		refuse_shape(store->profiles,
-					 psprintf(_("Its owner is not the owner of \"%s\"."),
+					 psprintf(_("Table \"%s\" has a different owner."),
 							  RelationGetRelationName(store->vectors)));
 	for (int i = 0; i < lengthof(profiles_columns); i++)
 		hrflow_store_check_column(store->profiles, profiles_columns[i].name,
@@ -621,8 +624,8 @@ check_profiles(HrflowStore *store)
 }
 
 /*
- * Check that the store has the column "manual", where tracking a profile
- * records whether it was requested explicitly.  Throws 42809.
+ * Check that the store has the column "manual", which records whether a
+ * profile was tracked explicitly.  Throws 42809.
  */
 void
 hrflow_store_check_manual(const HrflowStore *store)
@@ -633,8 +636,8 @@ hrflow_store_check_manual(const HrflowStore *store)
 }
 
 /*
- * Raise the error for a caller who is not the owner of a table of a store:
- * 42501.
+ * Throw the error for a caller who is not the owner of a table of a store,
+ * with SQLSTATE 42501.
  */
 HRFLOW_NORETURN static void
 refuse_caller(Relation relation)
@@ -646,15 +649,16 @@ refuse_caller(Relation relation)
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("must be owner of store %s",
 					hrflow_store_relation_name(RelationGetRelid(relation))),
-			 errdetail("Triggers of the owner would run with the privileges of the caller."),
+			 errdetail("The owner's triggers would run with the privileges of the caller."),
 			 hrflow_compat_can_set_role(GetSessionUserId(), owner) ?
 			 errhint("Run SET ROLE %s first.", quote_identifier(name)) :
-			 errhint("Ask the owner, %s, to do this.", quote_identifier(name))));
+			 errhint("Ask the owner of the store, %s, to call the function.",
+					 quote_identifier(name))));
 }
 
 /*
- * Check that the caller has the privileges on a table that an access
- * requires.  Throws 42501.
+ * Check that the caller has the privileges on a table that "access" requires.
+ * Throws 42501.
  */
 static void
 check_access(Relation relation, HrflowStoreAccess access)
@@ -681,25 +685,25 @@ check_access(Relation relation, HrflowStoreAccess access)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("query would be affected by row-level security policy for table \"%s\"",
 						RelationGetRelationName(relation)),
-				 errhint("Access the table directly.")));
+				 errhint("Access the table directly instead of calling the function.")));
 }
 
 /*
- * Open a store, given its table of vectors and, if that does not have the
- * usual name, its table of profiles, which is otherwise InvalidOid.  Until
+ * Open a store.  "vectors" is its table of vectors.  "profiles" is its table
+ * of profiles, or InvalidOid if that table has the usual name.  Until
  * hrflow_store_close(), or the end of the (sub)transaction, the current user
  * is the owner of the store, and search_path is pg_catalog.  For
  * HRFLOW_STORE_RANK, the table of profiles need not exist.
  *
  * The operation is security-restricted even if the caller is the owner: after
- * SET ROLE, a trigger could otherwise execute RESET ROLE and continue with
- * the privileges of the session user.  The restriction also refuses deferred
- * triggers, which would fire after the store is closed.  It does not hinder
- * anything that is done to a store: triggers can be created and dropped.
- * Only hrflow_create_store() and the DROP TABLE of hrflow_drop_store() run
- * without it, because a temporary table cannot be created in a
- * security-restricted operation, and an open table cannot be dropped.
- * Neither of them executes code of the owner.
+ * SET ROLE, a trigger could otherwise execute RESET ROLE and continue with the
+ * privileges of the session user.  The restriction also prevents deferred
+ * triggers, which would fire after the store is closed.  It allows everything
+ * else that we do to a store, such as creating and dropping triggers.  The
+ * exceptions are hrflow_create_store() and the DROP TABLE of
+ * hrflow_drop_store(), which therefore run without the restriction: a
+ * temporary table cannot be created in a security-restricted operation, and an
+ * open table cannot be dropped.  Neither of them executes code of the owner.
  *
  * Before a commit, the store must be closed, because a new transaction starts
  * without the restriction.
@@ -730,8 +734,8 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	}
 
 	/*
-	 * Names are compared with those in the arguments of triggers, so they
-	 * must always be quoted in the same way.
+	 * Names are compared with names in the arguments of triggers, so all
+	 * names must be quoted in the same way.
 	 */
 	store->saved_nestlevel = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
@@ -758,9 +762,9 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	 * may see: policies are evaluated for them, as in a query of their own.
 	 *
 	 * Otherwise, policies are bypassed even if they are forced on the owner,
-	 * as in the checks of foreign keys, because keeping a store up to date
-	 * requires seeing all rows.  check_access() has determined whether a
-	 * policy applies to the caller.
+	 * as in foreign-key checks, because keeping a store up to date requires
+	 * seeing all rows.  check_access() has thrown an error if a policy
+	 * applies to the caller.
 	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
 	if (access == HRFLOW_STORE_RANK &&

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * store.h
- *		Data structures and functions of stores.
+ *		Data structures and functions for stores.
  *
- * A store is two ordinary tables of one owner: NAME, with the vectors, and
- * NAME_profile, with the state of each profile.  Three more tables are
- * optional: see history.c, aside.c and erased.c.  There is no registry:
- * everything a function needs is in these tables, in its arguments, or in the
- * arguments of the triggers that feed the store.
+ * A store consists of two ordinary tables that have the same owner: NAME, with
+ * the vectors, and NAME_profile, with the state of each profile.  Three more
+ * tables are optional: see history.c, aside.c and erased.c.  There is no
+ * registry of stores: everything that a function needs is in these tables, in
+ * its own arguments, or in the arguments of the triggers that feed the store.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,31 +34,35 @@ typedef enum HrflowStoreAccess
 								 * the table of profiles is not opened */
 	HRFLOW_STORE_WRITE,			/* requires SELECT, INSERT, UPDATE and DELETE
 								 * on both tables */
-	HRFLOW_STORE_OWN,			/* requires ownership, even of superusers */
-	HRFLOW_STORE_FEED			/* for a trigger, which has checked the owner */
+	HRFLOW_STORE_OWN,			/* requires that the caller is the owner;
+								 * superusers are not exempt */
+	HRFLOW_STORE_FEED			/* for triggers, which check the owner
+								 * themselves, and for their work at commit */
 } HrflowStoreAccess;
 
 /*
- * Describes how to read the contents to be sent from the columns of a feeding
- * table, if the API does not have them.  The SQL has the conventions of
- * hrflow_store_sql().
+ * Describes how to read contents from columns of a table that feeds a store,
+ * for a kind whose contents the API does not have.  The SQL consists of
+ * templates for hrflow_store_sql().
  */
 typedef struct HrflowReading
 {
 	int			max_columns;
-	bool		takes_item_type;	/* is there a type of items? */
+	bool		takes_item_type;	/* is the argument "item_type" used? */
 	const Oid  *types;			/* types that a column may have */
 	int			ntypes;
-	const char *type_names;		/* names of these types, for a hint */
-	const char *column_sql;		/* a column of row "f"; takes its name */
-	const char *value_sql;		/* the content; takes the columns */
-	const char *present_sql;	/* condition that c.value is not empty */
-	const char *sendable_sql;	/* condition that c.value can probably be
-								 * sent, which only make_body() knows */
+	const char *type_names;		/* names of the types in "types", for a hint */
+	const char *column_sql;		/* SQL template that reads a column of row
+								 * "f"; the argument is the name of the column */
+	const char *value_sql;		/* SQL template that computes the content; the
+								 * argument is the list of columns */
+	const char *present_sql;	/* SQL condition that c.value is not empty */
+	const char *sendable_sql;	/* SQL condition that c.value can probably be
+								 * sent; make_body() decides */
 
 	/*
-	 * Make the JSON to POST, palloc'd; or return NULL, with *problem set to
-	 * the reason as a whole sentence.
+	 * Return the JSON to POST, palloc'd.  If the value cannot be sent, return
+	 * NULL, and set *problem to the reason, a complete sentence.
 	 */
 	char	   *(*make_body) (const char *item_type, Datum value,
 							  char **problem);
@@ -70,18 +74,28 @@ typedef struct HrflowReading
 typedef struct HrflowKind
 {
 	const char *content;		/* value of the argument "content" */
-	const char *plural;			/* noun for messages and comments */
-	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* names of columns, then
+	const char *plural;			/* plural noun for messages and COMMENT ON */
+	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* column names, then
 													 * NULLs */
 	bool		needs_source;	/* must source_id be nonempty? */
 	bool		has_no_source;	/* must source_id be empty? */
 	bool		has_sections;	/* does "fields" choose sections?  If not,
 								 * "whole" is the only section */
-	const char *whole;			/* section for a complete profile or job */
-	HrflowWantedKind asked;		/* describes its requests to the API */
-	const HrflowReading *reading;	/* how to read contents; NULL: the API has
-									 * them */
+	const char *whole;			/* section for the complete content, such as a
+								 * whole profile */
+	HrflowWantedKind asked;		/* describes requests for this kind */
+	const HrflowReading *reading;	/* how to read contents from columns, or
+									 * NULL if the API has the contents */
 } HrflowKind;
+
+/*
+ * A column that a table must have.
+ */
+typedef struct HrflowColumn
+{
+	const char *name;
+	Oid			type;			/* InvalidOid: any type */
+} HrflowColumn;
 
 /*
  * The layout in which a column stores vectors.
@@ -112,8 +126,8 @@ typedef struct HrflowStore
 	bool		has_manual;		/* does "profiles" have a column "manual"? */
 	bool		has_failed_at;	/* does "profiles" have a column "failed_at"? */
 	bool		has_erased_at;	/* does "profiles" have a column "erased_at"? */
-	bool		has_content;	/* does "profiles" have columns "content_hash"
-								 * and "sent_hash"? */
+	bool		has_content;	/* does "profiles" have the columns
+								 * "content_hash" and "sent_hash"? */
 	bool		has_fetched_with;	/* does "profiles" have "dimension",
 									 * "sections" and "account"? */
 
@@ -123,11 +137,12 @@ typedef struct HrflowStore
 	int			saved_nestlevel;
 } HrflowStore;
 
-/*
- * Parameters of a statement.
- */
+/* Maximum number of parameters of a statement. */
 #define HRFLOW_MAX_PARAMETERS 20
 
+/*
+ * Parameters of a statement, $1 and so on.
+ */
 typedef struct HrflowParameters
 {
 	int			n;
@@ -137,8 +152,8 @@ typedef struct HrflowParameters
 } HrflowParameters;
 
 /*
- * Rows to be passed to a statement as parameters, one array per column, which
- * unnest() turns into rows again.
+ * Rows to be passed to a statement as parameters, one array per column.  The
+ * statement converts the arrays to rows with unnest().
  */
 typedef struct HrflowRows
 {
@@ -157,22 +172,22 @@ enum
 {
 	HRFLOW_TRIGGER_STORE,		/* name, quoted and qualified */
 	HRFLOW_TRIGGER_PROFILE_COLUMN,
-	HRFLOW_TRIGGER_SOURCE_ID,	/* empty if SOURCE_COLUMN is not */
-	HRFLOW_TRIGGER_SOURCE_COLUMN,	/* empty if SOURCE_ID is not */
+	HRFLOW_TRIGGER_SOURCE_ID,	/* source of all rows; may be empty */
+	HRFLOW_TRIGGER_SOURCE_COLUMN,	/* column with the source of each row; may
+									 * be empty */
 
-	/* Passed only if the content comes from columns of the table. */
-	HRFLOW_TRIGGER_NCOLUMNS,	/* number of columns of content */
+	/* These are passed only if the content comes from columns of the table. */
+	HRFLOW_TRIGGER_NCOLUMNS,	/* number of content columns */
 	HRFLOW_TRIGGER_ITEM_TYPE,	/* type of the items; may be empty */
 	HRFLOW_TRIGGER_NARGS
 };
 
-/* Number of arguments of a trigger without columns of content. */
+/* Number of arguments of a trigger without content columns. */
 #define HRFLOW_TRIGGER_NKEYS HRFLOW_TRIGGER_NCOLUMNS
 
 /*
  * A trigger on a table that feeds a store.
  */
-
 typedef struct HrflowFeeder
 {
 	Oid			trigger;
@@ -182,30 +197,33 @@ typedef struct HrflowFeeder
 	char		enabled;		/* pg_trigger.tgenabled */
 	bool		is_insert;		/* is this the trigger on INSERT? */
 	bool		is_update;		/* is this the trigger on UPDATE? */
-	char	   *args[HRFLOW_TRIGGER_NARGS]; /* arguments, empty if the trigger
-											 * lacks them */
+	char	   *args[HRFLOW_TRIGGER_NARGS]; /* arguments; an argument that the
+											 * trigger lacks is an empty
+											 * string */
 } HrflowFeeder;
 
 /*
- * Progress in putting aside, in batches, the profiles that no table wants; see
+ * Progress of putting unwanted profiles aside in batches; see
  * hrflow_aside_put_batch().
  */
 typedef struct HrflowAsideBatch
 {
 	int			size;			/* number of profiles in a batch */
-	MemoryContext context;		/* contains the key for the whole call */
+	MemoryContext context;		/* memory context of the strings; lives until
+								 * the call ends */
 	char	   *source_id;		/* source of the last profile so far, or NULL */
 	char	   *identifier;		/* identifier of the last profile so far, or
 								 * NULL */
-	int64		nerased;		/* number of profiles erased at once, because
-								 * they had no vectors */
+	int64		nerased;		/* number of profiles erased immediately,
+								 * because they had no vectors */
 	int64		nput;			/* number of profiles put aside */
+	bool		is_refused;		/* was the last batch refused, with a WARNING? */
 } HrflowAsideBatch;
 
 /*
- * Collation in which texts are compared with the keys of a store, regardless
- * of the collation of the column that they come from.  It is deterministic, so
- * texts are equal only if all their bytes are.
+ * Collation for comparing texts with the keys of a store, regardless of the
+ * collation of the column that contains a text.  It is deterministic, so texts
+ * are equal only if all their bytes are equal.
  */
 #define HRFLOW_PLAIN_COLLATION " COLLATE pg_catalog.\"default\""
 
@@ -259,6 +277,9 @@ extern const void *hrflow_layout_read(HrflowLayout layout,
 									  const struct varlena *value, int *n);
 
 /* in catalog.c */
+extern char *hrflow_catalog_schema(Oid function);
+extern Oid	hrflow_catalog_function(const char *name, const Oid *types,
+									int nargs, Oid other);
 extern char *hrflow_catalog_function_name(const char *name, Oid other);
 extern HeapTuple hrflow_catalog_trigger(Relation triggers, Oid trigger);
 extern List *hrflow_catalog_dependencies(Oid class, Oid object);
@@ -275,7 +296,7 @@ extern HrflowFeeder *hrflow_feeder_get(const HrflowStore *store, Oid function,
 extern Oid	hrflow_feeder_original(Oid trigger, Oid *table);
 extern void hrflow_feeder_check_owner(const HrflowStore *store, Oid table);
 extern bool hrflow_feeder_is_of(Oid trigger, Oid vectors);
-extern bool hrflow_feeder_has_store(Oid trigger, Oid table);
+extern Oid	hrflow_feeder_store(Oid trigger, Oid table);
 extern void hrflow_feeder_drop(const HrflowFeeder *feeder);
 extern bool hrflow_feeder_drop_all(const HrflowStore *store, Oid function,
 								   Oid table);
@@ -310,7 +331,7 @@ extern void hrflow_columns_check_keys(Relation table, char *const *args,
 									  bool tracked);
 extern List *hrflow_columns_of_content(Relation table, Oid trigger,
 									   char *const *args);
-extern List *hrflow_columns_of_feeders(Relation table, List *feeders);
+extern List *hrflow_columns_of_feeders(List *feeders);
 extern int	hrflow_columns_get(const char *argument, ArrayType *array,
 							   char **columns);
 extern int	hrflow_columns_get_content(const HrflowStore *store,
@@ -318,14 +339,17 @@ extern int	hrflow_columns_get_content(const HrflowStore *store,
 									   const NullableDatum *type, char **args,
 									   char **columns);
 
-/* Table with the keys of deleted profiles; see hrflow_deferred_register() */
+/*
+ * Name of the table with the keys of deleted profiles; see
+ * hrflow_deferred_register().
+ */
 #define HRFLOW_DELETED "hrflow_deleted"
 
 /*
- * Assignments that mark row "p" of the table of profiles as changed.  A change
- * never moves a profile back in its queue.  If a profile changed while it was
- * fetched, another change does not make it due earlier.  A missing profile is
- * treated like a new one, because the API may not have indexed the change yet.
+ * SQL assignments that mark row "p" of the table of profiles as changed.  A
+ * change never makes a profile due later, and does not shorten the delay of a
+ * profile that changed while it was fetched.  A missing profile is treated
+ * like a new profile, because the API may not have indexed the change yet.
  */
 #define HRFLOW_MARK_CHANGED \
 	" state = 'due', due_at = CASE" \
@@ -338,13 +362,28 @@ extern void hrflow_deferred_add(const HrflowStore *store, Oid function,
 								HrflowParameters *key);
 extern void hrflow_deferred_add_all(const HrflowStore *store, Oid function,
 									const char *profiles);
+extern void hrflow_deferred_register_rows(char *name, TupleDesc desc,
+										  Tuplestorestate *rows);
 extern bool hrflow_deferred_register(const HrflowStore *store);
+
+/* Rows collected by an UPDATE; private to updated.c. */
+typedef struct HrflowUpdated HrflowUpdated;
+
+/* in updated.c */
+extern HrflowUpdated *hrflow_updated_find(Oid trigger);
+extern const HrflowKind *hrflow_updated_kind(const HrflowUpdated *updated);
+extern void hrflow_updated_note(const HrflowStore *store, Oid function,
+								Oid trigger);
+extern void hrflow_updated_add(HrflowUpdated *updated,
+							   const HrflowParameters *key,
+							   const HrflowParameters *old);
+extern void hrflow_updated_define(void);
 
 /* in beside.c */
 extern const char *hrflow_beside_name(const char *schema, const char *vectors,
 									  const char *suffix);
 extern Oid	hrflow_beside_find(const HrflowStore *store, const char *suffix,
-							   const char *const *columns);
+							   const HrflowColumn *columns, int ncolumns);
 
 /* in erased.c */
 extern void hrflow_erased_create(const char *schema, const char *vectors);
@@ -363,9 +402,10 @@ extern ArrayType *hrflow_functions_get_identifiers(FunctionCallInfo fcinfo,
 extern void hrflow_aside_create(const HrflowStore *store, const char *schema,
 								const char *vectors);
 extern Oid	hrflow_aside_find(const HrflowStore *store);
+extern bool hrflow_aside_lock(const HrflowStore *store, bool wait,
+							  Oid *table);
 extern const char *hrflow_aside_put_sql(const HrflowStore *store,
 										const char *reason);
-extern void hrflow_aside_erase_expired(const HrflowStore *store);
 extern uint64 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function,
 										bool is_limited);
 extern bool hrflow_aside_put_batch(const HrflowStore *store, Oid function,
@@ -375,6 +415,15 @@ extern uint64 hrflow_aside_put_end(const HrflowStore *store,
 extern int64 hrflow_aside_count(const HrflowStore *store);
 extern void hrflow_aside_restore_wanted(const HrflowStore *store,
 										Oid function);
+
+/* in expire.c */
+extern bool hrflow_expire_batch(const HrflowStore *store);
+
+/*
+ * Result of hrflow_erase_allowance() while another session holds a lock that
+ * it requires.
+ */
+#define HRFLOW_ERASE_UNDECIDED (-1)
 
 /* in erase.c */
 extern void hrflow_erase_deleted(const HrflowStore *store, Oid function);

@@ -11,11 +11,22 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
+#include "nodes/makefuncs.h"
 #include "nodes/params.h"
+#include "parser/parse_node.h"
+#include "parser/parse_relation.h"
 #include "store/match.h"
 #include "tcop/dest.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
+
+/*
+ * In a statement, this parameter stands for the similarity of the column
+ * "vector" with the first parameter.
+ */
+#define SIMILARITY_PARAMETER 7
 
 /*
  * A DestReceiver that passes rows to a callback.
@@ -53,17 +64,96 @@ take_row(TupleTableSlot *slot, DestReceiver *receiver)
 }
 
 /*
+ * ------------------------------------------------------------------------
+ * Parameters
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Meaning of the parameters of a statement.
+ */
+typedef struct Meaning
+{
+	const HrflowParameters *parameters;
+	Oid			similarity;		/* OID of hrflow_vector_similarity(), or
+								 * InvalidOid */
+} Meaning;
+
+static Node *
+make_param(const HrflowParameters *parameters, int number)
+{
+	Param	   *param = makeNode(Param);
+
+	param->paramkind = PARAM_EXTERN;
+	param->paramid = number;
+	param->paramtype = parameters->types[number - 1];
+	param->paramtypmod = -1;
+	param->paramcollid = get_typcollation(param->paramtype);
+	param->location = -1;
+	return (Node *) param;
+}
+
+/*
+ * Parser callback: return the expression for which a parameter stands.
+ */
+static Node *
+resolve_parameter(ParseState *pstate, ParamRef *reference)
+{
+	const Meaning *meaning = pstate->p_ref_hook_state;
+	Node	   *vector;
+
+	if (OidIsValid(meaning->similarity) &&
+		reference->number == SIMILARITY_PARAMETER)
+	{
+		vector = colNameToVar(pstate, "vector", true, reference->location);
+		if (vector == NULL)
+			elog(ERROR, "statement has no column \"vector\"");
+		return (Node *) makeFuncExpr(meaning->similarity, FLOAT8OID,
+									 list_make2(vector,
+												make_param(meaning->parameters,
+														   1)),
+									 InvalidOid, InvalidOid,
+									 COERCE_EXPLICIT_CALL);
+	}
+	if (reference->number < 1 ||
+		reference->number > meaning->parameters->n)
+		elog(ERROR, "statement has no parameter $%d", reference->number);
+	return make_param(meaning->parameters, reference->number);
+}
+
+static void
+set_up_parser(ParseState *pstate, void *arg)
+{
+	pstate->p_paramref_hook = resolve_parameter;
+	pstate->p_ref_hook_state = arg;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Execution
+ * ------------------------------------------------------------------------
+ */
+
+/*
  * Execute a query, and call take() for each row until take() returns false.
- * It is called in a memory context that is reset after each row.  All
+ * take() is called in a memory context that is reset after each row.  All
  * attributes of the slot have been extracted, but belong to the executor.  The
  * query uses the snapshot of the calling statement.
+ *
+ * "similarity" is the OID of hrflow_vector_similarity(), or InvalidOid if the
+ * query does not call the function.  The query contains $7 instead of the
+ * call.  The function accepts any type of vector, so if the query called it by
+ * name, PostgreSQL would prefer an overloaded function for the actual type of
+ * vector, which another role may have created in the same schema, and would
+ * execute it with the privileges of the store's owner.
  */
 void
 hrflow_stream(const char *sql, const HrflowParameters *parameters,
-			  HrflowTake take, void *arg)
+			  Oid similarity, HrflowTake take, void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ParamListInfo params = makeParamList(parameters->n);
+	Meaning		meaning = {parameters, similarity};
 	SPIExecuteOptions options = {0};
 	Stream		stream = {
 		.receiver = {
@@ -89,6 +179,8 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 		params->params[i].pflags = PARAM_FLAG_CONST;
 		params->params[i].ptype = parameters->types[i];
 	}
+	params->parserSetup = set_up_parser;
+	params->parserSetupArg = &meaning;
 	options.params = params;
 	options.read_only = true;
 	options.must_return_tuples = true;
@@ -103,10 +195,10 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 }
 
 /*
- * Read the key of the vector in a row, the first columns of which must be
+ * Read the key of the vector in a row.  The first columns of the row must be
  * source_id, the identifier, section and item.  The strings are allocated in
- * the current memory context.  Throws 22004 if any of these is null, which is
- * possible in a user-supplied table.
+ * the current memory context.  Throws 22004 if any of these columns is null,
+ * which is possible in a user-supplied table.
  */
 void
 hrflow_stream_read(const TupleTableSlot *slot, HrflowMatch *match)

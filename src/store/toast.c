@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * toast.c
- *		Fast sequential access to vectors that are stored out of line.
+ *		Reads vectors that are stored out of line, one after the other, faster
+ *		than PostgreSQL's detoasting code.
  *
  * A vector of more than about 500 dimensions is stored out of line, in chunks
  * of about 2 kB, and an exact search spends most of its time fetching the
@@ -38,36 +39,39 @@
 #include "utils/rel.h"
 
 /*
- * Maximum distance between the OIDs of two values for continuing the scan from
- * one to the other.  A store has a few vectors per profile, which were written
- * together, and a search reads one of them.
+ * Maximum difference between the OIDs of two values at which the scan
+ * continues from one value to the other, rather than restart at the root of
+ * the index.  A profile has a few vectors, which were written together and
+ * thus have similar OIDs, and a search reads one vector of each profile.
  */
 #define MAX_PASSED 16
 
 /*
- * State of reading from a TOAST table.
+ * State of a reader of TOASTed values.
  */
 struct HrflowToast
 {
-	MemoryContext context;		/* contains this struct and its data */
+	MemoryContext context;		/* memory context of this struct and its data */
 	Oid			relid;			/* OID of the TOAST table; InvalidOid if none
 								 * is open */
-	bool		is_heap;		/* is its access method heap? */
+	bool		is_heap;		/* is the access method of the TOAST table
+								 * heap? */
 	Relation	relation;
 	Relation   *indexes;
 	int			nindexes;
 	SnapshotData snapshot;
 	IndexScanDesc scan;
-	bool		goes_on;		/* does the scan continue to later values? */
-	Oid			at;				/* OID of the value of the last index entry */
+	bool		goes_on;		/* can the scan continue to later values? */
+	Oid			at;				/* value OID in the index entry that was read
+								 * last */
 	TupleTableSlot *slot;		/* last chunk */
 	struct varlena *value;		/* buffer for values */
 	Size		size;			/* allocated size of "value" */
 };
 
 /*
- * Create a reader of TOASTed values in the current memory context.  This does
- * not open any table yet.
+ * Create a reader of TOASTed values in the current memory context.  Does not
+ * open a table yet.
  */
 HrflowToast *
 hrflow_toast_begin(void)
@@ -186,8 +190,8 @@ read_chunk(HrflowToast *toast, Oid value, int number)
 }
 
 /*
- * Find the first chunk of a value, either by continuing the scan or by
- * descending the index from its root.
+ * Return the first chunk of a value, or NULL if it was not found.  Find it
+ * either by continuing the scan or by descending the index from its root.
  */
 static struct varlena *
 find_value(HrflowToast *toast, Oid value)
@@ -236,9 +240,9 @@ copy_chunks(HrflowToast *toast, Oid value, Size length)
 }
 
 /*
- * Return a detoasted value.  It is either in our buffer, where it is valid
- * until the next call, or in the current memory context; the caller must not
- * free it.
+ * Return a detoasted value, which the caller must not free.  The value is
+ * either in the reader's buffer, where it is valid until the next call, or in
+ * the current memory context.
  */
 struct varlena *
 hrflow_toast_read(HrflowToast *toast, Datum datum)
@@ -270,7 +274,10 @@ hrflow_toast_read(HrflowToast *toast, Datum datum)
 		toast->size = length + VARHDRSZ;
 	}
 
-	/* Index scans allocate some of their memory on demand. */
+	/*
+	 * Index scans allocate memory on demand, which must live as long as the
+	 * reader.
+	 */
 	old = MemoryContextSwitchTo(toast->context);
 	is_whole = copy_chunks(toast, external.va_valueid, length);
 	MemoryContextSwitchTo(old);

@@ -3,12 +3,13 @@
  * track.c
  *		Creates the triggers on tables that feed a store.
  *
- * Each feeding table has four triggers.  Those on INSERT, DELETE and TRUNCATE
- * are statement-level triggers; the last fires before the statement, while the
- * rows still exist.  The trigger on UPDATE is a row-level trigger with a WHEN
- * condition on the relevant columns, so that an UPDATE of other columns costs
- * nothing.  (PostgreSQL allows neither a WHEN condition on rows nor a list of
- * columns together with transition tables.)
+ * Each table that feeds a store has four triggers for this purpose.  The
+ * triggers on INSERT, DELETE and TRUNCATE are statement-level triggers.  The
+ * trigger on TRUNCATE fires before the rows are deleted.  The trigger on
+ * UPDATE is a row-level trigger with a WHEN condition on the relevant columns,
+ * so that an UPDATE of other columns costs nothing.  A statement-level trigger
+ * cannot do that, because PostgreSQL allows neither a WHEN condition on rows
+ * nor a list of columns together with transition tables.
  *
  *-------------------------------------------------------------------------
  */
@@ -65,8 +66,10 @@ enum
  */
 
 /*
- * Condition that a column has changed.  The first two arguments are the
- * condition for the previous columns, and " OR " or an empty string.
+ * SQL template for the condition that at least one of several columns has
+ * changed.  It is applied once per column.  The first two arguments are the
+ * condition for the preceding columns and " OR "; both are empty for the first
+ * column.
  */
 static const char column_changed_sql[] =
 "%s%sOLD.%q%s IS DISTINCT FROM NEW.%q%s";
@@ -79,15 +82,16 @@ static const char create_trigger_sql[] =
 static const char content_arguments_sql[] = ", %L, %L";
 
 /*
- * Used when contents will be read from other columns.  Contents that turn out
- * to be unchanged are not requested again.
+ * Statement that marks all profiles as changed.  It is executed when contents
+ * will be read from other columns than before.  Contents that turn out to be
+ * unchanged are not requested again.
  */
 static const char mark_all_changed_sql[] =
 "UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
 " attempts = 0, generation = p.generation + 1, state = 'due'"
 " FROM (SELECT o.source_id AS s, o.%I AS i FROM %P AS o"
 " WHERE o.state NOT IN ('unwanted', 'gone')"
-" ORDER BY o.source_id, o.%I FOR UPDATE) AS l"
+" ORDER BY o.source_id, o.%I FOR NO KEY UPDATE) AS l"
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
 static const char on_insert_sql[] =
@@ -103,9 +107,10 @@ static const char on_truncate_sql[] = "FOR EACH STATEMENT";
 typedef struct TriggerKind
 {
 	const char *when;			/* BEFORE or AFTER */
-	const char *event;			/* event, and suffix of the name */
-	const char *clauses;		/* remaining clauses; %s is the condition on
-								 * which an UPDATE is relevant */
+	const char *event;			/* event, which is also the suffix of the
+								 * trigger's name */
+	const char *clauses;		/* remaining clauses; %s stands for the result
+								 * of update_condition() */
 	int16		type;			/* pg_trigger.tgtype */
 } TriggerKind;
 
@@ -141,7 +146,7 @@ check_inheritance(Relation table)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot track partition \"%s\"",
 						RelationGetRelationName(table)),
-				 errdetail("Statements that name the partitioned table do not fire the triggers of its partitions."),
+				 errdetail("Statements on the partitioned table do not fire statement-level triggers of its partitions."),
 				 errhint("Track the partitioned table.")));
 	if (has_superclass(relid))
 		ereport(ERROR,
@@ -149,20 +154,20 @@ check_inheritance(Relation table)
 				 errmsg("cannot track inheritance child \"%s\"",
 						RelationGetRelationName(table)),
 				 errdetail("Statements that name the parent do not fire the triggers of its children."),
-				 errhint("Use ALTER TABLE ... NO INHERIT, or make the parent a partitioned table and track that.")));
+				 errhint("Use ALTER TABLE ... NO INHERIT, or make the parent a partitioned table and track the parent.")));
 	if (table->rd_rel->relkind == RELKIND_RELATION &&
 		find_inheritance_children(relid, NoLock) != NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot track table \"%s\", which has inheritance children",
+				 errmsg("cannot track table \"%s\" because it has inheritance children",
 						RelationGetRelationName(table)),
 				 errdetail("Statements that name a child do not fire the triggers of its parent."),
 				 errhint("Use ALTER TABLE ... NO INHERIT for each child, or make the table a partitioned table.")));
 }
 
 /*
- * Open a table that is to feed the store, which must belong to the store's
- * owner.  Throws 42809, 42501 and 0A000.
+ * Open a table that is to feed the store.  The table must belong to the
+ * store's owner.  Throws 42809, 42501 and 0A000.
  */
 static Relation
 open_source(Oid relid, const HrflowStore *store)
@@ -182,13 +187,14 @@ open_source(Oid relid, const HrflowStore *store)
 		!RelationUsesLocalBuffers(store->vectors))
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("temporary table \"%s\" cannot feed store %s, which is not temporary",
+				 errmsg("temporary table \"%s\" cannot feed permanent store %s",
 						RelationGetRelationName(table), store->vectors_name),
 				 errdetail("Other sessions cannot read temporary tables.")));
 
 	/*
-	 * The owner has been checked, so the table may be locked.  This excludes
-	 * sessions that create or drop triggers, but not readers or writers.
+	 * The owner has been checked, so the table may be locked.  The lock
+	 * excludes sessions that create or drop triggers, but not readers or
+	 * writers.
 	 */
 	LockRelationOid(relid, ShareUpdateExclusiveLock);
 	check_inheritance(table);
@@ -196,11 +202,11 @@ open_source(Oid relid, const HrflowStore *store)
 }
 
 /*
- * Return the condition on which an UPDATE of a row is relevant.  Columns are
- * compared as text if their type has no equality operator, such as json, or
- * if its equality operator is not built-in, and may not be in search_path.
- * Texts that are equal only according to a nondeterministic collation count
- * as different.
+ * Return the SQL condition that an UPDATE has changed at least one of the
+ * given columns.  Columns whose type has no equality operator, such as json,
+ * are compared as text.  So are columns whose operator is not built in,
+ * because the operator may not be in search_path.  Two texts that only a
+ * nondeterministic collation considers equal count as different.
  */
 static char *
 update_condition(Relation table, char *const *columns, int ncolumns)
@@ -241,12 +247,12 @@ function_name(Oid function)
 }
 
 /*
- * Grant EXECUTE on the trigger function to the store's owner, as the owner of
- * the function.  PUBLIC does not have that privilege, because a trigger that
- * calls the function makes its table a candidate for feeding any store.
- * However, roles that may call hrflow_track_table() may have such triggers.
- * Acquiring the privilege temporarily would not suffice: PostgreSQL checks it
- * again whenever a partition is created.
+ * Grant EXECUTE on the trigger function to the store's owner, acting as the
+ * owner of the function.  PUBLIC does not have this privilege, because a
+ * trigger that calls the function makes its table a candidate for feeding any
+ * store.  However, roles that may call hrflow_track_table() may create such
+ * triggers.  Granting the privilege temporarily would not suffice: PostgreSQL
+ * checks it again whenever a partition is created.
  */
 static void
 grant_function(const HrflowStore *store, Oid function)
@@ -283,10 +289,10 @@ grant_function(const HrflowStore *store, Oid function)
 }
 
 /*
- * Return the name of a trigger.  It contains a checksum of the qualified name
- * of the store, because different names of schemas and tables may become
- * equal when they are joined or truncated.  The checksum is the same wherever
- * a dump is restored.
+ * Return the name of a trigger.  The name contains a checksum of the store's
+ * qualified name, because different names of schemas and tables may become
+ * equal when they are joined or truncated.  The checksum depends on nothing
+ * else, so the trigger has the same name wherever a dump is restored.
  */
 static char *
 trigger_name(const HrflowStore *store, const char *event)
@@ -311,20 +317,28 @@ check_trigger_name(const HrflowStore *store, Relation table, Oid function,
 				   const char *name)
 {
 	Oid			trigger = get_trigger_oid(RelationGetRelid(table), name, true);
+	Oid			other;
 
-	if (OidIsValid(trigger) &&
-		hrflow_feeder_get(store, function, trigger) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("trigger \"%s\" of table \"%s\" does not feed store %s",
-						name, RelationGetRelationName(table),
-						store->vectors_name),
-				 errhint("Rename the trigger, because hrflow_track_table() requires its name.")));
+	if (!OidIsValid(trigger) ||
+		hrflow_feeder_get(store, function, trigger) != NULL)
+		return;
+	other = hrflow_feeder_store(trigger, RelationGetRelid(table));
+	ereport(ERROR,
+			(errcode(ERRCODE_DUPLICATE_OBJECT),
+			 errmsg("trigger \"%s\" of table \"%s\" does not feed store %s",
+					name, RelationGetRelationName(table),
+					store->vectors_name),
+			 !OidIsValid(other) ? 0 :
+			 errdetail("The trigger belongs to store %s.",
+					   hrflow_store_relation_name(other)),
+			 OidIsValid(other) ?
+			 errhint("If that store has been renamed, first call hrflow_track_table() for it.  Otherwise, rename the trigger, because hrflow_track_table() must create a trigger with that name.") :
+			 errhint("Rename the trigger, because hrflow_track_table() must create a trigger with that name.")));
 }
 
 /*
- * Create or replace one of the triggers.  It depends on the store, so that it
- * is dropped with it.  Returns its name.
+ * Create or replace one of the triggers, and make it depend on the store, so
+ * that dropping the store drops the trigger.  Returns the name of the trigger.
  */
 static char *
 create_trigger(const HrflowStore *store, Relation table, Oid function,
@@ -359,10 +373,9 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Warn if a table has fed the store through other keys: its previous profiles
- * are put aside, which the user should learn immediately.  If a previous
- * column no longer exists, it was renamed, and there is nothing to warn
- * about.
+ * Warn if a table fed the store through other keys before: the user should
+ * learn immediately that the previous profiles are put aside.  If a previous
+ * column no longer exists, it was renamed, and there is nothing to warn about.
  */
 static void
 warn_of_other_keys(const HrflowStore *store, Relation table,
@@ -385,13 +398,13 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 				(errmsg("table \"%s\" no longer feeds store %s through column \"%s\"",
 						RelationGetRelationName(table), store->vectors_name,
 						feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN]),
-				 errdetail("A table feeds a store through a single column of identifiers, and a single source or column of sources. Profiles that nothing else wants are put aside.")));
+				 errdetail("A table feeds a store through a single column of identifiers, and a single source or column of sources.  Profiles that are in no other table that feeds the store are put aside.")));
 }
 
 /*
- * Warn if profiles will no longer become due when some columns change.  The
- * user may have omitted these by mistake, for example when only reconciling
- * the table.
+ * Warn about columns whose changes will no longer make profiles due.  The user
+ * may have omitted them by mistake, for example when only reconciling the
+ * table.
  */
 static void
 warn_of_columns(const HrflowStore *store, Relation table,
@@ -413,7 +426,7 @@ warn_of_columns(const HrflowStore *store, Relation table,
 						   bms_num_members(columns),
 						   RelationGetRelationName(table), store->vectors_name,
 						   names.data),
-			 errhint("List all columns whose changes should mark profiles due in refresh_columns, in every call.")));
+			 errhint("In every call, list in refresh_columns all columns whose changes should mark profiles due.")));
 }
 
 /*
@@ -442,8 +455,8 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 												   condition));
 
 	/*
-	 * Drop any other triggers by which the table fed the store, which would
-	 * only repeat the same work.
+	 * Drop all other triggers by which the table fed the store, because they
+	 * would only repeat the work of the new triggers.
 	 */
 	foreach(cell, old)
 	{
@@ -517,14 +530,14 @@ is_tracked(const HrflowStore *store, Relation table, Oid function,
 	}
 	return bms_equal(hrflow_columns_watched(table, feeders),
 					 bms_difference(columns, keys)) &&
-		equal(content, hrflow_columns_of_feeders(table, feeders));
+		equal(content, hrflow_columns_of_feeders(feeders));
 }
 
 /*
  * Check and read the arguments of hrflow_track_table().  Sets "args" to the
  * arguments of the triggers, *condition and *numbers to the arguments
  * "condition" and "columns" of create_triggers(), and *content to the argument
- * of is_tracked().
+ * "content" of is_tracked().
  */
 static void
 get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
@@ -551,14 +564,16 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 	if (store->kind->has_no_source && (has_source_id || has_source_column))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("source_id and source_column must not be given"),
+				 errmsg("arguments \"source_id\" and \"source_column\" must not be specified"),
 				 errdetail("A store of %s has no sources.",
 						   store->kind->plural)));
 	if (!store->kind->has_no_source && has_source_id == has_source_column &&
 		(has_source_id || store->kind->needs_source))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("either source_id or source_column must be given"),
+				 errmsg(has_source_id ?
+						"arguments \"source_id\" and \"source_column\" must not both be specified" :
+						"either argument \"source_id\" or argument \"source_column\" must be specified"),
 				 errhint("Use source_id if all profiles of the table are in one source, or source_column if a column contains the source of each row.")));
 
 	columns = palloc(sizeof(char *) *
@@ -595,8 +610,8 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 }
 
 /*
- * Put aside the profiles that nothing wants, if all tables can be queried for
- * the profiles that they want.
+ * Put aside unwanted profiles, if all tables that feed the store can be
+ * queried.
  */
 static void
 put_unwanted(const HrflowStore *store, Oid function)
@@ -606,20 +621,20 @@ put_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Restore profiles that are wanted again, and erase those whose time aside
- * has expired.
+ * Restore unwanted profiles to which a table refers again, and erase vectors
+ * that have expired.
  */
 static void
 tidy_aside(const HrflowStore *store, Oid function)
 {
 	if (hrflow_feeder_can_ask_all(store, function))
 		hrflow_aside_restore_wanted(store, function);
-	hrflow_aside_erase_expired(store);
+	(void) hrflow_expire_batch(store);
 }
 
 /*
- * Has the table fed the store with contents of other columns or of another
- * item type?
+ * Do the existing triggers of a table name other content columns, or another
+ * item type, than this call?
  */
 static bool
 reads_otherwise(const HrflowStore *store, Relation table, Oid function,
@@ -631,7 +646,7 @@ reads_otherwise(const HrflowStore *store, Relation table, Oid function,
 
 	if (feeders == NIL || content == NIL)
 		return false;
-	return !equal(content, hrflow_columns_of_feeders(table, feeders)) ||
+	return !equal(content, hrflow_columns_of_feeders(feeders)) ||
 		strcmp(((HrflowFeeder *) linitial(feeders))->args[HRFLOW_TRIGGER_ITEM_TYPE],
 			   args[HRFLOW_TRIGGER_ITEM_TYPE]) != 0;
 }
@@ -648,7 +663,7 @@ may_lock_rows(const HrflowStore *store, Relation table)
 }
 
 /*
- * Does the table feed the store through these keys?
+ * Does the table already feed the store through the same keys?
  */
 static bool
 has_keys(const HrflowStore *store, Relation table, Oid function,
@@ -672,9 +687,9 @@ has_keys(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Let a table feed the store from now on, and track the profiles that its
- * rows name.  The table is locked against writers meanwhile.  Returns the
- * number of profiles that were not tracked before.
+ * Let a table feed the store from now on, and track the profiles that its rows
+ * name.  Locks the table against writers.  Returns the number of profiles that
+ * were not tracked before.
  */
 static uint64
 track(const HrflowStore *store, Relation table, Oid function,
@@ -692,15 +707,16 @@ track(const HrflowStore *store, Relation table, Oid function,
 								   columns);
 	CommandCounterIncrement();
 	if (has_changed)
-		hrflow_store_execute(hrflow_store_sql(store, mark_all_changed_sql),
-							 NULL);
+		hrflow_store_execute_latest(hrflow_store_sql(store,
+													 mark_all_changed_sql),
+									NULL);
 
 	/*
-	 * A table that did not feed the store before makes no profile unwanted.
-	 * The profiles that it does not want may be wanted by another table whose
-	 * triggers do not exist yet, for example after DROP EXTENSION, or that
-	 * cannot be queried yet, for example after columns of several tables were
-	 * renamed.
+	 * Put nothing aside if the table did not feed the store before: an
+	 * additional table makes no profile unwanted.  Other tables may refer to
+	 * the remaining profiles, but have no triggers yet, for example after
+	 * DROP EXTENSION, or cannot be queried yet, for example after columns of
+	 * several tables were renamed.
 	 */
 	if (had_triggers)
 		put_unwanted(store, function);
@@ -715,11 +731,10 @@ track(const HrflowStore *store, Relation table, Oid function,
 
 /*
  * Reconcile the store with a table that feeds it already: track the profiles
- * that its rows name, and put aside the profiles that nothing wants, while
- * other sessions read and write the table.  Profiles that are tracked and
- * wanted are not written.  Waits for locks on rows of the table before it
- * locks any profile.  Returns the number of profiles that were not tracked
- * before.
+ * that its rows name, and put aside unwanted profiles, while other sessions
+ * read and write the table.  Profiles that are tracked and remain so are not
+ * written.  Waits for locks on rows of the table before it locks any profile.
+ * Returns the number of profiles that were not tracked before.
  */
 static uint64
 reconcile(const HrflowStore *store, Relation table, Oid function,
@@ -755,7 +770,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 		PG_ARGISNULL(ARG_PROFILE_COLUMN))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must not be null",
+				 errmsg("argument \"%s\" must not be null",
 						PG_ARGISNULL(ARG_STORE) ? "store" :
 						PG_ARGISNULL(ARG_TABLE) ? "source_table" :
 						"profile_column")));

@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * trigger.c
- *		The trigger function of the tables that feed a store.
+ *		Implements the trigger function for the tables that feed a store.
  *
- * Rows of the table of profiles are locked in the order of their keys, except
- * that UPDATE locks them in the order of its rows, because its trigger is a
- * row-level trigger.  Deleted profiles are erased at the end of the
- * transaction; see deferred.c.
+ * Rows of the table of profiles are locked in the order of their keys, so that
+ * concurrent statements do not deadlock.  This does not hold for the first
+ * rows of an UPDATE, because the row-level trigger locks their profiles in the
+ * order in which the rows are updated; see updated.c.  Deleted profiles are
+ * erased at the end of the transaction; see deferred.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,9 +32,9 @@
 PG_FUNCTION_INFO_V1(hrflow_track_trigger);
 
 /*
- * Minimum number of rows for which INSERT first checks whether any of their
- * profiles is tracked.  If none is, the profiles are inserted without ON
- * CONFLICT, which would take 50% longer.
+ * Minimum number of inserted rows for which the trigger first checks whether
+ * any of their profiles is tracked.  If none is, the profiles are inserted
+ * without ON CONFLICT, which would take 50% longer.
  */
 #define MANY_ROWS 1000
 
@@ -44,7 +45,8 @@ PG_FUNCTION_INFO_V1(hrflow_track_trigger);
  */
 
 /*
- * In these statements, $1 is the source of a profile, and $2 its identifier.
+ * Statements about a single profile.  $1 is its source, and $2 is its
+ * identifier.
  */
 static const char mark_changed_sql[] =
 "UPDATE %P AS p SET" HRFLOW_MARK_CHANGED
@@ -79,9 +81,9 @@ insert_new(void *arg)
 }
 
 /*
- * Track many profiles, none of which was tracked a moment ago.  Returns false,
- * without having changed anything, if another session has tracked any of them
- * since.
+ * Track many profiles, none of which was tracked at the last check.  Returns
+ * false, without having changed anything, if another session has tracked any
+ * of them since.
  */
 static bool
 track_new(const HrflowStore *store, const char *profiles)
@@ -96,8 +98,7 @@ track_new(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * Statements about a single profile, whose source is $1 and whose identifier
- * is $2.
+ * Identifies one of the statements about a single profile.
  */
 typedef enum OneStatement
 {
@@ -107,9 +108,9 @@ typedef enum OneStatement
 } OneStatement;
 
 /*
- * Key of the plan of such a statement, for a table of profiles.  Plans are
- * kept for all rows of an UPDATE, because planning a statement takes several
- * times as long as executing it.
+ * Hash key of a cached plan: a statement, and the table of profiles on which
+ * it is executed.  Plans are cached, because planning a statement for each row
+ * of an UPDATE would take several times as long as executing it.
  */
 typedef struct OnePlanKey
 {
@@ -210,11 +211,11 @@ get_column(TriggerData *trigdata, HeapTuple tuple, const char *name)
 }
 
 /*
- * Get the key in a row as parameters.  Returns false if the row names no
- * profile.
+ * Get the key of the profile that a row names, as parameters.  Returns false
+ * if the row names no profile.
  */
 static bool
-get_key(const HrflowStore *store, TriggerData *trigdata, HeapTuple tuple,
+get_key(const HrflowKind *kind, TriggerData *trigdata, HeapTuple tuple,
 		HrflowParameters *key)
 {
 	char	  **args = trigdata->tg_trigger->tgargs;
@@ -226,7 +227,7 @@ get_key(const HrflowStore *store, TriggerData *trigdata, HeapTuple tuple,
 		source = get_column(trigdata, tuple, args[HRFLOW_TRIGGER_SOURCE_COLUMN]);
 	if (source == NULL)
 		source = "";
-	if ((store->kind->needs_source && *source == '\0') ||
+	if ((kind->needs_source && *source == '\0') ||
 		identifier == NULL || *identifier == '\0')
 		return false;
 	key->n = 0;
@@ -236,7 +237,7 @@ get_key(const HrflowStore *store, TriggerData *trigdata, HeapTuple tuple,
 }
 
 /*
- * Compare keys in the order in which their rows are locked.
+ * Compare two keys.  Rows of profiles are locked in this order.
  */
 static int
 compare_keys(const HrflowParameters *a, const HrflowParameters *b)
@@ -252,7 +253,7 @@ compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 }
 
 /*
- * Lock the latest version of the row of a profile, if it exists, even if the
+ * Lock the latest version of a profile's row, if the row exists, even if the
  * snapshot of the transaction does not contain that version.
  */
 static void
@@ -270,8 +271,10 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 {
 	HrflowParameters old;
 	HrflowParameters new;
-	bool		has_old = get_key(store, trigdata, trigdata->tg_trigtuple, &old);
-	bool		has_new = get_key(store, trigdata, trigdata->tg_newtuple, &new);
+	bool		has_old = get_key(store->kind, trigdata, trigdata->tg_trigtuple,
+								  &old);
+	bool		has_new = get_key(store->kind, trigdata, trigdata->tg_newtuple,
+								  &new);
 	int			order = has_old && has_new ? compare_keys(&old, &new) : 1;
 
 	if (order == 0)
@@ -285,6 +288,24 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 		execute_for_one(store, ONE_WANT, &new);
 	if (has_old)
 		hrflow_deferred_add(store, trigdata->tg_trigger->tgfoid, &old);
+}
+
+/*
+ * Collect a row in which an UPDATE changed a relevant column.  The row is
+ * handled at the end of the statement.
+ */
+static void
+collect_row(HrflowUpdated *updated, TriggerData *trigdata)
+{
+	const HrflowKind *kind = hrflow_updated_kind(updated);
+	HrflowParameters old;
+	HrflowParameters new;
+	bool		has_old = get_key(kind, trigdata, trigdata->tg_trigtuple, &old);
+	bool		has_new = get_key(kind, trigdata, trigdata->tg_newtuple, &new);
+	bool		kept = has_old && has_new && compare_keys(&old, &new) == 0;
+
+	hrflow_updated_add(updated, has_new ? &new : NULL,
+					   kept ? &new : has_old ? &old : NULL);
 }
 
 /*
@@ -334,9 +355,9 @@ rows_deleted(const HrflowStore *store, TriggerData *trigdata)
 }
 
 /*
- * Return the table of vectors that a trigger names, or InvalidOid.  Roles
- * that write to the trigger's table need no privileges on the schema of the
- * store.
+ * Return the table of vectors that a trigger's arguments name, or InvalidOid
+ * if there is none.  Does not require USAGE on its schema, because roles that
+ * write to the trigger's table need not have that privilege.
  */
 static Oid
 find_fed_store(const char *name)
@@ -352,12 +373,45 @@ find_fed_store(const char *name)
 }
 
 /*
+ * Throw an error if the store for which a trigger was created has been
+ * renamed, because its profiles must still be kept up to date.  "named" is the
+ * table of vectors that the trigger names, or InvalidOid if there is none.
+ * Returns the trigger's table, or the partitioned table if the trigger's table
+ * is a partition.
+ */
+static Oid
+check_not_renamed(TriggerData *trigdata, Oid named)
+{
+	Trigger    *trigger = trigdata->tg_trigger;
+	const char *store = trigger->tgargs[HRFLOW_TRIGGER_STORE];
+	Oid			table = RelationGetRelid(trigdata->tg_relation);
+	Oid			original = hrflow_feeder_original(trigger->tgoid, &table);
+	Oid			vectors = hrflow_feeder_store(original, table);
+
+	if (!OidIsValid(vectors) || vectors == named)
+		return table;
+	if (!OidIsValid(named))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("store %s of trigger \"%s\" does not exist", store,
+						trigger->tgname),
+				 errhint("If the store was renamed, call hrflow_track_table() again.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("store %s of trigger \"%s\" has been renamed", store,
+					trigger->tgname),
+			 errdetail("The trigger belongs to store %s, and another table has the old name.",
+					   hrflow_store_relation_name(vectors)),
+			 errhint("Call hrflow_track_table() for store %s again.",
+					 hrflow_store_relation_name(vectors))));
+}
+
+/*
  * Report that the store that a trigger names does not exist.  If the store was
- * renamed, this is an error, because its profiles must still be kept up to
- * date.  If it was dropped, its triggers were dropped with it, unless the
- * table was restored from a dump, which does not preserve that dependency.  In
- * that case there is nothing to do, and writing to the table must not fail, so
- * it is only a WARNING.
+ * dropped, its triggers were dropped with it, unless the table was restored
+ * from a dump, which does not preserve that dependency.  In that case there is
+ * nothing to do, and writing to the table must not fail, so only a WARNING is
+ * raised.
  */
 static void
 report_missing_store(TriggerData *trigdata)
@@ -366,15 +420,7 @@ report_missing_store(TriggerData *trigdata)
 	static TimestampTz warned_at = 0;
 	Trigger    *trigger = trigdata->tg_trigger;
 	const char *store = trigger->tgargs[HRFLOW_TRIGGER_STORE];
-	Oid			table = RelationGetRelid(trigdata->tg_relation);
-	Oid			original = hrflow_feeder_original(trigger->tgoid, &table);
-
-	if (hrflow_feeder_has_store(original, table))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("store %s of trigger \"%s\" does not exist", store,
-						trigger->tgname),
-				 errhint("If the store was renamed, call hrflow_track_table() again.")));
+	Oid			table = check_not_renamed(trigdata, InvalidOid);
 
 	/* Warn once per statement, regardless of its number of rows. */
 	if (warned == trigger->tgoid &&
@@ -386,7 +432,7 @@ report_missing_store(TriggerData *trigdata)
 			(errcode(ERRCODE_UNDEFINED_TABLE),
 			 errmsg("store %s of trigger \"%s\" does not exist", store,
 					trigger->tgname),
-			 errhint("Run DROP TRIGGER %s ON %s. If the store was renamed, also call hrflow_track_table() for it.",
+			 errhint("Run DROP TRIGGER %s ON %s.  If the store was renamed, also call hrflow_track_table() for it.",
 					 quote_identifier(trigger->tgname),
 					 hrflow_store_relation_name(table))));
 }
@@ -414,6 +460,7 @@ open_fed_store(HrflowStore *store, TriggerData *trigdata)
 		report_missing_store(trigdata);
 		return false;
 	}
+	(void) check_not_renamed(trigdata, vectors);
 	hrflow_store_open(store, vectors, InvalidOid, HRFLOW_STORE_FEED);
 	if (store->owner != trigdata->tg_relation->rd_rel->relowner)
 		ereport(ERROR,
@@ -435,6 +482,7 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	HrflowStore store;
 	TriggerEvent event;
+	HrflowUpdated *updated;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
@@ -447,6 +495,15 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" was not created by hrflow_track_table()",
 						trigdata->tg_trigger->tgname)));
+
+	updated = TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event) ?
+		hrflow_updated_find(trigdata->tg_trigger->tgoid) : NULL;
+	if (updated != NULL)
+	{
+		collect_row(updated, trigdata);
+		return PointerGetDatum(NULL);
+	}
+
 	SPI_connect();
 	SPI_register_trigger_data(trigdata);
 	if (!open_fed_store(&store, trigdata))
@@ -457,7 +514,11 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_BY_TRUNCATE(event))
 		table_truncated(&store, trigdata);
 	else if (TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event))
+	{
 		row_updated(&store, trigdata);
+		hrflow_updated_note(&store, trigdata->tg_trigger->tgfoid,
+							trigdata->tg_trigger->tgoid);
+	}
 	else if (TRIGGER_FIRED_BY_INSERT(event) && trigdata->tg_newtable != NULL)
 		rows_inserted(&store, trigdata);
 	else if (TRIGGER_FIRED_BY_DELETE(event) && trigdata->tg_oldtable != NULL)

@@ -3,12 +3,13 @@
  * untrack.c
  *		Stops a table from feeding a store, and erases profiles in batches.
  *
- * A function runs in a single transaction, and holds its locks until the end
- * of that: on the table, against readers, and on every profile that it has
- * erased or put aside.  The procedures in this file do the same work in
- * batches, each in a transaction of its own, so that no other session waits
- * for longer than a batch.  Completed batches are committed; after an error or
- * a query cancel, repeating the call continues with the rest.
+ * hrflow_untrack() and hrflow_untrack_table() run in a single transaction, and
+ * hold their locks until the transaction ends: both lock every profile that
+ * they erase or put aside, and hrflow_untrack_table() also locks the table
+ * against readers.  The procedures in this file do the same work in batches,
+ * each in a separate transaction, so that no other session waits for longer
+ * than a batch takes.  Completed batches are committed.  After an error or a
+ * query cancel, a repeated call continues with the rest.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,6 +17,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "miscadmin.h"
@@ -31,9 +33,11 @@ PG_FUNCTION_INFO_V1(hrflow_untrack_table_batches);
 /* Maximum number of profiles in a batch. */
 #define MAX_BATCH_SIZE 100000
 
+static const char disable_trigger_sql[] = "ALTER TABLE %R DISABLE TRIGGER %q";
+
 /*
- * State of a call of one of the procedures, in a memory context that outlives
- * the transactions.
+ * State of a procedure call, in a memory context that outlives the
+ * transactions.
  */
 typedef struct Untracking
 {
@@ -44,13 +48,13 @@ typedef struct Untracking
 	int			batch_size;
 	int64		nuntracked;		/* number of profiles untracked so far */
 
-	/* For hrflow_untrack_batches(). */
+	/* Used only by hrflow_untrack_batches(). */
 	Datum		source_id;
 	Datum	   *identifiers;
 	int			nidentifiers;
 	int			nasked;			/* number of identifiers processed so far */
 
-	/* For hrflow_untrack_table_batches(). */
+	/* Used only by hrflow_untrack_table_batches(). */
 	Oid			table;
 	Oid			function;		/* function of the triggers */
 	HrflowAsideBatch aside;
@@ -69,7 +73,8 @@ typedef bool (*UntrackWork) (Untracking *untracking, const HrflowStore *store);
  */
 
 /*
- * Stop a table from feeding a store.  Returns whether it did so before.
+ * Stop a table from feeding a store.  Returns whether the table has fed the
+ * store.
  */
 static bool
 drop_triggers(const HrflowStore *store, Oid function, Oid table)
@@ -128,7 +133,7 @@ begin_untracking(FunctionCallInfo fcinfo, const char *procedure,
 		if (PG_ARGISNULL(i))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("%s must not be null", names[i])));
+					 errmsg("argument \"%s\" must not be null", names[i])));
 	}
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	context = AllocSetContextCreate(CurrentMemoryContext,
@@ -148,7 +153,8 @@ begin_untracking(FunctionCallInfo fcinfo, const char *procedure,
 }
 
 /*
- * Open the store, do some work with it, and commit the transaction.
+ * Open the store, call work(), and commit the transaction.  Returns the result
+ * of work().
  */
 static bool
 do_batch(Untracking *untracking, UntrackWork work)
@@ -180,7 +186,7 @@ do_batch(Untracking *untracking, UntrackWork work)
 }
 
 /*
- * Report the number of profiles untracked, which hrflow_untrack() returns.
+ * Report the number of untracked profiles, because a procedure has no result.
  */
 static void
 report_untracked(const Untracking *untracking)
@@ -236,7 +242,7 @@ hrflow_untrack_batches(PG_FUNCTION_ARGS)
 					  &untracking->identifiers, &nulls,
 					  &untracking->nidentifiers);
 
-	/* This also releases the snapshot that CALL itself has taken. */
+	/* Commit, which also releases the snapshot that CALL has taken. */
 	SPI_commit();
 	while (do_batch(untracking, erase_batch))
 		;
@@ -248,14 +254,51 @@ hrflow_untrack_batches(PG_FUNCTION_ARGS)
 }
 
 /*
- * UntrackWork callback: drop the triggers of the table.  This locks the table
- * against readers until the transaction is committed.
+ * UntrackWork callback: drop all but one of the table's triggers, and disable
+ * the remaining trigger, which is dropped after the last batch.  If the
+ * procedure is interrupted, the remaining trigger shows the next call that the
+ * table was being untracked.  A table without any trigger may never have fed
+ * the store, for example if its name was misspelled, so nothing is put aside
+ * for it.  Returns whether there was any trigger.
+ *
+ * This locks the table against readers until the transaction is committed.
  */
 static bool
-drop_triggers_of_table(Untracking *untracking, const HrflowStore *store)
+begin_put_aside(Untracking *untracking, const HrflowStore *store)
 {
-	(void) drop_triggers(store, untracking->function, untracking->table);
-	return false;
+	const HrflowFeeder *kept = NULL;
+	List	   *feeders;
+	ListCell   *cell;
+
+	hrflow_store_check_manual(store);
+	hrflow_feeder_check_owner(store, untracking->table);
+	feeders = hrflow_feeder_find(store, untracking->function,
+								 untracking->table, AccessExclusiveLock);
+
+	/*
+	 * Keep a trigger on DELETE or TRUNCATE, which does not depend on columns.
+	 */
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (TRIGGER_FOR_DELETE(feeder->type) ||
+			(TRIGGER_FOR_TRUNCATE(feeder->type) && kept == NULL))
+			kept = feeder;
+	}
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder != kept)
+			hrflow_feeder_drop(feeder);
+		else if (feeder->enabled != TRIGGER_DISABLED)
+			hrflow_store_execute(hrflow_store_sql(NULL, disable_trigger_sql,
+												  feeder->table,
+												  feeder->trigger_name),
+								 NULL);
+	}
+	return feeders != NIL;
 }
 
 /*
@@ -269,11 +312,23 @@ put_aside_batch(Untracking *untracking, const HrflowStore *store)
 }
 
 /*
- * UntrackWork callback: finish after all batches have been put aside.
+ * UntrackWork callback: erase a batch of expired vectors.
+ */
+static bool
+erase_expired_batch(Untracking *untracking, const HrflowStore *store)
+{
+	return hrflow_expire_batch(store);
+}
+
+/*
+ * UntrackWork callback: drop the last trigger and finish, after all unwanted
+ * profiles have been put aside.
  */
 static bool
 end_put_aside(Untracking *untracking, const HrflowStore *store)
 {
+	if (!untracking->aside.is_refused)
+		(void) drop_triggers(store, untracking->function, untracking->table);
 	untracking->nuntracked = hrflow_aside_put_end(store, &untracking->aside);
 	return false;
 }
@@ -297,10 +352,14 @@ hrflow_untrack_table_batches(PG_FUNCTION_ARGS)
 	untracking->aside.size = untracking->batch_size;
 
 	SPI_commit();
-	(void) do_batch(untracking, drop_triggers_of_table);
-	while (do_batch(untracking, put_aside_batch))
+	if (do_batch(untracking, begin_put_aside))
+	{
+		while (do_batch(untracking, put_aside_batch))
+			;
+		(void) do_batch(untracking, end_put_aside);
+	}
+	while (do_batch(untracking, erase_expired_batch))
 		;
-	(void) do_batch(untracking, end_put_aside);
 	report_untracked(untracking);
 
 	MemoryContextSwitchTo(old);

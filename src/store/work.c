@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * work.c
- *		Transactions of a refresh, and functions that procedures share.
+ *		Executes the work of a refresh in transactions, and provides functions
+ *		that all procedures use.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,18 +15,39 @@
 #include "nodes/parsenodes.h"
 #include "storage/proc.h"
 #include "store/refresh.h"
+#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* Maximum time to wait for a lock when the run is ending, in milliseconds. */
-#define LAST_LOCK_TIMEOUT 1000
+/*
+ * Maximum time for which a transaction waits for locks while requests are in
+ * flight, replies are to be written, or the run is ending, in milliseconds.
+ * It is shorter than the default of deadlock_timeout, so that a deadlock does
+ * not end the other session's transaction.
+ */
+#define MAX_LOCK_TIME 500
 
 /*
- * Settings to be turned off.  Before PostgreSQL 18, a plan that cannot avoid
- * a disabled node costs at least disable_cost, which is 10^10.  "jit" is
- * turned off because such a cost would cause statements to be compiled, which
- * is not worth it.
+ * Maximum time for which a transaction waits for locks, in milliseconds, if a
+ * table was locked when work was last tried, and requests are in flight.
+ */
+#define SHORT_LOCK_TIME 10
+
+/*
+ * Maximum time for which to retry work that was rolled back because its
+ * statements could not acquire a lock.
+ */
+#define MAX_LOCKED_OUT (60 * HRFLOW_SEC)
+
+/* Minimum interval at which hrflow_work_receive() receives replies. */
+#define RECEIVE_INTERVAL (20 * HRFLOW_MSEC)
+
+/*
+ * Planner settings that are turned off in the transactions of a run.  "jit" is
+ * among them because, before PostgreSQL 18, a plan that cannot avoid a
+ * disabled node costs at least disable_cost, which is 10^10.  Such a cost
+ * would cause short statements to be compiled.
  */
 static const char *const planner_settings[] = {
 	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin",
@@ -33,22 +55,103 @@ static const char *const planner_settings[] = {
 };
 
 /*
- * Stop waiting for locks before transaction_timeout terminates the session.
- * If the run is ending, stop even sooner, so that a user who cancelled it
- * need not cancel it again.
+ * Move pending interrupts that would terminate the session to run->held, and
+ * let the run end, because a FATAL error in a transaction of the run would
+ * lose the replies that have arrived.  If the connection to the client is
+ * lost, also stop sending to the client, because each attempt would cause
+ * another interrupt.
+ */
+void
+hrflow_work_hold_fatal(HrflowRun *run)
+{
+	if (!hrflow_compat_fatal_interrupt_pending())
+		return;
+	hrflow_compat_hold_interrupts(&run->held);
+	run->is_ending = true;
+	if (run->held.connection_lost)
+		whereToSendOutput = DestNone;
+}
+
+/*
+ * May a transaction wait for locks as long as the caller's lock_timeout
+ * allows?  Other sessions may hold a lock for long, for example to execute
+ * REINDEX.  If a run waited for such a lock, requests in flight would time
+ * out, although the API has replied, and profiles that have arrived would not
+ * be written.
+ */
+bool
+hrflow_work_may_wait(HrflowRun *run)
+{
+	return dlist_is_empty(&run->in_flight) && dlist_is_empty(&run->split) &&
+		run->narrived == 0 && run->nsuspects == 0 && run->nforeign == 0;
+}
+
+/*
+ * Reduce lock_timeout to at most "limit" milliseconds until the end of the
+ * current subtransaction or GUC nesting level.
+ */
+void
+hrflow_work_limit_locks(int limit)
+{
+	if (LockTimeout == 0 || LockTimeout > limit)
+		(void) set_config_option("lock_timeout", psprintf("%d", limit),
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+}
+
+/*
+ * Limit the time for which the transaction that is being started waits for
+ * each lock, so that transaction_timeout does not terminate the session.
  */
 static void
-limit_lock_timeout(const HrflowRun *run)
+limit_lock_timeout(HrflowRun *run)
 {
-	int			limit = hrflow_compat_transaction_timeout() / 2;
+	int			timeout = hrflow_compat_transaction_timeout();
+	int			limit = timeout / 4;
 
-	if ((run->error != NULL || run->is_ending) &&
-		(limit == 0 || limit > LAST_LOCK_TIMEOUT))
-		limit = LAST_LOCK_TIMEOUT;
-	if (limit > 0 && (LockTimeout == 0 || LockTimeout > limit))
+	if (run->error != NULL || run->is_ending || !hrflow_work_may_wait(run))
+	{
+		limit = run->lock_limit > 0 ? run->lock_limit : MAX_LOCK_TIME;
+		if (timeout > 0)
+			limit = Min(limit, timeout / 8);
+		if (run->locked_out != NULL && run->is_shut &&
+			!dlist_is_empty(&run->in_flight))
+			limit = Min(limit, SHORT_LOCK_TIME);
+	}
+	else if (timeout == 0)
+		return;
+	limit = Max(limit, 1);
+	run->lock_time = limit;
+	run->locks_until = hrflow_clock_now() + limit * HRFLOW_MSEC;
+	if (LockTimeout == 0 || LockTimeout > limit)
 		(void) set_config_option("lock_timeout", psprintf("%d", limit),
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
 								 true, 0, false);
+}
+
+/*
+ * Read the settings that determine how long a run waits for locks.
+ */
+void
+hrflow_work_read_settings(HrflowRun *run, int request_timeout)
+{
+	run->lock_timeout = LockTimeout;
+	run->lock_limit = Max(Min(MAX_LOCK_TIME, request_timeout / 4), 1);
+}
+
+/*
+ * Receive the replies that have arrived, so that their requests do not time
+ * out during a long transaction.  Throws only if libcurl itself fails.
+ */
+void
+hrflow_work_receive(HrflowRun *run)
+{
+	int64		now = hrflow_clock_now();
+
+	if (run->transport == NULL || now - run->received_at < RECEIVE_INTERVAL)
+		return;
+	run->received_at = now;
+	hrflow_transport_work(run->transport);
 }
 
 /*
@@ -64,6 +167,7 @@ begin_work(HrflowRun *run, HrflowStore *store)
 	XactIsoLevel = XACT_READ_COMMITTED;
 	PushActiveSnapshot(GetTransactionSnapshot());
 
+	run->has_locks = false;
 	limit_lock_timeout(run);
 	hrflow_store_open(store, run->vectors, run->profiles, HRFLOW_STORE_OWN);
 
@@ -107,12 +211,12 @@ do_work_in_store(void *arg)
 }
 
 /*
- * Keep an error that was caught, to be thrown at the end of the run, unless
- * there is an earlier one.  Ends the transaction.  Holds interrupts
- * meanwhile, because nothing would catch the error of another cancel.
+ * End the transaction after an error that was caught.  Returns a copy of the
+ * error, which lives as long as the run.  Holds off interrupts while doing so,
+ * because nothing would catch the error of another query cancel.
  */
-void
-hrflow_work_keep_error(HrflowRun *run)
+static ErrorData *
+end_failed_work(HrflowRun *run)
 {
 	MemoryContext old = MemoryContextSwitchTo(run->context);
 	ErrorData  *error = CopyErrorData();
@@ -122,10 +226,68 @@ hrflow_work_keep_error(HrflowRun *run)
 	while (ActiveSnapshotSet())
 		PopActiveSnapshot();
 	SPI_rollback();
-	if (run->error == NULL)
-		run->error = error;
 	RESUME_INTERRUPTS();
 	MemoryContextSwitchTo(old);
+	return error;
+}
+
+/*
+ * Save an error that was caught, to be rethrown at the end of the run, unless
+ * an earlier error has been saved.  Ends the transaction.
+ */
+void
+hrflow_work_keep_error(HrflowRun *run)
+{
+	ErrorData  *error = end_failed_work(run);
+
+	if (run->error == NULL)
+		run->error = error;
+}
+
+/*
+ * Can work that has failed with this error be retried?  It can if another
+ * session holds a lock, and requests are in flight or replies are to be
+ * written.
+ *
+ * While the store's tables are locked, a run that has no more requests in
+ * flight waits as long as the caller's lock_timeout allows.  For any other
+ * lock, such as a lock that a trigger requires, it waits for at most
+ * MAX_LOCKED_OUT.
+ */
+static bool
+is_locked_out(HrflowRun *run, const ErrorData *error)
+{
+	int64		since = run->locked_out == NULL ? 0 :
+	hrflow_clock_now() - run->locked_out_at;
+
+	if (!HRFLOW_IS_OF_LOCK(error->sqlerrcode) || run->error != NULL ||
+		run->is_ending || hrflow_work_may_wait(run))
+		return false;
+	if (run->has_locks)
+		return since < MAX_LOCKED_OUT;
+	return run->transport != NULL || run->lock_timeout == 0 ||
+		since < run->lock_timeout * HRFLOW_MSEC;
+}
+
+/*
+ * Roll back a transaction after an error.  Save the error, unless the work can
+ * be retried.
+ */
+static void
+take_error_of_work(HrflowRun *run, HrflowWork work)
+{
+	ErrorData  *error = end_failed_work(run);
+
+	if (is_locked_out(run, error))
+	{
+		if (run->locked_out == NULL)
+			run->locked_out_at = hrflow_clock_now();
+		run->locked_out = work;
+		run->is_shut = !run->has_locks;
+		FreeErrorData(error);
+	}
+	else if (run->error == NULL)
+		run->error = error;
 }
 
 /*
@@ -142,6 +304,12 @@ hrflow_work_do(HrflowRun *run, HrflowWork work)
 	WorkInStore arg = {.run = run, .work = work};
 	ErrorData  *error;
 
+	/*
+	 * Begin a new transaction, so that the work has all the time that
+	 * transaction_timeout allows.
+	 */
+	if (hrflow_compat_transaction_timeout() > 0)
+		hrflow_work_pause(run);
 	begin_work(run, &arg.store);
 	error = hrflow_store_try(do_work_in_store, &arg);
 	if (error != NULL)
@@ -152,8 +320,9 @@ hrflow_work_do(HrflowRun *run, HrflowWork work)
 }
 
 /*
- * Like hrflow_work_do(), but keep an error, to be thrown at the end of the
- * run, unless there is an earlier one.  Returns true if there was no error.
+ * Like hrflow_work_do(), but save the first error, to be rethrown at the end
+ * of the run.  An error about a lock is not saved if the work can be retried.
+ * Returns true if there was no error.
  */
 bool
 hrflow_work_try(HrflowRun *run, HrflowWork work)
@@ -162,15 +331,19 @@ hrflow_work_try(HrflowRun *run, HrflowWork work)
 	uint32		holdoff = InterruptHoldoffCount;
 	volatile bool ok = true;
 
-	/* Time limits must be able to end a wait for a lock. */
+	hrflow_work_hold_fatal(run);
+
+	/* Allow timeouts and a query cancel to end a wait for a lock. */
 	InterruptHoldoffCount = 0;
 	PG_TRY();
 	{
 		hrflow_work_do(run, work);
+		if (run->locked_out == work)
+			run->locked_out = NULL;
 	}
 	PG_CATCH();
 	{
-		hrflow_work_keep_error(run);
+		take_error_of_work(run, work);
 		ok = false;
 	}
 	PG_END_TRY();
@@ -201,7 +374,7 @@ hrflow_work_pause(HrflowRun *run)
  */
 
 /*
- * Refuse a CALL of a procedure if it cannot have transactions of its own.
+ * Check that a procedure was called in a context in which it can commit.
  *
  * Throws 2D000 and, on a standby, 25006.
  */
@@ -236,6 +409,7 @@ hrflow_work_get_positive(FunctionCallInfo fcinfo, int argno, const char *name,
 	if (value < 1 || value > max)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must be between 1 and %d", name, max)));
+				 errmsg("argument \"%s\" must be between 1 and %d",
+						name, max)));
 	return value;
 }

@@ -8,11 +8,14 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "compat.h"
+#include "storage/lmgr.h"
 #include "store/refresh.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/timestamp.h"
 
 /*
@@ -22,9 +25,26 @@
 #define MAX_LOCKED_TIME (60 * HRFLOW_SEC)
 
 /*
- * In these two statements, $1 to $3 are arrays of the sources, identifiers
- * and leases of profiles.  Like the statements in claim.c, they do not depend
- * on the statistics of the table.
+ * Time after which a transaction begins to write no further profile, and
+ * leaves the rest to the next transaction, in milliseconds.
+ */
+#define MAX_WRITE_TIME 1000
+
+/* MAX_WRITE_TIME while a run ends; short, so that a timeout loses little. */
+#define LAST_WRITE_TIME 250
+
+/*
+ * Maximum wait for a lock if profiles are written one by one, in milliseconds.
+ */
+#define SINGLE_LOCK_TIME 10
+
+/* Stop writing profiles one by one after this many were found locked. */
+#define MAX_SINGLE_WAITS 25
+
+/*
+ * Statement that locks the rows of profiles, and returns their contents.  $1
+ * to $3 are arrays of the sources, identifiers and leases.  As in claim.c, the
+ * plan does not depend on the statistics of the table.
  */
 static const char lock_arrived_sql[] =
 "SELECT k.n::integer, l.*"
@@ -32,9 +52,12 @@ static const char lock_arrived_sql[] =
 " CROSS JOIN LATERAL (SELECT p.generation, p.state, p.due_at,"
 " p.attempts, p.http_status, p.last_error, %F, %s FROM %P AS p"
 " WHERE p.source_id = k.s AND p.%I = k.i AND p.lease_until = k.lease"
-" FOR UPDATE SKIP LOCKED) AS l";
+" FOR NO KEY UPDATE SKIP LOCKED) AS l";
 
-/* Finds the profiles whose leases are still ours, even if they are locked. */
+/*
+ * Statement that finds the profiles whose leases are still ours, even if their
+ * rows are locked.  The parameters are those of lock_arrived_sql.
+ */
 static const char find_locked_sql[] =
 "SELECT k.n::integer"
 " FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
@@ -42,8 +65,9 @@ static const char find_locked_sql[] =
 " WHERE p.source_id = k.s AND p.%I = k.i)";
 
 /*
- * $1 and $2 are the key of a profile.  $3 to $6 are a vector; it is written
- * only if it differs from the stored one.
+ * Statement that writes a vector, but only if it differs from the stored
+ * vector.  $1 and $2 are the key of the profile.  $3 to $6 are the section,
+ * the item, the vector and the current time.
  */
 static const char insert_vector_sql[] =
 "INSERT INTO %V AS v"
@@ -71,9 +95,9 @@ static const char write_states_sql[] =
 " WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /*
- * $15 is the account.  If the API does not know a profile, all its sections
- * are requested again once it does.  If the API knows it, but has no vector
- * for a section, the section counts as requested.
+ * $15 is the account.  If the API does not know a profile, all sections of the
+ * profile are requested again once the API knows it.  If the API knows the
+ * profile, but has no vector for a section, the section counts as requested.
  */
 static const char fetched_with_sql[] =
 "dimension = COALESCE(k.dimension, p.dimension),"
@@ -82,8 +106,8 @@ static const char fetched_with_sql[] =
 " account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $15 END,";
 
 /*
- * The hash of a content is updated only together with its vector.  A content
- * that may have been sent remains marked if there was no reply.
+ * The hash of the content is updated only together with the vector.  Content
+ * that may have been sent remains marked as sent if there was no reply.
  */
 static const char content_sql[] =
 "content_hash = CASE WHEN k.refreshed_at IS NULL OR k.is_kept"
@@ -143,7 +167,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		profile->is_ours = profile->is_locked = profile->is_held = false;
 		profile->write_error = NULL;
 		profile->lost = NULL;
-		profile->is_kept = false;
+		profile->is_kept = profile->is_undecided = false;
 		values[0] = CStringGetTextDatum(profile->source_id);
 		values[1] = CStringGetTextDatum(profile->identifier);
 		values[2] = TimestampTzGetDatum(profile->lease);
@@ -188,6 +212,13 @@ lock_profiles(const HrflowStore *store, List *profiles)
 
 		profile->is_locked = !profile->is_ours;
 	}
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		/* If the lease is no longer ours, do not wait for a lock. */
+		profile->is_stuck &= profile->is_ours || profile->is_locked;
+	}
 }
 
 static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
@@ -210,21 +241,74 @@ is_complete(const HrflowProfile *profile)
 typedef struct Writing
 {
 	HrflowRun  *run;
-	const HrflowStore *store;
 	SPIPlanPtr	insert;
 	SPIPlanPtr	erase;
 	List	   *profiles;
+	int64		until;			/* time after which no profile is begun */
+	int			nwaits;			/* number of profiles that could not be
+								 * written one by one, because of locks */
 } Writing;
 
 /*
- * Write the vectors of some profiles, except those that are stored already.
- * If a profile was fetched completely, also erase its old vectors.
+ * Is a profile locked by another session, or are its vectors?
+ */
+bool
+hrflow_write_is_locked(const HrflowProfile *profile)
+{
+	return profile->is_locked || profile->is_stuck;
+}
+
+/*
+ * Leave a profile to a later write.
+ */
+static void
+hold_back(HrflowProfile *profile)
+{
+	profile->is_ours = false;
+	profile->is_held = true;
+	profile->was_kept |= profile->is_kept && !profile->is_undecided;
+}
+
+/*
+ * Limit the wait for the next lock to the time left for all locks, but to no
+ * less than a fifth of the time for all locks.
+ */
+static void
+limit_locks(const HrflowRun *run)
+{
+	int64		left = (run->locks_until - hrflow_clock_now()) / HRFLOW_MSEC;
+
+	hrflow_work_limit_locks(Max(left, run->lock_time / 5 + 1));
+}
+
+/*
+ * Start the time limit for a pass.  Returns the time after which the pass must
+ * not begin to write another profile.
+ */
+static int64
+get_write_until(const HrflowRun *run)
+{
+	int			limit = run->error != NULL || run->is_ending ?
+	LAST_WRITE_TIME : MAX_WRITE_TIME;
+	int			timeout = hrflow_compat_transaction_timeout();
+
+	if (timeout > 0)
+		limit = Min(limit, timeout / 8);
+	return hrflow_clock_now() + limit * HRFLOW_MSEC;
+}
+
+/*
+ * Write the vectors of profiles, except vectors that are stored already.  If a
+ * profile was fetched completely, also put aside the stored vectors that its
+ * reply lacks.  At least one profile is written, however long that takes.
  */
 static void
 write_vectors(void *arg)
 {
 	Writing    *writing = arg;
+	HrflowRun  *run = writing->run;
 	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	bool		has_begun = false;
 	ListCell   *cell;
 	ListCell   *inner;
 
@@ -234,6 +318,15 @@ write_vectors(void *arg)
 
 		if (!profile->is_ours)
 			continue;
+		if (has_begun && hrflow_clock_now() >= writing->until)
+		{
+			hold_back(profile);
+			run->has_more = true;
+			continue;
+		}
+		has_begun = true;
+		limit_locks(run);
+		hrflow_work_receive(run);
 		foreach(inner, profile->vectors)
 		{
 			HrflowVector *vector = lfirst(inner);
@@ -248,17 +341,16 @@ write_vectors(void *arg)
 			hrflow_store_execute_plan(writing->insert, values, NULL);
 		}
 		if (is_complete(profile))
-			hrflow_erase_old_vectors(writing->run, writing->store,
-									 writing->erase, profile);
+			hrflow_lost_put(writing->run, writing->erase, profile);
 	}
 }
 
 /*
  * Was this error caused by the server or by user intervention rather than by
- * the data?  Of class 55, only errors about locks count, and of class XX only
- * those about corruption, because a trigger may throw any other error of
- * these classes for a single profile.  XX000 is the SQLSTATE of elog(), and
- * of ereport() without an errcode.
+ * the data?  Of class 55, only errors about locks and objects in use count; of
+ * class XX, only errors about corruption count.  Any other error of these
+ * classes may be thrown by a trigger for a single profile.  XX000 is the
+ * SQLSTATE of elog(), and of ereport() without an errcode.
  */
 bool
 hrflow_write_is_of_server(int sqlerrcode)
@@ -276,19 +368,8 @@ hrflow_write_is_of_server(int sqlerrcode)
 }
 
 /*
- * Is this an error about rows that other sessions have locked?
- */
-static bool
-is_of_lock(int sqlerrcode)
-{
-	return sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
-		sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED;
-}
-
-/*
- * Write the vectors of some profiles in a subtransaction.  Returns NULL, or
- * an error that is specific to the profiles or about locks.  Rethrows any
- * other error.
+ * Call write_vectors() in a subtransaction.  Returns NULL, or an error that is
+ * specific to the profiles or about locks.  Rethrows any other error.
  */
 static ErrorData *
 try_write_vectors(Writing *writing, List *profiles)
@@ -299,52 +380,33 @@ try_write_vectors(Writing *writing, List *profiles)
 	error = hrflow_store_try(write_vectors, writing);
 
 	if (error != NULL && hrflow_write_is_of_server(error->sqlerrcode) &&
-		!is_of_lock(error->sqlerrcode))
+		!HRFLOW_IS_OF_LOCK(error->sqlerrcode))
 		ReThrowError(error);
 	return error;
 }
 
 /*
- * Keep an error, to be thrown at the end of the run.  "error" is a copy of
- * it.  Changes the current memory context.
- */
-static pg_noinline void
-keep_error(HrflowRun *run, ErrorData *error)
-{
-	PG_TRY();
-	{
-		ReThrowError(error);
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(run->context);
-		run->error = CopyErrorData();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-}
-
-/*
- * Record that the vectors of a profile could not be written, either because
- * of an error specific to the profile, or because their rows are locked.  A
- * lock ends the run, but only after all other profiles are written; the
- * profile keeps its lease until then.
+ * Record that the vectors of a profile could not be written, either because of
+ * an error specific to the profile, or because their rows are locked.  Hold
+ * back a locked profile, and move it to the end of the list, so that the next
+ * write tries other profiles first.
  */
 static void
-note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
+note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 {
 	MemoryContext old = CurrentMemoryContext;
 
-	if (is_of_lock(error->sqlerrcode))
+	if (HRFLOW_IS_OF_LOCK(error->sqlerrcode))
 	{
-		profile->is_ours = false;
+		hold_back(profile);
+		profile->is_held = false;
 		profile->is_stuck = true;
-		if (run->error == NULL)
-			keep_error(run, error);
-		MemoryContextSwitchTo(old);
+		dlist_delete(&profile->node);
+		dlist_push_tail(&writing->run->arrived, &profile->node);
+		writing->nwaits++;
 		return;
 	}
-	/* Do not pay again for an answer that was received. */
+	/* Do not pay again for a reply that was received. */
 	if (profile->hash != NULL && profile->asked_at != 0)
 		profile->was_sent = profile->is_final = true;
 	MemoryContextSwitchTo(profile->context);
@@ -354,33 +416,77 @@ note_write_error(HrflowRun *run, HrflowProfile *profile, ErrorData *error)
 }
 
 /*
- * Write the vectors of profiles.  If there is an error, write each profile
- * separately, so that only the profiles that cause errors remain unwritten.
+ * Write the vectors of each profile separately, so that only the profiles that
+ * cause errors remain unwritten.  Returns false if there was not enough time
+ * for all of them.
+ */
+static bool
+write_one_by_one(Writing *writing, List *profiles)
+{
+	int			level = NewGUCNestLevel();
+	bool		has_begun = false;
+	bool		has_time = true;
+	ListCell   *cell;
+
+	hrflow_work_limit_locks(SINGLE_LOCK_TIME);
+	writing->until = get_write_until(writing->run);
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+		ErrorData  *error;
+
+		if (!profile->is_ours)
+			continue;
+		has_time = has_time &&
+			(!has_begun || hrflow_clock_now() < writing->until);
+		if (!has_time || writing->nwaits >= MAX_SINGLE_WAITS)
+		{
+			hold_back(profile);
+			continue;
+		}
+		has_begun = true;
+		error = try_write_vectors(writing, list_make1(profile));
+		if (error != NULL)
+			note_write_error(writing, profile, error);
+	}
+	AtEOXact_GUC(false, level);
+	return has_time;
+}
+
+/*
+ * Write the vectors of profiles: first the profiles whose vectors have not
+ * been found to be locked, together if that causes no error, and then the
+ * others.
  */
 static void
 write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	Writing		writing = {.run = run, .store = store};
+	Writing		writing = {.run = run};
+	List	   *fresh = NIL;
+	List	   *stuck = NIL;
 	ListCell   *cell;
 
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		if (profile->is_stuck)
+			stuck = lappend(stuck, profile);
+		else
+			fresh = lappend(fresh, profile);
+	}
 	writing.insert = hrflow_store_prepare(hrflow_store_sql(store,
 														   insert_vector_sql),
 										  lengthof(insert_types), insert_types);
-	writing.erase = hrflow_erase_prepare(store);
-	if (try_write_vectors(&writing, profiles) != NULL)
-	{
-		foreach(cell, profiles)
-		{
-			HrflowProfile *profile = lfirst(cell);
-			ErrorData  *error = try_write_vectors(&writing,
-												  list_make1(profile));
-
-			if (error != NULL)
-				note_write_error(run, profile, error);
-		}
-	}
+	writing.erase = hrflow_lost_prepare(store, profiles);
+	writing.until = get_write_until(run);
+	if (try_write_vectors(&writing, fresh) != NULL)
+		run->has_more = !write_one_by_one(&writing, fresh);
+	if (stuck != NIL)
+		(void) write_one_by_one(&writing, stuck);
 	SPI_freeplan(writing.insert);
-	SPI_freeplan(writing.erase);
+	if (writing.erase != NULL)
+		SPI_freeplan(writing.erase);
 }
 
 /*
@@ -485,7 +591,7 @@ hrflow_write_explain(const HrflowStore *store)
 }
 
 /*
- * Add a profile to run->gone if the API has had no vector of it for at least
+ * Add a profile to run->gone if the API has had no vector for it for at least
  * HRFLOW_GONE_AGE.
  */
 static void
@@ -509,8 +615,7 @@ note_long_missing(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Return the profiles whose leases are still ours, and that were fetched
- * completely.
+ * Return the completely fetched profiles whose leases are still ours.
  */
 static List *
 list_complete(List *profiles)
@@ -529,8 +634,55 @@ list_complete(List *profiles)
 }
 
 /*
- * Write the profiles that have arrived.  After the commit, the caller must
- * call hrflow_write_done().
+ * Lock the tables that are to be written.  Another session may hold a lock on
+ * a table for long, so this must be done before rows are locked.
+ */
+static void
+lock_tables(const HrflowRun *run, const HrflowStore *store)
+{
+	Relation	tables[] = {store->vectors, store->profiles};
+	ListCell   *cell;
+
+	limit_locks(run);
+
+	for (int i = 0; i < lengthof(tables); i++)
+	{
+		/* An INSERT would lock only its own partition, so lock all of them. */
+		foreach(cell, find_all_inheritors(RelationGetRelid(tables[i]), NoLock,
+										  NULL))
+			LockRelationOid(lfirst_oid(cell), RowExclusiveLock);
+	}
+}
+
+/*
+ * If a profile that was held back must keep sections that its reply lacks,
+ * because too many profiles have lost sections, let all profiles of this write
+ * keep such sections.
+ */
+static void
+keep_held_back(List *profiles)
+{
+	bool		was_kept = false;
+	ListCell   *cell;
+
+	foreach(cell, profiles)
+	{
+		const HrflowProfile *profile = lfirst(cell);
+
+		was_kept |= profile->was_kept && profile->lost != NULL;
+	}
+	foreach(cell, profiles)
+	{
+		HrflowProfile *profile = lfirst(cell);
+
+		profile->is_kept |= was_kept && profile->lost != NULL;
+	}
+}
+
+/*
+ * Write the profiles that have arrived.  Sets run->has_more if there was not
+ * enough time for all of them.  The caller must call hrflow_write_done() after
+ * the commit.
  */
 void
 hrflow_write(HrflowRun *run, const HrflowStore *store)
@@ -538,34 +690,32 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 	List	   *profiles = NIL;
 	dlist_iter	iter;
 
+	run->has_more = false;
+	lock_tables(run, store);
+	run->has_locks = true;
 	dlist_foreach(iter, &run->arrived)
-	{
-		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
-
-		if (!profile->is_stuck)
-			profiles = lappend(profiles, profile);
-	}
-	if (profiles == NIL)
-		return;
+		profiles = lappend(profiles,
+						   dlist_container(HrflowProfile, node, iter.cur));
 	lock_profiles(store, profiles);
-	hrflow_erase_judge(run, store, list_complete(profiles));
+	hrflow_lost_judge(run, store, list_complete(profiles));
+	keep_held_back(profiles);
 	hrflow_model_spare(run, profiles);
 	write_all_vectors(run, store, profiles);
 	hrflow_model_judge(run, profiles);
-	hrflow_erase_note(store, profiles);
+	hrflow_lost_note(store, profiles);
 	write_states(run, store, profiles);
 }
 
 /*
- * Should writing a profile be retried?  It should if its row is locked by
- * another session, but for at most MAX_LOCKED_TIME.
+ * Should writing a profile be retried?  It should if another session has
+ * locked the row or the vectors, but for at most MAX_LOCKED_TIME.
  */
 static bool
 is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 {
 	int64		now = hrflow_clock_now();
 
-	if (!profile->is_locked)
+	if (!hrflow_write_is_locked(profile))
 		return false;
 	hrflow_model_end_trial(run, profile);
 	if (profile->locked_at == 0)
@@ -574,9 +724,10 @@ is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * If the API does not know the source of a profile that was written, let the
- * other profiles of the source be postponed until the same time.  A profile
- * that was claimed, but not requested, does not count as claimed.
+ * If the API does not know the source of a profile that was written, let all
+ * other profiles of the source be postponed until this profile is due.  A
+ * profile that was claimed, but not requested, is not counted in
+ * run->nclaimed.
  */
 static void
 note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
@@ -598,8 +749,8 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 
 /*
  * Count and free the profiles that were written, after the commit.  Profiles
- * that are locked by other sessions are kept for a retry, but not those whose
- * leases are no longer ours.
+ * that other sessions have locked are kept, to be retried, unless their leases
+ * are no longer ours.
  */
 void
 hrflow_write_done(HrflowRun *run)
@@ -610,15 +761,20 @@ hrflow_write_done(HrflowRun *run)
 	{
 		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
 
-		if (profile->is_stuck || profile->is_held ||
-			is_to_be_tried_again(run, profile))
+		if (profile->is_ours)
+			profile->is_stuck = false;
+		if (profile->is_held || is_to_be_tried_again(run, profile))
 			continue;
 		run->nvain += !profile->is_ours ||
 			profile->status != HRFLOW_INVALID_SOURCE;
-		run->nunwritten += profile->is_locked;
+		if (hrflow_write_is_locked(profile))
+		{
+			run->nlocked++;
+			run->nunwritten++;
+		}
 		if (profile->is_ours)
 		{
-			/* A copy of a stored vector does not show what the API returns. */
+			/* A vector copied from the store proves nothing about the API. */
 			run->is_trusted |= profile->vectors != NIL &&
 				profile->asked_at != 0 && profile->write_error == NULL;
 			run->tallies[profile->tally]++;
@@ -628,9 +784,11 @@ hrflow_write_done(HrflowRun *run)
 				run->nvain = 0;
 			}
 			note_long_missing(run, profile);
-			run->nkept += profile->is_kept;
+			run->nkept += profile->is_kept && !profile->is_undecided;
 			run->nerased += profile->lost != NULL && !profile->is_kept &&
 				profile->write_error == NULL;
+			run->nshortened += profile->has_lost && profile->lost == NULL &&
+				!profile->is_kept && profile->write_error == NULL;
 			note_bad_profile(run, profile);
 		}
 		run->narrived--;

@@ -12,12 +12,14 @@
 #include "transport/transfer.h"
 
 /*
- * Exponential backoff with full jitter: the pause before a retry is random
- * between 0 and BACKOFF_BASE, which is doubled for each further retry up to
- * BACKOFF_LIMIT.  Jitter prevents clients that failed at the same time from
- * returning at the same time.
+ * Maximum pause before the first retry.  The pause is random between 0 and
+ * this maximum, which is doubled for each further retry (exponential backoff
+ * with full jitter).  Jitter prevents clients that failed at the same time
+ * from returning at the same time.
  */
 #define BACKOFF_BASE (250 * HRFLOW_MSEC)
+
+/* Maximum pause before any retry. */
 #define BACKOFF_LIMIT (16 * HRFLOW_SEC)
 
 /*
@@ -41,33 +43,36 @@ void
 hrflow_account_report(HrflowTransfer *transfer, HrflowAccountOutcome outcome)
 {
 	HrflowTransport *transport = transfer->transport;
-	bool		was_probe = transfer->try.is_probe;
+	bool		was_probe = transfer->attempt.is_probe;
 
-	transfer->try.is_probe = false;
+	transfer->attempt.is_probe = false;
 	if (was_probe)
 		transport->admitted_at = 0;
-	transfer->try.pause = hrflow_rate_report(transfer, outcome, was_probe,
-											 &transfer->try.counts);
+	transfer->attempt.pause = hrflow_rate_report(transfer, outcome, was_probe,
+												 &transfer->attempt.counts);
 }
 
 /*
- * If the attempt is a probe, report that we don't know its outcome.  Does not
- * throw.
+ * If the attempt is a probe, report to the account that the outcome of the
+ * probe is unknown.  Does not throw.
  */
 void
 hrflow_account_give_back_probe(HrflowTransfer *transfer)
 {
-	if (transfer->try.is_probe)
+	if (transfer->attempt.is_probe)
 		hrflow_account_report(transfer, HRFLOW_GIVEN_UP);
 }
 
 /*
- * Return the outcome of a completed attempt for the account.
+ * Classify the outcome of a completed attempt for the account.  If the proxy
+ * refused the attempt, nothing is known about the API.
  */
 static HrflowAccountOutcome
 outcome_of(const HrflowReply *reply)
 {
-	if (reply->http_status == 429)
+	if (reply->status == HRFLOW_PROXY_REFUSED)
+		return HRFLOW_GIVEN_UP;
+	if (reply->is_limited)
 		return HRFLOW_LIMITED;
 	if (reply->http_status == 503 && reply->retry_after > 0 &&
 		reply->retry_after * HRFLOW_SEC <= HRFLOW_RETRY_AFTER_LIMIT)
@@ -97,8 +102,8 @@ hrflow_account_admit(HrflowTransport *transport, int64 now)
 }
 
 /*
- * Report the outcome of a completed attempt to the account, unless it was for
- * a link.  Does not throw.
+ * Report the outcome of a completed attempt to the account, unless the attempt
+ * fetched a link.  Does not throw.
  */
 void
 hrflow_account_settle(HrflowTransfer *transfer)

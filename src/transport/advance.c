@@ -4,7 +4,7 @@
  *		Records the progress of attempts, as libcurl's callbacks report it, and
  *		detects overdue attempts.
  *
- * All other changes of the state of a transfer are in transfer.c.
+ * All other changes to the state of a transfer are made in transfer.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,8 +14,8 @@
 
 /*
  * Extra time to wait for libcurl to end an attempt that has timed out.  After
- * that we assume that libcurl has lost the transfer, which happens to libcurl
- * 8.22 if it runs out of memory.
+ * this time, we assume that libcurl has lost the transfer, which happens in
+ * libcurl 8.22 if it runs out of memory (test/t/072_injection.pl).
  */
 #define OVERDUE_MARGIN HRFLOW_SEC
 
@@ -28,8 +28,10 @@ static uint32 this_round = 0;
 static bool has_connected = false;
 
 /*
- * Serial of the settings with which a request last passed the proxy, if there
- * is one.
+ * Serial of the settings with which a request last passed the proxy; 0: no
+ * request has.  All requests that use a proxy are sent through a tunnel,
+ * because http is allowed only for loopback addresses, which bypass the proxy.
+ * So the proxy has accepted the password when it has opened the tunnel.
  */
 static uint64 passed_proxy = 0;
 
@@ -42,29 +44,30 @@ hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
 	if (!HRFLOW_IN_FLIGHT(transfer))
 		return;
 	if (transfer->state == HRFLOW_WAITING)
-		transfer->try.round = this_round;
+		transfer->attempt.round = this_round;
 	if (state == HRFLOW_SENT)
 	{
-		has_connected |= transfer->try.may_wait;
-		passed_proxy = transfer->transport->settings->serial;
+		has_connected |= transfer->attempt.may_wait;
+		if (transfer->attempt.uses_proxy)
+			hrflow_advance_pass_proxy(transfer);
 	}
 	transfer->state = state;
 }
 
 /*
- * Record the end of an attempt.  Does not throw.
+ * Record that the proxy has accepted the user and password in the settings of
+ * an attempt.  Does not throw.
  */
 void
-hrflow_advance_end_try(const HrflowTransfer *transfer)
+hrflow_advance_pass_proxy(const HrflowTransfer *transfer)
 {
-	if (transfer->reply.status != HRFLOW_PROXY_REFUSED)
-		passed_proxy = transfer->transport->settings->serial;
+	passed_proxy = transfer->transport->settings->serial;
 }
 
 /*
- * Might the proxy refuse the user and password in these settings?  Proxies
- * may lock the account after a few wrong passwords, so the caller sends a
- * single request, and no others until the proxy has accepted it.
+ * Might the proxy refuse the user and password in these settings?  Proxies may
+ * lock an account after a few wrong passwords, so only one request may be in
+ * flight until the proxy has accepted the password.
  */
 bool
 hrflow_advance_may_be_refused(const HrflowSettings *settings)
@@ -74,7 +77,8 @@ hrflow_advance_may_be_refused(const HrflowSettings *settings)
 }
 
 /*
- * Return the number of the round in which replies will be collected next.
+ * Return the number of the current round.  A round ends when replies are
+ * collected.
  */
 uint32
 hrflow_advance_round(void)
@@ -106,7 +110,12 @@ hrflow_advance_take_connected(void)
 
 /*
  * Return the time by which libcurl should have ended the oldest of a
- * transport's requests in flight.
+ * transport's requests in flight, or HRFLOW_NEVER if there are none.
+ *
+ * The list of requests in flight is in the order in which they were started,
+ * and all have the same timeout, so the first request is the first to be
+ * overdue.  More time may be excused for an earlier request than for a later
+ * one, but only time that passed before the later one began.
  */
 int64
 hrflow_advance_overdue_at(const HrflowTransport *transport)
@@ -117,6 +126,18 @@ hrflow_advance_overdue_at(const HrflowTransport *transport)
 		return HRFLOW_NEVER;
 	first = dlist_container(HrflowTransfer, node,
 							transport->in_flight.head.next);
-	return first->try.began +
+	return first->attempt.began + first->attempt.excused +
 		transport->settings->request_timeout * HRFLOW_MSEC + OVERDUE_MARGIN;
+}
+
+/*
+ * Return the oldest of a transport's requests in flight if libcurl should have
+ * ended it before "now", else NULL.
+ */
+HrflowTransfer *
+hrflow_advance_find_overdue(HrflowTransport *transport, int64 now)
+{
+	if (hrflow_advance_overdue_at(transport) > now)
+		return NULL;
+	return dlist_head_element(HrflowTransfer, node, &transport->in_flight);
 }

@@ -5,23 +5,23 @@
  *
  * If the headers of a reply say how many requests may still be sent, we send
  * no more than that (RateLimit-Remaining and RateLimit-Reset of
- * draft-ietf-httpapi-ratelimit-headers, with or without the prefix X-).  The
- * server is assumed not to have counted requests admitted after the answered
- * one, so their number is subtracted.
+ * draft-ietf-httpapi-ratelimit-headers, with or without the prefix X-).  We
+ * assume that the server has not counted the requests that were admitted after
+ * the one it replies to, and subtract their number.
  *
- * The limit itself is learned from refusals (429).  We know when the requests
- * that were not refused were admitted, when the server refused others, and
- * when a probe succeeded.  If the server allows a fixed number of requests in
- * any period of a given length, it allows another one as soon as the oldest
- * request of the latest such period has become older than the period.  Hence
- * each possible length predicts when a pause ends, and the time at which the
- * pause does end reveals the length.  The number allowed is the number of
- * requests admitted in the period before the first refusal.  This model is
- * the strictest one: fixed windows and token buckets allow at least as much.
+ * The limit itself is learned from refusals (429).  We know when each request
+ * that was not refused had been admitted, when the server began to refuse
+ * requests, and when a probe succeeded.  Suppose that the server allows N
+ * requests in any period of length P.  After N requests it refuses all others
+ * until the oldest of the N is older than P.  Hence each possible P predicts
+ * when the pause will end, and the time at which the pause does end reveals P.
+ * N is the number of requests admitted during the last P before the first
+ * refusal.  This model is the strictest one: fixed windows and token buckets
+ * allow at least as many requests.
  *
- * From then on, we admit that number per period, and the server refuses
- * nothing.  After some periods the number is raised, slightly at first.  If
- * the server refuses the additional requests, the number is learned again.
+ * From then on, we admit N requests per P, so the server need not refuse any.
+ * After some periods N is raised, slightly at first.  If the server refuses
+ * the additional requests, the limit is learned again.
  *
  * All of this is part of the account's state in shared memory.  The caller is
  * rate.c, which holds the mutex.  Nothing here throws.
@@ -42,53 +42,78 @@ static const uint8 usual_periods[] = {
 };
 
 /*
- * Assume that a period is longer than it is by 1/100, since clocks differ.
+ * Lengthen each period by 1/PERIOD_MARGIN, since our clock and the server's
+ * may run at slightly different speeds.
  */
 #define PERIOD_MARGIN 100
 
-/*
- * Width of the slots of a new history, and their maximum width, at which the
- * history spans more than the longest period.
- */
+/* Width of the slots in a new history. */
 #define FIRST_WIDTH (HRFLOW_SEC / 64)
+
+/*
+ * Maximum width of the slots while the period is unknown.  With this width,
+ * the history spans more than the longest period.
+ */
 #define LAST_WIDTH (HRFLOW_SEC / 2)
 
-/* Minimum number of slots per period, once the period is known. */
+/*
+ * Minimum number of slots per period, once the period is known.  With fewer
+ * slots, requests would be admitted noticeably later than the limit allows.
+ */
 #define MIN_SLOTS 32
 
 /*
- * Minimum number of refusals required to learn a limit.  Fewer may have other
- * reasons.
+ * Minimum number of refusals required to learn a limit.  Fewer refusals may
+ * have other causes.
  */
 #define MIN_REFUSED 4
 
-/* Minimum rate of a period, as a fraction of the highest possible rate. */
+/*
+ * Minimum rate of a period to be chosen by find_period(), as a fraction of the
+ * highest rate of all periods.
+ */
 #define MIN_RATE 0.6
 
 /*
- * After PERIODS_BEFORE_RAISE periods without a refusal, raise the number of
- * requests by 1/2 to the power of FIRST_RAISE, that is, by 1/64.  The next
- * raise is by 1/32, and so on up to LAST_RAISE, that is, by 1/4 per period.
+ * Number of periods without a refusal after which the allowed number of
+ * requests is raised for the first time.
  */
 #define PERIODS_BEFORE_RAISE 8
+
+/*
+ * Exponent of the first raise: the allowed number of requests is raised by 1/2
+ * to the power of FIRST_RAISE, that is, by 1/64.  A period later, it is raised
+ * by 1/32, and so on.
+ */
 #define FIRST_RAISE 6
+
+/* Exponent of the largest raise, which is by 1/4 per period. */
 #define LAST_RAISE 2
 
 /*
- * Spread the requests of a period over 1/SPREAD_PART of it, so that all
- * backends get their share.  SPREAD_SLACK allows for the resolution of the
- * timeouts with which they wait.
+ * The requests of a period are spread over 1/SPREAD_PART of the period, so
+ * that all backends get their share.
  */
 #define SPREAD_PART 32
+
+/*
+ * Time by which a request may be admitted early while requests are spread,
+ * because of the resolution of the timeouts with which backends wait.
+ */
 #define SPREAD_SLACK (4 * HRFLOW_MSEC)
 
 /*
- * If the server allows no more requests, send one after TOLD_AGAIN, or when
- * the server says that more may be sent if that is later, to find out how many
- * are allowed then.  Meanwhile, backends check at intervals of TOLD_POLL
- * whether a reply to another backend allows more.
+ * If the rate limit headers of a reply allow no more requests, send one
+ * request after this time, or after the time that the headers state, whichever
+ * is longer, to find out how many requests are allowed then.
  */
 #define TOLD_AGAIN HRFLOW_SEC
+
+/*
+ * Interval at which a backend whose account may send no more requests,
+ * according to the rate limit headers of the last reply, checks whether a
+ * later reply to another backend allows more.
+ */
 #define TOLD_POLL (20 * HRFLOW_MSEC)
 
 static int64
@@ -227,7 +252,7 @@ take_out(HrflowAllowance *allowance, int64 began)
 	int64		n = allowance->width == 0 ? HRFLOW_NSLOTS :
 	Max(began - allowance->began, 0) / allowance->width;
 
-	/* It was counted slightly after "began", perhaps in the next slot. */
+	/* The request was counted just after "began", perhaps in the next slot. */
 	if (n < HRFLOW_NSLOTS - 1 && allowance->slots[n] == 0)
 		n++;
 	if (n < HRFLOW_NSLOTS && allowance->slots[n] > 0)
@@ -251,10 +276,11 @@ forget(HrflowAllowance *allowance)
 }
 
 /*
- * Does the limit allow a request now?  As time passes, requests leave the
- * period, so the number that may still be sent does not decrease by itself.
- * Hence the slots, which are many for a spinlock, are added up only when the
- * number that was computed last has been used up.
+ * Does the limit allow a request now?  "spare" is a lower bound on the number
+ * of requests that may still be sent: that number increases as requests leave
+ * the period, and decreases only when a request is counted.  The slots are
+ * added up only when "spare" has been used up, because the caller holds a
+ * spinlock.
  */
 static bool
 has_spare(HrflowAllowance *allowance, int64 now)
@@ -266,7 +292,7 @@ has_spare(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * The limit has been reached: raise it if it is time to do so.
+ * Raise the limit, which has been used up, if it is time to do so.
  */
 static void
 raise_allowed(HrflowAllowance *allowance, int64 now)
@@ -279,9 +305,10 @@ raise_allowed(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * May a request be sent now?  If so, count it.  If not, set *again to the time
- * at which to ask again, and *full_until to the time at which the next request
- * will be allowed, or to 0 if that is soon.
+ * Admit a request, and count it, if the limit allows one now.  Otherwise,
+ * return in *again when the caller should ask again, and in *full_until when
+ * an exhausted limit admits requests again.  *full_until is 0 if the request
+ * is admitted or merely spread over the period, or if the limit resets soon.
  */
 bool
 hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
@@ -342,7 +369,8 @@ hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
 /*
  * Record the headers of the reply to request number "serial".  "left" is the
  * number of requests that may still be sent, or negative if the headers do not
- * say, and "reset" is the number of seconds after which more may be sent.
+ * contain it.  "reset" is the number of seconds after which more requests may
+ * be sent.
  */
 void
 hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
@@ -357,9 +385,9 @@ hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
 }
 
 /*
- * Record that a request admitted at "began" has been answered.  From then on,
- * it counts as admitted at the time of the answer, because we do not know when
- * it arrived at the server.
+ * Record that a request admitted at "began" has ended without being refused.
+ * The request then counts as admitted at "now", because we do not know when it
+ * arrived at the server.
  */
 void
 hrflow_allowance_note_answer(HrflowAllowance *allowance, int64 began,
@@ -394,8 +422,9 @@ hrflow_allowance_begin_pause(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Record that the probe sent at "sent_at" has been refused.  If that happens
- * twice although the limit should allow the probes, forget the limit.
+ * Record that the probe sent at "sent_at" has been refused.  If two probes are
+ * refused during the same pause, forget the learned limit: it must be wrong,
+ * because it predicted that the second probe would be accepted.
  */
 void
 hrflow_allowance_prolong_pause(HrflowAllowance *allowance, int64 sent_at)
@@ -407,7 +436,8 @@ hrflow_allowance_prolong_pause(HrflowAllowance *allowance, int64 sent_at)
 
 /*
  * Return the time at which the pause would end if the period had this length,
- * or 0 if no request was admitted within such a period before the pause.
+ * or 0 if no request was admitted in the last period of that length before the
+ * pause.
  */
 static int64
 end_of_pause(const HrflowAllowance *allowance, int64 period)
@@ -467,8 +497,9 @@ fit_slots(HrflowAllowance *allowance, int64 now)
 
 /*
  * Return the number of requests that the server allowed in the period before
- * the pause.  "now" is when the probe that ended the pause was sent.  Requests
- * answered during the pause are included: they were in flight when it began.
+ * the pause.  "now" is the time at which the probe that ended the pause was
+ * sent.  Requests answered during the pause are included, because they were in
+ * flight when the pause began.
  */
 static int64
 count_before_pause(const HrflowAllowance *allowance, int64 period, int64 now)
@@ -481,14 +512,15 @@ count_before_pause(const HrflowAllowance *allowance, int64 period, int64 now)
 
 /*
  * Return the length of the period that explains why a probe sent at "now" has
- * ended the pause; 0 if none does.
+ * ended the pause, or 0 if none does.
  *
- * Several lengths may do so.  The longer ones may include time in which the
- * account sent few requests, so that too low a limit would be learned, which
- * no refusal would correct.  The shorter ones may be too short for what the
- * server counts.  Hence we use the longest one with at least MIN_RATE of the
- * highest rate.  Half a request is subtracted for each, because a period that
- * begins and ends with a request contains more than its share of them.
+ * Several lengths may explain the end of the pause.  A period that is too long
+ * may include time in which the account sent few requests; the limit learned
+ * would then be too low, and no refusal would ever correct it.  A period that
+ * is too short may not include all requests that the server counts.  Hence we
+ * use the longest period whose rate is at least MIN_RATE of the highest rate.
+ * To compute a rate, half a request is subtracted, because a period that
+ * begins and ends with a request contains more than its share of requests.
  */
 static int64
 find_period(const HrflowAllowance *allowance, int64 now)

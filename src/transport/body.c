@@ -4,8 +4,8 @@
  *		Receives the headers and the body of a reply, and decompresses the
  *		body.
  *
- * The memory for the bodies of all transfers of a backend is limited.  These
- * are libcurl's callbacks, so none of them may throw.
+ * The total memory for the bodies of a backend's transfers is limited.
+ * Nothing here throws, since this is called from libcurl's callbacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,19 +15,17 @@
 
 #include "transport/transfer.h"
 
-/* Numbers of seconds above this are times since 1970. */
+/* A RateLimit-Reset above this is a Unix time, not a number of seconds. */
 #define UNIX_TIME_MIN 1000000000
 
-/*
- * Size of the buffers of all transfers, in bytes, and its maximum since
- * hrflow_body_most_buffered() was last called.
- */
+/* Total size of the buffers of all transfers, in bytes. */
 static size_t buffered = 0;
+
+/* Maximum of "buffered" since the last call of hrflow_body_most_buffered(). */
 static size_t most_buffered = 0;
 
 /*
- * Free a transfer's buffer, because the body will have to be requested again,
- * possibly much later.  Does not throw.
+ * Free a transfer's buffer, and any body in it.  Does not throw.
  */
 void
 hrflow_body_drop(HrflowTransfer *transfer)
@@ -41,7 +39,7 @@ hrflow_body_drop(HrflowTransfer *transfer)
 }
 
 /*
- * Return the maximum size of all buffers since the last call.
+ * Return the maximum total size of the buffers since the last call.
  */
 size_t
 hrflow_body_most_buffered(void)
@@ -53,7 +51,8 @@ hrflow_body_most_buffered(void)
 }
 
 /*
- * Enlarge a transfer's buffer to at least "size" bytes.
+ * Enlarge a transfer's buffer to at least "size" bytes.  Returns false, with
+ * the fault set, if that is not possible.
  */
 static bool
 enlarge_body(HrflowTransfer *transfer, size_t size)
@@ -68,22 +67,23 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 	capacity = Min(capacity,
 				   transfer->transport->settings->max_response_size + 1);
 
-	if (!transfer->try.is_alone &&
+	if (!transfer->attempt.is_alone &&
 		buffered - transfer->capacity + capacity >
 		HRFLOW_MAX_BUFFERED + HRFLOW_KEEP_HANDLES * HRFLOW_KEEP_BUFFER)
 	{
 		/*
-		 * Other transfers may free their buffers before the next attempt.
-		 * Free ours at once for them to use.
+		 * The next attempt may have enough memory, when other transfers have
+		 * freed their buffers.  Free this buffer at once, so that they can
+		 * use the memory.
 		 */
-		transfer->try.fault = HRFLOW_EXCEEDS_BUDGET;
+		transfer->attempt.fault = HRFLOW_EXCEEDS_BUDGET;
 		hrflow_body_drop(transfer);
 		return false;
 	}
 	body = realloc(transfer->body, capacity);
 	if (body == NULL)
 	{
-		transfer->try.fault = HRFLOW_NO_MEMORY;
+		transfer->attempt.fault = HRFLOW_NO_MEMORY;
 		return false;
 	}
 	buffered += capacity - transfer->capacity;
@@ -104,7 +104,7 @@ add_to_body(void *arg, const char *data, size_t length)
 
 	if (total > transfer->transport->settings->max_response_size)
 	{
-		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
+		transfer->attempt.fault = HRFLOW_EXCEEDS_LIMIT;
 		return false;
 	}
 	if (!enlarge_body(transfer, total + 1))
@@ -115,8 +115,9 @@ add_to_body(void *arg, const char *data, size_t length)
 }
 
 /*
- * libcurl's callback for the data of a body.  The size before decompression is
- * limited too, because gzip allows any number of empty blocks.
+ * libcurl callback that receives a part of the body of a reply.  The size
+ * before decompression is limited too, because gzip allows any number of empty
+ * blocks.
  */
 size_t
 hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
@@ -124,23 +125,23 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
 	HrflowTransfer *transfer = arg;
 	bool		good;
 
-	if (transfer->try.fault != HRFLOW_NO_FAULT)
+	if (transfer->attempt.fault != HRFLOW_NO_FAULT)
 		return 0;
-	transfer->try.body_bytes += length;
-	if (transfer->try.body_bytes >
+	transfer->attempt.body_bytes += length;
+	if (transfer->attempt.body_bytes >
 		transfer->transport->settings->max_response_size)
 	{
-		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
+		transfer->attempt.fault = HRFLOW_EXCEEDS_LIMIT;
 		return 0;
 	}
-	if (!transfer->try.is_gzip)
+	if (!transfer->attempt.is_gzip)
 		good = add_to_body(transfer, data, length);
 	else
 	{
 		good = hrflow_gunzip_feed(transfer->gunzip, data, length, add_to_body,
 								  transfer);
-		if (!good && transfer->try.fault == HRFLOW_NO_FAULT)
-			transfer->try.fault = HRFLOW_BAD_ENCODING;
+		if (!good && transfer->attempt.fault == HRFLOW_NO_FAULT)
+			transfer->attempt.fault = HRFLOW_BAD_ENCODING;
 	}
 	return good ? length : 0;
 }
@@ -150,11 +151,11 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
  * reply cannot be attributed to this request.
  *
  * If HTTP/2 was offered, remember the version that the origin uses.  If an
- * origin has never answered over HTTP/2, and a request that failed over it is
- * answered when it is sent again over HTTP/1.1, use only HTTP/1.1 from then
- * on. It may be our retry or libcurl's: libcurl 8.22 falls back to HTTP/1.1 by
- * itself (071_http2_refused.pl).  Do the same for origins whose replies
- * libcurl mixes up.
+ * origin has never replied over HTTP/2, and a request that failed over HTTP/2
+ * gets a reply when it is resent over HTTP/1.1, use only HTTP/1.1 with the
+ * origin from then on.  The request may have been resent by us or by libcurl,
+ * since libcurl 8.22 falls back to HTTP/1.1 by itself (071_http2_refused.pl).
+ * Also use only HTTP/1.1 if libcurl has mixed up an origin's replies.
  */
 static bool
 note_protocol(HrflowTransfer *transfer, char version)
@@ -162,22 +163,22 @@ note_protocol(HrflowTransfer *transfer, char version)
 	bool		is_ours = version == '2' || hrflow_sharing_check(transfer);
 	bool		refuses;
 
-	hrflow_poller_note_version(transfer->try.socket, version);
-	if (!transfer->try.offers_http2 && !transfer->avoids_http2)
+	hrflow_poller_note_version(transfer->attempt.socket, version);
+	if (!transfer->attempt.offers_http2 && !transfer->avoids_http2)
 		return is_ours;
 	refuses = hrflow_origin_protocol(transfer->url) == HRFLOW_PROTOCOL_UNKNOWN &&
-		(transfer->avoids_http2 || transfer->try.nsent > 1);
+		(transfer->avoids_http2 || transfer->attempt.nsent > 1);
 	if (version == '2')
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_2);
-	else if (refuses || (!is_ours && transfer->try.offers_http2))
+	else if (refuses || (!is_ours && transfer->attempt.offers_http2))
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1_ONLY);
-	else if (transfer->try.offers_http2)
+	else if (transfer->attempt.offers_http2)
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1);
 	return is_ours;
 }
 
 /*
- * Is this name in a list, ignoring case?
+ * Is a name in a list?  Case is ignored.
  */
 static bool
 is_among(const char *name, size_t length, const char *const names[], int n)
@@ -192,8 +193,8 @@ is_among(const char *name, size_t length, const char *const names[], int n)
 }
 
 /*
- * Take the first name from a list separated by commas.  Returns its length, or
- * -1 at the end of the list.
+ * Take the first name from a comma-separated list, and advance *list past it.
+ * Returns its length, or -1 at the end of the list.
  */
 static int
 take_name(const char **list, const char *end, const char **name)
@@ -215,9 +216,9 @@ take_name(const char **list, const char *end, const char **name)
 }
 
 /*
- * Parse the value of a Content-Encoding header.  Some values denote no
- * transformation, because object stores return whatever they were given when
- * the object was written.  Returns false if the encoding is not supported.
+ * Parse the value of a Content-Encoding header.  Object stores return whatever
+ * value they were given when the object was written, so accept values that
+ * denote no transformation.  Returns false if the encoding is not supported.
  */
 static bool
 read_encoding(HrflowTransfer *transfer, const char *value, const char *end)
@@ -230,8 +231,8 @@ read_encoding(HrflowTransfer *transfer, const char *value, const char *end)
 	while ((length = take_name(&value, end, &name)) >= 0)
 	{
 		if (is_among(name, length, compressed, lengthof(compressed)) &&
-			!transfer->try.is_gzip)
-			transfer->try.is_gzip = true;
+			!transfer->attempt.is_gzip)
+			transfer->attempt.is_gzip = true;
 		else if (!is_among(name, length, plain, lengthof(plain)))
 			return false;
 	}
@@ -239,9 +240,9 @@ read_encoding(HrflowTransfer *transfer, const char *value, const char *end)
 }
 
 /*
- * Check the value of a Transfer-Encoding header.  Compression, which we do not
- * request, must be refused: libcurl 7.88 would decompress whatever it can, and
- * our limits of memory do not include what that takes.
+ * Check the value of a Transfer-Encoding header.  Compression is refused,
+ * since we do not request it: libcurl 7.88 would decompress the body, and our
+ * memory limits do not include the memory that this takes.
  */
 static bool
 is_framing(const char *value, const char *end)
@@ -271,7 +272,8 @@ value_of_header(const char *line, size_t length, const char *name)
 
 /*
  * If this header line is Content-Encoding, prepare to decode the body; if it
- * is Transfer-Encoding, check it.
+ * is Transfer-Encoding, check it.  Returns false, with the fault set, if the
+ * body cannot be decoded.
  */
 static bool
 note_encoding(HrflowTransfer *transfer, const char *line, size_t length)
@@ -283,23 +285,23 @@ note_encoding(HrflowTransfer *transfer, const char *line, size_t length)
 	if ((content != NULL && !read_encoding(transfer, content, end)) ||
 		(framing != NULL && !is_framing(framing, end)))
 	{
-		transfer->try.fault = HRFLOW_BAD_ENCODING;
+		transfer->attempt.fault = HRFLOW_BAD_ENCODING;
 		return false;
 	}
-	if (content == NULL || !transfer->try.is_gzip)
+	if (content == NULL || !transfer->attempt.is_gzip)
 		return true;
 	if (transfer->gunzip == NULL)
 		transfer->gunzip = hrflow_gunzip_create();
 	else
 		hrflow_gunzip_reset(transfer->gunzip);
 	if (transfer->gunzip == NULL)
-		transfer->try.fault = HRFLOW_NO_MEMORY;
+		transfer->attempt.fault = HRFLOW_NO_MEMORY;
 	return transfer->gunzip != NULL;
 }
 
 /*
- * Return the number that is the value of a header line with this name, or with
- * X- before it; -1 if there is none.
+ * If a header line has this name, optionally preceded by "X-", and a number as
+ * its value, return the number, else -1.
  */
 static int64
 number_of_header(const char *line, size_t length, const char *name)
@@ -327,8 +329,9 @@ number_of_header(const char *line, size_t length, const char *name)
 }
 
 /*
- * Record how many requests the account may still send, and when it may send
- * others.  Some servers specify the latter as Unix time.
+ * If this header line says how many requests the account may still send, or
+ * when it may send more, record that.  Some servers specify the time as a Unix
+ * time instead of a number of seconds.
  */
 static void
 note_left(HrflowTransfer *transfer, const char *line, size_t length)
@@ -337,51 +340,52 @@ note_left(HrflowTransfer *transfer, const char *line, size_t length)
 	int64		reset = number_of_header(line, length, "RateLimit-Reset:");
 
 	if (nleft >= 0)
-		transfer->try.nleft = nleft;
+		transfer->attempt.nleft = nleft;
 	if (reset > UNIX_TIME_MIN)
 		reset = Max(reset - (int64) time(NULL), 0);
 	if (reset >= 0)
-		transfer->try.reset = reset;
+		transfer->attempt.reset = reset;
 }
 
 /*
- * libcurl's callback for a header line.
+ * libcurl callback that receives a header line of a reply.
  */
 size_t
 hrflow_body_on_header(char *data, size_t one, size_t length, void *arg)
 {
 	HrflowTransfer *transfer = arg;
 
-	if (transfer->try.fault != HRFLOW_NO_FAULT)
+	if (transfer->attempt.fault != HRFLOW_NO_FAULT)
 		return 0;
 	hrflow_transfer_advance(transfer, HRFLOW_RECEIVING);
 
 	/*
-	 * The headers end with an empty line.  If they are those of an interim
-	 * response (HTTP 1xx), another status line follows.  Any other line that
-	 * looks like one is a header or a trailer.
+	 * The headers end with an empty line.  Only after the headers of an
+	 * interim response (HTTP 1xx) does another status line follow.  Any other
+	 * line that looks like a status line is a header or a trailer.
 	 */
-	if (!transfer->try.has_reply && length >= 6 && memcmp(data, "HTTP/", 5) == 0)
+	if (!transfer->attempt.has_reply && length >= 6 && memcmp(data, "HTTP/", 5) == 0)
 	{
 		const char *space = memchr(data, ' ', length);
 
-		transfer->try.headers_ended = false;
-		transfer->try.is_gzip = false;
-		transfer->try.nleft = -1;
+		transfer->attempt.headers_ended = false;
+		transfer->attempt.is_gzip = false;
+		transfer->attempt.nleft = -1;
+		transfer->attempt.reset = 0;
 		if (!note_protocol(transfer, data[5]))
 			return 0;
-		transfer->try.has_reply = space == NULL || space[1] != '1';
+		transfer->attempt.has_reply = space == NULL || space[1] != '1';
 	}
 	else if (length > 0 && (*data == '\r' || *data == '\n'))
-		transfer->try.headers_ended = true;
+		transfer->attempt.headers_ended = true;
 
-	transfer->try.header_bytes += length;
-	if (transfer->try.header_bytes > HRFLOW_MAX_HEADERS)
+	transfer->attempt.header_bytes += length;
+	if (transfer->attempt.header_bytes > HRFLOW_MAX_HEADERS)
 	{
-		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
+		transfer->attempt.fault = HRFLOW_EXCEEDS_LIMIT;
 		return 0;
 	}
-	if (transfer->try.headers_ended || !transfer->try.has_reply)
+	if (transfer->attempt.headers_ended || !transfer->attempt.has_reply)
 		return length;
 	note_left(transfer, data, length);
 	return note_encoding(transfer, data, length) ? length : 0;

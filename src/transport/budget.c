@@ -1,20 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * budget.c
- *		Counts the requests to the API that a statement has sent, and that each
- *		account has sent today.
+ *		Counts the requests to the API sent by a statement, and by each account
+ *		today.
  *
- * A statement is what the client sent, including the functions and procedures
- * that it calls, and all transactions that a procedure commits.  Each FETCH is
- * a statement, and so is each execution of a portal when a driver fetches a
- * result in parts.  Every attempt counts, since each may be paid for,
- * including those that libcurl makes by itself.  Links do not count, since
- * they are not served by the API.  An attempt is counted before it is sent, so
- * that the requests in flight cannot exceed a limit together.
+ * A statement is a command sent by the client, including the functions and
+ * procedures that it calls, and all transactions that a procedure commits.
+ * Each FETCH is a statement, and so is each execution of a portal when a
+ * driver fetches a result in parts.  Every attempt counts, including those
+ * that libcurl makes by itself, since each may be paid for.  Links do not
+ * count, since they are not served by the API.  An attempt is counted before
+ * it is sent, so that requests in flight together cannot exceed a limit.
  *
- * Days begin at midnight UTC.  The requests of an account are counted even if
- * there is no limit, so that a limit applies to the whole day during which it
- * is set.  These counts survive a restart; see saved.c.
+ * Days begin at midnight UTC.  An account's requests are counted even if there
+ * is no limit, so that a limit set later applies to the whole day.  These
+ * counts survive a restart; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,11 +23,10 @@
 #include "access/xact.h"
 #include "transport/transfer.h"
 
-/*
- * Start time of the statement that last sent a request, and the number of
- * requests it has sent.
- */
+/* Start time of the statement whose requests are counted in "nsent". */
 static TimestampTz statement = 0;
+
+/* Number of requests that the statement has sent. */
 static int64 nsent = 0;
 
 /*
@@ -52,8 +51,8 @@ sent_on(uint64 sent, DateADT day)
 
 /*
  * Find the counter of an account.  If there are more accounts than counters,
- * replace one that has sent nothing today; if there is none, accounts share
- * the last counter.
+ * replace the counter of an account that has sent nothing today; if there is
+ * no such account, share the last counter.
  */
 static pg_atomic_uint64 *
 find_counter(uint64 account, DateADT today)
@@ -103,8 +102,8 @@ count_today(uint64 account, DateADT today, uint32 limit)
 }
 
 /*
- * Has the current statement, or the account today, reached its limit of
- * requests?  Returns HRFLOW_OK if not.
+ * Has the current statement or the account reached its request limit?  Returns
+ * HRFLOW_OVER_BUDGET or HRFLOW_OVER_DAY if so, else HRFLOW_OK.
  */
 HrflowStatus
 hrflow_budget_check(const HrflowTransport *transport)
@@ -125,8 +124,8 @@ hrflow_budget_check(const HrflowTransport *transport)
 }
 
 /*
- * Describe the limit that hrflow_budget_check() found to be reached.  Does not
- * throw.
+ * Describe the limit that has been reached.  "status" is the result of
+ * hrflow_budget_check().  Does not throw.
  */
 void
 hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,
@@ -144,40 +143,40 @@ hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,
 
 /*
  * Count a request that is about to be sent, after hrflow_budget_check() has
- * allowed it.  Returns false if another backend has sent the last request of
- * the day in the meantime.
+ * allowed it.  Returns false if another backend has reached the daily limit in
+ * the meantime.
  */
 bool
 hrflow_budget_take(HrflowTransfer *transfer)
 {
 	const HrflowTransport *transport = transfer->transport;
 
-	transfer->try.statement = statement;
-	transfer->try.day = hrflow_usage_today();
-	if (!count_today(transport->account, transfer->try.day,
+	transfer->attempt.statement = statement;
+	transfer->attempt.day = hrflow_usage_today();
+	if (!count_today(transport->account, transfer->attempt.day,
 					 transport->settings->max_requests_per_day))
 		return false;
 	nsent++;
-	transfer->try.is_counted = true;
+	transfer->attempt.is_counted = true;
 	return true;
 }
 
 /*
  * Undo the counting of an attempt that ended before it was sent because there
- * was no connection, so that a network outage does not use up the limits.  It
- * remains counted if a different statement or day has begun.  Does nothing if
- * the attempt was not counted.  Does not throw.
+ * was no connection, so that a network outage does not use up the limits.  The
+ * counts of a statement or day that has ended remain unchanged.  Does nothing
+ * if the attempt was not counted.  Does not throw.
  */
 void
 hrflow_budget_give_back(HrflowTransfer *transfer)
 {
 	DateADT		today;
 
-	if (!transfer->try.is_counted)
+	if (!transfer->attempt.is_counted)
 		return;
-	transfer->try.is_counted = false;
+	transfer->attempt.is_counted = false;
 	today = hrflow_usage_today();
-	if (transfer->try.day == today)
+	if (transfer->attempt.day == today)
 	{
 		pg_atomic_uint64 *counter =
 		find_counter(transfer->transport->account, today);
@@ -187,16 +186,18 @@ hrflow_budget_give_back(HrflowTransfer *transfer)
 			   !pg_atomic_compare_exchange_u64(counter, &sent, sent - 1))
 			;
 	}
-	if (transfer->try.statement == statement)
+	if (transfer->attempt.statement == statement)
 		nsent--;
 }
 
 /*
- * Count a request that libcurl sends again by itself.  Does not throw.
+ * Count a request that libcurl resends by itself.  It counts for the statement
+ * that sent the request, unless that statement has ended.  Does not throw.
  */
 void
-hrflow_budget_charge(const HrflowTransport *transport)
+hrflow_budget_charge(const HrflowTransfer *transfer)
 {
-	(void) count_today(transport->account, hrflow_usage_today(), 0);
-	nsent++;
+	(void) count_today(transfer->transport->account, hrflow_usage_today(), 0);
+	if (transfer->attempt.statement == statement)
+		nsent++;
 }

@@ -5,6 +5,15 @@
  *
  * No callback of libcurl may throw: see pool.c.
  *
+ * Some of this is necessary only for certain versions of libcurl, and can be
+ * removed when they are no longer supported; the comments there explain it:
+ *
+ * - sharing.c: before 8.5
+ * - renew_if_resent(): before 8.17
+ * - lookup.c: before 8.20
+ * - has_stray_input(): before 8.0, and since 8.22
+ * - hrflow_curl_abandon(): since 8.22
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -22,43 +31,6 @@
  */
 #define LONG_URL 8000
 
-/*
- * libcurl resolves a name in a thread that cannot be stopped.  If the request
- * is abandoned, the thread and a descriptor remain until the system's resolver
- * times out, by default after 30 s (two attempts with 5 s for each of 3 name
- * servers).  This limits the number of such threads, separately for the API
- * and for links.  (libcurl 8.22 has a bounded pool of threads, and does not
- * tell us about the lookups.)
- */
-#define MAX_ABANDONED 64
-#define LOOKUP_LIFE (30 * HRFLOW_SEC)
-
-/*
- * libcurl's lists of headers; see HrflowHeaders in transfer.h.
- */
-struct HrflowHeaders
-{
-	uint64		serial;			/* serial of the settings */
-	int			nusers;			/* number of transports using these, plus one
-								 * for cached_headers */
-	struct curl_slist *get;		/* for GET requests to the API */
-	struct curl_slist *post;	/* for POST requests to the API */
-	struct curl_slist *link;	/* for links */
-};
-
-/* The most recently created headers. */
-static HrflowHeaders *cached_headers = NULL;
-
-/*
- * Ring buffers with the times when lookups were last abandoned, for the API
- * and for links.
- */
-static struct
-{
-	int64		at[MAX_ABANDONED];
-	int			next;
-}			abandoned[2];
-
 StaticAssertDecl(sizeof(((HrflowTransfer *) NULL)->error) >= CURL_ERROR_SIZE,
 				 "libcurl's messages must fit");
 
@@ -69,14 +41,14 @@ StaticAssertDecl(sizeof(((HrflowTransfer *) NULL)->error) >= CURL_ERROR_SIZE,
  */
 
 /*
- * Must this request's host have a public address?  If there is a proxy, we
- * never see the address.
+ * Must the connection of this attempt be to a public address?  If a proxy is
+ * used, we never see the host's address.
  */
 static bool
 is_guarded(const HrflowTransfer *transfer)
 {
 	return transfer->reply.target == HRFLOW_TO_GUARDED_LINK &&
-		*transfer->transport->settings->proxy == '\0';
+		!transfer->attempt.uses_proxy;
 }
 
 /*
@@ -106,16 +78,16 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 
 	if (is_guarded(transfer) && hrflow_link_is_private(&address->addr))
 	{
-		if (!transfer->try.opened)
-			transfer->try.fault = HRFLOW_PRIVATE_ADDRESS;
+		if (!transfer->attempt.opened)
+			transfer->attempt.fault = HRFLOW_PRIVATE_ADDRESS;
 		return CURL_SOCKET_BAD;
 	}
 
 	/*
-	 * A host may have both kinds of addresses; if so, the public one counts.
+	 * If a host has both private and public addresses, the public ones count.
 	 */
-	transfer->try.opened = true;
-	transfer->try.fault = HRFLOW_NO_FAULT;
+	transfer->attempt.opened = true;
+	transfer->attempt.fault = HRFLOW_NO_FAULT;
 	hrflow_transfer_advance(transfer, HRFLOW_CONNECTING);
 	return hrflow_pool_open_socket(address,
 								   transfer->transport->settings->connect_timeout);
@@ -131,196 +103,111 @@ charge_again(const HrflowTransfer *transfer)
 	if (!HRFLOW_IS_LINK(transfer->reply.target))
 	{
 		hrflow_rate_charge(transfer->transport->account);
-		hrflow_budget_charge(transfer->transport);
+		hrflow_budget_charge(transfer);
 	}
 }
 
 /*
- * Suspect other idle connections after a connection broke without an answer to
- * this request.  If that took long, our packets were not acknowledged (see
- * hrflow_pool_open_socket()), as happens if a NAT has dropped the connection,
- * and connections that have been idle as long are probably dead, too.
+ * After a connection broke before it delivered a reply to this request, shut
+ * down idle connections that are probably dead, too.  If it took a long time
+ * to break, our packets were not acknowledged (see hrflow_pool_open_socket()),
+ * for example because a NAT has dropped the connection.  Connections that have
+ * been idle for as long have then probably been dropped, too.  Spare the
+ * connection with the local port "spared", which libcurl knows about.
  */
 static void
-suspect_idle_connections(const HrflowTransfer *transfer)
+suspect_idle_connections(const HrflowTransfer *transfer, int spared)
 {
-	int64		elapsed = hrflow_clock_now() - transfer->try.began;
+	int64		elapsed = hrflow_clock_now() - transfer->attempt.began;
 
 	if (elapsed >= transfer->transport->settings->connect_timeout * HRFLOW_MSEC / 2)
-		hrflow_poller_shut_idle(transfer->try.local_port, transfer->try.began);
+		hrflow_poller_shut_idle(spared, transfer->attempt.began);
 }
 
 /*
- * May a request be sent over its connection?  Over HTTP/1.1 replies follow the
- * order of the requests, so there must be no other request whose reply is not
- * complete, and nothing to read.  libcurl 7.88 does not check the latter, and
- * not always the former: see sharing.c.  If it does not, use only HTTP/1.1
- * with this origin from now on.
+ * Is there data to read from the HTTP/1.1 connection that libcurl has chosen?
+ * It cannot be the reply to this request, but would be taken for it.
+ *
+ * Since 8.0 (commit 7c5637b8b4), libcurl checks this itself, but since 8.22
+ * (commit 2f1e94eaed) it checks a connection at most once a second
+ * (066_wire.pl).  So a higher minimum version of libcurl does not make this
+ * unnecessary.
  */
 static bool
-is_usable(const HrflowTransfer *transfer)
+has_stray_input(const HrflowTransfer *transfer)
 {
-	bool		is_busy = hrflow_poller_is_busy(transfer->try.socket);
-
-	if (is_busy && transfer->try.offers_http2)
-		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1_ONLY);
-	return !is_busy && !hrflow_poller_has_input(transfer->try.socket);
+	return hrflow_poller_has_input(transfer->attempt.socket);
 }
 
 /*
- * libcurl's callback before a request is sent.  The connection may have been
- * opened for another request, which was not guarded.
+ * May libcurl send a request again by itself?  By then the server may have
+ * processed the request, so a POST must not be sent again.  A request that
+ * counts towards the request limits must be within them.  Does not throw,
+ * because shared memory has been attached to.
+ */
+static bool
+may_be_resent(const HrflowTransfer *transfer)
+{
+	return transfer->post == NULL &&
+		(HRFLOW_IS_LINK(transfer->reply.target) ||
+		 hrflow_budget_check(transfer->transport) == HRFLOW_OK);
+}
+
+/*
+ * Check whether a request may be sent over the connection that libcurl has
+ * chosen.
  *
- * If a kept connection turns out to be dead, libcurl sends the request again
- * over a new one.  The server may have processed a POST by then, so that must
- * not be sent twice.
+ * Check the address again, since the connection may have been opened for
+ * another request, whose host may have a private address.  If a kept
+ * connection turns out to be dead, libcurl sends the request again over a new
+ * one.  By then the transport may have been stopped.
+ */
+static HrflowFault
+check_connection(const HrflowTransfer *transfer, const char *remote)
+{
+	if (transfer->attempt.fault != HRFLOW_NO_FAULT)
+		return transfer->attempt.fault;
+	if (hrflow_transfer_is_given_up(transfer))
+		return HRFLOW_STOPPED;
+	if (transfer->attempt.nsent > 0 && !may_be_resent(transfer))
+		return HRFLOW_SENT_TWICE;
+	if (is_guarded(transfer) && !is_public(remote))
+		return HRFLOW_PRIVATE_ADDRESS;
+	if (hrflow_sharing_is_busy(transfer) || has_stray_input(transfer))
+		return HRFLOW_UNUSABLE;
+	return HRFLOW_NO_FAULT;
+}
+
+/*
+ * libcurl's callback before a request is sent.  If libcurl sends the request
+ * again, the connection over which it was sent before has broken.
  */
 static int
 on_request(void *arg, char *remote, char *local, int remote_port,
 		   int local_port)
 {
 	HrflowTransfer *transfer = arg;
+	HrflowAttempt *attempt = &transfer->attempt;
 
-	transfer->try.socket = hrflow_poller_find(local_port);
-	if (transfer->try.fault == HRFLOW_NO_FAULT)
-	{
-		if (transfer->try.nsent > 0 && transfer->post != NULL)
-			transfer->try.fault = HRFLOW_SENT_TWICE;
-		else if (is_guarded(transfer) && !is_public(remote))
-			transfer->try.fault = HRFLOW_PRIVATE_ADDRESS;
-		else if (!is_usable(transfer))
-			transfer->try.fault = HRFLOW_UNUSABLE;
-	}
-	if (transfer->try.fault != HRFLOW_NO_FAULT)
+	attempt->socket = hrflow_poller_find(local_port);
+	attempt->fault = check_connection(transfer, remote);
+	if (attempt->fault == HRFLOW_UNUSABLE)
+		hrflow_sharing_avoid_http2(transfer);
+	if (attempt->fault != HRFLOW_NO_FAULT)
 		return CURL_PREREQFUNC_ABORT;
 
-	transfer->try.sent_at = hrflow_clock_now();
-	transfer->try.local_port = local_port;
-	if (transfer->try.nsent++ > 0)
+	if (attempt->nsent > 0)
 	{
 		charge_again(transfer);
-		suspect_idle_connections(transfer);
+		suspect_idle_connections(transfer, local_port);
 	}
+	attempt->sent_at = hrflow_clock_now();
+	attempt->local_port = local_port;
+	attempt->nsent++;
 	hrflow_show_sent(transfer);
 	hrflow_sharing_note_sent(transfer, remote, remote_port, local, local_port);
 	hrflow_transfer_advance(transfer, HRFLOW_SENT);
 	return CURL_PREREQFUNC_OK;
-}
-
-/*
- * ------------------------------------------------------------------------
- * Headers
- * ------------------------------------------------------------------------
- */
-
-/*
- * Add a header.  An empty value makes libcurl omit its own header of that
- * name.
- */
-static bool
-add_header(struct curl_slist **headers, const char *name, const char *value)
-{
-	char		line[HRFLOW_MAX_KEY + 32];
-	struct curl_slist *list;
-	int			length = snprintf(line, sizeof(line), "%s: %s", name, value);
-
-	/* Keys and users longer than HRFLOW_MAX_KEY have been refused. */
-	Assert(length < (int) sizeof(line));
-	(void) length;
-	list = curl_slist_append(*headers, line);
-	if (list != NULL)
-		*headers = list;
-	return list != NULL;
-}
-
-/*
- * Add the headers of all requests.
- *
- * libcurl has options for both of these, but formats the value of an option
- * character by character, twice for each request, which takes a tenth of its
- * CPU time.
- */
-static bool
-add_client_headers(struct curl_slist **headers)
-{
-	return add_header(headers, "User-Agent",
-					  "hrflow_embed/" HRFLOW_EMBED_VERSION) &&
-		add_header(headers, "Accept-Encoding", HRFLOW_ACCEPTED_ENCODING);
-}
-
-/*
- * Add the headers of all requests to the API.
- */
-static bool
-add_api_headers(struct curl_slist **headers, const HrflowSettings *settings)
-{
-	return add_client_headers(headers) &&
-		add_header(headers, "X-API-KEY", settings->api_key) &&
-		(*settings->api_user == '\0' ||
-		 add_header(headers, "X-USER-EMAIL", settings->api_user)) &&
-		add_header(headers, "Accept", "application/json");
-}
-
-/*
- * Does not throw.
- */
-static void
-free_headers(HrflowHeaders *headers)
-{
-	curl_slist_free_all(headers->get);
-	curl_slist_free_all(headers->post);
-	curl_slist_free_all(headers->link);
-	free(headers);
-}
-
-/*
- * Return the headers for requests with these settings.  The caller must
- * release them once no request that uses them is in flight.  Throws if there is
- * not enough memory.
- */
-HrflowHeaders *
-hrflow_curl_get_headers(const HrflowSettings *settings)
-{
-	HrflowHeaders *headers = cached_headers;
-
-	if (headers != NULL && headers->serial == settings->serial)
-	{
-		headers->nusers++;
-		return headers;
-	}
-
-	/*
-	 * The empty Expect header prevents libcurl from waiting up to 1 s for
-	 * "100 Continue", which servers may not send.
-	 */
-	headers = calloc(1, sizeof(HrflowHeaders));
-	if (headers == NULL ||
-		!add_client_headers(&headers->link) ||
-		!add_api_headers(&headers->get, settings) ||
-		!add_api_headers(&headers->post, settings) ||
-		!add_header(&headers->post, "Content-Type", "application/json") ||
-		!add_header(&headers->post, "Expect", ""))
-	{
-		if (headers != NULL)
-			free_headers(headers);
-		hrflow_out_of_memory();
-	}
-	if (cached_headers != NULL)
-		hrflow_curl_release_headers(cached_headers);
-	headers->serial = settings->serial;
-	headers->nusers = 2;
-	cached_headers = headers;
-	return headers;
-}
-
-/*
- * Does not throw.
- */
-void
-hrflow_curl_release_headers(HrflowHeaders *headers)
-{
-	if (--headers->nusers == 0)
-		free_headers(headers);
 }
 
 /*
@@ -343,18 +230,21 @@ renew_easy(HrflowTransfer *transfer)
 		hrflow_out_of_memory();
 	curl_easy_cleanup(transfer->easy);
 	transfer->easy = easy;
+	transfer->needs_renewal = false;
 	transfer->configured = 0;
 }
 
 /*
- * Set the options that depend only on the settings.
+ * Set the options that depend only on the settings, unless that has been done.
+ * If this throws, "configured" is 0, so that the next attempt begins with a new
+ * handle.
  */
 static void
 configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 {
 	CURL	   *easy;
 
-	if (transfer->configured == settings->serial)
+	if (transfer->configured == settings->serial && !transfer->needs_renewal)
 		return;
 
 	renew_easy(transfer);
@@ -379,8 +269,8 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	HRFLOW_SETOPT(easy, CURLOPT_QUICK_EXIT, 1L);
 
 	/*
-	 * Send the key only to the origin of base_url: see hrflow_curl_start().
-	 * check_base_url() ensured that this is https, or http to a loopback
+	 * Send the key only to the origin of base_url: see set_request_options().
+	 * bad_base_url() ensured that base_url is https, or http to a loopback
 	 * address.
 	 */
 	HRFLOW_SETOPT(easy, CURLOPT_PROTOCOLS_STR, "http,https");
@@ -390,9 +280,8 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	HRFLOW_SETOPT(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
 	HRFLOW_SETOPT(easy, CURLOPT_PATH_AS_IS, 1L);
 
-	/* An empty string, unlike NULL, makes libcurl ignore the environment. */
+	/* With an empty string, unlike NULL, libcurl ignores the environment. */
 	HRFLOW_SETOPT(easy, CURLOPT_PROXY, settings->proxy);
-	HRFLOW_SETOPT(easy, CURLOPT_NOPROXY, "");
 	HRFLOW_SETOPT(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	hrflow_trust_configure(easy, settings);
 
@@ -403,29 +292,15 @@ configure(HrflowTransfer *transfer, const HrflowSettings *settings)
 	transfer->configured = settings->serial;
 }
 
-static void
-note_abandoned(bool is_link)
-{
-	int		   *next = &abandoned[is_link].next;
-
-	abandoned[is_link].at[*next] = hrflow_clock_now();
-	*next = (*next + 1) % MAX_ABANDONED;
-}
-
-/*
- * Are there too many abandoned lookups that may still be running?
- */
 static bool
-too_many_abandoned(bool is_link, int64 now)
+is_https(const char *url)
 {
-	int64		oldest = abandoned[is_link].at[abandoned[is_link].next];
-
-	return oldest != 0 && now - oldest < LOOKUP_LIFE;
+	return pg_strncasecmp(url, "https:", strlen("https:")) == 0;
 }
 
 /*
- * Set the HTTP version, and whether to wait for a connection that is being
- * established for other requests and might be shared: see origin.c.
+ * May HTTP/2 be offered for a request, unless the origin is known to use only
+ * HTTP/1.1?
  *
  * A POST uses HTTP/1.1.  An HTTP/2 server may close a connection at any time,
  * and libcurl then sends all requests on it again, including those that the
@@ -434,33 +309,72 @@ too_many_abandoned(bool is_link, int64 now)
  * A long URL uses HTTP/1.1, too, because nginx and haproxy close the whole
  * HTTP/2 connection in cases where they answer 414 or 400 over HTTP/1.1.
  */
-static void
-set_version(HrflowTransfer *transfer)
+static bool
+may_offer_http2(const HrflowTransfer *transfer)
 {
-	bool		offers_http2 = transfer->transport->settings->http2 &&
-	hrflow_features_http2() &&
-	transfer->post == NULL && !transfer->avoids_http2 &&
-	pg_strncasecmp(transfer->url, "https:", 6) == 0 &&
-	strlen(transfer->url) <= LONG_URL;
-	HrflowProtocol protocol = HRFLOW_PROTOCOL_UNKNOWN;
-
-	if (offers_http2)
-		protocol = hrflow_origin_protocol(transfer->url);
-	transfer->try.offers_http2 = offers_http2 &&
-		protocol != HRFLOW_HTTP_1_1_ONLY;
-	transfer->try.may_wait = offers_http2 && protocol != HRFLOW_HTTP_1_1 &&
-		protocol != HRFLOW_HTTP_1_1_ONLY;
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTP_VERSION,
-				  (long) (transfer->try.offers_http2 ?
-						  CURL_HTTP_VERSION_2TLS : CURL_HTTP_VERSION_1_1));
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_PIPEWAIT,
-				  (long) transfer->try.may_wait);
+	if (!transfer->transport->settings->http2 || !hrflow_features_http2())
+		return false;
+	if (transfer->post != NULL || transfer->avoids_http2)
+		return false;
+	return is_https(transfer->url) && strlen(transfer->url) <= LONG_URL;
 }
 
 /*
- * Set the request target to the exact bytes of a link, because libcurl 8.22
- * changes the hexadecimal digits of a path to upper case.  An http proxy that
- * is not tunneled through needs the whole URL, so leave that to libcurl.
+ * Set the HTTP version, and whether to wait for a connection that is being
+ * established for other requests and might be shared: see origin.c.
+ */
+static void
+set_version(HrflowTransfer *transfer)
+{
+	HrflowProtocol protocol = HRFLOW_HTTP_1_1_ONLY;
+
+	if (may_offer_http2(transfer))
+		protocol = hrflow_origin_protocol(transfer->url);
+	transfer->attempt.offers_http2 = protocol != HRFLOW_HTTP_1_1_ONLY;
+	transfer->attempt.may_wait = transfer->attempt.offers_http2 &&
+		protocol != HRFLOW_HTTP_1_1;
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTP_VERSION,
+				  (long) (transfer->attempt.offers_http2 ?
+						  CURL_HTTP_VERSION_2TLS : CURL_HTTP_VERSION_1_1));
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_PIPEWAIT,
+				  (long) transfer->attempt.may_wait);
+}
+
+/*
+ * Does the host of a URL denote the loopback interface?
+ */
+static bool
+is_loopback_url(const char *text)
+{
+	HrflowUrl	url;
+
+	return hrflow_url_parse(text, &url) == NULL && url.loopback;
+}
+
+/*
+ * Let requests to loopback addresses bypass the proxy, if there is one.  Don't
+ * leave the decision to libcurl, which considers more names local than we do,
+ * such as "x.localhost".  An asterisk denotes all hosts; without a value,
+ * libcurl would use the environment.
+ */
+static void
+set_proxy(HrflowTransfer *transfer)
+{
+	transfer->attempt.uses_proxy =
+		*transfer->transport->settings->proxy != '\0' &&
+		!is_loopback_url(transfer->url);
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_NOPROXY,
+				  transfer->attempt.uses_proxy ? "" : "*");
+}
+
+/*
+ * Set the request target to the exact bytes of a link, which may be signed.
+ * libcurl would normalize them: 8.14 drops the question mark of an empty
+ * query, and 8.22 changes the hexadecimal digits of a path to upper case
+ * (066_wire.pl).
+ *
+ * If an http URL is requested through a proxy, the target is the whole URL;
+ * leave that case to libcurl.
  */
 static void
 set_target(HrflowTransfer *transfer)
@@ -468,8 +382,7 @@ set_target(HrflowTransfer *transfer)
 	const char *target = NULL;
 
 	if (HRFLOW_IS_LINK(transfer->reply.target) &&
-		(*transfer->transport->settings->proxy == '\0' ||
-		 pg_strncasecmp(transfer->url, "https:", 6) == 0))
+		(!transfer->attempt.uses_proxy || is_https(transfer->url)))
 	{
 		target = strstr(transfer->url, "://") + strlen("://");
 		target += strcspn(target, "/?#");
@@ -480,78 +393,85 @@ set_target(HrflowTransfer *transfer)
 }
 
 /*
- * Start an attempt.  Returns false if it has failed immediately.
+ * Set the body and the method.  libcurl does not copy the body.  Setting a body
+ * makes the request a POST.
  */
-bool
-hrflow_curl_start(HrflowTransfer *transfer)
+static void
+set_method(HrflowTransfer *transfer)
 {
-	const HrflowSettings *settings = transfer->transport->settings;
-	const HrflowHeaders *headers = transfer->transport->headers;
-	HrflowReply *reply = &transfer->reply;
-
-	configure(transfer, settings);
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_URL, transfer->url);
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTPHEADER,
-				  HRFLOW_IS_LINK(reply->target) ? headers->link :
-				  transfer->post != NULL ? headers->post : headers->get);
-
-	/*
-	 * Bypass the proxy for the server itself.  Never do so for links allowed
-	 * only by a pattern, because libcurl considers more names local than we
-	 * do ("x.localhost").
-	 */
-	if (*settings->proxy != '\0')
-		HRFLOW_SETOPT(transfer->easy, CURLOPT_NOPROXY,
-					  reply->target == HRFLOW_TO_GUARDED_LINK ? "" :
-					  "localhost,127.0.0.0/8,::1");
-
-	/* libcurl does not copy the body.  Setting it makes this a POST. */
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t) -1);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_POSTFIELDS, transfer->post);
 	if (transfer->post == NULL)
 		HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTPGET, 1L);
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS, (long) settings->request_timeout);
+}
 
-	/* Don't keep connections if descriptors are scarce. */
+/*
+ * Set the options that depend on the request and on this attempt.  Each attempt
+ * sets all of them, because the handle may have been used for another request.
+ * Don't keep connections if descriptors are scarce.
+ */
+static void
+set_request_options(HrflowTransfer *transfer)
+{
+	const HrflowTransport *transport = transfer->transport;
+	const HrflowHeaders *headers = transport->headers;
+
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_URL, transfer->url);
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_HTTPHEADER,
+				  HRFLOW_IS_LINK(transfer->reply.target) ? headers->link :
+				  transfer->post != NULL ? headers->post : headers->get);
+	set_proxy(transfer);
+	set_method(transfer);
+	transfer->attempt.limit = transport->settings->request_timeout;
+	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS,
+				  (long) transfer->attempt.limit);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_FORBID_REUSE,
 				  (long) hrflow_pool_is_short());
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_FRESH_CONNECT,
 				  (long) transfer->needs_fresh);
-	transfer->needs_fresh = false;
-
 	set_version(transfer);
+	hrflow_sharing_separate(transfer);
 	set_target(transfer);
+}
 
-	/*
-	 * Do not share connections between requests that offer only HTTP/1.1 and
-	 * all others.  Once a host has an HTTP/2 connection, libcurl 7.88 also
-	 * adds requests to busy HTTP/1.1 connections, and assigns the replies to
-	 * whichever request reads first: see test/t/069_http2.pl.  libcurl reuses
-	 * a connection only if the requested TLS versions are the same.  These
-	 * two values are equivalent, because TLS 1.3 is the latest version, but
-	 * not the same.
-	 */
-	HRFLOW_SETOPT(transfer->easy, CURLOPT_SSLVERSION,
-				  (long) (!transfer->try.offers_http2 ?
-						  CURL_SSLVERSION_TLSv1_2 | CURL_SSLVERSION_MAX_TLSv1_3 :
-						  CURL_SSLVERSION_TLSv1_2));
-
+/*
+ * Prepare the reply of an attempt that starts.
+ */
+static void
+reset_reply(HrflowTransfer *transfer)
+{
 	transfer->error[0] = '\0';
-	*reply = (HrflowReply)
+	transfer->reply = (HrflowReply)
 	{
-		.target = reply->target,
-			.tag = reply->tag,
-			.transfer = transfer,
-			.attempts = reply->attempts + 1
+		.body = "",
+			.attempts = transfer->ncounted + 1,
+			.target = transfer->reply.target,
+			.tag = transfer->reply.tag,
+			.transfer = transfer
 	};
+}
 
-	if (too_many_abandoned(HRFLOW_IS_LINK(reply->target), transfer->try.began))
+/*
+ * Start an attempt.  Returns false if it has failed, without having used
+ * libcurl.
+ *
+ * May throw if there is not enough memory.  In that case, the transfer is not
+ * in libcurl.
+ */
+bool
+hrflow_curl_start(HrflowTransfer *transfer)
+{
+	reset_reply(transfer);
+	if (!hrflow_lookup_may_start(transfer))
 	{
-		reply->status = HRFLOW_CONNECT_FAILED;
-		reply->transient = true;
-		reply->detail = "Too many name lookups are still pending.";
+		transfer->reply.status = HRFLOW_CONNECT_FAILED;
+		transfer->reply.transient = true;
+		transfer->reply.detail = "Too many name lookups are still pending.";
 		return false;
 	}
+	configure(transfer, transfer->transport->settings);
+	set_request_options(transfer);
+	transfer->needs_fresh = false;
 
 	/*
 	 * Drop closed connections, because a POST is not sent again if its
@@ -559,124 +479,235 @@ hrflow_curl_start(HrflowTransfer *transfer)
 	 */
 	if (transfer->post != NULL)
 		hrflow_poller_drop_closed();
-
 	hrflow_pool_add(transfer->easy);
 	return true;
 }
 
 /*
- * Fill in the reply of a transfer that libcurl has completed.
+ * Return the number of connections that libcurl has opened for an attempt.
+ */
+static long
+count_connects(const HrflowTransfer *transfer)
+{
+	long		connects = 0;
+
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
+	return connects;
+}
+
+/*
+ * Fill in the HTTP status, the content type and the Retry-After of a reply.
+ * Values that libcurl does not know keep their initial values.  The status of
+ * an interim response (HTTP 1xx) is ignored, because it is not the status of
+ * the reply.
  */
 static void
-fill_reply(HrflowTransfer *transfer, CURLcode code)
+take_info(HrflowTransfer *transfer)
 {
 	HrflowReply *reply = &transfer->reply;
 	long		http_status = 0;
 	char	   *content_type = NULL;
 	curl_off_t	retry_after = 0;
-	long		connects = 0;
 
-	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
-	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &http_status);
-	curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_TYPE, &content_type);
-	curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
-
-	hrflow_stats_count(HRFLOW_CONNECTIONS_REUSED,
-					   connects == 0 && http_status != 0);
-	hrflow_stats_count(HRFLOW_RATE_LIMITS, http_status == 429);
-	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, transfer->try.body_bytes);
-
-	/* The status of an interim response is not that of a reply. */
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE,
+							 &http_status);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_TYPE,
+							 &content_type);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER,
+							 &retry_after);
 	if (http_status / 100 == 1 && http_status != 101)
 		http_status = 0;
 	reply->http_status = http_status;
 	reply->content_type = content_type;
 	reply->retry_after = Max(0, Min(retry_after, INT_MAX));
+}
+
+/*
+ * Fill in the body that has been received, and whether it is a refusal.
+ */
+static void
+take_body(HrflowTransfer *transfer)
+{
+	HrflowReply *reply = &transfer->reply;
+
 	reply->body = "";
 	if (reply->length > 0)
 	{
 		transfer->body[reply->length] = '\0';
 		reply->body = transfer->body;
 	}
-
-	/*
-	 * libcurl reports success if the connection is closed within the headers,
-	 * and does not decompress the body.
-	 */
-	if (code == CURLE_OK &&
-		(!transfer->try.headers_ended ||
-		 (transfer->try.is_gzip && transfer->try.body_bytes > 0 &&
-		  !hrflow_gunzip_is_complete(transfer->gunzip))))
-		code = CURLE_PARTIAL_FILE;
-	if (code != CURLE_OK)
-	{
-		hrflow_failure_classify(transfer, code);
-		if (reply->detail == NULL)
-			reply->detail = transfer->error[0] != '\0' ? transfer->error :
-				curl_easy_strerror(code);
-		if (reply->status == HRFLOW_CONNECTION_LOST && http_status == 0 &&
-			transfer->try.fault != HRFLOW_UNUSABLE)
-		{
-			suspect_idle_connections(transfer);
-			transfer->avoids_http2 |= transfer->try.offers_http2 &&
-				hrflow_origin_protocol(transfer->url) != HRFLOW_HTTP_1_1;
-		}
-	}
+	reply->is_limited = reply->http_status == 429 ||
+		(!HRFLOW_IS_LINK(reply->target) &&
+		 hrflow_envelope_is_limited(reply->body));
 }
 
 /*
- * Remove a transfer from libcurl, whether complete or not.  Does not throw.
+ * Has a reply that libcurl considers complete been received completely?
+ * libcurl reports success even if the connection is closed before the end of
+ * the headers.  It also cannot detect that a gzip body is truncated, because
+ * we decompress the body ourselves.
+ */
+static bool
+is_whole(const HrflowTransfer *transfer)
+{
+	const HrflowAttempt *attempt = &transfer->attempt;
+
+	if (!attempt->headers_ended)
+		return false;
+	return !attempt->is_gzip || attempt->body_bytes == 0 ||
+		hrflow_gunzip_is_complete(transfer->gunzip);
+}
+
+/*
+ * Fill in the status and the detail of a failed attempt.
+ */
+static void
+take_failure(HrflowTransfer *transfer, CURLcode code)
+{
+	HrflowReply *reply = &transfer->reply;
+
+	hrflow_failure_classify(transfer, code);
+	if (reply->detail == NULL)
+		reply->detail = transfer->error[0] != '\0' ? transfer->error :
+			curl_easy_strerror(code);
+}
+
+/*
+ * Fill in the reply of an attempt that has ended with this result of libcurl.
+ */
+static void
+fill_reply(HrflowTransfer *transfer, CURLcode code)
+{
+	take_info(transfer);
+	take_body(transfer);
+	if (code == CURLE_OK && !is_whole(transfer))
+		code = CURLE_PARTIAL_FILE;
+	if (code != CURLE_OK)
+		take_failure(transfer, code);
+}
+
+/*
+ * If the connection of an attempt broke before it delivered any part of the
+ * reply, distrust connections that may have the same problem: those that were
+ * idle meanwhile, and, for the retry, HTTP/2, unless the origin is known to
+ * use HTTP/1.1.
+ */
+static void
+learn_from_lost_connection(HrflowTransfer *transfer)
+{
+	if (transfer->reply.status != HRFLOW_CONNECTION_LOST ||
+		transfer->reply.http_status != 0 ||
+		transfer->attempt.fault == HRFLOW_UNUSABLE)
+		return;
+	suspect_idle_connections(transfer, transfer->attempt.local_port);
+	transfer->avoids_http2 |= transfer->attempt.offers_http2 &&
+		hrflow_origin_protocol(transfer->url) != HRFLOW_HTTP_1_1;
+}
+
+/*
+ * Add a reply to the statistics.
+ */
+static void
+count_reply(const HrflowTransfer *transfer)
+{
+	hrflow_stats_count(HRFLOW_CONNECTIONS_REUSED,
+					   transfer->reply.http_status != 0 &&
+					   count_connects(transfer) == 0);
+	hrflow_stats_count(HRFLOW_RATE_LIMITS, transfer->reply.http_status == 429);
+	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, transfer->attempt.body_bytes);
+}
+
+/*
+ * Fill in the reply of an attempt that has ended with this result of libcurl,
+ * learn from it, and count it.
+ */
+static void
+conclude_attempt(HrflowTransfer *transfer, CURLcode code)
+{
+	fill_reply(transfer, code);
+	learn_from_lost_connection(transfer);
+	count_reply(transfer);
+}
+
+/*
+ * After libcurl has sent a request again by itself, use a new handle for the
+ * next request.  Before 8.17 (commit 5e46318414), libcurl sends again at most
+ * five times per handle, counted over all of its requests (066_wire.pl).
+ *
+ * This function and "needs_renewal" may be removed when the minimum version of
+ * libcurl is 8.17 or later.
+ */
+static void
+renew_if_resent(HrflowTransfer *transfer)
+{
+	if (transfer->attempt.nsent > 1)
+		transfer->needs_renewal = true;
+}
+
+/*
+ * Remove a transfer from libcurl, whether or not the transfer is complete.
+ * Count the connections that libcurl has opened for the transfer, and record
+ * that the transfer no longer uses a connection.  Does not throw.
  */
 void
 hrflow_curl_remove(HrflowTransfer *transfer)
 {
-	curl_off_t	found_after = 0;
-	long		connects = 0;
-
-	curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
-	hrflow_stats_count(HRFLOW_CONNECTIONS_OPENED, connects);
-	if (transfer->state == HRFLOW_RESOLVING)
-	{
-		curl_easy_getinfo(transfer->easy, CURLINFO_NAMELOOKUP_TIME_T,
-						  &found_after);
-		if (found_after == 0)
-			note_abandoned(HRFLOW_IS_LINK(transfer->reply.target));
-	}
+	hrflow_stats_count(HRFLOW_CONNECTIONS_OPENED, count_connects(transfer));
+	hrflow_lookup_note_end(transfer);
 	hrflow_sharing_forget(transfer);
 	hrflow_pool_remove(transfer->easy);
-
-	/*
-	 * libcurl 7.88 stops sending again after five times, counted over all
-	 * requests of a handle (066_wire.pl), so renew the handle for the next
-	 * one.
-	 */
-	if (transfer->try.nsent > 1)
-		transfer->configured = 0;
+	renew_if_resent(transfer);
 }
 
 /*
- * Stop a request from waiting for another's connection, so that it opens its
- * own if it cannot share that one.  May throw.
+ * Stop a request from waiting for another request's connection.  If it cannot
+ * share that connection now, it opens its own.
+ *
+ * May throw.  Then the request is still in the lists of requests in flight,
+ * but may no longer be in libcurl.  That is safe: removing it from libcurl
+ * again does nothing, and if its transport continues, it ends as overdue.
  */
 void
 hrflow_curl_stop_waiting(HrflowTransfer *transfer)
 {
-	int64		elapsed = (hrflow_clock_now() - transfer->try.began) / HRFLOW_MSEC;
+	int64		elapsed = (hrflow_clock_now() - transfer->attempt.began -
+						   transfer->attempt.excused) / HRFLOW_MSEC;
 
-	transfer->try.may_wait = false;
+	transfer->attempt.may_wait = false;
+	transfer->attempt.limit =
+		Max(transfer->transport->settings->request_timeout - elapsed, 1);
 	hrflow_pool_remove(transfer->easy);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_PIPEWAIT, 0L);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_TIMEOUT_MS,
-				  (long) Max(transfer->transport->settings->request_timeout - elapsed, 1));
+				  (long) transfer->attempt.limit);
 	hrflow_pool_add(transfer->easy);
 }
 
 /*
+ * Let an attempt in flight take longer, by "duration" microseconds.  libcurl
+ * reads the option whenever it compares the time: Curl_timeleft() in 7.88 and
+ * 8.14, Curl_timeleft_ms() in 8.22.  But it does not set its timer again, so
+ * it may not notice when the limit has been reached: see
+ * hrflow_curl_abandon().  Does not throw.
+ */
+void
+hrflow_curl_prolong(HrflowTransfer *transfer, int64 duration)
+{
+	HrflowAttempt *attempt = &transfer->attempt;
+
+	attempt->excused += duration;
+	attempt->limit = Min(attempt->limit + duration / HRFLOW_MSEC + 1, INT_MAX);
+	(void) curl_easy_setopt(transfer->easy, CURLOPT_TIMEOUT_MS,
+							(long) attempt->limit);
+}
+
+/*
  * Shut down the connection of an attempt that timed out, if nothing has been
- * received over it all that time.  It may be dead without notice, for example
- * if a NAT has dropped it, and an HTTP/2 connection would be reused forever.
- * If the server is merely slow, other requests on the connection are sent
- * again over another connection.
+ * received over it since the attempt began.  The connection may be dead
+ * although it was never closed, for example if a NAT has dropped it, and
+ * libcurl would keep reusing a dead HTTP/2 connection.  If the server is
+ * merely slow, other requests on the connection are sent again over another
+ * connection.
  *
  * libcurl reports the descriptor only for the last request on a connection, so
  * find the connection by its local port.
@@ -686,8 +717,8 @@ shut_if_silent(const HrflowTransfer *transfer)
 {
 	int			fd = -1;
 
-	if (transfer->try.nsent > 0)
-		fd = hrflow_poller_find_silent(transfer->try.local_port, transfer->try.began);
+	if (transfer->attempt.nsent > 0)
+		fd = hrflow_poller_find_silent(transfer->attempt.local_port, transfer->attempt.began);
 	if (fd >= 0)
 		(void) shutdown(fd, SHUT_RDWR);
 }
@@ -700,30 +731,35 @@ HrflowTransfer *
 hrflow_curl_next_done(void)
 {
 	CURLMsg    *message = hrflow_pool_next_message();
-	HrflowTransfer *transfer;
+	HrflowTransfer *transfer = NULL;
 	CURLcode	code;
 
 	if (message == NULL)
 		return NULL;
 	code = message->data.result;
-	curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+	(void) curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+	Assert(transfer != NULL);
 	if (code == CURLE_OPERATION_TIMEDOUT)
 		shut_if_silent(transfer);
-	else if (transfer->state == HRFLOW_RESOLVING)
-		hrflow_transfer_advance(transfer, HRFLOW_CONNECTING);	/* the lookup was
-																 * answered */
-	fill_reply(transfer, code);
+	else
+		hrflow_lookup_note_answer(transfer);
+	conclude_attempt(transfer, code);
 	return transfer;
 }
 
 /*
- * Give up on a transfer that is overdue, but that libcurl has not reported.
- * Discard the multi handle, which can no longer be trusted, and fill in the
- * reply as for a timeout.
+ * Give up on a transfer that should have ended, but whose end libcurl has not
+ * reported, and fill in the reply as for a timeout.  Discard the multi handle:
+ * unless the transfer has been prolonged, it can no longer be trusted.
+ *
+ * libcurl 8.22 loses a request if it runs out of memory (072_injection.pl), so
+ * a higher minimum version of libcurl does not make this unnecessary.
  */
 void
 hrflow_curl_abandon(HrflowTransfer *transfer)
 {
 	hrflow_pool_discard();
-	fill_reply(transfer, CURLE_OPERATION_TIMEDOUT);
+	if (transfer->attempt.excused > 0)
+		shut_if_silent(transfer);
+	conclude_attempt(transfer, CURLE_OPERATION_TIMEDOUT);
 }

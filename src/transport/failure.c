@@ -31,15 +31,16 @@ has_begun_to_answer(const HrflowTransfer *transfer)
 }
 
 /*
- * Did the headers exceed a limit of libcurl: 100 kB for a header line, or the
- * number of headers?  Before 8.6 libcurl reports the former as lack of memory.
+ * Did the headers exceed one of libcurl's limits: 100 kB per header line, or
+ * the maximum number of headers?  Before 8.6, libcurl reports too long a line
+ * as lack of memory.
  */
 static bool
 has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
 {
 	return code == HRFLOW_CURLE_TOO_LARGE ||
 		(code == CURLE_OUT_OF_MEMORY && HRFLOW_CURL_TOO_LARGE_IS_MEMORY() &&
-		 has_begun_to_answer(transfer) && !transfer->try.headers_ended);
+		 has_begun_to_answer(transfer) && !transfer->attempt.headers_ended);
 }
 
 /*
@@ -70,7 +71,8 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 		case HRFLOW_BAD_ENCODING:
 			reply->detail = "The encoding of the reply was not requested, or its content is not valid.";
 			return HRFLOW_INVALID_REPLY;
-		case HRFLOW_UNUSABLE:	/* sent again: see transfer.c */
+		case HRFLOW_UNUSABLE:	/* see restart_transfer() */
+		case HRFLOW_STOPPED:	/* see restart_transfer() */
 		case HRFLOW_NO_MEMORY:
 		case HRFLOW_NO_FAULT:
 			break;
@@ -86,28 +88,29 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 {
 	HrflowReply *reply = &transfer->reply;
 	const HrflowSettings *settings = transfer->transport->settings;
-	bool		was_sent = transfer->try.nsent > 0;
+	bool		was_sent = transfer->attempt.nsent > 0;
 
 	switch (code)
 	{
 		case CURLE_OUT_OF_MEMORY:
 
 			/*
-			 * libcurl 8.14 may then keep the connection open without ever
-			 * using it again.
+			 * After running out of memory, libcurl 8.14 may keep the
+			 * connection open without ever using it again.
 			 */
 			hrflow_pool_discard();
-			transfer->try.fault = HRFLOW_NO_MEMORY;
+			transfer->attempt.fault = HRFLOW_NO_MEMORY;
 			return HRFLOW_CONNECTION_LOST;
 
 		case CURLE_OPERATION_TIMEDOUT:
 
 			/*
 			 * libcurl does not report which of its two time limits expired.
-			 * If the attempt as a whole still had time, it was the limit for
-			 * connecting.
+			 * If the attempt was shorter than request_timeout, it was the
+			 * limit for connecting.
 			 */
-			if (was_sent || hrflow_clock_now() - transfer->try.began >=
+			if (was_sent || hrflow_clock_now() - transfer->attempt.began -
+				transfer->attempt.excused >=
 				settings->request_timeout * HRFLOW_MSEC)
 				return HRFLOW_TIMEOUT;
 			reply->transient = true;
@@ -150,7 +153,9 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * If the proxy refused our user or password, return a description, else NULL.
+ * If the proxy refused our user or password, return a description of the
+ * refusal, else NULL.  If the attempt failed after the proxy had accepted them,
+ * record that.
  */
 static const char *
 refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
@@ -158,22 +163,26 @@ refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 	long		connect_status = 0;
 	long		proxy_error = 0;
 
-	if (*transfer->transport->settings->proxy == '\0')
+	if (!transfer->attempt.uses_proxy)
 		return NULL;
-	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_CONNECTCODE,
-					  &connect_status);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_CONNECTCODE,
+							 &connect_status);
 	if (connect_status == 407)
 		return "The proxy answered HTTP 407.";
+	if (connect_status / 100 == 2)
+		hrflow_advance_pass_proxy(transfer);
 	if (code == CURLE_PROXY)
-		curl_easy_getinfo(transfer->easy, CURLINFO_PROXY_ERROR, &proxy_error);
+		(void) curl_easy_getinfo(transfer->easy, CURLINFO_PROXY_ERROR,
+								 &proxy_error);
 	if (proxy_error == CURLPX_USER_REJECTED)
 		return "The SOCKS5 proxy rejected the user and password.";
 	return NULL;
 }
 
 /*
- * Fill in the status of an attempt that failed in libcurl, whether a retry
- * might succeed, and the detail, unless libcurl's own message is suitable.
+ * Fill in the reply of an attempt that failed in libcurl: its status, whether
+ * a retry might succeed, and a detail, unless libcurl's own message is
+ * suitable.
  */
 void
 hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
@@ -181,16 +190,16 @@ hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
 	HrflowReply *reply = &transfer->reply;
 	const char *refusal = refusal_of_proxy(transfer, code);
 
-	if (transfer->try.fault == HRFLOW_NO_FAULT &&
+	if (transfer->attempt.fault == HRFLOW_NO_FAULT &&
 		has_too_large_headers(transfer, code))
-		transfer->try.fault = HRFLOW_EXCEEDS_LIMIT;
+		transfer->attempt.fault = HRFLOW_EXCEEDS_LIMIT;
 	if (refusal != NULL)
 	{
 		reply->status = HRFLOW_PROXY_REFUSED;
 		reply->detail = refusal;
 	}
-	else if (transfer->try.fault != HRFLOW_NO_FAULT)
-		reply->status = classify_fault(reply, transfer->try.fault);
+	else if (transfer->attempt.fault != HRFLOW_NO_FAULT)
+		reply->status = classify_fault(reply, transfer->attempt.fault);
 	else
 		reply->status = classify_code(transfer, code);
 }

@@ -5,7 +5,7 @@
  *
  * Distributions build libcurl with everything we need, but a server may find a
  * different build in its library path.  Without TLS or an asynchronous
- * resolver requests would not be safe; without HTTP/2 they are only slower.
+ * resolver, requests would not be safe; without HTTP/2, they are only slower.
  *
  *-------------------------------------------------------------------------
  */

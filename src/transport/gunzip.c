@@ -3,10 +3,10 @@
  * gunzip.c
  *		Decompresses the body of a reply as it arrives (RFC 1952).
  *
- * We do not let libcurl do that, because it decompresses all encodings that it
- * supports, not only those requested (a zstd reply of 2 kB takes 128 MB),
- * treats unknown encodings as errors although some denote no transformation,
- * and reads only the first member of a gzip file.
+ * We do not let libcurl decompress the body, because it decompresses all
+ * encodings that it supports, not only those requested (a zstd reply of 2 kB
+ * can take 128 MB), treats unknown encodings as errors although some denote no
+ * transformation, and reads only the first member of a gzip file.
  *
  * Nothing here throws, since this is called from libcurl's callbacks.
  *
@@ -28,8 +28,8 @@ struct HrflowGunzip
 };
 
 /*
- * Create a decompressor.  Returns NULL if there is not enough memory.  It
- * takes about 10 kB, and another 32 kB once it is used.
+ * Create a decompressor.  Returns NULL if there is not enough memory.  A
+ * decompressor takes about 10 kB, and another 32 kB once it is used.
  */
 HrflowGunzip *
 hrflow_gunzip_create(void)
@@ -58,7 +58,7 @@ hrflow_gunzip_free(HrflowGunzip *gunzip)
 }
 
 /*
- * Prepare for another body.
+ * Prepare a decompressor for another body or member.
  */
 void
 hrflow_gunzip_reset(HrflowGunzip *gunzip)
@@ -68,7 +68,7 @@ hrflow_gunzip_reset(HrflowGunzip *gunzip)
 }
 
 /*
- * Has the body ended where a member ends?
+ * Does the data received so far end at the end of a member?
  */
 bool
 hrflow_gunzip_is_complete(const HrflowGunzip *gunzip)
@@ -78,8 +78,8 @@ hrflow_gunzip_is_complete(const HrflowGunzip *gunzip)
 
 /*
  * Decompress a part of the body, which may contain several members, and pass
- * the result to "sink".  Returns false if it is not valid gzip data, or if
- * "sink" returned false.
+ * the result to "sink".  Returns false if the part is not valid gzip data, or
+ * if "sink" returned false.
  */
 bool
 hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data, size_t length,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * idle.c
- *		Idle transfers, kept to reuse their libcurl handles.
+ *		Keeps idle transfers, so that their libcurl handles are reused.
  *
  *-------------------------------------------------------------------------
  */
@@ -9,7 +9,7 @@
 
 #include "transport/libcurl.h"
 
-/* Idle transfers, most recently used first. */
+/* List of idle transfers, most recently used first. */
 static dlist_head idle = DLIST_STATIC_INIT(idle);
 static int	nidle = 0;
 
@@ -35,7 +35,8 @@ hrflow_idle_free_all(void)
 }
 
 /*
- * Return a transfer, which must not be in any list.  Does not throw.
+ * Make a transfer idle, or free it.  It must not be in any list.  Does not
+ * throw.
  */
 void
 hrflow_idle_put(HrflowTransfer *transfer)

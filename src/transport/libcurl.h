@@ -2,7 +2,7 @@
  *
  * libcurl.h
  *		Declarations for the files that use libcurl: curl.c, failure.c,
- *		features.c, idle.c, pool.c and trust.c.
+ *		features.c, headers.c, idle.c, lookup.c, pool.c, sharing.c and trust.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,6 +17,20 @@
 
 #define HRFLOW_SETOPT(easy, option, value) \
 	hrflow_pool_check_option(curl_easy_setopt(easy, option, value), #option)
+
+/*
+ * libcurl's lists of headers; see HrflowHeaders in transfer.h.
+ */
+struct HrflowHeaders
+{
+	uint64		serial;			/* serial of the settings */
+	int			nusers;			/* number of transports that use these
+								 * headers, plus one if they are
+								 * cached_headers */
+	struct curl_slist *get;		/* for GET requests to the API */
+	struct curl_slist *post;	/* for POST requests to the API */
+	struct curl_slist *link;	/* for links */
+};
 
 /* in failure.c */
 extern void hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code);

@@ -3,15 +3,17 @@
  * origin.c
  *		Remembers the HTTP version that each origin uses over TLS.
  *
- * With HTTP/2 requests share a connection, so it is worth waiting for one that
- * is being established.  With HTTP/1.1 it is not, and libcurl 8.14 would make
- * all other requests wait until the first reply is complete (066_wire.pl).
- * Therefore, if the version is unknown, requests wait only until the first one
- * has been sent: see release_waiting().
+ * With HTTP/2, requests share a connection, so it is worthwhile for a request
+ * to wait for a connection that is being established.  With HTTP/1.1 it is
+ * not, and libcurl 8.14 would make all other requests wait until the first
+ * reply is complete (066_wire.pl).  Therefore, if the version is unknown,
+ * requests wait only until the first request has been sent: see
+ * release_waiting().
  *
- * Backends share this information if they have shared memory.  Each entry is a
- * single atomic number that combines the hash of the origin and two bits for
- * the version.  Nothing here throws once hrflow_shared_get() has succeeded.
+ * Backends share this information if shared memory is available: see shared.c.
+ * Each entry is a single atomic number that combines the hash of the origin
+ * and two bits for the version.  Nothing here throws once hrflow_shared_get()
+ * has succeeded.
  *
  *-------------------------------------------------------------------------
  */
@@ -41,8 +43,8 @@ hrflow_origin_is_same(const char *a, const char *b)
 }
 
 /*
- * Return the hash of a URL's scheme, host and port.  Its two lowest bits are
- * 0, but it is never 0 as a whole.
+ * Return the hash of a URL's scheme, host and port.  The two lowest bits are
+ * 0, but the hash as a whole is never 0.
  */
 uint64
 hrflow_origin_hash(const char *url)
@@ -63,7 +65,7 @@ find_origin(const char *url, uint64 *hash)
 }
 
 /*
- * Return the HTTP version of the origin of an https URL.
+ * Return the HTTP version of an https URL's origin.
  */
 HrflowProtocol
 hrflow_origin_protocol(const char *url)
@@ -75,8 +77,8 @@ hrflow_origin_protocol(const char *url)
 }
 
 /*
- * Record the HTTP version of the origin of a URL.  HRFLOW_HTTP_1_1_ONLY, once
- * recorded, remains.
+ * Record the HTTP version of a URL's origin.  HRFLOW_HTTP_1_1_ONLY, once
+ * recorded, is kept until another origin needs the same entry.
  */
 void
 hrflow_origin_note(const char *url, HrflowProtocol protocol)

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * poller.c
- *		Waits for many descriptors through a single one that a WaitEventSet can
- *		contain: epoll, or kqueue on macOS and the BSDs.
+ *		Watches many descriptors through a single descriptor, which a
+ *		WaitEventSet can contain: epoll, or kqueue on macOS and the BSDs.
  *
  * libcurl changes the events it waits for about twice per request and socket,
- * and sockets cannot be removed from a WaitEventSet, so it would have to be
- * rebuilt each time.
+ * and sockets cannot be removed from a WaitEventSet, so the set would have to
+ * be rebuilt each time.
  *
  * Nothing here throws, since this is called from libcurl's callbacks.
  *
@@ -27,8 +27,8 @@
 #include "transport/transfer.h"
 
 /*
- * The peer has closed its half of the connection; other systems report
- * POLLHUP.
+ * Event that poll() reports if the peer has closed its half of the connection.
+ * Systems that do not define it report POLLHUP.
  */
 #ifndef POLLRDHUP
 #define POLLRDHUP 0
@@ -40,32 +40,34 @@
 #define WRITABLE 2
 
 /*
- * The events that the kernel watches for on a descriptor, and those that
- * libcurl wants.
+ * The events that the kernel watches for on a descriptor ("is"), and the
+ * events that libcurl wants.
  *
  * libcurl drops its interest in a connection at the end of each request, and
- * regains it with the next one.  So we do not stop watching a connection until
- * it becomes ready although that is not wanted, which saves three system calls
- * per request.  hrflow_poller_opened() and hrflow_poller_closed() must be
- * called for each connection, since the kernel stops watching a descriptor
- * when it is closed, and reuses its number.
+ * regains it with the next request.  So we keep watching a connection until an
+ * event occurs that is not wanted, which saves three system calls per request.
+ * hrflow_poller_opened() and hrflow_poller_closed() must be called for each
+ * connection, since the kernel stops watching a descriptor when it is closed,
+ * and reuses its number.
  */
 typedef struct Watched
 {
 	unsigned char is;
 	unsigned char wanted;
 	bool		is_connection;
-	char		version;		/* first digit of the HTTP version of the
-								 * replies received over it; 0: none yet */
-	int			local_port;		/* 0: not known yet */
-	int64		heard_at;		/* when it was last readable */
+	char		version;		/* first digit of the HTTP version of replies
+								 * received over the connection, or 0 before
+								 * the first reply */
+	int			local_port;		/* local port of the connection, or 0 if not
+								 * known yet */
+	int64		heard_at;		/* when the descriptor was last readable */
 } Watched;
 
 static Watched *watched = NULL; /* indexed by descriptor; malloc'd */
 static int	nwatched = 0;
 
 /*
- * Return the descriptor of a new poller, or -1 with errno set.
+ * Create a poller.  Returns its descriptor, or -1 with errno set.
  */
 int
 hrflow_poller_open(void)
@@ -80,7 +82,7 @@ hrflow_poller_open(void)
 #ifndef __linux__
 /*
  * Add or remove a filter of a descriptor.  Make one change at a time, because
- * kevent() skips the changes after one that fails.
+ * kevent() skips all changes after a change that fails.
  */
 static bool
 change_filter(int poller, int fd, int filter, bool wanted)
@@ -95,8 +97,8 @@ change_filter(int poller, int fd, int filter, bool wanted)
 
 /*
  * Make the kernel watch for the events that are wanted.  If a descriptor was
- * closed without our knowledge, the kernel no longer watches it, even if we
- * have recorded that it does.
+ * closed without our knowledge, the kernel no longer watches it, even though
+ * "is" is not 0.
  */
 static bool
 update(int poller, int fd)
@@ -133,7 +135,8 @@ update(int poller, int fd)
 }
 
 /*
- * Enlarge the array to include a descriptor.
+ * Enlarge the array to include a descriptor.  Returns false if there is not
+ * enough memory.
  */
 static bool
 enlarge(int fd)
@@ -168,9 +171,10 @@ hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
 }
 
 /*
- * Record that a descriptor belongs to a new connection.  Returns whether that
- * increases the number of connections, which it does not if the descriptor's
- * previous connection was closed without our knowledge.
+ * Record that a descriptor belongs to a new connection.  Returns whether the
+ * number of connections has increased.  It has not if the descriptor's
+ * previous connection was closed without our knowledge, and so is still
+ * counted.
  */
 bool
 hrflow_poller_opened(int fd)
@@ -187,7 +191,7 @@ hrflow_poller_opened(int fd)
 
 /*
  * Record that a descriptor has been or is about to be closed.  Returns whether
- * it belonged to a connection.
+ * the descriptor belonged to a connection.
  */
 bool
 hrflow_poller_closed(int fd)
@@ -241,17 +245,16 @@ get_local_port(int fd)
 }
 
 /*
- * Return the connection with this local port, or -1 if there is none, or if
- * several connections, to different servers, have it.
+ * Return the descriptor of the connection with this local port.  Returns -1 if
+ * there is none, or if several connections (to different servers) have this
+ * port.
  */
 int
 hrflow_poller_find(int local_port)
 {
 	int			found = -1;
 
-	if (local_port == 0)
-		return -1;
-	for (int fd = 0; fd < nwatched; fd++)
+	for (int fd = 0; fd < nwatched && local_port != 0; fd++)
 	{
 		if (watched[fd].is_connection && get_local_port(fd) == local_port)
 		{
@@ -275,8 +278,9 @@ hrflow_poller_note_version(int fd, char version)
 }
 
 /*
- * Is a request in progress on a connection that uses HTTP/1.1?  A request that
- * is about to be sent over it must not have been added yet.  "fd" may be -1.
+ * Is a request in progress on a connection that uses HTTP/1.1?  To check this
+ * for a request that is about to be sent, call this before libcurl asks to
+ * watch the connection for that request.  "fd" may be -1.
  */
 bool
 hrflow_poller_is_busy(int fd)
@@ -298,9 +302,9 @@ hrflow_poller_has_input(int fd)
 }
 
 /*
- * Return the connection with this local port, if nothing has been received
- * over it since a time of hrflow_clock_now() and nothing is available for
- * reading, else -1.
+ * Return the descriptor of the connection with this local port, or -1 if there
+ * is none, or if data has been received over it after "since" (a time of
+ * hrflow_clock_now()) or is available for reading.
  */
 int
 hrflow_poller_find_silent(int local_port, int64 since)
@@ -313,10 +317,10 @@ hrflow_poller_find_silent(int local_port, int64 since)
 }
 
 /*
- * Shut down the connections that no request uses and over which nothing has
- * been received since a time of hrflow_clock_now(), so that libcurl does not
- * reuse them.  Skip the one with this local port, because libcurl may be about
- * to use it.
+ * Shut down idle connections over which nothing has been received since
+ * "since", a time of hrflow_clock_now(), so that libcurl does not reuse them.
+ * Skip the connection with this local port, because libcurl may be about to
+ * use it.
  */
 void
 hrflow_poller_shut_idle(int local_port, int64 since)
@@ -344,10 +348,10 @@ drain_if_closed(const struct pollfd *state)
 }
 
 /*
- * Make libcurl notice which of the connections that no request uses have been
- * closed by the server; it closes these itself when it next looks for a
- * connection.  libcurl 7.88 considers a connection alive if there is data to
- * read, such as the alert that TLS sends before closing, so discard that data.
+ * Make libcurl notice idle connections that the server has closed; libcurl
+ * closes them when it next looks for a connection.  libcurl 7.88 considers a
+ * connection alive if there is data to read, such as the alert that TLS sends
+ * before closing, so discard the data.
  */
 void
 hrflow_poller_drop_closed(void)
@@ -391,7 +395,8 @@ is_wanted(int poller, const HrflowPollerEvent *event, int64 now)
 }
 
 /*
- * Return up to "max" events that are pending, without waiting.
+ * Store up to "max" pending events in "events", and return their number.  Does
+ * not wait.
  */
 int
 hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)

@@ -1,8 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * pool.c
- *		Resources that a backend keeps between statements: libcurl's multi
- *		handle with its connections, the poller, and the WaitEventSet.
+ *		Manages the resources that a backend keeps between statements:
+ *		libcurl's multi handle with its connections, the poller, and the
+ *		WaitEventSet.
  *
  * No callback of libcurl may throw, because a longjmp through libcurl makes
  * its handles unusable.  The callbacks count, set a flag and return; we act on
@@ -27,22 +28,22 @@
 #include "transport/libcurl.h"
 
 /*
- * Minimum number of connections to keep; if larger, 2 * max_concurrency are
- * kept.  A batch of vectors uses a connection to the API and one to the object
- * store for each request in flight.
+ * Minimum number of connections to keep.  If 2 * max_concurrency is greater,
+ * that many are kept: a batch of vectors uses a connection to the API and one
+ * to the object store for each request in flight.
  */
 #define KEEP_CONNECTIONS 64
 
 /*
  * Maximum number of descriptors that a request needs at any time: two for the
- * thread that resolves its host, one that the system's resolver opens there,
- * and one for the connection.
+ * thread that resolves its host name, one that the system's resolver opens in
+ * that thread, and one for the connection.
  */
 #define DESCRIPTORS_PER_REQUEST 4
 
 /*
  * Number of requests to start before checking again that there are enough
- * descriptors.
+ * descriptors, because a check takes several system calls.
  */
 #define ADMIT_AT_ONCE 32
 
@@ -58,16 +59,20 @@
  */
 #define AWAY_LIMIT 2500
 
-/* Highest descriptor that has_plenty() may use. */
+/*
+ * Highest descriptor that has_plenty() may open, since the kernel enlarges its
+ * table of descriptors to include it.
+ */
 #define PROBE_LIMIT 4096
 
-/* The state of the backend.  Fields that are zero are not initialized yet. */
+/* This backend's resources.  Fields that are zero are not initialized yet. */
 static struct
 {
 	CURLM	   *multi;
 	bool		is_stale;		/* discard "multi" when no requests are in
 								 * flight */
-	bool		is_broken;		/* "multi" must no longer be used */
+	bool		is_broken;		/* must "multi" no longer be used, because of
+								 * an error? */
 	bool		has_poller;
 	int			poller;			/* valid if has_poller */
 	WaitEventSet *wait_set;
@@ -76,7 +81,7 @@ static struct
 	int			reserved;		/* number of descriptors reserved with fd.c */
 	bool		is_short;		/* too few descriptors for another request */
 	int			nadmitted;		/* number of requests that may be started
-								 * before the next check */
+								 * before the next check of descriptors */
 	bool		has_opened;		/* has a socket been opened since the last
 								 * check of descriptors? */
 	int64		dropped_at;		/* time of the last check for closed
@@ -86,11 +91,12 @@ static struct
 	int64		timer;			/* when libcurl wants to be called, or
 								 * HRFLOW_NEVER */
 	int			sockets;		/* number of open connections */
-	int			poller_errno;	/* error of watching a socket; 0: none */
+	int			poller_errno;	/* errno after a socket could not be watched,
+								 * or 0 if all could */
 
 	int64		attended_at;	/* when the sockets were last checked */
-	bool		was_away;		/* had they not been checked for AWAY_LIMIT
-								 * before attended_at? */
+	bool		was_away;		/* was the backend busy elsewhere for more
+								 * than AWAY_LIMIT before attended_at? */
 	int64		waited;			/* microseconds that the backend has waited
 								 * for sockets, timers or delays */
 }			pool = {.timer = HRFLOW_NEVER, .has_opened = true};
@@ -112,9 +118,11 @@ hrflow_pool_check_option(CURLcode code, const char *what)
 }
 
 /*
- * Check the result of a function of the multi handle.  The state of a multi
- * handle after an error of its own is undocumented, so never use it again:
- * libcurl 7.88 divides by zero after there was no memory for a socket.
+ * Check the result of a curl_multi function.  The state of a multi handle
+ * after an error is undocumented, so never use the handle again: for example,
+ * libcurl 7.88 divides by zero after it has run out of memory for a socket.
+ * Raise an error of class 58, so that a run which receives replies while it
+ * writes vectors does not attribute the error to the vectors.
  */
 static void
 check_multi(CURLMcode code, const char *what)
@@ -123,7 +131,10 @@ check_multi(CURLMcode code, const char *what)
 	if (code == CURLM_OUT_OF_MEMORY)
 		hrflow_out_of_memory();
 	if (code != CURLM_OK)
-		elog(ERROR, "%s failed in libcurl: %s", what, curl_multi_strerror(code));
+		ereport(ERROR,
+				(errcode(ERRCODE_SYSTEM_ERROR),
+				 errmsg_internal("%s failed in libcurl: %s", what,
+								 curl_multi_strerror(code))));
 }
 
 /*
@@ -133,9 +144,10 @@ check_multi(CURLMcode code, const char *what)
  */
 
 /*
- * Notice that a socket was closed.  libcurl 7.88 itself closes a socket that
- * could not be connected in time, and tells us only afterwards.  Connections
- * over which something has been received cannot be affected.
+ * Notice if libcurl has closed a socket without calling
+ * hrflow_pool_close_socket().  libcurl 7.88 does this if a connection is not
+ * established in time, and calls on_socket() afterwards.  A connection over
+ * which data has been received cannot be affected.
  */
 static void
 notice_closed(int fd)
@@ -146,8 +158,8 @@ notice_closed(int fd)
 }
 
 /*
- * libcurl's callback that sets the events to watch a socket for.  A socket
- * that is not a connection belongs to the thread that resolves a name.
+ * libcurl's callback that sets the events for which to watch a socket.  A
+ * socket that is not a connection belongs to the thread that resolves a name.
  */
 static int
 on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
@@ -158,8 +170,8 @@ on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *socket_arg)
 	{
 		HrflowTransfer *transfer = NULL;
 
-		/* In 8.22 it may be an internal handle of libcurl. */
-		curl_easy_getinfo(easy, CURLINFO_PRIVATE, &transfer);
+		/* In libcurl 8.22, "easy" may be an internal handle. */
+		(void) curl_easy_getinfo(easy, CURLINFO_PRIVATE, &transfer);
 		if (transfer != NULL)
 			hrflow_transfer_advance(transfer, HRFLOW_RESOLVING);
 	}
@@ -193,9 +205,10 @@ hrflow_pool_open_socket(const struct curl_sockaddr *address,
 #ifdef TCP_USER_TIMEOUT
 
 	/*
-	 * A kernel acknowledges what it receives even if the server takes a long
-	 * time to answer.  If it does not, the connection is dead, for example
-	 * because a NAT has dropped it, so don't wait until request_timeout.
+	 * The peer's kernel acknowledges data even if the server takes a long
+	 * time to reply.  Without an acknowledgment, the connection is dead, for
+	 * example because a NAT has dropped it, so don't wait until
+	 * request_timeout.
 	 */
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &connect_timeout,
 					  sizeof(connect_timeout));
@@ -208,7 +221,7 @@ hrflow_pool_open_socket(const struct curl_sockaddr *address,
 
 /*
  * libcurl's callback for closing a socket, which may have outlived the request
- * that it was opened for.
+ * for which it was opened.
  */
 int
 hrflow_pool_close_socket(void *arg, curl_socket_t fd)
@@ -242,9 +255,10 @@ make_poller(void)
 }
 
 /*
- * Close all connections, and discard libcurl's caches of certificates and TLS
- * sessions.  Certificates are cached in the multi handle for a day; sessions
- * in the easy handles, and since 8.12 in the multi handle.
+ * Close all connections, and discard the certificates and TLS sessions that
+ * libcurl has cached.  Certificates are cached for a day in the multi handle.
+ * TLS sessions are cached in the multi handle since libcurl 8.12, and in the
+ * easy handles before.
  */
 static void
 discard_multi(void)
@@ -257,8 +271,8 @@ discard_multi(void)
 }
 
 /*
- * Create the multi handle if needed.  It is replaced only when it contains no
- * requests.
+ * Create the multi handle if needed.  A stale handle is replaced only when no
+ * requests are in flight.
  */
 static void
 make_multi(const HrflowSettings *settings, bool in_flight)
@@ -273,7 +287,7 @@ make_multi(const HrflowSettings *settings, bool in_flight)
 	if (pool.multi == NULL)
 		hrflow_out_of_memory();
 
-	/* Older versions do not know this option, and never wait. */
+	/* Ignore a failure: the option was added in libcurl 8.20. */
 	(void) curl_multi_setopt(pool.multi, HRFLOW_CURLMOPT_QUICK_EXIT, 1L);
 }
 
@@ -289,7 +303,10 @@ make_wait_set(void)
 	if (half_made != NULL)
 		FreeWaitEventSet(half_made);
 
-	/* CreateWaitEventSet() would raise an internal error instead. */
+	/*
+	 * If no descriptor is available, CreateWaitEventSet() would raise an
+	 * internal error.
+	 */
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -314,7 +331,8 @@ make_wait_set(void)
  * Let libcurl finish closing connections.  It waits up to two seconds for the
  * server to close its side of a TLS connection, but from 8.21 to at least 8.23
  * curl_multi_socket_action() does not look at these sockets (curl issue
- * 22282).  No requests are in flight, so there is nothing else to do.
+ * 22282).  No requests are in flight, so curl_multi_perform() does nothing
+ * else.
  */
 static void
 finish_closing(void)
@@ -356,9 +374,9 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	pool.nadmitted = 0;
 
 	/*
-	 * Check the connections now, since nobody does while a backend is idle.
-	 * If max_concurrency was lowered, libcurl would close one connection for
-	 * every request that ends, so close all of them.
+	 * Check the connections now, since they are not watched while a backend
+	 * is idle.  If max_concurrency was lowered, libcurl would close only one
+	 * connection for every request that ends, so close all of them.
 	 */
 	if (now - pool.dropped_at >= DROP_INTERVAL)
 	{
@@ -378,8 +396,9 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	MULTI_SETOPT(CURLMOPT_MAXCONNECTS, (long) keep);
 
 	/*
-	 * This limits the connections that libcurl is closing.  It must not limit
-	 * those in use, of which another transport may have more than we keep.
+	 * This option limits the number of connections that libcurl is closing.
+	 * It must not limit the connections in use, which may be more than are
+	 * kept if there is another transport.
 	 */
 	MULTI_SETOPT(CURLMOPT_MAX_TOTAL_CONNECTIONS,
 				 (long) Max(keep, HRFLOW_MAX_CONCURRENCY));
@@ -417,7 +436,8 @@ hrflow_pool_add(CURL *easy)
 }
 
 /*
- * Remove a request from libcurl, whether complete or not.  Does not throw.
+ * Remove a request from libcurl, whether or not the request is complete.  Does
+ * not throw.
  */
 void
 hrflow_pool_remove(CURL *easy)
@@ -426,7 +446,8 @@ hrflow_pool_remove(CURL *easy)
 }
 
 /*
- * Return libcurl's next message that a request is complete, or NULL.
+ * Return the next message in which libcurl reports a complete request, or NULL
+ * if there is none.
  */
 CURLMsg *
 hrflow_pool_next_message(void)
@@ -449,8 +470,8 @@ hrflow_pool_next_message(void)
  */
 
 /*
- * Reserve as many descriptors with fd.c as are in use: one for each open
- * connection or request in flight, whichever are more.  Does not throw.
+ * Reserve as many descriptors with fd.c as there are open connections or
+ * requests in flight, whichever number is greater.  Does not throw.
  */
 void
 hrflow_pool_balance_descriptors(int nin_flight)
@@ -468,13 +489,15 @@ hrflow_pool_balance_descriptors(int nin_flight)
 
 /*
  * Are there enough descriptors for the next ADMIT_AT_ONCE requests, in
- * addition to what those in flight may still need?  fd.c cannot tell, since
- * not all code in a backend reserves the descriptors it opens, and we do not
- * reserve those that a name lookup needs temporarily.
+ * addition to the descriptors that requests in flight may still need?  fd.c
+ * cannot tell, since not all code in a backend reserves the descriptors it
+ * opens, and we do not reserve the descriptors that a name lookup needs
+ * temporarily.
  *
- * The kernel allocates the lowest free descriptor, so those above a free one
- * are mostly free: try one well below the limit.  This makes the kernel
- * enlarge its table of descriptors, so do not exceed PROBE_LIMIT.
+ * The kernel allocates the lowest free descriptor, so most descriptors above a
+ * free descriptor are free, too: try a descriptor well below the limit.  This
+ * makes the kernel enlarge its table of descriptors, so do not exceed
+ * PROBE_LIMIT.
  */
 static bool
 has_plenty(int nin_flight, int end)
@@ -512,7 +535,10 @@ count_free_descriptors(int most, int end)
 		};
 		(void) poll(states, n, 0);
 		for (int i = 0; i < n; i++)
-			nfree += (states[i].revents & POLLNVAL) != 0;
+		{
+			if (states[i].revents & POLLNVAL)
+				nfree++;
+		}
 	}
 	return Min(nfree, most);
 }
@@ -554,14 +580,18 @@ hrflow_pool_is_short(void)
 }
 
 /*
- * Reserve a descriptor for another request.  Even if descriptors are scarce,
- * one request at a time is allowed, so if none is in flight we check only if a
- * connection has been opened since, which should perhaps not be kept.
- * "count_unsent" returns how many requests in flight have not been sent.
+ * Reserve a descriptor for another request.  Returns false if the request must
+ * wait.  "count_unsent" returns how many requests in flight have not been
+ * sent.
  *
- * If descriptors are scarce and no requests are in flight, all connections are
- * closed: those that are kept, and those that newer versions of libcurl (8.14,
- * but not 7.88) close gracefully, which takes up to two seconds.
+ * Even if descriptors are scarce, one request at a time is allowed.  So if no
+ * request is in flight, check the descriptors only if they were scarce at the
+ * last check, or if a connection has been opened since then, because that
+ * connection should perhaps not be kept.
+ *
+ * If descriptors are scarce and no requests are in flight, close all
+ * connections: those that are kept, and those that newer versions of libcurl
+ * (8.14, but not 7.88) are closing gracefully, which takes up to two seconds.
  */
 bool
 hrflow_pool_reserve_descriptor(const HrflowSettings *settings, int nin_flight,
@@ -618,8 +648,8 @@ check_work(CURLMcode code)
 
 /*
  * Block all signals while libcurl is working, because it may start a thread to
- * resolve a name.  A thread inherits the signal mask, and must never run a
- * signal handler of PostgreSQL.
+ * resolve a name.  A thread inherits the signal mask, and must never run one
+ * of PostgreSQL's signal handlers.
  */
 static void
 begin_libcurl(sigset_t *old)
@@ -639,8 +669,8 @@ end_libcurl(const sigset_t *old, CURLMcode code)
 }
 
 /*
- * Let libcurl process the sockets that are ready, without waiting.  We were
- * busy elsewhere until "since".
+ * Let libcurl process the sockets that are ready, without waiting.  The
+ * backend was busy elsewhere until "since".
  */
 static void
 work_on_sockets(int64 since)
@@ -692,7 +722,7 @@ hrflow_pool_lacks_connections(int nin_flight)
 }
 
 /*
- * Let libcurl process its timers that have expired, which include those of
+ * Let libcurl process its timers that have expired, including the timers of
  * requests that have just been added.  Returns whether it has opened any
  * connections.
  */

@@ -13,13 +13,13 @@
  * allowance.c.
  *
  * A 429, or a 503 with Retry-After, pauses the account.  So do many
- * consecutive failures soon after an answer, as when a server is restarted.
- * When the pause is over, one request is sent as a probe.  If the probe gets
- * the same outcome, the next pause is longer.  Any other outcome ends the
- * pause, and so does a probe that takes longer than both the pause and a
- * second.  A probe does not end a pause that the server requested while the
- * probe was in flight: when that pause is over, the next request is a probe
- * again.
+ * consecutive failures (5xx, or no connection) soon after other replies, as
+ * when a server is restarted.  When the pause is over, one request is sent as
+ * a probe.  If the probe gets the same outcome, the next pause is longer.  Any
+ * other outcome ends the pause, and so does a probe that takes longer than
+ * both the pause and a second.  A probe does not end a pause that the server
+ * requested while the probe was in flight: when that pause is over, the next
+ * request is a probe again.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,7 +31,8 @@
 #include "transport/transfer.h"
 
 /*
- * A higher limit may replace one that has not been used for this long.
+ * Time for which a limit is remembered after its last use.  After this time, a
+ * higher limit may replace it.
  */
 #define LIMIT_MEMORY (60 * HRFLOW_SEC)
 
@@ -45,13 +46,18 @@
 #define PAUSE_POLL HRFLOW_SEC
 
 /*
- * Length of a pause if the server does not specify one.  The first probe is
- * sent after about PAUSE_MIN, since a refusal may have other reasons than a
- * rate limit, and the next ones when the usual periods of rate limits end.  If
- * these do not apply, the length is doubled after each probe that fails, up to
- * PAUSE_LIMIT.
+ * Initial length of a pause if the server does not specify a length.  The
+ * first probe is sent after about this time, since a refusal may have causes
+ * other than a rate limit.
  */
 #define PAUSE_MIN (250 * HRFLOW_MSEC)
+
+/*
+ * Maximum length of a pause if the server does not specify a length.  After a
+ * failed probe, the next probe is sent when a rate limit with one of the usual
+ * periods would admit a request.  If there is no such time, the length of the
+ * pause is doubled, up to this maximum.
+ */
 #define PAUSE_LIMIT (8 * HRFLOW_SEC)
 
 /*
@@ -61,15 +67,22 @@
  */
 #define FAILURE_PAUSE_LIMIT (2 * HRFLOW_SEC)
 
-/* Minimum time to wait for a probe. */
+/*
+ * Minimum time to wait for the outcome of a probe, after which the pause ends.
+ */
 #define PROBE_MIN HRFLOW_SEC
 
 /*
- * Pause an account after this many consecutive failures, if the last answer is
- * no older than BREAKER_MEMORY: a server that is restarted is back within a
- * minute.
+ * Number of consecutive failures that pause an account, which is so large that
+ * occasional failures do not.
  */
 #define BREAKER_FAILURES 16
+
+/*
+ * Failures pause an account only if HRFLOW_ANSWERED was last reported less
+ * than this time ago.  The pause is meant to bridge a restart of the server,
+ * which takes less than a minute.
+ */
 #define BREAKER_MEMORY (60 * HRFLOW_SEC)
 
 /*
@@ -128,8 +141,8 @@ find_bucket(HrflowShared *shared, uint64 account, int64 now)
 }
 
 /*
- * Merge the limit of this backend.  The lowest of the limits in use applies to
- * all, including backends without a limit.
+ * Merge this backend's limit into the bucket.  The lowest limit in use applies
+ * to all backends, including backends without a limit.
  */
 static void
 merge_limit(HrflowBucket *bucket, int limit, int64 now)
@@ -159,7 +172,10 @@ hrflow_rate_interval(const HrflowSettings *settings, int64 *burst)
 	double		set = 0;
 	double		learnt = 0;
 
-	/* Don't replace another account's bucket for this. */
+	/*
+	 * Do not create a bucket, which might replace the bucket of another
+	 * account.
+	 */
 	SpinLockAcquire(&shared->mutex);
 	for (int i = 0; i < HRFLOW_NBUCKETS; i++)
 	{
@@ -203,9 +219,10 @@ charge_limit(HrflowBucket *bucket, int64 now)
 
 /*
  * May this account send a request now?  If so, count it, and set *serial to
- * its number among the requests of the account.  If not, set *again to the
- * time at which to ask again, and *paused_until to the end of the pause, or to
- * 0 if the account is not paused.
+ * its number among the account's requests.  If not, set *again to the time at
+ * which to ask again, and *paused_until to the end of the pause, or to 0 if
+ * the account is not paused.  If the request is refused, *again is the current
+ * time, so that the next request need not wait for its refusal.
  */
 HrflowAdmission
 hrflow_rate_admit(uint64 account, int limit, uint64 *serial, int64 *again,
@@ -229,9 +246,17 @@ hrflow_rate_admit(uint64 account, int limit, uint64 *serial, int64 *again,
 	{
 		if (now < bucket->paused_until)
 		{
-			*again = Min(bucket->paused_until, now + PAUSE_POLL);
 			*paused_until = bucket->paused_until;
-			admission = bucket->refuses ? HRFLOW_REFUSE : HRFLOW_WAIT;
+			if (bucket->refuses)
+			{
+				*again = now;
+				admission = HRFLOW_REFUSE;
+			}
+			else
+			{
+				*again = Min(bucket->paused_until, now + PAUSE_POLL);
+				admission = HRFLOW_WAIT;
+			}
 		}
 		else if (now < bucket->probe_until)
 		{
@@ -268,7 +293,7 @@ hrflow_rate_admit(uint64 account, int limit, uint64 *serial, int64 *again,
 }
 
 /*
- * Count a request that libcurl sends again by itself.  Does not throw.
+ * Count a request that libcurl resends by itself.  Does not throw.
  */
 void
 hrflow_rate_charge(uint64 account)
@@ -306,9 +331,10 @@ choose_pause(const HrflowBucket *bucket, double random, int64 now)
 }
 
 /*
- * Pause an account because of "cause", or extend its pause.  Requests that
- * were in flight when the pause began extend it only if the server specified a
- * time.  The caller must hold the mutex.
+ * Pause an account because of "cause", or extend its pause.  "asked" is the
+ * length requested by the server, or 0.  During a pause, a request other than
+ * a probe extends it only if the server requested a length.  The caller must
+ * hold the mutex.
  */
 static void
 pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
@@ -373,7 +399,7 @@ hrflow_rate_report(const HrflowTransfer *transfer,
 {
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowBucket *bucket;
-	const HrflowTry *try = &transfer->try;
+	const HrflowAttempt *attempt = &transfer->attempt;
 	int64		asked = transfer->reply.retry_after * HRFLOW_SEC;
 	double		random = pg_prng_double(&pg_global_prng_state);
 	int64		now = hrflow_clock_now();
@@ -382,9 +408,9 @@ hrflow_rate_report(const HrflowTransfer *transfer,
 	*counts = true;
 	SpinLockAcquire(&shared->mutex);
 	bucket = find_bucket(shared, transfer->transport->account, now);
-	if (outcome == HRFLOW_ANSWERED || try->nleft >= 0)
-		hrflow_allowance_note_left(&bucket->allowance, try->nleft, try->reset,
-								   try->serial, now);
+	if (outcome == HRFLOW_ANSWERED || attempt->nleft >= 0)
+		hrflow_allowance_note_left(&bucket->allowance, attempt->nleft, attempt->reset,
+								   attempt->serial, now);
 	switch (outcome)
 	{
 		case HRFLOW_ANSWERED:
@@ -397,7 +423,7 @@ hrflow_rate_report(const HrflowTransfer *transfer,
 		case HRFLOW_LIMITED:
 		case HRFLOW_OVERLOADED:
 			if (outcome == HRFLOW_LIMITED)
-				hrflow_allowance_note_refusal(&bucket->allowance, try->began,
+				hrflow_allowance_note_refusal(&bucket->allowance, attempt->began,
 											  was_probe);
 			*counts = was_probe || !bucket->paused;
 			pause_bucket(bucket, outcome, asked, was_probe, random, now);
@@ -428,7 +454,7 @@ hrflow_rate_report(const HrflowTransfer *transfer,
 			break;
 	}
 	if (outcome != HRFLOW_LIMITED && outcome != HRFLOW_GIVEN_UP)
-		hrflow_allowance_note_answer(&bucket->allowance, try->began, now);
+		hrflow_allowance_note_answer(&bucket->allowance, attempt->began, now);
 	SpinLockRelease(&shared->mutex);
 
 	return length;

@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * show.c
- *		Counts the requests of a transport, and publishes them and the reasons
- *		why it waits.
+ *		Counts the requests of a transport, and records why the backend waits.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,7 +10,7 @@
 #include "transport/transfer.h"
 
 /*
- * Count a request that is being sent, or sent again.  An attempt without a
+ * Count a request that is being sent or resent.  An attempt without a
  * connection does not count, because no server has seen it.  Does not throw.
  */
 void
@@ -26,15 +25,15 @@ hrflow_show_sent(HrflowTransfer *transfer)
 	hrflow_stats_count(HRFLOW_REQUESTS, 1);
 	hrflow_stats_count(HRFLOW_RETRIES, is_retry);
 	state->nrequests++;
-	state->nretries += is_retry;
+	if (is_retry)
+		state->nretries++;
 	transfer->was_sent = true;
 }
 
 /*
- * Record the reason for which the backend is about to wait.  "retry_at" is
- * when the transport's next retry is due; "is_narrowed" means that no request
- * may be started until the memory of a reply has been released.  Does not
- * throw.
+ * Record why the backend is about to wait.  "retry_at" is the time of the
+ * transport's next retry.  "is_narrowed" means that the memory limit for
+ * replies does not allow another request to be started.  Does not throw.
  */
 void
 hrflow_show_wait(HrflowTransport *transport, int64 retry_at, bool is_narrowed)

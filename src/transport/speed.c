@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * speed.c
- *		Measures the latency of requests, and estimates the duration of others.
+ *		Measures the latency of requests, and estimates how long future
+ *		requests will take.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,8 +11,8 @@
 #include "transport/transfer.h"
 
 /*
- * The latency is an exponential moving average, in which the last answer has a
- * weight of 1 / WEIGHT.
+ * The latency is an exponential moving average, in which the latest reply has
+ * a weight of 1 / WEIGHT.
  */
 #define WEIGHT 8
 
@@ -23,12 +24,12 @@
 void
 hrflow_speed_note(const HrflowTransfer *transfer)
 {
-	bool		is_link = HRFLOW_IS_LINK(transfer->reply.target);
-	pg_atomic_uint64 *latency = &hrflow_shared_get()->latency[is_link];
+	pg_atomic_uint64 *latency =
+	&hrflow_shared_get()->latency[HRFLOW_SERVER_OF(transfer)];
 	int64		seen = pg_atomic_read_u64(latency);
-	int64		took = Max(hrflow_clock_now() - transfer->try.began, 1);
+	int64		took = Max(hrflow_clock_now() - transfer->attempt.began, 1);
 
-	if (transfer->reply.status != HRFLOW_OK ||
+	if (transfer->reply.status != HRFLOW_OK || transfer->reply.is_limited ||
 		transfer->reply.http_status < 200 || transfer->reply.http_status > 299)
 		return;
 	pg_atomic_write_u64(latency,
@@ -36,7 +37,7 @@ hrflow_speed_note(const HrflowTransfer *transfer)
 }
 
 /*
- * Estimate the duration of this many requests to the API and for links with
+ * Estimate how long this many requests to the API and for links will take with
  * these settings, in seconds, from the recent latency and the account's rate
  * limit.  Returns a negative number if neither is known.
  */
@@ -45,8 +46,8 @@ hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,
 					  int64 nlinks)
 {
 	HrflowShared *shared = hrflow_shared_get();
-	double		latency = pg_atomic_read_u64(&shared->latency[false]);
-	double		latency_of_links = pg_atomic_read_u64(&shared->latency[true]);
+	double		latency = pg_atomic_read_u64(&shared->latency[HRFLOW_SERVER_API]);
+	double		latency_of_links = pg_atomic_read_u64(&shared->latency[HRFLOW_SERVER_LINKS]);
 	int64		burst;
 	double		interval = hrflow_rate_interval(settings, &burst);
 	double		seconds = -1;
@@ -55,7 +56,7 @@ hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,
 		return 0;
 	if (latency > 0)
 	{
-		/* A link can be fetched only after the answer that contains it. */
+		/* A link is fetched after the reply that contains it. */
 		double		at_once = latency +
 		(nlinks > 0 ? latency_of_links : 0);
 		double		by_turns = (nrequests * latency +

@@ -6,19 +6,23 @@
  * The files, from the top down:
  *
  * 	transport.c	functions that other layers call
- * 	transfer.c	states of requests, and the scheduler of a backend
+ * 	scheduler.c	starts requests, and collects their replies
+ * 	transfer.c	states of requests
  * 	account.c	reports outcomes to the account, and backs off
  * 	window.c	limits the number of requests in flight
  * 	curl.c		options and callbacks of a request
- * 	advance.c	records how far attempts have got
+ * 	headers.c	headers of requests
+ * 	advance.c	records the progress of attempts
  * 	body.c		receives replies
  * 	gunzip.c	decompresses replies
+ * 	envelope.c	finds a refusal that only the body reports
  * 	origin.c	HTTP versions of origins
- * 	sharing.c	requests that share a connection
+ * 	sharing.c	prevents requests from sharing a connection over HTTP/1.1
  * 	budget.c	counts requests per statement, and per account and day
- * 	show.c		publishes what the backend is doing
+ * 	show.c		counts requests, and records why the backend waits
  * 	speed.c		latency of requests
  * 	failure.c	interprets libcurl's errors
+ * 	lookup.c	limits abandoned name lookups
  * 	features.c	checks libcurl's features
  * 	trust.c		certificate authorities
  * 	pool.c		resources kept between statements: multi handle, connections
@@ -41,19 +45,19 @@
 
 /*
  * The state of a request.  It is changed only in transfer.c, except that
- * libcurl's callbacks report the progress of an attempt in flight by
+ * libcurl's callbacks report the progress of an attempt in flight through
  * hrflow_transfer_advance().
  */
 typedef enum HrflowTransferState
 {
 	HRFLOW_IDLE,				/* belongs to no transport */
-	HRFLOW_READY,				/* waiting for room to be started */
-	HRFLOW_DELAYED,				/* waiting until it is due */
+	HRFLOW_READY,				/* waiting to be started */
+	HRFLOW_DELAYED,				/* waiting until the next attempt may start */
 
 	/* States in flight: the request is in libcurl. */
-	HRFLOW_WAITING,				/* has no connection, and libcurl is not
-								 * opening one for it */
-	HRFLOW_RESOLVING,			/* a thread of libcurl is resolving the name */
+	HRFLOW_WAITING,				/* the request has no connection, and libcurl
+								 * is not opening one for it */
+	HRFLOW_RESOLVING,			/* a libcurl thread is resolving the host name */
 	HRFLOW_CONNECTING,			/* a socket has been opened for this request */
 	HRFLOW_SENT,				/* sent over a connection */
 	HRFLOW_RECEIVING,			/* received a header line of the reply */
@@ -64,7 +68,7 @@ typedef enum HrflowTransferState
 
 /*
  * Maximum Retry-After that we obey.  If a server asks for more, the request is
- * not retried, since returning earlier would ignore the server's wish.
+ * not retried, since an earlier retry would ignore the server's request.
  */
 #define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
 
@@ -72,13 +76,17 @@ typedef enum HrflowTransferState
 #define HRFLOW_KEEP_HANDLES 32
 
 /*
- * Maximum size of a body's buffer to keep for the next reply, in bytes.
- * Answers have 2 to 20 kB.
+ * Maximum size of a body's buffer to keep for the next reply, in bytes.  Most
+ * replies have 2 to 20 kB.
  */
 #define HRFLOW_KEEP_BUFFER (64 * 1024)
 
 /* Content encodings we accept: see body.c. */
 #define HRFLOW_ACCEPTED_ENCODING "gzip"
+
+#define HRFLOW_SERVER_OF(transfer) \
+	(HRFLOW_IS_LINK((transfer)->reply.target) ? HRFLOW_SERVER_LINKS : \
+	 HRFLOW_SERVER_API)
 
 #define HRFLOW_IN_FLIGHT(transfer) \
 	((transfer)->state >= HRFLOW_WAITING && (transfer)->state <= HRFLOW_RECEIVING)
@@ -90,14 +98,17 @@ typedef enum HrflowFault
 {
 	HRFLOW_NO_FAULT,
 	HRFLOW_EXCEEDS_LIMIT,		/* the reply is too large */
-	HRFLOW_EXCEEDS_BUDGET,		/* all bodies of this backend together are too
-								 * large */
+	HRFLOW_EXCEEDS_BUDGET,		/* the bodies of all of this backend's replies
+								 * together are too large */
 	HRFLOW_NO_MEMORY,
 	HRFLOW_BAD_ENCODING,
 	HRFLOW_PRIVATE_ADDRESS,		/* link to a private address */
-	HRFLOW_SENT_TWICE,			/* libcurl was about to send a POST again */
-	HRFLOW_UNUSABLE,			/* libcurl was about to send it over a
-								 * connection that cannot be used */
+	HRFLOW_SENT_TWICE,			/* libcurl was about to send a request again
+								 * that must not be sent again */
+	HRFLOW_UNUSABLE,			/* libcurl was about to send the request over
+								 * a connection that cannot be used */
+	HRFLOW_STOPPED,				/* libcurl was about to send a request to the
+								 * API although the transport was stopped */
 	HRFLOW_MIXED_UP				/* the reply cannot be attributed to a request */
 } HrflowFault;
 
@@ -109,58 +120,76 @@ typedef enum HrflowProtocol
 	HRFLOW_PROTOCOL_UNKNOWN,
 	HRFLOW_HTTP_1_1,
 	HRFLOW_HTTP_2,
-	HRFLOW_HTTP_1_1_ONLY		/* it negotiates HTTP/2, but requests over it
-								 * fail */
+	HRFLOW_HTTP_1_1_ONLY		/* the origin negotiates HTTP/2, but requests
+								 * over HTTP/2 fail, or libcurl mixes up its
+								 * replies */
 } HrflowProtocol;
 
 /*
- * An attempt of a request.  All fields that start() does not set are zero when
- * an attempt starts.
+ * An attempt of a request.  When an attempt starts, all fields that
+ * start_transfer() does not set are zero.
  */
-typedef struct HrflowTry
+typedef struct HrflowAttempt
 {
 	int64		began;			/* hrflow_clock_now() */
-	int64		sent_at;		/* when it was sent; 0: not sent */
-	int64		waited;			/* hrflow_pool_waited() when it started */
-	int			nbeside;		/* requests in flight in its window when it
-								 * started, including itself */
-	int64		pause;			/* length of the account's pause caused by the
-								 * outcome, in microseconds; 0: no pause */
+	int64		sent_at;		/* when the attempt was sent, or 0 if it was
+								 * not */
+	int64		excused;		/* time that does not count towards
+								 * request_timeout, in microseconds: see
+								 * excuse_absence() */
+	int64		limit;			/* libcurl's CURLOPT_TIMEOUT_MS, in
+								 * milliseconds */
+	int64		waited;			/* hrflow_pool_waited() when the attempt
+								 * started */
+	int			nbeside;		/* number of requests in flight in the window
+								 * when the attempt started, including the
+								 * attempt itself */
+	int64		pause;			/* length of the pause that the outcome caused
+								 * for the account, in microseconds, or 0 if
+								 * there was no pause */
 	bool		is_probe;		/* the first request of the account after a
 								 * pause */
-	bool		is_alone;		/* no other request may be in flight */
+	bool		is_alone;		/* is this the only request that may be in
+								 * flight? */
 	bool		counts;			/* if there is a pause, does the attempt count
 								 * towards max_attempts? */
+	bool		uses_proxy;		/* is the attempt sent through the proxy? */
 	bool		offers_http2;
-	bool		may_wait;		/* it may wait for a connection to share */
+	bool		may_wait;		/* may libcurl make the attempt wait for a
+								 * connection to share? */
 	bool		is_gzip;		/* is the body compressed? */
 	bool		opened;			/* has a socket to an allowed address been
 								 * opened? */
 	bool		has_reply;		/* has the final status line been received? */
 	bool		headers_ended;	/* have all headers been received? */
-	uint32		round;			/* scheduler's round in which it stopped
-								 * waiting for a connection */
+	uint32		round;			/* round of the scheduler in which the attempt
+								 * stopped waiting for a connection */
 	HrflowFault fault;			/* the first fault that a callback found */
-	int			nsent;			/* number of times that libcurl has sent it */
-	bool		is_counted;		/* does it count towards the limits of
-								 * requests? */
+	int			nsent;			/* number of times that libcurl has sent the
+								 * request in this attempt */
+	bool		is_counted;		/* is the attempt counted towards the request
+								 * limits? */
 	TimestampTz statement;		/* start of the statement for which the
 								 * attempt was counted */
 	DateADT		day;			/* day for which the attempt was counted */
-	int			local_port;		/* local port of its connection */
-	int			socket;			/* descriptor of its connection; -1: unknown */
-	uint64		connection;		/* hash of the endpoints of its connection; 0:
-								 * not sent */
+	int			local_port;		/* local port of the attempt's connection */
+	int			socket;			/* descriptor of the connection, or -1 if
+								 * unknown */
+	uint64		connection;		/* hash of the endpoints of the connection, or
+								 * 0 if the attempt was not sent or the
+								 * endpoints are unknown */
 	dlist_node	sent;			/* in sharing.c's list of requests */
-	uint64		serial;			/* its number among the account's requests */
-	int64		nleft;			/* requests that the account may still send,
-								 * according to the reply; -1: unknown */
-	int64		reset;			/* seconds until the account may send other
+	uint64		serial;			/* number of the attempt among the account's
+								 * requests */
+	int64		nleft;			/* number of requests that the account may
+								 * still send, according to the reply, or -1
+								 * if unknown */
+	int64		reset;			/* seconds until the account may send more
 								 * requests */
 	size_t		header_bytes;	/* size of the headers received */
 	size_t		body_bytes;		/* size of the body received, before
 								 * decompression */
-} HrflowTry;
+} HrflowAttempt;
 
 /*
  * State of a decompression; defined in gunzip.c.
@@ -181,24 +210,33 @@ typedef struct HrflowTransfer
 	HrflowTransport *transport; /* undefined while idle */
 	HrflowWindow *window;		/* window of its origin */
 	const char *url;			/* owned by the submitter */
-	const char *post;			/* JSON to POST, owned by the submitter; NULL:
-								 * use GET */
-	HrflowCaller caller;		/* function on whose behalf it is sent */
+	const char *post;			/* JSON to POST, owned by the submitter, or
+								 * NULL to use GET */
+	HrflowCaller caller;		/* SQL function on whose behalf the request is
+								 * sent */
+	int			ncounted;		/* number of earlier attempts that count
+								 * towards max_attempts */
 	bool		was_sent;		/* has any attempt been sent? */
 	bool		avoids_http2;	/* has an attempt over HTTP/2 failed without
 								 * any reply? */
-	bool		needs_fresh;	/* must it be sent over a new connection? */
+	bool		needs_fresh;	/* must the request be sent over a new
+								 * connection? */
 
 	HrflowTransferState state;
 	dlist_node	node;			/* in the list for its state */
+	dlist_node	in_flight;		/* link in the list of the requests in flight
+								 * of all transports; used only while the
+								 * request is in flight */
 	pairingheap_node delayed;	/* in the transport's "delayed" */
 	int64		due;			/* when a delayed attempt may start */
 
-	HrflowTry	try;			/* the current or the latest attempt */
+	HrflowAttempt attempt;		/* the current or the latest attempt */
 
 	void	   *easy;			/* a CURL *; NULL before the first attempt */
 	uint64		configured;		/* serial of the settings that "easy" is
-								 * configured for */
+								 * configured for, or 0 if there are none */
+	bool		needs_renewal;	/* must "easy" be replaced before the next
+								 * attempt? */
 	char	   *body;			/* malloc'd; may be reused for the next
 								 * request */
 	size_t		capacity;		/* allocated size of "body" */
@@ -215,12 +253,13 @@ typedef struct HrflowHeaders HrflowHeaders;
 struct HrflowTransport
 {
 	dlist_node	node;			/* in the scheduler's list of transports */
-	bool		has_ended;		/* has it been removed from the scheduler's
-								 * list? */
+	bool		has_ended;		/* has the transport been removed from the
+								 * scheduler's list? */
 	const HrflowSettings *settings; /* pinned */
 	HrflowHeaders *headers;
 	HrflowActivity *activity;	/* shows what the transport is doing */
-	HrflowUsageCounts *usage;	/* counts of the role on whose behalf it sends */
+	HrflowUsageCounts *usage;	/* request counts of the role on whose behalf
+								 * requests are sent */
 	uint64		account;		/* account of the requests to the API */
 	HrflowWindow *window;		/* window of the API's origin */
 	bool		is_answered;	/* has any of its requests succeeded? */
@@ -231,7 +270,7 @@ struct HrflowTransport
 	dlist_head	ready;			/* ready requests to the API, in order */
 	pairingheap *delayed;		/* delayed requests, ordered by "due" */
 	dlist_head	all_delayed;	/* delayed requests, as a list */
-	dlist_head	in_flight;		/* in the order of their start */
+	dlist_head	in_flight;		/* in the order in which they were started */
 	dlist_head	done;
 	dlist_head	handed_out;
 	int			nready;			/* length of "ready" and "ready_links" */
@@ -243,15 +282,18 @@ struct HrflowTransport
 								 * delaying the first of "ready"? */
 	int64		admitted_at;	/* earliest time to ask the account again */
 	uint64		serial;			/* number of the request last admitted */
-	int64		paused_until;	/* end of the account's pause; 0: none */
-	int64		rests_until;	/* end of a pause requested by the caller; 0:
-								 * none */
+	int64		paused_until;	/* end of the account's pause, or 0 if there
+								 * is none */
+	int64		rests_until;	/* end of a pause requested by the caller, or
+								 * 0 if there is none */
 	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */
 	bool		was_told;		/* was the user informed of a long pause? */
 	bool		suspended;		/* must no requests be started until the
 								 * transport is used again? */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
-	bool		stopped;		/* sends no more requests to the API */
+	bool		stopped;		/* must no more requests be sent to the API? */
+	bool		at_limit;		/* if so, because of a request limit, which
+								 * allows those in flight? */
 	bool		expired;		/* has the time limit expired? */
 };
 
@@ -261,10 +303,10 @@ struct HrflowTransport
 typedef enum HrflowAdmission
 {
 	HRFLOW_ADMIT,
-	HRFLOW_ADMIT_PROBE,			/* admitted, as the only request after a pause */
+	HRFLOW_ADMIT_PROBE,			/* admitted as the first request after a pause */
 	HRFLOW_WAIT,				/* not admitted yet */
-	HRFLOW_REFUSE				/* will not be admitted within the longest
-								 * time that we wait */
+	HRFLOW_REFUSE				/* the account is paused for longer than we
+								 * are willing to wait */
 } HrflowAdmission;
 
 /*
@@ -282,19 +324,30 @@ typedef struct HrflowPollerEvent
 /* in failure.c */
 HRFLOW_NORETURN extern void hrflow_out_of_memory(void);
 
+/* in scheduler.c */
+extern void hrflow_scheduler_prepare(const HrflowSettings *settings);
+extern dlist_head *hrflow_scheduler_transports(void);
+extern void hrflow_scheduler_enroll(HrflowTransport *transport);
+extern void hrflow_scheduler_dismiss(HrflowTransport *transport);
+extern void hrflow_scheduler_abandon(HrflowTransport *transport);
+extern int	hrflow_scheduler_room(const HrflowTransport *transport);
+extern void hrflow_scheduler_work(void);
+extern void hrflow_scheduler_receive(void);
+extern void hrflow_scheduler_end_overdue(int64 now);
+extern void hrflow_scheduler_wait(int64 until);
+
 /* in transfer.c */
-extern void hrflow_transfer_prepare(const HrflowSettings *settings);
-extern void hrflow_transfer_enroll(HrflowTransport *transport);
-extern void hrflow_transfer_dismiss(HrflowTransport *transport, bool at_exit);
+extern dlist_head *hrflow_transfer_in_flight(void);
+extern int	hrflow_transfer_nin_flight(void);
 extern void hrflow_transfer_move(HrflowTransfer *transfer,
 								 HrflowTransferState state);
-extern void hrflow_transfer_queue(HrflowTransfer *transfer, bool first);
+extern void hrflow_transfer_give_back(HrflowTransfer *transfer);
+extern void hrflow_transfer_launch(HrflowTransfer *transfer);
+extern void hrflow_transfer_queue(HrflowTransfer *transfer);
+extern void hrflow_transfer_queue_first(HrflowTransfer *transfer);
+extern void hrflow_transfer_delay(HrflowTransfer *transfer, int64 due);
+extern bool hrflow_transfer_is_given_up(const HrflowTransfer *transfer);
 extern void hrflow_transfer_give_up(HrflowTransport *transport);
-extern int	hrflow_transfer_room(const HrflowTransport *transport);
-extern void hrflow_transfer_work(void);
-extern void hrflow_transfer_receive(void);
-extern void hrflow_transfer_end_overdue(int64 now);
-extern void hrflow_transfer_wait(int64 until);
 
 /* in advance.c */
 extern void hrflow_transfer_advance(HrflowTransfer *transfer,
@@ -302,20 +355,25 @@ extern void hrflow_transfer_advance(HrflowTransfer *transfer,
 extern uint32 hrflow_advance_round(void);
 extern void hrflow_advance_end_round(void);
 extern bool hrflow_advance_take_connected(void);
-extern void hrflow_advance_end_try(const HrflowTransfer *transfer);
+extern void hrflow_advance_pass_proxy(const HrflowTransfer *transfer);
 extern bool hrflow_advance_may_be_refused(const HrflowSettings *settings);
 extern int64 hrflow_advance_overdue_at(const HrflowTransport *transport);
+extern HrflowTransfer *hrflow_advance_find_overdue(HrflowTransport *transport,
+												   int64 now);
 
 /* in idle.c */
 extern HrflowTransfer *hrflow_idle_get(void);
 extern void hrflow_idle_put(HrflowTransfer *transfer);
 extern void hrflow_idle_free_all(void);
 
+/* in headers.c */
+extern HrflowHeaders *hrflow_headers_get(const HrflowSettings *settings);
+extern void hrflow_headers_release(HrflowHeaders *headers);
+
 /* in curl.c */
-extern HrflowHeaders *hrflow_curl_get_headers(const HrflowSettings *settings);
-extern void hrflow_curl_release_headers(HrflowHeaders *headers);
 extern bool hrflow_curl_start(HrflowTransfer *transfer);
 extern void hrflow_curl_stop_waiting(HrflowTransfer *transfer);
+extern void hrflow_curl_prolong(HrflowTransfer *transfer, int64 duration);
 extern void hrflow_curl_remove(HrflowTransfer *transfer);
 extern HrflowTransfer *hrflow_curl_next_done(void);
 extern void hrflow_curl_abandon(HrflowTransfer *transfer);
@@ -342,6 +400,9 @@ extern size_t hrflow_body_on_header(char *data, size_t one, size_t length,
 									void *arg);
 extern void hrflow_body_drop(HrflowTransfer *transfer);
 extern size_t hrflow_body_most_buffered(void);
+
+/* in envelope.c */
+extern bool hrflow_envelope_is_limited(const char *body);
 
 /* in gunzip.c */
 typedef bool (*HrflowGunzipSink) (void *arg, const char *data, size_t length);
@@ -390,7 +451,15 @@ extern void hrflow_account_report(HrflowTransfer *transfer,
 extern void hrflow_account_settle(HrflowTransfer *transfer);
 extern void hrflow_account_give_back_probe(HrflowTransfer *transfer);
 
+/* in lookup.c */
+extern bool hrflow_lookup_may_start(const HrflowTransfer *transfer);
+extern void hrflow_lookup_note_answer(HrflowTransfer *transfer);
+extern void hrflow_lookup_note_end(const HrflowTransfer *transfer);
+
 /* in sharing.c */
+extern void hrflow_sharing_separate(HrflowTransfer *transfer);
+extern bool hrflow_sharing_is_busy(const HrflowTransfer *transfer);
+extern void hrflow_sharing_avoid_http2(const HrflowTransfer *transfer);
 extern void hrflow_sharing_note_sent(HrflowTransfer *transfer,
 									 const char *remote, int remote_port,
 									 const char *local, int local_port);
@@ -404,7 +473,7 @@ extern void hrflow_budget_describe(const HrflowTransport *transport,
 								   size_t size);
 extern bool hrflow_budget_take(HrflowTransfer *transfer);
 extern void hrflow_budget_give_back(HrflowTransfer *transfer);
-extern void hrflow_budget_charge(const HrflowTransport *transport);
+extern void hrflow_budget_charge(const HrflowTransfer *transfer);
 
 /* in rate.c */
 extern uint64 hrflow_rate_account(const HrflowSettings *settings);

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * transport.c
- *		Interface of the transport, called by the layers above.
+ *		Implements the interface of the transport, which the layers above call.
  *
  * A statement has one transport for its requests, from
- * hrflow_transport_begin() to hrflow_transport_end() or the reset of the
- * memory context it began in, whichever comes first.  There can be several at
- * the same time, if a function called by a statement sends requests of its
- * own, or if a scan has been suspended.
+ * hrflow_transport_begin() to hrflow_transport_end(), the reset of the memory
+ * context it began in, or the failure of the transaction, whichever comes
+ * first.  There can be several
+ * transports at the same time, if a function called by a statement sends
+ * requests of its own, or if a scan has been suspended.
  *
  * In this layer only hrflow_transport_next(), hrflow_transport_pause() and
  * hrflow_transport_suspend() process interrupts.  Callers that process them
@@ -18,19 +19,20 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "transport/transfer.h"
 #include "utils/memutils.h"
 
 /*
- * Maximum number of a transport's requests waiting to be retried.  No more are
- * started until some of these are complete, so that a failing server does not
- * fill our memory.
+ * Maximum number of a transport's requests waiting to be retried.  No more
+ * requests are submitted while this many are waiting, so that a failing server
+ * does not fill our memory.
  */
 #define MAX_DELAYED 1024
 
-/* Report a pause to the user if at least this much of it is left. */
+/* Minimum remaining length of a pause that is reported to the user. */
 #define LONG_PAUSE (5 * HRFLOW_SEC)
 
 /*
@@ -50,13 +52,13 @@ compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 }
 
 /*
- * End a transport.  Does not throw.
+ * Finish ending a transport that has been removed from the scheduler.  Does
+ * not throw.
  */
 static void
-dismiss(HrflowTransport *transport, bool at_exit)
+note_end(HrflowTransport *transport)
 {
-	hrflow_transfer_dismiss(transport, at_exit);
-	hrflow_curl_release_headers(transport->headers);
+	hrflow_headers_release(transport->headers);
 	transport->activity->state.nin_flight = 0;
 	transport->has_ended = true;
 }
@@ -70,16 +72,56 @@ on_transport_reset(void *arg)
 {
 	HrflowTransport *transport = arg;
 
-	if (!transport->has_ended)
-		dismiss(transport, proc_exit_inprogress);
+	if (transport->has_ended)
+		return;
+	if (proc_exit_inprogress)
+		hrflow_scheduler_abandon(transport);
+	else
+		hrflow_scheduler_dismiss(transport);
+	note_end(transport);
 }
 
 /*
- * Begin a transport for the requests of a statement.  "activity" shows them,
- * determines on whose behalf they are sent, and must not end before the
- * transport.  "time_limit" applies to all of them, in milliseconds; 0: none.
- * The transport lives in the current memory context, ends when that is reset,
- * and pins the settings until then.
+ * Callback for the end of a transaction: end the transports of a transaction
+ * that has failed.  Their memory contexts may not be reset until the client
+ * sends ROLLBACK; see activity.c.
+ */
+static void
+end_failed_transports(XactEvent event, void *arg)
+{
+	dlist_mutable_iter iter;
+
+	if (event != XACT_EVENT_ABORT)
+		return;
+	dlist_foreach_modify(iter, hrflow_scheduler_transports())
+	{
+		HrflowTransport *transport = dlist_container(HrflowTransport, node,
+													 iter.cur);
+
+		if (!transport->activity->outlives_transactions)
+			on_transport_reset(transport);
+	}
+}
+
+/*
+ * On the first call, register end_failed_transports().  May throw.
+ */
+static void
+watch_failures(void)
+{
+	static bool is_watching = false;
+
+	if (!is_watching)
+		RegisterXactCallback(end_failed_transports, NULL);
+	is_watching = true;
+}
+
+/*
+ * Begin a transport for the requests of a statement.  "activity" shows the
+ * requests, determines on whose behalf they are sent, and must not end before
+ * the transport.  "time_limit" is the limit for all requests together, in
+ * milliseconds; 0: none.  The transport lives in the current memory context,
+ * ends when that is reset, and pins the settings until then.
  */
 HrflowTransport *
 hrflow_transport_begin(const HrflowSettings *settings,
@@ -89,7 +131,8 @@ hrflow_transport_begin(const HrflowSettings *settings,
 
 	/* Attach to shared memory while an error may still be raised. */
 	hrflow_stats_flush();
-	hrflow_transfer_prepare(settings);
+	watch_failures();
+	hrflow_scheduler_prepare(settings);
 
 	transport = palloc0(sizeof(HrflowTransport));
 	transport->usage = hrflow_usage_of(activity->state.role);
@@ -106,26 +149,27 @@ hrflow_transport_begin(const HrflowSettings *settings,
 	dlist_init(&transport->done);
 	dlist_init(&transport->handed_out);
 	transport->delayed = pairingheap_allocate(compare_due, NULL);
-	transport->headers = hrflow_curl_get_headers(settings);
+	transport->headers = hrflow_headers_get(settings);
 
 	/* Nothing throws from here on. */
 	transport->on_reset.func = on_transport_reset;
 	transport->on_reset.arg = transport;
 	MemoryContextRegisterResetCallback(CurrentMemoryContext,
 									   &transport->on_reset);
-	hrflow_transfer_enroll(transport);
+	hrflow_scheduler_enroll(transport);
 	hrflow_stats_count(HRFLOW_CALLS, 1);
 	return transport;
 }
 
 /*
- * End a transport.  Its connections stay open for the next one.
+ * End a transport.  The connections stay open for the next transport.
  */
 void
 hrflow_transport_end(HrflowTransport *transport)
 {
 	Assert(!transport->has_ended);
-	dismiss(transport, false);
+	hrflow_scheduler_dismiss(transport);
+	note_end(transport);
 }
 
 /*
@@ -135,7 +179,7 @@ hrflow_transport_end(HrflowTransport *transport)
  */
 
 /*
- * Use a transport that may have been suspended.
+ * Record that a transport, which may have been suspended, is in use again.
  */
 static void
 wake(HrflowTransport *transport)
@@ -162,15 +206,16 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->url = url;
 	transfer->post = post;
 	transfer->caller = transport->activity->state.caller;
+	transfer->ncounted = 0;
 	transfer->was_sent = false;
 	transfer->avoids_http2 = false;
 	transfer->needs_fresh = false;
-	transfer->try = (HrflowTry)
+	transfer->attempt = (HrflowAttempt)
 	{
 		0
 	};
 	wake(transport);
-	hrflow_transfer_move(transfer, HRFLOW_READY);
+	hrflow_transfer_queue(transfer);
 }
 
 /*
@@ -196,22 +241,22 @@ hrflow_transport_post(HrflowTransport *transport, const char *url,
 }
 
 /*
- * Return how many more requests to the API are useful now.  More than that
- * would only wait here, and use memory.
+ * Return how many more requests to the API it is useful to submit now.
+ * Further requests would only wait here, and use memory.
  */
 int
 hrflow_transport_room(const HrflowTransport *transport)
 {
 	if (transport->stopped || transport->ndelayed >= MAX_DELAYED)
 		return 0;
-	return Max(0, Min(hrflow_transfer_room(transport),
+	return Max(0, Min(hrflow_scheduler_room(transport),
 					  hrflow_window_room(transport->window)) -
 			   transport->nready);
 }
 
 /*
  * Return the maximum number of requests to the API that may be in flight,
- * whatever the size of the window is now.
+ * regardless of the current size of the window.
  */
 int
 hrflow_transport_width(const HrflowTransport *transport)
@@ -232,14 +277,14 @@ hrflow_transport_most_in_flight(const HrflowTransport *transport)
 }
 
 /*
- * Return how many more links are useful now.  Unlike requests to the API,
- * links do not wait for the account's rate, and are fetched even if the
- * transport was stopped.
+ * Return how many more links it is useful to submit now.  Unlike requests to
+ * the API, links do not wait for the account's rate limit, and are fetched
+ * even if the transport was stopped.
  */
 int
 hrflow_transport_room_for_links(HrflowTransport *transport)
 {
-	int			room = hrflow_transfer_room(transport);
+	int			room = hrflow_scheduler_room(transport);
 	dlist_iter	iter;
 
 	if (transport->expired || transport->ndelayed >= MAX_DELAYED)
@@ -256,24 +301,28 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
  */
 
 /*
- * Send no more requests to the API.  Those in flight are completed, and links,
- * which have been paid for, are still fetched; all others are returned as
- * replies with "stopped" set.
+ * Send no more requests to the API.  Requests that have been sent are
+ * completed, and links, which have been paid for, are still fetched; all other
+ * requests are returned as replies with "stopped" set.  If "at_limit", because
+ * a request limit has been reached, requests in flight that are still being
+ * connected are sent, too, because the limit allows them.
  */
 void
-hrflow_transport_stop(HrflowTransport *transport)
+hrflow_transport_stop(HrflowTransport *transport, bool at_limit)
 {
 	transport->stopped = true;
+	transport->at_limit = at_limit;
 	hrflow_transfer_give_up(transport);
 }
 
 /*
- * Abandon all requests without a reply, because the time limit has expired.
+ * Abandon all requests that have no reply yet, because the time limit has
+ * expired.
  */
 void
 hrflow_transport_expire(HrflowTransport *transport)
 {
-	hrflow_transfer_receive();
+	hrflow_scheduler_receive();
 	transport->stopped = true;
 	transport->expired = true;
 	hrflow_transfer_give_up(transport);
@@ -303,15 +352,15 @@ void
 hrflow_transport_work(HrflowTransport *transport)
 {
 	if (!transport->has_ended)
-		hrflow_transfer_receive();
+		hrflow_scheduler_receive();
 }
 
 /*
  * Return a reply that is complete, or NULL.
  *
- * If there was not enough memory for a reply, stop the transport, and raise
+ * If there was not enough memory for a reply, stop the transport, but raise
  * 53200 only when all other replies have been returned, because they may have
- * been paid for.  Requests that were not sent get no reply in that case.
+ * been paid for.  In that case, requests that were not sent get no reply.
  */
 static HrflowReply *
 hand_out(HrflowTransport *transport)
@@ -322,10 +371,10 @@ hand_out(HrflowTransport *transport)
 													  &transport->done);
 
 		hrflow_transfer_move(transfer, HRFLOW_HANDED_OUT);
-		if (transfer->try.fault == HRFLOW_NO_MEMORY)
+		if (transfer->attempt.fault == HRFLOW_NO_MEMORY)
 		{
 			transport->lacks_memory = true;
-			hrflow_transport_stop(transport);
+			hrflow_transport_stop(transport, false);
 		}
 		else if (!transport->lacks_memory || !transfer->reply.stopped)
 			return &transfer->reply;
@@ -349,8 +398,9 @@ is_at_end(const HrflowTransport *transport)
 }
 
 /*
- * Continue after other statements may have been executed.  If one of these
- * raised an error that was caught, libcurl's handle may be broken.
+ * Prepare to use a transport after other statements may have been executed.
+ * If one of these raised an error that was caught, libcurl's multi handle may
+ * be broken, and is replaced.
  */
 static void
 resume(HrflowTransport *transport)
@@ -358,13 +408,13 @@ resume(HrflowTransport *transport)
 	Assert(!transport->has_ended);
 	wake(transport);
 	if (hrflow_pool_is_broken())
-		hrflow_transfer_prepare(transport->settings);
+		hrflow_scheduler_prepare(transport->settings);
 }
 
 /*
- * Wait for "duration" microseconds, or until the time limit expires.  No
- * requests of this transport may be in flight; those of the backend's other
- * transports continue.
+ * Wait for "duration" microseconds, or until the time limit expires.  This
+ * transport must have no requests in flight; the requests of the backend's
+ * other transports continue.
  */
 void
 hrflow_transport_pause(HrflowTransport *transport, int64 duration)
@@ -376,8 +426,9 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 	while (hrflow_clock_now() < until)
 	{
 		CHECK_FOR_INTERRUPTS();
-		hrflow_transfer_work();
-		hrflow_transfer_wait(until);
+		hrflow_scheduler_end_overdue(hrflow_clock_now());
+		hrflow_scheduler_work();
+		hrflow_scheduler_wait(until);
 	}
 	transport->rests_until = 0;
 }
@@ -397,7 +448,7 @@ tell_pause(HrflowTransport *transport, int64 now)
 	ereport(NOTICE,
 			(errmsg("waiting %d s for the HrFlow API",
 					(int) ((left + HRFLOW_SEC - 1) / HRFLOW_SEC)),
-			 errdetail("The API limits the rate of requests of this account.")));
+			 errdetail("The API limits the request rate of the account.")));
 }
 
 /*
@@ -409,7 +460,7 @@ end_late_requests(HrflowTransport *transport, int64 now)
 {
 	if (now >= transport->deadline && !transport->expired)
 		hrflow_transport_expire(transport);
-	hrflow_transfer_end_overdue(now);
+	hrflow_scheduler_end_overdue(now);
 }
 
 /*
@@ -418,7 +469,8 @@ end_late_requests(HrflowTransport *transport, int64 now)
  *
  * A reply belongs to a single attempt.  The caller must interpret it, and then
  * call hrflow_transport_retry() to find out whether the request is retried.
- * Raises 57014, 57P01 and the like from CHECK_FOR_INTERRUPTS(), and 53200.
+ * Raises 53200 if there is not enough memory, and any error of
+ * CHECK_FOR_INTERRUPTS(), such as 57014 and 57P01.
  */
 HrflowReply *
 hrflow_transport_next(HrflowTransport *transport)
@@ -427,10 +479,10 @@ hrflow_transport_next(HrflowTransport *transport)
 }
 
 /*
- * Like hrflow_transport_next(), but also return NULL, with *woken set, at a
- * given time or when an interrupt is pending.  The caller must process the
- * interrupt.  A reply that has arrived is returned before the time is checked,
- * but not if there is an interrupt.
+ * Like hrflow_transport_next(), but also return NULL, with *woken set to true,
+ * at the time "until" or when an interrupt is pending.  The caller must
+ * process the interrupt.  A reply that has arrived is returned even after
+ * "until", but not while an interrupt is pending.
  */
 HrflowReply *
 hrflow_transport_next_until(HrflowTransport *transport, int64 until,
@@ -453,7 +505,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 		reply = hand_out(transport);
 		if (reply == NULL)
 		{
-			hrflow_transfer_work();
+			hrflow_scheduler_work();
 			reply = hand_out(transport);
 		}
 		if (reply != NULL)
@@ -466,7 +518,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 			return NULL;
 		}
 		tell_pause(transport, now);
-		hrflow_transfer_wait(Min(transport->deadline, until));
+		hrflow_scheduler_wait(Min(transport->deadline, until));
 	}
 }
 
@@ -481,19 +533,19 @@ HrflowReply *
 hrflow_transport_poll(HrflowTransport *transport)
 {
 	resume(transport);
-	hrflow_transfer_receive();
+	hrflow_scheduler_receive();
 	end_late_requests(transport, hrflow_clock_now());
-	hrflow_transfer_work();
+	hrflow_scheduler_work();
 	return hand_out(transport);
 }
 
 /*
- * Wait until no requests of a transport are in flight, and start no more until
- * it is used again by submit, post, next or poll.  Must be called before
- * control leaves us for an unknown time, as with an open cursor.  This takes
- * no longer than request_timeout.  Replies are kept until they are asked for,
- * but their outcomes have been reported to the account.  Raises the errors of
- * CHECK_FOR_INTERRUPTS().
+ * Wait until a transport has no requests in flight, which takes no longer than
+ * request_timeout, and start no more until the transport is used again by
+ * submit, post, next or poll.  Must be called before control passes to the
+ * client for an unknown time, as with an open cursor.  Replies are kept until
+ * the caller asks for them, but their outcomes are reported to the account.
+ * Raises the errors of CHECK_FOR_INTERRUPTS().
  */
 void
 hrflow_transport_suspend(HrflowTransport *transport)
@@ -503,10 +555,10 @@ hrflow_transport_suspend(HrflowTransport *transport)
 	while (transport->nin_flight > 0)
 	{
 		CHECK_FOR_INTERRUPTS();
-		hrflow_transfer_end_overdue(hrflow_clock_now());
-		hrflow_transfer_work();
+		hrflow_scheduler_end_overdue(hrflow_clock_now());
+		hrflow_scheduler_work();
 		if (transport->nin_flight > 0)
-			hrflow_transfer_wait(HRFLOW_NEVER);
+			hrflow_scheduler_wait(HRFLOW_NEVER);
 	}
 	hrflow_activity_suspend(transport->activity, true);
 }
@@ -534,17 +586,16 @@ may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
  * must no longer use the reply.  This must be called for every reply that
  * does not have "stopped" set.
  *
- * An attempt refused because of the account's pause does not count if others
- * had already paused the account.  A request whose attempt does count goes to
- * the end of the queue, so that no request spends all its attempts on probes.
+ * An attempt that was refused after other requests had already paused the
+ * account does not count towards max_attempts.  A request whose attempt does
+ * count goes to the end of the queue, so that no request spends all of its
+ * attempts on probes.
  */
 bool
 hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 					   HrflowStatus status, bool transient)
 {
 	HrflowTransfer *transfer = reply->transfer;
-	bool		is_limited = status == HRFLOW_RATE_LIMITED &&
-	!HRFLOW_IS_LINK(reply->target);
 	bool		pauses;
 	bool		counts;
 	int64		pause;
@@ -552,14 +603,11 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	if (!transient || !may_repeat(transfer, status))
 		return false;
 
-	/* The rate limit may be reported only in the envelope of the reply. */
-	if (is_limited && transfer->try.pause == 0)
-		hrflow_account_report(transfer, HRFLOW_LIMITED);
-	pauses = !HRFLOW_IS_LINK(reply->target) && transfer->try.pause > 0;
-	counts = !pauses || transfer->try.counts;
-	pause = pauses ? transfer->try.pause : hrflow_account_backoff(reply);
+	pauses = !HRFLOW_IS_LINK(reply->target) && transfer->attempt.pause > 0;
+	counts = !pauses || transfer->attempt.counts;
+	pause = pauses ? transfer->attempt.pause : hrflow_account_backoff(reply);
 
-	/* If the statement may send no more requests, the failure is final. */
+	/* If no other attempt is allowed, the failure is final. */
 	if (pause > HRFLOW_RETRY_AFTER_LIMIT || transport->expired ||
 		(!HRFLOW_IS_LINK(reply->target) &&
 		 hrflow_budget_check(transport) != HRFLOW_OK) ||
@@ -569,15 +617,14 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 		return false;
 
 	hrflow_body_drop(transfer);
-	if (!counts)
-		reply->attempts--;
-	if (pauses)
-		hrflow_transfer_queue(transfer, !counts);
+	if (counts)
+		transfer->ncounted++;
+	if (!pauses)
+		hrflow_transfer_delay(transfer, hrflow_clock_now() + pause);
+	else if (counts)
+		hrflow_transfer_queue(transfer);
 	else
-	{
-		transfer->due = hrflow_clock_now() + pause;
-		hrflow_transfer_move(transfer, HRFLOW_DELAYED);
-	}
+		hrflow_transfer_queue_first(transfer);
 	return true;
 }
 

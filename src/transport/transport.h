@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * transport.h
- *		Interface of the transport: sends requests for URLs, and returns
+ *		Interface of the transport, which sends HTTP requests and returns the
  *		replies.
  *
  *-------------------------------------------------------------------------
@@ -23,8 +23,8 @@ typedef enum HrflowTarget
 								 * rate limit */
 	HRFLOW_TO_LINK,				/* link to a host listed in link_hosts by its
 								 * exact name */
-	HRFLOW_TO_GUARDED_LINK		/* link to a host allowed by a pattern, which
-								 * must not have a private address */
+	HRFLOW_TO_GUARDED_LINK		/* link to a host allowed only by a pattern;
+								 * the host must not have a private address */
 } HrflowTarget;
 
 #define HRFLOW_IS_LINK(target) ((target) != HRFLOW_TO_API)
@@ -34,21 +34,26 @@ typedef enum HrflowTarget
  */
 typedef struct HrflowReply
 {
-	HrflowStatus status;		/* HRFLOW_OK: a complete reply was received,
-								 * whatever it means; else the transport error */
+	HrflowStatus status;		/* HRFLOW_OK if a complete reply was received,
+								 * whatever its HTTP status; else the
+								 * transport error */
 	bool		transient;		/* might a retry succeed? */
 	const char *detail;			/* error detail, or NULL */
-	int			http_status;	/* 0: no reply was received */
-	const char *content_type;	/* NULL: none was received */
-	const char *body;			/* NUL-terminated */
+	int			http_status;	/* 0 if no reply was received */
+	const char *content_type;	/* NULL if no content type was received */
+	const char *body;			/* NUL-terminated; undefined if http_status is
+								 * 0 */
 	size_t		length;			/* size of the body in bytes */
-	int			retry_after;	/* Retry-After of the reply, in seconds; 0:
-								 * none */
-	int			attempts;		/* number of attempts so far, including this
-								 * one */
-	bool		stopped;		/* request was abandoned, because the
-								 * transport was stopped or the batch's time
-								 * limit expired */
+	int			retry_after;	/* Retry-After of the reply, in seconds, or 0
+								 * if there is none */
+	bool		is_limited;		/* was the request refused because of a rate
+								 * limit? */
+	int			attempts;		/* number of attempts that count towards
+								 * max_attempts, including this attempt if it
+								 * was made */
+	bool		stopped;		/* was the request abandoned, because the
+								 * transport was stopped or its time limit
+								 * expired? */
 	bool		expired;		/* did the time limit expire? */
 	bool		was_sent;		/* if the request was abandoned, may the
 								 * server have received it? */
@@ -58,9 +63,9 @@ typedef struct HrflowReply
 } HrflowReply;
 
 /*
- * The requests of one statement, or of one scan.  A backend can have several
- * transports: while a request of one is in flight, a function may send
- * requests of its own.
+ * The requests of one statement or one scan.  A backend can have several
+ * transports: while a statement has requests in flight, it may call a function
+ * that sends requests of its own.
  */
 typedef struct HrflowTransport HrflowTransport;
 
@@ -77,7 +82,7 @@ extern int	hrflow_transport_room(const HrflowTransport *transport);
 extern int	hrflow_transport_width(const HrflowTransport *transport);
 extern int	hrflow_transport_most_in_flight(const HrflowTransport *transport);
 extern int	hrflow_transport_room_for_links(HrflowTransport *transport);
-extern void hrflow_transport_stop(HrflowTransport *transport);
+extern void hrflow_transport_stop(HrflowTransport *transport, bool at_limit);
 extern void hrflow_transport_expire(HrflowTransport *transport);
 extern bool hrflow_transport_expired(const HrflowTransport *transport);
 extern void hrflow_transport_work(HrflowTransport *transport);

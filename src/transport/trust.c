@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * trust.c
- *		Chooses the certificate authorities to verify servers and proxies with.
+ *		Chooses the certificate authorities that verify servers and proxies.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,7 +13,8 @@
 #include "transport/libcurl.h"
 
 /*
- * Certificates to trust if hrflow_embed.ca_file is not set; determined once.
+ * Certificates to trust if hrflow_embed.ca_file is not set.  They are
+ * determined once.
  */
 static struct
 {
@@ -25,8 +26,8 @@ static struct
 
 /*
  * Has the file in ca_file changed since the last call?  Checking takes 3 % of
- * the time of a call over loopback (BENCH_ONLY=1 make bench), so do that at
- * most once a second.
+ * the time of a call over loopback (BENCH_ONLY=1 make bench), so check at most
+ * once a second.
  */
 bool
 hrflow_trust_changed(const HrflowSettings *settings)
@@ -71,8 +72,8 @@ is_hashed_folder(const char *path)
 }
 
 /*
- * Does libcurl use OpenSSL?  If it was built with several TLS libraries, it
- * reports those that are not in use in parentheses.
+ * Does libcurl use OpenSSL?  If libcurl was built with several TLS libraries,
+ * it reports the unused libraries in parentheses.
  */
 static bool
 is_openssl(const char *tls)
@@ -83,13 +84,14 @@ is_openssl(const char *tls)
 }
 
 /*
- * Determine what to trust by default.
+ * Determine the certificate authorities to trust by default.
  *
- * OpenSSL 3 takes 21 ms to parse Debian's bundle of certificates, and libcurl
- * makes it do so for every connection if a directory is set as well, which is
- * the default.  A hashed directory alone is read file by file as needed, and
- * libcurl caches a bundle alone, except for 8.22.0 (060_batch.pl).  For other
- * TLS libraries keep the defaults.
+ * OpenSSL 3 takes 21 ms to parse Debian's certificate bundle.  By default,
+ * libcurl sets both a bundle and a directory, and then makes OpenSSL parse the
+ * bundle for every connection.  Therefore set only one of them.  OpenSSL reads
+ * the files of a hashed directory as needed, and libcurl caches a bundle,
+ * except for 8.22.0 (060_batch.pl).  For other TLS libraries, keep the
+ * defaults.
  */
 static void
 find_trust(CURL *easy)

@@ -4,29 +4,31 @@
  *		Limits the number of requests in flight to each origin.
  *
  * max_concurrency is the upper limit.  Below it, each origin has a window that
- * adapts to the server.  In rounds of about half a window of requests, the
- * median latency of the round is compared with the lowest recent median.  Both
- * are medians, because individual latencies of a server vary by far more than
- * a factor of 1.5 even if there is no queue.
+ * adapts to the server.  After each round, of about half a window of requests,
+ * the median latency of the round is compared with the lowest recent median.
+ * We compare medians, because individual latencies of a server vary by far
+ * more than a factor of 1.5 even if there is no queue.
  *
- * - While the window is opening, it grows by three requests with each answer,
+ * - While the window is opening, it grows by three requests with each reply,
  *   that is, by a factor of four in each round trip: from 32 to the default of
- *   max_concurrency in one.  (TCP's slow start doubles its window.)
- *   After the first cut it grows by an eighth of a request with each answer.
- *   It grows only while it is fully used, not while the latency is more than
- *   1.2 times the lowest, and not by answers during which we waited for less
- *   than a quarter of the time, because then our own CPU is the bottleneck.
+ *   max_concurrency in one.  (TCP's slow start doubles its window.)  After the
+ *   first cut it grows by an eighth of a request with each reply.  It does not
+ *   grow unless it is fully used, nor while the latency is more than 1.2 times
+ *   the lowest, nor with the reply to a request during which we waited for
+ *   less than a quarter of the time, because then our own CPU is the
+ *   bottleneck.
  * - If the latency is more than 1.5 times the lowest for two rounds, requests
  *   are queueing in the server.  (One round is not enough, because opening
  *   many connections takes time on both sides, but only temporarily.)  By
- *   Little's law, the number in flight that has the allowed latency is the
- *   current number times that latency, divided by the current latency.  The
- *   window is cut to that, which is slightly more than throughput times the
- *   lowest latency, so that the server always has work.  (TCP Vegas, Brakmo
- *   and Peterson 1995, keeps the queue between two bounds in the same way.)
- * - If the queue was ours, it is now shorter, and the throughput has not
- *   changed.  If instead the throughput falls with the number in flight,
- *   there was no queue, or it was not ours: the requests are of a different
+ *   Little's law, the number of requests in flight that would have the allowed
+ *   latency (1.2 times the lowest) is the current number times the allowed
+ *   latency, divided by the current latency.  The window is cut to this
+ *   number, which is slightly more than the throughput times the lowest
+ *   latency, so that the server always has work.  (TCP Vegas, Brakmo and
+ *   Peterson 1995, keeps the queue between two bounds in the same way.)
+ * - If our requests caused the queue, it is now shorter, and the throughput
+ *   has not changed.  If instead the throughput falls with the number of
+ *   requests in flight, we caused no queue: the requests are of a different
  *   kind, or the server has become slower.  Then the window is restored, and
  *   the current latency becomes the lowest one.
  * - The lowest latency is forgotten after some time.  If it was measured with
@@ -36,12 +38,12 @@
  * - 429, 503 and connections that break cut the window to 0.7 of its size, at
  *   most once in a round trip (as CUBIC does, RFC 9438), but not below
  *   MIN_CUT: a server that breaks a few connections at random should not make
- *   requests wait for one another.  Timeouts and connections that cannot be
- *   established do so too, but not below the size of a new window: they mostly
- *   mean an outage, and the more requests try, the sooner its end is noticed.
+ *   requests wait for one another.  Timeouts and failures to connect cut the
+ *   window, too, but not below the size of a new window: they mostly mean an
+ *   outage, and the more requests try, the sooner its end is noticed.
  *
  * Two more limits are the memory for replies, and the number of requests that
- * a refusal may waste.  Nothing here throws.
+ * a refusal may waste (HRFLOW_MAX_WASTED).  Nothing here throws.
  *
  *-------------------------------------------------------------------------
  */
@@ -52,19 +54,22 @@
 /* Initial size of the window of an origin about which nothing is known. */
 #define INITIAL_SIZE HRFLOW_MAX_WASTED
 
-/* Growth in requests per answer, while the window is opening and later. */
+/* Growth of a window that has not been cut yet, in requests per reply. */
 #define OPENING_GROWTH 3
+
+/* Growth of a window that has been cut, in requests per reply. */
 #define GROWTH 0.125
 
 /*
  * The window grows only if this backend has waited for at least this part of
- * the time since the request was sent.
+ * the time since the attempt started.
  */
 #define MIN_WAITED 0.25
 
 /*
- * The window counts as fully used if at least this part of it is in flight, so
- * that queueing is also noticed if slightly fewer requests are in flight.
+ * The window counts as fully used if requests in flight fill at least this
+ * part of it, so that a queue is noticed even if slightly fewer requests are
+ * in flight.
  */
 #define FULL_PART 0.75
 
@@ -72,36 +77,58 @@
 #define REFUSAL_FACTOR 0.7
 
 /*
- * Latencies up to which the window may grow, and above which it is cut: the
- * larger of a factor times the lowest latency, and the lowest latency plus a
- * slack.  A few milliseconds do not indicate a queue in the server; that is
- * what both machines need to wake up and schedule the processes.
+ * The window may grow if the latency is at most this factor times the lowest
+ * latency.
  */
 #define GROW_FACTOR 1.2
+
+/*
+ * A window that was fully used is cut if the latency is more than this factor
+ * times the lowest latency.
+ */
 #define CUT_FACTOR 1.5
+
+/*
+ * The window may also grow if the latency exceeds the lowest latency by at
+ * most this, in microseconds.
+ */
 #define GROW_SLACK (HRFLOW_MSEC / 2)
+
+/*
+ * The window is not cut if the latency exceeds the lowest latency by at most
+ * this, in microseconds.  A few milliseconds do not indicate a queue in the
+ * server: both machines need that time to wake up and schedule the processes.
+ */
 #define CUT_SLACK (5 * HRFLOW_MSEC)
 
 /*
- * Minimum size to which latency, refusals and broken connections cut a window.
+ * Minimum size to which latency, refusals and broken connections cut a window,
+ * so that a few random failures do not make requests wait for one another.
  */
 #define MIN_CUT 8
 
-/* Minimum and maximum number of requests in a round. */
+/*
+ * Minimum number of requests in a round.  The median of fewer latencies would
+ * vary too much.
+ */
 #define MIN_ROUND 8
+
+/* Maximum number of requests in a round, whose latencies are all kept. */
 #define MAX_ROUND 64
 
 /*
- * The lowest latency is remembered for two periods.  A period is the longer of
- * PERIOD and ROUND_TRIPS_PER_PERIOD times the latency.
+ * Minimum length of a period.  Latencies are compared with the lowest latency
+ * of the current and the previous period.
  */
 #define PERIOD (10 * HRFLOW_SEC)
+
+/* Minimum length of a period, as a multiple of the latency. */
 #define ROUND_TRIPS_PER_PERIOD 50
 
 /* A window that has not been used for this long is reset. */
 #define WINDOW_MEMORY (60 * HRFLOW_SEC)
 
-/* Number of windows. */
+/* Maximum number of origins that have a window in each backend. */
 #define NWINDOWS 32
 
 /* Reason why a window has been reduced for one round. */
@@ -117,7 +144,8 @@ typedef enum WindowTrial
  */
 struct HrflowWindow
 {
-	uint64		origin;			/* hash of the origin; 0: unused */
+	uint64		origin;			/* hash of the origin, or 0 if this window is
+								 * unused */
 	int			nin_flight;
 	double		size;			/* limit of nin_flight */
 	bool		is_opening;		/* has the window not been cut yet? */
@@ -128,41 +156,44 @@ struct HrflowWindow
 	int64		full_at;		/* when the window was last fully used */
 
 	/*
-	 * The current round, of requests that started at "counts_from" or later.
+	 * The current round, which counts requests that started at "counts_from"
+	 * or later.
 	 */
 	int64		counts_from;
 	int64		round_began;
 	int			length;			/* number of requests of the round */
-	int			n;				/* number of its requests that have been
-								 * answered */
+	int			n;				/* number of requests of the round that have
+								 * received a reply */
 	int32		latencies[MAX_ROUND];
-	int64		sum_beside;		/* sum of "nbeside" of the answered requests */
+	int64		sum_beside;		/* sum of "nbeside" of these "n" requests */
 
-	int32		lowest;			/* lowest median of this period; 0: none */
-	int32		lowest_before;	/* lowest median of the previous period; 0:
-								 * none */
+	int32		lowest;			/* lowest median of this period, or 0 if there
+								 * is none */
+	int32		lowest_before;	/* lowest median of the previous period, or 0
+								 * if there is none */
 	int64		period_began;
 
 	WindowTrial trial;
-	double		size_before;	/* values before the trial, if one is in
-								 * progress */
-	double		beside_before;
-	int32		latency_before;
+	double		size_before;	/* "size" before the trial */
+	double		beside_before;	/* average "nbeside" before the trial */
+	int32		latency_before; /* median latency before the trial */
 };
 
 static HrflowWindow windows[NWINDOWS];
 
-/* Limit imposed by the memory for replies, for all transports. */
+/*
+ * Limit on the requests of all transports, imposed by the memory for replies.
+ */
 static struct
 {
 	int			narrowed;		/* maximum number of requests in flight, if
 								 * limited by memory; else 0 */
 	int			nfitting;		/* number of consecutive replies within the
-								 * limit of memory */
+								 * memory limit */
 }			memory;
 
 /*
- * Return how many more requests may be started.
+ * Return how many more requests a window has room for.
  */
 int
 hrflow_window_room(const HrflowWindow *window)
@@ -179,12 +210,12 @@ hrflow_window_enter(HrflowTransfer *transfer)
 	HrflowWindow *window = transfer->window;
 
 	window->nin_flight++;
-	window->used_at = transfer->try.began;
+	window->used_at = transfer->attempt.began;
 	if (window->nin_flight >= FULL_PART *
 		Min((int) window->size, transfer->transport->settings->max_concurrency))
-		window->full_at = transfer->try.began;
-	transfer->try.nbeside = window->nin_flight;
-	transfer->try.waited = hrflow_pool_waited();
+		window->full_at = transfer->attempt.began;
+	transfer->attempt.nbeside = window->nin_flight;
+	transfer->attempt.waited = hrflow_pool_waited();
 }
 
 /*
@@ -209,9 +240,10 @@ begin_round(HrflowWindow *window, int64 now)
 }
 
 /*
- * Find the window of an origin.  If it has none, return the least recently
- * used one without requests in flight to be replaced, and if there is no such
- * window, one that origins must share.
+ * Find the window of an origin.  If the origin has none, return the least
+ * recently used window without requests in flight, which the caller may
+ * replace.  If all windows have requests in flight, return a window that
+ * several origins must share.
  */
 static HrflowWindow *
 find_window(uint64 origin)
@@ -306,7 +338,7 @@ compare_latencies(const void *a, const void *b)
 
 /*
  * Has the throughput fallen in proportion to the number of requests in flight,
- * rather than stayed the same?  The threshold is the geometric mean of these
+ * rather than remained the same?  The threshold is the geometric mean of these
  * two possibilities.
  */
 static bool
@@ -388,25 +420,25 @@ end_round(HrflowWindow *window, int64 now)
 }
 
 /*
- * Record an answer.
+ * Record the latency of a reply, and let the window grow if it may.
  */
 static void
 note_latency(HrflowTransfer *transfer, int64 now)
 {
 	HrflowWindow *window = transfer->window;
-	const HrflowTry *try = &transfer->try;
+	const HrflowAttempt *attempt = &transfer->attempt;
 
 	if (window->may_grow && window->trial == NO_TRIAL &&
-		hrflow_pool_waited() - try->waited >= (now - try->began) * MIN_WAITED &&
-		window->full_at >= try->began &&
+		hrflow_pool_waited() - attempt->waited >= (now - attempt->began) * MIN_WAITED &&
+		window->full_at >= attempt->began &&
 		window->size < transfer->transport->settings->max_concurrency)
 		window->size += window->is_opening ? OPENING_GROWTH :
 			Max(GROWTH, 1 / window->size);
 
-	if (try->began < window->counts_from || hrflow_pool_was_away())
+	if (attempt->began < window->counts_from || hrflow_pool_was_away())
 		return;
-	window->latencies[window->n++] = Min(now - try->sent_at, INT_MAX);
-	window->sum_beside += try->nbeside;
+	window->latencies[window->n++] = Min(now - attempt->sent_at, INT_MAX);
+	window->sum_beside += attempt->nbeside;
 	if (window->n >= window->length)
 		end_round(window, now);
 }
@@ -421,8 +453,8 @@ note_refusal(HrflowTransfer *transfer, double least, int64 now)
 {
 	HrflowWindow *window = transfer->window;
 
-	if (transfer->try.began < window->counts_from ||
-		window->size <= least || transfer->try.is_probe)
+	if (transfer->attempt.began < window->counts_from ||
+		window->size <= least || transfer->attempt.is_probe)
 		return;
 	window->size = Max(window->size * REFUSAL_FACTOR, least);
 	window->is_opening = false;
@@ -442,7 +474,7 @@ hrflow_window_settle(HrflowTransfer *transfer)
 	const HrflowReply *reply = &transfer->reply;
 	int64		now = hrflow_clock_now();
 
-	if (reply->http_status == 429 || reply->http_status == 503 ||
+	if (reply->is_limited || reply->http_status == 503 ||
 		(reply->transient && reply->status == HRFLOW_CONNECTION_LOST))
 		note_refusal(transfer, MIN_CUT, now);
 	else if (reply->status == HRFLOW_TIMEOUT ||
@@ -450,7 +482,7 @@ hrflow_window_settle(HrflowTransfer *transfer)
 		note_refusal(transfer, INITIAL_SIZE, now);
 	else if (reply->status == HRFLOW_OK && reply->http_status < 500)
 		note_latency(transfer, now);
-	if (reply->status == HRFLOW_OK &&
+	if (reply->status == HRFLOW_OK && !reply->is_limited &&
 		((reply->http_status >= 200 && reply->http_status <= 299) ||
 		 reply->http_status == 404))
 		transfer->transport->is_answered = true;
@@ -476,7 +508,7 @@ hrflow_window_limit(const HrflowTransport *transport)
 
 /*
  * Limit the requests in flight to the current number, because the bodies have
- * exceeded their memory.
+ * exceeded the memory limit.
  */
 void
 hrflow_window_narrow(const HrflowTransport *transport, int nin_flight)
@@ -486,9 +518,10 @@ hrflow_window_narrow(const HrflowTransport *transport, int nin_flight)
 }
 
 /*
- * Record that a reply was within the limit of memory.  When the number of
- * consecutive such replies reaches the number of requests that may be in
- * flight, double the latter if the buffers used at most half of the memory.
+ * Record that a reply was within the memory limit.  After as many consecutive
+ * replies within the limit as requests may be in flight, double the number of
+ * requests that may be in flight, if the buffers used at most half of the
+ * memory.
  */
 void
 hrflow_window_widen(const HrflowTransport *transport)
@@ -503,7 +536,8 @@ hrflow_window_widen(const HrflowTransport *transport)
 }
 
 /*
- * Does memory for bodies currently prevent requests from being started?
+ * Does the memory limit for bodies currently prevent requests from being
+ * started?
  */
 bool
 hrflow_window_is_narrow(int nin_flight)
@@ -513,8 +547,8 @@ hrflow_window_is_narrow(int nin_flight)
 
 /*
  * Return the number of requests to the API that are likely to be in flight
- * with these settings.  That is the initial number if this backend has not
- * sent any requests recently.
+ * with these settings.  If this backend has not sent any requests recently, it
+ * is the initial size of a window.
  */
 int
 hrflow_window_expected(const HrflowSettings *settings)
@@ -529,7 +563,8 @@ hrflow_window_expected(const HrflowSettings *settings)
 }
 
 /*
- * Remove the limit imposed by memory.  Called when no transport has a reply.
+ * Remove the limit that the memory for replies imposes.  Called when there are
+ * no transports.
  */
 void
 hrflow_window_forget_memory(void)

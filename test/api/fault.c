@@ -30,6 +30,7 @@ static const Name names[] = {
 	{"id", IGNORED, 0, 0},
 	{"first", NUMBER, AT(first), 0},
 	{"latency", NUMBER, AT(latency), 0},
+	{"hold", NUMBER, AT(hold), 0},
 	{"silent", FLAG, AT(silent), 0},
 	{"status", NUMBER, AT(status), 0},
 	{"code", NUMBER, AT(code), 0},

@@ -182,11 +182,12 @@ log_begin(Request *request)
 	}
 	if (++stats.in_flight > stats.max_in_flight)
 		stats.max_in_flight = stats.in_flight;
+	request->number = stats.requests;
 	request->in_flight = stats.in_flight;
 	request->begun_after_resets = nresets;
+	request->begun_at = log_now();
 	pthread_mutex_unlock(&mutex);
 	request->begun = true;
-	request->begun_at = log_now();
 }
 
 void
@@ -237,8 +238,8 @@ log_request(Request *request, int status)
 	if (!belongs || options.log <= 0)
 		return;
 
-	buffer_printf(&line, "\"ms\":%.3f,\"begun\":%.3f,\"in_flight\":%lu,\"listener\":\"%s\",\"connection\":%lu,\"method\":\"%s\",\"path\":",
-				  log_now(), request->begun_at, request->in_flight,
+	buffer_printf(&line, "\"number\":%lu,\"ms\":%.3f,\"begun\":%.3f,\"in_flight\":%lu,\"listener\":\"%s\",\"connection\":%lu,\"method\":\"%s\",\"path\":",
+				  request->number, log_now(), request->begun_at, request->in_flight,
 				  request->https ? "https" : "http",
 				  request->connection_number, request->method);
 	add_string(&line, request->path);

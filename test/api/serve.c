@@ -126,6 +126,33 @@ serve_after(Request *request, long milliseconds)
 	pthread_mutex_unlock(&mutex);
 }
 
+/* Connections whose replies are held, suspended. */
+static struct MHD_Connection **held;
+static long nheld;
+
+/*
+ * Suspend the connection of a request until the replies to n requests are held.
+ * Then resume all of them, after some milliseconds.  A request that its client
+ * has abandoned meanwhile is counted.
+ */
+static void
+hold(Request *request, long n, long milliseconds)
+{
+	MHD_suspend_connection(request->connection);
+	pthread_mutex_lock(&mutex);
+	held = realloc(held, (nheld + 1) * sizeof(*held));
+	held[nheld++] = request->connection;
+	if (nheld >= n)
+	{
+		double		wake = log_now() + milliseconds;
+
+		while (nheld > 0)
+			heap_push((Sleeper) {wake, held[--nheld]});
+		pthread_cond_signal(&changed);
+	}
+	pthread_mutex_unlock(&mutex);
+}
+
 /*
  * ------------------------------------------------------------------------
  * Answers
@@ -572,9 +599,12 @@ prepare(Request *request, bool *reset)
 			wait = limit_queue(wait);
 	}
 	*reset = request->fault.reset;
-	if (wait <= 0)
+	if (request->fault.hold > 0)
+		hold(request, request->fault.hold, wait);
+	else if (wait > 0)
+		serve_after(request, wait);
+	else
 		return true;
-	serve_after(request, wait);
 	return false;
 }
 

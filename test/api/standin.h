@@ -56,6 +56,7 @@ typedef struct Fault
 	bool		bad;			/* contains an unknown name */
 	long		first;			/* 0: always */
 	long		latency;		/* milliseconds */
+	long		hold;			/* number of replies to hold; 0: do not hold it */
 	bool		silent;
 	long		status;			/* 0: none */
 	long		code;			/* 0: same as the status */
@@ -124,6 +125,7 @@ typedef struct Request
 	double		rate_wait;		/* milliseconds; 0: none */
 	double		begun_at;		/* milliseconds since the start */
 	unsigned long begun_after_resets;	/* of the log */
+	unsigned long number;		/* in the order of arrival, from 1 */
 	unsigned long in_flight;	/* requests in flight on arrival, including itself */
 	char	   *uri;
 	char	   *path;			/* raw */

@@ -93,7 +93,7 @@ time_of(const char *payload, size_t length, int n,
 
 		for (int i = 0; i < times; i++)
 		{
-			char	   *problem;
+			HrflowBadVector bad;
 
 			if (loop != NULL)
 			{
@@ -101,9 +101,9 @@ time_of(const char *payload, size_t length, int n,
 				__asm__ volatile("" ::: "memory");
 				continue;
 			}
-			if (hrflow_vector_decode(payload, length, &problem) == NULL)
+			if (hrflow_decode_payload(payload, length, 0, &bad) == NULL)
 			{
-				fprintf(stderr, "decode: %s\n", problem);
+				fprintf(stderr, "decode: %s\n", bad.detail);
 				exit(1);
 			}
 			backend_reset();
@@ -117,10 +117,10 @@ static void
 compare(const char *name, const char *payload, size_t length, int n,
 		const char *opponent, void (*loop) (const char *, int))
 {
-	char	   *problem;
+	HrflowBadVector bad;
 	double		ours = time_of(payload, length, n, NULL);
 	double		theirs = time_of(payload, length, n, loop);
-	ArrayType  *array = hrflow_vector_decode(payload, length, &problem);
+	ArrayType  *array = hrflow_decode_payload(payload, length, 0, &bad);
 
 	if (memcmp(ARR_DATA_PTR(array), floats, 4 * n) != 0)
 	{

@@ -144,7 +144,7 @@ ArrayGetNItems(int ndim, const int *dims)
 }
 
 /*
- * Nobody interrupts.
+ * Never set, because there are no interrupts outside of a backend.
  */
 volatile sig_atomic_t InterruptPending = false;
 
@@ -189,6 +189,12 @@ errmsg(const char *format,...)
 
 int
 errdetail(const char *format,...)
+{
+	return 0;
+}
+
+int
+errdetail_internal(const char *format,...)
 {
 	return 0;
 }

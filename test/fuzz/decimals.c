@@ -26,7 +26,7 @@ check(const char *decimal)
 	ArrayType  *array;
 
 	snprintf(json, sizeof(json), "[%s]", decimal);
-	array = hrflow_vector_decode(json, strlen(json), 0, &bad);
+	array = hrflow_decode_payload(json, strlen(json), 0, &bad);
 	if (isfinite(wanted) ? array == NULL || memcmp(ARR_DATA_PTR(array), &wanted, 4) != 0 :
 		array != NULL)
 	{

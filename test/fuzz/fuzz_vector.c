@@ -43,7 +43,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	HrflowBadVector bad;
 	ArrayType  *array;
 
-	array = hrflow_vector_decode((const char *) data, size, size % 3, &bad);
+	array = hrflow_decode_payload((const char *) data, size, size % 3, &bad);
 
 	/* At most one real per byte, and twice as much while an array grows. */
 	if (backend_largest > 8 * size + 4096)

@@ -65,7 +65,6 @@ sub requests_of
 	return decode_json(standin('stats'))->{api_requests};
 }
 
-# Return the blocks of SQL below a heading of docs/scaling.md, for a schema.
 my $docs = do
 {
 	local $/;
@@ -73,6 +72,8 @@ my $docs = do
 	<$file>;
 };
 
+# Return the blocks of SQL below a heading of docs/scaling.md, for another schema than
+# that of the examples.
 sub blocks
 {
 	my ($heading, $schema) = @_;

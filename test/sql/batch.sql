@@ -223,6 +223,18 @@ SELECT query, estimated_rows('hrflow_' || query) FROM (VALUES
 	($$profile_embeddings('acme', string_to_array(current_user, 'x'))$$)) q(query);
 SELECT estimated_rows($$(SELECT array_agg(id) AS ids FROM known) k
 	WHERE (SELECT count(*) FROM hrflow_text_embeddings(k.ids)) > 0$$) AS of_another_query;
+
+-- Since version 16, PostgreSQL may execute array_agg() in parallel workers
+CREATE TABLE shared_known AS TABLE known;
+ANALYZE shared_known;
+SET parallel_setup_cost = 0;
+SET parallel_tuple_cost = 0;
+SET min_parallel_table_scan_size = 0;
+SELECT estimated_rows('hrflow_text_embeddings((SELECT array_agg(id) FROM shared_known))') AS of_parallel_aggregate;
+RESET parallel_setup_cost;
+RESET parallel_tuple_cost;
+RESET min_parallel_table_scan_size;
+DROP TABLE shared_known;
 DROP FUNCTION estimated_rows;
 
 -- EXPLAIN sends no request

@@ -90,6 +90,23 @@ BEGIN;
 CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate'); -- error
 ROLLBACK;
 SELECT profile_id FROM talent.embedding_profile WHERE state <> 'unwanted';
+
+-- A table whose columns have other types is not used for vectors that are put aside,
+-- nor for the record of erasures
+DROP TABLE talent.embedding_aside, talent.embedding_erased;
+CREATE TABLE talent.embedding_aside (source_id bigint, profile_id bigint, section text, item int, vector real[],
+	fetched_at timestamptz, reason text, due_at timestamptz, put_aside_at timestamptz, delete_at timestamptz);
+INSERT INTO talent.embedding_aside (source_id, profile_id, delete_at) VALUES (4096, 4096, now());
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', 'acme');
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');
+SELECT source_id FROM talent.embedding_aside;
+ALTER TABLE talent.embedding_aside ALTER source_id TYPE text;
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');
+SELECT source_id FROM talent.embedding_aside;
+CREATE TABLE talent.embedding_erased (erased_at timestamptz, reason int, vectors bigint, put_aside_at timestamptz,
+	fingerprint bytea);
+SELECT hrflow_untrack('talent.embedding', 'acme', '{many-5}');
+SELECT reason FROM talent.embedding_erased;
 SET client_min_messages = error;
 SELECT hrflow_drop_store('talent.embedding');
 DROP SCHEMA talent CASCADE;

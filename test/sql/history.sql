@@ -87,6 +87,19 @@ SELECT last_run, last_run_status FROM hrflow_store_status('talent.embedding');
 DROP VIEW talent.embedding_run;
 ALTER TABLE talent.run_kept RENAME TO embedding_run;
 
+-- Nor is a table whose columns have other types
+ALTER TABLE talent.embedding_run RENAME TO run_kept;
+CREATE TABLE talent.embedding_run (run bigint, started_at text, ended_at text, pid int, stop_reason text, asked bigint,
+	ok bigint, failed bigint, missing bigint, erased bigint, requests bigint, error text);
+INSERT INTO talent.embedding_run (run, started_at, stop_reason) VALUES (1, 'yesterday', 'done');
+SELECT last_run, last_run_status FROM hrflow_store_status('talent.embedding');
+ALTER TABLE talent.embedding_run ALTER run TYPE text, ALTER started_at TYPE timestamptz USING now();
+SELECT last_run, last_run_status FROM hrflow_store_status('talent.embedding');
+CALL hrflow_refresh('talent.embedding');
+SELECT run, stop_reason FROM talent.embedding_run;
+DROP TABLE talent.embedding_run;
+ALTER TABLE talent.run_kept RENAME TO embedding_run;
+
 -- The history is renamed separately, and dropped with the store.  Without it, runs
 -- are not recorded.
 ALTER TABLE talent.embedding RENAME TO renamed;

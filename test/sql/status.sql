@@ -185,12 +185,25 @@ CREATE FUNCTION has_embedding(id text) RETURNS boolean
 LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT hrflow_profile_embedding('acme', id) FROM (VALUES (1)) v) IS NOT NULL; END $$;
 SELECT has_embedding('missing-' || i) FROM generate_series(1, 3) i;
 DO $$ BEGIN ASSERT hrflow_profile_embedding('acme', 'missing-1') IS NULL; END $$;
+-- one WARNING counts the calls of all statements in DO, CALL and triggers, also in a transaction block
+DO $$ BEGIN PERFORM has_embedding('missing-' || i) FROM generate_series(1, 2) i; PERFORM has_embedding('missing-3'); END $$;
+CREATE PROCEDURE embed_two() LANGUAGE plpgsql AS $$ BEGIN PERFORM has_embedding('missing-1'); PERFORM has_embedding('missing-2'); END $$;
+BEGIN;
+CALL embed_two();
+CREATE TEMP TABLE hired (id text);
+CREATE FUNCTION embed_hired() RETURNS trigger
+LANGUAGE plpgsql AS $$ BEGIN PERFORM has_embedding(NEW.id); PERFORM has_embedding(NEW.id); RETURN NULL; END $$;
+CREATE TRIGGER embed AFTER INSERT ON hired FOR EACH ROW EXECUTE FUNCTION embed_hired();
+INSERT INTO hired SELECT 'missing-' || i FROM generate_series(1, 3) i;
+COMMIT;
 -- other errors are still raised, and a statement that fails is not counted
 SELECT hrflow_profile_embedding('unknown-source', 'nurse-1'); -- error
 SELECT hrflow_profile_embedding('acme', id) FROM (VALUES ('missing-1'), ('fault:status=422')) v(id); -- error
 SELECT 1 AS one;
 RESET hrflow_embed.on_missing;
-DROP FUNCTION has_embedding;
+DROP TABLE hired;
+DROP PROCEDURE embed_two;
+DROP FUNCTION has_embedding, embed_hired;
 
 DROP EXTENSION hrflow_embed;
 DROP FUNCTION outcome(text), base64url(text), base64url(bytea);

@@ -109,6 +109,27 @@ DELETE FROM note;
 SELECT count(*) FROM opening_profile WHERE key = 'n';
 SELECT count(*) FROM opening_erased WHERE fingerprint = hrflow_fingerprint('', 'n') AND reason = 'delete';
 
+-- A trigger that a user has created, whose condition refers to a whole row or a system
+-- column instead of content columns, is reported and can be replaced
+INSERT INTO note VALUES ('w', 'words');
+SELECT hrflow_release_columns('opening', 'note');
+CREATE TRIGGER own AFTER UPDATE ON note FOR EACH ROW
+	WHEN (OLD.id IS DISTINCT FROM NEW.id OR OLD.* IS DISTINCT FROM NEW.*)
+	EXECUTE FUNCTION hrflow_track_trigger('public.opening', 'id', '', '', '1', '');
+CALL hrflow_refresh('opening'); -- error
+\echo :LAST_ERROR_SQLSTATE
+SELECT hrflow_release_columns('opening', 'note'); -- error
+DROP TRIGGER own ON note;
+CREATE TRIGGER own AFTER UPDATE ON note FOR EACH ROW
+	WHEN (OLD.id IS DISTINCT FROM NEW.id OR OLD.tableoid IS DISTINCT FROM NEW.tableoid)
+	EXECUTE FUNCTION hrflow_track_trigger('public.opening', 'id', '', '', '1', '');
+CALL hrflow_refresh('opening'); -- error
+SELECT hrflow_release_columns('opening', 'note'); -- error
+SELECT hrflow_track_table('opening', 'note', 'id', content_columns => '{words}');
+CALL hrflow_refresh('opening');
+SELECT vector = hrflow_text_embedding('words') AS same FROM opening WHERE key = 'w';
+DELETE FROM note;
+
 -- A request that a session may have sent is not sent again before hrflow_retry()
 SELECT hrflow_embed_stats_reset();
 INSERT INTO job VALUES (8, 'Baker');

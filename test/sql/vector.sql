@@ -97,7 +97,10 @@ FROM (VALUES
 	('__import__("os")'), ('')) v(header);
 SELECT shape, version, problem(npy(format('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': %s}', shape),
 	'\x0000803f00000040', version))
-FROM (VALUES (3, '(2L,)'), (1, '(2LL,)'), (1, '(L,)'), (1, '(2l,)')) v(version, shape);
+FROM (VALUES (3, '(2L,)'), (1, '(2LL,)'), (1, '(L,)'), (1, '(2l,)'), (1, '(2)'), (1, '(2L)')) v(version, shape);
+-- As in NumPy, a header has at most 10,000 characters
+SELECT n, problem(npy(rpad('{''descr'': ''|u1'', ''fortran_order'': False, ''shape'': (2,)}', n), '\x0102'))
+FROM (VALUES (10000), (10001)) v(n);
 SELECT problem(npy('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (0,)}', ''));
 SELECT problem(npy('{}', '', 4)), problem('\x934e554d5059'), problem('\x934e554d50590100ffff7b'), problem('\x934e554d505902001000');
 
@@ -111,9 +114,9 @@ SELECT problem(npy('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (2
 SELECT payload, problem(payload::text::bytea)
 FROM (VALUES ('[1]'), (' [ 1 , -2.5e-1,3E+2, 0, -0, 0.1 ] '), ('[[1,2],[3,4]]'), ('[[1,2]]'),
 	('[1e-50, 1e-45, 1.1754942e-38, 3.4028235e38]'),
-	('[]'), ('[[]]'), ('[1,]'), ('[1'), ('[1,2'), ('[[1,2]'), ('[[1,2],[3]]'), ('[[1],2]'), ('[1,[2]]'),
+	('[]'), ('[[]]'), ('[ [ ] , [] ]'), ('[[1],[]]'), ('[]]'), ('[[]'), ('['), ('[['), ('[1,]'), ('[1,'), ('[1'), ('[1,2'), ('[[1,2]'), ('[[1,2],[3]]'), ('[[1],2]'), ('[1,[2]]'),
 	('[[[1]]]'), ('[1] 2'), ('["1"]'), ('[null]'), ('[NaN]'), ('[Infinity]'), ('[1e39]'), ('[-1e400]'),
-	('[01]'), ('[.5]'), ('[5.]'), ('[+1]'), ('[1e]'), ('[0x1]'), ('[1 2]'), ('{"embedding": [1]}')) v(payload);
+	('[01]'), ('[.5]'), ('[5.]'), ('[+1]'), ('[1e]'), ('[0x1]'), ('[1 2]'), ('["' || repeat('x', 37) || '"]'), ('["' || repeat('x', 38) || '"]'), ('{"embedding": [1]}')) v(payload);
 
 -- More numbers than memory was allocated for according to the length of the payload
 SELECT hrflow_decode_vector(convert_to('[' || repeat('1,', 9999) || '2]', 'UTF8'))
@@ -145,8 +148,13 @@ FROM generate_series(1, 5) n;
 SELECT hrflow_decode_vector(convert_to(encode(decode(repeat('3f800000', 100), 'hex'), 'base64'), 'UTF8'))
 	= array_fill(1::real, ARRAY[100]) AS over_lines;
 SELECT payload, problem(payload::bytea)
-FROM (VALUES (''), (' '), ('P4AAAA=='), ('P4AAAA'), ('P4AAAA='), ('P4AAAB=='), ('P4AAAA==='), ('P4AA=A=='),
+FROM (VALUES (''), (' '), ('P4AAAA=='), ('P4 AA'||E'\t'||'AA=='), (' P4AA AA== '), ('P4AAAA'), ('P4AAAA='), ('P4AAAB=='), ('P4AAAA==='), ('P4AA=A=='),
 	('P4AAAEAA'), ('P-AAAA=='), ('f8AAAA=='), ('f4AAAA=='), ('<html>'), ('====')) v(payload);
+
+-- A NumPy file in base64, in lines of 76 characters, could be taken for 33 floats
+SELECT n, problem(convert_to(encode(substr(npy(rpad('{''descr'': ''<f4'', ''fortran_order'': False, ''shape'': (1,)}', 118),
+	'\x0000803f'), 1, n), 'base64'), 'UTF8'))
+FROM (VALUES (132), (8), (4)) v(n);
 
 -- The functions return NULL for NULL
 SELECT hrflow_decode_vector(NULL) IS NULL AS decoded, hrflow_cosine_similarity(NULL, '{1}') IS NULL AS similarity;
@@ -167,6 +175,7 @@ SELECT hrflow_cosine_similarity('{1,Infinity}', '{1,1}');	-- error
 \set VERBOSITY sqlstate
 SELECT hrflow_cosine_similarity('{0,0}', '{1,1}');	-- error
 SELECT hrflow_decode_vector('[]');	-- error
+SELECT hrflow_decode_vector('[[]]');	-- error
 SELECT hrflow_decode_vector('[1');	-- error
 
 DROP FUNCTION npy, problem;

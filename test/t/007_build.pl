@@ -32,7 +32,7 @@ sub files_in
 sub make
 {
 	my ($folder, @arguments) = @_;
-	my @command = ('make', '-s', '-C', $folder, 'COPT=-O0 -U_FORTIFY_SOURCE', 'with_llvm=no');
+	my @command = ('make', '-s', '-C', $folder, 'COPT=-O0 -g0 -U_FORTIFY_SOURCE', 'with_llvm=no');
 	my $ok = IPC::Run::run([ @command, @arguments ], '>', \my $out, '2>&1');
 
 	note($out);

@@ -337,11 +337,11 @@ foreach my $database (sort keys %unknown)
 	$api->reset;
 	like(
 		$said->("SELECT hrflow_profile_embedding('s', $text)"),
-		qr/22023: $first cannot be converted/,
+		qr/22023: argument "$first" cannot be converted/,
 		"$database: an identifier that cannot be converted is refused");
 	like(
 		$said->("SELECT hrflow_profile_embedding('s', 'p', jsonb_build_object('a', $text))"),
-		qr/22023: (fields|source_id) cannot be converted/,
+		qr/22023: argument "(fields|source_id)" cannot be converted/,
 		"$database: fields that cannot be converted are refused");
 	is( $said->("SELECT status, error FROM hrflow_profile_embeddings('s', ARRAY[$text])") =~
 		  s/.*request to the HrFlow API: //r,
@@ -355,7 +355,7 @@ foreach my $database (sort keys %unknown)
 		$said->("CALL hrflow_refresh('store', max_attempts => 1)")
 		  . $said->('SELECT state, last_error FROM store_profile'),
 		qr/1\ failed.*failed\|.*An\ identifier\ cannot\ be\ converted\ to\ UTF-8
-			|22023:\ fields\ cannot\ be\ converted/sx,
+			|22023:\ argument\ "fields"\ cannot\ be\ converted/sx,
 		"$database: an identifier that cannot be converted fails its profile in a store");
 	is(scalar($api->log), 0, "$database: what cannot be converted sends no request");
 }

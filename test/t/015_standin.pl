@@ -50,7 +50,7 @@ sub ask_at_once
 # The rate
 #
 foreach my $case (
-	[ [], qr/^[12]$/, 'the seconds until the next is admitted' ],
+	[ [], qr/^(?:[1-9]|10)$/, 'the seconds until the next is admitted' ],
 	[ [ '--retry-after' => 'none' ], qr/^none$/, 'nothing' ],
 	[ [ '--retry-after' => '0' ], qr/^0$/, '0' ],
 	[ [ '--retry-after' => 'soon' ], qr/^soon$/, 'a word' ],
@@ -58,7 +58,8 @@ foreach my $case (
 	[ [ '--retry-after' => 'past' ], qr/^\w{3}, .* GMT$/, 'a date that is past' ])
 {
 	my ($options, $expected, $name) = @$case;
-	my $api = Hrflow::StandIn->new('--rate' => '3/2', '--rate-headers' => 'X-RateLimit', @$options);
+	my $api =
+	  Hrflow::StandIn->new('--rate' => '3/10', '--rate-headers' => 'X-RateLimit', @$options);
 
 	is(statuses($api, 3),
 		'200 200 200', "requests within the rate are answered, with a Retry-After of $name");
@@ -69,7 +70,7 @@ foreach my $case (
 		'3 0', "the other headers give the limit, with a Retry-After of $name");
 }
 {
-	my $api = Hrflow::StandIn->new('--rate' => '3/1', '--latency' => 100);
+	my $api = Hrflow::StandIn->new('--rate' => '3/10', '--latency' => 100);
 	my @statuses = ask_at_once($api, 5);
 
 	is( join(' ', sort @statuses),
@@ -81,12 +82,12 @@ foreach my $case (
 foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 {
 	my ($options, $expected) = @$case;
-	my $api = Hrflow::StandIn->new('--rate' => '1/2', @$options);
+	my $api = Hrflow::StandIn->new('--rate' => '1/4', @$options);
 
 	ask($api);
-	sleep 1.2;
+	sleep 2.2;
 	is(ask($api)->{status}, 429, 'a request within the period of the rate is refused');
-	sleep 1.2;
+	sleep 2.2;
 	is(ask($api)->{status},
 		$expected,
 		'a refused request ' . (@$options ? 'does not count with --free-refusals' : 'counts'));
@@ -108,6 +109,33 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 	my ($alone) = map { $_->{ms} - $_->{begun} } $api->log;
 	cmp_ok($alone, '<', $queued[-1],
 		'a single request is served sooner than the last of ten that were queued');
+}
+
+#
+# Replies that are held
+#
+{
+	my $api = Hrflow::StandIn->new;
+	my @sockets;
+	my $send = sub {
+		my ($id) = @_;
+		my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $api->http)
+		  or die $@;
+		print $socket "GET /v1/$query$id HTTP/1.1\r\nHost: a\r\n"
+		  . "X-API-KEY: $Hrflow::StandIn::KEY\r\nConnection: close\r\n\r\n";
+		push @sockets, $socket;
+	};
+
+	$send->('fault:hold=2,id=first');
+	$api->wait_until(sub { $_[0]{in_flight} == 1 }) or die 'no request has arrived';
+	is(ask($api)->{status}, 200, 'other requests are answered while a reply is held');
+	is(scalar($api->log), 1, 'a reply is held as long as too few are');
+	$send->('fault:hold=2,id=second');
+	foreach my $socket (@sockets) { local $/; <$socket>; }
+	my @log = $api->log;
+	is(scalar(@log), 3, 'replies are no longer held when as many as specified are');
+	is($log[0]{number}, 2, 'the log counts requests in the order of their arrival');
+	is(join(' ', sort map { $_->{number} } @log), '1 2 3', 'the log counts requests from 1');
 }
 
 #

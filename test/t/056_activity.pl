@@ -46,8 +46,8 @@ sub shown
 	diag(sees("SELECT * $row_of_backend") . $session->{err}) unless $row;
 	sees("SELECT pg_cancel_backend($session->{pid})");
 	$session->wait_for(qr/-- done/);
-	$session->ask('ROLLBACK;');
 	is(sees("SELECT count(*) $row_of_backend"), 0, "nothing is left of: $statement");
+	$session->ask('ROLLBACK;');
 	return $row;
 }
 
@@ -109,6 +109,27 @@ is( shown(
 	'if functions are nested, the one that began last is shown');
 is(shown('SELECT caught()', "waiting_for = 'network' AND requests = 1", 'function'),
 	'hrflow_profile_embedding', 'nothing is left of a batch whose error was caught');
+
+# In a transaction block.  PL/pgSQL keeps its memory until ROLLBACK.
+$session->ask(
+	q{CREATE FUNCTION assigned(batch bool) RETURNS void LANGUAGE plpgsql AS $$
+	DECLARE
+		v jsonb;
+	BEGIN
+		IF batch THEN
+			PERFORM hrflow_profile_embeddings('acme', '{a,fault:silent}');
+		ELSE
+			v := hrflow_profile_embedding('acme', 'fault:silent');
+		END IF;
+	END $$;});
+foreach my $case ([ 'false', 'hrflow_profile_embedding' ], [ 'true', 'hrflow_profile_embeddings' ])
+{
+	my ($batch, $function) = @$case;
+
+	$session->ask('BEGIN;');
+	is(shown("SELECT assigned($batch)", "waiting_for = 'network'", 'function'),
+		$function, "$function() in a PL/pgSQL function is shown");
+}
 
 # A cursor
 $session->ask(

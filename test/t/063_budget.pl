@@ -6,8 +6,11 @@
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::RawPeer;
+use Hrflow::Session;
 use Hrflow::StandIn;
 use Hrflow::Store;
+use PostgreSQL::Test::Utils ();
 use Test::More;
 
 # A refusal may pause an account for all sessions, so statements that fail have
@@ -52,7 +55,7 @@ is_run(
 	"$limit 10; SELECT status, count(*), bool_and(error ~ 'The limit is 10 requests')
 		FROM hrflow_profile_embeddings('acme', " . ids(100) . ') GROUP BY 1 ORDER BY 1',
 	"ok|10|\nover_budget|90|t",
-	qr/WARNING:.*statement reached its limit of requests.*\nDETAIL:  10 of 100 elements were answered/,
+	qr/WARNING:.*statement reached its limit of requests.*\nDETAIL:  10 of 100 elements were processed/,
 	10, 'a batch');
 is_run(
 	"$limit 10; SELECT count(*), count(DISTINCT profile_id) FROM hrflow_profile_vectors('acme', "
@@ -68,7 +71,7 @@ is_run(
 	SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
 		'{\"fault:first=1,status=500\",fault:status=500,b,c,d}') GROUP BY 1 ORDER BY 1",
 	"ok|3\nover_budget|2",
-	qr/DETAIL:  3 of 5 elements were answered/,
+	qr/DETAIL:  3 of 5 elements were processed/,
 	5, 'a request that is retried: all attempts count');
 foreach my $ahead ('on', 'off')
 {
@@ -84,7 +87,7 @@ foreach my $ahead ('on', 'off')
 		'',
 		qr/ERROR:\ \ 53400:\ statement\ reached\ its\ limit\ of\ requests\ to\ the\ HrFlow\ API\n
 			.*is\ 5\ requests\..*\n
-			HINT:\ \ Request\ less\ in\ one\ statement/x,
+			HINT:\ \ Send\ fewer\ requests\ in\ one\ statement/x,
 		5,
 		"more calls than the limit allows, with read_ahead $ahead");
 }
@@ -273,6 +276,46 @@ $node->restart;
 		$err,
 		qr/permission denied to set parameter "hrflow_embed.statement_request_limit"/,
 		'if the library is preloaded, a connection option cannot remove the limit');
+}
+
+#
+# A backend that is terminated before its requests have been sent gives back what was
+# counted for the day
+#
+{
+	my $works = PostgreSQL::Test::Utils::tempdir() . '/works';
+	my $front = Hrflow::RawPeer->new(
+		sub {
+			sleep 600 unless -e $works;
+			Hrflow::RawPeer::forward($_[0], $api->https);
+		});
+	my $settings = "SET hrflow_embed.max_requests_per_day = 14;
+		SET hrflow_embed.connect_timeout = '600s'; SET hrflow_embed.request_timeout = '600s';
+		SET hrflow_embed.ca_file = '"
+	  . $api->ca
+	  . "'; SET hrflow_embed.base_url = 'https://localhost:"
+	  . $front->port
+	  . "/v1'; SET hrflow_embed.http_version = '1.1';";
+	my $batch =
+		'SELECT status, count(*) FROM hrflow_profile_embeddings(\'acme\', '
+	  . ids(30)
+	  . ') GROUP BY 1 ORDER BY 1;';
+	my $session = Hrflow::Session->new($node);
+
+	$session->ask($settings);
+	$session->send($batch);
+	for (1 .. 1000)
+	{
+		last if $session->sockets > 10;
+		select(undef, undef, undef, 0.02);
+	}
+	cmp_ok($session->sockets, '>', 10, 'a batch opens connections that are never established');
+	$node->safe_psql('postgres', "SELECT pg_terminate_backend($session->{pid}, 60000)");
+	PostgreSQL::Test::Utils::append_to_file($works, '');
+	is_run(
+		"$settings $batch",
+		"ok|14\nover_budget|16", qr/DETAIL:  14 of 30 elements were processed/,
+		14, 'a batch after one was terminated before anything was sent');
 }
 
 $node->stop('fast');

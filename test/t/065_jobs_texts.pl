@@ -348,6 +348,9 @@ my $n = 0;
 foreach my $case (@cases)
 {
 	my ($fault, $status, $of_text, $of_job) = @$case;
+
+	# Only what is never answered times out, however slow the machine is.
+	my $timeout = $fault eq 'silent' ? '700ms' : '20s';
 	my %requests;
 
 	foreach my $kind (qw(text texts document documents job))
@@ -364,7 +367,8 @@ foreach my $case (@cases)
 
 		$api->reset;
 		my (undef, $out) =
-		  $node->psql('postgres', "SET hrflow_embed.request_timeout = '700ms'; SELECT $id; $call");
+		  $node->psql('postgres',
+			"SET hrflow_embed.request_timeout = '$timeout'; SELECT $id; $call");
 		my @log = sort { $a->{ms} <=> $b->{ms} } $api->log;
 		$requests{$kind} = $fault eq 'silent' ? $api->stats->{requests} : scalar(@log);
 		is((split /\n/, $out)[1] // 'raised', $status, "one of $kind that meets $fault is $status")
@@ -442,7 +446,7 @@ foreach my $name ('nginx', 'haproxy')
 	SKIP:
 	{
 		my $server = Hrflow::Server->new($name, $api) or skip "$name is not installed", 4;
-		my $session = Hrflow::Session->new($node, timeout => 60);
+		my $session = Hrflow::Session->new($node);
 		my $texts = q{SELECT status, count(*) FROM hrflow_text_embeddings('{a,b,c,d}') GROUP BY 1;};
 
 		$api->reset;
@@ -521,12 +525,19 @@ foreach my $case (
 	my (@ms, @ms_asleep, $ms, $printed);
 
 	$session->ask(q{SELECT hrflow_auth();});
-	for (1 .. 3)
+
+	# A busy machine can delay any cancel, so measure again if all take too long.
+	foreach my $try (1 .. 6)
 	{
-		($ms) = cancel($session, 'SELECT pg_sleep(600);');
-		push @ms_asleep, $ms;
-		($ms, $printed) = cancel($session, $sql);
-		push @ms, $ms;
+		@ms = @ms_asleep = ();
+		for (1 .. 3)
+		{
+			($ms) = cancel($session, 'SELECT pg_sleep(600);');
+			push @ms_asleep, $ms;
+			($ms, $printed) = cancel($session, $sql);
+			push @ms, $ms;
+		}
+		last if min(@ms) <= min(@ms_asleep) + 100;
 	}
 	like(
 		$printed,

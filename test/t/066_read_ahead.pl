@@ -62,6 +62,9 @@ $node->safe_psql(
 		AS $$BEGIN RAISE NOTICE 'row %', $1; RETURN $1; END$$;
 	CREATE FUNCTION stable_upper(text) RETURNS text LANGUAGE plpgsql STABLE
 		AS $$BEGIN RETURN upper($1); END$$;
+	CREATE FUNCTION waits(int) RETURNS text LANGUAGE plpgsql VOLATILE
+		AS $$BEGIN IF $1 = 1 THEN PERFORM pg_advisory_xact_lock(66); PERFORM FROM few; END IF;
+			RETURN 'n' || $1; END$$;
 	CREATE FUNCTION scarce(int) RETURNS text LANGUAGE plpgsql STABLE
 		AS $$BEGIN IF $1 = 9 THEN RAISE out_of_memory; END IF; RETURN 'p' || $1; END$$;
 	CREATE FUNCTION wrapped(text) RETURNS jsonb LANGUAGE plpgsql VOLATILE
@@ -97,7 +100,9 @@ $node->safe_psql(
 	GRANT EXECUTE ON FUNCTION hrflow_profile_embedding TO regress_hrflow_ahead;
 	CREATE TABLE long AS SELECT i AS n, repeat(md5(i::text), 30000) AS txt
 		FROM generate_series(1, 20) i;
+	CREATE TABLE many AS SELECT i AS n, md5(i::text) AS x FROM generate_series(1, 3000) i;
 	CREATE INDEX ON c (at);
+	CREATE SEQUENCE q;
 	ANALYZE;
 });
 
@@ -108,8 +113,16 @@ my $links = q{LATERAL hrflow_profile_embedding_links('S', c.hid)};
 my $memoized = "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
 	SELECT s.id, s.e ->> 'profile', d.name
 	FROM (SELECT id, grp, $e e FROM c OFFSET 0) s JOIN c d ON d.id = s.grp";
+
+# A join that needs one row of "few", and whose need for rows of its other side is
+# unknown
+my $join_one = "CROSS JOIN (SELECT FROM few WHERE id = 1 OFFSET 0) f";
+
 my $partly_sorted = "SET enable_seqscan = off; SET enable_sort = off;
 	SELECT at, id, e FROM (SELECT at, id, $e e FROM c ORDER BY at OFFSET 0) s ORDER BY at, id";
+
+# A reply with a link whose path contains no item: {"skills": ["https://api.test/x"]}
+my $pathless = 'fault:data=eyJza2lsbHMiOlsiaHR0cHM6Ly9hcGkudGVzdC94Il19';
 
 #
 # The queries.  Flags:
@@ -161,6 +174,33 @@ my @shapes = (
 		  "SELECT id, hrflow_profile_embedding('S', (SELECT max(hid) FROM few)) FROM c ORDER BY id"
 	],
 	[ A => "SELECT id, hrflow_profile_embedding('S', 'the same') FROM c ORDER BY id" ],
+
+	# Initplans in arguments that may raise an error.  An initplan is executed when
+	# a row first needs it.
+	[   A => "SELECT id, hrflow_profile_embedding((SELECT 'S' FROM few WHERE id = 1), 'p' || id)
+			FROM c ORDER BY id"
+	],
+	[   A => "SELECT id, hrflow_profile_embedding('S', lower((SELECT max(hid) FROM few)))
+			FROM c ORDER BY id"
+	],
+	[   A => "SELECT id, $e, hrflow_text_embedding((SELECT max(hid) FROM few) || id) FROM c
+			ORDER BY id LIMIT 9"
+	],
+	[   A => "SELECT id, hrflow_text_embedding(CASE WHEN id > 5 THEN (SELECT max(hid) FROM few)
+			ELSE 'p' END || id) FROM c ORDER BY id"
+	],
+	[   A => "SELECT id, hrflow_text_embedding(CASE WHEN id > 90 THEN (SELECT 1 / (max(id) - 3)
+			FROM few) ELSE id END::text) FROM c ORDER BY id"
+	],
+	[   Ae => "SELECT id, hrflow_text_embedding(CASE WHEN id > 9 THEN (SELECT 1 / (max(id) - 3)
+			FROM few) ELSE id END::text) FROM c ORDER BY id"
+	],
+	[   A => "SELECT id, hrflow_text_embedding(CASE WHEN id > 9 THEN (SELECT 1 / (max(id) - 3)
+			FROM few) ELSE id END::text) FROM c ORDER BY id LIMIT 9"
+	],
+	[   Ae => "SELECT n, hrflow_profile_embedding('S', 'missing'),
+			hrflow_text_embedding((SELECT (1 / (max(id) - 3))::text FROM few)) FROM bad ORDER BY n"
+	],
 	[ A => "SELECT id, $e, (SELECT count(*) FROM few f WHERE f.id <= c.id) FROM c ORDER BY id" ],
 	[ A => "SELECT loud(id), $e FROM c ORDER BY id" ],
 	[   A => "SELECT n, hrflow_profile_embedding(source, hid, '{\"profile\": 1}') FROM holes
@@ -199,6 +239,29 @@ my @shapes = (
 	[ A => "SELECT * FROM seen LIMIT 5" ],
 	[ A => "SELECT * FROM seen ORDER BY id LIMIT 5" ],
 
+	# Top-N sorts, whose limits change between rescans
+	[ A => "SELECT id, $e FROM c ORDER BY name, id LIMIT 7 OFFSET 3" ],
+	[ A => "SELECT id, hrflow_fetch_vector($e ->> 'profile') FROM c ORDER BY name, id LIMIT 7" ],
+	[ A => "SELECT * FROM (SELECT id, $e FROM c ORDER BY name, id OFFSET 0) s LIMIT 7 OFFSET 3" ],
+	[   Ag => "SELECT n, s.* FROM (VALUES (2), (9), (NULL), (5), (0), (3)) v (n),
+			LATERAL (SELECT id, $e FROM c ORDER BY name, id LIMIT n) s"
+	],
+	[   Ag => "SELECT n, s.* FROM (VALUES (2), (9), (4)) v (n),
+			LATERAL (SELECT id, $e FROM c WHERE id > n ORDER BY name, id LIMIT n OFFSET n) s"
+	],
+	[   Ag => "SELECT n, s.* FROM (VALUES (9), (2), (4)) v (n),
+			LATERAL (SELECT id, hrflow_fetch_vector($e ->> 'profile') FROM c
+			ORDER BY name, id LIMIT n) s"
+	],
+	[   A => "SELECT id FROM (SELECT id, $e e FROM c ORDER BY name, id OFFSET 0) s
+			WHERE e ->> 'profile' ~ '[27]/' LIMIT 3"
+	],
+	[ A => "SELECT id, $e FROM c ORDER BY name, id LIMIT 9223372036854775807 OFFSET 35" ],
+	[   '' => "BEGIN; DECLARE q SCROLL CURSOR FOR SELECT id, $e FROM c ORDER BY name, id
+			LIMIT 9 OFFSET 2; FETCH 5 FROM q; FETCH BACKWARD 3 FROM q; FETCH ALL FROM q;
+			FETCH BACKWARD 4 FROM q; FETCH ALL FROM q; FETCH FIRST FROM q; FETCH ALL FROM q; ROLLBACK"
+	],
+
 	# Nodes above that keep or sort rows in part
 	[ A => $memoized ],
 	[ A => $partly_sorted ],
@@ -209,8 +272,8 @@ my @shapes = (
 	[ A => "SET work_mem = '64kB'; SELECT id, $e FROM c ORDER BY name, id" ],
 	[ A => "SET work_mem = '64kB'; SELECT n, hrflow_text_embedding(hid) FROM twice ORDER BY n" ],
 
-	# DISTINCT, GROUP BY, windows.  Links of one profile differ from second to
-	# second; vectors of one text are the same.
+	# DISTINCT, GROUP BY and window functions.  Where results must be equal, use texts,
+	# because the links of a profile change every second.
 	[ A => "SELECT DISTINCT hrflow_text_embedding(hid) FROM twice ORDER BY 1" ],
 	[ A => "SELECT DISTINCT ON (name) name, $e FROM c ORDER BY name, id" ],
 	[   A => "SELECT name, hrflow_profile_embedding('S', name), count(*) FROM c GROUP BY name
@@ -300,9 +363,15 @@ my @shapes = (
 	[   A => "SELECT * FROM (SELECT id, $e AS e FROM c) s WHERE e ->> 'profile' LIKE '%p1%'
 			ORDER BY id"
 	],
-	[ Ag => "WITH s AS (SELECT id, $e FROM c) SELECT * FROM s ORDER BY id" ],
-	[ Ag => "WITH s AS MATERIALIZED (SELECT id, $e FROM c) SELECT * FROM s LIMIT 5" ],
-	[ Ag => "WITH s AS NOT MATERIALIZED (SELECT id, $e FROM c) SELECT * FROM s LIMIT 5" ],
+	[ A => "WITH s AS (SELECT id, $e FROM c) SELECT * FROM s ORDER BY id" ],
+	[ A => "WITH s AS MATERIALIZED (SELECT id, $e FROM c) SELECT * FROM s LIMIT 5" ],
+	[ A => "WITH s AS NOT MATERIALIZED (SELECT id, $e FROM c) SELECT * FROM s LIMIT 5" ],
+	[   A => "WITH s AS (SELECT id, $e FROM c), t AS (SELECT * FROM s WHERE id % 2 = 0)
+			SELECT * FROM t LIMIT 5"
+	],
+	[   Ag => "WITH s AS (SELECT id, $e FROM c) (SELECT * FROM s LIMIT 3)
+			UNION ALL (SELECT * FROM s LIMIT 5)"
+	],
 	[   Ag => "WITH s AS (SELECT id, $e e FROM c) SELECT a.id, b.e FROM s a
 			JOIN s b ON b.id = a.id + 1 ORDER BY 1"
 	],
@@ -324,7 +393,7 @@ my @shapes = (
 	[   g => "SELECT f.id, ARRAY(SELECT $ce FROM c WHERE c.id > f.id ORDER BY c.id) FROM few f
 			ORDER BY id"
 	],
-	[ g => "SELECT ARRAY(SELECT $e FROM c ORDER BY id)" ],
+	[ '' => "SELECT ARRAY(SELECT $e FROM c ORDER BY id)" ],
 	[ g => "SELECT id FROM few WHERE EXISTS (SELECT $e FROM c)" ],
 	[ g => "SELECT id FROM few WHERE hid IN (SELECT $e ->> 'profile' FROM c) ORDER BY id" ],
 	[ g => "SELECT id FROM few WHERE hid NOT IN (SELECT $e ->> 'profile' FROM c) ORDER BY id" ],
@@ -430,6 +499,61 @@ my @shapes = (
 
 	[ Ae => "SELECT n, hrflow_profile_embedding('S', scarce(n)) FROM bad ORDER BY n" ],
 
+	# Rows that the query may not need are not read ahead if that could fail
+	[   A => "WITH s AS MATERIALIZED (SELECT n, hrflow_fetch_vector($e ->> 'profile') v FROM bad)
+			SELECT n FROM s LIMIT 9"
+	],
+	[   Ag => "SELECT n FROM (SELECT n, hrflow_fetch_vector($e ->> 'profile') v FROM bad
+			OFFSET 0) s $join_one LIMIT 11"
+	],
+	[   Ag => "SELECT n FROM (SELECT n, hrflow_text_embedding(v::text) FROM
+			(SELECT n, $e v FROM bad OFFSET 0) t OFFSET 0) s $join_one LIMIT 11"
+	],
+	[   Ag => "SELECT n FROM (SELECT n, hrflow_text_embedding(v::text) FROM
+			(SELECT n, $e v FROM bad OFFSET 0) t WHERE v IS NOT NULL OFFSET 0) s $join_one LIMIT 11"
+	],
+	[   Ag => "SELECT n FROM (SELECT n, hrflow_text_embedding(z::text) FROM
+			(SELECT n, 1 / zero_at_20 z FROM bad OFFSET 0) t OFFSET 0) s $join_one LIMIT 19"
+	],
+	[   Ag => "SELECT n FROM (SELECT n, hrflow_text_embedding(hid) FROM bad
+			WHERE 1 / zero_at_20 < 5 OFFSET 0) s $join_one LIMIT 19"
+	],
+	[   Ag => "SELECT n FROM (SELECT n, hrflow_text_embedding(hid) FROM bad
+			WHERE n < 20 OR hid = (SELECT (1 / (max(id) - 3))::text FROM few) OFFSET 0) s
+			$join_one LIMIT 19"
+	],
+	[   Ag => "WITH t AS MATERIALIZED (SELECT n, hid FROM bad WHERE 1 / zero_at_20 < 5)
+			SELECT n FROM (SELECT n, hrflow_text_embedding(hid) FROM t OFFSET 0) s
+			$join_one LIMIT 19"
+	],
+	[   Ag => "SELECT n FROM (SELECT n, hrflow_text_embedding(v::text) FROM
+			(SELECT n, $e v FROM bad OFFSET 0) t WHERE current_user > '' OFFSET 0) s
+			$join_one LIMIT 11"
+	],
+	[   Ag => "SELECT b.n, l.section, m.section FROM bad b,
+			LATERAL hrflow_profile_embedding_links('S', b.hid, '{\"profile\": 1}') l,
+			LATERAL hrflow_profile_embedding_links('S', l.section || b.n, '{\"profile\": 1}') m
+			LIMIT 11"
+	],
+	[   Ae => "SELECT n, hrflow_profile_embedding('S',
+			CASE n WHEN 11 THEN 'fault:latency=100,status=500,id=11' ELSE hid END,
+			jsonb_build_object('profile', ($e IS NOT NULL)::int)) FROM bad ORDER BY n"
+	],
+
+	# For such rows no volatile function is executed, and no row is locked
+	[   '' => "SELECT setval('q', 100); WITH s AS MATERIALIZED (SELECT id, hrflow_text_embedding(t)
+			FROM (SELECT id, nextval('q')::text t FROM c OFFSET 0) x) SELECT * FROM s LIMIT 5;
+			SELECT nextval('q')"
+	],
+	[   g => "SELECT setval('q', 100); SELECT * FROM (SELECT id, hrflow_text_embedding(t)
+			FROM (SELECT id, nextval('q')::text t FROM c OFFSET 0) x OFFSET 0) s $join_one LIMIT 5;
+			SELECT nextval('q')"
+	],
+	[   g => "BEGIN; SELECT * FROM (SELECT id, hrflow_text_embedding(hid)
+			FROM (SELECT id, hid FROM c FOR UPDATE SKIP LOCKED) x OFFSET 0) s $join_one LIMIT 5;
+			SELECT id FROM c WHERE xmax::text = pg_current_xact_id()::text; ROLLBACK"
+	],
+
 	# Retries
 	[   A => "SET hrflow_embed.max_attempts = 2; "
 		  . "SELECT id, hrflow_profile_embedding('S', 'fault:first=1,status=503,id=' || id)
@@ -445,6 +569,11 @@ my @shapes = (
 	[ A => "SELECT n, hrflow_text_embedding(txt) FROM job ORDER BY n" ],
 	[ A => "SELECT n, hrflow_text_embedding(txt) FROM job ORDER BY n LIMIT 3" ],
 	[ A => "SELECT n, hrflow_text_embedding(NULLIF(txt, 'job text 4')) FROM job ORDER BY n" ],
+
+	# The hash of the second text's request is 0, like that of a call without a request
+	[   A => "SELECT n, hrflow_text_embedding(CASE n WHEN 1 THEN 'a' WHEN 3 THEN
+			'xxf&gsB gh!K/I' END) FROM job ORDER BY n"
+	],
 	[ A => "SELECT n, hrflow_fetch_vector(link) FROM link ORDER BY n" ],
 	[ A => "SELECT n, hrflow_fetch_vector(NULLIF(link, link)) FROM link ORDER BY n" ],
 	[   A => "SELECT n, hrflow_cosine_similarity(hrflow_fetch_vector(link),
@@ -472,6 +601,7 @@ my @shapes = (
 	[ A => "SELECT c.grp, count(l.link) FROM c, $links l GROUP BY c.grp ORDER BY 1" ],
 	[ A => "SELECT c.id, count(*) FROM c, $links l GROUP BY c.id HAVING count(*) > 1 ORDER BY 1" ],
 	[ A => "SELECT DISTINCT l.section FROM c, $links l ORDER BY 1" ],
+	[ A => "SELECT DISTINCT l.section FROM c, $links l" ],
 	[ A => "SELECT DISTINCT ON (c.id) c.id, l.* FROM c, $links l ORDER BY c.id, l.section DESC" ],
 	[   A => "SET enable_hashagg = off;
 			SELECT c.id, l.section FROM c, $links l GROUP BY c.id, l.section ORDER BY 1, 2"
@@ -501,6 +631,15 @@ my @shapes = (
 			LATERAL hrflow_profile_embedding_links('S', fields => '{\"profile\": 1}',
 				profile_email => c.hid || '\@example.com') l ORDER BY 1"
 	],
+
+	# The path of the link contains no item, so the item is the one in "fields"
+	[   A => "SELECT c.id, l.* FROM c, LATERAL hrflow_profile_embedding_links('S',
+			'$pathless,id=' || c.id, jsonb_build_object('skills', jsonb_build_array(c.at))) l"
+	],
+	[   A => "SELECT s.id, l.* FROM (SELECT id, '$pathless,id=' || id AS x,
+			jsonb_build_object('skills', jsonb_build_array(at)) AS f FROM c OFFSET 0) s,
+			LATERAL hrflow_profile_embedding_links('S', s.x, s.f) l"
+	],
 	[   A => "SELECT t.n, l.link FROM twice t,
 			LATERAL hrflow_profile_embedding_links('S', t.hid, '{\"profile\": 1}') l"
 	],
@@ -519,6 +658,11 @@ my @shapes = (
 	],
 	[   A => "SELECT x.id, l.* FROM (SELECT id, hid FROM c ORDER BY at LIMIT 9) x,
 			LATERAL hrflow_profile_embedding_links('S', x.hid) l ORDER BY 1, 2, 3"
+	],
+
+	[   A => "SELECT c.id, l.* FROM c,
+			LATERAL hrflow_profile_embedding_links((SELECT 'S' FROM few WHERE id = 1),
+				'p' || c.id) l ORDER BY 1, 2, 3"
 	],
 
 	# LATERAL, where more rows may be read than are needed
@@ -558,6 +702,9 @@ my @shapes = (
 	],
 	[   N =>
 		  "SELECT c.id, l.* FROM c, hrflow_profile_embedding_links('S', 'same') l ORDER BY 1, 2, 3"
+	],
+	[   N => "SELECT c.id, l.* FROM c
+			LEFT JOIN hrflow_profile_embedding_links('S', 'same') l ON true ORDER BY 1, 2, 3"
 	],
 	[   N => "SELECT c.id, l.* FROM c,
 			LATERAL hrflow_profile_embedding_links('S', (SELECT c.hid)) l ORDER BY 1, 2, 3"
@@ -796,6 +943,7 @@ foreach my $shape (@shapes)
 
 	subtest $sql =~ s/\s+/ /gr => sub {
 		is_same($got, $expected);
+		unlike($got, qr/ERROR:  XX000/, 'raises no internal error');
 		cmp_ok($requests, '<=', $most, "makes at most $most requests");
 		my ($settings, $statement) = $sql =~ /^((?:SET [^;]*;\s+)*)(.*)$/s;
 		if (my ($wanted) = $flags =~ /([AN])/)
@@ -853,6 +1001,29 @@ foreach my $statement (
 	"INSERT INTO sink (id, e) SELECT id, $slow FROM c WHERE id < 9",
 	"UPDATE c SET d = $slow WHERE id < 9",
 	"CREATE TABLE t AS SELECT id, $slow FROM c WHERE id < 9",
+	"SELECT hrflow_profile_embedding((SELECT 'S' FROM few WHERE id = 1),
+		'fault:latency=50,id=' || id) FROM c",
+	"SELECT hrflow_profile_embedding(COALESCE(source, (SELECT hid FROM few WHERE id = 1)),
+		'fault:latency=50,id=' || id) FROM c WHERE id < 9",
+	"SELECT id, $slow FROM c WHERE id < 6 OFFSET 4 LIMIT 9223372036854775807",
+	"SELECT * FROM (SELECT id, $slow FROM c WHERE id < 4 OFFSET 9223372036854775807) s LIMIT 3",
+	"WITH s AS (SELECT $slow FROM c WHERE upper(name) > '' AND id < 9) SELECT * FROM s",
+	"WITH w AS (UPDATE c SET d = $slow WHERE upper(name) > '' AND id < 9) SELECT 1",
+	"WITH w AS (UPDATE c SET d = $slow WHERE upper(name) > '' AND id < 9 RETURNING id)
+		SELECT * FROM w LIMIT 1",
+	"SELECT ARRAY(SELECT $slow FROM c WHERE upper(name) > '' AND id < 9)",
+	"SELECT 'x' IN (SELECT $slow ->> 'profile' FROM c WHERE upper(name) > '' AND id < 9)",
+	"SELECT * FROM (SELECT $slow FROM c WHERE upper(name) > '' AND id < 9 OFFSET 0) s, few",
+	"SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = off; SELECT count(e)
+		FROM (SELECT id, $slow e FROM c WHERE upper(name) > '' AND id < 9 OFFSET 0) s
+		JOIN few USING (id)",
+	"SELECT * FROM (SELECT $slow FROM c WHERE ctid >= '(0,1)' OFFSET 0) s $join_one LIMIT 9",
+	"SET LOCAL enable_sort = off; SELECT * FROM (SELECT $slow FROM (SELECT DISTINCT n AS id
+		FROM bad WHERE 100 / n > 0) t OFFSET 0) s $join_one LIMIT 9",
+	"WITH t AS MATERIALIZED (SELECT id FROM c) SELECT * FROM (SELECT $slow FROM t OFFSET 0) s
+		$join_one LIMIT 9",
+	"SELECT * FROM (SELECT hrflow_text_embedding(v::text) FROM (SELECT $slow v FROM c OFFSET 0) t
+		WHERE current_user > '' OFFSET 0) s $join_one LIMIT 9",
 	"CREATE MATERIALIZED VIEW m AS SELECT id, $slow FROM c WHERE id < 9 WITH NO DATA;
 		REFRESH MATERIALIZED VIEW m",
 	"COPY (SELECT id, $slow FROM c WHERE id < 9) TO STDOUT",
@@ -908,7 +1079,50 @@ if ($node->pg_version >= 17)
 
 	# A wait for a probe of the same backend ends after a second, and for 24 requests
 	# would add up.  The requests are the same, so this can only be measured.
-	cmp_ok(time - $began, '<', 10, 'nested calls do not wait for a probe of the same backend');
+	cmp_ok(time - $began, '<', 20, 'nested calls do not wait for a probe of the same backend');
+}
+
+# A sort below LIMIT keeps only the rows that are needed
+foreach my $case (
+	[ 'a call' => "SELECT n, hrflow_text_embedding('t' || n) FROM many ORDER BY x LIMIT 5" ],
+	[   'a call in a call' => "SELECT n, hrflow_fetch_vector(hrflow_profile_embedding('S', 'p' || n,
+			'{\"profile\": 1}') ->> 'profile') FROM many ORDER BY x LIMIT 3 OFFSET 2"
+	],
+	[   'a call in a subquery' => "SELECT * FROM (SELECT n, hrflow_text_embedding('t' || n)
+			FROM many ORDER BY x OFFSET 0) s LIMIT 5"
+	])
+{
+	my ($what, $sql) = @$case;
+
+	foreach my $read_ahead ('off', 'on')
+	{
+		like(
+			ask($read_ahead, "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) $sql"),
+			qr/HrflowReadAhead.*Sort Method: top-N heapsort/s,
+			"the sort below $what keeps only the rows needed if read_ahead is $read_ahead");
+	}
+	is(ask('on', $sql), ask('off', $sql), "the rows of a sort below $what do not change");
+}
+
+is( ask('on', "SELECT n, count(e) FROM (VALUES (2), (9), (NULL), (5), (0), (3)) v (n),
+		LATERAL (SELECT $e e FROM c ORDER BY name, id LIMIT n) s GROUP BY n ORDER BY n"),
+	"2|2\n3|3\n5|5\n9|9\n|40\n",
+	'a sort that is executed again keeps as many rows as its LIMIT then needs');
+
+# Equal volatile columns remain different columns
+like(
+	ask('on', "SELECT count(*), count(*) FILTER (WHERE a = b) FROM
+		(SELECT nextval('q') a, nextval('q') b, $e FROM few ORDER BY a, b OFFSET 0) s"),
+	qr/^3\|0$/m,
+	'equal volatile columns have different values');
+
+# PostgreSQL 18 shows which nodes are disabled
+{
+	my $plan =
+	  ask('on', "SET enable_seqscan = off; EXPLAIN (COSTS OFF) SELECT n, $e FROM bad LIMIT 3");
+
+	cmp_ok(scalar(() = $plan =~ /Disabled/g), '<=', 1, 'only the scan is shown as disabled')
+	  or diag($plan);
 }
 
 # An error unrelated to the row ends the statement, but nothing else
@@ -941,6 +1155,42 @@ like(
 	$session{on}->ask('ROLLBACK;');
 }
 
+# The time that a row takes does not count towards request_timeout: the replies to the
+# requests in flight have arrived in the meantime, or are then received
+{
+	my $settings = "DISCARD ALL; SET hrflow_embed.request_timeout = '1s';";
+	my $statement = "SELECT n, x IS NOT NULL, pg_sleep(CASE n WHEN 1 THEN 1.5 ELSE 0 END) IS NULL
+		FROM (SELECT n, %s AS x FROM job ORDER BY n OFFSET 0) s;";
+	my $rows = join('', map { "$_|t|f\n" } 1 .. 20) . "-- done\n";
+
+	my $run = sub {
+		$api->reset;
+		return $session{on}->ask("$settings " . sprintf($statement, $_[0]));
+	};
+
+	is( $run->(
+			"hrflow_text_embedding(CASE n WHEN 1 THEN txt ELSE 'fault:latency=300,id=' || n END)"),
+		$rows,
+		'a row that takes longer than request_timeout does not affect other rows');
+	is($api->stats->{api_requests}, 20, 'a row that takes long does not cost further requests');
+
+	# Some replies arrive after the row, longer than request_timeout after the requests.
+	is( $run->(
+			"hrflow_profile_embedding('S', CASE WHEN n IN (2, 3) THEN 'fault:latency=1900,id='
+				ELSE 'p' END || n)"),
+		$rows,
+		'requests in flight go on after a row that takes longer than request_timeout');
+	is($api->stats->{api_requests}, 20, 'a row that takes long does not repeat slow requests');
+
+	# Requests without a reply still time out.
+	like(
+		$run->(
+			"hrflow_profile_embedding('S', CASE n WHEN 1 THEN 'p' ELSE 'fault:silent,id=' END || n)"
+		),
+		qr/did not answer in time/,
+		'requests in flight time out after a row that takes longer than request_timeout');
+}
+
 # A row changed by another session is computed from its new values
 {
 	my $other = Hrflow::Session->new($node);
@@ -958,6 +1208,33 @@ like(
 	like($link{3}, qr{changed/}, 'an UPDATE requests the profile to which a row has been changed');
 	like($link{4}, qr{p4/}, 'an UPDATE continues after a row that has been changed');
 	is(scalar($api->log), 6, 'an UPDATE makes only the call of a changed row again');
+	$other->finish;
+}
+
+# If a function is altered while a query is executed, the calls for a row changed by
+# another session are evaluated as the altered function requires
+{
+	my $other = Hrflow::Session->new($node);
+
+	$other->ask('SELECT pg_advisory_lock(66);');
+	$session{on}->send(
+		"DISCARD ALL; BEGIN;
+		UPDATE c SET d = $e, name = waits(id) WHERE id < 6 RETURNING id, d ->> 'profile', name;
+		ROLLBACK;\n\\echo -- done");
+	$node->poll_query_until('postgres',
+		"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'advisory'")
+	  or die 'no session waits for the lock';
+	$other->ask("UPDATE c SET hid = 'again' WHERE id = 4;");
+	$other->ask('ALTER FUNCTION hrflow_profile_embedding SECURITY DEFINER;');
+	$other->ask('SELECT pg_advisory_unlock(66);');
+	my $printed = $session{on}->wait_for(qr/-- done/);
+	my %link = $printed =~ /^(\d+)\|(.*)$/mg;
+	$other->ask('ALTER FUNCTION hrflow_profile_embedding SECURITY INVOKER;');
+	is(scalar(keys %link), 5, 'an UPDATE continues after its function has been altered')
+	  or diag($printed);
+	like($link{4} // '',
+		qr{again/.*\|n4$}, 'an UPDATE calls the altered function for a changed row');
+	like($link{5} // '', qr{p5/.*\|n5$}, 'an UPDATE uses the calls that it has made before');
 	$other->finish;
 }
 

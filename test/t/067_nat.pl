@@ -57,14 +57,14 @@ foreach my $case ([ 'http', 8 ], [ 'https', 8 ], [ 'HTTP/2', 1 ])
 				  . "/v1'; SET hrflow_embed.connect_timeout = '3s';
 				SET hrflow_embed.request_timeout = '15s'; SET hrflow_embed.max_concurrency = 8;
 				SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-					(SELECT array_agg('fault:latency=1000,id=' || i) FROM generate_series(1, 8) i))
+					(SELECT array_agg('fault:hold=$n,id=' || i) FROM generate_series(1, 8) i))
 				GROUP BY 1;"
 			),
 			"ok|8\n-- done\n",
 			"a batch makes $n connections through a NAT, over $name");
 		PostgreSQL::Test::Utils::append_to_file("$dir/forget", '');
 		my $forgotten = 0;
-		foreach (1 .. 500)
+		foreach (1 .. 5000)
 		{
 			$forgotten = -s "$dir/forgotten" // 0;
 			last if $forgotten >= $n;

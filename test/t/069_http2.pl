@@ -16,7 +16,7 @@ my $server = Hrflow::Server->new('nghttpx', $api, http2 => 1);
 plan skip_all => 'nghttpx is not installed' unless $server;
 
 my $node = Hrflow::Node->new('http2', $api);
-my $session = Hrflow::Session->new($node, timeout => 60);
+my $session = Hrflow::Session->new($node);
 $session->ask($server->settings);
 
 my $ids = q{(SELECT array_agg('nurse-' || i) FROM generate_series(1, 200) i)};
@@ -73,7 +73,7 @@ $session->finish;
 # A connection that allows one request at a time
 {
 	my $narrow = Hrflow::Server->new('nghttpx', $api, http2 => 1, streams => 1);
-	my $session = Hrflow::Session->new($node, timeout => 60);
+	my $session = Hrflow::Session->new($node);
 
 	$session->ask($narrow->settings);
 	$api->reset;
@@ -95,7 +95,7 @@ $session->finish;
 			my ($socket, $n) = @_;
 			Hrflow::RawPeer::forward($socket, $n % 2 == 0 ? $api->{https} : $server->{port});
 		});
-	my $of_both = Hrflow::Session->new($node, timeout => 60);
+	my $of_both = Hrflow::Session->new($node);
 
 	$of_both->ask($server->settings
 		  . "SET hrflow_embed.base_url = 'https://localhost:"
@@ -118,7 +118,7 @@ $session->finish;
 	my %outcomes;
 	foreach (1 .. 6)
 	{
-		my $session = Hrflow::Session->new($node, timeout => 60);
+		my $session = Hrflow::Session->new($node);
 
 		$session->ask($server->settings
 			  . "SET hrflow_embed.base_url = 'https://localhost:"

@@ -21,7 +21,7 @@ use Time::HiRes qw(time);
 my $most_points = 80;
 
 # Maximum duration of a statement, in seconds; normally they take milliseconds.
-my $most_time = 5;
+my $most_time = 30;
 
 # A backend whose statements have 4 requests in flight may keep 4 more handles,
 # for replies in use and waiting links.  A leak would add one at each point.
@@ -33,7 +33,7 @@ my $node = Hrflow::Node->new(
 	'injection', $api,
 	link_hosts => '127.0.0.1, localhost',
 	max_attempts => 1,
-	request_timeout => '1s');
+	request_timeout => '3s');
 $injector->leave;
 
 $node->safe_psql(
@@ -244,8 +244,10 @@ sub walk
 		}
 
 		# A request whose HTTP/2 connection was lost is sent again over
-		# HTTP/1.1; some of these connections are kept.
-		my $kept = $more{tls} ? 2 : 0;
+		# HTTP/1.1; some of these connections are kept.  On a busy machine, a
+		# request may find that a connection is still in use, and open another
+		# one, which is kept.  A leak would add up.
+		my $kept = $more{tls} ? 2 : 1;
 		$problem->(descriptors($session) . " descriptors are open, instead of $descriptors")
 		  if descriptors($session) > $descriptors + $kept;
 	}
@@ -337,7 +339,7 @@ SKIP:
 	$session->finish;
 
 	$session = new_session();
-	$session->ask('SET hrflow_embed.max_requests_per_minute = 120;');
+	$session->ask('SET hrflow_embed.max_requests_per_minute = 6;');
 	$api->reset;
 	$injector->arm($session->pid, 'bodies', 1);
 	like(
@@ -349,7 +351,7 @@ SKIP:
 		'a batch ends if there is no memory for a reply while requests wait to be sent');
 	$injector->disarm;
 	is($api->stats->{api_requests},
-		2, 'requests that wait are not sent after a reply without memory');
+		1, 'requests that wait are not sent after a reply without memory');
 	$session->finish;
 }
 

@@ -76,7 +76,8 @@ sub try_repack
 	$store->fill(3000);
 	my $nodes = $store->sql($before);
 	$api->reset;
-	my $call = $store->start_call('batch_size => 50');
+	my $call =
+	  $store->start_call('batch_size => 50', settings => { 'hrflow_embed.max_concurrency' => 16 });
 	until ($call->{err} =~ /refreshed, /)
 	{
 		my $out = $session->ask("REPACK (CONCURRENTLY) $tables[$repacked % @tables];");

@@ -273,7 +273,7 @@ $session->ask("BEGIN; DELETE FROM kept.open WHERE id = '2'; PREPARE TRANSACTION 
 $other->send("SELECT 'new ' || hrflow_track('vault.embedding', 'acme', '{1,2,3,3}');");
 waits($other);
 $third->send(
-	"SET ROLE keeper; SET lock_timeout = '5s'; DELETE FROM kept.open WHERE id = '1';
+	"SET ROLE keeper; SET lock_timeout = '60s'; DELETE FROM kept.open WHERE id = '1';
 		SELECT 'deleted';"
 );
 $node->poll_query_until(
@@ -334,6 +334,92 @@ is(tracked('kept.swapped'), 'a b',
 sql(q{UPDATE kept.swap SET id = 'a' WHERE n IN (2, 4)});
 is(tracked('kept.swapped'), 'a', 'a profile is erased when its last row changes its identifier');
 $third->finish;
+
+#
+# A large UPDATE tracks its profiles at its end, with the same result as if it did
+# so for each row, as in the first statement of a session, which loads the library
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.origin (id text PRIMARY KEY);
+	CREATE TABLE kept.bulk (n int, id text, cv text)
+		PARTITION BY RANGE (n);
+	CREATE TABLE kept.bulk_1 PARTITION OF kept.bulk FOR VALUES FROM (1) TO (200);
+	CREATE TABLE kept.bulk_2 PARTITION OF kept.bulk FOR VALUES FROM (200) TO (1000);
+	CREATE TABLE kept.also (id text);
+	SELECT hrflow_create_store('kept.' || name, 'real[]') FROM unnest('{bulks,twins}'::text[]) AS name;
+	SELECT hrflow_track_table('kept.bulks', 'kept.also', 'id', 'acme');
+	SELECT hrflow_track_table('kept.' || name, 'kept.bulk', 'id', 'acme', refresh_columns => '{cv}')
+		FROM unnest('{bulks,twins}'::text[]) AS name;
+	CREATE TABLE kept.executed (event text);
+	CREATE FUNCTION kept.execute() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO kept.executed VALUES (tg_op);
+		RETURN NULL;
+	END $$;
+	CREATE TRIGGER execute AFTER INSERT OR UPDATE ON kept.bulks_profile
+		FOR EACH STATEMENT EXECUTE FUNCTION kept.execute();});
+
+# Return the profiles of both stores, and the number of statements that have written
+# to one of them, after executing a statement.
+sub after_update
+{
+	my ($load, $statement) = @_;
+	sql(q{SET client_min_messages = error;
+		TRUNCATE kept.bulk, kept.also, kept.origin, kept.bulks_profile, kept.twins_profile;
+		INSERT INTO kept.origin SELECT i FROM generate_series(1, 400) AS i;
+		INSERT INTO kept.bulk SELECT i, i, 'old' FROM generate_series(1, 400) AS i;
+		INSERT INTO kept.also SELECT i FROM generate_series(1, 400, 5) AS i;
+		INSERT INTO kept.bulks_profile (source_id, profile_id, manual)
+			SELECT 'acme', 'x' || i, false FROM generate_series(1, 400, 10) AS i;
+		UPDATE kept.bulks_profile SET generation = 0, due_at = '2020-01-01', attempts = 2,
+			state = (ARRAY['due', 'ok', 'gone', 'missing', 'unwanted', 'failed'])
+				[1 + abs(hashtext(profile_id) % 6)];
+		TRUNCATE kept.executed;});
+	sql("SET client_min_messages = error; $load SET ROLE keeper; $statement");
+	return (
+		sql(q{SELECT string_agg(concat_ws(',', store, profile_id, state, generation, attempts,
+				due_at = '2020-01-01'), ' ' ORDER BY store, profile_id)
+			FROM (SELECT 'bulks' AS store, * FROM kept.bulks_profile
+				UNION ALL SELECT 'twins', * FROM kept.twins_profile) AS p}),
+		sql('SELECT count(*) FROM kept.executed'));
+}
+
+foreach my $statement (
+	"UPDATE kept.bulk SET id = 'x' || id",
+	"UPDATE kept.bulk SET cv = 'new'",
+	'UPDATE kept.bulk SET id = n + 1',
+	"UPDATE kept.bulk SET id = CASE n % 4 WHEN 0 THEN NULL WHEN 1 THEN '' WHEN 2 THEN id
+		ELSE 'x' || id END, cv = 'new'",
+	"UPDATE kept.bulk SET id = NULL WHERE n % 4 > 0; UPDATE kept.bulk SET cv = 'new'",
+	"UPDATE kept.bulk_2 SET id = 'x' || id, cv = 'new'",
+	"WITH u AS (UPDATE kept.bulk SET id = 'x' || id RETURNING id) SELECT count(*) FROM u",
+	"MERGE INTO kept.bulk AS b USING generate_series(1, 300) AS i ON b.n = i
+		WHEN MATCHED AND i % 3 = 0 THEN DELETE WHEN MATCHED THEN UPDATE SET id = 'x' || id",
+	"DO \$\$ BEGIN UPDATE kept.bulk SET id = 'x' || id; RAISE division_by_zero;
+		EXCEPTION WHEN division_by_zero THEN UPDATE kept.bulk SET cv = 'new'; END \$\$",
+	"BEGIN; UPDATE kept.bulk SET cv = 'new'; UPDATE kept.bulk SET id = 'x' || id; COMMIT",
+	"BEGIN; SAVEPOINT s; UPDATE kept.bulk SET id = 'x' || id; ROLLBACK TO s; COMMIT")
+{
+	my ($by_row) = after_update('', $statement);
+	my ($at_end, $executed) = after_update("LOAD 'hrflow_embed';", $statement);
+
+	is($at_end, $by_row,
+		"at its end or for each row, the same profiles are tracked by: $statement");
+	cmp_ok($executed, '<', 350, "the profiles of many rows are tracked at once by: $statement");
+}
+my $new_cv = "UPDATE kept.bulk SET cv = 'new'";
+cmp_ok((after_update('', $new_cv))[1],
+	'==', 400, 'the first statement of a session tracks the profiles of each row');
+
+# The identifiers of a tracked table that a foreign key changes
+sql(q{ALTER TABLE kept.bulk ADD FOREIGN KEY (id) REFERENCES kept.origin ON UPDATE CASCADE});
+my $cascade = "UPDATE kept.origin SET id = 'x' || id";
+my ($by_row) = after_update('', $cascade);
+my ($at_end, $executed) = after_update("LOAD 'hrflow_embed';", $cascade);
+is($at_end, $by_row,
+	'identifiers that a foreign key changes are tracked at the end of the statement');
+like($at_end, qr/twins,x400,due,0,0/, 'identifiers that a foreign key changes are tracked');
+cmp_ok($executed, '<', 210, 'identifiers that a foreign key changes are tracked at once');
 
 #
 # Statements lock profiles in a fixed order, regardless of the order of their
@@ -822,6 +908,32 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 	}
 }
 
+# The first hrflow_track_table() tracks the current rows, at every level
+foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
+{
+	foreach my $first (1, 0)
+	{
+		my $name = ($first ? 'the first' : 'a later') . " hrflow_track_table() at $level";
+
+		sql(q{DROP TABLE IF EXISTS kept.early; SET ROLE keeper;
+			CREATE TABLE kept.early (id text);
+			INSERT INTO kept.early VALUES ('early');
+			SELECT hrflow_create_store('kept.at_once', 'real[]');});
+		sql(q{SET ROLE keeper; SELECT hrflow_track_table('kept.at_once', 'kept.early', 'id', 'acme');
+			ALTER TABLE kept.early DISABLE TRIGGER USER}) if !$first;
+		$session->ask("SET ROLE keeper; BEGIN ISOLATION LEVEL $level; SELECT FROM kept.level;");
+		sql(q{INSERT INTO kept.early VALUES ('late'); DELETE FROM kept.early WHERE id = 'early'});
+		like(
+			$session->ask(
+				q{SELECT hrflow_track_table('kept.at_once', 'kept.early', 'id', 'acme');}),
+			qr/^1$/m,
+			"$name counts a row inserted since the snapshot");
+		$session->ask('COMMIT; RESET ROLE;');
+		is(tracked('kept.at_once'), 'late', "$name tracks the current rows");
+		sql(q{SET ROLE keeper; SELECT hrflow_drop_store('kept.at_once')});
+	}
+}
+
 # hrflow_refresh() always runs at READ COMMITTED
 my $shop = Hrflow::Store->new($node, $api, 'shop');
 foreach my $level ('repeatable read', 'serializable')
@@ -853,7 +965,8 @@ foreach my $level ('repeatable read', 'serializable')
 }
 
 #
-# Changes applied by logical replication fire no trigger
+# Changes applied by logical replication fire no triggers, except for those that are
+# enabled ALWAYS
 #
 my $copied = q{CREATE TABLE kept.copied (id text PRIMARY KEY, cv text)};
 my $track_copied = q{SET ROLE keeper;
@@ -960,7 +1073,7 @@ like(
 	$session->ask(
 		q{SET ROLE keeper; CREATE TEMP TABLE passing (id text);
 	SELECT hrflow_track_table('kept.sides', 'passing', 'id', 'acme');}),
-	qr/ERROR:  42809: temporary table "passing" cannot feed store kept.sides, which is not temporary/,
+	qr/ERROR:  42809: temporary table "passing" cannot feed permanent store kept.sides/,
 	'a temporary table cannot feed a permanent store');
 is(fails_with('DELETE FROM kept.right'),
 	'', 'other tables can be written after a temporary table was refused');

@@ -214,6 +214,14 @@ $reconciler->ask('SET ROLE keeper;');
 is( sql($some),
 	'batch-3 batch-4 batch-5 batch-6 batch-7',
 	'profiles that a terminated session has not put aside stay tracked');
+my $enabled = $triggers =~ s/candidate/batched/r;
+is(sql($enabled), 'D', 'a table that is being untracked has one trigger, which is disabled');
+like(
+	sql(qq{SET client_min_messages = error; BEGIN;
+		SELECT hrflow_track_table('embedding', 'batched', 'id', 'acme', refresh_columns => '{cv}');
+		$enabled; ROLLBACK}),
+	qr/^OOOO$/m,
+	'hrflow_track_table() re-creates the triggers of a table that is being untracked');
 like(
 	$reconciler->ask(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);}),
 	qr/WARNING:.*the vectors of 5 profiles .*INFO:.*: 5 profiles are no longer tracked/s,
@@ -223,6 +231,25 @@ is( sql(q{SELECT count(*), count(DISTINCT reason) FROM embedding_aside WHERE pro
 	),
 	'7|1',
 	'hrflow_untrack_table_batches() puts aside the vectors of all profiles of a table');
+is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'batched'::regclass}),
+	0, 'hrflow_untrack_table_batches() drops all triggers');
+
+# A table that feeds no store, or no longer does, puts nothing aside, even if no
+# table wants any profile
+sql(q{CREATE TABLE nothing (id text);
+	ALTER TABLE candidate DISABLE TRIGGER USER;
+	INSERT INTO embedding SELECT source_id, profile_id, 'profile', 0, '{1}' FROM embedding_profile
+		WHERE state <> 'unwanted' ON CONFLICT DO NOTHING;
+	CREATE TABLE kept AS SELECT * FROM candidate;
+	DELETE FROM candidate;});
+foreach my $table (qw(nothing batched))
+{
+	like(
+		$reconciler->ask("CALL hrflow_untrack_table_batches('embedding', '$table');"),
+		qr/\A(?!.*WARNING).*INFO:.*: 0 profiles are no longer tracked/s,
+		"hrflow_untrack_table_batches() puts nothing aside for table $table, which feeds no store");
+}
+sql(q{INSERT INTO candidate SELECT * FROM kept; ALTER TABLE candidate ENABLE TRIGGER USER;});
 
 #
 # Many stores
@@ -284,22 +311,124 @@ is(sql(q{SELECT count(*) FROM embedding_profile WHERE profile_id LIKE 'many %'})
 	4000, 'an INSERT tracks all profiles if some are already tracked');
 
 #
-# A store that takes the name of another one
+# A store that takes the name of another one, which still has the profiles
 #
-sql(q{ALTER TABLE embedding RENAME TO old;
+my $rename = q{ALTER TABLE embedding RENAME TO old;
 	ALTER TABLE embedding_profile RENAME TO old_profile;
 	ALTER TABLE embedding_run RENAME TO old_run;
 	ALTER TABLE embedding_aside RENAME TO old_aside;
 	ALTER TABLE embedding_erased RENAME TO old_erased;
-	SELECT hrflow_create_store('embedding', 'real[]');});
-sql($reconcile);
-sql('DROP TABLE old, old_profile, old_run');
+	SELECT hrflow_create_store('embedding', 'real[]');};
+sql(q{CREATE TABLE parted (id text, day int) PARTITION BY LIST (day);
+	CREATE TABLE part PARTITION OF parted DEFAULT;
+	SELECT hrflow_track_table('embedding', 'parted', 'id', 'acme');
+	INSERT INTO parted VALUES ('parted', 1);
+	GRANT UPDATE ON candidate TO keeper;});
+sql($rename);
+
+# Return the profiles in a store that have one of these identifiers
+sub left
+{
+	my ($store, @ids) = @_;
+	return sql(
+		"SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM ${store}_profile
+		WHERE profile_id = ANY ('{" . join(',', @ids) . "}')");
+}
+foreach my $statement (
+	q{INSERT INTO candidate VALUES ('new')},
+	q{UPDATE candidate SET cv = 'newest' WHERE id = '20'},
+	q{DELETE FROM candidate WHERE id = '20'},
+	q{TRUNCATE candidate},
+	q{UPDATE parted SET id = 'other'})
+{
+	my (undef, undef, $err) = $node->psql('postgres', "SET ROLE keeper; $statement");
+	like(
+		$err,
+		qr/ERROR:\ \ store\ public\.embedding\ of\ trigger\ "\w+"\ has\ been\ renamed\n
+			DETAIL:\ \ The\ trigger\ belongs\ to\ store\ public\.old,\ and\ another\ table\ has\ the\ old\ name\.\n
+			HINT:\ \ Call\ hrflow_track_table\(\)\ for\ store\ public\.old\ again\./x,
+		"a table whose store was renamed cannot be written if another has its name: $statement");
+}
+my ($status, undef, $refused) = $node->psql('postgres', "SET ROLE keeper; $reconcile");
+like(
+	$refused,
+	qr/ERROR:\ \ trigger\ "\w+"\ of\ table\ "candidate"\ does\ not\ feed\ store\ public\.embedding\n
+		DETAIL:\ \ The\ trigger\ belongs\ to\ store\ public\.old\.\n
+		HINT:\ \ If\ that\ store\ has\ been\ renamed,\ first\ call\ hrflow_track_table\(\)\ for\ it/x,
+	'a store does not take the triggers of one that was renamed');
+is(sql(q{SELECT hrflow_untrack_table('embedding', 'candidate')}),
+	0, 'a table does not feed a store that has the old name of its store');
+is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'candidate'::regclass}),
+	4, 'untracking a table keeps triggers of a store that had the name');
+sql(qq{SELECT hrflow_track_table('old', name, 'id', 'acme')
+		FROM unnest('{other,parted}'::regclass[]) AS name;
+	SELECT hrflow_track_table('old', 'candidate', 'id', 'acme', refresh_columns => '{cv}');});
 $writer->ask(q{DELETE FROM candidate WHERE id = '20';});
-is( sql(q{SELECT string_agg(profile_id, ' ') FROM embedding_profile
-			WHERE profile_id IN ('20', '21')}
-	),
-	'21',
-	'a table can feed a store that has taken the name of a store that was dropped');
+is(left('old', 20, 21), '21', 'a store that was renamed erases profiles once it is tracked again');
+sql($reconcile);
+$writer->ask(q{DELETE FROM candidate WHERE id = '21';});
+is(left('old', 21, 22), '22', 'a table feeds a store that was renamed');
+is(left('embedding', 21, 22), '22', 'a table also feeds the store that has taken the name');
+sql('DROP TABLE old, old_profile, old_run');
+$writer->ask(q{DELETE FROM candidate WHERE id = '22';});
+is(left('embedding', 22, 23),
+	'23', 'a table feeds a store that has taken the name of a store that was dropped');
+
+# Dropping a store keeps the triggers of a renamed one
+sql('DROP TABLE old_aside, old_erased');
+sql($rename);
+sql(q{SELECT hrflow_drop_store('embedding')});
+is(sql(q{SELECT hrflow_untrack_table('old', 'candidate')}) > 0,
+	1, 'dropping a store keeps the triggers of one that had its name');
+
+#
+# A table or the extension is dropped while another session waits for a lock
+#
+$node->safe_psql('postgres', 'CREATE DATABASE dropped');
+$node->safe_psql(
+	'dropped', q{CREATE EXTENSION hrflow_embed;
+	CREATE TABLE candidate (id text);
+	SELECT hrflow_create_store('embedding', 'real[]');
+	SELECT hrflow_track_table('embedding', 'candidate', 'id', 'acme');});
+
+# Send a statement in another session, which must wait for the open transaction
+# "$dropping", then commit that transaction, and return the output of the other one
+sub while_dropping
+{
+	my ($dropping, $statement) = @_;
+	my @sessions = map { Hrflow::Session->new($node) } 1 .. 2;
+	my $out;
+
+	$_->ask('\c dropped') foreach @sessions;
+	$sessions[1]->ask(q{SELECT FROM hrflow_store_status('embedding');});
+	$sessions[0]->ask("BEGIN; $dropping");
+	$sessions[1]->send("$statement;\n\\echo finished\n\\warn finished");
+	$node->poll_query_until(
+		'postgres', q{SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+			WHERE NOT granted AND datname = 'dropped')});
+	$sessions[0]->ask('COMMIT;');
+	$out = $sessions[1]->wait_for(qr/^finished.*^finished/ms);
+	$_->finish foreach @sessions;
+	return $out;
+}
+
+unlike(
+	while_dropping(
+		'DROP TABLE embedding_run; LOCK TABLE pg_subscription_rel;',
+		q{CALL hrflow_refresh('embedding')}),
+	qr/ERROR|WARNING|server closed/,
+	'a store can be refreshed while its history is dropped');
+foreach my $statement (q{hrflow_release_columns('embedding', 'candidate')},
+	q{hrflow_drop_store('embedding')})
+{
+	my $lock = $statement =~ /drop/ ? 'LOCK TABLE embedding;' : '';
+
+	like(
+		while_dropping("$lock DROP EXTENSION hrflow_embed CASCADE;", "SELECT $statement"),
+		qr/ERROR:\ \ 42883:\ function\ with\ OID\ \d+\ does\ not\ exist/x,
+		"$statement raises an error if the extension is dropped while it waits");
+	$node->safe_psql('dropped', 'CREATE EXTENSION hrflow_embed');
+}
 
 $_->finish foreach $writer, $reconciler;
 $node->stop;

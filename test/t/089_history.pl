@@ -112,7 +112,7 @@ foreach my $case ([ 'pg_cancel_backend', 'cancelled', 'canceling statement due t
 {
 	my ($function, $reason, $error) = @$case;
 
-	$store->track("SELECT 'fault:latency=200,id=' || i FROM generate_series(1, 2000) i");
+	$store->track("SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 2000) i");
 	forget_runs();
 	my $call = $store->start_call;
 	my $pid = wait_for_run();
@@ -153,7 +153,7 @@ like(
 	'the row of a run that ended with an error contains the error');
 $store->sql('DROP TRIGGER refuse ON shop.embedding');
 
-$store->track("SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 200) i");
+$store->track("SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 1000) i");
 forget_runs();
 my $call = $store->start_call;
 wait_for_run();

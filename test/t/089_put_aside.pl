@@ -130,6 +130,26 @@ $store->sql(
 	q{ALTER TABLE shop.embedding_aside ALTER COLUMN delete_at SET DEFAULT now() + interval '1 day'}
 );
 
+# Another session has locked the table
+lose('-6$');
+my $locker = Hrflow::Session->new($node);
+$locker->ask('BEGIN; LOCK TABLE shop.embedding_aside IN SHARE MODE;');
+unlike($store->call, qr/WARNING|ERROR/,
+	'a run does not wait to put aside vectors of lost profiles');
+is( $store->profiles('state', q{profile_id = 'missing-cook-6'}) . ' '
+	  . vectors("profile_id = 'missing-cook-6'"),
+	'missing 1 0',
+	'a profile keeps its vectors while another session has locked the table for them');
+$locker->ask('COMMIT;');
+$locker->finish;
+$store->hasten(q{profile_id = 'missing-cook-6'});
+$store->call;
+is( $store->profiles('state', q{profile_id = 'missing-cook-6'}) . ' '
+	  . vectors("profile_id = 'missing-cook-6'"),
+	'gone 0 1',
+	'the vectors of a lost profile are put aside by the next run');
+$store->sql('DELETE FROM shop.embedding_aside');
+
 #
 # A section of which the API no longer has a vector
 #
@@ -230,6 +250,13 @@ is($store->sql(q{SELECT hrflow_restore('shop.embedding')}),
 is($store->profiles('profile_id, state, due_at, refreshed_at'),
 	$fresh, 'restoring unwanted profiles does not change when they are due');
 $store->sql($track);
+is($store->sql(q{SELECT hrflow_mark_due('shop.embedding', 'acme', '{nurse-1,nurse-2}')}),
+	0, 'hrflow_mark_due() neither counts unwanted profiles nor makes them due');
+$store->sql(q{UPDATE shop.embedding_profile SET due_at = now() WHERE state = 'unwanted'});
+$api->reset;
+$store->call;
+is($api->stats->{requests}, 0, 'an unwanted profile is not fetched, even if it has become due');
+is($store->states, 'ok 98, unwanted 2', 'unwanted profiles stay unwanted if they have become due');
 $store->sql(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
 is($store->profiles('state', q{profile_id = 'nurse-1'}),
 	'due', 'an INSERT makes an unwanted profile due');
@@ -245,7 +272,7 @@ is($store->sql(q{SELECT reason, vectors, count(*) FROM shop.embedding_erased GRO
 $node->safe_psql('postgres', "$unseen; DELETE FROM shop.candidate WHERE hrflow_id ~ '-[5-7]'");
 like(
 	warnings_of($track),
-	qr/WARNING:\ .*keeps\ the\ vectors\ of\ 33\ profiles\ that\ no\ table\ wants\n/x,
+	qr/WARNING:\ .*keeps\ the\ vectors\ of\ 33\ profiles\ that\ are\ in\ no\ table\ that\ feeds\ it\n/x,
 	'reconciling warns if too many profiles have no rows');
 is(vectors('true'), '196 0',
 	'reconciling keeps the vectors of profiles without rows if these are too many');
@@ -387,7 +414,7 @@ $store->sql('DROP TABLE shop.embedding_aside');
 $node->safe_psql('postgres', "$unseen; DELETE FROM shop.second WHERE id = 'cook-1'");
 like(
 	warnings_of($track),
-	qr/WARNING:\ .*keeps\ profiles\ that\ no\ table\ wants\n
+	qr/WARNING:\ .*keeps\ profiles\ that\ are\ in\ no\ table\ that\ feeds\ it\n
 		DETAIL:.*"embedding_aside"/x,
 	'reconciling warns if there is no table to put vectors aside');
 is($store->profiles('state', q{profile_id = 'cook-1'}),
@@ -406,5 +433,358 @@ is( $store->sql(
 		q{SELECT section FROM shop.embedding WHERE profile_id = 'novector-cook' ORDER BY 1}),
 	"profile\nskills",
 	'a section of which the API no longer has a vector is kept if it cannot be put aside');
+
+#
+# Another store, whose profiles have lists of elements
+#
+my $mall = Hrflow::Store->new($node, $api, 'mall');
+my $reconcile = $track =~ s/shop/mall/gr;
+my $items = q{fields => '{"experiences": 1}'};
+my $put = qr/has put aside vectors of/;
+
+# Return the output of a refresh of all profiles
+sub refresh_items
+{
+	$mall->sql('UPDATE mall.embedding_profile SET due_at = now()');
+	return $mall->call($items);
+}
+
+# Return how many elements of the given numbers are in the store, and how many have
+# been put aside
+sub elements
+{
+	my ($where) = @_;
+	return $mall->sql(
+		"SELECT (SELECT count(*) FROM mall.embedding WHERE $where) || ' '
+			|| (SELECT count(*) FROM mall.embedding_aside WHERE $where)");
+}
+
+# Store elements of some profiles that the API does not have
+sub add_elements
+{
+	my ($from, $to, $where) = @_;
+	$mall->sql(
+		"INSERT INTO mall.embedding (source_id, profile_id, section, item, vector)
+		SELECT source_id, profile_id, 'experiences', i, '{1,0}'
+		FROM mall.embedding_profile, generate_series($from, $to) i WHERE $where");
+	return;
+}
+
+# Delete the rows of some profiles without the triggers
+sub unwant
+{
+	my ($count) = @_;
+	$node->safe_psql(
+		'postgres', "$unseen; DELETE FROM mall.candidate WHERE id IN
+		(SELECT id FROM mall.candidate ORDER BY id LIMIT $count)");
+	return;
+}
+
+my $keeper = Hrflow::Session->new($node);
+$keeper->ask('SET ROLE keeper;');
+$mall->fill(100);
+$mall->call($items);
+my $present = $mall->sql('SELECT count(*) FROM mall.embedding');
+
+#
+# Elements of lists
+#
+# The limit has been used up.  How many of these profiles a run considers at the same
+# time depends on when their replies arrive.
+$mall->sql(
+	'UPDATE mall.embedding_profile SET erased_at = now() WHERE profile_id IN
+		(SELECT profile_id FROM mall.embedding_profile ORDER BY 1 LIMIT 20)');
+add_elements(10, 19, 'true');
+like(
+	refresh_items(),
+	qr/WARNING:\ .*keeps\ the\ vectors\ of\ 100\ profiles/x,
+	'a run warns if most elements of too many profiles are lost');
+is(elements('item >= 10'),
+	'1000 0', 'the elements of lists are kept if too many profiles have lost most of them');
+$mall->sql(
+	q{UPDATE mall.embedding_profile SET erased_at = NULL;
+	DELETE FROM mall.embedding WHERE item >= 10 AND profile_id !~ '-[12]$'});
+like(refresh_items(), qr/$put 2 profiles/, 'a run warns about profiles that lose most elements');
+is(elements('item >= 10'), '0 20', 'elements that the API no longer has are put aside');
+is($mall->sql('SELECT count(*) FROM mall.embedding'),
+	$present, 'elements that the API still has are kept');
+like(
+	$mall->profiles('last_error', 'last_error IS NOT NULL'),
+	qr/^HrFlow no longer has vectors of the requested sections: experiences \(10 of 1[1-4]\)$/m,
+	'the error of a profile says how many elements of a section were lost');
+is($mall->sql(q{SELECT erased_last_day FROM hrflow_store_status('mall.embedding')}),
+	2, 'profiles that lose most elements of a section count towards the limit');
+is($mall->sql(q{SELECT hrflow_restore('mall.embedding')}), 2, 'hrflow_restore() restores elements');
+is(elements('item >= 10'), '20 0', 'restored elements are in the store again');
+$mall->sql('DELETE FROM mall.embedding WHERE item >= 10');
+add_elements(10, 10, 'true');
+unlike(refresh_items(), qr/WARNING/,
+	'a run does not warn about profiles that lose at most half of their elements');
+is(elements('item >= 10'), '0 100', 'each of these elements is put aside');
+is($mall->sql(q{SELECT erased_last_day FROM hrflow_store_status('mall.embedding')}),
+	2, 'profiles that lose at most half of their elements do not count towards the limit');
+is($mall->sql(q{SELECT erased FROM mall.embedding_run ORDER BY run DESC LIMIT 1}),
+	100, 'the history of runs counts profiles that lose elements');
+$mall->sql(
+	q{INSERT INTO mall.embedding (source_id, profile_id, section, item, vector)
+		VALUES ('acme', 'cook-2', 'experiences', 10, '{0,1}')});
+$mall->sql(q{SELECT hrflow_restore('mall.embedding', 'acme', '{cook-2,driver-3}')});
+is( $mall->sql(q{SELECT profile_id, vector FROM mall.embedding WHERE item = 10 ORDER BY 1}),
+	"cook-2|{0,1}\ndriver-3|{1,0}",
+	'hrflow_restore() restores an element only if there is no newer vector of it');
+$mall->sql('UPDATE mall.embedding_aside SET delete_at = now()');
+refresh_items();
+is( $mall->sql(
+		q{SELECT reason, vectors, put_aside_at IS NOT NULL, count(*)
+		FROM mall.embedding_erased GROUP BY 1, 2, 3}),
+	'no vector|1|t|98',
+	'elements that are deleted are recorded');
+
+# A profile that is wanted again gets only what it lost when it became unwanted
+$mall->sql('DELETE FROM mall.embedding_aside');
+add_elements(11, 11, q{profile_id = 'nurse-4'});
+refresh_items();
+$node->safe_psql('postgres', "$unseen; DELETE FROM mall.candidate WHERE hrflow_id = 'nurse-4'");
+$mall->sql($reconcile);
+$node->safe_psql('postgres', "$unseen; INSERT INTO mall.candidate (hrflow_id) VALUES ('nurse-4')");
+$mall->sql($reconcile);
+is( $mall->profiles('state', q{profile_id = 'nurse-4'}) . ' '
+	  . elements(q{profile_id = 'nurse-4' AND item = 11}),
+	'ok 0 1',
+	'a profile that is wanted again does not get elements that it had lost before');
+
+# Without the table, elements are kept as well
+$mall->sql('ALTER TABLE mall.embedding_aside RENAME TO renamed');
+add_elements(12, 12, q{profile_id = 'nurse-8'});
+like(
+	refresh_items(),
+	qr/WARNING:\ .*keeps\ the\ vectors\ of\ 1\ profile\ .*\n.*DETAIL:\ .*no\ table\ for\ vectors/x,
+	'a run warns about elements that it keeps because they cannot be put aside');
+is($mall->sql('SELECT count(*) FROM mall.embedding WHERE item = 12'),
+	1, 'elements that cannot be put aside are kept');
+$mall->sql(
+	'DELETE FROM mall.embedding WHERE item >= 10;
+	ALTER TABLE mall.renamed RENAME TO embedding_aside');
+
+#
+# Many vectors expire at the same time
+#
+my $many = 11000;
+my $expire = "INSERT INTO mall.embedding_aside
+		(source_id, profile_id, section, item, vector, fetched_at, reason, delete_at)
+	SELECT 'acme', 'old-' || (i - 1) / 10, 'old', i, '{1}', now(), 'no vector', now()
+	FROM generate_series(1, $many) i";
+my $waiting = q{SELECT count(*) FROM mall.embedding_aside WHERE section = 'old'};
+$mall->sql("DELETE FROM mall.embedding_aside; $expire");
+$mall->sql($reconcile);
+cmp_ok($mall->sql($waiting), '>', 5000, 'hrflow_track_table() deletes expired vectors in part');
+refresh_items();
+is($mall->sql($waiting), 0, 'a run deletes all expired vectors');
+is( $mall->sql(
+		q{SELECT reason, sum(vectors) FROM mall.embedding_erased WHERE vectors > 1 GROUP BY 1}),
+	"no vector|$many",
+	'all expired vectors are recorded');
+$mall->sql(
+	"$expire;
+	CREATE FUNCTION mall.slow() RETURNS trigger LANGUAGE plpgsql AS
+		\$\$ BEGIN PERFORM pg_sleep(0.005); RETURN OLD; END \$\$;
+	CREATE TRIGGER slow BEFORE DELETE ON mall.embedding_aside FOR EACH ROW
+		WHEN (OLD.item % 4 = 0) EXECUTE FUNCTION mall.slow();
+	UPDATE mall.embedding_profile SET due_at = now() WHERE profile_id = 'cook-2'");
+my $refreshed = $mall->profiles('refreshed_at', q{profile_id = 'cook-2'});
+my $call = $mall->start_call($items);
+$node->poll_query_until('postgres', "SELECT ($waiting) < $many") or die;
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $mall->backends;
+like($mall->finish_call($call), qr/57014/, 'a cancel ends a run that deletes many expired vectors');
+isnt($mall->profiles('refreshed_at', q{profile_id = 'cook-2'}),
+	$refreshed, 'a run that cannot delete all expired vectors in time refreshes the store');
+cmp_ok($mall->sql($waiting), '<', $many, 'what such a run has deleted is not rolled back');
+$mall->sql('DROP TRIGGER slow ON mall.embedding_aside');
+$mall->call($items);
+is($mall->sql($waiting), 0, 'the next run deletes the rest');
+
+# Vectors that cannot be deleted do not stop a run
+$mall->sql(
+	q{INSERT INTO mall.embedding_aside (source_id, profile_id, section, item, vector,
+		fetched_at, reason, delete_at)
+		VALUES ('acme', 'nobody', 'old', 0, '{1}', now(), 'gone', now());
+	CREATE FUNCTION mall.refuse() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN RAISE 'the owner keeps everything'; END $$;
+	CREATE TRIGGER refuse BEFORE DELETE ON mall.embedding_aside FOR EACH ROW
+		EXECUTE FUNCTION mall.refuse();
+	UPDATE mall.embedding_profile SET due_at = now() WHERE profile_id = 'cook-2'});
+my $printed = $mall->call($items);
+like(
+	$printed,
+	qr/WARNING:\ .*could\ not\ erase\ expired\ vectors\ of\ store\ mall\.embedding\n
+		DETAIL:\ .*the\ owner\ keeps\ everything/x,
+	'a run warns about expired vectors that cannot be deleted');
+like($printed, qr/: 1 refreshed/, 'a run that cannot delete expired vectors refreshes profiles');
+is($mall->sql($waiting), 1, 'expired vectors that cannot be deleted remain');
+$mall->sql('DROP TRIGGER refuse ON mall.embedding_aside');
+$mall->call($items);
+is($mall->sql($waiting), 0, 'expired vectors are deleted as soon as they can be');
+
+#
+# A profile does not disappear before its vectors
+#
+$mall->sql(
+	'DELETE FROM mall.embedding_aside; DELETE FROM mall.embedding_erased;
+	UPDATE mall.embedding_profile SET erased_at = NULL');
+$node->safe_psql('postgres', "$unseen; DELETE FROM mall.candidate WHERE hrflow_id = 'cook-6'");
+$mall->sql($reconcile);
+$mall->sql('UPDATE mall.embedding_aside SET delete_at = now()');
+$keeper->ask(q{BEGIN; UPDATE mall.embedding_aside SET delete_at = 'infinity';});
+$mall->call($items);
+is($mall->profiles('state', q{profile_id = 'cook-6'}),
+	'unwanted', 'a profile is kept while another session changes when its vectors expire');
+$keeper->ask('COMMIT;');
+is($mall->sql(q{SELECT hrflow_restore('mall.embedding')}),
+	1, 'vectors whose time another session has changed can be restored');
+$mall->sql(
+	q{INSERT INTO mall.embedding_aside (source_id, profile_id, section, item, vector,
+		fetched_at, reason) VALUES ('acme', 'nobody', 'profile', 0, '{1}', now(), 'gone')});
+is($mall->sql(q{SELECT * FROM hrflow_store_orphans('mall.embedding')}),
+	'acme|nobody|1', 'hrflow_store_orphans() returns vectors put aside without a profile');
+$mall->sql('DELETE FROM mall.embedding_aside');
+
+#
+# Several sessions
+#
+$mall->sql($reconcile);
+$mall->sql('UPDATE mall.embedding_profile SET erased_at = NULL');
+$keeper->ask('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;');
+unwant(15);
+$mall->sql($reconcile);
+unwant(15);
+$keeper->query("$reconcile; COMMIT;");
+is($mall->profiles('count(*)', q{state = 'unwanted' AND profile_id <> 'cook-6'}),
+	15, 'sessions with old snapshots put aside no more profiles than the limit');
+$mall->sql(
+	q{UPDATE mall.embedding_profile SET erased_at = NULL;
+	INSERT INTO mall.candidate (hrflow_id) SELECT profile_id FROM mall.embedding_profile
+		ON CONFLICT DO NOTHING; SELECT hrflow_restore('mall.embedding')});
+$mall->call($items);
+
+# A foreign key of the user
+$mall->sql(
+	q{CREATE TABLE mall.note (source_id text, profile_id text,
+		FOREIGN KEY (source_id, profile_id) REFERENCES mall.embedding_profile ON DELETE CASCADE);
+	UPDATE mall.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-96'});
+$keeper->ask(q{BEGIN; INSERT INTO mall.note VALUES ('acme', 'nurse-96');});
+like(
+	$mall->call($items),
+	qr/: 1 refreshed/,
+	'a run refreshes a profile to which an uncommitted row of a foreign key refers');
+$keeper->ask('COMMIT;');
+
+# Another session is about to put vectors aside
+add_elements(10, 19, q{profile_id = 'nurse-88'});
+my $track_other = q{SELECT hrflow_track_table('mall.embedding', 'mall.other', 'id', 'acme')};
+$mall->sql("CREATE TABLE mall.other (id text); $track_other");
+unwant(1);
+$keeper->ask("BEGIN; $reconcile;");
+$mall->sql(q{UPDATE mall.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-88'});
+unlike($mall->call($items), qr/WARNING/, 'a run does not warn about a limit that is not known');
+is( $mall->profiles(
+		q{state, due_at BETWEEN now() AND now() + interval '2 minutes'},
+		q{profile_id = 'nurse-88'}),
+	'ok|t',
+	'a profile that has lost vectors is due soon if another session decides about the limit');
+is(elements(q{profile_id = 'nurse-88' AND item >= 10}), '10 0', 'it keeps its vectors until then');
+my $count_unwanted = sub { $mall->profiles('count(*)', q{state = 'unwanted'}) };
+my $unwanted = $count_unwanted->();
+unwant(1);
+is(warnings_of("SET lock_timeout = '20s'; $track_other"),
+	'', 'reconciling does not warn about a limit that is not known');
+is($count_unwanted->(), $unwanted,
+	'reconciling keeps a profile while another session decides about the limit');
+$keeper->ask('COMMIT;');
+$mall->sql("$track_other; DROP TABLE mall.other");
+is($count_unwanted->(), $unwanted + 2, 'reconciling later puts its vectors aside');
+$mall->hasten(q{profile_id = 'nurse-88'});
+like($mall->call($items), qr/$put 1 profile/, 'its vectors are put aside by the next run');
+
+# Another session has locked the table.  A profile loses most elements of a list, or one.
+foreach my $n (10, 1)
+{
+	add_elements(10, 9 + $n, q{profile_id = 'nurse-84'});
+	$mall->sql(
+		q{INSERT INTO mall.embedding_aside (source_id, profile_id, section, item, vector,
+			fetched_at, reason, delete_at)
+			VALUES ('acme', 'nobody', 'old', 0, '{1}', now(), 'gone', now());
+		UPDATE mall.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-84'});
+	$keeper->ask('BEGIN; LOCK TABLE mall.embedding_aside IN SHARE MODE;');
+	$printed = $mall->call($items, settings => { lock_timeout => '20s' });
+	unlike($printed, qr/WARNING|ERROR/, "a run does not wait to put $n vectors aside");
+	is(elements(q{profile_id = 'nurse-84' AND item >= 10}) . ' ' . $mall->sql($waiting),
+		"$n 0 1", "a run neither puts $n vectors aside nor deletes any while the table is locked");
+	is( $mall->profiles(
+			q{state, due_at BETWEEN now() AND now() + interval '2 minutes'},
+			q{profile_id = 'nurse-84'}),
+		'ok|t',
+		"a profile that has lost $n vectors is due soon if they could not be put aside");
+	$keeper->ask('COMMIT;');
+	$mall->hasten(q{profile_id = 'nurse-84'});
+	$printed = $mall->call($items);
+	is(elements(q{profile_id = 'nurse-84' AND item >= 10}),
+		"0 $n", "the next run puts $n vectors aside");
+	is($mall->sql($waiting), 0, "the next run, which puts $n vectors aside, deletes expired ones");
+	$mall->sql(q{DELETE FROM mall.embedding_aside WHERE profile_id = 'nurse-84'});
+}
+
+# The table is renamed while a session waits for it
+unwant(1);
+$unwanted = $count_unwanted->();
+$keeper->ask('BEGIN; ALTER TABLE mall.embedding_aside RENAME TO renamed;');
+my $waiter = Hrflow::Session->new($node);
+$waiter->send("SET ROLE keeper; $reconcile;\n\\echo -- done\n\\warn -- done");
+$node->poll_query_until('postgres', 'SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)');
+$keeper->ask('COMMIT;');
+like(
+	$waiter->wait_for(qr/-- done.*-- done/s),
+	qr/WARNING: .*keeps profiles that are in no table/,
+	'reconciling warns if the table was renamed while it waited for it');
+is($count_unwanted->(), $unwanted, 'reconciling keeps a profile whose vectors it cannot put aside');
+$waiter->finish;
+$mall->sql('ALTER TABLE mall.renamed RENAME TO embedding_aside');
+
+# The table is dropped while vectors are written
+add_elements(10, 19, q{profile_id = 'nurse-92'});
+$mall->sql(
+	q{CREATE FUNCTION mall.wait() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN
+			WHILE NOT pg_try_advisory_xact_lock(1) LOOP PERFORM pg_sleep(0.01); END LOOP;
+			RETURN NEW;
+		END $$;
+	CREATE TRIGGER wait BEFORE INSERT OR UPDATE ON mall.embedding FOR EACH ROW
+		EXECUTE FUNCTION mall.wait();
+	DELETE FROM mall.embedding WHERE profile_id = 'nurse-92' AND item = 0;
+	UPDATE mall.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-92'});
+$keeper->query('SELECT pg_advisory_lock(1);');
+$call = $mall->start_call($items);
+$node->poll_query_until('postgres',
+	q{SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')});
+$keeper->query(q{SET lock_timeout = '1s';});
+eval { $keeper->query('DROP TABLE mall.embedding_aside;'); };
+like($@, qr/55P03/, 'the table cannot be dropped while a run is about to put vectors aside');
+$keeper->query('SELECT pg_advisory_unlock(1);');
+$mall->finish_call($call);
+is(elements(q{profile_id = 'nurse-92' AND item >= 10}),
+	'0 10', 'no vector is deleted that should have been put aside');
+$keeper->finish;
+
+# Without the column erased_at, it is not known how many profiles have lost vectors
+$mall->sql(
+	'DROP TRIGGER wait ON mall.embedding;
+	ALTER TABLE mall.embedding_profile DROP COLUMN erased_at');
+$unwanted = $count_unwanted->();
+unwant(1);
+like(
+	warnings_of($reconcile),
+	qr/WARNING: .*keeps the vectors of \d profiles? that (is|are) in no table/,
+	'reconciling warns if the number of profiles that have lost vectors is not known');
+is($count_unwanted->(),
+	$unwanted, 'reconciling keeps a profile if the number of these profiles is not known');
 
 done_testing();

@@ -94,6 +94,48 @@ is( sql("SELECT count(*), count(DISTINCT profile_id) FROM hrflow_match('plain', 
 is(sql("SELECT count(*) FROM hrflow_match('plain', $query, profiles => '{{p1,p2},{p3,NULL}}')"),
 	'3', 'an array of identifiers may have two dimensions');
 
+# A query that changes between calls of one expression: PL/pgSQL evaluates an expression
+# with the same state in the whole transaction, and so do cached plans.
+sql(q{
+	CREATE FUNCTION similarity(v real[], q real[]) RETURNS float8 LANGUAGE plpgsql AS
+		'BEGIN RETURN hrflow_vector_similarity(v, q); END';
+	CREATE FUNCTION fixed(v real[]) RETURNS float8 LANGUAGE plpgsql AS
+		$$BEGIN RETURN hrflow_vector_similarity(v, '{0,1}'); END$$});
+foreach my $case (
+	[ 'in a PL/pgSQL expression', "similarity('{1,0}', q::real[])" ],
+	[ 'in a PL/pgSQL expression whose vector changes', "similarity(q::real[], '{1,0}')" ],
+	[ 'in a query', "hrflow_vector_similarity('{1,0}'::real[], q::real[])" ])
+{
+	my ($where, $call) = @$case;
+
+	is( sql(qq{
+			SELECT string_agg(COALESCE(round(($call)::numeric, 3)::text, 'null'), ' ' ORDER BY n)
+			  FROM (VALUES (1, '{1,0}'), (2, '{0,1}'), (3, '{0,1}'), (4, '{-1,0}'), (5, '{1,0,0}'),
+				(6, '{1,1}'), (7, NULL), (8, '{0,0}'), (9, '{1,NULL}'), (10, '{1,0}')) q (n, q)}),
+		'1.000 0.000 0.000 -1.000 null 0.707 null null null 1.000',
+		"the query of each call is compared $where");
+}
+is(sql(q{SELECT fixed('{0,1}'), fixed('{1,0}'), fixed('{0,-1}')}),
+	'1|0|-1', 'a constant query is compared with each vector in a PL/pgSQL expression');
+foreach my $mode ('force_custom_plan', 'force_generic_plan')
+{
+	is( sql(qq{
+			SET plan_cache_mode = $mode;
+			PREPARE compared (real[]) AS SELECT string_agg(
+				hrflow_vector_similarity(v, \$1)::text, ' ' ORDER BY n)
+				FROM (VALUES (1, '{1,0}'::real[]), (2, '{0,1}')) v (n, v);
+			EXECUTE compared('{1,0}');
+			EXECUTE compared('{0,1}')}),
+		"1 0\n0 1",
+		"the query of each execution of a prepared statement is compared ($mode)");
+}
+is( sql(q{SELECT string_agg(hrflow_vector_similarity(v, (SELECT q::real[]))::text, ' '
+				ORDER BY n, q)
+			FROM (VALUES (1, '{1,0}'::real[]), (2, '{0,1}')) v (n, v),
+				(VALUES ('{0,1}'), ('{1,0}')) q (q)}),
+	'0 1 1 0',
+	'the query of each execution of a subquery is compared');
+
 # Vectors whose similarity is undefined are ignored
 sql(q{
 	SELECT hrflow_create_store('odd', 'real[]');
@@ -132,6 +174,88 @@ sql(q{
 );
 is(sql("SELECT profile_id FROM hrflow_match('reshaped', $query)"),
 	$best, 'a table with dropped columns and without a key is ranked');
+
+# Two names of the same section
+sql(q{SELECT hrflow_create_store('opening', 'real[]', content => 'job');
+	INSERT INTO opening VALUES ('acme', 'j', 'job', 0, '{1,0}')});
+is( sql(q{SELECT job.similarity, job.parts
+			FROM hrflow_match_weighted('opening', '{1,0}', '{"profile": 0.5, "job": 0.25}') job}),
+	'0.75|{"job": 0.75}',
+	'weights of two names of the same section are added up');
+
+# All statements of a search see what the calling statement sees: in these queries, the
+# store before a function of the same query has changed it.
+sql(q{
+	SELECT hrflow_create_store('seen', 'real[]');
+	INSERT INTO seen VALUES ('a', 'one', 'profile', 0, '{1,0}'),
+		('b', 'two', 'profile', 0, '{0,1}');
+	CREATE FUNCTION delete_seen(source text) RETURNS text LANGUAGE plpgsql AS $$
+	BEGIN
+		DELETE FROM seen WHERE source_id LIKE source;
+		RETURN 'profile';
+	END $$});
+is( sql(q{BEGIN;
+		SELECT string_agg(m.profile_id, ' ' ORDER BY m.profile_id) FROM delete_seen('b') AS section,
+			LATERAL hrflow_match('seen', '{1,1}', 10, section, '{one,two}') m;
+		ROLLBACK}),
+	'one two',
+	'a search by identifiers finds those of a source that has been deleted meanwhile');
+is( sql(q{BEGIN;
+		SELECT count(*) FROM delete_seen('%') AS section,
+			LATERAL hrflow_match_all('seen', 'seen', 1, section, section);
+		ROLLBACK}),
+	'2',
+	'hrflow_match_all() compares vectors that have been deleted meanwhile');
+
+# A function of another role in the schema of the extension, with more specific argument
+# types than ours
+{
+	my %calls = (
+		'a parallel search' =>
+		  "SET min_parallel_table_scan_size = 0; SELECT profile_id FROM hrflow_match('plain', $query)",
+		'a weighted search' =>
+		  qq{SELECT profile_id FROM hrflow_match_weighted('plain', $query, '{"profile": 1}')},
+		'a weighted search by identifiers' =>
+		  qq{SELECT profile_id FROM hrflow_match_weighted('plain', $query, '{"profile": 1}',
+			profiles => (SELECT array_agg(profile_id) FROM plain))});
+	sql(q{
+		CREATE ROLE intruder;
+		GRANT CREATE ON SCHEMA public TO intruder;
+		SET ROLE intruder;
+		CREATE FUNCTION public.hrflow_vector_similarity(v real[], q real[]) RETURNS float8
+			LANGUAGE plpgsql PARALLEL SAFE AS
+			$$BEGIN RAISE WARNING 'intruder acts as %', current_user; RETURN random(); END$$});
+	foreach my $what (sort keys %calls)
+	{
+		my ($status, $out, $err) = $node->psql('postgres', $calls{$what});
+
+		is("$err$out", $best, "$what does not call a function that overloads ours");
+	}
+
+	# The statement of a job
+	sql(join "\n",
+		'SET ROLE intruder;',
+		map {
+			"CREATE PROCEDURE public.hrflow_refresh($_) LANGUAGE plpgsql AS
+			\$\$BEGIN RAISE WARNING 'intruder acts as %', current_user; END\$\$;"
+		} 'store text, fields text, max_age text, time_budget text',
+		'store regclass, fields jsonb, max_age text, time_budget text',
+		'store text, fields jsonb, max_age interval, time_budget interval');
+	my (undef, undef, $hint) = $node->psql('postgres', "SELECT hrflow_schedule('plain')");
+	my ($job) = $hint =~ /another scheduler run: (CALL .*)/ or die "no statement in $hint";
+	my ($status, undef, $err) = $node->psql('postgres', $job);
+	is($status, 0, 'the statement of a job succeeds although procedures overload ours');
+	unlike($err, qr/intruder/,
+		'the statement of a job does not call a procedure that overloads ours');
+	sql(q{SET ROLE intruder; CREATE PROCEDURE public.hrflow_refresh(store regclass, fields jsonb,
+			max_age interval, time_budget interval) LANGUAGE plpgsql AS
+			$$BEGIN RAISE WARNING 'intruder acts as %', current_user; END$$});
+	like(
+		$node->error_of($job),
+		qr/^42725: procedure public.hrflow_refresh/,
+		'the statement of a job fails if a procedure has the same arguments');
+	sql('DROP OWNED BY intruder; DROP ROLE intruder');
+}
 
 # Rows are deleted and vacuumed while a search is reading them.  A policy makes the
 # search wait at a row in the middle, for a lock that we hold.
@@ -245,6 +369,14 @@ SKIP:
 		unlike($plans, qr/ on bad /, "a search does not use an index that $what");
 		sql('DROP INDEX bad');
 	}
+
+	# A partitioned store that has an index, but no partitions yet
+	sql(q{
+		CREATE TABLE parted (source_id text, profile_id text, section text, item int,
+			vector vector(16), fetched_at timestamptz) PARTITION BY LIST (source_id);
+		CREATE INDEX ON parted USING hnsw (vector vector_cosine_ops)});
+	is(sql("SELECT count(*) FROM hrflow_match('parted', $query)"),
+		'0', 'an indexed store without partitions has no matches');
 
 	# hrflow_match_recall() raises an error if it does not find the index.
 	sql(q{INSERT INTO indexed SELECT source_id, profile_id, 'it''s "a" \b', item, vector

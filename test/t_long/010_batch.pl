@@ -94,7 +94,7 @@ SKIP:
 		push @small, measure(1000, 20, $slow);
 		push @large, measure(100_000, 1, $slow);
 	}
-	my %limits = (time => 1.1, cpu => 1.25);
+	my %limits = (time => 1.5, cpu => 1.5);
 	foreach my $what (sort keys %limits)
 	{
 		my ($small, $large) = map {

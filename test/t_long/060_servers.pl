@@ -128,8 +128,10 @@ sub try_limit
 	my $session = Hrflow::Session->new($node, timeout => 120);
 	my $n = 3 * $server->rate;
 
-	$session->ask(
-		$server->settings . "SET hrflow_embed.base_url = '" . $server->limited_url . "';");
+	$session->ask($server->settings
+		  . "SET hrflow_embed.base_url = '"
+		  . $server->limited_url
+		  . "'; SET client_min_messages = warning;");
 	is(answer($session->ask(statuses_of(batch($n)))),
 		"ok $n", "no profile of a batch fails because $name limits the rate with 429");
 	$session->finish;

@@ -3,6 +3,8 @@
 #
 #   my $node = Hrflow::Node->new('main', $api, setting => 'value', ...);
 #
+# If $api is undef, sessions must set hrflow_embed.base_url.
+#
 # Settings without a dot are those of hrflow_embed, except that install_path is the
 # directory of another PostgreSQL version to use.  The object is a
 # PostgreSQL::Test::Cluster with two more methods:

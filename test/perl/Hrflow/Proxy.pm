@@ -8,7 +8,9 @@
 #   $proxy->reset              discards these records
 #
 # Without a user, no authentication is required.  With port => PORT every
-# CONNECT leads to that port of 127.0.0.1, whatever host and port it names.
+# CONNECT leads to that port of 127.0.0.1, whatever host and port it names.  With
+# drop => N, the first N connections are closed without an answer after each reset,
+# with the status "dropped".
 package Hrflow::Proxy;
 
 use strict;
@@ -26,6 +28,7 @@ sub new
 	my $self = bless { log => PostgreSQL::Test::Utils::tempdir_short() . '/log' }, $class;
 	my $expected = defined $options{user} && encode_base64("$options{user}:$options{password}", '');
 
+	$self->{drop} = $options{drop} // 0;
 	$self->{peer} = Hrflow::RawPeer->new(sub { $self->_serve($_[0], $expected, $options{port}) });
 	$self->reset;
 	return $self;
@@ -39,8 +42,10 @@ sub _serve
 	my ($given) = $request =~ /^Proxy-Authorization: Basic (\S+)\r$/mi;
 	my $status = !$host ? 405 : $expected && ($given // '') ne $expected ? 407 : 200;
 
+	$status = 'dropped' if $self->connects < $self->{drop};
 	PostgreSQL::Test::Utils::append_to_file($self->{log},
 		($host ? "$host:$port" : 'no CONNECT') . " $status\n");
+	return if $status eq 'dropped';
 	if ($status == 407) { print $socket $refusal; }
 	elsif ($status == 405)
 	{

@@ -1,8 +1,15 @@
 # A persistent psql session, which can be observed while its statements run.
 #
-#   my $session = Hrflow::Session->new($node);      timeout => 60, in seconds
-#   $session->ask($sql)        runs a statement; returns output and errors
-#   $session->send($sql)       likewise, without waiting
+#   my $session = Hrflow::Session->new($node);
+#                              timeout => N, in seconds, is for each call of a method;
+#                              the default is that of PostgreSQL's tests
+#   $session->query($sql)      runs statements; returns their output, without a final
+#                              newline; dies if one of them fails
+#   $session->start($sql)      starts statements
+#   $session->result           waits for them, and returns or dies as query() does
+#   $session->ask($sql)        runs statements; returns output and errors, followed by
+#                              a line "-- done"
+#   $session->send($sql)       sends input without waiting
 #   $session->wait_for(qr//)   waits until the output matches
 #   $session->pid              pid of the backend
 #   $session->sockets          number of sockets that the backend has open
@@ -12,7 +19,11 @@ package Hrflow::Session;
 
 use strict;
 use warnings FATAL => 'all';
-use IPC::Run ();
+use IPC::Run                ();
+use PostgreSQL::Test::Utils ();
+
+# Line that psql prints after the output of statements
+my $END = '-- done';
 
 # Status of psql when it has lost its connection
 my $LOST_CONNECTION = 2 << 8;
@@ -22,7 +33,8 @@ sub new
 	my ($class, $node, %options) = @_;
 	my $self = bless { in => '', out => '', err => '' }, $class;
 
-	$self->{timeout} = IPC::Run::timeout($options{timeout} // 60);
+	$self->{timeout} =
+	  IPC::Run::timeout($options{timeout} // $PostgreSQL::Test::Utils::timeout_default);
 	$self->{psql} = IPC::Run::start(
 		[ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $node->connstr('postgres') ],
 		'<', \$self->{in}, '>', \$self->{out}, '2>', \$self->{err}, $self->{timeout});
@@ -40,25 +52,65 @@ sub send
 	return;
 }
 
+# Wait until a condition is true or psql has exited.
+sub _wait_until
+{
+	my ($self, $holds, $what) = @_;
+
+	while (!$holds->())
+	{
+		next if eval { $self->{psql}->pump; 1 };
+		die "psql did not print $what in time: $self->{out}$self->{err}"
+		  if $self->{timeout}->is_expired;
+		last;
+	}
+	return;
+}
+
 # Wait until the output matches or psql has exited.  Returns the output.
 sub wait_for
 {
 	my ($self, $pattern) = @_;
-	while ("$self->{out}$self->{err}" !~ $pattern)
-	{
-		next if eval { $self->{psql}->pump; 1 };
-		die "psql did not print $pattern in time: $self->{out}$self->{err}"
-		  if $self->{timeout}->is_expired;
-		last;
-	}
+
+	$self->_wait_until(sub { "$self->{out}$self->{err}" =~ $pattern }, $pattern);
 	return "$self->{out}$self->{err}";
 }
 
 sub ask
 {
 	my ($self, $sql) = @_;
-	$self->send("$sql\n\\echo -- done");
-	return $self->wait_for(qr/-- done/);
+	$self->send("$sql\n\\echo $END");
+	return $self->wait_for(qr/$END/);
+}
+
+sub start
+{
+	my ($self, $sql) = @_;
+
+	$self->send("$sql\n\\echo $END\n\\warn $END");
+	return;
+}
+
+# Output and errors arrive over two pipes, so both must have their end.
+sub result
+{
+	my ($self) = @_;
+	my $end = qr/^$END\n/m;
+
+	$self->_wait_until(sub { $self->{out} =~ $end && $self->{err} =~ $end }, $END);
+	my ($out, $err) = @$self{ 'out', 'err' };
+	$out =~ s/$end// && $err =~ s/$end// or die "psql has ended: $out$err";
+	die "statement failed: $err" if $err =~ /^(?:ERROR|FATAL|PANIC):/m;
+	chomp $out;
+	return $out;
+}
+
+sub query
+{
+	my ($self, $sql) = @_;
+
+	$self->start($sql);
+	return $self->result;
 }
 
 sub sockets

@@ -3,10 +3,12 @@
 #   my $api = Hrflow::StandIn->new('--latency' => 20);
 #   $api->base_url             http://127.0.0.1:PORT/v1
 #   $api->base_url('https')    https://localhost:PORT/v1; needs ca as ca_file
-#   $api->log                  a hash for each request since the last reset
+#   $api->log                  a hash for each request since the last reset, in the
+#                              order of the replies
 #   $api->stats                counts of these
 #   $api->script('status=503', ms => 3000)
 #                              faults for the next requests; count => N
+#   $api->release($n)          sends the last of N requests whose replies are held (hold=N)
 #
 # It is stopped when the object is destroyed, or when this process exits in any
 # way.
@@ -131,17 +133,32 @@ sub script
 	return;
 }
 
-# Wait until a condition on the stand-in's stats is true.
+# Wait until a condition on the stand-in's stats is true.  Returns false if that takes
+# longer than PostgreSQL's tests wait.
 sub wait_until
 {
 	my ($self, $holds) = @_;
+	my $deadline = time + $PostgreSQL::Test::Utils::timeout_default;
 
-	for (my $try = 0; $try < 2000; $try++)
+	while (time < $deadline)
 	{
 		return 1 if $holds->($self->stats);
 		select(undef, undef, undef, 0.005);
 	}
 	return 0;
+}
+
+# Release the replies to $n - 1 requests with the fault hold=$n, by sending the last one
+# of these requests.
+sub release
+{
+	my ($self, $n) = @_;
+	my $query = "source_id=acme&profile_id=fault:hold=$n,id=release";
+	my $reply = HTTP::Tiny->new(timeout => 60)
+	  ->get($self->base_url . "/profile/embedding?$query", { headers => { 'X-API-KEY' => $KEY } });
+
+	croak "the stand-in API answered with $reply->{status}" unless $reply->{success};
+	return;
 }
 
 # Return the vector of a section, as the bytes of little-endian floats.

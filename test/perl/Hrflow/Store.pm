@@ -335,6 +335,8 @@ SELECT count(*) FROM (SELECT vector, $self->{vector} AS right_one
 WHERE vector IS DISTINCT FROM right_one
 END
 	return $self->sql(<<"END");
+SET hrflow_embed.max_attempts = 5;
+SET hrflow_embed.request_timeout = '60s';
 SELECT count(*) FROM (SELECT profile_id, section, item, vector FROM $self->{name}.embedding
 	WHERE $where) e
 FULL JOIN (SELECT profile_id, section, item, vector FROM hrflow_profile_vectors('acme',

@@ -1,0 +1,208 @@
+/*-------------------------------------------------------------------------
+ *
+ * ahead_args.c
+ *		Evaluates the arguments of calls that are issued ahead of their rows.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "ask/ahead.h"
+#include "compat.h"
+#include "nodes/nodeFuncs.h"
+#include "utils/resowner.h"
+
+/*
+ * Can evaluating an expression raise an error?
+ */
+static bool
+may_raise_walker(Node *node, void *context)
+{
+	if (node == NULL || IsA(node, Var) || IsA(node, Const) || IsA(node, Param))
+		return false;
+	if (IsA(node, RelabelType) || IsA(node, List))
+		return expression_tree_walker(node, may_raise_walker, context);
+	return true;
+}
+
+/*
+ * Collect the numbers of the executor's parameters in an expression.
+ */
+static bool
+find_params_walker(Node *node, void *context)
+{
+	Bitmapset **params = context;
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, Param) && ((Param *) node)->paramkind == PARAM_EXEC)
+		*params = bms_add_member(*params, ((Param *) node)->paramid);
+	return expression_tree_walker(node, find_params_walker, context);
+}
+
+/*
+ * Initialize the arguments of a column.
+ */
+void
+hrflow_ahead_init_arguments(HrflowAheadColumn *column, List *args,
+							PlanState *ps)
+{
+	ListCell   *cell;
+
+	column->is_safe = !may_raise_walker((Node *) args, NULL);
+	find_params_walker((Node *) args, &column->params);
+	column->initplans = palloc0(bms_num_members(column->params) *
+								sizeof(void *));
+	column->args = palloc(list_length(args) * sizeof(ExprState *));
+	column->values = palloc0(list_length(args) * sizeof(NullableDatum));
+	foreach(cell, args)
+		column->args[column->nargs++] = ExecInitExpr(lfirst(cell), ps);
+}
+
+/*
+ * Do the arguments of a column refer to an initplan that has not been executed
+ * yet?  (An uncorrelated sub-select is an initplan.  It is executed when its
+ * result is first needed.)
+ */
+static bool
+needs_initplan(HrflowAheadState *state, HrflowAheadColumn *column)
+{
+	ParamExecData *params = state->css.ss.ps.state->es_param_exec_vals;
+	int			i = -1;
+
+	while ((i = bms_next_member(column->params, i)) >= 0)
+	{
+		if (params[i].execPlan != NULL)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Make the initplans of a column raise an error if they are executed.  If
+ * "unblock" is true, undo this.
+ *
+ * An initplan must not be executed in a subtransaction: it acquires resources
+ * that the query keeps until it ends, but those that a subtransaction acquires
+ * are released when the subtransaction ends.  To block an initplan, replace it
+ * by a CTE, for which ExecSetParamPlan() raises an error.
+ */
+static void
+block_initplans(HrflowAheadState *state, HrflowAheadColumn *column,
+				bool unblock)
+{
+	ParamExecData *params = state->css.ss.ps.state->es_param_exec_vals;
+	int			i = -1;
+	int			n = 0;
+
+	if (state->blocker == NULL)
+	{
+		MemoryContext old =
+		MemoryContextSwitchTo(state->css.ss.ps.state->es_query_cxt);
+
+		state->blocker = makeNode(SubPlanState);
+		state->blocker->subplan = makeNode(SubPlan);
+		state->blocker->subplan->subLinkType = CTE_SUBLINK;
+		state->blocker->planstate = &state->css.ss.ps;
+		MemoryContextSwitchTo(old);
+	}
+	while ((i = bms_next_member(column->params, i)) >= 0)
+	{
+		if (unblock)
+			params[i].execPlan = column->initplans[n++];
+		else
+		{
+			column->initplans[n++] = params[i].execPlan;
+			if (params[i].execPlan != NULL)
+				params[i].execPlan = state->blocker;
+		}
+	}
+}
+
+static void
+evaluate_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
+{
+	for (int i = 0; i < column->nargs; i++)
+		column->values[i].value =
+			ExecEvalExprSwitchContext(column->args[i], state->args_context,
+									  &column->values[i].isnull);
+}
+
+/*
+ * Evaluate arguments that may raise an error.  Returns false if an error is
+ * raised, if the arguments need an initplan that has not been executed yet, or
+ * if no subtransaction can be started.  As in PL/pgSQL, a subtransaction makes
+ * it safe to continue after an error.
+ */
+static bool
+try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
+{
+	MemoryContext old_context = CurrentMemoryContext;
+	ResourceOwner old_owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+	int			category;
+
+	if (!hrflow_compat_allows_subtransaction())
+		return false;
+
+	block_initplans(state, column, false);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(old_context);
+	PG_TRY();
+	{
+		evaluate_arguments(state, column);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old_context);
+	CurrentResourceOwner = old_owner;
+	block_initplans(state, column, true);
+	if (error == NULL)
+		return true;
+
+	/*
+	 * Raise a cancel or a shortage of server resources now, rather than when
+	 * the row is returned, because the row is not the cause.  An exceeded
+	 * request limit has a SQLSTATE of the same class, but is caused by the
+	 * row, so it is not raised now.  The subtransaction must be rolled back
+	 * before the error is raised.
+	 */
+	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+	if (category == ERRCODE_OPERATOR_INTERVENTION ||
+		(category == ERRCODE_INSUFFICIENT_RESOURCES &&
+		 error->sqlerrcode != ERRCODE_CONFIGURATION_LIMIT_EXCEEDED))
+		ReThrowError(error);
+	FreeErrorData(error);
+	return false;
+}
+
+/*
+ * Evaluate the arguments of a column for the row in args_slot.  Returns false
+ * if the arguments raise an error, or need an initplan that must not be
+ * executed yet, because it might raise an error too early.  The call must then
+ * be evaluated when the row is returned.
+ *
+ * An initplan may be executed for the first column of a row that is being
+ * requested, because the query would evaluate these arguments next.
+ */
+bool
+hrflow_ahead_evaluate_arguments(HrflowAheadState *state,
+								HrflowAheadColumn *column)
+{
+	bool		is_next;
+
+	is_next = column == state->columns && state->nrows == 0 &&
+		!state->is_asked;
+	if (needs_initplan(state, column) ? !is_next : !column->is_safe)
+		return try_arguments(state, column);
+	evaluate_arguments(state, column);
+	return true;
+}

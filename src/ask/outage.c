@@ -1,0 +1,250 @@
+/*-------------------------------------------------------------------------
+ *
+ * outage.c
+ *		Detects outages during a batch, and parks requests until they end.
+ *
+ * The API, or the links' host, is considered down after MIN_OUTAGE consecutive
+ * attempts have failed in a way that an outage would explain.  No further
+ * elements are requested then.
+ *
+ * A request all of whose attempts have failed in this way is parked, because
+ * at that time it may be unclear whether the server is down.  When the server
+ * replies, the requests parked for it are resent if it was down; else they
+ * have failed for reasons of their own.  When no request is in flight, one of
+ * them is resent as a probe.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/batch.h"
+
+/*
+ * Number of consecutive attempts that must fail before we assume an outage.  A
+ * batch that has fewer elements left than this does not wait for the end of an
+ * outage.
+ */
+#define MIN_OUTAGE 8
+
+/*
+ * Stop the batch after an outage of this duration, in microseconds.  It is
+ * twice the default of hrflow_embed.connect_timeout.
+ */
+#define OUTAGE_LIMIT (10 * HRFLOW_SEC)
+
+/*
+ * Pause, in microseconds, before a parked request is resent during an outage.
+ * This is in addition to the transport's pauses between attempts.
+ */
+#define PROBE_PAUSE (250 * HRFLOW_MSEC)
+
+/*
+ * Start watching a batch for outages.  If "is_watched" is false, no outage is
+ * detected, and no request is parked.
+ */
+void
+hrflow_outage_init(HrflowOutage *outage, HrflowQueue *queue, bool is_watched)
+{
+	memset(outage, 0, sizeof(*outage));
+	outage->queue = queue;
+	outage->is_watched = is_watched;
+	for (int server = 0; server < HRFLOW_NSERVERS; server++)
+		dlist_init(&outage->servers[server].parked);
+}
+
+/*
+ * Could an outage have caused this result?  HTTP 502 to 504 count, because
+ * gateways send them if the server behind them is down.  HTTP 500 does not
+ * count, because a single element can cause it.
+ */
+static bool
+could_be_outage(const HrflowResult *result)
+{
+	switch (result->status)
+	{
+		case HRFLOW_CONNECT_FAILED:
+		case HRFLOW_CONNECTION_LOST:
+		case HRFLOW_TIMEOUT:
+			return true;
+		case HRFLOW_HTTP_ERROR:
+			return result->http_status >= 502 && result->http_status <= 504;
+		default:
+			return false;
+	}
+}
+
+/*
+ * Have enough consecutive attempts failed that the server may be down?
+ */
+static bool
+is_down(const HrflowWatchedServer *server)
+{
+	return server->nfailures >= MIN_OUTAGE;
+}
+
+/*
+ * Has the outage in which this attempt failed lasted too long?  An outage that
+ * will not end by itself, such as one caused by an untrusted certificate, is
+ * considered too long immediately.  The duration is counted from the first
+ * failure, not from the last answer, because a pause of the account or a late
+ * first link is not an outage.  Timeouts are not retried, but do not count as
+ * such an outage: a connection can be dead although the server is not.
+ */
+static bool
+is_lasting(const HrflowWatchedServer *server, const HrflowResult *result,
+		   int64 now)
+{
+	return is_down(server) &&
+		((!result->transient && result->status != HRFLOW_TIMEOUT) ||
+		 now - server->failing_since > OUTAGE_LIMIT);
+}
+
+/*
+ * May another element be requested?  Not during an outage.
+ */
+bool
+hrflow_outage_may_ask(const HrflowOutage *outage)
+{
+	for (int server = 0; server < HRFLOW_NSERVERS; server++)
+	{
+		if (is_down(&outage->servers[server]))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * May a request be resent after all its attempts have failed?  A POST must not
+ * be resent if the API could have processed it.
+ */
+static bool
+may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
+{
+	return request->body == NULL ||
+		result->status == HRFLOW_CONNECT_FAILED;
+}
+
+/*
+ * May a request all of whose attempts have failed be parked?
+ */
+static bool
+may_park(const HrflowOutage *outage, const HrflowBatchRequest *request,
+		 const HrflowResult *result)
+{
+	const HrflowWatchedServer *server = &outage->servers[hrflow_server_of(result)];
+
+	/* Any other failure is specific to the request. */
+	if (!outage->is_watched || !could_be_outage(result))
+		return false;
+
+	/*
+	 * If the server has replied to other requests since this one was resent,
+	 * the failure is specific to this request, too.
+	 */
+	if (request->resent_at != 0 && request->resent_at < server->answered_at)
+		return false;
+	return may_resend(request, result);
+}
+
+/*
+ * Park a request all of whose attempts have failed, the last one with this
+ * result.  Returns false if the request may not be parked, so that its failure
+ * is final.
+ */
+bool
+hrflow_outage_park(HrflowOutage *outage, HrflowBatchRequest *request,
+				   const HrflowResult *result)
+{
+	HrflowWatchedServer *server = &outage->servers[hrflow_server_of(result)];
+
+	if (!may_park(outage, request, result))
+		return false;
+	hrflow_queue_keep_failure(outage->queue, request, result);
+	dlist_push_tail(&server->parked, &request->node);
+	server->nparked++;
+	return true;
+}
+
+/*
+ * Remove and return the request that was parked first, or NULL.
+ */
+HrflowBatchRequest *
+hrflow_outage_unpark(HrflowOutage *outage, HrflowServer server)
+{
+	HrflowWatchedServer *watched = &outage->servers[server];
+
+	if (watched->nparked == 0)
+		return NULL;
+	watched->nparked--;
+	return dlist_container(HrflowBatchRequest, node,
+						   dlist_pop_head_node(&watched->parked));
+}
+
+/*
+ * Resend the request that was parked first.  Returns false if there is none.
+ */
+static bool
+resend_parked(HrflowOutage *outage, HrflowServer server)
+{
+	HrflowBatchRequest *request = hrflow_outage_unpark(outage, server);
+
+	if (request == NULL)
+		return false;
+	hrflow_queue_resend(outage->queue, request);
+	return true;
+}
+
+/*
+ * Record the result of one attempt.  If it ends an outage, resend the requests
+ * that are parked for the server.
+ */
+HrflowOutageState
+hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowResult *result)
+{
+	HrflowServer id = hrflow_server_of(result);
+	HrflowWatchedServer *server = &outage->servers[id];
+	int64		now = hrflow_clock_now();
+	bool		was_down = is_down(server);
+
+	if (!outage->is_watched)
+		return HRFLOW_OUTAGE_NONE;
+	if (could_be_outage(result))
+	{
+		if (server->nfailures++ == 0)
+			server->failing_since = now;
+		return is_lasting(server, result, now) ? HRFLOW_OUTAGE_LASTING :
+			HRFLOW_OUTAGE_POSSIBLE;
+	}
+	server->answered_at = now;
+	server->nfailures = 0;
+	while (was_down && resend_parked(outage, id))
+		 /* resend all */ ;
+	return HRFLOW_OUTAGE_NONE;
+}
+
+/*
+ * Should the batch wait for the end of an outage, when no request is in
+ * flight?  Not if no elements remain to be requested, or too few to
+ * distinguish an outage from failures of individual elements.
+ */
+bool
+hrflow_outage_should_wait(const HrflowOutage *outage, int nunasked)
+{
+	int			nwaiting = nunasked;
+
+	for (int server = 0; server < HRFLOW_NSERVERS; server++)
+		nwaiting += outage->servers[server].nparked;
+	return nunasked > 0 && nwaiting >= MIN_OUTAGE;
+}
+
+/*
+ * Pause, and then resend one parked request as a probe.  Returns false if
+ * there is none.
+ */
+bool
+hrflow_outage_probe(HrflowOutage *outage)
+{
+	hrflow_transport_pause(outage->queue->transport, PROBE_PAUSE);
+	return resend_parked(outage, HRFLOW_SERVER_LINKS) ||
+		resend_parked(outage, HRFLOW_SERVER_API);
+}

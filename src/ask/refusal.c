@@ -1,0 +1,134 @@
+/*-------------------------------------------------------------------------
+ *
+ * refusal.c
+ *		Detects that all elements of a batch are refused.
+ *
+ * This is the case if a single answer, such as that the quota is used up,
+ * applies to all elements, or if all elements so far have been refused because
+ * of something that all requests have in common: fields that the API does not
+ * know, or links that link_hosts does not allow.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "ask/batch.h"
+#include "utils/memutils.h"
+
+/*
+ * Start watching a batch.  "context" must live as long as the batch.  If
+ * "on_trial" is false, only single answers are considered.
+ */
+void
+hrflow_refusal_init(HrflowRefusal *refusal, MemoryContext context,
+					bool on_trial)
+{
+	memset(refusal, 0, sizeof(*refusal));
+	refusal->context = context;
+	refusal->on_trial = on_trial;
+	refusal->last_refused = -1;
+}
+
+/*
+ * May another element be requested?  While all elements so far have been
+ * refused, request no more than are needed to decide whether to stop.
+ */
+bool
+hrflow_refusal_may_ask(const HrflowRefusal *refusal)
+{
+	return !refusal->on_trial || refusal->nasked < HRFLOW_MAX_WASTED;
+}
+
+/*
+ * Count an element requested from the API.
+ */
+void
+hrflow_refusal_count_asked(HrflowRefusal *refusal)
+{
+	refusal->nasked++;
+}
+
+/*
+ * Does this result mean that all other elements would be refused, too?  A
+ * single HRFLOW_FORBIDDEN may concern only its element, but a second one shows
+ * that it does not.  The result must have been counted in nforbidden.
+ */
+static bool
+is_refusal_of_all(const HrflowRefusal *refusal, HrflowSource *source,
+				  int element, const HrflowResult *result)
+{
+	const HrflowSourceMethods *methods = source->methods;
+
+	switch (result->status)
+	{
+		case HRFLOW_INVALID_SOURCE:
+			return methods->reject_hrflow_source == NULL ||
+				methods->reject_hrflow_source(source, element);
+		case HRFLOW_FORBIDDEN:
+			return refusal->nforbidden > 1;
+		default:
+			return hrflow_status_concerns_all(result->status);
+	}
+}
+
+/*
+ * Record the final result of an element's request to the API.  Returns whether
+ * the result applies to all elements.
+ */
+bool
+hrflow_refusal_count_answer(HrflowRefusal *refusal, HrflowSource *source,
+							int element, const HrflowResult *result)
+{
+	if (result->status == HRFLOW_FORBIDDEN)
+		refusal->nforbidden++;
+	return is_refusal_of_all(refusal, source, element, result);
+}
+
+static bool
+is_about_request(const HrflowResult *result)
+{
+	return result->status == HRFLOW_LINK_REFUSED ||
+		(result->status == HRFLOW_INVALID_REQUEST && result->http_status != 0);
+}
+
+/*
+ * Is this refusal the same as that of the previous elements?
+ */
+static bool
+is_same_refusal(const HrflowResult *first, const HrflowResult *result)
+{
+	/* The details must be equal, too, unless they contain a link. */
+	return result->status == first->status &&
+		(result->status == HRFLOW_LINK_REFUSED ||
+		 strcmp(result->detail, first->detail) == 0);
+}
+
+/*
+ * Record an outcome with HRFLOW_EVIDENCE_ALL.  Returns whether enough elements
+ * have been refused for the same reason, without any other outcome, to stop
+ * the batch.
+ */
+bool
+hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
+							 const HrflowResult *result)
+{
+	if (!refusal->on_trial)
+		return false;
+	if (!is_about_request(result) ||
+		(refusal->nrefused > 0 &&
+		 !is_same_refusal(&refusal->first, result)))
+	{
+		refusal->on_trial = false;
+		return false;
+	}
+	if (refusal->nrefused == 0)
+	{
+		refusal->first = *result;
+		refusal->first.detail = MemoryContextStrdup(refusal->context,
+													result->detail);
+	}
+	if (element != refusal->last_refused)
+		refusal->nrefused++;
+	refusal->last_refused = element;
+	return refusal->nrefused >= HRFLOW_MAX_WASTED;
+}

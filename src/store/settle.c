@@ -1,0 +1,343 @@
+/*-------------------------------------------------------------------------
+ *
+ * settle.c
+ *		Writes the profiles that have arrived, during a run and at its end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "store/refresh.h"
+#include "utils/memutils.h"
+#include "utils/timeout.h"
+
+/*
+ * Maximum number of consecutive claims without any stored result before a run
+ * stops.  For this purpose, a claim counts as at most 2 * HRFLOW_MAX_WASTED
+ * profiles, even if the run claims more at a time.
+ */
+#define MAX_VAIN_CLAIMS 4
+
+/*
+ * Duration of a write, in milliseconds, above which the interval until the
+ * next write is measured from the end of the write rather than its beginning.
+ */
+#define LONG_WRITE 500
+
+/*
+ * Time for which a run that is about to end retries writing profiles that
+ * other sessions have locked.
+ */
+#define LOCKED_GRACE (10 * HRFLOW_SEC)
+
+/*
+ * Time between two attempts to write profiles that other sessions have locked,
+ * in milliseconds.
+ */
+#define LOCKED_INTERVAL 100
+
+/*
+ * Maximum duration of a transaction that writes replies after an error or at
+ * the end of the session, in milliseconds.  This is also the maximum time for
+ * which to wait for other sessions without writing a profile.
+ */
+#define LAST_TIME 2000
+
+/*
+ * Maximum total time for writing replies after an error or at the end of the
+ * session.
+ */
+#define LAST_WRITES (10 * HRFLOW_SEC)
+
+/*
+ * Maximum number of consecutive writes that may fail after an error or at the
+ * end of the session, for example because of another query cancel.
+ */
+#define MAX_FAILURES 5
+
+/*
+ * ------------------------------------------------------------------------
+ * Writing
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Stop the run if none of the latest results could be stored.  A user's
+ * trigger may undo our updates, and then the same profiles would be claimed,
+ * and paid for, endlessly.
+ */
+static void
+check_vain(HrflowRun *run)
+{
+	MemoryContext old;
+	int			most = MAX_VAIN_CLAIMS * Min(run->claim_size,
+											 2 * HRFLOW_MAX_WASTED);
+
+	if (run->nvain < most || run->is_stopping)
+		return;
+	old = MemoryContextSwitchTo(run->context);
+	run->is_stopping = true;
+	run->stop = HRFLOW_STOP_NOT_KEPT;
+	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+	run->stop_reason = "fetched vectors could not be stored";
+	run->stop_detail =
+		psprintf(_("None of the last %d profiles still had the lease with which it was claimed."),
+				 run->nvain);
+	run->stop_hint = _("Check the triggers of the table of profiles.");
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Postpone the profiles of sources that the API does not know, except profiles
+ * that a run has claimed.
+ */
+static void
+postpone_sources(HrflowRun *run)
+{
+	bool		is_necessary = false;
+	ListCell   *cell;
+
+	foreach(cell, run->bad_sources)
+	{
+		const HrflowBadSource *source = lfirst(cell);
+
+		is_necessary |= source->is_to_be_postponed;
+	}
+	if (is_necessary && hrflow_work_try(run, hrflow_claim_postpone))
+		hrflow_claim_postpone_done(run);
+}
+
+/*
+ * Write profiles that have arrived, in a separate transaction.  Returns false
+ * if the transaction was rolled back.
+ */
+static bool
+write_once(HrflowRun *run)
+{
+	if (!hrflow_work_try(run, hrflow_write))
+		return false;
+	hrflow_write_done(run);
+	check_vain(run);
+	postpone_sources(run);
+	run->is_drained = false;
+	return true;
+}
+
+/*
+ * Write the profiles that have arrived, except profiles that other sessions
+ * have locked.
+ */
+void
+hrflow_settle_write(HrflowRun *run)
+{
+	bool		has_more = run->narrived > 0;
+
+	run->written_at = hrflow_clock_now();
+	run->has_trial = false;
+	if (!has_more)
+		hrflow_work_pause(run);
+	while (has_more)
+	{
+		int			nbefore = run->narrived;
+
+		has_more = write_once(run) && run->has_more &&
+			run->narrived < nbefore;
+		hrflow_work_receive(run);
+		hrflow_interrupts_take(run);
+		has_more = has_more && run->error == NULL && !run->is_ending;
+	}
+	if (hrflow_clock_now() - run->written_at > LONG_WRITE * HRFLOW_MSEC)
+		run->written_at = hrflow_clock_now();
+	run->nleft = run->narrived;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The end
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Wait for a short time, before retrying to write profiles that are locked.
+ */
+static void
+wait_for_locks(HrflowRun *run)
+{
+	hrflow_activity_wait(run->activity, HRFLOW_FOR_LOCK, HRFLOW_NEVER);
+	hrflow_activity_publish();
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 LOCKED_INTERVAL, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	hrflow_activity_go_on();
+}
+
+/*
+ * Renew the leases that end soon.
+ */
+static void
+renew_leases(HrflowRun *run)
+{
+	if (hrflow_work_try(run, hrflow_claim_renew))
+		hrflow_claim_renew_done(run);
+}
+
+/*
+ * Write the profiles that have arrived.  Retry profiles that other sessions
+ * have locked, for at most LOCKED_GRACE.  While the tables themselves are
+ * locked, nothing can be written, and the caller's lock_timeout limits the
+ * time instead.
+ */
+static void
+write_rest(HrflowRun *run)
+{
+	int64		give_up_at = hrflow_clock_now() + LOCKED_GRACE;
+	int64		renew_at = hrflow_clock_now() + HRFLOW_SEC;
+
+	while (run->error == NULL && !run->is_ending)
+	{
+		hrflow_settle_write(run);
+		if (run->locked_out == hrflow_write)
+			give_up_at = hrflow_clock_now() + LOCKED_GRACE;
+		if (run->narrived == 0 || hrflow_clock_now() >= give_up_at)
+			break;
+		if (run->error == NULL && hrflow_clock_now() >= renew_at)
+		{
+			renew_leases(run);
+			renew_at = hrflow_clock_now() + HRFLOW_SEC;
+		}
+		wait_for_locks(run);
+		hrflow_interrupts_take(run);
+		hrflow_interrupts_check_client(run);
+	}
+}
+
+/*
+ * Write the profiles that have arrived in a run that is ended by an error or
+ * by the end of the session.  Each transaction writes a small part, so that a
+ * time limit, or another query cancel, loses little.
+ */
+static void
+write_last(HrflowRun *run)
+{
+	int64		give_up_at = hrflow_clock_now() + LAST_WRITES;
+	int64		progress_at = hrflow_clock_now();
+	int			nfailures = 0;
+
+	while (run->narrived > 0 && nfailures < MAX_FAILURES &&
+		   hrflow_clock_now() < give_up_at &&
+		   hrflow_clock_now() < progress_at + 2 * LAST_TIME * HRFLOW_MSEC)
+	{
+		int			nbefore = run->narrived;
+		bool		ok;
+
+		enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
+		ok = write_once(run);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		if (run->narrived < nbefore)
+		{
+			progress_at = hrflow_clock_now();
+			nfailures = 0;
+		}
+		else if (!ok)
+			nfailures++;
+		else if (hrflow_clock_now() < progress_at + LAST_TIME * HRFLOW_MSEC)
+			wait_for_locks(run);
+		else
+			break;
+	}
+}
+
+/*
+ * Try to release the remaining leases.  Returns NULL on success, or the error.
+ */
+static ErrorData *
+try_release(HrflowRun *run)
+{
+	ErrorData  *first = run->error;
+	bool		is_ending = run->is_ending;
+	bool		is_bounded = first != NULL || is_ending;
+	ErrorData  *error;
+
+	run->error = NULL;
+	run->is_ending = is_bounded;
+	if (is_bounded)
+		enable_timeout_after(STATEMENT_TIMEOUT, LAST_TIME);
+	(void) hrflow_work_try(run, hrflow_claim_release);
+	if (is_bounded)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	error = run->error;
+	run->error = first;
+	run->is_ending = is_ending;
+	return error;
+}
+
+/*
+ * Release the remaining leases.  If that fails, let the leases expire, and
+ * only warn, so that the caller gets the earlier error of the run.  However,
+ * if a query cancel causes the failure, and there is no earlier error, the
+ * cancel ends the run, and the release is retried.
+ */
+static void
+release_leases(HrflowRun *run)
+{
+	ErrorData  *error;
+
+	hrflow_work_hold_fatal(run);
+	error = try_release(run);
+	if (error != NULL && run->error == NULL && !run->is_ending &&
+		error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		run->error = error;
+		hrflow_interrupts_take(run);
+		error = try_release(run);
+	}
+	if (error != NULL)
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not release leases: %s",
+						error->message ? error->message : "unknown error"),
+				 errdetail("Profiles cannot be claimed until their leases expire.")));
+}
+
+/*
+ * Write the profiles that have arrived, and release the leases of all other
+ * claimed profiles.  Interrupts must be held off.
+ */
+void
+hrflow_settle(HrflowRun *run)
+{
+	hrflow_state_settle_suspects(run);
+	hrflow_model_settle(run);
+	run->is_settling = true;
+	write_rest(run);
+	if (run->error != NULL || run->is_ending)
+		write_last(run);
+	hrflow_claim_forget_locked(run);
+	if (!dlist_is_empty(&run->claimed) || !dlist_is_empty(&run->waiting) ||
+		!dlist_is_empty(&run->arrived))
+		release_leases(run);
+	run->is_settling = false;
+	hrflow_claim_forget_all(run);
+	run->nleft = 0;
+}
+
+/*
+ * Warn that replies, which have been paid for, were lost.
+ */
+void
+hrflow_settle_warn(const HrflowRun *run)
+{
+	if (run->nunwritten > 0)
+		ereport(WARNING,
+				(errmsg_plural("refresh of %s could not store the vectors fetched for " INT64_FORMAT " profile",
+							   "refresh of %s could not store the vectors fetched for " INT64_FORMAT " profiles",
+							   run->nunwritten, run->name, run->nunwritten),
+				 run->nlocked == run->nunwritten ?
+				 errdetail("Other sessions held locks on the rows for too long.  No attempt was counted.") :
+				 errdetail("The run ended before they were written.  No attempt was counted."),
+				 run->nlocked > 0 ?
+				 errhint("Keep transactions that lock rows of the store short.") : 0));
+}
