@@ -11,7 +11,7 @@
  * - sharing.c: before 8.5
  * - renew_if_resent(): before 8.17
  * - lookup.c: before 8.20
- * - has_stray_input(): before 8.0, and since 8.22
+ * - is_spent(): before 8.0, and since 8.22
  * - hrflow_curl_abandon(): since 8.22
  *
  *-------------------------------------------------------------------------
@@ -125,8 +125,10 @@ suspect_idle_connections(const HrflowTransfer *transfer, int spared)
 }
 
 /*
- * Is there data to read from the HTTP/1.1 connection that libcurl has chosen?
- * It cannot be the reply to this request, but would be taken for it.
+ * Has the server closed the HTTP/1.1 connection that libcurl has chosen, or is
+ * there data to read?  Data cannot be the reply to this request, but would be
+ * taken for it.  If the connection has been closed, libcurl would notice only
+ * after sending the request, and a POST is not sent again.
  *
  * Since 8.0 (commit 7c5637b8b4), libcurl checks this itself, but since 8.22
  * (commit 2f1e94eaed) it checks a connection at most once a second
@@ -134,9 +136,9 @@ suspect_idle_connections(const HrflowTransfer *transfer, int spared)
  * unnecessary.
  */
 static bool
-has_stray_input(const HrflowTransfer *transfer)
+is_spent(const HrflowTransfer *transfer)
 {
-	return hrflow_poller_has_input(transfer->attempt.socket);
+	return hrflow_poller_is_readable(transfer->attempt.socket);
 }
 
 /*
@@ -173,7 +175,7 @@ check_connection(const HrflowTransfer *transfer, const char *remote)
 		return HRFLOW_SENT_TWICE;
 	if (is_guarded(transfer) && !is_public(remote))
 		return HRFLOW_PRIVATE_ADDRESS;
-	if (hrflow_sharing_is_busy(transfer) || has_stray_input(transfer))
+	if (hrflow_sharing_is_busy(transfer) || is_spent(transfer))
 		return HRFLOW_UNUSABLE;
 	return HRFLOW_NO_FAULT;
 }

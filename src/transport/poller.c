@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -290,15 +291,18 @@ hrflow_poller_is_busy(int fd)
 }
 
 /*
- * Is there data to read from a connection that uses HTTP/1.1?  "fd" may be -1.
+ * Is there anything to read from a connection that uses HTTP/1.1: data, the end
+ * of the connection, or an error?  "fd" may be -1.
  */
 bool
-hrflow_poller_has_input(int fd)
+hrflow_poller_is_readable(int fd)
 {
 	char		byte;
 
-	return fd >= 0 && fd < nwatched && watched[fd].version == '1' &&
-		recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+	if (fd < 0 || fd >= nwatched || watched[fd].version != '1')
+		return false;
+	return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
+		(errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
 /*

@@ -369,6 +369,43 @@ foreach my $scheme ('http', 'https')
 }
 
 #
+# A connection that the server closes just after its reply: a text must not be sent over
+# it, because a POST that was lost is not sent again
+#
+foreach my $scheme ('http', 'https')
+{
+	my $replied = PostgreSQL::Test::Utils::tempdir() . '/replied';
+	my $to = $scheme eq 'http' ? $api->http : $api->https;
+	my $closing = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			local $SIG{ALRM} = sub { POSIX::_exit(0) if -e $replied && -s $replied > $n };
+
+			Time::HiRes::ualarm(20_000, 20_000);
+			Hrflow::RawPeer::forward($socket, $to);
+		});
+	my $session = Hrflow::Session->new($node);
+
+	$session->ask("SET hrflow_embed.base_url = '$scheme://localhost:"
+		  . $closing->port
+		  . "/v1'; SET hrflow_embed.max_attempts = 1;");
+	$api->reset;
+	foreach my $n (1 .. 4)
+	{
+		is($session->ask("SELECT cardinality(hrflow_text_embedding('text $n')) > 0;"),
+			"t\n-- done\n", "text $n over $scheme is not sent over a closed connection");
+		PostgreSQL::Test::Utils::append_to_file($replied, '.');
+		foreach (1 .. 100)
+		{
+			last if count_connections($session, $closing->port, '01') == 0;
+			select(undef, undef, undef, 0.02);
+		}
+	}
+	is($api->stats->{requests}, 4, "each text is sent once over $scheme");
+	$session->finish;
+}
+
+#
 # Connections that are kept needlessly
 #
 foreach my $scheme ('http', 'https')
@@ -403,10 +440,12 @@ foreach my $scheme ('http', 'https')
 	cmp_ok(count_connections($session, $closing->port, '08'),
 		'>=', 16, "the server closes the connections of an idle backend over $scheme");
 
-	# libcurl 8.22 may need some time to shut TLS down.
+	# libcurl 8.22 may need some time to shut TLS down, and looks for connections that the
+	# server has closed at most once a second.
 	my $closed;
 	foreach (1 .. 5)
 	{
+		select(undef, undef, undef, 0.5);
 		$session->ask("SELECT hrflow_profile_embedding('acme', 'p');");
 		$closed = count_connections($session, $closing->port, '08');
 		last if $closed <= 1;
