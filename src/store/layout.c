@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * layout.c
- *		Identifies and reads the layouts in which vectors are stored: real[],
- *		and pgvector's vector and halfvec.
+ *		Identifies the layout of stored vectors (real[], or pgvector's vector
+ *		or halfvec), and reads them.
  *
  * No other file depends on pgvector's layout.
  *
@@ -55,11 +55,11 @@ hrflow_layout_find(Oid type, HrflowLayout *layout)
 }
 
 /*
- * Return the elements of a detoasted vector, and set *n to their number.  For
- * an array that is not a vector, because it is not one-dimensional or contains
- * nulls, *n is set to 0.
+ * Return a pointer to the elements of a detoasted vector, and set *n to their
+ * number.  For an array that is not a vector, because it is not
+ * one-dimensional or contains nulls, *n is set to 0.
  *
- * Throws XX001 if a value has an unknown layout.
+ * Throws XX001 if a pgvector value has an unknown layout.
  */
 const void *
 hrflow_layout_read(HrflowLayout layout, const struct varlena *value, int *n)

@@ -7,6 +7,10 @@
  * searched.  Otherwise, or if the index returns too few profiles, every vector
  * in the scope of the search is compared.
  *
+ * A weighted search uses indexes only if every section has one that is
+ * cheaper.  It then compares only the profiles that are nearest in at least
+ * one section.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -40,8 +44,8 @@ PG_FUNCTION_INFO_V1(hrflow_match_weighted);
 #define ARG_WEIGHTED_K 3
 
 /*
- * Number of candidates that a weighted search takes from the index of each
- * section, as a multiple of k.
+ * Number of candidates that a weighted search finds in each section if it uses
+ * indexes, as a multiple of k.  It is at most HRFLOW_MAX_K.
  */
 #define CANDIDATES 10
 
@@ -61,8 +65,8 @@ static const char sections_statement[] =
 " FROM (SELECT DISTINCT v.section FROM %V AS v LIMIT 20) AS s";
 
 /*
- * Statement that returns the number of dead tuples of a table or, if it is
- * partitioned, of its partitions.
+ * Statement that returns the estimated number of dead tuples of table $1 or,
+ * if it is partitioned, of its partitions.
  */
 static const char dead_statement[] =
 "SELECT pg_stat_get_dead_tuples($1) + COALESCE(("
@@ -117,8 +121,9 @@ get_query(FunctionCallInfo fcinfo)
 }
 
 /*
- * Get an argument that is a number of rows.  Throws 22023 if it is out of
- * range.
+ * Return an argument, which must be between 1 and HRFLOW_MAX_K.
+ *
+ * Throws 22023.
  */
 int
 hrflow_match_get_number(FunctionCallInfo fcinfo, int argno, const char *name)
@@ -233,7 +238,8 @@ hrflow_match_lacks_argument(FunctionCallInfo fcinfo)
 }
 
 /*
- * Set the query of a search.  The search keeps a pointer to the array.
+ * Set the query of a search.  The search keeps a pointer to the array, and
+ * another to a copy of its elements in the current memory context.
  */
 void
 hrflow_match_set_query(HrflowSearch *search, ArrayType *query)
@@ -286,8 +292,9 @@ hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
  */
 
 /*
- * If dead tuples may be the reason why an index returned too few profiles,
- * report their number in a NOTICE, at most once per search.
+ * If the table has dead tuples, report their number in a NOTICE, because they
+ * may have caused an index to return too few profiles.  Does nothing if it was
+ * called before for this search.
  */
 static void
 report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
@@ -313,8 +320,9 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 }
 
 /*
- * Find the best matches in a section, through an index or by comparing all
- * vectors, and add them to "best".
+ * Find the best matches in a section, and add them to "best".  Searches an
+ * index if there is one that is cheaper.  If there is none, or if it does not
+ * find enough profiles, compares all vectors in the scope of the search.
  */
 void
 hrflow_match_search_section(HrflowSearch *search, const char *section,
@@ -434,8 +442,8 @@ visit_vector(void *arg, const HrflowMatch *match)
 
 /*
  * Use the indexes of the sections to find profiles that are near the query in
- * at least one section.  Returns NULL if a section has no index, or if it is
- * cheaper to compare all vectors in the scope of the search.
+ * at least one section.  Returns NULL if any section has no index, or has one
+ * that is not cheaper than comparing all vectors in the scope of the search.
  */
 static HrflowBest *
 find_candidates(HrflowSearch *search, const Weight *weights, int nweights,
@@ -501,9 +509,9 @@ search_weighted(HrflowSearch *search, const Weight *weights, int nweights,
  */
 
 /*
- * Warn about a section that has no vectors.  "there" lists the sections that
- * have vectors, and is NULL if the store is empty.  In that case, warn only if
- * the API does not know the section.
+ * Warn about a section that has no vectors.  "there" lists sections that have
+ * vectors, and is NULL if the store is empty.  For an empty store, warn only
+ * if its kind has sections, and the API is not known to have this one.
  */
 static void
 warn_about_section(const HrflowStore *store, const char *section,
@@ -525,8 +533,9 @@ warn_about_section(const HrflowStore *store, const char *section,
 /*
  * Warn if a search may have found too few profiles because of a mistake: a
  * section has no vectors, usually because its name is misspelled, or nothing
- * was found because another model made the query vector.  Must not be called
- * for a search that was restricted to an empty list of profiles.
+ * was found ("is_empty") and no vector has the dimension of the query, usually
+ * because another model made the query.  Must not be called for a search that
+ * was restricted to an empty list of profiles.
  */
 static void
 warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
@@ -556,9 +565,9 @@ warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
 	other = is_empty ? hrflow_exact_other_dimension(search, sections) : 0;
 	if (other > 0)
 		ereport(WARNING,
-				(errmsg("store %s has no vectors with %d dimensions",
+				(errmsg("search of store %s found no vectors with %d dimensions",
 						store->vectors_name, search->dimension),
-				 errdetail("At least one vector of the requested sections has %d dimensions.",
+				 errdetail("At least one vector in the scope of the search has %d dimensions.",
 						   other),
 				 errhint("Compare only vectors that were made by the same model.")));
 }

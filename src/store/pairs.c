@@ -1,15 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * pairs.c
- *		Implements hrflow_match_all(), which finds, for each vector of a store,
- *		the nearest vectors of another store.
+ *		Implements hrflow_match_all(), which finds, for each vector in a
+ *		section of a store, the nearest profiles of another store, or of the
+ *		same store.
  *
  * The first store is read in blocks, and for each block the second store is
  * read once.  The vectors of the second store are collected in tiles, which
- * stay in the processor's second-level cache while they are compared with the
- * block.  This comparison uses single precision, which suffices to find the
- * pairs that may be among the best.  For these pairs, the similarity is then
- * computed in the same way as in hrflow_match().
+ * are small enough for the second-level cache of most processors, and compared
+ * with the block.  This comparison uses single precision, which suffices to
+ * find the pairs that may be among the best.  For these pairs, the similarity
+ * is then computed in the same way as in hrflow_match().
  *
  *-------------------------------------------------------------------------
  */
@@ -41,8 +42,9 @@ enum
 };
 
 /*
- * Maximum size of a block, including its best matches, in bytes.  It keeps the
- * memory of a call, including the tile and the executor's memory, below 64 MB.
+ * Maximum estimated size of a block, including its best matches, in bytes.  It
+ * is chosen to keep the memory of a call, including the tile and the
+ * executor's memory, below 64 MB.
  */
 #define MAX_BLOCK_SIZE (40 * 1024 * 1024)
 
@@ -61,7 +63,7 @@ enum
 /*
  * Number of vectors in a tile.  With 1,024 elements per vector, a tile and
  * CHUNK_ROWS vectors of the block take 400 kB together, so that they fit into
- * the processor's second-level cache.
+ * the second-level cache of most processors.
  */
 #define TILE_ROWS (6 * HRFLOW_PRODUCTS_ROWS)
 
@@ -112,15 +114,18 @@ typedef struct Key
 
 /*
  * A vector of the second store that is among the best matches of at least one
- * vector of the block.  It is freed when the last reference is released.
+ * vector of the block, or that may be while it is in the tile.  It is freed
+ * when the last reference is released.
  */
 typedef struct Other
 {
 	int			nrefs;
 	int			item;
 	uint32		hash;			/* hash of source_id and identifier */
+
+	/* Both strings are allocated together with this struct. */
 	char	   *source_id;
-	char	   *identifier;		/* allocated together with this struct */
+	char	   *identifier;
 } Other;
 
 typedef struct Pair
@@ -170,7 +175,7 @@ typedef struct Pairing
 	bool		is_same;		/* are both stores the same?  If so, a profile
 								 * must not match itself */
 
-	List	   *dimensions;		/* all dimensions found so far */
+	List	   *dimensions;		/* dimensions found in the first store so far */
 	int			dimension;		/* dimension that is being compared */
 	int			width;			/* number of elements per row, including
 								 * padding */
@@ -292,7 +297,7 @@ keep_pair(Pairing *pairing, Row *row, double similarity, Other *other)
 
 /*
  * Compute the exact similarity of a row and a possible match, and keep the
- * match if it is among the k best of the row.
+ * match if it is among the k best of the row.  A profile never matches itself.
  */
 static void
 look_at_pair(Pairing *pairing, Row *row, const float4 *elements,
@@ -392,8 +397,8 @@ copy_key(Key *key, const HrflowMatch *match)
  * Read the vector in a result row, scale it, and store it in "elements", which
  * is a row of the block or the tile.  Returns false if the vector does not
  * have the dimension that is being compared, or has no similarity with any
- * vector.  Sets *n to the dimension of the vector, or to 0 if the value is not
- * a vector.
+ * vector.  Sets *norm to the length of the scaled vector, and *n to the
+ * dimension of the vector, or to 0 if the value is null or not a vector.
  */
 static bool
 read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
@@ -418,7 +423,8 @@ read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
 }
 
 /*
- * Set the dimension to be compared, and the number of rows of a block.
+ * Set the dimension to be compared and the maximum number of rows of a block,
+ * and let the next block begin with the first vector.
  */
 static void
 set_dimension(Pairing *pairing, int dimension)
@@ -442,7 +448,8 @@ set_dimension(Pairing *pairing, int dimension)
 }
 
 /*
- * HrflowTake callback: add a vector of the first store to the block.
+ * HrflowTake callback: add a vector of the first store to the block or, if it
+ * has another dimension, record that dimension.
  */
 static bool
 take_row_of_block(void *arg, TupleTableSlot *slot)
@@ -479,8 +486,8 @@ take_row_of_block(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * HrflowTake callback: add a vector of the second store to the tile, and
- * compare the tile when it is full.
+ * HrflowTake callback: add a vector of the second store to the tile if it can
+ * be compared, and compare the tile when it is full.
  */
 static bool
 take_row_of_tile(void *arg, TupleTableSlot *slot)
@@ -507,8 +514,9 @@ take_row_of_tile(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Read vectors of a section of a store, and pass them to take().  Each call
- * opens the store, with the privileges of the caller.
+ * Read vectors of a section of a store, and pass them to take(): the vectors
+ * of the next block if "is_block", or else all vectors.  Each call opens the
+ * store, which checks the privileges of the caller.
  */
 static void
 read_store(Pairing *pairing, Oid relid, char *section, bool is_block,
@@ -573,6 +581,12 @@ read_block(Pairing *pairing)
 		   sizeof(float4) * pairing->width *
 		   Min(CHUNK_ROWS, pairing->max_rows - pairing->nrows));
 }
+
+/*
+ * ------------------------------------------------------------------------
+ * The SQL function
+ * ------------------------------------------------------------------------
+ */
 
 /*
  * Return the best matches of the block as rows.

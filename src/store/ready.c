@@ -37,8 +37,8 @@ refuse_store(const HrflowStore *store, const char *detail, const char *hint)
 }
 
 /*
- * Check that a table has no trigger that is initially deferred, such as a
- * deferred constraint.  Such triggers cannot be queued within a
+ * Check that a table has no enabled trigger that is initially deferred, such
+ * as that of a deferred constraint.  Such triggers cannot be queued within a
  * security-restricted operation, in which we write on behalf of the owner.
  */
 static void
@@ -60,8 +60,8 @@ check_triggers(const HrflowStore *store, Relation table)
 }
 
 /*
- * Check the triggers on one of a store's tables, and on the partitions of the
- * table.
+ * Check the triggers on one of a store's tables, and on the partitions or
+ * inheritance children of the table.
  */
 static void
 check_table(const HrflowStore *store, Relation root)
@@ -126,7 +126,8 @@ is_of_key(const HrflowStore *store, Relation index)
 }
 
 /*
- * Check that the table of vectors has a key that is not deferrable.
+ * Check that the table of vectors has a unique index on its key columns, and
+ * that no such index belongs to a deferrable constraint.
  */
 static void
 check_key(const HrflowStore *store)
@@ -160,7 +161,7 @@ check_key(const HrflowStore *store)
 
 /*
  * Check that the table of vectors has no NOT NULL column that a refresh would
- * leave null.
+ * leave null, unless a trigger may set it.
  */
 static void
 check_columns(const HrflowStore *store)
@@ -197,9 +198,10 @@ explain_statements(void *arg)
 }
 
 /*
- * Check that the statements of a refresh can be planned, and their execution
- * initialized.  This verifies that the columns are writable, and that the
- * owner has the necessary privileges.
+ * Check that the statements by which a refresh writes vectors and states can
+ * be planned, and their execution initialized.  This verifies that the columns
+ * are writable, and that the owner has the necessary privileges.  Rethrows
+ * errors that do not concern the store, such as a query cancel.
  */
 static void
 check_statements(const HrflowStore *store)
@@ -223,12 +225,12 @@ check_statements(const HrflowStore *store)
 }
 
 /*
- * Check that a refresh can write to the tables of a store.  If it could not,
- * each profile would be fetched, and paid for, again and again.  The caller
- * must have connected to SPI.
+ * Check, as far as possible, that a refresh can write to the tables of a
+ * store.  If it could not, each profile would be fetched, and paid for, again
+ * and again.  The caller must have connected to SPI.
  *
  * Throws 55000 if a refresh cannot write, 0A000 if rows are on other servers,
- * and 25006 on a logical replication subscriber.
+ * and 25006 if a logical replication subscription writes to the tables.
  */
 void
 hrflow_ready_check(const HrflowStore *store)

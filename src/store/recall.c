@@ -2,7 +2,7 @@
  *
  * recall.c
  *		Implements hrflow_match_recall(), which measures how much of the exact
- *		result an index returns.
+ *		result hrflow_match() returns in a store with an index.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,8 +35,8 @@ PG_FUNCTION_INFO_V1(hrflow_match_recall);
 #define TOLERANCE 1e-9
 
 /*
- * Statement that returns the keys of a random sample of $2 vectors of section
- * $1.
+ * Statement that returns the keys of a random sample of at most $2 vectors of
+ * section $1.
  */
 static const char sample_statement[] =
 "SELECT v.source_id, v.%I, v.section, v.item FROM %V AS v"
@@ -48,7 +48,8 @@ static const char vector_statement[] =
 
 /*
  * Of the k profiles nearest to the query of a search, return the fraction that
- * hrflow_match() finds.
+ * hrflow_match() finds, or 1 if there are no profiles.  A profile counts as
+ * found if it is as near as the last of the k profiles.
  */
 static double
 measure_recall(HrflowSearch *search, const char *section, int k)
@@ -67,8 +68,9 @@ measure_recall(HrflowSearch *search, const char *section, int k)
 
 /*
  * Set the query of a search to a vector of the sample.  Returns false if the
- * vector has been deleted since it was sampled, or if no index can contain it
- * because its length is not a positive finite number.
+ * vector is null, has been deleted since it was sampled, or cannot be a query
+ * because it is not one-dimensional, contains nulls, or its length is not a
+ * positive finite number.  Throws 22004 if its key contains a null.
  */
 static bool
 set_sampled_query(HrflowSearch *search, SPITupleTable *sample, uint64 row)

@@ -413,7 +413,7 @@ foreach my $call ("hrflow_match('plain', '{1}')",
 	is($out, '', "$call returns no row");
 	like(
 		$err,
-		qr/WARNING:\ \ store\ public\.plain\ has\ no\ vectors\ with\ 1\ dimensions\n
+		qr/WARNING:\ \ search\ of\ store\ public\.plain\ found\ no\ vectors\ with\ 1\ dimensions\n
 			DETAIL:\ \ .*\ has\ 64\ dimensions\./x,
 		"$call warns about the number of dimensions");
 }
