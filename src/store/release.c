@@ -127,8 +127,11 @@ make_track_statement(const HrflowStore *store, Relation table,
 }
 
 /*
- * Drop the UPDATE trigger on a table that feeds a store, and return the
- * statement that re-creates the trigger.
+ * Drop the trigger on UPDATE of a table that feeds a store, and return the
+ * statement that re-creates it.  If there are several such triggers, drop all.
+ *
+ * Throws 42704 if the table does not feed the store, and 55000 if it has no
+ * trigger on UPDATE.
  */
 static char *
 release(const HrflowStore *store, Relation table, Oid caller)

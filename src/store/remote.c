@@ -5,10 +5,11 @@
  *		receive rows from another server.
  *
  * Tracking and refreshing rely on triggers, row locks and ON CONFLICT, which
- * work on the rows of a single server.  Rows are on other servers if a table
- * or one of its partitions is a foreign table, or if Citus has distributed the
- * table.  Operations that would have to change such rows are refused before
- * any request is sent; docs/scaling.md describes what to do instead.
+ * work on the rows of a single server.  A table is considered to have rows on
+ * other servers if the table or one of its children is a foreign table, or if
+ * Citus manages the table.  Operations that would have to change such rows are
+ * refused before any request is sent; docs/scaling.md describes what to do
+ * instead.
  *
  *-------------------------------------------------------------------------
  */
@@ -124,7 +125,7 @@ hrflow_remote_check_table(Relation table)
 				 errmsg("table \"%s\" has rows on other servers",
 						RelationGetRelationName(table)),
 				 errdetail_internal("%s", reason),
-				 errhint("Create a store on each server that has rows, fed by tables of that server; see docs/scaling.md of hrflow_embed.")));
+				 errhint("On each server that has rows of the table, create a store that is fed by that server's tables.  See docs/scaling.md.")));
 }
 
 /*
@@ -172,9 +173,9 @@ is_subscribed(Oid table)
 }
 
 /*
- * Check that no subscription writes to the tables of a store.  If one did,
- * rows that a refresh writes would conflict with replicated rows, and vectors
- * would be paid for twice.
+ * Check that no enabled subscription writes to the tables of a store.  If one
+ * did, rows that a refresh writes could conflict with replicated rows, and
+ * vectors could be paid for on both servers.
  *
  * Throws 25006, as on a standby.
  */
@@ -188,5 +189,5 @@ hrflow_remote_check_subscription(const HrflowStore *store)
 				 errmsg("store %s cannot be refreshed on a subscriber",
 						store->vectors_name),
 				 errdetail("Logical replication writes to the tables of the store."),
-				 errhint("Refresh the store on the publisher, or disable the subscription first.  See docs/scaling.md.")));
+				 errhint("Refresh the store on the publisher, or disable the subscription before you refresh the store here.  See docs/scaling.md.")));
 }

@@ -3,9 +3,9 @@
  * schedule.c
  *		Schedules refreshes with pg_cron.
  *
- * The functions in this file execute their statements as the caller, who must
- * be the store's owner, because a pg_cron job belongs to the role that creates
- * it.
+ * The functions in this file execute their statements as the store's owner,
+ * because a pg_cron job belongs to the role that creates it.  Only the owner
+ * can call hrflow_schedule() and hrflow_unschedule().
  *
  *-------------------------------------------------------------------------
  */
@@ -56,9 +56,10 @@ static const char command_sql[] =
 static const char schedule_sql[] = "SELECT cron.schedule($1, $2, $3)";
 
 /*
- * Statement that drops jobs of stores that no longer exist.  $1 is the prefix
- * of the names of this database's jobs, and $2 is the prefix of their
- * statements.  The job with the name $3 is dropped even if its store exists.
+ * Statement that drops the current user's jobs for stores that no longer
+ * exist, and returns the number of jobs dropped.  $1 is the prefix of the
+ * names of this database's jobs, and $2 is the prefix of their statements.
+ * The job with the name $3 is dropped even if its store exists.
  */
 static const char drop_jobs_sql[] =
 "SELECT count(cron.unschedule(j.jobid))"
@@ -90,8 +91,9 @@ static const char may_use_cron_sql[] =
 
 /*
  * Statement that returns the status of the last execution of the job with the
- * name $1.  It orders by runid, because an execution that could not connect
- * has neither a start nor an end time.
+ * name $1 and, if the execution failed, its error message.  It orders by
+ * runid, because an execution that could not connect has neither a start nor
+ * an end time.
  */
 static const char last_status_sql[] =
 "SELECT d.status || CASE WHEN d.status = 'failed'"
@@ -108,7 +110,10 @@ static const char schedule_elsewhere_sql[] =
 "SELECT cron.schedule_in_database(%L, %L, %L, %L, %L);";
 static const char unschedule_elsewhere_sql[] = "SELECT cron.unschedule(%L);";
 
-/* Assumed interval of a schedule that we cannot parse, in seconds. */
+/*
+ * Assumed interval of a schedule that we cannot parse, in seconds.  Also the
+ * maximum interval of a schedule in seconds.
+ */
 #define UNKNOWN_INTERVAL (60 * 60)
 
 /*
@@ -134,8 +139,9 @@ job_name(const HrflowStore *store)
 
 /*
  * Return the status that pg_cron has recorded for the last execution of a
- * store's job.  Returns NULL if no status has been recorded, or if the owner
- * lacks the privileges to read the status.
+ * store's job, with the error message if the execution failed.  Returns NULL
+ * if no status has been recorded, if the owner lacks the privileges to read
+ * it, or if pg_cron is not installed in this database.
  */
 char *
 hrflow_schedule_last_status(const HrflowStore *store)
@@ -202,9 +208,9 @@ read_field(const char *p, int max, bool *set)
 }
 
 /*
- * Return the minimum time between two runs of a schedule, in seconds.  Only
+ * Estimate the minimum time between two runs of a schedule, in seconds.  Only
  * the syntax "n seconds" and the minutes and hours of a cron schedule are
- * considered.
+ * considered.  Returns UNKNOWN_INTERVAL if they cannot be parsed.
  */
 static int
 schedule_interval(const char *schedule)
@@ -269,8 +275,8 @@ command_prefix(Oid caller)
 }
 
 /*
- * Return the statement that a job executes.  Its time budget ends a little
- * before the next run, so that runs do not overlap.
+ * Return the statement that a job executes.  If possible, its time budget ends
+ * a little before the next run, so that runs seldom overlap.
  */
 static char *
 make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
@@ -297,14 +303,14 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 }
 
 /*
- * Drop the caller's jobs for stores that no longer exist, because their tables
- * were dropped or renamed.  If "store" is not NULL, drop the job of that store
- * as well.  Returns whether any job was dropped.
+ * Drop the current user's jobs for stores that no longer exist, because their
+ * tables were dropped or renamed.  If "store" is not NULL, drop the job of
+ * that store as well.  Returns whether any job was dropped.
  *
- * A job's store is considered not to exist if the name of the job has this
- * database's prefix, the job's statement begins like a statement that
- * hrflow_schedule() creates for that store, and there is no table with the
- * store's name.
+ * A job's store is considered not to exist if the job runs in this database,
+ * its name has this database's prefix, its statement begins like a statement
+ * that hrflow_schedule() creates for that store, and there is no relation with
+ * the store's name.
  */
 static bool
 drop_jobs(const HrflowStore *store, Oid caller)
@@ -322,9 +328,10 @@ drop_jobs(const HrflowStore *store, Oid caller)
 }
 
 /*
- * Drop the job of a store that is about to be dropped, if pg_cron is installed
- * in this database and the caller has the privileges.  The caller must have
- * connected to SPI.
+ * Drop the job of a store that is about to be dropped, and jobs for stores
+ * that no longer exist, if pg_cron is installed in this database and the
+ * current user has the privileges.  "caller" is the OID of any SQL function of
+ * the extension.  The caller must have connected to SPI.
  */
 void
 hrflow_schedule_forget(const HrflowStore *store, Oid caller)
@@ -338,9 +345,10 @@ hrflow_schedule_forget(const HrflowStore *store, Oid caller)
 
 /*
  * Throw an error because pg_cron is not installed in this database.  If
- * pg_cron is installed in another database, the hint is to execute "statement"
- * there.  Otherwise, the hint says how to have "command" executed; there is no
- * hint if "command" is NULL, because a job is to be removed.
+ * pg_cron is configured for another database, the hint is to execute
+ * "statement" there.  Otherwise, the hint says how to let a scheduler execute
+ * "command".  "command" is NULL if a job is to be removed; then there is no
+ * such hint.
  */
 HRFLOW_NORETURN static void
 refuse_schedule(const char *command, const char *statement)
@@ -350,7 +358,7 @@ refuse_schedule(const char *command, const char *statement)
 
 	if (database != NULL &&
 		strcmp(database, get_database_name(MyDatabaseId)) != 0)
-		hint = psprintf("In the database where it is installed, %s, run: %s",
+		hint = psprintf("In database \"%s\", for which pg_cron is configured, run: %s",
 						database, statement);
 	else if (command != NULL && database != NULL)
 		hint = "Run CREATE EXTENSION pg_cron.";
@@ -364,8 +372,8 @@ refuse_schedule(const char *command, const char *statement)
 }
 
 /*
- * Check that the caller may use pg_cron, which must be installed in this
- * database.
+ * Check that the current user has USAGE on the schema of pg_cron, which must
+ * be installed in this database.
  *
  * Throws 42501.
  */
@@ -412,7 +420,8 @@ warn_of_login(const HrflowStore *store)
  * hrflow_schedule(store regclass, schedule text, fields jsonb,
  *				   max_age interval) RETURNS bigint
  *
- * Also drops the job that a renamed store had under its former name.
+ * Also drops the caller's jobs for stores that no longer exist, such as the
+ * job that a renamed store had under its former name.
  */
 Datum
 hrflow_schedule(PG_FUNCTION_ARGS)

@@ -5,9 +5,11 @@
  *
  * Regardless of the caller, the tables of a store are read and written as
  * their owner, with a fixed search_path and in a security-restricted
- * operation, as in VACUUM.  Triggers, policies and expressions that the owner
- * has attached to the tables thus run with the privileges of the owner, never
- * with those of the caller.  The privileges of the caller are checked first.
+ * operation, as in VACUUM.  Triggers and expressions that the owner has
+ * attached to the tables thus run with the privileges of the owner, not with
+ * those of the caller.  The privileges of the caller are checked first.
+ * Searches by a caller to whom row-level security applies are executed as the
+ * caller instead; see hrflow_store_open().
  *
  *-------------------------------------------------------------------------
  */
@@ -81,9 +83,8 @@ hrflow_store_relation_name(Oid relation)
 }
 
 /*
- * Make a statement, or a part of one, from a template.  All SQL that is
- * executed on a store comes from templates, which are constants at the top of
- * their files.  A template may contain:
+ * Make a statement, or a part of one, from a template.  Templates are
+ * constants at file scope.  A template may contain:
  *
  *		%V	the table of vectors
  *		%P	the table of profiles
@@ -159,8 +160,9 @@ hrflow_store_sql(const HrflowStore *store, const char *template,...)
 }
 
 /*
- * Append a parameter, which must not be null, to the parameters of a
- * statement.  The first parameter is $1, the next one is $2, and so on.
+ * Append a parameter to the parameters of a statement.  The first parameter is
+ * $1, the next one is $2, and so on.  A caller that passes a null must set
+ * parameters->nulls itself.
  */
 void
 hrflow_store_add(HrflowParameters *parameters, Oid type, Datum value)
@@ -238,9 +240,10 @@ hrflow_store_add_rows(HrflowParameters *parameters, const HrflowRows *rows)
 
 /*
  * Call a function in a subtransaction.  Returns NULL on success.  If the
- * function throws an error, rolls back all its effects and returns the error.
- * The effects include SPI levels that the owner's triggers have opened, which
- * would keep us from ending the transaction.
+ * function throws an error, rolls back the subtransaction, and returns the
+ * error, allocated in the current memory context.  The rollback also closes
+ * SPI levels that triggers have opened, which would keep us from ending the
+ * transaction.
  */
 ErrorData *
 hrflow_store_try(void (*work) (void *arg), void *arg)
@@ -398,8 +401,8 @@ hrflow_store_value_or_null(uint64 row, int column)
 
 /*
  * Return a value in the last statement's result as text.  Throws 22004 if the
- * value is null, which is possible only in a user-supplied table without the
- * NOT NULL constraint.
+ * value is null, which is possible if a table lacks a NOT NULL constraint that
+ * hrflow_create_store() adds.
  */
 char *
 hrflow_store_value(uint64 row, int column)
@@ -657,8 +660,9 @@ refuse_caller(Relation relation)
 }
 
 /*
- * Check that the caller has the privileges on a table that "access" requires.
- * Throws 42501.
+ * Check that the caller has the privileges on a table that "access" requires
+ * and, for HRFLOW_STORE_READ and HRFLOW_STORE_WRITE, that no row-level
+ * security policy applies to the caller.  Throws 42501.
  */
 static void
 check_access(Relation relation, HrflowStoreAccess access)
@@ -692,8 +696,9 @@ check_access(Relation relation, HrflowStoreAccess access)
  * Open a store.  "vectors" is its table of vectors.  "profiles" is its table
  * of profiles, or InvalidOid if that table has the usual name.  Until
  * hrflow_store_close(), or the end of the (sub)transaction, the current user
- * is the owner of the store, and search_path is pg_catalog.  For
- * HRFLOW_STORE_RANK, the table of profiles need not exist.
+ * is the owner of the store, and search_path is "pg_catalog, pg_temp".  For
+ * HRFLOW_STORE_RANK, the table of profiles is not opened, and the current user
+ * remains the caller if row-level security applies to the caller.
  *
  * The operation is security-restricted even if the caller is the owner: after
  * SET ROLE, a trigger could otherwise execute RESET ROLE and continue with the
@@ -763,8 +768,8 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	 *
 	 * Otherwise, policies are bypassed even if they are forced on the owner,
 	 * as in foreign-key checks, because keeping a store up to date requires
-	 * seeing all rows.  check_access() has thrown an error if a policy
-	 * applies to the caller.
+	 * seeing all rows.  For HRFLOW_STORE_READ and HRFLOW_STORE_WRITE,
+	 * check_access() has thrown an error if a policy applies to the caller.
 	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
 	if (access == HRFLOW_STORE_RANK &&

@@ -4,17 +4,17 @@
  *		Reads vectors that are stored out of line, one after the other, faster
  *		than PostgreSQL's detoasting code.
  *
- * A vector of more than about 500 dimensions is stored out of line, in chunks
- * of about 2 kB, and an exact search spends most of its time fetching the
- * chunks: for each value, PostgreSQL opens and locks the TOAST table and its
- * index, and descends the index from its root.
+ * A vector of more than about 2 kB, or 500 elements of type real, is stored
+ * out of line, in chunks of that size, and an exact search spends most of its
+ * time fetching the chunks: for each value, PostgreSQL opens and locks the
+ * TOAST table and its index, and descends the index from its root.
  *
- * Rows that were written one after the other have adjacent chunks, both in the
- * TOAST table and in its index.  So we keep an index scan open, and continue
- * it from the end of the last value, skipping the entries of a few other
- * values without reading their chunks.  If the wanted value is farther away,
- * we restart the scan at the index's root, for this value only, because a scan
- * without an upper bound always reads a whole index page.
+ * Rows that were written one after the other usually have adjacent chunks, in
+ * the TOAST table and in its index.  So we keep an index scan open, and
+ * continue it from the end of the last value, skipping the entries of a few
+ * other values without reading their chunks.  If the wanted value is farther
+ * away, we restart the scan at the index's root, for this value only, because
+ * a scan without an upper bound always reads a whole index page.
  *
  * We leave everything unexpected (a value that is compressed or in memory, a
  * table of another access method, a missing chunk) to PostgreSQL's detoasting
@@ -42,7 +42,7 @@
  * Maximum difference between the OIDs of two values at which the scan
  * continues from one value to the other, rather than restart at the root of
  * the index.  A profile has a few vectors, which were written together and
- * thus have similar OIDs, and a search reads one vector of each profile.
+ * thus have similar OIDs, and a search usually reads only some of them.
  */
 #define MAX_PASSED 16
 
@@ -140,8 +140,8 @@ open_table(HrflowToast *toast, Oid relid)
 }
 
 /*
- * Advance the scan to the index entry of a chunk.  Returns false if there is
- * no such entry.
+ * Advance the scan to the index entry of a chunk.  Returns false if the scan
+ * finds no such entry.
  */
 static bool
 find_entry(HrflowToast *toast, Oid value, int number)
@@ -169,7 +169,7 @@ find_entry(HrflowToast *toast, Oid value, int number)
 
 /*
  * Advance the scan to a visible chunk.  Returns its data, which is valid until
- * the next call, or NULL if the chunk was not found.
+ * the next call, or NULL if the chunk was not found or is not as expected.
  */
 static struct varlena *
 read_chunk(HrflowToast *toast, Oid value, int number)
@@ -190,8 +190,9 @@ read_chunk(HrflowToast *toast, Oid value, int number)
 }
 
 /*
- * Return the first chunk of a value, or NULL if it was not found.  Find it
- * either by continuing the scan or by descending the index from its root.
+ * Return the first chunk of a value, or NULL if it was not found.  If the
+ * value is near, first continue the scan; if that does not find the chunk,
+ * descend the index from its root.
  */
 static struct varlena *
 find_value(HrflowToast *toast, Oid value)
@@ -240,9 +241,10 @@ copy_chunks(HrflowToast *toast, Oid value, Size length)
 }
 
 /*
- * Return a detoasted value, which the caller must not free.  The value is
- * either in the reader's buffer, where it is valid until the next call, or in
- * the current memory context.
+ * Return a detoasted value, which the caller must not free.  The value is in
+ * the reader's buffer, where it is valid until the next call, or in the
+ * current memory context, or it is the datum itself, if that was stored
+ * inline.
  */
 struct varlena *
 hrflow_toast_read(HrflowToast *toast, Datum datum)
