@@ -29,8 +29,8 @@
 
 /*
  * Statement that returns a text that lists the sections of which more than
- * half of the vectors are lost, or null if there are none, and a boolean that
- * tells whether any vector is lost.
+ * half of the requested vectors are lost, or null if there are none, and a
+ * boolean that tells whether any vector is lost.
  */
 static const char find_lost_sql[] =
 "SELECT string_agg(CASE WHEN l.nlost = l.n THEN l.section"
@@ -189,9 +189,9 @@ execute_for(const HrflowRun *run, SPIPlanPtr plan,
 
 /*
  * Find out whether the reply for a profile lacks stored vectors that were
- * requested, and set "has_lost".  If the reply lacks more than half of the
- * stored vectors of a section, set "lost" to an error message that names the
- * section.
+ * requested, and set "has_lost".  If the reply lacks more than half of these
+ * vectors in any section, set "lost" to an error message that names all such
+ * sections.
  */
 static void
 find_lost(const HrflowRun *run, SPIPlanPtr plan, HrflowProfile *profile)
@@ -301,8 +301,8 @@ hrflow_lost_prepare(const HrflowStore *store, List *profiles)
 
 /*
  * Plan a statement that deletes vectors, and initialize its execution, without
- * deleting a row.  Throws any error that this causes, such as missing
- * privileges.
+ * deleting a row.  Throws any error that this causes, for example if the owner
+ * lacks privileges.
  */
 void
 hrflow_lost_explain(const HrflowStore *store)
@@ -332,8 +332,8 @@ hrflow_lost_put(const HrflowRun *run, SPIPlanPtr plan,
 }
 
 /*
- * Set "erased_at" of those of the given profiles that have lost more than half
- * of a section.
+ * If the store has the column "erased_at", set it for those of the given
+ * profiles of which more than half of a section was put aside.
  */
 void
 hrflow_lost_note(const HrflowStore *store, List *profiles)
@@ -397,7 +397,7 @@ warn_of_kept(const HrflowRun *run)
 
 /*
  * Warn that stored vectors were put aside because they no longer exist in the
- * API.  Profiles that have lost only some elements of a list are not counted.
+ * API.  Profiles that have lost at most half of each section are not counted.
  */
 static void
 warn_of_put(const HrflowRun *run)

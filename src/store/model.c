@@ -6,8 +6,9 @@
  *
  * For each profile, the table of profiles records the dimension of its
  * vectors, the sections that were requested and for which the API has replied,
- * and a fingerprint of the API key.  A store has few different combinations of
- * these values, and an index finds them without reading all profiles.
+ * and a fingerprint of the API key.  A store usually has few different
+ * combinations of these values, and an index finds them without reading all
+ * profiles.  User-supplied tables may lack these columns.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,8 +31,9 @@
 
 /*
  * Statement that returns the first combination of dimension, account and
- * sections that follows ($1, $2, $3).  hrflow_create_store() creates an index
- * on the table of profiles for this order.
+ * sections that follows ($1, $2, $3), where $3 is a hash of sections.
+ * hrflow_create_store() creates an index on the table of profiles for this
+ * order.
  */
 static const char next_combination_sql[] =
 "SELECT p.dimension, p.account, hash_array_extended(p.sections, 0),"
@@ -47,8 +49,8 @@ static const char next_combination_sql[] =
  * at $4, the time when the run began.  $5 is the current time.  The limit $6
  * is the number of profiles that the run claims next: further profiles might
  * be claimed by another run, which might not request the sections that the
- * profiles lack.  Profiles with an error are skipped: they are requested again
- * soon in any case, and must not overtake other profiles of their source.
+ * profiles lack.  Profiles with an error are skipped: most of them have been
+ * postponed because of the error, and must not become due earlier.
  */
 static const char make_due_sql[] =
 "WITH lacking AS MATERIALIZED"
@@ -69,12 +71,13 @@ static const char count_dimension_sql[] =
 "SELECT count(*) FROM (SELECT FROM %P AS p WHERE p.sections IS NOT NULL"
 " AND p.dimension = $1 LIMIT $2) AS d";
 
+/* Maximum number of profiles to count for each dimension. */
 #define MOST_COUNTED 1000
 
 /*
  * Statement that counts the errors, among the latest $2, that begin with one
- * of the texts in $1.  If there are any, the last run was stopped because
- * fetched vectors could not be stored.
+ * of the texts in $1.  If there are any, we assume that the last run was
+ * stopped because fetched vectors could not be stored.
  */
 static const char was_stopped_sql[] =
 "SELECT count(*) FROM (SELECT p.last_error FROM %P AS p"
@@ -86,16 +89,18 @@ static const char was_stopped_sql[] =
 #define REFUSED_ERROR "Nothing could be stored"
 
 /*
- * Maximum number of profiles to request before the vectors of any profile have
- * been stored.  It limits the number of requests that are paid for in vain if
- * the store accepts no vectors.
+ * Until the vectors of any profile have been stored, maximum number of
+ * profiles that are in flight, or whose vectors are to be stored.  It limits
+ * the number of requests that are paid for in vain if the store accepts no
+ * vectors.
  */
 #define MAX_TRIAL 32
 
 /*
- * Minimum number of profiles with rejected vectors to stop a run.  If the last
- * run was stopped for this reason, a run first requests a single profile, and
- * stops if its vectors are rejected.
+ * Number of profiles at which a run is stopped because the store has rejected
+ * their vectors, or because their vectors have the wrong dimension.  If the
+ * last run was stopped for either reason, a run first requests a single
+ * profile, and stops if its vectors are not accepted.
  */
 #define MIN_REFUSED 8
 
@@ -135,7 +140,7 @@ hrflow_model_account(const char *api_key)
 
 /*
  * ------------------------------------------------------------------------
- * Sections
+ * Sections and dimensions
  * ------------------------------------------------------------------------
  */
 
@@ -209,12 +214,12 @@ compare_names(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Return the new value of the column "sections" for a profile to which the API
- * has replied, as the text form of an array.  The value names everything that
- * has been requested for the profile, by this run or earlier; if "fields" was
- * not given, these are the sections in the reply.  Returns NULL to leave the
- * column unchanged.  The value for a missing profile is always returned,
- * because NULL would clear its column.
+ * Return the new value of the column "sections" for a profile for which the
+ * API has replied, as the text form of an array.  To the names in the current
+ * value, it adds the names of what this run has requested or, if "fields" was
+ * not given and all sections were requested at once, of the sections in the
+ * reply.  Returns NULL to leave the column unchanged.  The value for a missing
+ * profile is always returned, because NULL would clear its column.
  */
 char *
 hrflow_model_sections(const HrflowRun *run, const HrflowProfile *profile)
@@ -325,8 +330,9 @@ column_dimension(const HrflowStore *store)
 /*
  * Return the dimensions of a store's vectors, except rare dimensions.  A
  * dimension is rare if fewer than half as many profiles have it as have the
- * most frequent dimension.  Vectors with a rare dimension are left from an
- * earlier model, or came with a few replies after the model had changed.
+ * most frequent dimension, where at most MOST_COUNTED profiles are counted for
+ * each.  Vectors with a rare dimension are probably left from an earlier
+ * model, or came with a few replies after the model had changed.
  */
 static List *
 choose_dimensions(const HrflowStore *store, List *dimensions)
@@ -361,7 +367,8 @@ choose_dimensions(const HrflowStore *store, List *dimensions)
 }
 
 /*
- * Was the last run stopped because fetched vectors could not be stored?
+ * Do the latest errors of profiles indicate that the last run was stopped
+ * because fetched vectors could not be stored?
  */
 static bool
 was_stopped(const HrflowStore *store)
@@ -382,9 +389,10 @@ was_stopped(const HrflowStore *store)
 }
 
 /*
- * Read the properties of a store's vectors into the run: their dimensions,
- * whether all of them were fetched with other API keys, and whether the last
- * run was stopped because fetched vectors could not be stored.
+ * Set the fields of the run that describe a store's vectors: which dimensions
+ * are accepted, whether all vectors were fetched with other API keys, and
+ * whether the last run was stopped because fetched vectors could not be
+ * stored.
  */
 void
 hrflow_model_look(HrflowRun *run, const HrflowStore *store)
@@ -416,7 +424,7 @@ hrflow_model_look(HrflowRun *run, const HrflowStore *store)
 
 /*
  * Warn if the run has added vectors to a store that had only vectors fetched
- * with another API key, which may belong to another account.
+ * with other API keys, which may belong to other accounts.
  */
 void
 hrflow_model_warn_of_account(const HrflowRun *run)
@@ -454,9 +462,9 @@ make_due(const HrflowRun *run, const HrflowStore *store,
 }
 
 /*
- * Find profiles for which a section, or an element of a section, that this run
- * requests has never been requested.  Make at most "most" of these profiles
- * due, and return whether there were any.
+ * If "fields" was given, find profiles for which not everything that this run
+ * requests has been requested before.  Make at most "most" of these profiles
+ * due, all of the same combination, and return whether any became due.
  */
 bool
 hrflow_model_make_due(HrflowRun *run, const HrflowStore *store, int64 most)
@@ -518,8 +526,9 @@ are_enough(const HrflowRun *run, int n)
 }
 
 /*
- * Does any fetched vector of a profile have one of the dimensions of the
- * store, or the dimension of the profile's stored vectors?
+ * Does any fetched vector of a profile have one of the dimensions of the store
+ * or, if the column "vector" accepts any dimension, the dimension of the
+ * profile's stored vectors?
  */
 static bool
 fits(const HrflowRun *run, const HrflowProfile *profile)
@@ -582,8 +591,8 @@ stop_for_dimension(HrflowRun *run)
 
 /*
  * Release the profiles that were held back because of their dimension, so that
- * they are written.  Called when a fetched vector has a dimension of the
- * store, which shows that the mismatch does not affect all profiles.
+ * they are written.  Called when a fetched vector fits, which shows that the
+ * mismatch does not affect all profiles.
  */
 static void
 clear_foreign(HrflowRun *run)
@@ -595,10 +604,13 @@ clear_foreign(HrflowRun *run)
 }
 
 /*
- * Called when all requests for a profile are complete.  If the dimension of
- * the fetched vectors differs from the store's, holds the profile back until
- * other profiles show whether all fetched vectors differ, and returns true.
- * Otherwise returns false.
+ * Called when all requests for a profile are complete, or have been given up.
+ * If its fetched vectors do not fit the store, and no vector that does has
+ * arrived since the profile was requested, holds the profile back until other
+ * profiles show whether the mismatch affects all of them, or stops the run if
+ * it has affected enough of them.  Returns true in these cases, and also if
+ * the run has been stopped for such vectors: the profile is then in the list
+ * "foreign" or, if the run was stopped, in "arrived".
  */
 bool
 hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
@@ -627,8 +639,8 @@ hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Called when all requests of a run are complete.  Stops the run if profiles
- * are still held back, which means that no later vector fits the store.
+ * Called when no requests are in flight.  Stops the run if profiles are still
+ * held back, which means that no vector that fits the store has arrived since.
  */
 void
 hrflow_model_settle(HrflowRun *run)
@@ -638,8 +650,8 @@ hrflow_model_settle(HrflowRun *run)
 }
 
 /*
- * Stop the run because the store accepts no vectors, and postpone the profiles
- * in "refused", because the error is not specific to them.
+ * Stop the run because the store has accepted no vectors, and postpone the
+ * profiles in "refused", because the error is probably not specific to them.
  */
 static void
 stop_for_refusal(HrflowRun *run, List *refused)
@@ -676,9 +688,9 @@ hold(HrflowProfile *profile)
 }
 
 /*
- * Hold back profiles that would lose sections, while a few profiles are
- * written to find out whether the store accepts vectors.  The limit on lost
- * sections must be applied to all profiles that arrive together.
+ * Hold back profiles that have lost more than half of a section, while a few
+ * profiles are written to find out whether the store accepts vectors.  The
+ * limit on such losses must be applied to all profiles that arrive together.
  */
 void
 hrflow_model_spare(HrflowRun *run, List *profiles)
@@ -699,8 +711,9 @@ hrflow_model_spare(HrflowRun *run, List *profiles)
 /*
  * Called after vectors were written, but before the states of their profiles
  * are written.  If the store has accepted no vector in this run, stops the run
- * once the vectors of enough profiles were rejected; until then, holds back the
- * profiles whose vectors were rejected, so that the write is retried later.
+ * once the vectors of enough profiles were rejected.  Until then, unless the
+ * run is settling, holds back the profiles whose vectors were rejected, so
+ * that the write is retried later.
  */
 void
 hrflow_model_judge(HrflowRun *run, List *profiles)

@@ -15,9 +15,9 @@
 #include "utils/timeout.h"
 
 /*
- * Maximum number of consecutive claims without any stored result before a run
- * stops.  For this purpose, a claim counts as at most 2 * HRFLOW_MAX_WASTED
- * profiles, even if the run claims more at a time.
+ * Number of consecutive profiles without a stored result at which a run stops,
+ * as a multiple of the maximum number of profiles per claim, which counts as
+ * at most 2 * HRFLOW_MAX_WASTED.
  */
 #define MAX_VAIN_CLAIMS 4
 
@@ -40,9 +40,10 @@
 #define LOCKED_INTERVAL 100
 
 /*
- * Maximum duration of a transaction that writes replies after an error or at
- * the end of the session, in milliseconds.  This is also the maximum time for
- * which to wait for other sessions without writing a profile.
+ * Maximum duration of a transaction that writes replies, or releases leases,
+ * after an error or at the end of the session, in milliseconds.  This is also
+ * the maximum time for which to wait for other sessions without writing a
+ * profile.
  */
 #define LAST_TIME 2000
 
@@ -127,8 +128,9 @@ write_once(HrflowRun *run)
 }
 
 /*
- * Write the profiles that have arrived, except profiles that other sessions
- * have locked.
+ * Write the profiles that have arrived, except profiles that must be retried
+ * later, for example because other sessions have locked them.  If none has
+ * arrived, only begin a new transaction.
  */
 void
 hrflow_settle_write(HrflowRun *run)
@@ -186,9 +188,8 @@ renew_leases(HrflowRun *run)
 
 /*
  * Write the profiles that have arrived.  Retry profiles that other sessions
- * have locked, for at most LOCKED_GRACE.  While the tables themselves are
- * locked, nothing can be written, and the caller's lock_timeout limits the
- * time instead.
+ * have locked, for at most LOCKED_GRACE.  While a lock causes the whole write
+ * to be rolled back, is_locked_out() in work.c limits the time instead.
  */
 static void
 write_rest(HrflowRun *run)
@@ -303,8 +304,9 @@ release_leases(HrflowRun *run)
 }
 
 /*
- * Write the profiles that have arrived, and release the leases of all other
- * claimed profiles.  Interrupts must be held off.
+ * Write the profiles that have arrived, and release the leases of all others,
+ * except profiles that other sessions have locked.  No profile remains in the
+ * run.  Interrupts must be held off.
  */
 void
 hrflow_settle(HrflowRun *run)
@@ -336,8 +338,8 @@ hrflow_settle_warn(const HrflowRun *run)
 							   "refresh of %s could not store the vectors fetched for " INT64_FORMAT " profiles",
 							   run->nunwritten, run->name, run->nunwritten),
 				 run->nlocked == run->nunwritten ?
-				 errdetail("Other sessions held locks on the rows for too long.  No attempt was counted.") :
-				 errdetail("The run ended before they were written.  No attempt was counted."),
+				 errdetail("Other sessions held locks on the rows for too long.  The profiles' \"attempts\" were not incremented.") :
+				 errdetail("The run ended before they were written.  The profiles' \"attempts\" were not incremented."),
 				 run->nlocked > 0 ?
 				 errhint("Keep transactions that lock rows of the store short.") : 0));
 }

@@ -2,7 +2,7 @@
  *
  * state.c
  *		Determines the state of a profile after a reply, and when to request
- *		the profile again.
+ *		the profile again.  Detects outages.
  *
  *-------------------------------------------------------------------------
  */
@@ -33,14 +33,16 @@ static const int64 missing_waits[] = {
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
 /*
- * Minimum number of failed requests, without any other reply, from which a run
- * concludes that the cause is not specific to the profiles.
+ * Minimum number of requests that failed for the same reason, without another
+ * outcome in between, from which a run concludes that the cause is not
+ * specific to the profiles.  While requests are in flight, it is at least
+ * "batch_size".
  */
 #define MIN_OUTAGE 8
 
 /*
  * Minimum delay before a profile is requested again after a failure that is
- * not specific to the profile.
+ * not specific to the profile, except for jitter, which may shorten it.
  */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 
@@ -123,7 +125,7 @@ is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 /*
  * Return a time that is "age" from now, less a random jitter of up to a tenth,
  * so that profiles that were fetched together do not become due together
- * forever.
+ * forever.  Throws 22008 if the time is out of range.
  */
 TimestampTz
 hrflow_state_due_after(const Interval *age)
@@ -169,8 +171,8 @@ hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 /*
  * Return the argument "max_age".  PostgreSQL reads '30' as 30 seconds.  If the
  * user meant 30 days, all profiles would be fetched, and paid for, all the
- * time.  So anything shorter than a minute is rejected, except zero, which
- * must be deliberate, and anything shorter than an hour causes a WARNING.
+ * time.  So, except for zero, which must be deliberate, anything shorter than
+ * a minute is rejected, and anything shorter than an hour causes a WARNING.
  *
  * Throws 22023.
  */
@@ -217,7 +219,7 @@ retry_at(int attempts)
  * on "age", no matter how late the last request was: it is the first element
  * of missing_waits that is greater than twice the age, or else a day, but at
  * most max_age.  From HRFLOW_GONE_AGE on, the wait is as long as the age, but
- * at most MAX_MISSING_WAIT.
+ * at most MAX_MISSING_WAIT.  A random jitter shortens it by up to a tenth.
  */
 static TimestampTz
 missing_until(HrflowRun *run, int64 age)
@@ -239,8 +241,9 @@ missing_until(HrflowRun *run, int64 age)
 
 /*
  * Return for how long the API has had no vector for a profile, in
- * microseconds.  If a user-supplied table lacks the column "failed_at", the
- * time is unknown, and we assume a day.
+ * microseconds, or 0 if the profile was not missing before.  If "failed_at" is
+ * null, or a user-supplied table lacks this column, the time is unknown, and
+ * we assume a day.
  */
 static int64
 missing_age(const HrflowProfileRow *row)
@@ -265,10 +268,11 @@ has_old_error(const HrflowProfile *profile)
 /*
  * Return the time at which to request a profile again after a failure that is
  * not specific to the profile.  The wait is a minute if the error is new.
- * Otherwise, it is as long as the profile has had the error, but at most an
- * hour, or a day if the API does not know the profile's source.  Thus the next
- * run begins with other profiles.  An error counts as new if requests for the
- * profile were not completed.
+ * Otherwise, it is as long as the profile has had the error, but at least a
+ * minute, and at most an hour, or a day if the API does not know the profile's
+ * source.  Thus the next run begins with other profiles.  An error counts as
+ * new if requests for the profile were not completed, or if "failed_at" is not
+ * known.  A random jitter shortens the wait by up to a tenth.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
@@ -311,9 +315,9 @@ set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
 
 /*
  * Set the row of a profile whose requests were not completed, or whose failure
- * is not specific to the profile.  Only the error changes and, if
- * "is_postponed" is true, due_at; otherwise the row remains as if the profile
- * had not been claimed.
+ * is not specific to the profile.  Only the error changes, with its time and
+ * its HTTP status, and, if "is_postponed" is true, due_at; otherwise the row
+ * remains as if the profile had not been claimed.
  */
 static void
 set_not_counted(HrflowProfile *profile, bool is_postponed)
@@ -335,10 +339,10 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 
 /*
  * Return the time at which to request a profile again that was fetched
- * successfully: usually after max_age.  If vectors were put aside because the
- * API no longer has them, which may be a mistake, the wait is at most a day.
- * If another session prevented the decision whether to put vectors aside, the
- * wait is at most a minute.
+ * successfully: usually after max_age.  If more than half of a section was put
+ * aside because the API no longer has it, which may be a mistake, the wait is
+ * at most a day.  If another session prevented the decision whether to put
+ * vectors aside, the wait is at most a minute.
  */
 static TimestampTz
 ok_until(HrflowRun *run, const HrflowProfile *profile)
@@ -353,7 +357,8 @@ ok_until(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Set the row of a profile for which the API has replied.
+ * Set the row of a profile whose requests, if it needed any, were completed
+ * with a result that is specific to the profile.
  */
 static void
 set_answered(HrflowRun *run, HrflowProfile *profile)
@@ -399,8 +404,8 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Set the row of a profile for which the API has replied, but which has
- * changed since it was claimed.  The vectors are stored, but the profile
+ * Like set_answered(), but for a profile that has changed since it was
+ * claimed.  A success is recorded, and a failure is ignored.  The profile
  * becomes due again only after a delay, so that a profile that changes
  * continually is not fetched, and paid for, continually.
  */
@@ -426,9 +431,9 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Postpone a profile without a result, so that a run that continues does not
- * claim it again immediately.  This is not necessary if the API rejects our
- * requests in general, because the run is then about to stop.
+ * Postpone a profile that is due and has no result, so that a run that
+ * continues does not claim it again immediately.  This is not necessary if the
+ * API rejects our requests in general, because the run is then about to stop.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -480,7 +485,7 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
 typedef enum Sign
 {
 	SIGN_NONE,					/* no common cause, or no failure */
-	SIGN_OF_NETWORK,			/* there are no replies */
+	SIGN_OF_NETWORK,			/* there are no usable replies */
 	SIGN_OF_SETTING,			/* a setting or "fields" is wrong */
 	SIGN_OF_LINKS				/* no link works */
 } Sign;
@@ -535,8 +540,8 @@ hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Move all suspects to the list of profiles to be written.  "is_outage" says
- * whether their failures were caused by an outage, rather than by the
+ * Move all suspects to the list of profiles to be written.  If "is_outage",
+ * their failures, except failures of links, are not attributed to the
  * profiles.
  */
 static void
@@ -577,9 +582,11 @@ note_outage(HrflowRun *run)
 }
 
 /*
- * Called when all requests for a profile are complete.  The profile is written
- * next, unless its failure may be caused by an outage.  An outage is ruled out
- * if the API has sent any other reply since the profile was requested.
+ * Called when all requests for a profile are complete, or have been given up.
+ * Moves the profile to the list of profiles to be written, unless its vectors
+ * are held back because of their dimension, or its failure may be caused by an
+ * outage.  An outage is ruled out if another profile has succeeded, or failed
+ * for a different reason, since this one was requested.
  */
 void
 hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
@@ -629,11 +636,12 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Called when all requests of a run are complete, to decide about the
- * suspects.  If there are fewer than MIN_OUTAGE, their failures are considered
- * specific to the profiles; otherwise, a store with few profiles would never
- * record a failure.  However, if the run stopped because there were no
- * replies, an outage is assumed, because there was no time for other replies.
+ * Called when no requests are in flight, to decide about the suspects.  If
+ * there are fewer than MIN_OUTAGE, their failures are considered specific to
+ * the profiles; otherwise, a store with few profiles would never record a
+ * failure.  However, if the run is stopping for any reason, the failures are
+ * not attributed to the profiles, because there was no time for other replies.
+ * If it is stopping because there were no replies, an outage is reported.
  */
 void
 hrflow_state_settle_suspects(HrflowRun *run)

@@ -3,13 +3,13 @@
  * track.c
  *		Creates the triggers on tables that feed a store.
  *
- * Each table that feeds a store has four triggers for this purpose.  The
- * triggers on INSERT, DELETE and TRUNCATE are statement-level triggers.  The
- * trigger on TRUNCATE fires before the rows are deleted.  The trigger on
- * UPDATE is a row-level trigger with a WHEN condition on the relevant columns,
- * so that an UPDATE of other columns costs nothing.  A statement-level trigger
- * cannot do that, because PostgreSQL allows neither a WHEN condition on rows
- * nor a list of columns together with transition tables.
+ * Each table that feeds a store has four triggers.  The triggers on INSERT,
+ * DELETE and TRUNCATE are statement-level triggers.  The trigger on TRUNCATE
+ * fires before the rows are deleted.  The trigger on UPDATE is a row-level
+ * trigger with a WHEN condition on the relevant columns, so that an UPDATE of
+ * other columns does not fire it.  A statement-level trigger cannot do that:
+ * its WHEN condition cannot refer to columns, and a trigger with a list of
+ * columns cannot have transition tables.
  *
  *-------------------------------------------------------------------------
  */
@@ -82,9 +82,9 @@ static const char create_trigger_sql[] =
 static const char content_arguments_sql[] = ", %L, %L";
 
 /*
- * Statement that marks all profiles as changed.  It is executed when contents
- * will be read from other columns than before.  Contents that turn out to be
- * unchanged are not requested again.
+ * Statement that marks all profiles as changed, except unwanted and gone ones.
+ * It is executed when different columns, or a different item type, will be
+ * used to make contents.  Vectors of unchanged contents are seldom requested.
  */
 static const char mark_all_changed_sql[] =
 "UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
@@ -130,11 +130,11 @@ static const TriggerKind trigger_kinds[] = {
  */
 
 /*
- * Refuse a table that has children or a parent.  A statement fires only the
- * statement-level triggers of the table that it names.  Rows deleted through
- * the parent, or in a child, would therefore be missed, and their vectors
- * would remain.  Partitioned tables are accepted: statements that name a
- * partitioned table fire its triggers, whichever partitions contain the rows.
+ * Refuse a table that has a parent or, unless it is partitioned, children.  A
+ * statement fires only the statement-level triggers of the table that it
+ * names.  Rows inserted or deleted through the parent, or in a child, would be
+ * missed.  Statements that name a partitioned table fire its triggers,
+ * whichever partitions contain the rows.
  */
 static void
 check_inheritance(Relation table)
@@ -269,7 +269,7 @@ grant_function(const HrflowStore *store, Oid function)
 										 execute)))
 		return;
 
-	/* Without a lock, one of two concurrent GRANTs would fail. */
+	/* Without a lock, one of two concurrent GRANTs could fail. */
 	LockDatabaseObject(ProcedureRelationId, function, 0,
 					   ShareUpdateExclusiveLock);
 	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
@@ -374,8 +374,8 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 
 /*
  * Warn if a table fed the store through other keys before: the user should
- * learn immediately that the previous profiles are put aside.  If a previous
- * column no longer exists, it was renamed, and there is nothing to warn about.
+ * learn immediately that the previous profiles may be put aside.  If a
+ * previous column no longer exists, assume that it was renamed.
  */
 static void
 warn_of_other_keys(const HrflowStore *store, Relation table,
@@ -398,7 +398,7 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 				(errmsg("table \"%s\" no longer feeds store %s through column \"%s\"",
 						RelationGetRelationName(table), store->vectors_name,
 						feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN]),
-				 errdetail("A table feeds a store through a single column of identifiers, and a single source or column of sources.  Profiles that are in no other table that feeds the store are put aside.")));
+				 errdetail("A table feeds a store through a single column of identifiers, and a single source or column of sources.  Profiles that are in no other table that feeds the store may be put aside.")));
 }
 
 /*
@@ -456,7 +456,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 
 	/*
 	 * Drop all other triggers by which the table fed the store, because they
-	 * would only repeat the work of the new triggers.
+	 * would repeat the work of the new triggers, or track by previous keys.
 	 */
 	foreach(cell, old)
 	{
@@ -477,7 +477,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 
 /*
  * Is a trigger as create_trigger() would create it, except that it may be set
- * to ENABLE ALWAYS?  The columns in its WHEN condition are not checked.
+ * to ENABLE ALWAYS?  Its WHEN condition and transition tables are not checked.
  */
 static bool
 is_as_made(const HrflowStore *store, const HrflowFeeder *feeder,
@@ -621,8 +621,8 @@ put_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Restore unwanted profiles to which a table refers again, and erase vectors
- * that have expired.
+ * Restore unwanted profiles to which a table refers again, if all tables that
+ * feed the store can be queried, and erase a batch of expired vectors.
  */
 static void
 tidy_aside(const HrflowStore *store, Oid function)
@@ -688,8 +688,8 @@ has_keys(const HrflowStore *store, Relation table, Oid function,
 
 /*
  * Let a table feed the store from now on, and track the profiles that its rows
- * name.  Locks the table against writers.  Returns the number of profiles that
- * were not tracked before.
+ * name.  May put aside unwanted profiles.  Locks the table against writers.
+ * Returns the number of profiles that were not tracked before.
  */
 static uint64
 track(const HrflowStore *store, Relation table, Oid function,

@@ -4,10 +4,11 @@
  *		Implements the trigger function for the tables that feed a store.
  *
  * Rows of the table of profiles are locked in the order of their keys, so that
- * concurrent statements do not deadlock.  This does not hold for the first
- * rows of an UPDATE, because the row-level trigger locks their profiles in the
- * order in which the rows are updated; see updated.c.  Deleted profiles are
- * erased at the end of the transaction; see deferred.c.
+ * concurrent statements do not deadlock.  This does not hold for the rows of
+ * an UPDATE that are processed immediately, because the row-level trigger
+ * locks their profiles in the order in which the rows are updated; see
+ * updated.c.  Deleted profiles are erased at the end of the transaction,
+ * unless a table still refers to them; see deferred.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -82,8 +83,8 @@ insert_new(void *arg)
 
 /*
  * Track many profiles, none of which was tracked at the last check.  Returns
- * false, without having changed anything, if another session has tracked any
- * of them since.
+ * false, without having changed anything, if that violates a unique
+ * constraint, usually because another session has tracked some of them since.
  */
 static bool
 track_new(const HrflowStore *store, const char *profiles)
@@ -409,9 +410,9 @@ check_not_renamed(TriggerData *trigdata, Oid named)
 /*
  * Report that the store that a trigger names does not exist.  If the store was
  * dropped, its triggers were dropped with it, unless the table was restored
- * from a dump, which does not preserve that dependency.  In that case there is
- * nothing to do, and writing to the table must not fail, so only a WARNING is
- * raised.
+ * from a dump, which does not preserve that dependency.  In the latter case,
+ * there is nothing to do, and writing to the table must not fail, so only a
+ * WARNING is raised.  Throws 42P01 if the store is known to have been renamed.
  */
 static void
 report_missing_store(TriggerData *trigdata)

@@ -321,8 +321,9 @@ erase_expired_batch(Untracking *untracking, const HrflowStore *store)
 }
 
 /*
- * UntrackWork callback: drop the last trigger and finish, after all unwanted
- * profiles have been put aside.
+ * UntrackWork callback: finish, after all unwanted profiles have been put
+ * aside, or a batch was refused.  Drop the last trigger unless one was
+ * refused.
  */
 static bool
 end_put_aside(Untracking *untracking, const HrflowStore *store)

@@ -31,8 +31,8 @@
 #include "utils/tuplestore.h"
 
 /*
- * Number of rows per statement and store that are processed immediately,
- * because collecting so few rows would save no time.
+ * Minimum number of rows per statement and store that are processed
+ * immediately, because collecting so few rows would save no time.
  */
 #define FEW_ROWS 100
 
@@ -62,15 +62,15 @@ static const char mark_updated_sql[] =
 " (SELECT u.s, u.i FROM " UPDATED " AS u WHERE u.kept)";
 
 /*
- * Subquery for the keys of the profiles that rows name now, but did not name
- * before.
+ * Subquery for the keys of the profiles that rows name now, except rows that
+ * have kept their keys.
  */
 static const char new_profiles_sql[] =
 "(SELECT u.s, u.i FROM " UPDATED " AS u WHERE u.i IS NOT NULL AND NOT u.kept)";
 
 /*
- * Query for the keys of the profiles that rows named before, but do not name
- * now.
+ * Query for the keys of the profiles that rows named before, except rows that
+ * have kept their keys.
  */
 static const char old_profiles_sql[] =
 "SELECT u.old_s AS s, u.old_i AS i FROM " UPDATED " AS u"
@@ -97,7 +97,7 @@ struct HrflowUpdated
 								 * immediately */
 	bool		has_kept;		/* has any row kept its key? */
 	bool		has_changed;	/* has any row changed its key? */
-	TupleDesc	desc;			/* row type of UPDATED */
+	TupleDesc	desc;			/* row type of UPDATED, or NULL like "rows" */
 	Tuplestorestate *rows;		/* NULL until the first row is collected */
 };
 
@@ -118,9 +118,9 @@ static ExecutorFinish_hook_type previous_executor_finish = NULL;
 
 /*
  * Return the statement whose triggers are firing.  Returns NULL if there is
- * none, or if a user's trigger has started a subtransaction in which deferred
- * triggers fire, because the rows of these triggers do not belong to the
- * statement.
+ * none, or if triggers fire in another subtransaction, because their rows may
+ * not belong to the statement: for example, a user's trigger may have started
+ * a subtransaction in which deferred triggers fire.
  */
 static Statement *
 get_statement(void)
@@ -160,7 +160,7 @@ hrflow_updated_kind(const HrflowUpdated *updated)
 
 /*
  * Note that a row has been processed immediately by a trigger that feeds a
- * store.
+ * store, unless rows cannot be collected at present.
  */
 void
 hrflow_updated_note(const HrflowStore *store, Oid function, Oid trigger)

@@ -21,7 +21,7 @@
 #include "utils/snapmgr.h"
 
 /*
- * Maximum time for which a transaction waits for locks while requests are in
+ * Maximum time for which a transaction waits for a lock while requests are in
  * flight, replies are to be written, or the run is ending, in milliseconds.
  * It is shorter than the default of deadlock_timeout, so that a deadlock does
  * not end the other session's transaction.
@@ -29,14 +29,14 @@
 #define MAX_LOCK_TIME 500
 
 /*
- * Maximum time for which a transaction waits for locks, in milliseconds, if a
+ * Maximum time for which a transaction waits for a lock, in milliseconds, if a
  * table was locked when work was last tried, and requests are in flight.
  */
 #define SHORT_LOCK_TIME 10
 
 /*
  * Maximum time for which to retry work that was rolled back because its
- * statements could not acquire a lock.
+ * statements could not acquire a lock, other than those of the store's tables.
  */
 #define MAX_LOCKED_OUT (60 * HRFLOW_SEC)
 
@@ -57,8 +57,9 @@ static const char *const planner_settings[] = {
 /*
  * Move pending interrupts that would terminate the session to run->held, and
  * let the run end, because a FATAL error in a transaction of the run would
- * lose the replies that have arrived.  If the connection to the client is
- * lost, also stop sending to the client, because each attempt would cause
+ * lose the replies that have arrived.  Until the run ends, SIGTERM does not
+ * cause such an interrupt; see interrupt.c.  If the connection to the client
+ * is lost, also stop sending to the client, because each attempt would cause
  * another interrupt.
  */
 void
@@ -101,7 +102,8 @@ hrflow_work_limit_locks(int limit)
 
 /*
  * Limit the time for which the transaction that is being started waits for
- * each lock, so that transaction_timeout does not terminate the session.
+ * each lock, so that transaction_timeout does not terminate the session, and
+ * no reply is lost; see hrflow_work_may_wait().
  */
 static void
 limit_lock_timeout(HrflowRun *run)
@@ -247,12 +249,12 @@ hrflow_work_keep_error(HrflowRun *run)
 /*
  * Can work that has failed with this error be retried?  It can if another
  * session holds a lock, and requests are in flight or replies are to be
- * written.
+ * written, unless the run is ended by an error or the end of the session.
  *
- * While the store's tables are locked, a run that has no more requests in
- * flight waits as long as the caller's lock_timeout allows.  For any other
- * lock, such as a lock that a trigger requires, it waits for at most
- * MAX_LOCKED_OUT.
+ * While the store's tables are locked, a run retries without a limit as long
+ * as it may have requests in flight, and then as long as the caller's
+ * lock_timeout allows.  For any other lock, such as a lock that a trigger
+ * requires, it retries for at most MAX_LOCKED_OUT.
  */
 static bool
 is_locked_out(HrflowRun *run, const ErrorData *error)
@@ -271,7 +273,7 @@ is_locked_out(HrflowRun *run, const ErrorData *error)
 
 /*
  * Roll back a transaction after an error.  Save the error, unless the work can
- * be retried.
+ * be retried, or an earlier error has been saved.
  */
 static void
 take_error_of_work(HrflowRun *run, HrflowWork work)
@@ -291,8 +293,9 @@ take_error_of_work(HrflowRun *run, HrflowWork work)
 }
 
 /*
- * Call a function in a transaction, and commit it.  The function runs in a
- * subtransaction, because an error within a trigger would leave SPI at a
+ * Call a function in a transaction, and commit the transaction; but rethrow an
+ * error of the function without ending the transaction.  The function runs in
+ * a subtransaction, because an error within a trigger would leave SPI at a
  * level where we could not end the transaction.  It also runs at its own SPI
  * level, because results at the level of the procedure are kept until the
  * procedure ends.
@@ -321,8 +324,8 @@ hrflow_work_do(HrflowRun *run, HrflowWork work)
 
 /*
  * Like hrflow_work_do(), but save the first error, to be rethrown at the end
- * of the run.  An error about a lock is not saved if the work can be retried.
- * Returns true if there was no error.
+ * of the run, and roll back the transaction.  An error about a lock is not
+ * saved if the work can be retried.  Returns true if there was no error.
  */
 bool
 hrflow_work_try(HrflowRun *run, HrflowWork work)

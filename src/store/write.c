@@ -19,8 +19,8 @@
 #include "utils/timestamp.h"
 
 /*
- * Maximum time for which to retry writing a profile whose row is locked by
- * another session, in units of hrflow_clock_now().
+ * Maximum time for which to retry writing a profile whose row or vectors are
+ * locked by another session, in units of hrflow_clock_now().
  */
 #define MAX_LOCKED_TIME (60 * HRFLOW_SEC)
 
@@ -42,8 +42,8 @@
 #define MAX_SINGLE_WAITS 25
 
 /*
- * Statement that locks the rows of profiles, and returns their contents.  $1
- * to $3 are arrays of the sources, identifiers and leases.  As in claim.c, the
+ * Statement that locks the rows of profiles, and returns their values.  $1 to
+ * $3 are arrays of the sources, identifiers and leases.  As in claim.c, the
  * plan does not depend on the statistics of the table.
  */
 static const char lock_arrived_sql[] =
@@ -107,7 +107,8 @@ static const char fetched_with_sql[] =
 
 /*
  * The hash of the content is updated only together with the vector.  Content
- * that may have been sent remains marked as sent if there was no reply.
+ * that may have been sent remains marked as sent unless a complete reply was
+ * received and stored.
  */
 static const char content_sql[] =
 "content_hash = CASE WHEN k.refreshed_at IS NULL OR k.is_kept"
@@ -144,9 +145,9 @@ get_array(uint64 row, int column)
 }
 
 /*
- * Lock the rows of profiles, and read their current contents.  Rows that
- * other sessions have locked are skipped: an application that writes several
- * rows locks them in its own order, and could deadlock with us.
+ * Lock the rows of profiles whose leases are still ours, and read the rows.
+ * Rows that other sessions have locked are skipped: an application that writes
+ * several rows locks them in its own order, and could deadlock with us.
  */
 static void
 lock_profiles(const HrflowStore *store, List *profiles)
@@ -299,8 +300,8 @@ get_write_until(const HrflowRun *run)
 
 /*
  * Write the vectors of profiles, except vectors that are stored already.  If a
- * profile was fetched completely, also put aside the stored vectors that its
- * reply lacks.  At least one profile is written, however long that takes.
+ * profile was fetched completely, also put aside stored vectors that its reply
+ * lacks.  At least one profile is written, however long that takes.
  */
 static void
 write_vectors(void *arg)
@@ -416,9 +417,9 @@ note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 }
 
 /*
- * Write the vectors of each profile separately, so that only the profiles that
- * cause errors remain unwritten.  Returns false if there was not enough time
- * for all of them.
+ * Write the vectors of each profile separately, so that profiles that cause
+ * errors do not keep others from being written.  After MAX_SINGLE_WAITS, hold
+ * the rest back.  Returns false if there was not enough time for all profiles.
  */
 static bool
 write_one_by_one(Writing *writing, List *profiles)
@@ -568,8 +569,7 @@ write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 
 /*
  * Plan the statements that write vectors and states, and initialize their
- * execution, without any rows.  Throws the errors that the statements would
- * throw.
+ * execution, but do not execute them.  Throws any error that this causes.
  */
 void
 hrflow_write_explain(const HrflowStore *store)
@@ -748,9 +748,9 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Count and free the profiles that were written, after the commit.  Profiles
- * that other sessions have locked are kept, to be retried, unless their leases
- * are no longer ours.
+ * Count and free the profiles that were written, or cannot be written because
+ * their leases are no longer ours, after the commit.  Profiles that are held
+ * back are kept, as are, for at most MAX_LOCKED_TIME, locked profiles.
  */
 void
 hrflow_write_done(HrflowRun *run)
