@@ -3,11 +3,12 @@
  * match.h
  *		Data structures and functions for ranking the profiles of a store.
  *
- * match.c has the SQL functions and chooses how to search: exact.c compares
- * every vector, and index.c scans an index of pgvector.  best.c keeps the best
- * matches, and stream.c executes queries.  recall.c compares the results of an
- * index with those of an exact search, and pairs.c ranks one store for every
- * vector of another.
+ * match.c has the SQL functions that search a store for one vector, and
+ * chooses how to search: exact.c compares every vector in the scope of the
+ * search, and index.c scans an index of pgvector.  best.c keeps the best
+ * matches, stream.c executes queries, and toast.c reads TOASTed vectors.
+ * recall.c compares the results of an index with those of an exact search, and
+ * pairs.c ranks one store for every vector of another.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,12 +22,15 @@
 #include "store/store.h"
 #include "utils/hsearch.h"
 
-/* Maximum number of rows that one call returns. */
+/*
+ * Maximum value of the arguments "k" and "sample", except for
+ * hrflow_match_all().
+ */
 #define HRFLOW_MAX_K 10000
 
 /*
- * Argument numbers of hrflow_match().  Most of these arguments have the same
- * position in the other functions that rank.
+ * Argument numbers of hrflow_match().  hrflow_match_weighted() and
+ * hrflow_match_recall() share some of these numbers.
  */
 enum
 {
@@ -39,7 +43,9 @@ enum
 };
 
 /*
- * A vector that was found, and its similarity to the query.
+ * A vector that was found, and its similarity to the query.  In a weighted
+ * search, a profile that was found: "similarity" is the weighted sum, and
+ * "section" and "item" identify the vector that contributes most to it.
  */
 typedef struct HrflowMatch
 {
@@ -51,8 +57,9 @@ typedef struct HrflowMatch
 	int			item;
 	double		similarity;
 	double	   *parts;			/* weighted similarities, one per section; NaN
-								 * if the profile lacks the section; NULL if
-								 * the search is not weighted */
+								 * if the profile has no comparable vector of
+								 * the section; NULL if the search is not
+								 * weighted */
 } HrflowMatch;
 
 /*
@@ -87,12 +94,12 @@ typedef struct HrflowSearch
 	/* Restrictions on the vectors that are compared. */
 	text	   *source_id;		/* source to search, or NULL to search all
 								 * sources */
-	ArrayType  *profiles;		/* identifiers to search (text[]), or NULL to
-								 * search all profiles */
+	ArrayType  *profiles;		/* identifiers to search for (text[]), or NULL
+								 * to search for all profiles */
 	int			nprofiles;		/* number of elements of "profiles" */
-	ArrayType  *sources;		/* sources that have vectors (text[]), or NULL
-								 * if they have not been looked up yet or are
-								 * too many */
+	ArrayType  *sources;		/* sources in which to look up "profiles"
+								 * (text[]), or NULL if they have not been
+								 * looked up yet or are too many */
 	bool		knows_sources;	/* have the sources been looked up? */
 
 	bool		has_reported;	/* has a NOTICE about dead tuples been sent? */
@@ -132,8 +139,8 @@ typedef struct HrflowIndex
 } HrflowIndex;
 
 /*
- * Prefetch the next row into the processor's cache, so that a search does not
- * wait for memory between two rows.  We assume that the next row is stored in
+ * Prefetch the next row into the processor's cache, so that a search waits
+ * less for memory between two rows.  We assume that the next row is stored in
  * front of the current value, because a heap page is filled from its end, and
  * that it has about the same size.  A wrong assumption only makes the prefetch
  * useless.

@@ -3,9 +3,9 @@
  * refresh.h
  *		Data structures and functions for refreshing a store.
  *
- * A profile moves through the lists of a run: first "claimed", then
- * "in_flight", perhaps "split" while its sections are requested one by one,
- * and then "arrived".  After it has been written, it is freed.
+ * A claimed profile is always in one of the lists of its run: usually first in
+ * "claimed", then in "in_flight", and finally in "arrived".  It is freed after
+ * it has been written, or if the run cannot write it.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,28 +16,33 @@
 #include "store/store.h"
 
 /*
- * State of a profile, which is stored in the column "state".
+ * State of a profile, which is stored in the column "state".  The state
+ * "unwanted" is not in this list, because a run does not process unwanted
+ * profiles.
  */
 typedef enum HrflowState
 {
 	HRFLOW_STATE_DUE,			/* to be fetched, for the first time or again */
 	HRFLOW_STATE_OK,
 	HRFLOW_STATE_MISSING,		/* the API has no vector for the profile */
-	HRFLOW_STATE_GONE,			/* missing for HRFLOW_GONE_AGE; the vectors
-								 * were put aside */
-	HRFLOW_STATE_FAILED,		/* all attempts failed */
+	HRFLOW_STATE_GONE,			/* missing for HRFLOW_GONE_AGE, and found to
+								 * no longer exist in the API; its vectors, if
+								 * any, were put aside */
+	HRFLOW_STATE_FAILED,		/* not to be retried, because of max_attempts
+								 * or because the failure is final */
 	HRFLOW_STATE_EMPTY			/* no content, so there is nothing to request */
 } HrflowState;
 
 /*
- * Queues from which profiles are claimed, in order of precedence.  New,
- * changed and failed profiles take precedence over profiles that are requested
- * again only because of max_age.
+ * Queues from which profiles are claimed, in order of precedence.  New and
+ * changed profiles, and profiles to be retried, take precedence over all
+ * others, such as profiles that are requested again only because of max_age.
  */
 typedef enum HrflowClaimQueue
 {
 	HRFLOW_QUEUE_DUE,			/* profiles in the state HRFLOW_STATE_DUE */
-	HRFLOW_QUEUE_OLD			/* profiles in any other state */
+	HRFLOW_QUEUE_OLD			/* profiles in any other state, except
+								 * "unwanted" */
 } HrflowClaimQueue;
 
 #define HRFLOW_NQUEUES (HRFLOW_QUEUE_OLD + 1)
@@ -49,9 +54,9 @@ typedef struct HrflowBadSource
 {
 	char	   *source_id;
 	char	   *error;
-	TimestampTz due_at;			/* when to request the profiles again, or 0 if
+	TimestampTz due_at;			/* when to request its profiles again, or 0 if
 								 * not known yet */
-	bool		is_to_be_postponed; /* are all profiles of the source to be
+	bool		is_to_be_postponed; /* are the profiles of the source to be
 									 * postponed until due_at? */
 	bool		has_more;		/* did the last statement reach its limit, so
 								 * that there may be more profiles to
@@ -67,7 +72,7 @@ typedef enum HrflowRunTally
 								 * are incomplete */
 	HRFLOW_TALLY_OK,
 	HRFLOW_TALLY_RETRY,			/* failed, will be retried */
-	HRFLOW_TALLY_FAILED,		/* failed for the last time */
+	HRFLOW_TALLY_FAILED,		/* failed, will not be retried */
 	HRFLOW_TALLY_MISSING
 } HrflowRunTally;
 
@@ -84,23 +89,24 @@ typedef struct HrflowPart
 	char	   *section;
 	bool		is_element;
 	int			item;			/* index of the element, or -1 if the element
-								 * is not identified by an index */
+								 * is not identified by an index; not used for
+								 * sections */
 } HrflowPart;
 
 /*
- * Reason why a run ended.  The names of the reasons are in history.c.
+ * Reason for the end of a run.  The names of the reasons are in history.c.
  */
 typedef enum HrflowStop
 {
-	HRFLOW_STOP_DONE,			/* no more profiles are due */
+	HRFLOW_STOP_DONE,			/* no more profiles could be claimed */
 	HRFLOW_STOP_TIME_BUDGET,
 	HRFLOW_STOP_MAX_PROFILES,
 	HRFLOW_STOP_REQUEST_LIMIT,	/* max_requests_per_statement or
 								 * max_requests_per_day was reached */
-	HRFLOW_STOP_REFUSED,		/* the API rejects the key, or the quota is
-								 * used up */
-	HRFLOW_STOP_OUTAGE,			/* no replies, or all profiles failed in the
-								 * same way */
+	HRFLOW_STOP_REFUSED,		/* the API or a proxy refuses all requests,
+								 * such as because of the key or quota */
+	HRFLOW_STOP_OUTAGE,			/* no replies, or too many profiles failed in
+								 * the same way */
 	HRFLOW_STOP_NOT_KEPT,		/* fetched vectors could not be stored */
 	HRFLOW_STOP_ERROR,
 	HRFLOW_STOP_CANCELLED,
@@ -128,8 +134,7 @@ typedef struct HrflowProfileRow
 	TimestampTz failed_at;		/* see set_failed_at() */
 	bool		has_failed_at;
 	bool		is_refreshed;	/* set refreshed_at to the current time? */
-	ArrayType  *sections;		/* names of the sections requested so far, or
-								 * NULL */
+	ArrayType  *sections;		/* value of the column "sections", or NULL */
 } HrflowProfileRow;
 
 /*
@@ -140,7 +145,8 @@ typedef struct HrflowProfile
 {
 	dlist_node	node;			/* in one of the run's lists */
 	MemoryContext context;		/* memory context of this struct and of
-								 * everything to which the struct refers */
+								 * everything that it owns; "row" may refer to
+								 * memory of a transaction */
 	char	   *source_id;
 	char	   *identifier;
 	TimestampTz lease;			/* end of the lease */
@@ -152,36 +158,43 @@ typedef struct HrflowProfile
 	int64		generation;
 	TimestampTz claimed_due_at;
 	bool		is_suspect;		/* did the last error say that the API does
-								 * not know the source? */
+								 * not know the source?  Reset after the reply
+								 * to a probe */
 	int			old_dimension;	/* dimension of the stored vectors, or 0 if
-								 * there are none */
+								 * there are none or it is not known */
 
 	/*
 	 * The content, if the store's contents are read from tables; see
 	 * content.c.
 	 */
-	char	   *body;			/* JSON to POST, or NULL if there is no
-								 * content or this profile needs no request */
+	char	   *body;			/* JSON to POST, or NULL if no request is to
+								 * be sent for this profile */
 	char	   *hash;			/* hash of the JSON, or NULL */
-	char	   *problem;		/* reason why the content cannot be sent, or
-								 * NULL */
+	char	   *problem;		/* why the content of a row cannot be sent, or
+								 * NULL; does not matter if another row has
+								 * content that can be sent */
 	bool		is_empty;		/* is there no content? */
 	struct HrflowProfile *leader;	/* profile with the same content, whose
 									 * result this profile awaits; or NULL */
-	bool		is_copy;		/* was the result copied from "leader"? */
-	bool		was_sent;		/* was a request sent that the API may have
-								 * processed, although no reply arrived? */
+	bool		is_copy;		/* was the result copied from a leader, after
+								 * waiting for it? */
+	bool		was_sent;		/* may a request with this content have been
+								 * sent, by this session or an earlier one,
+								 * without a reply being written? */
 
 	/* Results of fetching the profile. */
-	int64		asked_at;		/* time of the first request */
+	int64		asked_at;		/* time of the first request, or 0 if there
+								 * was none; for a copied result, that of the
+								 * original */
 	int			nopen;			/* number of requests in progress */
 	bool		is_probe;		/* do other profiles of the source wait for
 								 * the reply? */
 	bool		is_split;		/* are the sections requested one by one? */
 	int			next_part;		/* index of the next part to be requested */
 	bool		is_trial;		/* is the profile counted in HrflowRun.ntrial? */
-	HrflowStatus status;		/* first status other than HRFLOW_OK and
-								 * HRFLOW_NO_VECTOR */
+	HrflowStatus status;		/* status of the first failure, or HRFLOW_OK;
+								 * a section without a vector is not a
+								 * failure, but see set_missing() */
 	bool		is_link;		/* does "status" concern a link, rather than a
 								 * request to the API? */
 	bool		unasked;		/* was at least one request not completed? */
@@ -197,25 +210,27 @@ typedef struct HrflowProfile
 	List	   *vectors;		/* HrflowVector */
 
 	/* Results of writing the profile. */
-	bool		is_ours;		/* is the lease still ours? */
+	bool		is_ours;		/* is the lease still ours, and is the profile
+								 * to be written by this transaction? */
 	bool		is_locked;		/* is the lease ours, but the row locked by
 								 * another session? */
-	bool		is_current;		/* is the lease ours, and the row unchanged
+	bool		is_current;		/* if the lease is ours: is the row unchanged
 								 * since the claim? */
-	bool		is_stuck;		/* are the vectors locked by another session? */
+	bool		is_stuck;		/* did a lock prevent the vectors from being
+								 * written? */
 	bool		is_held;		/* is the profile held back, to be written
 								 * later? */
 	bool		is_known;		/* is the profile known to the API, but
 								 * without a vector? */
 	int64		locked_at;		/* when the row or the vectors were first
 								 * found locked, or 0 if they never were */
-	char	   *write_error;	/* reason why the vectors could not be stored,
-								 * or NULL */
+	char	   *write_error;	/* error because of which the vectors could
+								 * not be stored, or NULL */
 	bool		has_lost;		/* does the reply lack stored vectors that
 								 * were requested? */
 	char	   *lost;			/* error message that names the sections of
-								 * which the reply lacks more than half, or
-								 * NULL */
+								 * whose stored vectors the reply lacks more
+								 * than half, or NULL */
 	bool		is_kept;		/* are stored vectors kept although the reply
 								 * lacks them, because too many profiles have
 								 * lost vectors, or because vectors cannot be
@@ -223,17 +238,18 @@ typedef struct HrflowProfile
 	bool		is_undecided;	/* is "is_kept" set only because another
 								 * session held a lock that the decision
 								 * requires? */
-	bool		was_kept;		/* was "is_kept" set when the profile was held
-								 * back? */
+	bool		was_kept;		/* was "is_kept" set, but not "is_undecided",
+								 * when write.c held the profile back? */
 	HrflowRunTally tally;
 	HrflowProfileRow row;
 } HrflowProfile;
 
 /*
  * Time for which the API must have had no vector for a profile before the
- * profile can be considered to no longer exist in the API.  By then, the
- * profile has been requested several times on the first day, when the API may
- * not have indexed it yet, and about once on each of the following days.
+ * profile can be considered to no longer exist in the API.  By then, if runs
+ * are frequent enough, the profile has been requested several times on the
+ * first day, when the API may not have indexed it yet, and about once on each
+ * of the following days.
  */
 #define HRFLOW_GONE_AGE (4 * USECS_PER_DAY)
 
@@ -262,8 +278,8 @@ struct HrflowRun
 {
 	MemoryContext context;		/* memory context that lives until the
 								 * procedure returns */
-	MemoryContext work_context; /* memory context that lives until the
-								 * transaction ends */
+	MemoryContext work_context; /* memory context for one transaction of the
+								 * run, reset after it */
 
 	/* Arguments. */
 	Oid			vectors;
@@ -274,11 +290,12 @@ struct HrflowRun
 	Oid			function;		/* OID of hrflow_track_trigger(), which the
 								 * triggers that feed stores call */
 	ArrayType  *sections;		/* sections in "fields"; all known sections if
-								 * "fields" is not given */
+								 * "fields" is not given; the only section if
+								 * the kind has no sections */
 	List	   *parts;			/* list of HrflowPart, for the sections in
 								 * "sections" */
 	Interval   *max_age;
-	TimestampTz deadline;		/* end of the time budget */
+	TimestampTz deadline;		/* end of the time budget, or DT_NOEND */
 	int64		max_profiles;
 	int			batch_size;
 	int			max_attempts;
@@ -310,8 +327,8 @@ struct HrflowRun
 	dlist_head	in_flight;
 	dlist_head	split;			/* profiles with sections that have not been
 								 * requested */
-	dlist_head	suspects;		/* profiles that failed, possibly because of
-								 * an outage */
+	dlist_head	suspects;		/* profiles that failed, possibly for a common
+								 * reason, such as an outage */
 	dlist_head	foreign;		/* profiles with vectors whose dimension
 								 * differs from the store's */
 	dlist_head	arrived;		/* to be written */
@@ -322,8 +339,9 @@ struct HrflowRun
 	int			nforeign;
 	int			narrived;
 
-	List	   *dimensions;		/* dimensions of stored vectors, or NIL to
-								 * accept any dimension */
+	List	   *dimensions;		/* dimensions that fetched vectors are
+								 * expected to have, or NIL to accept any
+								 * dimension */
 	bool		is_typed;		/* does the column "vector" accept vectors of
 								 * one dimension only? */
 	bool		is_wary;		/* was the last run stopped because the store
@@ -339,17 +357,20 @@ struct HrflowRun
 	bool		is_trusted;		/* have fetched vectors of at least one
 								 * profile been stored? */
 	bool		is_settling;	/* are all requests complete, so that no
-								 * profile is held back any longer? */
+								 * profile is held back to wait for other
+								 * results? */
 	int			nrefused;		/* number of profiles whose vectors were not
 								 * stored, for a reason that is not specific
 								 * to a profile */
 
 	TimestampTz claimed_to[HRFLOW_NQUEUES]; /* claim only profiles due at this
 											 * time or later */
-	int64		looked_back_at; /* when look_back() last reset claimed_to */
-	bool		is_drained;		/* did the last claim find no profile? */
-	bool		is_blocked;		/* was the last claim skipped because another
-								 * session holds a lock? */
+	int64		looked_back_at; /* when look_back() last reset an element of
+								 * claimed_to */
+	bool		is_drained;		/* did the last claim find no profile?  Reset
+								 * after each write */
+	bool		is_blocked;		/* was the last claim rolled back, or skipped
+								 * because another session holds a lock? */
 	TimestampTz claim_lease;	/* time at which the leases of the last claim
 								 * end, or DT_NOBEGIN if the claim has taken
 								 * no lease yet */
@@ -357,9 +378,10 @@ struct HrflowRun
 
 	int64		alive_at;		/* when the outcome of a request last ruled
 								 * out an outage */
-	int64		answered_at;	/* when the API last replied, or when nothing
-								 * was in flight */
-	int64		written_at;		/* time of the last write */
+	int64		answered_at;	/* when the API last sent a valid reply, or
+								 * when nothing was in flight */
+	int64		written_at;		/* when the last write began or, if it took
+								 * long, when it ended */
 	int			nleft;			/* value of "narrived" after the last write */
 	bool		has_more;		/* did the last write run out of time? */
 
@@ -378,11 +400,12 @@ struct HrflowRun
 								 * a lock, if "locked_out" is set */
 
 	HrflowTransport *transport; /* transport that sends the requests, or NULL
-								 * if no request is in flight */
+								 * if none is open */
 	int64		received_at;	/* when hrflow_work_receive() last received
 								 * replies */
 	bool		is_stopping;	/* are no more requests to be sent? */
-	bool		is_outage;		/* did the run stop because of an outage? */
+	bool		is_outage;		/* did the run stop because of failures with a
+								 * common reason? */
 	bool		is_unanswered;	/* did the run stop because "patience" was
 								 * exceeded? */
 	HrflowStop	stop;			/* why the run stopped */
@@ -414,37 +437,40 @@ struct HrflowRun
 								 * before the run */
 	int64		nerased;		/* number of profiles of which more than half
 								 * of a section was put aside, because the API
-								 * no longer has it */
+								 * no longer has it, or because the content
+								 * has become empty */
 	int64		tallies[HRFLOW_NTALLIES];
 	int64		ncounted;		/* sum of "tallies", except HRFLOW_TALLY_NONE */
 	int			nvain;			/* number of profiles processed since the last
-								 * one that was counted in "tallies" */
-	int64		nunwritten;		/* number of profiles whose vectors were
-								 * fetched, but not written */
-	int64		nlocked;		/* number of profiles in "nunwritten" that
-								 * other sessions have locked for too long */
+								 * one that was counted in "ncounted";
+								 * profiles of unknown sources do not count
+								 * unless their leases were lost */
+	int64		nunwritten;		/* number of profiles that were not written
+								 * although vectors were fetched for them, or
+								 * that are in "nlocked" */
+	int64		nlocked;		/* number of profiles that other sessions have
+								 * locked for too long */
 	List	   *gone;			/* list of HrflowGone, the profiles that may
 								 * no longer exist in the API */
 	int64		ngone;			/* number of profiles found to no longer exist
 								 * in the API */
 	int64		ngone_put;		/* number of profiles in "ngone" that had
 								 * vectors, which were put aside */
-	bool		expired_done;	/* has the run erased all vectors that were
-								 * put aside and had expired? */
+	bool		expired_done;	/* did the last batch leave no expired vectors
+								 * to be erased, or fail? */
 	bool		is_new_account; /* when the run began, did the store have
 								 * vectors, all of which were fetched with
 								 * other API keys? */
 	int64		nlacking;		/* number of profiles that the run made due
-								 * because they lacked sections */
+								 * because not all of "fields" had been
+								 * requested for them */
 	int64		nshortened;		/* number of profiles, not counted in
-								 * "nerased", with vectors that were put aside
-								 * because lists of section elements have
-								 * become shorter */
+								 * "nerased", of which at most half of a
+								 * section was put aside */
 	bool		has_no_aside;	/* did the store have no table to put vectors
 								 * aside? */
 	int64		nkept;			/* number of profiles that keep vectors which
-								 * the API no longer has, because too many
-								 * profiles have lost vectors */
+								 * would otherwise have been put aside */
 
 	bool		is_scheduled;	/* is there no client to report progress to? */
 	int64		ndue;			/* number of profiles due when the run began,

@@ -3,11 +3,12 @@
  * store.h
  *		Data structures and functions for stores.
  *
- * A store consists of two ordinary tables that have the same owner: NAME, with
- * the vectors, and NAME_profile, with the state of each profile.  Three more
- * tables are optional: see history.c, aside.c and erased.c.  There is no
- * registry of stores: everything that a function needs is in these tables, in
- * its own arguments, or in the arguments of the triggers that feed the store.
+ * A store consists of two tables that have the same owner: NAME, with the
+ * vectors, and NAME_profile, with the state of each profile.
+ * (hrflow_refresh() accepts a table of profiles with another name.)  Three
+ * more tables are optional: see history.c, aside.c and erased.c.  There is no
+ * registry of stores: only these tables, the triggers that feed a store, and
+ * its pg_cron job describe it.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,7 +26,8 @@
 
 /*
  * Purpose for which a store is opened, which determines the privileges that
- * are required.
+ * are required.  HRFLOW_STORE_READ and HRFLOW_STORE_WRITE also require that
+ * row-level security does not apply to the caller.
  */
 typedef enum HrflowStoreAccess
 {
@@ -36,26 +38,30 @@ typedef enum HrflowStoreAccess
 								 * on both tables */
 	HRFLOW_STORE_OWN,			/* requires that the caller is the owner;
 								 * superusers are not exempt */
-	HRFLOW_STORE_FEED			/* for triggers, which check the owner
-								 * themselves, and for their work at commit */
+	HRFLOW_STORE_FEED			/* requires no privileges of the caller; for
+								 * triggers, which check that their table and
+								 * the store have the same owner, and for work
+								 * that they defer */
 } HrflowStoreAccess;
 
 /*
  * Describes how to read contents from columns of a table that feeds a store,
- * for a kind whose contents the API does not have.  The SQL consists of
- * templates for hrflow_store_sql().
+ * for a kind whose contents the API does not have.  "column_sql" and
+ * "value_sql" are templates for hrflow_store_sql().
  */
 typedef struct HrflowReading
 {
 	int			max_columns;
 	bool		takes_item_type;	/* is the argument "item_type" used? */
-	const Oid  *types;			/* types that a column may have */
+	const Oid  *types;			/* types that a column may have; a domain
+								 * counts as its base type */
 	int			ntypes;
 	const char *type_names;		/* names of the types in "types", for a hint */
 	const char *column_sql;		/* SQL template that reads a column of row
 								 * "f"; the argument is the name of the column */
 	const char *value_sql;		/* SQL template that computes the content; the
-								 * argument is the list of columns */
+								 * argument is a list of the columns, as read
+								 * by "column_sql" */
 	const char *present_sql;	/* SQL condition that c.value is not empty */
 	const char *sendable_sql;	/* SQL condition that c.value can probably be
 								 * sent; make_body() decides */
@@ -108,7 +114,8 @@ typedef enum HrflowLayout
 } HrflowLayout;
 
 /*
- * An open store.  The names are quoted and qualified, for use in SQL.
+ * An open store.  "vectors_name" and "profiles_name" are quoted and qualified,
+ * for use in SQL.
  */
 typedef struct HrflowStore
 {
@@ -126,10 +133,12 @@ typedef struct HrflowStore
 	bool		has_manual;		/* does "profiles" have a column "manual"? */
 	bool		has_failed_at;	/* does "profiles" have a column "failed_at"? */
 	bool		has_erased_at;	/* does "profiles" have a column "erased_at"? */
-	bool		has_content;	/* does "profiles" have the columns
-								 * "content_hash" and "sent_hash"? */
+	bool		has_content;	/* are contents read from columns?  If so,
+								 * "profiles" has the columns "content_hash"
+								 * and "sent_hash" */
 	bool		has_fetched_with;	/* does "profiles" have "dimension",
-									 * "sections" and "account"? */
+									 * "sections" and "account", with the
+									 * expected types? */
 
 	/* State that hrflow_store_close() restores. */
 	Oid			saved_user;
@@ -347,9 +356,11 @@ extern int	hrflow_columns_get_content(const HrflowStore *store,
 
 /*
  * SQL assignments that mark row "p" of the table of profiles as changed.  A
- * change never makes a profile due later, and does not shorten the delay of a
- * profile that changed while it was fetched.  A missing profile is treated
- * like a new profile, because the API may not have indexed the change yet.
+ * change never makes a profile due later.  If the profile is to be fetched
+ * already, and no attempt has failed, it does not become due earlier either: a
+ * profile that changed while it was fetched waits for refresh_debounce.  A
+ * missing profile is treated like a new profile, because the API may not have
+ * indexed the change yet.
  */
 #define HRFLOW_MARK_CHANGED \
 	" state = 'due', due_at = CASE" \
