@@ -59,10 +59,10 @@ make_wanted_job_url(const HrflowSettings *settings, const HrflowWanted *wanted)
 
 /*
  * A text consists of the columns that are not null, separated by blank lines.
- * Each column, and then the text, is truncated one character after the maximum
- * length, so that a text that is too long can still be refused.  Without
- * truncation, long columns could together exceed the maximum size of a value,
- * and the error would end the run.
+ * Each column, and then the text, is truncated to one character more than the
+ * maximum number of bytes, so that a text that is too long can still be
+ * refused.  Without truncation, long columns could together exceed the maximum
+ * size of a value, and the error would end the run.
  */
 static const char text_column_sql[] =
 "left(f.%q::text, 1048577) COLLATE \"C\"";
@@ -223,13 +223,12 @@ hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 
 		if (strcmp(name, known) == 0)
 			return i;
-		appendStringInfo(&names, "%s%s",
-						 i == 0 ? "" : i < n - 1 ? ", " : " or ", known);
+		appendStringInfo(&names, "%s\"%s\"", i == 0 ? "" : ", ", known);
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("invalid value for parameter \"identifier\": \"%s\"", name),
-			 errhint("Use %s.", names.data)));
+			 errhint("Available values: %s.", names.data)));
 }
 
 /*
@@ -254,10 +253,10 @@ has_default_section(Relation vectors, const HrflowKind *kind)
 /*
  * Return the kind of a store, and set *identifier to the index of its
  * identifier.  Both are determined by the first column of the table of vectors
- * that is named like an identifier; columns that users have added come later.
- * Texts and documents both have the column "key", but different defaults for
- * the column "section".  If no column is named like an identifier, return the
- * default kind; the caller then reports the missing column.
+ * that is named like an identifier; columns that users add come later.  For
+ * the column "key", which texts and documents have, the default of the column
+ * "section" must also be that of the kind.  If there is no such column, return
+ * the default kind; the caller then reports the missing column.
  */
 const HrflowKind *
 hrflow_kind_of(Relation vectors, int *identifier)
