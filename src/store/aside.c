@@ -60,7 +60,7 @@ static const char *const create_aside_sql[] = {
  * WITH query that inserts the rows of the WITH query "vectors" into
  * NAME_aside.  If a vector was put aside before, the new row replaces the old
  * one.  "due_at" is the time at which the vector's profile would have been
- * due; if it is not null, it is restored together with the vector.
+ * due, or null; due_as_before_sql restores it.
  */
 static const char put_sql[] =
 ", aside AS (INSERT INTO %R AS a (source_id, %I, section, item, vector,"
@@ -123,9 +123,11 @@ static const char of_unwanted_sql[] =
 " AND a.reason IN ('reconcile', 'untrack')";
 
 /*
- * Restore the profiles whose sources and identifiers are in the arrays $1 and
- * $2.  The profiles must be locked.  Vectors that have been fetched meanwhile
- * are not overwritten.  The second argument sets the state and due_at.
+ * Statement that restores the profiles whose sources and identifiers are in
+ * the arrays $1 and $2, and returns their number.  The profiles must be
+ * locked.  Vectors that have been fetched meanwhile are not overwritten.  The
+ * arguments are NAME_aside, an additional condition on its rows, and
+ * assignments of the state and due_at.
  */
 static const char restore_sql[] =
 "WITH back AS (DELETE FROM %R AS a USING %P AS p, unnest($1, $2) AS l(s, i)"
@@ -146,8 +148,9 @@ static const char restore_sql[] =
 " SELECT count(*) FROM profiles";
 
 /*
- * An unwanted profile becomes due at the time at which it was due before it was
- * put aside; a gone profile becomes due immediately.
+ * An unwanted profile becomes due at the time at which it was due before it
+ * was put aside, or immediately if its due_at was null; a gone profile becomes
+ * due immediately.
  */
 static const char due_as_before_sql[] =
 "state = CASE p.state WHEN 'unwanted' THEN 'ok' ELSE 'due' END,"

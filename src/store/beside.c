@@ -46,9 +46,10 @@ has_columns(Oid table, const HrflowColumn *columns, int n)
 
 /*
  * Return the OID of an optional table of a store, or InvalidOid if there is
- * none.  A table that has the expected name, but another owner than the store,
- * or not all of the given columns with types that are binary coercible to the
- * given types, is ignored.
+ * none.  A relation with the expected name is ignored if it is not an ordinary
+ * or partitioned table, has another owner than the store, or lacks one of the
+ * given columns.  The type of each column must be binary coercible to the
+ * given type, unless that is InvalidOid.
  *
  * The table is not locked, so it may be altered before a statement uses it.
  * Values read from it must therefore be cast to the expected types.

@@ -15,8 +15,9 @@
  * security-restricted operation, so that it cannot queue deferred triggers.
  *
  * Keys that were collected in a subtransaction are kept even if the
- * subtransaction is rolled back.  That does no harm, because the rows that the
- * subtransaction deleted exist again and refer to their profiles.
+ * subtransaction is rolled back.  No profile is erased because of that: the
+ * rows that the subtransaction deleted exist again and refer to their
+ * profiles.
  *
  *-------------------------------------------------------------------------
  */
@@ -39,14 +40,14 @@
 #define NKEYS 2
 
 /*
- * Keys of the profiles that a transaction has deleted from the tables of a
- * store.  Lives in TopTransactionContext.
+ * Keys of the profiles to which a transaction has deleted references from the
+ * tables that feed a store.  Lives in TopTransactionContext.
  */
 typedef struct Deleted
 {
 	Oid			vectors;		/* the store's table of vectors */
 	Oid			function;		/* hrflow_track_trigger(), which the triggers
-								 * on the store's tables call */
+								 * that feed the store call */
 	TupleDesc	desc;			/* row type of "keys": (s text, i text) */
 	Tuplestorestate *keys;
 	bool		is_broken;		/* did adding a key to "keys" fail? */
@@ -144,7 +145,7 @@ get_deleted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Add a key.
+ * Add a key.  If that fails, "is_broken" remains set.
  */
 static void
 add_key(Deleted *deleted, Datum *values, bool *nulls)
@@ -155,8 +156,8 @@ add_key(Deleted *deleted, Datum *values, bool *nulls)
 }
 
 /*
- * Record that a profile has been deleted.  It is erased before the commit,
- * unless a table refers to it by then.
+ * Record that a row that refers to a profile has been deleted.  The profile is
+ * erased before the commit, if it is unwanted by then; see feeder.c.
  */
 void
 hrflow_deferred_add(const HrflowStore *store, Oid function,
@@ -202,11 +203,11 @@ ignore_end_of_keys(DestReceiver *receiver)
 }
 
 /*
- * Record that profiles have been deleted.  They are erased before the commit,
- * unless a table refers to them by then.  "profiles" is a query that returns
- * their keys as columns "s" and "i".  The query sees all rows that are
- * committed by now, because TRUNCATE also deletes rows that are not visible to
- * the transaction's snapshot.
+ * Record that rows that refer to profiles have been deleted.  The profiles are
+ * erased before the commit, if they are unwanted by then.  "profiles" is a
+ * query that returns their keys as columns "s" and "i".  The query sees all
+ * rows that are committed by now, because TRUNCATE also deletes rows that are
+ * not visible to the transaction's snapshot.
  */
 void
 hrflow_deferred_add_all(const HrflowStore *store, Oid function,
@@ -262,7 +263,7 @@ hrflow_deferred_register_rows(char *name, TupleDesc desc,
 /*
  * Make the keys of the profiles that the transaction has deleted so far
  * available to SPI queries as the table HRFLOW_DELETED, until SPI_finish().
- * Returns false if no profile of the store was deleted.
+ * Returns false if no keys were collected for the store.
  */
 bool
 hrflow_deferred_register(const HrflowStore *store)
@@ -294,9 +295,10 @@ add_context(void *arg)
 }
 
 /*
- * Erase the deleted profiles of a store, unless the store has been dropped.
- * If the extension has been dropped, we cannot find out whether tables still
- * refer to these profiles, so throw 55006.
+ * Erase those of the deleted profiles of a store that are unwanted.  Does
+ * nothing if the store has been dropped.  If the extension has been dropped,
+ * we cannot find out whether tables still refer to these profiles, so throw
+ * 55006.
  */
 static void
 erase_deleted(const Deleted *deleted)

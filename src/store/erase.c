@@ -5,14 +5,16 @@
  *
  * Profiles that a user deletes are erased in the same transaction.  Vectors
  * that the API no longer has, and unwanted profiles (see feeder.c), are first
- * put aside, within a limit, and erased when they expire; see aside.c.
- * Nothing is erased in any other way.
+ * put aside, and erased when they expire; see aside.c.  Unless a user has
+ * untracked a table, hrflow_erase_allowance() limits how many profiles may
+ * lose vectors in this way.  Unwanted profiles without vectors are erased
+ * immediately.  Nothing is erased in any other way.
  *
  * Rows of the table of profiles are locked in the order of their keys.  Only
  * after that do we determine whether a table refers to a profile, with a
  * snapshot that is taken after the lock.  So if one session deletes a row that
  * refers to a profile while another one inserts such a row, the session that
- * gets the lock last sees the change of the other session.  Rows that will be
+ * gets the lock last sees the change of the other session.  Rows that may be
  * deleted are locked FOR UPDATE, others FOR NO KEY UPDATE, which does not
  * conflict with the locks of foreign keys that refer to the table.
  *
@@ -112,10 +114,10 @@ static const char erase_profiles_aside_sql[] =
  * profiles are not changed.
  *
  * Profiles that have changed in the meantime, or that another session has
- * claimed, are skipped.  So are profiles that the API knows, if they have
- * vectors that the run did not request.  A profile is proven to be gone if
- * another profile of its source was refreshed in the second half of the time
- * for which it has been missing.
+ * claimed or locked, are skipped.  So are profiles that the API knows, if they
+ * have vectors that the run did not request.  A profile is proven to be gone
+ * if another profile of its source was refreshed in the second half of the
+ * time for which it has been missing.
  */
 static const char erase_gone_sql[] =
 "WITH missing AS MATERIALIZED"
@@ -167,8 +169,8 @@ static const char count_erased_sql[] =
 " WHERE p.erased_at > clock_timestamp() - interval '24 hours'";
 
 /*
- * SQL that counts the unwanted profiles that were put aside, and then erased,
- * within the last 24 hours.
+ * SQL that counts the unwanted profiles that were put aside within the limit,
+ * and then erased, within the last 24 hours.
  */
 static const char count_recorded_sql[] =
 "SELECT count(DISTINCT n.fingerprint) FROM %R AS n WHERE n.reason = 'reconcile'"
@@ -181,11 +183,11 @@ static const char count_refreshed_sql[] =
 " AND (p.state IN ('gone', 'unwanted')) IS NOT TRUE";
 
 /*
- * Maximum number of profiles of a store that may lose vectors within 24 hours
- * without being deleted by a user: the fraction MAX_ERASED_PART of the
- * profiles, or MAX_ERASED_FREE profiles, whichever is greater.  If more
- * profiles seem to have lost vectors, a wrong address, key or source is a more
- * likely cause.
+ * Maximum number of profiles of a store that may lose more than half of the
+ * vectors of a section within 24 hours without being deleted or untracked by a
+ * user: the fraction MAX_ERASED_PART of the profiles, or MAX_ERASED_FREE
+ * profiles, whichever is greater.  If more profiles seem to have lost vectors,
+ * a wrong address, key or source is a more likely cause.
  */
 #define MAX_ERASED_PART 0.05
 #define MAX_ERASED_FREE 20
@@ -283,8 +285,9 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 }
 
 /*
- * Erase the profiles in HRFLOW_DELETED, which the transaction has deleted,
- * unless a table still refers to them.
+ * Erase those profiles in HRFLOW_DELETED, which the transaction has deleted,
+ * that are unwanted now.  Erases nothing, after a WARNING, if the owner of a
+ * table that feeds the store has changed.
  */
 void
 hrflow_erase_deleted(const HrflowStore *store, Oid function)
@@ -323,9 +326,9 @@ hrflow_erase_profiles(const HrflowStore *store,
 }
 
 /*
- * Count the profiles that have lost vectors within the last 24 hours, because
- * the API no longer had the vectors, or because the profiles were unwanted.
- * Returns 0 if a user-supplied table of profiles lacks the column "erased_at".
+ * Count the profiles that have lost vectors within the last 24 hours, as far
+ * as hrflow_erase_allowance() limits that.  Returns 0 if a user-supplied table
+ * of profiles lacks the column "erased_at".
  */
 int64
 hrflow_erase_count(const HrflowStore *store)
@@ -372,10 +375,11 @@ lock_limit(const HrflowStore *store)
  * deleted by a user.  All profiles that have lost vectors in this way within
  * the last 24 hours count, no matter in which run.  Returns 0 if their number
  * is not known, or if vectors cannot be put aside, and HRFLOW_ERASE_UNDECIDED
- * if another session is deciding about vectors at the moment.
+ * if another session is deciding about vectors at the moment, or has locked
+ * NAME_aside.
  *
- * Until the end of the transaction, no other session can obtain an allowance,
- * and NAME_aside cannot be dropped.
+ * If the result is positive, no other session can obtain an allowance until
+ * the end of the transaction, and NAME_aside cannot be dropped.
  */
 int64
 hrflow_erase_allowance(const HrflowStore *store)

@@ -3,11 +3,11 @@
  * erased.c
  *		Records erasures of profiles, in the table NAME_erased of a store.
  *
- * The table has a row for every erased profile.  Instead of the identifier,
- * the row has a fingerprint.  Anyone who knows a person's identifier can use
- * the fingerprint to show that the person's vectors were erased, and when.
- * The owner may delete old rows, or drop the table.  Without the table,
- * erasures are not recorded.
+ * The table has a row for each erasure of a profile or of its expired vectors.
+ * Instead of the source and the identifier, the row has a fingerprint.  Anyone
+ * who knows both can use the fingerprint to show that a person's vectors were
+ * erased, and when.  The owner may delete old rows, or drop the table.
+ * Without the table, erasures are not recorded.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +29,8 @@ static const char *const create_erased_sql[] = {
 	" fingerprint bytea NOT NULL)",
 
 	/*
-	 * The table has no key, so publishing DELETE requires a replica identity.
+	 * The table has no key, so publishing UPDATE and DELETE requires a
+	 * replica identity.
 	 */
 	"ALTER TABLE %s REPLICA IDENTITY FULL",
 	"CREATE INDEX ON %s (fingerprint)",
@@ -41,8 +42,8 @@ static const char *const create_erased_sql[] = {
 /*
  * WITH query that records erasures.  The fingerprint is the same as that of
  * hrflow_fingerprint().  It is computed from the bytes in the database
- * encoding, because converting them to another encoding could fail, and
- * nothing may prevent an erasure.
+ * encoding, because converting them to another encoding could fail, and that
+ * would prevent the erasure.
  */
 static const char note_sql[] =
 ", noted AS (INSERT INTO %R AS n (reason, vectors, put_aside_at, fingerprint)"
@@ -84,8 +85,9 @@ hrflow_erased_find(const HrflowStore *store)
 /*
  * Return a WITH query that records erasures, or an empty string if the store
  * has no table NAME_erased.  "reason" is an SQL expression.  "erased" is a
- * query that returns the keys of profiles, a number "n" of vectors, and
- * "put_aside_at"; the values of "n" are added up for each key.
+ * template for a query that returns the keys of profiles, a number "n" of
+ * vectors, "put_aside_at", and any column to which "reason" refers.  The
+ * values of "n" are added up for each key and reason.
  */
 const char *
 hrflow_erased_note_sql(const HrflowStore *store, const char *reason,

@@ -5,10 +5,10 @@
  *
  * Very many vectors may expire at the same time, for example a day after a
  * table was untracked, so they are erased in batches.  A run erases a batch
- * after each write of replies, and the rest at its end, each batch in a
- * transaction of its own.  So a time limit undoes at most one batch, and no
- * write of replies.  An SQL function runs in a single transaction, and erases
- * only one batch.
+ * after each write of replies while it fetches profiles, and further batches
+ * at its end, each batch in a transaction of its own.  So a time limit undoes
+ * at most one batch, and no write of replies.  An SQL function runs in a
+ * single transaction, and erases only one batch.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,17 +20,18 @@
 
 /*
  * Number of vectors in a batch, which limits the work that a time limit can
- * undo.  All expired vectors of a profile belong to the same batch, so a batch
+ * undo.  The expired vectors of a profile belong to the same batch, so a batch
  * may be somewhat larger.
  */
 #define EXPIRED_BATCH 2000
 
 /*
- * Statement that erases a batch of $2 vectors that expired at $1 or earlier.
- * It returns the number of vectors erased, and arrays of the keys of their
- * profiles.  It skips rows that another session has locked, because that
- * session may be restoring them.  The plan of this statement, like those of
- * the statements in claim.c, does not depend on the statistics of the table.
+ * Statement that erases vectors that expired at $1 or earlier: the first $2 of
+ * them, and the other expired vectors of the same profiles.  It returns the
+ * number of vectors erased, and arrays of the keys of their profiles.  It
+ * skips rows that another session has locked, because that session may be
+ * restoring them.  The plan of this statement, like those of the statements in
+ * claim.c, does not depend on the statistics of the table.
  */
 static const char erase_expired_sql[] =
 "WITH chosen AS MATERIALIZED"
@@ -56,9 +57,10 @@ static const char expired_sql[] =
 "SELECT a.source_id, a.%I, a.reason, 1 AS n, a.put_aside_at FROM aside AS a";
 
 /*
- * Statements that lock unwanted profiles, and return arrays of their keys.
- * lock_keys_sql locks profiles with the keys $1 and $2; lock_empty_sql locks
- * at most $1 profiles that have no vectors in NAME_aside.
+ * Statements that lock unwanted profiles, except those that another session
+ * has locked, and return arrays of their keys.  lock_keys_sql locks profiles
+ * with the keys $1 and $2; lock_empty_sql locks at most $1 profiles that have
+ * no vectors in NAME_aside.
  */
 #define LOCK_SQL \
 	"SELECT array_agg(l.s), array_agg(l.i)" \
@@ -126,9 +128,10 @@ erase_unwanted(const HrflowStore *store, Oid aside, const char *lock,
 }
 
 /*
- * Erase a batch of expired vectors, and the unwanted profiles that have no
- * vectors left.  Returns true if there may be more expired vectors.  Does
- * nothing, and returns false, while another session has locked NAME_aside.
+ * Erase a batch of expired vectors, and unwanted profiles that have no vectors
+ * left.  Returns true if there may be more expired vectors.  Does nothing, and
+ * returns false, if there is no table NAME_aside, or while another session has
+ * locked it.
  */
 bool
 hrflow_expire_batch(const HrflowStore *store)
@@ -209,7 +212,8 @@ erase_in_run(HrflowRun *run, const HrflowStore *store)
 
 /*
  * Erase a batch of expired vectors, in a transaction of its own.  Does nothing
- * if no expired vectors are left, or if the run is about to end.
+ * if the last batch left no expired vectors or failed, or if the run is about
+ * to end.
  */
 void
 hrflow_expire_some(HrflowRun *run)
@@ -221,7 +225,7 @@ hrflow_expire_some(HrflowRun *run)
 
 /*
  * Erase all expired vectors, including those that expired during the run, but
- * stop at the end of the time budget.
+ * stop at the end of the time budget, or if a batch fails.
  */
 void
 hrflow_expire_all(HrflowRun *run)

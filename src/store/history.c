@@ -5,9 +5,9 @@
  *
  * A run inserts its row before it sends a request, and completes the row in
  * its last transaction.  A row without "ended_at" therefore belongs to a run
- * that is still in progress or that was killed.  To distinguish the two, a run
- * holds a session-level lock, which PostgreSQL releases no matter how the
- * session ends.
+ * that is still in progress or whose end was not recorded, usually because it
+ * was killed.  To distinguish the two, a run holds a session-level lock, which
+ * PostgreSQL releases no matter how the session ends.
  *
  * The table belongs to the store's owner, and is dumped, restored and dropped
  * together with the store's other tables.  A store without NAME_run has no
@@ -355,8 +355,9 @@ hrflow_history_is_failure(HrflowStop stop)
 }
 
 /*
- * Return the status of a run, with the terms that pg_cron uses.  "reason" is
- * the reason why the run ended, or NULL if it has not ended.
+ * Return the status of a run: pg_cron's "running", "succeeded" or "failed", or
+ * "killed" if the run has no recorded end, but is no longer running.  "reason"
+ * says why the run ended, or is NULL if no end was recorded.
  */
 static const char *
 status_of_run(Oid runs, int64 run, const char *reason)
