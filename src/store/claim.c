@@ -26,14 +26,14 @@
 
 /*
  * Time from the renewal of a lease until the lease would end, in milliseconds,
- * so that a renewal that is delayed by a lock is still in time.
+ * so that a renewal that is delayed by a lock can still be in time.
  */
 #define LEASE_MARGIN (30 * 1000)
 
 /*
  * The statements below lock rows, and then find these rows by "ctid" and,
  * because the table may be partitioned, by "tableoid".  With a join by key,
- * the planner would choose a scan of the whole table if the statistics say
+ * the planner might choose a scan of the whole table if the statistics say
  * that the table has a single row, for example after all its rows have been
  * deleted and loaded again.  For the same reason, keys are looked up in a
  * LATERAL subquery, which cannot be the outer side of a join.  If a row
@@ -43,13 +43,14 @@
  */
 
 /*
- * Statement that leases the profiles that have been due longest.  $1 is the
- * current time, $2 the start of the run, $3 the maximum number of profiles, $4
- * the end of the lease, $5 an array of sources to be skipped, and $6 the
- * due_at of the last profile claimed before.  Index entries before $6 belong
- * to profiles that have been claimed already.  They are skipped, because
- * VACUUM cannot remove them while another session holds an old snapshot.
- * Unwanted profiles are never claimed, even if a user has set their due_at.
+ * Statement that leases the profiles of a queue that have been due longest.
+ * $1 is the current time, $2 the start of the run, $3 the maximum number of
+ * profiles, $4 the end of the lease, $5 an array of sources to be skipped, and
+ * $6 the latest due_at of a profile claimed from this queue before, or
+ * -infinity.  Index entries before $6 are skipped, because most of them belong
+ * to profiles that have been claimed already, and VACUUM cannot remove them
+ * while another session holds an old snapshot; see also look_back().  Unwanted
+ * profiles are never claimed, even if a user has set their due_at.
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
@@ -79,9 +80,10 @@ static const char *const queues_sql[] = {
  * Statement that postpones the profiles of a source that the API does not
  * know.  $1 is the source, $2 the current time, $3 the time at which to
  * request its profiles again, $4 the error, and $5 the maximum number of
- * profiles.  All profiles of the source that would be due before $3 are
- * postponed until then, but at most $5 per statement, because other sessions
- * may be waiting for the locked rows.
+ * profiles.  Profiles of the source that would be due before $3 are postponed
+ * until then, unless a run has claimed them, or another session has locked
+ * their rows.  A statement postpones at most $5 profiles, because other
+ * sessions may be waiting for the rows that it locks.
  */
 static const char postpone_sql[] =
 "WITH due AS MATERIALIZED"
@@ -95,8 +97,8 @@ static const char postpone_sql[] =
 " FROM due WHERE p.tableoid = due.part AND p.ctid = due.row";
 
 /*
- * Maximum number of profiles to be postponed by one statement, so that other
- * sessions do not wait long for the rows that it locks.
+ * Maximum number of profiles to be postponed by one statement; see
+ * postpone_sql.
  */
 #define POSTPONED_AT_ONCE 10000
 
@@ -107,8 +109,9 @@ static const char postpone_since_sql[] =
 /*
  * Statement that renews or releases the leases of profiles.  $1 to $3 are
  * arrays with one element per profile: the source, the identifier, and the
- * current end of the lease.  $4 is the new end of all leases.  Rows that other
- * sessions have locked are skipped.
+ * current end of the lease.  $4 is the new end of all leases, or null.
+ * Profiles whose lease has another end, or whose row another session has
+ * locked, are skipped.
  */
 static const char change_leases_sql[] =
 "WITH locked AS MATERIALIZED"
@@ -167,8 +170,9 @@ is_of_source(const char *error)
 }
 
 /*
- * Read a claimed profile from a row of the last statement's result, and add
- * it to the claimed profiles of the run.
+ * Read a claimed profile from a row of the last statement's result, and add it
+ * to the claimed profiles of the run.  Throws 22004 if a column is null that
+ * must not be null.
  */
 static void
 read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lease)
@@ -249,10 +253,10 @@ claim_from_all(HrflowRun *run, const HrflowStore *store, int64 size,
 }
 
 /*
- * Once a second, let the next claim search the queue of due profiles from its
- * beginning.  A profile that enters the queue late may have an earlier due_at
- * than the last claimed profile, either because it had long been due when it
- * changed, or because another session had locked it.
+ * At most once a second, let the next claim search the queue of due profiles
+ * from its beginning.  A profile may have an earlier due_at than the last
+ * claimed profile, but not have been claimed, for example because it had long
+ * been due when it changed, or because another session had locked it.
  */
 static void
 look_back(HrflowRun *run)
@@ -266,9 +270,9 @@ look_back(HrflowRun *run)
 }
 
 /*
- * Can all tables that a claim reads and writes be locked without waiting?
- * Acquires the locks one by one, so it may hold some of them even if it
- * returns false.
+ * Can the table of profiles, and the tables from which contents are read, be
+ * locked without waiting?  Acquires the locks one by one, so it may hold some
+ * of them even if it returns false.
  */
 static bool
 can_lock(const HrflowRun *run, const HrflowStore *store)
@@ -279,8 +283,10 @@ can_lock(const HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Claim as many profiles as can be requested soon.  From each queue, the
- * profiles that have been due longest are claimed first.
+ * Claim profiles, at most as many as can be requested soon.  From each queue,
+ * the profiles that have been due longest are claimed first.  If another
+ * session has locked a table, and the run must not wait for it, only sets
+ * is_blocked.
  */
 void
 hrflow_claim(HrflowRun *run, const HrflowStore *store)
@@ -354,8 +360,9 @@ hrflow_claim_undo(HrflowRun *run)
 }
 
 /*
- * Postpone all profiles of each source that the API does not know, so that
- * profiles of other sources do not have to wait for them.
+ * Postpone profiles of sources that the API does not know, at most
+ * POSTPONED_AT_ONCE per source, so that profiles of other sources do not have
+ * to wait for them.
  */
 void
 hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
@@ -389,8 +396,8 @@ hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Record that sources were postponed.  Must be called after the transaction of
- * hrflow_claim_postpone() has committed.
+ * Record which sources have no more profiles to be postponed.  Must be called
+ * after the transaction of hrflow_claim_postpone() has committed.
  */
 void
 hrflow_claim_postpone_done(HrflowRun *run)
@@ -431,8 +438,9 @@ find_leases(HrflowRun *run, TimestampTz before)
 }
 
 /*
- * Change all leases that end no later than "before" so that they end at
- * "lease", or release them if "lease" is DT_NOBEGIN.  Returns the profiles
+ * Change the leases that end no later than "before" so that they end at
+ * "lease", or release them if "lease" is DT_NOBEGIN.  Skips leases that are no
+ * longer ours, and rows that other sessions have locked.  Returns the profiles
  * whose leases were changed; the change takes effect at the commit.
  */
 static List *
@@ -524,7 +532,9 @@ hrflow_claim_renew_done(HrflowRun *run)
 }
 
 /*
- * Release the leases of all profiles that were not written.
+ * Release the leases of the profiles that are left in the run's lists, except
+ * for rows that other sessions have locked.  If contents are read from tables,
+ * also clear "sent_hash" for requests that were not sent.
  */
 void
 hrflow_claim_release(HrflowRun *run, const HrflowStore *store)
@@ -547,7 +557,7 @@ hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Count and free the arrived profiles that other sessions have locked.  Their
- * leases are not released, because another claim would then request, and pay
+ * leases are not released, because another claim could then request, and pay
  * for, the same profiles again at once.
  */
 void

@@ -5,15 +5,16 @@
  *		API, and avoids sending the same content twice.
  *
  * Contents are read in the transaction that claims their keys.  For each key,
- * the column "content_hash" has a hash of the request to which the key's
- * vector belongs.  A content is not sent again while it is in flight, or if
- * the store has its vector, under any key.
+ * the column "content_hash" contains the hash of the request that produced the
+ * key's vector.  Content is not sent again while the run has a request with
+ * the same content in flight, or if the store has its vector, fetched with the
+ * same API key, under any key.
  *
  * Before requests are sent, their hashes are committed in the column
- * "sent_hash", which is cleared when the reply is written.  So if a session
- * ends in between, the next session knows which contents may have been sent,
- * and paid for.  It marks their keys as failed, and sends the contents again
- * only after hrflow_retry().
+ * "sent_hash", which is cleared when the reply is written, or if no request
+ * was sent.  If a session ends before the reply is written, the next session
+ * knows which contents may have been sent, and paid for.  It marks their keys
+ * as failed, and sends the contents again only after hrflow_retry().
  *
  *-------------------------------------------------------------------------
  */
@@ -33,11 +34,12 @@
 #include "utils/guc.h"
 
 /*
- * Statement that reads the contents of the keys $1 from one table.  If several
- * rows have the same key, it returns the content that sorts first, but prefers
- * contents that can be sent.  The LATERAL subquery ensures that contents are
- * computed only for these keys, and only once: it depends on "p", and OFFSET
- * keeps the planner from flattening it.
+ * Statement that reads the contents of the keys $1 from one table.  It returns
+ * no empty contents.  If several rows have the same key, it returns the
+ * content that sorts first, but prefers contents that can probably be sent.
+ * The LATERAL subquery ensures that contents are computed only for these keys,
+ * and only once: it depends on "p", and OFFSET keeps the planner from
+ * flattening it.
  */
 static const char read_sql[] =
 "SELECT DISTINCT ON (p.n) p.n::integer, c.value FROM"
@@ -54,8 +56,8 @@ static const char next_column_sql[] = "%s, %s";
  * keys, and $2 an array of the hashes of their contents.  $3 is the account,
  * and $4 the section.  $5 is an array of the dimensions of the store's
  * vectors, which is empty if any dimension is accepted.  A key's own vector is
- * preferred.  The number of rows read depends neither on the statistics of the
- * table nor on the number of keys that share a content.
+ * preferred.  Because many keys may have the same content, LIMIT stops at the
+ * first vector found.
  */
 #define VECTOR_SQL \
 	" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %V AS v" \
@@ -74,7 +76,9 @@ static const char find_vectors_sql[] =
 /*
  * Statement that finds which of the hashes $1 belong to requests that may have
  * been sent, but whose replies were not written.  $2 is the current time, and
- * $3 the end of the lease of the keys that were just claimed.
+ * $3 the end of the lease of the keys that were just claimed.  Requests whose
+ * keys another session has leased are left out, because their replies may yet
+ * be written.
  */
 static const char find_sent_sql[] =
 "SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
@@ -97,7 +101,7 @@ static const char mark_sql[] =
 /*
  * Statement that clears "sent_hash" for requests that were not sent.  $1 is an
  * array of their keys, and $2 an array of the ends of the leases of these
- * keys.
+ * keys.  Rows that other sessions have locked are skipped.
  */
 static const char unmark_sql[] =
 "WITH locked AS MATERIALIZED"
@@ -110,9 +114,9 @@ static const char unmark_sql[] =
 " FROM locked AS l WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /*
- * Planner settings that work.c turns off, and that are turned on again while a
- * table that feeds the store is read, so that the planner is free to choose
- * how to find the rows.
+ * Those of the planner settings turned off by work.c that are turned on again
+ * while a table that feeds the store is read, so that the planner can choose
+ * other ways to find the rows.
  */
 static const char *const read_settings[] = {
 	"enable_seqscan", "enable_bitmapscan", "enable_hashjoin"
@@ -336,11 +340,11 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
 }
 
 /*
- * Check that profiles for which no content was found may be considered empty.
- * Throws 55000 if no table feeds the store, for example because tables feed
- * only the partitioned store of which this one is a partition, or if a table
- * cannot be read because its owner has changed.  In both cases, the contents
- * may exist.
+ * Check that profiles for which no content was found, if any, may be
+ * considered empty.  Throws 55000 if no table feeds the store, for example
+ * because tables feed only the partitioned store of which this one is a
+ * partition, or if a table cannot be read because its owner has changed.  In
+ * both cases, the contents may exist.
  */
 static void
 check_all_readable(const HrflowRun *run, const HrflowStore *store,
@@ -388,7 +392,7 @@ give_vector(const HrflowRun *run, HrflowProfile *profile, ArrayType *value)
 
 /*
  * For each of the given profiles, copy the vector of its content if the store
- * already has that vector.
+ * already has that vector, fetched with the same API key.
  */
 static void
 find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -473,8 +477,8 @@ fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,
 /*
  * Find another profile of the run with the same content that is claimed or in
  * flight, that has a vector to be written, or whose request may have been
- * processed although there was no reply.  Returns NULL if there is none.  Sets
- * *is_held if the vector is held back because of its dimension.
+ * processed although no reply was written.  Returns NULL if there is none.
+ * Sets *is_held to true if the vector is held back because of its dimension.
  */
 static HrflowProfile *
 find_leader(HrflowRun *run, const HrflowProfile *profile, bool *is_held)
@@ -509,9 +513,11 @@ find_leader(HrflowRun *run, const HrflowProfile *profile, bool *is_held)
 
 /*
  * Is the content of a claimed profile to be sent, by a request for this
- * profile or for another profile with the same content?  If not, moves the
- * profile to the list "arrived", either with a vector, as empty, or with an
- * error.
+ * profile or for another profile with the same content?  In the latter case,
+ * moves the profile to the list "waiting".  If the content is not to be sent,
+ * moves the profile to the list "arrived", with a vector, as empty, or with an
+ * error; or to the list "foreign", if the vector is held back because of its
+ * dimension.
  */
 static bool
 settle(HrflowRun *run, HrflowProfile *profile)
@@ -564,9 +570,9 @@ settle(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Read the contents of the profiles that were just claimed, with leases until
- * "lease".  Profiles whose contents need not or cannot be sent are moved to
- * the list "arrived" immediately.  The others remain claimed, or wait for a
- * profile with the same content; their contents are marked as possibly sent.
+ * "lease".  Profiles whose contents need not or cannot be sent leave the list
+ * "claimed" immediately; see settle().  The others remain claimed, or wait for
+ * a profile with the same content; their contents are marked as possibly sent.
  */
 void
 hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
@@ -703,7 +709,7 @@ hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
 
 /*
  * Warn about contents that have become empty.  Their vectors were put aside
- * or, if there were too many, kept.
+ * or, for the reason that hrflow_lost_why_kept() returns, kept.
  */
 void
 hrflow_content_warn(const HrflowRun *run)

@@ -86,7 +86,9 @@ set_sections(HrflowRun *run, List *sections)
 }
 
 /*
- * Read "fields", and set the sections and the parts that the run requests.
+ * Read "fields", and set the sections and the parts that the run requests.  If
+ * "fields" is NULL, these are all known sections.  Throws 22023 if "fields" is
+ * not valid.
  */
 void
 hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
@@ -161,7 +163,7 @@ hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
  *
  * Only the API can tell that a section has no vector.  If the API returns a
  * link, but the link's host does not have the vector, the profile has failed:
- * a host that has lost its objects must not cause vectors to be erased.
+ * a host that has lost its objects must not cause vectors to be put aside.
  */
 static void
 take_result(const HrflowRun *run, HrflowProfile *profile,
@@ -222,7 +224,8 @@ hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
 }
 
 /*
- * Record a source that the API does not know, and warn about it.
+ * Record a source that the API does not know, and warn about it, unless that
+ * was done before.
  */
 static void
 note_bad_source(HrflowRun *run, const HrflowProfile *profile)
@@ -246,10 +249,10 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Return the next claimed profile to be requested, or NULL.  If the API did
- * not know a source when it was last requested, a single profile of the source
- * is requested first, as a probe, and the source's other profiles wait for the
- * reply.
+ * Return the next claimed profile to be requested, or NULL if there is none or
+ * all must wait.  If the API did not know a source when it was last requested,
+ * a single profile of the source is requested first, as a probe, and the
+ * source's other profiles wait for the reply.
  */
 static HrflowProfile *
 next_claimed(HrflowRun *run)
@@ -282,8 +285,9 @@ next_claimed(HrflowRun *run)
 }
 
 /*
- * After the API has replied to a probe, allow requests for the other claimed
- * profiles of its source, because the API may know the source now.
+ * After all requests for a probe are complete, let the other claimed profiles
+ * of its source no longer wait.  If the API still does not know the source,
+ * hrflow_wanted_fetch() sends no requests for them.
  */
 static void
 clear_source(HrflowRun *run, HrflowProfile *probe)
@@ -330,7 +334,8 @@ move_to(dlist_head *list, HrflowProfile *profile)
 
 /*
  * Return the next request: for a section of a split profile, or for a claimed
- * profile.  Returns NULL if there is neither.
+ * profile.  Returns NULL if there is neither, or if no profile may be
+ * requested at present.
  */
 HrflowWanted *
 hrflow_fetch_next(HrflowRun *run)
@@ -362,9 +367,9 @@ hrflow_fetch_next(HrflowRun *run)
 
 /*
  * Consider a profile missing, like a profile that the API does not know,
- * because the reply contained no vector at all.  The profile may not have been
- * indexed yet, and its stored vectors must not be erased because of a single
- * reply.
+ * because the replies contained no vector at all.  The profile may not have
+ * been indexed yet, and its stored vectors must not be put aside because of a
+ * single reply.
  */
 static void
 set_missing(HrflowProfile *profile)

@@ -5,8 +5,9 @@
  *		each of the next days.
  *
  * No request is sent.  The table of profiles says when each profile is due.
- * Profiles that lack vectors of a section are expected to take an additional
- * request for each section.  The table of runs shows how long a request takes.
+ * If "fields" has several parts, profiles that lack vectors of a section are
+ * expected to take an additional request for each part.  The table of runs, if
+ * there is one, shows how long a request takes.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,7 +39,7 @@ enum
 #define MAX_DAYS 366
 
 /*
- * Assumed latency of a request, in seconds, if there are no recorded runs.
+ * Assumed latency of a request, in seconds, if recorded runs do not show it.
  */
 #define USUAL_LATENCY 0.2
 
@@ -49,11 +50,12 @@ enum
 #define AVERAGE_AGE 0.95
 
 /*
- * Statement that counts profiles by the day on which they are due.  It returns
- * the number of all profiles, the number of profiles that have been refreshed,
- * and the number of refreshed profiles that lack vectors of a section.  $1 is
- * the current time, and $2 is the last day of the forecast.  Profiles that are
- * due later, or never, are counted under day $2 + 1.
+ * Statement that counts profiles by the day on which they are due, except
+ * leased and unwanted ones.  For each day, it returns the number of profiles,
+ * the number of those that have been refreshed, and the number of refreshed
+ * profiles that lack vectors of a section.  $1 is the current time, and $2 is
+ * the last day of the forecast.  Profiles that are due later, or never, are
+ * counted under day $2 + 1.
  */
 static const char due_sql[] =
 "SELECT CASE WHEN p.due_at <= $1%s THEN 0"
@@ -68,8 +70,9 @@ static const char due_sql[] =
 
 /*
  * SQL condition that at least one part of "fields" has never been requested
- * for a profile.  Such profiles are due at once; see hrflow_model_make_due().
- * $5 is the array of the parts' names, and $6 the array of their sections.
+ * for a profile that was refreshed successfully.  Such profiles are due at
+ * once; see hrflow_model_make_due().  $5 is the array of the parts' names, and
+ * $6 the array of their sections.
  */
 #define NEVER_ASKED \
 	"(p.state = 'ok' AND p.last_error IS NULL AND p.sections IS NOT NULL" \
@@ -87,7 +90,8 @@ static const char none_sql[] = "0::bigint";
 
 /*
  * SQL expression that counts the refreshed profiles that lack vectors of at
- * least one of the $4 sections in the array $3.
+ * least one of the $4 sections in the array $3.  The argument is an additional
+ * condition, or empty.
  */
 static const char count_lacking_sql[] =
 "count(*) FILTER (WHERE p.refreshed_at IS NOT NULL"
@@ -99,8 +103,10 @@ static const char join_sections_sql[] =
 " ON v.source_id = p.source_id AND v.%I = p.%I";
 
 /*
- * Statement that computes the average latency of a request in the latest runs,
- * in seconds.  $1 is the maximum number of requests in flight.
+ * Statement that estimates the average latency of a request, in seconds, from
+ * the last 20 runs that sent requests and did not stop early because of a
+ * failure or a limit on requests.  $1 is the maximum number of requests in
+ * flight.
  */
 static const char latency_sql[] =
 "SELECT (sum(extract(epoch FROM h.ended_at - h.started_at)"
@@ -126,7 +132,8 @@ typedef struct Forecast
 								 * profiles due now */
 	int			nparts;			/* number of additional requests for a profile
 								 * that lacks a section */
-	double		lacking;		/* fraction of profiles that lack a section */
+	double		lacking;		/* fraction of refreshed profiles that lack a
+								 * section */
 	double		latency;		/* latency of a request, in seconds */
 	double		interval;		/* minimum time between two requests, in
 								 * seconds */
@@ -297,7 +304,7 @@ find_speed(Forecast *forecast, const HrflowStore *store)
 }
 
 /*
- * Return the time that a number of requests takes.
+ * Return the time that a number of requests is expected to take.
  */
 static Interval *
 time_of(const Forecast *forecast, double nrequests)

@@ -5,11 +5,11 @@
  *		written.
  *
  * An ERROR can be caught, and rethrown after the replies are written.  A FATAL
- * error cannot be caught, so none may be raised while there are replies to be
- * written.  While a run waits for the network, interrupts are held off, and
- * processed between replies.  Our SIGTERM handler protects transactions:
- * during a run, the first SIGTERM acts as a query cancel, which raises an
- * ERROR.
+ * error cannot be caught, so we must not let one be raised while there are
+ * replies to be written.  While a run waits for the network, interrupts are
+ * held off, and processed between replies.  Our SIGTERM handler protects
+ * transactions: during a run, the first SIGTERM acts as a query cancel, which
+ * raises an ERROR.
  *
  *-------------------------------------------------------------------------
  */
@@ -110,7 +110,8 @@ hrflow_interrupts_end(const HrflowRun *run)
 
 /*
  * Process pending interrupts.  If one raises an error, the error is kept until
- * the end of the run.  If the session is to be terminated, "is_ending" is set.
+ * the end of the run, unless an earlier error is kept already.  If the session
+ * is to be terminated, "is_ending" is set.
  */
 void
 hrflow_interrupts_take(HrflowRun *run)
@@ -140,9 +141,9 @@ hrflow_interrupts_take(HrflowRun *run)
 
 /*
  * Check whether the client is still connected, if
- * client_connection_check_interval is set.  If the connection is lost, end the
- * run and the session.  A background worker, such as a worker of pg_cron, has
- * no client.
+ * client_connection_check_interval is set.  If the connection is lost, let the
+ * run and the session end.  A background worker, such as a worker of pg_cron,
+ * has no client.
  */
 void
 hrflow_interrupts_check_client(HrflowRun *run)
