@@ -62,7 +62,8 @@ hrflow_best_make(int k, int nparts)
 }
 
 /*
- * Would a match with this similarity be among the k best?
+ * Could a match with this similarity be among the k best?  It is not if its
+ * profile already has a match that is at least as good.
  */
 bool
 hrflow_best_wants(const HrflowBest *best, double similarity)

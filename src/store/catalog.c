@@ -5,11 +5,11 @@
  *
  * Triggers name their store in their arguments, which are not indexed, and
  * triggers that were restored from a dump do not depend on the store either.
- * So a session reads all triggers that call hrflow_track_trigger() once, and
- * caches a hash of the store's name for each of them.  Otherwise a DELETE of a
- * single row would read the triggers of all stores.  The cache is rebuilt
- * after any relation has changed, because creating, altering or dropping a
- * trigger causes a relation cache invalidation for its table.
+ * So a session reads all triggers that call hrflow_track_trigger(), and caches
+ * a hash of the store's name for each of them.  Otherwise a DELETE of a single
+ * row would read the triggers of all stores.  If any relation has changed, the
+ * cache is rebuilt when it is needed next, because creating, altering or
+ * dropping a trigger causes a relation cache invalidation for its table.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,8 +42,9 @@ typedef struct NamedTrigger
 } NamedTrigger;
 
 /*
- * Cache of all triggers that call hrflow_track_trigger().  It is valid as long
- * as no relation changes.
+ * Cache of all triggers that call hrflow_track_trigger(), as far as
+ * hrflow_catalog_trigger_args() considers them ours.  It is valid as long as
+ * no relation changes.
  */
 static struct
 {
@@ -53,7 +54,10 @@ static struct
 	int			n;
 }			known = {.function = InvalidOid};
 
-/* Number of relation cache invalidations seen by this session. */
+/*
+ * Number of relation cache invalidations since this session first filled the
+ * cache.
+ */
 static uint64 nchanges = 0;
 
 /*
@@ -79,9 +83,9 @@ hrflow_catalog_trigger(Relation triggers, Oid trigger)
 }
 
 /*
- * Return rows of pg_depend as a list of Form_pg_depend.  For a trigger, these
- * are its dependencies on other objects; for any other object, these are the
- * dependencies of triggers on the object.
+ * Return rows of pg_depend as a list of Form_pg_depend, palloc'd.  For a
+ * trigger, these are its dependencies on other objects; for any other object,
+ * these are the dependencies of triggers on the object.
  */
 List *
 hrflow_catalog_dependencies(Oid class, Oid object)
@@ -155,7 +159,7 @@ forget_triggers(Datum arg, Oid relation)
 }
 
 /*
- * Fill the cache with all triggers that call "function".
+ * Fill the cache with the triggers that call "function".
  */
 static void
 read_triggers(Oid function)

@@ -25,10 +25,10 @@
 #include "utils/lsyscache.h"
 
 /*
- * Return the numbers of the columns whose changes make profiles due: the
- * columns in the WHEN conditions of the triggers, except key columns.  They
- * are found through the dependencies of the triggers, rather than by names in
- * the triggers' arguments, so that columns can be renamed.
+ * Return the attribute numbers of the columns, other than key columns, whose
+ * changes make profiles due: the columns in the WHEN conditions of the
+ * triggers.  They are found through the dependencies of the triggers, rather
+ * than by names in the triggers' arguments, so that columns can be renamed.
  */
 Bitmapset *
 hrflow_columns_watched(Relation table, List *feeders)
@@ -84,10 +84,11 @@ check_not_virtual(Form_pg_attribute column)
 }
 
 /*
- * Check that a table has a column.  If "is_key", also check that each value of
- * the column's type has only one text representation, and that the column is
- * not a virtual generated column.  "tracked" means that the column existed
- * when the table was tracked, so it may have been renamed since.
+ * Check that a table has a column.  If "is_key", also check that its type is
+ * one of those that are supported for keys, because each of their values has
+ * only one text representation, and that the column is not a virtual generated
+ * column.  "tracked" means that the column existed when the table was tracked,
+ * so it may have been renamed since.  Throws 42703, 42804 and 0A000.
  */
 void
 hrflow_columns_check(Relation table, const char *name, bool is_key,
@@ -116,7 +117,7 @@ hrflow_columns_check(Relation table, const char *name, bool is_key,
 }
 
 /*
- * Check the key columns of a table.
+ * Check the key columns of a table; see hrflow_columns_check().
  */
 void
 hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
@@ -133,8 +134,8 @@ hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
  */
 
 /*
- * Expression walker: append to a list the numbers of the columns of OLD to
- * which an expression refers, in order of occurrence.
+ * Expression walker: append to a list the attribute numbers of the columns of
+ * OLD to which an expression refers, in order of occurrence.
  */
 static bool
 collect_columns(Node *node, void *list)
@@ -153,15 +154,16 @@ collect_columns(Node *node, void *list)
 }
 
 /*
- * Return the numbers of the columns from which contents are read, in order.
- * "args" are the arguments of the trigger on UPDATE, which include the number
- * of these columns.  In the WHEN condition of the trigger, these columns
- * follow the key column.  The condition stores column numbers, so columns can
- * be renamed; in a dump, it contains column names.
+ * Return the attribute numbers of the columns from which contents are read, in
+ * order.  "args" are the arguments of the trigger on UPDATE; one of them is
+ * the number of these columns.  In the WHEN condition of the trigger, these
+ * columns follow the key column.  The condition stores attribute numbers, so
+ * columns can be renamed; in a dump, it contains column names.
  *
- * Returns NIL if the condition does not contain enough columns, or refers to
- * the whole row or a system column in their place.  This is possible only if
- * a user has created the trigger.
+ * Returns NIL if there is no such trigger.  Also returns NIL if the condition
+ * is missing or does not contain enough columns, or refers to the whole row or
+ * a system column in their place, which is possible only if a user has created
+ * the trigger.
  */
 static List *
 find_content(Oid trigger, char *const *args)
@@ -196,8 +198,8 @@ find_content(Oid trigger, char *const *args)
 }
 
 /*
- * Return the numbers of the columns from which contents are read, in order;
- * see find_content().  Throws 55000 if they cannot be determined.
+ * Return the attribute numbers of the columns from which contents are read, in
+ * order; see find_content().  Throws 55000 if they cannot be determined.
  */
 List *
 hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
@@ -214,10 +216,11 @@ hrflow_columns_of_content(Relation table, Oid trigger, char *const *args)
 }
 
 /*
- * Given the triggers of a table, return the numbers of the columns from which
- * contents are read, in order.  Returns NIL if contents are not read from the
- * table, if hrflow_release_columns() has released the columns, or if they
- * cannot be determined; then hrflow_track_table() re-creates the triggers.
+ * Given the triggers of a table, return the attribute numbers of the columns
+ * from which contents are read, in order.  Returns NIL if contents are not
+ * read from the table, if hrflow_release_columns() has released the columns,
+ * or if they cannot be determined.  If contents are to be read, NIL causes
+ * hrflow_track_table() to re-create the triggers.
  */
 List *
 hrflow_columns_of_feeders(List *feeders)
@@ -301,10 +304,11 @@ hrflow_columns_get(const char *argument, ArrayType *array, char **columns)
 }
 
 /*
- * Read the arguments that specify the columns from which contents are read.
- * Stores the column names in "columns", and the arguments for the triggers in
- * "args".  Returns the number of columns.  Throws 22023, 54011, and the errors
- * of check_content().
+ * Read and check the arguments that specify the columns from which contents
+ * are read.  Stores the column names in "columns", and the trigger arguments
+ * HRFLOW_TRIGGER_NCOLUMNS and HRFLOW_TRIGGER_ITEM_TYPE in "args".  Returns the
+ * number of columns, which is 0 if the store does not read contents from
+ * columns.  Throws 22023, 54011, and the errors of check_content().
  */
 int
 hrflow_columns_get_content(const HrflowStore *store, Relation table,

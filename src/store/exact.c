@@ -4,12 +4,14 @@
  *		Implements the exact search, which compares every vector in the scope
  *		of a search with the query.
  *
- * If the store is large and parallel workers may be used, the query itself
+ * If the store is large and parallel workers may be used, the SQL statement
  * compares the vectors with hrflow_vector_similarity(), and the executor
- * selects the best rows.  Otherwise the query returns the stored values, most
- * of which are TOAST pointers, and we read and compare the vectors ourselves,
- * which is faster than a query that compares and sorts (measured by
- * BENCH_ONLY=10 make bench).
+ * selects the best rows.  Otherwise the statement returns the stored values,
+ * most of which are usually TOAST pointers, and we read and compare the
+ * vectors ourselves, which is faster than a statement that compares and sorts
+ * (measured by BENCH_ONLY=10 make bench).  If all vectors are visited for a
+ * weighted search, the statement compares them, but the executor selects
+ * nothing.
  *
  *-------------------------------------------------------------------------
  */
@@ -41,8 +43,8 @@ enum
 	PARAMETER_QUERY,			/* $1, real[] */
 	PARAMETER_SECTIONS,			/* $2, text[] */
 	PARAMETER_SOURCE,			/* $3, text: source to search, or NULL for all */
-	PARAMETER_PROFILES,			/* $4, text[]: identifiers to search, or NULL
-								 * for all */
+	PARAMETER_PROFILES,			/* $4, text[]: identifiers to search for, or
+								 * NULL for all */
 	PARAMETER_SOURCES,			/* $5, text[]: sources in which to look up the
 								 * identifiers $4, or NULL */
 	PARAMETER_LIMIT				/* $6, bigint */
@@ -122,9 +124,10 @@ static const char *const vector_statements[NAMONG] = {
 #define MAX_SOURCES 16
 
 /*
- * Statement that returns the sources of a store.  Each source is found by a
- * single lookup in the primary key, so the number of vectors in a source does
- * not matter.  The statement returns at most MAX_SOURCES + 1 rows.
+ * Statement that returns the sources of a store that have vectors.  Each
+ * source is found by a single lookup in the primary key, so the number of
+ * vectors in a source does not matter.  The statement returns at most
+ * MAX_SOURCES + 1 rows.
  */
 static const char sources_statement[] =
 "WITH RECURSIVE sources (id) AS"
@@ -148,12 +151,13 @@ StaticAssertDecl(MAX_SOURCES == 16,
 #define MAX_FEW_KEYS 10000
 
 /*
- * Use parallel workers only if the table of vectors and its TOAST table have
- * at least this many times min_parallel_table_scan_size, which is 256 MB by
- * default.  Each worker must start, load the session's libraries and map the
- * buffers that it reads.  The factor is an estimate of the size from which
- * workers save more time than they take; if it is wrong, searches are slower
- * than they could be.
+ * Use parallel workers only if the table of vectors and its TOAST table
+ * together have at least this many times min_parallel_table_scan_size.  With
+ * the default of that setting, this is 256 MB.  Each worker must start, load
+ * the session's libraries and map the buffers that it reads.  The factor is an
+ * estimate of the size from which workers save more time than they take; if it
+ * is wrong, searches are slower than they could be.  A partitioned table is
+ * not measured.
  */
 #define PARALLEL_SIZE_FACTOR 32
 
@@ -357,10 +361,11 @@ take_source(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Look up the sources of the store, once per search, for searching by key.
- * "sources" remains NULL if there are too many.  The lookup must use the
- * snapshot of the search: with a newer one, the search would miss all vectors
- * of a source whose last vector has just been deleted.
+ * Look up the sources in which to search by key, once per search.  If the
+ * search is restricted to a source, this is the only one.  "sources" remains
+ * NULL if there are too many.  The lookup must use the snapshot of the search:
+ * with a newer one, the search would miss all vectors of a source whose last
+ * vector has just been deleted.
  */
 static void
 find_sources(HrflowSearch *search)
@@ -424,8 +429,8 @@ set_parameters(HrflowSearch *search, ArrayType *sections,
  */
 
 /*
- * State of visit_row(), which passes rows whose similarity is not null to a
- * visitor.
+ * State of visit_row(), which passes rows to a visitor, except rows whose
+ * similarity is null or too low.
  */
 typedef struct Visit
 {
@@ -510,9 +515,10 @@ count_blocks(Relation relation)
 }
 
 /*
- * May parallel workers be used, and will they make the search faster?  The
- * planner derives the number of workers from the size of the table without its
- * TOAST table, or from the storage parameter parallel_workers.
+ * May parallel workers be used, and will they probably make the search faster?
+ * The planner derives the number of workers from the size of the table without
+ * its TOAST table, or from the storage parameter parallel_workers.  For a
+ * partitioned table, we assume that they do.
  */
 static bool
 is_parallel(const HrflowSearch *search)
@@ -537,8 +543,8 @@ is_parallel(const HrflowSearch *search)
  * Let the executor find the best vectors, possibly with parallel workers.
  *
  * Several of the best vectors may belong to the same profile.  If the rows
- * therefore contain too few profiles, which is rare, repeat the query with a
- * higher limit.
+ * therefore contain too few profiles, which is rare, execute the statement
+ * again with a higher limit.
  */
 static void
 search_in_executor(const HrflowSearch *search, Among among,
@@ -589,10 +595,10 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 }
 
 /*
- * Pass the vectors of several sections to a visitor, so that all vectors of a
- * profile are passed consecutively.  If "candidates" is not NULL, only the
- * profiles in "candidates" are visited; otherwise all profiles in the scope of
- * the search.
+ * Pass the vectors of several sections to a visitor, except those whose
+ * similarity is undefined, so that all vectors of a profile are passed
+ * consecutively.  If "candidates" is not NULL, only the profiles in
+ * "candidates" are visited; otherwise all profiles in the scope of the search.
  */
 void
 hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
@@ -655,9 +661,10 @@ look_at_dimension(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * If no vector in the scope of a search has the dimension of the query, return
- * the dimension of one of the vectors.  Returns 0 if there are no vectors, or
- * if at least one has the dimension of the query.
+ * If no vector of the given sections, in the scope of a search, has the
+ * dimension of the query, return the dimension of one of the vectors.  Returns
+ * 0 if there are only empty vectors or none, or if at least one has the
+ * dimension of the query.
  */
 int
 hrflow_exact_other_dimension(HrflowSearch *search, ArrayType *sections)

@@ -3,10 +3,11 @@
  * feeder.c
  *		Finds the tables that feed a store, and the profiles that they want.
  *
- * A table feeds a store if our triggers on the table name the store; there is
+ * A table feeds a store if our triggers on the table name the store, or were
+ * created for it, and if the table and the store have the same owner; there is
  * no other registry.  A table wants a profile, or refers to it, if one of the
- * table's rows has the profile's key.  A profile is unwanted if no table wants
- * it, and it was not tracked explicitly.
+ * table's rows has the profile's key.  A profile is unwanted if no table that
+ * feeds the store wants it, and it was not tracked explicitly.
  *
  *-------------------------------------------------------------------------
  */
@@ -48,7 +49,7 @@ static const char optional_column_sql[] =
 /* SQL for the source, if all rows of the table have the same source. */
 static const char key_constant_sql[] = "%L::text";
 
-/* SQL conditions for a row to name a profile: its key must not be empty. */
+/* SQL conditions that a row names a profile: its key must not be empty. */
 static const char names_profile_sql[] = "%s <> '' AND %s <> ''";
 static const char names_by_identifier_sql[] = "%s <> ''";
 
@@ -58,9 +59,10 @@ static const char profiles_sql[] =
 
 /*
  * SQL conditions that compare a column of a row "f", as text, with an
- * expression.  So that an index on the column can be used, they convert the
- * expression to the type and collation of the column.  If the expression is
- * not in the output format of the type, the column cannot be equal to it.
+ * expression.  So that an index can be used, they convert the expression to
+ * the type and collation of the column, unless the collation is
+ * nondeterministic.  An expression that is not in the output format of the
+ * type is unequal.
  */
 static const char integer_is_sql[] =
 "f.%q = CASE WHEN %s COLLATE \"C\" ~ '^(0|-?[1-9][0-9]{0,18})$' THEN"
@@ -76,15 +78,15 @@ static const char text_is_sql[] = "f.%q::text = %s COLLATE %s";
 static const char nondeterministic_text_is_sql[] =
 "f.%q::text" HRFLOW_PLAIN_COLLATION " = %s";
 
-/* SQL conditions for row "f" of a table to want the profile in row "p". */
+/* SQL conditions that row "f" of a table names the profile in row "p". */
 static const char wants_of_column_sql[] = "%s AND %s";
 static const char wants_of_optional_column_sql[] =
 "%s AND (%s OR p.source_id = '' AND f.%q IS NULL)";
 static const char wants_of_source_sql[] = "%s AND p.source_id = %L";
 
 /*
- * SQL condition for a profile to be unwanted: it was not tracked explicitly,
- * and no table wants it.  The second template is appended for each table.
+ * SQL condition that a profile is unwanted: it was not tracked explicitly, and
+ * no table wants it.  The second template is applied for each table.
  */
 static const char unwanted_sql[] = "NOT p.manual";
 static const char unwanted_by_table_sql[] =
@@ -109,7 +111,7 @@ static const char track_untracked_sql[] = TRACK_SQL
  * Statement that tracks the profiles that are not tracked yet, and locks the
  * rows that name them.  So a transaction that deletes such a row, or changes
  * its identifier, has either committed before, so that the row is not found
- * here, or waits for our transaction, and then erases the profile.
+ * here, or waits for our transaction, and then finds the profile.
  */
 static const char track_missing_sql[] =
 "INSERT INTO %P AS p"
@@ -154,8 +156,8 @@ static const char want_gone_but_deleted_sql[] =
  */
 
 /*
- * Return hrflow_track_trigger() in the schema of the function "caller".  Throws
- * 42883 if either function no longer exists.
+ * Return the OID of hrflow_track_trigger() in the schema of the function
+ * "caller".  Throws 42883 if either function no longer exists.
  */
 Oid
 hrflow_feeder_function(Oid caller)
@@ -167,9 +169,10 @@ hrflow_feeder_function(Oid caller)
 
 /*
  * May this table feed a store?  It must belong to the store's owner, because
- * reading a table on that owner's behalf executes code that the table's owner
- * has attached to it, such as policies, types and casts.  A temporary table
- * can feed only a temporary store, because other sessions cannot read it.
+ * reading a table on that owner's behalf may execute code that the table's
+ * owner has attached to it, such as policies, types and casts.  A temporary
+ * table can feed only a temporary store, because other sessions cannot read
+ * it.
  */
 static bool
 may_feed(const HrflowStore *store, Oid table)
@@ -208,7 +211,7 @@ get_owner(Oid table)
 }
 
 /*
- * Check that a table, if it exists, belongs to the store's owner.
+ * Check that a table, if it exists, has the store's owner.  Throws 42501.
  */
 void
 hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
@@ -326,7 +329,7 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 }
 
 /*
- * Read a trigger.  Returns NULL if the trigger does not feed the store.
+ * Read a trigger.  Returns NULL if it does not feed the store and name it.
  */
 HrflowFeeder *
 hrflow_feeder_get(const HrflowStore *store, Oid function, Oid trigger)
@@ -399,8 +402,7 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 
 /*
  * Return the original of a partition's copy of a trigger, or the trigger
- * itself if it is not a copy.  Sets *table to the table of the returned
- * trigger.
+ * itself if it is not a copy.  Sets *table to the table of the original.
  */
 Oid
 hrflow_feeder_original(Oid trigger, Oid *table)
@@ -499,7 +501,7 @@ identifier_of(char *const *args)
 }
 
 /*
- * Return the SQL condition for a row "f" of a tracked table to name a profile.
+ * Return the SQL condition that row "f" of a tracked table names a profile.
  */
 static char *
 row_names(const HrflowStore *store, char *const *args)
@@ -523,7 +525,7 @@ hrflow_feeder_profiles(const HrflowStore *store, char *const *args,
 }
 
 /*
- * Return the condition that column "name" of row "f", as text, equals "text".
+ * Return the SQL condition that column "name" of row "f", as text, is "text".
  */
 static char *
 column_is(Relation table, const char *name, const char *text)
@@ -555,8 +557,7 @@ column_is(Relation table, const char *name, const char *text)
 }
 
 /*
- * Return the SQL condition for a row "f" of a tracked table to want the
- * profile of row "p" of the table of profiles.
+ * Return the SQL condition that row "f" of a table names the profile in "p".
  */
 char *
 hrflow_feeder_wants(const HrflowStore *store, Relation table,
@@ -579,8 +580,8 @@ hrflow_feeder_wants(const HrflowStore *store, Relation table,
 }
 
 /*
- * Return the SQL condition for the profile in row "p" of the table of profiles
- * to be unwanted.
+ * Return the SQL condition that the profile in row "p" is unwanted.  Locks the
+ * tables that feed the store.  Throws like hrflow_columns_check_keys().
  */
 char *
 hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
@@ -608,9 +609,9 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Can all tables that feed a store be queried for the profiles that they want?
- * After a key column has been renamed, its table cannot be queried until
- * hrflow_track_table() is called for the table again.
+ * Do all tables that feed a store have their key columns?  After a key column
+ * has been renamed, its table cannot be queried for the profiles that it wants
+ * until hrflow_track_table() is called for the table again.
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
@@ -641,8 +642,9 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 /*
  * Does every table that was tracked for a store still belong to the store's
  * owner?  If not, returns false after a WARNING; the caller must then not
- * erase anything, because the owner of a table may have been changed by
- * mistake, and we do not query tables of other owners.
+ * erase anything: the owner may have been changed by mistake, and we do not
+ * query tables of other owners.  Tables whose triggers do not depend on the
+ * store, because they were restored from a dump, are not checked.
  */
 bool
 hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
@@ -755,8 +757,8 @@ want(const HrflowStore *store, const char *profiles, bool or_gone)
 
 /*
  * Return a statement that tracks the profiles of new rows, or of rows whose
- * identifiers have changed.  Profiles that are tracked already are locked, and
- * become due if they are unwanted or gone, or if contents come from the rows.
+ * keys have changed.  Profiles that are tracked already are locked, and become
+ * due if they are unwanted or gone, or if contents are read from the rows.
  */
 char *
 hrflow_feeder_want_sql(const HrflowStore *store, const char *profiles)
@@ -786,8 +788,8 @@ hrflow_feeder_want_inserted(const HrflowStore *store, const char *profiles)
 }
 
 /*
- * If contents are read from rows, mark as due those profiles in HRFLOW_DELETED
- * that were not erased because a table still wants them.
+ * If contents are read from rows, mark as changed those profiles in
+ * HRFLOW_DELETED that were not erased, and are neither gone nor unwanted.
  */
 void
 hrflow_feeder_mark_kept(const HrflowStore *store)

@@ -51,8 +51,8 @@ static const char find_pgvector_sql[] =
 " WHERE e.extname OPERATOR(pg_catalog.=) 'vector'";
 
 /*
- * SQL that the statements below contain only for stores whose contents are
- * read from columns.
+ * Parts of the statements below, and additional statements, for stores whose
+ * contents are read from columns.
  */
 static const char section_default_sql[] = " DEFAULT %L";
 static const char content_states_sql[] = ", 'empty'";
@@ -79,9 +79,9 @@ static const char create_vectors_sql[] =
 /*
  * Statement that creates the table of profiles.  The arguments are additional
  * states and additional columns.  The fillfactor leaves space on each page for
- * a new version of every row, so that leases are set by HOT updates: the rows
- * of a page are usually leased at the same time.  (Updates that write results
- * cannot be HOT, because due_at is indexed.)
+ * a new version of every row, so that leases can be set by HOT updates: the
+ * rows of a page are often leased at the same time.  (Updates that write
+ * results cannot be HOT, because due_at is indexed.)
  */
 static const char create_profiles_sql[] =
 "CREATE TABLE %P ("
@@ -109,7 +109,7 @@ static const char create_profiles_sql[] =
  * noun for the store's kind, such as "profiles".
  */
 static const char *const create_more_sql[] = {
-	/* Floats do not compress. */
+	/* Floats hardly compress. */
 	"ALTER TABLE %V ALTER COLUMN vector SET STORAGE EXTERNAL",
 
 	/*
@@ -160,9 +160,9 @@ static const char want_gone_sql[] =
 " AND p.state IN ('gone', 'unwanted')";
 
 /*
- * Statement that marks profiles as due.  A missing profile is treated like a
- * new profile, because the API may not have indexed the change of the profile
- * yet.
+ * Statement that marks profiles as due, except unwanted profiles.  A missing
+ * profile is treated like a new profile, because the API may not have indexed
+ * the change of the profile yet.
  */
 static const char mark_due_sql[] =
 "WITH locked AS MATERIALIZED (SELECT p.%I AS i FROM %P AS p"
@@ -227,7 +227,8 @@ static const char last_error_sql[] =
 
 /*
  * Return the type that the argument "vector_type" names, qualified with the
- * schema of pgvector if necessary.  Throws 22023 if it names no supported
+ * schema of pgvector if necessary.  "auto" means vector if pgvector is
+ * installed, or else real[].  Throws 22023 if the argument names no supported
  * type, and 42704 if the type requires pgvector, which is not installed.
  */
 static char *
@@ -270,7 +271,7 @@ choose_vector_type(const char *wanted)
 }
 
 /*
- * Create the tables that every store has.
+ * Create the tables of vectors and profiles, with their indexes.
  */
 static void
 create_tables(const HrflowStore *store)
@@ -768,7 +769,7 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	values[n++] = TimestampTzGetDatum(counts.oldest);
 	values[n++] = Int64GetDatum(counts.last_minute);
 	values[n++] = Int64GetDatum(counts.last_hour);
-	values[n++] = Int64GetDatum(counts.due);	/* one request for each */
+	values[n++] = Int64GetDatum(counts.due);	/* at least one for each */
 	nulls[n] = counts.last_minute == 0;
 	if (counts.last_minute > 0)
 		time_due.time = (double) counts.due / counts.last_minute *

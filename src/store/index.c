@@ -3,12 +3,13 @@
  * index.c
  *		Searches a store with a pgvector index.
  *
- * A pgvector index returns vectors in the order of their distance, but it may
- * return too few of them.  An HNSW scan takes hnsw.ef_search candidates before
- * dead tuples are removed and conditions are applied, and stops at
- * hnsw.max_scan_tuples; an IVFFlat scan reads ivfflat.probes lists.  We read
- * rows from the index until we have enough profiles.  If the scan ends before
- * that, the caller compares every vector instead.
+ * A pgvector index returns vectors roughly in the order of their distance, but
+ * it may return too few of them.  An HNSW scan takes hnsw.ef_search candidates
+ * before dead tuples are removed and conditions are applied, and stops at
+ * hnsw.max_scan_tuples if it may take more; an IVFFlat scan reads
+ * ivfflat.probes lists, or more.  We read rows from the index until we have
+ * enough profiles.  If the scan ends before that, the caller compares every
+ * vector instead.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,9 +43,9 @@ PG_FUNCTION_INFO_V1(hrflow_index_statement);
  * Statement that finds an index on table $1 for the cosine distance of vectors
  * that belong to section $2 and have $3 dimensions.  The only indexed
  * expression must be the column "vector", or a cast of this column as in the
- * statement that hrflow_index_statement() returns.  The predicate is compared
- * with the output of pg_get_expr(), which doubles single quotes and, unlike
- * format('%L'), does not escape backslashes.
+ * statement that hrflow_index_statement() returns.  The predicate, if there is
+ * one, is compared with the output of pg_get_expr(), which doubles single
+ * quotes and, unlike format('%L'), does not escape backslashes.
  */
 static const char find_statement[] =
 "SELECT i.indexrelid::regclass, pg_get_indexdef(i.indexrelid, 1, false),"
@@ -244,8 +245,9 @@ allowed_comparisons(const HrflowIndex *index, int k, double among)
 /*
  * Is it cheaper to search the index than to compare all vectors in the scope
  * of the search?  The vectors of a few profiles, or of a small source, are
- * better looked up by key, because the index may return a hundred other
- * vectors for each of them.
+ * better looked up by key, because the index may return many other vectors for
+ * each of them.  Without such a restriction, we assume that the index is
+ * cheaper.
  */
 bool
 hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
@@ -400,10 +402,10 @@ raise_option(const char *name, int value)
 }
 
 /*
- * Make the planner use the index, and make the scan consider enough candidates
- * to find the k nearest rows.  With pgvector 0.8 or later, the scan continues
- * if a condition or dead tuples leave too few rows; the cost of an HNSW scan
- * is limited to about that of comparing all vectors.
+ * Make the planner use the index, if possible, and make the scan consider
+ * enough candidates to find about the k nearest rows.  With pgvector 0.8 or
+ * later, the scan continues if a condition or dead tuples leave too few rows;
+ * the cost of an HNSW scan is limited to about that of comparing all vectors.
  *
  * The rows need not be returned in strict order, because we sort them.
  */
@@ -464,7 +466,8 @@ normalize(const HrflowSearch *search)
 
 /*
  * Find the best matches of a section with an index, and add them to "best".
- * If the index returns too few rows, "best" contains fewer than k matches.
+ * If the index returns vectors of too few profiles, "best" contains fewer than
+ * k matches.
  */
 void
 hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
@@ -520,8 +523,8 @@ take_dimension(void *arg, TupleTableSlot *slot)
 }
 
 /*
- * Return the dimension of any vector of a section, or 0 if there is none, in
- * the snapshot of the calling statement.
+ * Return the dimension of one of the nonempty vectors of a section, or 0 if
+ * there is none, in the snapshot of the calling statement.
  */
 int
 hrflow_index_dimension(const HrflowStore *store, const char *section)
