@@ -157,9 +157,9 @@ static const char due_as_before_sql[] =
 " due_at = COALESCE(k.due_at, clock_timestamp())";
 
 /*
- * While no table wanted a key, changes of its content were not noticed.  So the
- * content must be read; if neither the content nor the API key has changed, no
- * request is sent.
+ * While no table wanted a key, changes of its content were not noticed.  So
+ * the content must be read; if neither the content nor the API key has
+ * changed, no request is sent.
  */
 static const char due_now_sql[] =
 "state = 'due', due_at = clock_timestamp()";

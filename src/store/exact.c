@@ -9,9 +9,8 @@
  * selects the best rows.  Otherwise the statement returns the stored values,
  * most of which are usually TOAST pointers, and we read and compare the
  * vectors ourselves, which is faster than a statement that compares and sorts
- * (measured by BENCH_ONLY=10 make bench).  If all vectors are visited for a
- * weighted search, the statement compares them, but the executor selects
- * nothing.
+ * (measured by BENCH_ONLY=10 make bench).  For hrflow_exact_visit(), the
+ * statement always compares the vectors, but does not select any.
  *
  *-------------------------------------------------------------------------
  */

@@ -104,9 +104,9 @@ static const char join_sections_sql[] =
 
 /*
  * Statement that estimates the average latency of a request, in seconds, from
- * the last 20 runs that sent requests and did not stop early because of a
- * failure or a limit on requests.  $1 is the maximum number of requests in
- * flight.
+ * the last 20 runs that sent requests and ended because no more profiles were
+ * due, or because of time_budget or max_profiles.  $1 is the maximum number of
+ * requests in flight.
  */
 static const char latency_sql[] =
 "SELECT (sum(extract(epoch FROM h.ended_at - h.started_at)"

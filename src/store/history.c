@@ -242,7 +242,8 @@ insert_row(void *arg)
 
 /*
  * Insert the row of a run that begins, and acquire its lock, which is held
- * until hrflow_history_unlock().
+ * until hrflow_history_unlock().  If there is no table of runs, or the row
+ * cannot be inserted, the run is not recorded.  Throws 25006 on a subscriber.
  */
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)

@@ -5,11 +5,11 @@
  *
  * A pgvector index returns vectors roughly in the order of their distance, but
  * it may return too few of them.  An HNSW scan takes hnsw.ef_search candidates
- * before dead tuples are removed and conditions are applied, and stops at
- * hnsw.max_scan_tuples if it may take more; an IVFFlat scan reads
- * ivfflat.probes lists, or more.  We read rows from the index until we have
- * enough profiles.  If the scan ends before that, the caller compares every
- * vector instead.
+ * before dead tuples are removed and conditions are applied, and an IVFFlat
+ * scan reads ivfflat.probes lists.  Since pgvector 0.8, scans can continue
+ * after that, up to hnsw.max_scan_tuples or ivfflat.max_probes.  We read rows
+ * from the index until we have enough profiles.  If the scan ends before that,
+ * the caller compares every vector instead.
  *
  *-------------------------------------------------------------------------
  */
