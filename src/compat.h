@@ -360,7 +360,8 @@ hrflow_compat_load_index_method(Oid method)
 #endif
 
 /*
- * Pending interrupts that will terminate the session when they are processed.
+ * Pending interrupts that will terminate the session when they are processed,
+ * except recovery conflicts and the timeouts of idle sessions.
  */
 typedef struct HrflowFatalInterrupts
 {

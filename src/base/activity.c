@@ -5,11 +5,11 @@
  *		hrflow_embed_activity.
  *
  * A backend can be in several of our functions at once: a query whose calls
- * are issued ahead may call a PL/pgSQL function that runs a batch, and so may
- * a trigger that fires during a refresh.  We show the activity that began
- * last, since the others are waiting for it; when it ends, the previous one is
- * shown again.  A cursor is not shown while the client is not fetching from
- * it.
+ * are issued ahead may call a PL/pgSQL function that runs a batch, and a
+ * trigger that fires during a refresh may run one, too.  We show the activity
+ * that began last, since the others are waiting for it; when it ends, the
+ * previous one is shown again.  A cursor is not shown while the client is not
+ * fetching from it.
  *
  * Each activity belongs to a memory context, and ends when the context is
  * reset, so that no activity outlives an error.  After an error in a
@@ -112,7 +112,8 @@ take_slot(void)
 }
 
 /*
- * Publish the most recent activity that is not suspended.  Does not throw.
+ * Publish the most recent activity that is not suspended, or that there is
+ * none.  Does not throw.
  */
 void
 hrflow_activity_publish(void)
@@ -148,8 +149,8 @@ on_activity_reset(void *arg)
 }
 
 /*
- * Callback for the end of a transaction: end the activities of a transaction
- * that has failed.
+ * Callback for the end of a transaction: if it is aborted, end all activities,
+ * except those of procedures that commit and roll back.
  */
 static void
 end_failed_activities(XactEvent event, void *arg)
@@ -182,8 +183,8 @@ watch_transactions(void)
 
 /*
  * Begin an activity.  It is allocated in the current memory context, and ends
- * when the context is reset.  "store" is the name of the store being
- * refreshed, or NULL.
+ * when the context is reset at the latest.  May throw.  "store" is the name of
+ * the store being refreshed, or NULL.
  */
 HrflowActivity *
 hrflow_activity_begin(HrflowCaller caller, const char *store)
@@ -286,8 +287,8 @@ hrflow_activity_go_on(void)
  */
 
 /*
- * Copy a backend's entry.  Returns false if the backend is not executing any
- * of our functions.
+ * Copy a backend's entry.  Returns false if the backend has no activity to
+ * show.
  */
 static bool
 read_slot(volatile HrflowActivitySlot *slot, HrflowActivitySlot *copy)

@@ -24,7 +24,8 @@ typedef enum HrflowWaitReason
 	HRFLOW_FOR_NETWORK,			/* waiting for a reply */
 	HRFLOW_FOR_RATE,			/* the account's rate limit or pause does not
 								 * admit the next request yet */
-	HRFLOW_FOR_RETRY,			/* the next retry is not due yet */
+	HRFLOW_FOR_RETRY,			/* the next retry is not due yet, or a pause
+								 * during an outage has not ended */
 	HRFLOW_FOR_MEMORY,			/* the memory limit for replies
 								 * (HRFLOW_MAX_BUFFERED) has been reached */
 	HRFLOW_FOR_LOCK				/* other transactions hold locks on rows of
@@ -50,7 +51,8 @@ typedef struct HrflowActivityState
 	int64		nrequests;		/* number of requests sent to the API and for
 								 * links, including retries */
 	int64		nretries;
-	int			nin_flight;		/* requests in flight */
+	int			nin_flight;		/* requests in flight when the backend last
+								 * began to wait */
 	HrflowWaitReason waiting_for;
 	TimestampTz resumes_at;		/* when the wait is expected to end, or 0 if
 								 * unknown */
@@ -62,8 +64,8 @@ typedef struct HrflowActivityState
 
 /*
  * A call of one of our SQL functions, or a scan that issues calls ahead of
- * their rows.  Other backends see "state" as it was when
- * hrflow_activity_publish() was last called.
+ * their rows.  Other backends see the "state" of at most one activity of a
+ * backend, as it was when hrflow_activity_publish() was last called.
  */
 typedef struct HrflowActivity
 {
@@ -87,8 +89,7 @@ typedef struct HrflowActivity
 typedef struct HrflowActivitySlot
 {
 	uint32		changes;
-	int			pid;			/* 0 if the backend is not executing any of
-								 * our functions */
+	int			pid;			/* 0 if the backend has no activity to show */
 	HrflowActivityState state;
 } HrflowActivitySlot;
 

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * base.h
- *		Declarations of the lowest layer: limits, statuses, settings,
- *		encodings, URLs, links, the clock and the statistics.
+ *		Declarations of the lowest layer, apart from those in activity.h and
+ *		shared.h.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,8 +17,8 @@
 
 /*
  * Maximum length of a URL, in bytes.  Servers and load balancers accept 8 to
- * 64 kB, so a longer one could not succeed; libcurl's own limit (8 MB) is far
- * higher.
+ * 64 kB, so a request with a longer URL would hardly succeed; libcurl's own
+ * limit (8 MB) is far higher.
  */
 #define HRFLOW_MAX_URL			(64 * 1024)
 
@@ -29,15 +29,16 @@
 #define HRFLOW_MAX_KEY			512
 
 /*
- * Maximum total size of the headers of one reply, in bytes.  Typical headers
- * take 1 to 2 kB.
+ * Maximum total size of the header lines received in one attempt, in bytes.
+ * Typical headers take 1 to 2 kB.
  */
 #define HRFLOW_MAX_HEADERS		(64 * 1024)
 
 /*
- * Maximum number of requests that a statement has in flight before any of its
- * requests has succeeded.  If the server refuses all requests, for example
- * because of a wrong key, this many are wasted.
+ * Maximum number of requests that a transport has in flight before one of its
+ * requests has succeeded (or has been answered with 404).  If the server
+ * refuses all requests, for example because of a wrong key, about this many
+ * are wasted.
  */
 #define HRFLOW_MAX_WASTED 32
 
@@ -49,16 +50,16 @@
 #define HRFLOW_MAX_CONCURRENCY 256
 
 /*
- * Maximum total size of the reply bodies that a backend holds in memory at any
- * time, in bytes (64 MB).  It is also the upper limit of
- * hrflow_embed.max_response_size, so that one reply always fits.
+ * Limit on the total size of the buffers in which a backend receives the
+ * bodies of replies, in bytes (64 MB); see enlarge_body() for exceptions.  It
+ * is also the upper limit of hrflow_embed.max_response_size.
  */
 #define HRFLOW_MAX_BUFFERED		(64 * 1024 * 1024)
 
 /*
- * Maximum length of a text to embed, in bytes (1 MB, the size of a thick
- * book).  Models read only a small part of that, and servers commonly reject
- * larger bodies.
+ * Maximum length of a text or a document to embed, in bytes of UTF-8 (1 MB,
+ * the size of a thick book).  Models read only a small part of that, and
+ * servers commonly reject larger bodies.
  */
 #define HRFLOW_MAX_TEXT			(1024 * 1024)
 
@@ -141,14 +142,15 @@ typedef enum HrflowDialect
 } HrflowDialect;
 
 /*
- * A snapshot of the settings, taken when a statement starts.  It is immutable,
- * and remains valid until the memory context that was current in
+ * A snapshot of the settings.  It is immutable, unless hrflow_settings_copy()
+ * made it, and remains valid until the memory context that was current in
  * hrflow_settings_get() or hrflow_settings_pin() is reset.  No string is NULL.
  * Only settings.c may create this struct, because it is part of a larger one.
  */
 typedef struct HrflowSettings
 {
-	uint64		serial;			/* unique to each snapshot */
+	uint64		serial;			/* unique to each snapshot, but shared by its
+								 * copies */
 	const char *api_key;		/* valid as the value of a header; empty only
 								 * if the caller did not need a key */
 	const char *api_user;		/* value of the header X-USER-EMAIL; empty to
@@ -162,19 +164,24 @@ typedef struct HrflowSettings
 	int			connect_timeout;	/* maximum time to connect in one attempt,
 									 * in milliseconds */
 	int			request_timeout;	/* maximum duration of one attempt, from
-									 * connecting to the last byte of the
-									 * reply, in milliseconds */
-	int			batch_timeout;	/* maximum duration of a whole statement, in
+									 * its start to the last byte of the
+									 * reply, in milliseconds; see
+									 * excuse_absence() for an exception */
+	int			batch_timeout;	/* maximum duration of a batch, in
 								 * milliseconds, or 0 for no limit */
 	int			refresh_debounce;	/* milliseconds to wait before a profile
 									 * that changed while it was being fetched
 									 * is fetched again */
-	int			max_attempts;	/* attempts per request, including the first */
+	int			max_attempts;	/* maximum number of attempts per request,
+								 * including the first; see
+								 * hrflow_rate_report() for attempts that do
+								 * not count */
 	bool		missing_is_null;	/* should functions that return one value
 									 * return NULL, rather than raise an
 									 * error, if a profile, job or vector is
 									 * missing? */
-	int			max_concurrency;	/* maximum number of requests in flight */
+	int			max_concurrency;	/* maximum number of requests in flight
+									 * per backend */
 	int			max_requests_per_minute;	/* requests per minute for one
 											 * account, excluding links, or 0
 											 * for no limit */
@@ -195,8 +202,8 @@ typedef struct HrflowSettings
 } HrflowSettings;
 
 /*
- * The parts of a URL that decide where a request goes.  The strings point
- * into the URL and are not NUL-terminated.
+ * The parts of a URL.  The strings point into the URL; the host is not
+ * NUL-terminated.
  */
 typedef struct HrflowUrl
 {
@@ -217,15 +224,17 @@ typedef struct HrflowUrl
  */
 typedef enum HrflowCounter
 {
-	HRFLOW_CALLS,				/* calls of our functions that use the network */
+	HRFLOW_CALLS,				/* calls of our functions that use the
+								 * network; a scan that issues calls ahead
+								 * counts as one call */
 	HRFLOW_REQUESTS,			/* requests sent, including retries */
-	HRFLOW_RETRIES,				/* requests that are retries */
+	HRFLOW_RETRIES,				/* requests that we or libcurl have sent again */
 	HRFLOW_RATE_LIMITS,			/* replies with HTTP status 429 */
 	HRFLOW_BYTES_RECEIVED,		/* size of the reply bodies before
 								 * decompression */
 	HRFLOW_WAITED_USEC,			/* time spent waiting, in microseconds */
 	HRFLOW_CONNECTIONS_OPENED,
-	HRFLOW_CONNECTIONS_REUSED,	/* requests sent over a connection that was
+	HRFLOW_CONNECTIONS_REUSED,	/* replies received over a connection that was
 								 * already open */
 	HRFLOW_LINK_REQUESTS		/* requests for links, including retries */
 } HrflowCounter;

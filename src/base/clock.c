@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * clock.c
- *		Reads the clock that all timeouts and pauses use.
+ *		Reads the clock that the timeouts and pauses of requests use.
  *
  *-------------------------------------------------------------------------
  */

@@ -18,19 +18,19 @@
 #include "storage/fd.h"
 
 /*
- * Check whether a string, such as an API key, is valid as the value of an HTTP
- * header.  Returns NULL if so, else a predicate ("is ...") that describes the
- * problem.
+ * Check whether a string may be sent as an API key or an e-mail address, in
+ * the value of an HTTP header.  Returns NULL if so, else a sentence that
+ * describes the problem, to be translated by the caller.
  */
 const char *
 hrflow_key_problem(const char *value)
 {
 	if (strlen(value) > HRFLOW_MAX_KEY)
-		return "is too long";
+		return gettext_noop("The value is too long.");
 	for (const char *p = value; *p; p++)
 	{
 		if (*p <= ' ' || *p > '~')
-			return "contains a space, a control character or a non-ASCII character";
+			return gettext_noop("The value contains a space, a control character or a non-ASCII character.");
 	}
 	return NULL;
 }
@@ -42,11 +42,12 @@ raise_no_key(const char *detail)
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("no HrFlow API key in file specified by \"%s\"",
 					"hrflow_embed.api_key_file"),
-			 errdetail("%s", detail)));
+			 errdetail_internal("%s", _(detail))));
 }
 
 /*
- * State of the key file when it was last read.
+ * The key file that was last read: its path and status at that time, and the
+ * key in it.
  */
 static struct
 {
@@ -63,7 +64,7 @@ static struct
 }			key_file;
 
 /*
- * Is this the file that was read last, and is it unchanged since then?
+ * Is this certainly the file that was read last, unchanged since then?
  */
 static bool
 is_same_key_file(const char *path, const struct stat *st)
@@ -78,7 +79,7 @@ is_same_key_file(const char *path, const struct stat *st)
 /*
  * Check the content of a key file.  Besides invalid characters, detect common
  * mistakes, such as quotes around the key.  Returns NULL if there is no
- * problem, else a predicate that describes it.
+ * problem, else a sentence that describes it, to be translated by the caller.
  */
 static const char *
 bad_key_file(const char *key)
@@ -87,15 +88,16 @@ bad_key_file(const char *key)
 							  "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_");
 
 	if (*key == '\'' || *key == '"')
-		return "is in quotes; the file must contain the key alone";
+		return gettext_noop("The key is in quotes; the file must contain the key alone.");
 	if (name > 0 && key[name] == '=' && key[name + 1] != '=' &&
 		key[name + 1] != '\0')
-		return "follows a name and \"=\"; the file must contain the key alone";
+		return gettext_noop("The key follows a name and \"=\"; the file must contain the key alone.");
 	return hrflow_key_problem(key);
 }
 
 /*
- * Warn if the file has world access, but only once until the file changes.
+ * Warn if the file has world access, but only once in a session until the file
+ * changes.
  */
 static void
 warn_if_file_is_readable(const struct stat *st)
@@ -138,7 +140,7 @@ read_key_file(const char *path)
 						"hrflow_embed.api_key_file"),
 				 errhint("Check that the file exists, and that the operating system user of the database server can read it.")));
 	if (!S_ISREG(st.st_mode))
-		raise_no_key("The path does not name a regular file.");
+		raise_no_key(gettext_noop("The path does not name a regular file."));
 
 	/* Allow for a line ending, plus one byte to detect a longer file. */
 	length = read(fd, key, HRFLOW_MAX_KEY + 3);
@@ -164,14 +166,15 @@ read_key_file(const char *path)
 	key[length] = '\0';
 
 	if (length == 0)
-		raise_no_key("The file is empty.");
-	why = strlen(key) != length ? "contains a NUL character" : bad_key_file(key);
+		raise_no_key(gettext_noop("The file is empty."));
+	why = strlen(key) != length ?
+		gettext_noop("The key contains a NUL character.") : bad_key_file(key);
 	if (why != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid HrFlow API key in file specified by \"%s\"",
 						"hrflow_embed.api_key_file"),
-				 errdetail("The key %s.", why)));
+				 errdetail_internal("%s", _(why))));
 
 	strlcpy(key_file.path, path, sizeof(key_file.path));
 	key_file.device = st.st_dev;
@@ -196,7 +199,7 @@ read_key_file(const char *path)
  * key is invalid.
  *
  * Each call checks whether the file has changed, so that a rotated key takes
- * effect at once, but reads the file only if it has.
+ * effect at once, but reads the file only if it has changed, or may have.
  */
 const char *
 hrflow_key_read(const char *path)

@@ -4,9 +4,9 @@
  *		Decides which links may be fetched.
  *
  * A link is a URL that comes from the API or from the caller of
- * hrflow_fetch_vector().  The database server can often reach machines that
- * its clients cannot, so we must not let a link give access to the internal
- * network.
+ * hrflow_fetch_vector() or hrflow_fetch_vectors().  The database server can
+ * often reach machines that its clients cannot, so we must not let a link give
+ * access to the internal network.
  *
  * These functions are pure: their results depend on the arguments alone.
  *
@@ -68,8 +68,8 @@ next_host(const char **list, int *length)
 }
 
 /*
- * Check a value for hrflow_embed.link_hosts.  Returns NULL, or a predicate
- * ("has ...") that describes the problem.
+ * Check a value for hrflow_embed.link_hosts.  Returns NULL, or a sentence that
+ * describes the problem, to be translated by the caller.
  */
 const char *
 hrflow_link_bad_hosts(const char *hosts)
@@ -82,7 +82,7 @@ hrflow_link_bad_hosts(const char *hosts)
 		int			stars = 0;
 
 		if (length > 253)
-			return "has a host that is too long";
+			return gettext_noop("The value has a host that is too long.");
 		for (int i = 0; i < length; i++)
 		{
 			bool		good = (host[i] >= 'a' && host[i] <= 'z') ||
@@ -91,7 +91,7 @@ hrflow_link_bad_hosts(const char *hosts)
 			strchr("-._:*", host[i]) != NULL;
 
 			if (!good)
-				return "is not a list of host names";
+				return gettext_noop("The value is not a list of host names.");
 			stars += host[i] == '*';
 		}
 
@@ -100,7 +100,7 @@ hrflow_link_bad_hosts(const char *hosts)
 		 * them.
 		 */
 		if (stars > 4)
-			return "has a host with more than four asterisks";
+			return gettext_noop("The value has a host with more than four asterisks.");
 	}
 	return NULL;
 }
@@ -143,14 +143,14 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 	if (!url.https && !url.loopback)
 		return "The link does not begin with \"https://\".";
 	if (!url.loopback && url.port != 443)
-		return "The link specifies a port.";
+		return "The link specifies a port other than 443.";
 	return NULL;
 }
 
 /*
  * Return a printable description of a link, palloc'd: its scheme, host and
- * path, without the query, which usually contains a signature, and without
- * user and password.
+ * path, clipped to 300 bytes, without the query, which usually contains a
+ * signature, and without user and password.
  */
 char *
 hrflow_link_describe(const char *link)
@@ -160,8 +160,9 @@ hrflow_link_describe(const char *link)
 	char	   *at = strrchr(shown, '@');
 
 	/*
-	 * Remove everything between the scheme and the last "@", even if the "@"
-	 * is in the path, because a parser might take that part for a password.
+	 * Remove everything before the last "@" except "https://", even if the
+	 * "@" is in the path, because a parser might take that part for a
+	 * password.
 	 */
 	if (at != NULL)
 	{
@@ -210,7 +211,8 @@ is_private_v4(uint32 a)
 /*
  * Is this an address to which a public name should not resolve: loopback,
  * link-local, private, multicast or reserved?  An IPv6 address that embeds an
- * IPv4 address is private if the IPv4 address is.
+ * IPv4 address (mapped, compatible, NAT64 or 6to4) is private if the IPv4
+ * address is.
  */
 static bool
 is_private_v6(const unsigned char *a)
@@ -239,7 +241,8 @@ is_private_v6(const unsigned char *a)
 
 /*
  * Is this a private address, which a host must not have if only a pattern
- * allows the host?  Must not throw, because libcurl's callbacks call this.
+ * allows the host?  Addresses of unknown families count as private.  Must not
+ * throw, because libcurl's callbacks call this.
  */
 bool
 hrflow_link_is_private(const struct sockaddr *address)

@@ -3,10 +3,11 @@
  * saved.c
  *		Keeps the request counts in a file across restarts.
  *
- * The postmaster writes the file when it shuts down and after a backend crash.
- * It reads and removes the file when it initializes shared memory.  This
- * requires the library to be in shared_preload_libraries.  If the postmaster
- * or the machine crashes, there is no file, and all counts start from zero.
+ * The postmaster writes the file when it shuts down, fails to start, or
+ * restarts all processes after a backend crash.  It reads and removes the file
+ * when it initializes shared memory.  This requires the library to be in
+ * shared_preload_libraries.  If the postmaster or the machine crashes, there
+ * is no file, and all counts start from zero.
  *
  *-------------------------------------------------------------------------
  */
@@ -49,7 +50,8 @@ typedef struct SavedDay
 } SavedDay;
 
 /*
- * Read the file into shared memory.  Returns false if the file is not valid.
+ * Read the file into shared memory.  Returns false if the file is not valid,
+ * perhaps after some counts have been stored.
  */
 static bool
 read_saved(FILE *file, HrflowShared *shared)
@@ -175,7 +177,8 @@ hrflow_saved_save(HrflowShared *shared)
 	if (file == NULL || !write_saved(file, shared) || FreeFile(file) != 0)
 	{
 		/*
-		 * If the file is still open, it is closed when the postmaster exits.
+		 * If the write failed, the file is still open, and remains so until
+		 * the postmaster exits.
 		 */
 		ereport(LOG,
 				(errcode_for_file_access(),

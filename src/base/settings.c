@@ -86,15 +86,17 @@ static int	http_version = HRFLOW_HTTP_AUTO;
 
 /*
  * A snapshot of the settings.  It is immutable, and is freed when it is no
- * longer "current" and no memory context pins it.
+ * longer "current" and no memory context pins it.  A copy made by
+ * hrflow_settings_copy() belongs to a memory context instead, and may be
+ * modified.
  */
 typedef struct SettingsCopy
 {
 	HrflowSettings settings;
 	MemoryContext context;		/* memory context of this struct and its
-								 * strings */
+								 * strings, or NULL for a copy */
 	int			npins;			/* number of pins, plus one if this is
-								 * "current" */
+								 * "current" or a copy */
 } SettingsCopy;
 
 /* A pin held by a memory context, released when the context is reset. */
@@ -105,8 +107,8 @@ typedef struct Pin
 } Pin;
 
 /*
- * Incremented whenever a setting is assigned, which makes the current snapshot
- * obsolete.
+ * Incremented whenever a setting that snapshots contain is assigned, which
+ * makes the current snapshot obsolete.
  */
 static uint64 assignments = 1;
 
@@ -117,8 +119,9 @@ static SettingsCopy *current = NULL;
 static uint64 current_assignments = 0;
 
 /*
- * True while PostgreSQL applies values that were set before the library was
- * loaded.
+ * True while the settings are being defined, when PostgreSQL applies the
+ * values that were set before the library was loaded; remains true if that
+ * fails.
  */
 static bool defining = false;
 
@@ -138,7 +141,8 @@ static bool key_was_in_file = false;
 /*
  * Reject a value without printing it.  Parallel workers accept all of their
  * leader's values, because the context of an error raised in a worker would
- * include the value.  No worker uses the settings.
+ * include the value.  Workers should not use the settings;
+ * hrflow_settings_get() checks them again.
  */
 static bool
 refuse_value(const char *name, const char *why)
@@ -147,7 +151,7 @@ refuse_value(const char *name, const char *why)
 		return true;
 	GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
 	GUC_check_errmsg("invalid value for parameter \"%s\"", name);
-	GUC_check_errdetail("The value %s.", why);
+	GUC_check_errdetail("%s", _(why));
 	return false;
 }
 
@@ -176,13 +180,13 @@ check_api_key(char **newval, void **extra, GucSource source)
 		GUC_check_errcode(ERRCODE_INVALID_PARAMETER_VALUE);
 		GUC_check_errmsg("parameter \"%s\" cannot be set for a role, a database or a function",
 						 "hrflow_embed.api_key");
-		GUC_check_errdetail("Every role could read it in the catalogs.");
+		GUC_check_errdetail("Every role could read the key in the catalogs.");
 		GUC_check_errhint("Set hrflow_embed.api_key_file instead.");
 		return false;
 	}
 	if (strcmp(*newval, MASK) == 0)
 		return refuse_value("hrflow_embed.api_key",
-							"is the placeholder that SHOW prints instead of a key");
+							gettext_noop("The value is the placeholder that SHOW prints instead of a key."));
 	if (why != NULL)
 		return refuse_value("hrflow_embed.api_key", why);
 
@@ -203,7 +207,7 @@ static bool
 check_file(const char *name, const char *value)
 {
 	return *value == '\0' || is_absolute_path(value) ||
-		refuse_value(name, "is not an absolute path");
+		refuse_value(name, gettext_noop("The value is not an absolute path."));
 }
 
 static bool
@@ -219,8 +223,8 @@ check_ca_file(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Check a value for hrflow_embed.base_url.  Returns NULL, or a predicate that
- * describes the problem.
+ * Check a value for hrflow_embed.base_url.  Returns NULL, or a sentence that
+ * describes the problem, to be translated by the caller.
  */
 static const char *
 bad_base_url(const char *value)
@@ -231,11 +235,11 @@ bad_base_url(const char *value)
 	if (why != NULL)
 		return why;
 	if (!url.https && !url.loopback)
-		return "does not begin with \"https://\" (\"http://\" is for loopback addresses only)";
+		return gettext_noop("The value does not begin with \"https://\" (\"http://\" is for loopback addresses only).");
 	if (strpbrk(url.path, "?#") != NULL)
-		return "has a query or a fragment";
+		return gettext_noop("The value has a query or a fragment.");
 	if (strlen(value) > 1024)
-		return "is too long";
+		return gettext_noop("The value is too long.");
 	return NULL;
 }
 
@@ -248,10 +252,10 @@ check_base_url(char **newval, void **extra, GucSource source)
 }
 
 /*
- * Check a value for hrflow_embed.proxy.  Returns NULL, or a predicate that
- * describes the problem.  The host and port must be valid, because libcurl's
- * message about a proxy that it cannot parse quotes the whole value, including
- * the password.
+ * Check a value for hrflow_embed.proxy.  Returns NULL, or a sentence that
+ * describes the problem, to be translated by the caller.  The host and port
+ * must be valid, because libcurl's message about a proxy that it cannot parse
+ * quotes the whole value, including the password.
  */
 static const char *
 bad_proxy(const char *value)
@@ -271,22 +275,22 @@ bad_proxy(const char *value)
 		if (pg_strncasecmp(value, schemes[i], length) != 0)
 			continue;
 		if (strlen(value) > 1024)
-			return "is too long";
+			return gettext_noop("The value is too long.");
 		if (host[strcspn(host, "@/?#")] == '@')
 			host += strcspn(host, "@") + 1;
 		copy = psprintf("http://%s", host);
 		why = hrflow_url_parse(copy, &url);
 		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
-			why = "contains more than a scheme, a host and a port";
+			why = gettext_noop("The value contains more than a scheme, a host and a port.");
 		for (const char *p = value; *p && why == NULL; p++)
 		{
 			if (*p <= ' ' || *p > '~')
-				why = "has a character that must be percent-encoded";
+				why = gettext_noop("The value has a character that must be percent-encoded.");
 		}
 		pfree(copy);
 		return why;
 	}
-	return "does not begin with \"http://\", \"https://\" or \"socks5h://\"";
+	return gettext_noop("The value does not begin with \"http://\", \"https://\" or \"socks5h://\".");
 }
 
 static bool
@@ -295,7 +299,7 @@ check_proxy(char **newval, void **extra, GucSource source)
 	const char *why = bad_proxy(*newval);
 
 	if (why == NULL && in_catalog(source) && strchr(*newval, '@') != NULL)
-		why = "contains a password, which every role could read in the catalogs";
+		why = gettext_noop("The value contains a password, which every role could read in the catalogs.");
 	return why == NULL || refuse_value("hrflow_embed.proxy", why);
 }
 
@@ -368,7 +372,8 @@ is_listed(const char *libraries)
 /*
  * Until this library is loaded, "hrflow_embed.api_key" is a placeholder that
  * every role can SHOW.  Warn if a configuration file set the key before the
- * library was loaded.
+ * library was loaded, unless shared_preload_libraries or
+ * session_preload_libraries contains the library.
  */
 static void
 warn_if_key_was_readable(void)
@@ -388,7 +393,8 @@ warn_if_key_was_readable(void)
 /*
  * Transaction callback: define the settings before the commit, when parallel
  * mode has certainly ended.  Do nothing if an earlier attempt failed, because
- * another attempt would fail, too, and the session could never commit.
+ * another attempt would probably fail, too, and the session could never
+ * commit.
  */
 static void
 define_deferred(XactEvent event, void *arg)
@@ -398,14 +404,15 @@ define_deferred(XactEvent event, void *arg)
 }
 
 /*
- * Define all settings.  Called when the library is loaded, which may be in the
- * postmaster, so this must not initialize libcurl.
+ * Define all settings.  Called when the library is loaded, and again until it
+ * has succeeded.  The library may be loaded in the postmaster, so this must
+ * not initialize libcurl.
  *
  * In parallel mode the definitions are deferred, because PostgreSQL would
  * discard values that were set earlier, with only a warning, and use the
  * defaults.  The settings are then defined by the first statement that needs
- * them outside of parallel mode, or at the end of the transaction.  Until
- * then, parallel workers, which do define the settings, may reject the
+ * them outside of parallel mode, or when the transaction is about to commit.
+ * Until then, parallel workers, which do define the settings, may reject the
  * session's values.
  */
 void
@@ -451,13 +458,13 @@ hrflow_settings_define(void)
 							   check_base_url, assign_string, NULL);
 	DefineCustomEnumVariable("hrflow_embed.api_dialect",
 							 "Sets the names of the parameters that the HrFlow API expects.",
-							 "\"id\": source_id, profile_id; \"key\": source_key, key.",
+							 "With \"id\", it expects source_id and profile_id; with \"key\", source_key and key.",
 							 &api_dialect, HRFLOW_DIALECT_ID, dialect_options,
 							 PGC_SUSET, 0,
 							 NULL, assign_int, NULL);
 	DefineCustomEnumVariable("hrflow_embed.http_version",
 							 "Sets the version of HTTP to use over TLS.",
-							 "\"auto\": HTTP/2 if the server offers it; \"1.1\": always HTTP/1.1.",
+							 "With \"auto\", HTTP/2 is used where possible; with \"1.1\", it is never used.",
 							 &http_version, HRFLOW_HTTP_AUTO, http_version_options,
 							 PGC_USERSET, 0,
 							 NULL, assign_int, NULL);
@@ -469,7 +476,7 @@ hrflow_settings_define(void)
 							   check_ca_file, assign_string, NULL);
 	DefineCustomStringVariable("hrflow_embed.proxy",
 							   "Sets the URL of the proxy to use.",
-							   "The environment variables *_proxy are ignored.",
+							   "Requests to loopback addresses bypass it. The environment variables *_proxy are ignored.",
 							   &proxy, "",
 							   PGC_SUSET, GUC_SUPERUSER_ONLY,
 							   check_proxy, assign_string, NULL);
@@ -525,7 +532,7 @@ hrflow_settings_define(void)
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.statement_request_limit",
 							"Sets the upper bound of \"hrflow_embed.max_requests_per_statement\".",
-							"Only superusers can set it. Zero means no bound.",
+							"Only superusers, and roles with privilege SET on it, can change it. Zero means no bound.",
 							&statement_request_limit, 0, 0, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, assign_int, NULL);
@@ -543,7 +550,7 @@ hrflow_settings_define(void)
 							NULL, assign_int, NULL);
 	DefineCustomEnumVariable("hrflow_embed.on_missing",
 							 "Sets what happens if a profile, job or link is not found or has no vector.",
-							 "\"error\": raise an error; \"null\": functions that return one value return NULL, and a WARNING reports how many did.",
+							 "With \"error\", an error is raised; with \"null\", functions that return one value return NULL, and a WARNING reports how many calls did.",
 							 &on_missing, ON_MISSING_ERROR, on_missing_options,
 							 PGC_USERSET, 0,
 							 NULL, assign_int, NULL);
@@ -599,11 +606,12 @@ check_at_use(const char *setting, const char *why)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for parameter \"%s\"", setting),
-				 errdetail("The value %s.", why)));
+				 errdetail_internal("%s", _(why))));
 }
 
 /*
- * Return the API key; the string is valid until the next call.
+ * Return the API key; the string is valid until the next call, or until the
+ * setting is assigned.
  */
 static const char *
 find_key(void)
@@ -701,7 +709,8 @@ on_pin_reset(void *arg)
 }
 
 /*
- * Keep a snapshot valid until the current memory context is reset.
+ * Keep a snapshot valid until the current memory context is reset, and return
+ * the snapshot.  A copy must not be pinned for longer than it lives.
  */
 const HrflowSettings *
 hrflow_settings_pin(const HrflowSettings *settings)
@@ -721,7 +730,8 @@ hrflow_settings_pin(const HrflowSettings *settings)
 /*
  * Return a copy of "settings" that the caller may modify before passing it to
  * other functions.  The copy is allocated in the current memory context, and
- * pins do not extend its life.  It shares the strings of "settings".
+ * pins do not extend its life.  It shares the strings of "settings", which
+ * must remain pinned.
  */
 HrflowSettings *
 hrflow_settings_copy(const HrflowSettings *settings)
@@ -737,12 +747,12 @@ hrflow_settings_copy(const HrflowSettings *settings)
 /*
  * Return the settings for a statement that is starting.  They do not change,
  * and live until the current memory context is reset.  Raises 55000 if a key
- * is needed but there is none, or if the settings are not defined, and 22023
- * if the value of a setting is invalid.
+ * is needed but cannot be found or read, or if the settings are not defined,
+ * and 22023 if the value of a setting is invalid.
  *
- * A new snapshot is taken only if a setting or the key has changed; the
- * transport compares serials to decide whether prepared handles and headers
- * are still valid.
+ * A new snapshot is taken only if a setting has changed, or if a key is needed
+ * that the latest one does not contain; the transport compares serials to
+ * decide whether prepared handles and headers are still valid.
  */
 const HrflowSettings *
 hrflow_settings_get(bool need_key)

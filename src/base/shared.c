@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * shared.c
- *		Manages the state that all backends of a server share: rate limits,
- *		statistics, and the activity of each backend.
+ *		Manages the state that all backends of a server share, such as rate
+ *		limits, statistics, and the activity of each backend.
  *
  * If the library is in shared_preload_libraries, the state is in the main
  * shared memory segment.  Otherwise, on PostgreSQL 17 and later, it is in a
@@ -133,7 +133,8 @@ startup_shared(void)
 }
 
 /*
- * Install the shared memory hooks.  Called when the library is loaded.
+ * Install the shared memory hooks, if the library is being preloaded by the
+ * postmaster.  Called when the library is loaded.
  */
 void
 hrflow_shared_define(void)
@@ -185,7 +186,7 @@ attach(void)
 
 /*
  * Return the shared state, or this backend's own if nothing is shared.  May
- * throw on the first call in a backend.
+ * throw until it has succeeded once in a backend.
  */
 HrflowShared *
 hrflow_shared_get(void)

@@ -1,9 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * shared.h
- *		Layout of the state that all backends of a server share.  Used by
- *		shared.c, rate.c, allowance.c, stats.c, usage.c, saved.c, activity.c
- *		and a few files of the transport.
+ *		Layout of the state that all backends of a server share, or that each
+ *		backend has for itself: see shared.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +28,7 @@
 #define HRFLOW_NSTATUSES (HRFLOW_LAST_STATUS + 1)
 
 /*
- * The servers to which requests are sent.
+ * The kinds of servers to which requests are sent.
  */
 typedef enum HrflowServer
 {
@@ -44,14 +43,16 @@ typedef enum HrflowServer
  */
 typedef enum HrflowAccountOutcome
 {
-	HRFLOW_ANSWERED,			/* any other outcome */
-	HRFLOW_LIMITED,				/* 429 */
-	HRFLOW_OVERLOADED,			/* 503 with Retry-After */
-	HRFLOW_FAILED,				/* HTTP 5xx, or the connection failed or broke */
+	HRFLOW_ANSWERED,			/* none of the outcomes below */
+	HRFLOW_LIMITED,				/* HTTP 429, or a code 429 in the body */
+	HRFLOW_OVERLOADED,			/* HTTP 503 with a Retry-After of at most
+								 * HRFLOW_RETRY_AFTER_LIMIT */
+	HRFLOW_FAILED,				/* any other HTTP 5xx, or the connection
+								 * failed or broke */
 	HRFLOW_TIMED_OUT,			/* HTTP 408, a timeout, or a connection
 								 * failure that a retry would repeat */
-	HRFLOW_GIVEN_UP				/* abandoned by us, or refused by the proxy;
-								 * the API's outcome is unknown */
+	HRFLOW_GIVEN_UP				/* abandoned or not started by us, or refused
+								 * by the proxy; the API's outcome is unknown */
 } HrflowAccountOutcome;
 
 /*
@@ -118,35 +119,35 @@ typedef struct HrflowBucket
 	int64		next_at;		/* when the next request would be due if
 								 * bursts were not allowed */
 	bool		paused;			/* is the account paused?  If so, only probes
-								 * are sent until one succeeds */
+								 * are admitted */
 	HrflowAccountOutcome cause; /* outcome that started the pause */
 	bool		refuses;		/* did the server request a pause longer than
 								 * HRFLOW_RETRY_AFTER_LIMIT? */
-	int			level;			/* number of probes that have failed during
-								 * this pause */
+	int			level;			/* number of probes that have extended this
+								 * pause */
 	int64		paused_until;
 	int64		pause_asked_at; /* when the pause was last started or extended */
 	int64		probe_sent_at;	/* when the last probe was sent */
 	int64		probe_until;	/* deadline of the outstanding probe, after
 								 * which another backend may send one, or 0 if
 								 * no probe is outstanding */
-	int			failures;		/* consecutive failures since HRFLOW_ANSWERED
+	int			failures;		/* number of failures since HRFLOW_ANSWERED
 								 * was last reported */
 	int64		answered_at;	/* when HRFLOW_ANSWERED was last reported */
 	HrflowAllowance allowance;
 } HrflowBucket;
 
 /*
- * Number of origins whose HTTP version is remembered.  Each takes only 8
- * bytes.
+ * Maximum number of origins whose HTTP version is remembered.  Each takes only
+ * 8 bytes.
  */
 #define HRFLOW_NORIGINS 256
 
-/* Number of accounts whose requests are counted per day. */
+/* Maximum number of accounts whose requests are counted per day. */
 #define HRFLOW_NDAYS HRFLOW_NBUCKETS
 
 /*
- * Number of requests that an account has sent today; see budget.c.
+ * Number of requests that an account has sent on one day; see budget.c.
  */
 typedef struct HrflowDay
 {
@@ -204,7 +205,7 @@ typedef struct HrflowShared
 
 	HrflowDay	days[HRFLOW_NDAYS];
 
-	/* The following fields exist only if all backends share the state. */
+	/* The following fields are used only if all backends share the state. */
 	HrflowUsage usage;
 
 	/* One entry per backend, MaxBackends in all. */

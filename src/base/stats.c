@@ -4,7 +4,7 @@
  *		Counters, and the function behind the view hrflow_embed_stats.
  *
  * Each backend counts locally, and adds its counts to the shared counters once
- * a second while a statement waits, and when the statement ends.
+ * a second while a transport waits, and when a transport begins or ends.
  *
  *-------------------------------------------------------------------------
  */

@@ -39,8 +39,8 @@ static const char *const status_names[] = {
 };
 
 /*
- * Does this status mean that all other requests with the same settings would
- * fail, too?
+ * Is the cause of this status likely to make all other requests to the API
+ * with the same settings fail, too?
  */
 bool
 hrflow_status_concerns_all(HrflowStatus status)

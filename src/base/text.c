@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * text.c
- *		Converts text between the server encoding and UTF-8 without raising
- *		errors.
+ *		Converts text between the server encoding and UTF-8, without raising
+ *		errors for characters that cannot be converted.
  *
  * pg_server_to_any() and pg_any_to_server() raise an error for a character
- * that does not exist in the target encoding.  In a batch, such a character
- * must cause only its own row to fail.
+ * that does not exist in the target encoding.  In a batch, only the row that
+ * contains such a character must fail.
  *
  *-------------------------------------------------------------------------
  */
@@ -48,9 +48,10 @@ convert(const char *text, size_t length, int from, int to)
 }
 
 /*
- * Convert NUL-terminated text from the server encoding to UTF-8.  Returns NULL
- * if the text cannot be converted.  In a SQL_ASCII database, whose text has no
- * known encoding, the text is accepted if it is valid UTF-8.
+ * Convert NUL-terminated text from the server encoding to UTF-8.  Returns
+ * "text" itself if no conversion is needed, NULL if the text cannot be
+ * converted, or else a palloc'd copy.  In a SQL_ASCII database, whose text has
+ * no known encoding, the text is accepted if it is valid UTF-8.
  */
 const char *
 hrflow_text_to_utf8(const char *text)
@@ -65,8 +66,9 @@ hrflow_text_to_utf8(const char *text)
 
 /*
  * Convert valid UTF-8, which must be followed by a NUL, to the server
- * encoding, which must not be SQL_ASCII.  Returns NULL if the text cannot be
- * converted.
+ * encoding, which must not be SQL_ASCII.  Returns "text" itself if no
+ * conversion is needed, NULL if the text cannot be converted, or else a
+ * palloc'd copy.
  */
 const char *
 hrflow_text_from_utf8(const char *text, size_t length)
@@ -77,8 +79,8 @@ hrflow_text_from_utf8(const char *text, size_t length)
 /*
  * Convert text that should be UTF-8 to the server encoding, for use in a
  * message.  Question marks replace the characters that do not exist in the
- * server encoding or, if the text is not valid UTF-8, all non-ASCII bytes.
- * The result is palloc'd.
+ * server encoding or, if the text is not valid UTF-8 or there is no
+ * conversion, all non-ASCII bytes.  The result is palloc'd.
  */
 char *
 hrflow_text_show_utf8(const char *text, size_t length)

@@ -14,9 +14,9 @@
 #include "base/base.h"
 
 /*
- * Does this host denote the loopback interface?  IPv4 addresses are recognized
- * in dotted-quad form only, not in other forms that resolvers accept, such as
- * "127.1" and "0x7f.1".
+ * Is this host "localhost" or a loopback address?  IPv4 addresses are
+ * recognized in dotted-quad form only, not in other forms that resolvers
+ * accept, such as "127.1" and "0x7f.1".
  */
 static bool
 is_loopback(const char *host, int length)
@@ -101,15 +101,15 @@ parse_port(const char **p, int *port)
 }
 
 /*
- * Parse a URL.  Returns NULL, or a predicate ("has ...") that describes the
- * problem.
+ * Parse a URL.  Returns NULL, or a sentence that describes the problem, to be
+ * translated by the caller; then *parsed is undefined.
  *
  * The rules are stricter than RFC 3986, so that libcurl cannot interpret an
  * accepted URL differently: the scheme must be http or https, there is no
  * userinfo, the host consists of letters, digits, dots, hyphens and
- * underscores or is an IPv6 address in brackets, IPv4 addresses must be dotted
- * quads, and all characters must be printable ASCII other than space and
- * backslash.
+ * underscores or looks like an IPv6 address in brackets, IPv4 addresses must
+ * be dotted quads, and all characters must be printable ASCII other than space
+ * and backslash.
  */
 const char *
 hrflow_url_parse(const char *url, HrflowUrl *parsed)
@@ -119,7 +119,7 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 	for (p = url; *p; p++)
 	{
 		if (*p <= ' ' || *p > '~' || *p == '\\')
-			return "has a character that must be percent-encoded";
+			return gettext_noop("The value has a character that must be percent-encoded.");
 	}
 
 	if (pg_strncasecmp(url, "https://", 8) == 0)
@@ -135,10 +135,10 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 		p = url + 7;
 	}
 	else
-		return "does not begin with \"https://\"";
+		return gettext_noop("The value does not begin with \"https://\".");
 
 	if (p[strcspn(p, "@/?#")] == '@')
-		return "contains a user name or a password";
+		return gettext_noop("The value contains a user name or a password.");
 
 	if (*p == '[')
 	{
@@ -146,7 +146,7 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 		parsed->host_length = strspn(p, "0123456789abcdefABCDEF:.");
 		p += parsed->host_length;
 		if (*p++ != ']')
-			return "has an invalid host";
+			return gettext_noop("The value has an invalid host.");
 	}
 	else
 	{
@@ -157,15 +157,15 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 			p++;
 		parsed->host_length = p - parsed->host;
 		if (is_odd_address(parsed->host, parsed->host_length))
-			return "has an abbreviated or numeric IP address as its host";
+			return gettext_noop("The value has an abbreviated or numeric IP address as its host.");
 	}
 	if (parsed->host_length == 0 || parsed->host_length > 253)
-		return "has an invalid host";
+		return gettext_noop("The value has an invalid host.");
 
 	if (!parse_port(&p, &parsed->port))
-		return "has an invalid port";
+		return gettext_noop("The value has an invalid port.");
 	if (*p != '\0' && *p != '/' && *p != '?' && *p != '#')
-		return "has an invalid host";
+		return gettext_noop("The value has an invalid host.");
 
 	parsed->path = p;
 	parsed->loopback = is_loopback(parsed->host, parsed->host_length);

@@ -5,8 +5,9 @@
  *		hrflow_embed_usage.
  *
  * Each backend counts locally, and adds its counts to the shared counts
- * together with its statistics: once a second while a statement waits, and
- * when the statement ends.  The shared counts survive a restart; see saved.c.
+ * together with its statistics: once a second while a transport waits, and
+ * when a transport begins or ends.  The shared counts survive a restart if the
+ * library is preloaded; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -179,9 +180,10 @@ flush_function(HrflowUsage *usage, HrflowUsageCounts *counts,
 }
 
 /*
- * Add all counts of this backend to the shared counts.  Does not throw once
- * hrflow_shared_get() has succeeded in this backend.  Must not be called from
- * libcurl's callbacks, because it may wait for a lock.
+ * Add all counts of this backend to the shared counts, or discard them if
+ * nothing is shared.  Does not throw once hrflow_shared_get() has succeeded in
+ * this backend.  Must not be called from libcurl's callbacks, because it may
+ * wait for a lock.
  */
 void
 hrflow_usage_flush(void)
