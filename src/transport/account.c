@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * account.c
- *		Reports the outcome of requests to their account, and asks the account
- *		to admit further requests.
+ *		Asks the account of requests to admit them, reports their outcomes to
+ *		it, and computes the backoff of retries.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,19 +12,22 @@
 #include "transport/transfer.h"
 
 /*
- * Maximum pause before the first retry.  The pause is random between 0 and
- * this maximum, which is doubled for each further retry (exponential backoff
- * with full jitter).  Jitter prevents clients that failed at the same time
- * from returning at the same time.
+ * Maximum of the random pause before the first retry.  The maximum is doubled
+ * for each further retry, up to BACKOFF_LIMIT, and the pause is between 0 and
+ * the maximum (exponential backoff with full jitter).  Jitter prevents clients
+ * that failed at the same time from returning at the same time.
  */
 #define BACKOFF_BASE (250 * HRFLOW_MSEC)
 
-/* Maximum pause before any retry. */
+/*
+ * Maximum of the random pause before a retry.  A Retry-After from the server
+ * may be longer.
+ */
 #define BACKOFF_LIMIT (16 * HRFLOW_SEC)
 
 /*
  * Return the pause before a request is retried after this reply, in
- * microseconds.
+ * microseconds, if the reply has not paused the account.
  */
 int64
 hrflow_account_backoff(const HrflowReply *reply)
@@ -53,8 +56,8 @@ hrflow_account_report(HrflowTransfer *transfer, HrflowAccountOutcome outcome)
 }
 
 /*
- * If the attempt is a probe, report to the account that the outcome of the
- * probe is unknown.  Does not throw.
+ * If the attempt is a probe whose outcome has not been reported, report to the
+ * account that the outcome is unknown.  Does not throw.
  */
 void
 hrflow_account_give_back_probe(HrflowTransfer *transfer)
@@ -88,7 +91,8 @@ outcome_of(const HrflowReply *reply)
 }
 
 /*
- * Does the account admit a request to the API now?
+ * Ask the account to admit a request to the API now, and count the request if
+ * it does.  Records when to ask again if it does not.
  */
 HrflowAdmission
 hrflow_account_admit(HrflowTransport *transport, int64 now)

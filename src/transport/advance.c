@@ -14,8 +14,9 @@
 
 /*
  * Extra time to wait for libcurl to end an attempt that has timed out.  After
- * this time, we assume that libcurl has lost the transfer, which happens in
- * libcurl 8.22 if it runs out of memory (test/t/072_injection.pl).
+ * this time, we assume that libcurl has no timer for the attempt, because it
+ * was prolonged, or has lost the transfer, as libcurl 8.22 does if it runs out
+ * of memory (test/t/072_injection.pl).
  */
 #define OVERDUE_MARGIN HRFLOW_SEC
 
@@ -28,15 +29,15 @@ static uint32 this_round = 0;
 static bool has_connected = false;
 
 /*
- * Serial of the settings with which a request last passed the proxy; 0: no
- * request has.  All requests that use a proxy are sent through a tunnel,
- * because http is allowed only for loopback addresses, which bypass the proxy.
- * So the proxy has accepted the password when it has opened the tunnel.
+ * Serial of the settings with which a request last passed the proxy, or 0 if
+ * none has.  All requests that use a proxy are sent through a tunnel, because
+ * http is allowed only for loopback addresses, which bypass the proxy.  So the
+ * proxy has accepted the password once it has opened the tunnel.
  */
 static uint64 passed_proxy = 0;
 
 /*
- * Record the state that an attempt has reached.  Does not throw.
+ * Record the state that an attempt in flight has reached.  Does not throw.
  */
 void
 hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
@@ -66,8 +67,8 @@ hrflow_advance_pass_proxy(const HrflowTransfer *transfer)
 
 /*
  * Might the proxy refuse the user and password in these settings?  Proxies may
- * lock an account after a few wrong passwords, so only one request may be in
- * flight until the proxy has accepted the password.
+ * lock an account after a few wrong passwords, so a transport may have only
+ * one request in flight until the proxy has accepted the password.
  */
 bool
 hrflow_advance_may_be_refused(const HrflowSettings *settings)

@@ -16,12 +16,12 @@
  * until the oldest of the N is older than P.  Hence each possible P predicts
  * when the pause will end, and the time at which the pause does end reveals P.
  * N is the number of requests admitted during the last P before the first
- * refusal.  This model is the strictest one: fixed windows and token buckets
- * allow at least as many requests.
+ * refusal.  This model is the strictest of the usual ones: fixed windows and
+ * token buckets allow at least as many requests.
  *
- * From then on, we admit N requests per P, so the server need not refuse any.
- * After some periods N is raised, slightly at first.  If the server refuses
- * the additional requests, the limit is learned again.
+ * From then on, we admit N requests per P, so the server should not refuse
+ * any.  After some periods N is raised, slightly at first.  If the server
+ * refuses the additional requests, the limit is learned again.
  *
  * All of this is part of the account's state in shared memory.  The caller is
  * rate.c, which holds the mutex.  Nothing here throws.
@@ -33,9 +33,9 @@
 #include "transport/transfer.h"
 
 /*
- * Possible lengths of a period, in seconds.  A period of another length is
- * mistaken for the next longer one, so that we send fewer requests than
- * allowed rather than more.
+ * Possible lengths of a period, in seconds.  A shorter period of another
+ * length is mistaken for the next longer one, so that we send fewer requests
+ * than allowed rather than more.
  */
 static const uint8 usual_periods[] = {
 	1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60
@@ -63,8 +63,8 @@ static const uint8 usual_periods[] = {
 #define MIN_SLOTS 32
 
 /*
- * Minimum number of refusals required to learn a limit.  Fewer refusals may
- * have other causes.
+ * Minimum number of refusals required to learn a limit if none is known.
+ * Fewer refusals may have other causes.
  */
 #define MIN_REFUSED 4
 
@@ -199,7 +199,7 @@ find_slot(HrflowAllowance *allowance, int64 now)
 
 /*
  * Return the number of requests admitted between "from" and "to", including
- * all requests of a slot that begins before "from" and ends after it.
+ * all requests of the slots in which these times are.
  */
 static int64
 count_admitted(const HrflowAllowance *allowance, int64 from, int64 to)
@@ -305,10 +305,11 @@ raise_allowed(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Admit a request, and count it, if the limit allows one now.  Otherwise,
- * return in *again when the caller should ask again, and in *full_until when
- * an exhausted limit admits requests again.  *full_until is 0 if the request
- * is admitted or merely spread over the period, or if the limit resets soon.
+ * Admit a request, and count it, if the limit allows one now, and return
+ * whether it does.  If not, return in *again when the caller should ask again,
+ * and in *full_until when an exhausted limit admits requests again.
+ * *full_until is 0 if the request is admitted or merely spread over the
+ * period, or if the limit resets soon.
  */
 bool
 hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,
@@ -370,7 +371,8 @@ hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
  * Record the headers of the reply to request number "serial".  "left" is the
  * number of requests that may still be sent, or negative if the headers do not
  * contain it.  "reset" is the number of seconds after which more requests may
- * be sent.
+ * be sent.  Headers with a "reset" of more than HRFLOW_RETRY_AFTER_LIMIT are
+ * ignored.
  */
 void
 hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
@@ -552,7 +554,8 @@ find_period(const HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Learn the limit, after a probe sent at "now" has ended the pause.
+ * Learn the limit, if possible, after a probe sent at "now" has ended the
+ * pause.
  */
 void
 hrflow_allowance_learn(HrflowAllowance *allowance, int64 now)

@@ -52,7 +52,9 @@ hrflow_body_most_buffered(void)
 
 /*
  * Enlarge a transfer's buffer to at least "size" bytes.  Returns false, with
- * the fault set, if that is not possible.
+ * the fault set, if that is not possible.  The limit for all buffers together
+ * does not apply to a request that is alone, which would otherwise never
+ * succeed.
  */
 static bool
 enlarge_body(HrflowTransfer *transfer, size_t size)
@@ -94,7 +96,8 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 }
 
 /*
- * Append decompressed data to a body.
+ * Append decompressed data to a body.  Returns false, with the fault set, if
+ * that is not possible.
  */
 static bool
 add_to_body(void *arg, const char *data, size_t length)
@@ -218,7 +221,8 @@ take_name(const char **list, const char *end, const char **name)
 /*
  * Parse the value of a Content-Encoding header.  Object stores return whatever
  * value they were given when the object was written, so accept values that
- * denote no transformation.  Returns false if the encoding is not supported.
+ * denote no transformation.  Returns false if the encoding is not supported,
+ * or compressed twice.
  */
 static bool
 read_encoding(HrflowTransfer *transfer, const char *value, const char *end)

@@ -7,14 +7,15 @@
  * A statement is a command sent by the client, including the functions and
  * procedures that it calls, and all transactions that a procedure commits.
  * Each FETCH is a statement, and so is each execution of a portal when a
- * driver fetches a result in parts.  Every attempt counts, including those
- * that libcurl makes by itself, since each may be paid for.  Links do not
- * count, since they are not served by the API.  An attempt is counted before
- * it is sent, so that requests in flight together cannot exceed a limit.
+ * driver fetches a result in parts; the statements of one simple query count
+ * as one.  Every attempt that is sent counts, including those that libcurl
+ * makes by itself, since each may be paid for.  Links do not count, since they
+ * are not served by the API.  An attempt is counted before it is sent, so that
+ * requests in flight together cannot exceed a limit.
  *
  * Days begin at midnight UTC.  An account's requests are counted even if there
- * is no limit, so that a limit set later applies to the whole day.  These
- * counts survive a restart; see saved.c.
+ * is no limit, so that a limit set later applies to the whole day.  The counts
+ * of the day survive a restart if the library is preloaded; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -82,7 +83,7 @@ find_counter(uint64 account, DateADT today)
 
 /*
  * Count a request of an account, unless it has already sent "limit" requests
- * today (0: no limit).  Returns whether it was counted.
+ * today; 0 means no limit.  Returns whether it was counted.
  */
 static bool
 count_today(uint64 account, DateADT today, uint32 limit)
@@ -162,10 +163,10 @@ hrflow_budget_take(HrflowTransfer *transfer)
 }
 
 /*
- * Undo the counting of an attempt that ended before it was sent because there
- * was no connection, so that a network outage does not use up the limits.  The
- * counts of a statement or day that has ended remain unchanged.  Does nothing
- * if the attempt was not counted.  Does not throw.
+ * Undo the counting of an attempt that ended before it was sent, so that a
+ * network outage does not use up the limits.  The counts of a statement or day
+ * that has ended remain unchanged.  Does nothing if the attempt was not
+ * counted.  Does not throw.
  */
 void
 hrflow_budget_give_back(HrflowTransfer *transfer)

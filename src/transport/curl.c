@@ -68,8 +68,8 @@ is_public(const char *address)
 
 /*
  * libcurl's callback for opening a socket.  Refuse a private address if a
- * link's host is allowed only by a pattern; the address of a proxy may be
- * private.
+ * link's host is allowed only by a pattern, unless a proxy is used, whose
+ * address may be private.
  */
 static curl_socket_t
 on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
@@ -182,7 +182,7 @@ check_connection(const HrflowTransfer *transfer, const char *remote)
 
 /*
  * libcurl's callback before a request is sent.  If libcurl sends the request
- * again, the connection over which it was sent before has broken.
+ * again, the previous connection has probably broken.
  */
 static int
 on_request(void *arg, char *remote, char *local, int remote_port,
@@ -238,8 +238,7 @@ renew_easy(HrflowTransfer *transfer)
 
 /*
  * Set the options that depend only on the settings, unless that has been done.
- * If this throws, "configured" is 0, so that the next attempt begins with a new
- * handle.
+ * If this throws, the next attempt begins with a new handle.
  */
 static void
 configure(HrflowTransfer *transfer, const HrflowSettings *settings)
@@ -343,7 +342,7 @@ set_version(HrflowTransfer *transfer)
 }
 
 /*
- * Does the host of a URL denote the loopback interface?
+ * Is the host of a URL "localhost" or a loopback address?
  */
 static bool
 is_loopback_url(const char *text)
@@ -376,7 +375,7 @@ set_proxy(HrflowTransfer *transfer)
  * (066_wire.pl).
  *
  * If an http URL is requested through a proxy, the target is the whole URL;
- * leave that case to libcurl.
+ * leave that case to libcurl, and links that have a fragment or no path.
  */
 static void
 set_target(HrflowTransfer *transfer)
@@ -395,8 +394,8 @@ set_target(HrflowTransfer *transfer)
 }
 
 /*
- * Set the body and the method.  libcurl does not copy the body.  Setting a body
- * makes the request a POST.
+ * Set the body and the method.  libcurl does not copy the body.  Setting a
+ * body makes the request a POST.
  */
 static void
 set_method(HrflowTransfer *transfer)
@@ -408,9 +407,9 @@ set_method(HrflowTransfer *transfer)
 }
 
 /*
- * Set the options that depend on the request and on this attempt.  Each attempt
- * sets all of them, because the handle may have been used for another request.
- * Don't keep connections if descriptors are scarce.
+ * Set the options that depend on the request and on this attempt.  Each
+ * attempt sets all of them, because the handle may have been used for another
+ * request.  Don't keep connections if descriptors are scarce.
  */
 static void
 set_request_options(HrflowTransfer *transfer)
@@ -457,8 +456,8 @@ reset_reply(HrflowTransfer *transfer)
  * Start an attempt.  Returns false if it has failed, without having used
  * libcurl.
  *
- * May throw if there is not enough memory.  In that case, the transfer is not
- * in libcurl.
+ * May throw, for example if there is not enough memory.  In that case, the
+ * transfer is not in libcurl.
  */
 bool
 hrflow_curl_start(HrflowTransfer *transfer)
@@ -525,7 +524,8 @@ take_info(HrflowTransfer *transfer)
 }
 
 /*
- * Fill in the body that has been received, and whether it is a refusal.
+ * Fill in the body that has been received, and whether the reply is a refusal
+ * because of a rate limit.
  */
 static void
 take_body(HrflowTransfer *transfer)
@@ -575,7 +575,7 @@ take_failure(HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Fill in the reply of an attempt that has ended with this result of libcurl.
+ * Fill in the reply of an attempt for which libcurl has returned "code".
  */
 static void
 fill_reply(HrflowTransfer *transfer, CURLcode code)
@@ -620,8 +620,8 @@ count_reply(const HrflowTransfer *transfer)
 }
 
 /*
- * Fill in the reply of an attempt that has ended with this result of libcurl,
- * learn from it, and count it.
+ * Fill in the reply of an attempt for which libcurl has returned "code", learn
+ * from it, and count it.
  */
 static void
 conclude_attempt(HrflowTransfer *transfer, CURLcode code)
@@ -751,8 +751,9 @@ hrflow_curl_next_done(void)
 
 /*
  * Give up on a transfer that should have ended, but whose end libcurl has not
- * reported, and fill in the reply as for a timeout.  Discard the multi handle:
- * unless the transfer has been prolonged, it can no longer be trusted.
+ * reported, and fill in the reply as for a timeout.  Discard the multi handle
+ * once no requests are in flight: unless the transfer has been prolonged, the
+ * handle can no longer be trusted.
  *
  * libcurl 8.22 loses a request if it runs out of memory (072_injection.pl), so
  * a higher minimum version of libcurl does not make this unnecessary.

@@ -5,8 +5,8 @@
  *
  * The API repeats the HTTP status as "code" in the JSON of a reply, the
  * envelope, and the two may disagree.  A 429 in the envelope is a refusal like
- * HTTP 429, and must be known when the outcome of the attempt is reported to
- * the account, which cannot wait until the submitter parses the reply.
+ * HTTP 429.  It must be known when the outcome of the attempt is reported to
+ * the account, which happens before the submitter parses the reply.
  *
  * The functions are pure, and neither throw nor allocate memory.  They do not
  * validate the JSON, which the submitter parses later.
@@ -63,7 +63,7 @@ skip_member(const char *p)
 }
 
 /*
- * Is the number at p the integer 429?
+ * Is the number at p the integer 429, with a delimiter after it?
  */
 static bool
 is_429(const char *p)

@@ -44,7 +44,8 @@ has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Return the status of an attempt that a callback ended.
+ * Return the status of an attempt with a fault.  May fill in the detail, and
+ * whether a retry might succeed.
  */
 static HrflowStatus
 classify_fault(HrflowReply *reply, HrflowFault fault)
@@ -81,7 +82,8 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 }
 
 /*
- * Return the status of an attempt that libcurl ended with an error.
+ * Return the status of an attempt that libcurl ended with an error.  May fill
+ * in the detail, and whether a retry might succeed.
  */
 static HrflowStatus
 classify_code(HrflowTransfer *transfer, CURLcode code)
@@ -154,8 +156,8 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 
 /*
  * If the proxy refused our user or password, return a description of the
- * refusal, else NULL.  If the attempt failed after the proxy had accepted them,
- * record that.
+ * refusal, else NULL.  If the attempt failed after the proxy had accepted
+ * them, record that.
  */
 static const char *
 refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)

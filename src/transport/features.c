@@ -3,9 +3,10 @@
  * features.c
  *		Checks the features of the libcurl that was loaded.
  *
- * Distributions build libcurl with everything we need, but a server may find a
- * different build in its library path.  Without TLS or an asynchronous
- * resolver, requests would not be safe; without HTTP/2, they are only slower.
+ * Distributions usually build libcurl with everything we need, but a server
+ * may find a different build in its library path.  Without TLS or an
+ * asynchronous resolver, requests would not be safe; without HTTP/2, they are
+ * only slower.
  *
  *-------------------------------------------------------------------------
  */

@@ -78,8 +78,8 @@ hrflow_gunzip_is_complete(const HrflowGunzip *gunzip)
 
 /*
  * Decompress a part of the body, which may contain several members, and pass
- * the result to "sink".  Returns false if the part is not valid gzip data, or
- * if "sink" returned false.
+ * the result to "sink".  Returns false if the part is not valid gzip data, if
+ * there is not enough memory, or if "sink" returned false.
  */
 bool
 hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data, size_t length,

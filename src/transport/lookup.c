@@ -19,7 +19,8 @@
 #include "transport/libcurl.h"
 
 /*
- * Maximum number of abandoned lookups, separately for the API and for links.
+ * If this many lookups have been abandoned within LOOKUP_LIFE, counted
+ * separately for the API and for links, no attempt is started.
  */
 #define MAX_ABANDONED 64
 
@@ -34,13 +35,13 @@
  */
 static struct
 {
-	int64		at[MAX_ABANDONED];	/* 0: not used yet */
+	int64		at[MAX_ABANDONED];	/* or 0 if this element is unused */
 	int			next;			/* index of the oldest of these times */
 }			abandoned[HRFLOW_NSERVERS];
 
 /*
- * May an attempt start a lookup?  It must not if there are too many abandoned
- * lookups that may still be running.
+ * May an attempt, which may need a lookup, be started?  It must not if there
+ * are too many abandoned lookups that may still be running.
  */
 bool
 hrflow_lookup_may_start(const HrflowTransfer *transfer)

@@ -157,8 +157,8 @@ enlarge(int fd)
 }
 
 /*
- * Set the events to watch for on a descriptor.  Returns false if the kernel
- * refuses or there is not enough memory.
+ * Set the events to watch for on a descriptor.  Returns false, with errno set,
+ * if the kernel refuses or there is not enough memory.
  */
 bool
 hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
@@ -175,7 +175,7 @@ hrflow_poller_watch(int poller, int fd, bool readable, bool writable)
  * Record that a descriptor belongs to a new connection.  Returns whether the
  * number of connections has increased.  It has not if the descriptor's
  * previous connection was closed without our knowledge, and so is still
- * counted.
+ * counted, or if there is not enough memory to record the new one.
  */
 bool
 hrflow_poller_opened(int fd)
@@ -291,8 +291,8 @@ hrflow_poller_is_busy(int fd)
 }
 
 /*
- * Is there anything to read from a connection that uses HTTP/1.1: data, the end
- * of the connection, or an error?  "fd" may be -1.
+ * Is there anything to read from a connection that uses HTTP/1.1: data, the
+ * end of the connection, or an error?  "fd" may be -1.
  */
 bool
 hrflow_poller_is_readable(int fd)

@@ -6,8 +6,8 @@
  *		WaitEventSet.
  *
  * No callback of libcurl may throw, because a longjmp through libcurl makes
- * its handles unusable.  The callbacks count, set a flag and return; we act on
- * that after libcurl has returned.
+ * its handles unusable.  The callbacks record what happened; we act on that
+ * after libcurl has returned.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,9 +28,9 @@
 #include "transport/libcurl.h"
 
 /*
- * Minimum number of connections to keep.  If 2 * max_concurrency is greater,
- * that many are kept: a batch of vectors uses a connection to the API and one
- * to the object store for each request in flight.
+ * Number of connections that may be kept.  If 2 * max_concurrency is greater,
+ * that many may be kept: a batch of vectors uses a connection to the API and
+ * one to the object store for each request in flight.
  */
 #define KEEP_CONNECTIONS 64
 
@@ -121,8 +121,8 @@ hrflow_pool_check_option(CURLcode code, const char *what)
  * Check the result of a curl_multi function.  The state of a multi handle
  * after an error is undocumented, so never use the handle again: for example,
  * libcurl 7.88 divides by zero after it has run out of memory for a socket.
- * Raise an error of class 58, so that a run which receives replies while it
- * writes vectors does not attribute the error to the vectors.
+ * Raise 53200, or an error of class 58, so that a run which receives replies
+ * while it writes vectors does not attribute the error to the vectors.
  */
 static void
 check_multi(CURLMcode code, const char *what)
@@ -299,7 +299,7 @@ make_wait_set(void)
 {
 	static WaitEventSet *half_made = NULL;
 
-	/* Before PostgreSQL 17 a set is not freed automatically after an error. */
+	/* A set without a resource owner is not freed after an error. */
 	if (half_made != NULL)
 		FreeWaitEventSet(half_made);
 
@@ -471,7 +471,8 @@ hrflow_pool_next_message(void)
 
 /*
  * Reserve as many descriptors with fd.c as there are open connections or
- * requests in flight, whichever number is greater.  Does not throw.
+ * requests in flight, whichever number is greater, if possible.  Does not
+ * throw.
  */
 void
 hrflow_pool_balance_descriptors(int nin_flight)
@@ -713,7 +714,7 @@ hrflow_pool_waited(void)
 
 /*
  * Are there fewer connections than requests in flight?  If so, libcurl opens
- * more when its timer is run, except if requests can share connections.
+ * more when its timer is run, unless requests can share connections.
  */
 bool
 hrflow_pool_lacks_connections(int nin_flight)
@@ -723,8 +724,8 @@ hrflow_pool_lacks_connections(int nin_flight)
 
 /*
  * Let libcurl process its timers that have expired, including the timers of
- * requests that have just been added.  Returns whether it has opened any
- * connections.
+ * requests that have just been added.  Returns whether the number of
+ * connections has grown.
  */
 bool
 hrflow_pool_run_timer(void)
@@ -755,8 +756,8 @@ hrflow_pool_receive(void)
 }
 
 /*
- * Return the time from "now" until "when" in milliseconds, rounded up; -1 for
- * HRFLOW_NEVER.
+ * Return the time from "now" until "when" in milliseconds, rounded up, or -1
+ * for HRFLOW_NEVER.
  */
 static long
 milliseconds_until(int64 when, int64 now)

@@ -6,20 +6,21 @@
  * An account is a key at an origin.  Its limit is a token bucket that holds
  * the tokens of one second, represented by the time at which the next request
  * is due (the "generic cell rate algorithm").  In any minute at most limit +
- * limit / 60 requests are sent, and there are no boundaries between minutes at
- * which two bursts could meet.
+ * limit / 60 requests are admitted, and there are no boundaries between
+ * minutes at which two bursts could meet.
  *
  * The limit that the server itself imposes is learned from its replies; see
  * allowance.c.
  *
- * A 429, or a 503 with Retry-After, pauses the account.  So do many
- * consecutive failures (5xx, or no connection) soon after other replies, as
- * when a server is restarted.  When the pause is over, one request is sent as
- * a probe.  If the probe gets the same outcome, the next pause is longer.  Any
- * other outcome ends the pause, and so does a probe that takes longer than
- * both the pause and a second.  A probe does not end a pause that the server
- * requested while the probe was in flight: when that pause is over, the next
- * request is a probe again.
+ * A 429, or a 503 with Retry-After, pauses the account.  So do many failures
+ * in succession (5xx, or connections that fail or break) soon after other
+ * replies, as when a server is restarted.  When the pause is over, one request
+ * is sent as a probe.  If the probe is refused, too, or fails during a pause
+ * that failures have caused, the account is paused for longer.  If the probe
+ * is abandoned, another one is sent.  Any other outcome ends the pause, and so
+ * does a probe that takes longer than both the pause and a second.  A probe
+ * does not end a pause that the server requested while the probe was in
+ * flight: when that pause is over, the next request is a probe again.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,7 +33,7 @@
 
 /*
  * Time for which a limit is remembered after its last use.  After this time, a
- * higher limit may replace it.
+ * higher limit, or none, may replace it.
  */
 #define LIMIT_MEMORY (60 * HRFLOW_SEC)
 
@@ -46,17 +47,19 @@
 #define PAUSE_POLL HRFLOW_SEC
 
 /*
- * Initial length of a pause if the server does not specify a length.  The
+ * Initial length of a pause, before jitter, if the server does not specify a
+ * length and a limit that has been learned does not predict the end.  The
  * first probe is sent after about this time, since a refusal may have causes
  * other than a rate limit.
  */
 #define PAUSE_MIN (250 * HRFLOW_MSEC)
 
 /*
- * Maximum length of a pause if the server does not specify a length.  After a
- * failed probe, the next probe is sent when a rate limit with one of the usual
- * periods would admit a request.  If there is no such time, the length of the
- * pause is doubled, up to this maximum.
+ * Maximum length of a pause if the server does not specify a length and no
+ * rate limit predicts the end.  After a failed probe, the next probe is sent
+ * when a rate limit with one of the usual periods would admit a request.  If
+ * there is no such time, the length of the pause is doubled, up to this
+ * maximum.
  */
 #define PAUSE_LIMIT (8 * HRFLOW_SEC)
 
@@ -73,8 +76,8 @@
 #define PROBE_MIN HRFLOW_SEC
 
 /*
- * Number of consecutive failures that pause an account, which is so large that
- * occasional failures do not.
+ * Number of failures since HRFLOW_ANSWERED was last reported that pauses an
+ * account.  It is so large that occasional failures do not.
  */
 #define BREAKER_FAILURES 16
 
@@ -115,7 +118,8 @@ hrflow_rate_account(const HrflowSettings *settings)
 }
 
 /*
- * Find or create the bucket of an account.  The caller must hold the mutex.
+ * Find the bucket of an account, or create it in place of the least recently
+ * used one.  The caller must hold the mutex.
  */
 static HrflowBucket *
 find_bucket(HrflowShared *shared, uint64 account, int64 now)
@@ -159,7 +163,8 @@ merge_limit(HrflowBucket *bucket, int limit, int64 now)
 /*
  * Return the number of seconds between requests at the highest rate that the
  * account may use after an initial burst of *burst requests, or 0 if no limit
- * is known.
+ * is known.  Limits that are known only from the headers of replies are
+ * ignored.
  */
 double
 hrflow_rate_interval(const HrflowSettings *settings, int64 *burst)
@@ -220,9 +225,10 @@ charge_limit(HrflowBucket *bucket, int64 now)
 /*
  * May this account send a request now?  If so, count it, and set *serial to
  * its number among the account's requests.  If not, set *again to the time at
- * which to ask again, and *paused_until to the end of the pause, or to 0 if
- * the account is not paused.  If the request is refused, *again is the current
- * time, so that the next request need not wait for its refusal.
+ * which to ask again, and *paused_until to the end of the pause or to the time
+ * at which an exhausted limit admits requests again, or to 0 if neither
+ * applies.  If the request is refused, *again is the current time, so that the
+ * next request need not wait for its refusal.
  */
 HrflowAdmission
 hrflow_rate_admit(uint64 account, int limit, uint64 *serial, int64 *again,
@@ -370,8 +376,8 @@ pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
 }
 
 /*
- * End the pause after a probe whose outcome differs from the cause of the
- * pause, unless a reply requested a pause after the probe was sent.
+ * End the pause after a probe whose outcome does not extend it, unless a reply
+ * requested a pause after the probe was sent.
  */
 static void
 end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)

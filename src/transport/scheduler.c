@@ -8,7 +8,7 @@
  * them; each reply is added to the "done" list of its own transport.  Requests
  * in flight, descriptors and the memory for bodies are limited for all
  * transports together.  The most recent transport has priority, since the
- * others are waiting for it.
+ * others are usually waiting for it.
  *
  *-------------------------------------------------------------------------
  */
@@ -129,9 +129,9 @@ admit_transfer(HrflowTransfer *transfer, int64 now)
  * a descriptor.
  *
  * If this throws, the request is still ready.  If it was admitted as a probe
- * or counted, that is undone when it is started again, which happens if the
- * error was caught while another transport was in use, or when the transport
- * is dismissed.
+ * or counted, that is undone when the transport is dismissed, or when the
+ * request is started again (if the error was raised and caught while another
+ * transport was being used).
  */
 static StartResult
 start_transfer(HrflowTransfer *transfer, int64 now)
@@ -167,9 +167,9 @@ start_transfer(HrflowTransfer *transfer, int64 now)
 
 /*
  * Make a request ready to be sent over a new connection, because libcurl was
- * about to send it over a connection that cannot be used.  If the transport
- * has been stopped, the request is finished instead.  If libcurl has not sent
- * the request, the attempt does not count.
+ * about to send it over a connection that cannot be used.  If the request may
+ * no longer be sent, it is finished instead.  If libcurl has not sent the
+ * request, the attempt does not count.
  */
 static void
 restart_transfer(HrflowTransfer *transfer)
@@ -186,9 +186,9 @@ restart_transfer(HrflowTransfer *transfer)
  * submitter gets the reply.
  *
  * If the bodies of all replies together, rather than this body, were too
- * large, the request is retried when other bodies have been released, and the
- * attempt does not count.  A POST is not retried, since the server has already
- * processed it.
+ * large, the request becomes ready again, the attempt does not count, and
+ * fewer requests may be in flight from then on.  A POST is not retried, since
+ * the server has already processed it.
  */
 static void
 end_attempt(HrflowTransfer *transfer)
@@ -352,11 +352,12 @@ lose_in_flight(void)
 }
 
 /*
- * If the backend has been busy elsewhere, for example because a row that is
- * being updated was locked, prolong the requests in flight by that time.
- * libcurl compares the time before it reads from a socket, so requests would
- * time out although their replies have arrived.  Must be called before
- * libcurl, and scheduler.used_at must be set afterwards.  Does not throw.
+ * If the backend has been busy elsewhere for longer than ABSENCE_LIMIT, for
+ * example because a row that is being updated was locked, prolong the requests
+ * in flight by that time.  libcurl compares the time before it reads from a
+ * socket, so requests would time out although their replies have arrived.
+ * Must be called before libcurl, and scheduler.used_at must be set afterwards.
+ * Does not throw.
  */
 static void
 excuse_absence(void)
@@ -390,7 +391,7 @@ hrflow_scheduler_receive(void)
 
 /*
  * End a transport's overdue requests, after giving libcurl an opportunity to
- * end them.  It has no timer for requests that have been prolonged.
+ * end them.  libcurl has no timer for requests that have been prolonged.
  */
 static void
 end_overdue(HrflowTransport *transport)
@@ -587,7 +588,7 @@ flush_counts(int64 now)
 }
 
 /*
- * Publish why each transport is about to wait.
+ * Record why each transport is about to wait, and publish the activity.
  */
 static void
 show_waits(void)
@@ -628,6 +629,7 @@ hrflow_scheduler_wait(int64 until)
 /*
  * Return how many more requests of a transport could be started now if no
  * other requests were ready.  The windows of their origins may allow fewer.
+ * May be negative.
  */
 int
 hrflow_scheduler_room(const HrflowTransport *transport)
@@ -645,7 +647,8 @@ hrflow_scheduler_room(const HrflowTransport *transport)
  */
 
 /*
- * Prepare the backend for the requests of a transport.  May throw.
+ * Prepare the backend for the requests of a transport.  If the multi handle is
+ * broken, fail all requests in flight, and replace it.  May throw.
  */
 void
 hrflow_scheduler_prepare(const HrflowSettings *settings)
@@ -687,8 +690,8 @@ make_idle(dlist_head *list)
 }
 
 /*
- * Remove a transport from the scheduler, and release all its resources.
- * Connections with a request in flight are closed, but the others stay open.
+ * Remove a transport from the scheduler, and release its requests.  HTTP/1.1
+ * connections with a request in flight are closed, but the others stay open.
  * Does not throw.
  */
 void

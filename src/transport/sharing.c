@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * sharing.c
- *		Prevents requests from sharing a connection that uses HTTP/1.1.
+ *		Prevents requests in flight from sharing an HTTP/1.1 connection.
  *
  * Over HTTP/1.1 a reply belongs to the only request in progress on its
  * connection.  But before 8.5 (commit 1c37d472a0), libcurl may send several
@@ -18,8 +18,8 @@
  * This file, hrflow_poller_is_busy() and HRFLOW_MIXED_UP may be removed when
  * the minimum version of libcurl is 8.5 or later.
  *
- * Nothing here throws, since this is called from libcurl's callbacks, except
- * for hrflow_sharing_separate().
+ * Except for hrflow_sharing_separate(), nothing here throws, since this is
+ * called from libcurl's callbacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,13 +28,16 @@
 #include "common/hashfn.h"
 #include "transport/libcurl.h"
 
-/* Requests that have been sent and are still in flight. */
+/*
+ * Requests that have been sent over a known connection and are still in
+ * flight.
+ */
 static dlist_head sent = DLIST_STATIC_INIT(sent);
 
 /*
- * Let requests that offer HTTP/2 use other connections than requests that do
- * not.  libcurl reuses a connection only if the requested TLS versions are the
- * same.  These two values are equivalent, because TLS 1.3 is the latest
+ * Keep requests that offer HTTP/2 from sharing connections with requests that
+ * do not.  libcurl reuses a connection only if the requested TLS versions are
+ * the same.  These two values are equivalent, because TLS 1.3 is the latest
  * version, but libcurl does not consider them the same.
  */
 void
@@ -57,8 +60,8 @@ hrflow_sharing_is_busy(const HrflowTransfer *transfer)
 }
 
 /*
- * If libcurl has chosen such a connection for a request that offers HTTP/2,
- * use only HTTP/1.1 with its origin from now on.
+ * If hrflow_sharing_is_busy() is true for a request that offers HTTP/2, use
+ * only HTTP/1.1 with its origin from now on.
  */
 void
 hrflow_sharing_avoid_http2(const HrflowTransfer *transfer)

@@ -10,8 +10,8 @@
 #include "transport/transfer.h"
 
 /*
- * Count a request that is being sent or resent.  An attempt without a
- * connection does not count, because no server has seen it.  Does not throw.
+ * Count a request that is being sent or resent.  An attempt that is never sent
+ * does not count, because no server has seen it.  Does not throw.
  */
 void
 hrflow_show_sent(HrflowTransfer *transfer)

@@ -17,8 +17,8 @@
 #define WEIGHT 8
 
 /*
- * Record the latency of a successful attempt.  There is no lock: if two
- * backends do this at the same time, one of the measurements may be lost.
+ * Record the latency of an attempt if it was successful.  There is no lock: if
+ * two backends do this at the same time, one of the measurements may be lost.
  * Does not throw.
  */
 void
@@ -39,7 +39,8 @@ hrflow_speed_note(const HrflowTransfer *transfer)
 /*
  * Estimate how long this many requests to the API and for links will take with
  * these settings, in seconds, from the recent latency and the account's rate
- * limit.  Returns a negative number if neither is known.
+ * limit.  Returns a negative number if neither is known, but 0 if "nrequests"
+ * is 0.
  */
 double
 hrflow_speed_estimate(const HrflowSettings *settings, int64 nrequests,

@@ -3,9 +3,11 @@
  * transfer.c
  *		Changes the states of requests.
  *
- * A request is in the list for its state, and is counted there.  All of these
- * lists and counts are maintained by enter_list() and leave_list(), which are
- * called only by hrflow_transfer_move() and hrflow_transfer_launch().
+ * A request that is not idle is in the list of its transport for its state,
+ * and, if it is in flight, in the list of all requests in flight.  These
+ * lists, and the counts of ready, delayed and in-flight requests, are
+ * maintained by enter_list() and leave_list(), which are called only by
+ * hrflow_transfer_move() and hrflow_transfer_launch().
  *
  *-------------------------------------------------------------------------
  */
@@ -268,8 +270,7 @@ give_up_list(dlist_head *list)
 }
 
 /*
- * Is a request in flight, which has not been sent, no longer to be sent?  Does
- * not throw.
+ * Must a request in flight no longer be sent, or sent again?  Does not throw.
  */
 bool
 hrflow_transfer_is_given_up(const HrflowTransfer *transfer)
@@ -282,7 +283,7 @@ hrflow_transfer_is_given_up(const HrflowTransfer *transfer)
 
 /*
  * Finish the requests in flight that have not been sent, and are no longer to
- * be sent.  They are still being connected.
+ * be sent.  They are waiting for a connection, or being connected.
  */
 static void
 give_up_unsent(HrflowTransport *transport)

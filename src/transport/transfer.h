@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * transfer.h
- *		Data structures shared by the files of the transport.
+ *		Data structures and functions shared by the files of the transport.
  *
  * The files, from the top down:
  *
  * 	transport.c	functions that other layers call
  * 	scheduler.c	starts requests, and collects their replies
  * 	transfer.c	states of requests
- * 	account.c	reports outcomes to the account, and backs off
+ * 	account.c	asks the account, reports outcomes to it, and backs off
  * 	window.c	limits the number of requests in flight
  * 	curl.c		options and callbacks of a request
  * 	headers.c	headers of requests
@@ -17,7 +17,7 @@
  * 	gunzip.c	decompresses replies
  * 	envelope.c	finds a refusal that only the body reports
  * 	origin.c	HTTP versions of origins
- * 	sharing.c	prevents requests from sharing a connection over HTTP/1.1
+ * 	sharing.c	prevents requests from sharing a busy HTTP/1.1 connection
  * 	budget.c	counts requests per statement, and per account and day
  * 	show.c		counts requests, and records why the backend waits
  * 	speed.c		latency of requests
@@ -26,7 +26,7 @@
  * 	features.c	checks libcurl's features
  * 	trust.c		certificate authorities
  * 	pool.c		resources kept between statements: multi handle, connections
- * 	idle.c		idle requests
+ * 	idle.c		idle transfers
  * 	rate.c		rate limits and pauses of accounts, shared by all backends
  * 	allowance.c	learns the limits that servers impose on accounts
  * 	poller.c	epoll or kqueue
@@ -45,8 +45,7 @@
 
 /*
  * The state of a request.  It is changed only in transfer.c, except that
- * libcurl's callbacks report the progress of an attempt in flight through
- * hrflow_transfer_advance().
+ * hrflow_transfer_advance() records the progress of an attempt in flight.
  */
 typedef enum HrflowTransferState
 {
@@ -55,24 +54,25 @@ typedef enum HrflowTransferState
 	HRFLOW_DELAYED,				/* waiting until the next attempt may start */
 
 	/* States in flight: the request is in libcurl. */
-	HRFLOW_WAITING,				/* the request has no connection, and libcurl
-								 * is not opening one for it */
+	HRFLOW_WAITING,				/* libcurl has reported no progress yet: the
+								 * request may be waiting for a connection */
 	HRFLOW_RESOLVING,			/* a libcurl thread is resolving the host name */
 	HRFLOW_CONNECTING,			/* a socket has been opened for this request */
 	HRFLOW_SENT,				/* sent over a connection */
 	HRFLOW_RECEIVING,			/* received a header line of the reply */
 
-	HRFLOW_DONE,				/* the reply is complete */
+	HRFLOW_DONE,				/* the attempt has ended, successfully or not */
 	HRFLOW_HANDED_OUT			/* the submitter has the reply */
 } HrflowTransferState;
 
 /*
  * Maximum Retry-After that we obey.  If a server asks for more, the request is
- * not retried, since an earlier retry would ignore the server's request.
+ * not retried, since an earlier retry would disregard what the server asked
+ * for.
  */
 #define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
 
-/* Number of idle easy handles to keep (about 10 kB each). */
+/* Maximum number of idle easy handles to keep (about 10 kB each). */
 #define HRFLOW_KEEP_HANDLES 32
 
 /*
@@ -92,7 +92,7 @@ typedef enum HrflowTransferState
 	((transfer)->state >= HRFLOW_WAITING && (transfer)->state <= HRFLOW_RECEIVING)
 
 /*
- * Reason why a callback ended an attempt.
+ * Reason why a callback ended an attempt, or a reason that failure.c found.
  */
 typedef enum HrflowFault
 {
@@ -132,8 +132,8 @@ typedef enum HrflowProtocol
 typedef struct HrflowAttempt
 {
 	int64		began;			/* hrflow_clock_now() */
-	int64		sent_at;		/* when the attempt was sent, or 0 if it was
-								 * not */
+	int64		sent_at;		/* when libcurl last sent the request in this
+								 * attempt, or 0 if it did not */
 	int64		excused;		/* time that does not count towards
 								 * request_timeout, in microseconds: see
 								 * excuse_absence() */
@@ -164,7 +164,8 @@ typedef struct HrflowAttempt
 	bool		headers_ended;	/* have all headers been received? */
 	uint32		round;			/* round of the scheduler in which the attempt
 								 * stopped waiting for a connection */
-	HrflowFault fault;			/* the first fault that a callback found */
+	HrflowFault fault;			/* the fault that ended or will end the
+								 * attempt */
 	int			nsent;			/* number of times that libcurl has sent the
 								 * request in this attempt */
 	bool		is_counted;		/* is the attempt counted towards the request
@@ -176,8 +177,8 @@ typedef struct HrflowAttempt
 	int			socket;			/* descriptor of the connection, or -1 if
 								 * unknown */
 	uint64		connection;		/* hash of the endpoints of the connection, or
-								 * 0 if the attempt was not sent or the
-								 * endpoints are unknown */
+								 * 0 if the request is not using a connection
+								 * or the endpoints are unknown */
 	dlist_node	sent;			/* in sharing.c's list of requests */
 	uint64		serial;			/* number of the attempt among the account's
 								 * requests */
@@ -241,7 +242,8 @@ typedef struct HrflowTransfer
 								 * request */
 	size_t		capacity;		/* allocated size of "body" */
 	HrflowGunzip *gunzip;		/* NULL until the first compressed reply */
-	char		error[256];		/* libcurl's message */
+	char		error[256];		/* libcurl's message, or a detail that we have
+								 * written */
 } HrflowTransfer;
 
 /*
@@ -262,7 +264,8 @@ struct HrflowTransport
 								 * requests are sent */
 	uint64		account;		/* account of the requests to the API */
 	HrflowWindow *window;		/* window of the API's origin */
-	bool		is_answered;	/* has any of its requests succeeded? */
+	bool		is_answered;	/* has any of its requests succeeded, or been
+								 * answered with 404? */
 	MemoryContextCallback on_reset;
 
 	dlist_head	ready_links;	/* ready links, which are started first, in
@@ -292,8 +295,8 @@ struct HrflowTransport
 								 * transport is used again? */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
 	bool		stopped;		/* must no more requests be sent to the API? */
-	bool		at_limit;		/* if so, because of a request limit, which
-								 * allows those in flight? */
+	bool		at_limit;		/* if so, was it because of a request limit,
+								 * which allows the requests in flight? */
 	bool		expired;		/* has the time limit expired? */
 };
 

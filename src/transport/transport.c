@@ -3,17 +3,17 @@
  * transport.c
  *		Implements the interface of the transport, which the layers above call.
  *
- * A statement has one transport for its requests, from
+ * A call of a function, or a scan, has one transport for its requests, from
  * hrflow_transport_begin() to hrflow_transport_end(), the reset of the memory
- * context it began in, or the failure of the transaction, whichever comes
- * first.  There can be several
- * transports at the same time, if a function called by a statement sends
- * requests of its own, or if a scan has been suspended.
+ * context in which it began, or the abort of the transaction, whichever comes
+ * first.  (A procedure that commits keeps its transport.)  There can be
+ * several transports at the same time, if a function called by a statement
+ * sends requests of its own, or if a scan has been suspended.
  *
- * In this layer only hrflow_transport_next(), hrflow_transport_pause() and
- * hrflow_transport_suspend() process interrupts.  Callers that process them
- * elsewhere, as json.c and batch.c do in long loops, rely on the memory
- * context to end the transport.
+ * In this layer only hrflow_transport_next(), hrflow_transport_next_until(),
+ * hrflow_transport_pause() and hrflow_transport_suspend() process interrupts.
+ * Callers that process them elsewhere, as json.c and batch.c do in long loops,
+ * rely on the memory context to end the transport.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,9 +26,9 @@
 #include "utils/memutils.h"
 
 /*
- * Maximum number of a transport's requests waiting to be retried.  No more
- * requests are submitted while this many are waiting, so that a failing server
- * does not fill our memory.
+ * If this many of a transport's requests are waiting to be retried, callers
+ * are asked to submit no more, so that a failing server does not fill our
+ * memory.
  */
 #define MAX_DELAYED 1024
 
@@ -82,9 +82,9 @@ on_transport_reset(void *arg)
 }
 
 /*
- * Callback for the end of a transaction: end the transports of a transaction
- * that has failed.  Their memory contexts may not be reset until the client
- * sends ROLLBACK; see activity.c.
+ * Callback for the end of a transaction: if it is aborted, end its transports,
+ * whose memory contexts may not be reset until the client sends ROLLBACK; see
+ * activity.c.  Transports of procedures that commit and roll back continue.
  */
 static void
 end_failed_transports(XactEvent event, void *arg)
@@ -117,11 +117,12 @@ watch_failures(void)
 }
 
 /*
- * Begin a transport for the requests of a statement.  "activity" shows the
- * requests, determines on whose behalf they are sent, and must not end before
- * the transport.  "time_limit" is the limit for all requests together, in
- * milliseconds; 0: none.  The transport lives in the current memory context,
- * ends when that is reset, and pins the settings until then.
+ * Begin a transport for the requests of a call or a scan.  May throw.
+ * "activity" shows the requests, determines on whose behalf they are sent, and
+ * must not end before the transport.  "time_limit" is the limit for all
+ * requests together, in milliseconds, or 0 for no limit.  The transport lives
+ * in the current memory context, ends when that is reset at the latest, and
+ * pins the settings until then.
  */
 HrflowTransport *
 hrflow_transport_begin(const HrflowSettings *settings,
@@ -162,7 +163,8 @@ hrflow_transport_begin(const HrflowSettings *settings,
 }
 
 /*
- * End a transport.  The connections stay open for the next transport.
+ * End a transport.  Connections without a request in flight stay open for the
+ * next transport.
  */
 void
 hrflow_transport_end(HrflowTransport *transport)
@@ -219,8 +221,8 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 }
 
 /*
- * Submit a GET request.  It is not sent yet.  The URL must remain valid until
- * the reply is released.  "tag" is returned in the reply.
+ * Submit a GET request.  It is not sent yet.  May throw.  The URL must remain
+ * valid until the reply is released.  "tag" is returned in the reply.
  */
 void
 hrflow_transport_submit(HrflowTransport *transport, HrflowTarget target,
@@ -230,8 +232,8 @@ hrflow_transport_submit(HrflowTransport *transport, HrflowTarget target,
 }
 
 /*
- * Submit a POST request with a JSON body to the API.  The URL and the body
- * must remain valid until the reply is released.
+ * Submit a POST request with a JSON body to the API.  May throw.  The URL and
+ * the body must remain valid until the reply is released.
  */
 void
 hrflow_transport_post(HrflowTransport *transport, const char *url,
@@ -346,7 +348,8 @@ hrflow_transport_expired(const HrflowTransport *transport)
 /*
  * Receive the data that has arrived, without waiting and without returning any
  * reply.  Callers that are busy for a long time must call this now and then,
- * because a request times out if its reply is not read in time.
+ * because requests make no progress otherwise, and servers may give up sending
+ * their replies.
  */
 void
 hrflow_transport_work(HrflowTransport *transport)
@@ -358,9 +361,10 @@ hrflow_transport_work(HrflowTransport *transport)
 /*
  * Return a reply that is complete, or NULL.
  *
- * If there was not enough memory for a reply, stop the transport, but raise
- * 53200 only when all other replies have been returned, because they may have
- * been paid for.  In that case, requests that were not sent get no reply.
+ * If there was not enough memory for a reply, stop the transport, but let
+ * is_at_end() raise 53200 only when all other replies have been returned,
+ * because they may have been paid for.  In that case, abandoned requests get
+ * no reply.
  */
 static HrflowReply *
 hand_out(HrflowTransport *transport)
@@ -383,8 +387,8 @@ hand_out(HrflowTransport *transport)
 }
 
 /*
- * Are there no requests left?  Throws if there was not enough memory for
- * a reply.
+ * Are there no requests left that have not been returned as replies?  Throws
+ * if there was not enough memory for a reply.
  */
 static bool
 is_at_end(const HrflowTransport *transport)
@@ -434,7 +438,8 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 }
 
 /*
- * Report a long pause requested by the server, once.
+ * Report once that requests must wait for long, because of a pause of the
+ * account or of a limit of the API.
  */
 static void
 tell_pause(HrflowTransport *transport, int64 now)
@@ -448,7 +453,7 @@ tell_pause(HrflowTransport *transport, int64 now)
 	ereport(NOTICE,
 			(errmsg("waiting %d s for the HrFlow API",
 					(int) ((left + HRFLOW_SEC - 1) / HRFLOW_SEC)),
-			 errdetail("The API limits the request rate of the account.")));
+			 errdetail("The API has asked for a pause, or limits the account's request rate.")));
 }
 
 /*
@@ -467,10 +472,12 @@ end_late_requests(HrflowTransport *transport, int64 now)
  * Wait for the next reply.  Returns NULL if there are no requests left.
  * Requests of the backend's other transports continue meanwhile.
  *
- * A reply belongs to a single attempt.  The caller must interpret it, and then
- * call hrflow_transport_retry() to find out whether the request is retried.
- * Raises 53200 if there is not enough memory, and any error of
- * CHECK_FOR_INTERRUPTS(), such as 57014 and 57P01.
+ * A reply belongs to a single attempt.  Unless "stopped" is set, the caller
+ * must interpret it, and then call hrflow_transport_retry() to find out
+ * whether the request is retried.  A reply that is not retried must be
+ * released.  Raises 53200 if there is not enough memory, other errors if
+ * libcurl or the system fails, and any error of CHECK_FOR_INTERRUPTS(), such
+ * as 57014 and 57P01.
  */
 HrflowReply *
 hrflow_transport_next(HrflowTransport *transport)
@@ -479,10 +486,10 @@ hrflow_transport_next(HrflowTransport *transport)
 }
 
 /*
- * Like hrflow_transport_next(), but also return NULL, with *woken set to true,
- * at the time "until" or when an interrupt is pending.  The caller must
- * process the interrupt.  A reply that has arrived is returned even after
- * "until", but not while an interrupt is pending.
+ * Like hrflow_transport_next(), but unless "woken" is NULL, also return NULL,
+ * with *woken set to true, at the time "until" or when an interrupt is
+ * pending.  The caller must process the interrupt.  A reply that has arrived
+ * is returned even after "until", but not while an interrupt is pending.
  */
 HrflowReply *
 hrflow_transport_next_until(HrflowTransport *transport, int64 until,
@@ -526,7 +533,8 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
  * Return the next reply if it is complete now, else NULL.  Sends and receives
  * what is possible without waiting.
  *
- * Throws if there is not enough memory or libcurl itself fails.  Does not
+ * Throws if libcurl or the system lacks resources or fails, but not if there
+ * was not enough memory for a reply: hrflow_transport_next() does.  Does not
  * process interrupts.
  */
 HrflowReply *
@@ -540,12 +548,12 @@ hrflow_transport_poll(HrflowTransport *transport)
 }
 
 /*
- * Wait until a transport has no requests in flight, which takes no longer than
- * request_timeout, and start no more until the transport is used again by
- * submit, post, next or poll.  Must be called before control passes to the
- * client for an unknown time, as with an open cursor.  Replies are kept until
- * the caller asks for them, but their outcomes are reported to the account.
- * Raises the errors of CHECK_FOR_INTERRUPTS().
+ * Wait until a transport has no requests in flight, which takes little longer
+ * than request_timeout at most, and start no more until the transport is used
+ * again by submit, post, next, poll or pause.  Must be called before control
+ * passes to the client for an unknown time, as with an open cursor.  Replies
+ * are kept until the caller asks for them, but their outcomes are reported to
+ * the account.  Raises the errors of hrflow_transport_next().
  */
 void
 hrflow_transport_suspend(HrflowTransport *transport)
@@ -565,7 +573,7 @@ hrflow_transport_suspend(HrflowTransport *transport)
 
 /*
  * May this request be retried after this outcome?  A GET always may.  A POST
- * may only if the outcome proves that it was not processed: no connection was
+ * may only if the outcome means that it was not processed: no connection was
  * established, or the server asked to return later (429, or 503 with
  * Retry-After).
  */
@@ -581,15 +589,15 @@ may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
 }
 
 /*
- * Report the status of a reply to the transport, and whether a retry might
- * succeed.  Returns whether the request is retried, in which case the caller
- * must no longer use the reply.  This must be called for every reply that
- * does not have "stopped" set.
+ * Retry the request of a reply if possible, given the status of the reply and
+ * whether a retry might succeed.  Returns whether the request is retried, in
+ * which case the caller must no longer use the reply.  This must be called for
+ * every reply that does not have "stopped" set.
  *
- * An attempt that was refused after other requests had already paused the
- * account does not count towards max_attempts.  A request whose attempt does
- * count goes to the end of the queue, so that no request spends all of its
- * attempts on probes.
+ * If the attempt caused a pause of the account, hrflow_rate_report()
+ * determined whether it counts towards max_attempts.  If it does, the request
+ * goes to the end of the queue, so that no request spends all of its attempts
+ * on probes.
  */
 bool
 hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
@@ -629,7 +637,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 }
 
 /*
- * Release a reply, and everything it points to.
+ * Release a reply, with its body and its detail.
  */
 void
 hrflow_transport_release(HrflowTransport *transport, HrflowReply *reply)

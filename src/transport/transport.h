@@ -35,8 +35,8 @@ typedef enum HrflowTarget
 typedef struct HrflowReply
 {
 	HrflowStatus status;		/* HRFLOW_OK if a complete reply was received,
-								 * whatever its HTTP status; else the
-								 * transport error */
+								 * whatever its HTTP status; else why there is
+								 * none.  Meaningless if "stopped" */
 	bool		transient;		/* might a retry succeed? */
 	const char *detail;			/* error detail, or NULL */
 	int			http_status;	/* 0 if no reply was received */
@@ -46,15 +46,16 @@ typedef struct HrflowReply
 	size_t		length;			/* size of the body in bytes */
 	int			retry_after;	/* Retry-After of the reply, in seconds, or 0
 								 * if there is none */
-	bool		is_limited;		/* was the request refused because of a rate
-								 * limit? */
+	bool		is_limited;		/* did the server refuse the request because
+								 * of a rate limit? */
 	int			attempts;		/* number of attempts that count towards
 								 * max_attempts, including this attempt if it
 								 * was made */
 	bool		stopped;		/* was the request abandoned, because the
 								 * transport was stopped or its time limit
 								 * expired? */
-	bool		expired;		/* did the time limit expire? */
+	bool		expired;		/* if the request was abandoned, did the time
+								 * limit expire? */
 	bool		was_sent;		/* if the request was abandoned, may the
 								 * server have received it? */
 	HrflowTarget target;

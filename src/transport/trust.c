@@ -25,7 +25,7 @@ static struct
 }			trust;
 
 /*
- * Has the file in ca_file changed since the last call?  Checking takes 3 % of
+ * Has the file in ca_file changed since the last check?  Checking takes 3 % of
  * the time of a call over loopback (BENCH_ONLY=1 make bench), so check at most
  * once a second.
  */

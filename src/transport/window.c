@@ -12,11 +12,12 @@
  * - While the window is opening, it grows by three requests with each reply,
  *   that is, by a factor of four in each round trip: from 32 to the default of
  *   max_concurrency in one.  (TCP's slow start doubles its window.)  After the
- *   first cut it grows by an eighth of a request with each reply.  It does not
- *   grow unless it is fully used, nor while the latency is more than 1.2 times
- *   the lowest, nor with the reply to a request during which we waited for
- *   less than a quarter of the time, because then our own CPU is the
- *   bottleneck.
+ *   first cut it grows by at least an eighth of a request with each reply.  It
+ *   does not grow unless it is fully used, nor while the latency is more than
+ *   1.2 times the lowest, nor with the reply to a request during which we
+ *   waited for less than a quarter of the time, because then our own CPU is
+ *   the bottleneck.  (Small differences of latency are ignored: see GROW_SLACK
+ *   and CUT_SLACK.)
  * - If the latency is more than 1.5 times the lowest for two rounds, requests
  *   are queueing in the server.  (One round is not enough, because opening
  *   many connections takes time on both sides, but only temporarily.)  By
@@ -31,8 +32,8 @@
  *   requests in flight, we caused no queue: the requests are of a different
  *   kind, or the server has become slower.  Then the window is restored, and
  *   the current latency becomes the lowest one.
- * - The lowest latency is forgotten after some time.  If it was measured with
- *   a full window, it may include a queue, so the window is halved for one
+ * - The lowest latency is forgotten after some time.  If the window is full
+ *   then, the latency may include a queue, so the window is halved for one
  *   round to measure the latency without one (as BBR does in its ProbeRTT
  *   state).
  * - 429, 503 and connections that break cut the window to 0.7 of its size, at
@@ -73,7 +74,10 @@
  */
 #define FULL_PART 0.75
 
-/* Factor by which a refusal cuts the window. */
+/*
+ * Factor by which a refusal, a broken connection or a timeout multiplies the
+ * size of the window.
+ */
 #define REFUSAL_FACTOR 0.7
 
 /*
@@ -84,7 +88,7 @@
 
 /*
  * A window that was fully used is cut if the latency is more than this factor
- * times the lowest latency.
+ * times the lowest latency in two consecutive rounds.
  */
 #define CUT_FACTOR 1.5
 
@@ -464,9 +468,10 @@ note_refusal(HrflowTransfer *transfer, double least, int64 now)
 }
 
 /*
- * Evaluate an attempt that has ended, but is still counted as in flight.  Call
- * this before reporting the outcome to the account, because a probe is no
- * longer marked as a probe after that.
+ * Evaluate an attempt that has ended, but is still counted as in flight, and
+ * record whether the transport has been answered.  Call this before reporting
+ * the outcome to the account, because a probe is no longer marked as a probe
+ * after that.
  */
 void
 hrflow_window_settle(HrflowTransfer *transfer)
@@ -489,14 +494,31 @@ hrflow_window_settle(HrflowTransfer *transfer)
 }
 
 /*
+ * Return the number of requests to the API that are likely to be in flight
+ * with these settings.  If this backend has not sent any requests to the API
+ * recently, assume the initial size of a window.
+ */
+int
+hrflow_window_expected(const HrflowSettings *settings)
+{
+	uint64		origin = hrflow_origin_hash(settings->base_url);
+	const HrflowWindow *window = find_window(origin);
+
+	if (window->origin != origin ||
+		hrflow_clock_now() - window->used_at > WINDOW_MEMORY)
+		return Min(INITIAL_SIZE, settings->max_concurrency);
+	return Min((int) window->size, settings->max_concurrency);
+}
+
+/*
  * ------------------------------------------------------------------------
- * All requests of a transport
+ * Limit on the requests in flight to all origins
  * ------------------------------------------------------------------------
  */
 
 /*
- * Return the maximum number of requests in flight for a transport, whatever
- * their origins.
+ * Return the maximum number of requests in flight, of all transports and to
+ * all origins together, up to which this transport may start requests.
  */
 int
 hrflow_window_limit(const HrflowTransport *transport)
@@ -543,23 +565,6 @@ bool
 hrflow_window_is_narrow(int nin_flight)
 {
 	return memory.narrowed > 0 && nin_flight >= memory.narrowed;
-}
-
-/*
- * Return the number of requests to the API that are likely to be in flight
- * with these settings.  If this backend has not sent any requests recently, it
- * is the initial size of a window.
- */
-int
-hrflow_window_expected(const HrflowSettings *settings)
-{
-	uint64		origin = hrflow_origin_hash(settings->base_url);
-	const HrflowWindow *window = find_window(origin);
-
-	if (window->origin != origin ||
-		hrflow_clock_now() - window->used_at > WINDOW_MEMORY)
-		return Min(INITIAL_SIZE, settings->max_concurrency);
-	return Min((int) window->size, settings->max_concurrency);
 }
 
 /*
