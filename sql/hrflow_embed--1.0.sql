@@ -18,44 +18,47 @@
 -- statement belong to a backend: each parallel worker would open its own
 -- connections and count from zero.
 --
--- Functions that read a store are VOLATILE because they execute statements with
--- new snapshots, where a STABLE function has to use that of the calling query.
--- (Those that rank read the vectors with the latter, but find indexes and
--- dimensions with new ones.)  They are PARALLEL UNSAFE because these statements
+-- Functions that read a store are VOLATILE because they execute statements
+-- with new snapshots, where a STABLE function has to use the snapshot of the
+-- calling query.  (Functions that rank read the vectors with the snapshot of
+-- the calling query, but find indexes and dimensions with new ones.)
+-- Functions that read a store are PARALLEL UNSAFE because these statements
 -- advance the command counter and may start parallel workers, both of which
 -- PostgreSQL restricts in a query that is executed in parallel itself.
 --
 -- hrflow_estimate() and the functions of the views are VOLATILE because what
 -- they return changes at any time.  They and hrflow_embed_stats_reset() are
--- PARALLEL RESTRICTED because counts and estimates may belong to a backend, and
--- because a NOTICE is raised once in a session.
+-- PARALLEL RESTRICTED because counts and estimates may belong to a backend,
+-- and because a NOTICE is raised once in a session.
 --
 -- Costs
 --
--- Functions that send requests or compare many vectors have a high COST, so that
--- the planner evaluates other conditions before them.
+-- Functions that send requests or compare many vectors have a high COST, so
+-- that the planner evaluates other conditions before them.
 --
 -- Nulls
 --
 -- Functions with an argument for which a null has a meaning or is an error are
--- CALLED ON NULL INPUT.  The others return a null, or no rows.
+-- CALLED ON NULL INPUT.  The others are STRICT: they return a null, or no
+-- rows.
 --
 -- Privileges
 --
--- EXECUTE is revoked from PUBLIC for functions that send requests, access a
--- store or reset statistics, and for those that only the extension itself
--- needs.  Where PUBLIC may execute a function, a comment says why.
+-- EXECUTE is revoked from PUBLIC for functions that send or estimate requests,
+-- access a store, or return or reset statistics, and for those that only the
+-- extension itself needs.  Where PUBLIC may execute a function, a comment says
+-- why.
 --
 
 --
 -- Support functions of the planner
 --
 
--- A query that calls a function with this support function for each of its rows
--- has up to hrflow_embed.max_concurrency calls in flight.  The support function
--- does nothing, but the planner loads the library in order to call it, so that
--- the hooks that implement reading ahead are installed while the first such
--- query of a session is planned.
+-- A query that calls a function with this support function for each of its
+-- rows may have up to hrflow_embed.max_concurrency calls in flight.  The
+-- support function does nothing, but the planner loads the library in order to
+-- call it, so that the hooks that implement reading ahead are installed while
+-- the first such query of a session is planned.
 CREATE FUNCTION hrflow_support(internal)
 RETURNS internal
 AS 'MODULE_PATHNAME'
@@ -132,9 +135,9 @@ REVOKE ALL ON FUNCTION hrflow_profile_embedding_links(text, text, jsonb, text, t
 --
 -- Many profiles
 --
--- A function that takes arrays is a batch: it has up to
--- hrflow_embed.max_concurrency requests in flight, and returns at least one
--- row, with a status, for each element.
+-- A function that sends requests for the elements of arrays is a batch: it has
+-- up to hrflow_embed.max_concurrency requests in flight, and returns at least
+-- one row, with a status, for each element.
 --
 
 CREATE FUNCTION hrflow_profile_embeddings(
@@ -213,8 +216,8 @@ REVOKE ALL ON FUNCTION hrflow_estimate(text, text[], jsonb, text[], text[]) FROM
 --
 -- Links to vectors
 --
--- These functions fetch https links to the hosts in hrflow_embed.link_hosts
--- only, and do not send the API key.
+-- These functions fetch only links to the hosts in hrflow_embed.link_hosts, by
+-- https unless the host is a loopback address, and do not send the API key.
 --
 
 CREATE FUNCTION hrflow_fetch_vector(link text)
@@ -394,8 +397,8 @@ COMMENT ON FUNCTION hrflow_vector_similarity("any", real[]) IS
 -- Stores
 --
 -- A store is a set of ordinary tables that belong to one role and are not
--- members of the extension.  Functions that take a store execute statements as
--- its owner, in a security-restricted operation.
+-- members of the extension.  Most functions that take a store execute
+-- statements as its owner, in a security-restricted operation.
 --
 
 CREATE FUNCTION hrflow_create_store(
@@ -422,8 +425,8 @@ COMMENT ON FUNCTION hrflow_drop_store(regclass) IS
 
 REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 
--- The profiles stay tracked until hrflow_untrack() is called, whatever the
--- tables that feed the store contain.
+-- The profiles stay tracked until hrflow_untrack() or hrflow_untrack_batches()
+-- is called, whatever the tables that feed the store contain.
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -434,8 +437,8 @@ COMMENT ON FUNCTION hrflow_track(regclass, text, text[]) IS
 
 REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 
--- If a profile is being fetched at that time, the result is kept, and the
--- profile is due again after hrflow_embed.refresh_debounce.
+-- If a profile is being fetched when the function is called, the result is
+-- kept, and the profile is due again after hrflow_embed.refresh_debounce.
 CREATE FUNCTION hrflow_mark_due(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -494,7 +497,7 @@ COMMENT ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, nam
 REVOKE ALL ON FUNCTION hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text) FROM PUBLIC;
 
 -- The function drops the triggers, and puts aside the profiles that are in no
--- other table that feeds the store.
+-- other table that feeds the store, and were not tracked by hrflow_track().
 CREATE FUNCTION hrflow_untrack_table(store regclass, source_table regclass)
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -545,7 +548,8 @@ COMMENT ON FUNCTION hrflow_track_trigger() IS
 REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 
 -- This is a procedure because it commits: profiles are fetched with no
--- transaction open, and results are committed every second.
+-- transaction open, and results are committed about once a second, or more
+-- often.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
 	fields jsonb DEFAULT '{"profile": 1}',
@@ -682,7 +686,8 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- Ranking
 --
 -- These functions execute as the owner of the store, except that a caller to
--- whom row-level security applies gets the rows that the policies show to them.
+-- whom row-level security applies gets the rows that the policies show to
+-- them.
 --
 -- In hrflow_match() and hrflow_match_weighted(), some arguments share their
 -- names with result columns, because both are named like the columns of a
@@ -690,8 +695,9 @@ REVOKE ALL ON FUNCTION hrflow_retry(regclass) FROM PUBLIC;
 -- position.
 --
 
--- The function searches the index of the section, or compares all vectors if
--- there is none.
+-- The function searches the index of the section if that is cheaper.
+-- Otherwise, or if the index returns too few profiles, it compares all
+-- vectors.
 CREATE FUNCTION hrflow_match(
 	store regclass,
 	query real[],
@@ -710,8 +716,8 @@ COMMENT ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) IS
 
 REVOKE ALL ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text) FROM PUBLIC;
 
--- The similarity of a profile is the weighted sum of those of its best item of
--- each section.
+-- The similarity of a profile is the weighted sum of the similarities of its
+-- best item of each section.
 CREATE FUNCTION hrflow_match_weighted(
 	store regclass,
 	query real[],
@@ -805,7 +811,7 @@ CREATE VIEW hrflow_embed_activity AS
 	FROM @extschema@.hrflow_embed_activity();
 
 COMMENT ON VIEW hrflow_embed_activity IS
-'progress of functions that send requests, one row for each backend';
+'progress of functions that send requests, one row for each backend that executes one';
 
 GRANT SELECT ON hrflow_embed_activity TO PUBLIC;
 
