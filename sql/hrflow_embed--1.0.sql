@@ -39,8 +39,8 @@
 -- Nulls
 --
 -- Functions with an argument for which a null has a meaning or is an error are
--- CALLED ON NULL INPUT.  The others are STRICT: they return a null, or no
--- rows.
+-- CALLED ON NULL INPUT.  Other functions with arguments are STRICT, and return a
+-- null, or no rows.
 --
 -- Privileges
 --

@@ -3,21 +3,22 @@
  * allowance.c
  *		Learns how many requests a server allows an account.
  *
- * If the headers of a reply say how many requests may still be sent, we send
- * no more than that (RateLimit-Remaining and RateLimit-Reset of
+ * If the headers of a reply say how many requests may still be sent, and no
+ * limit has been learned from refusals, we admit no more than that
+ * (RateLimit-Remaining and RateLimit-Reset of
  * draft-ietf-httpapi-ratelimit-headers, with or without the prefix X-).  We
  * assume that the server has not counted the requests that were admitted after
  * the one it replies to, and subtract their number.
  *
- * The limit itself is learned from refusals (429).  We know when each request
- * that was not refused had been admitted, when the server began to refuse
- * requests, and when a probe succeeded.  Suppose that the server allows N
- * requests in any period of length P.  After N requests it refuses all others
- * until the oldest of the N is older than P.  Hence each possible P predicts
- * when the pause will end, and the time at which the pause does end reveals P.
- * N is the number of requests admitted during the last P before the first
- * refusal.  This model is the strictest of the usual ones: fixed windows and
- * token buckets allow at least as many requests.
+ * The limit itself is learned from refusals (429).  We know approximately when
+ * each request that was not refused arrived at the server, when the server
+ * began to refuse requests, and when a probe succeeded.  Suppose that the
+ * server allows N requests in any period of length P.  After N requests it
+ * refuses all others until the oldest of the N is older than P.  Hence each
+ * possible P predicts when the pause will end, and the time at which the pause
+ * does end reveals P.  N is the number of requests admitted during the last P
+ * before the first refusal.  This model is the strictest of the usual ones:
+ * fixed windows and token buckets allow at least as many requests.
  *
  * From then on, we admit N requests per P, so the server should not refuse
  * any.  After some periods N is raised, slightly at first.  If the server

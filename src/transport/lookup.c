@@ -20,7 +20,8 @@
 
 /*
  * If this many lookups have been abandoned within LOOKUP_LIFE, counted
- * separately for the API and for links, no attempt is started.
+ * separately for the API and for links, no other attempt of that kind is
+ * started.
  */
 #define MAX_ABANDONED 64
 

@@ -118,8 +118,8 @@ hrflow_rate_account(const HrflowSettings *settings)
 }
 
 /*
- * Find the bucket of an account, or create it in place of the least recently
- * used one.  The caller must hold the mutex.
+ * Find the bucket of an account, or create it in an unused entry or in place
+ * of the least recently used bucket.  The caller must hold the mutex.
  */
 static HrflowBucket *
 find_bucket(HrflowShared *shared, uint64 account, int64 now)

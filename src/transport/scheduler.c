@@ -483,7 +483,8 @@ next_ready(HrflowTransport *transport)
  * Start the ready requests of a transport while there is room, a descriptor is
  * available and the account admits them.  Returns false if there is no room or
  * descriptor for another request, or if the proxy has not accepted our
- * password yet; then the other transports must not start requests either.
+ * password yet; then the other transports must not start requests either.  May
+ * throw.
  */
 static bool
 start_ready(HrflowTransport *transport, int64 now)

@@ -239,7 +239,7 @@ hrflow_transfer_queue(HrflowTransfer *transfer)
 /*
  * Make a request ready, to be started before its transport's other ready
  * requests, except that links are always started before requests to the API.
- * It must be a request that may be sent.  Does not throw.
+ * The request must be one that may be sent.  Does not throw.
  */
 void
 hrflow_transfer_queue_first(HrflowTransfer *transfer)
