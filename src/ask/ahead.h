@@ -11,9 +11,10 @@
  * as far as that is known (ahead_bound.c).
  *
  * A call in FROM whose arguments come from other tables is executed by a
- * function scan on the inner side of a nested loop.  HrflowReadAhead is then
- * on the outer side: it returns the rows of its child unchanged, and keeps the
- * result of each row's call until the function takes it (ahead_live.c).
+ * function scan on the inner side of a nested loop.  If HrflowReadAhead can be
+ * put on the outer side, it returns the rows of its child unchanged, and keeps
+ * the result of a row's call, for the function to take, until it returns the
+ * next row (ahead_live.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -47,7 +48,7 @@ typedef struct HrflowAheadColumn
 	ExprState **args;			/* argument expressions, which refer to the
 								 * child's columns */
 	NullableDatum *values;		/* argument values for the row read last */
-	ExprState  *whole;			/* the call itself, to be evaluated when its
+	ExprState  *whole;			/* the call itself, for evaluating it when its
 								 * row is returned; NULL for a function scan */
 	bool		is_safe;		/* can the arguments be evaluated without
 								 * raising an error, apart from errors of
@@ -60,8 +61,8 @@ typedef struct HrflowAheadColumn
 } HrflowAheadColumn;
 
 /*
- * A call that was issued ahead.  Rows with equal calls share one
- * HrflowAheadCall.
+ * A call whose arguments were evaluated ahead of their row.  Rows whose calls
+ * make equal requests share one HrflowAheadCall.
  */
 typedef struct HrflowAheadCall
 {
@@ -69,14 +70,15 @@ typedef struct HrflowAheadCall
 	MemoryContext context;		/* memory context of this struct and of
 								 * everything to which the call refers */
 	HrflowCall	call;
-	const char *request;		/* URL of the first request of the call */
+	const char *request;		/* URL of the first request of the call; NULL
+								 * if it has none */
 	uint32		hash;			/* hash of the first request's URL or body */
 	int			nrows;			/* number of rows that refer to this call */
 	int64		first_row;		/* position in the scan of the first row that
 								 * refers to this call, from 0 */
-	Size		bytes;			/* this call's share of
-								 * HrflowAheadState.bytes; 0 while a call
-								 * without a body is incomplete */
+	Size		bytes;			/* memory counted for the call in
+								 * HrflowAheadState.bytes; 0 until its final
+								 * reply, unless it has a body */
 } HrflowAheadCall;
 
 /*
@@ -88,7 +90,7 @@ typedef struct HrflowAheadRow
 	MinimalTuple tuple;			/* the child's columns */
 	int64		number;			/* position of the row in the scan, from 0 */
 	HrflowAheadCall *calls[FLEXIBLE_ARRAY_MEMBER];	/* for each column, the
-													 * call issued ahead, or
+													 * call made ahead, or
 													 * NULL to evaluate the
 													 * call when the row is
 													 * returned */
@@ -99,10 +101,12 @@ typedef struct HrflowAheadRow
  */
 typedef enum HrflowAheadRoot
 {
-	HRFLOW_ROOT_UNKNOWN,		/* a subplan that might be read partially */
+	HRFLOW_ROOT_UNKNOWN,		/* a subplan that might be read only
+								 * partially, or from several places */
 	HRFLOW_ROOT_SUBPLAN_ALL,	/* a subplan that is read to its end */
-	HRFLOW_ROOT_MAIN			/* the main plan, or a CTE whose only scan is
-								 * in the main plan */
+	HRFLOW_ROOT_MAIN			/* the main plan, or a CTE that is scanned
+								 * once, in the main plan or in another such
+								 * CTE */
 } HrflowAheadRoot;
 
 /*
@@ -138,8 +142,7 @@ typedef struct HrflowAheadState
 	struct HrflowAheadState *asked; /* read-ahead node whose rows the child
 									 * returns one by one, or NULL; before a
 									 * row is read ahead, this node is asked
-									 * whether any of the row's calls has
-									 * failed */
+									 * whether any of the row's calls may fail */
 	bool		is_risky;		/* could reading a row that is not needed
 								 * raise an error, or have an effect other
 								 * than requests? */
@@ -157,8 +160,7 @@ typedef struct HrflowAheadState
 	/* State of the scan. */
 	bool		is_limit_passed;	/* has hrflow_ahead_pass_limit() been
 									 * called for this scan? */
-	const HrflowSettings *settings; /* NULL until the scan makes its first
-									 * request */
+	const HrflowSettings *settings; /* NULL until the scan first needs them */
 	HrflowTransport *transport; /* NULL until the first request is submitted */
 	HrflowActivity *activity;	/* NULL if there is no transport */
 	dlist_head	rows;			/* rows read but not returned, in order */
@@ -168,20 +170,21 @@ typedef struct HrflowAheadState
 	int			nsent;			/* number of calls waiting for a reply */
 	HrflowAheadRow *current;	/* the row that was returned last, or NULL */
 	int64		next_number;	/* number of the next row to be read */
-	int64		nreturned;		/* number of rows returned in this scan */
+	int64		nreturned;		/* number of rows taken from "rows" and
+								 * returned in this scan */
 	int64		stops_at;		/* number of the first row with a call that
-								 * has failed or will fail, or PG_INT64_MAX if
-								 * there is none; no rows after this row are
-								 * read */
+								 * has failed or may fail, or PG_INT64_MAX if
+								 * there is none; rows after it are not read
+								 * before it is returned */
 	bool		is_asked;		/* is the next row read only to find out
-								 * whether its calls have failed, rather than
+								 * whether its calls may fail, rather than
 								 * because it is needed? */
 	bool		child_ended;	/* has the child reported the end of the scan? */
 	bool		has_ended;		/* has the node reported the end of the scan? */
 	Size		bytes;			/* memory used by rows, complete calls and
 								 * bodies, in bytes */
-	Size		largest;		/* size in bytes of the largest complete call;
-								 * 0 if none is complete */
+	Size		largest;		/* size in bytes of the largest call completed
+								 * so far; 0 if there is none */
 
 	/* For EXPLAIN ANALYZE. */
 	int64		nrequests;

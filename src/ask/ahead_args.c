@@ -14,7 +14,8 @@
 #include "utils/resowner.h"
 
 /*
- * Can evaluating an expression raise an error?
+ * Could evaluating an expression raise an error, apart from errors of
+ * initplans?  We assume so for all types of expressions that are not listed.
  */
 static bool
 may_raise_walker(Node *node, void *context)
@@ -62,8 +63,8 @@ hrflow_ahead_init_arguments(HrflowAheadColumn *column, List *args,
 
 /*
  * Do the arguments of a column refer to an initplan that has not been executed
- * yet?  (An uncorrelated sub-select is an initplan.  It is executed when its
- * result is first needed.)
+ * yet?  (Most uncorrelated sub-selects are initplans.  An initplan is executed
+ * when its result is first needed.)
  */
 static bool
 needs_initplan(HrflowAheadState *state, HrflowAheadColumn *column)
@@ -130,10 +131,10 @@ evaluate_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 }
 
 /*
- * Evaluate arguments that may raise an error.  Returns false if an error is
- * raised, if the arguments need an initplan that has not been executed yet, or
- * if no subtransaction can be started.  As in PL/pgSQL, a subtransaction makes
- * it safe to continue after an error.
+ * Evaluate arguments in a subtransaction, which makes it safe to continue
+ * after an error, as in PL/pgSQL.  Returns false if no subtransaction can be
+ * started, or if the arguments raise an error or need an initplan that has not
+ * been executed yet.  Errors that the row does not cause are rethrown.
  */
 static bool
 try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
@@ -169,11 +170,11 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 		return true;
 
 	/*
-	 * Raise a cancel or a shortage of server resources now, rather than when
-	 * the row is returned, because the row is not the cause.  An exceeded
-	 * request limit has a SQLSTATE of the same class, but is caused by the
-	 * row, so it is not raised now.  The subtransaction must be rolled back
-	 * before the error is raised.
+	 * Rethrow a cancel or another operator intervention, and a shortage of
+	 * server resources, now rather than when the row is returned, because the
+	 * row is not the cause.  An exceeded request limit has a SQLSTATE of the
+	 * latter class, but is caused by the row, so it is not rethrown.  The
+	 * subtransaction has been rolled back by now, as rethrowing requires.
 	 */
 	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
 	if (category == ERRCODE_OPERATOR_INTERVENTION ||
@@ -186,12 +187,15 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 
 /*
  * Evaluate the arguments of a column for the row in args_slot.  Returns false
- * if the arguments raise an error, or need an initplan that must not be
- * executed yet, because it might raise an error too early.  The call must then
- * be evaluated when the row is returned.
+ * if the call must be evaluated when the row is returned, because its
+ * arguments raise an error, because they need an initplan that must not be
+ * executed yet, or because evaluating them safely requires a subtransaction
+ * that cannot be started.
  *
- * An initplan may be executed for the first column of a row that is being
- * requested, because the query would evaluate these arguments next.
+ * Raises an error in two cases.  First, a cancel or a shortage of resources is
+ * raised at once.  Second, if the executor needs this row now, an initplan may
+ * be executed for the first column, because the query would evaluate these
+ * arguments next; any error is then raised.
  */
 bool
 hrflow_ahead_evaluate_arguments(HrflowAheadState *state,

@@ -3,14 +3,15 @@
  * ahead_bound.c
  *		Determines how many rows a query needs from a read-ahead node.
  *
- * Every request costs money, so avoid requests for rows that the query will
- * not return.  The executor does not tell a node how many rows are needed, so
+ * Requests cost money, so avoid requests for rows that the query will not
+ * return.  The executor does not tell a node how many rows are needed, so
  * two hooks collect that information: our ExecutorStart_hook finds the nodes
  * above each read-ahead node, some of which may need only part of its rows,
  * and our ExecutorRun_hook records the number of rows that the caller wants,
  * such as 10 for FETCH 10.
  *
- * We also pass the count of a LIMIT on to a sort below the read-ahead node.
+ * We also tell a sort below the read-ahead node how many rows a LIMIT above it
+ * needs.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,14 +29,15 @@ static ExecutorRun_hook_type previous_run_hook = NULL;
 #define ALL_ROWS PG_INT64_MAX
 
 /*
- * Number of rows that will still be requested from a node, including the row
- * that it is about to return.
+ * Number of rows that are still needed from a node, including the row that it
+ * is about to return.  If nodes above it discard rows, more rows may be needed
+ * later.
  */
 typedef struct RowsNeeded
 {
-	int64		most;			/* upper limit, or ALL_ROWS */
-	bool		is_certain;		/* will this many rows be requested, unless
-								 * the node has fewer? */
+	int64		most;			/* number of rows, or ALL_ROWS */
+	bool		is_certain;		/* are this many rows certain to be needed,
+								 * unless the node has fewer? */
 } RowsNeeded;
 
 /*
@@ -58,7 +60,7 @@ hrflow_ahead_get(PlanState *ps)
 
 /*
  * Compute how many rows a Limit node needs from its child.  The node computes
- * its count and offset before it requests a row.  LimitState.position is the
+ * its count and offset before it reads a row.  LimitState.position is the
  * number of rows that the node has received.
  */
 static RowsNeeded
@@ -84,9 +86,9 @@ pass_limit(const LimitState *limit, RowsNeeded needed)
 
 /*
  * Return how many rows may be read ahead if we don't know how many are needed:
- * one more than have been returned, so that wasted requests exceed useful ones
- * by at most one.  If reading a row could have effects other than requests,
- * read only the row to be returned.
+ * one more than have been returned, so that at most one more row is read in
+ * vain than is used.  If reading a row could raise an error or have effects
+ * other than requests, read only the row to be returned.
  */
 static int64
 uncertain_rows(const HrflowAheadState *ahead)
@@ -146,9 +148,10 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 			return needed;
 
 			/*
-			 * These nodes read rows that they do not return yet, so unless
-			 * all rows are needed, we don't know how many more rows they will
-			 * read.
+			 * These nodes may read rows that they do not return yet, so
+			 * unless all rows are needed, we know only that they need the
+			 * next one.  A WindowAgg with a run condition may stop even
+			 * before that.
 			 */
 		case T_IncrementalSortState:
 			if (needed.most != ALL_ROWS)
@@ -182,7 +185,10 @@ pass_node(PlanState *ps, PlanState *below, RowsNeeded needed)
 				needed.is_certain = false;
 			return needed;
 
-			/* A data-modifying CTE is always executed to completion. */
+			/*
+			 * Without RETURNING, all rows are read at once.  A data-modifying
+			 * CTE is always executed to completion.
+			 */
 		case T_ModifyTableState:
 			return ((ModifyTable *) ps->plan)->returningLists == NIL ||
 				!((ModifyTable *) ps->plan)->canSetTag ? all : needed;
@@ -248,7 +254,7 @@ hrflow_ahead_rows_allowed(HrflowAheadState *state, int most)
 
 /*
  * Return the Limit node that receives each row of a read-ahead node, or NULL
- * if there is none or a node in between could discard rows.
+ * if there is none or a node between the two might not pass all rows on.
  */
 static LimitState *
 find_limit(const HrflowAheadState *state)
@@ -269,14 +275,15 @@ find_limit(const HrflowAheadState *state)
 
 /*
  * If there is a LIMIT above a read-ahead node, tell the nodes below how many
- * rows are needed, so that a sort keeps only as many rows.  ExecSetTupleBound()
- * does this for the nodes that it knows, but stops at a CustomScan.
+ * rows are needed, so that a sort keeps only as many rows.
+ * ExecSetTupleBound() does this for the nodes that it knows, but stops at a
+ * CustomScan.
  *
  * Call this before the scan's first row is read.  In a rescan, call it before
  * the child is rescanned, because a sort whose bound changes must sort again.
  * Limit nodes have computed their count and offset by then.
  *
- * A sort raises an error if more rows than its bound are requested, so
+ * A sort raises an error if more rows than its bound are read from it, so
  * hrflow_ahead_rows_allowed() must never allow more.
  */
 void
@@ -341,7 +348,7 @@ find_states_in_subplan(Search *search, PlanState *subplan, List *ancestors,
 }
 
 /*
- * Find the read-ahead nodes in the subplans of a node's expressions.  ARRAY(),
+ * Find the read-ahead nodes in the initplans and subplans of a node.  ARRAY(),
  * and IN with a hash table, read all rows.  CTEs are skipped here, and found
  * from the nodes that scan them.
  */
@@ -365,8 +372,8 @@ find_states_in_expressions(Search *search, List *subplans)
 }
 
 /*
- * Find the read-ahead nodes at or below "ps", and record in each the nodes
- * above it.
+ * Find the read-ahead nodes at or below "ps", and set those of their fields
+ * that depend on the nodes above and below them.
  */
 static void
 find_states(Search *search, PlanState *ps, List *ancestors,
@@ -443,7 +450,10 @@ start_with_read_ahead(QueryDesc *query, int eflags)
 
 		find_states(&search, query->planstate, NIL, HRFLOW_ROOT_MAIN);
 
-		/* The other subplans are data-modifying CTEs that nothing reads. */
+		/*
+		 * The subplans not found so far include data-modifying CTEs that
+		 * nothing reads.
+		 */
 		foreach(cell, query->estate->es_subplanstates)
 		{
 			if (!list_member_ptr(search.visited, lfirst(cell)))
@@ -475,7 +485,7 @@ set_bound(EState *estate, bool is_bounded, uint64 count)
 
 /*
  * Complete the requests in flight before the executor returns to its caller.
- * The caller may never request more rows, and an open cursor must hold neither
+ * The caller may never ask for more rows, and an open cursor must hold neither
  * a connection nor the account's probe, whose result other backends wait for.
  */
 static void

@@ -16,7 +16,9 @@
 
 #include "ask/ahead.h"
 
-/* Read-ahead nodes that have been initialized, but not ended. */
+/*
+ * Read-ahead nodes that have been initialized to be executed, and not ended.
+ */
 dlist_head	hrflow_ahead_live = DLIST_STATIC_INIT(hrflow_ahead_live);
 
 void
@@ -86,8 +88,8 @@ hrflow_ahead_find_equal(HrflowAheadState *state, const HrflowAheadCall *wanted)
 /*
  * Look for the result of "call", which is ready to be submitted.  If an equal
  * call was issued ahead for the current outer row and is complete, copy it to
- * *call and return true.  The copy refers to memory that is valid until the
- * nested loop reads its next outer row.
+ * *call and return true; otherwise return false.  The copy refers to memory
+ * that is valid until the nested loop reads its next outer row.
  */
 bool
 hrflow_ahead_take(EState *estate, HrflowCall *call)

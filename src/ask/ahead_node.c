@@ -6,8 +6,8 @@
  * The node keeps a queue of rows read from its child.  When it reads a row, it
  * evaluates the arguments of the row's calls and submits their requests to its
  * transport.  It returns the row after the replies to these calls have
- * arrived.  Rows are returned in the order of the child, and an error is
- * raised only when the row that causes it would be returned.
+ * arrived.  Rows are returned in the order of the child, and an error of
+ * a call is raised only when its row would be returned.
  *
  * Everything except the calls is computed by the node's projection when the
  * row is returned.  A call that cannot be issued ahead is also evaluated then,
@@ -43,8 +43,10 @@
  */
 
 /*
- * Send no more requests for the rows after "row".  They will not be returned,
- * because one of the calls of "row" has failed or will fail.
+ * Stop reading ahead at the given row, because one of its calls has failed or
+ * may fail: the query might not return the rows after it.  If such rows have
+ * been read, send no more requests; calls whose requests were not sent are
+ * evaluated when their rows are returned.
  */
 static void
 stop_at(HrflowAheadState *state, int64 row)
@@ -55,8 +57,8 @@ stop_at(HrflowAheadState *state, int64 row)
 }
 
 /*
- * Will this call raise an error?  If hrflow_embed.on_missing is "null", a
- * missing profile, job or vector does not cause an error.
+ * Is it known that this call will raise an error?  If hrflow_embed.on_missing
+ * is "null", a missing profile, job or vector does not cause an error.
  */
 static bool
 has_failed(const HrflowCall *call)
@@ -169,11 +171,11 @@ drop_call(HrflowAheadState *state, HrflowAheadCall *ahead)
  */
 
 /*
- * Get the settings for the scan before its first request is made.  If there is
- * no key, this raises an error, which must not happen before the row is
- * requested.  Therefore, if the row has not been requested yet, return false
- * without getting the settings.  Also return false if other calls of the node
- * need a key but this one does not.
+ * Get the settings for the scan, unless this has been done before.  It raises
+ * an error if there is no key, for example, which must not happen before the
+ * executor needs the row.  Therefore, if the row is being read ahead, return
+ * false without getting the settings.  Also return false if other calls of the
+ * node need a key but this one does not.
  */
 static bool
 take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
@@ -197,8 +199,10 @@ take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
 }
 
 /*
- * Make the call of a column for the row in args_slot, and submit its request.
- * Returns NULL if the call must be evaluated when the row is returned.
+ * Make the call of a column for the row in args_slot, and submit its request,
+ * unless an equal call exists, there is nothing to request, or the query might
+ * not return the row.  Returns NULL if the call cannot be made before the row
+ * is returned.
  */
 static HrflowAheadCall *
 make_call(HrflowAheadState *state, HrflowAheadRow *row,
@@ -353,10 +357,10 @@ has_memory(const HrflowAheadState *state)
 static bool next_row_may_fail(HrflowAheadState *state);
 
 /*
- * May the next row be read now?  A row that is being requested may always be
- * read.  Any other row must not be read if reading it raises an error, because
- * the query might not need the row, and because the rows before it have not
- * been returned.
+ * May the next row be read now?  A row that the executor needs may always be
+ * read.  Any other row must not be read if a call of a read-ahead node below
+ * could raise an error, because the query might not need the row, and because
+ * the rows before it have not been returned.
  */
 static bool
 may_read_row(HrflowAheadState *state)
@@ -391,7 +395,8 @@ read_rows(HrflowAheadState *state)
 }
 
 /*
- * Abandon the requests in flight, and discard the rows that were read ahead.
+ * End the transport, which abandons the requests in flight, and discard all
+ * rows and the settings.
  */
 static void
 forget_rows(HrflowAheadState *state)
@@ -431,9 +436,9 @@ project_row(HrflowAheadState *state)
 
 /*
  * Compute the node's output for a row of the child.  "calls" contains the call
- * that was issued ahead for each column.  If "calls" or the element is NULL,
- * or the call has not been submitted, evaluate the column's expression
- * instead.
+ * that was made ahead for each column.  If "calls" or the element is NULL, or
+ * the request of the call was not sent, evaluate the column's expression
+ * instead.  Raises the error of a call that has failed.
  */
 static TupleTableSlot *
 return_row(HrflowAheadState *state, TupleTableSlot *child,
@@ -477,7 +482,7 @@ return_row_alone(HrflowAheadState *state)
 }
 
 /*
- * Return the previous row.  The child is some rows ahead of the row we
+ * Return the previous row.  The child may be some rows ahead of the row we
  * returned last, so first move it back to that row.
  */
 static TupleTableSlot *
@@ -629,8 +634,9 @@ exec_read_ahead(CustomScanState *css)
  */
 
 /*
- * Initialize the HrflowAheadColumn of a call.  The Vars in "call" are those of
- * the query, and the Vars in "args" refer to the scan tuple.
+ * Initialize the HrflowAheadColumn of a call.  The Vars in "args" refer to the
+ * scan tuple.  So do the Vars in "call" for a function scan; for a column of
+ * the scan tuple, they are those of the query.
  *
  * If the function was altered after the query was planned, our C function may
  * no longer be called directly.  Then column->function is NULL.  This can

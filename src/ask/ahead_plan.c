@@ -12,14 +12,15 @@
  *
  * grouping_planner() calls create_upper_paths_hook for UPPERREL_FINAL when the
  * paths of a query, or of a subquery that is planned separately, are complete.
- * We then replace each path that computes calls in its target by
+ * Where possible, we then replace each path that computes calls in its target
+ * by
  *
  * 		CustomPath, with the same target
  * 		  -> the same path, with a target that lacks the calls
  *
  * A set-returning function in FROM is executed by a function scan.  If its
  * arguments are columns of other relations, the function scan is the inner
- * side of a nested loop, and we put the CustomPath on the outer side.
+ * side of a nested loop, and we may put a CustomPath on the outer side.
  *
  * Since our functions are volatile, the planner has decided in which path's
  * target each call is computed: it never pulls up a subquery whose target
@@ -93,10 +94,10 @@ hrflow_support(PG_FUNCTION_ARGS)
  * "returns_set" selects set-returning functions rather than those that return
  * one value.
  *
- * fmgr_info() returns the address of our C function only if the function can
- * be called directly, that is, if the SQL function neither is SECURITY DEFINER
- * nor has a SET clause.  Calls of functions with these attributes cannot be
- * issued ahead, because the change of role or settings would not apply.
+ * fmgr_info() returns the address of our C function only if no extension hooks
+ * its calls, and the SQL function neither is SECURITY DEFINER nor has a SET
+ * clause.  Otherwise calls cannot be issued ahead, because the hook or the
+ * change of role or settings would not apply.
  */
 static bool
 is_call_of_kind(Node *node, bool returns_set)
@@ -305,9 +306,9 @@ make_target(PlannerInfo *root, List *exprs)
 }
 
 /*
- * Add read-ahead paths, one for each level of nested calls, on top of "child",
- * which computes none of "calls".  The topmost path gets the target of "path".
- * Returns "path" if no call can be issued ahead.
+ * Add read-ahead paths, one for each level of nested calls, up to MAX_LEVELS,
+ * on top of "child", which computes none of "calls".  The topmost path gets
+ * the target of "path".  Returns "path" if no call can be issued ahead.
  */
 static Path *
 add_levels(PlannerInfo *root, Path *path, Path *child, List *calls)
@@ -360,9 +361,10 @@ has_equal_volatile(List *exprs)
 }
 
 /*
- * Replace a path that computes calls by one that issues the calls ahead.
- * "below" is the path that provides the rows of "path", or NULL if "path" is a
- * scan or join.
+ * Return a path that computes the same target as "path", and issues the calls
+ * in it ahead; or "path" itself if there are no such calls, or if they cannot
+ * be issued ahead.  "below" is the path that provides the rows of "path", or
+ * NULL if "path" is a scan or join.
  */
 static Path *
 read_calls_ahead(PlannerInfo *root, Path *path, Path *below)
@@ -425,15 +427,18 @@ replace_in_list(PlannerInfo *root, List *paths)
 }
 
 /*
- * Return the address of a path's pointer to its only subpath, or NULL if we do
- * not descend into paths of this type.
+ * Return the address of a path's pointer to its only subpath, or NULL if the
+ * path has none or several, or if get_subpath() does not support its type.
  */
 static Path **
 get_subpath(Path *path)
 {
 	switch (nodeTag(path))
 	{
-			/* These paths return all or some rows of their subpath. */
+			/*
+			 * These paths pass all or some rows of their subpath on
+			 * unchanged: they compute no target of their own.
+			 */
 		case T_LimitPath:
 			return &((LimitPath *) path)->subpath;
 		case T_LockRowsPath:
@@ -445,8 +450,8 @@ get_subpath(Path *path)
 			return &((UpperUniquePath *) path)->subpath;
 
 			/*
-			 * RETURNING and ON CONFLICT are safe: their expressions are not
-			 * in the subpath's target.
+			 * RETURNING, ON CONFLICT and the actions of MERGE are safe: their
+			 * expressions are not in the subpath's target.
 			 */
 		case T_ModifyTablePath:
 			return &((ModifyTablePath *) path)->subpath;
@@ -470,9 +475,10 @@ get_subpath(Path *path)
 }
 
 /*
- * In the tree whose root is "path", replace each path that computes calls by
- * one that issues the calls ahead.  Returns the new root.  A path that several
- * other paths refer to is modified only once.
+ * In the tree whose root is "path", replace the paths that compute calls, if
+ * possible, by paths that issue the calls ahead.  Returns the new root.  It is
+ * harmless to visit a path several times, because several others refer to it:
+ * paths that we have created are not replaced again.
  */
 static Path *
 find_computing_path(PlannerInfo *root, Path *path)
@@ -534,8 +540,9 @@ find_computing_path(PlannerInfo *root, Path *path)
 
 /*
  * If "inner" executes a call of one of our set-returning functions for each
- * row of "outer", return the call, else NULL.  All columns in the arguments of
- * the call must be columns of "outer".
+ * row of "outer", and the call can be issued ahead, return the call, else
+ * NULL.  The arguments of the call must contain columns, all of which are
+ * columns of "outer".
  *
  * A function scan below a Memoize node is not supported, because it is not
  * executed for each row.  The planner hardly ever creates a Memoize node above
@@ -567,9 +574,9 @@ find_lateral_call(PlannerInfo *root, Path *inner, Path *outer)
 }
 
 /*
- * In "path" and the paths below it, find the nested loops that execute a
- * function scan with one of our calls for each outer row, and issue these
- * calls ahead.
+ * Find the nested loops among "path" and those paths below it into which we
+ * descend, and issue the calls of their inner function scans ahead, if
+ * possible.
  */
 static void
 read_lateral_ahead(PlannerInfo *root, Path *path)
@@ -649,9 +656,9 @@ has_lateral_call(PlannerInfo *root)
 
 /*
  * Can this query contain calls that are evaluated for each of its rows?  A
- * query without FROM has one row, and PL/pgSQL expects its plan to be a Result
- * node.  Queries with set-returning functions in the target list or with
- * grouping sets are not supported.
+ * query without FROM has at most one row, and PL/pgSQL expects its plan to be
+ * a Result node.  Queries with set-returning functions in the target list or
+ * with grouping sets are not supported.
  */
 static bool
 is_candidate(PlannerInfo *root)

@@ -5,8 +5,8 @@
  *		without any effect other than its requests.
  *
  * Reading a row executes everything below the read-ahead node.  If the query
- * turns out not to need the row, this must not have raised an error, executed
- * a volatile function, or locked a row.
+ * turns out not to need the row, reading it must not have raised an error,
+ * executed a volatile function, or locked a row.
  *
  *-------------------------------------------------------------------------
  */
@@ -76,7 +76,7 @@ is_risky_expression(Node *node, void *context)
 }
 
 /*
- * Does a node compute all its rows before it returns the first one, and never
+ * Does a node read all its input before it returns its first row, and never
  * again?  If so, returning another row executes nothing below the node.
  */
 static bool
@@ -99,7 +99,8 @@ computes_all_rows_first(PlanState *ps)
 /*
  * Get the expressions that a node evaluates to read one more row, other than
  * its target list and its filter.  Returns false if the node itself could
- * raise an error or have an effect.
+ * raise an error or have an effect, which we assume of all types of nodes that
+ * are not listed.
  */
 static bool
 get_expressions(PlanState *ps, List **exprs)
@@ -169,8 +170,8 @@ get_expressions(PlanState *ps, List **exprs)
 /*
  * Could reading one more row from "ps", after the first one, raise an error or
  * have an effect?  "context" is the read-ahead node that is asked before each
- * row whether the row's calls have failed, or NULL; the calls of any other
- * node below "ps" could raise an error.
+ * row whether the row's calls have failed, or NULL; any other read-ahead node
+ * below "ps" is risky, because its calls could raise an error.
  */
 static bool
 is_risky_node(PlanState *ps, void *context)
