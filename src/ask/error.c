@@ -40,7 +40,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_NOT_FOUND] = {
 		.sqlerrcode = ERRCODE_NO_DATA_FOUND,
 		.message = "HrFlow profile not found",
-		.hint = "Check the profile's identifier and that the profile is in this source."
+		.hint = "Check the profile's identifier and that the profile is in the specified source."
 	},
 	[HRFLOW_NO_VECTOR] = {
 		.sqlerrcode = ERRCODE_NO_DATA_FOUND,
@@ -56,7 +56,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_FORBIDDEN] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
 		.message = "HrFlow API refused access",
-		.hint = "Check that the API key may read this source."
+		.hint = "Check that the API key may read the source."
 	},
 	[HRFLOW_PROXY_REFUSED] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -125,7 +125,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_LINK_EXPIRED] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
 		.message = "link to a vector has expired or is not valid",
-		.link_hint = "Links are valid for 20 minutes.  Request the profile again to get a new one."
+		.link_hint = "Links are valid for 20 minutes.  Request the profile or job again to get a new one."
 	},
 	[HRFLOW_INVALID_VECTOR] = {
 		.sqlerrcode = ERRCODE_INVALID_BINARY_REPRESENTATION,
@@ -142,7 +142,7 @@ static const struct
 	HrflowEndpoint endpoint;
 	HrflowStatus status;
 	const char *message;		/* NULL to use the message in status_info */
-	const char *hint;
+	const char *hint;			/* NULL for no hint */
 }			endpoint_messages[] = {
 
 	{
@@ -160,7 +160,7 @@ static const struct
 		.endpoint = HRFLOW_JOB,
 		.status = HRFLOW_NOT_FOUND,
 		.message = "HrFlow job not found",
-		.hint = "Check the job's identifier and that the job is in this board."
+		.hint = "Check the job's identifier and, if a board was specified, that the job is in it."
 	},
 	{
 		.endpoint = HRFLOW_JOB,
@@ -170,7 +170,7 @@ static const struct
 	{
 		.endpoint = HRFLOW_JOB,
 		.status = HRFLOW_FORBIDDEN,
-		.hint = "Check that the API key may read this board."
+		.hint = "Check that the API key may read the board."
 	},
 	{
 		.endpoint = HRFLOW_JOB,

@@ -5,11 +5,12 @@
  *		profile, job or link is not found or has no vector, and a WARNING at
  *		the end of the statement reports the number of these calls.
  *
- * The WARNING is issued at the end of each top-level statement, which is
- * usually a statement sent by the client.  Statements executed within another
- * one, such as by a trigger, by DO or by CALL, are not top-level.  When a
- * transaction commits, the calls that have not been reported yet are reported,
- * so a procedure that commits causes a WARNING for each of its transactions.
+ * The WARNING is issued at the end of the top-level statement, usually the one
+ * sent by the client.  Statements executed within another one, such as by a
+ * trigger, by DO or by CALL, are not top-level.  When a transaction commits,
+ * the calls that have not been reported yet are reported, so a procedure that
+ * commits causes a WARNING for each transaction with such calls.  When a
+ * transaction aborts, they are not reported.
  *
  *-------------------------------------------------------------------------
  */
@@ -65,7 +66,7 @@ report_missing(void)
 }
 
 /*
- * Report the calls at the end of a top-level statement.
+ * Report the calls if this is the end of a top-level statement.
  *
  * Also check for an enclosing DO or CALL: it is not included in
  * "statement_depth" if it began before our library was loaded.

@@ -22,8 +22,8 @@ const char *const hrflow_sections[HRFLOW_NSECTIONS] = {
 #define MAX_DISTANCE 3
 
 /*
- * Maximum length of a name for which to look for a suggestion, in bytes.  All
- * names of sections are much shorter.
+ * Maximum length of a name for which to look for a suggestion, in bytes.  The
+ * names of the known sections are much shorter.
  */
 #define MAX_NAME 64
 
@@ -87,7 +87,7 @@ hrflow_section_check(const char *name)
 			(errmsg("unrecognized section \"%s\"", name),
 			 nearest != NULL ?
 			 errhint("Perhaps you meant \"%s\".", nearest) :
-			 errhint("The sections are profile, skills, interests, experiences and educations.")));
+			 errhint("The known sections are \"profile\", \"skills\", \"interests\", \"experiences\" and \"educations\".")));
 }
 
 /*

@@ -133,7 +133,8 @@ add_profile_context(const HrflowCall *call)
 		add_fingerprint_context("reference",
 								call->query.profile.profile_reference);
 	else
-		add_fingerprint_context("e-mail", call->query.profile.profile_email);
+		add_fingerprint_context("e-mail address",
+								call->query.profile.profile_email);
 }
 
 /*
@@ -380,7 +381,7 @@ static const HrflowFunction functions[] = {
 
 /*
  * Find the description of a SQL function by its C function.  Returns NULL for
- * functions that are not ours.
+ * functions that are not in the table above.
  */
 const HrflowFunction *
 hrflow_single_find(PGFunction entry)

@@ -30,7 +30,7 @@ hrflow_tally_count(HrflowTally *tally, const HrflowResult *result)
 /*
  * Has the batch produced anything worth keeping?  A successful reply from the
  * API is, because it has been paid for.  But if the batch was stopped because
- * links cannot be fetched, only vectors count.
+ * links cannot be fetched, only rows with status "ok" count.
  */
 bool
 hrflow_tally_has_succeeded(const HrflowTally *tally,
@@ -69,15 +69,15 @@ warn_that_stopped(const HrflowBatchSummary *summary)
 	ereport(WARNING,
 			(errmsg("batch stopped early: %s",
 					hrflow_error_describe(&summary->reason)),
-			 errdetail("%d of %d elements were processed; the rest have the status \"%s\".",
+			 errdetail("The API sent a final reply for %d of %d elements; elements whose requests were omitted or abandoned have the status \"%s\".",
 					   summary->nanswered, summary->nelements,
 					   hrflow_status_name(summary->reason.status)),
 			 hint ? errhint("%s", hint) : 0));
 }
 
 /*
- * Warn if a batch was stopped, if nothing in it succeeded, or if more than
- * half of its rows failed with the same status.
+ * Warn if a batch was stopped, if all its rows failed, or if more than half of
+ * them failed with the same status.  Rows of empty elements do not count.
  */
 void
 hrflow_tally_report(const HrflowTally *tally,
@@ -102,15 +102,16 @@ hrflow_tally_report(const HrflowTally *tally,
 		hrflow_error_hint(first);
 	if (status == HRFLOW_NOT_FOUND && nfailed == tally->nrows)
 		ereport(WARNING,
-				(errmsg("none of the profiles in the batch were found in this source"),
-				 errdetail("The batch requested " INT64_FORMAT " profiles.",
-						   nfailed),
+				(errmsg("none of the profiles in the batch were found in the specified source"),
+				 errdetail_plural("The batch contained " INT64_FORMAT " profile.",
+								  "The batch contained " INT64_FORMAT " profiles.",
+								  nfailed, nfailed),
 				 errhint("%s", hint)));
 	else
 		ereport(WARNING,
 				(errmsg("most of the batch failed: " INT64_FORMAT " of " INT64_FORMAT " rows have the status \"%s\"",
 						nfailed, tally->nrows, hrflow_status_name(status)),
-				 errdetail("The first error was: %s",
+				 errdetail("The first error with this status was: %s",
 						   hrflow_error_describe(first)),
 				 hint ? errhint("%s", hint) : 0));
 }

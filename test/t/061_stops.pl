@@ -85,7 +85,7 @@ is(scalar($api->log), 101,
 ($out, $err) = batch("array_cat('{missing}'::text[], " . ids(100, 'missing') . ')');
 like(
 	$err,
-	qr/WARNING:  none of the profiles in the batch were found in this source/,
+	qr/WARNING:  none of the profiles in the batch were found in the specified source/,
 	'A WARNING says that no profile was found.');
 
 #

@@ -55,7 +55,7 @@ is_run(
 	"$limit 10; SELECT status, count(*), bool_and(error ~ 'The limit is 10 requests')
 		FROM hrflow_profile_embeddings('acme', " . ids(100) . ') GROUP BY 1 ORDER BY 1',
 	"ok|10|\nover_budget|90|t",
-	qr/WARNING:.*statement reached its limit of requests.*\nDETAIL:  10 of 100 elements were processed/,
+	qr/WARNING:.*statement reached its limit of requests.*\nDETAIL:  .* for 10 of 100 elements/,
 	10, 'a batch');
 is_run(
 	"$limit 10; SELECT count(*), count(DISTINCT profile_id) FROM hrflow_profile_vectors('acme', "
@@ -71,7 +71,7 @@ is_run(
 	SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
 		'{\"fault:first=1,status=500\",fault:status=500,b,c,d}') GROUP BY 1 ORDER BY 1",
 	"ok|3\nover_budget|2",
-	qr/DETAIL:  3 of 5 elements were processed/,
+	qr/DETAIL:  The API sent a final reply for 3 of 5 elements/,
 	5, 'a request that is retried: all attempts count');
 foreach my $ahead ('on', 'off')
 {
@@ -314,7 +314,7 @@ $node->restart;
 	PostgreSQL::Test::Utils::append_to_file($works, '');
 	is_run(
 		"$settings $batch",
-		"ok|14\nover_budget|16", qr/DETAIL:  14 of 30 elements were processed/,
+		"ok|14\nover_budget|16", qr/DETAIL:  The API sent a final reply for 14 of 30 elements/,
 		14, 'a batch after one was terminated before anything was sent');
 }
 
