@@ -142,7 +142,7 @@ typedef struct HrflowAheadState
 	struct HrflowAheadState *asked; /* read-ahead node whose rows the child
 									 * returns one by one, or NULL; before a
 									 * row is read ahead, this node is asked
-									 * whether any of the row's calls may fail */
+									 * whether a call of the row may fail */
 	bool		is_risky;		/* could reading a row that is not needed
 								 * raise an error, or have an effect other
 								 * than requests? */

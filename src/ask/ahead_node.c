@@ -6,12 +6,12 @@
  * The node keeps a queue of rows read from its child.  When it reads a row, it
  * evaluates the arguments of the row's calls and submits their requests to its
  * transport.  It returns the row after the replies to these calls have
- * arrived.  Rows are returned in the order of the child, and an error of
- * a call is raised only when its row would be returned.
+ * arrived.  Rows are returned in the order of the child, and an error of a
+ * call is raised only when its row would be returned.
  *
- * Everything except the calls is computed by the node's projection when the
- * row is returned.  A call that cannot be issued ahead is also evaluated then,
- * as it would be without read-ahead.
+ * Apart from the calls, the node's target list is computed by its projection
+ * when the row is returned.  A call that cannot be issued ahead is also
+ * evaluated then, as it would be without read-ahead.
  *
  *-------------------------------------------------------------------------
  */

@@ -200,7 +200,7 @@ is_risky_node(PlanState *ps, void *context)
 
 /*
  * Return the read-ahead node whose rows "ps" returns one by one, or NULL if
- * there is none.
+ * there is none or its call is executed by a function scan.
  */
 static HrflowAheadState *
 find_state_below(PlanState *ps)

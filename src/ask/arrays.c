@@ -33,7 +33,7 @@ enum
 
 /*
  * Read an array argument, and append it to the arrays of the source.  All
- * arrays must have the same length.
+ * arrays that are not NULL must have the same length.
  */
 static void
 add_array(HrflowArraySource *source, FunctionCallInfo fcinfo, int argno,

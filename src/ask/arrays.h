@@ -42,8 +42,8 @@ typedef struct HrflowArraySource
 	/* For profiles: */
 	const char *source_id;		/* in UTF-8, or NULL if all elements are
 								 * invalid */
-	const char *bad_source_id;	/* the reason why all elements are invalid if
-								 * source_id is NULL */
+	const char *bad_source_id;	/* if source_id is NULL, a whole sentence that
+								 * says why all elements are invalid */
 	Jsonb	   *fields;			/* "fields" parameter, or NULL to omit it */
 	const char *fields_text;	/* "fields" as JSON text in UTF-8 */
 

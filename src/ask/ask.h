@@ -17,15 +17,16 @@
 #include "utils/jsonb.h"
 
 /*
- * Maximum nesting depth of the JSON in a reply.  The API's replies have 3
- * levels.  The limit protects the stack, because our parser is recursive.
+ * Maximum nesting depth of the JSON in a reply.  The API's replies have at
+ * most 4 levels.  The limit protects the stack, because our parser is
+ * recursive.
  */
 #define HRFLOW_MAX_JSON_DEPTH	64
 
 /*
- * Maximum number of links in one reply.  Each link costs a request, and a few
- * kB of memory while it is being fetched.  Profiles have far fewer: a link for
- * each of a few dozen experiences and educations.
+ * Maximum number of links in one reply.  Fetching a link costs a request, and
+ * a few kB of memory meanwhile.  Profiles have far fewer: a link for each of a
+ * few dozen experiences and educations.
  */
 #define HRFLOW_MAX_LINKS		1000
 
@@ -67,8 +68,8 @@ typedef struct HrflowJobQuery
 } HrflowJobQuery;
 
 /*
- * An error in a call's arguments or request, which the caller raises later
- * with hrflow_argument_raise().
+ * An error in a call's arguments or request, to be raised with
+ * hrflow_argument_raise().
  */
 typedef struct HrflowProblem
 {
@@ -79,13 +80,13 @@ typedef struct HrflowProblem
 } HrflowProblem;
 
 /*
- * The result of interpreting a reply.
+ * The result of an attempt or, if no request was sent, the reason for this.
  */
 typedef struct HrflowResult
 {
 	HrflowStatus status;
-	bool		is_link;		/* is this the result of fetching a link,
-								 * rather than of a request to the API? */
+	bool		is_link;		/* is this the result for a link, rather than
+								 * of a request to the API? */
 	HrflowEndpoint endpoint;	/* endpoint requested; not used for links */
 	bool		transient;		/* might a retry succeed? */
 	bool		was_sent;		/* if no reply was received, could the server
@@ -96,12 +97,12 @@ typedef struct HrflowResult
 	ArrayType  *vector;			/* the vector of a link or text, or the
 								 * vectors of a document, if status is
 								 * HRFLOW_OK */
-	char	   *detail;			/* error detail, in one line; NULL if status
-								 * is HRFLOW_OK */
+	char	   *detail;			/* error detail, in one line; NULL if there is
+								 * none or status is HRFLOW_OK */
 } HrflowResult;
 
 /*
- * A link in a reply.
+ * A link to a vector.
  */
 typedef struct HrflowLink
 {
@@ -133,7 +134,7 @@ typedef struct HrflowWanted
 } HrflowWanted;
 
 /*
- * Describes how to request the contents of a store.
+ * Describes how to request the vectors of a store.
  */
 typedef struct HrflowWantedKind
 {
@@ -150,8 +151,8 @@ typedef struct HrflowWantedKind
 
 /*
  * The outcome of fetching one vector of a profile or, if "section" is NULL,
- * the outcome for the profile as a whole.  "result" is valid until the
- * callback returns.
+ * the outcome for the profile as a whole.  It is valid until the callback
+ * returns.
  */
 typedef struct HrflowWantedOutcome
 {
@@ -178,10 +179,11 @@ typedef struct HrflowWantedMethods
 						 const HrflowWantedOutcome *outcome);
 
 	/*
-	 * Do other work between replies.  Returns the time, according to
-	 * hrflow_clock_now(), at which to call it again.  May stop the transport.
-	 * When an interrupt is pending, this callback is called without delay,
-	 * and must process the interrupt itself.
+	 * Do other work before each wait for a reply.  Returns the time,
+	 * according to hrflow_clock_now(), at which to end the wait and call this
+	 * callback again.  May stop the transport.  When an interrupt is pending,
+	 * this callback is called without delay, and must process the interrupt
+	 * itself.
 	 */
 	int64		(*work) (void *arg, HrflowTransport *transport);
 } HrflowWantedMethods;
@@ -264,12 +266,12 @@ extern char *hrflow_request_url(const char *base_url,
 								HrflowEndpoint endpoint);
 
 /*
- * The reason why a payload could not be decoded.
+ * Describes what is wrong with a payload that could not be decoded.
  */
 typedef struct HrflowBadVector
 {
 	int			sqlerrcode;
-	char	   *detail;			/* the reason as a whole sentence in ASCII,
+	char	   *detail;			/* error detail, a whole sentence in ASCII,
 								 * palloc'd */
 } HrflowBadVector;
 

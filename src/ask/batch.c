@@ -14,20 +14,21 @@
  * 1. ask_for_element() makes its request and submits it.  If there is none,
  *    because the element is invalid, for example, its outcome follows at once.
  * 2. take_reply() interprets the reply to each attempt, and outage.c counts it.
- *    During an outage, no further elements are requested until the server
- *    replies, and the batch stops if it does not do so in time.
- * 3. The transport retries the request if it may.  When the attempts are used
- *    up, outage.c may park the request, and resends it later; or fail_parked()
+ *    During an outage, no further elements are requested, except as probes,
+ *    until the server replies.  The batch stops if no reply arrives in time.
+ * 3. The transport retries the request if it may.  If the request fails
+ *    nonetheless, outage.c may park it.  It is resent later, or fail_parked()
  *    treats it as failed.
- * 4. Any other result is final.  record_answer() stops the batch if it applies
- *    to all elements.  An answer with links leads to a request for each link,
- *    which passes through steps 2 to 4 itself.
- * 5. put_outcome() passes the outcome to the sink.  It stops the batch if all
- *    elements so far were refused for the same reason.
+ * 4. Any other result is final.  record_answer() stops the batch if the result
+ *    applies to all elements.  If the links in an answer are to be fetched,
+ *    each of them leads to a request that passes through steps 2 to 4 itself.
+ * 5. put_outcome() passes the outcome to the sink.  It stops the batch if the
+ *    first elements were all refused for the same reason.
  *
- * After the batch was stopped or its time limit has expired, the transport
- * abandons the remaining requests, and finish_batch() passes on outcomes for
- * links and elements that were not requested.
+ * After the batch was stopped, the transport abandons requests that have not
+ * been sent, except for links; after the time limit has expired, it abandons
+ * all.  finish_batch() passes on outcomes for links and elements that were not
+ * requested.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,10 +54,14 @@ typedef struct Batch
 	HrflowOutage outage;
 	HrflowRefusal refusal;
 	HrflowProgress progress;
-	int			next;			/* first element not considered yet */
+	int			next;			/* first element not considered yet; not used
+								 * if the source has a callback "next" */
 } Batch;
 
-/* The result of elements that are not complete when the time limit expires. */
+/*
+ * The result of elements and links that are incomplete when the time limit
+ * expires.
+ */
 static const HrflowResult timed_out = {
 	.status = HRFLOW_TIMEOUT,
 	.detail = "hrflow_embed.batch_timeout expired."
@@ -69,8 +74,8 @@ static const HrflowResult timed_out = {
  */
 
 /*
- * May the batch wait for the end of an outage, and request further elements?
- * Not after it was stopped or its time limit has expired.
+ * May the batch park requests, wait for the end of an outage, and request
+ * further elements?  It may until it is stopped or its time limit expires.
  */
 static bool
 may_continue(const Batch *batch)
@@ -112,9 +117,9 @@ refuse_rest(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Pass an outcome to the sink.  Stop the batch if all elements so far have been
- * refused for the same reason, because then the elements themselves are not
- * the cause.
+ * Pass an outcome to the sink.  Stop the batch if the first elements have all
+ * been refused for the same reason, because then the elements themselves are
+ * not the cause.
  */
 static void
 put_outcome(Batch *batch, int element, HrflowOpenLinks *links,
@@ -146,7 +151,7 @@ finish_request(Batch *batch, HrflowBatchRequest *request,
 }
 
 /*
- * Pass a link to the sink that is only listed, or is not allowed.
+ * Pass to the sink a link that is only listed, or is not allowed.
  */
 static void
 put_link(Batch *batch, int element, const HrflowLink *link,
@@ -164,7 +169,7 @@ put_link(Batch *batch, int element, const HrflowLink *link,
 }
 
 /*
- * Pass an element for which there is no request to the sink.
+ * Pass to the sink an element for which there is no request.
  */
 static void
 put_element(Batch *batch, int element, HrflowElementKind kind,
@@ -310,8 +315,8 @@ may_ask(const Batch *batch)
 }
 
 /*
- * Submit requests while the transport has room for them and may_ask() permits
- * it.
+ * Submit queued links while the transport has room for them, and request
+ * further elements while there is room and may_ask() permits it.
  */
 static void
 refill_transport(Batch *batch)
@@ -366,8 +371,9 @@ fail_parked(Batch *batch, HrflowServer server)
 }
 
 /*
- * Record the result of one attempt.  Stop the batch if an outage has lasted
- * too long.
+ * Record the result of one attempt.  If it shows no outage, treat requests
+ * that are still parked for the server as failed.  Stop the batch if an outage
+ * has lasted too long and elements remain to be requested.
  */
 static void
 record_attempt(Batch *batch, const HrflowResult *result)
@@ -387,8 +393,8 @@ record_attempt(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Return the links in the answer for a profile, as a list of HrflowLink.  If
- * the answer is not valid, change its result, and return NIL.
+ * Return the links in the answer for a profile or job, as a list of
+ * HrflowLink.  If the answer is not valid, change its result, and return NIL.
  */
 static List *
 links_of_answer(Batch *batch, int element, HrflowResult *result)
@@ -428,7 +434,7 @@ take_links(Batch *batch, int element, List *links, const HrflowResult *result)
 }
 
 /*
- * Process the final answer of the API to a request.
+ * Process the final result of a request to the API.
  */
 static void
 take_final_answer(Batch *batch, HrflowBatchRequest *request, HrflowResult *result)
@@ -487,7 +493,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 }
 
 /*
- * Process the reply to one attempt, and free the memory this used.
+ * Process the reply to one attempt, and free the memory used for this.
  */
 static void
 process_reply(Batch *batch, HrflowReply *reply)
@@ -515,7 +521,8 @@ put_unsent_links(Batch *batch)
 }
 
 /*
- * Pass the elements that were not requested to the sink.
+ * Pass the elements that were not requested to the sink, if the source has
+ * said how many there are.
  */
 static void
 put_unasked_elements(Batch *batch)
@@ -538,9 +545,10 @@ put_unasked_elements(Batch *batch)
  */
 
 /*
- * Continue when nothing is in flight because the batch is complete or requests
- * are parked.  During an outage, send one request as a probe.  Returns false
- * at the end of the batch.
+ * Continue when no request is in flight.  If the end of an outage should be
+ * awaited, send a probe: a parked request or, if there is none, the next
+ * element.  Otherwise treat parked requests as failed, and request the next
+ * element if there is one.  Returns false at the end of the batch.
  */
 static bool
 continue_when_idle(Batch *batch)
@@ -577,7 +585,8 @@ wait_for_reply(Batch *batch, bool *woken)
 
 /*
  * After the last reply, pass outcomes for the remaining links and elements to
- * the sink, and report to the user.
+ * the sink, and report to the user.  As described at
+ * HrflowSinkMethods.reports, a refusal may be raised instead.
  */
 static void
 finish_batch(Batch *batch)
@@ -661,9 +670,9 @@ init_batch(Batch *batch)
 	hrflow_progress_begin(&batch->progress, batch->sink);
 
 	/*
-	 * Should the batch pause or stop if the API does not reply or refuses
-	 * everything?  Links are excluded, because they may lead to many
-	 * different hosts.
+	 * Should the batch pause or stop if a server does not reply or all
+	 * elements are refused?  Batches of links are excluded, because links may
+	 * lead to many different hosts.
 	 */
 	is_watched = batch->sink->methods->reports && !source->methods->is_links;
 	hrflow_outage_init(&batch->outage, &batch->queue, is_watched);
@@ -671,11 +680,11 @@ init_batch(Batch *batch)
 }
 
 /*
- * Request all elements of a source, within "time_limit" milliseconds (0: no
- * limit), and pass the outcomes to a sink.  The detail of the summary's
- * reason is palloc'd in the current memory context.  Raises errors of the
- * transport and the sink and, as described at HrflowSinkMethods.reports, a
- * refusal.
+ * Request the elements of a source, within "time_limit" milliseconds (or
+ * without limit if it is 0), and pass the outcomes to a sink.  The detail of
+ * the summary's reason is palloc'd in the current memory context.  Raises
+ * errors of the source, the transport and the sink and, as described at
+ * HrflowSinkMethods.reports, a refusal.
  */
 void
 hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,

@@ -26,8 +26,9 @@ typedef enum HrflowEvidence
 {
 	HRFLOW_EVIDENCE_NONE,		/* nothing: a request was omitted or abandoned
 								 * for a reason unrelated to the element */
-	HRFLOW_EVIDENCE_ELEMENT,	/* only something about this element: there
-								 * was no request, or it failed in an outage */
+	HRFLOW_EVIDENCE_ELEMENT,	/* only something about this element: it was
+								 * empty or invalid, or failed in what may be
+								 * an outage */
 	HRFLOW_EVIDENCE_ALL			/* something about all elements: whether they
 								 * are refused for the same reason */
 } HrflowEvidence;
@@ -87,7 +88,8 @@ typedef struct HrflowSourceMethods
 	/*
 	 * Return the next element to request, or -1 if there is none at the
 	 * moment.  The number of an element may be reused after its last outcome.
-	 * If this callback is NULL, all elements are requested in order.
+	 * If this callback is NULL, the elements from 0 to nelements - 1 are
+	 * taken in order.
 	 */
 	int			(*next) (HrflowSource *source);
 
@@ -110,7 +112,7 @@ typedef struct HrflowSourceMethods
 
 	/*
 	 * Return the "fields" parameter of an element's request, or NULL if there
-	 * is none.  Not used for links.
+	 * is none.  Used only if the reply may contain links.
 	 */
 	Jsonb	   *(*fields) (const HrflowSource *source, int element);
 
@@ -128,7 +130,8 @@ struct HrflowSource
 	const HrflowSettings *settings;
 	HrflowActivity *activity;	/* shows the progress of the batch */
 	int			nelements;		/* number of elements or, if "next" is set,
-								 * number of elements requested so far */
+								 * number of elements that it has returned so
+								 * far */
 };
 
 /*
@@ -138,8 +141,8 @@ typedef struct HrflowBatchSummary
 {
 	int			nelements;		/* number of elements; not used if the source
 								 * has a callback "next" */
-	int			nanswered;		/* number of elements for which the API sent a
-								 * reply */
+	int			nanswered;		/* number of elements whose final result is
+								 * that of a reply from the API */
 	bool		any_ok;			/* did the API send any successful reply? */
 	bool		expired;		/* did the time limit end the batch? */
 	bool		refused;		/* was the batch stopped? */
@@ -165,9 +168,10 @@ typedef struct HrflowSinkMethods
 
 	/*
 	 * Does the batch report to the user?  If so, a refusal is raised as an
-	 * error unless something has succeeded; a WARNING at the end says why
-	 * most of the batch failed or why it stopped early; and the batch stops
-	 * during an outage or if all requests are refused for the same reason.
+	 * error unless something has succeeded, and a WARNING at the end says why
+	 * most of the batch failed or why it stopped early.  Unless the elements
+	 * are links, the batch also stops if an outage lasts too long, or if the
+	 * first elements are all refused for the same reason.
 	 */
 	bool		reports;
 
@@ -181,10 +185,11 @@ typedef struct HrflowSinkMethods
 						const HrflowOutcome *outcome, bool repeated);
 
 	/*
-	 * Do other work between replies.  Returns the time, according to
-	 * hrflow_clock_now(), at which to call it again.  May stop the transport.
-	 * When an interrupt is pending, this callback is called without delay,
-	 * and must process the interrupt itself.  May be NULL.
+	 * Do other work before each wait for a reply.  Returns the time,
+	 * according to hrflow_clock_now(), at which to end the wait and call this
+	 * callback again.  May stop the transport.  When an interrupt is pending,
+	 * this callback is called without delay, and must process the interrupt
+	 * itself.  May be NULL.
 	 */
 	int64		(*work) (HrflowSink *sink, HrflowTransport *transport);
 } HrflowSinkMethods;
@@ -207,7 +212,7 @@ typedef struct HrflowEqualElements
 } HrflowEqualElements;
 
 /*
- * Return the server that a result came from.
+ * Return the server to which a result relates.
  */
 static inline HrflowServer
 hrflow_server_of(const HrflowResult *result)
@@ -231,7 +236,8 @@ typedef struct HrflowOpenLinks
 typedef struct HrflowBatchRequest
 {
 	dlist_node	node;			/* in HrflowQueue.links or
-								 * HrflowWatchedServer.parked */
+								 * HrflowWatchedServer.parked; not used while
+								 * the request is in the transport */
 	HrflowTarget target;
 	const char *url;
 	const char *body;			/* JSON to POST, or NULL to use GET */
@@ -241,8 +247,8 @@ typedef struct HrflowBatchRequest
 	char	   *section;		/* section of a link from a reply, else NULL */
 	int			item;
 	HrflowResult *failure;		/* result of the last attempt before the
-								 * request was parked; NULL if the request has
-								 * not been parked */
+								 * request was last parked; NULL if it never
+								 * was */
 	int64		resent_at;		/* when the request was last resent after
 								 * being parked, or 0 if it never was */
 	size_t		size;			/* size of "copy" in bytes, including the NUL */
@@ -257,9 +263,9 @@ typedef struct HrflowQueue
 {
 	MemoryContext context;
 	HrflowTransport *transport;
-	dlist_head	links;			/* links not submitted yet, in order */
-	size_t		pending;		/* total size of "copy" in these requests, in
-								 * bytes */
+	dlist_head	links;			/* links waiting to be submitted, in order */
+	size_t		pending;		/* total size of "copy" in all requests that
+								 * have not been freed, in bytes */
 } HrflowQueue;
 
 /*
@@ -293,7 +299,8 @@ typedef struct HrflowOutcomes
 	HrflowActivity *activity;
 	HrflowTransport *transport;
 	MemoryContext context;		/* memory context in which the sink is called;
-								 * reset after each outcome */
+								 * reset after each outcome has been passed on
+								 * for all equal elements */
 	HrflowEqualElements equal;
 	int64		nrows;			/* number of rows passed to the sink */
 	HrflowTally tally;			/* used if the sink reports to the user */
@@ -327,9 +334,11 @@ typedef struct HrflowOutage
  */
 typedef enum HrflowOutageState
 {
-	HRFLOW_OUTAGE_NONE,			/* the server has replied, or is not watched */
+	HRFLOW_OUTAGE_NONE,			/* the attempt shows no outage, or the server
+								 * is not watched */
 	HRFLOW_OUTAGE_POSSIBLE,		/* the server may be down */
-	HRFLOW_OUTAGE_LASTING		/* the server has been down for too long */
+	HRFLOW_OUTAGE_LASTING		/* waiting for the end of the outage is
+								 * useless, or has taken too long */
 } HrflowOutageState;
 
 /*
@@ -339,10 +348,13 @@ typedef struct HrflowRefusal
 {
 	MemoryContext context;		/* contains the strings in "first" */
 	bool		on_trial;		/* have all elements so far been refused for
-								 * the same reason? */
+								 * the same reason?  Always false if this is
+								 * not to be detected. */
 	int			nasked;			/* number of elements requested from the API */
-	int			nforbidden;		/* number of results with HRFLOW_FORBIDDEN */
-	int			nrefused;		/* number of elements refused */
+	int			nforbidden;		/* number of final results with
+								 * HRFLOW_FORBIDDEN */
+	int			nrefused;		/* number of elements refused for the same
+								 * reason */
 	int			last_refused;	/* the element refused last, or -1 */
 	HrflowResult first;			/* the first refusal */
 } HrflowRefusal;

@@ -75,7 +75,9 @@ prepare_link(HrflowCall *call, char *link)
 }
 
 /*
- * Prepare the first request of a call whose arguments have been read.
+ * Prepare the first request of a call whose arguments have been read.  If no
+ * request can be made, the call is HRFLOW_CALL_INVALID afterwards, or
+ * HRFLOW_CALL_DONE if its link is not allowed.
  */
 void
 hrflow_call_prepare(HrflowCall *call, const HrflowSettings *settings)
@@ -188,7 +190,8 @@ hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
 
 /*
  * Return the value of a call that is done, invalid or empty, or raise the
- * call's error.
+ * call's error.  The value is NULL if there was nothing to request, or if
+ * hrflow_embed.on_missing is "null" and the object is missing.
  */
 Datum
 hrflow_call_value(HrflowCall *call, bool *isnull)

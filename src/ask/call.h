@@ -34,7 +34,7 @@ typedef struct HrflowFunction
 	bool		follows_link;	/* does the API reply with a link, which the
 								 * function then fetches? */
 	bool		returns_vector; /* does the function return real[], rather
-								 * than jsonb? */
+								 * than jsonb?  Not used for links. */
 
 	/*
 	 * Read the arguments into the call.  May set call->problem, or set
@@ -45,7 +45,7 @@ typedef struct HrflowFunction
 	/*
 	 * Return the URL of the request to the API, palloc'd.  Return NULL if the
 	 * URL would be too long or, with call->problem set, if the settings do
-	 * not allow the request.
+	 * not allow the request.  This callback is NULL if needs_key is false.
 	 */
 	char	   *(*make_url) (HrflowCall *call);
 
@@ -70,6 +70,8 @@ typedef enum HrflowCallState
  * Everything that a call refers to, except the settings, is allocated in the
  * memory context that is current in hrflow_call_read(), hrflow_call_prepare()
  * and hrflow_call_take_reply(), which must be the same in all three.
+ * hrflow_ahead_take() replaces the call by one that is in memory of the
+ * read-ahead.
  */
 struct HrflowCall
 {

@@ -3,7 +3,8 @@
  * decode.c
  *		Decodes vectors.
  *
- * Three encodings are supported, and recognized by their first bytes:
+ * Three encodings are supported, and recognized by their first bytes or, in
+ * the case of JSON, by the first byte that is not whitespace:
  *
  * 	0x93 "NUMPY"	NumPy's .npy format, used for links; see npy.c
  * 	"["				JSON array (or array of arrays) of numbers; see numbers.c

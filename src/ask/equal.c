@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * equal.c
- *		Finds equal elements of a batch, so that each is requested only once.
+ *		Finds equal elements of a batch, so that each distinct element is
+ *		requested only once.
  *
  *-------------------------------------------------------------------------
  */

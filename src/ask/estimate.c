@@ -25,7 +25,7 @@ PG_FUNCTION_INFO_V1(hrflow_items_support);
 
 /*
  * Return the number of rows that an aggregate without GROUP BY reads, or -1 if
- * the path is not such an aggregate.
+ * the path is not such an aggregate or the number is unknown.
  */
 static double
 aggregated_rows(Path *path)
@@ -51,7 +51,7 @@ aggregated_rows(Path *path)
 /*
  * Return the number of elements of an array that is computed by an initplan of
  * this query level, as ARRAY(SELECT ...) or (SELECT array_agg(...) ...).
- * Returns -1 if the parameter is not such an array.
+ * Returns -1 if the parameter is not such an array, or the number is unknown.
  */
 static double
 elements_of_subquery(PlannerInfo *root, const Param *param)
@@ -105,7 +105,7 @@ array_elements(PlannerInfo *root, Node *node)
 
 /*
  * Return the number of items that "fields" requests: for each section the
- * length of its list, or 1 if it has no list.
+ * length of its list, or 1 if it has no list; in total at least 1.
  */
 double
 hrflow_estimate_items(Jsonb *fields)
@@ -128,8 +128,8 @@ hrflow_estimate_items(Jsonb *fields)
 }
 
 /*
- * Return the number of items that the argument "fields" requests, or 1 if its
- * value is unknown.
+ * Return the number of items that the argument "fields" requests, or 1 if it
+ * is NULL or unknown.
  */
 static double
 items_of_argument(Node *node)
@@ -143,8 +143,9 @@ items_of_argument(Node *node)
 
 /*
  * Process a support request: estimate the number of rows from the longest
- * array argument.  Returns NULL if the length of an array is unknown, and for
- * requests other than SupportRequestRows.
+ * array argument and, if "by_item" is true, from the argument "fields".
+ * Returns NULL if the length of an array is unknown, and for requests other
+ * than SupportRequestRows.
  */
 static Node *
 estimate_rows(Node *request, bool by_item)

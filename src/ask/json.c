@@ -1,19 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * json.c
- *		Parses the JSON of a reply into a JsonbValue, without raising errors.
+ *		Parses the JSON of a reply into a JsonbValue, without raising errors
+ *		about invalid JSON.
  *
  * We do not use jsonb_in(), because it raises errors for input that a reply
- * may contain (before PostgreSQL 16, for all invalid input), and recurses once
- * for each level of nesting.  Before PostgreSQL 16, it also examines each
- * character of a string three times, which took two fifths of the time of a
- * call with links of 1,700 characters.  Within the limits below, this parser
- * accepts the same input as jsonb_in(), with the same result; a fuzzer
- * compares the two.
+ * may contain (before PostgreSQL 16, for all invalid input), and limits the
+ * nesting depth only by max_stack_depth.  Before PostgreSQL 16, it also
+ * examines each character of a string three times, which took two fifths of
+ * the time of a call with links of 1,700 characters.  Within the limits below,
+ * this parser accepts the same objects and arrays as jsonb_in(), with the same
+ * result; a fuzzer compares the two.
  *
- * Only strings that will be stored as jsonb are converted to the server
- * encoding.  All other strings remain in UTF-8, because they may contain
- * characters that the server encoding lacks.
+ * Only strings in the member that may be stored as jsonb are converted to the
+ * server encoding.  All other strings remain in UTF-8, because they may
+ * contain characters that the server encoding lacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,8 +28,8 @@
 #include "utils/numeric.h"
 
 /*
- * Maximum length of a number, in characters.  The numbers in replies are
- * three-digit status codes.
+ * Maximum length of a number, in characters.  Apart from the elements of
+ * vectors, the numbers in replies are three-digit status codes.
  */
 #define MAX_NUMBER 100
 
@@ -38,7 +39,7 @@
  */
 #define MAX_EXPONENT_DIGITS 3
 
-/* Any number with fewer digits than this fits into an int64. */
+/* Any integer with fewer digits than this fits into an int64. */
 #define INT64_DIGITS 19
 
 /*
@@ -483,9 +484,9 @@ parse(Reader *r, bool *too_deep)
 
 /*
  * Parse an object or an array.  "text" must be valid UTF-8 and terminated by
- * its only NUL.  Returns NULL if the text is not valid JSON or jsonb cannot
- * store it.  Sets *too_deep to whether the JSON has more levels than
- * HRFLOW_MAX_JSON_DEPTH.
+ * its only NUL.  Returns NULL if the text is not a valid JSON object or array,
+ * jsonb cannot store it, or it exceeds one of our limits.  Sets *too_deep to
+ * whether the limit is HRFLOW_MAX_JSON_DEPTH.
  *
  * The result is palloc'd, and its strings may point into "text".  Strings in
  * the member "converted" of the outermost object are converted to the server
@@ -502,9 +503,9 @@ hrflow_json_parse(const char *text, const char *converted, bool *too_deep)
 
 /*
  * Like hrflow_json_parse(), but if the value of a member with the given ASCII
- * name is an array of numbers, replace the array by null, and store the
- * position of the array in *left_out.  The caller must validate the content of
- * the array.
+ * name is an array that is empty or begins with a number, replace the array by
+ * null, and record it in *left_out.  The caller must validate the skipped
+ * array.
  */
 JsonbValue *
 hrflow_json_parse_without(const char *text, const char *converted,

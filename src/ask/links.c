@@ -16,8 +16,8 @@
 #include "utils/numeric.h"
 
 /*
- * Read a JSON number that is an index: a non-negative integer that fits into
- * an int.
+ * Read a JSON number that is an index: a non-negative integer of at most 9
+ * digits, which fits into an int.
  */
 static bool
 read_index(const JsonbValue *value, int *index)
@@ -36,7 +36,7 @@ read_index(const JsonbValue *value, int *index)
 
 /*
  * Return the index in the path of a link, .../SECTION/INDEX.hflw, or -1 if the
- * path does not have this form.
+ * path does not have this form or the index has more than 9 digits.
  */
 static int
 index_in_path(const char *url, const char *section)
@@ -75,7 +75,8 @@ typedef struct SectionAsked
 	bool		as_list;		/* was the section requested by a list,
 								 * whether or not its elements are indexes? */
 	int		   *indexes;		/* the elements of the list, palloc'd; NULL if
-								 * any of them is not an index */
+								 * there is no list, or if any of them is not
+								 * an index */
 	int			nindexes;
 } SectionAsked;
 
@@ -266,14 +267,15 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
  *
  * If "fields" lists indexes of a section, and the reply contains as many
  * elements, the item of each link is the requested index at the same position.
- * If the numbers differ, or if the path of a link contains a different index,
- * the items are taken from the paths.
+ * If the numbers of indexes and elements differ, or if the path of a link
+ * contains a different index, the items are taken from the paths.
  *
  * If a section was requested as a whole, the items are also taken from the
  * paths, because some items may have no link.  If the paths contain no
- * indexes, the links are numbered from 0.
+ * indexes, the item of each link is its position, counted from 0.
  *
- * Returns false and sets *detail if the data is not valid.
+ * Returns false and sets *detail if the data is not valid or the item of a
+ * link cannot be determined.
  */
 bool
 hrflow_links_collect(Jsonb *data, Jsonb *fields, const char *secret,

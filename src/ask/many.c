@@ -4,8 +4,8 @@
  *		Implements the SQL functions for many profiles, texts, documents or
  *		links at once.
  *
- * Each runs a batch, which connects a source that reads arrays with a sink
- * that stores rows.
+ * Each except hrflow_estimate() runs a batch, which connects a source that
+ * reads arrays with a sink that stores rows.
  *
  *-------------------------------------------------------------------------
  */
@@ -183,7 +183,8 @@ static const HrflowSinkMethods vector_row_sink_methods = {
  */
 
 /*
- * Raise an error in a query that Citus runs on a shard of a table.
+ * Raise an error in a query that Citus runs on a shard of a table, unless
+ * hrflow_embed.allow_in_shard_queries is set.
  *
  * If the arguments of a function in FROM are known, Citus sends a join with
  * the function to every shard, and the query on each shard would send all
@@ -299,8 +300,8 @@ hrflow_profile_vectors(PG_FUNCTION_ARGS)
 }
 
 /*
- * Return the number of requests to the API that a batch would send without
- * retries, and set *ndistinct to the number of distinct elements.
+ * Return the number of requests to the API that a complete batch would send
+ * without retries, and set *ndistinct to the number of distinct elements.
  */
 static int64
 count_requests(HrflowSource *source, int64 *ndistinct)

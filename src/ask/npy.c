@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * npy.c
- *		Decodes files in NumPy's .npy format, versions 1.0 to 3.0.
+ *		Decodes vectors and matrices of numbers in NumPy's .npy format,
+ *		versions 1.0 to 3.0.
  *
  * The format is described at
  * https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
@@ -50,7 +51,7 @@ skip_blanks(NpyCursor *c)
 }
 
 /*
- * Skip blanks and the given character.  Returns false if another character is
+ * Skip blanks and the given character.  Returns false if the character is not
  * next.
  */
 static bool
@@ -64,7 +65,7 @@ take_character(NpyCursor *c, char wanted)
 }
 
 /*
- * Read a string in single or double quotes.
+ * Read a string without escapes in single or double quotes.
  */
 static bool
 take_string(NpyCursor *c, const char **string, size_t *length)

@@ -17,7 +17,7 @@
 
 /*
  * Powers of ten, each rounded to the nearest double.  Applied to numbers of up
- * to 19 digits, they cover the whole range of float4.
+ * to 19 digits, they cover all float4 values that are not subnormal.
  */
 static const double powers_of_ten[] = {
 	1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13,
@@ -70,8 +70,8 @@ convert_by_strtof(const char *text, size_t length)
  * rounding the true value, unless a midpoint between two adjacent float4
  * values lies between the double and the true value.  A midpoint is a double
  * whose last 29 bits are 1 followed by zeros.  Therefore return false if the
- * double is within 4 units of a midpoint, or if the number is subnormal or out
- * of range for float4.
+ * double is within 4 units of a midpoint, if the number is subnormal or out of
+ * range for float4, or if the table lacks the power of ten.
  */
 static inline bool
 convert_fast(uint64 digits, int64 exponent, float4 *result)
@@ -96,9 +96,9 @@ convert_fast(uint64 digits, int64 exponent, float4 *result)
 
 /*
  * Read the JSON number at *text, and advance *text past it.  Returns false if
- * there is none.  A number that is too large for float4 becomes infinite,
- * which hrflow_vector_check_finite() detects; a number that is too small
- * becomes zero.
+ * there is no valid number.  A number that is too large for float4 becomes
+ * infinite, which hrflow_vector_check_finite() detects; a number that is too
+ * small becomes zero.
  */
 static inline bool
 read_decimal(const char **text, const char *end, float4 *result)

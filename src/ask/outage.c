@@ -3,15 +3,18 @@
  * outage.c
  *		Detects outages during a batch, and parks requests until they end.
  *
- * The API, or the links' host, is considered down after MIN_OUTAGE consecutive
- * attempts have failed in a way that an outage would explain.  No further
- * elements are requested then.
+ * A server is the API or, taken together, the hosts of the links.  It is
+ * considered down after MIN_OUTAGE consecutive attempts have failed in a way
+ * that an outage would explain.  Then no further elements are requested,
+ * except as probes.
  *
- * A request all of whose attempts have failed in this way is parked, because
- * at that time it may be unclear whether the server is down.  When the server
- * replies, the requests parked for it are resent if it was down; else they
- * have failed for reasons of their own.  When no request is in flight, one of
- * them is resent as a probe.
+ * A request whose last attempt has failed in this way is parked, because it
+ * may be unclear whether the server is down.  Exceptions are a request that
+ * must not be sent twice, and one that fails again after the server has
+ * replied to others.  When the server replies, the requests parked for it are
+ * resent if it was down; else they have failed for reasons of their own.  When
+ * no request is in flight, one of them is resent as a probe, unless too few
+ * elements remain to detect an outage.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,8 +24,8 @@
 
 /*
  * Number of consecutive attempts that must fail before we assume an outage.  A
- * batch that has fewer elements left than this does not wait for the end of an
- * outage.
+ * batch in which fewer elements than this are parked or remain to be requested
+ * does not wait for the end of an outage.
  */
 #define MIN_OUTAGE 8
 
@@ -33,8 +36,8 @@
 #define OUTAGE_LIMIT (10 * HRFLOW_SEC)
 
 /*
- * Pause, in microseconds, before a parked request is resent during an outage.
- * This is in addition to the transport's pauses between attempts.
+ * Pause before a probe, in microseconds.  This is in addition to the
+ * transport's pauses between attempts.
  */
 #define PROBE_PAUSE (250 * HRFLOW_MSEC)
 
@@ -53,9 +56,10 @@ hrflow_outage_init(HrflowOutage *outage, HrflowQueue *queue, bool is_watched)
 }
 
 /*
- * Could an outage have caused this result?  HTTP 502 to 504 count, because
- * gateways send them if the server behind them is down.  HTTP 500 does not
- * count, because a single element can cause it.
+ * Could an outage have caused this result?  Timeouts, which include HTTP 408,
+ * count.  HTTP 502 to 504 count, because gateways send them if the server
+ * behind them is down.  HTTP 500 does not count, because a single element can
+ * cause it.
  */
 static bool
 could_be_outage(const HrflowResult *result)
@@ -85,10 +89,11 @@ is_down(const HrflowWatchedServer *server)
 /*
  * Has the outage in which this attempt failed lasted too long?  An outage that
  * will not end by itself, such as one caused by an untrusted certificate, is
- * considered too long immediately.  The duration is counted from the first
- * failure, not from the last answer, because a pause of the account or a late
- * first link is not an outage.  Timeouts are not retried, but do not count as
- * such an outage: a connection can be dead although the server is not.
+ * considered too long as soon as it is detected.  The duration is counted from
+ * the first failure, not from the last answer, because a pause of the account
+ * or a late first link is not an outage.  A timeout that is not transient does
+ * not mean that the outage will not end: a connection can be dead although the
+ * server is not.
  */
 static bool
 is_lasting(const HrflowWatchedServer *server, const HrflowResult *result,
@@ -100,7 +105,7 @@ is_lasting(const HrflowWatchedServer *server, const HrflowResult *result,
 }
 
 /*
- * May another element be requested?  Not during an outage.
+ * May another element be requested without waiting for the end of an outage?
  */
 bool
 hrflow_outage_may_ask(const HrflowOutage *outage)
@@ -133,7 +138,10 @@ may_park(const HrflowOutage *outage, const HrflowBatchRequest *request,
 {
 	const HrflowWatchedServer *server = &outage->servers[hrflow_server_of(result)];
 
-	/* Any other failure is specific to the request. */
+	/*
+	 * Park only failures that an outage could have caused; all others are
+	 * specific to the request.
+	 */
 	if (!outage->is_watched || !could_be_outage(result))
 		return false;
 
@@ -166,7 +174,8 @@ hrflow_outage_park(HrflowOutage *outage, HrflowBatchRequest *request,
 }
 
 /*
- * Remove and return the request that was parked first, or NULL.
+ * Remove and return the request that was parked first, or NULL if there is
+ * none.
  */
 HrflowBatchRequest *
 hrflow_outage_unpark(HrflowOutage *outage, HrflowServer server)
@@ -196,7 +205,7 @@ resend_parked(HrflowOutage *outage, HrflowServer server)
 
 /*
  * Record the result of one attempt.  If it ends an outage, resend the requests
- * that are parked for the server.
+ * that are parked for the server.  Returns the state of the server.
  */
 HrflowOutageState
 hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowResult *result)
@@ -223,9 +232,10 @@ hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowResult *result)
 }
 
 /*
- * Should the batch wait for the end of an outage, when no request is in
- * flight?  Not if no elements remain to be requested, or too few to
- * distinguish an outage from failures of individual elements.
+ * When no request is in flight, should the batch wait for the end of an
+ * outage?  It should if elements remain to be requested and, together with the
+ * parked requests, they are enough to tell an outage from failures of
+ * individual elements.
  */
 bool
 hrflow_outage_should_wait(const HrflowOutage *outage, int nunasked)

@@ -51,7 +51,9 @@ close_link(HrflowOpenLinks *links, HrflowOutcome *outcome)
 }
 
 /*
- * Count a row of the element with this outcome.
+ * Count a row with this outcome in the statistics and, if the sink reports to
+ * the user, in the tally.  In this case, also count the element at its last
+ * outcome.
  */
 static void
 count_row(HrflowOutcomes *outcomes, const HrflowOutcome *outcome)
@@ -73,7 +75,7 @@ count_row(HrflowOutcomes *outcomes, const HrflowOutcome *outcome)
  * is_last and is_spoilt.  Resets outcomes->context.
  *
  * May be called after hrflow_transport_end().  Processes interrupts unless the
- * sink does.
+ * sink does.  Raises the errors of the sink.
  */
 void
 hrflow_outcome_put(HrflowOutcomes *outcomes, int element,

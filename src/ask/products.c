@@ -10,9 +10,9 @@
  * product is at most 2^-24 times the number of elements times the product of
  * the two vectors' lengths.
  *
- * A few rows of each array are multiplied at a time, so that each element that
- * is loaded into a register is used several times.  There is one set of loops
- * for each instruction set.
+ * The loops for x86-64 multiply a few rows of each array at a time, so that
+ * each element that is loaded into a register is used several times.  There is
+ * one set of loops for each instruction set.
  *
  *-------------------------------------------------------------------------
  */

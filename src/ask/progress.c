@@ -12,12 +12,12 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 
-/* Interval between two reports, in microseconds. */
+/* Minimum interval between two reports, in microseconds. */
 #define PROGRESS_INTERVAL (5 * HRFLOW_SEC)
 
 /*
- * Start reporting the progress of a batch, if the client is psql.  Other
- * clients may not expect messages of level INFO.
+ * Start reporting the progress of a batch, if its sink reports to the user and
+ * the client is psql.  Other clients may not expect messages of level INFO.
  */
 void
 hrflow_progress_begin(HrflowProgress *progress, const HrflowSink *sink)
@@ -29,8 +29,8 @@ hrflow_progress_begin(HrflowProgress *progress, const HrflowSink *sink)
 }
 
 /*
- * Report progress to the client every few seconds.  "nasked" is the number of
- * elements that have been requested.
+ * Report progress to the client, at most every PROGRESS_INTERVAL.  "nasked" is
+ * the number of elements that have been considered.
  */
 void
 hrflow_progress_show(HrflowProgress *progress, const HrflowTally *tally,

@@ -4,8 +4,8 @@
  *		Keeps the requests of a batch that have no result yet.
  *
  * Most of these requests have been submitted to the transport.  Links that
- * have not been submitted are in a queue until the transport has room for
- * them.  Requests that have been parked are in the lists of outage.c.
+ * wait to be submitted are in a queue until the transport has room for them.
+ * Requests that have been parked are in the lists of outage.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,9 +24,10 @@ hrflow_queue_init(HrflowQueue *queue, MemoryContext context,
 }
 
 /*
- * Create a request for an element: a POST if there is a body, otherwise a GET.
- * The URL of a POST must live as long as the request, because all elements
- * share it; what differs between elements is copied.
+ * Create a request for an element or a link: a POST if there is a body,
+ * otherwise a GET.  The URL of a POST is not copied, because all elements
+ * share it, so it must live as long as the request.  What differs between
+ * elements is copied.
  */
 static HrflowBatchRequest *
 make_batch_request(HrflowQueue *queue, int element, HrflowTarget target,
@@ -106,7 +107,7 @@ hrflow_queue_resend(HrflowQueue *queue, HrflowBatchRequest *request)
 }
 
 /*
- * Remove and return the first queued link, or NULL.
+ * Remove and return the first queued link, or NULL if there is none.
  */
 HrflowBatchRequest *
 hrflow_queue_take_link(HrflowQueue *queue)
@@ -146,7 +147,8 @@ free_failure(HrflowBatchRequest *request)
 }
 
 /*
- * Record the result of the last attempt of a request in request->failure.
+ * Record the result of the last attempt of a request in request->failure, in
+ * place of any earlier one.
  */
 void
 hrflow_queue_keep_failure(HrflowQueue *queue, HrflowBatchRequest *request,
@@ -163,7 +165,7 @@ hrflow_queue_keep_failure(HrflowQueue *queue, HrflowBatchRequest *request,
 }
 
 /*
- * Free a request whose result has been passed to the sink.
+ * Free a request that has its final result.
  */
 void
 hrflow_queue_free(HrflowQueue *queue, HrflowBatchRequest *request)

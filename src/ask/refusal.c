@@ -3,10 +3,10 @@
  * refusal.c
  *		Detects that all elements of a batch are refused.
  *
- * This is the case if a single answer, such as that the quota is used up,
- * applies to all elements, or if all elements so far have been refused because
- * of something that all requests have in common: fields that the API does not
- * know, or links that link_hosts does not allow.
+ * This is the case if an answer, such as that the quota is used up, applies to
+ * all elements, or if the first HRFLOW_MAX_WASTED elements have all been
+ * refused because of something that the requests have in common: for example,
+ * a field that the API does not know, or links that link_hosts does not allow.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +17,7 @@
 
 /*
  * Start watching a batch.  "context" must live as long as the batch.  If
- * "on_trial" is false, only single answers are considered.
+ * "on_trial" is false, only answers that apply to all elements are considered.
  */
 void
 hrflow_refusal_init(HrflowRefusal *refusal, MemoryContext context,
@@ -30,8 +30,9 @@ hrflow_refusal_init(HrflowRefusal *refusal, MemoryContext context,
 }
 
 /*
- * May another element be requested?  While all elements so far have been
- * refused, request no more than are needed to decide whether to stop.
+ * May another element be requested?  Until the first outcome that is not the
+ * same refusal, request no more elements than are needed to decide whether to
+ * stop.
  */
 bool
 hrflow_refusal_may_ask(const HrflowRefusal *refusal)
@@ -50,8 +51,8 @@ hrflow_refusal_count_asked(HrflowRefusal *refusal)
 
 /*
  * Does this result mean that all other elements would be refused, too?  A
- * single HRFLOW_FORBIDDEN may concern only its element, but a second one shows
- * that it does not.  The result must have been counted in nforbidden.
+ * single HRFLOW_FORBIDDEN may concern only its element, but a second one is
+ * taken to concern all.  The result must have been counted in nforbidden.
  */
 static bool
 is_refusal_of_all(const HrflowRefusal *refusal, HrflowSource *source,

@@ -96,8 +96,9 @@ append_encoded(StringInfo url, const char *value)
 }
 
 /*
- * Append a parameter, unless its value is NULL.  *separator is '?' before the
- * first parameter, and is changed to '&' for the following ones.
+ * Append a parameter, unless its value is NULL or the URL is too long already.
+ * *separator is '?' before the first parameter, and is changed to '&' for the
+ * following ones.
  */
 static void
 append_parameter(StringInfo url, char *separator, const char *name,
@@ -183,7 +184,7 @@ hrflow_request_job(const char *base_url, HrflowDialect dialect,
 }
 
 /*
- * Make the URL of an endpoint that takes no parameters, palloc'd.
+ * Make the URL of an endpoint that takes no parameters in the URL, palloc'd.
  */
 char *
 hrflow_request_url(const char *base_url, HrflowEndpoint endpoint)

@@ -3,9 +3,9 @@
  * response.c
  *		Interprets replies from the API and from the hosts of links.
  *
- * No reply is trusted.  The checks are, in this order: status, content type,
- * size (done by the transport), NUL, UTF-8, nesting depth, JSON, envelope,
- * data.
+ * No reply is trusted.  The checks of a reply from the API are, in this order:
+ * size (done by the transport), content type, NUL, UTF-8, JSON and its nesting
+ * depth, envelope, status, data.
  *
  * The functions in this file are pure: their results depend on their arguments
  * alone.  They do not raise errors about the content of a reply.
@@ -28,17 +28,18 @@
 #define SCRUB_MIN 8
 
 /*
- * Maximum length of a text in which we mask keys, in bytes.  It exceeds the
- * maximum length that is shown, because masking makes a text shorter.
+ * Maximum length of a text from the network that show_text() processes, in
+ * bytes.  It exceeds the maximum length that is shown, because masking can
+ * make a text shorter.
  */
 #define MAX_SCRUBBED (16 * HRFLOW_MAX_MESSAGE)
 
 /* The envelope of a reply: {"code": ..., "message": ..., "data": ...}. */
 typedef struct Envelope
 {
-	int			code;			/* 0: none */
-	char	   *message;		/* in UTF-8; NULL: none */
-	Jsonb	   *data;			/* NULL: none */
+	int			code;			/* 0 if there is none */
+	char	   *message;		/* in UTF-8; NULL if there is none */
+	Jsonb	   *data;			/* NULL if there is none */
 	HrflowSpan	embedding;		/* position of a text's embedding in the reply */
 } Envelope;
 
@@ -50,7 +51,7 @@ typedef struct Envelope
 
 /*
  * Return the length of the longest substring of the secret with which "text"
- * begins.
+ * begins, ignoring case.
  */
 static int
 matching_run(const char *text, const char *secret)
@@ -71,8 +72,8 @@ matching_run(const char *text, const char *secret)
 }
 
 /*
- * If the text begins with an HrFlow key, ours or another, return the length of
- * the key, else 0.
+ * If the text begins with what looks like an HrFlow key, ours or another,
+ * return the length of the key, else 0.
  */
 static int
 foreign_key_length(const char *text)
@@ -90,10 +91,10 @@ foreign_key_length(const char *text)
 }
 
 /*
- * Make text from a server safe to show: mask keys and parts of keys, replace
- * control characters by spaces so that no log line can be forged, and truncate
- * the text.  "message" must be valid in the server encoding.  The result is
- * palloc'd.
+ * Make text from a server safe to show: mask the secret (which may be empty),
+ * parts of it, and HrFlow keys; replace control characters by spaces so that
+ * no log line can be forged; and truncate the text.  "message" must be valid
+ * in the server encoding.  The result is palloc'd.
  */
 char *
 hrflow_response_scrub(const char *message, const char *secret)
@@ -130,7 +131,8 @@ hrflow_response_scrub(const char *message, const char *secret)
 }
 
 /*
- * Convert a text that should be UTF-8 to the server encoding, and scrub it.
+ * Convert a text that should be UTF-8 to the server encoding, and scrub and
+ * truncate it.
  */
 static char *
 show_text(const char *text, const char *secret)
@@ -149,7 +151,7 @@ show_text(const char *text, const char *secret)
 /*
  * Describe a reply from the API, for example "The HrFlow API answered HTTP
  * 400, code 400: Invalid profile array".  Includes the number of attempts if
- * there were several.
+ * there were several, and a Retry-After.
  */
 static char *
 describe_answer(const HrflowReply *reply, const Envelope *envelope,
@@ -382,8 +384,8 @@ copy_failure(const HrflowReply *reply, const char *secret,
 }
 
 /*
- * Decode the vector in a reply or, if "dimension" is not 0, several vectors of
- * "dimension" elements each.
+ * Decode the vector in a reply.  If "dimension" is not 0, a payload in base64
+ * contains one or more vectors of "dimension" elements each.
  */
 static void
 take_vector(const char *payload, size_t length, int dimension,
@@ -563,9 +565,9 @@ classify_link_error(int http_status, bool has_code)
 }
 
 /*
- * Interpret a reply from a link's host.  The detail contains only the HTTP
- * status and the error code, because the rest of the body may repeat secrets
- * from the link.
+ * Interpret a reply from a link's host.  For an HTTP error, the detail
+ * contains only the HTTP status and the error code, because the rest of the
+ * body may repeat secrets from the link.
  */
 void
 hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)

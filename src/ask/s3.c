@@ -7,7 +7,7 @@
  * https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
  *
  * The body of an error is a small XML document with an element <Code>, which
- * is meant for programs.  All other elements may repeat data that was signed,
+ * is meant for programs.  Other elements may repeat data that was signed,
  * such as the signature of the link and the name of the object, so they must
  * not be shown.
  *
@@ -136,9 +136,9 @@ has_expired(const char *error, const char *end)
 
 /*
  * Interpret the body of an error from an object store.  Returns the error
- * code, palloc'd, or NULL if the body is not such an error.  If the code is
- * more specific than the HTTP status, sets *status, and sets *transient to
- * whether a retry might succeed.
+ * code, palloc'd, or NULL if the body is not such an error.  If the body is
+ * more specific than the HTTP status, sets *status, and corrects *transient
+ * (whether a retry might succeed).
  */
 char *
 hrflow_s3_read_error(const char *body, size_t length, HrflowStatus *status,

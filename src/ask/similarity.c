@@ -327,8 +327,8 @@ hrflow_similarity_compare(const void *a, HrflowElement element,
  */
 
 /*
- * Return the elements of an argument.  Raises 22023 if the argument is not a
- * one-dimensional array without nulls.
+ * Return the elements of an argument.  Raises 22023 if the argument has more
+ * than one dimension or contains nulls.
  */
 static const float4 *
 get_vector(FunctionCallInfo fcinfo, int argno, int *n)

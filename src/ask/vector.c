@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * vector.c
- *		Provides the functions that all vector decoders use.
+ *		Provides the functions that the vector decoders share.
  *
  *-------------------------------------------------------------------------
  */
@@ -90,8 +90,9 @@ hrflow_vector_check_finite(const float4 *elements, size_t n,
 }
 
 /*
- * Return the beginning of a payload in printable ASCII, palloc'd, followed by
- * "..." if this is not the whole payload.
+ * Return the beginning of a payload, up to the first NUL, palloc'd.  Bytes
+ * other than printable ASCII are replaced by question marks.  "..." is
+ * appended if the payload is longer than MAX_QUOTED.
  */
 char *
 hrflow_vector_quote(const char *text, size_t length)

@@ -24,8 +24,8 @@ typedef struct WantedSource
 								 * NULL if the number is not in use */
 	int			size;			/* allocated length of "wanted" */
 	int			first_free;		/* no smaller number is free */
-	List	   *unknown;		/* palloc'd ids of HrFlow sources that the API
-								 * does not know */
+	List	   *unknown;		/* palloc'd ids of HrFlow sources or boards
+								 * that the API does not know */
 	MemoryContext context;		/* memory context of "wanted" and "unknown" */
 } WantedSource;
 
@@ -81,8 +81,8 @@ is_in_unknown_source(const WantedSource *source, int element)
 }
 
 /*
- * Record that the API does not know the HrFlow source of a profile, so that
- * all other profiles of this source are skipped.  Returns false, because
+ * Record that the API does not know the HrFlow source of a profile, so that no
+ * further profiles of this source are requested.  Returns false, because
  * profiles of other sources are still requested.
  */
 static bool
@@ -192,11 +192,11 @@ static const HrflowSinkMethods wanted_sink_methods = {
 
 /*
  * Fetch the vectors for a store, until methods->next() returns NULL while no
- * request is in flight.  Everything is allocated in the current memory
- * context; resetting this context, even after an error, releases all
- * resources.  Returns false if the batch was stopped, and sets *refusal to the
- * reason.  "activity" shows the requests, but the caller must count the
- * elements in it.
+ * request is in flight, or the batch or its transport is stopped.  Everything
+ * is allocated in the current memory context; resetting this context, even
+ * after an error, releases all resources.  Returns false if the batch was
+ * stopped, and sets *refusal to the reason.  "activity" shows the requests,
+ * but the caller must count the elements in it.
  */
 bool
 hrflow_wanted_fetch(const HrflowWantedKind *kind,
