@@ -165,6 +165,8 @@ hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
 
 	if (reply->stopped)
 	{
+		/* A POST that was sent must not be sent again. */
+		Assert(call->body == NULL || !reply->was_sent);
 		hrflow_transport_release(transport, reply);
 		call->state = HRFLOW_CALL_READY;
 		return;

@@ -142,17 +142,15 @@ is_spent(const HrflowTransfer *transfer)
 }
 
 /*
- * May libcurl send a request again by itself?  By then the server may have
- * processed the request, so a POST must not be sent again.  A request that
- * counts towards the request limits must be within them.  Does not throw,
- * because shared memory has been attached to.
+ * May libcurl send a GET again by itself?  A request that counts towards the
+ * request limits must be within them.  Does not throw, because shared memory
+ * has been attached to.
  */
 static bool
 may_be_resent(const HrflowTransfer *transfer)
 {
-	return transfer->post == NULL &&
-		(HRFLOW_IS_LINK(transfer->reply.target) ||
-		 hrflow_budget_check(transfer->transport) == HRFLOW_OK);
+	return HRFLOW_IS_LINK(transfer->reply.target) ||
+		hrflow_budget_check(transfer->transport) == HRFLOW_OK;
 }
 
 /*
@@ -162,13 +160,17 @@ may_be_resent(const HrflowTransfer *transfer)
  * Check the address again, since the connection may have been opened for
  * another request, whose host may have a private address.  If a kept
  * connection turns out to be dead, libcurl sends the request again over a new
- * one.  By then the transport may have been stopped.
+ * one.  By then the server may have processed the request, so a POST must not
+ * be sent again, and the transport may have been stopped.  Check for the former
+ * first, because a caller may submit again what a stopped transport returns.
  */
 static HrflowFault
 check_connection(const HrflowTransfer *transfer, const char *remote)
 {
 	if (transfer->attempt.fault != HRFLOW_NO_FAULT)
 		return transfer->attempt.fault;
+	if (transfer->attempt.nsent > 0 && transfer->post != NULL)
+		return HRFLOW_SENT_TWICE;
 	if (hrflow_transfer_is_given_up(transfer))
 		return HRFLOW_STOPPED;
 	if (transfer->attempt.nsent > 0 && !may_be_resent(transfer))

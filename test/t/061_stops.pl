@@ -119,18 +119,21 @@ like(
 	is(scalar($api->log), 1, 'Requests that are still being connected are not sent after a stop.');
 }
 
+# Of two kept connections, one refuses the key.  The other then breaks after it has received
+# a request, which libcurl would send again by itself.  Other connections are not answered.
 {
-	# Of two kept connections, one refuses the key.  The other then breaks after it has
-	# received a request, which libcurl would send again by itself.
 	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
+	my $count = sub {
+		my ($pattern) = @_;
+		return
+		  scalar(() = (-e $log ? PostgreSQL::Test::Utils::slurp_file($log) : '') =~ /$pattern/g);
+	};
 	my $wait_for = sub {
 		my ($pattern, $n) = @_;
 
 		for (1 .. 500)
 		{
-			return
-			  if -e $log
-			  && (() = PostgreSQL::Test::Utils::slurp_file($log) =~ /$pattern/g) >= $n;
+			return if $count->($pattern) >= $n;
 			select(undef, undef, undef, 0.02);
 		}
 	};
@@ -140,12 +143,14 @@ like(
 
 			while (my $head = Hrflow::RawPeer::read_request($socket))
 			{
-				my ($what) = $head =~ /(warm|refused|late)/;
 				my $body = '{"code": 200, "message": "ok", "data": {}}';
 
+				sysread($socket, $head, $1, length $head) if $head =~ /^Content-Length: (\d+)/mi;
+				my ($what) = $head =~ /(warm|refused|late|other)/;
 				PostgreSQL::Test::Utils::append_to_file($log, "$what\n");
 				$wait_for->('warm', 2) if $what eq 'warm';
 				$wait_for->('late', 1) if $what eq 'refused';
+				sleep 600              if $what eq 'other';
 				if ($what eq 'late')
 				{
 					# Give the backend time to read the refusal.
@@ -159,19 +164,29 @@ like(
 				PostgreSQL::Test::Utils::append_to_file($log, "told\n") if $what eq 'refused';
 			}
 		});
-	my $session = Hrflow::Session->new($node);
-	my $of = sub { "SELECT count(*) FROM hrflow_profile_embeddings('acme', '{$_[0]}')" };
+	my $of = sub { "SELECT count(*) FROM hrflow_profile_embeddings('acme', '{$_[0]}');" };
 
-	$session->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $breaking->port . "/v1';");
-	is($session->ask($of->('warm-1,warm-2') . ';'),
-		"2\n-- done\n", 'A batch keeps two connections.');
-	like(
-		$session->ask($of->('refused,late') . ';'),
-		qr/refused the API key/,
-		'A key that is refused over a kept connection stops a batch.');
-	is(scalar(() = PostgreSQL::Test::Utils::slurp_file($log) =~ /late/g),
-		1, 'A request whose connection breaks is not sent again after a stop.');
-	$session->finish;
+	foreach my $case (
+		[ 'A batch', $of->('refused,late'), qr/refused the API key/ ],
+
+		# Row 1 was lost, which is found out after row 2 has been refused.  The request for
+		# row 3 is abandoned.
+		[   'A query that reads texts ahead',
+			q{SELECT hrflow_text_embedding(t) FROM unnest('{late,refused,other}'::text[]) t;},
+			qr/lost the connection/ ])
+	{
+		my ($what, $statement, $error) = @$case;
+		my $session = Hrflow::Session->new($node);
+
+		unlink $log;
+		$session->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $breaking->port . "/v1';");
+		is($session->ask($of->('warm-1,warm-2')), "2\n-- done\n",
+			"$what has two kept connections.");
+		like($session->ask($statement), $error, "$what is stopped by a key that is refused.");
+		is($count->('late'), 1,
+			"$what does not send a request again that was lost after the stop.");
+		$session->finish;
+	}
 }
 
 #
