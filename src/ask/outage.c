@@ -126,7 +126,7 @@ static bool
 may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
 {
 	return request->body == NULL ||
-		result->status == HRFLOW_CONNECT_FAILED;
+		(result->http_status == 0 && !result->was_sent);
 }
 
 /*

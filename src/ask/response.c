@@ -373,8 +373,9 @@ copy_failure(const HrflowReply *reply, const char *secret,
 {
 	result->status = reply->status;
 	result->transient = reply->transient;
-	result->was_sent = reply->status == HRFLOW_TIMEOUT ||
-		reply->status == HRFLOW_CONNECTION_LOST;
+	result->was_sent = reply->was_sent &&
+		(reply->http_status == 0 || reply->status == HRFLOW_TIMEOUT ||
+		 reply->status == HRFLOW_CONNECTION_LOST);
 	if (reply->detail == NULL)
 		return;
 	result->detail = show_text(reply->detail, secret);

@@ -629,6 +629,7 @@ static void
 conclude_attempt(HrflowTransfer *transfer, CURLcode code)
 {
 	fill_reply(transfer, code);
+	transfer->reply.was_sent = transfer->attempt.nsent > 0;
 	learn_from_lost_connection(transfer);
 	count_reply(transfer);
 }

@@ -69,6 +69,7 @@ refuse_transfer(HrflowTransfer *transfer, HrflowStatus status,
 {
 	transfer->reply.status = status;
 	transfer->reply.transient = false;
+	transfer->reply.was_sent = false;
 	transfer->reply.detail = detail;
 	transfer->reply.http_status = 0;
 	transfer->reply.attempts = transfer->ncounted;
@@ -346,6 +347,7 @@ lose_in_flight(void)
 
 		transfer->reply.status = HRFLOW_CONNECTION_LOST;
 		transfer->reply.transient = true;
+		transfer->reply.was_sent = transfer->attempt.nsent > 0;
 		transfer->reply.detail = "The request was abandoned after an internal error of libcurl.";
 		hrflow_transfer_move(transfer, HRFLOW_DONE);
 	}

@@ -583,7 +583,7 @@ may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
 	const HrflowReply *reply = &transfer->reply;
 
 	return transfer->post == NULL ||
-		reply->status == HRFLOW_CONNECT_FAILED ||
+		(reply->status == HRFLOW_CONNECT_FAILED && !reply->was_sent) ||
 		status == HRFLOW_RATE_LIMITED ||
 		(reply->http_status == 503 && reply->retry_after > 0);
 }

@@ -56,8 +56,8 @@ typedef struct HrflowReply
 								 * expired? */
 	bool		expired;		/* if the request was abandoned, did the time
 								 * limit expire? */
-	bool		was_sent;		/* if the request was abandoned, may the
-								 * server have received it? */
+	bool		was_sent;		/* may the server have received the request in
+								 * this attempt? */
 	HrflowTarget target;
 	void	   *tag;			/* passed by the submitter */
 	struct HrflowTransfer *transfer;	/* internal to the transport */

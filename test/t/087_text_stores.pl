@@ -7,6 +7,7 @@ use strict;
 use warnings FATAL => 'all';
 use Hrflow::Disturb;
 use Hrflow::Node;
+use Hrflow::RawPeer;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use MIME::Base64 qw(encode_base64url);
@@ -372,6 +373,48 @@ is( scalar(
 		  sql(q{SELECT last_error FROM hrflow_store_failures('vectors')}) =~ /may have been sent/g),
 	1,
 	'which is reported');
+
+#
+# Whether a text was sent does not depend on why its request failed.  One is sent over a
+# kept connection that breaks, and libcurl would send it again to a server whose certificate
+# is not trusted.  The other waits for a connection until its time is over.
+#
+{
+	my $other = Hrflow::StandIn->new('--dim' => 64);
+	my $distrusted = Hrflow::RawPeer->new(
+		sub { Hrflow::RawPeer::forward($_[0], $_[1] == 0 ? $api->https : $other->https) });
+	my $silent = Hrflow::RawPeer->new(sub { sleep 600 });
+
+	foreach my $case (
+		[   'sent', $distrusted, q{SELECT hrflow_text_embedding('warm') IS NULL;},
+			'failed 1', 'a text is not sent again that was lost before a connection failed' ],
+		[   'unsent', $silent, q{SET hrflow_embed.request_timeout = '1s';
+				SET hrflow_embed.connect_timeout = '1s';},
+			'ok 1', 'a text is sent that could not be sent before its time was over' ])
+	{
+		my ($what, $peer, $set, $state, $name) = @$case;
+		my $session = Hrflow::Session->new($node);
+
+		sql(qq{TRUNCATE job; INSERT INTO job VALUES ('$what', 'Baker', '$what')});
+		$session->query("SET hrflow_embed.ca_file = '"
+			  . $api->ca
+			  . "'; SET hrflow_embed.base_url = 'https://localhost:"
+			  . $peer->port
+			  . "/v1'; $set");
+		$api->reset;
+		$api->script('reset', count => 1) if $what eq 'sent';
+		$session->ask(q{CALL hrflow_refresh('vectors', max_attempts => 1);});
+		like(
+			sql(q{SELECT last_error FROM vectors_profile}),
+			$what eq 'sent' ? qr/could not connect/ : qr/did not answer/,
+			"the request of a text fails that was $what");
+		sql(q{UPDATE vectors_profile SET due_at = now()});
+		refresh();
+		is(states(), $state, $name);
+		is(requests(), 1, 'which takes one request');
+		$session->finish;
+	}
+}
 
 #
 # A text that another row has, while the request of that one has no answer
