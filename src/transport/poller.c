@@ -35,8 +35,6 @@
 #define POLLRDHUP 0
 #endif
 
-#define MAX_EVENTS 64
-
 #define READABLE 1
 #define WRITABLE 2
 
@@ -399,8 +397,8 @@ is_wanted(int poller, const HrflowPollerEvent *event, int64 now)
 }
 
 /*
- * Store up to "max" pending events in "events", and return their number.  Does
- * not wait.
+ * Store up to "max" pending events in "events", and return their number.  "max"
+ * must not exceed HRFLOW_MAX_EVENTS.  Does not wait.
  */
 int
 hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
@@ -409,9 +407,9 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 	int			nwanted = 0;
 	int64		now = hrflow_clock_now();
 #ifdef __linux__
-	struct epoll_event ready[MAX_EVENTS];
+	struct epoll_event ready[HRFLOW_MAX_EVENTS];
 
-	n = epoll_wait(poller, ready, Min(max, MAX_EVENTS), 0);
+	n = epoll_wait(poller, ready, max, 0);
 	for (int i = 0; i < n; i++)
 	{
 		HrflowPollerEvent *event = &events[nwanted];
@@ -423,10 +421,10 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 		nwanted += is_wanted(poller, event, now);
 	}
 #else
-	struct kevent ready[MAX_EVENTS];
+	struct kevent ready[HRFLOW_MAX_EVENTS];
 	struct timespec at_once = {0, 0};
 
-	n = kevent(poller, NULL, 0, ready, Min(max, MAX_EVENTS), &at_once);
+	n = kevent(poller, NULL, 0, ready, max, &at_once);
 	for (int i = 0; i < n; i++)
 	{
 		HrflowPollerEvent *event = &events[nwanted];

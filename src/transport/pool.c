@@ -670,14 +670,14 @@ end_libcurl(const sigset_t *old, CURLMcode code)
 }
 
 /*
- * Let libcurl process the sockets that are ready, without waiting.  The
+ * Let libcurl process up to "max" sockets that are ready, without waiting.  The
  * backend was busy elsewhere until "since".
  */
 static void
-work_on_sockets(int64 since)
+work_on_sockets(int64 since, int max)
 {
-	HrflowPollerEvent events[64];
-	int			n = hrflow_poller_wait(pool.poller, events, lengthof(events));
+	HrflowPollerEvent events[HRFLOW_MAX_EVENTS];
+	int			n = hrflow_poller_wait(pool.poller, events, max);
 	CURLMcode	code = CURLM_OK;
 	sigset_t	old;
 	int			running;
@@ -751,7 +751,7 @@ hrflow_pool_run_timer(void)
 void
 hrflow_pool_receive(void)
 {
-	work_on_sockets(hrflow_clock_now());
+	work_on_sockets(hrflow_clock_now(), HRFLOW_MAX_EVENTS);
 	(void) hrflow_pool_run_timer();
 }
 
@@ -795,6 +795,6 @@ hrflow_pool_wait(int64 until, bool is_delay)
 		if (events[i].events & WL_LATCH_SET)
 			ResetLatch(MyLatch);
 		if (events[i].events & WL_SOCKET_READABLE)
-			work_on_sockets(began);
+			work_on_sockets(began, HRFLOW_EVENTS_AT_ONCE);
 	}
 }

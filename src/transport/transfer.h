@@ -313,6 +313,15 @@ typedef enum HrflowAdmission
 } HrflowAdmission;
 
 /*
+ * Maximum number of pending events: more than there can be connections in use,
+ * kept and being closed.
+ */
+#define HRFLOW_MAX_EVENTS 1024
+
+/* Number of events to process after a wait, before more requests are started. */
+#define HRFLOW_EVENTS_AT_ONCE 64
+
+/*
  * An event on a descriptor.
  */
 typedef struct HrflowPollerEvent

@@ -8,6 +8,7 @@ use Hrflow::Node;
 use Hrflow::RawPeer;
 use Hrflow::Session;
 use Hrflow::StandIn;
+use IO::Select;
 use IO::Socket::INET;
 use IPC::Run     ();
 use MIME::Base64 qw(encode_base64url);
@@ -415,6 +416,59 @@ is(sql("SET hrflow_embed.request_timeout = '1s'; " . batch($stalled)),
 is(sql("SET hrflow_embed.batch_timeout = '1s'; " . batch($stalled)),
 	'ok 1000020',
 	'a reply that arrives while a million rows are stored is not too late for batch_timeout');
+
+# Many replies that arrive while the backend is stopped, until batch_timeout has expired.
+# The links lead to several hosts, because each may have 32 requests in flight at first.
+# A batch submits up to 32 more links after each reply, so some are answered before.
+{
+	my @listeners =
+	  map { IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 64) } 1 .. 5;
+	my $links = join ',', map {
+		my $i = $_;
+		map { 'http://127.0.0.1:' . $_->sockport . "/$i" } @listeners
+	} 1 .. 32;
+	my $reply = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n[1, 2]";
+	my $session = Hrflow::Session->new($node);
+	my $select = IO::Select->new(@listeners);
+	my $n_answered = 0;
+	my @held;
+
+	$session->query(
+		q{SET hrflow_embed.link_hosts = '127.0.0.1'; SET hrflow_embed.max_concurrency = 256;
+		SET hrflow_embed.connect_timeout = '60s'; SET hrflow_embed.request_timeout = '60s';
+		SET hrflow_embed.batch_timeout = '10s';});
+	my $began = time;
+	$session->start(
+		qq{SELECT status, count(*) FROM hrflow_fetch_vectors('{$links}') GROUP BY 1 ORDER BY 1;});
+	while ($n_answered + @held < 160 && time < $began + 10)
+	{
+		my @ready = $select->can_read(0.1);
+
+		foreach my $socket (@ready)
+		{
+			if (grep { $_ == $socket } @listeners)
+			{
+				$select->add(scalar $socket->accept);
+			}
+			elsif (Hrflow::RawPeer::read_request($socket)) { push @held, $socket }
+			else                                           { $select->remove($socket) }
+		}
+		next if @ready || !@held;
+		syswrite shift @held, $reply;
+		$n_answered++;
+	}
+	cmp_ok(scalar(@held), '>', 2 * 64, 'a batch has many requests in flight');
+	$node->poll_query_until('postgres',
+		q{SELECT wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = } . $session->pid)
+	  or die 'the batch does not wait';
+	kill 'STOP', $session->pid;
+	syswrite $_, $reply foreach @held;
+	sleep 1 while time < $began + 11;
+	kill 'CONT', $session->pid;
+	is($session->result,
+		'ok|160', 'no reply that arrives while the backend is stopped is too late');
+	$session->finish;
+}
 
 is( sql("SET hrflow_embed.max_attempts = 2; "
 		  . batch(q{'{"fault:first=1,status=503,retry_after_date=-2200000000"}'})),
