@@ -135,16 +135,20 @@ enter_list(HrflowTransfer *transfer, HrflowTransferState state)
 
 /*
  * May a request still be sent?  It must not be sent if its transport has been
- * stopped, which does not affect links, because they have been paid for, or if
- * the time limit has expired.
+ * stopped, or if the time limit has expired.  A stop does not affect links,
+ * because they have been paid for.  A stop because of a request limit does not
+ * affect a request that only lacks a usable connection, because the limit has
+ * allowed it.
  */
 static bool
 may_be_sent(const HrflowTransfer *transfer)
 {
 	const HrflowTransport *transport = transfer->transport;
 
-	return !transport->expired &&
-		(!transport->stopped || HRFLOW_IS_LINK(transfer->reply.target));
+	if (transport->expired)
+		return false;
+	return !transport->stopped || HRFLOW_IS_LINK(transfer->reply.target) ||
+		(transport->at_limit && transfer->needs_fresh);
 }
 
 /*
@@ -260,13 +264,20 @@ hrflow_transfer_delay(HrflowTransfer *transfer, int64 due)
 }
 
 /*
- * Finish the requests in a list, none of which may be sent any more.
+ * Finish the requests in a list that may no longer be sent.
  */
 static void
 give_up_list(dlist_head *list)
 {
-	while (!dlist_is_empty(list))
-		finish_stopped(dlist_head_element(HrflowTransfer, node, list));
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, list)
+	{
+		HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, iter.cur);
+
+		if (!may_be_sent(transfer))
+			finish_stopped(transfer);
+	}
 }
 
 /*
@@ -309,20 +320,10 @@ give_up_unsent(HrflowTransport *transport)
 void
 hrflow_transfer_give_up(HrflowTransport *transport)
 {
-	dlist_mutable_iter iter;
-
 	give_up_list(&transport->ready);
-	dlist_foreach_modify(iter, &transport->all_delayed)
-	{
-		HrflowTransfer *transfer = dlist_container(HrflowTransfer, node, iter.cur);
-
-		if (!may_be_sent(transfer))
-			finish_stopped(transfer);
-	}
+	give_up_list(&transport->ready_links);
+	give_up_list(&transport->all_delayed);
 	give_up_unsent(transport);
 	if (transport->expired)
-	{
-		give_up_list(&transport->ready_links);
 		give_up_list(&transport->in_flight);
-	}
 }

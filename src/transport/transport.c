@@ -306,8 +306,9 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
  * Send no more requests to the API.  Requests that have been sent are
  * completed, and links, which have been paid for, are still fetched; all other
  * requests are returned as replies with "stopped" set.  If "at_limit", because
- * a request limit has been reached, requests in flight that are still being
- * connected are sent, too, because the limit allows them.
+ * a request limit has been reached, requests that are still being connected, or
+ * must be sent over another connection, are sent, too, because the limit allows
+ * them.
  */
 void
 hrflow_transport_stop(HrflowTransport *transport, bool at_limit)

@@ -318,5 +318,54 @@ $node->restart;
 		14, 'a batch after one was terminated before anything was sent');
 }
 
+#
+# A request that the limit allows is sent although the kept connection that libcurl chooses
+# for it has data to read, and another request reaches the limit meanwhile
+#
+{
+	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
+	my $count = sub {
+		return scalar(() = (-e $log ? PostgreSQL::Test::Utils::slurp_file($log) : '') =~ /$_[0]/g);
+	};
+	my $straying = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			my $body = '{"code": 200, "message": "ok", "data": {}}';
+			my $reply =
+				"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+			  . length($body)
+			  . "\r\n\r\n$body";
+
+			while (Hrflow::RawPeer::read_request($socket))
+			{
+				PostgreSQL::Test::Utils::append_to_file($log, "request\n");
+				print $socket $reply;
+				next if $n > 0;
+				select(undef, undef, undef, 0.05);
+				print $socket $reply;
+				PostgreSQL::Test::Utils::append_to_file($log, "stray\n");
+			}
+		});
+	my $session = Hrflow::Session->new($node);
+
+	$session->query(
+		"SET hrflow_embed.base_url = 'http://127.0.0.1:" . $straying->port . "/v1'; $limit 3;");
+	is($session->query("SELECT hrflow_profile_embedding('acme', 'p');"),
+		'{}', 'a connection is kept over which an unrequested reply arrives');
+	for (1 .. 500)
+	{
+		last if $count->('stray') > 0;
+		select(undef, undef, undef, 0.02);
+	}
+	is( $session->query(
+				'SELECT status, count(*) FROM hrflow_profile_embeddings(\'acme\', '
+			  . ids(10)
+			  . ') GROUP BY 1 ORDER BY 1;'),
+		"ok|3\nover_budget|7",
+		'a batch gets as many results as its limit allows, whatever connection is chosen');
+	is($count->('request'), 4, 'and sends no more requests');
+	$session->finish;
+}
+
 $node->stop('fast');
 done_testing();
