@@ -67,6 +67,23 @@ hrflow_account_give_back_probe(HrflowTransfer *transfer)
 }
 
 /*
+ * Undo the counting of an attempt that ended before it was sent towards the
+ * rate limit of the account, and ask the account again.  Does nothing if the
+ * attempt is not counted.  Does not throw.
+ */
+void
+hrflow_account_give_back(HrflowTransfer *transfer)
+{
+	HrflowTransport *transport = transfer->transport;
+
+	if (!transfer->attempt.is_charged)
+		return;
+	transfer->attempt.is_charged = false;
+	transport->admitted_at = 0;
+	hrflow_rate_give_back(transport->account, transfer->attempt.began);
+}
+
+/*
  * Classify the outcome of a completed attempt for the account.  If the proxy
  * refused the attempt, nothing is known about the API.
  */

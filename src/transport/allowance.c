@@ -369,6 +369,15 @@ hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
 }
 
 /*
+ * Undo the counting of a request that was admitted at "began", but not sent.
+ */
+void
+hrflow_allowance_give_back(HrflowAllowance *allowance, int64 began)
+{
+	take_out(allowance, began);
+}
+
+/*
  * Record the headers of the reply to request number "serial".  "left" is the
  * number of requests that may still be sent, or negative if the headers do not
  * contain it.  "reset" is the number of seconds after which more requests may

@@ -316,6 +316,24 @@ hrflow_rate_charge(uint64 account)
 }
 
 /*
+ * Undo the counting of a request that was admitted just after "began", but was
+ * not sent.  Does not throw.
+ */
+void
+hrflow_rate_give_back(uint64 account, int64 began)
+{
+	HrflowShared *shared = hrflow_shared_get();
+	HrflowBucket *bucket;
+
+	SpinLockAcquire(&shared->mutex);
+	bucket = find_bucket(shared, account, hrflow_clock_now());
+	if (bucket->limit > 0)
+		bucket->next_at -= 60 * HRFLOW_SEC / bucket->limit;
+	hrflow_allowance_give_back(&bucket->allowance, began);
+	SpinLockRelease(&shared->mutex);
+}
+
+/*
  * Choose the length of a pause if the server does not specify one.  "random"
  * is in [0, 1).
  */

@@ -117,6 +117,7 @@ admit_transfer(HrflowTransfer *transfer, int64 now)
 						"The API requested a pause of more than five minutes.");
 		return REFUSED;
 	}
+	transfer->attempt.is_charged = true;
 	if (!hrflow_budget_take(transfer))
 	{
 		refuse_spent(transfer, HRFLOW_OVER_DAY);

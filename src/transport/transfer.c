@@ -153,16 +153,19 @@ may_be_sent(const HrflowTransfer *transfer)
 
 /*
  * Give back what the attempt of a transfer has taken from other backends.  An
- * attempt that was not sent is no longer counted towards the request limits,
- * and the account no longer waits for a probe whose outcome has not been
- * reported; this includes an attempt that was admitted but could not be
- * started.  Does not throw.
+ * attempt that was not sent is no longer counted towards the request limits and
+ * the rate limit, and the account no longer waits for a probe whose outcome has
+ * not been reported; this includes an attempt that was admitted but could not
+ * be started.  Does not throw.
  */
 void
 hrflow_transfer_give_back(HrflowTransfer *transfer)
 {
 	if (transfer->attempt.nsent == 0)
+	{
+		hrflow_account_give_back(transfer);
 		hrflow_budget_give_back(transfer);
+	}
 	hrflow_account_give_back_probe(transfer);
 }
 

@@ -168,6 +168,8 @@ typedef struct HrflowAttempt
 								 * attempt */
 	int			nsent;			/* number of times that libcurl has sent the
 								 * request in this attempt */
+	bool		is_charged;		/* is the attempt counted towards the rate
+								 * limit of the account? */
 	bool		is_counted;		/* is the attempt counted towards the request
 								 * limits? */
 	TimestampTz statement;		/* start of the statement for which the
@@ -461,6 +463,7 @@ extern HrflowAdmission hrflow_account_admit(HrflowTransport *transport,
 extern void hrflow_account_report(HrflowTransfer *transfer,
 								  HrflowAccountOutcome outcome);
 extern void hrflow_account_settle(HrflowTransfer *transfer);
+extern void hrflow_account_give_back(HrflowTransfer *transfer);
 extern void hrflow_account_give_back_probe(HrflowTransfer *transfer);
 
 /* in lookup.c */
@@ -493,6 +496,7 @@ extern HrflowAdmission hrflow_rate_admit(uint64 account, int limit,
 										 uint64 *serial, int64 *again,
 										 int64 *paused_until);
 extern void hrflow_rate_charge(uint64 account);
+extern void hrflow_rate_give_back(uint64 account, int64 began);
 extern int64 hrflow_rate_report(const HrflowTransfer *transfer,
 								HrflowAccountOutcome outcome, bool was_probe,
 								bool *counts);
@@ -501,6 +505,8 @@ extern int64 hrflow_rate_report(const HrflowTransfer *transfer,
 extern bool hrflow_allowance_admit(HrflowAllowance *allowance, int64 now,
 								   int64 *again, int64 *full_until);
 extern void hrflow_allowance_charge(HrflowAllowance *allowance, int64 now);
+extern void hrflow_allowance_give_back(HrflowAllowance *allowance,
+									   int64 began);
 extern void hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
 									   int64 reset, uint64 serial, int64 now);
 extern void hrflow_allowance_note_answer(HrflowAllowance *allowance,

@@ -6,10 +6,13 @@
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::RawPeer;
+use Hrflow::Session;
 use Hrflow::StandIn;
-use IPC::Run     ();
-use List::Util   qw(min);
-use MIME::Base64 qw(encode_base64url);
+use IPC::Run                ();
+use List::Util              qw(min);
+use MIME::Base64            qw(encode_base64url);
+use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(time);
 
@@ -546,6 +549,55 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 		END $$});
 	is(outcome($restarted, ids(200), max_attempts => 1),
 		'ok 200', 'no row is lost in an outage, even if few requests use up their attempts');
+}
+
+#
+# A request that was not sent, because the kept connection that libcurl chose for it has
+# data to read, does not count towards the rate
+#
+{
+	my $stray = PostgreSQL::Test::Utils::tempdir() . '/stray';
+	my $straying = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+			my $body = '{"code": 200, "message": "ok", "data": {}}';
+			my $reply =
+				"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+			  . length($body)
+			  . "\r\n\r\n$body";
+
+			while (Hrflow::RawPeer::read_request($socket))
+			{
+				print $socket $reply;
+				next if $n > 0;
+				select(undef, undef, undef, 0.05);
+				print $socket $reply;
+				PostgreSQL::Test::Utils::append_to_file($stray, '');
+			}
+		});
+	my $session = Hrflow::Session->new($node);
+
+	$session->query("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $straying->port . "/v1';");
+	is($session->query(q{SELECT hrflow_profile_embedding('acme', 'p');}),
+		'{}', 'a connection is kept over which an unrequested reply arrives');
+	for (1 .. 500)
+	{
+		last if -e $stray;
+		select(undef, undef, undef, 0.02);
+	}
+
+	# One request per minute.  If the first attempt counted, the second would have to wait.
+	$session->query(
+		q{SET hrflow_embed.max_requests_per_minute = 1;
+		SET statement_timeout = '30s';});
+	is($session->query(q{SELECT hrflow_profile_embedding('acme', 'q');}),
+		'{}', 'a request whose first attempt was not sent does not wait for the rate');
+	like(
+		$session->ask(
+			q{SET statement_timeout = '1s'; SELECT hrflow_profile_embedding('acme', 'r');}),
+		qr/57014/,
+		'a request that was sent at the second attempt counts towards the rate');
+	$session->finish;
 }
 
 done_testing();
