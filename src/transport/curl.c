@@ -355,17 +355,25 @@ is_loopback_url(const char *text)
 }
 
 /*
- * Let requests to loopback addresses bypass the proxy, if there is one.  Don't
- * leave the decision to libcurl, which considers more names local than we do,
- * such as "x.localhost".  An asterisk denotes all hosts; without a value,
- * libcurl would use the environment.
+ * Is a request sent through a proxy?  Requests to loopback addresses bypass the
+ * proxy, if there is one.
+ */
+bool
+hrflow_curl_uses_proxy(const HrflowTransfer *transfer)
+{
+	return *transfer->transport->settings->proxy != '\0' &&
+		!is_loopback_url(transfer->url);
+}
+
+/*
+ * Set whether the proxy is used.  Don't leave the decision to libcurl, which
+ * considers more names local than we do, such as "x.localhost".  An asterisk
+ * denotes all hosts; without a value, libcurl would use the environment.
  */
 static void
 set_proxy(HrflowTransfer *transfer)
 {
-	transfer->attempt.uses_proxy =
-		*transfer->transport->settings->proxy != '\0' &&
-		!is_loopback_url(transfer->url);
+	transfer->attempt.uses_proxy = hrflow_curl_uses_proxy(transfer);
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_NOPROXY,
 				  transfer->attempt.uses_proxy ? "" : "*");
 }

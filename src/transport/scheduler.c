@@ -483,6 +483,20 @@ next_ready(HrflowTransport *transport)
 }
 
 /*
+ * Must a request wait because the proxy has not accepted our password yet, and
+ * another request is in flight?
+ */
+static bool
+awaits_proxy(const HrflowTransfer *transfer)
+{
+	const HrflowTransport *transport = transfer->transport;
+
+	return transport->nin_flight > 0 &&
+		hrflow_advance_may_be_refused(transport->settings) &&
+		hrflow_curl_uses_proxy(transfer);
+}
+
+/*
  * Start the ready requests of a transport while there is room, a descriptor is
  * available and the account admits them.  Returns false if there is no room or
  * descriptor for another request, or if the proxy has not accepted our
@@ -504,9 +518,7 @@ start_ready(HrflowTransport *transport, int64 now)
 
 	while ((transfer = next_ready(transport)) != NULL)
 	{
-		if (hrflow_scheduler_room(transport) <= 0 ||
-			(transport->nin_flight > 0 &&
-			 hrflow_advance_may_be_refused(transport->settings)) ||
+		if (hrflow_scheduler_room(transport) <= 0 || awaits_proxy(transfer) ||
 			!hrflow_pool_reserve_descriptor(transport->settings,
 											hrflow_transfer_nin_flight(),
 											count_unsent))

@@ -385,6 +385,7 @@ extern HrflowHeaders *hrflow_headers_get(const HrflowSettings *settings);
 extern void hrflow_headers_release(HrflowHeaders *headers);
 
 /* in curl.c */
+extern bool hrflow_curl_uses_proxy(const HrflowTransfer *transfer);
 extern bool hrflow_curl_start(HrflowTransfer *transfer);
 extern void hrflow_curl_stop_waiting(HrflowTransfer *transfer);
 extern void hrflow_curl_prolong(HrflowTransfer *transfer, int64 duration);

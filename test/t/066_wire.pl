@@ -203,6 +203,15 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		'after a local request and a broken connection, a wrong password is sent once');
 }
 
+# A proxy whose password has not been accepted yet does not hold up requests that bypass it.
+# The replies are held until all 8 requests are in flight.
+is( sql(q{SET hrflow_embed.proxy = 'http://u:wrong@127.0.0.1:9';
+		SET hrflow_embed.request_timeout = '5s';
+		SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
+			(SELECT array_agg('fault:hold=8,id=' || i) FROM generate_series(1, 8) i)) GROUP BY 1}),
+	'ok|8',
+	'requests to the local machine are in flight together, whatever the proxy');
+
 # SOCKS5 refuses a password in its own way (RFC 1928 and 1929).
 {
 	my $log = PostgreSQL::Test::Utils::tempdir() . '/log';
