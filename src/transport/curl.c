@@ -125,10 +125,10 @@ suspect_idle_connections(const HrflowTransfer *transfer, int spared)
 }
 
 /*
- * Has the server closed the HTTP/1.1 connection that libcurl has chosen, or is
- * there data to read?  Data cannot be the reply to this request, but would be
- * taken for it.  If the connection has been closed, libcurl would notice only
- * after sending the request, and a POST is not sent again.
+ * Has the server closed the connection that libcurl has chosen, or, over
+ * HTTP/1.1, is there data to read?  Data cannot be the reply to this request,
+ * but would be taken for it.  If the connection has been closed, libcurl would
+ * notice only after sending the request, and a POST is not sent again.
  *
  * Since 8.0 (commit 7c5637b8b4), libcurl checks this itself, but since 8.22
  * (commit 2f1e94eaed) it checks a connection at most once a second
@@ -138,7 +138,7 @@ suspect_idle_connections(const HrflowTransfer *transfer, int spared)
 static bool
 is_spent(const HrflowTransfer *transfer)
 {
-	return hrflow_poller_is_readable(transfer->attempt.socket);
+	return hrflow_poller_is_spent(transfer->attempt.socket);
 }
 
 /*

@@ -289,18 +289,23 @@ hrflow_poller_is_busy(int fd)
 }
 
 /*
- * Is there anything to read from a connection that uses HTTP/1.1: data, the
- * end of the connection, or an error?  "fd" may be -1.
+ * Has the peer closed an idle connection, or is there data to read from one
+ * that uses HTTP/1.1?  Over HTTP/2, data may arrive at any time.  "fd" may be
+ * -1.
  */
 bool
-hrflow_poller_is_readable(int fd)
+hrflow_poller_is_spent(int fd)
 {
+	struct pollfd state = {.fd = fd, .events = POLLRDHUP};
 	char		byte;
 
-	if (fd < 0 || fd >= nwatched || watched[fd].version != '1')
+	if (fd < 0 || fd >= nwatched)
 		return false;
-	return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
-		(errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+	if (watched[fd].version == '1')
+		return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 ||
+			(errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+	return watched[fd].version == '2' && watched[fd].wanted == 0 &&
+		poll(&state, 1, 0) > 0;
 }
 
 /*

@@ -533,7 +533,7 @@ extern bool hrflow_poller_has_heard(int fd);
 extern int	hrflow_poller_find(int local_port);
 extern void hrflow_poller_note_version(int fd, char version);
 extern bool hrflow_poller_is_busy(int fd);
-extern bool hrflow_poller_is_readable(int fd);
+extern bool hrflow_poller_is_spent(int fd);
 extern int	hrflow_poller_find_silent(int local_port, int64 since);
 extern void hrflow_poller_shut_idle(int local_port, int64 since);
 extern void hrflow_poller_drop_closed(void);

@@ -96,6 +96,30 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 		'requests that are sent again after REFUSED_STREAM count towards the rate');
 }
 
+# A server that closes a connection after its reply: the next request must not be sent over
+# it.  Since 8.22, libcurl checks a connection at most once a second.
+{
+	my $peer = Hrflow::Http2Peer->new('leave', $api);
+	my $session = Hrflow::Session->new($node);
+
+	$session->query("SET hrflow_embed.base_url = '"
+		  . $peer->base_url
+		  . "'; SET hrflow_embed.max_attempts = 1; SELECT hrflow_embed_stats_reset();");
+	foreach my $n (1 .. 4)
+	{
+		is($session->query("SELECT hrflow_profile_embedding('acme', 'p$n');"),
+			'{}', "request $n is not sent over an HTTP/2 connection that the server has closed");
+		for (1 .. 500)
+		{
+			last if $peer->count('left') >= $n;
+			select(undef, undef, undef, 0.02);
+		}
+	}
+	is($session->query("$stats;"), '4|0', 'requests over closed HTTP/2 connections are sent once');
+	is($peer->count('h2'), 4, 'each of them is sent over an HTTP/2 connection of its own');
+	$session->finish;
+}
+
 # A server that leaves connections open which it says it closes.  libcurl waits for
 # it, and from 8.21 on does not notice when it has waited long enough.
 SKIP:

@@ -1,6 +1,6 @@
 """A TLS server that refuses HTTP/2, in the way that its first argument names.
 
-    http2_peer.py goaway|refuse|alternate|close|linger|stray CERTIFICATE KEY LOG
+    http2_peer.py goaway|refuse|alternate|close|leave|linger|stray CERTIFICATE KEY LOG
 
 With "linger" it offers only HTTP/1.1, and answers one request on each connection,
 which says that the connection is closed.  But it neither closes it nor notices
@@ -17,10 +17,11 @@ HTTP/2 it answers them too, but
     alternate
              likewise every other request, beginning with the first
     close    closes every connection at its first request
+    leave    closes every connection after its first reply
 
-It prints its port, appends "h2", "http/1.1" or "none" to LOG for every
-connection, "request" for every request and "stray" for every reply that nobody
-requested, each with the time in seconds, and
+It prints its port, appends "h2", "http/1.1" or "none" to LOG for every connection,
+"request" for every request and "stray" for every reply that nobody requested, "left"
+for every connection that it closed after a reply, each with the time in seconds, and
 ends when its input does.
 """
 import itertools
@@ -68,6 +69,17 @@ def frame(kind, flags, stream, payload=b""):
         ">BBI", kind, flags, stream) + payload
 
 
+def leave(connection):
+    time.sleep(0.05)
+    connection.settimeout(0.05)
+    try:
+        connection.unwrap()                     # waits for the client to close, too
+    except OSError:
+        pass
+    connection.close()
+    note("left")
+
+
 def serve_http2(connection, number):
     refuses = how == "refuse" and number % 2 == 0
     receive(connection, 24)                     # the preface
@@ -100,6 +112,9 @@ def serve_http2(connection, number):
             connection.sendall(
                 frame(HEADERS, END_HEADERS, stream, HPACK) +
                 frame(DATA, END_STREAM, stream, BODY))
+            if how == "leave":
+                leave(connection)
+                return
 
 
 def answer(connection, body):
