@@ -229,7 +229,8 @@ typedef enum HrflowCounter
 								 * counts as one call */
 	HRFLOW_REQUESTS,			/* requests sent, including retries */
 	HRFLOW_RETRIES,				/* requests that we or libcurl have sent again */
-	HRFLOW_RATE_LIMITS,			/* replies with HTTP status 429 */
+	HRFLOW_RATE_LIMITS,			/* replies that refuse a request because of a
+								 * rate limit */
 	HRFLOW_BYTES_RECEIVED,		/* size of the reply bodies before
 								 * decompression */
 	HRFLOW_WAITED_USEC,			/* time spent waiting, in microseconds */

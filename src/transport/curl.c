@@ -625,7 +625,7 @@ count_reply(const HrflowTransfer *transfer)
 	hrflow_stats_count(HRFLOW_CONNECTIONS_REUSED,
 					   transfer->reply.http_status != 0 &&
 					   count_connects(transfer) == 0);
-	hrflow_stats_count(HRFLOW_RATE_LIMITS, transfer->reply.http_status == 429);
+	hrflow_stats_count(HRFLOW_RATE_LIMITS, transfer->reply.is_limited);
 	hrflow_stats_count(HRFLOW_BYTES_RECEIVED, transfer->attempt.body_bytes);
 }
 
