@@ -39,6 +39,9 @@
 static struct
 {
 	dlist_head	transports;		/* most recent first */
+	const HrflowTransport *blocker; /* transport that keeps the transports
+									 * after it in the list from starting
+									 * requests, or NULL */
 	int64		used_at;		/* when libcurl was last called */
 	int64		flushed_at;		/* when this backend's counts were last added
 								 * to the shared counts */
@@ -546,15 +549,15 @@ start_ready(HrflowTransport *transport, int64 now)
 
 /*
  * Return the time at which a transport needs attention even if no event
- * occurs.
+ * occurs.  "may_start" tells whether it may start requests.
  */
 static int64
-next_time(const HrflowTransport *transport)
+next_time(const HrflowTransport *transport, bool may_start)
 {
 	int64		next = hrflow_advance_overdue_at(transport);
 	const HrflowTransfer *delayed = first_delayed(transport);
 
-	if (transport->suspended)
+	if (transport->suspended || !may_start)
 		return next;
 	if (delayed != NULL)
 		next = Min(next, delayed->due);
@@ -574,12 +577,16 @@ hrflow_scheduler_work(void)
 	dlist_iter	iter;
 
 	excuse_absence();
+	scheduler.blocker = NULL;
 	dlist_foreach(iter, &scheduler.transports)
 	{
 		HrflowTransport *transport = dlist_container(HrflowTransport, node, iter.cur);
 
 		if (!transport->suspended && !start_ready(transport, now))
+		{
+			scheduler.blocker = transport;
 			break;
+		}
 	}
 	hrflow_pool_balance_descriptors(hrflow_transfer_nin_flight());
 	release_waiting();
@@ -625,17 +632,23 @@ show_waits(void)
 
 /*
  * Wait for an event, but no longer than until the given time, or until a
- * transport needs attention.
+ * transport needs attention.  Only an event enables the transports after the
+ * blocker to start requests.
  */
 void
 hrflow_scheduler_wait(int64 until)
 {
+	bool		may_start = true;
 	dlist_iter	iter;
 
 	until = Min(until, flush_counts(hrflow_clock_now()));
 	dlist_foreach(iter, &scheduler.transports)
-		until = Min(until,
-					next_time(dlist_container(HrflowTransport, node, iter.cur)));
+	{
+		const HrflowTransport *transport = dlist_container(HrflowTransport, node, iter.cur);
+
+		until = Min(until, next_time(transport, may_start));
+		may_start &= transport != scheduler.blocker;
+	}
 	show_waits();
 	hrflow_pool_wait(until, hrflow_transfer_nin_flight() == 0);
 	scheduler.used_at = hrflow_clock_now();
