@@ -158,6 +158,9 @@ sub run
 		# The log is lost when the stand-in is stopped
 		my @backends = wait_for_work($node, $todo - int $n * (0.3 + rand 0.2));
 		$collect->($store) if $disturbance eq 'network';
+
+		# Let no run end before it is disturbed, however long that takes.
+		$api->script('latency=200', count => 1_000_000) if $says{$disturbance};
 		is(scalar(@backends), 2, "two runs are in progress before the disturbance ($disturbance)");
 		$disturb{$disturbance}->($node, $api, @backends);
 		my @printed = map { $store->finish_call($_) } @calls;
