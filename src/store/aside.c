@@ -258,10 +258,12 @@ hrflow_aside_create(const HrflowStore *store, const char *schema,
 }
 
 /*
- * Return the table NAME_aside of a store, or InvalidOid if there is none.
+ * Return the table NAME_aside of a store, or InvalidOid if there is none.  Sets
+ * *problem to the reason why a relation with that name is ignored, or to NULL;
+ * see hrflow_beside_find().
  */
-Oid
-hrflow_aside_find(const HrflowStore *store)
+static Oid
+find_table(const HrflowStore *store, char **problem)
 {
 	const HrflowColumn columns[] = {
 		{.name = "source_id", .type = TEXTOID},
@@ -276,7 +278,47 @@ hrflow_aside_find(const HrflowStore *store)
 		{.name = "delete_at", .type = TIMESTAMPTZOID}
 	};
 
-	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns));
+	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns),
+							  problem);
+}
+
+/*
+ * Return the table NAME_aside of a store, or InvalidOid if there is none.
+ */
+Oid
+hrflow_aside_find(const HrflowStore *store)
+{
+	return find_table(store, NULL);
+}
+
+/*
+ * Called when profiles have been erased, or the store is being dropped.  Warn,
+ * once per statement, if there is a relation NAME_aside that is ignored,
+ * because vectors of these profiles may remain in it.
+ */
+void
+hrflow_aside_warn(const HrflowStore *store, bool is_dropped)
+{
+	static Oid	warned = InvalidOid;
+	static TimestampTz warned_at = 0;
+	Oid			vectors = RelationGetRelid(store->vectors);
+	char	   *problem;
+
+	(void) find_table(store, &problem);
+	if (problem == NULL ||
+		(warned == vectors &&
+		 warned_at == GetCurrentStatementStartTimestamp()))
+		return;
+	warned = vectors;
+	warned_at = GetCurrentStatementStartTimestamp();
+	ereport(WARNING,
+			(errmsg("vectors of erased profiles of store %s may remain in relation \"%s" SUFFIX "\"",
+					store->vectors_name,
+					RelationGetRelationName(store->vectors)),
+			 errdetail_internal("%s", problem),
+			 is_dropped ?
+			 errhint("Drop the relation if it contains vectors of the store.") :
+			 errhint("Undo the change of the relation, and call hrflow_untrack() for the profiles that hrflow_store_orphans() returns.  If the relation does not belong to the store, rename it.")));
 }
 
 /*
@@ -424,6 +466,7 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 	const char *reason = is_limited ? "reconcile" : "untrack";
 	int64		allowance = PG_INT64_MAX;
 	Oid			aside;
+	char	   *problem;
 	HrflowParameters parameters = {0};
 
 	AcceptInvalidationMessages();
@@ -432,9 +475,13 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 	(void) hrflow_aside_lock(store, true, &aside);
 	if (!OidIsValid(aside))
 	{
+		(void) find_table(store, &problem);
 		ereport(WARNING,
 				(errmsg("store %s keeps profiles that are in no table that feeds it",
 						store->vectors_name),
+				 problem != NULL ?
+				 errdetail("Relation \"%s" SUFFIX "\" cannot be used: %s",
+						   RelationGetRelationName(store->vectors), problem) :
 				 errdetail("The store has no table \"%s" SUFFIX "\" for vectors that are put aside.",
 						   RelationGetRelationName(store->vectors)),
 				 errhint("Use hrflow_untrack() to erase profiles.")));
@@ -659,12 +706,21 @@ hrflow_store_orphans(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	HrflowStore store;
 	Oid			table;
+	char	   *problem;
 	uint64		n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
-	table = hrflow_aside_find(&store);
+	table = find_table(&store, &problem);
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot find vectors of store %s in relation \"%s" SUFFIX "\"",
+						store.vectors_name,
+						RelationGetRelationName(store.vectors)),
+				 errdetail_internal("%s", problem),
+				 errhint("Undo the change of the relation.  If the relation does not belong to the store, rename it.")));
 	n = hrflow_store_execute(hrflow_store_sql(&store, orphans_sql,
 											  !OidIsValid(table) ? "" :
 											  hrflow_store_sql(&store,

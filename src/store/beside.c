@@ -28,20 +28,43 @@ hrflow_beside_name(const char *schema, const char *vectors,
 									  psprintf("%s%s", vectors, suffix));
 }
 
-static bool
-has_columns(Oid table, const HrflowColumn *columns, int n)
+/*
+ * Return why a table lacks one of the given columns, as a DETAIL, or NULL if
+ * it lacks none.
+ */
+static char *
+get_column_problem(Oid table, const HrflowColumn *columns, int n)
 {
 	for (int i = 0; i < n; i++)
 	{
-		AttrNumber	number = get_attnum(table, columns[i].name);
+		Oid			type = get_atttype(table,
+									   get_attnum(table, columns[i].name));
 
-		if (number == InvalidAttrNumber ||
-			(OidIsValid(columns[i].type) &&
-			 !IsBinaryCoercible(get_atttype(table, number),
-								columns[i].type)))
-			return false;
+		if (!OidIsValid(type))
+			return psprintf(_("The table has no column \"%s\"."),
+							columns[i].name);
+		if (OidIsValid(columns[i].type) &&
+			!IsBinaryCoercible(type, columns[i].type))
+			return psprintf(_("Column \"%s\" has type %s."), columns[i].name,
+							format_type_be(type));
 	}
-	return true;
+	return NULL;
+}
+
+/*
+ * Return why a relation that has the name of an optional table of a store is
+ * not that table, as a DETAIL, or NULL if it is.
+ */
+static char *
+get_problem(const HrflowStore *store, Oid table, Form_pg_class form,
+			const HrflowColumn *columns, int ncolumns)
+{
+	if (form->relkind != RELKIND_RELATION &&
+		form->relkind != RELKIND_PARTITIONED_TABLE)
+		return pstrdup(_("The relation is not a table."));
+	if (form->relowner != store->owner)
+		return pstrdup(_("The table does not belong to the owner of the store."));
+	return get_column_problem(table, columns, ncolumns);
 }
 
 /*
@@ -49,30 +72,33 @@ has_columns(Oid table, const HrflowColumn *columns, int n)
  * none.  A relation with the expected name is ignored if it is not an ordinary
  * or partitioned table, has another owner than the store, or lacks one of the
  * given columns.  The type of each column must be binary coercible to the
- * given type, unless that is InvalidOid.
+ * given type, unless that is InvalidOid.  Unless "problem" is NULL, sets
+ * *problem to the reason why a relation was ignored, as a DETAIL, or to NULL if
+ * none was.
  *
  * The table is not locked, so it may be altered before a statement uses it.
  * Values read from it must therefore be cast to the expected types.
  */
 Oid
 hrflow_beside_find(const HrflowStore *store, const char *suffix,
-				   const HrflowColumn *columns, int ncolumns)
+				   const HrflowColumn *columns, int ncolumns, char **problem)
 {
 	Oid			table = get_relname_relid(psprintf("%s%s",
 												   RelationGetRelationName(store->vectors),
 												   suffix),
 										  RelationGetNamespace(store->vectors));
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	Form_pg_class form;
+	char	   *found = NULL;
 
-	if (!HeapTupleIsValid(tuple))
-		return InvalidOid;
-	form = (Form_pg_class) GETSTRUCT(tuple);
-	if ((form->relkind != RELKIND_RELATION &&
-		 form->relkind != RELKIND_PARTITIONED_TABLE) ||
-		form->relowner != store->owner ||
-		!has_columns(table, columns, ncolumns))
+	if (HeapTupleIsValid(tuple))
+	{
+		found = get_problem(store, table, (Form_pg_class) GETSTRUCT(tuple),
+							columns, ncolumns);
+		ReleaseSysCache(tuple);
+	}
+	else
 		table = InvalidOid;
-	ReleaseSysCache(tuple);
-	return table;
+	if (problem != NULL)
+		*problem = found;
+	return found == NULL ? table : InvalidOid;
 }

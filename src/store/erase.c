@@ -293,18 +293,21 @@ void
 hrflow_erase_deleted(const HrflowStore *store, Oid function)
 {
 	char	   *deleted = hrflow_store_sql(store, deleted_sql);
+	uint64		n;
 
 	/* Lock tables before profiles, in the same order as TRUNCATE. */
 	(void) hrflow_feeder_find(store, function, InvalidOid, AccessShareLock);
 	if (!lock_deleted(store, deleted) ||
 		!hrflow_feeder_owns_all(store, function))
 		return;
-	warn_of_many_deleted(store,
-						 erase(store,
-							   hrflow_store_sql(store, and_deleted_sql,
-												hrflow_feeder_unwanted(store, function),
-												deleted),
-							   "'delete'"));
+	n = erase(store,
+			  hrflow_store_sql(store, and_deleted_sql,
+							   hrflow_feeder_unwanted(store, function),
+							   deleted),
+			  "'delete'");
+	warn_of_many_deleted(store, n);
+	if (n > 0)
+		hrflow_aside_warn(store, false);
 	hrflow_feeder_mark_kept(store);
 }
 
@@ -317,12 +320,16 @@ uint64
 hrflow_erase_profiles(const HrflowStore *store,
 					  const HrflowParameters *parameters)
 {
+	uint64		n;
+
 	hrflow_store_execute(hrflow_store_sql(store, lock_profiles_sql),
 						 parameters);
 	hrflow_store_execute(get_erase_sql(store, erase_profiles_sql, NULL,
 									   erase_profiles_aside_sql, "'untrack'"),
 						 parameters);
-	return DatumGetInt64(hrflow_store_datum(0, 1));
+	n = DatumGetInt64(hrflow_store_datum(0, 1));
+	hrflow_aside_warn(store, false);
+	return n;
 }
 
 /*

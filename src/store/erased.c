@@ -79,7 +79,8 @@ hrflow_erased_find(const HrflowStore *store)
 		{.name = "fingerprint", .type = BYTEAOID}
 	};
 
-	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns));
+	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns),
+							  NULL);
 }
 
 /*

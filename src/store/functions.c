@@ -342,7 +342,6 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 	hrflow_erased_create(schema, table->relname);
 	AtEOXact_GUC(false, store.saved_nestlevel);
 	SPI_finish();
-
 	PG_RETURN_OID(get_relname_relid(table->relname, namespace));
 }
 
@@ -374,6 +373,7 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 			sql = hrflow_store_sql(&store, also_sql, sql, beside[i]);
 	}
 	hrflow_schedule_forget(&store, fcinfo->flinfo->fn_oid);
+	hrflow_aside_warn(&store, true);
 	hrflow_store_close(&store);
 	hrflow_store_execute(sql, NULL);
 	SPI_finish();

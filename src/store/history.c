@@ -138,7 +138,8 @@ hrflow_history_find(const HrflowStore *store)
 		{.name = "error", .type = TEXTOID}
 	};
 
-	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns));
+	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns),
+							  NULL);
 }
 
 /*

@@ -394,7 +394,8 @@ extern void hrflow_updated_define(void);
 extern const char *hrflow_beside_name(const char *schema, const char *vectors,
 									  const char *suffix);
 extern Oid	hrflow_beside_find(const HrflowStore *store, const char *suffix,
-							   const HrflowColumn *columns, int ncolumns);
+							   const HrflowColumn *columns, int ncolumns,
+							   char **problem);
 
 /* in erased.c */
 extern void hrflow_erased_create(const char *schema, const char *vectors);
@@ -413,6 +414,7 @@ extern ArrayType *hrflow_functions_get_identifiers(FunctionCallInfo fcinfo,
 extern void hrflow_aside_create(const HrflowStore *store, const char *schema,
 								const char *vectors);
 extern Oid	hrflow_aside_find(const HrflowStore *store);
+extern void hrflow_aside_warn(const HrflowStore *store, bool is_dropped);
 extern bool hrflow_aside_lock(const HrflowStore *store, bool wait,
 							  Oid *table);
 extern const char *hrflow_aside_put_sql(const HrflowStore *store,

@@ -1,0 +1,109 @@
+-- A relation NAME_aside that cannot be used for vectors that are put aside: vectors of
+-- erased persons may remain in it, so statements that erase say so
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+CREATE EXTENSION hrflow_embed;
+CREATE ROLE regress_hrflow_aside;
+CREATE SCHEMA talent;
+SELECT hrflow_create_store('talent.embedding', 'real[]');
+CREATE TABLE talent.candidate (id text);
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'id', 'acme');
+CREATE VIEW talent.left_over AS
+	SELECT 'stored' AS place, profile_id FROM talent.embedding
+	UNION ALL SELECT 'tracked', profile_id FROM talent.embedding_profile ORDER BY 1, 2;
+
+-- Fill the store with persons whose vectors are partly put aside
+CREATE PROCEDURE talent.fill() LANGUAGE sql AS $$
+	INSERT INTO talent.candidate SELECT 'nurse-' || i FROM generate_series(1, 9) i;
+	INSERT INTO talent.embedding SELECT source_id, profile_id, 'profile', 0, '{1}' FROM talent.embedding_profile
+		ON CONFLICT DO NOTHING;
+	INSERT INTO talent.embedding_aside (source_id, profile_id, section, item, vector, fetched_at, reason)
+		SELECT source_id, profile_id, 'skills', 0, '{1}', now(), 'no vector' FROM talent.embedding_profile
+		ON CONFLICT DO NOTHING;
+$$;
+CALL talent.fill();
+
+-- Statements that erase persons, while the table has another owner
+ALTER TABLE talent.embedding_aside OWNER TO regress_hrflow_aside;
+SELECT * FROM hrflow_store_orphans('talent.embedding'); -- error
+\echo :LAST_ERROR_SQLSTATE
+DELETE FROM talent.candidate WHERE id = 'nurse-1';
+UPDATE talent.candidate SET id = 'cook-2' WHERE id = 'nurse-2';
+SELECT hrflow_untrack('talent.embedding', 'acme', '{nurse-3}');
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{nurse-4}');
+SELECT * FROM talent.left_over;
+
+-- A WARNING is raised once per statement, no matter how many persons, calls and batches
+SELECT hrflow_untrack('talent.embedding', 'acme', ARRAY['nurse-' || i]) FROM generate_series(5, 7) i;
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{nurse-8,nobody,somebody}', 1);
+BEGIN;
+DELETE FROM talent.candidate WHERE id = 'nurse-8';
+TRUNCATE talent.candidate;
+COMMIT;
+SELECT * FROM talent.left_over;
+
+-- Nothing is reported if no person is erased
+DELETE FROM talent.candidate;
+INSERT INTO talent.candidate VALUES ('nurse-1'), ('nurse-1');
+DELETE FROM talent.candidate WHERE ctid = (SELECT min(ctid) FROM talent.candidate);
+BEGIN;
+TRUNCATE talent.candidate;
+INSERT INTO talent.candidate VALUES ('nurse-1');
+COMMIT;
+
+-- The hint shows how to find and erase what was left over
+ALTER TABLE talent.embedding_aside OWNER TO CURRENT_USER;
+SELECT * FROM hrflow_store_orphans('talent.embedding');
+SELECT hrflow_untrack('talent.embedding', 'acme', array_agg(profile_id)) FROM hrflow_store_orphans('talent.embedding');
+SELECT * FROM hrflow_store_orphans('talent.embedding');
+SELECT profile_id FROM talent.embedding_aside;
+
+-- Other reasons: a column that was renamed, dropped or has another type, and other kinds of relations
+BEGIN;
+CALL talent.fill();
+ALTER TABLE talent.embedding_aside RENAME COLUMN profile_id TO id;
+DELETE FROM talent.candidate;
+COMMIT;
+SELECT * FROM hrflow_store_orphans('talent.embedding'); -- error
+ALTER TABLE talent.embedding_aside RENAME COLUMN id TO profile_id;
+BEGIN;
+CALL talent.fill();
+ALTER TABLE talent.embedding_aside ALTER section TYPE "char";
+DELETE FROM talent.candidate;
+COMMIT;
+SELECT * FROM hrflow_store_orphans('talent.embedding'); -- error
+ALTER TABLE talent.embedding_aside ALTER section TYPE text;
+BEGIN;
+CALL talent.fill();
+ALTER TABLE talent.embedding_aside DROP due_at;
+DELETE FROM talent.candidate;
+COMMIT;
+SELECT * FROM hrflow_store_orphans('talent.embedding'); -- error
+ALTER TABLE talent.embedding_aside ADD due_at timestamptz;
+BEGIN;
+CALL talent.fill();
+ALTER TABLE talent.embedding_aside RENAME TO renamed;
+CREATE VIEW talent.embedding_aside AS TABLE talent.renamed;
+DELETE FROM talent.candidate;
+COMMIT;
+SELECT * FROM hrflow_store_orphans('talent.embedding'); -- error
+
+-- Vectors are not put aside, either
+INSERT INTO talent.candidate VALUES ('cook-1');
+SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
+SELECT * FROM talent.left_over;
+
+-- A store without such a relation has no other vectors
+ALTER VIEW talent.embedding_aside RENAME TO unrelated;
+SELECT * FROM hrflow_store_orphans('talent.embedding');
+SELECT hrflow_untrack('talent.embedding', 'acme', '{cook-1}');
+ALTER TABLE talent.renamed RENAME TO embedding_aside;
+DROP VIEW talent.unrelated, talent.left_over;
+
+-- Such a relation is not dropped with the store
+ALTER TABLE talent.embedding_aside OWNER TO regress_hrflow_aside;
+SELECT hrflow_drop_store('talent.embedding');
+SELECT count(*) > 0 AS has_vectors FROM talent.embedding_aside;
+DROP SCHEMA talent CASCADE;
+DROP ROLE regress_hrflow_aside;
+DROP EXTENSION hrflow_embed;
