@@ -241,6 +241,7 @@ extern bool hrflow_missing_accept(const HrflowSettings *settings,
 
 /* in wanted.c */
 extern bool hrflow_wanted_fetch(const HrflowWantedKind *kind,
+								const HrflowSettings *settings,
 								const HrflowWantedMethods *methods, void *arg,
 								HrflowActivity *activity,
 								HrflowResult *refusal);

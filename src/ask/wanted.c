@@ -192,7 +192,8 @@ static const HrflowSinkMethods wanted_sink_methods = {
 
 /*
  * Fetch the vectors for a store, until methods->next() returns NULL while no
- * request is in flight, or the batch or its transport is stopped.  Everything
+ * request is in flight, or the batch or its transport is stopped.  All requests
+ * are sent with the given settings, and thus with the same API key.  Everything
  * is allocated in the current memory context; resetting this context, even
  * after an error, releases all resources.  Returns false if the batch was
  * stopped, and sets *refusal to the reason.  "activity" shows the requests,
@@ -200,6 +201,7 @@ static const HrflowSinkMethods wanted_sink_methods = {
  */
 bool
 hrflow_wanted_fetch(const HrflowWantedKind *kind,
+					const HrflowSettings *settings,
 					const HrflowWantedMethods *methods, void *arg,
 					HrflowActivity *activity, HrflowResult *refusal)
 {
@@ -210,10 +212,10 @@ hrflow_wanted_fetch(const HrflowWantedKind *kind,
 		.fields = fields_of_wanted,
 		.reject_hrflow_source = reject_source_of_wanted
 	};
-	HrflowSettings *settings = hrflow_settings_copy(hrflow_settings_get(true));
+	HrflowSettings *copy = hrflow_settings_copy(settings);
 	WantedSource source = {
 		.base.methods = &source_methods,
-		.base.settings = settings,
+		.base.settings = copy,
 		.base.activity = activity,
 		.kind = kind,
 		.methods = methods,
@@ -231,10 +233,9 @@ hrflow_wanted_fetch(const HrflowWantedKind *kind,
 	 * A store keeps one vector for each document, so do not split the payload
 	 * into several vectors.
 	 */
-	settings->vector_dimension = 0;
+	copy->vector_dimension = 0;
 
-	source.post_url = hrflow_request_url(source.base.settings->base_url,
-										 kind->endpoint);
+	source.post_url = hrflow_request_url(copy->base_url, kind->endpoint);
 	source.wanted = palloc0(sizeof(HrflowWanted *) * source.size);
 	hrflow_batch_run(&source.base, &sink.base, 0, &summary);
 	*refusal = summary.reason;

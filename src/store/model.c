@@ -121,8 +121,8 @@ typedef struct Combination
  * Return a fingerprint of an API key, which does not reveal the key: the
  * beginning of its SHA-256 hash, in hexadecimal.
  */
-char *
-hrflow_model_account(const char *api_key)
+static char *
+get_fingerprint(const char *api_key)
 {
 	uint8		digest[PG_SHA256_DIGEST_LENGTH];
 	char	   *account = palloc0(2 * FINGERPRINT_BYTES + 1);
@@ -367,6 +367,35 @@ choose_dimensions(const HrflowStore *store, List *dimensions)
 }
 
 /*
+ * Record that the store has vectors that were fetched with an API key.
+ */
+static void
+note_account(HrflowRun *run, const char *account)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	if (!has_name(run->accounts, account))
+		run->accounts = lappend(run->accounts, pstrdup(account));
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Set the API key with which the run will fetch profiles.  If the run has used
+ * another key before, all profiles fetched with that key have been written.
+ */
+void
+hrflow_model_set_account(HrflowRun *run, const char *api_key)
+{
+	char	   *account = get_fingerprint(api_key);
+
+	if (run->account != NULL && strcmp(run->account, account) == 0)
+		return;
+	if (run->tallies[HRFLOW_TALLY_OK] > 0)
+		note_account(run, run->account);
+	run->account = MemoryContextStrdup(run->context, account);
+}
+
+/*
  * Do the latest errors of profiles indicate that the last run was stopped
  * because fetched vectors could not be stored?
  */
@@ -390,9 +419,8 @@ was_stopped(const HrflowStore *store)
 
 /*
  * Set the fields of the run that describe a store's vectors: which dimensions
- * are accepted, whether all vectors were fetched with other API keys, and
- * whether the last run was stopped because fetched vectors could not be
- * stored.
+ * are accepted, with which API keys the vectors were fetched, and whether the
+ * last run was stopped because fetched vectors could not be stored.
  */
 void
 hrflow_model_look(HrflowRun *run, const HrflowStore *store)
@@ -400,19 +428,16 @@ hrflow_model_look(HrflowRun *run, const HrflowStore *store)
 	Combination *combination = NULL;
 	int			dimension = column_dimension(store);
 	List	   *dimensions = NIL;
-	bool		has_account = false;
 	MemoryContext old;
 
 	while (store->has_fetched_with &&
 		   (combination = find_next(store, combination)) != NULL)
 	{
-		run->is_new_account = true;
-		has_account |= strcmp(combination->account, run->account) == 0;
+		note_account(run, combination->account);
 		if (combination->dimension > 0)
 			dimensions = list_append_unique_int(dimensions,
 												combination->dimension);
 	}
-	run->is_new_account &= !has_account;
 	run->is_typed = dimension > 0;
 	dimensions = run->is_typed ? list_make1_int(dimension) :
 		choose_dimensions(store, dimensions);
@@ -429,7 +454,8 @@ hrflow_model_look(HrflowRun *run, const HrflowStore *store)
 void
 hrflow_model_warn_of_account(const HrflowRun *run)
 {
-	if (run->is_new_account && run->tallies[HRFLOW_TALLY_OK] > 0)
+	if (run->tallies[HRFLOW_TALLY_OK] > 0 && run->accounts != NIL &&
+		!has_name(run->accounts, run->account))
 		ereport(WARNING,
 				(errmsg("store %s has vectors that were fetched with another API key",
 						run->name),

@@ -292,7 +292,9 @@ static const HrflowWantedMethods run_methods = {
 };
 
 /*
- * Fetch profiles until no more can be claimed, or the run has to stop.
+ * Fetch profiles until no more can be claimed, or the run has to stop.  The
+ * API key may have changed since the last call, but not until this function
+ * returns.
  */
 static void
 fetch_all(HrflowRun *run)
@@ -305,10 +307,12 @@ fetch_all(HrflowRun *run)
 
 	PG_TRY();
 	{
+		const HrflowSettings *settings = hrflow_settings_get(true);
 		HrflowResult refusal;
 
-		if (!hrflow_wanted_fetch(&run->kind->asked, &run_methods, run,
-								 run->activity, &refusal))
+		hrflow_model_set_account(run, settings->api_key);
+		if (!hrflow_wanted_fetch(&run->kind->asked, settings, &run_methods,
+								 run, run->activity, &refusal))
 		{
 			run->is_stopping = true;
 			MemoryContextSwitchTo(run->context);
@@ -350,7 +354,6 @@ read_settings(HrflowRun *run)
 	run->patience = settings->batch_timeout > 0 ?
 		Min(settings->batch_timeout, MAX_PATIENCE) : MAX_PATIENCE;
 	run->debounce = settings->refresh_debounce;
-	run->account = hrflow_model_account(settings->api_key);
 	run->write_interval = timeout > 0 ? Min(timeout / 2, WRITE_INTERVAL) :
 		WRITE_INTERVAL;
 }

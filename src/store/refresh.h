@@ -311,7 +311,8 @@ struct HrflowRun
 								 * written, in ms */
 	int			debounce;		/* delay of a profile that changed while it
 								 * was fetched, in ms */
-	char	   *account;		/* fingerprint of the API key */
+	char	   *account;		/* fingerprint of the API key with which the
+								 * profiles in the lists below are fetched */
 
 	char	   *name;			/* name of the store */
 	HrflowActivity *activity;	/* entry in hrflow_embed_activity */
@@ -458,9 +459,9 @@ struct HrflowRun
 								 * vectors, which were put aside */
 	bool		expired_done;	/* did the last batch leave no expired vectors
 								 * to be erased, or fail? */
-	bool		is_new_account; /* when the run began, did the store have
-								 * vectors, all of which were fetched with
-								 * other API keys? */
+	List	   *accounts;		/* fingerprints of the API keys with which the
+								 * vectors of the store were fetched before
+								 * "account" was set */
 	int64		nlacking;		/* number of profiles that the run made due
 								 * because not all of "fields" had been
 								 * requested for them */
@@ -551,7 +552,7 @@ extern void hrflow_content_warn(const HrflowRun *run);
 extern void hrflow_content_share(HrflowRun *run, const HrflowProfile *leader);
 
 /* in model.c */
-extern char *hrflow_model_account(const char *api_key);
+extern void hrflow_model_set_account(HrflowRun *run, const char *api_key);
 extern char *hrflow_model_sections(const HrflowRun *run,
 								   const HrflowProfile *profile);
 extern int	hrflow_model_dimension(const HrflowProfile *profile);

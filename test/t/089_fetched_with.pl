@@ -12,7 +12,11 @@ use MIME::Base64 qw(encode_base64url);
 use Test::More;
 
 my $api = Hrflow::StandIn->new('--dim' => 8);
-my $node = Hrflow::Node->new('fetched_with', $api, link_hosts => '127.0.0.1', max_attempts => 1);
+my $node = Hrflow::Node->new(
+	'fetched_with', $api,
+	link_hosts => '127.0.0.1',
+	max_attempts => 1,
+	shared_preload_libraries => 'hrflow_embed');
 my $store = Hrflow::Store->new($node, $api, 'shop');
 my $due = 'UPDATE shop.embedding_profile SET due_at = now()';
 
@@ -221,6 +225,49 @@ unlike((refresh(q('{"profile": 1}'), settings => \%new))[0],
 	qr/WARNING/, 'another run with the new API key raises no warning');
 is($store->sql('SELECT count(DISTINCT account) FROM shop.embedding_profile'),
 	1, 'all profiles are fetched with the new API key after the statement in the hint');
+
+# The key is rotated during a run.  The profile fetched with the old key cannot be
+# written before that, because its row is locked, so the next one waits for it.
+my $both_api =
+  Hrflow::StandIn->new('--dim' => 8, map { ('--key' => $_) } $Hrflow::StandIn::KEY, $new_key);
+my %both = (
+	'hrflow_embed.base_url' => $both_api->base_url,
+	'hrflow_embed.max_concurrency' => 1);
+my $new_account = $store->sql(qq(SELECT left(encode(sha256('$new_key'), 'hex'), 8)));
+my $locker = Hrflow::Session->new($node);
+foreach my $what ('an empty store', 'a store with vectors')
+{
+	$store->track($what =~ /empty/ ? q(SELECT 'nurse-0' WHERE false) : "SELECT 'nurse-0'");
+	refresh(q('{"profile": 1}'));
+	$store->sql(
+		q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1');
+		INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-2')});
+	$both_api->reset;
+	$both_api->script('hold=2', count => 1);
+	my $call =
+	  $store->start_call(q(fields => '{"profile": 1}', batch_size => 1), settings => \%both);
+	$both_api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
+	$locker->query(
+		q{BEGIN; SELECT FROM shop.embedding_profile WHERE profile_id = 'nurse-1' FOR UPDATE;});
+	$both_api->release(2);
+	$node->poll_query_until('postgres',
+		q{SELECT EXISTS (SELECT FROM hrflow_embed_activity WHERE waiting_for = 'lock')})
+	  or die;
+	$node->write_key($new_key);
+	$locker->query('ROLLBACK;');
+	my $printed = $store->finish_call($call);
+	is( $store->profiles('profile_id, account', q{profile_id <> 'nurse-0'}),
+		"nurse-1|$account\nnurse-2|$new_account",
+		"each vector has the key it was fetched with if the key of $what is rotated during a run");
+	is(scalar(() = $both_api->get('/log') =~ /profile_id=nurse/g),
+		2, "no profile is requested twice if the key of $what is rotated during a run");
+	like(
+		$printed,
+		qr/WARNING: .* has vectors that were fetched with another API key/,
+		"a run warns if the key of $what is rotated meanwhile");
+	$node->write_key($Hrflow::StandIn::KEY);
+}
+$locker->finish;
 
 #
 # Another model
