@@ -130,7 +130,7 @@ typedef struct HrflowProfileRow
 	bool		has_due_at;
 	int			attempts;
 	int			http_status;	/* 0: none */
-	char	   *error;			/* error message, or NULL */
+	const char *error;			/* error message, or NULL */
 	TimestampTz failed_at;		/* see set_failed_at() */
 	bool		has_failed_at;
 	bool		is_refreshed;	/* set refreshed_at to the current time? */

@@ -52,8 +52,15 @@ static const int64 missing_waits[] = {
  */
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
-/* Maximum delay before a profile of an unknown source is requested again. */
-#define MAX_SOURCE_POSTPONEMENT USECS_PER_DAY
+/*
+ * Maximum delay before a profile is requested again whose source is unknown,
+ * or whose vectors could not be put aside.
+ */
+#define MAX_LONG_POSTPONEMENT USECS_PER_DAY
+
+/* Error message of a profile for which "is_undecided" is set. */
+#define UNDECIDED_ERROR \
+	"Lost vectors were not put aside, because another session held a lock"
 
 static const char *const state_names[] = {
 	[HRFLOW_STATE_DUE] = "due",
@@ -101,11 +108,12 @@ get_status(const HrflowProfile *profile)
 /*
  * Return the error message of a profile, or NULL.
  */
-static char *
+static const char *
 get_error(const HrflowProfile *profile)
 {
 	return profile->write_error != NULL ? profile->write_error :
-		profile->error != NULL ? profile->error : profile->lost;
+		profile->error != NULL ? profile->error :
+		profile->is_undecided ? UNDECIDED_ERROR : profile->lost;
 }
 
 /*
@@ -270,21 +278,28 @@ has_old_error(const HrflowProfile *profile)
  * not specific to the profile.  The wait is a minute if the error is new.
  * Otherwise, it is as long as the profile has had the error, but at least a
  * minute, and at most an hour, or a day if the API does not know the profile's
- * source.  Thus the next run begins with other profiles.  An error counts as
- * new if requests for the profile were not completed, or if "failed_at" is not
- * known.  A random jitter shortens the wait by up to a tenth.
+ * source or if lost vectors could not be put aside.  Thus the next run begins
+ * with other profiles.  An error counts as new if requests for the profile
+ * were not completed, or if "failed_at" is not known.  However, a request is
+ * paid for each time that lost vectors are not put aside, so in that case we
+ * assume that the profile has had the error for an hour.  A random jitter
+ * shortens the wait by up to a tenth.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		longest = get_status(profile) == HRFLOW_INVALID_SOURCE ?
-	MAX_SOURCE_POSTPONEMENT : MAX_POSTPONEMENT;
+	int64		longest = get_status(profile) == HRFLOW_INVALID_SOURCE ||
+	profile->is_undecided ? MAX_LONG_POSTPONEMENT : MAX_POSTPONEMENT;
 	int64		wait = MIN_POSTPONEMENT;
 
-	if (!profile->unasked && profile->row.has_failed_at &&
-		has_old_error(profile))
-		wait = Min(Max(now - profile->row.failed_at, wait), longest);
+	if (!profile->unasked && has_old_error(profile))
+	{
+		if (profile->row.has_failed_at)
+			wait = Min(Max(now - profile->row.failed_at, wait), longest);
+		else if (profile->is_undecided)
+			wait = MAX_POSTPONEMENT;
+	}
 	return now + wait * (1 - 0.1 * pg_prng_double(&pg_global_prng_state));
 }
 
@@ -342,7 +357,7 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
  * successfully: usually after max_age.  If more than half of a section was put
  * aside because the API no longer has it, which may be a mistake, the wait is
  * at most a day.  If another session prevented the decision whether to put
- * vectors aside, the wait is at most a minute.
+ * vectors aside, the profile is postponed like one that has failed.
  */
 static TimestampTz
 ok_until(HrflowRun *run, const HrflowProfile *profile)
@@ -351,7 +366,7 @@ ok_until(HrflowRun *run, const HrflowProfile *profile)
 	TimestampTz due = hrflow_state_due_after(run->max_age);
 
 	if (profile->is_undecided)
-		return Min(due, GetCurrentTimestamp() + MIN_POSTPONEMENT);
+		return Min(due, postponed_until(profile));
 	return profile->lost == NULL || profile->is_kept ? due :
 		Min(due, hrflow_state_due_after(&day));
 }
@@ -372,6 +387,8 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 		profile->tally = HRFLOW_TALLY_OK;
 		row->state = profile->is_empty ? HRFLOW_STATE_EMPTY : HRFLOW_STATE_OK;
 		row->due_at = ok_until(run, profile);
+		if (profile->is_undecided)
+			set_failed_at(profile, row->state, false);
 		row->attempts = 0;
 		row->is_refreshed = true;
 	}

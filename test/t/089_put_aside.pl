@@ -724,11 +724,33 @@ foreach my $n (10, 1)
 			q{profile_id = 'nurse-84'}),
 		'ok|t',
 		"a profile that has lost $n vectors is due soon if they could not be put aside");
+
+	# As long as nothing can be decided, the profile is requested less and less often
+	foreach my $hours (0, 3, 48)
+	{
+		my $wait = $hours < 24 ? $hours : 24;
+
+		$mall->age("$hours hours", q{profile_id = 'nurse-84'});
+		$mall->hasten(q{profile_id = 'nurse-84'});
+		$api->reset;
+		$mall->call($items);
+		is( $mall->asked->{'nurse-84'} . ' ' . $mall->profiles(
+				qq{state, last_error, (due_at - now()) BETWEEN interval '$wait hours' * 0.8 AND
+					interval '$wait hours' + interval '2 minutes'}, q{profile_id = 'nurse-84'}),
+			'1 ok|Lost vectors were not put aside, because another session held a lock|t',
+			"a profile that has waited $hours hours to lose $n vectors waits $wait more");
+	}
+	is(elements(q{profile_id = 'nurse-84' AND item >= 10}),
+		"$n 0", "a profile that waits for a decision about $n vectors keeps them");
 	$keeper->ask('COMMIT;');
 	$mall->hasten(q{profile_id = 'nurse-84'});
 	$printed = $mall->call($items);
 	is(elements(q{profile_id = 'nurse-84' AND item >= 10}),
 		"0 $n", "the next run puts $n vectors aside");
+	like(
+		$mall->profiles('last_error', q{profile_id = 'nurse-84'}),
+		$n == 1 ? qr/^$/ : qr/^HrFlow no longer has vectors of .*: experiences \(10 of 1\d\)$/,
+		"the error about $n vectors that could not be put aside ends with it");
 	is($mall->sql($waiting), 0, "the next run, which puts $n vectors aside, deletes expired ones");
 	$mall->sql(q{DELETE FROM mall.embedding_aside WHERE profile_id = 'nurse-84'});
 }
@@ -786,5 +808,25 @@ like(
 	'reconciling warns if the number of profiles that have lost vectors is not known');
 is($count_unwanted->(),
 	$unwanted, 'reconciling keeps a profile if the number of these profiles is not known');
+
+# Without the column failed_at, it is not known how long nothing could be decided
+$mall->sql(
+	q{ALTER TABLE mall.embedding_profile DROP COLUMN failed_at;
+	UPDATE mall.embedding_profile SET due_at = now() WHERE profile_id = 'nurse-80'});
+add_elements(10, 10, q{profile_id = 'nurse-80'});
+$keeper = Hrflow::Session->new($node);
+$keeper->ask('BEGIN; LOCK TABLE mall.embedding_aside IN SHARE MODE;');
+foreach my $minutes (1, 60)
+{
+	$mall->hasten(q{profile_id = 'nurse-80'});
+	$mall->call($items);
+	is( $mall->profiles(
+			qq{(due_at - now()) BETWEEN interval '$minutes minutes' * 0.8 AND
+				interval '$minutes minutes' * 1.1}, q{profile_id = 'nurse-80'}),
+		't',
+		"a profile that has lost a vector waits $minutes minutes without the column failed_at");
+}
+$keeper->ask('COMMIT;');
+$keeper->finish;
 
 done_testing();
