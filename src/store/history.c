@@ -149,6 +149,12 @@ hrflow_history_find(const HrflowStore *store)
  */
 
 /*
+ * The run of this session that is in progress and has a row, or NULL.  There
+ * is at most one, because hrflow_refresh() can only be called at top level.
+ */
+static const HrflowRun *own_run = NULL;
+
+/*
  * Set the lock tag of a run.  We use an advisory lock, because other
  * session-level locks are released when a transaction aborts.  The last field
  * of the tag differs from 1 and 2, which the SQL functions for advisory locks
@@ -163,14 +169,16 @@ set_run_tag(LOCKTAG *tag, Oid runs, int64 run)
 
 /*
  * Is a run still in progress whose row lacks "ended_at"?  On a standby, where
- * the lock cannot be seen, assume that it is.
+ * the lock cannot be seen, assume that it is.  A run of this session, whose
+ * status a trigger may request, does not conflict with our lock.
  */
 static bool
 is_running(Oid runs, int64 run)
 {
 	LOCKTAG		tag;
 
-	if (RecoveryInProgress())
+	if (RecoveryInProgress() ||
+		(own_run != NULL && own_run->runs == runs && own_run->number == run))
 		return true;
 	set_run_tag(&tag, runs, run);
 	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
@@ -264,6 +272,7 @@ hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
 	run->has_lock =
 		LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 	run->runs = entry.runs;
+	own_run = run;
 }
 
 /*
@@ -339,6 +348,7 @@ hrflow_history_unlock(HrflowRun *run)
 {
 	LOCKTAG		tag;
 
+	own_run = NULL;
 	if (!run->has_lock)
 		return;
 	set_run_tag(&tag, run->runs, run->number);

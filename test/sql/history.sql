@@ -100,6 +100,19 @@ SELECT run, stop_reason FROM talent.embedding_run;
 DROP TABLE talent.embedding_run;
 ALTER TABLE talent.run_kept RENAME TO embedding_run;
 
+-- A trigger sees that the run of its own session is in progress
+CREATE TABLE talent.seen (last_run_status text);
+CREATE FUNCTION talent.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+	INSERT INTO talent.seen SELECT last_run_status FROM public.hrflow_store_status('talent.embedding');
+	RETURN NULL; END $$;
+UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id ~ 'nurse';
+CREATE TRIGGER see AFTER UPDATE ON talent.embedding_profile FOR EACH STATEMENT EXECUTE FUNCTION talent.see();
+CALL hrflow_refresh('talent.embedding');
+SELECT DISTINCT last_run_status FROM talent.seen;
+SELECT last_run_status FROM hrflow_store_status('talent.embedding');
+DROP FUNCTION talent.see CASCADE;
+DROP TABLE talent.seen;
+
 -- The history is renamed separately, and dropped with the store.  Without it, runs
 -- are not recorded.
 ALTER TABLE talent.embedding RENAME TO renamed;
