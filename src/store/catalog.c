@@ -232,9 +232,22 @@ hrflow_catalog_triggers_of(Oid function, const char *store)
 }
 
 /*
+ * Throw 42883 for a function of this extension that no longer exists: the
+ * extension may be dropped while one of its functions waits for a lock.
+ */
+HRFLOW_NORETURN static void
+refuse_dropped(Oid function)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION),
+			 errmsg("function with OID %u does not exist", function),
+			 errdetail("The extension \"%s\" has been dropped.",
+					   "hrflow_embed")));
+}
+
+/*
  * Return the name of the schema of a function of this extension.  Throws 42883
- * if the function no longer exists: the extension may be dropped while one of
- * its functions waits for a lock.
+ * if the function no longer exists.
  */
 char *
 hrflow_catalog_schema(Oid function)
@@ -242,12 +255,23 @@ hrflow_catalog_schema(Oid function)
 	char	   *schema = get_namespace_name(get_func_namespace(function));
 
 	if (schema == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("function with OID %u does not exist", function),
-				 errdetail("The extension \"%s\" has been dropped.",
-						   "hrflow_embed")));
+		refuse_dropped(function);
 	return schema;
+}
+
+/*
+ * Return the quoted and qualified name of a function of this extension.  Throws
+ * 42883 if the function no longer exists.
+ */
+char *
+hrflow_catalog_qualified_name(Oid function)
+{
+	char	   *schema = hrflow_catalog_schema(function);
+	char	   *name = get_func_name(function);
+
+	if (name == NULL)
+		refuse_dropped(function);
+	return quote_qualified_identifier(schema, name);
 }
 
 /*

@@ -194,35 +194,23 @@ may_feed(const HrflowStore *store, Oid table)
 }
 
 /*
- * Return the owner of a table, or InvalidOid if the table no longer exists.
- */
-static Oid
-get_owner(Oid table)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	Oid			owner = InvalidOid;
-
-	if (HeapTupleIsValid(tuple))
-	{
-		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-		ReleaseSysCache(tuple);
-	}
-	return owner;
-}
-
-/*
  * Check that a table, if it exists, has the store's owner.  Throws 42501.
  */
 void
 hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
 {
-	Oid			owner = get_owner(table);
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
+	Form_pg_class form;
 
-	if (OidIsValid(owner) && owner != store->owner)
+	if (!HeapTupleIsValid(tuple))
+		return;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	if (form->relowner != store->owner)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("table \"%s\" and store %s do not have the same owner",
-						get_rel_name(table), store->vectors_name)));
+						NameStr(form->relname), store->vectors_name)));
+	ReleaseSysCache(tuple);
 }
 
 /*
@@ -650,7 +638,7 @@ bool
 hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 {
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	Oid			lost = InvalidOid;
+	char	   *lost = NULL;
 	ListCell   *cell;
 
 	foreach(cell, hrflow_catalog_dependencies(RelationRelationId,
@@ -663,18 +651,20 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 		if (!HeapTupleIsValid(tuple))
 			continue;
 		form = (Form_pg_trigger) GETSTRUCT(tuple);
-		if (form->tgfoid == function &&
+
+		/* A table that has been dropped in the meantime has no name. */
+		if (form->tgfoid == function && lost == NULL &&
 			form->tgrelid != RelationGetRelid(store->vectors) &&
 			!may_feed(store, form->tgrelid))
-			lost = form->tgrelid;
+			lost = get_rel_name(form->tgrelid);
 	}
 	table_close(triggers, AccessShareLock);
-	if (OidIsValid(lost))
+	if (lost != NULL)
 		ereport(WARNING,
 				(errmsg("not erasing profiles from store %s: the owner of tracked table \"%s\" has changed",
-						store->vectors_name, get_rel_name(lost)),
+						store->vectors_name, lost),
 				 errhint("Change the owner of the table to the owner of the store, or drop the triggers by which the table feeds the store.")));
-	return !OidIsValid(lost);
+	return lost == NULL;
 }
 
 /*

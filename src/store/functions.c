@@ -320,7 +320,7 @@ hrflow_create_store(PG_FUNCTION_ARGS)
 		text_to_cstring(PG_GETARG_TEXT_PP(2));
 	content = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	table = makeRangeVarFromNameList(textToQualifiedNameList(PG_GETARG_TEXT_PP(0)));
-	namespace = RangeVarGetCreationNamespace(table);
+	namespace = RangeVarGetAndCheckCreationNamespace(table, NoLock, NULL);
 	schema = get_namespace_name(namespace);
 	store.vectors_name = quote_qualified_identifier(schema, table->relname);
 	store.profiles_name =

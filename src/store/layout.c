@@ -49,6 +49,8 @@ hrflow_layout_find(Oid type, HrflowLayout *layout)
 		return false;
 	name = format_type_extended(type, -1, FORMAT_TYPE_FORCE_QUALIFY);
 	name = strrchr(name, '.');
+	if (name == NULL)
+		return false;			/* the schema has been dropped concurrently */
 	*layout = strcmp(name, ".halfvec") == 0 ? HRFLOW_LAYOUT_HALFVEC :
 		HRFLOW_LAYOUT_VECTOR;
 	return strcmp(name, ".vector") == 0 || strcmp(name, ".halfvec") == 0;

@@ -237,16 +237,6 @@ update_condition(Relation table, char *const *columns, int ncolumns)
 }
 
 /*
- * Return the quoted and qualified name of a function.
- */
-static char *
-function_name(Oid function)
-{
-	return quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
-									  get_func_name(function));
-}
-
-/*
  * Grant EXECUTE on the trigger function to the store's owner, acting as the
  * owner of the function.  PUBLIC does not have this privilege, because a
  * trigger that calls the function makes its table a candidate for feeding any
@@ -258,6 +248,7 @@ static void
 grant_function(const HrflowStore *store, Oid function)
 {
 	Datum		execute = CStringGetTextDatum("EXECUTE");
+	char	   *name = hrflow_catalog_qualified_name(function);
 	HeapTuple	tuple;
 	Oid			grantor;
 	Oid			user;
@@ -272,6 +263,7 @@ grant_function(const HrflowStore *store, Oid function)
 	/* Without a lock, one of two concurrent GRANTs could fail. */
 	LockDatabaseObject(ProcedureRelationId, function, 0,
 					   ShareUpdateExclusiveLock);
+	name = hrflow_catalog_qualified_name(function);
 	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", function);
@@ -280,8 +272,7 @@ grant_function(const HrflowStore *store, Oid function)
 
 	GetUserIdAndSecContext(&user, &context);
 	SetUserIdAndSecContext(grantor, context | SECURITY_LOCAL_USERID_CHANGE);
-	hrflow_store_execute(hrflow_store_sql(store, grant_sql,
-										  function_name(function),
+	hrflow_store_execute(hrflow_store_sql(store, grant_sql, name,
 										  GetUserNameFromId(store->owner,
 															false)),
 						 NULL);
@@ -352,7 +343,8 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 	check_trigger_name(store, table, function, name);
 	hrflow_store_execute(hrflow_store_sql(store, create_trigger_sql, name,
 										  when, event, RelationGetRelid(table),
-										  clauses, function_name(function),
+										  clauses,
+										  hrflow_catalog_qualified_name(function),
 										  args[HRFLOW_TRIGGER_STORE],
 										  args[HRFLOW_TRIGGER_PROFILE_COLUMN],
 										  args[HRFLOW_TRIGGER_SOURCE_ID],
