@@ -23,6 +23,7 @@
 #include "miscadmin.h"
 #include "store/refresh.h"
 #include "utils/array.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -73,6 +74,23 @@ typedef bool (*UntrackWork) (Untracking *untracking, const HrflowStore *store);
  */
 
 /*
+ * Report that a table does not feed a store, so that nothing is put aside,
+ * unless the table no longer exists.  If a user has dropped the triggers,
+ * profiles that no table wants may still be tracked.
+ */
+static void
+report_no_feeder(const HrflowStore *store, Oid table)
+{
+	char	   *name = get_rel_name(table);
+
+	if (name != NULL)
+		ereport(NOTICE,
+				(errmsg("table \"%s\" does not feed store %s", name,
+						store->vectors_name),
+				 errhint("If its triggers were dropped, call hrflow_track_table() for the table, and then untrack it again.")));
+}
+
+/*
  * Stop a table from feeding a store.  Returns whether the table has fed the
  * store.
  */
@@ -102,6 +120,8 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 		CommandCounterIncrement();
 		n = hrflow_aside_put_unwanted(&store, function, false);
 	}
+	else
+		report_no_feeder(&store, PG_GETARG_OID(1));
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);
@@ -254,12 +274,28 @@ hrflow_untrack_batches(PG_FUNCTION_ARGS)
 }
 
 /*
+ * UntrackWork callback: put aside the next batch of unwanted profiles.
+ */
+static bool
+put_aside_batch(Untracking *untracking, const HrflowStore *store)
+{
+	return !untracking->aside.is_refused &&
+		hrflow_aside_put_batch(store, untracking->function,
+							   &untracking->aside);
+}
+
+/*
  * UntrackWork callback: drop all but one of the table's triggers, and disable
  * the remaining trigger, which is dropped after the last batch.  If the
  * procedure is interrupted, the remaining trigger shows the next call that the
  * table was being untracked.  A table without any trigger may never have fed
  * the store, for example if its name was misspelled, so nothing is put aside
  * for it.  Returns whether there was any trigger.
+ *
+ * Only a trigger on DELETE or TRUNCATE can remain: as long as there is a
+ * trigger on INSERT, the table wants its profiles, and the trigger on UPDATE
+ * depends on columns.  If a user has dropped both, all profiles are put aside
+ * in this transaction, so that an interruption restores the other triggers.
  *
  * This locks the table against readers until the transaction is committed.
  */
@@ -275,9 +311,6 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 	feeders = hrflow_feeder_find(store, untracking->function,
 								 untracking->table, AccessExclusiveLock);
 
-	/*
-	 * Keep a trigger on DELETE or TRUNCATE, which does not depend on columns.
-	 */
 	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);
@@ -298,17 +331,15 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 												  feeder->trigger_name),
 								 NULL);
 	}
+	if (feeders == NIL)
+		report_no_feeder(store, untracking->table);
+	else if (kept == NULL)
+	{
+		CommandCounterIncrement();
+		while (put_aside_batch(untracking, store))
+			;
+	}
 	return feeders != NIL;
-}
-
-/*
- * UntrackWork callback: put aside the next batch of unwanted profiles.
- */
-static bool
-put_aside_batch(Untracking *untracking, const HrflowStore *store)
-{
-	return hrflow_aside_put_batch(store, untracking->function,
-								  &untracking->aside);
 }
 
 /*

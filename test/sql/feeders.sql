@@ -75,7 +75,11 @@ SELECT profile_id, state FROM talent.embedding_profile ORDER BY 1;
 SELECT profile_id, reason FROM talent.embedding_aside ORDER BY 1;
 SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass;
 -- Nothing is put aside if the table is no longer tracked
+SET client_min_messages = notice;
 CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');
+SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
+SELECT hrflow_untrack_table('talent.embedding', 0);
+SET client_min_messages = warning;
 
 CALL hrflow_untrack_batches('talent.embedding', 'acme', NULL); -- error
 CALL hrflow_untrack_batches('talent.embedding', '', '{many-5}'); -- error

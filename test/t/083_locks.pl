@@ -234,6 +234,42 @@ is( sql(q{SELECT count(*), count(DISTINCT reason) FROM embedding_aside WHERE pro
 is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'batched'::regclass}),
 	0, 'hrflow_untrack_table_batches() drops all triggers');
 
+# Triggers were dropped by hand.  A trigger on UPDATE or INSERT cannot show that the table
+# was being untracked, so everything is in one transaction.
+my @events = qw(delete truncate update);
+foreach my $n (2, 3)
+{
+	my @dropped = @events[ 0 .. $n - 1 ];
+
+	sql(q{SET client_min_messages = error; DELETE FROM embedding_aside;
+		SELECT hrflow_track_table('embedding', 'batched', 'id', 'acme', refresh_columns => '{cv}');
+		INSERT INTO embedding SELECT 'acme', id, 'profile', 0, '{1}' FROM batched
+			ON CONFLICT DO NOTHING;});
+	foreach my $event (@dropped)
+	{
+		my $name = sql(
+			"SELECT tgname FROM pg_trigger WHERE tgrelid = 'batched'::regclass AND tgname ~ '$event'"
+		);
+		sql("DROP TRIGGER $name ON batched");
+	}
+	$writer->ask($lock);
+	$reconciler->send(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);});
+	waits($reconciler);
+	$node->safe_psql('postgres', "SELECT pg_cancel_backend($reconciler->{pid})");
+	$reconciler->wait_for(qr/57014/);
+	$writer->ask('COMMIT;');
+	is( sql($enabled),
+		'O' x (4 - $n),
+		"a canceled call leaves the triggers of a table without triggers on @dropped");
+	like(
+		$reconciler->ask(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);}),
+		qr/WARNING:.*the vectors of 7 profiles .*INFO:.*: 7 profiles are no longer tracked/s,
+		"all profiles of a table without triggers on @dropped are untracked");
+	is(sql($some), '', "no profile of a table without triggers on @dropped stays tracked");
+	is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'batched'::regclass}),
+		0, "no trigger remains on a table without triggers on @dropped");
+}
+
 # A table that feeds no store, or no longer does, puts nothing aside, even if no
 # table wants any profile
 sql(q{CREATE TABLE nothing (id text);
@@ -246,7 +282,8 @@ foreach my $table (qw(nothing batched))
 {
 	like(
 		$reconciler->ask("CALL hrflow_untrack_table_batches('embedding', '$table');"),
-		qr/\A(?!.*WARNING).*INFO:.*: 0 profiles are no longer tracked/s,
+		qr/\A(?!.*WARNING).*NOTICE:.*table\ "$table"\ does\ not\ feed\ store\ public\.embedding\n
+			HINT:.*INFO:.*:\ 0\ profiles\ are\ no\ longer\ tracked/sx,
 		"hrflow_untrack_table_batches() puts nothing aside for table $table, which feeds no store");
 }
 sql(q{INSERT INTO candidate SELECT * FROM kept; ALTER TABLE candidate ENABLE TRIGGER USER;});
