@@ -48,7 +48,7 @@ static const char *const create_aside_sql[] = {
 	" reason text NOT NULL,"
 	" due_at timestamptz,"
 	" put_aside_at timestamptz NOT NULL DEFAULT now(),"
-	" delete_at timestamptz NOT NULL DEFAULT now() + interval '1 day',"
+	" delete_at timestamptz NOT NULL DEFAULT now() + interval '3 days',"
 	" PRIMARY KEY (source_id, %I, section, item))",
 	"ALTER TABLE %s ALTER COLUMN vector SET STORAGE EXTERNAL",
 	"CREATE INDEX ON %s (delete_at)",
@@ -527,7 +527,6 @@ hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limite
 		!put_locked(store, function, is_limited, &keys, counts))
 		return 0;
 	warn_of_unwanted(store, counts[1], counts[2]);
-	(void) hrflow_expire_batch(store);
 	return counts[0] + counts[1];
 }
 
@@ -649,16 +648,25 @@ restore_wanted(void *arg)
  * does not accept their vectors, for example because another model made them,
  * all of these profiles become due instead.  If the store has contents, the
  * restored profiles are due as well.  Profiles without vectors in
- * NAME_aside become due in any case.
+ * NAME_aside become due in any case.  Does nothing if a table that feeds the
+ * store cannot be queried.
+ *
+ * Call this before hrflow_expire_batch(), which erases unwanted profiles
+ * without looking for rows that refer to them.
  */
 void
 hrflow_aside_restore_wanted(const HrflowStore *store, Oid function)
 {
-	const char *condition =
-	hrflow_store_sql(store, wanted_sql,
-					 hrflow_feeder_unwanted(store, function));
-	Wanted		wanted = {.store = store, .condition = condition};
-	ErrorData  *error = hrflow_store_try(restore_wanted, &wanted);
+	const char *condition;
+	Wanted		wanted = {.store = store};
+	ErrorData  *error;
+
+	if (!hrflow_feeder_can_ask_all(store, function))
+		return;
+	condition = hrflow_store_sql(store, wanted_sql,
+								 hrflow_feeder_unwanted(store, function));
+	wanted.condition = condition;
+	error = hrflow_store_try(restore_wanted, &wanted);
 
 	/* Safe to rethrow: any handler must have its own subtransaction. */
 	if (error != NULL && hrflow_write_is_of_server(error->sqlerrcode))

@@ -3,8 +3,8 @@
  * expire.c
  *		Erases vectors that were put aside, when they expire.
  *
- * Very many vectors may expire at the same time, for example a day after a
- * table was untracked, so they are erased in batches.  A run erases a batch
+ * Very many vectors may expire at the same time, for example three days after
+ * a table was untracked, so they are erased in batches.  A run erases a batch
  * after each write of replies while it fetches profiles, and further batches
  * at its end, each batch in a transaction of its own.  So a time limit undoes
  * at most one batch, and no write of replies.  An SQL function runs in a

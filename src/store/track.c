@@ -613,18 +613,6 @@ put_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Restore unwanted profiles to which a table refers again, if all tables that
- * feed the store can be queried, and erase a batch of expired vectors.
- */
-static void
-tidy_aside(const HrflowStore *store, Oid function)
-{
-	if (hrflow_feeder_can_ask_all(store, function))
-		hrflow_aside_restore_wanted(store, function);
-	(void) hrflow_expire_batch(store);
-}
-
-/*
  * Do the existing triggers of a table name other content columns, or another
  * item type, than this call?
  */
@@ -783,7 +771,8 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 		n = reconcile(&store, table, function, args);
 	else
 		n = track(&store, table, function, args, condition, columns, content);
-	tidy_aside(&store, function);
+	hrflow_aside_restore_wanted(&store, function);
+	(void) hrflow_expire_batch(&store);
 
 	relation_close(table, NoLock);
 	hrflow_store_close(&store);

@@ -119,6 +119,8 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 	{
 		CommandCounterIncrement();
 		n = hrflow_aside_put_unwanted(&store, function, false);
+		hrflow_aside_restore_wanted(&store, function);
+		(void) hrflow_expire_batch(&store);
 	}
 	else
 		report_no_feeder(&store, PG_GETARG_OID(1));
@@ -343,6 +345,16 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 }
 
 /*
+ * UntrackWork callback: restore profiles to which another table refers again.
+ */
+static bool
+restore_wanted_again(Untracking *untracking, const HrflowStore *store)
+{
+	hrflow_aside_restore_wanted(store, untracking->function);
+	return false;
+}
+
+/*
  * UntrackWork callback: erase a batch of expired vectors.
  */
 static bool
@@ -390,6 +402,7 @@ hrflow_untrack_table_batches(PG_FUNCTION_ARGS)
 			;
 		(void) do_batch(untracking, end_put_aside);
 	}
+	(void) do_batch(untracking, restore_wanted_again);
 	while (do_batch(untracking, erase_expired_batch))
 		;
 	report_untracked(untracking);

@@ -71,7 +71,7 @@ like(
 is(vectors("profile_id = 'missing-welder-1'"),
 	'0 1', 'the vectors of a profile that is gone are put aside');
 is($store->sql(q{SELECT reason, delete_at - put_aside_at FROM shop.embedding_aside}),
-	'gone|1 day', 'vectors that are put aside are kept for a day by default');
+	'gone|3 days', 'vectors that are put aside are kept for three days by default');
 is($store->sql(q{SELECT gone, put_aside FROM hrflow_store_status('shop.embedding')}),
 	'1|1', 'hrflow_store_status() counts profiles whose vectors are put aside');
 is($store->sql('SELECT count(*) FROM shop.embedding_erased WHERE reason = $$gone$$'),
@@ -127,7 +127,7 @@ is( $store->sql(
 	1,
 	'vectors that are deleted without a grace period are recorded');
 $store->sql(
-	q{ALTER TABLE shop.embedding_aside ALTER COLUMN delete_at SET DEFAULT now() + interval '1 day'}
+	q{ALTER TABLE shop.embedding_aside ALTER COLUMN delete_at SET DEFAULT now() + interval '3 days'}
 );
 
 # Another session has locked the table
