@@ -420,6 +420,10 @@ extern bool hrflow_aside_lock(const HrflowStore *store, bool wait,
 							  Oid *table);
 extern const char *hrflow_aside_put_sql(const HrflowStore *store,
 										const char *reason);
+extern bool hrflow_aside_lock_keys(const HrflowStore *store,
+								   const char *condition, const char *how,
+								   const HrflowParameters *parameters,
+								   HrflowParameters *keys);
 extern uint64 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function,
 										bool is_limited);
 extern bool hrflow_aside_put_batch(const HrflowStore *store, Oid function,
@@ -427,8 +431,9 @@ extern bool hrflow_aside_put_batch(const HrflowStore *store, Oid function,
 extern uint64 hrflow_aside_put_end(const HrflowStore *store,
 								   const HrflowAsideBatch *batch);
 extern int64 hrflow_aside_count(const HrflowStore *store);
-extern void hrflow_aside_restore_wanted(const HrflowStore *store,
-										Oid function);
+
+/* in restore.c */
+extern void hrflow_restore_wanted(const HrflowStore *store, Oid function);
 
 /* in expire.c */
 extern bool hrflow_expire_batch(const HrflowStore *store);

@@ -771,7 +771,7 @@ hrflow_track_table(PG_FUNCTION_ARGS)
 		n = reconcile(&store, table, function, args);
 	else
 		n = track(&store, table, function, args, condition, columns, content);
-	hrflow_aside_restore_wanted(&store, function);
+	hrflow_restore_wanted(&store, function);
 	(void) hrflow_expire_batch(&store);
 
 	relation_close(table, NoLock);

@@ -119,7 +119,7 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 	{
 		CommandCounterIncrement();
 		n = hrflow_aside_put_unwanted(&store, function, false);
-		hrflow_aside_restore_wanted(&store, function);
+		hrflow_restore_wanted(&store, function);
 		(void) hrflow_expire_batch(&store);
 	}
 	else
@@ -350,7 +350,7 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 static bool
 restore_wanted_again(Untracking *untracking, const HrflowStore *store)
 {
-	hrflow_aside_restore_wanted(store, untracking->function);
+	hrflow_restore_wanted(store, untracking->function);
 	return false;
 }
 
