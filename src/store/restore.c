@@ -10,6 +10,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "store/refresh.h"
+#include "utils/array.h"
 
 PG_FUNCTION_INFO_V1(hrflow_restore);
 
@@ -95,35 +96,61 @@ static const char make_due_sql[] =
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
 /*
- * Restore the profiles that meet a condition and have vectors in NAME_aside,
- * and return their number.  "reasons" is an additional condition on these
- * vectors: of_unwanted_sql, or an empty string.  "due" is due_as_before_sql or
- * due_now_sql.  See hrflow_aside_lock_keys() for the other arguments.
+ * If the store does not accept the vectors of any of this many profiles, do not
+ * try to restore others, because each attempt takes about a millisecond.
  */
-static uint64
-restore(const HrflowStore *store, const char *condition, const char *reasons,
-		const char *due, const char *how, const HrflowParameters *parameters)
+#define MAX_REFUSED 1000
+
+/*
+ * Lock the profiles that meet a condition and have vectors in NAME_aside, and
+ * add their keys to the parameters "keys".  "reasons" is an additional
+ * condition on these vectors: of_unwanted_sql, or an empty string.  See
+ * hrflow_aside_lock_keys() for the other arguments.  Returns NAME_aside, or
+ * InvalidOid if no profile was locked.
+ */
+static Oid
+lock_restorable(const HrflowStore *store, const char *condition,
+				const char *reasons, const char *how,
+				const HrflowParameters *parameters, HrflowParameters *keys)
 {
 	Oid			table = hrflow_aside_find(store);
-	HrflowParameters keys = {0};
 
-	if (!OidIsValid(table) ||
-		!hrflow_aside_lock_keys(store,
-								hrflow_store_sql(store, has_aside_sql, table,
-												 condition, reasons),
-								how, parameters, &keys))
-		return 0;
+	if (!OidIsValid(table))
+		return InvalidOid;
+	condition = hrflow_store_sql(store, has_aside_sql, table, condition,
+								 reasons);
+	return hrflow_aside_lock_keys(store, condition, how, parameters, keys) ?
+		table : InvalidOid;
+}
+
+/*
+ * Restore the profiles with the given keys, which lock_restorable() has locked,
+ * and return their number.  "table" is NAME_aside, and "due" is
+ * due_as_before_sql or due_now_sql.
+ */
+static uint64
+restore(const HrflowStore *store, Oid table, const char *reasons,
+		const char *due, const HrflowParameters *keys)
+{
 	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table, reasons,
 										  due),
-						 &keys);
+						 keys);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
-/* Arguments of restore_wanted(). */
+/*
+ * Restoration of profiles that a table wants again.
+ */
 typedef struct Wanted
 {
 	const HrflowStore *store;
-	const char *condition;
+	Oid			table;			/* NAME_aside */
+	Datum	   *keys[2];		/* their sources, and their identifiers */
+	HrflowParameters range;		/* the keys to be restored next */
+	int64		nrestored;
+	int64		nrefused;		/* number of profiles whose vectors the store
+								 * does not accept */
+	ErrorData  *error;			/* the first error, or NULL */
 } Wanted;
 
 static void
@@ -131,19 +158,65 @@ restore_wanted(void *arg)
 {
 	const Wanted *wanted = arg;
 
-	(void) restore(wanted->store, wanted->condition, of_unwanted_sql,
+	(void) restore(wanted->store, wanted->table, of_unwanted_sql,
 				   wanted->store->has_content ? due_now_sql :
-				   due_as_before_sql, restore_free_sql, NULL);
+				   due_as_before_sql, &wanted->range);
+}
+
+/*
+ * Restore "n" profiles from the given position.  If the store does not accept
+ * all of their vectors, restore each half of these profiles separately, so that
+ * only the profiles that cause errors are refused.  If the store has accepted
+ * nothing so far, stop after MAX_REFUSED profiles, and refuse the others too.
+ */
+static void
+restore_range(Wanted *wanted, int first, int n)
+{
+	ErrorData  *error;
+
+	CHECK_FOR_INTERRUPTS();
+	if (wanted->nrestored == 0 && wanted->nrefused >= MAX_REFUSED)
+	{
+		wanted->nrefused += n;
+		return;
+	}
+	wanted->range.n = 0;
+	for (int i = 0; i < lengthof(wanted->keys); i++)
+		hrflow_store_add(&wanted->range, TEXTARRAYOID,
+						 PointerGetDatum(construct_array(wanted->keys[i] + first,
+														 n, TEXTOID, -1, false,
+														 TYPALIGN_INT)));
+	error = hrflow_store_try(restore_wanted, wanted);
+	if (error == NULL)
+	{
+		wanted->nrestored += n;
+		return;
+	}
+
+	/* Safe to rethrow: any handler must have its own subtransaction. */
+	if (hrflow_write_is_of_server(error->sqlerrcode))
+		ReThrowError(error);
+	if (wanted->error == NULL)
+		wanted->error = error;
+	else
+		FreeErrorData(error);
+	if (n == 1)
+		wanted->nrefused++;
+	else
+	{
+		restore_range(wanted, first, n / 2);
+		restore_range(wanted, first + n / 2, n - n / 2);
+	}
 }
 
 /*
  * Restore the profiles that have the state "unwanted" although a table refers
- * to them again, except those that another session has locked.  If the store
- * does not accept their vectors, for example because another model made them,
- * all of these profiles become due instead.  If the store has contents, the
- * restored profiles are due as well.  Profiles without vectors in
- * NAME_aside become due in any case.  Does nothing if a table that feeds the
- * store cannot be queried.
+ * to them again, except those that another session has locked.  Profiles whose
+ * vectors the store does not accept, for example because another model made
+ * them, become due instead, after a WARNING.  If the store has contents, the
+ * restored profiles are due as well.  Profiles without vectors in NAME_aside
+ * become due in any case.  Does nothing if a table that feeds the store cannot
+ * be queried.
  *
  * Call this before hrflow_expire_batch(), which erases unwanted profiles
  * without looking for rows that refer to them.
@@ -152,19 +225,32 @@ void
 hrflow_restore_wanted(const HrflowStore *store, Oid function)
 {
 	const char *condition;
+	HrflowParameters keys = {0};
 	Wanted		wanted = {.store = store};
-	ErrorData  *error;
 
 	if (!hrflow_feeder_can_ask_all(store, function))
 		return;
 	condition = hrflow_store_sql(store, wanted_sql,
 								 hrflow_feeder_unwanted(store, function));
-	wanted.condition = condition;
-	error = hrflow_store_try(restore_wanted, &wanted);
+	wanted.table = lock_restorable(store, condition, of_unwanted_sql,
+								   restore_free_sql, NULL, &keys);
+	if (OidIsValid(wanted.table))
+	{
+		int			n = 0;
 
-	/* Safe to rethrow: any handler must have its own subtransaction. */
-	if (error != NULL && hrflow_write_is_of_server(error->sqlerrcode))
-		ReThrowError(error);
+		for (int i = 0; i < keys.n; i++)
+			deconstruct_array(DatumGetArrayTypeP(keys.values[i]), TEXTOID, -1,
+							  false, TYPALIGN_INT, &wanted.keys[i], NULL, &n);
+		restore_range(&wanted, 0, n);
+	}
+	if (wanted.error != NULL)
+		ereport(WARNING,
+				(errmsg_plural("could not restore the vectors of " INT64_FORMAT " profile of store %s",
+							   "could not restore the vectors of " INT64_FORMAT " profiles of store %s",
+							   wanted.nrefused, wanted.nrefused,
+							   store->vectors_name),
+				 errdetail_internal("%s", wanted.error->message),
+				 errhint("These profiles are due.  To restore their vectors nevertheless, call hrflow_restore() as soon as the store accepts them.")));
 	hrflow_store_execute(hrflow_store_sql(store, make_due_sql, condition),
 						 NULL);
 }
@@ -178,7 +264,9 @@ hrflow_restore(PG_FUNCTION_ARGS)
 {
 	HrflowStore store;
 	HrflowParameters parameters = {0};
-	uint64		n;
+	HrflowParameters keys = {0};
+	Oid			table;
+	uint64		n = 0;
 
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
@@ -191,8 +279,10 @@ hrflow_restore(PG_FUNCTION_ARGS)
 		parameters.nulls[i] = PG_ARGISNULL(i + 1) ? 'n' : ' ';
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_WRITE);
-	n = restore(&store, hrflow_store_sql(&store, chosen_sql), "",
-				due_as_before_sql, restore_all_sql, &parameters);
+	table = lock_restorable(&store, hrflow_store_sql(&store, chosen_sql), "",
+							restore_all_sql, &parameters, &keys);
+	if (OidIsValid(table))
+		n = restore(&store, table, "", due_as_before_sql, &keys);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

@@ -76,4 +76,60 @@ foreach my $case (
 	$store->call;
 }
 
+#
+# Vectors that the store does not accept
+#
+my $untrack = q{SELECT hrflow_untrack_table('shop.embedding', 'shop.candidate')};
+
+# Return the standard error of psql
+sub warnings_of
+{
+	my ($sql) = @_;
+	my (undef, undef, $err) = $node->psql('postgres', "SET ROLE keeper;\n$sql");
+	return $err;
+}
+
+$fresh = $store->profiles('profile_id, state, due_at, refreshed_at', q{profile_id <> 'nurse-5'});
+$store->sql(
+	"$untrack; ALTER TABLE shop.embedding ADD CONSTRAINT fits CHECK (profile_id <> 'nurse-5')");
+like(
+	warnings_of($track),
+	qr/WARNING:\ .*could\ not\ restore\ the\ vectors\ of\ 1\ profile\ of\ store\ shop\.embedding\n
+		DETAIL:.*"fits"\nHINT:.*hrflow_restore/x,
+	'reconciling warns about a profile whose vectors the store does not accept');
+is($store->states, 'due 1, ok 29', 'only a profile whose vectors are not accepted is due');
+is($store->profiles('profile_id, state, due_at, refreshed_at', q{profile_id <> 'nurse-5'}),
+	$fresh, 'the others are due when they were before');
+is(vectors('true'), '58 2', 'the others have their vectors again');
+is(warnings_of($track), '', 'reconciling again does not warn about that profile');
+$store->sql('ALTER TABLE shop.embedding DROP CONSTRAINT fits');
+is($store->sql(q{SELECT hrflow_restore('shop.embedding')}),
+	1, 'hrflow_restore() restores vectors as soon as the store accepts them');
+is(vectors('true'), '60 0', 'all profiles have their vectors again');
+$api->reset;
+$store->call;
+is_deeply($store->asked, { 'nurse-5' => 1 }, 'only the profile that was not restored is fetched');
+
+# A store that accepts nothing.  The sequence counts attempts, even if they are rolled back.
+$store->sql(
+	q{CREATE SEQUENCE shop.attempts;
+	CREATE FUNCTION shop.refuse() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN PERFORM nextval('shop.attempts'); RAISE 'another model'; END $$;
+	INSERT INTO shop.candidate (hrflow_id) SELECT 'cook-' || i FROM generate_series(1, 5000) i;
+	UPDATE shop.embedding_profile SET state = 'ok', due_at = now() + interval '1 day'
+		WHERE profile_id ~ 'cook';
+	INSERT INTO shop.embedding (source_id, profile_id, section, item, vector)
+		SELECT source_id, profile_id, 'profile', 0, '{1,0}' FROM shop.embedding_profile
+		WHERE profile_id ~ 'cook'});
+$store->sql(
+	"$untrack; CREATE TRIGGER refuse BEFORE INSERT ON shop.embedding FOR EACH ROW
+		EXECUTE FUNCTION shop.refuse()");
+like(
+	warnings_of($track),
+	qr/WARNING:\ .*could\ not\ restore\ the\ vectors\ of\ 5030\ profiles.*\nDETAIL:.*another\ model/x,
+	'reconciling warns if the store accepts no vectors');
+is($store->states, 'due 5030', 'all profiles are due if the store accepts no vectors');
+cmp_ok($store->sql('SELECT last_value FROM shop.attempts'),
+	'<', 2500, 'reconciling soon stops trying to restore profiles if the store accepts no vectors');
+
 done_testing();
