@@ -38,11 +38,13 @@
  */
 
 /*
- * Statement that locks profiles.  It returns only their number, so that SPI
- * does not store the rows.
+ * Statement that locks the profiles in HRFLOW_DELETED.  It returns only their
+ * number, so that SPI does not store the rows, and whether HRFLOW_DELETED has
+ * more rows than that.
  */
 static const char lock_sql[] =
-"SELECT count(*) FROM (SELECT FROM %P AS p WHERE %s"
+"SELECT count(*), count(*) < (SELECT count(*) FROM " HRFLOW_DELETED ")"
+" FROM (SELECT FROM %P AS p WHERE %s"
 " ORDER BY p.source_id, p.%I FOR UPDATE OF p) AS l";
 
 /* Statement that erases the profiles that satisfy a condition. */
@@ -78,7 +80,34 @@ static const char deleted_sql[] =
 "(p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 
 /* SQL template for the conjunction of two conditions. */
-static const char and_deleted_sql[] = "%s AND %s";
+static const char and_sql[] = "%s AND %s";
+
+/*
+ * Query for the keys in HRFLOW_DELETED that have vectors, but no row in the
+ * table of profiles, for example because a user has deleted that row.  Like a
+ * row of the table of profiles, "p" has a column "manual".
+ */
+static const char orphans_sql[] =
+"SELECT p.* FROM (SELECT DISTINCT d.s AS source_id, d.i AS %I, false AS manual"
+" FROM " HRFLOW_DELETED " AS d) AS p"
+" WHERE NOT EXISTS (SELECT FROM %P AS q"
+" WHERE q.source_id = p.source_id AND q.%I = p.%I)"
+" AND (EXISTS (SELECT FROM %V AS v"
+" WHERE v.source_id = p.source_id AND v.%I = p.%I)%s)";
+
+static const char or_aside_sql[] =
+" OR EXISTS (SELECT FROM %R AS a"
+" WHERE a.source_id = p.source_id AND a.%I = p.%I)";
+
+static const char has_orphans_sql[] = "SELECT EXISTS (%s)";
+
+/* Statement that erases the vectors whose keys a query returns. */
+static const char erase_orphans_sql[] =
+"WITH erased AS MATERIALIZED (%s),"
+" stored AS (DELETE FROM %V AS v USING erased AS e"
+" WHERE v.source_id = e.source_id AND v.%I = e.%I"
+" RETURNING v.source_id, v.%I)%s%s"
+" SELECT count(*) FROM erased";
 
 /*
  * Statements that lock and erase profiles, regardless of whether a table
@@ -203,26 +232,29 @@ static const char count_refreshed_sql[] =
 #define LIMIT_WAIT 10000
 
 /*
- * Lock the profiles that satisfy a condition.  Returns false if there are
- * none.  The caller must look up the tables that feed the store, and determine
- * whether they refer to the profiles, after this call, because a session that
- * had one of the rows locked may have tracked another table.
+ * Lock the profiles in HRFLOW_DELETED, and return their number.  Sets
+ * *has_more to whether there may be keys without a profile.  The caller must
+ * look up the tables that feed the store, and determine whether they refer to
+ * the profiles, after this call, because a session that had one of the rows
+ * locked may have tracked another table.
  */
-static bool
-lock_deleted(const HrflowStore *store, const char *condition)
+static int64
+lock_deleted(const HrflowStore *store, const char *condition, bool *has_more)
 {
 	hrflow_store_execute_latest(hrflow_store_sql(store, lock_sql, condition),
 								NULL);
 	AcceptInvalidationMessages();
-	return DatumGetInt64(hrflow_store_datum(0, 1)) > 0;
+	*has_more = DatumGetBool(hrflow_store_datum(0, 2));
+	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
 /*
- * Return a statement that erases profiles.  "template" is erase_sql or
- * erase_profiles_sql.  "condition" is the condition for erase_sql; it must be
- * NULL for erase_profiles_sql.  "aside_sql" is a WITH query that deletes the
- * vectors of these profiles from NAME_aside.  "reason" is the reason to be
- * recorded, as an SQL literal.
+ * Return a statement that erases profiles.  "template" is erase_sql,
+ * erase_orphans_sql or erase_profiles_sql.  "condition" is the condition for
+ * erase_sql, or the query for erase_orphans_sql; it must be NULL for
+ * erase_profiles_sql.  "aside_sql" is a WITH query that deletes the vectors of
+ * these profiles from NAME_aside.  "reason" is the reason to be recorded, as an
+ * SQL literal.
  */
 static char *
 get_erase_sql(const HrflowStore *store, const char *template,
@@ -243,15 +275,34 @@ get_erase_sql(const HrflowStore *store, const char *template,
 }
 
 /*
- * Erase the profiles that satisfy a condition.  Returns their number.
+ * Erase deleted profiles.  See get_erase_sql() for "template" and "condition".
+ * Returns the number of profiles.
  */
 static uint64
-erase(const HrflowStore *store, const char *condition, const char *reason)
+erase(const HrflowStore *store, const char *template, const char *condition)
 {
-	hrflow_store_execute_latest(get_erase_sql(store, erase_sql, condition,
-											  erase_aside_sql, reason),
+	hrflow_store_execute_latest(get_erase_sql(store, template, condition,
+											  erase_aside_sql, "'delete'"),
 								NULL);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
+/*
+ * Return a query for the keys in HRFLOW_DELETED that have vectors, but no
+ * profile, or NULL if there are none.
+ */
+static char *
+find_orphans(const HrflowStore *store)
+{
+	Oid			aside = hrflow_aside_find(store);
+	char	   *orphans = hrflow_store_sql(store, orphans_sql,
+										   !OidIsValid(aside) ? "" :
+										   hrflow_store_sql(store, or_aside_sql,
+															aside));
+
+	hrflow_store_execute_latest(hrflow_store_sql(store, has_orphans_sql,
+												 orphans), NULL);
+	return DatumGetBool(hrflow_store_datum(0, 1)) ? orphans : NULL;
 }
 
 /*
@@ -286,27 +337,37 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 
 /*
  * Erase those profiles in HRFLOW_DELETED, which the transaction has deleted,
- * that are unwanted now.  Erases nothing, after a WARNING, if the owner of a
- * table that feeds the store has changed.
+ * that are unwanted now, and vectors with these keys that have no profile.
+ * Erases nothing, after a WARNING, if the owner of a table that feeds the store
+ * has changed.
  */
 void
 hrflow_erase_deleted(const HrflowStore *store, Oid function)
 {
 	char	   *deleted = hrflow_store_sql(store, deleted_sql);
+	char	   *orphans = NULL;
+	char	   *unwanted;
+	int64		nlocked;
+	bool		has_more;
+	uint64		norphans = 0;
 	uint64		n;
 
 	/* Lock tables before profiles, in the same order as TRUNCATE. */
 	(void) hrflow_feeder_find(store, function, InvalidOid, AccessShareLock);
-	if (!lock_deleted(store, deleted) ||
+	nlocked = lock_deleted(store, deleted, &has_more);
+	if (has_more)
+		orphans = find_orphans(store);
+	if ((nlocked == 0 && orphans == NULL) ||
 		!hrflow_feeder_owns_all(store, function))
 		return;
-	n = erase(store,
-			  hrflow_store_sql(store, and_deleted_sql,
-							   hrflow_feeder_unwanted(store, function),
-							   deleted),
-			  "'delete'");
+	unwanted = hrflow_feeder_unwanted(store, function);
+	if (orphans != NULL)
+		norphans = erase(store, erase_orphans_sql,
+						 hrflow_store_sql(store, and_sql, orphans, unwanted));
+	n = erase(store, erase_sql,
+			  hrflow_store_sql(store, and_sql, unwanted, deleted));
 	warn_of_many_deleted(store, n);
-	if (n > 0)
+	if (n + norphans > 0)
 		hrflow_aside_warn(store, false);
 	hrflow_feeder_mark_kept(store);
 }

@@ -293,6 +293,43 @@ foreach my $content (qw(profile job text document))
 	is($store->sql(q{SELECT count(*) FROM hrflow_store_orphans('shop.embedding')}),
 		0, 'hrflow_untrack() erases orphans');
 
+	# Vectors without a profile, of which "wanted" still has a row in another table
+	my @stored = ("source_id, $id, section, item, vector", "'profile', 0, '{1}'::real[]");
+	my $lost = "FROM unnest('{lost,aside,wanted,renamed}'::text[]) i";
+	foreach my $delete (
+		q{DELETE FROM shop.candidate WHERE hrflow_id IN ('lost', 'aside', 'wanted', 'nobody');
+			UPDATE shop.candidate SET hrflow_id = 'nobody' WHERE hrflow_id = 'renamed'},
+		'TRUNCATE shop.candidate',
+		q{DELETE FROM shop.candidate; INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-3')})
+	{
+		$store->sql(
+			"INSERT INTO shop.candidate (hrflow_id) SELECT i $lost ON CONFLICT DO NOTHING;
+			INSERT INTO shop.candidate (hrflow_id) VALUES ('nobody'), ('nurse-1'), ('nurse-3')
+				ON CONFLICT DO NOTHING;
+			INSERT INTO shop.third VALUES ('wanted');
+			DELETE FROM shop.embedding_profile WHERE $id !~ 'nurse';
+			INSERT INTO shop.embedding ($stored[0])
+				SELECT '$source', i, $stored[1] $lost WHERE i <> 'aside'
+				UNION ALL SELECT '$source', 'other', $stored[1];
+			INSERT INTO shop.embedding_aside ($stored[0], fetched_at, reason)
+				SELECT '$source', i, $stored[1], now(), 'untrack' $lost WHERE i IN ('lost', 'aside');
+			DELETE FROM shop.embedding_erased");
+		is(warnings_of("BEGIN; $delete; COMMIT"), '', "$delete raises no WARNING");
+		is( $store->sql(q{SELECT * FROM hrflow_store_orphans('shop.embedding')}),
+			"$source|other|1\n$source|wanted|1",
+			"$delete erases the vectors of deleted rows that have no profile");
+		is( $store->sql(
+				"SELECT i, vectors FROM shop.embedding_erased, unnest('{lost,aside,wanted,nobody,
+					other,renamed}'::text[]) i
+				WHERE fingerprint = hrflow_fingerprint('$source', i) AND reason = 'delete'
+				ORDER BY 1"),
+			"aside|1\nlost|2\nrenamed|1",
+			"$delete records the erasure of vectors that have no profile");
+		$store->sql(
+			'DELETE FROM shop.candidate; DELETE FROM shop.third; DELETE FROM shop.embedding;
+			DELETE FROM shop.embedding_aside; DELETE FROM shop.embedding_profile');
+	}
+
 	# The record has no key, but its rows can be deleted on a publisher
 	$node->safe_psql('postgres',
 		"SET client_min_messages = error; CREATE PUBLICATION everything FOR ALL TABLES");
