@@ -74,7 +74,7 @@ static const char lock_keys_sql[] = LOCK_SQL
 
 static const char lock_empty_sql[] = LOCK_SQL
 " WHERE p.state = 'unwanted' AND NOT EXISTS (SELECT FROM %R AS a"
-" WHERE a.source_id = p.source_id AND a.%I = p.%I) LIMIT $1" SKIP_LOCKED_SQL;
+" WHERE a.source_id = p.source_id AND a.%I = p.%I)%s LIMIT $1" SKIP_LOCKED_SQL;
 
 /*
  * Statement that erases the unwanted profiles whose sources and identifiers
@@ -86,7 +86,26 @@ static const char erase_unwanted_sql[] =
 "DELETE FROM %P AS p USING unnest($1, $2) AS k(s, i)"
 " WHERE p.source_id = k.s AND p.%I = k.i AND p.state = 'unwanted'"
 " AND NOT EXISTS (SELECT FROM %R AS a"
-" WHERE a.source_id = p.source_id AND a.%I = p.%I)";
+" WHERE a.source_id = p.source_id AND a.%I = p.%I)%s";
+
+/*
+ * SQL condition for a profile no longer to count towards the limit; see
+ * hrflow_erase_count().
+ */
+static const char not_recent_sql[] =
+" AND (p.erased_at > clock_timestamp() - interval '24 hours') IS NOT TRUE";
+
+/*
+ * Return the condition for unwanted profiles without vectors to be erased.  If
+ * erasures are not recorded, only the rows of these profiles show how many have
+ * lost vectors within the last 24 hours.
+ */
+static const char *
+erasable(const HrflowStore *store)
+{
+	return store->has_erased_at && !OidIsValid(hrflow_erased_find(store)) ?
+		not_recent_sql : "";
+}
 
 /*
  * Add two arrays of keys to parameters: the given column of the last
@@ -111,8 +130,9 @@ get_keys(int column, HrflowParameters *keys)
 
 /*
  * Lock unwanted profiles with the statement "lock", and erase those that have
- * no vectors in NAME_aside.  Vectors are put aside only for locked profiles,
- * so a snapshot that is taken after the lock contains all of these vectors.
+ * no vectors in NAME_aside and meet the condition erasable().  Vectors are put
+ * aside only for locked profiles, so a snapshot that is taken after the lock
+ * contains all of these vectors.
  */
 static void
 erase_unwanted(const HrflowStore *store, Oid aside, const char *lock,
@@ -124,7 +144,8 @@ erase_unwanted(const HrflowStore *store, Oid aside, const char *lock,
 	if (get_keys(1, &keys))
 		hrflow_store_execute_latest(hrflow_store_sql(store,
 													 erase_unwanted_sql,
-													 aside), &keys);
+													 aside, erasable(store)),
+									&keys);
 }
 
 /*
@@ -162,7 +183,8 @@ hrflow_expire_batch(const HrflowStore *store)
 	/* A user may have deleted vectors of unwanted profiles from NAME_aside. */
 	hrflow_store_add(&limit, INT8OID, Int64GetDatum(EXPIRED_BATCH));
 	erase_unwanted(store, aside,
-				   hrflow_store_sql(store, lock_empty_sql, aside), &limit);
+				   hrflow_store_sql(store, lock_empty_sql, aside,
+									erasable(store)), &limit);
 	return false;
 }
 

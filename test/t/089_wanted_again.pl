@@ -1,6 +1,7 @@
-# Profiles whose vectors were put aside because no table wanted them get these vectors
-# back when a table wants them again, even late.  A regression test could neither see
-# the requests that are sent nor miss triggers.
+# Profiles that no table wants: when they are wanted again, they get back the vectors that
+# were put aside, even late; and how many lose their vectors in a day is limited, even
+# if that is not recorded.  A regression test could neither see the requests that are
+# sent nor miss triggers.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -131,5 +132,37 @@ like(
 is($store->states, 'due 5030', 'all profiles are due if the store accepts no vectors');
 cmp_ok($store->sql('SELECT last_value FROM shop.attempts'),
 	'<', 2500, 'reconciling soon stops trying to restore profiles if the store accepts no vectors');
+
+#
+# The limit holds even if erasures are neither recorded nor delayed
+#
+$store->sql('DROP SCHEMA shop CASCADE');
+$store = Hrflow::Store->new($node, $api, 'shop');
+$store->sql(
+	q{DROP TABLE shop.embedding_erased;
+	ALTER TABLE shop.embedding_aside ALTER COLUMN delete_at SET DEFAULT now()});
+$store->fill(100);
+$store->call;
+my $first = 'DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate ORDER BY id';
+my $status =
+  q{SELECT tracked, erased_last_day, put_aside FROM hrflow_store_status('shop.embedding')};
+unseen("$first LIMIT 20)");
+like(warnings_of($track), qr/ 20 profiles .* were put aside/, 'reconciling puts aside 20 profiles');
+is(vectors('true'), '160 0', 'their vectors are erased at once');
+unseen("$first LIMIT 1)");
+
+foreach my $again ('reconciling again', 'reconciling after a run')
+{
+	like(warnings_of($track), qr/keeps the vectors of 1 profile /, "$again warns about the limit");
+	is( vectors('true') . ' ' . $store->sql($status),
+		'160 0 80|20|0',
+		"$again erases no vectors of another profile");
+	$store->call;
+}
+$store->age('1 day', q{state = 'unwanted'});
+like(warnings_of($track), qr/ 1 profile .* were put aside/, 'reconciling a day later erases more');
+is( vectors('true') . ' ' . $store->states,
+	'158 0 ok 79, unwanted 1',
+	'reconciling a day later also erases the profiles of the day before');
 
 done_testing();
