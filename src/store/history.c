@@ -100,6 +100,11 @@ static const char forget_sql[] =
 "DELETE FROM %R AS r WHERE r.run IN"
 " (SELECT o.run FROM %R AS o WHERE o.run <= $1 FOR UPDATE SKIP LOCKED)";
 
+/* Statement that tells whether the last run that has ended was "not_kept". */
+static const char was_not_kept_sql[] =
+"SELECT r.stop_reason IS NOT DISTINCT FROM 'not_kept' FROM %R AS r"
+" WHERE r.ended_at IS NOT NULL ORDER BY r.run DESC LIMIT 1";
+
 static const char last_sql[] =
 "SELECT r.started_at::timestamptz, r.run::bigint, r.stop_reason, r.error"
 " FROM %R AS r ORDER BY r.run DESC LIMIT 1";
@@ -238,6 +243,11 @@ insert_row(void *arg)
 	Entry	   *entry = arg;
 	HrflowParameters parameters = {0};
 
+	entry->run->is_wary =
+		hrflow_store_execute(hrflow_store_sql(entry->store, was_not_kept_sql,
+											  entry->runs), NULL) > 0 &&
+		DatumGetBool(hrflow_store_datum(0, 1));
+
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(entry->run->started));
 	hrflow_store_add(&parameters, INT4OID, Int32GetDatum(MyProcPid));
@@ -252,7 +262,9 @@ insert_row(void *arg)
 /*
  * Insert the row of a run that begins, and acquire its lock, which is held
  * until hrflow_history_unlock().  If there is no table of runs, or the row
- * cannot be inserted, the run is not recorded.  Throws 25006 on a subscriber.
+ * cannot be inserted, the run is not recorded.  Sets run->is_wary if the
+ * previous run was stopped because its results could not be stored.  Throws
+ * 25006 on a subscriber.
  */
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)

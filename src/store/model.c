@@ -441,7 +441,7 @@ hrflow_model_look(HrflowRun *run, const HrflowStore *store)
 	run->is_typed = dimension > 0;
 	dimensions = run->is_typed ? list_make1_int(dimension) :
 		choose_dimensions(store, dimensions);
-	run->is_wary = was_stopped(store);
+	run->is_wary |= was_stopped(store);
 	old = MemoryContextSwitchTo(run->context);
 	run->dimensions = list_copy(dimensions);
 	MemoryContextSwitchTo(old);
@@ -676,8 +676,9 @@ hrflow_model_settle(HrflowRun *run)
 }
 
 /*
- * Stop the run because the store has accepted no vectors, and postpone the
- * profiles in "refused", because the error is probably not specific to them.
+ * Stop the run because the store has accepted no vectors or no states, and
+ * postpone the profiles in "refused", because the error is probably not
+ * specific to them.
  */
 static void
 stop_for_refusal(HrflowRun *run, List *refused)
@@ -687,12 +688,22 @@ stop_for_refusal(HrflowRun *run, List *refused)
 	ListCell   *cell;
 
 	MemoryContextSwitchTo(run->context);
-	run->is_stopping = true;
+	run->is_unfit = run->is_stopping = true;
 	run->stop = HRFLOW_STOP_NOT_KEPT;
 	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	run->stop_reason = psprintf("the store does not accept fetched vectors; %s",
-								first->write_error);
-	run->stop_hint = _("Check the type of the column \"vector\", and the indexes, constraints and triggers of the table.");
+	if (first->is_rejected)
+	{
+		run->stop_reason = psprintf("the store does not accept the states of fetched profiles; %s",
+									first->write_error);
+		run->stop_hint = psprintf(_("Check the constraints and triggers of table %s."),
+								  run->profiles_name);
+	}
+	else
+	{
+		run->stop_reason = psprintf("the store does not accept fetched vectors; %s",
+									first->write_error);
+		run->stop_hint = _("Check the type of the column \"vector\", and the indexes, constraints and triggers of the table.");
+	}
 	foreach(cell, refused)
 	{
 		HrflowProfile *profile = lfirst(cell);
@@ -701,8 +712,8 @@ stop_for_refusal(HrflowRun *run, List *refused)
 		profile->write_error = psprintf(REFUSED_ERROR ": %s",
 										profile->write_error);
 		profile->is_postponed = true;
+		profile->is_rejected = false;
 	}
-	run->nrefused = list_length(refused);
 	MemoryContextSwitchTo(old);
 }
 
@@ -735,11 +746,11 @@ hrflow_model_spare(HrflowRun *run, List *profiles)
 }
 
 /*
- * Called after vectors were written, but before the states of their profiles
- * are written.  If the store has accepted no vector in this run, stops the run
- * once the vectors of enough profiles were rejected.  Until then, unless the
- * run is settling, holds back the profiles whose vectors were rejected, so
- * that the write is retried later.
+ * Called after vectors were written, but before the states of the profiles
+ * with a "write_error" are written.  If the store has accepted no vector in
+ * this run, stops the run once the vectors or the states of enough profiles
+ * were rejected.  Until then, unless the run is settling, holds back these
+ * profiles, so that the write is retried later.
  */
 void
 hrflow_model_judge(HrflowRun *run, List *profiles)
@@ -760,7 +771,7 @@ hrflow_model_judge(HrflowRun *run, List *profiles)
 	}
 	if (refused == NIL)
 		return;
-	if (are_enough(run, list_length(refused)))
+	if (run->is_unfit || are_enough(run, list_length(refused)))
 		stop_for_refusal(run, refused);
 	else if (!run->is_settling)
 	{

@@ -216,16 +216,20 @@ typedef struct HrflowProfile
 								 * another session? */
 	bool		is_current;		/* if the lease is ours: is the row unchanged
 								 * since the claim? */
-	bool		is_stuck;		/* did a lock prevent the vectors from being
-								 * written? */
+	bool		is_stuck;		/* did a conflict with another session, such
+								 * as a lock, prevent the vectors or the state
+								 * from being written? */
 	bool		is_held;		/* is the profile held back, to be written
 								 * later? */
 	bool		is_known;		/* is the profile known to the API, but
 								 * without a vector? */
 	int64		locked_at;		/* when the row or the vectors were first
 								 * found locked, or 0 if they never were */
-	char	   *write_error;	/* error because of which the vectors could
-								 * not be stored, or NULL */
+	bool		has_failed;		/* did an error while this profile was written
+								 * end a transaction? */
+	char	   *write_error;	/* error because of which the vectors or the
+								 * state could not be stored, or NULL */
+	bool		is_rejected;	/* was the new state rejected? */
 	bool		has_lost;		/* does the reply lack stored vectors that
 								 * were requested? */
 	char	   *lost;			/* error message that names the sections of
@@ -345,12 +349,15 @@ struct HrflowRun
 								 * dimension */
 	bool		is_typed;		/* does the column "vector" accept vectors of
 								 * one dimension only? */
-	bool		is_wary;		/* was the last run stopped because the store
-								 * did not accept fetched vectors? */
+	bool		is_wary;		/* was the last run stopped because fetched
+								 * vectors, or the states of their profiles,
+								 * could not be stored? */
 	int64		fits_at;		/* when vectors that fit the store last
 								 * arrived; see fits() */
 	bool		is_foreign;		/* was the run stopped because of the
 								 * dimension of fetched vectors? */
+	bool		is_unfit;		/* was the run stopped because the store
+								 * accepted none of the first results? */
 	int			ntrial;			/* number of profiles with "is_trial": in
 								 * flight, or with vectors that are not stored
 								 * yet */
@@ -385,6 +392,15 @@ struct HrflowRun
 								 * long, when it ended */
 	int			nleft;			/* value of "narrived" after the last write */
 	bool		has_more;		/* did the last write run out of time? */
+	bool		is_single;		/* is each profile to be written in a
+								 * subtransaction?  Set if a write of all
+								 * profiles together has failed */
+	HrflowProfile *writing;		/* profile that is being written in a
+								 * subtransaction, or NULL */
+	int64		nrejected;		/* number of profiles whose states were
+								 * rejected, unless that has stopped the run */
+	char	   *rejection;		/* error message of the first of them, or NULL */
+	int			rejection_code; /* SQLSTATE of that error */
 
 	/* Locks of other sessions; see work.c. */
 	int			lock_time;		/* maximum time for which the current
@@ -568,18 +584,31 @@ extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store,
 								  int64 most);
 
 /*
- * Does this SQLSTATE mean that another session holds a lock?
+ * Does this SQLSTATE mean that there was a conflict with another session, such
+ * as a lock, so that the work may succeed if it is retried?
  */
-#define HRFLOW_IS_OF_LOCK(sqlerrcode) \
+#define HRFLOW_IS_CONFLICT(sqlerrcode) \
 	((sqlerrcode) == ERRCODE_LOCK_NOT_AVAILABLE || \
-	 (sqlerrcode) == ERRCODE_T_R_DEADLOCK_DETECTED)
+	 (sqlerrcode) == ERRCODE_T_R_DEADLOCK_DETECTED || \
+	 (sqlerrcode) == ERRCODE_T_R_SERIALIZATION_FAILURE)
 
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_write_done(HrflowRun *run);
 extern void hrflow_write_explain(const HrflowStore *store);
+extern ErrorData *hrflow_write_try(void (*work) (void *arg), void *arg);
+extern bool hrflow_write_is_complete(const HrflowProfile *profile);
 extern bool hrflow_write_is_of_server(int sqlerrcode);
 extern bool hrflow_write_is_locked(const HrflowProfile *profile);
+
+/* in record.c */
+extern void hrflow_record_states(HrflowRun *run, const HrflowStore *store,
+								 List *profiles);
+extern void hrflow_record_explain(const HrflowStore *store);
+extern void hrflow_record_reject(HrflowRun *run, HrflowProfile *profile,
+								 const ErrorData *error);
+extern void hrflow_record_failures(HrflowRun *run, const HrflowStore *store,
+								   List *profiles);
 
 /* in expire.c */
 extern void hrflow_expire_some(HrflowRun *run);

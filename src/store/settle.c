@@ -67,7 +67,7 @@
 
 /*
  * Stop the run if none of the latest results could be stored.  A user's
- * trigger may undo our updates, and then the same profiles would be claimed,
+ * trigger may reject or undo our updates, and then profiles would be claimed,
  * and paid for, endlessly.
  */
 static void
@@ -84,10 +84,12 @@ check_vain(HrflowRun *run)
 	run->stop = HRFLOW_STOP_NOT_KEPT;
 	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
 	run->stop_reason = "fetched vectors could not be stored";
-	run->stop_detail =
+	run->stop_detail = run->rejection != NULL ?
+		psprintf(_("Nothing was stored for the last %d profiles.  The first error was: %s"),
+				 run->nvain, run->rejection) :
 		psprintf(_("None of the last %d profiles still had the lease with which it was claimed."),
 				 run->nvain);
-	run->stop_hint = _("Check the triggers of the table of profiles.");
+	run->stop_hint = _("Check the constraints and triggers of the table of profiles.");
 	MemoryContextSwitchTo(old);
 }
 
@@ -129,8 +131,9 @@ write_once(HrflowRun *run)
 
 /*
  * Write the profiles that have arrived, except profiles that must be retried
- * later, for example because other sessions have locked them.  If none has
- * arrived, only begin a new transaction.
+ * later, for example because other sessions have locked them.  If writing the
+ * profiles together fails, write them one by one.  If none has arrived, only
+ * begin a new transaction.
  */
 void
 hrflow_settle_write(HrflowRun *run)
@@ -144,9 +147,11 @@ hrflow_settle_write(HrflowRun *run)
 	while (has_more)
 	{
 		int			nbefore = run->narrived;
+		bool		was_single = run->is_single;
 
-		has_more = write_once(run) && run->has_more &&
-			run->narrived < nbefore;
+		has_more = write_once(run) ?
+			run->has_more && run->narrived < nbefore :
+			run->is_single && !was_single;
 		hrflow_work_receive(run);
 		hrflow_interrupts_take(run);
 		has_more = has_more && run->error == NULL && !run->is_ending;
@@ -216,9 +221,33 @@ write_rest(HrflowRun *run)
 }
 
 /*
+ * After a failed write, move the profile that was being written in a
+ * subtransaction, if any, to the end of the list, so that the other profiles
+ * are committed before it is tried again.  Returns false if an error in this
+ * profile has ended a transaction before: by then, all others were tried.
+ */
+static bool
+put_last(HrflowRun *run)
+{
+	HrflowProfile *profile = run->writing;
+
+	run->writing = NULL;
+	if (profile == NULL)
+		return true;
+	if (profile->has_failed)
+		return false;
+	profile->has_failed = true;
+	dlist_delete(&profile->node);
+	dlist_push_tail(&run->arrived, &profile->node);
+	return true;
+}
+
+/*
  * Write the profiles that have arrived in a run that is ended by an error or
  * by the end of the session.  Each transaction writes a small part, so that a
- * time limit, or another query cancel, loses little.
+ * time limit, or another query cancel, loses little.  If a write fails after
+ * it has locked the tables, for example because the trigger of one profile
+ * waits until the timeout, the profiles are written one by one.
  */
 static void
 write_last(HrflowRun *run)
@@ -242,8 +271,17 @@ write_last(HrflowRun *run)
 			progress_at = hrflow_clock_now();
 			nfailures = 0;
 		}
+		else if (!ok && run->has_locks && !run->is_single)
+		{
+			run->is_single = true;
+			progress_at = hrflow_clock_now();
+		}
 		else if (!ok)
+		{
 			nfailures++;
+			if (!put_last(run))
+				break;
+		}
 		else if (hrflow_clock_now() < progress_at + LAST_TIME * HRFLOW_MSEC)
 			wait_for_locks(run);
 		else
@@ -332,6 +370,16 @@ hrflow_settle(HrflowRun *run)
 void
 hrflow_settle_warn(const HrflowRun *run)
 {
+	if (run->nrejected > 0)
+		ereport(WARNING,
+				(errcode(run->rejection_code),
+				 errmsg_plural("refresh of %s could not write the state of " INT64_FORMAT " profile: %s",
+							   "refresh of %s could not write the states of " INT64_FORMAT " profiles: %s",
+							   run->nrejected, run->name, run->nrejected,
+							   run->rejection),
+				 errdetail("Vectors fetched for rejected profiles were not stored."),
+				 errhint("Check the constraints and triggers of table %s.",
+						 run->profiles_name)));
 	if (run->nunwritten > 0)
 		ereport(WARNING,
 				(errmsg_plural("refresh of %s could not store the vectors fetched for " INT64_FORMAT " profile",

@@ -125,9 +125,9 @@ is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 {
 	if (profile->is_link)
 		return false;
-	if (get_status(profile) == HRFLOW_FORBIDDEN)
+	if (profile->status == HRFLOW_FORBIDDEN)
 		return run->nforbidden > 1;
-	return hrflow_status_concerns_all(get_status(profile));
+	return hrflow_status_concerns_all(profile->status);
 }
 
 /*
@@ -206,6 +206,9 @@ hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
 	return age;
 }
 
+/* Number of failed attempts after which the delay no longer grows. */
+#define MAX_DELAY_ATTEMPTS 6
+
 /*
  * Return the time of the next attempt after a number of failed attempts.  The
  * delay is a minute after the first failure, and is multiplied by 5 with each
@@ -214,7 +217,7 @@ hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
 static TimestampTz
 retry_at(int attempts)
 {
-	double		minutes = Min(pow(5, Min(attempts, 10) - 1), 24 * 60);
+	double		minutes = Min(pow(5, Min(attempts, MAX_DELAY_ATTEMPTS) - 1), 24 * 60);
 
 	minutes *= 0.5 + 0.5 * pg_prng_double(&pg_global_prng_state);
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
@@ -373,7 +376,9 @@ ok_until(HrflowRun *run, const HrflowProfile *profile)
 
 /*
  * Set the row of a profile whose requests, if it needed any, were completed
- * with a result that is specific to the profile.
+ * with a result that is specific to the profile.  If the table has rejected
+ * the state, which an attempt soon would not change, the wait until the next
+ * attempt is as long as after many attempts.
  */
 static void
 set_answered(HrflowRun *run, HrflowProfile *profile)
@@ -413,7 +418,8 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 		{
 			profile->tally = HRFLOW_TALLY_RETRY;
 			row->state = HRFLOW_STATE_DUE;
-			row->due_at = retry_at(row->attempts);
+			row->due_at = retry_at(profile->is_rejected ? MAX_DELAY_ATTEMPTS :
+								   row->attempts);
 		}
 	}
 	row->http_status = profile->http_status;
@@ -430,7 +436,7 @@ static void
 set_changed(HrflowRun *run, HrflowProfile *profile)
 {
 	HrflowProfileRow *row = &profile->row;
-	TimestampTz earliest =
+	TimestampTz earliest = profile->is_rejected ? retry_at(MAX_DELAY_ATTEMPTS) :
 	TimestampTzPlusMilliseconds(GetCurrentTimestamp(), run->debounce);
 
 	if (get_status(profile) == HRFLOW_OK)
@@ -476,11 +482,11 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
 	profile->tally = HRFLOW_TALLY_NONE;
 	if (profile->unasked || profile->is_postponed ||
 		is_our_fault(run, profile) ||
-		get_status(profile) == HRFLOW_INVALID_SOURCE)
+		profile->status == HRFLOW_INVALID_SOURCE)
 	{
 		if (profile->is_current)
 			set_not_counted(profile, profile->is_postponed ||
-							(get_status(profile) == HRFLOW_INVALID_SOURCE &&
+							(profile->status == HRFLOW_INVALID_SOURCE &&
 							 !profile->unasked));
 		put_beyond_run(run, profile);
 	}

@@ -247,9 +247,10 @@ hrflow_work_keep_error(HrflowRun *run)
 }
 
 /*
- * Can work that has failed with this error be retried?  It can if another
- * session holds a lock, and requests are in flight or replies are to be
- * written, unless the run is ended by an error or the end of the session.
+ * Can work that has failed with this error be retried?  It can if there was a
+ * conflict with another session, such as a lock, and requests are in flight or
+ * replies are to be written, unless the run is ended by an error or the end of
+ * the session.
  *
  * While the store's tables are locked, a run retries without a limit as long
  * as it may have requests in flight, and then as long as the caller's
@@ -262,13 +263,26 @@ is_locked_out(HrflowRun *run, const ErrorData *error)
 	int64		since = run->locked_out == NULL ? 0 :
 	hrflow_clock_now() - run->locked_out_at;
 
-	if (!HRFLOW_IS_OF_LOCK(error->sqlerrcode) || run->error != NULL ||
+	if (!HRFLOW_IS_CONFLICT(error->sqlerrcode) || run->error != NULL ||
 		run->is_ending || hrflow_work_may_wait(run))
 		return false;
 	if (run->has_locks)
 		return since < MAX_LOCKED_OUT;
 	return run->transport != NULL || run->lock_timeout == 0 ||
 		since < run->lock_timeout * HRFLOW_MSEC;
+}
+
+/*
+ * Has a write of all profiles together failed because of an error that may be
+ * specific to one of the profiles?
+ */
+static bool
+is_of_one_profile(const HrflowRun *run, HrflowWork work,
+				  const ErrorData *error)
+{
+	return work == hrflow_write && run->has_locks && !run->is_single &&
+		(HRFLOW_IS_CONFLICT(error->sqlerrcode) ||
+		 !hrflow_write_is_of_server(error->sqlerrcode));
 }
 
 /*
@@ -280,7 +294,12 @@ take_error_of_work(HrflowRun *run, HrflowWork work)
 {
 	ErrorData  *error = end_failed_work(run);
 
-	if (is_locked_out(run, error))
+	if (is_of_one_profile(run, work, error))
+	{
+		run->is_single = true;
+		FreeErrorData(error);
+	}
+	else if (is_locked_out(run, error))
 	{
 		if (run->locked_out == NULL)
 			run->locked_out_at = hrflow_clock_now();

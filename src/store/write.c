@@ -81,40 +81,6 @@ static const char insert_vector_sql[] =
 " DO UPDATE SET vector = excluded.vector,"
 " fetched_at = excluded.fetched_at";
 
-static const char write_states_sql[] =
-"UPDATE %P AS p SET state = k.state, due_at = k.due_at,"
-" lease_until = NULL, attempts = k.attempts,"
-" refreshed_at = COALESCE(k.refreshed_at, p.refreshed_at),"
-" %s %s %s http_status = k.http_status, last_error = k.error"
-" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
-" AS k(s, i, state, due_at, attempts, http_status,"
-" refreshed_at, error, failed_at, dimension, sections, hash, was_sent,"
-" is_kept)"
-" CROSS JOIN LATERAL (SELECT o.tableoid AS part, o.ctid AS row FROM %P AS o"
-" WHERE o.source_id = k.s AND o.%I = k.i OFFSET 0) AS l"
-" WHERE p.tableoid = l.part AND p.ctid = l.row";
-
-/*
- * $15 is the account.  If the API does not know a profile, all sections of the
- * profile are requested again once the API knows it.  If the API knows the
- * profile, but has no vector for a section, the section counts as requested.
- */
-static const char fetched_with_sql[] =
-"dimension = COALESCE(k.dimension, p.dimension),"
-" sections = CASE WHEN k.state = 'missing' THEN k.sections::text[]"
-" ELSE COALESCE(k.sections::text[], p.sections) END,"
-" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $15 END,";
-
-/*
- * The hash of the content is updated only together with the vector.  Content
- * that may have been sent remains marked as sent unless a complete reply was
- * received and stored.
- */
-static const char content_sql[] =
-"content_hash = CASE WHEN k.refreshed_at IS NULL OR k.is_kept"
-" THEN p.content_hash ELSE k.hash END,"
-" sent_hash = CASE WHEN k.was_sent THEN p.sent_hash END,";
-
 /*
  * Copy a timestamp in the last statement's result to *value.  Returns false,
  * and leaves *value unchanged, if it is null.
@@ -165,7 +131,10 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		Datum		values[lengthof(types)];
 
 		/* Discard the results of a write that was rolled back. */
+		if (profile->write_error != NULL && profile->status == HRFLOW_OK)
+			profile->is_postponed = false;
 		profile->is_ours = profile->is_locked = profile->is_held = false;
+		profile->is_rejected = false;
 		profile->write_error = NULL;
 		profile->lost = NULL;
 		profile->is_kept = profile->is_undecided = false;
@@ -222,29 +191,28 @@ lock_profiles(const HrflowStore *store, List *profiles)
 	}
 }
 
-static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-	INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, INT4OID, TEXTOID,
-TEXTOID, BOOLOID, BOOLOID};
-
 static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
 
 /*
  * Did the API reply to all requests for a profile, without a failure?
  */
-static bool
-is_complete(const HrflowProfile *profile)
+bool
+hrflow_write_is_complete(const HrflowProfile *profile)
 {
 	return !profile->unasked && profile->status == HRFLOW_OK;
 }
 
-/* Argument of write_vectors(). */
+/* Argument of write_profiles(). */
 typedef struct Writing
 {
 	HrflowRun  *run;
+	const HrflowStore *store;
 	SPIPlanPtr	insert;
 	SPIPlanPtr	erase;
 	List	   *profiles;
+	bool		with_states;	/* write the states together with the vectors? */
+	bool		has_vectors;	/* have the vectors been written? */
 	int64		until;			/* time after which no profile is begun */
 	int			nwaits;			/* number of profiles that could not be
 								 * written one by one, because of locks */
@@ -301,10 +269,11 @@ get_write_until(const HrflowRun *run)
 /*
  * Write the vectors of profiles, except vectors that are stored already.  If a
  * profile was fetched completely, also put aside stored vectors that its reply
- * lacks.  At least one profile is written, however long that takes.
+ * lacks.  At least one profile is written, however long that takes.  If
+ * "with_states" is set, also write the states.
  */
 static void
-write_vectors(void *arg)
+write_profiles(void *arg)
 {
 	Writing    *writing = arg;
 	HrflowRun  *run = writing->run;
@@ -341,8 +310,14 @@ write_vectors(void *arg)
 			values[5] = now;
 			hrflow_store_execute_plan(writing->insert, values, NULL);
 		}
-		if (is_complete(profile))
+		if (hrflow_write_is_complete(profile))
 			hrflow_lost_put(writing->run, writing->erase, profile);
+	}
+	writing->has_vectors = true;
+	if (writing->with_states)
+	{
+		hrflow_lost_note(writing->store, writing->profiles);
+		hrflow_record_states(run, writing->store, writing->profiles);
 	}
 }
 
@@ -369,35 +344,45 @@ hrflow_write_is_of_server(int sqlerrcode)
 }
 
 /*
- * Call write_vectors() in a subtransaction.  Returns NULL, or an error that is
- * specific to the profiles or about locks.  Rethrows any other error.
+ * Call a function in a subtransaction.  Returns NULL, or an error that is
+ * specific to the profiles or a conflict with another session.  Rethrows any
+ * other error.
  */
-static ErrorData *
-try_write_vectors(Writing *writing, List *profiles)
+ErrorData *
+hrflow_write_try(void (*work) (void *arg), void *arg)
 {
-	ErrorData  *error;
-
-	writing->profiles = profiles;
-	error = hrflow_store_try(write_vectors, writing);
+	ErrorData  *error = hrflow_store_try(work, arg);
 
 	if (error != NULL && hrflow_write_is_of_server(error->sqlerrcode) &&
-		!HRFLOW_IS_OF_LOCK(error->sqlerrcode))
+		!HRFLOW_IS_CONFLICT(error->sqlerrcode))
 		ReThrowError(error);
 	return error;
 }
 
 /*
- * Record that the vectors of a profile could not be written, either because of
- * an error specific to the profile, or because their rows are locked.  Hold
- * back a locked profile, and move it to the end of the list, so that the next
- * write tries other profiles first.
+ * Call write_profiles() in a subtransaction; see hrflow_write_try().
+ */
+static ErrorData *
+try_write_profiles(Writing *writing, List *profiles)
+{
+	writing->profiles = profiles;
+	writing->has_vectors = false;
+	return hrflow_write_try(write_profiles, writing);
+}
+
+/*
+ * Record that the vectors or the state of a profile could not be written,
+ * either because of an error specific to the profile, or because of a conflict
+ * with another session.  In the latter case, hold back the profile, and move
+ * it to the end of the list, so that the next write tries other profiles
+ * first.
  */
 static void
 note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 {
 	MemoryContext old = CurrentMemoryContext;
 
-	if (HRFLOW_IS_OF_LOCK(error->sqlerrcode))
+	if (HRFLOW_IS_CONFLICT(error->sqlerrcode))
 	{
 		hold_back(profile);
 		profile->is_held = false;
@@ -408,18 +393,23 @@ note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 		return;
 	}
 	/* Do not pay again for a reply that was received. */
-	if (profile->hash != NULL && profile->asked_at != 0)
+	if (profile->hash != NULL && profile->asked_at != 0 &&
+		profile->vectors != NIL)
 		profile->was_sent = profile->is_final = true;
 	MemoryContextSwitchTo(profile->context);
 	profile->write_error = psprintf("Could not be stored: %s", error->message ?
 									error->message : "unknown error");
 	MemoryContextSwitchTo(old);
+	if (writing->has_vectors)
+		hrflow_record_reject(writing->run, profile, error);
 }
 
 /*
- * Write the vectors of each profile separately, so that profiles that cause
- * errors do not keep others from being written.  After MAX_SINGLE_WAITS, hold
- * the rest back.  Returns false if there was not enough time for all profiles.
+ * Write each profile separately, so that profiles that cause errors do not
+ * keep others from being written.  After MAX_SINGLE_WAITS, hold the rest back.
+ * Returns false if there was not enough time for all profiles.  A profile whose
+ * error has ended a transaction is written only at the beginning of a
+ * transaction, so that the profiles before it are committed first.
  */
 static bool
 write_one_by_one(Writing *writing, List *profiles)
@@ -434,35 +424,62 @@ write_one_by_one(Writing *writing, List *profiles)
 	foreach(cell, profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);
+		HrflowProfileRow row = profile->row;
 		ErrorData  *error;
 
 		if (!profile->is_ours)
 			continue;
 		has_time = has_time &&
-			(!has_begun || hrflow_clock_now() < writing->until);
+			(!has_begun || (hrflow_clock_now() < writing->until &&
+							!profile->has_failed));
 		if (!has_time || writing->nwaits >= MAX_SINGLE_WAITS)
 		{
 			hold_back(profile);
 			continue;
 		}
 		has_begun = true;
-		error = try_write_vectors(writing, list_make1(profile));
+		writing->run->writing = profile;
+		error = try_write_profiles(writing, list_make1(profile));
+		writing->run->writing = NULL;
 		if (error != NULL)
+		{
+			profile->row = row;
 			note_write_error(writing, profile, error);
+		}
 	}
 	AtEOXact_GUC(false, level);
 	return has_time;
 }
 
+static void
+begin_writing(Writing *writing, List *profiles)
+{
+	const HrflowStore *store = writing->store;
+
+	writing->insert =
+		hrflow_store_prepare(hrflow_store_sql(store, insert_vector_sql),
+							 lengthof(insert_types), insert_types);
+	writing->erase = hrflow_lost_prepare(store, profiles);
+	writing->until = get_write_until(writing->run);
+}
+
+static void
+end_writing(Writing *writing)
+{
+	SPI_freeplan(writing->insert);
+	if (writing->erase != NULL)
+		SPI_freeplan(writing->erase);
+}
+
 /*
  * Write the vectors of profiles: first the profiles whose vectors have not
  * been found to be locked, together if that causes no error, and then the
- * others.
+ * others.  Then write the states of all these profiles together.
  */
 static void
-write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
+write_together(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	Writing		writing = {.run = run};
+	Writing		writing = {.run = run, .store = store};
 	List	   *fresh = NIL;
 	List	   *stuck = NIL;
 	ListCell   *cell;
@@ -476,95 +493,31 @@ write_all_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 		else
 			fresh = lappend(fresh, profile);
 	}
-	writing.insert = hrflow_store_prepare(hrflow_store_sql(store,
-														   insert_vector_sql),
-										  lengthof(insert_types), insert_types);
-	writing.erase = hrflow_lost_prepare(store, profiles);
-	writing.until = get_write_until(run);
-	if (try_write_vectors(&writing, fresh) != NULL)
+	begin_writing(&writing, profiles);
+	if (try_write_profiles(&writing, fresh) != NULL)
 		run->has_more = !write_one_by_one(&writing, fresh);
 	if (stuck != NIL)
 		(void) write_one_by_one(&writing, stuck);
-	SPI_freeplan(writing.insert);
-	if (writing.erase != NULL)
-		SPI_freeplan(writing.erase);
+	end_writing(&writing);
+	hrflow_model_judge(run, profiles);
+	hrflow_lost_note(store, profiles);
+	hrflow_record_states(run, store, profiles);
 }
 
 /*
- * Return the statement that writes states.
- */
-static char *
-get_write_states_sql(const HrflowStore *store)
-{
-	return hrflow_store_sql(store, write_states_sql, store->has_failed_at ?
-							"failed_at = k.failed_at," : "",
-							store->has_fetched_with ? fetched_with_sql : "",
-							store->has_content ? content_sql : "");
-}
-
-/*
- * Write the states of the profiles whose leases are still ours.
+ * Write the vectors and the state of each profile in a subtransaction.  Then
+ * record the failures of the profiles for which that was not possible.
  */
 static void
-write_states(HrflowRun *run, const HrflowStore *store, List *profiles)
+write_singly(HrflowRun *run, const HrflowStore *store, List *profiles)
 {
-	HrflowRows *rows = hrflow_store_make_rows(state_types, lengthof(state_types),
-											  list_length(profiles));
-	HrflowParameters parameters = {0};
-	TimestampTz now = GetCurrentTimestamp();
-	ListCell   *cell;
+	Writing		writing = {.run = run, .store = store, .with_states = true};
 
-	foreach(cell, profiles)
-	{
-		HrflowProfile *profile = lfirst(cell);
-		HrflowProfileRow *row = &profile->row;
-		Datum		values[lengthof(state_types)];
-		bool		nulls[lengthof(state_types)] = {false};
-		bool		is_kept = profile->is_kept && profile->is_empty;
-		char	   *sections;
-		int			i = 0;
-
-		if (!profile->is_ours)
-			continue;
-		hrflow_state_set(run, profile);
-		values[i++] = CStringGetTextDatum(profile->source_id);
-		values[i++] = CStringGetTextDatum(profile->identifier);
-		values[i++] = CStringGetTextDatum(hrflow_state_name(row->state));
-		nulls[i] = !row->has_due_at;
-		values[i++] = TimestampTzGetDatum(row->due_at);
-		values[i++] = Int32GetDatum(row->attempts);
-		nulls[i] = row->http_status == 0;
-		values[i++] = Int32GetDatum(row->http_status);
-		nulls[i] = !row->is_refreshed;
-		values[i++] = TimestampTzGetDatum(now);
-		nulls[i] = row->error == NULL;
-		values[i++] = row->error == NULL ? (Datum) 0 :
-			CStringGetTextDatum(row->error);
-		nulls[i] = !row->has_failed_at;
-		values[i++] = TimestampTzGetDatum(row->failed_at);
-		nulls[i] = !row->is_refreshed || is_kept;
-		values[i++] = Int32GetDatum(hrflow_model_dimension(profile));
-		sections = row->is_refreshed || profile->is_known ?
-			hrflow_model_sections(run, profile) : NULL;
-		nulls[i] = sections == NULL;
-		values[i++] = sections == NULL ? (Datum) 0 :
-			CStringGetTextDatum(sections);
-		nulls[i] = profile->hash == NULL;
-		values[i++] = profile->hash == NULL ? (Datum) 0 :
-			CStringGetTextDatum(profile->hash);
-		values[i++] = BoolGetDatum(profile->was_sent &&
-								   (!is_complete(profile) ||
-									profile->write_error != NULL));
-		values[i++] = BoolGetDatum(is_kept);
-		Assert(i == lengthof(state_types));
-		hrflow_store_add_row(rows, values, nulls);
-	}
-	if (rows->n == 0)
-		return;
-
-	hrflow_store_add_rows(&parameters, rows);
-	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(run->account));
-	hrflow_store_execute(get_write_states_sql(store), &parameters);
+	begin_writing(&writing, profiles);
+	run->has_more = !write_one_by_one(&writing, profiles);
+	end_writing(&writing);
+	hrflow_model_judge(run, profiles);
+	hrflow_record_failures(run, store, profiles);
 }
 
 /*
@@ -575,7 +528,6 @@ void
 hrflow_write_explain(const HrflowStore *store)
 {
 	HrflowParameters vector = {0};
-	HrflowParameters states = {0};
 
 	for (int i = 0; i < lengthof(insert_types); i++)
 	{
@@ -583,11 +535,7 @@ hrflow_write_explain(const HrflowStore *store)
 		vector.nulls[i] = 'n';
 	}
 	hrflow_store_explain(hrflow_store_sql(store, insert_vector_sql), &vector);
-	hrflow_store_add_rows(&states,
-						  hrflow_store_make_rows(state_types,
-												 lengthof(state_types), 0));
-	hrflow_store_add(&states, TEXTOID, CStringGetTextDatum(""));
-	hrflow_store_explain(get_write_states_sql(store), &states);
+	hrflow_record_explain(store);
 }
 
 /*
@@ -627,7 +575,7 @@ list_complete(List *profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);
 
-		if (profile->is_ours && is_complete(profile))
+		if (profile->is_ours && hrflow_write_is_complete(profile))
 			complete = lappend(complete, profile);
 	}
 	return complete;
@@ -680,9 +628,9 @@ keep_held_back(List *profiles)
 }
 
 /*
- * Write the profiles that have arrived.  Sets run->has_more if there was not
- * enough time for all of them.  The caller must call hrflow_write_done() after
- * the commit.
+ * Write the profiles that have arrived: together, unless run->is_single is
+ * set.  Sets run->has_more if there was not enough time for all of them.  The
+ * caller must call hrflow_write_done() after the commit.
  */
 void
 hrflow_write(HrflowRun *run, const HrflowStore *store)
@@ -691,6 +639,7 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 	dlist_iter	iter;
 
 	run->has_more = false;
+	run->writing = NULL;
 	lock_tables(run, store);
 	run->has_locks = true;
 	dlist_foreach(iter, &run->arrived)
@@ -700,10 +649,10 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 	hrflow_lost_judge(run, store, list_complete(profiles));
 	keep_held_back(profiles);
 	hrflow_model_spare(run, profiles);
-	write_all_vectors(run, store, profiles);
-	hrflow_model_judge(run, profiles);
-	hrflow_lost_note(store, profiles);
-	write_states(run, store, profiles);
+	if (run->is_single)
+		write_singly(run, store, profiles);
+	else
+		write_together(run, store, profiles);
 }
 
 /*
@@ -755,12 +704,16 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 void
 hrflow_write_done(HrflowRun *run)
 {
+	bool		is_single = false;
 	dlist_mutable_iter iter;
 
 	dlist_foreach_modify(iter, &run->arrived)
 	{
 		HrflowProfile *profile = dlist_container(HrflowProfile, node, iter.cur);
 
+		/* Write together again once all profiles have been accepted. */
+		is_single |= profile->write_error != NULL || profile->is_held ||
+			hrflow_write_is_locked(profile);
 		if (profile->is_ours)
 			profile->is_stuck = false;
 		if (profile->is_held || is_to_be_tried_again(run, profile))
@@ -781,7 +734,8 @@ hrflow_write_done(HrflowRun *run)
 			if (profile->tally != HRFLOW_TALLY_NONE)
 			{
 				run->ncounted++;
-				run->nvain = 0;
+				if (!profile->is_rejected)
+					run->nvain = 0;
 			}
 			note_long_missing(run, profile);
 			run->nkept += profile->is_kept && !profile->is_undecided;
@@ -791,7 +745,11 @@ hrflow_write_done(HrflowRun *run)
 				!profile->is_kept && profile->write_error == NULL;
 			note_bad_profile(run, profile);
 		}
+		run->nrejected += profile->is_rejected;
+		run->nrefused += profile->is_postponed && profile->vectors != NIL &&
+			profile->write_error != NULL;
 		run->narrived--;
 		hrflow_claim_forget(run, profile);
 	}
+	run->is_single &= is_single;
 }

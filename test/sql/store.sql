@@ -234,7 +234,7 @@ DROP TRIGGER refuse ON talent.embedding;
 CREATE SEQUENCE talent.tries;
 CREATE FUNCTION talent.refuse_at_first() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-	IF nextval('talent.tries') <= 5 THEN
+	IF nextval('talent.tries') <= 3 THEN
 		RAISE 'not yet';
 	END IF;
 	RETURN NEW;
@@ -243,7 +243,7 @@ CREATE TRIGGER refuse_at_first BEFORE INSERT ON talent.embedding FOR EACH ROW EX
 CREATE TRIGGER refuse_at_first BEFORE UPDATE ON talent.embedding_profile FOR EACH ROW
 	WHEN (OLD.lease_until IS NOT NULL) EXECUTE FUNCTION talent.refuse_at_first();
 UPDATE talent.embedding_profile SET due_at = now() WHERE profile_id = 'teacher-1';
-CALL hrflow_refresh('talent.embedding'); -- error
+CALL hrflow_refresh('talent.embedding');
 SELECT profile_id, state, attempts, last_error FROM talent.state WHERE profile_id = 'teacher-1';
 DROP TRIGGER refuse_at_first ON talent.embedding;
 DROP TRIGGER refuse_at_first ON talent.embedding_profile;

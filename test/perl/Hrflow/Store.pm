@@ -356,8 +356,8 @@ sub asked
 	{
 		$asked{$1}++
 		  if $line =~ /"query":"[^"]*?(?:profile|job)_id=([^&"]+)/
-		  || $line =~ /"body":"\{\\"text\\": ?\\"(.*?)\\"/
-		  || $line =~ /"body":"\{.*\\"key\\": ?\\"(.*?)\\"/;
+		  || $line =~ /"body":"\{\\u0022text\\u0022: ?\\u0022(.*?)\\u0022/
+		  || $line =~ /"body":"\{.*\\u0022key\\u0022: ?\\u0022(.*?)\\u0022/;
 	}
 	return \%asked;
 }

@@ -1,0 +1,407 @@
+# Refreshing a store whose table of profiles rejects the new states of some profiles,
+# because of a constraint or a trigger of its owner: the others are written, and those
+# profiles are not paid for again and again.  A regression test could see neither the
+# requests that are sent nor other sessions, and could not cancel a run.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use List::Util qw(sum);
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 64);
+my $node = Hrflow::Node->new('rejected', $api, link_hosts => '127.0.0.1', max_attempts => 1);
+my %of = map { $_ => Hrflow::Store->new($node, $api, $_, content => $_) } qw(profile text document);
+my $store = $of{profile};
+
+foreach my $of (values %of)
+{
+	$of->sql(
+		"CREATE FUNCTION $of->{name}.fail() RETURNS trigger LANGUAGE plpgsql AS \$\$
+		BEGIN
+			RAISE EXCEPTION 'the owner says no' USING ERRCODE = COALESCE(TG_ARGV[0], 'XX123');
+		END \$\$;
+		CREATE FUNCTION $of->{name}.suppress() RETURNS trigger LANGUAGE plpgsql AS \$\$
+		BEGIN
+			RETURN NULL;
+		END \$\$;");
+}
+
+# How to reject states.  SHOP is the schema of the store, and BAD the condition for the
+# profiles.  "as" is how these are recorded: as failures; if these are rejected, too, by
+# leases of a day; or else by the leases of the run.
+sub trigger
+{
+	my ($when, $condition, $function) = @_;
+	my $deferrable = $when =~ s/ (DEFERRABLE)$// ? $1 : '';
+	my $constraint = $deferrable && 'CONSTRAINT';
+
+	return "CREATE $constraint TRIGGER planted $when ON SHOP.embedding_profile $deferrable
+		FOR EACH ROW WHEN ($condition) EXECUTE FUNCTION SHOP.$function";
+}
+
+my %rejection = (
+	'a trigger' => {
+		plant => trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'fail()'),
+		says => 'the owner says no',
+		as => 'failed' },
+	'an AFTER trigger' => {
+		plant => trigger('AFTER UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'fail()'),
+		says => 'the owner says no',
+		as => 'failed' },
+	'a deferrable constraint trigger' => {
+		plant => trigger('AFTER UPDATE DEFERRABLE', "NEW.state = 'ok' AND NEW.BAD", 'fail()'),
+		says => 'the owner says no',
+		as => 'failed' },
+	'a trigger that suppresses updates' => {
+		plant => trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'suppress()'),
+		says => 'suppressed an update',
+		as => 'failed' },
+	'a constraint' => {
+		plant => "ALTER TABLE SHOP.embedding_profile ADD CONSTRAINT planted
+			CHECK (state <> 'ok' OR (BAD) IS NOT TRUE)",
+		drop => 'ALTER TABLE SHOP.embedding_profile DROP CONSTRAINT planted',
+		says => 'violates check constraint',
+		as => 'failed' },
+	'a trigger that rejects all states' => {
+		plant => trigger('BEFORE UPDATE OF state', 'NEW.BAD', 'fail()'),
+		says => 'the owner says no',
+		as => 'leased for a day' },
+	'a trigger that rejects all updates' => {
+		plant => trigger('BEFORE UPDATE', 'OLD.lease_until IS NOT NULL AND NEW.BAD', 'fail()'),
+		says => 'the owner says no',
+		as => 'leased' });
+
+sub plant
+{
+	my ($of, $sql, @bad) = @_;
+	my $bad = "$of->{id} IN (" . join(', ', map { "'$_'" } @bad) . ')';
+
+	$of->sql($sql =~ s/\bSHOP\b/$of->{name}/gr =~ s/\bBAD\b/$bad/gr);
+	return;
+}
+
+sub drop
+{
+	my ($of, $rejection) = @_;
+
+	plant($of, $rejection->{drop} // 'DROP TRIGGER planted ON SHOP.embedding_profile');
+	return;
+}
+
+# Return the number of profiles that are written with all vectors, and the number of
+# those that are recorded in another way, and have no vectors.
+sub kept
+{
+	my ($of, $as) = @_;
+	my $untouched = "state = 'due' AND attempts = 0 AND last_error IS NULL";
+	my $failed = "attempts = 1 AND lease_until IS NULL AND last_error ~ '^Could not be stored: .'";
+	my %condition = (
+		  'failed' => $of->{posts}
+		? "$failed AND state = 'failed' AND due_at IS NULL AND sent_hash IS NOT NULL"
+		: "$failed AND state = 'due'
+			AND due_at BETWEEN now() + interval '11 hours' AND now() + interval '1 day'",
+		'leased for a day' => "$untouched
+			AND lease_until BETWEEN now() + interval '23 hours' AND now() + interval '1 day'",
+		'leased' => "$untouched
+			AND lease_until BETWEEN now() + interval '1 minute' AND now() + interval '6 minutes'");
+
+	return $of->sql(
+		"SELECT count(*) FILTER (WHERE state = 'ok' AND lease_until IS NULL AND n = $of->{vectors}),
+			count(*) FILTER (WHERE $condition{$as} AND n = 0)
+		FROM (SELECT *, (SELECT count(*) FROM $of->{name}.embedding e
+			WHERE e.$of->{id} = p.$of->{id}) AS n FROM $of->{name}.embedding_profile p) p");
+}
+
+# Return the number of requests for profiles whose names begin like this.
+sub paid
+{
+	my ($of, $name) = @_;
+	my $asked = $of->asked;
+
+	$name //= 'cook';
+	return sum(0, map { $asked->{$_} } grep { /^$name/ } keys %$asked);
+}
+
+# Check what a run has written of "all" profiles, "n" of which were rejected, and what
+# the next run requests.
+sub check_rejected
+{
+	my ($of, $name, $rejection, $n, $all, $printed) = @_;
+
+	like(
+		$printed,
+		qr/WARNING:\ .*could\ not\ write\ the\ states?\ of\ $n\ profiles?:\ .*\Q$rejection->{says}\E.*\n
+			DETAIL:\ \ Vectors\ fetched\ for\ rejected\ profiles\ were\ not\ stored\.\n
+			HINT:\ \ Check\ the\ constraints\ and\ triggers\ of\ table\ $of->{name}\.embedding_profile/x,
+		"$name are reported");
+	is( kept($of, $rejection->{as}),
+		$all - $n . "|$n",
+		"$name do not keep the others from being written") or diag($printed);
+	is(paid($of), $all, "$name are requested once");
+	like($of->call, qr/: 0 refreshed/, "$name are not refreshed by the next run");
+	is(paid($of), $all, "$name are not requested by the next run");
+	return;
+}
+
+#
+# The last write of a run
+#
+foreach my $kind (sort keys %of)
+{
+	my $of = $of{$kind};
+
+	foreach my $what (sort keys %rejection)
+	{
+		my $rejection = $rejection{$what};
+
+		# Texts and documents are not even sent if no update is accepted
+		next if $of->{posts} && $rejection->{as} eq 'leased';
+
+		foreach my $bad ([qw(cook-7)], [qw(cook-7 cook-39)])
+		{
+			my $n = @$bad;
+			my $name = "$n of 40 ${kind}s that $what rejects";
+
+			next if $of->{posts} && $n == 1;
+			$of->track("SELECT 'cook-' || i FROM generate_series(1, 40) i");
+			plant($of, $rejection->{plant}, @$bad);
+			my $printed = $of->call;
+			unlike($printed, qr/ERROR/, "$name do not end the run with an error");
+			check_rejected($of, $name, $rejection, $n, 40, $printed);
+			is( $of->sql(
+					"SELECT count(*) FROM hrflow_store_failures('$of->{name}.embedding')
+						WHERE last_error ~ '$rejection->{says}'"
+				),
+				$of->{posts} && $rejection->{as} eq 'failed' ? $n : 0,
+				"$name are listed by hrflow_store_failures() if they have failed for good");
+			drop($of, $rejection);
+			$of->hasten("state <> 'ok'");
+			$of->call;
+			$of->sql("SELECT hrflow_retry('$of->{name}.embedding')");
+			$of->call;
+			is(kept($of, 'failed'), '40|0', "$name are written once they are accepted");
+			is(paid($of), 40 + $n, "$name are requested once more then");
+		}
+	}
+}
+
+#
+# The writes after a run has been canceled
+#
+foreach my $kind (sort keys %of)
+{
+	my $of = $of{$kind};
+	my $nlinks = $kind eq 'profile' ? 2 : 0;
+	my $locker = Hrflow::Session->new($node);
+
+	foreach my $what ('a constraint', 'a trigger', 'a trigger that rejects all states')
+	{
+		my $rejection = $rejection{$what};
+		my $name = "2 of 32 ${kind}s that $what rejects after a cancel";
+
+		# A lock keeps replies from being written until the run is canceled
+		$of->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
+		plant($of, $rejection->{plant}, 'cook-7', 'cook-23');
+		$api->script('hold=33', count => 32);
+		my $call = $of->start_call;
+		$api->wait_until(sub { $_[0]{requests} >= 32 }) or die;
+		$locker->ask("BEGIN; LOCK TABLE $of->{name}.embedding_profile IN SHARE MODE;");
+		$api->release(33);
+		$api->wait_until(sub { $_[0]{requests} >= 33 + 32 * $nlinks && !$_[0]{in_flight} }) or die;
+		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $of->backends;
+		$locker->ask('COMMIT;');
+		my $printed = $of->finish_call($call);
+		like($printed, qr/ERROR:  57014/, "$name do not change the error");
+		check_rejected($of, $name, $rejection, 2, 32, $printed);
+		drop($of, $rejection);
+	}
+	$locker->finish;
+}
+
+#
+# How often a profile is paid for
+#
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+plant($store, $rejection{'a trigger'}{plant}, 'cook-7');
+foreach my $attempt (1 .. 4)
+{
+	$store->call('max_attempts => 3');
+	$store->hasten("profile_id = 'cook-7' AND due_at IS NOT NULL");
+}
+is($store->asked->{'cook-7'},
+	3, 'a profile whose state is rejected is requested max_attempts times');
+is( $store->sql(
+		"SELECT profile_id, state, attempts, last_error
+		FROM hrflow_store_failures('profile.embedding')"),
+	'cook-7|failed|3|Could not be stored: the owner says no',
+	'a profile whose state is rejected max_attempts times has failed');
+
+# A profile that changes while it is requested would be due again after a minute
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
+$api->script('hold=11', count => 10);
+my $call = $store->start_call;
+$api->wait_until(sub { $_[0]{requests} >= 10 }) or die;
+$store->sql("UPDATE profile.candidate SET cv = 'new' WHERE hrflow_id = 'cook-7'");
+drop($store, $rejection{'a trigger'});
+plant($store, trigger('BEFORE UPDATE', 'NEW.refreshed_at IS NOT NULL AND NEW.BAD', 'fail()'),
+	'cook-7');
+$api->release(11);
+like(
+	$store->finish_call($call),
+	qr/could not write the state of 1 profile/,
+	'the state of a profile that has changed is rejected');
+is($store->profiles("state, due_at > now() + interval '11 hours'", "profile_id = 'cook-7'"),
+	'due|t', 'a profile that has changed is not soon requested again if its state is rejected');
+drop($store, $rejection{'a trigger'});
+
+# If nothing is accepted any longer, a run does not continue
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 3) i");
+$store->sql("UPDATE profile.embedding_profile SET due_at = now() - interval '1 hour'");
+$store->sql(
+	"INSERT INTO profile.candidate (hrflow_id)
+	SELECT 'nurse-' || i FROM generate_series(1, 1000) i");
+plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.profile_id ~ 'nurse'", 'fail()'));
+my $printed = $store->call('batch_size => 32');
+like(
+	$printed,
+	qr/WARNING:\ .*was\ stopped:\ fetched\ vectors\ could\ not\ be\ stored\n
+		DETAIL:\ \ Nothing\ was\ stored\ for\ the\ last\ \d+\ profiles\.\ .*the\ owner\ says\ no\n
+		HINT:\ \ Check\ the\ constraints\ and\ triggers\ of/x,
+	'a run stops if no state is accepted any longer');
+cmp_ok(paid($store, 'nurse'), '<', 500, 'a run stops soon if no state is accepted any longer');
+drop($store, $rejection{'a trigger'});
+like($store->call, qr/INFO: .* [1-9]\d* refreshed/,
+	'the next run continues if states are accepted');
+
+# If nothing is accepted, neither states nor failures, the next run requests one profile
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 100) i");
+plant($store, trigger('BEFORE UPDATE OF state', 'true', 'fail()'));
+foreach my $run (1 .. 3)
+{
+	like(
+		$store->call,
+		qr/was stopped: the store does not accept the states of fetched profiles; Could/,
+		"run $run stops if neither states nor failures are accepted");
+	my $paid = paid($store);
+	ok($paid >= 8 && $paid <= 32,
+		'the first run stops after a few requests if neither states nor failures are accepted')
+	  if $run == 1;
+	is( $paid -
+		  $store->sql('SELECT count(*) FROM profile.embedding_profile WHERE lease_until > now()'),
+		0,
+		"profiles that were requested by run $run are leased");
+	is($paid, $store->{paid} + 1, "run $run requests one profile") if $run > 1;
+	$store->{paid} = $paid;
+}
+drop($store, $rejection{'a trigger'});
+
+#
+# Errors that are not about a profile, but are raised for one only
+#
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
+plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", "fail('58030')"), 'cook-7');
+$printed = $store->call;
+like($printed, qr/ERROR:  58030: the owner says no/, 'an error about the server ends a run');
+like(
+	$printed,
+	qr/could not store the vectors fetched for 1 profile/,
+	'only the reply is lost for which an error about the server is raised');
+is($store->states, 'due 1, ok 31',
+	'all profiles are written except the one for which an error about the server is raised');
+drop($store, $rejection{'a trigger'});
+
+# A trigger that waits until the run is canceled
+$store->sql(
+	q{CREATE FUNCTION profile.wait() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_sleep(60);
+		RETURN NEW;
+	END $$});
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
+plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'wait()'), 'cook-7');
+$printed = $store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' });
+like($printed, qr/ERROR:  57014/, 'statement_timeout ends a run in a trigger');
+like(
+	$printed,
+	qr/could not store the vectors fetched for 1 profile/,
+	'only the reply is lost whose trigger waits');
+is($store->states, 'due 1, ok 31', 'all profiles are written except the one whose trigger waits');
+is($store->profiles('lease_until'), '', 'a run whose trigger waits leaves no lease');
+drop($store, $rejection{'a trigger'});
+
+# A trigger that waits for a lock of another session
+my $application = Hrflow::Session->new($node);
+$store->sql(
+	q{CREATE TABLE profile.door (); INSERT INTO profile.door DEFAULT VALUES;
+	CREATE FUNCTION profile.enter() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM FROM profile.door FOR UPDATE;
+		RETURN NEW;
+	END $$});
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 40) i");
+plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'enter()'), 'cook-7');
+$application->ask('SET ROLE keeper; BEGIN; SELECT FROM profile.door FOR UPDATE;');
+$call = $store->start_call;
+ok( $node->poll_query_until(
+		'postgres', "SELECT count(*) = 39 FROM profile.embedding_profile WHERE state = 'ok'"),
+	'the others are written while the trigger of a profile waits for a lock');
+$application->ask('COMMIT;');
+like(
+	$store->finish_call($call),
+	qr/: 40 refreshed/,
+	'a profile is written once its trigger has its lock');
+is(paid($store), 40, 'a profile whose trigger waits for a lock is requested once');
+$application->finish;
+drop($store, $rejection{'a trigger'});
+
+# A serialization failure
+$store->sql(
+	q{CREATE SEQUENCE profile.tries;
+	CREATE FUNCTION profile.conflict() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		IF nextval('profile.tries') < 4 THEN
+			RAISE EXCEPTION 'could not serialize' USING ERRCODE = 'serialization_failure';
+		END IF;
+		RETURN NEW;
+	END $$});
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 40) i");
+plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'conflict()'), 'cook-7');
+like($store->call, qr/: 40 refreshed/, 'a profile is written after serialization failures');
+is(paid($store), 40, 'a profile with serialization failures is requested once');
+drop($store, $rejection{'a trigger'});
+
+#
+# Other states that are rejected
+#
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 30) i UNION ALL SELECT 'missing-1'");
+plant($store, trigger('BEFORE UPDATE', "NEW.state = 'missing'", 'fail()'));
+like($store->call, qr/: 30 refreshed, 1 to be retried/, 'a missing profile may be rejected');
+is($store->profiles('state, attempts', "profile_id = 'missing-1'"),
+	'due|1', 'a missing profile that is rejected is recorded as a failure');
+drop($store, $rejection{'a trigger'});
+
+# Vectors that are put aside, which the row records
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 30) i");
+$store->call;
+$store->sql(
+	"INSERT INTO profile.embedding (source_id, profile_id, section, item, vector)
+	SELECT source_id, profile_id, 'skills', i, vector FROM profile.embedding,
+		generate_series(1, 3) i WHERE profile_id IN ('cook-7', 'cook-8') AND section = 'skills'");
+$store->hasten('true');
+plant($store, trigger('BEFORE UPDATE', 'NEW.erased_at IS NOT NULL AND NEW.BAD', 'fail()'),
+	'cook-7');
+like(
+	$store->call,
+	qr/: 29 refreshed, 1 to be retried/,
+	'a profile that has lost vectors may be rejected');
+is( $store->sql(
+		"SELECT profile_id, count(*) FROM profile.embedding WHERE section = 'skills'
+		AND profile_id IN ('cook-7', 'cook-8') GROUP BY 1 ORDER BY 1"),
+	"cook-7|4\ncook-8|1",
+	'a profile that is rejected loses no vectors');
+drop($store, $rejection{'a trigger'});
+
+done_testing();
