@@ -37,8 +37,8 @@
  */
 typedef struct HrflowAheadColumn
 {
-	const HrflowFunction *function; /* NULL: the SQL function was altered
-									 * after planning, so its calls are not
+	const HrflowFunction *function; /* NULL if the SQL function was altered
+									 * after planning; its calls are then not
 									 * issued ahead */
 	FuncExpr   *call;			/* the call as it appears in the query, for
 								 * EXPLAIN */

@@ -4,14 +4,14 @@
  *		Determines how many rows a query needs from a read-ahead node.
  *
  * Requests cost money, so avoid requests for rows that the query will not
- * return.  The executor does not tell a node how many rows are needed, so
- * two hooks collect that information: our ExecutorStart_hook finds the nodes
+ * return.  ExecSetTupleBound() does not reach custom scans, so two hooks
+ * collect that information: our ExecutorStart_hook finds the nodes
  * above each read-ahead node, some of which may need only part of its rows,
  * and our ExecutorRun_hook records the number of rows that the caller wants,
  * such as 10 for FETCH 10.
  *
- * We also tell a sort below the read-ahead node how many rows a LIMIT above it
- * needs.
+ * For the same reason, we pass the bound of a LIMIT above a read-ahead node on
+ * to a sort below the node.
  *
  *-------------------------------------------------------------------------
  */

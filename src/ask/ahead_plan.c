@@ -476,9 +476,9 @@ get_subpath(Path *path)
 
 /*
  * In the tree whose root is "path", replace the paths that compute calls, if
- * possible, by paths that issue the calls ahead.  Returns the new root.  It is
- * harmless to visit a path several times, because several others refer to it:
- * paths that we have created are not replaced again.
+ * possible, by paths that issue the calls ahead.  Returns the new root.  A
+ * path may be visited several times, because several others may refer to it.
+ * That is harmless: paths that we have created are not replaced again.
  */
 static Path *
 find_computing_path(PlannerInfo *root, Path *path)
@@ -767,8 +767,8 @@ plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 }
 
 /*
- * Create the plan node for the outer side of a nested loop that executes a
- * function scan.  The arguments of the call are in custom_exprs;
+ * Create the plan node for the outer side of a nested loop whose inner side is
+ * a function scan.  The arguments of the call are in custom_exprs;
  * custom_private contains the call without its arguments, because
  * set_customscan_references() does not process custom_private.
  */

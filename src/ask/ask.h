@@ -24,9 +24,10 @@
 #define HRFLOW_MAX_JSON_DEPTH	64
 
 /*
- * Maximum number of links in one reply.  Fetching a link costs a request, and
- * a few kB of memory meanwhile.  Profiles have far fewer: a link for each of a
- * few dozen experiences and educations.
+ * Maximum number of links in one reply.  Each link takes an HTTP request (not
+ * counted by the request limits) and a few kB of memory while it is fetched.
+ * The replies for real profiles have a few dozen links, one for each
+ * experience and education.
  */
 #define HRFLOW_MAX_LINKS		1000
 

@@ -154,7 +154,7 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 
 	/*
 	 * A NumPy file in base64 often has a valid number of bytes, and would be
-	 * decoded to a wrong vector.  The first two elements of a right one
+	 * decoded to a wrong vector.  The first two elements of a correct vector
 	 * cannot plausibly be -2.6e-27 and 1.46e10.
 	 */
 	if (ndigits >= NPY_DIGITS_LENGTH &&

@@ -64,7 +64,8 @@ typedef struct HrflowElementRequest
 } HrflowElementRequest;
 
 /*
- * Result of making the request for an element.
+ * Result of the make_request callback, which builds the request for an
+ * element.
  */
 typedef enum HrflowElementKind
 {

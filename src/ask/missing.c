@@ -66,10 +66,11 @@ report_missing(void)
 }
 
 /*
- * Report the calls if this is the end of a top-level statement.
+ * At the end of a top-level statement, report the number of calls that
+ * returned NULL.
  *
- * Also check for an enclosing DO or CALL: it is not included in
- * "statement_depth" if it began before our library was loaded.
+ * A DO or CALL that began before our library was loaded is not counted in
+ * "statement_depth", so check for it separately.
  */
 static void
 report_at_end_of_statement(void)

@@ -14,7 +14,8 @@
 /*
  * Number of rows to pass to the sink between two calls of
  * hrflow_transport_work().  It is large enough for these calls to take little
- * time, and small enough that no request times out between them.
+ * time, and small enough that servers do not give up sending their replies
+ * between them.
  */
 #define ROWS_OF_WORK 1024
 

@@ -70,7 +70,7 @@ get_problem(const HrflowStore *store, Oid table, Form_pg_class form,
 /*
  * Return the OID of an optional table of a store, or InvalidOid if there is
  * none.  A relation with the expected name is ignored if it is not an ordinary
- * or partitioned table, has another owner than the store, or lacks one of the
+ * or partitioned table, has a different owner than the store, or lacks one of the
  * given columns.  The type of each column must be binary coercible to the
  * given type, unless that is InvalidOid.  Unless "problem" is NULL, sets
  * *problem to the reason why a relation was ignored, as a DETAIL, or to NULL if

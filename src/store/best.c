@@ -62,7 +62,7 @@ hrflow_best_make(int k, int nparts)
 }
 
 /*
- * Could a match with this similarity be among the k best?  It is not if its
+ * Could a match with this similarity be among the k best?  It cannot if its
  * profile already has a match that is at least as good.
  */
 bool

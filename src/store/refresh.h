@@ -197,7 +197,9 @@ typedef struct HrflowProfile
 								 * failure, but see set_missing() */
 	bool		is_link;		/* does "status" concern a link, rather than a
 								 * request to the API? */
-	bool		unasked;		/* was at least one request not completed? */
+	bool		unasked;		/* was at least one request omitted or
+								 * abandoned for a reason unrelated to the
+								 * profile? */
 	bool		is_postponed;	/* is the profile postponed, because the
 								 * failure is not specific to the profile? */
 	bool		is_final;		/* is the failure final, whatever the number
@@ -473,8 +475,8 @@ struct HrflowRun
 								 * in the API */
 	int64		ngone_put;		/* number of profiles in "ngone" that had
 								 * vectors, which were put aside */
-	bool		expired_done;	/* did the last batch leave no expired vectors
-								 * to be erased, or fail? */
+	bool		expired_done;	/* did the last batch fail, or leave no
+								 * expired vectors to be erased? */
 	List	   *accounts;		/* fingerprints of the API keys with which the
 								 * vectors of the store were fetched before
 								 * "account" was set */

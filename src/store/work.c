@@ -247,10 +247,10 @@ hrflow_work_keep_error(HrflowRun *run)
 }
 
 /*
- * Can work that has failed with this error be retried?  It can if there was a
+ * Can work that failed with this error be retried?  It can if there was a
  * conflict with another session, such as a lock, and requests are in flight or
- * replies are to be written, unless the run is ended by an error or the end of
- * the session.
+ * replies are waiting to be written, unless the run has already failed or the
+ * session is being terminated.
  *
  * While the store's tables are locked, a run retries without a limit as long
  * as it may have requests in flight, and then as long as the caller's

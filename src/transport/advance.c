@@ -14,13 +14,16 @@
 
 /*
  * Extra time to wait for libcurl to end an attempt that has timed out.  After
- * this time, we assume that libcurl has no timer for the attempt, because it
- * was prolonged, or has lost the transfer, as libcurl 8.22 does if it runs out
- * of memory (test/t/072_injection.pl).
+ * that, we end it ourselves: libcurl has no timer for an attempt that was
+ * prolonged, and libcurl 8.22 loses a transfer if it runs out of memory
+ * (test/t/072_injection.pl).
  */
 #define OVERDUE_MARGIN HRFLOW_SEC
 
-/* Number of times that replies have been collected. */
+/*
+ * Number of the current round, which is the number of times that replies have
+ * been collected.
+ */
 static uint32 this_round = 0;
 
 /*

@@ -293,7 +293,8 @@ has_spare(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Raise the limit, which has been used up, if it is time to do so.
+ * Raise the limit if it is time to do so.  Must be called only if the limit
+ * allows no request now.
  */
 static void
 raise_allowed(HrflowAllowance *allowance, int64 now)

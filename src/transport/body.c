@@ -222,7 +222,7 @@ take_name(const char **list, const char *end, const char **name)
  * Parse the value of a Content-Encoding header.  Object stores return whatever
  * value they were given when the object was written, so accept values that
  * denote no transformation.  Returns false if the encoding is not supported,
- * or compressed twice.
+ * or if the body is compressed twice.
  */
 static bool
 read_encoding(HrflowTransfer *transfer, const char *value, const char *end)

@@ -82,8 +82,8 @@ find_counter(uint64 account, DateADT today)
 }
 
 /*
- * Count a request of an account, unless it has already sent "limit" requests
- * today; 0 means no limit.  Returns whether it was counted.
+ * Count a request of an account, unless the account has already sent "limit"
+ * requests today; 0 means no limit.  Returns whether the request was counted.
  */
 static bool
 count_today(uint64 account, DateADT today, uint32 limit)
@@ -192,8 +192,9 @@ hrflow_budget_give_back(HrflowTransfer *transfer)
 }
 
 /*
- * Count a request that libcurl resends by itself.  It counts for the statement
- * that sent the request, unless that statement has ended.  Does not throw.
+ * Count a request that libcurl resends by itself.  It counts towards the limit
+ * of the day and, unless the statement that sent it has ended, towards the limit
+ * of that statement.  Does not throw.
  */
 void
 hrflow_budget_charge(const HrflowTransfer *transfer)

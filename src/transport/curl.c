@@ -507,7 +507,7 @@ count_connects(const HrflowTransfer *transfer)
 }
 
 /*
- * Fill in the HTTP status, the content type and the Retry-After of a reply.
+ * Set the HTTP status, the content type and the Retry-After of a reply.
  * Values that libcurl does not know keep their initial values.  The status of
  * an interim response (HTTP 1xx) is ignored, because it is not the status of
  * the reply.
@@ -534,8 +534,7 @@ take_info(HrflowTransfer *transfer)
 }
 
 /*
- * Fill in the body that has been received, and whether the reply is a refusal
- * because of a rate limit.
+ * Set reply->body to the body that has been received, and reply->is_limited.
  */
 static void
 take_body(HrflowTransfer *transfer)
@@ -571,7 +570,8 @@ is_whole(const HrflowTransfer *transfer)
 }
 
 /*
- * Fill in the status and the detail of a failed attempt.
+ * Classify the failure of an attempt in its reply.  If that sets no detail, use
+ * libcurl's message.
  */
 static void
 take_failure(HrflowTransfer *transfer, CURLcode code)

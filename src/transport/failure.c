@@ -44,8 +44,8 @@ has_too_large_headers(const HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Return the status of an attempt with a fault.  May fill in the detail, and
- * whether a retry might succeed.
+ * Return the status of an attempt that ended with a fault.  May also set
+ * reply->detail and reply->transient.
  */
 static HrflowStatus
 classify_fault(HrflowReply *reply, HrflowFault fault)
@@ -82,8 +82,8 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 }
 
 /*
- * Return the status of an attempt that libcurl ended with an error.  May fill
- * in the detail, and whether a retry might succeed.
+ * Return the status of an attempt that libcurl ended with an error.  May also
+ * set reply->detail, reply->transient and the attempt's fault.
  */
 static HrflowStatus
 classify_code(HrflowTransfer *transfer, CURLcode code)
@@ -182,9 +182,9 @@ refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Fill in the reply of an attempt that failed in libcurl: its status, whether
- * a retry might succeed, and a detail, unless libcurl's own message is
- * suitable.
+ * Set reply->status for an attempt that failed in libcurl.  May also set
+ * reply->transient, reply->detail, unless libcurl's own message is suitable,
+ * and the attempt's fault.
  */
 void
 hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)

@@ -94,7 +94,7 @@ hrflow_headers_get(const HrflowSettings *settings)
 
 	/*
 	 * The empty Expect header prevents libcurl from waiting up to 1 s for
-	 * "100 Continue", which servers may not send.
+	 * "100 Continue", which some servers never send.
 	 */
 	headers = calloc(1, sizeof(HrflowHeaders));
 	if (headers == NULL ||

@@ -470,9 +470,9 @@ hrflow_pool_next_message(void)
  */
 
 /*
- * Reserve as many descriptors with fd.c as there are open connections or
- * requests in flight, whichever number is greater, if possible.  Does not
- * throw.
+ * Adjust the number of descriptors reserved with fd.c to the number of open
+ * connections or of requests in flight, whichever is greater.  Reserves fewer
+ * if fd.c allows no more.  Does not throw.
  */
 void
 hrflow_pool_balance_descriptors(int nin_flight)

@@ -77,7 +77,8 @@
 
 /*
  * Number of failures since HRFLOW_ANSWERED was last reported that pauses an
- * account.  It is so large that occasional failures do not.
+ * account.  It is large enough that occasional failures
+ * do not pause the account.
  */
 #define BREAKER_FAILURES 16
 

@@ -93,7 +93,7 @@ refuse_spent(HrflowTransfer *transfer, HrflowStatus status)
 /*
  * Ask the request limits and the account whether a request to the API may be
  * sent now.  If so, count it, and return STARTED.  If not, return REFUSED if
- * it has failed, or NOT_NOW if it is still ready.
+ * the request has failed, or NOT_NOW if it is still ready.
  */
 static StartResult
 admit_transfer(HrflowTransfer *transfer, int64 now)

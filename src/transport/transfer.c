@@ -42,7 +42,7 @@ hrflow_transfer_nin_flight(void)
 }
 
 /*
- * Return the list of its transport in which a transfer is kept while it is
+ * Return the list in which a transfer's transport keeps the transfer while it is
  * ready.
  */
 static dlist_head *

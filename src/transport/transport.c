@@ -121,7 +121,7 @@ watch_failures(void)
  * "activity" shows the requests, determines on whose behalf they are sent, and
  * must not end before the transport.  "time_limit" is the limit for all
  * requests together, in milliseconds, or 0 for no limit.  The transport lives
- * in the current memory context, ends when that is reset at the latest, and
+ * in the current memory context, ends at the latest when that is reset, and
  * pins the settings until then.
  */
 HrflowTransport *
@@ -439,8 +439,9 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 }
 
 /*
- * Report once that requests must wait for long, because of a pause of the
- * account or of a limit of the API.
+ * Send a NOTICE, at most once per transport, if its requests have to wait a
+ * long time because the account is paused or a limit of the API has been
+ * reached.
  */
 static void
 tell_pause(HrflowTransport *transport, int64 now)
@@ -458,8 +459,9 @@ tell_pause(HrflowTransport *transport, int64 now)
 }
 
 /*
- * End the requests that have timed out: all requests of a transport whose time
- * limit has expired, and requests that libcurl has lost.
+ * End the requests that have timed out: all requests of this transport if its
+ * time limit has expired, and requests of any transport that libcurl should have
+ * ended.
  */
 static void
 end_late_requests(HrflowTransport *transport, int64 now)
@@ -474,9 +476,9 @@ end_late_requests(HrflowTransport *transport, int64 now)
  * Requests of the backend's other transports continue meanwhile.
  *
  * A reply belongs to a single attempt.  Unless "stopped" is set, the caller
- * must interpret it, and then call hrflow_transport_retry() to find out
- * whether the request is retried.  A reply that is not retried must be
- * released.  Raises 53200 if there is not enough memory, other errors if
+ * must interpret it, and then call hrflow_transport_retry(), which retries the
+ * request if possible and returns whether it did.  A reply that is not retried
+ * must be released.  Raises 53200 if there is not enough memory, other errors if
  * libcurl or the system fails, and any error of CHECK_FOR_INTERRUPTS(), such
  * as 57014 and 57P01.
  */

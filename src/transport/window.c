@@ -87,8 +87,8 @@
 #define GROW_FACTOR 1.2
 
 /*
- * A window that was fully used is cut if the latency is more than this factor
- * times the lowest latency in two consecutive rounds.
+ * A fully used window is cut if, in two consecutive rounds, the latency exceeds
+ * the lowest latency multiplied by this factor; but see CUT_SLACK.
  */
 #define CUT_FACTOR 1.5
 
@@ -117,7 +117,7 @@
  */
 #define MIN_ROUND 8
 
-/* Maximum number of requests in a round, whose latencies are all kept. */
+/* Maximum number of requests in a round.  All of their latencies are kept. */
 #define MAX_ROUND 64
 
 /*
@@ -424,7 +424,8 @@ end_round(HrflowWindow *window, int64 now)
 }
 
 /*
- * Record the latency of a reply, and let the window grow if it may.
+ * Record the latency of a reply, enlarge the window if it may grow, and end the
+ * round if it is complete.
  */
 static void
 note_latency(HrflowTransfer *transfer, int64 now)
