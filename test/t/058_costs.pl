@@ -241,7 +241,7 @@ like(
 	limited($keys[1], 20, $batch),
 	qr/^ok\|20\nover_budget\|30\n
 		.*WARNING:.*account\ reached\ its\ daily\ limit\ of\ requests\ to\ the\ HrFlow\ API
-		.*DETAIL:\ \ 20\ of\ 50\ elements\ were\ processed/xs,
+		.*DETAIL:\ \ The\ API\ sent\ a\ final\ reply\ for\ 20\ of\ 50\ elements/xs,
 	'when an account reaches its daily limit, results are kept, and the other rows say why they failed'
 );
 is($api->stats->{api_requests}, 20, 'no request more was sent');

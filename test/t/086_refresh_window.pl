@@ -278,7 +278,7 @@ is(rewritten(), 29, 'a cancel loses only the profile whose vector is locked');
 like(
 	$printed,
 	qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 1\ profile\n
-		DETAIL:\ .*locks\ .*No\ attempt\ was\ counted/x,
+		DETAIL:\ .*locks\ .*"attempts"\ were\ not\ incremented/x,
 	'a run that is canceled warns about a profile whose vector is locked');
 
 #
@@ -487,7 +487,7 @@ $application->ask('COMMIT;');
 like(
 	$printed,
 	qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 1\ profile\n
-		DETAIL:\ .*No\ attempt\ was\ counted/x,
+		DETAIL:\ .*"attempts"\ were\ not\ incremented/x,
 	'a run warns about a profile that is locked until its end');
 is($store->profiles('state, attempts'),
 	'due|0', 'a profile that is locked until the end of a run does not fail');
