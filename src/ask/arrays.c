@@ -254,7 +254,7 @@ hrflow_arrays_take_profiles(HrflowArraySource *source, FunctionCallInfo fcinfo)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("no identifiers were specified"),
-					 errhint("Pass profile_ids, profile_references or profile_emails.")));
+					 errhint("Pass \"profile_ids\", \"profile_references\" or \"profile_emails\".")));
 
 		/*
 		 * Treat NULL as an empty array, because array_agg() returns NULL if

@@ -176,7 +176,7 @@ hrflow_base64_decode(const char *payload, size_t length, int dimension,
 	n = bytes / sizeof(float4);
 	if (dimension != 0 && n % dimension != 0)
 	{
-		bad->detail = psprintf("The payload has %zu elements, which is not a multiple of hrflow_embed.vector_dimension (%d).",
+		bad->detail = psprintf("The number of elements in the payload (%zu) is not a multiple of \"hrflow_embed.vector_dimension\" (%d).",
 							   n, dimension);
 		return NULL;
 	}

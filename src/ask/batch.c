@@ -64,7 +64,7 @@ typedef struct Batch
  */
 static const HrflowResult timed_out = {
 	.status = HRFLOW_TIMEOUT,
-	.detail = "hrflow_embed.batch_timeout expired."
+	.detail = "\"hrflow_embed.batch_timeout\" expired."
 };
 
 /*

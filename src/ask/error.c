@@ -51,7 +51,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_UNAUTHORIZED] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
 		.message = "HrFlow API refused the API key",
-		.hint = "Check hrflow_embed.api_key_file (or hrflow_embed.api_key), hrflow_embed.api_user and hrflow_embed.base_url.  A key that may only write cannot read embeddings."
+		.hint = "Check \"hrflow_embed.api_key_file\" (or \"hrflow_embed.api_key\"), \"hrflow_embed.api_user\" and \"hrflow_embed.base_url\".  A key that may only write cannot read embeddings."
 	},
 	[HRFLOW_FORBIDDEN] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -61,7 +61,7 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_PROXY_REFUSED] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
 		.message = "proxy in \"hrflow_embed.proxy\" refused the user or password",
-		.hint = "Check the user and the password in hrflow_embed.proxy."
+		.hint = "Check the user and the password in \"hrflow_embed.proxy\"."
 	},
 	[HRFLOW_OVER_QUOTA] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -76,18 +76,18 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_OVER_BUDGET] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		.message = "statement reached its limit of requests to %s",
-		.hint = "Send fewer requests in one statement, or raise hrflow_embed.max_requests_per_statement.  Only a superuser can raise hrflow_embed.statement_request_limit."
+		.hint = "Send fewer requests in one statement, or raise \"hrflow_embed.max_requests_per_statement\".  Only a superuser can raise \"hrflow_embed.statement_request_limit\"."
 	},
 	[HRFLOW_OVER_DAY] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		.message = "account reached its daily limit of requests to %s",
-		.hint = "Try again tomorrow (UTC), or ask a superuser to raise hrflow_embed.max_requests_per_day."
+		.hint = "Try again tomorrow (UTC), or ask a superuser to raise \"hrflow_embed.max_requests_per_day\"."
 	},
 	[HRFLOW_CONNECT_FAILED] = {
 		.sqlerrcode = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
 		.message = "could not connect to %s",
-		.hint = "Check hrflow_embed.base_url, hrflow_embed.proxy and hrflow_embed.ca_file, and that the database server can reach the network.",
-		.link_hint = "Check hrflow_embed.proxy and hrflow_embed.ca_file, and that the database server can reach the link's host."
+		.hint = "Check \"hrflow_embed.base_url\", \"hrflow_embed.proxy\" and \"hrflow_embed.ca_file\", and that the database server can reach the network.",
+		.link_hint = "Check \"hrflow_embed.proxy\" and \"hrflow_embed.ca_file\", and that the database server can reach the link's host."
 	},
 	[HRFLOW_CONNECTION_LOST] = {
 		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
@@ -98,29 +98,29 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_TIMEOUT] = {
 		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
 		.message = "%s did not answer in time",
-		.hint = "Try again, or raise hrflow_embed.request_timeout.",
-		.link_hint = "Fetch the link again, or raise hrflow_embed.request_timeout."
+		.hint = "Try again, or raise \"hrflow_embed.request_timeout\".",
+		.link_hint = "Fetch the link again, or raise \"hrflow_embed.request_timeout\"."
 	},
 	[HRFLOW_INVALID_REPLY] = {
 		.sqlerrcode = ERRCODE_PROTOCOL_VIOLATION,
 		.message = "invalid reply from %s",
-		.hint = "Check that hrflow_embed.base_url is the URL of the HrFlow API."
+		.hint = "Check that \"hrflow_embed.base_url\" is the URL of the HrFlow API."
 	},
 	[HRFLOW_HTTP_ERROR] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
 		.message = "%s returned an error",
-		.hint = "Try again later.  If the error persists, check hrflow_embed.base_url."
+		.hint = "Try again later.  If the error persists, check \"hrflow_embed.base_url\"."
 	},
 	[HRFLOW_TOO_LARGE] = {
 		.sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED,
 		.message = "reply from %s is too large",
-		.hint = "Request fewer sections in \"fields\", or raise hrflow_embed.max_response_size.",
-		.link_hint = "Raise hrflow_embed.max_response_size."
+		.hint = "Request fewer sections in \"fields\", or raise \"hrflow_embed.max_response_size\".",
+		.link_hint = "Raise \"hrflow_embed.max_response_size\"."
 	},
 	[HRFLOW_LINK_REFUSED] = {
 		.sqlerrcode = ERRCODE_INSUFFICIENT_PRIVILEGE,
 		.message = "link to a vector is not allowed",
-		.link_hint = "Use an https link to a host in hrflow_embed.link_hosts, or ask a superuser to add the host."
+		.link_hint = "Use an https link to a host in \"hrflow_embed.link_hosts\", or ask a superuser to add the host."
 	},
 	[HRFLOW_LINK_EXPIRED] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
@@ -175,7 +175,7 @@ static const struct
 	{
 		.endpoint = HRFLOW_JOB,
 		.status = HRFLOW_TOO_LARGE,
-		.hint = "Raise hrflow_embed.max_response_size."
+		.hint = "Raise \"hrflow_embed.max_response_size\"."
 	},
 	{
 		.endpoint = HRFLOW_TEXT,
@@ -190,7 +190,7 @@ static const struct
 	{
 		.endpoint = HRFLOW_TEXT,
 		.status = HRFLOW_TOO_LARGE,
-		.hint = "Raise hrflow_embed.max_response_size."
+		.hint = "Raise \"hrflow_embed.max_response_size\"."
 	},
 	{
 		.endpoint = HRFLOW_DOCUMENT,
@@ -205,12 +205,12 @@ static const struct
 	{
 		.endpoint = HRFLOW_DOCUMENT,
 		.status = HRFLOW_TOO_LARGE,
-		.hint = "Raise hrflow_embed.max_response_size."
+		.hint = "Raise \"hrflow_embed.max_response_size\"."
 	},
 	{
 		.endpoint = HRFLOW_AUTH,
 		.status = HRFLOW_INVALID_REQUEST,
-		.hint = "Check hrflow_embed.base_url."
+		.hint = "Check \"hrflow_embed.base_url\"."
 	},
 	{
 		.endpoint = HRFLOW_AUTH,
@@ -220,7 +220,7 @@ static const struct
 	{
 		.endpoint = HRFLOW_AUTH,
 		.status = HRFLOW_TOO_LARGE,
-		.hint = "Raise hrflow_embed.max_response_size."
+		.hint = "Raise \"hrflow_embed.max_response_size\"."
 	}
 };
 
@@ -331,5 +331,5 @@ hrflow_error_hint_conflict(void)
 {
 	if (geterrcode() == ERRCODE_T_R_SERIALIZATION_FAILURE &&
 		RecoveryInProgress())
-		errhint("Set hot_standby_feedback on the standby, or pass fewer elements at a time.");
+		errhint("Set \"hot_standby_feedback\" on the standby, or pass fewer elements at a time.");
 }

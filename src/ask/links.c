@@ -216,15 +216,15 @@ add_single_link(List **links, const SectionAsked *asked,
 /*
  * Add the links of a section, whose value is a link, a list of links, or null
  * if there is no vector.  Null elements of a list are skipped, but their
- * positions are counted.  Returns NULL, or a clause that describes what is
- * wrong with the value.
+ * positions are counted.  Returns NULL, or a message about the value in which
+ * %s is to be replaced by the name of the section.
  */
 static const char *
 add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
 {
-	static const char unknown_item[] = "the items of the links cannot be determined";
-	static const char not_links[] = "the value is neither a link nor a list of links";
-	static const char too_many[] = "there are too many links";
+	static const char unknown_item[] = "The items of the links in section \"%s\" of the reply cannot be determined.";
+	static const char not_links[] = "The value of section \"%s\" of the reply is neither a link nor a list of links.";
+	static const char too_many[] = "The links of section \"%s\" exceed the maximum number of links in a reply.";
 	JsonbContainer *list;
 	ItemRule	rule;
 	int			count;
@@ -307,8 +307,8 @@ hrflow_links_collect(Jsonb *data, Jsonb *fields, const char *secret,
 		problem = add_section(links, &asked, &value);
 		if (problem != NULL)
 		{
-			*detail = psprintf("In the section \"%s\" of the answer: %s.",
-							   hrflow_response_scrub(asked.name, secret), problem);
+			*detail = psprintf(problem,
+							   hrflow_response_scrub(asked.name, secret));
 			return false;
 		}
 	}

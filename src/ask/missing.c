@@ -62,7 +62,7 @@ report_missing(void)
 				(errmsg_plural(INT64_FORMAT " call returned NULL because the profile, job or link was not found or has no vector",
 							   INT64_FORMAT " calls returned NULL because the profile, job or link was not found or has no vector",
 							   n, n),
-				 errhint("Set hrflow_embed.on_missing to \"error\" to raise an error for the first of these calls.")));
+				 errhint("Set \"hrflow_embed.on_missing\" to \"error\" to raise an error for the first of these calls.")));
 }
 
 /*

@@ -180,20 +180,21 @@ typedef struct Numbers
 } Numbers;
 
 /*
- * Set bad->detail to say that "expected" was not found at "p".
+ * Set bad->detail to describe the unexpected text or end at "p".  "format" is
+ * the message for a text, with conversions for its position and the text.
  */
 static void
-report_unexpected(const char *expected, const char *p, const char *start,
+report_unexpected(const char *format, const char *p, const char *start,
 				  const char *end, HrflowBadVector *bad)
 {
-	size_t		byte = p - start + 1;
+	size_t		offset = p - start;
 
 	if (p == end)
-		bad->detail = psprintf("Expected %s at byte %zu of the JSON, but the JSON ends there.",
-							   expected, byte);
+		bad->detail = psprintf("The JSON ends unexpectedly after byte %zu.",
+							   offset);
 	else
-		bad->detail = psprintf("Expected %s at byte %zu of the JSON, but found \"%s\".",
-							   expected, byte, hrflow_vector_quote(p, end - p));
+		bad->detail = psprintf(format, offset + 1,
+							   hrflow_vector_quote(p, end - p));
 }
 
 /*
@@ -210,7 +211,8 @@ skip_separator(const char *p, const char *start, const char *end, bool *ended,
 		*ended = *p == ']';
 		return p + 1;
 	}
-	report_unexpected("\",\" or \"]\"", p, start, end, bad);
+	report_unexpected("Expected \",\" or \"]\" at byte %zu of the JSON, but found \"%s\".",
+					  p, start, end, bad);
 	return NULL;
 }
 
@@ -245,7 +247,8 @@ read_json_row(const char *p, const char *start, const char *end,
 		}
 		if (!read_decimal(&p, end, &numbers->elements[numbers->n]))
 		{
-			report_unexpected("a number", p, start, end, bad);
+			report_unexpected("Expected a number at byte %zu of the JSON, but found \"%s\".",
+							  p, start, end, bad);
 			return NULL;
 		}
 		numbers->n++;
@@ -272,7 +275,8 @@ read_json_rows(const char *p, const char *start, const char *end,
 		p = hrflow_skip_space(p, end);
 		if (p >= end || *p != '[')
 		{
-			report_unexpected("\"[\"", p, start, end, bad);
+			report_unexpected("Expected \"[\" at byte %zu of the JSON, but found \"%s\".",
+							  p, start, end, bad);
 			return NULL;
 		}
 		p = read_json_row(p + 1, start, end, numbers, bad);
@@ -282,7 +286,7 @@ read_json_rows(const char *p, const char *start, const char *end,
 			shape->columns = numbers->n;
 		else if (numbers->n - before != shape->columns)
 		{
-			bad->detail = psprintf("Vector " UINT64_FORMAT " has %zu elements, but the first vector has " UINT64_FORMAT ".",
+			bad->detail = psprintf("Vector " UINT64_FORMAT " has dimension %zu, but the first vector has dimension " UINT64_FORMAT ".",
 								   shape->rows, numbers->n - before,
 								   shape->columns);
 			return NULL;

@@ -105,18 +105,17 @@ make_profile_url(HrflowCall *call)
 /*
  * Add a context line about an identifier that is personal data and must not be
  * logged.  People who have the identifier can recognize it by the first 4
- * bytes of its SHA-256.
+ * bytes of its SHA-256, which replace the conversions in "format".
  */
 static void
-add_fingerprint_context(const char *kind, const char *identifier)
+add_fingerprint_context(const char *format, const char *identifier)
 {
 	bytea	   *data = (bytea *) cstring_to_text(identifier);
 	bytea	   *hash = DatumGetByteaPP(DirectFunctionCall1(sha256_bytea,
 														   PointerGetDatum(data)));
 	const unsigned char *bytes = (const unsigned char *) VARDATA_ANY(hash);
 
-	errcontext("HrFlow profile whose %s has a SHA-256 beginning with %02x%02x%02x%02x",
-			   kind, bytes[0], bytes[1], bytes[2], bytes[3]);
+	errcontext(format, bytes[0], bytes[1], bytes[2], bytes[3]);
 }
 
 /*
@@ -130,10 +129,10 @@ add_profile_context(const HrflowCall *call)
 		errcontext("HrFlow profile \"%.*s\"",
 				   pg_mbcliplen(call->id, strlen(call->id), 64), call->id);
 	else if (call->query.profile.profile_reference != NULL)
-		add_fingerprint_context("reference",
+		add_fingerprint_context("HrFlow profile whose reference has a SHA-256 beginning with %02x%02x%02x%02x",
 								call->query.profile.profile_reference);
 	else
-		add_fingerprint_context("e-mail address",
+		add_fingerprint_context("HrFlow profile whose e-mail address has a SHA-256 beginning with %02x%02x%02x%02x",
 								call->query.profile.profile_email);
 }
 
@@ -261,7 +260,7 @@ make_document_url(HrflowCall *call)
 	{
 		call->problem.message = "dimension of the account's vectors is unknown";
 		call->problem.detail = "The API concatenates the vectors of a document, so they can be separated only by their dimension.";
-		call->problem.hint = "Set hrflow_embed.vector_dimension, for example to the value of cardinality(hrflow_text_embedding('a')).";
+		call->problem.hint = "Set \"hrflow_embed.vector_dimension\", for example to the value of cardinality(hrflow_text_embedding('a')).";
 		return NULL;
 	}
 	return hrflow_request_url(call->settings->base_url, HRFLOW_DOCUMENT);

@@ -98,7 +98,7 @@ hrflow_tally_report(const HrflowTally *tally,
 		return;
 
 	hint = status == HRFLOW_TIMEOUT && summary->expired ?
-		"Raise hrflow_embed.batch_timeout, or request fewer elements at once." :
+		"Raise \"hrflow_embed.batch_timeout\", or request fewer elements at once." :
 		hrflow_error_hint(first);
 	if (status == HRFLOW_NOT_FOUND && nfailed == tally->nrows)
 		ereport(WARNING,

@@ -411,7 +411,7 @@ hrflow_embed_activity(PG_FUNCTION_ARGS)
 		if (!was_told)
 			ereport(NOTICE,
 					(errmsg("the activity of other sessions is not visible"),
-					 errhint("Add hrflow_embed to shared_preload_libraries.")));
+					 errhint("Add hrflow_embed to \"shared_preload_libraries\".")));
 		was_told = true;
 		return (Datum) 0;
 	}

@@ -137,9 +137,9 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 	}
 
 	if (!by_pattern && !*by_name)
-		return "The host of the link is not in hrflow_embed.link_hosts.";
+		return "The host of the link is not in \"hrflow_embed.link_hosts\".";
 	if (url.loopback && !*by_name)
-		return "The host of the link has a private address, and hrflow_embed.link_hosts does not contain its exact name.";
+		return "The host of the link has a private address, and \"hrflow_embed.link_hosts\" does not contain its exact name.";
 	if (!url.https && !url.loopback)
 		return "The link does not begin with \"https://\".";
 	if (!url.loopback && url.port != 443)

@@ -181,7 +181,7 @@ check_api_key(char **newval, void **extra, GucSource source)
 		GUC_check_errmsg("parameter \"%s\" cannot be set for a role, a database or a function",
 						 "hrflow_embed.api_key");
 		GUC_check_errdetail("Every role could read the key in the catalogs.");
-		GUC_check_errhint("Set hrflow_embed.api_key_file instead.");
+		GUC_check_errhint("Set \"hrflow_embed.api_key_file\" instead.");
 		return false;
 	}
 	if (strcmp(*newval, MASK) == 0)
@@ -387,7 +387,7 @@ warn_if_key_was_readable(void)
 	ereport(WARNING,
 			(errmsg("every role could read parameter \"%s\" until hrflow_embed was loaded",
 					"hrflow_embed.api_key"),
-			 errhint("Set hrflow_embed.api_key_file instead, or add hrflow_embed to shared_preload_libraries.")));
+			 errhint("Set \"hrflow_embed.api_key_file\" instead, or add hrflow_embed to \"shared_preload_libraries\".")));
 }
 
 /*
@@ -520,7 +520,7 @@ hrflow_settings_define(void)
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_minute",
 							"Sets the maximum number of requests per minute to the HrFlow API with one key.",
-							"Zero means no limit. All backends share the limit if hrflow_embed is in shared_preload_libraries or the server is PostgreSQL 17 or later; otherwise it applies to each backend.",
+							"Zero means no limit. All backends share the limit if hrflow_embed is in \"shared_preload_libraries\" or the server is PostgreSQL 17 or later; otherwise it applies to each backend.",
 							&max_requests_per_minute, 0, 0, 1000000,
 							PGC_SUSET, 0,
 							NULL, assign_int, NULL);
@@ -538,7 +538,7 @@ hrflow_settings_define(void)
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.max_requests_per_day",
 							"Sets the maximum number of requests per day (in UTC) to the HrFlow API with one key.",
-							"Zero means no limit. All backends share the limit if hrflow_embed is in shared_preload_libraries or the server is PostgreSQL 17 or later; otherwise it applies to each backend.",
+							"Zero means no limit. All backends share the limit if hrflow_embed is in \"shared_preload_libraries\" or the server is PostgreSQL 17 or later; otherwise it applies to each backend.",
 							&max_requests_per_day, 0, 0, INT_MAX,
 							PGC_SUSET, 0,
 							NULL, assign_int, NULL);
@@ -765,7 +765,7 @@ hrflow_settings_get(bool need_key)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot read the settings of hrflow_embed during a parallel operation"),
-				 errhint("Add hrflow_embed to session_preload_libraries, or call one of its functions earlier in the session.")));
+				 errhint("Add hrflow_embed to \"session_preload_libraries\", or call one of its functions earlier in the session.")));
 	key = need_key ? find_key() : "";
 	if (current_assignments == assignments &&
 		(!need_key || strcmp(current->settings.api_key, key) == 0))

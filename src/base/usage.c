@@ -265,7 +265,7 @@ hrflow_embed_usage(PG_FUNCTION_ARGS)
 		if (!was_told)
 			ereport(NOTICE,
 					(errmsg("usage of the HrFlow API is not counted"),
-					 errhint("Add hrflow_embed to shared_preload_libraries.")));
+					 errhint("Add hrflow_embed to \"shared_preload_libraries\".")));
 		was_told = true;
 		return (Datum) 0;
 	}

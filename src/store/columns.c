@@ -333,7 +333,7 @@ hrflow_columns_get_content(const HrflowStore *store, Relation table,
 							"content_columns"),
 					 errdetail("A store of %s does not read contents from columns.",
 							   store->kind->plural),
-					 errhint("To make profiles due when columns change, use refresh_columns.")));
+					 errhint("To make profiles due when columns change, use \"refresh_columns\".")));
 		return 0;
 	}
 	if (n < 1 || n > reading->max_columns)

@@ -255,8 +255,8 @@ choose_vector_type(const char *wanted)
 	if (name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid value for parameter \"vector_type\": \"%s\"", wanted),
-				 errhint("Use auto, real[], vector, vector(n), halfvec or halfvec(n).")));
+				 errmsg("invalid value for argument \"vector_type\": \"%s\"", wanted),
+				 errhint("Available values: \"auto\", \"real[]\", \"vector\", \"vector(n)\", \"halfvec\", \"halfvec(n)\".")));
 
 	if (hrflow_store_execute(find_pgvector_sql, NULL) > 0)
 		return psprintf("%s.%s", hrflow_store_value(0, 1),

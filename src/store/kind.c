@@ -183,8 +183,8 @@ hrflow_kind_find(const char *content)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for parameter \"content\": \"%s\"", content),
-			 errhint("Use profile, job, text or document.")));
+			 errmsg("invalid value for argument \"content\": \"%s\"", content),
+			 errhint("Available values: \"profile\", \"job\", \"text\", \"document\".")));
 }
 
 /*
@@ -227,7 +227,7 @@ hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for parameter \"identifier\": \"%s\"", name),
+			 errmsg("invalid value for argument \"identifier\": \"%s\"", name),
 			 errhint("Available values: %s.", names.data)));
 }
 

@@ -312,7 +312,7 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 	dead = DatumGetInt64(hrflow_store_datum(0, 1));
 	if (dead > 0)
 		ereport(NOTICE,
-				(errmsg("index %s found %d of %d profiles, so all vectors were compared",
+				(errmsg("index %s returned only %d of the %d requested profiles, so all vectors were compared",
 						index->name, found, k),
 				 errdetail("Store %s has about " INT64_FORMAT " dead rows, which the index still returns.",
 						   search->store->vectors_name, dead),

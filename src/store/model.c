@@ -594,7 +594,7 @@ stop_for_dimension(HrflowRun *run)
 		run->stop_reason = psprintf("the API returned vectors of %d dimensions, and those of the store have %d",
 									hrflow_model_dimension(profile),
 									linitial_int(run->dimensions));
-		run->stop_hint = _("If the model has changed, create another store, refresh it, and drop this one.  Otherwise, check hrflow_embed.base_url and the API key.");
+		run->stop_hint = _("If the model has changed, create another store, refresh it, and drop this one.  Otherwise, check \"hrflow_embed.base_url\" and the API key.");
 	}
 	MemoryContextSwitchTo(old);
 

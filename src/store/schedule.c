@@ -363,7 +363,7 @@ refuse_schedule(const char *command, const char *statement)
 	else if (command != NULL && database != NULL)
 		hint = "Run CREATE EXTENSION pg_cron.";
 	else if (command != NULL)
-		hint = psprintf("Add pg_cron to shared_preload_libraries, or let another scheduler run: %s",
+		hint = psprintf("Add pg_cron to \"shared_preload_libraries\", or let another scheduler run: %s",
 						command);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

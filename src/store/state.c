@@ -596,7 +596,7 @@ note_outage(HrflowRun *run)
 
 	run->is_outage = run->is_stopping = true;
 	run->stop_reason = sign_of(profile) == SIGN_OF_NETWORK ?
-		psprintf("the API did not reply; %s", profile->error) :
+		psprintf("the API sent no usable reply; %s", profile->error) :
 		psprintf("all profiles failed in the same way; %s", profile->error);
 	run->stop = HRFLOW_STOP_OUTAGE;
 	run->stop_code = hrflow_error_code(profile->status);

@@ -384,7 +384,7 @@ hrflow_store_refuse_null(const char *column)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-			 errmsg("column \"%s\" of a store must not be null", column),
+			 errmsg("column \"%s\" of a store contains null values", column),
 			 errhint("Set the column NOT NULL, as hrflow_create_store() does.")));
 }
 

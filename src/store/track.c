@@ -418,7 +418,7 @@ warn_of_columns(const HrflowStore *store, Relation table,
 						   bms_num_members(columns),
 						   RelationGetRelationName(table), store->vectors_name,
 						   names.data),
-			 errhint("In every call, list in refresh_columns all columns whose changes should mark profiles due.")));
+			 errhint("Each call of hrflow_track_table() must list in \"refresh_columns\" all columns whose changes should mark profiles due.")));
 }
 
 /*
@@ -566,7 +566,7 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 				 errmsg(has_source_id ?
 						"arguments \"source_id\" and \"source_column\" must not both be specified" :
 						"either argument \"source_id\" or argument \"source_column\" must be specified"),
-				 errhint("Use source_id if all profiles of the table are in one source, or source_column if a column contains the source of each row.")));
+				 errhint("Use \"source_id\" if all profiles of the table are in one source, or \"source_column\" if a column contains the source of each row.")));
 
 	columns = palloc(sizeof(char *) *
 					 (2 + (refresh == NULL ? 0 :

@@ -135,10 +135,10 @@ hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,
 	const HrflowSettings *settings = transport->settings;
 
 	if (status == HRFLOW_OVER_DAY)
-		snprintf(detail, size, "The limit is %d requests per day.",
+		snprintf(detail, size, "The daily limit is %d.",
 				 settings->max_requests_per_day);
 	else
-		snprintf(detail, size, "The limit is %d requests.",
+		snprintf(detail, size, "The limit per statement is %d.",
 				 settings->max_requests_per_statement);
 }
 

@@ -53,13 +53,13 @@ classify_fault(HrflowReply *reply, HrflowFault fault)
 	switch (fault)
 	{
 		case HRFLOW_EXCEEDS_LIMIT:
-			reply->detail = "The reply exceeds hrflow_embed.max_response_size, or its headers are too large.";
+			reply->detail = "The reply exceeds \"hrflow_embed.max_response_size\", or its headers are too large.";
 			return HRFLOW_TOO_LARGE;
 		case HRFLOW_EXCEEDS_BUDGET:
 			reply->detail = "The replies received at the same time exceed the memory that a session may use for them.";
 			return HRFLOW_TOO_LARGE;
 		case HRFLOW_PRIVATE_ADDRESS:
-			reply->detail = "The host of the link has a private address, and hrflow_embed.link_hosts does not contain its exact name.";
+			reply->detail = "The host of the link has a private address, and \"hrflow_embed.link_hosts\" does not contain its exact name.";
 			return HRFLOW_LINK_REFUSED;
 		case HRFLOW_SENT_TWICE:
 			reply->transient = true;
@@ -125,14 +125,14 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 			 * password.
 			 */
 			reply->transient = true;
-			reply->detail = "The host name in hrflow_embed.proxy cannot be resolved.";
+			reply->detail = "The host name in \"hrflow_embed.proxy\" cannot be resolved.";
 			return was_sent ? HRFLOW_CONNECTION_LOST :
 				HRFLOW_CONNECT_FAILED;
 
 		case CURLE_SSL_CACERT_BADFILE:
 			reply->detail = *settings->ca_file == '\0' ?
-				"The system has no certificates to trust; install them, or set hrflow_embed.ca_file." :
-				"The certificates in the file specified by hrflow_embed.ca_file cannot be read.";
+				"The system's trusted certificates cannot be read, and \"hrflow_embed.ca_file\" is not set." :
+				"The certificates in the file specified by \"hrflow_embed.ca_file\" cannot be read.";
 			return HRFLOW_CONNECT_FAILED;
 
 		case CURLE_PEER_FAILED_VERIFICATION:

@@ -311,7 +311,7 @@ make_wait_set(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("could not wait for the network: too many open files"),
-				 errhint("Raise max_files_per_process, or close other connections of this session.")));
+				 errhint("Raise \"max_files_per_process\", or close other connections of this session.")));
 	ReleaseExternalFD();
 
 	half_made = hrflow_compat_wait_set(3);

@@ -255,7 +255,7 @@ if ($watcher->ask('SHOW server_version_num;') =~ /^1[56]/)
 {
 	like(
 		$watcher->ask('TABLE hrflow_embed_activity;'),
-		qr/NOTICE:.*not visible\nHINT:  Add hrflow_embed to shared_preload_libraries\./,
+		qr/NOTICE:.*not visible\nHINT:  Add hrflow_embed to "shared_preload_libraries"\./,
 		'if no memory is shared, a NOTICE says what to do');
 	unlike($watcher->ask('TABLE hrflow_embed_activity;'), qr/NOTICE/, 'it does so once');
 }

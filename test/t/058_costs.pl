@@ -247,7 +247,7 @@ like(
 is($api->stats->{api_requests}, 20, 'no request more was sent');
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
-	qr/ERROR:\ \ 53400:\ account\ reached\ its\ daily\ limit.*\nDETAIL:\ \ The\ limit\ is\ 20\ requests\ per\ day\.
+	qr/ERROR:\ \ 53400:\ account\ reached\ its\ daily\ limit.*\nDETAIL:\ \ The\ daily\ limit\ is\ 20\.
 		\nHINT:\ \ .*max_requests_per_day/x,
 	'another session may not send requests after the daily limit was reached');
 is($api->stats->{api_requests}, 20, 'and sends none');

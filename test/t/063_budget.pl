@@ -52,7 +52,7 @@ sub ids
 # Every kind of statement
 #
 is_run(
-	"$limit 10; SELECT status, count(*), bool_and(error ~ 'The limit is 10 requests')
+	"$limit 10; SELECT status, count(*), bool_and(error ~ 'The limit per statement is 10')
 		FROM hrflow_profile_embeddings('acme', " . ids(100) . ') GROUP BY 1 ORDER BY 1',
 	"ok|10|\nover_budget|90|t",
 	qr/WARNING:.*statement reached its limit of requests.*\nDETAIL:  .* for 10 of 100 elements/,
@@ -86,7 +86,7 @@ foreach my $ahead ('on', 'off')
 		SELECT hrflow_profile_embedding('acme', 'p' || i) FROM generate_series(1, 20) i",
 		'',
 		qr/ERROR:\ \ 53400:\ statement\ reached\ its\ limit\ of\ requests\ to\ the\ HrFlow\ API\n
-			.*is\ 5\ requests\..*\n
+			.*is\ 5\..*\n
 			HINT:\ \ Send\ fewer\ requests\ in\ one\ statement/x,
 		5,
 		"more calls than the limit allows, with read_ahead $ahead");
@@ -167,7 +167,7 @@ foreach my $content (qw(profile job text document))
 		[ 'status=402', qr/over its quota/ ],
 		[ 'status=429,retry_after=1000', qr/limited the rate/ ],
 		[ 'status=401', qr/refused the API key/ ],
-		[ 'status=500', qr/the API did not reply/ ])
+		[ 'status=500', qr/the API sent no usable reply/ ])
 	{
 		my ($fault, $reason) = @$case;
 
@@ -192,7 +192,7 @@ foreach my $content (qw(profile job text document))
 	$api->script('reset');
 	like(
 		$refresh->('batch_size => 8', max_concurrency => 4, max_attempts => 1),
-		qr/was stopped: the API did not reply/,
+		qr/was stopped: the API sent no usable reply/,
 		"lost connections stop a refresh of ${content}s");
 	my $lost = $api->stats->{api_requests};
 	cmp_ok($lost, '<=', 12, "few more ${content}s are lost by a run that lost connections stop");

@@ -148,7 +148,7 @@ $tls->finish;
 	sleep 1;
 	like(
 		$session->ask($call),
-		qr/^connection_failed\|.*ca_file cannot be read/,
+		qr/^connection_failed\|.*ca_file" cannot be read/,
 		'no server is trusted while ca_file does not exist');
 	$session->finish;
 }

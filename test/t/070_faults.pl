@@ -162,10 +162,11 @@ my %states = (
 	failed => ['due 1 soon old'],
 	refused => [
 		'due 0 now old',
-		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: (?!the API did not reply)/ ],
+		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: (?!the API sent no usable reply)/
+	],
 	outage => [
 		'due 0 soon old',
-		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: the API did not reply; / ],
+		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: the API sent no usable reply; / ],
 	alike => [
 		'due 0 soon old',
 		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: all profiles failed in the same way; /

@@ -534,7 +534,7 @@ for my $run (1 .. 2)
 	$store->hasten('true');
 	like(
 		$store->call(undef, role => 'keeper', settings => \%nowhere),
-		qr/WARNING:  .*refresh of shop\.embedding was stopped: the API did not reply/,
+		qr/WARNING:  .*refresh of shop\.embedding was stopped: the API sent no usable reply/,
 		"run $run stops at an address that answers 404 to every request");
 }
 $peer->stop;

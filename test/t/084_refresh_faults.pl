@@ -264,7 +264,7 @@ $store->sql(
 $store->change_account;
 like(
 	$store->call,
-	qr/WARNING:  .*was stopped: the API did not reply/,
+	qr/WARNING:  .*was stopped: the API sent no usable reply/,
 	'a run stops after a batch of requests that all fail');
 
 # In addition to the requests in flight at the end, those that were in flight when
@@ -367,7 +367,7 @@ foreach my $age (
 #
 foreach my $case (
 	[   'links to hosts not in link_hosts', undef,
-		'none.example', qr/not in hrflow_embed\.link_hosts/ ],
+		'none.example', qr/not in "hrflow_embed\.link_hosts"/ ],
 	[ 'unknown fields', qq(fields => '{"profiles": 1}'), '127.0.0.1', qr/HTTP 400/ ])
 {
 	my ($name, $arguments, $hosts, $says) = @$case;
@@ -445,7 +445,7 @@ like(
 			'hrflow_embed.batch_timeout' => '1s',
 			'hrflow_embed.max_concurrency' => 1,
 			'hrflow_embed.max_attempts' => 1 }),
-	qr/WARNING:  .*was stopped: the API did not reply; .*HTTP 500/,
+	qr/WARNING:  .*was stopped: the API sent no usable reply; .*HTTP 500/,
 	'a run in a slow outage stops');
 cmp_ok($api->stats->{requests}, '<', 8, 'a run in a slow outage stops after a few requests');
 is($store->profiles('state, attempts, lease_until, due_at > now()', 'http_status = 500'),

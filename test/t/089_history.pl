@@ -207,7 +207,7 @@ my $down_api = Hrflow::StandIn->new;
 foreach my $case (
 	[   'a wrong key', 'refused',
 		qr/ERROR:  28000: .*shop\.embedding was stopped: HrFlow API refused the API key/ ],
-	[ 'an outage', 'outage', qr/ERROR:  58000: .*was stopped: the API did not reply; / ])
+	[ 'an outage', 'outage', qr/ERROR:  58000: .*was stopped: the API sent no usable reply; / ])
 {
 	my ($name, $reason, $message) = @$case;
 	my $fault = $reason eq 'outage' ? 'fault:status=500,id=' : 'nurse-';

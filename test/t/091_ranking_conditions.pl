@@ -482,7 +482,8 @@ SKIP:
 	is($out, '10', 'live profiles are returned although the index finds only dead tuples');
 	like(
 		$err,
-		qr/NOTICE:\ \ index\ \S+\ found\ \d\ of\ 10\ profiles,\ so\ all\ vectors\ were\ compared\n
+		qr/NOTICE:\ \ index\ \S+\ returned\ only\ \d\ of\ the\ 10\ requested\ profiles,
+			\ so\ all\ vectors\ were\ compared\n
 			.*\nHINT:\ \ Run\ VACUUM\ public\.$dead\./x,
 		'a message recommends to VACUUM if the index finds only dead tuples');
 
@@ -494,7 +495,8 @@ SKIP:
 	is($out, '10', 'live profiles of a partition are returned although it has dead tuples');
 	like(
 		$err,
-		qr/NOTICE:\ \ index\ \S+\ found\ \d\ of\ 10\ profiles,\ so\ all\ vectors\ were\ compared\n
+		qr/NOTICE:\ \ index\ \S+\ returned\ only\ \d\ of\ the\ 10\ requested\ profiles,
+			\ so\ all\ vectors\ were\ compared\n
 			.*\nHINT:\ \ Run\ VACUUM\ public\.parent\./x,
 		'a message recommends to VACUUM a partitioned table with dead tuples');
 	sql("VACUUM parent");
