@@ -173,9 +173,9 @@ drop_call(HrflowAheadState *state, HrflowAheadCall *ahead)
 /*
  * Get the settings for the scan, unless this has been done before.  Getting
  * them may raise an error, for example if there is no key, which must not
- * happen before the executor needs the row.  Therefore, if the row is being read
- * ahead, return false without getting them.  Also return false if other calls of the
- * node need a key but this one does not.
+ * happen before the executor needs the row.  Therefore, if the row is being
+ * read ahead, return false without getting them.  Also return false if other
+ * calls of the node need a key but this one does not.
  */
 static bool
 take_settings(HrflowAheadState *state, const HrflowAheadRow *row,

@@ -22,8 +22,8 @@
 #include "utils/numeric.h"
 
 /*
- * Minimum length, in bytes, of a part of the key that is masked.  Shorter parts
- * do not reveal the key, and occur in ordinary words.
+ * Minimum length, in bytes, of a part of the key that is masked.  Shorter
+ * parts do not reveal the key, and occur in ordinary words.
  */
 #define SCRUB_MIN 8
 

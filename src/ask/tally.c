@@ -29,8 +29,8 @@ hrflow_tally_count(HrflowTally *tally, const HrflowResult *result)
 
 /*
  * Has the batch produced anything worth keeping?  A successful reply from the
- * API is, because it has been paid for.  But if the batch was stopped because
- * links cannot be fetched, only rows with status "ok" count.
+ * API is worth keeping, because it has been paid for.  But if the batch was
+ * stopped because links cannot be fetched, only rows with status "ok" count.
  */
 bool
 hrflow_tally_has_succeeded(const HrflowTally *tally,

@@ -183,7 +183,7 @@ watch_transactions(void)
 
 /*
  * Begin an activity.  It is allocated in the current memory context, and ends
- * when the context is reset at the latest.  May throw.  "store" is the name of
+ * at the latest when the context is reset.  May throw.  "store" is the name of
  * the store being refreshed, or NULL.
  */
 HrflowActivity *

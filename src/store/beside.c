@@ -70,11 +70,11 @@ get_problem(const HrflowStore *store, Oid table, Form_pg_class form,
 /*
  * Return the OID of an optional table of a store, or InvalidOid if there is
  * none.  A relation with the expected name is ignored if it is not an ordinary
- * or partitioned table, has a different owner than the store, or lacks one of the
- * given columns.  The type of each column must be binary coercible to the
+ * or partitioned table, has a different owner than the store, or lacks one of
+ * the given columns.  The type of each column must be binary coercible to the
  * given type, unless that is InvalidOid.  Unless "problem" is NULL, sets
- * *problem to the reason why a relation was ignored, as a DETAIL, or to NULL if
- * none was.
+ * *problem to the reason why a relation was ignored, as a DETAIL, or to NULL
+ * if none was.
  *
  * The table is not locked, so it may be altered before a statement uses it.
  * Values read from it must therefore be cast to the expected types.

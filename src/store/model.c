@@ -48,11 +48,11 @@ static const char next_combination_sql[] =
  * Statement that makes at most $6 profiles of the combination ($1, $2, $3) due
  * at $4, the time when the run began.  $5 is the current time.  Only profiles
  * with state 'ok' that would be due later, and are neither claimed nor locked,
- * become due.  The limit $6 is the number of profiles that the run claims next:
- * further profiles might be claimed by another run, which might not request
- * the sections that the profiles lack.  Profiles with an error are skipped:
- * most of them have been postponed because of the error, and must not become
- * due earlier.
+ * become due.  The limit $6 is the number of profiles that the run claims
+ * next: further profiles might be claimed by another run, which might not
+ * request the sections that the profiles lack.  Profiles with an error are
+ * skipped: most of them have been postponed because of the error, and must not
+ * become due earlier.
  */
 static const char make_due_sql[] =
 "WITH lacking AS MATERIALIZED"
@@ -369,7 +369,7 @@ choose_dimensions(const HrflowStore *store, List *dimensions)
 }
 
 /*
- * Record that the store has vectors that were fetched with an API key.
+ * Record that vectors of the store were fetched with this API key.
  */
 static void
 note_account(HrflowRun *run, const char *account)

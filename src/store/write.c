@@ -697,9 +697,10 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Count and free the profiles that were written, or cannot be written because
- * their leases are no longer ours, after the commit.  Profiles that are held
- * back are kept, as are, for at most MAX_LOCKED_TIME, locked profiles.
+ * After the commit, count and free the profiles that were written, and those
+ * that cannot be written because their leases are no longer ours.  Profiles
+ * that are held back are kept, as are, for at most MAX_LOCKED_TIME, locked
+ * profiles.
  */
 void
 hrflow_write_done(HrflowRun *run)

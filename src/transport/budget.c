@@ -193,8 +193,8 @@ hrflow_budget_give_back(HrflowTransfer *transfer)
 
 /*
  * Count a request that libcurl resends by itself.  It counts towards the limit
- * of the day and, unless the statement that sent it has ended, towards the limit
- * of that statement.  Does not throw.
+ * of the day and, unless the statement that sent it has ended, towards the
+ * limit of that statement.  Does not throw.
  */
 void
 hrflow_budget_charge(const HrflowTransfer *transfer)

@@ -161,8 +161,9 @@ may_be_resent(const HrflowTransfer *transfer)
  * another request, whose host may have a private address.  If a kept
  * connection turns out to be dead, libcurl sends the request again over a new
  * one.  By then the server may have processed the request, so a POST must not
- * be sent again, and the transport may have been stopped.  Check for the former
- * first, because a caller may submit again what a stopped transport returns.
+ * be sent again, and the transport may have been stopped.  Check for the
+ * former first, because a caller may submit again what a stopped transport
+ * returns.
  */
 static HrflowFault
 check_connection(const HrflowTransfer *transfer, const char *remote)
@@ -355,8 +356,8 @@ is_loopback_url(const char *text)
 }
 
 /*
- * Is a request sent through a proxy?  Requests to loopback addresses bypass the
- * proxy, if there is one.
+ * Is a request sent through a proxy?  Requests to loopback addresses bypass
+ * the proxy, if there is one.
  */
 bool
 hrflow_curl_uses_proxy(const HrflowTransfer *transfer)
@@ -570,8 +571,8 @@ is_whole(const HrflowTransfer *transfer)
 }
 
 /*
- * Classify the failure of an attempt in its reply.  If that sets no detail, use
- * libcurl's message.
+ * Classify the failure of an attempt in its reply.  If that sets no detail,
+ * use libcurl's message.
  */
 static void
 take_failure(HrflowTransfer *transfer, CURLcode code)

@@ -42,8 +42,8 @@ hrflow_transfer_nin_flight(void)
 }
 
 /*
- * Return the list in which a transfer's transport keeps the transfer while it is
- * ready.
+ * Return the list in which a transfer's transport keeps the transfer while it
+ * is ready.
  */
 static dlist_head *
 ready_list_of(const HrflowTransfer *transfer)
@@ -153,10 +153,10 @@ may_be_sent(const HrflowTransfer *transfer)
 
 /*
  * Give back what the attempt of a transfer has taken from other backends.  An
- * attempt that was not sent is no longer counted towards the request limits and
- * the rate limit, and the account no longer waits for a probe whose outcome has
- * not been reported; this includes an attempt that was admitted but could not
- * be started.  Does not throw.
+ * attempt that was not sent is no longer counted towards the request limits
+ * and the rate limit, and the account no longer waits for a probe whose
+ * outcome has not been reported; this includes an attempt that was admitted
+ * but could not be started.  Does not throw.
  */
 void
 hrflow_transfer_give_back(HrflowTransfer *transfer)

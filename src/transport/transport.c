@@ -306,9 +306,9 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
  * Send no more requests to the API.  Requests that have been sent are
  * completed, and links, which have been paid for, are still fetched; all other
  * requests are returned as replies with "stopped" set.  If "at_limit", because
- * a request limit has been reached, requests that are still being connected, or
- * must be sent over another connection, are sent, too, because the limit allows
- * them.
+ * a request limit has been reached, requests that are still being connected,
+ * or must be sent over another connection, are sent, too, because the limit
+ * allows them.
  */
 void
 hrflow_transport_stop(HrflowTransport *transport, bool at_limit)
@@ -460,8 +460,8 @@ tell_pause(HrflowTransport *transport, int64 now)
 
 /*
  * End the requests that have timed out: all requests of this transport if its
- * time limit has expired, and requests of any transport that libcurl should have
- * ended.
+ * time limit has expired, and requests of any transport that libcurl should
+ * have ended.
  */
 static void
 end_late_requests(HrflowTransport *transport, int64 now)
@@ -478,9 +478,9 @@ end_late_requests(HrflowTransport *transport, int64 now)
  * A reply belongs to a single attempt.  Unless "stopped" is set, the caller
  * must interpret it, and then call hrflow_transport_retry(), which retries the
  * request if possible and returns whether it did.  A reply that is not retried
- * must be released.  Raises 53200 if there is not enough memory, other errors if
- * libcurl or the system fails, and any error of CHECK_FOR_INTERRUPTS(), such
- * as 57014 and 57P01.
+ * must be released.  Raises 53200 if there is not enough memory, other errors
+ * if libcurl or the system fails, and any error of CHECK_FOR_INTERRUPTS(),
+ * such as 57014 and 57P01.
  */
 HrflowReply *
 hrflow_transport_next(HrflowTransport *transport)

@@ -87,8 +87,8 @@
 #define GROW_FACTOR 1.2
 
 /*
- * A fully used window is cut if, in two consecutive rounds, the latency exceeds
- * the lowest latency multiplied by this factor; but see CUT_SLACK.
+ * A fully used window is cut if, in two consecutive rounds, the latency
+ * exceeds the lowest latency multiplied by this factor; but see CUT_SLACK.
  */
 #define CUT_FACTOR 1.5
 
@@ -424,8 +424,8 @@ end_round(HrflowWindow *window, int64 now)
 }
 
 /*
- * Record the latency of a reply, enlarge the window if it may grow, and end the
- * round if it is complete.
+ * Record the latency of a reply, enlarge the window if it may grow, and end
+ * the round if it is complete.
  */
 static void
 note_latency(HrflowTransfer *transfer, int64 now)
