@@ -237,7 +237,7 @@ foreach my $run (1 .. 6)
 	like(
 		$store->call,
 		qr/WARNING:\ .*was\ stopped:\ the\ store\ does\ not\ accept\ the\ states\ of\ .*"never"\n
-			DETAIL:\ .*no\ attempt.*\n
+			DETAIL:\ .*for\ (?:10\ profiles|1\ profile)\ were\ not\ stored,\ .*"attempts".*\n
 			HINT:\ .*Check\ the\ constraints\ and\ triggers\ of\ table\ shop\.embedding_profile/x,
 		"run $run stops because all states violate a constraint that the owner has added");
 	is( $store->profiles("state, attempts, lease_until, due_at < now() + interval '70 seconds'"),
