@@ -337,7 +337,7 @@ my $batch = start_batch();
 churn();
 like(
 	$batch->wait_for(qr/^CONTEXT: .*\n/m),
-	qr/ERROR:  40001: .*recovery.*HINT:  Set hot_standby_feedback.*CONTEXT:  HrFlow batch of 3/s,
+	qr/ERROR:  40001: .*recovery.*HINT:  Set "hot_standby_feedback".*CONTEXT:  HrFlow batch of 3/s,
 	'the error of a batch that recovery has canceled tells how to avoid it');
 $batch->finish;
 $standby->append_conf('postgresql.conf', 'hot_standby_feedback = on');
