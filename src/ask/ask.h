@@ -86,7 +86,7 @@ typedef struct HrflowProblem
 typedef struct HrflowResult
 {
 	HrflowStatus status;
-	bool		is_link;		/* is this the result for a link, rather than
+	bool		is_link;		/* is this the result of fetching a link, not
 								 * of a request to the API? */
 	HrflowEndpoint endpoint;	/* endpoint requested; not used for links */
 	bool		transient;		/* might a retry succeed? */

@@ -70,8 +70,8 @@ typedef enum HrflowCallState
  * Everything that a call refers to, except the settings, is allocated in the
  * memory context that is current in hrflow_call_read(), hrflow_call_prepare()
  * and hrflow_call_take_reply(), which must be the same in all three.
- * hrflow_ahead_take() replaces the call by one that is in memory of the
- * read-ahead.
+ * However, hrflow_ahead_take() may replace the call with one that is allocated
+ * in a memory context of the read-ahead node.
  */
 struct HrflowCall
 {

@@ -111,7 +111,7 @@ warn_if_file_is_readable(const struct stat *st)
 	ereport(WARNING,
 			(errmsg("file specified by \"%s\" has world access",
 					"hrflow_embed.api_key_file"),
-			 errdetail("Every operating system user of the database server can use the API key."),
+			 errdetail("The file must not be accessible to other operating system users."),
 			 errhint("Set the permissions of the file to u=rw (0600).")));
 }
 

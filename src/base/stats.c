@@ -151,7 +151,9 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 /*
  * hrflow_embed_stats_reset() RETURNS void
  *
- * Sets all counters to zero, after adding this backend's pending counts.
+ * Sets all counters to zero, and the reset time to the current time.  This
+ * backend's pending counts are flushed first, so that they are not added after
+ * the reset.
  */
 Datum
 hrflow_embed_stats_reset(PG_FUNCTION_ARGS)

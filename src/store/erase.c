@@ -394,9 +394,10 @@ hrflow_erase_profiles(const HrflowStore *store,
 }
 
 /*
- * Count the profiles that have lost vectors within the last 24 hours, as far
- * as hrflow_erase_allowance() limits that.  Returns 0 if a user-supplied table
- * of profiles lacks the column "erased_at".
+ * Count the profiles that lost vectors within the last 24 hours in a way that
+ * hrflow_erase_allowance() limits, that is, without having been deleted by a
+ * user.  Returns 0 if a user-supplied table of profiles lacks the column
+ * "erased_at".
  */
 int64
 hrflow_erase_count(const HrflowStore *store)

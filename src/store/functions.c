@@ -105,7 +105,7 @@ static const char create_profiles_sql[] =
 " PRIMARY KEY (source_id, %I)) WITH (fillfactor = 50)";
 
 /*
- * Statements that complete the tables after their creation.  %s is the plural
+ * Statements that complete the tables that were created.  %s is the plural
  * noun for the store's kind, such as "profiles".
  */
 static const char *const create_more_sql[] = {

@@ -179,7 +179,7 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 						 errmsg("weight of section \"%s\" must be a number greater than zero",
 								section),
-						 errdetail("Weights have type double precision.")));
+						 errdetail("Weights must be within the range of type double precision.")));
 			sum += weight;
 			weights[n].section = section;
 			weights[n++].weight = weight;

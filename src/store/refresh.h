@@ -227,8 +227,8 @@ typedef struct HrflowProfile
 								 * without a vector? */
 	int64		locked_at;		/* when the row or the vectors were first
 								 * found locked, or 0 if they never were */
-	bool		has_failed;		/* did an error while this profile was written
-								 * end a transaction? */
+	bool		has_failed;		/* was a transaction aborted by an error while
+								 * this profile was being written? */
 	char	   *write_error;	/* error because of which the vectors or the
 								 * state could not be stored, or NULL */
 	bool		is_rejected;	/* was the new state rejected? */

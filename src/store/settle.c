@@ -168,7 +168,7 @@ hrflow_settle_write(HrflowRun *run)
  */
 
 /*
- * Wait for a short time, before retrying to write profiles that are locked.
+ * Wait briefly before trying again to write profiles that are locked.
  */
 static void
 wait_for_locks(HrflowRun *run)

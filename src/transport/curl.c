@@ -94,8 +94,10 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 }
 
 /*
- * Count a request that libcurl sends again by itself, because the server
- * closed a kept connection or refused to process the request.
+ * Charge a request to the API to the rate limit and the request limits once
+ * more, because libcurl is sending it again by itself: the server closed a
+ * reused connection, or refused to process the request.  Links are not
+ * limited.
  */
 static void
 charge_again(const HrflowTransfer *transfer)

@@ -92,7 +92,8 @@ typedef enum HrflowTransferState
 	((transfer)->state >= HRFLOW_WAITING && (transfer)->state <= HRFLOW_RECEIVING)
 
 /*
- * Reason why a callback ended an attempt, or a reason that failure.c found.
+ * Cause of an attempt's failure, if it is more specific than libcurl's result
+ * code.  Set by our callbacks for libcurl, or by hrflow_failure_classify().
  */
 typedef enum HrflowFault
 {

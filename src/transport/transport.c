@@ -303,12 +303,12 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
  */
 
 /*
- * Send no more requests to the API.  Requests that have been sent are
- * completed, and links, which have been paid for, are still fetched; all other
- * requests are returned as replies with "stopped" set.  If "at_limit", because
- * a request limit has been reached, requests that are still being connected,
- * or must be sent over another connection, are sent, too, because the limit
- * allows them.
+ * Stop sending requests to the API.  Requests that have been sent are
+ * completed, and links, which have been paid for, are still fetched.
+ * "at_limit" means that a request limit has been reached.  Then requests that
+ * are already counted towards the limit are sent even if their connection has
+ * not been established yet or must be replaced.  All other requests are
+ * returned as replies with "stopped" set.
  */
 void
 hrflow_transport_stop(HrflowTransport *transport, bool at_limit)
