@@ -223,18 +223,12 @@ hrflow_aside_find(const HrflowStore *store)
 void
 hrflow_aside_warn(const HrflowStore *store, bool is_dropped)
 {
-	static Oid	warned = InvalidOid;
-	static TimestampTz warned_at = 0;
-	Oid			vectors = RelationGetRelid(store->vectors);
+	static HrflowBesideWarning last;
 	char	   *problem;
 
 	(void) find_table(store, &problem);
-	if (problem == NULL ||
-		(warned == vectors &&
-		 warned_at == GetCurrentStatementStartTimestamp()))
+	if (problem == NULL || !hrflow_beside_should_warn(store, &last))
 		return;
-	warned = vectors;
-	warned_at = GetCurrentStatementStartTimestamp();
 	ereport(WARNING,
 			(errmsg("vectors of erased profiles of store %s may remain in relation \"%s" SUFFIX "\"",
 					store->vectors_name,
@@ -428,6 +422,8 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 								&parameters);
 	for (int i = 0; i < NCOUNTS; i++)
 		counts[i] = DatumGetInt64(hrflow_store_datum(0, i + 1));
+	if (counts[0] > 0)
+		hrflow_erased_warn(store);
 	if (allowance == HRFLOW_ERASE_UNDECIDED)
 		counts[2] = 0;			/* kept for another reason */
 	return true;

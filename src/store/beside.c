@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "compat.h"
 #include "parser/parse_coerce.h"
@@ -101,4 +102,22 @@ hrflow_beside_find(const HrflowStore *store, const char *suffix,
 	if (problem != NULL)
 		*problem = found;
 	return found == NULL ? table : InvalidOid;
+}
+
+/*
+ * Should a WARNING be raised about a relation that hrflow_beside_find() has
+ * ignored?  It should once per statement; "last" identifies the last WARNING,
+ * and is updated.
+ */
+bool
+hrflow_beside_should_warn(const HrflowStore *store, HrflowBesideWarning *last)
+{
+	Oid			vectors = RelationGetRelid(store->vectors);
+	TimestampTz statement = GetCurrentStatementStartTimestamp();
+
+	if (last->vectors == vectors && last->statement == statement)
+		return false;
+	last->vectors = vectors;
+	last->statement = statement;
+	return true;
 }

@@ -368,7 +368,10 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 			  hrflow_store_sql(store, and_sql, unwanted, deleted));
 	warn_of_many_deleted(store, n);
 	if (n + norphans > 0)
+	{
 		hrflow_aside_warn(store, false);
+		hrflow_erased_warn(store);
+	}
 	hrflow_feeder_mark_kept(store);
 }
 
@@ -390,6 +393,7 @@ hrflow_erase_profiles(const HrflowStore *store,
 						 parameters);
 	n = DatumGetInt64(hrflow_store_datum(0, 1));
 	hrflow_aside_warn(store, false);
+	hrflow_erased_warn(store);
 	return n;
 }
 

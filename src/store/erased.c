@@ -66,10 +66,11 @@ hrflow_erased_create(const char *schema, const char *vectors)
 }
 
 /*
- * Return the table NAME_erased of a store, or InvalidOid if there is none.
+ * Return the table NAME_erased of a store, or InvalidOid if there is none.  Sets
+ * *problem as hrflow_beside_find() does.
  */
-Oid
-hrflow_erased_find(const HrflowStore *store)
+static Oid
+find_record(const HrflowStore *store, char **problem)
 {
 	static const HrflowColumn columns[] = {
 		{.name = "erased_at", .type = TIMESTAMPTZOID},
@@ -80,7 +81,38 @@ hrflow_erased_find(const HrflowStore *store)
 	};
 
 	return hrflow_beside_find(store, SUFFIX, columns, lengthof(columns),
-							  NULL);
+							  problem);
+}
+
+/*
+ * Return the table NAME_erased of a store, or InvalidOid if there is none.
+ */
+Oid
+hrflow_erased_find(const HrflowStore *store)
+{
+	return find_record(store, NULL);
+}
+
+/*
+ * Called when profiles, or expired vectors, have been erased.  Warn, once per
+ * statement, if that was not recorded because a relation NAME_erased is
+ * ignored.
+ */
+void
+hrflow_erased_warn(const HrflowStore *store)
+{
+	static HrflowBesideWarning last;
+	char	   *problem;
+
+	(void) find_record(store, &problem);
+	if (problem == NULL || !hrflow_beside_should_warn(store, &last))
+		return;
+	ereport(WARNING,
+			(errmsg("erasures from store %s are not recorded in relation \"%s" SUFFIX "\"",
+					store->vectors_name,
+					RelationGetRelationName(store->vectors)),
+			 errdetail_internal("%s", problem),
+			 errhint("Undo the change of the relation.  If the relation does not belong to the store, rename it.")));
 }
 
 /*

@@ -174,6 +174,8 @@ hrflow_expire_batch(const HrflowStore *store)
 												 aside, aside, note),
 								&parameters);
 	n = DatumGetInt64(hrflow_store_datum(0, 1));
+	if (n > 0)
+		hrflow_erased_warn(store);
 	if (get_keys(2, &keys))
 		erase_unwanted(store, aside, hrflow_store_sql(store, lock_keys_sql),
 					   &keys);

@@ -104,6 +104,15 @@ typedef struct HrflowColumn
 } HrflowColumn;
 
 /*
+ * Identifies the last WARNING about an ignored relation; see beside.c.
+ */
+typedef struct HrflowBesideWarning
+{
+	Oid			vectors;		/* table of vectors of the store */
+	TimestampTz statement;		/* start of the client's statement */
+} HrflowBesideWarning;
+
+/*
  * The layout in which a column stores vectors.
  */
 typedef enum HrflowLayout
@@ -397,10 +406,13 @@ extern const char *hrflow_beside_name(const char *schema, const char *vectors,
 extern Oid	hrflow_beside_find(const HrflowStore *store, const char *suffix,
 							   const HrflowColumn *columns, int ncolumns,
 							   char **problem);
+extern bool hrflow_beside_should_warn(const HrflowStore *store,
+									  HrflowBesideWarning *last);
 
 /* in erased.c */
 extern void hrflow_erased_create(const char *schema, const char *vectors);
 extern Oid	hrflow_erased_find(const HrflowStore *store);
+extern void hrflow_erased_warn(const HrflowStore *store);
 extern const char *hrflow_erased_note_sql(const HrflowStore *store,
 										  const char *reason,
 										  const char *erased);

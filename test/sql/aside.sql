@@ -100,6 +100,40 @@ SELECT hrflow_untrack('talent.embedding', 'acme', '{cook-1}');
 ALTER TABLE talent.renamed RENAME TO embedding_aside;
 DROP VIEW talent.unrelated, talent.left_over;
 
+-- A relation NAME_erased that cannot be used: statements that erase say so, once each
+TRUNCATE talent.embedding_aside, talent.embedding_erased;
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'id', 'acme');
+CALL talent.fill();
+ALTER TABLE talent.embedding_erased OWNER TO regress_hrflow_aside;
+DELETE FROM talent.candidate WHERE id = 'nurse-1';
+BEGIN;
+DELETE FROM talent.candidate WHERE id = 'nurse-2';
+UPDATE talent.candidate SET id = 'nurse-2' WHERE id = 'nurse-3';
+COMMIT;
+SELECT hrflow_untrack('talent.embedding', 'acme', ARRAY['nurse-' || i]) FROM generate_series(4, 5) i;
+ALTER TABLE talent.embedding_erased OWNER TO CURRENT_USER;
+ALTER TABLE talent.embedding_erased ALTER vectors TYPE integer;
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{nurse-6,nobody}', 1);
+-- Vectors that are put aside are not erased until they expire
+DELETE FROM talent.embedding_aside;
+SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
+UPDATE talent.embedding_aside SET delete_at = now();
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');
+-- Profiles without vectors are erased at once
+ALTER TABLE talent.embedding_erased DROP vectors;
+INSERT INTO talent.candidate VALUES ('cook-2');
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'id', 'acme');
+SELECT hrflow_untrack_table('talent.embedding', 'talent.candidate');
+-- Without an erasure, or without such a relation, nothing is reported
+SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'id', 'acme');
+INSERT INTO talent.candidate VALUES ('cook-1'), ('cook-1');
+DELETE FROM talent.candidate WHERE ctid = (SELECT min(ctid) FROM talent.candidate WHERE id = 'cook-1');
+ALTER TABLE talent.embedding_erased RENAME TO unrelated;
+DELETE FROM talent.candidate;
+SELECT hrflow_untrack('talent.embedding', 'acme', '{cook-1}');
+SELECT count(*) FROM talent.unrelated;
+CALL talent.fill();
+
 -- Such a relation is not dropped with the store
 ALTER TABLE talent.embedding_aside OWNER TO regress_hrflow_aside;
 SELECT hrflow_drop_store('talent.embedding');
