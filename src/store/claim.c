@@ -571,8 +571,8 @@ hrflow_claim_forget_locked(HrflowRun *run)
 
 		if (!hrflow_write_is_locked(profile))
 			continue;
-		run->nlocked++;
-		run->nunwritten++;
+		run->nlocked += hrflow_write_is_paid(profile);
+		run->nunwritten += hrflow_write_is_paid(profile);
 		run->narrived--;
 		hrflow_claim_forget(run, profile);
 	}
@@ -594,8 +594,7 @@ hrflow_claim_forget_all(HrflowRun *run)
 			HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
 														lists[i]);
 
-			run->nunwritten += profile->vectors != NIL &&
-				profile->asked_at != 0;
+			run->nunwritten += hrflow_write_is_paid(profile);
 			hrflow_claim_forget(run, profile);
 		}
 	}

@@ -216,6 +216,8 @@ typedef struct HrflowProfile
 								 * to be written by this transaction? */
 	bool		is_locked;		/* is the lease ours, but the row locked by
 								 * another session? */
+	bool		is_taken;		/* is the lease no longer ours, although the
+								 * profile is still tracked? */
 	bool		is_current;		/* if the lease is ours: is the row unchanged
 								 * since the claim? */
 	bool		is_stuck;		/* did a conflict with another session, such
@@ -465,10 +467,13 @@ struct HrflowRun
 								 * profiles of unknown sources do not count
 								 * unless their leases were lost */
 	int64		nunwritten;		/* number of profiles that were not written
-								 * although vectors were fetched for them, or
-								 * that are in "nlocked" */
-	int64		nlocked;		/* number of profiles that other sessions have
-								 * locked for too long */
+								 * although vectors were fetched for them,
+								 * except profiles that are no longer tracked */
+	int64		nlocked;		/* number of profiles in "nunwritten" that
+								 * other sessions have locked for too long */
+	int64		ntaken;			/* number of profiles in "nunwritten" whose
+								 * leases were taken over, or cleared, by
+								 * other sessions */
 	List	   *gone;			/* list of HrflowGone, the profiles that may
 								 * no longer exist in the API */
 	int64		ngone;			/* number of profiles found to no longer exist
@@ -602,6 +607,7 @@ extern ErrorData *hrflow_write_try(void (*work) (void *arg), void *arg);
 extern bool hrflow_write_is_complete(const HrflowProfile *profile);
 extern bool hrflow_write_is_of_server(int sqlerrcode);
 extern bool hrflow_write_is_locked(const HrflowProfile *profile);
+extern bool hrflow_write_is_paid(const HrflowProfile *profile);
 
 /* in record.c */
 extern void hrflow_record_states(HrflowRun *run, const HrflowStore *store,

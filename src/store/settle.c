@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "compat.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "store/refresh.h"
@@ -365,6 +366,29 @@ hrflow_settle(HrflowRun *run)
 }
 
 /*
+ * Return the reasons why fetched vectors could not be stored, as a DETAIL.
+ */
+static const char *
+get_unwritten_detail(const HrflowRun *run)
+{
+	StringInfoData detail;
+
+	initStringInfo(&detail);
+	if (run->nlocked > 0)
+		appendStringInfo(&detail, "%s  ",
+						 _("Other sessions held locks on the rows for too long."));
+	if (run->ntaken > 0)
+		appendStringInfo(&detail, "%s  ",
+						 _("Other sessions took over, or cleared, the leases of the profiles."));
+	if (run->nunwritten > run->nlocked + run->ntaken)
+		appendStringInfo(&detail, "%s  ",
+						 _("The run ended before they were written."));
+	appendStringInfoString(&detail,
+						   _("The profiles' \"attempts\" were not incremented."));
+	return detail.data;
+}
+
+/*
  * Warn that replies, which have been paid for, were lost.
  */
 void
@@ -385,9 +409,9 @@ hrflow_settle_warn(const HrflowRun *run)
 				(errmsg_plural("refresh of %s could not store the vectors fetched for " INT64_FORMAT " profile",
 							   "refresh of %s could not store the vectors fetched for " INT64_FORMAT " profiles",
 							   run->nunwritten, run->name, run->nunwritten),
-				 run->nlocked == run->nunwritten ?
-				 errdetail("Other sessions held locks on the rows for too long.  The profiles' \"attempts\" were not incremented.") :
-				 errdetail("The run ended before they were written.  The profiles' \"attempts\" were not incremented."),
+				 errdetail_internal("%s", get_unwritten_detail(run)),
 				 run->nlocked > 0 ?
-				 errhint("Keep transactions that lock rows of the store short.") : 0));
+				 errhint("Keep transactions that lock rows of the store short.") :
+				 run->ntaken > 0 ?
+				 errhint("Clear only leases of sessions that have ended.") : 0));
 }

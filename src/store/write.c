@@ -55,14 +55,15 @@ static const char lock_arrived_sql[] =
 " FOR NO KEY UPDATE SKIP LOCKED) AS l";
 
 /*
- * Statement that finds the profiles whose leases are still ours, even if their
- * rows are locked.  The parameters are those of lock_arrived_sql.
+ * Statement that finds whether the leases of profiles are still ours, even if
+ * their rows are locked.  It returns null for profiles that are no longer
+ * tracked.  The parameters are those of lock_arrived_sql.
  */
 static const char find_locked_sql[] =
-"SELECT k.n::integer"
-" FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)"
-" WHERE k.lease = (SELECT p.lease_until FROM %P AS p"
-" WHERE p.source_id = k.s AND p.%I = k.i)";
+"SELECT k.n::integer, (SELECT CASE WHEN p.lease_until = k.lease THEN true"
+" WHEN p.state = 'unwanted' THEN NULL ELSE false END"
+" FROM %P AS p WHERE p.source_id = k.s AND p.%I = k.i)"
+" FROM unnest($1, $2, $3) WITH ORDINALITY AS k(s, i, lease, n)";
 
 /*
  * Statement that writes a vector, but only if it differs from the stored
@@ -134,7 +135,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		if (profile->write_error != NULL && profile->status == HRFLOW_OK)
 			profile->is_postponed = false;
 		profile->is_ours = profile->is_locked = profile->is_held = false;
-		profile->is_rejected = false;
+		profile->is_taken = profile->is_rejected = false;
 		profile->write_error = NULL;
 		profile->lost = NULL;
 		profile->is_kept = profile->is_undecided = false;
@@ -179,8 +180,16 @@ lock_profiles(const HrflowStore *store, List *profiles)
 	{
 		int			which = DatumGetInt32(hrflow_store_datum(i, 1));
 		HrflowProfile *profile = list_nth(profiles, which - 1);
+		bool		is_untracked;
+		bool		has_lease =
+		DatumGetBool(SPI_getbinval(SPI_tuptable->vals[i],
+								   SPI_tuptable->tupdesc, 2,
+								   &is_untracked));
 
-		profile->is_locked = !profile->is_ours;
+		if (profile->is_ours || is_untracked)
+			continue;
+		profile->is_locked = has_lease;
+		profile->is_taken = !has_lease;
 	}
 	foreach(cell, profiles)
 	{
@@ -225,6 +234,15 @@ bool
 hrflow_write_is_locked(const HrflowProfile *profile)
 {
 	return profile->is_locked || profile->is_stuck;
+}
+
+/*
+ * Were vectors fetched for a profile, rather than copied from the store?
+ */
+bool
+hrflow_write_is_paid(const HrflowProfile *profile)
+{
+	return profile->vectors != NIL && profile->asked_at != 0;
 }
 
 /*
@@ -393,8 +411,7 @@ note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 		return;
 	}
 	/* Do not pay again for a reply that was received. */
-	if (profile->hash != NULL && profile->asked_at != 0 &&
-		profile->vectors != NIL)
+	if (profile->hash != NULL && hrflow_write_is_paid(profile))
 		profile->was_sent = profile->is_final = true;
 	MemoryContextSwitchTo(profile->context);
 	profile->write_error = psprintf("Could not be stored: %s", error->message ?
@@ -721,16 +738,18 @@ hrflow_write_done(HrflowRun *run)
 			continue;
 		run->nvain += !profile->is_ours ||
 			profile->status != HRFLOW_INVALID_SOURCE;
-		if (hrflow_write_is_locked(profile))
+		if (hrflow_write_is_paid(profile))
 		{
-			run->nlocked++;
-			run->nunwritten++;
+			run->nlocked += hrflow_write_is_locked(profile);
+			run->ntaken += profile->is_taken;
+			run->nunwritten += hrflow_write_is_locked(profile) ||
+				profile->is_taken;
 		}
 		if (profile->is_ours)
 		{
 			/* A vector copied from the store proves nothing about the API. */
-			run->is_trusted |= profile->vectors != NIL &&
-				profile->asked_at != 0 && profile->write_error == NULL;
+			run->is_trusted |= hrflow_write_is_paid(profile) &&
+				profile->write_error == NULL;
 			run->tallies[profile->tally]++;
 			if (profile->tally != HRFLOW_TALLY_NONE)
 			{

@@ -491,6 +491,51 @@ like(
 	'a run warns about a profile that is locked until its end');
 is($store->profiles('state, attempts'),
 	'due|0', 'a profile that is locked until the end of a run does not fail');
+
+#
+# A reply cannot be stored because the profile has lost its lease, or is locked.  Only
+# the loss of vectors is worth a WARNING, and only if the profile is still tracked.
+#
+my $unwritten = qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 1\ profile\n/x;
+my $no_vectors = 'status=404,';
+foreach my $case (
+	[   'its lease was cleared', '',
+		'UPDATE shop.embedding_profile SET lease_until = NULL, due_at = NULL',
+		qr/DETAIL:\ +Other\ sessions\ took\ over,\ or\ cleared,\ the\ leases .*\n
+			HINT:\ +Clear\ only\ leases/x ],
+	[   'another session has taken over its lease',
+		'',
+		q{UPDATE shop.embedding_profile SET lease_until = now() + interval '5 minutes'},
+		qr/DETAIL:\ +Other\ sessions\ took\ over/x ],
+	[   'its lease was cleared, but the API had no vectors',
+		$no_vectors,
+		'UPDATE shop.embedding_profile SET lease_until = NULL, due_at = NULL' ],
+	[ 'it was deleted', '', 'DELETE FROM shop.candidate' ],
+	[   'it is locked, but the API had no vectors',
+		$no_vectors,
+		'BEGIN; SELECT FROM shop.embedding_profile FOR UPDATE' ],
+	[   'it is unwanted', '',
+		q{INSERT INTO shop.embedding SELECT source_id, profile_id, 'profile', 9, '{1}'
+			FROM shop.embedding_profile;
+		SELECT hrflow_untrack_table('shop.embedding', 'shop.candidate')} ])
+{
+	my ($name, $fault, $change, $detail) = @$case;
+
+	$store->track("SELECT 'fault:${fault}hold=2,id=cook'");
+	$call = $store->start_call('max_attempts => 1');
+	$api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
+	$application->ask("$change;");
+	$api->release(2);
+	$printed = $store->finish_call($call);
+	$application->ask('COMMIT;') if $change =~ /BEGIN/;
+	like(
+		$printed,
+		$detail ? qr/$unwritten.*$detail/s : qr/\A(?!.*could not store)/s,
+		"a run that cannot store a profile " . ($detail ? 'warns' : 'does not warn') . " if $name");
+}
+$store->sql(
+	q{SELECT hrflow_track_table('shop.embedding', 'shop.candidate', 'hrflow_id', 'acme',
+		refresh_columns => '{cv}')});
 $application->finish;
 
 #
