@@ -327,6 +327,9 @@ foreach my $case (
 	if ($is_row > 1)
 	{
 		$api->wait_until(sub { $_[0]{requests} > 3 * $is_row }) or die;
+		$node->poll_query_until('postgres',
+			"SELECT lease_until IS NOT NULL FROM shop.embedding_profile WHERE profile_id = 'nurse-2'"
+		) or die;
 		$second_lock->ask(
 			"BEGIN; SELECT FROM shop.embedding_profile WHERE profile_id = 'nurse-2' FOR UPDATE;
 			SELECT pg_sleep(3); COMMIT;");
