@@ -321,7 +321,7 @@ sql(q{DO $$ BEGIN
 	END LOOP;
 END $$;});
 cmp_ok($few, '>', 0, 'a DELETE reads the triggers of its store');
-is(trigger_reads($writer, 21 .. 24),
+is(trigger_reads($writer, 31 .. 34),
 	$few, 'a DELETE reads no more triggers if there are many other stores');
 
 # Another table begins to feed the store
