@@ -45,8 +45,12 @@
 /*
  * Maximum number of values in a reply.  Each takes about 40 bytes while the
  * reply is parsed.  The API's replies contain dozens of values.
+ *
+ * An array or object counts as additional values, because pushJsonbValue()
+ * allocates about 600 bytes for it, even if it is empty.
  */
 #define MAX_VALUES 1000000
+#define VALUES_PER_CONTAINER 16
 
 typedef struct Reader
 {
@@ -54,7 +58,8 @@ typedef struct Reader
 	int			depth;			/* number of enclosing arrays and objects */
 	bool		too_deep;
 	int			nvalues;		/* number of elements and members so far,
-								 * including those that are skipped */
+								 * including those that are skipped; see
+								 * MAX_VALUES */
 	const char *converted;		/* name of the member of the outermost object
 								 * in which strings are converted to the
 								 * server encoding, or NULL */
@@ -386,6 +391,9 @@ read_container(Reader *r, bool is_object)
 		r->too_deep = true;
 		return false;
 	}
+	r->nvalues += VALUES_PER_CONTAINER;
+	if (r->nvalues > MAX_VALUES)
+		return false;
 	hrflow_compat_push_jsonb(&r->state, is_object ? WJB_BEGIN_OBJECT :
 							 WJB_BEGIN_ARRAY, NULL);
 	ended = take(r, end);

@@ -158,6 +158,23 @@ hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
  */
 
 /*
+ * Change a result that has several vectors, such as a NumPy file with several
+ * rows, into a failure.  A store keeps one vector for each section or item, and
+ * such an array, which could not be ranked, must not replace the stored one.
+ */
+static void
+refuse_several(HrflowResult *result)
+{
+	if (result->status != HRFLOW_OK || result->vector == NULL ||
+		ARR_NDIM(result->vector) == 1)
+		return;
+	result->status = HRFLOW_INVALID_VECTOR;
+	result->detail = psprintf(_("There are %d vectors instead of one."),
+							  ARR_DIMS(result->vector)[0]);
+	result->vector = NULL;
+}
+
+/*
  * Record a result in its profile.  The result is copied, because it belongs to
  * the transport.
  *
@@ -169,37 +186,38 @@ static void
 take_result(const HrflowRun *run, HrflowProfile *profile,
 			const HrflowWantedOutcome *outcome)
 {
-	const HrflowResult *result = outcome->result;
-	const char *section = outcome->section == NULL && result->vector != NULL ?
+	HrflowResult result = *outcome->result;
+	const char *section = outcome->section == NULL && result.vector != NULL ?
 	run->kind->whole : outcome->section;
 	MemoryContext old = MemoryContextSwitchTo(profile->context);
 
-	if (result->http_status != 0)
-		profile->http_status = result->http_status;
+	refuse_several(&result);
+	if (result.http_status != 0)
+		profile->http_status = result.http_status;
 	if (outcome->unasked)
 		profile->unasked = true;
-	profile->was_sent = profile->body != NULL && result->was_sent;
-	if (result->status == HRFLOW_OK && section != NULL)
+	profile->was_sent = profile->body != NULL && result.was_sent;
+	if (result.status == HRFLOW_OK && section != NULL)
 	{
 		HrflowVector *vector = palloc(sizeof(HrflowVector));
 
 		vector->section = pstrdup(section);
 		vector->item = outcome->item;
-		vector->value = (ArrayType *) palloc(VARSIZE(result->vector));
-		memcpy(vector->value, result->vector, VARSIZE(result->vector));
+		vector->value = (ArrayType *) palloc(VARSIZE(result.vector));
+		memcpy(vector->value, result.vector, VARSIZE(result.vector));
 		profile->vectors = lappend(profile->vectors, vector);
 	}
-	else if (result->status == HRFLOW_NO_VECTOR && !result->is_link)
+	else if (result.status == HRFLOW_NO_VECTOR && !result.is_link)
 	{
 		profile->no_vector = true;
 		if (profile->no_vector_error == NULL)
-			profile->no_vector_error = hrflow_error_describe(result);
+			profile->no_vector_error = hrflow_error_describe(&result);
 	}
-	else if (result->status != HRFLOW_OK && profile->status == HRFLOW_OK)
+	else if (result.status != HRFLOW_OK && profile->status == HRFLOW_OK)
 	{
-		profile->status = result->status;
-		profile->is_link = result->is_link;
-		profile->error = hrflow_error_describe(result);
+		profile->status = result.status;
+		profile->is_link = result.is_link;
+		profile->error = hrflow_error_describe(&result);
 	}
 	MemoryContextSwitchTo(old);
 }

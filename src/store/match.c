@@ -44,6 +44,12 @@ PG_FUNCTION_INFO_V1(hrflow_match_weighted);
 #define ARG_WEIGHTED_K 3
 
 /*
+ * Maximum number of weights.  The API has five sections, and each match keeps a
+ * similarity for each weight.
+ */
+#define MAX_WEIGHTS 100
+
+/*
  * Number of candidates that a weighted search finds in each section if it uses
  * indexes, as a multiple of k.  It is at most HRFLOW_MAX_K.
  */
@@ -159,6 +165,11 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"weights\" must be a JSON object with a number for each section"),
 				 errhint("Specify a JSON object with a weight for each section, for example {\"profile\": 0.6, \"skills\": 0.4}.")));
+	if (JB_ROOT_COUNT(jsonb) > MAX_WEIGHTS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"weights\" must not have more than %d members",
+						MAX_WEIGHTS)));
 	weights = palloc(sizeof(Weight) * JB_ROOT_COUNT(jsonb));
 	iterator = JsonbIteratorInit(&jsonb->root);
 	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)

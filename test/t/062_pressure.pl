@@ -122,6 +122,31 @@ sub start_nghttpx
 is(sql(batch(ids(250, 'fault:first=1,status=408,big=300000,id='))),
 	'ok 250', 'a reply that will be requested again does not keep its memory');
 
+# A small reply with many values
+foreach my $value ('{}', '[]', '[[]]', '{"a":{}}', '0')
+{
+	my $n = int 3_900_000 / (1 + length $value);
+	my $body = '{"code": 200, "message": "ok", "data": [' . join(',', ($value) x $n) . ']}';
+	my $peer = Hrflow::RawPeer->new(
+		sub {
+			Hrflow::RawPeer::read_request($_[0]);
+			print { $_[0] } "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ",
+			  length $body, "\r\n\r\n$body";
+		});
+	my $reader = Hrflow::Session->new($node);
+
+	$reader->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $peer->port . "/v1';");
+	like(
+		$reader->ask("SELECT hrflow_profile_embedding('acme', 'p');"),
+		qr/ERROR:  08P01/,
+		"a reply with many values $value is refused");
+	my ($peak) =
+	  $reader->ask(q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');})
+	  =~ /(\d+)/;
+	cmp_ok($peak, '<', 200_000, "a reply with many values $value takes little memory");
+	$reader->finish;
+}
+
 $api->reset;
 my $session = Hrflow::Session->new($node);
 $session->send(

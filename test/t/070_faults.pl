@@ -310,6 +310,7 @@ sub descriptors_left
 #   says => qr/.../       pattern of the errors in rows
 #   kept => N             number of descriptors that may stay open, or a function of
 #                         the path
+#   stored => '...'       error that only a store records, without digits
 #   all_kinds => 1        also refresh stores of jobs, texts and documents, unless
 #   of_profiles => 1      the fault is specific to profiles
 #   posts => '...'        outcome for texts and documents, whose requests may not be
@@ -425,6 +426,7 @@ sub play
 		$#said_in_rows = 0    if $expected !~ /missing|due/;
 		@said_in_rows = ($said_in_rows[0], 'HrFlow has no vector of the profile')
 		  if ($more{refreshed} // '') eq 'empty';
+		@said_in_rows = ($said_in_rows[0], $more{stored}) if $more{stored};
 		is( join('|', @said),
 			join('|', @said_in_rows),
 			"with $name, the store records the same errors as the rows of a batch"
@@ -616,7 +618,10 @@ play('store', @$_, all_kinds => 1)
 	[ 'a vector with NaN', 'v.nan', 'invalid_vector 22P03' ],
 	[ 'a vector cut short', 'v.short', 'invalid_vector 22P03' ],
 	[ 'a vector with trailing data', 'v.trailing', 'invalid_vector 22P03' ],
-	[ 'two rows in one vector', 'v.shape=2xd', 'ok 00000' ],
+	[   'two rows in one vector', 'v.shape=2xd',
+		'ok 00000',
+		refreshed => 'failed',
+		stored => 'invalid vector: There are N vectors instead of one.' ],
 	[ 'a vector of doubles, big-endian', 'v.dtype=>f8', 'ok 00000' ],
 	[ "a vector in Fortran's order", 'v.order=F', 'ok 00000' ],
 	[ 'a vector in a newer file', 'v.version=2', 'ok 00000' ],

@@ -51,7 +51,7 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 
 		is(batch($peer, $concurrency, '', ''), 'ok|40', "a batch succeeds at $name");
 		cmp_ok($peer->count('h2') + $peer->count('http/1.1'),
-			'<=', 100, "the number of connections to $name is limited");
+			'<=', 150, "the number of connections to $name is limited");
 		is(batch($peer, $concurrency, '', $stats),
 			"ok|40\n40|0", "the next batch sends each request once to $name");
 		is($peer->count('h2'), 0, "the next batch opens no HTTP/2 connection to $name");
