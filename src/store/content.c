@@ -78,12 +78,14 @@ static const char find_vectors_sql[] =
  * been sent, but whose replies were not written.  $2 is the current time, and
  * $3 the end of the lease of the keys that were just claimed.  Requests whose
  * keys another session has leased are left out, because their replies may yet
- * be written.
+ * be written.  A lease that ends much later was extended by record.c, after the
+ * reply could not be written.
  */
 static const char find_sent_sql[] =
 "SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
 " CROSS JOIN LATERAL (SELECT FROM %P AS p WHERE p.sent_hash = h.hash"
-" AND (p.lease_until IS NULL OR p.lease_until <= $2 OR p.lease_until = $3)"
+" AND (p.lease_until IS NULL OR p.lease_until <= $2 OR p.lease_until = $3"
+" OR p.lease_until > $3 + interval '1 hour')"
 " LIMIT 1) AS s";
 
 /*

@@ -40,10 +40,11 @@
 /*
  * Statement that locks the profiles in HRFLOW_DELETED.  It returns only their
  * number, so that SPI does not store the rows, and whether HRFLOW_DELETED has
- * more rows than that.
+ * more keys than that.
  */
 static const char lock_sql[] =
-"SELECT count(*), count(*) < (SELECT count(*) FROM " HRFLOW_DELETED ")"
+"SELECT count(*), count(*) < (SELECT count(*) FROM"
+" (SELECT DISTINCT d.s, d.i FROM " HRFLOW_DELETED " AS d) AS k)"
 " FROM (SELECT FROM %P AS p WHERE %s"
 " ORDER BY p.source_id, p.%I FOR UPDATE OF p) AS l";
 

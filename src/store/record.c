@@ -228,17 +228,21 @@ extend_lease(void *arg)
 /*
  * Record the failure of each profile with a "write_error" whose lease is still
  * ours.  If that is rejected, too, try to extend the lease, provided that all
- * requests for the profile were completed, and clear "is_ours".
+ * requests for the profile were completed, and clear "is_ours".  After a
+ * conflict with another session, leave the profile to a later write.
  */
 void
 hrflow_record_failures(HrflowRun *run, const HrflowStore *store,
 					   List *profiles)
 {
+	int			level = NewGUCNestLevel();
 	ListCell   *cell;
 
+	hrflow_work_limit_locks(HRFLOW_SINGLE_LOCK_TIME);
 	foreach(cell, profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);
+		HrflowProfileRow row = profile->row;
 		Failure		failure = {
 			.run = run, .store = store, .profile = profile
 		};
@@ -246,9 +250,16 @@ hrflow_record_failures(HrflowRun *run, const HrflowStore *store,
 
 		if (!profile->is_ours || profile->write_error == NULL)
 			continue;
+		hrflow_work_receive(run);
 		run->writing = profile;
 		error = hrflow_write_try(record_failure, &failure);
-		if (error != NULL)
+		if (error != NULL && HRFLOW_IS_CONFLICT(error->sqlerrcode))
+		{
+			profile->row = row;
+			profile->is_ours = false;
+			profile->is_stuck = true;
+		}
+		else if (error != NULL)
 		{
 			/* A run that stops reports its first error itself. */
 			if (!profile->is_postponed)
@@ -259,4 +270,5 @@ hrflow_record_failures(HrflowRun *run, const HrflowStore *store,
 		}
 		run->writing = NULL;
 	}
+	AtEOXact_GUC(false, level);
 }

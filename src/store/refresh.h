@@ -599,6 +599,11 @@ extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store,
 	 (sqlerrcode) == ERRCODE_T_R_DEADLOCK_DETECTED || \
 	 (sqlerrcode) == ERRCODE_T_R_SERIALIZATION_FAILURE)
 
+/*
+ * Maximum wait for a lock if profiles are written one by one, in milliseconds.
+ */
+#define HRFLOW_SINGLE_LOCK_TIME 10
+
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_write_done(HrflowRun *run);

@@ -222,10 +222,10 @@ write_rest(HrflowRun *run)
 }
 
 /*
- * After a failed write, move the profile that was being written in a
- * subtransaction, if any, to the end of the list, so that the other profiles
- * are committed before it is tried again.  Returns false if an error in this
- * profile has ended a transaction before: by then, all others were tried.
+ * After an error while a profile was being written in a subtransaction, move
+ * that profile to the end of the list, so that the other profiles are committed
+ * before it is tried again.  Returns false if an error in this profile has
+ * aborted a transaction before: by then, all others were tried.
  */
 static bool
 put_last(HrflowRun *run)
@@ -233,8 +233,6 @@ put_last(HrflowRun *run)
 	HrflowProfile *profile = run->writing;
 
 	run->writing = NULL;
-	if (profile == NULL)
-		return true;
 	if (profile->has_failed)
 		return false;
 	profile->has_failed = true;
@@ -277,12 +275,15 @@ write_last(HrflowRun *run)
 			run->is_single = true;
 			progress_at = hrflow_clock_now();
 		}
-		else if (!ok)
+		else if (!ok && run->writing != NULL)
 		{
-			nfailures++;
+			/* This is progress, because it moves each profile only once. */
 			if (!put_last(run))
 				break;
+			progress_at = hrflow_clock_now();
 		}
+		else if (!ok)
+			nfailures++;
 		else if (hrflow_clock_now() < progress_at + LAST_TIME * HRFLOW_MSEC)
 			wait_for_locks(run);
 		else

@@ -33,11 +33,6 @@
 /* MAX_WRITE_TIME while a run ends; short, so that a timeout loses little. */
 #define LAST_WRITE_TIME 250
 
-/*
- * Maximum wait for a lock if profiles are written one by one, in milliseconds.
- */
-#define SINGLE_LOCK_TIME 10
-
 /* Stop writing profiles one by one after this many were found locked. */
 #define MAX_SINGLE_WAITS 25
 
@@ -436,7 +431,7 @@ write_one_by_one(Writing *writing, List *profiles)
 	bool		has_time = true;
 	ListCell   *cell;
 
-	hrflow_work_limit_locks(SINGLE_LOCK_TIME);
+	hrflow_work_limit_locks(HRFLOW_SINGLE_LOCK_TIME);
 	writing->until = get_write_until(writing->run);
 	foreach(cell, profiles)
 	{

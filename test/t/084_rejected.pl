@@ -301,36 +301,59 @@ drop($store, $rejection{'a trigger'});
 #
 # Errors that are not about a profile, but are raised for one only
 #
-$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
-plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", "fail('58030')"), 'cook-7');
-$printed = $store->call;
-like($printed, qr/ERROR:  58030: the owner says no/, 'an error about the server ends a run');
-like(
-	$printed,
-	qr/could not store the vectors fetched for 1 profile/,
-	'only the reply is lost for which an error about the server is raised');
-is($store->states, 'due 1, ok 31',
-	'all profiles are written except the one for which an error about the server is raised');
-drop($store, $rejection{'a trigger'});
+foreach my $ids ([7], [ 1 .. 7 ])
+{
+	my $n = @$ids;
 
-# A trigger that waits until the run is canceled
+	$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
+	plant(
+		$store,
+		trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", "fail('58030')"),
+		map { "cook-$_" } @$ids);
+	$printed = $store->call;
+	like(
+		$printed,
+		qr/ERROR:  58030: the owner says no/,
+		"errors about the server for $n of 32 profiles end a run");
+	like(
+		$printed,
+		qr/could not store the vectors fetched for $n profile/,
+		"only the replies are lost for which $n errors about the server are raised");
+	is( $store->states,
+		"due $n, ok " . (32 - $n),
+		"all profiles are written except the $n for which errors about the server are raised");
+	drop($store, $rejection{'a trigger'});
+}
+
+# Triggers that wait until the run is canceled
 $store->sql(
 	q{CREATE FUNCTION profile.wait() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
 		PERFORM pg_sleep(60);
 		RETURN NEW;
 	END $$});
-$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
-plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'wait()'), 'cook-7');
-$printed = $store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' });
-like($printed, qr/ERROR:  57014/, 'statement_timeout ends a run in a trigger');
-like(
-	$printed,
-	qr/could not store the vectors fetched for 1 profile/,
-	'only the reply is lost whose trigger waits');
-is($store->states, 'due 1, ok 31', 'all profiles are written except the one whose trigger waits');
-is($store->profiles('lease_until'), '', 'a run whose trigger waits leaves no lease');
-drop($store, $rejection{'a trigger'});
+foreach my $ids ([7], [ 7, 23 ])
+{
+	my $n = @$ids;
+
+	$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
+	plant(
+		$store,
+		trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'wait()'),
+		map { "cook-$_" } @$ids);
+	$printed = $store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' });
+	like($printed, qr/ERROR:  57014/,
+		"statement_timeout ends a run in the triggers of $n profiles");
+	like(
+		$printed,
+		qr/could not store the vectors fetched for $n profile/,
+		"only the replies are lost whose $n triggers wait");
+	is( $store->states,
+		"due $n, ok " . (32 - $n),
+		"all profiles are written except the $n whose triggers wait");
+	is($store->profiles('lease_until'), '', "a run in which $n triggers wait leaves no lease");
+	drop($store, $rejection{'a trigger'});
+}
 
 # A trigger that waits for a lock of another session
 my $application = Hrflow::Session->new($node);
@@ -354,8 +377,37 @@ like(
 	qr/: 40 refreshed/,
 	'a profile is written once its trigger has its lock');
 is(paid($store), 40, 'a profile whose trigger waits for a lock is requested once');
-$application->finish;
 drop($store, $rejection{'a trigger'});
+
+# A trigger that waits for such a lock while the failures of profiles are recorded whose
+# vectors are rejected
+$store->sql(
+	"ALTER TABLE profile.embedding ADD CONSTRAINT narrow
+	CHECK (profile_id !~ 'cook-[1-8]\$') NOT VALID");
+$store->track("SELECT 'cook-' || i FROM generate_series(1, 40) i");
+plant(
+	$store,
+	trigger(
+		'BEFORE UPDATE',
+		"NEW.state = 'due' AND OLD.lease_until IS NOT NULL AND NEW.BAD", 'enter()'),
+	map { "cook-$_" } 1 .. 8);
+$application->ask('SET ROLE keeper; BEGIN; SELECT FROM profile.door FOR UPDATE;');
+$call = $store->start_call;
+ok( $node->poll_query_until(
+		'postgres', "SELECT count(*) = 32 FROM profile.embedding_profile WHERE state = 'ok'"),
+	'the others are written while the failures of 8 profiles wait for a lock');
+$application->ask('COMMIT;');
+$printed = $store->finish_call($call);
+like(
+	$printed,
+	qr/: 32 refreshed, 8 to be retried/,
+	'failures are recorded once the lock is released');
+unlike($printed, qr/could not write the state/, 'a lock is not taken for a rejection');
+is($store->states, 'due 8, ok 32', 'profiles whose failures waited for a lock are due');
+is(paid($store), 40, 'profiles whose failures wait for a lock are requested once');
+drop($store, $rejection{'a trigger'});
+$store->sql('ALTER TABLE profile.embedding DROP CONSTRAINT narrow');
+$application->finish;
 
 # A serialization failure
 $store->sql(
@@ -372,6 +424,27 @@ plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'conflict
 like($store->call, qr/: 40 refreshed/, 'a profile is written after serialization failures');
 is(paid($store), 40, 'a profile with serialization failures is requested once');
 drop($store, $rejection{'a trigger'});
+
+#
+# A text whose reply could not be written, and that another key has, too
+#
+$of{text}->sql(
+	q{SELECT hrflow_create_store('text.twins', 'real[]', content => 'text');
+	CREATE TABLE text.letter (id text, body text);
+	SELECT hrflow_track_table('text.twins', 'text.letter', 'id', content_columns => '{body}');
+	CREATE TRIGGER planted BEFORE UPDATE OF state ON text.twins_profile
+		FOR EACH ROW WHEN (NEW.key = 'first') EXECUTE FUNCTION text.fail();
+	INSERT INTO text.letter VALUES ('first', 'the same text'), ('other', 'another text')});
+$api->reset;
+$of{text}->sql(q{CALL hrflow_refresh('text.twins')});
+is($api->stats->{requests}, 2, 'a text is sent although its state will be rejected');
+$of{text}->sql(
+	q{INSERT INTO text.letter VALUES ('second', 'the same text');
+	CALL hrflow_refresh('text.twins')});
+is($api->stats->{requests},
+	2, 'a text whose reply could not be written is not sent for another key');
+is($of{text}->sql(q{SELECT state FROM text.twins_profile WHERE key = 'second'}),
+	'failed', 'the other key with the text has failed');
 
 #
 # Other states that are rejected
