@@ -29,6 +29,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/float.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
@@ -438,6 +439,8 @@ typedef struct Visit
 	const HrflowBest *best;		/* best matches so far, to skip rows that are
 								 * worse, or NULL to skip none */
 	int64		nrows;			/* number of rows seen */
+	double		last;			/* similarity of the last row seen, or
+								 * -Infinity if it is null */
 } Visit;
 
 static bool
@@ -447,9 +450,10 @@ visit_row(void *arg, TupleTableSlot *slot)
 	HrflowMatch match;
 
 	visit->nrows++;
+	visit->last = -get_float8_infinity();
 	if (slot->tts_isnull[4])
 		return true;
-	match.similarity = DatumGetFloat8(slot->tts_values[4]);
+	match.similarity = visit->last = DatumGetFloat8(slot->tts_values[4]);
 	if (visit->best != NULL &&
 		!hrflow_best_wants(visit->best, match.similarity))
 		return true;
@@ -543,7 +547,9 @@ is_parallel(const HrflowSearch *search)
  *
  * Several of the best vectors may belong to the same profile.  If the rows
  * therefore contain too few profiles, which is rare, execute the statement
- * again with a higher limit.
+ * again with a higher limit.  "best" may already contain matches that an index
+ * has found, so it may be full before the best vectors have been read.  No
+ * further row is better than the last one.
  */
 static void
 search_in_executor(const HrflowSearch *search, Among among,
@@ -558,7 +564,7 @@ search_in_executor(const HrflowSearch *search, Among among,
 
 		parameters->values[PARAMETER_LIMIT] = Int64GetDatum(limit);
 		execute(search, best_statements[among], parameters, visit_row, &visit);
-		if (best->n == best->k || visit.nrows < limit)
+		if (visit.nrows < limit || !hrflow_best_wants(best, visit.last))
 			break;
 		limit *= 16;
 	}

@@ -418,6 +418,42 @@ SKIP:
 			"$call returns ten profiles although one has the 3,000 nearest items");
 	}
 
+	# An index that returns too few profiles, and not the nearest ones.  The vectors
+	# are given as angles from the query.  Each of the first four is the center of a
+	# list, and only the lists of 10 and 30 degrees are read: the profiles at more
+	# than 50 degrees are found, but not the nearer ones at -20.  The nearest 39
+	# vectors belong to one profile.
+	sql(q{
+		SELECT hrflow_create_store('angles', 'vector(2)');
+		CREATE TABLE divided (LIKE angles INCLUDING DEFAULTS) PARTITION BY LIST (source_id);
+		CREATE TABLE division PARTITION OF divided DEFAULT;
+		CREATE FUNCTION at(angle float8) RETURNS real[] LANGUAGE sql
+			RETURN ARRAY[cosd(angle), sind(angle)]::real[];
+		INSERT INTO divided SELECT 'acme', 'busy', 'skills', angle, at(angle)
+			FROM unnest('{10,30,-40,180}'::int[]) angle;
+		CREATE INDEX divided_vector_idx ON divided USING ivfflat (vector vector_cosine_ops)
+			WITH (lists = 4) WHERE section = 'skills';
+		INSERT INTO divided SELECT 'acme', 'busy', 'skills', 200 + i, at(i / 100.0)
+			FROM generate_series(1, 38) i;
+		INSERT INTO divided SELECT 'acme', 'o' || i, 'skills', 0,
+				at(CASE WHEN i <= 4 THEN -20 - i ELSE 50 + i END)
+			FROM generate_series(1, 12) i;
+		ANALYZE divided});
+	my $few = "LOAD 'vector'; SET ivfflat.probes = 2; SET ivfflat.max_probes = 2;";
+	is( sql("$few SET enable_seqscan = off; SET enable_sort = off;
+			SELECT string_agg(DISTINCT profile_id, ' ')
+				FROM (SELECT profile_id FROM divided WHERE section = 'skills'
+					ORDER BY vector <=> '[1,0]') d"),
+		'busy o10 o11 o12 o5 o6 o7 o8 o9',
+		'an index with few probes does not return the nearest profiles');
+	foreach my $k (10 .. 13)
+	{
+		is( sql("$few SELECT string_agg(profile_id, ' ')
+				FROM hrflow_match('divided', '{1,0}', $k, 'skills')"),
+			join(' ', ('busy', map { "o$_" } 1 .. 12)[ 0 .. $k - 1 ]),
+			"the $k best profiles are found although an index returns only farther ones");
+	}
+
 	# The library of pgvector is not loaded before the first statement of a session.
 	is( sql("SELECT count(*) FROM hrflow_match('vectors', $query, 10,
 			profiles => (SELECT array_agg('p' || i) FROM generate_series(1, 3000, 3) i))"),
