@@ -524,12 +524,13 @@ count_blocks(Relation relation)
  * partitioned table, we assume that they do.
  */
 static bool
-is_parallel(const HrflowSearch *search)
+is_parallel(const HrflowSearch *search, const HrflowParameters *parameters)
 {
 	Relation	vectors = search->store->vectors;
 	int			workers;
 
-	if (max_parallel_workers_per_gather == 0 || IsInParallelMode())
+	if (max_parallel_workers_per_gather == 0 || IsInParallelMode() ||
+		!hrflow_stream_allows_workers(parameters))
 		return false;
 	if (vectors->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
 		return true;
@@ -583,7 +584,7 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 	HrflowParameters parameters = {0};
 	Among		among = set_parameters(search, sections, &parameters);
 
-	if (among != AMONG_FEW_KEYS && is_parallel(search))
+	if (among != AMONG_FEW_KEYS && is_parallel(search, &parameters))
 		search_in_executor(search, among, &parameters, best);
 	else
 	{

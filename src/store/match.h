@@ -177,6 +177,7 @@ extern bool hrflow_best_wants(const HrflowBest *best, double similarity);
 extern void hrflow_best_keep(HrflowBest *best, const HrflowMatch *match);
 
 /* in stream.c */
+extern bool hrflow_stream_allows_workers(const HrflowParameters *parameters);
 extern void hrflow_stream(const char *sql, const HrflowParameters *parameters,
 						  Oid similarity, HrflowTake take, void *arg);
 extern void hrflow_stream_read(const TupleTableSlot *slot, HrflowMatch *match);

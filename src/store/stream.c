@@ -19,6 +19,7 @@
 #include "store/match.h"
 #include "tcop/dest.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
@@ -27,6 +28,14 @@
  * "vector" with the first parameter.
  */
 #define SIMILARITY_PARAMETER 7
+
+/*
+ * Maximum total size of the parameters of a statement that parallel workers
+ * may execute, in bytes.  The parameters are constants in the plan, which is
+ * passed to the workers as text in dynamic shared memory.  A byte of an array
+ * becomes up to five characters, and all the text must fit into 1 GB.
+ */
+#define MAX_SIZE_FOR_WORKERS (1024 * 1024)
 
 /*
  * A DestReceiver that passes rows to a callback.
@@ -135,10 +144,29 @@ set_up_parser(ParseState *pstate, void *arg)
  */
 
 /*
+ * Are these parameters small enough for parallel workers?  Values of variable
+ * length must be detoasted.
+ */
+bool
+hrflow_stream_allows_workers(const HrflowParameters *parameters)
+{
+	Size		size = 0;
+
+	for (int i = 0; i < parameters->n; i++)
+	{
+		if (parameters->nulls[i] != 'n' &&
+			get_typlen(parameters->types[i]) == -1)
+			size += VARSIZE_ANY(DatumGetPointer(parameters->values[i]));
+	}
+	return size <= MAX_SIZE_FOR_WORKERS;
+}
+
+/*
  * Execute a query, and call take() for each row until take() returns false.
  * take() is called in a memory context that is reset after each row.  All
  * attributes of the slot have been extracted, but belong to the executor.  The
- * query uses the snapshot of the calling statement.
+ * query uses the snapshot of the calling statement.  No parallel workers are
+ * used if the parameters are too large.
  *
  * "similarity" is the OID of hrflow_vector_similarity(), or InvalidOid if the
  * query does not call the function.  The query contains $7 instead of the
@@ -164,6 +192,7 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 			.mydest = DestTuplestore
 		}
 	};
+	int			nestlevel = NewGUCNestLevel();
 	int			code;
 
 	stream.take = take;
@@ -185,7 +214,12 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 	options.read_only = true;
 	options.must_return_tuples = true;
 	options.dest = &stream.receiver;
+	if (!hrflow_stream_allows_workers(parameters))
+		(void) set_config_option("max_parallel_workers_per_gather", "0",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
 	code = SPI_execute_extended(sql, &options);
+	AtEOXact_GUC(false, nestlevel);
 	MemoryContextSwitchTo(context);
 	if (code < 0)
 		elog(ERROR, "SPI_execute_extended failed: %s",

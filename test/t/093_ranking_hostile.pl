@@ -77,6 +77,28 @@ my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 		"hrflow_match('plain', $query)");
 	is($out, $best, 'a search with workers returns the ten best');
 	like($plans, qr/Gather/, 'parallel workers are started if a store is large enough');
+
+	# The plan that is passed to workers contains the array of identifiers.
+	foreach my $case ([ 20_000, 1 ], [ 200_000, 0 ])
+	{
+		my ($n, $is_parallel) = @$case;
+		my $among = "profiles => (SELECT array_agg('p' || i) FROM generate_series(1, $n) i)";
+
+		foreach my $call ("hrflow_match('plain', $query, $among)",
+			qq{hrflow_match_weighted('plain', $query, '{"profile": 1}', $among)})
+		{
+			my ($name) = $call =~ /(\w+)/;
+
+			($out, $plans) = explained(
+				"$workers SET min_parallel_table_scan_size = '32kB';
+				SET parallel_tuple_cost = 0; SET work_mem = '1GB';", $call);
+			is($out, $best, "$name() among $n identifiers returns the ten best");
+			is( $plans =~ /Gather/ ? 1 : 0,
+				$is_parallel,
+				"parallel workers are used by $name() only if the array of identifiers is small ($n)"
+			);
+		}
+	}
 	sql('ALTER TABLE plain RESET (parallel_workers)');
 }
 
