@@ -57,7 +57,8 @@ static const char find_statement[] =
 " (SELECT COALESCE(sum(greatest(leaf.reltuples, 0)), 0)"
 " FROM pg_partition_tree(i.indexrelid) AS tree"
 " JOIN pg_class AS leaf ON leaf.oid = tree.relid WHERE tree.isleaf)"
-" ELSE c.reltuples END)::float8"
+" ELSE c.reltuples END)::float8,"
+" i.indpred IS NULL"
 " FROM pg_index AS i"
 " JOIN pg_class AS c ON c.oid = i.indexrelid"
 " JOIN pg_am AS a ON a.oid = c.relam"
@@ -216,6 +217,7 @@ hrflow_index_find(const HrflowSearch *search, const char *section)
 	index->is_hnsw = DatumGetBool(hrflow_store_datum(0, 6));
 	index->lists = DatumGetInt32(hrflow_store_datum(0, 7));
 	index->tuples = DatumGetFloat8(hrflow_store_datum(0, 8));
+	index->is_whole = DatumGetBool(hrflow_store_datum(0, 9));
 	return index;
 }
 
@@ -480,8 +482,8 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	int			nestlevel = NewGUCNestLevel();
-	bool		has_condition = search->profiles != NULL ||
-	search->source_id != NULL ||
+	bool		has_condition = index->is_whole ||
+	search->profiles != NULL || search->source_id != NULL ||
 	check_enable_rls(RelationGetRelid(store->vectors), InvalidOid,
 					 true) == RLS_ENABLED;
 	IndexRows	scan = {.search = search, .best = best};

@@ -136,6 +136,8 @@ typedef struct HrflowIndex
 	int			lists;			/* storage parameter "lists" of ivfflat, or 0
 								 * if not set */
 	double		tuples;			/* estimated number of vectors in the index */
+	bool		is_whole;		/* does the index contain all sections?  If
+								 * so, the section is a condition of a search */
 } HrflowIndex;
 
 /*

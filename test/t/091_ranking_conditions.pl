@@ -454,6 +454,23 @@ SKIP:
 			"the $k best profiles are found although an index returns only farther ones");
 	}
 
+	# In an index of all sections, the section is a condition, too.  The lists of 10
+	# and 30 degrees are read first, and contain enough profiles, but farther ones.
+	sql(q{
+		SELECT hrflow_create_store('circle', 'vector(2)');
+		INSERT INTO circle SELECT 'acme', 'center', 'profile', angle, at(angle)
+			FROM unnest('{10,30,-40,180}'::int[]) angle;
+		CREATE INDEX circle_vector_idx ON circle USING ivfflat (vector vector_cosine_ops)
+			WITH (lists = 4);
+		INSERT INTO circle SELECT 'acme', 'o' || i, 'skills', 0,
+				at(CASE WHEN i <= 4 THEN -20 - i ELSE 50 + i END)
+			FROM generate_series(1, 12) i;
+		ANALYZE circle});
+	is( sql(q{SELECT string_agg(profile_id, ' ') FROM hrflow_match('circle', '{1,0}', 8, 'skills')}
+		),
+		'o1 o2 o3 o4 o5 o6 o7 o8',
+		'the best profiles of a section are found with an index of all sections');
+
 	# The library of pgvector is not loaded before the first statement of a session.
 	is( sql("SELECT count(*) FROM hrflow_match('vectors', $query, 10,
 			profiles => (SELECT array_agg('p' || i) FROM generate_series(1, 3000, 3) i))"),
