@@ -19,12 +19,14 @@
 #include <float.h>
 #include <math.h>
 
+#include "access/detoast.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "compat.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "store/match.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/tuplestore.h"
@@ -49,6 +51,13 @@ enum
 #define MAX_BLOCK_SIZE (40 * 1024 * 1024)
 
 /*
+ * Maximum number of dimensions of a vector.  Vectors with more dimensions are
+ * ignored, because a tile and a chunk of them could exceed the memory of a
+ * call.
+ */
+#define MAX_DIMENSION 65536
+
+/*
  * Maximum number of matches per vector.  The number is limited because adding
  * a match requires a linear search through the vector's other matches.
  */
@@ -61,11 +70,21 @@ enum
 #define CHUNK_ROWS (2 * HRFLOW_PRODUCTS_ROWS)
 
 /*
- * Number of vectors in a tile.  With 1,024 elements per vector, a tile and
- * CHUNK_ROWS vectors of the block take 400 kB together, so that they fit into
- * the second-level cache of most processors.
+ * Maximum number of vectors in a tile.  With 1,024 elements per vector, a tile
+ * and CHUNK_ROWS vectors of the block take 400 kB together, so that they fit
+ * into the second-level cache of most processors.
  */
 #define TILE_ROWS (6 * HRFLOW_PRODUCTS_ROWS)
+
+/*
+ * Maximum size of a tile, including its vectors in double precision, in bytes.
+ * For long vectors, it reduces the number of vectors in a tile.
+ */
+#define MAX_TILE_SIZE (10 * 1024 * 1024)
+
+StaticAssertDecl(MAX_TILE_SIZE >= (sizeof(float4) + sizeof(double)) *
+				 MAX_DIMENSION * HRFLOW_PRODUCTS_ROWS,
+				 "MAX_TILE_SIZE must allow for HRFLOW_PRODUCTS_ROWS vectors");
 
 /*
  * ------------------------------------------------------------------------
@@ -198,11 +217,14 @@ typedef struct Pairing
 	bool		has_last;
 	int64		nread;			/* number of rows read for the block,
 								 * including rows that cannot be compared */
+	bool		has_warned;		/* was there a WARNING about vectors with more
+								 * than MAX_DIMENSION dimensions? */
 
 	/* The tile. */
 	MemoryContext tile_context; /* memory context of the keys in the tile;
 								 * reset after each tile */
 	int			ntile;
+	int			max_tile;		/* a multiple of HRFLOW_PRODUCTS_ROWS */
 	TileRow		tile[TILE_ROWS];
 	float4	   *tile_elements;
 	float4		products[CHUNK_ROWS * TILE_ROWS];
@@ -394,11 +416,31 @@ copy_key(Key *key, const HrflowMatch *match)
 }
 
 /*
+ * Is a stored value too large for a vector with MAX_DIMENSION dimensions?  If
+ * so, warn once.
+ */
+static bool
+is_too_large(Pairing *pairing, Datum value)
+{
+	if (toast_raw_datum_size(value) <=
+		ARR_OVERHEAD_NONULLS(1) + sizeof(float4) * MAX_DIMENSION)
+		return false;
+	if (!pairing->has_warned)
+		ereport(WARNING,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("hrflow_match_all() ignores vectors with more than %d dimensions",
+						MAX_DIMENSION)));
+	pairing->has_warned = true;
+	return true;
+}
+
+/*
  * Read the vector in a result row, scale it, and store it in "elements", which
  * is a row of the block or the tile.  Returns false if the vector does not
  * have the dimension that is being compared, or has no similarity with any
  * vector.  Sets *norm to the length of the scaled vector, and *n to the
- * dimension of the vector, or to 0 if the value is null or not a vector.
+ * dimension of the vector, or to 0 if the value is null, not a vector, or too
+ * large.
  */
 static bool
 read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
@@ -408,7 +450,7 @@ read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
 	const void *stored;
 
 	*n = 0;
-	if (slot->tts_isnull[4])
+	if (slot->tts_isnull[4] || is_too_large(pairing, slot->tts_values[4]))
 		return false;
 	hrflow_prefetch_next((struct varlena *) DatumGetPointer(slot->tts_values[4]));
 	value = hrflow_toast_read(pairing->toast, slot->tts_values[4]);
@@ -423,8 +465,8 @@ read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
 }
 
 /*
- * Set the dimension to be compared and the maximum number of rows of a block,
- * and let the next block begin with the first vector.
+ * Set the dimension to be compared and the maximum numbers of rows of a block
+ * and of a tile, and let the next block begin with the first vector.
  */
 static void
 set_dimension(Pairing *pairing, int dimension)
@@ -444,6 +486,10 @@ set_dimension(Pairing *pairing, int dimension)
 	pairing->margin = (width + 16) * ldexp(1, -23);
 	pairing->max_rows = Max(MAX_BLOCK_SIZE / row_size / CHUNK_ROWS, 1) *
 		CHUNK_ROWS;
+	pairing->max_tile = Min(MAX_TILE_SIZE /
+							((sizeof(float4) + sizeof(double)) * width) /
+							HRFLOW_PRODUCTS_ROWS * HRFLOW_PRODUCTS_ROWS,
+							TILE_ROWS);
 	pairing->has_last = false;
 }
 
@@ -508,7 +554,7 @@ take_row_of_tile(void *arg, TupleTableSlot *slot)
 	copy_key(&row->key, &match);
 	row->inverse = 1 / norm;
 	MemoryContextSwitchTo(old);
-	if (++pairing->ntile == TILE_ROWS)
+	if (++pairing->ntile == pairing->max_tile)
 		compare_tile(pairing);
 	return true;
 }
@@ -570,7 +616,7 @@ read_block(Pairing *pairing)
 							   pairing->width * pairing->max_rows);
 	pairing->tile_elements =
 		MemoryContextAllocHuge(pairing->context, sizeof(float4) *
-							   pairing->width * TILE_ROWS);
+							   pairing->width * pairing->max_tile);
 	pairing->nrows = 0;
 	pairing->nread = 0;
 	read_store(pairing, pairing->store, pairing->section, true,
@@ -686,11 +732,13 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 
 	/*
 	 * Reading a block may append other dimensions to the list.  Vectors with
-	 * those dimensions are compared in later iterations.
+	 * those dimensions are compared in later iterations.  If the vector that
+	 * was found is too large, the first iteration finds the dimensions of the
+	 * others.
 	 */
 	dimension = find_dimension(pairing);
 	if (dimension > 0)
-		pairing->dimensions = list_make1_int(dimension);
+		pairing->dimensions = list_make1_int(Min(dimension, MAX_DIMENSION));
 	for (int i = 0; i < list_length(pairing->dimensions); i++)
 	{
 		set_dimension(pairing, list_nth_int(pairing->dimensions, i));

@@ -89,6 +89,18 @@ SELECT DISTINCT other_profile_id FROM hrflow_match_all('opening', 'candidate', 3
 SELECT count(DISTINCT profile_id) FROM hrflow_match_all('candidate', 'opening', 3);
 RESET ROLE;
 
+-- Vectors with too many dimensions are ignored, also if they are the first, and the longest permitted ones fit into several tiles
+SELECT hrflow_create_store('long', 'real[]');
+INSERT INTO long
+SELECT 'acme', n || letter, 'profile', 0, array_fill(1::real, ARRAY[n])
+FROM unnest('{100000,65537,65536,3}'::int[]) WITH ORDINALITY AS d (n, at), unnest('{a,b}'::text[]) letter ORDER BY at;
+SELECT profile_id, other_profile_id, round(similarity::numeric, 6) AS similarity FROM hrflow_match_all('long', 'long') ORDER BY 1;
+INSERT INTO long
+SELECT 'acme', 'many ' || i, 'skills', 0, array_fill(1::real, ARRAY[65535]) || i::real FROM generate_series(1, 30) i;
+SELECT count(*), count(*) FILTER (WHERE abs(substr(profile_id, 6)::int - substr(other_profile_id, 6)::int) = 1) AS adjacent
+FROM hrflow_match_all('long', 'long', 1, 'skills', 'skills');
+SELECT hrflow_drop_store('long');
+
 SELECT hrflow_drop_store('opening'), hrflow_drop_store('candidate');
 DROP FUNCTION differs, random_vector;
 DROP OWNED BY regress_hrflow_reader;
