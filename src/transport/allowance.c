@@ -371,11 +371,14 @@ hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
 
 /*
  * Undo the counting of a request that was admitted at "began", but not sent.
+ * If the reply to a later request has set "left" since then, this admits one
+ * request too many.
  */
 void
 hrflow_allowance_give_back(HrflowAllowance *allowance, int64 began)
 {
 	take_out(allowance, began);
+	allowance->left++;
 }
 
 /*
@@ -398,9 +401,9 @@ hrflow_allowance_note_left(HrflowAllowance *allowance, int64 left,
 }
 
 /*
- * Record that a request admitted at "began" has ended without being refused.
- * The request then counts as admitted at "now", because we do not know when it
- * arrived at the server.
+ * Record that a request that was admitted at "began", and sent, has ended
+ * without being refused.  The request then counts as admitted at "now",
+ * because we do not know when it arrived at the server.
  */
 void
 hrflow_allowance_note_answer(HrflowAllowance *allowance, int64 began,

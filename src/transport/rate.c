@@ -478,7 +478,13 @@ hrflow_rate_report(const HrflowTransfer *transfer,
 				bucket->probe_until = 0;
 			break;
 	}
-	if (outcome != HRFLOW_LIMITED && outcome != HRFLOW_GIVEN_UP)
+
+	/*
+	 * An attempt that was not sent remains counted at "began", because
+	 * hrflow_rate_give_back() will undo that.
+	 */
+	if (outcome != HRFLOW_LIMITED && outcome != HRFLOW_GIVEN_UP &&
+		attempt->nsent > 0)
 		hrflow_allowance_note_answer(&bucket->allowance, attempt->began, now);
 	SpinLockRelease(&shared->mutex);
 

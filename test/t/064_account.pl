@@ -553,16 +553,23 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 
 #
 # A request that was not sent, because the kept connection that libcurl chose for it has
-# data to read, does not count towards the rate
+# data to read, does not count towards the rate, whether a setting limits it or the server
 #
+foreach my $case (
+	[ 1, 'none', 'a setting allows one request per minute' ],
+	[ 0, 1, 'the server says that one request is left' ])
 {
+	my ($per_minute, $left, $name) = @$case;
 	my $stray = PostgreSQL::Test::Utils::tempdir() . '/stray';
 	my $straying = Hrflow::RawPeer->new(
 		sub {
 			my ($socket, $n) = @_;
 			my $body = '{"code": 200, "message": "ok", "data": {}}';
+			my $remaining = $n == 0 || $left eq 'none' ? $left : $left - 1;
 			my $reply =
-				"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: "
+				"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+			  . "RateLimit-Remaining: $remaining\r\nRateLimit-Reset: 60\r\n"
+			  . "Content-Length: "
 			  . length($body)
 			  . "\r\n\r\n$body";
 
@@ -579,25 +586,60 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 
 	$session->query("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $straying->port . "/v1';");
 	is($session->query(q{SELECT hrflow_profile_embedding('acme', 'p');}),
-		'{}', 'a connection is kept over which an unrequested reply arrives');
+		'{}', "a connection is kept over which an unrequested reply arrives, if $name");
 	for (1 .. 500)
 	{
 		last if -e $stray;
 		select(undef, undef, undef, 0.02);
 	}
 
-	# One request per minute.  If the first attempt counted, the second would have to wait.
+	# If the first attempt counted, the second would have to wait.
 	$session->query(
-		q{SET hrflow_embed.max_requests_per_minute = 1;
+		qq{SET hrflow_embed.max_requests_per_minute = $per_minute;
 		SET statement_timeout = '30s';});
-	is($session->query(q{SELECT hrflow_profile_embedding('acme', 'q');}),
-		'{}', 'a request whose first attempt was not sent does not wait for the rate');
+	is($session->ask(q{SELECT hrflow_profile_embedding('acme', 'q');}),
+		'{}', "a request whose first attempt was not sent does not wait for the rate, if $name");
 	like(
 		$session->ask(
 			q{SET statement_timeout = '1s'; SELECT hrflow_profile_embedding('acme', 'r');}),
 		qr/57014/,
-		'a request that was sent at the second attempt counts towards the rate');
+		"a request that was sent at the second attempt counts towards the rate, if $name");
 	$session->finish;
+}
+
+#
+# Nor does a request that was not sent, because no connection could be established, count
+# towards a rate that was learned
+#
+{
+	my @rate = ('--rate' => '20/4', '--retry-after' => 'none', '--free-refusals');
+	my $limited = Hrflow::StandIn->new(@rate);
+
+	is(outcome($limited, ids(26), max_concurrency => 32),
+		'ok 26', 'a batch meets a rate of 20 requests in 4 seconds');
+	cmp_ok(estimated($limited, 60), '>=', 4, 'the rate was learned');
+
+	# Six requests count at this time.  If those that fail counted, too, there would be more
+	# than the rate allows.
+	$limited->stop;
+	my $nfailed = sql_at(
+		$limited, q{SET hrflow_embed.max_attempts = 1;
+		CREATE TEMP TABLE failed (sqlstate text);
+		DO $$ BEGIN
+			FOR i IN 1 .. 12 LOOP
+				BEGIN
+					PERFORM hrflow_profile_embedding('acme', 'f' || i);
+				EXCEPTION WHEN OTHERS THEN
+					INSERT INTO failed VALUES (SQLSTATE);
+				END;
+			END LOOP;
+		END $$;
+		SELECT string_agg(DISTINCT sqlstate, ' ') || ' ' || count(*) FROM failed});
+	is($nfailed, '08001 12', 'requests fail while no connection can be established');
+	$limited->restart(@rate);
+	my ($out, $seconds) = timed(batch($limited, ids(12, 'q')));
+	is($out, 'ok 12', 'as many requests succeed afterwards');
+	cmp_ok($seconds, '<', 2, 'requests that were not sent do not count towards a learned rate');
 }
 
 done_testing();
