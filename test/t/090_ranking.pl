@@ -399,6 +399,23 @@ SKIP:
 		SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status')
 			FROM 'VmHWM:\s+(\d+)')});
 	cmp_ok($peaks[3] - $peaks[1], '<', 5000, 'matches that better ones replace are freed');
+
+	# The documented maximum, with the longest vectors that are compared.  The table
+	# is read before, so that the session has mapped its shared buffers.
+	sql(q{
+		SELECT hrflow_create_store('longest', 'real[]');
+		INSERT INTO longest SELECT 'acme', 'p' || i, 'profile', 0,
+				array_fill(1::real, ARRAY[65535]) || i::real
+			FROM generate_series(1, 150) i});
+	my $peak = q{SELECT substring(pg_read_file('/proc/' || pg_backend_pid() || '/status')
+			FROM 'VmHWM:\s+(\d+)');};
+	my ($before, $n, $after) = split /\n/, sql(
+		"SELECT sum(vector[1]) FROM longest \\g /dev/null
+		$peak SELECT count(*) FROM hrflow_match_all('longest', 'longest', 3); $peak");
+	is($n, 450, 'vectors with 65,536 dimensions are compared');
+	cmp_ok($after - $before,
+		'<', 64 * 1024,
+		'hrflow_match_all() uses less than 64 MB for vectors with 65,536 dimensions');
 }
 
 # A query vector of another model matches nothing, which causes a warning.  A null
