@@ -152,6 +152,11 @@ my $scans = q{
 	SELECT pg_stat_force_next_flush() \\g /dev/null
 	SELECT sum(idx_scan) FROM pg_stat_all_indexes
 		WHERE relid = (SELECT reltoastrelid FROM pg_class WHERE relname = 'long');};
+
+# The counts of a session are complete once it has ended.
+$node->poll_query_until('postgres',
+	"SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'client backend'")
+  or die;
 my @scans = split /\n/, sql(
 	"$scans SELECT string_agg(profile_id, ' ') FROM hrflow_match('long',
 		(SELECT vector FROM long WHERE profile_id = 'p7' AND section = 'bb'), 1, 'bb'); $scans");
