@@ -236,7 +236,7 @@ hrflow_aside_warn(const HrflowStore *store, bool is_dropped)
 			 errdetail_internal("%s", problem),
 			 is_dropped ?
 			 errhint("Drop the relation if it contains vectors of the store.") :
-			 errhint("Undo the change of the relation, and call hrflow_untrack() for the profiles that hrflow_store_orphans() returns.  If the relation does not belong to the store, rename it.")));
+			 errhint("If this is the store's own table, revert the change made to it, and call hrflow_untrack() for the profiles that hrflow_store_orphans() returns.  Otherwise, rename the relation.")));
 }
 
 /*
@@ -540,7 +540,7 @@ hrflow_store_orphans(PG_FUNCTION_ARGS)
 						store.vectors_name,
 						RelationGetRelationName(store.vectors)),
 				 errdetail_internal("%s", problem),
-				 errhint("Undo the change of the relation.  If the relation does not belong to the store, rename it.")));
+				 errhint("If this is the store's own table, revert the change made to it.  Otherwise, rename the relation.")));
 	n = hrflow_store_execute(hrflow_store_sql(&store, orphans_sql,
 											  !OidIsValid(table) ? "" :
 											  hrflow_store_sql(&store,

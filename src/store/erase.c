@@ -330,7 +330,7 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 		n <= MAX_ERASED_PART * (n + count_refreshed(store)))
 		return;
 	ereport(WARNING,
-			(errmsg("deleting rows erased " INT64_FORMAT " profiles and their vectors from store %s",
+			(errmsg("erased " INT64_FORMAT " profiles and their vectors from store %s because rows were deleted",
 					n, store->vectors_name),
 			 errdetail("More than 5 %% of the profiles of the store or 20 profiles, whichever is greater, are no longer in any table that feeds it."),
 			 errhint("To reload a table without erasing vectors, delete and insert its rows in a single transaction.")));

@@ -112,7 +112,7 @@ hrflow_erased_warn(const HrflowStore *store)
 					store->vectors_name,
 					RelationGetRelationName(store->vectors)),
 			 errdetail_internal("%s", problem),
-			 errhint("Undo the change of the relation.  If the relation does not belong to the store, rename it.")));
+			 errhint("If this is the store's own table, revert the change made to it.  Otherwise, rename the relation.")));
 }
 
 /*

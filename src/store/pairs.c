@@ -731,10 +731,11 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 												  ALLOCSET_DEFAULT_SIZES);
 
 	/*
-	 * Reading a block may append other dimensions to the list.  Vectors with
-	 * those dimensions are compared in later iterations.  If the vector that
-	 * was found is too large, the first iteration finds the dimensions of the
-	 * others.
+	 * Begin with the dimension of some vector of the first store, but at most
+	 * MAX_DIMENSION.  Reading a block appends other dimensions to the list,
+	 * and vectors with those dimensions are compared in later iterations.  If
+	 * the vector found here is too large to be compared, the first iteration
+	 * still finds the dimensions of the store's other vectors.
 	 */
 	dimension = find_dimension(pairing);
 	if (dimension > 0)

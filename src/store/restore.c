@@ -250,7 +250,7 @@ hrflow_restore_wanted(const HrflowStore *store, Oid function)
 							   wanted.nrefused, wanted.nrefused,
 							   store->vectors_name),
 				 errdetail_internal("%s", wanted.error->message),
-				 errhint("These profiles are due.  To restore their vectors nevertheless, call hrflow_restore() as soon as the store accepts them.")));
+				 errhint("To restore the vectors instead of fetching them again, fix the cause of the error, and call hrflow_restore() before the next refresh.")));
 	hrflow_store_execute(hrflow_store_sql(store, make_due_sql, condition),
 						 NULL);
 }

@@ -84,7 +84,8 @@ static const char content_arguments_sql[] = ", %L, %L";
 /*
  * Statement that marks all profiles as changed, except unwanted and gone ones.
  * It is executed when different columns, or a different item type, will be
- * used to make contents.  Vectors of unchanged contents are seldom requested.
+ * used to make contents.  If the content of a profile turns out to be the same,
+ * its vector is normally kept and not requested again; see content.c.
  */
 static const char mark_all_changed_sql[] =
 "UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"

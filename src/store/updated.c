@@ -97,7 +97,8 @@ struct HrflowUpdated
 								 * immediately */
 	bool		has_kept;		/* has any row kept its key? */
 	bool		has_changed;	/* has any row changed its key? */
-	TupleDesc	desc;			/* row type of UPDATED, or NULL like "rows" */
+	TupleDesc	desc;			/* row type of "rows"; NULL until the first
+								 * row is collected */
 	Tuplestorestate *rows;		/* NULL until the first row is collected */
 };
 

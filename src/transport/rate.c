@@ -71,7 +71,8 @@
 #define FAILURE_PAUSE_LIMIT (2 * HRFLOW_SEC)
 
 /*
- * Minimum time to wait for the outcome of a probe, after which the pause ends.
+ * Minimum time to wait for the outcome of a probe.  If no outcome has been
+ * reported by then, the pause ends.
  */
 #define PROBE_MIN HRFLOW_SEC
 

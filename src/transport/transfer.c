@@ -152,11 +152,11 @@ may_be_sent(const HrflowTransfer *transfer)
 }
 
 /*
- * Give back what the attempt of a transfer has taken from other backends.  An
- * attempt that was not sent is no longer counted towards the request limits
- * and the rate limit, and the account no longer waits for a probe whose
- * outcome has not been reported; this includes an attempt that was admitted
- * but could not be started.  Does not throw.
+ * Release an attempt's share of the limits that all backends have in common.
+ * If the attempt was not sent, even because it could not be started after it
+ * was admitted, it no longer counts towards the request limits and the rate
+ * limit.  If it is a probe whose outcome has not been reported, the account
+ * stops waiting for the outcome.  Does not throw.
  */
 void
 hrflow_transfer_give_back(HrflowTransfer *transfer)

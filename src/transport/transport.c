@@ -82,9 +82,10 @@ on_transport_reset(void *arg)
 }
 
 /*
- * Callback for the end of a transaction: if it is aborted, end its transports,
- * whose memory contexts may not be reset until the client sends ROLLBACK; see
- * activity.c.  Transports of procedures that commit and roll back continue.
+ * Callback for the end of a transaction: if it is aborted, end its transports.
+ * In a failed transaction block, their memory contexts might otherwise live
+ * until the client sends ROLLBACK; see activity.c.  Transports of procedures
+ * that commit and roll back continue.
  */
 static void
 end_failed_transports(XactEvent event, void *arg)
@@ -575,9 +576,9 @@ hrflow_transport_suspend(HrflowTransport *transport)
 }
 
 /*
- * May this request be retried after this outcome?  A GET always may.  A POST
- * may only if the outcome means that it was not processed: no connection was
- * established, or the server asked to return later (429, or 503 with
+ * May this request be retried after this outcome?  A GET can always be retried.
+ * A POST can be retried only if the outcome means that it was not processed: it
+ * was not sent, or the server asked for a retry later (429, or 503 with
  * Retry-After).
  */
 static bool

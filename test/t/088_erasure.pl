@@ -146,7 +146,8 @@ foreach my $content (qw(profile job text document))
 	like(
 		warnings_of(
 			'DELETE FROM shop.candidate WHERE id IN (SELECT id FROM shop.candidate LIMIT 60)'),
-		qr/WARNING:\ .*erased\ 60\ profiles\ and\ their\ vectors\ from\ store\ shop\.embedding\n
+		qr/WARNING:\ .*erased\ 60\ profiles\ and\ their\ vectors\ from\ store\ shop\.embedding
+			\ because\ rows\ were\ deleted\n
 			DETAIL:.*5\ %/x,
 		'a DELETE of more than 5 % of the profiles raises a WARNING');
 	my $before = tracked();
