@@ -19,6 +19,7 @@
 #include "catalog/pg_type.h"
 #include "store/refresh.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
