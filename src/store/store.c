@@ -764,7 +764,8 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 
 	/*
 	 * Readers to whom row-level security applies rank only the rows that they
-	 * may see: policies are evaluated for them, as in a query of their own.
+	 * may see: policies are evaluated for them, but with the search_path set
+	 * above.
 	 *
 	 * Otherwise, policies are bypassed even if they are forced on the owner,
 	 * as in foreign-key checks, because keeping a store up to date requires
