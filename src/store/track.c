@@ -249,12 +249,14 @@ static void
 grant_function(const HrflowStore *store, Oid function)
 {
 	Datum		execute = CStringGetTextDatum("EXECUTE");
-	char	   *name = hrflow_catalog_qualified_name(function);
+	char	   *name;
 	HeapTuple	tuple;
 	Oid			grantor;
 	Oid			user;
 	int			context;
 
+	/* If the function has been dropped, throw 42883. */
+	(void) hrflow_catalog_schema(function);
 	if (DatumGetBool(DirectFunctionCall3(has_function_privilege_id_id,
 										 ObjectIdGetDatum(store->owner),
 										 ObjectIdGetDatum(function),
