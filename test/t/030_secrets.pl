@@ -53,12 +53,14 @@ sub everything
 	return "$out\n$err";
 }
 
+# Return what a role can read about the key over a replication connection.  The
+# IDENTIFY_SYSTEM shows that the server did not refuse the connection.
 sub walsender
 {
 	my ($node, $role) = @_;
 	my ($status, $out, $err) = $node->psql(
 		'postgres',
-		"SHOW hrflow_embed.api_key;\nSHOW hrflow_embed.api_key_file;",
+		"SHOW hrflow_embed.api_key;\nSHOW hrflow_embed.api_key_file;\nIDENTIFY_SYSTEM;",
 		replication => 'true',
 		extra_params => [ '-U', $role ],
 		on_error_stop => 0);
@@ -74,7 +76,9 @@ my $node = Hrflow::Node->new(
 	log_min_messages => 'debug5',
 	log_statement => 'all',
 	log_error_verbosity => 'verbose',
-	log_connections => 'on');
+	log_connections => 'on',
+	wal_level => 'replica',
+	max_wal_senders => 4);
 roles($node);
 
 my $tls = $api->base_url('https');
@@ -122,7 +126,9 @@ foreach my $role (qw(plain monitor repl), $node->safe_psql('postgres', 'SELECT c
 	unlike(everything($node, $role, q{LOAD 'hrflow_embed'; SELECT hrflow_decode_vector('[1]');}),
 		$secret, "$role finds no key once the library is loaded");
 }
-unlike(walsender($node, 'repl'), $secret, 'a replication connection finds no key');
+my $walsender = walsender($node, 'repl');
+unlike($walsender, $secret, 'a replication connection finds no key');
+like($walsender, qr/^\d{10,}\|1\|/m, 'the replication connection was accepted');
 unlike(PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	$secret, 'the server log has no key at debug5, even after a reload');
 $node->stop;
@@ -352,7 +358,9 @@ my $preloaded = Hrflow::Node->new(
 	shared_preload_libraries => 'hrflow_embed',
 	api_key => $key,
 	max_attempts => 1,
-	log_min_messages => 'debug5');
+	log_min_messages => 'debug5',
+	wal_level => 'replica',
+	max_wal_senders => 4);
 roles($preloaded);
 foreach my $role (qw(plain monitor repl), $preloaded->safe_psql('postgres', 'SELECT current_user'))
 {
@@ -364,8 +372,9 @@ foreach my $role (qw(plain monitor repl), $preloaded->safe_psql('postgres', 'SEL
 	unlike($all, $secret, "preloaded: $role finds no key");
 	like($all, qr/^\*{8}$/m, "preloaded: $role sees asterisks");
 }
-my $walsender = walsender($preloaded, 'repl');
+$walsender = walsender($preloaded, 'repl');
 unlike($walsender, $secret, 'preloaded: a replication connection finds no key');
+like($walsender, qr/^\*{8}$/m, 'preloaded: the replication connection shows asterisks');
 unlike(PostgreSQL::Test::Utils::slurp_file($preloaded->logfile),
 	$secret, 'preloaded: the server log has no key');
 like(
