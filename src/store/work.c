@@ -143,7 +143,7 @@ hrflow_work_read_settings(HrflowRun *run, int request_timeout)
 
 /*
  * Receive the replies that have arrived, so that their requests do not time
- * out during a long transaction.  Throws only if libcurl itself fails.
+ * out during a long transaction.  Does not throw.
  */
 void
 hrflow_work_receive(HrflowRun *run)

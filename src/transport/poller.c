@@ -402,8 +402,8 @@ is_wanted(int poller, const HrflowPollerEvent *event, int64 now)
 }
 
 /*
- * Store up to "max" pending events in "events", and return their number.  "max"
- * must not exceed HRFLOW_MAX_EVENTS.  Does not wait.
+ * Store up to "max" pending events in "events", and return their number, or -1
+ * with errno set.  "max" must not exceed HRFLOW_MAX_EVENTS.  Does not wait.
  */
 int
 hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
@@ -441,5 +441,5 @@ hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max)
 		nwanted += is_wanted(poller, event, now);
 	}
 #endif
-	return nwanted;
+	return n < 0 && errno != EINTR ? -1 : nwanted;
 }

@@ -91,8 +91,7 @@ static struct
 	int64		timer;			/* when libcurl wants to be called, or
 								 * HRFLOW_NEVER */
 	int			sockets;		/* number of open connections */
-	int			poller_errno;	/* errno after a socket could not be watched,
-								 * or 0 if all could */
+	int			poller_errno;	/* errno after the poller has failed, or 0 */
 
 	int64		attended_at;	/* when the sockets were last checked */
 	bool		was_away;		/* was the backend busy elsewhere for more
@@ -121,8 +120,7 @@ hrflow_pool_check_option(CURLcode code, const char *what)
  * Check the result of a curl_multi function.  The state of a multi handle
  * after an error is undocumented, so never use the handle again: for example,
  * libcurl 7.88 divides by zero after it has run out of memory for a socket.
- * Raise 53200, or an error of class 58, so that a run which receives replies
- * while it writes vectors does not attribute the error to the vectors.
+ * Raises 53200 or 58000.
  */
 static void
 check_multi(CURLMcode code, const char *what)
@@ -684,6 +682,8 @@ work_on_sockets(int64 since, int max)
 
 	pool.was_away = since - pool.attended_at > AWAY_LIMIT;
 	begin_libcurl(&old);
+	if (n < 0)
+		pool.poller_errno = errno;
 	for (int i = 0; i < n && code == CURLM_OK; i++)
 		code = curl_multi_socket_action(pool.multi, events[i].fd,
 										(events[i].readable ? CURL_CSELECT_IN : 0) |

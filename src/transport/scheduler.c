@@ -336,14 +336,27 @@ collect_done(void)
 }
 
 /*
+ * After an error that has interrupted the scheduler, process the transfers that
+ * libcurl had already completed, even if the multi handle must no longer be
+ * used: reading its messages does not use it otherwise.  Does not throw.
+ */
+void
+hrflow_scheduler_collect(void)
+{
+	if (hrflow_transfer_nin_flight() > 0)
+		collect_done();
+}
+
+/*
  * Fail all requests in flight after an error of the multi handle itself, which
- * must no longer be used.
+ * must no longer be used.  Replies that are complete are kept.
  */
 static void
 lose_in_flight(void)
 {
 	dlist_head *in_flight = hrflow_transfer_in_flight();
 
+	hrflow_scheduler_collect();
 	while (!dlist_is_empty(in_flight))
 	{
 		HrflowTransfer *transfer = dlist_head_element(HrflowTransfer, in_flight,

@@ -297,6 +297,9 @@ struct HrflowTransport
 	bool		suspended;		/* must no requests be started until the
 								 * transport is used again? */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
+	ErrorData  *error;			/* error of libcurl or the system, which is
+								 * raised once all replies that have arrived
+								 * have been returned; or NULL */
 	bool		stopped;		/* must no more requests be sent to the API? */
 	bool		at_limit;		/* if so, was it because of a request limit,
 								 * which allows the requests in flight? */
@@ -348,6 +351,7 @@ extern void hrflow_scheduler_abandon(HrflowTransport *transport);
 extern int	hrflow_scheduler_room(const HrflowTransport *transport);
 extern void hrflow_scheduler_work(void);
 extern void hrflow_scheduler_receive(void);
+extern void hrflow_scheduler_collect(void);
 extern void hrflow_scheduler_end_overdue(int64 now);
 extern void hrflow_scheduler_wait(int64 until);
 

@@ -21,6 +21,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "storage/ipc.h"
 #include "transport/transfer.h"
 #include "utils/memutils.h"
@@ -250,7 +251,8 @@ hrflow_transport_post(HrflowTransport *transport, const char *url,
 int
 hrflow_transport_room(const HrflowTransport *transport)
 {
-	if (transport->stopped || transport->ndelayed >= MAX_DELAYED)
+	if (transport->stopped || transport->error != NULL ||
+		transport->ndelayed >= MAX_DELAYED)
 		return 0;
 	return Max(0, Min(hrflow_scheduler_room(transport),
 					  hrflow_window_room(transport->window)) -
@@ -282,7 +284,7 @@ hrflow_transport_most_in_flight(const HrflowTransport *transport)
 /*
  * Return how many more links it is useful to submit now.  Unlike requests to
  * the API, links do not wait for the account's rate limit, and are fetched
- * even if the transport was stopped.
+ * even if the transport was stopped.  After an error, nothing is sent.
  */
 int
 hrflow_transport_room_for_links(HrflowTransport *transport)
@@ -290,11 +292,112 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
 	int			room = hrflow_scheduler_room(transport);
 	dlist_iter	iter;
 
-	if (transport->expired || transport->ndelayed >= MAX_DELAYED)
+	if (transport->expired || transport->error != NULL ||
+		transport->ndelayed >= MAX_DELAYED)
 		return 0;
 	dlist_foreach(iter, &transport->ready_links)
 		room--;
 	return Max(0, room);
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * Errors of libcurl and of the system
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * A step of a transport's work, which may throw.  "time" is its argument, if it
+ * has one.
+ */
+typedef void (*Step) (HrflowTransport *transport, int64 time);
+
+static void
+prepare_step(HrflowTransport *transport, int64 time)
+{
+	hrflow_scheduler_prepare(transport->settings);
+}
+
+static void
+receive_step(HrflowTransport *transport, int64 time)
+{
+	hrflow_scheduler_receive();
+}
+
+static void
+work_step(HrflowTransport *transport, int64 time)
+{
+	hrflow_scheduler_work();
+}
+
+static void
+wait_step(HrflowTransport *transport, int64 until)
+{
+	hrflow_scheduler_wait(until);
+}
+
+/*
+ * Execute a step.  If it throws, keep the error, unless an earlier error is kept
+ * already.  It is safe to continue after the error without an abort of the
+ * transaction, because the steps do not use the database, process no
+ * interrupts, and throw while they hold no lock.
+ */
+static void
+catch_step(HrflowTransport *transport, Step step, int64 time)
+{
+	MemoryContext context = CurrentMemoryContext;
+	uint32		interrupt_holdoff = InterruptHoldoffCount;
+	uint32		cancel_holdoff = QueryCancelHoldoffCount;
+
+	PG_TRY();
+	{
+		step(transport, time);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(GetMemoryChunkContext(transport));
+		if (transport->error == NULL)
+			transport->error = CopyErrorData();
+		FlushErrorState();
+		MemoryContextSwitchTo(context);
+
+		/* An error that is thrown resets these. */
+		InterruptHoldoffCount = interrupt_holdoff;
+		QueryCancelHoldoffCount = cancel_holdoff;
+		pgstat_report_wait_end();
+		hrflow_activity_go_on();
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Execute a step, unless an error is kept.  If the step throws, keep the error
+ * until hrflow_transport_next() has returned the replies that have arrived,
+ * because they may have been paid for.  These include replies that libcurl has
+ * not reported yet, and, unless libcurl itself has failed, data that has not
+ * been read.
+ */
+static void
+attempt_step(HrflowTransport *transport, Step step, int64 time)
+{
+	if (transport->error != NULL)
+		return;
+	catch_step(transport, step, time);
+	if (transport->error != NULL)
+	{
+		catch_step(transport, receive_step, 0);
+		hrflow_scheduler_collect();
+	}
+}
+
+/*
+ * Raise the error that is kept, if any.
+ */
+static void
+raise_error(const HrflowTransport *transport)
+{
+	if (transport->error != NULL)
+		ReThrowError(transport->error);
 }
 
 /*
@@ -326,7 +429,7 @@ hrflow_transport_stop(HrflowTransport *transport, bool at_limit)
 void
 hrflow_transport_expire(HrflowTransport *transport)
 {
-	hrflow_scheduler_receive();
+	attempt_step(transport, receive_step, 0);
 	transport->stopped = true;
 	transport->expired = true;
 	hrflow_transfer_give_up(transport);
@@ -351,13 +454,14 @@ hrflow_transport_expired(const HrflowTransport *transport)
  * Receive the data that has arrived, without waiting and without returning any
  * reply.  Callers that are busy for a long time must call this now and then,
  * because requests make no progress otherwise, and servers may give up sending
- * their replies.
+ * their replies.  Does not throw: hrflow_transport_next() raises an error of
+ * libcurl or the system.
  */
 void
 hrflow_transport_work(HrflowTransport *transport)
 {
 	if (!transport->has_ended)
-		hrflow_scheduler_receive();
+		attempt_step(transport, receive_step, 0);
 }
 
 /*
@@ -406,7 +510,7 @@ is_at_end(const HrflowTransport *transport)
 /*
  * Prepare to use a transport after other statements may have been executed.
  * If one of these raised an error that was caught, libcurl's multi handle may
- * be broken, and is replaced.
+ * be broken, and is replaced, unless the error is kept to be raised here.
  */
 static void
 resume(HrflowTransport *transport)
@@ -414,7 +518,7 @@ resume(HrflowTransport *transport)
 	Assert(!transport->has_ended);
 	wake(transport);
 	if (hrflow_pool_is_broken())
-		hrflow_scheduler_prepare(transport->settings);
+		attempt_step(transport, prepare_step, 0);
 }
 
 /*
@@ -428,6 +532,7 @@ hrflow_transport_pause(HrflowTransport *transport, int64 duration)
 	int64		until = Min(hrflow_clock_now() + duration, transport->deadline);
 
 	resume(transport);
+	raise_error(transport);
 	transport->rests_until = until;
 	while (hrflow_clock_now() < until)
 	{
@@ -479,9 +584,10 @@ end_late_requests(HrflowTransport *transport, int64 now)
  * A reply belongs to a single attempt.  Unless "stopped" is set, the caller
  * must interpret it, and then call hrflow_transport_retry(), which retries the
  * request if possible and returns whether it did.  A reply that is not retried
- * must be released.  Raises 53200 if there is not enough memory, other errors
- * if libcurl or the system fails, and any error of CHECK_FOR_INTERRUPTS(),
- * such as 57014 and 57P01.
+ * must be released.  Raises any error of CHECK_FOR_INTERRUPTS(), such as 57014
+ * and 57P01.  Once the replies that have arrived have been returned, raises
+ * 53200 if there is not enough memory, and other errors if libcurl or the
+ * system has failed.
  */
 HrflowReply *
 hrflow_transport_next(HrflowTransport *transport)
@@ -512,15 +618,16 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 		}
 		CHECK_FOR_INTERRUPTS();
 
-		end_late_requests(transport, now);
+		attempt_step(transport, end_late_requests, now);
 		reply = hand_out(transport);
 		if (reply == NULL)
 		{
-			hrflow_scheduler_work();
+			attempt_step(transport, work_step, 0);
 			reply = hand_out(transport);
 		}
 		if (reply != NULL)
 			return reply;
+		raise_error(transport);
 		if (is_at_end(transport))
 			return NULL;
 		if (woken != NULL && now >= until)
@@ -529,7 +636,7 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
 			return NULL;
 		}
 		tell_pause(transport, now);
-		hrflow_scheduler_wait(Min(transport->deadline, until));
+		attempt_step(transport, wait_step, Min(transport->deadline, until));
 	}
 }
 
@@ -537,17 +644,16 @@ hrflow_transport_next_until(HrflowTransport *transport, int64 until,
  * Return the next reply if it is complete now, else NULL.  Sends and receives
  * what is possible without waiting.
  *
- * Throws if libcurl or the system lacks resources or fails, but not if there
- * was not enough memory for a reply: hrflow_transport_next() does.  Does not
- * process interrupts.
+ * Does not throw: hrflow_transport_next() does if libcurl or the system lacks
+ * resources or fails.  Does not process interrupts.
  */
 HrflowReply *
 hrflow_transport_poll(HrflowTransport *transport)
 {
 	resume(transport);
-	hrflow_scheduler_receive();
-	end_late_requests(transport, hrflow_clock_now());
-	hrflow_scheduler_work();
+	attempt_step(transport, receive_step, 0);
+	attempt_step(transport, end_late_requests, hrflow_clock_now());
+	attempt_step(transport, work_step, 0);
 	return hand_out(transport);
 }
 
@@ -557,7 +663,8 @@ hrflow_transport_poll(HrflowTransport *transport)
  * again by submit, post, next, poll or pause.  Must be called before control
  * passes to the client for an unknown time, as with an open cursor.  Replies
  * are kept until the caller asks for them, but their outcomes are reported to
- * the account.  Raises the errors of hrflow_transport_next().
+ * the account.  Raises the errors of hrflow_transport_next(), except that it
+ * does not return replies first.
  */
 void
 hrflow_transport_suspend(HrflowTransport *transport)
@@ -566,6 +673,7 @@ hrflow_transport_suspend(HrflowTransport *transport)
 	transport->suspended = true;
 	while (transport->nin_flight > 0)
 	{
+		raise_error(transport);
 		CHECK_FOR_INTERRUPTS();
 		hrflow_scheduler_end_overdue(hrflow_clock_now());
 		hrflow_scheduler_work();

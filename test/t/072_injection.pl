@@ -4,8 +4,8 @@
 # could cause neither at a chosen point.
 #
 # Each allocation of a statement, in libcurl and in the extension, is made to
-# fail, one at a time, and the statement is canceled at each wakeup of its
-# backend.
+# fail, one at a time, and so is each wait and each call of libcurl's multi handle,
+# and the statement is canceled at each wakeup of its backend.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Injector;
@@ -353,6 +353,59 @@ SKIP:
 	is($api->stats->{api_requests},
 		1, 'requests that wait are not sent after a reply without memory');
 	$session->finish;
+}
+
+#
+# Waits, and libcurl's multi handle
+#
+# The texts of a store are requested one at a time, over a connection that is open
+# already.  The failure occurs when a reply has arrived, but has not been taken yet.
+#
+my %errors = (
+	waits => qr/ERROR:  (?:XX000: epoll_wait\(\) failed|53200: could not watch)/,
+	actions => qr/ERROR:  58000: curl_multi_socket_action failed/,
+	additions => qr/ERROR:  53200: out of memory/);
+
+$node->safe_psql(
+	'postgres',
+	"SELECT hrflow_create_store('whole', content => 'text'); CREATE TABLE wholes (whole text);
+	SELECT hrflow_track_table('whole', 'wholes', 'whole', content_columns => '{whole}');");
+foreach my $what (sort keys %errors)
+{
+	my $session = new_session();
+	my $nerrors = 0;
+	my @problems;
+
+	$session->ask(q{SET hrflow_embed.max_concurrency = 1; SELECT hrflow_text_embedding('x');});
+	foreach my $nth (1 .. 10)
+	{
+		$session->ask(
+			"TRUNCATE whole, whole_profile, wholes;
+			INSERT INTO wholes SELECT 'fault:latency=5,id=$what$nth-' || i
+				FROM generate_series(1, 5) i;");
+		$api->reset;
+		$injector->arm($session->pid, $what, $nth);
+		my $printed = $session->ask("CALL hrflow_refresh('whole');");
+		my $injected = $injector->disarm->{injected};
+		my $nanswered = $api->stats->{api_requests};
+
+		$nerrors += $injected;
+		push @problems, "at point $nth: it printed $printed"
+		  if $printed !~ ($injected ? $errors{$what} : qr/^-- done/);
+		my $state =
+		  $session->ask(
+			'SELECT count(*), (SELECT count(lease_until) FROM whole_profile) FROM whole;');
+		push @problems, "at point $nth: $nanswered answers, but the store has $state"
+		  if $state ne "$nanswered|0\n-- done\n";
+	}
+	is(join("\n", @problems), '', "$what: a refresh keeps all replies that have arrived");
+	cmp_ok($nerrors, '>=', 4, "$what: a refresh ends if one of them fails");
+	$session->finish;
+
+	# After a failure in read-ahead, a function that is called again replaces the
+	# multi handle, and the requests ahead are lost.
+	walk($_, $what, qr/^(?:.*$errors{$what}|.*ERROR:  08006|\Q$_->{ok}\E$)/m)
+	  foreach $batch->(20), $vectors->(10), $ahead->(10), $refresh;
 }
 
 #

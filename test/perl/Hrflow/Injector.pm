@@ -5,7 +5,10 @@
 #   $injector->arm($pid, 'memory', 3)   the third allocation fails; 0: none;
 #                                       'wakeups': the third wait is canceled;
 #                                       'bodies': the third enlargement of a
-#                                       reply's body fails
+#                                       reply's body fails;
+#                                       'waits', 'actions', 'additions': the third
+#                                       wait, action on a socket or addition of a
+#                                       request fails
 #   my $seen = $injector->disarm        a hash with the number of events seen,
 #                                       failures injected, and libcurl handles
 #                                       created and added since
@@ -17,7 +20,13 @@ use File::Basename          qw(dirname);
 use PostgreSQL::Test::Utils ();
 
 my $layout = 'l l q q q q q';
-my %whats = (memory => 1, wakeups => 2, bodies => 3);
+my %whats = (
+	memory => 1,
+	wakeups => 2,
+	bodies => 3,
+	waits => 4,
+	actions => 5,
+	additions => 6);
 
 sub new
 {

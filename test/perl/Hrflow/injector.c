@@ -17,6 +17,15 @@
  * Wakeups: the N-th epoll_wait(), in PostgreSQL or the extension, begins with a
  * SIGINT, which cancels the statement.
  *
+ * Waits: the N-th epoll_wait() with a timeout, in PostgreSQL or the extension,
+ * that finds a descriptor ready fails, without reporting it.  While a backend
+ * waits for a command, it has no timeout.
+ *
+ * Actions: the N-th curl_multi_socket_action() that leaves a request complete
+ * fails nevertheless.
+ *
+ * Additions: the N-th curl_multi_add_handle() fails.
+ *
  * It also counts libcurl's easy handles, and those added to a multi handle.
  */
 #define _GNU_SOURCE
@@ -37,8 +46,15 @@ enum
 {
 	MEMORY = 1,
 	WAKEUPS,
-	BODIES
+	BODIES,
+	WAITS,
+	ACTIONS,
+	ADDITIONS
 };
+
+/* Results of libcurl's multi interface */
+#define OUT_OF_MEMORY 3
+#define INTERNAL_ERROR 4
 
 /* Content of the file. */
 static volatile struct
@@ -242,7 +258,7 @@ int
 curl_multi_add_handle(void *multi, void *easy)
 {
 	int			(*real) (void *, void *) = of_libcurl("curl_multi_add_handle");
-	int			code = real(multi, easy);
+	int			code = is_to_fail(ADDITIONS) ? OUT_OF_MEMORY : real(multi, easy);
 
 	if (code == 0 && is_ordered())
 		order->added++;
@@ -260,16 +276,30 @@ curl_multi_remove_handle(void *multi, void *easy)
 	return code;
 }
 
+int
+curl_multi_socket_action(void *multi, int socket, int events, int *running)
+{
+	int			(*real) (void *, int, int, int *) = of_libcurl("curl_multi_socket_action");
+	int			code = real(multi, socket, events, running);
+
+	if (code == 0 && is_ordered() && *running < order->added && is_to_fail(ACTIONS))
+		return INTERNAL_ERROR;
+	return code;
+}
+
 /*
  * ------------------------------------------------------------------------
- * Wakeups
+ * Wakeups and waits
  * ------------------------------------------------------------------------
  */
 
 int
 epoll_wait(int epoll, struct epoll_event *events, int max, int timeout)
 {
+	int			n;
+
 	if (is_to_fail(WAKEUPS))
 		kill(getpid(), SIGINT);
-	return epoll_pwait(epoll, events, max, timeout, NULL);
+	n = epoll_pwait(epoll, events, max, timeout, NULL);
+	return n > 0 && timeout >= 0 && is_to_fail(WAITS) ? -1 : n;
 }
