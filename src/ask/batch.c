@@ -545,10 +545,29 @@ put_unasked_elements(Batch *batch)
  */
 
 /*
+ * Request the next element for which a request can be made, and pass the
+ * reasons to the sink why there is none for the elements before it.  Returns
+ * false if there is no such element.
+ */
+static bool
+ask_for_next_valid_element(Batch *batch)
+{
+	int			nasked = batch->refusal.nasked;
+
+	while (batch->refusal.nasked == nasked)
+	{
+		if (!ask_for_next_element(batch))
+			return false;
+	}
+	return true;
+}
+
+/*
  * Continue when no request is in flight.  If the end of an outage should be
  * awaited, send a probe: a parked request or, if there is none, the next
- * element.  Otherwise treat parked requests as failed, and request the next
- * element if there is one.  Returns false at the end of the batch.
+ * element for which a request can be made, because each probe follows a pause.
+ * Otherwise treat parked requests as failed, and request the next element if
+ * there is one.  Returns false at the end of the batch.
  */
 static bool
 continue_when_idle(Batch *batch)
@@ -558,7 +577,7 @@ continue_when_idle(Batch *batch)
 	if (continues &&
 		hrflow_outage_should_wait(&batch->outage, count_unasked(batch)))
 		return hrflow_outage_probe(&batch->outage) ||
-			ask_for_next_element(batch);
+			ask_for_next_valid_element(batch);
 	fail_parked(batch, HRFLOW_SERVER_LINKS);
 	fail_parked(batch, HRFLOW_SERVER_API);
 	return continues && ask_for_next_element(batch);

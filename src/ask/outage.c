@@ -233,18 +233,24 @@ hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowResult *result)
 
 /*
  * When no request is in flight, should the batch wait for the end of an
- * outage?  It should if elements remain to be requested and, together with the
- * parked requests, they are enough to tell an outage from failures of
- * individual elements.
+ * outage?  It should if there may be one, because the last attempt has failed
+ * or requests are parked, and if elements remain to be requested that,
+ * together with the parked requests, are enough to tell an outage from
+ * failures of individual elements.
  */
 bool
 hrflow_outage_should_wait(const HrflowOutage *outage, int nunasked)
 {
 	int			nwaiting = nunasked;
+	bool		may_be_down = false;
 
 	for (int server = 0; server < HRFLOW_NSERVERS; server++)
+	{
 		nwaiting += outage->servers[server].nparked;
-	return nunasked > 0 && nwaiting >= MIN_OUTAGE;
+		may_be_down |= outage->servers[server].nparked > 0 ||
+			outage->servers[server].nfailures > 0;
+	}
+	return may_be_down && nunasked > 0 && nwaiting >= MIN_OUTAGE;
 }
 
 /*

@@ -315,6 +315,44 @@ is(($lost // 0) + ($embedded // 0),
 cmp_ok($lost // 500, '<', 100, 'One text at a time is sent while connections break.');
 
 #
+# Pauses of an outage are for requests, so elements for which none is sent do not wait
+#
+# In both cases no request is in flight when the first of 100 such elements is considered.
+# At first, requests of the batch are on trial, because 31 of 32 were refused and the other
+# was lost.  Then ten texts were lost, so that the API may be down.
+#
+{
+	my $unsent = "(SELECT array_agg(repeat('x', 100000) || i) FROM generate_series(1, 100) i)";
+	my $refused =
+	  "(SELECT array_agg('fault:latency=500,status=422,id=' || i) FROM generate_series(1, 31) i)";
+
+	$began = time;
+	($out, $err) = batch("ARRAY['fault:reset,id=lost'] || $refused || $unsent || ARRAY['good']",
+		settings => 'SET hrflow_embed.max_attempts = 1;');
+	cmp_ok(time - $began,
+		'<', 12, 'Elements for which no request is sent do not wait if others were refused.');
+	is( $out,
+		"connection_failed 1\ninvalid_request 131\nok 1",
+		'A batch continues after refusals, a lost request, and elements for which none is sent.');
+
+	$api->reset;
+	$api->script('reset', count => 10);
+	$began = time;
+	$out = $node->safe_psql(
+		'postgres',
+		q{SET hrflow_embed.max_concurrency = 2;
+		SELECT status || ' ' || count(*) FROM hrflow_text_embeddings(
+			(SELECT array_agg('lost ' || i) FROM generate_series(1, 10) i)
+			|| (SELECT array_agg(repeat('x', 1048576) || i) FROM generate_series(1, 100) i)
+			|| ARRAY['nurse']) GROUP BY status ORDER BY 1});
+	cmp_ok(time - $began,
+		'<', 12, 'Texts for which no request is sent do not wait if others were lost.');
+	is( $out,
+		"connection_failed 10\ninvalid_request 100\nok 1",
+		'A batch continues after lost texts, and texts for which no request is sent.');
+}
+
+#
 # Progress
 #
 {
