@@ -94,7 +94,8 @@ typedef struct HrflowAllowance
 								 * left_until */
 	int64		left_until;		/* time at which at least one more request may
 								 * be sent */
-	uint64		nadmitted;		/* requests admitted so far */
+	uint64		nadmitted;		/* number of requests admitted so far, except
+								 * those that turned out not to be sent */
 
 	/* The current or last pause */
 	int64		refused_at;		/* start of the pause */

@@ -371,14 +371,17 @@ hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
 
 /*
  * Undo the counting of a request that was admitted at "began", but not sent.
- * If the reply to a later request has set "left" since then, this admits one
- * request too many.
+ * If the reply to a later request sets "left", before or after this, that
+ * admits one request too many.  "nadmitted" may be 0 if the account's entry was
+ * replaced in the meantime.
  */
 void
 hrflow_allowance_give_back(HrflowAllowance *allowance, int64 began)
 {
 	take_out(allowance, began);
 	allowance->left++;
+	if (allowance->nadmitted > 0)
+		allowance->nadmitted--;
 }
 
 /*

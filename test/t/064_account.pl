@@ -610,6 +610,57 @@ foreach my $case (
 }
 
 #
+# A request that was not sent, because the TLS handshake failed, changes nothing of what the
+# server says: neither is it counted when the reply to an earlier request arrives, nor is the
+# number of requests that are left forgotten
+#
+foreach my $kind ('the handshake is reset', 'the certificate is not trusted')
+{
+	my $server = Hrflow::StandIn->new;
+	my $other = Hrflow::StandIn->new;
+	my $front = Hrflow::RawPeer->new(
+		sub {
+			my ($socket, $n) = @_;
+
+			if ($n == 1 && $kind eq 'the handshake is reset')
+			{
+				sysread($socket, my $hello, 1);
+				Hrflow::RawPeer::reset_connection($socket);
+				return;
+			}
+			Hrflow::RawPeer::forward($socket, $server->https);
+		});
+	my $call = sub {
+		return "SELECT 'ok' WHERE hrflow_profile_embedding('acme', '$_[0]') IS NOT NULL;";
+	};
+	my @sessions = map { Hrflow::Session->new($node) } 1 .. 2;
+
+	foreach my $session (@sessions)
+	{
+		$session->query("SET hrflow_embed.base_url = 'https://localhost:"
+			  . $front->port
+			  . "/v1'; SET hrflow_embed.ca_file = '"
+			  . $server->ca
+			  . "'; SET hrflow_embed.max_attempts = 1; SET statement_timeout = '20s';");
+	}
+	$sessions[0]->start($call->('fault:latency=1500,left=1,left_reset=60,id=a'));
+	ok($server->wait_until(sub { $_[0]{requests} >= 1 }), "a request is sent before $kind");
+	$sessions[1]->query("SET hrflow_embed.ca_file = '" . $other->ca . "';")
+	  if $kind eq 'the certificate is not trusted';
+	like($sessions[1]->ask($call->('b')), qr/ERROR:  08001/, "a request fails because $kind");
+	is($sessions[0]->result, 'ok', "the server says that one request is left after $kind");
+
+	$sessions[0]->start($call->('fault:latency=3000,left=1,left_reset=60,id=c'));
+	ok( $server->wait_until(sub { $_[0]{requests} >= 2 }),
+		"the request that is left is sent although $kind");
+	$sessions[1]->query("SET hrflow_embed.ca_file = '" . $server->ca . "';");
+	like($sessions[1]->ask("SET statement_timeout = '1s'; " . $call->('d')),
+		qr/57014/, "no more requests than are left are sent although $kind");
+	is($sessions[0]->result, 'ok', "the request that was left succeeds although $kind");
+	$_->finish foreach @sessions;
+}
+
+#
 # A request that was not sent, because no connection could be established in time, does not
 # count towards a rate that was learned
 #
