@@ -174,12 +174,16 @@ hrflow_saved_save(HrflowShared *shared)
 {
 	FILE	   *file = AllocateFile(SAVED_FILE ".tmp", PG_BINARY_W);
 
-	if (file == NULL || !write_saved(file, shared) || FreeFile(file) != 0)
+	if (file != NULL && !write_saved(file, shared))
 	{
-		/*
-		 * If the write failed, the file is still open, and remains so until
-		 * the postmaster exits.
-		 */
+		int			save_errno = errno;
+
+		FreeFile(file);
+		file = NULL;
+		errno = save_errno;
+	}
+	if (file == NULL || FreeFile(file) != 0)
+	{
 		ereport(LOG,
 				(errcode_for_file_access(),
 				 errmsg("could not write file \"%s\": %m",
