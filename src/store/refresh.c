@@ -156,8 +156,8 @@ report_stop(const HrflowRun *run, bool is_error)
 			 errdetail_internal("%s", run->stop_detail) :
 			 run->nrefused == 0 ?
 			 errdetail("Fetched vectors are kept, and the stop did not increment the \"attempts\" of any profile.") :
-			 errdetail_plural("The vectors fetched for %d profile were not stored, and its \"attempts\" were not incremented.",
-							  "The vectors fetched for %d profiles were not stored, and their \"attempts\" were not incremented.",
+			 errdetail_plural("Vectors fetched for %d profile were not stored, and its \"attempts\" were not incremented.",
+							  "Vectors fetched for %d profiles were not stored, and their \"attempts\" were not incremented.",
 							  run->nrefused, run->nrefused),
 			 run->stop_hint != NULL ? errhint("%s", run->stop_hint) : 0));
 }

@@ -234,6 +234,9 @@ typedef struct HrflowProfile
 	char	   *write_error;	/* error because of which the vectors or the
 								 * state could not be stored, or NULL */
 	bool		is_rejected;	/* was the new state rejected? */
+	bool		is_partial;		/* were some vectors stored although another
+								 * one, or putting vectors aside, was
+								 * rejected? */
 	bool		has_lost;		/* does the reply lack stored vectors that
 								 * were requested? */
 	char	   *lost;			/* error message that names the sections of
@@ -405,6 +408,9 @@ struct HrflowRun
 								 * rejected, unless that has stopped the run */
 	char	   *rejection;		/* error message of the first of them, or NULL */
 	int			rejection_code; /* SQLSTATE of that error */
+	int64		npartial;		/* number of profiles with "is_partial" */
+	char	   *partial_error;	/* error message of the first of them, or NULL */
+	int			partial_code;	/* SQLSTATE of that error */
 
 	/* Locks of other sessions; see work.c. */
 	int			lock_time;		/* maximum time for which the current

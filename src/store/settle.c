@@ -405,6 +405,16 @@ hrflow_settle_warn(const HrflowRun *run)
 				 errdetail("Vectors fetched for rejected profiles were not stored."),
 				 errhint("Check the constraints and triggers of table %s.",
 						 run->profiles_name)));
+	if (run->npartial > 0)
+		ereport(WARNING,
+				(errcode(run->partial_code),
+				 errmsg_plural("refresh of %s could only partly update the vectors of " INT64_FORMAT " profile: %s",
+							   "refresh of %s could only partly update the vectors of " INT64_FORMAT " profiles: %s",
+							   run->npartial, run->name, run->npartial,
+							   run->partial_error),
+				 errdetail("Fetched vectors that the table accepts were stored.  Stored vectors were neither replaced by rejected ones nor put aside."),
+				 errhint("Check the constraints, indexes and triggers of table %s.",
+						 run->name)));
 	if (run->nunwritten > 0)
 		ereport(WARNING,
 				(errmsg_plural("refresh of %s could not store the vectors fetched for " INT64_FORMAT " profile",

@@ -130,7 +130,7 @@ lock_profiles(const HrflowStore *store, List *profiles)
 		if (profile->write_error != NULL && profile->status == HRFLOW_OK)
 			profile->is_postponed = false;
 		profile->is_ours = profile->is_locked = profile->is_held = false;
-		profile->is_taken = profile->is_rejected = false;
+		profile->is_taken = profile->is_rejected = profile->is_partial = false;
 		profile->write_error = NULL;
 		profile->lost = NULL;
 		profile->is_kept = profile->is_undecided = false;
@@ -215,6 +215,9 @@ typedef struct Writing
 	SPIPlanPtr	insert;
 	SPIPlanPtr	erase;
 	List	   *profiles;
+	HrflowProfile *profile;		/* profile that is being written */
+	HrflowVector *vector;		/* vector of it that is being written, or NULL */
+	TimestampTz now;			/* value of fetched_at for new vectors */
 	bool		with_states;	/* write the states together with the vectors? */
 	bool		has_vectors;	/* have the vectors been written? */
 	int64		until;			/* time after which no profile is begun */
@@ -280,6 +283,26 @@ get_write_until(const HrflowRun *run)
 }
 
 /*
+ * Write writing->vector, unless it is stored already.
+ */
+static void
+write_vector(void *arg)
+{
+	const Writing *writing = arg;
+	const HrflowProfile *profile = writing->profile;
+	const HrflowVector *vector = writing->vector;
+	Datum		values[lengthof(insert_types)];
+
+	values[0] = CStringGetTextDatum(profile->source_id);
+	values[1] = CStringGetTextDatum(profile->identifier);
+	values[2] = CStringGetTextDatum(vector->section);
+	values[3] = Int32GetDatum(vector->item);
+	values[4] = PointerGetDatum(vector->value);
+	values[5] = TimestampTzGetDatum(writing->now);
+	hrflow_store_execute_plan(writing->insert, values, NULL);
+}
+
+/*
  * Write the vectors of profiles, except vectors that are stored already.  If a
  * profile was fetched completely, also put aside stored vectors that its reply
  * lacks.  At least one profile is written, however long that takes.  If
@@ -290,14 +313,14 @@ write_profiles(void *arg)
 {
 	Writing    *writing = arg;
 	HrflowRun  *run = writing->run;
-	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
 	bool		has_begun = false;
 	ListCell   *cell;
 	ListCell   *inner;
 
+	writing->now = GetCurrentTimestamp();
 	foreach(cell, writing->profiles)
 	{
-		HrflowProfile *profile = lfirst(cell);
+		HrflowProfile *profile = writing->profile = lfirst(cell);
 
 		if (!profile->is_ours)
 			continue;
@@ -312,17 +335,10 @@ write_profiles(void *arg)
 		hrflow_work_receive(run);
 		foreach(inner, profile->vectors)
 		{
-			HrflowVector *vector = lfirst(inner);
-			Datum		values[6];
-
-			values[0] = CStringGetTextDatum(profile->source_id);
-			values[1] = CStringGetTextDatum(profile->identifier);
-			values[2] = CStringGetTextDatum(vector->section);
-			values[3] = Int32GetDatum(vector->item);
-			values[4] = PointerGetDatum(vector->value);
-			values[5] = now;
-			hrflow_store_execute_plan(writing->insert, values, NULL);
+			writing->vector = lfirst(inner);
+			write_vector(writing);
 		}
+		writing->vector = NULL;
 		if (hrflow_write_is_complete(profile))
 			hrflow_lost_put(writing->run, writing->erase, profile);
 	}
@@ -380,6 +396,7 @@ try_write_profiles(Writing *writing, List *profiles)
 {
 	writing->profiles = profiles;
 	writing->has_vectors = false;
+	writing->vector = NULL;
 	return hrflow_write_try(write_profiles, writing);
 }
 
@@ -414,6 +431,50 @@ note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 	MemoryContextSwitchTo(old);
 	if (writing->has_vectors)
 		hrflow_record_reject(writing->run, profile, error);
+	if (profile->is_partial && writing->run->partial_error == NULL)
+	{
+		writing->run->partial_error =
+			MemoryContextStrdup(writing->run->context, error->message ?
+								error->message : "unknown error");
+		writing->run->partial_code = error->sqlerrcode;
+	}
+}
+
+/*
+ * After an error that is specific to writing->profile, write its vectors one
+ * by one, except the vector that has caused the error, so that the vectors that
+ * the table accepts are kept.  A vector that is rejected does not replace the
+ * stored one, and no vectors are put aside.  Returns NULL, or the error of a
+ * conflict with another session.
+ *
+ * Does nothing if the state was rejected, or if the store has contents: such a
+ * store has one vector per profile, which must match "content_hash".
+ */
+static ErrorData *
+keep_vectors(Writing *writing)
+{
+	HrflowProfile *profile = writing->profile;
+	const HrflowVector *rejected = writing->vector;
+	ListCell   *cell;
+
+	if (writing->has_vectors || writing->store->has_content ||
+		!hrflow_write_is_paid(profile))
+		return NULL;
+	foreach(cell, profile->vectors)
+	{
+		ErrorData  *error;
+
+		writing->vector = lfirst(cell);
+		if (writing->vector == rejected)
+			continue;
+		hrflow_work_receive(writing->run);
+		error = hrflow_write_try(write_vector, writing);
+		if (error == NULL)
+			profile->is_partial = true;
+		else if (HRFLOW_IS_CONFLICT(error->sqlerrcode))
+			return error;
+	}
+	return NULL;
 }
 
 /*
@@ -452,12 +513,15 @@ write_one_by_one(Writing *writing, List *profiles)
 		has_begun = true;
 		writing->run->writing = profile;
 		error = try_write_profiles(writing, list_make1(profile));
-		writing->run->writing = NULL;
 		if (error != NULL)
 		{
+			ErrorData  *conflict = HRFLOW_IS_CONFLICT(error->sqlerrcode) ?
+			NULL : keep_vectors(writing);
+
 			profile->row = row;
-			note_write_error(writing, profile, error);
+			note_write_error(writing, profile, conflict ? conflict : error);
 		}
+		writing->run->writing = NULL;
 	}
 	AtEOXact_GUC(false, level);
 	return has_time;
@@ -761,6 +825,7 @@ hrflow_write_done(HrflowRun *run)
 			note_bad_profile(run, profile);
 		}
 		run->nrejected += profile->is_rejected;
+		run->npartial += profile->is_partial && profile->write_error != NULL;
 		run->nrefused += profile->is_postponed && profile->vectors != NIL &&
 			profile->write_error != NULL;
 		run->narrived--;
