@@ -496,8 +496,9 @@ is($store->profiles('state, attempts'),
 	'due|0', 'a profile that is locked until the end of a run does not fail');
 
 #
-# A reply cannot be stored because the profile has lost its lease, or is locked.  Only
-# the loss of vectors is worth a WARNING, and only if the profile is still tracked.
+# A reply cannot be stored because the profile has lost its lease, and has changed or was
+# written, or because it is locked.  Only the loss of vectors is worth a WARNING, and only
+# if the profile is still tracked.
 #
 my $unwritten = qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 1\ profile\n/x;
 my $no_vectors = 'status=404,';
@@ -506,9 +507,10 @@ foreach my $case (
 		'UPDATE shop.embedding_profile SET lease_until = NULL, due_at = NULL',
 		qr/DETAIL:\ +Other\ sessions\ took\ over,\ or\ cleared,\ the\ leases .*\n
 			HINT:\ +Clear\ only\ leases/x ],
-	[   'another session has taken over its lease',
+	[   'another session has written it, and taken over its lease again',
 		'',
-		q{UPDATE shop.embedding_profile SET lease_until = now() + interval '5 minutes'},
+		q{UPDATE shop.embedding_profile SET lease_until = now() + interval '5 minutes',
+			due_at = now()},
 		qr/DETAIL:\ +Other\ sessions\ took\ over/x ],
 	[   'its lease was cleared, but the API had no vectors',
 		$no_vectors,
@@ -555,7 +557,7 @@ $store->sql(
 		FOR EACH ROW EXECUTE FUNCTION shop.unlease()');
 like(
 	$store->call,
-	qr/fetched vectors could not be stored/,
+	qr/was stopped: claimed profiles have lost their leases/,
 	'a run stops if the leases of the profiles that it claims are undone');
 $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 
