@@ -28,6 +28,7 @@ typedef struct Name
 
 static const Name names[] = {
 	{"id", IGNORED, 0, 0},
+	{"own", FLAG, AT(own), 0},
 	{"first", NUMBER, AT(first), 0},
 	{"latency", NUMBER, AT(latency), 0},
 	{"hold", NUMBER, AT(hold), 0},

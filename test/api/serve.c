@@ -589,6 +589,16 @@ prepare(Request *request, bool *reset)
 		fault_free(&request->fault);
 		fault_parse(NULL, store, &request->fault);
 	}
+	if (scripted && request->fault.own &&
+		identifier && strncmp(identifier, "fault:", 6) == 0)
+	{
+		char	   *both = malloc(strlen(scripted) + strlen(identifier) + 1);
+
+		sprintf(both, "%s,%s", scripted, identifier + 6);
+		fault_free(&request->fault);
+		fault_parse(both, store, &request->fault);
+		free(both);
+	}
 	free(scripted);
 	if (request->fault.silent)
 		wait = FOREVER;

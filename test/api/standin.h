@@ -54,6 +54,8 @@ typedef struct Fault
 {
 	bool		any;
 	bool		bad;			/* contains an unknown name */
+	bool		own;			/* does a step of the script also have the
+								 * faults of the identifier? */
 	long		first;			/* 0: always */
 	long		latency;		/* milliseconds */
 	long		hold;			/* number of replies to hold; 0: do not hold it */
