@@ -51,7 +51,8 @@ my %says = (
 	crash => qr/server closed the connection|terminating connection/);
 
 # Wait until two runs have claimed a batch each, and at most the given number of
-# profiles, but more than none, are left.  Returns the backends.
+# profiles, but more than none, are left.  Returns the backends, or nothing if the runs have
+# ended before.
 sub wait_for_work
 {
 	my ($node, $todo) = @_;
@@ -106,9 +107,8 @@ sub run
 
 	foreach my $disturbance (@disturbances)
 	{
-		# Let requests be slow, so that runs are not complete when they are
-		# disturbed.  Let texts and documents be written often, because those that
-		# have not been written count as sent.
+		# Let texts and documents be written often, because those that have not been
+		# written count as sent.
 		my @again = split /\n/, $store->sql(
 			"SELECT $id FROM disturbed.embedding_profile WHERE state = 'ok' ORDER BY random()
 			LIMIT (SELECT GREATEST(0.75 * $n - count(*), 0) FROM disturbed.embedding_profile
@@ -126,6 +126,12 @@ sub run
 		}
 		my ($todo) =
 		  $store->sql('SELECT count(*) FROM disturbed.embedding_profile WHERE due_at <= now()');
+
+		# After some requests, let replies take long, so that no run ends before it is
+		# disturbed, however long that takes.
+		my $requests = int $n * (0.3 + rand 0.2);
+		$api->script('own', count => $requests);
+		$api->script('own,latency=2000');
 		my @calls = map {
 			$store->start_call(
 				"time_budget => '"
@@ -139,7 +145,8 @@ sub run
 					: $n < 10_000 ? 12
 					: 32 })
 		} 1 .. 2;
-		wait_for_work($node, $todo);
+		my @claiming = wait_for_work($node, $todo);
+		is(scalar(@claiming), 2, "two runs have claimed ${content}s before the $disturbance");
 
 		# Change some profiles that are being fetched, and untrack others
 		$store->sql(
@@ -156,11 +163,8 @@ sub run
 		);
 
 		# The log is lost when the stand-in is stopped
-		my @backends = wait_for_work($node, $todo - int $n * (0.3 + rand 0.2));
+		my @backends = wait_for_work($node, $todo - $requests);
 		$collect->($store) if $disturbance eq 'network';
-
-		# Let no run end before it is disturbed, however long that takes.
-		$api->script('latency=200', count => 1_000_000) if $says{$disturbance};
 		is(scalar(@backends), 2, "two runs are in progress before the disturbance ($disturbance)");
 		$disturb{$disturbance}->($node, $api, @backends);
 		my @printed = map { $store->finish_call($_) } @calls;
