@@ -30,7 +30,7 @@ sub new
 	$self->init;
 	$self->write_key($Hrflow::StandIn::KEY);
 	$self->append_conf('postgresql.conf',
-		"fsync = off\nhrflow_embed.api_key_file = '" . $self->key_file . "'\n");
+		"fsync = off\ntimezone = 'UTC'\nhrflow_embed.api_key_file = '" . $self->key_file . "'\n");
 	$self->append_conf('postgresql.conf', "hrflow_embed.base_url = '" . $api->base_url . "'\n")
 	  if $api;
 	foreach my $setting (sort keys %settings)
@@ -58,8 +58,32 @@ sub teardown_node
 	return;
 }
 
-# psql may end before it has read the query, if the server is not yet accepting
-# connections.  IPC::Run throws then.
+# If the server does not accept the connection, psql may end before the statements have been
+# written to it, and IPC::Run throws.  Try again, unless the text may be too long for the
+# pipe: psql may then have executed its beginning.
+sub psql
+{
+	my ($self, $dbname, $sql, %parameters) = @_;
+	my $is_list = wantarray;
+	my $is_short = length $sql < 4096;
+	my @result;
+
+	for my $try (1 .. 5)
+	{
+		return $is_list ? @result : $result[0]
+		  if eval { @result = $self->_psql($is_list, $dbname, $sql, %parameters); 1 };
+		die $@ if $@ !~ /Broken pipe/ || !$is_short || $try == 5;
+		select(undef, undef, undef, 0.1);
+	}
+}
+
+sub _psql
+{
+	my ($self, $is_list, @arguments) = @_;
+	return $is_list ? $self->SUPER::psql(@arguments) : scalar $self->SUPER::psql(@arguments);
+}
+
+# The inherited function runs psql itself.
 sub poll_query_until
 {
 	my ($self, @arguments) = @_;

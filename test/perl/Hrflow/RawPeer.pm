@@ -66,20 +66,24 @@ sub _serve
 {
 	my ($listener, $alive, $serve) = @_;
 	my $n = 0;
-	my @children;
+	my %children;
 
-	$SIG{TERM} = sub { kill 'KILL', @children; POSIX::_exit(0) };
-	$SIG{CHLD} = 'IGNORE';
+	# The kernel does not assign the pid of a child again before it has been reaped.
+	my $end = sub { kill 'KILL', keys %children; POSIX::_exit(0) };
+
+	$SIG{TERM} = $end;
 	$SIG{PIPE} = 'IGNORE';
 	for (;;)
 	{
 		my $ready = '';
+		while ((my $pid = waitpid(-1, WNOHANG)) > 0) { delete $children{$pid} }
 		vec($ready, fileno($listener), 1) = 1;
 		vec($ready, fileno($alive), 1) = 1;
 		next if select($ready, undef, undef, undef) < 0;
 		last if vec($ready, fileno($alive), 1);
 		my $socket = $listener->accept or next;
 		my $pid = fork() // last;
+
 		if ($pid == 0)
 		{
 			$SIG{TERM} = 'DEFAULT';
@@ -89,12 +93,11 @@ sub _serve
 			eval { $serve->($socket, $n) };
 			POSIX::_exit(0);
 		}
-		push @children, $pid;
+		$children{$pid} = 1;
 		$socket->close;
 		$n++;
 	}
-	kill 'KILL', @children;
-	POSIX::_exit(0);
+	$end->();
 }
 
 sub port { return $_[0]{port}; }

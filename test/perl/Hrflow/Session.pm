@@ -48,7 +48,9 @@ sub send
 	$self->{out} = $self->{err} = '';
 	$self->{timeout}->start;
 	$self->{in} .= "$sql\n";
-	$self->{psql}->pump_nb;
+
+	# This throws if psql has ended, which _wait_until() notices.
+	eval { $self->{psql}->pump_nb };
 	return;
 }
 
