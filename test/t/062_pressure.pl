@@ -11,6 +11,7 @@ use Hrflow::StandIn;
 use IO::Select;
 use IO::Socket::INET;
 use IPC::Run     ();
+use List::Util   qw(max);
 use MIME::Base64 qw(encode_base64url);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils ();
@@ -19,6 +20,10 @@ use Time::HiRes qw(time);
 
 my $api = Hrflow::StandIn->new;
 my $node = Hrflow::Node->new('pressure', $api, shared_preload_libraries => 'hrflow_embed');
+
+# Time limits to try, because a busy machine may need more than the first for what a batch
+# does before it times out.
+my @limits = ('500ms', '4s', '20s');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
@@ -147,26 +152,35 @@ foreach my $value ('{}', '[]', '[[]]', '{"a":{}}', '0')
 	$reader->finish;
 }
 
-$api->reset;
-my $session = Hrflow::Session->new($node);
-$session->send(
-	'SET hrflow_embed.max_concurrency = 100; SET client_min_messages = error;'
-	  . batch(
-			'(SELECT array_agg(id ORDER BY i) FROM ('
-		  . q{SELECT i, 'fault:big=3000000,id=' || i FROM generate_series(1, 40) i UNION ALL }
-		  . q{SELECT i, 'fault:status=404,latency=300,id=' || i FROM generate_series(101, 400) i UNION ALL }
-		  . q{SELECT i, 'fault:hold=24,id=' || i FROM generate_series(801, 896) i) a(i, id))})
-	  . '\echo -- done');
+# The first 32 are too large for the memory, which has room for 21 of them.  If the machine
+# is busy, replies may be so slow that fewer requests are in flight for that reason, so try
+# several times.
+my ($result, $most_in_flight);
+for my $try (1 .. 5)
+{
+	my $session = Hrflow::Session->new($node);
 
-# The first 32 are too large for the memory, which has room for 21 of them.  The last
-# are answered only when 24 of them are in flight.
-is( $session->wait_for(qr/-- done/),
+	$api->reset;
+	$result = $session->ask(
+			'SET hrflow_embed.max_concurrency = 100;'
+		  . 'SET client_min_messages = error;'
+		  . batch(
+				'(SELECT array_agg(id ORDER BY i) FROM ('
+			  . q{SELECT i, 'fault:big=3000000,id=' || i FROM generate_series(1, 40) i UNION ALL }
+			  . q{SELECT i, 'fault:status=404,latency=300,id=' || i }
+			  . q{FROM generate_series(101, 400) i UNION ALL }
+			  . q{SELECT i, 'fault:latency=200,id=small' || i }
+			  . q{FROM generate_series(801, 896) i) a(i, id))}));
+	$session->finish;
+	$most_in_flight = max(map { $_->{in_flight} } grep { $_->{query} =~ /small/ } $api->log);
+	last if $most_in_flight >= 24;
+}
+is( $result,
 	"invalid_reply 40\nnot_found 300\nok 96\n-- done\n",
-	'40 replies of 3 MB that arrive at once are refused, but each of them has its turn, '
-	  . 'and more requests are in flight when replies are small again');
+	'40 replies of 3 MB that arrive at once are refused, but each of them has its turn');
+cmp_ok($most_in_flight, '>=', 24, 'more requests are in flight when replies are small again');
 cmp_ok(scalar(answered(qr/big/)),
 	'<', 80, 'hardly any reply is requested a third time for lack of memory');
-$session->finish;
 
 # A POST has been processed when its reply exceeds the memory
 $api->reset;
@@ -192,7 +206,7 @@ is( sql('SET hrflow_embed.max_concurrency = 100; ' . batch(ids(200, 'fault:gzip,
 		return 'fault:data=' . encode_base64url(qq({"experiences": [$list]})) . ',id=';
 	};
 	my $silent = Hrflow::RawPeer->new(undef);
-	my $fetcher = Hrflow::Session->new($node, timeout => 60);
+	my $fetcher = Hrflow::Session->new($node, timeout => 300);
 	my $peak = sub {
 		my $status = PostgreSQL::Test::Utils::slurp_file('/proc/' . $fetcher->pid . '/status');
 		return $status =~ /^VmHWM:\s+(\d+)/m ? $1 : die;
@@ -211,9 +225,16 @@ is( sql('SET hrflow_embed.max_concurrency = 100; ' . batch(ids(200, 'fault:gzip,
 		cmp_ok($more, '<', 40_000, "31,680 links take $more kB of memory");
 	}
 
-	is( $fetcher->ask(
-			"SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 4;"
-			  . batch(ids(5, $links->($silent->port)), 'hrflow_profile_vectors')),
+	my $timeouts;
+	foreach my $limit (@limits)
+	{
+		$timeouts =
+		  $fetcher->ask(
+			"SET hrflow_embed.batch_timeout = '$limit'; SET hrflow_embed.max_concurrency = 4;"
+			  . batch(ids(5, $links->($silent->port)), 'hrflow_profile_vectors'));
+		last if $timeouts =~ /3961/;
+	}
+	is( $timeouts,
 		"timeout 3961\n-- done\n",
 		'after batch_timeout each link has a row, and so has a profile that was not requested');
 	is( $fetcher->ask(
@@ -329,13 +350,12 @@ is(sql(batch(ids(3))), 'ok 3', 'a batch after a canceled retry succeeds');
 $api->reset;
 like(
 	$node->error_of(
-		"SET hrflow_embed.batch_timeout = '500ms'; "
-		  . batch(q{'{"fault:status=429,retry_after=1"}'})),
+		"SET hrflow_embed.batch_timeout = '2s'; " . batch(q{'{"fault:status=429,retry_after=3"}'})),
 	qr/^53400/,
 	'a 429 whose pause is longer than the time left to the batch is final');
 is(sql(batch(ids(3))), 'ok 3', 'a batch after a final 429 succeeds');
 my ($first, $second) = sort { $a <=> $b } answered(qr/profile_id/);
-cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
+cmp_ok($second - $first, '>', 2900, 'a final 429 makes other requests pause');
 
 #
 # A 429 that is answered after the probe of an earlier pause was sent
@@ -353,7 +373,7 @@ cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 			my ($socket) = @_;
 			my ($id) = Hrflow::RawPeer::read_request($socket) =~ /profile_id=(\w+)/;
 			my $body = '{"code": 200, "message": "ok", "data": {}}';
-			my $pause = $id eq 'short' ? 1 : 4;
+			my $pause = $id eq 'short' ? 1 : 7;
 
 			if ($id ne 'other' && $first->($id))
 			{
@@ -370,7 +390,9 @@ cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 			  length($body), "\r\n\r\n$body";
 		});
 	my @sessions = map { Hrflow::Session->new($node) } 1 .. 3;
-	$_->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:" . $limited->port . "/v1';")
+	$_->ask("SET hrflow_embed.base_url = 'http://127.0.0.1:"
+		  . $limited->port
+		  . "/v1'; SET client_min_messages = warning;")
 	  foreach @sessions;
 	my $began = time;
 	$sessions[0]->send(batch(q{'{short,long}'}) . '\echo -- done');
@@ -381,7 +403,7 @@ cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 		"ok 1\n-- done\n",
 		'a batch succeeds after a probe that found the pause over');
 	cmp_ok(time - $began,
-		'>', 5.9, 'a pause requested while a probe is in flight outlasts the probe');
+		'>', 8.9, 'a pause requested while a probe is in flight outlasts the probe');
 	is( $sessions[0]->wait_for(qr/-- done/),
 		"ok 2\n-- done\n",
 		'the batch that was told to pause succeeds after the pause');
@@ -390,8 +412,8 @@ cmp_ok($second - $first, '>', 900, 'a final 429 makes other requests pause');
 		'a batch that waits for the pause to end succeeds');
 
 	# Only the time shows that the pause was not prolonged.  It is requested after 2 s
-	# and takes 4 s; another pause of 4 s would end after 10 s.
-	cmp_ok(time - $began, '<', 10, 'a pause is not prolonged by the end of an earlier one');
+	# and takes 7 s; another pause of 7 s would end after 16 s.
+	cmp_ok(time - $began, '<', 16, 'a pause is not prolonged by the end of an earlier one');
 	$_->finish foreach @sessions;
 }
 
@@ -417,15 +439,25 @@ foreach my $case (
 {
 	my ($elements, $arguments) = @$case;
 	my $session = Hrflow::Session->new($node);
+	my $pid = $session->pid;
+	my $rows;
 
-	$session->send(
-		"SET hrflow_embed.max_concurrency = 1;
-		SELECT count(*) FROM hrflow_profile_embeddings('acme', $arguments);
-		\\echo -- done");
-	$node->poll_query_until('postgres',
-		'SELECT elements_done > 10 FROM hrflow_embed_activity WHERE pid = ' . $session->pid);
-	sql('SELECT pg_cancel_backend(' . $session->pid . ')');
-	my ($rows) = $session->wait_for(qr/-- done/) =~ /, (\d+) rows so far/;
+	# On a busy machine, the batch may have ended before it is canceled.
+	for my $try (1 .. 5)
+	{
+		$session->send(
+			"SET hrflow_embed.max_concurrency = 1;
+			SELECT count(*) FROM hrflow_profile_embeddings('acme', $arguments);
+			\\echo -- done");
+		$node->poll_query_until(
+			'postgres',
+			"SELECT elements_done > 10 OR state = 'idle' AND query ~ '^SELECT count'
+				FROM pg_stat_activity LEFT JOIN hrflow_embed_activity USING (pid)
+				WHERE pid = $pid") or die 'the batch neither begins nor ends';
+		sql("SELECT pg_cancel_backend($pid)");
+		($rows) = $session->wait_for(qr/-- done/) =~ /, (\d+) rows so far/;
+		last if defined $rows;
+	}
 	ok(defined $rows && $rows < 1_000_000, "elements that $elements can be canceled");
 	$session->finish;
 }
@@ -435,12 +467,20 @@ foreach my $case (
 #
 my $stalled =
   'array_cat(' . ids(20, 'fault:latency=50,id=') . ", array_fill('p'::text, ARRAY[1000000]))";
-is(sql("SET hrflow_embed.request_timeout = '1s'; " . batch($stalled)),
-	'ok 1000020', 'a reply that arrives while a million rows are stored has not timed out');
+foreach my $case ([ 'request_timeout', 'has not timed out' ],
+	[ 'batch_timeout', 'is not too late for batch_timeout' ])
+{
+	my ($setting, $what) = @$case;
+	my $rows;
 
-is(sql("SET hrflow_embed.batch_timeout = '1s'; " . batch($stalled)),
-	'ok 1000020',
-	'a reply that arrives while a million rows are stored is not too late for batch_timeout');
+	# On a busy machine, a reply may arrive later than that.
+	for my $try (1 .. 5)
+	{
+		$rows = sql("SET hrflow_embed.$setting = '1s'; " . batch($stalled));
+		last if $rows eq 'ok 1000020';
+	}
+	is($rows, 'ok 1000020', "a reply that arrives while a million rows are stored $what");
+}
 
 # Many replies that arrive while the backend is stopped, until batch_timeout has expired.
 # The links lead to several hosts, because each may have 32 requests in flight at first.
@@ -507,11 +547,12 @@ $api->reset;
 my $hoarder = Hrflow::Session->new($node);
 $hoarder->ask("SET hrflow_embed.max_response_size = '64MB'; SET hrflow_embed.max_concurrency = 2;");
 $hoarder->send(
-	batch(q{'{"fault:big=40000000,stall=34000000","fault:latency=500","fault:big=3000000"}'}));
-$api->wait_until(sub { $_[0]{requests} == 2 }) or die;
+	batch(q{'{"fault:big=40000000,stall=34000000","fault:hold=2","fault:big=3000000"}'}));
+$api->wait_until(sub { $_[0]{requests} >= 2 }) or die;
 $node->error_of(
 	'SET hrflow_embed.max_attempts = 1; ' . batch(q{'{"fault:status=429,retry_after=1"}'}));
-ok( $api->wait_until(sub { ($_[0]{by_status}{200} // 0) == 3 }),
+$api->release(2);
+ok( $api->wait_until(sub { ($_[0]{by_status}{200} // 0) >= 4 }),
 	'a probe is sent although there is no memory for its reply');
 is(sql(batch(ids(3))), 'ok 3', 'other backends continue when a probe has no memory for its reply');
 is(sql('SELECT state FROM pg_stat_activity WHERE pid = ' . $hoarder->pid),
@@ -522,9 +563,16 @@ $hoarder->finish;
 #
 # The end of a batch that was refused
 #
-is( sql("SET hrflow_embed.batch_timeout = '500ms'; SET hrflow_embed.max_concurrency = 2;
-	SET hrflow_embed.link_hosts = '127.0.0.1';"
-		  . batch(q{'{fault:v.silent,fault:status=402,p}'}, 'hrflow_profile_vectors')),
+my $refused;
+foreach my $limit (@limits)
+{
+	$refused = sql(
+		"SET hrflow_embed.batch_timeout = '$limit'; SET hrflow_embed.max_concurrency = 2;
+		SET hrflow_embed.link_hosts = '127.0.0.1';"
+		  . batch(q{'{fault:v.silent,fault:status=402,p}'}, 'hrflow_profile_vectors'));
+	last if $refused =~ /over_quota 2/;
+}
+is( $refused,
 	"over_quota 2\ntimeout 1",
 	'a link that was not fetched in time does not have the status over_quota');
 
