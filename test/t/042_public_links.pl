@@ -156,7 +156,7 @@ SKIP:
 	my $links =
 	  "ARRAY(SELECT replace('$link', 'four', 'host-' || i) FROM generate_series(1, 200) i)";
 
-	$short->ask("SELECT hrflow_fetch_vector('$link');");
+	$short->ask("SET hrflow_embed.connect_timeout = '60s'; SELECT hrflow_fetch_vector('$link');");
 	my $nopen = () = glob('/proc/' . $short->pid . '/fd/*');
 	PostgreSQL::Test::Utils::system_or_bail('prlimit', '--pid', $short->pid,
 		'--nofile=' . ($nopen + 34) . ':');

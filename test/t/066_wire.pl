@@ -404,11 +404,13 @@ foreach my $scheme ('http', 'https')
 		is($session->ask("SELECT cardinality(hrflow_text_embedding('text $n')) > 0;"),
 			"t\n-- done\n", "text $n over $scheme is not sent over a closed connection");
 		PostgreSQL::Test::Utils::append_to_file($replied, '.');
-		foreach (1 .. 100)
+		for (1 .. 500)
 		{
 			last if count_connections($session, $closing->port, '01') == 0;
 			select(undef, undef, undef, 0.02);
 		}
+		is(count_connections($session, $closing->port, '01'),
+			0, "the connection is closed after text $n over $scheme");
 	}
 	is($api->stats->{requests}, 4, "each text is sent once over $scheme");
 	$session->finish;
@@ -437,7 +439,8 @@ foreach my $scheme ('http', 'https')
 	is( $session->ask(
 				"SET hrflow_embed.base_url = '$scheme://localhost:"
 			  . $closing->port
-			  . "/v1'; SET hrflow_embed.max_concurrency = 64; $batch"),
+			  . "/v1'; SET hrflow_embed.connect_timeout = '60s';"
+			  . " SET hrflow_embed.max_concurrency = 64; $batch"),
 		"ok|64\n-- done\n",
 		"a batch makes connections over $scheme");
 	PostgreSQL::Test::Utils::append_to_file($over, '');
