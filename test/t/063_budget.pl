@@ -357,6 +357,7 @@ $node->restart;
 		last if $count->('stray') > 0;
 		select(undef, undef, undef, 0.02);
 	}
+	die 'no unrequested reply was sent' if $count->('stray') == 0;
 	is( $session->query(
 				'SELECT status, count(*) FROM hrflow_profile_embeddings(\'acme\', '
 			  . ids(10)
