@@ -24,9 +24,9 @@ sub sql { return $node->safe_psql('postgres', @_); }
 
 sub waits
 {
-	my ($waiting) = @_;
 	return $node->poll_query_until('postgres',
-		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})");
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $_[0]{pid})")
+	  || die;
 }
 
 sub is_superuser
@@ -279,7 +279,7 @@ $third->send(
 $node->poll_query_until(
 	'postgres',
 	"SELECT state = 'idle' OR EXISTS (SELECT FROM pg_locks l WHERE NOT granted AND l.pid = a.pid)
-	FROM pg_stat_activity a WHERE pid = $third->{pid}");
+	FROM pg_stat_activity a WHERE pid = $third->{pid}") or die;
 $session->ask("COMMIT PREPARED 'deleted';");
 like($other->wait_for(qr/^new|ERROR/m),
 	qr/^new 2$/m, 'hrflow_track() counts the profiles that were not tracked');
@@ -950,7 +950,7 @@ foreach my $level ('repeatable read', 'serializable')
 	} 1 .. 2;
 	$node->poll_query_until(
 		'postgres', q{SELECT count(*) = 2 FROM pg_locks
-		WHERE NOT granted AND relation = 'shop.embedding_profile'::regclass});
+		WHERE NOT granted AND relation = 'shop.embedding_profile'::regclass}) or die;
 	$session->ask('UPDATE shop.embedding_profile SET attempts = 0; COMMIT;');
 	foreach my $call (@calls)
 	{
@@ -976,9 +976,9 @@ sub upstream { return $node->safe_psql('upstream', @_); }
 
 sub copied
 {
-	my ($ids) = @_;
 	return $node->poll_query_until('postgres',
-		"SELECT coalesce(string_agg(id, ' ' ORDER BY id), '') = '$ids' FROM kept.copied");
+		"SELECT coalesce(string_agg(id, ' ' ORDER BY id), '') = '$_[0]' FROM kept.copied")
+	  || die;
 }
 sql('CREATE DATABASE upstream');
 upstream(

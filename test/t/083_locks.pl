@@ -33,7 +33,8 @@ sub waits
 {
 	my ($waiting) = @_;
 	return $node->poll_query_until('postgres',
-		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})");
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $waiting->{pid})")
+	  || die;
 }
 
 my $reconcile = "SELECT 'tracked ' || hrflow_track_table('embedding', 'candidate', 'id', 'acme',
@@ -445,7 +446,7 @@ sub while_dropping
 	$sessions[1]->send("$statement;\n\\echo finished\n\\warn finished");
 	$node->poll_query_until(
 		'postgres', q{SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
-			WHERE NOT granted AND datname = 'dropped')});
+			WHERE NOT granted AND datname = 'dropped')}) or die;
 	$sessions[0]->ask('COMMIT;');
 	$out = $sessions[1]->wait_for(qr/^finished.*^finished/ms);
 	$_->finish foreach @sessions;

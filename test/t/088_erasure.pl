@@ -194,7 +194,8 @@ foreach my $content (qw(profile job text document))
 	$session->ask('SELECT pg_advisory_lock(1);');
 	$other->send("DELETE FROM shop.other WHERE hrflow_id = 'nurse-2';");
 	$node->poll_query_until('postgres',
-		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})")
+	  or die;
 	$store->sql(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-2'});
 	$session->ask('SELECT pg_advisory_unlock(1);');
 	$other->ask('SELECT 1;');
@@ -212,7 +213,8 @@ foreach my $content (qw(profile job text document))
 	);
 	$other->send(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-4';});
 	$node->poll_query_until('postgres',
-		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})");
+		"SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pid = $other->{pid})")
+	  or die;
 	$session->ask('COMMIT;');
 	$other->ask('SELECT 1;');
 	is($store->profiles($id),

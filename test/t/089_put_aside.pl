@@ -761,7 +761,7 @@ $unwanted = $count_unwanted->();
 $keeper->ask('BEGIN; ALTER TABLE mall.embedding_aside RENAME TO renamed;');
 my $waiter = Hrflow::Session->new($node);
 $waiter->send("SET ROLE keeper; $reconcile;\n\\echo -- done\n\\warn -- done");
-$node->poll_query_until('postgres', 'SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)');
+$node->poll_query_until('postgres', 'SELECT count(*) > 0 FROM pg_locks WHERE NOT granted') or die;
 $keeper->ask('COMMIT;');
 like(
 	$waiter->wait_for(qr/-- done.*-- done/s),
@@ -786,9 +786,9 @@ $mall->sql(
 $keeper->query('SELECT pg_advisory_lock(1);');
 $call = $mall->start_call($items);
 $node->poll_query_until('postgres',
-	q{SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')});
-$keeper->query(q{SET lock_timeout = '1s';});
-eval { $keeper->query('DROP TABLE mall.embedding_aside;'); };
+	q{SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')})
+  or die;
+eval { $keeper->query(q{SET lock_timeout = '1s'; DROP TABLE mall.embedding_aside;}); };
 like($@, qr/55P03/, 'the table cannot be dropped while a run is about to put vectors aside');
 $keeper->query('SELECT pg_advisory_unlock(1);');
 $mall->finish_call($call);
