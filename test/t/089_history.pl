@@ -315,6 +315,12 @@ SKIP:
 			),
 			"pg_cron has run the job of the role $owner");
 	}
+
+	# The last run must not be one that has only started
+	$cron->safe_psql('postgres', 'UPDATE cron.job SET active = false');
+	$cron->poll_query_until('postgres',
+		"SELECT count(*) = 0 FROM cron.job_run_details WHERE status IN ('starting', 'running')")
+	  or die;
 	my %status = map {
 		(   $_ => $denied{$_}->sql(
 				"SELECT last_run_status, last_run_error, last_job_status
