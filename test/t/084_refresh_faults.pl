@@ -37,23 +37,28 @@ SKIP:
 	skip 'an instrument uses memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
 	skip 'only Linux reports the private memory of a process', 1 unless -e "/proc/$$/status";
 
-	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
-	my $call = $store->start_call;
-	my ($pid, @early, @late);
-	for (;;)
+	my ($call, @early, @late);
+
+	# A busy machine may not allow samples to be taken in time
+	for (my $try = 0; $try < 5 && !(@early && @late); $try++)
 	{
-		$call->{process}->pump_nb;
-		last if $call->{err} =~ /refreshed, / || !$call->{process}->pumpable;
-		($pid) = $store->backends unless $pid;
-		my $requests = $api->stats->{requests};
-		push @{ $requests < 3500 ? \@early : \@late }, anonymous_memory($pid)
-		  if $pid && $requests > 1500;
-		sleep 0.02;
+		my $pid;
+
+		(@early, @late) = ();
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+		$call = $store->start_call;
+		while ($call->{err} !~ /refreshed, / && $call->{process}->pumpable)
+		{
+			($pid) = $store->backends unless $pid;
+			my $requests = $api->stats->{requests};
+			push @{ $requests < 3500 ? \@early : \@late }, anonymous_memory($pid)
+			  if $pid && $requests > 1500;
+			sleep 0.02;
+			$call->{process}->pump_nb;
+		}
+		$store->finish_call($call);
 	}
-	like(
-		$store->finish_call($call),
-		qr/: 3000 refreshed/,
-		'a run of many batches refreshes all profiles');
+	like($call->{err}, qr/: 3000 refreshed/, 'a run of many batches refreshes all profiles');
 
 	# If the memory of each batch leaked, the growth would be 5 MB.  Fragmentation
 	# adds a few hundred kB.
@@ -374,11 +379,7 @@ foreach my $case (
 	foreach my $n (8, 7)
 	{
 		$store->track("SELECT 'nurse-' || i FROM generate_series(1, $n) i");
-		my $call = $store->start_call(
-			$arguments,
-			role => 'keeper',
-			settings => { 'hrflow_embed.link_hosts' => $hosts });
-		$printed = $store->finish_call($call);
+		$printed = $store->call($arguments, settings => { 'hrflow_embed.link_hosts' => $hosts });
 		if ($n == 8)
 		{
 			like(
@@ -421,14 +422,12 @@ foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,
 #
 # A run stops if its time limit is too low for any request
 #
-$store->track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
-my $call = $store->start_call(
-	undef,
-	role => 'keeper',
-	settings => { 'hrflow_embed.batch_timeout' => '900ms', statement_timeout => '30s' });
+$store->track("SELECT 'fault:latency=6000,id=' || i FROM generate_series(1, 5) i");
 like(
-	$store->finish_call($call),
-	qr/WARNING:  .*was stopped: the API did not reply within 900 ms/,
+	$store->call(
+		undef, settings => { 'hrflow_embed.batch_timeout' => '1900ms', statement_timeout => '30s' }
+	),
+	qr/WARNING:  .*was stopped: the API did not reply within 1900 ms/,
 	'a run with a batch_timeout that is too low stops');
 is($api->stats->{requests},
 	5, 'a run with a batch_timeout that is too low requests each profile once');
@@ -436,13 +435,12 @@ is($store->profiles('state, attempts, lease_until, due_at > now()'),
 	'due|0||t', 'a run with a batch_timeout that is too low counts no attempt');
 
 # So does a run in a slow outage, in which only a few requests have failed by then
-$store->track("SELECT 'fault:status=500,latency=200,id=' || i FROM generate_series(1, 30) i");
+$store->track("SELECT 'fault:status=500,latency=500,id=' || i FROM generate_series(1, 30) i");
 like(
 	$store->call(
 		undef,
-		role => 'keeper',
 		settings => {
-			'hrflow_embed.batch_timeout' => '1s',
+			'hrflow_embed.batch_timeout' => '2500ms',
 			'hrflow_embed.max_concurrency' => 1,
 			'hrflow_embed.max_attempts' => 1 }),
 	qr/WARNING:  .*was stopped: the API sent no usable reply; .*HTTP 500/,
@@ -478,13 +476,15 @@ $store->track("SELECT 'cook-' || i FROM generate_series(1, 10) i");
 my $trigger = "CREATE TRIGGER planted BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW WHEN (%s)
 	EXECUTE FUNCTION shop.%s(%s)";
 $store->sql(sprintf $trigger, "NEW.state = 'ok'", 'fail', "'58030'");
-$printed = $store->call;
+my $application = Hrflow::Session->new($node);
+my $call = $store->start_held(10, $application);
+$application->ask('COMMIT;');
+$printed = $store->finish_call($call);
 like($printed, qr/ERROR:  58030: the owner says no/, "the caller gets the error of a trigger");
-my ($lost) =
-  $printed =~ /WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ (\d+)\ profiles\n
-		DETAIL:\ \ The\ run\ ended\ before\ they\ were\ written/x;
-is( $lost,
-	sum(values %{ $store->asked }),
+like(
+	$printed,
+	qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 10\ profiles\n
+		DETAIL:\ \ The\ run\ ended\ before\ they\ were\ written/x,
 	'a run that fails because of a trigger warns that all replies are lost');
 is($store->profiles('state, attempts, lease_until'),
 	'due|0|', 'a run that fails because of a trigger releases its leases');
@@ -544,7 +544,6 @@ like($store->call, qr/: 10 refreshed/, 'profiles are refreshed once their leases
 #
 $store->track("SELECT unnest('{cook-1,driver-1,nurse-1}'::text[])");
 $api->script('hold=4', count => 3);
-my $application = Hrflow::Session->new($node);
 $call = $store->start_call;
 $api->wait_until(sub { $_[0]{requests} >= 3 }) or die;
 $application->ask(

@@ -10,6 +10,7 @@ use Hrflow::StandIn;
 use Hrflow::Store;
 use List::Util qw(sum);
 use Test::More;
+use Time::HiRes qw(sleep);
 
 my $api = Hrflow::StandIn->new('--dim' => 64);
 my $node = Hrflow::Node->new('rejected', $api, link_hosts => '127.0.0.1', max_attempts => 1);
@@ -194,7 +195,6 @@ foreach my $kind (sort keys %of)
 foreach my $kind (sort keys %of)
 {
 	my $of = $of{$kind};
-	my $nlinks = $kind eq 'profile' ? 2 : 0;
 	my $locker = Hrflow::Session->new($node);
 
 	foreach my $what ('a constraint', 'a trigger', 'a trigger that rejects all states')
@@ -202,16 +202,22 @@ foreach my $kind (sort keys %of)
 		my $rejection = $rejection{$what};
 		my $name = "2 of 32 ${kind}s that $what rejects after a cancel";
 
-		# A lock keeps replies from being written until the run is canceled
 		$of->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
 		plant($of, $rejection->{plant}, 'cook-7', 'cook-23');
-		$api->script('hold=33', count => 32);
-		my $call = $of->start_call;
-		$api->wait_until(sub { $_[0]{requests} >= 32 }) or die;
-		$locker->ask("BEGIN; LOCK TABLE $of->{name}.embedding_profile IN SHARE MODE;");
-		$api->release(33);
-		$api->wait_until(sub { $_[0]{requests} >= 33 + 32 * $nlinks && !$_[0]{in_flight} }) or die;
-		$node->safe_psql('postgres', "SELECT pg_cancel_backend($_)") foreach $of->backends;
+		my $call = $of->start_held(32, $locker);
+
+		# Cancel the run in the middle of a wait for the lock.  If lock_timeout ended the
+		# wait at the same time, the cancel would be lost.  Release the lock soon.
+		my $tries = 0;
+		until (
+			$locker->ask(
+				"SELECT pg_cancel_backend(pid) FROM pg_locks
+				WHERE relation = '$of->{name}.embedding_profile'::regclass
+					AND clock_timestamp() - waitstart BETWEEN '50 ms' AND '250 ms';") =~ /^t$/m)
+		{
+			die if $tries++ == 10_000;
+			sleep 0.01;
+		}
 		$locker->ask('COMMIT;');
 		my $printed = $of->finish_call($call);
 		like($printed, qr/ERROR:  57014/, "$name do not change the error");
@@ -299,8 +305,12 @@ foreach my $run (1 .. 3)
 drop($store, $rejection{'a trigger'});
 
 #
-# Errors that are not about a profile, but are raised for one only
+# Errors that are not about a profile, but are raised for one only.  After a run that
+# stored something, the next one requests all profiles at once.
 #
+my $application = Hrflow::Session->new($node);
+$store->track("SELECT 'cook-1'");
+$store->call;
 foreach my $ids ([7], [ 1 .. 7 ])
 {
 	my $n = @$ids;
@@ -310,16 +320,20 @@ foreach my $ids ([7], [ 1 .. 7 ])
 		$store,
 		trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", "fail('58030')"),
 		map { "cook-$_" } @$ids);
-	$printed = $store->call;
+	$call = $store->start_held(32, $application);
+	$application->ask('COMMIT;');
+	$printed = $store->finish_call($call);
 	like(
 		$printed,
 		qr/ERROR:  58030: the owner says no/,
 		"errors about the server for $n of 32 profiles end a run");
-	my ($lost) = $printed =~ /could not store the vectors fetched for (\d+) profile/;
-	ok($lost && $lost <= $n,
+	like(
+		$printed,
+		qr/could not store the vectors fetched for $n profile/,
 		"only the replies are lost for which $n errors about the server are raised");
-	is($store->states =~ /ok (\d+)/ && $1 + $lost,
-		paid($store), "all other replies are written if $n errors about the server are raised");
+	is( $store->states,
+		"due $n, ok " . (32 - $n),
+		"all profiles are written except the $n for which errors about the server are raised");
 	drop($store, $rejection{'a trigger'});
 }
 
@@ -334,12 +348,19 @@ foreach my $ids ([7], [ 7, 23 ])
 {
 	my $n = @$ids;
 
-	$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
 	plant(
 		$store,
 		trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.BAD", 'wait()'),
 		map { "cook-$_" } @$ids);
-	$printed = $store->call(undef, role => 'keeper', settings => { statement_timeout => '1s' });
+
+	# On a busy machine, the timeout may come before all replies have arrived
+	foreach my $timeout ('1s', '5s', '20s')
+	{
+		$store->track("SELECT 'cook-' || i FROM generate_series(1, 32) i");
+		$printed =
+		  $store->call(undef, role => 'keeper', settings => { statement_timeout => $timeout });
+		last if $store->states eq "due $n, ok " . (32 - $n);
+	}
 	like($printed, qr/ERROR:  57014/,
 		"statement_timeout ends a run in the triggers of $n profiles");
 	like(
@@ -354,7 +375,6 @@ foreach my $ids ([7], [ 7, 23 ])
 }
 
 # A trigger that waits for a lock of another session
-my $application = Hrflow::Session->new($node);
 $store->sql(
 	q{CREATE TABLE profile.door (); INSERT INTO profile.door DEFAULT VALUES;
 	CREATE FUNCTION profile.enter() RETURNS trigger LANGUAGE plpgsql AS $$

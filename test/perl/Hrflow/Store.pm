@@ -8,6 +8,9 @@
 #   $store->call('fields => ...')       CALL hrflow_refresh; returns its output
 #   $store->start_call(...)    likewise, without waiting; returns a handle for
 #                              $store->finish_call
+#   $store->start_held($n, $session)   likewise; returns when the replies for the $n
+#                              profiles that are due have been sent, but none can be
+#                              written until $session ends its transaction
 #   $store->change_account     uses a different account from now on, which is not
 #                              paused; $api must accept its key
 #   $store->states             'ok 990, due 10'
@@ -234,6 +237,22 @@ sub start_call
 		\$call{err},
 		IPC::Run::timeout(300));
 	return \%call;
+}
+
+# Hold the replies until all profiles have been requested, and then lock the table.
+sub start_held
+{
+	my ($self, $n, $session, @arguments) = @_;
+	my $api = $self->{api};
+	my $nrequests = $n * ($self->{posts} ? 1 : 1 + $self->{vectors});
+
+	$api->script('hold=' . ($n + 1), count => $n);
+	my $call = $self->start_call(@arguments);
+	$api->wait_until(sub { $_[0]{requests} >= $n }) or die;
+	$session->ask("BEGIN; LOCK TABLE $self->{name}.embedding_profile IN SHARE MODE;");
+	$api->release($n + 1);
+	$api->wait_until(sub { $api->log > $nrequests }) or die;
+	return $call;
 }
 
 # Return the key of the nth additional account.
