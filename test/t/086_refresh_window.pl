@@ -158,6 +158,25 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 	note("$lost of $paid answers were lost to $ended calls of $function()");
 }
 
+# Replies that arrive just after that.  Try up to five times, as above.
+foreach my $signal ('INT', 'TERM')
+{
+	my $kept = 0;
+
+	for (my $try = 0; $try < 5 && $kept < 4; $try++)
+	{
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 4) i");
+		$api->script('hold=5', count => 4);
+		my $call = $store->start_call;
+		$api->wait_until(sub { $_[0]{requests} >= 4 }) or die;
+		kill $signal, $store->backends;
+		$api->release(5);
+		$store->finish_call($call);
+		$kept = $store->refreshed;
+	}
+	is($kept, 4, "replies that arrive just after SIG$signal are stored");
+}
+
 #
 # A client that has been killed
 #
