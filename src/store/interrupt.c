@@ -11,6 +11,11 @@
  * transactions: during a run, the first SIGTERM acts as a query cancel, which
  * raises an ERROR.
  *
+ * A run catches errors of lock_timeout, and retries.  If a lock timeout and a
+ * query cancel, or statement_timeout, are pending at the same time,
+ * ProcessInterrupts() discards the cancel, because it reports only one of
+ * them.  So remember cancels, too.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -34,6 +39,15 @@ static struct sigaction outer_sigterm;
 
 /* Has SIGTERM been received since the run began? */
 static volatile sig_atomic_t is_terminated;
+
+/* SIGINT action that handle_sigint() replaces during a run. */
+static struct sigaction outer_sigint;
+
+/* Has another process sent SIGINT, to cancel the run, since the run began? */
+static volatile sig_atomic_t is_canceled;
+
+/* Does statement_timeout limit the statement that has started the run? */
+static bool has_statement_timeout;
 
 /*
  * Handle SIGTERM during a run: the first SIGTERM cancels the current
@@ -65,6 +79,26 @@ handle_sigterm(int signo, siginfo_t *info, void *context)
 }
 
 /*
+ * Handle SIGINT during a run.  The timers of lock_timeout and statement_timeout
+ * send SIGINT from this process to itself.
+ */
+static void
+handle_sigint(int signo, siginfo_t *info, void *context)
+{
+	int			save_errno = errno;
+
+	if (outer_sigint.sa_flags & SA_SIGINFO)
+		outer_sigint.sa_sigaction(signo, info, context);
+	else if (outer_sigint.sa_handler != SIG_IGN &&
+			 outer_sigint.sa_handler != SIG_DFL)
+		outer_sigint.sa_handler(signo);
+
+	if (QueryCancelPending && info->si_pid != MyProcPid)
+		is_canceled = true;
+	errno = save_errno;
+}
+
+/*
  * Stop the timer for client_connection_check_interval, because the check may
  * raise a FATAL error at any CHECK_FOR_INTERRUPTS().  The next statement
  * starts the timer again.
@@ -77,35 +111,67 @@ leave_client_unchecked(void)
 }
 
 /*
+ * Install a signal handler, and store the action that it replaces in *outer.
+ */
+static void
+replace_handler(int signo, void (*handler) (int, siginfo_t *, void *),
+				struct sigaction *outer)
+{
+	struct sigaction action;
+
+	sigaction(signo, NULL, outer);
+	action = *outer;
+	action.sa_flags |= SA_SIGINFO;
+	action.sa_sigaction = handler;
+	sigaction(signo, &action, NULL);
+}
+
+/*
  * Begin a run.  The caller must call hrflow_interrupts_end() even after an
  * error.
  */
 void
 hrflow_interrupts_begin(void)
 {
-	struct sigaction action;
-
-	is_terminated = false;
-	sigaction(SIGTERM, NULL, &outer_sigterm);
-	action = outer_sigterm;
-	action.sa_flags |= SA_SIGINFO;
-	action.sa_sigaction = handle_sigterm;
-	sigaction(SIGTERM, &action, NULL);
+	is_terminated = is_canceled = false;
+	replace_handler(SIGTERM, handle_sigterm, &outer_sigterm);
+	replace_handler(SIGINT, handle_sigint, &outer_sigint);
+	has_statement_timeout = get_timeout_active(STATEMENT_TIMEOUT);
 
 	leave_client_unchecked();
 }
 
 /*
- * End a run: restore the SIGTERM handler, and the pending interrupts that were
+ * End a run: restore the signal handlers, and the pending interrupts that were
  * held back.
  */
 void
 hrflow_interrupts_end(const HrflowRun *run)
 {
 	sigaction(SIGTERM, &outer_sigterm, NULL);
+	sigaction(SIGINT, &outer_sigint, NULL);
 	hrflow_compat_restore_interrupts(&run->held);
 	if (is_terminated)
 		ProcDiePending = InterruptPending = true;
+}
+
+/*
+ * If a query cancel or statement_timeout was discarded in favor of a lock
+ * timeout, make it pending again.  Otherwise, it has ended the run with an
+ * error, or is still pending.
+ */
+void
+hrflow_interrupts_restore_cancel(const HrflowRun *run)
+{
+	if (run->error != NULL || run->is_ending || QueryCancelPending)
+		return;
+	if (is_canceled)
+	{
+		is_canceled = false;
+		QueryCancelPending = InterruptPending = true;
+	}
+	else if (has_statement_timeout && !get_timeout_active(STATEMENT_TIMEOUT))
+		enable_timeout_after(STATEMENT_TIMEOUT, 1);
 }
 
 /*
@@ -122,6 +188,7 @@ hrflow_interrupts_take(HrflowRun *run)
 	/* A user's trigger may have caught the error of the query cancel. */
 	if (is_terminated)
 		run->is_ending = true;
+	hrflow_interrupts_restore_cancel(run);
 	if (!InterruptPending)
 		return;
 	hrflow_work_hold_fatal(run);
