@@ -31,21 +31,19 @@
 
 static const char write_states_sql[] =
 "UPDATE %P AS p SET state = k.state, due_at = k.due_at,"
-" lease_until = CASE WHEN k.is_taken THEN p.lease_until END,"
-" attempts = k.attempts,"
+" lease_until = NULL, attempts = k.attempts,"
 " refreshed_at = COALESCE(k.refreshed_at, p.refreshed_at),"
 " %s %s %s http_status = k.http_status, last_error = k.error"
-" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
-" $15)"
+" FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 " AS k(s, i, state, due_at, attempts, http_status,"
 " refreshed_at, error, failed_at, dimension, sections, hash, was_sent,"
-" is_kept, is_taken)"
+" is_kept)"
 " CROSS JOIN LATERAL (SELECT o.tableoid AS part, o.ctid AS row FROM %P AS o"
 " WHERE o.source_id = k.s AND o.%I = k.i OFFSET 0) AS l"
 " WHERE p.tableoid = l.part AND p.ctid = l.row";
 
 /*
- * $16 is the account.  If the API does not know a profile, all sections of the
+ * $15 is the account.  If the API does not know a profile, all sections of the
  * profile are requested again once the API knows it.  If the API knows the
  * profile, but has no vector for a section, the section counts as requested.
  */
@@ -53,13 +51,12 @@ static const char fetched_with_sql[] =
 "dimension = COALESCE(k.dimension, p.dimension),"
 " sections = CASE WHEN k.state = 'missing' THEN k.sections::text[]"
 " ELSE COALESCE(k.sections::text[], p.sections) END,"
-" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $16 END,";
+" account = CASE WHEN k.dimension IS NULL THEN p.account ELSE $15 END,";
 
 /*
  * The hash of the content is updated only together with the vector.  Content
  * that may have been sent remains marked as sent unless a complete reply was
- * received and stored.  If the lease is no longer ours, the mark is left to the
- * session that has the next lease.
+ * received and stored.
  */
 static const char content_sql[] =
 "content_hash = CASE WHEN k.refreshed_at IS NULL OR k.is_kept"
@@ -76,7 +73,7 @@ static const char extend_lease_sql[] =
 
 static const Oid state_types[] = {TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
 	INT4OID, INT4OID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, INT4OID, TEXTOID,
-TEXTOID, BOOLOID, BOOLOID, BOOLOID};
+TEXTOID, BOOLOID, BOOLOID};
 
 /*
  * Return the statement that writes states.
@@ -91,7 +88,7 @@ get_write_states_sql(const HrflowStore *store)
 }
 
 /*
- * Write the states of the profiles with "is_ours".  Throws 27000
+ * Write the states of the profiles whose leases are still ours.  Throws 27000
  * if a row was not updated, because that would leave the profile to be
  * requested, and paid for, again and again.
  */
@@ -142,12 +139,10 @@ hrflow_record_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 		nulls[i] = profile->hash == NULL;
 		values[i++] = profile->hash == NULL ? (Datum) 0 :
 			CStringGetTextDatum(profile->hash);
-		values[i++] = BoolGetDatum(profile->is_taken ||
-								   (profile->was_sent &&
-									(!hrflow_write_is_complete(profile) ||
-									 profile->write_error != NULL)));
+		values[i++] = BoolGetDatum(profile->was_sent &&
+								   (!hrflow_write_is_complete(profile) ||
+									profile->write_error != NULL));
 		values[i++] = BoolGetDatum(is_kept);
-		values[i++] = BoolGetDatum(profile->is_taken);
 		Assert(i == lengthof(state_types));
 		hrflow_store_add_row(rows, values, nulls);
 	}

@@ -212,18 +212,14 @@ typedef struct HrflowProfile
 	List	   *vectors;		/* HrflowVector */
 
 	/* Results of writing the profile. */
-	bool		is_ours;		/* is the profile to be written by this
-								 * transaction?  Usually, the lease is still
-								 * ours; but see is_taken */
+	bool		is_ours;		/* is the lease still ours, and is the profile
+								 * to be written by this transaction? */
 	bool		is_locked;		/* is the lease ours, but the row locked by
 								 * another session? */
 	bool		is_taken;		/* is the lease no longer ours, although the
-								 * profile is still tracked?  If "is_ours" is
-								 * set nevertheless, lease_until and due_at
-								 * are left to the session that has the next
-								 * lease */
-	bool		is_current;		/* if "is_ours": is the row unchanged since
-								 * the claim? */
+								 * profile is still tracked? */
+	bool		is_current;		/* if the lease is ours: is the row unchanged
+								 * since the claim? */
 	bool		is_stuck;		/* did a conflict with another session, such
 								 * as a lock, prevent the vectors or the state
 								 * from being written? */
@@ -473,10 +469,9 @@ struct HrflowRun
 	int64		tallies[HRFLOW_NTALLIES];
 	int64		ncounted;		/* sum of "tallies", except HRFLOW_TALLY_NONE */
 	int			nvain;			/* number of profiles processed since the last
-								 * one that still had its lease and was
-								 * counted in "ncounted"; profiles of unknown
-								 * sources do not count unless their leases
-								 * were lost */
+								 * one that was counted in "ncounted";
+								 * profiles of unknown sources do not count
+								 * unless their leases were lost */
 	int64		nunwritten;		/* number of profiles that were not written
 								 * although vectors were fetched for them,
 								 * except profiles that are no longer tracked */
@@ -615,9 +610,6 @@ extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store,
  * Maximum wait for a lock if profiles are written one by one, in milliseconds.
  */
 #define HRFLOW_SINGLE_LOCK_TIME 10
-
-/* in arrived.c */
-extern void hrflow_arrived_lock(const HrflowStore *store, List *profiles);
 
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);

@@ -84,9 +84,7 @@ check_vain(HrflowRun *run)
 	run->is_stopping = true;
 	run->stop = HRFLOW_STOP_NOT_KEPT;
 	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-	run->stop_reason = run->rejection != NULL ?
-		"fetched vectors could not be stored" :
-		"claimed profiles have lost their leases";
+	run->stop_reason = "fetched vectors could not be stored";
 	run->stop_detail = run->rejection != NULL ?
 		psprintf(_("Nothing was stored for the last %d profiles.  The first error was: %s"),
 				 run->nvain, run->rejection) :

@@ -430,8 +430,7 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
  * Like set_answered(), but for a profile that has changed since it was
  * claimed.  A success is recorded, and a failure is ignored.  The profile
  * becomes due again only after a delay, so that a profile that changes
- * continually is not fetched, and paid for, continually.  If the lease is no
- * longer ours, due_at is left to the session that has the next lease.
+ * continually is not fetched, and paid for, continually.
  */
 static void
 set_changed(HrflowRun *run, HrflowProfile *profile)
@@ -450,7 +449,7 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 		row->is_refreshed = true;
 		set_failed_at(profile, HRFLOW_STATE_DUE, true);
 	}
-	if (row->has_due_at && !profile->is_taken)
+	if (row->has_due_at)
 		row->due_at = Max(row->due_at, earliest);
 }
 
@@ -475,21 +474,15 @@ put_beyond_run(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Replace the current contents of a profile's row in profile->row by the new
- * contents, and set the tally of the profile.  If the lease is no longer
- * ours, only a success is recorded.
+ * contents, and set the tally of the profile.  The lease must still be ours.
  */
 void
 hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
 {
 	profile->tally = HRFLOW_TALLY_NONE;
-	if (profile->is_taken)
-	{
-		if (hrflow_write_is_complete(profile) && get_status(profile) == HRFLOW_OK)
-			set_changed(run, profile);
-	}
-	else if (profile->unasked || profile->is_postponed ||
-			 is_our_fault(run, profile) ||
-			 profile->status == HRFLOW_INVALID_SOURCE)
+	if (profile->unasked || profile->is_postponed ||
+		is_our_fault(run, profile) ||
+		profile->status == HRFLOW_INVALID_SOURCE)
 	{
 		if (profile->is_current)
 			set_not_counted(profile, profile->is_postponed ||

@@ -669,10 +669,10 @@ is($store->sql('SELECT DISTINCT profile_id FROM shop.embedding ORDER BY 1'),
 
 # Another session has taken over the lease when the reply arrives, or when the run
 # is canceled
-foreach my $case ([ 'hold=2', qr/: 1 refreshed, 0 to be retried, 0 failed/, 'due|0|t|200|t', 2 ],
-	[ 'silent', qr/57014: canceling statement/, 'due|0|f||t', 0 ])
+foreach my $case ([ 'hold=2', qr/: 0 refreshed, 0 to be retried, 0 failed/ ],
+	[ 'silent', qr/57014: canceling statement/ ])
 {
-	my ($fault, $end, $row, $nvectors) = @$case;
+	my ($fault, $end) = @$case;
 
 	$store->track("SELECT 'fault:$fault,id=cook'");
 	my $call = $store->start_call;
@@ -689,13 +689,13 @@ foreach my $case ([ 'hold=2', qr/: 1 refreshed, 0 to be retried, 0 failed/, 'due
 	like($store->finish_call($call),
 		$end, "a run whose lease was taken over ends as usual ($fault)");
 	is( $store->profiles(
-			"state, attempts, refreshed_at IS NOT NULL, http_status,
+			"state, attempts, refreshed_at, http_status,
 				lease_until > now() + interval '50 minutes'"
 		),
-		$row,
-		"a run whose lease was taken over does not change the state and the lease ($fault)");
+		'due|0|||t',
+		"a run whose lease was taken over does not change the profile ($fault)");
 	is($store->sql('SELECT count(*) FROM shop.embedding'),
-		$nvectors, "a run whose lease was taken over writes the vectors that it has ($fault)");
+		0, "a run whose lease was taken over writes no vector ($fault)");
 }
 
 #

@@ -523,9 +523,8 @@ is($store->profiles('state, attempts'),
 	'due|0', 'a profile that is locked until the end of a run does not fail');
 
 #
-# A reply cannot be stored because the profile has lost its lease, and has changed or was
-# written, or because it is locked.  Only the loss of vectors is worth a WARNING, and only
-# if the profile is still tracked.
+# A reply cannot be stored because the profile has lost its lease, or is locked.  Only
+# the loss of vectors is worth a WARNING, and only if the profile is still tracked.
 #
 my $unwritten = qr/WARNING:\ .*could\ not\ store\ the\ vectors\ fetched\ for\ 1\ profile\n/x;
 my $no_vectors = 'status=404,';
@@ -534,10 +533,9 @@ foreach my $case (
 		'UPDATE shop.embedding_profile SET lease_until = NULL, due_at = NULL',
 		qr/DETAIL:\ +Other\ sessions\ took\ over,\ or\ cleared,\ the\ leases .*\n
 			HINT:\ +Clear\ only\ leases/x ],
-	[   'another session has written it, and taken over its lease again',
+	[   'another session has taken over its lease',
 		'',
-		q{UPDATE shop.embedding_profile SET lease_until = now() + interval '5 minutes',
-			due_at = now()},
+		q{UPDATE shop.embedding_profile SET lease_until = now() + interval '5 minutes'},
 		qr/DETAIL:\ +Other\ sessions\ took\ over/x ],
 	[   'its lease was cleared, but the API had no vectors',
 		$no_vectors,
@@ -584,7 +582,7 @@ $store->sql(
 		FOR EACH ROW EXECUTE FUNCTION shop.unlease()');
 like(
 	$store->call,
-	qr/was stopped: claimed profiles have lost their leases/,
+	qr/fetched vectors could not be stored/,
 	'a run stops if the leases of the profiles that it claims are undone');
 $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 
