@@ -298,6 +298,8 @@ put_aside_batch(Untracking *untracking, const HrflowStore *store)
  * trigger on INSERT, the table wants its profiles, and the trigger on UPDATE
  * depends on columns.  If a user has dropped both, all profiles are put aside
  * in this transaction, so that an interruption restores the other triggers.
+ * If they cannot be put aside, this throws 55000, because without a trigger
+ * the next call would not put them aside.
  *
  * This locks the table against readers until the transaction is committed.
  */
@@ -340,6 +342,13 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 		CommandCounterIncrement();
 		while (put_aside_batch(untracking, store))
 			;
+		if (untracking->aside.is_refused)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("could not untrack table \"%s\" from store %s",
+							get_rel_name(untracking->table),
+							store->vectors_name),
+					 errdetail("The store cannot put aside the profiles of the table, so the table still feeds it.")));
 	}
 	return feeders != NIL;
 }

@@ -239,6 +239,8 @@ is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'batched'::regclass}),
 # Triggers were dropped by hand.  A trigger on UPDATE or INSERT cannot show that the table
 # was being untracked, so everything is in one transaction.
 my @events = qw(delete truncate update);
+$node->safe_psql('postgres', 'CREATE ROLE stranger');
+sql(q{CREATE TABLE lent (id text); SELECT hrflow_track_table('embedding', 'lent', 'id', 'acme')});
 foreach my $n (2, 3)
 {
 	my @dropped = @events[ 0 .. $n - 1 ];
@@ -254,6 +256,17 @@ foreach my $n (2, 3)
 		);
 		sql("DROP TRIGGER $name ON batched");
 	}
+	$node->safe_psql('postgres', 'ALTER TABLE lent OWNER TO stranger');
+	like(
+		$reconciler->ask(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);}),
+		qr/WARNING:.*ERROR:\ \ 55000:\ could\ not\ untrack\ table\ "batched"\ .*\n
+			DETAIL:.*still\ feeds/sx,
+		"a table without triggers on @dropped is not untracked if nothing can be put aside");
+	is( sql($enabled) . sql($some),
+		'O' x (4 - $n) . 'batch-1 batch-2 batch-3 batch-4 batch-5 batch-6 batch-7',
+		"a refused call leaves the triggers of a table without triggers on @dropped");
+	$node->safe_psql('postgres', 'ALTER TABLE lent OWNER TO keeper');
+
 	$writer->ask($lock);
 	$reconciler->send(q{CALL hrflow_untrack_table_batches('embedding', 'batched', 2);});
 	waits($reconciler);
@@ -271,6 +284,7 @@ foreach my $n (2, 3)
 	is(sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'batched'::regclass}),
 		0, "no trigger remains on a table without triggers on @dropped");
 }
+sql(q{SELECT hrflow_untrack_table('embedding', 'lent'); DROP TABLE lent});
 
 # A table that feeds no store, or no longer does, puts nothing aside, even if no
 # table wants any profile
