@@ -45,6 +45,7 @@ static const char *const create_aside_sql[] = {
 	" vector real[] NOT NULL,"
 	" fetched_at timestamptz NOT NULL,"
 	" reason text NOT NULL,"
+	" state text,"
 	" due_at timestamptz,"
 	" put_aside_at timestamptz NOT NULL DEFAULT now(),"
 	" delete_at timestamptz NOT NULL DEFAULT now() + interval '3 days',"
@@ -58,17 +59,19 @@ static const char *const create_aside_sql[] = {
 /*
  * WITH query that inserts the rows of the WITH query "vectors" into
  * NAME_aside.  If a vector was put aside before, the new row replaces the old
- * one.  "due_at" is the time at which the vector's profile would have been
- * due, or null; due_as_before_sql in restore.c restores it.
+ * one.  "state" and "due_at" are those of a profile that was unwanted, from
+ * before it was put aside, and otherwise null; as_before_sql in restore.c
+ * restores them.
  */
 static const char put_sql[] =
 ", aside AS (INSERT INTO %R AS a (source_id, %I, section, item, vector,"
-" fetched_at, reason, due_at)"
+" fetched_at, reason, state, due_at)"
 " SELECT v.source_id, v.%I, v.section, v.item, v.vector::real[],"
-" v.fetched_at, %L, v.due_at FROM vectors AS v"
+" v.fetched_at, %L, v.state, v.due_at FROM vectors AS v"
 " ON CONFLICT (source_id, %I, section, item)"
 " DO UPDATE SET vector = excluded.vector, fetched_at = excluded.fetched_at,"
-" reason = excluded.reason, due_at = excluded.due_at,"
+" reason = excluded.reason, state = excluded.state,"
+" due_at = excluded.due_at,"
 " put_aside_at = excluded.put_aside_at, delete_at = excluded.delete_at)";
 
 static const char count_sql[] =
@@ -104,7 +107,7 @@ static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
  */
 static const char put_unwanted_sql[] =
 "WITH found AS MATERIALIZED"
-" (SELECT p.source_id AS s, p.%I AS i, p.due_at,"
+" (SELECT p.source_id AS s, p.%I AS i, p.state, p.due_at,"
 " EXISTS (SELECT FROM %V AS v WHERE v.source_id = p.source_id"
 " AND v.%I = p.%I) OR EXISTS (SELECT FROM %R AS a"
 " WHERE a.source_id = p.source_id AND a.%I = p.%I) AS has_vectors"
@@ -120,11 +123,11 @@ static const char put_unwanted_sql[] =
 " FROM found AS f, counted AS c"
 " WHERE p.source_id = f.s AND p.%I = f.i"
 " AND f.has_vectors AND c.n <= $1"
-" RETURNING f.s, f.i, f.due_at),"
+" RETURNING f.s, f.i, f.state, f.due_at),"
 " vectors AS (DELETE FROM %V AS v USING unwanted AS u"
 " WHERE v.source_id = u.s AND v.%I = u.i"
 " RETURNING v.source_id, v.%I, v.section, v.item, v.vector,"
-" v.fetched_at, u.due_at)%s%s"
+" v.fetched_at, u.state, u.due_at)%s%s"
 " SELECT (SELECT count(*) FROM erased), (SELECT count(*) FROM unwanted),"
 " CASE WHEN c.n <= $1 THEN 0 ELSE c.n END FROM counted AS c";
 
@@ -197,6 +200,7 @@ find_table(const HrflowStore *store, char **problem)
 		{.name = "vector"},		/* of any type */
 		{.name = "fetched_at", .type = TIMESTAMPTZOID},
 		{.name = "reason", .type = TEXTOID},
+		{.name = "state", .type = TEXTOID},
 		{.name = "due_at", .type = TIMESTAMPTZOID},
 		{.name = "put_aside_at", .type = TIMESTAMPTZOID},
 		{.name = "delete_at", .type = TIMESTAMPTZOID}
@@ -265,8 +269,8 @@ hrflow_aside_lock(const HrflowStore *store, bool wait, Oid *table)
 
 /*
  * Return a WITH query that inserts the rows of the WITH query "vectors" into
- * NAME_aside.  "vectors" must have the columns of the table of vectors, and
- * "due_at".  If the store has no table NAME_aside, returns an empty string;
+ * NAME_aside.  "vectors" must have the columns of the table of vectors,
+ * "state" and "due_at".  If the store has no table NAME_aside, returns an empty string;
  * "vectors" must then return no rows.
  */
 const char *

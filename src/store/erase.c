@@ -184,7 +184,7 @@ static const char erase_gone_sql[] =
 " vectors AS (DELETE FROM %V AS v USING gone AS k"
 " WHERE v.source_id = k.s AND v.%I = k.i"
 " RETURNING v.source_id, v.%I, v.section, v.item, v.vector,"
-" v.fetched_at, NULL::timestamptz AS due_at)%s"
+" v.fetched_at, NULL AS state, NULL::timestamptz AS due_at)%s"
 " SELECT (SELECT count(*) FROM gone), c.nunproven,"
 " CASE WHEN c.n <= $8 THEN 0 ELSE c.n END,"
 " (SELECT count(*) FROM gone AS k WHERE k.has_vectors)"

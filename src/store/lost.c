@@ -47,7 +47,7 @@ static const char put_lost_sql[] =
 "WITH vectors AS (DELETE FROM %V AS v"
 " WHERE v.source_id = $1 AND v.%I = $2" IS_ASKED_FOR " AND " IS_LOST
 " RETURNING v.source_id, v.%I, v.section, v.item, v.vector, v.fetched_at,"
-" NULL::timestamptz AS due_at)%s"
+" NULL AS state, NULL::timestamptz AS due_at)%s"
 " SELECT count(*) FROM vectors";
 
 static Oid	lost_types[] = {TEXTOID, TEXTOID, TEXTARRAYOID, TEXTARRAYOID,

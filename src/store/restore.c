@@ -58,27 +58,32 @@ static const char restore_sql[] =
 " WHERE p.source_id = l.s AND p.%I = l.i"
 " AND a.source_id = p.source_id AND a.%I = p.%I%s"
 " RETURNING a.source_id, a.%I, a.section, a.item, a.vector, a.fetched_at,"
-" a.due_at),"
+" a.state::text, a.due_at, a.put_aside_at),"
 " vectors AS (INSERT INTO %V AS v"
 " (source_id, %I, section, item, vector, fetched_at)"
 " SELECT b.source_id, b.%I, b.section, b.item, b.vector::%T, b.fetched_at"
 " FROM back AS b ON CONFLICT (source_id, %I, section, item) DO NOTHING),"
-" profiles AS (SELECT b.source_id AS s, b.%I AS i, max(b.due_at) AS due_at"
-" FROM back AS b GROUP BY b.source_id, b.%I),"
-" restored AS (UPDATE %P AS p SET %s, attempts = 0,"
+" profiles AS (SELECT DISTINCT ON (b.source_id, b.%I) b.source_id AS s,"
+" b.%I AS i, b.state, b.due_at"
+" FROM back AS b ORDER BY b.source_id, b.%I, b.put_aside_at DESC),"
+" restored AS (UPDATE %P AS p SET %s,"
 " generation = p.generation + 1 FROM profiles AS k"
 " WHERE p.source_id = k.s AND p.%I = k.i"
 " AND p.state IN ('gone', 'unwanted'))"
 " SELECT count(*) FROM profiles";
 
 /*
- * An unwanted profile becomes due at the time at which it was due before it
- * was put aside, or immediately if its due_at was null; a gone profile becomes
- * due immediately.
+ * An unwanted profile returns to the state that it had before it was put
+ * aside, and is due when it would have been due then.  If all of its vectors
+ * had been put aside before, that state is not known, and the profile becomes
+ * due immediately.  So does a gone profile.
  */
-static const char due_as_before_sql[] =
-"state = CASE p.state WHEN 'unwanted' THEN 'ok' ELSE 'due' END,"
-" due_at = COALESCE(k.due_at, clock_timestamp())";
+#define IS_KNOWN "p.state = 'unwanted' AND k.state IS NOT NULL"
+
+static const char as_before_sql[] =
+"state = CASE WHEN " IS_KNOWN " THEN k.state ELSE 'due' END,"
+" due_at = CASE WHEN " IS_KNOWN " THEN k.due_at ELSE clock_timestamp() END,"
+" attempts = CASE WHEN " IS_KNOWN " THEN p.attempts ELSE 0 END";
 
 /*
  * While no table wanted a key, changes of its content were not noticed.  So
@@ -86,7 +91,7 @@ static const char due_as_before_sql[] =
  * changed, no request is sent.
  */
 static const char due_now_sql[] =
-"state = 'due', due_at = clock_timestamp()";
+"state = 'due', due_at = clock_timestamp(), attempts = 0";
 
 static const char make_due_sql[] =
 "UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(), attempts = 0,"
@@ -126,7 +131,7 @@ lock_restorable(const HrflowStore *store, const char *condition,
 /*
  * Restore the profiles with the given keys, which lock_restorable() has locked,
  * and return their number.  "table" is NAME_aside, and "due" is
- * due_as_before_sql or due_now_sql.
+ * as_before_sql or due_now_sql.
  */
 static uint64
 restore(const HrflowStore *store, Oid table, const char *reasons,
@@ -160,7 +165,7 @@ restore_wanted(void *arg)
 
 	(void) restore(wanted->store, wanted->table, of_unwanted_sql,
 				   wanted->store->has_content ? due_now_sql :
-				   due_as_before_sql, &wanted->range);
+				   as_before_sql, &wanted->range);
 }
 
 /*
@@ -282,7 +287,7 @@ hrflow_restore(PG_FUNCTION_ARGS)
 	table = lock_restorable(&store, hrflow_store_sql(&store, chosen_sql), "",
 							restore_all_sql, &parameters, &keys);
 	if (OidIsValid(table))
-		n = restore(&store, table, "", due_as_before_sql, &keys);
+		n = restore(&store, table, "", as_before_sql, &keys);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

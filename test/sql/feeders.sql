@@ -99,7 +99,7 @@ SELECT profile_id FROM talent.embedding_profile WHERE state <> 'unwanted';
 -- nor for the record of erasures
 DROP TABLE talent.embedding_aside, talent.embedding_erased;
 CREATE TABLE talent.embedding_aside (source_id bigint, profile_id bigint, section text, item int, vector real[],
-	fetched_at timestamptz, reason text, due_at timestamptz, put_aside_at timestamptz, delete_at timestamptz);
+	fetched_at timestamptz, reason text, state text, due_at timestamptz, put_aside_at timestamptz, delete_at timestamptz);
 INSERT INTO talent.embedding_aside (source_id, profile_id, delete_at) VALUES (4096, 4096, now());
 SELECT hrflow_track_table('talent.embedding', 'talent.candidate', 'Hrflow id', 'acme');
 CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');

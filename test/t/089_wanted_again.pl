@@ -78,6 +78,38 @@ foreach my $case (
 }
 
 #
+# Profiles that had failed, were missing or waited for a retry before they were unwanted
+#
+$store->sql(
+	q{UPDATE shop.embedding_profile AS p SET state = k.state, attempts = k.attempts,
+		due_at = now() + k.wait, http_status = 404, last_error = 'an error', failed_at = now()
+	FROM (VALUES ('nurse-1', 'failed', 5, NULL), ('nurse-2', 'missing', 0, interval '1 hour'),
+		('nurse-3', 'due', 2, interval '2 hours')) AS k (i, state, attempts, wait)
+	WHERE profile_id = k.i});
+my $columns = 'profile_id, state, due_at, attempts, http_status, last_error, failed_at,
+	refreshed_at';
+my $former = $store->profiles($columns, q{profile_id ~ '^nurse-[123]$'});
+foreach my $restore ($track, q{SELECT hrflow_restore('shop.embedding')})
+{
+	my ($name) = $restore =~ /(hrflow_\w+)/;
+
+	unseen(q{DELETE FROM shop.candidate WHERE hrflow_id ~ '^nurse-[123]$'});
+	$store->sql($track);
+	is($store->states, 'ok 27, unwanted 3', "the profiles are unwanted before $name()");
+	unseen(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('nurse-2'), ('nurse-3')});
+	$api->reset;
+	$store->sql($restore);
+	is($store->profiles($columns, q{profile_id ~ '^nurse-[123]$'}),
+		$former, "$name() restores the states that profiles had before they were unwanted");
+	is(vectors('true'), '60 0', "$name() restores the vectors of such profiles");
+	$store->call;
+	is($api->stats->{requests}, 0, "such profiles cost no request: $name()");
+}
+$store->sql(
+	q{UPDATE shop.embedding_profile SET state = 'ok', attempts = 0,
+		due_at = now() + interval '1 day', last_error = NULL WHERE profile_id ~ '^nurse-[123]$'});
+
+#
 # Vectors that the store does not accept
 #
 my $untrack = q{SELECT hrflow_untrack_table('shop.embedding', 'shop.candidate')};
