@@ -611,6 +611,9 @@ extern bool hrflow_model_make_due(HrflowRun *run, const HrflowStore *store,
  */
 #define HRFLOW_SINGLE_LOCK_TIME 10
 
+/* in arrived.c */
+extern void hrflow_arrived_lock(const HrflowStore *store, List *profiles);
+
 /* in write.c */
 extern void hrflow_write(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_write_done(HrflowRun *run);
