@@ -102,7 +102,8 @@ static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
  * Statement that puts aside the unwanted profiles among those whose sources
  * and identifiers are in the arrays $2 and $3.  The profiles must be locked.
  * Unwanted profiles that have no vectors, neither in the store nor in
- * NAME_aside, are erased immediately.  If more than $1 unwanted profiles have
+ * NAME_aside, are erased immediately.  Vectors of the other profiles that were
+ * put aside earlier also get the current state and due_at.  If more than $1 unwanted profiles have
  * vectors, all of these are kept.
  */
 static const char put_unwanted_sql[] =
@@ -127,7 +128,11 @@ static const char put_unwanted_sql[] =
 " vectors AS (DELETE FROM %V AS v USING unwanted AS u"
 " WHERE v.source_id = u.s AND v.%I = u.i"
 " RETURNING v.source_id, v.%I, v.section, v.item, v.vector,"
-" v.fetched_at, u.state, u.due_at)%s%s"
+" v.fetched_at, u.state, u.due_at),"
+" earlier AS (UPDATE %R AS a SET state = u.state, due_at = u.due_at"
+" FROM unwanted AS u WHERE a.source_id = u.s AND a.%I = u.i"
+" AND NOT EXISTS (SELECT FROM %V AS v WHERE v.source_id = a.source_id"
+" AND v.%I = a.%I AND v.section = a.section AND v.item = a.item))%s%s"
 " SELECT (SELECT count(*) FROM erased), (SELECT count(*) FROM unwanted),"
 " CASE WHEN c.n <= $1 THEN 0 ELSE c.n END FROM counted AS c";
 
@@ -269,9 +274,9 @@ hrflow_aside_lock(const HrflowStore *store, bool wait, Oid *table)
 
 /*
  * Return a WITH query that inserts the rows of the WITH query "vectors" into
- * NAME_aside.  "vectors" must have the columns of the table of vectors,
- * "state" and "due_at".  If the store has no table NAME_aside, returns an empty string;
- * "vectors" must then return no rows.
+ * NAME_aside.  "vectors" must have the columns of the table of vectors, and
+ * "state" and "due_at".  If the store has no table NAME_aside, returns an empty
+ * string; "vectors" must then return no rows.
  */
 const char *
 hrflow_aside_put_sql(const HrflowStore *store, const char *reason)
@@ -419,6 +424,7 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 												 unwanted_now(store, function),
 												 is_limited && store->has_erased_at ?
 												 set_unwanted_erased_at_sql : "",
+												 aside,
 												 hrflow_aside_put_sql(store, reason),
 												 hrflow_erased_note_sql(store,
 																		quote_literal_cstr(reason),

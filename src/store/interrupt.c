@@ -157,11 +157,11 @@ hrflow_interrupts_end(const HrflowRun *run)
 
 /*
  * If a query cancel or statement_timeout was discarded in favor of a lock
- * timeout, make it pending again.  Otherwise, it has ended the run with an
- * error, or is still pending.
+ * timeout, or a user's trigger has caught its error, make it pending again.
+ * Otherwise, it has ended the run with an error, or is still pending.
  */
-void
-hrflow_interrupts_restore_cancel(const HrflowRun *run)
+static void
+restore_cancel(const HrflowRun *run)
 {
 	if (run->error != NULL || run->is_ending || QueryCancelPending)
 		return;
@@ -188,7 +188,7 @@ hrflow_interrupts_take(HrflowRun *run)
 	/* A user's trigger may have caught the error of the query cancel. */
 	if (is_terminated)
 		run->is_ending = true;
-	hrflow_interrupts_restore_cancel(run);
+	restore_cancel(run);
 	if (!InterruptPending)
 		return;
 	hrflow_work_hold_fatal(run);

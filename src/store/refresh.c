@@ -488,7 +488,6 @@ run_to_end(HrflowRun *run)
 		if (hrflow_work_try(run, look_at_store))
 			refresh(run);
 		record_end(run);
-		hrflow_interrupts_restore_cancel(run);
 		RESUME_INTERRUPTS();
 	}
 	PG_FINALLY();

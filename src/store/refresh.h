@@ -524,7 +524,6 @@ extern void hrflow_state_settle_suspects(HrflowRun *run);
 extern void hrflow_interrupts_begin(void);
 extern void hrflow_interrupts_end(const HrflowRun *run);
 extern void hrflow_interrupts_check_client(HrflowRun *run);
-extern void hrflow_interrupts_restore_cancel(const HrflowRun *run);
 extern void hrflow_interrupts_take(HrflowRun *run);
 
 /* in work.c */

@@ -51,21 +51,21 @@ static const char of_unwanted_sql[] =
  * the arrays $1 and $2, and returns their number.  The profiles must be
  * locked.  Vectors that have been fetched meanwhile are not overwritten.  The
  * arguments are NAME_aside, an additional condition on its rows, and
- * assignments of the state and due_at.
+ * assignments of state, due_at and attempts.
  */
 static const char restore_sql[] =
 "WITH back AS (DELETE FROM %R AS a USING %P AS p, unnest($1, $2) AS l(s, i)"
 " WHERE p.source_id = l.s AND p.%I = l.i"
 " AND a.source_id = p.source_id AND a.%I = p.%I%s"
 " RETURNING a.source_id, a.%I, a.section, a.item, a.vector, a.fetched_at,"
-" a.state::text, a.due_at, a.put_aside_at),"
+" a.state::text, a.due_at),"
 " vectors AS (INSERT INTO %V AS v"
 " (source_id, %I, section, item, vector, fetched_at)"
 " SELECT b.source_id, b.%I, b.section, b.item, b.vector::%T, b.fetched_at"
 " FROM back AS b ON CONFLICT (source_id, %I, section, item) DO NOTHING),"
 " profiles AS (SELECT DISTINCT ON (b.source_id, b.%I) b.source_id AS s,"
 " b.%I AS i, b.state, b.due_at"
-" FROM back AS b ORDER BY b.source_id, b.%I, b.put_aside_at DESC),"
+" FROM back AS b ORDER BY b.source_id, b.%I, b.state),"
 " restored AS (UPDATE %P AS p SET %s,"
 " generation = p.generation + 1 FROM profiles AS k"
 " WHERE p.source_id = k.s AND p.%I = k.i"
@@ -74,9 +74,9 @@ static const char restore_sql[] =
 
 /*
  * An unwanted profile returns to the state that it had before it was put
- * aside, and is due when it would have been due then.  If all of its vectors
- * had been put aside before, that state is not known, and the profile becomes
- * due immediately.  So does a gone profile.
+ * aside, and is due when it would have been due then.  A gone profile becomes
+ * due immediately, as does one whose state before is not known, because a user
+ * has changed NAME_aside.
  */
 #define IS_KNOWN "p.state = 'unwanted' AND k.state IS NOT NULL"
 

@@ -402,7 +402,9 @@ hrflow_settle_warn(const HrflowRun *run)
 							   "refresh of %s could not write the states of " INT64_FORMAT " profiles: %s",
 							   run->nrejected, run->name, run->nrejected,
 							   run->rejection),
-				 errdetail("Vectors fetched for rejected profiles were not stored."),
+				 run->npartial == 0 ?
+				 errdetail("Vectors fetched for rejected profiles were not stored.") :
+				 errdetail("Vectors fetched for rejected profiles were not stored, unless the profiles were partly updated."),
 				 errhint("Check the constraints and triggers of table %s.",
 						 run->profiles_name)));
 	if (run->npartial > 0)

@@ -109,6 +109,24 @@ $store->sql(
 	q{UPDATE shop.embedding_profile SET state = 'ok', attempts = 0,
 		due_at = now() + interval '1 day', last_error = NULL WHERE profile_id ~ '^nurse-[123]$'});
 
+# Vectors that were put aside earlier, when the profile had another state
+unseen(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'});
+$store->sql($track);
+$store->sql(
+	q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1');
+	UPDATE shop.embedding_profile SET state = 'failed', attempts = 5, due_at = NULL
+	WHERE profile_id = 'nurse-1'});
+unseen(q{DELETE FROM shop.candidate WHERE hrflow_id = 'nurse-1'});
+$store->sql($track);
+unseen(q{INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1')});
+$store->sql($track);
+is($store->profiles('state, attempts, due_at', q{profile_id = 'nurse-1'}),
+	'failed|5|', 'the last state is restored, together with vectors that were put aside earlier');
+is(vectors('true'), '60 0', 'vectors that were put aside earlier are restored');
+$store->sql(
+	q{UPDATE shop.embedding_profile SET state = 'ok', attempts = 0,
+		due_at = now() + interval '1 day' WHERE profile_id = 'nurse-1'});
+
 #
 # Vectors that the store does not accept
 #
