@@ -206,8 +206,7 @@ foreach my $kind (sort keys %of)
 		plant($of, $rejection->{plant}, 'cook-7', 'cook-23');
 		my $call = $of->start_held(32, $locker);
 
-		# Cancel the run in the middle of a wait for the lock.  If lock_timeout ended the
-		# wait at the same time, the cancel would be lost.  Release the lock soon.
+		# Cancel the run in the middle of a wait for the lock.  Release the lock soon.
 		my $tries = 0;
 		until (
 			$locker->ask(

@@ -93,7 +93,7 @@ note("500 of 508 profiles were refreshed after $took s");
 #
 # Time limits that end a run repeatedly
 #
-$store->track("SELECT 'nurse-' || i FROM generate_series(1, 500) i");
+$store->track("SELECT 'nurse-' || i FROM generate_series(1, 4000) i");
 like(
 	$store->call(undef, role => 'keeper', settings => { %slow, statement_timeout => '3s' }),
 	qr/ERROR:  57014: canceling statement due to statement timeout/,
