@@ -270,10 +270,13 @@ $store->sql(
 	SELECT 'nurse-' || i FROM generate_series(1, 1000) i");
 plant($store, trigger('BEFORE UPDATE', "NEW.state = 'ok' AND NEW.profile_id ~ 'nurse'", 'fail()'));
 my $printed = $store->call('batch_size => 32');
+
+# On a busy machine, the first write may contain rejected profiles already
 like(
 	$printed,
-	qr/WARNING:\ .*was\ stopped:\ fetched\ vectors\ could\ not\ be\ stored\n
-		DETAIL:\ \ Nothing\ was\ stored\ for\ the\ last\ \d+\ profiles\.\ .*the\ owner\ says\ no\n
+	qr/WARNING:\ .*was\ stopped:\ (?:fetched\ vectors\ could\ not\ be\ stored\n
+		DETAIL:\ \ Nothing\ was\ stored\ for\ the\ last\ \d+\ profiles\.\ .*the\ owner\ says\ no
+		|the\ store\ does\ not\ accept\ the\ states\ .*the\ owner\ says\ no\nDETAIL:.*)\n
 		HINT:\ \ Check\ the\ constraints\ and\ triggers\ of/x,
 	'a run stops if no state is accepted any longer');
 cmp_ok(paid($store, 'nurse'), '<', 500, 'a run stops soon if no state is accepted any longer');
