@@ -103,8 +103,8 @@ static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
  * and identifiers are in the arrays $2 and $3.  The profiles must be locked.
  * Unwanted profiles that have no vectors, neither in the store nor in
  * NAME_aside, are erased immediately.  Vectors of the other profiles that were
- * put aside earlier also get the current state and due_at.  If more than $1 unwanted profiles have
- * vectors, all of these are kept.
+ * put aside earlier also get the current state and due_at.  If more than $1
+ * unwanted profiles have vectors, all of these are kept.
  */
 static const char put_unwanted_sql[] =
 "WITH found AS MATERIALIZED"

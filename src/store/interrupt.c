@@ -13,8 +13,8 @@
  *
  * A run catches errors of lock_timeout, and retries.  If a lock timeout and a
  * query cancel, or statement_timeout, are pending at the same time,
- * ProcessInterrupts() discards the cancel, because it reports only one of
- * them.  So remember cancels, too.
+ * ProcessInterrupts() reports only one of them, and discards the other.  So we
+ * remember both; see restore_cancel().
  *
  *-------------------------------------------------------------------------
  */
@@ -158,7 +158,8 @@ hrflow_interrupts_end(const HrflowRun *run)
 /*
  * If a query cancel or statement_timeout was discarded in favor of a lock
  * timeout, or a user's trigger has caught its error, make it pending again.
- * Otherwise, it has ended the run with an error, or is still pending.
+ * Does nothing if an error has ended the run already, or if a cancel is still
+ * pending.
  */
 static void
 restore_cancel(const HrflowRun *run)
