@@ -302,8 +302,8 @@ hrflow_compat_beginscan(Relation relation, Snapshot snapshot)
 }
 
 /*
- * PostgreSQL 19 renamed UpperUniquePath to UniquePath, and removed the path
- * type that had that name before.
+ * PostgreSQL 19 removed the path type UniquePath, and gave its name to
+ * UpperUniquePath.
  */
 #if PG_VERSION_NUM >= 190000
 #define UpperUniquePath UniquePath

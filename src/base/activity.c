@@ -11,10 +11,11 @@
  * previous one is shown again.  A cursor is not shown while the client is not
  * fetching from it.
  *
- * Each activity belongs to a memory context, and ends when the context is
- * reset, so that no activity outlives an error.  After an error in a
- * transaction block, the contexts of PL/pgSQL and SPI are not reset until the
- * client sends ROLLBACK, so activities also end when the transaction fails.
+ * Each activity belongs to a memory context, and ends at the latest when the
+ * context is reset.  After an error in a transaction block, the contexts of
+ * PL/pgSQL and SPI are not reset until the client sends ROLLBACK, so
+ * activities also end when the transaction is aborted, except those of
+ * procedures that commit and roll back.
  *
  *-------------------------------------------------------------------------
  */
@@ -78,9 +79,9 @@ write_slot(const HrflowActivity *activity)
 }
 
 /*
- * Callback for the exit of the backend: clear its entry in shared memory, and
- * stop using the entry.  The list may still contain activities of the current
- * transaction, which is aborted later.
+ * before_shmem_exit callback: clear this backend's entry in shared memory.
+ * Also forget the entry, because "activities" may still contain activities of
+ * the current transaction, which is aborted later.
  */
 static void
 leave_slot(int code, Datum arg)
@@ -90,7 +91,8 @@ leave_slot(int code, Datum arg)
 }
 
 /*
- * On the first call, find this backend's entry in shared memory.  May throw.
+ * On the first call, find this backend's entry in shared memory, if the state
+ * is shared.  May throw.
  */
 static void
 take_slot(void)
@@ -112,8 +114,8 @@ take_slot(void)
 }
 
 /*
- * Publish the most recent activity that is not suspended, or that there is
- * none.  Does not throw.
+ * Publish this backend's most recent activity that is not suspended; if there
+ * is none, clear the backend's entry.  Does not throw.
  */
 void
 hrflow_activity_publish(void)

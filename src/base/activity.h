@@ -16,7 +16,7 @@
 #include "lib/ilist.h"
 
 /*
- * Reason why a backend is waiting.
+ * Reason for a backend's wait.
  */
 typedef enum HrflowWaitReason
 {
@@ -51,8 +51,9 @@ typedef struct HrflowActivityState
 	int64		nrequests;		/* number of requests sent to the API and for
 								 * links, including retries */
 	int64		nretries;
-	int			nin_flight;		/* requests in flight when the backend last
-								 * began to wait */
+	int			nin_flight;		/* number of requests in flight when the
+								 * backend last began to wait, or 0 once the
+								 * transport has ended */
 	HrflowWaitReason waiting_for;
 	TimestampTz resumes_at;		/* when the wait is expected to end, or 0 if
 								 * unknown */

@@ -16,9 +16,9 @@
 #include "compat.h"
 
 /*
- * Maximum length of a URL, in bytes.  Servers and load balancers accept 8 to
- * 64 kB, so a request with a longer URL would hardly succeed; libcurl's own
- * limit (8 MB) is far higher.
+ * Maximum length of a URL, in bytes.  Most servers and load balancers accept
+ * no more than 8 to 64 kB, so a request with a longer URL would hardly
+ * succeed; libcurl's own limit (8 MB) is far higher.
  */
 #define HRFLOW_MAX_URL			(64 * 1024)
 
@@ -142,10 +142,11 @@ typedef enum HrflowDialect
 } HrflowDialect;
 
 /*
- * A snapshot of the settings.  It is immutable, unless hrflow_settings_copy()
- * made it, and remains valid until the memory context that was current in
- * hrflow_settings_get() or hrflow_settings_pin() is reset.  No string is NULL.
- * Only settings.c may create this struct, because it is part of a larger one.
+ * A snapshot of the settings, or a copy made by hrflow_settings_copy().  A
+ * snapshot is immutable, and remains valid at least until the memory context
+ * that was current in hrflow_settings_get() or hrflow_settings_pin() is reset.
+ * No string is NULL.  Only settings.c may create this struct, because it is
+ * part of a larger one.
  */
 typedef struct HrflowSettings
 {
@@ -174,8 +175,9 @@ typedef struct HrflowSettings
 									 * is fetched again */
 	int			max_attempts;	/* maximum number of attempts per request,
 								 * including the first; see
-								 * hrflow_rate_report() for attempts that do
-								 * not count */
+								 * hrflow_rate_report(), end_attempt() and
+								 * restart_transfer() for attempts that do not
+								 * count */
 	bool		missing_is_null;	/* should functions that return one value
 									 * return NULL, rather than raise an
 									 * error, if a profile, job or vector is
@@ -227,13 +229,15 @@ typedef enum HrflowCounter
 	HRFLOW_CALLS,				/* calls of our functions that use the
 								 * network; a scan that issues calls ahead
 								 * counts as one call */
-	HRFLOW_REQUESTS,			/* requests sent, including retries */
+	HRFLOW_REQUESTS,			/* requests sent to the API and for links,
+								 * including retries */
 	HRFLOW_RETRIES,				/* requests that we or libcurl have sent again */
 	HRFLOW_RATE_LIMITS,			/* replies that refuse a request because of a
 								 * rate limit */
 	HRFLOW_BYTES_RECEIVED,		/* size of the reply bodies before
 								 * decompression */
-	HRFLOW_WAITED_USEC,			/* time spent waiting, in microseconds */
+	HRFLOW_WAITED_USEC,			/* time that backends waited for the network,
+								 * the rate limit or a retry, in microseconds */
 	HRFLOW_CONNECTIONS_OPENED,
 	HRFLOW_CONNECTIONS_REUSED,	/* replies received over a connection that was
 								 * already open */

@@ -148,9 +148,9 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 }
 
 /*
- * Return a printable description of a link, palloc'd: its scheme, host and
- * path, clipped to 300 bytes, without the query, which usually contains a
- * signature, and without user and password.
+ * Return a printable description of a link, palloc'd: the part before the
+ * query (which usually contains a signature) and the fragment, clipped to 300
+ * bytes, without user and password.
  */
 char *
 hrflow_link_describe(const char *link)

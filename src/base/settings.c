@@ -141,8 +141,8 @@ static bool key_was_in_file = false;
 /*
  * Reject a value without printing it.  Parallel workers accept all of their
  * leader's values, because the context of an error raised in a worker would
- * include the value.  Workers should not use the settings;
- * hrflow_settings_get() checks them again.
+ * include the value.  Workers should not use the settings; if one does,
+ * hrflow_settings_get() checks the values again, except the paths of files.
  */
 static bool
 refuse_value(const char *name, const char *why)
@@ -373,7 +373,8 @@ is_listed(const char *libraries)
  * Until this library is loaded, "hrflow_embed.api_key" is a placeholder that
  * every role can SHOW.  Warn if a configuration file set the key before the
  * library was loaded, unless shared_preload_libraries or
- * session_preload_libraries contains the library.
+ * session_preload_libraries contains the library.  Parallel workers do not
+ * warn.
  */
 static void
 warn_if_key_was_readable(void)
@@ -610,8 +611,8 @@ check_at_use(const char *setting, const char *why)
 }
 
 /*
- * Return the API key; the string is valid until the next call, or until the
- * setting is assigned.
+ * Return the API key; the string is valid until the next call, or until
+ * "hrflow_embed.api_key" is assigned.
  */
 static const char *
 find_key(void)
@@ -739,7 +740,7 @@ hrflow_settings_copy(const HrflowSettings *settings)
 	SettingsCopy *copy = palloc0(sizeof(SettingsCopy));
 
 	copy->settings = *settings;
-	copy->context = NULL;		/* freed with the current context */
+	copy->context = NULL;		/* the current context owns the copy */
 	copy->npins = 1;
 	return &copy->settings;
 }

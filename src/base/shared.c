@@ -39,7 +39,7 @@ shared_size(void)
 }
 
 /*
- * Initialize the part of the state that exists even if nothing is shared.
+ * Initialize the part of the state that is used even if nothing is shared.
  */
 static void
 initialize(HrflowShared *new)

@@ -19,9 +19,9 @@
 #include "utils/date.h"
 
 /*
- * Number of accounts whose rate limits and pauses are kept.  An account is an
- * API key at an origin; most servers use only a few.  When all entries are in
- * use, the least recently used one is replaced.
+ * Maximum number of accounts whose rate limits and pauses are kept.  An
+ * account is an API key at an origin; most servers use only a few.  When all
+ * entries are in use, the least recently used one is replaced.
  */
 #define HRFLOW_NBUCKETS 64
 
@@ -195,7 +195,7 @@ typedef struct HrflowShared
 												 * for the format */
 
 	/*
-	 * Moving average of the latency of requests to each server, in
+	 * Moving average of the latency of requests to each kind of server, in
 	 * microseconds, or 0 if no request has succeeded yet.  See speed.c.
 	 */
 	pg_atomic_uint64 latency[HRFLOW_NSERVERS];

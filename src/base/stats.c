@@ -4,7 +4,8 @@
  *		Counters, and the function behind the view hrflow_embed_stats.
  *
  * Each backend counts locally, and adds its counts to the shared counters once
- * a second while a transport waits, and when a transport begins or ends.
+ * a second while a transport waits, when a transport begins or ends, and when
+ * the backend reads or resets the counters.
  *
  *-------------------------------------------------------------------------
  */

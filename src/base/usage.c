@@ -5,9 +5,8 @@
  *		hrflow_embed_usage.
  *
  * Each backend counts locally, and adds its counts to the shared counts
- * together with its statistics: once a second while a transport waits, and
- * when a transport begins or ends.  The shared counts survive a restart if the
- * library is preloaded; see saved.c.
+ * together with its statistics (see stats.c), and when it reads the view.  The
+ * shared counts survive a restart if the library is preloaded; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
