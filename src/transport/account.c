@@ -67,9 +67,9 @@ hrflow_account_give_back_probe(HrflowTransfer *transfer)
 }
 
 /*
- * Undo the counting of an attempt that ended before it was sent towards the
- * rate limit of the account, and ask the account again.  Does nothing if the
- * attempt is not counted.  Does not throw.
+ * If an attempt that ended before it was sent is counted towards the rate
+ * limit of the account, undo that, and let the transport ask the account again
+ * at once.  Does not throw.
  */
 void
 hrflow_account_give_back(HrflowTransfer *transfer)
@@ -108,8 +108,9 @@ outcome_of(const HrflowReply *reply)
 }
 
 /*
- * Ask the account to admit a request to the API now, and count the request if
- * it does.  Records when to ask again if it does not.
+ * Unless it is too early to ask again, ask the account to admit a request to
+ * the API now.  Counts the request if it is admitted; else records when to ask
+ * again.
  */
 HrflowAdmission
 hrflow_account_admit(HrflowTransport *transport, int64 now)

@@ -34,9 +34,9 @@
 #include "transport/transfer.h"
 
 /*
- * Possible lengths of a period, in seconds.  A shorter period of another
- * length is mistaken for the next longer one, so that we send fewer requests
- * than allowed rather than more.
+ * Possible lengths of a period, in seconds.  A period of any other length
+ * below 60 s is mistaken for the next longer one, so that we send fewer
+ * requests than allowed rather than more.
  */
 static const uint8 usual_periods[] = {
 	1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60

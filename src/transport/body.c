@@ -153,10 +153,10 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
  * Evaluate the HTTP version in a reply's status line.  Returns false if the
  * reply cannot be attributed to this request.
  *
- * If HTTP/2 was offered, remember the version that the origin uses.  If an
- * origin has never replied over HTTP/2, and a request that failed over HTTP/2
- * gets a reply when it is resent over HTTP/1.1, use only HTTP/1.1 with the
- * origin from then on.  The request may have been resent by us or by libcurl,
+ * If HTTP/2 was offered, remember the version that the origin uses.  If the
+ * version of an origin is unknown, and a request that failed over HTTP/2 gets
+ * a reply when it is resent over HTTP/1.1, use only HTTP/1.1 with the origin
+ * from then on.  The request may have been resent by us or by libcurl,
  * since libcurl 8.22 falls back to HTTP/1.1 by itself (071_http2_refused.pl).
  * Also use only HTTP/1.1 if libcurl has mixed up an origin's replies.
  */

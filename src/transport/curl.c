@@ -12,7 +12,6 @@
  * - renew_if_resent(): before 8.17
  * - lookup.c: before 8.20
  * - is_spent(): before 8.0, and since 8.22
- * - hrflow_curl_abandon(): since 8.22
  *
  *-------------------------------------------------------------------------
  */
@@ -115,7 +114,8 @@ charge_again(const HrflowTransfer *transfer)
  * to break, our packets were not acknowledged (see hrflow_pool_open_socket()),
  * for example because a NAT has dropped the connection.  Connections that have
  * been idle for as long have then probably been dropped, too.  Spare the
- * connection with the local port "spared", which libcurl knows about.
+ * connection with the local port "spared": libcurl is about to use it, or
+ * knows that it is broken.
  */
 static void
 suspect_idle_connections(const HrflowTransfer *transfer, int spared)
@@ -163,9 +163,8 @@ may_be_resent(const HrflowTransfer *transfer)
  * another request, whose host may have a private address.  If a kept
  * connection turns out to be dead, libcurl sends the request again over a new
  * one.  By then the server may have processed the request, so a POST must not
- * be sent again, and the transport may have been stopped.  Check for the
- * former first, because a caller may submit again what a stopped transport
- * returns.
+ * be sent again, and the transport may have been stopped.  Check for a POST
+ * first, because a caller may submit again what a stopped transport returns.
  */
 static HrflowFault
 check_connection(const HrflowTransfer *transfer, const char *remote)
@@ -305,8 +304,7 @@ is_https(const char *url)
 }
 
 /*
- * May HTTP/2 be offered for a request, unless the origin is known to use only
- * HTTP/1.1?
+ * Is HTTP/2 suitable for a request, apart from what is known about its origin?
  *
  * A POST uses HTTP/1.1.  An HTTP/2 server may close a connection at any time,
  * and libcurl then sends all requests on it again, including those that the
@@ -382,9 +380,9 @@ set_proxy(HrflowTransfer *transfer)
 }
 
 /*
- * Set the request target to the exact bytes of a link, which may be signed.
- * libcurl would normalize them: 8.14 drops the question mark of an empty
- * query, and 8.22 changes the hexadecimal digits of a path to upper case
+ * Set the request target to the exact path and query of a link, which may be
+ * signed.  libcurl would normalize them: 8.14 drops the question mark of an
+ * empty query, and 8.22 changes the hexadecimal digits of a path to upper case
  * (066_wire.pl).
  *
  * If an http URL is requested through a proxy, the target is the whole URL;
@@ -511,8 +509,8 @@ count_connects(const HrflowTransfer *transfer)
 
 /*
  * Set the HTTP status, the content type and the Retry-After of a reply.
- * Values that libcurl does not know keep their initial values.  The status of
- * an interim response (HTTP 1xx) is ignored, because it is not the status of
+ * Values that libcurl does not know are 0 or NULL.  The status of an interim
+ * response (HTTP 1xx, except 101) is ignored, because it is not the status of
  * the reply.
  */
 static void
@@ -573,8 +571,8 @@ is_whole(const HrflowTransfer *transfer)
 }
 
 /*
- * Classify the failure of an attempt in its reply.  If that sets no detail,
- * use libcurl's message.
+ * Set the status and detail of the reply of a failed attempt.  Use libcurl's
+ * message as the detail if there is no better one.
  */
 static void
 take_failure(HrflowTransfer *transfer, CURLcode code)
@@ -603,9 +601,8 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
 
 /*
  * If the connection of an attempt broke before it delivered any part of the
- * reply, distrust connections that may have the same problem: those that were
- * idle meanwhile, and, for the retry, HTTP/2, unless the origin is known to
- * use HTTP/1.1.
+ * reply, suspect the connections that have been idle meanwhile, and do not
+ * offer HTTP/2 for the retry, unless the origin is known to use HTTP/1.1.
  */
 static void
 learn_from_lost_connection(HrflowTransfer *transfer)
@@ -647,8 +644,8 @@ conclude_attempt(HrflowTransfer *transfer, CURLcode code)
 
 /*
  * After libcurl has sent a request again by itself, use a new handle for the
- * next request.  Before 8.17 (commit 5e46318414), libcurl sends again at most
- * five times per handle, counted over all of its requests (066_wire.pl).
+ * next request.  Before 8.17 (commit 5e46318414), libcurl resends at most five
+ * requests during the life of a handle (066_wire.pl).
  *
  * This function and "needs_renewal" may be removed when the minimum version of
  * libcurl is 8.17 or later.

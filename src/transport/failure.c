@@ -156,7 +156,7 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 
 /*
  * If the proxy refused our user or password, return a description of the
- * refusal, else NULL.  If the attempt failed after the proxy had accepted
+ * refusal, else NULL.  If the attempt failed after an HTTP proxy had accepted
  * them, record that.
  */
 static const char *

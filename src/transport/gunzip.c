@@ -24,7 +24,7 @@
 struct HrflowGunzip
 {
 	z_stream	stream;
-	bool		is_complete;	/* has the last member ended? */
+	bool		is_complete;	/* has the latest member ended? */
 };
 
 /*

@@ -35,8 +35,8 @@ hrflow_idle_free_all(void)
 }
 
 /*
- * Make a transfer idle, or free it.  It must not be in any list.  Does not
- * throw.
+ * Make a transfer idle, or free it if HRFLOW_KEEP_HANDLES transfers are idle
+ * already.  The transfer must not be in any list.  Does not throw.
  */
 void
 hrflow_idle_put(HrflowTransfer *transfer)

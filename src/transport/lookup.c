@@ -36,13 +36,14 @@
  */
 static struct
 {
-	int64		at[MAX_ABANDONED];	/* or 0 if this element is unused */
+	int64		at[MAX_ABANDONED];	/* when a lookup was abandoned, or 0 if
+									 * this element is unused */
 	int			next;			/* index of the oldest of these times */
 }			abandoned[HRFLOW_NSERVERS];
 
 /*
- * May an attempt, which may need a lookup, be started?  It must not if there
- * are too many abandoned lookups that may still be running.
+ * Can another attempt, which may need a lookup, be started?  It cannot if too
+ * many abandoned lookups may still be running.
  */
 bool
 hrflow_lookup_may_start(const HrflowTransfer *transfer)

@@ -290,8 +290,8 @@ hrflow_poller_is_busy(int fd)
 
 /*
  * Has the peer closed an idle connection, or is there data to read from one
- * that uses HTTP/1.1?  Over HTTP/2, data may arrive at any time.  "fd" may be
- * -1.
+ * that uses HTTP/1.1?  Over HTTP/2, data may arrive at any time.  Returns
+ * false before the first reply.  "fd" may be -1.
  */
 bool
 hrflow_poller_is_spent(int fd)

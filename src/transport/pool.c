@@ -65,12 +65,12 @@
  */
 #define PROBE_LIMIT 4096
 
-/* This backend's resources.  Fields that are zero are not initialized yet. */
+/* This backend's resources.  "multi" and "wait_set" are NULL until needed. */
 static struct
 {
 	CURLM	   *multi;
-	bool		is_stale;		/* discard "multi" when no requests are in
-								 * flight */
+	bool		is_stale;		/* must "multi" be discarded once no requests
+								 * are in flight? */
 	bool		is_broken;		/* must "multi" no longer be used, because of
 								 * an error? */
 	bool		has_poller;
@@ -79,7 +79,7 @@ static struct
 	uint32		wait_event;		/* wait event while requests are in flight */
 	uint32		delay_event;	/* wait event while no requests are in flight */
 	int			reserved;		/* number of descriptors reserved with fd.c */
-	bool		is_short;		/* too few descriptors for another request */
+	bool		is_short;		/* are descriptors scarce? */
 	int			nadmitted;		/* number of requests that may be started
 								 * before the next check of descriptors */
 	bool		has_opened;		/* has a socket been opened since the last
@@ -415,7 +415,7 @@ hrflow_pool_is_broken(void)
 }
 
 /*
- * Close all connections once no requests are in flight.
+ * Mark all connections to be closed once no requests are in flight.
  */
 void
 hrflow_pool_discard(void)
@@ -771,8 +771,8 @@ milliseconds_until(int64 when, int64 now)
 
 /*
  * Wait until a socket is ready, a timer of libcurl expires, the latch is set,
- * or the time "until" is reached.  "is_delay" means that no requests are in
- * flight.
+ * or the time "until" is reached.  Then let libcurl process ready sockets.
+ * "is_delay" means that no requests are in flight.
  */
 void
 hrflow_pool_wait(int64 until, bool is_delay)

@@ -12,15 +12,16 @@
  * The limit that the server itself imposes is learned from its replies; see
  * allowance.c.
  *
- * A 429, or a 503 with Retry-After, pauses the account.  So do many failures
- * in succession (5xx, or connections that fail or break) soon after other
- * replies, as when a server is restarted.  When the pause is over, one request
- * is sent as a probe.  If the probe is refused, too, or fails during a pause
- * that failures have caused, the account is paused for longer.  If the probe
- * is abandoned, another one is sent.  Any other outcome ends the pause, and so
- * does a probe that takes longer than both the pause and a second.  A probe
- * does not end a pause that the server requested while the probe was in
- * flight: when that pause is over, the next request is a probe again.
+ * A 429, or a 503 with a Retry-After of at most HRFLOW_RETRY_AFTER_LIMIT,
+ * pauses the account.  So do many failures in succession (5xx, or connections
+ * that fail or break) soon after other replies, as when a server is restarted.
+ * When the pause is over, one request is sent as a probe.  If the probe is
+ * refused, too, or is another such failure, the account is paused for longer.
+ * If the probe is abandoned, another one is sent.  Any other outcome ends the
+ * pause, and so does a probe that takes longer than both the pause and a
+ * second.  A probe does not end a pause that the server requested while the
+ * probe was in flight: when that pause is over, the next request is a probe
+ * again.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,11 +56,11 @@
 #define PAUSE_MIN (250 * HRFLOW_MSEC)
 
 /*
- * Maximum length of a pause if the server does not specify a length and no
- * rate limit predicts the end.  After a failed probe, the next probe is sent
- * when a rate limit with one of the usual periods would admit a request.  If
- * there is no such time, the length of the pause is doubled, up to this
- * maximum.
+ * Maximum length of a pause started by a refusal, if the server does not
+ * specify a length and no rate limit predicts the end.  After a refused probe,
+ * the next probe is sent when a rate limit with one of the usual periods would
+ * admit a request.  If there is no such time, the length of the pause is
+ * doubled, up to this maximum.
  */
 #define PAUSE_LIMIT (8 * HRFLOW_SEC)
 
@@ -78,8 +79,8 @@
 
 /*
  * Number of failures since HRFLOW_ANSWERED was last reported that pauses an
- * account.  It is large enough that occasional failures
- * do not pause the account.
+ * account.  It is large enough that occasional failures do not pause the
+ * account.
  */
 #define BREAKER_FAILURES 16
 
@@ -414,10 +415,11 @@ end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
 /*
  * Report the outcome of a request.
  *
- * Returns the length of the pause that this outcome causes, in microseconds,
- * or 0 if it causes none.  Sets *counts to whether the attempt counts towards
- * max_attempts: it does not if other requests had already paused the account,
- * nor while failures may be due to a restart of the server.  Does not throw.
+ * If this outcome is a reason to pause the account, returns the remaining
+ * length of the pause, or a longer Retry-After, in microseconds; else 0.  Sets
+ * *counts to whether the attempt counts towards max_attempts: it does not if
+ * other requests had already paused the account, nor while failures may be due
+ * to a restart of the server.  Does not throw.
  */
 int64
 hrflow_rate_report(const HrflowTransfer *transfer,

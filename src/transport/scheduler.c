@@ -171,10 +171,11 @@ start_transfer(HrflowTransfer *transfer, int64 now)
  */
 
 /*
- * Make a request ready to be sent over a new connection, because libcurl was
- * about to send it over a connection that cannot be used.  If the request may
- * no longer be sent, it is finished instead.  If libcurl has not sent the
- * request, the attempt does not count.
+ * Make a request ready to be sent over a new connection, after on_request()
+ * has kept libcurl from sending it: the connection cannot be used, or the
+ * transport has been stopped.  If the request may no longer be sent, it is
+ * finished instead.  If libcurl has never sent the request in this attempt,
+ * the attempt does not count.
  */
 static void
 restart_transfer(HrflowTransfer *transfer)
@@ -515,9 +516,9 @@ awaits_proxy(const HrflowTransfer *transfer)
 /*
  * Start the ready requests of a transport while there is room, a descriptor is
  * available and the account admits them.  Returns false if there is no room or
- * descriptor for another request, or if the proxy has not accepted our
- * password yet; then the other transports must not start requests either.  May
- * throw.
+ * descriptor for another request, or if a request must wait for the proxy;
+ * then the transports after this one in the list must not start requests
+ * either.  May throw.
  */
 static bool
 start_ready(HrflowTransport *transport, int64 now)
@@ -644,9 +645,9 @@ show_waits(void)
 }
 
 /*
- * Wait for an event, but no longer than until the given time, or until a
- * transport needs attention.  Only an event enables the transports after the
- * blocker to start requests.
+ * Wait for an event, but no longer than until the given time, until a
+ * transport needs attention, or until counts must be flushed.  Only an event
+ * enables the transports after the blocker to start requests.
  */
 void
 hrflow_scheduler_wait(int64 until)

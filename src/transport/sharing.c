@@ -9,9 +9,9 @@
  * host's connections as HTTP/2 connections, and assigns each reply to
  * whichever request reads first (069_http2.pl).
  *
- * Once the HTTP version of a connection is known, no request is sent over it
- * while another one is in progress: hrflow_sharing_is_busy().  Before its
- * first reply, it may have several requests.  Nothing in a reply tells which
+ * Once a connection is known to use HTTP/1.1, no request is sent over it while
+ * another one is in progress: hrflow_sharing_is_busy().  Before its first
+ * reply, it may have several requests.  Nothing in a reply tells which
  * request it belongs to, so all of these requests must fail:
  * hrflow_sharing_check().
  *
@@ -37,8 +37,9 @@ static dlist_head sent = DLIST_STATIC_INIT(sent);
 /*
  * Keep requests that offer HTTP/2 from sharing connections with requests that
  * do not.  libcurl reuses a connection only if the requested TLS versions are
- * the same.  These two values are equivalent, because TLS 1.3 is the latest
- * version, but libcurl does not consider them the same.
+ * the same, so request different ones: no maximum if the request offers
+ * HTTP/2, else a maximum of TLS 1.3.  The two are equivalent, because TLS 1.3
+ * is the latest version.
  */
 void
 hrflow_sharing_separate(HrflowTransfer *transfer)

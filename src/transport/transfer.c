@@ -152,11 +152,11 @@ may_be_sent(const HrflowTransfer *transfer)
 }
 
 /*
- * Release an attempt's share of the limits that all backends have in common.
- * If the attempt was not sent, even because it could not be started after it
- * was admitted, it no longer counts towards the request limits and the rate
- * limit.  If it is a probe whose outcome has not been reported, the account
- * stops waiting for the outcome.  Does not throw.
+ * Release an attempt's share of the limits.  If the attempt was not sent, even
+ * because it could not be started after it was admitted, it no longer counts
+ * towards the request limits and the rate limit.  If it is a probe whose
+ * outcome has not been reported, the account stops waiting for the outcome.
+ * Does not throw.
  */
 void
 hrflow_transfer_give_back(HrflowTransfer *transfer)
@@ -231,8 +231,9 @@ finish_stopped(HrflowTransfer *transfer)
 }
 
 /*
- * Make a request ready, to be started after its transport's other ready
- * requests.  If it may no longer be sent, finish it instead.  Does not throw.
+ * Make a request ready, as the last of its transport's ready links or ready
+ * requests to the API.  If it may no longer be sent, finish it instead.  Does
+ * not throw.
  */
 void
 hrflow_transfer_queue(HrflowTransfer *transfer)
@@ -244,9 +245,9 @@ hrflow_transfer_queue(HrflowTransfer *transfer)
 }
 
 /*
- * Make a request ready, to be started before its transport's other ready
- * requests, except that links are always started before requests to the API.
- * The request must be one that may be sent.  Does not throw.
+ * Make a request ready, as the first of its transport's ready links or ready
+ * requests to the API.  The request must be one that may be sent.  Does not
+ * throw.
  */
 void
 hrflow_transfer_queue_first(HrflowTransfer *transfer)

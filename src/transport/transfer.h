@@ -61,7 +61,8 @@ typedef enum HrflowTransferState
 	HRFLOW_SENT,				/* sent over a connection */
 	HRFLOW_RECEIVING,			/* received a header line of the reply */
 
-	HRFLOW_DONE,				/* the attempt has ended, successfully or not */
+	HRFLOW_DONE,				/* the reply, which may report a failure, is
+								 * ready */
 	HRFLOW_HANDED_OUT			/* the submitter has the reply */
 } HrflowTransferState;
 
@@ -104,8 +105,8 @@ typedef enum HrflowFault
 	HRFLOW_NO_MEMORY,
 	HRFLOW_BAD_ENCODING,
 	HRFLOW_PRIVATE_ADDRESS,		/* link to a private address */
-	HRFLOW_SENT_TWICE,			/* libcurl was about to send a request again
-								 * that must not be sent again */
+	HRFLOW_SENT_TWICE,			/* libcurl was about to resend a request that
+								 * must not be resent */
 	HRFLOW_UNUSABLE,			/* libcurl was about to send the request over
 								 * a connection that cannot be used */
 	HRFLOW_STOPPED,				/* libcurl was about to send a request to the
@@ -145,24 +146,25 @@ typedef struct HrflowAttempt
 	int			nbeside;		/* number of requests in flight in the window
 								 * when the attempt started, including the
 								 * attempt itself */
-	int64		pause;			/* length of the pause that the outcome caused
-								 * for the account, in microseconds, or 0 if
-								 * there was no pause */
-	bool		is_probe;		/* the first request of the account after a
-								 * pause */
+	int64		pause;			/* length of the pause that
+								 * hrflow_rate_report() has returned, in
+								 * microseconds, or 0 */
+	bool		is_probe;		/* is the attempt a probe whose outcome has
+								 * not been reported yet? */
 	bool		is_alone;		/* is this the only request that may be in
 								 * flight? */
 	bool		counts;			/* if there is a pause, does the attempt count
 								 * towards max_attempts? */
 	bool		uses_proxy;		/* is the attempt sent through the proxy? */
 	bool		offers_http2;
-	bool		may_wait;		/* may libcurl make the attempt wait for a
-								 * connection to share? */
+	bool		may_wait;		/* is libcurl allowed to make the attempt wait
+								 * for a connection to share? */
 	bool		is_gzip;		/* is the body compressed? */
 	bool		opened;			/* has a socket to an allowed address been
 								 * opened? */
 	bool		has_reply;		/* has the final status line been received? */
-	bool		headers_ended;	/* have all headers been received? */
+	bool		headers_ended;	/* have all headers of the response, perhaps
+								 * an interim one, been received? */
 	uint32		round;			/* round of the scheduler in which the attempt
 								 * stopped waiting for a connection */
 	HrflowFault fault;			/* the fault that ended or will end the
@@ -189,7 +191,8 @@ typedef struct HrflowAttempt
 								 * still send, according to the reply, or -1
 								 * if unknown */
 	int64		reset;			/* seconds until the account may send more
-								 * requests */
+								 * requests, according to the reply, or 0 if
+								 * unknown */
 	size_t		header_bytes;	/* size of the headers received */
 	size_t		body_bytes;		/* size of the body received, before
 								 * decompression */
@@ -221,8 +224,8 @@ typedef struct HrflowTransfer
 	int			ncounted;		/* number of earlier attempts that count
 								 * towards max_attempts */
 	bool		was_sent;		/* has any attempt been sent? */
-	bool		avoids_http2;	/* has an attempt over HTTP/2 failed without
-								 * any reply? */
+	bool		avoids_http2;	/* has an attempt that offered HTTP/2 lost its
+								 * connection before any reply? */
 	bool		needs_fresh;	/* must the request be sent over a new
 								 * connection? */
 
@@ -251,7 +254,7 @@ typedef struct HrflowTransfer
 
 /*
  * The headers of requests with particular settings.  libcurl does not copy
- * them, so they live as long as any transport uses them.
+ * them, so they live at least as long as any transport uses them.
  */
 typedef struct HrflowHeaders HrflowHeaders;
 
@@ -265,21 +268,22 @@ struct HrflowTransport
 	HrflowActivity *activity;	/* shows what the transport is doing */
 	HrflowUsageCounts *usage;	/* request counts of the role on whose behalf
 								 * requests are sent */
-	uint64		account;		/* account of the requests to the API */
+	uint64		account;		/* hash of the account that sends the requests
+								 * to the API; see hrflow_rate_account() */
 	HrflowWindow *window;		/* window of the API's origin */
 	bool		is_answered;	/* has any of its requests succeeded, or been
 								 * answered with 404? */
 	MemoryContextCallback on_reset;
 
-	dlist_head	ready_links;	/* ready links, which are started first, in
-								 * this order */
+	dlist_head	ready_links;	/* ready links, in order; they have priority
+								 * over "ready" */
 	dlist_head	ready;			/* ready requests to the API, in order */
 	pairingheap *delayed;		/* delayed requests, ordered by "due" */
 	dlist_head	all_delayed;	/* delayed requests, as a list */
 	dlist_head	in_flight;		/* in the order in which they were started */
 	dlist_head	done;
 	dlist_head	handed_out;
-	int			nready;			/* length of "ready" and "ready_links" */
+	int			nready;			/* total length of "ready" and "ready_links" */
 	int			ndelayed;
 	int			nin_flight;
 	int			most_in_flight; /* maximum number in flight at any time */
@@ -288,8 +292,9 @@ struct HrflowTransport
 								 * delaying the first of "ready"? */
 	int64		admitted_at;	/* earliest time to ask the account again */
 	uint64		serial;			/* number of the request last admitted */
-	int64		paused_until;	/* end of the account's pause, or 0 if there
-								 * is none */
+	int64		paused_until;	/* end of the account's pause, or time at
+								 * which an exhausted limit admits requests
+								 * again, or 0 if neither applies */
 	int64		rests_until;	/* end of a pause requested by the caller, or
 								 * 0 if there is none */
 	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */
@@ -297,12 +302,13 @@ struct HrflowTransport
 	bool		suspended;		/* must no requests be started until the
 								 * transport is used again? */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
-	ErrorData  *error;			/* error of libcurl or the system, which is
-								 * raised once all replies that have arrived
-								 * have been returned; or NULL */
+	ErrorData  *error;			/* error of libcurl or the system that is
+								 * still to be raised, or NULL */
 	bool		stopped;		/* must no more requests be sent to the API? */
-	bool		at_limit;		/* if so, was it because of a request limit,
-								 * which allows the requests in flight? */
+	bool		at_limit;		/* is "stopped" set because a request limit
+								 * was reached?  If so, requests that are
+								 * already counted towards the limit may still
+								 * be sent */
 	bool		expired;		/* has the time limit expired? */
 };
 
@@ -319,12 +325,15 @@ typedef enum HrflowAdmission
 } HrflowAdmission;
 
 /*
- * Maximum number of pending events: more than there can be connections in use,
- * kept and being closed.
+ * Maximum number of events that hrflow_poller_wait() returns.  It exceeds the
+ * number of connections that can be in use, kept or being closed.
  */
 #define HRFLOW_MAX_EVENTS 1024
 
-/* Number of events to process after a wait, before more requests are started. */
+/*
+ * Maximum number of events to process after a wait, before more requests are
+ * started.
+ */
 #define HRFLOW_EVENTS_AT_ONCE 64
 
 /*

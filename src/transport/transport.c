@@ -284,7 +284,8 @@ hrflow_transport_most_in_flight(const HrflowTransport *transport)
 /*
  * Return how many more links it is useful to submit now.  Unlike requests to
  * the API, links do not wait for the account's rate limit, and are fetched
- * even if the transport was stopped.  After an error, nothing is sent.
+ * even if the transport was stopped.  After an error, or once the time limit
+ * has expired, nothing is sent.
  */
 int
 hrflow_transport_room_for_links(HrflowTransport *transport)
@@ -371,11 +372,11 @@ catch_step(HrflowTransport *transport, Step step, int64 time)
 }
 
 /*
- * Execute a step, unless an error is kept.  If the step throws, keep the error
- * until hrflow_transport_next() has returned the replies that have arrived,
- * because they may have been paid for.  These include replies that libcurl has
- * not reported yet, and, unless libcurl itself has failed, data that has not
- * been read.
+ * Execute a step, unless an error is kept.  If the step throws, keep the
+ * error, so that hrflow_transport_next() can first return the replies that
+ * have arrived, because they may have been paid for.  These include replies
+ * that libcurl has not reported yet, and, unless libcurl itself has failed,
+ * data that has not been read.
  */
 static void
 attempt_step(HrflowTransport *transport, Step step, int64 time)
@@ -663,8 +664,8 @@ hrflow_transport_poll(HrflowTransport *transport)
  * again by submit, post, next, poll or pause.  Must be called before control
  * passes to the client for an unknown time, as with an open cursor.  Replies
  * are kept until the caller asks for them, but their outcomes are reported to
- * the account.  Raises the errors of hrflow_transport_next(), except that it
- * does not return replies first.
+ * the account.  Raises errors as hrflow_transport_next() does, but without
+ * returning replies first.
  */
 void
 hrflow_transport_suspend(HrflowTransport *transport)

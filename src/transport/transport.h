@@ -37,7 +37,8 @@ typedef struct HrflowReply
 	HrflowStatus status;		/* HRFLOW_OK if a complete reply was received,
 								 * whatever its HTTP status; else why there is
 								 * none.  Meaningless if "stopped" */
-	bool		transient;		/* might a retry succeed? */
+	bool		transient;		/* if there is no complete reply, might a
+								 * retry succeed? */
 	const char *detail;			/* error detail, or NULL */
 	int			http_status;	/* 0 if no reply was received */
 	const char *content_type;	/* NULL if no content type was received */
@@ -48,25 +49,25 @@ typedef struct HrflowReply
 								 * if there is none */
 	bool		is_limited;		/* did the server refuse the request because
 								 * of a rate limit? */
-	int			attempts;		/* number of attempts that count towards
-								 * max_attempts, including this attempt if it
-								 * was made */
+	int			attempts;		/* number of earlier attempts that count
+								 * towards max_attempts, plus this attempt, if
+								 * one was started */
 	bool		stopped;		/* was the request abandoned, because the
 								 * transport was stopped or its time limit
 								 * expired? */
 	bool		expired;		/* if the request was abandoned, did the time
 								 * limit expire? */
-	bool		was_sent;		/* may the server have received the request in
-								 * this attempt? */
+	bool		was_sent;		/* could the server have received the request
+								 * in this attempt? */
 	HrflowTarget target;
 	void	   *tag;			/* passed by the submitter */
 	struct HrflowTransfer *transfer;	/* internal to the transport */
 } HrflowReply;
 
 /*
- * The requests of one statement or one scan.  A backend can have several
- * transports: while a statement has requests in flight, it may call a function
- * that sends requests of its own.
+ * The requests of one call of a function, or of one scan that issues calls
+ * ahead.  A backend can have several transports: while a statement has
+ * requests in flight, it may call a function that sends requests of its own.
  */
 typedef struct HrflowTransport HrflowTransport;
 

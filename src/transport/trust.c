@@ -115,8 +115,9 @@ find_trust(CURL *easy)
 }
 
 /*
- * libcurl's options for verification.  There are separate options for servers
- * and for proxies that use TLS.
+ * libcurl's options for TLS: verification of the peer's certificate, minimum
+ * version, and CA file and directory.  Servers and HTTPS proxies have separate
+ * sets of options.
  */
 typedef struct TrustOptions
 {

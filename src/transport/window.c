@@ -75,8 +75,8 @@
 #define FULL_PART 0.75
 
 /*
- * Factor by which a refusal, a broken connection or a timeout multiplies the
- * size of the window.
+ * Factor by which a refusal, a broken connection, a failure to connect or a
+ * timeout multiplies the size of the window.
  */
 #define REFUSAL_FACTOR 0.7
 
@@ -135,7 +135,7 @@
 /* Maximum number of origins that have a window in each backend. */
 #define NWINDOWS 32
 
-/* Reason why a window has been reduced for one round. */
+/* Reason for reducing a window for one round. */
 typedef enum WindowTrial
 {
 	NO_TRIAL,
@@ -166,8 +166,8 @@ struct HrflowWindow
 	int64		counts_from;
 	int64		round_began;
 	int			length;			/* number of requests of the round */
-	int			n;				/* number of requests of the round that have
-								 * received a reply */
+	int			n;				/* number of requests of the round whose
+								 * latency has been recorded */
 	int32		latencies[MAX_ROUND];
 	int64		sum_beside;		/* sum of "nbeside" of these "n" requests */
 
@@ -424,8 +424,9 @@ end_round(HrflowWindow *window, int64 now)
 }
 
 /*
- * Record the latency of a reply, enlarge the window if it may grow, and end
- * the round if it is complete.
+ * Enlarge the window if it may grow.  If the request belongs to the current
+ * round and the time at which its reply arrived is known, record the latency,
+ * and end the round if it is complete.
  */
 static void
 note_latency(HrflowTransfer *transfer, int64 now)
