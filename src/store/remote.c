@@ -1,15 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * remote.c
- *		Checks whether a store's tables have rows on other servers, or
- *		receive rows from another server.
+ *		Checks whether tables have rows on other servers, or receive rows from
+ *		another server.
  *
  * Tracking and refreshing rely on triggers, row locks and ON CONFLICT, which
  * work on the rows of a single server.  A table is considered to have rows on
  * other servers if the table or one of its children is a foreign table, or if
- * Citus manages the table.  Operations that would have to change such rows are
- * refused before any request is sent; docs/scaling.md describes what to do
- * instead.
+ * Citus manages the table.  Tracking such a table, or refreshing a store that
+ * has such tables, is refused before any request is sent; docs/scaling.md
+ * describes what to do instead.
  *
  *-------------------------------------------------------------------------
  */
@@ -141,7 +141,8 @@ hrflow_remote_check(const HrflowStore *store)
 }
 
 /*
- * Does an enabled logical replication subscription write to a table?
+ * Does an enabled logical replication subscription write to a table?  The
+ * partitions of the table are not considered.
  */
 static bool
 is_subscribed(Oid table)
@@ -173,9 +174,9 @@ is_subscribed(Oid table)
 }
 
 /*
- * Check that no enabled subscription writes to the tables of a store.  If one
- * did, rows that a refresh writes could conflict with replicated rows, and
- * vectors could be paid for on both servers.
+ * Check that no enabled subscription writes to the tables of a store; see
+ * is_subscribed().  If one did, rows that a refresh writes could conflict with
+ * replicated rows, and vectors could be paid for on both servers.
  *
  * Throws 25006, as on a standby.
  */

@@ -40,8 +40,8 @@ static const char has_aside_sql[] =
 " WHERE a.source_id = p.source_id AND a.%I = p.%I AND %s%s)";
 
 /*
- * Condition that a vector was put aside because its profile was unwanted,
- * rather than because the API no longer had the vector.
+ * SQL condition that a vector was put aside because its profile was unwanted,
+ * and not, for example, because the API no longer had the vector.
  */
 static const char of_unwanted_sql[] =
 " AND a.reason IN ('reconcile', 'untrack')";
@@ -51,7 +51,7 @@ static const char of_unwanted_sql[] =
  * the arrays $1 and $2, and returns their number.  The profiles must be
  * locked.  Vectors that have been fetched meanwhile are not overwritten.  The
  * arguments are NAME_aside, an additional condition on its rows, and
- * assignments of state, due_at and attempts.
+ * assignments of state, due_at and attempts to gone and unwanted profiles.
  */
 static const char restore_sql[] =
 "WITH back AS (DELETE FROM %R AS a USING %P AS p, unnest($1, $2) AS l(s, i)"
@@ -73,10 +73,10 @@ static const char restore_sql[] =
 " SELECT count(*) FROM profiles";
 
 /*
- * An unwanted profile returns to the state that it had before it was put
- * aside, and is due when it would have been due then.  A gone profile becomes
- * due immediately, as does one whose state before is not known, because a user
- * has changed NAME_aside.
+ * An unwanted profile returns to the state and due_at that it had before it
+ * was put aside.  A gone profile becomes due immediately, as does an unwanted
+ * profile whose earlier state is not known, for example because a user has
+ * changed NAME_aside.
  */
 #define IS_KNOWN "p.state = 'unwanted' AND k.state IS NOT NULL"
 
@@ -88,7 +88,7 @@ static const char as_before_sql[] =
 /*
  * While no table wanted a key, changes of its content were not noticed.  So
  * the content must be read; if neither the content nor the API key has
- * changed, no request is sent.
+ * changed, a request is usually not necessary.
  */
 static const char due_now_sql[] =
 "state = 'due', due_at = clock_timestamp(), attempts = 0";
@@ -144,7 +144,7 @@ restore(const HrflowStore *store, Oid table, const char *reasons,
 }
 
 /*
- * Restoration of profiles that a table wants again.
+ * Restoration of profiles that are no longer unwanted.
  */
 typedef struct Wanted
 {
@@ -154,7 +154,7 @@ typedef struct Wanted
 	HrflowParameters range;		/* the keys to be restored next */
 	int64		nrestored;
 	int64		nrefused;		/* number of profiles whose vectors the store
-								 * does not accept */
+								 * does not accept, or that were not tried */
 	ErrorData  *error;			/* the first error, or NULL */
 } Wanted;
 
@@ -215,13 +215,14 @@ restore_range(Wanted *wanted, int first, int n)
 }
 
 /*
- * Restore the profiles that have the state "unwanted" although a table refers
- * to them again, except those that another session has locked.  Profiles whose
- * vectors the store does not accept, for example because another model made
- * them, become due instead, after a WARNING.  If the store has contents, the
- * restored profiles are due as well.  Profiles without vectors in NAME_aside
- * become due in any case.  Does nothing if a table that feeds the store cannot
- * be queried.
+ * Restore the profiles that have the state "unwanted", but are no longer
+ * unwanted (see feeder.c), except those that another session has locked.
+ * Profiles whose vectors the store does not accept, for example because
+ * another model made them, become due instead, after a WARNING.  If contents
+ * are read from tables, the restored profiles become due as well.  Profiles
+ * that have no vectors in NAME_aside, or only vectors that were put aside for
+ * other reasons, become due in any case.  Does nothing if a table that feeds
+ * the store cannot be queried.
  *
  * Call this before hrflow_expire_batch(), which erases unwanted profiles
  * without looking for rows that refer to them.

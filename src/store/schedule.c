@@ -112,7 +112,7 @@ static const char unschedule_elsewhere_sql[] = "SELECT cron.unschedule(%L);";
 
 /*
  * Assumed interval of a schedule that we cannot parse, in seconds.  Also the
- * maximum interval of a schedule in seconds.
+ * maximum interval of a schedule with the syntax "n seconds".
  */
 #define UNKNOWN_INTERVAL (60 * 60)
 
@@ -163,7 +163,8 @@ hrflow_schedule_last_status(const HrflowStore *store)
 /*
  * Parse one field of a cron schedule, and set element i of "set" to true for
  * each value i of the field.  All values must be less than "max".  Returns a
- * pointer to the text after the field, or NULL if the field cannot be parsed.
+ * pointer to the text after the field, or NULL if the field cannot be parsed,
+ * or is not followed by a space or tab.
  */
 static const char *
 read_field(const char *p, int max, bool *set)
@@ -303,9 +304,9 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 }
 
 /*
- * Drop the current user's jobs for stores that no longer exist, because their
- * tables were dropped or renamed.  If "store" is not NULL, drop the job of
- * that store as well.  Returns whether any job was dropped.
+ * Drop the current user's jobs for stores that no longer exist, for example
+ * because their tables were dropped or renamed.  If "store" is not NULL, drop
+ * the job of that store as well.  Returns whether any job was dropped.
  *
  * A job's store is considered not to exist if the job runs in this database,
  * its name has this database's prefix, its statement begins like a statement

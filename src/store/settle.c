@@ -49,14 +49,15 @@
 #define LAST_TIME 2000
 
 /*
- * Maximum total time for writing replies after an error or at the end of the
- * session.
+ * Time for writing replies after an error or at the end of the session.  Once
+ * it has passed, no further write is begun.
  */
 #define LAST_WRITES (10 * HRFLOW_SEC)
 
 /*
- * Maximum number of consecutive writes that may fail after an error or at the
- * end of the session, for example because of another query cancel.
+ * After an error or at the end of the session, stop writing when this many
+ * writes have failed without any progress, for example because of another
+ * query cancel.
  */
 #define MAX_FAILURES 5
 
@@ -95,8 +96,8 @@ check_vain(HrflowRun *run)
 }
 
 /*
- * Postpone the profiles of sources that the API does not know, except profiles
- * that a run has claimed.
+ * Postpone profiles of sources that the API does not know; see
+ * hrflow_claim_postpone().
  */
 static void
 postpone_sources(HrflowRun *run)
@@ -133,8 +134,9 @@ write_once(HrflowRun *run)
 /*
  * Write the profiles that have arrived, except profiles that must be retried
  * later, for example because other sessions have locked them.  If writing the
- * profiles together fails, write them one by one.  If none has arrived, only
- * begin a new transaction.
+ * profiles together fails with an error that may be specific to one of them,
+ * write them one by one.  hrflow_work_try() handles other errors.  If no
+ * profile has arrived, only begin a new transaction.
  */
 void
 hrflow_settle_write(HrflowRun *run)
@@ -195,7 +197,8 @@ renew_leases(HrflowRun *run)
 /*
  * Write the profiles that have arrived.  Retry profiles that other sessions
  * have locked, for at most LOCKED_GRACE.  While a lock causes the whole write
- * to be rolled back, is_locked_out() in work.c limits the time instead.
+ * to be rolled back, is_locked_out() in work.c limits the time instead.  After
+ * an error or at the end of the session, leave the rest to write_last().
  */
 static void
 write_rest(HrflowRun *run)
@@ -292,7 +295,8 @@ write_last(HrflowRun *run)
 }
 
 /*
- * Try to release the remaining leases.  Returns NULL on success, or the error.
+ * Try to release the remaining leases.  Returns the error that
+ * hrflow_work_try() has saved, or NULL.
  */
 static ErrorData *
 try_release(HrflowRun *run)
@@ -317,7 +321,7 @@ try_release(HrflowRun *run)
 
 /*
  * Release the remaining leases.  If that fails, let the leases expire, and
- * only warn, so that the caller gets the earlier error of the run.  However,
+ * only warn, so that the caller gets an earlier error of the run.  However,
  * if a query cancel causes the failure, and there is no earlier error, the
  * cancel ends the run, and the release is retried.
  */
@@ -390,7 +394,7 @@ get_unwritten_detail(const HrflowRun *run)
 }
 
 /*
- * Warn that replies, which have been paid for, were lost.
+ * Warn about states and fetched vectors that could not be written.
  */
 void
 hrflow_settle_warn(const HrflowRun *run)

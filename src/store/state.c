@@ -21,8 +21,8 @@
  * Waits before a missing profile is requested again.  The API indexes profiles
  * some time after they were sent, so the first waits are short.  Later, the
  * profile is requested once a day.  If it has been missing for
- * HRFLOW_GONE_AGE, but is kept because nothing proves that it no longer exists
- * in the API, it is requested less and less often.
+ * HRFLOW_GONE_AGE, but is not considered gone (see hrflow_erase_gone()), it is
+ * requested less and less often.
  */
 static const int64 missing_waits[] = {
 	USECS_PER_MINUTE, 5 * USECS_PER_MINUTE, 30 * USECS_PER_MINUTE,
@@ -41,24 +41,27 @@ static const int64 missing_waits[] = {
 #define MIN_OUTAGE 8
 
 /*
- * Minimum delay before a profile is requested again after a failure that is
- * not specific to the profile, except for jitter, which may shorten it.
+ * Minimum delay of a profile that is postponed after a failure that is not
+ * specific to the profile, except for jitter, which may shorten it.
  */
 #define MIN_POSTPONEMENT USECS_PER_MINUTE
 
 /*
- * Maximum delay before a profile is requested again after a failure that is
- * not specific to the profile.
+ * Maximum delay of a profile that is postponed after a failure that is not
+ * specific to the profile, unless MAX_LONG_POSTPONEMENT applies.
  */
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
 /*
- * Maximum delay before a profile is requested again whose source is unknown,
- * or whose vectors could not be put aside.
+ * Maximum delay of a postponed profile whose source the API does not know, or
+ * for which "is_undecided" is set.
  */
 #define MAX_LONG_POSTPONEMENT USECS_PER_DAY
 
-/* Error message of a profile for which "is_undecided" is set. */
+/*
+ * Error message of a profile for which "is_undecided" is set, unless it has
+ * another error.
+ */
 #define UNDECIDED_ERROR \
 	"Lost vectors were not put aside, because another session held a lock"
 
@@ -117,8 +120,8 @@ get_error(const HrflowProfile *profile)
 }
 
 /*
- * Does the API reject our requests in general, rather than this profile?  A
- * single 403 may be specific to the profile.
+ * Does the profile's failure, if any, probably affect all requests to the API,
+ * rather than only this profile?  A single 403 may be specific to the profile.
  */
 static bool
 is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
@@ -283,10 +286,11 @@ has_old_error(const HrflowProfile *profile)
  * minute, and at most an hour, or a day if the API does not know the profile's
  * source or if lost vectors could not be put aside.  Thus the next run begins
  * with other profiles.  An error counts as new if requests for the profile
- * were not completed, or if "failed_at" is not known.  However, a request is
- * paid for each time that lost vectors are not put aside, so in that case we
- * assume that the profile has had the error for an hour.  A random jitter
- * shortens the wait by up to a tenth.
+ * were not completed, or if "failed_at" is not known.  However, each request
+ * for a profile whose lost vectors are not put aside is paid for.  So if the
+ * "failed_at" of such a profile is not known, we assume that the profile has
+ * had the error for an hour.  A random jitter shortens the wait by up to a
+ * tenth.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
@@ -356,11 +360,11 @@ set_not_counted(HrflowProfile *profile, bool is_postponed)
 }
 
 /*
- * Return the time at which to request a profile again that was fetched
- * successfully: usually after max_age.  If more than half of a section was put
- * aside because the API no longer has it, which may be a mistake, the wait is
- * at most a day.  If another session prevented the decision whether to put
- * vectors aside, the profile is postponed like one that has failed.
+ * Return the time at which to request a successfully fetched profile again:
+ * usually after max_age.  If more than half of a section was put aside, which
+ * may be a mistake, the wait is at most a day.  If another session prevented
+ * the decision whether to put vectors aside, the wait is at most as long as
+ * after a failure; see postponed_until().
  */
 static TimestampTz
 ok_until(HrflowRun *run, const HrflowProfile *profile)
@@ -456,7 +460,7 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 /*
  * Postpone a profile that is due and has no result, so that a run that
  * continues does not claim it again immediately.  This is not necessary if the
- * API rejects our requests in general, because the run is then about to stop.
+ * run is stopping, or will stop because the failure affects all requests.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -473,8 +477,8 @@ put_beyond_run(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Replace the current contents of a profile's row in profile->row by the new
- * contents, and set the tally of the profile.  The lease must still be ours.
+ * Replace the current values of a profile's row, in profile->row, by the new
+ * values, and set the tally of the profile.  The lease must still be ours.
  */
 void
 hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
@@ -503,7 +507,7 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
  */
 
 /*
- * The probable cause of a failure, if there are no other replies.
+ * The probable cause of a failure, if other profiles fail in the same way.
  */
 typedef enum Sign
 {
@@ -564,8 +568,8 @@ hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Move all suspects to the list of profiles to be written.  If "is_outage",
- * their failures, except failures of links, are not attributed to the
- * profiles.
+ * their failures are not attributed to the profiles, except failures that are
+ * a SIGN_OF_LINKS.
  */
 static void
 clear_suspects(HrflowRun *run, bool is_outage)
@@ -584,8 +588,9 @@ clear_suspects(HrflowRun *run, bool is_outage)
 /*
  * Stop the run because all suspects failed for the same reason, and there were
  * no other replies, so the failures are not specific to the profiles.
- * However, failures of links are still attributed to the profiles, because the
- * API has replied for each profile, and the replies were paid for.
+ * However, failures that are a SIGN_OF_LINKS are still attributed to the
+ * profiles, because the API has replied for each profile, and the replies were
+ * paid for.
  */
 static void
 note_outage(HrflowRun *run)
@@ -659,12 +664,13 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Called when no requests are in flight, to decide about the suspects.  If
- * there are fewer than MIN_OUTAGE, their failures are considered specific to
- * the profiles; otherwise, a store with few profiles would never record a
- * failure.  However, if the run is stopping for any reason, the failures are
- * not attributed to the profiles, because there was no time for other replies.
- * If it is stopping because there were no replies, an outage is reported.
+ * Called when no requests are in flight, to decide about the suspects.  At
+ * least MIN_OUTAGE failed requests mean an outage.  Fewer failures are
+ * considered specific to the profiles, because a store with few profiles would
+ * otherwise never record a failure.  However, if the run is stopping for any
+ * reason, they are treated as in an outage, because there was no time for
+ * other replies.  If it is stopping because there were no replies, an outage
+ * is reported.
  */
 void
 hrflow_state_settle_suspects(HrflowRun *run)

@@ -7,9 +7,9 @@
  * their owner, with a fixed search_path and in a security-restricted
  * operation, as in VACUUM.  Triggers and expressions that the owner has
  * attached to the tables thus run with the privileges of the owner, not with
- * those of the caller.  The privileges of the caller are checked first.
- * Searches by a caller to whom row-level security applies are executed as the
- * caller instead; see hrflow_store_open().
+ * those of the caller.  The privileges of the caller are checked first, except
+ * for HRFLOW_STORE_FEED.  Searches by a caller to whom row-level security
+ * applies are executed as the caller instead; see hrflow_store_open().
  *
  *-------------------------------------------------------------------------
  */
@@ -83,8 +83,8 @@ hrflow_store_relation_name(Oid relation)
 }
 
 /*
- * Make a statement, or a part of one, from a template.  Templates are
- * constants at file scope.  A template may contain:
+ * Make a statement, or a part of one, from a template.  A template may
+ * contain:
  *
  *		%V	the table of vectors
  *		%P	the table of profiles
@@ -98,7 +98,7 @@ hrflow_store_relation_name(Oid relation)
  *		%%	a percent sign
  *
  * Only the first five require "store", which may otherwise be NULL.  The
- * result is palloc'd.
+ * result is palloc'd.  Throws 42P01 if the relation of %R has been dropped.
  */
 char *
 hrflow_store_sql(const HrflowStore *store, const char *template,...)
@@ -661,8 +661,8 @@ refuse_caller(Relation relation)
 
 /*
  * Check that the caller has the privileges on a table that "access" requires
- * and, for HRFLOW_STORE_READ and HRFLOW_STORE_WRITE, that no row-level
- * security policy applies to the caller.  Throws 42501.
+ * and, for HRFLOW_STORE_READ and HRFLOW_STORE_WRITE, that row-level security
+ * does not apply to the caller.  Throws 42501.
  */
 static void
 check_access(Relation relation, HrflowStoreAccess access)
@@ -770,7 +770,8 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	 * Otherwise, policies are bypassed even if they are forced on the owner,
 	 * as in foreign-key checks, because keeping a store up to date requires
 	 * seeing all rows.  For HRFLOW_STORE_READ and HRFLOW_STORE_WRITE,
-	 * check_access() has thrown an error if a policy applies to the caller.
+	 * check_access() has thrown an error if row-level security applies to the
+	 * caller.
 	 */
 	GetUserIdAndSecContext(&store->saved_user, &store->saved_context);
 	if (access == HRFLOW_STORE_RANK &&

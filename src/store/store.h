@@ -226,9 +226,9 @@ typedef struct HrflowFeeder
  */
 typedef struct HrflowAsideBatch
 {
-	int			size;			/* number of profiles in a batch */
-	MemoryContext context;		/* memory context of the strings; lives until
-								 * the call ends */
+	int			size;			/* maximum number of profiles in a batch */
+	MemoryContext context;		/* memory context of the strings below; lives
+								 * until the procedure returns */
 	char	   *source_id;		/* source of the last profile so far, or NULL */
 	char	   *identifier;		/* identifier of the last profile so far, or
 								 * NULL */
@@ -366,11 +366,11 @@ extern int	hrflow_columns_get_content(const HrflowStore *store,
 
 /*
  * SQL assignments that mark row "p" of the table of profiles as changed.  A
- * change never makes a profile due later.  If the profile is to be fetched
- * already, and no attempt has failed, it does not become due earlier either: a
- * profile that changed while it was fetched waits for refresh_debounce.  A
- * missing profile is treated like a new profile, because the API may not have
- * indexed the change yet.
+ * change never makes a profile due later.  If the profile's state is already
+ * "due", and its "attempts" are 0, a change does not make it due earlier
+ * either: a profile that changed while it was fetched waits for
+ * refresh_debounce.  A missing profile is treated like a new profile, because
+ * the API may not have indexed the change yet.
  */
 #define HRFLOW_MARK_CHANGED \
 	" state = 'due', due_at = CASE" \
@@ -387,7 +387,7 @@ extern void hrflow_deferred_register_rows(char *name, TupleDesc desc,
 										  Tuplestorestate *rows);
 extern bool hrflow_deferred_register(const HrflowStore *store);
 
-/* Rows collected by an UPDATE; private to updated.c. */
+/* Rows collected from an UPDATE; defined in updated.c. */
 typedef struct HrflowUpdated HrflowUpdated;
 
 /* in updated.c */
@@ -452,7 +452,7 @@ extern bool hrflow_expire_batch(const HrflowStore *store);
 
 /*
  * Result of hrflow_erase_allowance() while another session holds a lock that
- * it requires.
+ * the function requires.
  */
 #define HRFLOW_ERASE_UNDECIDED (-1)
 

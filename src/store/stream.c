@@ -25,7 +25,7 @@
 
 /*
  * In a statement, this parameter stands for the similarity of the column
- * "vector" with the first parameter.
+ * "vector" to the first parameter.
  */
 #define SIMILARITY_PARAMETER 7
 

@@ -40,7 +40,7 @@
 
 /*
  * Maximum difference between the OIDs of two values at which the scan
- * continues from one value to the other, rather than restart at the root of
+ * continues from one value to the other, rather than restarting at the root of
  * the index.  A profile has a few vectors, which were written together and
  * thus have similar OIDs, and a search usually reads only some of them.
  */
@@ -243,8 +243,8 @@ copy_chunks(HrflowToast *toast, Oid value, Size length)
 /*
  * Return a detoasted value, which the caller must not free.  The value is in
  * the reader's buffer, where it is valid until the next call, or in the
- * current memory context, or it is the datum itself, if that was stored
- * inline.
+ * current memory context, or it is the datum itself, if that need not be
+ * detoasted.
  */
 struct varlena *
 hrflow_toast_read(HrflowToast *toast, Datum datum)
@@ -277,7 +277,7 @@ hrflow_toast_read(HrflowToast *toast, Datum datum)
 	}
 
 	/*
-	 * Index scans allocate memory on demand, which must live as long as the
+	 * The memory that index scans allocate on demand must live as long as the
 	 * reader.
 	 */
 	old = MemoryContextSwitchTo(toast->context);

@@ -3,9 +3,9 @@
  * track.c
  *		Creates the triggers on tables that feed a store.
  *
- * Each table that feeds a store has four triggers.  The triggers on INSERT,
- * DELETE and TRUNCATE are statement-level triggers.  The trigger on TRUNCATE
- * fires before the rows are deleted.  The trigger on UPDATE is a row-level
+ * hrflow_track_table() creates four triggers.  The triggers on INSERT, DELETE
+ * and TRUNCATE are statement-level triggers.  The trigger on TRUNCATE fires
+ * before the rows are deleted.  The trigger on UPDATE is a row-level
  * trigger with a WHEN condition on the relevant columns, so that an UPDATE of
  * other columns does not fire it.  A statement-level trigger cannot do that:
  * its WHEN condition cannot refer to columns, and a trigger with a list of
@@ -493,8 +493,9 @@ is_as_made(const HrflowStore *store, const HrflowFeeder *feeder,
 }
 
 /*
- * Does a table feed the store through exactly the triggers that
- * create_triggers() would create?  Acquires no lock stronger than
+ * Does a table feed the store through the triggers that create_triggers()
+ * would create, and no others?  Compares what is_as_made() compares, and the
+ * columns in the WHEN condition.  Acquires no lock stronger than
  * AccessShareLock.
  */
 static bool
@@ -529,10 +530,10 @@ is_tracked(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Check and read the arguments of hrflow_track_table().  Sets "args" to the
- * arguments of the triggers, *condition and *numbers to the arguments
- * "condition" and "columns" of create_triggers(), and *content to the argument
- * "content" of is_tracked().
+ * Check and read the arguments of hrflow_track_table().  Sets "args", except
+ * HRFLOW_TRIGGER_STORE, to the arguments of the triggers, *condition and
+ * *numbers to the arguments "condition" and "columns" of create_triggers(),
+ * and *content to the attribute numbers of the content columns.
  */
 static void
 get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,

@@ -7,8 +7,8 @@
  * concurrent statements do not deadlock.  This does not hold for the rows of
  * an UPDATE that are processed immediately, because the row-level trigger
  * locks their profiles in the order in which the rows are updated; see
- * updated.c.  Deleted profiles are erased at the end of the transaction,
- * unless a table still refers to them; see deferred.c.
+ * updated.c.  The profiles of deleted rows are erased before the transaction
+ * commits, if they are unwanted by then; see deferred.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -408,11 +408,11 @@ check_not_renamed(TriggerData *trigdata, Oid named)
 }
 
 /*
- * Report that the store that a trigger names does not exist.  If the store was
- * dropped, its triggers were dropped with it, unless the table was restored
- * from a dump, which does not preserve that dependency.  In the latter case,
- * there is nothing to do, and writing to the table must not fail, so only a
- * WARNING is raised.  Throws 42P01 if the store is known to have been renamed.
+ * Report that the store that a trigger names does not exist.  Dropping a store
+ * also drops its triggers, except those that were restored from a dump, which
+ * does not preserve their dependency on the store.  Such a trigger has nothing
+ * to do, and writing to its table must not fail, so only a WARNING is raised.
+ * Throws 42P01 if the store is known to have been renamed.
  */
 static void
 report_missing_store(TriggerData *trigdata)

@@ -7,9 +7,9 @@
  * hold their locks until the transaction ends: both lock every profile that
  * they erase or put aside, and hrflow_untrack_table() also locks the table
  * against readers.  The procedures in this file do the same work in batches,
- * each in a separate transaction, so that no other session waits for longer
- * than a batch takes.  Completed batches are committed.  After an error or a
- * query cancel, a repeated call continues with the rest.
+ * each in a separate transaction, so that other sessions usually do not wait
+ * longer than a batch takes.  Completed batches are committed.  After an error
+ * or a query cancel, a repeated call continues with the rest.
  *
  *-------------------------------------------------------------------------
  */
@@ -74,9 +74,9 @@ typedef bool (*UntrackWork) (Untracking *untracking, const HrflowStore *store);
  */
 
 /*
- * Report that a table does not feed a store, so that nothing is put aside,
- * unless the table no longer exists.  If a user has dropped the triggers,
- * profiles that no table wants may still be tracked.
+ * Report that a table, if it still exists, does not feed a store, so that
+ * nothing is put aside.  If a user has dropped the triggers, profiles that no
+ * table wants may still be tracked.
  */
 static void
 report_no_feeder(const HrflowStore *store, Oid table)
@@ -296,10 +296,10 @@ put_aside_batch(Untracking *untracking, const HrflowStore *store)
  *
  * Only a trigger on DELETE or TRUNCATE can remain: as long as there is a
  * trigger on INSERT, the table wants its profiles, and the trigger on UPDATE
- * depends on columns.  If a user has dropped both, all profiles are put aside
- * in this transaction, so that an interruption restores the other triggers.
- * If they cannot be put aside, this throws 55000, because without a trigger
- * the next call would not put them aside.
+ * depends on columns.  If a user has dropped both, all unwanted profiles are
+ * put aside in this transaction, so that an interruption restores the other
+ * triggers.  If the profiles cannot be put aside, this throws 55000, because
+ * without a trigger the next call would not put them aside.
  *
  * This locks the table against readers until the transaction is committed.
  */
@@ -354,7 +354,7 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 }
 
 /*
- * UntrackWork callback: restore profiles to which another table refers again.
+ * UntrackWork callback: restore profiles that are no longer unwanted.
  */
 static bool
 restore_wanted_again(Untracking *untracking, const HrflowStore *store)
@@ -373,9 +373,9 @@ erase_expired_batch(Untracking *untracking, const HrflowStore *store)
 }
 
 /*
- * UntrackWork callback: finish, after all unwanted profiles have been put
- * aside, or a batch was refused.  Drop the last trigger unless one was
- * refused.
+ * UntrackWork callback: finish after the last batch.  Drop the remaining
+ * trigger, unless a batch was refused: then not all unwanted profiles have
+ * been put aside.
  */
 static bool
 end_put_aside(Untracking *untracking, const HrflowStore *store)

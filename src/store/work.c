@@ -36,7 +36,8 @@
 
 /*
  * Maximum time for which to retry work that was rolled back because its
- * statements could not acquire a lock, other than those of the store's tables.
+ * statements could not acquire a lock, other than a lock on a whole table of
+ * the store.
  */
 #define MAX_LOCKED_OUT (60 * HRFLOW_SEC)
 
@@ -343,8 +344,8 @@ hrflow_work_do(HrflowRun *run, HrflowWork work)
 
 /*
  * Like hrflow_work_do(), but save the first error, to be rethrown at the end
- * of the run, and roll back the transaction.  An error about a lock is not
- * saved if the work can be retried.  Returns true if there was no error.
+ * of the run, and roll back the transaction.  An error is not saved if the
+ * work can be retried.  Returns true if there was no error.
  */
 bool
 hrflow_work_try(HrflowRun *run, HrflowWork work)
@@ -377,7 +378,7 @@ hrflow_work_try(HrflowRun *run, HrflowWork work)
 }
 
 /*
- * Begin a new transaction, so that no transaction lasts for long.
+ * Commit the transaction and begin a new one, so that none lasts for long.
  */
 void
 hrflow_work_pause(HrflowRun *run)

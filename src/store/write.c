@@ -24,12 +24,15 @@
 #define MAX_LOCKED_TIME (60 * HRFLOW_SEC)
 
 /*
- * Time after which a transaction begins to write no further profile, and
- * leaves the rest to the next transaction, in milliseconds.
+ * Time after which a pass over the profiles writes no further profile, and
+ * leaves the rest to a later transaction, in milliseconds.
  */
 #define MAX_WRITE_TIME 1000
 
-/* MAX_WRITE_TIME while a run ends; short, so that a timeout loses little. */
+/*
+ * MAX_WRITE_TIME after an error or at the end of the session; short, so that a
+ * timeout loses little.
+ */
 #define LAST_WRITE_TIME 250
 
 /* Stop writing profiles one by one after this many were found locked. */
@@ -124,8 +127,8 @@ limit_locks(const HrflowRun *run)
 }
 
 /*
- * Start the time limit for a pass.  Returns the time after which the pass must
- * not begin to write another profile.
+ * Start the time limit for a pass over the profiles.  Returns the time after
+ * which the pass must not begin to write another profile.
  */
 static int64
 get_write_until(const HrflowRun *run)
@@ -162,8 +165,9 @@ write_vector(void *arg)
 /*
  * Write the vectors of profiles, except vectors that are stored already.  If a
  * profile was fetched completely, also put aside stored vectors that its reply
- * lacks.  At least one profile is written, however long that takes.  If
- * "with_states" is set, also write the states.
+ * lacks, unless they are to be kept.  When the time is used up, hold back the
+ * rest, but at least one profile is written.  If "with_states" is set, also
+ * write the states.
  */
 static void
 write_profiles(void *arg)
@@ -304,8 +308,9 @@ note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
  * stored one, and no vectors are put aside.  Returns NULL, or the error of a
  * conflict with another session.
  *
- * Does nothing if the state was rejected, or if the store has contents: such a
- * store has one vector per profile, which must match "content_hash".
+ * Does nothing if the state was rejected, if no vectors were fetched, or if
+ * the store's contents are read from columns: such a store has one vector per
+ * profile, which must match "content_hash".
  */
 static ErrorData *
 keep_vectors(Writing *writing)
@@ -336,10 +341,12 @@ keep_vectors(Writing *writing)
 
 /*
  * Write each profile separately, so that profiles that cause errors do not
- * keep others from being written.  After MAX_SINGLE_WAITS, hold the rest back.
- * Returns false if there was not enough time for all profiles.  A profile whose
- * error has ended a transaction is written only at the beginning of a
- * transaction, so that the profiles before it are committed first.
+ * keep others from being written.  After MAX_SINGLE_WAITS profiles were found
+ * locked, hold the rest back.  Also hold the rest back when the time for this
+ * pass is used up, or at a profile whose error has aborted a transaction
+ * before, unless it is the first profile: the profiles before it must be
+ * committed first.  Returns false in these last two cases; the rest should
+ * then be written in another transaction.
  */
 static bool
 write_one_by_one(Writing *writing, List *profiles)
@@ -407,7 +414,8 @@ end_writing(Writing *writing)
 /*
  * Write the vectors of profiles: first the profiles whose vectors have not
  * been found to be locked, together if that causes no error, and then the
- * others.  Then write the states of all these profiles together.
+ * others.  Then write the states together, except those of profiles that are
+ * held back.
  */
 static void
 write_together(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -515,7 +523,7 @@ list_complete(List *profiles)
 }
 
 /*
- * Lock the tables that are to be written.  Another session may hold a lock on
+ * Lock the tables of vectors and profiles.  Another session may hold a lock on
  * a table for long, so this must be done before rows are locked.
  */
 static void
@@ -536,9 +544,9 @@ lock_tables(const HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * If a profile that was held back must keep sections that its reply lacks,
- * because too many profiles have lost sections, let all profiles of this write
- * keep such sections.
+ * If a profile that was held back must keep sections that its reply lacks, for
+ * example because too many profiles have lost sections, let all profiles of
+ * this write keep such sections.
  */
 static void
 keep_held_back(List *profiles)
@@ -562,8 +570,8 @@ keep_held_back(List *profiles)
 
 /*
  * Write the profiles that have arrived: together, unless run->is_single is
- * set.  Sets run->has_more if there was not enough time for all of them.  The
- * caller must call hrflow_write_done() after the commit.
+ * set.  Sets run->has_more if the rest should be written in another
+ * transaction.  The caller must call hrflow_write_done() after the commit.
  */
 void
 hrflow_write(HrflowRun *run, const HrflowStore *store)
@@ -630,10 +638,9 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * After the commit, count and free the profiles that were written, and those
- * that cannot be written because their leases are no longer ours.  Profiles
- * that are held back are kept, as are, for at most MAX_LOCKED_TIME, locked
- * profiles.
+ * After the commit, count and free all profiles of the write, whether they
+ * were written or not, except profiles that are held back and, for at most
+ * MAX_LOCKED_TIME, locked profiles.
  */
 void
 hrflow_write_done(HrflowRun *run)
