@@ -344,7 +344,7 @@ release_leases(HrflowRun *run)
 				(errcode(error->sqlerrcode),
 				 errmsg("could not release leases: %s",
 						error->message ? error->message : "unknown error"),
-				 errdetail("Profiles cannot be claimed until their leases expire.")));
+				 errdetail("The profiles cannot be claimed until their leases expire.")));
 }
 
 /*

@@ -200,7 +200,7 @@ hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
 				(errcode(is_shorter(age, &minute) ?
 						 ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_WARNING),
 				 errmsg(is_shorter(age, &minute) ?
-						"argument \"max_age\" must be at least one minute, not %s" :
+						"argument \"max_age\" must be zero or at least one minute, not %s" :
 						"argument \"max_age\" is only %s",
 						DatumGetCString(DirectFunctionCall1(interval_out,
 															IntervalPGetDatum(age)))),

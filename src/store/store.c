@@ -652,7 +652,7 @@ refuse_caller(Relation relation)
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("must be owner of store %s",
 					hrflow_store_relation_name(RelationGetRelid(relation))),
-			 errdetail("The owner's triggers would run with the privileges of the caller."),
+			 errdetail("Superusers and members of the owner's role are not exempt."),
 			 hrflow_compat_can_set_role(GetSessionUserId(), owner) ?
 			 errhint("Run SET ROLE %s first.", quote_identifier(name)) :
 			 errhint("Ask the owner of the store, %s, to call the function.",

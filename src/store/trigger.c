@@ -488,7 +488,8 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("hrflow_track_trigger() can only be called as a trigger")));
+				 errmsg("function \"%s\" was not called by trigger manager",
+						"hrflow_track_trigger")));
 
 	event = trigdata->tg_event;
 	if (TRIGGER_FIRED_AFTER(event) == TRIGGER_FIRED_BY_TRUNCATE(event))
