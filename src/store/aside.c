@@ -351,15 +351,21 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 				(errmsg_plural("the vectors of " INT64_FORMAT " profile of store %s were put aside",
 							   "the vectors of " INT64_FORMAT " profiles of store %s were put aside",
 							   nput, nput, store->vectors_name),
-				 errdetail("These profiles are no longer in any table that feeds the store."),
-				 errhint("To restore the vectors, call hrflow_restore() before they are erased, or hrflow_track_table() for a table that contains the profiles.")));
+				 errdetail_plural("This profile is no longer in any table that feeds the store.",
+								  "These profiles are no longer in any table that feeds the store.",
+								  nput),
+				 errhint_plural("To restore the vectors, call hrflow_restore() before they are erased, or hrflow_track_table() for a table that contains the profile.",
+								"To restore the vectors, call hrflow_restore() before they are erased, or hrflow_track_table() for a table that contains the profiles.",
+								nput)));
 	if (nkept > 0)
 		ereport(WARNING,
 				(errmsg_plural("store %s keeps the vectors of " INT64_FORMAT " profile that is in no table that feeds it",
 							   "store %s keeps the vectors of " INT64_FORMAT " profiles that are in no table that feeds it",
 							   nkept, store->vectors_name, nkept),
 				 errdetail("At most 5 %% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours."),
-				 errhint("Call hrflow_track_table() for each table that feeds the store.  To erase these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.")));
+				 errhint_plural("Call hrflow_track_table() for each table that feeds the store.  To erase this profile, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.",
+								"Call hrflow_track_table() for each table that feeds the store.  To erase these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.",
+								nkept)));
 }
 
 /*

@@ -721,7 +721,9 @@ hrflow_content_warn(const HrflowRun *run)
 				(errmsg_plural("refresh of %s has put aside the vector of " INT64_FORMAT " key whose content has become empty",
 							   "refresh of %s has put aside the vectors of " INT64_FORMAT " keys whose contents have become empty",
 							   run->nerased, run->name, run->nerased),
-				 errhint("To restore the vectors, call hrflow_restore() before they are erased.")));
+				 errhint_plural("To restore the vector, call hrflow_restore() before it is erased.",
+								"To restore the vectors, call hrflow_restore() before they are erased.",
+								run->nerased)));
 	if (run->nkept > 0)
 		ereport(WARNING,
 				(errmsg_plural("refresh of %s keeps the vector of " INT64_FORMAT " key whose content has become empty",

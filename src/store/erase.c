@@ -487,7 +487,9 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
 							   n, run->name, n),
 				 errdetail("No other profile of the same source has been refreshed recently, so the source might no longer exist."),
-				 errhint("Check \"hrflow_embed.base_url\", the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
+				 errhint_plural("Check \"hrflow_embed.base_url\", the API key and the source.  If the profile was deleted, untrack it with hrflow_untrack().",
+								"Check \"hrflow_embed.base_url\", the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().",
+								n)));
 }
 
 /*
