@@ -14,9 +14,10 @@
 #include "utils/timestamp.h"
 
 /*
- * Statement that locks the rows of profiles, and returns their values.  $1 to
- * $3 are arrays of the sources, identifiers and leases.  As in claim.c, the
- * plan does not depend on the statistics of the table.
+ * Statement that locks the rows of profiles whose leases are still ours,
+ * except rows that other sessions have locked, and returns their values.  $1
+ * to $3 are arrays of the sources, identifiers and ends of the leases.  As in
+ * claim.c, the plan does not depend on the statistics of the table.
  */
 static const char lock_arrived_sql[] =
 "SELECT k.n::integer, l.*"
@@ -86,7 +87,7 @@ hrflow_arrived_lock(const HrflowStore *store, List *profiles)
 		HrflowProfile *profile = lfirst(cell);
 		Datum		values[lengthof(types)];
 
-		/* Discard the results of a write that was rolled back. */
+		/* Discard the results of an earlier write. */
 		if (profile->write_error != NULL && profile->status == HRFLOW_OK)
 			profile->is_postponed = false;
 		profile->is_ours = profile->is_locked = profile->is_held = false;

@@ -3,16 +3,17 @@
  * aside.c
  *		Puts vectors aside, into the table NAME_aside of a store.
  *
- * Vectors that the API no longer has, and vectors of unwanted profiles (see
- * feeder.c), are not deleted immediately.  Instead, they are moved to
- * NAME_aside, where searches do not find them, and can be restored (see
- * restore.c) until they expire.  The default of the column "delete_at" sets
- * the retention time, which is therefore dumped and restored together with the
- * table.  Vectors are put aside as real[], because the type of the store's
- * vectors may change before they are restored.
+ * Vectors that the API no longer has, vectors of contents that have become
+ * empty, and vectors of unwanted profiles (see feeder.c) are not erased
+ * immediately, unless a user has deleted or untracked the profiles.  Instead,
+ * they are moved to NAME_aside, where searches do not find them, and can be
+ * restored (see restore.c) until they expire.  The default of the column
+ * "delete_at" sets the retention time, which is therefore dumped and restored
+ * together with the table.  Vectors are put aside as real[], because the type
+ * of the store's vectors may change before they are restored.
  *
  * The owner may drop the table.  Without it, only profiles that a user deletes
- * are erased.
+ * or untracks are erased.
  *
  *-------------------------------------------------------------------------
  */
@@ -59,9 +60,9 @@ static const char *const create_aside_sql[] = {
 /*
  * WITH query that inserts the rows of the WITH query "vectors" into
  * NAME_aside.  If a vector was put aside before, the new row replaces the old
- * one.  "state" and "due_at" are those of a profile that was unwanted, from
- * before it was put aside, and otherwise null; as_before_sql in restore.c
- * restores them.
+ * one.  "state" and "due_at" are the values that an unwanted profile had
+ * before it was put aside, which as_before_sql in restore.c restores; for all
+ * other profiles, they are null.
  */
 static const char put_sql[] =
 ", aside AS (INSERT INTO %R AS a (source_id, %I, section, item, vector,"
@@ -190,9 +191,9 @@ hrflow_aside_create(const HrflowStore *store, const char *schema,
 }
 
 /*
- * Return the table NAME_aside of a store, or InvalidOid if there is none.  Sets
- * *problem to the reason why a relation with that name is ignored, or to NULL;
- * see hrflow_beside_find().
+ * Return the table NAME_aside of a store, or InvalidOid if there is none.
+ * Unless "problem" is NULL, sets *problem to the reason why a relation with
+ * that name is ignored, or to NULL; see hrflow_beside_find().
  */
 static Oid
 find_table(const HrflowStore *store, char **problem)
@@ -310,7 +311,8 @@ hrflow_aside_count(const HrflowStore *store)
 /*
  * Lock the profiles that meet a condition, in the order of their keys, and add
  * the keys to the parameters "keys", as two arrays.  "how" is the locking
- * clause, preceded by a space.  Returns false if no profile was locked.
+ * clause, preceded by a space and optionally LIMIT.  Returns false if no
+ * profile was locked.
  */
 bool
 hrflow_aside_lock_keys(const HrflowStore *store, const char *condition,
@@ -380,8 +382,10 @@ unwanted_now(const HrflowStore *store, Oid function)
 }
 
 /*
- * Put aside the unwanted profiles among those with the given keys.  If
- * "is_limited", keep them if there are too many.
+ * Put aside the unwanted profiles among those with the given keys, and erase
+ * those that have no vectors.  If "is_limited", and more profiles with vectors
+ * are unwanted than hrflow_erase_allowance() permits, keep all profiles that
+ * have vectors.
  *
  * The caller must have locked the profiles.  The tables that feed the store
  * are looked up and queried only now, because a session that held the locks
@@ -446,11 +450,11 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 }
 
 /*
- * Put aside all unwanted profiles.  If "is_limited", keep them if there are
- * too many, and skip profiles that another session has locked.  We must not
- * wait for such a session: it may be about to insert rows that refer to these
- * profiles, and may be waiting for a row of the table that we are reconciling.
- * Returns the number of profiles that are no longer tracked.
+ * Put aside all unwanted profiles; see put_locked().  If "is_limited", skip
+ * profiles that another session has locked.  We must not wait for such a
+ * session: it may be about to insert rows that refer to these profiles, and
+ * may be waiting for a row of the table that we are reconciling.  Returns the
+ * number of profiles that are no longer tracked.
  */
 uint64
 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
@@ -486,9 +490,10 @@ keep_last(MemoryContext context, Datum array, char **last)
 
 /*
  * Put aside the next batch of unwanted profiles, in the order of their keys.
- * The caller must commit, and call this function again until it returns false.
- * Each batch begins after the last key of the previous batch, so no batch
- * searches the keys of previous batches again.
+ * Returns false if there were none left, or if the batch was refused.
+ * Otherwise, the caller must commit, and call this function again.  Each batch
+ * begins after the last key of the previous batch, so no batch searches the
+ * keys of previous batches again.
  */
 bool
 hrflow_aside_put_batch(const HrflowStore *store, Oid function,

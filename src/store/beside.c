@@ -30,8 +30,8 @@ hrflow_beside_name(const char *schema, const char *vectors,
 }
 
 /*
- * Return why a table lacks one of the given columns, as a DETAIL, or NULL if
- * it lacks none.
+ * Return a DETAIL that names one of the given columns that a table does not
+ * have, or has with an unsuitable type.  Returns NULL if there is none.
  */
 static char *
 get_column_problem(Oid table, const HrflowColumn *columns, int n)
@@ -106,8 +106,9 @@ hrflow_beside_find(const HrflowStore *store, const char *suffix,
 
 /*
  * Should a WARNING be raised about a relation that hrflow_beside_find() has
- * ignored?  It should once per statement; "last" identifies the last WARNING,
- * and is updated.
+ * ignored?  It should unless the last WARNING was about the same store, and
+ * raised during the same statement of the client.  "last" identifies that
+ * WARNING, and is updated.
  */
 bool
 hrflow_beside_should_warn(const HrflowStore *store, HrflowBesideWarning *last)

@@ -62,8 +62,8 @@ hrflow_best_make(int k, int nparts)
 }
 
 /*
- * Could a match with this similarity be among the k best?  It cannot if its
- * profile already has a match that is at least as good.
+ * Could a match with this similarity be among the k best?  Does not check
+ * whether its profile already has a match that is at least as good.
  */
 bool
 hrflow_best_wants(const HrflowBest *best, double similarity)

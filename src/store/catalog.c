@@ -42,14 +42,14 @@ typedef struct NamedTrigger
 } NamedTrigger;
 
 /*
- * Cache of all triggers that call hrflow_track_trigger(), as far as
- * hrflow_catalog_trigger_args() considers them ours.  It is valid as long as
- * no relation changes.
+ * Cache of all triggers that call hrflow_track_trigger(), and that
+ * hrflow_catalog_trigger_args() considers ours.  It is valid as long as no
+ * relation changes.
  */
 static struct
 {
-	Oid			function;		/* hrflow_track_trigger(), or InvalidOid if
-								 * the cache is invalid */
+	Oid			function;		/* OID of hrflow_track_trigger(), or
+								 * InvalidOid if the cache is invalid */
 	NamedTrigger *triggers;		/* in TopMemoryContext, or NULL */
 	int			n;
 }			known = {.function = InvalidOid};
@@ -298,7 +298,8 @@ hrflow_catalog_function(const char *name, const Oid *types, int nargs,
 
 /*
  * Return the quoted name of a function of this extension, qualified with the
- * schema of "other", which may be any function of this extension.
+ * schema of "other", which may be any function of this extension.  Throws
+ * 42883 if "other" no longer exists.
  */
 char *
 hrflow_catalog_function_name(const char *name, Oid other)

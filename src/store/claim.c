@@ -360,9 +360,9 @@ hrflow_claim_undo(HrflowRun *run)
 }
 
 /*
- * Postpone profiles of sources that the API does not know, at most
- * POSTPONED_AT_ONCE per source, so that profiles of other sources do not have
- * to wait for them.
+ * Postpone profiles of sources that the API does not know, so that profiles of
+ * other sources do not have to wait for them.  At most POSTPONED_AT_ONCE
+ * profiles of each source are postponed.
  */
 void
 hrflow_claim_postpone(HrflowRun *run, const HrflowStore *store)
@@ -556,9 +556,10 @@ hrflow_claim_forget(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Count and free the arrived profiles that other sessions have locked.  Their
- * leases are not released, because another claim could then request, and pay
- * for, the same profiles again at once.
+ * Free the arrived profiles that other sessions have locked, and count those
+ * whose fetched vectors are lost.  Their leases are not released, because
+ * another claim could then request, and pay for, the same profiles again at
+ * once.
  */
 void
 hrflow_claim_forget_locked(HrflowRun *run)

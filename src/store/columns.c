@@ -155,7 +155,8 @@ collect_columns(Node *node, void *list)
 
 /*
  * Return the attribute numbers of the columns from which contents are read, in
- * order.  "args" are the arguments of the trigger on UPDATE; one of them is
+ * order.  "trigger" is the trigger on UPDATE of a table, and "args" are the
+ * arguments of any trigger by which the table feeds the store; one of them is
  * the number of these columns.  In the WHEN condition of the trigger, these
  * columns follow the key column.  The condition stores attribute numbers, so
  * columns can be renamed; in a dump, it contains column names.

@@ -7,8 +7,8 @@
  * Contents are read in the transaction that claims their keys.  For each key,
  * the column "content_hash" contains the hash of the request that produced the
  * key's vector.  Content is not sent again while the run has a request with
- * the same content in flight, or if the store has its vector, fetched with the
- * same API key, under any key.
+ * the same content in flight, or if the store has its vector under any key,
+ * fetched with the same API key, and with an accepted dimension.
  *
  * Before requests are sent, their hashes are committed in the column
  * "sent_hash", which is cleared when the reply is written, or if no request
@@ -54,10 +54,10 @@ static const char next_column_sql[] = "%s, %s";
 /*
  * Statement that finds the stored vectors of contents.  $1 is an array of
  * keys, and $2 an array of the hashes of their contents.  $3 is the account,
- * and $4 the section.  $5 is an array of the dimensions of the store's
- * vectors, which is empty if any dimension is accepted.  A key's own vector is
- * preferred.  Because many keys may have the same content, LIMIT stops at the
- * first vector found.
+ * and $4 the section.  $5 is an array of the accepted dimensions, which is
+ * empty if any dimension is accepted.  A key's own vector is preferred.
+ * Because many keys may have the same content, LIMIT stops at the first vector
+ * found.
  */
 #define VECTOR_SQL \
 	" CROSS JOIN LATERAL (SELECT v.vector::real[] AS vector FROM %V AS v" \
@@ -77,9 +77,9 @@ static const char find_vectors_sql[] =
  * Statement that finds which of the hashes $1 belong to requests that may have
  * been sent, but whose replies were not written.  $2 is the current time, and
  * $3 the end of the lease of the keys that were just claimed.  Requests whose
- * keys another session has leased are left out, because their replies may yet
- * be written.  A lease that ends much later was extended by record.c, after the
- * reply could not be written.
+ * keys another session, or an earlier claim of this run, has leased are left
+ * out, because their replies may yet be written.  A lease that ends much later
+ * was extended by record.c, after the reply could not be written.
  */
 static const char find_sent_sql[] =
 "SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
@@ -394,7 +394,7 @@ give_vector(const HrflowRun *run, HrflowProfile *profile, ArrayType *value)
 
 /*
  * For each of the given profiles, copy the vector of its content if the store
- * already has that vector, fetched with the same API key.
+ * already has that vector; see find_vectors_sql.
  */
 static void
 find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)

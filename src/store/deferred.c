@@ -46,8 +46,7 @@
 typedef struct Deleted
 {
 	Oid			vectors;		/* the store's table of vectors */
-	Oid			function;		/* hrflow_track_trigger(), which the triggers
-								 * that feed the store call */
+	Oid			function;		/* OID of hrflow_track_trigger() */
 	TupleDesc	desc;			/* row type of "keys": (s text, i text) */
 	Tuplestorestate *keys;
 	bool		is_broken;		/* did adding a key to "keys" fail? */
@@ -156,8 +155,9 @@ add_key(Deleted *deleted, Datum *values, bool *nulls)
 }
 
 /*
- * Record that a row that refers to a profile has been deleted.  The profile is
- * erased before the commit, if it is unwanted by then; see feeder.c.
+ * Record that a row no longer refers to a profile, because its key has been
+ * changed.  The profile is erased before the commit, if it is unwanted by
+ * then; see feeder.c.
  */
 void
 hrflow_deferred_add(const HrflowStore *store, Oid function,
@@ -203,11 +203,12 @@ ignore_end_of_keys(DestReceiver *receiver)
 }
 
 /*
- * Record that rows that refer to profiles have been deleted.  The profiles are
- * erased before the commit, if they are unwanted by then.  "profiles" is a
- * query that returns their keys as columns "s" and "i".  The query sees all
- * rows that are committed by now, because TRUNCATE also deletes rows that are
- * not visible to the transaction's snapshot.
+ * Record that rows that refer to profiles are being deleted, or that their
+ * keys have been changed.  The profiles are erased before the commit, if they
+ * are unwanted by then.  "profiles" is a query that returns the keys of these
+ * profiles as columns "s" and "i".  The query sees all rows that are committed
+ * by now, because TRUNCATE also deletes rows that are not visible to the
+ * transaction's snapshot.
  */
 void
 hrflow_deferred_add_all(const HrflowStore *store, Oid function,

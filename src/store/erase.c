@@ -3,12 +3,13 @@
  * erase.c
  *		Erases profiles and their vectors.
  *
- * Profiles that a user deletes are erased in the same transaction.  Vectors
- * that the API no longer has, and unwanted profiles (see feeder.c), are first
- * put aside, and erased when they expire; see aside.c.  Unless a user has
- * untracked a table, hrflow_erase_allowance() limits how many profiles may
- * lose vectors in this way.  Unwanted profiles without vectors are erased
- * immediately.  Nothing is erased in any other way.
+ * Profiles that a user deletes or untracks are erased in the same transaction.
+ * Vectors that the API no longer has, vectors of contents that have become
+ * empty, and profiles that are unwanted for another reason (see feeder.c) are
+ * first put aside, and erased when they expire; see aside.c.  Unless a user
+ * has untracked a table, hrflow_erase_allowance() limits how many profiles may
+ * lose more than half of the vectors of a section in this way.  Unwanted
+ * profiles without vectors are erased immediately.
  *
  * Rows of the table of profiles are locked in the order of their keys.  Only
  * after that do we determine whether a table refers to a profile, with a
@@ -63,8 +64,9 @@ static const char erase_aside_sql[] =
 " RETURNING a.source_id, a.%I)";
 
 /*
- * Query for the rows to be recorded in NAME_erased: one per erased profile,
- * and one per erased vector.
+ * Query for the erasures to be recorded in NAME_erased; see
+ * hrflow_erased_note_sql().  It returns one row per erased profile, and one
+ * per erased vector.
  */
 #define ERASED_SQL \
 	"SELECT e.source_id, e.%I, 0 AS n, NULL::timestamptz AS put_aside_at" \
@@ -76,7 +78,7 @@ static const char erased_sql[] = ERASED_SQL;
 static const char erased_with_aside_sql[] = ERASED_SQL
 " UNION ALL SELECT a.source_id, a.%I, 1, NULL FROM aside AS a";
 
-/* SQL condition that the current transaction has deleted a profile. */
+/* SQL condition that the profile in row "p" is in HRFLOW_DELETED. */
 static const char deleted_sql[] =
 "(p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 
@@ -134,14 +136,13 @@ static const char erase_profiles_aside_sql[] =
 " RETURNING a.source_id, a.%I)";
 
 /*
- * Statement that finds which of the missing profiles of a run no longer exist
- * in the API, and puts their vectors aside.  $1 to $4 are arrays: the sources,
- * identifiers and generations of the profiles, and whether the API knows the
- * profile, but has none of the vectors that the run requested.  The run
- * requested the sections $5, and the items $10 of the sections $9.  A gone
- * profile has been missing since $6 or earlier, and is due again only after
- * $7, the start of the run.  If more than $8 gone profiles have vectors, these
- * profiles are not changed.
+ * Statement that finds which of the missing profiles of a run are gone, and
+ * puts their vectors aside.  $1 to $4 are arrays: the sources, identifiers and
+ * generations of the profiles, and whether the API knows the profile, but has
+ * none of the vectors that the run requested.  The run requested the sections
+ * $5, and the items $10 of the sections $9.  A gone profile has been missing
+ * since $6 or earlier, and is due again only after $7, the start of the run.
+ * If more than $8 gone profiles have vectors, these profiles are not changed.
  *
  * Profiles that have changed in the meantime, or that another session has
  * claimed or locked, are skipped.  So are profiles that the API knows, if they
@@ -224,8 +225,8 @@ static const char count_refreshed_sql[] =
 
 /*
  * Number of attempts to acquire the lock that serializes decisions about this
- * limit.  All attempts together take about 0.1 s, because the caller has
- * locked rows.
+ * limit.  All attempts together take only about 0.1 s, because the caller may
+ * have locked rows.
  */
 #define LIMIT_ATTEMPTS 10
 
@@ -319,9 +320,9 @@ count_refreshed(const HrflowStore *store)
 }
 
 /*
- * Warn that deleting rows has erased many profiles.  Deletions are not
- * limited, because they are deliberate; but a user who reloads a table may
- * have committed between the DELETE and the INSERT.
+ * Warn if deleting rows has erased many profiles.  Deletions are not limited,
+ * because they are deliberate; but a user who reloads a table may have
+ * committed between the DELETE and the INSERT.
  */
 static void
 warn_of_many_deleted(const HrflowStore *store, int64 n)
@@ -337,9 +338,10 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 }
 
 /*
- * Erase those profiles in HRFLOW_DELETED, which the transaction has deleted,
- * that are unwanted now, and vectors with these keys that have no profile.
- * Erases nothing, after a WARNING, if the owner of a table that feeds the store
+ * Erase the profiles in HRFLOW_DELETED that are unwanted now.  Also erase the
+ * vectors of keys in HRFLOW_DELETED that have no profile and that no table
+ * wants.  Then call hrflow_feeder_mark_kept() for the other profiles.  Does
+ * none of this, after a WARNING, if the owner of a table that feeds the store
  * has changed.
  */
 void
@@ -400,9 +402,8 @@ hrflow_erase_profiles(const HrflowStore *store,
 
 /*
  * Count the profiles that lost vectors within the last 24 hours in a way that
- * hrflow_erase_allowance() limits, that is, without having been deleted by a
- * user.  Returns 0 if a user-supplied table of profiles lacks the column
- * "erased_at".
+ * hrflow_erase_allowance() limits.  Returns 0 if a user-supplied table of
+ * profiles lacks the column "erased_at".
  */
 int64
 hrflow_erase_count(const HrflowStore *store)
@@ -426,8 +427,8 @@ hrflow_erase_count(const HrflowStore *store)
 /*
  * Acquire the lock that serializes decisions about the limit, and hold it
  * until the end of the transaction.  Waits for another session, but only
- * briefly, because the caller has locked rows.  Returns false if the other
- * session still holds the lock.
+ * briefly, because the caller may have locked rows.  Returns false if the
+ * other session still holds the lock.
  */
 static bool
 lock_limit(const HrflowStore *store)
@@ -445,12 +446,12 @@ lock_limit(const HrflowStore *store)
 }
 
 /*
- * Return the number of further profiles that may lose vectors without being
- * deleted by a user.  All profiles that have lost vectors in this way within
- * the last 24 hours count, no matter in which run.  Returns 0 if their number
- * is not known, or if vectors cannot be put aside, and HRFLOW_ERASE_UNDECIDED
- * if another session is deciding about vectors at the moment, or has locked
- * NAME_aside.
+ * Return the number of further profiles that may lose vectors within the
+ * limit; see MAX_ERASED_PART.  All profiles that hrflow_erase_count() counts
+ * are subtracted, no matter in which run they lost vectors.  Returns 0 if
+ * their number is not known, or if vectors cannot be put aside, and
+ * HRFLOW_ERASE_UNDECIDED if another session is deciding about vectors at the
+ * moment, or has locked NAME_aside.
  *
  * If the result is positive, no other session can obtain an allowance until
  * the end of the transaction, and NAME_aside cannot be dropped.
@@ -506,8 +507,8 @@ warn_of_unproven(const HrflowRun *run, int64 n)
  *
  * If a user-supplied table of profiles lacks the column "failed_at", it is not
  * known how long profiles have been missing, so none of them is gone.  If
- * another session is deciding about vectors, the profiles stay missing until
- * they are requested again.
+ * hrflow_erase_allowance() returns HRFLOW_ERASE_UNDECIDED, all profiles stay
+ * missing until they are requested again.
  */
 void
 hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)

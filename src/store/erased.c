@@ -66,8 +66,8 @@ hrflow_erased_create(const char *schema, const char *vectors)
 }
 
 /*
- * Return the table NAME_erased of a store, or InvalidOid if there is none.  Sets
- * *problem as hrflow_beside_find() does.
+ * Return the table NAME_erased of a store, or InvalidOid if there is none.
+ * Sets *problem as hrflow_beside_find() does.
  */
 static Oid
 find_record(const HrflowStore *store, char **problem)

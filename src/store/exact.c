@@ -4,13 +4,14 @@
  *		Implements the exact search, which compares every vector in the scope
  *		of a search with the query.
  *
- * If the store is large and parallel workers may be used, the SQL statement
- * compares the vectors with hrflow_vector_similarity(), and the executor
- * selects the best rows.  Otherwise the statement returns the stored values,
- * most of which are usually TOAST pointers, and we read and compare the
- * vectors ourselves, which is faster than a statement that compares and sorts
- * (measured by BENCH_ONLY=10 make bench).  For hrflow_exact_visit(), the
- * statement always compares the vectors, but does not select any.
+ * If the store is large, parallel workers may be used, and the search is not
+ * restricted to few profiles, the SQL statement compares the vectors with
+ * hrflow_vector_similarity(), and the executor selects the best rows.
+ * Otherwise the statement returns the stored values, most of which are usually
+ * TOAST pointers, and we read and compare the vectors ourselves, which is
+ * faster than a statement that compares and sorts (measured by BENCH_ONLY=10
+ * make bench).  For hrflow_exact_visit(), the statement always compares the
+ * vectors, but does not select any.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,7 +43,7 @@ enum
 {
 	PARAMETER_QUERY,			/* $1, real[] */
 	PARAMETER_SECTIONS,			/* $2, text[] */
-	PARAMETER_SOURCE,			/* $3, text: source to search, or NULL for all */
+	PARAMETER_SOURCE,			/* $3, text: one source, or NULL for all */
 	PARAMETER_PROFILES,			/* $4, text[]: identifiers to search for, or
 								 * NULL for all */
 	PARAMETER_SOURCES,			/* $5, text[]: sources in which to look up the
@@ -521,7 +522,7 @@ count_blocks(Relation relation)
  * May parallel workers be used, and will they probably make the search faster?
  * The planner derives the number of workers from the size of the table without
  * its TOAST table, or from the storage parameter parallel_workers.  For a
- * partitioned table, we assume that they do.
+ * partitioned table, we assume that workers make the search faster.
  */
 static bool
 is_parallel(const HrflowSearch *search, const HrflowParameters *parameters)
@@ -601,9 +602,9 @@ hrflow_exact_search(HrflowSearch *search, const char *section,
 }
 
 /*
- * Pass the vectors of several sections to a visitor, except those whose
- * similarity is undefined, so that all vectors of a profile are passed
- * consecutively.  If "candidates" is not NULL, only the profiles in
+ * Pass a match to a visitor for each vector of several sections, except
+ * vectors whose similarity is undefined.  The matches of each profile are
+ * passed consecutively.  If "candidates" is not NULL, only the profiles in
  * "candidates" are visited; otherwise all profiles in the scope of the search.
  */
 void

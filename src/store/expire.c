@@ -59,8 +59,9 @@ static const char expired_sql[] =
 /*
  * Statements that lock unwanted profiles, except those that another session
  * has locked, and return arrays of their keys.  lock_keys_sql locks profiles
- * with the keys $1 and $2; lock_empty_sql locks at most $1 profiles that have
- * no vectors in NAME_aside.
+ * whose sources and identifiers are in the arrays $1 and $2; lock_empty_sql
+ * locks at most $1 profiles that have no vectors in NAME_aside, and meet the
+ * condition erasable().
  */
 #define LOCK_SQL \
 	"SELECT array_agg(l.s), array_agg(l.i)" \
@@ -78,9 +79,10 @@ static const char lock_empty_sql[] = LOCK_SQL
 
 /*
  * Statement that erases the unwanted profiles whose sources and identifiers
- * are in the arrays $1 and $2, unless they have vectors in NAME_aside.  The
- * profiles must be locked.  A vector still counts if another session has
- * changed its row, but has not committed the change.
+ * are in the arrays $1 and $2, if they have no vectors in NAME_aside, and meet
+ * the condition erasable().  The profiles must be locked.  A vector still
+ * counts if another session has changed its row, but has not committed the
+ * change.
  */
 static const char erase_unwanted_sql[] =
 "DELETE FROM %P AS p USING unnest($1, $2) AS k(s, i)"
@@ -248,8 +250,9 @@ hrflow_expire_some(HrflowRun *run)
 }
 
 /*
- * Erase all expired vectors, including those that expired during the run, but
- * stop at the end of the time budget, or if a batch fails.
+ * Erase expired vectors, including those that expired during the run.  Stops
+ * when none is left, at the end of the time budget, if a batch fails, or if
+ * the run is ended by an error or by the end of the session.
  */
 void
 hrflow_expire_all(HrflowRun *run)

@@ -110,8 +110,8 @@ static const char track_untracked_sql[] = TRACK_SQL
 /*
  * Statement that tracks the profiles that are not tracked yet, and locks the
  * rows that name them.  So a transaction that deletes such a row, or changes
- * its identifier, has either committed before, so that the row is not found
- * here, or waits for our transaction, and then finds the profile.
+ * its key, has either committed before, so that the row is not found here, or
+ * waits for our transaction, and then finds the profile.
  */
 static const char track_missing_sql[] =
 "INSERT INTO %P AS p"
@@ -168,11 +168,11 @@ hrflow_feeder_function(Oid caller)
 }
 
 /*
- * May this table feed a store?  It must belong to the store's owner, because
- * reading a table on that owner's behalf may execute code that the table's
- * owner has attached to it, such as policies, types and casts.  A temporary
- * table can feed only a temporary store, because other sessions cannot read
- * it.
+ * Can this table feed a store?  It must be an ordinary or partitioned table.
+ * It must belong to the store's owner, because reading a table on that owner's
+ * behalf may execute code that the table's owner has attached to it, such as
+ * policies, types and casts.  A temporary table can feed only a temporary
+ * store, because other sessions cannot read it.
  */
 static bool
 may_feed(const HrflowStore *store, Oid table)
@@ -194,7 +194,8 @@ may_feed(const HrflowStore *store, Oid table)
 }
 
 /*
- * Check that a table, if it exists, has the store's owner.  Throws 42501.
+ * Check that a table, if it exists, is owned by the store's owner.  Throws
+ * 42501 if it is not.
  */
 void
 hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
@@ -255,13 +256,13 @@ hrflow_feeder_store(Oid trigger, Oid table)
  * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is a
  * partition's copy, or does not feed the store.
  *
- * A trigger that names the store does not necessarily feed it, because any
- * role can create a trigger that names any store; the trigger's table must
- * also be one that may feed the store.  If a trigger names the store, but was
- * created for another one, it feeds that other store, which has been renamed.
- * Conversely, a trigger that names another store feeds this store if it is in
- * "made_for_it", because this store has been renamed.  (Triggers on the
- * store's own table also depend on that table, whatever store they feed.)
+ * A trigger that names the store does not necessarily feed it, because a role
+ * that may execute "function" can create a trigger that names any store; the
+ * trigger's table must also pass may_feed().  If a trigger names the store,
+ * but was created for another one, it feeds that other store, which has been
+ * renamed.  Conversely, a trigger that names another store feeds this store if
+ * it is in "made_for_it", because this store has been renamed.  (Triggers on
+ * the store's own table also depend on that table, whatever store they feed.)
  */
 static HrflowFeeder *
 read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
@@ -317,7 +318,7 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 }
 
 /*
- * Read a trigger.  Returns NULL if it does not feed the store and name it.
+ * Read a trigger.  Returns NULL unless it both feeds the store and names it.
  */
 HrflowFeeder *
 hrflow_feeder_get(const HrflowStore *store, Oid function, Oid trigger)
@@ -513,7 +514,8 @@ hrflow_feeder_profiles(const HrflowStore *store, char *const *args,
 }
 
 /*
- * Return the SQL condition that column "name" of row "f", as text, is "text".
+ * Return the SQL condition that column "name" of row "f", as text, equals the
+ * SQL expression "text".
  */
 static char *
 column_is(Relation table, const char *name, const char *text)
