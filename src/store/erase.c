@@ -484,10 +484,10 @@ warn_of_unproven(const HrflowRun *run, int64 n)
 {
 	if (n > 0)
 		ereport(WARNING,
-				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile that the API does not know",
-							   "refresh of %s keeps " INT64_FORMAT " profiles that the API does not know",
+				(errmsg_plural("refresh of %s keeps " INT64_FORMAT " profile for which the API has no vectors",
+							   "refresh of %s keeps " INT64_FORMAT " profiles for which the API has no vectors",
 							   n, run->name, n),
-				 errdetail("No other profile of the same source has been refreshed recently, so the source might no longer exist."),
+				 errdetail("No other profile of the same source has been refreshed recently, so this might be due to the source, the API key or the server."),
 				 errhint_plural("Check \"hrflow_embed.base_url\", the API key and the source.  If the profile was deleted, untrack it with hrflow_untrack().",
 								"Check \"hrflow_embed.base_url\", the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().",
 								n)));

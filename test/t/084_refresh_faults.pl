@@ -186,7 +186,7 @@ like(
 	'a profile that is not found is kept if no other was refreshed since');
 like(
 	$printed,
-	qr/keeps 1 profile that the API/,
+	qr/keeps 1 profile for which the API has no vectors/,
 	'a run warns that it keeps a profile that the API does not know');
 $store->sql(
 	"INSERT INTO shop.embedding_profile (source_id, profile_id) VALUES ('another', 'driver-1')");
