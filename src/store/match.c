@@ -199,7 +199,7 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 	if (!isfinite(sum))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("sum of weights is out of range for double precision")));
+				 errmsg("sum of weights is out of range for type double precision")));
 	*nweights = n;
 	return weights;
 }
@@ -323,10 +323,12 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 	dead = DatumGetInt64(hrflow_store_datum(0, 1));
 	if (dead > 0)
 		ereport(NOTICE,
-				(errmsg("index %s returned only %d of the %d requested profiles, so all vectors were compared",
-						index->name, found, k),
-				 errdetail("Store %s has about " INT64_FORMAT " dead rows, which the index still returns.",
-						   search->store->vectors_name, dead),
+				(errmsg_plural("index %s returned only %d of the %d requested profile, so all vectors were compared",
+							   "index %s returned only %d of the %d requested profiles, so all vectors were compared",
+							   k, index->name, found, k),
+				 errdetail_plural("Store %s has about " INT64_FORMAT " dead row, which the index still returns.",
+								  "Store %s has about " INT64_FORMAT " dead rows, which the index still returns.",
+								  dead, search->store->vectors_name, dead),
 				 errhint("Run VACUUM %s.", search->store->vectors_name)));
 }
 

@@ -428,7 +428,7 @@ is_too_large(Pairing *pairing, Datum value)
 	if (!pairing->has_warned)
 		ereport(WARNING,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("hrflow_match_all() ignores vectors with more than %d dimensions",
+				 errmsg("ignoring vectors with more than %d dimensions",
 						MAX_DIMENSION)));
 	pairing->has_warned = true;
 	return true;

@@ -30,7 +30,7 @@ refuse_store(const HrflowStore *store, const char *detail, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("store %s cannot accept the vectors that hrflow_refresh() fetches",
+			 errmsg("store %s cannot accept fetched vectors",
 					store->vectors_name),
 			 errdetail_internal("%s", detail),
 			 errhint("%s", hint)));

@@ -150,7 +150,7 @@ hrflow_match_recall(PG_FUNCTION_ARGS)
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 						 errmsg("store %s has no index for section \"%s\"",
 								store.vectors_name, section),
-						 errhint("Create one with the statement that hrflow_index_statement() returns.")));
+						 errhint("Create an index with the statement that hrflow_index_statement() returns.")));
 			sum += measure_recall(search, section, k);
 			measured++;
 		}

@@ -531,8 +531,8 @@ get_max_profiles(FunctionCallInfo fcinfo)
 	if (value < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must be between 1 and " INT64_FORMAT,
-						"max_profiles", PG_INT64_MAX)));
+				 errmsg("argument \"%s\" must be greater than zero",
+						"max_profiles")));
 	return value;
 }
 

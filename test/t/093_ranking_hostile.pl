@@ -184,7 +184,7 @@ like(
 	$node->error_of(
 		qq{SELECT * FROM hrflow_match_weighted('plain', $query,
 		'{"profile": 1.5e308, "skills": 1.5e308}')}),
-	qr/^22023: sum of weights is out of range for double precision/,
+	qr/^22023: sum of weights is out of range for type double precision/,
 	'weights whose sum is infinite are refused');
 
 # Columns that were dropped before and between the others, and one that was added
