@@ -130,9 +130,10 @@ hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields)
 }
 
 /*
- * Set the kind of the store.  Must be called after hrflow_fetch_read_fields().
- * If stores of this kind have no sections, only the complete content can be
- * requested.  Throws 22023 if "fields" is not valid for the kind.
+ * Set the fields of the run that depend on the kind of the store.  Must be
+ * called after hrflow_fetch_read_fields().  If stores of this kind have no
+ * sections, only the complete content can be requested.  Throws 22023 if
+ * "fields" is not valid for the kind.
  */
 void
 hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
@@ -159,8 +160,8 @@ hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store)
 
 /*
  * Change a result that has several vectors, such as a NumPy file with several
- * rows, into a failure.  A store keeps one vector for each section or item, and
- * such an array, which could not be ranked, must not replace the stored one.
+ * rows, into a failure.  A store keeps one vector for each section or item.
+ * An array of several vectors, which could not be ranked, must not replace it.
  */
 static void
 refuse_several(HrflowResult *result)
@@ -175,8 +176,8 @@ refuse_several(HrflowResult *result)
 }
 
 /*
- * Record a result in its profile.  The result is copied, because it belongs to
- * the transport.
+ * Record the outcome of a request in its profile.  The vector is copied,
+ * because the outcome is valid only until hrflow_fetch_take() returns.
  *
  * Only the API can tell that a section has no vector.  If the API returns a
  * link, but the link's host does not have the vector, the profile has failed:
@@ -268,9 +269,9 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 
 /*
  * Return the next claimed profile to be requested, or NULL if there is none or
- * all must wait.  If the API did not know a source when it was last requested,
- * a single profile of the source is requested first, as a probe, and the
- * source's other profiles wait for the reply.
+ * all claimed profiles must wait.  If the last errors of several profiles say
+ * that the API does not know their source, one of these profiles is requested
+ * first, as a probe, and the others wait for the reply.
  */
 static HrflowProfile *
 next_claimed(HrflowRun *run)
@@ -323,7 +324,7 @@ clear_source(HrflowRun *run, HrflowProfile *probe)
 }
 
 /*
- * Make a request for a profile, or for one of its sections.
+ * Make a request for a profile, or for one of the parts of "fields".
  */
 static HrflowWanted *
 make_wanted(HrflowRun *run, HrflowProfile *profile, Jsonb *fields)
@@ -351,8 +352,8 @@ move_to(dlist_head *list, HrflowProfile *profile)
 }
 
 /*
- * Return the next request: for a section of a split profile, or for a claimed
- * profile.  Returns NULL if there is neither, or if no profile may be
+ * Return the next request: for a part of a split profile, or for a claimed
+ * profile.  Returns NULL if there is neither, or if no claimed profile may be
  * requested at present.
  */
 HrflowWanted *

@@ -50,12 +50,12 @@ enum
 #define AVERAGE_AGE 0.95
 
 /*
- * Statement that counts profiles by the day on which they are due, except
- * leased and unwanted ones.  For each day, it returns the number of profiles,
- * the number of those that have been refreshed, and the number of refreshed
- * profiles that lack vectors of a section.  $1 is the current time, and $2 is
- * the last day of the forecast.  Profiles that are due later, or never, are
- * counted under day $2 + 1.
+ * Statement that counts the profiles that are neither leased nor unwanted, by
+ * the day on which they are due.  For each day, it returns the number of
+ * profiles, the number of those that have been refreshed, and the number of
+ * refreshed profiles that lack vectors of a section.  $1 is the current time,
+ * and $2 is the last day of the forecast.  Profiles that are due later, or
+ * never, are counted under day $2 + 1.
  */
 static const char due_sql[] =
 "SELECT CASE WHEN p.due_at <= $1%s THEN 0"
@@ -83,8 +83,8 @@ static const char or_never_asked_sql[] = " OR " NEVER_ASKED;
 static const char and_asked_sql[] = " AND NOT " NEVER_ASKED;
 
 /*
- * SQL expression that replaces count_lacking_sql if no profile can lack a
- * section.
+ * SQL expression that replaces count_lacking_sql if no additional requests are
+ * sent for profiles that lack a section.
  */
 static const char none_sql[] = "0::bigint";
 
@@ -105,8 +105,8 @@ static const char join_sections_sql[] =
 /*
  * Statement that estimates the average latency of a request, in seconds, from
  * the last 20 runs that sent requests and ended because no more profiles were
- * due, or because of time_budget or max_profiles.  $1 is the maximum number of
- * requests in flight.
+ * due, or because of time_budget or max_profiles.  $1 is the assumed maximum
+ * number of requests in flight.
  */
 static const char latency_sql[] =
 "SELECT (sum(extract(epoch FROM h.ended_at - h.started_at)"

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * functions.c
- *		Implements the SQL functions that create and drop stores, track
- *		profiles explicitly, and show the state of stores.
+ *		Implements the SQL functions that create and drop stores, change which
+ *		profiles are tracked or due, and show the state of stores.
  *
  *-------------------------------------------------------------------------
  */
@@ -80,8 +80,8 @@ static const char create_vectors_sql[] =
  * Statement that creates the table of profiles.  The arguments are additional
  * states and additional columns.  The fillfactor leaves space on each page for
  * a new version of every row, so that leases can be set by HOT updates: the
- * rows of a page are often leased at the same time.  (Updates that write
- * results cannot be HOT, because due_at is indexed.)
+ * rows of a page are often leased at the same time.  (Most updates that
+ * write results cannot be HOT, because they change due_at, which is indexed.)
  */
 static const char create_profiles_sql[] =
 "CREATE TABLE %P ("
@@ -114,8 +114,8 @@ static const char *const create_more_sql[] = {
 
 	/*
 	 * Two indexes for claiming profiles, and one index each for listing
-	 * failures, finding the most recent error, counting recent erasures, and
-	 * finding out how vectors were fetched (see model.c).
+	 * failed and unwanted profiles, finding the most recent error, counting
+	 * recent erasures, and finding how vectors were fetched (see model.c).
 	 */
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
 	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
@@ -382,7 +382,7 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
 
 /*
  * ------------------------------------------------------------------------
- * Tracking profiles explicitly
+ * Tracked profiles
  * ------------------------------------------------------------------------
  */
 
@@ -769,7 +769,7 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	values[n++] = TimestampTzGetDatum(counts.oldest);
 	values[n++] = Int64GetDatum(counts.last_minute);
 	values[n++] = Int64GetDatum(counts.last_hour);
-	values[n++] = Int64GetDatum(counts.due);	/* at least one for each */
+	values[n++] = Int64GetDatum(counts.due);	/* at least one per profile */
 	nulls[n] = counts.last_minute == 0;
 	if (counts.last_minute > 0)
 		time_due.time = (double) counts.due / counts.last_minute *

@@ -93,14 +93,17 @@ static const char end_sql[] =
 " requests = $8, error = $9 WHERE r.run = $1";
 
 /*
- * Statement that deletes old runs.  It skips locked rows, so that runs that
- * end at the same time do not wait for one another.
+ * Statement that deletes old runs, up to number $1.  It skips locked rows, so
+ * that runs that end at the same time do not wait for one another.
  */
 static const char forget_sql[] =
 "DELETE FROM %R AS r WHERE r.run IN"
 " (SELECT o.run FROM %R AS o WHERE o.run <= $1 FOR UPDATE SKIP LOCKED)";
 
-/* Statement that tells whether the last run that has ended was "not_kept". */
+/*
+ * Statement that returns whether "not_kept" is the stop_reason of the last run
+ * that has ended, or no row if no run has ended.
+ */
 static const char was_not_kept_sql[] =
 "SELECT r.stop_reason IS NOT DISTINCT FROM 'not_kept' FROM %R AS r"
 " WHERE r.ended_at IS NOT NULL ORDER BY r.run DESC LIMIT 1";
@@ -262,9 +265,9 @@ insert_row(void *arg)
 /*
  * Insert the row of a run that begins, and acquire its lock, which is held
  * until hrflow_history_unlock().  If there is no table of runs, or the row
- * cannot be inserted, the run is not recorded.  Sets run->is_wary if the
- * previous run was stopped because its results could not be stored.  Throws
- * 25006 on a subscriber.
+ * cannot be inserted, the run is not recorded.  Sets run->is_wary if the last
+ * recorded run that has ended was stopped because its results could not be
+ * stored.  Throws 25006 if a subscription writes to the store.
  */
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)
@@ -398,7 +401,8 @@ status_of_run(Oid runs, int64 run, const char *reason)
 
 /*
  * Get the start, the status and the error of the last run of a store, which
- * are stored in the three elements of "values" and "nulls".
+ * are stored in the three elements of "values" and "nulls".  All three are
+ * null if no run is recorded.
  */
 void
 hrflow_history_last(const HrflowStore *store, Datum *values, bool *nulls)

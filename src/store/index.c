@@ -76,10 +76,11 @@ static const char find_statement[] =
 " ORDER BY i.indpred IS NULL, a.amname LIMIT 1";
 
 /*
- * Statement that returns the vectors of a section, ordered by their distance
- * as the index computes it.  The arguments are the indexed expression,
- * pgvector's schema, and the type of the indexed expression.  There is no
- * LIMIT; keep_row() ends the scan.
+ * Statement that returns the vectors of section $2, ordered by their distance
+ * from $1 as the index computes it.  $3 is the source, or null to search all
+ * sources.  The arguments are the indexed expression, pgvector's schema, and
+ * the type of the indexed expression.  There is no LIMIT; keep_row() ends the
+ * scan.
  */
 static const char search_statement[] =
 "SELECT v.source_id, v.%I, v.section, v.item, v.vector"
@@ -358,9 +359,11 @@ typedef struct IndexRows
 } IndexRows;
 
 /*
- * Keep a row, and return whether more profiles or rows are needed.  We compute
- * the similarity from the vector itself, because pgvector computes sums in
- * single precision, which overflows for large elements.
+ * HrflowTake callback: keep a row, unless its identifier is not to be searched
+ * for, or its similarity is undefined.  Returns whether more profiles or rows
+ * are needed.  We compute the similarity from the vector itself, because
+ * pgvector computes sums in single precision, which overflows for large
+ * elements.
  */
 static bool
 keep_row(void *arg, TupleTableSlot *slot)
@@ -450,8 +453,8 @@ tune_search(const HrflowIndex *index, int k)
 /*
  * Return a copy of the query that is scaled to length 1.  This does not change
  * cosine similarities, but ensures that no element is out of range for
- * halfvec, and that sums of squares do not overflow in pgvector, which
- * computes them in single precision.
+ * halfvec, and that the sum of the squares does not overflow in pgvector,
+ * which computes it in single precision.
  */
 static ArrayType *
 normalize(const HrflowSearch *search)

@@ -14,7 +14,7 @@
  * A run catches errors of lock_timeout, and retries.  If a lock timeout and a
  * query cancel, or statement_timeout, are pending at the same time,
  * ProcessInterrupts() reports only one of them, and discards the other.  So we
- * remember both; see restore_cancel().
+ * remember both a query cancel and statement_timeout; see restore_cancel().
  *
  *-------------------------------------------------------------------------
  */
@@ -43,7 +43,10 @@ static volatile sig_atomic_t is_terminated;
 /* SIGINT action that handle_sigint() replaces during a run. */
 static struct sigaction outer_sigint;
 
-/* Has another process sent SIGINT, to cancel the run, since the run began? */
+/*
+ * Has another process sent SIGINT, to cancel the run, since the run began or
+ * since restore_cancel() last restored a cancel?
+ */
 static volatile sig_atomic_t is_canceled;
 
 /* Does statement_timeout limit the statement that has started the run? */
@@ -51,7 +54,7 @@ static bool has_statement_timeout;
 
 /*
  * Handle SIGTERM during a run: the first SIGTERM cancels the current
- * statement.  hrflow_interrupts_end() then terminates the session.
+ * statement.  hrflow_interrupts_end() lets the session be terminated.
  */
 static void
 handle_sigterm(int signo, siginfo_t *info, void *context)
@@ -127,8 +130,9 @@ replace_handler(int signo, void (*handler) (int, siginfo_t *, void *),
 }
 
 /*
- * Begin a run.  The caller must call hrflow_interrupts_end() even after an
- * error.
+ * Prepare for a run: replace the handlers of SIGTERM and SIGINT, and stop
+ * checking the client connection.  The caller must call
+ * hrflow_interrupts_end(), even after an error.
  */
 void
 hrflow_interrupts_begin(void)
@@ -142,8 +146,8 @@ hrflow_interrupts_begin(void)
 }
 
 /*
- * End a run: restore the signal handlers, and the pending interrupts that were
- * held back.
+ * Called at the end of a run.  Restores the signal handlers, and makes
+ * interrupts that were held back, including SIGTERM, pending again.
  */
 void
 hrflow_interrupts_end(const HrflowRun *run)
@@ -158,8 +162,8 @@ hrflow_interrupts_end(const HrflowRun *run)
 /*
  * If a query cancel or statement_timeout was discarded in favor of a lock
  * timeout, or a user's trigger has caught its error, make it pending again.
- * Does nothing if an error has ended the run already, or if a cancel is still
- * pending.
+ * Does nothing if an error or the end of the session ends the run anyway, or
+ * if a cancel is still pending.
  */
 static void
 restore_cancel(const HrflowRun *run)

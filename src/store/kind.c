@@ -256,7 +256,8 @@ has_default_section(Relation vectors, const HrflowKind *kind)
  * that is named like an identifier; columns that users add come later.  For
  * the column "key", which texts and documents have, the default of the column
  * "section" must also be that of the kind.  If there is no such column, return
- * the default kind; the caller then reports the missing column.
+ * the default kind and its last identifier; the caller then reports the
+ * missing column.
  */
 const HrflowKind *
 hrflow_kind_of(Relation vectors, int *identifier)

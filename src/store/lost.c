@@ -370,7 +370,7 @@ hrflow_lost_note(const HrflowStore *store, List *profiles)
  */
 
 /*
- * Return the reason why a run has kept vectors, to be used as a DETAIL.
+ * Return why a run has kept vectors, as a translated DETAIL.
  */
 const char *
 hrflow_lost_why_kept(const HrflowRun *run)

@@ -488,8 +488,8 @@ find_candidates(HrflowSearch *search, const Weight *weights, int nweights,
 
 /*
  * Find the profiles with the greatest weighted sums of similarities, over
- * several sections.  Sets seen[] to true for each section in which at least
- * one vector was visited.
+ * several sections, and add them to "best".  Sets seen[] to true for each
+ * section in which at least one vector was visited.
  */
 static void
 search_weighted(HrflowSearch *search, const Weight *weights, int nweights,

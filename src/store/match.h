@@ -8,7 +8,8 @@
  * search, and index.c scans an index of pgvector.  best.c keeps the best
  * matches, stream.c executes queries, and toast.c reads TOASTed vectors.
  * recall.c compares the results of an index with those of an exact search, and
- * pairs.c ranks one store for every vector of another.
+ * pairs.c ranks the profiles of a store for every vector of a section of
+ * another store, or of the same store.
  *
  *-------------------------------------------------------------------------
  */
@@ -102,7 +103,7 @@ typedef struct HrflowSearch
 								 * looked up yet or are too many */
 	bool		knows_sources;	/* have the sources been looked up? */
 
-	bool		has_reported;	/* has a NOTICE about dead tuples been sent? */
+	bool		has_reported;	/* was report_dead_tuples() called? */
 } HrflowSearch;
 
 /*

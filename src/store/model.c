@@ -91,18 +91,19 @@ static const char was_stopped_sql[] =
 #define REFUSED_ERROR "Nothing could be stored"
 
 /*
- * Until the vectors of any profile have been stored, maximum number of
- * profiles that are in flight, or whose vectors are to be stored.  It limits
- * the number of requests that are paid for in vain if the store accepts no
+ * Maximum number of profiles that are in flight, or whose vectors are to be
+ * stored, until the run has stored the vectors of a profile.  It limits the
+ * number of requests that are paid for in vain if the store accepts no
  * vectors.
  */
 #define MAX_TRIAL 32
 
 /*
- * Number of profiles at which a run is stopped because the store has rejected
- * their vectors, or because their vectors have the wrong dimension.  If the
- * last run was stopped for either reason, a run first requests a single
- * profile, and stops if its vectors are not accepted.
+ * Stop the run once the store has rejected the vectors or states of this many
+ * profiles without accepting any, or once this many profiles have had vectors
+ * of the wrong dimension without one that fits.  If the last run was stopped
+ * for either reason, a single such profile is enough until the store has
+ * accepted vectors.
  */
 #define MIN_REFUSED 8
 
@@ -382,8 +383,9 @@ note_account(HrflowRun *run, const char *account)
 }
 
 /*
- * Set the API key with which the run will fetch profiles.  If the run has used
- * another key before, all profiles fetched with that key have been written.
+ * Set the account of the run to the fingerprint of the API key with which the
+ * run will fetch profiles.  If the run has used another key before, no profile
+ * fetched with that key is left to be written.
  */
 void
 hrflow_model_set_account(HrflowRun *run, const char *api_key)
@@ -633,12 +635,15 @@ clear_foreign(HrflowRun *run)
 
 /*
  * Called when all requests for a profile are complete, or have been given up.
- * If its fetched vectors do not fit the store, and no vector that does has
- * arrived since the profile was requested, holds the profile back until other
- * profiles show whether the mismatch affects all of them, or stops the run if
- * it has affected enough of them.  Returns true in these cases, and also if
- * the run has been stopped for such vectors: the profile is then in the list
- * "foreign" or, if the run was stopped, in "arrived".
+ * Returns false if the profile has no fetched vectors, or if one of them fits
+ * the store; also if a vector that fits has arrived since the profile was
+ * requested, unless the run has been stopped for the dimension of vectors.
+ *
+ * Otherwise returns true, and moves the profile to the list "foreign", in
+ * which profiles are held back until others show whether the mismatch affects
+ * all.  Once enough profiles are held back, stops the run, and moves them,
+ * without their vectors, to the list "arrived"; all such profiles that follow
+ * are moved there, too.
  */
 bool
 hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
@@ -668,7 +673,8 @@ hrflow_model_hold(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * Called when no requests are in flight.  Stops the run if profiles are still
- * held back, which means that no vector that fits the store has arrived since.
+ * held back because of their dimension, which means that no vector that fits
+ * the store has arrived since they were held back.
  */
 void
 hrflow_model_settle(HrflowRun *run)

@@ -7,10 +7,10 @@
  *
  * The first store is read in blocks, and for each block the second store is
  * read once.  The vectors of the second store are collected in tiles, which
- * are small enough for the second-level cache of most processors, and compared
- * with the block.  This comparison uses single precision, which suffices to
- * find the pairs that may be among the best.  For these pairs, the similarity
- * is then computed in the same way as in hrflow_match().
+ * are usually small enough for the second-level cache of the processor, and
+ * compared with the block.  This comparison uses single precision, which
+ * suffices to find the pairs that may be among the best.  For these pairs, the
+ * similarity is then computed in the same way as in hrflow_match().
  *
  *-------------------------------------------------------------------------
  */
@@ -133,8 +133,8 @@ typedef struct Key
 
 /*
  * A vector of the second store that is among the best matches of at least one
- * vector of the block, or that may be while it is in the tile.  It is freed
- * when the last reference is released.
+ * vector of the block, or that is in the tile and has been found to be a
+ * possible match.  It is freed when the last reference is released.
  */
 typedef struct Other
 {
@@ -416,8 +416,8 @@ copy_key(Key *key, const HrflowMatch *match)
 }
 
 /*
- * Is a stored value too large for a vector with MAX_DIMENSION dimensions?  If
- * so, warn once.
+ * Is a stored value larger than a vector with MAX_DIMENSION dimensions?  If
+ * so, warn, but only once per call of hrflow_match_all().
  */
 static bool
 is_too_large(Pairing *pairing, Datum value)
@@ -436,11 +436,11 @@ is_too_large(Pairing *pairing, Datum value)
 
 /*
  * Read the vector in a result row, scale it, and store it in "elements", which
- * is a row of the block or the tile.  Returns false if the vector does not
- * have the dimension that is being compared, or has no similarity with any
- * vector.  Sets *norm to the length of the scaled vector, and *n to the
- * dimension of the vector, or to 0 if the value is null, not a vector, or too
- * large.
+ * is a row of the block or the tile.  Returns false if the value is null, not
+ * a vector, or too large, or if the vector does not have the dimension that is
+ * being compared, or has no similarity with any vector.  Sets *n to the
+ * dimension of the vector, or to 0 in the first three cases, and, before it
+ * returns true, *norm to the length of the scaled vector.
  */
 static bool
 read_vector(Pairing *pairing, const TupleTableSlot *slot, float4 *elements,
@@ -494,8 +494,8 @@ set_dimension(Pairing *pairing, int dimension)
 }
 
 /*
- * HrflowTake callback: add a vector of the first store to the block or, if it
- * has another dimension, record that dimension.
+ * HrflowTake callback: add a vector of the first store to the block if it can
+ * be compared or, if it has another dimension, record that dimension.
  */
 static bool
 take_row_of_block(void *arg, TupleTableSlot *slot)

@@ -226,8 +226,8 @@ check_statements(const HrflowStore *store)
 
 /*
  * Check, as far as possible, that a refresh can write to the tables of a
- * store.  If it could not, each profile would be fetched, and paid for, again
- * and again.  The caller must have connected to SPI.
+ * store.  If it could not, profiles would be fetched, and paid for, in vain.
+ * The caller must have connected to SPI.
  *
  * Throws 55000 if a refresh cannot write, 0A000 if rows are on other servers,
  * and 25006 if a logical replication subscription writes to the tables.

@@ -49,7 +49,7 @@ static const char vector_statement[] =
 /*
  * Of the k profiles nearest to the query of a search, return the fraction that
  * hrflow_match() finds, or 1 if there are no profiles.  A profile counts as
- * found if it is as near as the last of the k profiles.
+ * found if it is at least as near as the last of the k profiles.
  */
 static double
 measure_recall(HrflowSearch *search, const char *section, int k)
@@ -69,8 +69,8 @@ measure_recall(HrflowSearch *search, const char *section, int k)
 /*
  * Set the query of a search to a vector of the sample.  Returns false if the
  * vector is null, has been deleted since it was sampled, or cannot be a query
- * because it is not one-dimensional, contains nulls, or its length is not a
- * positive finite number.  Throws 22004 if its key contains a null.
+ * because it is not one-dimensional, contains nulls, or has a length that is
+ * zero or not finite.  Throws 22004 if its key contains a null.
  */
 static bool
 set_sampled_query(HrflowSearch *search, SPITupleTable *sample, uint64 row)

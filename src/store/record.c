@@ -6,11 +6,11 @@
  * The states of all profiles of a write are written by one statement.  If a
  * constraint or a trigger of the owner rejects the row of one profile, the
  * whole write is rolled back, and write.c writes one profile at a time
- * instead.  A profile whose row is rejected is then recorded as failed.  If
- * that row is rejected as well, only the lease of the profile is extended.
- * In both cases, the profile is not requested, and paid for, again soon.  If
- * even the lease cannot be extended, the profile can be claimed again when the
- * lease of the run ends.
+ * instead.  For a profile whose row is rejected, a failure is then recorded.
+ * If that row is rejected as well, only the lease of the profile is extended,
+ * unless requests for the profile were not completed.  In both cases, the
+ * profile is not requested, and paid for, again soon.  If the lease is not
+ * extended, the profile can be claimed again when the lease of the run ends.
  *
  *-------------------------------------------------------------------------
  */

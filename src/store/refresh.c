@@ -10,18 +10,18 @@
  * them.  While it fetches profiles, the run holds no snapshot, and no lock for
  * which another session waits (see history.c).  Replies are written every
  * second, or as soon as there is a batch of them, in another short
- * transaction.  So writing a reply does not wait for any other reply, and a
- * session that crashes loses only the replies of the last second.  The leases
- * of such a session expire.
+ * transaction.  So a reply is usually written without waiting for any other
+ * reply, and a session that crashes usually loses only the replies of the last
+ * second.  The leases of such a session expire.
  *
  * A reply that has arrived has been paid for.  If the run is ended by an
  * error, a query cancel, a time limit or the end of the session, it first
- * writes all replies, including those that arrive within DRAIN_TIME.
+ * tries to write all replies, including those that arrive within DRAIN_TIME.
  *
  * The time at which a lease ends also identifies its holder.  If a profile's
  * lease no longer has the end that the run has set, another session has
- * claimed the profile in the meantime, and the run writes nothing for the
- * profile.
+ * claimed the profile, or cleared its lease, in the meantime, and the run
+ * writes nothing for the profile.
  *
  *-------------------------------------------------------------------------
  */
@@ -95,7 +95,7 @@ static const char count_due_sql[] =
  */
 
 /*
- * Report progress to the client, if there is one, at most every
+ * Report progress to the client, if there is one, at most once every
  * REPORT_INTERVAL.  The last report is always sent.
  */
 static void
@@ -138,10 +138,10 @@ report_progress(HrflowRun *run, bool is_last)
 }
 
 /*
- * If the run stopped while profiles were still due, report that as an ERROR if
- * "is_error" is true, or else as a WARNING.  A scheduler notices only whether
- * the call failed, so a scheduled run reports an ERROR, unless it has reached
- * a limit that the user has set.
+ * If the run has a "stop_reason", report it as an ERROR if "is_error" is true,
+ * or else as a WARNING.  A scheduler notices only whether the call failed, so
+ * a scheduled run reports an ERROR, unless it has reached a limit that the
+ * user has set.
  */
 static void
 report_stop(const HrflowRun *run, bool is_error)
@@ -183,7 +183,8 @@ next_wanted_of_run(void *arg)
 	HrflowRun  *run = arg;
 
 	/*
-	 * End the run if the connection to the client has been lost since
+	 * Let the run end if an interrupt that terminates the session, such as
+	 * the loss of the connection to the client, has occurred since
 	 * work_of_run() was called.  Claim repeatedly, because a claim may find
 	 * only profiles that need not be requested.
 	 */
@@ -292,9 +293,9 @@ static const HrflowWantedMethods run_methods = {
 };
 
 /*
- * Fetch profiles until no more can be claimed, or the run has to stop.  The
- * API key may have changed since the last call, but not until this function
- * returns.
+ * Fetch profiles until no more can be claimed, or the run has to stop.  Each
+ * call uses a single API key, which may have changed since the last call.
+ * Saves an error in run->error instead of throwing it.
  */
 static void
 fetch_all(HrflowRun *run)
@@ -424,8 +425,8 @@ refresh(HrflowRun *run)
 }
 
 /*
- * Set the reason why the run ended, unless it has been set.  An error, or the
- * end of the session, overrides another reason.
+ * Set run->stop, the reason for the end of the run, unless it has been set.
+ * An error, or the end of the session, overrides another reason.
  */
 static void
 set_stop(HrflowRun *run)
@@ -443,7 +444,7 @@ set_stop(HrflowRun *run)
 /*
  * Complete the run's row in the table of runs.  If the run is ended by an
  * error or by the end of the session, LAST_ENTRY_TIME limits the time that
- * this takes.  All replies have been written already.
+ * each attempt takes.  No replies are left to be written.
  */
 static void
 record_end(HrflowRun *run)
@@ -467,8 +468,8 @@ record_end(HrflowRun *run)
 }
 
 /*
- * Execute the run, record it, and report its result.  Throws the error, if
- * any, that ended it.
+ * Execute the run, record it, and report its result.  Throws the error that
+ * ended the run, if any, and raises an ERROR if a scheduled run has failed.
  */
 static void
 run_to_end(HrflowRun *run)
@@ -481,8 +482,8 @@ run_to_end(HrflowRun *run)
 		hrflow_work_do(run, hrflow_history_begin);
 
 		/*
-		 * Process interrupts only in work_of_run() and in transactions.  An
-		 * error that is thrown resets the holdoff count.
+		 * Process interrupts only in hrflow_interrupts_take() and in
+		 * transactions.  An error that is thrown resets the holdoff count.
 		 */
 		HOLD_INTERRUPTS();
 		if (hrflow_work_try(run, look_at_store))
@@ -603,7 +604,7 @@ hrflow_refresh(PG_FUNCTION_ARGS)
 											  "batch_size", 10000);
 	run.max_attempts = hrflow_work_get_positive(fcinfo, ARG_MAX_ATTEMPTS,
 												"max_attempts", 1000);
-	(void) hrflow_state_due_after(run.max_age); /* may throw */
+	(void) hrflow_state_due_after(run.max_age); /* throws if out of range */
 	run.is_scheduled = MyBackendType != B_BACKEND ||
 		whereToSendOutput != DestRemote ||
 		strncmp(application_name, "pg_cron", strlen("pg_cron")) == 0;

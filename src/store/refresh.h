@@ -104,10 +104,11 @@ typedef enum HrflowStop
 	HRFLOW_STOP_REQUEST_LIMIT,	/* max_requests_per_statement or
 								 * max_requests_per_day was reached */
 	HRFLOW_STOP_REFUSED,		/* the API or a proxy refuses all requests,
-								 * such as because of the key or quota */
+								 * for example because of the key or quota */
 	HRFLOW_STOP_OUTAGE,			/* no replies, or too many profiles failed in
 								 * the same way */
-	HRFLOW_STOP_NOT_KEPT,		/* fetched vectors could not be stored */
+	HRFLOW_STOP_NOT_KEPT,		/* fetched vectors, or the states of their
+								 * profiles, could not be stored */
 	HRFLOW_STOP_ERROR,
 	HRFLOW_STOP_CANCELLED,
 	HRFLOW_STOP_TERMINATED		/* the session was terminated */
@@ -178,9 +179,9 @@ typedef struct HrflowProfile
 									 * result this profile awaits; or NULL */
 	bool		is_copy;		/* was the result copied from a leader, after
 								 * waiting for it? */
-	bool		was_sent;		/* may a request with this content have been
+	bool		was_sent;		/* could a request with this content have been
 								 * sent, by this session or an earlier one,
-								 * without a reply being written? */
+								 * whose reply has not been written? */
 
 	/* Results of fetching the profile. */
 	int64		asked_at;		/* time of the first request, or 0 if there
@@ -341,8 +342,8 @@ struct HrflowRun
 								 * requested */
 	dlist_head	suspects;		/* profiles that failed, possibly for a common
 								 * reason, such as an outage */
-	dlist_head	foreign;		/* profiles with vectors whose dimension
-								 * differs from the store's */
+	dlist_head	foreign;		/* profiles held back because the dimension of
+								 * their vectors differs from the store's */
 	dlist_head	arrived;		/* to be written */
 	int			nwaiting;
 	int			nsuspects;		/* number of failed requests for the profiles
@@ -469,9 +470,9 @@ struct HrflowRun
 	int64		tallies[HRFLOW_NTALLIES];
 	int64		ncounted;		/* sum of "tallies", except HRFLOW_TALLY_NONE */
 	int			nvain;			/* number of profiles processed since the last
-								 * one that was counted in "ncounted";
-								 * profiles of unknown sources do not count
-								 * unless their leases were lost */
+								 * one that was counted in "ncounted" and not
+								 * rejected; profiles of unknown sources do
+								 * not count unless their leases were lost */
 	int64		nunwritten;		/* number of profiles that were not written
 								 * although vectors were fetched for them,
 								 * except profiles that are no longer tracked */
@@ -497,8 +498,8 @@ struct HrflowRun
 	int64		nshortened;		/* number of profiles, not counted in
 								 * "nerased", of which at most half of a
 								 * section was put aside */
-	bool		has_no_aside;	/* did the store have no table to put vectors
-								 * aside? */
+	bool		has_no_aside;	/* did the store have no table for vectors
+								 * that are put aside? */
 	int64		nkept;			/* number of profiles that keep vectors which
 								 * would otherwise have been put aside */
 
