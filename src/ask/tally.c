@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * tally.c
- *		Counts the rows of a batch by status, and warns if most failed.
+ *		Counts the rows of a batch by status, and warns of frequent failures.
  *
  * Without the warning, a statement that keeps only rows with status "ok" would
  * hide that, for example, the API does not know a field or the whole source.
@@ -109,8 +109,10 @@ hrflow_tally_report(const HrflowTally *tally,
 				 errhint("%s", hint)));
 	else
 		ereport(WARNING,
-				(errmsg("most of the batch failed: " INT64_FORMAT " of " INT64_FORMAT " rows have the status \"%s\"",
-						nfailed, tally->nrows, hrflow_status_name(status)),
+				(errmsg_plural(INT64_FORMAT " of " INT64_FORMAT " row of the batch failed with status \"%s\"",
+							   INT64_FORMAT " of " INT64_FORMAT " rows of the batch failed with status \"%s\"",
+							   tally->nrows,
+							   nfailed, tally->nrows, hrflow_status_name(status)),
 				 errdetail("The first error with this status was: %s",
 						   hrflow_error_describe(first)),
 				 hint ? errhint("%s", hint) : 0));

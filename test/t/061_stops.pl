@@ -77,7 +77,7 @@ is( $out,
 	'A batch in which one element succeeded requests all elements.');
 like(
 	$err,
-	qr/WARNING:  most of the batch failed: 100 of 101 rows/,
+	qr/WARNING:  100 of 101 rows of the batch failed/,
 	'A WARNING says how many elements of a batch were refused.');
 is(scalar($api->log), 101,
 	'A batch in which one element succeeded sends a request for each element.');
