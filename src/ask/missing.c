@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * missing.c
- *		Implements hrflow_embed.on_missing = null: a call returns NULL if the
- *		profile, job or link is not found or has no vector, and a WARNING at
- *		the end of the statement reports the number of these calls.
+ *		Implements hrflow_embed.on_missing = null: a call returns NULL, or no
+ *		rows, if the profile, job or link is not found or has no vector, and a
+ *		WARNING at the end of the statement reports the number of these calls.
  *
  * The WARNING is issued at the end of the top-level statement, usually the one
  * sent by the client.  Statements executed within another one, such as by a
@@ -23,7 +23,7 @@
 #include "tcop/pquery.h"
 #include "tcop/utility.h"
 
-/* Number of calls that returned NULL and have not been reported yet. */
+/* Number of calls that found nothing and have not been reported yet. */
 static int64 nmissing = 0;
 
 /*
@@ -36,8 +36,8 @@ static ExecutorFinish_hook_type previous_finish = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 
 /*
- * Should this result be returned as NULL rather than raised as an error?  If
- * so, count it.
+ * Should this result be returned as NULL, or as no rows, rather than raised as
+ * an error?  If so, count it.
  */
 bool
 hrflow_missing_accept(const HrflowSettings *settings,
@@ -59,15 +59,15 @@ report_missing(void)
 	nmissing = 0;
 	if (n > 0)
 		ereport(WARNING,
-				(errmsg_plural(INT64_FORMAT " call returned NULL because the profile, job or link was not found or has no vector",
-							   INT64_FORMAT " calls returned NULL because the profile, job or link was not found or has no vector",
+				(errmsg_plural(INT64_FORMAT " call returned NULL or no rows because the profile, job or link was not found or has no vector",
+							   INT64_FORMAT " calls returned NULL or no rows because the profile, job or link was not found or has no vector",
 							   n, n),
 				 errhint("Set \"hrflow_embed.on_missing\" to \"error\" to raise an error for the first of these calls.")));
 }
 
 /*
- * At the end of a top-level statement, report the number of calls that
- * returned NULL.
+ * At the end of a top-level statement, report the number of calls for which
+ * nothing was found.
  *
  * A DO or CALL that began before our library was loaded is not counted in
  * "statement_depth", so check for it separately.
