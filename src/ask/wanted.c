@@ -122,7 +122,9 @@ make_wanted_request(HrflowSource *source, int element,
 	if (is_in_unknown_source(self, element))
 	{
 		problem->status = HRFLOW_INVALID_SOURCE;
-		problem->detail = "The HrFlow API does not know the source.";
+		problem->detail = self->kind->endpoint == HRFLOW_JOB ?
+			"The HrFlow API does not know the board." :
+			"The HrFlow API does not know the source.";
 		return HRFLOW_ELEMENT_UNASKED;
 	}
 	if (wanted.body != NULL)

@@ -81,6 +81,14 @@ SELECT count(*) FROM opening;
 DELETE FROM opening_profile WHERE job_id = 'accountant-job';
 SELECT * FROM hrflow_store_orphans('opening');
 
+-- Jobs of a board that the API does not know are not requested one by one
+SELECT hrflow_track('opening', 'unknown-board', '{baker-job,miller-job}');
+SET hrflow_embed.max_concurrency = 1;
+CALL hrflow_refresh('opening');
+RESET hrflow_embed.max_concurrency;
+SELECT last_error, count(*) FROM opening_profile WHERE source_id = 'unknown-board' GROUP BY 1 ORDER BY 1;
+SELECT hrflow_untrack('opening', 'unknown-board', '{baker-job,miller-job}');
+
 -- In ranking, 'profile', the default, means the section 'job'
 SELECT profile_id, section, item, similarity > 0.5 AS near
 FROM hrflow_match('opening', (SELECT vector FROM hrflow_profile_vectors('acme', '{nurse-1}', '{"profile": 1}')), 2);
