@@ -40,10 +40,10 @@ typedef struct HrflowArraySource
 	int			narrays;
 
 	/* For profiles: */
-	const char *source_id;		/* in UTF-8, or NULL if all elements are
-								 * invalid */
+	const char *source_id;		/* in UTF-8, or NULL if no element can be
+								 * requested */
 	const char *bad_source_id;	/* if source_id is NULL, a whole sentence that
-								 * says why all elements are invalid */
+								 * says why no element can be requested */
 	Jsonb	   *fields;			/* "fields" parameter, or NULL to omit it */
 	const char *fields_text;	/* "fields" as JSON text in UTF-8 */
 

@@ -13,22 +13,22 @@
  *
  * 1. ask_for_element() makes its request and submits it.  If there is none,
  *    because the element is invalid, for example, its outcome follows at once.
- * 2. take_reply() interprets the reply to each attempt, and outage.c counts it.
- *    During an outage, no further elements are requested, except as probes,
- *    until the server replies.  The batch stops if no reply arrives in time.
+ * 2. take_reply() interprets the reply to each attempt, which outage.c counts.
+ *    During an outage, no further elements are requested, except as probes.
+ *    If the outage lasts too long, the batch stops.
  * 3. The transport retries the request if it may.  If the request fails
  *    nonetheless, outage.c may park it.  It is resent later, or fail_parked()
  *    treats it as failed.
  * 4. Any other result is final.  record_answer() stops the batch if the result
  *    applies to all elements.  If the links in an answer are to be fetched,
- *    each of them leads to a request that passes through steps 2 to 4 itself.
+ *    each allowed link leads to a request, which continues with step 2.
  * 5. put_outcome() passes the outcome to the sink.  It stops the batch if the
  *    first elements were all refused for the same reason.
  *
- * After the batch was stopped, the transport abandons requests that have not
- * been sent, except for links; after the time limit has expired, it abandons
- * all.  finish_batch() passes on outcomes for links and elements that were not
- * requested.
+ * After the batch was stopped, the transport abandons requests as described at
+ * hrflow_transport_stop(); after the time limit has expired, it abandons all
+ * that have no reply yet.  finish_batch() passes on outcomes for links and
+ * elements that were not requested.
  *
  *-------------------------------------------------------------------------
  */
@@ -59,8 +59,8 @@ typedef struct Batch
 } Batch;
 
 /*
- * The result of elements and links that are incomplete when the time limit
- * expires.
+ * The result of requests that are abandoned or not sent because the time limit
+ * has expired.
  */
 static const HrflowResult timed_out = {
 	.status = HRFLOW_TIMEOUT,
@@ -101,7 +101,7 @@ set_reason(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Stop the batch because of this result, unless it was stopped before: request
+ * Unless the batch was stopped before, stop it because of this result: request
  * no more elements.
  */
 static void
@@ -545,9 +545,9 @@ put_unasked_elements(Batch *batch)
  */
 
 /*
- * Request the next element for which a request can be made, and pass the
- * reasons to the sink why there is none for the elements before it.  Returns
- * false if there is no such element.
+ * Request the next element for which a request can be made.  The elements
+ * before it are passed to the sink with the reasons why they have no request.
+ * Returns false if no request can be made for any of the remaining elements.
  */
 static bool
 ask_for_next_valid_element(Batch *batch)
@@ -564,10 +564,11 @@ ask_for_next_valid_element(Batch *batch)
 
 /*
  * Continue when no request is in flight.  If the end of an outage should be
- * awaited, send a probe: a parked request or, if there is none, the next
- * element for which a request can be made, because each probe follows a pause.
- * Otherwise treat parked requests as failed, and request the next element if
- * there is one.  Returns false at the end of the batch.
+ * awaited, pause, and send a probe: a parked request or, if there is none, the
+ * request for an element.  Skip elements for which no request can be made, so
+ * that the pause is not in vain.  Otherwise treat parked requests as failed
+ * and, unless the batch ends early, request the next element.  Returns false
+ * at the end of the batch.
  */
 static bool
 continue_when_idle(Batch *batch)
@@ -585,8 +586,8 @@ continue_when_idle(Batch *batch)
 
 /*
  * Let the sink do its work, submit requests, and wait for a reply.  Returns
- * NULL if there are no requests left or, with *woken set to true, if the sink
- * is to be called again first.
+ * NULL if the transport has no requests left or, with *woken set to true, if
+ * the sink is to be called again first.
  */
 static HrflowReply *
 wait_for_reply(Batch *batch, bool *woken)
@@ -658,7 +659,8 @@ ask_for_all(Batch *batch, int time_limit)
 }
 
 /*
- * Error context callback: add the progress of the batch.
+ * Error context callback: add the progress of the batch and, if the error is a
+ * recovery conflict, a hint.
  */
 static void
 add_batch_context(void *arg)
@@ -689,8 +691,8 @@ init_batch(Batch *batch)
 	hrflow_progress_begin(&batch->progress, batch->sink);
 
 	/*
-	 * Should the batch pause or stop if a server does not reply or all
-	 * elements are refused?  Batches of links are excluded, because links may
+	 * Detect outages, and a common reason for refusals, only if the batch
+	 * reports to the user.  Batches of links are excluded, because links may
 	 * lead to many different hosts.
 	 */
 	is_watched = batch->sink->methods->reports && !source->methods->is_links;

@@ -153,7 +153,7 @@ typedef struct HrflowBatchSummary
 } HrflowBatchSummary;
 
 /*
- * Treatment of the links in the reply for a profile.
+ * Treatment of the links in the reply for a profile or a job.
  */
 typedef enum HrflowLinkUse
 {
@@ -169,10 +169,10 @@ typedef struct HrflowSinkMethods
 
 	/*
 	 * Does the batch report to the user?  If so, a refusal is raised as an
-	 * error unless something has succeeded, and a WARNING at the end says why
-	 * most of the batch failed or why it stopped early.  Unless the elements
-	 * are links, the batch also stops if an outage lasts too long, or if the
-	 * first elements are all refused for the same reason.
+	 * error unless something has succeeded, and hrflow_tally_report() is
+	 * called at the end.  Unless the elements are links, the batch also stops
+	 * if an outage lasts too long while elements remain to be requested, or
+	 * if the first elements are all refused for the same reason.
 	 */
 	bool		reports;
 
@@ -180,7 +180,7 @@ typedef struct HrflowSinkMethods
 	 * Receive an outcome of an element.  "repeated" means that this element
 	 * is equal to the previous one and has the same outcome.  The outcome is
 	 * valid until this callback returns.  The current memory context is reset
-	 * at some time after the last equal element.
+	 * after the outcome has been passed on for the last equal element.
 	 */
 	void		(*put) (HrflowSink *sink, int element,
 						const HrflowOutcome *outcome, bool repeated);
@@ -258,7 +258,7 @@ typedef struct HrflowBatchRequest
 } HrflowBatchRequest;
 
 /*
- * The requests of a batch that have no result yet.
+ * The requests of a batch that have no final result yet.
  */
 typedef struct HrflowQueue
 {

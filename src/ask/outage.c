@@ -10,10 +10,11 @@
  *
  * A request whose last attempt has failed in this way is parked, because it
  * may be unclear whether the server is down.  Exceptions are a request that
- * must not be sent twice, and one that fails again after the server has
- * replied to others.  When the server replies, the requests parked for it are
- * resent if it was down; else they have failed for reasons of their own.  When
- * no request is in flight, one of them is resent as a probe, unless too few
+ * must not be sent twice, a request that fails again after the server was
+ * found to be up, and all requests once the batch has ended early.  When an
+ * attempt shows that the server is up, the requests parked for it are resent
+ * if it was down; else they have failed for reasons of their own.  When no
+ * request is in flight, a parked request is resent as a probe, unless too few
  * elements remain to detect an outage.
  *
  *-------------------------------------------------------------------------
@@ -24,8 +25,8 @@
 
 /*
  * Number of consecutive attempts that must fail before we assume an outage.  A
- * batch in which fewer elements than this are parked or remain to be requested
- * does not wait for the end of an outage.
+ * batch does not wait for the end of an outage if no elements remain to be
+ * requested, or if these and the parked requests are fewer than this number.
  */
 #define MIN_OUTAGE 8
 
@@ -138,16 +139,13 @@ may_park(const HrflowOutage *outage, const HrflowBatchRequest *request,
 {
 	const HrflowWatchedServer *server = &outage->servers[hrflow_server_of(result)];
 
-	/*
-	 * Park only failures that an outage could have caused; all others are
-	 * specific to the request.
-	 */
+	/* Park the request only if an outage could have caused its failure. */
 	if (!outage->is_watched || !could_be_outage(result))
 		return false;
 
 	/*
-	 * If the server has replied to other requests since this one was resent,
-	 * the failure is specific to this request, too.
+	 * If the server was found to be up after this request had been resent,
+	 * assume that the failure is specific to the request.
 	 */
 	if (request->resent_at != 0 && request->resent_at < server->answered_at)
 		return false;

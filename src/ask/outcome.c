@@ -52,9 +52,9 @@ close_link(HrflowOpenLinks *links, HrflowOutcome *outcome)
 }
 
 /*
- * Count a row with this outcome in the statistics and, if the sink reports to
- * the user, in the tally.  In this case, also count the element at its last
- * outcome.
+ * Count a row with this outcome in the statistics.  If the sink reports to the
+ * user, also count the row in the tally, unless the element is empty, and
+ * count the element in the activity at its last outcome.
  */
 static void
 count_row(HrflowOutcomes *outcomes, const HrflowOutcome *outcome)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * queue.c
- *		Keeps the requests of a batch that have no result yet.
+ *		Keeps the requests of a batch that have no final result yet.
  *
  * Most of these requests have been submitted to the transport.  Links that
  * wait to be submitted are in a queue until the transport has room for them.
