@@ -6,9 +6,9 @@
  * A planner hook puts a CustomScan node, HrflowReadAhead, on top of the lowest
  * plan node that would evaluate calls of our functions for each of its rows
  * (ahead_plan.c).  HrflowReadAhead reads rows from its child before its own
- * parent requests them, so that the requests of several rows are in flight at
- * the same time (ahead_node.c).  It reads no more rows than the query needs,
- * as far as that is known (ahead_bound.c).
+ * parent needs them, so that the requests of several rows are in flight at the
+ * same time (ahead_node.c).  It reads no more rows than the query needs, as
+ * far as that is known (ahead_bound.c).
  *
  * A call in FROM whose arguments come from other tables is executed by a
  * function scan on the inner side of a nested loop.  If HrflowReadAhead can be
@@ -54,8 +54,8 @@ typedef struct HrflowAheadColumn
 								 * raising an error, apart from errors of
 								 * initplans? */
 	Bitmapset  *params;			/* numbers of the executor parameters
-								 * (PARAM_EXEC) in the arguments, which
-								 * include results of initplans */
+								 * (PARAM_EXEC), such as results of initplans,
+								 * in the arguments */
 	void	  **initplans;		/* saved ParamExecData.execPlan of each of
 								 * "params" while initplans are blocked */
 } HrflowAheadColumn;

@@ -4,11 +4,11 @@
  *		Determines how many rows a query needs from a read-ahead node.
  *
  * Requests cost money, so avoid requests for rows that the query will not
- * return.  ExecSetTupleBound() does not reach custom scans, so two hooks
- * collect that information: our ExecutorStart_hook finds the nodes
- * above each read-ahead node, some of which may need only part of its rows,
- * and our ExecutorRun_hook records the number of rows that the caller wants,
- * such as 10 for FETCH 10.
+ * return.  ExecSetTupleBound() does not tell custom scans how many rows are
+ * needed, so two hooks find out: our ExecutorStart_hook finds the nodes above
+ * each read-ahead node, some of which may need only part of its rows, and our
+ * ExecutorRun_hook records the number of rows that the caller wants, such as
+ * 10 for FETCH 10.
  *
  * For the same reason, we pass the bound of a LIMIT above a read-ahead node on
  * to a sort below the node.
@@ -275,7 +275,7 @@ find_limit(const HrflowAheadState *state)
 
 /*
  * If there is a LIMIT above a read-ahead node, tell the nodes below how many
- * rows are needed, so that a sort keeps only as many rows.
+ * rows are needed, so that a sort keeps only that many rows.
  * ExecSetTupleBound() does this for the nodes that it knows, but stops at a
  * CustomScan.
  *

@@ -6,7 +6,7 @@
  *
  * A set-returning function in FROM is executed by a function scan.  If its
  * arguments come from other tables (LATERAL), the function scan is the inner
- * side of a nested loop, and a read-ahead node on the outer side issues the
+ * side of a nested loop, and a read-ahead node on the outer side may issue the
  * calls ahead of their rows.  When the function is then executed for a row, it
  * takes the result of the call with hrflow_ahead_take().
  *

@@ -45,8 +45,8 @@
 /*
  * Stop reading ahead at the given row, because one of its calls has failed or
  * may fail: the query might not return the rows after it.  If such rows have
- * been read, send no more requests; calls whose requests were not sent are
- * evaluated when their rows are returned.
+ * been read, send no more requests to the API; calls whose requests were not
+ * sent are evaluated when their rows are returned.
  */
 static void
 stop_at(HrflowAheadState *state, int64 row)
@@ -166,7 +166,7 @@ drop_call(HrflowAheadState *state, HrflowAheadCall *ahead)
 
 /*
  * ------------------------------------------------------------------------
- * Arguments
+ * Making calls
  * ------------------------------------------------------------------------
  */
 
@@ -200,9 +200,9 @@ take_settings(HrflowAheadState *state, const HrflowAheadRow *row,
 
 /*
  * Make the call of a column for the row in args_slot, and submit its request,
- * unless an equal call exists, there is nothing to request, or the query might
- * not return the row.  Returns NULL if the call cannot be made before the row
- * is returned.
+ * unless there is no request or the query might not return the row.  If an
+ * equal call exists, return that instead.  Returns NULL if the call cannot be
+ * made before the row is returned.
  */
 static HrflowAheadCall *
 make_call(HrflowAheadState *state, HrflowAheadRow *row,
@@ -436,9 +436,9 @@ project_row(HrflowAheadState *state)
 
 /*
  * Compute the node's output for a row of the child.  "calls" contains the call
- * that was made ahead for each column.  If "calls" or the element is NULL, or
- * the request of the call was not sent, evaluate the column's expression
- * instead.  Raises the error of a call that has failed.
+ * that was made ahead for each column.  If "calls" or the call is NULL, or the
+ * request of the call was not sent, evaluate the column's expression instead.
+ * Raises the error of a call that has failed.
  */
 static TupleTableSlot *
 return_row(HrflowAheadState *state, TupleTableSlot *child,

@@ -30,9 +30,9 @@
  *
  * Other volatile functions stay where they are.  Those in the same target are
  * executed when the row is returned, so a call that has one in its arguments
- * is not issued ahead.  Those in the path below are executed when a row is
- * read, so the rows of this path are read ahead only if it is certain that the
- * query needs them (ahead_risk.c).
+ * is not issued ahead.  If reading a row from the path below executes a
+ * volatile function, rows are read ahead only if it is certain that the query
+ * needs them (ahead_risk.c).
  *
  *-------------------------------------------------------------------------
  */

@@ -276,9 +276,9 @@ run_requests(HrflowCall *call)
 }
 
 /*
- * If a call that is ready to be submitted was issued ahead, take its result
- * and return true.  This applies only to set-returning functions: the calls of
- * other functions are columns of the read-ahead node.
+ * If a call that is ready to be submitted was issued ahead and is complete,
+ * take its result and return true.  This applies only to set-returning
+ * functions: the calls of other functions are columns of the read-ahead node.
  */
 static bool
 take_answer(HrflowCall *call, FunctionCallInfo fcinfo)

@@ -34,7 +34,7 @@ typedef struct HrflowFunction
 	bool		follows_link;	/* does the API reply with a link, which the
 								 * function then fetches? */
 	bool		returns_vector; /* does the function return real[], rather
-								 * than jsonb?  Not used for links. */
+								 * than jsonb or a set of links? */
 
 	/*
 	 * Read the arguments into the call.  May set call->problem, or set
@@ -67,11 +67,11 @@ typedef enum HrflowCallState
 } HrflowCallState;
 
 /*
- * Everything that a call refers to, except the settings, is allocated in the
- * memory context that is current in hrflow_call_read(), hrflow_call_prepare()
- * and hrflow_call_take_reply(), which must be the same in all three.
- * However, hrflow_ahead_take() may replace the call with one that is allocated
- * in a memory context of the read-ahead node.
+ * Everything that a call refers to, except the settings and static data, is
+ * allocated in the memory context that is current in hrflow_call_read(),
+ * hrflow_call_prepare() and hrflow_call_take_reply(), which must be the same
+ * in all three.  However, hrflow_ahead_take() may replace the call with one
+ * that is allocated in a memory context of the read-ahead node.
  */
 struct HrflowCall
 {
