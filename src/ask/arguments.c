@@ -3,10 +3,10 @@
  * arguments.c
  *		Checks arguments that several SQL functions have in common.
  *
- * The functions that take an HrflowProblem do not raise errors about the
- * value of an argument.  They store the first such error, and the caller
- * raises it immediately or, if the arguments were read ahead, when the row of
- * the call is returned.
+ * The functions that set an HrflowProblem do not raise errors about the value
+ * of an argument.  They store the first such error, and the caller raises it
+ * immediately or, if the arguments were read ahead, when the row of the call
+ * is returned.
  *
  *-------------------------------------------------------------------------
  */

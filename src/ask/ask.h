@@ -26,8 +26,8 @@
 /*
  * Maximum number of links in one reply.  Each link takes an HTTP request (not
  * counted by the request limits) and a few kB of memory while it is fetched.
- * The replies for real profiles have a few dozen links, one for each
- * experience and education.
+ * The replies for real profiles have a few dozen links, most of them for
+ * experiences and educations.
  */
 #define HRFLOW_MAX_LINKS		1000
 
@@ -36,8 +36,8 @@
  */
 typedef enum HrflowEndpoint
 {
-	HRFLOW_PROFILE,				/* an object that contains the links of each
-								 * section */
+	HRFLOW_PROFILE,				/* an object that contains the links of the
+								 * requested sections */
 	HRFLOW_JOB,					/* a string: the link to the vector */
 	HRFLOW_TEXT,				/* a list of one object, which contains the
 								 * vector */
@@ -90,8 +90,9 @@ typedef struct HrflowResult
 								 * of a request to the API? */
 	HrflowEndpoint endpoint;	/* endpoint requested; not used for links */
 	bool		transient;		/* might a retry succeed? */
-	bool		was_sent;		/* if no reply was received, could the server
-								 * have processed the request? */
+	bool		was_sent;		/* if no reply was received, or the reply
+								 * broke off, could the server have processed
+								 * the request? */
 	int			http_status;	/* 0 if no reply was received */
 	Jsonb	   *data;			/* "data" of a reply for a profile, a job or
 								 * the account, if status is HRFLOW_OK */

@@ -267,7 +267,7 @@ make_message(const HrflowResult *result)
 }
 
 /*
- * Return the error message and detail in one line, for the column "error";
+ * Return the error message and detail in one line, as in the column "error";
  * palloc'd.
  */
 char *
@@ -321,7 +321,7 @@ hrflow_error_raise(const HrflowResult *result)
 }
 
 /*
- * Add a hint to an error that is a recovery conflict on a standby.  Must be
+ * If the error is a recovery conflict on a standby, add a hint.  Must be
  * called from an error context callback.  We do not try to return the rows for
  * the replies received so far, because PostgreSQL repeats the cancel until the
  * snapshot has been released.

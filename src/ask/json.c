@@ -12,9 +12,9 @@
  * this parser accepts the same objects and arrays as jsonb_in(), with the same
  * result; a fuzzer compares the two.
  *
- * Only strings in the member that may be stored as jsonb are converted to the
- * server encoding.  All other strings remain in UTF-8, because they may
- * contain characters that the server encoding lacks.
+ * Only strings in the member "data", which may be stored as jsonb, are
+ * converted to the server encoding.  All other strings remain in UTF-8,
+ * because they may contain characters that the server encoding lacks.
  *
  *-------------------------------------------------------------------------
  */
@@ -57,9 +57,8 @@ typedef struct Reader
 	const char *p;				/* next byte; the text ends with a NUL */
 	int			depth;			/* number of enclosing arrays and objects */
 	bool		too_deep;
-	int			nvalues;		/* number of elements and members so far,
-								 * including those that are skipped; see
-								 * MAX_VALUES */
+	int			nvalues;		/* number of values so far, as counted for
+								 * MAX_VALUES; a skipped array counts as one */
 	const char *converted;		/* name of the member of the outermost object
 								 * in which strings are converted to the
 								 * server encoding, or NULL */
@@ -494,7 +493,7 @@ parse(Reader *r, bool *too_deep)
  * Parse an object or an array.  "text" must be valid UTF-8 and terminated by
  * its only NUL.  Returns NULL if the text is not a valid JSON object or array,
  * jsonb cannot store it, or it exceeds one of our limits.  Sets *too_deep to
- * whether the limit is HRFLOW_MAX_JSON_DEPTH.
+ * whether that limit is HRFLOW_MAX_JSON_DEPTH.
  *
  * The result is palloc'd, and its strings may point into "text".  Strings in
  * the member "converted" of the outermost object are converted to the server

@@ -131,7 +131,7 @@ typedef enum ItemRule
 
 /*
  * Choose the rule for a list of "count" elements.  Use the requested indexes
- * if there are as many of them, and no path of a link contains a different
+ * if their number is "count", and no path of a link contains a different
  * index: the API is not documented to preserve the order of the indexes.
  * Otherwise use the paths if every path contains an index, or the positions if
  * no path does and the section was not requested by a list.  Returns false if
@@ -216,8 +216,8 @@ add_single_link(List **links, const SectionAsked *asked,
 /*
  * Add the links of a section, whose value is a link, a list of links, or null
  * if there is no vector.  Null elements of a list are skipped, but their
- * positions are counted.  Returns NULL, or a message about the value in which
- * %s is to be replaced by the name of the section.
+ * positions are counted.  Returns NULL, or an error detail in which %s is to
+ * be replaced by the name of the section.
  */
 static const char *
 add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
@@ -265,8 +265,8 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
  * the parameter that was sent, or NULL.  "secret" is the API key, which is
  * masked in *detail.
  *
- * If "fields" lists indexes of a section, and the reply contains as many
- * elements, the item of each link is the requested index at the same position.
+ * If "fields" lists indexes of a section, and the reply contains an element
+ * for each, the item of a link is the requested index at the same position.
  * If the numbers of indexes and elements differ, or if the path of a link
  * contains a different index, the items are taken from the paths.
  *
@@ -274,8 +274,8 @@ add_section(List **links, const SectionAsked *asked, const JsonbValue *value)
  * paths, because some items may have no link.  If the paths contain no
  * indexes, the item of each link is its position, counted from 0.
  *
- * Returns false and sets *detail if the data is not valid or the item of a
- * link cannot be determined.
+ * Returns false and sets *detail if the data is not valid, there are too many
+ * links, or the item of a link cannot be determined.
  */
 bool
 hrflow_links_collect(Jsonb *data, Jsonb *fields, const char *secret,

@@ -162,8 +162,8 @@ read_dtype(NpyCursor *c, NpyHeader *header)
  * Read a "shape": (d,) or (n, d).  Returns NULL, or an error detail.  As in
  * Python, (d) is not a tuple.
  *
- * If the platform's int was too narrow for a size, as on Windows, Python 2
- * wrote the size with the suffix of a long integer, as in (2L,).  NumPy still
+ * Where its int was narrower than the type of a size, as on Windows, Python 2
+ * wrote sizes with the suffix of a long integer, as in (2L,).  NumPy still
  * accepts the suffix in files of versions 1.0 and 2.0, which Python 2 could
  * write; see _filter_header() in numpy/lib/format.py.
  */

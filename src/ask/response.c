@@ -22,7 +22,7 @@
 #include "utils/numeric.h"
 
 /*
- * Minimum length, in bytes, of a part of the key that is masked.  Shorter
+ * Minimum length of the parts of a key that are masked, in bytes.  Shorter
  * parts do not reveal the key, and occur in ordinary words.
  */
 #define SCRUB_MIN 8
@@ -91,10 +91,11 @@ foreign_key_length(const char *text)
 }
 
 /*
- * Make text from a server safe to show: mask the secret (which may be empty),
- * parts of it, and HrFlow keys; replace control characters by spaces so that
- * no log line can be forged; and truncate the text.  "message" must be valid
- * in the server encoding.  The result is palloc'd.
+ * Make text from a server safe to show: mask HrFlow keys, and parts of the
+ * secret (which may be empty) that have at least SCRUB_MIN bytes; replace
+ * control characters by spaces so that no log line can be forged; and truncate
+ * the text.  "message" must be valid in the server encoding.  The result is
+ * palloc'd.
  */
 char *
 hrflow_response_scrub(const char *message, const char *secret)
@@ -140,7 +141,7 @@ show_text(const char *text, const char *secret)
 	size_t		length = strlen(text);
 
 	/*
-	 * The length that pg_encoding_mbcliplen() returns exceeds that of the
+	 * The length that pg_encoding_mbcliplen() returns can exceed that of the
 	 * text if the text ends in the middle of a character.
 	 */
 	length = Min(length, pg_encoding_mbcliplen(PG_UTF8, text, length,
@@ -286,7 +287,7 @@ parse_envelope(const HrflowReply *reply, HrflowEndpoint endpoint,
 
 /*
  * ------------------------------------------------------------------------
- * Envelope to status
+ * Results
  * ------------------------------------------------------------------------
  */
 

@@ -7,9 +7,9 @@
  * https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
  *
  * The body of an error is a small XML document with an element <Code>, which
- * is meant for programs.  Other elements may repeat data that was signed,
- * such as the signature of the link and the name of the object, so they must
- * not be shown.
+ * is meant for programs.  Other elements may repeat parts of the request, such
+ * as the signature of the link and the name of the object, so they must not be
+ * shown.
  *
  * The functions in this file are pure: their results depend on their arguments
  * alone.
@@ -22,7 +22,8 @@
 #include "ask/vector.h"
 
 /*
- * Maximum length of a code.  The longest code of Amazon S3 has 33 characters.
+ * Maximum length of a code.  One of the longest codes of Amazon S3,
+ * ServerSideEncryptionConfigurationNotFoundError, has 46 characters.
  */
 #define MAX_CODE 48
 

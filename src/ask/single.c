@@ -249,9 +249,9 @@ read_document_arguments(HrflowCall *call, const NullableDatum *args)
 
 /*
  * Return the URL for documents.  If a vector for each part of the document is
- * requested, the vectors can be separated only by their dimension.  If the
- * dimension is not configured, return NULL rather than send a request that
- * would have to be paid for.
+ * requested, but the dimension by which the vectors would have to be separated
+ * is not configured, return NULL rather than send a request that would have to
+ * be paid for.
  */
 static char *
 make_document_url(HrflowCall *call)
