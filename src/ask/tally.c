@@ -41,8 +41,25 @@ hrflow_tally_has_succeeded(const HrflowTally *tally,
 }
 
 /*
- * Return the most frequent status among the rows that failed, or HRFLOW_OK if
- * none did.
+ * Return the number of rows whose status has the same name as "status", since
+ * users see only names.
+ */
+static int64
+count_same_name(const HrflowTally *tally, HrflowStatus status)
+{
+	int64		n = 0;
+
+	for (int other = HRFLOW_OK; other <= HRFLOW_LAST_STATUS; other++)
+	{
+		if (strcmp(hrflow_status_name(other), hrflow_status_name(status)) == 0)
+			n += tally->by_status[other];
+	}
+	return n;
+}
+
+/*
+ * Return the most frequent status, by name, among the rows that failed, or
+ * HRFLOW_OK if none did.
  */
 static HrflowStatus
 most_frequent_failure(const HrflowTally *tally)
@@ -52,10 +69,10 @@ most_frequent_failure(const HrflowTally *tally)
 
 	for (int status = HRFLOW_OK + 1; status <= HRFLOW_LAST_STATUS; status++)
 	{
-		if (tally->by_status[status] > n)
+		if (tally->by_status[status] > 0 && count_same_name(tally, status) > n)
 		{
 			most = status;
-			n = tally->by_status[status];
+			n = count_same_name(tally, status);
 		}
 	}
 	return most;
@@ -84,7 +101,7 @@ hrflow_tally_report(const HrflowTally *tally,
 					const HrflowBatchSummary *summary)
 {
 	HrflowStatus status = most_frequent_failure(tally);
-	int64		nfailed = tally->by_status[status];
+	int64		nfailed = count_same_name(tally, status);
 	const HrflowResult *first = &tally->first[status];
 	const char *hint;
 

@@ -160,9 +160,12 @@ bad_sources(HrflowRun *run)
  * source of a profile?
  */
 static bool
-is_of_source(const char *error)
+is_of_source(const HrflowRun *run, const char *error)
 {
-	HrflowResult result = {.status = HRFLOW_INVALID_SOURCE};
+	HrflowResult result = {
+		.endpoint = run->kind->asked.endpoint,
+		.status = HRFLOW_INVALID_SOURCE
+	};
 	char	   *beginning = hrflow_error_describe(&result);
 
 	return error != NULL &&
@@ -191,7 +194,8 @@ read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lea
 	profile->identifier = pstrdup(hrflow_store_value(row, 2));
 	profile->generation = DatumGetInt64(hrflow_store_datum(row, 3));
 	profile->claimed_due_at = DatumGetTimestampTz(hrflow_store_datum(row, 4));
-	profile->is_suspect = is_of_source(hrflow_store_value_or_null(row, 5));
+	profile->is_suspect = is_of_source(run,
+									   hrflow_store_value_or_null(row, 5));
 	dimension = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
 							  8, &is_null);
 	profile->old_dimension = is_null ? 0 : DatumGetInt32(dimension);

@@ -250,6 +250,10 @@ static void
 note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 {
 	MemoryContext old = MemoryContextSwitchTo(run->context);
+	HrflowResult result = {
+		.endpoint = run->kind->asked.endpoint,
+		.status = HRFLOW_INVALID_SOURCE
+	};
 
 	if (hrflow_fetch_bad_source(run, profile->source_id) == NULL)
 	{
@@ -259,10 +263,13 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 		source->error = pstrdup(profile->error);
 		run->bad_sources = lappend(run->bad_sources, source);
 		ereport(WARNING,
-				(errmsg("skipping source \"%s\" in refresh of %s: source not found",
+				(result.endpoint == HRFLOW_JOB ?
+				 errmsg("skipping board \"%s\" in refresh of %s: board not found",
+						profile->source_id, run->name) :
+				 errmsg("skipping source \"%s\" in refresh of %s: source not found",
 						profile->source_id, run->name),
 				 errdetail_internal("%s", profile->error),
-				 errhint("Check the source id, and that the API key belongs to the source's workspace.")));
+				 errhint("%s", hrflow_error_hint(&result))));
 	}
 	MemoryContextSwitchTo(old);
 }

@@ -309,6 +309,25 @@ $api->script('v.status=503', ms => 2000);
 is($out, 'ok 300', 'Every link is fetched after its host was down for two seconds.');
 is($err, '', 'There is no WARNING when the host of the links answers again.');
 
+# Connections that are refused and connections that break have the same status.
+$api->reset;
+($out, $err) = ('', '');
+$node->psql(
+	'postgres',
+	q{SET hrflow_embed.link_hosts = '127.0.0.1'; SET hrflow_embed.max_attempts = 1;
+	WITH links AS MATERIALIZED (SELECT link FROM hrflow_profile_links('acme',
+			'{good-1,good-2,"fault:v.reset,id=1","fault:v.reset,id=2"}', '{"profile": 1}')
+		UNION ALL SELECT 'http://127.0.0.1:1/' || i FROM generate_series(1, 2) i)
+	SELECT status || ' ' || count(*) FROM hrflow_fetch_vectors((SELECT array_agg(link) FROM links))
+	GROUP BY status ORDER BY 1},
+	stdout => \$out,
+	stderr => \$err);
+is($out, "connection_failed 4\nok 2", 'Two links are refused, two break, and two are fetched.');
+like(
+	$err,
+	qr/WARNING:  4 of 6 rows of the batch failed with status "connection_failed"/,
+	'A WARNING counts all failures with the status that is shown.');
+
 # A text may have been processed when its connection breaks: it is not sent again.
 $api->reset;
 $api->script('reset', ms => 1000);

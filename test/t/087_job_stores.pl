@@ -53,6 +53,23 @@ sql(q{CALL hrflow_refresh('by_reference')});
 is(join("\n", queries()), 'job_reference=R 1', 'a job is requested by its reference');
 
 #
+# A board that the API does not know
+#
+sql(q{SELECT hrflow_create_store('unknown', 'real[]', content => 'job');
+	SELECT hrflow_track('unknown', 'unknown-1', array_agg('nurse ' || i))
+	FROM generate_series(1, 100) i});
+my $err = '';
+$node->psql('postgres', q{CALL hrflow_refresh('unknown')}, stderr => \$err);
+like(
+	$err,
+	qr/WARNING:  skipping board "unknown-1" in refresh of \S+ board not found\n.*\n.*Check the board id/,
+	'a WARNING says that the board is not found');
+sql(q{UPDATE unknown_profile SET due_at = now() - interval '1 minute'});
+$api->reset;
+sql(q{SET client_min_messages = error; CALL hrflow_refresh('unknown')});
+is(scalar(my @asked = queries()), 1, 'the next run requests one job of a board that was not found');
+
+#
 # Sessions that are killed, crash, or lose the network
 #
 Hrflow::Disturb::run($node, $api, 'job', 600, qw(kill crash network cancel));
