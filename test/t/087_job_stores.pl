@@ -62,7 +62,7 @@ my $err = '';
 $node->psql('postgres', q{CALL hrflow_refresh('unknown')}, stderr => \$err);
 like(
 	$err,
-	qr/WARNING:  skipping board "unknown-1" in refresh of \S+ board not found\n.*\n.*Check the board id/,
+	qr/WARNING:  skipping board "unknown-1" in refresh of \S+ board not found\n.*\n.*the board id/,
 	'a WARNING says that the board is not found');
 sql(q{UPDATE unknown_profile SET due_at = now() - interval '1 minute'});
 $api->reset;
