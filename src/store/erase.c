@@ -380,8 +380,9 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 
 /*
  * Erase profiles regardless of whether a table refers to them.  See
- * erase_profiles_sql for the parameters.  Returns the number of profiles
- * erased.
+ * erase_profiles_sql for the parameters.  Reads the latest rows at every
+ * isolation level, so that no vector stays because it was stored after the
+ * transaction's snapshot was taken.  Returns the number of profiles erased.
  */
 uint64
 hrflow_erase_profiles(const HrflowStore *store,
@@ -389,11 +390,12 @@ hrflow_erase_profiles(const HrflowStore *store,
 {
 	uint64		n;
 
-	hrflow_store_execute(hrflow_store_sql(store, lock_profiles_sql),
-						 parameters);
-	hrflow_store_execute(get_erase_sql(store, erase_profiles_sql, NULL,
-									   erase_profiles_aside_sql, "'untrack'"),
-						 parameters);
+	hrflow_store_execute_latest(hrflow_store_sql(store, lock_profiles_sql),
+								parameters);
+	hrflow_store_execute_latest(get_erase_sql(store, erase_profiles_sql, NULL,
+											  erase_profiles_aside_sql,
+											  "'untrack'"),
+								parameters);
 	n = DatumGetInt64(hrflow_store_datum(0, 1));
 	hrflow_aside_warn(store, false);
 	hrflow_erased_warn(store);

@@ -137,9 +137,9 @@ static uint64
 restore(const HrflowStore *store, Oid table, const char *reasons,
 		const char *due, const HrflowParameters *keys)
 {
-	hrflow_store_execute(hrflow_store_sql(store, restore_sql, table, reasons,
-										  due),
-						 keys);
+	hrflow_store_execute_latest(hrflow_store_sql(store, restore_sql, table,
+												 reasons, due),
+								keys);
 	return DatumGetInt64(hrflow_store_datum(0, 1));
 }
 
@@ -257,8 +257,9 @@ hrflow_restore_wanted(const HrflowStore *store, Oid function)
 							   store->vectors_name),
 				 errdetail_internal("%s", wanted.error->message),
 				 errhint("To restore the vectors instead of fetching them again, fix the cause of the error, and call hrflow_restore() before the next refresh.")));
-	hrflow_store_execute(hrflow_store_sql(store, make_due_sql, condition),
-						 NULL);
+	hrflow_store_execute_latest(hrflow_store_sql(store, make_due_sql,
+												 condition),
+								NULL);
 }
 
 /*

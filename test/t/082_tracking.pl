@@ -880,7 +880,7 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		[ $leased, "INSERT INTO kept.level VALUES ('m')", undef ],
 		[ $leased, "UPDATE kept.level SET cv = 'new'", undef ],
 		(   map { [ $leased, "SELECT $_('kept.levels', 'acme', '{m}')", undef ] }
-			  qw(hrflow_track hrflow_mark_due hrflow_untrack)),
+			  qw(hrflow_track hrflow_mark_due)),
 		[ $wanted, "UPDATE kept.level SET id = 'a'", 'a m n' ],
 		[ $wanted, 'DELETE FROM kept.level', 'm n' ],
 		[ $wanted, "INSERT INTO kept.level VALUES ('n')", undef ])
@@ -905,6 +905,40 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		{
 			like($answer, qr/ERROR:  40001:/, "$name raises a serialization failure");
 		}
+	}
+}
+
+# Vectors that were stored or put aside since the snapshot are erased and restored, too
+foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
+{
+	my $track = q{SELECT hrflow_track_table('kept.levels', 'kept.level', 'id', 'acme',
+		refresh_columns => '{cv}')};
+	my $aside = q{UPDATE kept.levels_profile SET state = 'unwanted', due_at = NULL;
+		INSERT INTO kept.levels_aside (source_id, profile_id, section, item, vector, fetched_at,
+			reason) SELECT 'acme', 'm', 'profile', 1, '{2}', now(), 'reconcile'};
+
+	foreach my $case (
+		[ "SELECT hrflow_untrack('kept.levels', 'acme', '{m,n}')", '', 0, 0 ],
+		[ "SELECT hrflow_restore('kept.levels')", 'mdue nunwanted', 2, 0 ],
+		[ $track, 'mdue ndue', 2, 0 ])
+	{
+		my ($statement, $states, @vectors) = @$case;
+		my $name = "$level, with vectors stored since the snapshot: $statement";
+
+		sql(q{TRUNCATE kept.level; INSERT INTO kept.level VALUES ('m')});
+		$session->ask("SET ROLE keeper; BEGIN ISOLATION LEVEL $level; SELECT FROM kept.level;");
+		sql("INSERT INTO kept.level VALUES ('n');
+			INSERT INTO kept.levels VALUES ('acme', 'n', 'profile', 0, '{1}', now());
+			$aside");
+		unlike($session->ask("$statement; COMMIT; RESET ROLE;"), qr/ERROR/, "$name succeeds");
+		is( sql(q{SELECT string_agg(profile_id || state, ' ' ORDER BY profile_id)
+				FROM kept.levels_profile}),
+			$states,
+			"$name leaves the right profiles tracked");
+		is( sql('SELECT (SELECT count(*) FROM kept.levels), (SELECT count(*) FROM kept.levels_aside)'
+			),
+			join('|', @vectors),
+			"$name leaves the right vectors");
 	}
 }
 
