@@ -32,14 +32,19 @@ PG_FUNCTION_INFO_V1(hrflow_release_columns);
 /*
  * SQL templates for the statements that re-create the triggers of a table
  * without and with content columns, and for the optional arguments of these
- * statements.
+ * statements.  They cast the arguments to the exact parameter types of
+ * hrflow_track_table(), so that they cannot call an overloaded function that
+ * another role has created in the same schema.
  */
 static const char track_again_sql[] =
-"SELECT %s(%L, %L, %L, %s => %L%s)";
+"SELECT %s(%L::pg_catalog.regclass, %L::pg_catalog.regclass,"
+" %L::pg_catalog.name, %s => %L::pg_catalog.%s%s)";
 static const char track_content_again_sql[] =
-"SELECT %s(%L, %L, %L, content_columns => %L%s%s)";
-static const char item_type_sql[] = ", item_type => %L";
-static const char refresh_columns_sql[] = ", refresh_columns => %L";
+"SELECT %s(%L::pg_catalog.regclass, %L::pg_catalog.regclass,"
+" %L::pg_catalog.name, content_columns => %L::pg_catalog.name[]%s%s)";
+static const char item_type_sql[] = ", item_type => %L::pg_catalog.text";
+static const char refresh_columns_sql[] =
+", refresh_columns => %L::pg_catalog.name[]";
 
 /*
  * Return the names of columns as the text form of an array.
@@ -123,6 +128,7 @@ make_track_statement(const HrflowStore *store, Relation table,
 							feeder->args[has_column ?
 										 HRFLOW_TRIGGER_SOURCE_COLUMN :
 										 HRFLOW_TRIGGER_SOURCE_ID],
+							has_column ? "name" : "text",
 							refresh_columns_argument(table, columns));
 }
 

@@ -294,7 +294,7 @@ foreach my $case (
 		qr/^30$/m ],
 	[   'hrflow_release_columns',
 		q{SELECT s.hrflow_release_columns('talent.embedding', 'talent.candidate')},
-		qr/^SELECT s\.hrflow_track_table\('talent\.embedding', 'talent\.candidate'/m ],
+		qr/^SELECT s\.hrflow_track_table\('talent\.embedding'::pg_catalog\.regclass, /m ],
 	[   'hrflow_untrack_table',
 		q{SELECT s.hrflow_untrack_table('talent.embedding', 'talent.candidate')},
 		qr/^2WARNING: .* were put aside$/m ],

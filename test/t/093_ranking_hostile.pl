@@ -240,6 +240,18 @@ is( sql(q{BEGIN;
 		'a weighted search by identifiers' =>
 		  qq{SELECT profile_id FROM hrflow_match_weighted('plain', $query, '{"profile": 1}',
 			profiles => (SELECT array_agg(profile_id) FROM plain))});
+	my %feeds = (
+		by_id => "source_id => 'acme', refresh_columns => '{cv}'",
+		by_column => "source_column => 'source'",
+		by_content => "content_columns => '{cv}', item_type => 'job', refresh_columns => '{id}'");
+	foreach my $store (sort keys %feeds)
+	{
+		my $content = $store eq 'by_content' ? 'document' : 'profile';
+
+		sql("SELECT hrflow_create_store('$store', 'real[]', content => '$content');
+			CREATE TABLE feeds_$store (id text, source text, cv jsonb);
+			SELECT hrflow_track_table('$store', 'feeds_$store', 'id', $feeds{$store})");
+	}
 	sql(q{
 		CREATE ROLE intruder;
 		GRANT CREATE ON SCHEMA public TO intruder;
@@ -276,6 +288,28 @@ is( sql(q{BEGIN;
 		$node->error_of($job),
 		qr/^42725: procedure public.hrflow_refresh/,
 		'the statement of a job fails if a procedure has the same arguments');
+
+	# The statement that tracks a table again
+	sql(join "\n",
+		'SET ROLE intruder;',
+		map {
+			"CREATE FUNCTION public.hrflow_track_table($_) RETURNS bigint LANGUAGE plpgsql AS
+			\$\$BEGIN RAISE WARNING 'intruder acts as %', current_user; RETURN 0; END\$\$;"
+		  } 'store text, source_table text, profile_column text, source_id text,
+			refresh_columns text',
+		'store regclass, source_table regclass, profile_column text, source_column text',
+		'store regclass, source_table regclass, profile_column name, content_columns text,
+			item_type text, refresh_columns text');
+	foreach my $store (sort keys %feeds)
+	{
+		my $track = sql("SELECT hrflow_release_columns('$store', 'feeds_$store')");
+
+		($status, undef, $err) = $node->psql('postgres', $track);
+		is($status, 0, "the statement of hrflow_release_columns() succeeds: $track");
+		unlike($err, qr/intruder/, "it does not call a function that overloads ours: $track");
+		is(sql("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'feeds_$store'::regclass"),
+			4, "it re-creates the trigger: $track");
+	}
 	sql('DROP OWNED BY intruder; DROP ROLE intruder');
 }
 
