@@ -14,6 +14,7 @@
 #include "catalog/pg_depend.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "compat.h"
 #include "nodes/bitmapset.h"
 #include "nodes/nodeFuncs.h"
@@ -23,6 +24,116 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+/*
+ * ------------------------------------------------------------------------
+ * Conditions of triggers
+ * ------------------------------------------------------------------------
+ */
+
+/*
+ * Expression walker: append to a list the attribute numbers of the columns of
+ * OLD to which an expression refers, in order of occurrence.
+ */
+static bool
+collect_columns(Node *node, void *list)
+{
+	List	  **columns = list;
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, Var))
+	{
+		if (((Var *) node)->varno == PRS2_OLD_VARNO)
+			*columns = lappend_int(*columns, ((Var *) node)->varattno);
+		return false;
+	}
+	return expression_tree_walker(node, collect_columns, list);
+}
+
+/*
+ * Return the attribute numbers of the columns of OLD to which a WHEN condition
+ * refers, in order of occurrence.  "condition" may be NULL, for no condition.
+ * The condition stores attribute numbers, so columns can be renamed; in a
+ * dump, it contains column names.
+ *
+ * The result for the last condition is kept, because the trigger on UPDATE may
+ * call this for each row, and parsing a condition on several columns takes
+ * some microseconds.
+ */
+static List *
+columns_of_condition(const char *condition)
+{
+	static char *last = NULL;	/* in TopMemoryContext, like the next one */
+	static List *last_columns = NIL;
+
+	if (condition == NULL)
+		return NIL;
+	if (last == NULL || strcmp(condition, last) != 0)
+	{
+		List	   *columns = NIL;
+		MemoryContext old;
+
+		(void) collect_columns(stringToNode(condition), &columns);
+		if (last != NULL)
+			pfree(last);
+		last = NULL;
+		list_free(last_columns);
+		last_columns = NIL;
+		old = MemoryContextSwitchTo(TopMemoryContext);
+		last_columns = list_copy(columns);
+		last = pstrdup(condition);
+		MemoryContextSwitchTo(old);
+	}
+	return list_copy(last_columns);
+}
+
+/*
+ * Return the columns of the WHEN condition of a trigger; see
+ * columns_of_condition().  Returns NIL if the trigger does not exist.
+ */
+static List *
+columns_of_trigger(Oid trigger)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	HeapTuple	tuple = hrflow_catalog_trigger(triggers, trigger);
+	List	   *columns = NIL;
+	bool		is_null = true;
+	Datum		condition = (Datum) 0;
+
+	if (HeapTupleIsValid(tuple))
+		condition = heap_getattr(tuple, Anum_pg_trigger_tgqual,
+								 RelationGetDescr(triggers), &is_null);
+	if (!is_null)
+		columns = columns_of_condition(TextDatumGetCString(condition));
+	table_close(triggers, AccessShareLock);
+	return columns;
+}
+
+/*
+ * Given the columns of the WHEN condition of a trigger on UPDATE, and the
+ * arguments of the trigger, return the key columns, which come first.  Returns
+ * NIL if there are not enough columns, or the condition refers to the whole
+ * row or a system column in their place, which is possible only if a user has
+ * created the trigger.
+ */
+static List *
+keys_of_condition(List *columns, char *const *args)
+{
+	int			nkeys = *args[HRFLOW_TRIGGER_SOURCE_COLUMN] == '\0' ? 1 : 2;
+	ListCell   *cell;
+
+	if (list_length(columns) < nkeys)
+		return NIL;
+	columns = list_truncate(columns, nkeys);
+	foreach(cell, columns)
+	{
+		if (!AttrNumberIsForUserDefinedAttr(lfirst_int(cell)))
+			return NIL;
+	}
+	return columns;
+}
 
 /*
  * Return the attribute numbers of the columns, other than key columns, whose
@@ -31,7 +142,7 @@
  * than by names in the triggers' arguments, so that columns can be renamed.
  */
 Bitmapset *
-hrflow_columns_watched(Relation table, List *feeders)
+hrflow_columns_watched(List *feeders)
 {
 	Bitmapset  *columns = NULL;
 	ListCell   *cell;
@@ -55,18 +166,20 @@ hrflow_columns_watched(Relation table, List *feeders)
 	{
 		HrflowFeeder *feeder = lfirst(cell);
 
-		for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NKEYS;
-			 i++)
-		{
-			int			number = i == HRFLOW_TRIGGER_SOURCE_ID ? 0 :
-			SPI_fnumber(RelationGetDescr(table), feeder->args[i]);
-
-			if (number > 0)
-				columns = bms_del_member(columns, number);
-		}
+		if (!feeder->is_update)
+			continue;
+		foreach(inner, keys_of_condition(columns_of_trigger(feeder->trigger),
+										 feeder->args))
+			columns = bms_del_member(columns, lfirst_int(inner));
 	}
 	return columns;
 }
+
+/*
+ * ------------------------------------------------------------------------
+ * Keys
+ * ------------------------------------------------------------------------
+ */
 
 /*
  * Throw 0A000 if a column is a virtual generated column.
@@ -117,14 +230,151 @@ hrflow_columns_check(Relation table, const char *name, bool is_key,
 }
 
 /*
- * Check the key columns of a table; see hrflow_columns_check().
+ * Find the trigger on UPDATE by which a table feeds the same store, through
+ * the same keys, as a trigger with the given function and arguments.  If the
+ * table is a partition, this is the partition's copy of the trigger.  Returns
+ * NULL if there is no such trigger.
+ */
+static const Trigger *
+trigger_on_update(Relation table, Oid function, char *const *args)
+{
+	const TriggerDesc *triggers = table->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		const Trigger *trigger = &triggers->triggers[i];
+		int			nequal = 0;
+
+		if (trigger->tgfoid != function ||
+			trigger->tgnargs < HRFLOW_TRIGGER_NKEYS ||
+			!TRIGGER_TYPE_MATCHES(trigger->tgtype, TRIGGER_TYPE_ROW,
+								  TRIGGER_TYPE_AFTER, TRIGGER_TYPE_UPDATE))
+			continue;
+		while (nequal < HRFLOW_TRIGGER_NKEYS &&
+			   strcmp(trigger->tgargs[nequal], args[nequal]) == 0)
+			nequal++;
+		if (nequal == HRFLOW_TRIGGER_NKEYS)
+			return trigger;
+	}
+	return NULL;
+}
+
+/*
+ * Return the attribute numbers of the columns that have the names of the key
+ * columns now: that of the column of identifiers, and that of the column of
+ * sources, if any.  A column that does not exist has the number
+ * SPI_ERROR_NOATTRIBUTE.
+ */
+static List *
+keys_by_name(Relation table, char *const *args)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	List	   *keys =
+	list_make1_int(SPI_fnumber(desc, args[HRFLOW_TRIGGER_PROFILE_COLUMN]));
+
+	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
+		keys = lappend_int(keys,
+						   SPI_fnumber(desc, args[HRFLOW_TRIGGER_SOURCE_COLUMN]));
+	return keys;
+}
+
+/*
+ * Return the attribute numbers of the key columns that were tracked, in the
+ * order of keys_by_name(), even if they have been renamed.  "on_update" is the
+ * result of trigger_on_update().  If the trigger does not tell, returns the
+ * result of keys_by_name().
+ */
+static List *
+tracked_keys(Relation table, const Trigger *on_update, char *const *args)
+{
+	List	   *keys = on_update == NULL ? NIL :
+	keys_of_condition(columns_of_condition(on_update->tgqual), args);
+
+	return keys == NIL ? keys_by_name(table, args) : keys;
+}
+
+/*
+ * Does a table feed a store through the columns that have the names of its key
+ * columns now?  "function" and "args" are those of the table's triggers.
+ *
+ * The result is false if one of these columns does not exist, or if a column
+ * was renamed and another one has its name now, so that the name would select
+ * wrong profiles.
+ */
+bool
+hrflow_columns_have_keys(Relation table, Oid function, char *const *args)
+{
+	const Trigger *on_update = trigger_on_update(table, function, args);
+	List	   *keys = keys_by_name(table, args);
+
+	return !list_member_int(keys, SPI_ERROR_NOATTRIBUTE) &&
+		equal(keys, tracked_keys(table, on_update, args));
+}
+
+/*
+ * Do the triggers with the arguments "args" feed a store through other keys
+ * than triggers that are to be created with the arguments "new_args"?  If a
+ * key column no longer exists, and it is not known whether it was renamed,
+ * assume that it was.
+ */
+bool
+hrflow_columns_change_keys(Relation table, Oid function, char *const *args,
+						   char *const *new_args)
+{
+	List	   *keys = tracked_keys(table, trigger_on_update(table, function, args),
+									args);
+
+	return !list_member_int(keys, SPI_ERROR_NOATTRIBUTE) &&
+		(!equal(keys, keys_by_name(table, new_args)) ||
+		 strcmp(args[HRFLOW_TRIGGER_SOURCE_ID],
+				new_args[HRFLOW_TRIGGER_SOURCE_ID]) != 0);
+}
+
+/*
+ * Throw 55000 if hrflow_columns_have_keys() is false although the columns
+ * exist.
+ */
+static void
+check_tracked(Relation table, Oid function, char *const *args)
+{
+	TupleDesc	desc = RelationGetDescr(table);
+	const Trigger *on_update = trigger_on_update(table, function, args);
+	List	   *keys = keys_by_name(table, args);
+	ListCell   *cell;
+
+	foreach(cell, tracked_keys(table, on_update, args))
+	{
+		int			number = lfirst_int(cell);
+		int			named = list_nth_int(keys, foreach_current_index(cell));
+
+		if (number != named)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("column \"%s\" of relation \"%s\" has been renamed to \"%s\"",
+							NameStr(TupleDescAttr(desc, named - 1)->attname),
+							RelationGetRelationName(table),
+							NameStr(TupleDescAttr(desc, number - 1)->attname)),
+					 errdetail("Another column has the old name."),
+					 errhint("Call hrflow_track_table() again.")));
+	}
+}
+
+/*
+ * Check the key columns of a table; see hrflow_columns_check().  "function" is
+ * the function of the table's triggers, or InvalidOid if the table is to be
+ * tracked.  If the table is tracked already, also throws 55000, unless it
+ * feeds the store through these columns; see hrflow_columns_have_keys().
  */
 void
-hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
+hrflow_columns_check_keys(Relation table, Oid function, char *const *args)
 {
+	bool		tracked = OidIsValid(function);
+
 	hrflow_columns_check(table, args[HRFLOW_TRIGGER_PROFILE_COLUMN], true, tracked);
 	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
 		hrflow_columns_check(table, args[HRFLOW_TRIGGER_SOURCE_COLUMN], true, tracked);
+	if (tracked)
+		check_tracked(table, function, args);
 }
 
 /*
@@ -134,32 +384,11 @@ hrflow_columns_check_keys(Relation table, char *const *args, bool tracked)
  */
 
 /*
- * Expression walker: append to a list the attribute numbers of the columns of
- * OLD to which an expression refers, in order of occurrence.
- */
-static bool
-collect_columns(Node *node, void *list)
-{
-	List	  **columns = list;
-
-	if (node == NULL)
-		return false;
-	if (IsA(node, Var))
-	{
-		if (((Var *) node)->varno == PRS2_OLD_VARNO)
-			*columns = lappend_int(*columns, ((Var *) node)->varattno);
-		return false;
-	}
-	return expression_tree_walker(node, collect_columns, list);
-}
-
-/*
  * Return the attribute numbers of the columns from which contents are read, in
  * order.  "trigger" is the trigger on UPDATE of a table, and "args" are the
  * arguments of any trigger by which the table feeds the store; one of them is
  * the number of these columns.  In the WHEN condition of the trigger, these
- * columns follow the key column.  The condition stores attribute numbers, so
- * columns can be renamed; in a dump, it contains column names.
+ * columns follow the key column.
  *
  * Returns NIL if there is no such trigger.  Also returns NIL if the condition
  * is missing or does not contain enough columns, or refers to the whole row or
@@ -170,20 +399,8 @@ static List *
 find_content(Oid trigger, char *const *args)
 {
 	int			n = atoi(args[HRFLOW_TRIGGER_NCOLUMNS]);
-	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	HeapTuple	tuple = hrflow_catalog_trigger(triggers, trigger);
-	List	   *columns = NIL;
+	List	   *columns = columns_of_trigger(trigger);
 	List	   *content = NIL;
-	bool		is_null = true;
-	Datum		condition = (Datum) 0;
-
-	if (HeapTupleIsValid(tuple))
-		condition = heap_getattr(tuple, Anum_pg_trigger_tgqual,
-								 RelationGetDescr(triggers), &is_null);
-	if (!is_null)
-		(void) collect_columns(stringToNode(TextDatumGetCString(condition)),
-							   &columns);
-	table_close(triggers, AccessShareLock);
 
 	if (n < 1 || list_length(columns) <= n)
 		return NIL;

@@ -207,7 +207,7 @@ make_read_sql(const HrflowStore *store, Relation table,
 	char	   *columns = NULL;
 	ListCell   *cell;
 
-	hrflow_columns_check_keys(table, feeder->args, true);
+	hrflow_columns_check_keys(table, feeder->function, feeder->args);
 	foreach(cell, hrflow_columns_of_content(table, trigger, feeder->args))
 	{
 		char	   *name = SPI_fname(RelationGetDescr(table), lfirst_int(cell));

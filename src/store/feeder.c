@@ -304,6 +304,7 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 		return NULL;
 	feeder->trigger = trigger;
 	feeder->table = form->tgrelid;
+	feeder->function = function;
 	feeder->trigger_name = pstrdup(NameStr(form->tgname));
 	feeder->type = form->tgtype;
 	feeder->enabled = form->tgenabled;
@@ -588,7 +589,7 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 		if (!feeder->is_insert)
 			continue;
 		table = relation_open(feeder->table, NoLock);
-		hrflow_columns_check_keys(table, feeder->args, true);
+		hrflow_columns_check_keys(table, function, feeder->args);
 		sql = hrflow_store_sql(store, unwanted_by_table_sql, sql,
 							   feeder->table,
 							   hrflow_feeder_wants(store, table,
@@ -599,9 +600,10 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 }
 
 /*
- * Do all tables that feed a store have their key columns?  After a key column
- * has been renamed, its table cannot be queried for the profiles that it wants
- * until hrflow_track_table() is called for the table again.
+ * Can all tables that feed a store be queried for the profiles that they want?
+ * After a key column has been renamed, that is not possible until
+ * hrflow_track_table() is called for the table again; see
+ * hrflow_columns_have_keys().
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
@@ -613,17 +615,13 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 									 AccessShareLock))
 	{
 		HrflowFeeder *feeder = lfirst(cell);
-		const char *source_column = feeder->args[HRFLOW_TRIGGER_SOURCE_COLUMN];
 		Relation	table;
-		TupleDesc	desc;
 
 		if (!feeder->is_insert)
 			continue;
 		table = relation_open(feeder->table, NoLock);
-		desc = RelationGetDescr(table);
-		if (SPI_fnumber(desc, feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN]) <= 0 ||
-			(*source_column != '\0' && SPI_fnumber(desc, source_column) <= 0))
-			result = false;
+		result = result &&
+			hrflow_columns_have_keys(table, function, feeder->args);
 		relation_close(table, NoLock);
 	}
 	return result;

@@ -136,8 +136,8 @@ make_track_statement(const HrflowStore *store, Relation table,
  * Drop the trigger on UPDATE of a table that feeds a store, and return the
  * statement that re-creates it.  If there are several such triggers, drop all.
  *
- * Throws 42704 if the table does not feed the store, and 55000 if it has no
- * trigger on UPDATE.
+ * Throws 42704 if the table does not feed the store, 55000 if it has no
+ * trigger on UPDATE, and the errors of hrflow_columns_check_keys().
  */
 static char *
 release(const HrflowStore *store, Relation table, Oid caller)
@@ -168,8 +168,9 @@ release(const HrflowStore *store, Relation table, Oid caller)
 				 errmsg("columns of table \"%s\" are already released",
 						RelationGetRelationName(table)),
 				 errhint("Call hrflow_track_table() with the same arguments as before.")));
+	hrflow_columns_check_keys(table, on_update->function, on_update->args);
 	statement = make_track_statement(store, table, on_update,
-									 hrflow_columns_watched(table, feeders), caller);
+									 hrflow_columns_watched(feeders), caller);
 	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);

@@ -210,6 +210,7 @@ typedef struct HrflowFeeder
 {
 	Oid			trigger;
 	Oid			table;
+	Oid			function;
 	char	   *trigger_name;
 	int16		type;			/* pg_trigger.tgtype */
 	char		enabled;		/* pg_trigger.tgenabled */
@@ -343,11 +344,16 @@ extern void hrflow_feeder_want_inserted(const HrflowStore *store,
 extern void hrflow_feeder_mark_kept(const HrflowStore *store);
 
 /* in columns.c */
-extern Bitmapset *hrflow_columns_watched(Relation table, List *feeders);
+extern Bitmapset *hrflow_columns_watched(List *feeders);
 extern void hrflow_columns_check(Relation table, const char *name,
 								 bool is_key, bool tracked);
-extern void hrflow_columns_check_keys(Relation table, char *const *args,
-									  bool tracked);
+extern bool hrflow_columns_have_keys(Relation table, Oid function,
+									 char *const *args);
+extern bool hrflow_columns_change_keys(Relation table, Oid function,
+									   char *const *args,
+									   char *const *new_args);
+extern void hrflow_columns_check_keys(Relation table, Oid function,
+									  char *const *args);
 extern List *hrflow_columns_of_content(Relation table, Oid trigger,
 									   char *const *args);
 extern List *hrflow_columns_of_feeders(List *feeders);

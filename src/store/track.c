@@ -368,27 +368,14 @@ create_trigger(const HrflowStore *store, Relation table, Oid function,
 }
 
 /*
- * Warn if a table fed the store through other keys before: the user should
- * learn immediately that the previous profiles may be put aside.  If a
- * previous column no longer exists, assume that it was renamed.
+ * Warn if a table has fed the store through other keys so far: the user should
+ * learn immediately that the previous profiles may be put aside.
  */
 static void
 warn_of_other_keys(const HrflowStore *store, Relation table,
 				   const HrflowFeeder *feeder, char *const *args)
 {
-	TupleDesc	desc = RelationGetDescr(table);
-	bool		same = true;
-
-	for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NKEYS; i++)
-	{
-		const char *old = feeder->args[i];
-
-		if (i != HRFLOW_TRIGGER_SOURCE_ID && *old != '\0' &&
-			SPI_fnumber(desc, old) == SPI_ERROR_NOATTRIBUTE)
-			return;
-		same = same && strcmp(old, args[i]) == 0;
-	}
-	if (!same)
+	if (hrflow_columns_change_keys(table, feeder->function, feeder->args, args))
 		ereport(WARNING,
 				(errmsg("table \"%s\" no longer feeds store %s through column \"%s\"",
 						RelationGetRelationName(table), store->vectors_name,
@@ -436,10 +423,15 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 {
 	List	   *old = hrflow_feeder_find(store, function, RelationGetRelid(table),
 										 ShareRowExclusiveLock);
-	Bitmapset  *old_columns = hrflow_columns_watched(table, old);
+	Bitmapset  *old_columns = hrflow_columns_watched(old);
 	char	   *names[lengthof(trigger_kinds)];
 	ListCell   *cell;
 
+	foreach(cell, old)
+	{
+		if (((HrflowFeeder *) lfirst(cell))->is_insert)
+			warn_of_other_keys(store, table, lfirst(cell), args);
+	}
 	grant_function(store, function);
 	for (int i = 0; i < lengthof(trigger_kinds); i++)
 		names[i] = create_trigger(store, table, function, args,
@@ -458,8 +450,6 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 		HrflowFeeder *feeder = lfirst(cell);
 		int			i = 0;
 
-		if (feeder->is_insert)
-			warn_of_other_keys(store, table, feeder, args);
 		while (i < lengthof(names) &&
 			   strcmp(names[i], feeder->trigger_name) != 0)
 			i++;
@@ -524,8 +514,9 @@ is_tracked(const HrflowStore *store, Relation table, Oid function,
 		if (number > 0)
 			keys = bms_add_member(keys, number);
 	}
-	return bms_equal(hrflow_columns_watched(table, feeders),
-					 bms_difference(columns, keys)) &&
+	return hrflow_columns_have_keys(table, function, args) &&
+		bms_equal(hrflow_columns_watched(feeders),
+				  bms_difference(columns, keys)) &&
 		equal(content, hrflow_columns_of_feeders(feeders));
 }
 
@@ -577,7 +568,7 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 						   hrflow_columns_get("refresh_columns", refresh, NULL)) +
 					  (given == NULL ? 0 :
 					   hrflow_columns_get("content_columns", given, NULL))));
-	hrflow_columns_check_keys(table, args, false);
+	hrflow_columns_check_keys(table, InvalidOid, args);
 	columns[ncolumns++] = args[HRFLOW_TRIGGER_PROFILE_COLUMN];
 	if (*args[HRFLOW_TRIGGER_SOURCE_COLUMN] != '\0')
 		columns[ncolumns++] = args[HRFLOW_TRIGGER_SOURCE_COLUMN];

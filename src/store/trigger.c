@@ -470,7 +470,8 @@ open_fed_store(HrflowStore *store, TriggerData *trigdata)
 						RelationGetRelationName(trigdata->tg_relation),
 						trigger->tgargs[HRFLOW_TRIGGER_STORE])));
 	hrflow_store_check_manual(store);
-	hrflow_columns_check_keys(trigdata->tg_relation, trigger->tgargs, true);
+	hrflow_columns_check_keys(trigdata->tg_relation, trigger->tgfoid,
+							  trigger->tgargs);
 	return true;
 }
 

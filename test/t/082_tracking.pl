@@ -837,11 +837,127 @@ is(fails_with(q{INSERT INTO moved.people VALUES ('8'); INSERT INTO moved.part VA
 	'', 'tables can be written after a store that was renamed is dropped');
 
 #
-# The vectors of a store can feed another store, but do not keep profiles tracked
-# in their own
+# A key column was renamed, and another column has its name now
 #
 sql(q{GRANT EXECUTE ON ALL PROCEDURES IN SCHEMA public TO keeper;
 	SET ROLE keeper;
+	CREATE TABLE kept.applicant (id text);
+	CREATE TABLE kept.person (id text, id_new text, source text, source_new text, cv text);
+	SELECT hrflow_create_store('kept.people', 'real[]');
+	SELECT hrflow_track_table('kept.people', 'kept.applicant', 'id', 'acme');});
+
+sub track_person
+{
+	my ($id, $source) = @_;
+	return "SELECT hrflow_track_table('kept.people', 'kept.person', '$id',
+		source_column => '$source', refresh_columns => '{cv}')";
+}
+
+sub wanted
+{
+	return sql(
+		q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM kept.people_profile
+			WHERE state <> 'unwanted'});
+}
+
+# Return the standard error of psql, which includes warnings
+sub warned
+{
+	my ($sql) = @_;
+	my (undef, undef, $err) =
+	  $node->psql('postgres', "SET ROLE keeper;\nSET application_name = 'pg_cron';\n$sql");
+	return $err;
+}
+foreach my $column (qw(id source))
+{
+	sql("SET ROLE keeper; " . track_person('id', 'source'));
+	sql(q{SET ROLE keeper; TRUNCATE kept.person, kept.applicant;
+		INSERT INTO kept.person VALUES ('1', 'x', 'acme', 'beta'), ('2', 'y', 'acme', 'beta');
+		INSERT INTO kept.applicant VALUES ('1'), ('3');
+		INSERT INTO kept.people SELECT source_id, profile_id, 'profile', 0, '{1}', now()
+			FROM kept.people_profile;
+		UPDATE kept.people_profile SET due_at = NULL});
+	sql("ALTER TABLE kept.person RENAME $column TO ${column}_old;
+		ALTER TABLE kept.person RENAME ${column}_new TO $column");
+	foreach my $statement (
+		"INSERT INTO kept.person VALUES ('4', 'z', 'acme', 'beta')",
+		"UPDATE kept.person SET cv = 'new'",
+		"UPDATE kept.person SET ${column}_old = NULL",
+		"DELETE FROM kept.person",
+		'TRUNCATE kept.person',
+		"DELETE FROM kept.applicant WHERE id = '1'",
+		"SELECT hrflow_release_columns('kept.people', 'kept.person')")
+	{
+		like(
+			fails_with($statement),
+			qr/ERROR:\ \ column\ "$column"\ of\ relation\ "person"\ has\ been\ renamed
+				\ to\ "${column}_old"\nDETAIL:\ \ Another\ column\ has\ the\ old\ name\.\n
+				HINT:\ \ Call\ hrflow_track_table\(\)\ again\./x,
+			"an error has a hint if another column has the name of a key column: $statement");
+	}
+	is( warned(
+			"UPDATE kept.person SET $column = NULL;
+			SELECT hrflow_track_table('kept.people', 'kept.applicant', 'id', 'acme')"),
+		'',
+		"another column with the name of the column $column can be written");
+	is(tracked('kept.people'),
+		'1 2 3', "no profile is erased while another column has the name of the column $column");
+	my @keys = $column eq 'id' ? ('id_old', 'source') : ('id', 'source_old');
+	is(warned(track_person(@keys)), '', "a table can be tracked by the renamed column $column");
+	is(warned("DELETE FROM kept.person WHERE $keys[0] = '2'; DELETE FROM kept.applicant"),
+		'', "a table can be written once it is tracked by the renamed column $column");
+	is(tracked('kept.people'),
+		'1', "the right profiles are erased once a table is tracked by the renamed column $column");
+	sql("ALTER TABLE kept.person RENAME $column TO ${column}_new;
+		ALTER TABLE kept.person RENAME ${column}_old TO $column");
+}
+sql("SET ROLE keeper; " . track_person('id', 'source'));
+sql('ALTER TABLE kept.person RENAME id TO id_old; ALTER TABLE kept.person RENAME id_new TO id');
+like(
+	warned(track_person('id', 'source')),
+	qr/WARNING:  table "person" no longer feeds store kept\.people through column "id"/,
+	'a WARNING tells that another column with the same name is tracked');
+is(wanted(), 'x', 'the profiles of the other column with the same name are tracked');
+
+# A key column and a refresh column exchange their names
+sql('ALTER TABLE kept.person RENAME id TO t; ALTER TABLE kept.person RENAME cv TO id;
+	ALTER TABLE kept.person RENAME t TO cv');
+like(
+	fails_with('DELETE FROM kept.person'),
+	qr/column "id" .* renamed to "cv"/,
+	'a key column may have the name of a refresh column');
+warned(track_person('id', 'source'));
+is(warned(q{TRUNCATE kept.person; INSERT INTO kept.person (id, source) VALUES ('9', 'acme')}),
+	'', 'a table can be tracked again after two of its columns have exchanged their names');
+is(wanted(), '9', 'the right column is tracked after the exchange');
+
+# Partitions whose columns have another order
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.split (id text, other text, cv text, day int) PARTITION BY LIST (day);
+	CREATE TABLE kept.split_1 (day int, cv text, dropped int, other text, id text);
+	ALTER TABLE kept.split_1 DROP dropped;
+	ALTER TABLE kept.split ATTACH PARTITION kept.split_1 DEFAULT;
+	SELECT hrflow_create_store('kept.splits', 'real[]');
+	SELECT hrflow_track_table('kept.splits', 'kept.split', 'id', 'acme', refresh_columns => '{cv}');
+	INSERT INTO kept.split VALUES ('1', 'x'), ('2', 'y');
+	UPDATE kept.split SET cv = 'new';
+	UPDATE kept.split_1 SET id = '3' WHERE id = '2';
+	DELETE FROM kept.split WHERE id = '1'});
+is(tracked('kept.splits'), '3', 'partitions may have another order of columns');
+sql('ALTER TABLE kept.split RENAME id TO id_old; ALTER TABLE kept.split RENAME other TO id');
+like(
+	fails_with($_),
+	qr/ERROR:  column "id" of relation "split\w*" has been renamed to "id_old"/,
+	"an error has a hint if another column of a partitioned table has the name of a key: $_")
+  foreach "UPDATE kept.split SET cv = 'newer'",
+  'UPDATE kept.split_1 SET id_old = NULL',
+  'DELETE FROM kept.split';
+
+#
+# The vectors of a store can feed another store, but do not keep profiles tracked
+# in their own
+#
+sql(q{SET ROLE keeper;
 	CREATE TABLE kept.first_row (id text);
 	SELECT hrflow_create_store('kept.first', 'real[]');
 	SELECT hrflow_create_store('kept.second', 'real[]');
