@@ -601,9 +601,9 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 
 /*
  * Can all tables that feed a store be queried for the profiles that they want?
- * After a key column has been renamed, that is not possible until
- * hrflow_track_table() is called for the table again; see
- * hrflow_columns_have_keys().
+ * After a key column has been renamed, or the trigger on UPDATE was dropped,
+ * that is not possible until hrflow_track_table() is called for the table
+ * again; see hrflow_columns_have_keys().
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)

@@ -420,9 +420,8 @@ hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
 }
 
 /*
- * Check the source of profiles.  The source must not be empty if the store
- * requires one, and must be empty if stores of this kind have no sources.
- * Throws 22023 otherwise.
+ * Check the source of profiles.  Throws 22023 if it is empty although the
+ * store requires one, or not empty although the store has no sources.
  */
 void
 hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
@@ -748,6 +747,7 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_READ);
+	hrflow_ready_warn(&store, hrflow_feeder_function(fcinfo->flinfo->fn_oid));
 	if (hrflow_remote_reason(store.profiles) != NULL)
 		count_remote_profiles(&counts, &store);
 	else

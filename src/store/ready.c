@@ -9,12 +9,14 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
+#include "storage/lmgr.h"
 #include "store/refresh.h"
 #include "utils/lsyscache.h"
 
@@ -242,4 +244,35 @@ hrflow_ready_check(const HrflowStore *store)
 	check_key(store);
 	check_columns(store);
 	check_statements(store);
+}
+
+/*
+ * Warn about each table whose changes the store misses until
+ * hrflow_track_table() is called for it again.  Tables that cannot be locked
+ * without waiting are skipped.
+ */
+void
+hrflow_ready_warn(const HrflowStore *store, Oid function)
+{
+	ListCell   *cell;
+
+	foreach(cell, hrflow_feeder_find(store, function, InvalidOid, NoLock))
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+		Relation	table;
+
+		if (!feeder->is_insert ||
+			!ConditionalLockRelationOid(feeder->table, AccessShareLock))
+			continue;
+		table = try_relation_open(feeder->table, NoLock);
+		if (table == NULL)
+			continue;
+		if (!hrflow_columns_have_keys(table, function, feeder->args))
+			ereport(WARNING,
+					(errmsg("store %s misses changes of table \"%s\"",
+							store->vectors_name, RelationGetRelationName(table)),
+					 errdetail("A column of identifiers or sources was renamed, or the trigger on UPDATE was dropped, for example by DROP COLUMN ... CASCADE."),
+					 errhint("Call hrflow_track_table() again.")));
+		relation_close(table, AccessShareLock);
+	}
 }

@@ -372,6 +372,7 @@ look_at_store(HrflowRun *run, const HrflowStore *store)
 	hrflow_fetch_set_kind(run, store);
 	MemoryContextSwitchTo(old);
 	hrflow_ready_check(store);
+	hrflow_ready_warn(store, run->function);
 	run->name = MemoryContextStrdup(run->context, store->vectors_name);
 	run->profiles_name = MemoryContextStrdup(run->context,
 											 store->profiles_name);

@@ -483,6 +483,7 @@ extern void hrflow_remote_check_subscription(const HrflowStore *store);
 
 /* in ready.c */
 extern void hrflow_ready_check(const HrflowStore *store);
+extern void hrflow_ready_warn(const HrflowStore *store, Oid function);
 
 /* in schedule.c */
 extern char *hrflow_schedule_last_status(const HrflowStore *store);

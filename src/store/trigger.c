@@ -493,13 +493,14 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 						"hrflow_track_trigger")));
 
 	event = trigdata->tg_event;
-	if (TRIGGER_FIRED_AFTER(event) == TRIGGER_FIRED_BY_TRUNCATE(event))
+	if (TRIGGER_FIRED_AFTER(event) == TRIGGER_FIRED_BY_TRUNCATE(event) ||
+		(TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_STATEMENT(event)))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("trigger \"%s\" was not created by hrflow_track_table()",
 						trigdata->tg_trigger->tgname)));
 
-	updated = TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event) ?
+	updated = TRIGGER_FIRED_BY_UPDATE(event) ?
 		hrflow_updated_find(trigdata->tg_trigger->tgoid) : NULL;
 	if (updated != NULL)
 	{
@@ -516,7 +517,7 @@ hrflow_track_trigger(PG_FUNCTION_ARGS)
 	}
 	if (TRIGGER_FIRED_BY_TRUNCATE(event))
 		table_truncated(&store, trigdata);
-	else if (TRIGGER_FIRED_BY_UPDATE(event) && TRIGGER_FIRED_FOR_ROW(event))
+	else if (TRIGGER_FIRED_BY_UPDATE(event))
 	{
 		row_updated(&store, trigdata);
 		hrflow_updated_note(&store, trigdata->tg_trigger->tgfoid,

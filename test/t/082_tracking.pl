@@ -895,6 +895,14 @@ foreach my $column (qw(id source))
 				HINT:\ \ Call\ hrflow_track_table\(\)\ again\./x,
 			"an error has a hint if another column has the name of a key column: $statement");
 	}
+	foreach my $statement ("SELECT hrflow_store_status('kept.people')",
+		"CALL hrflow_refresh('kept.people')")
+	{
+		like(
+			warned($statement),
+			qr/WARNING:  store kept.people misses changes of table "person"/,
+			"a WARNING names the table whose key column has been renamed: $statement");
+	}
 	is( warned(
 			"UPDATE kept.person SET $column = NULL;
 			SELECT hrflow_track_table('kept.people', 'kept.applicant', 'id', 'acme')"),
@@ -952,6 +960,65 @@ like(
   foreach "UPDATE kept.split SET cv = 'newer'",
   'UPDATE kept.split_1 SET id_old = NULL',
   'DELETE FROM kept.split';
+
+#
+# DROP COLUMN ... CASCADE of a refresh column drops the trigger on UPDATE
+#
+foreach my $case ([ profile => 'profile_id' ], [ job => 'job_id' ], [ text => 'key' ],
+	[ document => 'key' ])
+{
+	my ($content, $id) = @$case;
+	my $column = $content =~ /text|document/ ? 'content_columns' : 'refresh_columns';
+	my $source = $content =~ /profile/ ? "source_id => 'acme'," : '';
+	my $store = "kept.${content}s_of_row";
+	my $track = "SELECT hrflow_track_table('$store', 'kept.wide', 'id', $source
+		$column => '{cv}')";
+
+	sql("SET ROLE keeper;
+		CREATE TABLE kept.wide (id text, cv " . ($content eq 'document' ? 'jsonb' : 'text') . ");
+		CREATE TABLE kept.slim (LIKE kept.wide);
+		SELECT hrflow_create_store('$store', 'real[]', content => '$content');
+		$track;
+		@{[ $track =~ s/wide/slim/r ]};
+		INSERT INTO kept.wide VALUES ('1'), ('2');
+		INSERT INTO kept.slim VALUES ('2'), ('3')");
+	like(
+		warned('ALTER TABLE kept.wide DROP cv CASCADE'),
+		qr/drop cascades to trigger/,
+		"$content: dropping a refresh column drops a trigger");
+	sql("UPDATE kept.wide SET id = NULL WHERE id = '1'");
+	foreach my $statement (
+		"INSERT INTO kept.wide VALUES ('4')",
+		'DELETE FROM kept.wide',
+		'TRUNCATE kept.wide',
+		'DELETE FROM kept.slim')
+	{
+		like(
+			fails_with($statement),
+			qr/ERROR:\ \ table\ "wide"\ has\ no\ trigger\ on\ UPDATE\ for\ store\ \Q$store\E\n
+				DETAIL:.*\nHINT:\ \ Call\ hrflow_track_table\(\)\ again/x,
+			"$content: an error has a hint after a trigger was dropped: $statement");
+	}
+	foreach my $statement ("SELECT hrflow_store_status('$store')",
+		"CALL hrflow_refresh('$store', time_budget => '1 min')")
+	{
+		like(
+			warned($statement),
+			qr/WARNING:  store \Q$store\E misses changes of table "wide"/,
+			"$content: a WARNING names the table whose trigger was dropped: $statement");
+	}
+	is(sql("SELECT string_agg($id, ' ' ORDER BY $id) FROM ${store}_profile"),
+		'1 2 3', "$content: no profile is erased after a trigger was dropped");
+	sql('ALTER TABLE kept.wide ADD cv ' . ($content eq 'document' ? 'jsonb' : 'text'));
+	warned($track);
+	is(warned("DELETE FROM kept.slim; SELECT hrflow_store_status('$store')"),
+		'', "$content: a table can be written once it is tracked again");
+	is( sql("SELECT string_agg($id, ' ' ORDER BY $id) FROM ${store}_profile
+			WHERE state <> 'unwanted'"),
+		'2',
+		"$content: profiles that were missed after a trigger was dropped are no longer wanted");
+	sql('DROP TABLE kept.wide, kept.slim');
+}
 
 #
 # The vectors of a store can feed another store, but do not keep profiles tracked
