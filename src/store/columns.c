@@ -294,23 +294,33 @@ tracked_keys(Relation table, const Trigger *on_update, char *const *args)
 }
 
 /*
+ * Is a table's trigger on UPDATE there?  "function" and "args" are those of
+ * the table's other triggers.
+ */
+bool
+hrflow_columns_are_compared(Relation table, Oid function, char *const *args)
+{
+	return trigger_on_update(table, function, args) != NULL;
+}
+
+/*
  * Does a table feed a store through the columns that have the names of its key
  * columns now?  "function" and "args" are those of the table's triggers.
  *
  * The result is false if one of these columns does not exist, or if a column
  * was renamed and another one has its name now, so that the name would select
- * wrong profiles.  It is also false if the trigger on UPDATE was dropped,
- * because changes of keys may have been missed.
+ * wrong profiles.  Without the trigger on UPDATE, it is not known whether a
+ * column was renamed.
  */
 bool
 hrflow_columns_have_keys(Relation table, Oid function, char *const *args)
 {
-	const Trigger *on_update = trigger_on_update(table, function, args);
 	List	   *keys = keys_by_name(table, args);
 
-	return on_update != NULL &&
-		!list_member_int(keys, SPI_ERROR_NOATTRIBUTE) &&
-		equal(keys, tracked_keys(table, on_update, args));
+	return !list_member_int(keys, SPI_ERROR_NOATTRIBUTE) &&
+		equal(keys, tracked_keys(table,
+								 trigger_on_update(table, function, args),
+								 args));
 }
 
 /*
@@ -344,14 +354,6 @@ check_tracked(Relation table, Oid function, char *const *args)
 	List	   *keys = keys_by_name(table, args);
 	ListCell   *cell;
 
-	if (on_update == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" has no trigger on UPDATE for store %s",
-						RelationGetRelationName(table),
-						args[HRFLOW_TRIGGER_STORE]),
-				 errdetail("DROP COLUMN ... CASCADE drops the trigger if it refers to the column, and hrflow_release_columns() drops it, too."),
-				 errhint("Call hrflow_track_table() again.")));
 	foreach(cell, tracked_keys(table, on_update, args))
 	{
 		int			number = lfirst_int(cell);

@@ -24,7 +24,6 @@
 #include "catalog/pg_type.h"
 #include "compat.h"
 #include "nodes/bitmapset.h"
-#include "parser/parse_func.h"
 #include "storage/lmgr.h"
 #include "store/store.h"
 #include "utils/builtins.h"
@@ -162,9 +161,8 @@ static const char want_gone_but_deleted_sql[] =
 Oid
 hrflow_feeder_function(Oid caller)
 {
-	return LookupFuncName(list_make2(makeString(hrflow_catalog_schema(caller)),
-									 makeString("hrflow_track_trigger")),
-						  0, NULL, false);
+	(void) hrflow_catalog_schema(caller);	/* throws 42883 */
+	return hrflow_catalog_function("hrflow_track_trigger", NULL, 0, caller);
 }
 
 /*
@@ -601,9 +599,9 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 
 /*
  * Can all tables that feed a store be queried for the profiles that they want?
- * After a key column has been renamed, or the trigger on UPDATE was dropped,
- * that is not possible until hrflow_track_table() is called for the table
- * again; see hrflow_columns_have_keys().
+ * After a key column has been renamed, that is not possible until
+ * hrflow_track_table() is called for the table again; see
+ * hrflow_columns_have_keys().
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)

@@ -11,6 +11,7 @@
 #include "access/genam.h"
 #include "access/relation.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
@@ -247,15 +248,46 @@ hrflow_ready_check(const HrflowStore *store)
 }
 
 /*
- * Warn about each table whose changes the store misses until
- * hrflow_track_table() is called for it again.  Tables that cannot be locked
- * without waiting are skipped.
+ * Warn about a table whose changes the store misses until hrflow_track_table()
+ * is called for it again, if it is such a table.
+ */
+static void
+warn_of_table(const HrflowStore *store, Relation table,
+			  const HrflowFeeder *feeder)
+{
+	bool		has_keys = hrflow_columns_have_keys(table, feeder->function,
+													feeder->args);
+
+	if (has_keys &&
+		hrflow_columns_are_compared(table, feeder->function, feeder->args))
+		return;
+	ereport(WARNING,
+			(errmsg("store %s misses changes of table \"%s\"",
+					store->vectors_name, RelationGetRelationName(table)),
+			 has_keys ?
+			 errdetail("The trigger on UPDATE was dropped, for example by DROP COLUMN ... CASCADE.") :
+			 errdetail("A column of identifiers or sources was renamed."),
+			 table->rd_rel->relispartition ?
+			 errhint("Call hrflow_untrack_table() for this partition, and hrflow_track_table() for the partitioned table.") :
+			 errhint("Call hrflow_track_table() again.")));
+}
+
+/*
+ * Warn about each table whose changes the store misses, once per statement.
+ * Tables that cannot be locked without waiting are skipped.
  */
 void
 hrflow_ready_warn(const HrflowStore *store, Oid function)
 {
+	static Oid	warned = InvalidOid;
+	static TimestampTz warned_at = 0;
+	Oid			vectors = RelationGetRelid(store->vectors);
 	ListCell   *cell;
 
+	if (warned == vectors && warned_at == GetCurrentStatementStartTimestamp())
+		return;
+	warned = vectors;
+	warned_at = GetCurrentStatementStartTimestamp();
 	foreach(cell, hrflow_feeder_find(store, function, InvalidOid, NoLock))
 	{
 		const HrflowFeeder *feeder = lfirst(cell);
@@ -266,13 +298,13 @@ hrflow_ready_warn(const HrflowStore *store, Oid function)
 			continue;
 		table = try_relation_open(feeder->table, NoLock);
 		if (table == NULL)
+		{
+			UnlockRelationOid(feeder->table, AccessShareLock);
 			continue;
-		if (!hrflow_columns_have_keys(table, function, feeder->args))
-			ereport(WARNING,
-					(errmsg("store %s misses changes of table \"%s\"",
-							store->vectors_name, RelationGetRelationName(table)),
-					 errdetail("A column of identifiers or sources was renamed, or the trigger on UPDATE was dropped, for example by DROP COLUMN ... CASCADE."),
-					 errhint("Call hrflow_track_table() again.")));
+		}
+		/* Another session may have dropped or replaced the triggers. */
+		if (hrflow_feeder_get(store, function, feeder->trigger) != NULL)
+			warn_of_table(store, table, feeder);
 		relation_close(table, AccessShareLock);
 	}
 }

@@ -347,6 +347,8 @@ extern void hrflow_feeder_mark_kept(const HrflowStore *store);
 extern Bitmapset *hrflow_columns_watched(List *feeders);
 extern void hrflow_columns_check(Relation table, const char *name,
 								 bool is_key, bool tracked);
+extern bool hrflow_columns_are_compared(Relation table, Oid function,
+										char *const *args);
 extern bool hrflow_columns_have_keys(Relation table, Oid function,
 									 char *const *args);
 extern bool hrflow_columns_change_keys(Relation table, Oid function,

@@ -336,10 +336,16 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 								 NULL);
 	}
 	if (feeders == NIL)
-		report_no_feeder(store, untracking->table);
-	else if (kept == NULL)
 	{
-		CommandCounterIncrement();
+		report_no_feeder(store, untracking->table);
+		return false;
+	}
+	CommandCounterIncrement();
+
+	/* Throw before the commit if another table cannot be queried. */
+	(void) hrflow_feeder_unwanted(store, untracking->function);
+	if (kept == NULL)
+	{
 		while (put_aside_batch(untracking, store))
 			;
 		if (untracking->aside.is_refused)
@@ -350,7 +356,7 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 							store->vectors_name),
 					 errdetail("The store cannot put aside the profiles of the table, so the table still feeds it.")));
 	}
-	return feeders != NIL;
+	return true;
 }
 
 /*
