@@ -297,6 +297,7 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 {
 	int64		size = Min(Min(run->claim_size, hrflow_model_room(run)),
 						   run->max_profiles - run->nclaimed);
+	int64		npostponed = 0;
 	List	   *feeders = NIL;
 	TimestampTz lease;
 	uint64		n;
@@ -327,8 +328,9 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 	if (n == 0 && hrflow_model_make_due(run, store, size))
 		n = claim_from_all(run, store, size, lease);
 	if (store->has_content && n > 0)
-		hrflow_content_read(run, store, feeders, lease);
-	run->nclaimed += n;
+		npostponed = hrflow_content_read(run, store, feeders, lease);
+	run->npostponed += npostponed;
+	run->nclaimed += n - npostponed;
 	run->is_drained = n == 0;
 }
 

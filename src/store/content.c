@@ -6,9 +6,10 @@
  *
  * Contents are read in the transaction that claims their keys.  For each key,
  * the column "content_hash" contains the hash of the request that produced the
- * key's vector.  Content is not sent again while the run has a request with
- * the same content in flight, or if the store has its vector under any key,
- * fetched with the same API key, and with an accepted dimension.
+ * key's vector.  Content is not sent again while a run has a request with the
+ * same content in flight (for other sessions, see sent.c), or if the store has
+ * its vector under any key, fetched with the same API key, and with an
+ * accepted dimension.
  *
  * Before requests are sent, their hashes are committed in the column
  * "sent_hash", which is cleared when the reply is written, or if no request
@@ -72,21 +73,6 @@ static const char find_vectors_sql[] =
 " CROSS JOIN LATERAL (SELECT e.vector FROM (SELECT * FROM %P AS o"
 " WHERE o.source_id = '' AND o.%I = h.i OFFSET 0) AS p" VECTOR_SQL
 " UNION ALL SELECT e.vector FROM %P AS p" VECTOR_SQL " LIMIT 1) AS f";
-
-/*
- * Statement that finds which of the hashes $1 belong to requests that may have
- * been sent, but whose replies were not written.  $2 is the current time, and
- * $3 the end of the lease of the keys that were just claimed.  Requests whose
- * keys another session, or an earlier claim of this run, has leased are left
- * out, because their replies may yet be written.  A lease that ends much later
- * was extended by record.c, after the reply could not be written.
- */
-static const char find_sent_sql[] =
-"SELECT h.n::integer FROM unnest($1) WITH ORDINALITY AS h(hash, n)"
-" CROSS JOIN LATERAL (SELECT FROM %P AS p WHERE p.sent_hash = h.hash"
-" AND (p.lease_until IS NULL OR p.lease_until <= $2 OR p.lease_until = $3"
-" OR p.lease_until > $3 + interval '1 hour')"
-" LIMIT 1) AS s";
 
 /*
  * Statement that sets "sent_hash" for requests that are about to be sent.  $1
@@ -429,33 +415,6 @@ find_vectors(HrflowRun *run, const HrflowStore *store, List *profiles)
 }
 
 /*
- * Set "was_sent" of the profiles whose contents may have been sent by a
- * session that did not write the replies.
- */
-static void
-find_sent(const HrflowStore *store, List *profiles, TimestampTz lease)
-{
-	HrflowParameters parameters = {0};
-	uint64		n;
-
-	hrflow_store_add(&parameters, TEXTARRAYOID,
-					 PointerGetDatum(make_texts_of(profiles, true)));
-	hrflow_store_add(&parameters, TIMESTAMPTZOID,
-					 TimestampTzGetDatum(GetCurrentTimestamp()));
-	hrflow_store_add(&parameters, TIMESTAMPTZOID, TimestampTzGetDatum(lease));
-	n = hrflow_store_execute(hrflow_store_sql(store, find_sent_sql),
-							 &parameters);
-	for (uint64 i = 0; i < n; i++)
-	{
-		HrflowProfile *profile = list_nth(profiles,
-										  DatumGetInt32(hrflow_store_datum(i, 1)) - 1);
-
-		profile->was_sent = true;
-	}
-	SPI_freetuptable(SPI_tuptable);
-}
-
-/*
  * Record the final failure of a profile for which no request is sent.
  */
 static void
@@ -477,8 +436,8 @@ fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,
 }
 
 /*
- * Find another profile of the run with the same content that is claimed or in
- * flight, that has a vector to be written, or whose request may have been
+ * Find another profile of the run with the same content that is to be requested
+ * or in flight, that has a vector to be written, or whose request may have been
  * processed although no reply was written.  Returns NULL if there is none.
  * Sets *is_held to true if the vector is held back because of its dimension.
  */
@@ -503,7 +462,8 @@ find_leader(HrflowRun *run, const HrflowProfile *profile, bool *is_held)
 				break;			/* later profiles in the list wait for the
 								 * result of this profile */
 			if (other->hash != NULL && strcmp(other->hash, profile->hash) == 0 &&
-				(is_open || other->vectors != NIL || other->was_sent))
+				((is_open && !other->is_elsewhere) || other->vectors != NIL ||
+				 other->was_sent))
 			{
 				*is_held = lists[i] == &run->foreign;
 				return other;
@@ -515,11 +475,12 @@ find_leader(HrflowRun *run, const HrflowProfile *profile, bool *is_held)
 
 /*
  * Is the content of a claimed profile to be sent, by a request for this
- * profile or for another profile with the same content?  In the latter case,
- * moves the profile to the list "waiting".  If the content is not to be sent,
- * moves the profile to the list "arrived", with a vector, as empty, or with an
- * error; or to the list "foreign", if the vector is held back because of its
- * dimension.
+ * profile or for another profile of the run with the same content?  In the
+ * latter case, moves the profile to the list "waiting".  If the content is not
+ * to be sent, moves the profile to the list "arrived", with a vector, as empty,
+ * or with an error; or to the list "foreign", if the vector is held back
+ * because of its dimension; or, if another session is sending the content,
+ * leaves the profile to hrflow_sent_give_back().
  */
 static bool
 settle(HrflowRun *run, HrflowProfile *profile)
@@ -538,7 +499,7 @@ settle(HrflowRun *run, HrflowProfile *profile)
 		hrflow_state_arrive(run, profile);
 	else if ((leader = find_leader(run, profile, &is_held)) == NULL &&
 			 !profile->was_sent)
-		return true;
+		return !profile->is_elsewhere;
 	else if (leader == NULL || (leader->vectors == NIL && leader->was_sent))
 	{
 		profile->was_sent = true;
@@ -573,10 +534,12 @@ settle(HrflowRun *run, HrflowProfile *profile)
 /*
  * Read the contents of the profiles that were just claimed, with leases until
  * "lease".  Profiles whose contents need not or cannot be sent leave the list
- * "claimed" immediately; see settle().  The others remain claimed, or wait for
- * a profile with the same content; their contents are marked as possibly sent.
+ * "claimed" immediately; see settle().  Profiles whose contents another session
+ * is sending are postponed and forgotten.  The others remain claimed, or wait
+ * for a profile with the same content; their contents are marked as possibly
+ * sent.  Returns the number of postponed profiles.
  */
-void
+int64
 hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 					TimestampTz lease)
 {
@@ -584,6 +547,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 	List	   *present = NIL;
 	List	   *sent = NIL;
 	HrflowParameters parameters = {0};
+	int64		npostponed;
 	dlist_iter	iter;
 	ListCell   *cell;
 
@@ -591,7 +555,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 		profiles = lappend(profiles,
 						   dlist_container(HrflowProfile, node, iter.cur));
 	if (profiles == NIL)
-		return;
+		return 0;
 	read_tables(store, feeders, profiles);
 	check_all_readable(run, store, feeders, profiles);
 	foreach(cell, profiles)
@@ -607,8 +571,8 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 	}
 	if (present != NIL)
 	{
+		hrflow_sent_find(run, store, present, lease);
 		find_vectors(run, store, present);
-		find_sent(store, present, lease);
 	}
 	foreach(cell, profiles)
 	{
@@ -627,8 +591,9 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 			profile->body = NULL;
 		}
 	}
+	npostponed = hrflow_sent_give_back(run, store);
 	if (sent == NIL)
-		return;
+		return npostponed;
 	hrflow_store_add(&parameters, TEXTARRAYOID,
 					 PointerGetDatum(make_texts_of(sent, false)));
 	hrflow_store_add(&parameters, TEXTARRAYOID,
@@ -637,6 +602,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 
 	/* A crash must not lose "sent_hash", even if synchronous_commit is off. */
 	ForceSyncCommit();
+	return npostponed;
 }
 
 /*

@@ -181,16 +181,18 @@ static HrflowWanted *
 next_wanted_of_run(void *arg)
 {
 	HrflowRun  *run = arg;
+	int64		npostponed = run->npostponed;
 
 	/*
 	 * Let the run end if an interrupt that terminates the session, such as
 	 * the loss of the connection to the client, has occurred since
 	 * work_of_run() was called.  Claim repeatedly, because a claim may find
-	 * only profiles that need not be requested.
+	 * only profiles that need not be requested, or must be postponed.
 	 */
 	hrflow_work_hold_fatal(run);
 	while (dlist_is_empty(&run->split) && dlist_is_empty(&run->claimed) &&
-		   run->narrived + run->nwaiting < run->batch_size &&
+		   run->narrived + run->nwaiting + run->npostponed - npostponed <
+		   run->batch_size &&
 		   (!run->is_blocked || hrflow_work_may_wait(run)) &&
 		   !run->is_drained && !run->is_stopping && run->error == NULL &&
 		   !run->is_ending && run->nclaimed < run->max_profiles &&

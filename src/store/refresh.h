@@ -182,6 +182,8 @@ typedef struct HrflowProfile
 	bool		was_sent;		/* could a request with this content have been
 								 * sent, by this session or an earlier one,
 								 * whose reply has not been written? */
+	bool		is_elsewhere;	/* is another session sending this content, or
+								 * may it be about to? */
 
 	/* Results of fetching the profile. */
 	int64		asked_at;		/* time of the first request, or 0 if there
@@ -460,6 +462,9 @@ struct HrflowRun
 								 * in progress? */
 
 	int64		nclaimed;
+	int64		npostponed;		/* number of profiles postponed by
+								 * hrflow_sent_give_back(); not counted in
+								 * "nclaimed" */
 	int64		nasked;			/* number of profiles requested */
 	int64		nsent_before;	/* number of requests that the statement sent
 								 * before the run */
@@ -575,11 +580,16 @@ extern bool hrflow_content_can_lock(const HrflowRun *run,
 									const HrflowStore *store);
 extern List *hrflow_content_feeders(const HrflowRun *run,
 									const HrflowStore *store);
-extern void hrflow_content_read(HrflowRun *run, const HrflowStore *store,
-								List *feeders, TimestampTz lease);
+extern int64 hrflow_content_read(HrflowRun *run, const HrflowStore *store,
+								 List *feeders, TimestampTz lease);
 extern void hrflow_content_unmark(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_content_warn(const HrflowRun *run);
 extern void hrflow_content_share(HrflowRun *run, const HrflowProfile *leader);
+
+/* in sent.c */
+extern void hrflow_sent_find(HrflowRun *run, const HrflowStore *store,
+							 List *profiles, TimestampTz lease);
+extern int64 hrflow_sent_give_back(HrflowRun *run, const HrflowStore *store);
 
 /* in model.c */
 extern void hrflow_model_set_account(HrflowRun *run, const char *api_key);
