@@ -192,6 +192,10 @@ typedef struct HrflowAheadState
 	int			max_rows;
 } HrflowAheadState;
 
+/* in ahead_build.c */
+extern const CustomPathMethods hrflow_ahead_call_methods;
+extern const CustomPathMethods hrflow_ahead_lateral_methods;
+
 /* in ahead_node.c */
 extern const CustomScanMethods hrflow_ahead_scan_methods;
 extern const CustomExecMethods hrflow_ahead_exec_methods;

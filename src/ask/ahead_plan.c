@@ -248,23 +248,6 @@ find_inputs_walker(Node *node, void *context)
  * ------------------------------------------------------------------------
  */
 
-static Plan *plan_read_ahead(PlannerInfo *root, RelOptInfo *rel,
-							 CustomPath *best_path, List *tlist,
-							 List *clauses, List *custom_plans);
-static Plan *plan_lateral(PlannerInfo *root, RelOptInfo *rel,
-						  CustomPath *best_path, List *tlist,
-						  List *clauses, List *custom_plans);
-
-static const CustomPathMethods path_methods = {
-	.CustomName = HRFLOW_AHEAD_NAME,
-	.PlanCustomPath = plan_read_ahead
-};
-
-static const CustomPathMethods lateral_methods = {
-	.CustomName = HRFLOW_AHEAD_NAME,
-	.PlanCustomPath = plan_lateral
-};
-
 /*
  * Create a read-ahead path on top of "subpath".  It has the same cost as
  * "subpath", so that the choice among paths does not change.
@@ -332,7 +315,7 @@ add_levels(PlannerInfo *root, Path *path, Path *child, List *calls)
 		computed = list_concat(computed, ready);
 		exprs = list_concat_copy(child->pathtarget->exprs, ready);
 		child = make_read_ahead_path(child, make_target(root, exprs),
-									 &path_methods, ready);
+									 &hrflow_ahead_call_methods, ready);
 	}
 	if (computed == NIL)
 		return path;
@@ -598,7 +581,7 @@ read_lateral_ahead(PlannerInfo *root, Path *path)
 	switch (nodeTag(path))
 	{
 		case T_CustomPath:
-			if (((CustomPath *) path)->methods != &path_methods)
+			if (((CustomPath *) path)->methods != &hrflow_ahead_call_methods)
 				return;
 			foreach(cell, ((CustomPath *) path)->custom_paths)
 				read_lateral_ahead(root, lfirst(cell));
@@ -625,9 +608,9 @@ read_lateral_ahead(PlannerInfo *root, Path *path)
 	 */
 	if (call != NULL &&
 		!(IsA(*outer, CustomPath) &&
-		  ((CustomPath *) *outer)->methods == &lateral_methods))
+		  ((CustomPath *) *outer)->methods == &hrflow_ahead_lateral_methods))
 		*outer = make_read_ahead_path(*outer, (*outer)->pathtarget,
-									  &lateral_methods, list_make1(call));
+									  &hrflow_ahead_lateral_methods, list_make1(call));
 }
 
 /*
@@ -653,6 +636,12 @@ has_lateral_call(PlannerInfo *root)
 	}
 	return false;
 }
+
+/*
+ * ------------------------------------------------------------------------
+ * The planner hook
+ * ------------------------------------------------------------------------
+ */
 
 /*
  * Can this query contain calls that are evaluated for each of its rows?  A
@@ -697,92 +686,6 @@ read_ahead_upper_paths(PlannerInfo *root, UpperRelationKind stage,
 		foreach(cell, output_rel->pathlist)
 			read_lateral_ahead(root, lfirst(cell));
 	}
-}
-
-/*
- * ------------------------------------------------------------------------
- * The plan
- * ------------------------------------------------------------------------
- */
-
-/*
- * Create a plan node whose scan tuple consists of the child's columns.
- */
-static CustomScan *
-make_scan(CustomPath *path, List *tlist, List *custom_plans)
-{
-	CustomScan *scan = makeNode(CustomScan);
-	Plan	   *child = linitial(custom_plans);
-	ListCell   *cell;
-
-	scan->scan.plan.targetlist = tlist;
-	scan->flags = path->flags;
-	if (ExecSupportsBackwardScan(child))
-		scan->flags |= CUSTOMPATH_SUPPORT_BACKWARD_SCAN;
-	scan->custom_plans = custom_plans;
-	scan->methods = &hrflow_ahead_scan_methods;
-
-	foreach(cell, child->targetlist)
-	{
-		TargetEntry *entry = lfirst(cell);
-
-		scan->custom_scan_tlist =
-			lappend(scan->custom_scan_tlist,
-					makeTargetEntry(copyObject(entry->expr), entry->resno,
-									NULL, false));
-	}
-	return scan;
-}
-
-/*
- * Create the plan node for a path that computes calls.
- *
- * The node's scan tuple consists of the child's columns, followed by a column
- * for each call.  In the target list and in custom_exprs,
- * set_customscan_references() replaces each expression that equals an entry of
- * custom_scan_tlist by a reference to that entry's column.  Therefore
- * custom_exprs contains, for each call, the list of its arguments rather than
- * the call itself.
- */
-static Plan *
-plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
-				List *tlist, List *clauses, List *custom_plans)
-{
-	CustomScan *scan = make_scan(best_path, tlist, custom_plans);
-	ListCell   *cell;
-
-	foreach(cell, best_path->custom_private)
-	{
-		FuncExpr   *call = lfirst(cell);
-
-		scan->custom_scan_tlist =
-			lappend(scan->custom_scan_tlist,
-					makeTargetEntry((Expr *) copyObject(call),
-									list_length(scan->custom_scan_tlist) + 1,
-									NULL, false));
-		scan->custom_exprs = lappend(scan->custom_exprs,
-									 copyObject(call->args));
-	}
-	return (Plan *) scan;
-}
-
-/*
- * Create the plan node for the outer side of a nested loop whose inner side is
- * a function scan.  The arguments of the call are in custom_exprs;
- * custom_private contains the call without its arguments, because
- * set_customscan_references() does not process custom_private.
- */
-static Plan *
-plan_lateral(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
-			 List *tlist, List *clauses, List *custom_plans)
-{
-	CustomScan *scan = make_scan(best_path, tlist, custom_plans);
-	FuncExpr   *call = copyObject(linitial(best_path->custom_private));
-
-	scan->custom_exprs = list_make1(call->args);
-	call->args = NIL;
-	scan->custom_private = list_make1(call);
-	return (Plan *) scan;
 }
 
 /*
