@@ -13,18 +13,56 @@
 
 #include "ask/ahead.h"
 #include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+
+/*
+ * Replace row-identity Vars in an expression by Vars of a table.
+ *
+ * If the target of an UPDATE, DELETE or MERGE is partitioned or inherited,
+ * add_row_identity_var() represents each junk column that identifies a row,
+ * such as ctid, by a Var with the special number ROWID_VAR, whose attribute
+ * number is an index into root->row_identity_vars.  setrefs.c expects such
+ * Vars only where it replaces them by references to a child's column, so they
+ * must not be in custom_scan_tlist; EXPLAIN VERBOSE could not print them.
+ * Replace them by Vars of the first table that has the column, as
+ * adjust_appendrel_attrs() does below an Append.  The target list of a path
+ * above the Append refers to none of these tables otherwise.
+ */
+static Node *
+replace_row_identities_mutator(Node *node, void *context)
+{
+	PlannerInfo *root = context;
+
+	if (node == NULL)
+		return NULL;
+	if (IsA(node, Var) && ((Var *) node)->varno == ROWID_VAR)
+	{
+		RowIdentityVarInfo *identity =
+		list_nth(root->row_identity_vars, ((Var *) node)->varattno - 1);
+		Var		   *var = copyObject(identity->rowidvar);
+
+		var->varno = bms_next_member(identity->rowidrels, -1);
+		var->varnosyn = 0;
+		var->varattnosyn = 0;
+		return (Node *) var;
+	}
+	return expression_tree_mutator(node, replace_row_identities_mutator,
+								   context);
+}
 
 /*
  * Create a plan node whose scan tuple consists of the child's columns.
  */
 static CustomScan *
-make_scan(CustomPath *path, List *tlist, List *custom_plans)
+make_scan(PlannerInfo *root, CustomPath *path, List *tlist,
+		  List *custom_plans)
 {
 	CustomScan *scan = makeNode(CustomScan);
 	Plan	   *child = linitial(custom_plans);
 	ListCell   *cell;
 
-	scan->scan.plan.targetlist = tlist;
+	scan->scan.plan.targetlist = (List *)
+		replace_row_identities_mutator((Node *) tlist, root);
 	scan->flags = path->flags;
 	if (ExecSupportsBackwardScan(child))
 		scan->flags |= CUSTOMPATH_SUPPORT_BACKWARD_SCAN;
@@ -37,8 +75,9 @@ make_scan(CustomPath *path, List *tlist, List *custom_plans)
 
 		scan->custom_scan_tlist =
 			lappend(scan->custom_scan_tlist,
-					makeTargetEntry(copyObject(entry->expr), entry->resno,
-									NULL, false));
+					makeTargetEntry((Expr *)
+									replace_row_identities_mutator((Node *) entry->expr, root),
+									entry->resno, NULL, false));
 	}
 	return scan;
 }
@@ -57,7 +96,7 @@ static Plan *
 plan_read_ahead(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 				List *tlist, List *clauses, List *custom_plans)
 {
-	CustomScan *scan = make_scan(best_path, tlist, custom_plans);
+	CustomScan *scan = make_scan(root, best_path, tlist, custom_plans);
 	ListCell   *cell;
 
 	foreach(cell, best_path->custom_private)
@@ -85,7 +124,7 @@ static Plan *
 plan_lateral(PlannerInfo *root, RelOptInfo *rel, CustomPath *best_path,
 			 List *tlist, List *clauses, List *custom_plans)
 {
-	CustomScan *scan = make_scan(best_path, tlist, custom_plans);
+	CustomScan *scan = make_scan(root, best_path, tlist, custom_plans);
 	FuncExpr   *call = copyObject(linitial(best_path->custom_private));
 
 	scan->custom_exprs = list_make1(call->args);

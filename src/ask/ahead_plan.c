@@ -522,6 +522,60 @@ find_computing_path(PlannerInfo *root, Path *path)
 }
 
 /*
+ * Does a path return row-identity Vars?  (See
+ * replace_row_identities_mutator().)
+ */
+static bool
+returns_row_identity(Path *path)
+{
+	ListCell   *cell;
+
+	foreach(cell, path->pathtarget->exprs)
+	{
+		if (IsA(lfirst(cell), Var) && ((Var *) lfirst(cell))->varno == ROWID_VAR)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Put a path with a single subpath, "path", above it.
+ *
+ * setrefs.c looks for each Var of a join in the target lists of the nodes
+ * below before it processes these nodes, so it would not find the row-identity
+ * Vars that our node replaces.  It does not look below an Append, whose columns
+ * are merely those of its children in the same order, and finally removes an
+ * Append with a single child from the plan.
+ */
+static Path *
+hide_replaced_vars(Path *path)
+{
+	AppendPath *append = makeNode(AppendPath);
+
+	append->path = *path;
+	append->path.type = T_AppendPath;
+	append->path.pathtype = T_Append;
+	append->path.pathkeys = NIL;	/* used only to choose among paths */
+	append->subpaths = list_make1(path);
+	append->first_partial_path = 1;
+	append->limit_tuples = -1;
+	return (Path *) append;
+}
+
+/*
+ * Has read_lateral_ahead() created this path?
+ */
+static bool
+is_lateral_path(Path *path)
+{
+	if (IsA(path, AppendPath) &&
+		list_length(((AppendPath *) path)->subpaths) == 1)
+		path = linitial(((AppendPath *) path)->subpaths);
+	return IsA(path, CustomPath) &&
+		((CustomPath *) path)->methods == &hrflow_ahead_lateral_methods;
+}
+
+/*
  * If "inner" executes a call of one of our set-returning functions for each
  * row of "outer", and the call can be issued ahead, return the call, else
  * NULL.  The arguments of the call must contain columns, all of which are
@@ -606,11 +660,13 @@ read_lateral_ahead(PlannerInfo *root, Path *path)
 	 * The nested loop may be part of several paths, so it may already have
 	 * been modified.
 	 */
-	if (call != NULL &&
-		!(IsA(*outer, CustomPath) &&
-		  ((CustomPath *) *outer)->methods == &hrflow_ahead_lateral_methods))
-		*outer = make_read_ahead_path(*outer, (*outer)->pathtarget,
-									  &hrflow_ahead_lateral_methods, list_make1(call));
+	if (call == NULL || is_lateral_path(*outer))
+		return;
+	*outer = make_read_ahead_path(*outer, (*outer)->pathtarget,
+								  &hrflow_ahead_lateral_methods,
+								  list_make1(call));
+	if (returns_row_identity(*outer))
+		*outer = hide_replaced_vars(*outer);
 }
 
 /*

@@ -21,7 +21,13 @@ my $node = Hrflow::Node->new(
 	'read_ahead', $api,
 	link_hosts => '127.0.0.1',
 	max_concurrency => $concurrency,
-	max_attempts => 1);
+	max_attempts => 1,
+
+	# Show the plan of each statement in the log as EXPLAIN VERBOSE does, which must not fail.
+	session_preload_libraries => 'auto_explain',
+	'auto_explain.log_min_duration' => 0,
+	'auto_explain.log_nested_statements' => 'on',
+	'auto_explain.log_verbose' => 'on');
 
 $node->safe_psql(
 	'postgres', q{

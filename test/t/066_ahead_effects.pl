@@ -1,0 +1,164 @@
+# Read-ahead changes nothing but the time at which requests are sent: EXPLAIN can show
+# each plan, a statement that fails or ends leaves no requests behind, and functions below
+# the node see what they would see without read-ahead.  The stand-in counts the requests.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::Session;
+use Hrflow::StandIn;
+use PostgreSQL::Test::Utils ();
+use Test::More;
+
+my $concurrency = 4;
+
+my $api = Hrflow::StandIn->new('--dim' => 4);
+my $node = Hrflow::Node->new(
+	'ahead_effects', $api,
+	link_hosts => '127.0.0.1',
+	max_concurrency => $concurrency,
+	max_attempts => 1,
+	request_timeout => '60s');
+
+$node->safe_psql(
+	'postgres', q{
+	CREATE TABLE c (id int PRIMARY KEY, hid text) WITH (autovacuum_enabled = off);
+	INSERT INTO c SELECT i, 'p' || i FROM generate_series(1, 40) i;
+	CREATE TABLE few AS SELECT id, hid FROM c WHERE id <= 3;
+	ANALYZE;
+});
+
+my $e = q{hrflow_profile_embedding('S', hid, '{"profile": 1}')};
+my $ce = q{hrflow_profile_embedding('S', c.hid, '{"profile": 1}')};
+
+my $session = Hrflow::Session->new($node);
+
+# Run statements, in one transaction each time, without and with read-ahead.  Returns
+# what is printed, and the numbers of requests.
+sub run_both
+{
+	my ($sql) = @_;
+	my @results;
+
+	foreach my $read_ahead ('off', 'on')
+	{
+		$api->reset;
+		push @results, $session->ask(
+			"DISCARD ALL; SET hrflow_embed.read_ahead = $read_ahead;
+			BEGIN; $sql; ROLLBACK;") =~ s/\?X-Amz[^"\s,)}]*//gr, scalar($api->log);
+	}
+	return @results[ 0, 2, 1, 3 ];
+}
+
+#
+# EXPLAIN VERBOSE of statements whose target has several tables.  Where the table is
+# among others in a path's target, the planner represents its row identities, such as
+# ctid, by special Vars.  The foreign table needs the whole row, too.
+#
+{
+	my $host = $node->host;
+	my $port = $node->port;
+
+	$node->safe_psql(
+		'postgres', qq{
+		CREATE EXTENSION postgres_fdw;
+		CREATE SERVER self FOREIGN DATA WRAPPER postgres_fdw
+			OPTIONS (host '$host', port '$port', dbname 'postgres');
+		CREATE USER MAPPING FOR CURRENT_USER SERVER self;
+		CREATE TABLE part (id int, hid text, k int) PARTITION BY LIST (k);
+		CREATE TABLE part0 PARTITION OF part FOR VALUES IN (0);
+		CREATE TABLE part1 (k int, x text, hid text, id int);
+		ALTER TABLE part1 DROP COLUMN x;
+		ALTER TABLE part ATTACH PARTITION part1 FOR VALUES IN (1);
+		INSERT INTO part SELECT i, 'p' || i, i % 2 FROM generate_series(1, 12) i;
+		CREATE TABLE parent (id int, hid text, k int);
+		CREATE TABLE child (extra text) INHERITS (parent);
+		INSERT INTO parent SELECT i, 'p' || i FROM generate_series(1, 6) i;
+		INSERT INTO child SELECT i, 'p' || i FROM generate_series(7, 12) i;
+		CREATE TABLE far_part (id int, hid text, k int);
+		CREATE TABLE far_child (id int, hid text, k int, more int);
+		INSERT INTO far_part VALUES (13, 'p13', 2), (14, 'p14', 2);
+		INSERT INTO far_child VALUES (13, 'p13', 2), (14, 'p14', 2);
+		CREATE TABLE mixed_part (id int, hid text, k int) PARTITION BY LIST (k);
+		CREATE TABLE mixed0 PARTITION OF mixed_part FOR VALUES IN (0);
+		CREATE FOREIGN TABLE mixed2 PARTITION OF mixed_part FOR VALUES IN (2) SERVER self
+			OPTIONS (table_name 'far_part');
+		INSERT INTO mixed_part SELECT i, 'p' || i, 0 FROM generate_series(1, 12) i;
+		CREATE TABLE mixed_parent (id int, hid text, k int);
+		INSERT INTO mixed_parent SELECT i, 'p' || i FROM generate_series(1, 12) i;
+		CREATE FOREIGN TABLE mixed_child (more int) INHERITS (mixed_parent) SERVER self
+			OPTIONS (table_name 'far_child');
+		CREATE FUNCTION row_written() RETURNS trigger LANGUAGE plpgsql
+			AS \$\$BEGIN RAISE NOTICE '% % %', TG_OP, OLD, NEW; RETURN NULL; END\$\$;
+		CREATE TRIGGER row_written AFTER UPDATE OR DELETE ON mixed2
+			FOR EACH ROW EXECUTE FUNCTION row_written();
+		CREATE TRIGGER row_written AFTER UPDATE OR DELETE ON mixed_child
+			FOR EACH ROW EXECUTE FUNCTION row_written();
+		ANALYZE;
+	});
+}
+
+my $links = q{LATERAL hrflow_profile_embedding_links('S', c.hid, '{"profile": 1}') l};
+
+foreach my $table ('part', 'parent', 'mixed_part', 'mixed_parent')
+{
+	my $after = "SELECT tableoid::regclass, * FROM $table ORDER BY id";
+	my @lateral = (
+		"UPDATE $table t SET hid = l.section || c.id FROM c CROSS JOIN $links WHERE c.id = t.id",
+		"UPDATE $table t SET hid = hrflow_text_embedding(l.section || c.id)::text
+			FROM c, $links WHERE c.id = t.id",
+		"DELETE FROM $table t USING c, $links WHERE c.id = t.id AND l.section <> 'x'");
+
+	# Foreign tables do not support MERGE.
+	push @lateral, "MERGE INTO $table t USING (SELECT c.id, l.section FROM c, $links) s
+			ON s.id = t.id WHEN MATCHED AND t.id < 9 THEN UPDATE SET hid = s.section || t.id
+			WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN DO NOTHING"
+	  if $table !~ /mixed/;
+
+	foreach my $case (
+		[ '' => "UPDATE $table SET hid = $e ->> 'profile'" ],
+		[ '' => "UPDATE $table SET hid = $ce ->> 'profile' FROM c WHERE c.id = $table.id" ],
+		[   '' => "UPDATE $table t SET hid = $ce ->> 'profile' FROM c WHERE c.id = t.id
+				RETURNING t.tableoid::regclass, t.*, c.*"
+		],
+		[   '' => "UPDATE $table t SET hid = hrflow_profile_embedding('S', c.hid || length(t::text)
+				|| t.tableoid::regclass || (t.ctid IS NOT NULL)) ->> 'profile'
+				FROM c WHERE c.id = t.id"
+		],
+		[   '' => "UPDATE $table t SET hid =
+				(hrflow_fetch_vector($ce ->> 'profile'))[1]::text FROM c WHERE c.id = t.id"
+		],
+		[   '' => "UPDATE $table t SET hid = s.e ->> 'profile'
+				FROM (SELECT id, $e e FROM c OFFSET 0) s WHERE s.id = t.id"
+		],
+		[   '' => "UPDATE $table t SET hid = $ce ->> 'profile' FROM c LEFT JOIN few USING (id)
+				WHERE c.id = t.id AND t.id < 10"
+		],
+		[   '' => "WITH w AS (UPDATE $table t SET hid = $ce ->> 'profile' FROM c WHERE c.id = t.id
+				RETURNING t.id, t.hid) SELECT * FROM w ORDER BY id"
+		],
+		[   'SET LOCAL enable_partitionwise_join = on;' => "UPDATE $table t
+				SET hid = hrflow_profile_embedding('S', o.hid) ->> 'profile'
+				FROM $table o WHERE o.id = t.id AND o.k = t.k"
+		],
+
+		# Let the planner join the target before the function, or after it.
+		(map { [ '' => $_ ], [ 'SET LOCAL join_collapse_limit = 1;' => $_ ] } @lateral))
+	{
+		my ($settings, $sql) = @$case;
+
+		subtest "$settings $sql" =~ s/\s+/ /gr => sub {
+			my $plan = $session->ask(
+				"DISCARD ALL; BEGIN; $settings EXPLAIN (VERBOSE, COSTS OFF) $sql; ROLLBACK;");
+			unlike($plan, qr/ERROR/, 'EXPLAIN VERBOSE shows the plan');
+			like($plan, qr/HrflowReadAhead/, 'is read ahead') or diag($plan);
+			my ($expected, $got, $sequential, $requests) = run_both("$settings $sql; $after");
+			is($got, $expected, 'has the same effect');
+			unlike($got, qr/ERROR/, 'raises no error');
+			is($requests, $sequential, 'makes as many requests');
+		};
+	}
+}
+
+
+$session->finish;
+done_testing();
