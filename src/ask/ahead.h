@@ -210,6 +210,7 @@ extern bool hrflow_ahead_evaluate_arguments(HrflowAheadState *state,
 extern dlist_head hrflow_ahead_live;
 extern void hrflow_ahead_add_live(HrflowAheadState *state);
 extern void hrflow_ahead_remove_live(HrflowAheadState *state);
+extern void hrflow_ahead_abandon(HrflowAheadState *state);
 extern HrflowAheadCall *hrflow_ahead_find_equal(HrflowAheadState *state,
 												const HrflowAheadCall *wanted);
 

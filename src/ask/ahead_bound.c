@@ -8,7 +8,8 @@
  * needed, so two hooks find out: our ExecutorStart_hook finds the nodes above
  * each read-ahead node, some of which may need only part of its rows, and our
  * ExecutorRun_hook records the number of rows that the caller wants, such as
- * 10 for FETCH 10.
+ * 10 for FETCH 10.  These hooks and our ExecutorFinish_hook also deal with the
+ * requests that are in flight when the executor returns or fails.
  *
  * For the same reason, we pass the bound of a LIMIT above a read-ahead node on
  * to a sort below the node.
@@ -24,6 +25,7 @@
 
 static ExecutorStart_hook_type previous_start_hook = NULL;
 static ExecutorRun_hook_type previous_run_hook = NULL;
+static ExecutorFinish_hook_type previous_finish_hook = NULL;
 
 /* An unlimited number of rows. */
 #define ALL_ROWS PG_INT64_MAX
@@ -465,11 +467,12 @@ start_with_read_ahead(QueryDesc *query, int eflags)
 
 /*
  * In all read-ahead nodes of a query, set or clear the number of rows that the
- * caller of ExecutorRun() wants.
+ * caller of ExecutorRun() wants.  Returns false if the query has no such node.
  */
-static void
+static bool
 set_bound(EState *estate, bool is_bounded, uint64 count)
 {
+	bool		found = false;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &hrflow_ahead_live)
@@ -480,7 +483,9 @@ set_bound(EState *estate, bool is_bounded, uint64 count)
 			continue;
 		state->is_bounded = is_bounded;
 		state->count = count;
+		found = true;
 	}
+	return found;
 }
 
 /*
@@ -502,16 +507,77 @@ pause_states(EState *estate)
 	}
 }
 
+/*
+ * After an error in a query, abandon its requests.  Its nodes are not executed
+ * again, but if the query belongs to a cursor and the error is caught by a
+ * subtransaction, they exist until the cursor is closed, and until then their
+ * requests would be sent while other transports wait.  Does not throw.
+ */
 static void
-run_with_read_ahead(HRFLOW_EXECUTOR_RUN_PARAMETERS)
+abandon_states(EState *estate)
 {
-	set_bound(query->estate, true, count);
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &hrflow_ahead_live)
+	{
+		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
+
+		if (state->css.ss.ps.state == estate)
+			hrflow_ahead_abandon(state);
+	}
+}
+
+static void
+run_next(HRFLOW_EXECUTOR_RUN_PARAMETERS)
+{
 	if (previous_run_hook != NULL)
 		previous_run_hook(HRFLOW_EXECUTOR_RUN_ARGUMENTS);
 	else
 		standard_ExecutorRun(HRFLOW_EXECUTOR_RUN_ARGUMENTS);
-	pause_states(query->estate);
+}
+
+static void
+run_with_read_ahead(HRFLOW_EXECUTOR_RUN_PARAMETERS)
+{
+	if (!set_bound(query->estate, true, count))
+	{
+		run_next(HRFLOW_EXECUTOR_RUN_ARGUMENTS);
+		return;
+	}
+	PG_TRY();
+	{
+		run_next(HRFLOW_EXECUTOR_RUN_ARGUMENTS);
+		pause_states(query->estate);
+	}
+	PG_CATCH();
+	{
+		abandon_states(query->estate);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	set_bound(query->estate, false, 0);
+}
+
+/*
+ * Data-modifying CTEs of which the query has not read all rows are executed
+ * here.
+ */
+static void
+finish_with_read_ahead(QueryDesc *query)
+{
+	PG_TRY();
+	{
+		if (previous_finish_hook != NULL)
+			previous_finish_hook(query);
+		else
+			standard_ExecutorFinish(query);
+	}
+	PG_CATCH();
+	{
+		abandon_states(query->estate);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 }
 
 void
@@ -521,4 +587,6 @@ hrflow_ahead_install_executor(void)
 	ExecutorStart_hook = start_with_read_ahead;
 	previous_run_hook = ExecutorRun_hook;
 	ExecutorRun_hook = run_with_read_ahead;
+	previous_finish_hook = ExecutorFinish_hook;
+	ExecutorFinish_hook = finish_with_read_ahead;
 }

@@ -52,6 +52,36 @@ hrflow_ahead_add_live(HrflowAheadState *state)
 }
 
 /*
+ * End the transport of a node, which abandons its requests.  If the rows of
+ * these calls are returned nevertheless, the calls are evaluated then.  Does
+ * not throw.
+ */
+void
+hrflow_ahead_abandon(HrflowAheadState *state)
+{
+	dlist_iter	iter;
+
+	if (state->transport != NULL)
+	{
+		state->max_sent = Max(state->max_sent,
+							  hrflow_transport_most_in_flight(state->transport));
+		hrflow_transport_end(state->transport);
+	}
+	state->transport = NULL;
+	if (state->activity != NULL)
+		hrflow_activity_end(state->activity);
+	state->activity = NULL;
+	state->nsent = 0;
+	dlist_foreach(iter, &state->calls)
+	{
+		HrflowAheadCall *ahead = dlist_container(HrflowAheadCall, node, iter.cur);
+
+		if (ahead->call.state == HRFLOW_CALL_SENT)
+			ahead->call.state = HRFLOW_CALL_READY;
+	}
+}
+
+/*
  * Do two calls make the same request?  "first_url" is the URL of the first
  * request of "b", because b->url may already be the link that the API
  * returned.

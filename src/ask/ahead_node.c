@@ -401,18 +401,11 @@ read_rows(HrflowAheadState *state)
 static void
 forget_rows(HrflowAheadState *state)
 {
-	if (state->transport != NULL)
-	{
-		hrflow_transport_end(state->transport);
-		hrflow_activity_end(state->activity);
-	}
-	state->transport = NULL;
-	state->activity = NULL;
+	hrflow_ahead_abandon(state);
 	state->settings = NULL;
 	dlist_init(&state->rows);
 	dlist_init(&state->calls);
 	state->nrows = 0;
-	state->nsent = 0;
 	state->bytes = 0;
 	state->current = NULL;
 	MemoryContextReset(state->context);

@@ -160,5 +160,88 @@ foreach my $table ('part', 'parent', 'mixed_part', 'mixed_parent')
 }
 
 
+#
+# Requests of a query that has failed.  If it belongs to a cursor that the error leaves
+# open, none of its requests is sent while the session makes other calls.
+#
+my $other = Hrflow::Session->new($node);
+my $slow = q{hrflow_text_embedding('fault:latency=50,id=' || id)};
+
+foreach my $case (
+	[ 'an error in another column' => "SELECT id, $slow, 1 / (id - 3) FROM c" ],
+	[ 'an error of a call' => "SELECT id, $slow, hrflow_text_embedding(CASE id WHEN 3
+		THEN 'fault:status=500' END) FROM c" ],
+	[ 'statement_timeout' => "SELECT id, $slow, pg_sleep(CASE id WHEN 3 THEN 60 ELSE 0 END) FROM c",
+		q{SET LOCAL statement_timeout = '1s'} ],
+	[ 'statement_timeout in a request' => "SELECT id, hrflow_text_embedding(CASE id WHEN 3
+		THEN 'fault:silent' ELSE 'fault:latency=50,id=' || id END) FROM c",
+		q{SET LOCAL statement_timeout = '1s'} ],
+	[ 'a cancel' => "SELECT id, $slow, pg_sleep(CASE id WHEN 3 THEN 60 ELSE 0 END) FROM c", '', 1 ])
+{
+	my ($what, $sql, $settings, $is_canceled) = @$case;
+
+	$session->ask("DISCARD ALL; BEGIN; DECLARE q CURSOR FOR $sql; SAVEPOINT s;"
+		  . ($settings ? "$settings;" : ''));
+	$session->send("FETCH 30 FROM q;\n\\warn -- done");
+	if ($is_canceled)
+	{
+		$node->poll_query_until('postgres',
+			"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+		  or die 'no session sleeps';
+		$other->ask('SELECT pg_cancel_backend(' . $session->pid . ');');
+	}
+	like($session->wait_for(qr/-- done/), qr/ERROR/, "FETCH fails with $what");
+	$session->ask('ROLLBACK TO s;');
+	$api->reset;
+	$session->query("SELECT hrflow_text_embedding('fault:latency=300,id=later');");
+	is(scalar($api->log), 1, "no request of a cursor is sent after $what");
+	like($session->ask('FETCH 1 FROM q;'), qr/55000/, "a cursor has failed after $what");
+	$session->ask('ROLLBACK;');
+}
+
+# The cursor's UPDATE is executed by ExecutorFinish().
+$session->ask('DISCARD ALL;');
+$api->reset;
+like($session->ask("DO \$\$
+	DECLARE q refcursor; r record;
+	BEGIN
+		OPEN q FOR WITH w AS (UPDATE c SET hid = CASE id WHEN 3 THEN (1 / (id - 3))::text
+			ELSE 'x' END || ($slow)[1]) SELECT 1;
+		BEGIN
+			FETCH q INTO r;
+		EXCEPTION WHEN division_by_zero THEN
+			PERFORM pg_sleep(0.5);
+			PERFORM hrflow_text_embedding('fault:latency=300,id=later');
+			RAISE NOTICE 'caught';
+		END;
+	END\$\$;"), qr/caught/, 'the UPDATE of a cursor fails');
+{
+	my @log = $api->log;
+	my ($later) = grep { $_->{body} =~ /later/ } @log;
+	is(scalar(grep { $_->{begun} > $later->{begun} - 200 } @log),
+		1, 'no request of an UPDATE is sent after it has failed');
+}
+
+# A query whose function catches the error of a query of its own
+$node->safe_psql(
+	'postgres', q{
+	CREATE FUNCTION catches(i int) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+	BEGIN
+		PERFORM hrflow_text_embedding('inner ' || i || ' ' || n), 1 / (n - 2)
+		FROM generate_series(1, 20) n;
+	EXCEPTION WHEN division_by_zero THEN
+		RETURN 'caught';
+	END$$;
+});
+{
+	my ($expected, $got) = run_both("SELECT id, $slow IS NOT NULL, catches(id) FROM c ORDER BY id");
+	my @outer = grep { $_->{body} =~ /fault/ } $api->log;
+
+	is($got, $expected, 'a query continues after its function has caught an error');
+	unlike($got, qr/ERROR/, 'a query does not fail with the error that its function has caught');
+	is(scalar(@outer), 40, 'a query makes no call again after its function has caught an error');
+}
+
+$other->finish;
 $session->finish;
 done_testing();
