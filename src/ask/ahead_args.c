@@ -131,6 +131,23 @@ evaluate_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 }
 
 /*
+ * End a subtransaction in which arguments have been evaluated without an
+ * error.  In parallel mode, CommitSubTransaction() raises an error if the
+ * statement writes, as CREATE TABLE AS does, because it could not increment
+ * the command counter.  So roll the subtransaction back in this case: the
+ * values are in memory that remains, and no argument contains a volatile
+ * function, so nothing is lost.
+ */
+static void
+end_subtransaction(void)
+{
+	if (IsInParallelMode())
+		RollbackAndReleaseCurrentSubTransaction();
+	else
+		ReleaseCurrentSubTransaction();
+}
+
+/*
  * Evaluate arguments in a subtransaction, which makes it safe to continue
  * after an error, as in PL/pgSQL.  Returns false if no subtransaction can be
  * started, or if the arguments raise an error or need an initplan that has not
@@ -153,7 +170,7 @@ try_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
 	PG_TRY();
 	{
 		evaluate_arguments(state, column);
-		ReleaseCurrentSubTransaction();
+		end_subtransaction();
 	}
 	PG_CATCH();
 	{

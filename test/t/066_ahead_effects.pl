@@ -169,11 +169,12 @@ my $slow = q{hrflow_text_embedding('fault:latency=50,id=' || id)};
 
 foreach my $case (
 	[ 'an error in another column' => "SELECT id, $slow, 1 / (id - 3) FROM c" ],
-	[ 'an error of a call' => "SELECT id, $slow, hrflow_text_embedding(CASE id WHEN 3
+	[   'an error of a call' => "SELECT id, $slow, hrflow_text_embedding(CASE id WHEN 3
 		THEN 'fault:status=500' END) FROM c" ],
-	[ 'statement_timeout' => "SELECT id, $slow, pg_sleep(CASE id WHEN 3 THEN 60 ELSE 0 END) FROM c",
+	[   'statement_timeout' =>
+		  "SELECT id, $slow, pg_sleep(CASE id WHEN 3 THEN 60 ELSE 0 END) FROM c",
 		q{SET LOCAL statement_timeout = '1s'} ],
-	[ 'statement_timeout in a request' => "SELECT id, hrflow_text_embedding(CASE id WHEN 3
+	[   'statement_timeout in a request' => "SELECT id, hrflow_text_embedding(CASE id WHEN 3
 		THEN 'fault:silent' ELSE 'fault:latency=50,id=' || id END) FROM c",
 		q{SET LOCAL statement_timeout = '1s'} ],
 	[ 'a cancel' => "SELECT id, $slow, pg_sleep(CASE id WHEN 3 THEN 60 ELSE 0 END) FROM c", '', 1 ])
@@ -202,7 +203,9 @@ foreach my $case (
 # The cursor's UPDATE is executed by ExecutorFinish().
 $session->ask('DISCARD ALL;');
 $api->reset;
-like($session->ask("DO \$\$
+like(
+	$session->ask(
+		"DO \$\$
 	DECLARE q refcursor; r record;
 	BEGIN
 		OPEN q FOR WITH w AS (UPDATE c SET hid = CASE id WHEN 3 THEN (1 / (id - 3))::text
@@ -214,7 +217,9 @@ like($session->ask("DO \$\$
 			PERFORM hrflow_text_embedding('fault:latency=300,id=later');
 			RAISE NOTICE 'caught';
 		END;
-	END\$\$;"), qr/caught/, 'the UPDATE of a cursor fails');
+	END\$\$;"),
+	qr/caught/,
+	'the UPDATE of a cursor fails');
 {
 	my @log = $api->log;
 	my ($later) = grep { $_->{body} =~ /later/ } @log;
@@ -240,6 +245,34 @@ $node->safe_psql(
 	is($got, $expected, 'a query continues after its function has caught an error');
 	unlike($got, qr/ERROR/, 'a query does not fail with the error that its function has caught');
 	is(scalar(@outer), 40, 'a query makes no call again after its function has caught an error');
+}
+
+#
+# A statement that writes, above parallel workers.  Arguments that may raise an error are
+# evaluated in a subtransaction, which is possible there since PostgreSQL 17.
+#
+foreach my $statement (
+	"CREATE TABLE t AS SELECT id, hrflow_text_embedding('fault:latency=50,id=' || lower(hid)) FROM c",
+	"SELECT id, hrflow_text_embedding('fault:latency=50,id=' || lower(hid)) INTO t FROM c",
+	"CREATE TABLE t AS SELECT id, hrflow_text_embedding('fault:latency=50,id=' || 60 / (id - 41))
+		FROM c",
+	"CREATE MATERIALIZED VIEW t AS SELECT id, hrflow_text_embedding('fault:latency=50,id='
+		|| lower(hid)) FROM c WITH NO DATA; REFRESH MATERIALIZED VIEW t")
+{
+	my $parallel = 'SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0;
+		SET LOCAL min_parallel_table_scan_size = 0;';
+	my $name = $statement =~ s/\s+/ /gr;
+
+	if ($statement =~ /^CREATE TABLE/)
+	{
+		like($session->ask("BEGIN; $parallel EXPLAIN $statement; ROLLBACK;"),
+			qr/HrflowReadAhead.*Gather/s, "above parallel workers is read ahead: $name");
+	}
+	my ($expected, $got) = run_both("$parallel $statement; SELECT * FROM t ORDER BY id");
+	is($got, $expected, "above parallel workers has the same effect: $name");
+	unlike($got, qr/WARNING|ERROR/, "above parallel workers raises nothing: $name");
+	cmp_ok($api->stats->{max_in_flight}, '>', 1, "above parallel workers, requests overlap: $name")
+	  if $node->pg_version >= 17;
 }
 
 $other->finish;
