@@ -489,9 +489,10 @@ set_bound(EState *estate, bool is_bounded, uint64 count)
 }
 
 /*
- * Complete the requests in flight before the executor returns to its caller.
- * The caller may never ask for more rows, and an open cursor must hold neither
- * a connection nor the account's probe, whose result other backends wait for.
+ * Complete the requests in flight before the executor returns to its caller,
+ * unless complete_states() has abandoned them.  The caller may never ask for
+ * more rows, and an open cursor must hold neither a connection nor the
+ * account's probe, whose result other backends wait for.
  */
 static void
 pause_states(EState *estate)
@@ -527,6 +528,43 @@ abandon_states(EState *estate)
 	}
 }
 
+/*
+ * May ExecutorFinish(), which executes data-modifying CTEs to their ends, read
+ * rows of a node?
+ */
+static bool
+may_be_finished_later(const HrflowAheadState *state)
+{
+	List	   *modifying = state->css.ss.ps.state->es_auxmodifytables;
+	ListCell   *cell;
+
+	foreach(cell, state->ancestors)
+	{
+		if (list_member_ptr(modifying, lfirst(cell)))
+			return true;
+	}
+	return modifying != NIL && state->root == HRFLOW_ROOT_UNKNOWN;
+}
+
+/*
+ * Abandon the requests of a query that has returned all of its rows, because
+ * nothing needs their results, except those of nodes that ExecutorFinish()
+ * may execute.
+ */
+static void
+complete_states(EState *estate)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &hrflow_ahead_live)
+	{
+		HrflowAheadState *state = dlist_container(HrflowAheadState, live, iter.cur);
+
+		if (state->css.ss.ps.state == estate && !may_be_finished_later(state))
+			hrflow_ahead_abandon(state);
+	}
+}
+
 static void
 run_next(HRFLOW_EXECUTOR_RUN_PARAMETERS)
 {
@@ -547,6 +585,8 @@ run_with_read_ahead(HRFLOW_EXECUTOR_RUN_PARAMETERS)
 	PG_TRY();
 	{
 		run_next(HRFLOW_EXECUTOR_RUN_ARGUMENTS);
+		if (ScanDirectionIsForward(direction) && count == 0)
+			complete_states(query->estate);
 		pause_states(query->estate);
 	}
 	PG_CATCH();

@@ -52,9 +52,9 @@ hrflow_ahead_add_live(HrflowAheadState *state)
 }
 
 /*
- * End the transport of a node, which abandons its requests.  If the rows of
- * these calls are returned nevertheless, the calls are evaluated then.  Does
- * not throw.
+ * End the transport of a node, if it has one, which abandons its requests.
+ * Calls that have no final reply are evaluated if their rows are returned
+ * after all.  Does not throw.
  */
 void
 hrflow_ahead_abandon(HrflowAheadState *state)

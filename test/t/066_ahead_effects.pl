@@ -275,6 +275,33 @@ foreach my $statement (
 	  if $node->pg_version >= 17;
 }
 
+#
+# A statement that has returned all of its rows does not wait for requests of rows that it
+# has not needed.  The seventh row is read before the fifth is returned.
+#
+my $speculative = q{SELECT id, v IS NOT NULL FROM (SELECT id, hrflow_text_embedding(CASE id
+		WHEN 7 THEN 'fault:latency=30000' ELSE 'p' || id END) v FROM c ORDER BY id OFFSET 0) s
+	CROSS JOIN (SELECT FROM few WHERE id = 1 OFFSET 0) f LIMIT 5};
+
+foreach my $statement (
+	"CREATE TABLE t AS $speculative",
+	$speculative,
+	"INSERT INTO few (id) SELECT id FROM ($speculative) s",
+	"COPY ($speculative) TO STDOUT",
+	"DECLARE q SCROLL CURSOR FOR $speculative; FETCH ALL FROM q; FETCH BACKWARD 2 FROM q",
+	"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF) $speculative",
+	"WITH w AS (UPDATE c SET hid = NULL WHERE id > 30 AND $slow IS NOT NULL RETURNING id)
+		SELECT s.*, w.id FROM ($speculative) s, w LIMIT 2")
+{
+	my $name = $statement =~ s/\s+/ /gr;
+
+	$api->reset;
+	my $printed = $session->ask(
+		"DISCARD ALL; BEGIN; SET LOCAL statement_timeout = '15s';
+		$statement; SELECT 'complete'; ROLLBACK;");
+	like($printed, qr/complete/, "ends without its unnecessary requests: $name") or diag($printed);
+}
+
 $other->finish;
 $session->finish;
 done_testing();
