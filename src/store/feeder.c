@@ -166,53 +166,6 @@ hrflow_feeder_function(Oid caller)
 }
 
 /*
- * Can this table feed a store?  It must be an ordinary or partitioned table.
- * It must belong to the store's owner, because reading a table on that owner's
- * behalf may execute code that the table's owner has attached to it, such as
- * policies, types and casts.  A temporary table can feed only a temporary
- * store, because other sessions cannot read it.
- */
-static bool
-may_feed(const HrflowStore *store, Oid table)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	Form_pg_class form;
-	bool		result;
-
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	form = (Form_pg_class) GETSTRUCT(tuple);
-	result = (form->relkind == RELKIND_RELATION ||
-			  form->relkind == RELKIND_PARTITIONED_TABLE) &&
-		form->relowner == store->owner &&
-		(form->relpersistence != RELPERSISTENCE_TEMP ||
-		 RelationUsesLocalBuffers(store->vectors));
-	ReleaseSysCache(tuple);
-	return result;
-}
-
-/*
- * Check that a table, if it exists, is owned by the store's owner.  Throws
- * 42501 if it is not.
- */
-void
-hrflow_feeder_check_owner(const HrflowStore *store, Oid table)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	Form_pg_class form;
-
-	if (!HeapTupleIsValid(tuple))
-		return;
-	form = (Form_pg_class) GETSTRUCT(tuple);
-	if (form->relowner != store->owner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("table \"%s\" and store %s do not have the same owner",
-						NameStr(form->relname), store->vectors_name)));
-	ReleaseSysCache(tuple);
-}
-
-/*
  * Does a list of dependencies, as returned by hrflow_catalog_dependencies()
  * for a table of vectors, contain a trigger?
  */
@@ -252,15 +205,17 @@ hrflow_feeder_store(Oid trigger, Oid table)
 
 /*
  * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is a
- * partition's copy, or does not feed the store.
+ * partition's copy, or does not feed the store.  If "stranger" of the result is
+ * set, the trigger's table must not be read.
  *
  * A trigger that names the store does not necessarily feed it, because a role
  * that may execute "function" can create a trigger that names any store; the
- * trigger's table must also pass may_feed().  If a trigger names the store,
- * but was created for another one, it feeds that other store, which has been
- * renamed.  Conversely, a trigger that names another store feeds this store if
- * it is in "made_for_it", because this store has been renamed.  (Triggers on
- * the store's own table also depend on that table, whatever store they feed.)
+ * trigger's table must also pass hrflow_owner_may_feed().  If a trigger names
+ * the store, but was created for another one, it feeds that other store, which
+ * has been renamed.  Conversely, a trigger that names another store feeds this
+ * store if it is in "made_for_it", because this store has been renamed.
+ * (Triggers on the store's own table also depend on that table, whatever store
+ * they feed.)
  */
 static HrflowFeeder *
 read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
@@ -298,11 +253,12 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 	else if (form->tgrelid == RelationGetRelid(store->vectors) ||
 			 !was_made_for(made_for_it, trigger))
 		return NULL;
-	if (!may_feed(store, form->tgrelid))
+	if (!hrflow_owner_may_feed(store, form->tgrelid))
 		return NULL;
 	feeder->trigger = trigger;
 	feeder->table = form->tgrelid;
 	feeder->function = function;
+	feeder->stranger = hrflow_owner_stranger(form->tgrelid, store->owner);
 	feeder->trigger_name = pstrdup(NameStr(form->tgname));
 	feeder->type = form->tgtype;
 	feeder->enabled = form->tgenabled;
@@ -340,23 +296,16 @@ compare_tables(const ListCell *a, const ListCell *b)
 }
 
 /*
- * Return the triggers that feed a store, as a list of HrflowFeeder: triggers
- * on tables of the store's owner that call our function, and name the store or
- * were created for it.  If "table" is valid, return only triggers on this
- * table.  Unless "lockmode" is NoLock, lock the tables, in the order of their
- * OIDs, and omit triggers that no longer exist once the tables are locked.
- * Tables of other owners are not locked.
+ * Return the triggers that feed a store, including those on tables that must
+ * not be read, as a list of HrflowFeeder.  "made_for_it" are the dependencies
+ * of triggers on the store.
  */
-List *
-hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
-				   LOCKMODE lockmode)
+static List *
+read_feeders(Relation triggers, const HrflowStore *store, Oid function,
+			 const List *made_for_it)
 {
-	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	List	   *made_for_it = hrflow_catalog_dependencies(RelationRelationId,
-														  RelationGetRelid(store->vectors));
 	List	   *candidates = hrflow_catalog_triggers_of(function,
 														store->vectors_name);
-	List	   *found = NIL;
 	List	   *feeders = NIL;
 	ListCell   *cell;
 
@@ -368,8 +317,39 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 		HrflowFeeder *feeder = read_trigger(triggers, lfirst_oid(cell), store,
 											function, made_for_it);
 
-		if (feeder != NULL && (!OidIsValid(table) || feeder->table == table))
-			found = lappend(found, feeder);
+		if (feeder != NULL)
+			feeders = lappend(feeders, feeder);
+	}
+	return feeders;
+}
+
+/*
+ * Return the triggers that feed a store, as a list of HrflowFeeder: triggers
+ * on tables of the store's owner that call our function, and name the store or
+ * were created for it.  If "table" is valid, return only triggers on this
+ * table.  Unless "lockmode" is NoLock, lock the tables, in the order of their
+ * OIDs, with their partitions and children, and omit triggers that no longer
+ * exist once the tables are locked.  Omits, and does not lock, tables that must
+ * not be read because of their owners; see owner.c.
+ */
+List *
+hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
+				   LOCKMODE lockmode)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *made_for_it = hrflow_catalog_dependencies(RelationRelationId,
+														  RelationGetRelid(store->vectors));
+	List	   *found = NIL;
+	List	   *feeders = NIL;
+	ListCell   *cell;
+
+	foreach(cell, read_feeders(triggers, store, function, made_for_it))
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (!OidIsValid(feeder->stranger) &&
+			(!OidIsValid(table) || feeder->table == table))
+			found = lappend(found, lfirst(cell));
 	}
 
 	list_sort(found, compare_tables);
@@ -378,10 +358,10 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 		HrflowFeeder *feeder = lfirst(cell);
 
 		if (lockmode != NoLock)
-			LockRelationOid(feeder->table, lockmode);
+			hrflow_owner_lock(feeder->table, lockmode);
 		feeder = read_trigger(triggers, feeder->trigger, store, function,
 							  made_for_it);
-		if (feeder != NULL)
+		if (feeder != NULL && !OidIsValid(feeder->stranger))
 			feeders = lappend(feeders, feeder);
 	}
 	table_close(triggers, AccessShareLock);
@@ -627,20 +607,23 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 
 /*
  * Does every table that was tracked for a store still belong to the store's
- * owner?  If not, returns false after a WARNING; the caller must then not
- * erase anything: the owner may have been changed by mistake, and we do not
- * query tables of other owners.  Tables whose triggers do not depend on the
- * store, because they were restored from a dump, are not checked.
+ * owner, with its partitions and children?  If not, returns false after a
+ * WARNING; the caller must then not erase anything: the owner may have been
+ * changed by mistake, and we do not query tables of other owners.  Of tables
+ * whose triggers do not depend on the store, because they were restored from a
+ * dump, only the partitions and children are checked.
  */
 bool
 hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 {
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	List	   *made_for_it = hrflow_catalog_dependencies(RelationRelationId,
+														  RelationGetRelid(store->vectors));
 	char	   *lost = NULL;
+	char	   *child = NULL;
 	ListCell   *cell;
 
-	foreach(cell, hrflow_catalog_dependencies(RelationRelationId,
-											  RelationGetRelid(store->vectors)))
+	foreach(cell, made_for_it)
 	{
 		HeapTuple	tuple = hrflow_catalog_trigger(triggers,
 												   ((Form_pg_depend) lfirst(cell))->objid);
@@ -653,11 +636,31 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 		/* A table that has been dropped in the meantime has no name. */
 		if (form->tgfoid == function && lost == NULL &&
 			form->tgrelid != RelationGetRelid(store->vectors) &&
-			!may_feed(store, form->tgrelid))
+			!hrflow_owner_may_feed(store, form->tgrelid))
 			lost = get_rel_name(form->tgrelid);
 	}
+	if (lost == NULL)
+	{
+		foreach(cell, read_feeders(triggers, store, function, made_for_it))
+		{
+			const HrflowFeeder *feeder = lfirst(cell);
+
+			if (!OidIsValid(feeder->stranger))
+				continue;
+			lost = get_rel_name(feeder->table);
+			child = get_rel_name(feeder->stranger);
+			if (lost != NULL && child != NULL)
+				break;
+			lost = child = NULL;
+		}
+	}
 	table_close(triggers, AccessShareLock);
-	if (lost != NULL)
+	if (child != NULL)
+		ereport(WARNING,
+				(errmsg("not erasing profiles from store %s: partition or child \"%s\" of tracked table \"%s\" has another owner",
+						store->vectors_name, child, lost),
+				 errhint("Change its owner to the owner of the store, or drop the triggers by which the table feeds the store.")));
+	else if (lost != NULL)
 		ereport(WARNING,
 				(errmsg("not erasing profiles from store %s: the owner of tracked table \"%s\" has changed",
 						store->vectors_name, lost),

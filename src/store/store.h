@@ -211,6 +211,9 @@ typedef struct HrflowFeeder
 	Oid			trigger;
 	Oid			table;
 	Oid			function;
+	Oid			stranger;		/* partition or child of the table that
+								 * belongs to another role, or InvalidOid; see
+								 * hrflow_owner_stranger() */
 	char	   *trigger_name;
 	int16		type;			/* pg_trigger.tgtype */
 	char		enabled;		/* pg_trigger.tgenabled */
@@ -307,6 +310,13 @@ extern char *hrflow_catalog_trigger_args(Relation triggers, HeapTuple tuple,
 										 Oid function);
 extern List *hrflow_catalog_triggers_of(Oid function, const char *store);
 
+/* in owner.c */
+extern Oid	hrflow_owner_stranger(Oid table, Oid owner);
+extern void hrflow_owner_lock(Oid table, LOCKMODE lockmode);
+extern bool hrflow_owner_may_feed(const HrflowStore *store, Oid table);
+extern void hrflow_owner_check(const HrflowStore *store, Oid table);
+extern void hrflow_owner_check_all(const HrflowStore *store, Oid table);
+
 /* in feeder.c */
 extern Oid	hrflow_feeder_function(Oid caller);
 extern List *hrflow_feeder_find(const HrflowStore *store, Oid function,
@@ -314,7 +324,6 @@ extern List *hrflow_feeder_find(const HrflowStore *store, Oid function,
 extern HrflowFeeder *hrflow_feeder_get(const HrflowStore *store, Oid function,
 									   Oid trigger);
 extern Oid	hrflow_feeder_original(Oid trigger, Oid *table);
-extern void hrflow_feeder_check_owner(const HrflowStore *store, Oid table);
 extern bool hrflow_feeder_is_of(Oid trigger, Oid vectors);
 extern Oid	hrflow_feeder_store(Oid trigger, Oid table);
 extern void hrflow_feeder_drop(const HrflowFeeder *feeder);

@@ -168,7 +168,8 @@ check_inheritance(Relation table)
 
 /*
  * Open a table that is to feed the store.  The table must belong to the
- * store's owner.  Throws 42809, 42501 and 0A000.
+ * store's owner, and its partitions must belong to that owner or a superuser.
+ * Throws 42809, 42501 and 0A000.
  */
 static Relation
 open_source(Oid relid, const HrflowStore *store)
@@ -182,7 +183,7 @@ open_source(Oid relid, const HrflowStore *store)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("\"%s\" is not a table",
 						RelationGetRelationName(table))));
-	hrflow_feeder_check_owner(store, relid);
+	hrflow_owner_check_all(store, relid);
 	hrflow_remote_check_table(table);
 	if (RelationUsesLocalBuffers(table) &&
 		!RelationUsesLocalBuffers(store->vectors))
@@ -199,6 +200,10 @@ open_source(Oid relid, const HrflowStore *store)
 	 */
 	LockRelationOid(relid, ShareUpdateExclusiveLock);
 	check_inheritance(table);
+
+	/* A partition may have been attached before the lock was acquired. */
+	hrflow_owner_lock(relid, AccessShareLock);
+	hrflow_owner_check_all(store, relid);
 	return table;
 }
 

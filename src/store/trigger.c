@@ -440,7 +440,9 @@ report_missing_store(TriggerData *trigdata)
 
 /*
  * Open the store that a trigger feeds, on behalf of the owner of the
- * trigger's table, who must be the owner of the store.  Returns false if the
+ * trigger's table, who must be the owner of the store.  If that table is a
+ * partition, the owner of the partitioned table counts, because a trigger on
+ * INSERT, UPDATE or DELETE does not read the table.  Returns false if the
  * store no longer exists.
  */
 static bool
@@ -448,6 +450,7 @@ open_fed_store(HrflowStore *store, TriggerData *trigdata)
 {
 	Trigger    *trigger = trigdata->tg_trigger;
 	Oid			vectors;
+	Oid			table;
 
 	if (trigger->tgnargs != HRFLOW_TRIGGER_NKEYS &&
 		trigger->tgnargs != HRFLOW_TRIGGER_NARGS)
@@ -461,14 +464,12 @@ open_fed_store(HrflowStore *store, TriggerData *trigdata)
 		report_missing_store(trigdata);
 		return false;
 	}
-	(void) check_not_renamed(trigdata, vectors);
+	table = check_not_renamed(trigdata, vectors);
 	hrflow_store_open(store, vectors, InvalidOid, HRFLOW_STORE_FEED);
-	if (store->owner != trigdata->tg_relation->rd_rel->relowner)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("table \"%s\" and store %s do not have the same owner",
-						RelationGetRelationName(trigdata->tg_relation),
-						trigger->tgargs[HRFLOW_TRIGGER_STORE])));
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event))
+		hrflow_owner_check_all(store, table);
+	else
+		hrflow_owner_check(store, table);
 	hrflow_store_check_manual(store);
 	hrflow_columns_check_keys(trigdata->tg_relation, trigger->tgfoid,
 							  trigger->tgargs);

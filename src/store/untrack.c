@@ -98,7 +98,7 @@ static bool
 drop_triggers(const HrflowStore *store, Oid function, Oid table)
 {
 	hrflow_store_check_manual(store);
-	hrflow_feeder_check_owner(store, table);
+	hrflow_owner_check_all(store, table);
 	return hrflow_feeder_drop_all(store, function, table);
 }
 
@@ -311,7 +311,7 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 	ListCell   *cell;
 
 	hrflow_store_check_manual(store);
-	hrflow_feeder_check_owner(store, untracking->table);
+	hrflow_owner_check_all(store, untracking->table);
 	feeders = hrflow_feeder_find(store, untracking->function,
 								 untracking->table, AccessExclusiveLock);
 
