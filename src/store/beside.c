@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "compat.h"
 #include "parser/parse_coerce.h"
@@ -16,6 +17,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
+#include "utils/varlena.h"
 
 /*
  * Return the quoted and qualified name of an optional table.  "vectors" is the
@@ -102,6 +104,56 @@ hrflow_beside_find(const HrflowStore *store, const char *suffix,
 	if (problem != NULL)
 		*problem = found;
 	return found == NULL ? table : InvalidOid;
+}
+
+/*
+ * Check that the tables NAME_aside and NAME_erased were renamed together with
+ * the store, if a trigger shows that the store has been renamed.  An erasure
+ * under the new name would miss vectors in NAME_aside, and these vectors could
+ * be restored when that table is renamed later.  Throws 55000.
+ */
+void
+hrflow_beside_check_renamed(const HrflowStore *store,
+							const HrflowFeeder *feeder)
+{
+	static const char *const suffixes[] = {"_aside", "_erased"};
+	const char *old = feeder->args[HRFLOW_TRIGGER_STORE];
+	const char *schema = get_namespace_name(RelationGetNamespace(store->vectors));
+	List	   *names;
+	Oid			old_schema;
+
+	if (strcmp(old, store->vectors_name) == 0)
+		return;
+	names = textToQualifiedNameList(cstring_to_text(old));
+	if (list_length(names) != 2)
+		return;
+	old_schema = get_namespace_oid(strVal(linitial(names)), true);
+	for (int i = 0; OidIsValid(old_schema) && i < lengthof(suffixes); i++)
+	{
+		Oid			left = get_relname_relid(psprintf("%s%s",
+													  strVal(lsecond(names)),
+													  suffixes[i]),
+											 old_schema);
+		const char *name = hrflow_beside_name(schema,
+											  RelationGetRelationName(store->vectors),
+											  suffixes[i]);
+
+		if (!OidIsValid(left) ||
+			OidIsValid(get_relname_relid(psprintf("%s%s",
+												  RelationGetRelationName(store->vectors),
+												  suffixes[i]),
+										 RelationGetNamespace(store->vectors))))
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("relation %s was not renamed together with store %s",
+						hrflow_store_relation_name(left), store->vectors_name),
+				 errdetail("Trigger \"%s\" of table \"%s\" names the store %s.",
+						   feeder->trigger_name, get_rel_name(feeder->table),
+						   old),
+				 errhint("If the relation belongs to this store, rename or move it to %s.  Otherwise, drop the triggers that use the old name of the store.",
+						 name)));
+	}
 }
 
 /*

@@ -423,6 +423,8 @@ extern const char *hrflow_beside_name(const char *schema, const char *vectors,
 extern Oid	hrflow_beside_find(const HrflowStore *store, const char *suffix,
 							   const HrflowColumn *columns, int ncolumns,
 							   char **problem);
+extern void hrflow_beside_check_renamed(const HrflowStore *store,
+										const HrflowFeeder *feeder);
 extern bool hrflow_beside_should_warn(const HrflowStore *store,
 									  HrflowBesideWarning *last);
 

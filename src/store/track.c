@@ -434,6 +434,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 
 	foreach(cell, old)
 	{
+		hrflow_beside_check_renamed(store, lfirst(cell));
 		if (((HrflowFeeder *) lfirst(cell))->is_insert)
 			warn_of_other_keys(store, table, lfirst(cell), args);
 	}

@@ -138,6 +138,50 @@ CALL talent.fill();
 ALTER TABLE talent.embedding_aside OWNER TO regress_hrflow_aside;
 SELECT hrflow_drop_store('talent.embedding');
 SELECT count(*) > 0 AS has_vectors FROM talent.embedding_aside;
+
+-- After a store was renamed, its tables are not tracked again before NAME_aside and
+-- NAME_erased have been renamed, too
+SELECT hrflow_create_store('talent.old', 'real[]');
+CREATE TABLE talent.person (id text);
+SELECT hrflow_track_table('talent.old', 'talent.person', 'id', 'acme');
+INSERT INTO talent.person VALUES ('nurse-7');
+INSERT INTO talent.old_aside (source_id, profile_id, section, item, vector, fetched_at, reason)
+	VALUES ('acme', 'nurse-7', 'skills', 0, '{1}', now(), 'no vector');
+ALTER TABLE talent.old RENAME TO "New";
+ALTER TABLE talent.old_profile RENAME TO "New_profile";
+SELECT hrflow_track_table('talent."New"', 'talent.person', 'id', 'acme'); -- error
+\echo :LAST_ERROR_SQLSTATE
+DELETE FROM talent.person; -- error
+ALTER TABLE talent.old_aside RENAME TO "New_aside";
+SELECT hrflow_track_table('talent."New"', 'talent.person', 'id', 'acme'); -- error
+ALTER TABLE talent.old_erased RENAME TO "New_erased";
+SELECT hrflow_track_table('talent."New"', 'talent.person', 'id', 'acme');
+DELETE FROM talent.person WHERE id = 'nurse-7';
+INSERT INTO talent.person VALUES ('nurse-7');
+SELECT hrflow_restore('talent."New"');
+-- Another schema
+CREATE SCHEMA moved;
+ALTER TABLE talent."New" SET SCHEMA moved;
+ALTER TABLE talent."New_profile" SET SCHEMA moved;
+SELECT hrflow_track_table('moved."New"', 'talent.person', 'id', 'acme'); -- error
+ALTER TABLE talent."New_aside" SET SCHEMA moved;
+ALTER TABLE talent."New_erased" SET SCHEMA moved;
+SELECT hrflow_track_table('moved."New"', 'talent.person', 'id', 'acme');
+ALTER SCHEMA moved RENAME TO again;
+SELECT hrflow_track_table('again."New"', 'talent.person', 'id', 'acme');
+-- The table of another store that has the old name
+ALTER TABLE again."New" RENAME TO "Newer";
+ALTER TABLE again."New_profile" RENAME TO "Newer_profile";
+ALTER TABLE again."New_aside" RENAME TO "Newer_aside";
+ALTER TABLE again."New_erased" RENAME TO "Newer_erased";
+SELECT hrflow_create_store('again."New"', 'real[]');
+SELECT hrflow_track_table('again."Newer"', 'talent.person', 'id', 'acme');
+-- A store without these tables
+DROP TABLE again."Newer_aside", again."Newer_erased";
+ALTER TABLE again."Newer" RENAME TO newest;
+ALTER TABLE again."Newer_profile" RENAME TO newest_profile;
+SELECT hrflow_track_table('again.newest', 'talent.person', 'id', 'acme');
+DROP SCHEMA again CASCADE;
 DROP SCHEMA talent CASCADE;
 DROP ROLE regress_hrflow_aside;
 DROP EXTENSION hrflow_embed;

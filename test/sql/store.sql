@@ -373,6 +373,8 @@ SELECT hrflow_track_table('talent.watching', 'talent.watched', 'id', source_colu
 ALTER TABLE talent.watched RENAME cv TO resume;
 ALTER TABLE talent.watching RENAME TO watcher;
 ALTER TABLE talent.watching_profile RENAME TO watcher_profile;
+ALTER TABLE talent.watching_aside RENAME TO watcher_aside;
+ALTER TABLE talent.watching_erased RENAME TO watcher_erased;
 SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note}');
 SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'id', source_column => 'source', refresh_columns => '{Note,resume}');
 SELECT hrflow_track_table('talent.watcher', 'talent.watched', 'resume', 'acme');

@@ -806,7 +806,9 @@ is(tracked('moved.embedding'),
 	'1 4 5 6', 'the right profiles are tracked after a column was renamed');
 
 sql(q{ALTER TABLE moved.embedding RENAME TO renamed;
-	ALTER TABLE moved.embedding_profile RENAME TO renamed_profile}
+	ALTER TABLE moved.embedding_profile RENAME TO renamed_profile;
+	ALTER TABLE moved.embedding_aside RENAME TO renamed_aside;
+	ALTER TABLE moved.embedding_erased RENAME TO renamed_erased}
 );
 foreach my $statement (
 	"INSERT INTO moved.people VALUES ('7')",

@@ -356,7 +356,9 @@ foreach my $content (qw(profile job text document))
 	is( $node->error_of(
 			q{BEGIN; DELETE FROM shop.third WHERE hrflow_id = 'cook-1';
 			ALTER TABLE shop.embedding RENAME TO e;
-			ALTER TABLE shop.embedding_profile RENAME TO e_profile; COMMIT}
+			ALTER TABLE shop.embedding_profile RENAME TO e_profile;
+			ALTER TABLE shop.embedding_aside RENAME TO e_aside;
+			ALTER TABLE shop.embedding_erased RENAME TO e_erased; COMMIT}
 		),
 		'',
 		'a store can be renamed by a transaction that has deleted rows');
