@@ -598,6 +598,15 @@ run_with_read_ahead(HRFLOW_EXECUTOR_RUN_PARAMETERS)
 	set_bound(query->estate, false, 0);
 }
 
+static void
+finish_next(QueryDesc *query)
+{
+	if (previous_finish_hook != NULL)
+		previous_finish_hook(query);
+	else
+		standard_ExecutorFinish(query);
+}
+
 /*
  * Data-modifying CTEs of which the query has not read all rows are executed
  * here.
@@ -605,12 +614,14 @@ run_with_read_ahead(HRFLOW_EXECUTOR_RUN_PARAMETERS)
 static void
 finish_with_read_ahead(QueryDesc *query)
 {
+	if (dlist_is_empty(&hrflow_ahead_live))
+	{
+		finish_next(query);
+		return;
+	}
 	PG_TRY();
 	{
-		if (previous_finish_hook != NULL)
-			previous_finish_hook(query);
-		else
-			standard_ExecutorFinish(query);
+		finish_next(query);
 	}
 	PG_CATCH();
 	{

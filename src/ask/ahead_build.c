@@ -52,6 +52,10 @@ replace_row_identities_mutator(Node *node, void *context)
 
 /*
  * Create a plan node whose scan tuple consists of the child's columns.
+ *
+ * If a query has quals without variables, the planner may put a Result that
+ * evaluates them above our node.  Its target list would still contain the
+ * row-identity Vars, so keep them.  Only EXPLAIN VERBOSE cannot show them.
  */
 static CustomScan *
 make_scan(PlannerInfo *root, CustomPath *path, List *tlist,
@@ -61,8 +65,7 @@ make_scan(PlannerInfo *root, CustomPath *path, List *tlist,
 	Plan	   *child = linitial(custom_plans);
 	ListCell   *cell;
 
-	scan->scan.plan.targetlist = (List *)
-		replace_row_identities_mutator((Node *) tlist, root);
+	scan->scan.plan.targetlist = tlist;
 	scan->flags = path->flags;
 	if (ExecSupportsBackwardScan(child))
 		scan->flags |= CUSTOMPATH_SUPPORT_BACKWARD_SCAN;
@@ -75,9 +78,17 @@ make_scan(PlannerInfo *root, CustomPath *path, List *tlist,
 
 		scan->custom_scan_tlist =
 			lappend(scan->custom_scan_tlist,
-					makeTargetEntry((Expr *)
-									replace_row_identities_mutator((Node *) entry->expr, root),
-									entry->resno, NULL, false));
+					makeTargetEntry(copyObject(entry->expr), entry->resno,
+									NULL, false));
+	}
+	if (!root->hasPseudoConstantQuals)
+	{
+		scan->scan.plan.targetlist = (List *)
+			replace_row_identities_mutator((Node *) scan->scan.plan.targetlist,
+										   root);
+		scan->custom_scan_tlist = (List *)
+			replace_row_identities_mutator((Node *) scan->custom_scan_tlist,
+										   root);
 	}
 	return scan;
 }

@@ -18,6 +18,14 @@
 #include "utils/timestamp.h"
 
 /*
+ * A run ends after claiming this many profiles in succession that all had to be
+ * postponed, because other sessions were sending their contents.  Such profiles
+ * soon become due again, so the run might otherwise claim the same ones until
+ * the leases of a session that has died end.
+ */
+#define MAX_POSTPONED_ALONE 10000
+
+/*
  * Time from the beginning of a lease until it is renewed, in milliseconds.  A
  * longer time would cost fewer renewals, but after a crash of a backend, its
  * profiles cannot be claimed again until their leases have ended.
@@ -331,7 +339,8 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 		npostponed = hrflow_content_read(run, store, feeders, lease);
 	run->npostponed += npostponed;
 	run->nclaimed += n - npostponed;
-	run->is_drained = n == 0;
+	run->npostponed_alone = n > npostponed ? 0 : run->npostponed_alone + n;
+	run->is_drained = n == 0 || run->npostponed_alone >= MAX_POSTPONED_ALONE;
 }
 
 /*

@@ -341,6 +341,7 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 														  RelationGetRelid(store->vectors));
 	List	   *found = NIL;
 	List	   *feeders = NIL;
+	Oid			locked = InvalidOid;
 	ListCell   *cell;
 
 	foreach(cell, read_feeders(triggers, store, function, made_for_it))
@@ -357,8 +358,9 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 	{
 		HrflowFeeder *feeder = lfirst(cell);
 
-		if (lockmode != NoLock)
+		if (lockmode != NoLock && feeder->table != locked)
 			hrflow_owner_lock(feeder->table, lockmode);
+		locked = feeder->table;
 		feeder = read_trigger(triggers, feeder->trigger, store, function,
 							  made_for_it);
 		if (feeder != NULL && !OidIsValid(feeder->stranger))

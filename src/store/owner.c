@@ -7,9 +7,9 @@
  * such as policies, types and casts.  The same holds for its partitions and
  * inheritance children: the planner evaluates immutable functions in their
  * constraints and indexes as the current user.  So all of them must belong to
- * the owner of the store.  Partitions and children may also belong to a
- * superuser, who has all privileges anyway: jobs that create partitions often
- * run as a superuser.
+ * the owner of the store.  Partitions and children may also belong to a role
+ * that has the privileges of the owner, such as a superuser or a member of the
+ * owner's role: jobs that create partitions often run as such a role.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,6 +22,7 @@
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "store/store.h"
+#include "utils/acl.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -44,7 +45,7 @@ typedef struct Tree
 
 /*
  * Cached results of hrflow_owner_stranger(), or NULL.  They are valid as long
- * as no relation or role changes.  Creating, attaching and detaching a
+ * as no relation, role or membership changes.  Creating, attaching and detaching a
  * partition, and changing its owner, cause a relation cache invalidation,
  * because they update the row of the partition in pg_class.
  */
@@ -99,6 +100,7 @@ prepare_trees(void)
 	{
 		CacheRegisterRelcacheCallback(forget_relation, (Datum) 0);
 		CacheRegisterSyscacheCallback(AUTHOID, forget_role, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, forget_role, (Datum) 0);
 		is_registered = true;
 	}
 	if (trees != NULL && nvalid == nchanges)
@@ -112,9 +114,9 @@ prepare_trees(void)
 }
 
 /*
- * Return a partition or inheritance child of a table, at any level, that
- * belongs neither to "owner" nor to a superuser.  Returns InvalidOid if there
- * is none.
+ * Return a partition or inheritance child of a table, at any level, whose owner
+ * does not have the privileges of "owner".  Returns InvalidOid if there is
+ * none.
  */
 Oid
 hrflow_owner_stranger(Oid table, Oid owner)
@@ -139,7 +141,7 @@ hrflow_owner_stranger(Oid table, Oid owner)
 	{
 		if (lfirst_oid(cell) != table &&
 			read_class(lfirst_oid(cell), &other, &has_children) &&
-			other != owner && !superuser_arg(other))
+			!has_privs_of_role(other, owner))
 		{
 			stranger = lfirst_oid(cell);
 			break;

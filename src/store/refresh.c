@@ -118,10 +118,14 @@ report_progress(HrflowRun *run, bool is_last)
 				(errmsg("%s: " INT64_FORMAT " refreshed, " INT64_FORMAT " to be retried, " INT64_FORMAT " failed, " INT64_FORMAT " not found, " INT64_FORMAT " gone, in %.1f s",
 						run->name, nok, nretry, nfailed,
 						Max(nmissing - run->ngone, 0), run->ngone, seconds),
-				 run->nlacking == 0 ? 0 :
+				 run->nlacking != 0 ?
 				 errdetail_plural(INT64_FORMAT " profile was not due, but not all of \"fields\" had been requested for it.",
 								  INT64_FORMAT " profiles were not due, but not all of \"fields\" had been requested for them.",
-								  run->nlacking, run->nlacking)));
+								  run->nlacking, run->nlacking) :
+				 run->npostponed != 0 ?
+				 errdetail_plural(INT64_FORMAT " profile was postponed, because another session was sending its content.",
+								  INT64_FORMAT " profiles were postponed, because other sessions were sending their contents.",
+								  run->npostponed, run->npostponed) : 0));
 	else if (now - run->reported >= REPORT_INTERVAL)
 	{
 		if (ndone == 0)

@@ -465,6 +465,8 @@ struct HrflowRun
 	int64		npostponed;		/* number of profiles postponed by
 								 * hrflow_sent_give_back(); not counted in
 								 * "nclaimed" */
+	int64		npostponed_alone;	/* number of these since a claim last
+									 * found any other profile */
 	int64		nasked;			/* number of profiles requested */
 	int64		nsent_before;	/* number of requests that the statement sent
 								 * before the run */

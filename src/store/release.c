@@ -88,7 +88,8 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
 /*
  * Return the statement that tracks a table again, with the arguments of
  * "feeder".  The argument "refresh_columns" lists the members of "columns"
- * that are not content columns.
+ * that are not content columns.  Throws the errors of
+ * hrflow_columns_check_keys().
  */
 static char *
 make_track_statement(const HrflowStore *store, Relation table,
@@ -100,6 +101,7 @@ make_track_statement(const HrflowStore *store, Relation table,
 	const char *item_type = feeder->args[HRFLOW_TRIGGER_ITEM_TYPE];
 	List	   *content;
 
+	hrflow_columns_check_keys(table, feeder->function, feeder->args);
 	if (*feeder->args[HRFLOW_TRIGGER_NCOLUMNS] != '\0')
 	{
 		content = hrflow_columns_of_content(table, feeder->trigger,
@@ -168,7 +170,6 @@ release(const HrflowStore *store, Relation table, Oid caller)
 				 errmsg("columns of table \"%s\" are already released",
 						RelationGetRelationName(table)),
 				 errhint("Call hrflow_track_table() with the same arguments as before.")));
-	hrflow_columns_check_keys(table, on_update->function, on_update->args);
 	statement = make_track_statement(store, table, on_update,
 									 hrflow_columns_watched(feeders), caller);
 	foreach(cell, feeders)

@@ -168,7 +168,7 @@ check_inheritance(Relation table)
 
 /*
  * Open a table that is to feed the store.  The table must belong to the
- * store's owner, and its partitions must belong to that owner or a superuser.
+ * store's owner, and its partitions to roles with that owner's privileges.
  * Throws 42809, 42501 and 0A000.
  */
 static Relation

@@ -340,12 +340,9 @@ begin_put_aside(Untracking *untracking, const HrflowStore *store)
 		report_no_feeder(store, untracking->table);
 		return false;
 	}
-	CommandCounterIncrement();
-
-	/* Throw before the commit if another table cannot be queried. */
-	(void) hrflow_feeder_unwanted(store, untracking->function);
 	if (kept == NULL)
 	{
+		CommandCounterIncrement();
 		while (put_aside_batch(untracking, store))
 			;
 		if (untracking->aside.is_refused)

@@ -1,6 +1,6 @@
 # Read-ahead changes nothing but the time at which requests are sent: EXPLAIN can show
-# each plan, a statement that fails or ends leaves no requests behind, and functions below
-# the node see what they would see without read-ahead.  The stand-in counts the requests.
+# each plan, and a statement that fails or ends leaves no requests behind.  The stand-in
+# counts the requests.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
@@ -156,6 +156,21 @@ foreach my $table ('part', 'parent', 'mixed_part', 'mixed_parent')
 			unlike($got, qr/ERROR/, 'raises no error');
 			is($requests, $sequential, 'makes as many requests');
 		};
+	}
+
+	# A condition without columns of the table can be evaluated above the node.
+	foreach my $condition (
+		'current_user <> $$nobody$$',
+		'(SELECT count(*) FROM few) = 3',
+		'EXISTS (SELECT FROM few)',
+		"current_setting('work_mem') = '1'")
+	{
+		my $sql = "UPDATE $table SET hid = $e ->> 'profile' WHERE $condition";
+		my ($expected, $got, $sequential, $requests) = run_both("$sql; $after");
+
+		is($got, $expected, "has the same effect: $sql");
+		unlike($got, qr/ERROR/, "raises no error: $sql");
+		is($requests, $sequential, "makes as many requests: $sql");
 	}
 }
 

@@ -185,6 +185,7 @@ like(
 	$store->finish_call($call),
 	qr/ 1250 refreshed/,
 	'a run refreshes while the table of candidates is watched');
+
 # When it begins, a run looks at the triggers of the table for a moment.
 cmp_ok($waits, '<=', 1, 'the table of candidates could be locked at any time during the run');
 cmp_ok($locks, '>', 20, 'the table of candidates was locked often during the run');

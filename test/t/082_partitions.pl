@@ -176,6 +176,14 @@ foreach my $kind (sort keys %tables)
 	unlike($err, $as, "$kind: no code of its owner runs when texts are read");
 	like($err, qr/55000: cannot read the contents/, "$kind: its texts are not considered empty");
 
+	# The role is a member of the owner's role for a while
+	sql('GRANT keeper TO tenant');
+	$err = errors_of($track_it);
+	unlike($err, $refused, "$kind: it may belong to a member of the owner's role");
+	sql('REVOKE keeper FROM tenant');
+	$err = errors_of($track_it);
+	like($err, $refused, "$kind: it must not belong to a role that is no longer a member");
+
 	# The role is made a superuser for a while
 	sql('ALTER ROLE tenant SUPERUSER');
 	$store->sql(q{SELECT hrflow_track_table('shop.people', 'shop.second', 'id', 'acme')});

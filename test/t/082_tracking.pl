@@ -989,7 +989,7 @@ foreach my $case ([ profile => 'profile_id' ], [ job => 'job_id' ], [ text => 'k
 		qr/drop cascades to trigger/,
 		"$content: dropping a refresh column drops a trigger");
 	sql("UPDATE kept.wide SET id = NULL WHERE id = '1'");
-	is( warned("INSERT INTO kept.wide VALUES ('4'); DELETE FROM kept.slim WHERE id = '3'"),
+	is(warned("INSERT INTO kept.wide VALUES ('4'); DELETE FROM kept.slim WHERE id = '3'"),
 		'', "$content: tables can be written after a trigger was dropped");
 	foreach my $statement ("SELECT hrflow_store_status('$store')",
 		"CALL hrflow_refresh('$store', time_budget => '1 min')")

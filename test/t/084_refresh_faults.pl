@@ -101,7 +101,7 @@ for my $round (1, 2)
 		"runs in round $round warn only if profiles have been missing for days") or diag(@printed);
 	like(
 		$printed[0],
-		qr/WARNING:\ \ .*shop\.embedding\ keeps\ 3\ profiles\ that\ the\ API\ does\ not\ know\n
+		qr/WARNING:\ \ .*shop\.embedding\ keeps\ 3\ profiles\ for\ which\ the\ API\ has\ no\ vectors\n
 			DETAIL:\ \ No\ other/x,
 		"the warning in round $round says why profiles are kept") if $round == 2;
 }

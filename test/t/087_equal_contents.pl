@@ -92,8 +92,12 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 	$insert->('flight', 'flight 2', 'flight 3');
 	$insert->('other', 'other');
 	sql("UPDATE $keys SET due_at = now() + interval '1 hour' WHERE key = 'other'");
-	unlike($refresh->('flight [23]'),
-		qr/ERROR|WARNING/, "a run ends as usual while another one awaits a $content");
+	my $said = $refresh->('flight [23]');
+	unlike($said, qr/ERROR|WARNING/, "a run ends as usual while another one awaits a $content");
+	like(
+		$said,
+		qr/DETAIL:  2 profiles were postponed, because other sessions were sending/,
+		"a run says how many keys it has postponed while another one awaits a $content");
 	$is_postponed->('flight [23]', "keys are postponed while another run awaits their $content");
 	is(requests(), 1, "the $content is not sent again");
 	sql("UPDATE $keys SET due_at = now() - interval '1 hour' WHERE key ~ 'flight [23]'");
