@@ -278,8 +278,8 @@ next_element(Batch *batch)
 }
 
 /*
- * Return the number of elements that have not been considered yet; 0 if the
- * source has not said how many there are.
+ * Return the number of elements that have not been considered yet, or 0 if the
+ * source has a "next" callback, because their number is then unknown.
  */
 static int
 count_unasked(const Batch *batch)
@@ -521,8 +521,8 @@ put_unsent_links(Batch *batch)
 }
 
 /*
- * Pass the elements that were not requested to the sink, if the source has
- * said how many there are.
+ * Pass to the sink all elements that were not requested.  Does nothing if the
+ * source has a "next" callback, because their number is then unknown.
  */
 static void
 put_unasked_elements(Batch *batch)

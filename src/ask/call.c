@@ -1,8 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * call.c
- *		Runs one call of a SQL function that returns one value, from its
- *		arguments to its value or error.
+ *		Executes one call of a SQL function that requests a single object or
+ *		link: reads the arguments, sends the requests, and returns the result
+ *		or raises the error.
  *
  *-------------------------------------------------------------------------
  */

@@ -75,8 +75,8 @@ hrflow_queue_add_element(HrflowQueue *queue, int element,
 
 /*
  * Queue a link, to be submitted when the transport has room for it.  "by_name"
- * is that of hrflow_link_refusal(); "links" is NULL if the element is itself
- * the link.
+ * is the value that hrflow_link_refusal() has set; "links" is NULL if the
+ * element is itself the link.
  */
 void
 hrflow_queue_add_link(HrflowQueue *queue, int element, const HrflowLink *link,

@@ -403,10 +403,14 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 	const char *reason = is_limited ? "reconcile" : "untrack";
 	int64		allowance = PG_INT64_MAX;
 	Oid			aside;
+	char	   *unwanted;
 	char	   *problem;
 	HrflowParameters parameters = {0};
 
 	AcceptInvalidationMessages();
+
+	/* The condition omits tables that hrflow_feeder_owns_all() rejects. */
+	unwanted = unwanted_now(store, function);
 	if (!hrflow_feeder_owns_all(store, function))
 		return false;
 	(void) hrflow_aside_lock(store, true, &aside);
@@ -431,7 +435,7 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 		hrflow_store_add(&parameters, keys->types[i], keys->values[i]);
 	hrflow_store_execute_latest(hrflow_store_sql(store, put_unwanted_sql,
 												 aside,
-												 unwanted_now(store, function),
+												 unwanted,
 												 is_limited && store->has_erased_at ?
 												 set_unwanted_erased_at_sql : "",
 												 aside,

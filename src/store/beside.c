@@ -128,6 +128,11 @@ hrflow_beside_check_renamed(const HrflowStore *store,
 	if (list_length(names) != 2)
 		return;
 	old_schema = get_namespace_oid(strVal(linitial(names)), true);
+
+	/* If another relation has the old name, the tables may belong to it. */
+	if (OidIsValid(old_schema) &&
+		OidIsValid(get_relname_relid(strVal(lsecond(names)), old_schema)))
+		return;
 	for (int i = 0; OidIsValid(old_schema) && i < lengthof(suffixes); i++)
 	{
 		Oid			left = get_relname_relid(psprintf("%s%s",
@@ -148,7 +153,7 @@ hrflow_beside_check_renamed(const HrflowStore *store,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("relation %s was not renamed together with store %s",
 						hrflow_store_relation_name(left), store->vectors_name),
-				 errdetail("Trigger \"%s\" of table \"%s\" names the store %s.",
+				 errdetail("Trigger \"%s\" on table \"%s\" still refers to the store as %s.",
 						   feeder->trigger_name, get_rel_name(feeder->table),
 						   old),
 				 errhint("If the relation belongs to this store, rename or move it to %s.  Otherwise, drop the triggers that use the old name of the store.",

@@ -18,12 +18,12 @@
 #include "utils/timestamp.h"
 
 /*
- * A run ends after claiming this many profiles in succession that all had to be
- * postponed, because other sessions were sending their contents.  Such profiles
- * soon become due again, so the run might otherwise claim the same ones until
- * the leases of a session that has died end.
+ * A run ends after this many claims in succession that found only profiles that
+ * had to be postponed, because other sessions were sending their contents.
+ * Such profiles soon become due again, so the run might otherwise claim the
+ * same ones until the leases of a session that has died end.
  */
-#define MAX_POSTPONED_ALONE 10000
+#define MAX_POSTPONED_CLAIMS 100
 
 /*
  * Time from the beginning of a lease until it is renewed, in milliseconds.  A
@@ -339,8 +339,8 @@ hrflow_claim(HrflowRun *run, const HrflowStore *store)
 		npostponed = hrflow_content_read(run, store, feeders, lease);
 	run->npostponed += npostponed;
 	run->nclaimed += n - npostponed;
-	run->npostponed_alone = n > npostponed ? 0 : run->npostponed_alone + n;
-	run->is_drained = n == 0 || run->npostponed_alone >= MAX_POSTPONED_ALONE;
+	run->npostponed_claims = n > npostponed ? 0 : run->npostponed_claims + 1;
+	run->is_drained = n == 0 || run->npostponed_claims >= MAX_POSTPONED_CLAIMS;
 }
 
 /*

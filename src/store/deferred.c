@@ -96,7 +96,7 @@ check_keys(const Deleted *deleted, const char *store)
 	if (deleted->is_broken)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot erase deleted profiles from store %s", store),
+				 errmsg("could not erase deleted profiles from store %s", store),
 				 errdetail("The identifiers of some deleted profiles were lost because of an earlier error in the transaction."),
 				 errhint("Roll back the transaction and retry it.")));
 }

@@ -360,10 +360,13 @@ hrflow_erase_deleted(const HrflowStore *store, Oid function)
 	nlocked = lock_deleted(store, deleted, &has_more);
 	if (has_more)
 		orphans = find_orphans(store);
-	if ((nlocked == 0 && orphans == NULL) ||
-		!hrflow_feeder_owns_all(store, function))
+	if (nlocked == 0 && orphans == NULL)
 		return;
+
+	/* The condition omits tables that hrflow_feeder_owns_all() rejects. */
 	unwanted = hrflow_feeder_unwanted(store, function);
+	if (!hrflow_feeder_owns_all(store, function))
+		return;
 	if (orphans != NULL)
 		norphans = erase(store, erase_orphans_sql,
 						 hrflow_store_sql(store, and_sql, orphans, unwanted));

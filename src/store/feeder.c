@@ -324,13 +324,14 @@ read_feeders(Relation triggers, const HrflowStore *store, Oid function,
 }
 
 /*
- * Return the triggers that feed a store, as a list of HrflowFeeder: triggers
- * on tables of the store's owner that call our function, and name the store or
- * were created for it.  If "table" is valid, return only triggers on this
- * table.  Unless "lockmode" is NoLock, lock the tables, in the order of their
- * OIDs, with their partitions and children, and omit triggers that no longer
- * exist once the tables are locked.  Omits, and does not lock, tables that must
- * not be read because of their owners; see owner.c.
+ * Return the triggers that feed a store, as a list of HrflowFeeder.  These are
+ * triggers that call our function, belong to a table of the store's owner, and
+ * name the store or were created for it.  If "table" is valid, return only
+ * triggers on this table.  Unless "lockmode" is NoLock, lock the tables, in
+ * the order of their OIDs, with their partitions and children, and omit
+ * triggers that no longer exist once the tables are locked.  Triggers on
+ * tables that must not be read because of their owners (see owner.c) are
+ * omitted, and the tables are not locked.
  */
 List *
 hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,

@@ -3,13 +3,13 @@
  * match.c
  *		Finds the profiles of a store that are nearest to a vector.
  *
- * If a pgvector index can be used for the section and is cheaper, the index is
- * searched.  Otherwise, or if the index returns too few profiles, every vector
- * in the scope of the search is compared.
+ * If the section to be searched has a pgvector index, and searching the index
+ * is estimated to be cheaper than comparing every vector in the scope of the
+ * search, the index is searched.  Otherwise, or if the index returns too few
+ * profiles, every vector is compared.
  *
- * A weighted search uses indexes only if every section has one that is
- * cheaper.  It then compares only the profiles that are nearest in at least
- * one section.
+ * A weighted search uses indexes only if this holds for every section.  It
+ * then compares only the profiles that are nearest in at least one section.
  *
  *-------------------------------------------------------------------------
  */

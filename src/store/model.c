@@ -684,9 +684,9 @@ hrflow_model_settle(HrflowRun *run)
 }
 
 /*
- * Stop the run because the store has accepted no vectors or no states, and
- * postpone the profiles in "refused", because the error is probably not
- * specific to them.
+ * Stop the run because the store rejects fetched vectors or the states of
+ * fetched profiles, and postpone the profiles in "refused", because the error
+ * is probably not specific to them.
  */
 static void
 stop_for_refusal(HrflowRun *run, List *refused)

@@ -232,5 +232,6 @@ hrflow_owner_check_all(const HrflowStore *store, Oid table)
 						get_rel_name(stranger), store->vectors_name),
 				 errdetail("The table is a partition or inheritance child of table \"%s\".",
 						   get_rel_name(table)),
-				 errhint("Change its owner to the owner of the store.")));
+				 errhint("Change the owner of table \"%s\" to the owner of the store.",
+						 get_rel_name(stranger))));
 }

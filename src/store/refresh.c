@@ -451,7 +451,7 @@ set_stop(HrflowRun *run)
 /*
  * Complete the run's row in the table of runs.  If the run is ended by an
  * error or by the end of the session, LAST_ENTRY_TIME limits the time that
- * each attempt takes.  No replies are left to be written.
+ * each attempt takes.  Must be called after all replies have been written.
  */
 static void
 record_end(HrflowRun *run)

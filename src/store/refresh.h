@@ -465,8 +465,8 @@ struct HrflowRun
 	int64		npostponed;		/* number of profiles postponed by
 								 * hrflow_sent_give_back(); not counted in
 								 * "nclaimed" */
-	int64		npostponed_alone;	/* number of these since a claim last
-									 * found any other profile */
+	int			npostponed_claims;	/* number of claims since one last found a
+									 * profile that was not postponed */
 	int64		nasked;			/* number of profiles requested */
 	int64		nsent_before;	/* number of requests that the statement sent
 								 * before the run */
@@ -507,8 +507,9 @@ struct HrflowRun
 								 * section was put aside */
 	bool		has_no_aside;	/* did the store have no table for vectors
 								 * that are put aside? */
-	int64		nkept;			/* number of profiles that keep vectors which
-								 * would otherwise have been put aside */
+	int64		nkept;			/* number of profiles that keep vectors that
+								 * were not put aside, for the reason that
+								 * hrflow_lost_why_kept() returns */
 
 	bool		is_scheduled;	/* is there no client to report progress to? */
 	int64		ndue;			/* number of profiles due when the run began,

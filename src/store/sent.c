@@ -82,8 +82,8 @@ lock_hash(const HrflowStore *store, const char *hash)
 
 /*
  * Does the run have another profile with the same content, from an earlier
- * claim, that has not been written yet?  If so, it was not another session that
- * has marked the content.
+ * claim, that has not been written yet?  If so, this run has marked the
+ * content, and sends it.
  */
 static bool
 has_own(HrflowRun *run, const HrflowProfile *profile)

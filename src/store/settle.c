@@ -407,8 +407,8 @@ hrflow_settle_warn(const HrflowRun *run)
 							   run->nrejected, run->name, run->nrejected,
 							   run->rejection),
 				 run->npartial == 0 ?
-				 errdetail("Vectors fetched for rejected profiles were not stored.") :
-				 errdetail("Vectors fetched for rejected profiles were not stored, unless the profiles were partly updated."),
+				 errdetail("Vectors fetched for these profiles were not stored.") :
+				 errdetail("Vectors fetched for these profiles were not stored, except for profiles that were partly updated."),
 				 errhint("Check the constraints and triggers of table %s.",
 						 run->profiles_name)));
 	if (run->npartial > 0)
@@ -418,7 +418,7 @@ hrflow_settle_warn(const HrflowRun *run)
 							   "refresh of %s could only partly update the vectors of " INT64_FORMAT " profiles: %s",
 							   run->npartial, run->name, run->npartial,
 							   run->partial_error),
-				 errdetail("Fetched vectors that the table accepts were stored.  Stored vectors were neither replaced by rejected ones nor put aside."),
+				 errdetail("Fetched vectors that the table accepted were stored.  Other vectors of these profiles were kept, and none were put aside."),
 				 errhint("Check the constraints, indexes and triggers of table %s.",
 						 run->name)));
 	if (run->nunwritten > 0)

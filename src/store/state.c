@@ -33,10 +33,10 @@ static const int64 missing_waits[] = {
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
 /*
- * Minimum number of requests that failed for the same reason, without another
- * outcome in between, from which a run concludes that the cause is not
- * specific to the profiles.  While requests are in flight, it is at least
- * "batch_size".
+ * Minimum number of requests that must fail for the same reason, without
+ * another outcome in between, before a run concludes that the cause is not
+ * specific to the profiles.  While requests are in flight, at least
+ * "batch_size" failures are required as well.
  */
 #define MIN_OUTAGE 8
 
@@ -381,8 +381,8 @@ ok_until(HrflowRun *run, const HrflowProfile *profile)
 /*
  * Set the row of a profile whose requests, if it needed any, were completed
  * with a result that is specific to the profile.  If the table has rejected
- * the state, which an attempt soon would not change, the wait until the next
- * attempt is as long as after many attempts.
+ * the state, an early retry is unlikely to help, so a retry is delayed as long
+ * as after many failed attempts.
  */
 static void
 set_answered(HrflowRun *run, HrflowProfile *profile)

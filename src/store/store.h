@@ -211,9 +211,9 @@ typedef struct HrflowFeeder
 	Oid			trigger;
 	Oid			table;
 	Oid			function;
-	Oid			stranger;		/* partition or child of the table that
-								 * belongs to another role, or InvalidOid; see
-								 * hrflow_owner_stranger() */
+	Oid			stranger;		/* partition or child whose owner lacks the
+								 * privileges of the store's owner, or
+								 * InvalidOid; see hrflow_owner_stranger() */
 	char	   *trigger_name;
 	int16		type;			/* pg_trigger.tgtype */
 	char		enabled;		/* pg_trigger.tgenabled */

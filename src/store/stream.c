@@ -32,8 +32,9 @@
 /*
  * Maximum total size of the parameters of a statement that parallel workers
  * may execute, in bytes.  The parameters are constants in the plan, which is
- * passed to the workers as text in dynamic shared memory.  A byte of an array
- * becomes up to five characters, and all the text must fit into 1 GB.
+ * passed to the workers as text in dynamic shared memory, with up to five
+ * characters for each byte of an array.  The text must fit into 1 GB; a much
+ * lower maximum keeps every worker from parsing a long text.
  */
 #define MAX_SIZE_FOR_WORKERS (1024 * 1024)
 

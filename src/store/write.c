@@ -80,7 +80,9 @@ typedef struct Writing
 	TimestampTz now;			/* value of fetched_at for new vectors */
 	bool		with_states;	/* write the states together with the vectors? */
 	bool		has_vectors;	/* have the vectors been written? */
-	int64		until;			/* time after which no profile is begun */
+	int64		until;			/* time, as of hrflow_clock_now(), after which
+								 * the pass must not begin to write another
+								 * profile */
 	int			nwaits;			/* number of profiles that could not be
 								 * written one by one, because of locks */
 } Writing;

@@ -108,7 +108,8 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 
 			/*
 			 * libcurl does not report which of its two time limits expired.
-			 * If the attempt was shorter than request_timeout, it was the
+			 * If the request was not sent, and the attempt, apart from
+			 * excused time, was shorter than request_timeout, it was the
 			 * limit for connecting.
 			 */
 			if (was_sent || hrflow_clock_now() - transfer->attempt.began -

@@ -394,9 +394,9 @@ hrflow_pool_prepare(const HrflowSettings *settings, bool in_flight)
 	MULTI_SETOPT(CURLMOPT_MAXCONNECTS, (long) keep);
 
 	/*
-	 * This option limits the number of connections that libcurl is closing.
-	 * It must not limit the connections in use, which may be more than are
-	 * kept if there is another transport.
+	 * This option limits all open connections, to bound the number of those
+	 * that libcurl is still closing.  It must not limit the connections in
+	 * use, which may be more than are kept if there is another transport.
 	 */
 	MULTI_SETOPT(CURLMOPT_MAX_TOTAL_CONNECTIONS,
 				 (long) Max(keep, HRFLOW_MAX_CONCURRENCY));
@@ -585,12 +585,12 @@ hrflow_pool_is_short(void)
  *
  * Even if descriptors are scarce, one request at a time is allowed.  So if no
  * request is in flight, check the descriptors only if they were scarce at the
- * last check, or if a connection has been opened since then, because that
- * connection should perhaps not be kept.
+ * last check, or if a connection has been opened since then: if descriptors
+ * have become scarce, it must not be kept.
  *
  * If descriptors are scarce and no requests are in flight, close all
- * connections: those that are kept, and those that newer versions of libcurl
- * (8.14, but not 7.88) are closing gracefully, which takes up to two seconds.
+ * connections: those that are kept, and those that libcurl is closing
+ * gracefully, which takes up to two seconds (seen with 8.14, not with 7.88).
  */
 bool
 hrflow_pool_reserve_descriptor(const HrflowSettings *settings, int nin_flight,

@@ -92,8 +92,9 @@
 #define BREAKER_MEMORY (60 * HRFLOW_SEC)
 
 /*
- * Return the account of these settings: a hash of the key and the origin of
- * base_url, never 0.  The key cannot be derived from it.
+ * Return the account of these settings: a 64-bit hash of the key and the
+ * origin of base_url, never 0.  The hash is not cryptographic, but it is too
+ * short to determine a randomly generated key.
  */
 uint64
 hrflow_rate_account(const HrflowSettings *settings)
@@ -417,9 +418,10 @@ end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
  *
  * If this outcome is a reason to pause the account, returns the remaining
  * length of the pause, or a longer Retry-After, in microseconds; else 0.  Sets
- * *counts to whether the attempt counts towards max_attempts: it does not if
- * other requests had already paused the account, nor while failures may be due
- * to a restart of the server.  Does not throw.
+ * *counts to whether the attempt counts towards max_attempts.  A refusal does
+ * not count if the account was already paused, unless the attempt was a probe.
+ * A failure does not count while failures may be due to a restart of the
+ * server.  Does not throw.
  */
 int64
 hrflow_rate_report(const HrflowTransfer *transfer,

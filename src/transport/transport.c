@@ -494,8 +494,8 @@ hand_out(HrflowTransport *transport)
 }
 
 /*
- * Are there no requests left that have not been returned as replies?  Throws
- * if there was not enough memory for a reply.
+ * Will no more replies follow?  Must be called only after hand_out() has
+ * returned NULL.  Throws 53200 if there was not enough memory for a reply.
  */
 static bool
 is_at_end(const HrflowTransport *transport)

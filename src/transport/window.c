@@ -531,8 +531,9 @@ hrflow_window_limit(const HrflowTransport *transport)
 }
 
 /*
- * Limit the requests in flight to the current number, because the bodies have
- * exceeded the memory limit.
+ * Limit the number of requests in flight to "nin_flight", unless the limit is
+ * lower already, because the bodies of the replies have exceeded the memory
+ * limit.
  */
 void
 hrflow_window_narrow(const HrflowTransport *transport, int nin_flight)

@@ -152,6 +152,11 @@ ALTER TABLE talent.old_profile RENAME TO "New_profile";
 SELECT hrflow_track_table('talent."New"', 'talent.person', 'id', 'acme'); -- error
 \echo :LAST_ERROR_SQLSTATE
 DELETE FROM talent.person; -- error
+-- If another relation has the old name, these tables may belong to it
+BEGIN;
+CREATE TABLE talent.old ();
+SELECT hrflow_track_table('talent."New"', 'talent.person', 'id', 'acme');
+ROLLBACK;
 ALTER TABLE talent.old_aside RENAME TO "New_aside";
 SELECT hrflow_track_table('talent."New"', 'talent.person', 'id', 'acme'); -- error
 ALTER TABLE talent.old_erased RENAME TO "New_erased";

@@ -117,7 +117,7 @@ foreach my $what (sort keys %rejection)
 		like(
 			$printed,
 			qr/WARNING:\ .*could\ only\ partly\ update\ the\ vectors\ of\ 1\ profile:\ .*\Q$rejection->{says}\E.*\n
-				DETAIL:\ \ Fetched\ vectors\ that\ the\ table\ accepts\ were\ stored\..*\n
+				DETAIL:\ \ Fetched\ vectors\ that\ the\ table\ accepted\ were\ stored\..*\n
 				HINT:\ \ Check\ the\ .*\ of\ table\ shop\.embedding\./x,
 			"a WARNING is raised if $name");
 		is( $store->profiles(

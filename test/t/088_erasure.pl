@@ -459,7 +459,7 @@ foreach my $statement (
 			RESET ROLE; RESET temp_file_limit; SET ROLE keeper; $next COMMIT");
 		like(
 			$err,
-			qr/NOTICE:\ \ caught.*ERROR:\ \ cannot\ erase\ deleted\ profiles\ from\ store\ shop\.embedding/xs,
+			qr/NOTICE:\ \ caught.*ERROR:\ \ could\ not\ erase\ deleted\ profiles\ from\ store\ shop\.embedding/xs,
 			"no profile is erased if the keys of some are lost: $statement; $next");
 	}
 }
