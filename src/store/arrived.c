@@ -55,7 +55,8 @@ get_timestamp(uint64 row, int column, TimestampTz *value)
 }
 
 /*
- * Return a copy of an array in the last statement's result, or NULL.
+ * Return a copy of an array in the last statement's result, or NULL if it is
+ * null.
  */
 static ArrayType *
 get_array(uint64 row, int column)
@@ -70,7 +71,9 @@ get_array(uint64 row, int column)
 /*
  * Lock the rows of profiles whose leases are still ours, and read the rows.
  * Rows that other sessions have locked are skipped: an application that writes
- * several rows locks them in its own order, and could deadlock with us.
+ * several rows locks them in its own order, and could deadlock with us.  Sets
+ * "is_ours", "is_locked" and "is_taken" of all given profiles, and "row" and
+ * "is_current" of those that are ours.
  */
 void
 hrflow_arrived_lock(const HrflowStore *store, List *profiles)

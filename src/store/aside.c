@@ -94,8 +94,8 @@ static const char lock_free_sql[] = " FOR UPDATE OF p SKIP LOCKED";
 static const char lock_batch_sql[] = " LIMIT $1 FOR UPDATE OF p";
 
 /*
- * SQL condition that a batch begins after the last key of the previous batch,
- * which consists of $2 and $3.
+ * SQL condition for the keys after the last key of the previous batch, which
+ * consists of $2 and $3.  The argument is another condition.
  */
 static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
 
@@ -103,9 +103,9 @@ static const char after_key_sql[] = "(p.source_id, p.%I) > ($2, $3) AND %s";
  * Statement that puts aside the unwanted profiles among those whose sources
  * and identifiers are in the arrays $2 and $3.  The profiles must be locked.
  * Unwanted profiles that have no vectors, neither in the store nor in
- * NAME_aside, are erased immediately.  Vectors of the other profiles that were
- * put aside earlier also get the current state and due_at.  If more than $1
- * unwanted profiles have vectors, all of these are kept.
+ * NAME_aside, are erased immediately.  For any other unwanted profile, vectors
+ * that were put aside earlier also get the profile's current state and due_at.
+ * If more than $1 unwanted profiles have vectors, all of these are kept.
  */
 static const char put_unwanted_sql[] =
 "WITH found AS MATERIALIZED"
@@ -192,8 +192,8 @@ hrflow_aside_create(const HrflowStore *store, const char *schema,
 
 /*
  * Return the table NAME_aside of a store, or InvalidOid if there is none.
- * Unless "problem" is NULL, sets *problem to the reason why a relation with
- * that name is ignored, or to NULL; see hrflow_beside_find().
+ * Unless "problem" is NULL, sets *problem to the reason for ignoring a
+ * relation with that name, or to NULL; see hrflow_beside_find().
  */
 static Oid
 find_table(const HrflowStore *store, char **problem)
@@ -226,9 +226,9 @@ hrflow_aside_find(const HrflowStore *store)
 }
 
 /*
- * Called when profiles have been erased, or the store is being dropped.  Warn,
- * once per statement, if there is a relation NAME_aside that is ignored,
- * because vectors of these profiles may remain in it.
+ * Called when profiles have been erased, or the store is being dropped.  Warn
+ * if there is a relation NAME_aside that is ignored, because vectors of the
+ * store may remain in it; see hrflow_beside_should_warn().
  */
 void
 hrflow_aside_warn(const HrflowStore *store, bool is_dropped)
@@ -254,7 +254,8 @@ hrflow_aside_warn(const HrflowStore *store, bool is_dropped)
  * transaction, so that it cannot be dropped before vectors are put there.
  * Sets *table to its OID, or to InvalidOid if there is no such table.  If
  * another session holds a conflicting lock, waits if "wait" is set, and
- * otherwise returns false.
+ * otherwise returns false.  Returns true in all other cases, even if there is
+ * no such table.
  */
 bool
 hrflow_aside_lock(const HrflowStore *store, bool wait, Oid *table)
@@ -312,7 +313,7 @@ hrflow_aside_count(const HrflowStore *store)
  * Lock the profiles that meet a condition, in the order of their keys, and add
  * the keys to the parameters "keys", as two arrays.  "how" is the locking
  * clause, preceded by a space and optionally LIMIT.  Returns false if no
- * profile was locked.
+ * profile was locked; "keys" must then not be used.
  */
 bool
 hrflow_aside_lock_keys(const HrflowStore *store, const char *condition,
@@ -458,7 +459,7 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
  * profiles that another session has locked.  We must not wait for such a
  * session: it may be about to insert rows that refer to these profiles, and
  * may be waiting for a row of the table that we are reconciling.  Returns the
- * number of profiles that are no longer tracked.
+ * number of profiles that were put aside or erased.
  */
 uint64
 hrflow_aside_put_unwanted(const HrflowStore *store, Oid function, bool is_limited)
@@ -531,8 +532,8 @@ hrflow_aside_put_batch(const HrflowStore *store, Oid function,
 }
 
 /*
- * Warn about the profiles that were put aside, after the last batch.  Returns
- * the number of profiles that are no longer tracked.
+ * Called after the last batch: warn about the profiles that were put aside.
+ * Returns the number of profiles that all batches have put aside or erased.
  */
 uint64
 hrflow_aside_put_end(const HrflowStore *store, const HrflowAsideBatch *batch)

@@ -76,8 +76,8 @@ get_problem(const HrflowStore *store, Oid table, Form_pg_class form,
  * or partitioned table, has a different owner than the store, or lacks one of
  * the given columns.  The type of each column must be binary coercible to the
  * given type, unless that is InvalidOid.  Unless "problem" is NULL, sets
- * *problem to the reason why a relation was ignored, as a DETAIL, or to NULL
- * if none was.
+ * *problem to the reason for ignoring a relation, as a DETAIL, or to NULL if
+ * none was ignored.
  *
  * The table is not locked, so it may be altered before a statement uses it.
  * Values read from it must therefore be cast to the expected types.
@@ -110,7 +110,8 @@ hrflow_beside_find(const HrflowStore *store, const char *suffix,
  * Check that the tables NAME_aside and NAME_erased were renamed together with
  * the store, if a trigger shows that the store has been renamed.  An erasure
  * under the new name would miss vectors in NAME_aside, and these vectors could
- * be restored when that table is renamed later.  Throws 55000.
+ * be restored when that table is renamed later.  Throws 55000 if one of the
+ * tables still has its old name, and no relation has its new name.
  */
 void
 hrflow_beside_check_renamed(const HrflowStore *store,

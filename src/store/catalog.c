@@ -38,7 +38,8 @@
 typedef struct NamedTrigger
 {
 	Oid			trigger;
-	uint32		name_hash;		/* hash of the store's name in its arguments */
+	uint32		name_hash;		/* hash of the store's name in the trigger's
+								 * arguments */
 } NamedTrigger;
 
 /*
@@ -277,7 +278,7 @@ hrflow_catalog_qualified_name(Oid function)
 /*
  * Return the OID of the function with the given name and exactly the given
  * argument types in the schema of "other", which may be any function of this
- * extension.
+ * extension.  Throws an internal error if there is no such function.
  *
  * A call by name alone would not be safe, because anyone who may create
  * functions in the schema could overload the name.

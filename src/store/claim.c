@@ -57,8 +57,9 @@
  * $6 the latest due_at of a profile claimed from this queue before, or
  * -infinity.  Index entries before $6 are skipped, because most of them belong
  * to profiles that have been claimed already, and VACUUM cannot remove them
- * while another session holds an old snapshot; see also look_back().  Unwanted
- * profiles are never claimed, even if a user has set their due_at.
+ * while another session holds an old snapshot; see also look_back().  Profiles
+ * that are leased, and rows that other sessions have locked, are skipped.
+ * Unwanted profiles are never claimed, even if a user has set their due_at.
  */
 static const char claim_sql[] =
 "WITH claimed AS MATERIALIZED"
@@ -596,7 +597,8 @@ hrflow_claim_forget_locked(HrflowRun *run)
 
 /*
  * Free all profiles that were not written, and count those whose fetched
- * vectors are lost.
+ * vectors are lost.  No list of the run other than "claimed", "waiting" and
+ * "arrived" may contain profiles.
  */
 void
 hrflow_claim_forget_all(HrflowRun *run)

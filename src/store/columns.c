@@ -65,7 +65,7 @@ collect_columns(Node *node, void *list)
 static List *
 columns_of_condition(const char *condition)
 {
-	static char *last = NULL;	/* in TopMemoryContext, like the next one */
+	static char *last = NULL;	/* in TopMemoryContext, like last_columns */
 	static List *last_columns = NIL;
 
 	if (condition == NULL)
@@ -91,7 +91,8 @@ columns_of_condition(const char *condition)
 
 /*
  * Return the columns of the WHEN condition of a trigger; see
- * columns_of_condition().  Returns NIL if the trigger does not exist.
+ * columns_of_condition().  Returns NIL if the trigger does not exist, or has
+ * no WHEN condition.
  */
 static List *
 columns_of_trigger(Oid trigger)
@@ -197,11 +198,11 @@ check_not_virtual(Form_pg_attribute column)
 }
 
 /*
- * Check that a table has a column.  If "is_key", also check that its type is
- * one of those that are supported for keys, because each of their values has
- * only one text representation, and that the column is not a virtual generated
- * column.  "tracked" means that the column existed when the table was tracked,
- * so it may have been renamed since.  Throws 42703, 42804 and 0A000.
+ * Check that a table has a column.  If "is_key", also check that the column is
+ * not a virtual generated column, and that its type is supported for keys:
+ * each value of a supported type has only one text representation.  "tracked"
+ * means that the column existed when the table was tracked, so it may have
+ * been renamed since.  Throws 42703, 42804 and 0A000.
  */
 void
 hrflow_columns_check(Relation table, const char *name, bool is_key,
@@ -281,8 +282,8 @@ keys_by_name(Relation table, char *const *args)
 /*
  * Return the attribute numbers of the key columns that were tracked, in the
  * order of keys_by_name(), even if they have been renamed.  "on_update" is the
- * result of trigger_on_update().  If the trigger does not tell, returns the
- * result of keys_by_name().
+ * result of trigger_on_update().  If it is NULL, or keys_of_condition() finds
+ * no keys, returns the result of keys_by_name().
  */
 static List *
 tracked_keys(Relation table, const Trigger *on_update, char *const *args)
@@ -294,8 +295,8 @@ tracked_keys(Relation table, const Trigger *on_update, char *const *args)
 }
 
 /*
- * Is a table's trigger on UPDATE there?  "function" and "args" are those of
- * the table's other triggers.
+ * Does a table have the trigger on UPDATE by which it feeds a store?
+ * "function" and "args" are those of the table's other triggers.
  */
 bool
 hrflow_columns_are_compared(Relation table, Oid function, char *const *args)
@@ -324,10 +325,10 @@ hrflow_columns_have_keys(Relation table, Oid function, char *const *args)
 }
 
 /*
- * Do the triggers with the arguments "args" feed a store through other keys
- * than triggers that are to be created with the arguments "new_args"?  If a
- * key column no longer exists, and it is not known whether it was renamed,
- * assume that it was.
+ * Do the triggers with the arguments "args" feed a store through keys other
+ * than those of triggers that are to be created with the arguments "new_args"?
+ * If a key column no longer exists, and it is not known whether it was
+ * renamed, assume that it was, and that the keys are the same.
  */
 bool
 hrflow_columns_change_keys(Relation table, Oid function, char *const *args,

@@ -229,9 +229,9 @@ make_hash(const char *string)
 }
 
 /*
- * Set the content of a profile to a value read from a table.  If several
- * tables have contents for the profile, the content that sorts first is used,
- * but contents that can be sent are preferred.
+ * Take a value read from a table as the content of a profile, or set "problem"
+ * if the value cannot be sent.  If several tables have contents for the
+ * profile that can be sent, the content whose request sorts first is used.
  *
  * Making the body of a request takes several times the memory of the body, so
  * only the result is allocated in the profile's memory context.
@@ -328,11 +328,11 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
 }
 
 /*
- * Check that profiles for which no content was found, if any, may be
- * considered empty.  Throws 55000 if no table feeds the store, for example
- * because tables feed only the partitioned store of which this one is a
- * partition, or if a table cannot be read because its owner has changed.  In
- * both cases, the contents may exist.
+ * If no content was found for some profiles, check that they may be considered
+ * empty.  Throws 55000 if no table feeds the store, for example because tables
+ * feed only the partitioned store of which this one is a partition, or if a
+ * table cannot be read because it, a partition or a child has another owner.
+ * In both cases, the contents may exist.
  */
 static void
 check_all_readable(const HrflowRun *run, const HrflowStore *store,
@@ -436,10 +436,11 @@ fail(HrflowRun *run, HrflowProfile *profile, HrflowStatus status,
 }
 
 /*
- * Find another profile of the run with the same content that is to be requested
- * or in flight, that has a vector to be written, or whose request may have been
- * processed although no reply was written.  Returns NULL if there is none.
- * Sets *is_held to true if the vector is held back because of its dimension.
+ * Find another profile of the run with the same content that is to be
+ * requested or in flight, that has a vector to be written, or whose content
+ * may have been sent although no reply was written.  Returns NULL if there is
+ * none.  Sets *is_held to true if the vector is held back because of its
+ * dimension.
  */
 static HrflowProfile *
 find_leader(HrflowRun *run, const HrflowProfile *profile, bool *is_held)
@@ -607,7 +608,7 @@ hrflow_content_read(HrflowRun *run, const HrflowStore *store, List *feeders,
 
 /*
  * Clear "sent_hash" of the profiles that are still claimed, or waiting,
- * because their contents were not sent.
+ * because their contents were not sent; see unmark_sql.
  */
 void
 hrflow_content_unmark(HrflowRun *run, const HrflowStore *store)

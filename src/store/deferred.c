@@ -40,8 +40,9 @@
 #define NKEYS 2
 
 /*
- * Keys of the profiles to which a transaction has deleted references from the
- * tables that feed a store.  Lives in TopTransactionContext.
+ * Keys of profiles that were named by rows of the tables that feed a store,
+ * until the current transaction deleted the rows or changed their keys.  Lives
+ * in TopTransactionContext.
  */
 typedef struct Deleted
 {
@@ -155,8 +156,8 @@ add_key(Deleted *deleted, Datum *values, bool *nulls)
 }
 
 /*
- * Record that a row no longer refers to a profile, because its key has been
- * changed.  The profile is erased before the commit, if it is unwanted by
+ * Record that a row no longer refers to a profile, because the row's key has
+ * been changed.  The profile is erased before the commit, if it is unwanted by
  * then; see feeder.c.
  */
 void
@@ -203,7 +204,7 @@ ignore_end_of_keys(DestReceiver *receiver)
 }
 
 /*
- * Record that rows that refer to profiles are being deleted, or that their
+ * Record that rows that refer to profiles are being deleted, or that the rows'
  * keys have been changed.  The profiles are erased before the commit, if they
  * are unwanted by then.  "profiles" is a query that returns the keys of these
  * profiles as columns "s" and "i".  The query sees all rows that are committed
@@ -264,7 +265,8 @@ hrflow_deferred_register_rows(char *name, TupleDesc desc,
 /*
  * Make the keys of the profiles that the transaction has deleted so far
  * available to SPI queries as the table HRFLOW_DELETED, until SPI_finish().
- * Returns false if no keys were collected for the store.
+ * Returns false if no keys were collected for the store.  Throws 55000 if
+ * keys were lost; see check_keys().
  */
 bool
 hrflow_deferred_register(const HrflowStore *store)

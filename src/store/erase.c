@@ -3,7 +3,8 @@
  * erase.c
  *		Erases profiles and their vectors.
  *
- * Profiles that a user deletes or untracks are erased in the same transaction.
+ * Profiles that a user deletes or untracks are erased in the same transaction
+ * (hrflow_untrack_batches() executes one transaction for each batch).
  * Vectors that the API no longer has, vectors of contents that have become
  * empty, and profiles that are unwanted for another reason (see feeder.c) are
  * first put aside, and erased when they expire; see aside.c.  Unless a user
@@ -82,7 +83,10 @@ static const char erased_with_aside_sql[] = ERASED_SQL
 static const char deleted_sql[] =
 "(p.source_id, p.%I) IN (SELECT d.s, d.i FROM " HRFLOW_DELETED " AS d)";
 
-/* SQL template for the conjunction of two conditions. */
+/*
+ * SQL template that adds a condition to another condition, or to a query that
+ * ends with its WHERE clause.
+ */
 static const char and_sql[] = "%s AND %s";
 
 /*
@@ -277,8 +281,8 @@ get_erase_sql(const HrflowStore *store, const char *template,
 }
 
 /*
- * Erase deleted profiles.  See get_erase_sql() for "template" and "condition".
- * Returns the number of profiles.
+ * Erase deleted profiles, or vectors that have no profile.  See
+ * get_erase_sql() for "template" and "condition".  Returns the number of keys.
  */
 static uint64
 erase(const HrflowStore *store, const char *template, const char *condition)
@@ -341,8 +345,7 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
  * Erase the profiles in HRFLOW_DELETED that are unwanted now.  Also erase the
  * vectors of keys in HRFLOW_DELETED that have no profile and that no table
  * wants.  Then call hrflow_feeder_mark_kept() for the other profiles.  Does
- * none of this, after a WARNING, if the owner of a table that feeds the store
- * has changed.
+ * none of this if hrflow_feeder_owns_all() returns false, after a WARNING.
  */
 void
 hrflow_erase_deleted(const HrflowStore *store, Oid function)
@@ -407,8 +410,9 @@ hrflow_erase_profiles(const HrflowStore *store,
 
 /*
  * Count the profiles that lost vectors within the last 24 hours in a way that
- * hrflow_erase_allowance() limits.  Returns 0 if a user-supplied table of
- * profiles lacks the column "erased_at".
+ * hrflow_erase_allowance() limits.  Profiles that were erased since then are
+ * counted only if the store has a table NAME_erased.  Returns 0 if a
+ * user-supplied table of profiles lacks the column "erased_at".
  */
 int64
 hrflow_erase_count(const HrflowStore *store)

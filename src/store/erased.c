@@ -94,9 +94,9 @@ hrflow_erased_find(const HrflowStore *store)
 }
 
 /*
- * Called when profiles, or expired vectors, have been erased.  Warn, once per
- * statement, if that was not recorded because a relation NAME_erased is
- * ignored.
+ * Called when profiles, or expired vectors, have been erased.  Warn if that
+ * was not recorded because a relation NAME_erased is ignored; see
+ * hrflow_beside_should_warn().
  */
 void
 hrflow_erased_warn(const HrflowStore *store)

@@ -4,14 +4,14 @@
  *		Implements the exact search, which compares every vector in the scope
  *		of a search with the query.
  *
- * If the store is large, parallel workers may be used, and the search is not
- * restricted to few profiles, the SQL statement compares the vectors with
- * hrflow_vector_similarity(), and the executor selects the best rows.
- * Otherwise the statement returns the stored values, most of which are usually
- * TOAST pointers, and we read and compare the vectors ourselves, which is
- * faster than a statement that compares and sorts (measured by BENCH_ONLY=10
- * make bench).  For hrflow_exact_visit(), the statement always compares the
- * vectors, but does not select any.
+ * If the store is large or partitioned, parallel workers may be used, and the
+ * search is not restricted to few profiles, the SQL statement compares the
+ * vectors with hrflow_vector_similarity(), and the executor selects the best
+ * rows.  Otherwise the statement returns the stored values, most of which are
+ * usually TOAST pointers, and we read and compare the vectors ourselves, which
+ * is faster than a statement that compares and sorts (measured by
+ * BENCH_ONLY=10 make bench).  For hrflow_exact_visit(), the statement always
+ * compares the vectors, but does not select any.
  *
  *-------------------------------------------------------------------------
  */
@@ -119,8 +119,8 @@ static const char *const vector_statements[NAMONG] = {
 
 /*
  * Maximum number of sources in which to look up identifiers by key; every
- * identifier is looked up in every source.  If a store has more sources, its
- * table of vectors is scanned instead.
+ * identifier is looked up in every source.  If the scope of a search has more
+ * sources, the table of vectors is scanned instead.
  */
 #define MAX_SOURCES 16
 
@@ -176,8 +176,9 @@ typedef struct Comparison
 	HrflowLayout layout;		/* layout of the first argument */
 	bool		is_constant;	/* is the query a constant in the plan? */
 	struct varlena *stored;		/* detoasted copy of the query, to be compared
-								 * with the next one; NULL if the query was
-								 * not read yet or is_constant */
+								 * with the query of the next call; NULL if no
+								 * query was read yet, or if "is_constant" is
+								 * set */
 	const double *query;		/* NULL: not read yet */
 	int			dimension;
 	double		norm;
@@ -519,7 +520,7 @@ count_blocks(Relation relation)
 }
 
 /*
- * May parallel workers be used, and will they probably make the search faster?
+ * Can parallel workers be used, and will they probably make the search faster?
  * The planner derives the number of workers from the size of the table without
  * its TOAST table, or from the storage parameter parallel_workers.  For a
  * partitioned table, we assume that workers make the search faster.

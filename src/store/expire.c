@@ -98,9 +98,9 @@ static const char not_recent_sql[] =
 " AND (p.erased_at > clock_timestamp() - interval '24 hours') IS NOT TRUE";
 
 /*
- * Return the condition for unwanted profiles without vectors to be erased.  If
- * erasures are not recorded, only the rows of these profiles show how many have
- * lost vectors within the last 24 hours.
+ * Return an additional condition for unwanted profiles without vectors to be
+ * erased, or an empty string.  If erasures are not recorded, only the rows of
+ * these profiles show how many have lost vectors within the last 24 hours.
  */
 static const char *
 erasable(const HrflowStore *store)
@@ -251,8 +251,9 @@ hrflow_expire_some(HrflowRun *run)
 
 /*
  * Erase expired vectors, including those that expired during the run.  Stops
- * when none is left, at the end of the time budget, if a batch fails, or if
- * the run is ended by an error or by the end of the session.
+ * when none is left, at the end of the time budget, if a batch fails, if
+ * another session has locked NAME_aside, or if the run is ended by an error or
+ * by the end of the session.
  */
 void
 hrflow_expire_all(HrflowRun *run)

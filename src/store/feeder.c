@@ -3,11 +3,12 @@
  * feeder.c
  *		Finds the tables that feed a store, and the profiles that they want.
  *
- * A table feeds a store if our triggers on the table name the store, or were
- * created for it, and if the table and the store have the same owner; there is
- * no other registry.  A table wants a profile, or refers to it, if one of the
- * table's rows has the profile's key.  A profile is unwanted if no table that
- * feeds the store wants it, and it was not tracked explicitly.
+ * A table feeds a store if our triggers on the table were created for the
+ * store, or name it and were not created for another one, and if the table and
+ * the store have the same owner; there is no other registry.  A table wants a
+ * profile, or refers to it, if one of the table's rows has the profile's key.
+ * A profile is unwanted if no table that feeds the store wants it, and it was
+ * not tracked explicitly.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,7 +39,7 @@
 
 static const char drop_trigger_sql[] = "DROP TRIGGER %q ON %R";
 
-/* SQL for the key column of row "f" of a table that feeds a store. */
+/* SQL for a key column of row "f" of a table that feeds a store. */
 static const char key_column_sql[] = "f.%q::text" HRFLOW_PLAIN_COLLATION;
 
 /* SQL for the source column of row "f", if the source may be null. */
@@ -156,7 +157,7 @@ static const char want_gone_but_deleted_sql[] =
 
 /*
  * Return the OID of hrflow_track_trigger() in the schema of the function
- * "caller".  Throws 42883 if either function no longer exists.
+ * "caller".  Throws 42883 if "caller" no longer exists.
  */
 Oid
 hrflow_feeder_function(Oid caller)
@@ -324,14 +325,13 @@ read_feeders(Relation triggers, const HrflowStore *store, Oid function,
 }
 
 /*
- * Return the triggers that feed a store, as a list of HrflowFeeder.  These are
- * triggers that call our function, belong to a table of the store's owner, and
- * name the store or were created for it.  If "table" is valid, return only
- * triggers on this table.  Unless "lockmode" is NoLock, lock the tables, in
- * the order of their OIDs, with their partitions and children, and omit
- * triggers that no longer exist once the tables are locked.  Triggers on
- * tables that must not be read because of their owners (see owner.c) are
- * omitted, and the tables are not locked.
+ * Return the triggers that feed a store, as a list of HrflowFeeder; see
+ * read_trigger().  If "table" is valid, return only triggers on this table.
+ * Unless "lockmode" is NoLock, lock the tables, in the order of their OIDs,
+ * with their partitions and children, and omit triggers that no longer exist
+ * once the tables are locked.  Triggers on tables that must not be read
+ * because of their owners (see owner.c) are omitted, and the tables are not
+ * locked.
  */
 List *
 hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
@@ -399,8 +399,9 @@ hrflow_feeder_original(Oid trigger, Oid *table)
 
 /*
  * Was a trigger created for the store with this table of vectors?  Checks the
- * trigger's dependency rather than the store name in its arguments, because
- * another store may have had that name when the trigger was created.
+ * trigger's dependency, which a dump does not preserve, rather than the store
+ * name in its arguments, because another store may have had that name when the
+ * trigger was created.
  */
 bool
 hrflow_feeder_is_of(Oid trigger, Oid vectors)
@@ -552,8 +553,9 @@ hrflow_feeder_wants(const HrflowStore *store, Relation table,
 }
 
 /*
- * Return the SQL condition that the profile in row "p" is unwanted.  Locks the
- * tables that feed the store.  Throws like hrflow_columns_check_keys().
+ * Return the SQL condition that the profile in row "p" is unwanted.  It omits
+ * tables that hrflow_feeder_owns_all() rejects.  Locks the other tables that
+ * feed the store.  Throws like hrflow_columns_check_keys().
  */
 char *
 hrflow_feeder_unwanted(const HrflowStore *store, Oid function)

@@ -114,8 +114,9 @@ static const char *const create_more_sql[] = {
 
 	/*
 	 * Two indexes for claiming profiles, and one index each for listing
-	 * failed and unwanted profiles, finding the most recent error, counting
-	 * recent erasures, and finding how vectors were fetched (see model.c).
+	 * missing, gone, failed and unwanted profiles, finding the most recent
+	 * error, counting recent erasures, and finding how vectors were fetched
+	 * (see model.c).
 	 */
 	"CREATE INDEX ON %P (due_at) WHERE due_at IS NOT NULL",
 	"CREATE INDEX ON %P (due_at) WHERE state = 'due'",
@@ -387,10 +388,8 @@ hrflow_drop_store(PG_FUNCTION_ARGS)
  */
 
 /*
- * Return an argument that is an array of identifiers.
- *
- * Throws 22023 if the array has more than one dimension, or contains a null
- * or an empty string.
+ * Return an argument that is an array of identifiers.  Throws 22023 if the
+ * array has more than one dimension, or contains a null or an empty string.
  */
 ArrayType *
 hrflow_functions_get_identifiers(FunctionCallInfo fcinfo, int argno)
@@ -636,10 +635,10 @@ count_profile(Counts *counts, Datum state, Datum *times, bool *nulls,
 }
 
 /*
- * Count the profiles of a table, or of one partition, and add them to *counts.
- * Scans the table directly.  A query for all counts takes four times as long,
- * and so do separate queries that use indexes, unless the table was vacuumed
- * recently.
+ * Count the profiles of a table, or of one partition, except unwanted ones,
+ * and add them to *counts.  Scans the table directly.  A query for all counts
+ * takes four times as long, and so do separate queries that use indexes,
+ * unless the table was vacuumed recently.
  */
 static void
 count_profiles(Counts *counts, Oid relid)
@@ -691,7 +690,7 @@ count_profiles(Counts *counts, Oid relid)
 }
 
 /*
- * Count the profiles of a table that has rows on other servers.
+ * Set *counts like count_profiles(), for a table with rows on other servers.
  */
 static void
 count_remote_profiles(Counts *counts, const HrflowStore *store)
@@ -769,7 +768,8 @@ hrflow_store_status(PG_FUNCTION_ARGS)
 	values[n++] = TimestampTzGetDatum(counts.oldest);
 	values[n++] = Int64GetDatum(counts.last_minute);
 	values[n++] = Int64GetDatum(counts.last_hour);
-	values[n++] = Int64GetDatum(counts.due);	/* at least one per profile */
+	/* A due profile usually takes at least one request. */
+	values[n++] = Int64GetDatum(counts.due);
 	nulls[n] = counts.last_minute == 0;
 	if (counts.last_minute > 0)
 		time_due.time = (double) counts.due / counts.last_minute *

@@ -176,7 +176,7 @@ set_run_tag(LOCKTAG *tag, Oid runs, int64 run)
 }
 
 /*
- * Is a run still in progress whose row lacks "ended_at"?  On a standby, where
+ * Is a run whose row lacks "ended_at" still in progress?  On a standby, where
  * the lock cannot be seen, assume that it is.  A run of this session, whose
  * status a trigger may request, does not conflict with our lock.
  */
@@ -341,7 +341,7 @@ complete_row(void *arg)
 
 /*
  * Complete the row of a run that ends, and delete the oldest rows.  Does
- * nothing if the table has been dropped meanwhile.
+ * nothing if the table has been dropped or renamed meanwhile.
  */
 void
 hrflow_history_end(HrflowRun *run, const HrflowStore *store)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * lost.c
- *		Puts stored vectors aside that are missing from the reply for their
+ *		Puts aside stored vectors that are missing from the reply for their
  *		profile.
  *
  *-------------------------------------------------------------------------
@@ -117,7 +117,7 @@ get_items(const HrflowProfile *profile)
 
 /*
  * Did the run request all sections of a profile?  It did if "fields" was not
- * given, unless the API replied that the profile has no vector: in that case,
+ * given, unless the API replied that a section has no vector: in that case,
  * the run requested only the known sections, one by one.
  */
 static bool

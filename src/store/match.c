@@ -51,7 +51,7 @@ PG_FUNCTION_INFO_V1(hrflow_match_weighted);
 
 /*
  * Number of candidates that a weighted search finds in each section if it uses
- * indexes, as a multiple of k.  It is at most HRFLOW_MAX_K.
+ * indexes, as a multiple of k.  The number is limited to HRFLOW_MAX_K.
  */
 #define CANDIDATES 10
 

@@ -94,7 +94,7 @@ static const char was_stopped_sql[] =
  * Maximum number of profiles that are in flight, or whose vectors are to be
  * stored, until the run has stored the vectors of a profile.  It limits the
  * number of requests that are paid for in vain if the store accepts no
- * vectors.
+ * vectors.  If "is_wary" is set, the maximum is 1 instead.
  */
 #define MAX_TRIAL 32
 
@@ -635,9 +635,10 @@ clear_foreign(HrflowRun *run)
 
 /*
  * Called when all requests for a profile are complete, or have been given up.
- * Returns false if the profile has no fetched vectors, or if one of them fits
- * the store; also if a vector that fits has arrived since the profile was
- * requested, unless the run has been stopped for the dimension of vectors.
+ * Returns false if the profile has no fetched vectors, if the run accepts any
+ * dimension, or if one of the vectors fits the store; also if a vector that
+ * fits has arrived since the profile was requested, unless the run has been
+ * stopped for the dimension of vectors.
  *
  * Otherwise returns true, and moves the profile to the list "foreign", in
  * which profiles are held back until others show whether the mismatch affects
