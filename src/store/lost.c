@@ -392,7 +392,9 @@ warn_of_kept(const HrflowRun *run)
 							   "refresh of %s keeps the vectors of " INT64_FORMAT " profiles that the API no longer has",
 							   run->nkept, run->name, run->nkept),
 				 errdetail_internal("%s", hrflow_lost_why_kept(run)),
-				 errhint("Check \"hrflow_embed.base_url\", the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().")));
+				 errhint_plural("Check \"hrflow_embed.base_url\", the API key and the source.  If the profile was deleted, untrack it with hrflow_untrack().",
+								"Check \"hrflow_embed.base_url\", the API key and the source.  If the profiles were deleted, untrack them with hrflow_untrack().",
+								run->nkept)));
 }
 
 /*
