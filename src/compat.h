@@ -271,8 +271,8 @@ typedef JsonbInState HrflowJsonbState;
 typedef struct HrflowJsonbState
 {
 	JsonbParseState *parse;
-	JsonbValue *result;			/* set when the outermost object or array is
-								 * closed */
+	JsonbValue *result;			/* the whole value, once the outermost object
+								 * or array has been closed */
 } HrflowJsonbState;
 #endif
 

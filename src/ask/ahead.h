@@ -68,7 +68,8 @@ typedef struct HrflowAheadCall
 {
 	dlist_node	node;			/* in HrflowAheadState.calls */
 	MemoryContext context;		/* memory context of this struct and of
-								 * everything to which the call refers */
+								 * everything to which the call refers, except
+								 * the settings and static data */
 	HrflowCall	call;
 	const char *request;		/* URL of the first request of the call; NULL
 								 * if it has none */
@@ -136,7 +137,8 @@ typedef struct HrflowAheadState
 								 * columns of calls are NULL */
 	TupleTableSlot *row_slot;	/* the child's columns of the row being
 								 * returned */
-	MemoryContext context;		/* contains rows and calls */
+	MemoryContext context;		/* contains the settings, transport, rows and
+								 * calls of a scan */
 	HrflowAheadRoot root;
 	List	   *ancestors;		/* PlanStates above the node, topmost first */
 	struct HrflowAheadState *asked; /* read-ahead node whose rows the child

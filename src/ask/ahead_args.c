@@ -134,7 +134,7 @@ evaluate_arguments(HrflowAheadState *state, HrflowAheadColumn *column)
  * End a subtransaction in which arguments have been evaluated without an
  * error.  In parallel mode, CommitSubTransaction() raises an error if the
  * statement writes, as CREATE TABLE AS does, because it could not increment
- * the command counter.  So roll the subtransaction back in this case: the
+ * the command counter.  So roll the subtransaction back in parallel mode: the
  * values are in memory that remains, and no argument contains a volatile
  * function, so nothing is lost.
  */

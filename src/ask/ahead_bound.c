@@ -8,7 +8,7 @@
  * needed, so two hooks find out: our ExecutorStart_hook finds the nodes above
  * each read-ahead node, some of which may need only part of its rows, and our
  * ExecutorRun_hook records the number of rows that the caller wants, such as
- * 10 for FETCH 10.  These hooks and our ExecutorFinish_hook also deal with the
+ * 10 for FETCH 10.  The latter and our ExecutorFinish_hook also deal with the
  * requests that are in flight when the executor returns or fails.
  *
  * For the same reason, we pass the bound of a LIMIT above a read-ahead node on
@@ -529,8 +529,8 @@ abandon_states(EState *estate)
 }
 
 /*
- * May ExecutorFinish(), which executes data-modifying CTEs to their ends, read
- * rows of a node?
+ * Could ExecutorFinish(), which executes data-modifying CTEs to their ends,
+ * read rows of a node?
  */
 static bool
 may_be_finished_later(const HrflowAheadState *state)
@@ -547,9 +547,9 @@ may_be_finished_later(const HrflowAheadState *state)
 }
 
 /*
- * Abandon the requests of a query that has returned all of its rows, because
- * nothing needs their results, except those of nodes that ExecutorFinish()
- * may execute.
+ * Abandon the requests of a query that has returned all of its rows, except
+ * requests of nodes that ExecutorFinish() could execute.  Nothing needs the
+ * results of the abandoned requests.
  */
 static void
 complete_states(EState *estate)

@@ -357,10 +357,10 @@ has_memory(const HrflowAheadState *state)
 static bool next_row_may_fail(HrflowAheadState *state);
 
 /*
- * May the next row be read now?  A row that the executor needs may always be
- * read.  Any other row must not be read if a call of a read-ahead node below
- * could raise an error, because the query might not need the row, and because
- * the rows before it have not been returned.
+ * Return whether the next row may be read now.  A row that the executor needs
+ * may always be read.  Any other row must not be read if a call of a
+ * read-ahead node below could raise an error, because the query might not need
+ * the row, and because the rows before it have not been returned.
  */
 static bool
 may_read_row(HrflowAheadState *state)
@@ -430,8 +430,8 @@ project_row(HrflowAheadState *state)
 /*
  * Compute the node's output for a row of the child.  "calls" contains the call
  * that was made ahead for each column.  If "calls" or the call is NULL, or the
- * request of the call was not sent, evaluate the column's expression instead.
- * Raises the error of a call that has failed.
+ * request of the call was not sent or was abandoned, evaluate the column's
+ * expression instead.  Raises the error of a call that has failed.
  */
 static TupleTableSlot *
 return_row(HrflowAheadState *state, TupleTableSlot *child,
@@ -462,7 +462,8 @@ return_row(HrflowAheadState *state, TupleTableSlot *child,
 }
 
 /*
- * Return the next row of the child without reading ahead.
+ * Return the child's next row in the scan direction, or NULL if there is none,
+ * without reading ahead.
  */
 static TupleTableSlot *
 return_row_alone(HrflowAheadState *state)

@@ -539,7 +539,7 @@ returns_row_identity(Path *path)
 }
 
 /*
- * Put a path with a single subpath, "path", above it.
+ * Return an AppendPath whose only subpath is "path".
  *
  * setrefs.c looks for each Var of a join in the target lists of the nodes
  * below before it processes these nodes, so it would not find the row-identity

@@ -170,7 +170,7 @@ get_expressions(PlanState *ps, List **exprs)
 /*
  * Could reading one more row from "ps", after the first one, raise an error or
  * have an effect?  "context" is the read-ahead node that is asked before each
- * row whether the row's calls have failed, or NULL; any other read-ahead node
+ * row whether the row's calls may fail, or NULL; any other read-ahead node
  * below "ps" is risky, because its calls could raise an error.
  */
 static bool

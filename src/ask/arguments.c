@@ -196,8 +196,9 @@ hrflow_argument_item_type(const NullableDatum *argument, HrflowProblem *problem)
 
 /*
  * Do the numbers in a jsonb alone take more than HRFLOW_MAX_TEXT bytes as JSON
- * text?  A number such as 1e100000 takes 8 bytes in a jsonb but 100,001 in
- * JSON, so the text of a small jsonb could exceed the available memory.
+ * text?  A number such as 1e100000 takes less than 20 bytes in a jsonb but
+ * 100,001 in JSON, so the text of a small jsonb could exceed the available
+ * memory.
  */
 static bool
 numbers_are_oversized(Jsonb *item)

@@ -144,8 +144,9 @@ elements_are_equal(const HrflowSource *source, int a, int b)
  * Was an argument specified in the call, rather than being the default?  Both
  * a specified argument and the default can be a constant NULL, but the default
  * is read from the catalogs, where expressions have no location in the text of
- * a query.  A specified expression that constant folding reduces to NULL is
- * mistaken for the default.
+ * a query.  A NULL that is specified in a view, or results from constant
+ * folding, can be mistaken for the default.  Returns false if the expression
+ * of the call is unknown.
  */
 static bool
 is_specified(FunctionCallInfo fcinfo, int argno)

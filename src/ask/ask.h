@@ -81,7 +81,8 @@ typedef struct HrflowProblem
 } HrflowProblem;
 
 /*
- * The result of an attempt or, if no request was sent, the reason for this.
+ * The result of an attempt.  If no request was sent, "status" and "detail" say
+ * why.
  */
 typedef struct HrflowResult
 {

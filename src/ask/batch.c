@@ -6,16 +6,18 @@
  * Elements are requested in order, as many at a time as the transport has room
  * for, and their results are passed to the sink in the order of completion.
  * Equal elements are requested only once, and the result is passed on for
- * each.  If the sink wants vectors, a profile's links are fetched as soon as
- * its reply arrives, while further profiles are requested.
+ * each.  If the sink wants vectors, the links in a reply are fetched while
+ * further elements are requested.
  *
  * An element passes through these steps:
  *
- * 1. ask_for_element() makes its request and submits it.  If there is none,
- *    because the element is invalid, for example, its outcome follows at once.
- * 2. take_reply() interprets the reply to each attempt, which outage.c counts.
- *    During an outage, no further elements are requested, except as probes.
- *    If the outage lasts too long, the batch stops.
+ * 1. ask_for_element() makes its request, and submits or queues it.  If there
+ *    is none, because the element is invalid, for example, its outcome follows
+ *    at once.
+ * 2. take_reply() interprets the reply to each attempt, and outage.c counts
+ *    the attempt.  During an outage, no further elements are requested, except
+ *    as probes.  If the outage lasts too long while elements remain to be
+ *    requested, the batch stops.
  * 3. The transport retries the request if it may.  If the request fails
  *    nonetheless, outage.c may park it.  It is resent later, or fail_parked()
  *    treats it as failed.
@@ -25,10 +27,11 @@
  * 5. put_outcome() passes the outcome to the sink.  It stops the batch if the
  *    first elements were all refused for the same reason.
  *
- * After the batch was stopped, the transport abandons requests as described at
- * hrflow_transport_stop(); after the time limit has expired, it abandons all
- * that have no reply yet.  finish_batch() passes on outcomes for links and
- * elements that were not requested.
+ * After the batch has been stopped, the transport abandons requests as
+ * described at hrflow_transport_stop(); after the time limit has expired, it
+ * abandons all that have no reply yet.  finish_batch() passes on outcomes for
+ * links and elements that were not requested, unless it raises the refusal
+ * that stopped the batch.
  *
  *-------------------------------------------------------------------------
  */
@@ -74,8 +77,9 @@ static const HrflowResult timed_out = {
  */
 
 /*
- * May the batch park requests, wait for the end of an outage, and request
- * further elements?  It may until it is stopped or its time limit expires.
+ * Return whether the batch may park requests, wait for the end of an outage,
+ * and request further elements.  It may until it is stopped or its time limit
+ * expires.
  */
 static bool
 may_continue(const Batch *batch)
@@ -302,8 +306,9 @@ ask_for_next_element(Batch *batch)
 }
 
 /*
- * May another element be requested?  Texts can be long, so the total size of
- * incomplete requests is limited, like the total size of replies.
+ * Return whether another element may be requested.  Texts can be long, so the
+ * total size of incomplete requests is limited, like the total size of
+ * replies.
  */
 static bool
 may_ask(const Batch *batch)
@@ -394,7 +399,8 @@ record_attempt(Batch *batch, const HrflowResult *result)
 
 /*
  * Return the links in the answer for a profile or job, as a list of
- * HrflowLink.  If the answer is not valid, change its result, and return NIL.
+ * HrflowLink.  If the answer is not valid, set the status and detail of its
+ * result, and return NIL.
  */
 static List *
 links_of_answer(Batch *batch, int element, HrflowResult *result)
@@ -624,7 +630,7 @@ finish_batch(Batch *batch)
 }
 
 /*
- * Run the batch.
+ * Request all elements, and process the replies until the batch ends.
  */
 static void
 ask_for_all(Batch *batch, int time_limit)

@@ -72,7 +72,8 @@ typedef enum HrflowElementKind
 	HRFLOW_ELEMENT_ASKED,		/* there is a request */
 	HRFLOW_ELEMENT_EMPTY,		/* element is NULL, so there is nothing to
 								 * request */
-	HRFLOW_ELEMENT_INVALID,		/* element is invalid */
+	HRFLOW_ELEMENT_INVALID,		/* element is not valid, so there is no
+								 * request */
 	HRFLOW_ELEMENT_UNASKED		/* request was omitted for a reason unrelated
 								 * to the element */
 } HrflowElementKind;
@@ -348,9 +349,10 @@ typedef enum HrflowOutageState
 typedef struct HrflowRefusal
 {
 	MemoryContext context;		/* contains the strings in "first" */
-	bool		on_trial;		/* have all elements so far been refused for
-								 * the same reason?  Always false if this is
-								 * not to be detected. */
+	bool		on_trial;		/* have all outcomes with HRFLOW_EVIDENCE_ALL
+								 * so far been refusals for the same reason?
+								 * Always false if this is not to be
+								 * detected. */
 	int			nasked;			/* number of elements requested from the API */
 	int			nforbidden;		/* number of final results with
 								 * HRFLOW_FORBIDDEN */

@@ -194,7 +194,7 @@ hrflow_call_take_reply(HrflowCall *call, HrflowTransport *transport,
 /*
  * Return the value of a call that is done, invalid or empty, or raise the
  * call's error.  The value is NULL if there was nothing to request, or if
- * hrflow_embed.on_missing is "null" and the object is missing.
+ * hrflow_embed.on_missing is "null" and the object or its vector is missing.
  */
 Datum
 hrflow_call_value(HrflowCall *call, bool *isnull)

@@ -93,8 +93,8 @@ struct HrflowCall
 								 * encoding, or NULL */
 	int			length;			/* length of the text, or of the request for a
 								 * document, in bytes */
-	bool		returns_sequences;	/* return a vector for each part of the
-									 * document? */
+	bool		returns_sequences;	/* is a vector for each part of the
+									 * document requested? */
 
 	/* The current request. */
 	HrflowTarget target;

@@ -144,8 +144,8 @@ items_of_argument(Node *node)
 /*
  * Process a support request: estimate the number of rows from the longest
  * array argument and, if "by_item" is true, from the argument "fields".
- * Returns NULL if the length of an array is unknown, and for requests other
- * than SupportRequestRows.
+ * Returns NULL if the length of an array is unknown, or the request is not a
+ * SupportRequestRows for a function call.
  */
 static Node *
 estimate_rows(Node *request, bool by_item)

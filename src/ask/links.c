@@ -4,8 +4,9 @@
  *		Extracts the links from the API's replies, with the section and item of
  *		each link.
  *
- * The functions in this file are pure: their results depend on their arguments
- * alone.  They do not raise errors about the content of a reply.
+ * The functions in this file are pure: their results depend only on their
+ * arguments and the server encoding.  They do not raise errors about the
+ * content of a reply.
  *
  *-------------------------------------------------------------------------
  */

@@ -31,8 +31,9 @@
 #define MIN_OUTAGE 8
 
 /*
- * Stop the batch after an outage of this duration, in microseconds.  It is
- * twice the default of hrflow_embed.connect_timeout.
+ * If an outage has lasted longer than this, in microseconds, stop the batch
+ * instead of waiting for the end of the outage.  It is twice the default of
+ * hrflow_embed.connect_timeout.
  */
 #define OUTAGE_LIMIT (10 * HRFLOW_SEC)
 
@@ -91,10 +92,10 @@ is_down(const HrflowWatchedServer *server)
  * Has the outage in which this attempt failed lasted too long?  An outage that
  * will not end by itself, such as one caused by an untrusted certificate, is
  * considered too long as soon as it is detected.  The duration is counted from
- * the first failure, not from the last answer, because a pause of the account
- * or a late first link is not an outage.  A timeout that is not transient does
- * not mean that the outage will not end: a connection can be dead although the
- * server is not.
+ * the first failure, not from the last answer, because nothing may have been
+ * requested between the two, for example while the account was paused.  A
+ * timeout that is not transient does not mean that the outage will not end: a
+ * connection can be dead although the server is not.
  */
 static bool
 is_lasting(const HrflowWatchedServer *server, const HrflowResult *result,
@@ -106,7 +107,8 @@ is_lasting(const HrflowWatchedServer *server, const HrflowResult *result,
 }
 
 /*
- * May another element be requested without waiting for the end of an outage?
+ * Return whether another element may be requested without waiting for the end
+ * of an outage.
  */
 bool
 hrflow_outage_may_ask(const HrflowOutage *outage)
@@ -120,8 +122,8 @@ hrflow_outage_may_ask(const HrflowOutage *outage)
 }
 
 /*
- * May a request be resent after all its attempts have failed?  A POST must not
- * be resent if the API could have processed it.
+ * Return whether a request may be resent after all its attempts have failed.
+ * A POST must not be resent if the API could have processed it.
  */
 static bool
 may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
@@ -131,7 +133,7 @@ may_resend(const HrflowBatchRequest *request, const HrflowResult *result)
 }
 
 /*
- * May a request all of whose attempts have failed be parked?
+ * Return whether a request may be parked after all its attempts have failed.
  */
 static bool
 may_park(const HrflowOutage *outage, const HrflowBatchRequest *request,

@@ -96,8 +96,8 @@ hrflow_outcome_put(HrflowOutcomes *outcomes, int element,
 			hrflow_transport_work(outcomes->transport);
 
 		/*
-		 * A sink that does work stores the results that have arrived before
-		 * it processes interrupts itself.
+		 * A sink that does work processes interrupts itself, after it has
+		 * stored the results that have arrived.
 		 */
 		if (methods->work == NULL)
 			CHECK_FOR_INTERRUPTS();

@@ -3,10 +3,11 @@
  * refusal.c
  *		Detects that all elements of a batch are refused.
  *
- * This is the case if an answer, such as that the quota is used up, applies to
- * all elements, or if the first HRFLOW_MAX_WASTED elements have all been
- * refused because of something that the requests have in common: for example,
- * a field that the API does not know, or links that link_hosts does not allow.
+ * This is the case if an answer applies to all elements, for example because
+ * the quota is used up, or if the first HRFLOW_MAX_WASTED elements have all
+ * been refused because of something that the requests have in common: for
+ * example, a field that the API does not know, or links that link_hosts does
+ * not allow.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,9 +31,9 @@ hrflow_refusal_init(HrflowRefusal *refusal, MemoryContext context,
 }
 
 /*
- * May another element be requested?  Until the first outcome that is not the
- * same refusal, request no more elements than are needed to decide whether to
- * stop.
+ * Return whether another element may be requested.  While "on_trial" is true,
+ * request no more elements than are needed to decide whether to stop the
+ * batch.
  */
 bool
 hrflow_refusal_may_ask(const HrflowRefusal *refusal)

@@ -184,7 +184,7 @@ hrflow_request_job(const char *base_url, HrflowDialect dialect,
 }
 
 /*
- * Make the URL of an endpoint that takes no parameters in the URL, palloc'd.
+ * Make the URL of an endpoint, without parameters, palloc'd.
  */
 char *
 hrflow_request_url(const char *base_url, HrflowEndpoint endpoint)

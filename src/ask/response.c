@@ -4,11 +4,12 @@
  *		Interprets replies from the API and from the hosts of links.
  *
  * No reply is trusted.  The checks of a reply from the API are, in this order:
- * size (done by the transport), content type, NUL, UTF-8, JSON and its nesting
- * depth, envelope, status, data.
+ * size (the transport checks the maximum), content type, NUL, UTF-8, JSON and
+ * its nesting depth, envelope, status, data.
  *
- * The functions in this file are pure: their results depend on their arguments
- * alone.  They do not raise errors about the content of a reply.
+ * The functions in this file are pure: their results depend only on their
+ * arguments and the server encoding.  They do not raise errors about the
+ * content of a reply.
  *
  *-------------------------------------------------------------------------
  */
@@ -459,8 +460,8 @@ check_data(HrflowEndpoint endpoint, const Envelope *envelope)
 
 /*
  * Interpret the API's reply to a request that was sent with the given
- * settings.  The result is palloc'd in the current memory context, and does
- * not point into the reply.
+ * settings.  The data, vector and detail of the result are palloc'd in the
+ * current memory context, and do not point into the reply.
  *
  * The HTTP status and the code in the body may disagree.  If either is an
  * error, the result is an error; if both are, the code in the body determines
@@ -568,8 +569,8 @@ classify_link_error(int http_status, bool has_code)
 
 /*
  * Interpret a reply from a link's host.  For an HTTP error, the detail
- * contains only the HTTP status and the error code, because the rest of the
- * body may repeat secrets from the link.
+ * contains nothing from the body except the error code, because the rest of
+ * the body may repeat secrets from the link.
  */
 void
 hrflow_response_parse_vector(const HrflowReply *reply, HrflowResult *result)

@@ -103,8 +103,9 @@ is_code_character(char c)
 }
 
 /*
- * Return the code of an error, palloc'd, or NULL.  A code consists of ASCII
- * letters and digits, so it is valid in any server encoding.
+ * Return the code of an error, palloc'd, or NULL if there is no valid code.  A
+ * code consists of ASCII letters and digits, so it is valid in any server
+ * encoding.
  */
 static char *
 read_code(const char *error, const char *end)

@@ -11,12 +11,12 @@
  * One of the two vectors, usually that of a query, is compared with many
  * others, so it is converted to double precision once for all comparisons.
  *
- * The loops for the machine's instruction set are chosen when the first
- * vectors are compared.  Loops for different instruction sets add the same
- * products in a different order, so their results may differ, but by no more
- * than 1e-12.  Nonetheless, hrflow_cosine_similarity() is IMMUTABLE, as are
- * PostgreSQL's functions that depend on the C library; compare its results
- * with a tolerance.
+ * The loops for the machine's instruction set are chosen when they are first
+ * needed.  Loops for different instruction sets add the same products in a
+ * different order, so their results may differ, but by no more than 1e-12.
+ * Nonetheless, hrflow_cosine_similarity() is IMMUTABLE, as are PostgreSQL's
+ * functions that depend on the C library; compare its results with a
+ * tolerance.
  *
  *-------------------------------------------------------------------------
  */

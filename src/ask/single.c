@@ -52,7 +52,8 @@ enum
 };
 
 /*
- * Return an identifier in the server encoding, or NULL.
+ * Return an identifier in the server encoding, or NULL if the argument is
+ * NULL.
  */
 static const char *
 get_id(const NullableDatum *argument)

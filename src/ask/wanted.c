@@ -20,8 +20,8 @@ typedef struct WantedSource
 	const HrflowWantedMethods *methods;
 	void	   *arg;			/* argument of the methods */
 	const char *post_url;		/* URL to POST bodies to */
-	HrflowWanted **wanted;		/* profiles by element number; an element is
-								 * NULL if the number is not in use */
+	HrflowWanted **wanted;		/* profiles by element number; NULL for
+								 * numbers that are not in use */
 	int			size;			/* allocated length of "wanted" */
 	int			first_free;		/* no smaller number is free */
 	List	   *unknown;		/* palloc'd ids of HrFlow sources or boards
@@ -194,12 +194,14 @@ static const HrflowSinkMethods wanted_sink_methods = {
 
 /*
  * Fetch the vectors for a store, until methods->next() returns NULL while no
- * request is in flight, or the batch or its transport is stopped.  All requests
- * are sent with the given settings, and thus with the same API key.  Everything
- * is allocated in the current memory context; resetting this context, even
- * after an error, releases all resources.  Returns false if the batch was
- * stopped, and sets *refusal to the reason.  "activity" shows the requests,
- * but the caller must count the elements in it.
+ * request is in flight, the batch is stopped, or methods->work() calls
+ * hrflow_transport_expire().  After methods->work() has stopped the transport,
+ * methods->next() must return NULL.  All requests are sent with the given
+ * settings, and thus with the same API key.  Everything is allocated in the
+ * current memory context; resetting this context, even after an error,
+ * releases all resources.  Returns false if the batch was stopped, and sets
+ * *refusal to the reason.  "activity" shows the requests, but the caller must
+ * count the elements in it.
  */
 bool
 hrflow_wanted_fetch(const HrflowWantedKind *kind,
