@@ -83,11 +83,12 @@ typedef struct HrflowAheadCall
 } HrflowAheadCall;
 
 /*
- * A row that has been read but not returned yet.
+ * A row that has been read and not returned yet, or the row returned last.
  */
 typedef struct HrflowAheadRow
 {
-	dlist_node	node;			/* in HrflowAheadState.rows */
+	dlist_node	node;			/* in HrflowAheadState.rows, until the row is
+								 * returned */
 	MinimalTuple tuple;			/* the child's columns */
 	int64		number;			/* position of the row in the scan, from 0 */
 	HrflowAheadCall *calls[FLEXIBLE_ARRAY_MEMBER];	/* for each column, the

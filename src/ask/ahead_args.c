@@ -43,7 +43,8 @@ find_params_walker(Node *node, void *context)
 }
 
 /*
- * Initialize the arguments of a column.
+ * Initialize the fields of a column that concern its arguments.  "args"
+ * contains the argument expressions, and "ps" is the read-ahead node.
  */
 void
 hrflow_ahead_init_arguments(HrflowAheadColumn *column, List *args,

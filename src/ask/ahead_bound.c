@@ -608,8 +608,9 @@ finish_next(QueryDesc *query)
 }
 
 /*
- * Data-modifying CTEs of which the query has not read all rows are executed
- * here.
+ * ExecutorFinish() completes data-modifying CTEs of which the query has not
+ * read all rows, so it can read rows ahead.  If it raises an error, abandon
+ * the query's requests.
  */
 static void
 finish_with_read_ahead(QueryDesc *query)

@@ -418,7 +418,8 @@ links_of_answer(Batch *batch, int element, HrflowResult *result)
 }
 
 /*
- * Fetch the links in an answer, or pass them to the sink.
+ * Queue the links in an answer to be fetched or, if the sink only lists links,
+ * pass them to the sink.
  */
 static void
 take_links(Batch *batch, int element, List *links, const HrflowResult *result)

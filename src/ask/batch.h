@@ -351,8 +351,7 @@ typedef struct HrflowRefusal
 	MemoryContext context;		/* contains the strings in "first" */
 	bool		on_trial;		/* have all outcomes with HRFLOW_EVIDENCE_ALL
 								 * so far been refusals for the same reason?
-								 * Always false if this is not to be
-								 * detected. */
+								 * Always false if this is not checked. */
 	int			nasked;			/* number of elements requested from the API */
 	int			nforbidden;		/* number of final results with
 								 * HRFLOW_FORBIDDEN */

@@ -80,7 +80,8 @@ could_be_outage(const HrflowResult *result)
 }
 
 /*
- * Have enough consecutive attempts failed that the server may be down?
+ * Have enough consecutive attempts failed for the server to be considered
+ * down?
  */
 static bool
 is_down(const HrflowWatchedServer *server)

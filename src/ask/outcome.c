@@ -20,8 +20,8 @@
 #define ROWS_OF_WORK 1024
 
 /*
- * Start passing outcomes to a sink.  "context" must live as long as the batch.
- * The transport and the equal elements must be set later.
+ * Prepare to pass outcomes to a sink.  "context" must live as long as the
+ * batch.  The transport and the equal elements must be set later.
  */
 void
 hrflow_outcome_init(HrflowOutcomes *outcomes, HrflowSink *sink,
