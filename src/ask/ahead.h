@@ -72,7 +72,7 @@ typedef struct HrflowAheadCall
 								 * the settings and static data */
 	HrflowCall	call;
 	const char *request;		/* URL of the first request of the call; NULL
-								 * if it has none */
+								 * if the call has no request */
 	uint32		hash;			/* hash of the first request's URL or body */
 	int			nrows;			/* number of rows that refer to this call */
 	int64		first_row;		/* position in the scan of the first row that

@@ -510,8 +510,8 @@ pause_states(EState *estate)
 
 /*
  * After an error in a query, abandon its requests.  Its nodes are not executed
- * again, but if the query belongs to a cursor and the error is caught by a
- * subtransaction, they exist until the cursor is closed, and until then their
+ * again, but if the query belongs to a cursor and only a subtransaction is
+ * rolled back, they exist until the cursor is closed, and until then their
  * requests would be sent while other transports wait.  Does not throw.
  */
 static void

@@ -342,8 +342,8 @@ drop_row(HrflowAheadState *state, HrflowAheadRow *row)
 
 /*
  * Does work_mem allow reading one more row ahead?  The first row is always
- * allowed.  The estimated sizes of all calls may exceed the range of a 32-bit
- * Size.
+ * allowed.  Compute in 64 bits, because the estimated total size of all calls
+ * can exceed the range of a 32-bit Size.
  */
 static bool
 has_memory(const HrflowAheadState *state)

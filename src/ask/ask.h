@@ -155,7 +155,7 @@ typedef struct HrflowWantedKind
 /*
  * The outcome of fetching one vector of a profile or, if "section" is NULL,
  * the outcome for the profile as a whole.  It is valid until the callback
- * returns.
+ * "take" returns.
  */
 typedef struct HrflowWantedOutcome
 {
@@ -184,9 +184,9 @@ typedef struct HrflowWantedMethods
 	/*
 	 * Do other work before each wait for a reply.  Returns the time,
 	 * according to hrflow_clock_now(), at which to end the wait and call this
-	 * callback again.  May stop the transport.  When an interrupt is pending,
-	 * this callback is called without delay, and must process the interrupt
-	 * itself.
+	 * callback again.  May stop the transport or let it expire.  When an
+	 * interrupt is pending, this callback is called without delay, and must
+	 * process the interrupt itself.
 	 */
 	int64		(*work) (void *arg, HrflowTransport *transport);
 } HrflowWantedMethods;

@@ -189,9 +189,9 @@ typedef struct HrflowSinkMethods
 	/*
 	 * Do other work before each wait for a reply.  Returns the time,
 	 * according to hrflow_clock_now(), at which to end the wait and call this
-	 * callback again.  May stop the transport.  When an interrupt is pending,
-	 * this callback is called without delay, and must process the interrupt
-	 * itself.  May be NULL.
+	 * callback again.  May stop the transport or let it expire.  When an
+	 * interrupt is pending, this callback is called without delay, and must
+	 * process the interrupt itself.  May be NULL.
 	 */
 	int64		(*work) (HrflowSink *sink, HrflowTransport *transport);
 } HrflowSinkMethods;

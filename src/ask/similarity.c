@@ -116,7 +116,8 @@ sum_halves(const void *a, const double *b, int n, Sums *sums)
 #define STEP 16
 
 /*
- * Add the products of four elements of each vector to partial sums.
+ * Add the products of four elements of "a" and "b", and the squares of those
+ * of "a", to partial sums.
  */
 AVX2 static inline void
 add_four(__m128 a, const double *b, __m256d *ab, __m256d *aa)
