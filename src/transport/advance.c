@@ -70,9 +70,9 @@ hrflow_advance_pass_proxy(const HrflowTransfer *transfer)
 
 /*
  * Might the proxy refuse the user and password in these settings?  Proxies may
- * lock an account after a few wrong passwords.  So until the proxy has accepted
- * the password, a request that uses the proxy must not be started while its
- * transport has a request in flight.
+ * lock an account after a few wrong passwords.  So until the proxy has
+ * accepted the password, a request that uses the proxy must not be started
+ * while its transport has a request in flight.
  */
 bool
 hrflow_advance_may_be_refused(const HrflowSettings *settings)

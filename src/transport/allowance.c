@@ -48,7 +48,7 @@ static const uint8 usual_periods[] = {
  */
 #define PERIOD_MARGIN 100
 
-/* Width of the slots in a new history. */
+/* Width of the slots in a new history, if the period is unknown. */
 #define FIRST_WIDTH (HRFLOW_SEC / 64)
 
 /*
@@ -371,9 +371,9 @@ hrflow_allowance_charge(HrflowAllowance *allowance, int64 now)
 
 /*
  * Undo the counting of a request that was admitted at "began", but not sent.
- * If the reply to a later request sets "left", before or after this, that
- * admits one request too many.  "nadmitted" may be 0 if the account's entry was
- * replaced in the meantime.
+ * If the reply to a later request sets "left", before or after this, one
+ * request too many is admitted.  "nadmitted" may be 0 if the account's entry
+ * was replaced in the meantime.
  */
 void
 hrflow_allowance_give_back(HrflowAllowance *allowance, int64 began)

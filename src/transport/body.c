@@ -96,7 +96,7 @@ enlarge_body(HrflowTransfer *transfer, size_t size)
 }
 
 /*
- * Append decompressed data to a body.  Returns false, with the fault set, if
+ * Append uncompressed data to a body.  Returns false, with the fault set, if
  * that is not possible.
  */
 static bool
@@ -304,8 +304,8 @@ note_encoding(HrflowTransfer *transfer, const char *line, size_t length)
 }
 
 /*
- * If a header line has this name, optionally preceded by "X-", and a number as
- * its value, return the number, else -1.
+ * If a header line has this name, optionally preceded by "X-", and its value
+ * begins with a number that is not too large, return the number, else -1.
  */
 static int64
 number_of_header(const char *line, size_t length, const char *name)

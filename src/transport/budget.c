@@ -15,7 +15,8 @@
  *
  * Days begin at midnight UTC.  An account's requests are counted even if there
  * is no limit, so that a limit set later applies to the whole day.  The counts
- * of the day survive a restart if the library is preloaded; see saved.c.
+ * of the day survive a restart, but not a crash of the postmaster, if the
+ * library is preloaded; see saved.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -125,8 +126,8 @@ hrflow_budget_check(const HrflowTransport *transport)
 }
 
 /*
- * Describe the limit that has been reached.  "status" is the result of
- * hrflow_budget_check().  Does not throw.
+ * Describe the limit that has been reached.  "status" is HRFLOW_OVER_BUDGET or
+ * HRFLOW_OVER_DAY.  Does not throw.
  */
 void
 hrflow_budget_describe(const HrflowTransport *transport, HrflowStatus status,

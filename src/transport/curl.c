@@ -5,8 +5,9 @@
  *
  * No callback of libcurl may throw: see pool.c.
  *
- * Some of this is necessary only for certain versions of libcurl, and can be
- * removed when they are no longer supported; the comments there explain it:
+ * The following is necessary only for certain versions of libcurl.  The
+ * comments there tell whether it can be removed when these are no longer
+ * supported:
  *
  * - sharing.c: before 8.5
  * - renew_if_resent(): before 8.17
@@ -93,10 +94,10 @@ on_open(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 }
 
 /*
- * Charge a request to the API to the rate limit and the request limits once
- * more, because libcurl is sending it again by itself: the server closed a
- * reused connection, or refused to process the request.  Links are not
- * limited.
+ * Count a request to the API once more towards the rate limit and the request
+ * limits, because libcurl is sending it again by itself, for example because
+ * the server closed a reused connection, or refused to process the request.
+ * These limits do not apply to links.
  */
 static void
 charge_again(const HrflowTransfer *transfer)
@@ -385,8 +386,9 @@ set_proxy(HrflowTransfer *transfer)
  * empty query, and 8.22 changes the hexadecimal digits of a path to upper case
  * (066_wire.pl).
  *
- * If an http URL is requested through a proxy, the target is the whole URL;
- * leave that case to libcurl, and links that have a fragment or no path.
+ * Leave the target to libcurl if a link has a fragment or no path, or if an
+ * http URL is requested through a proxy, since the target is then the whole
+ * URL.
  */
 static void
 set_target(HrflowTransfer *transfer)
@@ -698,10 +700,10 @@ hrflow_curl_stop_waiting(HrflowTransfer *transfer)
 
 /*
  * Let an attempt in flight take longer, by "duration" microseconds.  libcurl
- * reads the option whenever it compares the time: Curl_timeleft() in 7.88 and
- * 8.14, Curl_timeleft_ms() in 8.22.  But it does not set its timer again, so
- * it may not notice when the limit has been reached: see
- * hrflow_curl_abandon().  Does not throw.
+ * reads CURLOPT_TIMEOUT_MS whenever it checks whether a request has timed out:
+ * Curl_timeleft() in 7.88 and 8.14, Curl_timeleft_ms() in 8.22.  But it does
+ * not set its timer again, so it may not notice when the limit has been
+ * reached: see hrflow_curl_abandon().  Does not throw.
  */
 void
 hrflow_curl_prolong(HrflowTransfer *transfer, int64 duration)
@@ -762,9 +764,9 @@ hrflow_curl_next_done(void)
 
 /*
  * Give up on a transfer that should have ended, but whose end libcurl has not
- * reported, and fill in the reply as for a timeout.  Discard the multi handle
- * once no requests are in flight: unless the transfer has been prolonged, the
- * handle can no longer be trusted.
+ * reported, and fill in the reply as for a timeout.  Mark the multi handle to
+ * be discarded: unless libcurl missed the end only because the transfer was
+ * prolonged, the handle can no longer be trusted.
  *
  * libcurl 8.22 loses a request if it runs out of memory (072_injection.pl), so
  * a higher minimum version of libcurl does not make this unnecessary.

@@ -183,9 +183,9 @@ refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Set reply->status for an attempt that failed in libcurl.  May also set
- * reply->transient, reply->detail, unless libcurl's own message is suitable,
- * and the attempt's fault.
+ * Set reply->status for a failed attempt.  May also set reply->transient, the
+ * attempt's fault, and, if libcurl's own message is not suitable,
+ * reply->detail.
  */
 void
 hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)

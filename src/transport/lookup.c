@@ -5,12 +5,12 @@
  *
  * Before 8.20 (commit 39036c9021), libcurl resolves each name in a thread of
  * its own, which cannot be stopped.  If the request is abandoned, the thread
- * and a descriptor remain until the system's resolver times out
- * (068_unreachable.pl).
+ * and a descriptor remain until the system's resolver gets an answer or times
+ * out (068_unreachable.pl).
  *
  * This file may be removed when the minimum version of libcurl is 8.20 or
- * later: it then has a bounded pool of threads, and does not report lookups to
- * us.
+ * later: libcurl then has a bounded pool of threads, and does not report
+ * lookups to us.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,7 +38,8 @@ static struct
 {
 	int64		at[MAX_ABANDONED];	/* when a lookup was abandoned, or 0 if
 									 * this element is unused */
-	int			next;			/* index of the oldest of these times */
+	int			next;			/* index of the next element to set: an unused
+								 * one, or else the oldest */
 }			abandoned[HRFLOW_NSERVERS];
 
 /*

@@ -32,7 +32,7 @@ length_of_origin(const char *url)
 }
 
 /*
- * Do two URLs have the same origin?
+ * Do two URLs have the same origin, in the same spelling?
  */
 bool
 hrflow_origin_is_same(const char *a, const char *b)

@@ -310,8 +310,8 @@ hrflow_poller_is_spent(int fd)
 
 /*
  * Return the descriptor of the connection with this local port, or -1 if there
- * is none, or if data has been received over it after "since" (a time of
- * hrflow_clock_now()) or is available for reading.
+ * is not exactly one, or if data has been received over it since "since" (a
+ * time of hrflow_clock_now()) or is available for reading.
  */
 int
 hrflow_poller_find_silent(int local_port, int64 since)

@@ -48,8 +48,8 @@
 #define ADMIT_AT_ONCE 32
 
 /*
- * Minimum time between two checks for connections that the server has closed,
- * so that short statements in quick succession do not check each time.
+ * Minimum time between two checks by hrflow_pool_prepare() for connections
+ * that the server has closed, so that not every short statement checks.
  */
 #define DROP_INTERVAL HRFLOW_SEC
 
@@ -78,16 +78,16 @@ static struct
 	WaitEventSet *wait_set;
 	uint32		wait_event;		/* wait event while requests are in flight */
 	uint32		delay_event;	/* wait event while no requests are in flight */
-	int			reserved;		/* number of descriptors reserved with fd.c */
+	int			reserved;		/* descriptors reserved for connections */
 	bool		is_short;		/* are descriptors scarce? */
 	int			nadmitted;		/* number of requests that may be started
 								 * before the next check of descriptors */
 	bool		has_opened;		/* has a socket been opened since the last
 								 * check of descriptors? */
-	int64		dropped_at;		/* time of the last check for closed
-								 * connections */
+	int64		dropped_at;		/* when hrflow_pool_prepare() last checked for
+								 * closed connections */
 
-	/* Maintained by the callbacks. */
+	/* Changed by the callbacks. */
 	int64		timer;			/* when libcurl wants to be called, or
 								 * HRFLOW_NEVER */
 	int			sockets;		/* number of open connections */
@@ -104,8 +104,8 @@ static struct
 	check_multi(curl_multi_setopt(pool.multi, option, value), #option)
 
 /*
- * Check the result of setting an option.  An option that libcurl does not know
- * or cannot store must not be ignored, especially if it is for security.
+ * Raise an error unless libcurl has set an option, or initialized itself.  An
+ * option that it does not know or cannot store must not be ignored.
  */
 void
 hrflow_pool_check_option(CURLcode code, const char *what)
@@ -253,10 +253,10 @@ make_poller(void)
 }
 
 /*
- * Close all connections, and discard the certificates and TLS sessions that
- * libcurl has cached.  Certificates are cached for a day in the multi handle.
- * TLS sessions are cached in the multi handle since libcurl 8.12, and in the
- * easy handles before.
+ * Free the multi handle, with its connections, and the idle easy handles, so
+ * that what they have cached is discarded.  Certificates are cached for a day
+ * in the multi handle.  TLS sessions are cached in the multi handle since
+ * libcurl 8.12, and in the easy handles before.
  */
 static void
 discard_multi(void)
@@ -586,7 +586,7 @@ hrflow_pool_is_short(void)
  * Even if descriptors are scarce, one request at a time is allowed.  So if no
  * request is in flight, check the descriptors only if they were scarce at the
  * last check, or if a connection has been opened since then: if descriptors
- * have become scarce, it must not be kept.
+ * have become scarce, connections must not be kept.
  *
  * If descriptors are scarce and no requests are in flight, close all
  * connections: those that are kept, and those that libcurl is closing

@@ -216,7 +216,7 @@ due_at(const HrflowBucket *bucket)
 }
 
 /*
- * Count a request.
+ * Count a request towards the limit, if there is one.
  */
 static void
 charge_limit(HrflowBucket *bucket, int64 now)
@@ -230,9 +230,9 @@ charge_limit(HrflowBucket *bucket, int64 now)
  * May this account send a request now?  If so, count it, and set *serial to
  * its number among the account's requests.  If not, set *again to the time at
  * which to ask again, and *paused_until to the end of the pause or to the time
- * at which an exhausted limit admits requests again, or to 0 if neither
- * applies.  If the request is refused, *again is the current time, so that the
- * next request need not wait for its refusal.
+ * at which an exhausted limit of the API admits requests again, or to 0 if
+ * neither applies.  If the request is refused, *again is the current time, so
+ * that the next request need not wait for its refusal.
  */
 HrflowAdmission
 hrflow_rate_admit(uint64 account, int limit, uint64 *serial, int64 *again,
@@ -416,7 +416,7 @@ end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
 /*
  * Report the outcome of a request.
  *
- * If this outcome is a reason to pause the account, returns the remaining
+ * If this outcome is a reason to pause the account, return the remaining
  * length of the pause, or a longer Retry-After, in microseconds; else 0.  Sets
  * *counts to whether the attempt counts towards max_attempts.  A refusal does
  * not count if the account was already paused, unless the attempt was a probe.

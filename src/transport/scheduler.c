@@ -23,8 +23,8 @@
 #define FLUSH_INTERVAL HRFLOW_SEC
 
 /*
- * Number of requests to start at a time if they need new connections.  They
- * are sent before more connections are opened, because opening a hundred
+ * Number of requests to start at a time if they need new connections.  libcurl
+ * can send them before more connections are opened, because opening a hundred
  * connections takes ten milliseconds.  Requests that do not need new
  * connections are started together, which is faster.
  */
@@ -43,8 +43,7 @@ static struct
 									 * after it in the list from starting
 									 * requests, or NULL */
 	int64		used_at;		/* when libcurl was last called */
-	int64		flushed_at;		/* when this backend's counts were last added
-								 * to the shared counts */
+	int64		flushed_at;		/* start of the current FLUSH_INTERVAL */
 }			scheduler = {DLIST_STATIC_INIT(scheduler.transports)};
 
 /*
@@ -337,9 +336,10 @@ collect_done(void)
 }
 
 /*
- * After an error that has interrupted the scheduler, process the transfers that
- * libcurl had already completed, even if the multi handle must no longer be
- * used: reading its messages does not use it otherwise.  Does not throw.
+ * After an error that has interrupted the scheduler, process the transfers
+ * that libcurl had already completed, even if the multi handle is broken: this
+ * only reads its messages, and removes these transfers from it.  Does not
+ * throw.
  */
 void
 hrflow_scheduler_collect(void)
@@ -515,10 +515,10 @@ awaits_proxy(const HrflowTransfer *transfer)
 
 /*
  * Start the ready requests of a transport while there is room, a descriptor is
- * available and the account admits them.  Returns false if there is no room or
- * descriptor for another request, or if a request must wait for the proxy;
- * then the transports after this one in the list must not start requests
- * either.  May throw.
+ * available and the account admits them.  Returns false if a request must wait
+ * although its window has room, because hrflow_scheduler_room() is 0 or less,
+ * no descriptor is available, or the proxy may refuse it; then the transports
+ * after this one in the list must not start requests either.  May throw.
  */
 static bool
 start_ready(HrflowTransport *transport, int64 now)
@@ -582,7 +582,8 @@ next_time(const HrflowTransport *transport, bool may_start)
 
 /*
  * For each transport, in order of priority, start the requests that may be
- * started now.  Then let libcurl process its timers.  Does not wait.
+ * started now.  Then let libcurl process its timers, and process the transfers
+ * that it has completed.  Does not wait.
  */
 void
 hrflow_scheduler_work(void)
@@ -610,7 +611,7 @@ hrflow_scheduler_work(void)
 }
 
 /*
- * Add this backend's counts to the shared counts, at most every
+ * Add this backend's counts to the shared counts, at most once per
  * FLUSH_INTERVAL.  Returns the time at which to call this function again.
  */
 static int64
@@ -733,9 +734,9 @@ make_idle(dlist_head *list)
 }
 
 /*
- * Remove a transport from the scheduler, and release its requests.  HTTP/1.1
- * connections with a request in flight are closed, but the others stay open.
- * Does not throw.
+ * Remove a transport from the scheduler, and release its requests.  Of the
+ * connections that its requests in flight use, only established HTTP/2
+ * connections stay open.  Does not throw.
  */
 void
 hrflow_scheduler_dismiss(HrflowTransport *transport)
@@ -758,8 +759,8 @@ hrflow_scheduler_dismiss(HrflowTransport *transport)
  * Remove a transport from the scheduler of an exiting backend.  Its sockets
  * are left to the kernel, but what it has taken from other backends must be
  * given back: its probe, whose outcome they may be waiting for, and the
- * requests that were counted for the day, but not sent.  Such requests are in
- * flight, or still ready if an error has occurred while they were being
+ * requests that were counted towards limits, but not sent.  Such requests are
+ * in flight, or still ready if an error has occurred while they were being
  * started.  Does not throw.
  */
 void

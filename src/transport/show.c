@@ -32,8 +32,9 @@ hrflow_show_sent(HrflowTransfer *transfer)
 
 /*
  * Record why the backend is about to wait.  "retry_at" is the time of the
- * transport's next retry.  "is_narrowed" means that the memory limit for
- * replies does not allow another request to be started.  Does not throw.
+ * transport's next retry, or HRFLOW_NEVER.  "is_narrowed" means that the
+ * memory limit for replies does not allow another request to be started.  Does
+ * not throw.
  */
 void
 hrflow_show_wait(HrflowTransport *transport, int64 retry_at, bool is_narrowed)

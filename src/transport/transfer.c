@@ -152,11 +152,10 @@ may_be_sent(const HrflowTransfer *transfer)
 }
 
 /*
- * Release an attempt's share of the limits.  If the attempt was not sent, even
- * because it could not be started after it was admitted, it no longer counts
- * towards the request limits and the rate limit.  If it is a probe whose
- * outcome has not been reported, the account stops waiting for the outcome.
- * Does not throw.
+ * Release an attempt's share of the limits.  If the attempt was not sent, for
+ * example because libcurl could not start it, it no longer counts towards the
+ * request limits and the rate limit.  If it is a probe whose outcome has not
+ * been reported, the account stops waiting for the outcome.  Does not throw.
  */
 void
 hrflow_transfer_give_back(HrflowTransfer *transfer)
@@ -317,9 +316,9 @@ give_up_unsent(HrflowTransport *transport)
 
 /*
  * Finish the requests that may no longer be sent, because the transport was
- * stopped or its time limit expired.  A stop does not affect requests that
- * have been sent.  Must not be called from a callback of libcurl.  Does not
- * throw.
+ * stopped or its time limit expired.  A stop does not affect requests in
+ * flight that have been sent.  Must not be called from a callback of libcurl.
+ * Does not throw.
  */
 void
 hrflow_transfer_give_up(HrflowTransport *transport)

@@ -8,7 +8,8 @@
  * 	transport.c	functions that other layers call
  * 	scheduler.c	starts requests, and collects their replies
  * 	transfer.c	states of requests
- * 	account.c	asks the account, reports outcomes to it, and backs off
+ * 	account.c	asks accounts to admit requests, reports outcomes to them, and
+ *				computes the backoff of retries
  * 	window.c	limits the number of requests in flight
  * 	curl.c		options and callbacks of a request
  * 	headers.c	headers of requests
@@ -57,13 +58,15 @@ typedef enum HrflowTransferState
 	HRFLOW_WAITING,				/* libcurl has reported no progress yet: the
 								 * request may be waiting for a connection */
 	HRFLOW_RESOLVING,			/* a libcurl thread is resolving the host name */
-	HRFLOW_CONNECTING,			/* a socket has been opened for this request */
+	HRFLOW_CONNECTING,			/* libcurl is connecting for this request, or
+								 * its lookup has ended */
 	HRFLOW_SENT,				/* sent over a connection */
-	HRFLOW_RECEIVING,			/* received a header line of the reply */
+	HRFLOW_RECEIVING,			/* a header line has been received */
 
 	HRFLOW_DONE,				/* the reply, which may report a failure, is
 								 * ready */
-	HRFLOW_HANDED_OUT			/* the submitter has the reply */
+	HRFLOW_HANDED_OUT			/* the submitter has the reply, or will not
+								 * get it: see hand_out() */
 } HrflowTransferState;
 
 /*
@@ -82,7 +85,7 @@ typedef enum HrflowTransferState
  */
 #define HRFLOW_KEEP_BUFFER (64 * 1024)
 
-/* Content encodings we accept: see body.c. */
+/* Value of Accept-Encoding; read_encoding() accepts other encodings, too. */
 #define HRFLOW_ACCEPTED_ENCODING "gzip"
 
 #define HRFLOW_SERVER_OF(transfer) \
@@ -122,18 +125,18 @@ typedef enum HrflowProtocol
 	HRFLOW_PROTOCOL_UNKNOWN,
 	HRFLOW_HTTP_1_1,
 	HRFLOW_HTTP_2,
-	HRFLOW_HTTP_1_1_ONLY		/* the origin negotiates HTTP/2, but requests
-								 * over HTTP/2 fail, or libcurl mixes up its
-								 * replies */
+	HRFLOW_HTTP_1_1_ONLY		/* HTTP/2 must not be offered: requests over
+								 * HTTP/2 seem to fail, or libcurl may mix up
+								 * the origin's replies */
 } HrflowProtocol;
 
 /*
- * An attempt of a request.  When an attempt starts, all fields that
+ * An attempt to send a request.  When an attempt starts, all fields that
  * start_transfer() does not set are zero.
  */
 typedef struct HrflowAttempt
 {
-	int64		began;			/* hrflow_clock_now() */
+	int64		began;			/* start of the attempt (hrflow_clock_now()) */
 	int64		sent_at;		/* when libcurl last sent the request in this
 								 * attempt, or 0 if it did not */
 	int64		excused;		/* time that does not count towards
@@ -160,8 +163,8 @@ typedef struct HrflowAttempt
 	bool		may_wait;		/* is libcurl allowed to make the attempt wait
 								 * for a connection to share? */
 	bool		is_gzip;		/* is the body compressed? */
-	bool		opened;			/* has a socket to an allowed address been
-								 * opened? */
+	bool		opened;			/* has libcurl tried to connect to an allowed
+								 * address? */
 	bool		has_reply;		/* has the final status line been received? */
 	bool		headers_ended;	/* have all headers of the response, perhaps
 								 * an interim one, been received? */
@@ -224,8 +227,8 @@ typedef struct HrflowTransfer
 	int			ncounted;		/* number of earlier attempts that count
 								 * towards max_attempts */
 	bool		was_sent;		/* has any attempt been sent? */
-	bool		avoids_http2;	/* has an attempt that offered HTTP/2 lost its
-								 * connection before any reply? */
+	bool		avoids_http2;	/* must later attempts not offer HTTP/2?  See
+								 * learn_from_lost_connection() */
 	bool		needs_fresh;	/* must the request be sent over a new
 								 * connection? */
 
@@ -241,7 +244,8 @@ typedef struct HrflowTransfer
 
 	void	   *easy;			/* a CURL *; NULL before the first attempt */
 	uint64		configured;		/* serial of the settings that "easy" is
-								 * configured for, or 0 if there are none */
+								 * configured for, or 0 if it is not
+								 * configured */
 	bool		needs_renewal;	/* must "easy" be replaced before the next
 								 * attempt? */
 	char	   *body;			/* malloc'd; may be reused for the next
@@ -293,8 +297,8 @@ struct HrflowTransport
 	int64		admitted_at;	/* earliest time to ask the account again */
 	uint64		serial;			/* number of the request last admitted */
 	int64		paused_until;	/* end of the account's pause, or time at
-								 * which an exhausted limit admits requests
-								 * again, or 0 if neither applies */
+								 * which an exhausted limit of the API admits
+								 * requests again, or 0 if neither applies */
 	int64		rests_until;	/* end of a pause requested by the caller, or
 								 * 0 if there is none */
 	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */

@@ -12,7 +12,7 @@
  *
  * In this layer only hrflow_transport_next(), hrflow_transport_next_until(),
  * hrflow_transport_pause() and hrflow_transport_suspend() process interrupts.
- * Callers that process them elsewhere, as json.c and batch.c do in long loops,
+ * Callers that process them elsewhere, as json.c and outcome.c do in loops,
  * rely on the memory context to end the transport.
  *
  *-------------------------------------------------------------------------
@@ -308,8 +308,8 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
  */
 
 /*
- * A step of a transport's work, which may throw.  "time" is its argument, if it
- * has one.
+ * A step of a transport's work, which may throw.  "time" is its argument, if
+ * it has one.
  */
 typedef void (*Step) (HrflowTransport *transport, int64 time);
 
@@ -338,9 +338,9 @@ wait_step(HrflowTransport *transport, int64 until)
 }
 
 /*
- * Execute a step.  If it throws, keep the error, unless an earlier error is kept
- * already.  It is safe to continue after the error without an abort of the
- * transaction, because the steps do not use the database, process no
+ * Execute a step.  If it throws, keep the error, unless an earlier error is
+ * kept already.  It is safe to continue after the error without an abort of
+ * the transaction, because the steps do not use the database, process no
  * interrupts, and throw while they hold no lock.
  */
 static void
@@ -408,12 +408,12 @@ raise_error(const HrflowTransport *transport)
  */
 
 /*
- * Stop sending requests to the API.  Requests that have been sent are
- * completed, and links, which have been paid for, are still fetched.
- * "at_limit" means that a request limit has been reached.  Then requests that
- * are already counted towards the limit are sent even if their connection has
- * not been established yet or must be replaced.  All other requests are
- * returned as replies with "stopped" set.
+ * Stop sending requests to the API.  Requests in flight that have been sent
+ * are completed, unless libcurl would have to send them again.  Links, which
+ * have been paid for, are still fetched.  "at_limit" means that a request
+ * limit has been reached.  Then requests that are already counted towards the
+ * limit are sent even if their connection has not been established yet or must
+ * be replaced.  All other requests are returned as replies with "stopped" set.
  */
 void
 hrflow_transport_stop(HrflowTransport *transport, bool at_limit)
@@ -524,8 +524,8 @@ resume(HrflowTransport *transport)
 
 /*
  * Wait for "duration" microseconds, or until the time limit expires.  This
- * transport must have no requests in flight; the requests of the backend's
- * other transports continue.
+ * transport must have no requests; those of the backend's other transports
+ * continue.  May throw.
  */
 void
 hrflow_transport_pause(HrflowTransport *transport, int64 duration)
@@ -685,10 +685,10 @@ hrflow_transport_suspend(HrflowTransport *transport)
 }
 
 /*
- * May this request be retried after this outcome?  A GET can always be retried.
- * A POST can be retried only if the outcome means that it was not processed: it
- * was not sent, or the server asked for a retry later (429, or 503 with
- * Retry-After).
+ * May this request be retried after this outcome?  A GET can always be
+ * retried.  A POST can be retried only if the outcome means that it was not
+ * processed: it was not sent, or the server asked for a retry later (429, or
+ * 503 with Retry-After).
  */
 static bool
 may_repeat(const HrflowTransfer *transfer, HrflowStatus status)

@@ -24,7 +24,8 @@ typedef enum HrflowTarget
 	HRFLOW_TO_LINK,				/* link to a host listed in link_hosts by its
 								 * exact name */
 	HRFLOW_TO_GUARDED_LINK		/* link to a host allowed only by a pattern;
-								 * the host must not have a private address */
+								 * fetched from public addresses only, unless
+								 * a proxy is used */
 } HrflowTarget;
 
 #define HRFLOW_IS_LINK(target) ((target) != HRFLOW_TO_API)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * trust.c
- *		Chooses the certificate authorities that verify servers and proxies.
+ *		Chooses the certificate authorities to trust for servers and proxies.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,9 +25,9 @@ static struct
 }			trust;
 
 /*
- * Has the file in ca_file changed since the last check?  Checking takes 3 % of
- * the time of a call over loopback (BENCH_ONLY=1 make bench), so check at most
- * once a second.
+ * Has the file that ca_file names changed since the last check, or is this the
+ * first check of an existing file?  Checking takes 3 % of the time of a call
+ * over loopback (BENCH_ONLY=1 make bench), so check at most once a second.
  */
 bool
 hrflow_trust_changed(const HrflowSettings *settings)

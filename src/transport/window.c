@@ -58,7 +58,7 @@
 /* Growth of a window that has not been cut yet, in requests per reply. */
 #define OPENING_GROWTH 3
 
-/* Growth of a window that has been cut, in requests per reply. */
+/* Minimum growth of a window that has been cut, in requests per reply. */
 #define GROWTH 0.125
 
 /*
@@ -531,9 +531,9 @@ hrflow_window_limit(const HrflowTransport *transport)
 }
 
 /*
- * Limit the number of requests in flight to "nin_flight", unless the limit is
- * lower already, because the bodies of the replies have exceeded the memory
- * limit.
+ * After the bodies of the replies have exceeded the memory limit, limit the
+ * number of requests in flight to "nin_flight", but at least to 1, unless the
+ * limit is lower already.
  */
 void
 hrflow_window_narrow(const HrflowTransport *transport, int nin_flight)
