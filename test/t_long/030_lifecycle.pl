@@ -84,8 +84,7 @@ ok( IPC::Run::run(
 		'2>', \$err),
 	"a dump of PostgreSQL $from can be restored into $to") or diag($err);
 
-my $store = bless { node => $there, api => $api, name => 'shop', owner => 'keeper' },
-  'Hrflow::Store';
+my $store = Hrflow::Store->existing($there, $api, 'shop');
 my $after = $store->picture;
 ok($after->{$_} eq $before->{$_}, "$_ are the same as before the dump") foreach sort keys %$before;
 isnt($before->{$_}, '', "$_ are not empty") foreach sort keys %$before;

@@ -2,6 +2,7 @@
 #
 #   my $store = Hrflow::Store->new($node, $api, 'shop', owner => 'ROLE',
 #		content => 'job');
+#   Hrflow::Store->existing(...)   the same arguments, for a store that exists already
 #   $store->fill(1000)         adds candidates, cycling through occupations
 #   $store->add_table('other') creates another table that feeds the store
 #   $store->track("SELECT 'nurse-1'")   replaces all candidates by these, due
@@ -112,18 +113,26 @@ my %kinds = (
 		track => "content_columns => '{item}'",
 		vector => "hrflow_document_embedding('profile', jsonb_build_object('key', key))" });
 
-sub new
+sub existing
 {
 	my ($class, $node, $api, $name, %options) = @_;
-	my $content = $options{content} // 'profile';
-	my $self = bless {
-		%{ $kinds{$content} },
+	my %kind = %{ $kinds{ $options{content} // 'profile' } };
+
+	return bless {
+		%kind,
+		columns => ($kind{columns} // '') =~ s/SHOP/$name/gr,
 		node => $node,
 		api => $api,
 		name => $name,
 		owner => $options{owner} // 'keeper' }, $class;
-	my ($owner, $id) = @$self{qw(owner id)};
-	my $columns = $self->{columns} = ($self->{columns} // '') =~ s/SHOP/$name/gr;
+}
+
+sub new
+{
+	my ($class, $node, $api, $name, %options) = @_;
+	my $content = $options{content} // 'profile';
+	my $self = $class->existing($node, $api, $name, %options);
+	my ($owner, $id, $columns) = @$self{qw(owner id columns)};
 
 	$node->safe_psql('postgres', <<"END");
 DO \$\$ BEGIN
