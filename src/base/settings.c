@@ -299,7 +299,7 @@ check_proxy(char **newval, void **extra, GucSource source)
 	const char *why = bad_proxy(*newval);
 
 	if (why == NULL && in_catalog(source) && strchr(*newval, '@') != NULL)
-		why = gettext_noop("The value contains a password, which every role could read in the catalogs.");
+		why = gettext_noop("The value contains a user name or a password, which every role could read in the catalogs.");
 	return why == NULL || refuse_value("hrflow_embed.proxy", why);
 }
 

@@ -266,7 +266,7 @@ warn_of_table(const HrflowStore *store, Relation table,
 					store->vectors_name, RelationGetRelationName(table)),
 			 has_keys ?
 			 errdetail("The trigger on UPDATE was dropped, for example by DROP COLUMN ... CASCADE.") :
-			 errdetail("A column of identifiers or sources was renamed."),
+			 errdetail("A column of identifiers or sources was renamed or dropped."),
 			 table->rd_rel->relispartition ?
 			 errhint("Call hrflow_untrack_table() for this partition, and hrflow_track_table() for the partitioned table.") :
 			 errhint("Call hrflow_track_table() again.")));

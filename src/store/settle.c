@@ -384,12 +384,16 @@ get_unwritten_detail(const HrflowRun *run)
 						 _("Other sessions held locks on the rows for too long."));
 	if (run->ntaken > 0)
 		appendStringInfo(&detail, "%s  ",
-						 _("Other sessions took over, or cleared, the leases of the profiles."));
+						 ngettext("Other sessions took over, or cleared, the lease of the profile.",
+								  "Other sessions took over, or cleared, the leases of the profiles.",
+								  run->ntaken));
 	if (run->nunwritten > run->nlocked + run->ntaken)
 		appendStringInfo(&detail, "%s  ",
 						 _("The run ended before they were written."));
 	appendStringInfoString(&detail,
-						   _("The profiles' \"attempts\" were not incremented."));
+						   ngettext("The profile's \"attempts\" were not incremented.",
+									"The profiles' \"attempts\" were not incremented.",
+									run->nunwritten));
 	return detail.data;
 }
 
@@ -407,8 +411,12 @@ hrflow_settle_warn(const HrflowRun *run)
 							   run->nrejected, run->name, run->nrejected,
 							   run->rejection),
 				 run->npartial == 0 ?
-				 errdetail("Vectors fetched for these profiles were not stored.") :
-				 errdetail("Vectors fetched for these profiles were not stored, except for profiles that were partly updated."),
+				 errdetail_plural("Vectors fetched for this profile were not stored.",
+								  "Vectors fetched for these profiles were not stored.",
+								  run->nrejected) :
+				 errdetail_plural("Vectors fetched for this profile were not stored, unless it was partly updated.",
+								  "Vectors fetched for these profiles were not stored, except for profiles that were partly updated.",
+								  run->nrejected),
 				 errhint("Check the constraints and triggers of table %s.",
 						 run->profiles_name)));
 	if (run->npartial > 0)
@@ -418,7 +426,9 @@ hrflow_settle_warn(const HrflowRun *run)
 							   "refresh of %s could only partly update the vectors of " INT64_FORMAT " profiles: %s",
 							   run->npartial, run->name, run->npartial,
 							   run->partial_error),
-				 errdetail("Fetched vectors that the table accepted were stored.  Other vectors of these profiles were kept, and none were put aside."),
+				 errdetail_plural("Fetched vectors that the table accepted were stored.  Other vectors of this profile were kept, and none were put aside.",
+								  "Fetched vectors that the table accepted were stored.  Other vectors of these profiles were kept, and none were put aside.",
+								  run->npartial),
 				 errhint("Check the constraints, indexes and triggers of table %s.",
 						 run->name)));
 	if (run->nunwritten > 0)

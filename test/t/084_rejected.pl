@@ -135,7 +135,7 @@ sub check_rejected
 	like(
 		$printed,
 		qr/WARNING:\ .*could\ not\ write\ the\ states?\ of\ $n\ profiles?:\ .*\Q$rejection->{says}\E.*\n
-			DETAIL:\ \ Vectors\ fetched\ for\ these\ profiles\ were\ not\ stored\.\n
+			DETAIL:\ \ Vectors\ fetched\ for\ (?:this\ profile|these\ profiles)\ were\ not\ stored\.\n
 			HINT:\ \ Check\ the\ constraints\ and\ triggers\ of\ table\ $of->{name}\.embedding_profile/x,
 		"$name are reported");
 	is( kept($of, $rejection->{as}),

@@ -531,7 +531,7 @@ my $no_vectors = 'status=404,';
 foreach my $case (
 	[   'its lease was cleared', '',
 		'UPDATE shop.embedding_profile SET lease_until = NULL, due_at = NULL',
-		qr/DETAIL:\ +Other\ sessions\ took\ over,\ or\ cleared,\ the\ leases .*\n
+		qr/DETAIL:\ +Other\ sessions\ took\ over,\ or\ cleared,\ the\ lease\ of.*\n
 			HINT:\ +Clear\ only\ leases/x ],
 	[   'another session has taken over its lease',
 		'',
