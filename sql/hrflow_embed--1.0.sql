@@ -19,7 +19,7 @@
 -- connections and count from zero.
 --
 -- Functions that read a store are VOLATILE because they execute statements
--- with new snapshots, where a STABLE function has to use the snapshot of the
+-- with new snapshots; a STABLE function would have to use the snapshot of the
 -- calling query.  (Functions that rank read the vectors with the snapshot of
 -- the calling query, but find indexes and dimensions with new ones.)
 -- Functions that read a store are PARALLEL UNSAFE because these statements
@@ -27,7 +27,7 @@
 -- PostgreSQL restricts in a query that is executed in parallel itself.
 --
 -- hrflow_estimate() and the functions of the views are VOLATILE because what
--- they return changes at any time.  They and hrflow_embed_stats_reset() are
+-- they return may change at any time.  They and hrflow_embed_stats_reset() are
 -- PARALLEL RESTRICTED because counts and estimates may belong to a backend,
 -- and because a NOTICE is raised once in a session.
 --
@@ -39,8 +39,8 @@
 -- Nulls
 --
 -- Functions with an argument for which a null has a meaning or is an error are
--- CALLED ON NULL INPUT.  Other functions with arguments are STRICT, and return a
--- null, or no rows.
+-- CALLED ON NULL INPUT.  Other functions with arguments are STRICT, and return
+-- a null, or no rows, if an argument is null.
 --
 -- Privileges
 --
@@ -437,8 +437,9 @@ COMMENT ON FUNCTION hrflow_track(regclass, text, text[]) IS
 
 REVOKE ALL ON FUNCTION hrflow_track(regclass, text, text[]) FROM PUBLIC;
 
--- If a profile is being fetched when the function is called, the result is
--- kept, and the profile is due again after hrflow_embed.refresh_debounce.
+-- If a profile is being fetched when the function is called, vectors that
+-- arrive are stored, and the profile is due again after
+-- hrflow_embed.refresh_debounce.
 CREATE FUNCTION hrflow_mark_due(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -449,8 +450,8 @@ COMMENT ON FUNCTION hrflow_mark_due(regclass, text, text[]) IS
 
 REVOKE ALL ON FUNCTION hrflow_mark_due(regclass, text, text[]) FROM PUBLIC;
 
--- The function records the erasure in a table of the store, under
--- hrflow_fingerprint().
+-- The function records the erasures in the table NAME_erased, unless the owner
+-- has dropped it.  Each row has the hrflow_fingerprint() of a profile.
 CREATE FUNCTION hrflow_untrack(store regclass, source_id text, profile_ids text[])
 RETURNS bigint
 AS 'MODULE_PATHNAME'
@@ -504,7 +505,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_untrack_table(regclass, regclass) IS
-'stop a table from feeding a store, and return the number of profiles put aside';
+'stop a table from feeding a store, and return the number of profiles no longer tracked';
 
 REVOKE ALL ON FUNCTION hrflow_untrack_table(regclass, regclass) FROM PUBLIC;
 
@@ -535,8 +536,8 @@ COMMENT ON FUNCTION hrflow_release_columns(regclass, regclass) IS
 REVOKE ALL ON FUNCTION hrflow_release_columns(regclass, regclass) FROM PUBLIC;
 
 -- The function acts as the owner of the table, so that roles that write to the
--- table need no privilege on it.  hrflow_track_table() grants EXECUTE to the
--- owner.
+-- table need no privileges on the store.  hrflow_track_table() grants EXECUTE
+-- to the owner.
 CREATE FUNCTION hrflow_track_trigger()
 RETURNS trigger
 AS 'MODULE_PATHNAME'
@@ -547,8 +548,8 @@ COMMENT ON FUNCTION hrflow_track_trigger() IS
 
 REVOKE ALL ON FUNCTION hrflow_track_trigger() FROM PUBLIC;
 
--- This is a procedure because it commits: profiles are fetched with no
--- transaction open, and results are committed about once a second, or more
+-- This is a procedure because it commits: it holds no snapshot while it
+-- fetches profiles, and results are committed about once a second, or more
 -- often.
 CREATE PROCEDURE hrflow_refresh(
 	store regclass,
@@ -563,7 +564,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C;
 
 COMMENT ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) IS
-'fetch the vectors that are due in a store';
+'fetch the vectors of the profiles that are due in a store';
 
 REVOKE ALL ON PROCEDURE hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) FROM PUBLIC;
 
@@ -605,7 +606,7 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_unschedule(regclass) IS
-'remove the pg_cron job that refreshes a store, and return whether there was one';
+'remove the pg_cron job that refreshes a store, and return whether a job was removed';
 
 REVOKE ALL ON FUNCTION hrflow_unschedule(regclass) FROM PUBLIC;
 
@@ -790,8 +791,9 @@ REVOKE ALL ON FUNCTION hrflow_index_statement(regclass, text) FROM PUBLIC;
 -- Activity
 --
 
--- PUBLIC may execute this and read the view because they show only the process
--- ID and the role of backends that the caller has no privileges on.
+-- PUBLIC may execute this and read the view because a caller who has neither
+-- the privileges of a backend's role nor those of pg_read_all_stats sees only
+-- the process ID and the role of that backend.
 CREATE FUNCTION hrflow_embed_activity()
 RETURNS TABLE (pid int, role name, function text, store text,
 	started_at timestamptz, elements_total bigint, elements_done bigint,
@@ -869,8 +871,9 @@ REVOKE ALL ON FUNCTION hrflow_embed_stats_reset() FROM PUBLIC;
 -- Usage
 --
 
--- PUBLIC may execute this and read the view because they show only the rows of
--- roles whose privileges the caller has.
+-- PUBLIC may execute this and read the view because a caller without the
+-- privileges of pg_read_all_stats sees only the rows of roles whose privileges
+-- the caller has.
 CREATE FUNCTION hrflow_embed_usage()
 RETURNS TABLE (day date, role name, function text, api_requests bigint,
 	link_requests bigint)
