@@ -228,7 +228,8 @@ typedef enum HrflowCounter
 {
 	HRFLOW_CALLS,				/* calls of our functions that use the
 								 * network; a scan that issues calls ahead
-								 * counts as one call */
+								 * counts as one call, and a refresh as one
+								 * call or more */
 	HRFLOW_REQUESTS,			/* requests sent to the API and for links,
 								 * including retries */
 	HRFLOW_RETRIES,				/* requests that we or libcurl have sent again */

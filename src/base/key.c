@@ -77,9 +77,10 @@ is_same_key_file(const char *path, const struct stat *st)
 }
 
 /*
- * Check the content of a key file.  Besides invalid characters, detect common
- * mistakes, such as quotes around the key.  Returns NULL if there is no
- * problem, else a sentence that describes it, to be translated by the caller.
+ * Check the key in a key file.  Besides what hrflow_key_problem() detects,
+ * detect common mistakes, such as quotes around the key.  Returns NULL if
+ * there is no problem, else a sentence that describes it, to be translated by
+ * the caller.
  */
 static const char *
 bad_key_file(const char *key)

@@ -751,9 +751,10 @@ hrflow_settings_copy(const HrflowSettings *settings)
  * is needed but cannot be found or read, or if the settings are not defined,
  * and 22023 if the value of a setting is invalid.
  *
- * A new snapshot is taken only if a setting has changed, or if a key is needed
- * that the latest one does not contain; the transport compares serials to
- * decide whether prepared handles and headers are still valid.
+ * A new snapshot is taken only if a setting has been assigned since the latest
+ * one was taken, or if a key is needed that the latest one does not contain;
+ * the transport compares serials to decide whether prepared handles and
+ * headers are still valid.
  */
 const HrflowSettings *
 hrflow_settings_get(bool need_key)

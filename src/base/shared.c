@@ -22,7 +22,10 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
-/* Name of the lock's tranche, which pg_stat_activity shows as wait_event. */
+/*
+ * Name of the tranche of the lock in HrflowUsage, which pg_stat_activity shows
+ * as wait_event.
+ */
 #define LOCK_NAME "HrflowUsage"
 
 static HrflowShared *shared = NULL;

@@ -87,7 +87,7 @@ typedef struct HrflowAllowance
 	int64		spread_at;		/* earliest time of the next request; see
 								 * SPREAD_PART in allowance.c */
 
-	/* The limit that the headers of the last reply state */
+	/* The limit stated by the headers of the last reply */
 	bool		is_told;		/* did the last reply have valid headers about
 								 * the limit? */
 	int64		left;			/* number of requests that may be sent until
@@ -130,10 +130,11 @@ typedef struct HrflowBucket
 	int64		pause_asked_at; /* when the pause was last started or extended */
 	int64		probe_sent_at;	/* when the last probe was sent */
 	int64		probe_until;	/* deadline of the outstanding probe, after
-								 * which another backend may send one, or 0 if
-								 * no probe is outstanding */
-	int			failures;		/* number of failures since HRFLOW_ANSWERED
-								 * was last reported */
+								 * which the pause ends unless the server has
+								 * requested a longer one; 0 if no probe is
+								 * outstanding */
+	int			failures;		/* number of failures within BREAKER_MEMORY
+								 * after HRFLOW_ANSWERED was last reported */
 	int64		answered_at;	/* when HRFLOW_ANSWERED was last reported */
 	HrflowAllowance allowance;
 } HrflowBucket;

@@ -6,10 +6,10 @@
  * Reading a table may execute code that the table's owner has attached to it,
  * such as policies, types and casts.  The same holds for its partitions and
  * inheritance children: the planner evaluates immutable functions in their
- * constraints and indexes as the current user.  So all of them must belong to
- * the owner of the store.  Partitions and children may also belong to a role
- * that has the privileges of the owner, such as a superuser or a member of the
- * owner's role: jobs that create partitions often run as such a role.
+ * constraints and indexes as the current user.  So the table must belong to
+ * the owner of the store, and each partition or child to a role that has the
+ * privileges of the owner.  This may be a superuser or a member of the owner's
+ * role, because jobs that create partitions often run as such a role.
  *
  *-------------------------------------------------------------------------
  */
@@ -45,9 +45,9 @@ typedef struct Tree
 
 /*
  * Cached results of hrflow_owner_stranger(), or NULL.  They are valid as long
- * as no relation, role or membership changes.  Creating, attaching and detaching a
- * partition, and changing its owner, cause a relation cache invalidation,
- * because they update the row of the partition in pg_class.
+ * as no relation, role or membership changes.  Creating, attaching and
+ * detaching a partition, and changing its owner, cause a relation cache
+ * invalidation, because they update the row of the partition in pg_class.
  */
 static HTAB *trees = NULL;
 
@@ -87,7 +87,7 @@ read_class(Oid relation, Oid *owner, bool *has_children)
 }
 
 /*
- * Make "trees" valid, or empty.
+ * Create "trees", or replace it by an empty table if it is no longer valid.
  */
 static void
 prepare_trees(void)
@@ -114,9 +114,9 @@ prepare_trees(void)
 }
 
 /*
- * Return a partition or inheritance child of a table, at any level, whose owner
- * does not have the privileges of "owner".  Returns InvalidOid if there is
- * none.
+ * Return a partition or inheritance child of a table, at any level, whose
+ * owner does not have the privileges of "owner".  Returns InvalidOid if there
+ * is none.
  */
 Oid
 hrflow_owner_stranger(Oid table, Oid owner)

@@ -201,10 +201,11 @@ explain_statements(void *arg)
 }
 
 /*
- * Check that the statements by which a refresh writes vectors and states can
- * be planned, and their execution initialized.  This verifies that the columns
- * are writable, and that the owner has the necessary privileges.  Rethrows
- * errors that do not concern the store, such as a query cancel.
+ * Check that the statements by which a refresh writes vectors and states, and
+ * deletes vectors, can be planned, and their execution initialized.  This
+ * verifies that the columns are writable, and that the owner has the necessary
+ * privileges on both tables.  Rethrows errors that do not concern the store,
+ * such as a query cancel.
  */
 static void
 check_statements(const HrflowStore *store)
@@ -248,8 +249,8 @@ hrflow_ready_check(const HrflowStore *store)
 }
 
 /*
- * Warn about a table whose changes the store misses until hrflow_track_table()
- * is called for it again, if it is such a table.
+ * Warn if the store misses changes of a table because the trigger on UPDATE
+ * was dropped, or a key column was renamed or dropped.
  */
 static void
 warn_of_table(const HrflowStore *store, Relation table,

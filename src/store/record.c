@@ -8,9 +8,10 @@
  * whole write is rolled back, and write.c writes one profile at a time
  * instead.  For a profile whose row is rejected, a failure is then recorded.
  * If that row is rejected as well, only the lease of the profile is extended,
- * unless requests for the profile were not completed.  In both cases, the
- * profile is not requested, and paid for, again soon.  If the lease is not
- * extended, the profile can be claimed again when the lease of the run ends.
+ * unless no request was sent for the profile, or not all requests were
+ * completed.  In both cases, the profile is not requested, and paid for, again
+ * soon.  If the lease is not extended, the profile can be claimed again when
+ * the lease of the run ends.
  *
  *-------------------------------------------------------------------------
  */
@@ -24,8 +25,8 @@
 #include "utils/timestamp.h"
 
 /*
- * Time for which a profile is not claimed again if neither its new state nor
- * its failure could be written.
+ * Length of the extended lease of a profile for which neither the new state
+ * nor the failure could be written.
  */
 #define REJECTED_LEASE USECS_PER_DAY
 
@@ -88,7 +89,7 @@ get_write_states_sql(const HrflowStore *store)
 }
 
 /*
- * Write the states of the profiles whose leases are still ours.  Throws 27000
+ * Write the states of the profiles for which "is_ours" is set.  Throws 27000
  * if a row was not updated, because that would leave the profile to be
  * requested, and paid for, again and again.
  */
@@ -176,7 +177,8 @@ hrflow_record_explain(const HrflowStore *store)
 
 /*
  * Note that the new row of a profile was rejected.  The run reports the number
- * of such profiles, and the first error, when it ends.
+ * of such profiles, and the first error, when it ends, unless model.c stops it
+ * because of them.
  */
 void
 hrflow_record_reject(HrflowRun *run, HrflowProfile *profile,
@@ -227,10 +229,11 @@ extend_lease(void *arg)
 }
 
 /*
- * Record the failure of each profile with a "write_error" whose lease is still
- * ours.  If that is rejected, too, try to extend the lease, provided that all
- * requests for the profile were completed, and clear "is_ours".  After a
- * conflict with another session, leave the profile to a later write.
+ * Record the failure of each profile that has a "write_error", and for which
+ * "is_ours" is set.  If that is rejected, too, clear "is_ours" and, provided
+ * that requests for the profile were sent, and all were completed, try to
+ * extend the lease.  After a conflict with another session, leave the profile
+ * to a later write.
  */
 void
 hrflow_record_failures(HrflowRun *run, const HrflowStore *store,

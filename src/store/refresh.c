@@ -67,13 +67,16 @@ enum
 #define MAX_PATIENCE (5 * 60 * 1000)
 
 /*
- * Time for which a run waits for requests in flight after an error or at the
- * end of the session.  It is short, so that a query cancel takes effect almost
- * immediately.
+ * Maximum time for which a run waits for requests in flight after an error or
+ * at the end of the session.  It is short, so that a query cancel takes effect
+ * almost immediately.
  */
 #define DRAIN_TIME (100 * HRFLOW_MSEC)
 
-/* Time to wait for requests in flight after the end of the time budget. */
+/*
+ * Maximum time to wait for requests in flight after the end of the time
+ * budget.
+ */
 #define BUDGET_GRACE (5 * HRFLOW_SEC)
 
 /*
@@ -179,7 +182,7 @@ is_late(const HrflowRun *run)
 /*
  * HrflowWantedMethods.next: return the next request, or NULL if there is none
  * at present.  Claims more profiles if all claimed profiles have been
- * requested.
+ * requested, and the run may claim more now.
  */
 static HrflowWanted *
 next_wanted_of_run(void *arg)
@@ -220,9 +223,9 @@ take_outcome_of_run(void *arg, HrflowWanted *wanted,
 }
 
 /*
- * Stop sending requests if there is a reason to, and abandon requests in
- * flight that take too long.  Returns the time at which to call this function
- * again.
+ * Stop sending requests if there is a reason to, and abandon the requests in
+ * flight if they take too long.  Returns the time at which to call this
+ * function again.
  */
 static int64
 stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
@@ -407,9 +410,10 @@ show(HrflowRun *run)
 }
 
 /*
- * Fetch and write profiles until no more can be claimed, or a limit is
- * reached.  Then put aside the vectors of profiles that no longer exist in the
- * API, and erase expired vectors.
+ * Fetch and write profiles until no more can be claimed, or the run has to
+ * stop.  Then, unless an error or the end of the session ends the run, put
+ * aside the vectors of profiles that no longer exist in the API, and erase
+ * expired vectors.
  */
 static void
 refresh(HrflowRun *run)

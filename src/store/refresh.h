@@ -183,7 +183,7 @@ typedef struct HrflowProfile
 								 * sent, by this session or an earlier one,
 								 * whose reply has not been written? */
 	bool		is_elsewhere;	/* is another session sending this content, or
-								 * may it be about to? */
+								 * could it be about to? */
 
 	/* Results of fetching the profile. */
 	int64		asked_at;		/* time of the first request, or 0 if there
@@ -385,8 +385,10 @@ struct HrflowRun
 											 * time or later */
 	int64		looked_back_at; /* when look_back() last reset an element of
 								 * claimed_to */
-	bool		is_drained;		/* did the last claim find no profile?  Reset
-								 * after each write */
+	bool		is_drained;		/* did the last claim find no profile, or the
+								 * last MAX_POSTPONED_CLAIMS claims only
+								 * profiles to be postponed?  Reset after each
+								 * write */
 	bool		is_blocked;		/* was the last claim rolled back, or skipped
 								 * because another session holds a lock? */
 	TimestampTz claim_lease;	/* time at which the leases of the last claim
@@ -401,7 +403,9 @@ struct HrflowRun
 	int64		written_at;		/* when the last write began or, if it took
 								 * long, when it ended */
 	int			nleft;			/* value of "narrived" after the last write */
-	bool		has_more;		/* did the last write run out of time? */
+	bool		has_more;		/* did the last write leave profiles to
+								 * another transaction, for example because it
+								 * ran out of time? */
 	bool		is_single;		/* is each profile to be written in a
 								 * subtransaction?  Set if a write of all
 								 * profiles together has failed */
@@ -446,8 +450,9 @@ struct HrflowRun
 	ErrorData  *error;			/* error to throw after the last write, or
 								 * NULL */
 	bool		is_ending;		/* is the session being terminated? */
-	HrflowFatalInterrupts held; /* pending interrupts, other than SIGTERM,
-								 * that will terminate the session */
+	HrflowFatalInterrupts held; /* pending interrupts that will terminate the
+								 * session, except a SIGTERM received during
+								 * the run */
 	int64		drain_until;	/* time until which to wait for requests in
 								 * flight */
 
@@ -465,8 +470,8 @@ struct HrflowRun
 	int64		npostponed;		/* number of profiles postponed by
 								 * hrflow_sent_give_back(); not counted in
 								 * "nclaimed" */
-	int			npostponed_claims;	/* number of claims since one last found a
-									 * profile that was not postponed */
+	int			npostponed_claims;	/* number of consecutive claims that found
+									 * only profiles to be postponed, or none */
 	int64		nasked;			/* number of profiles requested */
 	int64		nsent_before;	/* number of requests that the statement sent
 								 * before the run */
@@ -478,11 +483,12 @@ struct HrflowRun
 	int64		ncounted;		/* sum of "tallies", except HRFLOW_TALLY_NONE */
 	int			nvain;			/* number of profiles processed since the last
 								 * one that was counted in "ncounted" and not
-								 * rejected; profiles of unknown sources do
-								 * not count unless their leases were lost */
+								 * rejected; profiles of unknown sources count
+								 * only if they could not be written */
 	int64		nunwritten;		/* number of profiles that were not written
 								 * although vectors were fetched for them,
-								 * except profiles that are no longer tracked */
+								 * except profiles that are no longer tracked,
+								 * and those counted in "nrejected" */
 	int64		nlocked;		/* number of profiles in "nunwritten" that
 								 * other sessions have locked for too long */
 	int64		ntaken;			/* number of profiles in "nunwritten" whose
@@ -494,8 +500,8 @@ struct HrflowRun
 								 * in the API */
 	int64		ngone_put;		/* number of profiles in "ngone" that had
 								 * vectors, which were put aside */
-	bool		expired_done;	/* did the last batch fail, or leave no
-								 * expired vectors to be erased? */
+	bool		expired_done;	/* did the last batch of expired vectors fail,
+								 * or leave none that could be erased? */
 	List	   *accounts;		/* fingerprints of the API keys with which the
 								 * vectors of the store were fetched before
 								 * "account" was set */

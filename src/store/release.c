@@ -89,7 +89,7 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
  * Return the statement that tracks a table again, with the arguments of
  * "feeder".  The argument "refresh_columns" lists the members of "columns"
  * that are not content columns.  Throws the errors of
- * hrflow_columns_check_keys().
+ * hrflow_columns_check_keys() and hrflow_columns_of_content().
  */
 static char *
 make_track_statement(const HrflowStore *store, Relation table,
@@ -139,7 +139,7 @@ make_track_statement(const HrflowStore *store, Relation table,
  * statement that re-creates it.  If there are several such triggers, drop all.
  *
  * Throws 42704 if the table does not feed the store, 55000 if it has no
- * trigger on UPDATE, and the errors of hrflow_columns_check_keys().
+ * trigger on UPDATE, and the errors of make_track_statement().
  */
 static char *
 release(const HrflowStore *store, Relation table, Oid caller)

@@ -101,8 +101,8 @@ static const char make_due_sql[] =
 " WHERE p.source_id = l.s AND p.%I = l.i";
 
 /*
- * If the store does not accept the vectors of any of this many profiles, do not
- * try to restore others, because each attempt takes about a millisecond.
+ * If the store does not accept the vectors of any of this many profiles, do
+ * not try to restore others, because each attempt takes about a millisecond.
  */
 #define MAX_REFUSED 1000
 
@@ -129,8 +129,8 @@ lock_restorable(const HrflowStore *store, const char *condition,
 }
 
 /*
- * Restore the profiles with the given keys, which lock_restorable() has locked,
- * and return their number.  "table" is NAME_aside, and "due" is
+ * Restore the profiles with the given keys, which lock_restorable() has
+ * locked, and return their number.  "table" is NAME_aside, and "due" is
  * as_before_sql or due_now_sql.
  */
 static uint64
@@ -150,8 +150,8 @@ typedef struct Wanted
 {
 	const HrflowStore *store;
 	Oid			table;			/* NAME_aside */
-	Datum	   *keys[2];		/* their sources, and their identifiers */
-	HrflowParameters range;		/* the keys to be restored next */
+	Datum	   *keys[2];		/* sources and identifiers of the profiles */
+	HrflowParameters range;		/* keys of the profiles to be restored next */
 	int64		nrestored;
 	int64		nrefused;		/* number of profiles whose vectors the store
 								 * does not accept, or that were not tried */
@@ -170,9 +170,10 @@ restore_wanted(void *arg)
 
 /*
  * Restore "n" profiles from the given position.  If the store does not accept
- * all of their vectors, restore each half of these profiles separately, so that
- * only the profiles that cause errors are refused.  If the store has accepted
- * nothing so far, stop after MAX_REFUSED profiles, and refuse the others too.
+ * all of their vectors, restore each half of these profiles separately, so
+ * that only the profiles that cause errors are refused.  If the store has
+ * accepted nothing so far, stop after MAX_REFUSED profiles, and refuse the
+ * others too.
  */
 static void
 restore_range(Wanted *wanted, int first, int n)
@@ -220,9 +221,8 @@ restore_range(Wanted *wanted, int first, int n)
  * Profiles whose vectors the store does not accept, for example because
  * another model made them, become due instead, after a WARNING.  If contents
  * are read from tables, the restored profiles become due as well.  Profiles
- * that have no vectors in NAME_aside, or only vectors that were put aside for
- * other reasons, become due in any case.  Does nothing if a table that feeds
- * the store cannot be queried.
+ * for which NAME_aside has no vectors that meet of_unwanted_sql become due in
+ * any case.  Does nothing if a table that feeds the store cannot be queried.
  *
  * Call this before hrflow_expire_batch(), which erases unwanted profiles
  * without looking for rows that refer to them.

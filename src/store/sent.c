@@ -33,8 +33,8 @@
 
 /*
  * Statement that finds which of the hashes $1 belong to requests that may have
- * been sent, or are about to be, but whose replies were not written.  $2 is the
- * current time, and $3 the end of the leases of the keys that were just
+ * been sent, or are about to be, but whose replies were not written.  $2 is
+ * the current time, and $3 the end of the leases of the keys that were just
  * claimed.  If all keys of such a request have leases, taken by earlier claims
  * of this session or by other sessions, the reply may yet be written, and
  * "is_open" is true.  However, a lease that ends much later was extended by
@@ -82,8 +82,8 @@ lock_hash(const HrflowStore *store, const char *hash)
 
 /*
  * Does the run have another profile with the same content, from an earlier
- * claim, that has not been written yet?  If so, this run has marked the
- * content, and sends it.
+ * claim, that has not been written yet?  If so, it is this run that has marked
+ * the content, unless the other profile needed no request.
  */
 static bool
 has_own(HrflowRun *run, const HrflowProfile *profile)
@@ -107,14 +107,15 @@ has_own(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
- * Find which contents of the profiles that were just claimed, with leases until
- * "lease", have been sent although no reply was written.  Sets "was_sent" if a
- * session that did not write the reply may have sent the content, and
- * "is_elsewhere" if another session is sending it, or may be about to.
+ * Find which contents of the profiles that were just claimed, with leases
+ * until "lease", may have been sent although no reply was written.  Sets
+ * "was_sent" if a session that did not write the reply may have sent the
+ * content, and "is_elsewhere" if another session is sending it, or may be
+ * about to.
  *
  * Must be called before the store is searched for the vectors of the contents:
- * otherwise, another session could write a vector after the search, and have
- * cleared "sent_hash" before we look for it.
+ * otherwise, another session could write a vector after the search, and clear
+ * "sent_hash" before we look for it.
  */
 void
 hrflow_sent_find(HrflowRun *run, const HrflowStore *store, List *profiles,
@@ -126,7 +127,7 @@ hrflow_sent_find(HrflowRun *run, const HrflowStore *store, List *profiles,
 	ListCell   *cell;
 	uint64		n;
 
-	/* The statement's snapshot must be taken after the locks. */
+	/* Acquire the locks before the statement below takes its snapshot. */
 	foreach(cell, profiles)
 	{
 		HrflowProfile *profile = lfirst(cell);

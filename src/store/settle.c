@@ -29,8 +29,8 @@
 #define LONG_WRITE 500
 
 /*
- * Time for which a run that is about to end retries writing profiles that
- * other sessions have locked.
+ * Maximum time for which a run that is about to end retries writing profiles
+ * that other sessions have locked.
  */
 #define LOCKED_GRACE (10 * HRFLOW_SEC)
 
@@ -226,9 +226,9 @@ write_rest(HrflowRun *run)
 
 /*
  * After an error while a profile was being written in a subtransaction, move
- * that profile to the end of the list, so that the other profiles are committed
- * before it is tried again.  Returns false if an error in this profile has
- * aborted a transaction before: by then, all others were tried.
+ * that profile to the end of the list, so that the other profiles are
+ * committed before it is tried again.  Returns false if an error in this
+ * profile has aborted a transaction before: by then, all others were tried.
  */
 static bool
 put_last(HrflowRun *run)
@@ -371,7 +371,7 @@ hrflow_settle(HrflowRun *run)
 }
 
 /*
- * Return the reasons why fetched vectors could not be stored, as a DETAIL.
+ * Return a DETAIL that says why fetched vectors could not be stored.
  */
 static const char *
 get_unwritten_detail(const HrflowRun *run)

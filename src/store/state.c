@@ -33,10 +33,11 @@ static const int64 missing_waits[] = {
 #define MAX_MISSING_WAIT (30 * USECS_PER_DAY)
 
 /*
- * Minimum number of requests that must fail for the same reason, without
- * another outcome in between, before a run concludes that the cause is not
- * specific to the profiles.  While requests are in flight, at least
- * "batch_size" failures are required as well.
+ * Minimum number of consecutive requests that must fail for the same reason
+ * before a run concludes that the cause is not specific to the profiles.
+ * While requests are in flight, at least "batch_size" failures are required as
+ * well.  If the run has stopped because "patience" was exceeded, one is
+ * enough.
  */
 #define MIN_OUTAGE 8
 
@@ -338,8 +339,8 @@ set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
 /*
  * Set the row of a profile whose requests were not completed, or whose failure
  * is not specific to the profile.  Only the error changes, with its time and
- * its HTTP status, and, if "is_postponed" is true, due_at; otherwise the row
- * remains as if the profile had not been claimed.
+ * its HTTP status, and, if "is_postponed" is true, due_at.  The rest of the
+ * row remains as if the profile had not been claimed.
  */
 static void
 set_not_counted(HrflowProfile *profile, bool is_postponed)

@@ -84,8 +84,8 @@ static const char content_arguments_sql[] = ", %L, %L";
 /*
  * Statement that marks all profiles as changed, except unwanted and gone ones.
  * It is executed when different columns, or a different item type, will be
- * used to make contents.  If the content of a profile turns out to be the same,
- * its vector is normally kept and not requested again; see content.c.
+ * used to make contents.  If the content of a profile turns out to be the
+ * same, its vector is normally kept and not requested again; see content.c.
  */
 static const char mark_all_changed_sql[] =
 "UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
@@ -615,7 +615,8 @@ put_unwanted(const HrflowStore *store, Oid function)
 
 /*
  * Do the existing triggers of a table name other content columns, or another
- * item type, than this call?
+ * item type, than this call?  Columns that are not known, for example because
+ * hrflow_release_columns() has released them, count as different.
  */
 static bool
 reads_otherwise(const HrflowStore *store, Relation table, Oid function,
@@ -695,9 +696,9 @@ track(const HrflowStore *store, Relation table, Oid function,
 	/*
 	 * Put nothing aside if the table did not feed the store before: an
 	 * additional table makes no profile unwanted.  Other tables may refer to
-	 * the remaining profiles, but have no triggers yet, for example after
-	 * DROP EXTENSION, or cannot be queried yet, for example after columns of
-	 * several tables were renamed.
+	 * profiles that are unwanted now, but have no triggers yet, for example
+	 * after DROP EXTENSION, or cannot be queried yet, for example after
+	 * columns of several tables were renamed.
 	 */
 	if (had_triggers)
 		put_unwanted(store, function);

@@ -377,8 +377,8 @@ find_fed_store(const char *name)
  * Throw an error if the store for which a trigger was created has been
  * renamed, because its profiles must still be kept up to date.  "named" is the
  * table of vectors that the trigger names, or InvalidOid if there is none.
- * Returns the trigger's table, or the partitioned table if the trigger's table
- * is a partition.
+ * Returns the trigger's table or, if the trigger is a partition's copy, the
+ * partitioned table that has the original.
  */
 static Oid
 check_not_renamed(TriggerData *trigdata, Oid named)
@@ -440,10 +440,10 @@ report_missing_store(TriggerData *trigdata)
 
 /*
  * Open the store that a trigger feeds, on behalf of the owner of the
- * trigger's table, who must be the owner of the store.  If that table is a
- * partition, the owner of the partitioned table counts, because a trigger on
- * INSERT, UPDATE or DELETE does not read the table.  Returns false if the
- * store no longer exists.
+ * trigger's table, who must be the owner of the store.  If the trigger is a
+ * partition's copy, the owner of the partitioned table counts, because a
+ * trigger on INSERT, UPDATE or DELETE does not read the table.  Returns false
+ * if the store no longer exists.
  */
 static bool
 open_fed_store(HrflowStore *store, TriggerData *trigdata)

@@ -74,9 +74,9 @@ typedef bool (*UntrackWork) (Untracking *untracking, const HrflowStore *store);
  */
 
 /*
- * Report that a table, if it still exists, does not feed a store, so that
- * nothing is put aside.  If a user has dropped the triggers, profiles that no
- * table wants may still be tracked.
+ * Report that a table, if it still exists, does not feed a store.  Nothing is
+ * put aside in this case, so if a user has dropped the triggers, profiles that
+ * no table wants may still be tracked.
  */
 static void
 report_no_feeder(const HrflowStore *store, Oid table)

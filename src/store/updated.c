@@ -215,7 +215,7 @@ start_collecting(HrflowUpdated *updated)
 
 /*
  * Collect a row.  "key" is its new key and "old" is its old key; each is NULL
- * if it names no profile.  Both are the same pointer if the row has kept its
+ * if that key is empty.  Both are the same pointer if the row has kept its
  * key.
  */
 void

@@ -305,10 +305,10 @@ note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 
 /*
  * After an error that is specific to writing->profile, write its vectors one
- * by one, except the vector that has caused the error, so that the vectors that
- * the table accepts are kept.  A vector that is rejected does not replace the
- * stored one, and no vectors are put aside.  Returns NULL, or the error of a
- * conflict with another session.
+ * by one, except the vector that has caused the error, if any, so that the
+ * vectors that the table accepts are kept.  A vector that is rejected does not
+ * replace the stored one, and no vectors are put aside.  Returns NULL, or the
+ * error of a conflict with another session.
  *
  * Does nothing if the state was rejected, if no vectors were fetched, or if
  * the store's contents are read from columns: such a store has one vector per
@@ -600,7 +600,8 @@ hrflow_write(HrflowRun *run, const HrflowStore *store)
 
 /*
  * Should writing a profile be retried?  It should if another session has
- * locked the row or the vectors, but for at most MAX_LOCKED_TIME.
+ * locked the row or the vectors, but for at most MAX_LOCKED_TIME.  A locked
+ * profile no longer counts as a trial profile.
  */
 static bool
 is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
