@@ -634,15 +634,10 @@ finish_batch(Batch *batch)
  * Request all elements, and process the replies until the batch ends.
  */
 static void
-ask_for_all(Batch *batch, int time_limit)
+exchange_all(Batch *batch)
 {
 	HrflowBatchSummary *summary = batch->summary;
 
-	batch->transport = hrflow_transport_begin(batch->source->settings,
-											  batch->source->activity,
-											  time_limit);
-	batch->outcomes.transport = batch->transport;
-	hrflow_queue_init(&batch->queue, batch->kept_context, batch->transport);
 	for (;;)
 	{
 		bool		woken;
@@ -661,7 +656,30 @@ ask_for_all(Batch *batch, int time_limit)
 		else if (!woken && !continue_when_idle(batch))
 			break;
 	}
-	hrflow_transport_end(batch->transport);
+}
+
+/*
+ * Run the batch.  As described at transport.c, an error must end the
+ * transport.
+ */
+static void
+ask_for_all(Batch *batch, int time_limit)
+{
+	batch->transport = hrflow_transport_begin(batch->source->settings,
+											  batch->source->activity,
+											  time_limit);
+	PG_TRY();
+	{
+		batch->outcomes.transport = batch->transport;
+		hrflow_queue_init(&batch->queue, batch->kept_context,
+						  batch->transport);
+		exchange_all(batch);
+	}
+	PG_FINALLY();
+	{
+		hrflow_transport_end(batch->transport);
+	}
+	PG_END_TRY();
 	finish_batch(batch);
 }
 

@@ -256,14 +256,8 @@ hrflow_call_links(HrflowCall *call)
  * Send the requests of a call that is ready, and wait for their replies.
  */
 static void
-run_requests(HrflowCall *call)
+exchange_requests(HrflowCall *call, HrflowTransport *transport)
 {
-	HrflowActivity *activity;
-	HrflowTransport *transport;
-
-	activity = hrflow_activity_begin(call->function->caller, NULL);
-	activity->state.ntotal = 1;
-	transport = hrflow_transport_begin(call->settings, activity, 0);
 	do
 	{
 		if (call->state == HRFLOW_CALL_READY)
@@ -272,8 +266,32 @@ run_requests(HrflowCall *call)
 							   hrflow_transport_next(transport));
 	} while (call->state == HRFLOW_CALL_READY ||
 			 call->state == HRFLOW_CALL_SENT);
-	hrflow_transport_end(transport);
-	hrflow_activity_end(activity);
+}
+
+/*
+ * Run the requests of a call that is ready.  As described at transport.c, an
+ * error must end the transport.
+ */
+static void
+run_requests(HrflowCall *call)
+{
+	HrflowActivity *activity = hrflow_activity_begin(call->function->caller,
+													 NULL);
+	HrflowTransport *volatile transport = NULL;
+
+	activity->state.ntotal = 1;
+	PG_TRY();
+	{
+		transport = hrflow_transport_begin(call->settings, activity, 0);
+		exchange_requests(call, transport);
+	}
+	PG_FINALLY();
+	{
+		if (transport != NULL)
+			hrflow_transport_end(transport);
+		hrflow_activity_end(activity);
+	}
+	PG_END_TRY();
 }
 
 /*

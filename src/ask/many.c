@@ -240,9 +240,16 @@ return_rows(FunctionCallInfo fcinfo, HrflowCaller caller, HrflowArraySource *sou
 										  source->base.methods->endpoint);
 	source->base.activity = hrflow_activity_begin(caller, NULL);
 	source->base.activity->state.ntotal = source->base.nelements;
-	hrflow_batch_run(&source->base, &sink.base,
-					 source->base.settings->batch_timeout, &summary);
-	hrflow_activity_end(source->base.activity);
+	PG_TRY();
+	{
+		hrflow_batch_run(&source->base, &sink.base,
+						 source->base.settings->batch_timeout, &summary);
+	}
+	PG_FINALLY();
+	{
+		hrflow_activity_end(source->base.activity);
+	}
+	PG_END_TRY();
 	return (Datum) 0;
 }
 

@@ -10,10 +10,14 @@
  * several transports at the same time, if a function called by a statement
  * sends requests of its own, or if a scan has been suspended.
  *
+ * If an error interrupts the use of a transport, the caller must end it.  The
+ * memory context may live on: if the error is rolled back to a savepoint, that
+ * of a cursor opened before the savepoint does, until the cursor is closed.
+ * Meanwhile, other transports would send the requests that are left.
+ *
  * In this layer only hrflow_transport_next(), hrflow_transport_next_until(),
  * hrflow_transport_pause() and hrflow_transport_suspend() process interrupts.
- * Callers that process them elsewhere, as json.c and outcome.c do in loops,
- * rely on the memory context to end the transport.
+ * Others process them elsewhere, too, as json.c and outcome.c do in loops.
  *
  *-------------------------------------------------------------------------
  */
