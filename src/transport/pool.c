@@ -300,11 +300,9 @@ make_wait_set(void)
 	/* A set without a resource owner is not freed after an error. */
 	if (half_made != NULL)
 		FreeWaitEventSet(half_made);
+	half_made = NULL;
 
-	/*
-	 * If no descriptor is available, CreateWaitEventSet() would raise an
-	 * internal error.
-	 */
+	/* CreateWaitEventSet() raises XX000 if no descriptor is available. */
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
