@@ -417,8 +417,8 @@ end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
  * Report the outcome of a request.
  *
  * If this outcome is a reason to pause the account, return the remaining
- * length of the pause, or a longer Retry-After, in microseconds; else 0.  Sets
- * *counts to whether the attempt counts towards max_attempts.  A refusal does
+ * length of the pause or, after a refusal, a longer Retry-After, in
+ * microseconds; else 0.  Sets *counts to whether the attempt counts towards max_attempts.  A refusal does
  * not count if the account was already paused, unless the attempt was a probe.
  * A failure does not count while failures may be due to a restart of the
  * server.  Does not throw.

@@ -69,13 +69,6 @@ typedef enum HrflowTransferState
 								 * get it: see hand_out() */
 } HrflowTransferState;
 
-/*
- * Maximum Retry-After that we obey.  If a server asks for more, the request is
- * not retried, since an earlier retry would disregard what the server asked
- * for.
- */
-#define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
-
 /* Maximum number of idle easy handles to keep (about 10 kB each). */
 #define HRFLOW_KEEP_HANDLES 32
 

@@ -714,7 +714,8 @@ may_repeat(const HrflowTransfer *transfer, HrflowStatus status)
  * If the attempt caused a pause of the account, hrflow_rate_report()
  * determined whether it counts towards max_attempts.  If it does, the request
  * goes to the end of the queue, so that no request spends all of its attempts
- * on probes.
+ * on probes.  A pause that many failures have caused may be shorter than a
+ * Retry-After that one of them specifies, which delays only its request.
  */
 bool
 hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
@@ -723,6 +724,8 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	HrflowTransfer *transfer = reply->transfer;
 	bool		pauses;
 	bool		counts;
+	bool		delays;
+	int64		asked = reply->retry_after * HRFLOW_SEC;
 	int64		pause;
 
 	if (!transient || !may_repeat(transfer, status))
@@ -731,6 +734,8 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	pauses = !HRFLOW_IS_LINK(reply->target) && transfer->attempt.pause > 0;
 	counts = !pauses || transfer->attempt.counts;
 	pause = pauses ? transfer->attempt.pause : hrflow_account_backoff(reply);
+	delays = !pauses || pause < asked;
+	pause = Max(pause, asked);
 
 	/* If no other attempt is allowed, the failure is final. */
 	if (pause > HRFLOW_RETRY_AFTER_LIMIT || transport->expired ||
@@ -744,7 +749,7 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	hrflow_body_drop(transfer);
 	if (counts)
 		transfer->ncounted++;
-	if (!pauses)
+	if (delays)
 		hrflow_transfer_delay(transfer, hrflow_clock_now() + pause);
 	else if (counts)
 		hrflow_transfer_queue(transfer);

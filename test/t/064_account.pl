@@ -515,6 +515,60 @@ foreach my $case ([ 'status=503', 'without Retry-After' ],
 }
 
 #
+# A Retry-After after failures that pause the account for less time
+#
+foreach my $case (
+	[ 'status=500,retry_after=4' => 4 ],
+	[ 'status=504,retry_after=4' => 4 ],
+	[ 'status=500,retry_after=1000' => undef ],
+	[ 'status=503,retry_after=1000' => undef ])
+{
+	my ($fault, $least) = @$case;
+	my $failing = Hrflow::StandIn->new;
+
+	is(outcome($failing, ids(1)), 'ok 1', "an API answers before $fault");
+	$failing->script('status=500', count => 15);
+	$failing->script($fault, count => 1);
+	sql_at(
+		$failing, q{SET hrflow_embed.max_attempts = 1;
+		DO $$ BEGIN
+			FOR i IN 1 .. 15 LOOP
+				BEGIN
+					PERFORM hrflow_profile_embedding('acme', 'p' || i);
+				EXCEPTION WHEN OTHERS THEN
+				END;
+			END LOOP;
+		END $$;});
+	my ($out, $seconds, $err) =
+	  timed("SET hrflow_embed.base_url = '"
+		  . $failing->base_url
+		  . "'; SELECT 'ok' WHERE hrflow_profile_embedding('acme', 'last') IS NOT NULL;");
+	my @requests = $failing->log;
+	splice(@requests, 0, 16);
+
+	is($out, $least ? 'ok' : '', "$fault after many failures ends a call only if it must")
+	  or diag($err);
+	is(scalar(@requests), $least ? 2 : 1, "$fault after many failures leads to a retry or none");
+	cmp_ok(
+		$requests[1]{begun} - $requests[0]{ms},
+		'>=',
+		1000 * $least,
+		"a retry waits for as long as $fault specifies") if $least && @requests > 1;
+}
+
+# A batch does not repeat requests as probes, either
+{
+	my $failing = Hrflow::StandIn->new;
+
+	$failing->script('status=503,retry_after=1000');
+	outcome($failing, ids(100));
+	my %requested;
+	$requested{ $_->{query} }++ foreach $failing->log;
+	is(join(' ', grep { $requested{$_} > 1 } keys %requested),
+		'', 'a batch does not repeat requests that are to be retried after a long time');
+}
+
+#
 # A server that is restarted: requests in flight are reset, and no connection is
 # accepted for three seconds
 #
