@@ -126,6 +126,7 @@ size_t
 hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
 {
 	HrflowTransfer *transfer = arg;
+	bool		no_memory = false;
 	bool		good;
 
 	if (transfer->attempt.fault != HRFLOW_NO_FAULT)
@@ -142,9 +143,10 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
 	else
 	{
 		good = hrflow_gunzip_feed(transfer->gunzip, data, length, add_to_body,
-								  transfer);
+								  transfer, &no_memory);
 		if (!good && transfer->attempt.fault == HRFLOW_NO_FAULT)
-			transfer->attempt.fault = HRFLOW_BAD_ENCODING;
+			transfer->attempt.fault = no_memory ? HRFLOW_NO_MEMORY :
+				HRFLOW_BAD_ENCODING;
 	}
 	return good ? length : 0;
 }

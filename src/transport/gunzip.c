@@ -79,11 +79,12 @@ hrflow_gunzip_is_complete(const HrflowGunzip *gunzip)
 /*
  * Decompress a part of the body, which may contain several members, and pass
  * the result to "sink".  Returns false if the part is not valid gzip data, if
- * there is not enough memory, or if "sink" returned false.
+ * there is not enough memory, in which case *no_memory is set to true, or if
+ * "sink" returned false.
  */
 bool
 hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data, size_t length,
-				   HrflowGunzipSink sink, void *arg)
+				   HrflowGunzipSink sink, void *arg, bool *no_memory)
 {
 	z_stream   *stream = &gunzip->stream;
 	char		chunk[CHUNK];
@@ -99,6 +100,7 @@ hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data, size_t length,
 		stream->next_out = (Bytef *) chunk;
 		stream->avail_out = CHUNK;
 		result = inflate(stream, Z_NO_FLUSH);
+		*no_memory |= result == Z_MEM_ERROR;
 		if (result != Z_OK && result != Z_STREAM_END && result != Z_BUF_ERROR)
 			return false;
 		gunzip->is_complete = result == Z_STREAM_END;

@@ -437,7 +437,7 @@ extern void hrflow_gunzip_free(HrflowGunzip *gunzip);
 extern void hrflow_gunzip_reset(HrflowGunzip *gunzip);
 extern bool hrflow_gunzip_feed(HrflowGunzip *gunzip, const char *data,
 							   size_t length, HrflowGunzipSink sink,
-							   void *arg);
+							   void *arg, bool *no_memory);
 extern bool hrflow_gunzip_is_complete(const HrflowGunzip *gunzip);
 
 /* in show.c */

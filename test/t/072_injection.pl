@@ -380,6 +380,24 @@ SKIP:
 	$session->finish;
 }
 
+# Decompression
+foreach my $fault ('gzip', 'v.gzip')
+{
+	my $session = new_session();
+	my $statement =
+	  counted("hrflow_profile_vectors('acme', '{\"fault:$fault,id=1\"}', '{\"profile\": 1}')")
+	  . ';';
+
+	$injector->arm($session->pid, 'inflations', 1);
+	like(
+		$session->ask($statement),
+		qr/^.*ERROR:  53200: out of memory/m,
+		"$fault: lack of memory to decompress a reply is reported as out of memory");
+	is($injector->disarm->{injected}, 1, "$fault: there was no memory to decompress a reply");
+	is($session->ask($statement), "ok=1\n-- done\n", "$fault: the next reply is decompressed");
+	$session->finish;
+}
+
 #
 # Waits, and libcurl's multi handle
 #

@@ -8,7 +8,8 @@
 #                                       reply's body fails;
 #                                       'waits', 'actions', 'additions': the third
 #                                       wait, action on a socket or addition of a
-#                                       request fails
+#                                       request fails;
+#                                       'inflations': the third inflate() fails
 #   my $seen = $injector->disarm        a hash with the number of events seen,
 #                                       failures injected, and libcurl handles
 #                                       created and added since
@@ -26,7 +27,8 @@ my %whats = (
 	bodies => 3,
 	waits => 4,
 	actions => 5,
-	additions => 6);
+	additions => 6,
+	inflations => 7);
 
 sub new
 {

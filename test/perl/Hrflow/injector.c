@@ -26,6 +26,8 @@
  *
  * Additions: the N-th curl_multi_add_handle() fails.
  *
+ * Inflations: the N-th inflate() in the extension fails for lack of memory.
+ *
  * It also counts libcurl's easy handles, and those added to a multi handle.
  */
 #define _GNU_SOURCE
@@ -49,12 +51,16 @@ enum
 	BODIES,
 	WAITS,
 	ACTIONS,
-	ADDITIONS
+	ADDITIONS,
+	INFLATIONS
 };
 
 /* Results of libcurl's multi interface */
 #define OUT_OF_MEMORY 3
 #define INTERNAL_ERROR 4
+
+/* Result of zlib */
+#define NO_MEMORY (-4)
 
 /* Content of the file. */
 static volatile struct
@@ -285,6 +291,22 @@ curl_multi_socket_action(void *multi, int socket, int events, int *running)
 	if (code == 0 && is_ordered() && *running < order->added && is_to_fail(ACTIONS))
 		return INTERNAL_ERROR;
 	return code;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * zlib
+ * ------------------------------------------------------------------------
+ */
+
+int
+inflate(void *stream, int flush)
+{
+	int			(*real) (void *, int) = dlsym(dlopen("libz.so.1", RTLD_LAZY | RTLD_NOLOAD),
+											  "inflate");
+
+	return is_extension(__builtin_return_address(0)) && is_to_fail(INFLATIONS) ?
+		NO_MEMORY : real(stream, flush);
 }
 
 /*
