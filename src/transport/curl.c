@@ -605,6 +605,11 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
  * If the connection of an attempt broke before it delivered any part of the
  * reply, suspect the connections that have been idle meanwhile, and do not
  * offer HTTP/2 for the retry, unless the origin is known to use HTTP/1.1.
+ *
+ * The connection of an attempt that ended with HRFLOW_STOPPED broke, too:
+ * libcurl was about to send the request again, because unsent requests of a
+ * stopped transport are not in flight.  After HRFLOW_NO_MEMORY, which libcurl
+ * has reported if there is no status, all connections are discarded anyway.
  */
 static void
 learn_from_lost_connection(HrflowTransfer *transfer)
