@@ -52,14 +52,18 @@ close_link(HrflowOpenLinks *links, HrflowOutcome *outcome)
 }
 
 /*
- * Count a row with this outcome in the statistics.  If the sink reports to the
- * user, also count the row in the tally, unless the element is empty, and
- * count the element in the activity at its last outcome.
+ * Count a row with this outcome in the statistics.  A request that was
+ * abandoned because the sink has stopped the transport has no status, and is
+ * not counted.  If the sink reports to the user, also count the row in the
+ * tally, unless the element is empty, and count the element in the activity at
+ * its last outcome.
  */
 static void
 count_row(HrflowOutcomes *outcomes, const HrflowOutcome *outcome)
 {
-	hrflow_stats_count_row(outcome->result->status);
+	if (outcome->evidence != HRFLOW_EVIDENCE_NONE ||
+		outcome->result->status != HRFLOW_OK)
+		hrflow_stats_count_row(outcome->result->status);
 	if (!outcomes->sink->methods->reports)
 		return;
 	if (!outcome->is_empty)

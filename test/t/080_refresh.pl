@@ -744,6 +744,23 @@ is( $store->sql(
 	),
 	0,
 	'profiles that were not fetched within the time_budget keep their state');
+{
+	my $limited = Hrflow::StandIn->new('--dim' => 64);
+	my $out = sql(
+		"SELECT hrflow_create_store('limited');
+		SELECT hrflow_track('limited', 'acme',
+			(SELECT array_agg('nurse-' || i) FROM generate_series(1, 9) i));
+		SET hrflow_embed.base_url = '" . $limited->base_url . "';
+		SET hrflow_embed.max_requests_per_minute = 6;
+		SELECT hrflow_embed_stats_reset();
+		CALL hrflow_refresh('limited', time_budget => '500ms');
+		SELECT rows_by_status FROM hrflow_embed_stats;
+		DROP TABLE limited, limited_profile CASCADE;");
+	like(
+		$out,
+		qr/^\{"ok": 1\}$/m,
+		'profiles that were not fetched within the time_budget are not counted as rows');
+}
 $store->sql(
 	"DELETE FROM shop.candidate WHERE hrflow_id ~ 'fault:silent|teacher';
 	SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(profile_id))
