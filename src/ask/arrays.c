@@ -144,9 +144,10 @@ elements_are_equal(const HrflowSource *source, int a, int b)
  * Was an argument specified in the call, rather than being the default?  Both
  * a specified argument and the default can be a constant NULL, but the default
  * is read from the catalogs, where expressions have no location in the text of
- * a query.  A NULL that is specified in a view, or results from constant
- * folding, can be mistaken for the default.  Returns false if the expression
- * of the call is unknown.
+ * a query.  In a call that itself is read from the catalogs, as in a view,
+ * every argument counts as specified.  A NULL that results from constant
+ * folding can be mistaken for the default.  Returns false if the expression of
+ * the call is unknown.
  */
 static bool
 is_specified(FunctionCallInfo fcinfo, int argno)
@@ -158,7 +159,8 @@ is_specified(FunctionCallInfo fcinfo, int argno)
 		list_length(((FuncExpr *) call)->args) <= argno)
 		return false;
 	argument = list_nth(((FuncExpr *) call)->args, argno);
-	return !IsA(argument, Const) || ((Const *) argument)->location >= 0;
+	return !IsA(argument, Const) || ((Const *) argument)->location >= 0 ||
+		((FuncExpr *) call)->location < 0;
 }
 
 /*

@@ -85,6 +85,11 @@ FROM hrflow_profile_embeddings('acme', ARRAY['a', repeat('x', 1000000), 'b', NUL
 ORDER BY 1;
 SELECT requests FROM hrflow_embed_stats;
 
+-- NULL is an empty array, in a view, too
+CREATE VIEW of_null AS SELECT * FROM hrflow_profile_embeddings('acme', NULL);
+SELECT count(*) FROM of_null;
+DROP VIEW of_null;
+
 -- Invalid arguments
 SELECT * FROM hrflow_profile_embeddings('acme'); -- error
 \echo :SQLSTATE
