@@ -46,13 +46,18 @@ PG_FUNCTION_INFO_V1(hrflow_index_statement);
  * statement that hrflow_index_statement() returns.  The predicate, if there is
  * one, is compared with the output of pg_get_expr(), which doubles single
  * quotes and, unlike format('%L'), does not escape backslashes.
+ *
+ * The planner may choose another index on the same expression, so "lists" is
+ * the greatest of all these indexes.  If an IVFFlat index does not set it,
+ * pgvector uses the default of 100.
  */
 static const char find_statement[] =
 "SELECT i.indexrelid::regclass, pg_get_indexdef(i.indexrelid, 1, false),"
 " format_type(t.atttypid, t.atttypmod), quote_ident(n.nspname), a.oid,"
-" a.amname = 'hnsw',"
+" max(CASE WHEN a.amname = 'ivfflat' THEN"
 " COALESCE((SELECT option_value::int FROM pg_options_to_table(c.reloptions)"
-" WHERE option_name = 'lists'), 0),"
+" WHERE option_name = 'lists'), 100) ELSE 0 END)"
+" OVER (PARTITION BY pg_get_indexdef(i.indexrelid, 1, false)),"
 " (CASE WHEN c.relkind = 'I' THEN"
 " (SELECT COALESCE(sum(greatest(leaf.reltuples, 0)), 0)"
 " FROM pg_partition_tree(i.indexrelid) AS tree"
@@ -215,10 +220,9 @@ hrflow_index_find(const HrflowSearch *search, const char *section)
 	index->type = hrflow_store_value(0, 3);
 	index->schema = hrflow_store_value(0, 4);
 	index->method = DatumGetObjectId(hrflow_store_datum(0, 5));
-	index->is_hnsw = DatumGetBool(hrflow_store_datum(0, 6));
-	index->lists = DatumGetInt32(hrflow_store_datum(0, 7));
-	index->tuples = DatumGetFloat8(hrflow_store_datum(0, 8));
-	index->is_whole = DatumGetBool(hrflow_store_datum(0, 9));
+	index->lists = DatumGetInt32(hrflow_store_datum(0, 6));
+	index->tuples = DatumGetFloat8(hrflow_store_datum(0, 7));
+	index->is_whole = DatumGetBool(hrflow_store_datum(0, 8));
 	return index;
 }
 
@@ -407,8 +411,9 @@ raise_option(const char *name, int value)
 }
 
 /*
- * Make the planner use the index, if possible, and make the scan consider
- * enough candidates to find about the k nearest rows.  With pgvector 0.8 or
+ * Make the planner use an index, if possible, and make the scan consider
+ * enough candidates to find about the k nearest rows, whichever access method
+ * the index has that the planner chooses.  With pgvector 0.8 or
  * later, the scan continues if a condition or dead tuples leave too few rows;
  * the cost of an HNSW scan is limited to about that of comparing all vectors.
  *
@@ -426,28 +431,18 @@ tune_search(const HrflowIndex *index, int k)
 	/* pgvector's options are unknown before its library is loaded. */
 	hrflow_compat_load_index_method(index->method);
 
-	if (index->is_hnsw)
+	raise_option("hnsw.ef_search", count_candidates(k));
+	if (GetConfigOption("hnsw.iterative_scan", true, false) != NULL)
 	{
-		raise_option("hnsw.ef_search", count_candidates(k));
-		if (GetConfigOption("hnsw.iterative_scan", true, false) != NULL)
-		{
-			set_option("hnsw.iterative_scan", "relaxed_order");
-			set_option("hnsw.max_scan_tuples",
-					   psprintf("%.0f", Min(Max(index->tuples / COST_OF_INDEX,
-												4 * MAX_CANDIDATES),
-											(double) PG_INT32_MAX)));
-		}
+		set_option("hnsw.iterative_scan", "relaxed_order");
+		set_option("hnsw.max_scan_tuples",
+				   psprintf("%.0f", Min(Max(index->tuples / COST_OF_INDEX,
+											4 * MAX_CANDIDATES),
+										(double) PG_INT32_MAX)));
 	}
-	else
-	{
-		/*
-		 * If an index does not set "lists", pgvector uses the default of 100.
-		 */
-		raise_option("ivfflat.probes",
-					 ceil(sqrt(index->lists > 0 ? index->lists : 100)));
-		if (GetConfigOption("ivfflat.iterative_scan", true, false) != NULL)
-			set_option("ivfflat.iterative_scan", "relaxed_order");
-	}
+	raise_option("ivfflat.probes", ceil(sqrt(index->lists)));
+	if (GetConfigOption("ivfflat.iterative_scan", true, false) != NULL)
+		set_option("ivfflat.iterative_scan", "relaxed_order");
 }
 
 /*

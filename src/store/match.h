@@ -132,10 +132,9 @@ typedef struct HrflowIndex
 	char	   *type;			/* type of the expression */
 	char	   *schema;			/* schema of the extension pgvector, quoted */
 	Oid			method;			/* OID of the access method */
-	bool		is_hnsw;		/* is the access method hnsw?  If not, it is
-								 * ivfflat */
-	int			lists;			/* storage parameter "lists" of ivfflat, or 0
-								 * if not set */
+	int			lists;			/* greatest number of lists of any IVFFlat
+								 * index on the expression, or 0 if there is
+								 * none */
 	double		tuples;			/* estimated number of vectors in the index */
 	bool		is_whole;		/* does the index contain all sections?  If
 								 * so, the section is a condition of a search */

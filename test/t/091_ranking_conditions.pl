@@ -336,6 +336,15 @@ SKIP:
 	is(sql("SELECT hrflow_match_recall('vectors', k => NULL)"),
 		'', 'hrflow_match_recall() returns null for a null argument');
 
+	# Indexes of both access methods on the same expression, of which the planner chooses
+	# IVFFlat if it is to read a single list
+	make_store('both_methods', 'vector(16)', 3);
+	sql(sql("SELECT hrflow_index_statement('both_methods')"));
+	sql(q{CREATE INDEX ON both_methods USING ivfflat (vector vector_cosine_ops)
+			WITH (lists = 50) WHERE section = 'profile'});
+	cmp_ok(sql("SELECT hrflow_match_recall('both_methods')"),
+		'>=', 0.9, 'the recall is high if there is an index of each access method');
+
 	# An index may return profiles that satisfy a condition in the wrong order if
 	# they are in clusters far from the query.  If only a few profiles satisfy it,
 	# it is cheaper to compare all of these, and the result is exact.
