@@ -235,12 +235,20 @@ my %looks = (
 			prints =>
 			  qr/\A(?:Baker\|cook.*\n){3}(?:Night nurse\|nurse.*\n){3}(?:Welder\|welder.*\n?){3}\z/,
 			name => 'the three best candidates for each job have its occupation' ],
-		[   qr/hrflow_match_all\('agency.embedding', 'agency.embedding', 1\)/,
+		[   qr/hrflow_match_all\('agency.embedding', 'agency.embedding'/,
 			before => q{UPDATE agency.embedding e SET vector = o.vector FROM agency.embedding o
-				WHERE e.profile_id = 'nurse-2' AND o.profile_id = 'nurse-1'
-				AND e.section = 'profile' AND o.section = 'profile'},
-			prints => qr/\Anurse-1\|nurse-2\|(?:1|0\.99\d+)\z/,
-			name => 'the only candidate who exists twice is found' ],
+				WHERE e.profile_id IN ('nurse-2', 'nurse-3') AND o.profile_id = 'nurse-1'
+				AND e.section = 'profile' AND o.section = 'profile';
+				INSERT INTO agency.embedding
+				SELECT 'other', profile_id, section, item, vector FROM agency.embedding
+				WHERE profile_id = 'nurse-1' AND section = 'profile'},
+			prints => qr/\A(?:\{acme,nurse-[123]\}\|\{(?:acme,nurse-[23]|other,nurse-1)\}\|
+				(?:1|0\.99\d+)\n?){6}\z/x,
+			name => 'all pairs of a candidate who exists four times are found',
+			then => sub {
+				value_of(q{DELETE FROM agency.embedding WHERE source_id = 'other'});
+			}
+		],
 		[   qr/CROSS JOIN LATERAL hrflow_match\(/,
 			prints => qr/\A(?:(?:Baker\|cook|Night nurse\|nurse|Welder\|welder)-.*\n?){9}\z/,
 			name => 'a query for each job finds three candidates with its occupation' ],
