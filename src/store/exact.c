@@ -17,6 +17,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
@@ -441,8 +443,8 @@ typedef struct Visit
 	const HrflowBest *best;		/* best matches so far, to skip rows that are
 								 * worse, or NULL to skip none */
 	int64		nrows;			/* number of rows seen */
-	double		last;			/* similarity of the last row seen, or
-								 * -Infinity if it is null */
+	double		last;			/* similarity of the last row seen, or NaN if
+								 * it is null */
 } Visit;
 
 static bool
@@ -452,7 +454,7 @@ visit_row(void *arg, TupleTableSlot *slot)
 	HrflowMatch match;
 
 	visit->nrows++;
-	visit->last = -get_float8_infinity();
+	visit->last = get_float8_nan();
 	if (slot->tts_isnull[4])
 		return true;
 	match.similarity = visit->last = DatumGetFloat8(slot->tts_values[4]);
@@ -552,7 +554,8 @@ is_parallel(const HrflowSearch *search, const HrflowParameters *parameters)
  * therefore contain too few profiles, which is rare, execute the statement
  * again with a higher limit.  "best" may already contain matches that an index
  * has found, so it may be full before the best vectors have been read.  No
- * further row is better than the last one.
+ * further row is better than the last one.  Rows whose similarity is null come
+ * last, so only such rows follow one of them.
  */
 static void
 search_in_executor(const HrflowSearch *search, Among among,
@@ -567,7 +570,8 @@ search_in_executor(const HrflowSearch *search, Among among,
 
 		parameters->values[PARAMETER_LIMIT] = Int64GetDatum(limit);
 		execute(search, best_statements[among], parameters, visit_row, &visit);
-		if (visit.nrows < limit || !hrflow_best_wants(best, visit.last))
+		if (visit.nrows < limit || isnan(visit.last) ||
+			!hrflow_best_wants(best, visit.last))
 			break;
 		limit *= 16;
 	}

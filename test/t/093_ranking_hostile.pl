@@ -78,6 +78,22 @@ my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 	is($out, $best, 'a search with workers returns the ten best');
 	like($plans, qr/Gather/, 'parallel workers are started if a store is large enough');
 
+	# Vectors of other dimensions are sorted last, so the statement is not executed again
+	# with a higher limit.
+	sql(q{INSERT INTO plain SELECT 'acme', 'p' || i, 'profile', 1, ARRAY[i, 3]
+		FROM generate_series(1, 3) i});
+	foreach my $case ([ 3, '{1,1}', "p3\np2\np1" ], [ 0, '{1,1,1}', '' ])
+	{
+		my ($n, $vector, $wanted) = @$case;
+
+		($out, $plans) = explained("$workers SET min_parallel_table_scan_size = '32kB';",
+			"hrflow_match('plain', '$vector')");
+		is($out, $wanted, "$n vectors of the dimension of the query are found among 20,003");
+		is(scalar(() = $plans =~ /Query Text: SELECT .* ORDER BY 5 DESC/g),
+			1, "$n vectors of the dimension of the query are found by one statement");
+	}
+	sql('DELETE FROM plain WHERE item = 1');
+
 	# The plan that is passed to workers contains the array of identifiers.
 	foreach my $case ([ 20_000, 1 ], [ 200_000, 0 ])
 	{
