@@ -154,6 +154,14 @@ StaticAssertDecl(MAX_SOURCES == 16,
 #define MAX_FEW_KEYS 10000
 
 /*
+ * Maximum number of pairs of a source and an identifier to look up, if there
+ * are several sources.  The executor computes all pairs before it looks up the
+ * first one, so for more pairs, the table of vectors is scanned instead, and
+ * only the identifiers are hashed.
+ */
+#define MAX_PAIRS 200000
+
+/*
  * Use parallel workers only if the table of vectors and its TOAST table
  * together have at least this many times min_parallel_table_scan_size.  With
  * the default of that setting, this is 256 MB.  Each worker must start, load
@@ -411,6 +419,8 @@ static Among
 set_parameters(HrflowSearch *search, ArrayType *sections,
 			   HrflowParameters *parameters)
 {
+	int			nsources;
+
 	if (search->profiles != NULL)
 		find_sources(search);
 	hrflow_store_add(parameters, FLOAT4ARRAYOID,
@@ -423,7 +433,13 @@ set_parameters(HrflowSearch *search, ArrayType *sections,
 		return AMONG_ALL;
 	if (search->sources == NULL)
 		return AMONG_PROFILES;
-	return search->nprofiles <= MAX_FEW_KEYS ? AMONG_FEW_KEYS : AMONG_KEYS;
+	if (search->nprofiles <= MAX_FEW_KEYS)
+		return AMONG_FEW_KEYS;
+	nsources = ArrayGetNItems(ARR_NDIM(search->sources),
+							  ARR_DIMS(search->sources));
+	if (nsources > 1 && search->nprofiles > MAX_PAIRS / nsources)
+		return AMONG_PROFILES;
+	return AMONG_KEYS;
 }
 
 /*

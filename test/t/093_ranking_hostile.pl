@@ -118,6 +118,34 @@ my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 	sql('ALTER TABLE plain RESET (parallel_workers)');
 }
 
+# Identifiers in several sources: the statement forms the pairs of an identifier and a
+# source only if these are few, or if there is only one source.
+sql(q{
+	SELECT hrflow_create_store('sources', 'real[]');
+	INSERT INTO sources SELECT 'source ' || i % 16, 'p' || i / 16, 'profile', 0, ARRAY[i, 1]
+		FROM generate_series(0, 31999) i;
+	VACUUM ANALYZE sources});
+foreach my $case ([ 12_500, 16, 1 ], [ 12_501, 16, 0 ], [ 300_000, 1, 1 ])
+{
+	my ($n, $nsources, $is_paired) = @$case;
+	my $among = "profiles => ARRAY(SELECT 'p' || i FROM generate_series(1, $n) i)";
+	my $source = $nsources == 1 ? ", source_id => 'source 15'" : '';
+
+	foreach my $call ("hrflow_match('sources', '{1,0}', 3, $among $source)",
+		qq{hrflow_match_weighted('sources', '{1,0}', '{"profile": 1}', 3, $among $source)})
+	{
+		my ($name) = $call =~ /(\w+)/;
+		my ($out, $plans) = explained('', $call);
+
+		is( $out,
+			$nsources == 1 ? "p1999\np1998\np1997" : "p1999\np1999\np1999",
+			"$name() finds the best of $n identifiers in $nsources sources");
+		is($plans =~ /unnest\(\$5\)/ ? 1 : 0,
+			$is_paired,
+			"$name() forms pairs of $n identifiers and $nsources sources only if these are few");
+	}
+}
+
 # Arrays of identifiers
 is( sql("SELECT profile_id FROM hrflow_match('plain', $query, profiles =>
 			(SELECT array_agg(CASE WHEN i % 5 > 0 THEN 'p' || i % 30000 END)
