@@ -423,8 +423,7 @@ set_parameters(HrflowSearch *search, ArrayType *sections,
 
 	if (search->profiles != NULL)
 		find_sources(search);
-	hrflow_store_add(parameters, FLOAT4ARRAYOID,
-					 PointerGetDatum(search->query));
+	add_or_null(parameters, FLOAT4ARRAYOID, search->query);
 	hrflow_store_add(parameters, TEXTARRAYOID, PointerGetDatum(sections));
 	add_or_null(parameters, TEXTOID, search->source_id);
 	add_or_null(parameters, TEXTARRAYOID, search->profiles);

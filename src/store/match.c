@@ -547,8 +547,9 @@ warn_about_section(const HrflowStore *store, const char *section,
  * Warn if a search may have found too few profiles because of a mistake: a
  * section has no vectors, usually because its name is misspelled, or nothing
  * was found ("is_empty") and no vector has the dimension of the query, usually
- * because another model made the query.  Must not be called for a search that
- * was restricted to an empty list of profiles.
+ * because another model made the query.  The elements of the query are not
+ * used.  Must not be called for a search that was restricted to an empty list
+ * of profiles.
  */
 static void
 warn_about_nothing(HrflowSearch *search, ArrayType *sections, bool is_empty)
@@ -593,6 +594,24 @@ make_sections(const Weight *weights, int n)
 	for (int i = 0; i < n; i++)
 		sections[i] = CStringGetTextDatum(weights[i].section);
 	return construct_array(sections, n, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+/*
+ * Warn if a section of a store has no vectors, or none with the given
+ * dimension.  If "dimension" is 0, vectors may have any dimension.  The caller
+ * must be connected to SPI.
+ */
+void
+hrflow_match_warn(Oid relid, char *name, int dimension)
+{
+	HrflowStore store;
+	HrflowSearch search = {.store = &store, .dimension = dimension};
+	Weight		section = {NULL, 1};
+
+	hrflow_store_open(&store, relid, InvalidOid, HRFLOW_STORE_RANK);
+	section.section = hrflow_kind_section(store.kind, name);
+	warn_about_nothing(&search, make_sections(&section, 1), dimension > 0);
+	hrflow_store_close(&store);
 }
 
 /*

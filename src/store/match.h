@@ -172,6 +172,7 @@ extern void hrflow_match_restrict_search(FunctionCallInfo fcinfo,
 extern void hrflow_match_search_section(HrflowSearch *search,
 										const char *section,
 										HrflowBest *best);
+extern void hrflow_match_warn(Oid relid, char *name, int dimension);
 
 /* in best.c */
 extern HrflowBest *hrflow_best_make(int k, int nparts);

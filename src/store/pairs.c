@@ -193,6 +193,7 @@ typedef struct Pairing
 	int			k;
 	bool		is_same;		/* are both stores the same?  If so, a profile
 								 * must not match itself */
+	bool		has_rows;		/* was any match returned? */
 
 	List	   *dimensions;		/* dimensions found in the first store so far */
 	int			dimension;		/* dimension that is being compared */
@@ -638,7 +639,7 @@ read_block(Pairing *pairing)
  * Return the best matches of the block as rows.
  */
 static void
-put_pairs(const Pairing *pairing)
+put_pairs(Pairing *pairing)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) pairing->fcinfo->resultinfo;
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
@@ -666,6 +667,7 @@ put_pairs(const Pairing *pairing)
 			values[6] = Float8GetDatum(pair->similarity);
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values,
 								 nulls);
+			pairing->has_rows = true;
 		}
 		MemoryContextReset(context);
 	}
@@ -691,6 +693,22 @@ find_dimension(const Pairing *pairing)
 	hrflow_store_close(&store);
 	SPI_finish();
 	return dimension;
+}
+
+/*
+ * Check that a table is a store that the caller may rank.  read_store() checks
+ * this, too, but is not called for the second store if the first one has no
+ * vectors to compare.
+ */
+static void
+check_store(Oid relid)
+{
+	HrflowStore store;
+
+	SPI_connect();
+	hrflow_store_open(&store, relid, InvalidOid, HRFLOW_STORE_RANK);
+	hrflow_store_close(&store);
+	SPI_finish();
 }
 
 /*
@@ -738,6 +756,7 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 	 * still finds the dimensions of the store's other vectors.
 	 */
 	dimension = find_dimension(pairing);
+	check_store(pairing->others);
 	if (dimension > 0)
 		pairing->dimensions = list_make1_int(Min(dimension, MAX_DIMENSION));
 	for (int i = 0; i < list_length(pairing->dimensions); i++)
@@ -753,6 +772,16 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 			compare_tile(pairing);
 			put_pairs(pairing);
 		} while (pairing->nread == pairing->max_rows);
+	}
+	if (!pairing->has_rows)
+	{
+		SPI_connect();
+		hrflow_match_warn(pairing->store, pairing->section, 0);
+		if (!pairing->is_same ||
+			strcmp(pairing->section, pairing->other_section) != 0)
+			hrflow_match_warn(pairing->others, pairing->other_section,
+							  pairing->has_warned ? 0 : dimension);
+		SPI_finish();
 	}
 	MemoryContextDelete(pairing->tile_context);
 	MemoryContextDelete(pairing->key_context);

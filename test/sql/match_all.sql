@@ -65,6 +65,21 @@ WHERE similarity > 0.999999 AND profile_id LIKE 'candidate 1_7' ORDER BY 1, 2, 3
 -- Calls that have nothing to compare, and invalid ones
 SELECT count(*) FROM hrflow_match_all('candidate', 'opening', 3, 'no such section');
 SELECT count(*) FROM hrflow_match_all('opening', 'candidate', 3, other_section => 'no such section');
+SELECT count(*) FROM hrflow_match_all('candidate', 'candidate', 3, 'no such section', 'another');
+SELECT count(*) FROM hrflow_match_all('candidate', 'candidate', 3, 'no such section', 'no such section');
+SELECT hrflow_create_store('nothing', 'real[]'), hrflow_create_store('five', 'real[]'), hrflow_create_store('six', 'real[]'), hrflow_create_store('zero', 'real[]');
+INSERT INTO five SELECT 'acme', 'p' || i, 'profile', 0, array_fill(1::real, ARRAY[5]) FROM generate_series(1, 3) i;
+INSERT INTO six SELECT 'acme', 'p' || i, 'profile', 0, array_fill(1::real, ARRAY[6]) FROM generate_series(1, 3) i;
+INSERT INTO zero SELECT 'acme', 'p' || i, 'profile', 0, array_fill(0::real, ARRAY[5]) FROM generate_series(1, 3) i;
+SELECT count(*) FROM hrflow_match_all('nothing', 'nothing');
+SELECT count(*) FROM hrflow_match_all('nothing', 'candidate', other_section => 'profil');
+SELECT count(*) FROM hrflow_match_all('candidate', 'nothing', other_section => 'profil');
+SELECT count(*) FROM hrflow_match_all('five', 'six');
+SELECT count(*) FROM hrflow_match_all('six', 'five');
+SELECT count(*) FROM hrflow_match_all('five', 'candidate', other_section => 'profil');
+SELECT count(*) FROM hrflow_match_all('five', 'zero');
+SELECT * FROM hrflow_match_all('nothing', 'pg_class'); -- error
+\echo :LAST_ERROR_SQLSTATE
 SELECT count(*) FROM hrflow_match_all('opening', NULL);
 SELECT * FROM hrflow_match_all('opening', 'candidate', 0); -- error
 \echo :LAST_ERROR_SQLSTATE
@@ -78,6 +93,7 @@ SET ROLE regress_hrflow_reader;
 SELECT * FROM hrflow_match_all('candidate', 'opening', 1); -- error
 \echo :LAST_ERROR_SQLSTATE
 SELECT * FROM hrflow_match_all('opening', 'candidate', 1); -- error
+SELECT * FROM hrflow_match_all('candidate', 'opening', 1, 'no such section'); -- error
 RESET ROLE;
 
 -- Only rows that policies show to the caller are compared
@@ -99,7 +115,10 @@ INSERT INTO long
 SELECT 'acme', 'many ' || i, 'skills', 0, array_fill(1::real, ARRAY[65535]) || i::real FROM generate_series(1, 30) i;
 SELECT count(*), count(*) FILTER (WHERE abs(substr(profile_id, 6)::int - substr(other_profile_id, 6)::int) = 1) AS adjacent
 FROM hrflow_match_all('long', 'long', 1, 'skills', 'skills');
-SELECT hrflow_drop_store('long');
+DELETE FROM long WHERE cardinality(vector) < 100000;
+SELECT count(*) FROM hrflow_match_all('long', 'long');
+SELECT count(*) FROM hrflow_match_all('long', 'five');
+SELECT hrflow_drop_store('long'), hrflow_drop_store('nothing'), hrflow_drop_store('five'), hrflow_drop_store('six'), hrflow_drop_store('zero');
 
 SELECT hrflow_drop_store('opening'), hrflow_drop_store('candidate');
 DROP FUNCTION differs, random_vector;
