@@ -342,7 +342,7 @@ execute(const HrflowSearch *search, const char *template,
 		const HrflowParameters *parameters, HrflowTake take, void *arg)
 {
 	hrflow_stream(hrflow_store_sql(search->store, template), parameters,
-				  search->function, take, arg);
+				  search->function, false, take, arg);
 }
 
 /*

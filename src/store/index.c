@@ -411,23 +411,17 @@ raise_option(const char *name, int value)
 }
 
 /*
- * Make the planner use an index, if possible, and make the scan consider
- * enough candidates to find about the k nearest rows, whichever access method
- * the index has that the planner chooses.  With pgvector 0.8 or
- * later, the scan continues if a condition or dead tuples leave too few rows;
- * the cost of an HNSW scan is limited to about that of comparing all vectors.
+ * Set options of pgvector so that the scan considers enough candidates to find
+ * about the k nearest rows, whichever access method the index has that the
+ * planner chooses.  With pgvector 0.8 or later, the scan continues if a
+ * condition or dead tuples leave too few rows; the cost of an HNSW scan is
+ * limited to about that of comparing all vectors.
  *
  * The rows need not be returned in strict order, because we sort them.
  */
 static void
 tune_search(const HrflowIndex *index, int k)
 {
-	/* Disable plans that do not use the index; the planner may prefer them. */
-	set_option("enable_seqscan", "off");
-	set_option("enable_bitmapscan", "off");
-	set_option("enable_sort", "off");
-	set_option("enable_indexscan", "on");
-
 	/* pgvector's options are unknown before its library is loaded. */
 	hrflow_compat_load_index_method(index->method);
 
@@ -500,7 +494,7 @@ hrflow_index_search(const HrflowSearch *search, const HrflowIndex *index,
 		parameters.nulls[2] = 'n';
 	hrflow_stream(hrflow_store_sql(store, search_statement, index->expression,
 								   index->schema, index->type),
-				  &parameters, InvalidOid, keep_row, &scan);
+				  &parameters, InvalidOid, true, keep_row, &scan);
 
 	AtEOXact_GUC(false, nestlevel);
 	MemoryContextSwitchTo(old);
@@ -534,7 +528,7 @@ hrflow_index_dimension(const HrflowStore *store, const char *section)
 
 	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(section));
 	hrflow_stream(hrflow_store_sql(store, dimension_statement), &parameters,
-				  InvalidOid, take_dimension, &dimension);
+				  InvalidOid, false, take_dimension, &dimension);
 	return dimension;
 }
 

@@ -182,7 +182,8 @@ extern void hrflow_best_keep(HrflowBest *best, const HrflowMatch *match);
 /* in stream.c */
 extern bool hrflow_stream_allows_workers(const HrflowParameters *parameters);
 extern void hrflow_stream(const char *sql, const HrflowParameters *parameters,
-						  Oid similarity, HrflowTake take, void *arg);
+						  Oid similarity, bool by_index, HrflowTake take,
+						  void *arg);
 extern void hrflow_stream_read(const TupleTableSlot *slot, HrflowMatch *match);
 
 /* in toast.c */

@@ -597,7 +597,7 @@ read_store(Pairing *pairing, Oid relid, char *section, bool is_block,
 	pairing->layout = store.layout;
 	pairing->toast = hrflow_toast_begin();
 	hrflow_stream(hrflow_store_sql(&store, template), &parameters, InvalidOid,
-				  take, pairing);
+				  false, take, pairing);
 	hrflow_toast_end(pairing->toast);
 	hrflow_store_close(&store);
 	SPI_finish();

@@ -47,11 +47,19 @@ typedef struct Stream
 	HrflowTake	take;
 	void	   *arg;
 	MemoryContext context;		/* reset after each row */
+	int			nestlevel;		/* nesting level of the settings for planning */
 } Stream;
 
+/*
+ * Executor callback: called once, when the query has been planned, and before
+ * any row is read.  Restores the settings that are only meant for planning.
+ * Otherwise they would also apply to the queries of functions that policies
+ * call, and PL/pgSQL would keep the plans.
+ */
 static void
 start_stream(DestReceiver *receiver, int operation, TupleDesc desc)
 {
+	AtEOXact_GUC(false, ((Stream *) receiver)->nestlevel);
 }
 
 static void
@@ -162,12 +170,21 @@ hrflow_stream_allows_workers(const HrflowParameters *parameters)
 	return size <= MAX_SIZE_FOR_WORKERS;
 }
 
+static void
+set_for_planning(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
 /*
  * Execute a query, and call take() for each row until take() returns false.
  * take() is called in a memory context that is reset after each row.  All
  * attributes of the slot have been extracted, but belong to the executor.  The
  * query uses the snapshot of the calling statement.  No parallel workers are
- * used if the parameters are too large.
+ * used if the parameters are too large.  If "by_index" is true, the planner
+ * uses an index for the order of the rows, if possible, even if it estimates
+ * that another plan is cheaper.
  *
  * "similarity" is the OID of hrflow_vector_similarity(), or InvalidOid if the
  * query does not call the function.  The query contains $7 instead of the
@@ -178,7 +195,7 @@ hrflow_stream_allows_workers(const HrflowParameters *parameters)
  */
 void
 hrflow_stream(const char *sql, const HrflowParameters *parameters,
-			  Oid similarity, HrflowTake take, void *arg)
+			  Oid similarity, bool by_index, HrflowTake take, void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ParamListInfo params = makeParamList(parameters->n);
@@ -193,7 +210,6 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 			.mydest = DestTuplestore
 		}
 	};
-	int			nestlevel = NewGUCNestLevel();
 	int			code;
 
 	stream.take = take;
@@ -215,12 +231,17 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 	options.read_only = true;
 	options.must_return_tuples = true;
 	options.dest = &stream.receiver;
+	stream.nestlevel = NewGUCNestLevel();
 	if (!hrflow_stream_allows_workers(parameters))
-		(void) set_config_option("max_parallel_workers_per_gather", "0",
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-								 true, 0, false);
+		set_for_planning("max_parallel_workers_per_gather", "0");
+	if (by_index)
+	{
+		set_for_planning("enable_seqscan", "off");
+		set_for_planning("enable_bitmapscan", "off");
+		set_for_planning("enable_sort", "off");
+		set_for_planning("enable_indexscan", "on");
+	}
 	code = SPI_execute_extended(sql, &options);
-	AtEOXact_GUC(false, nestlevel);
 	MemoryContextSwitchTo(context);
 	if (code < 0)
 		elog(ERROR, "SPI_execute_extended failed: %s",

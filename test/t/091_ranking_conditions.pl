@@ -411,6 +411,27 @@ SKIP:
 		qr/Index Scan using clusters_vector_idx/,
 		'a search by a reader to whom a policy applies uses the index');
 
+	# The settings with which a search of an index is planned do not apply to queries
+	# of functions that a policy calls.
+	sql(q{
+		CREATE FUNCTION settings() RETURNS text LANGUAGE sql AS
+			$$SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name IN
+				('enable_bitmapscan', 'enable_indexscan', 'enable_seqscan', 'enable_sort')$$;
+		CREATE FUNCTION are_kept() RETURNS bool LANGUAGE plpgsql AS $$
+		BEGIN
+			ASSERT public.settings() = 'on off on on', 'settings: ' || public.settings();
+			RETURN true;
+		END $$;
+		ALTER POLICY five_clusters ON clusters
+			USING (are_kept() AND substr(profile_id, 2)::int % 100 < 5)});
+	($status, $out, $err) = $node->psql(
+		'postgres',
+		"SET ROLE reader; SET enable_indexscan = off;
+		SELECT count(*), settings() FROM hrflow_match('clusters', $query)");
+	is( "$out$err",
+		'10|on off on on',
+		'a policy is evaluated with the settings of the session for the planner');
+
 	# A profile with more items than a scan takes at a time
 	sql(q{
 		SELECT hrflow_create_store('crowd', 'vector(16)');

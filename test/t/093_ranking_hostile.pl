@@ -426,6 +426,22 @@ is( sql(q{BEGIN;
 	$deleting->quit;
 }
 
+# Queries of a function that a policy calls are not planned with the settings with which a
+# search is planned.  Here, no workers are used because of the many identifiers.
+sql(q{
+	CREATE FUNCTION may_use_workers() RETURNS bool LANGUAGE plpgsql AS
+		$$BEGIN RETURN current_setting('max_parallel_workers_per_gather') = '3'; END$$;
+	GRANT SELECT ON plain TO reader;
+	ALTER TABLE plain ENABLE ROW LEVEL SECURITY;
+	CREATE POLICY may_use_workers ON plain FOR SELECT TO reader USING (may_use_workers())});
+is( sql("SET ROLE reader; SET max_parallel_workers_per_gather = 3;
+		SELECT count(*), current_setting('max_parallel_workers_per_gather')
+			FROM hrflow_match('plain', $query,
+				profiles => ARRAY(SELECT 'p' || i FROM generate_series(1, 200000) i))"),
+	'10|3',
+	'a policy is evaluated with max_parallel_workers_per_gather of the session');
+sql('ALTER TABLE plain DISABLE ROW LEVEL SECURITY');
+
 # A standby, which is read-only
 {
 	my $standby = PostgreSQL::Test::Cluster->new('standby');
