@@ -275,6 +275,11 @@ extern const HrflowSettings *hrflow_settings_pin(const HrflowSettings *settings)
 extern HrflowSettings *hrflow_settings_copy(const HrflowSettings *settings);
 extern bool hrflow_settings_read_ahead(void);
 
+/* in refused.c */
+extern void hrflow_refused_begin(void);
+extern void hrflow_refused_find(void);
+extern void hrflow_refused_check(void);
+
 /* in key.c */
 extern const char *hrflow_key_problem(const char *value);
 extern const char *hrflow_key_read(const char *path);

@@ -431,6 +431,7 @@ hrflow_settings_define(void)
 		return;
 	}
 	defining = true;
+	hrflow_refused_begin();
 
 	DefineCustomStringVariable("hrflow_embed.api_key",
 							   "Sets the key of the HrFlow API.",
@@ -583,6 +584,7 @@ hrflow_settings_define(void)
 							 NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("hrflow_embed");
+	hrflow_refused_find();
 
 	defining = false;
 	defined = true;				/* set last, so that if a definition fails,
@@ -748,8 +750,8 @@ hrflow_settings_copy(const HrflowSettings *settings)
 /*
  * Return the settings for a statement that is starting.  They do not change,
  * and live until the current memory context is reset.  Raises 55000 if a key
- * is needed but cannot be found or read, or if the settings are not defined,
- * and 22023 if the value of a setting is invalid.
+ * is needed but cannot be found or read, if the settings are not defined, or if
+ * the value of one was refused, and 22023 if the value of a setting is invalid.
  *
  * A new snapshot is taken only if a setting has been assigned since the latest
  * one was taken, or if a key is needed that the latest one does not contain;
@@ -768,6 +770,7 @@ hrflow_settings_get(bool need_key)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot read the settings of hrflow_embed during a parallel operation"),
 				 errhint("Add hrflow_embed to \"session_preload_libraries\", or call one of its functions earlier in the session.")));
+	hrflow_refused_check();
 	key = need_key ? find_key() : "";
 	if (current_assignments == assignments &&
 		(!need_key || strcmp(current->settings.api_key, key) == 0))

@@ -267,6 +267,11 @@ is($requests, 25, 'a superuser may raise the limit for a role');
 
 # A connection option is applied before the library is loaded, unless that is
 # preloaded.
+{
+	local $ENV{PGOPTIONS} = '-c hrflow_embed.statement_request_limit=0';
+	($requests) = sent_by_recruiter('SELECT');
+	is($requests, 0, 'a connection option cannot remove the limit');
+}
 $node->append_conf('postgresql.conf', 'shared_preload_libraries = hrflow_embed');
 $node->restart;
 {
