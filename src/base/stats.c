@@ -4,8 +4,9 @@
  *		Counters, and the function behind the view hrflow_embed_stats.
  *
  * Each backend counts locally, and adds its counts to the shared counters once
- * a second while a transport waits, when a transport begins or ends, and when
- * the backend reads or resets the counters.
+ * a second while a transport waits or is polled, when it has no more requests
+ * in flight, when it begins, is suspended or ends, and when the backend reads
+ * or resets the counters.
  *
  *-------------------------------------------------------------------------
  */

@@ -17,8 +17,8 @@
 #include "transport/transfer.h"
 
 /*
- * Interval at which a waiting statement adds its counts to the shared counts,
- * in microseconds.
+ * Interval at which a statement adds its counts to the shared counts, in
+ * microseconds.
  */
 #define FLUSH_INTERVAL HRFLOW_SEC
 
@@ -581,6 +581,21 @@ next_time(const HrflowTransport *transport, bool may_start)
 }
 
 /*
+ * Add this backend's counts to the shared counts, at most once per
+ * FLUSH_INTERVAL.  Returns the time at which to call this function again.
+ */
+static int64
+flush_counts(int64 now)
+{
+	if (now - scheduler.flushed_at >= FLUSH_INTERVAL)
+	{
+		hrflow_stats_flush();
+		scheduler.flushed_at = now;
+	}
+	return scheduler.flushed_at + FLUSH_INTERVAL;
+}
+
+/*
  * For each transport, in order of priority, start the requests that may be
  * started now.  Then let libcurl process its timers, and process the transfers
  * that it has completed.  Does not wait.
@@ -608,21 +623,7 @@ hrflow_scheduler_work(void)
 	(void) hrflow_pool_run_timer();
 	collect_done();
 	scheduler.used_at = hrflow_clock_now();
-}
-
-/*
- * Add this backend's counts to the shared counts, at most once per
- * FLUSH_INTERVAL.  Returns the time at which to call this function again.
- */
-static int64
-flush_counts(int64 now)
-{
-	if (now - scheduler.flushed_at >= FLUSH_INTERVAL)
-	{
-		hrflow_stats_flush();
-		scheduler.flushed_at = now;
-	}
-	return scheduler.flushed_at + FLUSH_INTERVAL;
+	(void) flush_counts(scheduler.used_at);
 }
 
 /*

@@ -470,7 +470,9 @@ hrflow_transport_work(HrflowTransport *transport)
 }
 
 /*
- * Return a reply that is complete, or NULL.
+ * Return a reply that is complete, or NULL.  If no request is in flight any
+ * more, add this backend's counts to the shared counts, since the caller may
+ * be busy elsewhere for a long time before it uses the transport again.
  *
  * If there was not enough memory for a reply, stop the transport, but let
  * is_at_end() raise 53200 only when all other replies have been returned,
@@ -480,6 +482,8 @@ hrflow_transport_work(HrflowTransport *transport)
 static HrflowReply *
 hand_out(HrflowTransport *transport)
 {
+	if (transport->nin_flight == 0)
+		hrflow_stats_flush();
 	while (!dlist_is_empty(&transport->done))
 	{
 		HrflowTransfer *transfer = dlist_head_element(HrflowTransfer, node,
@@ -685,6 +689,7 @@ hrflow_transport_suspend(HrflowTransport *transport)
 		if (transport->nin_flight > 0)
 			hrflow_scheduler_wait(HRFLOW_NEVER);
 	}
+	hrflow_stats_flush();
 	hrflow_activity_suspend(transport->activity, true);
 }
 

@@ -136,6 +136,62 @@ is(roles_seen_by('analyst'), 'analyst', 'a role without pg_read_all_stats sees i
 is(roles_seen_by('plain'), '', 'a role that has sent nothing sees no rows');
 
 #
+# Other sessions see the requests of a statement before it ends
+#
+my $sums = q{SELECT sum(api_requests), (SELECT api_requests FROM hrflow_embed_stats)
+	FROM hrflow_embed_usage};
+sql(q{CREATE TABLE slow (vector real[]);
+	CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql
+		AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$;
+	CREATE TRIGGER slow BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION be_slow()});
+
+# The requests for 30 rows are sent together.  For 300 rows, more are sent while rows are
+# inserted, but their replies are always complete before their rows.
+foreach my $case ([ 30, 30 ], [ 300, 150 ])
+{
+	my ($nrows, $least) = @$case;
+	my $session = Hrflow::Session->new($node);
+	my ($before) = split /\|/, sql($sums);
+	my $seen;
+
+	$api->reset;
+	$session->send(
+		"INSERT INTO slow SELECT hrflow_text_embedding('text ' || i)
+			FROM generate_series(1, $nrows) i;\n\\echo -- done");
+	$node->poll_query_until(
+		'postgres',
+		qq{SELECT sum(api_requests) >= $before + $least OR NOT EXISTS
+			(SELECT FROM pg_stat_activity WHERE pid = $session->{pid} AND state = 'active')
+			FROM hrflow_embed_usage});
+	$seen = sql($sums);
+	is( sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+			WHERE pid = $session->{pid} AND state = 'active'"),
+		't',
+		"a slow INSERT of $nrows rows still runs when its usage can be seen");
+	my ($usage, $stats) = split /\|/, $seen;
+	cmp_ok($usage - $before, '>=', $least, "its usage can be seen: $nrows rows");
+	cmp_ok($stats, '>=', $usage - $before, "and so can its statistics: $nrows rows");
+	$session->wait_for(qr/-- done/);
+	$session->finish;
+}
+{
+	my $session = Hrflow::Session->new($node);
+	my ($before) = split /\|/, sql($sums);
+
+	$api->reset;
+	$session->query(
+		q{BEGIN; DECLARE c CURSOR FOR
+			SELECT hrflow_text_embedding('text ' || i) FROM generate_series(1, 100) i;
+		MOVE 5 FROM c;});
+	my ($usage) = split /\|/, sql($sums);
+	cmp_ok($api->stats->{api_requests}, '>=', 5, 'a cursor sends requests');
+	is( $usage - $before,
+		$api->stats->{api_requests},
+		'the requests of a cursor can be seen while the client does not fetch');
+	$session->finish;
+}
+
+#
 # Saved counts
 #
 $node->restart;
