@@ -45,10 +45,33 @@ hrflow_budget_sent(void)
 	return nsent;
 }
 
-static inline uint32
-sent_on(uint64 sent, DateADT day)
+static inline DateADT
+day_of(uint64 sent)
 {
-	return (DateADT) (sent >> 32) == day ? (uint32) sent : 0;
+	return (DateADT) (sent >> 32);
+}
+
+/*
+ * Return the day on which to count a request, which is today, unless the
+ * counter is already that of tomorrow: then the clock has been set back, or
+ * another backend has counted a request after midnight, and this one has read
+ * the clock before.  The counter must not be replaced by one that begins at
+ * zero.  A day farther ahead is that of a clock that was wrong, and must not
+ * block requests until then.
+ */
+static inline DateADT
+day_to_count(uint64 sent, DateADT today)
+{
+	return day_of(sent) == today + 1 ? today + 1 : today;
+}
+
+/*
+ * Return the number of requests counted so far on the day on which to count.
+ */
+static inline uint32
+sent_on(uint64 sent, DateADT today)
+{
+	return day_of(sent) == day_to_count(sent, today) ? (uint32) sent : 0;
 }
 
 /*
@@ -84,22 +107,25 @@ find_counter(uint64 account, DateADT today)
 
 /*
  * Count a request of an account, unless the account has already sent "limit"
- * requests today; 0 means no limit.  Returns whether the request was counted.
+ * requests today; 0 means no limit.  Returns whether the request was counted,
+ * and the day for which it was.
  */
 static bool
-count_today(uint64 account, DateADT today, uint32 limit)
+count_today(uint64 account, uint32 limit, DateADT *day)
 {
+	DateADT		today = hrflow_usage_today();
 	pg_atomic_uint64 *counter = find_counter(account, today);
 	uint64		sent = pg_atomic_read_u64(counter);
 	uint32		n;
 
 	do
 	{
+		*day = day_to_count(sent, today);
 		n = sent_on(sent, today);
 		if (limit > 0 && n >= limit)
 			return false;
 	} while (!pg_atomic_compare_exchange_u64(counter, &sent,
-											 ((uint64) today << 32) | (n + 1)));
+											 ((uint64) *day << 32) | (n + 1)));
 	return true;
 }
 
@@ -154,9 +180,9 @@ hrflow_budget_take(HrflowTransfer *transfer)
 	const HrflowTransport *transport = transfer->transport;
 
 	transfer->attempt.statement = statement;
-	transfer->attempt.day = hrflow_usage_today();
-	if (!count_today(transport->account, transfer->attempt.day,
-					 transport->settings->max_requests_per_day))
+	if (!count_today(transport->account,
+					 transport->settings->max_requests_per_day,
+					 &transfer->attempt.day))
 		return false;
 	nsent++;
 	transfer->attempt.is_counted = true;
@@ -172,19 +198,20 @@ hrflow_budget_take(HrflowTransfer *transfer)
 void
 hrflow_budget_give_back(HrflowTransfer *transfer)
 {
+	DateADT		day = transfer->attempt.day;
 	DateADT		today;
 
 	if (!transfer->attempt.is_counted)
 		return;
 	transfer->attempt.is_counted = false;
 	today = hrflow_usage_today();
-	if (transfer->attempt.day == today)
+	if (day == today || day == today + 1)
 	{
 		pg_atomic_uint64 *counter =
 		find_counter(transfer->transport->account, today);
 		uint64		sent = pg_atomic_read_u64(counter);
 
-		while (sent_on(sent, today) > 0 &&
+		while (day_of(sent) == day && (uint32) sent > 0 &&
 			   !pg_atomic_compare_exchange_u64(counter, &sent, sent - 1))
 			;
 	}
@@ -200,7 +227,9 @@ hrflow_budget_give_back(HrflowTransfer *transfer)
 void
 hrflow_budget_charge(const HrflowTransfer *transfer)
 {
-	(void) count_today(transfer->transport->account, hrflow_usage_today(), 0);
+	DateADT		day;
+
+	(void) count_today(transfer->transport->account, 0, &day);
 	if (transfer->attempt.statement == statement)
 		nsent++;
 }

@@ -334,10 +334,16 @@ like(
 	'if retries reach the limit, the original failure is raised');
 
 # A network outage
+my $port;
 {
 	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die $!;
-	my $port = $socket->sockport;
+	$port = $socket->sockport;
 	close($socket);
+}
+
+sub test_outage
+{
+	my ($when) = @_;
 	my $before = sql($usage);
 	my $sql = "SELECT hrflow_text_embedding('a');";
 	my $printed = limited(
@@ -348,9 +354,11 @@ like(
 	is_deeply(
 		[ $printed =~ /ERROR:  (\w+)/g ],
 		[ ('08001') x 3 ],
-		'requests without a connection do not count towards the daily limit');
-	is(sql($usage), $before, 'requests without a connection are not counted as sent');
+		"requests without a connection do not count towards the daily limit$when");
+	is(sql($usage), $before, "requests without a connection are not counted as sent$when");
+	return;
 }
+test_outage('');
 
 # Concurrent sessions
 my @sessions = map {
@@ -392,6 +400,56 @@ foreach my $content (qw(profile job text document))
 	is($api->stats->{api_requests}, 10, "a refresh of ${content}s does not exceed the daily limit");
 	is($limited->states, 'due 5, ok 10',
 		"a refresh of ${content}s keeps what was sent before the daily limit");
+}
+
+#
+# A clock that is set back: the saved counts are those of another day
+#
+sub move_days
+{
+	my ($days) = @_;
+
+	$node->stop;
+	my $content = PostgreSQL::Test::Utils::slurp_file($file);
+	my @counters = unpack('Q*', substr($content, -1024));
+	$counters[ 2 * $_ + 1 ] += $days * (1 << 32) foreach grep { $counters[ 2 * $_ ] != 0 } 0 .. 63;
+	substr($content, -1024) = pack('Q*', @counters);
+	open(my $fh, '>:raw', $file) or die $!;
+	print $fh $content;
+	close($fh);
+	$node->start;
+	return;
+}
+
+# A clock that was wrong by more than a day must not block requests until that day.
+my $text = "SELECT hrflow_text_embedding('a');";
+foreach my $days (-1, 500, 2, 1)
+{
+	limited($keys[1], 0, "$text $text");
+	test_outage(" before $days days");
+	move_days($days);
+	test_outage(" after $days days");
+	if ($days == 1)
+	{
+		like(
+			limited($keys[1], 2, $text),
+			qr/ERROR:  53400/,
+			'what was sent tomorrow counts today, when the clock was set back');
+		my ($sent) = grep { limited($keys[1], $_, $text) !~ /ERROR/ } 3 .. 100;
+		like(
+			limited($keys[1], $sent, $text),
+			qr/ERROR:  53400/,
+			'what is sent today is added to what was sent tomorrow');
+	}
+	else
+	{
+		unlike(limited($keys[1], 1, $text),
+			qr/ERROR/, "what was sent on another day does not count: $days days");
+		like(
+			limited($keys[1], 1, $text),
+			qr/ERROR:  53400/,
+			"what is sent today counts instead: $days days");
+	}
 }
 
 $node->stop('fast');
