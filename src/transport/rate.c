@@ -13,7 +13,7 @@
  * allowance.c.
  *
  * A 429, or a 503 with a Retry-After of at most HRFLOW_RETRY_AFTER_LIMIT,
- * pauses the account.  So do many failures in succession (5xx, or connections
+ * pauses the account, until the time that the reply states, if any.  So do many failures in succession (5xx, or connections
  * that fail or break) soon after other replies, as when a server is restarted.
  * When the pause is over, one request is sent as a probe.  If the probe is
  * refused, too, or is another such failure, the account is paused for longer.
@@ -414,6 +414,24 @@ end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
 }
 
 /*
+ * Return the length of the pause that the server requests in its reply, in
+ * microseconds, or 0.  This is its Retry-After.  If there is none, and its rate
+ * limit headers say that no request is left, a refusal requests a pause until
+ * the reset, unless that is later than we are willing to believe.
+ */
+static int64
+requested_pause(const HrflowTransfer *transfer, HrflowAccountOutcome outcome)
+{
+	const HrflowAttempt *attempt = &transfer->attempt;
+	int64		reset = attempt->reset * HRFLOW_SEC;
+
+	if (outcome == HRFLOW_LIMITED && transfer->reply.retry_after == 0 &&
+		attempt->nleft == 0 && reset <= HRFLOW_RETRY_AFTER_LIMIT)
+		return reset;
+	return transfer->reply.retry_after * HRFLOW_SEC;
+}
+
+/*
  * Report the outcome of a request.
  *
  * If this outcome is a reason to pause the account, return the remaining
@@ -430,7 +448,7 @@ hrflow_rate_report(const HrflowTransfer *transfer,
 	HrflowShared *shared = hrflow_shared_get();
 	HrflowBucket *bucket;
 	const HrflowAttempt *attempt = &transfer->attempt;
-	int64		asked = transfer->reply.retry_after * HRFLOW_SEC;
+	int64		asked = requested_pause(transfer, outcome);
 	double		random = pg_prng_double(&pg_global_prng_state);
 	int64		now = hrflow_clock_now();
 	int64		length = 0;

@@ -350,6 +350,38 @@ foreach my $left ('', 'none', '99999999999')
 }
 
 #
+# A refusal that has no usable Retry-After, but says that no request is left until a reset, is
+# obeyed for as long; other numbers are not
+#
+foreach my $case (
+	[ 'status=429,left=0,left_reset=2', 1900, 20_000 ],
+	[ 'status=429,left=0,left_reset_date=3', 1900, 20_000 ],
+	[ 'code=429,left=0,left_reset=2', 1900, 20_000 ],
+	[ 'status=429,left=0,left_reset=2,retry_after=0', 1900, 20_000 ],
+	[ 'status=429,left=0,left_reset=60,retry_after=1', 900, 20_000 ],
+	[ 'status=429,left=5,left_reset=60', 0, 20_000 ],
+	[ 'status=429,left=0,left_reset=400', 0, 20_000 ],
+	[ 'status=429,left_reset=60', 0, 20_000 ])
+{
+	my ($fault, $least, $most) = @$case;
+	my $limited = Hrflow::StandIn->new;
+
+	$limited->script($fault, count => 1);
+	is(outcome($limited, ids(2), max_concurrency => 1), 'ok 2', "a batch succeeds after $fault");
+	my @begun = map { $_->{begun} } $limited->log;
+	cmp_ok($begun[1] - $begun[0], '>=', $least, "the pause after $fault is long enough");
+	cmp_ok($begun[1] - $begun[0], '<', $most, "the pause after $fault is not too long");
+}
+{
+	my $limited = Hrflow::StandIn->new;
+
+	$limited->script('status=429,left=0,left_reset=3', ms => 2500);
+	is(sql_at($limited, q{SELECT hrflow_profile_embedding('acme', 'p') IS NOT NULL}),
+		't', 'a single call succeeds although requests are refused for some seconds');
+	is($limited->stats->{requests}, 2, 'it sends no request before the reset');
+}
+
+#
 # A probe without an answer
 #
 {
