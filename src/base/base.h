@@ -50,6 +50,11 @@
 #define HRFLOW_MAX_CONCURRENCY 256
 
 /*
+ * Default of hrflow_embed.connect_timeout, in milliseconds.
+ */
+#define HRFLOW_CONNECT_TIMEOUT 5000
+
+/*
  * Limit on the total size of the buffers in which a backend receives the
  * bodies of replies, in bytes (64 MB); see enlarge_body() for exceptions.  It
  * is also the upper limit of hrflow_embed.max_response_size.

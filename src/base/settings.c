@@ -67,7 +67,7 @@ static int	api_dialect = HRFLOW_DIALECT_ID;
 static char *ca_file = NULL;
 static char *proxy = NULL;
 static char *link_hosts = NULL;
-static int	connect_timeout = 5000;
+static int	connect_timeout = HRFLOW_CONNECT_TIMEOUT;
 static int	request_timeout = 30000;
 static int	batch_timeout = 0;
 static int	refresh_debounce = 60000;
@@ -492,7 +492,7 @@ hrflow_settings_define(void)
 	DefineCustomIntVariable("hrflow_embed.connect_timeout",
 							"Sets the maximum time to establish a connection, for each attempt.",
 							NULL,
-							&connect_timeout, 5000, 10, INT_MAX / 1000,
+							&connect_timeout, HRFLOW_CONNECT_TIMEOUT, 10, INT_MAX / 1000,
 							PGC_USERSET, GUC_UNIT_MS,
 							NULL, assign_int, NULL);
 	DefineCustomIntVariable("hrflow_embed.request_timeout",

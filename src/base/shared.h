@@ -50,7 +50,9 @@ typedef enum HrflowAccountOutcome
 	HRFLOW_FAILED,				/* any other HTTP 5xx, or the connection
 								 * failed or broke */
 	HRFLOW_TIMED_OUT,			/* HTTP 408, a timeout, or a connection
-								 * failure that a retry would repeat */
+								 * failure that a retry would repeat or that a
+								 * connect_timeout shorter than the default
+								 * has caused */
 	HRFLOW_GIVEN_UP				/* abandoned or not started by us, or refused
 								 * by the proxy; the API's outcome is unknown */
 } HrflowAccountOutcome;

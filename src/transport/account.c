@@ -85,11 +85,15 @@ hrflow_account_give_back(HrflowTransfer *transfer)
 
 /*
  * Classify the outcome of a completed attempt for the account.  If the proxy
- * refused the attempt, nothing is known about the API.
+ * refused the attempt, nothing is known about the API.  An attempt that was
+ * given up sooner than by default is not a sign of an outage, which would
+ * concern other backends.
  */
 static HrflowAccountOutcome
-outcome_of(const HrflowReply *reply)
+outcome_of(const HrflowTransfer *transfer)
 {
+	const HrflowReply *reply = &transfer->reply;
+
 	if (reply->status == HRFLOW_PROXY_REFUSED)
 		return HRFLOW_GIVEN_UP;
 	if (reply->is_limited)
@@ -103,7 +107,8 @@ outcome_of(const HrflowReply *reply)
 		return HRFLOW_TIMED_OUT;
 	if (reply->status == HRFLOW_CONNECT_FAILED ||
 		reply->status == HRFLOW_CONNECTION_LOST)
-		return reply->transient ? HRFLOW_FAILED : HRFLOW_TIMED_OUT;
+		return reply->transient && !transfer->attempt.is_impatient ?
+			HRFLOW_FAILED : HRFLOW_TIMED_OUT;
 	return HRFLOW_ANSWERED;
 }
 
@@ -132,5 +137,5 @@ hrflow_account_settle(HrflowTransfer *transfer)
 {
 	if (HRFLOW_IS_LINK(transfer->reply.target))
 		return;
-	hrflow_account_report(transfer, outcome_of(&transfer->reply));
+	hrflow_account_report(transfer, outcome_of(transfer));
 }

@@ -183,9 +183,25 @@ refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
+ * Did the attempt fail because its connect_timeout, which libcurl enforces for
+ * the connection, and the kernel for data sent, is shorter than the default?
+ */
+static bool
+is_impatient(const HrflowTransfer *transfer, CURLcode code)
+{
+	long		error = 0;
+
+	if (transfer->transport->settings->connect_timeout >=
+		HRFLOW_CONNECT_TIMEOUT)
+		return false;
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &error);
+	return code == CURLE_OPERATION_TIMEDOUT || error == ETIMEDOUT;
+}
+
+/*
  * Set reply->status for a failed attempt.  May also set reply->transient, the
  * attempt's fault, and, if libcurl's own message is not suitable,
- * reply->detail.
+ * reply->detail.  Sets the attempt's is_impatient.
  */
 void
 hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
@@ -193,6 +209,7 @@ hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
 	HrflowReply *reply = &transfer->reply;
 	const char *refusal = refusal_of_proxy(transfer, code);
 
+	transfer->attempt.is_impatient = is_impatient(transfer, code);
 	if (transfer->attempt.fault == HRFLOW_NO_FAULT &&
 		has_too_large_headers(transfer, code))
 		transfer->attempt.fault = HRFLOW_EXCEEDS_LIMIT;

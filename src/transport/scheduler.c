@@ -275,6 +275,7 @@ fail_waiting(const HrflowTransfer *failed)
 			continue;
 		transfer->reply.status = failed->reply.status;
 		transfer->reply.transient = failed->reply.transient;
+		transfer->attempt.is_impatient = failed->attempt.is_impatient;
 		strlcpy(transfer->error, failed->reply.detail,
 				sizeof(transfer->error));
 		transfer->reply.detail = transfer->error;

@@ -147,6 +147,8 @@ typedef struct HrflowAttempt
 								 * microseconds, or 0 */
 	bool		is_probe;		/* is the attempt a probe whose outcome has
 								 * not been reported yet? */
+	bool		is_impatient;	/* did a connect_timeout shorter than the
+								 * default end the attempt? */
 	bool		is_alone;		/* is this the only request that may be in
 								 * flight? */
 	bool		counts;			/* if there is a pause, does the attempt count

@@ -651,6 +651,57 @@ foreach my $case (
 }
 
 #
+# An API to which no connection can be established: attempts that a role gives up soon, by
+# its own connect_timeout, do not pause the account, but those that last as long as by default do
+#
+{
+	my $server = Hrflow::StandIn->new;
+	my $deaf = PostgreSQL::Test::Utils::tempdir() . '/deaf';
+	my $front = Hrflow::RawPeer->new(
+		sub {
+			sleep 20 if -e $deaf;
+			Hrflow::RawPeer::forward($_[0], $server->https);
+		});
+	my $settings =
+		"SET hrflow_embed.base_url = 'https://localhost:"
+	  . $front->port
+	  . "/v1'; SET hrflow_embed.ca_file = '"
+	  . $server->ca
+	  . "'; SET hrflow_embed.http_version = '1.1'; SET hrflow_embed.max_attempts = 1;";
+	is((timed("$settings SELECT hrflow_profile_embedding('acme', 'p') IS NOT NULL"))[0],
+		't', 'an account is used before connections fail');
+	PostgreSQL::Test::Utils::append_to_file($deaf, '');
+	my (undef, $seconds, $err) = timed(
+		"$settings SET hrflow_embed.connect_timeout = '20ms';" . q{
+		DO $$ BEGIN
+			FOR i IN 1 .. 26 LOOP
+				BEGIN
+					PERFORM hrflow_profile_embedding('acme', 'p' || i);
+				EXCEPTION WHEN sqlstate '08001' THEN
+					RAISE NOTICE 'no connection';
+				END;
+			END LOOP;
+		END $$});
+	is(scalar(() = $err =~ /no connection/g), 26, 'no connection is established in 20 ms');
+	cmp_ok($seconds, '<', 6, 'attempts that a role gives up after 20 ms do not pause the account');
+	my $session = Hrflow::Session->new($node);
+	$session->query($settings);
+	$session->send(q{SELECT status || ' ' || count(*) FROM hrflow_profile_embeddings('acme', }
+		  . ids(30)
+		  . ") GROUP BY status ORDER BY 1;\n\\echo -- done");
+	for (1 .. 200)
+	{
+		last if $session->sockets > 30;
+		select(undef, undef, undef, 0.02);
+	}
+	unlink $deaf or die $!;
+	my ($nok) = $session->wait_for(qr/-- done/) =~ /^ok (\d+)$/m;
+	cmp_ok($nok // 0, '>=', 10,
+		'attempts that fail after the default of connect_timeout pause the account');
+	$session->finish;
+}
+
+#
 # A request that was not sent, because the kept connection that libcurl chose for it has
 # data to read, does not count towards the rate, whether a setting limits it or the server
 #
