@@ -94,6 +94,8 @@ typedef struct HrflowResult
 	bool		was_sent;		/* if no reply was received, or the reply
 								 * broke off, could the server have processed
 								 * the request? */
+	int64		sent_at;		/* if the request was abandoned, when it was
+								 * first sent, or 0 if it was not */
 	int			http_status;	/* 0 if no reply was received */
 	Jsonb	   *data;			/* "data" of a reply for a profile, a job or
 								 * the account, if status is HRFLOW_OK */

@@ -541,6 +541,7 @@ hrflow_response_set_abandoned(const HrflowReply *reply, HrflowResult *result)
 	result->is_link = HRFLOW_IS_LINK(reply->target);
 	result->http_status = 0;
 	result->was_sent = reply->was_sent;
+	result->sent_at = reply->sent_at;
 }
 
 /*

@@ -662,6 +662,7 @@ hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
 		profile->is_copy = true;
 		run->nwaiting--;
 		profile->asked_at = leader->asked_at;
+		profile->sent_at = leader->sent_at;
 		profile->status = leader->status;
 		profile->http_status = leader->http_status;
 		profile->unasked = leader->unasked;

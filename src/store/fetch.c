@@ -197,6 +197,11 @@ take_result(const HrflowRun *run, HrflowProfile *profile,
 		profile->http_status = result.http_status;
 	if (outcome->unasked)
 		profile->unasked = true;
+
+	/* A link, or a reply, shows that the first request was sent. */
+	if (profile->sent_at == 0)
+		profile->sent_at = outcome->unasked && !result.is_link ?
+			result.sent_at : profile->asked_at;
 	profile->was_sent = profile->body != NULL && result.was_sent;
 	if (result.status == HRFLOW_OK && section != NULL)
 	{

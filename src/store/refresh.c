@@ -74,12 +74,6 @@ enum
 #define DRAIN_TIME (100 * HRFLOW_MSEC)
 
 /*
- * Maximum time to wait for requests in flight after the end of the time
- * budget.
- */
-#define BUDGET_GRACE (5 * HRFLOW_SEC)
-
-/*
  * Statement timeout, in milliseconds, for recording the end of a run that is
  * ended by an error or by the end of the session.
  */
@@ -243,7 +237,7 @@ stop_if_necessary(HrflowRun *run, HrflowTransport *transport)
 	if (now >= budget_end)
 	{
 		run->is_stopping = true;
-		run->drain_until = Min(run->drain_until, now + BUDGET_GRACE);
+		run->drain_until = Min(run->drain_until, now + HRFLOW_BUDGET_GRACE);
 		budget_end = HRFLOW_NEVER;
 	}
 	if (now >= impatient_at)

@@ -189,6 +189,9 @@ typedef struct HrflowProfile
 	int64		asked_at;		/* time of the first request, or 0 if there
 								 * was none; for a copied result, that of the
 								 * original */
+	int64		sent_at;		/* when the first request was sent, or 0 if
+								 * none was sent or no outcome is known; after
+								 * a reply, "asked_at", which is not later */
 	int			nopen;			/* number of requests in progress */
 	bool		is_probe;		/* do other profiles of the source wait for
 								 * the reply? */
@@ -266,6 +269,12 @@ typedef struct HrflowProfile
  * of the following days.
  */
 #define HRFLOW_GONE_AGE (4 * USECS_PER_DAY)
+
+/*
+ * Maximum time to wait for requests in flight after the end of the time
+ * budget.
+ */
+#define HRFLOW_BUDGET_GRACE (5 * HRFLOW_SEC)
 
 /*
  * A profile for which the API has had no vector for at least HRFLOW_GONE_AGE.

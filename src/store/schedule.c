@@ -276,14 +276,24 @@ command_prefix(Oid caller)
 }
 
 /*
- * Return the statement that a job executes.  If possible, its time budget ends
- * a little before the next run, so that runs seldom overlap.
+ * Return the time budget of the runs of a schedule, in seconds.  If possible,
+ * it ends a little before the next run, so that runs seldom overlap.
+ */
+static int
+get_time_budget(const char *schedule)
+{
+	int			interval = schedule_interval(schedule);
+
+	return Max(interval - Max(interval / 12, 1), 1);
+}
+
+/*
+ * Return the statement that a job executes.
  */
 static char *
 make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 			 const char *schedule)
 {
-	int			interval = schedule_interval(schedule);
 	Jsonb	   *fields = PG_ARGISNULL(ARG_FIELDS) ? NULL :
 	hrflow_check_fields(PG_GETARG_JSONB_P(ARG_FIELDS));
 	char	   *max_age =
@@ -299,8 +309,7 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 															  &fields->root,
 															  VARSIZE(fields))),
 							max_age,
-							psprintf("%d seconds",
-									 Max(interval - Max(interval / 12, 1), 1)));
+							psprintf("%d seconds", get_time_budget(schedule)));
 }
 
 /*
@@ -418,6 +427,25 @@ warn_of_login(const HrflowStore *store)
 }
 
 /*
+ * Warn if the runs of a schedule abandon requests that have not timed out yet.
+ */
+static void
+warn_of_interval(const char *schedule)
+{
+	int			timeout = hrflow_settings_get(false)->request_timeout;
+	int			longest = get_time_budget(schedule) +
+	HRFLOW_BUDGET_GRACE / HRFLOW_SEC;
+
+	if (timeout > longest * 1000)
+		ereport(WARNING,
+				(errmsg("interval of schedule \"%s\" is too short for \"hrflow_embed.request_timeout\"",
+						schedule),
+				 errdetail("Runs end after at most %d s, but requests may take %d ms.",
+						   longest, timeout),
+				 errhint("Use a longer interval, or lower \"hrflow_embed.request_timeout\".")));
+}
+
+/*
  * hrflow_schedule(store regclass, schedule text, fields jsonb,
  *				   max_age interval) RETURNS bigint
  *
@@ -454,6 +482,7 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 	job = job_name(&store);
 	command = make_command(fcinfo, &store, schedule);
 	warn_of_login(&store);
+	warn_of_interval(schedule);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
 		refuse_schedule(command,
 						hrflow_store_sql(&store, schedule_elsewhere_sql, job,

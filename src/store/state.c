@@ -461,7 +461,9 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 /*
  * Postpone a profile that is due and has no result, so that a run that
  * continues does not claim it again immediately.  This is not necessary if the
- * run is stopping, or will stop because the failure affects all requests.
+ * run is stopping, or will stop because the failure affects all requests,
+ * except for a profile to be postponed that set_not_counted() has not
+ * postponed, because it has changed.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -473,7 +475,8 @@ put_beyond_run(HrflowRun *run, HrflowProfile *profile)
 
 	if (row->has_due_at && row->state == HRFLOW_STATE_DUE &&
 		!is_our_fault(run, profile) &&
-		!run->is_stopping && !run->is_ending && run->error == NULL)
+		((profile->is_postponed && !profile->is_current) ||
+		 (!run->is_stopping && !run->is_ending && run->error == NULL)))
 		row->due_at = Max(row->due_at, earliest);
 }
 
@@ -611,6 +614,42 @@ note_outage(HrflowRun *run)
 }
 
 /*
+ * Did the end of the run abandon a request for a profile after the API had at
+ * least HRFLOW_BUDGET_GRACE to reply?
+ */
+static bool
+is_slow(const HrflowProfile *profile)
+{
+	return profile->unasked && profile->sent_at != 0 &&
+		(profile->status == HRFLOW_OK || profile->status == HRFLOW_TIMEOUT) &&
+		hrflow_clock_now() - profile->sent_at >= HRFLOW_BUDGET_GRACE;
+}
+
+/*
+ * Let a slow profile be postponed, with an error.  Otherwise each run would
+ * begin with the same profiles if none of them were answered in time, and
+ * would never request any others.
+ */
+static void
+postpone_slow(HrflowRun *run, HrflowProfile *profile)
+{
+	MemoryContext old = MemoryContextSwitchTo(profile->context);
+	HrflowResult result = {
+		.endpoint = run->kind->asked.endpoint,
+		.status = HRFLOW_TIMEOUT,
+		.is_link = profile->is_link,
+		.detail = "The run ended before there was an answer."
+	};
+
+	profile->unasked = false;
+	profile->is_postponed = true;
+	profile->status = result.status;
+	profile->error = hrflow_error_describe(&result);
+	MemoryContextSwitchTo(old);
+	hrflow_state_arrive(run, profile);
+}
+
+/*
  * Called when all requests for a profile are complete, or have been given up.
  * Moves the profile to the list of profiles to be written, unless its vectors
  * are held back because of their dimension, or its failure may be caused by an
@@ -627,6 +666,11 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 	{
 		run->alive_at = run->answered_at = hrflow_clock_now();
 		clear_suspects(run, false);
+		return;
+	}
+	if (is_slow(profile) && !run->is_unanswered)
+	{
+		postpone_slow(run, profile);
 		return;
 	}
 	if (profile->unasked)

@@ -16,7 +16,7 @@
 void
 hrflow_show_sent(HrflowTransfer *transfer)
 {
-	bool		is_retry = transfer->was_sent;
+	bool		is_retry = transfer->sent_at != 0;
 	HrflowActivityState *state = &transfer->transport->activity->state;
 	bool		is_link = HRFLOW_IS_LINK(transfer->reply.target);
 
@@ -27,7 +27,8 @@ hrflow_show_sent(HrflowTransfer *transfer)
 	state->nrequests++;
 	if (is_retry)
 		state->nretries++;
-	transfer->was_sent = true;
+	if (!is_retry)
+		transfer->sent_at = hrflow_clock_now();
 }
 
 /*

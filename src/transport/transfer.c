@@ -226,6 +226,7 @@ finish_stopped(HrflowTransfer *transfer)
 	transfer->reply.expired = transfer->transport->expired;
 	transfer->reply.was_sent = HRFLOW_IN_FLIGHT(transfer) &&
 		transfer->attempt.nsent > 0;
+	transfer->reply.sent_at = transfer->sent_at;
 	hrflow_transfer_move(transfer, HRFLOW_DONE);
 }
 

@@ -221,7 +221,8 @@ typedef struct HrflowTransfer
 								 * sent */
 	int			ncounted;		/* number of earlier attempts that count
 								 * towards max_attempts */
-	bool		was_sent;		/* has any attempt been sent? */
+	int64		sent_at;		/* when the first attempt was sent, or 0 if
+								 * none was */
 	bool		avoids_http2;	/* must later attempts not offer HTTP/2?  See
 								 * learn_from_lost_connection() */
 	bool		needs_fresh;	/* must the request be sent over a new

@@ -215,7 +215,7 @@ submit(HrflowTransport *transport, HrflowTarget target, const char *url,
 	transfer->post = post;
 	transfer->caller = transport->activity->state.caller;
 	transfer->ncounted = 0;
-	transfer->was_sent = false;
+	transfer->sent_at = 0;
 	transfer->avoids_http2 = false;
 	transfer->needs_fresh = false;
 	transfer->attempt = (HrflowAttempt)

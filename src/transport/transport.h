@@ -67,6 +67,8 @@ typedef struct HrflowReply
 								 * limit expire? */
 	bool		was_sent;		/* could the server have received the request
 								 * in this attempt? */
+	int64		sent_at;		/* if the request was abandoned, when its
+								 * first attempt was sent, or 0 if none was */
 	HrflowTarget target;
 	void	   *tag;			/* passed by the submitter */
 	struct HrflowTransfer *transfer;	/* internal to the transport */

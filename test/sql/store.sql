@@ -457,8 +457,15 @@ FROM (VALUES ('* * * * *'), ('30 seconds'), ('1 second'), ('9223372036854775807 
 	('0 3 * * *'), ('59 23 * * *'), ('55 * * * *'), ('0,59 0,23 * * *'), ('5/9223372036854775807 * * * *'), ('5-0 * * * *'),
 	('@daily'), ('x * * * *'), ('60 * * * *'), ('-1 * * * *'), ('*/0 * * * *'), ('1-x * * * *'), ('5 5'), ('* 24 * * *'), ('')) v(schedule);
 
--- After a column or the store is renamed, the table must be tracked again
+-- A run should not end before its requests time out
 \set VERBOSITY default
+SET hrflow_embed.request_timeout = '60s';
+SELECT pg_temp.time_budget('* * * * *');
+SET hrflow_embed.request_timeout = '60001ms';
+SELECT pg_temp.time_budget('* * * * *');
+RESET hrflow_embed.request_timeout;
+
+-- After a column or the store is renamed, the table must be tracked again
 CREATE TABLE talent.fed (id text, source text, cv text);
 SELECT hrflow_track_table('talent.embedding', 'talent.fed', 'id', source_column => 'source', refresh_columns => '{cv}');
 INSERT INTO talent.fed VALUES ('teacher-1', 'acme', 'a');
