@@ -337,6 +337,15 @@ hrflow_aside_lock_keys(const HrflowStore *store, const char *condition,
 }
 
 /*
+ * Return the number of keys that hrflow_aside_lock_keys() has added.
+ */
+static int64
+count_keys(const HrflowParameters *keys)
+{
+	return ARR_DIMS(DatumGetArrayTypeP(keys->values[0]))[0];
+}
+
+/*
  * ------------------------------------------------------------------------
  * Moving vectors out of a store
  * ------------------------------------------------------------------------
@@ -407,6 +416,7 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 	char	   *unwanted;
 	char	   *problem;
 	HrflowParameters parameters = {0};
+	HrflowRefreshed refreshed = {0};
 
 	AcceptInvalidationMessages();
 
@@ -430,7 +440,7 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 		return false;
 	}
 	if (is_limited)
-		allowance = hrflow_erase_allowance(store);
+		allowance = hrflow_erase_allowance(store, count_keys(keys), &refreshed);
 	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(Max(allowance, 0)));
 	for (int i = 0; i < keys->n; i++)
 		hrflow_store_add(&parameters, keys->types[i], keys->values[i]);

@@ -24,6 +24,8 @@
  */
 #include "postgres.h"
 
+#include <math.h>
+
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
@@ -212,10 +214,14 @@ static const char count_recorded_sql[] =
 " AND n.put_aside_at > clock_timestamp() - interval '24 hours'"
 " AND n.erased_at > clock_timestamp() - interval '24 hours'";
 
+/*
+ * Statement that counts the profiles that may have vectors: profiles that have
+ * been refreshed, and are neither gone nor unwanted.  It stops counting at $1.
+ */
 static const char count_refreshed_sql[] =
-"SELECT count(*) FROM %P AS p"
+"SELECT count(*) FROM (SELECT FROM %P AS p"
 " WHERE p.refreshed_at IS NOT NULL"
-" AND (p.state IN ('gone', 'unwanted')) IS NOT TRUE";
+" AND (p.state IN ('gone', 'unwanted')) IS NOT TRUE LIMIT $1) AS r";
 
 /*
  * Maximum number of profiles of a store that may lose more than half of the
@@ -312,15 +318,26 @@ find_orphans(const HrflowStore *store)
 }
 
 /*
- * Count the profiles that may have vectors: profiles that have been refreshed,
- * and are neither gone nor unwanted.
+ * Count the profiles that may have vectors, as far as is necessary to find out
+ * whether MAX_ERASED_PART of them is at least "n".  Does nothing if
+ * *refreshed, the result of an earlier call, is sufficient.  A run calls this
+ * in many of its transactions, so each scan counts at least twice as many
+ * profiles as the one before.
  */
-static int64
-count_refreshed(const HrflowStore *store)
+static void
+count_refreshed(const HrflowStore *store, int64 n, HrflowRefreshed *refreshed)
 {
+	HrflowParameters parameters = {0};
+	int64		enough = ceil(n / MAX_ERASED_PART);
+
+	if (refreshed->is_total || refreshed->n >= enough)
+		return;
+	enough = Max(enough, 2 * refreshed->n);
+	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(enough));
 	hrflow_store_execute_latest(hrflow_store_sql(store, count_refreshed_sql),
-								NULL);
-	return DatumGetInt64(hrflow_store_datum(0, 1));
+								&parameters);
+	refreshed->n = DatumGetInt64(hrflow_store_datum(0, 1));
+	refreshed->is_total = refreshed->n < enough;
 }
 
 /*
@@ -331,8 +348,12 @@ count_refreshed(const HrflowStore *store)
 static void
 warn_of_many_deleted(const HrflowStore *store, int64 n)
 {
-	if (n <= MAX_ERASED_FREE ||
-		n <= MAX_ERASED_PART * (n + count_refreshed(store)))
+	HrflowRefreshed refreshed = {0};
+
+	if (n <= MAX_ERASED_FREE)
+		return;
+	count_refreshed(store, n, &refreshed);
+	if (n <= MAX_ERASED_PART * (n + refreshed.n))
 		return;
 	ereport(WARNING,
 			(errmsg("erased " INT64_FORMAT " profiles and their vectors from store %s because rows were deleted",
@@ -456,18 +477,24 @@ lock_limit(const HrflowStore *store)
 
 /*
  * Return the number of further profiles that may lose vectors within the
- * limit; see MAX_ERASED_PART.  All profiles that hrflow_erase_count() counts
- * are subtracted, no matter in which run they lost vectors.  Returns 0 if
- * their number is not known, or if vectors cannot be put aside, and
+ * limit, see MAX_ERASED_PART, or any number of at least "wanted" if so many
+ * may lose vectors.  All profiles that hrflow_erase_count() counts are
+ * subtracted, no matter in which run they lost vectors.  Returns 0 if their
+ * number is not known, or if vectors cannot be put aside, and
  * HRFLOW_ERASE_UNDECIDED if another session is deciding about vectors at the
  * moment, or has locked NAME_aside.
+ *
+ * The table of profiles may be large, so its profiles are counted only as far
+ * as necessary, and *refreshed keeps their number for the caller's next call.
  *
  * If the result is positive, no other session can obtain an allowance until
  * the end of the transaction, and NAME_aside cannot be dropped.
  */
 int64
-hrflow_erase_allowance(const HrflowStore *store)
+hrflow_erase_allowance(const HrflowStore *store, int64 wanted,
+					   HrflowRefreshed *refreshed)
 {
+	int64		nerased;
 	int64		most;
 	Oid			aside;
 
@@ -479,8 +506,11 @@ hrflow_erase_allowance(const HrflowStore *store)
 		return 0;
 	if (!lock_limit(store))
 		return HRFLOW_ERASE_UNDECIDED;
-	most = MAX_ERASED_PART * count_refreshed(store);
-	return Max(Max(most, MAX_ERASED_FREE) - hrflow_erase_count(store), 0);
+	nerased = hrflow_erase_count(store);
+	if (wanted + nerased > MAX_ERASED_FREE)
+		count_refreshed(store, wanted + nerased, refreshed);
+	most = MAX_ERASED_PART * refreshed->n;
+	return Max(Max(most, MAX_ERASED_FREE) - nerased, 0);
 }
 
 /*
@@ -528,7 +558,9 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 	ArrayType  *items;
 	HrflowRows *rows;
 	HrflowParameters parameters = {0};
-	int64		allowance = hrflow_erase_allowance(store);
+	int64		allowance = hrflow_erase_allowance(store,
+												   list_length(run->gone),
+												   &run->refreshed);
 	ListCell   *cell;
 
 	if (!store->has_failed_at || allowance == HRFLOW_ERASE_UNDECIDED)

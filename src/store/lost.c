@@ -227,10 +227,14 @@ decide(HrflowRun *run, const HrflowStore *store, List *losers, int n)
 {
 	Oid			aside;
 	bool		is_free = hrflow_aside_lock(store, false, &aside);
-	int64		allowance = !is_free ? HRFLOW_ERASE_UNDECIDED :
-	n == 0 ? 0 : hrflow_erase_allowance(store);
+	int64		allowance;
 	ListCell   *cell;
 
+	/* Count the profiles again if their number may have grown a lot. */
+	if (run->tallies[HRFLOW_TALLY_OK] > 2 * run->refreshed.n)
+		run->refreshed.is_total = false;
+	allowance = !is_free ? HRFLOW_ERASE_UNDECIDED :
+		n == 0 ? 0 : hrflow_erase_allowance(store, n, &run->refreshed);
 	run->has_no_aside |= is_free && !OidIsValid(aside);
 	foreach(cell, losers)
 	{

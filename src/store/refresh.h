@@ -503,6 +503,7 @@ struct HrflowRun
 	int64		ntaken;			/* number of profiles in "nunwritten" whose
 								 * leases were taken over, or cleared, by
 								 * other sessions */
+	HrflowRefreshed refreshed;	/* see hrflow_erase_allowance() */
 	List	   *gone;			/* list of HrflowGone, the profiles that may
 								 * no longer exist in the API */
 	int64		ngone;			/* number of profiles found to no longer exist

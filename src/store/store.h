@@ -475,11 +475,22 @@ extern bool hrflow_expire_batch(const HrflowStore *store);
  */
 #define HRFLOW_ERASE_UNDECIDED (-1)
 
+/*
+ * Number of profiles that may have vectors, as far as they have been counted;
+ * initially zero.
+ */
+typedef struct HrflowRefreshed
+{
+	int64		n;
+	bool		is_total;		/* were all of them counted? */
+} HrflowRefreshed;
+
 /* in erase.c */
 extern void hrflow_erase_deleted(const HrflowStore *store, Oid function);
 extern uint64 hrflow_erase_profiles(const HrflowStore *store,
 									const HrflowParameters *parameters);
-extern int64 hrflow_erase_allowance(const HrflowStore *store);
+extern int64 hrflow_erase_allowance(const HrflowStore *store, int64 wanted,
+									HrflowRefreshed *refreshed);
 extern int64 hrflow_erase_count(const HrflowStore *store);
 
 /* in history.c */

@@ -1,0 +1,67 @@
+# What it costs to decide whether profiles of a large store may lose vectors.  A
+# regression test could not see how many rows are read.
+use strict;
+use warnings FATAL => 'all';
+use Hrflow::Node;
+use Hrflow::StandIn;
+use Hrflow::Store;
+use Test::More;
+
+my $api = Hrflow::StandIn->new('--dim' => 4);
+my $node = Hrflow::Node->new('limits', $api, link_hosts => '127.0.0.1', max_attempts => 1);
+my $store = Hrflow::Store->new($node, $api, 'shop');
+my $n = 4000;
+
+# Return the output of a run, and how many rows of profiles it has read sequentially.
+sub rows_read
+{
+	my $rows = "SELECT pg_stat_clear_snapshot(); SELECT seq_tup_read, seq_scan
+		FROM pg_stat_user_tables WHERE relid = 'shop.embedding_profile'::regclass";
+	my ($before) = $store->sql($rows) =~ /(\d+)\|/;
+	my $printed =
+	  $store->call('batch_size => 1', settings => { 'hrflow_embed.max_concurrency' => 1 });
+	my ($after) = $store->sql($rows) =~ /(\d+)\|/;
+	return ($printed, $after - $before);
+}
+
+# Let profiles have lost their skills.
+sub lose
+{
+	my ($count) = @_;
+
+	$store->sql(
+		"UPDATE shop.embedding_profile SET due_at = now() WHERE profile_id IN
+			(SELECT profile_id FROM shop.embedding_profile
+				WHERE profile_id ~ 'novector' AND erased_at IS NULL AND due_at > now()
+				ORDER BY 1 LIMIT $count)");
+	return;
+}
+
+$store->track(
+	"SELECT 'nurse-' || i FROM generate_series(1, $n) i
+	UNION ALL SELECT 'novector-' || i FROM generate_series(1, 400) i");
+$store->sql(
+	"UPDATE shop.embedding_profile SET state = 'ok', refreshed_at = now(),
+		sections = '{profile,skills}', due_at = now() + interval '1 day';
+	INSERT INTO shop.embedding SELECT source_id, profile_id, section, 0, '{1, 2, 3, 4}', now()
+		FROM shop.embedding_profile, unnest('{profile,skills}'::text[]) section
+		WHERE profile_id ~ 'novector';
+	ANALYZE shop.embedding_profile");
+
+foreach my $case (
+	[ 15, 15, 0, 'at most 20 profiles' ],
+	[ 45, 60, 4 * 60 * 20, 'some more profiles' ],
+	[ 200, 220, 3 * $n, 'more profiles than the limit' ])
+{
+	my ($count, $nerased, $limit, $what) = @$case;
+
+	lose($count);
+	my ($printed, $nread) = rows_read();
+	like($printed, qr/: $count refreshed/, "a run refreshes $count profiles that lack a section");
+	is($store->sql("SELECT erased_last_day FROM hrflow_store_status('shop.embedding')"),
+		$nerased, "$nerased profiles in all have lost vectors");
+	cmp_ok($nread, '<=', $limit, "a run reads few rows to decide about $what");
+	note("read $nread rows");
+}
+
+done_testing;
