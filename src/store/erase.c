@@ -154,7 +154,9 @@ static const char erase_profiles_aside_sql[] =
  * claimed or locked, are skipped.  So are profiles that the API knows, if they
  * have vectors that the run did not request.  A profile is proven to be gone
  * if another profile of its source was refreshed in the second half of the
- * time for which it has been missing.
+ * time for which it has been missing.  "at" is a time at which a profile of
+ * the source was refreshed: one that proves this for all missing profiles of
+ * the source if there is one, which usually is soon found, or else the latest.
  */
 static const char erase_gone_sql[] =
 "WITH missing AS MATERIALIZED"
@@ -172,9 +174,11 @@ static const char erase_gone_sql[] =
 " AND (v.section, v.item) NOT IN (SELECT * FROM unnest($9, $10))))"
 " ORDER BY p.source_id, p.%I FOR NO KEY UPDATE OF p SKIP LOCKED),"
 " known AS MATERIALIZED"
-" (SELECT m.s, (SELECT max(p.refreshed_at) FROM %P AS p"
-" WHERE p.source_id = m.s) AS at"
-" FROM (SELECT DISTINCT s FROM missing) AS m),"
+" (SELECT m.s, COALESCE((SELECT p.refreshed_at FROM %P AS p"
+" WHERE p.source_id = m.s"
+" AND p.refreshed_at > m.since + (clock_timestamp() - m.since) / 2 LIMIT 1),"
+" (SELECT max(p.refreshed_at) FROM %P AS p WHERE p.source_id = m.s)) AS at"
+" FROM (SELECT s, max(since) AS since FROM missing GROUP BY s) AS m),"
 " found AS MATERIALIZED"
 " (SELECT m.s, m.i, m.has_vectors,"
 " COALESCE(k.at > m.since + (clock_timestamp() - m.since) / 2, false)"
@@ -547,7 +551,8 @@ warn_of_unproven(const HrflowRun *run, int64 n)
  * If a user-supplied table of profiles lacks the column "failed_at", it is not
  * known how long profiles have been missing, so none of them is gone.  If
  * hrflow_erase_allowance() returns HRFLOW_ERASE_UNDECIDED, all profiles stay
- * missing until they are requested again.
+ * missing until they are requested again.  So do the profiles that run->gone
+ * has no room for.
  */
 void
 hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
@@ -559,7 +564,7 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 	HrflowRows *rows;
 	HrflowParameters parameters = {0};
 	int64		allowance = hrflow_erase_allowance(store,
-												   list_length(run->gone),
+												   run->nlong_missing,
 												   &run->refreshed);
 	ListCell   *cell;
 
@@ -585,6 +590,9 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 					 TimestampTzGetDatum(GetCurrentTimestamp() - HRFLOW_GONE_AGE));
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
+
+	/* The others may have vectors, so they count towards the limit. */
+	allowance -= run->nlong_missing - list_length(run->gone);
 	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(allowance));
 	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(sections));
 	hrflow_store_add(&parameters, INT4ARRAYOID, PointerGetDatum(items));

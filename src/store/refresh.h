@@ -289,6 +289,12 @@ typedef struct HrflowGone
 } HrflowGone;
 
 /*
+ * Maximum number of such profiles in HrflowRun.gone.  One transaction decides
+ * about all of them.
+ */
+#define HRFLOW_MAX_GONE 10000
+
+/*
  * A run of hrflow_refresh().  Times of type int64 have the units of
  * hrflow_clock_now().
  */
@@ -506,6 +512,8 @@ struct HrflowRun
 	HrflowRefreshed refreshed;	/* see hrflow_erase_allowance() */
 	List	   *gone;			/* list of HrflowGone, the profiles that may
 								 * no longer exist in the API */
+	int64		nlong_missing;	/* number of such profiles, including those
+								 * beyond HRFLOW_MAX_GONE */
 	int64		ngone;			/* number of profiles found to no longer exist
 								 * in the API */
 	int64		ngone_put;		/* number of profiles in "ngone" that had

@@ -483,7 +483,7 @@ hrflow_write_explain(const HrflowStore *store)
 
 /*
  * Add a profile to run->gone if the API has had no vector for it for at least
- * HRFLOW_GONE_AGE.
+ * HRFLOW_GONE_AGE, and there are not too many such profiles already.
  */
 static void
 note_long_missing(HrflowRun *run, const HrflowProfile *profile)
@@ -494,6 +494,9 @@ note_long_missing(HrflowRun *run, const HrflowProfile *profile)
 	if (profile->tally != HRFLOW_TALLY_MISSING ||
 		!profile->row.has_failed_at ||
 		GetCurrentTimestamp() - profile->row.failed_at < HRFLOW_GONE_AGE)
+		return;
+	run->nlong_missing++;
+	if (list_length(run->gone) >= HRFLOW_MAX_GONE)
 		return;
 	old = MemoryContextSwitchTo(run->context);
 	gone = palloc(sizeof(HrflowGone));

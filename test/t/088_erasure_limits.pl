@@ -1,4 +1,4 @@
-# What it costs to decide whether profiles of a large store may lose vectors.  A
+# Deciding whether profiles of a large store may lose vectors, and what that costs.  A
 # regression test could not see how many rows are read.
 use strict;
 use warnings FATAL => 'all';
@@ -63,5 +63,35 @@ foreach my $case (
 	cmp_ok($nread, '<=', $limit, "a run reads few rows to decide about $what");
 	note("read $nread rows");
 }
+
+#
+# Very many profiles that have been missing for long.  A run decides about 10,000 of
+# them.  The others might have vectors, and count towards the limit.
+#
+my $most = 10000;
+foreach my $case ([ 15, 5, 'have lost their vectors' ], [ 50, 0, 'keep their vectors' ])
+{
+	my ($others, $nput, $what) = @$case;
+	my $nmissing = $most + $others;
+
+	$store->track(
+		"SELECT 'missing-' || i FROM generate_series(1, $nmissing) i
+		UNION ALL SELECT 'cook-1'");
+	$store->sql(
+		"UPDATE shop.embedding_profile SET state = 'missing',
+			failed_at = now() - interval '5 days', due_at = now() - interval '1 hour'
+			WHERE profile_id ~ 'missing';
+		UPDATE shop.embedding_profile SET due_at = now() - interval '1 day'
+			WHERE profile_id ~ '^missing-[1-5]\$';
+		INSERT INTO shop.embedding SELECT source_id, profile_id, 'skills', 0, '{1, 2, 3, 4}', now()
+			FROM shop.embedding_profile WHERE profile_id ~ '^missing-[1-5]\$'");
+	my $ngone = $most - 5 + $nput;
+	like($store->call, qr/, $ngone gone/, "a run with $nmissing missing profiles considers $most");
+	is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id ~ 'missing'"),
+		5 - $nput, "missing profiles $what if there are $others more than the run considers");
+}
+$store->age('5 days');
+$store->hasten("state <> 'gone'");
+like($store->call, qr/ 0 not found, 55 gone/, 'another run considers the others');
 
 done_testing;
