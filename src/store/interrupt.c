@@ -24,6 +24,7 @@
 
 #include "compat.h"
 #include "miscadmin.h"
+#include "storage/latch.h"
 #include "store/refresh.h"
 #include "tcop/tcopprot.h"
 #include "utils/timeout.h"
@@ -212,16 +213,19 @@ hrflow_interrupts_take(HrflowRun *run)
 }
 
 /*
- * Check whether the client is still connected, if
- * client_connection_check_interval is set.  If the connection is lost, let the
- * run and the session end.  A background worker, such as a worker of pg_cron,
- * has no client.
+ * Check whether the client is still connected.  If the connection is lost, let
+ * the run and the session end, and send nothing more to the client: a message,
+ * such as a NOTICE from a user's trigger, would cause a FATAL error in the
+ * transaction that is writing replies.  This is called before each transaction
+ * of a run and, because a trigger's message can only be prevented before it is
+ * raised, before each profile is written.  A background worker, such as a
+ * worker of pg_cron, has no client.
  */
 void
 hrflow_interrupts_check_client(HrflowRun *run)
 {
-	if (client_connection_check_interval == 0 || MyProcPort == NULL ||
-		pq_check_connection())
+	if (MyProcPort == NULL || whereToSendOutput != DestRemote ||
+		!WaitEventSetCanReportClosed() || pq_check_connection())
 		return;
 	run->held.connection_lost = run->is_ending = true;
 	whereToSendOutput = DestNone;

@@ -282,7 +282,6 @@ work_of_run(void *arg, HrflowTransport *transport)
 			hrflow_claim_renew_done(run);
 		hrflow_expire_some(run);
 		report_progress(run, false);
-		hrflow_interrupts_check_client(run);
 		write_at = run->written_at + run->write_interval * HRFLOW_MSEC;
 	}
 	next = stop_if_necessary(run, transport);

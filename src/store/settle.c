@@ -220,7 +220,6 @@ write_rest(HrflowRun *run)
 		}
 		wait_for_locks(run);
 		hrflow_interrupts_take(run);
-		hrflow_interrupts_check_client(run);
 	}
 }
 
@@ -315,7 +314,7 @@ try_release(HrflowRun *run)
 		disable_timeout(STATEMENT_TIMEOUT, false);
 	error = run->error;
 	run->error = first;
-	run->is_ending = is_ending;
+	run->is_ending = is_ending || run->held.connection_lost;
 	return error;
 }
 

@@ -354,6 +354,7 @@ hrflow_work_try(HrflowRun *run, HrflowWork work)
 	uint32		holdoff = InterruptHoldoffCount;
 	volatile bool ok = true;
 
+	hrflow_interrupts_check_client(run);
 	hrflow_work_hold_fatal(run);
 
 	/* Allow timeouts and a query cancel to end a wait for a lock. */

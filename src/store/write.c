@@ -196,6 +196,7 @@ write_profiles(void *arg)
 		has_begun = true;
 		limit_locks(run);
 		hrflow_work_receive(run);
+		hrflow_interrupts_check_client(run);
 		foreach(inner, profile->vectors)
 		{
 			writing->vector = lfirst(inner);
@@ -443,6 +444,7 @@ write_together(HrflowRun *run, const HrflowStore *store, List *profiles)
 		(void) write_one_by_one(&writing, stuck);
 	end_writing(&writing);
 	hrflow_model_judge(run, profiles);
+	hrflow_interrupts_check_client(run);
 	hrflow_lost_note(store, profiles);
 	hrflow_record_states(run, store, profiles);
 }

@@ -208,6 +208,39 @@ is($lost, 0, 'all replies are stored although the client is gone');
 is($store->profiles('lease_until'), '', 'a run whose client is gone leaves no lease');
 
 #
+# A client that has been killed, and a trigger that sends messages to it
+#
+foreach my $table ('embedding', 'embedding_profile')
+{
+	$store->sql(
+		qq{CREATE OR REPLACE FUNCTION shop.tell() RETURNS trigger LANGUAGE plpgsql AS \$\$
+		BEGIN
+			RAISE NOTICE 'the owner tells something';
+			RETURN NULL;
+		END \$\$;
+		CREATE TRIGGER tell AFTER INSERT OR UPDATE ON shop.$table FOR EACH ROW
+			EXECUTE FUNCTION shop.tell()});
+	$lost = lost_replies(
+		$api,
+		sub {
+			$store->track("SELECT 'nurse-' || i FROM generate_series(1, 3000) i");
+			my $call =
+			  $store->start_call(undef, settings => { 'hrflow_embed.max_concurrency' => 4 });
+			$api->wait_until(sub { $_[0]{requests} > 32 }) or die;
+			$call->{process}->kill_kill(grace => 0.1);
+			wait_for_end();
+		});
+	cmp_ok($store->refreshed, '<', 3000, 'a run ends before its trigger sends all messages');
+	is($lost, 0, "all replies are stored although the client of a trigger of $table is gone");
+	is($store->profiles('lease_until'), '', "a run with a trigger of $table leaves no lease");
+	like(
+		$store->call('max_profiles => 1'),
+		qr/NOTICE: .*the owner tells something/,
+		"a client that is there receives messages of a trigger of $table");
+	$store->sql("DROP TRIGGER tell ON shop.$table");
+}
+
+#
 # A client that has been killed, which a run notices when it reports its progress,
 # just before it claims a profile
 #
