@@ -168,22 +168,49 @@ get_expressions(PlanState *ps, List **exprs)
 }
 
 /*
+ * State of is_risky_node().
+ */
+typedef struct RiskSearch
+{
+	HrflowAheadState *asked;	/* the read-ahead node that is asked before
+								 * each row whether the row's calls may fail,
+								 * or NULL */
+	List	   *visited;		/* plans of CTEs and initplans that were
+								 * visited */
+} RiskSearch;
+
+/*
  * Could reading one more row from "ps", after the first one, raise an error or
- * have an effect?  "context" is the read-ahead node that is asked before each
- * row whether the row's calls may fail, or NULL; any other read-ahead node
- * below "ps" is risky, because its calls could raise an error.
+ * have an effect?  "context" is the RiskSearch.  Any read-ahead node below "ps"
+ * other than "asked" is risky, because its calls could raise an error.
+ *
+ * A CTE is visited only once, although several nodes may scan it: otherwise,
+ * CTEs that scan each other would be visited exponentially often.  If it were
+ * risky, the first visit would have ended the search.
  */
 static bool
 is_risky_node(PlanState *ps, void *context)
 {
-	HrflowAheadState *asked = context;
+	RiskSearch *search = context;
 	List	   *exprs = NIL;
 
+	CHECK_FOR_INTERRUPTS();
 	check_stack_depth();
 
-	if (asked != NULL && ps == &asked->css.ss.ps)
+	if (list_member_ptr(ps->state->es_subplanstates, ps))
+	{
+		if (list_member_ptr(search->visited, ps))
+			return false;
+		search->visited = lappend(search->visited, ps);
+	}
+	if (search->asked != NULL && ps == &search->asked->css.ss.ps)
+	{
+		PlanState  *child = linitial(search->asked->css.custom_ps);
+
+		search->asked = search->asked->asked;
 		return is_risky_expression((Node *) ps->plan->targetlist, ps->state) ||
-			is_risky_node(linitial(asked->css.custom_ps), asked->asked);
+			is_risky_node(child, search);
+	}
 
 	if (!get_expressions(ps, &exprs) ||
 		is_risky_expression((Node *) ps->plan->targetlist, ps->state) ||
@@ -193,9 +220,9 @@ is_risky_node(PlanState *ps, void *context)
 	if (computes_all_rows_first(ps))
 		return false;
 	if (IsA(ps, CteScanState) &&
-		is_risky_node(((CteScanState *) ps)->cteplanstate, NULL))
+		is_risky_node(((CteScanState *) ps)->cteplanstate, search))
 		return true;
-	return planstate_tree_walker(ps, is_risky_node, context);
+	return planstate_tree_walker(ps, is_risky_node, search);
 }
 
 /*
@@ -230,7 +257,9 @@ void
 hrflow_ahead_assess(HrflowAheadState *state)
 {
 	PlanState  *child = linitial(state->css.custom_ps);
+	RiskSearch	search = {0};
 
 	state->asked = find_state_below(child);
-	state->is_risky = is_risky_node(child, state->asked);
+	search.asked = state->asked;
+	state->is_risky = is_risky_node(child, &search);
 }

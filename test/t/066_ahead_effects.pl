@@ -174,6 +174,32 @@ foreach my $table ('part', 'parent', 'mixed_part', 'mixed_parent')
 	}
 }
 
+#
+# CTEs that scan each other twice.  The time that it takes to decide how far the query may
+# read ahead must not double with each of them.
+#
+{
+	my $twice = 'SELECT id, hid FROM %1$s UNION ALL SELECT id, hid FROM %1$s';
+	my $nested = 'SELECT id, hid FROM c';
+	my @ctes = "c0 AS MATERIALIZED ($nested)";
+
+	foreach my $level (1 .. 26)
+	{
+		push @ctes, "c$level AS MATERIALIZED (" . sprintf($twice, 'c' . ($level - 1)) . ')';
+		$nested = "WITH n$level AS MATERIALIZED ($nested) " . sprintf($twice, "n$level");
+	}
+	foreach my $case (
+		[ 'that are defined one after another' => 'WITH ' . join(', ', @ctes), 'c26' ],
+		[ 'that contain each other' => "WITH n AS MATERIALIZED ($nested)", 'n' ])
+	{
+		my ($how, $with, $name) = @$case;
+		my ($expected, $got) =
+		  run_both("SET LOCAL statement_timeout = '10s'; $with SELECT id, $e FROM $name LIMIT 3");
+
+		is($got, $expected, "CTEs $how return the same rows");
+		unlike($got, qr/ERROR/, "CTEs $how are started quickly");
+	}
+}
 
 #
 # Requests of a query that has failed.  If it belongs to a cursor that the error leaves
