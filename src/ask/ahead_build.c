@@ -52,10 +52,6 @@ replace_row_identities_mutator(Node *node, void *context)
 
 /*
  * Create a plan node whose scan tuple consists of the child's columns.
- *
- * If a query has quals without variables, the planner may put a Result that
- * evaluates them above our node.  Its target list would still contain the
- * row-identity Vars, so keep them.  Only EXPLAIN VERBOSE cannot show them.
  */
 static CustomScan *
 make_scan(PlannerInfo *root, CustomPath *path, List *tlist,
@@ -81,15 +77,11 @@ make_scan(PlannerInfo *root, CustomPath *path, List *tlist,
 					makeTargetEntry(copyObject(entry->expr), entry->resno,
 									NULL, false));
 	}
-	if (!root->hasPseudoConstantQuals)
-	{
-		scan->scan.plan.targetlist = (List *)
-			replace_row_identities_mutator((Node *) scan->scan.plan.targetlist,
-										   root);
-		scan->custom_scan_tlist = (List *)
-			replace_row_identities_mutator((Node *) scan->custom_scan_tlist,
-										   root);
-	}
+	scan->scan.plan.targetlist = (List *)
+		replace_row_identities_mutator((Node *) scan->scan.plan.targetlist,
+									   root);
+	scan->custom_scan_tlist = (List *)
+		replace_row_identities_mutator((Node *) scan->custom_scan_tlist, root);
 	return scan;
 }
 

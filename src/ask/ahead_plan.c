@@ -249,6 +249,28 @@ find_inputs_walker(Node *node, void *context)
  */
 
 /*
+ * Return the relation to which a path above "subpath" belongs: a copy of its
+ * relation without restrictions, if there are any.
+ *
+ * create_scan_plan() puts a Result that evaluates pseudoconstant restrictions
+ * above our plan node, too, not only above the scans below it.  That would be
+ * redundant, and the target list of the Result would contain row-identity Vars,
+ * which our node replaces (see replace_row_identities_mutator()).
+ */
+static RelOptInfo *
+get_parent(const Path *subpath)
+{
+	RelOptInfo *rel;
+
+	if (subpath->parent->baserestrictinfo == NIL)
+		return subpath->parent;
+	rel = palloc(sizeof(RelOptInfo));
+	*rel = *subpath->parent;
+	rel->baserestrictinfo = NIL;
+	return rel;
+}
+
+/*
  * Create a read-ahead path on top of "subpath".  It has the same cost as
  * "subpath", so that the choice among paths does not change.
  */
@@ -259,7 +281,7 @@ make_read_ahead_path(Path *subpath, PathTarget *target,
 	CustomPath *path = makeNode(CustomPath);
 
 	path->path.pathtype = T_CustomScan;
-	path->path.parent = subpath->parent;
+	path->path.parent = get_parent(subpath);
 	path->path.pathtarget = target;
 	path->path.param_info = subpath->param_info;
 	path->path.rows = subpath->rows;

@@ -158,19 +158,30 @@ foreach my $table ('part', 'parent', 'mixed_part', 'mixed_parent')
 		};
 	}
 
-	# A condition without columns of the table can be evaluated above the node.
+	# Conditions without columns of the table are evaluated once for each partition.
 	foreach my $condition (
 		'current_user <> $$nobody$$',
 		'(SELECT count(*) FROM few) = 3',
 		'EXISTS (SELECT FROM few)',
 		"current_setting('work_mem') = '1'")
 	{
-		my $sql = "UPDATE $table SET hid = $e ->> 'profile' WHERE $condition";
-		my ($expected, $got, $sequential, $requests) = run_both("$sql; $after");
+		foreach my $sql (
+			"UPDATE $table SET hid = $e ->> 'profile' WHERE $condition",
+			"UPDATE $table t SET hid = (hrflow_fetch_vector($ce ->> 'profile'))[1]::text
+				FROM c WHERE c.id = t.id AND $condition",
+			"UPDATE $table t SET hid = hrflow_profile_embedding('S', t.hid || (t.ctid IS NOT NULL))
+				->> 'profile' WHERE $condition")
+		{
+			my $name = $sql =~ s/\s+/ /gr;
+			my $plan = $session->ask("DISCARD ALL; EXPLAIN (VERBOSE, COSTS OFF) $sql;");
+			my ($expected, $got, $sequential, $requests) = run_both("$sql; $after");
 
-		is($got, $expected, "has the same effect: $sql");
-		unlike($got, qr/ERROR/, "raises no error: $sql");
-		is($requests, $sequential, "makes as many requests: $sql");
+			unlike($plan, qr/ERROR/, "EXPLAIN VERBOSE shows the plan: $name");
+			like($plan, qr/HrflowReadAhead/, "is read ahead: $name") or diag($plan);
+			is($got, $expected, "has the same effect: $name");
+			unlike($got, qr/ERROR/, "raises no error: $name");
+			is($requests, $sequential, "makes as many requests: $name");
+		}
 	}
 }
 
