@@ -374,7 +374,9 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 				(errmsg_plural("store %s keeps the vectors of " INT64_FORMAT " profile that is in no table that feeds it",
 							   "store %s keeps the vectors of " INT64_FORMAT " profiles that are in no table that feeds it",
 							   nkept, store->vectors_name, nkept),
-				 errdetail("At most 5 %% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours."),
+				 store->has_erased_at ?
+				 errdetail("At most 5 %% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours.") :
+				 errdetail("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within 24 hours."),
 				 errhint_plural("Call hrflow_track_table() for each table that feeds the store.  To erase this profile, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.",
 								"Call hrflow_track_table() for each table that feeds the store.  To erase these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.",
 								nkept)));

@@ -603,6 +603,7 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 						 &parameters);
 	run->ngone = DatumGetInt64(hrflow_store_datum(0, 1));
 	run->has_no_aside |= !OidIsValid(hrflow_aside_find(store));
+	run->has_no_limit |= !store->has_erased_at;
 	run->nkept += DatumGetInt64(hrflow_store_datum(0, 3));
 	run->ngone_put = DatumGetInt64(hrflow_store_datum(0, 4));
 	warn_of_unproven(run, DatumGetInt64(hrflow_store_datum(0, 2)));

@@ -236,6 +236,7 @@ decide(HrflowRun *run, const HrflowStore *store, List *losers, int n)
 	allowance = !is_free ? HRFLOW_ERASE_UNDECIDED :
 		n == 0 ? 0 : hrflow_erase_allowance(store, n, &run->refreshed);
 	run->has_no_aside |= is_free && !OidIsValid(aside);
+	run->has_no_limit |= !store->has_erased_at;
 	foreach(cell, losers)
 	{
 		HrflowProfile *profile = lfirst(cell);
@@ -381,6 +382,8 @@ hrflow_lost_why_kept(const HrflowRun *run)
 {
 	return run->has_no_aside ?
 		_("The store has no table for vectors that are put aside.") :
+		run->has_no_limit ?
+		_("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within 24 hours.") :
 		_("At most 5 % of the profiles of a store or 20 profiles, whichever is greater, lose vectors in this way within 24 hours.");
 }
 

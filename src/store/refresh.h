@@ -531,6 +531,9 @@ struct HrflowRun
 								 * section was put aside */
 	bool		has_no_aside;	/* did the store have no table for vectors
 								 * that are put aside? */
+	bool		has_no_limit;	/* did the store lack the column "erased_at",
+								 * so that no vectors that count towards the
+								 * limit may be put aside? */
 	int64		nkept;			/* number of profiles that keep vectors that
 								 * were not put aside, for the reason that
 								 * hrflow_lost_why_kept() returns */
