@@ -312,10 +312,10 @@ postponed_until(const HrflowProfile *profile)
 }
 
 /*
- * Set "failed_at", the time of the last failure.  For a missing profile, it is
- * the time since which the profile has been missing; hrflow_erase_gone()
- * relies on this.  For a failure that is not counted as an attempt, it is the
- * time at which the error first occurred.
+ * Set "failed_at", the time of the last failure or loss of vectors.  For a
+ * missing profile, it is the time since which the profile has been missing;
+ * hrflow_erase_gone() relies on this.  For a failure that is not counted as an
+ * attempt, it is the time at which the error first occurred.
  */
 static void
 set_failed_at(HrflowProfile *profile, HrflowState state, bool counted)
@@ -397,8 +397,7 @@ set_answered(HrflowRun *run, HrflowProfile *profile)
 		profile->tally = HRFLOW_TALLY_OK;
 		row->state = profile->is_empty ? HRFLOW_STATE_EMPTY : HRFLOW_STATE_OK;
 		row->due_at = ok_until(run, profile);
-		if (profile->is_undecided)
-			set_failed_at(profile, row->state, false);
+		set_failed_at(profile, row->state, !profile->is_undecided);
 		row->attempts = 0;
 		row->is_refreshed = true;
 	}

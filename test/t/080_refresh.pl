@@ -485,6 +485,12 @@ is($store->sql('SELECT section, count(*) FROM shop.embedding GROUP BY 1 ORDER BY
 is( $store->profiles("state, last_error, due_at > now() + interval '20 days'"),
 	'ok|HrFlow no longer has vectors of the requested sections: skills|t',
 	'a profile that keeps a missing section says so, and is not due again for weeks');
+$store->sql(
+	q{UPDATE shop.embedding_profile SET last_error = 'earlier', failed_at = now() - interval '1 hour'
+		WHERE profile_id = 'novector-cook-1'});
+is( $store->sql(q{SELECT last_error FROM hrflow_store_status('shop.embedding')}),
+	'HrFlow no longer has vectors of the requested sections: skills',
+	'the last error of the store may be that of a profile that has lost vectors');
 $store->sql('UPDATE shop.embedding_profile SET erased_at = NULL');
 $store->hasten("profile_id < 'novector-cook-2'");
 like($store->call, qr/: 11 refreshed/, 'a run refreshes a few profiles that lack a section');
