@@ -178,8 +178,7 @@ static const char retry_sql[] =
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
 " WHERE p.state IN ('failed', 'gone')"
 " ORDER BY p.source_id, p.%I FOR NO KEY UPDATE)"
-" UPDATE %P AS p SET state = 'due',"
-" due_at = clock_timestamp(), attempts = 0%s"
+" UPDATE %P AS p SET state = 'due', due_at = clock_timestamp(), attempts = 0%s"
 " FROM locked WHERE p.source_id = locked.s"
 " AND p.%I = locked.i AND p.state IN ('failed', 'gone')";
 
@@ -497,7 +496,8 @@ hrflow_mark_due(PG_FUNCTION_ARGS)
 	uint64		n;
 
 	open_for_profiles(fcinfo, &store, &profiles);
-	n = hrflow_store_execute(hrflow_store_sql(&store, mark_due_sql), &profiles);
+	n = hrflow_store_execute_latest(hrflow_store_sql(&store, mark_due_sql),
+									&profiles);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);
@@ -533,10 +533,10 @@ hrflow_retry(PG_FUNCTION_ARGS)
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid,
 					  HRFLOW_STORE_WRITE);
-	n = hrflow_store_execute(hrflow_store_sql(&store, retry_sql,
-											  store.has_content ?
-											  forget_sent_sql : ""),
-							 NULL);
+	n = hrflow_store_execute_latest(hrflow_store_sql(&store, retry_sql,
+													 store.has_content ?
+													 forget_sent_sql : ""),
+									NULL);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(n);

@@ -183,7 +183,7 @@ get_plan(const HrflowStore *store, OneStatement statement)
 }
 
 /*
- * Execute a statement about one profile.
+ * Execute a statement about one profile with the snapshot of the transaction.
  */
 static void
 execute_for_one(const HrflowStore *store, OneStatement statement,
@@ -191,6 +191,19 @@ execute_for_one(const HrflowStore *store, OneStatement statement,
 {
 	hrflow_store_execute_plan(get_plan(store, statement), key->values,
 							  key->nulls);
+}
+
+/*
+ * Execute a statement about the latest version of one profile's row, if the
+ * row exists, even if the snapshot of the transaction does not contain that
+ * version.
+ */
+static void
+execute_for_latest(const HrflowStore *store, OneStatement statement,
+				   HrflowParameters *key)
+{
+	hrflow_store_execute_plan_latest(get_plan(store, statement), key->values,
+									 key->nulls);
 }
 
 /*
@@ -254,17 +267,6 @@ compare_keys(const HrflowParameters *a, const HrflowParameters *b)
 }
 
 /*
- * Lock the latest version of a profile's row, if the row exists, even if the
- * snapshot of the transaction does not contain that version.
- */
-static void
-lock_profile(const HrflowStore *store, HrflowParameters *key)
-{
-	hrflow_store_execute_plan_latest(get_plan(store, ONE_LOCK), key->values,
-									 key->nulls);
-}
-
-/*
  * Handle an UPDATE that changed a relevant column of a row.
  */
 static void
@@ -280,11 +282,11 @@ row_updated(const HrflowStore *store, TriggerData *trigdata)
 
 	if (order == 0)
 	{
-		execute_for_one(store, ONE_MARK_CHANGED, &new);
+		execute_for_latest(store, ONE_MARK_CHANGED, &new);
 		return;
 	}
 	if (order < 0)
-		lock_profile(store, &old);
+		execute_for_latest(store, ONE_LOCK, &old);
 	if (has_new)
 		execute_for_one(store, ONE_WANT, &new);
 	if (has_old)

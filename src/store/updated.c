@@ -270,7 +270,8 @@ process_updated(HrflowUpdated *updated)
 	hrflow_store_execute_latest(hrflow_store_sql(&store, lock_updated_sql),
 								NULL);
 	if (updated->has_kept)
-		hrflow_store_execute(hrflow_store_sql(&store, mark_updated_sql), NULL);
+		hrflow_store_execute_latest(hrflow_store_sql(&store, mark_updated_sql),
+									NULL);
 	if (updated->has_changed)
 	{
 		hrflow_store_execute(hrflow_feeder_want_sql(&store, new_profiles_sql),

@@ -1034,8 +1034,8 @@ is(tracked('kept.second'), 'nurse-2',
 
 #
 # At higher isolation levels, changes made by other sessions since the snapshot
-# are respected when profiles are erased, and raise a serialization failure when
-# profiles are tracked
+# are respected when profiles are erased or marked due, and raise a serialization failure
+# when profiles are tracked
 #
 sql(q{SET ROLE keeper;
 	CREATE TABLE kept.level (id text, cv text);
@@ -1053,9 +1053,7 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		[ $leased, 'TRUNCATE kept.level', '' ],
 		[ $leased, "INSERT INTO kept.level VALUES ('n')", 'm n' ],
 		[ $leased, "INSERT INTO kept.level VALUES ('m')", undef ],
-		[ $leased, "UPDATE kept.level SET cv = 'new'", undef ],
-		(   map { [ $leased, "SELECT $_('kept.levels', 'acme', '{m}')", undef ] }
-			  qw(hrflow_track hrflow_mark_due)),
+		[ $leased, "SELECT hrflow_track('kept.levels', 'acme', '{m}')", undef ],
 		[ $wanted, "UPDATE kept.level SET id = 'a'", 'a m n' ],
 		[ $wanted, 'DELETE FROM kept.level', 'm n' ],
 		[ $wanted, "INSERT INTO kept.level VALUES ('n')", undef ])
@@ -1079,6 +1077,42 @@ foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
 		else
 		{
 			like($answer, qr/ERROR:  40001:/, "$name raises a serialization failure");
+		}
+	}
+}
+
+# Profiles that were written or tracked since the snapshot are marked due, too
+foreach my $level ('REPEATABLE READ', 'SERIALIZABLE')
+{
+	foreach my $meanwhile (
+		q{UPDATE kept.levels_profile SET state = 'gone', due_at = NULL},
+		q{DELETE FROM kept.levels_profile;
+			INSERT INTO kept.levels_profile (source_id, profile_id, state, due_at, manual)
+				VALUES ('acme', 'm', 'failed', NULL, false)})
+	{
+		foreach my $case (
+			[ "SELECT hrflow_mark_due('kept.levels', 'acme', '{m}')", '1' ],
+			[ "SELECT hrflow_retry('kept.levels')", '1' ],
+			[ "UPDATE kept.level SET cv = 'new'", '' ],
+			[ "UPDATE kept.level SET cv = 'new' WHERE id <> 'm' OR cv IS NULL", '' ])
+		{
+			my ($statement, $result) = @$case;
+			my $name = "$level, after $meanwhile: $statement" =~ s/\s+/ /gr;
+
+			# The trigger collects the rows after the first 100.
+			my $others = $statement =~ /WHERE/ ? 120 : 0;
+
+			sql("TRUNCATE kept.level;
+				INSERT INTO kept.level SELECT 'x' || i, 'x' FROM generate_series(1, $others) i;
+				INSERT INTO kept.level VALUES ('m')");
+			$session->ask("SET ROLE keeper; BEGIN ISOLATION LEVEL $level; SELECT FROM kept.level;");
+			sql($meanwhile);
+			is( $session->ask("$statement;"),
+				($result ne '' ? "$result\n" : '') . "-- done\n",
+				"$name succeeds");
+			$session->ask('COMMIT; RESET ROLE;');
+			is(sql(q{SELECT state FROM kept.levels_profile WHERE profile_id = 'm'}),
+				'due', "$name marks the profile");
 		}
 	}
 }

@@ -808,16 +808,16 @@ like(
 	'reconciling warns if the number of profiles that have lost vectors is not known');
 is($count_unwanted->(),
 	$unwanted, 'reconciling keeps a profile if the number of these profiles is not known');
-add_elements(10, 29, q{profile_id = 'nurse-81'});
+add_elements(10, 29, q{profile_id = 'nurse-76'});
 like(
 	refresh_items(),
 	qr/WARNING: .*keeps the vectors of 1 profile that.*\nDETAIL: .*"erased_at"/,
 	'a run warns about lost elements if the number of these profiles is not known');
 $mall->sql(
 	q{DELETE FROM mall.embedding WHERE item >= 10;
-	UPDATE mall.embedding_profile SET profile_id = 'missing-81', state = 'missing',
-		failed_at = now() - interval '5 days' WHERE profile_id = 'nurse-81';
-	UPDATE mall.embedding SET profile_id = 'missing-81' WHERE profile_id = 'nurse-81'});
+	UPDATE mall.embedding_profile SET profile_id = 'missing-76', state = 'missing',
+		failed_at = now() - interval '5 days' WHERE profile_id = 'nurse-76';
+	UPDATE mall.embedding SET profile_id = 'missing-76' WHERE profile_id = 'nurse-76'});
 like(
 	refresh_items(),
 	qr/WARNING: .*keeps the vectors of 1 profile that.*\nDETAIL: .*"erased_at"/,
