@@ -249,25 +249,61 @@ hrflow_ready_check(const HrflowStore *store)
 }
 
 /*
+ * Return one of the triggers of a table, among those that feed the store, that
+ * does not fire for ordinary changes, or NULL.
+ */
+static const Trigger *
+find_disabled(Relation table, const List *feeders)
+{
+	const TriggerDesc *triggers = table->trigdesc;
+
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+	{
+		const Trigger *trigger = &triggers->triggers[i];
+		ListCell   *cell;
+
+		if (trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN ||
+			trigger->tgenabled == TRIGGER_FIRES_ALWAYS)
+			continue;
+		foreach(cell, feeders)
+		{
+			if (((HrflowFeeder *) lfirst(cell))->trigger == trigger->tgoid)
+				return trigger;
+		}
+	}
+	return NULL;
+}
+
+/*
  * Warn if the store misses changes of a table because the trigger on UPDATE
- * was dropped, or a key column was renamed or dropped.
+ * was dropped, a key column was renamed or dropped, or a trigger is disabled.
+ * "feeder" is the trigger on INSERT of the table, and "feeders" are all
+ * triggers that feed the store.
  */
 static void
 warn_of_table(const HrflowStore *store, Relation table,
-			  const HrflowFeeder *feeder)
+			  const HrflowFeeder *feeder, const List *feeders)
 {
+	const Trigger *disabled = find_disabled(table, feeders);
 	bool		has_keys = hrflow_columns_have_keys(table, feeder->function,
 													feeder->args);
+	bool		is_compared = hrflow_columns_are_compared(table,
+														  feeder->function,
+														  feeder->args);
 
-	if (has_keys &&
-		hrflow_columns_are_compared(table, feeder->function, feeder->args))
+	if (has_keys && is_compared && disabled == NULL)
 		return;
 	ereport(WARNING,
 			(errmsg("store %s misses changes of table \"%s\"",
 					store->vectors_name, RelationGetRelationName(table)),
-			 has_keys ?
+			 !has_keys ?
+			 errdetail("A column of identifiers or sources was renamed or dropped.") :
+			 !is_compared ?
 			 errdetail("The trigger on UPDATE was dropped, for example by DROP COLUMN ... CASCADE.") :
-			 errdetail("A column of identifiers or sources was renamed or dropped."),
+			 disabled->tgenabled == TRIGGER_DISABLED ?
+			 errdetail("Trigger \"%s\" is disabled.", disabled->tgname) :
+			 errdetail("Trigger \"%s\" fires only if \"session_replication_role\" is \"replica\".",
+					   disabled->tgname),
 			 table->rd_rel->relispartition ?
 			 errhint("Call hrflow_untrack_table() for this partition, and hrflow_track_table() for the partitioned table.") :
 			 errhint("Call hrflow_track_table() again.")));
@@ -283,13 +319,15 @@ hrflow_ready_warn(const HrflowStore *store, Oid function)
 	static Oid	warned = InvalidOid;
 	static TimestampTz warned_at = 0;
 	Oid			vectors = RelationGetRelid(store->vectors);
+	List	   *feeders;
 	ListCell   *cell;
 
 	if (warned == vectors && warned_at == GetCurrentStatementStartTimestamp())
 		return;
 	warned = vectors;
 	warned_at = GetCurrentStatementStartTimestamp();
-	foreach(cell, hrflow_feeder_find(store, function, InvalidOid, NoLock))
+	feeders = hrflow_feeder_find(store, function, InvalidOid, NoLock);
+	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);
 		Relation	table;
@@ -305,7 +343,7 @@ hrflow_ready_warn(const HrflowStore *store, Oid function)
 		}
 		/* Another session may have dropped or replaced the triggers. */
 		if (hrflow_feeder_get(store, function, feeder->trigger) != NULL)
-			warn_of_table(store, table, feeder);
+			warn_of_table(store, table, feeder, feeders);
 		relation_close(table, AccessShareLock);
 	}
 }

@@ -964,6 +964,55 @@ like(
   'DELETE FROM kept.split';
 
 #
+# Triggers that do not fire for ordinary changes
+#
+sql(q{SET ROLE keeper;
+	CREATE TABLE kept.silent (id text, cv text);
+	SELECT hrflow_create_store('kept.silents', 'real[]');
+	SELECT hrflow_track_table('kept.silents', 'kept.silent', 'id', 'acme', refresh_columns => '{cv}')}
+);
+foreach my $event (qw(insert update delete truncate))
+{
+	foreach my $case (
+		[ 'DISABLE' => qr/disabled/ ],
+		[ 'ENABLE REPLICA' => qr/fires only/ ],
+		['ENABLE ALWAYS'], ['ENABLE'])
+	{
+		my ($mode, $detail) = @$case;
+
+		sql(qq{DO \$\$BEGIN EXECUTE (
+			SELECT format('ALTER TABLE kept.silent $mode TRIGGER %I', tgname) FROM pg_trigger
+			WHERE tgrelid = 'kept.silent'::regclass
+				AND pg_get_triggerdef(oid) ~ (' (AFTER|BEFORE) ' || upper('$event'))); END\$\$});
+		foreach my $statement ("SELECT hrflow_store_status('kept.silents')",
+			"CALL hrflow_refresh('kept.silents')")
+		{
+			my $warning = warned($statement);
+			my $name = "after $mode TRIGGER for $event: $statement";
+
+			if (defined $detail)
+			{
+				like(
+					$warning,
+					qr/WARNING:\ \ store\ kept\.silents\ misses\ changes\ of\ table\ "silent"\n
+						DETAIL:\ .*$detail/x,
+					"a WARNING names the table $name");
+			}
+			else
+			{
+				unlike($warning, qr/WARNING/, "no WARNING is raised $name");
+			}
+		}
+	}
+}
+sql('ALTER TABLE kept.silent DISABLE TRIGGER USER');
+sql(q{SET ROLE keeper;
+	SELECT hrflow_track_table('kept.silents', 'kept.silent', 'id', 'acme',
+		refresh_columns => '{cv}')});
+unlike(warned("SELECT hrflow_store_status('kept.silents')"),
+	qr/WARNING/, 'hrflow_track_table() enables the triggers again');
+
+#
 # DROP COLUMN ... CASCADE of a refresh column drops the trigger on UPDATE
 #
 foreach my $case ([ profile => 'profile_id' ], [ job => 'job_id' ], [ text => 'key' ],
