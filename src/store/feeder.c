@@ -664,7 +664,8 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 		ereport(WARNING,
 				(errmsg("not erasing profiles from store %s: partition or child \"%s\" of tracked table \"%s\" has another owner",
 						store->vectors_name, child, lost),
-				 errhint("Change its owner to the owner of the store, or drop the triggers by which the table feeds the store.")));
+				 errhint("Change the owner of \"%s\" to the owner of the store, or drop the triggers by which \"%s\" feeds the store.",
+						 child, lost)));
 	else if (lost != NULL)
 		ereport(WARNING,
 				(errmsg("not erasing profiles from store %s: the owner of tracked table \"%s\" has changed",

@@ -141,7 +141,8 @@ foreach my $kind (sort keys %tables)
 	like(
 		$err,
 		qr/WARNING:\ .*not\ erasing\ profiles\ from\ store\ shop.people:\ 
-			.*"$mine"\ of\ tracked\ table\ "$table"/x,
+			.*"$mine"\ of\ tracked\ table\ "$table".*\n
+			HINT:\ .*owner\ of\ "$mine"\ .*by\ which\ "$table"\ feeds/x,
 		"$kind: a DELETE warns that nothing is erased");
 	like(tracked('people'), qr/a-1:1/, "$kind: a DELETE erases nothing");
 	$err = errors_of("UPDATE shop.$table SET id = 'a-2b' WHERE id = 'a-2'", 'application');
