@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.c
- *		Reads triggers, names and dependencies from the system catalogs.
+ *		Reads triggers, names and dependencies from the system catalogs, and
+ *		opens relations.
  *
  * Triggers name their store in their arguments, which are not indexed, and
  * triggers that were restored from a dump do not depend on the store either.
@@ -17,6 +18,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_depend.h"
@@ -60,6 +62,33 @@ static struct
  * cache.
  */
 static uint64 nchanges = 0;
+
+/*
+ * Throw 42P01 for a relation that does not exist.  The caller may have named
+ * it by its OID, or another session may have dropped it in the meantime.
+ */
+void
+hrflow_catalog_refuse_dropped(Oid relation)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("relation with OID %u does not exist", relation),
+			 errhint("If the relation was dropped and created again, refer to it by name.")));
+}
+
+/*
+ * Lock and open a relation.  Unlike relation_open(), throws 42P01 if it does
+ * not exist.
+ */
+Relation
+hrflow_catalog_open(Oid relation)
+{
+	Relation	opened = try_relation_open(relation, AccessShareLock);
+
+	if (opened == NULL)
+		hrflow_catalog_refuse_dropped(relation);
+	return opened;
+}
 
 /*
  * Return a palloc'd copy of the row of pg_trigger for a trigger, or NULL if

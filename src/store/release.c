@@ -197,7 +197,7 @@ hrflow_release_columns(PG_FUNCTION_ARGS)
 	PreventCommandDuringRecovery("hrflow_release_columns()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
-	table = relation_open(PG_GETARG_OID(1), AccessShareLock);
+	table = hrflow_catalog_open(PG_GETARG_OID(1));
 	statement = release(&store, table, fcinfo->flinfo->fn_oid);
 	relation_close(table, NoLock);
 	hrflow_store_close(&store);

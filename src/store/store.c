@@ -76,9 +76,7 @@ hrflow_store_relation_name(Oid relation)
 	char	   *name = get_rel_name(relation);
 
 	if (schema == NULL || name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relation)));
+		hrflow_catalog_refuse_dropped(relation);
 	return quote_qualified_identifier(schema, name);
 }
 
@@ -453,27 +451,32 @@ hrflow_store_profiles_name(const char *vectors)
 	return psprintf("%s" SUFFIX, vectors);
 }
 
+HRFLOW_NORETURN static void
+refuse_without_profiles(const char *name)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("\"%s\" is not a vector store", name),
+			 errdetail("There is no table \"%s" SUFFIX "\" in the same schema.", name),
+			 errhint("Use hrflow_create_store() to create a store.  If \"%s" SUFFIX "\" was renamed or dropped, restore it.", name)));
+}
+
 /*
  * Find a store's table of profiles by its name, which is the name of the table
- * of vectors with a suffix.  Throws 42P01 if there is none.
+ * of vectors with a suffix.  Throws 42P01 if either table does not exist.
  */
 Oid
 hrflow_store_profiles(Oid vectors)
 {
 	char	   *name = get_rel_name(vectors);
-	Oid			profiles = InvalidOid;
+	Oid			profiles;
 
-	if (name != NULL)
-		profiles = get_relname_relid(psprintf("%s" SUFFIX, name),
-									 get_rel_namespace(vectors));
+	if (name == NULL)
+		hrflow_catalog_refuse_dropped(vectors);
+	profiles = get_relname_relid(psprintf("%s" SUFFIX, name),
+								 get_rel_namespace(vectors));
 	if (!OidIsValid(profiles))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("\"%s\" is not a vector store",
-						name ? name : psprintf("%u", vectors)),
-				 errdetail("There is no table \"%s" SUFFIX "\" in the same schema.",
-						   name ? name : psprintf("%u", vectors)),
-				 errhint("Use hrflow_create_store() to create a store.")));
+		refuse_without_profiles(name);
 	return profiles;
 }
 
@@ -725,16 +728,14 @@ hrflow_store_open(HrflowStore *store, Oid vectors, Oid profiles,
 	memset(store, 0, sizeof(HrflowStore));
 	if (with_profiles && !OidIsValid(profiles))
 		profiles = hrflow_store_profiles(vectors);
-	store->vectors = try_relation_open(vectors, AccessShareLock);
-	if (store->vectors == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", vectors)));
+	store->vectors = hrflow_catalog_open(vectors);
 	store->owner = store->vectors->rd_rel->relowner;
 	check_access(store->vectors, access);
 	if (with_profiles)
 	{
-		store->profiles = relation_open(profiles, AccessShareLock);
+		store->profiles = try_relation_open(profiles, AccessShareLock);
+		if (store->profiles == NULL)
+			refuse_without_profiles(RelationGetRelationName(store->vectors));
 		check_access(store->profiles, access);
 	}
 

@@ -301,6 +301,8 @@ extern const void *hrflow_layout_read(HrflowLayout layout,
 /* in catalog.c */
 extern char *hrflow_catalog_schema(Oid function);
 extern char *hrflow_catalog_qualified_name(Oid function);
+HRFLOW_NORETURN extern void hrflow_catalog_refuse_dropped(Oid relation);
+extern Relation hrflow_catalog_open(Oid relation);
 extern Oid	hrflow_catalog_function(const char *name, const Oid *types,
 									int nargs, Oid other);
 extern char *hrflow_catalog_function_name(const char *name, Oid other);

@@ -169,12 +169,12 @@ check_inheritance(Relation table)
 /*
  * Open a table that is to feed the store.  The table must belong to the
  * store's owner, and its partitions to roles with that owner's privileges.
- * Throws 42809, 42501 and 0A000.
+ * Throws 42P01, 42809, 42501 and 0A000.
  */
 static Relation
 open_source(Oid relid, const HrflowStore *store)
 {
-	Relation	table = relation_open(relid, AccessShareLock);
+	Relation	table = hrflow_catalog_open(relid);
 	char		kind = table->rd_rel->relkind;
 
 	if (kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE &&

@@ -515,6 +515,42 @@ foreach my $case (
 is($node->safe_psql('dropped', q{SELECT count(*) FROM pg_trigger WHERE tgname ~ 'hrflow'}),
 	0, 'no trigger refers to an extension that was dropped');
 
+#
+# A table that is dropped while a function waits for it
+#
+my $lost = 'DROP TABLE gone_profile;';
+my $track_gone = q{SELECT hrflow_track_table('gone', 'gone_row', 'id', 'acme');};
+my $no_store = qr/"gone"\ is\ not\ a\ vector\ store\nDETAIL:\ .*\nHINT:\ .*restore/x;
+my $no_table = qr/relation\ with\ OID\ \d+\ does\ not\ exist\nHINT:\ .*by\ name/x;
+foreach my $case (
+	[ $lost, q{SELECT hrflow_store_status('gone');}, $no_store ],
+	[ $lost, q{CALL hrflow_refresh('gone');}, $no_store ],
+	[ $lost, q{INSERT INTO gone_row VALUES ('2');}, $no_store ],
+	[ 'DROP TABLE gone CASCADE;', q{SELECT hrflow_store_status('gone');}, $no_table ],
+	[ 'DROP TABLE gone CASCADE;', q{SELECT hrflow_match('gone', '{1}'::real[]);}, $no_table ],
+	[ 'DROP TABLE gone_row;', $track_gone, $no_table ],
+	[ 'DROP TABLE gone_row;', q{SELECT hrflow_release_columns('gone', 'gone_row');}, $no_table ])
+{
+	my ($drop, $statement, $error) = @$case;
+
+	sql("DROP TABLE IF EXISTS gone, gone_profile, gone_run, gone_aside, gone_erased, gone_row CASCADE;
+		SELECT hrflow_create_store('gone', 'real[]');
+		CREATE TABLE gone_row (id text);
+		$track_gone
+		INSERT INTO gone_row VALUES ('1');");
+	$writer->ask("BEGIN; $drop");
+	$reconciler->send($statement);
+	waits($reconciler);
+	$writer->ask('COMMIT;');
+	like(
+		$reconciler->wait_for(qr/HINT.*\n/),
+		qr/ERROR:\ \ 42P01:\ $error/x,
+		"$statement during $drop");
+	like($reconciler->ask($statement), $error, "$statement after $drop") if $drop eq $lost;
+}
+like($reconciler->ask('SELECT hrflow_store_status(0);'),
+	$no_table, 'the OID of a table that does not exist is reported as such');
+
 $_->finish foreach $writer, $reconciler;
 $node->stop;
 done_testing();
