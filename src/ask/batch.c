@@ -469,7 +469,6 @@ static void
 take_reply(Batch *batch, HrflowReply *reply)
 {
 	HrflowBatchRequest *request = reply->tag;
-	bool		may_return = reply->retry_after * HRFLOW_SEC <= HRFLOW_RETRY_AFTER_LIMIT;
 	HrflowResult result;
 
 	if (reply->stopped)
@@ -491,7 +490,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 							   result.transient))
 		return;
 	hrflow_transport_release(batch->transport, reply);
-	if (may_return && may_continue(batch) &&
+	if (may_continue(batch) &&
 		hrflow_outage_park(&batch->outage, request, &result))
 		return;
 	if (result.is_link)

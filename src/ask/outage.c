@@ -10,13 +10,13 @@
  *
  * A request whose last attempt has failed in this way is parked, because it
  * may be unclear whether the server is down.  Exceptions are a request that
- * must not be sent twice, a request whose server has asked for a retry after
- * more than HRFLOW_RETRY_AFTER_LIMIT, a request that fails again after the
- * server was found to be up, and all requests once the batch has ended early.
- * When an attempt shows that the server is up, the requests parked for it are
- * resent if it was down; else they have failed for reasons of their own.  When
- * no request is in flight, a parked request is resent as a probe, unless too
- * few elements remain to detect an outage.
+ * must not be sent twice, a request that fails again after the server was
+ * found to be up, and all requests once the batch has ended early.  When an
+ * attempt shows that the server is up, the requests parked for it are resent
+ * if it was down; else they have failed for reasons of their own.  When no
+ * request is in flight, a parked request is resent as a probe, even if the
+ * server has asked for a longer pause, unless too few elements remain to
+ * detect an outage.
  *
  *-------------------------------------------------------------------------
  */

@@ -417,7 +417,9 @@ raise_option(const char *name, int value)
  * condition or dead tuples leave too few rows; the cost of an HNSW scan is
  * limited to about that of comparing all vectors.
  *
- * The rows need not be returned in strict order, because we sort them.
+ * The rows need not be returned in strict order, because we sort them.  The
+ * scan reads the options while it is executed, so they also apply to searches
+ * in functions that policies of the table call.
  */
 static void
 tune_search(const HrflowIndex *index, int k)

@@ -780,7 +780,8 @@ hrflow_match_all(PG_FUNCTION_ARGS)
 		if (!pairing->is_same ||
 			strcmp(pairing->section, pairing->other_section) != 0)
 			hrflow_match_warn(pairing->others, pairing->other_section,
-							  pairing->has_warned ? 0 : dimension);
+							  pairing->has_warned ||
+							  list_length(pairing->dimensions) > 1 ? 0 : dimension);
 		SPI_finish();
 	}
 	MemoryContextDelete(pairing->tile_context);

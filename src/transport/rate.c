@@ -13,8 +13,9 @@
  * allowance.c.
  *
  * A 429, or a 503 with a Retry-After of at most HRFLOW_RETRY_AFTER_LIMIT,
- * pauses the account, until the time that the reply states, if any.  So do many failures in succession (5xx, or connections
- * that fail or break) soon after other replies, as when a server is restarted.
+ * pauses the account, until the time that the reply states, if any.  So do
+ * many failures in succession (5xx, or connections that fail or break) soon
+ * after other replies, as when a server is restarted.
  * When the pause is over, one request is sent as a probe.  If the probe is
  * refused, too, or is another such failure, the account is paused for longer.
  * If the probe is abandoned, another one is sent.  Any other outcome ends the
@@ -436,10 +437,10 @@ requested_pause(const HrflowTransfer *transfer, HrflowAccountOutcome outcome)
  *
  * If this outcome is a reason to pause the account, return the remaining
  * length of the pause or, after a refusal, a longer Retry-After, in
- * microseconds; else 0.  Sets *counts to whether the attempt counts towards max_attempts.  A refusal does
- * not count if the account was already paused, unless the attempt was a probe.
- * A failure does not count while failures may be due to a restart of the
- * server.  Does not throw.
+ * microseconds; else 0.  Sets *counts to whether the attempt counts towards
+ * max_attempts.  A refusal does not count if the account was already paused,
+ * unless the attempt was a probe.  A failure does not count while failures may
+ * be due to a restart of the server.  Does not throw.
  */
 int64
 hrflow_rate_report(const HrflowTransfer *transfer,

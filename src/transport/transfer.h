@@ -69,6 +69,13 @@ typedef enum HrflowTransferState
 								 * get it: see hand_out() */
 } HrflowTransferState;
 
+/*
+ * Maximum Retry-After that we obey.  If a server asks for more, the request is
+ * not retried, since an earlier retry would disregard what the server asked
+ * for.  (A batch may still send it again as a probe; see ask/outage.c.)
+ */
+#define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
+
 /* Maximum number of idle easy handles to keep (about 10 kB each). */
 #define HRFLOW_KEEP_HANDLES 32
 

@@ -28,13 +28,6 @@ typedef enum HrflowTarget
 								 * a proxy is used */
 } HrflowTarget;
 
-/*
- * Maximum Retry-After that we obey.  If a server asks for more, the request is
- * not retried, since an earlier retry would disregard what the server asked
- * for.
- */
-#define HRFLOW_RETRY_AFTER_LIMIT (300 * HRFLOW_SEC)
-
 #define HRFLOW_IS_LINK(target) ((target) != HRFLOW_TO_API)
 
 /*

@@ -588,18 +588,6 @@ foreach my $case (
 		"a retry waits for as long as $fault specifies") if $least && @requests > 1;
 }
 
-# A batch does not repeat requests as probes, either
-{
-	my $failing = Hrflow::StandIn->new;
-
-	$failing->script('status=503,retry_after=1000');
-	outcome($failing, ids(100));
-	my %requested;
-	$requested{ $_->{query} }++ foreach $failing->log;
-	is(join(' ', grep { $requested{$_} > 1 } keys %requested),
-		'', 'a batch does not repeat requests that are to be retried after a long time');
-}
-
 #
 # A server that is restarted: requests in flight are reset, and no connection is
 # accepted for three seconds

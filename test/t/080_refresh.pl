@@ -759,7 +759,7 @@ is( $store->sql(
 		SET hrflow_embed.base_url = '" . $limited->base_url . "';
 		SET hrflow_embed.max_requests_per_minute = 6;
 		SELECT hrflow_embed_stats_reset();
-		CALL hrflow_refresh('limited', time_budget => '500ms');
+		CALL hrflow_refresh('limited', time_budget => '5s');
 		SELECT rows_by_status FROM hrflow_embed_stats;
 		DROP TABLE limited, limited_profile CASCADE;");
 	like(
