@@ -355,6 +355,7 @@ void
 hrflow_settle(HrflowRun *run)
 {
 	hrflow_state_settle_suspects(run);
+	hrflow_access_settle(run);
 	hrflow_model_settle(run);
 	run->is_settling = true;
 	write_rest(run);

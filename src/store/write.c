@@ -622,27 +622,39 @@ is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * If the API does not know the source of a profile that was written, let all
- * other profiles of the source be postponed until this profile is due.  A
- * profile that was claimed, but not requested, is not counted in
- * run->nclaimed.
+ * Does a profile have no result because of its source?
+ */
+static bool
+concerns_source(const HrflowProfile *profile)
+{
+	return profile->status == HRFLOW_INVALID_SOURCE ||
+		profile->status == HRFLOW_FORBIDDEN;
+}
+
+/*
+ * If the source of a profile that was written is skipped, let all other
+ * profiles of the source be postponed until this profile is due.  However, if
+ * access is refused, and was not granted to any profile of another source, the
+ * cause is probably not the source.  A profile that was claimed, but not
+ * requested, is not counted in run->nclaimed.
  */
 static void
 note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 {
 	HrflowBadSource *source;
 
-	if (profile->status != HRFLOW_INVALID_SOURCE)
+	if (!concerns_source(profile))
 		return;
 	source = hrflow_fetch_bad_source(run, profile->source_id);
 	if (source == NULL)
 		return;					/* some requests for the profile were not
-								 * completed */
+								 * completed, or the source is not skipped */
 	if (profile->unasked)
 		run->nclaimed--;
 	else if (profile->is_current && profile->row.has_due_at)
 		source->due_at = Max(source->due_at, profile->row.due_at);
-	source->is_to_be_postponed = source->due_at != 0;
+	source->is_to_be_postponed = source->due_at != 0 &&
+		(profile->status == HRFLOW_INVALID_SOURCE || run->has_access);
 }
 
 /*
@@ -667,8 +679,7 @@ hrflow_write_done(HrflowRun *run)
 			profile->is_stuck = false;
 		if (profile->is_held || is_to_be_tried_again(run, profile))
 			continue;
-		run->nvain += !profile->is_ours ||
-			profile->status != HRFLOW_INVALID_SOURCE;
+		run->nvain += !profile->is_ours || !concerns_source(profile);
 		if (hrflow_write_is_paid(profile))
 		{
 			run->nlocked += hrflow_write_is_locked(profile);
