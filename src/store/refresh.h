@@ -431,6 +431,13 @@ struct HrflowRun
 								 * rejected, unless that has stopped the run */
 	char	   *rejection;		/* error message of the first of them, or NULL */
 	int			rejection_code; /* SQLSTATE of that error */
+	int64		ndenied;		/* number of profiles of which the table
+								 * rejected all fetched vectors, unless that
+								 * has stopped the run; see is_denied() */
+	int			ndenied_since;	/* number of them since a vector was last
+								 * stored */
+	char	   *denial;			/* error message of the last of them, or NULL */
+	int			denial_code;	/* SQLSTATE of that error */
 	int64		npartial;		/* number of profiles with "is_partial" */
 	char	   *partial_error;	/* error message of the first of them, or NULL */
 	int			partial_code;	/* SQLSTATE of that error */

@@ -68,9 +68,9 @@
  */
 
 /*
- * Stop the run if none of the latest results could be stored.  A user's
- * trigger may reject or undo our updates, and then profiles would be claimed,
- * and paid for, endlessly.
+ * Stop the run if none of the latest results, or none of the latest vectors,
+ * could be stored.  A user's trigger may reject or undo our updates, and then
+ * profiles would be claimed, and paid for, endlessly.
  */
 static void
 check_vain(HrflowRun *run)
@@ -78,20 +78,26 @@ check_vain(HrflowRun *run)
 	MemoryContext old;
 	int			most = MAX_VAIN_CLAIMS * Min(run->claim_size,
 											 2 * HRFLOW_MAX_WASTED);
+	bool		is_denied = run->ndenied_since >= most;
 
-	if (run->nvain < most || run->is_stopping)
+	if ((run->nvain < most && !is_denied) || run->is_stopping)
 		return;
 	old = MemoryContextSwitchTo(run->context);
 	run->is_stopping = true;
 	run->stop = HRFLOW_STOP_NOT_KEPT;
 	run->stop_code = ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
 	run->stop_reason = "fetched vectors could not be stored";
-	run->stop_detail = run->rejection != NULL ?
+	run->stop_detail = is_denied ?
+		psprintf(_("No vector was stored for the last %d profiles with fetched vectors.  The last error was: %s"),
+				 run->ndenied_since, run->denial) :
+		run->rejection != NULL ?
 		psprintf(_("Nothing was stored for the last %d profiles.  The first error was: %s"),
 				 run->nvain, run->rejection) :
 		psprintf(_("None of the last %d profiles still had the lease with which it was claimed."),
 				 run->nvain);
-	run->stop_hint = _("Check the constraints and triggers of the table of profiles.");
+	run->stop_hint = is_denied ?
+		_("Check the type of the column \"vector\", and the indexes, constraints and triggers of the table.") :
+		_("Check the constraints and triggers of the table of profiles.");
 	MemoryContextSwitchTo(old);
 }
 
@@ -419,6 +425,16 @@ hrflow_settle_warn(const HrflowRun *run)
 								  run->nrejected),
 				 errhint("Check the constraints and triggers of table %s.",
 						 run->profiles_name)));
+	if (run->ndenied > 0)
+		ereport(WARNING,
+				(errcode(run->denial_code),
+				 errmsg_plural("refresh of %s could not store the vectors of " INT64_FORMAT " profile: %s",
+							   "refresh of %s could not store the vectors of " INT64_FORMAT " profiles: %s",
+							   run->ndenied, run->name, run->ndenied,
+							   run->denial),
+				 errdetail("The table accepted none of the vectors fetched for these profiles.  Their stored vectors were kept."),
+				 errhint("Check the constraints, indexes and triggers of table %s.",
+						 run->name)));
 	if (run->npartial > 0)
 		ereport(WARNING,
 				(errcode(run->partial_code),

@@ -106,6 +106,16 @@ hrflow_write_is_paid(const HrflowProfile *profile)
 }
 
 /*
+ * Has the table rejected all fetched vectors of a profile?
+ */
+static bool
+is_denied(const HrflowProfile *profile)
+{
+	return hrflow_write_is_paid(profile) && profile->write_error != NULL &&
+		!profile->is_partial && !profile->is_rejected;
+}
+
+/*
  * Leave a profile to a later write.
  */
 static void
@@ -295,6 +305,15 @@ note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
 	MemoryContextSwitchTo(old);
 	if (writing->has_vectors)
 		hrflow_record_reject(writing->run, profile, error);
+	else if (is_denied(profile))
+	{
+		if (writing->run->denial != NULL)
+			pfree(writing->run->denial);
+		writing->run->denial =
+			MemoryContextStrdup(writing->run->context, error->message ?
+								error->message : "unknown error");
+		writing->run->denial_code = error->sqlerrcode;
+	}
 	if (profile->is_partial && writing->run->partial_error == NULL)
 	{
 		writing->run->partial_error =
@@ -687,6 +706,14 @@ hrflow_write_done(HrflowRun *run)
 			run->nunwritten += hrflow_write_is_locked(profile) ||
 				profile->is_taken;
 		}
+		if (is_denied(profile))
+		{
+			run->ndenied += !profile->is_postponed;
+			run->ndenied_since++;
+		}
+		else if (hrflow_write_is_paid(profile) && profile->is_ours &&
+				 !profile->is_rejected)
+			run->ndenied_since = 0;
 		if (profile->is_ours)
 		{
 			/* A vector copied from the store proves nothing about the API. */

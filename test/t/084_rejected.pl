@@ -307,6 +307,89 @@ foreach my $run (1 .. 3)
 drop($store, $rejection{'a trigger'});
 
 #
+# A table of vectors that begins to reject them during a run
+#
+my $owner = Hrflow::Session->new($node);
+my %denial = (
+	'a constraint' => [
+		q{ALTER TABLE profile.embedding ADD CONSTRAINT planted CHECK (false) NOT VALID},
+		'violates check constraint "planted"' ],
+	'a trigger' => [
+		q{CREATE TRIGGER planted BEFORE INSERT ON profile.embedding FOR EACH ROW
+			EXECUTE FUNCTION profile.fail()},
+		'the owner says no' ],
+	'a table without a key' => [
+		q{ALTER TABLE profile.embedding DROP CONSTRAINT embedding_pkey},
+		'no unique or exclusion constraint' ]);
+foreach my $what (sort keys %denial)
+{
+	my ($sql, $says) = @{ $denial{$what} };
+
+	# Profiles without a vector do not hide that nothing is stored
+	$store->track(
+		"SELECT CASE WHEN i % 3 = 0 THEN 'missing-' ELSE 'nurse-' END || i
+		FROM generate_series(1, 3000) i");
+	$api->script('own,latency=20');
+	$call =
+	  $store->start_call('batch_size => 16', settings => { 'hrflow_embed.max_concurrency' => 8 });
+	$node->poll_query_until('postgres', 'SELECT count(*) > 20 FROM profile.embedding') or die;
+	$owner->ask("SET ROLE keeper; $sql;");
+	$api->script('own');
+	$printed = $store->finish_call($call);
+	my $stored = $store->sql(q{SELECT count(DISTINCT profile_id) FROM profile.embedding});
+	like(
+		$printed,
+		qr/WARNING:\ .*was\ stopped:\ fetched\ vectors\ could\ not\ be\ stored\n
+			DETAIL:\ \ No\ vector\ was\ stored\ for\ the\ last\ \d+\ profiles.*\ \ The\ last\ error\ was:
+			\ .*\Q$says\E.*\n
+			HINT:\ \ Check\ the\ type\ of\ the\ column\ "vector"/x,
+		"a run stops if $what begins to reject all vectors");
+	like(
+		$printed,
+		qr/WARNING:\ .*could\ not\ store\ the\ vectors\ of\ \d+\ profiles:\ .*\Q$says\E.*\n
+			DETAIL:\ .*\n
+			HINT:\ \ Check\ the\ constraints,\ indexes\ and\ triggers\ of\ table\ profile\.embedding\./x,
+		"a WARNING counts the profiles whose vectors $what rejects");
+	is($store->sql('SELECT stop_reason FROM profile.embedding_run ORDER BY run DESC LIMIT 1'),
+		'not_kept', "the history says that $what rejects the vectors");
+	cmp_ok(
+		paid($store, 'nurse') - $stored,
+		'<=',
+		4 * 16 + 32,
+		"few vectors are paid for if $what begins to reject them");
+	$owner->ask(
+		q{ALTER TABLE profile.embedding DROP CONSTRAINT IF EXISTS planted;
+		DROP TRIGGER IF EXISTS planted ON profile.embedding;
+		ALTER TABLE profile.embedding DROP CONSTRAINT IF EXISTS embedding_pkey;
+		ALTER TABLE profile.embedding ADD CONSTRAINT embedding_pkey
+			PRIMARY KEY (source_id, profile_id, section, item);});
+}
+
+# A run goes on if the table accepts any of the vectors, or those of some profiles
+foreach my $case (
+	[   'a section of most profiles',
+		q{section <> 'skills'},
+		qr/only partly update the vectors of \d+ / ],
+	[   'many profiles',
+		q{right(profile_id, 1) IN ('1', '2')},
+		qr/could not store the vectors of 401 profiles: .*planted/ ])
+{
+	my ($what, $accepted, $warning) = @$case;
+
+	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 600) i");
+	$store->sql(
+		"UPDATE profile.embedding_profile SET due_at = now() - interval '1 hour'
+			WHERE length(profile_id) < 9;
+		ALTER TABLE profile.embedding ADD CONSTRAINT planted
+			CHECK (length(profile_id) < 9 OR $accepted)");
+	$printed = $store->call('batch_size => 16');
+	unlike($printed, qr/stopped/, "a run goes on if the table rejects $what");
+	like($printed, $warning, "a WARNING says that the table rejects $what");
+	is(paid($store, 'nurse'), 600, "all profiles are requested if the table rejects $what");
+	$store->sql('ALTER TABLE profile.embedding DROP CONSTRAINT planted');
+}
+
+#
 # Errors that are not about a profile, but are raised for one only.  After a run that
 # stored something, the next one requests all profiles at once.
 #
