@@ -372,7 +372,7 @@ struct HrflowRun
 
 	List	   *dimensions;		/* dimensions that fetched vectors are
 								 * expected to have, or NIL to accept any
-								 * dimension */
+								 * dimension, until the first are stored */
 	bool		is_typed;		/* does the column "vector" accept vectors of
 								 * one dimension only? */
 	bool		is_wary;		/* was the last run stopped because fetched

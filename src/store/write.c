@@ -13,6 +13,7 @@
 #include "compat.h"
 #include "storage/lmgr.h"
 #include "store/refresh.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
@@ -677,6 +678,30 @@ note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 }
 
 /*
+ * Record that fetched vectors of a profile were stored.  If the store had none
+ * before the run, expect the dimensions of these from now on.
+ */
+static void
+note_stored(HrflowRun *run, const HrflowProfile *profile)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+	ListCell   *cell;
+
+	if (!run->is_trusted && run->dimensions == NIL)
+	{
+		foreach(cell, profile->vectors)
+		{
+			const HrflowVector *vector = lfirst(cell);
+
+			run->dimensions = list_append_unique_int(run->dimensions,
+													 ARR_DIMS(vector->value)[0]);
+		}
+	}
+	run->is_trusted = true;
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * After the commit, count and free all profiles of the write, whether they
  * were written or not, except profiles that are held back and, for at most
  * MAX_LOCKED_TIME, locked profiles.
@@ -717,8 +742,8 @@ hrflow_write_done(HrflowRun *run)
 		if (profile->is_ours)
 		{
 			/* A vector copied from the store proves nothing about the API. */
-			run->is_trusted |= hrflow_write_is_paid(profile) &&
-				profile->write_error == NULL;
+			if (hrflow_write_is_paid(profile) && profile->write_error == NULL)
+				note_stored(run, profile);
 			run->tallies[profile->tally]++;
 			if (profile->tally != HRFLOW_TALLY_NONE)
 			{
