@@ -432,7 +432,9 @@ hrflow_settle_warn(const HrflowRun *run)
 							   "refresh of %s could not store the vectors of " INT64_FORMAT " profiles: %s",
 							   run->ndenied, run->name, run->ndenied,
 							   run->denial),
-				 errdetail("The table accepted none of the vectors fetched for these profiles.  Their stored vectors were kept."),
+				 errdetail_plural("The table accepted none of the vectors fetched for this profile.  Vectors stored before were kept.",
+								  "The table accepted none of the vectors fetched for these profiles.  Vectors stored before were kept.",
+								  run->ndenied),
 				 errhint("Check the constraints, indexes and triggers of table %s.",
 						 run->name)));
 	if (run->npartial > 0)
