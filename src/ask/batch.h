@@ -121,7 +121,7 @@ typedef struct HrflowSourceMethods
 	/*
 	 * Record that the API does not know the HrFlow source of an element.
 	 * Returns whether all elements are affected.  If this callback is NULL,
-	 * they are, because all are of the same HrFlow source.
+	 * they are.
 	 */
 	bool		(*reject_hrflow_source) (HrflowSource *source, int element);
 } HrflowSourceMethods;

@@ -53,8 +53,7 @@ hrflow_refusal_count_asked(HrflowRefusal *refusal)
 /*
  * Does this result mean that all other elements would be refused, too?  A
  * single HRFLOW_FORBIDDEN may concern only its element, but a second one is
- * taken to concern all, unless elements may be of different HrFlow sources.
- * The result must have been counted in nforbidden.
+ * taken to concern all.  The result must have been counted in nforbidden.
  */
 static bool
 is_refusal_of_all(const HrflowRefusal *refusal, HrflowSource *source,
@@ -68,8 +67,7 @@ is_refusal_of_all(const HrflowRefusal *refusal, HrflowSource *source,
 			return methods->reject_hrflow_source == NULL ||
 				methods->reject_hrflow_source(source, element);
 		case HRFLOW_FORBIDDEN:
-			return methods->reject_hrflow_source == NULL &&
-				refusal->nforbidden > 1;
+			return refusal->nforbidden > 1;
 		default:
 			return hrflow_status_concerns_all(result->status);
 	}

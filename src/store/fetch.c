@@ -229,8 +229,8 @@ take_result(const HrflowRun *run, HrflowProfile *profile,
 }
 
 /*
- * Return the entry of a source in the list of sources to be skipped, or NULL if
- * it is not in the list.
+ * Return the entry of a source in the list of sources that the API does not
+ * know, or NULL if it is not in the list.
  */
 HrflowBadSource *
 hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
@@ -248,40 +248,25 @@ hrflow_fetch_bad_source(HrflowRun *run, const char *source_id)
 }
 
 /*
- * Add a source to the list of sources to be skipped.  Returns false if it was
- * in the list before.
- */
-bool
-hrflow_fetch_add_bad_source(HrflowRun *run, const char *source_id,
-							const char *error)
-{
-	MemoryContext old;
-	HrflowBadSource *source;
-
-	if (hrflow_fetch_bad_source(run, source_id) != NULL)
-		return false;
-	old = MemoryContextSwitchTo(run->context);
-	source = palloc0(sizeof(HrflowBadSource));
-	source->source_id = pstrdup(source_id);
-	source->error = pstrdup(error);
-	run->bad_sources = lappend(run->bad_sources, source);
-	MemoryContextSwitchTo(old);
-	return true;
-}
-
-/*
  * Record a source that the API does not know, and warn about it, unless that
  * was done before.
  */
 static void
 note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 {
+	MemoryContext old = MemoryContextSwitchTo(run->context);
 	HrflowResult result = {
 		.endpoint = run->kind->asked.endpoint,
 		.status = HRFLOW_INVALID_SOURCE
 	};
 
-	if (hrflow_fetch_add_bad_source(run, profile->source_id, profile->error))
+	if (hrflow_fetch_bad_source(run, profile->source_id) == NULL)
+	{
+		HrflowBadSource *source = palloc0(sizeof(HrflowBadSource));
+
+		source->source_id = pstrdup(profile->source_id);
+		source->error = pstrdup(profile->error);
+		run->bad_sources = lappend(run->bad_sources, source);
 		ereport(WARNING,
 				(result.endpoint == HRFLOW_JOB ?
 				 errmsg("skipping board \"%s\" in refresh of %s: board not found",
@@ -290,6 +275,8 @@ note_bad_source(HrflowRun *run, const HrflowProfile *profile)
 						profile->source_id, run->name),
 				 errdetail_internal("%s", profile->error),
 				 errhint("%s", hrflow_error_hint(&result))));
+	}
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -457,8 +444,6 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 		set_missing(profile);
 	if (profile->status == HRFLOW_INVALID_SOURCE && !profile->unasked)
 		note_bad_source(run, profile);
-	if (!profile->unasked)
-		hrflow_access_note(run, profile);
 	if (profile->is_probe)
 		clear_source(run, profile);
 	hrflow_content_share(run, profile);

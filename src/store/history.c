@@ -102,10 +102,12 @@ static const char forget_sql[] =
 
 /*
  * Statement that returns whether "not_kept" is the stop_reason of the last run
- * that has ended, or no row if no run has ended.
+ * that has ended, and the run has refreshed no profile.  Returns no row if no
+ * run has ended.
  */
 static const char was_not_kept_sql[] =
-"SELECT r.stop_reason IS NOT DISTINCT FROM 'not_kept' FROM %R AS r"
+"SELECT r.stop_reason IS NOT DISTINCT FROM 'not_kept'"
+" AND COALESCE(r.ok, 0) = 0 FROM %R AS r"
 " WHERE r.ended_at IS NOT NULL ORDER BY r.run DESC LIMIT 1";
 
 static const char last_sql[] =

@@ -48,8 +48,7 @@ typedef enum HrflowClaimQueue
 #define HRFLOW_NQUEUES (HRFLOW_QUEUE_OLD + 1)
 
 /*
- * A source that is skipped, because the API does not know it or refuses access
- * to it.
+ * A source that the API does not know.
  */
 typedef struct HrflowBadSource
 {
@@ -372,10 +371,11 @@ struct HrflowRun
 
 	List	   *dimensions;		/* dimensions that fetched vectors are
 								 * expected to have, or NIL to accept any
-								 * dimension, until the first are stored */
+								 * dimension */
 	bool		is_typed;		/* does the column "vector" accept vectors of
 								 * one dimension only? */
-	bool		is_wary;		/* was the last run stopped because fetched
+	bool		is_wary;		/* was the last run stopped, without having
+								 * refreshed any profile, because fetched
 								 * vectors, or the states of their profiles,
 								 * could not be stored? */
 	int64		fits_at;		/* when vectors that fit the store last
@@ -479,11 +479,8 @@ struct HrflowRun
 	int64		drain_until;	/* time until which to wait for requests in
 								 * flight */
 
-	/* Refusals with HTTP status 403; see access.c. */
-	List	   *refused;		/* list of RefusedSource */
-	int			nforbidden;		/* number of refusals, except further ones of
-								 * sources that are skipped */
-	bool		has_access;		/* has the API granted access to any profile? */
+	int			nforbidden;		/* number of profiles that failed with HTTP
+								 * status 403, without copies of results */
 
 	/* The run's row in the table of runs. */
 	Oid			runs;			/* table of runs, or InvalidOid if there is
@@ -509,9 +506,8 @@ struct HrflowRun
 	int64		ncounted;		/* sum of "tallies", except HRFLOW_TALLY_NONE */
 	int			nvain;			/* number of profiles processed since the last
 								 * one that was counted in "ncounted" and not
-								 * rejected; profiles for which
-								 * concerns_source() holds count only if they
-								 * could not be written */
+								 * rejected; profiles of unknown sources count
+								 * only if they could not be written */
 	int64		nunwritten;		/* number of profiles that were not written
 								 * although vectors were fetched for them,
 								 * except profiles that are no longer tracked,
@@ -612,18 +608,10 @@ extern void hrflow_fetch_read_fields(HrflowRun *run, Jsonb *fields);
 extern void hrflow_fetch_set_kind(HrflowRun *run, const HrflowStore *store);
 extern HrflowBadSource *hrflow_fetch_bad_source(HrflowRun *run,
 												const char *source_id);
-extern bool hrflow_fetch_add_bad_source(HrflowRun *run, const char *source_id,
-										const char *error);
 extern HrflowWanted *hrflow_fetch_next(HrflowRun *run);
 extern void hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 							  const HrflowWantedOutcome *outcome);
 extern void hrflow_fetch_give_up(HrflowRun *run);
-
-/* in access.c */
-extern void hrflow_access_note(HrflowRun *run, const HrflowProfile *profile);
-extern bool hrflow_access_is_refused(const HrflowRun *run,
-									 const HrflowProfile *profile);
-extern void hrflow_access_settle(HrflowRun *run);
 
 /* in content.c */
 extern bool hrflow_content_can_lock(const HrflowRun *run,

@@ -23,6 +23,12 @@
 #define MAX_VAIN_CLAIMS 4
 
 /*
+ * Stop the run after the table has rejected all fetched vectors of this many
+ * profiles in succession.
+ */
+#define MAX_DENIED 256
+
+/*
  * Duration of a write, in milliseconds, above which the interval until the
  * next write is measured from the end of the write rather than its beginning.
  */
@@ -78,7 +84,7 @@ check_vain(HrflowRun *run)
 	MemoryContext old;
 	int			most = MAX_VAIN_CLAIMS * Min(run->claim_size,
 											 2 * HRFLOW_MAX_WASTED);
-	bool		is_denied = run->ndenied_since >= most;
+	bool		is_denied = run->ndenied_since >= MAX_DENIED;
 
 	if ((run->nvain < most && !is_denied) || run->is_stopping)
 		return;
@@ -361,7 +367,6 @@ void
 hrflow_settle(HrflowRun *run)
 {
 	hrflow_state_settle_suspects(run);
-	hrflow_access_settle(run);
 	hrflow_model_settle(run);
 	run->is_settling = true;
 	write_rest(run);

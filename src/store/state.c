@@ -121,24 +121,17 @@ get_error(const HrflowProfile *profile)
 }
 
 /*
- * Does the profile's failure, if any, affect all requests to the API, so that
- * the run will stop?
- */
-static bool
-stops_run(const HrflowProfile *profile)
-{
-	return !profile->is_link && hrflow_status_concerns_all(profile->status);
-}
-
-/*
- * Does the profile's failure, if any, probably affect other profiles, too?
+ * Does the profile's failure, if any, probably affect all requests to the API,
+ * rather than only this profile?  A single 403 may be specific to the profile.
  */
 static bool
 is_our_fault(const HrflowRun *run, const HrflowProfile *profile)
 {
-	return stops_run(profile) || profile->status == HRFLOW_INVALID_SOURCE ||
-		(profile->status == HRFLOW_FORBIDDEN &&
-		 hrflow_access_is_refused(run, profile));
+	if (profile->is_link)
+		return false;
+	if (profile->status == HRFLOW_FORBIDDEN)
+		return run->nforbidden > 1;
+	return hrflow_status_concerns_all(profile->status);
 }
 
 /*
@@ -467,9 +460,9 @@ set_changed(HrflowRun *run, HrflowProfile *profile)
 /*
  * Postpone a profile that is due and has no result, so that a run that
  * continues does not claim it again immediately.  This is not necessary if the
- * run is stopping, or will stop because of the failure, except for a profile
- * to be postponed that set_not_counted() has not postponed, because it has
- * changed.
+ * run is stopping, or will stop because the failure affects all requests,
+ * except for a profile to be postponed that set_not_counted() has not
+ * postponed, because it has changed.
  */
 static void
 put_beyond_run(HrflowRun *run, HrflowProfile *profile)
@@ -480,10 +473,22 @@ put_beyond_run(HrflowRun *run, HrflowProfile *profile)
 	 run->debounce * INT64CONST(1000));
 
 	if (row->has_due_at && row->state == HRFLOW_STATE_DUE &&
-		!stops_run(profile) &&
+		!is_our_fault(run, profile) &&
 		((profile->is_postponed && !profile->is_current) ||
 		 (!run->is_stopping && !run->is_ending && run->error == NULL)))
 		row->due_at = Max(row->due_at, earliest);
+}
+
+/*
+ * Was a request for the profile refused, possibly because of its source?  If
+ * so, the next run should begin with profiles of other sources.
+ */
+static bool
+is_refused(const HrflowProfile *profile)
+{
+	return !profile->unasked && !profile->is_link &&
+		(profile->status == HRFLOW_INVALID_SOURCE ||
+		 profile->status == HRFLOW_FORBIDDEN);
 }
 
 /*
@@ -495,11 +500,12 @@ hrflow_state_set(HrflowRun *run, HrflowProfile *profile)
 {
 	profile->tally = HRFLOW_TALLY_NONE;
 	if (profile->unasked || profile->is_postponed ||
-		is_our_fault(run, profile))
+		is_our_fault(run, profile) ||
+		profile->status == HRFLOW_INVALID_SOURCE)
 	{
 		if (profile->is_current)
-			set_not_counted(profile, profile->is_postponed ||
-							(!stops_run(profile) && !profile->unasked));
+			set_not_counted(profile,
+							profile->is_postponed || is_refused(profile));
 		put_beyond_run(run, profile);
 	}
 	else if (profile->is_current)
@@ -665,6 +671,7 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 {
 	Sign		sign = profile->unasked ? SIGN_NONE : sign_of(profile);
 
+	run->nforbidden += profile->status == HRFLOW_FORBIDDEN && !profile->is_copy;
 	if (hrflow_model_hold(run, profile))
 	{
 		run->alive_at = run->answered_at = hrflow_clock_now();

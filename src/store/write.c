@@ -13,7 +13,6 @@
 #include "compat.h"
 #include "storage/lmgr.h"
 #include "store/refresh.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
@@ -642,63 +641,27 @@ is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
- * Does a profile have no result because of its source?
- */
-static bool
-concerns_source(const HrflowProfile *profile)
-{
-	return profile->status == HRFLOW_INVALID_SOURCE ||
-		profile->status == HRFLOW_FORBIDDEN;
-}
-
-/*
- * If the source of a profile that was written is skipped, let all other
- * profiles of the source be postponed until this profile is due.  However, if
- * access is refused, and was not granted to any profile of another source, the
- * cause is probably not the source.  A profile that was claimed, but not
- * requested, is not counted in run->nclaimed.
+ * If the API does not know the source of a profile that was written, let all
+ * other profiles of the source be postponed until this profile is due.  A
+ * profile that was claimed, but not requested, is not counted in
+ * run->nclaimed.
  */
 static void
 note_bad_profile(HrflowRun *run, const HrflowProfile *profile)
 {
 	HrflowBadSource *source;
 
-	if (!concerns_source(profile))
+	if (profile->status != HRFLOW_INVALID_SOURCE)
 		return;
 	source = hrflow_fetch_bad_source(run, profile->source_id);
 	if (source == NULL)
 		return;					/* some requests for the profile were not
-								 * completed, or the source is not skipped */
+								 * completed */
 	if (profile->unasked)
 		run->nclaimed--;
 	else if (profile->is_current && profile->row.has_due_at)
 		source->due_at = Max(source->due_at, profile->row.due_at);
-	source->is_to_be_postponed = source->due_at != 0 &&
-		(profile->status == HRFLOW_INVALID_SOURCE || run->has_access);
-}
-
-/*
- * Record that fetched vectors of a profile were stored.  If the store had none
- * before the run, expect the dimensions of these from now on.
- */
-static void
-note_stored(HrflowRun *run, const HrflowProfile *profile)
-{
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-	ListCell   *cell;
-
-	if (!run->is_trusted && run->dimensions == NIL)
-	{
-		foreach(cell, profile->vectors)
-		{
-			const HrflowVector *vector = lfirst(cell);
-
-			run->dimensions = list_append_unique_int(run->dimensions,
-													 ARR_DIMS(vector->value)[0]);
-		}
-	}
-	run->is_trusted = true;
-	MemoryContextSwitchTo(old);
+	source->is_to_be_postponed = source->due_at != 0;
 }
 
 /*
@@ -723,7 +686,8 @@ hrflow_write_done(HrflowRun *run)
 			profile->is_stuck = false;
 		if (profile->is_held || is_to_be_tried_again(run, profile))
 			continue;
-		run->nvain += !profile->is_ours || !concerns_source(profile);
+		run->nvain += !profile->is_ours ||
+			profile->status != HRFLOW_INVALID_SOURCE;
 		if (hrflow_write_is_paid(profile))
 		{
 			run->nlocked += hrflow_write_is_locked(profile);
@@ -742,8 +706,8 @@ hrflow_write_done(HrflowRun *run)
 		if (profile->is_ours)
 		{
 			/* A vector copied from the store proves nothing about the API. */
-			if (hrflow_write_is_paid(profile) && profile->write_error == NULL)
-				note_stored(run, profile);
+			run->is_trusted |= hrflow_write_is_paid(profile) &&
+				profile->write_error == NULL;
 			run->tallies[profile->tally]++;
 			if (profile->tally != HRFLOW_TALLY_NONE)
 			{

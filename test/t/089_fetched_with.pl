@@ -415,43 +415,6 @@ foreach my $case ([ 'any dimension', 'real[]', undef, 'ok|16' ],
 	}
 }
 
-# The model changes during the first run of a store that takes any dimension
-set_column('real[]');
-$store->track("SELECT 'nurse-' || i FROM generate_series(1, 20) i");
-$store->sql(
-	"UPDATE shop.embedding_profile SET due_at = now() - interval '1 hour';
-	INSERT INTO shop.candidate (hrflow_id)
-		SELECT 'fault:data=$link,id=' || i FROM generate_series(1, 300) i");
-my $changed = $store->call(
-	q(fields => '{"profile": 1}', batch_size => 16),
-	settings => { 'hrflow_embed.max_concurrency' => 4 });
-like(
-	$changed,
-	qr/ stopped: the API returned vectors of 16 dimensions, and those of the store have 8/,
-	'the first run of a store stops if the model changes');
-my $odd =
-  $store->sql('SELECT count(*) FILTER (WHERE cardinality(vector) = 16) FROM shop.embedding');
-cmp_ok($odd, '<=', 40, 'the first run of a store stores few vectors of a model that has changed');
-is($store->profiles('attempts', "profile_id ~ 'fault'"),
-	0, 'the first run of a store counts no attempt if the model changes');
-
-# Sections of different dimensions in the first run of a store
-my $sections = encode_base64url(
-	'{"profile": "'
-	  . $node->safe_psql('postgres',
-		"SELECT hrflow_profile_embedding('acme', 'nurse-1', '{\"profile\": 1}')->>'profile'")
-	  . '", "skills": "'
-	  . $node->safe_psql(
-		'postgres', "SET hrflow_embed.base_url = '$wide{'hrflow_embed.base_url'}';
-		SELECT hrflow_profile_embedding('acme', 'nurse-1', '{\"profile\": 1}')->>'profile'")
-	  . '"}');
-$store->track("SELECT 'fault:data=$sections,id=' || i FROM generate_series(1, 300) i");
-like(
-	$store->call,
-	qr/: 300 refreshed/,
-	'the first run of a store accepts sections of different dimensions');
-is($store->sql($vectors), '600|8|16', 'sections of different dimensions are stored');
-
 # The dimensions of a store are those that many of its profiles have
 set_column('real[]');
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 40) i");
