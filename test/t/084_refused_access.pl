@@ -142,7 +142,6 @@ $api->script('status=403');
 refresh('nothing');
 cmp_ok(counts('nothing', "$waits AND due_at > now() + interval '20 min'"),
 	'>', 1, 'profiles that have been refused for long wait longer');
-$api->script('id=ok');
 
 #
 # A text that has two keys

@@ -355,7 +355,7 @@ foreach my $what (sort keys %denial)
 	cmp_ok(
 		paid($store, 'nurse') - $stored,
 		'<=',
-		4 * 16 + 32,
+		256 + 32,
 		"few vectors are paid for if $what begins to reject them");
 	$owner->ask(
 		q{ALTER TABLE profile.embedding DROP CONSTRAINT IF EXISTS planted;
