@@ -249,8 +249,9 @@ find_inputs_walker(Node *node, void *context)
  */
 
 /*
- * Return the relation to which a path above "subpath" belongs: a copy of its
- * relation without restrictions, if there are any.
+ * Return the parent relation for a path above "subpath": the parent of
+ * "subpath" itself if it has no restrictions, or else a copy of it without
+ * them.
  *
  * create_scan_plan() puts a Result that evaluates pseudoconstant restrictions
  * above our plan node, too, not only above the scans below it.  That would be

@@ -659,8 +659,8 @@ exchange_all(Batch *batch)
 }
 
 /*
- * Run the batch.  As described at transport.c, an error must end the
- * transport.
+ * Run the batch.  An error must end the transport; see the comments at the top
+ * of transport.c.
  */
 static void
 ask_for_all(Batch *batch, int time_limit)

@@ -269,8 +269,8 @@ exchange_requests(HrflowCall *call, HrflowTransport *transport)
 }
 
 /*
- * Run the requests of a call that is ready.  As described at transport.c, an
- * error must end the transport.
+ * Run the requests of a call that is ready.  An error must end the transport;
+ * see the comments at the top of transport.c.
  */
 static void
 run_requests(HrflowCall *call)

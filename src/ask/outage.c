@@ -13,10 +13,12 @@
  * must not be sent twice, a request that fails again after the server was
  * found to be up, and all requests once the batch has ended early.  When an
  * attempt shows that the server is up, the requests parked for it are resent
- * if it was down; else they have failed for reasons of their own.  When no
- * request is in flight, a parked request is resent as a probe, even if the
- * server has asked for a longer pause, unless too few elements remain to
- * detect an outage.
+ * if it was down; else they have failed for reasons of their own.
+ *
+ * When no request is in flight, a parked request is resent as a probe, unless
+ * too few elements remain to detect an outage.  The probe is sent after
+ * PROBE_PAUSE, even if the reply specified a longer Retry-After; but if the
+ * account is paused, a probe of the API waits until the pause ends.
  *
  *-------------------------------------------------------------------------
  */

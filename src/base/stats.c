@@ -126,7 +126,7 @@ hrflow_embed_stats(PG_FUNCTION_ARGS)
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 
-	/* Add the counts that a failed statement may have left. */
+	/* Include counts that a failed statement may not have flushed. */
 	hrflow_stats_flush();
 
 	values[n++] = CStringGetTextDatum(hrflow_shared_is_shared() ?

@@ -269,7 +269,7 @@ hrflow_embed_usage(PG_FUNCTION_ARGS)
 		return (Datum) 0;
 	}
 
-	/* Add the counts that a failed statement may have left. */
+	/* Include counts that a failed statement may not have flushed. */
 	hrflow_usage_flush();
 
 	copy = palloc(sizeof(Usage) * HRFLOW_NUSAGE);

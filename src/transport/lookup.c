@@ -56,8 +56,8 @@ hrflow_lookup_may_start(const HrflowTransfer *transfer)
 }
 
 /*
- * Record that libcurl has completed an attempt without a timeout, so that its
- * lookup, if there was one, was answered.
+ * Record that libcurl has completed an attempt without a timeout, which means
+ * that the attempt's name lookup, if there was one, has been answered.
  */
 void
 hrflow_lookup_note_answer(HrflowTransfer *transfer)

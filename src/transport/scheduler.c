@@ -23,10 +23,10 @@
 #define FLUSH_INTERVAL HRFLOW_SEC
 
 /*
- * Number of requests to start at a time if they need new connections.  libcurl
- * can send them before more connections are opened, because opening a hundred
- * connections takes ten milliseconds.  Requests that do not need new
- * connections are started together, which is faster.
+ * Number of requests to start before libcurl is called, if they need new
+ * connections.  Opening a hundred connections takes ten milliseconds, so let
+ * libcurl send these requests before it opens more connections.  Requests that
+ * do not need new connections are started together, which is faster.
  */
 #define START_AT_ONCE 8
 

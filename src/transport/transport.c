@@ -342,9 +342,9 @@ wait_step(HrflowTransport *transport, int64 until)
 }
 
 /*
- * Execute a step.  If it throws, keep the error, unless an earlier error is
- * kept already.  It is safe to continue after the error without an abort of
- * the transaction, because the steps do not use the database, process no
+ * Execute a step.  If it throws, save the error, unless an earlier error is
+ * still to be raised.  It is safe to continue after the error without an abort
+ * of the transaction, because the steps do not use the database, process no
  * interrupts, and throw while they hold no lock.
  */
 static void
@@ -376,11 +376,11 @@ catch_step(HrflowTransport *transport, Step step, int64 time)
 }
 
 /*
- * Execute a step, unless an error is kept.  If the step throws, keep the
- * error, so that hrflow_transport_next() can first return the replies that
- * have arrived, because they may have been paid for.  These include replies
- * that libcurl has not reported yet, and, unless libcurl itself has failed,
- * data that has not been read.
+ * Execute a step, unless an earlier error is still to be raised.  If the step
+ * throws, save the error, so that hrflow_transport_next() can first return the
+ * replies that have arrived, because they may have been paid for.  To complete
+ * more of them, collect the replies that libcurl has not reported yet and,
+ * unless libcurl itself has failed, first read the data that is available.
  */
 static void
 attempt_step(HrflowTransport *transport, Step step, int64 time)
@@ -396,7 +396,7 @@ attempt_step(HrflowTransport *transport, Step step, int64 time)
 }
 
 /*
- * Raise the error that is kept, if any.
+ * Raise the error that attempt_step() has saved, if any.
  */
 static void
 raise_error(const HrflowTransport *transport)
@@ -519,7 +519,8 @@ is_at_end(const HrflowTransport *transport)
 /*
  * Prepare to use a transport after other statements may have been executed.
  * If one of these raised an error that was caught, libcurl's multi handle may
- * be broken, and is replaced, unless the error is kept to be raised here.
+ * be broken, and is replaced, unless an error of this transport is still to be
+ * raised.
  */
 static void
 resume(HrflowTransport *transport)
