@@ -14,8 +14,7 @@
 typedef struct StatusInfo
 {
 	int			sqlerrcode;
-	const char *message;		/* primary message; %s is replaced by the name
-								 * of the server */
+	const char *message;		/* primary message */
 	const char *hint;			/* or NULL */
 	const char *link_hint;		/* hint about a link, or NULL */
 	const char *link_message;	/* message about a link, or NULL to use
@@ -29,8 +28,9 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_INVALID_REQUEST] = {
 		.sqlerrcode = ERRCODE_INVALID_PARAMETER_VALUE,
-		.message = "invalid request to %s",
-		.hint = "Check the identifiers and \"fields\"."
+		.message = "invalid request to the HrFlow API",
+		.hint = "Check the identifiers and \"fields\".",
+		.link_message = "invalid request to the link's host"
 	},
 	[HRFLOW_INVALID_SOURCE] = {
 		.sqlerrcode = ERRCODE_INVALID_PARAMETER_VALUE,
@@ -70,52 +70,61 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_RATE_LIMITED] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		.message = "%s limited the rate of requests",
-		.hint = "Try again later, or send fewer requests per minute."
+		.message = "the HrFlow API limited the rate of requests",
+		.hint = "Try again later, or send fewer requests per minute.",
+		.link_message = "the link's host limited the rate of requests"
 	},
 	[HRFLOW_OVER_BUDGET] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		.message = "statement reached its limit of requests to %s",
-		.hint = "Send fewer requests in one statement, or raise \"hrflow_embed.max_requests_per_statement\".  Only a superuser can raise \"hrflow_embed.statement_request_limit\"."
+		.message = "statement reached its limit of requests to the HrFlow API",
+		.hint = "Send fewer requests in one statement, or raise \"hrflow_embed.max_requests_per_statement\".  Only a superuser can raise \"hrflow_embed.statement_request_limit\".",
+		.link_message = "statement reached its limit of requests to the link's host"
 	},
 	[HRFLOW_OVER_DAY] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-		.message = "account reached its daily limit of requests to %s",
-		.hint = "Try again tomorrow (UTC), or ask a superuser to raise \"hrflow_embed.max_requests_per_day\"."
+		.message = "account reached its daily limit of requests to the HrFlow API",
+		.hint = "Try again tomorrow (UTC), or ask a superuser to raise \"hrflow_embed.max_requests_per_day\".",
+		.link_message = "account reached its daily limit of requests to the link's host"
 	},
 	[HRFLOW_CONNECT_FAILED] = {
 		.sqlerrcode = ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION,
-		.message = "could not connect to %s",
+		.message = "could not connect to the HrFlow API",
 		.hint = "Check \"hrflow_embed.base_url\", \"hrflow_embed.proxy\" and \"hrflow_embed.ca_file\", and that the database server can reach the network.",
-		.link_hint = "Check \"hrflow_embed.proxy\" and \"hrflow_embed.ca_file\", and that the database server can reach the link's host."
+		.link_hint = "Check \"hrflow_embed.proxy\" and \"hrflow_embed.ca_file\", and that the database server can reach the link's host.",
+		.link_message = "could not connect to the link's host"
 	},
 	[HRFLOW_CONNECTION_LOST] = {
 		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
-		.message = "lost the connection to %s",
+		.message = "lost the connection to the HrFlow API",
 		.hint = "Try again.",
-		.link_hint = "Fetch the link again."
+		.link_hint = "Fetch the link again.",
+		.link_message = "lost the connection to the link's host"
 	},
 	[HRFLOW_TIMEOUT] = {
 		.sqlerrcode = ERRCODE_CONNECTION_FAILURE,
-		.message = "%s did not answer in time",
+		.message = "the HrFlow API did not answer in time",
 		.hint = "Try again, or raise \"hrflow_embed.request_timeout\".",
-		.link_hint = "Fetch the link again, or raise \"hrflow_embed.request_timeout\"."
+		.link_hint = "Fetch the link again, or raise \"hrflow_embed.request_timeout\".",
+		.link_message = "the link's host did not answer in time"
 	},
 	[HRFLOW_INVALID_REPLY] = {
 		.sqlerrcode = ERRCODE_PROTOCOL_VIOLATION,
-		.message = "invalid reply from %s",
-		.hint = "Check that \"hrflow_embed.base_url\" is the URL of the HrFlow API."
+		.message = "invalid reply from the HrFlow API",
+		.hint = "Check that \"hrflow_embed.base_url\" is the URL of the HrFlow API.",
+		.link_message = "invalid reply from the link's host"
 	},
 	[HRFLOW_HTTP_ERROR] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
-		.message = "%s returned an error",
-		.hint = "Try again later.  If the error persists, check \"hrflow_embed.base_url\"."
+		.message = "the HrFlow API returned an error",
+		.hint = "Try again later.  If the error persists, check \"hrflow_embed.base_url\".",
+		.link_message = "the link's host returned an error"
 	},
 	[HRFLOW_TOO_LARGE] = {
 		.sqlerrcode = ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-		.message = "reply from %s is too large",
+		.message = "reply from the HrFlow API is too large",
 		.hint = "Request fewer sections in \"fields\", or raise \"hrflow_embed.max_response_size\".",
-		.link_hint = "Raise \"hrflow_embed.max_response_size\"."
+		.link_hint = "Raise \"hrflow_embed.max_response_size\".",
+		.link_message = "reply from the link's host is too large"
 	},
 	[HRFLOW_LINK_REFUSED] = {
 		.sqlerrcode = ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -253,30 +262,18 @@ find_messages(const HrflowResult *result, const char **message, const char **hin
 }
 
 /*
- * Return the primary message for a result that is not HRFLOW_OK, palloc'd.
- */
-static char *
-make_message(const HrflowResult *result)
-{
-	const char *message;
-	const char *hint;
-
-	find_messages(result, &message, &hint);
-	return psprintf(message,
-					result->is_link ? "the link's host" : "the HrFlow API");
-}
-
-/*
  * Return the error message and detail in one line, as in the column "error";
  * palloc'd.
  */
 char *
 hrflow_error_describe(const HrflowResult *result)
 {
-	char	   *message = make_message(result);
+	const char *message;
+	const char *hint;
 
+	find_messages(result, &message, &hint);
 	return result->detail ? psprintf("%s: %s", message, result->detail) :
-		message;
+		pstrdup(message);
 }
 
 /*
@@ -315,7 +312,7 @@ hrflow_error_raise(const HrflowResult *result)
 	find_messages(result, &message, &hint);
 	ereport(ERROR,
 			(errcode(status_info[result->status].sqlerrcode),
-			 errmsg_internal("%s", make_message(result)),
+			 errmsg_internal("%s", message),
 			 result->detail ? errdetail_internal("%s", result->detail) : 0,
 			 hint ? errhint("%s", hint) : 0));
 }
