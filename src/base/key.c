@@ -134,12 +134,17 @@ read_key_file(const char *path)
 
 	key_file.is_known = false;
 	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
-	if (fd < 0 || fstat(fd, &st) != 0)
+	if (fd < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("could not read file specified by \"%s\": %m",
+				 errmsg("could not open file specified by \"%s\": %m",
 						"hrflow_embed.api_key_file"),
 				 errhint("Check that the file exists, and that the operating system user of the database server can read it.")));
+	if (fstat(fd, &st) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("could not stat file specified by \"%s\": %m",
+						"hrflow_embed.api_key_file")));
 	if (!S_ISREG(st.st_mode))
 		raise_no_key(gettext_noop("The path does not name a regular file."));
 

@@ -104,7 +104,7 @@ hrflow_saved_load(HrflowShared *shared)
 		if (errno != ENOENT)
 			ereport(LOG,
 					(errcode_for_file_access(),
-					 errmsg("could not read file \"%s\": %m", SAVED_FILE)));
+					 errmsg("could not open file \"%s\": %m", SAVED_FILE)));
 		return;
 	}
 	ok = read_saved(file, shared);

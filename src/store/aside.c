@@ -375,7 +375,7 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 							   "store %s keeps the vectors of " INT64_FORMAT " profiles that are in no table that feeds it",
 							   nkept, store->vectors_name, nkept),
 				 store->has_erased_at ?
-				 errdetail("At most 5 %% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours.") :
+				 errdetail("At most 5%% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours.") :
 				 errdetail("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within 24 hours."),
 				 errhint_plural("Call hrflow_track_table() for each table that feeds the store.  To erase this profile, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.",
 								"Call hrflow_track_table() for each table that feeds the store.  To erase these profiles, call hrflow_untrack_table() for one of the tables, and then hrflow_track_table() for the same table again.",
@@ -434,7 +434,7 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 				(errmsg("store %s keeps profiles that are in no table that feeds it",
 						store->vectors_name),
 				 problem != NULL ?
-				 errdetail("Relation \"%s" SUFFIX "\" cannot be used: %s",
+				 errdetail("Relation \"%s" SUFFIX "\" cannot be used.  %s",
 						   RelationGetRelationName(store->vectors), problem) :
 				 errdetail("The store has no table \"%s" SUFFIX "\" for vectors that are put aside.",
 						   RelationGetRelationName(store->vectors)),

@@ -493,8 +493,7 @@ check_content(const HrflowStore *store, Relation table, const char *name)
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" has unsupported type %s", name,
 						format_type_be(type)),
-				 errhint("For a store of %s, use columns of type %s.",
-						 store->kind->plural, reading->type_names)));
+				 errhint("%s", _(reading->types_hint))));
 	check_not_virtual(column);
 }
 
@@ -562,8 +561,7 @@ hrflow_columns_get_content(const HrflowStore *store, Relation table,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("argument \"%s\" must not be specified",
 							"content_columns"),
-					 errdetail("A store of %s does not read contents from columns.",
-							   store->kind->plural),
+					 errdetail("Only stores of texts and documents read contents from columns."),
 					 errhint("To make profiles due when columns change, use \"refresh_columns\".")));
 		return 0;
 	}
@@ -573,8 +571,7 @@ hrflow_columns_get_content(const HrflowStore *store, Relation table,
 				 errmsg(reading->max_columns == 1 ?
 						"argument \"content_columns\" must name one column" :
 						"argument \"content_columns\" must name at least one column"),
-				 errhint("For a store of %s, pass columns of type %s.",
-						 store->kind->plural, reading->type_names)));
+				 errhint("%s", _(reading->types_hint))));
 	for (int i = 0; i < n; i++)
 		check_content(store, table, columns[i]);
 	args[HRFLOW_TRIGGER_NCOLUMNS] = psprintf("%d", n);

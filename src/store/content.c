@@ -352,7 +352,7 @@ check_all_readable(const HrflowRun *run, const HrflowStore *store,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot read the contents of store %s",
 						store->vectors_name),
-				 errdetail("A table that feeds the store, or one of its partitions, has another owner.")));
+				 errdetail("A table that feeds the store, or one of its partitions or inheritance children, has another owner.")));
 	if (is_empty && feeders == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

@@ -315,8 +315,9 @@ erase_deleted(const Deleted *deleted)
 	if (!SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(deleted->function)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("cannot drop extension \"%s\" in a transaction that has deleted rows from a table that feeds a store",
+				 errmsg("cannot drop extension \"%s\" because deleted profiles have not been erased yet",
 						"hrflow_embed"),
+				 errdetail("The transaction has deleted rows, or changed their keys, in a table that feeds a store."),
 				 errhint("Commit the transaction before dropping the extension.")));
 	SPI_connect();
 	hrflow_store_open(&store, deleted->vectors, InvalidOid, HRFLOW_STORE_FEED);

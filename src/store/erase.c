@@ -360,9 +360,10 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 	if (n <= MAX_ERASED_PART * (n + refreshed.n))
 		return;
 	ereport(WARNING,
-			(errmsg("erased " INT64_FORMAT " profiles and their vectors from store %s because rows were deleted",
-					n, store->vectors_name),
-			 errdetail("More than 5 %% of the profiles of the store or 20 profiles, whichever is greater, are no longer in any table that feeds it."),
+			(errmsg_plural("erased " INT64_FORMAT " profile and its vectors from store %s because rows were deleted or their keys were changed",
+						   "erased " INT64_FORMAT " profiles and their vectors from store %s because rows were deleted or their keys were changed",
+						   n, n, store->vectors_name),
+			 errdetail("More than 5%% of the profiles of the store or 20 profiles, whichever is greater, are no longer in any table that feeds it."),
 			 errhint("To reload a table without erasing vectors, delete and insert its rows in a single transaction.")));
 }
 

@@ -453,6 +453,7 @@ set_parameters(HrflowSearch *search, ArrayType *sections,
  */
 typedef struct Visit
 {
+	Oid			vectors;		/* table that is searched */
 	HrflowVisitor visitor;
 	void	   *arg;
 	const HrflowBest *best;		/* best matches so far, to skip rows that are
@@ -476,7 +477,7 @@ visit_row(void *arg, TupleTableSlot *slot)
 	if (visit->best != NULL &&
 		!hrflow_best_wants(visit->best, match.similarity))
 		return true;
-	hrflow_stream_read(slot, &match);
+	hrflow_stream_read(slot, visit->vectors, &match);
 	visit->visitor(visit->arg, &match);
 	return true;
 }
@@ -512,7 +513,9 @@ compare_row(void *arg, TupleTableSlot *slot)
 							  &match.similarity) ||
 		!hrflow_best_wants(comparing->best, match.similarity))
 		return true;
-	hrflow_stream_read(slot, &match);
+	hrflow_stream_read(slot,
+					   RelationGetRelid(comparing->search->store->vectors),
+					   &match);
 	hrflow_best_keep(comparing->best, &match);
 	return true;
 }
@@ -581,7 +584,12 @@ search_in_executor(const HrflowSearch *search, Among among,
 	hrflow_store_add(parameters, INT8OID, Int64GetDatum(limit));
 	for (;;)
 	{
-		Visit		visit = {.visitor = keep_match, .arg = best, .best = best};
+		Visit		visit = {
+			.vectors = RelationGetRelid(search->store->vectors),
+			.visitor = keep_match,
+			.arg = best,
+			.best = best
+		};
 
 		parameters->values[PARAMETER_LIMIT] = Int64GetDatum(limit);
 		execute(search, best_statements[among], parameters, visit_row, &visit);
@@ -634,7 +642,11 @@ hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
 {
 	HrflowParameters parameters = {0};
 	Among		among = set_parameters(search, sections, &parameters);
-	Visit		visit = {.visitor = visitor, .arg = arg};
+	Visit		visit = {
+		.vectors = RelationGetRelid(search->store->vectors),
+		.visitor = visitor,
+		.arg = arg
+	};
 
 	if (candidates != NULL)
 	{

@@ -668,7 +668,7 @@ hrflow_feeder_owns_all(const HrflowStore *store, Oid function)
 						 child, lost)));
 	else if (lost != NULL)
 		ereport(WARNING,
-				(errmsg("not erasing profiles from store %s: the owner of tracked table \"%s\" has changed",
+				(errmsg("not erasing profiles from store %s: tracked table \"%s\" does not belong to the owner of the store",
 						store->vectors_name, lost),
 				 errhint("Change the owner of the table to the owner of the store, or drop the triggers by which the table feeds the store.")));
 	return lost == NULL;

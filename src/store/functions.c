@@ -434,8 +434,7 @@ hrflow_functions_check_source(const HrflowStore *store, Datum source_id)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" must be empty", "source_id"),
-				 errdetail("A store of %s has no sources.",
-						   store->kind->plural)));
+				 errdetail("Stores of texts and documents have no sources.")));
 }
 
 /*

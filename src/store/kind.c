@@ -98,7 +98,7 @@ static const HrflowReading text_reading = {
 	.max_columns = MaxTupleAttributeNumber,
 	.types = text_types,
 	.ntypes = lengthof(text_types),
-	.type_names = "text, varchar, char or name",
+	.types_hint = gettext_noop("Use columns of type text, varchar, char or name."),
 	.column_sql = text_column_sql,
 	.value_sql = text_value_sql,
 	.present_sql = text_present_sql,
@@ -111,7 +111,7 @@ static const HrflowReading document_reading = {
 	.takes_item_type = true,
 	.types = document_types,
 	.ntypes = lengthof(document_types),
-	.type_names = "jsonb",
+	.types_hint = gettext_noop("Use a column of type jsonb."),
 	.column_sql = document_column_sql,
 	.value_sql = document_value_sql,
 	.present_sql = document_present_sql,
@@ -332,10 +332,9 @@ hrflow_kind_check_fields(const HrflowKind *kind, Jsonb *fields)
 		if (strcmp(hrflow_kind_section(kind, name), kind->whole) != 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("stores of %s do not have a section \"%s\"",
-							kind->plural, name),
-					 errdetail("A store of %s has a single vector for each %s.",
-							   kind->plural, kind->content),
+					 errmsg("invalid section \"%s\" in argument \"fields\"",
+							name),
+					 errdetail("Only stores of profiles have more than one section."),
 					 errhint("Omit \"fields\".")));
 	}
 }

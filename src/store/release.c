@@ -167,9 +167,9 @@ release(const HrflowStore *store, Relation table, Oid caller)
 	if (on_update == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("columns of table \"%s\" are already released",
-						RelationGetRelationName(table)),
-				 errhint("Call hrflow_track_table() with the same arguments as before.")));
+				 errmsg("table \"%s\" has no trigger on UPDATE that feeds store %s",
+						RelationGetRelationName(table), store->vectors_name),
+				 errhint("To create the trigger on UPDATE again, call hrflow_track_table() with the arguments with which the table was tracked.")));
 	statement = make_track_statement(store, table, on_update,
 									 hrflow_columns_watched(feeders), caller);
 	foreach(cell, feeders)

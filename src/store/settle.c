@@ -353,7 +353,7 @@ release_leases(HrflowRun *run)
 	if (error != NULL)
 		ereport(WARNING,
 				(errcode(error->sqlerrcode),
-				 errmsg("could not release leases: %s",
+				 errmsg("refresh of %s could not release leases: %s", run->name,
 						error->message ? error->message : "unknown error"),
 				 errdetail("The profiles cannot be claimed until their leases expire.")));
 }

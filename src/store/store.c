@@ -378,11 +378,12 @@ hrflow_store_execute_latest(const char *sql,
  * NOT NULL.
  */
 void
-hrflow_store_refuse_null(const char *column)
+hrflow_store_refuse_null(Oid relation, const char *column)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-			 errmsg("column \"%s\" of a store contains null values", column),
+			 errmsg("column \"%s\" of relation \"%s\" contains null values",
+					column, get_rel_name(relation)),
 			 errhint("Set the column NOT NULL, as hrflow_create_store() does.")));
 }
 
@@ -398,9 +399,8 @@ hrflow_store_value_or_null(uint64 row, int column)
 }
 
 /*
- * Return a value in the last statement's result as text.  Throws 22004 if the
- * value is null, which is possible if a table lacks a NOT NULL constraint that
- * hrflow_create_store() adds.
+ * Return a value in the last statement's result, which must not be null, as
+ * text.
  */
 char *
 hrflow_store_value(uint64 row, int column)
@@ -408,7 +408,7 @@ hrflow_store_value(uint64 row, int column)
 	char	   *value = hrflow_store_value_or_null(row, column);
 
 	if (value == NULL)
-		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
+		elog(ERROR, "column %d of the result is null", column);
 	return value;
 }
 
@@ -425,7 +425,7 @@ hrflow_store_datum(uint64 row, int column)
 									  SPI_tuptable->tupdesc, column, &is_null);
 
 	if (is_null)
-		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
+		elog(ERROR, "column %d of the result is null", column);
 	return value;
 }
 

@@ -56,7 +56,7 @@ typedef struct HrflowReading
 	const Oid  *types;			/* types that a column may have; a domain
 								 * counts as its base type */
 	int			ntypes;
-	const char *type_names;		/* names of the types in "types", for a hint */
+	const char *types_hint;		/* hint that names "types", to be translated */
 	const char *column_sql;		/* SQL template that reads a column of row
 								 * "f"; the argument is the name of the column */
 	const char *value_sql;		/* SQL template that computes the content; the
@@ -80,7 +80,7 @@ typedef struct HrflowReading
 typedef struct HrflowKind
 {
 	const char *content;		/* value of the argument "content" */
-	const char *plural;			/* plural noun for messages and COMMENT ON */
+	const char *plural;			/* plural noun for COMMENT ON */
 	const char *identifiers[HRFLOW_NIDENTIFIERS];	/* column names, then
 													 * NULLs */
 	bool		needs_source;	/* must source_id be nonempty? */
@@ -273,7 +273,8 @@ extern void hrflow_store_execute_plan_latest(SPIPlanPtr plan, Datum *values,
 extern SPIPlanPtr hrflow_store_prepare(const char *sql, int nargs, Oid *types);
 extern void hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values,
 									  const char *nulls);
-HRFLOW_NORETURN extern void hrflow_store_refuse_null(const char *column);
+HRFLOW_NORETURN extern void hrflow_store_refuse_null(Oid relation,
+													 const char *column);
 extern char *hrflow_store_value_or_null(uint64 row, int column);
 extern char *hrflow_store_value(uint64 row, int column);
 extern Datum hrflow_store_datum(uint64 row, int column);

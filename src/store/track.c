@@ -382,9 +382,8 @@ warn_of_other_keys(const HrflowStore *store, Relation table,
 {
 	if (hrflow_columns_change_keys(table, feeder->function, feeder->args, args))
 		ereport(WARNING,
-				(errmsg("table \"%s\" no longer feeds store %s through column \"%s\"",
-						RelationGetRelationName(table), store->vectors_name,
-						feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN]),
+				(errmsg("table \"%s\" no longer feeds store %s through its previous keys",
+						RelationGetRelationName(table), store->vectors_name),
 				 errdetail("A table feeds a store through a single column of identifiers, and a single source or column of sources.  Profiles that are in no other table that feeds the store may be put aside.")));
 }
 
@@ -558,8 +557,7 @@ get_arguments(FunctionCallInfo fcinfo, const HrflowStore *store,
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("arguments \"source_id\" and \"source_column\" must not be specified"),
-				 errdetail("A store of %s has no sources.",
-						   store->kind->plural)));
+				 errdetail("Stores of texts and documents have no sources.")));
 	if (!store->kind->has_no_source && has_source_id == has_source_column &&
 		(has_source_id || store->kind->needs_source))
 		ereport(ERROR,

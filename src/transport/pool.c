@@ -306,8 +306,9 @@ make_wait_set(void)
 	if (!AcquireExternalFD())
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("could not wait for the network: too many open files"),
-				 errhint("Raise \"max_files_per_process\", or close other connections of this session.")));
+				 errmsg("could not wait for the network"),
+				 errdetail("There are too many open files on the local server."),
+				 errhint("Raise the server's \"max_files_per_process\" and/or \"ulimit -n\" limits.")));
 	ReleaseExternalFD();
 
 	half_made = hrflow_compat_wait_set(3);

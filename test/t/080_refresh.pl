@@ -385,7 +385,7 @@ sub lose
 like(
 	$second,
 	qr/WARNING:\ .*\ keeps\ the\ vectors\ of\ 21\ profiles\ .*\n
-		DETAIL:\ .*At\ most\ 5\ %/x,
+		DETAIL:\ .*At\ most\ 5%/x,
 	'a run warns if more than 20 profiles and more than 5 % of all would be gone');
 is($store->states, 'missing 21, ok 390', 'no profile is gone if too many are missing');
 is($store->sql("SELECT count(*) FROM shop.embedding WHERE profile_id LIKE 'missing%'"),

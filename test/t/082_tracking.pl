@@ -925,7 +925,7 @@ sql("SET ROLE keeper; " . track_person('id', 'source'));
 sql('ALTER TABLE kept.person RENAME id TO id_old; ALTER TABLE kept.person RENAME id_new TO id');
 like(
 	warned(track_person('id', 'source')),
-	qr/WARNING:  table "person" no longer feeds store kept\.people through column "id"/,
+	qr/WARNING:  table "person" no longer feeds store kept\.people through its previous keys/,
 	'a WARNING tells that another column with the same name is tracked');
 is(wanted(), 'x', 'the profiles of the other column with the same name are tracked');
 

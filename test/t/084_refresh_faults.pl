@@ -531,7 +531,7 @@ like(
 	'the caller gets the first error if leases cannot be released');
 like(
 	$printed,
-	qr/WARNING:  XX123: could not release leases: the owner says no/,
+	qr/WARNING:  XX123: refresh of \S+ could not release leases: the owner says no/,
 	'a run warns if leases cannot be released');
 is($store->profiles('state', 'lease_until > now()'),
 	'due', 'leases that could not be released remain');
@@ -599,7 +599,7 @@ like(
 	'a run whose table is locked raises the error of a cancel');
 like(
 	$printed,
-	qr/WARNING:  55P03: could not release leases/,
+	qr/WARNING:  55P03: refresh of \S+ could not release leases/,
 	'a run whose table is locked warns that leases cannot be released');
 is($store->profiles('state, lease_until > now()'), 'due|t', 'leases remain if the table is locked');
 $application->finish;
