@@ -115,8 +115,6 @@ hrflow_arrived_lock(const HrflowStore *store, List *profiles)
 		HrflowProfileRow *row = &profile->row;
 		bool		is_null;
 
-		hrflow_claim_check_nulls(RelationGetRelid(store->profiles), i, 2, 3);
-		hrflow_claim_check_nulls(RelationGetRelid(store->profiles), i, 5, 5);
 		memset(row, 0, sizeof(HrflowProfileRow));
 		profile->is_ours = true;
 		row->state = hrflow_state_parse(hrflow_store_value(i, 3));

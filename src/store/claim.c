@@ -182,29 +182,9 @@ is_of_source(const HrflowRun *run, const char *error)
 }
 
 /*
- * Throw 22004 if a column from "first" to "last" is null in a row of the last
- * statement's result.  They are columns of "relation" that
- * hrflow_create_store() declares NOT NULL, but that may contain nulls if the
- * table is user-supplied.
- */
-void
-hrflow_claim_check_nulls(Oid relation, uint64 row, int first, int last)
-{
-	for (int i = first; i <= last; i++)
-	{
-		bool		is_null;
-
-		(void) SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
-							 i, &is_null);
-		if (is_null)
-			hrflow_store_refuse_null(relation,
-									 SPI_fname(SPI_tuptable->tupdesc, i));
-	}
-}
-
-/*
  * Read a claimed profile from a row of the last statement's result, and add it
- * to the claimed profiles of the run.
+ * to the claimed profiles of the run.  Throws 22004 if a column is null that
+ * must not be null.
  */
 static void
 read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lease)
@@ -228,6 +208,10 @@ read_claimed(HrflowRun *run, HrflowClaimQueue queue, uint64 row, TimestampTz lea
 	dimension = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
 							  8, &is_null);
 	profile->old_dimension = is_null ? 0 : DatumGetInt32(dimension);
+
+	/* Refuse nulls before any request is sent, because requests cost money. */
+	for (int i = 6; i <= 7; i++)
+		(void) hrflow_store_value(row, i);
 	run->claimed_to[queue] = Max(run->claimed_to[queue],
 								 profile->claimed_due_at);
 	dlist_push_tail(&run->claimed, &profile->node);
@@ -262,12 +246,7 @@ claim_from(HrflowRun *run, const HrflowStore *store, HrflowClaimQueue queue,
 											  "p.dimension" : "NULL::integer"),
 							 &parameters);
 	for (uint64 i = 0; i < n; i++)
-	{
-		/* Check all columns before a request is sent, which costs money. */
-		hrflow_claim_check_nulls(RelationGetRelid(store->profiles), i, 1, 4);
-		hrflow_claim_check_nulls(RelationGetRelid(store->profiles), i, 6, 7);
 		read_claimed(run, queue, i, lease);
-	}
 	return n;
 }
 

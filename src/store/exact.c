@@ -453,7 +453,6 @@ set_parameters(HrflowSearch *search, ArrayType *sections,
  */
 typedef struct Visit
 {
-	Oid			vectors;		/* table that is searched */
 	HrflowVisitor visitor;
 	void	   *arg;
 	const HrflowBest *best;		/* best matches so far, to skip rows that are
@@ -477,7 +476,7 @@ visit_row(void *arg, TupleTableSlot *slot)
 	if (visit->best != NULL &&
 		!hrflow_best_wants(visit->best, match.similarity))
 		return true;
-	hrflow_stream_read(slot, visit->vectors, &match);
+	hrflow_stream_read(slot, &match);
 	visit->visitor(visit->arg, &match);
 	return true;
 }
@@ -513,9 +512,7 @@ compare_row(void *arg, TupleTableSlot *slot)
 							  &match.similarity) ||
 		!hrflow_best_wants(comparing->best, match.similarity))
 		return true;
-	hrflow_stream_read(slot,
-					   RelationGetRelid(comparing->search->store->vectors),
-					   &match);
+	hrflow_stream_read(slot, &match);
 	hrflow_best_keep(comparing->best, &match);
 	return true;
 }
@@ -584,12 +581,7 @@ search_in_executor(const HrflowSearch *search, Among among,
 	hrflow_store_add(parameters, INT8OID, Int64GetDatum(limit));
 	for (;;)
 	{
-		Visit		visit = {
-			.vectors = RelationGetRelid(search->store->vectors),
-			.visitor = keep_match,
-			.arg = best,
-			.best = best
-		};
+		Visit		visit = {.visitor = keep_match, .arg = best, .best = best};
 
 		parameters->values[PARAMETER_LIMIT] = Int64GetDatum(limit);
 		execute(search, best_statements[among], parameters, visit_row, &visit);
@@ -642,11 +634,7 @@ hrflow_exact_visit(HrflowSearch *search, ArrayType *sections,
 {
 	HrflowParameters parameters = {0};
 	Among		among = set_parameters(search, sections, &parameters);
-	Visit		visit = {
-		.vectors = RelationGetRelid(search->store->vectors),
-		.visitor = visitor,
-		.arg = arg
-	};
+	Visit		visit = {.visitor = visitor, .arg = arg};
 
 	if (candidates != NULL)
 	{

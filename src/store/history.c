@@ -261,10 +261,7 @@ insert_row(void *arg)
 											  entry->runs),
 							 &parameters) > 0;
 	if (entry->is_there)
-	{
-		hrflow_claim_check_nulls(entry->runs, 0, 1, 1);
 		entry->run->number = DatumGetInt64(hrflow_store_datum(0, 1));
-	}
 }
 
 /*
@@ -420,7 +417,6 @@ hrflow_history_last(const HrflowStore *store, Datum *values, bool *nulls)
 		hrflow_store_execute(hrflow_store_sql(store, last_sql, runs),
 							 NULL) == 0)
 		return;
-	hrflow_claim_check_nulls(runs, 0, 1, 2);
 	values[0] = hrflow_store_datum(0, 1);
 	values[1] =
 		CStringGetTextDatum(status_of_run(runs,

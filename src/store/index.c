@@ -385,8 +385,7 @@ keep_row(void *arg, TupleTableSlot *slot)
 							  PG_DETOAST_DATUM(slot->tts_values[4]),
 							  &match.similarity))
 		return true;
-	hrflow_stream_read(slot, RelationGetRelid(scan->search->store->vectors),
-					   &match);
+	hrflow_stream_read(slot, &match);
 	hrflow_best_keep(scan->best, &match);
 	return ++scan->ntaken < scan->nwanted || scan->best->n < scan->best->k;
 }

@@ -184,8 +184,7 @@ extern bool hrflow_stream_allows_workers(const HrflowParameters *parameters);
 extern void hrflow_stream(const char *sql, const HrflowParameters *parameters,
 						  Oid similarity, bool by_index, HrflowTake take,
 						  void *arg);
-extern void hrflow_stream_read(const TupleTableSlot *slot, Oid vectors,
-							   HrflowMatch *match);
+extern void hrflow_stream_read(const TupleTableSlot *slot, HrflowMatch *match);
 
 /* in toast.c */
 extern HrflowToast *hrflow_toast_begin(void);

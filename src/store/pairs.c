@@ -507,7 +507,7 @@ take_row_of_block(void *arg, TupleTableSlot *slot)
 	MemoryContext old;
 	int			n;
 
-	hrflow_stream_read(slot, pairing->store, &match);
+	hrflow_stream_read(slot, &match);
 	MemoryContextReset(pairing->key_context);
 	old = MemoryContextSwitchTo(pairing->key_context);
 	copy_key(&pairing->last, &match);
@@ -549,7 +549,7 @@ take_row_of_tile(void *arg, TupleTableSlot *slot)
 	if (!read_vector(pairing, slot, pairing->tile_elements +
 					 (size_t) pairing->ntile * pairing->width, &norm, &n))
 		return true;
-	hrflow_stream_read(slot, pairing->others, &match);
+	hrflow_stream_read(slot, &match);
 	old = MemoryContextSwitchTo(pairing->tile_context);
 	memset(row, 0, sizeof(TileRow));
 	copy_key(&row->key, &match);

@@ -88,8 +88,7 @@ set_sampled_query(HrflowSearch *search, SPITupleTable *sample, uint64 row)
 						 SPI_getbinval(sample->vals[row], sample->tupdesc,
 									   i + 1, &is_null));
 		if (is_null)
-			hrflow_store_refuse_null(RelationGetRelid(search->store->vectors),
-									 SPI_fname(sample->tupdesc, i + 1));
+			hrflow_store_refuse_null(SPI_fname(sample->tupdesc, i + 1));
 	}
 	if (hrflow_store_execute(hrflow_store_sql(search->store,
 											  vector_statement), &key) == 0)

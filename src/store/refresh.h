@@ -593,8 +593,6 @@ extern bool hrflow_history_is_failure(HrflowStop stop);
 
 /* in claim.c */
 extern void hrflow_claim(HrflowRun *run, const HrflowStore *store);
-extern void hrflow_claim_check_nulls(Oid relation, uint64 row, int first,
-									 int last);
 extern void hrflow_claim_undo(HrflowRun *run);
 extern void hrflow_claim_renew(HrflowRun *run, const HrflowStore *store);
 extern void hrflow_claim_renew_done(HrflowRun *run);

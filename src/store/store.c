@@ -378,13 +378,12 @@ hrflow_store_execute_latest(const char *sql,
  * NOT NULL.
  */
 void
-hrflow_store_refuse_null(Oid relation, const char *column)
+hrflow_store_refuse_null(const char *column)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-			 errmsg("column \"%s\" of relation \"%s\" contains null values",
-					column, get_rel_name(relation)),
-			 errhint("Set the column NOT NULL, as hrflow_create_store() does.")));
+			 errmsg("column \"%s\" contains null values", column),
+			 errhint("Set this column of the store's tables NOT NULL, as hrflow_create_store() does.")));
 }
 
 /*
@@ -399,8 +398,9 @@ hrflow_store_value_or_null(uint64 row, int column)
 }
 
 /*
- * Return a value in the last statement's result, which must not be null, as
- * text.
+ * Return a value in the last statement's result as text.  Throws 22004 if the
+ * value is null, which is possible if a table lacks a NOT NULL constraint that
+ * hrflow_create_store() adds.
  */
 char *
 hrflow_store_value(uint64 row, int column)
@@ -408,7 +408,7 @@ hrflow_store_value(uint64 row, int column)
 	char	   *value = hrflow_store_value_or_null(row, column);
 
 	if (value == NULL)
-		elog(ERROR, "column %d of the result is null", column);
+		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
 	return value;
 }
 
@@ -425,7 +425,7 @@ hrflow_store_datum(uint64 row, int column)
 									  SPI_tuptable->tupdesc, column, &is_null);
 
 	if (is_null)
-		elog(ERROR, "column %d of the result is null", column);
+		hrflow_store_refuse_null(SPI_fname(SPI_tuptable->tupdesc, column));
 	return value;
 }
 

@@ -273,8 +273,7 @@ extern void hrflow_store_execute_plan_latest(SPIPlanPtr plan, Datum *values,
 extern SPIPlanPtr hrflow_store_prepare(const char *sql, int nargs, Oid *types);
 extern void hrflow_store_execute_plan(SPIPlanPtr plan, Datum *values,
 									  const char *nulls);
-HRFLOW_NORETURN extern void hrflow_store_refuse_null(Oid relation,
-													 const char *column);
+HRFLOW_NORETURN extern void hrflow_store_refuse_null(const char *column);
 extern char *hrflow_store_value_or_null(uint64 row, int column);
 extern char *hrflow_store_value(uint64 row, int column);
 extern Datum hrflow_store_datum(uint64 row, int column);

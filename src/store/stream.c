@@ -254,17 +254,15 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
  * Read the key of the vector in a row.  The first columns of the row must be
  * source_id, the identifier, section and item.  The strings are allocated in
  * the current memory context.  Throws 22004 if any of these columns is null,
- * which is possible in a user-supplied table.  "vectors" is the OID of the
- * table that contains the row, or of its parent table.
+ * which is possible in a user-supplied table.
  */
 void
-hrflow_stream_read(const TupleTableSlot *slot, Oid vectors, HrflowMatch *match)
+hrflow_stream_read(const TupleTableSlot *slot, HrflowMatch *match)
 {
 	for (int i = 0; i < 4; i++)
 	{
 		if (slot->tts_isnull[i])
-			hrflow_store_refuse_null(vectors,
-									 NameStr(TupleDescAttr(slot->tts_tupleDescriptor,
+			hrflow_store_refuse_null(NameStr(TupleDescAttr(slot->tts_tupleDescriptor,
 														   i)->attname));
 	}
 	match->source_id = TextDatumGetCString(slot->tts_values[0]);
