@@ -352,11 +352,8 @@ foreach my $what (sort keys %denial)
 		"a WARNING counts the profiles whose vectors $what rejects");
 	is($store->sql('SELECT stop_reason FROM profile.embedding_run ORDER BY run DESC LIMIT 1'),
 		'not_kept', "the history says that $what rejects the vectors");
-	cmp_ok(
-		paid($store, 'nurse') - $stored,
-		'<=',
-		256 + 32,
-		"few vectors are paid for if $what begins to reject them");
+	cmp_ok(paid($store, 'nurse') - $stored,
+		'<=', 256 + 32, "few vectors are paid for if $what begins to reject them");
 	$owner->ask(
 		q{ALTER TABLE profile.embedding DROP CONSTRAINT IF EXISTS planted;
 		DROP TRIGGER IF EXISTS planted ON profile.embedding;
