@@ -12,16 +12,27 @@ my $node = Hrflow::Node->new('limits', $api, link_hosts => '127.0.0.1', max_atte
 my $store = Hrflow::Store->new($node, $api, 'shop');
 my $n = 4000;
 
+# Return how many rows of profiles have been read sequentially.  A session is certain to
+# have reported its rows only once it has ended.
+sub seq_tup_read
+{
+	$node->poll_query_until(
+		'postgres',
+		q{SELECT count(*) = 0 FROM pg_stat_activity
+			WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()}) or die;
+	return $store->sql(
+		"SELECT seq_tup_read FROM pg_stat_user_tables
+		WHERE relid = 'shop.embedding_profile'::regclass");
+}
+
 # Return the output of a run, and how many rows of profiles it has read sequentially.
 sub rows_read
 {
-	my $rows = "SELECT pg_stat_clear_snapshot(); SELECT seq_tup_read, seq_scan
-		FROM pg_stat_user_tables WHERE relid = 'shop.embedding_profile'::regclass";
-	my ($before) = $store->sql($rows) =~ /(\d+)\|/;
+	my $before = seq_tup_read();
 	my $printed =
 	  $store->call('batch_size => 1', settings => { 'hrflow_embed.max_concurrency' => 1 });
-	my ($after) = $store->sql($rows) =~ /(\d+)\|/;
-	return ($printed, $after - $before);
+
+	return ($printed, seq_tup_read() - $before);
 }
 
 # Let profiles have lost their skills.
