@@ -284,12 +284,12 @@ static void
 warn_of_table(const HrflowStore *store, Relation table,
 			  const HrflowFeeder *feeder, const List *feeders)
 {
-	const Trigger *disabled = find_disabled(table, feeders);
 	bool		has_keys = hrflow_columns_have_keys(table, feeder->function,
 													feeder->args);
 	bool		is_compared = hrflow_columns_are_compared(table,
 														  feeder->function,
 														  feeder->args);
+	const Trigger *disabled = find_disabled(table, feeders);
 
 	if (has_keys && is_compared && disabled == NULL)
 		return;
@@ -298,7 +298,7 @@ warn_of_table(const HrflowStore *store, Relation table,
 					store->vectors_name, RelationGetRelationName(table)),
 			 !has_keys ?
 			 errdetail("A column of identifiers or sources was renamed or dropped.") :
-			 !is_compared ?
+			 !is_compared || disabled == NULL ?
 			 errdetail("The trigger on UPDATE was dropped, for example by DROP COLUMN ... CASCADE.") :
 			 disabled->tgenabled == TRIGGER_DISABLED ?
 			 errdetail("Trigger \"%s\" is disabled.", disabled->tgname) :
