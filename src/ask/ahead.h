@@ -147,7 +147,7 @@ typedef struct HrflowAheadState
 									 * row is read ahead, this node is asked
 									 * whether a call of the row may fail */
 	bool		is_risky;		/* could reading a row that is not needed
-								 * raise an error, or have an effect other
+								 * raise an error, or have side effects other
 								 * than requests? */
 
 	/* State of the execution. */
@@ -164,7 +164,8 @@ typedef struct HrflowAheadState
 	bool		is_limit_passed;	/* has hrflow_ahead_pass_limit() been
 									 * called for this scan? */
 	const HrflowSettings *settings; /* NULL until the scan first needs them */
-	HrflowTransport *transport; /* NULL until the first request is submitted */
+	HrflowTransport *transport; /* NULL before the first request is submitted,
+								 * and after the requests were abandoned */
 	HrflowActivity *activity;	/* NULL if there is no transport */
 	dlist_head	rows;			/* rows read but not returned, in order */
 	int			nrows;

@@ -19,9 +19,9 @@
 #include "utils/lsyscache.h"
 
 /*
- * Could a call of this function raise an error or have an effect?  Leakproof
- * functions, such as most comparisons, raise no error that depends on their
- * arguments.
+ * Could a call of this function raise an error or have side effects?
+ * Leakproof functions, such as most comparisons, raise no error that depends
+ * on their arguments.
  */
 static bool
 is_risky_function(Oid function, void *context)
@@ -31,9 +31,9 @@ is_risky_function(Oid function, void *context)
 }
 
 /*
- * Could evaluating an expression raise an error or have an effect?  We assume
- * so for all types of expressions that are not listed.  "context" is the
- * EState.
+ * Could evaluating an expression raise an error or have side effects?  We
+ * assume so for all types of expressions that are not listed.  "context" is
+ * the EState.
  */
 static bool
 is_risky_expression(Node *node, void *context)
@@ -99,8 +99,8 @@ computes_all_rows_first(PlanState *ps)
 /*
  * Get the expressions that a node evaluates to read one more row, other than
  * its target list and its filter.  Returns false if the node itself could
- * raise an error or have an effect, which we assume of all types of nodes that
- * are not listed.
+ * raise an error or have side effects, which we assume of all types of nodes
+ * that are not listed.
  */
 static bool
 get_expressions(PlanState *ps, List **exprs)
@@ -181,7 +181,7 @@ typedef struct RiskSearch
 
 /*
  * Could reading one more row from "ps", after the first one, raise an error or
- * have an effect?  "context" is the RiskSearch.  Any read-ahead node below "ps"
+ * have side effects?  "context" is the RiskSearch.  Any read-ahead node below "ps"
  * other than "asked" is risky, because its calls could raise an error.
  *
  * A CTE is visited only once, although several nodes may scan it: otherwise,

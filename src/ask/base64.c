@@ -61,9 +61,9 @@ put_float(float4 *element, uint32 bits)
 }
 
 /*
- * Decode "n" floats from digits without whitespace and padding.  Three floats
- * take 16 digits.  Returns false if there is an invalid character, or if any
- * of the unused bits after the last float is set.
+ * Decode "n" floats from base64 digits without whitespace or padding.  Three
+ * floats take 16 digits.  Returns false if there is an invalid character, or
+ * if any of the unused bits after the last float is set.
  */
 static bool
 decode_digits(const unsigned char *p, float4 *elements, size_t n)

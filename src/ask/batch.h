@@ -54,7 +54,7 @@ typedef struct HrflowOutcome
 } HrflowOutcome;
 
 /*
- * The request for an element.
+ * Set by the make_request callback: the request to send for an element.
  */
 typedef struct HrflowElementRequest
 {

@@ -191,7 +191,7 @@ hrflow_interrupts_take(HrflowRun *run)
 	MemoryContext context = CurrentMemoryContext;
 	uint32		holdoff = InterruptHoldoffCount;
 
-	/* A user's trigger may have caught the error of the query cancel. */
+	/* SIGTERM cancels the statement; a user's trigger may catch that error. */
 	if (is_terminated)
 		run->is_ending = true;
 	restore_cancel(run);

@@ -85,7 +85,7 @@ typedef struct HrflowPart
 {
 	Jsonb	   *fields;			/* value of "fields" that requests only this
 								 * part */
-	char	   *name;			/* "skills", or "experiences[0]" */
+	char	   *name;			/* for example "skills" or "experiences[0]" */
 	char	   *section;
 	bool		is_element;
 	int			item;			/* index of the element, or -1 if the element

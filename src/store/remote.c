@@ -19,6 +19,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/indexing.h"
+#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_namespace.h"
@@ -141,13 +142,12 @@ hrflow_remote_check(const HrflowStore *store)
 }
 
 /*
- * Does an enabled logical replication subscription write to a table?  The
- * partitions of the table are not considered.
+ * Does an enabled logical replication subscription write directly to a table,
+ * rather than to its partitions?
  */
 static bool
-is_subscribed(Oid table)
+is_subscribed(Relation catalog, Oid table)
 {
-	Relation	catalog = table_open(SubscriptionRelRelationId, AccessShareLock);
 	bool		found = false;
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -169,13 +169,41 @@ is_subscribed(Oid table)
 		ReleaseSysCache(subscription);
 	}
 	systable_endscan(scan);
+	return found;
+}
+
+/*
+ * Does an enabled logical replication subscription write to a table?  The
+ * publisher sends changes of a partition as changes of the partition itself,
+ * or with publish_via_partition_root as changes of a partitioned table above
+ * it.  Therefore, a subscription may list a partition or child of the table,
+ * or a partitioned table to which it belongs.
+ */
+static bool
+receives_rows(Relation table)
+{
+	Oid			id = RelationGetRelid(table);
+	Relation	catalog = table_open(SubscriptionRelRelationId, AccessShareLock);
+	List	   *tables = find_all_inheritors(id, NoLock, NULL);
+	bool		found = false;
+	ListCell   *cell;
+
+	if (table->rd_rel->relispartition)
+		tables = list_concat(tables, get_partition_ancestors(id));
+	foreach(cell, tables)
+	{
+		found = is_subscribed(catalog, lfirst_oid(cell));
+		if (found)
+			break;
+	}
+	list_free(tables);
 	table_close(catalog, AccessShareLock);
 	return found;
 }
 
 /*
  * Check that no enabled subscription writes to the tables of a store; see
- * is_subscribed().  If one did, rows that a refresh writes could conflict with
+ * receives_rows().  If one did, rows that a refresh writes could conflict with
  * replicated rows, and vectors could be paid for on both servers.
  *
  * Throws 25006, as on a standby.
@@ -183,8 +211,7 @@ is_subscribed(Oid table)
 void
 hrflow_remote_check_subscription(const HrflowStore *store)
 {
-	if (is_subscribed(RelationGetRelid(store->vectors)) ||
-		is_subscribed(RelationGetRelid(store->profiles)))
+	if (receives_rows(store->vectors) || receives_rows(store->profiles))
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 				 errmsg("store %s cannot be refreshed on a subscriber",

@@ -324,12 +324,13 @@ check_trigger_name(const HrflowStore *store, Relation table, Oid function,
 	other = hrflow_feeder_store(trigger, RelationGetRelid(table));
 	ereport(ERROR,
 			(errcode(ERRCODE_DUPLICATE_OBJECT),
-			 errmsg("trigger \"%s\" of table \"%s\" does not feed store %s",
-					name, RelationGetRelationName(table),
-					store->vectors_name),
-			 !OidIsValid(other) ? 0 :
+			 errmsg("trigger \"%s\" for relation \"%s\" already exists",
+					name, RelationGetRelationName(table)),
+			 OidIsValid(other) ?
 			 errdetail("The trigger belongs to store %s.",
-					   hrflow_store_relation_name(other)),
+					   hrflow_store_relation_name(other)) :
+			 errdetail("The trigger does not feed store %s.",
+					   store->vectors_name),
 			 OidIsValid(other) ?
 			 errhint("If that store has been renamed, first call hrflow_track_table() for it.  Otherwise, rename the trigger, because hrflow_track_table() must create a trigger with that name.") :
 			 errhint("Rename the trigger, because hrflow_track_table() must create a trigger with that name.")));

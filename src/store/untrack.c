@@ -115,6 +115,7 @@ hrflow_untrack_table(PG_FUNCTION_ARGS)
 	PreventCommandDuringRecovery("hrflow_untrack_table()");
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(0), InvalidOid, HRFLOW_STORE_OWN);
+	hrflow_remote_check(&store);
 	if (drop_triggers(&store, function, PG_GETARG_OID(1)))
 	{
 		CommandCounterIncrement();
@@ -195,6 +196,7 @@ do_batch(Untracking *untracking, UntrackWork work)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	hrflow_store_open(&store, untracking->vectors, InvalidOid,
 					  untracking->access);
+	hrflow_remote_check(&store);
 	SPI_connect();
 	MemoryContextSwitchTo(untracking->batch_context);
 	has_more = work(untracking, &store);

@@ -184,9 +184,10 @@ release_attempt(HrflowTransfer *transfer)
 }
 
 /*
- * Move a transfer to another state, but not to a state in flight: only
- * hrflow_transfer_launch() does that.  Its attempt ends.  A transfer that is
- * moved to HRFLOW_IDLE must no longer be used.  Does not throw.
+ * Move a transfer to a state other than those in flight, which only
+ * hrflow_transfer_launch() enters.  If an attempt is in progress, it ends.  A
+ * transfer that is moved to HRFLOW_IDLE must no longer be used.  Does not
+ * throw.
  */
 void
 hrflow_transfer_move(HrflowTransfer *transfer, HrflowTransferState state)

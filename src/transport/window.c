@@ -135,7 +135,7 @@
 /* Maximum number of origins that have a window in each backend. */
 #define NWINDOWS 32
 
-/* Reason for reducing a window for one round. */
+/* Reason why the window was reduced before the current round. */
 typedef enum WindowTrial
 {
 	NO_TRIAL,
@@ -317,7 +317,7 @@ start_over(HrflowWindow *window, int64 now)
 }
 
 /*
- * Reduce a window for one round, to see how that affects the latency.
+ * Reduce a window, to see after one round how that affects the latency.
  */
 static void
 try_size(HrflowWindow *window, double size, WindowTrial trial, double beside,

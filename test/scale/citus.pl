@@ -202,7 +202,7 @@ my $best = q{SELECT hrflow_id FROM talent.candidate, hrflow_job_vector('nurse-jo
 is(join("\n", map { (split /\|/)[1] } split /\n/, value_of($match)),
 	value_of($best), 'merging the rankings of all workers gives the ranking of all candidates');
 
-like(value_of($due), qr/\|0\n.*\|0$/, 'after a refresh nothing is due on any worker');
+is(value_of($due), '0', 'after a refresh nothing is due on any worker');
 value_of(q{DELETE FROM talent.candidate WHERE hrflow_id = 'nurse-2'});
 value_of(q{INSERT INTO talent.candidate VALUES ('welder-1')});
 is(value_of($status =~ s/STATUS/tracked/r),

@@ -70,6 +70,9 @@ my @refused = (
 	q{SELECT hrflow_retry('STORE')},
 	q{SELECT hrflow_restore('STORE')},
 	q{SELECT hrflow_track_table('STORE', 'fed', 'id', 'acme')},
+	q{SELECT hrflow_untrack_table('STORE', 'fed')},
+	q{CALL hrflow_untrack_batches('STORE', 'acme', '{nurse-1}')},
+	q{CALL hrflow_untrack_table_batches('STORE', 'fed')},
 	q{SELECT hrflow_schedule('STORE')},
 	q{CALL hrflow_refresh('STORE')});
 
@@ -233,6 +236,8 @@ foreach my $statement (q{CALL hrflow_refresh('embedding')}, q{SELECT hrflow_sche
 		qr/ERROR:  25006: .*subscriber.*$hint/s,
 		"a subscriber refuses $statement");
 }
+is(in_db('ranker', 'SELECT count(*), sum(tracked) FROM hrflow_store_status($$embedding$$)'),
+	'1|0', 'the status on a subscriber of the vectors counts no profiles');
 is(in_db('ranker', 'SELECT count(*) FROM embedding_run'),
 	0, 'a refresh that a subscriber refuses is not in the history');
 in_db('shelf', q{SELECT hrflow_untrack('embedding', 'acme', '{nurse-3}')});
@@ -249,6 +254,50 @@ in_db('ranker', 'ALTER SUBSCRIPTION vectors SET (slot_name = NONE); DROP SUBSCRI
 in_db('shelf', q{SELECT pg_drop_replication_slot('vectors')})
   if $node->poll_query_until('shelf',
 	q{SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'vectors'});
+
+# Replicas of a partitioned store
+my $partitioned = q{
+	SELECT hrflow_create_store('form', 'real[]');
+	CREATE TABLE part (LIKE form INCLUDING ALL) PARTITION BY HASH (profile_id);
+	CREATE TABLE part_0 PARTITION OF part FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+	CREATE TABLE part_profile (LIKE form_profile INCLUDING ALL) PARTITION BY HASH (profile_id);
+	CREATE TABLE part_profile_0 PARTITION OF part_profile
+		FOR VALUES WITH (MODULUS 1, REMAINDER 0);};
+make_database($_, $partitioned) foreach qw(whole copy);
+in_db(
+	'whole', q{
+	CREATE PUBLICATION parts FOR TABLE part, part_profile;
+	SELECT pg_create_logical_replication_slot('parts', 'pgoutput');});
+$publisher = $node->connstr('whole') =~ s/'/''/gr;
+in_db(
+	'copy', "CREATE SUBSCRIPTION parts CONNECTION '$publisher' PUBLICATION parts
+	WITH (create_slot = false, slot_name = 'parts', copy_data = false)");
+my @refreshes =
+  (q{CALL hrflow_refresh('part')}, q{CALL hrflow_refresh('part_0', profiles => 'part_profile_0')});
+foreach my $root (qw(false true))
+{
+	in_db('whole', "ALTER PUBLICATION parts SET (publish_via_partition_root = $root)");
+	in_db('copy', 'ALTER SUBSCRIPTION parts REFRESH PUBLICATION WITH (copy_data = false)');
+	is( in_db(
+			'copy', 'SELECT string_agg(srrelid::regclass::text, $$ $$ ORDER BY 1)
+			FROM pg_subscription_rel'),
+		$root eq 'true' ? 'part part_profile' : 'part_0 part_profile_0',
+		"publish_via_partition_root = $root: the subscription lists what it writes to");
+	foreach my $statement (@refreshes)
+	{
+		like(
+			said('copy', $statement),
+			qr/ERROR:  25006: .*subscriber.*$hint/s,
+			"publish_via_partition_root = $root: a subscriber refuses $statement");
+	}
+}
+in_db(
+	'copy', q{ALTER SUBSCRIPTION parts DISABLE;
+	ALTER SUBSCRIPTION parts SET (slot_name = NONE); DROP SUBSCRIPTION parts});
+unlike(said('copy', $_), qr/ERROR/, "no longer a subscriber: $_") foreach @refreshes;
+in_db('whole', q{SELECT pg_drop_replication_slot('parts')})
+  if $node->poll_query_until('whole',
+	q{SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'parts'});
 
 #
 # PL/Proxy
