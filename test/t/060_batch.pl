@@ -3,7 +3,8 @@
 # The log of the stand-in API shows how many requests were in flight, over which
 # connections, in which order, and with which pauses between them.  None of this
 # is visible from SQL, and several cases take more than one backend, so these are
-# not regression tests.
+# not regression tests.  An identifier such as "fault:status=503,id=a" tells the stand-in how
+# to reply; see test/api/README.md.
 #
 # A slow machine can prolong a wait, but cannot shorten one.  Therefore waits are tested
 # for a minimum, in milliseconds of the stand-in's clock.  Because the stand-in may notice
@@ -157,6 +158,7 @@ sub with_time_limit
 	{
 		$result = $code->($limit);
 		last if eq_array([$result], [$expected]);
+		note("not the expected result within $limit ms");
 	}
 	return $result;
 }
