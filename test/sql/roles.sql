@@ -8,18 +8,24 @@ SET application_name = 'pg_cron'; -- omit progress reports, which contain times
 SET hrflow_embed.link_hosts = '127.0.0.1';
 CREATE SCHEMA talent;
 
--- An owner creates stores, which their own tables feed, and refreshes them
+-- An owner creates stores for tables of their own, refreshes them, and decides what is
+-- fetched again or erased
 CREATE ROLE regress_hrflow_owner LOGIN;
 GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
 GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text), hrflow_drop_store(regclass),
 	hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text),
-	hrflow_untrack_table(regclass, regclass), hrflow_index_statement(regclass, text),
-	hrflow_release_columns(regclass, regclass),
+	hrflow_untrack_table(regclass, regclass), hrflow_release_columns(regclass, regclass),
+	hrflow_track(regclass, text, text[]), hrflow_mark_due(regclass, text, text[]),
+	hrflow_untrack(regclass, text, text[]), hrflow_restore(regclass, text, text[]),
+	hrflow_retry(regclass), hrflow_index_statement(regclass, text),
 	hrflow_refresh_estimate(regclass, jsonb, interval, int),
 	hrflow_schedule(regclass, text, jsonb, interval), hrflow_unschedule(regclass),
-	hrflow_store_status(regclass), hrflow_store_failures(regclass), hrflow_retry(regclass) TO regress_hrflow_owner;
+	hrflow_store_status(regclass), hrflow_store_failures(regclass),
+	hrflow_store_orphans(regclass) TO regress_hrflow_owner;
 GRANT EXECUTE ON PROCEDURE
-	hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass) TO regress_hrflow_owner;
+	hrflow_refresh(regclass, jsonb, interval, interval, bigint, int, int, regclass),
+	hrflow_untrack_batches(regclass, text, text[], int),
+	hrflow_untrack_table_batches(regclass, regclass, int) TO regress_hrflow_owner;
 
 -- The owner creates a table and a store, and fills the store
 SET ROLE regress_hrflow_owner;
@@ -57,7 +63,9 @@ GRANT SELECT ON ALL TABLES IN SCHEMA talent TO regress_hrflow_reader;
 GRANT EXECUTE ON FUNCTION hrflow_match(regclass, real[], int, text, text[], text),
 	hrflow_match_weighted(regclass, real[], jsonb, int, text[], text),
 	hrflow_match_all(regclass, regclass, int, text, text),
-	hrflow_store_status(regclass), hrflow_store_failures(regclass) TO regress_hrflow_reader;
+	hrflow_match_recall(regclass, text, int, int, text[], text),
+	hrflow_store_status(regclass), hrflow_store_failures(regclass),
+	hrflow_store_orphans(regclass) TO regress_hrflow_reader;
 
 -- The reader can rank and monitor, but nothing else
 CREATE FUNCTION talent.best(query real[]) RETURNS SETOF text LANGUAGE sql AS $$
@@ -80,20 +88,30 @@ RESET ROLE;
 CREATE ROLE regress_hrflow_operator;
 GRANT regress_hrflow_reader TO regress_hrflow_operator;
 GRANT INSERT, UPDATE, DELETE ON talent.embedding, talent.embedding_profile TO regress_hrflow_operator;
-GRANT EXECUTE ON FUNCTION hrflow_auth(), hrflow_job_vector(text, text, text),
+GRANT EXECUTE ON FUNCTION hrflow_auth(),
+	hrflow_profile_embedding(text, text, jsonb, text, text),
+	hrflow_profile_embedding_links(text, text, jsonb, text, text),
+	hrflow_profile_embeddings(text, text[], jsonb, text[], text[]),
+	hrflow_profile_links(text, text[], jsonb, text[], text[]),
+	hrflow_profile_vectors(text, text[], jsonb, text[], text[]),
+	hrflow_estimate(text, text[], jsonb, text[], text[]),
+	hrflow_fetch_vector(text), hrflow_fetch_vectors(text[]),
+	hrflow_job_embedding(text, text, text), hrflow_job_vector(text, text, text),
 	hrflow_text_embedding(text), hrflow_text_embeddings(text[]),
 	hrflow_document_embedding(text, jsonb, boolean), hrflow_document_embeddings(text, jsonb[]),
-	hrflow_profile_vectors(text, text[], jsonb, text[], text[]),
 	hrflow_track(regclass, text, text[]), hrflow_mark_due(regclass, text, text[]),
 	hrflow_untrack(regclass, text, text[]), hrflow_restore(regclass, text, text[]),
 	hrflow_retry(regclass) TO regress_hrflow_operator;
-GRANT EXECUTE ON PROCEDURE hrflow_untrack_batches(regclass, text, text[], int) TO regress_hrflow_operator;
+GRANT EXECUTE ON PROCEDURE
+	hrflow_untrack_batches(regclass, text, text[], int) TO regress_hrflow_operator;
 
 -- The operator can send requests, and have profiles fetched again or erased
 SET ROLE regress_hrflow_operator;
 SELECT hrflow_auth() ->> 'api_key_permission' AS permission;
 SELECT talent.best(hrflow_job_vector('nurse-job'));
 SELECT cardinality(hrflow_text_embedding('a nurse')) > 0 AS embedded;
+SELECT hrflow_profile_embedding('acme', 'cook-1', '{"profile": 1}') IS NOT NULL AS answered;
+SELECT profile_id, status FROM hrflow_profile_embeddings('acme', '{cook-1}', '{"profile": 1}');
 SELECT profile_id, status FROM hrflow_profile_vectors('acme', '{cook-1}', '{"profile": 1}');
 SELECT hrflow_mark_due('talent.embedding', 'acme', '{nurse-1}'), hrflow_track('talent.embedding', 'acme', '{cook-1}');
 SELECT hrflow_untrack('talent.embedding', 'acme', '{welder-1}'), hrflow_restore('talent.embedding'), hrflow_retry('talent.embedding');
@@ -184,13 +202,30 @@ WITH outcome AS MATERIALIZED
 		(15, $$CALL hrflow_refresh('talent.KIND')$$), (16, $$SELECT hrflow_refresh_estimate('talent.KIND')$$),
 		(17, $$SELECT hrflow_track_table('talent.KIND', 'talent.feeds_KIND', 'word', TRACK)$$),
 		(18, $$SELECT hrflow_release_columns('talent.KIND', 'talent.feeds_KIND')$$),
-		(19, $$SELECT hrflow_untrack_table('talent.KIND', 'talent.feeds_KIND')$$), (20, $$SELECT hrflow_drop_store('talent.KIND')$$)) AS s(n, statement),
+		(19, $$SELECT hrflow_untrack_table('talent.KIND', 'talent.feeds_KIND')$$),
+		(20, $$CALL hrflow_untrack_table_batches('talent.KIND', 'talent.feeds_KIND')$$),
+		(21, $$SELECT hrflow_store_orphans('talent.KIND')$$), (22, $$SELECT hrflow_match_recall('talent.KIND')$$),
+		(23, $$SELECT hrflow_drop_store('talent.KIND')$$)) AS s(n, statement),
 		kind, LATERAL (SELECT replace(replace(replace(statement, 'KIND', content), 'SOURCE', source), 'TRACK', track) AS filled) AS f)
 SELECT statement, owner, reader, operator, writer, string_agg(content, ' ' ORDER BY content) AS kinds
 FROM outcome GROUP BY n, statement, owner, reader, operator, writer ORDER BY n, kinds;
 SET client_min_messages = warning;
 
+-- Which functions each role may execute.  The writer may execute only those of PUBLIC.
+SELECT p.proname, has_function_privilege('regress_hrflow_owner', p.oid, 'EXECUTE') AS owner,
+	has_function_privilege('regress_hrflow_reader', p.oid, 'EXECUTE') AS reader,
+	has_function_privilege('regress_hrflow_operator', p.oid, 'EXECUTE') AS operator,
+	has_function_privilege('regress_hrflow_writer', p.oid, 'EXECUTE') AS writer
+FROM pg_depend d JOIN pg_proc p ON d.objid = p.oid
+WHERE d.classid = 'pg_proc'::regclass AND d.deptype = 'e' AND p.prorettype NOT IN ('internal'::regtype, 'trigger'::regtype)
+	AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'hrflow_embed')
+ORDER BY p.proname;
+
+-- The owner can untrack and erase in batches, as the last step before the store is dropped
 SET ROLE regress_hrflow_owner;
+CALL hrflow_untrack_batches('talent.embedding', 'acme', '{cook-1}');
+CALL hrflow_untrack_table_batches('talent.embedding', 'talent.candidate');
+SELECT * FROM hrflow_store_orphans('talent.embedding');
 SELECT hrflow_drop_store('talent.embedding');
 RESET ROLE;
 DROP SCHEMA talent CASCADE;
