@@ -48,7 +48,7 @@ ALTER TABLE candidate ADD embedding real[];
 WITH v AS MATERIALIZED (
     SELECT * FROM hrflow_profile_vectors('source-1', (SELECT array_agg(hrflow_id) FROM candidate), '{"profile": 1}'))
 UPDATE candidate c SET embedding = v.vector
-FROM v WHERE v.profile_id = c.hrflow_id AND v.status = 'ok';
+FROM v WHERE v.profile_id = c.hrflow_id AND v.section = 'profile' AND v.status = 'ok';
 SELECT name, cardinality(embedding) AS dimension, embedding[1:3] AS first_elements
 FROM candidate WHERE embedding IS NOT NULL;
 SELECT c.name, round(hrflow_cosine_similarity(c.embedding, ada.embedding)::numeric, 3) AS similarity
