@@ -294,6 +294,7 @@ sub run_block
 	$block =~ s/OTHER_SOURCE/other/g;
 	$block =~ s/SOURCE_ID/acme/g;
 	$block =~ s/PROFILE_ID/nurse-9/g;
+	$block =~ s/JOB_ID/nurse-job/g;
 	my $status = $node->psql('postgres', $block, stdout => \my $out, stderr => \my $err);
 	$err =~ s/^.*INFO:.*\n?//mg;
 	is("$status $err", '0 ', "$name: $title");
