@@ -74,7 +74,14 @@ SELECT fault, outcome(fault)
 FROM (VALUES ('error=AccessDenied'), ('error=SignatureDoesNotMatch'), ('error=RequestTimeTooSkewed'),
 	('status=400,v.error=ExpiredToken'), ('status=404,v.error=NoSuchKey'), ('status=404,v.error=NoSuchBucket'),
 	('status=400,v.error=RequestTimeout'), ('status=503,v.error=SlowDown'), ('status=500,v.error=InternalError'),
-	('status=301,v.error=PermanentRedirect'), ('status=403,v.html')) f(fault);
+	('status=301,v.error=PermanentRedirect'), ('status=403,v.html'),
+	('status=503,v.error=SlowDownRead'), ('status=409,v.error=OperationAborted')) f(fault);
+-- Some error codes are retried, whatever the HTTP status
+SET hrflow_embed.max_attempts = 2;
+SELECT fault, outcome('first=1,v.' || fault)
+FROM (VALUES ('status=503,v.error=SlowDown'), ('status=503,v.error=SlowDownRead'),
+	('status=400,v.error=RequestTimeout'), ('status=409,v.error=OperationAborted')) f(fault);
+SET hrflow_embed.max_attempts = 1;
 SELECT replace(body, U&'\FEFF', '(BOM)') AS body, outcome('status=403,v.body=' || translate(encode(convert_to(body, 'UTF8'), 'base64'), E'+/=\n', '-_'))
 FROM (VALUES (''), ('<Error><Code>InvalidAccessKeyId</Code></Error>'), (U&'\FEFF \000a<?xml version="1.0"?><?a?><Error xmlns="urn:x"> <Code>Odd1</Code>'),
 	('<Error><Message>Request has expired</Message><Code>AccessDenied</Code></Error>'), ('<Errors><Code>A</Code></Errors>'),
