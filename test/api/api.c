@@ -551,7 +551,7 @@ check_parameters(const Request *request, const char *const *known, char *message
 
 /*
  * Return the id of the profile, as given or derived from its reference or
- * e-mail address.
+ * e-mail address, whose occupation it contains.
  */
 static void
 resolve_profile(const Request *request, bool key_dialect, char *id, size_t size)
@@ -560,10 +560,11 @@ resolve_profile(const Request *request, bool key_dialect, char *id, size_t size)
 	const char *other = identifier_of(request);
 
 	if (given == NULL && strncmp(other, "fault:", 6) != 0)
-		snprintf(id, size, "%016llx%016llx%08llx",
+		snprintf(id, size, "%016llx%016llx%08llx-%s",
 				 (unsigned long long) hash_text(other, 21),
 				 (unsigned long long) hash_text(other, 22),
-				 (unsigned long long) hash_text(other, 23) >> 32);
+				 (unsigned long long) hash_text(other, 23) >> 32,
+				 occupation_of(other));
 	else
 		snprintf(id, size, "%s", given ? given : other);
 }

@@ -10,6 +10,7 @@ use Hrflow::StandIn;
 use HTTP::Tiny;
 use IO::Socket::INET;
 use IO::Uncompress::Gunzip  qw(gunzip $GunzipError);
+use List::Util              qw(sum);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -115,6 +116,40 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 	my ($alone) = sort { $a <=> $b } map { $_->{ms} - $_->{begun} } $api->log;
 	cmp_ok($alone, '<', $queued[-1],
 		'a single request is served sooner than the last of ten that were queued');
+}
+
+#
+# Occupations
+#
+{
+	my $api = Hrflow::StandIn->new('--dim' => 256);
+	my $vector_of = sub {
+		my ($parameter, $value) = @_;
+		my $reply = HTTP::Tiny->new->get(
+			$api->base_url
+			  . "/profile/embedding?source_id=acme&fields=%7B%22profile%22:1%7D&$parameter=$value",
+			{ headers => { 'X-API-KEY' => $Hrflow::StandIn::KEY } });
+		my ($profile) = $reply->{content} =~ m{/profiles/([^/]+)/} or die $reply->{content};
+
+		return unpack 'f<*', $api->vector($profile, 'profile', 0);
+	};
+	my @welder = $vector_of->(profile_id => 'welder-1');
+
+	foreach my $case (
+		[ profile_id => 'welder-2', 1 ],
+		[ profile_reference => 'welder-3', 1 ],
+		[ profile_email => 'a.welder%40example.com', 1 ],
+		[ profile_reference => 'nurse-2', 0 ])
+	{
+		my ($parameter, $value, $is_welder) = @$case;
+		my @other = $vector_of->($parameter => $value);
+		my $cosine = sum(map { $welder[$_] * $other[$_] } 0 .. $#welder);
+
+		cmp_ok(abs($cosine - 0.6 * $is_welder), '<', 0.3,
+				"the vector of $parameter=$value is "
+			  . ($is_welder ? '' : 'not ')
+			  . 'that of a welder');
+	}
 }
 
 #
