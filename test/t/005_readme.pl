@@ -5,6 +5,7 @@ use warnings FATAL => 'all';
 use File::Basename qw(dirname);
 use Hrflow::Node;
 use Hrflow::StandIn;
+use IPC::Run                ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
@@ -62,12 +63,38 @@ sub as_recruiter
 	return "$out$err";
 }
 
+# Run the recipe for chunks, with one candidate each, until the key is refused in the third
+# chunk.  The profile of the first candidate does not exist.
+sub interrupt_chunks
+{
+	my ($block) = @_;
+
+	value_of(
+		q{UPDATE candidate SET embedding = NULL WHERE name <> 'Ada';
+		INSERT INTO candidate (name, hrflow_id) VALUES ('Eve', 'fault:status=404')});
+	like($block, qr/LIMIT 1\)/, 'the chunks of the recipe for chunks can be made smaller');
+	$api->script('own', count => 2);
+	$api->script('status=401');
+	$node->psql('postgres', $block, stderr => \my $err);
+	like($err, qr/refused the API key/, 'the recipe for chunks ends if the key is refused');
+	is(value_of('SELECT name FROM candidate WHERE embedding IS NOT NULL ORDER BY 1'),
+		"Ada\nCleo", 'the recipe for chunks keeps the vectors of the chunks before an error');
+
+	# An endless loop would be ended by the second step of this script.
+	$api->reset;
+	$api->script('own', count => 2);
+	$api->script('status=401');
+	return;
+}
+
 #
 # Checks of the results of blocks.  A block is found by a pattern.  "before" is
-# executed before the block, its unaligned output must match "prints", with the
-# label "name", and finally "then" is called.
+# executed before the block, or called with it if it is a function; "edit" changes the
+# block.  Its unaligned output must match "prints", with the label "name", its messages
+# must match "warns", and finally "then" is called.
 #
 my $element = qr/(?:(?:Ada|Bob|Cleo)\|ok\|\{.*|\|invalid_request\|\|.+)/;
+my $refresh_talent = q{CALL hrflow_refresh('talent.embedding', '{"profile": 1, "skills": 1}')};
 my $begins_with_nurses = qr/\A(nurse \d+\|.*\n){9}nurse \d+\|.*\z/;
 my %looks = (
 	'README.md' => [
@@ -128,14 +155,18 @@ my %looks = (
 			prints => qr/\Anurse-7\|ok\|1024\z/,
 			name => 'the recipe for ids finds a profile by its reference' ],
 		[   qr/^DO/,
-			before => q{UPDATE candidate SET embedding = NULL WHERE name <> 'Ada'},
+			edit => sub { $_[0] =~ s/LIMIT 1000/LIMIT 1/r },
+			before => \&interrupt_chunks,
+			warns =>
+			  qr/\A.*WARNING:  none of the profiles in the batch were found.*\nDETAIL:.*\nHINT:.*\n/,
 			then => sub {
 				is(value_of($right_vectors),
 					'3', 'the recipe for chunks stores the vectors that were missing');
 				is( join(' ',
 						sort map { $_->{query} =~ /profile_id=([^&]*)/ } requests_of_profiles()),
-					'nurse-2 welder-1',
-					'the recipe for chunks requests no profile whose vector is stored');
+					'fault%3Astatus%3D404 welder-1',
+					'the recipe for chunks requests each profile without a vector once');
+				value_of(q{DELETE FROM candidate WHERE name = 'Eve'});
 			}
 		],
 		[   qr/LATERAL/,
@@ -192,6 +223,173 @@ my %looks = (
 		[   qr/CREATE TABLE talent.candidate/,
 			prints => qr/^(Ada|Bob)\|profile\|.*\n(?!\1)(?:Ada|Bob)\|profile\|/m,
 			name => 'the first store of docs/refresh.md has the vectors of the candidates' ],
+		[   qr/^CREATE TABLE talent\.opening/m,
+			then => sub {
+				is( value_of(
+						q{INSERT INTO talent.opening VALUES ('Nurse', 'nurse-job');
+						CALL hrflow_refresh('talent.opening_embedding');
+						SELECT job_id, cardinality(vector::real[]) FROM talent.opening_embedding}
+					),
+					'nurse-job|1024',
+					'the table of the recipe for jobs feeds its store');
+			}
+		],
+		[   qr/^CREATE TABLE talent\.posting/m,
+			then => sub {
+				is( value_of(
+						q{INSERT INTO talent.posting VALUES (1, 'Nurse', 'Night shifts');
+						CALL hrflow_refresh('talent.posting_embedding');
+						SELECT key, cardinality(vector::real[]) FROM talent.posting_embedding}
+					),
+					'1|1024',
+					'the table of the recipe for texts feeds its store');
+			}
+		],
+		[   qr/^SELECT source_id, profile_id, due_at, attempts/m,
+			before => q{UPDATE talent.embedding_profile SET state = 'due', attempts = 1,
+				due_at = now() + interval '1 hour', last_error = 'timeout'
+				WHERE profile_id = 'nurse-1'},
+			prints => qr/\Aacme\|nurse-1\|[^|]+\|1\|timeout\z/,
+			name => 'the query for waiting profiles finds one that will be retried',
+			then => sub {
+				value_of("UPDATE talent.embedding_profile SET due_at = now(); $refresh_talent");
+			}
+		],
+		[   qr/^SELECT last_run, last_run_status/m,
+			prints => qr/\A[^|]+\|succeeded\|\|.*\n(?:[^|]+\|[^|]+\|done\|\d\|\d\n?)+\z/,
+			name => 'the queries for the history of a store print its runs' ],
+		[   qr/^SELECT put_aside FROM/m,
+			before => q{WITH v AS (DELETE FROM talent.embedding WHERE profile_id = 'nurse-1'
+					RETURNING *)
+				INSERT INTO talent.embedding_aside
+					(source_id, profile_id, section, item, vector, fetched_at, reason)
+				SELECT source_id, profile_id, section, item, vector::real[], fetched_at, 'no vector'
+				FROM v},
+			prints => qr/\A1\n1\n0\z/,
+			name => 'vectors that were put aside are counted, and restored once' ],
+		[   qr/ALTER COLUMN delete_at SET DEFAULT now\(\);/,
+			before => q{INSERT INTO talent.embedding_aside
+					(source_id, profile_id, section, item, vector, fetched_at, reason)
+				SELECT source_id, profile_id, section, item, vector::real[], fetched_at, 'gone'
+				FROM talent.embedding},
+			then => sub {
+				is( value_of(
+						q{SELECT DISTINCT delete_at FROM talent.embedding_aside;
+						UPDATE talent.embedding_aside SET delete_at = DEFAULT;
+						SELECT bool_and(delete_at <= now()) FROM talent.embedding_aside;
+						TRUNCATE talent.embedding_aside}
+					),
+					"infinity\nt",
+					'the statements for delays keep vectors, and let others be deleted at once');
+			}
+		],
+		[   qr/^SELECT source_id, hrflow_untrack\(/m,
+			before => q{INSERT INTO talent.embedding
+				SELECT source_id, 'orphan-1', section, item, vector FROM talent.embedding
+				WHERE profile_id = 'nurse-1'},
+			prints => qr/\Aacme\|0\z/,
+			name => 'hrflow_untrack() erases vectors of a profile that is not tracked',
+			then => sub {
+				is( value_of(
+						q{SELECT count(*) FROM talent.embedding WHERE profile_id = 'orphan-1'}),
+					'0',
+					'the statement for vectors of untracked profiles erases them');
+			}
+		],
+		[   qr/^CREATE TEMP TABLE staging/m,
+			prints => qr/\A2\z/,
+			name => 'the recipe for loading all rows anew marks those that have changed',
+			then => sub {
+				is( value_of(
+						q{SELECT count(cv_updated_at), (SELECT count(*) FROM talent.embedding)
+						FROM talent.candidate}
+					),
+					'2|4',
+					'the recipe for loading all rows anew keeps their vectors');
+			}
+		],
+		[   qr/ALTER COLUMN cv_updated_at TYPE timestamp/,
+			then => sub {
+				is( value_of(
+						q{SELECT DISTINCT pg_typeof(cv_updated_at) FROM talent.candidate;
+						SELECT count(*) FROM pg_trigger WHERE tgrelid = 'talent.candidate'::regclass}
+					),
+					"timestamp without time zone\n4",
+					'the recipe for the type of a column changes it, and re-creates the triggers');
+			}
+		],
+		[   qr/^SELECT erased_at, reason, vectors/m,
+			before => q{DELETE FROM talent.candidate WHERE hrflow_id = 'nurse-1'},
+			prints => qr/\A[^|]+\|\w+\|2\n0\|0\|0\z/,
+			name => "the queries for a person's data find that it was erased",
+			then => sub {
+				value_of(
+					"INSERT INTO talent.candidate (name, hrflow_id) VALUES ('Ada', 'nurse-1');
+					$refresh_talent");
+			}
+		],
+		[   qr/^DELETE FROM talent\.embedding_erased/m,
+			before => q{UPDATE talent.embedding_erased SET erased_at = now() - interval '4 years'},
+			then => sub {
+				is(value_of('SELECT count(*) FROM talent.embedding_erased'),
+					'0', 'the statement for the record of erasures deletes old entries');
+			}
+		],
+		[   qr/^CREATE ROLE talent_reader/m,
+			then => sub {
+				is( value_of(
+						q{SET ROLE talent_reader;
+						SELECT count(*) FROM hrflow_match('talent.embedding',
+							(SELECT vector::real[] FROM talent.embedding
+							WHERE profile_id = 'nurse-1' AND section = 'profile'))}
+					),
+					'2',
+					'the reader of the recipe for roles can rank candidates');
+			}
+		],
+		[   qr/last_error LIKE 'Could not be stored/,
+			before => q{UPDATE talent.embedding_profile SET state = 'due',
+				due_at = now() + interval '1 day', lease_until = now() + interval '2 hours',
+				last_error = 'Could not be stored: x' WHERE profile_id = 'nurse-1'},
+			then => sub {
+				is( value_of(
+						q{SELECT due_at <= now(), lease_until IS NULL FROM talent.embedding_profile
+						WHERE profile_id = 'nurse-1'} . "; $refresh_talent"),
+					't|t',
+					'the statements for profiles that could not be stored make them due');
+			}
+		],
+		[   qr/^SELECT account, dimension, count/m,
+			prints => qr/\A[0-9a-f]{8}\|1024\|2\|[^|\n]+\z/,
+			name => 'the query for accounts and dimensions finds one of each' ],
+		[   qr/^SELECT hrflow_create_store\('talent.embedding_next'\)/m,
+			before => q{SELECT hrflow_track('talent.embedding', 'acme', '{cook-1}')},
+			prints => qr/\Atalent.embedding_next\n2\n1\z/,
+			name => 'the next store of the recipe for another model tracks the same profiles' ],
+		[   qr/AS lacking/,
+			before =>
+			  q{CALL hrflow_refresh('talent.embedding_next', '{"profile": 1, "skills": 1}')},
+			prints => qr/\A0\z/,
+			name => 'the next store of the recipe for another model lacks no profile' ],
+		[   qr/RENAME TO embedding_profile/,
+			then => sub {
+				is( value_of(
+						q{SELECT count(*), to_regclass('talent.embedding_next') IS NULL
+						FROM talent.embedding}
+					),
+					'6|t',
+					'the next store of the recipe for another model replaces the first');
+			}
+		],
+		[   qr/^TRUNCATE talent\.embedding,/m,
+			then => sub {
+				is(value_of("$refresh_talent; SELECT count(*) FROM talent.embedding"),
+					'6', 'all vectors are fetched again after the recipe without a second store');
+			}
+		],
+		[   qr/FROM hrflow_refresh_estimate/,
+			prints => qr/\A0\|0\|0\|[\d:.]+(?:\n\d+\|\d+\|\d+\|[\d:.]+){30}\z/,
+			name => 'the estimate for 30 days finds nothing to be requested today' ],
 		[   qr/^SELECT hrflow_schedule\('talent.embedding_next'/m,
 			then => sub {
 				is( value_of(
@@ -215,6 +413,12 @@ my %looks = (
 			prints => qr/\A2\|0\|0\|2\|0\|0\|0\|\n0\z/,
 			name => 'hrflow_store_status() shows that all profiles were fetched' ] ],
 	'docs/ranking.md' => [
+		[   qr/paediatrics/,
+			prints => qr/\A(?:acme\|nurse-\d+\|profile\|0\|0\.\d+\n?){5}\z/,
+			name => 'the five best for a text about nurses are nurses' ],
+		[   qr/^CREATE TABLE agency\.posting/m,
+			prints => qr/\nNurse\|nurse \d+\|0\.\d+\nWelder\|welder \d+\|0\.\d+\z/,
+			name => 'the best candidate for the text of a posting has its occupation' ],
 		[   qr/\ASELECT c.name, m.similarity\n.*hrflow_job_vector\('nurse-job'\)\)\) m/,
 			prints => $begins_with_nurses,
 			name => 'the ten best for the job of a nurse are nurses' ],
@@ -267,7 +471,23 @@ my %looks = (
 		[   qr/hnsw.iterative_scan/,
 			prints => qr/\A(?:nurse \d+\n?){10}\z/,
 			name => 'the ten nearest in Paris by the operator of pgvector are nurses' ] ],
-	'docs/read_ahead.md' => [],
+	'docs/read_ahead.md' => [
+		[   qr/^CREATE TABLE name_vector/m,
+			before => 'UPDATE candidate SET embedding = NULL',
+			prints =>
+			  qr/\AAda\|\{.*\}\nBob\|\{.*\}\nCleo\|\{.*\}\nDan\|\n(?:(?:Ada|Bob|Cleo)\|\w+\|\{.*\n?)+\z/,
+			name => 'queries that are read ahead return links and vectors',
+			then => sub {
+				is(value_of("SELECT count(vector) FROM name_vector; $right_vectors"),
+					"4\n3", 'statements that are read ahead store the right vectors');
+			}
+		],
+		[   qr/^DO/,
+			then => sub {
+				is(scalar(requests_of_profiles()),
+					'3', 'the block that is read ahead requests each profile once');
+			}
+		] ],
 	'docs/scaling.md' => [
 		[   qr/^UPDATE candidate/m,
 			before => 'UPDATE candidate SET embedding = NULL',
@@ -284,19 +504,27 @@ sub run_block
 	my ($title) = $block =~ /^(\S.*)$/m;
 	my $key_file = $node->key_file;
 
-	foreach my $look (@looks)
-	{
-		value_of($look->{before}) if $look->{before};
-	}
-	$api->reset;
 	$block =~ s{/etc/postgresql/hrflow_api_key_2}{$other_key_file};
 	$block =~ s{/etc/postgresql/hrflow_api_key}{$key_file};
 	$block =~ s/OTHER_SOURCE/other/g;
 	$block =~ s/SOURCE_ID/acme/g;
 	$block =~ s/PROFILE_ID/nurse-9/g;
 	$block =~ s/JOB_ID/nurse-job/g;
+	$api->reset;
+	foreach my $look (@looks)
+	{
+		my $before = $look->{before} or next;
+
+		$block = $look->{edit}->($block) if $look->{edit};
+		if (ref $before) { $before->($block); }
+		else             { value_of($before); }
+	}
 	my $status = $node->psql('postgres', $block, stdout => \my $out, stderr => \my $err);
 	$err =~ s/^.*INFO:.*\n?//mg;
+	foreach my $warns (grep { defined } map { $_->{warns} } @looks)
+	{
+		ok($err =~ s/$warns//, "$name: $title: the WARNING is printed");
+	}
 	is("$status $err", '0 ', "$name: $title");
 
 	foreach my $look (@looks)
@@ -330,6 +558,52 @@ foreach my $file ('README.md',
 		}
 	}
 	is(scalar(keys %used), scalar(@looks), "$file contains every recipe whose result is checked");
+}
+
+SKIP:
+{
+	skip 'pgvector is not available', 2 unless $has_pgvector;
+
+	my $ranking = PostgreSQL::Test::Utils::slurp_file("$root/docs/ranking.md");
+	my ($index) = $ranking =~ /^(SELECT hrflow_index_statement\(.* \\gexec)$/m;
+	my ($recalls) = $ranking =~ /^(SELECT hrflow_match_recall\(.*?)^```/ms;
+	value_of($index);
+	is( value_of(
+			q{SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%agency.embedding USING hnsw%'}),
+		'1',
+		'the statement of docs/ranking.md creates an index');
+	like(
+		value_of($recalls),
+		qr/\A(?:1|0\.9\d*)\n(?:1|0\.9\d*)\z/,
+		'the recall of docs/ranking.md is near 1, also under a condition');
+}
+
+# Recipes that are not executed by psql, or not as printed
+{
+	my $recipes = PostgreSQL::Test::Utils::slurp_file("$root/docs/recipes.md");
+	my ($name, $value) = $recipes =~ /^(PGAPPNAME)=(\w+)$/m;
+	my ($crontab) = $recipes =~ /^\* \* \* \* \* +(psql .*)$/m;
+	my $owner = value_of('SELECT current_user');
+	local %ENV = (%ENV, PGHOST => $node->host, PGPORT => $node->port, $name => $value);
+
+	unlike($crontab, qr/%/, 'the entry for crontab has no character that cron would replace');
+	$crontab =~ s/DATABASE/postgres/;
+	$crontab =~ s/OWNER/$owner/;
+	ok( IPC::Run::run(
+			[ 'sh', '-c', $crontab ],
+			'>', \my $out, '2>', \my $err,
+			IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default)),
+		'the entry for crontab succeeds');
+	is("$out$err" =~ s/^INFO:.*\n//mgr, '', 'the entry for crontab prints nothing but INFO');
+
+	my $started = Hrflow::StandIn->new;
+	my $url = 'http://127.0.0.1:' . $started->http . '/v1';
+	my ($settings) = $recipes =~ /^(ALTER SYSTEM SET hrflow_embed\.base_url .*?)^```/ms;
+	value_of($settings =~ s/8080/$started->http/er);
+	$node->poll_query_until('postgres', 'SHOW hrflow_embed.base_url', $url) or die;
+	value_of('SELECT hrflow_auth()');
+	is($started->stats->{requests},
+		1, 'the recipe for the stand-in lets requests be sent to the stand-in');
 }
 
 cmp_ok(-s "$root/README.md", '<=', 10_000, 'README.md has at most 10 kB');
