@@ -372,7 +372,8 @@ my @sessions = map {
 		'>',
 		\$run{out},
 		'2>',
-		'/dev/null');
+		'/dev/null',
+		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	\%run
 } 1 .. 4;
 $_->{process}->finish foreach @sessions;

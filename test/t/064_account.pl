@@ -602,7 +602,7 @@ foreach my $case (
 		'>',
 		\$out,
 		'2>&1',
-		IPC::Run::timer(60));
+		IPC::Run::timeout(180));
 
 	ok($restarted->wait_until(sub { $_[0]{requests} >= 100 }), 'a server is used');
 	$restarted->stop;

@@ -1003,7 +1003,8 @@ $other->safe_psql(
 ok( IPC::Run::run(
 		[ 'psql', '-Xq', '-v', 'ON_ERROR_STOP=1', '-d', $other->connstr('postgres'), '-f', $dump ],
 		'>',
-		\my $restored),
+		\my $restored,
+		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default)),
 	'a dump of the schema of a store can be restored');
 my $there = bless { %$store, node => $other, api => $other_api }, 'Hrflow::Store';
 is($there->states, 'due 10, ok 10', 'a restored store has the states that were dumped');

@@ -272,7 +272,8 @@ sub restore
 		'>',
 		\my $out,
 		'2>',
-		\$err);
+		\$err,
+		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	return $err;
 }
 is(restore('schema', ''), '', 'a dump of the schema only can be restored');

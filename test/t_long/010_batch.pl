@@ -116,8 +116,10 @@ my @running = map {
 	my $batch = "SELECT count(*)
 		FROM hrflow_profile_embeddings('acme', (SELECT array_agg('rate$_-' || i)
 		FROM generate_series(1, 325) i))";
-	IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $batch ],
-		'>', \my $ignored);
+	IPC::Run::start(
+		[ 'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c', $batch ],
+		'>', \my $ignored,
+		IPC::Run::timeout(1800));
 } 1 .. 4;
 $_->finish foreach @running;
 my @ms = sort { $a <=> $b } map { $_->{ms} } $api->log;

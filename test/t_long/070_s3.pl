@@ -27,13 +27,15 @@ PostgreSQL::Test::Utils::system_or_bail('cp', dirname(__FILE__) . '/070_s3.js', 
 mkdir "$folder/objects" or die $!;
 
 my ($in, $out, $err) = ('', '', '');
+my $timeout = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 my $store = IPC::Run::start([ 'node', "$folder/070_s3.js", "$folder/objects" ],
-	'<', \$in, '>', \$out, '2>', \$err, IPC::Run::timer(60));
+	'<', \$in, '>', \$out, '2>', \$err, $timeout);
 while ($out !~ /\n/)
 {
 	BAIL_OUT("the object store did not start: $err") unless $store->pumpable;
 	$store->pump;
 }
+$timeout->reset;
 my $said = decode_json($out);
 
 my $api = Hrflow::StandIn->new;

@@ -25,6 +25,7 @@ sub new
 	return
 	  unless eval { IPC::Run::run([ 'python3', '-c', 'import ssl' ], '2>', '/dev/null') };
 	$self->reset;
+	my $timeout = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 	$self->{process} = IPC::Run::start(
 		[   'python3', dirname(__FILE__) . '/http2_peer.py',
 			$how, $api->dir . '/server.pem',
@@ -33,12 +34,13 @@ sub new
 		\$self->{in},
 		'>',
 		\$self->{out},
-		IPC::Run::timer(60));
+		$timeout);
 	while ($self->{out} !~ /^\d+\n/)
 	{
 		die 'http2_peer.py did not start' unless $self->{process}->pumpable;
 		$self->{process}->pump;
 	}
+	$timeout->reset;
 	($self->{port}) = $self->{out} =~ /(\d+)/;
 	return $self;
 }

@@ -7,7 +7,8 @@
 #
 # Settings without a dot are those of hrflow_embed, except that install_path is the
 # directory of another PostgreSQL version to use.  The object is a
-# PostgreSQL::Test::Cluster with two more methods:
+# PostgreSQL::Test::Cluster whose psql() and safe_psql() die after half an hour unless another
+# timeout is specified, with two more methods:
 #   error_of($sql)            SQLSTATE and message of the statement's error
 #   key_file                  path of the key file
 package Hrflow::Node;
@@ -19,6 +20,10 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils ();
 
 use parent -norequire, 'PostgreSQL::Test::Cluster';
+
+# Time limit of psql in seconds, which no test exceeds unless it hangs, even on a busy
+# machine.  It must end before test/run-in-copy ends the suite, which would not show the test.
+my $limit = 10 * $PostgreSQL::Test::Utils::timeout_default;
 
 sub new
 {
@@ -79,7 +84,9 @@ sub psql
 
 sub _psql
 {
-	my ($self, $is_list, @arguments) = @_;
+	my ($self, $is_list, $dbname, $sql, %parameters) = @_;
+	my @arguments = ($dbname, $sql, timeout => $limit, %parameters);
+
 	return $is_list ? $self->SUPER::psql(@arguments) : scalar $self->SUPER::psql(@arguments);
 }
 

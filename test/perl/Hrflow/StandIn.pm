@@ -61,17 +61,19 @@ sub _start
 {
 	my ($self, @options) = @_;
 	my ($out, $err) = ('', '');
+	my $timeout = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 
 	$self->{in} = '';
 	$self->{process} =
 	  IPC::Run::start([ $ENV{HRFLOW_API}, '--dir', $self->{dir}, '--stdin', @options ],
-		'<', \$self->{in}, '>', \$out, '2>', \$err, IPC::Run::timer(60));
+		'<', \$self->{in}, '>', \$out, '2>', \$err, $timeout);
 	while ($out !~ /^ready$/m)
 	{
 		croak "the stand-in API did not start: $err"
 		  unless $self->{process}->pumpable;
 		$self->{process}->pump;
 	}
+	$timeout->reset;
 	($self->{http}) = $out =~ /^http (\d+)$/m;
 	($self->{https}) = $out =~ /^https (\d+)$/m;
 	($self->{ca}) = $out =~ /^ca (.+)$/m;
