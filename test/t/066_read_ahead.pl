@@ -7,8 +7,6 @@ use warnings FATAL => 'all';
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
-use POSIX                   ();
-use PostgreSQL::Test::Utils ();
 use Test::More;
 
 # Maximum number of requests in flight, and of rows read ahead: so few that 40
@@ -1253,42 +1251,6 @@ like(
 		qr{again/.*\|n4$}, 'an UPDATE calls the altered function for a changed row');
 	like($link{5} // '', qr{p5/.*\|n5$}, 'an UPDATE uses the calls that it has made before');
 	$other->finish;
-}
-
-# A backend does not poll while a batch of a function in the target list has more requests
-# than may be in flight, although a request that was read ahead is due to be retried.  The
-# batch waits for six seconds, and the retry is due after one.
-{
-	my $session = Hrflow::Session->new($node);
-	my $cpu_time = sub {
-		my @stat = split ' ',
-		  PostgreSQL::Test::Utils::slurp_file('/proc/' . $session->pid . '/stat') =~ s/.*\)//sr;
-		return ($stat[11] + $stat[12]) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
-	};
-
-	SKIP:
-	{
-		skip 'the CPU time of a process is read from /proc', 2 unless -r '/proc/self/stat';
-		$session->query(
-			q{SET hrflow_embed.max_concurrency = 2; SET hrflow_embed.max_attempts = 3;
-			CREATE FUNCTION pg_temp.nested(i int) RETURNS bigint LANGUAGE plpgsql VOLATILE
-				AS $$BEGIN RETURN CASE i WHEN 1 THEN (
-					SELECT count(*) FROM hrflow_profile_embeddings('S',
-						ARRAY['fault:first=1,status=500', 'fault:latency=6000,id=a',
-							'fault:latency=6000,id=b']) WHERE status = 'ok')
-				END; END$$;});
-		my $before = $cpu_time->();
-		is( $session->query(
-				q{SELECT hrflow_profile_embedding('S', hid) IS NOT NULL, pg_temp.nested(i)
-				FROM (VALUES (1, 'fault:latency=300'),
-					(2, 'fault:first=1,status=500,retry_after=1')) v (i, hid);}
-			),
-			"t|3\nt|",
-			'a batch is run while a request that was read ahead is due to be retried');
-		cmp_ok($cpu_time->() - $before,
-			'<', 0.3, 'a backend does not use CPU time while it waits for a batch');
-	}
-	$session->finish;
 }
 
 cmp_ok(scalar(@shapes), '>=', 150, 'there are at least 150 queries');

@@ -5,7 +5,8 @@
 #
 # Each allocation of a statement, in libcurl and in the extension, is made to
 # fail, one at a time, and so is each wait and each call of libcurl's multi handle,
-# and the statement is canceled at each wakeup of its backend.
+# and the statement is canceled at each wakeup of its backend.  The waits of a backend that
+# might poll are only counted.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Injector;
@@ -468,6 +469,35 @@ foreach my $case (
 		%more);
 	cmp_ok($printed->{57014} // $printed->{"caught $statement->{ok}"} // 0,
 		'>=', 5, "$statement->{name}: most cancels are reported as cancels");
+# A backend does not poll while a batch of a function in the target list has more requests
+# than may be in flight, although a request that was read ahead is due to be retried.  The
+# batch waits for six seconds, and the retry is due after one.
+{
+	my $session = new_session();
+
+	$session->query(
+		q{SET hrflow_embed.max_concurrency = 2; SET hrflow_embed.max_attempts = 3;
+		SET hrflow_embed.request_timeout = '60s';
+		CREATE FUNCTION pg_temp.nested(i int) RETURNS bigint LANGUAGE plpgsql VOLATILE
+			AS $$BEGIN RETURN CASE i WHEN 1 THEN (
+				SELECT count(*) FROM hrflow_profile_embeddings('S',
+					ARRAY['fault:first=1,status=500', 'fault:latency=6000,id=a',
+						'fault:latency=6000,id=b']) WHERE status = 'ok')
+			END; END$$;});
+	$injector->arm($session->pid, 'wakeups', 0);
+	is( $session->query(
+			q{SELECT hrflow_profile_embedding('S', hid) IS NOT NULL, pg_temp.nested(i)
+			FROM (VALUES (1, 'fault:latency=300'),
+				(2, 'fault:first=1,status=500,retry_after=1')) v (i, hid);}
+		),
+		"t|3\nt|",
+		'a batch is run while a request that was read ahead is due to be retried');
+	my $waits = $injector->disarm->{seen};
+	ok($waits > 0 && $waits < 1000, 'a backend does not poll while it waits for a batch')
+	  or diag("the backend waited $waits times");
+	$session->finish;
+}
+
 }
 
 unlike(
