@@ -10,10 +10,10 @@ use Hrflow::StandIn;
 use HTTP::Tiny;
 use IO::Socket::INET;
 use IO::Uncompress::Gunzip  qw(gunzip $GunzipError);
-use List::Util              qw(sum);
+use List::Util              qw(max min sum);
 use PostgreSQL::Test::Utils ();
 use Test::More;
-use Time::HiRes qw(sleep time);
+use Time::HiRes qw(sleep);
 
 my $query = 'profile/embedding?source_id=acme&fields=%7B%22profile%22:1%7D&profile_id=';
 
@@ -105,16 +105,27 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 #
 {
 	my $api = Hrflow::StandIn->new('--serve' => 2, '--latency' => 100);
-	my $start = time;
 
+	# A busy machine may answer late, but not early.
 	ask_at_once($api, 10);
-	cmp_ok(time - $start,
-		'>=', 0.5, 'ten requests of 100 ms take 500 ms if two are served at the same time');
-	my @queued = sort { $a <=> $b } map { $_->{ms} - $_->{begun} } $api->log;
-	$api->reset;
-	statuses($api, 5);
-	my ($alone) = sort { $a <=> $b } map { $_->{ms} - $_->{begun} } $api->log;
-	cmp_ok($alone, '<', $queued[-1],
+	my @log = $api->log;
+	my $begun = min(map { $_->{begun} } @log);
+	my @ms = sort { $a <=> $b } map { $_->{ms} - $begun } @log;
+	is(scalar(grep { $ms[$_] < 100 * (1 + int($_ / 2)) - 1 } 0 .. 9),
+		0, 'of ten requests of 100 ms, two are served at the same time');
+
+	# Requests that do not wait for each other are not queued.  A busy machine may delay even
+	# these.
+	my $queued = max(map { $_->{ms} - $_->{begun} } @log);
+	my $alone;
+	for my $try (1 .. 5)
+	{
+		$api->reset;
+		statuses($api, 5);
+		$alone = min(map { $_->{ms} - $_->{begun} } $api->log);
+		last if $alone < $queued;
+	}
+	cmp_ok($alone, '<', $queued,
 		'a single request is served sooner than the last of ten that were queued');
 }
 

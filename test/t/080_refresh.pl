@@ -692,15 +692,16 @@ $store->sql(
 		FROM generate_series(1, 100) i"
 );
 $api->reset;
-my $began = time;
-$call = $store->start_call;
+
+# A run that waited for these requests would not end within the time limit of finish_call().
+my %longer_than_a_call = (settings => { 'hrflow_embed.request_timeout' => '600s' });
+$call = $store->start_call(undef, %longer_than_a_call);
 $api->wait_until(sub { $_[0]{requests} >= 32 }) or die;
 sql("SELECT pg_cancel_backend($_)") foreach $store->backends;
-like($store->finish_call($call), qr/57014: canceling statement/, 'a run can be canceled');
-
-# The error is the same if the run first waits for its requests, so use the clock.  The
-# requests time out after 30 s.
-cmp_ok(time - $began, '<', 25, 'a canceled run does not wait for its requests');
+like(
+	$store->finish_call($call),
+	qr/57014: canceling statement/,
+	'a canceled run does not wait for its requests');
 is( $store->sql(
 		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
 	),
@@ -736,15 +737,10 @@ $store->sql(
 );
 
 # Runs with a limit on time or profiles
-$began = time;
 like(
-	$store->call("time_budget => '500ms'"),
+	$store->call("time_budget => '500ms'", %longer_than_a_call),
 	qr/: [01] refreshed/,
-	'a run with a time_budget ends by itself');
-
-# Requests time out after 30 s.  That the run waits for 5 s can only be measured.
-cmp_ok(time - $began,
-	'<', 25, 'a run waits only some seconds after its time_budget for requests in flight');
+	'a run ends after its time_budget although requests are in flight');
 is( $store->sql(
 		"SELECT count(*) FROM shop.embedding_profile WHERE lease_until IS NOT NULL OR attempts > 0"
 	),
