@@ -16,27 +16,27 @@ my ($version) = read_file('hrflow_embed.control') =~ /^default_version = '(\d+\.
 my $meta = decode_json(read_file('META.json'));
 my $provided = $meta->{provides}{hrflow_embed};
 
-is($meta->{version}, "$version.0", 'META.json has the version of the control file.');
+is($meta->{version}, "$version.0", 'META.json has the version of the control file');
 is($provided->{version}, "$version.0",
-	'The extension in META.json has the version of the control file.');
+	'the extension in META.json has the version of the control file');
 is( $provided->{file},
 	"sql/hrflow_embed--$version.sql",
-	'META.json names the script of that version.');
+	'META.json names the script of that version');
 foreach my $file (@$provided{qw(file docfile)})
 {
-	ok(-f "$root/$file", "The file $file named by META.json exists.");
+	ok(-f "$root/$file", "the file $file named by META.json exists");
 }
 
 # https://pgxn.org/spec/, version 1.0.0.
 my @missing =
   grep { !defined $meta->{$_} } qw(name version abstract maintainer license provides meta-spec);
-is("@missing", '', 'META.json has all fields that PGXN requires.');
-is($meta->{'meta-spec'}{version}, '1.0.0', 'META.json has the version of the specification.');
+is("@missing", '', 'META.json has all fields that PGXN requires');
+is($meta->{'meta-spec'}{version}, '1.0.0', 'META.json has the version of the specification');
 
 like(
 	read_file('CHANGELOG.md'),
 	qr/^## \Q$version\E\b/m,
-	'CHANGELOG.md has a section for the version.');
+	'CHANGELOG.md has a section for the version');
 
 #
 # The packaging for Debian
@@ -53,18 +53,18 @@ SKIP:
 	my ($oldest) = $meta->{prereqs}{runtime}{requires}{PostgreSQL} =~ /^(\d+)/;
 	my ($licence) = read_file('LICENSE') =~ /^(Permission .*)/ms;
 
-	is($packaged, $version, 'debian/changelog begins with the version of the control file.');
+	is($packaged, $version, 'debian/changelog begins with the version of the control file');
 	is( $distribution eq 'UNRELEASED',
 		$released_as eq 'not released',
-		'debian/changelog and CHANGELOG.md agree on whether the version is released.');
-	is($packager, $maintainer, 'debian/changelog and debian/control name the same maintainer.');
+		'debian/changelog and CHANGELOG.md agree on whether the version is released');
+	is($packager, $maintainer, 'debian/changelog and debian/control name the same maintainer');
 	is( $control,
 		read_file('debian/control.in') =~ s/PGVERSION/$oldest/gr,
-		'debian/control is debian/control.in for the oldest PostgreSQL.');
+		'debian/control is debian/control.in for the oldest PostgreSQL');
 	is(read_file('debian/pgversions'),
-		"$oldest+\n", 'Packages are built for the versions of PostgreSQL in META.json.');
+		"$oldest+\n", 'packages are built for the versions of PostgreSQL in META.json');
 	is(read_file('debian/copyright') =~ s/^ \.?//mgr =~ s/.*?(?=^Permission)//msr,
-		$licence, 'debian/copyright has the text of LICENSE.');
+		$licence, 'debian/copyright has the text of LICENSE');
 }
 
 done_testing();

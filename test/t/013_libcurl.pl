@@ -35,7 +35,7 @@ sub restart_without
 my $call = q{SELECT hrflow_profile_embedding('acme', 'nurse', '{"profile": 1}') IS NOT NULL;};
 
 $node->safe_psql('postgres', $call);
-is(($api->log)[0]{headers}{'Accept-Encoding'}, 'gzip', 'A libcurl with all features offers gzip.');
+is(($api->log)[0]{headers}{'Accept-Encoding'}, 'gzip', 'a libcurl with all features offers gzip');
 
 foreach my $feature ('TLS', 'an asynchronous resolver')
 {
@@ -45,16 +45,16 @@ foreach my $feature ('TLS', 'an asynchronous resolver')
 		$err,
 		qr/ERROR:\ \ 0A000:\ libcurl\ \S+\ was\ built\ without\ \Q$feature\E\n
 			.*HINT:\ \ Install\ libcurl\ from\ your\ distribution\ \(libcurl4\ on\ Debian/sx,
-		"A libcurl without $feature is refused, and the hint names the package.");
-	is(scalar($api->log), 0, "No request is sent by a libcurl without $feature.");
+		"a libcurl without $feature is refused, and the hint names the package");
+	is(scalar($api->log), 0, "no request is sent by a libcurl without $feature");
 	is($node->safe_psql('postgres', q{SELECT hrflow_decode_vector('[1, 2]')}),
-		'{1,2}', "Functions that use no network work with a libcurl without $feature.");
+		'{1,2}', "functions that use no network work with a libcurl without $feature");
 }
 
 restart_without('zlib');
-is($node->safe_psql('postgres', $call), 't', 'A libcurl without zlib can send requests.');
+is($node->safe_psql('postgres', $call), 't', 'a libcurl without zlib can send requests');
 is(($api->log)[0]{headers}{'Accept-Encoding'},
-	'gzip', 'A libcurl without zlib offers gzip, which it need not decompress.');
+	'gzip', 'a libcurl without zlib offers gzip, which it need not decompress');
 
 restart_without('HTTP/2');
 my $https = $api->base_url('https');
@@ -63,6 +63,6 @@ is( $node->safe_psql(
 		'postgres', "SET hrflow_embed.base_url = '$https'; SET hrflow_embed.ca_file = '$ca'; $call"
 	),
 	't',
-	'A libcurl without HTTP/2 sends requests over HTTP/1.1.');
+	'a libcurl without HTTP/2 sends requests over HTTP/1.1');
 
 done_testing();

@@ -77,30 +77,32 @@ my $session = Hrflow::Session->new($node);
 #
 $api->reset;
 $session->ask(batch(20, held => 20));
-is($api->stats->{max_in_flight}, 20, 'A batch of 20 has 20 requests in flight.');
-cmp_ok($api->stats->{connections_opened}, '<=', 21, 'A batch of 20 opens 20 connections.');
+is($api->stats->{max_in_flight}, 20, 'a batch of 20 has 20 requests in flight');
+cmp_ok($api->stats->{connections_opened}, '<=', 21, 'a batch of 20 opens 20 connections');
 
 $api->reset;
-like($session->ask(batch(800, held => 32)), qr/^ok 800$/m, 'A batch of 800 succeeds.');
+like($session->ask(batch(800, held => 32)), qr/^ok 800$/m, 'a batch of 800 succeeds');
 my $grown = $api->stats->{max_in_flight};
-is(sent_first($api->log), 32, 'A batch sends 32 requests before the first one is answered.');
+is(sent_first($api->log), 32, 'a batch sends 32 requests before the first one is answered');
 $grown = attempt(sub { in_flight_during($session, batch(800)) }, sub { $_[0] > 64 })
   if $grown <= 64;
-cmp_ok($grown, '>', 64, 'In the end more than twice as many requests are in flight as initially.');
-cmp_ok($grown, '<=', 128, 'No more requests are in flight than max_concurrency allows by default.');
+cmp_ok($grown, '>', 64,
+	'a batch of 800 ends with more than twice as many requests in flight as at its beginning');
+cmp_ok($grown, '<=', 128, 'no more requests are in flight than max_concurrency allows by default');
 
 $api->reset;
 $session->ask(batch(200, held => 32));
 is(sent_first($api->log),
-	32, 'Even if the server is known, 32 requests are sent before the first is answered.');
+	32, 'a batch sends 32 requests before the first is answered, even if the server is known');
 $grown = $api->stats->{max_in_flight};
 $grown = attempt(sub { in_flight_during($session, batch(200)) }, sub { $_[0] > 40 })
   if $grown <= 40;
-cmp_ok($grown, '>', 40, 'When it is, more of them are in flight.');
+cmp_ok($grown, '>', 40,
+	'after the first reply of a server that is known, more than 40 requests are in flight');
 
 $session->ask('SET hrflow_embed.max_concurrency = 50;');
 is(attempt(sub { in_flight_during($session, batch(300)) }, sub { $_[0] >= 50 }),
-	50, 'No more requests are in flight than max_concurrency says.');
+	50, 'no more requests are in flight than max_concurrency says');
 $session->ask('RESET hrflow_embed.max_concurrency;');
 
 my $slower = sub {
@@ -113,7 +115,7 @@ my $slower = sub {
 	return max(map { $_->{in_flight} } ($api->log)[ 500 .. 799 ]);
 };
 cmp_ok(attempt($slower, sub { $_[0] > 64 }),
-	'>', 64, 'If requests take longer, but do not queue, the same number is in flight.');
+	'>', 64, 'requests that take longer, but do not queue, do not reduce the number in flight');
 
 #
 # Reduction
@@ -125,11 +127,10 @@ foreach my $fault ('status=503', 'break=1')
 	$cut->ask(batch(800));
 	$api->reset;
 	$api->script($fault, count => 8);
-	like($cut->ask(batch(40)), qr/^ok 40$/m, "A batch that meets \"$fault\" succeeds.");
+	like($cut->ask(batch(40)), qr/^ok 40$/m, "a batch that meets \"$fault\" succeeds");
 	$api->reset;
 	$cut->ask(batch(200));
-	cmp_ok($api->stats->{max_in_flight},
-		'<', 120, "After \"$fault\", fewer requests are in flight.");
+	cmp_ok($api->stats->{max_in_flight}, '<', 120, "fewer requests are in flight after \"$fault\"");
 	$cut->finish;
 }
 
@@ -144,8 +145,8 @@ my $queue = sub {
 };
 my $queued = attempt($queue, sub { $_[0] > 12 && $_[0] < 90 });
 cmp_ok($queued,
-	'<', 90, 'If a server serves 20 requests at the same time, fewer are in flight than 128.');
-cmp_ok($queued, '>', 12, 'A server that serves 20 requests at the same time always has work.');
+	'<', 90, 'if a server serves 20 requests at the same time, fewer are in flight than 128');
+cmp_ok($queued, '>', 12, 'a server that serves 20 requests at the same time always has work');
 
 #
 # Refusals
@@ -167,8 +168,8 @@ foreach my $case (
 	$api->reset;
 	$session->ask("SET hrflow_embed.api_key = 'askr_wrong'; $sql");
 	cmp_ok(scalar($api->log), '<=', 32,
-		"With a wrong key, $name sends at most 32 requests, although more were in flight before.");
-	cmp_ok(scalar($api->log), '>', 0, "With a wrong key, $name is refused by the API.");
+		"with a wrong key, $name sends at most 32 requests, although more were in flight before");
+	cmp_ok(scalar($api->log), '>', 0, "with a wrong key, $name is refused by the API");
 }
 $session->ask("SET hrflow_embed.api_key = '$key';");
 

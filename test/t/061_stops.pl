@@ -54,8 +54,8 @@ foreach my $concurrency (1, 32, 256)
 	like(
 		$err,
 		qr/ERROR:  invalid request to the HrFlow API/,
-		"Unknown fields are an error with $concurrency in flight.");
-	is(scalar($api->log), 32, "Unknown fields cost 32 requests with $concurrency in flight.");
+		"unknown fields are an error with $concurrency in flight");
+	is(scalar($api->log), 32, "unknown fields cost 32 requests with $concurrency in flight");
 
 	$api->reset;
 	($out, $err) = batch(
@@ -65,28 +65,28 @@ foreach my $concurrency (1, 32, 256)
 	like(
 		$err,
 		qr/ERROR:  link to a vector is not allowed/,
-		"Links that may not be followed are an error with $concurrency in flight.");
+		"links that may not be followed are an error with $concurrency in flight");
 	is(scalar($api->log), 32,
-		"Links that may not be followed cost 32 requests with $concurrency in flight.");
+		"links that may not be followed cost 32 requests with $concurrency in flight");
 }
 
 $api->reset;
 my ($out, $err) = batch("array_cat('{a}'::text[], " . ids(100, 'fault:status=422,id=') . ')');
 is( $out,
 	"invalid_request 100\nok 1",
-	'A batch in which one element succeeded requests all elements.');
+	'a batch in which one element succeeded requests all elements');
 like(
 	$err,
 	qr/WARNING:  100 of 101 rows of the batch failed/,
-	'A WARNING says how many elements of a batch were refused.');
+	'a WARNING says how many elements of a batch were refused');
 is(scalar($api->log), 101,
-	'A batch in which one element succeeded sends a request for each element.');
+	'a batch in which one element succeeded sends a request for each element');
 
 ($out, $err) = batch("array_cat('{missing}'::text[], " . ids(100, 'missing') . ')');
 like(
 	$err,
 	qr/WARNING:  none of the profiles in the batch were found in the specified source/,
-	'A WARNING says that no profile was found.');
+	'a WARNING says that no profile was found');
 
 #
 # Requests that are in flight, but have not been sent, when a batch stops
@@ -115,8 +115,8 @@ like(
 		  . $front->port
 		  . "/v1'; SET hrflow_embed.connect_timeout = '60s';");
 	PostgreSQL::Test::Utils::append_to_file($ended, '');
-	like($err, qr/refused the API key/, 'A key that is refused over TLS stops a batch.');
-	is(scalar($api->log), 1, 'Requests that are still being connected are not sent after a stop.');
+	like($err, qr/refused the API key/, 'a key that is refused over TLS stops a batch');
+	is(scalar($api->log), 1, 'requests that are still being connected are not sent after a stop');
 }
 
 # Of two kept connections, one refuses the key.  The other then breaks after it has received
@@ -167,11 +167,11 @@ like(
 	my $of = sub { "SELECT count(*) FROM hrflow_profile_embeddings('acme', '{$_[0]}');" };
 
 	foreach my $case (
-		[ 'A batch', $of->('refused,late'), qr/refused the API key/ ],
+		[ 'a batch', $of->('refused,late'), qr/refused the API key/ ],
 
 		# Row 1 was lost, which is found out after row 2 has been refused.  The request for
 		# row 3 is abandoned.
-		[   'A query that reads texts ahead',
+		[   'a query that reads texts ahead',
 			q{SELECT hrflow_text_embedding(t) FROM unnest('{late,refused,other}'::text[]) t;},
 			qr/lost the connection/ ])
 	{
@@ -191,10 +191,9 @@ like(
 			$session->finish;
 			last if $count->('late') == 1;
 		}
-		is($warm, "2\n-- done\n", "$what has two kept connections.");
-		like($stopped, $error, "$what is stopped by a key that is refused.");
-		is($count->('late'), 1,
-			"$what does not send a request again that was lost after the stop.");
+		is($warm, "2\n-- done\n", "$what has two kept connections");
+		like($stopped, $error, "$what is stopped by a key that is refused");
+		is($count->('late'), 1, "$what does not send a request again that was lost after the stop");
 	}
 }
 
@@ -213,22 +212,22 @@ my $began = time;
 ($out, $err) = batch(ids(5004), settings => "SET hrflow_embed.base_url = '$closed';");
 cmp_ok(time - $began,
 	'<', 120,
-	'A batch does not try to connect for each element if no connection can be established.');
+	'a batch does not try to connect for each element if no connection can be established');
 like(
 	$err,
 	qr/ERROR:  could not connect to the HrFlow API/,
-	'A batch without a single answer is an error.');
+	'a batch without a single answer is an error');
 
 my $few = "SET hrflow_embed.max_attempts = 2; SET hrflow_embed.base_url = '$closed';";
 ($out, $err) = batch(ids(3), settings => $few);
-is($out, 'connection_failed 3', 'A few elements without a connection fail individually.');
+is($out, 'connection_failed 3', 'a few elements without a connection fail individually');
 is( $node->safe_psql(
 		'postgres',
 		"$few SELECT count(*) FROM hrflow_profile_embeddings('acme', "
 		  . ids(3)
 		  . q{) WHERE error LIKE '%(2 attempts)%'}),
 	'3',
-	'A few elements without a connection fail after their own attempts.');
+	'a few elements without a connection fail after their own attempts');
 
 {
 	my $leaving = Hrflow::StandIn->new('--latency' => 20);
@@ -265,15 +264,16 @@ is( $node->safe_psql(
 	$began = time;
 	$running->finish or die "psql failed: $err";
 	cmp_ok(time - $began,
-		'<', 120, 'A batch does not try to connect for each element after the API has gone down.');
+		'<', 120, 'a batch does not try to connect for each element after the API has gone down');
 	my ($ok) = $out =~ /^ok (\d+)$/m;
 	my ($failed) = $out =~ /^connection_failed (\d+)$/m;
-	cmp_ok($ok // 0, '>=', $had, 'Results that had arrived before the API went down are kept.');
-	is(($ok // 0) + ($failed // 0), 5004, 'The other rows have the status of the outage.');
+	cmp_ok($ok // 0, '>=', $had, 'results that had arrived before the API went down are kept');
+	is(($ok // 0) + ($failed // 0),
+		5004, 'rows without a result when the API went down have the status of the outage');
 	like(
 		$err,
 		qr/WARNING:  batch stopped early: could not connect to the HrFlow API/,
-		'A WARNING says why the batch stopped early.');
+		'a WARNING says why the batch stopped early');
 }
 
 #
@@ -284,8 +284,8 @@ foreach my $fault ('reset', 'status=503')
 	$api->reset;
 	$api->script($fault, ms => 3000);
 	($out, $err) = batch(ids(2000));
-	is($out, 'ok 2000', "Every element succeeds after three seconds of \"$fault\".");
-	is($err, '', "Nothing is warned of after three seconds of \"$fault\".");
+	is($out, 'ok 2000', "every element succeeds after three seconds of \"$fault\"");
+	is($err, '', "a batch does not warn after three seconds of \"$fault\"");
 
 	# Only the waits between attempts matter, so use the clock of the stand-in.  They are
 	# at most a few seconds, but would grow to minutes if the batch did not probe.
@@ -293,11 +293,11 @@ foreach my $fault ('reset', 'status=503')
 	my @good = grep { $_->{status} == 200 } $api->log;
 	my ($until) = sort { $b <=> $a } map { $_->{ms} } @failed;
 	my ($again) = sort { $a <=> $b } grep { $_ > $until } map { $_->{begun} } @good;
-	cmp_ok($again - $until, '<', 30_000, "It is soon noticed that \"$fault\" is over.");
+	cmp_ok($again - $until, '<', 30_000, "a batch soon continues when \"$fault\" is over");
 	my %answered;
 	$answered{ $_->{query} }++ foreach @good;
 	is(scalar(grep { $_ > 1 } values %answered),
-		0, "No answer is asked for again after \"$fault\".");
+		0, "no profile that was answered is requested again after \"$fault\"");
 }
 
 $api->reset;
@@ -306,8 +306,8 @@ $api->script('v.status=503', ms => 2000);
 	ids(300),
 	function => 'hrflow_profile_vectors',
 	settings => "SET hrflow_embed.link_hosts = '127.0.0.1';");
-is($out, 'ok 300', 'Every link is fetched after its host was down for two seconds.');
-is($err, '', 'There is no WARNING when the host of the links answers again.');
+is($out, 'ok 300', 'every link is fetched after its host was down for two seconds');
+is($err, '', 'there is no WARNING when the host of the links answers again');
 
 # Connections that are refused and connections that break have the same status.
 $api->reset;
@@ -322,11 +322,11 @@ $node->psql(
 	GROUP BY status ORDER BY 1},
 	stdout => \$out,
 	stderr => \$err);
-is($out, "connection_failed 4\nok 2", 'Two links are refused, two break, and two are fetched.');
+is($out, "connection_failed 4\nok 2", 'two links are refused, two break, and two are fetched');
 like(
 	$err,
 	qr/WARNING:  4 of 6 rows of the batch failed with status "connection_failed"/,
-	'A WARNING counts all failures with the status that is shown.');
+	'a WARNING counts all failures with the status that is shown');
 
 # A text may have been processed when its connection breaks: it is not sent again.
 $api->reset;
@@ -340,11 +340,11 @@ $out = $node->safe_psql(
 like(
 	$out,
 	qr/^connection_failed \d+\nok \d+$/,
-	'A text whose connection breaks fails, and the others are embedded.');
+	'a text whose connection breaks fails, and the others are embedded');
 my ($lost, $embedded) = $out =~ /(\d+)/g;
 is(($lost // 0) + ($embedded // 0),
-	500, 'Each text has a row after a second of broken connections.');
-cmp_ok($lost // 500, '<', 100, 'One text at a time is sent while connections break.');
+	500, 'each text has a row after a second of broken connections');
+cmp_ok($lost // 500, '<', 100, 'one text at a time is sent while connections break');
 
 #
 # Pauses of an outage are for requests, so elements for which none is sent do not wait
@@ -362,10 +362,10 @@ cmp_ok($lost // 500, '<', 100, 'One text at a time is sent while connections bre
 	($out, $err) = batch("ARRAY['fault:reset,id=lost'] || $refused || $unsent || ARRAY['good']",
 		settings => 'SET hrflow_embed.max_attempts = 1;');
 	cmp_ok(time - $began,
-		'<', 12, 'Elements for which no request is sent do not wait if others were refused.');
+		'<', 12, 'elements for which no request is sent do not wait if others were refused');
 	is( $out,
 		"connection_failed 1\ninvalid_request 131\nok 1",
-		'A batch continues after refusals, a lost request, and elements for which none is sent.');
+		'a batch continues after refusals, a lost request, and elements for which none is sent');
 
 	$api->reset;
 	$api->script('reset', count => 10);
@@ -378,10 +378,10 @@ cmp_ok($lost // 500, '<', 100, 'One text at a time is sent while connections bre
 			|| (SELECT array_agg(repeat('x', 1048576) || i) FROM generate_series(1, 100) i)
 			|| ARRAY['nurse']) GROUP BY status ORDER BY 1});
 	cmp_ok(time - $began,
-		'<', 12, 'Texts for which no request is sent do not wait if others were lost.');
+		'<', 12, 'texts for which no request is sent do not wait if others were lost');
 	is( $out,
 		"connection_failed 10\ninvalid_request 100\nok 1",
-		'A batch continues after lost texts, and texts for which no request is sent.');
+		'a batch continues after lost texts, and texts for which no request is sent');
 }
 
 #
@@ -397,13 +397,13 @@ cmp_ok($lost // 500, '<', 100, 'One text at a time is sent while connections bre
 	IPC::Run::run([ @psql, '-c', 'SET hrflow_embed.max_concurrency = 2', '-c', $statement ],
 		'>', \$out, '2>', \$err, IPC::Run::timeout(60))
 	  or die "psql failed: $err";
-	is($out, "14\n", 'A batch that shows progress returns its rows.');
+	is($out, "14\n", 'a batch that shows progress returns its rows');
 	my @lines = split /\n/, $err;
 	like(
 		$lines[0] // '',
 		qr/^INFO:  batch: \d+ of 14 elements requested, \d+ rows so far, 0 of them failed/,
-		'psql shows the progress of a batch that takes seven seconds.');
-	cmp_ok(5 * @lines, '<=', time - $began, 'psql shows progress at most every five seconds.');
+		'psql shows the progress of a batch that takes seven seconds');
+	cmp_ok(5 * @lines, '<=', time - $began, 'psql shows progress at most every five seconds');
 }
 
 done_testing();
