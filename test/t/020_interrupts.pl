@@ -88,9 +88,10 @@ sub interrupt
 
 	$api->reset if $replies;
 	$session->send("$sql\n\\echo -- done");
-	$api->wait_until(sub { ($_[0]{by_status}{200} // 0) >= $replies })
-	  or die 'no replies'
-	  if $replies;
+	if ($replies)
+	{
+		$api->wait_until(sub { ($_[0]{by_status}{200} // 0) >= $replies }) or die 'no replies';
+	}
 	wait_until_it_waits($session);
 	my ($function, $ended) = @{ $ways{$way} };
 	my $began = time;
