@@ -191,7 +191,8 @@ sub walk
 	}
 	my ($printed, $seen) = ask($session, $statement, $what, 0);
 	my $descriptors = descriptors($session);
-	is($printed, $statement->{ok}, "$name: $seen->{seen} points");
+	is($printed, $statement->{ok}, "$name: the statement succeeds without a failure");
+	note("$seen->{seen} points");
 
 	foreach my $nth (points($seen->{seen}))
 	{
@@ -249,10 +250,9 @@ sub walk
 		$problem->(descriptors($session) . " descriptors are open, instead of $descriptors")
 		  if descriptors($session) > $descriptors + 3;
 	}
-	is( join("\n", @problems),
-		'',
-		"$name: it ends as it should and leaves nothing behind ("
-		  . join(', ', map { "$_ $printed{$_} times" } sort keys %printed) . ')');
+	is(join("\n", @problems),
+		'', "$name: the statement ends as it should and leaves nothing behind");
+	note(join ', ', map { "$_ $printed{$_} times" } sort keys %printed);
 	$session->finish;
 	return \%printed;
 }

@@ -63,9 +63,8 @@ SKIP:
 	# If the memory of each batch leaked, the growth would be 5 MB.  Fragmentation
 	# adds a few hundred kB.
 	my $growth = max(@late, 0) - max(@early, 0);
-	ok(@early && @late && $growth < 2000,
-		"later batches use no more memory than the first ones ($growth kB more)");
-	note("@early / @late");
+	ok(@early && @late && $growth < 2000, 'later batches use no more memory than the first ones');
+	note("$growth kB more: @early / @late");
 }
 
 #
