@@ -227,9 +227,7 @@ foreach my $case (
 		"$name: decoding obeys statement_timeout");
 
 	# Compared with the whole time, which grows with that on a slow machine
-	cmp_ok($interrupted, '<', $all / 2,
-		sprintf "$name: statement_timeout takes effect at once (%d ms of %d)",
-		$interrupted, $all);
+	cmp_ok($interrupted, '<', $all / 2, "$name: statement_timeout takes effect at once");
 }
 
 #
@@ -272,7 +270,7 @@ like(
 		"SELECT hrflow_fetch_vector('https://private-0.s3.amazonaws.com/a?X-Amz-Signature=secret')"
 	),
 	qr/^42501/,
-	'with 42501');
+	'a link to a public name that resolves to a private address is an error with 42501');
 is( sql(qq{
 		SET hrflow_embed.link_hosts = 'private-3.s3.amazonaws.com';
 		SELECT status FROM hrflow_fetch_vectors('{https://private-3.s3.amazonaws.com/x}')}),

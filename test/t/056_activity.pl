@@ -257,7 +257,8 @@ if ($watcher->ask('SHOW server_version_num;') =~ /^1[56]/)
 		$watcher->ask('TABLE hrflow_embed_activity;'),
 		qr/NOTICE:.*not visible\nHINT:  Add hrflow_embed to "shared_preload_libraries"\./,
 		'if no memory is shared, a NOTICE says what to do');
-	unlike($watcher->ask('TABLE hrflow_embed_activity;'), qr/NOTICE/, 'it does so once');
+	unlike($watcher->ask('TABLE hrflow_embed_activity;'),
+		qr/NOTICE/, 'if no memory is shared, a session says so once');
 }
 else
 {

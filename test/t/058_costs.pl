@@ -169,8 +169,11 @@ foreach my $case ([ 30, 30 ], [ 300, 150 ])
 		't',
 		"a slow INSERT of $nrows rows still runs when its usage can be seen");
 	my ($usage, $stats) = split /\|/, $seen;
-	cmp_ok($usage - $before, '>=', $least, "its usage can be seen: $nrows rows");
-	cmp_ok($stats, '>=', $usage - $before, "and so can its statistics: $nrows rows");
+	cmp_ok($usage - $before, '>=', $least, "the usage of a slow INSERT of $nrows rows can be seen");
+	cmp_ok(
+		$stats, '>=',
+		$usage - $before,
+		"the statistics of a slow INSERT of $nrows rows can be seen");
 	$session->wait_for(qr/-- done/);
 	$session->finish;
 }
@@ -269,7 +272,7 @@ ok(!-e $node->data_dir . '/pg_stat/hrflow_embed.stat', 'no file is left while th
 # A file that is truncated or has other content
 $node->stop;
 my $file = $node->data_dir . '/pg_stat/hrflow_embed.stat';
-ok(-s $file, 'the file exists while the server is down');
+ok(-s $file, 'the file of counts exists while the server is down');
 truncate($file, 100) or die $!;
 $node->start;
 like(
@@ -277,7 +280,8 @@ like(
 	qr/ignoring invalid data in file "pg_stat\/hrflow_embed.stat"/,
 	'a truncated file is reported, and the server starts');
 sql('SELECT hrflow_auth()');
-is(sql(q{SELECT sum(api_requests) >= 1 FROM hrflow_embed_usage}), 't', 'and counts go on');
+is(sql(q{SELECT sum(api_requests) >= 1 FROM hrflow_embed_usage}),
+	't', 'requests are counted after the file was truncated');
 
 #
 # The daily limit
@@ -306,13 +310,14 @@ like(
 		.*DETAIL:\ \ The\ API\ sent\ a\ final\ reply\ for\ 20\ of\ 50\ elements/xs,
 	'when an account reaches its daily limit, results are kept, and the other rows say why they failed'
 );
-is($api->stats->{api_requests}, 20, 'no request more was sent');
+is($api->stats->{api_requests}, 20, 'a batch sends no more requests than the daily limit');
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),
 	qr/ERROR:\ \ 53400:\ account\ reached\ its\ daily\ limit.*\nDETAIL:\ \ The\ daily\ limit\ is\ 20\.
 		\nHINT:\ \ .*max_requests_per_day/x,
 	'another session may not send requests after the daily limit was reached');
-is($api->stats->{api_requests}, 20, 'and sends none');
+is($api->stats->{api_requests},
+	20, 'another session sends no request after the daily limit was reached');
 $node->restart;
 like(
 	limited($keys[1], 20, "SELECT hrflow_text_embedding('a');"),

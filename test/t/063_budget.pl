@@ -369,7 +369,8 @@ $node->restart;
 			  . ') GROUP BY 1 ORDER BY 1;'),
 		"ok|3\nover_budget|7",
 		'a batch gets as many results as its limit allows, whatever connection is chosen');
-	is($count->('request'), 4, 'and sends no more requests');
+	is($count->('request'), 4,
+		'a batch sends no more requests than its limit, whatever connection is chosen');
 	$session->finish;
 }
 

@@ -378,7 +378,8 @@ foreach my $case (
 	$limited->script('status=429,left=0,left_reset=3', ms => 2500);
 	is(sql_at($limited, q{SELECT hrflow_profile_embedding('acme', 'p') IS NOT NULL}),
 		't', 'a single call succeeds although requests are refused for some seconds');
-	is($limited->stats->{requests}, 2, 'it sends no request before the reset');
+	is($limited->stats->{requests},
+		2, 'a single call sends no request before the reset that a refusal announces');
 }
 
 #
@@ -578,9 +579,13 @@ foreach my $case (
 	my @requests = $failing->log;
 	splice(@requests, 0, 16);
 
-	is($out, $least ? 'ok' : '', "$fault after many failures ends a call only if it must")
-	  or diag($err);
-	is(scalar(@requests), $least ? 2 : 1, "$fault after many failures leads to a retry or none");
+	is( $out,
+		$least ? 'ok' : '',
+		'a call ' . ($least ? 'succeeds' : 'fails') . " if many failures are followed by $fault"
+	) or diag($err);
+	is( scalar(@requests),
+		$least ? 2 : 1,
+		'there is ' . ($least ? 'a' : 'no') . " retry if many failures are followed by $fault");
 	cmp_ok(
 		$requests[1]{begun} - $requests[0]{ms},
 		'>=',
@@ -831,7 +836,7 @@ foreach my $kind ('the handshake is reset', 'the certificate is not trusted')
 		my $session = Hrflow::Session->new($node);
 		$session->query('SELECT hrflow_embed_stats_reset();');
 		is($session->query(batch($limited, ids(12, 'q'))),
-			'ok 12', 'as many requests succeed afterwards');
+			'ok 12', 'all requests succeed when connections can be established again');
 		$waited = $session->query('SELECT wait_seconds FROM hrflow_embed_stats;');
 		$session->finish;
 		last if $waited < 2;

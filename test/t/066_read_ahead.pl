@@ -936,7 +936,7 @@ sub is_same
 		shift @got;
 		shift @expected;
 	}
-	return is($got[0], $expected[0], 'prints the same');
+	return is($got[0], $expected[0], 'the query prints the same as without read-ahead');
 }
 
 foreach my $shape (@shapes)
@@ -949,14 +949,15 @@ foreach my $shape (@shapes)
 
 	subtest $sql =~ s/\s+/ /gr => sub {
 		is_same($got, $expected);
-		unlike($got, qr/ERROR:  XX000/, 'raises no internal error');
-		cmp_ok($requests, '<=', $most, "makes at most $most requests");
+		unlike($got, qr/ERROR:  XX000/, 'the query raises no internal error');
+		cmp_ok($requests, '<=', $most, "the query makes at most $most requests");
 		my ($settings, $statement) = $sql =~ /^((?:SET [^;]*;\s+)*)(.*)$/s;
 		if (my ($wanted) = $flags =~ /([AN])/)
 		{
 			my $plan = ask('on', "$settings; EXPLAIN (COSTS OFF) $statement");
 			my $has = $plan =~ /HrflowReadAhead/ ? 'A' : 'N';
-			is($has, $wanted, 'is read ahead where it should be') or diag($plan);
+			is($has, $wanted, 'the query is ' . ($wanted eq 'N' ? 'not ' : '') . 'read ahead')
+			  or diag($plan);
 		}
 	};
 }
@@ -998,7 +999,7 @@ foreach my $case ([ 'Memoize', $memoized ], [ 'Incremental Sort', $partly_sorted
 		push @counted, ask('on', "$statement; $counts") =~ /^(counted.*)$/m;
 	}
 	is($counted[0], 'counted|40|0|40', 'statistics count the requests of a query');
-	is($counted[1], $counted[0], 'and those of a batch in the same way');
+	is($counted[1], $counted[0], 'statistics count the requests of a batch as those of a query');
 }
 
 # Statements whose plans EXPLAIN does not show above

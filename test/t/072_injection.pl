@@ -359,7 +359,7 @@ SKIP:
 		qr/^.*ERROR:  53200: out of memory/m,
 		'a refresh of texts ends if there is no memory for a reply');
 	is($requests, 12, 'a text whose reply was lost for lack of memory is not sent again');
-	is($found, $wanted, 'it is reported');
+	is($found, $wanted, 'a text whose reply was lost for lack of memory is reported as failed');
 
 	my $session = new_session();
 	$session->ask('SET hrflow_embed.max_requests_per_minute = 6;');
@@ -439,8 +439,9 @@ foreach my $what (sort keys %errors)
 		push @problems, "at point $nth: $nanswered answers, but the store has $state"
 		  if $state ne "$nanswered|0\n-- done\n";
 	}
-	is(join("\n", @problems), '', "$what: a refresh keeps all replies that have arrived");
-	cmp_ok($nerrors, '>=', 4, "$what: a refresh ends if one of them fails");
+	is(join("\n", @problems),
+		'', "a refresh keeps all replies that have arrived before one of its $what fails");
+	cmp_ok($nerrors, '>=', 4, "a refresh ends if one of its $what fails");
 	$session->finish;
 
 	# After a failure in read-ahead, a function that is called again replaces the
@@ -466,6 +467,8 @@ foreach my $case (
 		%more);
 	cmp_ok($printed->{57014} // $printed->{"caught $statement->{ok}"} // 0,
 		'>=', 5, "$statement->{name}: most cancels are reported as cancels");
+}
+
 # A backend does not poll while a batch of a function in the target list has more requests
 # than may be in flight, although a request that was read ahead is due to be retried.  The
 # batch waits for six seconds, and the retry is due after one.
@@ -493,8 +496,6 @@ foreach my $case (
 	ok($waits > 0 && $waits < 1000, 'a backend does not poll while it waits for a batch')
 	  or diag("the backend waited $waits times");
 	$session->finish;
-}
-
 }
 
 unlike(

@@ -57,7 +57,9 @@ is( tracked('people'),
 	'an UPDATE of rows in partitions of a superuser marks profiles due, and tracks others');
 is(errors_of("DELETE FROM shop.person WHERE id ~ '-1'"),
 	'', 'rows in partitions of a superuser can be deleted');
-is(tracked('people'), '1-2b:0 2-2b:0 3-2b:0', 'their profiles are erased');
+is( tracked('people'),
+	'1-2b:0 2-2b:0 3-2b:0',
+	'profiles of deleted rows in partitions of a superuser are erased');
 is(errors_of($track), '', 'a table with partitions of a superuser can be reconciled');
 
 # More rows than those that are processed immediately
@@ -175,25 +177,29 @@ foreach my $kind (sort keys %tables)
 	# A run reads texts
 	$err = errors_of(q{CALL hrflow_refresh('shop.texts')});
 	unlike($err, $as, "$kind: no code of its owner runs when texts are read");
-	like($err, qr/55000: cannot read the contents/, "$kind: its texts are not considered empty");
+	like(
+		$err,
+		qr/55000: cannot read the contents/,
+		"$kind: a run does not consider the texts of the table empty");
 
 	# The role is a member of the owner's role for a while
 	sql('GRANT keeper TO tenant');
 	$err = errors_of($track_it);
-	unlike($err, $refused, "$kind: it may belong to a member of the owner's role");
+	unlike($err, $refused, "$kind: the table may belong to a member of the owner's role");
 	sql('REVOKE keeper FROM tenant');
 	$err = errors_of($track_it);
-	like($err, $refused, "$kind: it must not belong to a role that is no longer a member");
+	like($err, $refused, "$kind: the table may not belong to a role that is no longer a member");
 
 	# The role is made a superuser for a while
 	sql('ALTER ROLE tenant SUPERUSER');
 	$store->sql(q{SELECT hrflow_track_table('shop.people', 'shop.second', 'id', 'acme')});
 	$err = errors_of(q{DELETE FROM shop.second WHERE id = 'b-2'}, 'application');
-	unlike($err, qr/not erasing profiles/, "$kind: it may belong to a superuser");
-	unlike(tracked('people'), qr/b-2/, "$kind: a DELETE erases again");
+	unlike($err, qr/not erasing profiles/, "$kind: the table may belong to a superuser");
+	unlike(tracked('people'), qr/b-2/,
+		"$kind: a DELETE of another table erases profiles if the table belongs to a superuser");
 	sql('ALTER ROLE tenant NOSUPERUSER');
 	$err = errors_of($track_it);
-	like($err, $refused, "$kind: it must not belong to a role that is no longer a superuser");
+	like($err, $refused, "$kind: the table may not belong to a role that is no longer a superuser");
 
 	# After a dump was restored, triggers do not depend on the store
 	sql(q{SET allow_system_table_mods = on;
@@ -203,8 +209,12 @@ foreach my $kind (sort keys %tables)
 		q{SELECT hrflow_track_table('shop.people', 'shop.second', 'id', 'acme');
 		INSERT INTO shop.second VALUES ('b-1')});
 	$err = errors_of(q{DELETE FROM shop.second WHERE id = 'b-1'}, 'application');
-	like($err, qr/not erasing profiles/, "$kind: nothing is erased if a dump was restored");
-	like(tracked('people'), qr/b-1/, "$kind: a profile that it wants is kept");
+	like(
+		$err,
+		qr/not erasing profiles/,
+		"$kind: a DELETE of another table erases nothing after a dump was restored");
+	like(tracked('people'), qr/b-1/,
+		"$kind: a profile of another table is kept after a dump was restored");
 
 	# The owner is changed back
 	sql("ALTER TABLE shop.$mine OWNER TO keeper");
@@ -212,7 +222,7 @@ foreach my $kind (sort keys %tables)
 	unlike(
 		$err,
 		qr/not erasing profiles/,
-		"$kind: a DELETE erases again when the owner is restored");
+		"$kind: a DELETE of another table erases profiles when the owner is restored");
 	$store->sql(
 		q{DROP TABLE shop.person_4; DELETE FROM shop.people_profile; DELETE FROM shop.texts_profile;
 		TRUNCATE shop.person, shop.plain, shop.second});

@@ -99,20 +99,22 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 		qr/DETAIL:  2 profiles were postponed, because other sessions were sending/,
 		"a run says how many keys it has postponed while another one awaits a $content");
 	$is_postponed->('flight [23]', "keys are postponed while another run awaits their $content");
-	is(requests(), 1, "the $content is not sent again");
+	is(requests(), 1, "a $content is not sent again while another run awaits it");
 	sql("UPDATE $keys SET due_at = now() - interval '1 hour' WHERE key ~ 'flight [23]'");
 	$refresh->('other', ', batch_size => 1, max_profiles => 1');
-	is($states->('other'), 'other ok', "another $content is fetched after many that are postponed");
-	$is_postponed->('flight [23]', 'which are postponed each time');
-	is(requests(), 2, "and only the other $content is sent");
+	is($states->('other'), 'other ok',
+		"another $content is fetched after several that are postponed");
+	$is_postponed->(
+		'flight [23]', "keys whose $content is awaited are postponed each time that they are due");
+	is(requests(), 2, "a run sends no $content but those that no other run awaits");
 	$answer->();
 	$refresh->('flight [23]');
 	is( $states->('flight'),
 		'flight 1 ok, flight 2 ok, flight 3 ok',
-		"the keys are refreshed when the $content has been answered");
-	is(requests(), 0, 'without a request');
+		"keys are refreshed when their $content has been answered");
+	is(requests(), 0, "keys whose $content has been answered are refreshed without a request");
 	is(sql("SELECT count(DISTINCT vector) FROM $store WHERE key ~ 'flight'"),
-		1, 'with the same vector');
+		1, "keys with the same $content get the same vector");
 
 	#
 	# A claim that is not committed
@@ -132,8 +134,10 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 	$locker->ask('COMMIT;');
 	$first->ask('SELECT 1;');
 	$refresh->('claim 2');
-	is($states->('claim'), 'claim 1 ok, claim 2 ok', 'both keys are refreshed');
-	is(requests(), 1, 'by one request');
+	is( $states->('claim'),
+		'claim 1 ok, claim 2 ok',
+		"keys with one $content are refreshed once the claim of the first is committed");
+	is(requests(), 1, "a $content is sent once although two runs claim keys with it");
 	sql("DROP TRIGGER wait ON $keys");
 
 	#
@@ -147,7 +151,7 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 	is( $states->('refused'),
 		'refused 1 due, refused 2 ok',
 		"a $content that was refused is sent for another key");
-	is(requests(), 1, 'by one request');
+	is(requests(), 1, "a $content that was refused for one key is sent once for the others");
 
 	#
 	# A content that is refused, and then claimed by the same run, before the failure can be
@@ -170,7 +174,8 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 		"a run postpones no key because of its own requests");
 	$locker->ask('COMMIT;');
 	$answer->();
-	is(sql("SELECT attempts FROM $keys WHERE key = 'own 1'"), 1, 'the failure is written later');
+	is(sql("SELECT attempts FROM $keys WHERE key = 'own 1'"),
+		1, "the failure of a $content is written when that is no longer prevented");
 	sql("DROP TRIGGER conflict ON $keys");
 
 	#
@@ -183,17 +188,21 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 	$second = Hrflow::Session->new($node);
 	$insert->('killed', 'killed 2');
 	$refresh->('killed 2');
-	$is_postponed->('killed 2', 'a key is postponed until the lease of a killed session ends');
+	$is_postponed->(
+		'killed 2', "a key is postponed until the lease of a killed session with its $content ends"
+	);
 	sql("UPDATE $keys SET lease_until = now() WHERE key = 'killed 1'");
 	$refresh->('killed');
 	is( $states->('killed'),
 		'killed 1 failed, killed 2 failed',
-		"then the $content may have been sent");
-	is(requests(), 1, 'and is not sent again');
+		"keys fail whose $content a killed session may have sent");
+	is(requests(), 1, "a $content that a killed session may have sent is not sent again");
 	sql("SELECT hrflow_retry('$store')");
 	$refresh->('killed');
-	is($states->('killed'), 'killed 1 ok, killed 2 ok', 'until hrflow_retry() has it sent');
-	is(requests(), 2, 'once');
+	is( $states->('killed'),
+		'killed 1 ok, killed 2 ok',
+		"hrflow_retry() lets a $content be sent again that may have been sent");
+	is(requests(), 2, "hrflow_retry() lets a $content be sent once for all of its keys");
 	$api->restart('--dim' => 64);
 }
 

@@ -119,7 +119,7 @@ like(
 sql(q{UPDATE job SET title = 'Nurse' WHERE id IN ('long', 'null')});
 refresh();
 is(states(), 'empty 2, ok 2', 'a text that was shortened or filled in gets a vector');
-is(requests(), 1, 'and takes one request');
+is(requests(), 1, 'equal texts that were shortened or filled in take one request');
 
 #
 # A loss of many texts
@@ -134,12 +134,13 @@ like(
 	$err,
 	qr/keeps the vectors of 40 keys whose contents have become empty/,
 	'vectors are kept if too many texts become empty at once');
-is(sql('SELECT count(*) FROM vectors'), 40, 'all of them');
+is(sql('SELECT count(*) FROM vectors'),
+	40, 'all vectors are kept if too many texts become empty at once');
 $api->reset;
 sql(q{UPDATE job SET title = 'Cook', body = 'number ' || id});
 refresh();
-is(requests(), 0, 'and found again when the texts are restored');
-is(states(), 'ok 40', 'so that all texts are refreshed');
+is(requests(), 0, 'texts are not sent again when they are restored after becoming empty');
+is(states(), 'ok 40', 'keys are refreshed when their texts are restored after becoming empty');
 sql(q{TRUNCATE job; INSERT INTO job SELECT i, 'Cook', 'number ' || i FROM generate_series(1, 40) i}
 );
 refresh();
@@ -147,9 +148,9 @@ sql(q{UPDATE job SET title = NULL, body = ' ' WHERE id::int <= 3});
 refresh();
 is(sql('SELECT count(*) FROM vectors_aside'),
 	3, 'vectors of a few texts that became empty are put aside');
-is(states(), 'empty 3, ok 37', 'their keys have nothing to request');
+is(states(), 'empty 3, ok 37', 'keys of a few texts that became empty have nothing to request');
 is(sql(q{SELECT count(*) FROM vectors_profile WHERE content_hash IS NULL}),
-	3, 'nor do they keep a hash');
+	3, 'keys of a few texts that became empty keep no hash');
 
 #
 # A table whose owner is changed cannot be read, which does not mean that it is empty
@@ -160,11 +161,13 @@ like(
 	$node->error_of(q{CALL hrflow_refresh('vectors')}),
 	qr/55000: cannot read the contents of store public\.vectors/,
 	'a run is refused while a table belongs to another owner');
-is(states(), 'empty 3, ok 37', 'which changes no state');
+is( states(),
+	'empty 3, ok 37',
+	'a run that is refused because a table belongs to another owner changes no state');
 $api->reset;
 sql('ALTER TABLE job OWNER TO CURRENT_USER; DROP ROLE stranger');
 refresh();
-is(requests(), 0, 'nor is anything sent again when the owner is restored');
+is(requests(), 0, 'no text is sent again when the owner of its table is restored');
 
 #
 # Nor does a store without tables have empty contents, such as a part of another one
@@ -251,7 +254,7 @@ refresh();
 is( sql(q{SELECT vector = hrflow_text_embedding(E'Cook\n\nnumber 19') FROM vectors WHERE key = '19'}
 	),
 	't',
-	'without it the other one is');
+	'the text of the other table is used when the one that sorts first is deleted');
 sql(q{INSERT INTO note VALUES ('several', 'a' || repeat('x', 1048576)), ('several', 'b')});
 refresh();
 is(sql(q{SELECT vector = hrflow_text_embedding('b') FROM vectors WHERE key = 'several'}),
@@ -329,13 +332,15 @@ foreach my $disturbance (qw(cancel kill))
 	is( sql(q{SELECT count(*) FROM hrflow_store_failures('vectors')
 			WHERE last_error LIKE '%may have been sent, and paid for%'}),
 		$marked,
-		"the failures of a $disturbance say so");
+		"the failures after a $disturbance say that texts may have been sent");
 	sql(q{UPDATE vectors_profile SET due_at = now()});
 	refresh();
-	is(requests(), 400 - $marked + $asked - $kept, 'nor later');
+	is( requests(),
+		400 - $marked + $asked - $kept,
+		"later runs send nothing twice after a $disturbance");
 	sql(q{SELECT hrflow_retry('vectors')});
 	refresh();
-	is(states(), 'ok 400', "hrflow_retry() sends it again after a $disturbance");
+	is(states(), 'ok 400', "hrflow_retry() lets texts be sent again after a $disturbance");
 	is(wrong(), 0, "each text has its own vector after a $disturbance");
 }
 
@@ -358,7 +363,7 @@ $api->reset;
 sql(q{UPDATE job SET body = '2'});
 refresh();
 is(states(), 'ok 1', 'a text that has changed since is sent');
-is(requests(), 1, 'once');
+is(requests(), 1, 'a text that has changed since is sent once');
 
 # A reset connection
 sql(q{INSERT INTO job VALUES ('reset', 'Baker', '3')});
@@ -372,7 +377,7 @@ is( scalar(
 		() =
 		  sql(q{SELECT last_error FROM hrflow_store_failures('vectors')}) =~ /may have been sent/g),
 	1,
-	'which is reported');
+	'a text whose connection was lost is reported as one that may have been sent');
 
 #
 # Whether a text was sent does not depend on why its request failed.  One is sent over a
@@ -411,7 +416,7 @@ is( scalar(
 		sql(q{UPDATE vectors_profile SET due_at = now()});
 		refresh();
 		is(states(), $state, $name);
-		is(requests(), 1, 'which takes one request');
+		is(requests(), 1, "a text that was $what takes one request");
 		$session->finish;
 	}
 }
@@ -447,7 +452,7 @@ is(sql('SELECT count(sent_hash) FROM vectors_profile'),
 $locker->ask('COMMIT;');
 $session->ask('SELECT 1;');
 is(states(), 'ok 100', 'no answer is lost because a table was locked');
-is($api->stats->{requests}, 100, 'nor is anything sent twice');
+is($api->stats->{requests}, 100, 'no text is sent twice because a table was locked');
 $api->restart('--dim' => 64);
 
 #
@@ -545,7 +550,7 @@ for (1 .. 2)
 	cmp_ok($peak, '<', 200_000,
 		$_ == 1
 		? 'the texts of rows that wait for one request take no memory'
-		: 'nor do texts that have not changed');
+		: 'texts that have not changed take no memory');
 	$other->finish;
 	sql('UPDATE vectors_profile SET due_at = now()');
 }
@@ -576,7 +581,8 @@ like(
 	$session->ask(q{CALL hrflow_refresh('vectors');}),
 	qr/vectors of 32 dimensions, and those of the store have 64/,
 	'a run is stopped if the API returns vectors of another dimension');
-cmp_ok(requests(), '<=', 32, 'as soon as if no vector had been found in the store');
+cmp_ok(requests(), '<=', 32,
+	'a run is stopped by another dimension as soon as if no vector had been found');
 $api->restart('--dim' => 64);
 
 # A vector of another dimension is kept until other vectors show whether the model has
@@ -595,7 +601,7 @@ is(requests(), 2, 'a text is sent once although its vector has another dimension
 is( sql(q{SELECT string_agg(cardinality(vector)::text, ' ' ORDER BY key) FROM vectors
 		WHERE key IN ('1', '2', '3')}),
 	'2 2 64',
-	'both rows with the text have its vector');
+	'both rows with a text have its vector of another dimension');
 $session->ask('RESET hrflow_embed.max_concurrency;');
 
 #
@@ -612,7 +618,7 @@ for (1 .. 3)
 	sql('UPDATE vectors_profile SET due_at = now()');
 }
 is(requests(), 2, 'a text whose vector could not be stored is not sent again');
-is(states(), 'failed 1, ok 1', 'but has failed');
+is(states(), 'failed 1, ok 1', 'a text fails whose vector could not be stored');
 sql(q{DROP TRIGGER refuse ON vectors; SELECT hrflow_retry('vectors')});
 refresh();
 is(states(), 'ok 2', 'hrflow_retry() lets a text be stored whose vector could not be stored');
@@ -657,7 +663,7 @@ $node->poll_query_until('postgres', 'SELECT true') or die;
 sql('UPDATE vectors_profile SET lease_until = NULL, due_at = now()');
 refresh();
 is($api->stats->{requests}, 8, 'nothing is sent twice after a crash, with synchronous_commit off');
-is(states(), 'failed 8', 'and all of it is reported');
+is(states(), 'failed 8', 'all texts in flight fail after a crash, with synchronous_commit off');
 
 #
 # Documents

@@ -691,7 +691,8 @@ is( $mall->profiles(
 		q{profile_id = 'nurse-88'}),
 	'ok|t',
 	'a profile that has lost vectors is due soon if another session decides about the limit');
-is(elements(q{profile_id = 'nurse-88' AND item >= 10}), '10 0', 'it keeps its vectors until then');
+is(elements(q{profile_id = 'nurse-88' AND item >= 10}),
+	'10 0', 'a profile keeps its vectors while another session decides about the limit');
 my $count_unwanted = sub { $mall->profiles('count(*)', q{state = 'unwanted'}) };
 my $unwanted = $count_unwanted->();
 unwant(1);
@@ -701,9 +702,14 @@ is($count_unwanted->(), $unwanted,
 	'reconciling keeps a profile while another session decides about the limit');
 $keeper->ask('COMMIT;');
 $mall->sql("$track_other; DROP TABLE mall.other");
-is($count_unwanted->(), $unwanted + 2, 'reconciling later puts its vectors aside');
+is( $count_unwanted->(),
+	$unwanted + 2,
+	'reconciling later puts aside the profiles that were kept meanwhile');
 $mall->hasten(q{profile_id = 'nurse-88'});
-like($mall->call($items), qr/$put 1 profile/, 'its vectors are put aside by the next run');
+like(
+	$mall->call($items),
+	qr/$put 1 profile/,
+	'the next run puts aside vectors that were kept while another session decided');
 
 # Another session has locked the table.  A profile loses most elements of a list, or one.
 foreach my $n (10, 1)

@@ -198,7 +198,7 @@ my $status =
   q{SELECT tracked, erased_last_day, put_aside FROM hrflow_store_status('shop.embedding')};
 unseen("$first LIMIT 20)");
 like(warnings_of($track), qr/ 20 profiles .* were put aside/, 'reconciling puts aside 20 profiles');
-is(vectors('true'), '160 0', 'their vectors are erased at once');
+is(vectors('true'), '160 0', 'vectors that are put aside without a delay are erased at once');
 unseen("$first LIMIT 1)");
 
 foreach my $again ('reconciling again', 'reconciling after a run')

@@ -350,9 +350,10 @@ is( sql(q{BEGIN;
 
 		($status, undef, $err) = $node->psql('postgres', $track);
 		is($status, 0, "the statement of hrflow_release_columns() succeeds: $track");
-		unlike($err, qr/intruder/, "it does not call a function that overloads ours: $track");
+		unlike($err, qr/intruder/,
+			"the statement of hrflow_release_columns() does not call an overload: $track");
 		is(sql("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'feeds_$store'::regclass"),
-			4, "it re-creates the trigger: $track");
+			4, "the statement of hrflow_release_columns() re-creates the triggers: $track");
 	}
 	sql('DROP OWNED BY intruder; DROP ROLE intruder');
 }
