@@ -3,7 +3,7 @@
  *		A C program that sends requests to the HrFlow API by libcurl, with
  *		which the benchmark compares the extension.
  *
- *	hrflow-bench serial BASE N
+ *	hrflow-bench serial BASE N [1 --http2 CAFILE | 1 --tls CAFILE]
  *	hrflow-bench multi BASE N CONCURRENCY [--http2 CAFILE | --tls CAFILE]
  *	hrflow-bench vectors BASE N CONCURRENCY
  *	hrflow-bench get URL
@@ -447,7 +447,7 @@ main(int argc, char **argv)
 	}
 	if ((!serial && !vectors && strcmp(mode, "multi") != 0) || n < 1 ||
 		concurrency < 1 || concurrency > 1024)
-		die("usage: serial BASE N | multi BASE N CONCURRENCY [--http2 CAFILE | --tls CAFILE] | vectors BASE N CONCURRENCY | get URL");
+		die("usage: serial BASE N [1 --http2 CAFILE | 1 --tls CAFILE] | multi BASE N CONCURRENCY [--http2 CAFILE | --tls CAFILE] | vectors BASE N CONCURRENCY | get URL");
 	if (argc > 6)
 	{
 		http2 = strcmp(argv[5], "--http2") == 0;
