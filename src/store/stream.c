@@ -186,6 +186,10 @@ set_for_planning(const char *name, const char *value)
  * uses an index for the order of the rows, if possible, even if it estimates
  * that another plan is cheaper.
  *
+ * The query is not compiled (JIT), whatever its cost, because little of its
+ * time is spent in expressions.  The cost of an index scan also includes all
+ * rows, although take() usually ends the scan after a few of them.
+ *
  * "similarity" is the OID of hrflow_vector_similarity(), or InvalidOid if the
  * query does not call the function.  The query contains $7 instead of the
  * call.  The function accepts any type of vector, so if the query called it by
@@ -232,6 +236,7 @@ hrflow_stream(const char *sql, const HrflowParameters *parameters,
 	options.must_return_tuples = true;
 	options.dest = &stream.receiver;
 	stream.nestlevel = NewGUCNestLevel();
+	set_for_planning("jit", "off");
 	if (!hrflow_stream_allows_workers(parameters))
 		set_for_planning("max_parallel_workers_per_gather", "0");
 	if (by_index)

@@ -416,20 +416,20 @@ SKIP:
 	sql(q{
 		CREATE FUNCTION settings() RETURNS text LANGUAGE sql AS
 			$$SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name IN
-				('enable_bitmapscan', 'enable_indexscan', 'enable_seqscan', 'enable_sort')$$;
+				('enable_bitmapscan', 'enable_indexscan', 'enable_seqscan', 'enable_sort', 'jit')$$;
 		CREATE FUNCTION are_kept() RETURNS bool LANGUAGE plpgsql AS $$
 		BEGIN
-			ASSERT public.settings() = 'on off on on', 'settings: ' || public.settings();
+			ASSERT public.settings() = 'on off on on on', 'settings: ' || public.settings();
 			RETURN true;
 		END $$;
 		ALTER POLICY five_clusters ON clusters
 			USING (are_kept() AND substr(profile_id, 2)::int % 100 < 5)});
 	($status, $out, $err) = $node->psql(
 		'postgres',
-		"SET ROLE reader; SET enable_indexscan = off;
+		"SET ROLE reader; SET enable_indexscan = off; SET jit = on;
 		SELECT count(*), settings() FROM hrflow_match('clusters', $query)");
 	is( "$out$err",
-		'10|on off on on',
+		'10|on off on on on',
 		'a policy is evaluated with the settings of the session for the planner');
 
 	# A profile with more items than a scan takes at a time

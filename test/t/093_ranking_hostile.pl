@@ -46,6 +46,27 @@ sub explained
 	return ($out, $err);
 }
 
+# Check that the statements of a call that read a store are not compiled, although the
+# calling statement is.  The plan says so even if the server has no LLVM.
+sub check_not_compiled
+{
+	my ($store, $call) = @_;
+	my $oid = sql("SELECT '$store'::regclass::oid");
+	my ($status, $out, $err) = $node->psql(
+		'postgres', qq{
+		SET jit = on; SET jit_above_cost = 0; SET debug_print_plan = on;
+		SET client_min_messages = log;
+		SELECT count(*) FROM $call});
+	my @plans = split /^LOG:/m, $err;
+	my @of_store = grep { /:relid\s+$oid\b/ } @plans;
+
+	cmp_ok(scalar(grep { /:jitFlags\s+[1-9]/ } @plans),
+		'>=', 1, "a statement that calls $call is compiled");
+	cmp_ok(scalar(@of_store), '>=', 1, "$call reads the store");
+	is(scalar(grep { !/:jitFlags\s+0\b/ } @of_store), 0, "no statement of $call is compiled");
+	return;
+}
+
 make_store('plain', 'real[]', 20000);
 my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 
@@ -67,6 +88,11 @@ my $best = sql("SELECT profile_id FROM hrflow_match('plain', $query)");
 		$plans,
 		qr/Join|Nested Loop|Gather/,
 		'a hundred of 20,000 profiles are looked up without a join');
+
+	check_not_compiled('plain', $_)
+	  foreach "hrflow_match('plain', $query)",
+	  "hrflow_match('plain', $query, $allowed)",
+	  qq{hrflow_match_weighted('plain', $query, '{"profile": 1}')};
 
 	my $workers = 'ALTER TABLE plain SET (parallel_workers = 2);
 		SET parallel_setup_cost = 0;';
@@ -222,6 +248,7 @@ foreach my $settings ('', 'SET min_parallel_table_scan_size = 0;')
 		'good shifted',
 		'only vectors whose similarity is defined are returned by a weighted search');
 }
+check_not_compiled('odd', "hrflow_match_all('odd', 'odd')");
 
 # With an infinite sum of weights, similarities would be meaningless
 like(
@@ -512,8 +539,10 @@ SKIP:
 		'1',
 		'the statement that finds an index is planned once in a session');
 
-	# The memory used by hrflow_match_recall() does not grow with the sample.
 	sql(sql("SELECT hrflow_index_statement('indexed')"));
+	check_not_compiled('indexed', "hrflow_match('indexed', $query)");
+
+	# The memory used by hrflow_match_recall() does not grow with the sample.
 	skip '/proc does not exist', 1 unless -e '/proc/self/status';
 	skip 'an instrument uses memory of its own', 1 if $ENV{HRFLOW_INSTRUMENT};
 	my $peak = q{SELECT substring(pg_read_file('/proc/self/status') FROM 'VmHWM:\s+(\d+)');};
