@@ -236,6 +236,19 @@ count_candidates(int k)
 }
 
 /*
+ * Return the maximum number of vectors, including dead ones, that an HNSW scan
+ * visits if it continues because too few rows satisfy the condition
+ * (hnsw.max_scan_tuples).  If a store is large, visiting more would cost more
+ * than comparing all of its vectors.
+ */
+double
+hrflow_index_max_visited(const HrflowIndex *index)
+{
+	return Min(Max(index->tuples / COST_OF_INDEX, 4 * MAX_CANDIDATES),
+			   (double) PG_INT32_MAX);
+}
+
+/*
  * Return the number of vectors that can be looked up by key and compared at
  * the cost of a single index search.  "among" is the number of vectors in the
  * scope of the search.
@@ -254,7 +267,7 @@ allowed_comparisons(const HrflowIndex *index, int k, double among)
  * of the search?  The vectors of a few profiles, or of a small source, are
  * better looked up by key, because the index may return many other vectors for
  * each of them.  Without such a restriction, we assume that the index is
- * cheaper.
+ * cheaper, unless a scan would end before it has found k profiles.
  */
 bool
 hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
@@ -263,6 +276,9 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
 	HrflowParameters parameters = {0};
 	int64		few;
 
+	/* An HNSW scan would end too early, and an IVFFlat scan cost more. */
+	if (k > hrflow_index_max_visited(index))
+		return false;
 	if (search->profiles != NULL &&
 		search->nprofiles <= allowed_comparisons(index, k, search->nprofiles))
 		return false;
@@ -432,9 +448,7 @@ tune_search(const HrflowIndex *index, int k)
 	{
 		set_option("hnsw.iterative_scan", "relaxed_order");
 		set_option("hnsw.max_scan_tuples",
-				   psprintf("%.0f", Min(Max(index->tuples / COST_OF_INDEX,
-											4 * MAX_CANDIDATES),
-										(double) PG_INT32_MAX)));
+				   psprintf("%.0f", hrflow_index_max_visited(index)));
 	}
 	raise_option("ivfflat.probes", ceil(sqrt(index->lists)));
 	if (GetConfigOption("ivfflat.iterative_scan", true, false) != NULL)

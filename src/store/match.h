@@ -205,6 +205,7 @@ extern int	hrflow_exact_other_dimension(HrflowSearch *search,
 /* in index.c */
 extern HrflowIndex *hrflow_index_find(const HrflowSearch *search,
 									  const char *section);
+extern double hrflow_index_max_visited(const HrflowIndex *index);
 extern bool hrflow_index_is_cheaper(const HrflowSearch *search,
 									const HrflowIndex *index,
 									const char *section, int k);

@@ -22,6 +22,18 @@ sub output_and_notices
 	return ($out, $err);
 }
 
+# Return the output of a statement, and the plans of all statements that it executes.
+sub explained
+{
+	my ($statement) = @_;
+
+	return output_and_notices(
+		"LOAD 'auto_explain';
+		SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+		SET auto_explain.log_level = notice;
+		$statement");
+}
+
 my $has_pgvector = sql(q{SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'});
 my $nprofiles = 3000;
 my $query = "(SELECT array_agg(sin(i * 0.37)::real) FROM generate_series(1, 16) i)";
@@ -368,14 +380,27 @@ SKIP:
 
 		is(sql("SELECT hrflow_match_recall('clusters', sample => 30, profiles => $profiles)"),
 			'1', "a search among $what has a recall of 1");
-		($status, $out, $err) = $node->psql(
-			'postgres', qq{
-			LOAD 'auto_explain';
-			SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
-			SET auto_explain.log_level = notice;
-			SELECT count(*) FROM hrflow_match('clusters', $query, profiles => $profiles)});
+		($out, $err) =
+		  explained("SELECT count(*) FROM hrflow_match('clusters', $query, profiles => $profiles)");
 		is($out, '10', "a search among $what returns ten rows");
 		unlike($err, qr/clusters_vector_idx/, "a search among $what does not use the index");
+	}
+
+	# A scan of the index may visit a third of the 20,000 vectors.  A weighted search looks
+	# for ten times as many profiles as it returns.
+	foreach my $case (
+		[ "hrflow_match('clusters', $query, 6000)", 6000, 1 ],
+		[ "hrflow_match('clusters', $query, 7000)", 7000, 0 ],
+		[ qq{hrflow_match_weighted('clusters', $query, '{"profile": 1}', 600)}, 600, 1 ],
+		[ qq{hrflow_match_weighted('clusters', $query, '{"profile": 1}', 700)}, 700, 0 ])
+	{
+		my ($call, $k, $by_index) = @$case;
+
+		($out, $err) = explained("SELECT count(*) FROM $call");
+		is($out, $k, "a search for $k of 20,000 profiles returns them");
+		is($err =~ /Index Scan using clusters_vector_idx/ ? 1 : 0,
+			$by_index,
+			"a search for $k of 20,000 profiles uses an index only if it can return enough");
 	}
 
 	# A policy is a condition that only the executor knows, so the index is searched.
@@ -399,13 +424,8 @@ SKIP:
 	is($rows, '300', 'a reader to whom a policy shows 5 % of the profiles gets ten in each search');
 	cmp_ok($best, '>=', 294,
 		'a reader to whom a policy shows 5 % of the profiles gets the best of these by an index');
-	($status, $out, $err) = $node->psql(
-		'postgres', qq{
-		LOAD 'auto_explain';
-		SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
-		SET auto_explain.log_level = notice;
-		SET ROLE reader;
-		SELECT count(*) FROM hrflow_match('clusters', $query)});
+	($out, $err) =
+	  explained("SET ROLE reader; SELECT count(*) FROM hrflow_match('clusters', $query)");
 	like(
 		$err,
 		qr/Index Scan using clusters_vector_idx/,
@@ -529,12 +549,7 @@ SKIP:
 		'a stored vector with huge elements is ranked by an index');
 	sql(q{INSERT INTO huge SELECT 'acme', 'p' || i, 'profile', 0,
 			ARRAY[sin(i), cos(i), sin(i * i)]::real[] FROM generate_series(1, 2000) i});
-	($status, $out, $err) = $node->psql(
-		'postgres', q{
-		LOAD 'auto_explain';
-		SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
-		SET auto_explain.log_level = notice;
-		SELECT profile_id FROM hrflow_match('huge', '{1e20,1e20,1}', 1)});
+	($out, $err) = explained("SELECT profile_id FROM hrflow_match('huge', '{1e20,1e20,1}', 1)");
 	is($out, 'huge', 'a stored vector with huge elements is found among 2,000 others');
 	like(
 		$err,
