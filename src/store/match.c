@@ -303,9 +303,12 @@ hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
  */
 
 /*
- * If the table has dead tuples, report their number in a NOTICE, because they
- * may have caused an index to return too few profiles.  Does nothing if it was
- * called before for this search.
+ * Report in a NOTICE, once per search, that an index returned only "found" of k
+ * profiles, if dead tuples are the likely cause.  That requires that the dead
+ * tuples of the table could be as large a part of all vectors that a scan
+ * visits as the missing profiles are of k.  If there are fewer, the usual cause
+ * is a condition that few of the visited vectors satisfy, and VACUUM would not
+ * help.
  */
 static void
 report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
@@ -316,20 +319,21 @@ report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,
 
 	if (search->has_reported)
 		return;
-	search->has_reported = true;
 	hrflow_store_add(&parameters, OIDOID,
 					 ObjectIdGetDatum(RelationGetRelid(search->store->vectors)));
 	hrflow_store_execute(dead_statement, &parameters);
 	dead = DatumGetInt64(hrflow_store_datum(0, 1));
-	if (dead > 0)
-		ereport(NOTICE,
-				(errmsg_plural("index %s returned only %d of the %d requested profile, so all vectors were compared",
-							   "index %s returned only %d of the %d requested profiles, so all vectors were compared",
-							   k, index->name, found, k),
-				 errdetail_plural("Store %s has about " INT64_FORMAT " dead row, which the index still returns.",
-								  "Store %s has about " INT64_FORMAT " dead rows, which the index still returns.",
-								  dead, search->store->vectors_name, dead),
-				 errhint("Run VACUUM %s.", search->store->vectors_name)));
+	if ((double) dead * k < hrflow_index_max_visited(index) * (k - found))
+		return;
+	search->has_reported = true;
+	ereport(NOTICE,
+			(errmsg_plural("index %s returned only %d profile, so all vectors were compared",
+						   "index %s returned only %d profiles, so all vectors were compared",
+						   found, index->name, found),
+			 errdetail_plural("Store %s has about " INT64_FORMAT " dead row, which the index still returns.",
+							  "Store %s has about " INT64_FORMAT " dead rows, which the index still returns.",
+							  dead, search->store->vectors_name, dead),
+			 errhint("Run VACUUM %s.", search->store->vectors_name)));
 }
 
 /*

@@ -103,7 +103,7 @@ typedef struct HrflowSearch
 								 * looked up yet or are too many */
 	bool		knows_sources;	/* have the sources been looked up? */
 
-	bool		has_reported;	/* was report_dead_tuples() called? */
+	bool		has_reported;	/* have dead tuples been reported? */
 } HrflowSearch;
 
 /*
