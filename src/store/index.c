@@ -47,6 +47,10 @@ PG_FUNCTION_INFO_V1(hrflow_index_statement);
  * one, is compared with the output of pg_get_expr(), which doubles single
  * quotes and, unlike format('%L'), does not escape backslashes.
  *
+ * search_statement names objects in pgvector's schema, on which a reader to
+ * whom row-level security applies may lack USAGE.  Comparing all vectors does
+ * not require that.
+ *
  * The planner may choose another index on the same expression, so "lists" is
  * the greatest of all these indexes.  If an IVFFlat index does not set it,
  * pgvector uses the default of 100.
@@ -73,6 +77,7 @@ static const char find_statement[] =
 " WHERE i.indrelid = $1 AND i.indisvalid AND i.indnatts = 1"
 " AND a.amname IN ('hnsw', 'ivfflat')"
 " AND o.opcname IN ('vector_cosine_ops', 'halfvec_cosine_ops')"
+" AND has_schema_privilege(n.oid, 'USAGE')"
 " AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid)"
 " = '(section = ''' || replace($2, '''', '''''') || '''::text)')"
 " AND (t.atttypmod = $3 OR t.atttypmod = -1)"

@@ -183,6 +183,40 @@ SKIP:
 	is(scalar(grep { /^cook-/ } split /\n/, sql($query)),
 		10, 'a query in plain SQL finds the ten best matches');
 
+	# A reader to whom row-level security applies, without privileges on the schema of
+	# pgvector
+	sql(q{
+		CREATE ROLE reader;
+		GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO reader});
+	foreach my $name ('untyped', 'typed', 'halves', 'reals')
+	{
+		my $search = "LOAD 'auto_explain';
+			SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+			SET auto_explain.log_level = notice; SET ROLE reader;
+			SELECT profile_id FROM hrflow_match('$name',
+				(SELECT vector::real[] FROM $name WHERE profile_id = 'cook-2' AND section = 'profile'))";
+
+		sql("GRANT SELECT ON $name TO reader; ALTER TABLE $name ENABLE ROW LEVEL SECURITY;
+			CREATE POLICY cooks ON $name FOR SELECT TO reader USING (profile_id LIKE 'cook-%')");
+		foreach my $has_usage (0, 1)
+		{
+			my $whether = $has_usage ? 'with' : 'without';
+			my ($out, $plans) = ('', '');
+
+			sql('GRANT USAGE ON SCHEMA "odd schema" TO reader') if $has_usage;
+			$node->psql('postgres', $search, stdout => \$out, stderr => \$plans);
+			like(
+				$out,
+				qr/\Acook-2\n(?:cook-\d+\n?){9}\z/,
+				"a reader $whether USAGE on the schema of pgvector gets the cooks in $name");
+			is( $plans =~ /Index Scan using ${name}_vector/ ? 1 : 0,
+				$has_usage,
+				"an index of $name is used only for a reader with USAGE on the schema of pgvector");
+		}
+		sql(qq{REVOKE USAGE ON SCHEMA "odd schema" FROM reader; DROP POLICY cooks ON $name;
+			ALTER TABLE $name DISABLE ROW LEVEL SECURITY});
+	}
+
 	# Only indexes of the vectors themselves are used, not those of other columns
 	# or of expressions
 	sql(q{
