@@ -4,12 +4,14 @@
 # test because it needs pgvector.
 use strict;
 use warnings FATAL => 'all';
+use File::Basename qw(dirname);
 use Hrflow::Node;
 use Hrflow::StandIn;
+use PostgreSQL::Test::Utils ();
 use Test::More;
 
-my $api = Hrflow::StandIn->new;
-my $node = Hrflow::Node->new('conditions', $api);
+my $api = Hrflow::StandIn->new('--dim' => 16);
+my $node = Hrflow::Node->new('conditions', $api, link_hosts => '127.0.0.1');
 
 sub sql { return $node->safe_psql('postgres', @_); }
 
@@ -507,6 +509,41 @@ SKIP:
 				FROM hrflow_match('divided', '{1,0}', $k, 'skills')"),
 			join(' ', ('busy', map { "o$_" } 1 .. 12)[ 0 .. $k - 1 ]),
 			"the $k best profiles are found although an index returns only farther ones");
+	}
+
+	# The statement in plain SQL of docs/ranking.md, for a condition that 2 % meet.  Only the
+	# 40 nearest candidates of all cities are read without the setting of the first line.
+	my ($plain_sql) =
+	  PostgreSQL::Test::Utils::slurp_file(dirname(__FILE__) . '/../../docs/ranking.md') =~
+	  /^```sql\n(SET hnsw\.iterative_scan.*?)^```/ms
+	  or die 'docs/ranking.md has no statement with an iterative scan';
+	$plain_sql =~ s/\(1024\)/(16)/g;
+	sql(qq{
+		CREATE SCHEMA agency;
+		CREATE TABLE agency.candidate (name text, city text, hrflow_id text PRIMARY KEY);
+		INSERT INTO agency.candidate
+			SELECT 'c' || p, CASE WHEN p % 50 = 0 THEN 'Paris' ELSE 'Lyon' END, 'p' || p
+			FROM generate_series(1, $nprofiles) p});
+	make_store('agency.embedding', 'auto');
+	sql(sql("SELECT hrflow_index_statement('agency.embedding')"));
+	sql('ANALYZE agency.candidate');
+	foreach my $case ([ 'with', qr/\A(?:c\d*[05]0\n?){10}\z/ ],
+		[ 'without', qr/\A(?:c\d*[05]0\n?){0,9}\z/ ])
+	{
+		my ($whether, $rows) = @$case;
+
+		$plain_sql =~ s/^SET hnsw.*\n// if $whether eq 'without';
+		($out, $err) = explained(
+			"SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off;
+			SET enable_hashjoin = off; SET enable_mergejoin = off;
+			$plain_sql");
+		like(
+			$err,
+			qr/Index Scan using embedding_vector_idx/,
+			"the documented statement uses the index $whether an iterative scan");
+		like($out, $rows,
+			"the documented statement $whether an iterative scan returns the expected number of rows"
+		);
 	}
 
 	# In an index of all sections, the section is a condition, too.  The lists of 10
