@@ -223,6 +223,8 @@ take_result(const HrflowRun *run, HrflowProfile *profile,
 	{
 		profile->status = result.status;
 		profile->is_link = result.is_link;
+		profile->is_down = result.http_status >= 502 &&
+			result.http_status <= 504;
 		profile->error = hrflow_error_describe(&result);
 	}
 	MemoryContextSwitchTo(old);

@@ -203,6 +203,10 @@ typedef struct HrflowProfile
 								 * failure, but see set_missing() */
 	bool		is_link;		/* does "status" concern a link, rather than a
 								 * request to the API? */
+	bool		is_down;		/* if "status" is an HTTP error, does it say
+								 * that the server is down?  HTTP 502 to 504
+								 * do; HTTP 500 may be caused by a single
+								 * profile */
 	bool		unasked;		/* was at least one request omitted or
 								 * abandoned for a reason unrelated to the
 								 * profile? */

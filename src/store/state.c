@@ -54,8 +54,9 @@ static const int64 missing_waits[] = {
 #define MAX_POSTPONEMENT USECS_PER_HOUR
 
 /*
- * Maximum delay of a postponed profile whose source the API does not know, or
- * for which "is_undecided" is set.
+ * Maximum delay of a postponed profile whose source the API does not know, for
+ * which "is_undecided" is set, or whose failure concerns a link.  In the last
+ * two cases, the API has replied, and the reply was paid for.
  */
 #define MAX_LONG_POSTPONEMENT USECS_PER_DAY
 
@@ -284,13 +285,12 @@ has_old_error(const HrflowProfile *profile)
  * Return the time at which to request a profile again after a failure that is
  * not specific to the profile.  The wait is a minute if the error is new.
  * Otherwise, it is as long as the profile has had the error, but at least a
- * minute, and at most an hour, or a day if the API does not know the profile's
- * source or if lost vectors could not be put aside.  Thus the next run begins
- * with other profiles.  An error counts as new if requests for the profile
- * were not completed, or if "failed_at" is not known.  However, each request
- * for a profile whose lost vectors are not put aside is paid for.  So if the
- * "failed_at" of such a profile is not known, we assume that the profile has
- * had the error for an hour.  A random jitter shortens the wait by up to a
+ * minute, and at most an hour, or a day if MAX_LONG_POSTPONEMENT applies.  Thus
+ * the next run begins with other profiles.  An error counts as new if requests
+ * for the profile were not completed, or if "failed_at" is not known.
+ * However, each request for a profile whose lost vectors are not put aside is
+ * paid for.  So if the "failed_at" of such a profile is not known, we assume
+ * that the profile has had the error for an hour.  A random jitter shortens the wait by up to a
  * tenth.
  */
 static TimestampTz
@@ -298,7 +298,8 @@ postponed_until(const HrflowProfile *profile)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int64		longest = get_status(profile) == HRFLOW_INVALID_SOURCE ||
-	profile->is_undecided ? MAX_LONG_POSTPONEMENT : MAX_POSTPONEMENT;
+	profile->is_undecided || profile->is_link ? MAX_LONG_POSTPONEMENT :
+	MAX_POSTPONEMENT;
 	int64		wait = MIN_POSTPONEMENT;
 
 	if (!profile->unasked && has_old_error(profile))
@@ -528,9 +529,15 @@ typedef enum Sign
 	SIGN_NONE,					/* no common cause, or no failure */
 	SIGN_OF_NETWORK,			/* there are no usable replies */
 	SIGN_OF_SETTING,			/* a setting or "fields" is wrong */
-	SIGN_OF_LINKS				/* no link works */
+	SIGN_OF_VECTORS				/* the API has replied, but its replies lead
+								 * to no usable vector */
 } Sign;
 
+/*
+ * Return the probable cause of a profile's failure.  If the API has returned a
+ * link, but the link's host replies with an error, that is SIGN_OF_VECTORS,
+ * unless the error says that the host is down or overloaded.
+ */
 static Sign
 sign_of(const HrflowProfile *profile)
 {
@@ -539,16 +546,22 @@ sign_of(const HrflowProfile *profile)
 		case HRFLOW_CONNECT_FAILED:
 		case HRFLOW_CONNECTION_LOST:
 		case HRFLOW_TIMEOUT:
+			return SIGN_OF_NETWORK;
 		case HRFLOW_INVALID_REPLY:
 		case HRFLOW_HTTP_ERROR:
-			return SIGN_OF_NETWORK;
+			return profile->is_link && !profile->is_down ? SIGN_OF_VECTORS :
+				SIGN_OF_NETWORK;
 		case HRFLOW_LINK_REFUSED:
 		case HRFLOW_INVALID_REQUEST:
 			return SIGN_OF_SETTING;
 		case HRFLOW_LINK_EXPIRED:
 		case HRFLOW_NO_VECTOR:	/* the link's host replied, but without a
 								 * vector */
-			return SIGN_OF_LINKS;
+		case HRFLOW_TOO_LARGE:
+		case HRFLOW_INVALID_VECTOR:
+			return SIGN_OF_VECTORS;
+		case HRFLOW_RATE_LIMITED:
+			return profile->is_link ? SIGN_OF_NETWORK : SIGN_NONE;
 		default:
 			return SIGN_NONE;
 	}
@@ -561,7 +574,7 @@ static bool
 have_met_the_same(const HrflowProfile *a, const HrflowProfile *b)
 {
 	return sign_of(a) == sign_of(b) &&
-		(sign_of(a) == SIGN_OF_NETWORK ||
+		(sign_of(a) != SIGN_OF_SETTING ||
 		 (a->status == b->status &&
 		  (a->status != HRFLOW_INVALID_REQUEST ||
 		   strcmp(a->error, b->error) == 0)));
@@ -583,7 +596,7 @@ hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 /*
  * Move all suspects to the list of profiles to be written.  If "is_outage",
  * their failures are not attributed to the profiles, except failures that are
- * a SIGN_OF_LINKS.
+ * a SIGN_OF_VECTORS.
  */
 static void
 clear_suspects(HrflowRun *run, bool is_outage)
@@ -593,7 +606,8 @@ clear_suspects(HrflowRun *run, bool is_outage)
 		HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
 													&run->suspects);
 
-		profile->is_postponed = is_outage && sign_of(profile) != SIGN_OF_LINKS;
+		profile->is_postponed = is_outage &&
+			sign_of(profile) != SIGN_OF_VECTORS;
 		hrflow_state_arrive(run, profile);
 	}
 	run->nsuspects = 0;
@@ -602,7 +616,7 @@ clear_suspects(HrflowRun *run, bool is_outage)
 /*
  * Stop the run because all suspects failed for the same reason, and there were
  * no other replies, so the failures are not specific to the profiles.
- * However, failures that are a SIGN_OF_LINKS are still attributed to the
+ * However, failures that are a SIGN_OF_VECTORS are still attributed to the
  * profiles, because the API has replied for each profile, and the replies were
  * paid for.
  */
@@ -614,9 +628,15 @@ note_outage(HrflowRun *run)
 	MemoryContext old = MemoryContextSwitchTo(run->context);
 
 	run->is_outage = run->is_stopping = true;
-	run->stop_reason = sign_of(profile) == SIGN_OF_NETWORK ?
-		psprintf("the API sent no usable reply; %s", profile->error) :
-		psprintf("all profiles failed in the same way; %s", profile->error);
+	run->stop_reason = psprintf("%s; %s",
+								sign_of(profile) == SIGN_OF_SETTING ?
+								"all profiles failed in the same way" :
+								sign_of(profile) == SIGN_OF_VECTORS ?
+								"no profile could be fetched completely" :
+								profile->is_link ?
+								"the links' host sent no usable reply" :
+								"the API sent no usable reply",
+								profile->error);
 	run->stop = HRFLOW_STOP_OUTAGE;
 	run->stop_code = hrflow_error_code(profile->status);
 	MemoryContextSwitchTo(old);
@@ -693,7 +713,7 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 		run->answered_at = hrflow_clock_now();
 	if (run->is_outage && sign != SIGN_NONE)
 	{
-		profile->is_postponed = sign != SIGN_OF_LINKS;
+		profile->is_postponed = sign != SIGN_OF_VECTORS;
 		hrflow_state_arrive(run, profile);
 		return;
 	}

@@ -173,7 +173,7 @@ my %states = (
 	],
 	alike_links => [
 		'due 1 soon old',
-		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: all profiles failed in the same way; /
+		qr/WARNING:  .*refresh of public\.faulty\w* was stopped: no profile could be fetched completely; /
 	],
 	left_out =>
 	  [ 'due 0 soon old', qr/WARNING:  .*skipping source .* in refresh of public\.faulty\w*: / ]);

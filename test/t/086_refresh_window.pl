@@ -625,7 +625,7 @@ $store->sql('DROP TRIGGER unlease ON shop.embedding_profile');
 $store->track("SELECT 'fault:v.status=403,id=' || i FROM generate_series(1, 12) i");
 like(
 	$store->call,
-	qr/was stopped: all profiles failed in the same way|12 to be retried/,
+	qr/was stopped: no profile could be fetched completely|12 to be retried/,
 	'a run in which no link works stops or will retry the profiles');
 is($store->profiles('state, attempts'), 'due|1', 'links that do not work count as attempts');
 
