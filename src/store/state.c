@@ -272,13 +272,31 @@ missing_age(const HrflowProfileRow *row)
 }
 
 /*
+ * Are two error messages equal, apart from numbers?  libcurl's messages about
+ * timeouts and connections contain the milliseconds that have passed.
+ */
+static bool
+are_alike(const char *a, const char *b)
+{
+	for (;;)
+	{
+		a += strspn(a, "0123456789");
+		b += strspn(b, "0123456789");
+		if (*a != *b || *a == '\0')
+			return *a == *b;
+		a++;
+		b++;
+	}
+}
+
+/*
  * Does a profile have the same error as before?
  */
 static bool
 has_old_error(const HrflowProfile *profile)
 {
 	return get_error(profile) != NULL && profile->row.error != NULL &&
-		strcmp(get_error(profile), profile->row.error) == 0;
+		are_alike(get_error(profile), profile->row.error);
 }
 
 /*

@@ -130,4 +130,19 @@ foreach
 		"profiles whose links have answered HTTP 503 for $age->[0] wait $age->[1] to $age->[2]");
 }
 
+# Errors that differ only in the milliseconds that libcurl reports are the same error
+$store->track("SELECT 'fault:v.silent,id=' || i FROM generate_series(1, 10) i");
+my @impatient = (undef, settings => { 'hrflow_embed.request_timeout' => '3s' });
+$store->call(@impatient);
+$store->age('20 minutes');
+$store->sql(
+	q{UPDATE shop.embedding_profile
+		SET last_error = regexp_replace(last_error, '\d+', '7', 'g')});
+$store->hasten;
+$store->call(@impatient);
+is( $store->profiles(
+		"attempts, due_at BETWEEN now() + interval '17 minutes' AND now() + interval '21 minutes'"),
+	'0|t',
+	'profiles whose links have timed out for 20 minutes wait as long, whatever the milliseconds');
+
 done_testing;
