@@ -169,8 +169,7 @@ static const char mark_due_sql[] =
 "WITH locked AS MATERIALIZED (SELECT p.%I AS i FROM %P AS p"
 " WHERE p.source_id = $1 AND p.%I = ANY ($2)"
 " AND p.state IS DISTINCT FROM 'unwanted' ORDER BY p.%I FOR NO KEY UPDATE)"
-" UPDATE %P AS p SET due_at = LEAST(p.due_at, clock_timestamp()),"
-" attempts = 0, generation = p.generation + 1, state = 'due'"
+" UPDATE %P AS p SET" HRFLOW_MARK_DUE
 " FROM locked WHERE p.source_id = $1 AND p.%I = locked.i";
 
 static const char retry_sql[] =

@@ -391,9 +391,20 @@ extern int	hrflow_columns_get_content(const HrflowStore *store,
  * refresh_debounce.  A missing profile is treated like a new profile, because
  * the API may not have indexed the change yet.
  */
-#define HRFLOW_MARK_CHANGED \
+#define HRFLOW_MARK_CHANGED HRFLOW_MARK_CHANGED_IF_WAITING("")
+
+/*
+ * Likewise for hrflow_mark_due(), except that a profile that was postponed
+ * because of an error becomes due: the caller may know that the cause of the
+ * error no longer exists.
+ */
+#define HRFLOW_MARK_DUE \
+	HRFLOW_MARK_CHANGED_IF_WAITING(" AND p.last_error IS NULL")
+
+#define HRFLOW_MARK_CHANGED_IF_WAITING(condition) \
 	" state = 'due', due_at = CASE" \
 	" WHEN p.state = 'due' AND p.attempts = 0 AND p.due_at IS NOT NULL" \
+	condition \
 	" THEN p.due_at ELSE LEAST(p.due_at, clock_timestamp()) END," \
 	" attempts = 0, generation = p.generation + 1"
 

@@ -129,6 +129,10 @@ foreach
 		'due|0|t',
 		"profiles whose links have answered HTTP 503 for $age->[0] wait $age->[1] to $age->[2]");
 }
+$store->sql(
+	"SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(hrflow_id)) FROM shop.candidate");
+is($store->profiles('state, due_at <= now()'),
+	'due|t', 'profiles that wait because of an error are due once they are marked due');
 
 # Errors that differ only in the milliseconds that libcurl reports are the same error
 $store->track("SELECT 'fault:v.silent,id=' || i FROM generate_series(1, 10) i");

@@ -477,28 +477,37 @@ is($ended, $rounds,
 	'a run that is canceled many times in quick succession ends with the error of a cancel');
 
 #
-# A profile whose row changes constantly
+# A profile that changes constantly
 #
-$store->track("SELECT 'fault:latency=400,id=cook'");
 my $writer = Hrflow::Session->new($node);
 $writer->ask('SET ROLE keeper;');
-$began = time;
-while (time - $began < 4)
+foreach my $case (
+	[ 'whose row changes', "UPDATE shop.candidate SET cv = coalesce(cv, '') || 'x'" ],
+	[   'that is marked due',
+		"SELECT hrflow_mark_due('shop.embedding', 'acme', array_agg(hrflow_id))
+		FROM shop.candidate" ])
 {
-	my $call = $store->start_call;
-	while ($call->{err} !~ /refreshed, / && $call->{process}->pumpable)
+	my ($who, $change) = @$case;
+
+	$store->track("SELECT 'fault:latency=1500,id=cook'");
+	$began = time;
+	while (time - $began < 4)
 	{
-		$writer->ask("UPDATE shop.candidate SET cv = coalesce(cv, '') || 'x';");
-		$call->{process}->pump_nb;
-		sleep 0.1;
+		my $call = $store->start_call;
+		while ($call->{err} !~ /refreshed, / && $call->{process}->pumpable)
+		{
+			$writer->ask("$change;");
+			$call->{process}->pump_nb;
+			sleep 0.1;
+		}
+		$store->finish_call($call);
 	}
-	$store->finish_call($call);
+	is(paid($api), 1, "a profile $who constantly is requested once a minute");
+	is($store->sql('SELECT count(*) FROM shop.embedding'),
+		2, "the vectors of a profile $who constantly are stored");
+	is($store->profiles("state, due_at BETWEEN now() AND now() + interval '60 seconds'"),
+		'due|t', "a profile $who constantly is due again within a minute");
 }
-is(paid($api), 1, 'a profile whose row changes constantly is requested once a minute');
-is($store->sql('SELECT count(*) FROM shop.embedding'),
-	2, 'the vectors of a profile whose row changes constantly are stored');
-is($store->profiles("state, due_at BETWEEN now() AND now() + interval '60 seconds'"),
-	'due|t', 'a profile whose row changes constantly is due again within a minute');
 $writer->finish;
 
 #
