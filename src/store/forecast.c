@@ -71,11 +71,12 @@ static const char due_sql[] =
 /*
  * SQL condition that at least one part of "fields" has never been requested
  * for a profile that was refreshed successfully.  Such profiles are due at
- * once; see hrflow_model_make_due().  $5 is the array of the parts' names, and
- * $6 the array of their sections.
+ * once; see hrflow_model_make_due().  $1 is the current time, $5 the array of
+ * the parts' names, and $6 the array of their sections.
  */
 #define NEVER_ASKED \
-	"(p.state = 'ok' AND p.last_error IS NULL AND p.sections IS NOT NULL" \
+	"(p.state = 'ok' AND p.sections IS NOT NULL AND (p.last_error IS NULL" \
+	" OR p.due_at > $1 + interval '24 hours') IS TRUE" \
 	" AND EXISTS (SELECT FROM unnest($5, $6) AS a(name, section)" \
 	" WHERE a.name <> ALL (p.sections) AND a.section <> ALL (p.sections)))"
 

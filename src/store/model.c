@@ -51,7 +51,8 @@ static const char next_combination_sql[] =
  * become due.  The limit $6 is the number of profiles that the run claims
  * next: further profiles might be claimed by another run, which might not
  * request the sections that the profiles lack.  Profiles with an error are
- * skipped: most of them have been postponed because of the error, and must not
+ * skipped if they will be due within a day, because they may have been
+ * postponed because of the error (see MAX_LONG_POSTPONEMENT), and must not
  * become due earlier.
  */
 static const char make_due_sql[] =
@@ -59,7 +60,8 @@ static const char make_due_sql[] =
 " (SELECT p.source_id AS s, p.%I AS i FROM %P AS p"
 " WHERE p.sections IS NOT NULL AND p.dimension = $1 AND p.account = $2"
 " AND hash_array_extended(p.sections, 0) = $3"
-" AND p.state = 'ok' AND p.due_at > $4 AND p.last_error IS NULL"
+" AND p.state = 'ok' AND p.due_at > $4"
+" AND (p.last_error IS NULL OR p.due_at > $5 + interval '24 hours')"
 " AND (p.lease_until IS NULL OR p.lease_until <= $5)"
 " LIMIT $6 FOR NO KEY UPDATE SKIP LOCKED)"
 " UPDATE %P AS p SET due_at = $4 FROM lacking AS l"

@@ -501,8 +501,30 @@ like(
 	'a run warns if most elements of too many profiles are lost');
 is(elements('item >= 10'),
 	'1000 0', 'the elements of lists are kept if too many profiles have lost most of them');
+
+# Such profiles are due weeks later, but are fetched for another section.  One that has
+# been postponed is not.
+my $wider = q{'{"experiences": 1, "profile": 1}'};
 $mall->sql(
-	q{UPDATE mall.embedding_profile SET erased_at = NULL;
+	q{UPDATE mall.embedding_profile
+		SET due_at = now() + interval '1 hour', last_error = 'postponed'
+		WHERE profile_id = 'nurse-4'});
+is( $mall->sql(
+		"SELECT profiles FROM hrflow_refresh_estimate('mall.embedding', $wider, days => 1)
+			WHERE day = 0"),
+	99,
+	'profiles that keep what they have lost count as due for another section');
+like(
+	$mall->call("fields => $wider"),
+	qr/: 99 refreshed.*DETAIL:\s+99 profiles were not due/s,
+	'profiles that keep what they have lost are fetched for another section');
+is($mall->sql(q{SELECT count(*) FROM mall.embedding WHERE section = 'profile'}),
+	99, 'the vectors of the other section are stored');
+unlike($mall->call("fields => $wider"),
+	qr/DETAIL/, 'profiles that keep what they have lost are fetched for another section once');
+$mall->sql(
+	q{DELETE FROM mall.embedding WHERE section = 'profile';
+	UPDATE mall.embedding_profile SET erased_at = NULL;
 	DELETE FROM mall.embedding WHERE item >= 10 AND profile_id !~ '-[12]$'});
 like(refresh_items(), qr/$put 2 profiles/, 'a run warns about profiles that lose most elements');
 is(elements('item >= 10'), '0 20', 'elements that the API no longer has are put aside');
