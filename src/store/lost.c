@@ -63,6 +63,14 @@ static const char note_erased_sql[] =
 "UPDATE %P AS p SET erased_at = clock_timestamp()"
 " FROM unnest($1, $2) AS k(s, i) WHERE p.source_id = k.s AND p.%I = k.i";
 
+/*
+ * Number of profiles, and part of the profiles refreshed by a run, that may
+ * lose at most half of each section without a WARNING if the other of the two
+ * is exceeded.  Candidates often remove elements of lists.
+ */
+#define USUAL_SHORTENED 20
+#define USUAL_SHORTENED_PART 0.05
+
 static ArrayType *
 make_texts(Datum *texts, int n)
 {
@@ -422,11 +430,30 @@ warn_of_put(const HrflowRun *run)
 }
 
 /*
+ * Warn if unusually many profiles have lost at most half of each section.  The
+ * API may be at fault.
+ */
+static void
+warn_of_shortened(const HrflowRun *run)
+{
+	int64		nrefreshed = run->tallies[HRFLOW_TALLY_OK];
+
+	if (run->nshortened > USUAL_SHORTENED &&
+		run->nshortened > USUAL_SHORTENED_PART * nrefreshed)
+		ereport(WARNING,
+				(errmsg("refresh of %s has put aside elements of lists of " INT64_FORMAT " of " INT64_FORMAT " refreshed profiles",
+						run->name, run->nshortened, nrefreshed),
+				 errdetail("The API no longer has the vectors of these elements."),
+				 errhint("If the elements still exist, call hrflow_restore() before their vectors are erased.")));
+}
+
+/*
  * Warn about stored vectors that no longer exist in the API.
  */
 void
 hrflow_lost_warn(const HrflowRun *run)
 {
 	warn_of_put(run);
+	warn_of_shortened(run);
 	warn_of_kept(run);
 }
