@@ -145,6 +145,19 @@ my %looks = (
 		[   qr/purge cron/,
 			then => sub {
 				is( value_of(
+						q{DELETE FROM cron.job_run_details;
+						INSERT INTO cron.job_run_details (runid, status, start_time, end_time)
+							VALUES (1, 'succeeded', now() - interval '9 days', now() - interval '9 days'),
+							(2, 'failed', NULL, NULL), (3, 'running', now() - interval '9 days', NULL),
+							(4, 'succeeded', now() - interval '9 days', now()),
+							(5, 'failed', now() - interval '8 days', now() - interval '8 days'),
+							(6, 'failed', NULL, NULL), (7, 'succeeded', now(), now());
+						DO 'BEGIN EXECUTE (SELECT command FROM cron.job); END';
+						SELECT string_agg(runid::text, ' ' ORDER BY runid) FROM cron.job_run_details}
+					),
+					'3 4 6 7',
+					'the recipe for pg_cron purges what has ended, with or without a time');
+				is( value_of(
 						'SELECT jobname FROM cron.job; SELECT cron.unschedule(jobid) FROM cron.job'
 					),
 					"purge cron.job_run_details\nt",
