@@ -724,6 +724,9 @@ foreach my $statement (
 		$err,
 		qr/HINT:  Run DROP TRIGGER hrflow_moved_embedding_\w+ ON moved\.(candidate|part)\b/,
 		"the hint names the trigger to drop after: $statement");
+	is( scalar(() = $err =~ /DETAIL:  If the store was renamed, the vectors of deleted rows/g),
+		$statement =~ /TRUNCATE/ ? 2 : $statement =~ /DELETE/ ? 1 : 0,
+		"each warning that vectors may not be erased is raised by: $statement");
 }
 
 #
