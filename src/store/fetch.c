@@ -223,8 +223,7 @@ take_result(const HrflowRun *run, HrflowProfile *profile,
 	{
 		profile->status = result.status;
 		profile->is_link = result.is_link;
-		profile->is_down = result.http_status >= 502 &&
-			result.http_status <= 504;
+		profile->is_down = result.http_status >= 502;
 		profile->error = hrflow_error_describe(&result);
 	}
 	MemoryContextSwitchTo(old);

@@ -323,6 +323,7 @@ fetch_all(HrflowRun *run)
 				refusal.status == HRFLOW_OVER_DAY ?
 				HRFLOW_STOP_REQUEST_LIMIT : HRFLOW_STOP_REFUSED;
 			run->stop_reason = hrflow_error_describe(&refusal);
+			run->stop_hint = hrflow_error_hint(&refusal);
 			run->stop_code = hrflow_error_code(refusal.status);
 		}
 	}

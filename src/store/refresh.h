@@ -205,8 +205,11 @@ typedef struct HrflowProfile
 								 * request to the API? */
 	bool		is_down;		/* if "status" is an HTTP error, does it say
 								 * that the server is down?  HTTP 502 to 504
-								 * do; HTTP 500 may be caused by a single
-								 * profile */
+								 * do, and the codes above them that some
+								 * proxies use; HTTP 500 may be caused by a
+								 * single profile */
+	bool		is_host_down;	/* is the profile postponed because the links'
+								 * host is down? */
 	bool		unasked;		/* was at least one request omitted or
 								 * abandoned for a reason unrelated to the
 								 * profile? */
@@ -417,7 +420,9 @@ struct HrflowRun
 	List	   *bad_sources;	/* list of HrflowBadSource */
 
 	int64		alive_at;		/* when the outcome of a request last ruled
-								 * out an outage */
+								 * out an outage of the API */
+	int64		usable_at;		/* when the outcome of a request last ruled
+								 * out a common failure of any kind */
 	int64		answered_at;	/* when the API last sent a valid reply, or
 								 * when nothing was in flight */
 	int64		written_at;		/* when the last write began or, if it took

@@ -55,8 +55,8 @@ static const int64 missing_waits[] = {
 
 /*
  * Maximum delay of a postponed profile whose source the API does not know, for
- * which "is_undecided" is set, or whose failure concerns a link.  In the last
- * two cases, the API has replied, and the reply was paid for.
+ * which "is_undecided" is set, or for which the links' host is down.  In the
+ * last two cases, the API has replied, and the reply was paid for.
  */
 #define MAX_LONG_POSTPONEMENT USECS_PER_DAY
 
@@ -273,7 +273,7 @@ missing_age(const HrflowProfileRow *row)
 
 /*
  * Are two error messages equal, apart from numbers?  libcurl's messages about
- * timeouts and connections contain the milliseconds that have passed.
+ * timeouts contain the milliseconds that have passed.
  */
 static bool
 are_alike(const char *a, const char *b)
@@ -296,6 +296,8 @@ static bool
 has_old_error(const HrflowProfile *profile)
 {
 	return get_error(profile) != NULL && profile->row.error != NULL &&
+		(profile->http_status == profile->row.http_status ||
+		 profile->http_status == 0 || profile->row.http_status == 0) &&
 		are_alike(get_error(profile), profile->row.error);
 }
 
@@ -303,20 +305,20 @@ has_old_error(const HrflowProfile *profile)
  * Return the time at which to request a profile again after a failure that is
  * not specific to the profile.  The wait is a minute if the error is new.
  * Otherwise, it is as long as the profile has had the error, but at least a
- * minute, and at most an hour, or a day if MAX_LONG_POSTPONEMENT applies.  Thus
- * the next run begins with other profiles.  An error counts as new if requests
- * for the profile were not completed, or if "failed_at" is not known.
+ * minute, and at most an hour, or a day if MAX_LONG_POSTPONEMENT applies.
+ * Thus the next run begins with other profiles.  An error counts as new if
+ * requests for the profile were not completed, or if "failed_at" is not known.
  * However, each request for a profile whose lost vectors are not put aside is
  * paid for.  So if the "failed_at" of such a profile is not known, we assume
- * that the profile has had the error for an hour.  A random jitter shortens the wait by up to a
- * tenth.
+ * that the profile has had the error for an hour.  A random jitter shortens
+ * the wait by up to a tenth.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int64		longest = get_status(profile) == HRFLOW_INVALID_SOURCE ||
-	profile->is_undecided || profile->is_link ? MAX_LONG_POSTPONEMENT :
+	profile->is_undecided || profile->is_host_down ? MAX_LONG_POSTPONEMENT :
 	MAX_POSTPONEMENT;
 	int64		wait = MIN_POSTPONEMENT;
 
@@ -554,11 +556,16 @@ typedef enum Sign
 /*
  * Return the probable cause of a profile's failure.  If the API has returned a
  * link, but the link's host replies with an error, that is SIGN_OF_VECTORS,
- * unless the error says that the host is down or overloaded.
+ * unless the error says that the host is down or overloaded.  A profile that
+ * has other vectors, which must be stored soon, is no sign that none can be
+ * fetched.
  */
 static Sign
 sign_of(const HrflowProfile *profile)
 {
+	Sign		sign_of_vectors = profile->vectors == NIL ? SIGN_OF_VECTORS :
+	SIGN_NONE;
+
 	switch (profile->status)
 	{
 		case HRFLOW_CONNECT_FAILED:
@@ -567,7 +574,7 @@ sign_of(const HrflowProfile *profile)
 			return SIGN_OF_NETWORK;
 		case HRFLOW_INVALID_REPLY:
 		case HRFLOW_HTTP_ERROR:
-			return profile->is_link && !profile->is_down ? SIGN_OF_VECTORS :
+			return profile->is_link && !profile->is_down ? sign_of_vectors :
 				SIGN_OF_NETWORK;
 		case HRFLOW_LINK_REFUSED:
 		case HRFLOW_INVALID_REQUEST:
@@ -577,12 +584,23 @@ sign_of(const HrflowProfile *profile)
 								 * vector */
 		case HRFLOW_TOO_LARGE:
 		case HRFLOW_INVALID_VECTOR:
-			return SIGN_OF_VECTORS;
+			return sign_of_vectors;
 		case HRFLOW_RATE_LIMITED:
 			return profile->is_link ? SIGN_OF_NETWORK : SIGN_NONE;
 		default:
 			return SIGN_NONE;
 	}
+}
+
+/*
+ * Would a reply of the API that a profile is unknown rule out that the failure
+ * of another profile has a common cause?  It shows that the API is available,
+ * but not that the settings, the links or the vectors are right.
+ */
+static bool
+is_of_api(const HrflowProfile *profile)
+{
+	return sign_of(profile) == SIGN_OF_NETWORK && !profile->is_link;
 }
 
 /*
@@ -612,6 +630,20 @@ hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile)
 }
 
 /*
+ * Do not attribute the failure of a profile to the profile, because it was
+ * caused by an outage.  Failures that are a SIGN_OF_VECTORS are still attributed
+ * to it.
+ */
+static void
+postpone_in_outage(HrflowProfile *profile)
+{
+	Sign		sign = sign_of(profile);
+
+	profile->is_postponed = sign != SIGN_OF_VECTORS;
+	profile->is_host_down = sign == SIGN_OF_NETWORK && profile->is_link;
+}
+
+/*
  * Move all suspects to the list of profiles to be written.  If "is_outage",
  * their failures are not attributed to the profiles, except failures that are
  * a SIGN_OF_VECTORS.
@@ -624,8 +656,8 @@ clear_suspects(HrflowRun *run, bool is_outage)
 		HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
 													&run->suspects);
 
-		profile->is_postponed = is_outage &&
-			sign_of(profile) != SIGN_OF_VECTORS;
+		if (is_outage)
+			postpone_in_outage(profile);
 		hrflow_state_arrive(run, profile);
 	}
 	run->nsuspects = 0;
@@ -643,6 +675,11 @@ note_outage(HrflowRun *run)
 {
 	HrflowProfile *profile = dlist_head_element(HrflowProfile, node,
 												&run->suspects);
+	HrflowResult result = {
+		.endpoint = run->kind->asked.endpoint,
+		.status = profile->status,
+		.is_link = profile->is_link
+	};
 	MemoryContext old = MemoryContextSwitchTo(run->context);
 
 	run->is_outage = run->is_stopping = true;
@@ -655,6 +692,9 @@ note_outage(HrflowRun *run)
 								"the links' host sent no usable reply" :
 								"the API sent no usable reply",
 								profile->error);
+	if (sign_of(profile) == SIGN_OF_VECTORS)
+		run->stop_detail = _("The API has replied for these profiles, so their \"attempts\" were incremented.");
+	run->stop_hint = hrflow_error_hint(&result);
 	run->stop = HRFLOW_STOP_OUTAGE;
 	run->stop_code = hrflow_error_code(profile->status);
 	MemoryContextSwitchTo(old);
@@ -702,17 +742,20 @@ postpone_slow(HrflowRun *run, HrflowProfile *profile)
  * Moves the profile to the list of profiles to be written, unless its vectors
  * are held back because of their dimension, or its failure may be caused by an
  * outage.  An outage is ruled out if another profile has succeeded, or failed
- * for a different reason, since this one was requested.
+ * for a different reason, since this one was requested; but see is_of_api().
  */
 void
 hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 {
 	Sign		sign = profile->unasked ? SIGN_NONE : sign_of(profile);
+	HrflowProfile *suspect = dlist_is_empty(&run->suspects) ? NULL :
+	dlist_head_element(HrflowProfile, node, &run->suspects);
+	int64		ruled_out_at;
 
 	run->nforbidden += profile->status == HRFLOW_FORBIDDEN && !profile->is_copy;
 	if (hrflow_model_hold(run, profile))
 	{
-		run->alive_at = run->answered_at = hrflow_clock_now();
+		run->alive_at = run->usable_at = run->answered_at = hrflow_clock_now();
 		clear_suspects(run, false);
 		return;
 	}
@@ -731,27 +774,36 @@ hrflow_state_land(HrflowRun *run, HrflowProfile *profile)
 		run->answered_at = hrflow_clock_now();
 	if (run->is_outage && sign != SIGN_NONE)
 	{
-		profile->is_postponed = sign != SIGN_OF_VECTORS;
+		postpone_in_outage(profile);
 		hrflow_state_arrive(run, profile);
 		return;
 	}
-	if (sign != SIGN_NONE && run->alive_at < profile->asked_at &&
-		(run->nsuspects == 0 ||
-		 have_met_the_same(profile, dlist_head_element(HrflowProfile, node,
-													   &run->suspects))))
+	if (profile->status == HRFLOW_NOT_FOUND)
+	{
+		run->alive_at = hrflow_clock_now();
+		if (suspect != NULL && is_of_api(suspect))
+			clear_suspects(run, false);
+		hrflow_state_arrive(run, profile);
+		return;
+	}
+	ruled_out_at = is_of_api(profile) ? run->alive_at : run->usable_at;
+	if (sign != SIGN_NONE && ruled_out_at < profile->asked_at &&
+		(suspect == NULL || have_met_the_same(profile, suspect)))
 	{
 		dlist_delete(&profile->node);
 		dlist_push_tail(&run->suspects, &profile->node);
 
 		/* Count a failed request once, even if several profiles share it. */
 		run->nsuspects += !profile->is_copy;
-		if (run->nsuspects >= run->batch_size &&
-			run->nsuspects >= MIN_OUTAGE)
+		if (run->nsuspects >= MIN_OUTAGE &&
+			run->nsuspects >= (sign == SIGN_OF_SETTING ?
+							   Min(run->batch_size, HRFLOW_MAX_WASTED) :
+							   run->batch_size))
 			note_outage(run);
 		return;
 	}
-	if (sign == SIGN_NONE || run->alive_at < profile->asked_at)
-		run->alive_at = hrflow_clock_now();
+	if (sign == SIGN_NONE || ruled_out_at < profile->asked_at)
+		run->alive_at = run->usable_at = hrflow_clock_now();
 	clear_suspects(run, false);
 	hrflow_state_arrive(run, profile);
 }

@@ -394,12 +394,13 @@ extern int	hrflow_columns_get_content(const HrflowStore *store,
 #define HRFLOW_MARK_CHANGED HRFLOW_MARK_CHANGED_IF_WAITING("")
 
 /*
- * Likewise for hrflow_mark_due(), except that a profile that was postponed
- * because of an error becomes due: the caller may know that the cause of the
- * error no longer exists.
+ * Likewise for hrflow_mark_due(), except that a profile that would wait for
+ * longer than refresh_debounce, for example because of an error, becomes due:
+ * the caller may know that the cause of the error no longer exists.
  */
 #define HRFLOW_MARK_DUE \
-	HRFLOW_MARK_CHANGED_IF_WAITING(" AND p.last_error IS NULL")
+	HRFLOW_MARK_CHANGED_IF_WAITING(" AND p.due_at <= clock_timestamp()" \
+		" + current_setting('hrflow_embed.refresh_debounce')::interval")
 
 #define HRFLOW_MARK_CHANGED_IF_WAITING(condition) \
 	" state = 'due', due_at = CASE" \

@@ -437,7 +437,7 @@ report_missing_store(TriggerData *trigdata)
 					trigger->tgname),
 			 TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
 			 TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event) ?
-			 errdetail("If the store was renamed, the vectors of deleted rows are not erased.") : 0,
+			 errdetail("If the store was renamed, the vectors of deleted rows have not been erased.") : 0,
 			 errhint("Run DROP TRIGGER %s ON %s.  If the store was renamed, also call hrflow_track_table() for it.",
 					 quote_identifier(trigger->tgname),
 					 hrflow_store_relation_name(table))));

@@ -63,9 +63,20 @@ foreach my $case (
 
 my $words = encode_base64url('[{"embedding": [1, "two"]}]', '');
 $texts->track("SELECT 'fault:data=$words,id=' || i FROM generate_series(1, 12) i");
-like($texts->call, stopped(@useless), 'a run stops because of texts with invalid vectors');
+like($texts->call, stopped($useless[0], ''), 'a run stops because of texts with invalid vectors');
 is($texts->sql('SELECT DISTINCT state, attempts FROM words.embedding_profile'),
 	'due|1', 'invalid vectors of texts count as attempts');
+
+# Profiles of which some vectors can be read
+$store->track("SELECT 'fault:v.first=1,v.nan,id=' || i FROM generate_series(1, 60) i");
+unlike(
+	$store->call(q{fields => '{"profile": 1, "skills": 1}'}),
+	qr/was stopped/,
+	'a run does not stop because one section cannot be read');
+is( $store->sql(q{SELECT count(*), min(p.attempts) FROM shop.embedding
+		JOIN shop.embedding_profile p USING (source_id, profile_id)}),
+	'60|1',
+	'the section that can be read is stored for each profile, and an attempt is counted');
 
 # Fewer than a batch do not stop a run while others succeed
 $store->track("SELECT 'fault:v.nan,id=' || i FROM generate_series(1, 12) i");
@@ -83,13 +94,29 @@ foreach my $fault ('v.nan', 'v.error=SignatureDoesNotMatch')
 {
 	$store->track("SELECT 'fault:$fault,id=' || i FROM generate_series(1, 200) i");
 	like($store->call('batch_size => 16'),
-		stopped(@useless), "a run stops after a batch of profiles with $fault");
+		stopped($useless[0], ''), "a run stops after a batch of profiles with $fault");
 	cmp_ok(
 		scalar(keys %{ $store->asked }),
 		'<=',
 		16 + 3 * 8,
 		"a run requests few more profiles than a batch with $fault");
 }
+
+#
+# The API understands no request, and does not know some profiles
+#
+$store->track(
+	"SELECT CASE WHEN i % 5 = 1 THEN 'missing-' ELSE 'nurse-' END || i
+	FROM generate_series(1, 200) i");
+$printed = $store->call(q{fields => '{"profil": 1}'});
+like(
+	$printed,
+	qr/stopped: all profiles failed in the same way; .*\nDETAIL: .*no profile.*\nHINT: .*"fields"/,
+	'a run stops because of wrong fields although some profiles are unknown');
+is($store->profiles('attempts', "profile_id ~ 'nurse'"),
+	'0', 'no attempt is counted because of wrong fields');
+cmp_ok(scalar(keys %{ $store->asked }),
+	'<=', 100, 'a run with wrong fields requests few more profiles than 32 that it knows');
 
 #
 # Profiles that always fail are given up, even if no other profile is due
