@@ -125,7 +125,8 @@ typedef struct HrflowBucket
 								 * are admitted */
 	HrflowAccountOutcome cause; /* outcome that started the pause */
 	bool		refuses;		/* did the server request a pause longer than
-								 * HRFLOW_RETRY_AFTER_LIMIT? */
+								 * HRFLOW_RETRY_AFTER_LIMIT?  Such a pause
+								 * lasts until paused_until */
 	int			level;			/* number of probes that have extended this
 								 * pause */
 	int64		paused_until;

@@ -362,8 +362,9 @@ choose_pause(const HrflowBucket *bucket, double random, int64 now)
 /*
  * Pause an account because of "cause", or extend its pause.  "asked" is the
  * length requested by the server, or 0.  During a pause, a request other than
- * a probe extends it only if the server requested a length.  The caller must
- * hold the mutex.
+ * a probe extends it only if the server requested a length.  The reply to such
+ * a request does not revoke an earlier request for a pause that is too long to
+ * wait for.  The caller must hold the mutex.
  */
 static void
 pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
@@ -390,7 +391,8 @@ pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
 	else if (asked == 0)
 		return;
 
-	bucket->refuses = asked > HRFLOW_RETRY_AFTER_LIMIT;
+	bucket->refuses = asked > HRFLOW_RETRY_AFTER_LIMIT ||
+		(bucket->refuses && now < bucket->paused_until);
 	if (asked == 0)
 		asked = choose_pause(bucket, random, now);
 	bucket->paused_until = Max(bucket->paused_until,

@@ -514,6 +514,28 @@ foreach my $case (
 }
 
 #
+# A request in flight whose refusal arrives later, and asks for a shorter pause
+#
+foreach my $late ('429,retry_after=10', '429,retry_after=300', '503,retry_after=10')
+{
+	my $closed = Hrflow::StandIn->new;
+
+	$closed->script("status=$late,latency=2500", count => 1);
+	$closed->script('status=429,retry_after=86400', count => 1);
+	timed("SET statement_timeout = '60s'; " . batch($closed, ids(2)));
+	is($closed->stats->{requests}, 2, "two requests are refused, one of them later, by $late");
+	my (undef, undef, $err) =
+	  timed("SET statement_timeout = '60s'; SET hrflow_embed.base_url = '"
+		  . $closed->base_url
+		  . "'; SELECT hrflow_profile_embedding('acme', 'p1')");
+	like(
+		$err,
+		qr/limited the rate.*more than five minutes/s,
+		"calls fail without waiting although a later reply was $late");
+	is($closed->stats->{requests}, 2, "they send no request after $late");
+}
+
+#
 # A long pause is reported
 #
 {
