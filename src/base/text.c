@@ -14,12 +14,15 @@
 
 #include "catalog/namespace.h"
 #include "base/base.h"
+#include "common/string.h"
 #include "mb/pg_wchar.h"
 
 /*
  * Convert "length" bytes of text, which must be followed by a NUL, from one
  * encoding to another.  Returns "text" itself if no conversion is needed, NULL
- * if the text cannot be converted, or else a palloc'd copy.
+ * if the text cannot be converted, or else a palloc'd copy.  ASCII needs no
+ * conversion, since it is a subset of all server encodings; MULE_INTERNAL has
+ * no conversion to or from UTF-8 for anything else.
  */
 static const char *
 convert(const char *text, size_t length, int from, int to)
@@ -28,7 +31,7 @@ convert(const char *text, size_t length, int from, int to)
 	size_t		size;
 	char	   *converted;
 
-	if (from == to)
+	if (from == to || pg_is_ascii(text))
 		return text;
 	proc = FindDefaultConversionProc(from, to);
 	if (!OidIsValid(proc))

@@ -311,8 +311,8 @@ my %unknown = (
 	ascii => q{convert_from('\x5a6feb', 'SQL_ASCII')},
 	win1252 => q{convert_from('\x5a6f81', 'WIN1252')});
 
-# MULE_INTERNAL has no conversion to UTF-8 at all; PostgreSQL 19 dropped it.
-$unknown{mule_internal} = q{'Zo'}
+# MULE_INTERNAL has no conversion to UTF-8, but ASCII needs none; PostgreSQL 19 dropped it.
+$unknown{mule_internal} = q{convert_from('\x5a6f81eb', 'MULE_INTERNAL')}
   if $node->safe_psql('postgres', q{SELECT pg_char_to_encoding('MULE_INTERNAL') >= 0}) eq 't';
 
 foreach my $encoding (grep { $_ ne 'ascii' } sort keys %unknown)
@@ -327,7 +327,6 @@ foreach my $encoding (grep { $_ ne 'ascii' } sort keys %unknown)
 foreach my $database (sort keys %unknown)
 {
 	my $text = $unknown{$database};
-	my $first = $database eq 'mule_internal' ? 'source_id' : 'profile_id';
 	my $said = sub {
 		my (undef, $out, $err) = $node->psql($database,
 			"\\set VERBOSITY verbose\nSET client_min_messages = error;\n$_[0]");
@@ -337,15 +336,15 @@ foreach my $database (sort keys %unknown)
 	$api->reset;
 	like(
 		$said->("SELECT hrflow_profile_embedding('s', $text)"),
-		qr/22023: argument "$first" cannot be converted/,
+		qr/22023: argument "profile_id" cannot be converted/,
 		"$database: an identifier that cannot be converted is refused");
 	like(
 		$said->("SELECT hrflow_profile_embedding('s', 'p', jsonb_build_object('a', $text))"),
-		qr/22023: argument "(fields|source_id)" cannot be converted/,
+		qr/22023: argument "fields" cannot be converted/,
 		"$database: fields that cannot be converted are refused");
 	is( $said->("SELECT status, error FROM hrflow_profile_embeddings('s', ARRAY[$text])") =~
 		  s/.*request to the HrFlow API: //r,
-		"The $first cannot be converted to UTF-8.",
+		'The profile_id cannot be converted to UTF-8.',
 		"$database: an identifier that cannot be converted fails its row of a batch");
 	$said->(
 		"SELECT hrflow_create_store('store', 'real[]');
@@ -358,6 +357,14 @@ foreach my $database (sort keys %unknown)
 			|22023:\ argument\ "fields"\ cannot\ be\ converted/sx,
 		"$database: an identifier that cannot be converted fails its profile in a store");
 	is(scalar($api->log), 0, "$database: what cannot be converted sends no request");
+	is( $said->(
+			q{SET hrflow_embed.link_hosts = '127.0.0.1';
+			SELECT status, data FROM hrflow_profile_embeddings('s', '{Zo}', '{"profile": 1}');
+			SELECT status, cardinality(vector)
+			FROM hrflow_profile_vectors('s', '{Zo}', '{"profile": 1}')}
+		) =~ s/"http[^"]*"/a link/r,
+		qq(ok|{"profile": a link}\nok|1024),
+		"$database: ASCII is sent, and the reply is read");
 }
 my $euro = encode_base64url(qq({"\xe2\x82\xac": "\\u20ac"}));
 (undef, undef, $err) = $node->psql('latin1',
