@@ -21,6 +21,13 @@
 #define OVERDUE_MARGIN HRFLOW_SEC
 
 /*
+ * Time after which the proxy may have changed the password that it accepted.
+ * A request that uses the proxy after a longer time without any must open a
+ * connection of its own, so a shorter time would delay more requests.
+ */
+#define PROXY_MEMORY (20 * HRFLOW_SEC)
+
+/*
  * Number of the current round, which is the number of times that replies have
  * been collected.
  */
@@ -32,15 +39,19 @@ static uint32 this_round = 0;
 static bool has_connected = false;
 
 /*
- * Serial of the settings with which a request last passed the proxy, or 0 if
- * none has.  All requests that use a proxy are sent through a tunnel, because
- * http is allowed only for loopback addresses, which bypass the proxy.  So the
- * proxy has accepted the password once it has opened the tunnel.
+ * Serial of the settings with which a request last passed the proxy, and when
+ * it did, or 0 if none has or the proxy has refused one since.  All requests
+ * that use a proxy are sent through a tunnel, because http is allowed only for
+ * loopback addresses, which bypass the proxy.  So the proxy has accepted the
+ * password once it has opened the tunnel.
  */
 static uint64 passed_proxy = 0;
+static int64 passed_proxy_at = 0;
 
 /*
- * Record the state that an attempt in flight has reached.  Does not throw.
+ * Record the state that an attempt in flight has reached.  An attempt that is
+ * sent through a tunnel opened earlier does not show that the proxy would open
+ * another one, unless one was opened or used recently.  Does not throw.
  */
 void
 hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
@@ -52,7 +63,9 @@ hrflow_transfer_advance(HrflowTransfer *transfer, HrflowTransferState state)
 	if (state == HRFLOW_SENT)
 	{
 		has_connected |= transfer->attempt.may_wait;
-		if (transfer->attempt.uses_proxy)
+		if (transfer->attempt.uses_proxy &&
+			(transfer->attempt.opened ||
+			 !hrflow_advance_may_be_refused(transfer->transport->settings)))
 			hrflow_advance_pass_proxy(transfer);
 	}
 	transfer->state = state;
@@ -66,19 +79,33 @@ void
 hrflow_advance_pass_proxy(const HrflowTransfer *transfer)
 {
 	passed_proxy = transfer->transport->settings->serial;
+	passed_proxy_at = hrflow_clock_now();
+}
+
+/*
+ * Record that the proxy has refused the user and password in the settings of
+ * an attempt.  Does not throw.
+ */
+void
+hrflow_advance_fail_proxy(const HrflowTransfer *transfer)
+{
+	if (passed_proxy == transfer->transport->settings->serial)
+		passed_proxy = 0;
 }
 
 /*
  * Might the proxy refuse the user and password in these settings?  Proxies may
  * lock an account after a few wrong passwords.  So until the proxy has
- * accepted the password, a request that uses the proxy must not be started
- * while its transport has a request in flight.
+ * accepted the password, a request that uses the proxy must open a connection
+ * of its own, and must not be started while its transport is opening another
+ * one.  Does not throw.
  */
 bool
 hrflow_advance_may_be_refused(const HrflowSettings *settings)
 {
-	return passed_proxy != settings->serial &&
-		strchr(settings->proxy, '@') != NULL;
+	return strchr(settings->proxy, '@') != NULL &&
+		(passed_proxy != settings->serial ||
+		 hrflow_clock_now() - passed_proxy_at > PROXY_MEMORY);
 }
 
 /*

@@ -442,7 +442,9 @@ set_request_options(HrflowTransfer *transfer)
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_FORBID_REUSE,
 				  (long) hrflow_pool_is_short());
 	HRFLOW_SETOPT(transfer->easy, CURLOPT_FRESH_CONNECT,
-				  (long) transfer->needs_fresh);
+				  (long) (transfer->needs_fresh ||
+						  (transfer->attempt.uses_proxy &&
+						   hrflow_advance_may_be_refused(transport->settings))));
 	set_version(transfer);
 	hrflow_sharing_separate(transfer);
 	set_target(transfer);

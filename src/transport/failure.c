@@ -215,6 +215,7 @@ hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
 		transfer->attempt.fault = HRFLOW_EXCEEDS_LIMIT;
 	if (refusal != NULL)
 	{
+		hrflow_advance_fail_proxy(transfer);
 		reply->status = HRFLOW_PROXY_REFUSED;
 		reply->detail = refusal;
 	}

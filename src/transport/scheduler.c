@@ -501,17 +501,26 @@ next_ready(HrflowTransport *transport)
 }
 
 /*
- * Must a request wait because the proxy has not accepted our password yet, and
- * another request is in flight?
+ * Must a request wait because the proxy has not accepted our password
+ * recently, and another request is opening a connection through it?
  */
 static bool
 awaits_proxy(const HrflowTransfer *transfer)
 {
-	const HrflowTransport *transport = transfer->transport;
+	HrflowTransport *transport = transfer->transport;
+	dlist_iter	iter;
 
-	return transport->nin_flight > 0 &&
-		hrflow_advance_may_be_refused(transport->settings) &&
-		hrflow_curl_uses_proxy(transfer);
+	if (!hrflow_advance_may_be_refused(transport->settings) ||
+		!hrflow_curl_uses_proxy(transfer))
+		return false;
+	dlist_foreach(iter, &transport->in_flight)
+	{
+		const HrflowTransfer *other = dlist_container(HrflowTransfer, node, iter.cur);
+
+		if (other->attempt.uses_proxy && other->attempt.nsent == 0)
+			return true;
+	}
+	return false;
 }
 
 /*

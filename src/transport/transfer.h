@@ -391,6 +391,7 @@ extern uint32 hrflow_advance_round(void);
 extern void hrflow_advance_end_round(void);
 extern bool hrflow_advance_take_connected(void);
 extern void hrflow_advance_pass_proxy(const HrflowTransfer *transfer);
+extern void hrflow_advance_fail_proxy(const HrflowTransfer *transfer);
 extern bool hrflow_advance_may_be_refused(const HrflowSettings *settings);
 extern int64 hrflow_advance_overdue_at(const HrflowTransport *transport);
 extern HrflowTransfer *hrflow_advance_find_overdue(HrflowTransport *transport,

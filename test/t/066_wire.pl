@@ -203,6 +203,45 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		'after a local request and a broken connection, a wrong password is sent once');
 }
 
+# A password that the proxy accepted may be changed.  If that was long ago, a batch sends it once,
+# even if a connection has been kept.  If a call has just been refused, so does the next batch.
+foreach my $is_idle (1, 0)
+{
+	my $proxy = Hrflow::Proxy->new(user => 'u', password => 'old', port => $api->https);
+	my $session = Hrflow::Session->new($node);
+	my $id = $is_idle ? 'p' : 'fault:close';
+	my $when = $is_idle ? 'long ago' : 'just before';
+	my $is_refused = sub {
+		my ($statement, $name) = @_;
+
+		$proxy->reset;
+		eval { $session->query($statement) };
+		like(
+			$@,
+			qr/ERROR:.*proxy in .* refused/,
+			"$name fails if a proxy has changed a password that it accepted $when");
+		is( join(', ', $proxy->connects),
+			'api.store.example:443 407',
+			"$name sends a password once that was accepted $when");
+	};
+
+	is( $session->query(
+				"SET hrflow_embed.proxy = 'http://u:old\@127.0.0.1:"
+			  . $proxy->port
+			  . qq{'; SET hrflow_embed.base_url = 'https://api.store.example/v1';
+				SELECT hrflow_profile_embedding('acme', '$id') IS NOT NULL;}),
+		't',
+		"a proxy accepts a password $when");
+	$proxy->change_password('new');
+	if ($is_idle) { $session->query('SELECT pg_sleep(21);') }
+	else          { $is_refused->(q{SELECT hrflow_profile_embedding('acme', 'p');}, 'a call') }
+	$is_refused->(
+		q{SELECT count(*) FROM hrflow_profile_embeddings('acme',
+			(SELECT array_agg('p' || i) FROM generate_series(1, 200) i));},
+		'a batch');
+	$session->finish;
+}
+
 # A proxy whose password has not been accepted yet does not hold up requests that bypass it.
 # The replies are held until all 8 requests are in flight.
 is( sql(q{SET hrflow_embed.proxy = 'http://u:wrong@127.0.0.1:9';

@@ -6,6 +6,7 @@
 #   $proxy->connects           a string for each CONNECT, such as
 #                              'api.example:443 407'
 #   $proxy->reset              discards these records
+#   $proxy->change_password('q')    for connections that are opened from now on
 #
 # Without a user, no authentication is required.  With port => PORT every
 # CONNECT leads to that port of 127.0.0.1, whatever host and port it names.  With
@@ -26,17 +27,29 @@ sub new
 {
 	my ($class, %options) = @_;
 	my $self = bless { log => PostgreSQL::Test::Utils::tempdir_short() . '/log' }, $class;
-	my $expected = defined $options{user} && encode_base64("$options{user}:$options{password}", '');
 
+	$self->{user} = $options{user};
 	$self->{drop} = $options{drop} // 0;
-	$self->{peer} = Hrflow::RawPeer->new(sub { $self->_serve($_[0], $expected, $options{port}) });
+	$self->change_password($options{password} // '');
+	$self->{peer} = Hrflow::RawPeer->new(sub { $self->_serve($_[0], $options{port}) });
 	$self->reset;
 	return $self;
 }
 
+# Return the expected credentials, or nothing if none are required.
+sub _expected
+{
+	my ($self) = @_;
+
+	return unless defined $self->{user};
+	return encode_base64(
+		"$self->{user}:" . PostgreSQL::Test::Utils::slurp_file("$self->{log}.password"), '');
+}
+
 sub _serve
 {
-	my ($self, $socket, $expected, $to) = @_;
+	my ($self, $socket, $to) = @_;
+	my $expected = $self->_expected;
 	my $request = Hrflow::RawPeer::read_request($socket) // return;
 	my ($host, $port) = $request =~ /^CONNECT (\S+):(\d+) /;
 	my ($given) = $request =~ /^Proxy-Authorization: Basic (\S+)\r$/mi;
@@ -65,6 +78,16 @@ sub connects
 {
 	my ($self) = @_;
 	return split /\n/, PostgreSQL::Test::Utils::slurp_file($self->{log});
+}
+
+sub change_password
+{
+	my ($self, $password) = @_;
+
+	open(my $file, '>', "$self->{log}.password") or die $!;
+	print $file $password;
+	close $file;
+	return;
 }
 
 sub reset
