@@ -94,6 +94,26 @@ hrflow_advance_fail_proxy(const HrflowTransfer *transfer)
 }
 
 /*
+ * Record which attempts in flight use a connection that is cut off, because
+ * libcurl is about to close it.  libcurl closes an HTTP/1.1 connection before
+ * it reports that its request has timed out.  Does not throw.
+ */
+void
+hrflow_advance_note_closing(int fd)
+{
+	dlist_iter	iter;
+
+	if (!hrflow_poller_is_cut_off(fd))
+		return;
+	dlist_foreach(iter, hrflow_transfer_in_flight())
+	{
+		HrflowTransfer *transfer = dlist_container(HrflowTransfer, in_flight, iter.cur);
+
+		transfer->attempt.is_cut_off |= transfer->attempt.socket == fd;
+	}
+}
+
+/*
  * Might the proxy refuse the user and password in these settings?  Proxies may
  * lock an account after a few wrong passwords.  So until the proxy has
  * accepted the password, a request that uses the proxy must open a connection

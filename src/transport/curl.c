@@ -209,6 +209,7 @@ on_request(void *arg, char *remote, char *local, int remote_port,
 		suspect_idle_connections(transfer, local_port);
 	}
 	attempt->sent_at = hrflow_clock_now();
+	attempt->is_cut_off = false;
 	attempt->local_port = local_port;
 	attempt->nsent++;
 	hrflow_show_sent(transfer);
@@ -729,20 +730,27 @@ hrflow_curl_prolong(HrflowTransfer *transfer, int64 duration)
  * although it was never closed, for example if a NAT has dropped it, and
  * libcurl would keep reusing a dead HTTP/2 connection.  If the server is
  * merely slow, other requests on the connection are sent again over another
- * connection.
+ * connection.  If the connection is known to be dead, connections that have
+ * been idle meanwhile probably are, too.
  *
  * libcurl reports the descriptor only for the last request on a connection, so
  * find the connection by its local port.
  */
 static void
-shut_if_silent(const HrflowTransfer *transfer)
+shut_if_silent(HrflowTransfer *transfer)
 {
+	HrflowAttempt *attempt = &transfer->attempt;
 	int			fd = -1;
 
-	if (transfer->attempt.nsent > 0)
-		fd = hrflow_poller_find_silent(transfer->attempt.local_port, transfer->attempt.began);
+	if (attempt->nsent > 0)
+		fd = hrflow_poller_find_silent(attempt->local_port, attempt->began);
 	if (fd >= 0)
+	{
+		attempt->is_cut_off |= hrflow_poller_is_cut_off(fd);
 		(void) shutdown(fd, SHUT_RDWR);
+	}
+	if (attempt->is_cut_off)
+		hrflow_poller_shut_idle(attempt->local_port, attempt->began);
 }
 
 /*

@@ -110,12 +110,17 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 			 * libcurl does not report which of its two time limits expired.
 			 * If the request was not sent, and the attempt, apart from
 			 * excused time, was shorter than request_timeout, it was the
-			 * limit for connecting.
+			 * limit for connecting.  After request_timeout, a retry would
+			 * only make a slow server process the request again, unless the
+			 * request has not reached the server.
 			 */
 			if (was_sent || hrflow_clock_now() - transfer->attempt.began -
 				transfer->attempt.excused >=
 				settings->request_timeout * HRFLOW_MSEC)
+			{
+				reply->transient = transfer->attempt.is_cut_off;
 				return HRFLOW_TIMEOUT;
+			}
 			reply->transient = true;
 			return HRFLOW_CONNECT_FAILED;
 

@@ -16,6 +16,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -321,6 +322,26 @@ hrflow_poller_find_silent(int local_port, int64 since)
 
 	return fd >= 0 && watched[fd].heard_at < since &&
 		recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) <= 0 ? fd : -1;
+}
+
+/*
+ * Has the kernel repeatedly sent data over a connection without an
+ * acknowledgment from the peer's kernel?  Then the connection is dead, unlike
+ * that of a server that takes a long time to reply.  Always false on systems
+ * other than Linux.
+ */
+bool
+hrflow_poller_is_cut_off(int fd)
+{
+#ifdef __linux__
+	struct tcp_info info = {0};
+	socklen_t	length = sizeof(info);
+
+	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 &&
+		info.tcpi_retransmits > 0;
+#else
+	return false;
+#endif
 }
 
 /*

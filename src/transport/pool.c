@@ -224,6 +224,7 @@ hrflow_pool_open_socket(const struct curl_sockaddr *address,
 int
 hrflow_pool_close_socket(void *arg, curl_socket_t fd)
 {
+	hrflow_advance_note_closing(fd);
 	if (hrflow_poller_closed(fd))
 		pool.sockets--;
 	return close(fd);

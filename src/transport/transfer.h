@@ -186,6 +186,8 @@ typedef struct HrflowAttempt
 	int			local_port;		/* local port of the attempt's connection */
 	int			socket;			/* descriptor of the connection, or -1 if
 								 * unknown */
+	bool		is_cut_off;		/* was the connection found to be dead because
+								 * nothing sent over it was acknowledged? */
 	uint64		connection;		/* hash of the endpoints of the connection, or
 								 * 0 if the request is not using a connection
 								 * or the endpoints are unknown */
@@ -392,6 +394,7 @@ extern void hrflow_advance_end_round(void);
 extern bool hrflow_advance_take_connected(void);
 extern void hrflow_advance_pass_proxy(const HrflowTransfer *transfer);
 extern void hrflow_advance_fail_proxy(const HrflowTransfer *transfer);
+extern void hrflow_advance_note_closing(int fd);
 extern bool hrflow_advance_may_be_refused(const HrflowSettings *settings);
 extern int64 hrflow_advance_overdue_at(const HrflowTransport *transport);
 extern HrflowTransfer *hrflow_advance_find_overdue(HrflowTransport *transport,
@@ -557,6 +560,7 @@ extern void hrflow_poller_note_version(int fd, char version);
 extern bool hrflow_poller_is_busy(int fd);
 extern bool hrflow_poller_is_spent(int fd);
 extern int	hrflow_poller_find_silent(int local_port, int64 since);
+extern bool hrflow_poller_is_cut_off(int fd);
 extern void hrflow_poller_shut_idle(int local_port, int64 since);
 extern void hrflow_poller_drop_closed(void);
 extern int	hrflow_poller_wait(int poller, HrflowPollerEvent *events, int max);
