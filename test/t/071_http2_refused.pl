@@ -64,6 +64,29 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 	}
 }
 
+# A server that ends a connection because of a long URL, as nginx and haproxy do: the other
+# requests on that connection would be lost as well.  Long URLs are sent over HTTP/1.1, where
+# the server can refuse only them.
+{
+	my $peer = Hrflow::Http2Peer->new('long', $api);
+
+	$peer->reset;
+	is( $node->safe_psql(
+			'postgres',
+			"SET hrflow_embed.base_url = '"
+			  . $peer->base_url
+			  . q{'; SET hrflow_embed.max_attempts = 1; SET hrflow_embed.max_concurrency = 8;
+			SELECT status, count(*) FROM hrflow_profile_embeddings('acme', NULL, NULL,
+				(SELECT array_agg(CASE WHEN i % 10 = 0 THEN repeat(md5(i::text), 400) ELSE 'r' END || i)
+				FROM generate_series(1, 200) i)) GROUP BY 1}
+		),
+		'ok|200',
+		'long URLs do not end the connections of other requests at a server that limits them');
+	is($peer->count('request'), 200, 'each of these requests is sent once');
+	cmp_ok($peer->count('h2'), '>=', 1, 'those that are not long are sent over HTTP/2');
+	cmp_ok($peer->count('http/1.1'), '>=', 1, 'those that are long are sent over HTTP/1.1');
+}
+
 {
 	my $peer = Hrflow::Http2Peer->new('goaway', $api);
 

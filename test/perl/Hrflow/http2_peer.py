@@ -1,6 +1,6 @@
 """A TLS server that refuses HTTP/2, in the way that its first argument names.
 
-    http2_peer.py goaway|refuse|alternate|close|leave|linger|stray CERTIFICATE KEY LOG
+    http2_peer.py goaway|refuse|alternate|close|long|leave|linger|stray CERTIFICATE KEY LOG
 
 With "linger" it offers only HTTP/1.1, and answers one request on each connection,
 which says that the connection is closed.  But it neither closes it nor notices
@@ -17,6 +17,8 @@ HTTP/2 it answers them too, but
     alternate
              likewise every other request, beginning with the first
     close    closes every connection at its first request
+    long     closes every connection at a request whose headers have more than 8,000
+             bytes, compressed, as nginx does with its defaults
     leave    closes every connection after its first reply
 
 It prints its port, appends "h2", "http/1.1" or "none" to LOG for every connection,
@@ -98,7 +100,7 @@ def serve_http2(connection, number):
             note("request")
             if how == "alternate":
                 refuses = next(requests) % 2 == 0
-            if how == "close":
+            if how == "close" or how == "long" and length > 8000:
                 return
             if how == "goaway":
                 connection.sendall(frame(
